@@ -1,0 +1,182 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/config"
+)
+
+const (
+	addressVariable  = "KEYSVC_ADDR"
+	requestIDHeader  = "x-request-id"
+	maxResponseBytes = 64 << 20 // a page of 1,000 keys, each as large as it may be, fits
+)
+
+// session is one command's conversation with a server.
+type session struct {
+	*app
+	cmd        *cobra.Command
+	out        *printer
+	keys       keysvcv1.KeyServiceClient
+	members    keysvcv1.MemberServiceClient
+	policies   keysvcv1.PolicyServiceClient
+	validation keysvcv1.ValidationServiceClient
+}
+
+// clientCommand makes cmd a command that calls a server: it gets the flags that
+// all of them have, and run gets the connection. Nothing is dialled before run
+// makes its first call.
+func (a *app) clientCommand(cmd *cobra.Command, run func(ctx context.Context, s *session, args []string) error) *cobra.Command {
+	if cmd.Args == nil {
+		cmd.Args = positional()
+	}
+	flags := cmd.Flags()
+	addressText := flags.String("addr", "", "where the server is: host:port or unix:///path (default: KEYSVC_ADDR, else "+config.DefaultAddress+")")
+	timeout := flags.Duration("timeout", 10*time.Second, "how long one call may take")
+	format := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
+		text, source := *addressText, "--addr"
+		if !flags.Changed("addr") {
+			text, source = a.Getenv(addressVariable), addressVariable
+			if text == "" {
+				text = config.DefaultAddress
+			}
+		}
+		address, err := config.ParseAddress(text)
+		switch {
+		case err != nil:
+			return usageError(cmd, "%s: %s", source, err)
+		case !address.Local():
+			return fmt.Errorf("%s: %s is not on this machine, and this version of keysvc has no TLS yet: tokens would travel in the open. Allowed are loopback addresses and unix:///path", source, address)
+		case *timeout <= 0:
+			return usageError(cmd, "--timeout must be more than 0")
+		}
+		conn, err := dial(address, *timeout)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, conn.Close()) }()
+		return run(cmd.Context(), &session{
+			app:        a,
+			cmd:        cmd,
+			out:        &printer{out: a.Stdout, format: *format, now: a.Now()},
+			keys:       keysvcv1.NewKeyServiceClient(conn),
+			members:    keysvcv1.NewMemberServiceClient(conn),
+			policies:   keysvcv1.NewPolicyServiceClient(conn),
+			validation: keysvcv1.NewValidationServiceClient(conn),
+		}, args)
+	}
+	return cmd
+}
+
+// dial prepares a plaintext connection to a local address. Every call on it has
+// the timeout, and fails with a *callError.
+func dial(address config.Address, timeout time.Duration) (*grpc.ClientConn, error) {
+	d := &dialer{address: address}
+	authority := address.Target
+	if address.Network == "unix" {
+		authority = "localhost"
+	}
+	conn, err := grpc.NewClient("passthrough:///"+authority,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithAuthority(authority),
+		grpc.WithContextDialer(d.dial),
+		grpc.WithNoProxy(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
+		grpc.WithUnaryInterceptor(d.intercept(timeout)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("connection to %s: %w", address, err)
+	}
+	return conn, nil
+}
+
+// dialer connects to one address and remembers how that went.
+type dialer struct {
+	address config.Address
+
+	mu   sync.Mutex
+	last error // of the last attempt
+}
+
+var errNotLoopback = errors.New("the name does not stand for a loopback address, and this version of keysvc has no TLS yet")
+
+func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
+	var system net.Dialer
+	if d.address.Network == "tcp" {
+		// The name localhost is whatever the system says it is.
+		system.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
+			if !config.IsLoopback(resolved) {
+				return errNotLoopback
+			}
+			return nil
+		}
+	}
+	conn, err := system.DialContext(ctx, d.address.Network, d.address.Target)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.last = err
+	return conn, err
+}
+
+func (d *dialer) lastError() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.last
+}
+
+func (d *dialer) intercept(timeout time.Duration) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, request, response any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		var header, trailer metadata.MD
+		err := invoke(ctx, method, request, response, conn, append(options, grpc.Header(&header), grpc.Trailer(&trailer))...)
+		if err == nil {
+			return nil
+		}
+		return &callError{
+			status:    status.Convert(err),
+			address:   d.address.String(),
+			requestID: first(header.Get(requestIDHeader), trailer.Get(requestIDHeader)),
+			dial:      d.lastError(),
+			timeout:   timeout,
+			changes:   !isRead(method),
+		}
+	}
+}
+
+// isRead reports whether the method, named in full, changes nothing. An unknown
+// one is taken to change something.
+func isRead(method string) bool {
+	name := method[strings.LastIndex(method, "/")+1:]
+	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate"} {
+		if strings.HasPrefix(name, verb) {
+			return true
+		}
+	}
+	return false
+}
+
+func first(lists ...[]string) string {
+	for _, list := range lists {
+		if len(list) > 0 {
+			return list[0]
+		}
+	}
+	return ""
+}

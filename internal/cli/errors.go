@@ -1,0 +1,151 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/code"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// errorDomain is the domain of the ErrorInfo that keysvc sends.
+const errorDomain = "keysvc"
+
+// tokenText finds all of what may be a token, with whatever is stuck to it.
+var tokenText = regexp.MustCompile(`[0-9A-Za-z]*_ksk1_[0-9A-Za-z_]*`)
+
+// redact takes tokens out of a text that goes to a person.
+func redact(text string) string { return tokenText.ReplaceAllString(text, "[redacted token]") }
+
+// printError writes the one line "error: …" and, indented below it, what else is
+// known. It is the only way of an error to standard error.
+func (a *app) printError(ctx context.Context, err error) {
+	var call *callError
+	lines := []string{err.Error()}
+	switch {
+	case errors.As(err, &call) && ctx.Err() != nil:
+		lines = []string{"interrupted"}
+		if call.changes {
+			lines[0] += "; " + outcomeUnknown
+		}
+	case errors.As(err, &call):
+		lines = call.lines()
+	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		lines = []string{"interrupted"}
+	}
+	var text strings.Builder
+	text.WriteString("error: ")
+	for i, line := range lines {
+		if i > 0 {
+			text.WriteString("  ")
+		}
+		text.WriteString(printable(redact(line)) + "\n")
+	}
+	// Where standard error cannot be written to, there is nobody to tell.
+	_, _ = io.WriteString(a.Stderr, text.String())
+}
+
+const outcomeUnknown = "the change may have been made or not"
+
+// callError is a call to the server that failed.
+type callError struct {
+	status    *status.Status
+	address   string
+	requestID string
+	// dial is why no connection came about; nil if one did.
+	dial error
+	// timeout is the one that the call had.
+	timeout time.Duration
+	// changes says that the call would have changed something.
+	changes bool
+}
+
+// Error returns the first line of what there is to say.
+func (e *callError) Error() string { return e.lines()[0] }
+
+// Unwrap gives the status to errors.As and status.FromError.
+func (e *callError) Unwrap() error { return e.status.Err() }
+
+// lines returns the headline, and then a line for each detail.
+func (e *callError) lines() []string {
+	var reason string
+	var details []string
+	for _, detail := range e.status.Details() {
+		switch detail := detail.(type) {
+		case *errdetails.ErrorInfo:
+			if detail.GetDomain() != errorDomain {
+				continue
+			}
+			reason = detail.GetReason()
+			for _, name := range slices.Sorted(maps.Keys(detail.GetMetadata())) {
+				details = append(details, name+": "+detail.GetMetadata()[name])
+			}
+		case *errdetails.BadRequest:
+			for _, violation := range detail.GetFieldViolations() {
+				details = append(details, violation.GetField()+": "+violation.GetDescription())
+			}
+		case *errdetails.RetryInfo:
+			details = append(details, "retry after: "+detail.GetRetryDelay().AsDuration().String())
+		}
+	}
+	if e.requestID != "" {
+		details = append(details, "request id: "+e.requestID)
+	}
+	return append([]string{e.headline(reason)}, details...)
+}
+
+func (e *callError) headline(reason string) string {
+	name := code.Code(e.status.Code()).String() //nolint:gosec // G115: codes are 0 to 16
+	if reason != "" {
+		return fmt.Sprintf("%s (%s): %s", name, reason, e.status.Message())
+	}
+	// Without a reason it was grpc that failed, here or there. Its own words are
+	// for those who know its inside.
+	switch e.status.Code() { //nolint:exhaustive // the others are shown as they are
+	case codes.Unavailable:
+		if e.dial != nil {
+			return fmt.Sprintf("cannot reach keysvc at %s: %s; start a server with \"keysvc serve\", or say with --addr or KEYSVC_ADDR where one is", e.address, plainCause(e.dial))
+		}
+		text := fmt.Sprintf("%s: the connection to %s broke; is it keysvc that listens there?", name, e.address)
+		if e.changes {
+			text += " If it is, " + outcomeUnknown
+		}
+		return text
+	case codes.DeadlineExceeded:
+		text := fmt.Sprintf("%s: no answer from %s within %s", name, e.address, e.timeout)
+		if e.changes {
+			text += "; " + outcomeUnknown
+		}
+		return text
+	case codes.Unimplemented:
+		return fmt.Sprintf("%s: the server at %s does not have this call: it is older than this command, or not keysvc", name, e.address)
+	case codes.Internal:
+		if strings.Contains(e.status.Message(), "invalid UTF-8") {
+			return "a value is not text in UTF-8, so it cannot be sent"
+		}
+	}
+	return name + ": " + e.status.Message()
+}
+
+// plainCause says why a connection failed, without the address and the names of
+// system calls.
+func plainCause(err error) string {
+	var number syscall.Errno
+	switch {
+	case errors.As(err, &number):
+		return number.Error()
+	case errors.Is(err, errNotLoopback):
+		return errNotLoopback.Error()
+	}
+	return err.Error()
+}

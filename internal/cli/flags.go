@@ -1,0 +1,193 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// choiceValue is a flag with a few allowed values.
+type choiceValue[T ~string] struct {
+	target  *T
+	allowed []T
+}
+
+// choice adds such a flag; target holds its default.
+func choice[T ~string](cmd *cobra.Command, target *T, name, short, usage string, allowed ...T) {
+	value := &choiceValue[T]{target: target, allowed: allowed}
+	cmd.Flags().VarP(value, name, short, usage+": "+value.list())
+	words := make([]string, len(allowed))
+	for i, word := range allowed {
+		words[i] = string(word)
+	}
+	// It fails only for a flag that is not there, or there twice.
+	if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
+		panic(err)
+	}
+}
+
+func (c *choiceValue[T]) list() string {
+	words := make([]string, len(c.allowed))
+	for i, word := range c.allowed {
+		words[i] = string(word)
+	}
+	return strings.Join(words, " or ")
+}
+
+func (c *choiceValue[T]) String() string { return string(*c.target) }
+func (*choiceValue[T]) Type() string     { return "word" }
+
+func (c *choiceValue[T]) Set(text string) error {
+	if !slices.Contains(c.allowed, T(text)) {
+		return fmt.Errorf("allowed are %s", c.list())
+	}
+	*c.target = T(text)
+	return nil
+}
+
+// span is a duration that may be given in days, as in 90d or 1d12h. It is more
+// than 0 if it is set.
+type span time.Duration
+
+func (s *span) String() string {
+	if *s == 0 {
+		return ""
+	}
+	return time.Duration(*s).String()
+}
+
+func (*span) Type() string { return "duration" }
+
+func (s *span) Set(text string) error {
+	duration, err := parseSpan(text)
+	if err != nil {
+		return err
+	}
+	*s = span(duration)
+	return nil
+}
+
+func parseSpan(text string) (time.Duration, error) {
+	const day = 24 * time.Hour
+	var duration time.Duration
+	rest := text
+	if number, after, found := strings.Cut(text, "d"); found {
+		count, err := strconv.ParseUint(number, 10, 32)
+		if err != nil || count > uint64(math.MaxInt64/day) {
+			return 0, errors.New("allowed are durations such as 90d, 36h and 1d12h")
+		}
+		duration, rest = time.Duration(count)*day, after //nolint:gosec // G115: bounded above
+	}
+	if rest != "" {
+		more, err := time.ParseDuration(rest)
+		if err != nil || more < 0 || duration > math.MaxInt64-more {
+			return 0, errors.New("allowed are durations such as 90d, 36h and 1d12h")
+		}
+		duration += more
+	}
+	if duration <= 0 {
+		return 0, errors.New("must be more than 0")
+	}
+	return duration, nil
+}
+
+// instant is a time in RFC 3339.
+type instant struct{ time.Time }
+
+func (i *instant) String() string {
+	if i.IsZero() {
+		return ""
+	}
+	return i.Format(time.RFC3339Nano)
+}
+
+func (*instant) Type() string { return "time" }
+
+func (i *instant) Set(text string) error {
+	parsed, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return errors.New("allowed are times such as 2027-03-31T12:00:00Z")
+	}
+	i.Time = parsed.UTC()
+	return nil
+}
+
+// timestamp returns the time that either flag gives: absolute, or now moved by
+// relative. nil if neither was set.
+func timestamp(absolute instant, now time.Time, relative span, direction int) *timestamppb.Timestamp {
+	switch {
+	case !absolute.IsZero():
+		return timestamppb.New(absolute.Time)
+	case relative != 0:
+		return timestamppb.New(now.Add(time.Duration(direction) * time.Duration(relative)))
+	}
+	return nil
+}
+
+// commaList is a flag that can be repeated and takes several values, separated by
+// commas, at a time.
+type commaList []string
+
+func (c *commaList) String() string { return strings.Join(*c, ",") }
+func (*commaList) Type() string     { return "list" }
+
+func (c *commaList) Set(text string) error {
+	for item := range strings.SplitSeq(text, ",") {
+		item = strings.TrimSpace(item)
+		if item == "" {
+			return errors.New("has an empty item")
+		}
+		*c = append(*c, item)
+	}
+	return nil
+}
+
+// labels is a flag of name=value that can be repeated. Values may have commas.
+type labels map[string]string
+
+func (l *labels) String() string { return "" }
+func (*labels) Type() string     { return "name=value" }
+
+func (l *labels) Set(text string) error {
+	name, value, found := strings.Cut(text, "=")
+	if !found {
+		return errors.New("allowed is name=value")
+	}
+	if _, repeated := (*l)[name]; repeated {
+		return fmt.Errorf("has %s twice", name)
+	}
+	if *l == nil {
+		*l = labels{}
+	}
+	(*l)[name] = value
+	return nil
+}
+
+// optional returns a pointer to the value of a flag, for a field that knows absent
+// from empty; nil if the flag was not set.
+func optional[T any](cmd *cobra.Command, name string, value *T) *T {
+	if !cmd.Flags().Changed(name) {
+		return nil
+	}
+	return value
+}
+
+// required marks flags that a command cannot do without.
+func required(cmd *cobra.Command, names ...string) {
+	for _, name := range names {
+		if err := cmd.MarkFlagRequired(name); err != nil {
+			panic(err) // there is no such flag
+		}
+	}
+}
+
+func actorFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().String("actor", "", "the member on whose behalf the change is made, for the audit log")
+}

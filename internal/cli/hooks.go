@@ -1,0 +1,31 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/server"
+)
+
+// Hooks is the code behind the commands that do not call a server. A command
+// whose hook is nil answers with an error.
+type Hooks struct {
+	// Serve runs a server until the context ends, which is the wish to stop, or
+	// until it cannot go on. It drains, flushes and closes before it returns:
+	// nil after a stop that was asked for. settings is valid. What is meant for
+	// a person goes to stdout, logs go to stderr. An error should make sense in
+	// one line.
+	Serve func(ctx context.Context, settings config.Settings, stdout, stderr io.Writer) error
+	// Check reads a store's file that no server has open and writes to out what
+	// it found. It returns an error if the file cannot be read or is not sound.
+	Check func(ctx context.Context, file string, out io.Writer) error
+}
+
+// DefaultHooks returns the hooks of the keysvc binary.
+func DefaultHooks() Hooks {
+	return Hooks{Serve: server.Run, Check: server.Check}
+}
+
+var errNoHook = errors.New("this build of keysvc does not have the command")

@@ -1,0 +1,132 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+func (a *app) memberCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "member",
+		Short: "Add, change and look at the members of workspaces",
+		Long: `Add, change and look at the members of workspaces. A product's own directory does
+this over the API; these commands are for trying out and for repairs.`,
+		Example: `  keysvc member list --workspace acme`,
+	},
+		a.memberPutCommand(),
+		a.memberGetCommand(),
+		a.memberListCommand(),
+	)
+}
+
+func (a *app) memberPutCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "put MEMBER_ID",
+		Short: "Add a member, or change role and state of one",
+		Long: `Add a member, or change role and state of one. A workspace comes into being with
+its first member. What changes acts on the next validation of every key of the
+member.
+
+` + jsonHelp,
+		Example: `  keysvc member put ann --workspace acme --role manager
+  keysvc member put ann --workspace acme --role manager --state suspended`,
+		Args: positional("MEMBER_ID"),
+	}
+	type word string
+	const active, suspended word = "active", "suspended"
+	state := active
+	flags := cmd.Flags()
+	workspace := flags.String("workspace", "", "the workspace")
+	role := flags.String("role", "", "the member's role, by its name in the policy")
+	choice(cmd, &state, "state", "", "whether the member's keys work", active, suspended)
+	version := flags.Int64("source-version", 0, "the directory's version of the member; one that is lower than the stored is refused")
+	actor := actorFlag(cmd)
+	required(cmd, "workspace", "role")
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		request := &keysvcv1.PutMemberRequest{
+			WorkspaceId:   *workspace,
+			MemberId:      args[0],
+			Role:          *role,
+			State:         keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+			SourceVersion: optional(cmd, "source-version", version),
+			ActorMemberId: optional(cmd, "actor", actor),
+		}
+		if state == suspended {
+			request.State = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
+		}
+		response, err := s.members.PutMember(ctx, request)
+		if err != nil {
+			return err
+		}
+		return s.out.answer(response, func() error { return s.out.member(response.GetMember()) })
+	})
+}
+
+func (a *app) memberGetCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "get MEMBER_ID",
+		Short:   "Show one member",
+		Long:    "Show one member.\n\n" + jsonHelp,
+		Example: `  keysvc member get ann --workspace acme`,
+		Args:    positional("MEMBER_ID"),
+	}
+	workspace := cmd.Flags().String("workspace", "", "the workspace")
+	required(cmd, "workspace")
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		response, err := s.members.GetMember(ctx, &keysvcv1.GetMemberRequest{WorkspaceId: *workspace, MemberId: args[0]})
+		if err != nil {
+			return err
+		}
+		return s.out.answer(response, func() error { return s.out.member(response.GetMember()) })
+	})
+}
+
+func (a *app) memberListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the members of a workspace",
+		Long: `List the members of a workspace, by their ids. Dates are in UTC.
+
+` + fmt.Sprintf(listHelp, "members") + "\n\n" + jsonHelp,
+		Example: `  keysvc member list --workspace acme`,
+	}
+	workspace := cmd.Flags().String("workspace", "", "the workspace")
+	pages := pagingFlags(cmd)
+	required(cmd, "workspace")
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, _ []string) error {
+		return listing[*keysvcv1.ListMembersResponse]{
+			plural: "members",
+			header: []string{"MEMBER", "ROLE", "STATE", "CREATED", "CHANGED"},
+			fetch: func(pageSize int32, pageToken string) (*keysvcv1.ListMembersResponse, error) {
+				return s.members.ListMembers(ctx, &keysvcv1.ListMembersRequest{
+					WorkspaceId: *workspace, PageSize: pageSize, PageToken: pageToken,
+				})
+			},
+			rows: func(response *keysvcv1.ListMembersResponse, t *table) int {
+				for _, member := range response.GetMembers() {
+					t.add(member.GetMemberId(), member.GetRole(), enumWord(member.GetState(), memberStatePrefix),
+						day(member.GetCreateTime(), "-"), day(member.GetUpdateTime(), "-"))
+				}
+				return len(response.GetMembers())
+			},
+		}.show(s, pages)
+	})
+}
+
+const memberStatePrefix = "MEMBER_STATE_"
+
+func (p *printer) member(member *keysvcv1.Member) error {
+	return p.write([]byte(record(
+		field{"Member", member.GetMemberId()},
+		field{"Workspace", member.GetWorkspaceId()},
+		field{"Role", member.GetRole()},
+		field{"State", enumWord(member.GetState(), memberStatePrefix)},
+		field{"Source version", fmt.Sprint(member.GetSourceVersion())},
+		field{"Created", p.minute(member.GetCreateTime(), "")},
+		field{"Changed", p.minute(member.GetUpdateTime(), "")},
+	)))
+}

@@ -1,0 +1,57 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/scribe-mail/keysvc/internal/config"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	settings := config.Defaults()
+	if isTerminal(a.Stderr) {
+		settings.LogFormat = config.LogText
+	}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the server",
+		Long: `Run the server, until SIGTERM or Ctrl-C: then it takes no more requests, lets those
+in flight end, and closes its file. A second Ctrl-C exits at once.
+
+The store is one file under --data, for one process at a time. Plaintext is served
+on loopback and on unix sockets only.`,
+		Example: `  keysvc serve --dev
+  keysvc serve --listen unix:///run/keysvc/keysvc.sock --data /var/lib/keysvc --policy policy.yaml`,
+		Args: positional(),
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&settings.Listen, "listen", settings.Listen, "where to listen: a loopback host:port (port 0 means any) or unix:///path")
+	flags.StringVar(&settings.Data, "data", settings.Data, "the folder of the store's file; made if it is not there")
+	flags.StringVar(&settings.Policy, "policy", settings.Policy, "a policy file that fills an empty store (default: the built-in policy)")
+	flags.BoolVar(&settings.Dev, "dev", settings.Dev, "make a demonstration workspace with a key, once, and print commands to try")
+	flags.TextVar(&settings.LogLevel, "log-level", settings.LogLevel, "the least level to log: debug, info, warn or error")
+	choice(cmd, &settings.LogFormat, "log-format", "", "how to write logs, by default text at a terminal and json elsewhere", config.LogText, config.LogJSON)
+	flags.DurationVar(&settings.DrainTimeout, "drain-timeout", settings.DrainTimeout, "how long requests in flight may take to end at a stop")
+	flags.IntVar(&settings.MaxInFlight, "max-in-flight", settings.MaxInFlight, "how many requests to work on at a time")
+	flags.IntVar(&settings.MaxStreams, "max-streams", settings.MaxStreams, "how many requests one connection may have open at a time")
+	flags.IntVar(&settings.MaxMessageBytes, "max-message-bytes", settings.MaxMessageBytes, "how large a request may be")
+	flags.IntVar(&settings.MaxHeaderBytes, "max-header-bytes", settings.MaxHeaderBytes, "how large the headers of a request may be")
+	flags.BoolVar(&settings.Channelz, "channelz", settings.Channelz, "serve grpc's channelz, for debugging")
+
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := settings.Validate(); err != nil {
+			var wrong *config.FieldError
+			if errors.As(err, &wrong) {
+				return fmt.Errorf("--%s: %s", wrong.Field, wrong.Problem)
+			}
+			return err
+		}
+		if a.hooks.Serve == nil {
+			return errNoHook
+		}
+		return a.hooks.Serve(cmd.Context(), settings, a.Stdout, a.Stderr)
+	}
+	return cmd
+}

@@ -1,0 +1,233 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+const (
+	tokenVariable = "KEYSVC_TOKEN" //nolint:gosec // G101: the name of a variable, not a token
+	maxTokenBytes = 512 << 10      // far more than a token has, less than the server takes
+)
+
+func (a *app) validateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "validate [-]",
+		Short: "Ask who a token acts as, and whether it may do something",
+		Long: `Ask who a token acts as, and whether it may do something.
+
+The token is read from KEYSVC_TOKEN or, if that is not set or the argument is -,
+from standard input; at a terminal it is asked for. It is never an argument, as
+those are seen by others and kept in the shell's history. One newline at its end
+is dropped, everything else is sent as it is.
+
+The exit status is 0 if the token is allowed, 3 if it is not valid
+(UNAUTHENTICATED), 4 if it may not do this (PERMISSION_DENIED), and 1 if there is
+no answer.
+
+` + jsonHelp,
+		Example: `  keysvc validate --scope signatures:read <token.txt
+  keysvc validate --identity-only --details -o json <token.txt
+  KEYSVC_TOKEN=$(cat token.txt) keysvc validate --scope emails:read --workspace acme`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 || len(args) == 1 && args[0] != "-" {
+				// Not echoed: it may well be a token, or a part of one.
+				return usageError(cmd, "takes no argument but -; the token comes from standard input or KEYSVC_TOKEN, so that it stays out of the shell's history")
+			}
+			return nil
+		},
+	}
+	request := &keysvcv1.ValidateKeyRequest{}
+	flags := cmd.Flags()
+	flags.StringVar(&request.RequiredScope, "scope", "", "the scope that the token needs, as in signatures:read")
+	flags.BoolVar(&request.IdentityOnly, "identity-only", false, "ask only who the token acts as")
+	flags.StringVar(&request.WorkspaceId, "workspace", "", "the workspace that the resource belongs to (default: any)")
+	flags.StringVar(&request.ClientAddress, "client-address", "", "the address of whoever presented the token, without a port")
+	flags.BoolVar(&request.WithDetails, "details", false, "show the key's name, effective scopes and labels too")
+	flags.Int64Var(&request.MinRevision, "min-revision", 0, "answer from this revision or a later one")
+	flags.StringVar(&request.Epoch, "epoch", "", "the epoch that --min-revision belongs to")
+	cmd.MarkFlagsMutuallyExclusive("scope", "identity-only")
+	cmd.MarkFlagsOneRequired("scope", "identity-only")
+	cmd.MarkFlagsRequiredTogether("min-revision", "epoch")
+
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		text, err := s.readToken(ctx, len(args) == 1)
+		if err != nil {
+			return err
+		}
+		request.Token = text
+		response, err := s.validation.ValidateKey(ctx, request)
+		if err != nil {
+			return err
+		}
+		err = s.out.answer(response, func() error { return s.out.decision(request.GetRequiredScope(), response) })
+		if err != nil {
+			return err
+		}
+		switch response.GetDecision() {
+		case keysvcv1.Decision_DECISION_ALLOWED:
+			return nil
+		case keysvcv1.Decision_DECISION_UNAUTHENTICATED:
+			return exitStatus(ExitUnauthenticated)
+		case keysvcv1.Decision_DECISION_PERMISSION_DENIED:
+			return exitStatus(ExitDenied)
+		}
+		return errors.New("the server gave a decision that this command does not know: treat it as a refusal")
+	})
+}
+
+// decision writes the answer on a token in words. The first ones are for
+// programs, too.
+func (p *printer) decision(scope string, response *keysvcv1.ValidateKeyResponse) error {
+	if response.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED {
+		key := "the token's key"
+		if response.GetKeyId() != "" {
+			key = "key " + response.GetKeyId()
+		}
+		return p.line("%s: %s, %s",
+			strings.TrimPrefix(response.GetDecision().String(), "DECISION_"),
+			strings.TrimPrefix(response.GetReason().String(), "REASON_"),
+			fmt.Sprintf(inWords(response.GetReason()), key, scope))
+	}
+	who := response.GetPrincipal()
+	err := p.line("ALLOWED key %s acts as member %s (%s) in workspace %s",
+		who.GetKeyId(), who.GetMemberId(), who.GetRole(), who.GetWorkspaceId())
+	if err != nil || who.GetExpireTime() == nil {
+		return err
+	}
+	return p.record(
+		field{"Name", who.GetKeyName()},
+		field{"Scopes", strings.Join(who.GetScopes(), ", ")},
+		field{"Labels", joinLabels(who.GetLabels())},
+		field{"Expires", p.minute(who.GetExpireTime(), "")},
+	)
+}
+
+// inWords explains a reason; its first verb is for the key, its second for the
+// scope.
+func inWords(reason keysvcv1.Reason) string {
+	switch reason {
+	case keysvcv1.Reason_REASON_KEY_INVALID:
+		return "the token is malformed, unknown, rotated away, or of another workspace%.0s%.0s"
+	case keysvcv1.Reason_REASON_KEY_REVOKED:
+		return "%s was revoked, or its member or workspace was removed%.0s"
+	case keysvcv1.Reason_REASON_KEY_EXPIRED:
+		return "%s has expired%.0s"
+	case keysvcv1.Reason_REASON_MEMBER_INACTIVE:
+		return "the member of %s is suspended%.0s"
+	case keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
+		return "%s may not be used from this address, or none was given (--client-address)%.0s"
+	case keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED:
+		return "%s was not granted %s"
+	case keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE:
+		return "%s was granted %s, but its member's role does not have it now"
+	}
+	return "%s may not pass, and this command is too old to know why%.0s"
+}
+
+// readToken gets the token from where the person put it.
+func (s *session) readToken(ctx context.Context, dash bool) (string, error) {
+	piped := !isTerminal(s.Stdin)
+	var text string
+	var err error
+	switch value := s.Getenv(tokenVariable); {
+	case value != "" && !dash:
+		if holdsData(s.Stdin) {
+			err = s.note("note: the token is taken from %s, not from standard input; use - for that", tokenVariable)
+		}
+		text = value
+	case piped:
+		text, err = await(ctx, func() (string, error) { return readAll(s.Stdin) })
+	default:
+		text, err = s.askForToken(ctx)
+	}
+	if err != nil {
+		return "", err
+	}
+	if cut, found := strings.CutSuffix(text, "\n"); found {
+		text = strings.TrimSuffix(cut, "\r")
+	}
+	if !utf8.ValidString(text) {
+		return "", errors.New("the token is not text in UTF-8, so it cannot be sent; no valid token is like that")
+	}
+	return text, nil
+}
+
+func readAll(input io.Reader) (string, error) {
+	if input == nil {
+		return "", nil
+	}
+	text, err := io.ReadAll(io.LimitReader(input, maxTokenBytes+1))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("read the token from standard input: %w", err)
+	case len(text) > maxTokenBytes:
+		return "", fmt.Errorf("standard input has more than %d KiB: that is not a token", maxTokenBytes>>10)
+	}
+	return string(text), nil
+}
+
+// askForToken reads a line from the terminal without showing it.
+func (s *session) askForToken(ctx context.Context) (string, error) {
+	file, isFile := s.Stdin.(*os.File)
+	if !isFile {
+		return "", errors.New("standard input is not a file")
+	}
+	before, err := term.GetState(descriptor(file))
+	if err != nil {
+		return "", fmt.Errorf("terminal: %w", err)
+	}
+	if _, err := io.WriteString(s.Stderr, "Token (not shown): "); err != nil {
+		return "", err
+	}
+	text, err := await(ctx, func() (string, error) {
+		line, err := term.ReadPassword(descriptor(file))
+		return string(line), err
+	})
+	_, _ = io.WriteString(s.Stderr, "\n") // after the Enter that was not shown
+	if ctx.Err() != nil {
+		// Whoever still reads leaves the terminal silent.
+		_ = term.Restore(descriptor(file), before)
+	}
+	return text, err
+}
+
+// holdsData reports whether standard input was given something to read.
+func holdsData(input io.Reader) bool {
+	file, isFile := input.(*os.File)
+	if !isFile {
+		return false
+	}
+	info, err := file.Stat()
+	return err == nil && (info.Mode().IsRegular() || info.Mode()&os.ModeNamedPipe != 0)
+}
+
+// await runs a read that cannot be interrupted, and stops waiting for it when the
+// context ends.
+func await(ctx context.Context, read func() (string, error)) (string, error) {
+	type result struct {
+		text string
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		text, err := read()
+		done <- result{text, err}
+	}()
+	select {
+	case r := <-done:
+		return r.text, r.err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}

@@ -1,0 +1,119 @@
+// Package config holds the settings of a keysvc process: what they mean, their
+// defaults, and what is allowed.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"time"
+)
+
+// DefaultAddress is where a server listens and a client looks for it unless
+// told otherwise.
+const DefaultAddress = "127.0.0.1:7480"
+
+// LogFormat is how log lines are written.
+type LogFormat string
+
+// The log formats.
+const (
+	// LogText is for people.
+	LogText LogFormat = "text"
+	// LogJSON is one JSON object a line.
+	LogJSON LogFormat = "json"
+)
+
+// Settings is everything that `keysvc serve` can be told. Defaults has what
+// holds for what it was not told; the zero value is not valid.
+type Settings struct {
+	// Listen is where the server listens; see ParseAddress. Until there is TLS
+	// it must be local.
+	Listen string
+	// Data is the folder of the store's file. It is made if it is not there.
+	Data string
+	// Policy is a YAML file that fills an empty store; "" means the built-in
+	// policy. A store that has a policy keeps it.
+	Policy string
+	// Dev seeds a demonstration workspace, once, and prints commands to try.
+	Dev bool
+
+	// LogLevel is the least level that is logged.
+	LogLevel slog.Level
+	// LogFormat is how log lines are written.
+	LogFormat LogFormat
+
+	// DrainTimeout is how long requests in flight may take to end when the
+	// server stops. 0 cuts them off at once.
+	DrainTimeout time.Duration
+	// MaxInFlight is how many requests are worked on at a time; more are refused
+	// with RESOURCE_EXHAUSTED.
+	MaxInFlight int
+	// MaxStreams is how many requests one connection may have open at a time.
+	MaxStreams int
+	// MaxMessageBytes is how large a request may be.
+	MaxMessageBytes int
+	// MaxHeaderBytes is how large the headers of a request may be.
+	MaxHeaderBytes int
+	// Channelz serves grpc's own channelz service, for debugging.
+	Channelz bool
+}
+
+// Defaults returns the settings of a server that was told nothing.
+func Defaults() Settings {
+	return Settings{
+		Listen:          DefaultAddress,
+		Data:            "./keysvc-data",
+		LogLevel:        slog.LevelInfo,
+		LogFormat:       LogJSON,
+		DrainTimeout:    10 * time.Second,
+		MaxInFlight:     4096,
+		MaxStreams:      1000,
+		MaxMessageBytes: 1 << 20,
+		MaxHeaderBytes:  16 << 10,
+	}
+}
+
+// FieldError says which setting is wrong. Field is the setting's name as the
+// flag of `keysvc serve` has it, without the dashes.
+type FieldError struct {
+	Field   string
+	Problem string
+}
+
+// Error returns "field: problem".
+func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
+
+// Validate returns nil, or a *FieldError for the first setting that is not
+// allowed. It looks at nothing but the settings themselves.
+func (s Settings) Validate() error {
+	address, err := ParseAddress(s.Listen)
+	switch {
+	case err != nil:
+		return &FieldError{Field: "listen", Problem: err.Error()}
+	case !address.Local():
+		return &FieldError{Field: "listen", Problem: fmt.Sprintf(
+			"%s can be reached from other machines, and this version of keysvc has no TLS yet; allowed are loopback (%s) and unix:///path",
+			address, DefaultAddress)}
+	case s.Data == "":
+		return &FieldError{Field: "data", Problem: "is empty, it must name a folder"}
+	case s.LogFormat != LogText && s.LogFormat != LogJSON:
+		return &FieldError{Field: "log-format", Problem: fmt.Sprintf("is %q, allowed are %s and %s", s.LogFormat, LogText, LogJSON)}
+	case s.DrainTimeout < 0 || s.DrainTimeout > time.Hour:
+		return &FieldError{Field: "drain-timeout", Problem: fmt.Sprintf("is %s, allowed are 0s to 1h", s.DrainTimeout)}
+	}
+	for _, limit := range []struct {
+		field              string
+		value, least, most int
+	}{
+		{"max-in-flight", s.MaxInFlight, 1, 1 << 20},
+		{"max-streams", s.MaxStreams, 1, 1 << 20},
+		// Below the least, requests that the API allows would not fit.
+		{"max-message-bytes", s.MaxMessageBytes, 64 << 10, 64 << 20},
+		{"max-header-bytes", s.MaxHeaderBytes, 4 << 10, 1 << 20},
+	} {
+		if limit.value < limit.least || limit.value > limit.most {
+			return &FieldError{Field: limit.field, Problem: fmt.Sprintf("is %d, allowed are %d to %d", limit.value, limit.least, limit.most)}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,331 @@
+// Package decide holds the two pure functions that say who a token acts as and
+// what it may do: Authenticate and Authorize. The server runs both; a near-cache
+// runs the second on a grant that it kept.
+//
+// The package owns its input types and touches nothing else: no clock, no store,
+// no lock. Whoever calls it has looked everything up at one revision. Every zero
+// value here ends in a refusal.
+package decide
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+// Decision says whether a request may pass. Only Allowed says yes; the zero value
+// does not.
+type Decision uint8
+
+// The decisions. Their numbers are those of the API's enum Decision.
+const (
+	// Unspecified is no answer; treat it as a refusal.
+	Unspecified Decision = 0
+	// Allowed lets the request pass.
+	Allowed Decision = 1
+	// Unauthenticated means that the token is not valid.
+	Unauthenticated Decision = 2
+	// PermissionDenied means that the token is valid and may not do this.
+	PermissionDenied Decision = 3
+)
+
+// Reason says why a request may not pass.
+type Reason uint8
+
+// The reasons. Their numbers are those of the API's enum Reason.
+const (
+	// NoReason comes with Allowed.
+	NoReason Reason = 0
+	// KeyInvalid covers everything that an outsider could probe for: malformed,
+	// unknown id, wrong or ended secret, another workspace's key.
+	KeyInvalid Reason = 1
+	// KeyRevoked covers removed members and workspaces, too.
+	KeyRevoked Reason = 2
+	// KeyExpired means that the key's expire time has come.
+	KeyExpired Reason = 3
+	// MemberInactive means that the key's member is suspended.
+	MemberInactive Reason = 4
+	// AddressNotAllowed means that the client address is missing or outside the
+	// key's prefixes.
+	AddressNotAllowed Reason = 5
+	// ScopeNotGranted means that the key does not have the scope.
+	ScopeNotGranted Reason = 6
+	// ScopeBeyondRole means that the key has the scope and the member's role, now,
+	// does not.
+	ScopeBeyondRole Reason = 7
+)
+
+// Decision returns the refusal that the reason stands for. NoReason stands for
+// none: it gives Unspecified, which is not a yes.
+func (r Reason) Decision() Decision {
+	switch r {
+	case KeyInvalid, KeyRevoked, KeyExpired, MemberInactive:
+		return Unauthenticated
+	case AddressNotAllowed, ScopeNotGranted, ScopeBeyondRole:
+		return PermissionDenied
+	case NoReason:
+	}
+	return Unspecified
+}
+
+// Scopes is a set of scope names, sorted and without duplicates.
+type Scopes []string
+
+// NewScopes returns the set of names; it copies them.
+func NewScopes(names ...string) Scopes {
+	set := slices.Clone(names)
+	slices.Sort(set)
+	return slices.Compact(set)
+}
+
+// Contains says whether name is in the set.
+func (s Scopes) Contains(name string) bool {
+	_, found := slices.BinarySearch(s, name)
+	return found
+}
+
+// Intersect returns the names that are in both sets.
+func (s Scopes) Intersect(other Scopes) Scopes {
+	var both Scopes
+	for _, name := range s {
+		if other.Contains(name) {
+			both = append(both, name)
+		}
+	}
+	return both
+}
+
+// Secret is what is kept of one secret of a key.
+type Secret struct {
+	// Hash of the token that holds the secret; the zero Hash matches nothing.
+	Hash token.Hash
+	// End is when an older secret stops matching, in Unix nanoseconds: its own
+	// expiry or the end of its overlap, whichever comes first. On the newest secret
+	// it is the key's expire time.
+	End int64
+}
+
+// Key is a stored key, as far as deciding needs it.
+type Key struct {
+	// ID is the key's public identifier.
+	ID string
+	// Workspace and Member are whom the key belongs to and acts as.
+	Workspace, Member string
+	// WorkspaceIncarnation and MemberIncarnation are those of the workspace and the
+	// member when the key was created.
+	WorkspaceIncarnation, MemberIncarnation string
+	// Scopes are the granted ones.
+	Scopes Scopes
+	// AllowedPrefixes limit the client address; none means no limit.
+	AllowedPrefixes []netip.Prefix
+	// Revoked says that the key was revoked.
+	Revoked bool
+	// ExpireTime is the newest secret's, in Unix nanoseconds.
+	ExpireTime int64
+	// Secrets are the newest secret and, while a rotation overlaps, the one before.
+	Secrets [2]Secret
+}
+
+// Member is a stored member, as far as deciding needs it.
+type Member struct {
+	// Incarnation tells this member from a removed one with the same id.
+	Incarnation string
+	// WorkspaceIncarnation is that of the workspace the member was added to.
+	WorkspaceIncarnation string
+	// Role is the name of the member's role.
+	Role string
+	// Active says that the member is neither suspended nor removed.
+	Active bool
+	// Removed says that the member was removed.
+	Removed bool
+}
+
+// Workspace is a stored workspace, as far as deciding needs it.
+type Workspace struct {
+	// Incarnation tells this workspace from a removed one with the same id.
+	Incarnation string
+	// Removed says that the workspace was removed.
+	Removed bool
+}
+
+// Subject is everything that is known, at one revision, about the key that a
+// token names. What is not known is nil.
+type Subject struct {
+	// Key is the one with the token's id.
+	Key *Key
+	// Member is the key's.
+	Member *Member
+	// Workspace is the key's.
+	Workspace *Workspace
+	// RoleScopes are what the member's role may do now, all wildcards expanded. A
+	// role that the policy does not have may do nothing.
+	RoleScopes Scopes
+}
+
+// Principal is who a valid token acts as.
+type Principal struct {
+	// KeyID, WorkspaceID, MemberID and Role are what the names say; Role is the
+	// member's now.
+	KeyID, WorkspaceID, MemberID, Role string
+}
+
+// Grant is what authenticating a token yields, and what a near-cache may keep. The
+// zero Grant has stopped holding.
+type Grant struct {
+	// Principal is who the token acts as.
+	Principal Principal
+	// Granted are the scopes of the key.
+	Granted Scopes
+	// Role are the scopes of the member's role. A near-cache, which knows only the
+	// effective scopes, has them in both fields.
+	Role Scopes
+	// AllowedPrefixes limit the client address; none means no limit.
+	AllowedPrefixes []netip.Prefix
+	// HoldsUntil is when the token stops working, in Unix nanoseconds.
+	HoldsUntil int64
+}
+
+// Effective returns the scopes that the token may use: granted to the key and
+// within the role.
+func (g *Grant) Effective() Scopes { return g.Granted.Intersect(g.Role) }
+
+// Requirement says what a request needs. The zero Requirement is met by no token.
+type Requirement struct {
+	// Scope is the scope that the request needs.
+	Scope string
+	// IdentityOnly asks for no scope: any valid token will do.
+	IdentityOnly bool
+}
+
+// decoy stands in for a key that is not there, so that a miss costs what a hit
+// does. Its hashes are zero and match nothing.
+var decoy Key
+
+// Authenticate says who presented the token, or why nobody did. The order of the
+// checks is part of the contract: until a secret matched and the workspace agreed,
+// the only reason is KeyInvalid, so that unknown, wrong and foreign tokens look
+// alike.
+//
+// expectedWorkspace is the workspace of the resource that is asked for; empty means
+// any. On success the reason is NoReason and the grant is set; otherwise the grant
+// is zero. The principal's KeyID is set in any case once it may be told, also
+// where the rest is not.
+func Authenticate(presented token.Token, subject Subject, expectedWorkspace string, now time.Time) (Grant, Reason) {
+	nanoseconds := now.UnixNano()
+	key := subject.Key
+	if key == nil {
+		key = &decoy
+	}
+	newest, older := match(presented, key, nanoseconds)
+	if !newest && !older {
+		return Grant{}, KeyInvalid
+	}
+	if expectedWorkspace != "" && expectedWorkspace != key.Workspace {
+		return Grant{}, KeyInvalid
+	}
+	refused := Grant{Principal: Principal{KeyID: key.ID}}
+	workspace, member := subject.Workspace, subject.Member
+	switch {
+	case key.Revoked,
+		workspace == nil, member == nil,
+		workspace.Removed, workspace.Incarnation != key.WorkspaceIncarnation,
+		member.Removed, member.Incarnation != key.MemberIncarnation,
+		member.WorkspaceIncarnation != key.WorkspaceIncarnation:
+		return refused, KeyRevoked
+	case nanoseconds >= key.ExpireTime:
+		return refused, KeyExpired
+	case !member.Active:
+		return refused, MemberInactive
+	}
+	holdsUntil := key.ExpireTime
+	if !newest {
+		holdsUntil = min(holdsUntil, key.Secrets[1].End)
+	}
+	return Grant{
+		Principal: Principal{
+			KeyID:       key.ID,
+			WorkspaceID: key.Workspace,
+			MemberID:    key.Member,
+			Role:        member.Role,
+		},
+		Granted:         key.Scopes,
+		Role:            subject.RoleScopes,
+		AllowedPrefixes: key.AllowedPrefixes,
+		HoldsUntil:      holdsUntil,
+	}, NoReason
+}
+
+// match says whether the token holds the newest secret of the key, or an older one
+// that still counts. Both are compared, whichever matches. The newest one counts
+// even when it has expired, so that the answer can be KeyExpired.
+func match(presented token.Token, key *Key, now int64) (newest, older bool) {
+	first, second := &key.Secrets[0], &key.Secrets[1]
+	hash := hashAs(presented, first.Hash.Scheme)
+	newest = hash.Equal(first.Hash)
+	if second.Hash.Scheme != first.Hash.Scheme && second.Hash.Scheme != 0 {
+		hash = hashAs(presented, second.Hash.Scheme)
+	}
+	older = hash.Equal(second.Hash) && now < second.End
+	return newest, older
+}
+
+// hashAs hashes the token as scheme says. A scheme that is zero, or that this
+// program does not know, yields a hash that equals nothing but costs as much.
+func hashAs(presented token.Token, scheme token.Scheme) token.Hash {
+	hash, err := presented.Hash(scheme)
+	if err != nil {
+		hash, _ = presented.Hash(token.SchemeSHA256)
+		hash.Scheme = 0
+	}
+	return hash
+}
+
+// Authorize says whether a grant answers a requirement. It is run anew for each
+// request, also on a grant that was kept.
+//
+// expectedWorkspace is as for Authenticate; address is the presenter's, the zero
+// Addr if it is not known.
+func Authorize(grant *Grant, expectedWorkspace string, requirement Requirement, address netip.Addr, now time.Time) (Decision, Reason) {
+	reason := refusal(grant, expectedWorkspace, requirement, address, now)
+	if reason != NoReason {
+		return reason.Decision(), reason
+	}
+	return Allowed, NoReason
+}
+
+func refusal(grant *Grant, expectedWorkspace string, requirement Requirement, address netip.Addr, now time.Time) Reason {
+	if now.UnixNano() >= grant.HoldsUntil {
+		return KeyExpired
+	}
+	if expectedWorkspace != "" && expectedWorkspace != grant.Principal.WorkspaceID {
+		return KeyInvalid
+	}
+	if len(grant.AllowedPrefixes) > 0 && !within(address, grant.AllowedPrefixes) {
+		return AddressNotAllowed
+	}
+	if requirement.IdentityOnly && requirement.Scope == "" {
+		return NoReason
+	}
+	if !grant.Granted.Contains(requirement.Scope) {
+		return ScopeNotGranted
+	}
+	if !grant.Role.Contains(requirement.Scope) {
+		return ScopeBeyondRole
+	}
+	return NoReason
+}
+
+// within says whether address lies in one of the prefixes. An IPv4 address that
+// came mapped into IPv6 (::ffff:192.0.2.1, RFC 4291 section 2.5.5.2) counts as
+// the IPv4 address; a zone is no part of a rule.
+func within(address netip.Addr, prefixes []netip.Prefix) bool {
+	address = address.Unmap().WithZone("")
+	for _, prefix := range prefixes {
+		if prefix.Contains(address) {
+			return true
+		}
+	}
+	return false
+}

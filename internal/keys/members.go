@@ -1,0 +1,162 @@
+package keys
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+// PutMember adds a member, or changes role and state of one.
+func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, request *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
+	active, _ := m.projection.Policy()
+	var fields problem.Fields
+	checkID(&fields, "workspace_id", request.GetWorkspaceId())
+	checkID(&fields, "member_id", request.GetMemberId())
+	checkRole(&fields, request.GetRole(), active)
+	state := checkMemberState(&fields, request.GetState())
+	checkSourceVersion(&fields, request.SourceVersion)
+	checkActor(&fields, request.ActorMemberId)
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
+	actor.MemberID = request.GetActorMemberId()
+	now := m.clock()
+	var record *storagev1.MemberRecord
+	var workspace *storagev1.WorkspaceRecord
+	position, err := m.change(ctx, request.GetWorkspaceId(), func(view projection.Workspace) (*storage.Change, error) {
+		workspace = nil
+		stored, err := m.storedMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
+		if err != nil {
+			return nil, err
+		}
+		if err := checkNotOutdated(stored, request.SourceVersion); err != nil {
+			return nil, err
+		}
+		current, err := m.projection.Member(request.GetWorkspaceId(), request.GetMemberId())
+		if err != nil {
+			return nil, err
+		}
+		change := &storage.Change{Kind: storagev1.FeedKind_FEED_KIND_MEMBER, Subject: request.GetMemberId()}
+		if view.Has(current) {
+			record = proto.CloneOf(stored)
+		} else {
+			var incarnation string
+			if view.Current != nil && !view.Current.Removed {
+				incarnation = view.Current.Incarnation
+			} else {
+				if workspace, err = m.newWorkspace(request.GetWorkspaceId(), timestamppb.New(now)); err != nil {
+					return nil, err
+				}
+				incarnation = workspace.GetIncarnation()
+			}
+			if record, err = m.newMember(request, incarnation, stored.GetSourceVersion()); err != nil {
+				return nil, err
+			}
+			record.CreateTime = timestamppb.New(now)
+		}
+		record.Role, record.State = request.GetRole(), state
+		if request.SourceVersion != nil {
+			record.SourceVersion = request.GetSourceVersion()
+		}
+		if proto.Equal(record, stored) {
+			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+		}
+		record.UpdateTime = timestamppb.New(now)
+		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, now, request.GetWorkspaceId())
+		event.MemberId = record.GetMemberId()
+		event.Details = map[string]string{"role": record.GetRole(), "state": request.GetState().String()}
+		change.Event, change.PutMembers, change.PutWorkspace = event, []*storagev1.MemberRecord{record}, workspace
+		return change, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.PutMemberResponse{
+		Member:   showMember(record, m.projection.Workspace(request.GetWorkspaceId()).Current),
+		Revision: position.Revision,
+		Epoch:    position.Epoch,
+	}, nil
+}
+
+// storedMember reads a member's record, nil if there is none.
+func (m *Manager) storedMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, error) {
+	record, _, err := m.store.GetMember(ctx, workspaceID, memberID)
+	if errors.Is(err, storage.ErrNotFound) {
+		return nil, nil //nolint:nilnil // documented: nil is "none"
+	}
+	return record, err
+}
+
+// newWorkspace returns the record of a workspace that comes into being, or comes
+// back. Keys of an earlier one with the same id stay dead: it has another
+// incarnation.
+func (m *Manager) newWorkspace(workspaceID string, now *timestamppb.Timestamp) (*storagev1.WorkspaceRecord, error) {
+	incarnation, err := token.NewID(m.random)
+	if err != nil {
+		return nil, err
+	}
+	return &storagev1.WorkspaceRecord{WorkspaceId: workspaceID, Incarnation: incarnation, CreateTime: now}, nil
+}
+
+// newMember returns the record of a member that is added, or added again.
+func (m *Manager) newMember(request *keysvcv1.PutMemberRequest, workspaceIncarnation string, sourceVersion int64) (*storagev1.MemberRecord, error) {
+	incarnation, err := token.NewID(m.random)
+	if err != nil {
+		return nil, err
+	}
+	return &storagev1.MemberRecord{
+		WorkspaceId:          request.GetWorkspaceId(),
+		MemberId:             request.GetMemberId(),
+		Incarnation:          incarnation,
+		WorkspaceIncarnation: workspaceIncarnation,
+		SourceVersion:        sourceVersion,
+	}, nil
+}
+
+func checkMemberState(fields *problem.Fields, state keysvcv1.MemberState) storagev1.MemberRecordState {
+	switch state {
+	case keysvcv1.MemberState_MEMBER_STATE_ACTIVE:
+		return storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE
+	case keysvcv1.MemberState_MEMBER_STATE_SUSPENDED:
+		return storagev1.MemberRecordState_MEMBER_RECORD_STATE_SUSPENDED
+	case keysvcv1.MemberState_MEMBER_STATE_UNSPECIFIED:
+		fields.Add("state", "is missing; active or suspended is required")
+	case keysvcv1.MemberState_MEMBER_STATE_REMOVED:
+		fields.Add("state", "cannot be set to removed; RemoveMember removes")
+	default:
+		fields.Add("state", "is unknown; active and suspended are allowed")
+	}
+	return storagev1.MemberRecordState_MEMBER_RECORD_STATE_UNSPECIFIED
+}
+
+func checkSourceVersion(fields *problem.Fields, version *int64) {
+	if version != nil && *version < 0 {
+		fields.Add("source_version", "is negative; 0 or more is allowed")
+	}
+}
+
+// checkNotOutdated refuses a push that lies behind what is stored.
+func checkNotOutdated(stored *storagev1.MemberRecord, version *int64) error {
+	if version == nil || *version >= stored.GetSourceVersion() {
+		return nil
+	}
+	return problem.New(keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED,
+		"source_version %d is behind the stored %d; the push came late and is not needed", *version, stored.GetSourceVersion())
+}
+
+func asMemberNotFound(err error) error {
+	if errors.Is(err, storage.ErrNotFound) {
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND, "there is no such member in the workspace")
+	}
+	return err
+}

@@ -1,0 +1,214 @@
+package keys
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// GetKey reads one key.
+func (m *Manager) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+	var fields problem.Fields
+	checkOptionalID(&fields, "workspace_id", request.GetWorkspaceId())
+	checkKeyID(&fields, request.GetKeyId())
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
+	record, revision, err := m.store.GetKey(ctx, request.GetWorkspaceId(), request.GetKeyId())
+	if err != nil {
+		return nil, asKeyNotFound(err)
+	}
+	key, err := m.show(record, m.clock())
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.GetKeyResponse{Key: key, Revision: revision, Epoch: m.projection.Epoch()}, nil
+}
+
+// maxScanned is how many stored keys one page of a filtered list looks at.
+const maxScanned = 10_000
+
+// ListKeys reads a page of keys, newest first.
+func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+	var fields problem.Fields
+	checkOptionalID(&fields, "workspace_id", request.GetWorkspaceId())
+	size := pageSize(&fields, request.GetPageSize())
+	filter := checkFilter(&fields, request)
+	digest := pageDigest(listFilters(request))
+	cursor := parsePageToken(&fields, request.GetPageToken(), digest)
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
+	now := m.clock()
+	response := &keysvcv1.ListKeysResponse{Epoch: m.projection.Epoch()}
+	for scanned := 0; ; {
+		page, err := m.store.ListKeys(ctx, storage.Query{
+			WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size - len(response.GetKeys()),
+		})
+		if err != nil {
+			return nil, asPageTokenInvalid(err)
+		}
+		if response.Revision == 0 {
+			response.Revision = page.Revision
+		}
+		for _, record := range page.Keys {
+			key, err := m.show(record, now)
+			if err != nil {
+				return nil, err
+			}
+			if filter.admits(key) {
+				response.Keys = append(response.Keys, key)
+			}
+		}
+		cursor, scanned = page.Next, scanned+len(page.Keys)
+		if cursor == "" || len(response.GetKeys()) == size || scanned >= maxScanned {
+			response.NextPageToken = makePageToken(cursor, digest)
+			return response, nil
+		}
+	}
+}
+
+// keyFilter narrows a list of keys.
+type keyFilter struct {
+	memberID, scope string
+	states          map[keysvcv1.KeyState]bool
+	expiringBefore  *time.Time
+	unusedSince     *time.Time
+}
+
+func checkFilter(fields *problem.Fields, request *keysvcv1.ListKeysRequest) *keyFilter {
+	filter := &keyFilter{memberID: request.GetMemberId(), scope: request.GetScope()}
+	if request.MemberId != nil {
+		checkID(fields, "member_id", filter.memberID)
+	}
+	if request.Scope != nil && !policy.ValidScopeName(filter.scope) {
+		fields.Add("scope", "is not a scope; resource:action is required, e.g. signatures:read")
+	}
+	for _, state := range request.GetStates() {
+		if _, known := keysvcv1.KeyState_name[int32(state)]; !known || state == keysvcv1.KeyState_KEY_STATE_UNSPECIFIED {
+			fields.Add("states", "has an unknown state; active, suspended, expired and revoked are allowed")
+			break
+		}
+		if filter.states == nil {
+			filter.states = make(map[keysvcv1.KeyState]bool)
+		}
+		filter.states[state] = true
+	}
+	filter.expiringBefore = checkTime(fields, "expiring_before", request.GetExpiringBefore())
+	filter.unusedSince = checkTime(fields, "unused_since", request.GetUnusedSince())
+	return filter
+}
+
+// admits says whether a key passes every filter.
+func (f *keyFilter) admits(key *keysvcv1.Key) bool {
+	if f.memberID != "" && key.GetMemberId() != f.memberID {
+		return false
+	}
+	if len(f.states) > 0 && !f.states[key.GetState()] {
+		return false
+	}
+	if f.scope != "" && !slices.Contains(key.GetScopes(), f.scope) {
+		return false
+	}
+	if f.expiringBefore != nil && !key.GetExpireTime().AsTime().Before(*f.expiringBefore) {
+		return false
+	}
+	return f.unusedSince == nil || lastUse(key).Before(*f.unusedSince)
+}
+
+// lastUse returns when a key was last used; one that never was counts from its
+// creation.
+func lastUse(key *keysvcv1.Key) time.Time {
+	if key.GetLastUsedTime() != nil {
+		return key.GetLastUsedTime().AsTime()
+	}
+	return key.GetCreateTime().AsTime()
+}
+
+// checkTime checks a time that may be left out.
+func checkTime(fields *problem.Fields, field string, stamp *timestamppb.Timestamp) *time.Time {
+	if stamp == nil {
+		return nil
+	}
+	if !stamp.IsValid() {
+		fields.Add(field, "is not a time between the years 1 and 9999")
+		return nil
+	}
+	at := stamp.AsTime()
+	return &at
+}
+
+// listFilters returns the request without what may differ from page to page.
+func listFilters(request *keysvcv1.ListKeysRequest) proto.Message {
+	filters := proto.CloneOf(request)
+	filters.PageSize, filters.PageToken = 0, ""
+	return filters
+}
+
+// GetMember reads one member.
+func (m *Manager) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
+	var fields problem.Fields
+	checkID(&fields, "workspace_id", request.GetWorkspaceId())
+	checkID(&fields, "member_id", request.GetMemberId())
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
+	record, revision, err := m.store.GetMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
+	if err != nil {
+		return nil, asMemberNotFound(err)
+	}
+	return &keysvcv1.GetMemberResponse{
+		Member:   showMember(record, m.projection.Workspace(request.GetWorkspaceId()).Current),
+		Revision: revision,
+		Epoch:    m.projection.Epoch(),
+	}, nil
+}
+
+// ListMembers reads a page of members by ascending id.
+func (m *Manager) ListMembers(ctx context.Context, request *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
+	var fields problem.Fields
+	checkID(&fields, "workspace_id", request.GetWorkspaceId())
+	size := pageSize(&fields, request.GetPageSize())
+	digest := pageDigest(&keysvcv1.ListMembersRequest{WorkspaceId: request.GetWorkspaceId()})
+	cursor := parsePageToken(&fields, request.GetPageToken(), digest)
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
+	page, err := m.store.ListMembers(ctx, storage.Query{WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size})
+	if err != nil {
+		return nil, asPageTokenInvalid(err)
+	}
+	response := &keysvcv1.ListMembersResponse{
+		NextPageToken: makePageToken(page.Next, digest),
+		Revision:      page.Revision,
+		Epoch:         m.projection.Epoch(),
+	}
+	workspace := m.projection.Workspace(request.GetWorkspaceId()).Current
+	for _, record := range page.Members {
+		response.Members = append(response.Members, showMember(record, workspace))
+	}
+	return response, nil
+}
+
+// GetPolicy reads the active policy.
+func (m *Manager) GetPolicy(_ context.Context, _ *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
+	active, revision := m.projection.Policy()
+	if active == nil {
+		return nil, storage.ErrUnavailable
+	}
+	return &keysvcv1.GetPolicyResponse{
+		Policy:        showPolicy(active.Policy),
+		Digest:        active.Digest,
+		RetiredScopes: active.Retired,
+		Revision:      revision,
+		Epoch:         m.projection.Epoch(),
+	}, nil
+}

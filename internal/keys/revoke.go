@@ -1,0 +1,91 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// RevokeKey ends a key for good.
+func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, request *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
+	var fields problem.Fields
+	checkID(&fields, "workspace_id", request.GetWorkspaceId())
+	checkKeyID(&fields, request.GetKeyId())
+	checkActor(&fields, request.ActorMemberId)
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
+	actor.MemberID = request.GetActorMemberId()
+	now := m.clock()
+	record, position, err := m.changeKey(ctx, request.GetWorkspaceId(), request.GetKeyId(),
+		func(view projection.Workspace, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
+			return revoke(record, actor, now), nil
+		})
+	if err != nil {
+		return nil, err
+	}
+	key, err := m.show(record, now)
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.RevokeKeyResponse{Key: key, Revision: position.Revision, Epoch: position.Epoch}, nil
+}
+
+// revoke marks a key as revoked; nil if it is already.
+func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *storagev1.AuditRecord {
+	if record.GetRevokeTime() != nil {
+		return nil
+	}
+	record.RevokeTime = timestamppb.New(now)
+	return audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED, now, record.GetWorkspaceId())
+}
+
+// changeKey changes one key. edit gets a copy of its record to change and returns
+// the event that says so; nil if there is nothing to change.
+func (m *Manager) changeKey(
+	ctx context.Context, workspaceID, keyID string,
+	edit func(projection.Workspace, *storagev1.KeyRecord) (*storagev1.AuditRecord, error),
+) (*storagev1.KeyRecord, Position, error) {
+	var record *storagev1.KeyRecord
+	position, err := m.change(ctx, workspaceID, func(view projection.Workspace) (*storage.Change, error) {
+		stored, _, err := m.store.GetKey(ctx, workspaceID, keyID)
+		if err != nil {
+			return nil, asKeyNotFound(err)
+		}
+		before := len(stored.GetRequestIds())
+		record = proto.CloneOf(stored)
+		event, err := edit(view, record)
+		if err != nil || event == nil {
+			return nil, err
+		}
+		event.KeyId, event.MemberId = record.GetKeyId(), record.GetMemberId()
+		record.ChangeSequence = view.Head.Sequence + 1
+		return &storage.Change{
+			Event:            event,
+			Kind:             storagev1.FeedKind_FEED_KIND_KEY,
+			Subject:          record.GetKeyId(),
+			AbsentRequestIDs: record.GetRequestIds()[before:],
+			PutKeys:          []*storagev1.KeyRecord{record},
+		}, nil
+	})
+	return record, position, err
+}
+
+// asKeyNotFound turns the store's word that a key is not there into the caller's. It
+// never hints that the key exists in another workspace.
+func asKeyNotFound(err error) error {
+	if errors.Is(err, storage.ErrNotFound) {
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "there is no such key in the workspace")
+	}
+	return err
+}

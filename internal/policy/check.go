@@ -1,0 +1,166 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+const (
+	maxNameLength = 64
+	maxScopes     = 1000
+	maxRoles      = 100
+	maxRetention  = 3650 * Day
+
+	maxLiveKeysPerWorkspace = 1_000_000
+	maxScopesPerKey         = 1000
+	maxKeyNameCharacters    = 1024
+
+	// maxDocument bounds the canonical document, in bytes, so that the record
+	// fits into one commit of the store (512 KiB) beside its audit event.
+	maxDocument = 256 << 10
+)
+
+const (
+	allowedName     = "allowed are 1 to 64 characters of a-z, 0-9 and _, the first a letter"
+	allowedRoleName = "allowed are 1 to 64 characters of a-z, 0-9, _ and -, the first a letter"
+	allowedScope    = "allowed are resource:action, resource:* and *"
+
+	allowedRetention = "allowed are 1 to 3650 whole days"
+)
+
+// Validate returns nil if the policy keeps all rules, else an Errors with every
+// mistake. Parse has done this already; it is for a policy from elsewhere.
+// Nothing is filled in: a zero limit is a mistake, not the default.
+func (p *Policy) Validate() error {
+	var found mistakes
+	p.check(&found)
+	return found.err()
+}
+
+// check holds the rules for what a policy means, wherever it came from.
+func (p *Policy) check(found *mistakes) {
+	if !token.ValidPrefix(p.TokenPrefix) {
+		found.add("token_prefix", "is %s, allowed are 2 to 12 characters of a-z and 0-9, the first a letter", quote(p.TokenPrefix))
+	}
+	p.checkResources(found)
+	p.checkRoles(found)
+	checkRange(found, "limits.live_keys_per_workspace", p.Limits.LiveKeysPerWorkspace, maxLiveKeysPerWorkspace)
+	checkRange(found, "limits.scopes_per_key", p.Limits.ScopesPerKey, maxScopesPerKey)
+	checkRange(found, "limits.key_name_characters", p.Limits.KeyNameCharacters, maxKeyNameCharacters)
+	if p.Retention < Day || p.Retention > maxRetention || p.Retention%Day != 0 {
+		found.add("retention_days", "is %s, %s", days(p.Retention), allowedRetention)
+	}
+	// The other rules bound the size well enough to write it all out.
+	if len(found.list) == 0 {
+		if size := len(p.Document()); size > maxDocument {
+			found.add(document, "has %d bytes in canonical form, allowed are up to %d", size, maxDocument)
+		}
+	}
+}
+
+func (p *Policy) checkResources(found *mistakes) {
+	if len(p.Resources) == 0 {
+		found.add("resources", "has none, at least one is needed")
+	}
+	firsts, scopes := map[string]string{}, 0
+	for i, resource := range p.Resources {
+		path := fmt.Sprintf("resources[%d]", i)
+		checkName(found, firsts, path+".name", resource.Name, "_", allowedName)
+		if len(resource.Actions) == 0 {
+			found.add(path+".actions", "has none, at least one is needed")
+		}
+		scopes += len(resource.Actions)
+		firstActions := map[string]string{}
+		for j, action := range resource.Actions {
+			checkName(found, firstActions, fmt.Sprintf("%s.actions[%d]", path, j), action, "_", allowedName)
+		}
+	}
+	if scopes > maxScopes {
+		found.add("resources", "has %d scopes in all, allowed are up to %d", scopes, maxScopes)
+	}
+}
+
+func (p *Policy) checkRoles(found *mistakes) {
+	switch {
+	case len(p.Roles) == 0:
+		found.add("roles", "has none, at least one is needed")
+	case len(p.Roles) > maxRoles:
+		found.add("roles", "has %d, allowed are up to %d", len(p.Roles), maxRoles)
+	}
+	catalogue := map[string]bool{everything: true}
+	for _, resource := range p.Resources {
+		catalogue[scopeName(resource.Name, everything)] = true
+		for _, action := range resource.Actions {
+			catalogue[scopeName(resource.Name, action)] = true
+		}
+	}
+	// With half a catalogue, most scopes would be reported as missing.
+	wholeCatalogue := !found.anyUnread("resources")
+
+	firsts := map[string]string{}
+	for i, role := range p.Roles {
+		path := fmt.Sprintf("roles[%d]", i)
+		checkName(found, firsts, path+".name", role.Name, "_-", allowedRoleName)
+		firstScopes := map[string]string{}
+		for j, scope := range role.Scopes {
+			field := fmt.Sprintf("%s.scopes[%d]", path, j)
+			if first, repeated := firstScopes[scope]; repeated {
+				found.add(field, "is %s, as is %s already; each may be there once", quote(scope), first)
+				continue
+			}
+			firstScopes[scope] = field
+			if problem := scopeProblem(scope, catalogue, wholeCatalogue); problem != "" {
+				found.add(field, "is %s, %s", quote(scope), problem)
+			}
+		}
+	}
+}
+
+// scopeProblem says what is wrong with an entry of a role, or "". catalogue has
+// every entry that is allowed; unless it is whole, only the form is looked at.
+func scopeProblem(scope string, catalogue map[string]bool, whole bool) string {
+	name, action, _ := strings.Cut(scope, ":")
+	switch {
+	case scope == everything:
+		return ""
+	case !ValidScopeName(scope) && (action != everything || !validName(name, "_")):
+		return "which is malformed, " + allowedScope
+	case !whole || catalogue[scope]:
+		return ""
+	case !catalogue[scopeName(name, everything)]:
+		return fmt.Sprintf("but there is no resource %q, allowed are those under resources", name)
+	}
+	return fmt.Sprintf("but %s has no action %q, allowed are those under resources", name, action)
+}
+
+// checkName checks the form of a name, and that it is not in firsts already,
+// which maps names to their fields.
+func checkName(found *mistakes, firsts map[string]string, field, name, also, allowed string) {
+	switch first, repeated := firsts[name]; {
+	case name == "":
+		found.add(field, "is missing or empty, %s", allowed)
+	case !validName(name, also):
+		found.add(field, "is %s, %s", quote(name), allowed)
+	case repeated:
+		found.add(field, "is %s, as is %s already; each may be there once", quote(name), first)
+	default:
+		firsts[name] = field
+	}
+}
+
+func checkRange(found *mistakes, field string, value, most int) {
+	if value < 1 || value > most {
+		found.add(field, "is %d, allowed are 1 to %d", value, most)
+	}
+}
+
+// days shows a duration in days where it is whole days.
+func days(duration time.Duration) string {
+	if duration%Day == 0 {
+		return fmt.Sprint(int64(duration / Day))
+	}
+	return duration.String()
+}

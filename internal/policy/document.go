@@ -1,0 +1,70 @@
+package policy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Document returns the policy as canonical YAML: every setting written out, in
+// one fixed layout, the lists in the order they have. For a valid policy, Parse
+// of it gives an equal one. It does not depend on the version of a YAML library,
+// as Digest must not.
+func (p *Policy) Document() []byte {
+	var text strings.Builder
+	line := func(format string, arguments ...any) { fmt.Fprintf(&text, format+"\n", arguments...) }
+	list := func(name string, values []string) {
+		if len(values) == 0 {
+			line("    %s: []", name)
+			return
+		}
+		line("    %s:", name)
+		for _, value := range values {
+			line("      - %s", scalar(value))
+		}
+	}
+
+	line("version: %d", formatVersion)
+	line("token_prefix: %s", scalar(p.TokenPrefix))
+	line("resources:")
+	for _, resource := range p.Resources {
+		line("  - name: %s", scalar(resource.Name))
+		list("actions", resource.Actions)
+	}
+	line("roles:")
+	for _, role := range p.Roles {
+		line("  - name: %s", scalar(role.Name))
+		list("scopes", role.Scopes)
+	}
+	line("limits:")
+	line("  live_keys_per_workspace: %d", p.Limits.LiveKeysPerWorkspace)
+	line("  scopes_per_key: %d", p.Limits.ScopesPerKey)
+	line("  key_name_characters: %d", p.Limits.KeyNameCharacters)
+	line("retention_days: %s", days(p.Retention))
+	return []byte(text.String())
+}
+
+// Digest returns "sha256:" and the SHA-256 of Document in 64 hexadecimal digits.
+func (p *Policy) Digest() string {
+	sum := sha256.Sum256(p.Document())
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// notText is every word that a reader of YAML 1.1 or 1.2 may take for a boolean
+// or for null.
+var notText = []string{"y", "yes", "n", "no", "on", "off", "true", "false", "null"}
+
+// scalar writes text for YAML: plain if it is a name or scope that no reader
+// takes for something else, quoted otherwise. The escapes of Go are also YAML's,
+// so even a policy that is not valid cannot break out of its line.
+func scalar(text string) string {
+	name, action, isScope := strings.Cut(text, ":")
+	plain := validName(name, "_-") && (!isScope || action == everything || validName(action, "_"))
+	if plain && !slices.Contains(notText, text) {
+		return text
+	}
+	return strconv.Quote(text)
+}

@@ -1,0 +1,161 @@
+// Package policy is the catalogue of resources and actions, and what each role
+// may do: its rules, its YAML form and its digest.
+//
+// A scope is "resource:action". Roles may also use "*" (the whole catalogue)
+// and "resource:*" (every action of one resource); keys never can. An action
+// implies no other one: write does not include read.
+package policy
+
+import (
+	_ "embed"
+	"slices"
+	"strings"
+	"time"
+)
+
+// What a YAML document gets where it leaves a setting out.
+const (
+	DefaultTokenPrefix          = "scribe"
+	DefaultLiveKeysPerWorkspace = 1000
+	DefaultScopesPerKey         = 100
+	DefaultKeyNameCharacters    = 128
+	DefaultRetention            = 90 * Day
+)
+
+// Day is 24 hours, the unit of Policy.Retention.
+const Day = 24 * time.Hour
+
+// everything stands for all scopes in a role, and for all actions of a resource.
+const everything = "*"
+
+// Policy says which scopes exist and which of them each role has. One that
+// Parse or Default returned, or for which Validate returned nil, is valid; the
+// methods that look things up deny whatever an invalid one leaves unclear.
+//
+// The order of its lists has no meaning but is kept, and counts in Digest.
+type Policy struct {
+	// TokenPrefix begins the tokens of new keys; see token.ValidPrefix.
+	TokenPrefix string
+	// Resources is the catalogue: at least one, with at most 1,000 scopes in all.
+	Resources []Resource
+	// Roles lists 1 to 100 of them.
+	Roles []Role
+	// Limits bounds what a workspace and a key may have.
+	Limits Limits
+	// Retention is how long revoked and expired keys are kept: 1 to 3,650 whole
+	// days.
+	Retention time.Duration
+}
+
+// Resource is a kind of thing that scopes give access to.
+type Resource struct {
+	// Name is [a-z][a-z0-9_]{0,63}, and unique in the policy.
+	Name string
+	// Actions has at least one name of the same form, each once.
+	Actions []string
+}
+
+// Role is a named set of scopes.
+type Role struct {
+	// Name is [a-z][a-z0-9_-]{0,63}, and unique in the policy.
+	Name string
+	// Scopes is as it was written: "*", "resource:*" and "resource:action", each
+	// once and each in the catalogue. A role may have none.
+	Scopes []string
+}
+
+// Limits bounds what a workspace and a key may have.
+type Limits struct {
+	// LiveKeysPerWorkspace is 1 to 1,000,000; revoked and expired keys do not count.
+	LiveKeysPerWorkspace int
+	// ScopesPerKey is 1 to 1,000.
+	ScopesPerKey int
+	// KeyNameCharacters is 1 to 1,024, in Unicode code points.
+	KeyNameCharacters int
+}
+
+//go:embed scribe.yaml
+var scribe []byte
+
+// Default returns Scribe's policy, a new copy at every call.
+func Default() *Policy {
+	p, err := Parse("scribe.yaml", scribe)
+	if err != nil {
+		panic("policy: the built-in policy is wrong: " + err.Error()) // a test parses it
+	}
+	return p
+}
+
+// Scopes returns every scope of the catalogue, sorted.
+func (p *Policy) Scopes() []string {
+	var scopes []string
+	for _, resource := range p.Resources {
+		for _, action := range resource.Actions {
+			scopes = append(scopes, scopeName(resource.Name, action))
+		}
+	}
+	slices.Sort(scopes)
+	return scopes
+}
+
+// HasScope reports whether scope is in the catalogue. The forms with "*" never
+// are.
+func (p *Policy) HasScope(scope string) bool {
+	if !ValidScopeName(scope) {
+		return false
+	}
+	name, action, _ := strings.Cut(scope, ":")
+	return slices.ContainsFunc(p.Resources, func(resource Resource) bool {
+		return resource.Name == name && slices.Contains(resource.Actions, action)
+	})
+}
+
+// HasRole reports whether the policy has the role.
+func (p *Policy) HasRole(role string) bool {
+	return slices.ContainsFunc(p.Roles, func(r Role) bool { return r.Name == role })
+}
+
+// RoleScopes returns what the role may do: scopes of the catalogue, with "*"
+// and "resource:*" written out, sorted and without repetition. ok is false if
+// there is no such role. What a role lists beyond the catalogue is left out.
+func (p *Policy) RoleScopes(role string) (scopes []string, ok bool) {
+	index := slices.IndexFunc(p.Roles, func(r Role) bool { return r.Name == role })
+	if index < 0 {
+		return nil, false
+	}
+	written := make(map[string]bool, len(p.Roles[index].Scopes))
+	for _, entry := range p.Roles[index].Scopes {
+		written[entry] = true
+	}
+	for _, scope := range p.Scopes() {
+		resource, _, _ := strings.Cut(scope, ":")
+		if written[everything] || written[scopeName(resource, everything)] || written[scope] {
+			scopes = append(scopes, scope)
+		}
+	}
+	return slices.Compact(scopes), true
+}
+
+// ValidScopeName reports whether text has the form of a scope that a key can
+// have: resource:action, both [a-z][a-z0-9_]{0,63}. It says nothing of whether
+// a policy has it.
+func ValidScopeName(text string) bool {
+	resource, action, found := strings.Cut(text, ":")
+	return found && validName(resource, "_") && validName(action, "_")
+}
+
+func scopeName(resource, action string) string { return resource + ":" + action }
+
+// validName reports whether text is [a-z][a-z0-9<also>]{0,63}.
+func validName(text, also string) bool {
+	if text == "" || len(text) > maxNameLength || text[0] < 'a' || text[0] > 'z' {
+		return false
+	}
+	for i := range len(text) {
+		c := text[i]
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && strings.IndexByte(also, c) < 0 {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,261 @@
+// Package projection is the index that deciding reads: every key not yet purged,
+// every member, every workspace and the policy, in memory, as of one revision. It
+// starts from the store's Load and follows its Watch, so what it shows is durable
+// and in revision order.
+package projection
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// Projection is the index. Reads may come from many goroutines; Load and Follow are
+// called by one.
+type Projection struct {
+	store storage.Store
+	log   *slog.Logger
+
+	mutex sync.RWMutex
+	state *state
+	// advanced is closed and replaced whenever state changes.
+	advanced chan struct{}
+}
+
+// New returns an empty projection of a store. Load fills it.
+func New(store storage.Store, log *slog.Logger) *Projection {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Projection{store: store, log: log, state: newState(), advanced: make(chan struct{})}
+}
+
+// Load fills the projection with what the store holds now and returns how far the
+// store had come. A damaged policy is an error: nothing could be decided. Other
+// damaged records are kept as such, and answered with their error.
+func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
+	fresh := newState()
+	position, err := p.store.Load(ctx, fresh.add)
+	if err != nil {
+		return storage.Position{}, err
+	}
+	fresh.revision = position.Revision
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	if position.Revision < p.state.revision {
+		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, p.state.revision)
+	}
+	p.state = fresh
+	p.signal()
+	return position, nil
+}
+
+// Follow applies every change after what was loaded until the context ends, and
+// returns the context's error or storage.ErrHistoryChanged,
+// with which the process must not go on. When the store is down, Follow
+// loads it anew as soon as it can; meanwhile the projection shows the last durable
+// state.
+func (p *Projection) Follow(ctx context.Context) error {
+	const shortest, longest = 10 * time.Millisecond, 2 * time.Second
+	wait := shortest
+	for {
+		err := p.watch(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		p.log.WarnContext(ctx, "the change log broke off; loading anew", "error", err)
+		for {
+			_, err = p.Load(ctx)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err == nil {
+				wait = shortest
+				break
+			}
+			if errors.Is(err, storage.ErrHistoryChanged) {
+				return err
+			}
+			p.log.ErrorContext(ctx, "loading anew failed; trying again", "error", err, "after", wait)
+			if !pause(ctx, rand.N(wait)) { //nolint:gosec // jitter, no secret
+				return ctx.Err()
+			}
+			wait = min(2*wait, longest)
+		}
+	}
+}
+
+// watch applies changes until the watch ends.
+func (p *Projection) watch(ctx context.Context) error {
+	for change, err := range p.store.Watch(ctx, p.Revision()) {
+		if err != nil {
+			return err
+		}
+		p.mutex.Lock()
+		p.state.apply(change)
+		p.signal()
+		p.mutex.Unlock()
+	}
+	return storage.ErrUnavailable
+}
+
+// signal wakes everybody who waits for a revision. mutex is held.
+func (p *Projection) signal() {
+	close(p.advanced)
+	p.advanced = make(chan struct{})
+}
+
+// Epoch returns the identity of the history that the revisions belong to.
+func (p *Projection) Epoch() string { return p.store.Epoch() }
+
+// Revision returns how far the projection has come.
+func (p *Projection) Revision() int64 {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	return p.state.revision
+}
+
+// WaitFor returns once the projection has come to revision, or with the context's
+// error.
+func (p *Projection) WaitFor(ctx context.Context, revision int64) error {
+	for {
+		p.mutex.RLock()
+		reached, advanced := p.state.revision >= revision, p.advanced
+		p.mutex.RUnlock()
+		if reached {
+			return nil
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Found is what the projection knows about one key id, all as of one revision.
+type Found struct {
+	// Subject is what deciding needs; empty if there is no such key.
+	Subject decide.Subject
+	// Policy is the active policy, nil only in a store without one.
+	Policy *Policy
+	// Revision that this holds at.
+	Revision int64
+	// Damaged is set if a record that the answer depends on cannot be read. Nothing
+	// may be decided then.
+	Damaged error
+}
+
+// Find returns what is known about a key id. It reads memory alone, also for ids
+// that do not exist, and allocates nothing.
+func (p *Projection) Find(keyID string) Found {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	found := Found{Policy: p.state.policy, Revision: p.state.revision}
+	entry := p.state.keys[keyID]
+	if entry == nil {
+		return found
+	}
+	if found.Damaged = entry.problem(); found.Damaged != nil {
+		return found
+	}
+	found.Subject.Key = &entry.key
+	found.Subject.Workspace = entry.workspace.current
+	if member := entry.workspace.members[entry.key.Member]; member != nil {
+		found.Subject.Member = &member.Member
+		if p.state.policy != nil {
+			found.Subject.RoleScopes = p.state.policy.roles[member.Role]
+		}
+	}
+	return found
+}
+
+// Policy returns the active policy and the revision at which it was active; nil if
+// the store has none.
+func (p *Projection) Policy() (*Policy, int64) {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	return p.state.policy, p.state.revision
+}
+
+// Workspace is what a change of a workspace is checked against.
+type Workspace struct {
+	// Head is the workspace's; the change must expect it.
+	Head storage.Head
+	// Current is the workspace, nil if there is none.
+	Current *decide.Workspace
+	// Policy is the active policy.
+	Policy *Policy
+	// Revision that this holds at.
+	Revision int64
+	// Damaged is set if the workspace's head or record cannot be read: it cannot be
+	// changed.
+	Damaged error
+}
+
+// Workspace returns what is known about a workspace; the empty one is the policy's.
+func (p *Projection) Workspace(workspaceID string) Workspace {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	result := Workspace{Policy: p.state.policy, Revision: p.state.revision}
+	if entry := p.state.workspaces[workspaceID]; entry != nil {
+		result.Head, result.Current = entry.head, entry.current
+		result.Damaged = errors.Join(entry.damaged, entry.damagedHead)
+	}
+	return result
+}
+
+// Has says whether a member, as Member returned it, belongs to the workspace as it is
+// now.
+func (w Workspace) Has(member *Member) bool {
+	return w.Current != nil && !w.Current.Removed &&
+		member != nil && !member.Removed && member.WorkspaceIncarnation == w.Current.Incarnation
+}
+
+// Member returns one member as deciding sees it, nil if no record is
+// there. The error is set if the record is damaged.
+func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	entry := p.state.workspaces[workspaceID]
+	if entry == nil {
+		return nil, nil //nolint:nilnil // documented: nil is "none"
+	}
+	member := entry.members[memberID]
+	if member == nil {
+		return nil, nil //nolint:nilnil // documented: nil is "none"
+	}
+	return member, member.damaged
+}
+
+// LiveKeys counts the keys of a workspace that are neither revoked nor expired at
+// now, nor count as revoked with their member or workspace. It stops counting at
+// enough, so that the usual question, whether there is room, costs little.
+func (p *Projection) LiveKeys(workspaceID string, now time.Time, enough int) int {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	entry := p.state.workspaces[workspaceID]
+	if entry == nil {
+		return 0
+	}
+	return entry.live(now, enough)
+}
+
+// pause waits; it says whether the context is still good.
+func pause(ctx context.Context, duration time.Duration) bool {
+	timer := time.NewTimer(duration)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,328 @@
+package projection
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+// Policy is the active policy, prepared for look-ups.
+type Policy struct {
+	// Policy is the policy itself.
+	*policy.Policy
+	// Digest identifies it.
+	Digest string
+	// Retired are the scopes that earlier policies had, sorted.
+	Retired decide.Scopes
+	// Catalogue are its scopes, sorted.
+	Catalogue decide.Scopes
+
+	roles map[string]decide.Scopes
+}
+
+// Role returns what a role may do, nil if the policy does not have it.
+func (p *Policy) Role(name string) decide.Scopes { return p.roles[name] }
+
+// Member is a member as deciding sees it, with what a change is checked against.
+type Member struct {
+	decide.Member
+	// SourceVersion is the highest that the product's directory gave.
+	SourceVersion int64
+
+	damaged error
+}
+
+// state is the index as of one revision.
+type state struct {
+	revision   int64
+	policy     *Policy
+	keys       map[string]*keyEntry
+	workspaces map[string]*workspaceEntry
+	// scopes holds each set of scopes once: most keys of a product share a few.
+	scopes map[string]decide.Scopes
+}
+
+// keyEntry is one key. It is replaced, never changed.
+type keyEntry struct {
+	key       decide.Key
+	sequence  int64
+	workspace *workspaceEntry
+	damaged   error
+}
+
+// problem returns the first damage that an answer about the key depends on.
+func (e *keyEntry) problem() error {
+	if e.damaged != nil {
+		return e.damaged
+	}
+	if e.workspace.damaged != nil {
+		return e.workspace.damaged
+	}
+	if member := e.workspace.members[e.key.Member]; member != nil {
+		return member.damaged
+	}
+	return nil
+}
+
+// workspaceEntry is one workspace; the policy's, with an empty id, has only a head.
+type workspaceEntry struct {
+	id      string
+	current *decide.Workspace // nil if there is no record; replaced, never changed
+	members map[string]*Member
+	// keys are ordered by sequence; revoked counts those that were revoked themselves.
+	keys        []*keyEntry
+	revoked     int
+	head        storage.Head
+	damaged     error
+	damagedHead error
+}
+
+// live counts live keys, up to enough.
+func (w *workspaceEntry) live(now time.Time, enough int) int {
+	if w.current == nil || w.current.Removed {
+		return 0
+	}
+	nanoseconds, count := now.UnixNano(), 0
+	for _, entry := range w.keys {
+		if count >= enough {
+			break
+		}
+		// A damaged key counts: it might be live, and refusing is the safer mistake.
+		if entry.damaged != nil || w.isLive(&entry.key, nanoseconds) {
+			count++
+		}
+	}
+	return count
+}
+
+// isLive says whether a key of the workspace is neither revoked nor expired.
+func (w *workspaceEntry) isLive(key *decide.Key, now int64) bool {
+	if key.Revoked || now >= key.ExpireTime || key.WorkspaceIncarnation != w.current.Incarnation {
+		return false
+	}
+	member := w.members[key.Member]
+	return member != nil && !member.Removed && member.Incarnation == key.MemberIncarnation
+}
+
+func newState() *state {
+	return &state{
+		keys:       make(map[string]*keyEntry),
+		workspaces: make(map[string]*workspaceEntry),
+		scopes:     make(map[string]decide.Scopes),
+	}
+}
+
+func (s *state) workspace(id string) *workspaceEntry {
+	entry := s.workspaces[id]
+	if entry == nil {
+		id = strings.Clone(id)
+		entry = &workspaceEntry{id: id, members: make(map[string]*Member)}
+		s.workspaces[id] = entry
+	}
+	return entry
+}
+
+// apply makes the state that of the change's revision.
+func (s *state) apply(change *storage.Committed) {
+	for _, item := range change.Put {
+		// Only a policy can be refused here, and keys checks it before it is committed.
+		_ = s.add(item)
+	}
+	for _, record := range change.DeletedKeys {
+		s.removeKey(record.GetKeyId())
+	}
+	for _, record := range change.DeletedMembers {
+		delete(s.workspace(record.GetWorkspaceId()).members, record.GetMemberId())
+	}
+	s.workspace(change.Head.WorkspaceID).head = change.Head.Head
+	s.revision = change.Revision
+}
+
+// add puts one record into the state. Only a policy that cannot be read is an error.
+func (s *state) add(item storage.Item) error {
+	switch {
+	case item.Policy != nil:
+		return s.addPolicy(item.Policy)
+	case item.Workspace != nil:
+		s.workspace(item.Workspace.GetWorkspaceId()).current = &decide.Workspace{
+			Incarnation: item.Workspace.GetIncarnation(),
+			Removed:     item.Workspace.GetRemoveTime() != nil,
+		}
+	case item.Member != nil:
+		s.addMember(item.Member)
+	case item.Key != nil:
+		s.addKey(item.Key)
+	case item.Head != nil:
+		s.workspace(item.Head.WorkspaceID).head = item.Head.Head
+	case item.Damaged != nil:
+		return s.addDamaged(item.Damaged)
+	}
+	return nil
+}
+
+func (s *state) addPolicy(record *storagev1.PolicyRecord) error {
+	parsed, err := policy.Parse("stored policy", record.GetDocument())
+	if err != nil {
+		return &storage.DamagedError{Kind: "policy", Name: "active", Problem: err.Error()}
+	}
+	prepared := &Policy{
+		Policy:    parsed,
+		Digest:    parsed.Digest(),
+		Retired:   decide.NewScopes(record.GetRetiredScopes()...),
+		Catalogue: parsed.Scopes(),
+		roles:     make(map[string]decide.Scopes, len(parsed.Roles)),
+	}
+	for _, role := range parsed.Roles {
+		prepared.roles[role.Name], _ = parsed.RoleScopes(role.Name)
+	}
+	s.policy = prepared
+	return nil
+}
+
+func (s *state) addMember(record *storagev1.MemberRecord) {
+	s.workspace(record.GetWorkspaceId()).members[record.GetMemberId()] = &Member{
+		Member: decide.Member{
+			Incarnation:          record.GetIncarnation(),
+			WorkspaceIncarnation: record.GetWorkspaceIncarnation(),
+			Role:                 record.GetRole(),
+			// A state that this program does not know is neither, and denies.
+			Active:  record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE,
+			Removed: record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED,
+		},
+		SourceVersion: record.GetSourceVersion(),
+	}
+}
+
+func (s *state) addKey(record *storagev1.KeyRecord) {
+	entry := &keyEntry{sequence: record.GetSequence(), workspace: s.workspace(record.GetWorkspaceId())}
+	entry.damaged = s.fill(&entry.key, record, entry.workspace)
+	s.insert(entry)
+}
+
+// insert adds or replaces a key.
+func (s *state) insert(entry *keyEntry) {
+	workspace := entry.workspace
+	s.removeKey(entry.key.ID)
+	s.keys[entry.key.ID] = entry
+	index, _ := slices.BinarySearchFunc(workspace.keys, entry, compareKeys)
+	workspace.keys = slices.Insert(workspace.keys, index, entry)
+	if entry.key.Revoked {
+		workspace.revoked++
+	}
+}
+
+// compareKeys orders the keys of a workspace.
+func compareKeys(a, b *keyEntry) int {
+	return cmp.Or(cmp.Compare(a.sequence, b.sequence), cmp.Compare(a.key.ID, b.key.ID))
+}
+
+func (s *state) removeKey(keyID string) {
+	entry := s.keys[keyID]
+	if entry == nil {
+		return
+	}
+	delete(s.keys, keyID)
+	workspace := entry.workspace
+	if index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys); found {
+		workspace.keys = slices.Delete(workspace.keys, index, index+1)
+	}
+	if entry.key.Revoked {
+		workspace.revoked--
+	}
+}
+
+// fill sets a key from its record. What makes no sense is damage.
+func (s *state) fill(key *decide.Key, record *storagev1.KeyRecord, workspace *workspaceEntry) error {
+	key.ID = record.GetKeyId()
+	key.Workspace = workspace.id
+	key.Member = record.GetMemberId()
+	key.WorkspaceIncarnation = record.GetWorkspaceIncarnation()
+	key.MemberIncarnation = record.GetMemberIncarnation()
+	// Share the strings that most keys have in common with their workspace and member.
+	if workspace.current != nil && workspace.current.Incarnation == key.WorkspaceIncarnation {
+		key.WorkspaceIncarnation = workspace.current.Incarnation
+	}
+	if member := workspace.members[key.Member]; member != nil && member.Incarnation == key.MemberIncarnation {
+		key.MemberIncarnation = member.Incarnation
+	}
+	key.Scopes = s.share(record.GetScopes())
+	key.Revoked = record.GetRevokeTime() != nil
+	damaged := func(problem string) error {
+		return &storage.DamagedError{Kind: "key", Name: key.ID, Problem: problem}
+	}
+	for _, cidr := range record.GetAllowedCidrs() {
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return damaged("an allowed CIDR is malformed")
+		}
+		key.AllowedPrefixes = append(key.AllowedPrefixes, prefix)
+	}
+	secrets := record.GetSecrets()
+	if len(secrets) < 1 || len(secrets) > len(key.Secrets) {
+		return damaged("it has neither one secret nor two")
+	}
+	for index, secret := range secrets {
+		if len(secret.GetHash()) != 32 || secret.GetScheme() > 255 || secret.GetExpireTime() == nil {
+			return damaged("a secret is malformed")
+		}
+		key.Secrets[index] = decide.Secret{
+			Hash: token.Hash{
+				Scheme: token.Scheme(secret.GetScheme()), //nolint:gosec // checked above
+				Sum:    [32]byte(secret.GetHash()),
+			},
+			End: end(secret),
+		}
+	}
+	key.ExpireTime = nanoseconds(secrets[0].GetExpireTime())
+	return nil
+}
+
+// end returns when a secret stops matching.
+func end(secret *storagev1.SecretRecord) int64 {
+	expires := nanoseconds(secret.GetExpireTime())
+	if secret.GetOverlapEndTime() != nil {
+		return min(expires, nanoseconds(secret.GetOverlapEndTime()))
+	}
+	return expires
+}
+
+func nanoseconds(stamp *timestamppb.Timestamp) int64 { return stamp.AsTime().UnixNano() }
+
+// share returns a set of scopes equal to names that all keys with it share.
+func (s *state) share(names []string) decide.Scopes {
+	joined := strings.Join(names, " ")
+	set, found := s.scopes[joined]
+	if !found {
+		set = decide.NewScopes(names...)
+		s.scopes[joined] = set
+	}
+	return set
+}
+
+func (s *state) addDamaged(damaged *storage.Damaged) error {
+	switch workspace := damaged.WorkspaceID; {
+	case workspace == "" && damaged.KeyID == "" && !damaged.Head:
+		return damaged.Err // the policy
+	case damaged.KeyID != "":
+		entry := &keyEntry{workspace: s.workspace(workspace), damaged: damaged.Err}
+		entry.key.ID = damaged.KeyID
+		s.insert(entry)
+	case damaged.MemberID != "":
+		s.workspace(workspace).members[damaged.MemberID] = &Member{damaged: damaged.Err}
+	case damaged.Head:
+		s.workspace(workspace).damagedHead = damaged.Err
+	default:
+		s.workspace(workspace).damaged = damaged.Err
+	}
+	return nil
+}

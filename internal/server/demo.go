@@ -1,0 +1,147 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/template"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/config"
+)
+
+const (
+	// demoWorkspace is the workspace that --dev seeds: a member of each role, who is
+	// called like it, and a key.
+	demoWorkspace = "demo"
+	// demoTokenFile, in the data folder, holds the token of the demo key: the one place
+	// where keysvc ever writes one, for the pasted commands to read.
+	demoTokenFile = "demo-token"
+)
+
+// seedDemo adds the demo workspace and its key, unless they are there, and prints
+// what to try.
+func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address string, out io.Writer) error {
+	policy, _ := s.projection.Policy()
+	owner, scopes := "", []string(nil)
+	for _, role := range policy.Roles {
+		_, err := s.keys.PutMember(ctx, systemActor, &keysvcv1.PutMemberRequest{
+			WorkspaceId: demoWorkspace,
+			MemberId:    role.Name,
+			Role:        role.Name,
+			State:       keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+		})
+		if err != nil {
+			return err
+		}
+		if can := policy.Role(role.Name); owner == "" || len(can) > len(scopes) {
+			owner, scopes = role.Name, can
+		}
+	}
+	if len(scopes) < 2 {
+		return errors.New("the policy has no role with two scopes to show the difference between them")
+	}
+	granted, denied := demoScopes(scopes)
+	path := filepath.Join(settings.Data, demoTokenFile)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := s.createDemoKey(ctx, owner, granted, path); err != nil {
+			return err
+		}
+	} else if err != nil {
+		return err
+	}
+	token, err := os.ReadFile(path) //nolint:gosec // ours
+	if err != nil {
+		return err
+	}
+	return demoText.Execute(out, map[string]string{
+		"Address": address,
+		"Keysvc":  command(address),
+		"File":    path,
+		"Granted": granted,
+		"Denied":  denied,
+		"KeyID":   demoKeyID(string(token)),
+	})
+}
+
+// demoScopes chooses a scope that the demo key gets, and one that it does not.
+func demoScopes(scopes []string) (granted, denied string) {
+	granted, denied = scopes[0], scopes[len(scopes)-1]
+	for _, scope := range scopes {
+		switch scope {
+		case "signatures:read":
+			granted = scope
+		case "signatures:write":
+			denied = scope
+		}
+	}
+	return granted, denied
+}
+
+// createDemoKey creates the demo key and writes its token.
+func (s *Server) createDemoKey(ctx context.Context, member, scope, path string) error {
+	created, err := s.keys.CreateKey(ctx, systemActor, &keysvcv1.CreateKeyRequest{
+		WorkspaceId: demoWorkspace,
+		MemberId:    member,
+		Name:        "Demo key",
+		Scopes:      []string{scope},
+	})
+	if err != nil {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // ours
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(file, created.GetToken())
+	return errors.Join(err, file.Close())
+}
+
+// demoKeyID returns the public part of the demo token.
+func demoKeyID(text string) string {
+	if parts := strings.Split(text, "_"); len(parts) == 4 {
+		return parts[2]
+	}
+	return "KEY_ID"
+}
+
+// command returns how the person who started this process can run it.
+func command(address string) string {
+	name := "keysvc"
+	if path, err := os.Executable(); err == nil && strings.Contains(path, "go-build") {
+		name = "go run ./cmd/keysvc"
+	}
+	if address != config.DefaultAddress {
+		name += " --addr " + address
+	}
+	return name
+}
+
+var demoText = template.Must(template.New("demo").Parse(`keysvc serves on {{.Address}}, with a demo workspace. In another terminal, try:
+
+  # ALLOWED: the demo key was granted {{.Granted}}
+  {{.Keysvc}} validate --scope {{.Granted}} < {{.File}}
+
+  # PERMISSION_DENIED: it was not granted {{.Denied}}
+  {{.Keysvc}} validate --scope {{.Denied}} < {{.File}}
+
+  # UNAUTHENTICATED: this is no token
+  echo nonsense | {{.Keysvc}} validate --scope {{.Granted}}
+
+The same with grpcurl:
+
+  printf '{"token":"%s","required_scope":"{{.Granted}}"}' "$(cat {{.File}})" |
+    grpcurl -plaintext -d @ {{.Address}} keysvc.v1.ValidationService/ValidateKey
+
+Then end the key for good, and ask again:
+
+  {{.Keysvc}} key revoke {{.KeyID}} --workspace demo
+  {{.Keysvc}} validate --scope {{.Granted}} < {{.File}}
+
+Stop with Ctrl-C.
+`))

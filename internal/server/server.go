@@ -1,0 +1,198 @@
+// Package server wires a keysvc process together: it knows the concrete store, puts
+// the services over it, and starts and stops everything in order.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	channelz "google.golang.org/grpc/channelz/service"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/clock"
+	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/service"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+// Times that no operator needs to set.
+const (
+	// connectionTimeout bounds a connection's handshake.
+	connectionTimeout = 10 * time.Second
+	// keepaliveTime and keepaliveTimeout find peers that went away without a word.
+	keepaliveTime    = time.Minute
+	keepaliveTimeout = 20 * time.Second
+	// keepaliveMinimum is how often a client may ping.
+	keepaliveMinimum = 10 * time.Second
+)
+
+// systemActor is recorded for what the process does by itself.
+var systemActor = audit.Actor{Caller: "system"}
+
+// Config is what a Server works with.
+type Config struct {
+	// Store holds everything. Required; the Server does not close it.
+	Store storage.Store
+	// Settings are the limits, and what is served. Required.
+	Settings config.Settings
+	// Policy fills a store that has none. Required.
+	Policy *policy.Policy
+	// Now is the clock; the Server keeps it from going back. Default: time.Now.
+	Now func() time.Time
+	// Random yields ids and secrets. Default: the system's CSPRNG.
+	Random io.Reader
+	// Log receives what operators should know. Default: nothing.
+	Log *slog.Logger
+}
+
+// Server is a keysvc process without its listener and store.
+type Server struct {
+	grpc       *grpc.Server
+	health     *health.Server
+	projection *projection.Projection
+	keys       *keys.Manager
+	log        *slog.Logger
+
+	stopFollowing context.CancelFunc
+	following     sync.WaitGroup
+	failed        chan error
+}
+
+// New loads the store and returns a server that is ready to serve. Its errors are
+// storage's and those of the policy.
+func New(ctx context.Context, settings Config) (*Server, error) {
+	log := settings.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	now := settings.Now
+	if now == nil {
+		now = time.Now
+	}
+	now = clock.Steady(now)
+	server := &Server{
+		projection: projection.New(settings.Store, log),
+		log:        log,
+		failed:     make(chan error, 1),
+	}
+	position, err := server.projection.Load(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("loading the store: %w", err)
+	}
+	server.keys = keys.New(keys.Config{
+		Store: settings.Store, Projection: server.projection, Now: now, Random: settings.Random,
+	})
+	server.follow()
+	active, err := server.keys.InstallPolicy(ctx, systemActor, settings.Policy)
+	if err != nil {
+		server.Stop(ctx)
+		return nil, fmt.Errorf("installing the policy: %w", err)
+	}
+	if wanted := settings.Policy.Digest(); active.Digest != wanted {
+		log.Warn("the store has another policy, which is the one that counts; change it with keysvc policy apply",
+			"active", active.Digest, "given", wanted)
+	}
+	server.register(settings, validation.New(server.projection, settings.Store, now))
+	log.Info("store loaded", "epoch", settings.Store.Epoch(), "revision", position.Revision, "policy", active.Digest)
+	return server, nil
+}
+
+// follow lets the projection follow the store until Stop.
+func (s *Server) follow() {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.stopFollowing = cancel
+	s.following.Go(func() {
+		if err := s.projection.Follow(ctx); ctx.Err() == nil {
+			s.failed <- err
+		}
+	})
+}
+
+// register makes the gRPC server.
+func (s *Server) register(config Config, validator *validation.Validator) {
+	errors := service.Errors{Log: s.log}
+	unary, stream := interceptors(config.Settings, s.log, errors)
+	s.grpc = grpc.NewServer(
+		grpc.ChainUnaryInterceptor(unary...),
+		grpc.ChainStreamInterceptor(stream...),
+		grpc.MaxConcurrentStreams(uint32(config.Settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
+		grpc.MaxHeaderListSize(uint32(config.Settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
+		grpc.MaxRecvMsgSize(config.Settings.MaxMessageBytes),
+		grpc.ConnectionTimeout(connectionTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+	)
+	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
+	keysvcv1.RegisterKeyServiceServer(s.grpc, keyService)
+	keysvcv1.RegisterMemberServiceServer(s.grpc, memberService)
+	keysvcv1.RegisterPolicyServiceServer(s.grpc, policyService)
+	keysvcv1.RegisterValidationServiceServer(s.grpc, service.NewValidation(validator, errors))
+	s.health = health.NewServer()
+	for name := range s.grpc.GetServiceInfo() {
+		s.health.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVING)
+	}
+	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	if config.Settings.Channelz {
+		channelz.RegisterChannelzServiceToServer(s.grpc)
+	}
+}
+
+// Serve answers calls on a listener until Stop, or until the store cannot be trusted
+// any more; then the error says why, and Stop must still be called. It closes the
+// listener.
+func (s *Server) Serve(listener net.Listener) error {
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(listener) }()
+	select {
+	case err := <-served:
+		if errors.Is(err, grpc.ErrServerStopped) {
+			return nil
+		}
+		return err
+	case err := <-s.failed:
+		s.health.Shutdown()
+		s.grpc.Stop()
+		<-served
+		return err
+	}
+}
+
+// Stop says that the server no longer serves, waits for the calls in flight until the
+// context ends, cuts off the rest, and returns when nothing runs any more.
+func (s *Server) Stop(ctx context.Context) {
+	if s.grpc != nil {
+		s.health.Shutdown()
+		drained := make(chan struct{})
+		go func() {
+			s.grpc.GracefulStop()
+			close(drained)
+		}()
+		select {
+		case <-drained:
+		case <-ctx.Done():
+			s.log.Warn("calls in flight are cut off: the drain timeout passed")
+			s.grpc.Stop()
+			<-drained
+		}
+	}
+	s.stopFollowing()
+	s.following.Wait()
+}

@@ -1,0 +1,150 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// ErrorDomain is the domain of every ErrorInfo that keysvc sends.
+const ErrorDomain = "keysvc"
+
+// reasonCodes says with which code each reason is sent. A reason that is missing is
+// sent as INTERNAL; a test makes sure that none is.
+var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
+	keysvcv1.ErrorReason_ERROR_REASON_FIELD_INVALID:           codes.InvalidArgument,
+	keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN:           codes.InvalidArgument,
+	keysvcv1.ErrorReason_ERROR_REASON_ROLE_UNKNOWN:            codes.InvalidArgument,
+	keysvcv1.ErrorReason_ERROR_REASON_PAGE_TOKEN_INVALID:      codes.InvalidArgument,
+	keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND:           codes.NotFound,
+	keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND:        codes.NotFound,
+	keysvcv1.ErrorReason_ERROR_REASON_SCOPE_BEYOND_ROLE:       codes.PermissionDenied,
+	keysvcv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED:      codes.PermissionDenied,
+	keysvcv1.ErrorReason_ERROR_REASON_CALLER_UNKNOWN:          codes.Unauthenticated,
+	keysvcv1.ErrorReason_ERROR_REASON_ETAG_MISMATCH:           codes.Aborted,
+	keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED: codes.Aborted,
+	keysvcv1.ErrorReason_ERROR_REASON_CONCURRENT_CHANGE:       codes.Aborted,
+	keysvcv1.ErrorReason_ERROR_REASON_POLICY_CHANGED:          codes.Aborted,
+	keysvcv1.ErrorReason_ERROR_REASON_REQUEST_ID_USED:         codes.AlreadyExists,
+	keysvcv1.ErrorReason_ERROR_REASON_KEY_REVOKED:             codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_KEY_EXPIRED:             codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_MEMBER_SUSPENDED:        codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_KEY_LIMIT_REACHED:       codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS:    codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_SCOPE_RETIRED:           codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH:          codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS:       codes.ResourceExhausted,
+	keysvcv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN:         codes.Unknown,
+	keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:       codes.Unavailable,
+	keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED:    codes.Unavailable,
+	keysvcv1.ErrorReason_ERROR_REASON_RECORD_DAMAGED:          codes.DataLoss,
+	keysvcv1.ErrorReason_ERROR_REASON_INTERNAL:                codes.Internal,
+	keysvcv1.ErrorReason_ERROR_REASON_NOT_IMPLEMENTED:         codes.Unimplemented,
+}
+
+// retryDelay is what a caller is told to wait before it tries again.
+const retryDelay = 100 * time.Millisecond
+
+// Errors turns errors into what callers may see, in this one place. What a caller
+// may not see is logged here, once.
+type Errors struct {
+	// Log gets the causes.
+	Log *slog.Logger
+}
+
+// Status returns the error to answer an RPC with. nil stays nil.
+func (e Errors) Status(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ended := contextStatus(err); ended != nil {
+		return ended
+	}
+	return statusOf(e.problem(ctx, err)).Err()
+}
+
+// contextStatus returns the status for a call that was cancelled or took too long.
+func contextStatus(err error) error {
+	switch {
+	case errors.Is(err, storage.ErrOutcomeUnknown):
+		return nil // says more
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "the call was cancelled")
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, "the call's deadline passed; nothing was changed")
+	}
+	return nil
+}
+
+// problem returns what the caller is told.
+func (e Errors) problem(ctx context.Context, err error) *problem.Error {
+	var known *problem.Error
+	if errors.As(err, &known) {
+		return known
+	}
+	switch {
+	case errors.Is(err, storage.ErrOutcomeUnknown):
+		e.Log.ErrorContext(ctx, "the outcome of a change is unknown", "error", err)
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
+			"the store failed during the change, which took effect or did not; read it, or repeat it with the same request_id")
+	case errors.Is(err, storage.ErrUnavailable):
+		e.Log.WarnContext(ctx, "the store is not available", "error", err)
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE,
+			"the store is not ready; nothing was changed; try again")
+	case errors.Is(err, storage.ErrDamaged):
+		e.Log.ErrorContext(ctx, "a stored record is damaged", "error", err)
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_RECORD_DAMAGED,
+			"a stored record is damaged; the operator finds which with keysvc check")
+	}
+	e.Log.ErrorContext(ctx, "internal error", "error", err)
+	return problem.New(keysvcv1.ErrorReason_ERROR_REASON_INTERNAL, "internal error; the log has its cause")
+}
+
+// codeOf returns the code that a reason is sent with.
+func codeOf(reason keysvcv1.ErrorReason) codes.Code {
+	if code, known := reasonCodes[reason]; known {
+		return code
+	}
+	return codes.Internal
+}
+
+// Reason returns a reason as it is sent: without its prefix.
+func Reason(reason keysvcv1.ErrorReason) string {
+	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
+}
+
+// statusOf returns the status for a problem, with its details.
+func statusOf(problem *problem.Error) *status.Status {
+	result := status.New(codeOf(problem.Reason), problem.Error())
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{
+		Reason: Reason(problem.Reason), Domain: ErrorDomain, Metadata: problem.Metadata,
+	}}
+	if len(problem.Violations) > 0 {
+		bad := &errdetails.BadRequest{}
+		for _, violation := range problem.Violations {
+			bad.FieldViolations = append(bad.FieldViolations, &errdetails.BadRequest_FieldViolation{
+				Field: violation.Field, Description: violation.Description,
+			})
+		}
+		details = append(details, bad)
+	}
+	if problem.Reason == keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)})
+	}
+	if detailed, err := result.WithDetails(details...); err == nil {
+		return detailed
+	}
+	return result
+}

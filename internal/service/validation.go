@@ -1,0 +1,165 @@
+package service
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+// MaxBatch is how many tokens one batch may hold.
+const MaxBatch = 256
+
+// ValidationService implements keysvcv1.ValidationServiceServer.
+type ValidationService struct {
+	keysvcv1.UnimplementedValidationServiceServer
+	validator *validation.Validator
+	errors    Errors
+}
+
+// NewValidation returns the service over a Validator.
+func NewValidation(validator *validation.Validator, errors Errors) *ValidationService {
+	return &ValidationService{validator: validator, errors: errors}
+}
+
+// ValidateKey implements keysvcv1.ValidationServiceServer.
+func (s *ValidationService) ValidateKey(ctx context.Context, request *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
+	response, err := s.validate(ctx, request)
+	return response, s.errors.Status(ctx, err)
+}
+
+// BatchValidateKeys implements keysvcv1.ValidationServiceServer.
+func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error) {
+	if count := len(request.GetRequests()); count < 1 || count > MaxBatch {
+		var fields problem.Fields
+		fields.Add("requests", "has %d items; 1 to %d are allowed", count, MaxBatch)
+		return nil, s.errors.Status(ctx, fields.Err())
+	}
+	responses := make([]*keysvcv1.ValidateKeyResponse, len(request.GetRequests()))
+	for index, item := range request.GetRequests() {
+		response, err := s.validate(ctx, item)
+		if ctx.Err() != nil {
+			return nil, s.errors.Status(ctx, ctx.Err())
+		}
+		if err != nil {
+			response = &keysvcv1.ValidateKeyResponse{Error: s.itemError(ctx, err)}
+		}
+		responses[index] = response
+	}
+	return &keysvcv1.BatchValidateKeysResponse{Responses: responses}, nil
+}
+
+// itemError returns what the status of a call with the item alone would say.
+func (s *ValidationService) itemError(ctx context.Context, err error) *keysvcv1.ValidationError {
+	if ended := contextStatus(err); ended != nil {
+		return &keysvcv1.ValidationError{Code: int32(status.Code(ended)), Message: ended.Error()} //nolint:gosec // codes are below 17
+	}
+	told := s.errors.problem(ctx, err)
+	return &keysvcv1.ValidationError{
+		Code:    int32(codeOf(told.Reason)), //nolint:gosec // codes are below 17
+		Reason:  told.Reason,
+		Message: told.Error(),
+	}
+}
+
+func (s *ValidationService) validate(ctx context.Context, request *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
+	question, err := questionOf(request)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := s.validator.Validate(ctx, question)
+	if err != nil {
+		return nil, err
+	}
+	response := &keysvcv1.ValidateKeyResponse{
+		Decision: keysvcv1.Decision(answer.Decision),
+		Reason:   keysvcv1.Reason(answer.Reason),
+		KeyId:    answer.KeyID,
+		Revision: answer.Revision,
+		Epoch:    s.validator.Epoch(),
+	}
+	if answer.Decision != decide.Allowed {
+		return response, nil
+	}
+	response.Principal = showPrincipal(&answer)
+	if request.GetIncludeGrant() {
+		response.Grant = showGrant(&answer)
+	}
+	return response, nil
+}
+
+// questionOf checks a request and returns what it asks.
+func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, error) {
+	question := validation.Question{
+		Token: request.GetToken(),
+		Requirement: decide.Requirement{
+			Scope:        request.GetRequiredScope(),
+			IdentityOnly: request.GetIdentityOnly(),
+		},
+		WorkspaceID: request.GetWorkspaceId(),
+		MinRevision: request.GetMinRevision(),
+		Epoch:       request.GetEpoch(),
+		WithDetails: request.GetWithDetails(),
+	}
+	var fields problem.Fields
+	if (question.Requirement.Scope == "") != question.Requirement.IdentityOnly {
+		fields.Add("required_scope", "and identity_only: exactly one of them must be given")
+	}
+	keys.CheckWorkspaceID(&fields, question.WorkspaceID)
+	if text := request.GetClientAddress(); text != "" {
+		address, err := netip.ParseAddr(text)
+		if err != nil {
+			fields.Add("client_address", "is not an IPv4 or IPv6 address; one without a port is required")
+		}
+		question.Address = address
+	}
+	if question.MinRevision < 0 {
+		fields.Add("min_revision", "is negative; a revision that keysvc gave is required")
+	}
+	if (question.MinRevision != 0) != (question.Epoch != "") {
+		fields.Add("epoch", "and min_revision must be given together")
+	}
+	return question, fields.Err()
+}
+
+func showPrincipal(answer *validation.Answer) *keysvcv1.Principal {
+	principal := &keysvcv1.Principal{
+		KeyId:       answer.Grant.Principal.KeyID,
+		WorkspaceId: answer.Grant.Principal.WorkspaceID,
+		MemberId:    answer.Grant.Principal.MemberID,
+		Role:        answer.Grant.Principal.Role,
+	}
+	if answer.Details != nil {
+		principal.KeyName = answer.Details.GetName()
+		principal.Labels = answer.Details.GetLabels()
+		principal.Scopes = answer.Grant.Effective()
+		principal.ExpireTime = timestamppb.New(time.Unix(0, answer.Grant.HoldsUntil))
+	}
+	return principal
+}
+
+func showGrant(answer *validation.Answer) *keysvcv1.Grant {
+	grant := &keysvcv1.Grant{
+		Scopes:   answer.Grant.Effective(),
+		ValidFor: durationpb.New(time.Unix(0, answer.Grant.HoldsUntil).Sub(answer.Now)),
+	}
+	if prefixes := answer.Grant.AllowedPrefixes; len(prefixes) > 0 {
+		allowed := &keysvcv1.AllowedAddresses{}
+		for _, prefix := range prefixes {
+			allowed.Cidrs = append(allowed.Cidrs, prefix.String())
+		}
+		grant.Conditions = append(grant.Conditions, &keysvcv1.GrantCondition{
+			Kind: &keysvcv1.GrantCondition_AllowedAddresses{AllowedAddresses: allowed},
+		})
+	}
+	return grant
+}

@@ -1,0 +1,505 @@
+package boltstore
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// maxGroup is how many changes one transaction commits at most.
+const maxGroup = 512
+
+// request is a change on its way through the committer.
+type request struct {
+	change   *storage.Change
+	event    []byte // the audit event, encoded
+	records  []encoded
+	state    atomic.Int32
+	done     chan struct{}
+	revision int64
+	err      error
+
+	// Set by the committer.
+	committed *storage.Committed
+	slots     map[string]int64 // of new keys
+}
+
+// encoded is a record of a change, encoded before the change waits in line.
+type encoded struct {
+	bucket  string
+	name    string // empty for keys, whose slot the committer knows
+	key     *storagev1.KeyRecord
+	payload []byte // nil to delete
+}
+
+const (
+	waiting int32 = iota
+	taken
+	withdrawn
+)
+
+// write is one put or delete in the file.
+type write struct {
+	bucket, name string
+	value        []byte // nil to delete
+}
+
+// Commit implements storage.Store.
+func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, error) {
+	if err := change.Validate(); err != nil {
+		return 0, err
+	}
+	entry, err := encode(change)
+	if err != nil {
+		return 0, err
+	}
+	select {
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	default:
+	}
+	select {
+	case s.requests <- entry:
+	case <-s.closing:
+		return 0, storage.ErrUnavailable
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	select {
+	case <-entry.done:
+	case <-s.stopped:
+		// The store closed while the change was on its way into the line, perhaps too
+		// late to be answered.
+		if entry.state.CompareAndSwap(waiting, withdrawn) {
+			return 0, storage.ErrUnavailable
+		}
+		<-entry.done
+	case <-ctx.Done():
+		if entry.state.CompareAndSwap(waiting, withdrawn) {
+			return 0, ctx.Err()
+		}
+		// Already being committed: that takes as long as the disk takes, and only its
+		// end tells the truth.
+		<-entry.done
+	}
+	return entry.revision, entry.err
+}
+
+// encode prepares a change, so that the committer only has to write.
+func encode(change *storage.Change) (*request, error) {
+	entry := &request{change: change, done: make(chan struct{})}
+	var err error
+	if entry.event, err = storage.Encode(change.Event); err != nil {
+		return nil, err
+	}
+	add := func(bucket, name string, key *storagev1.KeyRecord, record proto.Message) {
+		var payload []byte
+		if record != nil {
+			var problem error
+			payload, problem = storage.Encode(record)
+			err = errors.Join(err, problem)
+		}
+		entry.records = append(entry.records, encoded{bucket: bucket, name: name, key: key, payload: payload})
+	}
+	if change.PutPolicy != nil {
+		add(bucketPolicy, nameActive, nil, change.PutPolicy)
+	}
+	if change.PutWorkspace != nil {
+		add(bucketWorkspaces, change.WorkspaceID, nil, change.PutWorkspace)
+	}
+	for _, member := range change.PutMembers {
+		add(bucketMembers, memberName(change.WorkspaceID, member.GetMemberId()), nil, member)
+	}
+	for _, member := range change.DeleteMembers {
+		add(bucketMembers, memberName(change.WorkspaceID, member.GetMemberId()), nil, nil)
+	}
+	for _, key := range change.PutKeys {
+		add(bucketKeys, "", key, key)
+	}
+	for _, key := range change.DeleteKeys {
+		add(bucketKeys, "", key, nil)
+	}
+	return entry, err
+}
+
+// commitLoop is the committer. It ends when the store closes, after it has answered
+// everything that waits.
+func (s *Store) commitLoop() {
+	defer close(s.stopped)
+	var line []*request
+	for {
+		if len(line) == 0 {
+			select {
+			case next := <-s.requests:
+				line = append(line, next)
+			case <-s.closing:
+				s.refuse(line)
+				return
+			}
+		}
+		line = s.gather(line)
+		var group []*request
+		group, line = pick(line)
+		s.commitGroup(group)
+	}
+}
+
+// gather adds to the line what waits in the channel.
+func (s *Store) gather(line []*request) []*request {
+	for len(line) < maxGroup {
+		select {
+		case next := <-s.requests:
+			line = append(line, next)
+		default:
+			return line
+		}
+	}
+	return line
+}
+
+// refuse answers everything that waits when the store closes. Whoever is about to
+// send sees that the store is closing and gives up.
+func (s *Store) refuse(line []*request) {
+	for {
+		for _, entry := range line {
+			if entry.state.CompareAndSwap(waiting, taken) {
+				entry.finish(0, storage.ErrUnavailable)
+			}
+		}
+		line = line[:0]
+		select {
+		case next := <-s.requests:
+			line = append(line, next)
+		default:
+			return
+		}
+	}
+}
+
+// pick takes from the line at most one change of each workspace and leaves the
+// rest, in order, for the next group.
+func pick(line []*request) (group, rest []*request) {
+	workspaces := make(map[string]bool, len(line))
+	for _, entry := range line {
+		if workspaces[entry.change.WorkspaceID] {
+			rest = append(rest, entry)
+			continue
+		}
+		if !entry.state.CompareAndSwap(waiting, taken) {
+			continue // withdrawn: the caller has left
+		}
+		workspaces[entry.change.WorkspaceID] = true
+		group = append(group, entry)
+	}
+	return group, rest
+}
+
+func (r *request) finish(revision int64, err error) {
+	r.revision, r.err = revision, err
+	close(r.done)
+}
+
+// commitGroup commits a group in one transaction, publishes it in revision order,
+// and answers.
+func (s *Store) commitGroup(group []*request) {
+	s.state.RLock()
+	up, directory, position := s.database != nil, s.directory, s.position
+	s.state.RUnlock()
+	// Only the committer changes the directory, so it may read it without the lock.
+	accepted := group[:0]
+	var writes []write
+	nextSlot := int64(0)
+	if up {
+		nextSlot = directory.nextSlot
+	}
+	newIDs := make(map[string]bool)
+	for _, entry := range group {
+		err := storage.ErrUnavailable
+		if up {
+			err = entry.check(directory, newIDs)
+		}
+		if err != nil {
+			entry.finish(0, err)
+			continue
+		}
+		for _, keyID := range entry.change.AbsentKeyIDs {
+			newIDs[keyID] = true
+		}
+		position.Revision++
+		if changed := entry.change.Event.GetTime().AsTime(); changed.After(position.Time) {
+			position.Time = changed
+		}
+		made, problem := entry.writes(directory, position.Revision, &nextSlot)
+		if problem != nil {
+			position.Revision--
+			entry.finish(0, problem)
+			continue
+		}
+		writes = append(writes, made...)
+		accepted = append(accepted, entry)
+	}
+	if len(accepted) == 0 {
+		return
+	}
+	if err := s.write(accepted, writes, position); err != nil {
+		s.config.Log.Error("commit failed; the store will be reopened", "error", err)
+		for _, entry := range accepted {
+			entry.finish(0, fmt.Errorf("%w: %w", storage.ErrOutcomeUnknown, err))
+		}
+		return
+	}
+	for _, entry := range accepted {
+		s.ring.publish(entry.committed)
+	}
+	for _, entry := range accepted {
+		entry.finish(entry.committed.Revision, nil)
+	}
+}
+
+// check compares the head and looks for what must be absent. taken are the key ids
+// of changes before this one in the same group.
+func (r *request) check(directory *directory, taken map[string]bool) error {
+	var head storage.Head
+	if entry := directory.workspaces[r.change.WorkspaceID]; entry != nil {
+		if entry.damagedHead != nil {
+			return entry.damagedHead
+		}
+		for _, requestID := range r.change.AbsentRequestIDs {
+			if keyID, found := entry.requestIDs[requestID]; found {
+				return &storage.ExistsError{RequestID: requestID, KeyID: keyID}
+			}
+		}
+		head = entry.head
+	}
+	if head != r.change.Expect {
+		return storage.ErrConflict
+	}
+	for _, keyID := range r.change.AbsentKeyIDs {
+		if _, found := directory.keys[keyID]; found || taken[keyID] {
+			return &storage.ExistsError{KeyID: keyID}
+		}
+	}
+	return nil
+}
+
+// writes returns what the change writes at the given revision.
+func (r *request) writes(directory *directory, revision int64, nextSlot *int64) ([]write, error) {
+	change := r.change
+	head := change.Expect.After(r.event)
+	r.committed = change.Committed(revision, head)
+	r.slots = make(map[string]int64)
+	previous := int64(0)
+	if entry := directory.workspaces[change.WorkspaceID]; entry != nil {
+		previous = entry.headRevision
+	}
+	var writes []write
+	for _, record := range r.records {
+		name := record.name
+		if record.key != nil {
+			slot, err := r.slot(directory, record, nextSlot)
+			if err != nil {
+				return nil, err
+			}
+			name = keyName(slot, record.key.GetKeyId(), change.WorkspaceID)
+		}
+		var value []byte
+		if record.payload != nil {
+			value = frame(record.bucket, name, record.payload)
+		}
+		writes = append(writes, write{record.bucket, name, value})
+	}
+	headBytes, err := storage.Encode(head.Record(revision))
+	if err != nil {
+		return nil, err
+	}
+	feedBytes, err := storage.Encode(r.committed.Feed)
+	if err != nil {
+		return nil, err
+	}
+	auditBytes := append([]byte(number(previous)), r.event...)
+	return append(writes,
+		write{bucketHeads, headName(change.WorkspaceID), frame(bucketHeads, headName(change.WorkspaceID), headBytes)},
+		write{bucketFeed, number(revision), frame(bucketFeed, number(revision), feedBytes)},
+		write{bucketAudit, number(revision), frame(bucketAudit, number(revision), auditBytes)},
+	), nil
+}
+
+// slot returns where a key's record lies, or will.
+func (r *request) slot(directory *directory, record encoded, nextSlot *int64) (int64, error) {
+	keyID := record.key.GetKeyId()
+	if at, found := directory.keys[keyID]; found {
+		if at.workspace.id != r.change.WorkspaceID {
+			return 0, fmt.Errorf("%w: key %s is of another workspace", storage.ErrInvalidChange, keyID)
+		}
+		return at.slot, nil
+	}
+	if record.payload == nil {
+		return 0, fmt.Errorf("%w: key %s to delete is not there", storage.ErrInvalidChange, keyID)
+	}
+	if len(keyID) != keyIDLength {
+		return 0, fmt.Errorf("%w: key id of %d characters", storage.ErrInvalidChange, len(keyID))
+	}
+	slot := *nextSlot
+	*nextSlot++
+	r.slots[keyID] = slot
+	return slot, nil
+}
+
+// write makes a group's writes durable and lets the directory follow. After an error the
+// store is down.
+func (s *Store) write(group []*request, writes []write, position storage.Position) error {
+	// Ascending order within each bucket is what makes a large group cheap.
+	slices.SortFunc(writes, func(a, b write) int {
+		return cmp.Or(cmp.Compare(a.bucket, b.bucket), cmp.Compare(a.name, b.name))
+	})
+	var tx *bolt.Tx
+	err := guard(func() error {
+		var err error
+		if tx, err = s.database.Begin(true); err != nil {
+			return err
+		}
+		return s.fill(tx, writes, position)
+	})
+	s.state.Lock()
+	defer s.state.Unlock()
+	if err == nil {
+		err = s.commit(tx)
+	}
+	if err != nil {
+		s.goDown(tx)
+		return err
+	}
+	for _, entry := range group {
+		entry.follow(s.directory)
+	}
+	s.position = position
+	return nil
+}
+
+// fill puts a group's writes into a transaction.
+func (s *Store) fill(tx *bolt.Tx, writes []write, position storage.Position) error {
+	var bucket *bolt.Bucket
+	for index, write := range writes {
+		if index == 0 || writes[index-1].bucket != write.bucket {
+			bucket = tx.Bucket([]byte(write.bucket))
+		}
+		var err error
+		if write.value == nil {
+			err = bucket.Delete([]byte(write.name))
+		} else {
+			err = bucket.Put([]byte(write.name), write.value)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := trimFeed(tx, position.Revision-s.config.FeedEntries); err != nil {
+		return err
+	}
+	return put(tx, bucketMeta, namePosition, &storagev1.PositionRecord{
+		Revision: position.Revision,
+		Time:     timestamppb.New(position.Time),
+	})
+}
+
+// trimFeed deletes entries of the change log up to and including a revision.
+func trimFeed(tx *bolt.Tx, upTo int64) error {
+	if upTo < 1 {
+		return nil
+	}
+	last := []byte(number(upTo))
+	cursor := tx.Bucket([]byte(bucketFeed)).Cursor()
+	for name, _ := cursor.First(); name != nil && bytes.Compare(name, last) <= 0; name, _ = cursor.First() {
+		if err := cursor.Delete(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// commit ends the transaction. state is held.
+func (s *Store) commit(tx *bolt.Tx) error {
+	if s.config.fault != nil {
+		if err := s.config.fault(false); err != nil {
+			return err
+		}
+	}
+	if err := guard(tx.Commit); err != nil {
+		return err
+	}
+	if s.config.fault != nil {
+		return s.config.fault(true)
+	}
+	return nil
+}
+
+// goDown gives up the handle after a failed commit. Readers that have begun may
+// finish; closing waits for them, so it happens aside. state is held.
+func (s *Store) goDown(tx *bolt.Tx) {
+	database := s.database
+	s.database = nil
+	s.ring.end(storage.ErrUnavailable)
+	s.committer.Go(func() {
+		_ = guard(func() error {
+			if tx != nil {
+				_ = tx.Rollback()
+			}
+			return database.Close()
+		})
+	})
+}
+
+// follow lets the directory follow a committed change. state is held.
+func (r *request) follow(directory *directory) {
+	entry := directory.workspace(r.change.WorkspaceID)
+	entry.head, entry.headRevision = r.committed.Head.Head, r.committed.Revision
+	for _, key := range r.change.PutKeys {
+		if slot, isNew := r.slots[key.GetKeyId()]; isNew {
+			directory.addKey(entry.id, key.GetKeyId(), slot)
+		}
+		entry.addRequestIDs(key.GetKeyId(), key.GetRequestIds())
+	}
+	for _, key := range r.change.DeleteKeys {
+		directory.removeKey(key.GetKeyId(), key.GetRequestIds())
+	}
+}
+
+// requestIDsOf reads the request ids out of an encoded KeyRecord without decoding
+// the rest, which would double the time that opening a large store takes.
+func requestIDsOf(payload []byte) ([]string, error) {
+	const field = 14 // KeyRecord.request_ids
+	var requestIDs []string
+	for len(payload) > 0 {
+		number, kind, length := protowire.ConsumeTag(payload)
+		if length < 0 {
+			return nil, protowire.ParseError(length)
+		}
+		payload = payload[length:]
+		if number == field && kind == protowire.BytesType {
+			value, length := protowire.ConsumeBytes(payload)
+			if length < 0 {
+				return nil, protowire.ParseError(length)
+			}
+			requestIDs = append(requestIDs, string(value))
+			payload = payload[length:]
+			continue
+		}
+		if length = protowire.ConsumeFieldValue(number, kind, payload); length < 0 {
+			return nil, protowire.ParseError(length)
+		}
+		payload = payload[length:]
+	}
+	return requestIDs, nil
+}

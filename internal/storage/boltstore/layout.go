@@ -1,0 +1,113 @@
+package boltstore
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// The buckets of the file, and how their values are named. Audit events, feed
+// entries and new keys are named by numbers that grow, so that every commit
+// appends to three places instead of touching pages all over the file.
+//
+//	meta        "header" → HeaderRecord, "position" → PositionRecord
+//	policy      "active" → PolicyRecord
+//	workspaces  workspace → WorkspaceRecord
+//	members     workspace 0x00 member → MemberRecord
+//	heads       workspace, or 0x00 for the policy's → HeadRecord
+//	keys        slot (8 bytes) key id (16) workspace → KeyRecord
+//	audit       revision (8 bytes) → revision before (8 bytes) AuditRecord
+//	feed        revision (8 bytes) → FeedRecord
+//
+// A slot is the place of a key in the order of creation. Where a key id lies is
+// known in memory alone; id and workspace stand in the name so that a damaged
+// record can still be told to whom it belongs. Numbers are big-endian.
+const (
+	bucketMeta       = "meta"
+	bucketPolicy     = "policy"
+	bucketWorkspaces = "workspaces"
+	bucketMembers    = "members"
+	bucketHeads      = "heads"
+	bucketKeys       = "keys"
+	bucketAudit      = "audit"
+	bucketFeed       = "feed"
+
+	nameHeader   = "header"
+	namePosition = "position"
+	nameActive   = "active"
+)
+
+// buckets lists all of them, in the order in which a commit writes.
+var buckets = []string{
+	bucketAudit, bucketFeed, bucketHeads, bucketKeys,
+	bucketMembers, bucketMeta, bucketPolicy, bucketWorkspaces,
+}
+
+const (
+	numberLength = 8
+	keyIDLength  = 16
+)
+
+// number returns n as a name that sorts by value.
+func number(n int64) string {
+	var name [numberLength]byte
+	binary.BigEndian.PutUint64(name[:], uint64(n)) //nolint:gosec // revisions and slots are never negative
+	return string(name[:])
+}
+
+// parseNumber reads the number at the front of a name or value.
+func parseNumber(name []byte) (int64, error) {
+	if len(name) < numberLength || name[0] > 0x7f {
+		return 0, fmt.Errorf("name of %d bytes does not begin with a number", len(name))
+	}
+	return int64(binary.BigEndian.Uint64(name)), nil //nolint:gosec // the first bit is 0, checked above
+}
+
+// keyName is the name of a key's record.
+func keyName(slot int64, keyID, workspaceID string) string {
+	return number(slot) + keyID + workspaceID
+}
+
+// parseKeyName takes the name of a key's record apart.
+func parseKeyName(name []byte) (slot int64, keyID, workspaceID string, err error) {
+	slot, err = parseNumber(name)
+	if err != nil {
+		return 0, "", "", err
+	}
+	if len(name) <= numberLength+keyIDLength {
+		return 0, "", "", fmt.Errorf("name of %d bytes is not that of a key", len(name))
+	}
+	rest := string(name[numberLength:])
+	return slot, rest[:keyIDLength], rest[keyIDLength:], nil
+}
+
+// memberName is the name of a member's record. Ids contain no NUL byte.
+func memberName(workspaceID, memberID string) string {
+	return workspaceID + "\x00" + memberID
+}
+
+// headName is the name of a workspace's head. The policy's workspace is empty, which
+// bbolt takes for no name.
+func headName(workspaceID string) string {
+	if workspaceID == "" {
+		return "\x00"
+	}
+	return workspaceID
+}
+
+// parseHeadName is the reverse of headName.
+func parseHeadName(name string) string {
+	if name == "\x00" {
+		return ""
+	}
+	return name
+}
+
+// frameName is what a value's checksum covers besides the value.
+func frameName(bucket, name string) string { return bucket + "/" + name }
+
+// frame returns the stored form of payload under name in bucket.
+func frame(bucket, name string, payload []byte) []byte {
+	return storage.Frame(frameName(bucket, name), payload)
+}

@@ -1,0 +1,390 @@
+package boltstore
+
+import (
+	"bytes"
+	"context"
+	"math"
+	"strconv"
+
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// contextInterval is how many records a long read visits between looks at its
+// context.
+const contextInterval = 1024
+
+// Load implements storage.Store.
+func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
+	if err := s.reopen(); err != nil {
+		return storage.Position{}, err
+	}
+	return s.read(ctx, nil, func(tx *bolt.Tx) error { return load(ctx, tx, visit) })
+}
+
+// load visits every record that the projection needs.
+func load(ctx context.Context, tx *bolt.Tx, visit func(storage.Item) error) error {
+	for _, bucket := range []string{bucketPolicy, bucketWorkspaces, bucketMembers, bucketHeads, bucketKeys} {
+		visited := 0
+		err := tx.Bucket([]byte(bucket)).ForEach(func(name, value []byte) error {
+			if visited++; visited%contextInterval == 0 && ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return visit(decode(bucket, string(name), value))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// decode turns a stored value into an item; what cannot be decoded is Damaged.
+func decode(bucket, name string, value []byte) storage.Item {
+	framed := frameName(bucket, name)
+	switch bucket {
+	case bucketPolicy:
+		record := &storagev1.PolicyRecord{}
+		if err := storage.Decode("policy", framed, value, record); err != nil {
+			return storage.Item{Damaged: &storage.Damaged{Err: err}}
+		}
+		return storage.Item{Policy: record}
+	case bucketWorkspaces:
+		record := &storagev1.WorkspaceRecord{}
+		err := storage.Decode("workspace", framed, value, record)
+		if err == nil && record.GetWorkspaceId() != name {
+			err = misplaced("workspace", name)
+		}
+		if err != nil {
+			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: name, Err: err}}
+		}
+		return storage.Item{Workspace: record}
+	case bucketMembers:
+		workspaceID, memberID, _ := cutMemberName(name)
+		record := &storagev1.MemberRecord{}
+		if err := decodeMember(name, value, record); err != nil {
+			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, MemberID: memberID, Err: err}}
+		}
+		return storage.Item{Member: record}
+	case bucketHeads:
+		workspaceID := parseHeadName(name)
+		head, err := decodeHead(name, value, &storagev1.HeadRecord{})
+		if err != nil {
+			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}
+		}
+		return storage.Item{Head: &storage.WorkspaceHead{WorkspaceID: workspaceID, Head: head}}
+	default:
+		record := &storagev1.KeyRecord{}
+		if err := decodeKey([]byte(name), value, record); err != nil {
+			_, keyID, workspaceID, _ := parseKeyName([]byte(name)) // checked when the file was opened
+			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, KeyID: keyID, Err: err}}
+		}
+		return storage.Item{Key: record}
+	}
+}
+
+// decodeHead decodes a workspace's head.
+func decodeHead(name string, value []byte, record *storagev1.HeadRecord) (storage.Head, error) {
+	workspaceID := parseHeadName(name)
+	if err := storage.Decode("head", frameName(bucketHeads, name), value, record); err != nil {
+		return storage.Head{}, &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: problemOf(err)}
+	}
+	return storage.HeadOf(workspaceID, record)
+}
+
+// decodeKey decodes a key's record and checks that it lies where it belongs.
+func decodeKey(name, value []byte, record *storagev1.KeyRecord) error {
+	_, keyID, workspaceID, err := parseKeyName(name)
+	if err != nil {
+		return &storage.DamagedError{Kind: "key", Problem: err.Error()}
+	}
+	if err := storage.Decode("key", frameName(bucketKeys, string(name)), value, record); err != nil {
+		return &storage.DamagedError{Kind: "key", Name: keyID, Problem: problemOf(err)}
+	}
+	if record.GetKeyId() != keyID || record.GetWorkspaceId() != workspaceID {
+		return misplaced("key", keyID)
+	}
+	return nil
+}
+
+// decodeMember decodes a member's record and checks that it lies where it belongs.
+func decodeMember(name string, value []byte, record *storagev1.MemberRecord) error {
+	if err := storage.Decode("member", frameName(bucketMembers, name), value, record); err != nil {
+		return err
+	}
+	if memberName(record.GetWorkspaceId(), record.GetMemberId()) != name {
+		return misplaced("member", name)
+	}
+	return nil
+}
+
+func cutMemberName(name string) (workspaceID, memberID string, found bool) {
+	before, after, found := bytes.Cut([]byte(name), []byte{0})
+	return string(before), string(after), found
+}
+
+func misplaced(kind, name string) error {
+	return &storage.DamagedError{Kind: kind, Name: name, Problem: "the record is of another " + kind}
+}
+
+func problemOf(err error) string {
+	if damaged, ok := err.(*storage.DamagedError); ok { //nolint:errorlint // Decode wraps nothing
+		return damaged.Problem
+	}
+	return err.Error()
+}
+
+// GetKey implements storage.Store.
+func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
+	var slot int64
+	record := &storagev1.KeyRecord{}
+	position, err := s.read(ctx, func(directory *directory) {
+		if at, found := directory.keys[keyID]; found && (workspaceID == "" || workspaceID == at.workspace.id) {
+			slot = at.slot
+		}
+	}, func(tx *bolt.Tx) error {
+		if slot == 0 {
+			return storage.ErrNotFound
+		}
+		return keyAt(tx.Bucket([]byte(bucketKeys)).Cursor(), slot, record)
+	})
+	if err != nil {
+		return nil, position.Revision, err
+	}
+	return record, position.Revision, nil
+}
+
+// FindRequest implements storage.Store.
+func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) (string, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	s.state.RLock()
+	defer s.state.RUnlock()
+	if s.database == nil || s.closed {
+		return "", storage.ErrUnavailable
+	}
+	if entry := s.directory.workspaces[workspaceID]; entry != nil {
+		if keyID, found := entry.requestIDs[requestID]; found {
+			return keyID, nil
+		}
+	}
+	return "", storage.ErrNotFound
+}
+
+// keyAt reads the key in a slot that the directory knows.
+func keyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) error {
+	prefix := []byte(number(slot))
+	name, value := cursor.Seek(prefix)
+	if !bytes.HasPrefix(name, prefix) {
+		return &storage.DamagedError{Kind: "key", Name: "slot " + strconv.FormatInt(slot, 10), Problem: "missing"}
+	}
+	return decodeKey(name, value, record)
+}
+
+// ListKeys implements storage.Store. Its cursor is the slot of the last key given.
+func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
+	before := int64(math.MaxInt64)
+	if query.Cursor != "" {
+		var err error
+		if before, err = strconv.ParseInt(query.Cursor, 10, 64); err != nil || before < 1 {
+			return storage.KeyPage{}, storage.ErrInvalidCursor
+		}
+	}
+	var page storage.KeyPage
+	var slots []int64
+	last := int64(0)
+	add := func(record *storagev1.KeyRecord, slot int64) bool {
+		if len(page.Keys) == query.Limit {
+			page.Next = strconv.FormatInt(last, 10)
+			return false
+		}
+		page.Keys = append(page.Keys, record)
+		last = slot
+		return true
+	}
+	position, err := s.read(ctx, func(directory *directory) {
+		if entry := directory.workspaces[query.WorkspaceID]; entry != nil {
+			slots = entry.page(before, query.Limit)
+		}
+	}, func(tx *bolt.Tx) error {
+		cursor := tx.Bucket([]byte(bucketKeys)).Cursor()
+		if query.WorkspaceID == "" {
+			return allKeys(ctx, cursor, before, add)
+		}
+		for _, slot := range slots {
+			record := &storagev1.KeyRecord{}
+			if err := keyAt(cursor, slot, record); err != nil {
+				return err
+			}
+			if !add(record, slot) {
+				break
+			}
+		}
+		return ctx.Err()
+	})
+	if err != nil {
+		return storage.KeyPage{}, err
+	}
+	page.Revision = position.Revision
+	return page, nil
+}
+
+// allKeys gives the keys of all workspaces, from the slot below before downwards,
+// until add has enough.
+func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64) bool) error {
+	name, value := cursor.Seek([]byte(number(before)))
+	if name == nil {
+		name, value = cursor.Last()
+	} else {
+		name, value = cursor.Prev()
+	}
+	for ; name != nil; name, value = cursor.Prev() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		record := &storagev1.KeyRecord{}
+		if err := decodeKey(name, value, record); err != nil {
+			return err
+		}
+		slot, err := parseNumber(name)
+		if err != nil {
+			return err
+		}
+		if !add(record, slot) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// GetMember implements storage.Store.
+func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error) {
+	record := &storagev1.MemberRecord{}
+	position, err := s.read(ctx, nil, func(tx *bolt.Tx) error {
+		name := memberName(workspaceID, memberID)
+		value := tx.Bucket([]byte(bucketMembers)).Get([]byte(name))
+		if value == nil {
+			return storage.ErrNotFound
+		}
+		return decodeMember(name, value, record)
+	})
+	if err != nil {
+		return nil, position.Revision, err
+	}
+	return record, position.Revision, nil
+}
+
+// ListMembers implements storage.Store. Its cursor is the id of the last member
+// given.
+func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.MemberPage, error) {
+	var page storage.MemberPage
+	prefix := []byte(memberName(query.WorkspaceID, ""))
+	position, err := s.read(ctx, nil, func(tx *bolt.Tx) error {
+		cursor := tx.Bucket([]byte(bucketMembers)).Cursor()
+		start := []byte(memberName(query.WorkspaceID, query.Cursor))
+		name, value := cursor.Seek(start)
+		if query.Cursor != "" && bytes.Equal(name, start) {
+			name, value = cursor.Next()
+		}
+		for ; bytes.HasPrefix(name, prefix); name, value = cursor.Next() {
+			if len(page.Members) == query.Limit {
+				page.Next = page.Members[query.Limit-1].GetMemberId()
+				return nil
+			}
+			record := &storagev1.MemberRecord{}
+			if err := decodeMember(string(name), value, record); err != nil {
+				return err
+			}
+			page.Members = append(page.Members, record)
+		}
+		return ctx.Err()
+	})
+	if err != nil {
+		return storage.MemberPage{}, err
+	}
+	page.Revision = position.Revision
+	return page, nil
+}
+
+// ListAuditEvents implements storage.Store. It walks the workspace's events back
+// from the head; its cursor is the revision of the next one.
+func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (storage.AuditPage, error) {
+	revision := int64(0)
+	if query.Cursor != "" {
+		var err error
+		if revision, err = strconv.ParseInt(query.Cursor, 10, 64); err != nil || revision < 1 {
+			return storage.AuditPage{}, storage.ErrInvalidCursor
+		}
+	}
+	var page storage.AuditPage
+	var damagedHead error
+	position, err := s.read(ctx, func(directory *directory) {
+		if entry := directory.workspaces[query.WorkspaceID]; entry != nil && revision == 0 {
+			revision, damagedHead = entry.headRevision, entry.damagedHead
+		}
+	}, func(tx *bolt.Tx) error {
+		if damagedHead != nil {
+			return damagedHead
+		}
+		bucket := tx.Bucket([]byte(bucketAudit))
+		for revision > 0 {
+			if len(page.Events) == query.Limit {
+				page.Next = strconv.FormatInt(revision, 10)
+				return nil
+			}
+			name := number(revision)
+			event, previous, err := decodeAudit(name, bucket.Get([]byte(name)))
+			if err != nil {
+				return err
+			}
+			if event.Record.GetWorkspaceId() != query.WorkspaceID {
+				return storage.ErrInvalidCursor
+			}
+			if previous >= revision {
+				return &storage.DamagedError{Kind: "audit event", Name: strconv.FormatInt(revision, 10), Problem: "does not point back"}
+			}
+			page.Events = append(page.Events, event)
+			revision = previous
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return storage.AuditPage{}, err
+	}
+	page.Revision = position.Revision
+	return page, nil
+}
+
+// decodeAudit decodes a stored audit event and the revision of the workspace's
+// event before it.
+func decodeAudit(name string, value []byte) (storage.AuditEvent, int64, error) {
+	revision, err := parseNumber([]byte(name))
+	if err != nil {
+		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Problem: err.Error()}
+	}
+	title := strconv.FormatInt(revision, 10)
+	if value == nil {
+		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Name: title, Problem: "missing"}
+	}
+	payload, err := storage.Unframe("audit event", frameName(bucketAudit, name), value)
+	if err != nil {
+		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Name: title, Problem: problemOf(err)}
+	}
+	previous, err := parseNumber(payload)
+	if err != nil {
+		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Name: title, Problem: err.Error()}
+	}
+	encoded := bytes.Clone(payload[numberLength:])
+	event := storage.AuditEvent{Record: &storagev1.AuditRecord{}, Encoded: encoded}
+	if err := proto.Unmarshal(encoded, event.Record); err != nil {
+		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Name: title, Problem: "not a record"}
+	}
+	return event, previous, nil
+}

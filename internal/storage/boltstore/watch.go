@@ -1,0 +1,110 @@
+package boltstore
+
+import (
+	"context"
+	"iter"
+	"sync"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// ringSize is how many changes a watcher may lag behind before it must load anew.
+const ringSize = 1024
+
+// ring holds the newest committed changes for watchers.
+type ring struct {
+	mutex sync.Mutex
+	// changes are consecutive; the newest has revision last.
+	changes []*storage.Committed
+	last    int64
+	// ended is set while the store is down or closed.
+	ended error
+	// wake is closed and replaced whenever something above changes.
+	wake chan struct{}
+}
+
+func newRing(revision int64) *ring {
+	return &ring{last: revision, wake: make(chan struct{})}
+}
+
+// publish adds the next change. Only the committer calls it, in revision order.
+func (r *ring) publish(change *storage.Committed) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	if len(r.changes) == ringSize {
+		r.changes = append(r.changes[:0], r.changes[ringSize/2:]...)
+	}
+	r.changes = append(r.changes, change)
+	r.last = change.Revision
+	r.signal()
+}
+
+// end makes all watches end with err.
+func (r *ring) end(err error) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	r.ended = err
+	r.signal()
+}
+
+// restart begins anew at revision, after the store was down.
+func (r *ring) restart(revision int64) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	r.changes, r.last, r.ended = nil, revision, nil
+	r.signal()
+}
+
+func (r *ring) signal() {
+	close(r.wake)
+	r.wake = make(chan struct{})
+}
+
+// after returns the changes after a revision, or a channel to wait on if there are
+// none.
+func (r *ring) after(revision int64) ([]*storage.Committed, <-chan struct{}, error) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	if r.ended != nil {
+		return nil, nil, r.ended
+	}
+	behind := r.last - revision
+	if behind < 0 || behind > int64(len(r.changes)) {
+		return nil, nil, storage.ErrGap
+	}
+	if behind == 0 {
+		return nil, r.wake, nil
+	}
+	newest := r.changes[int64(len(r.changes))-behind:]
+	return append([]*storage.Committed(nil), newest...), nil, nil
+}
+
+// Watch implements storage.Store.
+func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+	return func(yield func(*storage.Committed, error) bool) {
+		for {
+			if err := ctx.Err(); err != nil {
+				yield(nil, err)
+				return
+			}
+			changes, wake, err := s.ring.after(after)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, change := range changes {
+				if !yield(change, nil) {
+					return
+				}
+				after = change.Revision
+			}
+			if wake == nil {
+				continue
+			}
+			select {
+			case <-wake:
+			case <-ctx.Done():
+			}
+		}
+	}
+}

@@ -1,0 +1,177 @@
+package storage
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+)
+
+// auditDomain separates the hashes of audit events from every other use of the
+// hash function.
+const auditDomain = "keysvc audit event v1\x00"
+
+// HashAudit returns the hash of an audit event as it is stored. The event contains
+// the hash of the one before it, so the hashes of a workspace form a chain.
+func HashAudit(encoded []byte) [32]byte {
+	digest := sha256.New()
+	digest.Write([]byte(auditDomain))
+	digest.Write(encoded)
+	return [32]byte(digest.Sum(nil))
+}
+
+// Follows says whether an event continues the chain that ends in head.
+func (h Head) Follows(event *storagev1.AuditRecord) bool {
+	if event.GetSequence() != h.Sequence+1 {
+		return false
+	}
+	if h.Sequence == 0 {
+		return len(event.GetPreviousHash()) == 0
+	}
+	return bytes.Equal(event.GetPreviousHash(), h.Hash[:])
+}
+
+// Link sets the event's sequence and previous hash so that it continues the chain
+// that ends in head.
+func (h Head) Link(event *storagev1.AuditRecord) {
+	event.Sequence = h.Sequence + 1
+	event.PreviousHash = nil
+	if h.Sequence > 0 {
+		event.PreviousHash = bytes.Clone(h.Hash[:])
+	}
+}
+
+// After returns the head that follows on h once the event with these stored bytes
+// is committed.
+func (h Head) After(encodedEvent []byte) Head {
+	return Head{Sequence: h.Sequence + 1, Hash: HashAudit(encodedEvent), Fence: h.Fence}
+}
+
+// Record returns the head in its stored form.
+func (h Head) Record(revision int64) *storagev1.HeadRecord {
+	return &storagev1.HeadRecord{
+		AuditSequence: h.Sequence,
+		AuditHash:     bytes.Clone(h.Hash[:]),
+		Fence:         h.Fence,
+		Revision:      revision,
+	}
+}
+
+// HeadOf returns the head that a stored record holds, or a DamagedError.
+func HeadOf(workspaceID string, record *storagev1.HeadRecord) (Head, error) {
+	head := Head{Sequence: record.GetAuditSequence(), Fence: record.GetFence()}
+	if len(record.GetAuditHash()) != len(head.Hash) || head.Sequence < 1 {
+		return Head{}, &DamagedError{Kind: "head", Name: workspaceID, Problem: "not a head"}
+	}
+	copy(head.Hash[:], record.GetAuditHash())
+	return head, nil
+}
+
+// Validate checks the rules that Change states. Every backend calls it first; the
+// error is ErrInvalidChange and says which rule is broken.
+func (c *Change) Validate() error {
+	if c.Event == nil || c.Event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_UNSPECIFIED {
+		return invalid("no audit event")
+	}
+	if c.Event.GetWorkspaceId() != c.WorkspaceID {
+		return invalid("the audit event is of another workspace")
+	}
+	if !c.Expect.Follows(c.Event) {
+		return invalid("the audit event does not follow on the expected head")
+	}
+	if c.Kind == storagev1.FeedKind_FEED_KIND_UNSPECIFIED {
+		return invalid("no kind of change")
+	}
+	if c.PutPolicy != nil && c.WorkspaceID != "" || c.PutPolicy == nil && c.WorkspaceID == "" {
+		return invalid("the policy, and nothing else, belongs to the empty workspace")
+	}
+	operations, size := 0, proto.Size(c.Event)
+	for record, workspaceID := range c.records() {
+		if workspaceID != c.WorkspaceID {
+			return invalid("a record is of another workspace")
+		}
+		operations++
+		size += proto.Size(record)
+	}
+	for _, key := range c.PutKeys {
+		if key.GetSequence() < 1 || key.GetSequence() > c.Event.GetSequence() {
+			return invalid("a key's sequence is not that of an event of its workspace")
+		}
+	}
+	if operations < 1 || operations > MaxOperations {
+		return invalid("%d operations; 1 to %d are allowed", operations, MaxOperations)
+	}
+	if size > MaxChangeBytes {
+		return invalid("%d bytes; at most %d are allowed", size, MaxChangeBytes)
+	}
+	return nil
+}
+
+// records yields every record of the change, with its workspace.
+func (c *Change) records() func(yield func(proto.Message, string) bool) {
+	return func(yield func(proto.Message, string) bool) {
+		if c.PutPolicy != nil && !yield(c.PutPolicy, "") {
+			return
+		}
+		if c.PutWorkspace != nil && !yield(c.PutWorkspace, c.PutWorkspace.GetWorkspaceId()) {
+			return
+		}
+		for _, members := range [][]*storagev1.MemberRecord{c.PutMembers, c.DeleteMembers} {
+			for _, member := range members {
+				if !yield(member, member.GetWorkspaceId()) {
+					return
+				}
+			}
+		}
+		for _, keys := range [][]*storagev1.KeyRecord{c.PutKeys, c.DeleteKeys} {
+			for _, key := range keys {
+				if !yield(key, key.GetWorkspaceId()) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Feed returns the change's entry in the change log.
+func (c *Change) Feed(revision int64, auditHash [32]byte) *storagev1.FeedRecord {
+	return &storagev1.FeedRecord{
+		Revision:    revision,
+		WorkspaceId: c.WorkspaceID,
+		Kind:        c.Kind,
+		Subject:     c.Subject,
+		AuditHash:   bytes.Clone(auditHash[:]),
+	}
+}
+
+// Committed returns the change as watchers see it.
+func (c *Change) Committed(revision int64, head Head) *Committed {
+	committed := &Committed{
+		Revision:       revision,
+		Time:           c.Event.GetTime().AsTime(),
+		Head:           WorkspaceHead{WorkspaceID: c.WorkspaceID, Head: head},
+		Feed:           c.Feed(revision, head.Hash),
+		DeletedKeys:    c.DeleteKeys,
+		DeletedMembers: c.DeleteMembers,
+	}
+	if c.PutPolicy != nil {
+		committed.Put = append(committed.Put, Item{Policy: c.PutPolicy})
+	}
+	if c.PutWorkspace != nil {
+		committed.Put = append(committed.Put, Item{Workspace: c.PutWorkspace})
+	}
+	for _, member := range c.PutMembers {
+		committed.Put = append(committed.Put, Item{Member: member})
+	}
+	for _, key := range c.PutKeys {
+		committed.Put = append(committed.Put, Item{Key: key})
+	}
+	return committed
+}
+
+func invalid(format string, arguments ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrInvalidChange}, arguments...)...)
+}

@@ -1,0 +1,82 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors that every backend answers with; compare with errors.Is. No error of a
+// backend's own library escapes except as a cause, for the log.
+var (
+	// ErrNotFound is returned by reads of one record that is not there, or that
+	// belongs to another workspace.
+	ErrNotFound = errors.New("storage: not found")
+	// ErrConflict is returned by Commit if the workspace's head is not the expected
+	// one. Nothing was changed: wait until the projection has caught up, check again,
+	// and try again.
+	ErrConflict = errors.New("storage: the workspace has changed meanwhile")
+	// ErrOutcomeUnknown is returned by Commit if the disk or the quorum failed during
+	// the commit: the change took effect or did not, and that will not change.
+	ErrOutcomeUnknown = errors.New("storage: the outcome of the commit is unknown")
+	// ErrUnavailable is returned while the store cannot serve: closed, being
+	// reopened, or not reachable. Nothing was changed.
+	ErrUnavailable = errors.New("storage: unavailable")
+	// ErrGap is yielded by Watch if it cannot go on from the given revision without
+	// leaving something out. Load anew.
+	ErrGap = errors.New("storage: the change log does not reach back that far")
+	// ErrInvalidChange is returned by Commit for a change that breaks the rules of
+	// Change: too large, without its audit event, or with records that are not the
+	// workspace's. It is a fault of the caller. Nothing was changed.
+	ErrInvalidChange = errors.New("storage: invalid change")
+	// ErrInvalidCursor is returned by reads of pages for a cursor that the backend
+	// did not give out.
+	ErrInvalidCursor = errors.New("storage: invalid cursor")
+	// ErrLocked is returned when opening a store that another process serves.
+	ErrLocked = errors.New("storage: in use by another process")
+	// ErrNewer is returned when opening a store that a newer version has written.
+	ErrNewer = errors.New("storage: written by a newer version")
+	// ErrHistoryChanged is returned by Load if the store is no longer the one that was
+	// served: its epoch changed or its revision went back. The process must not go on
+	// with it.
+	ErrHistoryChanged = errors.New("storage: the history is another than the one served")
+	// ErrDamaged is what every DamagedError is, and what opening returns if nothing
+	// can be served.
+	ErrDamaged = errors.New("storage: damaged")
+)
+
+// DamagedError is returned by reads of a record whose checksum or content is
+// wrong. errors.Is(err, ErrDamaged) holds.
+type DamagedError struct {
+	// Kind says what the record is, e.g. "key".
+	Kind string
+	// Name is the record's identifier, as far as it is known.
+	Name string
+	// Problem says what is wrong with it.
+	Problem string
+}
+
+// Error implements error.
+func (e *DamagedError) Error() string {
+	return fmt.Sprintf("storage: damaged %s %q: %s", e.Kind, e.Name, e.Problem)
+}
+
+// Is makes every DamagedError an ErrDamaged.
+func (e *DamagedError) Is(target error) bool { return target == ErrDamaged }
+
+// ExistsError is returned by Commit if something that must be absent is there.
+// Nothing was changed.
+type ExistsError struct {
+	// RequestID is the request id that was used before; empty if it is the key id
+	// that is taken.
+	RequestID string
+	// KeyID is the key that is there.
+	KeyID string
+}
+
+// Error implements error.
+func (e *ExistsError) Error() string {
+	if e.RequestID != "" {
+		return fmt.Sprintf("storage: request id %q was used for key %s", e.RequestID, e.KeyID)
+	}
+	return fmt.Sprintf("storage: key %s exists", e.KeyID)
+}

@@ -1,0 +1,63 @@
+package storage
+
+import (
+	"encoding/binary"
+	"hash/crc32"
+
+	"google.golang.org/protobuf/proto"
+)
+
+// A stored value is framed: a format byte, a CRC-32C of name and payload, and the
+// payload. The name is covered too, so that a value in a wrong place is damage as
+// well. The checksum finds accidents; it is no protection against an adversary.
+const (
+	frameFormat = 1
+	frameHeader = 1 + 4
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Encode marshals a record deterministically. Hashes are taken of what was stored,
+// never of a second encoding.
+func Encode(record proto.Message) ([]byte, error) {
+	return proto.MarshalOptions{Deterministic: true}.Marshal(record)
+}
+
+// Frame returns the stored value that holds payload under name.
+func Frame(name string, payload []byte) []byte {
+	value := make([]byte, frameHeader, frameHeader+len(payload))
+	value[0] = frameFormat
+	binary.BigEndian.PutUint32(value[1:], checksum(name, payload))
+	return append(value, payload...)
+}
+
+// Unframe returns the payload of a value stored under name. The payload aliases
+// the value. The error is a DamagedError with the given kind.
+func Unframe(kind, name string, value []byte) ([]byte, error) {
+	if len(value) < frameHeader {
+		return nil, &DamagedError{Kind: kind, Name: name, Problem: "truncated"}
+	}
+	payload := value[frameHeader:]
+	if value[0] != frameFormat || binary.BigEndian.Uint32(value[1:]) != checksum(name, payload) {
+		return nil, &DamagedError{Kind: kind, Name: name, Problem: "checksum mismatch"}
+	}
+	return payload, nil
+}
+
+// Decode reads a record out of a value stored under name. The record shares no
+// memory with the value. The error is a DamagedError with the given kind.
+func Decode(kind, name string, value []byte, record proto.Message) error {
+	payload, err := Unframe(kind, name, value)
+	if err != nil {
+		return err
+	}
+	if err := proto.Unmarshal(payload, record); err != nil {
+		return &DamagedError{Kind: kind, Name: name, Problem: "not a record"}
+	}
+	return nil
+}
+
+func checksum(name string, payload []byte) uint32 {
+	sum := crc32.Update(0, castagnoli, []byte(name))
+	return crc32.Update(sum, castagnoli, payload)
+}

@@ -1,0 +1,257 @@
+// Package storage says what a store of keysvc must do. It is shaped by what etcd
+// can do in one transaction, so that bbolt and etcd serve it alike; it knows no
+// backend and no gRPC.
+//
+// # Model
+//
+// A store holds records (the policy, workspaces, members, keys), and for each
+// workspace a head and a chain of audit events. It has an epoch, which identifies
+// its history, and a revision, which grows with every committed change.
+//
+// A change is one transaction: records, index entries, audit event, head and feed
+// entry commit together or not at all. It names the head that it was checked
+// against; that one comparison serialises the changes of a workspace, so that
+// whatever was checked on the projection at that head (limits, member state,
+// uniqueness within the workspace) still holds when the change commits.
+//
+// Deciding never reads the store: it reads a projection, which starts from Load
+// and follows Watch. The other reads are for people, and linearizable.
+//
+// Records are shared, not copied: nobody changes a record after handing it to a
+// store or getting it from one.
+package storage
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+)
+
+// Schema is the version of the stored form that this program writes. An older one
+// is upgraded when a store is opened, a newer one refused.
+const Schema = 1
+
+// Bounds of one change. They are etcd's defaults (128 operations, 1.5 MiB) with
+// room for what the backend adds itself.
+const (
+	// MaxOperations is how many puts and deletes of records a change may have.
+	MaxOperations = 100
+	// MaxChangeBytes is how large the records of a change may be together.
+	MaxChangeBytes = 512 << 10
+)
+
+// MaxPage is how many records a page read gives at most.
+const MaxPage = 1000
+
+// Store is one backend. All methods may be called from many goroutines, honour
+// their context, and return ErrUnavailable when the store is closed or being
+// reopened.
+type Store interface {
+	// Epoch returns the identity of the store's history. It changes when a store
+	// is created or restored, never while it is open.
+	Epoch() string
+
+	// Load calls visit for every record that the projection needs, all as of one
+	// revision, and returns that revision: first the policy if there is one, then
+	// workspaces, members, heads and keys, a workspace's keys by ascending sequence.
+	// A record that is damaged is visited as Damaged. An error of visit ends Load
+	// and is returned.
+	//
+	// A backend that went down after a failed commit is reopened by Load.
+	Load(ctx context.Context, visit func(Item) error) (Position, error)
+
+	// Watch yields every change after the given revision, in revision order and
+	// without gaps, each only once it is durable. It ends with an error: the
+	// context's, ErrGap, or ErrUnavailable, after which Load begins anew.
+	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
+
+	// Commit makes one change and returns its revision once it is durable and handed
+	// to the watchers. Errors: ErrConflict, ExistsError, ErrInvalidChange,
+	// ErrUnavailable, ErrDamaged (the head is), ErrOutcomeUnknown, or the context's if it ended before the
+	// commit had begun. In all cases but ErrOutcomeUnknown nothing was changed.
+	Commit(ctx context.Context, change *Change) (int64, error)
+
+	// GetKey reads one key, of any workspace if workspaceID is empty, and the revision
+	// it was read at. Errors: ErrNotFound, ErrDamaged.
+	GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error)
+
+	// FindRequest returns the key that a request id was used for in a workspace.
+	// Errors: ErrNotFound.
+	FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, err error)
+
+	// ListKeys reads a page of keys, newest first: of one workspace by descending
+	// sequence, of all of them by descending time of commit, as far as the backend
+	// can tell. A damaged record in the page is ErrDamaged. An unknown workspace has no keys.
+	ListKeys(ctx context.Context, query Query) (KeyPage, error)
+
+	// GetMember reads one member, removed or not, and the revision it was read at.
+	// Errors: ErrNotFound, ErrDamaged.
+	GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error)
+
+	// ListMembers reads a page of a workspace's members, removed or not, by ascending
+	// member id. A damaged record in the page is ErrDamaged.
+	ListMembers(ctx context.Context, query Query) (MemberPage, error)
+
+	// ListAuditEvents reads a page of one workspace's audit events, newest first; the
+	// empty workspace's are those of the policy.
+	ListAuditEvents(ctx context.Context, query Query) (AuditPage, error)
+
+	// Close waits for the commits under way, ends all watches, and gives the store
+	// back. Closing again is no error.
+	Close() error
+}
+
+// Position is how far a store has come.
+type Position struct {
+	// Revision of the newest change, 0 in a new store.
+	Revision int64
+	// Time is the wall time of the newest change, zero in a new store.
+	Time time.Time
+}
+
+// Head serialises the changes of one workspace. It is compared by value; the zero
+// Head is that of a workspace without changes.
+type Head struct {
+	// Sequence is that of the workspace's newest audit event; the first has 1.
+	Sequence int64
+	// Hash is the hash of that event, which covers the one before it.
+	Hash [32]byte
+	// Fence grows when a change whose outcome is unknown is defeated for good.
+	Fence int64
+}
+
+// Item is one stored record. Exactly one field is set.
+type Item struct {
+	// Policy is the active policy.
+	Policy *storagev1.PolicyRecord
+	// Workspace, Member and Key are records of those kinds.
+	Workspace *storagev1.WorkspaceRecord
+	Member    *storagev1.MemberRecord
+	Key       *storagev1.KeyRecord
+	// Head is that of one workspace.
+	Head *WorkspaceHead
+	// Damaged stands for a record that cannot be read.
+	Damaged *Damaged
+}
+
+// WorkspaceHead is the head of one workspace.
+type WorkspaceHead struct {
+	// WorkspaceID names the workspace; empty is the policy's.
+	WorkspaceID string
+	// Head is its head.
+	Head Head
+}
+
+// Damaged says which record cannot be read, as far as its name tells. Everything
+// that depends on it must be refused with DATA_LOSS.
+type Damaged struct {
+	// WorkspaceID is the record's workspace.
+	WorkspaceID string
+	// KeyID is set if it is a key's record.
+	KeyID string
+	// MemberID is set if it is a member's record.
+	MemberID string
+	// Head is set if it is the workspace's head; without KeyID, MemberID and Head it
+	// is the workspace's own record.
+	Head bool
+	// Err says what is wrong; it is a DamagedError.
+	Err error
+}
+
+// Change is one transaction of one workspace, or of the policy. It holds 1 to
+// MaxOperations puts and deletes.
+type Change struct {
+	// WorkspaceID names the workspace; empty is the policy's.
+	WorkspaceID string
+	// Expect is the head that the change was checked against.
+	Expect Head
+	// Event is the change's audit event. Sequence and previous_hash must follow on
+	// Expect.
+	Event *storagev1.AuditRecord
+	// Kind and Subject make up the entry of the change log.
+	Kind    storagev1.FeedKind
+	Subject string
+
+	// AbsentKeyIDs must not be there, in any workspace.
+	AbsentKeyIDs []string
+	// AbsentRequestIDs must not be there in this workspace.
+	AbsentRequestIDs []string
+
+	// PutPolicy, PutWorkspace, PutMembers and PutKeys add or replace records. A key
+	// keeps its sequence for life; a new one has the sequence of Event.
+	PutPolicy    *storagev1.PolicyRecord
+	PutWorkspace *storagev1.WorkspaceRecord
+	PutMembers   []*storagev1.MemberRecord
+	PutKeys      []*storagev1.KeyRecord
+	// DeleteKeys and DeleteMembers remove records, given as they are stored.
+	DeleteKeys    []*storagev1.KeyRecord
+	DeleteMembers []*storagev1.MemberRecord
+}
+
+// Committed is a change as watchers see it.
+type Committed struct {
+	// Revision of the change.
+	Revision int64
+	// Time is the change's, from its audit event.
+	Time time.Time
+	// Head is the workspace's after the change.
+	Head WorkspaceHead
+	// Feed is the change's entry in the change log.
+	Feed *storagev1.FeedRecord
+	// Put are the records that were added or replaced, without the head.
+	Put []Item
+	// DeletedKeys and DeletedMembers were removed.
+	DeletedKeys    []*storagev1.KeyRecord
+	DeletedMembers []*storagev1.MemberRecord
+}
+
+// Query asks for a page.
+type Query struct {
+	// WorkspaceID limits the page to one workspace. Only ListKeys takes an empty one
+	// for all of them.
+	WorkspaceID string
+	// Cursor is the Next of the page before, empty for the first page.
+	Cursor string
+	// Limit is how many records to give at most, 1 to MaxPage.
+	Limit int
+}
+
+// KeyPage is a page of keys.
+type KeyPage struct {
+	// Keys in the order that ListKeys promises.
+	Keys []*storagev1.KeyRecord
+	// Next is the cursor of the next page; empty on the last.
+	Next string
+	// Revision that the page was read at.
+	Revision int64
+}
+
+// MemberPage is a page of members.
+type MemberPage struct {
+	// Members by ascending id.
+	Members []*storagev1.MemberRecord
+	// Next is the cursor of the next page; empty on the last.
+	Next string
+	// Revision that the page was read at.
+	Revision int64
+}
+
+// AuditPage is a page of audit events.
+type AuditPage struct {
+	// Events, newest first.
+	Events []AuditEvent
+	// Next is the cursor of the next page; empty on the last.
+	Next string
+	// Revision that the page was read at.
+	Revision int64
+}
+
+// AuditEvent is a stored audit event with the bytes that its hash covers.
+type AuditEvent struct {
+	// Record is the event.
+	Record *storagev1.AuditRecord
+	// Encoded is the event as it was stored.
+	Encoded []byte
+}

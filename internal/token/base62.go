@@ -1,0 +1,59 @@
+package token
+
+import (
+	"errors"
+	"fmt"
+	"io"
+)
+
+const base62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+const (
+	// fairBytes is the greatest multiple of 62 that a byte can count to. Bytes
+	// from it upwards are thrown away: with them, 0 to 7 would come up more
+	// often than the other digits.
+	fairBytes = 4 * 62
+
+	// maxDraws ends the wait for a source that only gives bytes to throw away.
+	// A working one throws away 1 byte of 32, so it never gets there.
+	maxDraws = 64
+)
+
+var errBrokenSource = errors.New("random source is broken: want evenly spread bytes")
+
+// appendRandomBase62 appends count digits, each of the 62 equally likely. It
+// returns an error, and no digits, if random fails or ends early.
+func appendRandomBase62(digits []byte, count int, random io.Reader) ([]byte, error) {
+	end := len(digits) + count
+	drawn := make([]byte, count)
+	defer clear(drawn)
+	for range maxDraws {
+		missing := drawn[:end-len(digits)]
+		if _, err := io.ReadFull(random, missing); err != nil {
+			// A caller that reads until io.EOF must not take this for success.
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return nil, fmt.Errorf("reading %d random bytes: %w", len(missing), err)
+		}
+		for _, b := range missing {
+			if b < fairBytes {
+				digits = append(digits, base62[b%62])
+			}
+		}
+		if len(digits) == end {
+			return digits, nil
+		}
+	}
+	return nil, errBrokenSource
+}
+
+func allBase62(text string) bool {
+	for i := range len(text) {
+		c := text[i]
+		if (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,159 @@
+// Package validation answers what every request of the product asks: who does this
+// token act as, and may it do this? It looks the token's key up in the projection
+// and lets package decide say; it writes nothing and, details aside, reads nothing
+// but memory.
+package validation
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+// revisionTimeout bounds the wait for min_revision.
+const revisionTimeout = time.Second
+
+// DetailsReader reads the names and labels that only the store has.
+type DetailsReader interface {
+	GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error)
+}
+
+// Validator answers questions. Its methods may be called from many goroutines.
+type Validator struct {
+	projection *projection.Projection
+	details    DetailsReader
+	now        func() time.Time
+}
+
+// New returns a Validator that decides on a projection. now is the clock; nil means
+// time.Now.
+func New(projection *projection.Projection, details DetailsReader, now func() time.Time) *Validator {
+	if now == nil {
+		now = time.Now
+	}
+	return &Validator{projection: projection, details: details, now: now}
+}
+
+// Question is what is asked about a token.
+type Question struct {
+	// Token is the text that was presented, whatever it is.
+	Token string
+	// Requirement is what the request needs.
+	Requirement decide.Requirement
+	// WorkspaceID is the workspace of the resource; empty means any.
+	WorkspaceID string
+	// Address is the presenter's; the zero Addr if it is not known.
+	Address netip.Addr
+	// MinRevision and Epoch ask for an answer at least as fresh; 0 asks for nothing.
+	MinRevision int64
+	Epoch       string
+	// WithDetails asks for Details, too.
+	WithDetails bool
+}
+
+// Answer is the decision on a token. Only Decision Allowed says yes.
+type Answer struct {
+	// Decision and Reason are decide's.
+	Decision decide.Decision
+	Reason   decide.Reason
+	// KeyID is the key's, empty until the secret matched and the workspace agreed.
+	KeyID string
+	// Grant is what was authenticated; on Allowed only.
+	Grant decide.Grant
+	// Now is the moment of the decision.
+	Now time.Time
+	// Details are the key's; on Allowed with WithDetails only.
+	Details *storagev1.KeyRecord
+	// Revision that the answer holds at.
+	Revision int64
+}
+
+// Epoch returns the epoch that the revisions of answers belong to.
+func (v *Validator) Epoch() string { return v.projection.Epoch() }
+
+// Validate decides. The error speaks of the question or of the service, never of
+// the token: *problem.Error, storage's, or the context's.
+func (v *Validator) Validate(ctx context.Context, question Question) (Answer, error) {
+	if question.MinRevision != 0 {
+		if err := v.wait(ctx, question); err != nil {
+			return Answer{}, err
+		}
+	}
+	// An error leaves the zero Token, which has no id, is found nowhere, and matches
+	// nothing.
+	presented, _ := token.Parse(question.Token)
+	found := v.projection.Find(presented.ID())
+	if found.Policy == nil {
+		return Answer{}, storage.ErrUnavailable
+	}
+	if !question.Requirement.IdentityOnly && !found.Policy.Catalogue.Contains(question.Requirement.Scope) {
+		return Answer{}, unknownScope()
+	}
+	if found.Damaged != nil {
+		return Answer{}, found.Damaged
+	}
+	answer := Answer{Now: v.now(), Revision: found.Revision}
+	answer.Grant, answer.Reason = decide.Authenticate(presented, found.Subject, question.WorkspaceID, answer.Now)
+	answer.KeyID = answer.Grant.Principal.KeyID
+	if answer.Reason != decide.NoReason {
+		answer.Decision = answer.Reason.Decision()
+		answer.Grant = decide.Grant{}
+		return answer, nil
+	}
+	answer.Decision, answer.Reason = decide.Authorize(
+		&answer.Grant, question.WorkspaceID, question.Requirement, question.Address, answer.Now)
+	if answer.Decision != decide.Allowed {
+		answer.Grant = decide.Grant{}
+		return answer, nil
+	}
+	if question.WithDetails {
+		return v.withDetails(ctx, answer)
+	}
+	return answer, nil
+}
+
+// wait returns once the projection is as fresh as the question demands.
+func (v *Validator) wait(ctx context.Context, question Question) error {
+	if question.Epoch != v.projection.Epoch() {
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH,
+			"min_revision belongs to another epoch than the store's; drop what was cached and ask without it")
+	}
+	bounded, cancel := context.WithTimeout(ctx, revisionTimeout)
+	defer cancel()
+	err := v.projection.WaitFor(bounded, question.MinRevision)
+	if err != nil && ctx.Err() == nil {
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED,
+			"min_revision %d was not reached within %s", question.MinRevision, revisionTimeout)
+	}
+	return err
+}
+
+// withDetails adds what only the store has.
+func (v *Validator) withDetails(ctx context.Context, answer Answer) (Answer, error) {
+	principal := answer.Grant.Principal
+	record, _, err := v.details.GetKey(ctx, principal.WorkspaceID, principal.KeyID)
+	if errors.Is(err, storage.ErrNotFound) {
+		err = storage.ErrUnavailable // purged since; asked again, the answer is another
+	}
+	if err != nil {
+		return Answer{}, err
+	}
+	answer.Details = record
+	return answer, nil
+}
+
+func unknownScope() error {
+	var fields problem.Fields
+	fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, "required_scope",
+		"is not in the policy; GetPolicy lists what is")
+	return fields.Err()
+}
