@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,7 +59,7 @@ func Main(ctx context.Context, process Process, hooks Hooks) int {
 	}
 	a := &app{Process: process, hooks: hooks}
 	err := a.run(ctx)
-	var status exitStatus
+	var status statusError
 	switch {
 	case err == nil:
 		return ExitOK
@@ -69,10 +70,10 @@ func Main(ctx context.Context, process Process, hooks Hooks) int {
 	return ExitFailure
 }
 
-// exitStatus is the error of a command that has said all it had to say.
-type exitStatus int
+// statusError is the error of a command that has said all it had to say.
+type statusError int
 
-func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+func (s statusError) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // app is what all commands share.
 type app struct {
@@ -88,10 +89,8 @@ var errTokenArgument = errors.New("an argument looks like a token; arguments are
 	"Where a key is named, give its id, the 16 characters after ksk1_. keysvc validate reads a token from standard input or KEYSVC_TOKEN")
 
 func (a *app) run(ctx context.Context) error {
-	for _, argument := range a.Args {
-		if looksLikeToken.MatchString(argument) {
-			return errTokenArgument
-		}
+	if slices.ContainsFunc(a.Args, looksLikeToken.MatchString) {
+		return errTokenArgument
 	}
 	root := a.rootCommand()
 	// Not nil, which cobra takes for os.Args.
@@ -137,6 +136,7 @@ else goes to standard error. The exit status is 0, or 1 after an error; that of
 // unknown one for a wish for help, and succeed.
 func group(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
 	cmd.Args = cobra.ArbitraryArgs
+	cmd.SuggestionsMinimumDistance = 2
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return cmd.Help()
@@ -162,7 +162,7 @@ func positional(names ...string) cobra.PositionalArgs {
 		case len(names) == 0 && len(args) > 0:
 			return usageError(cmd, "takes flags only, no argument")
 		case len(args) != len(names):
-			return usageError(cmd, "needs %s, got %d arguments", strings.Join(names, " and "), len(args))
+			return usageError(cmd, "needs exactly %s besides flags, got %d arguments", strings.Join(names, " and "), len(args))
 		}
 		for i, argument := range args {
 			if argument == "" {
@@ -180,5 +180,5 @@ func isTerminal(stream any) bool {
 }
 
 func descriptor(file *os.File) int {
-	return int(file.Fd()) //nolint:gosec // G115: a file descriptor is a small number
+	return int(file.Fd())
 }

@@ -73,7 +73,7 @@ func (a *app) clientCommand(cmd *cobra.Command, run func(ctx context.Context, s 
 		return run(cmd.Context(), &session{
 			app:        a,
 			cmd:        cmd,
-			out:        &printer{out: a.Stdout, format: *format, now: a.Now()},
+			out:        &printer{out: a.Stdout, format: *format, now: a.Now},
 			keys:       keysvcv1.NewKeyServiceClient(conn),
 			members:    keysvcv1.NewMemberServiceClient(conn),
 			policies:   keysvcv1.NewPolicyServiceClient(conn),

@@ -40,7 +40,7 @@ func (a *app) printError(ctx context.Context, err error) {
 		}
 	case errors.As(err, &call):
 		lines = call.lines()
-	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+	case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		lines = []string{"interrupted"}
 	}
 	var text strings.Builder
@@ -92,7 +92,10 @@ func (e *callError) lines() []string {
 			}
 		case *errdetails.BadRequest:
 			for _, violation := range detail.GetFieldViolations() {
-				details = append(details, violation.GetField()+": "+violation.GetDescription())
+				// A message that says it already need not be repeated.
+				if line := violation.GetField() + ": " + violation.GetDescription(); !strings.Contains(e.status.Message(), line) {
+					details = append(details, line)
+				}
 			}
 		case *errdetails.RetryInfo:
 			details = append(details, "retry after: "+detail.GetRetryDelay().AsDuration().String())
@@ -111,7 +114,7 @@ func (e *callError) headline(reason string) string {
 	}
 	// Without a reason it was grpc that failed, here or there. Its own words are
 	// for those who know its inside.
-	switch e.status.Code() { //nolint:exhaustive // the others are shown as they are
+	switch e.status.Code() {
 	case codes.Unavailable:
 		if e.dial != nil {
 			return fmt.Sprintf("cannot reach keysvc at %s: %s; start a server with \"keysvc serve\", or say with --addr or KEYSVC_ADDR where one is", e.address, plainCause(e.dial))

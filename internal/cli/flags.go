@@ -23,27 +23,34 @@ type choiceValue[T ~string] struct {
 func choice[T ~string](cmd *cobra.Command, target *T, name, short, usage string, allowed ...T) {
 	value := &choiceValue[T]{target: target, allowed: allowed}
 	cmd.Flags().VarP(value, name, short, usage+": "+value.list())
-	words := make([]string, len(allowed))
-	for i, word := range allowed {
-		words[i] = string(word)
-	}
-	// It fails only for a flag that is not there, or there twice.
-	if err := cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err)
+	completions(cmd, name, value.words())
+}
+
+// completions tells shells what a flag may be.
+func completions(cmd *cobra.Command, flag string, words []string) {
+	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+	if err != nil {
+		panic(err) // there is no such flag, or it was told before
 	}
 }
 
-func (c *choiceValue[T]) list() string {
+func (c *choiceValue[T]) words() []string {
 	words := make([]string, len(c.allowed))
 	for i, word := range c.allowed {
 		words[i] = string(word)
 	}
-	return strings.Join(words, " or ")
+	return words
 }
 
-func (c *choiceValue[T]) String() string { return string(*c.target) }
-func (*choiceValue[T]) Type() string     { return "word" }
+func (c *choiceValue[T]) list() string { return strings.Join(c.words(), " or ") }
 
+// String returns the word.
+func (c *choiceValue[T]) String() string { return string(*c.target) }
+
+// Type names the value in the help text.
+func (*choiceValue[T]) Type() string { return "word" }
+
+// Set takes one of the allowed words.
 func (c *choiceValue[T]) Set(text string) error {
 	if !slices.Contains(c.allowed, T(text)) {
 		return fmt.Errorf("allowed are %s", c.list())
@@ -63,8 +70,10 @@ func (s *span) String() string {
 	return time.Duration(*s).String()
 }
 
+// Type names the value in the help text.
 func (*span) Type() string { return "duration" }
 
+// Set reads the duration.
 func (s *span) Set(text string) error {
 	duration, err := parseSpan(text)
 	if err != nil {
@@ -83,7 +92,7 @@ func parseSpan(text string) (time.Duration, error) {
 		if err != nil || count > uint64(math.MaxInt64/day) {
 			return 0, errors.New("allowed are durations such as 90d, 36h and 1d12h")
 		}
-		duration, rest = time.Duration(count)*day, after //nolint:gosec // G115: bounded above
+		duration, rest = time.Duration(count)*day, after
 	}
 	if rest != "" {
 		more, err := time.ParseDuration(rest)
@@ -108,8 +117,10 @@ func (i *instant) String() string {
 	return i.Format(time.RFC3339Nano)
 }
 
+// Type names the value in the help text.
 func (*instant) Type() string { return "time" }
 
+// Set reads the time.
 func (i *instant) Set(text string) error {
 	parsed, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil {
@@ -136,8 +147,11 @@ func timestamp(absolute instant, now time.Time, relative span, direction int) *t
 type commaList []string
 
 func (c *commaList) String() string { return strings.Join(*c, ",") }
-func (*commaList) Type() string     { return "list" }
 
+// Type names the value in the help text.
+func (*commaList) Type() string { return "list" }
+
+// Set adds what the text lists.
 func (c *commaList) Set(text string) error {
 	for item := range strings.SplitSeq(text, ",") {
 		item = strings.TrimSpace(item)
@@ -153,8 +167,11 @@ func (c *commaList) Set(text string) error {
 type labels map[string]string
 
 func (l *labels) String() string { return "" }
-func (*labels) Type() string     { return "name=value" }
 
+// Type names the value in the help text.
+func (*labels) Type() string { return "name=value" }
+
+// Set adds one label.
 func (l *labels) Set(text string) error {
 	name, value, found := strings.Cut(text, "=")
 	if !found {

@@ -67,7 +67,7 @@ standard error. Nobody can show the token again.
 		request.Scopes = scopes
 		request.AllowedCidrs = cidrs
 		request.Labels = annotations
-		request.ExpireTime = timestamp(expireTime, s.out.now, expiresIn, +1)
+		request.ExpireTime = timestamp(expireTime, s.Now(), expiresIn, +1)
 		request.RequestId = optional(cmd, "request-id", requestID)
 		request.ActorMemberId = optional(cmd, "actor", actor)
 		response, err := s.keys.CreateKey(ctx, request)
@@ -146,13 +146,11 @@ func (a *app) keyListCommand() *cobra.Command {
 	pages := pagingFlags(cmd)
 	cmd.MarkFlagsMutuallyExclusive("expiring-within", "expiring-before")
 	cmd.MarkFlagsMutuallyExclusive("unused-for", "unused-since")
-	if err := cmd.RegisterFlagCompletionFunc("state", cobra.FixedCompletions(keyStates(), cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // there is no such flag
-	}
+	completions(cmd, "state", keyStates())
 
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, _ []string) error {
 		// Whole seconds, so that the note on how to go on can name them exactly.
-		now := s.out.now.Truncate(time.Second)
+		now := s.Now().Truncate(time.Second)
 		request := &keysvcv1.ListKeysRequest{
 			WorkspaceId:    *workspace,
 			MemberId:       optional(cmd, "member", member),
@@ -179,7 +177,7 @@ func (a *app) keyListCommand() *cobra.Command {
 		return listing[*keysvcv1.ListKeysResponse]{
 			plural: "keys",
 			again:  again,
-			header: []string{"KEY ID", "WORKSPACE", "MEMBER", "NAME", "STATE", "CREATED", "LAST USED", "EXPIRES", "SCOPES"},
+			header: []string{"KEY ID", "WORKSPACE", "MEMBER", "NAME", stateHeader, "CREATED", "LAST USED", "EXPIRES", "SCOPES"},
 			fetch: func(pageSize int32, pageToken string) (*keysvcv1.ListKeysResponse, error) {
 				request.PageSize, request.PageToken = pageSize, pageToken
 				return s.keys.ListKeys(ctx, request)

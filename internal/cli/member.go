@@ -100,7 +100,7 @@ func (a *app) memberListCommand() *cobra.Command {
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, _ []string) error {
 		return listing[*keysvcv1.ListMembersResponse]{
 			plural: "members",
-			header: []string{"MEMBER", "ROLE", "STATE", "CREATED", "CHANGED"},
+			header: []string{"MEMBER", "ROLE", stateHeader, "CREATED", "CHANGED"},
 			fetch: func(pageSize int32, pageToken string) (*keysvcv1.ListMembersResponse, error) {
 				return s.members.ListMembers(ctx, &keysvcv1.ListMembersRequest{
 					WorkspaceId: *workspace, PageSize: pageSize, PageToken: pageToken,

@@ -38,7 +38,8 @@ func outputFlag(cmd *cobra.Command) *outputFormat {
 type printer struct {
 	out    io.Writer
 	format outputFormat
-	now    time.Time
+	// now is read when a time is shown, so that what just happened is past.
+	now func() time.Time
 }
 
 // answer writes the response as JSON, or calls table.
@@ -178,15 +179,16 @@ func (p *printer) minute(t *timestamppb.Timestamp, absent string) string {
 // away says how far t is from now, in the largest unit of which there are two
 // whole ones.
 func (p *printer) away(t *timestamppb.Timestamp) string {
-	distance := t.AsTime().Sub(p.now)
-	length := distance.Abs()
+	distance := t.AsTime().Sub(p.now())
+	// Rounded, so that what lives 12 days does not end "in 11 days" at once.
+	length := distance.Abs().Round(time.Minute)
 	var words string
 	switch {
-	case length < time.Minute && distance <= 0:
+	case length == 0 && distance <= 0:
 		return "just now"
-	case length < time.Minute:
-		return "in less than a minute"
-	case length < 2*time.Minute:
+	case length == 0:
+		return "in a moment"
+	case length == time.Minute:
 		words = "a minute"
 	case length < 2*time.Hour:
 		words = fmt.Sprintf("%d minutes", length/time.Minute)

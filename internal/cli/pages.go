@@ -13,6 +13,9 @@ const (
 	maxPageSize  = 1000
 )
 
+// stateHeader has room for every state, wherever in the list the first one comes.
+const stateHeader = "STATE    "
+
 const listHelp = `Without --limit or --all at most 50 are shown. When there are more, standard
 error says how to go on. With -o json every page is one response message, so a
 long list is several JSON values one after the other: jq '.%[1]s[]' takes them
@@ -68,7 +71,7 @@ func (l listing[P]) show(s *session, p *paging) error {
 		if !p.all {
 			size = min(size, p.limit-count)
 		}
-		response, err := l.fetch(int32(size), pageToken) //nolint:gosec // G115: at most maxPageSize
+		response, err := l.fetch(int32(size), pageToken)
 		if err != nil {
 			return err
 		}

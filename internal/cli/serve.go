@@ -31,19 +31,21 @@ on loopback and on unix sockets only.`,
 	flags.StringVar(&settings.Data, "data", settings.Data, "the folder of the store's file; made if it is not there")
 	flags.StringVar(&settings.Policy, "policy", settings.Policy, "a policy file that fills an empty store (default: the built-in policy)")
 	flags.BoolVar(&settings.Dev, "dev", settings.Dev, "make a demonstration workspace with a key, once, and print commands to try")
-	flags.TextVar(&settings.LogLevel, "log-level", settings.LogLevel, "the least level to log: debug, info, warn or error")
+	flags.TextVar(&settings.LogLevel, "log-level", settings.LogLevel, "the least `level` to log: debug, info, warn or error")
 	choice(cmd, &settings.LogFormat, "log-format", "", "how to write logs, by default text at a terminal and json elsewhere", config.LogText, config.LogJSON)
 	flags.DurationVar(&settings.DrainTimeout, "drain-timeout", settings.DrainTimeout, "how long requests in flight may take to end at a stop")
 	flags.IntVar(&settings.MaxInFlight, "max-in-flight", settings.MaxInFlight, "how many requests to work on at a time")
 	flags.IntVar(&settings.MaxStreams, "max-streams", settings.MaxStreams, "how many requests one connection may have open at a time")
 	flags.IntVar(&settings.MaxMessageBytes, "max-message-bytes", settings.MaxMessageBytes, "how large a request may be")
 	flags.IntVar(&settings.MaxHeaderBytes, "max-header-bytes", settings.MaxHeaderBytes, "how large the headers of a request may be")
+	flags.DurationVar(&settings.UsageInterval, "usage-interval", settings.UsageInterval, "how often last-used times are written; a crash loses at most so much of them")
+	flags.DurationVar(&settings.SweepInterval, "sweep-interval", settings.SweepInterval, "how often keys and members past their retention are purged")
+	flags.BoolVar(&settings.AllowClockBehind, "allow-clock-behind", settings.AllowClockBehind, "start although the wall clock is behind the last commit")
 	flags.BoolVar(&settings.Channelz, "channelz", settings.Channelz, "serve grpc's channelz, for debugging")
 
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := settings.Validate(); err != nil {
-			var wrong *config.FieldError
-			if errors.As(err, &wrong) {
+			if wrong, isField := errors.AsType[*config.FieldError](err); isField {
 				return fmt.Errorf("--%s: %s", wrong.Field, wrong.Problem)
 			}
 			return err

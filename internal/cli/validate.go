@@ -56,11 +56,12 @@ no answer.
 	flags.BoolVar(&request.WithDetails, "details", false, "show the key's name, effective scopes and labels too")
 	flags.Int64Var(&request.MinRevision, "min-revision", 0, "answer from this revision or a later one")
 	flags.StringVar(&request.Epoch, "epoch", "", "the epoch that --min-revision belongs to")
-	cmd.MarkFlagsMutuallyExclusive("scope", "identity-only")
-	cmd.MarkFlagsOneRequired("scope", "identity-only")
 	cmd.MarkFlagsRequiredTogether("min-revision", "epoch")
 
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		if (request.GetRequiredScope() != "") == request.GetIdentityOnly() {
+			return usageError(cmd, "either --scope or --identity-only is needed")
+		}
 		text, err := s.readToken(ctx, len(args) == 1)
 		if err != nil {
 			return err
@@ -78,9 +79,9 @@ no answer.
 		case keysvcv1.Decision_DECISION_ALLOWED:
 			return nil
 		case keysvcv1.Decision_DECISION_UNAUTHENTICATED:
-			return exitStatus(ExitUnauthenticated)
+			return statusError(ExitUnauthenticated)
 		case keysvcv1.Decision_DECISION_PERMISSION_DENIED:
-			return exitStatus(ExitDenied)
+			return statusError(ExitDenied)
 		}
 		return errors.New("the server gave a decision that this command does not know: treat it as a refusal")
 	})
@@ -97,7 +98,7 @@ func (p *printer) decision(scope string, response *keysvcv1.ValidateKeyResponse)
 		return p.line("%s: %s, %s",
 			strings.TrimPrefix(response.GetDecision().String(), "DECISION_"),
 			strings.TrimPrefix(response.GetReason().String(), "REASON_"),
-			fmt.Sprintf(inWords(response.GetReason()), key, scope))
+			inWords(response.GetReason(), key, scope))
 	}
 	who := response.GetPrincipal()
 	err := p.line("ALLOWED key %s acts as member %s (%s) in workspace %s",
@@ -113,26 +114,25 @@ func (p *printer) decision(scope string, response *keysvcv1.ValidateKeyResponse)
 	)
 }
 
-// inWords explains a reason; its first verb is for the key, its second for the
-// scope.
-func inWords(reason keysvcv1.Reason) string {
+// inWords explains why key may not pass.
+func inWords(reason keysvcv1.Reason, key, scope string) string {
 	switch reason {
 	case keysvcv1.Reason_REASON_KEY_INVALID:
-		return "the token is malformed, unknown, rotated away, or of another workspace%.0s%.0s"
+		return "the token is malformed, unknown, rotated away, or of another workspace"
 	case keysvcv1.Reason_REASON_KEY_REVOKED:
-		return "%s was revoked, or its member or workspace was removed%.0s"
+		return key + " was revoked, or its member or workspace was removed"
 	case keysvcv1.Reason_REASON_KEY_EXPIRED:
-		return "%s has expired%.0s"
+		return key + " has expired"
 	case keysvcv1.Reason_REASON_MEMBER_INACTIVE:
-		return "the member of %s is suspended%.0s"
+		return "the member of " + key + " is suspended"
 	case keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
-		return "%s may not be used from this address, or none was given (--client-address)%.0s"
+		return key + " may not be used from this address, or none was given (--client-address)"
 	case keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED:
-		return "%s was not granted %s"
+		return key + " was not granted " + scope
 	case keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE:
-		return "%s was granted %s, but its member's role does not have it now"
+		return key + " was granted " + scope + ", but its member's role does not have it now"
 	}
-	return "%s may not pass, and this command is too old to know why%.0s"
+	return key + " may not pass, for a reason that this command does not know"
 }
 
 // readToken gets the token from where the person put it.

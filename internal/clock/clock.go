@@ -7,10 +7,14 @@ import (
 )
 
 // Steady returns a clock that follows now but never goes back, so that nothing that
-// was expired comes alive again when the system's wall clock is set back. The times
-// are in UTC and without a monotonic reading. It may be called from many goroutines.
-func Steady(now func() time.Time) func() time.Time {
+// was expired comes alive again when the system's wall clock is set back. It begins at
+// floor, if now is behind it. The times are in UTC and without a monotonic reading. It
+// may be called from many goroutines.
+func Steady(now func() time.Time, floor time.Time) func() time.Time {
 	var latest atomic.Int64
+	if !floor.IsZero() {
+		latest.Store(floor.UnixNano())
+	}
 	return func() time.Time {
 		current := now().UnixNano()
 		for {

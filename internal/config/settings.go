@@ -54,6 +54,14 @@ type Settings struct {
 	MaxMessageBytes int
 	// MaxHeaderBytes is how large the headers of a request may be.
 	MaxHeaderBytes int
+	// UsageInterval is how often last-used times are written; what a crash may lose of
+	// them is bounded by it.
+	UsageInterval time.Duration
+	// SweepInterval is how often keys and members past their retention are purged.
+	SweepInterval time.Duration
+	// AllowClockBehind starts although the wall clock is behind the last commit. Until
+	// it has caught up, the time of that commit counts as now.
+	AllowClockBehind bool
 	// Channelz serves grpc's own channelz service, for debugging.
 	Channelz bool
 }
@@ -70,6 +78,8 @@ func Defaults() Settings {
 		MaxStreams:      1000,
 		MaxMessageBytes: 1 << 20,
 		MaxHeaderBytes:  16 << 10,
+		UsageInterval:   time.Minute,
+		SweepInterval:   time.Hour,
 	}
 }
 
@@ -100,6 +110,14 @@ func (s Settings) Validate() error {
 		return &FieldError{Field: "log-format", Problem: fmt.Sprintf("is %q, allowed are %s and %s", s.LogFormat, LogText, LogJSON)}
 	case s.DrainTimeout < 0 || s.DrainTimeout > time.Hour:
 		return &FieldError{Field: "drain-timeout", Problem: fmt.Sprintf("is %s, allowed are 0s to 1h", s.DrainTimeout)}
+	}
+	for _, interval := range []struct {
+		field string
+		value time.Duration
+	}{{"usage-interval", s.UsageInterval}, {"sweep-interval", s.SweepInterval}} {
+		if interval.value < time.Second || interval.value > 24*time.Hour {
+			return &FieldError{Field: interval.field, Problem: fmt.Sprintf("is %s, allowed are 1s to 24h", interval.value)}
+		}
 	}
 	for _, limit := range []struct {
 		field              string

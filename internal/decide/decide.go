@@ -97,6 +97,17 @@ func (s Scopes) Intersect(other Scopes) Scopes {
 	return both
 }
 
+// Without returns the names of the set that are not in the other.
+func (s Scopes) Without(other Scopes) Scopes {
+	var rest Scopes
+	for _, name := range s {
+		if !other.Contains(name) {
+			rest = append(rest, name)
+		}
+	}
+	return rest
+}
+
 // Secret is what is kept of one secret of a key.
 type Secret struct {
 	// Hash of the token that holds the secret; the zero Hash matches nothing.

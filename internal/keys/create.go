@@ -42,7 +42,7 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, request *key
 		}
 		most := view.Policy.Limits.LiveKeysPerWorkspace
 		if m.projection.LiveKeys(wanted.workspaceID, now, most) >= most {
-			return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_LIMIT_REACHED,
+			return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED,
 				"the workspace has %d live keys, as many as the policy allows; revoke one first", most)
 		}
 		record = wanted.record(view, member, now)

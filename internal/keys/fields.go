@@ -241,6 +241,11 @@ func checkExpireTime(fields *problem.Fields, stamp *timestamppb.Timestamp, now t
 	return asked.Truncate(time.Microsecond)
 }
 
+// days returns a duration of whole days in words.
+func days(duration time.Duration) string {
+	return fmt.Sprintf("%d days", duration/(24*time.Hour))
+}
+
 // oneYearAfter returns the same moment one calendar year later, in UTC; for 29
 // February that is the 28th.
 func oneYearAfter(now time.Time) time.Time {

@@ -108,15 +108,21 @@ func (m *Manager) newWorkspace(workspaceID string, now *timestamppb.Timestamp) (
 	return &storagev1.WorkspaceRecord{WorkspaceId: workspaceID, Incarnation: incarnation, CreateTime: now}, nil
 }
 
+// memberName is a request that names a member.
+type memberName interface {
+	GetWorkspaceId() string
+	GetMemberId() string
+}
+
 // newMember returns the record of a member that is added, or added again.
-func (m *Manager) newMember(request *keysvcv1.PutMemberRequest, workspaceIncarnation string, sourceVersion int64) (*storagev1.MemberRecord, error) {
+func (m *Manager) newMember(named memberName, workspaceIncarnation string, sourceVersion int64) (*storagev1.MemberRecord, error) {
 	incarnation, err := token.NewID(m.random)
 	if err != nil {
 		return nil, err
 	}
 	return &storagev1.MemberRecord{
-		WorkspaceId:          request.GetWorkspaceId(),
-		MemberId:             request.GetMemberId(),
+		WorkspaceId:          named.GetWorkspaceId(),
+		MemberId:             named.GetMemberId(),
 		Incarnation:          incarnation,
 		WorkspaceIncarnation: workspaceIncarnation,
 		SourceVersion:        sourceVersion,

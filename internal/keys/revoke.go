@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -11,9 +12,11 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // RevokeKey ends a key for good.
@@ -41,6 +44,56 @@ func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, request *key
 	return &keysvcv1.RevokeKeyResponse{Key: key, Revision: position.Revision, Epoch: position.Epoch}, nil
 }
 
+// RevokeToken revokes the key that a token belongs to. Whatever the token is, the
+// answer is NOT_FOUND unless it matches a secret that has not ended.
+func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
+	var fields problem.Fields
+	checkActor(&fields, request.ActorMemberId)
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
+	actor.MemberID = request.GetActorMemberId()
+	now := m.clock()
+	presented, _ := token.Parse(request.GetToken())
+	workspaceID, keyID, err := m.keyOf(presented, now)
+	if err != nil {
+		return nil, err
+	}
+	_, position, err := m.changeKey(ctx, workspaceID, keyID,
+		func(_ projection.Workspace, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
+			// Once more, now that nothing else changes the workspace: the secret may have
+			// been rotated away.
+			if _, _, err := m.keyOf(presented, now); err != nil {
+				return nil, err
+			}
+			event := revoke(record, actor, now)
+			if event != nil {
+				event.Details = map[string]string{"reported": "by token"}
+			}
+			return event, nil
+		})
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.RevokeTokenResponse{
+		WorkspaceId: workspaceID, KeyId: keyID, Revision: position.Revision, Epoch: position.Epoch,
+	}, nil
+}
+
+// keyOf returns the key that has the token's secret, revoked or not, unless the secret
+// has ended.
+func (m *Manager) keyOf(presented token.Token, now time.Time) (workspaceID, keyID string, err error) {
+	found := m.projection.Find(presented.ID())
+	if found.Damaged != nil {
+		return "", "", found.Damaged
+	}
+	grant, reason := decide.Authenticate(presented, found.Subject, "", now)
+	if grant.Principal.KeyID == "" || reason == decide.KeyExpired {
+		return "", "", problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "the token matches no live secret")
+	}
+	return found.Subject.Key.Workspace, found.Subject.Key.ID, nil
+}
+
 // revoke marks a key as revoked; nil if it is already.
 func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *storagev1.AuditRecord {
 	if record.GetRevokeTime() != nil {
@@ -62,7 +115,6 @@ func (m *Manager) changeKey(
 		if err != nil {
 			return nil, asKeyNotFound(err)
 		}
-		before := len(stored.GetRequestIds())
 		record = proto.CloneOf(stored)
 		event, err := edit(view, record)
 		if err != nil || event == nil {
@@ -74,11 +126,23 @@ func (m *Manager) changeKey(
 			Event:            event,
 			Kind:             storagev1.FeedKind_FEED_KIND_KEY,
 			Subject:          record.GetKeyId(),
-			AbsentRequestIDs: record.GetRequestIds()[before:],
+			AbsentRequestIDs: without(record.GetRequestIds(), stored.GetRequestIds()),
+			FreedRequestIDs:  without(stored.GetRequestIds(), record.GetRequestIds()),
 			PutKeys:          []*storagev1.KeyRecord{record},
 		}, nil
 	})
 	return record, position, err
+}
+
+// without returns the names that are not among others.
+func without(names, others []string) []string {
+	var rest []string
+	for _, name := range names {
+		if !slices.Contains(others, name) {
+			rest = append(rest, name)
+		}
+	}
+	return rest
 }
 
 // asKeyNotFound turns the store's word that a key is not there into the caller's. It

@@ -8,7 +8,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
-	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/projection"
 )
 
 // etagOf returns the etag of a key: it changes with every change of the key.
@@ -35,6 +35,9 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time) (*keysvcv1.Ke
 		Labels:       record.GetLabels(),
 		AllowedCidrs: record.GetAllowedCidrs(),
 		Etag:         etagOf(record),
+	}
+	if last := m.projection.LastUsed(record.GetKeyId()); !last.IsZero() {
+		key.LastUsedTime = timestamppb.New(last)
 	}
 	for index, secret := range record.GetSecrets() {
 		if index > 0 && !now.Before(endOf(secret)) {
@@ -87,7 +90,7 @@ func (m *Manager) stateOf(record *storagev1.KeyRecord, now time.Time) (keysvcv1.
 
 // showMember returns a stored member as callers see them, given the workspace as it
 // is now.
-func showMember(record *storagev1.MemberRecord, workspace *decide.Workspace) *keysvcv1.Member {
+func showMember(record *storagev1.MemberRecord, workspace *projection.Current) *keysvcv1.Member {
 	state := keysvcv1.MemberState_MEMBER_STATE_REMOVED
 	if workspace != nil && !workspace.Removed && workspace.Incarnation == record.GetWorkspaceIncarnation() {
 		switch record.GetState() {

@@ -62,7 +62,14 @@ type Fields struct {
 	violations []Violation
 	reason     keysvcv1.ErrorReason
 	more       int
+	// parent, of a nested message's Fields, gets them under prefix.
+	parent *Fields
+	prefix string
 }
+
+// Within returns Fields for the fields of a nested message, which are added to these
+// under its name.
+func (f *Fields) Within(field string) *Fields { return &Fields{parent: f, prefix: field + "."} }
 
 // Add notes a bad field.
 func (f *Fields) Add(field, format string, arguments ...any) {
@@ -76,6 +83,10 @@ func (f *Fields) AddAs(reason keysvcv1.ErrorReason, field, format string, argume
 }
 
 func (f *Fields) add(reason keysvcv1.ErrorReason, field, format string, arguments ...any) {
+	if f.parent != nil {
+		f.parent.add(reason, f.prefix+field, format, arguments...)
+		return
+	}
 	if len(f.violations) == 0 {
 		f.reason = reason
 	} else if f.reason != reason {
@@ -88,7 +99,8 @@ func (f *Fields) add(reason keysvcv1.ErrorReason, field, format string, argument
 	f.violations = append(f.violations, Violation{Field: field, Description: fmt.Sprintf(format, arguments...)})
 }
 
-// Err returns an *Error for the bad fields, nil if there are none.
+// Err returns an *Error for the bad fields, nil if there are none. Fields of a nested
+// message have none: ask the outermost.
 func (f *Fields) Err() error {
 	if len(f.violations) == 0 {
 		return nil

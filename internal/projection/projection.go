@@ -10,11 +10,13 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
 // Projection is the index. Reads may come from many goroutines; Load and Follow are
@@ -52,6 +54,7 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	if position.Revision < p.state.revision {
 		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, p.state.revision)
 	}
+	fresh.keepUses(p.state)
 	p.state = fresh
 	p.signal()
 	return position, nil
@@ -148,6 +151,8 @@ type Found struct {
 	Policy *Policy
 	// Revision that this holds at.
 	Revision int64
+	// Last is when the key was last used; nil if there is no such key.
+	Last *usage.Last
 	// Damaged is set if a record that the answer depends on cannot be read. Nothing
 	// may be decided then.
 	Damaged error
@@ -166,8 +171,10 @@ func (p *Projection) Find(keyID string) Found {
 	if found.Damaged = entry.problem(); found.Damaged != nil {
 		return found
 	}
-	found.Subject.Key = &entry.key
-	found.Subject.Workspace = entry.workspace.current
+	found.Subject.Key, found.Last = &entry.key, entry.last
+	if entry.workspace.current != nil {
+		found.Subject.Workspace = &entry.workspace.current.Workspace
+	}
 	if member := entry.workspace.members[entry.key.Member]; member != nil {
 		found.Subject.Member = &member.Member
 		if p.state.policy != nil {
@@ -190,7 +197,7 @@ type Workspace struct {
 	// Head is the workspace's; the change must expect it.
 	Head storage.Head
 	// Current is the workspace, nil if there is none.
-	Current *decide.Workspace
+	Current *Current
 	// Policy is the active policy.
 	Policy *Policy
 	// Revision that this holds at.
@@ -246,6 +253,96 @@ func (p *Projection) LiveKeys(workspaceID string, now time.Time, enough int) int
 		return 0
 	}
 	return entry.live(now, enough)
+}
+
+// Effect counts the live keys whose effective scopes would shrink, and those whose
+// would grow, if the roles had these scopes. A key can count as both.
+func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narrowed, widened int64) {
+	type effect struct{ narrows, widens bool }
+	// Most keys share a few sets of scopes and a few roles.
+	type combination struct{ scopes, role string }
+	known := make(map[combination]effect)
+	nanoseconds := now.UnixNano()
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	for _, entry := range p.state.keys {
+		workspace := entry.workspace
+		if entry.problem() != nil || workspace.current == nil || workspace.current.Removed ||
+			!workspace.isLive(&entry.key, nanoseconds) {
+			continue
+		}
+		role := workspace.members[entry.key.Member].Role
+		which := combination{strings.Join(entry.key.Scopes, " "), role}
+		found, seen := known[which]
+		if !seen {
+			before, after := entry.key.Scopes.Intersect(p.state.policy.roles[role]), entry.key.Scopes.Intersect(roles[role])
+			found = effect{narrows: len(before.Without(after)) > 0, widens: len(after.Without(before)) > 0}
+			known[which] = found
+		}
+		if found.narrows {
+			narrowed++
+		}
+		if found.widens {
+			widened++
+		}
+	}
+	return narrowed, widened
+}
+
+// LastUsed returns when a key was last used; zero if it never was.
+func (p *Projection) LastUsed(keyID string) time.Time {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	if entry := p.state.keys[keyID]; entry != nil {
+		return entry.last.Time()
+	}
+	return time.Time{}
+}
+
+// Workspaces returns the ids of all workspaces that were ever changed.
+func (p *Projection) Workspaces() []string {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	ids := make([]string, 0, len(p.state.workspaces))
+	for id := range p.state.workspaces {
+		if id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// Dead is what a sweep may delete.
+type Dead struct {
+	// KeyIDs are revoked or expired, or count as revoked, since long enough.
+	KeyIDs []string
+	// MemberIDs were removed long enough ago, and no key is theirs any more.
+	MemberIDs []string
+}
+
+// Dead returns what died before a time in a workspace, the oldest keys first, up to a
+// number of records. Members come once no key is left to delete.
+func (p *Projection) Dead(workspaceID string, before time.Time, most int) Dead {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	var dead Dead
+	entry := p.state.workspaces[workspaceID]
+	if entry == nil {
+		return dead
+	}
+	nanoseconds := before.UnixNano()
+	for _, key := range entry.keys {
+		if len(dead.KeyIDs) == most {
+			return dead
+		}
+		if key.damaged == nil && entry.diedBefore(key, nanoseconds) {
+			dead.KeyIDs = append(dead.KeyIDs, key.key.ID)
+		}
+	}
+	if len(dead.KeyIDs) == 0 {
+		dead.MemberIDs = entry.deadMembers(nanoseconds, most)
+	}
+	return dead
 }
 
 // pause waits; it says whether the context is still good.

@@ -14,6 +14,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/token"
+	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
 // Policy is the active policy, prepared for look-ups.
@@ -33,12 +34,24 @@ type Policy struct {
 // Role returns what a role may do, nil if the policy does not have it.
 func (p *Policy) Role(name string) decide.Scopes { return p.roles[name] }
 
+// Current is a workspace as deciding sees it, with what a change is checked against.
+type Current struct {
+	decide.Workspace
+	// Created is when the workspace came into being, or came back.
+	Created time.Time
+
+	// since is when it last came, went, or came back, in Unix nanoseconds.
+	since int64
+}
+
 // Member is a member as deciding sees it, with what a change is checked against.
 type Member struct {
 	decide.Member
 	// SourceVersion is the highest that the product's directory gave.
 	SourceVersion int64
 
+	// updated is when the record last changed, in Unix nanoseconds.
+	updated int64
 	damaged error
 }
 
@@ -57,7 +70,11 @@ type keyEntry struct {
 	key       decide.Key
 	sequence  int64
 	workspace *workspaceEntry
-	damaged   error
+	// revoked is when the key was revoked, in Unix nanoseconds.
+	revoked int64
+	// last is shared by all entries that the key ever has.
+	last    *usage.Last
+	damaged error
 }
 
 // problem returns the first damage that an answer about the key depends on.
@@ -77,7 +94,7 @@ func (e *keyEntry) problem() error {
 // workspaceEntry is one workspace; the policy's, with an empty id, has only a head.
 type workspaceEntry struct {
 	id      string
-	current *decide.Workspace // nil if there is no record; replaced, never changed
+	current *Current // nil if there is no record; replaced, never changed
 	members map[string]*Member
 	// keys are ordered by sequence; revoked counts those that were revoked themselves.
 	keys        []*keyEntry
@@ -112,6 +129,54 @@ func (w *workspaceEntry) isLive(key *decide.Key, now int64) bool {
 	}
 	member := w.members[key.Member]
 	return member != nil && !member.Removed && member.Incarnation == key.MemberIncarnation
+}
+
+// diedBefore says whether a key stopped being live before a time, in Unix
+// nanoseconds, and can never be again.
+func (w *workspaceEntry) diedBefore(entry *keyEntry, before int64) bool {
+	key := &entry.key
+	if key.Revoked && entry.revoked < before || key.ExpireTime < before {
+		return true
+	}
+	if w.current == nil || w.current.Removed || w.current.Incarnation != key.WorkspaceIncarnation {
+		return w.current != nil && w.current.since < before
+	}
+	member := w.members[key.Member]
+	if member == nil || member.damaged != nil {
+		return false
+	}
+	// Of a member that was removed and added again, only the latter's time is known.
+	return (member.Removed || member.Incarnation != key.MemberIncarnation) && member.updated < before
+}
+
+// deadMembers returns members that were removed before a time, themselves or with
+// their workspace, and have no keys.
+func (w *workspaceEntry) deadMembers(before int64, most int) []string {
+	var owners map[string]bool
+	var dead []string
+	for id, member := range w.members {
+		if len(dead) == most {
+			break
+		}
+		gone := member.Removed && member.updated < before
+		if w.current != nil && (w.current.Removed || w.current.Incarnation != member.WorkspaceIncarnation) {
+			gone = gone || w.current.since < before && member.updated < before
+		}
+		if member.damaged != nil || !gone {
+			continue
+		}
+		if owners == nil {
+			owners = make(map[string]bool)
+			for _, entry := range w.keys {
+				owners[entry.key.Member] = true
+			}
+		}
+		if !owners[id] {
+			dead = append(dead, id)
+		}
+	}
+	slices.Sort(dead)
+	return dead
 }
 
 func newState() *state {
@@ -154,16 +219,17 @@ func (s *state) add(item storage.Item) error {
 	case item.Policy != nil:
 		return s.addPolicy(item.Policy)
 	case item.Workspace != nil:
-		s.workspace(item.Workspace.GetWorkspaceId()).current = &decide.Workspace{
-			Incarnation: item.Workspace.GetIncarnation(),
-			Removed:     item.Workspace.GetRemoveTime() != nil,
-		}
+		s.addWorkspace(item.Workspace)
 	case item.Member != nil:
 		s.addMember(item.Member)
 	case item.Key != nil:
 		s.addKey(item.Key)
 	case item.Head != nil:
 		s.workspace(item.Head.WorkspaceID).head = item.Head.Head
+	case item.Usage != nil:
+		if entry := s.keys[item.Usage.KeyID]; entry != nil {
+			entry.last.Raise(item.Usage.Time)
+		}
 	case item.Damaged != nil:
 		return s.addDamaged(item.Damaged)
 	}
@@ -189,6 +255,18 @@ func (s *state) addPolicy(record *storagev1.PolicyRecord) error {
 	return nil
 }
 
+func (s *state) addWorkspace(record *storagev1.WorkspaceRecord) {
+	current := &Current{
+		Workspace: decide.Workspace{Incarnation: record.GetIncarnation(), Removed: record.GetRemoveTime() != nil},
+		Created:   record.GetCreateTime().AsTime(),
+		since:     nanoseconds(record.GetCreateTime()),
+	}
+	if current.Removed {
+		current.since = nanoseconds(record.GetRemoveTime())
+	}
+	s.workspace(record.GetWorkspaceId()).current = current
+}
+
 func (s *state) addMember(record *storagev1.MemberRecord) {
 	s.workspace(record.GetWorkspaceId()).members[record.GetMemberId()] = &Member{
 		Member: decide.Member{
@@ -200,25 +278,67 @@ func (s *state) addMember(record *storagev1.MemberRecord) {
 			Removed: record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED,
 		},
 		SourceVersion: record.GetSourceVersion(),
+		updated:       nanoseconds(record.GetUpdateTime()),
 	}
 }
 
 func (s *state) addKey(record *storagev1.KeyRecord) {
 	entry := &keyEntry{sequence: record.GetSequence(), workspace: s.workspace(record.GetWorkspaceId())}
 	entry.damaged = s.fill(&entry.key, record, entry.workspace)
+	if record.GetRevokeTime() != nil {
+		entry.revoked = nanoseconds(record.GetRevokeTime())
+	}
 	s.insert(entry)
 }
 
 // insert adds or replaces a key.
 func (s *state) insert(entry *keyEntry) {
 	workspace := entry.workspace
-	s.removeKey(entry.key.ID)
+	if before := s.keys[entry.key.ID]; before != nil {
+		entry.last = before.last
+		if s.replace(before, entry) {
+			return
+		}
+		s.removeKey(entry.key.ID)
+	} else {
+		entry.last = usage.NewLast(entry.key.ID)
+	}
 	s.keys[entry.key.ID] = entry
 	index, _ := slices.BinarySearchFunc(workspace.keys, entry, compareKeys)
 	workspace.keys = slices.Insert(workspace.keys, index, entry)
 	if entry.key.Revoked {
 		workspace.revoked++
 	}
+}
+
+// keepUses takes over from an older state when keys were last used, which may not be
+// stored yet.
+func (s *state) keepUses(older *state) {
+	for id, entry := range s.keys {
+		if before := older.keys[id]; before != nil {
+			before.last.Raise(entry.last.Time())
+			entry.last = before.last
+		}
+	}
+}
+
+// replace puts entry where before was, if that is its place.
+func (s *state) replace(before, entry *keyEntry) bool {
+	workspace := entry.workspace
+	index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys)
+	if before.workspace != workspace || !found || workspace.keys[index] != before {
+		return false
+	}
+	s.keys[entry.key.ID], workspace.keys[index] = entry, entry
+	workspace.revoked += count(entry.key.Revoked) - count(before.key.Revoked)
+	return true
+}
+
+func count(yes bool) int {
+	if yes {
+		return 1
+	}
+	return 0
 }
 
 // compareKeys orders the keys of a workspace.
@@ -233,7 +353,12 @@ func (s *state) removeKey(keyID string) {
 	}
 	delete(s.keys, keyID)
 	workspace := entry.workspace
-	if index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys); found {
+	switch index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys); {
+	case found && index == 0:
+		// Sweeps delete the oldest first, perhaps very many: do not move all the others.
+		workspace.keys[0] = nil
+		workspace.keys = workspace.keys[1:]
+	case found:
 		workspace.keys = slices.Delete(workspace.keys, index, index+1)
 	}
 	if entry.key.Revoked {

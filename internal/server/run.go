@@ -138,8 +138,29 @@ func address(listener net.Listener) string {
 	return listener.Addr().String()
 }
 
-// Check reads a store's file that no server has open and writes to out what it found.
-// The error is set if the file cannot be read or is not sound.
+// Check examines a store's file that no server has open and writes to out what it
+// found. The error is set if the file cannot be examined or is not sound.
 func Check(ctx context.Context, file string, out io.Writer) error {
-	return nil
+	report, err := boltstore.Check(ctx, file)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, `schema        %d
+epoch         %s
+revision      %d
+workspaces    %d
+members       %d
+keys          %d
+audit events  %d
+feed entries  %d
+`, report.Schema, report.Epoch, report.Position.Revision,
+		report.Workspaces, report.Members, report.Keys, report.AuditEvents, report.FeedEntries)
+	for _, problem := range report.Problems {
+		_, more := fmt.Fprintln(out, "problem:", problem)
+		err = errors.Join(err, more)
+	}
+	if err == nil && len(report.Problems) > 0 {
+		return fmt.Errorf("%s is not sound", file)
+	}
+	return err
 }

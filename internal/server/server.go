@@ -28,6 +28,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/service"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/usage"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
@@ -38,6 +39,8 @@ const (
 	// keepaliveTime and keepaliveTimeout find peers that went away without a word.
 	keepaliveTime    = time.Minute
 	keepaliveTimeout = 20 * time.Second
+	// flushTimeout bounds the last write of last-used times.
+	flushTimeout = 5 * time.Second
 	// keepaliveMinimum is how often a client may ping.
 	keepaliveMinimum = 10 * time.Second
 )
@@ -67,8 +70,11 @@ type Server struct {
 	health     *health.Server
 	projection *projection.Projection
 	keys       *keys.Manager
+	recorder   *usage.Recorder
 	log        *slog.Logger
 
+	// background lasts until stopFollowing ends it and following, which is what runs besides the calls.
+	background    context.Context //nolint:containedctx // the server's own lifetime, not a call's
 	stopFollowing context.CancelFunc
 	following     sync.WaitGroup
 	failed        chan error
@@ -85,9 +91,9 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	if now == nil {
 		now = time.Now
 	}
-	now = clock.Steady(now)
 	server := &Server{
 		projection: projection.New(settings.Store, log),
+		recorder:   usage.NewRecorder(settings.Store, log),
 		log:        log,
 		failed:     make(chan error, 1),
 	}
@@ -95,6 +101,11 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading the store: %w", err)
 	}
+	if behind := position.Time.Sub(now()); behind > 0 && !settings.Settings.AllowClockBehind {
+		return nil, fmt.Errorf("the wall clock is %s behind the last commit, at %s: set it right, or start with --allow-clock-behind",
+			behind.Round(time.Millisecond), position.Time.Format(time.RFC3339))
+	}
+	now = clock.Steady(now, position.Time)
 	server.keys = keys.New(keys.Config{
 		Store: settings.Store, Projection: server.projection, Now: now, Random: settings.Random,
 	})
@@ -108,7 +119,10 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 		log.Warn("the store has another policy, which is the one that counts; change it with keysvc policy apply",
 			"active", active.Digest, "given", wanted)
 	}
-	server.register(settings, validation.New(server.projection, settings.Store, now))
+	validator := validation.New(server.projection, settings.Store, now)
+	validator.RecordTo(server.recorder)
+	server.register(settings, validator)
+	server.work(settings.Settings)
 	log.Info("store loaded", "epoch", settings.Store.Epoch(), "revision", position.Revision, "policy", active.Digest)
 	return server, nil
 }
@@ -116,11 +130,26 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 // follow lets the projection follow the store until Stop.
 func (s *Server) follow() {
 	ctx, cancel := context.WithCancel(context.Background())
-	s.stopFollowing = cancel
+	s.background, s.stopFollowing = ctx, cancel
 	s.following.Go(func() {
 		if err := s.projection.Follow(ctx); ctx.Err() == nil {
 			s.failed <- err
 		}
+	})
+}
+
+// work does what is not asked for by a call: writing last-used times, and purging.
+func (s *Server) work(settings config.Settings) {
+	s.following.Go(func() { s.recorder.Run(s.background, settings.UsageInterval) })
+	s.following.Go(func() {
+		s.keys.SweepEvery(s.background, systemActor, settings.SweepInterval, func(swept keys.Swept, err error) {
+			if err != nil {
+				s.log.Warn("the sweep broke off; the next one goes on", "error", err)
+			}
+			if swept != (keys.Swept{}) {
+				s.log.Info("records past their retention were purged", "keys", swept.Keys, "members", swept.Members)
+			}
+		})
 	})
 }
 
@@ -195,4 +224,10 @@ func (s *Server) Stop(ctx context.Context) {
 	}
 	s.stopFollowing()
 	s.following.Wait()
+	// The last uses are worth a moment, whatever is left of the drain.
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
+	defer cancel()
+	if err := s.recorder.Flush(flush); err != nil {
+		s.log.Warn("the last last-used times could not be written", "error", err)
+	}
 }

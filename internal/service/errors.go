@@ -41,7 +41,7 @@ var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 	keysvcv1.ErrorReason_ERROR_REASON_KEY_REVOKED:             codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_KEY_EXPIRED:             codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_MEMBER_SUSPENDED:        codes.FailedPrecondition,
-	keysvcv1.ErrorReason_ERROR_REASON_KEY_LIMIT_REACHED:       codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED:           codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS:    codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_SCOPE_RETIRED:           codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH:          codes.FailedPrecondition,

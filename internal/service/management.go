@@ -108,3 +108,38 @@ func (s *MemberService) ListMembers(ctx context.Context, request *keysvcv1.ListM
 func (s *PolicyService) GetPolicy(ctx context.Context, request *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
 	return read(ctx, s.management, request, s.keys.GetPolicy)
 }
+
+// UpdateKey implements keysvcv1.KeyServiceServer.
+func (s *KeyService) UpdateKey(ctx context.Context, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
+	return change(ctx, s.management, request, s.keys.UpdateKey)
+}
+
+// RotateKey implements keysvcv1.KeyServiceServer.
+func (s *KeyService) RotateKey(ctx context.Context, request *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
+	return change(ctx, s.management, request, s.keys.RotateKey)
+}
+
+// FinishRotation implements keysvcv1.KeyServiceServer.
+func (s *KeyService) FinishRotation(ctx context.Context, request *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
+	return change(ctx, s.management, request, s.keys.FinishRotation)
+}
+
+// RevokeToken implements keysvcv1.KeyServiceServer.
+func (s *KeyService) RevokeToken(ctx context.Context, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
+	return change(ctx, s.management, request, s.keys.RevokeToken)
+}
+
+// RemoveMember implements keysvcv1.MemberServiceServer.
+func (s *MemberService) RemoveMember(ctx context.Context, request *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
+	return change(ctx, s.management, request, s.keys.RemoveMember)
+}
+
+// RemoveWorkspace implements keysvcv1.MemberServiceServer.
+func (s *MemberService) RemoveWorkspace(ctx context.Context, request *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error) {
+	return change(ctx, s.management, request, s.keys.RemoveWorkspace)
+}
+
+// ApplyPolicy implements keysvcv1.PolicyServiceServer.
+func (s *PolicyService) ApplyPolicy(ctx context.Context, request *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error) {
+	return change(ctx, s.management, request, s.keys.ApplyPolicy)
+}

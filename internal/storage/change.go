@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -73,20 +74,8 @@ func HeadOf(workspaceID string, record *storagev1.HeadRecord) (Head, error) {
 // Validate checks the rules that Change states. Every backend calls it first; the
 // error is ErrInvalidChange and says which rule is broken.
 func (c *Change) Validate() error {
-	if c.Event == nil || c.Event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_UNSPECIFIED {
-		return invalid("no audit event")
-	}
-	if c.Event.GetWorkspaceId() != c.WorkspaceID {
-		return invalid("the audit event is of another workspace")
-	}
-	if !c.Expect.Follows(c.Event) {
-		return invalid("the audit event does not follow on the expected head")
-	}
-	if c.Kind == storagev1.FeedKind_FEED_KIND_UNSPECIFIED {
-		return invalid("no kind of change")
-	}
-	if c.PutPolicy != nil && c.WorkspaceID != "" || c.PutPolicy == nil && c.WorkspaceID == "" {
-		return invalid("the policy, and nothing else, belongs to the empty workspace")
+	if err := c.validateEvent(); err != nil {
+		return err
 	}
 	operations, size := 0, proto.Size(c.Event)
 	for record, workspaceID := range c.records() {
@@ -96,18 +85,98 @@ func (c *Change) Validate() error {
 		operations++
 		size += proto.Size(record)
 	}
-	for _, key := range c.PutKeys {
-		if key.GetSequence() < 1 || key.GetSequence() > c.Event.GetSequence() {
-			return invalid("a key's sequence is not that of an event of its workspace")
-		}
-	}
 	if operations < 1 || operations > MaxOperations {
 		return invalid("%d operations; 1 to %d are allowed", operations, MaxOperations)
 	}
 	if size > MaxChangeBytes {
 		return invalid("%d bytes; at most %d are allowed", size, MaxChangeBytes)
 	}
+	if c.WorkspaceID == "" && operations > 1 {
+		return invalid("the policy, and nothing else, belongs to the empty workspace")
+	}
+	if absent := len(c.AbsentKeyIDs) + len(c.AbsentRequestIDs); absent > MaxOperations {
+		return invalid("%d ids must be absent; at most %d may", absent, MaxOperations)
+	}
+	return c.validateRecords()
+}
+
+func (c *Change) validateEvent() error {
+	switch {
+	case c.Event == nil || c.Event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_UNSPECIFIED:
+		return invalid("no audit event")
+	case c.Event.GetWorkspaceId() != c.WorkspaceID:
+		return invalid("the audit event is of another workspace")
+	case !c.Expect.Follows(c.Event):
+		return invalid("the audit event does not follow on the expected head")
+	case c.Kind == storagev1.FeedKind_FEED_KIND_UNSPECIFIED:
+		return invalid("no kind of change")
+	case len(c.Subject) > MaxIDBytes:
+		return invalid("a subject of %d bytes", len(c.Subject))
+	case c.PutPolicy != nil && c.WorkspaceID != "" || c.PutPolicy == nil && c.WorkspaceID == "":
+		return invalid("the policy, and nothing else, belongs to the empty workspace")
+	case c.WorkspaceID != "" && !isID(c.WorkspaceID):
+		return invalid("%q is not the id of a workspace", c.WorkspaceID)
+	}
 	return nil
+}
+
+// validateRecords checks ids, and that no record occurs twice: the order of two
+// writes to one place is nothing that a transaction could promise.
+func (c *Change) validateRecords() error {
+	members := make(map[string]bool)
+	for _, list := range [][]*storagev1.MemberRecord{c.PutMembers, c.DeleteMembers} {
+		for _, member := range list {
+			memberID := member.GetMemberId()
+			if !isID(memberID) {
+				return invalid("%q is not the id of a member", memberID)
+			}
+			if members[memberID] {
+				return invalid("member %s occurs twice", memberID)
+			}
+			members[memberID] = true
+		}
+	}
+	absent := make(map[string]bool)
+	for _, keyID := range c.AbsentKeyIDs {
+		absent[keyID] = true
+	}
+	keys := make(map[string]bool)
+	for index, list := range [][]*storagev1.KeyRecord{c.PutKeys, c.DeleteKeys} {
+		for _, key := range list {
+			keyID := key.GetKeyId()
+			if len(keyID) != KeyIDLength || !isID(keyID) {
+				return invalid("%q is not the id of a key", keyID)
+			}
+			if keys[keyID] {
+				return invalid("key %s occurs twice", keyID)
+			}
+			keys[keyID] = true
+			if index == 0 {
+				if err := c.validateKey(key, absent[keyID]); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// validateKey checks a key that is put.
+func (c *Change) validateKey(key *storagev1.KeyRecord, isNew bool) error {
+	if key.GetSequence() < 1 || key.GetSequence() > c.Event.GetSequence() || isNew && key.GetSequence() != c.Event.GetSequence() {
+		return invalid("a key's sequence is not that of the event that created it")
+	}
+	for _, requestID := range key.GetRequestIds() {
+		if !isID(requestID) {
+			return invalid("%q is not a request id", requestID)
+		}
+	}
+	return nil
+}
+
+// isID says whether an id is one that every backend can make part of a name.
+func isID(id string) bool {
+	return id != "" && len(id) <= MaxIDBytes && !strings.Contains(id, "\x00")
 }
 
 // records yields every record of the change, with its workspace.

@@ -45,6 +45,14 @@ const (
 // MaxPage is how many records a page read gives at most.
 const MaxPage = 1000
 
+const (
+	// MaxIDBytes is how long the id of a workspace, a member or a request may be. An id
+	// is not empty and holds no NUL byte; what else it may hold is for the callers.
+	MaxIDBytes = 128
+	// KeyIDLength is how long a key's id is.
+	KeyIDLength = 16
+)
+
 // Store is one backend. All methods may be called from many goroutines, honour
 // their context, and return ErrUnavailable when the store is closed or being
 // reopened.
@@ -57,7 +65,7 @@ type Store interface {
 	// revision, and returns that revision: first the policy if there is one, then
 	// workspaces, members, heads and keys, a workspace's keys by ascending sequence.
 	// A record that is damaged is visited as Damaged. An error of visit ends Load
-	// and is returned.
+	// and is returned. visit must not call the store.
 	//
 	// A backend that went down after a failed commit is reopened by Load.
 	Load(ctx context.Context, visit func(Item) error) (Position, error)
@@ -69,8 +77,9 @@ type Store interface {
 
 	// Commit makes one change and returns its revision once it is durable and handed
 	// to the watchers. Errors: ErrConflict, ExistsError, ErrInvalidChange,
-	// ErrUnavailable, ErrDamaged (the head is), ErrOutcomeUnknown, or the context's if it ended before the
-	// commit had begun. In all cases but ErrOutcomeUnknown nothing was changed.
+	// ErrUnavailable, ErrDamaged (the head is), ErrOutcomeUnknown, or the context's if
+	// it ended before the commit had begun. In all cases but ErrOutcomeUnknown nothing
+	// was changed. If several of them apply, any one is returned.
 	Commit(ctx context.Context, change *Change) (int64, error)
 
 	// GetKey reads one key, of any workspace if workspaceID is empty, and the revision
@@ -83,7 +92,8 @@ type Store interface {
 
 	// ListKeys reads a page of keys, newest first: of one workspace by descending
 	// sequence, of all of them by descending time of commit, as far as the backend
-	// can tell. A damaged record in the page is ErrDamaged. An unknown workspace has no keys.
+	// can tell. A damaged record in the page is ErrDamaged. An unknown workspace has no
+	// keys.
 	ListKeys(ctx context.Context, query Query) (KeyPage, error)
 
 	// GetMember reads one member, removed or not, and the revision it was read at.
@@ -94,12 +104,19 @@ type Store interface {
 	// member id. A damaged record in the page is ErrDamaged.
 	ListMembers(ctx context.Context, query Query) (MemberPage, error)
 
+	// PutUsage records when keys were last used, outside revisions, audit and Watch. The
+	// later of the given and the stored time stays. Keys that are not there are passed
+	// over. Errors: ErrUnavailable, ErrOutcomeUnknown, or the context's; some of the
+	// times may have been recorded then, which does no harm.
+	PutUsage(ctx context.Context, uses []Usage) error
+
 	// ListAuditEvents reads a page of one workspace's audit events, newest first; the
 	// empty workspace's are those of the policy.
 	ListAuditEvents(ctx context.Context, query Query) (AuditPage, error)
 
 	// Close waits for the commits under way, ends all watches, and gives the store
-	// back. Closing again is no error.
+	// back. Changes that have not begun are ErrUnavailable. Closing again is no error;
+	// it waits as well.
 	Close() error
 }
 
@@ -107,7 +124,8 @@ type Store interface {
 type Position struct {
 	// Revision of the newest change, 0 in a new store.
 	Revision int64
-	// Time is the wall time of the newest change, zero in a new store.
+	// Time is the latest wall time of any change, zero in a new store. It is the newest
+	// change's, unless the clock went back.
 	Time time.Time
 }
 
@@ -132,8 +150,18 @@ type Item struct {
 	Key       *storagev1.KeyRecord
 	// Head is that of one workspace.
 	Head *WorkspaceHead
+	// Usage is when a key was last used; it comes after the key.
+	Usage *Usage
 	// Damaged stands for a record that cannot be read.
 	Damaged *Damaged
+}
+
+// Usage is when a key was last used.
+type Usage struct {
+	// KeyID is the key.
+	KeyID string
+	// Time is when; it is kept to the nanosecond.
+	Time time.Time
 }
 
 // WorkspaceHead is the head of one workspace.
@@ -161,7 +189,7 @@ type Damaged struct {
 }
 
 // Change is one transaction of one workspace, or of the policy. It holds 1 to
-// MaxOperations puts and deletes.
+// MaxOperations puts and deletes, each of another record.
 type Change struct {
 	// WorkspaceID names the workspace; empty is the policy's.
 	WorkspaceID string
@@ -178,6 +206,9 @@ type Change struct {
 	AbsentKeyIDs []string
 	// AbsentRequestIDs must not be there in this workspace.
 	AbsentRequestIDs []string
+
+	// FreedRequestIDs are forgotten: keys that are put here had them until now.
+	FreedRequestIDs []string
 
 	// PutPolicy, PutWorkspace, PutMembers and PutKeys add or replace records. A key
 	// keeps its sequence for life; a new one has the sequence of Event.
@@ -214,8 +245,16 @@ type Query struct {
 	WorkspaceID string
 	// Cursor is the Next of the page before, empty for the first page.
 	Cursor string
-	// Limit is how many records to give at most, 1 to MaxPage.
+	// Limit is how many records to give at most, 1 to MaxPage; what lies outside is
+	// taken for the nearest.
 	Limit int
+}
+
+// Bounded returns the query with its limit inside the bounds. Every backend calls
+// it first.
+func (q Query) Bounded() Query {
+	q.Limit = max(1, min(q.Limit, MaxPage))
+	return q
 }
 
 // KeyPage is a page of keys.

@@ -17,6 +17,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/token"
+	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
 // revisionTimeout bounds the wait for min_revision.
@@ -32,6 +33,7 @@ type Validator struct {
 	projection *projection.Projection
 	details    DetailsReader
 	now        func() time.Time
+	recorder   *usage.Recorder
 }
 
 // New returns a Validator that decides on a projection. now is the clock; nil means
@@ -42,6 +44,10 @@ func New(projection *projection.Projection, details DetailsReader, now func() ti
 	}
 	return &Validator{projection: projection, details: details, now: now}
 }
+
+// RecordTo lets the validator note each key that was allowed. It is called before the
+// first validation.
+func (v *Validator) RecordTo(recorder *usage.Recorder) { v.recorder = recorder }
 
 // Question is what is asked about a token.
 type Question struct {
@@ -116,7 +122,13 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 		return answer, nil
 	}
 	if question.WithDetails {
-		return v.withDetails(ctx, answer)
+		var err error
+		if answer.Details, err = v.detailsOf(ctx, answer.Grant.Principal); err != nil {
+			return Answer{}, err
+		}
+	}
+	if v.recorder != nil {
+		v.recorder.Used(found.Last, answer.Now)
 	}
 	return answer, nil
 }
@@ -137,18 +149,13 @@ func (v *Validator) wait(ctx context.Context, question Question) error {
 	return err
 }
 
-// withDetails adds what only the store has.
-func (v *Validator) withDetails(ctx context.Context, answer Answer) (Answer, error) {
-	principal := answer.Grant.Principal
+// detailsOf reads what only the store has.
+func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (*storagev1.KeyRecord, error) {
 	record, _, err := v.details.GetKey(ctx, principal.WorkspaceID, principal.KeyID)
 	if errors.Is(err, storage.ErrNotFound) {
-		err = storage.ErrUnavailable // purged since; asked again, the answer is another
+		return nil, storage.ErrUnavailable // purged since; asked again, the answer is another
 	}
-	if err != nil {
-		return Answer{}, err
-	}
-	answer.Details = record
-	return answer, nil
+	return record, err
 }
 
 func unknownScope() error {

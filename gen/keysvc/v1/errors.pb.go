@@ -63,8 +63,9 @@ const (
 	ErrorReason_ERROR_REASON_KEY_EXPIRED ErrorReason = 16
 	// FAILED_PRECONDITION. The member is suspended.
 	ErrorReason_ERROR_REASON_MEMBER_SUSPENDED ErrorReason = 17
-	// FAILED_PRECONDITION. The workspace has as many live keys as it may.
-	ErrorReason_ERROR_REASON_KEY_LIMIT_REACHED ErrorReason = 18
+	// FAILED_PRECONDITION. A limit is reached: of live keys in the workspace, or of
+	// request ids that a key remembers.
+	ErrorReason_ERROR_REASON_LIMIT_REACHED ErrorReason = 18
 	// FAILED_PRECONDITION. The key has two live secrets already.
 	ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS ErrorReason = 19
 	// FAILED_PRECONDITION. The policy brings back a retired scope.
@@ -110,7 +111,7 @@ var (
 		15: "ERROR_REASON_KEY_REVOKED",
 		16: "ERROR_REASON_KEY_EXPIRED",
 		17: "ERROR_REASON_MEMBER_SUSPENDED",
-		18: "ERROR_REASON_KEY_LIMIT_REACHED",
+		18: "ERROR_REASON_LIMIT_REACHED",
 		19: "ERROR_REASON_ROTATION_IN_PROGRESS",
 		20: "ERROR_REASON_SCOPE_RETIRED",
 		21: "ERROR_REASON_EPOCH_MISMATCH",
@@ -141,7 +142,7 @@ var (
 		"ERROR_REASON_KEY_REVOKED":             15,
 		"ERROR_REASON_KEY_EXPIRED":             16,
 		"ERROR_REASON_MEMBER_SUSPENDED":        17,
-		"ERROR_REASON_KEY_LIMIT_REACHED":       18,
+		"ERROR_REASON_LIMIT_REACHED":           18,
 		"ERROR_REASON_ROTATION_IN_PROGRESS":    19,
 		"ERROR_REASON_SCOPE_RETIRED":           20,
 		"ERROR_REASON_EPOCH_MISMATCH":          21,
@@ -186,7 +187,7 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xe7\a\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xe3\a\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12\x1e\n" +
@@ -206,8 +207,8 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\x1cERROR_REASON_REQUEST_ID_USED\x10\x0e\x12\x1c\n" +
 	"\x18ERROR_REASON_KEY_REVOKED\x10\x0f\x12\x1c\n" +
 	"\x18ERROR_REASON_KEY_EXPIRED\x10\x10\x12!\n" +
-	"\x1dERROR_REASON_MEMBER_SUSPENDED\x10\x11\x12\"\n" +
-	"\x1eERROR_REASON_KEY_LIMIT_REACHED\x10\x12\x12%\n" +
+	"\x1dERROR_REASON_MEMBER_SUSPENDED\x10\x11\x12\x1e\n" +
+	"\x1aERROR_REASON_LIMIT_REACHED\x10\x12\x12%\n" +
 	"!ERROR_REASON_ROTATION_IN_PROGRESS\x10\x13\x12\x1e\n" +
 	"\x1aERROR_REASON_SCOPE_RETIRED\x10\x14\x12\x1f\n" +
 	"\x1bERROR_REASON_EPOCH_MISMATCH\x10\x15\x12\"\n" +

@@ -680,7 +680,8 @@ type RotateKeyRequest struct {
 	// When the new secret, and with it the key, expires: at most one calendar year
 	// ahead. Absent means as long from now as the replaced secret was given.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// Makes a retry safe; see CreateKeyRequest.request_id.
+	// Makes a retry safe; see CreateKeyRequest.request_id. A key remembers those of its
+	// newest 63 rotations.
 	RequestId *string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3,oneof" json:"request_id,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,6,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`

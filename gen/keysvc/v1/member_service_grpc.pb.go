@@ -46,12 +46,13 @@ type MemberServiceClient interface {
 	// have, or a state other than active and suspended; ABORTED if the stored
 	// source_version, a removal's included, is higher.
 	PutMember(ctx context.Context, in *PutMemberRequest, opts ...grpc.CallOption) (*PutMemberResponse, error)
-	// GetMember reads one member.
+	// GetMember reads one member. A removed one is still there, as removed, for the
+	// policy's retention.
 	//
 	// Errors: NOT_FOUND if the member is not there.
 	GetMember(ctx context.Context, in *GetMemberRequest, opts ...grpc.CallOption) (*GetMemberResponse, error)
-	// ListMembers reads the members of a workspace by ascending member_id, a page
-	// at a time (AIP-158). Listing an unknown workspace gives an empty list.
+	// ListMembers reads the members of a workspace, removed ones included, by ascending
+	// member_id, a page at a time (AIP-158). Listing an unknown workspace gives an empty list.
 	//
 	// Errors: INVALID_ARGUMENT for a page token that is made up or belongs to
 	// another workspace.
@@ -144,12 +145,13 @@ type MemberServiceServer interface {
 	// have, or a state other than active and suspended; ABORTED if the stored
 	// source_version, a removal's included, is higher.
 	PutMember(context.Context, *PutMemberRequest) (*PutMemberResponse, error)
-	// GetMember reads one member.
+	// GetMember reads one member. A removed one is still there, as removed, for the
+	// policy's retention.
 	//
 	// Errors: NOT_FOUND if the member is not there.
 	GetMember(context.Context, *GetMemberRequest) (*GetMemberResponse, error)
-	// ListMembers reads the members of a workspace by ascending member_id, a page
-	// at a time (AIP-158). Listing an unknown workspace gives an empty list.
+	// ListMembers reads the members of a workspace, removed ones included, by ascending
+	// member_id, a page at a time (AIP-158). Listing an unknown workspace gives an empty list.
 	//
 	// Errors: INVALID_ARGUMENT for a page token that is made up or belongs to
 	// another workspace.

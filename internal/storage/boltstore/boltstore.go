@@ -23,10 +23,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -81,7 +84,7 @@ type Store struct {
 	// transaction may become visible until the directory agrees with it, so that
 	// nobody reads what is not durable.
 	state     sync.RWMutex
-	database  *bolt.DB // nil while the store is down
+	file      *opened // nil while the store is down
 	directory *directory
 	position  storage.Position
 	closed    bool
@@ -92,6 +95,10 @@ type Store struct {
 	closing   chan struct{} // closed by Close
 	stopped   chan struct{} // closed when the committer has ended
 	committer sync.WaitGroup
+	closeOnce sync.Once
+	// writing admits one write transaction at a time: that of the committer, or of
+	// PutUsage.
+	writing sync.Mutex
 	// reopening admits one Load at a time to the reopening of the file.
 	reopening sync.Mutex
 }
@@ -113,7 +120,7 @@ func Open(path string, config Config) (*Store, error) {
 		closing:  make(chan struct{}),
 		stopped:  make(chan struct{}),
 	}
-	opened, err := openFile(path, config, false)
+	opened, err := openFile(path, config)
 	if err != nil {
 		return nil, err
 	}
@@ -127,16 +134,62 @@ func Open(path string, config Config) (*Store, error) {
 // opened is a file that has been opened and found good.
 type opened struct {
 	database  *bolt.DB
+	file      *os.File // what database reads and writes, and what its lock is on
 	header    *storagev1.HeaderRecord
 	directory *directory
 	position  storage.Position
 }
 
-// openFile opens an existing file and reads its header and directory.
-func openFile(path string, config Config, readOnly bool) (*opened, error) {
+// openFile opens an existing file, checks its pages, and reads its header and
+// directory.
+func openFile(path string, config Config) (*opened, error) {
+	// The pages are checked under the shared lock before bbolt may use them: opening for
+	// writing already does.
+	checked, err := openPages(context.Background(), path, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := checked.close(); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	result, err := openDatabase(path, config, false)
+	if err != nil {
+		return nil, err
+	}
+	err = guard(func() error { return result.database.View(result.read) })
+	if err == nil {
+		err = guard(result.settle)
+	}
+	if err != nil {
+		// A damaged file may make closing fail too; the first error is the one that tells.
+		_ = result.close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return result, nil
+}
+
+// openPages opens a file for reading and checks its pages.
+func openPages(ctx context.Context, path string, config Config) (*opened, error) {
 	if err := checkIsFile(path); err != nil {
 		return nil, err
 	}
+	result, err := openDatabase(path, config, true)
+	if err != nil {
+		return nil, err
+	}
+	info, err := result.file.Stat()
+	if err == nil {
+		err = verifyPages(ctx, result.file, info.Size())
+	}
+	if err != nil {
+		_ = result.close()
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return result, nil
+}
+
+// openDatabase opens a file with bbolt.
+func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 	result := &opened{}
 	err := guard(func() error {
 		var err error
@@ -144,24 +197,47 @@ func openFile(path string, config Config, readOnly bool) (*opened, error) {
 			Timeout:      config.LockTimeout,
 			FreelistType: bolt.FreelistMapType,
 			ReadOnly:     readOnly,
+			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+				var err error
+				// Never O_CREATE: a file that has gone meanwhile is no reason to begin a new one.
+				result.file, err = os.OpenFile(name, flag&^os.O_CREATE, mode) //nolint:gosec // the operator names the file
+				return result.file, err
+			},
 		})
 		return err
 	})
+	if err == nil {
+		return result, nil
+	}
+	// After a panic bbolt has left the file open, and locked.
+	if result.file != nil {
+		_ = result.file.Close()
+	}
+	var system syscall.Errno
 	switch {
-	case errors.Is(err, bolt.ErrTimeout):
+	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("%w: %s", storage.ErrLocked, path)
-	case errors.Is(err, bolt.ErrInvalid), errors.Is(err, bolt.ErrChecksum), errors.Is(err, bolt.ErrVersionMismatch):
-		return nil, fmt.Errorf("%w: %s is not a store of keysvc: %w", storage.ErrDamaged, path, err)
-	case err != nil:
-		return nil, err
-	}
-	err = guard(func() error { return result.database.View(result.read) })
-	if err != nil {
-		// A damaged file may make closing fail too; the first error is the one that tells.
-		_ = guard(result.database.Close)
+	case errors.Is(err, storage.ErrDamaged), errors.As(err, &system):
 		return nil, fmt.Errorf("%s: %w", path, err)
+	default:
+		return nil, fmt.Errorf("%w: %s is not a store of keysvc: %w", storage.ErrDamaged, path, err)
 	}
-	return result, nil
+}
+
+// settle commits a transaction without content. What a process that died wrote last
+// may be visible to the next one and yet not be on the disk; a meta page that
+// follows on it, and is durable, makes that so.
+func (o *opened) settle() error {
+	return o.database.Update(func(*bolt.Tx) error { return nil })
+}
+
+// close gives the file back, whatever bbolt thinks of it. It waits for readers.
+func (o *opened) close() error {
+	err := guard(o.database.Close)
+	if closing := o.file.Close(); err == nil && !errors.Is(closing, os.ErrClosed) {
+		err = closing
+	}
+	return err
 }
 
 // checkIsFile refuses what bbolt would take for a new file or wait for.
@@ -179,12 +255,10 @@ func checkIsFile(path string) error {
 	return nil
 }
 
-// read checks the header and builds the directory.
-func (o *opened) read(tx *bolt.Tx) error {
-	for _, bucket := range buckets {
-		if tx.Bucket([]byte(bucket)) == nil {
-			return &storage.DamagedError{Kind: "bucket", Name: bucket, Problem: "missing"}
-		}
+// readHeader reads header and position.
+func (o *opened) readHeader(tx *bolt.Tx) error {
+	if tx.Bucket([]byte(bucketMeta)) == nil {
+		return &storage.DamagedError{Kind: "bucket", Name: bucketMeta, Problem: "missing"}
 	}
 	o.header = &storagev1.HeaderRecord{}
 	if err := get(tx, "header", bucketMeta, nameHeader, o.header); err != nil {
@@ -196,6 +270,12 @@ func (o *opened) read(tx *bolt.Tx) error {
 	if o.header.GetSchema() < 1 || o.header.GetEpoch() == "" {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}
 	}
+	// Only now it is known that the file has this version's buckets.
+	for _, bucket := range buckets {
+		if tx.Bucket([]byte(bucket)) == nil {
+			return &storage.DamagedError{Kind: "bucket", Name: bucket, Problem: "missing"}
+		}
+	}
 	position := &storagev1.PositionRecord{}
 	if err := get(tx, "position", bucketMeta, namePosition, position); err != nil {
 		return damagedIfMissing(err, "position")
@@ -204,11 +284,22 @@ func (o *opened) read(tx *bolt.Tx) error {
 	if position.GetTime() != nil {
 		o.position.Time = position.GetTime().AsTime()
 	}
+	return nil
+}
+
+// read checks the header and builds the directory.
+func (o *opened) read(tx *bolt.Tx) error {
+	if err := o.readHeader(tx); err != nil {
+		return err
+	}
 	o.directory = newDirectory()
 	if err := o.readHeads(tx); err != nil {
 		return err
 	}
-	return o.readKeys(tx)
+	if err := o.readKeys(tx); err != nil {
+		return err
+	}
+	return o.readWorkspaces(tx)
 }
 
 func (o *opened) readHeads(tx *bolt.Tx) error {
@@ -217,8 +308,32 @@ func (o *opened) readHeads(tx *bolt.Tx) error {
 		record := &storagev1.HeadRecord{}
 		entry.head, entry.damagedHead = decodeHead(string(name), value, record)
 		entry.headRevision = record.GetRevision()
+		if entry.headRevision > o.position.Revision {
+			return &storage.DamagedError{Kind: "position", Name: namePosition, Problem: "a head is ahead of it"}
+		}
 		return nil
 	})
+}
+
+// readWorkspaces looks for workspaces without a head. Every change puts one, so
+// theirs is lost, e.g. because its name is damaged; to take them for new would let
+// their chain begin anew.
+func (o *opened) readWorkspaces(tx *bolt.Tx) error {
+	err := tx.Bucket([]byte(bucketWorkspaces)).ForEach(func(name, _ []byte) error {
+		o.directory.workspace(string(name))
+		return nil
+	})
+	if err == nil && tx.Bucket([]byte(bucketPolicy)).Get([]byte(nameActive)) != nil {
+		o.directory.workspace("")
+	}
+	for id, entry := range o.directory.workspaces {
+		if entry.headRevision == 0 && entry.damagedHead == nil {
+			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: id, Problem: "missing"}
+			o.directory.lostHeads = append(o.directory.lostHeads, id)
+		}
+	}
+	slices.Sort(o.directory.lostHeads)
+	return err
 }
 
 func (o *opened) readKeys(tx *bolt.Tx) error {
@@ -239,7 +354,7 @@ func (o *opened) readKeys(tx *bolt.Tx) error {
 		if err != nil {
 			return &storage.DamagedError{Kind: "key", Name: keyID, Problem: err.Error()}
 		}
-		o.directory.workspace(workspaceID).addRequestIDs(keyID, requestIDs)
+		o.directory.setRequestIDs(keyID, requestIDs)
 		return nil
 	})
 }
@@ -247,7 +362,7 @@ func (o *opened) readKeys(tx *bolt.Tx) error {
 // use makes an opened file the one that the store serves. state is held, or the
 // store not yet shared.
 func (s *Store) use(file *opened) {
-	s.database, s.directory, s.position = file.database, file.directory, file.position
+	s.file, s.directory, s.position = file, file.directory, file.position
 }
 
 // create makes a new store at path unless there is something already. The file
@@ -317,24 +432,28 @@ func (s *Store) Epoch() string { return s.epoch }
 
 // Close implements storage.Store.
 func (s *Store) Close() error {
+	var err error
+	s.closeOnce.Do(func() { err = s.close() })
+	return err
+}
+
+func (s *Store) close() error {
 	s.state.Lock()
-	if s.closed {
-		s.state.Unlock()
-		return nil
-	}
 	s.closed = true
 	s.state.Unlock()
 	close(s.closing)
 	s.committer.Wait()
+	s.reopening.Lock() // a reopening that is under way gives the file back
+	defer s.reopening.Unlock()
 	s.ring.end(storage.ErrUnavailable)
 	s.state.Lock()
-	database := s.database
-	s.database = nil
+	file := s.file
+	s.file = nil
 	s.state.Unlock()
-	if database == nil {
+	if file == nil {
 		return nil
 	}
-	return guard(database.Close)
+	return file.close()
 }
 
 // reopen opens the file anew if a failed commit took the store down.
@@ -342,7 +461,7 @@ func (s *Store) reopen() error {
 	s.reopening.Lock()
 	defer s.reopening.Unlock()
 	s.state.RLock()
-	up, closed, before := s.database != nil, s.closed, s.position.Revision
+	up, closed, before := s.file != nil, s.closed, s.position.Revision
 	s.state.RUnlock()
 	if closed {
 		return storage.ErrUnavailable
@@ -350,19 +469,19 @@ func (s *Store) reopen() error {
 	if up {
 		return nil
 	}
-	file, err := openFile(s.path, s.config, false)
+	file, err := openFile(s.path, s.config)
 	if err != nil {
 		return fmt.Errorf("%w: reopening: %w", storage.ErrUnavailable, err)
 	}
 	if file.header.GetEpoch() != s.epoch || file.position.Revision < before {
-		_ = guard(file.database.Close)
+		_ = file.close()
 		return fmt.Errorf("%w: %s has epoch %s and revision %d, expected %s and at least %d",
 			storage.ErrHistoryChanged, s.path, file.header.GetEpoch(), file.position.Revision, s.epoch, before)
 	}
 	s.state.Lock()
 	defer s.state.Unlock()
 	if s.closed {
-		return errors.Join(storage.ErrUnavailable, guard(file.database.Close))
+		return errors.Join(storage.ErrUnavailable, file.close())
 	}
 	s.use(file)
 	s.ring.restart(file.position.Revision)
@@ -381,18 +500,18 @@ func (s *Store) read(ctx context.Context, resolve func(*directory), use func(tx 
 	position, err := func() (storage.Position, error) {
 		s.state.RLock()
 		defer s.state.RUnlock()
-		if s.database == nil || s.closed {
+		if s.file == nil || s.closed {
 			return storage.Position{}, storage.ErrUnavailable
 		}
 		if resolve != nil {
 			resolve(s.directory)
 		}
 		var err error
-		tx, err = s.database.Begin(false)
+		tx, err = s.file.database.Begin(false)
 		return s.position, err
 	}()
 	if err != nil {
-		if errors.Is(err, bolt.ErrDatabaseNotOpen) {
+		if errors.Is(err, berrors.ErrDatabaseNotOpen) {
 			err = storage.ErrUnavailable
 		}
 		return storage.Position{}, err

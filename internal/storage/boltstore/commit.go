@@ -18,14 +18,19 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// maxGroup is how many changes one transaction commits at most.
-const maxGroup = 512
+// Bounds of one transaction: how many changes it commits, and how many bytes of
+// records, the change that goes over them included.
+const (
+	maxGroup      = 512
+	maxGroupBytes = 4 << 20
+)
 
 // request is a change on its way through the committer.
 type request struct {
 	change   *storage.Change
 	event    []byte // the audit event, encoded
 	records  []encoded
+	size     int // of event and records, encoded
 	state    atomic.Int32
 	done     chan struct{}
 	revision int64
@@ -102,8 +107,12 @@ func encode(change *storage.Change) (*request, error) {
 	entry := &request{change: change, done: make(chan struct{})}
 	var err error
 	if entry.event, err = storage.Encode(change.Event); err != nil {
-		return nil, err
+		return nil, notEncodable(err)
 	}
+	if _, err = storage.Encode(change.Feed(0, [32]byte{})); err != nil {
+		return nil, notEncodable(err)
+	}
+	entry.size = len(entry.event)
 	add := func(bucket, name string, key *storagev1.KeyRecord, record proto.Message) {
 		var payload []byte
 		if record != nil {
@@ -111,6 +120,7 @@ func encode(change *storage.Change) (*request, error) {
 			payload, problem = storage.Encode(record)
 			err = errors.Join(err, problem)
 		}
+		entry.size += len(payload)
 		entry.records = append(entry.records, encoded{bucket: bucket, name: name, key: key, payload: payload})
 	}
 	if change.PutPolicy != nil {
@@ -131,7 +141,15 @@ func encode(change *storage.Change) (*request, error) {
 	for _, key := range change.DeleteKeys {
 		add(bucketKeys, "", key, nil)
 	}
-	return entry, err
+	if err != nil {
+		return nil, notEncodable(err)
+	}
+	return entry, nil
+}
+
+// notEncodable is the answer to text that is not UTF-8.
+func notEncodable(err error) error {
+	return fmt.Errorf("%w: %w", storage.ErrInvalidChange, err)
 }
 
 // commitLoop is the committer. It ends when the store closes, after it has answered
@@ -156,9 +174,10 @@ func (s *Store) commitLoop() {
 	}
 }
 
-// gather adds to the line what waits in the channel.
+// gather adds to the line what waits in the channel: all of it, so that many changes
+// of one workspace do not keep those of others out of the next group.
 func (s *Store) gather(line []*request) []*request {
-	for len(line) < maxGroup {
+	for {
 		select {
 		case next := <-s.requests:
 			line = append(line, next)
@@ -166,7 +185,6 @@ func (s *Store) gather(line []*request) []*request {
 			return line
 		}
 	}
-	return line
 }
 
 // refuse answers everything that waits when the store closes. Whoever is about to
@@ -192,8 +210,9 @@ func (s *Store) refuse(line []*request) {
 // rest, in order, for the next group.
 func pick(line []*request) (group, rest []*request) {
 	workspaces := make(map[string]bool, len(line))
+	size := 0
 	for _, entry := range line {
-		if workspaces[entry.change.WorkspaceID] {
+		if workspaces[entry.change.WorkspaceID] || len(group) == maxGroup || size >= maxGroupBytes {
 			rest = append(rest, entry)
 			continue
 		}
@@ -201,6 +220,7 @@ func pick(line []*request) (group, rest []*request) {
 			continue // withdrawn: the caller has left
 		}
 		workspaces[entry.change.WorkspaceID] = true
+		size += entry.size
 		group = append(group, entry)
 	}
 	return group, rest
@@ -215,12 +235,13 @@ func (r *request) finish(revision int64, err error) {
 // and answers.
 func (s *Store) commitGroup(group []*request) {
 	s.state.RLock()
-	up, directory, position := s.database != nil, s.directory, s.position
+	file, directory, position := s.file, s.directory, s.position
 	s.state.RUnlock()
 	// Only the committer changes the directory, so it may read it without the lock.
 	accepted := group[:0]
 	var writes []write
 	nextSlot := int64(0)
+	up := file != nil
 	if up {
 		nextSlot = directory.nextSlot
 	}
@@ -230,22 +251,20 @@ func (s *Store) commitGroup(group []*request) {
 		if up {
 			err = entry.check(directory, newIDs)
 		}
+		var made []write
+		if err == nil {
+			made, err = entry.writes(directory, position.Revision+1, &nextSlot)
+		}
 		if err != nil {
 			entry.finish(0, err)
 			continue
 		}
-		for _, keyID := range entry.change.AbsentKeyIDs {
+		for keyID := range entry.slots {
 			newIDs[keyID] = true
 		}
 		position.Revision++
 		if changed := entry.change.Event.GetTime().AsTime(); changed.After(position.Time) {
 			position.Time = changed
-		}
-		made, problem := entry.writes(directory, position.Revision, &nextSlot)
-		if problem != nil {
-			position.Revision--
-			entry.finish(0, problem)
-			continue
 		}
 		writes = append(writes, made...)
 		accepted = append(accepted, entry)
@@ -253,7 +272,14 @@ func (s *Store) commitGroup(group []*request) {
 	if len(accepted) == 0 {
 		return
 	}
-	if err := s.write(accepted, writes, position); err != nil {
+	err := s.write(file, accepted, writes, position)
+	if errors.Is(err, storage.ErrUnavailable) {
+		for _, entry := range accepted {
+			entry.finish(0, err)
+		}
+		return
+	}
+	if err != nil {
 		s.config.Log.Error("commit failed; the store will be reopened", "error", err)
 		for _, entry := range accepted {
 			entry.finish(0, fmt.Errorf("%w: %w", storage.ErrOutcomeUnknown, err))
@@ -261,16 +287,13 @@ func (s *Store) commitGroup(group []*request) {
 		return
 	}
 	for _, entry := range accepted {
-		s.ring.publish(entry.committed)
-	}
-	for _, entry := range accepted {
 		entry.finish(entry.committed.Revision, nil)
 	}
 }
 
-// check compares the head and looks for what must be absent. taken are the key ids
-// of changes before this one in the same group.
-func (r *request) check(directory *directory, taken map[string]bool) error {
+// check compares the head and looks for what must be absent. newIDs are the keys that
+// changes before this one in the same group add.
+func (r *request) check(directory *directory, newIDs map[string]bool) error {
 	var head storage.Head
 	if entry := directory.workspaces[r.change.WorkspaceID]; entry != nil {
 		if entry.damagedHead != nil {
@@ -287,8 +310,13 @@ func (r *request) check(directory *directory, taken map[string]bool) error {
 		return storage.ErrConflict
 	}
 	for _, keyID := range r.change.AbsentKeyIDs {
-		if _, found := directory.keys[keyID]; found || taken[keyID] {
+		if _, found := directory.keys[keyID]; found || newIDs[keyID] {
 			return &storage.ExistsError{KeyID: keyID}
+		}
+	}
+	for _, key := range r.change.PutKeys {
+		if keyID := key.GetKeyId(); newIDs[keyID] {
+			return fmt.Errorf("%w: key %s is of another workspace", storage.ErrInvalidChange, keyID)
 		}
 	}
 	return nil
@@ -319,6 +347,9 @@ func (r *request) writes(directory *directory, revision int64, nextSlot *int64) 
 			value = frame(record.bucket, name, record.payload)
 		}
 		writes = append(writes, write{record.bucket, name, value})
+		if record.key != nil && value == nil {
+			writes = append(writes, write{bucketUsage, name[:numberLength], nil})
+		}
 	}
 	headBytes, err := storage.Encode(head.Record(revision))
 	if err != nil {
@@ -348,8 +379,8 @@ func (r *request) slot(directory *directory, record encoded, nextSlot *int64) (i
 	if record.payload == nil {
 		return 0, fmt.Errorf("%w: key %s to delete is not there", storage.ErrInvalidChange, keyID)
 	}
-	if len(keyID) != keyIDLength {
-		return 0, fmt.Errorf("%w: key id of %d characters", storage.ErrInvalidChange, len(keyID))
+	if record.key.GetSequence() != r.change.Event.GetSequence() {
+		return 0, fmt.Errorf("%w: the sequence of key %s, which is new, is not the event's", storage.ErrInvalidChange, keyID)
 	}
 	slot := *nextSlot
 	*nextSlot++
@@ -359,15 +390,23 @@ func (r *request) slot(directory *directory, record encoded, nextSlot *int64) (i
 
 // write makes a group's writes durable and lets the directory follow. After an error the
 // store is down.
-func (s *Store) write(group []*request, writes []write, position storage.Position) error {
+func (s *Store) write(file *opened, group []*request, writes []write, position storage.Position) error {
 	// Ascending order within each bucket is what makes a large group cheap.
 	slices.SortFunc(writes, func(a, b write) int {
 		return cmp.Or(cmp.Compare(a.bucket, b.bucket), cmp.Compare(a.name, b.name))
 	})
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.state.RLock()
+	same := s.file == file
+	s.state.RUnlock()
+	if !same { // PutUsage failed meanwhile, and took the store down
+		return storage.ErrUnavailable
+	}
 	var tx *bolt.Tx
 	err := guard(func() error {
 		var err error
-		if tx, err = s.database.Begin(true); err != nil {
+		if tx, err = file.database.Begin(true); err != nil {
 			return err
 		}
 		return s.fill(tx, writes, position)
@@ -385,6 +424,10 @@ func (s *Store) write(group []*request, writes []write, position storage.Positio
 		entry.follow(s.directory)
 	}
 	s.position = position
+	// Published under the lock: whoever loads this revision can watch from it on.
+	for _, entry := range group {
+		s.ring.publish(entry.committed)
+	}
 	return nil
 }
 
@@ -448,16 +491,19 @@ func (s *Store) commit(tx *bolt.Tx) error {
 // goDown gives up the handle after a failed commit. Readers that have begun may
 // finish; closing waits for them, so it happens aside. state is held.
 func (s *Store) goDown(tx *bolt.Tx) {
-	database := s.database
-	s.database = nil
+	file := s.file
+	s.file = nil
 	s.ring.end(storage.ErrUnavailable)
 	s.committer.Go(func() {
-		_ = guard(func() error {
-			if tx != nil {
-				_ = tx.Rollback()
+		if tx != nil {
+			if err := guard(tx.Rollback); errors.Is(err, storage.ErrDamaged) {
+				// It panicked, perhaps with bbolt's lock held: closing would wait forever. Without its
+				// descriptor the handle is of no use and holds no lock on the file.
+				_ = file.file.Close()
+				return
 			}
-			return database.Close()
-		})
+		}
+		_ = file.close()
 	})
 }
 
@@ -469,7 +515,10 @@ func (r *request) follow(directory *directory) {
 		if slot, isNew := r.slots[key.GetKeyId()]; isNew {
 			directory.addKey(entry.id, key.GetKeyId(), slot)
 		}
-		entry.addRequestIDs(key.GetKeyId(), key.GetRequestIds())
+		directory.setRequestIDs(key.GetKeyId(), key.GetRequestIds())
+	}
+	for _, requestID := range r.change.FreedRequestIDs {
+		delete(entry.requestIDs, requestID)
 	}
 	for _, key := range r.change.DeleteKeys {
 		directory.removeKey(key.GetKeyId(), key.GetRequestIds())

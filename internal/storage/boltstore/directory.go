@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -13,12 +14,16 @@ type directory struct {
 	keys       map[string]place
 	workspaces map[string]*workspace
 	nextSlot   int64
+	// lostHeads names the workspaces whose head was not in the file, in order.
+	lostHeads []string
 }
 
 // place is where a key's record lies.
 type place struct {
 	slot      int64
 	workspace *workspace
+	// requests is how many request ids the key has.
+	requests int
 }
 
 // workspace is what the directory knows of one workspace.
@@ -61,29 +66,47 @@ func (d *directory) addKey(workspaceID, keyID string, slot int64) {
 	d.nextSlot = max(d.nextSlot, slot+1)
 }
 
-// removeKey forgets a key and its request ids.
+// removeKey forgets a key and its request ids, as far as they are known.
 func (d *directory) removeKey(keyID string, requestIDs []string) {
 	at, found := d.keys[keyID]
 	if !found {
 		return
 	}
+	for _, requestID := range requestIDs {
+		if at.workspace.requestIDs[requestID] == keyID {
+			delete(at.workspace.requestIDs, requestID)
+			at.requests--
+		}
+	}
+	d.keys[keyID] = at
+	d.setRequestIDs(keyID, nil)
 	delete(d.keys, keyID)
 	if index, found := slices.BinarySearch(at.workspace.slots, at.slot); found {
 		at.workspace.slots = slices.Delete(at.workspace.slots, index, index+1)
 	}
-	for _, requestID := range requestIDs {
-		delete(at.workspace.requestIDs, requestID)
-	}
 }
 
-// addRequestIDs notes for which key request ids were used.
-func (w *workspace) addRequestIDs(keyID string, requestIDs []string) {
-	if len(requestIDs) > 0 && w.requestIDs == nil {
-		w.requestIDs = make(map[string]string)
+// setRequestIDs notes which request ids a key has, and forgets those it had.
+func (d *directory) setRequestIDs(keyID string, requestIDs []string) {
+	at := d.keys[keyID]
+	used, kept := at.workspace.requestIDs, 0
+	for _, requestID := range requestIDs {
+		if used[requestID] == keyID {
+			kept++
+		}
+	}
+	if kept < at.requests { // rare: keys keep their request ids
+		maps.DeleteFunc(used, func(_, by string) bool { return by == keyID })
+	}
+	if len(requestIDs) > 0 && used == nil {
+		used = make(map[string]string)
+		at.workspace.requestIDs = used
 	}
 	for _, requestID := range requestIDs {
-		w.requestIDs[requestID] = keyID
+		used[requestID] = keyID
 	}
+	at.requests = len(requestIDs)
+	d.keys[keyID] = at
 }
 
 // page returns up to limit+1 slots of the workspace below before, newest first; the

@@ -17,6 +17,7 @@ import (
 //	members     workspace 0x00 member → MemberRecord
 //	heads       workspace, or 0x00 for the policy's → HeadRecord
 //	keys        slot (8 bytes) key id (16) workspace → KeyRecord
+//	usage       slot (8 bytes) → Unix nanoseconds (8 bytes)
 //	audit       revision (8 bytes) → revision before (8 bytes) AuditRecord
 //	feed        revision (8 bytes) → FeedRecord
 //
@@ -32,6 +33,7 @@ const (
 	bucketKeys       = "keys"
 	bucketAudit      = "audit"
 	bucketFeed       = "feed"
+	bucketUsage      = "usage"
 
 	nameHeader   = "header"
 	namePosition = "position"
@@ -41,12 +43,12 @@ const (
 // buckets lists all of them, in the order in which a commit writes.
 var buckets = []string{
 	bucketAudit, bucketFeed, bucketHeads, bucketKeys,
-	bucketMembers, bucketMeta, bucketPolicy, bucketWorkspaces,
+	bucketMembers, bucketMeta, bucketPolicy, bucketUsage, bucketWorkspaces,
 }
 
 const (
 	numberLength = 8
-	keyIDLength  = 16
+	keyIDLength  = storage.KeyIDLength
 )
 
 // number returns n as a name that sorts by value.
@@ -78,8 +80,8 @@ func parseKeyName(name []byte) (slot int64, keyID, workspaceID string, err error
 	if len(name) <= numberLength+keyIDLength {
 		return 0, "", "", fmt.Errorf("name of %d bytes is not that of a key", len(name))
 	}
-	rest := string(name[numberLength:])
-	return slot, rest[:keyIDLength], rest[keyIDLength:], nil
+	// Two strings, not two parts of one: the first is kept in memory for long.
+	return slot, string(name[numberLength : numberLength+keyIDLength]), string(name[numberLength+keyIDLength:]), nil
 }
 
 // memberName is the name of a member's record. Ids contain no NUL byte.

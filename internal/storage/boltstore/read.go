@@ -5,6 +5,7 @@ import (
 	"context"
 	"math"
 	"strconv"
+	"strings"
 
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
@@ -17,23 +18,43 @@ import (
 // context.
 const contextInterval = 1024
 
+// loaded lists the buckets that Load visits, in its order.
+var loaded = []string{bucketPolicy, bucketWorkspaces, bucketMembers, bucketHeads, bucketKeys}
+
 // Load implements storage.Store.
 func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
+	if err := ctx.Err(); err != nil {
+		return storage.Position{}, err
+	}
 	if err := s.reopen(); err != nil {
 		return storage.Position{}, err
 	}
-	return s.read(ctx, nil, func(tx *bolt.Tx) error { return load(ctx, tx, visit) })
+	var lostHeads []string
+	return s.read(ctx, func(directory *directory) { lostHeads = directory.lostHeads }, func(tx *bolt.Tx) error {
+		return load(ctx, tx, lostHeads, visit)
+	})
 }
 
 // load visits every record that the projection needs.
-func load(ctx context.Context, tx *bolt.Tx, visit func(storage.Item) error) error {
-	for _, bucket := range []string{bucketPolicy, bucketWorkspaces, bucketMembers, bucketHeads, bucketKeys} {
+func load(ctx context.Context, tx *bolt.Tx, lostHeads []string, visit func(storage.Item) error) error {
+	for _, bucket := range loaded {
+		if bucket == bucketKeys {
+			for _, workspaceID := range lostHeads {
+				err := &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
+				if err := visit(storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}); err != nil {
+					return err
+				}
+			}
+		}
 		visited := 0
 		err := tx.Bucket([]byte(bucket)).ForEach(func(name, value []byte) error {
 			if visited++; visited%contextInterval == 0 && ctx.Err() != nil {
 				return ctx.Err()
 			}
-			return visit(decode(bucket, string(name), value))
+			if err := visit(decode(bucket, string(name), value)); err != nil || bucket != bucketKeys {
+				return err
+			}
+			return loadUsage(tx, name, visit)
 		})
 		if err != nil {
 			return err
@@ -55,7 +76,9 @@ func decode(bucket, name string, value []byte) storage.Item {
 	case bucketWorkspaces:
 		record := &storagev1.WorkspaceRecord{}
 		err := storage.Decode("workspace", framed, value, record)
-		if err == nil && record.GetWorkspaceId() != name {
+		if err != nil {
+			err = &storage.DamagedError{Kind: "workspace", Name: name, Problem: problemOf(err)}
+		} else if record.GetWorkspaceId() != name {
 			err = misplaced("workspace", name)
 		}
 		if err != nil {
@@ -112,18 +135,18 @@ func decodeKey(name, value []byte, record *storagev1.KeyRecord) error {
 
 // decodeMember decodes a member's record and checks that it lies where it belongs.
 func decodeMember(name string, value []byte, record *storagev1.MemberRecord) error {
+	_, memberID, _ := cutMemberName(name)
 	if err := storage.Decode("member", frameName(bucketMembers, name), value, record); err != nil {
-		return err
+		return &storage.DamagedError{Kind: "member", Name: memberID, Problem: problemOf(err)}
 	}
 	if memberName(record.GetWorkspaceId(), record.GetMemberId()) != name {
-		return misplaced("member", name)
+		return misplaced("member", memberID)
 	}
 	return nil
 }
 
 func cutMemberName(name string) (workspaceID, memberID string, found bool) {
-	before, after, found := bytes.Cut([]byte(name), []byte{0})
-	return string(before), string(after), found
+	return strings.Cut(name, "\x00")
 }
 
 func misplaced(kind, name string) error {
@@ -164,7 +187,7 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 	}
 	s.state.RLock()
 	defer s.state.RUnlock()
-	if s.database == nil || s.closed {
+	if s.file == nil || s.closed {
 		return "", storage.ErrUnavailable
 	}
 	if entry := s.directory.workspaces[workspaceID]; entry != nil {
@@ -185,14 +208,24 @@ func keyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) error {
 	return decodeKey(name, value, record)
 }
 
+// parseCursor reads a cursor that is a number; without one, the page begins at first.
+func parseCursor(cursor string, first int64) (int64, error) {
+	if cursor == "" {
+		return first, nil
+	}
+	position, err := strconv.ParseInt(cursor, 10, 64)
+	if err != nil || position < 1 || strconv.FormatInt(position, 10) != cursor {
+		return 0, storage.ErrInvalidCursor
+	}
+	return position, nil
+}
+
 // ListKeys implements storage.Store. Its cursor is the slot of the last key given.
 func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
-	before := int64(math.MaxInt64)
-	if query.Cursor != "" {
-		var err error
-		if before, err = strconv.ParseInt(query.Cursor, 10, 64); err != nil || before < 1 {
-			return storage.KeyPage{}, storage.ErrInvalidCursor
-		}
+	query = query.Bounded()
+	before, err := parseCursor(query.Cursor, math.MaxInt64)
+	if err != nil {
+		return storage.KeyPage{}, err
 	}
 	var page storage.KeyPage
 	var slots []int64
@@ -281,6 +314,10 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 // ListMembers implements storage.Store. Its cursor is the id of the last member
 // given.
 func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.MemberPage, error) {
+	query = query.Bounded()
+	if len(query.Cursor) > storage.MaxIDBytes || strings.Contains(query.Cursor, "\x00") {
+		return storage.MemberPage{}, storage.ErrInvalidCursor
+	}
 	var page storage.MemberPage
 	prefix := []byte(memberName(query.WorkspaceID, ""))
 	position, err := s.read(ctx, nil, func(tx *bolt.Tx) error {
@@ -313,12 +350,10 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 // ListAuditEvents implements storage.Store. It walks the workspace's events back
 // from the head; its cursor is the revision of the next one.
 func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (storage.AuditPage, error) {
-	revision := int64(0)
-	if query.Cursor != "" {
-		var err error
-		if revision, err = strconv.ParseInt(query.Cursor, 10, 64); err != nil || revision < 1 {
-			return storage.AuditPage{}, storage.ErrInvalidCursor
-		}
+	query = query.Bounded()
+	revision, err := parseCursor(query.Cursor, 0)
+	if err != nil {
+		return storage.AuditPage{}, err
 	}
 	var page storage.AuditPage
 	var damagedHead error
@@ -337,12 +372,19 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 				return nil
 			}
 			name := number(revision)
-			event, previous, err := decodeAudit(name, bucket.Get([]byte(name)))
+			value := bucket.Get([]byte(name))
+			if value == nil && len(page.Events) == 0 && query.Cursor != "" {
+				return storage.ErrInvalidCursor
+			}
+			event, previous, err := decodeAudit(name, value)
 			if err != nil {
 				return err
 			}
 			if event.Record.GetWorkspaceId() != query.WorkspaceID {
-				return storage.ErrInvalidCursor
+				if len(page.Events) == 0 && query.Cursor != "" {
+					return storage.ErrInvalidCursor
+				}
+				return &storage.DamagedError{Kind: "audit event", Name: strconv.FormatInt(revision, 10), Problem: "it is of another workspace"}
 			}
 			if previous >= revision {
 				return &storage.DamagedError{Kind: "audit event", Name: strconv.FormatInt(revision, 10), Problem: "does not point back"}

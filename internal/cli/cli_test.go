@@ -1,0 +1,268 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/cli"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+const (
+	// secretPart is what must not show up anywhere but in the one answer.
+	secretPart = "Qm4cT9vXz1LrB8sKd0WyHn5uEaGj2oPi7fVtRxM3bZk0pQ1Yc"
+	testID     = "9fQ2mXc7Lr0TzB4w"
+	testToken  = "scribe_ksk1_" + testID + "_" + secretPart
+)
+
+// now is the time in all tests.
+var now = time.Date(2026, 11, 23, 6, 2, 30, 0, time.UTC)
+
+func at(offset time.Duration) *timestamppb.Timestamp { return timestamppb.New(now.Add(offset)) }
+
+const day = 24 * time.Hour
+
+// fake is a server whose answers the test chooses.
+type fake struct {
+	keysvcv1.UnimplementedKeyServiceServer
+	keysvcv1.UnimplementedMemberServiceServer
+	keysvcv1.UnimplementedPolicyServiceServer
+	keysvcv1.UnimplementedValidationServiceServer
+
+	createKey   func(context.Context, *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error)
+	getKey      func(context.Context, *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error)
+	listKeys    func(context.Context, *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error)
+	revokeKey   func(context.Context, *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error)
+	putMember   func(context.Context, *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error)
+	getMember   func(context.Context, *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error)
+	listMembers func(context.Context, *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error)
+	getPolicy   func(context.Context, *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error)
+	validateKey func(context.Context, *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error)
+}
+
+func (f *fake) CreateKey(ctx context.Context, r *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
+	return f.createKey(ctx, r)
+}
+
+func (f *fake) GetKey(ctx context.Context, r *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+	return f.getKey(ctx, r)
+}
+
+func (f *fake) ListKeys(ctx context.Context, r *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+	return f.listKeys(ctx, r)
+}
+
+func (f *fake) RevokeKey(ctx context.Context, r *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
+	return f.revokeKey(ctx, r)
+}
+
+func (f *fake) PutMember(ctx context.Context, r *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
+	return f.putMember(ctx, r)
+}
+
+func (f *fake) GetMember(ctx context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
+	return f.getMember(ctx, r)
+}
+
+func (f *fake) ListMembers(ctx context.Context, r *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
+	return f.listMembers(ctx, r)
+}
+
+func (f *fake) GetPolicy(ctx context.Context, r *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
+	return f.getPolicy(ctx, r)
+}
+
+func (f *fake) ValidateKey(ctx context.Context, r *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
+	return f.validateKey(ctx, r)
+}
+
+// start serves f on loopback and returns where.
+func start(t *testing.T, f *fake) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, f, listener)
+	return listener.Addr().String()
+}
+
+func serveOn(t *testing.T, f *fake, listener net.Listener) {
+	t.Helper()
+	server := grpc.NewServer()
+	keysvcv1.RegisterKeyServiceServer(server, f)
+	keysvcv1.RegisterMemberServiceServer(server, f)
+	keysvcv1.RegisterPolicyServiceServer(server, f)
+	keysvcv1.RegisterValidationServiceServer(server, f)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(listener); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() {
+		server.Stop()
+		<-done
+	})
+}
+
+// command is a command line and what surrounds it.
+type command struct {
+	addr  string // KEYSVC_ADDR
+	env   map[string]string
+	stdin io.Reader
+	hooks cli.Hooks
+}
+
+// result is what came of it.
+type result struct {
+	status         int
+	stdout, stderr string
+}
+
+func (c command) run(t *testing.T, args ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	status := c.runTo(t.Context(), &stdout, &stderr, args...)
+	r := result{status, stdout.String(), stderr.String()}
+	if strings.Contains(r.stderr, secretPart) {
+		t.Errorf("%v: a token on standard error:\n%s", args, r.stderr)
+	}
+	return r
+}
+
+func (c command) runTo(ctx context.Context, stdout, stderr io.Writer, args ...string) int {
+	if c.stdin == nil {
+		c.stdin = strings.NewReader("")
+	}
+	return cli.Main(ctx, cli.Process{
+		Args: args,
+		Getenv: func(name string) string {
+			if name == "KEYSVC_ADDR" {
+				return c.addr
+			}
+			return c.env[name]
+		},
+		Stdin:  c.stdin,
+		Stdout: stdout,
+		Stderr: stderr,
+		Now:    func() time.Time { return now },
+	}, c.hooks)
+}
+
+func closeIt(t *testing.T, c io.Closer) {
+	t.Helper()
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// want checks status and both streams.
+func (r result) want(t *testing.T, status int, stdout, stderr string) {
+	t.Helper()
+	if r.status != status || r.stdout != stdout || r.stderr != stderr {
+		t.Errorf("status %d, want %d\nstdout:\n%s\nwant:\n%s\nstderr:\n%s\nwant:\n%s",
+			r.status, status, r.stdout, stdout, r.stderr, stderr)
+	}
+}
+
+// golden compares text with a file in testdata.
+func golden(t *testing.T, name, text string) {
+	t.Helper()
+	file := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s", file, text, want)
+	}
+}
+
+func TestUsage(t *testing.T) {
+	tests := []struct {
+		args   []string
+		status int
+		stderr string
+	}{
+		{[]string{"bogus"}, 1, "error: there is no command \"bogus\" (see keysvc --help)\n"},
+		{[]string{"kye"}, 1, "error: there is no command \"kye\"; is it key? (see keysvc --help)\n"},
+		{[]string{"key", "bogus"}, 1, "error: there is no command \"bogus\" (see keysvc key --help)\n"},
+		{[]string{"key", "get"}, 1, "error: needs exactly KEY_ID besides flags, got 0 arguments (see keysvc key get --help)\n"},
+		{[]string{"key", "get", ""}, 1, "error: KEY_ID is empty (see keysvc key get --help)\n"},
+		{[]string{"key", "list", "x"}, 1, "error: takes flags only, no argument (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--bogus"}, 1, "error: unknown flag: --bogus (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "-o", "xml"}, 1, "error: invalid argument \"xml\" for \"-o, --output\" flag: allowed are table or json (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--state", "gone"}, 1, "error: --state: allowed are active, suspended, expired, revoked (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--limit", "0"}, 1, "error: --limit must be at least 1 (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--timeout", "0s"}, 1, "error: --timeout must be more than 0 (see keysvc key list --help)\n"},
+		{[]string{"key", "revoke", "x"}, 1, "error: required flag(s) \"workspace\" not set\n"},
+		{[]string{"version", "x"}, 1, "error: takes flags only, no argument (see keysvc version --help)\n"},
+	}
+	for _, test := range tests {
+		command{}.run(t, test.args...).want(t, test.status, "", test.stderr)
+	}
+	if r := (command{}).run(t); r.status != 0 || !strings.Contains(r.stdout, "keysvc serve --dev") || r.stderr != "" {
+		t.Errorf("no command: %+v", r)
+	}
+	if r := (command{}).run(t, "version"); r.status != 0 || !strings.HasPrefix(r.stdout, "keysvc ") {
+		t.Errorf("version: %+v", r)
+	}
+	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
+		if r := (command{}).run(t, "completion", shell); r.status != 0 || r.stdout == "" || r.stderr != "" {
+			t.Errorf("completion %s: status %d, %d bytes, %s", shell, r.status, len(r.stdout), r.stderr)
+		}
+	}
+	if r := (command{}).run(t, "__complete", "key", "list", "--state", ""); !strings.HasPrefix(r.stdout, "active\nsuspended\nexpired\nrevoked\n") {
+		t.Errorf("completion of --state: %+v", r)
+	}
+}
+
+func TestTokenAsArgument(t *testing.T) {
+	for _, args := range [][]string{
+		{testToken},
+		{"validate", "--scope", "signatures:read", testToken},
+		{"validate", "--scope", "signatures:read", testToken[:40]},
+		{"validate", "--scope", testToken},
+		{"key", "get", testToken},
+		{"key", "revoke", "--workspace=acme", testToken},
+		{"key", "list", "--" + testToken},
+		{"help", testToken},
+		{"__complete", "key", testToken},
+	} {
+		r := command{}.run(t, args...)
+		if r.status != 1 || r.stdout != "" || !strings.HasPrefix(r.stderr, "error: an argument looks like a token") ||
+			strings.Contains(r.stderr, "_ksk1_") {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+	// What does not look like one is not echoed by validate, either.
+	r := command{}.run(t, "validate", "--scope", "signatures:read", secretPart)
+	if r.status != 1 || r.stdout != "" || !strings.Contains(r.stderr, "standard input") {
+		t.Errorf("%+v", r)
+	}
+}

@@ -1,0 +1,202 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+func failure(t *testing.T, code codes.Code, message string, details ...protoadapt.MessageV1) error {
+	t.Helper()
+	s, err := status.New(code, message).WithDetails(details...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s.Err()
+}
+
+func TestServerErrors(t *testing.T) {
+	var answer error
+	c := command{addr: start(t, &fake{getKey: func(ctx context.Context, _ *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+		if err := grpc.SetHeader(ctx, metadata.Pairs("x-request-id", "req-1")); err != nil {
+			t.Error(err)
+		}
+		return nil, answer
+	}})}
+	tests := []struct {
+		answer error
+		stderr string
+	}{
+		{
+			failure(t, codes.NotFound, "there is no such key", &errdetails.ErrorInfo{Reason: "KEY_NOT_FOUND", Domain: "keysvc"}),
+			"error: NOT_FOUND (KEY_NOT_FOUND): there is no such key\n  request id: req-1\n",
+		},
+		{
+			failure(t, codes.InvalidArgument, "2 fields are wrong",
+				&errdetails.ErrorInfo{Reason: "FIELD_INVALID", Domain: "keysvc"},
+				&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+					{Field: "name", Description: "is empty"}, {Field: "scopes[1]", Description: "is unknown"},
+				}}),
+			"error: INVALID_ARGUMENT (FIELD_INVALID): 2 fields are wrong\n  name: is empty\n  scopes[1]: is unknown\n  request id: req-1\n",
+		},
+		{
+			failure(t, codes.AlreadyExists, "used", &errdetails.ErrorInfo{Reason: "REQUEST_ID_USED", Domain: "keysvc", Metadata: map[string]string{"key_id": testID}}),
+			"error: ALREADY_EXISTS (REQUEST_ID_USED): used\n  key_id: " + testID + "\n  request id: req-1\n",
+		},
+		{
+			failure(t, codes.ResourceExhausted, "busy", &errdetails.ErrorInfo{Reason: "TOO_MANY_REQUESTS", Domain: "keysvc"}, &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)}),
+			"error: RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS): busy\n  retry after: 1s\n  request id: req-1\n",
+		},
+		{
+			failure(t, codes.Unavailable, "the store is not ready", &errdetails.ErrorInfo{Reason: "STORE_UNAVAILABLE", Domain: "keysvc"}),
+			"error: UNAVAILABLE (STORE_UNAVAILABLE): the store is not ready\n  request id: req-1\n",
+		},
+		{
+			failure(t, codes.Aborted, "from a proxy", &errdetails.ErrorInfo{Reason: "X", Domain: "proxy.example.com"}),
+			"error: ABORTED: from a proxy\n  request id: req-1\n",
+		},
+		{
+			failure(t, codes.Internal, "line\none \x1b[31m and "+testToken+" too"),
+			"error: INTERNAL: line\\none \\x1b[31m and [redacted token] too\n  request id: req-1\n",
+		},
+	}
+	for _, test := range tests {
+		answer = test.answer
+		c.run(t, "key", "get", testID).want(t, 1, "", test.stderr)
+	}
+}
+
+func TestUnimplemented(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	go func() { _ = server.Serve(listener) }()
+	defer server.Stop()
+	addr := listener.Addr().String()
+	command{addr: addr}.run(t, "policy", "show").want(t, 1, "",
+		"error: UNIMPLEMENTED: the server at "+addr+" does not have this call: it is older than this command, or not keysvc\n")
+}
+
+func TestNoServer(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := listener.Addr().String()
+	// A port that was free a moment ago.
+	if err := listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	missing := "unix://" + filepath.Join(t.TempDir(), "none.sock")
+	began := time.Now()
+	const hint = "; start a server with \"keysvc serve\", or say with --addr or KEYSVC_ADDR where one is\n"
+	command{addr: addr}.run(t, "key", "list").want(t, 1, "", "error: cannot reach keysvc at "+addr+": connection refused"+hint)
+	command{addr: addr, stdin: strings.NewReader(testToken)}.run(t, "validate", "--identity-only").want(t, 1, "", "error: cannot reach keysvc at "+addr+": connection refused"+hint)
+	command{}.run(t, "key", "list", "--addr", missing).want(t, 1, "", "error: cannot reach keysvc at "+missing+": no such file or directory"+hint)
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("that took %s", took)
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	for _, addr := range []string{"10.0.0.1:7480", "keysvc.example.com:7480", ":7480"} {
+		for _, r := range []result{command{}.run(t, "key", "list", "--addr", addr), command{addr: addr}.run(t, "key", "list")} {
+			if r.status != 1 || !strings.Contains(r.stderr, addr+" is not on this machine") {
+				t.Errorf("%s: %+v", addr, r)
+			}
+		}
+	}
+	for _, addr := range []string{"nonsense", "unix://relative", "127.0.0.1:port"} {
+		if r := (command{addr: addr}).run(t, "key", "list"); r.status != 1 || !strings.HasPrefix(r.stderr, "error: KEYSVC_ADDR: ") {
+			t.Errorf("%s: %+v", addr, r)
+		}
+	}
+
+	socket := filepath.Join(t.TempDir(), "s")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveOn(t, &fake{listKeys: (&shelf{}).list}, listener)
+	command{addr: "10.0.0.1:7480"}.run(t, "key", "list", "--addr", "unix://"+socket, "-o", "json").want(t, 0,
+		"{\n  \"keys\": [],\n  \"next_page_token\": \"\",\n  \"revision\": \"0\",\n  \"epoch\": \"\"\n}\n", "no keys\n")
+}
+
+func TestSomethingElseListens(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeIt(t, listener)
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(conn, "SSH-2.0-OpenSSH_9.9\r\n")
+			closeIt(t, conn)
+		}
+	}()
+	addr := listener.Addr().String()
+	r := command{addr: addr}.run(t, "key", "list")
+	if r.status != 1 || !strings.Contains(r.stderr, "is it keysvc that listens there?") || strings.Count(r.stderr, "\n") != 1 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestTimeoutAndInterrupt(t *testing.T) {
+	entered := make(chan struct{}, 1)
+	wait := func(ctx context.Context) error {
+		entered <- struct{}{}
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	addr := start(t, &fake{
+		getKey: func(ctx context.Context, _ *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+			return nil, wait(ctx)
+		},
+		revokeKey: func(ctx context.Context, _ *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
+			return nil, wait(ctx)
+		},
+	})
+	c := command{addr: addr}
+	c.run(t, "key", "get", testID, "--timeout", "50ms").want(t, 1, "", "error: DEADLINE_EXCEEDED: no answer from "+addr+" within 50ms\n")
+	<-entered
+	c.run(t, "key", "revoke", testID, "--workspace", "acme", "--timeout", "50ms").want(t, 1, "",
+		"error: DEADLINE_EXCEEDED: no answer from "+addr+" within 50ms; the change may have been made or not\n")
+	<-entered
+
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-entered
+		cancel()
+	}()
+	var stderr bytes.Buffer
+	status := c.runTo(ctx, io.Discard, &stderr, "key", "revoke", testID, "--workspace", "acme")
+	if want := "error: interrupted; the change may have been made or not\n"; status != 1 || stderr.String() != want {
+		t.Errorf("status %d, %q", status, stderr.String())
+	}
+}
+
+func TestNotUTF8(t *testing.T) {
+	addr := start(t, &fake{})
+	command{addr: addr}.run(t, "key", "get", "\xff").want(t, 1, "", "error: a value is not text in UTF-8, so it cannot be sent\n")
+}

@@ -1,0 +1,77 @@
+package cli_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/cli"
+	"github.com/scribe-mail/keysvc/internal/config"
+)
+
+func TestServe(t *testing.T) {
+	var got config.Settings
+	var answer error
+	c := command{hooks: cli.Hooks{Serve: func(_ context.Context, settings config.Settings, stdout, stderr io.Writer) error {
+		got = settings
+		_, err := io.WriteString(stdout, "for people\n")
+		_, err2 := io.WriteString(stderr, "a log line\n")
+		return errors.Join(answer, err, err2)
+	}}}
+	c.run(t, "serve").want(t, 0, "for people\n", "a log line\n")
+	if got != config.Defaults() {
+		t.Errorf("settings %+v, want the defaults", got)
+	}
+
+	r := c.run(
+		t, "serve", "--listen", "unix:///run/k.sock", "--data", "/d", "--policy", "p.yaml", "--dev", "--log-level", "debug",
+		"--log-format", "text", "--drain-timeout", "3s", "--max-in-flight", "5", "--max-streams", "6",
+		"--max-message-bytes", "70000", "--max-header-bytes", "8000", "--usage-interval", "5s", "--sweep-interval", "2h",
+		"--allow-clock-behind", "--channelz",
+	)
+	want := config.Settings{
+		Listen: "unix:///run/k.sock", Data: "/d", Policy: "p.yaml", Dev: true, LogLevel: slog.LevelDebug,
+		LogFormat: config.LogText, DrainTimeout: 3 * time.Second, MaxInFlight: 5, MaxStreams: 6,
+		MaxMessageBytes: 70000, MaxHeaderBytes: 8000, UsageInterval: 5 * time.Second, SweepInterval: 2 * time.Hour,
+		AllowClockBehind: true, Channelz: true,
+	}
+	if r.status != 0 || got != want {
+		t.Errorf("%+v, settings %+v", r, got)
+	}
+
+	answer = errors.New("listen 127.0.0.1:7480: address already in use")
+	c.run(t, "serve").want(t, 1, "for people\n", "a log line\nerror: listen 127.0.0.1:7480: address already in use\n")
+
+	for _, args := range [][]string{
+		{"--listen", "0.0.0.0:7480"},
+		{"--listen", ":7480"},
+		{"--max-streams", "0"},
+		{"--log-level", "loud"},
+		{"--log-format", "xml"},
+		{"extra"},
+	} {
+		got = config.Settings{}
+		r := c.run(t, append([]string{"serve"}, args...)...)
+		if r.status != 1 || !strings.HasPrefix(r.stderr, "error: ") || strings.Count(r.stderr, "\n") != 1 || got != (config.Settings{}) {
+			t.Errorf("%v: %+v", args, r)
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	c := command{hooks: cli.Hooks{Check: func(_ context.Context, file string, out io.Writer) error {
+		if _, err := fmt.Fprintln(out, "looked at", file); err != nil || file != "bad.db" {
+			return err
+		}
+		return errors.New("bad.db is damaged")
+	}}}
+	c.run(t, "check", "good.db").want(t, 0, "looked at good.db\n", "")
+	c.run(t, "check", "bad.db").want(t, 1, "looked at bad.db\n", "error: bad.db is damaged\n")
+	command{}.run(t, "check", "good.db").want(t, 1, "", "error: this build of keysvc does not have the command\n")
+	command{}.run(t, "serve").want(t, 1, "", "error: this build of keysvc does not have the command\n")
+}

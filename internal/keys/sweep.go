@@ -1,0 +1,121 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// purgeBatch is how many records one change of a sweep deletes at most: few enough
+// that the changes of others fit in between, and that what the change may hold is
+// not exceeded.
+const purgeBatch = 30
+
+// Swept says what a sweep did.
+type Swept struct {
+	// Keys and Members are how many records were deleted.
+	Keys, Members int
+}
+
+// Sweep deletes keys that have been revoked or expired, and members that have been
+// removed, for longer than the policy keeps them. Nothing that it deletes could be
+// allowed. It works in small batches with one audit event each, and goes on until
+// nothing is left or the context ends.
+func (m *Manager) Sweep(ctx context.Context, actor audit.Actor) (Swept, error) {
+	var swept Swept
+	active, _ := m.projection.Policy()
+	before := m.clock().Add(-active.Retention)
+	for _, workspaceID := range m.projection.Workspaces() {
+		for {
+			batch, err := m.purge(ctx, actor, workspaceID, before)
+			if err != nil {
+				return swept, err
+			}
+			if batch == (Swept{}) {
+				break
+			}
+			swept.Keys += batch.Keys
+			swept.Members += batch.Members
+		}
+	}
+	return swept, nil
+}
+
+// purge deletes one batch of what died before a time in a workspace.
+func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID string, before time.Time) (Swept, error) {
+	if err := ctx.Err(); err != nil {
+		return Swept{}, err
+	}
+	// Most workspaces have nothing to purge: they need not be locked to know it.
+	if dead := m.projection.Dead(workspaceID, before, 1); len(dead.KeyIDs)+len(dead.MemberIDs) == 0 {
+		return Swept{}, nil
+	}
+	var swept Swept
+	_, err := m.change(ctx, workspaceID, func(projection.Workspace) (*storage.Change, error) {
+		swept = Swept{}
+		dead := m.projection.Dead(workspaceID, before, purgeBatch)
+		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_PURGED, m.clock(), workspaceID)
+		change := &storage.Change{Event: event, Kind: storagev1.FeedKind_FEED_KIND_PURGE}
+		var purged []string
+		operations := 0
+		for _, keyID := range dead.KeyIDs {
+			record, _, err := m.store.GetKey(ctx, workspaceID, keyID)
+			if err != nil {
+				return nil, err
+			}
+			// A key's index entries go with it, in the same transaction.
+			if operations += 3 + len(record.GetRequestIds()); operations > storage.MaxOperations {
+				break
+			}
+			change.DeleteKeys = append(change.DeleteKeys, record)
+			purged = append(purged, keyID)
+		}
+		for _, memberID := range dead.MemberIDs {
+			record, err := m.storedMember(ctx, workspaceID, memberID)
+			if err != nil {
+				return nil, err
+			}
+			if record != nil {
+				change.DeleteMembers = append(change.DeleteMembers, record)
+			}
+		}
+		swept = Swept{Keys: len(change.DeleteKeys), Members: len(change.DeleteMembers)}
+		if swept == (Swept{}) {
+			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+		}
+		event.Details = map[string]string{}
+		if len(purged) > 0 {
+			event.Details["key_ids"] = strings.Join(purged, ",")
+		}
+		if len(dead.MemberIDs) > 0 {
+			event.Details["member_ids"] = strings.Join(dead.MemberIDs, ",")
+		}
+		return change, nil
+	})
+	return swept, err
+}
+
+// SweepEvery sweeps now and at every interval until the context ends, and calls
+// report with the outcome of each sweep.
+func (m *Manager) SweepEvery(ctx context.Context, actor audit.Actor, interval time.Duration, report func(Swept, error)) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		swept, err := m.Sweep(ctx, actor)
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return
+		}
+		report(swept, err)
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,238 @@
+package boltstore
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	bolt "go.etcd.io/bbolt"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// Report is what Check found in a file.
+type Report struct {
+	// Schema and Epoch are those of the store.
+	Schema int32
+	Epoch  string
+	// Position is how far it has come.
+	Position storage.Position
+	// How many of each there are, readable or not.
+	Workspaces, Members, Keys, AuditEvents, FeedEntries int
+	// Problems describes what is wrong, at most about a hundred things; the last line
+	// then says how many more there are. The store is sound if there are none.
+	Problems []string
+}
+
+// Check examines a store's file that no process serves and changes nothing: the
+// pages, by a check of its own and by bbolt's, every record, and how they fit
+// together. Damage is a problem in the report, however bad; an error says that the
+// file could not be examined: ErrLocked, ErrNewer, the context's, or the file
+// system's.
+func Check(ctx context.Context, path string) (Report, error) {
+	var report Report
+	err := check(ctx, path, &report)
+	switch {
+	case errors.Is(err, storage.ErrLocked):
+		return Report{}, fmt.Errorf("%w: stop the server, or check a copy of the file", err)
+	case errors.Is(err, storage.ErrDamaged):
+		report.Problems = append(report.Problems, err.Error())
+	case err != nil:
+		return Report{}, err
+	}
+	return report, nil
+}
+
+func check(ctx context.Context, path string, report *Report) (err error) {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	// What openPages has found good, bbolt can walk without a fault or a circle, also in
+	// the goroutine of its own check, where nobody could recover from one.
+	file, err := openPages(ctx, path, Config{}.withDefaults())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, file.close()) }()
+	return guard(func() error {
+		return file.database.View(func(tx *bolt.Tx) error {
+			if err := file.readHeader(tx); err != nil {
+				return err
+			}
+			report.Schema, report.Epoch, report.Position = file.header.GetSchema(), file.header.GetEpoch(), file.position
+			checker := &fileChecker{Checker: storage.Checker{Feed: storage.FeedDense}, ctx: ctx, tx: tx, report: report}
+			// All of it must be taken from the channel: the sender holds on to the transaction.
+			for problem := range tx.Check() {
+				checker.Problem("bbolt: %v", problem)
+			}
+			err := checker.run(file)
+			report.Problems = checker.Problems()
+			return err
+		})
+	})
+}
+
+// fileChecker shows a file to the Checker and looks for what only this backend can
+// tell: that everything lies where it belongs.
+type fileChecker struct {
+	storage.Checker
+	ctx     context.Context
+	tx      *bolt.Tx
+	report  *Report
+	visited int
+}
+
+// run checks everything that is in the buckets. Only the context makes it fail.
+func (c *fileChecker) run(file *opened) error {
+	c.Position(file.position)
+	c.names()
+	if err := c.feed(); err != nil {
+		return err
+	}
+	heads, err := c.items()
+	if err != nil {
+		return err
+	}
+	return c.audit(file.position.Revision, heads)
+}
+
+// names looks for what does not belong into the file at all.
+func (c *fileChecker) names() {
+	known := map[string][]string{bucketMeta: {nameHeader, namePosition}, bucketPolicy: {nameActive}}
+	err := c.tx.ForEach(func(bucket []byte, content *bolt.Bucket) error {
+		switch {
+		case content == nil:
+			c.Problem("a value outside of the buckets: %s", hex.EncodeToString(bucket))
+			return nil
+		case !slices.Contains(buckets, string(bucket)):
+			c.Problem("an unknown bucket %q", bucket)
+		}
+		allowed, limited := known[string(bucket)]
+		if !limited {
+			return nil
+		}
+		return content.ForEach(func(name, _ []byte) error {
+			if !slices.Contains(allowed, string(name)) {
+				c.Problem("bucket %s: an unknown entry %q", bucket, name)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		c.Problem("the buckets: %v", err)
+	}
+}
+
+// each visits the entries of a bucket.
+func (c *fileChecker) each(bucket string, visit func(name string, value []byte)) error {
+	return c.tx.Bucket([]byte(bucket)).ForEach(func(name, value []byte) error {
+		if c.visited++; c.visited%contextInterval == 0 && c.ctx.Err() != nil {
+			return c.ctx.Err()
+		}
+		visit(string(name), value)
+		return nil
+	})
+}
+
+func (c *fileChecker) feed() error {
+	return c.each(bucketFeed, func(name string, value []byte) {
+		c.report.FeedEntries++
+		entry := &storagev1.FeedRecord{}
+		if err := storage.Decode("feed entry", frameName(bucketFeed, name), value, entry); err != nil {
+			c.Problem("%v", &storage.DamagedError{Kind: "feed entry", Name: hex.EncodeToString([]byte(name)), Problem: problemOf(err)})
+			return
+		}
+		if number(entry.GetRevision()) != name {
+			c.Problem("feed: the entry of revision %d lies under %s", entry.GetRevision(), hex.EncodeToString([]byte(name)))
+		}
+		c.Entry(entry)
+	})
+}
+
+// items shows what Load would and returns the revision of each workspace's head.
+func (c *fileChecker) items() (map[string]int64, error) {
+	heads := make(map[string]int64)
+	slots := make(map[string]int64) // sequence of the workspace's key before
+	counts := map[string]*int{bucketWorkspaces: &c.report.Workspaces, bucketMembers: &c.report.Members, bucketKeys: &c.report.Keys}
+	for _, bucket := range loaded {
+		err := c.each(bucket, func(name string, value []byte) {
+			if count := counts[bucket]; count != nil {
+				*count++
+			}
+			switch bucket {
+			case bucketMembers:
+				if strings.Count(name, "\x00") != 1 || name[0] == 0 {
+					c.Problem("members: a record under the name %q", name)
+				}
+			case bucketHeads:
+				record := &storagev1.HeadRecord{}
+				if _, err := decodeHead(name, value, record); err == nil {
+					heads[parseHeadName(name)] = record.GetRevision()
+				}
+			case bucketKeys:
+				if _, _, _, err := parseKeyName([]byte(name)); err != nil {
+					c.Problem("keys: %v", err)
+					return
+				}
+			}
+			item := decode(bucket, name, value)
+			c.Item(item)
+			if key := item.Key; key != nil {
+				if before := slots[key.GetWorkspaceId()]; key.GetSequence() < before {
+					c.Problem("key %s: of sequence %d, but it lies after one of sequence %d", key.GetKeyId(), key.GetSequence(), before)
+				}
+				slots[key.GetWorkspaceId()] = key.GetSequence()
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return heads, nil
+}
+
+// audit shows the audit events and checks how they are linked: each points to the
+// workspace's one before it, the head to the last; each revision has one.
+func (c *fileChecker) audit(newest int64, heads map[string]int64) error {
+	last := make(map[string]int64)
+	before := int64(0)
+	err := c.each(bucketAudit, func(name string, value []byte) {
+		c.report.AuditEvents++
+		revision, err := parseNumber([]byte(name))
+		if err != nil || len(name) != numberLength {
+			c.Problem("audit: a record under the name %s", hex.EncodeToString([]byte(name)))
+			return
+		}
+		if revision != before+1 {
+			c.Problem("audit: revision %d follows on %d", revision, before)
+		}
+		before = revision
+		event, previous, err := decodeAudit(name, value)
+		if err != nil {
+			c.Problem("%v", err)
+			return
+		}
+		workspaceID := event.Record.GetWorkspaceId()
+		if previous != last[workspaceID] {
+			c.Problem("audit: revision %d points back to %d, the one before it is %d", revision, previous, last[workspaceID])
+		}
+		last[workspaceID] = revision
+		c.AuditEvent(event)
+	})
+	if err != nil {
+		return err
+	}
+	if before != newest {
+		c.Problem("audit: it ends at revision %d, the store at %d", before, newest)
+	}
+	for workspaceID, revision := range heads {
+		if last[workspaceID] != revision {
+			c.Problem("workspace %q: its head points to revision %d, its last audit event is %d", workspaceID, revision, last[workspaceID])
+		}
+	}
+	return nil
+}

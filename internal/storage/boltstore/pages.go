@@ -1,0 +1,356 @@
+package boltstore
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"strconv"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// bbolt trusts its file: only the meta pages carry checksums, and a damaged page
+// elsewhere makes it read outside of the page, run in circles, leave records out, or
+// find old ones on pages that are free. A damaged meta page makes it serve the
+// change before the newest without a word. So before bbolt gets to see a file, every
+// page that counts is checked here: that each is used once or free, that its
+// elements fill it without gap or overlap, and that names ascend. What a flipped
+// byte can then still hit is a name or a value, and values are framed.
+//
+// The layout is bbolt's, version 2, in the byte order of the machine:
+//
+//	page     id uint64, flags uint16, count uint16, overflow uint32, elements, data
+//	meta     magic, version, page size, flags uint32; root, sequence, freelist,
+//	         high water mark, transaction uint64; FNV-1a of these
+//	branch   position uint32, name size uint32, child uint64
+//	leaf     flags, position, name size, value size uint32
+//	bucket   root uint64, sequence uint64; if root is 0, its only page follows
+const (
+	pageHeader   = 16
+	elementSize  = 16
+	bucketHeader = 16
+
+	metaMagic    = 0xED0CDAED
+	metaVersion  = 2
+	metaChecked  = 56
+	metaSize     = 64
+	minPageSize  = 1 << 10
+	maxPageSize  = 1 << 24
+	maxTreeDepth = 64
+
+	branchPage   = 0x01
+	leafPage     = 0x02
+	freelistPage = 0x10
+	bucketFlag   = 0x01
+)
+
+var order = binary.NativeEndian
+
+// What a page below the high water mark is.
+const (
+	pageUnknown = iota
+	pageUsed
+	pageFree
+)
+
+// pages checks the page structure of one file.
+type pages struct {
+	ctx    context.Context
+	file   io.ReaderAt
+	size   int64
+	states []uint8
+	leaf   []byte // the buffer of leaves, which are read one at a time
+	read   int
+}
+
+// meta is what a meta page says.
+type meta struct {
+	pageSize                             int64
+	root, freelist, highWaterMark, newer uint64
+}
+
+// verifyPages checks the page structure of a file that nobody writes. The error is a
+// DamagedError, the context's, or that of reading.
+func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) error {
+	newest, err := readMeta(file)
+	if err != nil {
+		return err
+	}
+	if newest.highWaterMark < 4 || newest.highWaterMark > uint64(fileSize/newest.pageSize) { //nolint:gosec // sizes are positive
+		return damagedPage(0, "the file is truncated: %d bytes for %d pages", fileSize, newest.highWaterMark)
+	}
+	p := &pages{ctx: ctx, file: file, size: newest.pageSize, states: make([]uint8, newest.highWaterMark)}
+	p.states[0], p.states[1] = pageUsed, pageUsed
+	if err := p.freelist(newest.freelist); err != nil {
+		return err
+	}
+	if err := p.tree(newest.root, nil, nil, 0); err != nil {
+		return err
+	}
+	for id, state := range p.states {
+		if state == pageUnknown {
+			return damagedPage(uint64(id), "neither used nor free") //nolint:gosec // an index
+		}
+	}
+	return nil
+}
+
+// readMeta returns the newer of the two meta pages. Both must be good: which of
+// them a damaged one was cannot be told, and if it was the newer one, the change it
+// stood for, perhaps a revocation, would be undone. A crash leaves none damaged, as
+// they fit into one sector.
+func readMeta(file io.ReaderAt) (*meta, error) {
+	first, err := readMetaAt(file, 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	second, err := readMetaAt(file, 1, first.pageSize)
+	if err != nil {
+		return nil, err
+	}
+	if first.pageSize != second.pageSize {
+		return nil, damagedPage(1, "another page size than page 0")
+	}
+	if second.newer > first.newer {
+		return second, nil
+	}
+	return first, nil
+}
+
+func readMetaAt(file io.ReaderAt, id uint64, offset int64) (*meta, error) {
+	page := make([]byte, pageHeader+metaSize)
+	if err := readFull(file, page, id, offset); err != nil {
+		return nil, err
+	}
+	body := page[pageHeader:]
+	hash := fnv.New64a()
+	hash.Write(body[:metaChecked])
+	switch {
+	case order.Uint32(body) != metaMagic || order.Uint32(body[4:]) != metaVersion:
+		return nil, damagedPage(id, "not a meta page of a store")
+	case order.Uint64(body[metaChecked:]) != hash.Sum64():
+		return nil, damagedPage(id, "checksum mismatch of a meta page; the newest change may be lost")
+	}
+	read := &meta{
+		pageSize:      int64(order.Uint32(body[8:])),
+		root:          order.Uint64(body[16:]),
+		freelist:      order.Uint64(body[32:]),
+		highWaterMark: order.Uint64(body[40:]),
+		newer:         order.Uint64(body[48:]),
+	}
+	if read.pageSize < minPageSize || read.pageSize > maxPageSize || read.pageSize&(read.pageSize-1) != 0 {
+		return nil, damagedPage(id, "page size %d", read.pageSize)
+	}
+	return read, nil
+}
+
+// freelist marks the free pages.
+func (p *pages) freelist(id uint64) error {
+	page, err := p.claim(id, nil)
+	if err != nil {
+		return err
+	}
+	if order.Uint16(page[8:]) != freelistPage {
+		return damagedPage(id, "not the list of free pages")
+	}
+	count, list := uint64(order.Uint16(page[10:])), page[pageHeader:]
+	if count == 0xffff {
+		count, list = order.Uint64(list), list[8:]
+	}
+	if count > uint64(len(list)/8) {
+		return damagedPage(id, "a list of %d free pages is too long", count)
+	}
+	before := uint64(1)
+	for index := range count {
+		free := order.Uint64(list[8*index:])
+		if free <= before || free >= uint64(len(p.states)) || p.states[free] != pageUnknown {
+			return damagedPage(id, "page %d cannot be free", free)
+		}
+		p.states[free], before = pageFree, free
+	}
+	return nil
+}
+
+// claim marks a page as used, with those it overflows to, and reads it; into the
+// buffer, if that is large enough.
+func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
+	if p.read++; p.read%contextInterval == 0 && p.ctx.Err() != nil {
+		return nil, p.ctx.Err()
+	}
+	if id >= uint64(len(p.states)) {
+		return nil, damagedPage(id, "beyond the end")
+	}
+	offset := int64(id) * p.size //nolint:gosec // below the high water mark
+	page := append(buffer[:0], make([]byte, p.size)...)
+	if err := readFull(p.file, page, id, offset); err != nil {
+		return nil, err
+	}
+	if order.Uint64(page) != id {
+		return nil, damagedPage(id, "it says that it is page %d", order.Uint64(page))
+	}
+	overflow := uint64(order.Uint32(page[12:]))
+	if overflow >= uint64(len(p.states))-id {
+		return nil, damagedPage(id, "overflows beyond the end")
+	}
+	for used := id; used <= id+overflow; used++ {
+		if p.states[used] != pageUnknown {
+			return nil, damagedPage(used, "used twice, or free and used")
+		}
+		p.states[used] = pageUsed
+	}
+	if overflow > 0 {
+		page = append(page, make([]byte, int64(overflow)*p.size)...) //nolint:gosec // within the file
+		if err := readFull(p.file, page[p.size:], id, offset+p.size); err != nil {
+			return nil, err
+		}
+	}
+	return page, nil
+}
+
+// tree checks a page and everything below it. Names are not below low, and below
+// high unless that is nil.
+func (p *pages) tree(id uint64, low, high []byte, depth int) error {
+	if depth > maxTreeDepth {
+		return damagedPage(id, "more than %d pages deep", maxTreeDepth)
+	}
+	page, err := p.claim(id, p.leaf)
+	if err != nil {
+		return err
+	}
+	p.leaf = page
+	switch order.Uint16(page[8:]) {
+	case leafPage:
+		var roots []uint64
+		err := elements(id, page, low, high, func(element []byte, _, value []byte) error {
+			root, err := bucketRoot(id, element, value)
+			if root != 0 {
+				roots = append(roots, root)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, root := range roots {
+			if err := p.tree(root, nil, nil, depth+1); err != nil {
+				return err
+			}
+		}
+		return nil
+	case branchPage:
+		p.leaf = nil // what is below needs another one
+		return p.branch(id, page, low, high, depth)
+	default:
+		return damagedPage(id, "neither branch nor leaf")
+	}
+}
+
+// branch checks what is below a branch page.
+func (p *pages) branch(id uint64, page, low, high []byte, depth int) error {
+	var names [][]byte
+	var children []uint64
+	err := elements(id, page, low, high, func(element, name, _ []byte) error {
+		names, children = append(names, name), append(children, order.Uint64(element[8:]))
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(children) == 0 {
+		return damagedPage(id, "a branch without children")
+	}
+	for index, child := range children {
+		end := high
+		if index+1 < len(names) {
+			end = names[index+1]
+		}
+		if err := p.tree(child, names[index], end, depth+1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bucketRoot returns the root page of a leaf element that is a bucket, 0 if it is
+// none or lies inline; an inline one is checked.
+func bucketRoot(id uint64, element, value []byte) (uint64, error) {
+	switch order.Uint32(element) {
+	case 0:
+		return 0, nil
+	case bucketFlag:
+	default:
+		return 0, damagedPage(id, "an element with unknown flags")
+	}
+	if len(value) < bucketHeader {
+		return 0, damagedPage(id, "a truncated bucket")
+	}
+	if root := order.Uint64(value); root != 0 {
+		return root, nil
+	}
+	inline := value[bucketHeader:]
+	if len(inline) < pageHeader || order.Uint64(inline) != 0 || order.Uint16(inline[8:]) != leafPage || order.Uint32(inline[12:]) != 0 {
+		return 0, damagedPage(id, "a damaged inline bucket")
+	}
+	return 0, elements(id, inline, nil, nil, func(element, _, _ []byte) error {
+		if order.Uint32(element) != 0 {
+			return damagedPage(id, "an element with unknown flags")
+		}
+		return nil
+	})
+}
+
+// elements visits the elements of a branch or leaf page after it has checked that
+// they lie one behind the other, as bbolt writes them, and ascend.
+func elements(id uint64, page, low, high []byte, visit func(element, name, value []byte) error) error {
+	leaf, count := order.Uint16(page[8:]) == leafPage, int(order.Uint16(page[10:]))
+	end := int64(pageHeader + count*elementSize)
+	if end > int64(len(page)) {
+		return damagedPage(id, "%d elements do not fit", count)
+	}
+	before, inclusive := low, true
+	for index := range count {
+		start := pageHeader + index*elementSize
+		element := page[start : start+elementSize]
+		position, nameSize, valueSize := order.Uint32(element), order.Uint32(element[4:]), uint32(0)
+		if leaf {
+			position, nameSize, valueSize = order.Uint32(element[4:]), order.Uint32(element[8:]), order.Uint32(element[12:])
+		}
+		nameEnd := end + int64(nameSize)
+		valueEnd := nameEnd + int64(valueSize)
+		if int64(start)+int64(position) != end || nameSize == 0 || valueEnd > int64(len(page)) {
+			return damagedPage(id, "element %d is not where it belongs", index)
+		}
+		name, value := page[end:nameEnd], page[nameEnd:valueEnd]
+		if compared := bytes.Compare(before, name); compared > 0 || compared == 0 && !inclusive {
+			return damagedPage(id, "names do not ascend at element %d", index)
+		}
+		if high != nil && bytes.Compare(name, high) >= 0 {
+			return damagedPage(id, "element %d belongs to a later page", index)
+		}
+		if err := visit(element, name, value); err != nil {
+			return err
+		}
+		before, inclusive, end = name, false, valueEnd
+	}
+	return nil
+}
+
+func readFull(file io.ReaderAt, buffer []byte, id uint64, offset int64) error {
+	read, err := file.ReadAt(buffer, offset)
+	switch {
+	case read == len(buffer):
+		return nil
+	case errors.Is(err, io.EOF):
+		return damagedPage(id, "the file is truncated")
+	default:
+		return fmt.Errorf("reading page %d: %w", id, err)
+	}
+}
+
+func damagedPage(id uint64, format string, arguments ...any) error {
+	return &storage.DamagedError{Kind: "page", Name: strconv.FormatUint(id, 10), Problem: fmt.Sprintf(format, arguments...)}
+}

@@ -1,0 +1,445 @@
+package storage
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+)
+
+// maxProblems is how many problems a Checker describes; the rest it counts.
+const maxProblems = 100
+
+// FeedCheck says what a Checker may expect of the change log.
+type FeedCheck int
+
+const (
+	// FeedUnseen is for callers who cannot read the change log: it is not checked.
+	FeedUnseen FeedCheck = iota
+	// FeedSparse is a change log whose revisions have gaps.
+	FeedSparse
+	// FeedDense is a change log whose revisions have none.
+	FeedDense
+)
+
+// Checker looks for what does not fit together in a store: records without the
+// audit event that made them and the other way round, chains that are broken, and
+// a change log that tells something else. It knows no backend: show it everything,
+// all as of one revision, in this order: the position, the change log by ascending
+// revision, every item of Load, every audit event, a workspace's by ascending
+// sequence. Then ask for the problems. The zero value is ready for use.
+type Checker struct {
+	// Feed says what to expect of the change log.
+	Feed FeedCheck
+
+	position   Position
+	feed       map[[32]byte]*storagev1.FeedRecord // not yet seen as an event
+	feedNewest int64
+	policy     bool
+	workspaces map[string]*checkedWorkspace
+	keys       map[string]*checkedKey
+
+	problems []string
+	more     int
+	finished bool
+}
+
+// checkedWorkspace is what a Checker knows of one workspace.
+type checkedWorkspace struct {
+	id string
+	// head is the stored one; damaged says that it cannot be read.
+	head          *Head
+	damagedHead   bool
+	record        bool
+	damagedRecord bool
+	needsRecord   bool // there are members or keys
+	// chain ends in the last event seen.
+	chain    Head
+	feedLast int64 // revision of the last event that the change log has
+	members  map[string]*checkedMember
+	requests map[string]string // request id to key
+	// created are keys that were created, but are not there, and the event.
+	created map[string]int64
+}
+
+type checkedMember struct{ damaged, put bool }
+
+type checkedKey struct {
+	workspace                *checkedWorkspace
+	sequence, changeSequence int64
+	damaged                  bool
+	revoked                  bool // the record says so
+	// What the events say.
+	createdSeen, changeSeen, revokedSeen bool
+}
+
+// Position takes the store's position.
+func (c *Checker) Position(position Position) { c.position = position }
+
+// Entry takes one entry of the change log.
+func (c *Checker) Entry(entry *storagev1.FeedRecord) {
+	if c.feed == nil {
+		c.feed = make(map[[32]byte]*storagev1.FeedRecord)
+	}
+	revision := entry.GetRevision()
+	switch {
+	case revision < 1 || revision <= c.feedNewest:
+		c.Problem("feed: revision %d follows on %d", revision, c.feedNewest)
+	case c.Feed == FeedDense && c.feedNewest > 0 && revision != c.feedNewest+1:
+		c.Problem("feed: revisions between %d and %d are missing", c.feedNewest, revision)
+	}
+	c.feedNewest = max(c.feedNewest, revision)
+	if len(entry.GetAuditHash()) != 32 {
+		c.Problem("feed: revision %d has no audit hash", revision)
+		return
+	}
+	hash := [32]byte(entry.GetAuditHash())
+	if twice, found := c.feed[hash]; found {
+		c.Problem("feed: revisions %d and %d name the same audit event", twice.GetRevision(), revision)
+	}
+	c.feed[hash] = entry
+}
+
+// Item takes one item of Load.
+func (c *Checker) Item(item Item) {
+	switch {
+	case item.Policy != nil:
+		if c.policy {
+			c.Problem("policy: there are two")
+		}
+		c.policy = true
+	case item.Workspace != nil:
+		workspace := c.workspace(item.Workspace.GetWorkspaceId())
+		if workspace.record {
+			c.Problem("workspace %q: there are two records", workspace.id)
+		}
+		workspace.record = true
+	case item.Member != nil:
+		c.member(item.Member.GetWorkspaceId(), item.Member.GetMemberId(), false)
+	case item.Head != nil:
+		workspace := c.workspace(item.Head.WorkspaceID)
+		if workspace.head != nil {
+			c.Problem("workspace %q: there are two heads", workspace.id)
+		}
+		head := item.Head.Head
+		workspace.head = &head
+	case item.Key != nil:
+		c.key(item.Key)
+	case item.Damaged != nil:
+		c.damaged(item.Damaged)
+	default:
+		c.Problem("an item without content")
+	}
+}
+
+func (c *Checker) damaged(damaged *Damaged) {
+	c.Problem("%v", damaged.Err)
+	switch {
+	case damaged.KeyID != "":
+		if key, twice := c.addKey(damaged.WorkspaceID, damaged.KeyID); !twice {
+			key.damaged = true
+		}
+	case damaged.MemberID != "":
+		c.member(damaged.WorkspaceID, damaged.MemberID, true)
+	case damaged.Head:
+		c.workspace(damaged.WorkspaceID).damagedHead = true
+	case damaged.WorkspaceID == "":
+		c.policy = true
+	default:
+		c.workspace(damaged.WorkspaceID).damagedRecord = true
+	}
+}
+
+func (c *Checker) workspace(id string) *checkedWorkspace {
+	entry := c.workspaces[id]
+	if entry == nil {
+		if c.workspaces == nil {
+			c.workspaces = make(map[string]*checkedWorkspace)
+		}
+		entry = &checkedWorkspace{id: id, members: make(map[string]*checkedMember)}
+		c.workspaces[id] = entry
+	}
+	return entry
+}
+
+func (c *Checker) member(workspaceID, memberID string, damaged bool) {
+	workspace := c.workspace(workspaceID)
+	workspace.needsRecord = true
+	if !isID(memberID) {
+		c.Problem("workspace %q: member with the id %q", workspaceID, memberID)
+	}
+	if workspace.members[memberID] != nil {
+		c.Problem("member %q of workspace %q: there are two records", memberID, workspaceID)
+	}
+	workspace.members[memberID] = &checkedMember{damaged: damaged}
+}
+
+func (c *Checker) addKey(workspaceID, keyID string) (added *checkedKey, twice bool) {
+	if c.keys == nil {
+		c.keys = make(map[string]*checkedKey)
+	}
+	workspace := c.workspace(workspaceID)
+	workspace.needsRecord = true
+	if _, twice = c.keys[keyID]; twice {
+		c.Problem("key %s: there are two records", keyID)
+		return nil, true
+	}
+	if len(keyID) != KeyIDLength {
+		c.Problem("key %q: not the id of a key", keyID)
+	}
+	added = &checkedKey{workspace: workspace}
+	c.keys[keyID] = added
+	return added, false
+}
+
+func (c *Checker) key(record *storagev1.KeyRecord) {
+	keyID := record.GetKeyId()
+	key, twice := c.addKey(record.GetWorkspaceId(), keyID)
+	if twice {
+		return
+	}
+	key.sequence, key.changeSequence = record.GetSequence(), record.GetChangeSequence()
+	key.revoked = record.GetRevokeTime() != nil
+	if count := len(record.GetSecrets()); count < 1 || count > 2 {
+		c.Problem("key %s: %d secrets; 1 or 2 belong there", keyID, count)
+	}
+	for _, secret := range record.GetSecrets() {
+		if len(secret.GetHash()) != 32 || secret.GetScheme() == 0 {
+			c.Problem("key %s: a secret without scheme or hash", keyID)
+		}
+	}
+	scopes := record.GetScopes()
+	for index := 1; index < len(scopes); index++ {
+		if scopes[index-1] >= scopes[index] {
+			c.Problem("key %s: its scopes are not sorted, or not unique", keyID)
+			break
+		}
+	}
+	for _, requestID := range record.GetRequestIds() {
+		used := key.workspace.requests
+		if used == nil {
+			used = make(map[string]string)
+			key.workspace.requests = used
+		}
+		if other, found := used[requestID]; found {
+			c.Problem("workspace %q: request id %q is of key %s and of key %s", key.workspace.id, requestID, other, keyID)
+		}
+		used[requestID] = keyID
+	}
+}
+
+// AuditEvent takes one audit event.
+func (c *Checker) AuditEvent(event AuditEvent) {
+	record := event.Record
+	workspace := c.workspace(record.GetWorkspaceId())
+	sequence := record.GetSequence()
+	if !workspace.chain.Follows(record) {
+		if sequence != workspace.chain.Sequence+1 {
+			c.Problem("workspace %q: audit event %d follows on %d", workspace.id, sequence, workspace.chain.Sequence)
+		} else {
+			c.Problem("workspace %q: audit event %d does not chain to the one before it", workspace.id, sequence)
+		}
+	}
+	workspace.chain = Head{Sequence: sequence, Hash: HashAudit(event.Encoded)}
+	c.matchFeed(workspace, record)
+	c.matchKey(workspace, record)
+	if member := workspace.members[record.GetMemberId()]; member != nil && record.GetAction() == storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT {
+		member.put = true
+	}
+}
+
+// matchFeed compares an event with its entry in the change log.
+func (c *Checker) matchFeed(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
+	if c.Feed == FeedUnseen {
+		return
+	}
+	title := fmt.Sprintf("workspace %q: audit event %d", workspace.id, event.GetSequence())
+	entry, found := c.feed[workspace.chain.Hash]
+	if !found {
+		// The change log may have been cut; but what it begins with, it goes on with.
+		if workspace.feedLast > 0 {
+			c.Problem("%s: not in the feed, though one before it is", title)
+		}
+		return
+	}
+	delete(c.feed, workspace.chain.Hash)
+	if entry.GetRevision() <= workspace.feedLast {
+		c.Problem("%s: its revision %d comes before that of an older event", title, entry.GetRevision())
+	}
+	workspace.feedLast = entry.GetRevision()
+	if entry.GetWorkspaceId() != workspace.id {
+		c.Problem("%s: its feed entry %d is of workspace %q", title, entry.GetRevision(), entry.GetWorkspaceId())
+	}
+	kind, subject := feedOf(event)
+	if entry.GetKind() != kind || kind != storagev1.FeedKind_FEED_KIND_PURGE && entry.GetSubject() != subject {
+		c.Problem("%s: its feed entry %d says %v %q, expected %v %q",
+			title, entry.GetRevision(), entry.GetKind(), entry.GetSubject(), kind, subject)
+	}
+}
+
+// feedOf returns what the change log says of an event.
+func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject string) {
+	switch event.GetAction() {
+	case storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, storagev1.AuditAction_AUDIT_ACTION_KEY_UPDATED,
+		storagev1.AuditAction_AUDIT_ACTION_KEY_ROTATED, storagev1.AuditAction_AUDIT_ACTION_ROTATION_FINISHED,
+		storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED:
+		return storagev1.FeedKind_FEED_KIND_KEY, event.GetKeyId()
+	case storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, storagev1.AuditAction_AUDIT_ACTION_MEMBER_REMOVED:
+		return storagev1.FeedKind_FEED_KIND_MEMBER, event.GetMemberId()
+	case storagev1.AuditAction_AUDIT_ACTION_WORKSPACE_REMOVED:
+		return storagev1.FeedKind_FEED_KIND_WORKSPACE, ""
+	case storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED:
+		return storagev1.FeedKind_FEED_KIND_POLICY, ""
+	case storagev1.AuditAction_AUDIT_ACTION_PURGED:
+		return storagev1.FeedKind_FEED_KIND_PURGE, ""
+	case storagev1.AuditAction_AUDIT_ACTION_UNSPECIFIED:
+	}
+	return storagev1.FeedKind_FEED_KIND_UNSPECIFIED, ""
+}
+
+// matchKey compares an event with the record of the key that it names.
+func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
+	if event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_PURGED {
+		for keyID := range strings.SplitSeq(event.GetDetails()["key_ids"], ",") {
+			delete(workspace.created, strings.TrimSpace(keyID))
+		}
+		return
+	}
+	keyID := event.GetKeyId()
+	key := c.keys[keyID]
+	switch {
+	case key == nil:
+	case key.damaged:
+		return // nothing is known of it
+	case key.workspace != workspace:
+		key = nil
+	}
+	if event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED {
+		switch {
+		case key == nil || key.sequence != event.GetSequence():
+			if workspace.created == nil {
+				workspace.created = make(map[string]int64)
+			}
+			if before, found := workspace.created[keyID]; found {
+				c.Problem("workspace %q: key %s was created by the events %d and %d", workspace.id, keyID, before, event.GetSequence())
+			}
+			workspace.created[keyID] = event.GetSequence()
+		default:
+			key.createdSeen = true
+		}
+	}
+	if key == nil || key.sequence > event.GetSequence() {
+		return
+	}
+	key.changeSeen = key.changeSeen || key.changeSequence == event.GetSequence()
+	key.revokedSeen = key.revokedSeen || event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED
+}
+
+// Problem adds one that the caller has found.
+func (c *Checker) Problem(format string, arguments ...any) {
+	if len(c.problems) == maxProblems {
+		c.more++
+		return
+	}
+	c.problems = append(c.problems, fmt.Sprintf(format, arguments...))
+}
+
+// Problems ends the check. It returns what was found, at most a hundred of them and
+// then how many more there are; nothing if the store is sound.
+func (c *Checker) Problems() []string {
+	if !c.finished {
+		c.finished = true
+		c.finish()
+	}
+	if c.more == 0 {
+		return slices.Clone(c.problems)
+	}
+	return append(slices.Clone(c.problems), fmt.Sprintf("and %d more", c.more))
+}
+
+func (c *Checker) finish() {
+	if c.Feed != FeedUnseen {
+		if c.feedNewest != c.position.Revision {
+			c.Problem("feed: it ends at revision %d, the store at %d", c.feedNewest, c.position.Revision)
+		}
+		left := make([]int64, 0, len(c.feed))
+		for _, entry := range c.feed {
+			left = append(left, entry.GetRevision())
+		}
+		slices.Sort(left)
+		for _, revision := range left {
+			c.Problem("feed: revision %d names no audit event of the store", revision)
+		}
+	}
+	if c.position.Revision == 0 && len(c.workspaces) > 0 {
+		c.Problem("position: revision 0, though there are records")
+	}
+	for _, id := range sortedKeys(c.workspaces) {
+		c.finishWorkspace(c.workspaces[id])
+	}
+	if c.policy && c.workspaces[""] == nil {
+		c.Problem("policy: it has no head")
+	}
+	for _, id := range sortedKeys(c.keys) {
+		if key := c.keys[id]; !key.damaged {
+			c.finishKey(id, key)
+		}
+	}
+}
+
+func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
+	title := fmt.Sprintf("workspace %q", workspace.id)
+	switch {
+	case workspace.damagedHead:
+	case workspace.head == nil:
+		c.Problem("%s: it has no head", title)
+	case workspace.head.Sequence != workspace.chain.Sequence:
+		c.Problem("%s: its head is at audit event %d, the last one is %d", title, workspace.head.Sequence, workspace.chain.Sequence)
+	case workspace.head.Hash != workspace.chain.Hash:
+		c.Problem("%s: its head has another hash than the last audit event", title)
+	}
+	if workspace.id == "" {
+		if !c.policy {
+			c.Problem("policy: it has a head or audit events, but no record")
+		}
+		if workspace.record || workspace.needsRecord {
+			c.Problem("policy: a workspace, member or key belongs to the empty workspace")
+		}
+	} else if workspace.needsRecord && !workspace.record && !workspace.damagedRecord {
+		c.Problem("%s: it has members or keys, but no record", title)
+	}
+	for _, id := range sortedKeys(workspace.members) {
+		if member := workspace.members[id]; !member.put && !member.damaged {
+			c.Problem("%s: no audit event put member %q", title, id)
+		}
+	}
+	for _, id := range sortedKeys(workspace.created) {
+		if key := c.keys[id]; key != nil && key.workspace == workspace {
+			c.Problem("%s: event %d created key %s, whose record says event %d", title, workspace.created[id], id, key.sequence)
+		} else {
+			c.Problem("%s: key %s, created by event %d, is not there and was not purged", title, id, workspace.created[id])
+		}
+	}
+}
+
+func (c *Checker) finishKey(id string, key *checkedKey) {
+	if !key.createdSeen {
+		c.Problem("key %s: audit event %d did not create it", id, key.sequence)
+	}
+	if !key.changeSeen {
+		c.Problem("key %s: audit event %d did not change it", id, key.changeSequence)
+	}
+	if key.revoked != key.revokedSeen {
+		c.Problem("key %s: revoked is %t in the record and %t in the audit events", id, key.revoked, key.revokedSeen)
+	}
+}
+
+func sortedKeys[V any](values map[string]V) []string {
+	names := make([]string, 0, len(values))
+	for name := range values {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}

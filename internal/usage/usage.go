@@ -1,0 +1,138 @@
+// Package usage remembers when keys were last used and writes it behind: a use costs
+// a request an atomic operation, and the store a small write for each used key and
+// interval. What a crash may lose is the last interval.
+package usage
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// batch is how many times one write holds: enough to share a commit's cost, few
+// enough that changes need not wait long for their turn.
+const batch = 4096
+
+// Last is when one key was last used. It outlives changes of the key's record.
+type Last struct {
+	keyID string
+	// nanoseconds is the Unix time, 0 if the key was never used.
+	nanoseconds atomic.Int64
+	// waiting says that a Recorder is to write it.
+	waiting atomic.Bool
+}
+
+// NewLast returns the Last of a key that was never used.
+func NewLast(keyID string) *Last { return &Last{keyID: keyID} }
+
+// Time returns when the key was last used; zero if it never was.
+func (l *Last) Time() time.Time {
+	if nanoseconds := l.nanoseconds.Load(); nanoseconds > 0 {
+		return time.Unix(0, nanoseconds).UTC()
+	}
+	return time.Time{}
+}
+
+// Raise moves the time forward to at, never back, and says whether it moved.
+func (l *Last) Raise(at time.Time) bool {
+	nanoseconds := at.UnixNano()
+	for {
+		last := l.nanoseconds.Load()
+		if nanoseconds <= last {
+			return false
+		}
+		if l.nanoseconds.CompareAndSwap(last, nanoseconds) {
+			return true
+		}
+	}
+}
+
+// Store is where a Recorder writes to.
+type Store interface {
+	PutUsage(ctx context.Context, uses []storage.Usage) error
+}
+
+// Recorder collects uses and writes them. Its methods may be called from many
+// goroutines.
+type Recorder struct {
+	store Store
+	log   *slog.Logger
+
+	mutex   sync.Mutex
+	waiting []*Last
+	// flushing admits one Flush at a time.
+	flushing sync.Mutex
+}
+
+// NewRecorder returns a Recorder that writes to store.
+func NewRecorder(store Store, log *slog.Logger) *Recorder {
+	return &Recorder{store: store, log: log}
+}
+
+// Used notes that a key was used.
+func (r *Recorder) Used(last *Last, at time.Time) {
+	if !last.Raise(at) || last.waiting.Load() || last.waiting.Swap(true) {
+		return
+	}
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	r.waiting = append(r.waiting, last)
+}
+
+// Flush writes what was noted since the last time. What cannot be written waits for
+// the next Flush.
+func (r *Recorder) Flush(ctx context.Context) error {
+	r.flushing.Lock()
+	defer r.flushing.Unlock()
+	r.mutex.Lock()
+	waiting := r.waiting
+	r.waiting = nil
+	r.mutex.Unlock()
+	for len(waiting) > 0 {
+		next := waiting[:min(batch, len(waiting))]
+		uses := make([]storage.Usage, 0, len(next))
+		for _, last := range next {
+			// In this order, so that a use in between is noted anew rather than lost.
+			last.waiting.Store(false)
+			uses = append(uses, storage.Usage{KeyID: last.keyID, Time: last.Time()})
+		}
+		if err := r.store.PutUsage(ctx, uses); err != nil {
+			r.keep(waiting)
+			return err
+		}
+		waiting = waiting[len(next):]
+	}
+	return nil
+}
+
+// keep notes anew what could not be written.
+func (r *Recorder) keep(unwritten []*Last) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	for _, last := range unwritten {
+		if !last.waiting.Swap(true) {
+			r.waiting = append(r.waiting, last)
+		}
+	}
+}
+
+// Run flushes at every interval until the context ends. It leaves the last flush, at
+// the stop of the process, to the caller.
+func (r *Recorder) Run(ctx context.Context, interval time.Duration) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			if err := r.Flush(ctx); err != nil && ctx.Err() == nil {
+				r.log.WarnContext(ctx, "last-used times could not be written; trying again later", "error", err)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
