@@ -8,6 +8,7 @@
 package decide
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -224,7 +225,7 @@ var decoy Key
 // is zero. The principal's KeyID is set in any case once it may be told, also
 // where the rest is not.
 func Authenticate(presented token.Token, subject Subject, expectedWorkspace string, now time.Time) (Grant, Reason) {
-	nanoseconds := now.UnixNano()
+	nanoseconds := unixNano(now)
 	key := subject.Key
 	if key == nil {
 		key = &decoy
@@ -285,12 +286,22 @@ func match(presented token.Token, key *Key, now int64) (newest, older bool) {
 // hashAs hashes the token as scheme says. A scheme that is zero, or that this
 // program does not know, yields a hash that equals nothing but costs as much.
 func hashAs(presented token.Token, scheme token.Scheme) token.Hash {
-	hash, err := presented.Hash(scheme)
-	if err != nil {
-		hash, _ = presented.Hash(token.SchemeSHA256)
+	// Not by the error that Hash has for such a scheme: making one costs more than the
+	// hash. The zero Token has the zero Hash.
+	hash, _ := presented.Hash(token.SchemeSHA256)
+	if scheme != token.SchemeSHA256 {
 		hash.Scheme = 0
 	}
 	return hash
+}
+
+// unixNano returns a moment in Unix nanoseconds. One that they cannot tell, like the
+// zero Time, is after everything, so that it finds everything expired.
+func unixNano(moment time.Time) int64 {
+	if seconds := moment.Unix(); seconds < 0 || seconds >= math.MaxInt64/int64(time.Second) {
+		return math.MaxInt64
+	}
+	return moment.UnixNano()
 }
 
 // Authorize says whether a grant answers a requirement. It is run anew for each
@@ -307,7 +318,7 @@ func Authorize(grant *Grant, expectedWorkspace string, requirement Requirement, 
 }
 
 func refusal(grant *Grant, expectedWorkspace string, requirement Requirement, address netip.Addr, now time.Time) Reason {
-	if now.UnixNano() >= grant.HoldsUntil {
+	if unixNano(now) >= grant.HoldsUntil {
 		return KeyExpired
 	}
 	if expectedWorkspace != "" && expectedWorkspace != grant.Principal.WorkspaceID {
@@ -319,7 +330,7 @@ func refusal(grant *Grant, expectedWorkspace string, requirement Requirement, ad
 	if requirement.IdentityOnly && requirement.Scope == "" {
 		return NoReason
 	}
-	if !grant.Granted.Contains(requirement.Scope) {
+	if requirement.Scope == "" || !grant.Granted.Contains(requirement.Scope) {
 		return ScopeNotGranted
 	}
 	if !grant.Role.Contains(requirement.Scope) {

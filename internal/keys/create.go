@@ -41,7 +41,7 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, request *key
 			return nil, err
 		}
 		most := view.Policy.Limits.LiveKeysPerWorkspace
-		if m.projection.LiveKeys(wanted.workspaceID, now, most) >= most {
+		if !m.projection.HasRoom(wanted.workspaceID, now, most) {
 			return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED,
 				"the workspace has %d live keys, as many as the policy allows; revoke one first", most)
 		}

@@ -42,6 +42,9 @@ func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysReques
 	checkOptionalID(&fields, "workspace_id", request.GetWorkspaceId())
 	size := pageSize(&fields, request.GetPageSize())
 	filter := checkFilter(&fields, request)
+	if err := fields.Err(); err != nil {
+		return nil, err // of a page token with bad filters there is nothing to say
+	}
 	digest := pageDigest(listFilters(request))
 	cursor := parsePageToken(&fields, request.GetPageToken(), digest)
 	if err := fields.Err(); err != nil {
@@ -177,6 +180,9 @@ func (m *Manager) ListMembers(ctx context.Context, request *keysvcv1.ListMembers
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", request.GetWorkspaceId())
 	size := pageSize(&fields, request.GetPageSize())
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
 	digest := pageDigest(&keysvcv1.ListMembersRequest{WorkspaceId: request.GetWorkspaceId()})
 	cursor := parsePageToken(&fields, request.GetPageToken(), digest)
 	if err := fields.Err(); err != nil {

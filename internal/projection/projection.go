@@ -69,9 +69,20 @@ func (p *Projection) Follow(ctx context.Context) error {
 	const shortest, longest = 10 * time.Millisecond, 2 * time.Second
 	wait := shortest
 	for {
+		before := p.Revision()
+		brief := time.AfterFunc(longest, func() {})
 		err := p.watch(ctx)
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if lasted := !brief.Stop(); lasted || p.Revision() > before {
+			wait = shortest
+		} else {
+			// Loading helps, but not for long: do not load all the time.
+			if !pause(ctx, rand.N(wait)) { //nolint:gosec // jitter, no secret
+				return ctx.Err()
+			}
+			wait = min(2*wait, longest)
 		}
 		p.log.WarnContext(ctx, "the change log broke off; loading anew", "error", err)
 		for {
@@ -80,7 +91,6 @@ func (p *Projection) Follow(ctx context.Context) error {
 				return ctx.Err()
 			}
 			if err == nil {
-				wait = shortest
 				break
 			}
 			if errors.Is(err, storage.ErrHistoryChanged) {
@@ -240,6 +250,19 @@ func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 		return nil, nil //nolint:nilnil // documented: nil is "none"
 	}
 	return member, member.damaged
+}
+
+// HasRoom says whether a workspace has fewer than most live keys at now: keys that are
+// neither revoked nor expired, nor count as revoked with their member or workspace.
+func (p *Projection) HasRoom(workspaceID string, now time.Time, most int) bool {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	entry := p.state.workspaces[workspaceID]
+	if entry == nil {
+		return most > 0
+	}
+	// Most workspaces are so far from their limit that nothing need be counted.
+	return len(entry.keys)-entry.revoked < most || entry.live(now, most) < most
 }
 
 // LiveKeys counts the keys of a workspace that are neither revoked nor expired at

@@ -111,8 +111,11 @@ func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, erro
 		WithDetails: request.GetWithDetails(),
 	}
 	var fields problem.Fields
-	if (question.Requirement.Scope == "") != question.Requirement.IdentityOnly {
-		fields.Add("required_scope", "and identity_only: exactly one of them must be given")
+	switch {
+	case question.Requirement.Scope == "" && !question.Requirement.IdentityOnly:
+		fields.Add("required_scope", "is missing; a scope of the policy is required, or identity_only")
+	case question.Requirement.Scope != "" && question.Requirement.IdentityOnly:
+		fields.Add("identity_only", "is set beside required_scope; exactly one of them must be given")
 	}
 	keys.CheckWorkspaceID(&fields, question.WorkspaceID)
 	if text := request.GetClientAddress(); text != "" {

@@ -63,7 +63,7 @@ type checkedWorkspace struct {
 	created map[string]int64
 }
 
-type checkedMember struct{ damaged, put bool }
+type checkedMember struct{ damaged, removed, put bool }
 
 type checkedKey struct {
 	workspace                *checkedWorkspace
@@ -116,7 +116,8 @@ func (c *Checker) Item(item Item) {
 		}
 		workspace.record = true
 	case item.Member != nil:
-		c.member(item.Member.GetWorkspaceId(), item.Member.GetMemberId(), false)
+		c.member(item.Member.GetWorkspaceId(), item.Member.GetMemberId(), false,
+			item.Member.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED)
 	case item.Head != nil:
 		workspace := c.workspace(item.Head.WorkspaceID)
 		if workspace.head != nil {
@@ -141,7 +142,7 @@ func (c *Checker) damaged(damaged *Damaged) {
 			key.damaged = true
 		}
 	case damaged.MemberID != "":
-		c.member(damaged.WorkspaceID, damaged.MemberID, true)
+		c.member(damaged.WorkspaceID, damaged.MemberID, true, true)
 	case damaged.Head:
 		c.workspace(damaged.WorkspaceID).damagedHead = true
 	case damaged.WorkspaceID == "":
@@ -163,16 +164,18 @@ func (c *Checker) workspace(id string) *checkedWorkspace {
 	return entry
 }
 
-func (c *Checker) member(workspaceID, memberID string, damaged bool) {
+// member notes a member's record. A removal may be stored of a member that was never
+// there, in a workspace that was never there: it overtook the push that adds them.
+func (c *Checker) member(workspaceID, memberID string, damaged, removed bool) {
 	workspace := c.workspace(workspaceID)
-	workspace.needsRecord = true
+	workspace.needsRecord = workspace.needsRecord || !removed
 	if !isID(memberID) {
 		c.Problem("workspace %q: member with the id %q", workspaceID, memberID)
 	}
 	if workspace.members[memberID] != nil {
 		c.Problem("member %q of workspace %q: there are two records", memberID, workspaceID)
 	}
-	workspace.members[memberID] = &checkedMember{damaged: damaged}
+	workspace.members[memberID] = &checkedMember{damaged: damaged, removed: removed}
 }
 
 func (c *Checker) addKey(workspaceID, keyID string) (added *checkedKey, twice bool) {
@@ -244,8 +247,13 @@ func (c *Checker) AuditEvent(event AuditEvent) {
 	workspace.chain = Head{Sequence: sequence, Hash: HashAudit(event.Encoded)}
 	c.matchFeed(workspace, record)
 	c.matchKey(workspace, record)
-	if member := workspace.members[record.GetMemberId()]; member != nil && record.GetAction() == storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT {
-		member.put = true
+	if member := workspace.members[record.GetMemberId()]; member != nil {
+		switch record.GetAction() { //nolint:exhaustive // the others do not write members
+		case storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT:
+			member.put = true
+		case storagev1.AuditAction_AUDIT_ACTION_MEMBER_REMOVED:
+			member.put = member.put || member.removed
+		}
 	}
 }
 

@@ -1,0 +1,72 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+// sizes are the numbers of keys that a decision is measured at.
+var sizes = []int{1_000, 1_000_000}
+
+// BenchmarkDecision is what one decision costs without the RPC: parsing the token,
+// looking it up, hashing it, deciding, noting the use.
+func BenchmarkDecision(b *testing.B) {
+	for _, size := range sizes {
+		b.Run(fmt.Sprintf("keys=%d", size), func(b *testing.B) {
+			path := newStore(b)
+			tokens := fill(b, path, size, 0)
+			began := time.Now()
+			p := start(b, path)
+			defer p.close()
+			loaded := time.Since(began)
+			unknown := tokens[0][:len("scribe_ksk1_")] + "0000000000000000" + tokens[0][len("scribe_ksk1_0000000000000000"):]
+			for name, which := range map[string]func(int) string{
+				"allowed":   func(i int) string { return tokens[i%len(tokens)] },
+				"malformed": func(int) string { return unknown },
+			} {
+				b.Run(name, func(b *testing.B) {
+					b.ReportAllocs()
+					b.ReportMetric(loaded.Seconds(), "start-s")
+					ctx := context.Background()
+					for i := range b.N {
+						answer, err := p.validator.Validate(ctx, validation.Question{
+							Token: which(i), Requirement: decide.Requirement{Scope: "signatures:read"},
+						})
+						if err != nil || (answer.Decision == decide.Allowed) != (name == "allowed") {
+							b.Fatal(answer.Decision, err)
+						}
+					}
+				})
+			}
+		})
+	}
+}
+
+// TestStart prints how long a start takes, and what it holds in memory. It is no
+// benchmark because a start is too slow to repeat.
+func TestStart(t *testing.T) {
+	if testing.Short() || !*measure {
+		t.Skip("prints figures only; ask for them with -measure")
+	}
+	path := newStore(t)
+	began := time.Now()
+	fill(t, path, 1_000_000, 0)
+	t.Logf("filled with 1,000,000 keys in %.1f s", time.Since(began).Seconds())
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	began = time.Now()
+	p := start(t, path)
+	defer p.close()
+	took := time.Since(began)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	t.Logf("a start with 1,000,000 keys takes %.2f s and holds %d bytes a key",
+		took.Seconds(), (after.HeapAlloc-before.HeapAlloc)/1_000_000)
+}

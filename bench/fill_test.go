@@ -1,0 +1,178 @@
+// Package bench measures what keysvc costs. Everything here is a benchmark or a
+// program that prints figures; nothing fails because a machine is slow. Figures are
+// compared within one run, with a floor measured beside them.
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+	"github.com/scribe-mail/keysvc/internal/token"
+	"github.com/scribe-mail/keysvc/internal/usage"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+// actor makes the changes of the benchmarks.
+var actor = audit.Actor{Caller: "bench"}
+
+// keysPerWorkspace is how many keys fill puts into a workspace.
+const keysPerWorkspace = 500
+
+// process is a keysvc without its RPCs.
+type process struct {
+	path       string
+	store      *boltstore.Store
+	projection *projection.Projection
+	manager    *keys.Manager
+	validator  *validation.Validator
+	recorder   *usage.Recorder
+	close      func()
+}
+
+// start opens a store and everything above it.
+func start(tb testing.TB, path string) *process {
+	tb.Helper()
+	store, err := boltstore.Open(path, boltstore.Config{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	p := &process{path: path, store: store, projection: projection.New(store, nil)}
+	if _, err := p.projection.Load(context.Background()); err != nil {
+		tb.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var following sync.WaitGroup
+	following.Go(func() {
+		if err := p.projection.Follow(ctx); !errors.Is(err, context.Canceled) {
+			tb.Errorf("following ended: %v", err)
+		}
+	})
+	p.manager = keys.New(keys.Config{Store: store, Projection: p.projection})
+	p.recorder = usage.NewRecorder(store, nil)
+	p.validator = validation.New(p.projection, store, nil)
+	p.validator.RecordTo(p.recorder)
+	p.close = func() {
+		cancel()
+		following.Wait()
+		if err := store.Close(); err != nil {
+			tb.Error(err)
+		}
+	}
+	if _, err := p.manager.InstallPolicy(context.Background(), actor, policy.Default()); err != nil {
+		tb.Fatal(err)
+	}
+	return p
+}
+
+// fill puts a number of keys into a new store, past the verbs, and returns some of
+// their tokens. age is how long ago the keys were revoked; 0 leaves them live.
+func fill(tb testing.TB, path string, count int, age time.Duration) []string {
+	tb.Helper()
+	store, err := boltstore.Open(path, boltstore.Config{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	random := mathrand.NewChaCha8([32]byte{1})
+	var tokens []string
+	var mutex sync.Mutex
+	var workers sync.WaitGroup
+	next := make(chan int)
+	for range 64 {
+		workers.Go(func() {
+			for number := range next {
+				filled, err := fillWorkspace(store, number, min(keysPerWorkspace, count-number*keysPerWorkspace), age, &mutex, random)
+				if err != nil {
+					tb.Error(err)
+					return
+				}
+				mutex.Lock()
+				if len(tokens) < 100_000 {
+					tokens = append(tokens, filled...)
+				}
+				mutex.Unlock()
+			}
+		})
+	}
+	for number := 0; number*keysPerWorkspace < count; number++ {
+		next <- number
+	}
+	close(next)
+	workers.Wait()
+	if err := store.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return tokens
+}
+
+func fillWorkspace(store storage.Store, number, count int, age time.Duration, mutex *sync.Mutex, random io.Reader) ([]string, error) {
+	workspaceID := fmt.Sprintf("workspace-%06d", number)
+	now := time.Now().UTC()
+	var head storage.Head
+	commit := func(action storagev1.AuditAction, change *storage.Change) error {
+		event := audit.NewEvent(actor, action, now, workspaceID)
+		head.Link(event)
+		change.WorkspaceID, change.Expect, change.Event = workspaceID, head, event
+		encoded, err := storage.Encode(event)
+		if err != nil {
+			return err
+		}
+		if _, err := store.Commit(context.Background(), change); err != nil {
+			return err
+		}
+		head = head.After(encoded)
+		return nil
+	}
+	err := commit(storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, &storage.Change{
+		Kind:         storagev1.FeedKind_FEED_KIND_MEMBER,
+		PutWorkspace: &storagev1.WorkspaceRecord{WorkspaceId: workspaceID, Incarnation: "w", CreateTime: timestamppb.New(now)},
+		PutMembers: []*storagev1.MemberRecord{{
+			WorkspaceId: workspaceID, MemberId: "ann", Incarnation: "m", WorkspaceIncarnation: "w", Role: "manager",
+			State: storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE, CreateTime: timestamppb.New(now), UpdateTime: timestamppb.New(now),
+		}},
+	})
+	var tokens []string
+	for made := 0; made < count && err == nil; made += 50 {
+		change := &storage.Change{Kind: storagev1.FeedKind_FEED_KIND_KEY}
+		for range min(50, count-made) {
+			mutex.Lock()
+			id, _ := token.NewID(random)
+			issued, _ := token.New("scribe", id, random)
+			mutex.Unlock()
+			hash, _ := issued.Hash(token.SchemeSHA256)
+			record := &storagev1.KeyRecord{
+				KeyId: id, WorkspaceId: workspaceID, MemberId: "ann", WorkspaceIncarnation: "w", MemberIncarnation: "m",
+				Sequence: head.Sequence + 1, ChangeSequence: head.Sequence + 1, Name: "a key of a usual length",
+				Scopes: []string{"folders:read", "signatures:read", "signatures:write"}, CreateTime: timestamppb.New(now.Add(-age)),
+				Secrets: []*storagev1.SecretRecord{{
+					Scheme: uint32(hash.Scheme), Hash: hash.Sum[:], CreateTime: timestamppb.New(now.Add(-age)), ExpireTime: timestamppb.New(now.AddDate(1, 0, 0)),
+				}},
+			}
+			if age > 0 {
+				record.RevokeTime = timestamppb.New(now.Add(-age))
+			}
+			change.PutKeys = append(change.PutKeys, record)
+			tokens = append(tokens, issued.Reveal())
+		}
+		err = commit(storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, change)
+	}
+	return tokens, err
+}
+
+// newStore returns the path of a store that is not there yet.
+func newStore(tb testing.TB) string { return filepath.Join(tb.TempDir(), "keysvc.db") }
