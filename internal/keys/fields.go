@@ -74,6 +74,7 @@ func checkActor(fields *problem.Fields, id *string) {
 
 func checkCharacters(fields *problem.Fields, field, text string, most int) {
 	switch {
+	case refuseToken(fields, field, text):
 	case text == "":
 		fields.Add(field, "is missing; 1 to %d characters of [A-Za-z0-9._:@-] are required", most)
 	case len(text) > most:
@@ -81,6 +82,16 @@ func checkCharacters(fields *problem.Fields, field, text string, most int) {
 	case strings.IndexFunc(text, notInID) >= 0:
 		fields.Add(field, "has a character that is not allowed; 1 to %d characters of [A-Za-z0-9._:@-] are", most)
 	}
+}
+
+// refuseToken refuses text that holds a token, and says whether it did: what is stored
+// and shown must never be a place where somebody finds a credential.
+func refuseToken(fields *problem.Fields, field, text string) bool {
+	if !token.In(text) {
+		return false
+	}
+	fields.Add(field, "holds what looks like a token; keep it secret, and consider it leaked")
+	return true
 }
 
 func notInID(r rune) bool {
@@ -104,6 +115,7 @@ func checkKeyID(fields *problem.Fields, id string) {
 // checkName checks what people call a key.
 func checkName(fields *problem.Fields, name string, limits policy.Limits) {
 	switch count := utf8.RuneCountInString(name); {
+	case refuseToken(fields, "name", name):
 	case name == "":
 		fields.Add("name", "is missing; 1 to %d characters are required", limits.KeyNameCharacters)
 	case count > limits.KeyNameCharacters:
@@ -175,6 +187,7 @@ func checkLabels(fields *problem.Fields, labels map[string]string) {
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		value := labels[key]
 		switch {
+		case refuseToken(fields, "labels", key), refuseToken(fields, "labels", value):
 		case key == "":
 			fields.Add("labels", "has an empty key; 1 to %d bytes of [A-Za-z0-9._/-] are required", MaxLabelKeyLength)
 		case len(key) > MaxLabelKeyLength:

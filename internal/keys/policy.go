@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -77,6 +78,10 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, request *k
 	return response, nil
 }
 
+// secretLike finds what is as long as a secret: names in a policy that are too long to
+// be of use in an error might be one, pasted into the wrong field.
+var secretLike = regexp.MustCompile(`[0-9A-Za-z_]{40,}`)
+
 // readPolicy turns a policy as callers send it into one of ours, and checks it.
 func readPolicy(fields *problem.Fields, sent *keysvcv1.Policy) *policy.Policy {
 	if sent == nil {
@@ -106,7 +111,11 @@ func readPolicy(fields *problem.Fields, sent *keysvcv1.Policy) *policy.Policy {
 	if err := read.Validate(); errors.As(err, &mistakes) {
 		nested := fields.Within("policy")
 		for _, mistake := range mistakes {
-			nested.Add(mistake.Field, "%s", mistake.Problem)
+			field := mistake.Field
+			if field == "retention_days" { // as the document calls it
+				field = "retention"
+			}
+			nested.Add(field, "%s", secretLike.ReplaceAllLiteralString(mistake.Problem, "[…]"))
 		}
 	} else if err != nil {
 		fields.Add("policy", "is not valid: %v", err)

@@ -7,16 +7,31 @@ import (
 	"log/slog"
 
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // newLog returns a logger that writes as the settings say.
 func newLog(settings config.Settings, out io.Writer) *slog.Logger {
-	options := &slog.HandlerOptions{Level: settings.LogLevel}
+	options := &slog.HandlerOptions{Level: settings.LogLevel, ReplaceAttr: redact}
 	var handler slog.Handler = slog.NewTextHandler(out, options)
 	if settings.LogFormat == config.LogJSON {
 		handler = slog.NewJSONHandler(out, options)
 	}
 	return slog.New(contextHandler{handler})
+}
+
+// redact takes tokens out of what is logged. None should get there; this is for the
+// text that nobody thought of.
+func redact(_ []string, attribute slog.Attr) slog.Attr {
+	switch value := attribute.Value.Any().(type) {
+	case string:
+		if token.In(value) {
+			attribute.Value = slog.StringValue(token.Redact(value))
+		}
+	case error:
+		attribute.Value = slog.StringValue(token.Redact(value.Error()))
+	}
+	return attribute
 }
 
 // contextHandler adds to each entry the request id of its context.

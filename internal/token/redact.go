@@ -1,0 +1,21 @@
+package token
+
+import (
+	"regexp"
+	"strings"
+)
+
+// anyToken finds all of what may be a token, with whatever is stuck to it.
+var anyToken = regexp.MustCompile(`[0-9A-Za-z]*_ksk1_[0-9A-Za-z_]*`)
+
+// In says whether text holds what looks like a token, whole or in part.
+func In(text string) bool { return strings.Contains(text, version) }
+
+// Redact takes everything out of text that looks like a token, for text that somebody
+// else wrote and that goes to a log or a person. Text without any comes back as it is.
+func Redact(text string) string {
+	if !In(text) {
+		return text
+	}
+	return anyToken.ReplaceAllLiteralString(text, "[redacted token]")
+}
