@@ -38,7 +38,11 @@ func (e *Error) Error() string {
 	text.WriteString(e.Message)
 	for index, violation := range e.Violations {
 		separator := "; "
-		if index == 0 && e.Message != "" {
+		switch {
+		case index > 0:
+		case e.Message == "":
+			separator = ""
+		default:
 			separator = ": "
 		}
 		fmt.Fprintf(&text, "%s%s: %s", separator, violation.Field, violation.Description)

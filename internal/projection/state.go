@@ -128,7 +128,8 @@ func (w *workspaceEntry) isLive(key *decide.Key, now int64) bool {
 		return false
 	}
 	member := w.members[key.Member]
-	return member != nil && !member.Removed && member.Incarnation == key.MemberIncarnation
+	// As above, so with a damaged member: the key might be live.
+	return member != nil && (member.damaged != nil || !member.Removed && member.Incarnation == key.MemberIncarnation)
 }
 
 // diedBefore says whether a key stopped being live before a time, in Unix

@@ -16,7 +16,9 @@ import (
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/selector"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
@@ -27,12 +29,15 @@ import (
 
 // interceptors returns what every call passes, outermost first:
 //
-//  1. recovery: a panic becomes INTERNAL and one log entry;
-//  2. request id: so that everything below logs it;
+//  1. request id: so that everything below logs it;
+//  2. recovery: a panic becomes INTERNAL and one log entry;
 //  3. log: one line a call, validations only at debug;
 //  4. in flight: what is too much is refused before it costs anything;
-//  5. caller: who calls, and whether they may. Nothing passes by it.
-func interceptors(settings config.Settings, log *slog.Logger, errors service.Errors) ([]grpc.UnaryServerInterceptor, []grpc.StreamServerInterceptor) {
+//  5. caller: who calls, and whether they may. Nothing passes by it;
+//  6. for streams, the stop: what would go on for ever ends with stopping.
+func interceptors(
+	stopping context.Context, settings config.Settings, log *slog.Logger, errors service.Errors,
+) ([]grpc.UnaryServerInterceptor, []grpc.StreamServerInterceptor) {
 	recoverOption := recovery.WithRecoveryHandlerContext(recoverer(log, errors))
 	logged := selector.MatchFunc(func(ctx context.Context, call grpccall.CallMeta) bool {
 		return callers.Needs(call.FullMethod()) != callers.Validate || log.Enabled(ctx, slog.LevelDebug)
@@ -40,17 +45,18 @@ func interceptors(settings config.Settings, log *slog.Logger, errors service.Err
 	options := logOptions()
 	flight := &inFlight{most: int64(settings.MaxInFlight), errors: errors}
 	unary := []grpc.UnaryServerInterceptor{
-		recovery.UnaryServerInterceptor(recoverOption),
 		unaryRequestID,
+		recovery.UnaryServerInterceptor(recoverOption),
 		selector.UnaryServerInterceptor(logging.UnaryServerInterceptor(logger(log), options...), logged),
 		flight.unary,
 		unaryCaller(errors),
 	}
 	stream := []grpc.StreamServerInterceptor{
-		recovery.StreamServerInterceptor(recoverOption),
 		streamRequestID,
+		recovery.StreamServerInterceptor(recoverOption),
 		selector.StreamServerInterceptor(logging.StreamServerInterceptor(logger(log), options...), logged),
 		streamCaller(errors),
+		streamStop(stopping),
 	}
 	return unary, stream
 }
@@ -168,10 +174,29 @@ func streamCaller(errors service.Errors) grpc.StreamServerInterceptor {
 	}
 }
 
+// streamStop ends the context of streams when the server stops. Without it, one that
+// only waits, as who watches health does, would take up the whole drain.
+func streamStop(stopping context.Context) grpc.StreamServerInterceptor {
+	return func(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		ctx, cancel := context.WithCancel(stream.Context())
+		defer cancel()
+		defer context.AfterFunc(stopping, cancel)()
+		err := handler(server, &middleware.WrappedServerStream{ServerStream: stream, WrappedContext: ctx})
+		if stopping.Err() == nil || stream.Context().Err() != nil {
+			return err
+		}
+		if info.FullMethod == grpc_health_v1.Health_Watch_FullMethodName {
+			// It may have seen its context end before the news.
+			_ = stream.SendMsg(&grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_NOT_SERVING})
+		}
+		return status.Error(codes.Unavailable, "the server is stopping")
+	}
+}
+
 // logger lets the middleware write to slog.
 func logger(log *slog.Logger) logging.Logger {
 	return logging.LoggerFunc(func(ctx context.Context, level logging.Level, message string, fields ...any) {
-		log.Log(ctx, slog.Level(level), message, fields...)
+		log.Log(ctx, slog.Level(level), message, fields...) //nolint:sloglint // the middleware has few messages, all constant
 	})
 }
 
@@ -181,7 +206,7 @@ func logOptions() []logging.Option {
 		logging.WithLogOnEvents(logging.FinishCall),
 		logging.WithDisableLoggingFields(logging.ComponentFieldKey, logging.MethodTypeFieldKey, logging.SystemTag[0]),
 		logging.WithLevels(func(code codes.Code) logging.Level {
-			switch code { //nolint:exhaustive // the others are the caller's business
+			switch code {
 			case codes.Internal, codes.DataLoss, codes.Unknown:
 				return logging.LevelError
 			case codes.Unavailable, codes.ResourceExhausted, codes.Unimplemented:

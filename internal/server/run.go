@@ -52,7 +52,7 @@ func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer
 	defer stop(server, settings.DrainTimeout)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
-	log.Info("serving", "address", address(listener), "data", settings.Data)
+	log.InfoContext(ctx, "serving", "address", address(listener), "data", settings.Data)
 	if settings.Dev {
 		if err := server.seedDemo(ctx, settings, address(listener), stdout); err != nil {
 			return fmt.Errorf("seeding the demo workspace: %w", err)
@@ -64,7 +64,7 @@ func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer
 	case err := <-served:
 		return err
 	case <-ctx.Done():
-		log.Info("stopping", "drain_timeout", settings.DrainTimeout)
+		log.InfoContext(ctx, "stopping", "drain_timeout", settings.DrainTimeout)
 		return nil
 	}
 }

@@ -78,6 +78,9 @@ type Server struct {
 	stopFollowing context.CancelFunc
 	following     sync.WaitGroup
 	failed        chan error
+	// stopping lasts until Stop begins and calls beginStop.
+	stopping  context.Context //nolint:containedctx // as background
+	beginStop context.CancelFunc
 }
 
 // New loads the store and returns a server that is ready to serve. Its errors are
@@ -97,6 +100,7 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 		log:        log,
 		failed:     make(chan error, 1),
 	}
+	server.stopping, server.beginStop = context.WithCancel(context.Background())
 	position, err := server.projection.Load(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("loading the store: %w", err)
@@ -116,14 +120,14 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 		return nil, fmt.Errorf("installing the policy: %w", err)
 	}
 	if wanted := settings.Policy.Digest(); active.Digest != wanted {
-		log.Warn("the store has another policy, which is the one that counts; change it with keysvc policy apply",
+		log.WarnContext(ctx, "the store has another policy, which is the one that counts; change it with keysvc policy apply",
 			"active", active.Digest, "given", wanted)
 	}
 	validator := validation.New(server.projection, settings.Store, now)
 	validator.RecordTo(server.recorder)
 	server.register(settings, validator)
 	server.work(settings.Settings)
-	log.Info("store loaded", "epoch", settings.Store.Epoch(), "revision", position.Revision, "policy", active.Digest)
+	log.InfoContext(ctx, "store loaded", "epoch", settings.Store.Epoch(), "revision", position.Revision, "policy", active.Digest)
 	return server, nil
 }
 
@@ -144,10 +148,10 @@ func (s *Server) work(settings config.Settings) {
 	s.following.Go(func() {
 		s.keys.SweepEvery(s.background, systemActor, settings.SweepInterval, func(swept keys.Swept, err error) {
 			if err != nil {
-				s.log.Warn("the sweep broke off; the next one goes on", "error", err)
+				s.log.WarnContext(s.background, "the sweep broke off; the next one goes on", "error", err)
 			}
 			if swept != (keys.Swept{}) {
-				s.log.Info("records past their retention were purged", "keys", swept.Keys, "members", swept.Members)
+				s.log.InfoContext(s.background, "records past their retention were purged", "keys", swept.Keys, "members", swept.Members)
 			}
 		})
 	})
@@ -156,7 +160,7 @@ func (s *Server) work(settings config.Settings) {
 // register makes the gRPC server.
 func (s *Server) register(config Config, validator *validation.Validator) {
 	errors := service.Errors{Log: s.log}
-	unary, stream := interceptors(config.Settings, s.log, errors)
+	unary, stream := interceptors(s.stopping, config.Settings, s.log, errors)
 	s.grpc = grpc.NewServer(
 		grpc.ChainUnaryInterceptor(unary...),
 		grpc.ChainStreamInterceptor(stream...),
@@ -199,7 +203,7 @@ func (s *Server) Serve(listener net.Listener) error {
 	case err := <-s.failed:
 		s.health.Shutdown()
 		s.grpc.Stop()
-		<-served
+		<-served //nolint:errcheck // stopped on purpose; err says why
 		return err
 	}
 }
@@ -209,6 +213,7 @@ func (s *Server) Serve(listener net.Listener) error {
 func (s *Server) Stop(ctx context.Context) {
 	if s.grpc != nil {
 		s.health.Shutdown()
+		s.beginStop()
 		drained := make(chan struct{})
 		go func() {
 			s.grpc.GracefulStop()
@@ -217,7 +222,7 @@ func (s *Server) Stop(ctx context.Context) {
 		select {
 		case <-drained:
 		case <-ctx.Done():
-			s.log.Warn("calls in flight are cut off: the drain timeout passed")
+			s.log.WarnContext(ctx, "calls in flight are cut off: the drain timeout passed")
 			s.grpc.Stop()
 			<-drained
 		}
@@ -228,6 +233,6 @@ func (s *Server) Stop(ctx context.Context) {
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
 	if err := s.recorder.Flush(flush); err != nil {
-		s.log.Warn("the last last-used times could not be written", "error", err)
+		s.log.WarnContext(ctx, "the last last-used times could not be written", "error", err)
 	}
 }

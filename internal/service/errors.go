@@ -90,8 +90,7 @@ func contextStatus(err error) error {
 
 // problem returns what the caller is told.
 func (e Errors) problem(ctx context.Context, err error) *problem.Error {
-	var known *problem.Error
-	if errors.As(err, &known) {
+	if known, ok := errors.AsType[*problem.Error](err); ok {
 		return known
 	}
 	switch {

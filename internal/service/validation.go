@@ -44,6 +44,8 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 		fields.Add("requests", "has %d items; 1 to %d are allowed", count, MaxBatch)
 		return nil, s.errors.Status(ctx, fields.Err())
 	}
+	ctx, cancel := validation.Together(ctx)
+	defer cancel()
 	responses := make([]*keysvcv1.ValidateKeyResponse, len(request.GetRequests()))
 	for index, item := range request.GetRequests() {
 		response, err := s.validate(ctx, item)
@@ -61,7 +63,7 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 // itemError returns what the status of a call with the item alone would say.
 func (s *ValidationService) itemError(ctx context.Context, err error) *keysvcv1.ValidationError {
 	if ended := contextStatus(err); ended != nil {
-		return &keysvcv1.ValidationError{Code: int32(status.Code(ended)), Message: ended.Error()} //nolint:gosec // codes are below 17
+		return &keysvcv1.ValidationError{Code: int32(status.Code(ended)), Message: status.Convert(ended).Message()} //nolint:gosec // codes are below 17
 	}
 	told := s.errors.problem(ctx, err)
 	return &keysvcv1.ValidationError{

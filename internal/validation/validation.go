@@ -133,14 +133,27 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	return answer, nil
 }
 
+type patienceKey struct{}
+
+// Together returns a context for several questions that belong to one call: all of them
+// wait for their revisions no longer than one would.
+func Together(ctx context.Context) (context.Context, context.CancelFunc) {
+	bounded, cancel := context.WithTimeout(ctx, revisionTimeout)
+	return context.WithValue(ctx, patienceKey{}, bounded), cancel
+}
+
 // wait returns once the projection is as fresh as the question demands.
 func (v *Validator) wait(ctx context.Context, question Question) error {
 	if question.Epoch != v.projection.Epoch() {
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH,
 			"min_revision belongs to another epoch than the store's; drop what was cached and ask without it")
 	}
-	bounded, cancel := context.WithTimeout(ctx, revisionTimeout)
-	defer cancel()
+	bounded, shared := ctx.Value(patienceKey{}).(context.Context)
+	if !shared {
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeout(ctx, revisionTimeout)
+		defer cancel()
+	}
 	err := v.projection.WaitFor(bounded, question.MinRevision)
 	if err != nil && ctx.Err() == nil {
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED,

@@ -80,7 +80,7 @@ func check(ctx context.Context, path string, report *Report) (err error) {
 // tell: that everything lies where it belongs.
 type fileChecker struct {
 	storage.Checker
-	ctx     context.Context
+	ctx     context.Context //nolint:containedctx // that of one check
 	tx      *bolt.Tx
 	report  *Report
 	visited int

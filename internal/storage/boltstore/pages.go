@@ -59,7 +59,7 @@ const (
 
 // pages checks the page structure of one file.
 type pages struct {
-	ctx    context.Context
+	ctx    context.Context //nolint:containedctx // that of one check
 	file   io.ReaderAt
 	size   int64
 	states []uint8
@@ -184,8 +184,8 @@ func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
 	if id >= uint64(len(p.states)) {
 		return nil, damagedPage(id, "beyond the end")
 	}
-	offset := int64(id) * p.size //nolint:gosec // below the high water mark
-	page := append(buffer[:0], make([]byte, p.size)...)
+	offset := int64(id) * p.size                        //nolint:gosec // below the high water mark
+	page := append(buffer[:0], make([]byte, p.size)...) //nolint:gocritic // the buffer is reused, the page is not
 	if err := readFull(p.file, page, id, offset); err != nil {
 		return nil, err
 	}

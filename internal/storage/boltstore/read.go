@@ -6,6 +6,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/proto"
@@ -269,7 +270,8 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 // allKeys gives the keys of all workspaces, from the slot below before downwards,
 // until add has enough.
 func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64) bool) error {
-	name, value := cursor.Seek([]byte(number(before)))
+	var value []byte
+	name, _ := cursor.Seek([]byte(number(before)))
 	if name == nil {
 		name, value = cursor.Last()
 	} else {
@@ -315,7 +317,7 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 // given.
 func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.MemberPage, error) {
 	query = query.Bounded()
-	if len(query.Cursor) > storage.MaxIDBytes || strings.Contains(query.Cursor, "\x00") {
+	if len(query.Cursor) > storage.MaxIDBytes || strings.Contains(query.Cursor, "\x00") || !utf8.ValidString(query.Cursor) {
 		return storage.MemberPage{}, storage.ErrInvalidCursor
 	}
 	var page storage.MemberPage

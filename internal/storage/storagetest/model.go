@@ -112,7 +112,7 @@ func (m *Model) Compare(t testing.TB, store storage.Store) {
 func (m *Model) compareLoad(t testing.TB, store storage.Store) {
 	t.Helper()
 	var items []storage.Item
-	position, err := store.Load(t.Context(), func(item storage.Item) error {
+	position, err := store.Load(live(t), func(item storage.Item) error {
 		items = append(items, item)
 		return nil
 	})
@@ -217,16 +217,16 @@ func (m *Model) compareKeys(t testing.TB, store storage.Store, id string, want [
 	}
 	for _, key := range want {
 		for _, asked := range []string{id, ""} {
-			got, revision, err := store.GetKey(t.Context(), asked, key.GetKeyId())
+			got, revision, err := store.GetKey(live(t), asked, key.GetKeyId())
 			if err != nil || !proto.Equal(got, key) || revision != m.revision {
 				t.Errorf("GetKey(%q, %s) = %v, %d, %v; want %v, %d", asked, key.GetKeyId(), got, revision, err, key, m.revision)
 			}
 		}
-		if _, _, err := store.GetKey(t.Context(), "nobody's", key.GetKeyId()); !errors.Is(err, storage.ErrNotFound) {
+		if _, _, err := store.GetKey(live(t), "nobody's", key.GetKeyId()); !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("GetKey of another workspace: %v, want ErrNotFound", err)
 		}
 		for _, requestID := range key.GetRequestIds() {
-			if got, err := store.FindRequest(t.Context(), id, requestID); err != nil || got != key.GetKeyId() {
+			if got, err := store.FindRequest(live(t), id, requestID); err != nil || got != key.GetKeyId() {
 				t.Errorf("FindRequest(%q, %q) = %q, %v; want %q", id, requestID, got, err, key.GetKeyId())
 			}
 		}
@@ -239,11 +239,11 @@ func (m *Model) compareMembers(t testing.TB, store storage.Store, id string, wor
 	for _, memberID := range slices.Sorted(maps.Keys(workspace.members)) {
 		member := workspace.members[memberID]
 		want = append(want, member)
-		got, revision, err := store.GetMember(t.Context(), id, memberID)
+		got, revision, err := store.GetMember(live(t), id, memberID)
 		if err != nil || !proto.Equal(got, member) || revision != m.revision {
 			t.Errorf("GetMember(%q, %q) = %v, %d, %v; want %v, %d", id, memberID, got, revision, err, member, m.revision)
 		}
-		if _, _, err := store.GetMember(t.Context(), "nobody's", memberID); !errors.Is(err, storage.ErrNotFound) {
+		if _, _, err := store.GetMember(live(t), "nobody's", memberID); !errors.Is(err, storage.ErrNotFound) {
 			t.Errorf("GetMember of another workspace: %v, want ErrNotFound", err)
 		}
 	}
@@ -326,7 +326,7 @@ func equalMaps[M proto.Message](t testing.TB, title string, got, want map[string
 func ListKeys(t testing.TB, store storage.Store, workspaceID string, limit int) []*storagev1.KeyRecord {
 	t.Helper()
 	return allPages(t, limit, func(cursor string) ([]*storagev1.KeyRecord, string, error) {
-		page, err := store.ListKeys(t.Context(), storage.Query{WorkspaceID: workspaceID, Cursor: cursor, Limit: limit})
+		page, err := store.ListKeys(live(t), storage.Query{WorkspaceID: workspaceID, Cursor: cursor, Limit: limit})
 		return page.Keys, page.Next, err
 	})
 }
@@ -335,7 +335,7 @@ func ListKeys(t testing.TB, store storage.Store, workspaceID string, limit int) 
 func ListMembers(t testing.TB, store storage.Store, workspaceID string, limit int) []*storagev1.MemberRecord {
 	t.Helper()
 	return allPages(t, limit, func(cursor string) ([]*storagev1.MemberRecord, string, error) {
-		page, err := store.ListMembers(t.Context(), storage.Query{WorkspaceID: workspaceID, Cursor: cursor, Limit: limit})
+		page, err := store.ListMembers(live(t), storage.Query{WorkspaceID: workspaceID, Cursor: cursor, Limit: limit})
 		return page.Members, page.Next, err
 	})
 }
@@ -344,7 +344,7 @@ func ListMembers(t testing.TB, store storage.Store, workspaceID string, limit in
 func ListAuditEvents(t testing.TB, store storage.Store, workspaceID string, limit int) []storage.AuditEvent {
 	t.Helper()
 	return allPages(t, limit, func(cursor string) ([]storage.AuditEvent, string, error) {
-		page, err := store.ListAuditEvents(t.Context(), storage.Query{WorkspaceID: workspaceID, Cursor: cursor, Limit: limit})
+		page, err := store.ListAuditEvents(live(t), storage.Query{WorkspaceID: workspaceID, Cursor: cursor, Limit: limit})
 		return page.Events, page.Next, err
 	})
 }
@@ -378,7 +378,7 @@ func Check(t testing.TB, store storage.Store) {
 	checker := &storage.Checker{}
 	heads := map[string]bool{}
 	var items []storage.Item
-	position, err := store.Load(context.WithoutCancel(t.Context()), func(item storage.Item) error {
+	position, err := store.Load(live(t), func(item storage.Item) error {
 		items = append(items, item)
 		if item.Head != nil {
 			heads[item.Head.WorkspaceID] = true
@@ -403,3 +403,6 @@ func Check(t testing.TB, store storage.Store) {
 		t.Errorf("check: %s", problem)
 	}
 }
+
+// live returns the test's context without its end, so that clean-ups can use it.
+func live(t testing.TB) context.Context { return context.WithoutCancel(t.Context()) }

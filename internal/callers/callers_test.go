@@ -1,0 +1,242 @@
+package callers_test
+
+import (
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/reflection/grpc_reflection_v1"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/server"
+	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+)
+
+// served returns the names of all methods that a server serves, by asking it.
+func served(t *testing.T) []string {
+	t.Helper()
+	store, err := boltstore.Open(filepath.Join(t.TempDir(), "keysvc.db"), boltstore.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := config.Defaults()
+	settings.Channelz = true
+	process, err := server.New(t.Context(), server.Config{Store: store, Settings: settings, Policy: policy.Default()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- process.Serve(listener) }()
+	t.Cleanup(func() {
+		process.Stop(t.Context()) // over by now: cuts off what is left
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	connection, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = connection.Close() })
+	stream, err := grpc_reflection_v1.NewServerReflectionClient(connection).ServerReflectionInfo(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&grpc_reflection_v1.ServerReflectionRequest{
+		MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_ListServices{},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	var methods []string
+	for _, service := range answer.GetListServicesResponse().GetService() {
+		methods = append(methods, methodsOf(t, service.GetName())...)
+	}
+	return methods
+}
+
+// methodsOf returns the full names of a service's methods.
+func methodsOf(t *testing.T, service string) []string {
+	t.Helper()
+	found, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service))
+	if err != nil {
+		t.Fatalf("%s: %v", service, err)
+	}
+	descriptor, ok := found.(protoreflect.ServiceDescriptor)
+	if !ok {
+		t.Fatalf("%s is no service", service)
+	}
+	var methods []string
+	for index := range descriptor.Methods().Len() {
+		methods = append(methods, "/"+service+"/"+string(descriptor.Methods().Get(index).Name()))
+	}
+	return methods
+}
+
+// TestTableIsComplete compares the table with what the real server serves, both ways.
+func TestTableIsComplete(t *testing.T) {
+	methods := served(t)
+	for _, method := range methods {
+		if callers.Needs(method) == callers.Nobody {
+			t.Errorf("%s is served and not in the table: nobody may call it", method)
+		}
+	}
+	for _, method := range callers.Methods() {
+		if !slices.Contains(methods, method) {
+			t.Errorf("%s is in the table and not served", method)
+		}
+	}
+	if len(methods) < 25 {
+		t.Errorf("the server serves %d methods: the test has lost sight of some", len(methods))
+	}
+}
+
+// TestTableCoversTheContract makes sure that a service of the contract that nobody
+// registered has its entries all the same.
+func TestTableCoversTheContract(t *testing.T) {
+	protoregistry.GlobalFiles.RangeFilesByPackage("keysvc.v1", func(file protoreflect.FileDescriptor) bool {
+		for index := range file.Services().Len() {
+			for _, method := range methodsOf(t, string(file.Services().Get(index).FullName())) {
+				if callers.Needs(method) == callers.Nobody {
+					t.Errorf("%s is not in the table", method)
+				}
+			}
+		}
+		return true
+	})
+}
+
+// TestNeeds spells the table out once more, by what would be a mistake worth money.
+func TestNeeds(t *testing.T) {
+	const service = "/keysvc.v1."
+	want := map[string]callers.Permission{
+		service + "ValidationService/ValidateKey":       callers.Validate,
+		service + "ValidationService/BatchValidateKeys": callers.Validate,
+		service + "KeyService/CreateKey":                callers.Manage,
+		service + "KeyService/GetKey":                   callers.Manage,
+		service + "KeyService/ListKeys":                 callers.Manage,
+		service + "KeyService/UpdateKey":                callers.Manage,
+		service + "KeyService/RotateKey":                callers.Manage,
+		service + "KeyService/FinishRotation":           callers.Manage,
+		service + "KeyService/RevokeKey":                callers.Manage,
+		service + "KeyService/RevokeToken":              callers.Report,
+		service + "MemberService/PutMember":             callers.Manage,
+		service + "MemberService/GetMember":             callers.Manage,
+		service + "MemberService/ListMembers":           callers.Manage,
+		service + "MemberService/RemoveMember":          callers.Manage,
+		service + "MemberService/RemoveWorkspace":       callers.Administer,
+		service + "PolicyService/GetPolicy":             callers.Inspect,
+		service + "PolicyService/ApplyPolicy":           callers.Administer,
+	}
+	for method, permission := range want {
+		if got := callers.Needs(method); got != permission {
+			t.Errorf("%s: got %s, want %s", method, got, permission)
+		}
+	}
+	for _, method := range callers.Methods() {
+		need := callers.Needs(method)
+		// What is open to everybody is health, and nothing else.
+		if health := strings.HasPrefix(method, "/grpc.health.v1.Health/"); health != (need == callers.Anyone) {
+			t.Errorf("%s needs %s", method, need)
+		}
+		// What operators' tools look with changes nothing and decides nothing.
+		tool := strings.HasPrefix(method, "/grpc.reflection.") || strings.HasPrefix(method, "/grpc.channelz.")
+		if tool && need != callers.Inspect {
+			t.Errorf("%s needs %s", method, need)
+		}
+	}
+}
+
+func TestUnknownMethods(t *testing.T) {
+	for _, method := range []string{
+		"", "/", "*",
+		"/keysvc.v1.ValidationService/",
+		"/keysvc.v1.ValidationService/Validate",
+		"/keysvc.v1.ValidationService/validatekey",
+		"keysvc.v1.ValidationService/ValidateKey",
+		"/keysvc.v1.ValidationService/ValidateKey/",
+		"//keysvc.v1.ValidationService/ValidateKey",
+		"/keysvc.v2.ValidationService/ValidateKey",
+		"/grpc.health.v1.Health/Check ",
+	} {
+		if got := callers.Needs(method); got != callers.Nobody {
+			t.Errorf("%q needs %s", method, got)
+		}
+		if callers.Local().May(method) {
+			t.Errorf("local may call %q", method)
+		}
+	}
+}
+
+func TestMay(t *testing.T) {
+	nobody := callers.Identity{}
+	named := callers.Identity{Name: "local"} // a name gives nothing
+	for _, method := range callers.Methods() {
+		open := callers.Needs(method) == callers.Anyone
+		if nobody.May(method) != open || named.May(method) != open {
+			t.Errorf("the zero Identity may call %s: %t", method, nobody.May(method))
+		}
+		if !callers.Local().May(method) {
+			t.Errorf("local may not call %s", method)
+		}
+	}
+	if nobody.May(keysvcv1.ValidationService_ValidateKey_FullMethodName) {
+		t.Error("the zero Identity may validate")
+	}
+}
+
+func TestContext(t *testing.T) {
+	if got := callers.FromContext(t.Context()); got.Name != "" || got.May(keysvcv1.KeyService_GetKey_FullMethodName) {
+		t.Errorf("without one: got %+v", got)
+	}
+	ctx := callers.NewContext(t.Context(), callers.Local())
+	if got := callers.FromContext(ctx); got.Name != "local" || !got.May(keysvcv1.KeyService_GetKey_FullMethodName) {
+		t.Errorf("got %+v", got)
+	}
+	ctx = callers.NewContext(ctx, callers.Identity{Name: "other"})
+	if got := callers.FromContext(ctx); got.Name != "other" || got.May(keysvcv1.KeyService_GetKey_FullMethodName) {
+		t.Errorf("after another: got %+v", got)
+	}
+}
+
+func TestPermissionNames(t *testing.T) {
+	seen := make(map[string]bool)
+	for permission := callers.Nobody; permission <= callers.Inspect; permission++ {
+		name := permission.String()
+		if seen[name] {
+			t.Errorf("%q names two permissions", name)
+		}
+		seen[name] = true
+	}
+	// Design, section 10: what operators write.
+	for _, name := range []string{"validate", "manage", "report", "audit", "administer"} {
+		if !seen[name] {
+			t.Errorf("there is no permission %q", name)
+		}
+	}
+	if got := (callers.Inspect + 1).String(); got != "nobody" {
+		t.Errorf("a permission of the future: got %q", got)
+	}
+}

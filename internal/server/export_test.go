@@ -1,0 +1,4 @@
+package server
+
+// NewLog is newLog: the log as `keysvc serve` writes it.
+var NewLog = newLog

@@ -1,0 +1,431 @@
+package boltstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+)
+
+// campaignVariable multiplies the number of random damages; 0 or unset is 1.
+//
+//	KEYSVC_STORAGE_DAMAGE=100 go test -timeout 1h -run Damage ./internal/storage/boltstore
+const campaignVariable = "KEYSVC_STORAGE_DAMAGE"
+
+func campaign(t *testing.T, rounds int) int {
+	t.Helper()
+	if times, err := strconv.Atoi(os.Getenv(campaignVariable)); err == nil && times > 0 {
+		return rounds * times
+	}
+	return rounds
+}
+
+// victim is a store's file that is damaged in many ways.
+type victim struct {
+	path    string
+	content []byte
+	scratch string
+	// items are those of the undamaged store, by title.
+	items map[string]proto.Message
+	heads map[string]storage.Head
+	// events are all audit events of the undamaged store.
+	events map[string]string
+
+	refused, damaged, same int
+}
+
+func newVictim(t *testing.T, path string) *victim {
+	t.Helper()
+	v := &victim{path: path, content: readFile(t, path), scratch: filepath.Join(t.TempDir(), "damaged.db")}
+	store := mustOpen(t, path, Config{})
+	v.items, v.heads, _ = loadAll(t, store)
+	v.events = make(map[string]string)
+	for id := range v.heads {
+		for _, event := range storagetest.ListAuditEvents(t, store, id, storage.MaxPage) {
+			v.events[eventTitle(event)] = string(event.Encoded)
+		}
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func eventTitle(event storage.AuditEvent) string {
+	return fmt.Sprintf("event %q %d", event.Record.GetWorkspaceId(), event.Record.GetSequence())
+}
+
+// loadAll returns what Load gives.
+func loadAll(t *testing.T, store *Store) (items map[string]proto.Message, heads map[string]storage.Head, damaged []*storage.Damaged) {
+	t.Helper()
+	items, heads = make(map[string]proto.Message), make(map[string]storage.Head)
+	_, err := store.Load(t.Context(), func(item storage.Item) error {
+		switch {
+		case item.Policy != nil:
+			items["policy"] = item.Policy
+		case item.Workspace != nil:
+			items["workspace "+item.Workspace.GetWorkspaceId()] = item.Workspace
+		case item.Member != nil:
+			items["member "+memberName(item.Member.GetWorkspaceId(), item.Member.GetMemberId())] = item.Member
+		case item.Key != nil:
+			items["key "+item.Key.GetKeyId()] = item.Key
+		case item.Head != nil:
+			heads[item.Head.WorkspaceID] = item.Head.Head
+		case item.Damaged != nil:
+			damaged = append(damaged, item.Damaged)
+			if !errors.Is(item.Damaged.Err, storage.ErrDamaged) {
+				t.Errorf("Load: damaged with the error %v", item.Damaged.Err)
+			}
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("Load: %v", err)
+	}
+	if err != nil {
+		damaged = append(damaged, &storage.Damaged{Err: err})
+	}
+	return items, heads, damaged
+}
+
+// try opens a damaged file. It may be refused, or records may be damaged; what is
+// left must be what was stored.
+func (v *victim) try(t *testing.T, what string, content []byte) {
+	t.Helper()
+	writeFile(t, v.scratch, content)
+	report, err := Check(t.Context(), v.scratch)
+	if err != nil {
+		t.Errorf("%s: Check: %v", what, err)
+	}
+	sound := len(report.Problems) == 0
+	store, err := Open(v.scratch, quick)
+	if err != nil {
+		if !errors.Is(err, storage.ErrDamaged) && !errors.Is(err, storage.ErrNewer) {
+			t.Errorf("%s: Open: %v, want ErrDamaged", what, err)
+		}
+		if sound {
+			t.Errorf("%s: Check finds nothing, Open: %v", what, err)
+		}
+		v.refused++
+		return
+	}
+	defer func() {
+		if err := store.Close(); err != nil {
+			t.Errorf("%s: Close: %v", what, err)
+		}
+	}()
+	items, heads, damaged := loadAll(t, store)
+	for title, got := range items {
+		if want, found := v.items[title]; !found || !proto.Equal(got, want) {
+			t.Errorf("%s: %s is %v, want %v", what, title, got, want)
+		}
+	}
+	for id, got := range heads {
+		if got != v.heads[id] {
+			t.Errorf("%s: head of %q is %v, want %v", what, id, got, v.heads[id])
+		}
+	}
+	for id := range v.heads {
+		page, err := store.ListAuditEvents(t.Context(), storage.Query{WorkspaceID: id, Limit: storage.MaxPage})
+		if err != nil && !errors.Is(err, storage.ErrDamaged) || err != nil && sound {
+			t.Errorf("%s: ListAuditEvents of %q: %v", what, id, err)
+		}
+		for _, event := range page.Events {
+			if v.events[eventTitle(event)] != string(event.Encoded) {
+				t.Errorf("%s: %s is %v", what, eventTitle(event), event.Record)
+			}
+		}
+	}
+	if len(damaged) > 0 {
+		v.damaged++
+		if sound {
+			t.Errorf("%s: Check finds nothing, Load: %+v", what, damaged[0])
+		}
+		return
+	}
+	v.same++
+	if len(items) != len(v.items) || len(heads) != len(v.heads) {
+		t.Errorf("%s: %d records and %d heads are left, and none is damaged", what, len(items), len(heads))
+	}
+}
+
+func (v *victim) log(t *testing.T) {
+	t.Helper()
+	t.Logf("%d bytes; %d refused, %d with damaged records, %d without effect", len(v.content), v.refused, v.damaged, v.same)
+}
+
+// large makes a store whose trees have branch pages, and records that overflow.
+func large(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "store.db")
+	store := mustOpen(t, path, Config{})
+	workspace := storagetest.NewWorkspace("w")
+	do := func(change *storage.Change) {
+		t.Helper()
+		if _, err := store.Commit(t.Context(), change); err != nil {
+			t.Fatal(err)
+		}
+		workspace.Follow(change)
+	}
+	do(workspace.PutMember("member", "admin"))
+	for index := range 60 {
+		change := workspace.CreateKey(storagetest.KeyID(index), fmt.Sprintf("request %d", index))
+		if index%10 == 0 {
+			change.PutKeys[0].Name = string(bytes.Repeat([]byte("n"), 9000))
+		}
+		do(change)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustBeSound(t, path)
+	return path
+}
+
+// TestDamageOfOneByte flips bytes of a small store, those of the first four pages
+// one and all. Most of the others are tried at random.
+func TestDamageOfOneByte(t *testing.T) {
+	path, _ := small(t)
+	v := newVictim(t, path)
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // to be repeated
+	positions := make([]int, 0, len(v.content))
+	for position := range min(4*os.Getpagesize(), len(v.content)) {
+		positions = append(positions, position)
+	}
+	for range campaign(t, 2000) {
+		positions = append(positions, random.IntN(len(v.content)))
+	}
+	quickly := 0
+	for _, position := range positions {
+		damaged := bytes.Clone(v.content)
+		mask := []byte{1, 0x80, 0xff, byte(1 + random.IntN(255))}[random.IntN(4)]
+		damaged[position] ^= mask
+		// Most pages are refused by the same check that Open begins with; opening each of
+		// those would only take time.
+		if err := verifyPages(t.Context(), bytes.NewReader(damaged), int64(len(damaged))); err != nil && quickly < len(positions)/2 && position%16 != 0 {
+			quickly++
+			v.refused++
+			continue
+		}
+		if unused(v.content, position) && position%16 != 0 {
+			continue
+		}
+		v.try(t, fmt.Sprintf("byte %d ^ %#x", position, mask), damaged)
+	}
+	v.log(t)
+	if v.refused == 0 || v.damaged == 0 || v.same == 0 {
+		t.Error("the damages were not of all kinds")
+	}
+}
+
+// unused says whether a byte lies amid many zeros: there, a sample is enough.
+func unused(content []byte, position int) bool {
+	begin, end := max(0, position-64), min(len(content), position+64)
+	return len(bytes.Trim(content[begin:end], "\x00")) == 0
+}
+
+func TestDamageOfOneByteInALargeFile(t *testing.T) {
+	v := newVictim(t, large(t))
+	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // to be repeated
+	for range campaign(t, 600) {
+		damaged := bytes.Clone(v.content)
+		// Page headers and elements are hit more often than data.
+		page := random.IntN(len(damaged) / os.Getpagesize())
+		position := page*os.Getpagesize() + random.IntN([]int{16, 256, os.Getpagesize()}[random.IntN(3)])
+		mask := byte(1 + random.IntN(255))
+		damaged[position] ^= mask
+		v.try(t, fmt.Sprintf("byte %d ^ %#x", position, mask), damaged)
+	}
+	v.log(t)
+}
+
+func TestDamageOfManyBytes(t *testing.T) {
+	v := newVictim(t, large(t))
+	random := rand.New(rand.NewPCG(5, 6)) //nolint:gosec // to be repeated
+	size := os.Getpagesize()
+	for round := range campaign(t, 300) {
+		damaged := bytes.Clone(v.content)
+		begin := random.IntN(len(damaged))
+		end := min(len(damaged), begin+1+random.IntN(2*size))
+		switch round % 4 {
+		case 0: // zeros, as of a sector that was never written
+			begin, end = begin/512*512, min(len(damaged), begin/512*512+512*(1+random.IntN(16)))
+			clear(damaged[begin:end])
+		case 1: // noise
+			for index := begin; index < end; index++ {
+				damaged[index] = byte(random.Uint32())
+			}
+		case 2: // a page in another's place
+			from, to := random.IntN(len(damaged)/size), random.IntN(len(damaged)/size)
+			copy(damaged[to*size:(to+1)*size], v.content[from*size:])
+		case 3: // many flips
+			for range 1 + random.IntN(20) {
+				damaged[random.IntN(len(damaged))] ^= byte(1 + random.IntN(255))
+			}
+		}
+		v.try(t, fmt.Sprintf("round %d", round), damaged)
+	}
+	v.log(t)
+}
+
+func TestDamageByTruncation(t *testing.T) {
+	for _, path := range []string{first(small(t)), large(t)} {
+		v := newVictim(t, path)
+		for length := 0; length < len(v.content); length += os.Getpagesize() {
+			v.try(t, fmt.Sprintf("%d bytes", length), v.content[:length])
+			v.try(t, fmt.Sprintf("%d bytes", length+100), v.content[:length+100])
+		}
+		v.log(t)
+	}
+}
+
+func first(path string, _ map[string]storage.Head) string { return path }
+
+// TestTruncatedWhileServed cuts the file under an open store: an error, no crash.
+func TestTruncatedWhileServed(t *testing.T) {
+	path := large(t)
+	store := mustOpen(t, path, Config{})
+	if err := os.Truncate(path, int64(2*os.Getpagesize())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Load(t.Context(), func(storage.Item) error { return nil }); !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("Load: %v, want ErrDamaged", err)
+	}
+	if _, err := store.ListKeys(t.Context(), storage.Query{Limit: 10}); !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("ListKeys: %v, want ErrDamaged", err)
+	}
+}
+
+// TestDamagedRecords damages values where they lie, so that the pages stay good.
+func TestDamagedRecords(t *testing.T) {
+	path, heads := small(t)
+	damage := func(bucket, prefix string) {
+		t.Helper()
+		edit(t, path, func(tx *bolt.Tx) error {
+			content := tx.Bucket([]byte(bucket))
+			name, value := content.Cursor().Seek([]byte(prefix))
+			if !bytes.HasPrefix(name, []byte(prefix)) {
+				return fmt.Errorf("no %q in %s", prefix, bucket)
+			}
+			value = bytes.Clone(value)
+			value[len(value)/2] ^= 4
+			return content.Put(bytes.Clone(name), value)
+		})
+	}
+	damage(bucketKeys, number(1)) // acme's first
+	damage(bucketMembers, memberName("beta", "member"))
+	damage(bucketHeads, "gamma")
+	damage(bucketWorkspaces, "beta")
+	damage(bucketPolicy, nameActive)
+	damage(bucketAudit, number(3))
+
+	store := mustOpen(t, path, Config{})
+	ctx := t.Context()
+	_, _, damaged := loadAll(t, store)
+	got := make(map[storage.Damaged]bool)
+	for _, item := range damaged {
+		item.Err = nil
+		got[*item] = true
+	}
+	for _, want := range []storage.Damaged{
+		{},
+		{WorkspaceID: "acme", KeyID: storagetest.KeyID(0)},
+		{WorkspaceID: "beta", MemberID: "member"},
+		{WorkspaceID: "beta"},
+		{WorkspaceID: "gamma", Head: true},
+	} {
+		if !got[want] || len(got) != 5 {
+			t.Errorf("Load: damaged are %v, want %+v among five", got, want)
+		}
+	}
+	var problem *storage.DamagedError
+	if _, _, err := store.GetKey(ctx, "acme", storagetest.KeyID(0)); !errors.As(err, &problem) || problem.Kind != "key" || problem.Name != storagetest.KeyID(0) {
+		t.Errorf("GetKey: %v, want a DamagedError", err)
+	}
+	for _, keyID := range []string{storagetest.KeyID(1), storagetest.KeyID(10), storagetest.KeyID(21)} {
+		if _, _, err := store.GetKey(ctx, "", keyID); err != nil {
+			t.Errorf("GetKey(%s): %v", keyID, err)
+		}
+	}
+	if _, _, err := store.GetMember(ctx, "beta", "member"); !errors.As(err, &problem) || problem.Name != "member" {
+		t.Errorf("GetMember: %v, want a DamagedError", err)
+	}
+	if _, _, err := store.GetMember(ctx, "acme", "member"); err != nil {
+		t.Errorf("GetMember: %v", err)
+	}
+	damagedPages := map[string]error{"acme": storage.ErrDamaged, "": storage.ErrDamaged, "beta": nil}
+	for id, want := range damagedPages {
+		if _, err := store.ListKeys(ctx, storage.Query{WorkspaceID: id, Limit: 10}); !errors.Is(err, want) {
+			t.Errorf("ListKeys of %q: %v, want %v", id, err, want)
+		}
+	}
+	for id, want := range map[string]error{"acme": storage.ErrDamaged, "beta": nil, "gamma": storage.ErrDamaged} {
+		if _, err := store.ListAuditEvents(ctx, storage.Query{WorkspaceID: id, Limit: 10}); !errors.Is(err, want) {
+			t.Errorf("ListAuditEvents of %q: %v, want %v", id, err, want)
+		}
+	}
+	// A workspace whose head is damaged cannot be changed, whatever head is expected;
+	// others can.
+	for _, head := range []storage.Head{heads["gamma"], {}} {
+		gamma := &storagetest.Workspace{ID: "gamma", Head: head}
+		if _, err := store.Commit(ctx, gamma.PutMember("new", "admin")); !errors.Is(err, storage.ErrDamaged) {
+			t.Errorf("Commit: %v, want ErrDamaged", err)
+		}
+	}
+	acme := &storagetest.Workspace{ID: "acme", Head: heads["acme"]}
+	if _, err := store.Commit(ctx, acme.PutMember("new", "admin")); err != nil {
+		t.Errorf("Commit: %v", err)
+	}
+	var exists *storage.ExistsError
+	taken := &storagetest.Workspace{ID: "beta", Head: heads["beta"]}
+	if _, err := store.Commit(ctx, taken.CreateKey(storagetest.KeyID(0))); !errors.As(err, &exists) {
+		t.Errorf("Commit: %v; the id of a damaged key is taken", err)
+	}
+}
+
+// TestLostHead loses the head of a workspace, as a damaged name does. The workspace
+// must not be taken for a new one.
+func TestLostHead(t *testing.T) {
+	path, heads := small(t)
+	edit(t, path, func(tx *bolt.Tx) error {
+		return errors.Join(
+			tx.Bucket([]byte(bucketHeads)).Delete([]byte("beta")),
+			tx.Bucket([]byte(bucketHeads)).Delete([]byte(headName(""))),
+		)
+	})
+	store := mustOpen(t, path, Config{})
+	_, _, damaged := loadAll(t, store)
+	if len(damaged) != 2 || !damaged[0].Head || damaged[0].WorkspaceID != "" || damaged[1].WorkspaceID != "beta" {
+		t.Errorf("Load: damaged are %+v, want the heads of the policy and of beta", damaged)
+	}
+	for _, head := range []storage.Head{{}, heads["beta"]} {
+		beta := &storagetest.Workspace{ID: "beta", Head: head}
+		if _, err := store.Commit(t.Context(), beta.PutMember("new", "admin")); !errors.Is(err, storage.ErrDamaged) {
+			t.Errorf("Commit: %v, want ErrDamaged", err)
+		}
+	}
+	if _, err := store.Commit(t.Context(), storagetest.ApplyPolicy(storage.Head{}, "policy")); !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("Commit of the policy: %v, want ErrDamaged", err)
+	}
+}
+
+// TestVerifyPagesHonoursContext checks a large file with a context that ended.
+func TestVerifyPagesHonoursContext(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	p := &pages{ctx: ended, read: contextInterval - 1}
+	if _, err := p.claim(0, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("claim: %v, want context.Canceled", err)
+	}
+}

@@ -1,0 +1,141 @@
+package storage_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+)
+
+// content is what a Checker is shown.
+type content struct {
+	position storage.Position
+	feed     []*storagev1.FeedRecord
+	items    []storage.Item
+	events   []storage.AuditEvent
+}
+
+func (c *content) check(feed storage.FeedCheck) []string {
+	checker := &storage.Checker{Feed: feed}
+	checker.Position(c.position)
+	for _, entry := range c.feed {
+		checker.Entry(entry)
+	}
+	for _, item := range c.items {
+		checker.Item(item)
+	}
+	for _, event := range c.events {
+		checker.AuditEvent(event)
+	}
+	return checker.Problems()
+}
+
+// sound returns a workspace with a member and a key, whose revisions are 10, 20 …,
+// and another key that was purged.
+func sound(t *testing.T) *content {
+	t.Helper()
+	c := &content{}
+	workspace := storagetest.NewWorkspace("w")
+	do := func(change *storage.Change) {
+		t.Helper()
+		encoded, err := storage.Encode(change.Event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.position.Revision += 10
+		c.events = append(c.events, storage.AuditEvent{Record: change.Event, Encoded: encoded})
+		c.feed = append(c.feed, change.Feed(c.position.Revision, storage.HashAudit(encoded)))
+		workspace.Follow(change)
+	}
+	put := workspace.PutMember("member", "admin")
+	do(put)
+	create := workspace.CreateKey(storagetest.KeyID(1))
+	do(create)
+	purged := workspace.CreateKey(storagetest.KeyID(2))
+	do(purged)
+	do(workspace.DeleteKey(purged.PutKeys[0]))
+	c.items = []storage.Item{
+		{Workspace: put.PutWorkspace},
+		{Member: put.PutMembers[0]},
+		{Head: &storage.WorkspaceHead{WorkspaceID: "w", Head: workspace.Head}},
+		{Key: create.PutKeys[0]},
+	}
+	return c
+}
+
+func TestCheckerAcceptsWhatIsSound(t *testing.T) {
+	if problems := (&content{}).check(storage.FeedDense); problems != nil {
+		t.Errorf("an empty store: %q", problems)
+	}
+	if problems := sound(t).check(storage.FeedSparse); problems != nil {
+		t.Errorf("a sparse feed: %q", problems)
+	}
+	trimmed := sound(t)
+	trimmed.feed = trimmed.feed[2:]
+	if problems := trimmed.check(storage.FeedSparse); problems != nil {
+		t.Errorf("a trimmed feed: %q", problems)
+	}
+	unseen := sound(t)
+	unseen.feed = nil
+	if problems := unseen.check(storage.FeedUnseen); problems != nil {
+		t.Errorf("a feed that is not seen: %q", problems)
+	}
+}
+
+// TestCheckerFinds has what a file of one backend cannot show; the rest is planted
+// in files, beside the backend.
+func TestCheckerFinds(t *testing.T) {
+	damaged := errors.New("it is damaged")
+	for name, test := range map[string]struct {
+		feed storage.FeedCheck
+		edit func(c *content)
+		want string
+	}{
+		"gap in a dense feed": {storage.FeedDense, func(*content) {}, "feed: revisions between 10 and 20 are missing"},
+		"feed out of order":   {storage.FeedSparse, func(c *content) { c.feed[1], c.feed[2] = c.feed[2], c.feed[1] }, "feed: revision 20 follows on 30"},
+		"hole in a sparse feed": {storage.FeedSparse, func(c *content) {
+			c.feed = slices.Delete(c.feed, 2, 3)
+		}, "audit event 3: not in the feed, though one before it is"},
+		"an entry twice": {storage.FeedSparse, func(c *content) {
+			c.feed[2].AuditHash = c.feed[1].GetAuditHash()
+		}, "name the same audit event"},
+		"an event twice":    {storage.FeedUnseen, func(c *content) { c.events = append(c.events, c.events[3]) }, "audit event 4 follows on 4"},
+		"a head twice":      {storage.FeedUnseen, func(c *content) { c.items = append(c.items, c.items[2]) }, "there are two heads"},
+		"a workspace twice": {storage.FeedUnseen, func(c *content) { c.items = append(c.items, c.items[0]) }, "there are two records"},
+		"a member twice":    {storage.FeedUnseen, func(c *content) { c.items = append(c.items, c.items[1]) }, `member "member" of workspace "w": there are two records`},
+		"a key twice":       {storage.FeedUnseen, func(c *content) { c.items = append(c.items, c.items[3]) }, "there are two records"},
+		"a policy twice": {storage.FeedUnseen, func(c *content) {
+			policy := storage.Item{Policy: &storagev1.PolicyRecord{}}
+			c.items = append(c.items, policy, policy)
+		}, "policy: there are two"},
+		"a policy without head": {storage.FeedUnseen, func(c *content) {
+			c.items = append(c.items, storage.Item{Policy: &storagev1.PolicyRecord{}})
+		}, "policy: it has no head"},
+		"an empty item": {storage.FeedUnseen, func(c *content) { c.items = append(c.items, storage.Item{}) }, "an item without content"},
+		"a damaged key": {storage.FeedUnseen, func(c *content) {
+			c.items[3] = storage.Item{Damaged: &storage.Damaged{WorkspaceID: "w", KeyID: storagetest.KeyID(1), Err: damaged}}
+		}, "it is damaged"},
+		"a damaged head": {storage.FeedUnseen, func(c *content) {
+			c.items[2] = storage.Item{Damaged: &storage.Damaged{WorkspaceID: "w", Head: true, Err: damaged}}
+		}, "it is damaged"},
+		"a purge that names others": {storage.FeedUnseen, func(c *content) {
+			c.events[3].Record.Details["key_ids"] = "other," + storagetest.KeyID(1)
+		}, "created by event 3, is not there and was not purged"},
+		"revision 0": {storage.FeedUnseen, func(c *content) { c.position = storage.Position{} }, "position: revision 0"},
+	} {
+		c := sound(t)
+		test.edit(c)
+		problems := c.check(test.feed)
+		if !slices.ContainsFunc(problems, func(problem string) bool { return strings.Contains(problem, test.want) }) {
+			t.Errorf("%s: %q, want one with %q", name, problems, test.want)
+		}
+		// One thing that cannot be read is one problem, not many.
+		if strings.HasPrefix(name, "a damaged") && len(problems) != 1 {
+			t.Errorf("%s: %q, want one", name, problems)
+		}
+	}
+}

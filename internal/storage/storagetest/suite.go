@@ -1,0 +1,211 @@
+// Package storagetest is what every storage.Store must pass: backends, and wrappers
+// around one. It covers the promises that the interface makes, sentence by
+// sentence, and knows nothing of any backend; what one backend promises beyond
+// them is tested beside it, or in the hooks of Backend. No promise can be skipped.
+//
+// The package also has what such tests are made of: changes that are valid
+// (Workspace), a model to compare with (Model), and Check.
+package storagetest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// Backend is the store of one test.
+type Backend struct {
+	// Open opens it, for the first time and again after it was closed: then it holds
+	// what it held.
+	Open func(t testing.TB) storage.Store
+	// Check fails the test if what is stored is not sound, by means of the backend's
+	// own. It runs at the end of every test, when the store is closed. May be nil.
+	Check func(t testing.TB)
+}
+
+// Factory returns a new backend, with an empty store, for one test.
+type Factory func(t testing.TB) Backend
+
+// patience is how long anything may take that does not depend on the test.
+const patience = 30 * time.Second
+
+// Run runs the whole suite.
+func Run(t *testing.T, factory Factory) {
+	t.Helper()
+	groups := []struct {
+		name  string
+		tests []test
+	}{
+		{"Commit", commitTests},
+		{"Read", readTests},
+		{"Watch", watchTests},
+		{"Lifecycle", lifecycleTests},
+		{"Concurrency", concurrencyTests},
+		{"Model", modelTests},
+	}
+	for _, group := range groups {
+		t.Run(group.name, func(t *testing.T) {
+			for _, test := range group.tests {
+				t.Run(test.name, func(t *testing.T) {
+					s := newSuite(t, factory)
+					test.run(s)
+					s.finish()
+				})
+			}
+		})
+	}
+}
+
+// test is one test of the suite. When it ends, the store must hold what the model
+// holds.
+type test struct {
+	name string
+	run  func(s *suite)
+}
+
+// suite is what one test has: a store, and a model of what it should hold.
+type suite struct {
+	*testing.T
+
+	factory Factory
+	backend Backend
+	store   storage.Store
+	model   *Model
+	ctx     context.Context //nolint:containedctx // that of one test
+}
+
+func newSuite(t *testing.T, factory Factory) *suite {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	s := &suite{T: t, factory: factory, backend: factory(t), model: NewModel(), ctx: ctx}
+	s.open()
+	t.Cleanup(func() { _ = s.store.Close() })
+	return s
+}
+
+func (s *suite) open() {
+	s.Helper()
+	s.store = s.backend.Open(s.T)
+}
+
+// reopen closes the store and opens it again.
+func (s *suite) reopen() {
+	s.Helper()
+	if err := s.store.Close(); err != nil {
+		s.Fatalf("Close: %v", err)
+	}
+	s.open()
+}
+
+// finish ends every test: the store, reopened, is sound and holds what the model
+// holds.
+func (s *suite) finish() {
+	s.Helper()
+	s.reopen()
+	s.model.Compare(s.T, s.store)
+	Check(s.T, s.store)
+	if err := s.store.Close(); err != nil {
+		s.Errorf("Close: %v", err)
+	}
+	if s.backend.Check != nil {
+		s.backend.Check(s.T)
+	}
+}
+
+// commit makes a change that must succeed and returns its revision.
+func (s *suite) commit(change *storage.Change) int64 {
+	s.Helper()
+	before := s.model.Revision()
+	revision, err := s.store.Commit(s.ctx, change)
+	if err != nil {
+		s.Fatalf("Commit: %v", err)
+	}
+	if revision <= before {
+		s.Fatalf("Commit: revision %d after %d", revision, before)
+	}
+	s.model.Apply(change, revision)
+	return revision
+}
+
+// do makes a change of a workspace that must succeed.
+func (s *suite) do(workspace *Workspace, change *storage.Change) int64 {
+	s.Helper()
+	revision := s.commit(change)
+	workspace.Follow(change)
+	return revision
+}
+
+// begin returns a workspace with one member, "member".
+func (s *suite) begin(id string) *Workspace {
+	s.Helper()
+	workspace := NewWorkspace(id)
+	s.do(workspace, workspace.PutMember("member", "admin"))
+	return workspace
+}
+
+// create adds a key and returns its record.
+func (s *suite) create(workspace *Workspace, keyID string, requestIDs ...string) *storagev1.KeyRecord {
+	s.Helper()
+	change := workspace.CreateKey(keyID, requestIDs...)
+	s.do(workspace, change)
+	return change.PutKeys[0]
+}
+
+// refused makes a change that must fail with an error that is wanted, and must
+// change nothing.
+func (s *suite) refused(change *storage.Change, want error) {
+	s.Helper()
+	if _, err := s.store.Commit(s.ctx, change); !errors.Is(err, want) {
+		s.Errorf("Commit: %v, want %v", err, want)
+	}
+	s.unchanged()
+}
+
+// exists makes a change that must fail because a key or request id is there.
+func (s *suite) exists(change *storage.Change, want storage.ExistsError) {
+	s.Helper()
+	_, err := s.store.Commit(s.ctx, change)
+	var got *storage.ExistsError
+	if !errors.As(err, &got) || *got != want {
+		s.Errorf("Commit: %v, want %v", err, &want)
+	}
+	s.unchanged()
+}
+
+// unchanged fails the test unless the store's revision is the model's.
+func (s *suite) unchanged() {
+	s.Helper()
+	position, err := s.store.Load(s.ctx, func(storage.Item) error { return nil })
+	if err != nil || position.Revision != s.model.Revision() {
+		s.Errorf("Load: revision %d, %v; want %d, unchanged", position.Revision, err, s.model.Revision())
+	}
+}
+
+// getKey reads a key that must be there.
+func (s *suite) getKey(workspaceID, keyID string) *storagev1.KeyRecord {
+	s.Helper()
+	key, _, err := s.store.GetKey(s.ctx, workspaceID, keyID)
+	if err != nil {
+		s.Fatalf("GetKey(%q, %s): %v", workspaceID, keyID, err)
+	}
+	return key
+}
+
+func (s *suite) equal(title string, got, want proto.Message) {
+	s.Helper()
+	if !proto.Equal(got, want) {
+		s.Errorf("%s: %v, want %v", title, got, want)
+	}
+}
+
+// rename returns an edit of a key that gives it a name.
+func rename(name string) func(*storagev1.KeyRecord) {
+	return func(key *storagev1.KeyRecord) { key.Name = name }
+}
