@@ -426,8 +426,15 @@ func TestRedaction(t *testing.T) {
 			t.Errorf("%s: got %q, want %q", flag, direct, shown)
 		}
 		for _, value := range []any{
-			made, &made, nested{"n", made}, &nested{"n", made}, deeper{&nested{"n", made}},
-			[]Token{made}, map[string]Token{"k": made}, []any{made}, struct{ T *Token }{&made}, struct{ t any }{made},
+			made, &made,
+			nested{"n", made},
+			&nested{"n", made},
+			deeper{&nested{"n", made}},
+			[]Token{made},
+			map[string]Token{"k": made},
+			[]any{made},
+			struct{ T *Token }{&made},
+			struct{ t any }{made},
 		} {
 			assertNoLeak(t, flag, made, fmt.Sprintf(flag, value))
 		}
