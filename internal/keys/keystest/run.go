@@ -35,7 +35,7 @@ var (
 )
 
 // liveLimit is the limit of the policy of a run; small, so that it is met.
-const liveLimit = 12
+const liveLimit = 4
 
 // Run plays a number of random operations, with restarts and steps of the clock, on a
 // new store and on a model, and fails where they differ. It returns a digest of
@@ -268,7 +268,7 @@ func (r *run) requestID() *string {
 	}
 	number := r.requests
 	if r.chance(4) {
-		number = r.random.IntN(r.requests)
+		number = max(0, r.requests-1-r.random.IntN(60)) // some of them are purged by now
 	} else {
 		r.requests++
 	}
@@ -519,6 +519,11 @@ func (r *run) validate() {
 	if r.chance(3) {
 		workspaceID = pick(r, workspaceIDs)
 	}
+	if len(r.model.order) > 0 && r.chance(2) {
+		// Something that is likely to be allowed.
+		key := r.model.keys[pick(r, r.model.order[max(0, len(r.model.order)-10):])]
+		token, scope, address, workspaceID = key.secrets[0].token, pick(r, key.scopes), "192.0.2.7", key.workspace
+	}
 	want := r.model.validate(token, scope, workspaceID, address)
 	question := validation.Question{
 		Token: token, Requirement: decide.Requirement{Scope: scope}, WorkspaceID: workspaceID,
@@ -631,6 +636,7 @@ func (r *run) restart() {
 	if behind := r.model.now.Sub(r.Clock.Now()); behind > 0 {
 		r.Clock.Advance(behind)
 	}
+	r.compare()
 }
 
 // compare compares everything that can be read.
