@@ -279,10 +279,19 @@ func (r *run) requestID() *string {
 // lifetime returns when a secret expires: as asked for, or in a year.
 func (r *run) lifetime() (asked *timestamppb.Timestamp, until time.Time) {
 	if r.chance(2) {
-		return nil, r.now().AddDate(1, 0, 0) // no 29 February in the years of a run is met: see TestOneYear
+		return nil, r.yearFromNow()
 	}
 	until = r.now().Add(time.Duration(1+r.random.IntN(24*60)) * time.Hour)
 	return timestamppb.New(until), until
+}
+
+// yearFromNow returns the same moment a year later; for 29 February the 28th.
+func (r *run) yearFromNow() time.Time {
+	now := r.now()
+	if now.Month() == time.February && now.Day() == 29 {
+		now = now.AddDate(0, 0, -1)
+	}
+	return now.AddDate(1, 0, 0)
 }
 
 func (r *run) create() {
@@ -359,8 +368,8 @@ func (r *run) rotate() {
 	asked, until := r.lifetime()
 	if asked == nil {
 		newest := key.secrets[0]
-		if until = r.now().Add(newest.expire.Sub(newest.created)); until.After(r.now().AddDate(1, 0, 0)) {
-			until = r.now().AddDate(1, 0, 0)
+		if until = r.now().Add(newest.expire.Sub(newest.created)); until.After(r.yearFromNow()) {
+			until = r.yearFromNow()
 		}
 	}
 	rotating := len(key.secrets) > 1 && r.now().Before(key.secrets[1].end)
