@@ -124,6 +124,7 @@ else goes to standard error. The exit status is 0, or 1 after an error; that of
 		a.keyCommand(),
 		a.validateCommand(),
 		a.memberCommand(),
+		a.workspaceCommand(),
 		a.policyCommand(),
 		a.checkCommand(),
 		a.versionCommand(),

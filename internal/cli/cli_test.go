@@ -50,11 +50,18 @@ type fake struct {
 	createKey   func(context.Context, *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error)
 	getKey      func(context.Context, *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error)
 	listKeys    func(context.Context, *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error)
+	updateKey   func(context.Context, *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error)
+	rotateKey   func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error)
+	finish      func(context.Context, *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error)
 	revokeKey   func(context.Context, *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error)
+	revokeToken func(context.Context, *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error)
 	putMember   func(context.Context, *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error)
 	getMember   func(context.Context, *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error)
 	listMembers func(context.Context, *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error)
+	remove      func(context.Context, *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error)
+	removeAll   func(context.Context, *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error)
 	getPolicy   func(context.Context, *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error)
+	applyPolicy func(context.Context, *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error)
 	validateKey func(context.Context, *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error)
 }
 
@@ -92,6 +99,34 @@ func (f *fake) GetPolicy(ctx context.Context, r *keysvcv1.GetPolicyRequest) (*ke
 
 func (f *fake) ValidateKey(ctx context.Context, r *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
 	return f.validateKey(ctx, r)
+}
+
+func (f *fake) UpdateKey(ctx context.Context, r *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
+	return f.updateKey(ctx, r)
+}
+
+func (f *fake) RotateKey(ctx context.Context, r *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
+	return f.rotateKey(ctx, r)
+}
+
+func (f *fake) FinishRotation(ctx context.Context, r *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
+	return f.finish(ctx, r)
+}
+
+func (f *fake) RevokeToken(ctx context.Context, r *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
+	return f.revokeToken(ctx, r)
+}
+
+func (f *fake) RemoveMember(ctx context.Context, r *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
+	return f.remove(ctx, r)
+}
+
+func (f *fake) RemoveWorkspace(ctx context.Context, r *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error) {
+	return f.removeAll(ctx, r)
+}
+
+func (f *fake) ApplyPolicy(ctx context.Context, r *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error) {
+	return f.applyPolicy(ctx, r)
 }
 
 // start serves f on loopback and returns where.
@@ -188,7 +223,12 @@ func (r result) want(t *testing.T, status int, stdout, stderr string) {
 // golden compares text with a file in testdata.
 func golden(t *testing.T, name, text string) {
 	t.Helper()
-	file := filepath.Join("testdata", name)
+	goldenAt(t, filepath.Join("testdata", name), text)
+}
+
+// goldenAt is golden for tests that left the folder of the package.
+func goldenAt(t *testing.T, file, text string) {
+	t.Helper()
 	if *update {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -220,7 +260,8 @@ func TestUsage(t *testing.T) {
 		{[]string{"key", "list", "--state", "gone"}, 1, "error: --state: allowed are active, suspended, expired, revoked (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--limit", "0"}, 1, "error: --limit must be at least 1 (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--timeout", "0s"}, 1, "error: --timeout must be more than 0 (see keysvc key list --help)\n"},
-		{[]string{"key", "revoke", "x"}, 1, "error: required flag(s) \"workspace\" not set\n"},
+		{[]string{"key", "revoke", "x"}, 1, "error: --workspace is needed (see keysvc key revoke --help)\n"},
+		{[]string{"key", "finish-rotation", "x"}, 1, "error: required flag(s) \"workspace\" not set\n"},
 		{[]string{"version", "x"}, 1, "error: takes flags only, no argument (see keysvc version --help)\n"},
 	}
 	for _, test := range tests {

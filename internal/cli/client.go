@@ -155,14 +155,17 @@ func (d *dialer) intercept(timeout time.Duration) grpc.UnaryClientInterceptor {
 			requestID: first(header.Get(requestIDHeader), trailer.Get(requestIDHeader)),
 			dial:      d.lastError(),
 			timeout:   timeout,
-			changes:   !isRead(method),
+			changes:   !isRead(method, request),
 		}
 	}
 }
 
-// isRead reports whether the method, named in full, changes nothing. An unknown
-// one is taken to change something.
-func isRead(method string) bool {
+// isRead reports whether the call of a method, named in full, changes nothing. An
+// unknown one is taken to change something.
+func isRead(method string, request any) bool {
+	if rehearsed, can := request.(interface{ GetValidateOnly() bool }); can && rehearsed.GetValidateOnly() {
+		return true
+	}
 	name := method[strings.LastIndex(method, "/")+1:]
 	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate"} {
 		if strings.HasPrefix(name, verb) {

@@ -16,6 +16,8 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
 // errorDomain is the domain of the ErrorInfo that keysvc sends.
@@ -37,6 +39,7 @@ func (a *app) printError(ctx context.Context, err error) {
 		lines = []string{"interrupted"}
 		if call.changes {
 			lines[0] += "; " + outcomeUnknown
+			lines = append(lines, call.advice...)
 		}
 	case errors.As(err, &call):
 		lines = call.lines()
@@ -68,6 +71,8 @@ type callError struct {
 	timeout time.Duration
 	// changes says that the call would have changed something.
 	changes bool
+	// advice says what to do now, a line each. The command knows it.
+	advice []string
 }
 
 // Error returns the first line of what there is to say.
@@ -75,6 +80,44 @@ func (e *callError) Error() string { return e.lines()[0] }
 
 // Unwrap gives the status to errors.As and status.FromError.
 func (e *callError) Unwrap() error { return e.status.Err() }
+
+// advise adds what to do now to the error of a call; advice returns "" if it has
+// nothing to say on it.
+func advise(err error, advice func(*callError) string) error {
+	if call, isCall := errors.AsType[*callError](err); isCall {
+		if text := advice(call); text != "" {
+			call.advice = append(call.advice, text)
+		}
+	}
+	return err
+}
+
+// has reports whether keysvc gave the reason.
+func (e *callError) has(reason keysvcv1.ErrorReason) bool {
+	for _, detail := range e.status.Details() {
+		if info, isInfo := detail.(*errdetails.ErrorInfo); isInfo && info.GetDomain() == errorDomain {
+			return "ERROR_REASON_"+info.GetReason() == reason.String()
+		}
+	}
+	return false
+}
+
+// maybeDone reports whether the change may have been made all the same.
+func (e *callError) maybeDone() bool {
+	if !e.changes {
+		return false
+	}
+	if e.has(keysvcv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN) {
+		return true
+	}
+	switch e.status.Code() {
+	case codes.Canceled, codes.DeadlineExceeded:
+		return true
+	case codes.Unavailable:
+		return e.dial == nil && len(e.status.Details()) == 0
+	}
+	return false
+}
 
 // lines returns the headline, and then a line for each detail.
 func (e *callError) lines() []string {
@@ -104,7 +147,7 @@ func (e *callError) lines() []string {
 	if e.requestID != "" {
 		details = append(details, "request id: "+e.requestID)
 	}
-	return append([]string{e.headline(reason)}, details...)
+	return append([]string{e.headline(reason)}, append(details, e.advice...)...)
 }
 
 func (e *callError) headline(reason string) string {

@@ -84,6 +84,39 @@ func (s *span) Set(text string) error {
 }
 
 func parseSpan(text string) (time.Duration, error) {
+	duration, err := parseDuration(text)
+	if err == nil && duration == 0 {
+		return 0, errors.New("must be more than 0")
+	}
+	return duration, err
+}
+
+// overlapValue is how long an old token goes on, 0 included. It is never empty: a
+// variable that a script forgot to set must not end tokens.
+type overlapValue time.Duration
+
+func (o *overlapValue) String() string {
+	if *o == 0 {
+		return ""
+	}
+	return time.Duration(*o).String()
+}
+
+// Type names the value in the help text.
+func (*overlapValue) Type() string { return "duration" }
+
+// Set reads the duration.
+func (o *overlapValue) Set(text string) error {
+	duration, err := parseDuration(text)
+	if err != nil {
+		return err
+	}
+	*o = overlapValue(duration)
+	return nil
+}
+
+// parseDuration reads a duration, 0 included, that may be given in days.
+func parseDuration(text string) (time.Duration, error) {
 	const day = 24 * time.Hour
 	var duration time.Duration
 	rest := text
@@ -101,8 +134,8 @@ func parseSpan(text string) (time.Duration, error) {
 		}
 		duration += more
 	}
-	if duration <= 0 {
-		return 0, errors.New("must be more than 0")
+	if text == "" {
+		return 0, errors.New("is empty")
 	}
 	return duration, nil
 }

@@ -86,9 +86,10 @@ func TestAway(t *testing.T) {
 		want   string
 	}{
 		{0, "just now"},
-		{-29 * time.Second, "just now"},
-		{29 * time.Second, "in a moment"},
-		{31 * time.Second, "in a minute"},
+		{3 * time.Millisecond, "just now"},
+		{-59 * time.Second, "just now"},
+		{59 * time.Second, "just now"},
+		{time.Minute, "in a minute"},
 		{-89 * time.Second, "a minute ago"},
 		{-91 * time.Second, "2 minutes ago"},
 		{119 * time.Minute, "in 119 minutes"},
@@ -101,6 +102,26 @@ func TestAway(t *testing.T) {
 	for _, test := range tests {
 		if got := p.away(timestamppb.New(now.Add(test.offset))); got != test.want {
 			t.Errorf("away(%s) = %q, want %q", test.offset, got, test.want)
+		}
+		if test.offset >= time.Millisecond && test.offset < time.Minute {
+			test.want = "in less than a minute"
+		}
+		if got := p.left(timestamppb.New(now.Add(test.offset))); got != test.want {
+			t.Errorf("left(%s) = %q, want %q", test.offset, got, test.want)
+		}
+	}
+}
+
+func TestOverlap(t *testing.T) {
+	for _, text := range []string{"0", "0s", "0d", "24h", "7d", "1d12h"} {
+		if err := new(overlapValue).Set(text); err != nil {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	// Not what a script gives that forgot to set its variable.
+	for _, text := range []string{"", " ", "-1h", "d", "none", "1"} {
+		if err := new(overlapValue).Set(text); err == nil {
+			t.Errorf("%q is taken", text)
 		}
 	}
 }

@@ -2,15 +2,16 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
@@ -18,12 +19,15 @@ import (
 func (a *app) keyCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:     "key",
-		Short:   "Create, look at and revoke keys",
+		Short:   "Create, look at, change, rotate and revoke keys",
 		Example: `  keysvc key list --workspace acme`,
 	},
 		a.keyCreateCommand(),
 		a.keyGetCommand(),
 		a.keyListCommand(),
+		a.keyUpdateCommand(),
+		a.keyRotateCommand(),
+		a.keyFinishRotationCommand(),
 		a.keyRevokeCommand(),
 	)
 }
@@ -72,9 +76,20 @@ standard error. Nobody can show the token again.
 		request.ActorMemberId = optional(cmd, "actor", actor)
 		response, err := s.keys.CreateKey(ctx, request)
 		if err != nil {
-			return err
+			return advise(err, func(call *callError) string {
+				switch {
+				case call.has(keysvcv1.ErrorReason_ERROR_REASON_REQUEST_ID_USED):
+					return "nobody can show a token again: if the answer of then was lost, give that key another token with keysvc key rotate and --overlap 0"
+				case call.maybeDone() && request.RequestId != nil:
+					return "repeat it with the same --request-id: there will not be a second key"
+				case call.maybeDone():
+					return "keysvc key list shows whether there is the key; if so, nobody has its token: revoke it"
+				}
+				return ""
+			})
 		}
-		return s.issued(response)
+		lost := fmt.Sprintf("revoke the key: keysvc key revoke %s --workspace %s", response.GetKey().GetKeyId(), request.GetWorkspaceId())
+		return s.issued(response, lost, "")
 	})
 }
 
@@ -86,14 +101,17 @@ type tokenResponse interface {
 }
 
 // issued shows a new token and its key. The token comes first: what fails after
-// that loses nothing.
-func (s *session) issued(response tokenResponse) error {
-	key := response.GetKey()
+// that loses nothing. lost says what to do about a token that could not be shown, next
+// is a line on what to do with it.
+func (s *session) issued(response tokenResponse, lost, next string) error {
 	err := s.out.answer(response, func() error { return s.out.write([]byte(response.GetToken() + "\n")) })
 	if err != nil {
-		return fmt.Errorf("%w; the token is lost, so revoke the key: keysvc key revoke %s --workspace %s", err, key.GetKeyId(), key.GetWorkspaceId())
+		return fmt.Errorf("%w; the token is lost, so %s", err, lost)
 	}
-	text := s.out.keyRecord(key) + "\nThe token is shown this once: keep it where secrets are kept. Nobody can show it again.\n"
+	text := s.out.keyRecord(response.GetKey()) + "\nThe token is shown this once: keep it where secrets are kept. Nobody can show it again.\n"
+	if next != "" {
+		text += printable(next) + "\n"
+	}
 	_, err = io.WriteString(s.Stderr, text)
 	return err
 }
@@ -124,9 +142,17 @@ func (a *app) keyListCommand() *cobra.Command {
 		Short: "List keys, newest first",
 		Long: `List keys, newest first. Filters narrow each other. Dates are in UTC.
 
+The table says which keys expire soon, within 30 days; which are in rotation, so
+that an old token still works beside the new one; and which were never used. A
+last-used date lags by up to the server's --usage-interval.
+
+A revoked key neither expires nor goes out of use: with one of the --expiring and
+--unused flags, and no --state, revoked keys are left out.
+
 ` + fmt.Sprintf(listHelp, "keys") + "\n\n" + jsonHelp,
 		Example: `  keysvc key list --workspace acme
-  keysvc key list --workspace acme --state active --expiring-within 30d
+  keysvc key list --expiring-within 30d --state active,suspended
+  keysvc key list --expiring-within 30d --unused-for 90d
   keysvc key list --all --unused-for 90d -o json | jq -r '.keys[].key_id'`,
 	}
 	var (
@@ -165,6 +191,9 @@ func (a *app) keyListCommand() *cobra.Command {
 			}
 			request.States = append(request.States, keysvcv1.KeyState(state))
 		}
+		if len(states) == 0 && (request.GetExpiringBefore() != nil || request.GetUnusedSince() != nil) {
+			request.States = append(slices.Clone(liveStates), keysvcv1.KeyState_KEY_STATE_EXPIRED)
+		}
 		// A page token belongs to its filters, and "30 days from now" will be
 		// another filter in a minute.
 		var again string
@@ -174,17 +203,18 @@ func (a *app) keyListCommand() *cobra.Command {
 		if unusedFor != 0 {
 			again += " and --unused-since " + request.GetUnusedSince().AsTime().Format(time.RFC3339) + " in place of --unused-for"
 		}
+		withWorkspace := *workspace == ""
 		return listing[*keysvcv1.ListKeysResponse]{
 			plural: "keys",
 			again:  again,
-			header: []string{"KEY ID", "WORKSPACE", "MEMBER", "NAME", stateHeader, "CREATED", "LAST USED", "EXPIRES", "SCOPES"},
+			header: keyHeader(withWorkspace),
 			fetch: func(pageSize int32, pageToken string) (*keysvcv1.ListKeysResponse, error) {
 				request.PageSize, request.PageToken = pageSize, pageToken
 				return s.keys.ListKeys(ctx, request)
 			},
 			rows: func(response *keysvcv1.ListKeysResponse, t *table) int {
 				for _, key := range response.GetKeys() {
-					t.add(s.out.keyRow(key)...)
+					t.add(s.out.keyRow(key, withWorkspace)...)
 				}
 				return len(response.GetKeys())
 			},
@@ -192,20 +222,109 @@ func (a *app) keyListCommand() *cobra.Command {
 	})
 }
 
+func (a *app) keyUpdateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "update KEY_ID",
+		Short: "Change the name, scopes, labels or networks of a key",
+		Long: `Change a key that is neither revoked nor expired. What no flag names stays as it is.
+
+Scopes, labels and networks are replaced whole: give all that the key shall have,
+not only what is new. The last scope cannot be taken away; revoke the key instead.
+
+With --etag the change is refused if the key was changed since it had that etag;
+keysvc key get shows it.
+
+` + jsonHelp,
+		Example: `  keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --name "nightly deploy"
+  keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --scope emails:read,assets:read --clear-cidrs
+  keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --label team=web --label stage=test --etag 2b`,
+		Args: positional("KEY_ID"),
+	}
+	key := &keysvcv1.Key{}
+	var (
+		scopes, cidrs commaList
+		annotations   labels
+	)
+	flags := cmd.Flags()
+	flags.StringVar(&key.WorkspaceId, "workspace", "", "the key's workspace")
+	flags.StringVar(&key.Name, "name", "", "what people call the key")
+	flags.Var(&scopes, "scope", "a scope that the key shall have, in place of all it has; can be repeated, or several with commas")
+	flags.Var(&annotations, "label", "an annotation, in place of all there are; can be repeated")
+	clearLabels := flags.Bool("clear-labels", false, "take all annotations away")
+	flags.Var(&cidrs, "allow-cidr", "a network that the key may be used from, in place of all there are; can be repeated")
+	clearCIDRs := flags.Bool("clear-cidrs", false, "let the key be used from anywhere")
+	etag := flags.String("etag", "", "refuse the change if the key has another etag")
+	actor := actorFlag(cmd)
+	required(cmd, "workspace")
+	cmd.MarkFlagsMutuallyExclusive("label", "clear-labels")
+	cmd.MarkFlagsMutuallyExclusive("allow-cidr", "clear-cidrs")
+
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		key.KeyId, key.Scopes, key.Labels, key.AllowedCidrs = args[0], scopes, annotations, cidrs
+		mask := &fieldmaskpb.FieldMask{}
+		for _, masked := range []struct {
+			field string
+			given bool
+		}{
+			{"name", flags.Changed("name")},
+			{"scopes", len(scopes) > 0},
+			{"labels", len(annotations) > 0 || *clearLabels},
+			{"allowed_cidrs", len(cidrs) > 0 || *clearCIDRs},
+		} {
+			if masked.given {
+				mask.Paths = append(mask.Paths, masked.field)
+			}
+		}
+		if len(mask.GetPaths()) == 0 {
+			return usageError(cmd, "nothing to change: --name, --scope, --label, --clear-labels, --allow-cidr or --clear-cidrs is needed")
+		}
+		response, err := s.keys.UpdateKey(ctx, &keysvcv1.UpdateKeyRequest{
+			Key:           key,
+			UpdateMask:    mask,
+			Etag:          optional(cmd, "etag", etag),
+			ActorMemberId: optional(cmd, "actor", actor),
+		})
+		if err != nil {
+			return err
+		}
+		return s.out.answer(response, func() error { return s.out.key(response.GetKey()) })
+	})
+}
+
 func (a *app) keyRevokeCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "revoke KEY_ID",
+		Use:   "revoke {KEY_ID --workspace WORKSPACE_ID | --token-stdin}",
 		Short: "Revoke a key, at once and for good",
 		Long: `Revoke a key, at once and for good. Repeating it is no error.
 
+With --token-stdin the key is the one of a token, for tokens that have leaked: it is
+read from standard input, at a terminal asked for, and shown nowhere. Every token of
+the key stops working, the one of a rotation included. A token that has expired or
+was rotated away is not found: it is harmless already.
+
 ` + jsonHelp,
-		Example: `  keysvc key revoke 9fQ2mXc7Lr0TzB4w --workspace acme`,
-		Args:    positional("KEY_ID"),
+		Example: `  keysvc key revoke 9fQ2mXc7Lr0TzB4w --workspace acme
+  keysvc key revoke --token-stdin <leaked.txt`,
+		Args: cobra.ArbitraryArgs, // RunE looks at them: which are right depends on the flags
 	}
-	workspace := cmd.Flags().String("workspace", "", "the key's workspace")
+	flags := cmd.Flags()
+	workspace := flags.String("workspace", "", "the key's workspace")
+	tokenStdin := flags.Bool("token-stdin", false, "revoke the key of the token on standard input")
 	actor := actorFlag(cmd)
-	required(cmd, "workspace")
+	cmd.MarkFlagsMutuallyExclusive("workspace", "token-stdin")
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		if *tokenStdin {
+			if len(args) > 0 {
+				return usageError(cmd, "--token-stdin takes no argument; the token comes from standard input")
+			}
+			return s.revokeToken(ctx, optional(cmd, "actor", actor))
+		}
+		if err := positional("KEY_ID")(cmd, args); err != nil {
+			return err
+		}
+		if *workspace == "" {
+			return usageError(cmd, "--workspace is needed")
+		}
 		response, err := s.keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{
 			WorkspaceId:   *workspace,
 			KeyId:         args[0],
@@ -218,77 +337,22 @@ func (a *app) keyRevokeCommand() *cobra.Command {
 	})
 }
 
-const keyStatePrefix = "KEY_STATE_"
-
-// keyStates returns the states that keys can be in, as people write them.
-func keyStates() []string {
-	var words []string
-	for _, number := range slices.Sorted(maps.Keys(keysvcv1.KeyState_name)) {
-		if number != 0 {
-			words = append(words, enumWord(keysvcv1.KeyState(number), keyStatePrefix))
-		}
+// revokeToken revokes the key of the token on standard input.
+func (s *session) revokeToken(ctx context.Context, actor *string) error {
+	text, err := s.readToken(ctx, true)
+	if err != nil {
+		return err
 	}
-	return words
-}
-
-// keyRow is a key's line in a list. Scopes come last, as there may be many.
-func (p *printer) keyRow(key *keysvcv1.Key) []string {
-	const most = 6
-	scopes := key.GetScopes()
-	text := strings.Join(scopes[:min(most, len(scopes))], ", ")
-	if len(scopes) > most {
-		text += fmt.Sprintf(" and %d more", len(scopes)-most)
+	// What stuck to a leaked token where it was copied must not hide it.
+	text = strings.TrimSpace(text)
+	if text == "" {
+		return errors.New("there is no token on standard input")
 	}
-	expires := day(key.GetExpireTime(), "-")
-	if key.GetState() == keysvcv1.KeyState_KEY_STATE_ACTIVE && key.GetExpireTime() != nil {
-		expires += " (" + p.away(key.GetExpireTime()) + ")"
+	response, err := s.keys.RevokeToken(ctx, &keysvcv1.RevokeTokenRequest{Token: text, ActorMemberId: actor})
+	if err != nil {
+		return err
 	}
-	return []string{
-		key.GetKeyId(), key.GetWorkspaceId(), key.GetMemberId(), key.GetName(),
-		enumWord(key.GetState(), keyStatePrefix),
-		day(key.GetCreateTime(), "-"), day(key.GetLastUsedTime(), "never"), expires, text,
-	}
-}
-
-func (p *printer) key(key *keysvcv1.Key) error { return p.write([]byte(p.keyRecord(key))) }
-
-// keyRecord is all there is to know of a key.
-func (p *printer) keyRecord(key *keysvcv1.Key) string {
-	addresses := "anywhere"
-	if len(key.GetAllowedCidrs()) > 0 {
-		addresses = strings.Join(key.GetAllowedCidrs(), ", ")
-	}
-	fields := []field{
-		{"Key", key.GetKeyId()},
-		{"Name", key.GetName()},
-		{"Workspace", key.GetWorkspaceId()},
-		{"Member", key.GetMemberId()},
-		{"State", enumWord(key.GetState(), keyStatePrefix)},
-		{"Scopes", strings.Join(key.GetScopes(), ", ")},
-		{"Usable from", addresses},
-		{"Created", p.minute(key.GetCreateTime(), "")},
-		{"Last used", p.minute(key.GetLastUsedTime(), "never used")},
-		{"Expires", p.minute(key.GetExpireTime(), "")},
-		{"Revoked", p.minute(key.GetRevokeTime(), "")},
-		{"Labels", joinLabels(key.GetLabels())},
-		{"Etag", key.GetEtag()},
-	}
-	// One secret lives as long as the key does.
-	if secrets := key.GetSecrets(); len(secrets) > 1 {
-		for i, secret := range secrets {
-			fields = append(fields, field{
-				fmt.Sprintf("Secret %d", i+1),
-				fmt.Sprintf("issued %s; ends %s", p.minute(secret.GetCreateTime(), "-"), p.minute(secret.GetExpireTime(), "-")),
-			})
-		}
-	}
-	return record(fields...)
-}
-
-func joinLabels(annotations map[string]string) string {
-	words := make([]string, 0, len(annotations))
-	for _, name := range slices.Sorted(maps.Keys(annotations)) {
-		words = append(words, name+"="+annotations[name])
-	}
-	return strings.Join(words, ", ")
+	return s.out.answer(response, func() error {
+		return s.out.line("Key %s of workspace %s is revoked: no token of it works any more.", response.GetKeyId(), response.GetWorkspaceId())
+	})
 }

@@ -173,9 +173,21 @@ func TestKeyList(t *testing.T) {
 		t.Errorf("request %v, want %v", got, want)
 	}
 	golden(t, "key_list.json", c.run(t, "key", "list", "-o", "json", "--expiring-before", "2027-01-01T00:00:00Z").stdout)
-	want = &keysvcv1.ListKeysRequest{ExpiringBefore: timestamppb.New(time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)), PageSize: 50}
+	// Without --state, revoked keys are of no interest here.
+	want = &keysvcv1.ListKeysRequest{
+		States:         []keysvcv1.KeyState{keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_SUSPENDED, keysvcv1.KeyState_KEY_STATE_EXPIRED},
+		ExpiringBefore: timestamppb.New(time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)), PageSize: 50,
+	}
 	if !proto.Equal(got, want) {
 		t.Errorf("request %v, want %v", got, want)
+	}
+	c.run(t, "key", "list", "--unused-for", "90d", "--state", "revoked")
+	if states := got.GetStates(); len(states) != 1 || states[0] != keysvcv1.KeyState_KEY_STATE_REVOKED {
+		t.Errorf("states %v", states)
+	}
+	c.run(t, "key", "list")
+	if !proto.Equal(got, &keysvcv1.ListKeysRequest{PageSize: 50}) {
+		t.Errorf("request %v", got)
 	}
 }
 

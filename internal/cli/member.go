@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -12,14 +13,15 @@ import (
 func (a *app) memberCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "member",
-		Short: "Add, change and look at the members of workspaces",
-		Long: `Add, change and look at the members of workspaces. A product's own directory does
-this over the API; these commands are for trying out and for repairs.`,
+		Short: "Add, change, look at and remove the members of workspaces",
+		Long: `Add, change, look at and remove the members of workspaces. A product's own directory
+does this over the API; these commands are for trying out and for repairs.`,
 		Example: `  keysvc member list --workspace acme`,
 	},
 		a.memberPutCommand(),
 		a.memberGetCommand(),
 		a.memberListCommand(),
+		a.memberRemoveCommand(),
 	)
 }
 
@@ -114,6 +116,58 @@ func (a *app) memberListCommand() *cobra.Command {
 				return len(response.GetMembers())
 			},
 		}.show(s, pages)
+	})
+}
+
+func (a *app) memberRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "remove MEMBER_ID",
+		Short: "Remove a member, whose keys never work again",
+		Long: `Remove a member. Every key of the member stops working at once and for good, also
+when a member with the same id is added later. Repeating it is no error.
+
+To stop the keys for a while, suspend the member: keysvc member put.
+
+` + jsonHelp,
+		Example: `  keysvc member remove ann --workspace acme
+  keysvc member remove ann --workspace acme --source-version 17 --actor bob`,
+		Args: positional("MEMBER_ID"),
+	}
+	flags := cmd.Flags()
+	workspace := flags.String("workspace", "", "the workspace")
+	version := flags.Int64("source-version", 0, "the directory's version of the removal; one that is lower than the stored is refused")
+	actor := actorFlag(cmd)
+	required(cmd, "workspace")
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		member := args[0]
+		// Removing what is not there succeeds, so that a mistyped id would pass for done.
+		before, err := s.members.GetMember(ctx, &keysvcv1.GetMemberRequest{WorkspaceId: *workspace, MemberId: member})
+		call, isCall := errors.AsType[*callError](err)
+		absent := isCall && call.has(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND)
+		if err != nil && !absent {
+			return err
+		}
+		response, err := s.members.RemoveMember(ctx, &keysvcv1.RemoveMemberRequest{
+			WorkspaceId:   *workspace,
+			MemberId:      member,
+			SourceVersion: optional(cmd, "source-version", version),
+			ActorMemberId: optional(cmd, "actor", actor),
+		})
+		if err != nil {
+			return err
+		}
+		err = s.out.answer(response, func() error {
+			return s.out.line("%s is not a member of workspace %s any more: none of the keys of %[1]s works.", member, *workspace)
+		})
+		switch {
+		case err != nil:
+			return err
+		case absent:
+			return s.note("note: there was no member %s in workspace %s", member, *workspace)
+		case before.GetMember().GetState() == keysvcv1.MemberState_MEMBER_STATE_REMOVED:
+			return s.note("note: %s was removed from workspace %s before", member, *workspace)
+		}
+		return nil
 	})
 }
 

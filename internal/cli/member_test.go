@@ -4,6 +4,8 @@ import (
 	"context"
 	"testing"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -65,5 +67,47 @@ func TestMemberGetAndList(t *testing.T) {
 	r = c.run(t, "member", "list", "--workspace", "acme", "--limit", "1")
 	if r.stderr != "there may be more members: go on with --page-token 2, or show all with --all\n" {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestMemberRemove(t *testing.T) {
+	var got *keysvcv1.RemoveMemberRequest
+	state := keysvcv1.MemberState_MEMBER_STATE_ACTIVE
+	var missing error
+	f := &fake{
+		getMember: func(_ context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
+			member := testMember(r.GetMemberId())
+			member.State = state
+			return &keysvcv1.GetMemberResponse{Member: member}, missing
+		},
+		remove: func(_ context.Context, r *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
+			got = r
+			return &keysvcv1.RemoveMemberResponse{Revision: 7, Epoch: "e1"}, nil
+		},
+	}
+	c := command{addr: start(t, f)}
+	const done = "ann is not a member of workspace acme any more: none of the keys of ann works.\n"
+	args := []string{"member", "remove", "ann", "--workspace", "acme"}
+	c.run(t, args...).want(t, 0, done, "")
+	if want := (&keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: "ann"}); !proto.Equal(got, want) {
+		t.Errorf("request %v", got)
+	}
+	c.run(t, append(args, "--source-version", "0", "--actor", "bob", "-o", "json")...).want(t, 0, "{\n  \"revision\": \"7\",\n  \"epoch\": \"e1\"\n}\n", "")
+	want := &keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: "ann", SourceVersion: proto.Int64(0), ActorMemberId: new("bob")}
+	if !proto.Equal(got, want) {
+		t.Errorf("request %v", got)
+	}
+	state = keysvcv1.MemberState_MEMBER_STATE_REMOVED
+	c.run(t, args...).want(t, 0, done, "note: ann was removed from workspace acme before\n")
+	// A removal may come before what it removes, so it is pushed all the same.
+	got, missing = nil, failure(t, codes.NotFound, "none", &errdetails.ErrorInfo{Reason: "MEMBER_NOT_FOUND", Domain: "keysvc"})
+	c.run(t, args...).want(t, 0, done, "note: there was no member ann in workspace acme\n")
+	if got == nil {
+		t.Error("nothing was sent")
+	}
+	got, missing = nil, failure(t, codes.Unavailable, "not ready", &errdetails.ErrorInfo{Reason: "STORE_UNAVAILABLE", Domain: "keysvc"})
+	c.run(t, args...).want(t, 1, "", "error: UNAVAILABLE (STORE_UNAVAILABLE): not ready\n")
+	if got != nil {
+		t.Error("removed in spite of an error")
 	}
 }

@@ -168,7 +168,7 @@ func day(t *timestamppb.Timestamp, absent string) string {
 	return t.AsTime().Format(dateLayout)
 }
 
-// minute returns t to the minute and how far it is from now, or absent.
+// minute returns t, which is past, to the minute and how long ago it was, or absent.
 func (p *printer) minute(t *timestamppb.Timestamp, absent string) string {
 	if t == nil {
 		return absent
@@ -176,18 +176,35 @@ func (p *printer) minute(t *timestamppb.Timestamp, absent string) string {
 	return t.AsTime().Format(minuteLayout) + ", " + p.away(t)
 }
 
+// deadline is minute for a time that something waits for.
+func (p *printer) deadline(t *timestamppb.Timestamp, absent string) string {
+	if t == nil {
+		return absent
+	}
+	return t.AsTime().Format(minuteLayout) + ", " + p.left(t)
+}
+
+// left is away for a time that something waits for: before it comes, it is not "just
+// now".
+func (p *printer) left(t *timestamppb.Timestamp) string {
+	if distance := t.AsTime().Sub(p.now()); distance > 0 && distance < time.Minute {
+		return "in less than a minute"
+	}
+	return p.away(t)
+}
+
 // away says how far t is from now, in the largest unit of which there are two
-// whole ones.
+// whole ones. The server's clock may be ahead of this one, so what is less than a
+// minute off, either way, is just now.
 func (p *printer) away(t *timestamppb.Timestamp) string {
 	distance := t.AsTime().Sub(p.now())
+	if distance.Abs() < time.Minute {
+		return "just now"
+	}
 	// Rounded, so that what lives 12 days does not end "in 11 days" at once.
 	length := distance.Abs().Round(time.Minute)
 	var words string
 	switch {
-	case length == 0 && distance <= 0:
-		return "just now"
-	case length == 0:
-		return "in a moment"
 	case length == time.Minute:
 		words = "a minute"
 	case length < 2*time.Hour:
@@ -201,4 +218,12 @@ func (p *printer) away(t *timestamppb.Timestamp) string {
 		return "in " + words
 	}
 	return words + " ago"
+}
+
+// count returns "1 key", "2 keys".
+func count(number int64, singular string) string {
+	if number == 1 {
+		return "1 " + singular
+	}
+	return fmt.Sprintf("%d %ss", number, singular)
 }

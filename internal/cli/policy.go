@@ -17,11 +17,12 @@ import (
 func (a *app) policyCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:     "policy",
-		Short:   "Look at the active policy, and check a policy file",
+		Short:   "Look at the active policy, check a policy file, and apply it",
 		Example: `  keysvc policy show`,
 	},
 		a.policyShowCommand(),
 		a.policyCheckCommand(),
+		a.policyApplyCommand(),
 	)
 }
 
@@ -84,17 +85,26 @@ standard error, each with file and line.`,
 		Args:    positional("FILE"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			file := args[0]
-			data, err := os.ReadFile(file) //nolint:gosec // G304: the person at the keyboard names it
+			p, err := a.readPolicyFile(file)
 			if err != nil {
 				return err
-			}
-			p, err := policy.Parse(file, data)
-			if err != nil {
-				return a.policyMistakes(file, err)
 			}
 			return a.policySummary(file, p)
 		},
 	}
+}
+
+// readPolicyFile reads a policy; its mistakes go to standard error.
+func (a *app) readPolicyFile(file string) (*policy.Policy, error) {
+	data, err := os.ReadFile(file) //nolint:gosec // G304: the person at the keyboard names it
+	if err != nil {
+		return nil, err
+	}
+	p, err := policy.Parse(file, data)
+	if err != nil {
+		return nil, a.policyMistakes(file, err)
+	}
+	return p, nil
 }
 
 // policyMistakes writes each mistake on a line that starts with file and line, as

@@ -7,31 +7,14 @@ import (
 	"strings"
 	"testing"
 
-	"google.golang.org/protobuf/types/known/durationpb"
-
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/policy"
 )
 
 func TestPolicyShow(t *testing.T) {
 	active := policy.Default()
-	message := &keysvcv1.Policy{
-		TokenPrefix: active.TokenPrefix,
-		Limits: &keysvcv1.PolicyLimits{
-			LiveKeysPerWorkspace: int32(active.Limits.LiveKeysPerWorkspace),
-			ScopesPerKey:         int32(active.Limits.ScopesPerKey),
-			KeyNameCharacters:    int32(active.Limits.KeyNameCharacters),
-		},
-		Retention: durationpb.New(active.Retention),
-	}
-	for _, resource := range active.Resources {
-		message.Resources = append(message.Resources, &keysvcv1.PolicyResource{Name: resource.Name, Actions: resource.Actions})
-	}
-	for _, role := range active.Roles {
-		message.Roles = append(message.Roles, &keysvcv1.PolicyRole{Name: role.Name, Scopes: role.Scopes})
-	}
 	c := command{addr: start(t, &fake{getPolicy: func(context.Context, *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
-		return &keysvcv1.GetPolicyResponse{Policy: message, Digest: active.Digest(), RetiredScopes: []string{"old:read"}, Revision: 5, Epoch: "e1"}, nil
+		return &keysvcv1.GetPolicyResponse{Policy: policyMessage(active), Digest: active.Digest(), RetiredScopes: []string{"old:read"}, Revision: 5, Epoch: "e1"}, nil
 	}})}
 	r := c.run(t, "policy", "show")
 	if r.status != 0 || r.stderr != "" {

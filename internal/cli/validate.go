@@ -110,7 +110,7 @@ func (p *printer) decision(scope string, response *keysvcv1.ValidateKeyResponse)
 		field{"Name", who.GetKeyName()},
 		field{"Scopes", strings.Join(who.GetScopes(), ", ")},
 		field{"Labels", joinLabels(who.GetLabels())},
-		field{"Expires", p.minute(who.GetExpireTime(), "")},
+		field{"Expires", p.deadline(who.GetExpireTime(), "")},
 	)
 }
 

@@ -56,7 +56,7 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, request *key
 			if request.GetExpireTime() == nil {
 				until = sameLife(record.GetSecrets()[0], now)
 			}
-			if err := retire(record, overlap, now); err != nil {
+			if err := retire(record, overlap, now, until); err != nil {
 				return nil, err
 			}
 			var err error
@@ -91,9 +91,10 @@ func remember(record *storagev1.KeyRecord, requestID string) {
 	record.RequestIds = append(record.GetRequestIds(), requestID)
 }
 
-// retire leaves of a key's secrets what goes on beside a new one: the newest, until
-// the end of the overlap, and nothing if there is no overlap.
-func retire(record *storagev1.KeyRecord, overlap time.Duration, now time.Time) error {
+// retire leaves of a key's secrets what goes on beside a new one that expires at until:
+// the newest, until the end of the overlap, but no longer than the key; and nothing if
+// there is no overlap.
+func retire(record *storagev1.KeyRecord, overlap time.Duration, now, until time.Time) error {
 	if overlap == 0 {
 		record.Secrets = nil
 		return nil
@@ -103,7 +104,11 @@ func retire(record *storagev1.KeyRecord, overlap time.Duration, now time.Time) e
 			"the key has two live secrets already; finish the rotation first, or rotate with an overlap of 0")
 	}
 	old := record.GetSecrets()[0]
-	old.OverlapEndTime = timestamppb.New(now.Add(overlap))
+	end := now.Add(overlap)
+	if until.Before(end) {
+		end = until
+	}
+	old.OverlapEndTime = timestamppb.New(end)
 	record.Secrets = []*storagev1.SecretRecord{old}
 	return nil
 }

@@ -349,8 +349,10 @@ func TestHistoryChanged(t *testing.T) {
 			store := &fake{load: good, watch: broken}
 			p := loaded(t, store)
 			store.load = then
-			if err := p.Follow(t.Context()); !errors.Is(err, storage.ErrHistoryChanged) {
-				t.Errorf("got %v, want ErrHistoryChanged", err)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := p.Follow(ctx); !errors.Is(err, storage.ErrHistoryChanged) {
+				t.Fatalf("got %v, want ErrHistoryChanged", err)
 			}
 			if p.Revision() != 7 || p.Workspace("acme").Current == nil {
 				t.Errorf("revision %d: the other history shows", p.Revision())
@@ -555,6 +557,11 @@ func compare(t *testing.T, store storage.Store, p *projection.Projection) {
 			moment := begin.Add(offset)
 			if got, want := p.LiveKeys(workspaceID, moment, 1<<30), fresh.LiveKeys(workspaceID, moment, 1<<30); got != want {
 				t.Errorf("workspace %q at %s: %d live keys, want %d", workspaceID, offset, got, want)
+			}
+			for most, live := 0, fresh.LiveKeys(workspaceID, moment, 1<<30); most < 2*live+2; most++ {
+				if got := p.HasRoom(workspaceID, moment, most); got != (live < most) {
+					t.Errorf("workspace %q at %s has %d live keys of at most %d, and room: %t", workspaceID, offset, live, most, got)
+				}
 			}
 			if got, want := p.Dead(workspaceID, moment, 1<<30), fresh.Dead(workspaceID, moment, 1<<30); !reflect.DeepEqual(got, want) {
 				t.Errorf("workspace %q at %s: dead %+v, want %+v", workspaceID, offset, got, want)

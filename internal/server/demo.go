@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/policy"
 )
 
 const (
@@ -25,21 +27,12 @@ const (
 )
 
 // seedDemo adds the demo workspace and its key, unless they are there, and prints
-// what to try.
+// what to try. What a person has changed of them since stays.
 func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address string, out io.Writer) error {
-	policy, _ := s.projection.Policy()
+	active, _ := s.projection.Policy()
 	owner, scopes := "", []string(nil)
-	for _, role := range policy.Roles {
-		_, err := s.keys.PutMember(ctx, systemActor, &keysvcv1.PutMemberRequest{
-			WorkspaceId: demoWorkspace,
-			MemberId:    role.Name,
-			Role:        role.Name,
-			State:       keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
-		})
-		if err != nil {
-			return err
-		}
-		if can := policy.Role(role.Name); owner == "" || len(can) > len(scopes) {
+	for _, role := range active.Roles {
+		if can := active.Role(role.Name); owner == "" || len(can) > len(scopes) {
 			owner, scopes = role.Name, can
 		}
 	}
@@ -48,6 +41,17 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 	}
 	granted, denied := demoScopes(scopes)
 	path := filepath.Join(settings.Data, demoTokenFile)
+	workspace := s.projection.Workspace(demoWorkspace).Current
+	isNew := workspace == nil || workspace.Removed
+	if err := s.addDemoMembers(ctx, active.Roles, isNew); err != nil {
+		return err
+	}
+	if isNew {
+		// A token that lies there is of another store.
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := s.createDemoKey(ctx, owner, granted, path); err != nil {
 			return err
@@ -59,14 +63,45 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 	if err != nil {
 		return err
 	}
-	return demoText.Execute(out, map[string]string{
+	var text bytes.Buffer
+	err = demoText.Execute(&text, map[string]string{
 		"Address": address,
+		"Target":  quoted(address),
 		"Keysvc":  command(address),
-		"File":    path,
+		"File":    quoted(path),
 		"Granted": granted,
 		"Denied":  denied,
 		"KeyID":   demoKeyID(string(token)),
 	})
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(text.Bytes())
+	return err
+}
+
+// addDemoMembers adds a member of each role, who is called like it; in a workspace that
+// is not new, those that an interrupted start has left out.
+func (s *Server) addDemoMembers(ctx context.Context, roles []policy.Role, isNew bool) error {
+	for _, role := range roles {
+		member, err := s.projection.Member(demoWorkspace, role.Name)
+		if err != nil {
+			return err
+		}
+		if member != nil && !isNew {
+			continue
+		}
+		_, err = s.keys.PutMember(ctx, systemActor, &keysvcv1.PutMemberRequest{
+			WorkspaceId: demoWorkspace,
+			MemberId:    role.Name,
+			Role:        role.Name,
+			State:       keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // demoScopes chooses a scope that the demo key gets, and one that it does not.
@@ -117,9 +152,20 @@ func command(address string) string {
 		name = "go run ./cmd/keysvc"
 	}
 	if address != config.DefaultAddress {
-		name += " --addr " + address
+		name += " --addr " + quoted(address)
 	}
 	return name
+}
+
+// quoted returns text as one word of a shell's command line.
+func quoted(text string) string {
+	special := func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_./:@", r)
+	}
+	if text != "" && strings.IndexFunc(text, special) < 0 {
+		return text
+	}
+	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
 var demoText = template.Must(template.New("demo").Parse(`keysvc serves on {{.Address}}, with a demo workspace. In another terminal, try:
@@ -136,7 +182,7 @@ var demoText = template.Must(template.New("demo").Parse(`keysvc serves on {{.Add
 The same with grpcurl:
 
   printf '{"token":"%s","required_scope":"{{.Granted}}"}' "$(cat {{.File}})" |
-    grpcurl -plaintext -d @ {{.Address}} keysvc.v1.ValidationService/ValidateKey
+    grpcurl -plaintext -d @ {{.Target}} keysvc.v1.ValidationService/ValidateKey
 
 Then end the key for good, and ask again:
 

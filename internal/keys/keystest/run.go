@@ -395,6 +395,9 @@ func (r *run) rotate() {
 		if end := r.now().Add(overlap); end.Before(old.end) {
 			old.end = end
 		}
+		if until.Before(old.end) {
+			old.end = until
+		}
 		secrets = append(secrets, old)
 	}
 	key.secrets = secrets

@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+func (a *app) keyRotateCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rotate KEY_ID",
+		Short: "Give a key a new token and print it, this once",
+		Long: `Give a key a new token. The key stays what it is, its id included; the old token
+goes on for --overlap, so that it can be replaced wherever it is used. Then end it
+with "keysvc key finish-rotation", or let it end by itself.
+
+--overlap 0 ends all other tokens of the key at once. It works on any live key; with
+another overlap, a key that is in rotation already is refused.
+
+The token goes to standard output, alone on one line; the key and a warning go to
+standard error. Nobody can show the token again.
+
+If the answer was lost, nobody has the new token. Whether there is one, "keysvc key
+get" shows, and so does repeating the command with the same --request-id, which is
+refused then. To recover, rotate once more with --overlap 0, which ends the old
+token and the lost one. While the old token is still needed, wait for the end of the
+overlap, and rotate then.
+
+` + jsonHelp + ` That includes the token.`,
+		Example: `  keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 24h >token.txt
+  keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 7d --expires-in 90d --request-id rotation-7
+  keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 0 >token.txt`,
+		Args: positional("KEY_ID"),
+	}
+	request := &keysvcv1.RotateKeyRequest{}
+	var (
+		overlap    overlapValue
+		expiresIn  span
+		expireTime instant
+	)
+	flags := cmd.Flags()
+	flags.StringVar(&request.WorkspaceId, "workspace", "", "the key's workspace")
+	flags.Var(&overlap, "overlap", "how long the old token goes on, as in 24h or 7d, up to 30d; 0 ends all other tokens at once")
+	flags.Var(&expiresIn, "expires-in", "how long the new token lives, as in 90d or 36h (default: as long as the old one was given)")
+	flags.Var(&expireTime, "expire-time", "when the new token expires, as in 2027-03-31T12:00:00Z")
+	requestID := flags.String("request-id", "", "makes it safe to repeat the command: a second rotation with this id is refused")
+	actor := actorFlag(cmd)
+	required(cmd, "workspace", "overlap")
+	cmd.MarkFlagsMutuallyExclusive("expires-in", "expire-time")
+
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		request.KeyId = args[0]
+		request.Overlap = durationpb.New(time.Duration(overlap))
+		request.ExpireTime = timestamp(expireTime, s.Now(), expiresIn, +1)
+		request.RequestId = optional(cmd, "request-id", requestID)
+		request.ActorMemberId = optional(cmd, "actor", actor)
+		where := fmt.Sprintf("%s --workspace %s", request.GetKeyId(), request.GetWorkspaceId())
+		response, err := s.keys.RotateKey(ctx, request)
+		if err != nil {
+			return advise(err, func(call *callError) string { return rotationAdvice(call, request, where) })
+		}
+		next := "All other tokens of the key have ended."
+		if end := rotationEnd(response.GetKey()); end != nil {
+			next = fmt.Sprintf("The old token works until %s. Once it is replaced everywhere: keysvc key finish-rotation %s", s.out.deadline(end, ""), where)
+		}
+		return s.issued(response, "rotate once more: keysvc key rotate "+where+" --overlap 0", next)
+	})
+}
+
+// rotationAdvice says what to do about a rotation that failed, or that may have been
+// made although its answer is lost.
+func rotationAdvice(call *callError, request *keysvcv1.RotateKeyRequest, where string) string {
+	const again = "rotate once more with --overlap 0, which ends the old token, too"
+	switch {
+	case call.has(keysvcv1.ErrorReason_ERROR_REASON_REQUEST_ID_USED):
+		return "nobody can show a token again: if the answer of then was lost, " + again + ", and another --request-id"
+	case call.has(keysvcv1.ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS):
+		return "keysvc key get " + where + " shows until when; keysvc key finish-rotation ends the old token now"
+	case call.maybeDone() && request.RequestId != nil:
+		return "repeat it with the same --request-id: if that is refused as used, the rotation was made; then " + again
+	case call.maybeDone():
+		return "keysvc key get " + where + " shows whether there is a new token; if so, nobody has it: " + again
+	}
+	return ""
+}
+
+func (a *app) keyFinishRotationCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "finish-rotation KEY_ID",
+		Short: "End a key's old token now",
+		Long: `End the overlap of a rotation now: only the newest token of the key goes on. Where
+there is no overlap, nothing changes.
+
+` + jsonHelp,
+		Example: `  keysvc key finish-rotation 9fQ2mXc7Lr0TzB4w --workspace acme`,
+		Args:    positional("KEY_ID"),
+	}
+	workspace := cmd.Flags().String("workspace", "", "the key's workspace")
+	actor := actorFlag(cmd)
+	required(cmd, "workspace")
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		response, err := s.keys.FinishRotation(ctx, &keysvcv1.FinishRotationRequest{
+			WorkspaceId:   *workspace,
+			KeyId:         args[0],
+			ActorMemberId: optional(cmd, "actor", actor),
+		})
+		if err != nil {
+			return err
+		}
+		return s.out.answer(response, func() error { return s.out.key(response.GetKey()) })
+	})
+}

@@ -1,0 +1,127 @@
+package cli_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+// openTerminal returns both ends of a new terminal: the person's, and the command's.
+func openTerminal(t *testing.T) (person, terminal *os.File) {
+	t.Helper()
+	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no terminals here: %v", err)
+	}
+	t.Cleanup(func() { _ = person.Close() })
+	var number, unlocked int32
+	for request, argument := range map[uintptr]*int32{syscall.TIOCSPTLCK: &unlocked, syscall.TIOCGPTN: &number} {
+		_, _, failed := syscall.Syscall(syscall.SYS_IOCTL, person.Fd(), request, uintptr(unsafe.Pointer(argument)))
+		if failed != 0 {
+			t.Fatal(failed)
+		}
+	}
+	terminal, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = terminal.Close() })
+	return person, terminal
+}
+
+// runAtTerminal runs a command with what a person types, and returns what the terminal
+// shows beside the answer.
+func (c command) runAtTerminal(t *testing.T, typed string, args ...string) result {
+	t.Helper()
+	person, terminal := openTerminal(t)
+	if _, err := io.WriteString(person, typed); err != nil {
+		t.Fatal(err)
+	}
+	at := c
+	at.stdin = terminal
+	var stdout bytes.Buffer
+	status := at.runTo(t.Context(), &stdout, terminal, args...)
+	closeIt(t, terminal)
+	shown, err := io.ReadAll(person)
+	if err != nil && !errors.Is(err, syscall.EIO) { // which is the end of a terminal
+		t.Error(err)
+	}
+	return result{status, stdout.String(), strings.ReplaceAll(string(shown), "\r\n", "\n")}
+}
+
+func TestWorkspaceRemoveAtTerminal(t *testing.T) {
+	removed := 0
+	f := emptyingWorkspace(t, &removed)
+	c := command{addr: start(t, f)}
+	r := c.runAtTerminal(t, "acme\n", "workspace", "remove", "acme")
+	r.want(t, 0, "Workspace acme is removed: none of its keys works any more.\n",
+		"acme\nworkspace acme has 2 members and at least 1 live key\nType its id to remove it for good: ")
+	if removed != 1 {
+		t.Errorf("%d calls", removed)
+	}
+	for _, typed := range []string{"\n", "yes\n", "ACME\n", "acme2\n", "acme\x04\x04", "\x04"} {
+		r := c.runAtTerminal(t, typed, "workspace", "remove", "acme")
+		if r.status != 1 || r.stdout != "" || !strings.HasSuffix(r.stderr, "error: nothing was changed: the answer was not \"acme\"\n") || removed != 1 {
+			t.Errorf("%q: %+v, %d calls", typed, r, removed)
+		}
+	}
+	f.listMembers = func(context.Context, *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
+		gone := testMember("ann")
+		gone.State = keysvcv1.MemberState_MEMBER_STATE_REMOVED
+		return &keysvcv1.ListMembersResponse{Members: []*keysvcv1.Member{gone}}, nil
+	}
+	r = c.runAtTerminal(t, "\n", "workspace", "remove", "acme")
+	if r.status != 1 || !strings.Contains(r.stderr, "workspace acme has no members: there may be no such workspace, or it was removed before\n") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestPolicyApplyAtTerminal(t *testing.T) {
+	p := newPolicyServer()
+	c := command{addr: start(t, p.fake())}
+	file := writeChangedPolicy(t)
+	r := c.runAtTerminal(t, "y\n", "policy", "apply", file)
+	if r.status != 1 || len(p.applied) != 0 || !strings.HasSuffix(r.stderr, "Apply it? Only yes does: error: nothing was changed: the answer was not \"yes\"\n") {
+		t.Errorf("%+v", r)
+	}
+	r = c.runAtTerminal(t, "yes\n", "policy", "apply", file)
+	if r.status != 0 || len(p.applied) != 1 || !strings.Contains(r.stdout, "\nApplied: the active policy is sha256:") {
+		t.Errorf("%+v", r)
+	}
+	// Where standard error goes to a file, nobody sees the question.
+	_, terminal := openTerminal(t)
+	c.stdin = terminal
+	if r := c.run(t, "policy", "apply", file); r.status != 1 || len(p.applied) != 1 || !strings.Contains(r.stderr, "no terminal to ask at") {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestInterruptedWhileAsked(t *testing.T) {
+	removed := 0
+	person, terminal := openTerminal(t)
+	c := command{addr: start(t, emptyingWorkspace(t, &removed)), stdin: terminal}
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	status := c.runTo(ctx, io.Discard, terminal, "workspace", "remove", "acme")
+	var shown string
+	for buffer := make([]byte, 4096); !strings.HasSuffix(shown, "error: interrupted\r\n"); {
+		n, err := person.Read(buffer)
+		if err != nil {
+			t.Fatalf("%q, %v", shown, err)
+		}
+		shown += string(buffer[:n])
+	}
+	if status != 1 || !strings.HasSuffix(shown, " for good: \r\nerror: interrupted\r\n") || removed != 0 {
+		t.Errorf("status %d, %q, %d calls", status, shown, removed)
+	}
+}

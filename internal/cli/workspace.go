@@ -1,0 +1,99 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+func (a *app) workspaceCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "workspace",
+		Short: "Remove workspaces",
+		Long: `Remove workspaces. One comes into being with its first member; see keysvc member
+put.`,
+		Example: `  keysvc workspace remove acme`,
+	},
+		a.workspaceRemoveCommand(),
+	)
+}
+
+func (a *app) workspaceRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "remove WORKSPACE_ID",
+		Short: "Remove a workspace with all its members and keys, for good",
+		Long: `Remove a workspace with all its members. Every key of it stops working at once and
+for good, also when a workspace with the same id is added later. It cannot be
+undone. Repeating it is no error.
+
+At a terminal the id of the workspace must be typed once more; elsewhere --yes is
+needed.
+
+` + jsonHelp,
+		Example: `  keysvc workspace remove acme
+  keysvc workspace remove acme --yes --actor bob`,
+		Args: positional("WORKSPACE_ID"),
+	}
+	yes := yesFlag(cmd)
+	actor := actorFlag(cmd)
+	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+		workspace := args[0]
+		if !*yes {
+			if !isTerminal(s.Stdin) || !isTerminal(s.Stderr) {
+				return errNobodyToAsk
+			}
+			holds, err := s.workspaceHolds(ctx, workspace)
+			if err != nil {
+				return err
+			}
+			if err := s.note("workspace %s has %s", workspace, holds); err != nil {
+				return err
+			}
+			if err := s.confirm(ctx, "Type its id to remove it for good:", workspace); err != nil {
+				return err
+			}
+		}
+		response, err := s.members.RemoveWorkspace(ctx, &keysvcv1.RemoveWorkspaceRequest{
+			WorkspaceId:   workspace,
+			ActorMemberId: optional(cmd, "actor", actor),
+		})
+		if err != nil {
+			return err
+		}
+		return s.out.answer(response, func() error {
+			return s.out.line("Workspace %s is removed: none of its keys works any more.", workspace)
+		})
+	})
+}
+
+// workspaceHolds says in words what would go with a workspace. It reads no more than
+// a page of each.
+func (s *session) workspaceHolds(ctx context.Context, workspace string) (string, error) {
+	members, err := s.members.ListMembers(ctx, &keysvcv1.ListMembersRequest{WorkspaceId: workspace, PageSize: maxPageSize})
+	if err != nil {
+		return "", err
+	}
+	var present int64
+	for _, member := range members.GetMembers() {
+		if member.GetState() != keysvcv1.MemberState_MEMBER_STATE_REMOVED {
+			present++
+		}
+	}
+	if present == 0 && members.GetNextPageToken() == "" {
+		return "no members: there may be no such workspace, or it was removed before", nil
+	}
+	keys, err := s.keys.ListKeys(ctx, &keysvcv1.ListKeysRequest{WorkspaceId: workspace, States: liveStates, PageSize: maxPageSize})
+	if err != nil {
+		return "", err
+	}
+	text := count(present, "member") + " and "
+	if members.GetNextPageToken() != "" {
+		text = "at least " + text
+	}
+	if keys.GetNextPageToken() != "" {
+		text += "at least "
+	}
+	return text + count(int64(len(keys.GetKeys())), "live key"), nil
+}
