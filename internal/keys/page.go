@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/base64"
 	"errors"
+	"strings"
 
 	"google.golang.org/protobuf/proto"
 
@@ -48,7 +49,8 @@ func parsePageToken(fields *problem.Fields, text string, digest []byte) string {
 	if text == "" {
 		return ""
 	}
-	if len(text) <= maxPageTokenLength {
+	// The decoder would pass over line breaks.
+	if len(text) <= maxPageTokenLength && !strings.ContainsAny(text, "\r\n") {
 		decoded, err := base64.RawURLEncoding.Strict().DecodeString(text)
 		if err == nil && len(decoded) > pageChecksumLength {
 			cursor := string(decoded[pageChecksumLength:])
