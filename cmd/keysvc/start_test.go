@@ -322,9 +322,12 @@ func TestTerminationDrains(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Nobody new is let in.
-	for {
-		conn, err := net.Dial("tcp", s.address) //nolint:noctx // loopback
+	for dialling := testContext(t); ; {
+		conn, err := (&net.Dialer{}).DialContext(dialling, "tcp", s.address)
 		if err != nil {
+			if dialling.Err() != nil {
+				t.Error("the listener stays open")
+			}
 			break
 		}
 		_ = conn.Close()

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/policy"
 )
 
 // errorDomain is the domain of the ErrorInfo that keysvc sends.
@@ -34,7 +35,13 @@ func redact(text string) string { return tokenText.ReplaceAllString(text, "[reda
 func (a *app) printError(ctx context.Context, err error) {
 	var call *callError
 	lines := []string{err.Error()}
+	var mistakes policy.Errors
 	switch {
+	case errors.As(err, &mistakes):
+		lines = lines[:0]
+		for _, mistake := range mistakes {
+			lines = append(lines, mistake.Error())
+		}
 	case errors.As(err, &call) && ctx.Err() != nil:
 		lines = []string{"interrupted"}
 		if call.changes {

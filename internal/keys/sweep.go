@@ -70,7 +70,7 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 				return nil, err
 			}
 			// A key's index entries go with it, in the same transaction.
-			if operations += 3 + len(record.GetRequestIds()); operations > storage.MaxOperations {
+			if operations += storage.DeleteOperations(record); operations > storage.MaxOperations {
 				break
 			}
 			change.DeleteKeys = append(change.DeleteKeys, record)
@@ -101,21 +101,22 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 	return swept, err
 }
 
-// SweepEvery sweeps now and at every interval until the context ends, and calls
-// report with the outcome of each sweep.
+// SweepEvery sweeps at every interval until the context ends, and calls report with the
+// outcome of each sweep. The first one is an interval away: who starts with a clock that
+// is months ahead has so long to notice, before anything is deleted for it.
 func (m *Manager) SweepEvery(ctx context.Context, actor audit.Actor, interval time.Duration, report func(Swept, error)) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
-		swept, err := m.Sweep(ctx, actor)
-		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-			return
-		}
-		report(swept, err)
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
 			return
 		}
+		swept, err := m.Sweep(ctx, actor)
+		if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return
+		}
+		report(swept, err)
 	}
 }

@@ -78,7 +78,7 @@ func TestInFlightLimit(t *testing.T) {
 	expectUnchanged(t, before, b.dump(t))
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
 	for range calls {
-		g.leave <- struct{}{}
+		g.release(t)
 	}
 	for _, call := range calls {
 		if err := waitFor(t, call, "an answer"); err != nil {
@@ -195,7 +195,7 @@ func TestStreamsOfAConnectionAreLimited(t *testing.T) {
 		t.Errorf("another connection: %v", err)
 	}
 	for range calls {
-		g.leave <- struct{}{}
+		g.release(t)
 	}
 	for _, call := range calls {
 		if err := waitFor(t, call, "an answer"); err != nil {
@@ -434,7 +434,7 @@ func TestStopDrains(t *testing.T) {
 	waitFor(t, g.entered, "the call")
 	stopped := make(chan struct{})
 	go func() {
-		b.stop(t, patience)
+		b.stop(t, patience/4) // sooner than the watch gives up by itself
 		close(stopped)
 	}()
 	// Who watches is told, before connections are.
@@ -442,9 +442,12 @@ func TestStopDrains(t *testing.T) {
 		t.Errorf("got %v, %v; want NOT_SERVING", second, err)
 	}
 	// Until the listener is closed, another call may come in time.
-	for {
-		conn, err := b.listen.DialContext(testContext(t))
+	for dialling := testContext(t); ; {
+		conn, err := b.listen.DialContext(dialling)
 		if err != nil {
+			if dialling.Err() != nil {
+				t.Error("the listener stays open")
+			}
 			break
 		}
 		_ = conn.Close()
@@ -456,7 +459,7 @@ func TestStopDrains(t *testing.T) {
 		t.Errorf("the call ended with %v", err)
 	default:
 	}
-	g.leave <- struct{}{}
+	g.release(t)
 	if err := waitFor(t, call, "the answer"); err != nil {
 		t.Errorf("the call in flight got %v", err)
 	}

@@ -395,10 +395,10 @@ func (l *logBuffer) lines(with string) []string {
 	return found
 }
 
-// gate makes GetKey of a store wait, or panic.
+// gate makes ListKeys of a store wait, and ListMembers panic.
 type gate struct {
 	storage.Store
-	// entered gets a value from each GetKey that waits; each waits for one from leave,
+	// entered gets a value from each ListKeys that waits; each waits for one from leave,
 	// or its context.
 	entered chan struct{}
 	leave   chan struct{}
@@ -413,6 +413,16 @@ func newGate() *gate {
 func (g *gate) wrap(store storage.Store) storage.Store {
 	g.Store = store
 	return g
+}
+
+// release lets one that waits go on.
+func (g *gate) release(t *testing.T) {
+	t.Helper()
+	select {
+	case g.leave <- struct{}{}:
+	case <-time.After(patience):
+		t.Errorf("no call waits any more, or none ever did")
+	}
 }
 
 // ListKeys implements storage.Store.

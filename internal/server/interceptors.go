@@ -31,7 +31,7 @@ import (
 //
 //  1. request id: so that everything below logs it;
 //  2. recovery: a panic becomes INTERNAL and one log entry;
-//  3. log: one line a call, validations only at debug;
+//  3. log: one line a call, validations and health only at debug;
 //  4. in flight: what is too much is refused before it costs anything;
 //  5. caller: who calls, and whether they may. Nothing passes by it;
 //  6. for streams, the stop: what would go on for ever ends with stopping.
@@ -40,7 +40,12 @@ func interceptors(
 ) ([]grpc.UnaryServerInterceptor, []grpc.StreamServerInterceptor) {
 	recoverOption := recovery.WithRecoveryHandlerContext(recoverer(log, errors))
 	logged := selector.MatchFunc(func(ctx context.Context, call grpccall.CallMeta) bool {
-		return callers.Needs(call.FullMethod()) != callers.Validate || log.Enabled(ctx, slog.LevelDebug)
+		switch callers.Needs(call.FullMethod()) {
+		case callers.Validate, callers.Anyone: // Anyone is health, which probes ask all the time
+			return log.Enabled(ctx, slog.LevelDebug)
+		case callers.Nobody, callers.Manage, callers.Report, callers.Audit, callers.Administer, callers.Inspect:
+		}
+		return true
 	})
 	options := logOptions()
 	flight := &inFlight{most: int64(settings.MaxInFlight), errors: errors}

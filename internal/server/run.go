@@ -64,7 +64,7 @@ func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer
 	case err := <-served:
 		return err
 	case <-ctx.Done():
-		log.InfoContext(ctx, "stopping", "drain_timeout", settings.DrainTimeout)
+		log.InfoContext(ctx, "stopping", "drain_timeout", settings.DrainTimeout.String())
 		return nil
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -64,10 +65,14 @@ func (h Head) Record(revision int64) *storagev1.HeadRecord {
 // HeadOf returns the head that a stored record holds, or a DamagedError.
 func HeadOf(workspaceID string, record *storagev1.HeadRecord) (Head, error) {
 	head := Head{Sequence: record.GetAuditSequence(), Fence: record.GetFence()}
-	if len(record.GetAuditHash()) != len(head.Hash) || head.Sequence < 1 {
+	if len(record.GetAuditHash()) != len(head.Hash) {
 		return Head{}, &DamagedError{Kind: "head", Name: workspaceID, Problem: "not a head"}
 	}
 	copy(head.Hash[:], record.GetAuditHash())
+	// Without an event there is a head only if the first change was fenced off.
+	if head.Sequence < 1 && head != (Head{Fence: max(head.Fence, 1)}) {
+		return Head{}, &DamagedError{Kind: "head", Name: workspaceID, Problem: "not a head"}
+	}
 	return head, nil
 }
 
@@ -77,27 +82,62 @@ func (c *Change) Validate() error {
 	if err := c.validateEvent(); err != nil {
 		return err
 	}
-	operations, size := 0, proto.Size(c.Event)
+	records, size := 0, proto.Size(c.Event)
 	for record, workspaceID := range c.records() {
 		if workspaceID != c.WorkspaceID {
 			return invalid("a record is of another workspace")
 		}
-		operations++
+		records++
 		size += proto.Size(record)
 	}
-	if operations < 1 || operations > MaxOperations {
-		return invalid("%d operations; 1 to %d are allowed", operations, MaxOperations)
+	if records < 1 {
+		return invalid("no records")
+	}
+	if operations := c.operations(); operations > MaxOperations {
+		return invalid("%d operations; at most %d are allowed", operations, MaxOperations)
 	}
 	if size > MaxChangeBytes {
 		return invalid("%d bytes; at most %d are allowed", size, MaxChangeBytes)
 	}
-	if c.WorkspaceID == "" && operations > 1 {
+	if c.WorkspaceID == "" && records > 1 {
 		return invalid("the policy, and nothing else, belongs to the empty workspace")
 	}
-	if absent := len(c.AbsentKeyIDs) + len(c.AbsentRequestIDs); absent > MaxOperations {
-		return invalid("%d ids must be absent; at most %d may", absent, MaxOperations)
+	if err := c.validateRecords(); err != nil {
+		return err
 	}
-	return c.validateRecords()
+	return c.validateRequests()
+}
+
+// operations counts the change as MaxOperations does.
+func (c *Change) operations() int {
+	count := len(c.PutMembers) + len(c.DeleteMembers) + len(c.PutKeys) +
+		len(c.AbsentKeyIDs) + len(c.AbsentRequestIDs) + len(c.FreedRequestIDs)
+	if c.PutPolicy != nil {
+		count++
+	}
+	if c.PutWorkspace != nil {
+		count++
+	}
+	for _, key := range c.PutKeys {
+		if c.IsNew(key) {
+			count++
+		}
+	}
+	for _, key := range c.DeleteKeys {
+		count += DeleteOperations(key)
+	}
+	return count
+}
+
+// DeleteOperations returns how many operations the deletion of a key counts for.
+func DeleteOperations(key *storagev1.KeyRecord) int {
+	// The record, its id, its place among all keys, and when it was last used.
+	return 4 + len(key.GetRequestIds())
+}
+
+// IsNew says whether a key that is put is a new one.
+func (c *Change) IsNew(key *storagev1.KeyRecord) bool {
+	return slices.Contains(c.AbsentKeyIDs, key.GetKeyId())
 }
 
 func (c *Change) validateEvent() error {
@@ -136,10 +176,6 @@ func (c *Change) validateRecords() error {
 			members[memberID] = true
 		}
 	}
-	absent := make(map[string]bool)
-	for _, keyID := range c.AbsentKeyIDs {
-		absent[keyID] = true
-	}
 	keys := make(map[string]bool)
 	for index, list := range [][]*storagev1.KeyRecord{c.PutKeys, c.DeleteKeys} {
 		for _, key := range list {
@@ -152,7 +188,7 @@ func (c *Change) validateRecords() error {
 			}
 			keys[keyID] = true
 			if index == 0 {
-				if err := c.validateKey(key, absent[keyID]); err != nil {
+				if err := c.validateKey(key); err != nil {
 					return err
 				}
 			}
@@ -162,13 +198,35 @@ func (c *Change) validateRecords() error {
 }
 
 // validateKey checks a key that is put.
-func (c *Change) validateKey(key *storagev1.KeyRecord, isNew bool) error {
+func (c *Change) validateKey(key *storagev1.KeyRecord) error {
+	isNew := c.IsNew(key)
 	if key.GetSequence() < 1 || key.GetSequence() > c.Event.GetSequence() || isNew && key.GetSequence() != c.Event.GetSequence() {
 		return invalid("a key's sequence is not that of the event that created it")
 	}
 	for _, requestID := range key.GetRequestIds() {
 		if !isID(requestID) {
 			return invalid("%q is not a request id", requestID)
+		}
+		if isNew && !slices.Contains(c.AbsentRequestIDs, requestID) {
+			return invalid("request id %q is new, but need not be absent", requestID)
+		}
+	}
+	return nil
+}
+
+// validateRequests checks that each request id comes or goes once.
+func (c *Change) validateRequests() error {
+	lists := [][]string{c.AbsentRequestIDs, c.FreedRequestIDs}
+	for _, key := range c.DeleteKeys {
+		lists = append(lists, key.GetRequestIds())
+	}
+	seen := make(map[string]bool)
+	for _, list := range lists {
+		for _, requestID := range list {
+			if !isID(requestID) || seen[requestID] {
+				return invalid("%q is not a request id, or occurs twice", requestID)
+			}
+			seen[requestID] = true
 		}
 	}
 	return nil

@@ -127,6 +127,10 @@ func (c *Checker) Item(item Item) {
 		workspace.head = &head
 	case item.Key != nil:
 		c.key(item.Key)
+	case item.Usage != nil:
+		if c.keys[item.Usage.KeyID] == nil {
+			c.Problem("key %s: it was used, but is not there", item.Usage.KeyID)
+		}
 	case item.Damaged != nil:
 		c.damaged(item.Damaged)
 	default:

@@ -36,7 +36,10 @@ const Schema = 1
 // Bounds of one change. They are etcd's defaults (128 operations, 1.5 MiB) with
 // room for what the backend adds itself.
 const (
-	// MaxOperations is how many puts and deletes of records a change may have.
+	// MaxOperations is how many operations a change may have: one for each record that is
+	// put, member that is deleted, id that must be absent or is freed; one more for a
+	// new key, and DeleteOperations for each key that is deleted. It counts what a
+	// backend writes and compares that keeps its indexes in the store.
 	MaxOperations = 100
 	// MaxChangeBytes is how large the records of a change may be together.
 	MaxChangeBytes = 512 << 10
@@ -188,8 +191,8 @@ type Damaged struct {
 	Err error
 }
 
-// Change is one transaction of one workspace, or of the policy. It holds 1 to
-// MaxOperations puts and deletes, each of another record.
+// Change is one transaction of one workspace, or of the policy. It holds puts and
+// deletes, at least one, each of another record; MaxOperations bounds them.
 type Change struct {
 	// WorkspaceID names the workspace; empty is the policy's.
 	WorkspaceID string
@@ -202,12 +205,14 @@ type Change struct {
 	Kind    storagev1.FeedKind
 	Subject string
 
-	// AbsentKeyIDs must not be there, in any workspace.
+	// AbsentKeyIDs must not be there, in any workspace. New keys are among them.
 	AbsentKeyIDs []string
-	// AbsentRequestIDs must not be there in this workspace.
+	// AbsentRequestIDs must not be there in this workspace. All that a key gets with this
+	// change are among them.
 	AbsentRequestIDs []string
 
-	// FreedRequestIDs are forgotten: keys that are put here had them until now.
+	// FreedRequestIDs are forgotten: keys that are put here had them until now. All that
+	// a key loses by this change, and is not deleted, are among them.
 	FreedRequestIDs []string
 
 	// PutPolicy, PutWorkspace, PutMembers and PutKeys add or replace records. A key
@@ -221,11 +226,12 @@ type Change struct {
 	DeleteMembers []*storagev1.MemberRecord
 }
 
-// Committed is a change as watchers see it.
+// Committed is a change as watchers see it. There may be some that put and delete
+// nothing: a fence was raised, and only the head is another one.
 type Committed struct {
 	// Revision of the change.
 	Revision int64
-	// Time is the change's, from its audit event.
+	// Time is the change's, from its audit event; zero for a fence, which has none.
 	Time time.Time
 	// Head is the workspace's after the change.
 	Head WorkspaceHead

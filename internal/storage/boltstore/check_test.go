@@ -201,3 +201,40 @@ func TestDamagedMetaPage(t *testing.T) {
 		t.Errorf("Open: %v, want ErrDamaged", err)
 	}
 }
+
+// TestNoElements sets the count of elements of every page that has one element to
+// 0, with which the page would look empty, in the pages of the file and in those
+// that lie inline in another one.
+func TestNoElements(t *testing.T) {
+	path, _ := small(t)
+	content := readFile(t, path)
+	leaf := order.AppendUint16(order.AppendUint16(nil, leafPage), 1) // flags and count
+	found := 0
+	for position := 0; position < len(content)-pageHeader; position++ {
+		if !bytes.Equal(content[position:position+4], leaf) || !bytes.Equal(content[position+4:position+8], make([]byte, 4)) {
+			continue
+		}
+		damaged := bytes.Clone(content)
+		damaged[position+2], damaged[position+3] = 0, 0
+		writeFile(t, path, damaged)
+		store, err := Open(path, quick)
+		if err != nil {
+			found++
+			if !errors.Is(err, storage.ErrDamaged) {
+				t.Errorf("byte %d: Open: %v, want ErrDamaged", position, err)
+			}
+			continue
+		}
+		// It was a page that is free.
+		items, _, damage := loadAll(t, store)
+		if err := store.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+		if len(items) != 13 || len(damage) > 0 {
+			t.Errorf("byte %d: %d records are left, %d damaged", position, len(items), len(damage))
+		}
+	}
+	if found == 0 {
+		t.Error("no page with one element")
+	}
+}

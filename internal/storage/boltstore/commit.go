@@ -379,8 +379,8 @@ func (r *request) slot(directory *directory, record encoded, nextSlot *int64) (i
 	if record.payload == nil {
 		return 0, fmt.Errorf("%w: key %s to delete is not there", storage.ErrInvalidChange, keyID)
 	}
-	if record.key.GetSequence() != r.change.Event.GetSequence() {
-		return 0, fmt.Errorf("%w: the sequence of key %s, which is new, is not the event's", storage.ErrInvalidChange, keyID)
+	if !r.change.IsNew(record.key) {
+		return 0, fmt.Errorf("%w: key %s is not there, and need not be absent", storage.ErrInvalidChange, keyID)
 	}
 	slot := *nextSlot
 	*nextSlot++

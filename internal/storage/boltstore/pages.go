@@ -288,10 +288,13 @@ func bucketRoot(id uint64, element, value []byte) (uint64, error) {
 	if len(value) < bucketHeader {
 		return 0, damagedPage(id, "a truncated bucket")
 	}
+	inline := value[bucketHeader:]
 	if root := order.Uint64(value); root != 0 {
+		if len(inline) > 0 {
+			return 0, damagedPage(id, "a bucket with two pages")
+		}
 		return root, nil
 	}
-	inline := value[bucketHeader:]
 	if len(inline) < pageHeader || order.Uint64(inline) != 0 || order.Uint16(inline[8:]) != leafPage || order.Uint32(inline[12:]) != 0 {
 		return 0, damagedPage(id, "a damaged inline bucket")
 	}
@@ -335,6 +338,15 @@ func elements(id uint64, page, low, high []byte, visit func(element, name, value
 			return err
 		}
 		before, inclusive, end = name, false, valueEnd
+	}
+	return checkRest(id, page[end:], count)
+}
+
+// checkRest checks what lies behind the last element of a page. If there is none, a
+// damaged count may hide them all; but bbolt begins every page with zeros.
+func checkRest(id uint64, rest []byte, count int) error {
+	if count == 0 && len(bytes.Trim(rest, "\x00")) > 0 {
+		return damagedPage(id, "no elements, but content")
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package storagetest
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -155,6 +156,11 @@ func (w *Workspace) changeKey(action storagev1.AuditAction, stored *storagev1.Ke
 	edit(key)
 	key.ChangeSequence = change.Event.GetSequence()
 	change.PutKeys = []*storagev1.KeyRecord{key}
+	for _, requestID := range stored.GetRequestIds() {
+		if !slices.Contains(key.GetRequestIds(), requestID) {
+			change.FreedRequestIDs = append(change.FreedRequestIDs, requestID)
+		}
+	}
 	return change
 }
 

@@ -3,6 +3,7 @@ package storagetest
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -239,6 +240,16 @@ func testInvalidChange(s *suite) {
 		"new key, old sequence": func(c *storage.Change) {
 			c.PutKeys[0].KeyId, c.AbsentKeyIDs = KeyID(3), []string{KeyID(3)}
 		},
+		"new key that need not be absent": func(c *storage.Change) {
+			c.PutKeys[0].KeyId, c.PutKeys[0].Sequence = KeyID(3), c.Event.GetSequence()
+		},
+		"new request id that need not be absent": func(c *storage.Change) {
+			c.PutKeys, c.AbsentKeyIDs = workspace.CreateKey(KeyID(3), "new").PutKeys, []string{KeyID(3)}
+		},
+		"request id freed twice": func(c *storage.Change) { c.FreedRequestIDs = []string{"old", "old"} },
+		"request id freed and absent": func(c *storage.Change) {
+			c.FreedRequestIDs, c.AbsentRequestIDs = []string{"old"}, []string{"old"}
+		},
 		"key not UTF-8":   func(c *storage.Change) { c.PutKeys[0].Name = "\xff" },
 		"event not UTF-8": func(c *storage.Change) { c.Event.Caller = "\xff" },
 		"subject not UTF-8": func(c *storage.Change) {
@@ -279,20 +290,60 @@ func testInvalidChange(s *suite) {
 	s.equal("the key", s.getKey("w", KeyID(1)), key)
 }
 
+// testOperations makes changes as large as they may be: a key counts with its index
+// entries.
 func testOperations(s *suite) {
 	workspace := s.begin("w")
-	keys := make([]*storagev1.KeyRecord, storage.MaxOperations+1)
+	const most = storage.MaxOperations
+	// Keys with many request ids, as from rotations.
+	keys := make([]*storagev1.KeyRecord, 5)
+	requests := most/len(keys) - storage.DeleteOperations(&storagev1.KeyRecord{})
 	for index := range keys {
-		keys[index] = s.create(workspace, KeyID(index), fmt.Sprintf("request %d", index))
+		var requestIDs []string
+		for number := range requests {
+			requestIDs = append(requestIDs, fmt.Sprintf("request %d.%d", index, number))
+		}
+		keys[index] = s.create(workspace, KeyID(index), requestIDs...)
 	}
-	s.refused(workspace.DeleteKey(keys...), storage.ErrInvalidChange)
 	// Puts and deletes count alike.
-	change := workspace.DeleteKey(keys[1:]...)
-	change.PutMembers = workspace.PutMember("member", "manager").PutMembers
-	s.refused(change, storage.ErrInvalidChange)
-	s.do(workspace, workspace.DeleteKey(keys[1:]...))
-	s.findRequest("w", "request 1", "")
-	s.equal("the key left", s.getKey("w", KeyID(0)), keys[0])
+	tooLarge := workspace.DeleteKey(keys...)
+	tooLarge.PutMembers = workspace.PutMember("member", "manager").PutMembers
+	s.refused(tooLarge, storage.ErrInvalidChange)
+	s.do(workspace, workspace.DeleteKey(keys...))
+	s.findRequest("w", "request 1.1", "")
+
+	// Members are records and nothing else.
+	change := workspace.PutMember("member 0", "admin")
+	for number := 1; number < most; number++ {
+		change.PutMembers = append(change.PutMembers, workspace.PutMember(fmt.Sprintf("member %d", number), "admin").PutMembers...)
+	}
+	changed := *change
+	changed.AbsentRequestIDs = []string{"request"}
+	s.refused(&changed, storage.ErrInvalidChange)
+	s.do(workspace, change)
+	all := ListMembers(s, s.store, "w", storage.MaxPage)
+	s.do(workspace, workspace.DeleteMembers(all[1:]...))
+
+	// New keys, and as many request ids as fit.
+	change = workspace.CreateKey(KeyID(100))
+	for number := 101; len(change.PutKeys) < most/3; number++ {
+		added := workspace.CreateKey(KeyID(number))
+		change.PutKeys = append(change.PutKeys, added.PutKeys...)
+		change.AbsentKeyIDs = append(change.AbsentKeyIDs, KeyID(number))
+	}
+	for number := range most - 3*len(change.PutKeys) {
+		requestID := fmt.Sprintf("request %d", number)
+		change.PutKeys[0].RequestIds = append(change.PutKeys[0].RequestIds, requestID)
+		change.AbsentRequestIDs = append(change.AbsentRequestIDs, requestID)
+	}
+	changed = *change
+	changed.AbsentKeyIDs = append(slices.Clone(changed.AbsentKeyIDs), KeyID(1000))
+	s.refused(&changed, storage.ErrInvalidChange)
+	s.do(workspace, change)
+	// The event names one key alone, so the others must go before the check.
+	for some := range slices.Chunk(change.PutKeys, 20) {
+		s.do(workspace, workspace.DeleteKey(some...))
+	}
 }
 
 func testBytes(s *suite) {

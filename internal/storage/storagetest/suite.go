@@ -45,6 +45,7 @@ func Run(t *testing.T, factory Factory) {
 		{"Commit", commitTests},
 		{"Read", readTests},
 		{"Watch", watchTests},
+		{"Usage", usageTests},
 		{"Lifecycle", lifecycleTests},
 		{"Concurrency", concurrencyTests},
 		{"Model", modelTests},

@@ -1,0 +1,139 @@
+package storagetest
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+var usageTests = []test{
+	{"Latest", testLatestUse},
+	{"ManyKeys", testUseOfManyKeys},
+	{"OutsideOfRevisions", testUsageOutside},
+	{"GoesWithTheKey", testUsageGoes},
+}
+
+// wantUses fails the test unless Load gives these last uses, each after its key.
+func (s *suite) wantUses(want map[string]time.Time) {
+	s.Helper()
+	keys, got := make(map[string]bool), make(map[string]time.Time)
+	_, err := s.store.Load(s.ctx, func(item storage.Item) error {
+		switch {
+		case item.Key != nil:
+			keys[item.Key.GetKeyId()] = true
+		case item.Usage != nil:
+			if _, twice := got[item.Usage.KeyID]; twice || !keys[item.Usage.KeyID] {
+				s.Errorf("Load: use of %s, twice or before the key", item.Usage.KeyID)
+			}
+			got[item.Usage.KeyID] = item.Usage.Time
+		}
+		return nil
+	})
+	if err != nil || !maps.EqualFunc(got, want, time.Time.Equal) {
+		s.Errorf("Load: uses %v, %v; want %v", got, err, want)
+	}
+}
+
+// use records when keys were used.
+func (s *suite) use(uses ...storage.Usage) {
+	s.Helper()
+	if err := s.store.PutUsage(s.ctx, uses); err != nil {
+		s.Fatalf("PutUsage: %v", err)
+	}
+}
+
+func testLatestUse(s *suite) {
+	workspace := s.begin("w")
+	s.create(workspace, KeyID(1))
+	s.create(workspace, KeyID(2))
+	at := now()
+	s.use()
+	s.use(storage.Usage{KeyID: KeyID(1), Time: at})
+	s.wantUses(map[string]time.Time{KeyID(1): at})
+	s.use(storage.Usage{KeyID: KeyID(1), Time: at.Add(-time.Nanosecond)})
+	s.wantUses(map[string]time.Time{KeyID(1): at})
+	later := at.Add(time.Nanosecond)
+	s.use(storage.Usage{KeyID: KeyID(1), Time: later}, storage.Usage{KeyID: KeyID(1), Time: at})
+	s.wantUses(map[string]time.Time{KeyID(1): later})
+	// Keys that are not there, and what cannot be one, are passed over.
+	s.use(
+		storage.Usage{KeyID: KeyID(3), Time: at}, storage.Usage{Time: at}, storage.Usage{KeyID: "short", Time: at},
+		storage.Usage{KeyID: strings.Repeat("x", 70000), Time: at}, storage.Usage{KeyID: "a\x00b", Time: at},
+		storage.Usage{KeyID: KeyID(2), Time: at},
+	)
+	s.reopen()
+	s.wantUses(map[string]time.Time{KeyID(1): later, KeyID(2): at})
+}
+
+// testUseOfManyKeys records more uses than one transaction may hold, from many
+// callers at once, in all orders.
+func testUseOfManyKeys(s *suite) {
+	const keys, callers = 260, 4
+	at := now()
+	want := make(map[string]time.Time)
+	workspace := s.begin("w")
+	for number := range keys {
+		s.create(workspace, KeyID(number))
+		want[KeyID(number)] = at.Add(time.Duration(callers-1) * time.Second)
+	}
+	var group sync.WaitGroup
+	for caller := range callers {
+		group.Go(func() {
+			var uses []storage.Usage
+			for number := range keys {
+				uses = append(uses, storage.Usage{KeyID: KeyID(number), Time: at.Add(time.Duration((caller+number)%callers) * time.Second)})
+			}
+			if err := s.store.PutUsage(s.ctx, uses); err != nil {
+				s.Errorf("PutUsage: %v", err)
+			}
+		})
+	}
+	group.Wait()
+	s.wantUses(want)
+}
+
+func testUsageOutside(s *suite) {
+	workspace := s.begin("w")
+	key := s.create(workspace, KeyID(1))
+	w := s.watch(s.model.Revision())
+	defer w.cancel()
+	s.use(storage.Usage{KeyID: KeyID(1), Time: now()})
+	s.unchanged()
+	revision := s.do(workspace, workspace.UpdateKey(key, rename("new")))
+	if change := w.next(); change.Revision != revision {
+		s.Errorf("Watch: revision %d, want %d", change.Revision, revision)
+	}
+	ended, cancel := context.WithCancel(s.ctx)
+	cancel()
+	if err := s.store.PutUsage(ended, []storage.Usage{{KeyID: KeyID(1), Time: now()}}); !errors.Is(err, context.Canceled) {
+		s.Errorf("PutUsage: %v, want context.Canceled", err)
+	}
+	closed := s.store
+	s.reopen()
+	if err := closed.PutUsage(s.ctx, []storage.Usage{{KeyID: KeyID(1), Time: now()}}); !errors.Is(err, storage.ErrUnavailable) {
+		s.Errorf("PutUsage after Close: %v, want ErrUnavailable", err)
+	}
+}
+
+func testUsageGoes(s *suite) {
+	workspace := s.begin("w")
+	at := now()
+	for number := range 3 {
+		s.create(workspace, KeyID(number))
+		s.use(storage.Usage{KeyID: KeyID(number), Time: at})
+	}
+	s.do(workspace, workspace.UpdateKey(s.getKey("w", KeyID(0)), rename("new")))
+	s.do(workspace, workspace.RevokeKey(s.getKey("w", KeyID(1))))
+	s.do(workspace, workspace.DeleteKey(s.getKey("w", KeyID(2))))
+	s.use(storage.Usage{KeyID: KeyID(2), Time: at})
+	want := map[string]time.Time{KeyID(0): at, KeyID(1): at}
+	s.wantUses(want)
+	// A key that is added again begins anew.
+	s.create(workspace, KeyID(2))
+	s.wantUses(want)
+}
