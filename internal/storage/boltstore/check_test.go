@@ -210,7 +210,7 @@ func TestNoElements(t *testing.T) {
 	content := readFile(t, path)
 	leaf := order.AppendUint16(order.AppendUint16(nil, leafPage), 1) // flags and count
 	found := 0
-	for position := 0; position < len(content)-pageHeader; position++ {
+	for position := range len(content) - pageHeader {
 		if !bytes.Equal(content[position:position+4], leaf) || !bytes.Equal(content[position+4:position+8], make([]byte, 4)) {
 			continue
 		}

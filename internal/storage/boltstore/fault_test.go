@@ -324,6 +324,65 @@ func TestGroupCommit(t *testing.T) {
 	}
 }
 
+// TestSameKeyInOneGroup lets changes of several workspaces that add the same key wait
+// for one transaction: one of them adds it.
+func TestSameKeyInOneGroup(t *testing.T) {
+	ctx := t.Context()
+	path := filepath.Join(t.TempDir(), "store.db")
+	hold, holding := make(chan struct{}), make(chan struct{})
+	var begun atomic.Bool
+	var holds atomic.Bool
+	store := mustOpen(t, path, Config{fault: func(written bool) error {
+		if !written && holds.Load() && begun.CompareAndSwap(false, true) {
+			close(holding)
+			<-hold
+		}
+		return nil
+	}})
+	const workspaces = 4
+	all := make([]*storagetest.Workspace, workspaces)
+	for index := range all {
+		all[index] = storagetest.NewWorkspace(fmt.Sprintf("w%d", index))
+		change := all[index].PutMember("member", "admin")
+		if _, err := store.Commit(ctx, change); err != nil {
+			t.Fatal(err)
+		}
+		all[index].Follow(change)
+	}
+	holds.Store(true)
+	var group sync.WaitGroup
+	group.Go(func() {
+		if _, err := store.Commit(ctx, storagetest.NewWorkspace("first").PutMember("member", "admin")); err != nil {
+			t.Errorf("Commit: %v", err)
+		}
+	})
+	<-holding
+	var created atomic.Int64
+	for _, workspace := range all {
+		group.Go(func() {
+			var exists *storage.ExistsError
+			switch _, err := store.Commit(ctx, workspace.CreateKey(storagetest.KeyID(1))); {
+			case err == nil:
+				created.Add(1)
+			case !errors.As(err, &exists):
+				t.Errorf("Commit: %v, want an ExistsError", err)
+			}
+		})
+	}
+	for len(store.requests) < workspaces {
+		runtime.Gosched()
+	}
+	close(hold)
+	group.Wait()
+	if got := created.Load(); got != 1 {
+		t.Errorf("the key was created in %d workspaces", got)
+	}
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	mustBeSound(t, path)
+}
+
 func transaction(t *testing.T, store *Store) (id int) {
 	t.Helper()
 	err := store.file.database.View(func(tx *bolt.Tx) error {
