@@ -18,6 +18,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -166,12 +167,32 @@ func fillWorkspace(store storage.Store, number, count int, age time.Duration, mu
 			if age > 0 {
 				record.RevokeTime = timestamppb.New(now.Add(-age))
 			}
+			change.AbsentKeyIDs = append(change.AbsentKeyIDs, id)
 			change.PutKeys = append(change.PutKeys, record)
 			tokens = append(tokens, issued.Reveal())
 		}
 		err = commit(storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, change)
 	}
 	return tokens, err
+}
+
+// TestFill sees to it that the rest still works when nobody measures.
+func TestFill(t *testing.T) {
+	path := newStore(t)
+	tokens := fill(t, path, 1200, 0)
+	p := start(t, path)
+	defer p.close()
+	for _, text := range tokens {
+		answer, err := p.validator.Validate(t.Context(), validation.Question{
+			Token: text, Requirement: decide.Requirement{Scope: "signatures:read"},
+		})
+		if err != nil || answer.Decision != decide.Allowed {
+			t.Fatal(answer.Decision, answer.Reason, err)
+		}
+	}
+	if len(tokens) != 1200 {
+		t.Errorf("%d tokens", len(tokens))
+	}
 }
 
 // newStore returns the path of a store that is not there yet.
