@@ -148,9 +148,9 @@ func fillWorkspace(store storage.Store, number, count int, age time.Duration, mu
 		}},
 	})
 	var tokens []string
-	for made := 0; made < count && err == nil; made += 50 {
+	for made := 0; made < count && err == nil; made += 30 {
 		change := &storage.Change{Kind: storagev1.FeedKind_FEED_KIND_KEY}
-		for range min(50, count-made) {
+		for range min(30, count-made) {
 			mutex.Lock()
 			id, _ := token.NewID(random)
 			issued, _ := token.New("scribe", id, random)
