@@ -2,8 +2,13 @@ package keys_test
 
 import (
 	"flag"
+	"fmt"
 	"testing"
+	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 )
 
@@ -15,4 +20,31 @@ var (
 
 func TestModel(t *testing.T) {
 	t.Logf("seed %d: %s", *seedFlag, keystest.Run(t, keystest.NewBolt(t), *seedFlag, *operationsFlag))
+}
+
+// TestSweepOfMany: what one change cannot hold is deleted in several, also if keys
+// remember many request ids.
+func TestSweepOfMany(t *testing.T) {
+	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
+	w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+	const count = 120
+	for number := range count {
+		keyID := w.Create("acme", "ann", "signatures:read").GetKey().GetKeyId()
+		for rotation := range number % 2 * 70 {
+			requestID := fmt.Sprintf("rotation-%d-%d", number, rotation)
+			w.Must(w.RotateKey(t.Context(), keystest.Actor, &keysvcv1.RotateKeyRequest{
+				WorkspaceId: "acme", KeyId: keyID, Overlap: durationpb.New(0), RequestId: &requestID,
+			}))
+		}
+		w.Must(w.RevokeKey(t.Context(), keystest.Actor, &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: keyID}))
+	}
+	w.Clock.Advance(91 * 24 * time.Hour)
+	swept, err := w.Sweep(t.Context(), keystest.Actor)
+	if err != nil || swept.Keys != count {
+		t.Fatalf("swept %+v, %v", swept, err)
+	}
+	left, err := w.ListKeys(t.Context(), &keysvcv1.ListKeysRequest{WorkspaceId: "acme"})
+	if err != nil || len(left.GetKeys()) != 0 {
+		t.Errorf("%d keys are left, %v", len(left.GetKeys()), err)
+	}
 }
