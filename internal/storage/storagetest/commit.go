@@ -81,11 +81,33 @@ func testAbsentKeyID(s *suite) {
 // testAbsentKeyIDAtOnce lets many workspaces, whose changes may share a transaction,
 // create the same key.
 func testAbsentKeyIDAtOnce(s *suite) {
-	const workspaces, rounds = 16, 5
+	const workspaces, rounds = 16, 20
 	all := make([]*Workspace, workspaces)
 	for index := range all {
 		all[index] = s.begin(fmt.Sprintf("w%d", index))
 	}
+	// Another workspace keeps the store busy, so that the changes wait for each other.
+	noise, ended := s.begin("noise"), make(chan struct{})
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		for {
+			select {
+			case <-ended:
+				return
+			default:
+			}
+			change := noise.PutMember("member", "admin")
+			revision, err := s.store.Commit(s.ctx, change)
+			if err != nil {
+				s.Errorf("Commit: %v", err)
+				return
+			}
+			s.model.Apply(change, revision)
+			noise.Follow(change)
+		}
+	})
+	defer busy.Wait()
+	defer close(ended)
 	for round := range rounds {
 		changes := make([]*storage.Change, workspaces)
 		revisions := make([]int64, workspaces)
