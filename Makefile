@@ -14,11 +14,14 @@ TESTFLAGS ?=
 run:
 	go run ./cmd/keysvc serve --dev
 
+# Both modules: test/ has what needs heavy dependencies, an embedded etcd above all.
 test:
 	go test $(TESTFLAGS) ./...
+	go -C test test $(TESTFLAGS) ./...
 
 test-race:
 	go test -race $(TESTFLAGS) ./...
+	go -C test test -race $(TESTFLAGS) ./...
 
 # Every fuzz target of every package, FUZZTIME each: a time (30s) or a number of
 # inputs (10000x). The awk line turns `go test -list` into "package target" pairs.
@@ -35,8 +38,11 @@ lint:
 	$(TOOL) gofumpt -d .
 	go mod tidy -diff
 	go -C tools mod tidy -diff
+	go -C test mod tidy -diff
 	go vet ./...
+	go -C test vet ./...
 	$(TOOL) golangci-lint run ./...
+	cd test && go tool -modfile=../tools/go.mod golangci-lint run ./...
 
 format:
 	$(TOOL) buf format -w

@@ -1,0 +1,388 @@
+package etcdstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// transaction is a change on its way to etcd. What Change.Validate lets pass fits
+// into etcd's 128 comparisons and operations: each record and index entry that it
+// counts is one of either, and the store adds four.
+type transaction struct {
+	store  *Store
+	change *storage.Change
+	event  []byte       // the audit event, encoded
+	head   storage.Head // after the change
+
+	// compares must hold, parts are done then. Otherwise checks are read, to tell why.
+	compares []clientv3.Cmp
+	parts    []clientv3.Op
+	checks   []check
+}
+
+// check is something that a transaction compares, read when the comparison failed.
+type check struct {
+	read clientv3.Op
+	// judge returns what is wrong with what was found, nil if it is as expected.
+	judge func(found []byte, there bool) error
+}
+
+// Commit implements storage.Store. Once the transaction is sent, the caller's context
+// no longer counts: only its end tells the truth.
+func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, error) {
+	if err := change.Validate(); err != nil {
+		return 0, err
+	}
+	done, err := s.begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	places, err := s.places(ctx, change)
+	if err != nil {
+		return 0, err
+	}
+	t, err := s.transaction(change, places)
+	if err != nil {
+		return 0, err
+	}
+	if s.isDown() {
+		return 0, fmt.Errorf("%w: not connected", storage.ErrUnavailable)
+	}
+	if s.isUnsettled(change.WorkspaceID) {
+		return 0, fmt.Errorf("%w: the outcome of an earlier change is not known yet", storage.ErrUnavailable)
+	}
+	revision, err := t.commit(context.WithoutCancel(ctx))
+	if err != nil {
+		return 0, err
+	}
+	raise(&s.newest, revision)
+	return revision, nil
+}
+
+// places returns where the keys that a change deletes stand in the order of all keys:
+// the one thing that must be read before a commit. The head is read along, to tell a
+// change that comes too late from one that is wrong.
+func (s *Store) places(ctx context.Context, change *storage.Change) (map[string]string, error) {
+	if len(change.DeleteKeys) == 0 {
+		return nil, nil
+	}
+	parts := []clientv3.Op{s.get(headName(change.WorkspaceID))}
+	for _, key := range change.DeleteKeys {
+		parts = append(parts, s.get(idName(key.GetKeyId())))
+	}
+	response, err := s.read(ctx, parts...)
+	if err != nil {
+		return nil, err
+	}
+	var stored []byte
+	if entry := first(response, 0); entry != nil {
+		stored = entry.Value
+	}
+	if err := judgeHead(change, stored, stored != nil); err != nil {
+		return nil, err
+	}
+	places := make(map[string]string, len(change.DeleteKeys))
+	for index, key := range change.DeleteKeys {
+		keyID := key.GetKeyId()
+		entry := first(response, 1+index)
+		if entry == nil {
+			return nil, fmt.Errorf("%w: key %s to delete is not there", storage.ErrInvalidChange, keyID)
+		}
+		where, err := decodeID(keyID, entry.Value)
+		if err != nil {
+			return nil, err
+		}
+		if where.name != keyName(change.WorkspaceID, key.GetSequence(), keyID) {
+			return nil, fmt.Errorf("%w: key %s to delete is stored otherwise", storage.ErrInvalidChange, keyID)
+		}
+		places[keyID] = where.place
+	}
+	return places, nil
+}
+
+// transaction turns a change into comparisons and operations.
+func (s *Store) transaction(change *storage.Change, places map[string]string) (*transaction, error) {
+	event, err := storage.Encode(change.Event)
+	if err != nil {
+		return nil, notEncodable(err)
+	}
+	t := &transaction{store: s, change: change, event: event, head: change.Expect.After(event)}
+	expected, err := frameHead(change.WorkspaceID, change.Expect)
+	if err != nil {
+		return nil, err
+	}
+	t.expect(s.holds(nameHeader, "=", s.header), nameHeader, func(found []byte, _ bool) error {
+		if string(found) == s.header {
+			return nil
+		}
+		return s.errHistory()
+	})
+	t.expect(s.holdsHead(change.WorkspaceID, change.Expect, expected), headName(change.WorkspaceID), func(found []byte, there bool) error {
+		return judgeHead(change, found, there)
+	})
+	// A head that was lost would let the chain begin anew, over the old one.
+	next := auditName(change.WorkspaceID, t.head.Sequence)
+	t.expect(s.isAbsent(next), next, func(_ []byte, there bool) error {
+		if !there {
+			return nil
+		}
+		return &storage.DamagedError{Kind: "head", Name: change.WorkspaceID, Problem: "an audit event is ahead of it"}
+	})
+	if err := errors.Join(t.records(), t.keys(places)); err != nil {
+		return nil, notEncodable(err)
+	}
+	t.requests()
+	if err := t.finish(); err != nil {
+		return nil, notEncodable(err)
+	}
+	return t, nil
+}
+
+// expect adds a comparison with what lies under a name.
+func (t *transaction) expect(compare clientv3.Cmp, name string, judge func(found []byte, there bool) error) {
+	t.compares = append(t.compares, compare)
+	t.checks = append(t.checks, check{read: t.store.get(name), judge: judge})
+}
+
+// putRecord adds a record under a name.
+func (t *transaction) putRecord(name string, record proto.Message) error {
+	payload, err := storage.Encode(record)
+	t.parts = append(t.parts, t.store.putFrame(name, payload))
+	return err
+}
+
+// records adds the policy, the workspace and members.
+func (t *transaction) records() error {
+	var problems []error
+	change := t.change
+	if change.PutPolicy != nil {
+		problems = append(problems, t.putRecord(namePolicy, change.PutPolicy))
+	}
+	if change.PutWorkspace != nil {
+		problems = append(problems, t.putRecord(workspaceName(change.WorkspaceID), change.PutWorkspace))
+	}
+	for _, member := range change.PutMembers {
+		problems = append(problems, t.putRecord(memberName(change.WorkspaceID, member.GetMemberId()), member))
+	}
+	for _, member := range change.DeleteMembers {
+		t.parts = append(t.parts, t.store.delete(memberName(change.WorkspaceID, member.GetMemberId())))
+	}
+	return errors.Join(problems...)
+}
+
+// keys adds keys, with their index entries.
+func (t *transaction) keys(places map[string]string) error {
+	var problems []error
+	s, change := t.store, t.change
+	// Everything that this process has seen is older. So the keys that one process creates
+	// one after the other, or after seeing each other's, stand in that order (ADR 0009).
+	place := complement(s.seen.Load())
+	for _, keyID := range change.AbsentKeyIDs {
+		t.expect(s.isAbsent(idName(keyID)), idName(keyID), func(_ []byte, there bool) error {
+			if !there {
+				return nil
+			}
+			return &storage.ExistsError{KeyID: keyID}
+		})
+	}
+	for _, key := range change.PutKeys {
+		keyID := key.GetKeyId()
+		name := keyName(change.WorkspaceID, key.GetSequence(), keyID)
+		problems = append(problems, t.putRecord(name, key))
+		if !change.IsNew(key) {
+			t.expectKey(keyID, name)
+			continue
+		}
+		t.parts = append(t.parts,
+			s.putFrame(idName(keyID), idEntry{place: place, name: name}.encode()),
+			s.putFrame(orderName(place, keyID), []byte(name)))
+	}
+	for _, key := range change.DeleteKeys {
+		keyID := key.GetKeyId()
+		name := keyName(change.WorkspaceID, key.GetSequence(), keyID)
+		t.expectKey(keyID, name)
+		t.parts = append(t.parts,
+			s.delete(name), s.delete(idName(keyID)), s.delete(orderName(places[keyID], keyID)), s.delete(usageName(keyID)))
+	}
+	return errors.Join(problems...)
+}
+
+// expectKey expects a key's record where it belongs.
+func (t *transaction) expectKey(keyID, name string) {
+	t.expect(t.store.isThere(name), name, func(_ []byte, there bool) error {
+		if there {
+			return nil
+		}
+		return fmt.Errorf("%w: key %s of that sequence is not in the workspace", storage.ErrInvalidChange, keyID)
+	})
+}
+
+// requests adds the index entries of request ids.
+func (t *transaction) requests() {
+	s, change := t.store, t.change
+	for _, requestID := range change.AbsentRequestIDs {
+		name := requestName(change.WorkspaceID, requestID)
+		t.expect(s.isAbsent(name), name, func(found []byte, there bool) error {
+			if !there {
+				return nil
+			}
+			keyID, err := storage.Unframe("request", name, found)
+			if err != nil {
+				return err
+			}
+			return &storage.ExistsError{RequestID: requestID, KeyID: string(keyID)}
+		})
+		for _, key := range change.PutKeys {
+			if slices.Contains(key.GetRequestIds(), requestID) {
+				t.parts = append(t.parts, s.putFrame(name, []byte(key.GetKeyId())))
+				break
+			}
+		}
+	}
+	for _, requestID := range change.FreedRequestIDs {
+		t.parts = append(t.parts, s.delete(requestName(change.WorkspaceID, requestID)))
+	}
+	for _, key := range change.DeleteKeys {
+		for _, requestID := range key.GetRequestIds() {
+			t.parts = append(t.parts, s.delete(requestName(change.WorkspaceID, requestID)))
+		}
+	}
+}
+
+// finish adds the audit event, the head, and last, the entry of the change log.
+func (t *transaction) finish() error {
+	s, change := t.store, t.change
+	head, err := frameHead(change.WorkspaceID, t.head)
+	if err != nil {
+		return err
+	}
+	feed, err := storage.Encode(change.Feed(0, t.head.Hash))
+	if err != nil {
+		return err
+	}
+	changed := encodeTime(nameTime, change.Event.GetTime().AsTime())
+	t.parts = append(t.parts,
+		s.putFrame(auditName(change.WorkspaceID, t.head.Sequence), t.event),
+		s.put(headName(change.WorkspaceID), head),
+		clientv3.OpTxn([]clientv3.Cmp{s.holds(nameTime, "<", changed)}, []clientv3.Op{s.put(nameTime, changed)}, nil),
+		s.putFrame(nameFeedHead, feed))
+	return nil
+}
+
+// commit sends the transaction and returns its revision, or why it was refused.
+func (t *transaction) commit(ctx context.Context) (int64, error) {
+	response, err := t.send(ctx)
+	switch {
+	case err == nil && response.Succeeded:
+		return response.Header.GetRevision(), nil
+	case err == nil:
+		return 0, t.why(response)
+	case isRefusal(err):
+		return 0, unavailable(err)
+	case isFull(err):
+		return t.look(ctx, err)
+	}
+	t.store.config.Log.WarnContext(ctx, "the answer to a commit was lost; looking for its outcome",
+		"workspace_id", t.change.WorkspaceID, "error", err)
+	return t.settle(ctx)
+}
+
+func (t *transaction) send(ctx context.Context) (*clientv3.TxnResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.store.config.Timeout)
+	defer cancel()
+	reads := make([]clientv3.Op, len(t.checks))
+	for index, check := range t.checks {
+		reads[index] = check.read
+	}
+	response, err := t.store.client.Txn(ctx).If(t.compares...).Then(t.parts...).Else(reads...).Commit()
+	if err == nil {
+		raise(&t.store.seen, response.Header.GetRevision())
+	}
+	return response, err
+}
+
+// why tells which comparison failed.
+func (t *transaction) why(response *clientv3.TxnResponse) error {
+	for index, check := range t.checks {
+		entry := first(response, index)
+		if err := check.judge(entry.GetValue(), entry != nil); err != nil {
+			return err
+		}
+	}
+	// All is as expected but the head's bytes.
+	return &storage.DamagedError{Kind: "head", Name: t.change.WorkspaceID, Problem: "not in the form that this version writes"}
+}
+
+// judgeHead returns what is wrong with a stored head.
+func judgeHead(change *storage.Change, found []byte, there bool) error {
+	var head storage.Head
+	if there {
+		var err error
+		if head, err = decodeHead(change.WorkspaceID, found); err != nil {
+			return err
+		}
+	}
+	if head != change.Expect {
+		return storage.ErrConflict
+	}
+	return nil
+}
+
+// holdsHead compares a workspace's head, given also as it is stored.
+func (s *Store) holdsHead(workspaceID string, head storage.Head, stored string) clientv3.Cmp {
+	if head == (storage.Head{}) {
+		return s.isAbsent(headName(workspaceID))
+	}
+	return s.holds(headName(workspaceID), "=", stored)
+}
+
+// frameHead returns a head as it is stored. Heads are compared as bytes, so these must
+// be the same in every version that knows this schema; a test keeps them.
+func frameHead(workspaceID string, head storage.Head) (string, error) {
+	payload, err := storage.Encode(head.Record(0))
+	if err != nil {
+		return "", err
+	}
+	return string(storage.Frame(headName(workspaceID), payload)), nil
+}
+
+func decodeHead(workspaceID string, value []byte) (storage.Head, error) {
+	record := &storagev1.HeadRecord{}
+	if err := storage.Decode("head", headName(workspaceID), value, record); err != nil {
+		return storage.Head{}, &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: problemOf(err)}
+	}
+	return storage.HeadOf(workspaceID, record)
+}
+
+func decodeID(keyID string, value []byte) (idEntry, error) {
+	payload, err := storage.Unframe("id", idName(keyID), value)
+	if err != nil {
+		return idEntry{}, &storage.DamagedError{Kind: "key", Name: keyID, Problem: "index entry: " + problemOf(err)}
+	}
+	entry, ok := parseIDEntry(payload)
+	if !ok {
+		return idEntry{}, &storage.DamagedError{Kind: "key", Name: keyID, Problem: "not an index entry"}
+	}
+	return entry, nil
+}
+
+// notEncodable is the answer to text that is not UTF-8.
+func notEncodable(err error) error {
+	return fmt.Errorf("%w: %w", storage.ErrInvalidChange, err)
+}
+
+func problemOf(err error) string {
+	if damaged, ok := err.(*storage.DamagedError); ok { //nolint:errorlint // Decode wraps nothing
+		return damaged.Problem
+	}
+	return err.Error()
+}

@@ -1,0 +1,247 @@
+// Package etcdstore keeps a store in etcd, under one prefix of a cluster that others
+// may use as well.
+//
+// A commit is one transaction. It compares the workspace's head by value, so whoever
+// holds an older head changes nothing, and puts the entry of the change log last, so a
+// watcher that has seen that entry has seen the whole change. The revision of a change
+// is the transaction's; the change log is the history of one key.
+//
+// A transaction whose answer is lost may still be on its way. Commit then raises the
+// fence in the head, which the transaction no longer matches: from there on it either
+// is in the audit log or never will be (fence.go).
+//
+// Reads are linearizable. Those of several parts read all of them at one revision.
+package etcdstore
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// Config says where a store is and how it is used.
+type Config struct {
+	// Client is connected to the cluster. It stays the caller's: the store does not
+	// close it. Required.
+	Client *clientv3.Client
+	// Prefix is what the names of the store begin with; nothing else may lie there.
+	// Default: "/keysvc/".
+	Prefix string
+	// Timeout bounds one read with its retries, one transaction, and the search for the
+	// outcome of one. Default: 5 s.
+	Timeout time.Duration
+	// Random yields the epoch of a new store. Default: the system's CSPRNG.
+	Random io.Reader
+	// Now stamps a new store. Default: time.Now.
+	Now func() time.Time
+	// Log receives what the store does on its own. Default: nothing.
+	Log *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.Prefix == "" {
+		c.Prefix = "/keysvc/"
+	}
+	if c.Timeout == 0 {
+		c.Timeout = 5 * time.Second
+	}
+	if c.Random == nil {
+		c.Random = rand.Reader
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Store is a storage.Store in etcd.
+type Store struct {
+	client *clientv3.Client
+	config Config
+
+	// header is the stored value that every change compares, so that nothing is ever
+	// committed to another history than the one that was opened.
+	header  string
+	epoch   string
+	created int64 // revision of the header
+
+	// seen is the newest revision of the cluster that the store knows of, and newest that
+	// of the newest change.
+	seen, newest atomic.Int64
+
+	mutex  sync.Mutex // guards closed, and running against Close; and unsettled
+	closed bool
+	// unsettled counts, for each workspace, the changes whose outcome is looked for in the
+	// background. Until it is found, the workspace is not changed: so these are few.
+	unsettled map[string]int
+	// running counts the calls under way and the fences that are still to be written.
+	running sync.WaitGroup
+	// closing ends reads, watches and fences when the store closes.
+	closing context.Context //nolint:containedctx // the store's own life
+	close   context.CancelFunc
+}
+
+var _ storage.Store = (*Store)(nil)
+
+// New opens the store under a prefix, and creates it if nothing is there. Errors:
+// ErrNewer, ErrDamaged, ErrUnavailable, or the context's.
+func New(ctx context.Context, config Config) (*Store, error) {
+	store := newStore(ctx, config)
+	err := store.open(ctx)
+	if errors.Is(err, errNoHeader) {
+		if err = store.create(ctx); err == nil {
+			err = store.open(ctx)
+		}
+	}
+	if err != nil {
+		store.close()
+		return nil, fmt.Errorf("%s: %w", store.config.Prefix, err)
+	}
+	return store, nil
+}
+
+func newStore(ctx context.Context, config Config) *Store {
+	config = config.withDefaults()
+	store := &Store{client: config.Client, config: config, unsettled: make(map[string]int)}
+	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
+	return store
+}
+
+// errNoHeader says that there is no store, or something else under its prefix.
+var errNoHeader error = &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "missing"}
+
+// open reads the header.
+func (s *Store) open(ctx context.Context) error {
+	response, err := s.read(ctx, s.get(nameHeader))
+	if err != nil {
+		return err
+	}
+	stored := first(response, 0)
+	if stored == nil {
+		return errNoHeader
+	}
+	header := &storagev1.HeaderRecord{}
+	if err := storage.Decode("header", nameHeader, stored.Value, header); err != nil {
+		return err
+	}
+	if header.GetSchema() > storage.Schema {
+		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, header.GetSchema(), storage.Schema)
+	}
+	if header.GetSchema() < 1 || header.GetEpoch() == "" {
+		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}
+	}
+	s.header, s.epoch, s.created = string(stored.Value), header.GetEpoch(), stored.CreateRevision
+	return nil
+}
+
+// create writes the header of a new store if there is nothing under the prefix. Of two
+// that try at once, one does; so an attempt whose outcome is unknown may be repeated.
+func (s *Store) create(ctx context.Context) error {
+	epoch := make([]byte, 12)
+	if _, err := io.ReadFull(s.config.Random, epoch); err != nil {
+		return fmt.Errorf("drawing an epoch: %w", err)
+	}
+	header, err := storage.Encode(&storagev1.HeaderRecord{
+		Schema:     storage.Schema,
+		Epoch:      hex.EncodeToString(epoch),
+		CreateTime: timestamppb.New(s.config.Now()),
+	})
+	if err != nil {
+		return err
+	}
+	_, err = s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).
+			If(clientv3.Compare(clientv3.CreateRevision(s.config.Prefix).WithPrefix(), "=", 0)).
+			Then(
+				s.put(nameTime, encodeTime(nameTime, time.Time{})),
+				s.put(nameHeader, string(storage.Frame(nameHeader, header))),
+			).Commit()
+	})
+	return err
+}
+
+// Epoch implements storage.Store.
+func (s *Store) Epoch() string { return s.epoch }
+
+// Close implements storage.Store.
+func (s *Store) Close() error {
+	s.mutex.Lock()
+	s.closed = true
+	s.mutex.Unlock()
+	s.close()
+	s.running.Wait()
+	return nil
+}
+
+// begin counts a call in; done counts it out.
+func (s *Store) begin(ctx context.Context) (done func(), err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.closed {
+		return nil, storage.ErrUnavailable
+	}
+	s.running.Add(1)
+	return s.running.Done, nil
+}
+
+// beginRead is begin for calls that end when the store closes.
+func (s *Store) beginRead(ctx context.Context) (_ context.Context, done func(), err error) {
+	counted, err := s.begin(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.closing, cancel)
+	return ctx, func() { stop(); cancel(); counted() }, nil
+}
+
+// isUnsettled says whether the outcome of a workspace's change is still looked for.
+func (s *Store) isUnsettled(workspaceID string) bool {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return s.unsettled[workspaceID] > 0
+}
+
+// settling counts a search for an outcome in (1) or out (-1).
+func (s *Store) settling(workspaceID string, by int) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.unsettled[workspaceID] += by; s.unsettled[workspaceID] == 0 {
+		delete(s.unsettled, workspaceID)
+	}
+}
+
+// raise makes a number at least as large as another one.
+func raise(number *atomic.Int64, to int64) {
+	for {
+		old := number.Load()
+		if old >= to || number.CompareAndSwap(old, to) {
+			return
+		}
+	}
+}
+
+// errHistory is the answer when the header is another one than that of the opened
+// store: Load's, and a reason why nothing can be changed.
+func (s *Store) errHistory() error {
+	return fmt.Errorf("%w: %w: the epoch is no longer %s", storage.ErrUnavailable, storage.ErrHistoryChanged, s.epoch)
+}

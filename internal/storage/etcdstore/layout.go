@@ -1,0 +1,212 @@
+package etcdstore
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"hash/crc32"
+	"math"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// What lies in etcd, all of it below the store's prefix. A number is 16 hex digits; a
+// complement is that of what is left to the largest one, so that an ascending range
+// gives the newest first: etcd reads the whole range for every other order.
+//
+//	data/header                                → HeaderRecord
+//	data/time                                  → the latest wall time of any change
+//	data/policy                                → PolicyRecord
+//	data/workspaces/<workspace>                → WorkspaceRecord
+//	data/members/<workspace> 00 <member>       → MemberRecord
+//	data/keys/<workspace> 00 <complement of the sequence> <key id> → KeyRecord
+//	data/ids/<key id>                          → place in the order, name of the record
+//	data/order/<place> <key id>                → name of the record
+//	data/requests/<workspace> 00 <request id>  → key id
+//	data/heads/<workspace>, or data/heads/ for the policy's → HeadRecord
+//	data/audit/<workspace> 00 <complement of the sequence>  → AuditRecord
+//	data/feed/head                             → FeedRecord of the newest change
+//	usage/<key id>                             → when the key was last used
+//
+// Ids contain no NUL byte, so no name can be taken for another's. Watchers follow
+// data/ alone: uses wake nobody. A name below is what comes after the prefix; it is
+// part of the checksum, the prefix is not, so that a store can be moved.
+const (
+	folderData       = "data/"
+	folderWorkspaces = "data/workspaces/"
+	folderMembers    = "data/members/"
+	folderKeys       = "data/keys/"
+	folderIDs        = "data/ids/"
+	folderOrder      = "data/order/"
+	folderRequests   = "data/requests/"
+	folderHeads      = "data/heads/"
+	folderAudit      = "data/audit/"
+	folderUsage      = "usage/"
+
+	nameHeader   = "data/header"
+	nameTime     = "data/time"
+	namePolicy   = "data/policy"
+	nameFeedHead = "data/feed/head"
+)
+
+const (
+	numberLength = 16
+	separator    = "\x00"
+)
+
+// number returns n as a name that sorts by value. n is not negative.
+func number(n int64) string {
+	var bytes [8]byte
+	binary.BigEndian.PutUint64(bytes[:], uint64(n)) //nolint:gosec // sequences and revisions are never negative
+	return hex.EncodeToString(bytes[:])
+}
+
+// complement returns n as a name that sorts by descending value.
+func complement(n int64) string { return number(math.MaxInt64 - n) }
+
+// parseNumber is the reverse of number.
+func parseNumber(text string) (n int64, ok bool) {
+	if len(text) != numberLength || strings.ToLower(text) != text {
+		return 0, false
+	}
+	var bytes [8]byte
+	if _, err := hex.Decode(bytes[:], []byte(text)); err != nil || bytes[0] > 0x7f {
+		return 0, false
+	}
+	return int64(binary.BigEndian.Uint64(bytes[:])), true //nolint:gosec // the first bit is 0, checked above
+}
+
+// parseComplement is the reverse of complement.
+func parseComplement(text string) (n int64, ok bool) {
+	n, ok = parseNumber(text)
+	return math.MaxInt64 - n, ok
+}
+
+func workspaceName(workspaceID string) string { return folderWorkspaces + workspaceID }
+
+func headName(workspaceID string) string { return folderHeads + workspaceID }
+
+func memberFolder(workspaceID string) string { return folderMembers + workspaceID + separator }
+
+func memberName(workspaceID, memberID string) string { return memberFolder(workspaceID) + memberID }
+
+// parseMemberName takes the name of a member's record apart.
+func parseMemberName(name string) (workspaceID, memberID string, ok bool) {
+	return strings.Cut(strings.TrimPrefix(name, folderMembers), separator)
+}
+
+func keyFolder(workspaceID string) string { return folderKeys + workspaceID + separator }
+
+func keyName(workspaceID string, sequence int64, keyID string) string {
+	return keyFolder(workspaceID) + complement(sequence) + keyID
+}
+
+// parseKeyName takes the name of a key's record apart.
+func parseKeyName(name string) (workspaceID string, sequence int64, keyID string, ok bool) {
+	if !strings.HasPrefix(name, folderKeys) {
+		return "", 0, "", false
+	}
+	workspaceID, rest, ok := strings.Cut(name[len(folderKeys):], separator)
+	if !ok || len(rest) != numberLength+storage.KeyIDLength {
+		return "", 0, "", false
+	}
+	sequence, ok = parseComplement(rest[:numberLength])
+	return workspaceID, sequence, rest[numberLength:], ok
+}
+
+func idName(keyID string) string { return folderIDs + keyID }
+
+// idEntry is what lies under idName: where the key is.
+type idEntry struct {
+	place string // in the order of all keys
+	name  string // of the record
+}
+
+func (e idEntry) encode() []byte { return []byte(e.place + e.name) }
+
+func parseIDEntry(payload []byte) (entry idEntry, ok bool) {
+	if len(payload) < numberLength {
+		return idEntry{}, false
+	}
+	entry = idEntry{place: string(payload[:numberLength]), name: string(payload[numberLength:])}
+	_, ok = parseComplement(entry.place)
+	return entry, ok
+}
+
+func orderName(place, keyID string) string { return folderOrder + place + keyID }
+
+// parseOrderName takes the name of an entry of the order apart.
+func parseOrderName(name string) (place, keyID string, ok bool) {
+	rest := strings.TrimPrefix(name, folderOrder)
+	if len(rest) != numberLength+storage.KeyIDLength {
+		return "", "", false
+	}
+	_, ok = parseComplement(rest[:numberLength])
+	return rest[:numberLength], rest[numberLength:], ok
+}
+
+func requestFolder(workspaceID string) string { return folderRequests + workspaceID + separator }
+
+func requestName(workspaceID, requestID string) string { return requestFolder(workspaceID) + requestID }
+
+func auditFolder(workspaceID string) string { return folderAudit + workspaceID + separator }
+
+func auditName(workspaceID string, sequence int64) string {
+	return auditFolder(workspaceID) + complement(sequence)
+}
+
+// parseAuditName takes the name of an audit event apart.
+func parseAuditName(name string) (workspaceID string, sequence int64, ok bool) {
+	workspaceID, rest, ok := strings.Cut(strings.TrimPrefix(name, folderAudit), separator)
+	if !ok {
+		return "", 0, false
+	}
+	sequence, ok = parseComplement(rest)
+	return workspaceID, sequence, ok
+}
+
+func usageName(keyID string) string { return folderUsage + keyID }
+
+// validID says whether an id can be part of a name; nothing is stored under others.
+func validID(id string) bool {
+	return id != "" && len(id) <= storage.MaxIDBytes && !strings.Contains(id, separator) && utf8.ValidString(id)
+}
+
+// A stored time compares as bytes like the time: etcd can tell which is later, and so
+// keep the latest without a round trip. Hence the checksum comes last here.
+const (
+	timeLength = 8 + 4
+	timeStored = timeLength + 4
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// encodeTime returns the stored form of a time; that of the zero time sorts before all
+// others.
+func encodeTime(name string, at time.Time) string {
+	value := make([]byte, timeLength, timeStored)
+	if !at.IsZero() {
+		binary.BigEndian.PutUint64(value, uint64(at.Unix())^1<<63)       //nolint:gosec // a signed number, shifted to sort
+		binary.BigEndian.PutUint32(value[8:], uint32(at.Nanosecond())+1) //nolint:gosec // below 1e9
+	}
+	return string(binary.BigEndian.AppendUint32(value, timeChecksum(name, value)))
+}
+
+// decodeTime reads a stored time.
+func decodeTime(name string, value []byte) (time.Time, error) {
+	if len(value) != timeStored || binary.BigEndian.Uint32(value[timeLength:]) != timeChecksum(name, value[:timeLength]) {
+		return time.Time{}, &storage.DamagedError{Kind: "time", Name: name, Problem: "checksum mismatch"}
+	}
+	nanoseconds := binary.BigEndian.Uint32(value[8:])
+	if nanoseconds == 0 {
+		return time.Time{}, nil
+	}
+	seconds := int64(binary.BigEndian.Uint64(value) ^ 1<<63) //nolint:gosec // see encodeTime
+	return time.Unix(seconds, int64(nanoseconds)-1).UTC(), nil
+}
+
+func timeChecksum(name string, value []byte) uint32 {
+	return crc32.Update(crc32.Update(0, castagnoli, []byte(name)), castagnoli, value)
+}

@@ -1,0 +1,189 @@
+package etcdstore
+
+import (
+	"cmp"
+	"context"
+	"slices"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// ListKeys implements storage.Store. The cursor is what comes after the workspace in
+// the name of the last key's record, or, of all workspaces, the last key's standing.
+func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
+	query = query.Bounded()
+	if query.WorkspaceID == "" {
+		return s.listAll(ctx, query)
+	}
+	from := keyFolder(query.WorkspaceID)
+	if query.Cursor != "" {
+		if _, _, _, ok := parseKeyName(from + query.Cursor); !ok || !validID(query.Cursor) {
+			return storage.KeyPage{}, storage.ErrInvalidCursor
+		}
+		from = after(from + query.Cursor)
+	}
+	var page storage.KeyPage
+	err := s.page(ctx, query, from, keyFolder(query.WorkspaceID), func(at int64, found []*mvccpb.KeyValue, more bool) error {
+		page = storage.KeyPage{Revision: at}
+		for _, entry := range found {
+			record := &storagev1.KeyRecord{}
+			if err := decodeKey(s.name(entry), entry.Value, record); err != nil {
+				return err
+			}
+			page.Keys = append(page.Keys, record)
+		}
+		if more {
+			page.Next = s.name(found[len(found)-1])[len(keyFolder(query.WorkspaceID)):]
+		}
+		return nil
+	})
+	if err != nil {
+		return storage.KeyPage{}, err
+	}
+	return page, nil
+}
+
+// standing is where a key stands among those of all workspaces: by its place, which
+// the process that created it gave it, and within that by the revision that created
+// it. Few keys share a place: those that were created at the same time.
+type standing struct {
+	place   string
+	created int64
+	keyID   string
+	name    string // of the record
+}
+
+// compare is negative for the newer one.
+func (a standing) compare(b standing) int {
+	return cmp.Or(cmp.Compare(a.place, b.place), cmp.Compare(b.created, a.created), cmp.Compare(a.keyID, b.keyID))
+}
+
+func (a standing) cursor() string { return a.place + number(a.created) + a.keyID }
+
+func parseStanding(cursor string) (standing, bool) {
+	if len(cursor) != 2*numberLength+storage.KeyIDLength {
+		return standing{}, false
+	}
+	place, keyID := cursor[:numberLength], cursor[2*numberLength:]
+	created, ok := parseNumber(cursor[numberLength : 2*numberLength])
+	_, isPlace := parseComplement(place)
+	return standing{place: place, created: created, keyID: keyID}, ok && isPlace
+}
+
+// listAll is ListKeys of all workspaces.
+func (s *Store) listAll(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
+	var last standing
+	if query.Cursor != "" {
+		var ok bool
+		if last, ok = parseStanding(query.Cursor); !ok {
+			return storage.KeyPage{}, storage.ErrInvalidCursor
+		}
+	}
+	var page storage.KeyPage
+	err := s.repeatRead(ctx, func(ctx context.Context) error {
+		response, err := s.read(ctx, s.getRevision())
+		if err != nil {
+			return err
+		}
+		page = storage.KeyPage{Revision: revision(first(response, 0))}
+		at := response.Header.GetRevision()
+		order, err := s.order(ctx, last, query.Limit+1, at)
+		if err != nil {
+			return err
+		}
+		given := order[:min(len(order), query.Limit)]
+		if page.Keys, err = s.recordsOf(ctx, given, at); err != nil {
+			return err
+		}
+		if len(order) > query.Limit {
+			page.Next = given[len(given)-1].cursor()
+		}
+		return nil
+	})
+	if err != nil {
+		return storage.KeyPage{}, err
+	}
+	return page, nil
+}
+
+// order returns at least limit keys that stand after last, or all there are. The keys
+// of one place are sorted here, so they are read all together.
+func (s *Store) order(ctx context.Context, last standing, limit int, at int64) ([]standing, error) {
+	var sorted, group []standing
+	finish := func() {
+		slices.SortFunc(group, standing.compare)
+		sorted = append(sorted, group...)
+		group = group[:0]
+	}
+	from := folderOrder + last.place
+	for {
+		response, err := s.read(ctx, s.list(from, folderOrder, limit, at))
+		if err != nil {
+			return nil, err
+		}
+		for _, entry := range entries(response, 0) {
+			next, err := s.decodeOrder(entry)
+			if err != nil {
+				return nil, err
+			}
+			if len(group) > 0 && group[0].place != next.place {
+				finish()
+			}
+			if last.place == "" || last.compare(next) < 0 {
+				group = append(group, next)
+			}
+			from = after(s.name(entry))
+		}
+		more := found(response, 0).GetMore()
+		if !more {
+			finish()
+		}
+		if !more || len(sorted) >= limit {
+			return sorted, nil
+		}
+	}
+}
+
+func (s *Store) decodeOrder(entry *mvccpb.KeyValue) (standing, error) {
+	name := s.name(entry)
+	place, keyID, ok := parseOrderName(name)
+	if !ok {
+		return standing{}, &storage.DamagedError{Kind: "order", Name: name, Problem: "not the name of an entry"}
+	}
+	record, err := storage.Unframe("order", name, entry.Value)
+	if err != nil {
+		return standing{}, &storage.DamagedError{Kind: "key", Name: keyID, Problem: "place in the order: " + problemOf(err)}
+	}
+	return standing{place: place, created: entry.CreateRevision, keyID: keyID, name: string(record)}, nil
+}
+
+// recordsOf reads the records of keys at a revision of etcd.
+func (s *Store) recordsOf(ctx context.Context, order []standing, at int64) ([]*storagev1.KeyRecord, error) {
+	records := make([]*storagev1.KeyRecord, 0, len(order))
+	for some := range slices.Chunk(order, gets) {
+		parts := make([]clientv3.Op, len(some))
+		for index, key := range some {
+			parts[index] = s.get(key.name, clientv3.WithRev(at))
+		}
+		response, err := s.read(ctx, parts...)
+		if err != nil {
+			return nil, err
+		}
+		for index, key := range some {
+			stored := first(response, index)
+			if stored == nil {
+				return nil, &storage.DamagedError{Kind: "key", Name: key.keyID, Problem: "missing"}
+			}
+			record := &storagev1.KeyRecord{}
+			if err := decodeKey(key.name, stored.Value, record); err != nil {
+				return nil, err
+			}
+			records = append(records, record)
+		}
+	}
+	return records, nil
+}

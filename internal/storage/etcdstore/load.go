@@ -1,0 +1,212 @@
+package etcdstore
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// Load implements storage.Store. It takes as long as etcd keeps its revision: a
+// compaction meanwhile is ErrUnavailable.
+func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
+	ctx, done, err := s.beginRead(ctx)
+	if err != nil {
+		return storage.Position{}, err
+	}
+	defer done()
+	newest := s.newest.Load() // before the read: what commits meanwhile may be missing from it
+	position, at, err := s.position(ctx)
+	if err != nil {
+		return storage.Position{}, err
+	}
+	if position.Revision < newest {
+		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, newest)
+	}
+	raise(&s.newest, position.Revision)
+	l := &loader{store: s, ctx: ctx, at: at, visit: visit, isNew: position.Revision == 0, headless: make(map[string]bool)}
+	if err := l.load(); err != nil {
+		return storage.Position{}, err
+	}
+	return position, nil
+}
+
+// position returns how far the store has come, and the revision of etcd to read the
+// rest at.
+func (s *Store) position(ctx context.Context) (_ storage.Position, at int64, err error) {
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameTime), s.getRevision())
+	if err != nil {
+		return storage.Position{}, 0, err
+	}
+	if header := first(response, 0); string(header.GetValue()) != s.header {
+		return storage.Position{}, 0, s.errHistory()
+	}
+	latest, err := decodeTime(nameTime, first(response, 1).GetValue())
+	if err != nil {
+		return storage.Position{}, 0, err
+	}
+	return storage.Position{Revision: revision(first(response, 2)), Time: latest}, response.Header.GetRevision(), nil
+}
+
+// loader is one Load.
+type loader struct {
+	store *Store
+	ctx   context.Context //nolint:containedctx // that of one call
+	at    int64
+	visit func(storage.Item) error
+	// isNew says that there has been no change, so that nothing may be there.
+	isNew bool
+	// headless are workspaces that have a record; those with a head are taken out.
+	headless map[string]bool
+	// keys are those of one workspace, the newest first.
+	keys        []storage.Item
+	workspaceID string
+}
+
+// loaded lists what is loaded, in order: a folder, or one name.
+var loaded = []string{namePolicy, folderWorkspaces, folderMembers, folderHeads, folderKeys}
+
+func (l *loader) load() error {
+	for _, folder := range loaded {
+		if err := l.each(folder, l.item); err != nil {
+			return err
+		}
+		if folder != folderHeads {
+			continue
+		}
+		// Every change puts a head; to take such a workspace for new would let its chain
+		// begin anew.
+		for _, workspaceID := range slices.Sorted(maps.Keys(l.headless)) {
+			err := &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
+			if err := l.visit(storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}); err != nil {
+				return err
+			}
+		}
+	}
+	if err := l.flush(); err != nil {
+		return err
+	}
+	return l.each(folderUsage, l.usage)
+}
+
+// each visits what lies in a folder, page by page.
+func (l *loader) each(folder string, visit func(name string, entry *mvccpb.KeyValue) error) error {
+	for from := folder; ; {
+		response, err := l.store.read(l.ctx, l.store.list(from, folder, batch, l.at))
+		if err != nil {
+			return err
+		}
+		for _, entry := range entries(response, 0) {
+			name := l.store.name(entry)
+			if err := visit(name, entry); err != nil {
+				return err
+			}
+			from = after(name)
+		}
+		if !found(response, 0).GetMore() {
+			return nil
+		}
+	}
+}
+
+// item visits one record. A workspace's keys lie newest first, and are visited the
+// other way round once there are no more of it.
+func (l *loader) item(name string, entry *mvccpb.KeyValue) error {
+	switch {
+	case l.isNew:
+		return &storage.DamagedError{Kind: "feed entry", Name: nameFeedHead, Problem: "missing, though there are records"}
+	case name == namePolicy:
+		l.headless[""] = true
+	case strings.HasPrefix(name, folderWorkspaces):
+		l.headless[name[len(folderWorkspaces):]] = true
+	case strings.HasPrefix(name, folderHeads):
+		delete(l.headless, name[len(folderHeads):])
+	case strings.HasPrefix(name, folderKeys):
+		workspaceID, _, _, ok := parseKeyName(name)
+		if !ok {
+			return &storage.DamagedError{Kind: "key", Name: name, Problem: "not the name of a key"}
+		}
+		if workspaceID != l.workspaceID {
+			if err := l.flush(); err != nil {
+				return err
+			}
+			l.workspaceID = workspaceID
+		}
+		l.keys = append(l.keys, decodeItem(name, entry.Value))
+		return nil
+	}
+	return l.visit(decodeItem(name, entry.Value))
+}
+
+func (l *loader) flush() error {
+	for _, item := range slices.Backward(l.keys) {
+		if err := l.visit(item); err != nil {
+			return err
+		}
+	}
+	clear(l.keys)
+	l.keys = l.keys[:0]
+	return nil
+}
+
+// usage visits when a key was last used. A damaged time counts as none: nothing is
+// decided by it.
+func (l *loader) usage(name string, entry *mvccpb.KeyValue) error {
+	at, err := decodeTime(name, entry.Value)
+	if err != nil || at.IsZero() {
+		return nil //nolint:nilerr // see above
+	}
+	return l.visit(storage.Item{Usage: &storage.Usage{KeyID: name[len(folderUsage):], Time: at}})
+}
+
+// decodeItem turns a stored record into an item; what cannot be decoded is Damaged.
+func decodeItem(name string, value []byte) storage.Item {
+	switch {
+	case name == namePolicy:
+		record := &storagev1.PolicyRecord{}
+		if err := storage.Decode("policy", name, value, record); err != nil {
+			return storage.Item{Damaged: &storage.Damaged{Err: err}}
+		}
+		return storage.Item{Policy: record}
+	case strings.HasPrefix(name, folderWorkspaces):
+		workspaceID := name[len(folderWorkspaces):]
+		record := &storagev1.WorkspaceRecord{}
+		err := storage.Decode("workspace", name, value, record)
+		if err != nil {
+			err = &storage.DamagedError{Kind: "workspace", Name: workspaceID, Problem: problemOf(err)}
+		} else if record.GetWorkspaceId() != workspaceID {
+			err = misplaced("workspace", workspaceID)
+		}
+		if err != nil {
+			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Err: err}}
+		}
+		return storage.Item{Workspace: record}
+	case strings.HasPrefix(name, folderMembers):
+		workspaceID, memberID, _ := parseMemberName(name)
+		record := &storagev1.MemberRecord{}
+		if err := decodeMember(name, value, record); err != nil {
+			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, MemberID: memberID, Err: err}}
+		}
+		return storage.Item{Member: record}
+	case strings.HasPrefix(name, folderHeads):
+		workspaceID := name[len(folderHeads):]
+		head, err := decodeHead(workspaceID, value)
+		if err != nil {
+			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}
+		}
+		return storage.Item{Head: &storage.WorkspaceHead{WorkspaceID: workspaceID, Head: head}}
+	default:
+		workspaceID, _, keyID, _ := parseKeyName(name)
+		record := &storagev1.KeyRecord{}
+		if err := decodeKey(name, value, record); err != nil {
+			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, KeyID: keyID, Err: err}}
+		}
+		return storage.Item{Key: record}
+	}
+}

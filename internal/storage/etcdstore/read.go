@@ -1,0 +1,319 @@
+package etcdstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+const (
+	// batch is how many records a read of everything asks for at once.
+	batch = 500
+	// gets is how many records one transaction reads by name.
+	gets = 100
+)
+
+// anew is how often a read of several parts begins anew when etcd is compacted
+// meanwhile.
+const anew = 3
+
+// repeatRead carries out a read of several parts.
+func (s *Store) repeatRead(ctx context.Context, read func(ctx context.Context) error) error {
+	ctx, done, err := s.beginRead(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	for range anew {
+		if err = read(ctx); !errors.Is(err, errCompacted) {
+			return err
+		}
+	}
+	return err
+}
+
+// revision returns the store's revision out of what the feed's head is: that of the
+// change that put it.
+func revision(feedHead *mvccpb.KeyValue) int64 { return feedHead.GetModRevision() }
+
+// GetKey implements storage.Store.
+func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
+	record, at := &storagev1.KeyRecord{}, int64(0)
+	err := s.repeatRead(ctx, func(ctx context.Context) error {
+		if len(keyID) != storage.KeyIDLength || !validID(keyID) || workspaceID != "" && !validID(workspaceID) {
+			return storage.ErrNotFound
+		}
+		response, err := s.read(ctx, s.getRevision(), s.get(idName(keyID)))
+		if err != nil {
+			return err
+		}
+		at = revision(first(response, 0))
+		entry := first(response, 1)
+		if entry == nil {
+			return storage.ErrNotFound
+		}
+		where, err := decodeID(keyID, entry.Value)
+		if err != nil {
+			return err
+		}
+		if workspaceID != "" && !strings.HasPrefix(where.name, keyFolder(workspaceID)) {
+			return storage.ErrNotFound
+		}
+		response, err = s.read(ctx, s.get(where.name, clientv3.WithRev(response.Header.GetRevision())))
+		if err != nil {
+			return err
+		}
+		stored := first(response, 0)
+		if stored == nil {
+			return &storage.DamagedError{Kind: "key", Name: keyID, Problem: "missing"}
+		}
+		return decodeKey(where.name, stored.Value, record)
+	})
+	if err != nil {
+		return nil, at, err
+	}
+	return record, at, nil
+}
+
+// FindRequest implements storage.Store.
+func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) (string, error) {
+	var keyID string
+	err := s.repeatRead(ctx, func(ctx context.Context) error {
+		if !validID(workspaceID) || !validID(requestID) {
+			return storage.ErrNotFound
+		}
+		name := requestName(workspaceID, requestID)
+		response, err := s.read(ctx, s.get(name))
+		if err != nil {
+			return err
+		}
+		entry := first(response, 0)
+		if entry == nil {
+			return storage.ErrNotFound
+		}
+		payload, err := storage.Unframe("request", name, entry.Value)
+		keyID = string(payload)
+		return err
+	})
+	return keyID, err
+}
+
+// GetMember implements storage.Store.
+func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error) {
+	record, at := &storagev1.MemberRecord{}, int64(0)
+	err := s.repeatRead(ctx, func(ctx context.Context) error {
+		if !validID(workspaceID) || !validID(memberID) {
+			return storage.ErrNotFound
+		}
+		name := memberName(workspaceID, memberID)
+		response, err := s.read(ctx, s.getRevision(), s.get(name))
+		if err != nil {
+			return err
+		}
+		at = revision(first(response, 0))
+		stored := first(response, 1)
+		if stored == nil {
+			return storage.ErrNotFound
+		}
+		return decodeMember(name, stored.Value, record)
+	})
+	if err != nil {
+		return nil, at, err
+	}
+	return record, at, nil
+}
+
+// ListMembers implements storage.Store. Its cursor is the id of the last member given.
+func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.MemberPage, error) {
+	query = query.Bounded()
+	if query.Cursor != "" && !validID(query.Cursor) {
+		return storage.MemberPage{}, storage.ErrInvalidCursor
+	}
+	from := memberName(query.WorkspaceID, query.Cursor)
+	if query.Cursor != "" {
+		from = after(from)
+	}
+	var page storage.MemberPage
+	err := s.page(ctx, query, from, memberFolder(query.WorkspaceID), func(at int64, found []*mvccpb.KeyValue, more bool) error {
+		page = storage.MemberPage{Revision: at}
+		for _, entry := range found {
+			record := &storagev1.MemberRecord{}
+			if err := decodeMember(s.name(entry), entry.Value, record); err != nil {
+				return err
+			}
+			page.Members = append(page.Members, record)
+		}
+		if more {
+			page.Next = page.Members[len(page.Members)-1].GetMemberId()
+		}
+		return nil
+	})
+	if err != nil {
+		return storage.MemberPage{}, err
+	}
+	return page, nil
+}
+
+// after returns the first name after another one.
+func after(name string) string { return name + "\x00" }
+
+// page reads a page of one workspace's records, in the order of their names.
+func (s *Store) page(ctx context.Context, query storage.Query, from, folder string, give func(at int64, found []*mvccpb.KeyValue, more bool) error) error {
+	return s.repeatRead(ctx, func(ctx context.Context) error {
+		if !validID(query.WorkspaceID) {
+			// Nothing is stored under such names, but others might lie behind them.
+			response, err := s.read(ctx, s.getRevision())
+			if err != nil {
+				return err
+			}
+			return give(revision(first(response, 0)), nil, false)
+		}
+		response, err := s.read(ctx, s.getRevision(), s.list(from, folder, query.Limit+1, 0))
+		if err != nil {
+			return err
+		}
+		all := entries(response, 1)
+		return give(revision(first(response, 0)), all[:min(len(all), query.Limit)], len(all) > query.Limit)
+	})
+}
+
+// ListAuditEvents implements storage.Store. Its cursor is the sequence of the last
+// event given.
+func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (storage.AuditPage, error) {
+	query = query.Bounded()
+	before := int64(0)
+	if query.Cursor != "" {
+		var err error
+		if before, err = strconv.ParseInt(query.Cursor, 10, 64); err != nil || before < 1 || strconv.FormatInt(before, 10) != query.Cursor {
+			return storage.AuditPage{}, storage.ErrInvalidCursor
+		}
+	}
+	var page storage.AuditPage
+	err := s.repeatRead(ctx, func(ctx context.Context) error {
+		page = storage.AuditPage{}
+		parts := []clientv3.Op{s.getRevision()}
+		known := query.WorkspaceID == "" || validID(query.WorkspaceID)
+		if known {
+			from := auditFolder(query.WorkspaceID)
+			if before > 0 {
+				from = after(auditName(query.WorkspaceID, before))
+			}
+			parts = append(parts, s.get(headName(query.WorkspaceID)), s.list(from, auditFolder(query.WorkspaceID), query.Limit+1, 0))
+		}
+		response, err := s.read(ctx, parts...)
+		if err != nil {
+			return err
+		}
+		page.Revision = revision(first(response, 0))
+		if !known {
+			return nil
+		}
+		expected, err := s.newestEvent(query.WorkspaceID, first(response, 1))
+		if err != nil {
+			return err
+		}
+		if before > expected {
+			return storage.ErrInvalidCursor
+		}
+		if before > 0 {
+			expected = before - 1
+		}
+		for _, entry := range entries(response, 2) {
+			if len(page.Events) == query.Limit {
+				break
+			}
+			event, err := decodeAudit(query.WorkspaceID, s.name(entry), expected, entry.Value)
+			if err != nil {
+				return err
+			}
+			page.Events = append(page.Events, event)
+			expected--
+		}
+		if len(page.Events) < query.Limit && expected > 0 {
+			return missingEvent(query.WorkspaceID, expected)
+		}
+		if expected > 0 {
+			page.Next = strconv.FormatInt(expected+1, 10)
+		}
+		return nil
+	})
+	if err != nil {
+		return storage.AuditPage{}, err
+	}
+	return page, nil
+}
+
+// newestEvent returns the sequence of a workspace's newest audit event, 0 if there is
+// none.
+func (s *Store) newestEvent(workspaceID string, head *mvccpb.KeyValue) (int64, error) {
+	if head == nil {
+		return 0, nil
+	}
+	decoded, err := decodeHead(workspaceID, head.Value)
+	return decoded.Sequence, err
+}
+
+// decodeAudit decodes the audit event that is expected to be of a sequence.
+func decodeAudit(workspaceID, name string, sequence int64, value []byte) (storage.AuditEvent, error) {
+	if name != auditName(workspaceID, sequence) {
+		return storage.AuditEvent{}, missingEvent(workspaceID, sequence)
+	}
+	title := workspaceID + " " + strconv.FormatInt(sequence, 10)
+	payload, err := storage.Unframe("audit event", name, value)
+	if err != nil {
+		return storage.AuditEvent{}, &storage.DamagedError{Kind: "audit event", Name: title, Problem: problemOf(err)}
+	}
+	event := storage.AuditEvent{Record: &storagev1.AuditRecord{}, Encoded: bytes.Clone(payload)}
+	if err := proto.Unmarshal(payload, event.Record); err != nil {
+		return storage.AuditEvent{}, &storage.DamagedError{Kind: "audit event", Name: title, Problem: "not a record"}
+	}
+	if event.Record.GetWorkspaceId() != workspaceID || event.Record.GetSequence() != sequence {
+		return storage.AuditEvent{}, misplaced("audit event", title)
+	}
+	return event, nil
+}
+
+func missingEvent(workspaceID string, sequence int64) error {
+	return &storage.DamagedError{Kind: "audit event", Name: workspaceID + " " + strconv.FormatInt(sequence, 10), Problem: "missing"}
+}
+
+// decodeKey decodes a key's record and checks that it lies where it belongs.
+func decodeKey(name string, value []byte, record *storagev1.KeyRecord) error {
+	_, _, keyID, ok := parseKeyName(name)
+	if !ok {
+		return &storage.DamagedError{Kind: "key", Name: name, Problem: "not the name of a key"}
+	}
+	if err := storage.Decode("key", name, value, record); err != nil {
+		return &storage.DamagedError{Kind: "key", Name: keyID, Problem: problemOf(err)}
+	}
+	if keyName(record.GetWorkspaceId(), record.GetSequence(), record.GetKeyId()) != name {
+		return misplaced("key", keyID)
+	}
+	return nil
+}
+
+// decodeMember decodes a member's record and checks that it lies where it belongs.
+func decodeMember(name string, value []byte, record *storagev1.MemberRecord) error {
+	_, memberID, _ := parseMemberName(name)
+	if err := storage.Decode("member", name, value, record); err != nil {
+		return &storage.DamagedError{Kind: "member", Name: memberID, Problem: problemOf(err)}
+	}
+	if memberName(record.GetWorkspaceId(), record.GetMemberId()) != name {
+		return misplaced("member", memberID)
+	}
+	return nil
+}
+
+func misplaced(kind, name string) error {
+	return &storage.DamagedError{Kind: kind, Name: name, Problem: fmt.Sprintf("the record is of another %s", kind)}
+}

@@ -1,0 +1,67 @@
+package etcdstore
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// usageBatch is how many times one transaction records. Each is a transaction in the
+// transaction, three deep, which etcd counts against its 128 as well.
+const usageBatch = 100
+
+// PutUsage implements storage.Store. etcd itself compares the stored times, so nothing
+// is read, and several processes may record at once.
+func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
+	ctx, done, err := s.beginRead(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	// etcd refuses to put one name twice.
+	latest := make(map[string]storage.Usage, len(uses))
+	for _, use := range uses {
+		if before, twice := latest[use.KeyID]; validID(use.KeyID) && (!twice || before.Time.Before(use.Time)) {
+			latest[use.KeyID] = use
+		}
+	}
+	sorted := make([]storage.Usage, 0, len(latest))
+	for _, use := range latest {
+		sorted = append(sorted, use)
+	}
+	slices.SortFunc(sorted, func(a, b storage.Usage) int { return strings.Compare(a.KeyID, b.KeyID) })
+	for batch := range slices.Chunk(sorted, usageBatch) {
+		if err := s.putUses(ctx, batch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) putUses(ctx context.Context, uses []storage.Usage) error {
+	parts := make([]clientv3.Op, len(uses))
+	for index, use := range uses {
+		name := usageName(use.KeyID)
+		value := encodeTime(name, use.Time)
+		put := []clientv3.Op{s.put(name, value)}
+		isKey := s.isThere(idName(use.KeyID))
+		parts[index] = clientv3.OpTxn([]clientv3.Cmp{s.isAbsent(name)},
+			[]clientv3.Op{clientv3.OpTxn([]clientv3.Cmp{isKey}, put, nil)},
+			[]clientv3.Op{clientv3.OpTxn([]clientv3.Cmp{isKey, s.holds(name, "<", value)}, put, nil)})
+	}
+	// The same times twice are the same as once, so a lost answer is no reason to stop.
+	response, err := s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).If(s.holds(nameHeader, "=", s.header)).Then(parts...).Commit()
+	})
+	if err != nil {
+		return err
+	}
+	if !response.Succeeded {
+		return s.errHistory()
+	}
+	return nil
+}

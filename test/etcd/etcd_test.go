@@ -1,0 +1,183 @@
+// Package etcd_test runs what needs an etcd: the conformance suite of storage, the
+// model test of keys, and the store's own tests, over an embedded server.
+package etcd_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"github.com/scribe-mail/keysvc/internal/keys/keystest"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+)
+
+// endpoint is that of the server of this test binary.
+var endpoint string
+
+func TestMain(m *testing.M) {
+	code, err := run(m)
+	if err != nil {
+		log.Print(err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func run(m *testing.M) (code int, err error) {
+	folder, err := os.MkdirTemp("", "keysvc-etcd-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(folder)
+	server, err := startServer(folder, nil)
+	if err != nil {
+		return 0, err
+	}
+	endpoint = endpointOf(server)
+	code = m.Run()
+	stopServer(server)
+	// etcd leaves some of its own behind.
+	err = goleak.Find(
+		goleak.IgnoreTopFunction("go.etcd.io/etcd/pkg/v3/schedule.(*fifo).run"),
+	)
+	return code, err
+}
+
+// startServer starts etcd on sockets in a folder, or starts it again.
+func startServer(folder string, edit func(*embed.Config)) (*embed.Etcd, error) {
+	config := embed.NewConfig()
+	config.Dir = filepath.Join(folder, "data")
+	config.Logger = "zap"
+	config.LogLevel = "panic"
+	config.WatchProgressNotifyInterval = time.Second
+	client := url.URL{Scheme: "unix", Path: filepath.Join(folder, "client")}
+	peer := url.URL{Scheme: "unix", Path: filepath.Join(folder, "peer")}
+	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
+	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
+	config.InitialCluster = config.InitialClusterFromName(config.Name)
+	if edit != nil {
+		edit(config)
+	}
+	server, err := embed.StartEtcd(config)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-server.Server.ReadyNotify():
+	case err := <-server.Err():
+		return nil, err
+	case <-time.After(30 * time.Second):
+		server.Close()
+		return nil, fmt.Errorf("etcd did not start")
+	}
+	return server, nil
+}
+
+func endpointOf(server *embed.Etcd) string { return server.Config().ListenClientUrls[0].String() }
+
+// stopServer stops etcd; stopping it again does nothing.
+func stopServer(server *embed.Etcd) {
+	server.Close()
+	<-server.Server.StopNotify()
+}
+
+// newClient returns a client that goes with the test.
+func newClient(t testing.TB) *clientv3.Client {
+	t.Helper()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := client.Close(); err != nil {
+			t.Errorf("closing the client: %v", err)
+		}
+	})
+	return client
+}
+
+var prefixes atomic.Int64
+
+// newPrefix returns a prefix that nobody has used.
+func newPrefix() string { return fmt.Sprintf("/test/%d/", prefixes.Add(1)) }
+
+// open opens a store that goes with the test.
+func open(t testing.TB, config etcdstore.Config) *etcdstore.Store {
+	t.Helper()
+	store, err := etcdstore.New(t.Context(), config)
+	if err != nil {
+		t.Fatalf("New: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return store
+}
+
+// backend is one store for the suites, with a client for each time it is opened, as
+// after a restart.
+type backend struct{ prefix string }
+
+// Open implements keystest.Backend.
+func (b backend) Open(t testing.TB) storage.Store {
+	t.Helper()
+	return open(t, etcdstore.Config{Client: newClient(t), Prefix: b.prefix})
+}
+
+// Check implements keystest.Backend.
+func (b backend) Check(t testing.TB) {
+	t.Helper()
+	mustBeSound(t, b.prefix)
+}
+
+// mustBeSound fails the test if a store's own check finds something.
+func mustBeSound(t testing.TB, prefix string) {
+	t.Helper()
+	// Also from clean-ups, when the test's context has ended.
+	ctx := context.WithoutCancel(t.Context())
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	report, err := etcdstore.Check(ctx, etcdstore.Config{Client: client, Prefix: prefix})
+	if err != nil {
+		t.Fatalf("Check: %v", err)
+	}
+	for _, problem := range report.Problems {
+		t.Errorf("Check: %s", problem)
+	}
+}
+
+func TestConformance(t *testing.T) {
+	storagetest.Run(t, func(testing.TB) storagetest.Backend {
+		backend := backend{newPrefix()}
+		return storagetest.Backend{Open: backend.Open, Check: backend.Check}
+	})
+}
+
+// TestModel plays the same operations over bbolt and etcd: whatever callers are
+// answered is the same.
+func TestModel(t *testing.T) {
+	const seed, operations = 1, 2000
+	want := keystest.Run(t, keystest.NewBolt(t), seed, operations)
+	got := keystest.Run(t, backend{newPrefix()}, seed, operations)
+	if got != want {
+		t.Errorf("the answers over etcd have the digest %s, over bbolt %s", got, want)
+	}
+}

@@ -1,0 +1,123 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// errLost is what the client says when a connection breaks.
+var errLost = status.Error(codes.Unavailable, "error reading from server: EOF")
+
+// sent is one transaction on its way. It may be delivered more than once.
+type sent struct {
+	kv    clientv3.KV
+	ctx   context.Context
+	cmps  []clientv3.Cmp
+	then  []clientv3.Op
+	other []clientv3.Op
+}
+
+// deliver hands the transaction to etcd, whatever has become of the one who sent it.
+func (s *sent) deliver() (*clientv3.TxnResponse, error) {
+	return s.kv.Txn(context.WithoutCancel(s.ctx)).If(s.cmps...).Then(s.then...).Else(s.other...).Commit()
+}
+
+// lose is what the sender sees of a transaction that was lost, or of its answer.
+func lose() (*clientv3.TxnResponse, error) { return nil, errLost }
+
+// network decides what becomes of transactions that write. Reads pass.
+type network struct {
+	clientv3.KV
+
+	mutex sync.Mutex
+	fault func(*sent) (*clientv3.TxnResponse, error)
+}
+
+// newNetwork returns a client and what lies between it and etcd.
+func newNetwork(t testing.TB) (*clientv3.Client, *network) {
+	t.Helper()
+	client := newClient(t)
+	between := &network{KV: client.KV}
+	client.KV = between
+	return client, between
+}
+
+// next gives what becomes of the next transactions, one function each; those after
+// them pass.
+func (n *network) next(faults ...func(*sent) (*clientv3.TxnResponse, error)) {
+	n.set(func(s *sent) (*clientv3.TxnResponse, error) {
+		n.mutex.Lock()
+		if len(faults) == 0 {
+			n.mutex.Unlock()
+			return s.deliver()
+		}
+		fault := faults[0]
+		faults = faults[1:]
+		n.mutex.Unlock()
+		return fault(s)
+	})
+}
+
+// set gives what becomes of all transactions from now on.
+func (n *network) set(fault func(*sent) (*clientv3.TxnResponse, error)) {
+	n.mutex.Lock()
+	defer n.mutex.Unlock()
+	n.fault = fault
+}
+
+// Txn implements clientv3.KV.
+func (n *network) Txn(ctx context.Context) clientv3.Txn {
+	return &transaction{network: n, sent: sent{kv: n.KV, ctx: ctx}}
+}
+
+type transaction struct {
+	network *network
+	sent    sent
+}
+
+func (t *transaction) If(cmps ...clientv3.Cmp) clientv3.Txn { t.sent.cmps = cmps; return t }
+func (t *transaction) Then(ops ...clientv3.Op) clientv3.Txn { t.sent.then = ops; return t }
+func (t *transaction) Else(ops ...clientv3.Op) clientv3.Txn { t.sent.other = ops; return t }
+
+// Commit implements clientv3.Txn.
+func (t *transaction) Commit() (*clientv3.TxnResponse, error) {
+	t.network.mutex.Lock()
+	fault := t.network.fault
+	t.network.mutex.Unlock()
+	if fault == nil || !t.writes() {
+		return t.network.KV.Txn(t.sent.ctx).If(t.sent.cmps...).Then(t.sent.then...).Else(t.sent.other...).Commit()
+	}
+	return fault(&t.sent)
+}
+
+func (t *transaction) writes() bool {
+	for _, part := range t.sent.then {
+		if !part.IsGet() {
+			return true
+		}
+	}
+	return false
+}
+
+// What may become of a transaction.
+
+func loseRequest(*sent) (*clientv3.TxnResponse, error) { return lose() }
+
+func loseAnswer(s *sent) (*clientv3.TxnResponse, error) {
+	if _, err := s.deliver(); err != nil {
+		return nil, errors.Join(errLost, err)
+	}
+	return lose()
+}
+
+// hang never answers.
+func hang(s *sent) (*clientv3.TxnResponse, error) {
+	<-s.ctx.Done()
+	return nil, s.ctx.Err()
+}

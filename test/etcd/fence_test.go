@@ -1,0 +1,433 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/scribe-mail/keysvc/internal/keys/keystest"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+)
+
+// shaky is a store behind a network that loses things.
+type shaky struct {
+	*etcdstore.Store
+	*network
+
+	t      *testing.T
+	prefix string
+	model  *storagetest.Model
+}
+
+func newShaky(t *testing.T, timeout time.Duration) *shaky {
+	t.Helper()
+	client, between := newNetwork(t)
+	s := &shaky{network: between, t: t, prefix: newPrefix(), model: storagetest.NewModel()}
+	s.Store = open(t, etcdstore.Config{Client: client, Prefix: s.prefix, Timeout: timeout})
+	return s
+}
+
+// do makes a change that must succeed, as the test sees it and as etcd does.
+func (s *shaky) do(workspace *storagetest.Workspace, change *storage.Change) int64 {
+	s.t.Helper()
+	revision, err := s.Commit(s.t.Context(), change)
+	if err != nil {
+		s.t.Fatalf("Commit: %v", err)
+	}
+	s.model.Apply(change, revision)
+	workspace.Follow(change)
+	return revision
+}
+
+// head returns a workspace's stored head.
+func (s *shaky) head(workspaceID string) storage.Head {
+	s.t.Helper()
+	var head storage.Head
+	_, err := s.Load(s.t.Context(), func(item storage.Item) error {
+		if item.Head != nil && item.Head.WorkspaceID == workspaceID {
+			head = item.Head.Head
+		}
+		return nil
+	})
+	if err != nil {
+		s.t.Fatalf("Load: %v", err)
+	}
+	return head
+}
+
+// lost makes a change that must be answered with an error, having changed nothing but
+// the fence, and lets the workspace follow the fence.
+func (s *shaky) lost(workspace *storagetest.Workspace, change *storage.Change, want error) {
+	s.t.Helper()
+	if _, err := s.Commit(s.t.Context(), change); !errors.Is(err, want) {
+		s.t.Fatalf("Commit: %v, want %v", err, want)
+	}
+	expected := change.Expect
+	expected.Fence++
+	if got := s.head(workspace.ID); got != expected {
+		s.t.Fatalf("the head is %+v, want %+v", got, expected)
+	}
+	workspace.Head = expected
+}
+
+// finish compares the store with what was acknowledged.
+func (s *shaky) finish() {
+	s.t.Helper()
+	s.set(nil)
+	s.model.Compare(s.t, s.Store)
+	mustBeSound(s.t, s.prefix)
+}
+
+func TestLostRequest(t *testing.T) {
+	s := newShaky(t, 0)
+	workspace := storagetest.NewWorkspace("w")
+	// The first change of all, of a workspace without a head.
+	var late *sent
+	s.next(func(sent *sent) (*clientv3.TxnResponse, error) { late = sent; return lose() })
+	first := workspace.PutMember("member", "admin")
+	s.lost(workspace, first, storage.ErrUnavailable)
+	// What was lost arrives after all, and again.
+	for range 2 {
+		if response, err := late.deliver(); err != nil || response.Succeeded {
+			t.Fatalf("a transaction that was defeated: succeeded %t, %v", response.Succeeded, err)
+		}
+	}
+	if _, err := s.Commit(t.Context(), first); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("Commit at the head before the fence: %v, want ErrConflict", err)
+	}
+	second := workspace.PutMember("member", "admin")
+	second.PutWorkspace = first.PutWorkspace
+	s.do(workspace, second)
+
+	s.next(loseRequest)
+	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"), storage.ErrUnavailable)
+	// Its ids were not taken.
+	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
+	s.next(hang)
+	s.Store = open(t, etcdstore.Config{Client: client(s), Prefix: s.prefix, Timeout: 200 * time.Millisecond})
+	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(2)), storage.ErrUnavailable)
+	s.do(workspace, workspace.CreateKey(storagetest.KeyID(2)))
+
+	// The policy has a head as well.
+	policy := storagetest.NewWorkspace("")
+	s.next(loseRequest)
+	s.lost(policy, storagetest.ApplyPolicy(policy.Head, "policy"), storage.ErrUnavailable)
+	s.do(policy, storagetest.ApplyPolicy(policy.Head, "policy"))
+	s.finish()
+}
+
+// client returns a client behind the store's network.
+func client(s *shaky) *clientv3.Client {
+	client := newClient(s.t)
+	client.KV = s.network
+	return client
+}
+
+func TestLostAnswer(t *testing.T) {
+	s := newShaky(t, 0)
+	workspace := storagetest.NewWorkspace("w")
+	s.next(loseAnswer)
+	revisions := []int64{s.do(workspace, workspace.PutMember("member", "admin"))}
+	for number := range 3 {
+		s.next(loseAnswer)
+		revisions = append(revisions, s.do(workspace, workspace.CreateKey(storagetest.KeyID(number), fmt.Sprint("request ", number))))
+	}
+	if head := s.head("w"); head != workspace.Head || head.Fence != 0 {
+		t.Errorf("the head is %+v, want %+v: nothing had to be fenced", head, workspace.Head)
+	}
+	for change, err := range s.Watch(t.Context(), 0) {
+		if err != nil || change.Revision != revisions[0] {
+			t.Fatalf("Watch: %+v, %v; want revision %d", change, err, revisions[0])
+		}
+		if revisions = revisions[1:]; len(revisions) == 0 {
+			break
+		}
+	}
+	s.finish()
+}
+
+// TestLateRequest lets the transaction arrive when the search for its outcome has
+// begun: it comes before the fence, and counts.
+func TestLateRequest(t *testing.T) {
+	s := newShaky(t, 0)
+	workspace := storagetest.NewWorkspace("w")
+	s.do(workspace, workspace.PutMember("member", "admin"))
+	var late *sent
+	s.next(
+		func(sent *sent) (*clientv3.TxnResponse, error) { late = sent; return lose() },
+		func(fence *sent) (*clientv3.TxnResponse, error) {
+			if response, err := late.deliver(); err != nil || !response.Succeeded {
+				t.Errorf("the late transaction: %v", err)
+			}
+			return fence.deliver()
+		})
+	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1)))
+	s.finish()
+}
+
+func TestLostFence(t *testing.T) {
+	for name, faults := range map[string][]func(*sent) (*clientv3.TxnResponse, error){
+		"Request": {loseRequest, loseRequest, loseRequest},
+		"Answer":  {loseRequest, loseAnswer},
+		"Both":    {loseRequest, loseRequest, loseAnswer},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShaky(t, 0)
+			workspace := storagetest.NewWorkspace("w")
+			s.do(workspace, workspace.PutMember("member", "admin"))
+			s.next(faults...)
+			s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1)), storage.ErrUnavailable)
+			s.do(workspace, workspace.CreateKey(storagetest.KeyID(1)))
+			s.finish()
+		})
+	}
+}
+
+// TestOvertaken loses a request, and another process changes the workspace before its
+// outcome is looked for.
+func TestOvertaken(t *testing.T) {
+	s := newShaky(t, 0)
+	other := open(t, etcdstore.Config{Client: newClient(t), Prefix: s.prefix})
+	workspace := storagetest.NewWorkspace("w")
+	s.do(workspace, workspace.PutMember("member", "admin"))
+	mine, others := workspace.CreateKey(storagetest.KeyID(1)), workspace.CreateKey(storagetest.KeyID(2))
+	s.next(func(*sent) (*clientv3.TxnResponse, error) {
+		revision, err := other.Commit(t.Context(), others)
+		if err != nil {
+			t.Errorf("Commit: %v", err)
+		}
+		s.model.Apply(others, revision)
+		return lose()
+	})
+	if _, err := s.Commit(t.Context(), mine); !errors.Is(err, storage.ErrConflict) {
+		t.Errorf("Commit: %v, want ErrConflict", err)
+	}
+	s.finish()
+}
+
+// TestUnknownOutcome lets nothing through until the search is given up: then, and only
+// then, the outcome is unknown. Until it is settled the workspace is not changed; when
+// etcd can be reached again, it is.
+func TestUnknownOutcome(t *testing.T) {
+	for name, committed := range map[string]bool{"Lost": false, "Committed": true} {
+		t.Run(name, func(t *testing.T) {
+			s := newShaky(t, 200*time.Millisecond)
+			workspace := storagetest.NewWorkspace("w")
+			s.do(workspace, workspace.PutMember("member", "admin"))
+			var late *sent
+			var once sync.Once
+			s.set(func(sent *sent) (*clientv3.TxnResponse, error) {
+				once.Do(func() {
+					late = sent
+					if committed {
+						_, _ = sent.deliver()
+					}
+				})
+				return lose()
+			})
+			change := workspace.CreateKey(storagetest.KeyID(1))
+			if _, err := s.Commit(t.Context(), change); !errors.Is(err, storage.ErrOutcomeUnknown) {
+				t.Fatalf("Commit: %v, want ErrOutcomeUnknown", err)
+			}
+			// One search for each workspace is enough, however long etcd is away.
+			if _, err := s.Commit(t.Context(), change); !errors.Is(err, storage.ErrUnavailable) {
+				t.Errorf("Commit while the outcome is looked for: %v, want ErrUnavailable", err)
+			}
+			settled := make(chan struct{}, 1)
+			s.next(func(fence *sent) (*clientv3.TxnResponse, error) {
+				defer func() { settled <- struct{}{} }()
+				return fence.deliver()
+			})
+			select {
+			case <-settled:
+			case <-time.After(10 * time.Second):
+				t.Fatal("nobody looks for the outcome")
+			}
+			want := storagetest.After(change)
+			if !committed {
+				want = change.Expect
+				want.Fence++
+			}
+			if got := s.head("w"); got != want {
+				t.Fatalf("the head is %+v, want %+v", got, want)
+			}
+			if response, err := late.deliver(); err != nil || response.Succeeded {
+				t.Errorf("the transaction, once more: succeeded %t, %v", response.Succeeded, err)
+			}
+			if s.head("w") != want {
+				t.Error("the outcome has changed")
+			}
+		})
+	}
+}
+
+// TestNoSpace: etcd checks its quota twice. The second time, it carries out what it was
+// given and answers that there is no space.
+func TestNoSpace(t *testing.T) {
+	s := newShaky(t, 0)
+	workspace := storagetest.NewWorkspace("w")
+	s.do(workspace, workspace.PutMember("member", "admin"))
+	s.next(func(sent *sent) (*clientv3.TxnResponse, error) {
+		if response, err := sent.deliver(); err != nil || !response.Succeeded {
+			t.Errorf("the transaction: %v", err)
+		}
+		return nil, rpctypes.ErrNoSpace
+	})
+	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
+
+	// The first time, it does nothing. There is nothing to fence.
+	s.next(func(*sent) (*clientv3.TxnResponse, error) { return nil, rpctypes.ErrNoSpace })
+	if _, err := s.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(2))); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("Commit: %v, want ErrUnavailable", err)
+	}
+	if head := s.head("w"); head != workspace.Head {
+		t.Errorf("the head is %+v, want %+v", head, workspace.Head)
+	}
+	s.do(workspace, workspace.CreateKey(storagetest.KeyID(2)))
+	s.finish()
+}
+
+// TestCloseWhileUnknown closes the store while it still looks for an outcome.
+func TestCloseWhileUnknown(t *testing.T) {
+	s := newShaky(t, 100*time.Millisecond)
+	workspace := storagetest.NewWorkspace("w")
+	s.set(loseRequest)
+	if _, err := s.Commit(t.Context(), workspace.PutMember("member", "admin")); !errors.Is(err, storage.ErrOutcomeUnknown) {
+		t.Fatalf("Commit: %v, want ErrOutcomeUnknown", err)
+	}
+	begun := time.Now()
+	if err := s.Close(); err != nil || time.Since(begun) > 5*time.Second {
+		t.Errorf("Close: %v after %v", err, time.Since(begun))
+	}
+}
+
+// TestCallerLeaves cancels a commit that is on its way: it is answered with what became
+// of it.
+func TestCallerLeaves(t *testing.T) {
+	s := newShaky(t, 0)
+	workspace := storagetest.NewWorkspace("w")
+	s.do(workspace, workspace.PutMember("member", "admin"))
+	ctx, cancel := context.WithCancel(t.Context())
+	s.next(func(sent *sent) (*clientv3.TxnResponse, error) {
+		cancel()
+		if sent.ctx.Err() != nil {
+			t.Error("the transaction ends with its caller")
+		}
+		return sent.deliver()
+	})
+	change := workspace.CreateKey(storagetest.KeyID(1))
+	revision, err := s.Commit(ctx, change)
+	if err != nil {
+		t.Fatalf("Commit: %v", err)
+	}
+	s.model.Apply(change, revision)
+	s.finish()
+}
+
+// TestWatchersFollowTheFence is that of the projection: the change after a lost one
+// goes through without loading anew.
+func TestWatchersFollowTheFence(t *testing.T) {
+	s := newShaky(t, 0)
+	workspace := storagetest.NewWorkspace("w")
+	s.do(workspace, workspace.PutMember("member", "admin"))
+	s.next(loseRequest)
+	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1)), storage.ErrUnavailable)
+	fenced := workspace.Head
+	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1)))
+	var seen []*storage.Committed
+	for change, err := range s.Watch(t.Context(), 0) {
+		if err != nil {
+			t.Fatalf("Watch: %v", err)
+		}
+		if seen = append(seen, change); len(seen) == 3 {
+			break
+		}
+	}
+	fence := seen[1]
+	if fence.Head.Head != fenced || fence.Head.WorkspaceID != "w" || len(fence.Put)+len(fence.DeletedKeys)+len(fence.DeletedMembers) > 0 ||
+		fence.Revision <= seen[0].Revision || fence.Revision >= seen[2].Revision || !fence.Time.IsZero() {
+		t.Errorf("the fence, as watched: %+v", fence)
+	}
+
+	world := keystest.NewWorld(t, shakyBackend{s}, nil)
+	world.Put("acme", "ann", "owner", 1)
+	for number := range 3 {
+		memberID := fmt.Sprintf("bob%d", number)
+		s.next(loseRequest)
+		if _, err := world.PutMember(t.Context(), keystest.Actor, putMember("acme", memberID)); !errors.Is(err, storage.ErrUnavailable) {
+			t.Errorf("PutMember: %v, want ErrUnavailable", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if _, err := world.PutMember(ctx, keystest.Actor, putMember("acme", memberID)); err != nil {
+			t.Errorf("PutMember, again: %v", err)
+		}
+		cancel()
+		s.next(loseAnswer)
+		world.Create("acme", "ann", "signatures:read")
+	}
+}
+
+// TestRandomLosses makes changes over a network that loses anything at random and
+// delivers late. What was acknowledged is there, and nothing else.
+func TestRandomLosses(t *testing.T) {
+	const seed, changes = 1, 150
+	random := rand.New(rand.NewPCG(seed, 0))
+	s := newShaky(t, 0)
+	workspace := storagetest.NewWorkspace("w")
+	s.do(workspace, workspace.PutMember("member", "admin"))
+	var floating []*sent
+	s.set(func(sent *sent) (*clientv3.TxnResponse, error) {
+		// Whatever floats around may arrive first, or arrive again.
+		for _, late := range floating {
+			if random.IntN(4) == 0 {
+				if _, err := late.deliver(); err != nil {
+					t.Errorf("delivering late: %v", err)
+				}
+			}
+		}
+		if len(floating) > 10 {
+			floating = floating[1:]
+		}
+		switch random.IntN(5) {
+		case 0:
+			floating = append(floating, sent)
+			return lose()
+		case 1:
+			floating = append(floating, sent)
+			return loseAnswer(sent)
+		}
+		return sent.deliver()
+	})
+	lost := 0
+	for number := range changes {
+		change := workspace.CreateKey(storagetest.KeyID(number), fmt.Sprint("request ", number))
+		revision, err := s.Commit(t.Context(), change)
+		switch {
+		case err == nil:
+			s.model.Apply(change, revision)
+			workspace.Follow(change)
+		case errors.Is(err, storage.ErrUnavailable):
+			lost++
+			fenced := workspace.Head
+			fenced.Fence++
+			if workspace.Head = s.head("w"); workspace.Head != fenced {
+				t.Fatalf("the head is %+v, want %+v", workspace.Head, fenced)
+			}
+		default:
+			t.Fatalf("Commit %d: %v", number, err)
+		}
+	}
+	t.Logf("%d of %d changes were lost", lost, changes)
+	s.set(nil)
+	s.do(workspace, workspace.PutMember("member", "owner"))
+	s.finish()
+}

@@ -1,0 +1,655 @@
+package etcd_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+)
+
+// filled returns a store with one of each, under a new prefix.
+func filled(t *testing.T) (client *clientv3.Client, prefix string, workspace *storagetest.Workspace) {
+	t.Helper()
+	client, prefix, workspace = newClient(t), newPrefix(), storagetest.NewWorkspace("w")
+	store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
+	for _, next := range []func() *storage.Change{
+		func() *storage.Change { return workspace.PutMember("member", "admin") },
+		func() *storage.Change { return workspace.CreateKey(storagetest.KeyID(1), "request") },
+		func() *storage.Change { return workspace.CreateKey(storagetest.KeyID(2)) },
+	} {
+		change := next()
+		mustCommit(t, store, change)
+		workspace.Follow(change)
+	}
+	mustCommit(t, store, storagetest.ApplyPolicy(storage.Head{}, "policy"))
+	if err := store.PutUsage(t.Context(), []storage.Usage{{KeyID: storagetest.KeyID(1), Time: time.Unix(1, 2)}}); err != nil {
+		t.Fatal(err)
+	}
+	mustBeSound(t, prefix)
+	return client, prefix, workspace
+}
+
+func mustCommit(t testing.TB, store storage.Store, change *storage.Change) int64 {
+	t.Helper()
+	revision, err := store.Commit(t.Context(), change)
+	if err != nil {
+		t.Fatalf("Commit: %v", err)
+	}
+	return revision
+}
+
+func mustPut(t testing.TB, client *clientv3.Client, name, value string) {
+	t.Helper()
+	if _, err := client.Put(t.Context(), name, value); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNewAtOnce(t *testing.T) {
+	prefix := newPrefix()
+	client := newClient(t)
+	epochs := make([]string, 8)
+	var group sync.WaitGroup
+	for index := range epochs {
+		group.Go(func() {
+			store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
+			if err != nil {
+				t.Errorf("New: %v", err)
+				return
+			}
+			epochs[index] = store.Epoch()
+			_ = store.Close()
+		})
+	}
+	group.Wait()
+	if epochs[0] == "" || slices.ContainsFunc(epochs, func(epoch string) bool { return epoch != epochs[0] }) {
+		t.Errorf("the epochs are %q", epochs)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	header := func(record *storagev1.HeaderRecord) string {
+		payload, err := storage.Encode(record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(storage.Frame("data/header", payload))
+	}
+	for name, test := range map[string]struct {
+		name, value string
+		want        error
+	}{
+		"Newer":     {"data/header", header(&storagev1.HeaderRecord{Schema: storage.Schema + 1, Epoch: "e"}), storage.ErrNewer},
+		"NoSchema":  {"data/header", header(&storagev1.HeaderRecord{Epoch: "e"}), storage.ErrDamaged},
+		"NoEpoch":   {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
+		"Garbage":   {"data/header", "garbage", storage.ErrDamaged},
+		"Truncated": {"data/header", "", storage.ErrDamaged},
+		// Something is there, so this is no new store: its header was lost.
+		"NoHeader": {"data/heads/w", "", storage.ErrDamaged},
+		"Foreign":  {"something", "else", storage.ErrDamaged},
+	} {
+		t.Run(name, func(t *testing.T) {
+			client, prefix := newClient(t), newPrefix()
+			mustPut(t, client, prefix+test.name, test.value)
+			_, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
+			if !errors.Is(err, test.want) {
+				t.Errorf("New: %v, want %v", err, test.want)
+			}
+		})
+	}
+}
+
+// TestDamage changes each byte-string of a store, and takes each away: the check finds
+// it, and no read tells anything that was never stored.
+func TestDamage(t *testing.T) {
+	client, prefix, _ := filled(t)
+	all, err := client.Get(t.Context(), prefix, clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	truth := readAll(t, client, prefix)
+	for _, entry := range all.Kvs {
+		name := strings.TrimPrefix(string(entry.Key), prefix)
+		flipped := bytes.Clone(entry.Value)
+		flipped[len(flipped)-1] ^= 1
+		for kind, damage := range map[string]func(){
+			"flipped": func() { mustPut(t, client, string(entry.Key), string(flipped)) },
+			"gone": func() {
+				if _, err := client.Delete(t.Context(), string(entry.Key)); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"other": func() {
+				mustPut(t, client, string(entry.Key), string(all.Kvs[0].Value)+string(all.Kvs[1].Value))
+			},
+		} {
+			damage()
+			// A lost use is a key that was never used, a lost member one who was purged: the
+			// keys are refused. Nothing else may go unnoticed.
+			harmless := strings.HasPrefix(name, "usage/") || kind == "gone" && strings.HasPrefix(name, "data/members/")
+			report, err := etcdstore.Check(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
+			if err != nil || len(report.Problems) == 0 && !harmless {
+				t.Errorf("%q, %s: the check finds %q, %v", name, kind, report.Problems, err)
+			}
+			for what, answer := range readAll(t, client, prefix) {
+				if answer != truth[what] && !strings.HasPrefix(answer, "error") {
+					t.Errorf("%q, %s: %s is %q, was %q", name, kind, what, answer, truth[what])
+				}
+			}
+			mustPut(t, client, string(entry.Key), string(entry.Value))
+		}
+	}
+	mustBeSound(t, prefix)
+}
+
+// readAll reads a store in all ways; what is an error begins with "error".
+func readAll(t *testing.T, client *clientv3.Client, prefix string) map[string]string {
+	t.Helper()
+	answers := make(map[string]string)
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
+	if err != nil {
+		return answers
+	}
+	defer store.Close()
+	ctx := t.Context()
+	note := func(what string, answer any, err error) {
+		answers[what] = fmt.Sprint(answer)
+		if err != nil {
+			answers[what] = "error: " + err.Error()
+			if !errors.Is(err, storage.ErrDamaged) && !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrHistoryChanged) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+	}
+	for _, keyID := range []string{storagetest.KeyID(1), storagetest.KeyID(2)} {
+		key, _, err := store.GetKey(ctx, "w", keyID)
+		note("key "+keyID, key, err)
+	}
+	member, _, err := store.GetMember(ctx, "w", "member")
+	note("member", member, err)
+	request, err := store.FindRequest(ctx, "w", "request")
+	note("request", request, err)
+	for _, id := range []string{"w", ""} {
+		query := storage.Query{WorkspaceID: id, Limit: 10}
+		audit, err := store.ListAuditEvents(ctx, query)
+		if err != nil || len(audit.Events) > 0 {
+			note("audit "+id, audit.Events, err)
+		}
+	}
+	return answers
+}
+
+// TestDamageLoads shows what Load and Watch tell of damaged records: that they are.
+func TestDamageLoads(t *testing.T) {
+	for name, want := range map[string]storage.Damaged{
+		"data/policy":              {},
+		"data/workspaces/w":        {WorkspaceID: "w"},
+		"data/members/w\x00member": {WorkspaceID: "w", MemberID: "member"},
+		"data/heads/w":             {WorkspaceID: "w", Head: true},
+		"data/keys/w\x007ffffffffffffffd" + storagetest.KeyID(1): {WorkspaceID: "w", KeyID: storagetest.KeyID(1)},
+	} {
+		client, prefix, workspace := filled(t)
+		store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
+		mustPut(t, client, prefix+name, "garbage")
+		found := 0
+		_, err := store.Load(t.Context(), func(item storage.Item) error {
+			if item.Damaged != nil {
+				found++
+				got := *item.Damaged
+				got.Err = nil
+				if got != want || !errors.Is(item.Damaged.Err, storage.ErrDamaged) {
+					t.Errorf("%q: Load: damaged %+v, want %+v", name, item.Damaged, want)
+				}
+			}
+			return nil
+		})
+		if err != nil || found != 1 {
+			t.Errorf("%q: Load: %d are damaged, %v", name, found, err)
+		}
+		if want.Head {
+			if _, err := store.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(3))); !errors.Is(err, storage.ErrDamaged) {
+				t.Errorf("Commit at a damaged head: %v", err)
+			}
+			// Without the head, the workspace is not a new one.
+			if _, err := client.Delete(t.Context(), prefix+name); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := store.Commit(t.Context(), storagetest.NewWorkspace("w").PutMember("member", "admin")); !errors.Is(err, storage.ErrDamaged) {
+				t.Errorf("Commit without a head: %v", err)
+			}
+			_, err := store.Load(t.Context(), func(item storage.Item) error {
+				if item.Damaged != nil && item.Damaged.Head && item.Damaged.WorkspaceID == "w" {
+					found++
+				}
+				return nil
+			})
+			if err != nil || found != 2 {
+				t.Errorf("Load without a head: %d are damaged, %v", found, err)
+			}
+		}
+	}
+}
+
+// TestOtherHistory replaces the store below a process, as a restored backup would.
+func TestOtherHistory(t *testing.T) {
+	client, prefix, workspace := filled(t)
+	store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
+	position, err := store.Load(t.Context(), func(storage.Item) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	payload, err := storage.Encode(&storagev1.HeaderRecord{Schema: 1, Epoch: "another"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, client, prefix+"data/header", string(storage.Frame("data/header", payload)))
+	if _, err := store.Load(t.Context(), func(storage.Item) error { return nil }); !errors.Is(err, storage.ErrHistoryChanged) {
+		t.Errorf("Load: %v, want ErrHistoryChanged", err)
+	}
+	if _, err := store.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(3))); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("Commit: %v, want ErrUnavailable", err)
+	}
+	for _, err := range store.Watch(t.Context(), position.Revision) {
+		if !errors.Is(err, storage.ErrGap) {
+			t.Errorf("Watch: %v, want ErrGap", err)
+		}
+	}
+	if err := store.PutUsage(t.Context(), []storage.Usage{{KeyID: storagetest.KeyID(1), Time: time.Now()}}); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("PutUsage: %v, want ErrUnavailable", err)
+	}
+}
+
+// TestCompaction takes the history away: a watcher that needs it is told, and one that
+// does not goes on.
+func TestCompaction(t *testing.T) {
+	client, prefix, workspace := filled(t)
+	store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
+	position, err := store.Load(t.Context(), func(storage.Item) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Others work in the cluster, so the store's newest revision is old.
+	var newest int64
+	for range 10 {
+		response, err := client.Put(t.Context(), "/others/"+prefix, "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		newest = response.Header.GetRevision()
+	}
+	if _, err := client.Compact(t.Context(), newest); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range store.Watch(t.Context(), 0) {
+		if !errors.Is(err, storage.ErrGap) {
+			t.Errorf("Watch: %v, want ErrGap", err)
+		}
+	}
+	watcher := &heardWatcher{Watcher: client.Watcher, heard: make(chan struct{})}
+	client.Watcher = watcher
+	var changing sync.WaitGroup
+	changing.Go(func() {
+		<-watcher.heard
+		mustPut(t, client, "/others/"+prefix, "x")
+		mustCommit(t, store, workspace.CreateKey(storagetest.KeyID(3)))
+	})
+	for change, err := range store.Watch(t.Context(), position.Revision) {
+		if err != nil || change.Head.WorkspaceID != "w" {
+			t.Errorf("Watch: %+v, %v", change, err)
+		}
+		break
+	}
+	changing.Wait()
+	mustBeSound(t, prefix)
+}
+
+// heardWatcher tells when a watch is asked for.
+type heardWatcher struct {
+	clientv3.Watcher
+
+	heard chan struct{}
+}
+
+// Watch implements clientv3.Watcher.
+func (w *heardWatcher) Watch(ctx context.Context, name string, options ...clientv3.OpOption) clientv3.WatchChan {
+	defer close(w.heard)
+	return w.Watcher.Watch(ctx, name, options...)
+}
+
+// TestTenants lets two stores, one's prefix the beginning of the other's but for the
+// separator, and a stranger share a cluster.
+func TestTenants(t *testing.T) {
+	client := newClient(t)
+	prefix := strings.TrimSuffix(newPrefix(), "/")
+	var stores []*etcdstore.Store
+	for _, each := range []string{prefix + "/", prefix + "0/"} {
+		stores = append(stores, open(t, etcdstore.Config{Client: client, Prefix: each}))
+	}
+	if stores[0].Epoch() == stores[1].Epoch() {
+		t.Error("two stores have one epoch")
+	}
+	const changes = 20
+	var group sync.WaitGroup
+	for _, store := range stores {
+		model, workspace := storagetest.NewModel(), storagetest.NewWorkspace("w")
+		change := workspace.PutMember("member", "admin")
+		model.Apply(change, mustCommit(t, store, change))
+		workspace.Follow(change)
+		group.Go(func() {
+			for number := range changes {
+				change := workspace.CreateKey(storagetest.KeyID(number), fmt.Sprint(number))
+				revision, err := store.Commit(t.Context(), change)
+				if err != nil {
+					t.Errorf("Commit: %v", err)
+					return
+				}
+				model.Apply(change, revision)
+				workspace.Follow(change)
+				if _, err := client.Put(t.Context(), prefix, "not a store's"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		defer func() { model.Compare(t, store) }()
+	}
+	for _, store := range stores {
+		group.Go(func() {
+			sequence := int64(0)
+			for change, err := range store.Watch(t.Context(), 0) {
+				if err != nil || change.Head.Head.Sequence != sequence+1 {
+					t.Errorf("Watch: %+v, %v after event %d", change, err, sequence)
+					return
+				}
+				if sequence++; sequence == changes+1 {
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+}
+
+// TestOrderOfTwoProcesses lets two processes create keys in turn. Each has seen the
+// other's when it creates its own, so the list of all keys is in that order.
+func TestOrderOfTwoProcesses(t *testing.T) {
+	prefix := newPrefix()
+	var want []string
+	var stores []*etcdstore.Store
+	var workspaces []*storagetest.Workspace
+	for index := range 2 {
+		stores = append(stores, open(t, etcdstore.Config{Client: newClient(t), Prefix: prefix}))
+		workspaces = append(workspaces, storagetest.NewWorkspace(fmt.Sprint("w", index)))
+		change := workspaces[index].PutMember("member", "admin")
+		mustCommit(t, stores[index], change)
+		workspaces[index].Follow(change)
+	}
+	for number := range 20 {
+		store, workspace := stores[number%2], workspaces[number%2]
+		if _, err := store.FindRequest(t.Context(), "w0", "any"); !errors.Is(err, storage.ErrNotFound) {
+			t.Fatal(err)
+		}
+		// Names that do not sort like the order.
+		keyID := storagetest.KeyID(7 * number % 20)
+		change := workspace.CreateKey(keyID)
+		mustCommit(t, store, change)
+		workspace.Follow(change)
+		want = append(want, keyID)
+	}
+	slices.Reverse(want)
+	for _, limit := range []int{1, 3, 20, 100} {
+		var got []string
+		for _, key := range storagetest.ListKeys(t, stores[0], "", limit) {
+			got = append(got, key.GetKeyId())
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("ListKeys by %d: %v, want %v", limit, got, want)
+		}
+	}
+}
+
+// TestOrderAtOnce creates keys at once, so that some share a place, and reads pages
+// that end within one.
+func TestOrderAtOnce(t *testing.T) {
+	const workspaces, each = 32, 4
+	store := open(t, etcdstore.Config{Client: newClient(t), Prefix: newPrefix()})
+	var mutex sync.Mutex
+	revisions := make(map[string]int64)
+	begun := make(chan struct{})
+	var group sync.WaitGroup
+	for index := range workspaces {
+		workspace := storagetest.NewWorkspace(fmt.Sprint("w", index))
+		change := workspace.PutMember("member", "admin")
+		mustCommit(t, store, change)
+		workspace.Follow(change)
+		group.Go(func() {
+			<-begun
+			for number := range each {
+				change := workspace.CreateKey(storagetest.KeyID(index*each + number))
+				revision, err := store.Commit(t.Context(), change)
+				if err != nil {
+					t.Errorf("Commit: %v", err)
+					return
+				}
+				workspace.Follow(change)
+				mutex.Lock()
+				revisions[storagetest.KeyID(index*each+number)] = revision
+				mutex.Unlock()
+			}
+		})
+	}
+	close(begun)
+	group.Wait()
+	all := storagetest.ListKeys(t, store, "", storage.MaxPage)
+	for _, limit := range []int{1, 3, 7, workspaces * each} {
+		pages := storagetest.ListKeys(t, store, "", limit)
+		if len(pages) != workspaces*each {
+			t.Fatalf("ListKeys by %d: %d keys, want %d", limit, len(pages), workspaces*each)
+		}
+		for index := range pages {
+			if pages[index].GetKeyId() != all[index].GetKeyId() {
+				t.Fatalf("ListKeys by %d: key %d is %s, want %s", limit, index, pages[index].GetKeyId(), all[index].GetKeyId())
+			}
+		}
+	}
+	swapped := 0
+	for index := 1; index < len(all); index++ {
+		if revisions[all[index-1].GetKeyId()] < revisions[all[index].GetKeyId()] {
+			swapped++
+		}
+	}
+	t.Logf("%d of %d neighbours, created at once, are not in the order of their revisions", swapped, len(all)-1)
+}
+
+func TestUnreachable(t *testing.T) {
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: []string{"unix://" + filepath.Join(t.TempDir(), "nobody")}, Logger: zap.NewNop(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	config := etcdstore.Config{Client: client, Timeout: 300 * time.Millisecond}
+	begun := time.Now()
+	if _, err := etcdstore.New(t.Context(), config); !errors.Is(err, storage.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("New: %v, want ErrUnavailable alone", err)
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("New took %v", took)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := etcdstore.New(ctx, config); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("New: %v, want the context's error", err)
+	}
+}
+
+// TestServerRestarts stops etcd below a store and starts it again: what was
+// acknowledged is there, the watch goes on, and so do changes.
+func TestServerRestarts(t *testing.T) {
+	folder, err := os.MkdirTemp("", "keysvc-etcd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(folder)
+	server, err := startServer(folder, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { stopServer(server) }()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpointOf(server)}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	model, workspace := storagetest.NewModel(), storagetest.NewWorkspace("w")
+	commit := func(change *storage.Change) error {
+		revision, err := store.Commit(t.Context(), change)
+		if err == nil {
+			model.Apply(change, revision)
+			workspace.Follow(change)
+		}
+		return err
+	}
+	if err := commit(workspace.PutMember("member", "admin")); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	watched := make(chan int64, 100)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		defer close(watched)
+		for change, err := range store.Watch(ctx, 0) {
+			if err != nil {
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("Watch: %v", err)
+				}
+				return
+			}
+			watched <- change.Head.Head.Sequence
+		}
+	})
+	if err := commit(workspace.CreateKey(storagetest.KeyID(1), "request")); err != nil {
+		t.Fatal(err)
+	}
+	stopServer(server)
+	err = commit(workspace.CreateKey(storagetest.KeyID(2)))
+	if !errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrOutcomeUnknown) {
+		t.Errorf("Commit without etcd: %v", err)
+	}
+	if _, err := store.Load(ctx, func(storage.Item) error { return nil }); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("Load without etcd: %v, want ErrUnavailable", err)
+	}
+	if server, err = startServer(folder, nil); err != nil {
+		t.Fatal(err)
+	}
+	for { // the fence may come meanwhile; Load waits for etcd
+		_, err = store.Load(ctx, func(item storage.Item) error {
+			if item.Head != nil {
+				workspace.Head = item.Head.Head
+			}
+			return nil
+		})
+		if err == nil {
+			if err = commit(workspace.CreateKey(storagetest.KeyID(3))); err == nil {
+				break
+			}
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("after the restart: %v", err)
+		}
+	}
+	for sequence := range watched {
+		if sequence == workspace.Head.Sequence {
+			break
+		}
+	}
+	cancel()
+	watching.Wait()
+	model.Compare(t, store)
+}
+
+// TestFull fills etcd up to its quota: changes fail, and say so; reads go on.
+func TestFull(t *testing.T) {
+	folder, err := os.MkdirTemp("", "keysvc-etcd-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(folder)
+	server, err := startServer(folder, func(config *embed.Config) { config.QuotaBackendBytes = 4 << 20 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stopServer(server)
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpointOf(server)}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	// At once, so that some pass etcd's first check of the quota and fail the second.
+	const workspaces = 32
+	var refusals atomic.Int64
+	var group sync.WaitGroup
+	begun, model := make(chan struct{}), storagetest.NewModel()
+	for index := range workspaces {
+		workspace := storagetest.NewWorkspace(fmt.Sprint("w", index))
+		change := workspace.PutMember("member", "admin")
+		model.Apply(change, mustCommit(t, store, change))
+		workspace.Follow(change)
+		group.Go(func() {
+			<-begun
+			for number := range 100 {
+				change := workspace.CreateKey(storagetest.KeyID(100*index + number))
+				change.PutKeys[0].Name = strings.Repeat("x", 30<<10)
+				revision, err := store.Commit(t.Context(), change)
+				if err != nil {
+					refusals.Add(1)
+					if !errors.Is(err, storage.ErrUnavailable) || errors.Is(err, storage.ErrOutcomeUnknown) {
+						t.Errorf("Commit: %v, want ErrUnavailable", err)
+					}
+					return
+				}
+				model.Apply(change, revision)
+				workspace.Follow(change)
+			}
+		})
+	}
+	close(begun)
+	group.Wait()
+	if refusals.Load() != workspaces {
+		t.Errorf("%d of %d are refused in the end", refusals.Load(), workspaces)
+	}
+	// Nothing was changed by what was refused.
+	model.Compare(t, store)
+	report, err := etcdstore.Check(t.Context(), etcdstore.Config{Client: client})
+	if err != nil || len(report.Problems) > 0 {
+		t.Errorf("Check: %v, %v", report.Problems, err)
+	}
+}
