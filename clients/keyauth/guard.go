@@ -1,0 +1,291 @@
+package keyauth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+// Config says what a Guard protects.
+type Config struct {
+	// Tables say what each method needs. A method that is in none of them is denied. Two
+	// tables must not have the same method. Health and Reflection are such tables.
+	Tables []Table
+	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is believed. Without
+	// them the client address is that of the connection.
+	TrustedProxies []netip.Prefix
+	// Log receives the precise reason of every refusal, which the presenter is not told,
+	// and what keeps requests from being decided. It never receives a token. Default:
+	// slog.Default().
+	Log *slog.Logger
+}
+
+// Guard decides on requests before their handlers see them. Its methods may be called
+// from many goroutines.
+type Guard struct {
+	validator Validator
+	// watcher is the validator, if it is one.
+	watcher  Watcher
+	table    Table
+	trusted  []netip.Prefix
+	log      *slog.Logger
+	needsXFF bool
+}
+
+// NewGuard returns a Guard that asks a Validator. An error says what is wrong with the
+// configuration: no validator, a requirement that cannot be met, a name that is not a
+// method's, a method in two tables, or a prefix that is not valid.
+func NewGuard(validator Validator, config Config) (*Guard, error) {
+	if validator == nil {
+		return nil, errors.New("keyauth: validator: is nil; one of keyclient or keyauthtest is required")
+	}
+	guard := &Guard{validator: validator, table: make(Table), trusted: slices.Clone(config.TrustedProxies), log: config.Log}
+	guard.watcher, _ = validator.(Watcher)
+	guard.needsXFF = len(guard.trusted) > 0
+	if guard.log == nil {
+		guard.log = slog.Default()
+	}
+	for _, table := range config.Tables {
+		for method, requirement := range table {
+			if _, twice := guard.table[method]; twice {
+				return nil, fmt.Errorf("keyauth: %s: is in two tables; one of them must say what it needs", method)
+			}
+			if service, name, ok := strings.Cut(strings.TrimPrefix(method, "/"), "/"); !ok || service == "" || name == "" || method[0] != '/' {
+				return nil, fmt.Errorf("keyauth: %q: is not a method; the form is /package.Service/Method", method)
+			}
+			if !requirement.IsValid() {
+				return nil, fmt.Errorf("keyauth: %s: needs %q; allowed are Scope with resource:action, IdentityOnly and Public", method, requirement)
+			}
+			guard.table[method] = requirement
+		}
+	}
+	for _, prefix := range guard.trusted {
+		if !prefix.IsValid() {
+			return nil, errors.New("keyauth: trusted proxies: a prefix is not valid; the form is 10.0.0.0/8")
+		}
+	}
+	return guard, nil
+}
+
+// Health is the table of grpc.health.v1: public, as probes have no key. Add it to the
+// tables of a service that serves it.
+func Health() Table {
+	return Table{
+		"/grpc.health.v1.Health/Check": Public(),
+		"/grpc.health.v1.Health/List":  Public(),
+		"/grpc.health.v1.Health/Watch": Public(),
+	}
+}
+
+// Reflection is the table of server reflection, v1 and v1alpha: public. Add it only where
+// everybody may see how the API looks.
+func Reflection() Table {
+	return Table{
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      Public(),
+		"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Public(),
+	}
+}
+
+// Request is what is known of a request before it is decided.
+type Request struct {
+	// Name is what the request asks for: a method or a pattern. It is for the log.
+	Name string
+	// Requirement is what the request needs.
+	Requirement Requirement
+	// Authorization are all values of the authorization header.
+	Authorization []string
+	// WorkspaceID is as in a Question.
+	WorkspaceID string
+	// Peer is the address of the connection; the zero Addr if it is not known.
+	Peer netip.Addr
+	// Forwarded are all values of the X-Forwarded-For header. They count only if the peer
+	// is a trusted proxy.
+	Forwarded []string
+}
+
+// Admit decides on a request. It returns a context with the principal in it and without
+// the incoming authorization metadata, or a *RefusalError.
+//
+// It is for transports that this module does not know; services use the interceptors or
+// the middleware.
+func (g *Guard) Admit(ctx context.Context, request Request) (context.Context, error) {
+	principal, _, refusal := g.decide(ctx, &request)
+	if refusal != nil {
+		return nil, refusal
+	}
+	return admit(ctx, principal), nil
+}
+
+// Watch blocks for as long as a request that was admitted would be admitted again, and
+// returns the *RefusalError that it would meet, or the context's error. It returns nil at
+// once if there is nothing to watch: the request is public, or the Validator is no
+// Watcher.
+//
+// The interceptors do this by themselves; it is for other transports that keep requests
+// open for long.
+func (g *Guard) Watch(ctx context.Context, request Request) error {
+	if g.watcher == nil || request.Requirement.IsPublic() {
+		return nil
+	}
+	question, refusal := g.question(ctx, &request)
+	if refusal != nil {
+		return refusal
+	}
+	return g.watch(ctx, request.Name, question)
+}
+
+func (g *Guard) watch(ctx context.Context, name string, question Question) error {
+	answer, err := g.guarded(ctx, question, g.watcher.Watch)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err == nil && answer.Decision == keysvcv1.Decision_DECISION_ALLOWED {
+		// A Watcher that ends with a yes knows nothing any more.
+		return g.failed(ctx, name, status.Error(codes.Internal, "the watch ended with an answer that is none"))
+	}
+	if _, refusal := g.judge(ctx, name, question.Requirement, answer, err); refusal != nil {
+		return refusal
+	}
+	return &RefusalError{Code: codes.Internal}
+}
+
+// decide returns who the request acts as; nil for a public one.
+func (g *Guard) decide(ctx context.Context, request *Request) (*Principal, Question, *RefusalError) {
+	if request.Requirement.IsPublic() {
+		return nil, Question{}, nil
+	}
+	question, refusal := g.question(ctx, request)
+	if refusal != nil {
+		return nil, Question{}, refusal
+	}
+	answer, err := g.guarded(ctx, question, g.validator.Validate)
+	principal, refusal := g.judge(ctx, request.Name, request.Requirement, answer, err)
+	return principal, question, refusal
+}
+
+// question makes a question of a request, if there is one to ask.
+func (g *Guard) question(ctx context.Context, request *Request) (Question, *RefusalError) {
+	if !request.Requirement.IsValid() {
+		g.log.ErrorContext(ctx, "denied: nothing says what this needs; it is in no table", "method", request.Name)
+		return Question{}, &RefusalError{Code: codes.PermissionDenied, Reason: keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED}
+	}
+	token, found := bearer(request.Authorization)
+	if found != credentialToken {
+		missing := found == credentialMissing
+		g.log.InfoContext(ctx, "request refused", "method", request.Name, "reason", "no bearer token", "header_missing", missing)
+		return Question{}, &RefusalError{Code: codes.Unauthenticated, Reason: keysvcv1.Reason_REASON_KEY_INVALID, TokenMissing: missing}
+	}
+	return Question{
+		Token:         token,
+		Requirement:   request.Requirement,
+		WorkspaceID:   request.WorkspaceID,
+		ClientAddress: clientAddress(request.Peer, request.Forwarded, g.trusted),
+	}, nil
+}
+
+// guarded asks; a panic is an error.
+func (g *Guard) guarded(ctx context.Context, question Question, ask func(context.Context, Question) (Answer, error)) (answer Answer, err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			// The value could hold the token, unless it is the runtime's.
+			described := fmt.Sprintf("%T", value)
+			if fault, ok := value.(runtime.Error); ok {
+				described = fault.Error()
+			}
+			g.log.ErrorContext(ctx, "the validator panicked", "panic", described, "stack", string(debug.Stack()))
+			answer, err = Answer{}, status.Error(codes.Internal, "the validator panicked")
+		}
+	}()
+	return ask(ctx, question)
+}
+
+// judge turns what a Validator said into a principal or a refusal.
+func (g *Guard) judge(ctx context.Context, name string, requirement Requirement, answer Answer, err error) (*Principal, *RefusalError) {
+	if err != nil {
+		return nil, g.failed(ctx, name, err)
+	}
+	switch answer.Decision {
+	case keysvcv1.Decision_DECISION_ALLOWED:
+		if answer.Principal != nil {
+			return answer.Principal, nil
+		}
+	case keysvcv1.Decision_DECISION_UNAUTHENTICATED:
+		g.log.InfoContext(ctx, "request refused", "method", name, "reason", answer.Reason.String(), "key_id", answer.KeyID)
+		return nil, &RefusalError{Code: codes.Unauthenticated, Reason: keysvcv1.Reason_REASON_KEY_INVALID}
+	case keysvcv1.Decision_DECISION_PERMISSION_DENIED:
+		g.log.InfoContext(ctx, "request refused", "method", name, "reason", answer.Reason.String(),
+			"key_id", answer.KeyID, "scope", requirement.Scope())
+		return nil, &RefusalError{Code: codes.PermissionDenied, Reason: answer.Reason, Scope: requirement.Scope()}
+	case keysvcv1.Decision_DECISION_UNSPECIFIED:
+	}
+	return nil, g.failed(ctx, name, status.Errorf(codes.Internal, "decision %d is none that this version knows", answer.Decision))
+}
+
+// failed is the answer when there is none. It is never a 401 or 403: the error speaks of
+// keysvc or of how this service asked, not of the token.
+func (g *Guard) failed(ctx context.Context, name string, err error) *RefusalError {
+	if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return &RefusalError{Code: codes.Canceled}
+	}
+	code := codes.Internal
+	switch status.Code(err) { //nolint:exhaustive // all others are this service's own fault, or keysvc's
+	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted:
+		code = codes.Unavailable
+	case codes.Unknown:
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+			code = codes.Unavailable
+		}
+	}
+	g.log.ErrorContext(ctx, "request not decided", "method", name, "answered", code.String(), "error", err)
+	return &RefusalError{Code: code}
+}
+
+// admit returns the context of a handler; principal is nil if the request is public.
+func admit(ctx context.Context, principal *Principal) context.Context {
+	return &admitted{Context: ctx, principal: principal}
+}
+
+// admitted is the context of a request that may pass. It has the principal, and hides the
+// token: one allocation for both.
+type admitted struct {
+	context.Context //nolint:containedctx // it is one
+	principal       *Principal
+}
+
+// Value implements context.Context. Incoming metadata lies in a context under a key that
+// only grpc's package knows, but the value gives itself away by its type: outgoing
+// metadata has another one.
+func (a *admitted) Value(key any) any {
+	if _, ours := key.(principalKey); ours {
+		return a.principal
+	}
+	value := a.Context.Value(key)
+	if incoming, ok := value.(metadata.MD); ok {
+		return withoutAuthorization(incoming)
+	}
+	return value
+}
+
+// withoutAuthorization returns metadata without the header; grpc has its names in lower
+// case, but nothing forces whoever made it.
+func withoutAuthorization(incoming metadata.MD) metadata.MD {
+	stripped := make(metadata.MD, len(incoming))
+	for name, values := range incoming {
+		if !strings.EqualFold(name, authorizationHeader) {
+			stripped[name] = values
+		}
+	}
+	return stripped
+}

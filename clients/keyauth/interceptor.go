@@ -1,0 +1,83 @@
+package keyauth
+
+import (
+	"context"
+	"net/netip"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+)
+
+// The headers that are read, as gRPC names them.
+const (
+	authorizationHeader = "authorization"
+	forwardedHeader     = "x-forwarded-for"
+)
+
+// UnaryServerInterceptor returns the interceptor for unary methods. Let it run before
+// whatever needs the principal, and after what is to see refusals too, such as logs and
+// metrics.
+func (g *Guard) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
+	return func(ctx context.Context, message any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		request := g.request(ctx, info.FullMethod)
+		principal, _, refusal := g.decide(ctx, &request)
+		if refusal != nil {
+			return nil, refusal
+		}
+		return handler(admit(ctx, principal), message)
+	}
+}
+
+// StreamServerInterceptor returns the interceptor for streaming methods. A stream is
+// decided before its handler runs and before anything is read from it.
+//
+// With a Validator that is a Watcher, a stream also ends when its key may no longer do
+// what it needs: whatever the handler is waiting for in RecvMsg or does next with the
+// stream fails with the refusal, its context is cancelled with the refusal as the cause,
+// and the presenter gets it as the status.
+func (g *Guard) StreamServerInterceptor() grpc.StreamServerInterceptor {
+	return func(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		ctx := stream.Context()
+		request := g.request(ctx, info.FullMethod)
+		principal, question, refusal := g.decide(ctx, &request)
+		if refusal != nil {
+			return refusal
+		}
+		if g.watcher == nil || principal == nil {
+			return handler(service, &admittedStream{ServerStream: stream, ctx: admit(ctx, principal)})
+		}
+		return g.watched(service, stream, info.FullMethod, principal, question, handler)
+	}
+}
+
+// request gathers what is known of a call.
+func (g *Guard) request(ctx context.Context, method string) Request {
+	request := Request{
+		Name:          method,
+		Requirement:   g.table[method],
+		Authorization: metadata.ValueFromIncomingContext(ctx, authorizationHeader),
+		Peer:          peerAddress(ctx),
+	}
+	if g.needsXFF {
+		request.Forwarded = metadata.ValueFromIncomingContext(ctx, forwardedHeader)
+	}
+	return request
+}
+
+func peerAddress(ctx context.Context) netip.Addr {
+	from, ok := peer.FromContext(ctx)
+	if !ok {
+		return netip.Addr{}
+	}
+	return addressOf(from.Addr)
+}
+
+// admittedStream is a stream whose context has the principal.
+type admittedStream struct {
+	grpc.ServerStream
+	ctx context.Context //nolint:containedctx // a stream has one
+}
+
+// Context implements grpc.ServerStream.
+func (s *admittedStream) Context() context.Context { return s.ctx }

@@ -1,0 +1,71 @@
+package keyauth
+
+import (
+	"strings"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+// errorDomain is the domain of ErrorInfo.
+const errorDomain = "keysvc"
+
+// RefusalError is why a request does not pass, as far as the presenter may know.
+type RefusalError struct {
+	// Code is codes.Unauthenticated (HTTP 401), codes.PermissionDenied (403),
+	// codes.Unavailable (503), codes.Internal (500), or codes.Canceled if the presenter
+	// went away.
+	Code codes.Code
+	// Reason is REASON_KEY_INVALID for every codes.Unauthenticated, the precise one for
+	// codes.PermissionDenied, and REASON_UNSPECIFIED otherwise.
+	Reason keysvcv1.Reason
+	// Scope is the one that was needed, with codes.PermissionDenied; empty if the request
+	// can be met by no scope.
+	Scope string
+	// TokenMissing says that the request had no authorization at all: RFC 6750 section 3.1
+	// wants it answered without an error code.
+	TokenMissing bool
+}
+
+// Error returns the message that the presenter may see. It holds nothing of the token.
+func (r *RefusalError) Error() string {
+	switch {
+	case r.Code == codes.Unauthenticated && r.TokenMissing:
+		return "an API key is required: send it as a bearer token in the authorization header"
+	case r.Code == codes.Unauthenticated:
+		return "the API key is not valid"
+	case r.Code == codes.PermissionDenied && r.Reason == keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
+		return "the API key may not be used from this address"
+	case r.Code == codes.PermissionDenied && r.Scope != "":
+		return "the API key may not do this: it needs the scope " + r.Scope
+	case r.Code == codes.PermissionDenied:
+		return "this is not open to API keys"
+	case r.Code == codes.Unavailable:
+		return "API keys cannot be checked at the moment; try again"
+	case r.Code == codes.Canceled:
+		return "the request was cancelled"
+	}
+	return "internal error"
+}
+
+// GRPCStatus returns the status that the interceptors answer with. UNAUTHENTICATED and
+// PERMISSION_DENIED carry google.rpc.ErrorInfo with the reason, and with the scope that
+// was needed as its metadata.
+func (r *RefusalError) GRPCStatus() *status.Status {
+	answer := status.New(r.Code, r.Error())
+	if r.Code != codes.Unauthenticated && r.Code != codes.PermissionDenied {
+		return answer
+	}
+	info := &errdetails.ErrorInfo{Domain: errorDomain, Reason: strings.TrimPrefix(r.Reason.String(), "REASON_")}
+	if r.Scope != "" {
+		info.Metadata = map[string]string{"scope": r.Scope}
+	}
+	detailed, err := answer.WithDetails(info)
+	if err != nil {
+		return answer
+	}
+	return detailed
+}

@@ -1,0 +1,81 @@
+package keyauth
+
+import "strings"
+
+// Requirement says what a request needs. The zero Requirement is met by nothing.
+type Requirement struct {
+	kind  requirementKind
+	scope string
+}
+
+type requirementKind uint8
+
+const (
+	_ requirementKind = iota // nothing was said: denied
+	requireScope
+	requireIdentity
+	requireNothing
+)
+
+// Scope requires a valid token with a scope, for example "signatures:read".
+func Scope(scope string) Requirement { return Requirement{kind: requireScope, scope: scope} }
+
+// IdentityOnly requires a valid token and no scope.
+func IdentityOnly() Requirement { return Requirement{kind: requireIdentity} }
+
+// Public requires no token; one that is sent is not looked at.
+func Public() Requirement { return Requirement{kind: requireNothing} }
+
+// Scope returns the scope that is required; empty if it is not a scope that is.
+func (r Requirement) Scope() string { return r.scope }
+
+// IsIdentityOnly says whether any valid token will do.
+func (r Requirement) IsIdentityOnly() bool { return r.kind == requireIdentity }
+
+// IsPublic says whether no token is needed.
+func (r Requirement) IsPublic() bool { return r.kind == requireNothing }
+
+// IsValid says whether the requirement can be met: it was made by Scope with a scope of
+// the form resource:action, by IdentityOnly or by Public.
+func (r Requirement) IsValid() bool {
+	if r.kind == requireScope {
+		return validScope(r.scope)
+	}
+	return r.kind != 0
+}
+
+// String returns the requirement for people: the scope, "identity only", "public" or
+// "nothing said".
+func (r Requirement) String() string {
+	switch r.kind {
+	case requireScope:
+		return r.scope
+	case requireIdentity:
+		return "identity only"
+	case requireNothing:
+		return "public"
+	}
+	return "nothing said"
+}
+
+// Table says what each method needs, by the method's full name as gRPC writes it, for
+// example "/scribe.signatures.v1.SignaturesService/GetSignature". Generate it with
+// protoc-gen-go-keyscope rather than write it.
+type Table map[string]Requirement
+
+// validScope says whether text has the form resource:action, both of a to z, 0 to 9 and
+// _, beginning with a letter.
+func validScope(text string) bool {
+	resource, action, found := strings.Cut(text, ":")
+	return found && validName(resource) && validName(action)
+}
+
+func validName(text string) bool {
+	for index, char := range []byte(text) {
+		letter := char >= 'a' && char <= 'z'
+		if !letter && (index == 0 || char != '_' && (char < '0' || char > '9')) {
+			return false
+		}
+	}
+	return text != ""
+}

@@ -1,0 +1,383 @@
+// Package keyauthtest lets a service test what it does with keys, without a keysvc: a
+// keyauth.Validator that holds chosen members and keys in memory and decides with the code
+// that keysvc decides with.
+//
+//	validator := keyauthtest.New(t)
+//	token := validator.CreateKey(keyauthtest.Key{Scopes: []string{"signatures:read"}}).Token
+//	guard, err := keyauth.NewGuard(validator, keyauth.Config{Tables: …})
+package keyauthtest
+
+import (
+	"context"
+	"crypto/rand"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/scribe-mail/keysvc/clients/keyauth"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+// The workspace and member of keys that do not name theirs, and the member's role.
+const (
+	DefaultWorkspace = "test-workspace"
+	DefaultMember    = "test-member"
+	DefaultRole      = "test-role"
+)
+
+// everything is the scope of a role that may do whatever its keys were granted.
+const everything = "*"
+
+// Key says what a key is to be like. The zero Key may do nothing but say who it is.
+type Key struct {
+	// WorkspaceID and MemberID are whose it is. Default: DefaultWorkspace and DefaultMember.
+	// A member that was not put is added, with DefaultRole.
+	WorkspaceID, MemberID string
+	// Scopes are what the key was granted.
+	Scopes []string
+	// AllowedCIDRs limit the client address.
+	AllowedCIDRs []string
+	// Lifetime is how long the key lives. Default: a year.
+	Lifetime time.Duration
+}
+
+// Created is a key that was made.
+type Created struct {
+	// KeyID is its public identifier.
+	KeyID string
+	// Token is what a presenter sends after "Bearer ".
+	Token string
+	// Principal is who the token acts as.
+	Principal keyauth.Principal
+}
+
+// Validator is a keyauth.Validator and keyauth.Watcher for tests. Its methods may be
+// called from many goroutines.
+type Validator struct {
+	t testing.TB
+
+	mutex   sync.Mutex
+	now     func() time.Time
+	keys    map[string]*decide.Key
+	members map[memberID]*decide.Member
+	roles   map[string]decide.Scopes
+	scopes  decide.Scopes
+	failure error
+	asked   []Asked
+	// changed is closed and replaced whenever something above changes.
+	changed chan struct{}
+}
+
+type memberID struct{ workspace, member string }
+
+// Asked is a question that was asked, without its token.
+type Asked struct {
+	// Requirement, WorkspaceID and ClientAddress are the question's.
+	Requirement   keyauth.Requirement
+	WorkspaceID   string
+	ClientAddress netip.Addr
+	// Decision and Reason are how it was answered; unspecified if with an error.
+	Decision keysvcv1.Decision
+	Reason   keysvcv1.Reason
+}
+
+var _ keyauth.Watcher = (*Validator)(nil)
+
+// New returns a Validator that knows DefaultRole, which may do whatever a key was granted.
+// It knows every scope until SetScopes.
+func New(t testing.TB) *Validator {
+	t.Helper()
+	return &Validator{
+		t:       t,
+		now:     time.Now,
+		keys:    make(map[string]*decide.Key),
+		members: make(map[memberID]*decide.Member),
+		roles:   map[string]decide.Scopes{DefaultRole: {everything}},
+		changed: make(chan struct{}),
+	}
+}
+
+// Context returns a context that acts as the principal, for calling a handler without an
+// interceptor. Empty fields get the defaults.
+func Context(ctx context.Context, principal keyauth.Principal) context.Context {
+	if principal.WorkspaceID == "" {
+		principal.WorkspaceID = DefaultWorkspace
+	}
+	if principal.MemberID == "" {
+		principal.MemberID = DefaultMember
+	}
+	if principal.Role == "" {
+		principal.Role = DefaultRole
+	}
+	if principal.KeyID == "" {
+		principal.KeyID = "testKey000000000"
+	}
+	return keyauth.WithPrincipal(ctx, principal)
+}
+
+// change changes something and wakes the watchers.
+func (v *Validator) change(do func()) {
+	v.mutex.Lock()
+	defer v.mutex.Unlock()
+	do()
+	v.wake()
+}
+
+// SetClock makes the Validator read another clock. After that clock has moved, call
+// Recheck.
+func (v *Validator) SetClock(now func() time.Time) { v.change(func() { v.now = now }) }
+
+// Recheck lets watchers decide anew, as a change of the clock does not by itself.
+func (v *Validator) Recheck() { v.change(func() {}) }
+
+// SetScopes makes these the only scopes that exist; asking for another one is an error of
+// the service, as it is with keysvc.
+func (v *Validator) SetScopes(scopes ...string) {
+	v.change(func() { v.scopes = decide.NewScopes(scopes...) })
+}
+
+// SetRole says what a role may do, listed scope by scope; "*" is whatever a key was granted.
+func (v *Validator) SetRole(role string, scopes ...string) {
+	v.change(func() { v.roles[role] = decide.NewScopes(scopes...) })
+}
+
+// PutMember adds a member with a role, changes the role, or ends a suspension.
+func (v *Validator) PutMember(workspaceID, member, role string) {
+	v.change(func() { v.put(memberID{workspaceID, member}, role, true) })
+}
+
+// SuspendMember suspends a member: their keys are refused until PutMember.
+func (v *Validator) SuspendMember(workspaceID, member string) {
+	v.t.Helper()
+	v.change(func() {
+		id := memberID{workspaceID, member}
+		if v.members[id] == nil {
+			v.t.Fatalf("keyauthtest: there is no member %s in %s", member, workspaceID)
+		}
+		v.put(id, v.members[id].Role, false)
+	})
+}
+
+// RemoveMember removes a member: their keys never work again, also if they come back.
+func (v *Validator) RemoveMember(workspaceID, member string) {
+	v.change(func() {
+		if known := v.members[memberID{workspaceID, member}]; known != nil {
+			removed := *known
+			removed.Removed, removed.Active = true, false
+			v.members[memberID{workspaceID, member}] = &removed
+		}
+	})
+}
+
+// put replaces a member; one that was removed comes back as somebody else.
+func (v *Validator) put(id memberID, role string, active bool) {
+	incarnation := v.newID()
+	if known := v.members[id]; known != nil && !known.Removed {
+		incarnation = known.Incarnation
+	}
+	v.members[id] = &decide.Member{Incarnation: incarnation, Role: role, Active: active}
+}
+
+// CreateKey makes a key.
+func (v *Validator) CreateKey(key Key) Created {
+	v.t.Helper()
+	v.mutex.Lock()
+	defer v.mutex.Unlock()
+	if key.WorkspaceID == "" {
+		key.WorkspaceID = DefaultWorkspace
+	}
+	if key.MemberID == "" {
+		key.MemberID = DefaultMember
+	}
+	owner := memberID{key.WorkspaceID, key.MemberID}
+	if v.members[owner] == nil || v.members[owner].Removed {
+		v.put(owner, DefaultRole, true)
+	}
+	expires := v.now().AddDate(1, 0, 0)
+	if key.Lifetime != 0 {
+		expires = v.now().Add(key.Lifetime)
+	}
+	made := &decide.Key{
+		ID:                v.newID(),
+		Workspace:         key.WorkspaceID,
+		Member:            key.MemberID,
+		MemberIncarnation: v.members[owner].Incarnation,
+		Scopes:            decide.NewScopes(key.Scopes...),
+		ExpireTime:        expires.UnixNano(),
+	}
+	for _, cidr := range key.AllowedCIDRs {
+		prefix, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			v.t.Fatalf("keyauthtest: AllowedCIDRs: %v", err)
+		}
+		made.AllowedPrefixes = append(made.AllowedPrefixes, prefix)
+	}
+	secret, plaintext := v.newSecret(made.ID, made.ExpireTime)
+	made.Secrets[0] = secret
+	v.keys[made.ID] = made
+	v.wake()
+	return Created{KeyID: made.ID, Token: plaintext, Principal: keyauth.Principal{
+		KeyID: made.ID, WorkspaceID: made.Workspace, MemberID: made.Member, Role: v.members[owner].Role,
+	}}
+}
+
+// RevokeKey revokes a key for good.
+func (v *Validator) RevokeKey(keyID string) {
+	v.t.Helper()
+	v.changeKey(keyID, func(key *decide.Key) { key.Revoked = true })
+}
+
+// RotateKey gives a key a new secret and returns the new token. The old one goes on for
+// the overlap.
+func (v *Validator) RotateKey(keyID string, overlap time.Duration) (newToken string) {
+	v.t.Helper()
+	v.changeKey(keyID, func(key *decide.Key) {
+		old := key.Secrets[0]
+		old.End = min(old.End, v.now().Add(overlap).UnixNano())
+		key.Secrets[1] = old
+		key.Secrets[0], newToken = v.newSecret(keyID, key.ExpireTime)
+	})
+	return newToken
+}
+
+// changeKey replaces a key, as decisions under way may read the old one.
+func (v *Validator) changeKey(keyID string, change func(key *decide.Key)) {
+	v.t.Helper()
+	v.change(func() {
+		known := v.keys[keyID]
+		if known == nil {
+			v.t.Fatalf("keyauthtest: there is no key %s", keyID)
+		}
+		changed := *known
+		change(&changed)
+		v.keys[keyID] = &changed
+	})
+}
+
+// Fail makes every question an error, such as status.Error(codes.Unavailable, "") for a
+// keysvc that is down; nil ends that.
+func (v *Validator) Fail(err error) { v.change(func() { v.failure = err }) }
+
+// Asked returns the questions that were asked so far, in order, without their tokens.
+func (v *Validator) Asked() []Asked {
+	v.mutex.Lock()
+	defer v.mutex.Unlock()
+	return slices.Clone(v.asked)
+}
+
+// Validate implements keyauth.Validator.
+func (v *Validator) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
+	if err := ctx.Err(); err != nil {
+		return keyauth.Answer{}, err
+	}
+	v.mutex.Lock()
+	defer v.mutex.Unlock()
+	answer, err := v.decide(question)
+	v.asked = append(v.asked, Asked{
+		Requirement: question.Requirement, WorkspaceID: question.WorkspaceID, ClientAddress: question.ClientAddress,
+		Decision: answer.Decision, Reason: answer.Reason,
+	})
+	return answer, err
+}
+
+// Watch implements keyauth.Watcher.
+func (v *Validator) Watch(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
+	for {
+		v.mutex.Lock()
+		answer, err := v.decide(question)
+		changed := v.changed
+		v.mutex.Unlock()
+		if err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
+			return answer, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return keyauth.Answer{}, ctx.Err()
+		}
+	}
+}
+
+// decide answers a question the way keysvc does.
+func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
+	if v.failure != nil {
+		return keyauth.Answer{}, v.failure
+	}
+	requirement := question.Requirement
+	if !requirement.IsValid() || requirement.IsPublic() {
+		return keyauth.Answer{}, status.Errorf(codes.Internal, "keyauthtest: %q is nothing to ask for", requirement)
+	}
+	if scope := requirement.Scope(); scope != "" && v.scopes != nil && !v.scopes.Contains(scope) {
+		return keyauth.Answer{}, status.Errorf(codes.InvalidArgument, "keyauthtest: there is no scope %s; there are %v", scope, v.scopes)
+	}
+	// An error leaves the zero Token, which matches nothing.
+	presented, _ := token.Parse(question.Token)
+	var subject decide.Subject
+	if key := v.keys[presented.ID()]; key != nil {
+		subject = decide.Subject{Key: key, Member: v.members[memberID{key.Workspace, key.Member}], Workspace: &decide.Workspace{}}
+		if subject.Member != nil {
+			subject.RoleScopes = v.roles[subject.Member.Role]
+			if subject.RoleScopes.Contains(everything) {
+				subject.RoleScopes = key.Scopes
+			}
+		}
+	}
+	now := v.now()
+	grant, reason := decide.Authenticate(presented, subject, question.WorkspaceID, now)
+	decision := reason.Decision()
+	if reason == decide.NoReason {
+		decision, reason = decide.Authorize(&grant, question.WorkspaceID,
+			decide.Requirement{Scope: requirement.Scope(), IdentityOnly: requirement.IsIdentityOnly()}, question.ClientAddress, now)
+	}
+	answer := keyauth.Answer{
+		Decision: keysvcv1.Decision(decision), Reason: keysvcv1.Reason(reason), KeyID: grant.Principal.KeyID,
+	}
+	if decision == decide.Allowed {
+		answer.Principal = &keyauth.Principal{
+			KeyID: grant.Principal.KeyID, WorkspaceID: grant.Principal.WorkspaceID,
+			MemberID: grant.Principal.MemberID, Role: grant.Principal.Role,
+		}
+	}
+	return answer, nil
+}
+
+// Keys returns the ids of all keys, sorted.
+func (v *Validator) Keys() []string {
+	v.mutex.Lock()
+	defer v.mutex.Unlock()
+	return slices.Sorted(maps.Keys(v.keys))
+}
+
+// wake wakes the watchers. mutex is held.
+func (v *Validator) wake() {
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+func (v *Validator) newID() string {
+	id, err := token.NewID(rand.Reader)
+	if err != nil {
+		v.t.Fatalf("keyauthtest: %v", err)
+	}
+	return id
+}
+
+func (v *Validator) newSecret(keyID string, end int64) (secret decide.Secret, plaintext string) {
+	made, err := token.New("test", keyID, rand.Reader)
+	if err != nil {
+		v.t.Fatalf("keyauthtest: %v", err)
+	}
+	hash, err := made.Hash(token.SchemeSHA256)
+	if err != nil {
+		v.t.Fatalf("keyauthtest: %v", err)
+	}
+	return decide.Secret{Hash: hash, End: end}, made.Reveal()
+}
