@@ -6,6 +6,7 @@ SHELL       := bash
 
 TOOL      := go tool -modfile=tools/go.mod
 BASELINE  := proto/baseline.binpb
+EXAMPLE   := examples/signatures
 FUZZTIME  ?= 30s
 TESTFLAGS ?=
 
@@ -51,13 +52,16 @@ format:
 generate:
 	$(TOOL) buf format -w
 	$(TOOL) buf generate
+	$(TOOL) buf generate --template $(EXAMPLE)/buf.gen.yaml
 
 # Is gen/ what the proto files give? Generates beside it and compares, so that the
 # answer does not depend on what is committed and the tree stays as it was.
 fresh:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(TOOL) buf generate -o "$$tmp"; \
-	diff -r gen "$$tmp/gen"
+	$(TOOL) buf generate -o "$$tmp" --template $(EXAMPLE)/buf.gen.yaml; \
+	diff -r gen "$$tmp/gen"; \
+	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"
 
 # The baseline is an image of the released contract, committed because a fresh
 # clone may lack tags. Move it with `make baseline` when a version is released.

@@ -3,7 +3,6 @@
 package validatortest
 
 import (
-	"net/netip"
 	"testing"
 	"time"
 
@@ -22,8 +21,8 @@ type Backend interface {
 
 	// PutMember adds an active member, or makes one active and gives it the role.
 	PutMember(t testing.TB, workspaceID, memberID, role string)
-	// SuspendMember suspends a member, which keeps its role.
-	SuspendMember(t testing.TB, workspaceID, memberID string)
+	// SuspendMember suspends a member, who keeps the role: it is the one that the member has.
+	SuspendMember(t testing.TB, workspaceID, memberID, role string)
 	// RemoveMember removes a member.
 	RemoveMember(t testing.TB, workspaceID, memberID string)
 
@@ -35,10 +34,8 @@ type Backend interface {
 	// RevokeKey revokes a key.
 	RevokeKey(t testing.TB, workspaceID, keyID string)
 
-	// Now is the time by the backend's clock, which moves by Advance only.
-	Now() time.Time
-	// Advance moves the clock forward.
-	Advance(t testing.TB, by time.Duration)
+	// Advance moves the backend's clock forward; it does not move otherwise.
+	Advance(d time.Duration)
 }
 
 // Counter is a Backend that knows how often its Validator sent a token anywhere. One that
@@ -56,9 +53,9 @@ type Key struct {
 	// Scopes are the granted ones; at least one.
 	Scopes []string
 	// AllowedCIDRs limit the client address; none means no limit.
-	AllowedCIDRs []netip.Prefix
-	// ExpireTime is when it expires, at most a year from now; zero means a year.
-	ExpireTime time.Time
+	AllowedCIDRs []string
+	// Lifetime is how long it lives, at most a year; 0 means a year.
+	Lifetime time.Duration
 }
 
 // Roles are what the suite expects of a Backend's policy, by the names of roles. No role

@@ -272,7 +272,7 @@ func testIdentityOnly(t *testing.T, s *suite) {
 func testSuspended(t *testing.T, s *suite) {
 	keyID, text := s.key(t, scopeRead)
 	s.allowed(t, reading(text), principal(keyID, "owner"))
-	s.SuspendMember(t, workspace, member)
+	s.SuspendMember(t, workspace, member, "owner")
 	s.refused(t, reading(text), keysvcv1.Reason_REASON_MEMBER_INACTIVE, keyID)
 	s.PutMember(t, workspace, member, "owner")
 	s.allowed(t, reading(text), principal(keyID, "owner"))
@@ -302,12 +302,12 @@ func testRevoked(t *testing.T, s *suite) {
 func testExpired(t *testing.T, s *suite) {
 	s.PutMember(t, workspace, member, "owner")
 	keyID, text := s.CreateKey(t, Key{
-		WorkspaceID: workspace, MemberID: member, Scopes: []string{scopeRead}, ExpireTime: s.Now().Add(time.Hour),
+		WorkspaceID: workspace, MemberID: member, Scopes: []string{scopeRead}, Lifetime: time.Hour,
 	})
 	s.allowed(t, reading(text), principal(keyID, "owner"))
-	s.Advance(t, time.Hour-time.Second)
+	s.Advance(time.Hour-time.Second)
 	s.allowed(t, reading(text), principal(keyID, "owner"))
-	s.Advance(t, time.Second)
+	s.Advance(time.Second)
 	s.refused(t, reading(text), keysvcv1.Reason_REASON_KEY_EXPIRED, keyID)
 }
 
@@ -318,7 +318,7 @@ func testRotated(t *testing.T, s *suite) {
 	second := s.RotateKey(t, workspace, keyID, time.Hour)
 	s.allowed(t, reading(first), principal(keyID, "owner"))
 	s.allowed(t, reading(second), principal(keyID, "owner"))
-	s.Advance(t, time.Hour)
+	s.Advance(time.Hour)
 	s.refused(t, reading(first), keysvcv1.Reason_REASON_KEY_INVALID, "")
 	s.allowed(t, reading(second), principal(keyID, "owner"))
 
@@ -331,7 +331,7 @@ func testAddresses(t *testing.T, s *suite) {
 	s.PutMember(t, workspace, member, "owner")
 	keyID, text := s.CreateKey(t, Key{
 		WorkspaceID: workspace, MemberID: member, Scopes: []string{scopeRead},
-		AllowedCIDRs: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("2001:db8::/32")},
+		AllowedCIDRs: []string{"192.0.2.0/24", "2001:db8::/32"},
 	})
 	for _, test := range []struct {
 		address string
@@ -465,7 +465,7 @@ func testWatch(t *testing.T, s *suite) {
 	}{
 		{"revoked", func(t *testing.T, _, keyID string) { s.RevokeKey(t, workspace, keyID) }, keysvcv1.Reason_REASON_KEY_REVOKED},
 		{"role", func(t *testing.T, memberID, _ string) { s.PutMember(t, workspace, memberID, "member") }, keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE},
-		{"suspended", func(t *testing.T, memberID, _ string) { s.SuspendMember(t, workspace, memberID) }, keysvcv1.Reason_REASON_MEMBER_INACTIVE},
+		{"suspended", func(t *testing.T, memberID, _ string) { s.SuspendMember(t, workspace, memberID, "owner") }, keysvcv1.Reason_REASON_MEMBER_INACTIVE},
 		{"removed", func(t *testing.T, memberID, _ string) { s.RemoveMember(t, workspace, memberID) }, keysvcv1.Reason_REASON_KEY_REVOKED},
 	} {
 		t.Run(test.name, func(t *testing.T) {

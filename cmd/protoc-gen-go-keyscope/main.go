@@ -1,0 +1,58 @@
+// Command protoc-gen-go-keyscope is a plugin of buf and protoc. For each service it
+// generates what each method needs of the API key that it is called with, as the
+// annotations of keysvc/v1/access.proto say, and it fails for a method that says nothing.
+//
+// Pin it in the module that uses it:
+//
+//	go get -tool github.com/scribe-mail/keysvc/cmd/protoc-gen-go-keyscope
+//
+// With buf, in buf.gen.yaml:
+//
+//	plugins:
+//	  - local: ["go", "tool", "protoc-gen-go-keyscope"]
+//	    out: gen
+//	    opt: [paths=source_relative, policy=policy.yaml]
+//
+// With protoc:
+//
+//	protoc -I proto -I "$(go list -m -f '{{.Dir}}' github.com/scribe-mail/keysvc)/proto" \
+//	    --go-keyscope_out=gen --go-keyscope_opt=paths=source_relative …
+//
+// Options: those of protoc-gen-go, and policy=FILE, a policy of keysvc in YAML: a scope
+// that it does not have is an error. Without it, every well-formed scope is accepted.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+
+	"google.golang.org/protobuf/compiler/protogen"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/pluginpb"
+
+	"github.com/scribe-mail/keysvc/internal/keyscope"
+	"github.com/scribe-mail/keysvc/internal/policy"
+)
+
+func main() {
+	var flags flag.FlagSet
+	file := flags.String("policy", "", "a policy in YAML, whose scopes are the only ones")
+	protogen.Options{ParamFunc: flags.Set}.Run(func(plugin *protogen.Plugin) error {
+		plugin.SupportedFeatures = uint64(pluginpb.CodeGeneratorResponse_FEATURE_PROTO3_OPTIONAL |
+			pluginpb.CodeGeneratorResponse_FEATURE_SUPPORTS_EDITIONS)
+		plugin.SupportedEditionsMinimum = descriptorpb.Edition_EDITION_PROTO2
+		plugin.SupportedEditionsMaximum = descriptorpb.Edition_EDITION_2023
+		var catalogue *policy.Policy
+		if *file != "" {
+			text, err := os.ReadFile(*file)
+			if err != nil {
+				return fmt.Errorf("policy: %w", err)
+			}
+			if catalogue, err = policy.Parse(*file, text); err != nil {
+				return fmt.Errorf("policy: %w", err)
+			}
+		}
+		return keyscope.Generate(plugin, catalogue)
+	})
+}

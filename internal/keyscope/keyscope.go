@@ -1,0 +1,184 @@
+// Package keyscope generates, for each service of a proto file, the table of what its
+// methods need of the API key that they are called with. It refuses services of which a
+// method says nothing.
+package keyscope
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/compiler/protogen"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/policy"
+)
+
+const keyauthPackage = protogen.GoImportPath("github.com/scribe-mail/keysvc/clients/keyauth")
+
+// fileSuffix ends the names of generated files.
+const fileSuffix = "_keyscope.pb.go"
+
+// Generate adds a file to the plugin's answer for each proto file with services. If
+// anything is wrong it returns all of it in one error, a line each that begins with
+// file:line. catalogue holds the scopes that exist; nil means that every well-formed one
+// may.
+func Generate(plugin *protogen.Plugin, catalogue *policy.Policy) error {
+	var problems []error
+	for _, file := range plugin.Files {
+		if !file.Generate || len(file.Services) == 0 {
+			continue
+		}
+		tables := make([]table, 0, len(file.Services))
+		for _, service := range file.Services {
+			read, wrong := readTable(service, catalogue)
+			tables = append(tables, read)
+			problems = append(problems, wrong...)
+		}
+		write(plugin, file, tables)
+	}
+	return errors.Join(problems...)
+}
+
+// table is what the methods of one service need.
+type table struct {
+	service *protogen.Service
+	rows    []row
+}
+
+type row struct {
+	method *protogen.Method
+	// scope is what is needed; if it is empty, call names the function of keyauth that
+	// makes the requirement.
+	scope, call string
+}
+
+// readTable reads the annotations of a service.
+func readTable(service *protogen.Service, catalogue *policy.Policy) (table, []error) {
+	read := table{service: service}
+	var problems []error
+	fallback := accessOf(service.Desc.Options(), keysvcv1.E_DefaultAccess, (*descriptorpb.ServiceOptions)(nil))
+	if fallback != nil {
+		if _, problem := readAccess(fallback, catalogue); problem != "" {
+			return read, []error{at(service.Desc, "service %s: option (keysvc.v1.default_access) %s", service.Desc.FullName(), problem)}
+		}
+	}
+	for _, method := range service.Methods {
+		said := accessOf(method.Desc.Options(), keysvcv1.E_Access, (*descriptorpb.MethodOptions)(nil))
+		if said == nil {
+			said = fallback
+		}
+		if said == nil {
+			problems = append(problems, at(method.Desc,
+				"method %s does not say what it needs: write option (keysvc.v1.access) = {required_scope: \"resource:action\"}; "+
+					"or {identity_only: true}, or {public: true}", method.Desc.FullName()))
+			continue
+		}
+		needs, problem := readAccess(said, catalogue)
+		if problem != "" {
+			problems = append(problems, at(method.Desc, "method %s: option (keysvc.v1.access) %s", method.Desc.FullName(), problem))
+			continue
+		}
+		needs.method = method
+		read.rows = append(read.rows, needs)
+	}
+	return read, problems
+}
+
+// accessOf returns an annotation, nil if there is none.
+func accessOf[Options proto.Message](options proto.Message, extension protoreflect.ExtensionType, _ Options) *keysvcv1.Access {
+	typed, ok := options.(Options)
+	if !ok || !typed.ProtoReflect().IsValid() || !proto.HasExtension(typed, extension) {
+		return nil
+	}
+	access, _ := proto.GetExtension(typed, extension).(*keysvcv1.Access)
+	return access
+}
+
+// readAccess says what an annotation demands, or what is wrong with it.
+func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (needs row, problem string) {
+	switch requirement := access.GetRequirement().(type) {
+	case *keysvcv1.Access_RequiredScope:
+		scope := requirement.RequiredScope
+		if !policy.ValidScopeName(scope) {
+			return row{}, fmt.Sprintf("has the scope %q, which is malformed; the form is resource:action, each of a-z, 0-9 and _", scope)
+		}
+		if catalogue != nil && !catalogue.HasScope(scope) {
+			return row{}, fmt.Sprintf("has the scope %q, which the policy does not have; %s", scope, allowed(scope, catalogue))
+		}
+		return row{scope: scope}, ""
+	case *keysvcv1.Access_IdentityOnly:
+		if requirement.IdentityOnly {
+			return row{call: "IdentityOnly"}, ""
+		}
+		return row{}, "has identity_only: false, which says nothing; give a required_scope instead"
+	case *keysvcv1.Access_Public:
+		if requirement.Public {
+			return row{call: "Public"}, ""
+		}
+		return row{}, "has public: false, which says nothing; give a required_scope instead"
+	}
+	return row{}, "is empty; allowed are required_scope, identity_only: true and public: true"
+}
+
+// allowed lists the scopes of a policy that may have been meant: those of the resource,
+// or else all.
+func allowed(scope string, catalogue *policy.Policy) string {
+	resource, _, _ := strings.Cut(scope, ":")
+	var near []string
+	for _, known := range catalogue.Scopes() {
+		if strings.HasPrefix(known, resource+":") {
+			near = append(near, known)
+		}
+	}
+	if near == nil {
+		near = slices.Clone(catalogue.Scopes())
+	}
+	return "it has " + strings.Join(near, ", ")
+}
+
+// at returns an error that begins with where something is declared.
+func at(declared protoreflect.Descriptor, format string, arguments ...any) error {
+	location := declared.ParentFile().SourceLocations().ByDescriptor(declared)
+	return fmt.Errorf("%s:%d: %s", declared.ParentFile().Path(), location.StartLine+1, fmt.Sprintf(format, arguments...))
+}
+
+// write writes the file that belongs to a proto file.
+func write(plugin *protogen.Plugin, file *protogen.File, tables []table) {
+	out := plugin.NewGeneratedFile(file.GeneratedFilenamePrefix+fileSuffix, file.GoImportPath)
+	out.P("// Code generated by protoc-gen-go-keyscope. DO NOT EDIT.")
+	out.P("// source: ", file.Desc.Path())
+	out.P()
+	out.P("package ", file.GoPackageName)
+	for _, table := range tables {
+		name := table.service.GoName
+		full := table.service.Desc.FullName()
+		keyauth := func(ident string) string { return out.QualifiedGoIdent(keyauthPackage.Ident(ident)) }
+		out.P()
+		out.P("// ", name, "Access returns what each method of ", full)
+		out.P("// needs of the API key that it is called with.")
+		out.P("func ", name, "Access() ", keyauth("Table"), " {")
+		out.P("return ", keyauth("Table"), "{")
+		for _, row := range table.rows {
+			needs := keyauth(row.call) + "()"
+			if row.scope != "" {
+				needs = fmt.Sprintf("%s(%q)", keyauth("Scope"), row.scope)
+			}
+			out.P(fmt.Sprintf("%q: %s,", fmt.Sprintf("/%s/%s", full, row.method.Desc.Name()), needs))
+		}
+		out.P("}")
+		out.P("}")
+		out.P()
+		out.P("// New", name, "Guard returns a Guard for a server of ", full, ",")
+		out.P("// beside what config says: install its interceptors. A server of several services adds")
+		out.P("// the tables of the others to config.")
+		out.P("func New", name, "Guard(validator ", keyauth("Validator"), ", config ", keyauth("Config"), ") (*", keyauth("Guard"), ", error) {")
+		out.P("config.Tables = append([]", keyauth("Table"), "{", name, "Access()}, config.Tables...)")
+		out.P("return ", keyauth("NewGuard"), "(validator, config)")
+		out.P("}")
+	}
+}
