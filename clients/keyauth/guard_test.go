@@ -302,9 +302,8 @@ func TestNoAnswerIsNoPass(t *testing.T) {
 		{"UnknownDecision", answering(keyauth.Answer{Decision: 99, Principal: &keyauth.Principal{}}), codes.Internal},
 		{"NobodyAllowed", answering(keyauth.Answer{Decision: keysvcv1.Decision_DECISION_ALLOWED}), codes.Internal},
 		{"Panic", func(context.Context, keyauth.Question) (keyauth.Answer, error) { panic("at " + secret) }, codes.Internal},
-		{"NilPanic", func(context.Context, keyauth.Question) (keyauth.Answer, error) {
-			var principal *keyauth.Principal
-			return keyauth.Answer{KeyID: principal.KeyID}, nil
+		{"RuntimePanic", func(_ context.Context, question keyauth.Question) (keyauth.Answer, error) {
+			return keyauth.Answer{KeyID: question.Token[len(question.Token)+1:]}, nil
 		}, codes.Internal},
 	}
 	for _, test := range tests {

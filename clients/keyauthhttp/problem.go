@@ -1,0 +1,159 @@
+package keyauthhttp
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/scribe-mail/keysvc/clients/keyauth"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+// Problem is why a Mux answers in place of a handler.
+type Problem struct {
+	// Status is the status of the answer: 401, 403, 404, 405, 500 or 503.
+	Status int
+	// Type is the kind of problem, one for each status: authentication_error,
+	// permission_error, not_found, method_not_allowed, internal_error or unavailable.
+	Type string
+	// Code is a fixed name for what is wrong: with 401 key_invalid; with 403
+	// scope_not_granted, scope_beyond_role, address_not_allowed or permission_denied;
+	// otherwise the same as Type.
+	Code string
+	// Message says it to people. It holds nothing of the request.
+	Message string
+	// Refusal is what the Guard said; nil with 404 and 405. It is shared: do not change it.
+	Refusal *keyauth.RefusalError
+}
+
+// jsonBody is the built-in body, in Scribe's shape.
+func jsonBody(_ *http.Request, problem Problem) (contentType string, body []byte) {
+	type details struct {
+		Type    string `json:"type"`
+		Code    string `json:"code"`
+		Message string `json:"message"`
+	}
+	// Text always marshals.
+	body, _ = json.Marshal(struct {
+		Error details `json:"error"`
+	}{details{problem.Type, problem.Code, problem.Message}})
+	return "application/json", append(body, '\n')
+}
+
+// refuse answers a request that the Guard did not admit.
+func (m *Mux) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	var refusal *keyauth.RefusalError
+	if !errors.As(err, &refusal) {
+		refusal = &keyauth.RefusalError{Code: codes.Internal}
+	}
+	problem := Problem{Status: http.StatusInternalServerError, Message: refusal.Error(), Refusal: refusal}
+	header := w.Header()
+	switch refusal.Code { //nolint:exhaustive // all others are this service's own fault
+	case codes.Unauthenticated:
+		problem.Status, problem.Code = http.StatusUnauthorized, "key_invalid"
+		header.Set("WWW-Authenticate", m.challenge(refusal))
+	case codes.PermissionDenied:
+		problem.Status, problem.Code = http.StatusForbidden, deniedCode(refusal.Reason)
+		if lacksScope(refusal) {
+			header.Set("WWW-Authenticate", m.challenge(refusal))
+		}
+	case codes.Unavailable, codes.Canceled:
+		// Nobody reads the answer to a request that was cancelled, unless it was not the
+		// presenter who did that.
+		problem.Status = http.StatusServiceUnavailable
+		header.Set("Retry-After", "1")
+	}
+	m.answer(w, r, problem)
+}
+
+// challenge returns the value of WWW-Authenticate, RFC 6750 section 3.
+func (m *Mux) challenge(refusal *keyauth.RefusalError) string {
+	challenge := `Bearer realm="` + m.realm + `"`
+	switch {
+	case lacksScope(refusal):
+		challenge += fmt.Sprintf(`, error="insufficient_scope", scope="%s"`, refusal.Scope)
+	case !refusal.TokenMissing:
+		challenge += `, error="invalid_token"`
+	}
+	return challenge
+}
+
+// lacksScope says whether another scope would help. It would not for an address that is
+// not allowed, and RFC 6750 has no error code for that.
+func lacksScope(refusal *keyauth.RefusalError) bool {
+	return refusal.Code == codes.PermissionDenied && refusal.Scope != "" &&
+		(refusal.Reason == keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED || refusal.Reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE)
+}
+
+// deniedCode returns the code of a 403. A reason that is not for a 403, or not known to
+// this version, has the general one.
+func deniedCode(reason keysvcv1.Reason) string {
+	switch reason {
+	case keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE, keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
+		return strings.ToLower(strings.TrimPrefix(reason.String(), "REASON_"))
+	case keysvcv1.Reason_REASON_UNSPECIFIED, keysvcv1.Reason_REASON_KEY_INVALID, keysvcv1.Reason_REASON_KEY_REVOKED,
+		keysvcv1.Reason_REASON_KEY_EXPIRED, keysvcv1.Reason_REASON_MEMBER_INACTIVE:
+	}
+	return "permission_denied"
+}
+
+// unmatched answers a request that fits no pattern, given the handler that http.ServeMux
+// has for it: 405 with the methods that would fit, if there are any. A redirect to a path
+// that fits no pattern either is answered as that.
+func (m *Mux) unmatched(w http.ResponseWriter, r *http.Request, handler http.Handler) {
+	said := &unsent{header: make(http.Header)}
+	handler.ServeHTTP(said, r)
+	if said.status != http.StatusMethodNotAllowed {
+		m.answer(w, r, Problem{Status: http.StatusNotFound})
+		return
+	}
+	w.Header().Set("Allow", said.header.Get("Allow"))
+	m.answer(w, r, Problem{Status: http.StatusMethodNotAllowed})
+}
+
+// answer answers in place of a handler. It fills in what the status says already.
+func (m *Mux) answer(w http.ResponseWriter, r *http.Request, problem Problem) {
+	switch problem.Status {
+	case http.StatusUnauthorized:
+		problem.Type = "authentication_error"
+	case http.StatusForbidden:
+		problem.Type = "permission_error"
+	case http.StatusNotFound:
+		problem.Type, problem.Message = "not_found", "there is nothing at this path"
+	case http.StatusMethodNotAllowed:
+		problem.Type, problem.Message = "method_not_allowed", "this path does not take this method"
+	case http.StatusServiceUnavailable:
+		problem.Type = "unavailable"
+	default:
+		problem.Type = "internal_error"
+	}
+	if problem.Code == "" {
+		problem.Code = problem.Type
+	}
+	contentType, body := m.body(withoutAuthorization(r.Context(), r), problem)
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(problem.Status)
+	if r.Method != http.MethodHead {
+		_, _ = w.Write(body) // the presenter went away: there is nobody to tell
+	}
+}
+
+// unsent is an http.ResponseWriter that keeps status and headers and sends nothing.
+type unsent struct {
+	header http.Header
+	status int
+}
+
+// Header implements http.ResponseWriter.
+func (u *unsent) Header() http.Header { return u.header }
+
+// Write implements http.ResponseWriter.
+func (u *unsent) Write(body []byte) (int, error) { return len(body), nil }
+
+// WriteHeader implements http.ResponseWriter.
+func (u *unsent) WriteHeader(status int) { u.status = status }

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/scribe-mail/keysvc/clients/keyclient"
+)
+
+// keysvc is a keysvc process with an empty store, and a client of it.
+type keysvc struct {
+	// target is where it listens: a unix socket.
+	target string
+	client *keyclient.Client
+
+	folder  string
+	process *exec.Cmd
+}
+
+// startKeysvc builds and starts a keysvc and waits until it serves.
+func startKeysvc(ctx context.Context) (_ *keysvc, err error) {
+	folder, err := os.MkdirTemp("", "signatures-example-")
+	if err != nil {
+		return nil, err
+	}
+	k := &keysvc{folder: folder, target: "unix://" + filepath.Join(folder, "keysvc.sock")}
+	defer func() {
+		if err != nil {
+			k.stop()
+		}
+	}()
+	binary := filepath.Join(folder, "keysvc")
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", binary, "github.com/scribe-mail/keysvc/cmd/keysvc") //nolint:gosec // into a folder of ours
+	if text, err := build.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("building keysvc: %w\n%s", err, text)
+	}
+	var log bytes.Buffer
+	process := exec.CommandContext(ctx, binary, "serve", "--listen", k.target, "--data", filepath.Join(folder, "data")) //nolint:gosec // what was just built
+	process.Stdout, process.Stderr = &log, &log
+	process.Cancel = func() error { return process.Process.Signal(syscall.SIGTERM) }
+	process.WaitDelay = 20 * time.Second
+	if err := process.Start(); err != nil {
+		return nil, err
+	}
+	k.process = process
+	if k.client, err = keyclient.New(k.target, keyclient.Config{AllowPlaintext: true}); err != nil {
+		return nil, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	if _, err := grpc_health_v1.NewHealthClient(k.client.Conn()).Check(waiting, &grpc_health_v1.HealthCheckRequest{}, grpc.WaitForReady(true)); err != nil {
+		return nil, fmt.Errorf("waiting for keysvc: %w", err)
+	}
+	return k, nil
+}
+
+// stop ends the process and removes what it left.
+func (k *keysvc) stop() {
+	if k.client != nil {
+		k.client.Close() //nolint:errcheck // it was in use until now
+	}
+	if k.process != nil {
+		if err := k.process.Process.Signal(syscall.SIGTERM); err == nil || errors.Is(err, os.ErrProcessDone) {
+			k.process.Wait() //nolint:errcheck // ended on purpose
+		}
+	}
+	os.RemoveAll(k.folder) //nolint:errcheck // a folder for temporary files
+}

@@ -1,0 +1,59 @@
+// Command signatures is an example of a service behind keysvc. It starts a keysvc and the
+// service, plays what happens to a few requests, and ends:
+//
+//	go run ./examples/signatures
+//
+// With --serve it stays up, for curl and grpcurl.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout)
+	cancel()
+	if err != nil && !errors.Is(err, context.Canceled) {
+		fmt.Fprintln(os.Stderr, "signatures:", err)
+		os.Exit(1)
+	}
+}
+
+// run starts everything, plays the story or serves, and stops everything.
+func run(ctx context.Context, arguments []string, out io.Writer) error {
+	flags := flag.NewFlagSet("signatures", flag.ContinueOnError)
+	serve := flags.Bool("serve", false, "stay up and print commands to try, instead of playing the story")
+	httpAddress := flags.String("http", "127.0.0.1:8080", "where to serve HTTP with --serve")
+	grpcAddress := flags.String("grpc", "127.0.0.1:8081", "where to serve gRPC with --serve")
+	if err := flags.Parse(arguments); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return nil
+		}
+		return err
+	}
+	if !*serve {
+		*httpAddress, *grpcAddress = "127.0.0.1:0", "127.0.0.1:0"
+	}
+	keysvc, err := startKeysvc(ctx)
+	if err != nil {
+		return fmt.Errorf("starting keysvc: %w", err)
+	}
+	defer keysvc.stop()
+	service, err := startService(ctx, keysvc.client, *httpAddress, *grpcAddress)
+	if err != nil {
+		return fmt.Errorf("starting the service: %w", err)
+	}
+	defer service.stop()
+	if *serve {
+		return stay(ctx, out, keysvc, service)
+	}
+	return play(ctx, out, keysvc, service)
+}

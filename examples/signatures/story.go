@@ -1,0 +1,217 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	signaturesv1 "github.com/scribe-mail/keysvc/examples/signatures/gen/scribe/signatures/v1"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+const (
+	workspace = "acme"
+	member    = "ann"
+)
+
+// story plays requests and remembers what was not as expected.
+type story struct {
+	out        io.Writer
+	service    *service
+	signatures signaturesv1.SignaturesServiceClient
+	surprises  []string
+}
+
+// play plays the story. The error says what did not happen as it should.
+func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) error {
+	conn, err := grpc.NewClient(service.grpcAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // it was in use until now
+	s := &story{out: out, service: service, signatures: signaturesv1.NewSignaturesServiceClient(conn)}
+
+	s.say("Ann is a manager in acme. The product's backend makes a key for her that may read and write signatures.")
+	if err := putMember(ctx, keysvc, "manager"); err != nil {
+		return err
+	}
+	made, err := createKey(ctx, keysvc, "signatures:read", "signatures:write")
+	if err != nil {
+		return err
+	}
+	token, keyID := made.GetToken(), made.GetKey().GetKeyId()
+	s.say("Key %s, shown once: %s", keyID, shorten(token))
+
+	s.say("With it, what its scopes cover is allowed.")
+	s.http(ctx, 200, token, "POST", "/v1/signatures", `{"name":"Default","content":"<b>Ann</b>"}`)
+	s.http(ctx, 200, token, "GET", "/v1/signatures", "")
+	s.grpc(ctx, "OK", token, "GetSignature", func(ctx context.Context) error {
+		_, err := s.signatures.GetSignature(ctx, &signaturesv1.GetSignatureRequest{Id: "sig-1"})
+		return err
+	})
+	s.http(ctx, 200, token, "POST", "/v1/signatures/sig-1/publish", "")
+
+	s.say("What they do not cover is 403, PERMISSION_DENIED.")
+	s.http(ctx, 403, token, "DELETE", "/v1/signatures/sig-1", "")
+	s.grpc(ctx, "PermissionDenied", token, "InstallSignature", func(ctx context.Context) error {
+		_, err := s.signatures.InstallSignature(ctx, &signaturesv1.InstallSignatureRequest{Id: "sig-1", Email: "ann@example.com"})
+		return err
+	})
+
+	s.say("No token, or one that is not valid, is 401, UNAUTHENTICATED.")
+	s.http(ctx, 401, "", "GET", "/v1/signatures", "")
+	s.http(ctx, 401, token[:len(token)-1]+"x", "GET", "/v1/signatures", "")
+	s.grpc(ctx, "Unauthenticated", "", "ListSignatures", func(ctx context.Context) error {
+		_, err := s.signatures.ListSignatures(ctx, &signaturesv1.ListSignaturesRequest{})
+		return err
+	})
+
+	s.say("Ann becomes an ordinary member, who has no scopes. Her key acts as she does: now.")
+	if err := putMember(ctx, keysvc, "member"); err != nil {
+		return err
+	}
+	s.http(ctx, 403, token, "GET", "/v1/signatures", "")
+	s.say("She is a manager again.")
+	if err := putMember(ctx, keysvc, "manager"); err != nil {
+		return err
+	}
+	s.http(ctx, 200, token, "GET", "/v1/signatures/sig-1", "")
+
+	s.say("The key is revoked.")
+	if _, err := keysvc.client.Keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: keyID}); err != nil {
+		return err
+	}
+	s.http(ctx, 401, token, "GET", "/v1/signatures", "")
+	s.grpc(ctx, "Unauthenticated", token, "ListSignatures", func(ctx context.Context) error {
+		_, err := s.signatures.ListSignatures(ctx, &signaturesv1.ListSignaturesRequest{})
+		return err
+	})
+	if len(s.surprises) > 0 {
+		return errors.New("not as expected: " + strings.Join(s.surprises, "; "))
+	}
+	s.say("That is all. Run it with --serve to try it yourself.")
+	return nil
+}
+
+func (s *story) say(format string, arguments ...any) {
+	fmt.Fprintf(s.out, "\n# "+format+"\n", arguments...)
+}
+
+// expect prints a request and what came back.
+func (s *story) expect(want, got, request, answer string) {
+	fmt.Fprintf(s.out, "  → %s\n  ← %s\n", request, answer)
+	if got != want {
+		s.surprises = append(s.surprises, fmt.Sprintf("%s gave %s instead of %s", request, got, want))
+	}
+}
+
+// http sends a request over HTTP.
+func (s *story) http(ctx context.Context, want int, token, method, path, body string) {
+	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.service.httpAddress+path, bytes.NewBufferString(body))
+	if err != nil {
+		s.surprises = append(s.surprises, err.Error())
+		return
+	}
+	described := method + " " + path + " " + describe(token) + " " + body
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		s.surprises = append(s.surprises, err.Error())
+		return
+	}
+	defer response.Body.Close() //nolint:errcheck // it was read
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		s.surprises = append(s.surprises, err.Error())
+		return
+	}
+	answer := response.Status
+	if challenge := response.Header.Get("WWW-Authenticate"); challenge != "" {
+		answer += "  WWW-Authenticate: " + challenge
+	}
+	s.expect(fmt.Sprint(want), fmt.Sprint(response.StatusCode), strings.TrimSpace(described), strings.TrimSpace(answer+"  "+string(text)))
+}
+
+// grpc calls a method over gRPC.
+func (s *story) grpc(ctx context.Context, want, token, method string, call func(ctx context.Context) error) {
+	if token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	}
+	answer := status.Convert(call(ctx))
+	described := answer.Code().String()
+	if answer.Message() != "" {
+		described += ": " + answer.Message()
+	}
+	if details := answer.Details(); len(details) > 0 {
+		described += fmt.Sprintf("  %v", details)
+	}
+	s.expect(want, answer.Code().String(), "gRPC "+method+" "+describe(token), described)
+}
+
+func describe(token string) string {
+	if token == "" {
+		return "(no token)"
+	}
+	return "Bearer " + shorten(token)
+}
+
+// shorten makes a token fit to be shown.
+func shorten(token string) string {
+	if cut := strings.LastIndexByte(token, '_'); cut >= 0 {
+		return token[:cut+1] + "…"
+	}
+	return "…"
+}
+
+func putMember(ctx context.Context, keysvc *keysvc, role string) error {
+	_, err := keysvc.client.Members.PutMember(ctx, &keysvcv1.PutMemberRequest{
+		WorkspaceId: workspace, MemberId: member, Role: role, State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+	})
+	return err
+}
+
+func createKey(ctx context.Context, keysvc *keysvc, scopes ...string) (*keysvcv1.CreateKeyResponse, error) {
+	return keysvc.client.Keys.CreateKey(ctx, &keysvcv1.CreateKeyRequest{
+		WorkspaceId: workspace, MemberId: member, Name: "example", Scopes: scopes,
+	})
+}
+
+// stay serves until the context ends.
+func stay(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) error {
+	if err := putMember(ctx, keysvc, "manager"); err != nil {
+		return err
+	}
+	made, err := createKey(ctx, keysvc, "signatures:read", "signatures:write")
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, `The service is up, with a key of Ann's in acme that may read and write signatures.
+Ctrl-C ends it, and everything is gone.
+
+  TOKEN=%[1]s
+  curl -i -H "Authorization: Bearer $TOKEN" -d '{"name":"Default","content":"<b>Ann</b>"}' http://%[2]s/v1/signatures
+  curl -i -H "Authorization: Bearer $TOKEN" http://%[2]s/v1/signatures
+  curl -i -X DELETE -H "Authorization: Bearer $TOKEN" http://%[2]s/v1/signatures/sig-1
+  curl -i http://%[2]s/v1/signatures
+  grpcurl -plaintext -H "authorization: Bearer $TOKEN" %[3]s scribe.signatures.v1.SignaturesService/ListSignatures
+
+In another terminal, with the keysvc command:
+
+  export KEYSVC_ADDR=%[4]s
+  keysvc key list --workspace acme
+  keysvc key revoke --workspace acme %[5]s
+`, made.GetToken(), service.httpAddress, service.grpcAddress, keysvc.target, made.GetKey().GetKeyId())
+	<-ctx.Done()
+	return nil
+}
