@@ -9,13 +9,15 @@ import (
 
 // clientAddress returns whose request it is: the peer's address, or, if that is a trusted
 // proxy, the last address in X-Forwarded-For that is not one. Proxies append, so what
-// stands to the left of it was written by somebody who is not trusted. What cannot be
-// read makes the address unknown, and keys that are limited to addresses are refused.
+// stands to the left of it was written by somebody who is not trusted. If all are trusted,
+// it is the first. What cannot be read, or no header at all, makes the address unknown,
+// and keys that are limited to addresses are refused.
 func clientAddress(peer netip.Addr, forwarded []string, trusted []netip.Prefix) netip.Addr {
 	address := peer.Unmap().WithZone("")
 	if !contains(trusted, address) {
 		return address
 	}
+	address = netip.Addr{}
 	for _, line := range slices.Backward(forwarded) {
 		for rest, last := line, false; !last; {
 			var entry string
@@ -31,7 +33,6 @@ func clientAddress(peer netip.Addr, forwarded []string, trusted []netip.Prefix) 
 			}
 		}
 	}
-	// Trusted all the way: the request began at the leftmost proxy.
 	return address
 }
 

@@ -17,7 +17,7 @@ const (
 
 // bearer reads the token out of all values of the authorization header (RFC 6750 section
 // 2.1, RFC 9110 section 11.4): one value, the scheme in any case, one space or more, and
-// a token of visible ASCII. Whatever else there is, several values above all, is refused
+// a b64token. Whatever else there is, several values above all, is refused
 // rather than interpreted.
 func bearer(values []string) (token string, found credential) {
 	if len(values) == 0 {
@@ -32,19 +32,28 @@ func bearer(values []string) (token string, found credential) {
 		return "", credentialBad
 	}
 	token = strings.TrimLeft(value[len(scheme):], " ")
-	if token == "" || len(token) > maxTokenBytes {
+	// b64token: what stands for digits, and padding at the end only.
+	if len(token) > maxTokenBytes || !allToken68(strings.TrimRight(token, "=")) {
 		return "", credentialBad
-	}
-	for _, char := range []byte(token) {
-		// token68 of RFC 9110, section 11.2, and nothing beside it: no space, comma or control.
-		if !isToken68(char) {
-			return "", credentialBad
-		}
 	}
 	return token, credentialToken
 }
 
-func isToken68(char byte) bool {
-	return char >= 'a' && char <= 'z' || char >= 'A' && char <= 'Z' || char >= '0' && char <= '9' ||
-		char == '_' || char == '-' || char == '.' || char == '~' || char == '+' || char == '/' || char == '='
+// token68 are the characters of RFC 9110 section 11.2 but for the padding.
+var token68 = func() (set [256]bool) {
+	for _, char := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/") {
+		set[char] = true
+	}
+	return set
+}()
+
+// allToken68 says whether text is not empty and has no other characters: no space, comma
+// or control above all.
+func allToken68(text string) bool {
+	for index := range len(text) {
+		if !token68[text[index]] {
+			return false
+		}
+	}
+	return text != ""
 }

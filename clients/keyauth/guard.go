@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"runtime"
 	"runtime/debug"
@@ -58,11 +59,12 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 		guard.log = slog.Default()
 	}
 	for _, table := range config.Tables {
-		for method, requirement := range table {
+		for _, method := range slices.Sorted(maps.Keys(table)) {
+			requirement := table[method]
 			if _, twice := guard.table[method]; twice {
 				return nil, fmt.Errorf("keyauth: %s: is in two tables; one of them must say what it needs", method)
 			}
-			if service, name, ok := strings.Cut(strings.TrimPrefix(method, "/"), "/"); !ok || service == "" || name == "" || method[0] != '/' {
+			if !validMethod(method) {
 				return nil, fmt.Errorf("keyauth: %q: is not a method; the form is /package.Service/Method", method)
 			}
 			if !requirement.IsValid() {
@@ -72,11 +74,20 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 		}
 	}
 	for _, prefix := range guard.trusted {
-		if !prefix.IsValid() {
-			return nil, errors.New("keyauth: trusted proxies: a prefix is not valid; the form is 10.0.0.0/8")
+		// No address is ever compared in the mapped form, so such a prefix would trust nobody.
+		if !prefix.IsValid() || prefix.Addr().Is4In6() {
+			return nil, fmt.Errorf("keyauth: trusted proxies: the prefix %v is not valid; the form is 10.0.0.0/8 or fd00::/8", prefix)
 		}
 	}
 	return guard, nil
+}
+
+// validMethod says whether text has the form /package.Service/Method. Nothing in a table is
+// a pattern.
+func validMethod(text string) bool {
+	rest, rooted := strings.CutPrefix(text, "/")
+	service, name, found := strings.Cut(rest, "/")
+	return rooted && found && service != "" && name != "" && !strings.ContainsAny(rest, " *\t\r\n") && !strings.Contains(name, "/")
 }
 
 // Health is the table of grpc.health.v1: public, as probes have no key. Add it to the
@@ -147,15 +158,15 @@ func (g *Guard) Watch(ctx context.Context, request Request) error {
 }
 
 func (g *Guard) watch(ctx context.Context, name string, question Question) error {
-	answer, err := g.guarded(ctx, question, g.watcher.Watch)
+	answer, err := guarded(ctx, question, g.watcher.Watch)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if err == nil && answer.Decision == keysvcv1.Decision_DECISION_ALLOWED {
 		// A Watcher that ends with a yes knows nothing any more.
-		return g.failed(ctx, name, status.Error(codes.Internal, "the watch ended with an answer that is none"))
+		answer, err = Answer{}, status.Error(codes.Internal, "the watch ended with an answer that is none")
 	}
-	if _, refusal := g.judge(ctx, name, question.Requirement, answer, err); refusal != nil {
+	if _, refusal := g.judge(ctx, name, &question, answer, err); refusal != nil {
 		return refusal
 	}
 	return &RefusalError{Code: codes.Internal}
@@ -170,8 +181,8 @@ func (g *Guard) decide(ctx context.Context, request *Request) (*Principal, Quest
 	if refusal != nil {
 		return nil, Question{}, refusal
 	}
-	answer, err := g.guarded(ctx, question, g.validator.Validate)
-	principal, refusal := g.judge(ctx, request.Name, request.Requirement, answer, err)
+	answer, err := guarded(ctx, question, g.validator.Validate)
+	principal, refusal := g.judge(ctx, request.Name, &question, answer, err)
 	return principal, question, refusal
 }
 
@@ -196,25 +207,34 @@ func (g *Guard) question(ctx context.Context, request *Request) (Question, *Refu
 }
 
 // guarded asks; a panic is an error.
-func (g *Guard) guarded(ctx context.Context, question Question, ask func(context.Context, Question) (Answer, error)) (answer Answer, err error) {
+func guarded(ctx context.Context, question Question, ask func(context.Context, Question) (Answer, error)) (answer Answer, err error) {
 	defer func() {
 		if value := recover(); value != nil {
-			// The value could hold the token, unless it is the runtime's.
-			described := fmt.Sprintf("%T", value)
-			if fault, ok := value.(runtime.Error); ok {
-				described = fault.Error()
-			}
-			g.log.ErrorContext(ctx, "the validator panicked", "panic", described, "stack", string(debug.Stack()))
-			answer, err = Answer{}, status.Error(codes.Internal, "the validator panicked")
+			answer, err = Answer{}, newPanicError(value)
 		}
 	}()
 	return ask(ctx, question)
 }
 
+// panicError is that a Validator panicked.
+type panicError struct{ what, stack string }
+
+func newPanicError(value any) *panicError {
+	// What was thrown could hold the token, unless the runtime threw it.
+	what := fmt.Sprintf("%T", value)
+	if fault, ok := value.(runtime.Error); ok {
+		what = fault.Error()
+	}
+	return &panicError{what: what, stack: string(debug.Stack())}
+}
+
+// Error implements error.
+func (e *panicError) Error() string { return "the validator panicked: " + e.what }
+
 // judge turns what a Validator said into a principal or a refusal.
-func (g *Guard) judge(ctx context.Context, name string, requirement Requirement, answer Answer, err error) (*Principal, *RefusalError) {
+func (g *Guard) judge(ctx context.Context, name string, question *Question, answer Answer, err error) (*Principal, *RefusalError) {
 	if err != nil {
-		return nil, g.failed(ctx, name, err)
+		return nil, g.failed(ctx, name, question.Token, err)
 	}
 	switch answer.Decision {
 	case keysvcv1.Decision_DECISION_ALLOWED:
@@ -226,29 +246,46 @@ func (g *Guard) judge(ctx context.Context, name string, requirement Requirement,
 		return nil, &RefusalError{Code: codes.Unauthenticated, Reason: keysvcv1.Reason_REASON_KEY_INVALID}
 	case keysvcv1.Decision_DECISION_PERMISSION_DENIED:
 		g.log.InfoContext(ctx, "request refused", "method", name, "reason", answer.Reason.String(),
-			"key_id", answer.KeyID, "scope", requirement.Scope())
-		return nil, &RefusalError{Code: codes.PermissionDenied, Reason: answer.Reason, Scope: requirement.Scope()}
+			"key_id", answer.KeyID, "scope", question.Requirement.Scope())
+		return nil, &RefusalError{Code: codes.PermissionDenied, Reason: shown(answer.Reason), Scope: question.Requirement.Scope()}
 	case keysvcv1.Decision_DECISION_UNSPECIFIED:
 	}
-	return nil, g.failed(ctx, name, status.Errorf(codes.Internal, "decision %d is none that this version knows", answer.Decision))
+	return nil, g.failed(ctx, name, question.Token, status.Errorf(codes.Internal, "answered with decision %d and no principal", answer.Decision))
+}
+
+// shown returns what the presenter may know of the reason for PERMISSION_DENIED. One that
+// speaks of the key, or that this version does not know, stays here.
+func shown(reason keysvcv1.Reason) keysvcv1.Reason {
+	if reason == keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED || reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE {
+		return reason
+	}
+	return keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED
 }
 
 // failed is the answer when there is none. It is never a 401 or 403: the error speaks of
 // keysvc or of how this service asked, not of the token.
-func (g *Guard) failed(ctx context.Context, name string, err error) *RefusalError {
-	if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
+func (g *Guard) failed(ctx context.Context, name, token string, err error) *RefusalError {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return &RefusalError{Code: codes.Canceled}
 	}
+	// Another context's end, or what grpc says of a connection that was closed.
+	ended := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+	answered, isStatus := status.FromError(err)
 	code := codes.Internal
-	switch status.Code(err) { //nolint:exhaustive // all others are this service's own fault, or keysvc's
-	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted:
+	switch answered.Code() { //nolint:exhaustive // all others are this service's own fault, or keysvc's
+	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted, codes.Canceled:
 		code = codes.Unavailable
 	case codes.Unknown:
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		if isStatus || ended {
 			code = codes.Unavailable
 		}
 	}
-	g.log.ErrorContext(ctx, "request not decided", "method", name, "answered", code.String(), "error", err)
+	// Errors do not hold the token. Should one do so after all, it goes no further.
+	attributes := []any{"method", name, "answered", code.String(), "error", strings.ReplaceAll(err.Error(), token, "[token]")}
+	if fault, panicked := errors.AsType[*panicError](err); panicked {
+		attributes = append(attributes, "stack", fault.stack)
+	}
+	g.log.ErrorContext(ctx, "request not decided", attributes...)
 	return &RefusalError{Code: code}
 }
 

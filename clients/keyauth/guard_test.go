@@ -297,7 +297,7 @@ func TestNoAnswerIsNoPass(t *testing.T) {
 		{"NotKnown", failing(status.Error(codes.Unauthenticated, "who are you")), codes.Internal},
 		{"Damaged", failing(status.Error(codes.DataLoss, "damaged")), codes.Internal},
 		{"NotImplemented", failing(status.Error(codes.Unimplemented, "old")), codes.Internal},
-		{"OKAsError", failing(errors.New("plain")), codes.Internal},
+		{"Plain", failing(errors.New("broken promise")), codes.Internal},
 		{"Nothing", answering(keyauth.Answer{}), codes.Internal},
 		{"UnknownDecision", answering(keyauth.Answer{Decision: 99, Principal: &keyauth.Principal{}}), codes.Internal},
 		{"NobodyAllowed", answering(keyauth.Answer{Decision: keysvcv1.Decision_DECISION_ALLOWED}), codes.Internal},

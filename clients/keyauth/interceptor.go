@@ -33,9 +33,10 @@ func (g *Guard) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 // decided before its handler runs and before anything is read from it.
 //
 // With a Validator that is a Watcher, a stream also ends when its key may no longer do
-// what it needs: whatever the handler is waiting for in RecvMsg or does next with the
-// stream fails with the refusal, its context is cancelled with the refusal as the cause,
-// and the presenter gets it as the status.
+// what it needs: RecvMsg and SendMsg fail with the refusal, also those that the handler is
+// waiting in, the stream's context is cancelled with the refusal as its cause, and the
+// presenter gets it as the status, whatever the handler returns. With another Validator a
+// stream is decided once and then goes on for as long as it likes.
 func (g *Guard) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	return func(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		ctx := stream.Context()

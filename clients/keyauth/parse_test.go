@@ -3,6 +3,7 @@ package keyauth
 import (
 	"net"
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -20,6 +21,8 @@ func TestBearer(t *testing.T) {
 		{"UpperCase", []string{"BEARER abc"}, "abc", credentialToken},
 		{"SeveralSpaces", []string{"Bearer   abc"}, "abc", credentialToken},
 		{"AllOfToken68", []string{"Bearer aZ09_-.~+/="}, "aZ09_-.~+/=", credentialToken},
+		{"PaddingInside", []string{"Bearer ab=c"}, "", credentialBad},
+		{"PaddingAlone", []string{"Bearer =="}, "", credentialBad},
 		{"Two", []string{"Bearer abc", "Bearer abc"}, "", credentialBad},
 		{"TwoOfWhichOneIsEmpty", []string{"", "Bearer abc"}, "", credentialBad},
 		{"Joined", []string{"Bearer abc, Bearer def"}, "", credentialBad},
@@ -58,10 +61,16 @@ func FuzzBearer(f *testing.F) {
 	for _, value := range []string{"Bearer abc", "bearer  abc", "Bearer", "Bearer a b", "Bearer a,b", "Basic abc", "Bearer \xff"} {
 		f.Add(value)
 	}
+	// The credentials of RFC 6750 section 2.1, in its own words.
+	grammar := regexp.MustCompile(`\A(?i:Bearer) +([A-Za-z0-9\-._~+/]+=*)\z`)
 	f.Fuzz(func(t *testing.T, value string) {
 		token, found := bearer([]string{value})
-		if (found == credentialToken) != (token != "") || found == credentialMissing {
-			t.Fatalf("bearer(%q) = %q, %d", value, token, found)
+		want := grammar.FindStringSubmatch(value)
+		if want != nil && len(want[1]) > maxTokenBytes {
+			want = nil
+		}
+		if found == credentialMissing || (found == credentialToken) != (want != nil) || want != nil && token != want[1] || want == nil && token != "" {
+			t.Fatalf("bearer(%q) = %q, %d; by the grammar it is %q", value, token, found, want)
 		}
 		if found == credentialToken && (!strings.HasSuffix(value, " "+token) || strings.ContainsAny(token, " ,\t\r\n\x00")) {
 			t.Fatalf("bearer(%q) = %q", value, token)
@@ -88,7 +97,7 @@ func TestClientAddress(t *testing.T) {
 		{"Chain", "10.0.0.1", []string{"203.0.113.9, 198.51.100.1, 10.0.0.2"}, proxies, "198.51.100.1"},
 		{"Lines", "10.0.0.1", []string{"203.0.113.9", "198.51.100.1 , 10.0.0.2"}, proxies, "198.51.100.1"},
 		{"TrustedAllTheWay", "10.0.0.1", []string{"10.0.0.3, 10.0.0.2"}, proxies, "10.0.0.3"},
-		{"NoHeader", "10.0.0.1", nil, proxies, "10.0.0.1"},
+		{"NoHeader", "10.0.0.1", nil, proxies, ""},
 		{"Port", "10.0.0.1", []string{"198.51.100.1:4711"}, proxies, "198.51.100.1"},
 		{"IPv6", "fd00::1", []string{"2001:db8::1"}, proxies, "2001:db8::1"},
 		{"Brackets", "fd00::1", []string{"[2001:db8::1]"}, proxies, "2001:db8::1"},

@@ -13,12 +13,19 @@ type requirementKind uint8
 const (
 	_ requirementKind = iota // nothing was said: denied
 	requireScope
+	requireMalformed // a scope that cannot be one: denied
 	requireIdentity
 	requireNothing
 )
 
 // Scope requires a valid token with a scope, for example "signatures:read".
-func Scope(scope string) Requirement { return Requirement{kind: requireScope, scope: scope} }
+func Scope(scope string) Requirement {
+	// Checked here, and not for every request.
+	if !validScope(scope) {
+		return Requirement{kind: requireMalformed, scope: scope}
+	}
+	return Requirement{kind: requireScope, scope: scope}
+}
 
 // IdentityOnly requires a valid token and no scope.
 func IdentityOnly() Requirement { return Requirement{kind: requireIdentity} }
@@ -38,17 +45,14 @@ func (r Requirement) IsPublic() bool { return r.kind == requireNothing }
 // IsValid says whether the requirement can be met: it was made by Scope with a scope of
 // the form resource:action, by IdentityOnly or by Public.
 func (r Requirement) IsValid() bool {
-	if r.kind == requireScope {
-		return validScope(r.scope)
-	}
-	return r.kind != 0
+	return r.kind == requireScope || r.kind == requireIdentity || r.kind == requireNothing
 }
 
 // String returns the requirement for people: the scope, "identity only", "public" or
 // "nothing said".
 func (r Requirement) String() string {
 	switch r.kind {
-	case requireScope:
+	case requireScope, requireMalformed:
 		return r.scope
 	case requireIdentity:
 		return "identity only"

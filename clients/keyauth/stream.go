@@ -13,17 +13,19 @@ func (g *Guard) watched(
 	service any, stream grpc.ServerStream, method string, principal *Principal, question Question, handler grpc.StreamHandler,
 ) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
-	var watching sync.WaitGroup
-	watching.Go(func() {
-		if err := g.watch(ctx, method, question); ctx.Err() == nil {
+	// Ends the watch, too. Nobody waits for that: a Watcher that does not let go must not
+	// hold up the answer.
+	defer cancel(context.Canceled)
+	go func() {
+		if err := g.watch(ctx, method, question); err != nil {
 			cancel(err)
 		}
+	}()
+	err := handler(service, &watchedStream{
+		admittedStream: admittedStream{ServerStream: stream, ctx: admit(ctx, principal)},
+		receiving:      newLane(stream.RecvMsg),
+		sending:        newLane(stream.SendMsg),
 	})
-	kept := &watchedStream{admittedStream: admittedStream{ServerStream: stream, ctx: admit(ctx, principal)}}
-	defer watching.Wait()
-	defer cancel(context.Canceled)
-	defer kept.stop()
-	err := handler(service, kept)
 	if refusal := refusalOf(ctx); refusal != nil {
 		return refusal
 	}
@@ -38,70 +40,75 @@ func refusalOf(ctx context.Context) error {
 	return nil
 }
 
-// watchedStream is a stream that can be ended while the handler waits for a message.
+// watchedStream is a stream that can be ended while its handler waits in RecvMsg, or in
+// SendMsg because the presenter does not read.
 //
-// The transport's RecvMsg wakes up only when something comes or the call has ended, so it
-// is called on a goroutine of its own, one for the stream. When the stream is refused,
-// RecvMsg returns without waiting for that; the goroutine goes on until grpc ends the
-// call, which it does when the interceptor returns. A message that comes in the meantime
-// is written to what RecvMsg was given, so a handler must not use a message after RecvMsg
-// has failed. No generated code does.
+// The transport's methods wake up only when something comes or the call has ended, so each
+// runs on a goroutine of its own, one per direction for the whole stream. When the stream
+// is refused, RecvMsg and SendMsg return at once; the goroutines go on until grpc ends the
+// call, which it does when the interceptor returns. Until then a message that comes is
+// still written to what RecvMsg was given, and one that is being sent still read, so a
+// handler must not use a message after RecvMsg or SendMsg has failed. No generated code
+// does.
 type watchedStream struct {
 	admittedStream
+	receiving, sending lane
+}
 
+// RecvMsg implements grpc.ServerStream.
+func (s *watchedStream) RecvMsg(message any) error { return s.receiving.pass(s.ctx, message) }
+
+// SendMsg implements grpc.ServerStream.
+func (s *watchedStream) SendMsg(message any) error { return s.sending.pass(s.ctx, message) }
+
+// lane is one direction of a stream. It is used by one goroutine at a time, which is
+// grpc's rule.
+type lane struct {
+	call     func(message any) error
 	start    sync.Once
 	messages chan any
 	results  chan error
 }
 
-// RecvMsg implements grpc.ServerStream. It is not called by two goroutines at a time,
-// which is grpc's rule.
-func (s *watchedStream) RecvMsg(message any) error {
-	if refusal := refusalOf(s.ctx); refusal != nil {
-		return refusal
-	}
-	s.start.Do(func() {
-		s.messages, s.results = make(chan any), make(chan error, 1)
-		go func() {
-			for message := range s.messages {
-				s.results <- s.ServerStream.RecvMsg(message)
-			}
-		}()
-	})
+func newLane(call func(message any) error) lane {
+	return lane{call: call, messages: make(chan any), results: make(chan error, 1)}
+}
+
+// pass makes the call and waits for it, or for the context to end. That one must end, as
+// the lane's goroutine runs until then.
+func (l *lane) pass(ctx context.Context, message any) error {
+	l.start.Do(func() { go l.run(ctx) })
 	select {
-	case s.messages <- message:
-	case <-s.ctx.Done():
-		return s.ended()
+	case l.messages <- message:
+	case <-ctx.Done():
+		return ended(ctx)
 	}
 	select {
-	case err := <-s.results:
+	case err := <-l.results:
+		if refusal := refusalOf(ctx); refusal != nil {
+			return refusal
+		}
 		return err
-	case <-s.ctx.Done():
-		return s.ended()
+	case <-ctx.Done():
+		return ended(ctx)
 	}
 }
 
-// SendMsg implements grpc.ServerStream.
-func (s *watchedStream) SendMsg(message any) error {
-	if refusal := refusalOf(s.ctx); refusal != nil {
+func (l *lane) run(ctx context.Context) {
+	for {
+		select {
+		case message := <-l.messages:
+			l.results <- l.call(message)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// ended returns why a stream is over.
+func ended(ctx context.Context) error {
+	if refusal := refusalOf(ctx); refusal != nil {
 		return refusal
 	}
-	return s.ServerStream.SendMsg(message)
-}
-
-// ended returns why the stream is over.
-func (s *watchedStream) ended() error {
-	if refusal := refusalOf(s.ctx); refusal != nil {
-		return refusal
-	}
-	return status.FromContextError(s.ctx.Err()).Err()
-}
-
-// stop lets the receiving goroutine end once the transport lets go of it. The handler has
-// returned: nobody calls RecvMsg any more.
-func (s *watchedStream) stop() {
-	s.start.Do(func() {})
-	if s.messages != nil {
-		close(s.messages)
-	}
+	return status.FromContextError(ctx.Err()).Err()
 }

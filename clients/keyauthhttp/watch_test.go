@@ -8,7 +8,10 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -187,4 +190,66 @@ func TestLongLivedEnds(t *testing.T) {
 	if asked := bench.validator.asked(); len(asked) != 1 {
 		t.Errorf("%d questions", len(asked))
 	}
+}
+
+// slowDeadlines is an http.ResponseWriter whose deadlines take until they are let go.
+type slowDeadlines struct {
+	nowhere
+	release chan struct{}
+	set     int
+}
+
+// SetWriteDeadline is what http.ResponseController looks for.
+func (s *slowDeadlines) SetWriteDeadline(time.Time) error {
+	<-s.release
+	s.set++
+	return nil
+}
+
+// revoking is a Watcher whose keys are revoked at once.
+type revoking struct{ always }
+
+// Watch implements keyauth.Watcher.
+func (revoking) Watch(context.Context, keyauth.Question) (keyauth.Answer, error) {
+	return keyauth.Answer{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_REVOKED}, nil
+}
+
+// TestWriterIsLeftAlone: the server may use a ResponseWriter for something else once its
+// handler has returned; a revocation at that very moment must not touch it then.
+func TestWriterIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		guard, err := keyauth.NewGuard(revoking{}, keyauth.Config{Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var handled atomic.Bool
+		mux := newMux(t, guard, keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{
+			"GET /": {Requirement: read, LongLived: true, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				<-r.Context().Done()
+				handled.Store(true)
+			})},
+		}})
+		writer := &slowDeadlines{nowhere: nowhere{make(http.Header)}, release: make(chan struct{})}
+		request := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)
+		request.Header.Set("Authorization", "Bearer "+fuzzToken)
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			mux.ServeHTTP(writer, request)
+		}()
+		synctest.Wait()
+		select {
+		case <-served:
+			t.Error("the Mux gave the ResponseWriter back while it was used")
+		default:
+		}
+		if !handled.Load() {
+			t.Error("the handler has not returned: nothing was tested")
+		}
+		close(writer.release)
+		<-served
+		if writer.set != 1 {
+			t.Errorf("the deadline was set %d times", writer.set)
+		}
+	})
 }

@@ -33,8 +33,8 @@ const (
 	member    = "ann"
 )
 
-// Run runs the suite. make returns a new Backend for each test.
-func Run(t *testing.T, make func(t *testing.T) Backend) {
+// Run runs the suite. newBackend returns a new Backend for each test.
+func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 	t.Helper()
 	for _, test := range []struct {
 		name string
@@ -59,7 +59,7 @@ func Run(t *testing.T, make func(t *testing.T) Backend) {
 		{"watch ends with its context", testWatchContext},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			backend := make(t)
+			backend := newBackend(t)
 			test.run(t, &suite{Backend: backend, validator: backend.Validator()})
 		})
 	}
@@ -305,7 +305,7 @@ func testExpired(t *testing.T, s *suite) {
 		WorkspaceID: workspace, MemberID: member, Scopes: []string{scopeRead}, Lifetime: time.Hour,
 	})
 	s.allowed(t, reading(text), principal(keyID, "owner"))
-	s.Advance(time.Hour-time.Second)
+	s.Advance(time.Hour - time.Second)
 	s.allowed(t, reading(text), principal(keyID, "owner"))
 	s.Advance(time.Second)
 	s.refused(t, reading(text), keysvcv1.Reason_REASON_KEY_EXPIRED, keyID)
