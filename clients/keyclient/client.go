@@ -3,24 +3,22 @@
 package keyclient
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/status"
 
+	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
@@ -29,6 +27,12 @@ const DefaultPort = "7480"
 
 // AddressVariable names the environment variable that says where keysvc is.
 const AddressVariable = "KEYSVC_ADDR"
+
+const (
+	defaultValidationTimeout = time.Second
+	defaultTimeout           = 10 * time.Second
+	maxResponseBytes         = 64 << 20 // a page of 1,000 keys, each as large as it may be, fits
+)
 
 // Config says how a Client talks to keysvc. The zero Config needs TransportCredentials or
 // AllowPlaintext added.
@@ -39,62 +43,75 @@ type Config struct {
 	// AllowPlaintext connects without TLS, which is refused unless the target is a loopback
 	// address, the name localhost or a unix socket.
 	AllowPlaintext bool
-	// ValidationTimeout bounds one validation, its retries included. Default: 1 s.
+	// ValidationTimeout bounds Validate, whatever the context's deadline, and calls of
+	// Validations whose context has none; retries are included. Default: 1 s.
 	ValidationTimeout time.Duration
-	// Timeout bounds every other call whose context has no deadline. Default: 10 s.
+	// Timeout bounds every other call whose context has no deadline; retries are included.
+	// Default: 10 s.
 	Timeout time.Duration
-	// UserAgent is put before grpc's own, for keysvc's log.
+	// UserAgent names the service in the user-agent header, before "keysvc-go" and grpc's
+	// own: visible ASCII and spaces.
 	UserAgent string
-	// DialOptions are added to the Client's own and win over them.
+	// DialOptions are added to the Client's own and win over them, except that they cannot
+	// replace the transport credentials.
 	DialOptions []grpc.DialOption
 }
 
 // Client is a connection to keysvc. It is a keyauth.Validator. Its methods and clients may
 // be used from many goroutines.
+//
+// While there is no connection, calls fail with codes.Unavailable rather than wait for
+// one; connecting is tried again after 100 ms at first and at most every 5 s.
 type Client struct {
 	// Keys, Members, Policies and Validations are the generated clients. Calls that only
-	// read are repeated if keysvc is UNAVAILABLE; changes never are, as they may have taken
-	// effect: repeat a CreateKey or RotateKey with the same request_id.
+	// read are repeated if keysvc is UNAVAILABLE: up to 4 attempts within some 200 ms.
+	// Changes never are, as they may have taken effect: repeat a CreateKey or RotateKey with
+	// the same request_id.
 	Keys        keysvcv1.KeyServiceClient
 	Members     keysvcv1.MemberServiceClient
 	Policies    keysvcv1.PolicyServiceClient
 	Validations keysvcv1.ValidationServiceClient
 
-	conn    *grpc.ClientConn
-	timeout time.Duration
+	conn *grpc.ClientConn
+	// validator answers Validate.
+	validator keyauth.Validator
 }
 
-// New returns a Client of the keysvc at a target: "host:port", "unix:///path", or any
-// other target of grpc, such as "dns:///keysvc.internal:7480", over whose addresses calls
-// are spread. It does not wait for a connection.
+var _ keyauth.Validator = (*Client)(nil)
+
+// New returns a Client of the keysvc at a target: "host", "host:port", "unix:///path", or
+// any other target of grpc, such as "dns:///keysvc.internal", over whose addresses calls
+// are spread. Without a port it is DefaultPort. It does not wait for a connection.
 //
-// It is an error if the target is empty, if neither or both of TransportCredentials and
-// AllowPlaintext are given, and if plaintext would leave the machine.
+// It is an error if the target is empty or malformed, if neither or both of
+// TransportCredentials and AllowPlaintext are given, if plaintext could leave the machine,
+// and if a timeout is negative.
 func New(target string, config Config) (*Client, error) {
 	if target == "" {
 		return nil, fmt.Errorf("keyclient: target: is empty; host:port or unix:///path is required, as in %s", AddressVariable)
 	}
+	target, local := parseTarget(target)
 	secured := config.TransportCredentials != nil
 	switch {
 	case secured && config.AllowPlaintext:
 		return nil, errors.New("keyclient: AllowPlaintext: is set beside TransportCredentials; exactly one of them must be")
 	case !secured && !config.AllowPlaintext:
 		return nil, errors.New("keyclient: TransportCredentials: are missing; to connect without TLS on this machine, set AllowPlaintext")
-	case !secured && !isLocal(target):
-		return nil, fmt.Errorf("keyclient: AllowPlaintext: %s can be on another machine; allowed are loopback addresses, localhost and unix sockets", target)
+	case !secured && !local:
+		return nil, fmt.Errorf("keyclient: AllowPlaintext: %s can be on another machine; allowed are loopback addresses, localhost and unix sockets; set TransportCredentials for others", target)
+	case config.ValidationTimeout < 0:
+		return nil, fmt.Errorf("keyclient: ValidationTimeout: is %s; allowed are 0 for %s, and more", config.ValidationTimeout, defaultValidationTimeout)
+	case config.Timeout < 0:
+		return nil, fmt.Errorf("keyclient: Timeout: is %s; allowed are 0 for %s, and more", config.Timeout, defaultTimeout)
+	case strings.ContainsFunc(config.UserAgent, func(char rune) bool { return char < ' ' || char > '~' }):
+		return nil, errors.New("keyclient: UserAgent: has a character that is not allowed; allowed are visible ASCII and spaces")
 	}
 	transport := config.TransportCredentials
 	if !secured {
 		transport = insecure.NewCredentials()
 	}
-	if config.ValidationTimeout <= 0 {
-		config.ValidationTimeout = time.Second
-	}
-	if config.Timeout <= 0 {
-		config.Timeout = 10 * time.Second
-	}
+	validationTimeout := cmp.Or(config.ValidationTimeout, defaultValidationTimeout)
 	options := []grpc.DialOption{
-		grpc.WithTransportCredentials(transport),
 		grpc.WithDefaultServiceConfig(serviceConfig),
 		// The server lets clients ping no more often than every 10 s.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
@@ -102,20 +119,23 @@ func New(target string, config Config) (*Client, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}),
-		grpc.WithChainUnaryInterceptor(deadline(config.Timeout)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
+		grpc.WithChainUnaryInterceptor(deadline(validationTimeout, cmp.Or(config.Timeout, defaultTimeout))),
 		grpc.WithUserAgent(strings.TrimSpace(config.UserAgent + " keysvc-go")),
 	}
-	conn, err := grpc.NewClient(target, append(options, config.DialOptions...)...)
+	options = append(options, config.DialOptions...)
+	conn, err := grpc.NewClient(target, append(options, grpc.WithTransportCredentials(transport))...)
 	if err != nil {
 		return nil, fmt.Errorf("keyclient: target: %w", err)
 	}
+	validations := keysvcv1.NewValidationServiceClient(conn)
 	return &Client{
 		Keys:        keysvcv1.NewKeyServiceClient(conn),
 		Members:     keysvcv1.NewMemberServiceClient(conn),
 		Policies:    keysvcv1.NewPolicyServiceClient(conn),
-		Validations: keysvcv1.NewValidationServiceClient(conn),
+		Validations: validations,
 		conn:        conn,
-		timeout:     config.ValidationTimeout,
+		validator:   &remote{validations: validations, timeout: validationTimeout},
 	}, nil
 }
 
@@ -127,6 +147,14 @@ func FromEnvironment(config Config) (*Client, error) {
 		target = net.JoinHostPort("127.0.0.1", DefaultPort)
 	}
 	return New(target, config)
+}
+
+// Validate implements keyauth.Validator. Text that cannot be a token is refused without a
+// call. The error is the context's if that ended, a status of codes.Unavailable if keysvc
+// did not answer within the ValidationTimeout or was not reached, of codes.Internal if the
+// question or the answer makes no sense, and keysvc's own otherwise.
+func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
+	return c.validator.Validate(ctx, question)
 }
 
 // Conn returns the connection, for clients of other services that a keysvc has, such as
@@ -161,40 +189,18 @@ const serviceConfig = `{
 }`
 
 // deadline gives calls one that have none.
-func deadline(timeout time.Duration) grpc.UnaryClientInterceptor {
+func deadline(validation, other time.Duration) grpc.UnaryClientInterceptor {
+	validations := "/" + keysvcv1.ValidationService_ServiceDesc.ServiceName + "/"
 	return func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
-		if _, has := ctx.Deadline(); !has {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, timeout)
-			defer cancel()
+		if _, has := ctx.Deadline(); has {
+			return invoke(ctx, method, request, reply, conn, options...)
 		}
+		timeout := other
+		if strings.HasPrefix(method, validations) {
+			timeout = validation
+		}
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
 		return invoke(ctx, method, request, reply, conn, options...)
 	}
-}
-
-// isLocal says whether a target cannot leave this machine. The name localhost is taken at
-// its word.
-func isLocal(target string) bool {
-	if path, ok := strings.CutPrefix(target, "unix://"); ok {
-		return filepath.IsAbs(path)
-	}
-	if strings.HasPrefix(target, "unix:") || strings.HasPrefix(target, "unix-abstract:") {
-		return true
-	}
-	target = strings.TrimPrefix(target, "dns:///")
-	target = strings.TrimPrefix(target, "passthrough:///")
-	host, _, err := net.SplitHostPort(target)
-	if err != nil {
-		return false
-	}
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	address, err := netip.ParseAddr(host)
-	return err == nil && address.Unmap().IsLoopback()
-}
-
-// notWithin is the status when this service's own deadline for a validation has passed.
-func notWithin(timeout time.Duration) error {
-	return status.Errorf(codes.Unavailable, "keysvc did not answer within %s", timeout)
 }

@@ -3,6 +3,7 @@ package keyclient
 import (
 	"context"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
@@ -13,18 +14,22 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-var _ keyauth.Validator = (*Client)(nil)
-
 // maxTokenBytes is the longest token text that is sent; keysvc's have less than a hundred.
 const maxTokenBytes = 4096
 
-// Validate implements keyauth.Validator. A token that cannot be one is refused without a
-// call. The error is the context's if that ended, a status of codes.Unavailable if keysvc
-// was not reached within the ValidationTimeout or the context's deadline, of
-// codes.Internal if the question or the answer makes no sense, and keysvc's own otherwise.
-func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
+// remote is the Validator that makes a call for each question.
+type remote struct {
+	validations keysvcv1.ValidationServiceClient
+	timeout     time.Duration
+}
+
+// Validate implements keyauth.Validator, as Client says.
+func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	if !question.Requirement.IsValid() || question.Requirement.IsPublic() {
 		return keyauth.Answer{}, status.Errorf(codes.Internal, "keyclient: %q is nothing to ask keysvc for", question.Requirement)
+	}
+	if err := ctx.Err(); err != nil {
+		return keyauth.Answer{}, err
 	}
 	if cannotBeToken(question.Token) {
 		return keyauth.Answer{
@@ -32,13 +37,30 @@ func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyau
 			Reason:   keysvcv1.Reason_REASON_KEY_INVALID,
 		}, nil
 	}
-	bounded, cancel := context.WithTimeout(ctx, c.timeout)
+	bounded, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	response, err := c.Validations.ValidateKey(bounded, request(question))
+	response, err := r.validations.ValidateKey(bounded, request(question))
 	if err != nil {
-		return keyauth.Answer{}, c.explain(ctx, bounded, err)
+		return keyauth.Answer{}, r.explain(ctx, err, question.Token)
 	}
 	return answer(response)
+}
+
+// explain returns the error that is told: one that never holds the token, and that speaks
+// of UNAVAILABLE, not of a deadline or a cancellation, unless it was the caller's.
+func (r *remote) explain(ctx context.Context, err error, text string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	switch code := status.Code(err); {
+	case code == codes.DeadlineExceeded:
+		return status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer in time, which is %s at most", r.timeout)
+	case code == codes.Canceled:
+		return status.Error(codes.Unavailable, "keyclient: the client was closed")
+	case strings.Contains(err.Error(), text):
+		return status.Error(code, "keyclient: keysvc's error is not shown, as it holds the token")
+	}
+	return err
 }
 
 // cannotBeToken says whether text need not leave this process: it looks like one of
@@ -90,15 +112,4 @@ func answer(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error) {
 	case keysvcv1.Decision_DECISION_UNSPECIFIED:
 	}
 	return keyauth.Answer{}, status.Errorf(codes.Internal, "keyclient: keysvc answered with decision %d, which this version does not know", answer.Decision)
-}
-
-// explain returns the error that is told, given the caller's context and the bounded one.
-func (c *Client) explain(ctx, bounded context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case bounded.Err() != nil:
-		return notWithin(c.timeout)
-	}
-	return err
 }

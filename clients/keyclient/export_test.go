@@ -1,0 +1,4 @@
+package keyclient
+
+// ParseTarget is parseTarget.
+var ParseTarget = parseTarget
