@@ -34,7 +34,7 @@ const (
 	// Administer applies policies and removes workspaces.
 	Administer
 	// Inspect reads the policy and how the API and its connections look: reflection,
-	// channelz. Every known identity may.
+	// channelz; and waits for caches to have applied a change. Every known identity may.
 	Inspect
 )
 
@@ -82,6 +82,10 @@ var methods = map[string]Permission{
 
 	keysvcv1.PolicyService_GetPolicy_FullMethodName:   Inspect,
 	keysvcv1.PolicyService_ApplyPolicy_FullMethodName: Administer,
+
+	keysvcv1.SyncService_Sync_FullMethodName: Validate,
+	// Whoever may change something, by whichever permission, may wait for it.
+	keysvcv1.SyncService_AwaitRevision_FullMethodName: Inspect,
 
 	grpc_health_v1.Health_Check_FullMethodName: Anyone,
 	grpc_health_v1.Health_List_FullMethodName:  Anyone,

@@ -149,6 +149,8 @@ func TestNeeds(t *testing.T) {
 		service + "MemberService/RemoveWorkspace":       callers.Administer,
 		service + "PolicyService/GetPolicy":             callers.Inspect,
 		service + "PolicyService/ApplyPolicy":           callers.Administer,
+		service + "SyncService/Sync":                    callers.Validate,
+		service + "SyncService/AwaitRevision":           callers.Inspect,
 	}
 	for method, permission := range want {
 		if got := callers.Needs(method); got != permission {

@@ -126,6 +126,7 @@ else goes to standard error. The exit status is 0, or 1 after an error; that of
 		a.memberCommand(),
 		a.workspaceCommand(),
 		a.policyCommand(),
+		a.watchCommand(),
 		a.checkCommand(),
 		a.versionCommand(),
 	)

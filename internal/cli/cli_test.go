@@ -46,6 +46,7 @@ type fake struct {
 	keysvcv1.UnimplementedMemberServiceServer
 	keysvcv1.UnimplementedPolicyServiceServer
 	keysvcv1.UnimplementedValidationServiceServer
+	keysvcv1.UnimplementedSyncServiceServer
 
 	createKey   func(context.Context, *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error)
 	getKey      func(context.Context, *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error)
@@ -63,6 +64,8 @@ type fake struct {
 	getPolicy   func(context.Context, *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error)
 	applyPolicy func(context.Context, *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error)
 	validateKey func(context.Context, *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error)
+	await       func(context.Context, *keysvcv1.AwaitRevisionRequest) (*keysvcv1.AwaitRevisionResponse, error)
+	sync        func(grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error
 }
 
 func (f *fake) CreateKey(ctx context.Context, r *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
@@ -129,6 +132,14 @@ func (f *fake) ApplyPolicy(ctx context.Context, r *keysvcv1.ApplyPolicyRequest) 
 	return f.applyPolicy(ctx, r)
 }
 
+func (f *fake) AwaitRevision(ctx context.Context, r *keysvcv1.AwaitRevisionRequest) (*keysvcv1.AwaitRevisionResponse, error) {
+	return f.await(ctx, r)
+}
+
+func (f *fake) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error {
+	return f.sync(stream)
+}
+
 // start serves f on loopback and returns where.
 func start(t *testing.T, f *fake) string {
 	t.Helper()
@@ -147,6 +158,7 @@ func serveOn(t *testing.T, f *fake, listener net.Listener) {
 	keysvcv1.RegisterMemberServiceServer(server, f)
 	keysvcv1.RegisterPolicyServiceServer(server, f)
 	keysvcv1.RegisterValidationServiceServer(server, f)
+	keysvcv1.RegisterSyncServiceServer(server, f)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
@@ -35,6 +36,9 @@ type session struct {
 	members    keysvcv1.MemberServiceClient
 	policies   keysvcv1.PolicyServiceClient
 	validation keysvcv1.ValidationServiceClient
+	sync       keysvcv1.SyncServiceClient
+	// timeout is how long one call may take.
+	timeout time.Duration
 }
 
 // clientCommand makes cmd a command that calls a server: it gets the flags that
@@ -78,13 +82,15 @@ func (a *app) clientCommand(cmd *cobra.Command, run func(ctx context.Context, s 
 			members:    keysvcv1.NewMemberServiceClient(conn),
 			policies:   keysvcv1.NewPolicyServiceClient(conn),
 			validation: keysvcv1.NewValidationServiceClient(conn),
+			sync:       keysvcv1.NewSyncServiceClient(conn),
+			timeout:    *timeout,
 		}, args)
 	}
 	return cmd
 }
 
 // dial prepares a plaintext connection to a local address. Every call on it has
-// the timeout, and fails with a *callError.
+// the timeout, unless it is a stream, and fails with a *callError.
 func dial(address config.Address, timeout time.Duration) (*grpc.ClientConn, error) {
 	d := &dialer{address: address}
 	authority := address.Target
@@ -99,6 +105,7 @@ func dial(address config.Address, timeout time.Duration) (*grpc.ClientConn, erro
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
 		grpc.WithUnaryInterceptor(d.intercept(timeout)),
+		grpc.WithStreamInterceptor(d.interceptStream(timeout)),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("connection to %s: %w", address, err)
@@ -160,6 +167,42 @@ func (d *dialer) intercept(timeout time.Duration) grpc.UnaryClientInterceptor {
 	}
 }
 
+// interceptStream makes errors of streams into what those of other calls are. The
+// timeout is only told.
+func (d *dialer) interceptStream(timeout time.Duration) grpc.StreamClientInterceptor {
+	return func(ctx context.Context, description *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, options ...grpc.CallOption) (grpc.ClientStream, error) {
+		opened, err := open(ctx, description, conn, method, options...)
+		if err != nil {
+			return nil, &callError{status: status.Convert(err), address: d.address.String(), dial: d.lastError(), timeout: timeout}
+		}
+		return &stream{ClientStream: opened, dialer: d, timeout: timeout}, nil
+	}
+}
+
+// stream is a stream whose errors are a *callError.
+type stream struct {
+	grpc.ClientStream
+
+	dialer  *dialer
+	timeout time.Duration
+}
+
+// RecvMsg implements grpc.ClientStream.
+func (s *stream) RecvMsg(message any) error {
+	err := s.ClientStream.RecvMsg(message)
+	if err == nil || errors.Is(err, io.EOF) {
+		return err
+	}
+	header, _ := s.Header() // the error is about to be told
+	return &callError{
+		status:    status.Convert(err),
+		address:   s.dialer.address.String(),
+		requestID: first(header.Get(requestIDHeader), s.Trailer().Get(requestIDHeader)),
+		dial:      s.dialer.lastError(),
+		timeout:   s.timeout,
+	}
+}
+
 // isRead reports whether the call of a method, named in full, changes nothing. An
 // unknown one is taken to change something.
 func isRead(method string, request any) bool {
@@ -167,7 +210,7 @@ func isRead(method string, request any) bool {
 		return true
 	}
 	name := method[strings.LastIndex(method, "/")+1:]
-	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate"} {
+	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await"} {
 		if strings.HasPrefix(name, verb) {
 			return true
 		}

@@ -46,8 +46,8 @@ func (a *app) printError(ctx context.Context, err error) {
 		lines = []string{"interrupted"}
 		if call.changes {
 			lines[0] += "; " + outcomeUnknown
-			lines = append(lines, call.advice...)
 		}
+		lines = append(lines, call.advice...)
 	case errors.As(err, &call):
 		lines = call.lines()
 	case ctx.Err() != nil && errors.Is(err, ctx.Err()):

@@ -302,7 +302,7 @@ read from standard input, at a terminal asked for, and shown nowhere. Every toke
 the key stops working, the one of a rotation included. A token that has expired or
 was rotated away is not found: it is harmless already.
 
-` + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp,
 		Example: `  keysvc key revoke 9fQ2mXc7Lr0TzB4w --workspace acme
   keysvc key revoke --token-stdin <leaked.txt`,
 		Args: cobra.ArbitraryArgs, // RunE looks at them: which are right depends on the flags
@@ -310,6 +310,7 @@ was rotated away is not found: it is harmless already.
 	flags := cmd.Flags()
 	workspace := flags.String("workspace", "", "the key's workspace")
 	tokenStdin := flags.Bool("token-stdin", false, "revoke the key of the token on standard input")
+	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("workspace", "token-stdin")
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
@@ -317,7 +318,7 @@ was rotated away is not found: it is harmless already.
 			if len(args) > 0 {
 				return usageError(cmd, "--token-stdin takes no argument; the token comes from standard input")
 			}
-			return s.revokeToken(ctx, optional(cmd, "actor", actor))
+			return s.revokeToken(ctx, optional(cmd, "actor", actor), *wait)
 		}
 		if err := positional("KEY_ID")(cmd, args); err != nil {
 			return err
@@ -333,12 +334,15 @@ was rotated away is not found: it is harmless already.
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error { return s.out.key(response.GetKey()) })
+		if err := s.out.answer(response, func() error { return s.out.key(response.GetKey()) }); err != nil {
+			return err
+		}
+		return s.await(ctx, *wait, response)
 	})
 }
 
 // revokeToken revokes the key of the token on standard input.
-func (s *session) revokeToken(ctx context.Context, actor *string) error {
+func (s *session) revokeToken(ctx context.Context, actor *string, wait bool) error {
 	text, err := s.readToken(ctx, true)
 	if err != nil {
 		return err
@@ -352,7 +356,11 @@ func (s *session) revokeToken(ctx context.Context, actor *string) error {
 	if err != nil {
 		return err
 	}
-	return s.out.answer(response, func() error {
+	err = s.out.answer(response, func() error {
 		return s.out.line("Key %s of workspace %s is revoked: no token of it works any more.", response.GetKeyId(), response.GetWorkspaceId())
 	})
+	if err != nil {
+		return err
+	}
+	return s.await(ctx, wait, response)
 }

@@ -33,7 +33,7 @@ func (a *app) memberPutCommand() *cobra.Command {
 its first member. What changes acts on the next validation of every key of the
 member.
 
-` + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp,
 		Example: `  keysvc member put ann --workspace acme --role manager
   keysvc member put ann --workspace acme --role manager --state suspended`,
 		Args: positional("MEMBER_ID"),
@@ -46,6 +46,7 @@ member.
 	role := flags.String("role", "", "the member's role, by its name in the policy")
 	choice(cmd, &state, "state", "", "whether the member's keys work", active, suspended)
 	version := flags.Int64("source-version", 0, "the directory's version of the member; one that is lower than the stored is refused")
+	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	required(cmd, "workspace", "role")
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
@@ -64,7 +65,10 @@ member.
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error { return s.out.member(response.GetMember()) })
+		if err := s.out.answer(response, func() error { return s.out.member(response.GetMember()) }); err != nil {
+			return err
+		}
+		return s.await(ctx, *wait, response)
 	})
 }
 
@@ -128,7 +132,7 @@ when a member with the same id is added later. Repeating it is no error.
 
 To stop the keys for a while, suspend the member: keysvc member put.
 
-` + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp,
 		Example: `  keysvc member remove ann --workspace acme
   keysvc member remove ann --workspace acme --source-version 17 --actor bob`,
 		Args: positional("MEMBER_ID"),
@@ -136,6 +140,7 @@ To stop the keys for a while, suspend the member: keysvc member put.
 	flags := cmd.Flags()
 	workspace := flags.String("workspace", "", "the workspace")
 	version := flags.Int64("source-version", 0, "the directory's version of the removal; one that is lower than the stored is refused")
+	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	required(cmd, "workspace")
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
@@ -161,13 +166,15 @@ To stop the keys for a while, suspend the member: keysvc member put.
 		})
 		switch {
 		case err != nil:
-			return err
 		case absent:
-			return s.note("note: there was no member %s in workspace %s", member, *workspace)
+			err = s.note("note: there was no member %s in workspace %s", member, *workspace)
 		case before.GetMember().GetState() == keysvcv1.MemberState_MEMBER_STATE_REMOVED:
-			return s.note("note: %s was removed from workspace %s before", member, *workspace)
+			err = s.note("note: %s was removed from workspace %s before", member, *workspace)
 		}
-		return nil
+		if err != nil {
+			return err
+		}
+		return s.await(ctx, *wait, response)
 	})
 }
 

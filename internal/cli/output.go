@@ -53,12 +53,19 @@ func (p *printer) answer(response proto.Message, table func() error) error {
 // json writes a message in one and the same layout always; protojson's own is
 // made to vary.
 func (p *printer) json(message proto.Message) error {
+	return p.jsonAs(message, func(layout *bytes.Buffer, text []byte) error { return json.Indent(layout, text, "", "  ") })
+}
+
+// jsonLine writes a message on one line.
+func (p *printer) jsonLine(message proto.Message) error { return p.jsonAs(message, json.Compact) }
+
+func (p *printer) jsonAs(message proto.Message, lay func(layout *bytes.Buffer, text []byte) error) error {
 	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(message)
 	if err != nil {
 		return fmt.Errorf("answer as JSON: %w", err)
 	}
 	var layout bytes.Buffer
-	if err := json.Indent(&layout, text, "", "  "); err != nil {
+	if err := lay(&layout, text); err != nil {
 		return fmt.Errorf("answer as JSON: %w", err)
 	}
 	layout.WriteByte('\n')

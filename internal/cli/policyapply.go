@@ -30,7 +30,7 @@ applied (POLICY_CHANGED).
 
 The plan goes to standard output or, with -o json, to standard error.
 
-` + jsonHelp + `
+` + waitHelp + "\n\n" + jsonHelp + `
 With --dry-run it says what would change.`,
 		Example: `  keysvc policy show >policy.yaml
   keysvc policy apply policy.yaml --dry-run
@@ -39,8 +39,10 @@ With --dry-run it says what would change.`,
 	}
 	yes := yesFlag(cmd)
 	dryRun := cmd.Flags().Bool("dry-run", false, "show the plan and change nothing")
+	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("yes", "dry-run")
+	cmd.MarkFlagsMutuallyExclusive("wait", "dry-run")
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
 		file := args[0]
 		wanted, err := a.readPolicyFile(file)
@@ -78,9 +80,13 @@ With --dry-run it says what would change.`,
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error {
+		err = s.out.answer(response, func() error {
 			return s.out.line("Applied: the active policy is %s. %s", response.GetDigest(), keyEffect(response))
 		})
+		if err != nil {
+			return err
+		}
+		return s.await(ctx, *wait, response)
 	})
 }
 

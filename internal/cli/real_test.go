@@ -222,7 +222,8 @@ func TestAgainstTheServer(t *testing.T) {
 		"90 days → 30 days", "1 live key can do less.")
 	p.validates(t, 0, third, "emails:delete", "ALLOWED")
 	p.fails(t, 1, words("policy apply policy.yaml"), "nothing was changed: there is no terminal")
-	p.plays(t, words("policy apply policy.yaml --yes --actor bob"), "Applied: the active policy is "+changed.Digest()+". 1 live key can do less.")
+	p.plays(t, words("policy apply policy.yaml --yes --actor bob --wait"), "Applied: the active policy is "+changed.Digest()+". 1 live key can do less.",
+		"(0 applied, ")
 	p.validates(t, 1, third, "emails:delete", "SCOPE_UNKNOWN")
 	p.plays(t, words("policy apply policy.yaml"), "nothing to change")
 	p.plays(t, words("policy show"), "# retired scopes: emails:delete")
@@ -255,7 +256,7 @@ func TestAgainstTheServer(t *testing.T) {
 	p.fails(t, 1, words("workspace remove acme"), "nothing was changed")
 	p.validates(t, 0, fifth, "emails:read", "ALLOWED")
 	p.plays(t, words("workspace remove acme --yes"), "Workspace acme is removed")
-	p.plays(t, words("workspace remove acme --yes"))
+	p.plays(t, words("workspace remove acme --yes --wait"), "no cache anywhere answers from before revision ")
 	p.validates(t, 3, fifth, "emails:read", "KEY_REVOKED")
 	p.plays(t, words("key list --workspace acme --state active,suspended"), "no keys")
 

@@ -40,6 +40,9 @@ on loopback and on unix sockets only.`,
 	flags.IntVar(&settings.MaxHeaderBytes, "max-header-bytes", settings.MaxHeaderBytes, "how large the headers of a request may be")
 	flags.DurationVar(&settings.UsageInterval, "usage-interval", settings.UsageInterval, "how often last-used times are written; a crash loses at most so much of them")
 	flags.DurationVar(&settings.SweepInterval, "sweep-interval", settings.SweepInterval, "how often keys and members past their retention are purged")
+	flags.DurationVar(&settings.Staleness, "staleness", settings.Staleness, "for how long at most a near-cache can miss a change: 100ms to 1m")
+	flags.IntVar(&settings.MaxSessions, "max-sessions", settings.MaxSessions, "how many near-caches may be connected at a time")
+	flags.DurationVar(&settings.SessionAge, "session-age", settings.SessionAge, "how long a near-cache stays before it has to connect anew")
 	flags.BoolVar(&settings.AllowClockBehind, "allow-clock-behind", settings.AllowClockBehind, "start although the wall clock is behind the last commit")
 	flags.BoolVar(&settings.Channelz, "channelz", settings.Channelz, "serve grpc's channelz, for debugging")
 

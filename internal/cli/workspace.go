@@ -31,12 +31,13 @@ undone. Repeating it is no error.
 At a terminal the id of the workspace must be typed once more; elsewhere --yes is
 needed.
 
-` + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp,
 		Example: `  keysvc workspace remove acme
   keysvc workspace remove acme --yes --actor bob`,
 		Args: positional("WORKSPACE_ID"),
 	}
 	yes := yesFlag(cmd)
+	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
 		workspace := args[0]
@@ -62,9 +63,13 @@ needed.
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error {
+		err = s.out.answer(response, func() error {
 			return s.out.line("Workspace %s is removed: none of its keys works any more.", workspace)
 		})
+		if err != nil {
+			return err
+		}
+		return s.await(ctx, *wait, response)
 	})
 }
 

@@ -59,6 +59,13 @@ type Settings struct {
 	UsageInterval time.Duration
 	// SweepInterval is how often keys and members past their retention are purged.
 	SweepInterval time.Duration
+	// Staleness is how long a near-cache may answer without hearing from the server: for
+	// at most so long a change that was acknowledged can go unnoticed by one.
+	Staleness time.Duration
+	// MaxSessions is how many near-caches may be connected at a time, and SessionAge how
+	// long each stays before it has to connect anew, up to a tenth more or less.
+	MaxSessions int
+	SessionAge  time.Duration
 	// AllowClockBehind starts although the wall clock is behind the last commit. Until
 	// it has caught up, the time of that commit counts as now.
 	AllowClockBehind bool
@@ -80,6 +87,9 @@ func Defaults() Settings {
 		MaxHeaderBytes:  16 << 10,
 		UsageInterval:   time.Minute,
 		SweepInterval:   time.Hour,
+		Staleness:       time.Second,
+		MaxSessions:     16384,
+		SessionAge:      time.Hour,
 	}
 }
 
@@ -111,12 +121,19 @@ func (s Settings) Validate() error {
 	case s.DrainTimeout < 0 || s.DrainTimeout > time.Hour:
 		return &FieldError{Field: "drain-timeout", Problem: fmt.Sprintf("is %s, allowed are 0s to 1h", s.DrainTimeout)}
 	}
+	const day = 24 * time.Hour
 	for _, interval := range []struct {
-		field string
-		value time.Duration
-	}{{"usage-interval", s.UsageInterval}, {"sweep-interval", s.SweepInterval}} {
-		if interval.value < time.Second || interval.value > 24*time.Hour {
-			return &FieldError{Field: interval.field, Problem: fmt.Sprintf("is %s, allowed are 1s to 24h", interval.value)}
+		field              string
+		value, least, most time.Duration
+		allowed            string
+	}{
+		{"usage-interval", s.UsageInterval, time.Second, day, "1s to 24h"},
+		{"sweep-interval", s.SweepInterval, time.Second, day, "1s to 24h"},
+		{"staleness", s.Staleness, 100 * time.Millisecond, time.Minute, "100ms to 1m"},
+		{"session-age", s.SessionAge, time.Minute, day, "1m to 24h"},
+	} {
+		if interval.value < interval.least || interval.value > interval.most {
+			return &FieldError{Field: interval.field, Problem: fmt.Sprintf("is %s, allowed are %s", interval.value, interval.allowed)}
 		}
 	}
 	for _, limit := range []struct {
@@ -125,6 +142,7 @@ func (s Settings) Validate() error {
 	}{
 		{"max-in-flight", s.MaxInFlight, 1, 1 << 20},
 		{"max-streams", s.MaxStreams, 1, 1 << 20},
+		{"max-sessions", s.MaxSessions, 1, 1 << 20},
 		// Below the least, requests that the API allows would not fit.
 		{"max-message-bytes", s.MaxMessageBytes, 64 << 10, 64 << 20},
 		{"max-header-bytes", s.MaxHeaderBytes, 4 << 10, 1 << 20},

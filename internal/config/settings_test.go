@@ -32,6 +32,12 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"max-streams", func(s *config.Settings) { s.MaxStreams = -1 }},
 		{"max-message-bytes", func(s *config.Settings) { s.MaxMessageBytes = 1 << 40 }},
 		{"max-header-bytes", func(s *config.Settings) { s.MaxHeaderBytes = 1 }},
+		{"staleness", func(s *config.Settings) { s.Staleness = 0 }},
+		{"staleness", func(s *config.Settings) { s.Staleness = 99 * time.Millisecond }},
+		{"staleness", func(s *config.Settings) { s.Staleness = time.Minute + 1 }},
+		{"max-sessions", func(s *config.Settings) { s.MaxSessions = 0 }},
+		{"session-age", func(s *config.Settings) { s.SessionAge = time.Second }},
+		{"session-age", func(s *config.Settings) { s.SessionAge = 25 * time.Hour }},
 	}
 	for _, test := range tests {
 		settings := config.Defaults()

@@ -24,11 +24,27 @@ import (
 type Projection struct {
 	store storage.Store
 	log   *slog.Logger
+	// publisher is told of every change before it shows; nil if nobody wants to be.
+	publisher Publisher
 
 	mutex sync.RWMutex
 	state *state
 	// advanced is closed and replaced whenever state changes.
 	advanced chan struct{}
+}
+
+// Publisher passes on what has changed. What it was told stands before everything that a
+// reader of the projection learns from it: whoever sees a revision, or waited for one,
+// can rely on the publisher having had it. Its methods are called by one goroutine.
+type Publisher interface {
+	// Publish is called with each change, in revision order, before the projection shows
+	// it, and Announce once it does: what takes long is better done there, as whoever made
+	// the change is waiting until then.
+	Publish(change *storage.Committed)
+	Announce()
+	// Restart is called before the projection shows what was loaded anew at a revision:
+	// changes up to it may never have been published.
+	Restart(revision int64)
 }
 
 // New returns an empty projection of a store. Load fills it.
@@ -38,6 +54,10 @@ func New(store storage.Store, log *slog.Logger) *Projection {
 	}
 	return &Projection{store: store, log: log, state: newState(), advanced: make(chan struct{})}
 }
+
+// PublishTo sets the publisher. It is called after the first Load, of which the publisher
+// hears nothing, and before Follow.
+func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 
 // Load fills the projection with what the store holds now and returns how far the
 // store had come. A damaged policy is an error: nothing could be decided. Other
@@ -49,11 +69,14 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 		return storage.Position{}, err
 	}
 	fresh.revision = position.Revision
+	if before := p.Revision(); position.Revision < before {
+		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, before)
+	}
+	if p.publisher != nil {
+		p.publisher.Restart(position.Revision)
+	}
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
-	if position.Revision < p.state.revision {
-		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, p.state.revision)
-	}
 	fresh.keepUses(p.state)
 	p.state = fresh
 	p.signal()
@@ -111,10 +134,16 @@ func (p *Projection) watch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if p.publisher != nil {
+			p.publisher.Publish(change)
+		}
 		p.mutex.Lock()
 		p.state.apply(change)
 		p.signal()
 		p.mutex.Unlock()
+		if p.publisher != nil {
+			p.publisher.Announce()
+		}
 	}
 	return storage.ErrUnavailable
 }
@@ -163,6 +192,8 @@ type Found struct {
 	Revision int64
 	// Last is when the key was last used; nil if there is no such key.
 	Last *usage.Last
+	// Created is when the key was created, in Unix nanoseconds; 0 if there is no such key.
+	Created int64
 	// Damaged is set if a record that the answer depends on cannot be read. Nothing
 	// may be decided then.
 	Damaged error
@@ -181,7 +212,7 @@ func (p *Projection) Find(keyID string) Found {
 	if found.Damaged = entry.problem(); found.Damaged != nil {
 		return found
 	}
-	found.Subject.Key, found.Last = &entry.key, entry.last
+	found.Subject.Key, found.Last, found.Created = &entry.key, entry.last, entry.created
 	if entry.workspace.current != nil {
 		found.Subject.Workspace = &entry.workspace.current.Workspace
 	}

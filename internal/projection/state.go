@@ -70,8 +70,8 @@ type keyEntry struct {
 	key       decide.Key
 	sequence  int64
 	workspace *workspaceEntry
-	// revoked is when the key was revoked, in Unix nanoseconds.
-	revoked int64
+	// created and revoked are when the key was, in Unix nanoseconds.
+	created, revoked int64
 	// last is shared by all entries that the key ever has.
 	last    *usage.Last
 	damaged error
@@ -284,7 +284,9 @@ func (s *state) addMember(record *storagev1.MemberRecord) {
 }
 
 func (s *state) addKey(record *storagev1.KeyRecord) {
-	entry := &keyEntry{sequence: record.GetSequence(), workspace: s.workspace(record.GetWorkspaceId())}
+	entry := &keyEntry{
+		sequence: record.GetSequence(), workspace: s.workspace(record.GetWorkspaceId()), created: nanoseconds(record.GetCreateTime()),
+	}
 	entry.damaged = s.fill(&entry.key, record, entry.workspace)
 	if record.GetRevokeTime() != nil {
 		entry.revoked = nanoseconds(record.GetRevokeTime())

@@ -30,7 +30,7 @@ import (
 )
 
 // ours are the services of this API, and served what else a server has.
-var ours = []string{"keysvc.v1.KeyService", "keysvc.v1.MemberService", "keysvc.v1.PolicyService", "keysvc.v1.ValidationService"}
+var ours = []string{"keysvc.v1.KeyService", "keysvc.v1.MemberService", "keysvc.v1.PolicyService", "keysvc.v1.SyncService", "keysvc.v1.ValidationService"}
 
 // listing is a call of ListKeys that has not been answered.
 type listing chan error

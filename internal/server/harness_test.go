@@ -59,6 +59,7 @@ type bench struct {
 	members    keysvcv1.MemberServiceClient
 	policies   keysvcv1.PolicyServiceClient
 	validation keysvcv1.ValidationServiceClient
+	sync       keysvcv1.SyncServiceClient
 }
 
 // options say how a bench differs from the default.
@@ -67,6 +68,10 @@ type options struct {
 	policy   func(*policy.Policy)
 	// wrap puts a wrapper around the store, to make it slow or fail.
 	wrap func(storage.Store) storage.Store
+	// ringSize is how many changes are kept for near-caches.
+	ringSize int
+	// file is an existing one to serve.
+	file string
 }
 
 // start starts a server, which stops with the test.
@@ -78,6 +83,9 @@ func start(t *testing.T, with options) *bench {
 		clock:  &testClock{now: testTime},
 		log:    &logBuffer{},
 		served: make(chan error, 1),
+	}
+	if with.file != "" {
+		b.file = with.file
 	}
 	settings := config.Defaults()
 	settings.LogFormat, settings.LogLevel = config.LogText, slog.LevelDebug
@@ -107,7 +115,7 @@ func start(t *testing.T, with options) *bench {
 		served = with.wrap(opened)
 	}
 	b.server, err = server.New(t.Context(), server.Config{
-		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Log: log,
+		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Log: log, RingSize: with.ringSize,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -119,6 +127,7 @@ func start(t *testing.T, with options) *bench {
 	b.members = keysvcv1.NewMemberServiceClient(b.conn)
 	b.policies = keysvcv1.NewPolicyServiceClient(b.conn)
 	b.validation = keysvcv1.NewValidationServiceClient(b.conn)
+	b.sync = keysvcv1.NewSyncServiceClient(b.conn)
 	return b
 }
 

@@ -3,6 +3,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -56,10 +58,14 @@ type Config struct {
 	Settings config.Settings
 	// Policy fills a store that has none. Required.
 	Policy *policy.Policy
-	// Now is the clock; the Server keeps it from going back. Default: time.Now.
+	// Now is the clock; the Server keeps it from going back. Default: time.Now. Leases of
+	// near-caches do not go by it, but by the time that passes.
 	Now func() time.Time
 	// Random yields ids and secrets. Default: the system's CSPRNG.
 	Random io.Reader
+	// RingSize is how many changes are kept for near-caches that read slowly or come back.
+	// Default: feed.DefaultRingSize.
+	RingSize int
 	// Log receives what operators should know. Default: nothing.
 	Log *slog.Logger
 }
@@ -69,6 +75,7 @@ type Server struct {
 	grpc       *grpc.Server
 	health     *health.Server
 	projection *projection.Projection
+	hub        *feed.Hub
 	keys       *keys.Manager
 	recorder   *usage.Recorder
 	log        *slog.Logger
@@ -101,6 +108,8 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 		failed:     make(chan error, 1),
 	}
 	server.stopping, server.beginStop = context.WithCancel(context.Background())
+	// The store is this process's: whoever served it before has stopped.
+	started := time.Now() //nolint:forbidigo // leases go by the time that passes
 	position, err := server.projection.Load(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("loading the store: %w", err)
@@ -113,6 +122,9 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	server.keys = keys.New(keys.Config{
 		Store: settings.Store, Projection: server.projection, Now: now, Random: settings.Random,
 	})
+	if err := server.makeHub(ctx, settings, position, started); err != nil {
+		return nil, err
+	}
 	server.follow()
 	active, err := server.keys.InstallPolicy(ctx, systemActor, settings.Policy)
 	if err != nil {
@@ -131,6 +143,31 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	log.InfoContext(ctx, "store loaded", "epoch", settings.Store.Epoch(), "revision", position.Revision, "policy", active.Digest)
 	return server, nil
 }
+
+// makeHub makes the hub, with what the store has kept of its changes.
+func (s *Server) makeHub(ctx context.Context, settings Config, position storage.Position, started time.Time) error {
+	size := cmp.Or(settings.RingSize, feed.DefaultRingSize)
+	history, err := settings.Store.ListFeed(ctx, size)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		s.log.WarnContext(ctx, "the change log could not be read: near-caches begin anew", "error", err)
+		history = nil
+	}
+	s.hub = feed.New(feed.Config{
+		Epoch: settings.Store.Epoch(), Revision: position.Revision, History: history, Started: started,
+		RingSize:    size,
+		Staleness:   settings.Settings.Staleness,
+		MaxSessions: settings.Settings.MaxSessions,
+		MaxAge:      settings.Settings.SessionAge,
+	})
+	s.projection.PublishTo(s.hub)
+	return nil
+}
+
+// Feed returns how the sessions of near-caches stand.
+func (s *Server) Feed() feed.Snapshot { return s.hub.Snapshot() }
 
 // follow lets the projection follow the store until Stop.
 func (s *Server) follow() {
@@ -178,6 +215,7 @@ func (s *Server) register(config Config, validator *validation.Validator) {
 	keysvcv1.RegisterMemberServiceServer(s.grpc, memberService)
 	keysvcv1.RegisterPolicyServiceServer(s.grpc, policyService)
 	keysvcv1.RegisterValidationServiceServer(s.grpc, service.NewValidation(validator, errors))
+	keysvcv1.RegisterSyncServiceServer(s.grpc, service.NewSync(s.hub, s.projection, validator, errors))
 	s.health = health.NewServer()
 	for name := range s.grpc.GetServiceInfo() {
 		s.health.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVING)
@@ -214,6 +252,7 @@ func (s *Server) Serve(listener net.Listener) error {
 func (s *Server) Stop(ctx context.Context) {
 	if s.grpc != nil {
 		s.health.Shutdown()
+		s.hub.Stop() // first, as the goodbyes must be there when the streams end
 		s.beginStop()
 		drained := make(chan struct{})
 		go func() {

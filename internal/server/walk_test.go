@@ -3,7 +3,9 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strconv"
@@ -690,6 +692,76 @@ func walks() []walk {
 			},
 			fine: map[string]string{"requests.": "an item has its own error; see TestBadItemsOfABatch"},
 		},
+		{
+			method: keysvcv1.SyncService_AwaitRevision_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.AwaitRevisionRequest{Revision: 1, Epoch: f.epoch}
+			},
+			cases: append(
+				[]badCase{
+					set("revision", "missing", int64(0)), set("revision", "negative", int64(-1)), set("revision", "the least", int64(-1<<63)),
+					set("epoch", "missing", ""),
+				},
+				append(as(codes.FailedPrecondition, "EPOCH_MISMATCH", notAField, wrong("epoch", wrongCharacters)...),
+					as(codes.FailedPrecondition, "EPOCH_MISMATCH", notAField, set("epoch", "10,000 characters", long(10_000)))...)...),
+		},
+		syncWalk(),
+	}
+}
+
+// syncWalk is the walk of the first message of Sync, and of what may follow on it. Which
+// message a case is about, its path tells; invoke sends a hello before all others.
+func syncWalk() walk {
+	use := func(field, name string, value any) badCase {
+		return badCase{
+			path: "ping.uses." + field, name: name, violations: []string{"ping.uses[0]." + field},
+			edit: func(_ *fixture, request proto.Message) { put(request, "ping.uses[0]."+field, value) },
+		}
+	}
+	uses := func(count int) badCase {
+		return badCase{path: "ping.uses", name: fmt.Sprint(count), edit: func(_ *fixture, request proto.Message) {
+			ping := request.(*keysvcv1.SyncRequest).GetPing()
+			ping.Uses = slices.Repeat(ping.GetUses(), count)
+		}}
+	}
+	hash := func(name string, length int) badCase { return set("hello.audit_hash", name, make([]byte, length)) }
+	cases := []badCase{
+		set("hello.epoch", "129 characters", long(129)), set("hello.epoch", "10,000 characters", long(10_000)),
+		set("hello.revision", "negative", int64(-1)), set("hello.revision", "the least", int64(-1<<63)),
+		hash("one byte", 1), hash("31 bytes", 31), hash("33 bytes", 33), hash("10,000 bytes", 10_000),
+		set("hello.hash_revision", "negative", int64(-1)), set("hello.hash_revision", "beyond revision", int64(1)),
+		set("ping.nonce", "missing", uint64(0)),
+		set("ping.revision", "negative", int64(-1)), set("ping.revision", "what was never sent", int64(1<<40)),
+		set("ping.revision", "the most", int64(1<<63-1)),
+		uses(4097), uses(10_000),
+		set("applied.revision", "negative", int64(-1)), set("applied.revision", "what was never sent", int64(1<<40)),
+		use("time", "missing", nil),
+	}
+	for name, text := range map[string]string{"empty": "", "15 characters": long(15), "17 characters": long(17), "10,000 characters": long(10_000)} {
+		cases = append(cases, use("key_id", name, text))
+	}
+	for name, text := range wrongCharacters {
+		cases = append(cases, use("key_id", name, text), use("key_id", "16 with "+name, (text + long(16))[:16]))
+	}
+	for _, c := range notTimes("time") {
+		c.path, c.violations = "ping.uses.time", []string{"ping.uses[0].time"}
+		edit := c.edit
+		c.edit = func(f *fixture, request proto.Message) {
+			edit(f, request.(*keysvcv1.SyncRequest).GetPing().GetUses()[0])
+		}
+		cases = append(cases, c)
+	}
+	return walk{
+		method: keysvcv1.SyncService_Sync_FullMethodName,
+		base: func(f *fixture) proto.Message {
+			return &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{
+				Nonce: 1, Uses: []*keysvcv1.KeyUse{{KeyId: f.key.GetKey().GetKeyId(), Time: timestamppb.New(testTime)}},
+			}}}
+		},
+		cases: cases,
+		fine: map[string]string{
+			"hello": "first and once; see TestSyncOutOfOrder", "ping": "not first; see there", "applied": "as well",
+		},
 	}
 }
 
@@ -1070,7 +1142,7 @@ func TestTokenInWrongField(t *testing.T) {
 						request := walk.base(f)
 						put(request, path, text)
 						response := dynamicResponse(t, walk.method)
-						err := f.conn.Invoke(testContext(t), walk.method, request, response)
+						err := f.call(t, walk.method, request, response)
 						told, _ := proto.Marshal(status.Convert(err).Proto())
 						if holdsToken(string(told), token, other) {
 							t.Errorf("the error says it again: %v", err)
@@ -1123,7 +1195,7 @@ func TestNotUTF8(t *testing.T) {
 					t.Fatalf("%s: the marker is not in the request", path)
 				}
 				var response []byte
-				err = f.conn.Invoke(testContext(t), walk.method, &raw, &response, grpc.ForceCodec(rawCodec{}))
+				err = f.call(t, walk.method, &raw, &response, grpc.ForceCodec(rawCodec{}))
 				if status.Code(err) != codes.Internal {
 					t.Errorf("%s: got %v, want INTERNAL", path, err)
 				}
@@ -1265,9 +1337,54 @@ func indexOf(step string) (name string, index int) {
 // invoke calls a method.
 func (b *bench) invoke(t *testing.T, method string, request proto.Message) error {
 	t.Helper()
+	return b.call(t, method, request, dynamicResponse(t, method))
+}
+
+// call calls a method with a request, and fills in the response. On a stream the request
+// is what follows on hello, unless it is one, and the response is the last that came.
+func (b *bench) call(t *testing.T, method string, request, response any, options ...grpc.CallOption) error {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	return b.conn.Invoke(ctx, method, request, dynamicResponse(t, method))
+	if method != keysvcv1.SyncService_Sync_FullMethodName {
+		return b.conn.Invoke(ctx, method, request, response, options...)
+	}
+	stream, err := b.conn.NewStream(ctx, &keysvcv1.SyncService_ServiceDesc.Streams[0], method, options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := []any{request}
+	hello := &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}}
+	switch request := request.(type) {
+	case *keysvcv1.SyncRequest:
+		if request.GetHello() == nil {
+			said = []any{hello, request}
+		}
+	case *[]byte:
+		if decoded := (&keysvcv1.SyncRequest{}); proto.Unmarshal(*request, decoded) != nil && decoded.GetHello() == nil {
+			encoded, err := proto.Marshal(hello)
+			if err != nil {
+				t.Fatal(err)
+			}
+			said = []any{&encoded, request}
+		}
+	}
+	for _, each := range said {
+		if err := stream.SendMsg(each); err != nil && !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		switch err := stream.RecvMsg(response); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // dynamicResponse returns an empty response of a method.

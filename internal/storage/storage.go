@@ -117,6 +117,12 @@ type Store interface {
 	// empty workspace's are those of the policy.
 	ListAuditEvents(ctx context.Context, query Query) (AuditPage, error)
 
+	// ListFeed returns the newest entries of the change log, at most limit of them, in
+	// revision order and with none missing between them; the last is that of the store's
+	// revision at some time during the call. It may return fewer, or none, when older ones
+	// are not kept, or an entry is damaged.
+	ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error)
+
 	// Close waits for the commits under way, ends all watches, and gives the store
 	// back. Changes that have not begun are ErrUnavailable. Closing again is no error;
 	// it waits as well.

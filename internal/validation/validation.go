@@ -133,6 +133,23 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	return answer, nil
 }
 
+// UsedElsewhere notes that a near-cache allowed a key at a time, which is taken for the
+// nearest one between the key's creation and now. Keys that are not known, or belong to a
+// workspace that is not visible, are passed over; nil means that all are.
+func (v *Validator) UsedElsewhere(keyID string, at time.Time, visible func(workspaceID string) bool) {
+	found := v.projection.Find(keyID)
+	if v.recorder == nil || found.Last == nil || visible != nil && !visible(found.Subject.Key.Workspace) {
+		return
+	}
+	if created := time.Unix(0, found.Created); at.Before(created) {
+		at = created
+	}
+	if now := v.now(); at.After(now) {
+		at = now
+	}
+	v.recorder.Used(found.Last, at)
+}
+
 type patienceKey struct{}
 
 // Together returns a context for several questions that belong to one call: all of them

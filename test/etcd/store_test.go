@@ -302,6 +302,9 @@ func TestCompaction(t *testing.T) {
 			t.Errorf("Watch: %v, want ErrGap", err)
 		}
 	}
+	if records, err := store.ListFeed(t.Context(), 100); err != nil || len(records) > 0 {
+		t.Errorf("ListFeed: %v, %v; want nothing: even the newest entry is gone", records, err)
+	}
 	watcher := &heardWatcher{Watcher: client.Watcher, heard: make(chan struct{})}
 	client.Watcher = watcher
 	var changing sync.WaitGroup
@@ -317,6 +320,11 @@ func TestCompaction(t *testing.T) {
 		break
 	}
 	changing.Wait()
+	client.Watcher = watcher.Watcher
+	// What came after the compaction is there.
+	if records, err := store.ListFeed(t.Context(), 100); err != nil || len(records) != 1 || records[0].GetSubject() != storagetest.KeyID(3) {
+		t.Errorf("ListFeed: %v, %v", records, err)
+	}
 	mustBeSound(t, prefix)
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -455,6 +456,49 @@ func TestFeedIsTrimmed(t *testing.T) {
 	}
 	if report := mustBeSound(t, path); report.FeedEntries != 3 {
 		t.Errorf("%d feed entries are left, want 3", report.FeedEntries)
+	}
+}
+
+// TestListFeedDamaged: what lies before an entry that is damaged or missing is left out.
+func TestListFeedDamaged(t *testing.T) {
+	for name, test := range map[string]struct {
+		damage func(*bolt.Bucket) error
+		want   []int64
+	}{
+		"none":         {func(*bolt.Bucket) error { return nil }, []int64{3, 4, 5, 6}},
+		"one missing":  {func(b *bolt.Bucket) error { return b.Delete([]byte(number(4))) }, []int64{5, 6}},
+		"one damaged":  {func(b *bolt.Bucket) error { return b.Put([]byte(number(4)), []byte("what?")) }, []int64{5, 6}},
+		"misplaced":    {func(b *bolt.Bucket) error { return b.Put([]byte(number(4)), b.Get([]byte(number(3)))) }, []int64{5, 6}},
+		"last missing": {func(b *bolt.Bucket) error { return b.Delete([]byte(number(6))) }, nil},
+		"last damaged": {func(b *bolt.Bucket) error { return b.Put([]byte(number(6)), nil) }, nil},
+		"odd name":     {func(b *bolt.Bucket) error { return b.Put([]byte("\xff"), nil) }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "store.db")
+			store := mustOpen(t, path, Config{FeedEntries: 4})
+			workspace := storagetest.NewWorkspace("w")
+			for index := range 6 {
+				change := workspace.PutMember("member", fmt.Sprint(index))
+				if _, err := store.Commit(t.Context(), change); err != nil {
+					t.Fatal(err)
+				}
+				workspace.Follow(change)
+			}
+			if err := store.file.database.Update(func(tx *bolt.Tx) error { return test.damage(tx.Bucket([]byte(bucketFeed))) }); err != nil {
+				t.Fatal(err)
+			}
+			records, err := store.ListFeed(t.Context(), 100)
+			var got []int64
+			for _, record := range records {
+				got = append(got, record.GetRevision())
+			}
+			if err != nil || !slices.Equal(got, test.want) {
+				t.Errorf("got %d, %v; want %d", got, err, test.want)
+			}
+			if err := store.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }
 

@@ -3,8 +3,12 @@ package boltstore
 import (
 	"context"
 	"iter"
+	"slices"
 	"sync"
 
+	bolt "go.etcd.io/bbolt"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -107,4 +111,34 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 			}
 		}
 	}
+}
+
+// ListFeed implements storage.Store.
+func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error) {
+	var newestFirst []*storagev1.FeedRecord
+	position, err := s.read(ctx, nil, func(tx *bolt.Tx) error {
+		cursor := tx.Bucket([]byte(bucketFeed)).Cursor()
+		for name, value := cursor.Last(); name != nil && len(newestFirst) < limit; name, value = cursor.Prev() {
+			if len(newestFirst)%contextInterval == 0 && ctx.Err() != nil {
+				return ctx.Err()
+			}
+			record := &storagev1.FeedRecord{}
+			revision, err := parseNumber(name)
+			if err == nil {
+				err = storage.Decode("feed entry", frameName(bucketFeed, string(name)), value, record)
+			}
+			// What lies before a damaged or missing entry does not follow on the rest.
+			if count := len(newestFirst); err != nil || record.GetRevision() != revision ||
+				count > 0 && newestFirst[count-1].GetRevision() != revision+1 {
+				return nil //nolint:nilerr // see above
+			}
+			newestFirst = append(newestFirst, record)
+		}
+		return nil
+	})
+	if err != nil || len(newestFirst) > 0 && newestFirst[0].GetRevision() != position.Revision {
+		return nil, err
+	}
+	slices.Reverse(newestFirst)
+	return newestFirst, nil
 }

@@ -217,3 +217,71 @@ func (g *gathered) committed() (*storage.Committed, error) {
 	}
 	return change, nil
 }
+
+// ListFeed implements storage.Store. The change log is the history of one key, which only
+// a watch can read. It begins limit revisions of etcd before the newest change: those that
+// others made, and uses, count as well.
+func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error) {
+	ctx, done, err := s.beginRead(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	response, err := s.read(ctx, s.get(nameHeader), s.getRevision())
+	if err != nil {
+		return nil, err
+	}
+	if header := first(response, 0); string(header.GetValue()) != s.header {
+		return nil, s.errHistory()
+	}
+	newest := revision(first(response, 1))
+	from := max(newest-int64(limit), s.created) + 1
+	for newest > 0 {
+		records, compacted, err := s.history(ctx, from, newest)
+		switch {
+		case compacted >= newest: // nothing is left to read
+			return nil, nil
+		case compacted >= from:
+			from = compacted + 1
+		default:
+			return records, err
+		}
+	}
+	return nil, nil
+}
+
+// history reads the entries of the change log from one revision to another. If etcd has
+// been compacted beyond the first, it returns up to which revision.
+func (s *Store) history(ctx context.Context, from, to int64) (records []*storagev1.FeedRecord, compacted int64, err error) {
+	own, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	defer cancel() // ends the watch
+	responses := s.client.Watch(clientv3.WithRequireLeader(own), s.config.Prefix+nameFeedHead, clientv3.WithRev(from))
+	for response := range responses {
+		if err := response.Err(); err != nil {
+			if errors.Is(err, rpctypes.ErrCompacted) {
+				return nil, response.CompactRevision, nil
+			}
+			return nil, 0, unavailable(err)
+		}
+		for _, event := range response.Events {
+			record := &storagev1.FeedRecord{}
+			err := storage.Decode("feed entry", nameFeedHead, event.Kv.Value, record)
+			if err != nil {
+				records = nil // what lies before a damaged entry does not follow on the rest
+			} else {
+				record.Revision = event.Kv.ModRevision
+				records = append(records, record)
+			}
+			if event.Kv.ModRevision >= to {
+				return records, 0, nil //nolint:nilerr // see above
+			}
+		}
+	}
+	switch {
+	case s.closing.Err() != nil:
+		return nil, 0, storage.ErrUnavailable
+	case ctx.Err() != nil:
+		return nil, 0, ctx.Err()
+	}
+	return nil, 0, unavailable(errBroken)
+}

@@ -426,6 +426,7 @@ func testContextEnded(s *suite) {
 		"GetMember":       func() error { _, _, err := s.store.GetMember(ended, "w", "member"); return err },
 		"ListMembers":     func() error { _, err := s.store.ListMembers(ended, query); return err },
 		"ListAuditEvents": func() error { _, err := s.store.ListAuditEvents(ended, query); return err },
+		"ListFeed":        func() error { _, err := s.store.ListFeed(ended, 1); return err },
 	} {
 		if err := call(); !errors.Is(err, context.Canceled) {
 			s.Errorf("%s: %v, want context.Canceled", name, err)

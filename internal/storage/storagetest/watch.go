@@ -18,6 +18,7 @@ var watchTests = []test{
 	{"Gap", testWatchGap},
 	{"LoadThenWatch", testLoadThenWatch},
 	{"ManyChanges", testWatchManyChanges},
+	{"ListFeed", testListFeed},
 }
 
 // watcher follows a store in a goroutine.
@@ -369,6 +370,56 @@ func testWatchManyChanges(s *suite) {
 				s.Errorf("Watch: %d changes, want %d", seen, workspaces*changes)
 			}
 			break
+		}
+	}
+}
+
+// testListFeed: what is kept of the change log is what watchers saw, up to the newest
+// change, also after reopening.
+func testListFeed(s *suite) {
+	if records, err := s.store.ListFeed(s.ctx, 10); err != nil || len(records) > 0 {
+		s.Errorf("ListFeed of an empty store: %v, %v", records, err)
+	}
+	var want []proto.Message
+	made := func(change *storage.Change, revision int64) {
+		want = append(want, change.Feed(revision, After(change).Hash))
+	}
+	policy := ApplyPolicy(storage.Head{}, "policy")
+	made(policy, s.commit(policy))
+	workspace := NewWorkspace("w")
+	do := func(change *storage.Change) {
+		made(change, s.commit(change))
+		workspace.Follow(change)
+	}
+	do(workspace.PutMember("member", "admin"))
+	for index := range 8 {
+		do(workspace.CreateKey(KeyID(index)))
+	}
+	do(workspace.RevokeKey(s.getKey("w", KeyID(3))))
+	do(workspace.DeleteKey(s.getKey("w", KeyID(3))))
+	do(workspace.RemoveWorkspace())
+	check := func(limit int) int {
+		s.Helper()
+		records, err := s.store.ListFeed(s.ctx, limit)
+		if err != nil || len(records) > limit || len(records) > len(want) {
+			s.Fatalf("ListFeed(%d): %d records, %v", limit, len(records), err)
+		}
+		var got []proto.Message
+		for _, record := range records {
+			got = append(got, record)
+		}
+		equalLists(s, fmt.Sprintf("ListFeed(%d)", limit), got, want[len(want)-len(got):])
+		return len(got)
+	}
+	for _, reopened := range []bool{false, true} {
+		if reopened {
+			s.reopen()
+		}
+		for _, limit := range []int{1, 5, len(want), 1000, 1 << 20} {
+			// Nobody else is there, so at least the newest is kept.
+			if got := check(limit); got < 1 {
+				s.Errorf("ListFeed(%d) after reopening %t: nothing", limit, reopened)
+			}
 		}
 	}
 }

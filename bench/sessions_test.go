@@ -1,0 +1,272 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/server/servertest"
+)
+
+// serverVariable makes TestSessionsServer serve, for a TestSessions in another process.
+const serverVariable = "KEYSVC_BENCH_SERVER"
+
+// TestSessionsServer is the server of TestSessions, in a process of its own so that the
+// clients' memory does not count. It writes its address, and then what it holds for each
+// line that it reads.
+func TestSessionsServer(t *testing.T) {
+	if os.Getenv(serverVariable) == "" {
+		t.Skip("only for TestSessions")
+	}
+	keysvc := servertest.Start(t, servertest.Options{})
+	fmt.Println("address", keysvc.Address)
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		runtime.GC()
+		var memory runtime.MemStats
+		runtime.ReadMemStats(&memory)
+		fmt.Println("memory", memory.HeapInuse+memory.StackInuse, runtime.NumGoroutine())
+	}
+}
+
+// farServer is a server in another process.
+type farServer struct {
+	address string
+	stdin   io.WriteCloser
+	lines   *bufio.Scanner
+}
+
+func startFar(t *testing.T) *farServer {
+	t.Helper()
+	process := exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^TestSessionsServer$", "-test.v") //nolint:gosec // this program
+	process.Env = append(os.Environ(), serverVariable+"=1")
+	process.Stderr = os.Stderr
+	stdin, err := process.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := process.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	far := &farServer{stdin: stdin, lines: bufio.NewScanner(stdout)}
+	t.Cleanup(func() {
+		_ = stdin.Close()
+		_, _ = io.Copy(io.Discard, stdout)
+		if err := process.Wait(); err != nil {
+			t.Errorf("the server: %v", err)
+		}
+	})
+	fmt.Sscan(far.line(t, "address"), &far.address)
+	return far
+}
+
+// line returns the next line that begins with a word, without it.
+func (f *farServer) line(t *testing.T, word string) string {
+	t.Helper()
+	for f.lines.Scan() {
+		if rest, found := strings.CutPrefix(f.lines.Text(), word+" "); found {
+			return rest
+		}
+	}
+	t.Fatalf("the server is gone: %v", f.lines.Err())
+	return ""
+}
+
+// memory returns what the server holds, in bytes, and its goroutines.
+func (f *farServer) memory(t *testing.T) (bytes, goroutines int64) {
+	t.Helper()
+	if _, err := io.WriteString(f.stdin, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Sscan(f.line(t, "memory"), &bytes, &goroutines)
+	return bytes, goroutines
+}
+
+// TestSessions prints how soon the last session hears of a revoked key, how long
+// AwaitRevision takes, and what a session costs the server in memory.
+func TestSessions(t *testing.T) {
+	if testing.Short() || !*measure {
+		t.Skip("prints figures only; ask for them with -measure")
+	}
+	for _, shape := range []struct {
+		connections, sessions, rounds int
+		idle                          bool
+	}{{1, 1, 500, false}, {10, 1, 500, false}, {10, 100, 500, false}, {10, 100, 500, true}, {10, 999, 100, true}} {
+		name := fmt.Sprintf("connections=%d/sessions=%d/idle=%t", shape.connections, shape.connections*shape.sessions, shape.idle)
+		t.Run(name, func(t *testing.T) { measureSessions(t, shape.connections, shape.sessions, shape.rounds, shape.idle) })
+	}
+}
+
+// heard is when one session heard of a revision.
+type heard struct {
+	revision int64
+	at       time.Time
+}
+
+func measureSessions(t *testing.T, connections, each, rounds int, idle bool) {
+	far := startFar(t)
+	control := dial(t, far.address)
+	keys, members, feed := keysvcv1.NewKeyServiceClient(control), keysvcv1.NewMemberServiceClient(control), keysvcv1.NewSyncServiceClient(control)
+	ctx, cancel := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	defer clients.Wait()
+	defer cancel()
+	if _, err := members.PutMember(ctx, &keysvcv1.PutMemberRequest{
+		WorkspaceId: "w", MemberId: "ann", Role: "owner", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	before, _ := far.memory(t)
+	hears := make(chan heard, connections*each)
+	var began sync.WaitGroup
+	for range connections {
+		connection := dial(t, far.address)
+		for range each {
+			began.Add(1)
+			clients.Go(func() {
+				if err := follow(ctx, connection, idle, began.Done, hears); ctx.Err() == nil {
+					t.Errorf("a session ended: %v", err)
+				}
+			})
+		}
+	}
+	began.Wait()
+	after, goroutines := far.memory(t)
+	var asked, acknowledged, awaited []time.Duration
+	for range rounds {
+		made, err := keys.CreateKey(ctx, &keysvcv1.CreateKeyRequest{WorkspaceId: "w", MemberId: "ann", Name: "bench", Scopes: []string{"signatures:read"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		collect(hears, made.GetRevision(), connections*each)
+		start := time.Now()
+		revoked, err := keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: "w", KeyId: made.GetKey().GetKeyId()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		end := time.Now()
+		if _, err := feed.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revoked.GetRevision(), Epoch: revoked.GetEpoch()}); err != nil {
+			t.Fatal(err)
+		}
+		awaited = append(awaited, time.Since(end))
+		last := collect(hears, revoked.GetRevision(), connections*each)
+		asked, acknowledged = append(asked, last.Sub(start)), append(acknowledged, last.Sub(end))
+	}
+	t.Logf("last session, since the revoke was asked for: %s", shares(asked))
+	t.Logf("last session, since it was acknowledged:      %s", shares(acknowledged))
+	t.Logf("AwaitRevision, called then:                   %s", shares(awaited[1:])) // the first waits for what was before the start
+	t.Logf("a session holds %d bytes of the server's memory, and %d goroutines run there", (after-before)/int64(connections*each), goroutines)
+}
+
+// collect waits until so many sessions have heard of a revision, and returns when the last
+// of them did.
+func collect(hears <-chan heard, revision int64, sessions int) time.Time {
+	var last time.Time
+	for sessions > 0 {
+		if next := <-hears; next.revision == revision {
+			sessions--
+			if next.at.After(last) {
+				last = next.at
+			}
+		}
+	}
+	return last
+}
+
+// follow is a client that does what a near-cache does, but for keeping anything. An idle
+// one asks for no lease.
+func follow(ctx context.Context, connection *grpc.ClientConn, idle bool, began func(), hears chan<- heard) error {
+	stream, err := keysvcv1.NewSyncServiceClient(connection).Sync(ctx)
+	if err != nil {
+		return err
+	}
+	if err := stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}}); err != nil {
+		return err
+	}
+	var mutex sync.Mutex
+	applied := int64(0)
+	ping := func() error {
+		mutex.Lock()
+		defer mutex.Unlock()
+		return stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{Nonce: 1, Revision: applied}}})
+	}
+	for {
+		response, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		switch kind := response.GetKind().(type) {
+		case *keysvcv1.SyncResponse_Welcome:
+			applied = kind.Welcome.GetRevision()
+			if !idle {
+				third := kind.Welcome.GetStaleness().AsDuration() / 3
+				ticker := time.NewTicker(third)
+				defer ticker.Stop()
+				if err := ping(); err != nil {
+					return err
+				}
+				go func() {
+					for {
+						select {
+						case <-ticker.C:
+							_ = ping() // receiving says why
+						case <-ctx.Done():
+							return
+						}
+					}
+				}()
+			}
+			began()
+		case *keysvcv1.SyncResponse_Events:
+			mutex.Lock()
+			applied = kind.Events.GetRevision()
+			mutex.Unlock()
+			for _, event := range kind.Events.GetEvents() {
+				hears <- heard{event.GetRevision(), now}
+			}
+		case *keysvcv1.SyncResponse_Mark:
+			mutex.Lock()
+			err := stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Applied{Applied: &keysvcv1.SyncApplied{Revision: applied}}})
+			mutex.Unlock()
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func dial(t *testing.T, address string) *grpc.ClientConn {
+	t.Helper()
+	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = connection.Close() })
+	return connection
+}
+
+// shares describes how a sample is distributed.
+func shares(sample []time.Duration) string {
+	slices.Sort(sample)
+	at := func(share float64) time.Duration {
+		return sample[int(share*float64(len(sample)-1))].Round(10 * time.Microsecond)
+	}
+	return fmt.Sprintf("p50 %s, p99 %s, max %s", at(0.5), at(0.99), at(1))
+}

@@ -1,0 +1,41 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+const waitHelp = `With --wait the command ends only when no cache of any service answers from before
+the change any more, after the server's --staleness at the latest.`
+
+func waitFlag(cmd *cobra.Command) *bool {
+	return cmd.Flags().Bool("wait", false, "wait until no cache anywhere answers from before the change")
+}
+
+// position is what every change answers with.
+type position interface {
+	GetRevision() int64
+	GetEpoch() string
+}
+
+// await waits until no cache answers from before a change that was made, if that is
+// wanted, and says so.
+func (s *session) await(ctx context.Context, wanted bool, at position) error {
+	if !wanted {
+		return nil
+	}
+	began := s.Now()
+	response, err := s.sync.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: at.GetRevision(), Epoch: at.GetEpoch()})
+	if err != nil {
+		return advise(err, func(*callError) string {
+			return fmt.Sprintf("the change was made, at revision %d; only waiting for the caches failed", at.GetRevision())
+		})
+	}
+	return s.note("no cache anywhere answers from before revision %d any more (%d applied, %d lapsed, %d ms)",
+		at.GetRevision(), response.GetApplied(), response.GetLapsed(), s.Now().Sub(began)/time.Millisecond)
+}

@@ -1,0 +1,88 @@
+package feed
+
+import (
+	"context"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/lease"
+)
+
+// Outcome says how a wait for all caches has ended.
+type Outcome struct {
+	// Applied is how many said that they have applied the revision, Lapsed how many had
+	// not when their leases ended.
+	Applied, Lapsed int
+}
+
+// Await is a wait until no cache answers from before a revision any more. It belongs to
+// one goroutine.
+type Await struct {
+	hub     *Hub
+	debts   []lease.Debt
+	outcome Outcome
+}
+
+// Await asks the clients of all sessions to say when they have applied a revision, and
+// returns the wait for them. Error: ErrNotPublished.
+func (h *Hub) Await(revision int64) (*Await, error) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	if revision > h.revision {
+		return nil, ErrNotPublished
+	}
+	await := &Await{hub: h}
+	await.outcome.Applied, await.debts = h.ledger.Debts(revision, h.config.Now())
+	if len(await.debts) == 0 {
+		return await, nil
+	}
+	for session := range h.sessions {
+		if session.applied < revision && session.awaited < revision {
+			session.awaited = revision
+			session.wakeUp()
+		}
+	}
+	return await, nil
+}
+
+// Poll says whether the wait is over, and how it ended. If it is not, ask again when
+// changed is closed, and after left at the latest.
+func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed <-chan struct{}) {
+	now := a.hub.config.Now()
+	for len(a.debts) > 0 {
+		settlement, left, changed := a.debts[len(a.debts)-1].Settled(now)
+		switch settlement {
+		case lease.Open:
+			return a.outcome, false, left, changed
+		case lease.Applied:
+			a.outcome.Applied++
+		case lease.Lapsed:
+			a.outcome.Lapsed++
+		}
+		a.debts = a.debts[:len(a.debts)-1]
+	}
+	return a.outcome, true, 0, nil
+}
+
+// AwaitRevision returns when no cache answers from before a revision any more, after S
+// and a thousandth of it at the latest. Errors: ErrNotPublished, or the context's.
+func (h *Hub) AwaitRevision(ctx context.Context, revision int64) (Outcome, error) {
+	await, err := h.Await(revision)
+	if err != nil {
+		return Outcome{}, err
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		outcome, over, left, changed := await.Poll()
+		if over {
+			return outcome, nil
+		}
+		timer.Reset(left)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			return Outcome{}, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,507 @@
+package feed_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/feed"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const staleness = time.Second
+
+var begin = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
+
+// record is the entry of a change, of workspace w1, w2 or w3.
+func record(revision int64) *storagev1.FeedRecord {
+	return &storagev1.FeedRecord{
+		Revision: revision, WorkspaceId: fmt.Sprint("w", revision%3+1), Kind: storagev1.FeedKind_FEED_KIND_KEY,
+		Subject: fmt.Sprint("key", revision), AuditHash: hash(revision),
+	}
+}
+
+func hash(revision int64) []byte { return fmt.Appendf(nil, "hash %d", revision) }
+
+func change(revision int64) *storage.Committed {
+	return &storage.Committed{Revision: revision, Feed: record(revision)}
+}
+
+// world is a hub with a clock.
+type world struct {
+	*testing.T
+	*feed.Hub
+
+	now time.Time
+}
+
+// newWorld returns a hub at revision 100 that has the changes after 90, and no lease of
+// the process before.
+func newWorld(t *testing.T, edit func(*feed.Config)) *world {
+	t.Helper()
+	w := &world{T: t, now: begin}
+	config := feed.Config{
+		Epoch: "epoch", Revision: 100, Started: begin.Add(-time.Hour), Staleness: staleness,
+		Random: func() float64 { return 0.5 }, Now: func() time.Time { return w.now },
+	}
+	for revision := int64(91); revision <= 100; revision++ {
+		config.History = append(config.History, record(revision))
+	}
+	if edit != nil {
+		edit(&config)
+	}
+	w.Hub = feed.New(config)
+	return w
+}
+
+func (w *world) publish(revisions ...int64) {
+	for _, revision := range revisions {
+		w.Publish(change(revision))
+		w.Announce()
+	}
+}
+
+// join opens a session that begins, and takes its welcome.
+func (w *world) join() *feed.Session {
+	w.Helper()
+	session, err := w.Open(&keysvcv1.SyncHello{}, nil)
+	if err != nil {
+		w.Fatal(err)
+	}
+	if got := show(session.Next()); !strings.HasPrefix(got, "welcome") {
+		w.Fatalf("first came %s", got)
+	}
+	return session
+}
+
+// expect checks what a session sends next, and that there is no more.
+func (w *world) expect(session *feed.Session, want ...string) {
+	w.Helper()
+	for _, each := range want {
+		if got := show(session.Next()); got != each {
+			w.Errorf("got %q, want %q", got, each)
+		}
+	}
+	if step := session.Next(); step.Response != nil {
+		w.Errorf("got %q, want nothing more", show(step))
+	}
+}
+
+func (w *world) ping(session *feed.Session, nonce uint64, revision int64) {
+	w.Helper()
+	if err := session.Ping(nonce, revision, w.now); err != nil {
+		w.Errorf("ping: %v", err)
+	}
+}
+
+// show writes a step in short.
+func show(step feed.Step) string {
+	if step.Response == nil && step.Last {
+		return "over"
+	}
+	switch kind := step.Response.GetKind().(type) {
+	case nil:
+		return "nothing"
+	case *keysvcv1.SyncResponse_Welcome:
+		m := kind.Welcome
+		return fmt.Sprintf("welcome %d reset=%t %q@%d", m.GetRevision(), m.GetReset_(), m.GetAuditHash(), m.GetHashRevision())
+	case *keysvcv1.SyncResponse_Events:
+		var revisions []int64
+		for _, event := range kind.Events.GetEvents() {
+			revisions = append(revisions, event.GetRevision())
+		}
+		return fmt.Sprintf("events %d to %d", revisions, kind.Events.GetRevision())
+	case *keysvcv1.SyncResponse_Mark:
+		return fmt.Sprintf("mark %d", kind.Mark.GetRevision())
+	case *keysvcv1.SyncResponse_Pong:
+		return fmt.Sprintf("pong %d at %d", kind.Pong.GetNonce(), kind.Pong.GetRevision())
+	case *keysvcv1.SyncResponse_Reset_:
+		return fmt.Sprintf("reset %d %q@%d", kind.Reset_.GetRevision(), kind.Reset_.GetAuditHash(), kind.Reset_.GetHashRevision())
+	case *keysvcv1.SyncResponse_Goodbye:
+		return fmt.Sprintf("goodbye last=%t", step.Last)
+	}
+	return "unknown"
+}
+
+// TestOpen: a session goes on only where it is certain what the client has seen (S5).
+func TestOpen(t *testing.T) {
+	const fresh = `welcome 100 reset=true "hash 100"@100`
+	onlyW1 := func(workspaceID string) bool { return workspaceID == "w1" } // 93, 96, 99
+	for _, test := range []struct {
+		name     string
+		epoch    string
+		revision int64
+		hash     []byte
+		at       int64
+		visible  func(string) bool
+		want     []string
+	}{
+		{"begins", "", 0, nil, 0, nil, []string{fresh}},
+		{"nothing was missed", "epoch", 100, hash(100), 100, nil, []string{`welcome 100 reset=false "hash 100"@100`}},
+		{"some were missed", "epoch", 98, hash(98), 98, nil, []string{`welcome 98 reset=false "hash 98"@98`, "events [99 100] to 100"}},
+		{"the oldest that is known", "epoch", 91, hash(91), 91, nil, []string{`welcome 91 reset=false "hash 91"@91`, "events [92 93 94 95 96 97 98 99 100] to 100"}},
+		{"its hash is no longer known", "epoch", 90, hash(90), 90, nil, []string{fresh}},
+		{"older than the ring", "epoch", 50, hash(50), 50, nil, []string{fresh}},
+		{"another epoch", "other", 100, hash(100), 100, nil, []string{fresh}},
+		{"another hash", "epoch", 100, hash(99), 100, nil, []string{fresh}},
+		{"no hash", "epoch", 100, nil, 0, nil, []string{fresh}},
+		{"beyond what there is", "epoch", 101, hash(100), 100, nil, []string{fresh}},
+		{"the hash of a change that is to come", "epoch", 98, hash(100), 100, nil, []string{fresh}},
+		{"the hash is not the newest's", "epoch", 100, hash(99), 99, nil, []string{fresh}},
+		{"only others' changes came after the hash", "epoch", 98, hash(96), 96, onlyW1, []string{`welcome 98 reset=false "hash 96"@96`, "events [99] to 100"}},
+		{"a change of its own came after the hash", "epoch", 98, hash(93), 93, onlyW1, []string{fresh}},
+		{"the hash is of others' change", "epoch", 98, hash(97), 97, onlyW1, []string{`welcome 98 reset=false "hash 97"@97`, "events [99] to 100"}},
+		{"the hash is of no change", "epoch", 98, hash(96), 95, onlyW1, []string{fresh}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			session, err := w.Open(&keysvcv1.SyncHello{Epoch: test.epoch, Revision: test.revision, AuditHash: test.hash, HashRevision: test.at}, test.visible)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.expect(session, test.want...)
+		})
+	}
+}
+
+// TestHistory: what the store gives at the start is taken as far as it fits.
+func TestHistory(t *testing.T) {
+	hello := &keysvcv1.SyncHello{Epoch: "epoch", Revision: 95, AuditHash: hash(95), HashRevision: 95}
+	for _, test := range []struct {
+		name string
+		edit func(*feed.Config)
+		want []string
+	}{
+		{"newer than what was loaded", func(c *feed.Config) { c.Revision = 97 }, []string{`welcome 95 reset=false "hash 95"@95`, "events [96 97] to 97"}},
+		{"gaps in the revisions", func(c *feed.Config) {
+			c.History = []*storagev1.FeedRecord{record(85), record(95), record(100), record(103)}
+		}, []string{`welcome 95 reset=false "hash 95"@95`, "events [100] to 100"}},
+		{"more than the ring holds", func(c *feed.Config) { c.RingSize = 6 }, []string{`welcome 95 reset=false "hash 95"@95`, "events [96 97 98 99 100] to 100"}},
+		{"so much more that the place is gone", func(c *feed.Config) { c.RingSize = 5 }, []string{`welcome 100 reset=true "hash 100"@100`}},
+		{"none", func(c *feed.Config) { c.History = nil }, []string{`welcome 100 reset=true ""@0`}},
+		{"not up to what was loaded", func(c *feed.Config) { c.Revision = 101 }, []string{`welcome 101 reset=true ""@0`}},
+		{"out of order", func(c *feed.Config) { c.History = append(c.History, record(93), record(100)) }, []string{`welcome 100 reset=true ""@0`}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t, test.edit)
+			session, err := w.Open(hello, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.expect(session, test.want...)
+		})
+	}
+}
+
+// TestOrder: a pong stands behind every event up to its barrier, and does not wait for
+// more (S2).
+func TestOrder(t *testing.T) {
+	w := newWorld(t, nil)
+	session := w.join()
+	w.expect(session)
+	w.publish(101, 103) // gaps are allowed
+	w.ping(session, 7, 100)
+	w.expect(session, "events [101 103] to 103", "pong 7 at 103")
+
+	w.ping(session, 8, 103)
+	w.publish(104)
+	w.expect(session, "pong 8 at 103", "events [104] to 104")
+
+	// Only the newest ping is answered.
+	w.ping(session, 9, 104)
+	w.publish(105)
+	w.ping(session, 10, 104)
+	w.expect(session, "events [105] to 105", "pong 10 at 105")
+
+	// Marks come before pongs, behind their events, and once.
+	w.publish(106)
+	w.await(106)
+	w.await(105)
+	w.ping(session, 11, 105)
+	w.expect(session, "events [106] to 106", "mark 106", "pong 11 at 106")
+	w.await(106)
+	w.expect(session)
+	if err := session.Applied(106); err != nil {
+		t.Error(err)
+	}
+}
+
+func (w *world) await(revision int64) *feed.Await {
+	w.Helper()
+	await, err := w.Await(revision)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return await
+}
+
+// TestBatches: many changes come in messages of bounded size.
+func TestBatches(t *testing.T) {
+	w := newWorld(t, nil)
+	session := w.join()
+	for revision := int64(101); revision <= 1300; revision++ {
+		w.publish(revision)
+	}
+	w.ping(session, 1, 100)
+	next := int64(101)
+	for _, size := range []int{512, 512, 176} {
+		events := session.Next().Response.GetEvents().GetEvents()
+		if len(events) != size {
+			t.Errorf("a batch of %d, want %d", len(events), size)
+		}
+		for _, event := range events {
+			if event.GetRevision() != next || string(event.GetAuditHash()) != string(hash(next)) || event.GetSubject() != fmt.Sprint("key", next) {
+				t.Fatalf("got %v, want revision %d", event, next)
+			}
+			next++
+		}
+	}
+	w.expect(session, "pong 1 at 1300")
+}
+
+// TestVisible: what the caller may not see is left out, and its place goes on all the
+// same.
+func TestVisible(t *testing.T) {
+	w := newWorld(t, nil)
+	session, err := w.Open(&keysvcv1.SyncHello{}, func(workspaceID string) bool { return workspaceID == "w1" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	session.Next()
+	w.publish(101, 102, 103)
+	w.ping(session, 1, 100)
+	w.expect(session, "events [102] to 103", "pong 1 at 103")
+	w.publish(104)
+	w.expect(session, "events [] to 104")
+}
+
+// TestKinds: a kind that this program does not know concerns everything.
+func TestKinds(t *testing.T) {
+	w := newWorld(t, nil)
+	session := w.join()
+	want := map[storagev1.FeedKind]keysvcv1.SyncEventKind{
+		storagev1.FeedKind_FEED_KIND_UNSPECIFIED: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED,
+		storagev1.FeedKind_FEED_KIND_KEY:         keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY,
+		storagev1.FeedKind_FEED_KIND_MEMBER:      keysvcv1.SyncEventKind_SYNC_EVENT_KIND_MEMBER,
+		storagev1.FeedKind_FEED_KIND_WORKSPACE:   keysvcv1.SyncEventKind_SYNC_EVENT_KIND_WORKSPACE,
+		storagev1.FeedKind_FEED_KIND_POLICY:      keysvcv1.SyncEventKind_SYNC_EVENT_KIND_POLICY,
+		storagev1.FeedKind_FEED_KIND_PURGE:       keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE,
+		77:                                       keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED,
+	}
+	if len(want) != len(storagev1.FeedKind_name)+1 {
+		t.Errorf("there are %d kinds", len(storagev1.FeedKind_name))
+	}
+	revision := int64(100)
+	for kind, told := range want {
+		revision++
+		entry := record(revision)
+		entry.Kind = kind
+		w.Publish(&storage.Committed{Revision: revision, Feed: entry})
+		if got := session.Next().Response.GetEvents().GetEvents(); len(got) != 1 || got[0].GetKind() != told {
+			t.Errorf("%s: got %v", kind, got)
+		}
+	}
+}
+
+// TestReset: whoever's place has fallen out of the ring is told so, and nothing else.
+func TestReset(t *testing.T) {
+	w := newWorld(t, func(c *feed.Config) { c.RingSize = 10 })
+	slow, quick := w.join(), w.join()
+	for revision := int64(101); revision <= 111; revision++ {
+		w.publish(revision)
+		w.expect(quick, fmt.Sprintf("events [%d] to %[1]d", revision))
+	}
+	w.ping(slow, 1, 100)
+	w.expect(slow, `reset 111 "hash 111"@111`, "pong 1 at 111")
+	w.publish(112)
+	w.expect(slow, "events [112] to 112")
+
+	// To the last place, nothing is lost.
+	for revision := int64(113); revision <= 122; revision++ {
+		w.publish(revision)
+	}
+	w.expect(slow, "events [113 114 115 116 117 118 119 120 121 122] to 122")
+}
+
+// TestRestart: after a reload of the store nobody knows what has changed.
+func TestRestart(t *testing.T) {
+	w := newWorld(t, nil)
+	behind, current := w.join(), w.join()
+	w.publish(101)
+	w.expect(current, "events [101] to 101")
+	w.Restart(101)
+	w.ping(current, 1, 101)
+	w.expect(current, `reset 101 ""@0`, "pong 1 at 101")
+	w.expect(behind, `reset 101 ""@0`)
+	w.Restart(105)
+	w.publish(106)
+	w.expect(current, `reset 106 "hash 106"@106`)
+	w.publish(107)
+	w.expect(current, "events [107] to 107")
+	session, err := w.Open(&keysvcv1.SyncHello{Epoch: "epoch", Revision: 106, AuditHash: hash(106), HashRevision: 106}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.expect(session, `welcome 106 reset=false "hash 106"@106`, "events [107] to 107")
+
+	// A change that comes twice, or too late, is one that nobody understands.
+	for _, revision := range []int64{107, 103} {
+		w.publish(revision)
+		w.expect(current, `reset 107 ""@0`)
+	}
+	if w.Revision() != 107 {
+		t.Errorf("revision %d", w.Revision())
+	}
+}
+
+// TestLimits: sessions are limited in number and age, and clients in what they say.
+func TestLimits(t *testing.T) {
+	w := newWorld(t, func(c *feed.Config) { c.MaxSessions = 2; c.Random = func() float64 { return 0 } })
+	first := w.join()
+	w.now = w.now.Add(time.Minute)
+	second := w.join()
+	if _, err := w.Open(&keysvcv1.SyncHello{}, nil); !errors.Is(err, feed.ErrTooMany) {
+		t.Errorf("a third: %v", err)
+	}
+	first.Close(false)
+	first.Close(true)
+	w.join().Close(false)
+	if got := show(first.Next()); got != "over" {
+		t.Errorf("of a closed one: %s", got)
+	}
+	if err := errors.Join(first.Ping(1, 100, w.now), first.Applied(100)); !errors.Is(err, feed.ErrClosed) {
+		t.Errorf("to a closed one: %v", err)
+	}
+
+	// The age is an hour less a tenth here.
+	if step := second.Next(); step.Within != 54*time.Minute {
+		t.Errorf("it may stay for %s", step.Within)
+	}
+	w.now = w.now.Add(54*time.Minute - 1)
+	w.expect(second)
+	w.now = w.now.Add(1)
+	for _, want := range []string{"goodbye last=true", "over", "over"} {
+		if got := show(second.Next()); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
+
+	third := w.join()
+	if err := third.Ping(1, 101, w.now); !errors.Is(err, feed.ErrBeyond) {
+		t.Errorf("applied what was not sent: %v", err)
+	}
+	if err := third.Applied(1 << 62); !errors.Is(err, feed.ErrBeyond) {
+		t.Errorf("applied what was not sent: %v", err)
+	}
+	said := 2 // the two that were refused
+	for ; third.Ping(1, 100, w.now) == nil; said++ {
+		if said > 1000 {
+			t.Fatal("no end")
+		}
+	}
+	if said != 100 {
+		t.Errorf("%d messages at once", said)
+	}
+	if err := third.Applied(100); !errors.Is(err, feed.ErrTooFast) {
+		t.Errorf("got %v", err)
+	}
+	w.now = w.now.Add(staleness / 20)
+	if err := third.Ping(2, 100, w.now); err != nil {
+		t.Errorf("a twentieth of S later: %v", err)
+	}
+	if err := third.Ping(3, 100, w.now); !errors.Is(err, feed.ErrTooFast) {
+		t.Errorf("and once more: %v", err)
+	}
+	// Who is asked may answer.
+	w.await(100)
+	w.publish(101)
+	w.await(101)
+	w.expect(third, "pong 2 at 100", "events [101] to 101", "mark 101")
+	if err := third.Applied(101); err != nil {
+		t.Errorf("the answer to a mark: %v", err)
+	}
+}
+
+// TestStop: all are told to go, at once, and nobody comes in.
+func TestStop(t *testing.T) {
+	w := newWorld(t, nil)
+	session := w.join()
+	opened, err := w.Open(&keysvcv1.SyncHello{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.publish(101)
+	w.ping(session, 1, 100)
+	w.Stop()
+	for _, each := range []*feed.Session{session, opened} {
+		if got := show(each.Next()); got != "goodbye last=true" {
+			t.Errorf("got %s", got)
+		}
+	}
+	if got := show(session.Next()); got != "over" {
+		t.Errorf("got %s", got)
+	}
+	if _, err := w.Open(&keysvcv1.SyncHello{}, nil); !errors.Is(err, feed.ErrStopping) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestWaking: whoever waits is woken by what concerns it, and by nothing else.
+func TestWaking(t *testing.T) {
+	for name, test := range map[string]struct {
+		wake func(w *world, mine, other *feed.Session)
+		want bool
+	}{
+		"a change":             {func(w *world, _, _ *feed.Session) { w.publish(101) }, true},
+		"a restart":            {func(w *world, _, _ *feed.Session) { w.Restart(100) }, true},
+		"the stop":             {func(w *world, _, _ *feed.Session) { w.Stop() }, true},
+		"its ping":             {func(w *world, mine, _ *feed.Session) { w.ping(mine, 1, 100) }, true},
+		"another's":            {func(w *world, _, other *feed.Session) { w.ping(other, 1, 100) }, false},
+		"its close":            {func(_ *world, mine, _ *feed.Session) { mine.Close(false) }, true},
+		"another's close":      {func(_ *world, _, other *feed.Session) { other.Close(false) }, false},
+		"who has applied it":   {func(w *world, _, _ *feed.Session) { w.await(99) }, false},
+		"who waits for nobody": {func(w *world, _, _ *feed.Session) { w.await(100) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, nil)
+			mine, other := w.join(), w.join()
+			step := mine.Next()
+			test.wake(w, mine, other)
+			select {
+			case <-step.Wait:
+				if !test.want {
+					t.Error("it was woken")
+				}
+			default:
+				if test.want {
+					t.Error("it sleeps on")
+				}
+			}
+		})
+	}
+}
+
+// TestSnapshot reads how a hub stands.
+func TestSnapshot(t *testing.T) {
+	w := newWorld(t, nil)
+	session, _ := w.join(), w.join()
+	w.publish(101, 102)
+	session.Next()
+	w.ping(session, 1, 101)
+	want := feed.Snapshot{Sessions: 2, Revision: 102, Changes: 12, Oldest: 91, Unread: 2, Unapplied: 101}
+	if got := w.Snapshot(); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	w.Stop()
+	if !w.Snapshot().Stopping || w.Epoch() != "epoch" || w.Staleness() != staleness {
+		t.Error("not as it is")
+	}
+}

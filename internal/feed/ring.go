@@ -1,0 +1,101 @@
+package feed
+
+import (
+	"sort"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+// event is one change, as the ring keeps it.
+type event struct {
+	revision    int64
+	workspaceID string
+	subject     string
+	hash        string
+	kind        keysvcv1.SyncEventKind
+}
+
+func eventOf(record *storagev1.FeedRecord) event {
+	return event{
+		revision:    record.GetRevision(),
+		workspaceID: record.GetWorkspaceId(),
+		subject:     record.GetSubject(),
+		hash:        string(record.GetAuditHash()),
+		kind:        kindOf(record.GetKind()),
+	}
+}
+
+// kindOf returns what is told of a kind. One that this program does not know concerns
+// everything.
+func kindOf(kind storagev1.FeedKind) keysvcv1.SyncEventKind {
+	switch kind {
+	case storagev1.FeedKind_FEED_KIND_KEY:
+		return keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY
+	case storagev1.FeedKind_FEED_KIND_MEMBER:
+		return keysvcv1.SyncEventKind_SYNC_EVENT_KIND_MEMBER
+	case storagev1.FeedKind_FEED_KIND_WORKSPACE:
+		return keysvcv1.SyncEventKind_SYNC_EVENT_KIND_WORKSPACE
+	case storagev1.FeedKind_FEED_KIND_POLICY:
+		return keysvcv1.SyncEventKind_SYNC_EVENT_KIND_POLICY
+	case storagev1.FeedKind_FEED_KIND_PURGE:
+		return keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE
+	case storagev1.FeedKind_FEED_KIND_UNSPECIFIED:
+	}
+	return keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED
+}
+
+// message returns the event as it is sent.
+func (e event) message() *keysvcv1.SyncEvent {
+	return &keysvcv1.SyncEvent{
+		Revision: e.revision, WorkspaceId: e.workspaceID, Kind: e.kind, Subject: e.subject, AuditHash: []byte(e.hash),
+	}
+}
+
+// ring holds the newest changes. Each has a place, which grows by one from change to
+// change and stays the same when older ones fall out.
+type ring struct {
+	// events is circular and grows up to size.
+	events []event
+	size   int
+	// start is the place of the oldest change, end the one after the newest.
+	start, end int64
+}
+
+// add puts in the next change; the oldest falls out if there is no more room.
+func (r *ring) add(next event) {
+	if r.end-r.start == int64(len(r.events)) {
+		if len(r.events) < r.size {
+			r.grow()
+		} else {
+			r.start++
+		}
+	}
+	*r.at(r.end) = next
+	r.end++
+}
+
+func (r *ring) grow() {
+	larger := make([]event, min(max(2*len(r.events), 64), r.size))
+	for place := r.start; place < r.end; place++ {
+		larger[place%int64(len(larger))] = *r.at(place)
+	}
+	r.events = larger
+}
+
+// at returns the change at a place.
+func (r *ring) at(place int64) *event { return &r.events[place%int64(len(r.events))] }
+
+// after returns the place of the first change after a revision; that of the oldest if
+// there may have been others before it.
+func (r *ring) after(revision int64) int64 {
+	count := sort.Search(int(r.end-r.start), func(index int) bool { return r.at(r.start+int64(index)).revision > revision })
+	return r.start + int64(count)
+}
+
+// clear forgets everything. No place that was given out is good afterwards.
+func (r *ring) clear() {
+	r.events = nil
+	r.end++ // so that even one at the end has fallen out
+	r.start = r.end
+}

@@ -1,0 +1,355 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/feed"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/token"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+const (
+	// MaxUses is how many uses one ping may report.
+	MaxUses = 4096
+	// maxEpochLength is more than any epoch has, in bytes.
+	maxEpochLength = 128
+	// hashLength is that of an audit event's hash.
+	hashLength = 32
+	// helloTimeout bounds how long a stream may be open without a hello.
+	helloTimeout = 10 * time.Second
+	// publishedTimeout bounds the wait for a revision that is still to come.
+	publishedTimeout = time.Second
+)
+
+// SyncService implements keysvcv1.SyncServiceServer.
+type SyncService struct {
+	keysvcv1.UnimplementedSyncServiceServer
+	hub        *feed.Hub
+	projection *projection.Projection
+	validator  *validation.Validator
+	errors     Errors
+}
+
+// NewSync returns the service over a Hub, which the projection publishes to. Uses are
+// reported to the validator.
+func NewSync(hub *feed.Hub, projection *projection.Projection, validator *validation.Validator, errors Errors) *SyncService {
+	return &SyncService{hub: hub, projection: projection, validator: validator, errors: errors}
+}
+
+// errGaveUp is what ends a session whose client closes its half of the stream.
+var errGaveUp = errors.New("the client gave up its lease")
+
+// visibleTo says which workspaces a caller may hear of; nil means all of them. No caller
+// is limited to some yet.
+func visibleTo(callers.Identity) func(workspaceID string) bool { return nil }
+
+// Sync implements keysvcv1.SyncServiceServer. It sends; what the client says is read
+// beside it, so that nothing keeps it from ending when the server stops.
+func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error {
+	ctx := stream.Context()
+	reader := &syncReader{
+		service: s, stream: stream, visible: visibleTo(callers.FromContext(ctx)),
+		hello: make(chan *keysvcv1.SyncHello, 1), opened: make(chan *feed.Session, 1), ended: make(chan error, 1),
+	}
+	// It ends with the stream, hence after this returns at the latest.
+	go func() { reader.ended <- reader.read() }()
+	defer close(reader.opened)
+	timer := time.NewTimer(helloTimeout)
+	defer timer.Stop()
+	select {
+	case hello := <-reader.hello:
+		session, err := s.hub.Open(hello, reader.visible)
+		if err != nil {
+			return s.status(ctx, err)
+		}
+		reader.opened <- session
+		return s.run(ctx, stream, session, reader.ended, timer)
+	case err := <-reader.ended:
+		return s.status(ctx, err)
+	case <-timer.C:
+		var fields problem.Fields
+		fields.Add("hello", "did not come within %s; it is the first message", helloTimeout)
+		return s.status(ctx, fields.Err())
+	case <-ctx.Done():
+		return s.status(ctx, ctx.Err())
+	}
+}
+
+// run sends what there is to send until the session ends.
+func (s *SyncService) run(
+	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error, timer *time.Timer,
+) error {
+	s.errors.Log.DebugContext(ctx, "sync session began", "caller", callers.FromContext(ctx).Name)
+	err := s.send(ctx, stream, session, ended, timer)
+	session.Close(errors.Is(err, errGaveUp))
+	s.errors.Log.DebugContext(ctx, "sync session ended", slog.Any("reason", err))
+	return s.status(ctx, err)
+}
+
+// errOver is the end of a session that was told goodbye.
+var errOver = status.Error(codes.Unavailable, "the server stops, or the session has become old: connect anew")
+
+func (s *SyncService) send(
+	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error, timer *time.Timer,
+) error {
+	over := false
+	for {
+		step := session.Next()
+		if step.Response != nil {
+			if err := stream.Send(step.Response); err != nil {
+				return err
+			}
+		}
+		switch {
+		case step.Last:
+			return errOver
+		case over:
+			return ctx.Err()
+		case step.Response != nil:
+			select {
+			case err := <-ended:
+				return err
+			default:
+				continue
+			}
+		}
+		timer.Reset(step.Within)
+		select {
+		case <-step.Wait:
+		case <-timer.C:
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			over = true // if the server stops, there is a goodbye to send
+		}
+	}
+}
+
+// status is Errors.Status for what a session may end with.
+func (s *SyncService) status(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, errGaveUp):
+		return nil
+	case errors.Is(err, feed.ErrStopping):
+		return errOver
+	case errors.Is(err, feed.ErrTooMany):
+		err = problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+			"there are as many sessions as the server allows; connect to another one, or later")
+	case errors.Is(err, feed.ErrTooFast):
+		err = problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+			"far more pings came than leases need: one every third of %s will do", s.hub.Staleness())
+	default:
+		if _, isStatus := status.FromError(err); isStatus {
+			return err // of the stream itself
+		}
+	}
+	return s.errors.Status(ctx, err)
+}
+
+// syncReader reads what the client of one session says.
+type syncReader struct {
+	service *SyncService
+	stream  grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]
+	visible func(workspaceID string) bool
+	// hello gets the first message, and opened the session that it has opened; it is
+	// closed when there will be none.
+	hello  chan *keysvcv1.SyncHello
+	opened chan *feed.Session
+	// ended gets the reason when nothing more is read.
+	ended chan error
+}
+
+// read reads until the stream ends or the client says something that makes no sense.
+func (r *syncReader) read() error {
+	request, err := r.stream.Recv()
+	if errors.Is(err, io.EOF) {
+		return errGaveUp
+	}
+	if err != nil {
+		return err
+	}
+	hello, isHello := request.GetKind().(*keysvcv1.SyncRequest_Hello)
+	if !isHello {
+		return misplaced(request, "came before hello, which is the first message")
+	}
+	if err := checkHello(hello.Hello); err != nil {
+		return err
+	}
+	r.hello <- hello.Hello
+	session, ok := <-r.opened
+	if !ok {
+		return nil
+	}
+	for {
+		request, err := r.stream.Recv()
+		arrived := r.service.hub.Now() // before anything else: leases are counted from here
+		if errors.Is(err, io.EOF) {
+			return errGaveUp
+		}
+		if err == nil {
+			err = r.take(session, request, arrived)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// take acts on a message other than the first.
+func (r *syncReader) take(session *feed.Session, request *keysvcv1.SyncRequest, arrived time.Time) error {
+	switch kind := request.GetKind().(type) {
+	case *keysvcv1.SyncRequest_Ping:
+		if err := checkPing(kind.Ping); err != nil {
+			return err
+		}
+		err := session.Ping(kind.Ping.GetNonce(), kind.Ping.GetRevision(), arrived)
+		if err != nil {
+			return beyond(err, "ping.revision")
+		}
+		for _, use := range kind.Ping.GetUses() {
+			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetTime().AsTime(), r.visible)
+		}
+		return nil
+	case *keysvcv1.SyncRequest_Applied:
+		var fields problem.Fields
+		if kind.Applied.GetRevision() < 0 {
+			fields.Add("applied.revision", "is negative")
+			return fields.Err()
+		}
+		return beyond(session.Applied(kind.Applied.GetRevision()), "applied.revision")
+	}
+	return misplaced(request, "came again; it is the first message, once")
+}
+
+// beyond makes feed.ErrBeyond an error of a field.
+func beyond(err error, field string) error {
+	if !errors.Is(err, feed.ErrBeyond) {
+		return err
+	}
+	var fields problem.Fields
+	fields.Add(field, "lies beyond what was sent in this session")
+	return fields.Err()
+}
+
+// misplaced is the error of a message that has no place where it came; of one without a
+// known kind in any place.
+func misplaced(request *keysvcv1.SyncRequest, why string) error {
+	var fields problem.Fields
+	switch request.GetKind().(type) {
+	case *keysvcv1.SyncRequest_Hello:
+		fields.Add("hello", "%s", why)
+	case *keysvcv1.SyncRequest_Ping:
+		fields.Add("ping", "%s", why)
+	case *keysvcv1.SyncRequest_Applied:
+		fields.Add("applied", "%s", why)
+	default:
+		fields.Add("kind", "is missing, or newer than this server; one of hello, ping and applied is required")
+	}
+	return fields.Err()
+}
+
+// checkHello checks the form of a hello.
+func checkHello(hello *keysvcv1.SyncHello) error {
+	var fields problem.Fields
+	within := fields.Within("hello")
+	if len(hello.GetEpoch()) > maxEpochLength {
+		within.Add("epoch", "has more than %d bytes; the one that welcome gave is required, or none", maxEpochLength)
+	}
+	if hello.GetRevision() < 0 {
+		within.Add("revision", "is negative")
+	}
+	if length := len(hello.GetAuditHash()); length != 0 && length != hashLength {
+		within.Add("audit_hash", "has %d bytes; %d are required, or none", length, hashLength)
+	}
+	if hello.GetHashRevision() < 0 || hello.GetHashRevision() > max(hello.GetRevision(), 0) {
+		within.Add("hash_revision", "is negative, or beyond revision")
+	}
+	return fields.Err()
+}
+
+// checkPing checks the form of a ping.
+func checkPing(ping *keysvcv1.SyncPing) error {
+	var fields problem.Fields
+	within := fields.Within("ping")
+	if ping.GetNonce() == 0 {
+		within.Add("nonce", "is missing")
+	}
+	if ping.GetRevision() < 0 {
+		within.Add("revision", "is negative")
+	}
+	if count := len(ping.GetUses()); count > MaxUses {
+		within.Add("uses", "has %d items; %d are allowed", count, MaxUses)
+		return fields.Err()
+	}
+	for index, use := range ping.GetUses() {
+		within := within.Within(fmt.Sprintf("uses[%d]", index))
+		if !token.ValidID(use.GetKeyId()) {
+			within.Add("key_id", "is not the id of a key")
+		}
+		if use.GetTime().CheckValid() != nil {
+			within.Add("time", "is missing, or no time between the years 1 and 9999")
+		}
+	}
+	return fields.Err()
+}
+
+// AwaitRevision implements keysvcv1.SyncServiceServer.
+func (s *SyncService) AwaitRevision(ctx context.Context, request *keysvcv1.AwaitRevisionRequest) (*keysvcv1.AwaitRevisionResponse, error) {
+	response, err := s.await(ctx, request)
+	return response, s.errors.Status(ctx, err)
+}
+
+func (s *SyncService) await(ctx context.Context, request *keysvcv1.AwaitRevisionRequest) (*keysvcv1.AwaitRevisionResponse, error) {
+	var fields problem.Fields
+	if request.GetRevision() < 1 {
+		fields.Add("revision", "is less than 1; the revision of a change is required")
+	}
+	if request.GetEpoch() == "" {
+		fields.Add("epoch", "is missing; the one that came with the revision is required")
+	}
+	if err := fields.Err(); err != nil {
+		return nil, err
+	}
+	if request.GetEpoch() != s.hub.Epoch() {
+		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH,
+			"the revision belongs to another epoch than the store's, so it will not come")
+	}
+	if err := s.published(ctx, request.GetRevision()); err != nil {
+		return nil, err
+	}
+	outcome, err := s.hub.AwaitRevision(ctx, request.GetRevision())
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.AwaitRevisionResponse{
+		Applied:  int32(outcome.Applied), //nolint:gosec // config bounds the number of sessions
+		Lapsed:   int32(outcome.Lapsed),  //nolint:gosec // as above, and those who left within S
+		Revision: s.hub.Revision(),
+		Epoch:    s.hub.Epoch(),
+	}, nil
+}
+
+// published returns once this server validates at a revision, which the hub had before.
+func (s *SyncService) published(ctx context.Context, revision int64) error {
+	bounded, cancel := context.WithTimeout(ctx, publishedTimeout)
+	defer cancel()
+	err := s.projection.WaitFor(bounded, revision)
+	if err != nil && ctx.Err() == nil {
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED,
+			"revision %d was not reached within %s", revision, publishedTimeout)
+	}
+	return err
+}
