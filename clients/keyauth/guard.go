@@ -53,7 +53,12 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 		return nil, errors.New("keyauth: validator: is nil; one of keyclient or keyauthtest is required")
 	}
 	guard := &Guard{validator: validator, table: make(Table), trusted: slices.Clone(config.TrustedProxies), log: config.Log}
-	guard.watcher, _ = validator.(Watcher)
+	if watcher, ok := validator.(Watcher); ok {
+		// One that could watch may say that it does not.
+		if optional, has := validator.(interface{ Watches() bool }); !has || optional.Watches() {
+			guard.watcher = watcher
+		}
+	}
 	guard.needsXFF = len(guard.trusted) > 0
 	if guard.log == nil {
 		guard.log = slog.Default()

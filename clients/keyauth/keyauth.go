@@ -70,7 +70,8 @@ type Validator interface {
 }
 
 // Watcher is a Validator that also knows when an answer ceases to hold. A Guard uses it
-// to end streams whose key was revoked.
+// to end streams whose key was revoked. A Watcher with a method Watches() bool that says
+// false when the Guard is made is treated as a Validator only.
 type Watcher interface {
 	Validator
 	// Watch asks a question, and asks it anew for as long as the answer is ALLOWED, whenever

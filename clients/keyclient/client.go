@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/scribe-mail/keysvc/clients/internal/nearcache"
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
@@ -52,6 +54,18 @@ type Config struct {
 	// UserAgent names the service in the user-agent header, before "keysvc-go" and grpc's
 	// own: visible ASCII and spaces.
 	UserAgent string
+	// NearCache lets Validate answer from memory, coherently: a key that was revoked is not
+	// honoured for longer than the server's staleness bound, 1 s by default, and after
+	// AwaitRevision not at all. It holds one session with keysvc for the Client's life, so
+	// share the Client. Streams that a keyauth.Guard protects then end with their key.
+	NearCache bool
+	// NearCacheEntries is how many tokens are kept in memory, some 600 bytes each.
+	// Default: 100,000.
+	NearCacheEntries int
+	// Now is the clock of the near-cache, for tests. Default: time.Now.
+	Now func() time.Time
+	// Log receives how sessions of the near-cache begin and end, at debug. Default: nothing.
+	Log *slog.Logger
 	// DialOptions are added to the Client's own and win over them, except that they cannot
 	// replace the transport credentials.
 	DialOptions []grpc.DialOption
@@ -75,15 +89,17 @@ type Client struct {
 	conn *grpc.ClientConn
 	// validator answers Validate.
 	validator keyauth.Validator
+	// cache is the validator, with a near-cache.
+	cache *nearcache.Cache
 }
 
-var _ keyauth.Validator = (*Client)(nil)
+var _ keyauth.Watcher = (*Client)(nil)
 
 // New returns a Client of the keysvc at a target: "host", "host:port", "unix:///path", or
 // any other target of grpc, such as "dns:///keysvc.internal", over whose addresses calls
 // are spread. Without a port it is DefaultPort. It does not wait for a connection.
 //
-// It is an error if the target is empty or malformed, if neither or both of
+// It is an error if the target is empty or one that grpc cannot read, if neither or both of
 // TransportCredentials and AllowPlaintext are given, if plaintext could leave the machine,
 // and if a timeout is negative.
 func New(target string, config Config) (*Client, error) {
@@ -129,14 +145,22 @@ func New(target string, config Config) (*Client, error) {
 		return nil, fmt.Errorf("keyclient: target: %w", err)
 	}
 	validations := keysvcv1.NewValidationServiceClient(conn)
-	return &Client{
+	client := &Client{
 		Keys:        keysvcv1.NewKeyServiceClient(conn),
 		Members:     keysvcv1.NewMemberServiceClient(conn),
 		Policies:    keysvcv1.NewPolicyServiceClient(conn),
 		Validations: validations,
 		conn:        conn,
 		validator:   &remote{validations: validations, timeout: validationTimeout},
-	}, nil
+	}
+	if config.NearCache {
+		client.cache = nearcache.New(nearcache.Config{
+			Sync: keysvcv1.NewSyncServiceClient(conn), Validations: validations, Request: request, Read: answer,
+			MaxEntries: config.NearCacheEntries, Timeout: validationTimeout, Now: config.Now, Log: config.Log,
+		})
+		client.validator = client.cache
+	}
+	return client, nil
 }
 
 // FromEnvironment is New with the target that the environment variable KEYSVC_ADDR names;
@@ -161,8 +185,49 @@ func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyau
 // grpc.health.v1.
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
 
-// Close ends the connection; calls under way fail.
-func (c *Client) Close() error { return c.conn.Close() }
+// Watches says whether Watch watches: with a near-cache.
+func (c *Client) Watches() bool { return c.cache != nil }
+
+// Watch implements keyauth.Watcher. Without a near-cache nobody tells of changes: it asks
+// once, and then waits for the context to end.
+func (c *Client) Watch(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
+	if c.cache != nil {
+		return c.cache.Watch(ctx, question)
+	}
+	answer, err := c.validator.Validate(ctx, question)
+	if err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
+		return answer, err
+	}
+	<-ctx.Done()
+	return keyauth.Answer{}, ctx.Err()
+}
+
+// NearCacheState is how the near-cache stands, for metrics and for people.
+type NearCacheState struct {
+	nearcache.Snapshot
+	// Connected says that there is a session, and Sessions how many there were.
+	Connected bool
+	Sessions  int64
+}
+
+// NearCache returns how the near-cache stands; nothing without one. It takes some
+// microseconds.
+func (c *Client) NearCache() NearCacheState {
+	if c.cache == nil {
+		return NearCacheState{}
+	}
+	snapshot, connected, sessions := c.cache.Snapshot()
+	return NearCacheState{Snapshot: snapshot, Connected: connected, Sessions: sessions}
+}
+
+// Close ends the connection; calls under way fail. A near-cache stops answering first,
+// and says so to keysvc, which takes a second at most.
+func (c *Client) Close() error {
+	if c.cache != nil {
+		c.cache.Close()
+	}
+	return c.conn.Close()
+}
 
 // serviceConfig spreads calls over all addresses, and repeats those that change nothing.
 const serviceConfig = `{

@@ -2,29 +2,86 @@ package keyclient_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/scribe-mail/keysvc/clients/keyauth"
 	"github.com/scribe-mail/keysvc/clients/keyclient"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
+// A service in production: TLS with a client certificate, and a Guard in front of its
+// methods.
 func ExampleNew() {
-	_, err := keyclient.New("keysvc.internal:7480", keyclient.Config{AllowPlaintext: true})
-	fmt.Println(err)
-	// Output: keyclient: AllowPlaintext: keysvc.internal:7480 can be on another machine; allowed are loopback addresses, localhost and unix sockets; set TransportCredentials for others
-}
-
-func ExampleFromEnvironment() {
-	client, err := keyclient.FromEnvironment(keyclient.Config{AllowPlaintext: true})
+	var certificate tls.Certificate // of tls.LoadX509KeyPair
+	keysvc, err := keyclient.New("dns:///keysvc.internal", keyclient.Config{
+		TransportCredentials: credentials.NewTLS(&tls.Config{
+			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate},
+		}),
+		UserAgent: "signatures",
+	})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	defer client.Close()
-	// The product's backend revokes a key; here without waiting for the answer.
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	_, err = client.Keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: "9fQ2mXc7Lr0TzB4w"})
+	defer keysvc.Close()
+	guard, err := keyauth.NewGuard(keysvc, keyauth.Config{Tables: []keyauth.Table{keyauth.Health()}})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	server := grpc.NewServer(
+		grpc.ChainUnaryInterceptor(guard.UnaryServerInterceptor()),
+		grpc.ChainStreamInterceptor(guard.StreamServerInterceptor()),
+	)
+	defer server.Stop()
+	fmt.Println("ready to serve")
+	// Output: ready to serve
+}
+
+// Plaintext stays on the machine.
+func ExampleNew_plaintext() {
+	_, err := keyclient.New("keysvc.internal", keyclient.Config{AllowPlaintext: true})
 	fmt.Println(err)
-	// Output: rpc error: code = Canceled desc = context canceled
+	// Output:
+	// keyclient: AllowPlaintext: dns:///keysvc.internal:7480 can be on another machine; allowed are loopback addresses, localhost and unix sockets; set TransportCredentials for others
+}
+
+// On a developer's machine: the keysvc that KEYSVC_ADDR names, 127.0.0.1:7480 without it.
+func ExampleFromEnvironment() {
+	keysvc, err := keyclient.FromEnvironment(keyclient.Config{AllowPlaintext: true})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer keysvc.Close()
+	fmt.Println("nothing is dialled before the first call")
+	// Output: nothing is dialled before the first call
+}
+
+// Asking directly, without a Guard. Whatever is not ALLOWED is a no.
+func ExampleClient_Validate() {
+	keysvc, err := keyclient.New("127.0.0.1:7480", keyclient.Config{AllowPlaintext: true})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer keysvc.Close()
+	answer, err := keysvc.Validate(context.Background(), keyauth.Question{
+		// Its checksum is wrong: it is refused without a call.
+		Token:       "scribe_ksk1_9fQ2mXc7Lr0TzB4w_cut-off",
+		Requirement: keyauth.Scope("signatures:read"),
+	})
+	switch {
+	case err != nil:
+		fmt.Println("no answer, so no 401 and no 403, and not allowed:", err)
+	case answer.Decision != keysvcv1.Decision_DECISION_ALLOWED:
+		fmt.Println("refused:", answer.Reason)
+	default:
+		fmt.Println("acts as", answer.Principal.MemberID, "in", answer.Principal.WorkspaceID)
+	}
+	// Output: refused: REASON_KEY_INVALID
 }

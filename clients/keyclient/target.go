@@ -23,19 +23,28 @@ func parseTarget(target string) (full string, local bool) {
 			endpoint, scheme = rest, known
 		}
 	}
-	endpoint = withPort(endpoint)
+	if complete := withPort(endpoint); complete != endpoint {
+		endpoint = complete
+		if scheme == "" {
+			scheme = "dns:///" // a host with a port is else taken for a scheme, if it is called unix
+		}
+	}
 	host, _, err := net.SplitHostPort(endpoint)
 	if err != nil {
 		return target, false
 	}
 	address, err := netip.ParseAddr(host)
-	return scheme + endpoint, strings.EqualFold(host, "localhost") || err == nil && address.Unmap().IsLoopback()
+	loopback := err == nil && address.Zone() == "" && address.Unmap().IsLoopback()
+	return scheme + endpoint, loopback || strings.EqualFold(host, "localhost")
 }
 
 // withPort adds DefaultPort to a host that stands alone.
 func withPort(endpoint string) string {
+	if _, _, err := net.SplitHostPort(endpoint); err == nil {
+		return endpoint
+	}
 	bare := strings.TrimSuffix(strings.TrimPrefix(endpoint, "["), "]")
-	if address, err := netip.ParseAddr(bare); err == nil {
+	if address, err := netip.ParseAddr(bare); err == nil && address.Zone() == "" {
 		return net.JoinHostPort(address.String(), DefaultPort)
 	}
 	if endpoint == "" || strings.ContainsAny(endpoint, ":/[]") {

@@ -1,6 +1,7 @@
 package keycredentials_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 
@@ -26,4 +27,17 @@ func ExampleHTTP() {
 	_, err = client.Get("https://elsewhere.example.com/")
 	fmt.Println(err)
 	// Output: Get "https://elsewhere.example.com/": keycredentials: elsewhere.example.com is not among the hosts that may get the token; nothing was sent
+}
+
+func ExampleSourceFunc() {
+	// A secret store's client goes here; let it keep what it has read.
+	source := keycredentials.SourceFunc(func(context.Context) (string, error) { return "cut off,", nil })
+	tripper, err := keycredentials.HTTP(nil, source, []string{"api.example.com"})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	_, err = (&http.Client{Transport: tripper}).Get("https://api.example.com/v1/signatures")
+	fmt.Println(err)
+	// Output: Get "https://api.example.com/v1/signatures": keycredentials: the token has at byte 3 what no token has; allowed are letters, digits and _ - . ~ + / =; nothing was sent
 }

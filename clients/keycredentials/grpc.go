@@ -2,13 +2,16 @@ package keycredentials
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
+	"net/url"
 	"strings"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 )
 
 // Option changes what is allowed.
@@ -17,7 +20,9 @@ type Option func(*options)
 type options struct{ plaintextLoopback bool }
 
 // AllowPlaintextLoopback allows calls without TLS to loopback addresses and unix sockets,
-// where nobody but this machine can listen. It is for development.
+// where nobody but this machine can listen: for gRPC to targets that name one or localhost,
+// for HTTP to hosts that are a loopback address, where the RoundTripper below must not use
+// a proxy for these. It is for development.
 func AllowPlaintextLoopback() Option {
 	return func(o *options) { o.plaintextLoopback = true }
 }
@@ -31,8 +36,12 @@ func optionsOf(given []Option) options {
 }
 
 // PerRPC returns credentials that send the token with each call. Use them with
-// grpc.WithPerRPCCredentials, or with grpc.PerRPCCredentials for single calls. A call over
-// a connection without TLS fails before anything is sent.
+// grpc.WithPerRPCCredentials, or with grpc.PerRPCCredentials for single calls.
+//
+// A call fails before anything is sent, with codes.Internal if its connection is not known
+// to be private and authentic, or if it has authorization metadata already, and with
+// codes.Unavailable if the source fails. grpc itself answers UNAUTHENTICATED for single
+// calls without TLS and without AllowPlaintextLoopback.
 func PerRPC(source Source, given ...Option) credentials.PerRPCCredentials {
 	return &perRPC{source: source, options: optionsOf(given)}
 }
@@ -42,22 +51,22 @@ type perRPC struct {
 	options options
 }
 
-// errPlaintext is the answer where somebody could listen.
-var errPlaintext = errors.New("keycredentials: the connection has no TLS, so the token was not sent; use TLS, or AllowPlaintextLoopback on this machine")
-
 // GetRequestMetadata implements credentials.PerRPCCredentials.
-func (p *perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
-	info, ok := credentials.RequestInfoFromContext(ctx)
-	if !ok {
-		return nil, errPlaintext
+func (p *perRPC) GetRequestMetadata(ctx context.Context, audience ...string) (map[string]string, error) {
+	info, _ := credentials.RequestInfoFromContext(ctx)
+	if !isSecure(info.AuthInfo) && (!p.options.plaintextLoopback || !isLoopbackCall(ctx, audience)) {
+		return nil, status.Error(codes.Internal,
+			"keycredentials: the connection is not known to be secure, so the token was not sent; use TLS, or AllowPlaintextLoopback with a target on this machine")
 	}
-	if err := credentials.CheckSecurityLevel(info.AuthInfo, credentials.PrivacyAndIntegrity); err != nil &&
-		(!p.options.plaintextLoopback || !isLoopbackCall(ctx)) {
-		return nil, errPlaintext
+	if outgoing, _ := metadata.FromOutgoingContext(ctx); len(outgoing.Get("authorization")) > 0 {
+		return nil, status.Error(codes.Internal, "keycredentials: the call has authorization metadata already; nothing was sent")
 	}
-	value, err := header(ctx, p.source)
-	if err != nil {
-		return nil, err
+	value, err := authorization(ctx, p.source)
+	switch {
+	case ctx.Err() != nil:
+		return nil, status.FromContextError(ctx.Err()).Err()
+	case err != nil:
+		return nil, status.Error(codes.Unavailable, err.Error())
 	}
 	return map[string]string{"authorization": value}, nil
 }
@@ -65,11 +74,26 @@ func (p *perRPC) GetRequestMetadata(ctx context.Context, _ ...string) (map[strin
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (p *perRPC) RequireTransportSecurity() bool { return !p.options.plaintextLoopback }
 
-// isLoopbackCall says whether a call goes to this machine. grpc puts the peer of the
-// connection into the context before it asks for metadata.
-func isLoopbackCall(ctx context.Context) bool {
+// isSecure says whether a connection is private and authentic. Of one that does not say,
+// nothing is known; credentials.CheckSecurityLevel would let it pass.
+func isSecure(connection credentials.AuthInfo) bool {
+	common, ok := connection.(interface {
+		GetCommonAuthInfo() credentials.CommonAuthInfo
+	})
+	return ok && common.GetCommonAuthInfo().SecurityLevel >= credentials.PrivacyAndIntegrity
+}
+
+// isLoopbackCall says whether a call goes to this machine: its connection does, and it was
+// dialled as such. The one without the other could be a proxy on this machine.
+func isLoopbackCall(ctx context.Context, audience []string) bool {
+	// grpc puts the peer of the connection into the context before it asks for metadata, in
+	// the place of one that the context of an incoming call has.
 	remote, ok := peer.FromContext(ctx)
-	return ok && remote.Addr != nil && isLoopback(remote.Addr)
+	if !ok || remote.Addr == nil || !isLoopback(remote.Addr) || len(audience) != 1 {
+		return false
+	}
+	dialled, err := url.Parse(audience[0])
+	return err == nil && (strings.EqualFold(dialled.Hostname(), "localhost") || isLoopbackHost(dialled.Hostname()))
 }
 
 func isLoopback(address net.Addr) bool {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 )
@@ -27,7 +28,7 @@ type RoundTripper struct {
 // request that has an Authorization header already; nothing is sent then.
 func HTTP(base http.RoundTripper, source Source, hosts []string, given ...Option) (*RoundTripper, error) {
 	if source == nil {
-		return nil, errors.New("keycredentials: source: is nil; File, Environment or a SourceFunc is required")
+		return nil, errNoSource
 	}
 	if len(hosts) == 0 {
 		return nil, errors.New("keycredentials: hosts: are empty; name those that may get the token")
@@ -37,12 +38,35 @@ func HTTP(base http.RoundTripper, source Source, hosts []string, given ...Option
 	}
 	tripper := &RoundTripper{source: source, base: base, options: optionsOf(given)}
 	for _, host := range hosts {
-		if host == "" || strings.ContainsAny(host, "/@* ") {
-			return nil, fmt.Errorf("keycredentials: hosts: %q is none; the form is example.com or example.com:8443", host)
+		name, ok := parseHost(host)
+		if !ok {
+			return nil, fmt.Errorf("keycredentials: hosts: %q is none; the form is example.com or example.com:8443, in ASCII, without wildcards", host)
 		}
-		tripper.hosts = append(tripper.hosts, strings.ToLower(host))
+		tripper.hosts = append(tripper.hosts, name)
 	}
 	return tripper, nil
+}
+
+// parseHost returns a host, with its port if it has one, in the form in which hosts are
+// compared. It is one that a URL may have, and nothing else of a URL.
+func parseHost(text string) (host string, ok bool) {
+	parsed, err := url.Parse("https://" + text)
+	if err != nil || parsed.Host != text || parsed.Hostname() == "" || strings.HasSuffix(text, ":") {
+		return "", false
+	}
+	for _, char := range []byte(text) {
+		if char <= ' ' || char > '~' || char == '*' || char == '%' {
+			return "", false
+		}
+	}
+	return strings.ToLower(text), true
+}
+
+// CloseIdleConnections closes those of the RoundTripper below, if it can; see http.Client.
+func (t *RoundTripper) CloseIdleConnections() {
+	if closer, ok := t.base.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
 }
 
 // RoundTrip implements http.RoundTripper. The request is not changed.
@@ -65,14 +89,14 @@ func (t *RoundTripper) authorize(request *http.Request) (*http.Request, error) {
 	if !slices.Contains(t.hosts, host) {
 		return nil, fmt.Errorf("keycredentials: %s is not among the hosts that may get the token; nothing was sent", host)
 	}
-	if request.URL.Scheme != "https" && (!t.options.plaintextLoopback || !isLoopbackHost(request.URL.Hostname())) {
-		return nil, fmt.Errorf("keycredentials: %s://%s has no TLS; use https, or AllowPlaintextLoopback on this machine; nothing was sent",
+	if request.URL.Scheme != "https" && (request.URL.Scheme != "http" || !t.options.plaintextLoopback || !isLoopbackHost(request.URL.Hostname())) {
+		return nil, fmt.Errorf("keycredentials: %s://%s has no TLS; use https, or AllowPlaintextLoopback and a loopback address such as 127.0.0.1; nothing was sent",
 			request.URL.Scheme, host)
 	}
-	if len(request.Header.Values("Authorization")) > 0 || request.URL.User != nil {
+	if hasAuthorization(request.Header) || request.URL.User != nil {
 		return nil, errors.New("keycredentials: the request has an authorization already; nothing was sent")
 	}
-	value, err := header(request.Context(), t.source)
+	value, err := authorization(request.Context(), t.source)
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +106,16 @@ func (t *RoundTripper) authorize(request *http.Request) (*http.Request, error) {
 	}
 	authorized.Header.Set("Authorization", value)
 	return authorized, nil
+}
+
+// hasAuthorization also finds a header whose name was not written canonically.
+func hasAuthorization(header http.Header) bool {
+	for name := range header {
+		if strings.EqualFold(name, "Authorization") {
+			return true
+		}
+	}
+	return false
 }
 
 // isLoopbackHost says whether a host is an address of this machine. Names are not: not

@@ -8,10 +8,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // maxTokenBytes is the longest token that is sent; keysvc's have less than a hundred.
@@ -20,7 +22,8 @@ const maxTokenBytes = 4096
 // Source yields the token to send. It is asked before each call and must be safe for
 // concurrent use; its errors must not contain the token.
 type Source interface {
-	// Token returns the token. A token that cannot stand in a header is refused later.
+	// Token returns the token. One that cannot stand in a header, and one of keysvc's whose
+	// checksum is wrong, is not sent.
 	Token(ctx context.Context) (string, error)
 }
 
@@ -34,97 +37,119 @@ func (f SourceFunc) Token(ctx context.Context) (string, error) { return f(ctx) }
 // read anew each time.
 func Environment(name string) Source {
 	return SourceFunc(func(context.Context) (string, error) {
-		token, ok := os.LookupEnv(name)
+		text, ok := os.LookupEnv(name)
 		if !ok {
 			return "", fmt.Errorf("keycredentials: the environment variable %s is not set", name)
 		}
-		return token, nil
+		return text, nil
 	})
 }
 
-// fileInterval is how long a file is taken not to have changed.
+// fileInterval is how long what was read from a file is used without reading it again.
 const fileInterval = time.Second
 
-// File returns the Source of a file, one line feed at whose end does not count. It is
-// looked at once a second at most, and read anew when it was replaced or written to; so
-// a rotated token is in use a second later. While a file that was read once cannot be read,
+// File returns the Source of a regular file, one line break at whose end does not count. It
+// is read once a second at most, so a rotated token is in use a second later. While a file
+// that was read once cannot be read, or has no token in it because somebody is writing it,
 // the token of before stays in use.
-func File(path string) Source { return newFile(path, time.Now) }
+func File(path string) Source { return SourceFunc(newFile(path, time.Now).token) }
 
 func newFile(path string, now func() time.Time) *file { return &file{path: path, now: now} }
 
+// file is never a Source itself: printed, it would show what it keeps.
 type file struct {
 	path string
 	now  func() time.Time
 
 	mutex sync.Mutex
-	token string
-	read  bool
-	// looked is when the file was looked at, and seen how it looked when it was read.
+	// kept is the newest token; empty before the first.
+	kept string
+	// looked is when the file was read last.
 	looked time.Time
-	seen   fs.FileInfo
 }
 
-// Token implements Source.
-func (f *file) Token(context.Context) (string, error) {
+func (f *file) token(context.Context) (string, error) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	now := f.now()
-	if passed := now.Sub(f.looked); f.read && passed >= 0 && passed < fileInterval {
-		return f.token, nil
+	if passed := now.Sub(f.looked); f.kept != "" && passed >= 0 && passed < fileInterval {
+		return f.kept, nil
 	}
-	err := f.refresh()
-	if err != nil && !f.read {
-		return "", fmt.Errorf("keycredentials: %w", err)
+	text, err := readToken(f.path)
+	switch {
+	case err == nil:
+		f.kept = text
+	case f.kept == "":
+		return "", fmt.Errorf("keycredentials: file %s: %w", f.path, err)
 	}
 	f.looked = now
-	return f.token, nil
+	return f.kept, nil
 }
 
-// refresh reads the file if it is another one than was read. What was written twice
-// within the resolution of its time and with the same length is found the next time that
-// one of them changes.
-func (f *file) refresh() error {
-	info, err := os.Stat(f.path)
-	if err != nil {
-		return err
+// readToken reads a file with nothing but a token in it.
+func readToken(path string) (string, error) {
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return "", err
+	case !info.Mode().IsRegular():
+		// Opening a pipe would wait for somebody to write to it.
+		return "", errors.New("is not a regular file")
+	case info.Size() > maxTokenBytes+int64(len("\r\n")):
+		return "", fmt.Errorf("has %d bytes; a token has up to %d", info.Size(), maxTokenBytes)
 	}
-	if f.read && os.SameFile(info, f.seen) && info.ModTime().Equal(f.seen.ModTime()) && info.Size() == f.seen.Size() {
-		return nil
-	}
-	if info.Size() > maxTokenBytes+2 {
-		return fmt.Errorf("%s has %d bytes; a token has up to %d", f.path, info.Size(), maxTokenBytes)
-	}
-	text, err := os.ReadFile(f.path)
-	if err != nil {
-		return err
-	}
-	text = bytes.TrimSuffix(bytes.TrimSuffix(text, []byte("\n")), []byte("\r"))
-	if len(text) == 0 {
-		// Somebody is writing it.
-		return fmt.Errorf("%s is empty", f.path)
-	}
-	f.token, f.seen, f.read = string(text), info, true
-	return nil
-}
-
-// errToken is what is wrong with a token, without the token.
-var errToken = errors.New("keycredentials: the token has a character that no token has, such as white space, or is empty or too long; nothing was sent")
-
-// header returns the value of the authorization header (RFC 6750 section 2.1).
-func header(ctx context.Context, source Source) (string, error) {
-	token, err := source.Token(ctx)
+	content, err := os.ReadFile(path)
 	if err != nil {
 		return "", err
 	}
-	if token == "" || len(token) > maxTokenBytes {
-		return "", errToken
+	text := string(bytes.TrimSuffix(bytes.TrimSuffix(content, []byte("\n")), []byte("\r")))
+	return text, check(text)
+}
+
+// check says what keeps text from being sent as a token, without the text.
+func check(text string) error {
+	if text == "" {
+		return errors.New("the token is empty")
 	}
-	for _, char := range []byte(token) {
-		// Visible ASCII: with anything else a header could be ended, and another begun.
-		if char <= ' ' || char > '~' {
-			return "", errToken
+	if len(text) > maxTokenBytes {
+		return fmt.Errorf("the token has %d bytes; allowed are up to %d", len(text), maxTokenBytes)
+	}
+	for index, char := range []byte(text) {
+		// token68 of RFC 9110, section 11.2: with anything else a header could be ended, and
+		// another begun.
+		if !isToken68(char) {
+			return fmt.Errorf("the token has at byte %d what no token has; allowed are letters, digits and _ - . ~ + / =", index)
 		}
 	}
-	return "Bearer " + token, nil
+	if token.In(text) {
+		if _, err := token.Parse(text); err != nil {
+			return errors.New("the token is damaged or cut off: its checksum is wrong")
+		}
+	}
+	return nil
 }
+
+func isToken68(char byte) bool {
+	return char >= 'a' && char <= 'z' || char >= 'A' && char <= 'Z' || char >= '0' && char <= '9' ||
+		strings.IndexByte("_-.~+/=", char) >= 0
+}
+
+// authorization returns the value of the header of that name (RFC 6750 section 2.1).
+func authorization(ctx context.Context, source Source) (string, error) {
+	if source == nil {
+		return "", errNoSource
+	}
+	text, err := source.Token(ctx)
+	if err != nil {
+		if token.In(err.Error()) {
+			return "", errors.New("keycredentials: the source failed, with an error that holds a token and is not shown")
+		}
+		return "", err
+	}
+	if err := check(text); err != nil {
+		return "", fmt.Errorf("keycredentials: %w; nothing was sent", err)
+	}
+	return "Bearer " + text, nil
+}
+
+var errNoSource = errors.New("keycredentials: source: is nil; File, Environment or a SourceFunc is required")

@@ -1,0 +1,376 @@
+package nearcache
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/scribe-mail/keysvc/clients/keyauth"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+const (
+	// shortestBackoff and longestBackoff bound the wait before the next session is tried.
+	shortestBackoff = 50 * time.Millisecond
+	longestBackoff  = 5 * time.Second
+	// idleAfter is how long nobody asks before the lease is no longer renewed.
+	idleAfter = 30 * time.Second
+	// closeTimeout bounds the wait for the server's end of a session that is closed.
+	closeTimeout = time.Second
+)
+
+// Config says what a Cache works with.
+type Config struct {
+	// Sync and Validations are clients of the same keysvc. Required.
+	Sync        keysvcv1.SyncServiceClient
+	Validations keysvcv1.ValidationServiceClient
+	// Request makes what is sent of a question, and Read reads an answer and says what is
+	// wrong with one that makes no sense. Required.
+	Request func(question keyauth.Question) *keysvcv1.ValidateKeyRequest
+	Read    func(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error)
+	// MaxEntries bounds the cache. Default: 100,000, which takes some 60 MB.
+	MaxEntries int
+	// Timeout bounds one validation that the server is asked for. Default: 1 s.
+	Timeout time.Duration
+	// Now is the clock. Its times should have a monotonic part (C3). Default: time.Now.
+	Now func() time.Time
+	// Log receives how sessions begin and end. Default: nothing.
+	Log *slog.Logger
+}
+
+// Cache is a keyauth.Watcher that answers from memory where it may, and from the server
+// otherwise.
+type Cache struct {
+	config Config
+	core   *Core
+	misses *misses
+
+	ctx  context.Context //nolint:containedctx // the cache's own life
+	stop context.CancelFunc
+	// running is the session's goroutine.
+	running sync.WaitGroup
+	// wanted wakes a session that idles.
+	wanted chan struct{}
+
+	mutex sync.Mutex
+	// asked is when somebody last asked for what was not answered from memory.
+	asked     time.Time
+	connected bool
+	sessions  int64
+}
+
+var _ keyauth.Watcher = (*Cache)(nil)
+
+// New returns a Cache, which begins its session at once. Close it.
+func New(config Config) *Cache {
+	if config.MaxEntries <= 0 {
+		config.MaxEntries = 100_000
+	}
+	if config.Timeout <= 0 {
+		config.Timeout = time.Second
+	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	if config.Log == nil {
+		config.Log = slog.New(slog.DiscardHandler)
+	}
+	cache := &Cache{config: config, core: NewCore(config.MaxEntries), wanted: make(chan struct{}, 1), asked: config.Now()}
+	cache.ctx, cache.stop = context.WithCancel(context.Background())
+	cache.misses = newMisses(cache.ctx, config, cache.core)
+	cache.running.Go(cache.run)
+	return cache
+}
+
+// Close stops answering from memory, then says so to the server, and waits until nothing
+// runs any more. Questions under way end with an error.
+func (c *Cache) Close() {
+	c.core.GiveUp()
+	c.stop()
+	c.running.Wait()
+	c.misses.wait()
+	c.core.GiveUp()
+}
+
+// Validate implements keyauth.Validator.
+func (c *Cache) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
+	if found, ok := c.core.Find(&question); ok {
+		if now := c.config.Now(); found.Confirm(now) {
+			c.core.Used(found, now)
+			found.count(c.core)
+			return found.Answer(), nil
+		}
+	}
+	return c.ask(ctx, &question)
+}
+
+// count counts a hit where no other processor counts.
+func (f Found) count(core *Core) { core.entries.shard(&f.entry.digest).hits.Add(1) }
+
+// ask answers a question that is no hit.
+func (c *Cache) ask(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
+	if err := ctx.Err(); err != nil {
+		return keyauth.Answer{}, err
+	}
+	now := c.config.Now()
+	c.want(now)
+	if answer, ok := c.core.Refusal(question, now); ok {
+		return answer, nil
+	}
+	return c.misses.ask(ctx, question)
+}
+
+// want notes that the cache is in use.
+func (c *Cache) want(now time.Time) {
+	c.mutex.Lock()
+	c.asked = now
+	c.mutex.Unlock()
+	select {
+	case c.wanted <- struct{}{}:
+	default:
+	}
+}
+
+// Watch implements keyauth.Watcher (rule 10 of the contract). Besides events, it decides
+// again twice in S, and so sees an expiry and a lease that has run out.
+func (c *Cache) Watch(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
+	answer, err := c.Validate(ctx, question)
+	if err != nil || answer.Principal == nil {
+		return answer, err
+	}
+	changed, end := c.core.watch(*answer.Principal)
+	defer end()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			return keyauth.Answer{}, ctx.Err()
+		}
+		answer, err := c.again(ctx, &question)
+		if err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
+			return answer, err
+		}
+		timer.Reset(c.core.period() / 2)
+	}
+}
+
+// again is Validate, but does not count as a use of the key when memory answers.
+func (c *Cache) again(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
+	if found, ok := c.core.Find(question); ok && found.Confirm(c.config.Now()) {
+		return found.Answer(), nil
+	}
+	return c.ask(ctx, question)
+}
+
+// Snapshot is how the cache stands.
+func (c *Cache) Snapshot() (snapshot Snapshot, connected bool, sessions int64) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	return c.core.Snapshot(c.config.Now()), c.connected, c.sessions
+}
+
+// period returns S.
+func (c *Core) period() time.Duration {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if c.staleness <= 0 {
+		return defaultStaleness
+	}
+	return c.staleness
+}
+
+// run holds one session after the other until Close.
+func (c *Cache) run() {
+	wait := shortestBackoff
+	for c.ctx.Err() == nil {
+		welcome, farewell, err := c.session()
+		if c.ctx.Err() != nil {
+			return
+		}
+		c.config.Log.Debug("the session of the near-cache has ended", "welcome", welcome, "farewell", farewell, "error", err)
+		if welcome {
+			wait = shortestBackoff
+		}
+		if farewell && welcome {
+			continue // elsewhere, at once
+		}
+		// Full jitter: those who lost the same server do not come back together.
+		timer := time.NewTimer(rand.N(wait)) //nolint:gosec // jitter, no secret
+		select {
+		case <-timer.C:
+		case <-c.ctx.Done():
+			timer.Stop()
+		}
+		wait = min(2*wait, longestBackoff)
+	}
+}
+
+// session holds one session. It says whether the server bade welcome and goodbye.
+func (c *Cache) session() (welcome, farewell bool, err error) {
+	// The stream outlives Close for the moment that it takes to end in order.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx))
+	defer cancel()
+	abort := context.AfterFunc(c.ctx, func() {
+		timer := time.AfterFunc(closeTimeout, cancel)
+		context.AfterFunc(ctx, func() { timer.Stop() })
+	})
+	defer abort()
+	stream, err := c.config.Sync.Sync(ctx)
+	if err != nil {
+		return false, false, err
+	}
+	if err := stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: c.core.Hello()}}); err != nil && !errors.Is(err, io.EOF) {
+		return false, false, err
+	}
+	marks := make(chan struct{}, 1)
+	begun := make(chan struct{})
+	var sending sync.WaitGroup
+	sending.Go(func() { c.send(ctx, stream, begun, marks) })
+	defer sending.Wait()
+	defer cancel()
+	defer func() {
+		c.mutex.Lock()
+		c.connected = false
+		c.mutex.Unlock()
+	}()
+	for {
+		response, err := stream.Recv()
+		if err != nil {
+			return welcome, farewell, err
+		}
+		if !welcome {
+			message := response.GetWelcome()
+			if message == nil || message.GetStaleness().AsDuration() <= 0 {
+				return false, false, errors.New("the session did not begin with a welcome")
+			}
+			c.core.Welcome(message)
+			welcome = true
+			c.mutex.Lock()
+			c.connected = true
+			c.sessions++
+			c.mutex.Unlock()
+			close(begun)
+			continue
+		}
+		switch message := response.GetKind().(type) {
+		case *keysvcv1.SyncResponse_Events:
+			c.core.Events(message.Events)
+		case *keysvcv1.SyncResponse_Mark:
+			select {
+			case marks <- struct{}{}:
+			default:
+			}
+		case *keysvcv1.SyncResponse_Pong:
+			c.core.Pong(message.Pong, time.Time{})
+		case *keysvcv1.SyncResponse_Reset_:
+			c.core.Reset(message.Reset_)
+		case *keysvcv1.SyncResponse_Goodbye:
+			farewell = true
+		default:
+			// A newer server, or a second welcome: nothing is known any more.
+			c.core.Reset(&keysvcv1.SyncReset{})
+			return welcome, farewell, errors.New("the server said something that this version does not know")
+		}
+	}
+}
+
+// send sends what the client has to say, until the stream ends or the cache is closed.
+func (c *Cache) send(ctx context.Context, stream keysvcv1.SyncService_SyncClient, begun, marks <-chan struct{}) {
+	select {
+	case <-begun:
+	case <-ctx.Done():
+		return
+	case <-c.ctx.Done():
+		stream.CloseSend() //nolint:errcheck // it never fails
+		return
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var hits int64
+	for {
+		var message *keysvcv1.SyncRequest
+		select {
+		case <-marks:
+			message = &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Applied{Applied: c.core.Applied()}}
+		case <-timer.C:
+			timer.Reset(c.untilPing())
+			if c.core.waits(c.config.Now()) {
+				continue
+			}
+			var active bool
+			if hits, active = c.active(hits); !active && !c.sleep(ctx, timer, marks, stream) {
+				return
+			}
+			message = &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: c.core.Ping(c.config.Now())}}
+		case <-ctx.Done():
+			return
+		case <-c.ctx.Done():
+			c.farewell(stream)
+			return
+		}
+		if stream.Send(message) != nil {
+			return // Recv has the error
+		}
+	}
+}
+
+// untilPing returns when to ping next: after S/3, or a little earlier.
+func (c *Cache) untilPing() time.Duration {
+	third := c.core.period() / 3
+	return third - rand.N(third/10+1) //nolint:gosec // jitter, no secret
+}
+
+// farewell closes the client's half of the stream, which says that the lease was given up:
+// Close has done that. Nothing else closes it, or the server would believe what is not
+// true (S3). What is left to say are the last uses.
+func (c *Cache) farewell(stream keysvcv1.SyncService_SyncClient) {
+	if last := c.core.Ping(c.config.Now()); len(last.GetUses()) > 0 {
+		stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: last}}) //nolint:errcheck // it ends anyhow
+	}
+	stream.CloseSend() //nolint:errcheck // it never fails
+}
+
+// active returns the number of hits so far, and whether anybody has asked of late.
+func (c *Cache) active(before int64) (hits int64, active bool) {
+	snapshot, _, _ := c.Snapshot()
+	now := c.config.Now()
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if snapshot.Hits != before || snapshot.Watches > 0 {
+		c.asked = now
+	}
+	return snapshot.Hits, now.Sub(c.asked) <= idleAfter
+}
+
+// sleep waits until somebody asks again, and answers marks meanwhile. It says whether the
+// session goes on.
+func (c *Cache) sleep(ctx context.Context, timer *time.Timer, marks <-chan struct{}, stream keysvcv1.SyncService_SyncClient) bool {
+	timer.Stop()
+	select {
+	case <-c.wanted: // an old one
+	default:
+	}
+	for {
+		select {
+		case <-c.wanted:
+			timer.Reset(c.untilPing())
+			return true
+		case <-marks:
+			if stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Applied{Applied: c.core.Applied()}}) != nil {
+				return false
+			}
+		case <-ctx.Done():
+			return false
+		case <-c.ctx.Done():
+			c.farewell(stream)
+			return false
+		}
+	}
+}

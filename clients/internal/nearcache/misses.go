@@ -1,0 +1,256 @@
+package nearcache
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/scribe-mail/keysvc/clients/keyauth"
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+const (
+	// maxBatch is how many questions go with one call, and maxBatches how many calls are
+	// under way.
+	maxBatch   = 256
+	maxBatches = 4
+	// maxQueue is how many questions wait for a call.
+	maxQueue = 16384
+	// maxAttempts is how often a question is asked whose answers are outdated.
+	maxAttempts = 3
+	// maxTokenBytes is the longest token text that is sent.
+	maxTokenBytes = 4096
+)
+
+// misses asks the server what memory does not know: same questions once, and several
+// together. A question can be joined until it is sent (C6).
+type misses struct {
+	ctx    context.Context //nolint:containedctx // the cache's own life
+	config Config
+	core   *Core
+	// running are the calls under way.
+	running sync.WaitGroup
+	faults  struct{ joinSent bool } // C6, for tests
+
+	mutex   sync.Mutex
+	waiting map[digest]*flight
+	queue   []*flight
+	batches int
+}
+
+// flight is a question on its way, and who waits for its answer.
+type flight struct {
+	digest   digest
+	question keyauth.Question
+	attempts int
+	// freely asks without min_revision, as the epoch is no longer the session's.
+	freely bool
+
+	// done is closed when answer and err are set.
+	done   chan struct{}
+	answer keyauth.Answer
+	err    error
+}
+
+func newMisses(ctx context.Context, config Config, core *Core) *misses {
+	return &misses{ctx: ctx, config: config, core: core, waiting: make(map[digest]*flight)}
+}
+
+// wait returns when no call is under way. The context has ended.
+func (m *misses) wait() { m.running.Wait() }
+
+// cannotBeToken says whether text need not leave this process: it looks like one of
+// keysvc's tokens and its checksum is wrong, or gRPC could not carry it.
+func cannotBeToken(text string) bool {
+	if text == "" || len(text) > maxTokenBytes || !utf8.ValidString(text) {
+		return true
+	}
+	if !strings.Contains(text, "_ksk1_") {
+		return false
+	}
+	_, err := token.Parse(text)
+	return err != nil
+}
+
+// ask asks the server.
+func (m *misses) ask(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
+	if !question.Requirement.IsValid() || question.Requirement.IsPublic() {
+		return keyauth.Answer{}, status.Errorf(codes.Internal, "keyclient: %q is nothing to ask keysvc for", question.Requirement)
+	}
+	if cannotBeToken(question.Token) {
+		return keyauth.Answer{
+			Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID,
+		}, nil
+	}
+	joined, err := m.join(question)
+	if err != nil {
+		return keyauth.Answer{}, err
+	}
+	timer := time.NewTimer(m.config.Timeout)
+	defer timer.Stop()
+	select {
+	case <-joined.done:
+		return joined.answer, joined.err
+	case <-ctx.Done():
+		return keyauth.Answer{}, ctx.Err()
+	case <-timer.C:
+		return keyauth.Answer{}, status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer in time, which is %s at most", m.config.Timeout)
+	case <-m.ctx.Done():
+		return keyauth.Answer{}, errClosed
+	}
+}
+
+var (
+	errClosed = status.Error(codes.Unavailable, "keyclient: the client was closed")
+	errBusy   = status.Error(codes.Unavailable, "keyclient: too many questions wait for keysvc")
+	errStale  = status.Error(codes.Unavailable, "keyclient: the answers of keysvc were outdated when they came")
+)
+
+// join returns the flight of a question, which begins if there is none to join.
+func (m *misses) join(question *keyauth.Question) (*flight, error) {
+	known := m.core.digestQuestion(question)
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	if m.ctx.Err() != nil {
+		return nil, errClosed
+	}
+	m.core.counters.Misses.Add(1)
+	if joined := m.waiting[known]; joined != nil {
+		return joined, nil
+	}
+	if len(m.queue) >= maxQueue {
+		return nil, errBusy
+	}
+	begun := &flight{digest: known, question: *question, done: make(chan struct{})}
+	m.waiting[known] = begun
+	m.queue = append(m.queue, begun)
+	m.dispatch()
+	return begun, nil
+}
+
+// dispatch begins a call if one may begin. mutex is held.
+func (m *misses) dispatch() {
+	if len(m.queue) == 0 || m.batches >= maxBatches || m.ctx.Err() != nil {
+		return
+	}
+	m.batches++
+	m.running.Go(m.call)
+}
+
+// take takes the next questions; from now on they cannot be joined (C6).
+func (m *misses) take() []*flight {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	count := min(len(m.queue), maxBatch)
+	taken := m.queue[:count:count]
+	m.queue = m.queue[count:]
+	if len(m.queue) == 0 {
+		m.queue = nil
+	}
+	if !m.faults.joinSent {
+		for _, each := range taken {
+			delete(m.waiting, each.digest)
+		}
+	}
+	if count == 0 {
+		m.batches--
+	}
+	return taken
+}
+
+// call asks one batch after the other until nothing waits.
+func (m *misses) call() {
+	for {
+		batch := m.take()
+		if len(batch) == 0 {
+			return
+		}
+		m.send(batch)
+	}
+}
+
+// send asks a batch.
+func (m *misses) send(batch []*flight) {
+	// What is read first counts: the questions are sent after it.
+	fill := m.core.BeginFill(m.config.Now())
+	request := &keysvcv1.BatchValidateKeysRequest{Requests: make([]*keysvcv1.ValidateKeyRequest, len(batch))}
+	for index, each := range batch {
+		item := m.config.Request(each.question)
+		item.IncludeGrant = true
+		if fill.Epoch() != "" && fill.MinRevision > 0 && !each.freely {
+			item.Epoch, item.MinRevision = fill.Epoch(), fill.MinRevision
+		}
+		request.Requests[index] = item
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, m.config.Timeout)
+	response, err := m.config.Validations.BatchValidateKeys(ctx, request)
+	cancel()
+	if err == nil && len(response.GetResponses()) != len(batch) {
+		err = status.Error(codes.Internal, "keyclient: keysvc answered another number of questions than it was asked")
+	}
+	if status.Code(err) == codes.DeadlineExceeded || status.Code(err) == codes.Canceled {
+		err = status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer in time, which is %s at most", m.config.Timeout)
+	}
+	now := m.config.Now()
+	var again []*flight
+	for index, each := range batch {
+		if err != nil {
+			each.finish(keyauth.Answer{}, err)
+			continue
+		}
+		if !m.settle(each, fill, response.GetResponses()[index], now) {
+			again = append(again, each)
+		}
+	}
+	if len(again) > 0 {
+		m.mutex.Lock()
+		m.queue = append(again, m.queue...)
+		m.mutex.Unlock()
+	}
+}
+
+// settle ends a flight with an item of the response. It says false if it is to be asked
+// again.
+func (m *misses) settle(each *flight, fill Fill, item *keysvcv1.ValidateKeyResponse, now time.Time) bool {
+	each.attempts++
+	if problem := item.GetError(); problem != nil {
+		if problem.GetReason() == keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH && !each.freely {
+			each.freely = true // another history: the session will find out, this request need not wait for it
+			return false
+		}
+		code := codes.Code(problem.GetCode()) //nolint:gosec // checked below
+		if problem.GetCode() <= 0 || problem.GetCode() > 16 {
+			code = codes.Internal
+		}
+		each.finish(keyauth.Answer{}, status.Error(code, problem.GetMessage()))
+		return true
+	}
+	answer, err := m.config.Read(item)
+	if err != nil {
+		each.finish(keyauth.Answer{}, err)
+		return true
+	}
+	if each.freely {
+		fill = Fill{sent: fill.sent}
+	}
+	if m.core.EndFill(fill, &each.question, item, answer, now) != AskAgain {
+		each.finish(answer, nil)
+		return true
+	}
+	if each.attempts >= maxAttempts {
+		each.finish(keyauth.Answer{}, errStale)
+		return true
+	}
+	return false
+}
+
+func (f *flight) finish(answer keyauth.Answer, err error) {
+	f.answer, f.err = answer, err
+	close(f.done)
+}

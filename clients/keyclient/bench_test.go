@@ -1,0 +1,76 @@
+package keyclient_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+
+	"github.com/scribe-mail/keysvc/clients/keyauth"
+	"github.com/scribe-mail/keysvc/clients/keyclient"
+	"github.com/scribe-mail/keysvc/internal/server/servertest"
+)
+
+// BenchmarkInterceptor goes from incoming metadata to the principal in the context: with
+// the answer in memory, from 1 to 16 goroutines per processor, and with a call for each.
+func BenchmarkInterceptor(b *testing.B) {
+	keysvc := servertest.Start(b, servertest.Options{})
+	keysvc.PutMember(b, "acme", "ann", "admin")
+	_, token := keysvc.CreateKey(b, "acme", "ann", "signatures:read")
+	near := newClient(b, keysvc.Address, keyclient.Config{NearCache: true})
+	fresh(b, near)
+	for _, each := range []struct {
+		name      string
+		validator keyauth.Validator
+		parallel  int
+	}{
+		{"Hit", near, 0},
+		{"Hit/Parallel1", near, 1},
+		{"Hit/Parallel4", near, 4},
+		{"Hit/Parallel16", near, 16},
+		{"Call", newClient(b, keysvc.Address, keyclient.Config{}), 0},
+	} {
+		b.Run(each.name, func(b *testing.B) {
+			const method = "/test.v1.Signatures/Get"
+			guard, err := keyauth.NewGuard(each.validator, keyauth.Config{
+				Tables: []keyauth.Table{{method: keyauth.Scope("signatures:read")}}, Log: slog.New(slog.DiscardHandler),
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			ctx := metadata.NewIncomingContext(b.Context(), metadata.Pairs(
+				":authority", "x", "authorization", "Bearer "+token, "content-type", "application/grpc", "user-agent", "grpc-go"))
+			ctx = peer.NewContext(ctx, &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}})
+			intercept, info := guard.UnaryServerInterceptor(), &grpc.UnaryServerInfo{FullMethod: method}
+			handler := func(ctx context.Context, _ any) (any, error) {
+				if _, ok := keyauth.PrincipalFrom(ctx); !ok {
+					b.Error("no principal")
+				}
+				return nil, nil //nolint:nilnil // nobody looks
+			}
+			once := func() {
+				if _, err := intercept(ctx, nil, info, handler); err != nil {
+					b.Error(err)
+				}
+			}
+			once()
+			b.ReportAllocs()
+			if each.parallel == 0 {
+				for b.Loop() {
+					once()
+				}
+				return
+			}
+			b.SetParallelism(each.parallel)
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					once()
+				}
+			})
+		})
+	}
+}
