@@ -25,9 +25,11 @@ package main
 import (
 	"flag"
 	"fmt"
+	"io"
 	"os"
 
 	"google.golang.org/protobuf/compiler/protogen"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
 	"google.golang.org/protobuf/types/pluginpb"
 
@@ -36,23 +38,57 @@ import (
 )
 
 func main() {
+	if err := run(os.Stdin, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, "protoc-gen-go-keyscope:", err)
+		os.Exit(1)
+	}
+}
+
+// run answers one request. What is wrong with the proto files is part of the answer; what
+// is wrong with the compiler is returned.
+func run(in io.Reader, out io.Writer) error {
+	if len(os.Args) > 1 {
+		return fmt.Errorf("unknown argument %q: this is a plugin, which buf or protoc runs", os.Args[1])
+	}
+	text, err := io.ReadAll(in)
+	if err != nil {
+		return err
+	}
+	request, err := keyscope.ParseRequest(text)
+	if err != nil {
+		return err
+	}
 	var flags flag.FlagSet
 	file := flags.String("policy", "", "a policy in YAML, whose scopes are the only ones")
-	protogen.Options{ParamFunc: flags.Set}.Run(func(plugin *protogen.Plugin) error {
-		plugin.SupportedFeatures = uint64(pluginpb.CodeGeneratorResponse_FEATURE_PROTO3_OPTIONAL |
-			pluginpb.CodeGeneratorResponse_FEATURE_SUPPORTS_EDITIONS)
-		plugin.SupportedEditionsMinimum = descriptorpb.Edition_EDITION_PROTO2
-		plugin.SupportedEditionsMaximum = descriptorpb.Edition_EDITION_2023
-		var catalogue *policy.Policy
-		if *file != "" {
-			text, err := os.ReadFile(*file)
-			if err != nil {
-				return fmt.Errorf("policy: %w", err)
-			}
-			if catalogue, err = policy.Parse(*file, text); err != nil {
-				return fmt.Errorf("policy: %w", err)
-			}
+	plugin, err := protogen.Options{ParamFunc: flags.Set}.New(request)
+	if err != nil {
+		return err
+	}
+	plugin.SupportedFeatures = uint64(pluginpb.CodeGeneratorResponse_FEATURE_PROTO3_OPTIONAL |
+		pluginpb.CodeGeneratorResponse_FEATURE_SUPPORTS_EDITIONS)
+	plugin.SupportedEditionsMinimum = descriptorpb.Edition_EDITION_PROTO2
+	plugin.SupportedEditionsMaximum = descriptorpb.Edition_EDITION_2023
+	if err := generate(plugin, *file); err != nil {
+		plugin.Error(err)
+	}
+	answer, err := proto.Marshal(plugin.Response())
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(answer)
+	return err
+}
+
+func generate(plugin *protogen.Plugin, policyFile string) error {
+	var catalogue *policy.Policy
+	if policyFile != "" {
+		text, err := os.ReadFile(policyFile)
+		if err != nil {
+			return fmt.Errorf("policy: %w", err)
 		}
-		return keyscope.Generate(plugin, catalogue)
-	})
+		if catalogue, err = policy.Parse(policyFile, text); err != nil {
+			return fmt.Errorf("policy: %w", err)
+		}
+	}
+	return keyscope.Generate(plugin, catalogue)
 }

@@ -10,9 +10,11 @@ import (
 	"strings"
 
 	"google.golang.org/protobuf/compiler/protogen"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
-	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/pluginpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -23,7 +25,8 @@ const keyauthPackage = protogen.GoImportPath("github.com/scribe-mail/keysvc/clie
 // fileSuffix ends the names of generated files.
 const fileSuffix = "_keyscope.pb.go"
 
-// Generate adds a file to the plugin's answer for each proto file with services. If
+// Generate adds a file to the plugin's answer for each proto file with services. The
+// plugin must come from a request of ParseRequest. If
 // anything is wrong it returns all of it in one error, a line each that begins with
 // file:line. catalogue holds the scopes that exist; nil means that every well-formed one
 // may.
@@ -44,6 +47,14 @@ func Generate(plugin *protogen.Plugin, catalogue *policy.Policy) error {
 	return errors.Join(problems...)
 }
 
+// ParseRequest reads what a compiler sends to a plugin. Options are left as bytes, because
+// Generate must see an annotation that was given twice, which merging hides.
+func ParseRequest(text []byte) (*pluginpb.CodeGeneratorRequest, error) {
+	request := &pluginpb.CodeGeneratorRequest{}
+	err := proto.UnmarshalOptions{Resolver: new(protoregistry.Types)}.Unmarshal(text, request)
+	return request, err
+}
+
 // table is what the methods of one service need.
 type table struct {
 	service *protogen.Service
@@ -52,8 +63,12 @@ type table struct {
 
 type row struct {
 	method *protogen.Method
-	// scope is what is needed; if it is empty, call names the function of keyauth that
-	// makes the requirement.
+	needs
+}
+
+// needs is what an annotation demands: a scope, or, if that is empty, the function of
+// keyauth called so makes the requirement.
+type needs struct {
 	scope, call string
 }
 
@@ -61,68 +76,101 @@ type row struct {
 func readTable(service *protogen.Service, catalogue *policy.Policy) (table, []error) {
 	read := table{service: service}
 	var problems []error
-	fallback := accessOf(service.Desc.Options(), keysvcv1.E_DefaultAccess, (*descriptorpb.ServiceOptions)(nil))
-	if fallback != nil {
-		if _, problem := readAccess(fallback, catalogue); problem != "" {
-			return read, []error{at(service.Desc, "service %s: option (keysvc.v1.default_access) %s", service.Desc.FullName(), problem)}
-		}
+	fallback, problem := accessOf(service.Desc.Options(), keysvcv1.E_DefaultAccess, catalogue)
+	if problem != "" {
+		return read, []error{at(service.Desc, "service %s: option (keysvc.v1.default_access) %s", service.Desc.FullName(), problem)}
 	}
 	for _, method := range service.Methods {
-		said := accessOf(method.Desc.Options(), keysvcv1.E_Access, (*descriptorpb.MethodOptions)(nil))
-		if said == nil {
-			said = fallback
+		needs, problem := accessOf(method.Desc.Options(), keysvcv1.E_Access, catalogue)
+		if problem != "" {
+			problems = append(problems, at(method.Desc, "method %s: option (keysvc.v1.access) %s", method.Desc.FullName(), problem))
+			continue
 		}
-		if said == nil {
+		if needs == nil {
+			needs = fallback
+		}
+		if needs == nil {
 			problems = append(problems, at(method.Desc,
 				"method %s does not say what it needs: write option (keysvc.v1.access) = {required_scope: \"resource:action\"}; "+
 					"or {identity_only: true}, or {public: true}", method.Desc.FullName()))
 			continue
 		}
-		needs, problem := readAccess(said, catalogue)
-		if problem != "" {
-			problems = append(problems, at(method.Desc, "method %s: option (keysvc.v1.access) %s", method.Desc.FullName(), problem))
-			continue
-		}
-		needs.method = method
-		read.rows = append(read.rows, needs)
+		read.rows = append(read.rows, row{method: method, needs: *needs})
 	}
 	return read, problems
 }
 
-// accessOf returns an annotation, nil if there is none.
-func accessOf[Options proto.Message](options proto.Message, extension protoreflect.ExtensionType, _ Options) *keysvcv1.Access {
-	typed, ok := options.(Options)
-	if !ok || !typed.ProtoReflect().IsValid() || !proto.HasExtension(typed, extension) {
-		return nil
+// accessOf returns what an annotation demands, nil if there is none, or what is wrong with
+// it. It reads the bytes that the compiler wrote (see ParseRequest): two option statements
+// are two values there, and whoever merges them sees the last one only.
+func accessOf(options proto.Message, extension protoreflect.ExtensionType, catalogue *policy.Policy) (found *needs, problem string) {
+	const unreadable = "cannot be read; was the file made by another version of keysvc/v1/access.proto?"
+	var value []byte
+	said := false
+	for rest := options.ProtoReflect().GetUnknown(); len(rest) > 0; {
+		number, kind, length := protowire.ConsumeField(rest)
+		if length < 0 {
+			return nil, unreadable
+		}
+		if number == extension.TypeDescriptor().Number() {
+			_, _, tag := protowire.ConsumeTag(rest)
+			part, _ := protowire.ConsumeBytes(rest[tag:length])
+			if kind != protowire.BytesType {
+				return nil, unreadable
+			}
+			said, value = true, append(value, part...)
+		}
+		rest = rest[length:]
 	}
-	access, _ := proto.GetExtension(typed, extension).(*keysvcv1.Access)
-	return access
+	if !said {
+		return nil, ""
+	}
+	set := 0
+	for rest := value; len(rest) > 0; set++ {
+		_, _, length := protowire.ConsumeField(rest)
+		if length < 0 {
+			return nil, unreadable
+		}
+		rest = rest[length:]
+	}
+	if set > 1 {
+		return nil, "sets more than one of required_scope, identity_only and public; keep one"
+	}
+	var access keysvcv1.Access
+	if err := proto.Unmarshal(value, &access); err != nil || len(access.ProtoReflect().GetUnknown()) > 0 {
+		return nil, unreadable
+	}
+	demanded, problem := readAccess(&access, catalogue)
+	if problem != "" {
+		return nil, problem
+	}
+	return &demanded, ""
 }
 
 // readAccess says what an annotation demands, or what is wrong with it.
-func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (needs row, problem string) {
+func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (demanded needs, problem string) {
 	switch requirement := access.GetRequirement().(type) {
 	case *keysvcv1.Access_RequiredScope:
 		scope := requirement.RequiredScope
 		if !policy.ValidScopeName(scope) {
-			return row{}, fmt.Sprintf("has the scope %q, which is malformed; the form is resource:action, each of a-z, 0-9 and _", scope)
+			return needs{}, fmt.Sprintf("has the scope %q, which is malformed; the form is resource:action, each of a-z, 0-9 and _", scope)
 		}
 		if catalogue != nil && !catalogue.HasScope(scope) {
-			return row{}, fmt.Sprintf("has the scope %q, which the policy does not have; %s", scope, allowed(scope, catalogue))
+			return needs{}, fmt.Sprintf("has the scope %q, which the policy does not have; %s", scope, allowed(scope, catalogue))
 		}
-		return row{scope: scope}, ""
+		return needs{scope: scope}, ""
 	case *keysvcv1.Access_IdentityOnly:
 		if requirement.IdentityOnly {
-			return row{call: "IdentityOnly"}, ""
+			return needs{call: "IdentityOnly"}, ""
 		}
-		return row{}, "has identity_only: false, which says nothing; give a required_scope instead"
+		return needs{}, "has identity_only: false, which says nothing; give a required_scope instead"
 	case *keysvcv1.Access_Public:
 		if requirement.Public {
-			return row{call: "Public"}, ""
+			return needs{call: "Public"}, ""
 		}
-		return row{}, "has public: false, which says nothing; give a required_scope instead"
+		return needs{}, "has public: false, which says nothing; give a required_scope instead"
 	}
-	return row{}, "is empty; allowed are required_scope, identity_only: true and public: true"
+	return needs{}, "is empty; allowed are required_scope, identity_only: true and public: true"
 }
 
 // allowed lists the scopes of a policy that may have been meant: those of the resource,

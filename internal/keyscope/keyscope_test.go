@@ -1,14 +1,21 @@
 package keyscope_test
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
 	"go/format"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/pluginpb"
 )
 
 var update = flag.Bool("update", false, "write what comes out to testdata")
@@ -21,8 +28,7 @@ const root = "../.."
 func generate(t *testing.T, folder, options string) (out, printed string, err error) {
 	t.Helper()
 	workspace, out := t.TempDir(), t.TempDir()
-	plugin := filepath.Join(t.TempDir(), "protoc-gen-go-keyscope")
-	run(t, exec.CommandContext(t.Context(), "go", "build", "-o", plugin, root+"/cmd/protoc-gen-go-keyscope"))
+	plugin := buildPlugin(t)
 	for from, to := range map[string]string{filepath.Join("testdata", folder): "things", root + "/proto": "keysvc"} {
 		if err := os.CopyFS(filepath.Join(workspace, to), os.DirFS(from)); err != nil {
 			t.Fatal(err)
@@ -42,6 +48,13 @@ func generate(t *testing.T, folder, options string) (out, printed string, err er
 		"generate", filepath.Join(workspace, "things"), "--template", template)
 	text, err := command.CombinedOutput()
 	return out, string(text), err
+}
+
+func buildPlugin(t *testing.T) string {
+	t.Helper()
+	plugin := filepath.Join(t.TempDir(), "protoc-gen-go-keyscope")
+	run(t, exec.CommandContext(t.Context(), "go", "build", "-o", plugin, root+"/cmd/protoc-gen-go-keyscope"))
+	return plugin
 }
 
 func run(t *testing.T, command *exec.Cmd) {
@@ -108,6 +121,80 @@ func TestBad(t *testing.T) {
 	}
 }
 
+// TestSaidTwice feeds the plugin what protoc makes of two option statements, one for each
+// of two fields: two values of the annotation, which a reader that merges them takes for
+// the last one.
+func TestSaidTwice(t *testing.T) {
+	scope := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "signatures:read")
+	public := protowire.AppendVarint(protowire.AppendTag(nil, 3, protowire.VarintType), 1)
+	const number = 50780
+	said := func(values ...[]byte) (options []byte) {
+		for _, value := range values {
+			options = protowire.AppendBytes(protowire.AppendTag(options, number, protowire.BytesType), value)
+		}
+		return options
+	}
+	plugin := buildPlugin(t)
+	for name, test := range map[string]struct {
+		method, service []byte
+		problem         string
+	}{
+		"once":             {method: said(scope)},
+		"in pieces":        {method: said(nil, scope)},
+		"two statements":   {method: said(scope, public), problem: "things.proto:1: method things.v1.Things.Get: option (keysvc.v1.access) sets more than one of required_scope, identity_only and public; keep one"},
+		"one value":        {method: said(slices.Concat(scope, public)), problem: "more than one"},
+		"the same twice":   {method: said(scope, scope), problem: "more than one"},
+		"of the service":   {service: said(scope, public), problem: "service things.v1.Things: option (keysvc.v1.default_access) sets more than one"},
+		"a newer field":    {method: said(slices.Concat(scope, protowire.AppendVarint(protowire.AppendTag(nil, 9, protowire.VarintType), 1))), problem: "more than one"},
+		"another type":     {method: said(protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 1)), problem: "cannot be read"},
+		"a field too new":  {method: said(protowire.AppendVarint(protowire.AppendTag(nil, 9, protowire.VarintType), 1)), problem: "cannot be read"},
+		"a broken message": {method: said([]byte{0xff}), problem: "cannot be read"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			method, service := &descriptorpb.MethodOptions{}, &descriptorpb.ServiceOptions{}
+			method.ProtoReflect().SetUnknown(test.method)
+			service.ProtoReflect().SetUnknown(test.service)
+			request, err := proto.Marshal(&pluginpb.CodeGeneratorRequest{
+				FileToGenerate: []string{"things.proto"},
+				Parameter:      proto.String("paths=source_relative"),
+				ProtoFile: []*descriptorpb.FileDescriptorProto{{
+					Name: proto.String("things.proto"), Package: proto.String("things.v1"), Syntax: proto.String("proto3"),
+					Options:     &descriptorpb.FileOptions{GoPackage: proto.String("example.com/things/v1;thingsv1")},
+					MessageType: []*descriptorpb.DescriptorProto{{Name: proto.String("Thing")}},
+					Service: []*descriptorpb.ServiceDescriptorProto{{
+						Name: proto.String("Things"), Options: service,
+						Method: []*descriptorpb.MethodDescriptorProto{{
+							Name: proto.String("Get"), InputType: proto.String(".things.v1.Thing"), OutputType: proto.String(".things.v1.Thing"), Options: method,
+						}},
+					}},
+				}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			command := exec.CommandContext(t.Context(), plugin)
+			command.Stdin = bytes.NewReader(request)
+			text, err := command.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var response pluginpb.CodeGeneratorResponse
+			if err := proto.Unmarshal(text, &response); err != nil {
+				t.Fatal(err)
+			}
+			if test.problem == "" {
+				if response.Error != nil || !strings.Contains(response.GetFile()[0].GetContent(), `keyauth.Scope("signatures:read")`) {
+					t.Errorf("got %v", &response)
+				}
+				return
+			}
+			if !strings.Contains(response.GetError(), test.problem) || len(response.GetFile()) != 0 {
+				t.Errorf("got %v, want an error with %q and no file", &response, test.problem)
+			}
+		})
+	}
+}
+
 func TestBadPolicy(t *testing.T) {
 	for _, policy := range []string{"does-not-exist.yaml", "keyscope_test.go"} {
 		path, err := filepath.Abs(policy)
@@ -117,5 +204,17 @@ func TestBadPolicy(t *testing.T) {
 		if _, printed, err := generate(t, "good", `"policy=`+path+`"`); err == nil || !strings.Contains(printed, policy) {
 			t.Errorf("policy=%s: %v\n%s", policy, err, printed)
 		}
+	}
+}
+
+// TestSaidTwiceInBuf is about what buf makes of the statements of TestSaidTwice.
+func TestSaidTwiceInBuf(t *testing.T) {
+	out, printed, err := generate(t, "twice", "")
+	if err == nil || !strings.Contains(printed, "bad.proto:1") {
+		t.Errorf("%v\n%s", err, printed)
+	}
+	t.Log(printed)
+	if files, _ := os.ReadDir(out); len(files) != 0 {
+		t.Error("something was generated")
 	}
 }
