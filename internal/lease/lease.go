@@ -14,9 +14,10 @@ import (
 
 // Elapsed returns how much time has passed between two readings of one clock: the
 // larger of what its monotonic and its wall part say (C3). The one misses a machine's
-// sleep, the other somebody who turns the clock back.
+// sleep, the other somebody who turns the clock back. Wall clocks must show a year from
+// 1678 to 2262.
 func Elapsed(from, to time.Time) time.Duration {
-	return max(to.Sub(from), to.Round(0).Sub(from.Round(0)))
+	return max(to.Sub(from), time.Duration(to.UnixNano()-from.UnixNano()))
 }
 
 // Lease says until when something may be told without asking. The zero Lease is over.

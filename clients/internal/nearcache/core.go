@@ -177,7 +177,8 @@ func (c *Core) Find(question *keyauth.Question) (found Found, ok bool) {
 	if current == (lease.Lease{}) {
 		return Found{}, false
 	}
-	entry := c.entries.find(c.digestToken(question.Token))
+	known := c.digestToken(question.Token)
+	entry := c.entries.find(&known)
 	if entry == nil {
 		return Found{}, false
 	}

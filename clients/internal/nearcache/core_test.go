@@ -303,9 +303,9 @@ func TestEviction(t *testing.T) {
 
 // foundFirst is the entry of the first token, or of another one if that is gone.
 func (f *fixture) foundFirst(other int) Found {
-	found := Found{entry: f.entries.find(f.digestToken("token0"))}
+	found := Found{entry: f.findToken("token0")}
 	if found.entry == nil {
-		found.entry = f.entries.find(f.digestToken(question(other).Token))
+		found.entry = f.findToken(question(other).Token)
 	}
 	return found
 }
@@ -361,4 +361,10 @@ func BenchmarkHit(b *testing.B) {
 		}
 		core.Used(found, now)
 	}
+}
+
+// findToken returns the entry of a token, nil if there is none.
+func (c *Core) findToken(token string) *entry {
+	known := c.digestToken(token)
+	return c.entries.find(&known)
 }

@@ -1,7 +1,9 @@
 package nearcache
 
 import (
-	"sync"
+	"encoding/binary"
+	"math/bits"
+	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
@@ -10,8 +12,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/lease"
 )
 
-// shardCount spreads the locks of hits; a power of two.
-const shardCount = 64
+// counterCount spreads the counting of hits over cache lines; a power of two.
+const counterCount = 64
 
 // entry is a grant that was kept. Nothing of it changes but the atomic fields.
 type entry struct {
@@ -27,61 +29,66 @@ type entry struct {
 	// be reported, recent that it has been used since the last look for room.
 	used            atomic.Int64
 	waiting, recent atomic.Bool
+
+	// next is the next one in the same bucket. It stays when the entry is taken out, for
+	// those who are looking at it.
+	next atomic.Pointer[entry]
 }
 
 // entries are the kept grants. There is no cache library underneath: what is dropped by an
 // event, and what may be put in after it, has to be decided under one lock with the
-// events, and then little is left for a library to do. Finding takes the lock of a shard
-// for reading; changes are made by who holds the Core's mutex.
+// events, and then little is left for a library to do.
+//
+// It is a hash table of lists. Finding takes no lock; changes are made by who holds the
+// Core's mutex. Who is finding while an entry is taken out may still find it, and has read
+// the lease before that (C2).
 type entries struct {
-	most   int
-	shards [shardCount]shard
+	most    int
+	// buckets are a power of two, and as many as there may be entries.
+	buckets []atomic.Pointer[entry]
+	hits    [counterCount]counter
 	// workspaces says what to look at when a workspace changes, and all holds it together.
 	workspaces map[string]map[*entry]struct{}
 	size       int
 }
 
-type shard struct {
-	mutex   sync.RWMutex
-	entries map[digest]*entry
-	hits    atomic.Int64
-	_       [64]byte // a cache line for each
+// counter is a part of a count, on a cache line of its own.
+type counter struct {
+	count atomic.Int64
+	_     [56]byte
 }
 
 func (e *entries) init(most int) {
 	e.most = max(1, most)
 	e.workspaces = make(map[string]map[*entry]struct{})
-	for index := range e.shards {
-		e.shards[index].entries = make(map[digest]*entry)
-	}
+	e.buckets = make([]atomic.Pointer[entry], 1<<bits.Len(uint(e.most)))
 }
 
-func (e *entries) shard(known *digest) *shard { return &e.shards[known[0]%shardCount] }
+// bucket returns the list that an entry is in. A digest is as good as random.
+func (e *entries) bucket(known *digest) *atomic.Pointer[entry] {
+	return &e.buckets[binary.LittleEndian.Uint64(known[:])&uint64(len(e.buckets)-1)]
+}
 
 // find returns an entry, nil if there is none.
-func (e *entries) find(known digest) *entry {
-	shard := e.shard(&known)
-	shard.mutex.RLock()
-	found := shard.entries[known]
-	shard.mutex.RUnlock()
+func (e *entries) find(known *digest) *entry {
+	found := e.bucket(known).Load()
+	for found != nil && found.digest != *known {
+		found = found.next.Load()
+	}
 	return found
 }
 
 // put puts an entry in, in place of the one with the same digest, and makes room for it.
 func (e *entries) put(added *entry) {
-	shard := e.shard(&added.digest)
-	shard.mutex.RLock()
-	before := shard.entries[added.digest]
-	shard.mutex.RUnlock()
-	if before != nil {
+	if before := e.find(&added.digest); before != nil {
 		e.remove(before)
 	}
 	if e.size >= e.most {
 		e.evict()
 	}
-	shard.mutex.Lock()
-	shard.entries[added.digest] = added
-	shard.mutex.Unlock()
+	first := e.bucket(&added.digest)
+	added.next.Store(first.Load())
+	first.Store(added)
 	of := e.workspaces[added.principal.WorkspaceID]
 	if of == nil {
 		of = make(map[*entry]struct{})
@@ -93,10 +100,11 @@ func (e *entries) put(added *entry) {
 
 // remove takes an entry out.
 func (e *entries) remove(gone *entry) {
-	shard := e.shard(&gone.digest)
-	shard.mutex.Lock()
-	delete(shard.entries, gone.digest)
-	shard.mutex.Unlock()
+	at := e.bucket(&gone.digest)
+	for at.Load() != gone {
+		at = &at.Load().next
+	}
+	at.Store(gone.next.Load())
 	of := e.workspaces[gone.principal.WorkspaceID]
 	delete(of, gone)
 	if len(of) == 0 {
@@ -159,10 +167,15 @@ func (e *entries) dropAfter(revision int64) (dropped int) {
 	return dropped
 }
 
+// hit counts a hit, where no other processor is likely to count.
+func (e *entries) hit() {
+	e.hits[rand.Uint32()%counterCount].count.Add(1) //nolint:gosec // a place to count in, no secret
+}
+
 // count returns how many entries there are, and how many hits were counted.
 func (e *entries) count() (size int, hits int64) {
-	for index := range e.shards {
-		hits += e.shards[index].hits.Load()
+	for index := range e.hits {
+		hits += e.hits[index].count.Load()
 	}
 	return e.size, hits
 }

@@ -489,7 +489,7 @@ func (s *simulation) hit(client *simulated) {
 	key := s.random.IntN(simulatedKeys)
 	if s.fault == leaseReadLast {
 		// Finds without a lease, too.
-		if kept := client.core.entries.find(client.core.digestToken(simulatedQuestion(key).Token)); kept != nil {
+		if kept := client.core.findToken(simulatedQuestion(key).Token); kept != nil {
 			client.hits = append(client.hits, pendingHit{key: key, found: Found{entry: kept}, awaited: s.awaited})
 		}
 		return
