@@ -42,7 +42,7 @@ func TestRevoke(t *testing.T) {
 }
 
 func measureRevokes(t *testing.T, count int, cut bool) {
-	far := startFar(t)
+	far := startFar(t, "keysvc")
 	control := dial(t, far.address)
 	management, members, feed := keysvcv1.NewKeyServiceClient(control), keysvcv1.NewMemberServiceClient(control), keysvcv1.NewSyncServiceClient(control)
 	var clients []*keyclient.Client

@@ -38,7 +38,7 @@ func (h *Hub) Await(revision int64) (*Await, error) {
 	for session := range h.sessions {
 		if session.applied < revision && session.awaited < revision {
 			session.awaited = revision
-			session.wakeUp()
+			session.Wake()
 		}
 	}
 	return await, nil

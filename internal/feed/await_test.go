@@ -162,6 +162,9 @@ func TestTogether(t *testing.T) {
 						}
 						last++
 					}
+					if kind.Events.GetMark() > last {
+						t.Errorf("mark of %d before it: %d", kind.Events.GetMark(), last)
+					}
 				case *keysvcv1.SyncResponse_Pong:
 					if kind.Pong.GetRevision() > last {
 						t.Errorf("pong at %d before what it stands behind: %d", kind.Pong.GetRevision(), last)

@@ -118,6 +118,9 @@ func show(step feed.Step) string {
 		for _, event := range kind.Events.GetEvents() {
 			revisions = append(revisions, event.GetRevision())
 		}
+		if mark := kind.Events.GetMark(); mark != 0 {
+			return fmt.Sprintf("events %d to %d, mark %d", revisions, kind.Events.GetRevision(), mark)
+		}
 		return fmt.Sprintf("events %d to %d", revisions, kind.Events.GetRevision())
 	case *keysvcv1.SyncResponse_Mark:
 		return fmt.Sprintf("mark %d", kind.Mark.GetRevision())
@@ -226,9 +229,15 @@ func TestOrder(t *testing.T) {
 	w.await(106)
 	w.await(105)
 	w.ping(session, 11, 105)
-	w.expect(session, "events [106] to 106", "mark 106", "pong 11 at 106")
+	w.expect(session, "events [106] to 106, mark 106", "pong 11 at 106")
 	w.await(106)
 	w.expect(session)
+	w.publish(107)
+	w.expect(session, "events [107] to 107")
+	w.await(107)
+	w.publish(108)
+	w.ping(session, 12, 106)
+	w.expect(session, "mark 107", "events [108] to 108", "pong 12 at 108")
 	if err := session.Applied(106); err != nil {
 		t.Error(err)
 	}
@@ -424,7 +433,7 @@ func TestLimits(t *testing.T) {
 	w.await(100)
 	w.publish(101)
 	w.await(101)
-	w.expect(third, "pong 2 at 100", "events [101] to 101", "mark 101")
+	w.expect(third, "pong 2 at 100", "events [101] to 101, mark 101")
 	if err := third.Applied(101); err != nil {
 		t.Errorf("the answer to a mark: %v", err)
 	}

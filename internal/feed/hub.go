@@ -130,6 +130,14 @@ type Hub struct {
 	revision int64
 	sessions map[*Session]struct{}
 	stopping bool
+	shared   shared
+}
+
+// shared is the newest message that sessions share, and the places of its changes: it
+// begins with the one, and ends before the other.
+type shared struct {
+	message    *keysvcv1.SyncResponse
+	begin, end int64
 }
 
 // New returns a Hub without sessions.
@@ -210,7 +218,7 @@ func (h *Hub) Stop() {
 // wakeAll lets all sessions look for what there is to send. mutex is held.
 func (h *Hub) wakeAll() {
 	for session := range h.sessions {
-		session.wakeUp()
+		session.Wake()
 	}
 }
 

@@ -10,8 +10,10 @@ import (
 )
 
 const (
-	// maxBatch is how many changes are looked at for one message.
-	maxBatch = 512
+	// maxBatch is how many changes are looked at for one message, and maxShared how many
+	// there are in one that sessions share.
+	maxBatch  = 512
+	maxShared = 16
 	// pingsPerLease is how many messages a client may send in S, and burst how many of
 	// them may come at once, as they do after a stall of the network.
 	pingsPerLease = 20
@@ -76,13 +78,6 @@ func (s *Session) welcome(place int64, resumed bool, hello *keysvcv1.SyncHello) 
 	s.first = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Welcome{Welcome: welcome}}
 }
 
-func (s *Session) wakeUp() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
 // spend counts a message of the client. The hub is locked.
 func (s *Session) spend(now time.Time) error {
 	if passed := now.Sub(s.counted); passed > 0 {
@@ -124,7 +119,7 @@ func (s *Session) Ping(nonce uint64, revision int64, arrived time.Time) error {
 	}
 	s.nonce, s.barrier = nonce, s.hub.revision
 	s.holder.Extend(arrived)
-	s.wakeUp()
+	s.Wake()
 	return nil
 }
 
@@ -138,60 +133,90 @@ func (s *Session) Applied(revision int64) error {
 
 // Step is what a session has to do next.
 type Step struct {
-	// Response is to be sent; nil if there is nothing to send now.
+	// Response is to be sent; nil if there is nothing to send now. Other sessions may be
+	// given the same one, so it must not be changed.
 	Response *keysvcv1.SyncResponse
 	// Last says that nothing follows: Response is Goodbye, or was before.
 	Last bool
-	// Wait yields when there may be something to send; ask again then, and after Within
-	// at the latest. Set if there is nothing to send.
+	// Wait is set if there is nothing to send after Response. It yields when there may be
+	// something again; ask then, and after Within at the latest.
 	Wait   <-chan struct{}
 	Within time.Duration
 }
 
 // Next hands out what to send next. It does not block.
 func (s *Session) Next() Step {
-	response, batch, last := s.take()
-	switch {
-	case last:
-		return Step{Response: response, Last: true}
-	case batch != nil:
-		return Step{Response: batch.message()}
-	case response != nil:
-		return Step{Response: response}
+	step, own := s.take()
+	if own != nil {
+		step.Response = own.message()
 	}
-	return Step{Wait: s.wake, Within: s.ends.Sub(s.hub.config.Now())}
+	return step
 }
 
-// take is Next with the hub locked; a batch is made into a message after that.
-func (s *Session) take() (response *keysvcv1.SyncResponse, changes *batch, last bool) {
+// Wake lets who waits for something to send ask again.
+func (s *Session) Wake() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take is Next with the hub locked; what is only this session's is made into a message
+// after that.
+func (s *Session) take() (step Step, own *batch) {
 	h := s.hub
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
+	left := s.ends.Sub(h.config.Now())
 	switch {
 	case s.closed, s.over:
-		return nil, nil, true
-	case h.stopping, !h.config.Now().Before(s.ends):
+		return Step{Last: true}, nil
+	case h.stopping, left <= 0:
 		s.over = true
-		return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Goodbye{Goodbye: &keysvcv1.SyncGoodbye{}}}, nil, true
+		return Step{Response: goodbye, Last: true}, nil
 	case s.first != nil:
-		response, s.first = s.first, nil
+		step.Response, s.first = s.first, nil
 	case s.next < h.ring.start:
-		response = s.reset()
+		step.Response = s.reset()
 	// What waits only for what was handed out does not wait for more: changes may come in
 	// without end.
-	case s.awaited > max(s.marked, s.applied) && s.sent >= s.awaited:
-		s.marked = s.awaited
-		s.allowance = min(burst, s.allowance+1) // it is asked to answer
-		response = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Mark{Mark: &keysvcv1.SyncMark{Revision: s.marked}}}
-	case s.nonce != 0 && s.sent >= s.barrier:
-		response = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Pong{
+	case s.unmarked():
+		step.Response = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Mark{Mark: &keysvcv1.SyncMark{Revision: s.mark()}}}
+	case s.unanswered():
+		step.Response = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Pong{
 			Pong: &keysvcv1.SyncPong{Nonce: s.nonce, Revision: s.barrier},
 		}}
 		s.nonce = 0
 	case s.next < h.ring.end:
-		changes = s.changes()
+		step.Response, own = s.changes()
 	}
-	return response, changes, false
+	if s.next == h.ring.end && !s.unmarked() && !s.unanswered() {
+		step.Wait, step.Within = s.wake, left
+	}
+	return step, own
+}
+
+// goodbye is the last message of every session.
+var goodbye = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Goodbye{Goodbye: &keysvcv1.SyncGoodbye{}}}
+
+// unanswered says whether a ping is to be answered now (S2). The hub is locked.
+func (s *Session) unanswered() bool { return s.nonce != 0 && s.sent >= s.barrier }
+
+// unmarked says whether somebody awaits what was handed out, and the client has not been
+// told. The hub is locked.
+func (s *Session) unmarked() bool {
+	return s.awaited > max(s.marked, s.applied) && s.sent >= s.awaited
+}
+
+// mark returns the revision that the client is to be told of; 0 if there is none. The hub
+// is locked.
+func (s *Session) mark() int64 {
+	if !s.unmarked() {
+		return 0
+	}
+	s.marked = s.awaited
+	s.allowance = min(burst, s.allowance+1) // it is asked to answer
+	return s.marked
 }
 
 // reset takes the session to the newest revision. The hub is locked.
@@ -204,30 +229,39 @@ func (s *Session) reset() *keysvcv1.SyncResponse {
 	return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Reset_{Reset_: reset}}
 }
 
-// batch is some changes, complete up to a revision.
+// batch is some changes, complete up to a revision, and the mark that goes with them.
 type batch struct {
-	events   []event
-	revision int64
+	events         []event
+	revision, mark int64
 }
 
-// changes takes the next ones. The hub is locked.
-func (s *Session) changes() *batch {
+// changes takes the next ones: as the message that all sessions at this place share, or as
+// a batch that is made into a message with the hub unlocked. The hub is locked.
+func (s *Session) changes() (common *keysvcv1.SyncResponse, own *batch) {
 	h := s.hub
-	end := min(h.ring.end, s.next+maxBatch)
-	taken := &batch{events: make([]event, 0, end-s.next)}
-	for ; s.next < end; s.next++ {
-		change := h.ring.at(s.next)
-		taken.revision = change.revision
-		if s.visible == nil || s.visible(change.workspaceID) {
+	begin, end := s.next, min(h.ring.end, s.next+maxBatch)
+	s.next, s.sent = end, h.ring.at(end-1).revision
+	taken := batch{revision: s.sent, mark: s.mark()}
+	common = h.shared.message
+	small := s.visible == nil && end-begin <= maxShared
+	if small && common != nil && h.shared.begin == begin && h.shared.end == end && common.GetEvents().GetMark() == taken.mark {
+		return common, nil
+	}
+	taken.events = make([]event, 0, end-begin)
+	for place := begin; place < end; place++ {
+		if change := h.ring.at(place); s.visible == nil || s.visible(change.workspaceID) {
 			taken.events = append(taken.events, *change)
 		}
 	}
-	s.sent = taken.revision
-	return taken
+	if !small {
+		return nil, &taken
+	}
+	h.shared = shared{message: taken.message(), begin: begin, end: end}
+	return h.shared.message, nil
 }
 
 func (b *batch) message() *keysvcv1.SyncResponse {
-	events := &keysvcv1.SyncEvents{Revision: b.revision, Events: make([]*keysvcv1.SyncEvent, len(b.events))}
+	events := &keysvcv1.SyncEvents{Revision: b.revision, Mark: b.mark, Events: make([]*keysvcv1.SyncEvent, len(b.events))}
 	for index, each := range b.events {
 		events.Events[index] = each.message()
 	}
@@ -252,5 +286,5 @@ func (s *Session) Close(gaveUp bool) {
 		s.holder.Leave(h.config.Now())
 	}
 	h.config.Observer.SessionEnded(gaveUp)
-	s.wakeUp()
+	s.Wake()
 }

@@ -266,8 +266,8 @@ func TestAwaitRevision(t *testing.T) {
 					if err != nil {
 						return
 					}
-					if mark := response.GetMark(); mark != nil {
-						s.applied(mark.GetRevision())
+					if mark := max(response.GetMark().GetRevision(), response.GetEvents().GetMark()); mark != 0 {
+						s.applied(mark)
 					}
 				}
 			}()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -41,6 +42,7 @@ type SyncService struct {
 	projection *projection.Projection
 	validator  *validation.Validator
 	errors     Errors
+	encoded    encoded
 }
 
 // NewSync returns the service over a Hub, which the projection publishes to. Uses are
@@ -65,7 +67,7 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 		hello: make(chan *keysvcv1.SyncHello, 1), opened: make(chan *feed.Session, 1), ended: make(chan error, 1),
 	}
 	// It ends with the stream, hence after this returns at the latest.
-	go func() { reader.ended <- reader.read() }()
+	go reader.run()
 	defer close(reader.opened)
 	timer := time.NewTimer(helloTimeout)
 	defer timer.Stop()
@@ -75,8 +77,9 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 		if err != nil {
 			return s.status(ctx, err)
 		}
+		timer.Stop()
 		reader.opened <- session
-		return s.run(ctx, stream, session, reader.ended, timer)
+		return s.run(ctx, stream, session, reader.ended)
 	case err := <-reader.ended:
 		return s.status(ctx, err)
 	case <-timer.C:
@@ -90,10 +93,10 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 
 // run sends what there is to send until the session ends.
 func (s *SyncService) run(
-	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error, timer *time.Timer,
+	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error,
 ) error {
 	s.errors.Log.DebugContext(ctx, "sync session began", "caller", callers.FromContext(ctx).Name)
-	err := s.send(ctx, stream, session, ended, timer)
+	err := s.send(stream, session, ended)
 	session.Close(errors.Is(err, errGaveUp))
 	s.errors.Log.DebugContext(ctx, "sync session ended", slog.Any("reason", err))
 	return s.status(ctx, err)
@@ -102,40 +105,67 @@ func (s *SyncService) run(
 // errOver is the end of a session that was told goodbye.
 var errOver = status.Error(codes.Unavailable, "the server stops, or the session has become old: connect anew")
 
+// send waits in one place only, for the session to be woken: by a change, by its reader
+// when the stream has ended, or by the timer of its age.
 func (s *SyncService) send(
-	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error, timer *time.Timer,
+	stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error,
 ) error {
-	over := false
+	timer := time.AfterFunc(helloTimeout, session.Wake)
+	defer timer.Stop()
+	var due time.Time
 	for {
 		step := session.Next()
 		if step.Response != nil {
-			if err := stream.Send(step.Response); err != nil {
+			if err := s.encoded.send(stream, step.Response); err != nil {
 				return err
 			}
 		}
-		switch {
-		case step.Last:
+		if step.Last {
 			return errOver
-		case over:
-			return ctx.Err()
-		case step.Response != nil:
-			select {
-			case err := <-ended:
-				return err
-			default:
-				continue
-			}
 		}
-		timer.Reset(step.Within)
 		select {
-		case <-step.Wait:
-		case <-timer.C:
 		case err := <-ended:
 			return err
-		case <-ctx.Done():
-			over = true // if the server stops, there is a goodbye to send
+		default:
 		}
+		if step.Wait == nil {
+			continue
+		}
+		if now := time.Now(); !now.Before(due) {
+			due = now.Add(step.Within)
+			timer.Reset(step.Within)
+		}
+		<-step.Wait
 	}
+}
+
+// encoded is the message that was last sent to several sessions, as it is sent: a thousand
+// of them are given the same one.
+type encoded struct {
+	newest atomic.Pointer[struct {
+		response *keysvcv1.SyncResponse
+		prepared grpc.PreparedMsg
+	}]
+}
+
+// send sends a response, encoding it unless that has been done. This server compresses
+// nothing, so what is encoded for one stream is right for another.
+func (e *encoded) send(stream grpc.ServerStream, response *keysvcv1.SyncResponse) error {
+	if response.GetEvents() == nil {
+		return stream.SendMsg(response)
+	}
+	newest := e.newest.Load()
+	if newest == nil || newest.response != response {
+		newest = &struct {
+			response *keysvcv1.SyncResponse
+			prepared grpc.PreparedMsg
+		}{response: response}
+		if err := newest.prepared.Encode(stream, response); err != nil {
+			return err
+		}
+		e.newest.Store(newest)
+	}
+	return stream.SendMsg(&newest.prepared)
 }
 
 // status is Errors.Status for what a session may end with.
@@ -172,27 +202,40 @@ type syncReader struct {
 	ended chan error
 }
 
-// read reads until the stream ends or the client says something that makes no sense.
-func (r *syncReader) read() error {
+// run reads until nothing more is to be read, and says why.
+func (r *syncReader) run() {
+	session, err := r.begin()
+	if session != nil {
+		err = r.read(session)
+	}
+	r.ended <- err
+	if session != nil {
+		session.Wake()
+	}
+}
+
+// begin reads the hello and waits for the session; nil if there will be none.
+func (r *syncReader) begin() (*feed.Session, error) {
 	request, err := r.stream.Recv()
 	if errors.Is(err, io.EOF) {
-		return errGaveUp
+		return nil, errGaveUp
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	hello, isHello := request.GetKind().(*keysvcv1.SyncRequest_Hello)
 	if !isHello {
-		return misplaced(request, "came before hello, which is the first message")
+		return nil, misplaced(request, "came before hello, which is the first message")
 	}
 	if err := checkHello(hello.Hello); err != nil {
-		return err
+		return nil, err
 	}
 	r.hello <- hello.Hello
-	session, ok := <-r.opened
-	if !ok {
-		return nil
-	}
+	return <-r.opened, nil
+}
+
+// read reads until the stream ends or the client says something that makes no sense.
+func (r *syncReader) read(session *feed.Session) error {
 	for {
 		request, err := r.stream.Recv()
 		arrived := r.service.hub.Now() // before anything else: leases are counted from here

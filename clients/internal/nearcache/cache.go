@@ -126,8 +126,13 @@ func (c *Cache) want(now time.Time) {
 	c.mutex.Lock()
 	c.asked = now
 	c.mutex.Unlock()
+	signal(c.wanted)
+}
+
+// signal wakes who waits, now or next.
+func signal(to chan<- struct{}) {
 	select {
-	case c.wanted <- struct{}{}:
+	case to <- struct{}{}:
 	default:
 	}
 }
@@ -259,11 +264,11 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 		switch message := response.GetKind().(type) {
 		case *keysvcv1.SyncResponse_Events:
 			c.core.Events(message.Events)
-		case *keysvcv1.SyncResponse_Mark:
-			select {
-			case marks <- struct{}{}:
-			default:
+			if message.Events.GetMark() != 0 {
+				signal(marks)
 			}
+		case *keysvcv1.SyncResponse_Mark:
+			signal(marks)
 		case *keysvcv1.SyncResponse_Pong:
 			c.core.Pong(message.Pong, time.Time{})
 		case *keysvcv1.SyncResponse_Reset_:

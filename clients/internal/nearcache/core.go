@@ -262,7 +262,7 @@ func (c *Core) waits(now time.Time) bool {
 	return open && lease.Elapsed(asked, now) < c.period()
 }
 
-// Applied returns the answer to a Mark.
+// Applied returns the answer to a mark.
 func (c *Core) Applied() *keysvcv1.SyncApplied {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -385,15 +385,8 @@ func (c *Core) drop(change event) {
 	c.counters.Dropped.Add(int64(c.entries.drop(workspace, func(principal *keyauth.Principal) bool { return c.concerns(change, principal) })))
 	for watch := range c.watches {
 		if c.concerns(change, &watch.principal) {
-			watch.wake()
+			signal(watch.changed)
 		}
-	}
-}
-
-func (w *watch) wake() {
-	select {
-	case w.changed <- struct{}{}:
-	default:
 	}
 }
 

@@ -43,9 +43,10 @@ type entry struct {
 // Core's mutex. Who is finding while an entry is taken out may still find it, and has read
 // the lease before that (C2).
 type entries struct {
-	most    int
-	// buckets are a power of two, and as many as there may be entries.
+	most int
+	// buckets are at least as many as there may be entries, a power of two; mask is one less.
 	buckets []atomic.Pointer[entry]
+	mask    uint64
 	hits    [counterCount]counter
 	// workspaces says what to look at when a workspace changes, and all holds it together.
 	workspaces map[string]map[*entry]struct{}
@@ -61,12 +62,13 @@ type counter struct {
 func (e *entries) init(most int) {
 	e.most = max(1, most)
 	e.workspaces = make(map[string]map[*entry]struct{})
-	e.buckets = make([]atomic.Pointer[entry], 1<<bits.Len(uint(e.most)))
+	size := uint64(1) << bits.Len(uint(e.most)) //nolint:gosec // it is positive
+	e.buckets, e.mask = make([]atomic.Pointer[entry], size), size-1
 }
 
 // bucket returns the list that an entry is in. A digest is as good as random.
 func (e *entries) bucket(known *digest) *atomic.Pointer[entry] {
-	return &e.buckets[binary.LittleEndian.Uint64(known[:])&uint64(len(e.buckets)-1)]
+	return &e.buckets[binary.LittleEndian.Uint64(known[:])&e.mask]
 }
 
 // find returns an entry, nil if there is none.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
@@ -380,23 +381,32 @@ func (s *simulation) deliverToClient(client *simulated) {
 		client.core.Welcome(kind.Welcome)
 		s.note("welcome at %d, reset %t", kind.Welcome.GetRevision(), kind.Welcome.GetReset_())
 	case *keysvcv1.SyncResponse_Events:
-		for _, each := range kind.Events.GetEvents() {
+		events := proto.CloneOf(kind.Events) // it may be shared
+		for _, each := range events.GetEvents() {
 			if each.GetKind() == keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED {
 				each.Kind = 77 // a newer server's
 			}
 		}
-		client.core.Events(kind.Events)
+		client.core.Events(events)
+		if events.GetMark() != 0 {
+			client.applied()
+		}
 		s.note("events up to %d applied", kind.Events.GetRevision())
 	case *keysvcv1.SyncResponse_Pong:
 		fresh := client.core.Pong(kind.Pong, s.now)
 		s.note("pong %d at %d: %t", kind.Pong.GetNonce(), kind.Pong.GetRevision(), fresh)
 	case *keysvcv1.SyncResponse_Mark:
-		client.toServer = append(client.toServer, &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Applied{Applied: client.core.Applied()}})
+		client.applied()
 	case *keysvcv1.SyncResponse_Reset_:
 		client.core.Reset(kind.Reset_)
 		s.note("reset at %d", kind.Reset_.GetRevision())
 	case *keysvcv1.SyncResponse_Goodbye:
 	}
+}
+
+// applied answers a mark.
+func (c *simulated) applied() {
+	c.toServer = append(c.toServer, &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Applied{Applied: c.core.Applied()}})
 }
 
 // disconnect cuts a connection: what was on its way may be lost, and both sides find out.

@@ -686,7 +686,10 @@ type SyncEvents struct {
 	// The changes, by ascending revision; can be empty.
 	Events []*SyncEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// Revision up to which these are complete.
-	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// If it is not 0, somebody awaits this revision, and these are the last events up to it:
+	// a SyncMark that needs no message of its own.
+	Mark          int64 `protobuf:"varint,3,opt,name=mark,proto3" json:"mark,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -731,6 +734,13 @@ func (x *SyncEvents) GetEvents() []*SyncEvent {
 func (x *SyncEvents) GetRevision() int64 {
 	if x != nil {
 		return x.Revision
+	}
+	return 0
+}
+
+func (x *SyncEvents) GetMark() int64 {
+	if x != nil {
+		return x.Mark
 	}
 	return 0
 }
@@ -1190,11 +1200,12 @@ const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"\tstaleness\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x12\x1d\n" +
 	"\n" +
 	"audit_hash\x18\x05 \x01(\fR\tauditHash\x12#\n" +
-	"\rhash_revision\x18\x06 \x01(\x03R\fhashRevision\"V\n" +
+	"\rhash_revision\x18\x06 \x01(\x03R\fhashRevision\"j\n" +
 	"\n" +
 	"SyncEvents\x12,\n" +
 	"\x06events\x18\x01 \x03(\v2\x14.keysvc.v1.SyncEventR\x06events\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\xb1\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x12\n" +
+	"\x04mark\x18\x03 \x01(\x03R\x04mark\"\xb1\x01\n" +
 	"\tSyncEvent\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12,\n" +
