@@ -1,131 +1,252 @@
 package bench
 
 import (
+	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	"github.com/scribe-mail/keysvc/clients/keyclient"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// revokeClients validate every key while it is revoked, each this often.
+// clientsVariable makes TestClients validate, at the address that it holds.
+const clientsVariable = "KEYSVC_BENCH_CLIENTS"
+
 const (
-	revokeClients = 8
-	revokePause   = time.Millisecond
+	// clientCount near-caches validate every key while it is revoked, each this often.
+	clientCount   = 8
+	validatePause = time.Millisecond
+	// warmTimeout bounds how long they are waited for.
+	warmTimeout = 5 * time.Second
 	// staleness is S, the server's default.
 	staleness = time.Second
 )
 
-// TestRevoke has eight near-caches validate a key while it is revoked, key after key, with
-// the server in another process, and looks at the start of the last validation that was
-// ALLOWED, minus the acknowledgement. It must not be more than S, and after AwaitRevision
-// there must be none. With -measure it takes 10,000 keys and prints the distribution; the
-// second part cuts, delays and drops the clients' connections.
+// TestClients is eight services of TestRevoke, in a process of their own. For the line
+// "validate TOKEN" they begin to validate, and write "warm" once each was told ALLOWED;
+// for "stop" they end and write when the last validation was started that was ALLOWED, and
+// how many answers came from memory so far.
+func TestClients(t *testing.T) {
+	address := os.Getenv(clientsVariable)
+	if address == "" {
+		t.Skip("only for TestRevoke")
+	}
+	clients := make([]*keyclient.Client, clientCount)
+	for index := range clients {
+		client, err := keyclient.New(address, keyclient.Config{AllowPlaintext: true, NearCache: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		clients[index] = client
+	}
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		token, found := strings.CutPrefix(lines.Text(), "validate ")
+		if !found {
+			t.Fatalf("read %q", lines.Text())
+		}
+		var last atomic.Int64
+		ctx, stop := context.WithCancel(t.Context())
+		warm := make(chan struct{}, clientCount)
+		var running sync.WaitGroup
+		for _, client := range clients {
+			running.Go(func() { validate(ctx, client, token, &last, warm) })
+		}
+		timer := time.After(warmTimeout)
+	warming:
+		for range clientCount {
+			select {
+			case <-warm:
+			case <-timer:
+				break warming
+			}
+		}
+		fmt.Println("warm ")
+		lines.Scan()
+		stop()
+		running.Wait()
+		hits := int64(0)
+		for _, client := range clients {
+			hits += client.NearCache().Hits
+		}
+		fmt.Println("last", last.Load(), hits)
+	}
+}
+
+// validate validates a token until the context ends. last gets the start of the last
+// validation that was ALLOWED, in Unix nanoseconds.
+func validate(ctx context.Context, client *keyclient.Client, token string, last *atomic.Int64, warm chan<- struct{}) {
+	question := keyauth.Question{Token: token, Requirement: keyauth.Scope("signatures:read")}
+	for first := true; ctx.Err() == nil; time.Sleep(validatePause) {
+		started := time.Now().UnixNano()
+		answer, err := client.Validate(ctx, question)
+		if err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
+			continue
+		}
+		for before := last.Load(); before < started && !last.CompareAndSwap(before, started); before = last.Load() {
+		}
+		if first {
+			first = false
+			warm <- struct{}{}
+		}
+	}
+}
+
+// TestRevoke has eight near-caches in one process validate a key while it is revoked, key
+// after key, in a server in another one, and looks at the start of the last validation that
+// was ALLOWED, minus the acknowledgement. It must not be more than S, and after
+// AwaitRevision there must be none. With -measure it takes 10,000 keys and prints the
+// distribution.
 func TestRevoke(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts a process")
+		t.Skip("starts processes")
 	}
 	keys := 30
 	if *measure {
 		keys = 10_000
 	}
-	t.Run("quiet", func(t *testing.T) { measureRevokes(t, keys, false) })
-	t.Run("cut", func(t *testing.T) { measureRevokes(t, max(4, keys/20), true) })
+	t.Run("quiet", func(t *testing.T) {
+		server := startServer(t, realServer)
+		measureRevokes(t, keys, server.address, server.address, nil)
+	})
+	// The clients' connections are delayed, dropped and made anew, so that they overtake
+	// each other.
+	t.Run("network", func(t *testing.T) {
+		server := startServer(t, realServer)
+		measureRevokes(t, max(4, keys/20), server.address, startProxy(t, server.address), nil)
+	})
+	// The server is killed and started again, and either process stopped for a while.
+	t.Run("processes", func(t *testing.T) {
+		server := &restarted{file: filepath.Join(t.TempDir(), "keysvc.db")}
+		server.start(t)
+		t.Cleanup(func() { server.process.end(t) })
+		address := server.process.address
+		measureRevokes(t, max(4, keys/20), address, address, server.disturb)
+	})
 }
 
-func measureRevokes(t *testing.T, count int, cut bool) {
-	far := startFar(t, "keysvc")
-	control := dial(t, far.address)
-	management, members, feed := keysvcv1.NewKeyServiceClient(control), keysvcv1.NewMemberServiceClient(control), keysvcv1.NewSyncServiceClient(control)
-	var clients []*keyclient.Client
-	address := far.address
-	if cut {
-		address = startProxy(t, far.address)
+// restarted is a server that is killed now and then.
+type restarted struct {
+	file    string
+	process *worker
+}
+
+func (r *restarted) start(t *testing.T) {
+	t.Helper()
+	environment := []string{serverVariable + "=" + realServer, fileVariable + "=" + r.file}
+	if r.process != nil {
+		environment = append(environment, addressVariable+"="+r.process.address)
 	}
-	for range revokeClients {
-		client, err := keyclient.New(address, keyclient.Config{AllowPlaintext: true, NearCache: true})
-		if err != nil {
-			t.Fatal(err)
+	r.process = startProcess(t, "TestServer", environment...)
+	r.process.address = r.process.line(t, "address")
+}
+
+// disturb makes trouble until the context ends.
+func (r *restarted) disturb(ctx context.Context, t *testing.T, clients *worker) {
+	t.Helper()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(rand.N(500 * time.Millisecond)):
 		}
-		t.Cleanup(func() { client.Close() })
-		clients = append(clients, client)
+		switch stopped := r.process; rand.IntN(3) {
+		case 0:
+			if err := stopped.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+			_ = stopped.Wait() // it says that it was killed
+			r.start(t)
+		case 1:
+			stopped = clients
+			fallthrough
+		default:
+			for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGCONT} {
+				if err := stopped.Process.Signal(signal); err != nil {
+					t.Error(err)
+				}
+				if signal == syscall.SIGSTOP {
+					time.Sleep(rand.N(1500 * time.Millisecond))
+				}
+			}
+		}
+	}
+}
+
+// measureRevokes revokes keys. Clients connect to their own address. disturb, if there is
+// one, makes trouble meanwhile.
+func measureRevokes(t *testing.T, count int, address, clientAddress string, disturb func(context.Context, *testing.T, *worker)) {
+	t.Helper()
+	control := dial(t, address)
+	management, members, feed := keysvcv1.NewKeyServiceClient(control), keysvcv1.NewMemberServiceClient(control), keysvcv1.NewSyncServiceClient(control)
+	clients := startProcess(t, "TestClients", clientsVariable+"="+clientAddress)
+	defer clients.end(t)
+	if disturb != nil {
+		ctx, cancel := context.WithCancel(t.Context())
+		var disturbing sync.WaitGroup
+		disturbing.Go(func() { disturb(ctx, t, clients) })
+		defer disturbing.Wait()
+		defer cancel()
 	}
 	var lasts []time.Duration
-	never, lapsed, hits := 0, int32(0), int64(0)
+	var lapsed int32
+	never, hits := 0, int64(0)
 	for index := range count {
 		workspace := fmt.Sprint("w", index/500)
 		if index%500 == 0 {
-			if _, err := members.PutMember(t.Context(), &keysvcv1.PutMemberRequest{
-				WorkspaceId: workspace, MemberId: "ann", Role: "owner", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
-			}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		made, err := management.CreateKey(t.Context(), &keysvcv1.CreateKeyRequest{
-			WorkspaceId: workspace, MemberId: "ann", Name: "k", Scopes: []string{"signatures:read"},
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		question := keyauth.Question{Token: made.GetToken(), Requirement: keyauth.Scope("signatures:read")}
-		var allowed, after, awaited atomic.Int64 // Unix nanoseconds of starts
-		var running sync.WaitGroup
-		var warm sync.WaitGroup
-		stop := make(chan struct{})
-		for _, client := range clients {
-			warm.Add(1)
-			running.Go(func() {
-				var once sync.Once
-				defer once.Do(warm.Done)
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					started := time.Now()
-					answer, err := client.Validate(t.Context(), question)
-					if err == nil && answer.Decision == keysvcv1.Decision_DECISION_ALLOWED {
-						later(&allowed, started)
-						if end := awaited.Load(); end != 0 && started.UnixNano() > end {
-							later(&after, started)
-						}
-					}
-					if err == nil {
-						once.Do(warm.Done)
-					}
-					time.Sleep(revokePause)
-				}
+			persist(t, func(ctx context.Context) error {
+				_, err := members.PutMember(ctx, &keysvcv1.PutMemberRequest{
+					WorkspaceId: workspace, MemberId: "ann", Role: "owner", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+				})
+				return err
 			})
 		}
-		warm.Wait()
-		time.Sleep(3 * revokePause) // so that memory answers
-		revoked, err := management.RevokeKey(t.Context(), &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: made.GetKey().GetKeyId()})
-		acknowledged := time.Now()
-		if err != nil {
-			t.Fatal(err)
+		var made *keysvcv1.CreateKeyResponse
+		persist(t, func(ctx context.Context) (err error) {
+			made, err = management.CreateKey(ctx, &keysvcv1.CreateKeyRequest{
+				WorkspaceId: workspace, MemberId: "ann", Name: "k", Scopes: []string{"signatures:read"},
+			})
+			return err
+		})
+		clients.write(t, "validate "+made.GetToken())
+		clients.line(t, "warm")
+		time.Sleep(3 * validatePause) // so that memory answers
+		var revoked *keysvcv1.RevokeKeyResponse
+		persist(t, func(ctx context.Context) (err error) {
+			revoked, err = management.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: made.GetKey().GetKeyId()})
+			return err
+		})
+		acknowledged := time.Now().UnixNano()
+		persist(t, func(ctx context.Context) error {
+			waited, err := feed.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revoked.GetRevision(), Epoch: revoked.GetEpoch()})
+			lapsed += waited.GetLapsed()
+			return err
+		})
+		awaited := time.Now().UnixNano()
+		time.Sleep(5 * validatePause)
+		clients.write(t, "stop")
+		var allowed int64
+		fmt.Sscan(clients.line(t, "last"), &allowed, &hits)
+		if allowed > awaited {
+			t.Errorf("key %d: ALLOWED %s after AwaitRevision had returned", index, time.Duration(allowed-awaited))
 		}
-		waited, err := feed.AwaitRevision(t.Context(), &keysvcv1.AwaitRevisionRequest{Revision: revoked.GetRevision(), Epoch: revoked.GetEpoch()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		awaited.Store(time.Now().UnixNano())
-		lapsed += waited.GetLapsed()
-		time.Sleep(5 * revokePause)
-		close(stop)
-		running.Wait()
-		if after.Load() != 0 {
-			t.Errorf("key %d: ALLOWED %s after AwaitRevision had returned", index, time.Duration(after.Load()-awaited.Load()))
-		}
-		last := time.Duration(allowed.Load() - acknowledged.UnixNano())
+		last := time.Duration(allowed - acknowledged)
 		if last > staleness {
 			t.Errorf("key %d: ALLOWED %s after the acknowledgement", index, last)
 		}
@@ -134,22 +255,27 @@ func measureRevokes(t *testing.T, count int, cut bool) {
 		}
 		lasts = append(lasts, max(0, last))
 	}
-	for _, client := range clients {
-		hits += client.NearCache().Hits
-	}
 	slices.Sort(lasts)
 	at := func(share float64) time.Duration { return lasts[min(len(lasts)-1, int(share*float64(len(lasts))))] }
 	t.Logf("%d keys, %d clients, %d hits: last ALLOWED after the acknowledgement: none for %d keys; p50 %s, p99 %s, p99.9 %s, max %s; %d leases lapsed",
-		count, revokeClients, hits, never, at(0.5), at(0.99), at(0.999), lasts[len(lasts)-1], lapsed)
+		count, clientCount, hits, never, at(0.5), at(0.99), at(0.999), lasts[len(lasts)-1], lapsed)
 }
 
-// later moves a time forward.
-func later(kept *atomic.Int64, at time.Time) {
+// persist makes a call until a server answers it. Calls that change something are such that
+// it does not matter how often.
+func persist(t *testing.T, call func(ctx context.Context) error) {
+	t.Helper()
 	for {
-		before := kept.Load()
-		if before >= at.UnixNano() || kept.CompareAndSwap(before, at.UnixNano()) {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		err := call(ctx)
+		cancel()
+		if err == nil {
 			return
 		}
+		if code := status.Code(err); code != codes.Unavailable && code != codes.DeadlineExceeded {
+			t.Fatal(err)
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -1,15 +1,9 @@
 package bench
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"io"
-	"os"
-	"os/exec"
-	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,91 +12,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
-	"github.com/scribe-mail/keysvc/internal/server/servertest"
 )
-
-// serverVariable makes TestSessionsServer serve, for a TestSessions in another process.
-const serverVariable = "KEYSVC_BENCH_SERVER"
-
-// TestSessionsServer is the server of TestSessions, in a process of its own so that the
-// clients' memory does not count. It writes its address, and then what it holds for each
-// line that it reads.
-func TestSessionsServer(t *testing.T) {
-	if os.Getenv(serverVariable) == "" {
-		t.Skip("only for TestSessions")
-	}
-	if os.Getenv(serverVariable) == floorServer {
-		fmt.Println("address", startFloor(t))
-	} else {
-		fmt.Println("address", servertest.Start(t, servertest.Options{}).Address)
-	}
-	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-		runtime.GC()
-		var memory runtime.MemStats
-		runtime.ReadMemStats(&memory)
-		fmt.Println("memory", memory.HeapInuse+memory.StackInuse, runtime.NumGoroutine())
-	}
-}
-
-// farServer is a server in another process.
-type farServer struct {
-	address string
-	stdin   io.WriteCloser
-	lines   *bufio.Scanner
-}
-
-// floorServer makes it be one that does no more than tell all sessions of a change.
-const floorServer = "floor"
-
-func startFar(t *testing.T, kind string) *farServer {
-	t.Helper()
-	process := exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^TestSessionsServer$", "-test.v") //nolint:gosec // this program
-	process.Env = append(os.Environ(), serverVariable+"="+kind)
-	process.Stderr = os.Stderr
-	stdin, err := process.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdout, err := process.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := process.Start(); err != nil {
-		t.Fatal(err)
-	}
-	far := &farServer{stdin: stdin, lines: bufio.NewScanner(stdout)}
-	t.Cleanup(func() {
-		_ = stdin.Close()
-		_, _ = io.Copy(io.Discard, stdout)
-		if err := process.Wait(); err != nil {
-			t.Errorf("the server: %v", err)
-		}
-	})
-	fmt.Sscan(far.line(t, "address"), &far.address)
-	return far
-}
-
-// line returns the next line that begins with a word, without it.
-func (f *farServer) line(t *testing.T, word string) string {
-	t.Helper()
-	for f.lines.Scan() {
-		if rest, found := strings.CutPrefix(f.lines.Text(), word+" "); found {
-			return rest
-		}
-	}
-	t.Fatalf("the server is gone: %v", f.lines.Err())
-	return ""
-}
-
-// memory returns what the server holds, in bytes, and its goroutines.
-func (f *farServer) memory(t *testing.T) (bytes, goroutines int64) {
-	t.Helper()
-	if _, err := io.WriteString(f.stdin, "\n"); err != nil {
-		t.Fatal(err)
-	}
-	fmt.Sscan(f.line(t, "memory"), &bytes, &goroutines)
-	return bytes, goroutines
-}
 
 // TestSessions prints how soon the last session hears of a revoked key, how long
 // AwaitRevision takes, and what a session costs the server in memory.
@@ -117,7 +27,7 @@ func TestSessions(t *testing.T) {
 		name := fmt.Sprintf("connections=%d/sessions=%d/idle=%t", shape.connections, shape.connections*shape.sessions, shape.idle)
 		for _, server := range []string{"keysvc", floorServer} {
 			t.Run(name+"/"+server, func(t *testing.T) {
-				measureSessions(t, startFar(t, server), shape.connections, shape.sessions, shape.rounds, shape.idle)
+				measureSessions(t, startServer(t, server), shape.connections, shape.sessions, shape.rounds, shape.idle)
 			})
 		}
 	}
@@ -129,8 +39,8 @@ type heard struct {
 	at       time.Time
 }
 
-func measureSessions(t *testing.T, far *farServer, connections, each, rounds int, idle bool) {
-	control := dial(t, far.address)
+func measureSessions(t *testing.T, server *worker, connections, each, rounds int, idle bool) {
+	control := dial(t, server.address)
 	keys, members, feed := keysvcv1.NewKeyServiceClient(control), keysvcv1.NewMemberServiceClient(control), keysvcv1.NewSyncServiceClient(control)
 	ctx, cancel := context.WithCancel(t.Context())
 	var clients sync.WaitGroup
@@ -141,11 +51,11 @@ func measureSessions(t *testing.T, far *farServer, connections, each, rounds int
 	}); err != nil {
 		t.Fatal(err)
 	}
-	before, _ := far.memory(t)
+	before, _ := memory(t, server)
 	hears := make(chan heard, connections*each)
 	var began sync.WaitGroup
 	for range connections {
-		connection := dial(t, far.address)
+		connection := dial(t, server.address)
 		for range each {
 			began.Add(1)
 			clients.Go(func() {
@@ -156,7 +66,7 @@ func measureSessions(t *testing.T, far *farServer, connections, each, rounds int
 		}
 	}
 	began.Wait()
-	after, goroutines := far.memory(t)
+	after, goroutines := memory(t, server)
 	var asked, acknowledged, awaited []time.Duration
 	for round := range 2 * rounds {
 		made, err := keys.CreateKey(ctx, &keysvcv1.CreateKeyRequest{WorkspaceId: "w", MemberId: "ann", Name: "bench", Scopes: []string{"signatures:read"}})

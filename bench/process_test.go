@@ -1,0 +1,133 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/scribe-mail/keysvc/internal/server/servertest"
+)
+
+// What makes TestServer serve: which kind of server, at which address, over which file.
+const (
+	serverVariable  = "KEYSVC_BENCH_SERVER"
+	addressVariable = "KEYSVC_BENCH_ADDRESS"
+	fileVariable    = "KEYSVC_BENCH_FILE"
+
+	realServer = "keysvc"
+	// floorServer does no more than tell all sessions of a change.
+	floorServer = "floor"
+)
+
+// TestServer is the server of other tests, in a process of its own so that it can be
+// stopped, and the clients' memory does not count. It writes its address, and then what it
+// holds for each line that it reads.
+func TestServer(t *testing.T) {
+	options := servertest.Options{File: os.Getenv(fileVariable)}
+	if address := os.Getenv(addressVariable); address != "" {
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		options.Listener = listener
+	}
+	switch os.Getenv(serverVariable) {
+	case "":
+		t.Skip("only for other tests")
+	case floorServer:
+		fmt.Println("address", startFloor(t))
+	default:
+		fmt.Println("address", servertest.Start(t, options).Address)
+	}
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		runtime.GC()
+		var memory runtime.MemStats
+		runtime.ReadMemStats(&memory)
+		fmt.Println("memory", memory.HeapInuse+memory.StackInuse, runtime.NumGoroutine())
+	}
+}
+
+// worker is a test of this program in another process, which reads and writes lines.
+type worker struct {
+	*exec.Cmd
+	stdin  io.WriteCloser
+	stdout io.Reader
+	lines  *bufio.Scanner
+	// address is a server's.
+	address string
+}
+
+// startProcess starts a test with environment variables. It must end when nothing is to
+// be read any more.
+func startProcess(t *testing.T, test string, environment ...string) *worker {
+	t.Helper()
+	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^"+test+"$", "-test.v")} //nolint:gosec // this program
+	started.Env = append(os.Environ(), environment...)
+	started.Stderr = os.Stderr
+	var err error
+	if started.stdin, err = started.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if started.stdout, err = started.StdoutPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := started.Start(); err != nil {
+		t.Fatal(err)
+	}
+	started.lines = bufio.NewScanner(started.stdout)
+	return started
+}
+
+// startServer starts a server of a kind, which is stopped when the test ends.
+func startServer(t *testing.T, kind string) *worker {
+	t.Helper()
+	server := startProcess(t, "TestServer", serverVariable+"="+kind)
+	t.Cleanup(func() { server.end(t) })
+	server.address = server.line(t, "address")
+	return server
+}
+
+// end lets the process end in order.
+func (w *worker) end(t *testing.T) {
+	t.Helper()
+	_ = w.stdin.Close()
+	_, _ = io.Copy(io.Discard, w.stdout)
+	if err := w.Wait(); err != nil {
+		t.Errorf("%v: %v", w.Args, err)
+	}
+}
+
+// write writes a line to the process.
+func (w *worker) write(t *testing.T, line string) {
+	t.Helper()
+	if _, err := io.WriteString(w.stdin, line+"\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// line returns the next line that begins with a word, without it.
+func (w *worker) line(t *testing.T, word string) string {
+	t.Helper()
+	for w.lines.Scan() {
+		if rest, found := strings.CutPrefix(w.lines.Text(), word+" "); found {
+			return rest
+		}
+	}
+	t.Fatalf("the process is gone: %v", w.lines.Err())
+	return ""
+}
+
+// memory returns what a server holds, in bytes, and its goroutines.
+func memory(t *testing.T, server *worker) (bytes, goroutines int64) {
+	t.Helper()
+	server.write(t, "")
+	fmt.Sscan(server.line(t, "memory"), &bytes, &goroutines)
+	return bytes, goroutines
+}
