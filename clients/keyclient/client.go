@@ -62,6 +62,8 @@ type Config struct {
 	// NearCacheEntries is how many tokens are kept in memory, some 600 bytes each.
 	// Default: 100,000.
 	NearCacheEntries int
+	// NearCacheHooks are told what happens in the near-cache, for metrics.
+	NearCacheHooks NearCacheHooks
 	// Now is the clock of the near-cache, for tests. Default: time.Now.
 	Now func() time.Time
 	// Log receives how sessions of the near-cache begin and end, at debug. Default: nothing.
@@ -155,8 +157,8 @@ func New(target string, config Config) (*Client, error) {
 	}
 	if config.NearCache {
 		client.cache = nearcache.New(nearcache.Config{
-			Sync: keysvcv1.NewSyncServiceClient(conn), Validations: validations, Request: request, Read: answer,
-			MaxEntries: config.NearCacheEntries, Timeout: validationTimeout, Now: config.Now, Log: config.Log,
+			Sync: keysvcv1.NewSyncServiceClient(conn), Validations: validations, WithoutCall: withoutCall, Request: request, Read: answer,
+			MaxEntries: config.NearCacheEntries, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: config.NearCacheHooks,
 		})
 		client.validator = client.cache
 	}
@@ -201,6 +203,9 @@ func (c *Client) Watch(ctx context.Context, question keyauth.Question) (keyauth.
 	<-ctx.Done()
 	return keyauth.Answer{}, ctx.Err()
 }
+
+// NearCacheHooks are told what happens in the near-cache.
+type NearCacheHooks = nearcache.Hooks
 
 // NearCacheState is how the near-cache stands, for metrics and for people.
 type NearCacheState struct {

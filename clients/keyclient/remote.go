@@ -25,17 +25,11 @@ type remote struct {
 
 // Validate implements keyauth.Validator, as Client says.
 func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
-	if !question.Requirement.IsValid() || question.Requirement.IsPublic() {
-		return keyauth.Answer{}, status.Errorf(codes.Internal, "keyclient: %q is nothing to ask keysvc for", question.Requirement)
-	}
 	if err := ctx.Err(); err != nil {
 		return keyauth.Answer{}, err
 	}
-	if cannotBeToken(question.Token) {
-		return keyauth.Answer{
-			Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED,
-			Reason:   keysvcv1.Reason_REASON_KEY_INVALID,
-		}, nil
+	if answer, answered, err := withoutCall(&question); answered {
+		return answer, err
 	}
 	bounded, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -61,6 +55,20 @@ func (r *remote) explain(ctx context.Context, err error, text string) error {
 		return status.Error(code, "keyclient: keysvc's error is not shown, as it holds the token")
 	}
 	return err
+}
+
+// withoutCall answers questions that need not leave this process.
+func withoutCall(question *keyauth.Question) (answer keyauth.Answer, answered bool, err error) {
+	switch {
+	case !question.Requirement.IsValid() || question.Requirement.IsPublic():
+		return keyauth.Answer{}, true, status.Errorf(codes.Internal, "keyclient: %q is nothing to ask keysvc for", question.Requirement)
+	case cannotBeToken(question.Token):
+		return keyauth.Answer{
+			Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED,
+			Reason:   keysvcv1.Reason_REASON_KEY_INVALID,
+		}, true, nil
+	}
+	return keyauth.Answer{}, false, nil
 }
 
 // cannotBeToken says whether text need not leave this process: it looks like one of

@@ -15,9 +15,9 @@ func (a *app) watchCommand() *cobra.Command {
 	return a.clientCommand(&cobra.Command{
 		Use:   "watch",
 		Short: "Show changes as near-caches hear of them",
-		Long: `Show changes as near-caches hear of them, until Ctrl-C: a line for each with its
-revision, what kind of thing has changed, its workspace, and the key or member. What
-has become of it, the audit log tells.
+		Long: `Show changes as near-caches hear of them, until Ctrl-C: a line for each with when
+it was made, its revision, what kind of thing has changed, its workspace, and the key or
+member. What has become of it, the audit log tells.
 
 It ends with an error when the server stops, or when the session has become old.
 
@@ -61,7 +61,7 @@ func (s *session) watch(ctx context.Context) error {
 		case *keysvcv1.SyncResponse_Welcome:
 			late.Stop()
 			err = s.note("changes after revision %d; Ctrl-C ends it", kind.Welcome.GetRevision())
-			lines.add("REVISION", "KIND", "WORKSPACE", "SUBJECT")
+			lines.add("TIME", "REVISION", "KIND", "WORKSPACE", "SUBJECT")
 		case *keysvcv1.SyncResponse_Events:
 			err = s.showEvents(kind.Events.GetEvents(), &lines)
 		case *keysvcv1.SyncResponse_Reset_:
@@ -83,7 +83,11 @@ func (s *session) showEvents(events []*keysvcv1.SyncEvent, lines *table) error {
 			}
 			continue
 		}
-		lines.add(fmt.Sprint(event.GetRevision()), enumWord(event.GetKind(), "SYNC_EVENT_KIND_"),
+		made := "-"
+		if event.GetTime() != nil {
+			made = event.GetTime().AsTime().Format("2006-01-02T15:04:05.000Z")
+		}
+		lines.add(made, fmt.Sprint(event.GetRevision()), enumWord(event.GetKind(), "SYNC_EVENT_KIND_"),
 			orDash(event.GetWorkspaceId()), orDash(event.GetSubject()))
 	}
 	if s.out.format == formatJSON {

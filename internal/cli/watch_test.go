@@ -7,11 +7,13 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
@@ -45,7 +47,7 @@ func TestWatch(t *testing.T) {
 	messages := []*keysvcv1.SyncResponse{
 		welcomed(),
 		events(
-			&keysvcv1.SyncEvent{Revision: 7, WorkspaceId: "acme", Kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY, Subject: testID, AuditHash: []byte{1, 2}},
+			&keysvcv1.SyncEvent{Revision: 7, WorkspaceId: "acme", Kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY, Subject: testID, AuditHash: []byte{1, 2}, Time: timestamppb.New(time.Date(2027, time.March, 1, 12, 0, 0, 7_000_000, time.UTC))},
 			&keysvcv1.SyncEvent{Revision: 8, Kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_POLICY},
 		),
 		{Kind: &keysvcv1.SyncResponse_Mark{Mark: &keysvcv1.SyncMark{Revision: 8}}},

@@ -179,7 +179,11 @@ func (h *Hub) Publish(change *storage.Committed) {
 		h.restart(h.revision) // something is wrong with the order: nothing is known any more
 		return
 	}
-	h.ring.add(eventOf(change.Feed))
+	next := eventOf(change.Feed)
+	if !change.Time.IsZero() {
+		next.time = change.Time.UnixNano()
+	}
+	h.ring.add(next)
 	h.revision = change.Feed.GetRevision()
 }
 

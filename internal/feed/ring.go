@@ -2,6 +2,9 @@ package feed
 
 import (
 	"sort"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -14,6 +17,8 @@ type event struct {
 	subject     string
 	hash        string
 	kind        keysvcv1.SyncEventKind
+	// time is when the change was made, in Unix nanoseconds; 0 if that is not known.
+	time int64
 }
 
 func eventOf(record *storagev1.FeedRecord) event {
@@ -47,9 +52,13 @@ func kindOf(kind storagev1.FeedKind) keysvcv1.SyncEventKind {
 
 // message returns the event as it is sent.
 func (e event) message() *keysvcv1.SyncEvent {
-	return &keysvcv1.SyncEvent{
+	message := &keysvcv1.SyncEvent{
 		Revision: e.revision, WorkspaceId: e.workspaceID, Kind: e.kind, Subject: e.subject, AuditHash: []byte(e.hash),
 	}
+	if e.time != 0 {
+		message.Time = timestamppb.New(time.Unix(0, e.time))
+	}
+	return message
 }
 
 // ring holds the newest changes. Each has a place, which grows by one from change to

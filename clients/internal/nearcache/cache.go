@@ -28,10 +28,12 @@ type Config struct {
 	// Sync and Validations are clients of the same keysvc. Required.
 	Sync        keysvcv1.SyncServiceClient
 	Validations keysvcv1.ValidationServiceClient
-	// Request makes what is sent of a question, and Read reads an answer and says what is
-	// wrong with one that makes no sense. Required.
-	Request func(question keyauth.Question) *keysvcv1.ValidateKeyRequest
-	Read    func(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error)
+	// WithoutCall answers questions that need not leave this process, Request makes what is
+	// sent of one, and Read reads an answer and says what is wrong with one that makes no
+	// sense. Required.
+	WithoutCall func(question *keyauth.Question) (answer keyauth.Answer, answered bool, err error)
+	Request     func(question keyauth.Question) *keysvcv1.ValidateKeyRequest
+	Read        func(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error)
 	// MaxEntries bounds the cache. Default: 100,000, which takes some 60 MB.
 	MaxEntries int
 	// Timeout bounds one validation that the server is asked for. Default: 1 s.
@@ -40,6 +42,8 @@ type Config struct {
 	Now func() time.Time
 	// Log receives how sessions begin and end. Default: nothing.
 	Log *slog.Logger
+	// Hooks are told what happens.
+	Hooks Hooks
 }
 
 // Cache is a keyauth.Watcher that answers from memory where it may, and from the server
@@ -192,16 +196,23 @@ func (c *Core) period() time.Duration {
 func (c *Cache) run() {
 	wait := shortestBackoff
 	for c.ctx.Err() == nil {
+		began := c.config.Now()
 		welcome, farewell, err := c.session()
+		if c.ctx.Err() != nil {
+			err = nil
+		}
+		if welcome {
+			c.config.Hooks.sessionEnded(err)
+		}
 		if c.ctx.Err() != nil {
 			return
 		}
 		c.config.Log.Debug("the session of the near-cache has ended", "welcome", welcome, "farewell", farewell, "error", err)
-		if welcome {
+		if lasted := c.config.Now().Sub(began) >= c.core.period(); welcome && lasted {
 			wait = shortestBackoff
-		}
-		if farewell && welcome {
-			continue // elsewhere, at once
+			if farewell {
+				continue // elsewhere, at once
+			}
 		}
 		// Full jitter: those who lost the same server do not come back together.
 		timer := time.NewTimer(rand.N(wait)) //nolint:gosec // jitter, no secret
@@ -252,7 +263,10 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 			if message == nil || message.GetStaleness().AsDuration() <= 0 {
 				return false, false, errors.New("the session did not begin with a welcome")
 			}
-			c.core.Welcome(message)
+			if c.core.Welcome(message) {
+				c.config.Hooks.reset()
+			}
+			c.config.Hooks.sessionBegan()
 			welcome = true
 			c.mutex.Lock()
 			c.connected = true
@@ -264,6 +278,7 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 		switch message := response.GetKind().(type) {
 		case *keysvcv1.SyncResponse_Events:
 			c.core.Events(message.Events)
+			c.lag(message.Events.GetEvents())
 			if message.Events.GetMark() != 0 {
 				signal(marks)
 			}
@@ -273,12 +288,27 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 			c.core.Pong(message.Pong, time.Time{})
 		case *keysvcv1.SyncResponse_Reset_:
 			c.core.Reset(message.Reset_)
+			c.config.Hooks.reset()
 		case *keysvcv1.SyncResponse_Goodbye:
 			farewell = true
 		default:
 			// A newer server, or a second welcome: nothing is known any more.
 			c.core.Reset(&keysvcv1.SyncReset{})
+			c.config.Hooks.reset()
 			return welcome, farewell, errors.New("the server said something that this version does not know")
+		}
+	}
+}
+
+// lag tells how long ago changes were made.
+func (c *Cache) lag(events []*keysvcv1.SyncEvent) {
+	if c.config.Hooks.Invalidated == nil {
+		return
+	}
+	now := c.config.Now().Round(0)
+	for _, each := range events {
+		if each.GetTime() != nil {
+			c.config.Hooks.invalidated(now.Sub(each.GetTime().AsTime()))
 		}
 	}
 }

@@ -269,13 +269,14 @@ func (c *Core) Applied() *keysvcv1.SyncApplied {
 	return &keysvcv1.SyncApplied{Revision: c.applied}
 }
 
-// Welcome takes the beginning of a session (C9).
-func (c *Core) Welcome(message *keysvcv1.SyncWelcome) {
+// Welcome takes the beginning of a session (C9). It says whether everything was dropped.
+func (c *Core) Welcome(message *keysvcv1.SyncWelcome) (reset bool) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.freshness.Drop()
 	c.staleness = message.GetStaleness().AsDuration()
-	if message.GetReset_() || message.GetEpoch() != c.epoch || message.GetRevision() != c.applied {
+	reset = message.GetReset_() || message.GetEpoch() != c.epoch || message.GetRevision() != c.applied
+	if reset {
 		c.reset(message.GetRevision(), message.GetAuditHash(), message.GetHashRevision())
 	}
 	c.epoch = message.GetEpoch()
@@ -285,6 +286,7 @@ func (c *Core) Welcome(message *keysvcv1.SyncWelcome) {
 		// the store has lost.
 		c.counters.Dropped.Add(int64(c.entries.dropAfter(c.welcomed)))
 	}
+	return reset
 }
 
 // Reset takes the word that events are missing (C9).

@@ -2,17 +2,14 @@ package nearcache
 
 import (
 	"context"
-	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
-	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 const (
@@ -24,8 +21,6 @@ const (
 	maxQueue = 16384
 	// maxAttempts is how often a question is asked whose answers are outdated.
 	maxAttempts = 3
-	// maxTokenBytes is the longest token text that is sent.
-	maxTokenBytes = 4096
 )
 
 // misses asks the server what memory does not know: same questions once, and several
@@ -65,28 +60,10 @@ func newMisses(ctx context.Context, config Config, core *Core) *misses {
 // wait returns when no call is under way. The context has ended.
 func (m *misses) wait() { m.running.Wait() }
 
-// cannotBeToken says whether text need not leave this process: it looks like one of
-// keysvc's tokens and its checksum is wrong, or gRPC could not carry it.
-func cannotBeToken(text string) bool {
-	if text == "" || len(text) > maxTokenBytes || !utf8.ValidString(text) {
-		return true
-	}
-	if !strings.Contains(text, "_ksk1_") {
-		return false
-	}
-	_, err := token.Parse(text)
-	return err != nil
-}
-
 // ask asks the server.
 func (m *misses) ask(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
-	if !question.Requirement.IsValid() || question.Requirement.IsPublic() {
-		return keyauth.Answer{}, status.Errorf(codes.Internal, "keyclient: %q is nothing to ask keysvc for", question.Requirement)
-	}
-	if cannotBeToken(question.Token) {
-		return keyauth.Answer{
-			Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID,
-		}, nil
+	if answer, answered, err := m.config.WithoutCall(question); answered {
+		return answer, err
 	}
 	joined, err := m.join(question)
 	if err != nil {
@@ -121,6 +98,7 @@ func (m *misses) join(question *keyauth.Question) (*flight, error) {
 		return nil, errClosed
 	}
 	m.core.counters.Misses.Add(1)
+	m.config.Hooks.missed()
 	if joined := m.waiting[known]; joined != nil {
 		return joined, nil
 	}
@@ -239,7 +217,9 @@ func (m *misses) settle(each *flight, fill Fill, item *keysvcv1.ValidateKeyRespo
 	if each.freely {
 		fill = Fill{sent: fill.sent}
 	}
-	if m.core.EndFill(fill, &each.question, item, answer, now) != AskAgain {
+	verdict := m.core.EndFill(fill, &each.question, item, answer, now)
+	m.config.Hooks.filled(verdict == Keep)
+	if verdict != AskAgain {
 		each.finish(answer, nil)
 		return true
 	}

@@ -758,7 +758,10 @@ type SyncEvent struct {
 	// The key_id or member_id, for those kinds.
 	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
 	// Hash of the audit event of the change; it identifies the history.
-	AuditHash     []byte `protobuf:"bytes,5,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
+	AuditHash []byte `protobuf:"bytes,5,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
+	// When the change was made, by the server's clock; unset if it was made before the
+	// server was started.
+	Time          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -824,6 +827,13 @@ func (x *SyncEvent) GetSubject() string {
 func (x *SyncEvent) GetAuditHash() []byte {
 	if x != nil {
 		return x.AuditHash
+	}
+	return nil
+}
+
+func (x *SyncEvent) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
 	}
 	return nil
 }
@@ -1205,14 +1215,15 @@ const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"SyncEvents\x12,\n" +
 	"\x06events\x18\x01 \x03(\v2\x14.keysvc.v1.SyncEventR\x06events\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x12\n" +
-	"\x04mark\x18\x03 \x01(\x03R\x04mark\"\xb1\x01\n" +
+	"\x04mark\x18\x03 \x01(\x03R\x04mark\"\xe1\x01\n" +
 	"\tSyncEvent\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12,\n" +
 	"\x04kind\x18\x03 \x01(\x0e2\x18.keysvc.v1.SyncEventKindR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x1d\n" +
 	"\n" +
-	"audit_hash\x18\x05 \x01(\fR\tauditHash\"&\n" +
+	"audit_hash\x18\x05 \x01(\fR\tauditHash\x12.\n" +
+	"\x04time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"&\n" +
 	"\bSyncMark\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\"<\n" +
 	"\bSyncPong\x12\x14\n" +
@@ -1292,15 +1303,16 @@ var file_keysvc_v1_sync_service_proto_depIdxs = []int32{
 	17, // 11: keysvc.v1.SyncWelcome.staleness:type_name -> google.protobuf.Duration
 	9,  // 12: keysvc.v1.SyncEvents.events:type_name -> keysvc.v1.SyncEvent
 	0,  // 13: keysvc.v1.SyncEvent.kind:type_name -> keysvc.v1.SyncEventKind
-	1,  // 14: keysvc.v1.SyncService.Sync:input_type -> keysvc.v1.SyncRequest
-	14, // 15: keysvc.v1.SyncService.AwaitRevision:input_type -> keysvc.v1.AwaitRevisionRequest
-	6,  // 16: keysvc.v1.SyncService.Sync:output_type -> keysvc.v1.SyncResponse
-	15, // 17: keysvc.v1.SyncService.AwaitRevision:output_type -> keysvc.v1.AwaitRevisionResponse
-	16, // [16:18] is the sub-list for method output_type
-	14, // [14:16] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	16, // 14: keysvc.v1.SyncEvent.time:type_name -> google.protobuf.Timestamp
+	1,  // 15: keysvc.v1.SyncService.Sync:input_type -> keysvc.v1.SyncRequest
+	14, // 16: keysvc.v1.SyncService.AwaitRevision:input_type -> keysvc.v1.AwaitRevisionRequest
+	6,  // 17: keysvc.v1.SyncService.Sync:output_type -> keysvc.v1.SyncResponse
+	15, // 18: keysvc.v1.SyncService.AwaitRevision:output_type -> keysvc.v1.AwaitRevisionResponse
+	17, // [17:19] is the sub-list for method output_type
+	15, // [15:17] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_sync_service_proto_init() }
