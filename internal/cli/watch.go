@@ -15,9 +15,9 @@ func (a *app) watchCommand() *cobra.Command {
 	return a.clientCommand(&cobra.Command{
 		Use:   "watch",
 		Short: "Show changes as near-caches hear of them",
-		Long: `Show changes as near-caches hear of them, until Ctrl-C: a line for each with when
-it was made, its revision, what kind of thing has changed, its workspace, and the key or
-member. What has become of it, the audit log tells.
+		Long: `Show changes as near-caches hear of them, until Ctrl-C: a line for each with
+when it was made, its revision, what kind of thing has changed, its workspace, and
+the key or member. What has become of it, the audit log tells.
 
 It ends with an error when the server stops, or when the session has become old.
 
