@@ -8,9 +8,10 @@ TOOL      := go tool -modfile=tools/go.mod
 BASELINE  := proto/baseline.binpb
 EXAMPLE   := examples/signatures
 FUZZTIME  ?= 30s
+SOAKTIME  ?= 1h
 TESTFLAGS ?=
 
-.PHONY: run test test-race fuzz lint format generate fresh breaking baseline check
+.PHONY: run test test-race fuzz soak lint format generate fresh breaking baseline check
 
 run:
 	go run ./cmd/keysvc serve --dev
@@ -32,6 +33,10 @@ fuzz:
 		echo "$$package $$target"; \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null; \
 	done <<<"$$targets"
+
+# Near-caches, a bad network and keys that change, for SOAKTIME: nothing may grow.
+soak:
+	go test ./bench -run '^TestSoak$$' -soak $(SOAKTIME) -timeout 0 -v
 
 lint:
 	$(TOOL) buf lint

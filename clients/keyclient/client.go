@@ -79,7 +79,7 @@ type Config struct {
 // While there is no connection, calls fail with codes.Unavailable rather than wait for
 // one; connecting is tried again after 100 ms at first and at most every 5 s.
 type Client struct {
-	// Keys, Members, Policies and Validations are the generated clients. Calls that only
+	// Keys, Members, Policies, Validations and Sync are the generated clients. Calls that only
 	// read are repeated if keysvc is UNAVAILABLE: up to 4 attempts within some 200 ms.
 	// Changes never are, as they may have taken effect: repeat a CreateKey or RotateKey with
 	// the same request_id.
@@ -87,6 +87,7 @@ type Client struct {
 	Members     keysvcv1.MemberServiceClient
 	Policies    keysvcv1.PolicyServiceClient
 	Validations keysvcv1.ValidationServiceClient
+	Sync        keysvcv1.SyncServiceClient
 
 	conn *grpc.ClientConn
 	// validator answers Validate.
@@ -152,12 +153,13 @@ func New(target string, config Config) (*Client, error) {
 		Members:     keysvcv1.NewMemberServiceClient(conn),
 		Policies:    keysvcv1.NewPolicyServiceClient(conn),
 		Validations: validations,
+		Sync:        keysvcv1.NewSyncServiceClient(conn),
 		conn:        conn,
 		validator:   &remote{validations: validations, timeout: validationTimeout},
 	}
 	if config.NearCache {
 		client.cache = nearcache.New(nearcache.Config{
-			Sync: keysvcv1.NewSyncServiceClient(conn), Validations: validations, WithoutCall: withoutCall, Request: request, Read: answer,
+			Sync: client.Sync, Validations: validations, WithoutCall: withoutCall, Request: request, Read: answer,
 			MaxEntries: config.NearCacheEntries, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: config.NearCacheHooks,
 		})
 		client.validator = client.cache
@@ -244,6 +246,7 @@ const serviceConfig = `{
 			{"service": "keysvc.v1.MemberService", "method": "GetMember"},
 			{"service": "keysvc.v1.MemberService", "method": "ListMembers"},
 			{"service": "keysvc.v1.PolicyService", "method": "GetPolicy"},
+			{"service": "keysvc.v1.SyncService", "method": "AwaitRevision"},
 			{"service": "keysvc.v1.ValidationService", "method": "ValidateKey"},
 			{"service": "keysvc.v1.ValidationService", "method": "BatchValidateKeys"}
 		],

@@ -1,10 +1,19 @@
 package keyclient_test
 
 import (
+	"errors"
+	"log/slog"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/scribe-mail/keysvc/clients/internal/validatortest"
 	"github.com/scribe-mail/keysvc/clients/keyauth"
@@ -82,6 +91,118 @@ func TestNearCacheWatch(t *testing.T) {
 	}
 	if answer := <-ended; answer.Reason != keysvcv1.Reason_REASON_KEY_REVOKED {
 		t.Errorf("Watch = %+v", answer)
+	}
+}
+
+// TestNearCacheStreams: what a Guard lets in over a near-cache ends when it would not be let
+// in any more, with the answer that it would get.
+func TestNearCacheStreams(t *testing.T) {
+	const method = "/test.v1.Things/Watch"
+	for name, test := range map[string]struct {
+		// change is what happens once the stream is open.
+		change func(t *testing.T, keysvc *servertest.Keysvc, keyID string)
+		want   codes.Code
+		// within is how soon it ends.
+		within time.Duration
+	}{
+		"revoked": {func(t *testing.T, keysvc *servertest.Keysvc, keyID string) {
+			if _, err := keysvc.Keys.RevokeKey(t.Context(), &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: keyID}); err != nil {
+				t.Error(err)
+			}
+		}, codes.Unauthenticated, time.Second},
+		"beyond the role":  {func(t *testing.T, keysvc *servertest.Keysvc, _ string) { keysvc.PutMember(t, "acme", "ann", "member") }, codes.PermissionDenied, time.Second},
+		"expired":          {func(*testing.T, *servertest.Keysvc, string) {}, codes.Unauthenticated, 4 * time.Second},
+		"nothing is known": {func(_ *testing.T, keysvc *servertest.Keysvc, _ string) { keysvc.Stop() }, codes.Unavailable, 4 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			keysvc := servertest.Start(t, servertest.Options{})
+			keysvc.PutMember(t, "acme", "ann", "admin")
+			made, err := keysvc.Keys.CreateKey(t.Context(), &keysvcv1.CreateKeyRequest{
+				WorkspaceId: "acme", MemberId: "ann", Name: "test", Scopes: []string{"signatures:read"},
+				ExpireTime: timestamppb.New(time.Now().Add(map[bool]time.Duration{true: 3 * time.Second, false: time.Hour}[name == "expired"])),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			client := newClient(t, keysvc.Address, keyclient.Config{NearCache: true})
+			fresh(t, client)
+			guard, err := keyauth.NewGuard(client, keyauth.Config{
+				Tables: []keyauth.Table{{method: keyauth.Scope("signatures:read")}}, Log: slog.New(slog.DiscardHandler),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn := protected(t, guard)
+			ctx := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+made.GetToken())
+			stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(stream.SendMsg(&keysvcv1.SyncMark{}), stream.CloseSend(), stream.RecvMsg(&keysvcv1.SyncMark{})); err != nil {
+				t.Fatal(err)
+			}
+			began := time.Now()
+			test.change(t, keysvc, made.GetKey().GetKeyId())
+			err = stream.RecvMsg(&keysvcv1.SyncMark{})
+			if passed := time.Since(began); status.Code(err) != test.want || passed > test.within {
+				t.Errorf("the stream ended with %v after %s; want %s within %s", err, passed, test.want, test.within)
+			}
+		})
+	}
+}
+
+// protected serves streams that answer once and then stay, behind a Guard.
+func protected(t *testing.T, guard *keyauth.Guard) *grpc.ClientConn {
+	t.Helper()
+	listener := bufconn.Listen(1 << 20)
+	server := grpc.NewServer(grpc.StreamInterceptor(guard.StreamServerInterceptor()), grpc.UnknownServiceHandler(func(_ any, stream grpc.ServerStream) error {
+		if err := errors.Join(stream.RecvMsg(&keysvcv1.SyncMark{}), stream.SendMsg(&keysvcv1.SyncMark{})); err != nil {
+			return err
+		}
+		<-stream.Context().Done()
+		return nil
+	}))
+	go server.Serve(listener) //nolint:errcheck // it ends with Stop
+	t.Cleanup(server.Stop)
+	conn, err := grpc.NewClient(bufferedTarget, dialer(listener, new(atomic.Int64)), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() }) //nolint:errcheck // it was in use until now
+	return conn
+}
+
+// TestNearCacheUsage: a key that only memory answers for is seen to be used (rule 9).
+func TestNearCacheUsage(t *testing.T) {
+	keysvc := servertest.Start(t, servertest.Options{})
+	keysvc.PutMember(t, "acme", "ann", "admin")
+	keyID, token := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
+	counter := &counter{}
+	client := newClient(t, keysvc.Address, keyclient.Config{NearCache: true, DialOptions: []grpc.DialOption{counter.option()}})
+	fresh(t, client)
+	lastUsed := func() time.Time {
+		listed, err := keysvc.Keys.ListKeys(t.Context(), &keysvcv1.ListKeysRequest{WorkspaceId: "acme"})
+		if err != nil || len(listed.GetKeys()) != 1 || listed.GetKeys()[0].GetKeyId() != keyID {
+			t.Fatalf("ListKeys = %v, %v", listed, err)
+		}
+		return listed.GetKeys()[0].GetLastUsedTime().AsTime()
+	}
+	question := keyauth.Question{Token: token, Requirement: keyauth.Scope("signatures:read")}
+	if _, err := client.Validate(t.Context(), question); err != nil {
+		t.Fatal(err)
+	}
+	first := lastUsed()
+	for deadline := time.Now().Add(patience); !lastUsed().After(first.Add(time.Second)); time.Sleep(10 * time.Millisecond) {
+		if _, err := client.Validate(t.Context(), question); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("last used at %s, and used since then", lastUsed())
+		}
+	}
+	if calls := counter.calls.Load(); calls > 3 {
+		t.Errorf("%d calls; memory was to answer", calls)
 	}
 }
 

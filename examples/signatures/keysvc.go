@@ -53,7 +53,7 @@ func startKeysvc(ctx context.Context) (_ *keysvc, err error) {
 		return nil, err
 	}
 	k.process = process
-	if k.client, err = keyclient.New(k.target, keyclient.Config{AllowPlaintext: true}); err != nil {
+	if k.client, err = keyclient.New(k.target, keyclient.Config{AllowPlaintext: true, NearCache: true}); err != nil {
 		return nil, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, 20*time.Second)

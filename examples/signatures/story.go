@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -75,21 +76,37 @@ func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 		return err
 	})
 
+	s.say("A stream is held open with it.")
+	held, err := s.hold(ctx, token)
+	if err != nil {
+		return err
+	}
+
 	s.say("Ann becomes an ordinary member, who has no scopes. Her key acts as she does: now.")
 	if err := putMember(ctx, keysvc, "member"); err != nil {
 		return err
 	}
 	s.http(ctx, 403, token, "GET", "/v1/signatures", "")
+	s.ended(held, "PermissionDenied", token)
 	s.say("She is a manager again.")
 	if err := putMember(ctx, keysvc, "manager"); err != nil {
 		return err
 	}
 	s.http(ctx, 200, token, "GET", "/v1/signatures/sig-1", "")
 
-	s.say("The key is revoked.")
-	if _, err := keysvc.client.Keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: keyID}); err != nil {
+	held, err = s.hold(ctx, token)
+	if err != nil {
 		return err
 	}
+	s.say("The key is revoked, and the stream that it holds open ends.")
+	revoked, err := keysvc.client.Keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: keyID})
+	if err != nil {
+		return err
+	}
+	if err := everywhere(ctx, keysvc, revoked.GetRevision(), revoked.GetEpoch()); err != nil {
+		return err
+	}
+	s.ended(held, "Unauthenticated", token)
 	s.http(ctx, 401, token, "GET", "/v1/signatures", "")
 	s.grpc(ctx, "Unauthenticated", token, "ListSignatures", func(ctx context.Context) error {
 		_, err := s.signatures.ListSignatures(ctx, &signaturesv1.ListSignaturesRequest{})
@@ -159,6 +176,38 @@ func (s *story) grpc(ctx context.Context, want, token, method string, call func(
 	s.expect(want, answer.Code().String(), "gRPC "+method+" "+describe(token), described)
 }
 
+// hold opens a stream. How it ends comes from the channel.
+func (s *story) hold(ctx context.Context, token string) (held <-chan error, err error) {
+	stream, err := s.signatures.WatchSignatures(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), &signaturesv1.WatchSignaturesRequest{})
+	if err != nil {
+		return nil, err
+	}
+	// The header comes once the stream was admitted.
+	if _, err := stream.Header(); err != nil {
+		return nil, err
+	}
+	end := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := stream.Recv(); err != nil {
+				end <- err
+				return
+			}
+		}
+	}()
+	return end, nil
+}
+
+// ended waits for a stream to end.
+func (s *story) ended(held <-chan error, want, token string) {
+	select {
+	case err := <-held:
+		s.expect(want, status.Code(err).String(), "gRPC WatchSignatures "+describe(token)+" (held open)", status.Convert(err).Code().String())
+	case <-time.After(10 * time.Second):
+		s.surprises = append(s.surprises, "the stream goes on")
+	}
+}
+
 func describe(token string) string {
 	if token == "" {
 		return "(no token)"
@@ -174,10 +223,21 @@ func shorten(token string) string {
 	return "…"
 }
 
+// putMember gives the member a role, and returns when the services know.
 func putMember(ctx context.Context, keysvc *keysvc, role string) error {
-	_, err := keysvc.client.Members.PutMember(ctx, &keysvcv1.PutMemberRequest{
+	put, err := keysvc.client.Members.PutMember(ctx, &keysvcv1.PutMemberRequest{
 		WorkspaceId: workspace, MemberId: member, Role: role, State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
 	})
+	if err != nil {
+		return err
+	}
+	return everywhere(ctx, keysvc, put.GetRevision(), put.GetEpoch())
+}
+
+// everywhere returns when no service answers from before a change any more. Without it they
+// know within milliseconds, and within a second whatever fails.
+func everywhere(ctx context.Context, keysvc *keysvc, revision int64, epoch string) error {
+	_, err := keysvc.client.Sync.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revision, Epoch: epoch})
 	return err
 }
 
