@@ -43,6 +43,7 @@ func TestRetries(t *testing.T) {
 		"/keysvc.v1.MemberService/GetMember":             true,
 		"/keysvc.v1.MemberService/ListMembers":           true,
 		"/keysvc.v1.PolicyService/GetPolicy":             true,
+		"/keysvc.v1.SyncService/AwaitRevision":           true,
 		"/keysvc.v1.ValidationService/ValidateKey":       true,
 		"/keysvc.v1.ValidationService/BatchValidateKeys": true,
 	}
