@@ -160,7 +160,7 @@ func New(target string, config Config) (*Client, error) {
 	if config.NearCache {
 		client.cache = nearcache.New(nearcache.Config{
 			Sync: client.Sync, Validations: validations, WithoutCall: withoutCall, Request: request, Read: answer,
-			MaxEntries: config.NearCacheEntries, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: config.NearCacheHooks,
+			MaxEntries: config.NearCacheEntries, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: nearcache.Hooks(config.NearCacheHooks),
 		})
 		client.validator = client.cache
 	}
@@ -204,27 +204,6 @@ func (c *Client) Watch(ctx context.Context, question keyauth.Question) (keyauth.
 	}
 	<-ctx.Done()
 	return keyauth.Answer{}, ctx.Err()
-}
-
-// NearCacheHooks are told what happens in the near-cache.
-type NearCacheHooks = nearcache.Hooks
-
-// NearCacheState is how the near-cache stands, for metrics and for people.
-type NearCacheState struct {
-	nearcache.Snapshot
-	// Connected says that there is a session, and Sessions how many there were.
-	Connected bool
-	Sessions  int64
-}
-
-// NearCache returns how the near-cache stands; nothing without one. It takes some
-// microseconds.
-func (c *Client) NearCache() NearCacheState {
-	if c.cache == nil {
-		return NearCacheState{}
-	}
-	snapshot, connected, sessions := c.cache.Snapshot()
-	return NearCacheState{Snapshot: snapshot, Connected: connected, Sessions: sessions}
 }
 
 // Close ends the connection; calls under way fail. A near-cache stops answering first,

@@ -3,7 +3,9 @@ package keyclient_test
 import (
 	"context"
 	"crypto/tls"
+	"expvar"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -84,4 +86,21 @@ func ExampleClient_Validate() {
 		fmt.Println("acts as", answer.Principal.MemberID, "in", answer.Principal.WorkspaceID)
 	}
 	// Output: refused: REASON_KEY_INVALID
+}
+
+// A near-cache, with what it does among the variables of expvar.
+func ExampleClient_NearCache() {
+	var lag expvar.Float // how far the last change was behind, in seconds
+	keysvc, err := keyclient.New("127.0.0.1:7480", keyclient.Config{
+		AllowPlaintext: true, NearCache: true,
+		NearCacheHooks: keyclient.NearCacheHooks{Invalidated: func(behind time.Duration) { lag.Set(behind.Seconds()) }},
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer keysvc.Close()
+	expvar.Publish("keysvc", expvar.Func(func() any { return keysvc.NearCache() }))
+	fmt.Println("hits:", keysvc.NearCache().Hits)
+	// Output: hits: 0
 }

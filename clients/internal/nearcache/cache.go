@@ -176,10 +176,12 @@ func (c *Cache) again(ctx context.Context, question *keyauth.Question) (keyauth.
 }
 
 // Snapshot is how the cache stands.
-func (c *Cache) Snapshot() (snapshot Snapshot, connected bool, sessions int64) {
+func (c *Cache) Snapshot() Snapshot {
+	snapshot := c.core.Snapshot(c.config.Now())
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	return c.core.Snapshot(c.config.Now()), c.connected, c.sessions
+	snapshot.Connected, snapshot.Sessions = c.connected, c.sessions
+	return snapshot
 }
 
 // period returns S.
@@ -371,7 +373,7 @@ func (c *Cache) farewell(stream keysvcv1.SyncService_SyncClient) {
 
 // active returns the number of hits so far, and whether anybody has asked of late.
 func (c *Cache) active(before int64) (hits int64, active bool) {
-	snapshot, _, _ := c.Snapshot()
+	snapshot := c.core.Snapshot(c.config.Now())
 	now := c.config.Now()
 	c.mutex.Lock()
 	defer c.mutex.Unlock()

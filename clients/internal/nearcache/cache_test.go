@@ -189,8 +189,8 @@ func TestIdle(t *testing.T) {
 		before := 0
 		server.note(func() { before = len(server.pings) })
 		time.Sleep(time.Hour)
-		if snapshot, connected, _ := cache.Snapshot(); snapshot.Fresh != 0 || !connected || snapshot.Entries != 1 {
-			t.Errorf("idle: %+v, connected: %t", snapshot, connected)
+		if snapshot := cache.Snapshot(); snapshot.Fresh != 0 || !snapshot.Connected || snapshot.Entries != 1 {
+			t.Errorf("idle: %+v", snapshot)
 		}
 		server.note(func() {
 			if len(server.pings) > before {
@@ -201,7 +201,7 @@ func TestIdle(t *testing.T) {
 		time.Sleep(time.Second)
 		calls := len(server.batches)
 		ask(t, cache, 1)
-		if snapshot, _, _ := cache.Snapshot(); snapshot.Fresh == 0 || len(server.batches) != calls {
+		if snapshot := cache.Snapshot(); snapshot.Fresh == 0 || len(server.batches) != calls {
 			t.Errorf("in use again: %+v, %d calls", snapshot, len(server.batches)-calls)
 		}
 	})
@@ -299,8 +299,8 @@ func TestGoodbye(t *testing.T) {
 				}
 			}
 		})
-		if snapshot, connected, sessions := cache.Snapshot(); !connected || sessions != 4 {
-			t.Errorf("%+v, connected: %t, %d sessions", snapshot, connected, sessions)
+		if snapshot := cache.Snapshot(); !snapshot.Connected || snapshot.Sessions != 4 {
+			t.Errorf("%+v", snapshot)
 		}
 	})
 }
@@ -333,7 +333,7 @@ func TestUnknown(t *testing.T) {
 		ask(t, cache, 1)
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if snapshot, _, _ := cache.Snapshot(); snapshot.Entries != 0 || snapshot.Fresh != 0 || resets < 2 || ended < 1 {
+		if snapshot := cache.Snapshot(); snapshot.Entries != 0 || snapshot.Fresh != 0 || resets < 2 || ended < 1 {
 			t.Errorf("%+v, %d resets, %d sessions ended", snapshot, resets, ended)
 		}
 	})

@@ -561,23 +561,26 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 	}
 }
 
-// Snapshot is how the cache stands, for people.
+// Snapshot is what keyclient.NearCacheState says.
 type Snapshot struct {
-	// Epoch, Revision and Generation are where the session is.
+	Connected  bool
+	Sessions   int64
 	Epoch      string
 	Revision   int64
 	Generation uint64
-	// Fresh is how long the lease will hold; 0 if it does not.
-	Fresh time.Duration
-	// Staleness is S.
-	Staleness time.Duration
-	// Entries are kept, of which Hits were answered so far.
-	Entries int
-	Hits    int64
-	// Misses, Kept, Unkept, Repeated, Refused, Events, Dropped and Resets are as in Counters.
-	Misses, Kept, Unkept, Repeated, Refused, Events, Dropped, Resets int64
-	// Watches are the streams that are kept under watch.
-	Watches int
+	Fresh      time.Duration
+	Staleness  time.Duration
+	Entries    int
+	Watches    int
+	Hits       int64
+	Misses     int64
+	Kept       int64
+	Unkept     int64
+	Repeated   int64
+	Refused    int64
+	Events     int64
+	Dropped    int64
+	Resets     int64
 }
 
 // Snapshot returns how the cache stands.
