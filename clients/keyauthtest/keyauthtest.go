@@ -64,14 +64,16 @@ type Created struct {
 type Validator struct {
 	t testing.TB
 
-	mutex   sync.Mutex
-	now     func() time.Time
-	keys    map[string]*decide.Key
-	members map[memberID]*decide.Member
-	roles   map[string]decide.Scopes
-	scopes  decide.Scopes
-	failure error
-	asked   []Asked
+	mutex sync.Mutex
+	now   func() time.Time
+	keys  map[string]*decide.Key
+	// lifetimes are how long secrets of the keys live; 0 is a calendar year.
+	lifetimes map[string]time.Duration
+	members   map[memberID]*decide.Member
+	roles     map[string]decide.Scopes
+	scopes    decide.Scopes
+	failure   error
+	asked     []Asked
 	// changed is closed and replaced whenever something above changes.
 	changed chan struct{}
 }
@@ -96,12 +98,13 @@ var _ keyauth.Watcher = (*Validator)(nil)
 func New(t testing.TB) *Validator {
 	t.Helper()
 	return &Validator{
-		t:       t,
-		now:     time.Now,
-		keys:    make(map[string]*decide.Key),
-		members: make(map[memberID]*decide.Member),
-		roles:   map[string]decide.Scopes{DefaultRole: {everything}},
-		changed: make(chan struct{}),
+		t:         t,
+		now:       time.Now,
+		keys:      make(map[string]*decide.Key),
+		lifetimes: make(map[string]time.Duration),
+		members:   make(map[memberID]*decide.Member),
+		roles:     map[string]decide.Scopes{DefaultRole: {everything}},
+		changed:   make(chan struct{}),
 	}
 }
 
@@ -201,17 +204,13 @@ func (v *Validator) CreateKey(key Key) Created {
 	if v.members[owner] == nil || v.members[owner].Removed {
 		v.put(owner, DefaultRole, true)
 	}
-	expires := v.now().AddDate(1, 0, 0)
-	if key.Lifetime != 0 {
-		expires = v.now().Add(key.Lifetime)
-	}
 	made := &decide.Key{
 		ID:                v.newID(),
 		Workspace:         key.WorkspaceID,
 		Member:            key.MemberID,
 		MemberIncarnation: v.members[owner].Incarnation,
 		Scopes:            decide.NewScopes(key.Scopes...),
-		ExpireTime:        expires.UnixNano(),
+		ExpireTime:        v.end(key.Lifetime),
 	}
 	for _, cidr := range key.AllowedCIDRs {
 		prefix, err := netip.ParsePrefix(cidr)
@@ -222,7 +221,7 @@ func (v *Validator) CreateKey(key Key) Created {
 	}
 	secret, plaintext := v.newSecret(made.ID, made.ExpireTime)
 	made.Secrets[0] = secret
-	v.keys[made.ID] = made
+	v.keys[made.ID], v.lifetimes[made.ID] = made, key.Lifetime
 	v.wake()
 	return Created{KeyID: made.ID, Token: plaintext, Principal: keyauth.Principal{
 		KeyID: made.ID, WorkspaceID: made.Workspace, MemberID: made.Member, Role: v.members[owner].Role,
@@ -235,14 +234,23 @@ func (v *Validator) RevokeKey(keyID string) {
 	v.changeKey(keyID, func(key *decide.Key) { key.Revoked = true })
 }
 
-// RotateKey gives a key a new secret and returns the new token. The old one goes on for
-// the overlap.
+// end returns when a secret that lives from now on ends. mutex is held.
+func (v *Validator) end(lifetime time.Duration) int64 {
+	if lifetime == 0 {
+		return v.now().AddDate(1, 0, 0).UnixNano()
+	}
+	return v.now().Add(lifetime).UnixNano()
+}
+
+// RotateKey gives a key a new secret, which lives as long as the key was given, and returns
+// the new token. The old one goes on for the overlap.
 func (v *Validator) RotateKey(keyID string, overlap time.Duration) (newToken string) {
 	v.t.Helper()
 	v.changeKey(keyID, func(key *decide.Key) {
 		old := key.Secrets[0]
 		old.End = min(old.End, v.now().Add(overlap).UnixNano())
 		key.Secrets[1] = old
+		key.ExpireTime = v.end(v.lifetimes[keyID])
 		key.Secrets[0], newToken = v.newSecret(keyID, key.ExpireTime)
 	})
 	return newToken
