@@ -59,9 +59,9 @@ type Config struct {
 	// AwaitRevision not at all. It holds one session with keysvc for the Client's life, so
 	// share the Client. Streams that a keyauth.Guard protects then end with their key.
 	NearCache bool
-	// NearCacheEntries is how many tokens are kept in memory, some 600 bytes each.
-	// Default: 100,000.
-	NearCacheEntries int
+	// NearCacheEntries is how many tokens are kept in memory, and NearCacheBytes how many
+	// bytes they may take, about: some 600 each. Defaults: 100,000, and 64 MiB.
+	NearCacheEntries, NearCacheBytes int
 	// NearCacheHooks are told what happens in the near-cache, for metrics.
 	NearCacheHooks NearCacheHooks
 	// Now is the clock of the near-cache, for tests. Default: time.Now.
@@ -160,7 +160,7 @@ func New(target string, config Config) (*Client, error) {
 	if config.NearCache {
 		client.cache = nearcache.New(nearcache.Config{
 			Sync: client.Sync, Validations: validations, WithoutCall: withoutCall, Request: request, Read: answer,
-			MaxEntries: config.NearCacheEntries, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: nearcache.Hooks(config.NearCacheHooks),
+			MaxEntries: config.NearCacheEntries, MaxBytes: config.NearCacheBytes, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: nearcache.Hooks(config.NearCacheHooks),
 		})
 		client.validator = client.cache
 	}

@@ -38,8 +38,9 @@ type NearCacheState struct {
 	// Fresh is for how long memory may answer if keysvc is not heard of again; 0 if it may
 	// not. Staleness is the server's bound, from which that is counted.
 	Fresh, Staleness time.Duration
-	// Entries are the tokens in memory, and Watches the streams that are kept under watch.
-	Entries, Watches int
+	// Entries are the tokens in memory, Bytes what they take, about, and Watches the streams
+	// that are kept under watch.
+	Entries, Bytes, Watches int
 	// Hits were answered from memory, Misses were not.
 	Hits, Misses int64
 	// Kept are the answers of keysvc that were put into memory, Unkept those that were used
@@ -61,7 +62,7 @@ func (c *Client) NearCache() NearCacheState {
 	s := c.cache.Snapshot()
 	return NearCacheState{
 		Connected: s.Connected, Sessions: s.Sessions, Epoch: s.Epoch, Revision: s.Revision, Generation: s.Generation,
-		Fresh: s.Fresh, Staleness: s.Staleness, Entries: s.Entries, Watches: s.Watches, Hits: s.Hits, Misses: s.Misses,
+		Fresh: s.Fresh, Staleness: s.Staleness, Entries: s.Entries, Bytes: s.Bytes, Watches: s.Watches, Hits: s.Hits, Misses: s.Misses,
 		Kept: s.Kept, Unkept: s.Unkept, Repeated: s.Repeated, Refused: s.Refused,
 		Events: s.Events, Dropped: s.Dropped, Resets: s.Resets,
 	}

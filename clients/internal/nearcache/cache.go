@@ -34,8 +34,8 @@ type Config struct {
 	WithoutCall func(question *keyauth.Question) (answer keyauth.Answer, answered bool, err error)
 	Request     func(question keyauth.Question) *keysvcv1.ValidateKeyRequest
 	Read        func(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error)
-	// MaxEntries bounds the cache. Default: 100,000, which takes some 60 MB.
-	MaxEntries int
+	// MaxEntries and MaxBytes bound the cache. Default: 100,000, and 64 MiB.
+	MaxEntries, MaxBytes int
 	// Timeout bounds one validation that the server is asked for. Default: 1 s.
 	Timeout time.Duration
 	// Now is the clock. Its times should have a monotonic part (C3). Default: time.Now.
@@ -74,6 +74,9 @@ func New(config Config) *Cache {
 	if config.MaxEntries <= 0 {
 		config.MaxEntries = 100_000
 	}
+	if config.MaxBytes <= 0 {
+		config.MaxBytes = 64 << 20
+	}
 	if config.Timeout <= 0 {
 		config.Timeout = time.Second
 	}
@@ -83,7 +86,7 @@ func New(config Config) *Cache {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	cache := &Cache{config: config, core: NewCore(config.MaxEntries), wanted: make(chan struct{}, 1), asked: config.Now()}
+	cache := &Cache{config: config, core: NewCore(config.MaxEntries, config.MaxBytes), wanted: make(chan struct{}, 1), asked: config.Now()}
 	cache.ctx, cache.stop = context.WithCancel(context.Background())
 	cache.misses = newMisses(cache.ctx, config, cache.core)
 	cache.running.Go(cache.run)

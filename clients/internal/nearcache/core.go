@@ -15,6 +15,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -33,8 +34,12 @@ const (
 	maxRefusals = 4096
 	// ringSize is how many events are remembered for fills under way (C4).
 	ringSize = 1024
-	// maxUses is how many uses one ping carries.
-	maxUses = 4096
+	// maxUses is how many uses one ping carries, and maxWaitingUses how many wait for one.
+	maxUses        = 4096
+	maxWaitingUses = 1 << 16
+	// entryBytes is what an entry takes besides what it refers to: 300 of its own, and its
+	// share of the tables.
+	entryBytes = 400
 	// defaultStaleness is S while no server has said another one.
 	defaultStaleness = time.Second
 )
@@ -120,14 +125,14 @@ type watch struct {
 	changed   chan struct{}
 }
 
-// NewCore returns an empty Core that keeps up to a number of entries.
-func NewCore(maxEntries int) *Core {
+// NewCore returns an empty Core that keeps up to a number of entries and, about, of bytes.
+func NewCore(maxEntries, maxBytes int) *Core {
 	core := &Core{
 		staleness: defaultStaleness,
 		refusals:  make(map[digest]refusal),
 		watches:   make(map[*watch]struct{}),
 	}
-	core.entries.init(maxEntries)
+	core.entries.init(maxEntries, maxBytes)
 	if _, err := rand.Read(core.secret[:]); err != nil {
 		panic(err) // crypto/rand does not fail
 	}
@@ -214,9 +219,11 @@ func (c *Core) Used(f Found, now time.Time) {
 	}
 	c.usesMutex.Lock()
 	defer c.usesMutex.Unlock()
-	if len(c.uses) < 1<<20 {
-		c.uses = append(c.uses, f.entry)
+	if len(c.uses) >= maxWaitingUses {
+		f.entry.waiting.Store(false) // this one is lost, the next may not be
+		return
 	}
+	c.uses = append(c.uses, f.entry)
 }
 
 // takeUses returns what is to be reported.
@@ -468,9 +475,10 @@ func (c *Core) EndFill(fill Fill, question *keyauth.Question, response *keysvcv1
 				kept.life = lease.New(fill.sent, math.MaxInt64)
 			}
 			kept.digest = c.digestToken(question.Token)
-			c.entries.put(kept)
-			c.counters.Kept.Add(1)
-			return Keep
+			if c.entries.put(kept) {
+				c.counters.Kept.Add(1)
+				return Keep
+			}
 		}
 		verdict = UseOnce
 	}
@@ -546,7 +554,13 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 	}
 	scopes := decide.NewScopes(grant.GetScopes()...)
 	principal := *answer.Principal
+	bytes := entryBytes + len(principal.KeyID) + len(principal.WorkspaceID) + len(principal.MemberID) + len(principal.Role) +
+		len(prefixes)*int(unsafe.Sizeof(netip.Prefix{}))
+	for _, scope := range scopes {
+		bytes += len(scope) + int(unsafe.Sizeof(scope))
+	}
 	return &entry{
+		bytes:     bytes,
 		principal: principal,
 		grant: decide.Grant{
 			Principal: decide.Principal{
@@ -571,6 +585,7 @@ type Snapshot struct {
 	Fresh      time.Duration
 	Staleness  time.Duration
 	Entries    int
+	Bytes      int
 	Watches    int
 	Hits       int64
 	Misses     int64
@@ -587,11 +602,10 @@ type Snapshot struct {
 func (c *Core) Snapshot(now time.Time) Snapshot {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	count, hits := c.entries.count()
 	return Snapshot{
 		Epoch: c.epoch, Revision: c.applied, Generation: c.generation,
 		Fresh: c.freshness.Current().Left(now), Staleness: c.staleness,
-		Entries: count, Hits: hits,
+		Entries: c.entries.size, Bytes: c.entries.bytes, Hits: c.entries.hitCount(),
 		Misses: c.counters.Misses.Load(), Kept: c.counters.Kept.Load(), Unkept: c.counters.Unkept.Load(),
 		Repeated: c.counters.Repeated.Load(), Refused: c.counters.Refused.Load(), Events: c.counters.Events.Load(),
 		Dropped: c.counters.Dropped.Load(), Resets: c.counters.Resets.Load(), Watches: len(c.watches),

@@ -3,6 +3,7 @@ package nearcache
 import (
 	"fmt"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -24,7 +25,7 @@ type fixture struct {
 
 func newFixture(t *testing.T, entries int) *fixture {
 	t.Helper()
-	f := &fixture{Core: NewCore(entries), t: t, now: start}
+	f := &fixture{Core: NewCore(entries, 1<<20), t: t, now: start}
 	f.Welcome(&keysvcv1.SyncWelcome{Epoch: "e", Revision: 10, Reset_: true, Staleness: durationpb.New(time.Second)})
 	f.renew()
 	return f
@@ -291,12 +292,12 @@ func TestEviction(t *testing.T) {
 		f.keep(number, nil)
 		f.Used(f.foundFirst(number), f.now.Add(time.Duration(number)*time.Second))
 	}
-	count, _ := f.entries.count()
+	count := f.entries.size
 	if count != 100 || len(f.entries.workspaces["w"]) != 100 {
 		t.Errorf("%d entries, %d in the index; want 100", count, len(f.entries.workspaces["w"]))
 	}
 	f.Reset(&keysvcv1.SyncReset{Revision: 10})
-	if count, _ := f.entries.count(); count != 0 || len(f.entries.workspaces) != 0 {
+	if count := f.entries.size; count != 0 || f.entries.bytes != 0 || len(f.entries.workspaces) != 0 {
 		t.Errorf("%d entries after a reset", count)
 	}
 }
@@ -308,6 +309,57 @@ func (f *fixture) foundFirst(other int) Found {
 		found.entry = f.findToken(question(other).Token)
 	}
 	return found
+}
+
+// TestBytes: many large entries take no more than they may, and one that is too large is
+// answered and not kept.
+func TestBytes(t *testing.T) {
+	f := newFixture(t, 1_000_000)
+	scopes := func(count int) func(*keysvcv1.Grant) {
+		return func(grant *keysvcv1.Grant) {
+			for number := range count {
+				grant.Scopes = append(grant.Scopes, fmt.Sprintf("resource%d:read", number))
+			}
+		}
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	for number := range 2000 {
+		if verdict := f.keep(number, scopes(100)); verdict != Keep {
+			t.Fatalf("verdict %d", verdict)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	snapshot := f.Snapshot(f.now)
+	if snapshot.Bytes > 1<<20 || snapshot.Bytes < 1<<19 || snapshot.Entries < 100 {
+		t.Errorf("%d entries, %d bytes", snapshot.Entries, snapshot.Bytes)
+	}
+	if grown := int(after.HeapAlloc) - int(before.HeapAlloc); grown > 2*snapshot.Bytes {
+		t.Errorf("the heap has grown by %d for %d bytes", grown, snapshot.Bytes)
+	}
+	if verdict := f.keep(3000, scopes(50_000)); verdict != UseOnce {
+		t.Errorf("verdict %d for an entry that is too large", verdict)
+	}
+	f.Reset(&keysvcv1.SyncReset{Revision: 10})
+	if snapshot := f.Snapshot(f.now); snapshot.Bytes != 0 {
+		t.Errorf("%d bytes after a reset", snapshot.Bytes)
+	}
+}
+
+// TestUsesWait: what does not fit among those that wait is noted with the next use.
+func TestUsesWait(t *testing.T) {
+	f := newFixture(t, 10)
+	f.keep(1, nil)
+	found, _ := f.Find(question(1))
+	f.uses = make([]*entry, maxWaitingUses)
+	f.Used(found, f.now)
+	f.uses = nil
+	f.Used(found, f.now.Add(time.Second))
+	if len(f.uses) != 1 {
+		t.Errorf("%d uses wait", len(f.uses))
+	}
 }
 
 func TestUses(t *testing.T) {
@@ -344,7 +396,7 @@ func TestGiveUp(t *testing.T) {
 }
 
 func BenchmarkHit(b *testing.B) {
-	core := NewCore(100_000)
+	core := NewCore(100_000, 64<<20)
 	core.Welcome(&keysvcv1.SyncWelcome{Epoch: "e", Revision: 10, Reset_: true, Staleness: durationpb.New(time.Hour)})
 	ping := core.Ping(time.Now())
 	core.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: 10}, time.Now())

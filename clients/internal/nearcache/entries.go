@@ -24,6 +24,8 @@ type entry struct {
 	// revision is the one that the answer was read at.
 	revision int64
 	life     lease.Lease
+	// bytes is what it takes in memory, about.
+	bytes int
 
 	// used is when it was last answered from, in Unix seconds; waiting says that this is to
 	// be reported, recent that it has been used since the last look for room.
@@ -43,14 +45,15 @@ type entry struct {
 // Core's mutex. Who is finding while an entry is taken out may still find it, and has read
 // the lease before that (C2).
 type entries struct {
-	most int
+	// most and mostBytes bound them.
+	most, mostBytes int
 	// buckets are at least as many as there may be entries, a power of two; mask is one less.
 	buckets []atomic.Pointer[entry]
 	mask    uint64
 	hits    [counterCount]counter
 	// workspaces says what to look at when a workspace changes, and all holds it together.
-	workspaces map[string]map[*entry]struct{}
-	size       int
+	workspaces  map[string]map[*entry]struct{}
+	size, bytes int
 }
 
 // counter is a part of a count, on a cache line of its own.
@@ -59,8 +62,8 @@ type counter struct {
 	_     [56]byte
 }
 
-func (e *entries) init(most int) {
-	e.most = max(1, most)
+func (e *entries) init(most, mostBytes int) {
+	e.most, e.mostBytes = max(1, most), mostBytes
 	e.workspaces = make(map[string]map[*entry]struct{})
 	size := uint64(1) << bits.Len(uint(e.most)) //nolint:gosec // it is positive
 	e.buckets, e.mask = make([]atomic.Pointer[entry], size), size-1
@@ -80,12 +83,16 @@ func (e *entries) find(known *digest) *entry {
 	return found
 }
 
-// put puts an entry in, in place of the one with the same digest, and makes room for it.
-func (e *entries) put(added *entry) {
+// put puts an entry in, in place of the one with the same digest, and makes room for it. It
+// says no if it is larger than all may be.
+func (e *entries) put(added *entry) bool {
 	if before := e.find(&added.digest); before != nil {
 		e.remove(before)
 	}
-	if e.size >= e.most {
+	if added.bytes > e.mostBytes {
+		return false
+	}
+	for e.size >= e.most || e.bytes+added.bytes > e.mostBytes {
 		e.evict()
 	}
 	first := e.bucket(&added.digest)
@@ -98,6 +105,8 @@ func (e *entries) put(added *entry) {
 	}
 	of[added] = struct{}{}
 	e.size++
+	e.bytes += added.bytes
+	return true
 }
 
 // remove takes an entry out.
@@ -113,6 +122,7 @@ func (e *entries) remove(gone *entry) {
 		delete(e.workspaces, gone.principal.WorkspaceID)
 	}
 	e.size--
+	e.bytes -= gone.bytes
 }
 
 // evict takes out one of a few entries, rather one that was not used of late. The order
@@ -174,10 +184,10 @@ func (e *entries) hit() {
 	e.hits[rand.Uint32()%counterCount].count.Add(1) //nolint:gosec // a place to count in, no secret
 }
 
-// count returns how many entries there are, and how many hits were counted.
-func (e *entries) count() (size int, hits int64) {
+// hitCount returns how many hits were counted.
+func (e *entries) hitCount() (hits int64) {
 	for index := range e.hits {
 		hits += e.hits[index].count.Load()
 	}
-	return e.size, hits
+	return hits
 }

@@ -133,7 +133,7 @@ func newSimulation(seed uint64, broken faults, fault serverFault) *simulation {
 	s.truth.acked = []time.Time{s.now}
 	s.startServer()
 	for range 2 {
-		client := &simulated{core: NewCore(2)}
+		client := &simulated{core: NewCore(2, 1<<20)}
 		client.core.faults = broken
 		s.clients = append(s.clients, client)
 	}
