@@ -11,9 +11,24 @@ type credential uint8
 
 const (
 	credentialMissing credential = iota // there was no such header
-	credentialBad                       // there was, but no bearer token in it
+	credentialOther                     // there was, with another scheme or none
+	credentialBad                       // there were several, or no token after the scheme
 	credentialToken
 )
+
+// String returns what the log says.
+func (c credential) String() string {
+	switch c {
+	case credentialMissing:
+		return "missing"
+	case credentialOther:
+		return "not of the scheme Bearer"
+	case credentialToken:
+		return "a token"
+	case credentialBad:
+	}
+	return "malformed, or given more than once"
+}
 
 // bearer reads the token out of all values of the authorization header (RFC 6750 section
 // 2.1, RFC 9110 section 11.4): one value, the scheme in any case, one space or more, and
@@ -28,8 +43,8 @@ func bearer(values []string) (token string, found credential) {
 		return "", credentialBad
 	}
 	value := values[0]
-	if len(value) <= len(scheme) || !strings.EqualFold(value[:len(scheme)], scheme) {
-		return "", credentialBad
+	if len(value) < len(scheme) || !strings.EqualFold(value[:len(scheme)], scheme) {
+		return "", credentialOther
 	}
 	token = strings.TrimLeft(value[len(scheme):], " ")
 	// b64token: what stands for digits, and padding at the end only.

@@ -199,8 +199,8 @@ func (g *Guard) question(ctx context.Context, request *Request) (Question, *Refu
 	}
 	token, found := bearer(request.Authorization)
 	if found != credentialToken {
-		missing := found == credentialMissing
-		g.log.InfoContext(ctx, "request refused", "method", request.Name, "reason", "no bearer token", "header_missing", missing)
+		missing := found == credentialMissing || found == credentialOther
+		g.log.InfoContext(ctx, "request refused", "method", request.Name, "reason", "no bearer token", "authorization", found.String())
 		return Question{}, &RefusalError{Code: codes.Unauthenticated, Reason: keysvcv1.Reason_REASON_KEY_INVALID, TokenMissing: missing}
 	}
 	return Question{

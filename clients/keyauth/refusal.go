@@ -25,8 +25,8 @@ type RefusalError struct {
 	// Scope is the one that was needed, with codes.PermissionDenied; empty if the request
 	// can be met by no scope.
 	Scope string
-	// TokenMissing says that the request had no authorization at all: RFC 6750 section 3.1
-	// wants it answered without an error code.
+	// TokenMissing says that the request had no authorization, or one of another scheme: RFC
+	// 6750 section 3.1 wants both answered without an error code.
 	TokenMissing bool
 }
 

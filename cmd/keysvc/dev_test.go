@@ -123,6 +123,27 @@ func TestDevOnANewStore(t *testing.T) {
 	}
 }
 
+// TestDevAfterRevoking: a demo key that is dead is followed by another one, as the text says
+// that it is allowed.
+func TestDevAfterRevoking(t *testing.T) {
+	t.Parallel()
+	data := t.TempDir()
+	s := serveDev(t, data, "127.0.0.1:0")
+	first := strings.TrimSuffix(read(t, filepath.Join(data, "demo-token")), "\n")
+	if _, err := s.keys.RevokeKey(testContext(t), &keysvcv1.RevokeKeyRequest{WorkspaceId: "demo", KeyId: strings.Split(first, "_")[2]}); err != nil {
+		t.Fatal(err)
+	}
+	s.stop(t)
+	s = serveDev(t, data, "127.0.0.1:0")
+	second := strings.TrimSuffix(read(t, filepath.Join(data, "demo-token")), "\n")
+	if got := s.decide(t, second, "signatures:read"); inWords(got) != "ALLOWED" || first == second {
+		t.Errorf("got %s for the second demo token", inWords(got))
+	}
+	if got := s.decide(t, first, "signatures:read"); inWords(got) == "ALLOWED" {
+		t.Error("the first one is allowed again")
+	}
+}
+
 // seeded returns the keys and members of the demo workspace.
 func (s *serving) seeded(t *testing.T) string {
 	t.Helper()

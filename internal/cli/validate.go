@@ -60,7 +60,7 @@ no answer.
 
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
 		if (request.GetRequiredScope() != "") == request.GetIdentityOnly() {
-			return usageError(cmd, "either --scope or --identity-only is needed")
+			return usageError(cmd, "exactly one of --scope and --identity-only is needed")
 		}
 		text, err := s.readToken(ctx, len(args) == 1)
 		if err != nil {

@@ -163,9 +163,12 @@ func (m *Manager) activeMember(view projection.Workspace, workspaceID, memberID 
 		return nil, err
 	}
 	switch {
+	case view.Current == nil:
+		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND,
+			"there is no such workspace; PutMember (keysvc member put) makes one with its first member")
 	case !view.Has(member):
 		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND,
-			"the workspace has no such member; PutMember adds one")
+			"the workspace has no such member; PutMember (keysvc member put) adds one")
 	case !member.Active:
 		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_SUSPENDED,
 			"the member is suspended")

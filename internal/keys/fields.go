@@ -150,9 +150,9 @@ func checkScopes(fields *problem.Fields, scopes []string, active *projection.Pol
 		case strings.Contains(scope, "*"):
 			fields.Add(field, "is a wildcard; a key lists its scopes one by one")
 		case !policy.ValidScopeName(scope):
-			fields.Add(field, "is not a scope; resource:action is required, e.g. signatures:read")
+			fields.Add(field, "%s", policy.UnknownScope(scope, nil))
 		case !active.Catalogue.Contains(scope):
-			fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, field, "%q is not in the policy; GetPolicy lists what is", scope)
+			fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, field, "%s", policy.UnknownScope(scope, active.Catalogue))
 		case seen[scope]:
 			fields.Add(field, "%q is listed twice; each scope is allowed once", scope)
 		}

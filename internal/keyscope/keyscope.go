@@ -6,8 +6,6 @@ package keyscope
 import (
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"google.golang.org/protobuf/compiler/protogen"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -156,7 +154,7 @@ func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (demanded nee
 			return needs{}, fmt.Sprintf("has the scope %q, which is malformed; the form is resource:action, each of a-z, 0-9 and _", scope)
 		}
 		if catalogue != nil && !catalogue.HasScope(scope) {
-			return needs{}, fmt.Sprintf("has the scope %q, which the policy does not have; %s", scope, allowed(scope, catalogue))
+			return needs{}, "has a required_scope that does not exist: " + policy.UnknownScope(scope, catalogue.Scopes())
 		}
 		return needs{scope: scope}, ""
 	case *keysvcv1.Access_IdentityOnly:
@@ -171,22 +169,6 @@ func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (demanded nee
 		return needs{}, "has public: false, which says nothing; give a required_scope instead"
 	}
 	return needs{}, "is empty; allowed are required_scope, identity_only: true and public: true"
-}
-
-// allowed lists the scopes of a policy that may have been meant: those of the resource,
-// or else all.
-func allowed(scope string, catalogue *policy.Policy) string {
-	resource, _, _ := strings.Cut(scope, ":")
-	var near []string
-	for _, known := range catalogue.Scopes() {
-		if strings.HasPrefix(known, resource+":") {
-			near = append(near, known)
-		}
-	}
-	if near == nil {
-		near = slices.Clone(catalogue.Scopes())
-	}
-	return "it has " + strings.Join(near, ", ")
 }
 
 // at returns an error that begins with where something is declared.

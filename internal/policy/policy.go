@@ -8,6 +8,7 @@ package policy
 
 import (
 	_ "embed"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -142,6 +143,26 @@ func (p *Policy) RoleScopes(role string) (scopes []string, ok bool) {
 func ValidScopeName(text string) bool {
 	resource, action, found := strings.Cut(text, ":")
 	return found && validName(resource, "_") && validName(action, "_")
+}
+
+// UnknownScope says what is wrong with text that names no scope of a catalogue, and what was
+// probably meant: the scopes of the resource, or all if it has none. What is no scope by its
+// form is not repeated, as it may be anything, a token above all.
+func UnknownScope(text string, catalogue []string) string {
+	if !ValidScopeName(text) {
+		return "is not a scope; resource:action is required, e.g. signatures:read"
+	}
+	resource, _, _ := strings.Cut(text, ":")
+	near := make([]string, 0, len(catalogue))
+	for _, known := range catalogue {
+		if strings.HasPrefix(known, resource+":") {
+			near = append(near, known)
+		}
+	}
+	if len(near) == 0 {
+		near = catalogue
+	}
+	return fmt.Sprintf("%q is not in the policy, which has %s", text, strings.Join(near, ", "))
 }
 
 func scopeName(resource, action string) string { return resource + ":" + action }

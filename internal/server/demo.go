@@ -15,6 +15,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
 const (
@@ -52,6 +53,9 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 			return err
 		}
 	}
+	if err := s.dropDeadToken(ctx, path); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := s.createDemoKey(ctx, owner, granted, path); err != nil {
 			return err
@@ -78,6 +82,27 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 	}
 	_, err = out.Write(text.Bytes())
 	return err
+}
+
+// dropDeadToken removes the demo token if its key is not there, revoked or expired: it will
+// never work again, and the next one is made at once.
+func (s *Server) dropDeadToken(ctx context.Context, path string) error {
+	text, err := os.ReadFile(path) //nolint:gosec // ours
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	known, err := s.keys.GetKey(ctx, &keysvcv1.GetKeyRequest{WorkspaceId: demoWorkspace, KeyId: demoKeyID(string(text))})
+	var told *problem.Error
+	switch {
+	case err == nil && known.GetKey().GetState() != keysvcv1.KeyState_KEY_STATE_REVOKED && known.GetKey().GetState() != keysvcv1.KeyState_KEY_STATE_EXPIRED:
+		return nil
+	case err != nil && !errors.As(err, &told): // told: there is no such key, or its id is none
+		return err
+	}
+	return os.Remove(path)
 }
 
 // addDemoMembers adds a member of each role, who is called like it; in a workspace that

@@ -13,6 +13,7 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -102,7 +103,7 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 		return Answer{}, storage.ErrUnavailable
 	}
 	if !question.Requirement.IdentityOnly && !found.Policy.Catalogue.Contains(question.Requirement.Scope) {
-		return Answer{}, unknownScope()
+		return Answer{}, unknownScope(question.Requirement.Scope, found.Policy.Catalogue)
 	}
 	if found.Damaged != nil {
 		return Answer{}, found.Damaged
@@ -188,9 +189,8 @@ func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (
 	return record, err
 }
 
-func unknownScope() error {
+func unknownScope(scope string, catalogue []string) error {
 	var fields problem.Fields
-	fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, "required_scope",
-		"is not in the policy; GetPolicy lists what is")
+	fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, "required_scope", "%s", policy.UnknownScope(scope, catalogue))
 	return fields.Err()
 }
