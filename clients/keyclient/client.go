@@ -39,8 +39,8 @@ const (
 // Config says how a Client talks to keysvc. The zero Config needs TransportCredentials or
 // AllowPlaintext added.
 type Config struct {
-	// TransportCredentials secure the connection; keysvc asks for TLS 1.3 with a client
-	// certificate wherever other machines can reach it.
+	// TransportCredentials secure the connection to a keysvc that other machines can reach.
+	// This version of keysvc serves its own machine only: TLS is up to a proxy before it.
 	TransportCredentials credentials.TransportCredentials
 	// AllowPlaintext connects without TLS, which is refused unless the target is a loopback
 	// address, the name localhost or a unix socket.
@@ -109,6 +109,9 @@ func New(target string, config Config) (*Client, error) {
 	if target == "" {
 		return nil, fmt.Errorf("keyclient: target: is empty; host:port or unix:///path is required, as in %s", AddressVariable)
 	}
+	if strings.HasPrefix(target, "http://") || strings.HasPrefix(target, "https://") {
+		return nil, fmt.Errorf("keyclient: target: %s is a URL; host:port or unix:///path is required", target)
+	}
 	target, local := parseTarget(target)
 	secured := config.TransportCredentials != nil
 	switch {
@@ -117,7 +120,7 @@ func New(target string, config Config) (*Client, error) {
 	case !secured && !config.AllowPlaintext:
 		return nil, errors.New("keyclient: TransportCredentials: are missing; to connect without TLS on this machine, set AllowPlaintext")
 	case !secured && !local:
-		return nil, fmt.Errorf("keyclient: AllowPlaintext: %s can be on another machine; allowed are loopback addresses, localhost and unix sockets; set TransportCredentials for others", target)
+		return nil, fmt.Errorf("keyclient: AllowPlaintext: %s can be on another machine; allowed are loopback addresses, localhost and unix:///path; set TransportCredentials for others", target)
 	case config.ValidationTimeout < 0:
 		return nil, fmt.Errorf("keyclient: ValidationTimeout: is %s; allowed are 0 for %s, and more", config.ValidationTimeout, defaultValidationTimeout)
 	case config.Timeout < 0:

@@ -15,7 +15,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// A service in production: TLS with a client certificate, and a Guard in front of its
+// A keysvc behind a proxy that asks for TLS with a client certificate, and a Guard in front of the
 // methods.
 func ExampleNew() {
 	var certificate tls.Certificate // of tls.LoadX509KeyPair
@@ -49,7 +49,7 @@ func ExampleNew_plaintext() {
 	_, err := keyclient.New("keysvc.internal", keyclient.Config{AllowPlaintext: true})
 	fmt.Println(err)
 	// Output:
-	// keyclient: AllowPlaintext: dns:///keysvc.internal:7480 can be on another machine; allowed are loopback addresses, localhost and unix sockets; set TransportCredentials for others
+	// keyclient: AllowPlaintext: dns:///keysvc.internal:7480 can be on another machine; allowed are loopback addresses, localhost and unix:///path; set TransportCredentials for others
 }
 
 // On a developer's machine: the keysvc that KEYSVC_ADDR names, 127.0.0.1:7480 without it.

@@ -60,6 +60,10 @@ func (a *app) clientCommand(cmd *cobra.Command, run func(ctx context.Context, s 
 				text = config.DefaultAddress
 			}
 		}
+		if !strings.ContainsAny(text, ":/") && text != "" {
+			_, port, _ := strings.Cut(config.DefaultAddress, ":")
+			text += ":" + port // as the clients of services do
+		}
 		address, err := config.ParseAddress(text)
 		switch {
 		case err != nil:
