@@ -68,7 +68,7 @@ func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 		return err
 	})
 
-	s.say("No token, or one that is not valid, is 401, UNAUTHENTICATED.")
+	s.say("No token, or one that is not valid (the second: its last character was changed), is 401, UNAUTHENTICATED.")
 	s.http(ctx, 401, "", "GET", "/v1/signatures", "")
 	s.http(ctx, 401, token[:len(token)-1]+"x", "GET", "/v1/signatures", "")
 	s.grpc(ctx, "Unauthenticated", "", "ListSignatures", func(ctx context.Context) error {

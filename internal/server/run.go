@@ -101,7 +101,7 @@ func listen(ctx context.Context, text string) (net.Listener, error) {
 		listener, err = (&net.ListenConfig{}).Listen(ctx, at.Network, at.Target)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("listening: %w", err)
+		return nil, fmt.Errorf("listening: %w; --listen chooses another address", err)
 	}
 	if at.Network == "tcp" && !config.IsLoopback(listener.Addr().String()) {
 		return nil, errors.Join(fmt.Errorf("listening: %s is not a loopback address", text), listener.Close())
