@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -15,6 +16,7 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/feed"
+	"github.com/scribe-mail/keysvc/internal/lease"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -44,12 +46,21 @@ const (
 	leaseReadLast                   // C2: the lease is read after the entry
 	clockReadFirst                  // C2: the clock is read before the entry is found
 	joinSent                        // C6: joins a question that was sent
-	numberOfServerFault             // none: how many there are
+	authorizedOnce                  // C2: what was allowed one scope is allowed another
+	wallClockOnly                   // C3: a clock that was set back prolongs a lease
+	monotonicOnly                   // C3: a machine that slept did not notice
+	keyedByID                       // C5: another secret of the key will do
+	answersWithoutLease             // C10
+	closesFirst                     // C11: the server is told of the end, and then it answers on
+	stampedLate                     // S6: decided, and then stamped with a newer revision
+	stampedEarly                    // S6: stamped, and then decided from newer records
 )
 
-// truth is what the store holds: at each revision, which keys are allowed.
+// truth is what the store holds: at each revision, which keys are allowed, and until when,
+// without another event: an old secret is, until its overlap is over.
 type truth struct {
 	allowed [][simulatedKeys]bool // by revision
+	until   [][simulatedKeys]time.Time
 	records []*storagev1.FeedRecord
 	acked   []time.Time // when each revision was acknowledged; zero if it was not
 }
@@ -100,10 +111,18 @@ type simulated struct {
 	up    bool // the client believes that it has a connection
 	hits  []pendingHit
 	fills []*pendingFill
+
+	// sleeps says which trouble its clock has: the machine sleeps, or the clock is set. One
+	// of them at a time is what C3 covers.
+	sleeps bool
+	// off is what the wall clock is ahead, and slept what the monotonic one is behind.
+	off, slept time.Duration
 }
 
 type pendingHit struct {
-	key     int
+	key int
+	// wrong says that the answer must be no: another scope, or another secret.
+	wrong   bool
 	found   Found
 	awaited int
 	read    time.Time // for clockReadFirst
@@ -112,6 +131,7 @@ type pendingHit struct {
 type pendingFill struct {
 	key     int
 	fill    Fill
+	sentAt  time.Time
 	sent    bool
 	decided bool
 	answer  keyauth.Answer
@@ -126,19 +146,79 @@ type waiter struct {
 
 func newSimulation(seed uint64, broken faults, fault serverFault) *simulation {
 	s := &simulation{
-		random: rand.New(rand.NewPCG(seed, 1)), now: time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC), fault: fault, faults: broken,
+		random: rand.New(rand.NewPCG(seed, 1)), now: simulationStart, fault: fault, faults: broken,
 	}
 	s.truth.allowed = [][simulatedKeys]bool{{true, true, true}}
+	s.truth.until = make([][simulatedKeys]time.Time, 1)
 	s.truth.records = []*storagev1.FeedRecord{nil}
 	s.truth.acked = []time.Time{s.now}
 	s.startServer()
 	for range 2 {
-		client := &simulated{core: NewCore(2, 1<<20)}
-		client.core.faults = broken
+		client := &simulated{sleeps: s.chance(50)}
+		if fault == wallClockOnly || fault == monotonicOnly {
+			client.sleeps = fault == monotonicOnly
+		}
 		s.clients = append(s.clients, client)
+		s.startClient(client)
 	}
 	return s
 }
+
+func (s *simulation) startClient(client *simulated) {
+	client.core = NewCore(2, 1<<20)
+	client.core.faults = s.faults
+	client.up, client.hits, client.fills, client.toServer, client.toClient = false, nil, nil, nil, nil
+}
+
+// clock returns what a client's clock shows, with both parts.
+func (s *simulation) clock(client *simulated) time.Time {
+	since := s.now.Sub(simulationStart) - client.slept
+	switch s.fault { //nolint:exhaustive // the others are elsewhere
+	case wallClockOnly:
+		return s.now.Add(client.off)
+	case monotonicOnly:
+		return bothClocks(simulationStart.Add(since), since)
+	}
+	return bothClocks(s.now.Add(client.off), since)
+}
+
+// bothClocks returns a time as time.Now does it, with a wall and a monotonic part, which
+// nothing else can set apart from each other.
+func bothClocks(wall time.Time, monotonic time.Duration) time.Time {
+	const (
+		hasMonotonic   = 1 << 63
+		from1885       = (1884*365 + 1884/4 - 1884/100 + 1884/400) * 86400
+		unixFromYear1  = (1969*365 + 1969/4 - 1969/100 + 1969/400) * 86400
+		nanosecondBits = 30
+	)
+	inside := struct {
+		wall uint64
+		ext  int64
+		loc  *time.Location
+	}{
+		wall: hasMonotonic | uint64(wall.Unix()+unixFromYear1-from1885)<<nanosecondBits | uint64(wall.Nanosecond()),
+		ext:  int64(monotonic),
+	}
+	return *(*time.Time)(unsafe.Pointer(&inside))
+}
+
+// TestBothClocks sees that the parts are what they should be.
+func TestBothClocks(t *testing.T) {
+	before := bothClocks(simulationStart, time.Hour)
+	after := bothClocks(simulationStart.Add(-time.Second), time.Hour+time.Minute)
+	if got := after.Sub(before); got != time.Minute {
+		t.Errorf("by the monotonic part %s", got)
+	}
+	if got := after.Round(0).Sub(before.Round(0)); got != -time.Second || !before.Round(0).Equal(simulationStart) {
+		t.Errorf("by the wall part %s, from %s", got, before)
+	}
+	if got := lease.Elapsed(before, after); got != time.Minute {
+		t.Errorf("elapsed %s", got)
+	}
+}
+
+// simulationStart is when every schedule begins.
+var simulationStart = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
 
 func (s *simulation) note(format string, arguments ...any) {
 	s.trace = append(s.trace, fmt.Sprintf("%6d ms  ", s.now.UnixMilli()%1_000_000)+fmt.Sprintf(format, arguments...))
@@ -169,6 +249,17 @@ func simulatedOwner(key int) keyauth.Principal {
 	}[key]
 }
 
+// wrongQuestion is what must never be allowed: another scope, or another secret of the key.
+func (s *simulation) wrongQuestion(key int) *keyauth.Question {
+	question := simulatedQuestion(key)
+	if s.chance(50) {
+		question.Requirement = keyauth.Scope("a:c")
+	} else {
+		question.Token += "-another"
+	}
+	return question
+}
+
 func simulatedQuestion(key int) *keyauth.Question {
 	return &keyauth.Question{Token: fmt.Sprint("token", key), Requirement: keyauth.Scope("a:b")}
 }
@@ -179,6 +270,7 @@ func (s *simulation) change() {
 	key := s.random.IntN(simulatedKeys)
 	owner := simulatedOwner(key)
 	next := s.truth.allowed[len(s.truth.allowed)-1]
+	until := s.truth.until[len(s.truth.until)-1]
 	revision := int64(len(s.truth.allowed))
 	record := &storagev1.FeedRecord{Revision: revision, WorkspaceId: owner.WorkspaceID, AuditHash: fmt.Appendf(nil, "%d/%d", s.history, revision)}
 	flip := func(concerned func(other keyauth.Principal) bool) {
@@ -189,7 +281,11 @@ func (s *simulation) change() {
 			}
 		}
 	}
-	switch s.random.IntN(6) {
+	switch s.random.IntN(7) {
+	case 6:
+		// Rotated: the secret that is asked with goes on for a while.
+		record.Kind, record.Subject = storagev1.FeedKind_FEED_KIND_KEY, owner.KeyID
+		next[key], until[key] = true, s.now.Add(time.Duration(s.random.IntN(4000))*time.Millisecond)
 	case 0:
 		record.Kind, record.Subject = storagev1.FeedKind_FEED_KIND_MEMBER, owner.MemberID
 		flip(func(other keyauth.Principal) bool { return other.MemberID == owner.MemberID })
@@ -206,7 +302,12 @@ func (s *simulation) change() {
 		record.Kind, record.Subject = storagev1.FeedKind_FEED_KIND_KEY, owner.KeyID
 		flip(func(other keyauth.Principal) bool { return other.KeyID == owner.KeyID })
 	}
-	s.truth.allowed = append(s.truth.allowed, next)
+	for other := range next {
+		if !next[other] {
+			until[other] = time.Time{}
+		}
+	}
+	s.truth.allowed, s.truth.until = append(s.truth.allowed, next), append(s.truth.until, until)
 	s.truth.records = append(s.truth.records, record)
 	s.truth.acked = append(s.truth.acked, time.Time{})
 	s.note("commit %d: %v %s → %v", revision, record.GetKind(), record.GetSubject(), next)
@@ -242,6 +343,9 @@ func (s *simulation) step() {
 		s.now = s.now.Add(time.Duration(s.random.IntN(3000)) * time.Millisecond)
 	}
 	client := s.clients[s.random.IntN(len(s.clients))]
+	if s.chance(2) {
+		s.troubleClock(client)
+	}
 	switch pick := s.random.IntN(200); {
 	case pick < 10:
 		if len(s.unacknowledged) == 0 {
@@ -275,14 +379,48 @@ func (s *simulation) step() {
 		}
 	case pick < 130:
 		s.fill(client)
-	case pick < 195:
+	case pick < 193:
 		s.hit(client)
-	case pick < 199:
+	case pick < 196:
 		s.disconnect(client)
+	case pick < 198:
+		s.leave(client)
 	default:
 		s.restart()
 	}
 	s.poll()
+}
+
+// troubleClock lets a client's machine sleep, or sets its clock.
+func (s *simulation) troubleClock(client *simulated) {
+	by := time.Duration(s.random.IntN(4000)) * time.Millisecond
+	if client.sleeps {
+		s.now = s.now.Add(by)
+		client.slept += by
+		s.note("a client slept for %s", by)
+		return
+	}
+	client.off += by - 2*time.Second
+	s.note("a client's clock is off by %s", client.off)
+}
+
+// leave ends a client in order, and starts it anew (C11).
+func (s *simulation) leave(client *simulated) {
+	if s.fault == closesFirst {
+		if client.session != nil {
+			client.session.Close(true)
+			client.session, client.up, client.toServer, client.toClient = nil, false, nil, nil
+			s.note("a client says that it ends, and does not")
+		}
+		return
+	}
+	client.core.GiveUp()
+	if client.session != nil {
+		client.session.Close(true)
+		client.session = nil
+	}
+	s.startClient(client)
+	s.note("a client ended and was started anew")
 }
 
 // connect lets a client begin a session, or ping in the one it has.
@@ -296,7 +434,7 @@ func (s *simulation) connect(client *simulated) {
 	if client.session == nil && len(client.toServer) > 0 {
 		return // the hello is on its way
 	}
-	ping := client.core.Ping(s.now)
+	ping := client.core.Ping(s.clock(client))
 	client.stale = s.hub.Revision()
 	s.note("ping %d sent at %d", ping.GetNonce(), ping.GetRevision())
 	client.toServer = append(client.toServer, &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: ping}})
@@ -393,7 +531,7 @@ func (s *simulation) deliverToClient(client *simulated) {
 		}
 		s.note("events up to %d applied", kind.Events.GetRevision())
 	case *keysvcv1.SyncResponse_Pong:
-		fresh := client.core.Pong(kind.Pong, s.now)
+		fresh := client.core.Pong(kind.Pong, s.clock(client))
 		s.note("pong %d at %d: %t", kind.Pong.GetNonce(), kind.Pong.GetRevision(), fresh)
 	case *keysvcv1.SyncResponse_Mark:
 		client.applied()
@@ -444,7 +582,8 @@ func (s *simulation) restart() {
 	if back := s.random.IntN(4); s.chance(25) && back > 0 && len(s.truth.allowed)-back > s.awaited {
 		keep := len(s.truth.allowed) - back
 		if keep >= 1 {
-			s.truth.allowed, s.truth.records, s.truth.acked = s.truth.allowed[:keep], s.truth.records[:keep], s.truth.acked[:keep]
+			s.truth.allowed, s.truth.until = s.truth.allowed[:keep], s.truth.until[:keep]
+			s.truth.records, s.truth.acked = s.truth.records[:keep], s.truth.acked[:keep]
 			s.history++
 			s.rolledBack = s.now
 			s.note("rolled back to %d", keep-1)
@@ -483,21 +622,40 @@ func (s *simulation) hit(client *simulated) {
 		index := s.random.IntN(len(client.hits))
 		last := client.hits[index]
 		client.hits = append(client.hits[:index], client.hits[index+1:]...)
-		now := s.now
+		now := s.clock(client)
 		switch s.fault { //nolint:exhaustive // the others are elsewhere
+		case answersWithoutLease:
+			last.found.lease = lease.New(now, time.Hour)
 		case leaseReadLast:
 			last.found.lease = client.core.freshness.Current()
 		case clockReadFirst:
 			now = last.read
 		}
-		if last.found.Confirm(now) {
+		if last.found.Confirm(now) && last.wrong {
+			s.broken = "another scope or another secret was allowed"
+		} else if last.found.Confirm(now) {
 			// The clock is read last, so P1 holds even for when it answers (C2).
 			s.allowed("hit", last.key, s.now, last.awaited)
 		}
 		return
 	}
 	key := s.random.IntN(simulatedKeys)
-	if s.fault == leaseReadLast {
+	if s.chance(10) {
+		asked := s.wrongQuestion(key)
+		found, ok := client.core.Find(asked)
+		kept := client.core.findToken(asked.Token)
+		if s.fault == keyedByID {
+			found, ok = client.core.Find(&keyauth.Question{Token: simulatedQuestion(key).Token, Requirement: asked.Requirement})
+		}
+		if s.fault == authorizedOnce && kept != nil {
+			found, ok = Found{lease: client.core.freshness.Current(), entry: kept}, true
+		}
+		if ok {
+			client.hits = append(client.hits, pendingHit{key: key, wrong: true, found: found, awaited: s.awaited, read: s.clock(client)})
+		}
+		return
+	}
+	if s.fault == leaseReadLast || s.fault == answersWithoutLease {
 		// Finds without a lease, too.
 		if kept := client.core.findToken(simulatedQuestion(key).Token); kept != nil {
 			client.hits = append(client.hits, pendingHit{key: key, found: Found{entry: kept}, awaited: s.awaited})
@@ -505,7 +663,7 @@ func (s *simulation) hit(client *simulated) {
 		return
 	}
 	if found, ok := client.core.Find(simulatedQuestion(key)); ok {
-		client.hits = append(client.hits, pendingHit{key: key, found: found, awaited: s.awaited, read: s.now})
+		client.hits = append(client.hits, pendingHit{key: key, found: found, awaited: s.awaited, read: s.clock(client)})
 	}
 }
 
@@ -527,7 +685,7 @@ func (s *simulation) fill(client *simulated) {
 	fill := client.fills[index]
 	switch {
 	case !fill.sent:
-		fill.fill, fill.sent = client.core.BeginFill(s.now), true
+		fill.fill, fill.sent, fill.sentAt = client.core.BeginFill(s.clock(client)), true, s.now
 	case !fill.decided:
 		if fill.fill.Epoch() != "" && fill.fill.MinRevision > int64(s.published) && !s.faults.noMinRevision {
 			fill.decided = true // not reached in time
@@ -539,11 +697,22 @@ func (s *simulation) fill(client *simulated) {
 			// A replica that is behind answers.
 			revision = max(0, revision-s.random.IntN(3))
 		}
-		fill.reply = &keysvcv1.ValidateKeyResponse{Revision: int64(revision), Epoch: "epoch"}
-		if s.truth.allowed[revision][fill.key] {
+		stamp := revision
+		switch {
+		case s.fault == stampedLate:
+			revision = max(0, revision-s.random.IntN(3))
+		case s.fault == stampedEarly && revision > int(fill.fill.MinRevision):
+			stamp--
+		}
+		fill.reply = &keysvcv1.ValidateKeyResponse{Revision: int64(stamp), Epoch: "epoch"}
+		if until := s.truth.until[revision][fill.key]; s.truth.allowed[revision][fill.key] && (until.IsZero() || s.now.Before(until)) {
+			validFor := time.Hour
+			if !until.IsZero() {
+				validFor = until.Sub(s.now)
+			}
 			owner := simulatedOwner(fill.key)
 			fill.answer = keyauth.Answer{Decision: keysvcv1.Decision_DECISION_ALLOWED, Principal: &owner}
-			fill.reply.Grant = &keysvcv1.Grant{Scopes: []string{"a:b"}, ValidFor: durationpb.New(time.Hour)}
+			fill.reply.Grant = &keysvcv1.Grant{Scopes: []string{"a:b"}, ValidFor: durationpb.New(validFor)}
 		} else {
 			fill.answer = keyauth.Answer{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED}
 		}
@@ -552,16 +721,16 @@ func (s *simulation) fill(client *simulated) {
 		if fill.reply == nil {
 			return // an error: UNAVAILABLE
 		}
-		verdict := client.core.EndFill(fill.fill, simulatedQuestion(fill.key), fill.reply, fill.answer, s.now)
+		verdict := client.core.EndFill(fill.fill, simulatedQuestion(fill.key), fill.reply, fill.answer, s.clock(client))
 		s.note("fill of %d from %d: %v, verdict %d", fill.key, fill.reply.GetRevision(), fill.answer.Decision, verdict)
 		if verdict == AskAgain || fill.answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
 			return
 		}
-		if s.faults.noMinRevision {
+		if s.faults.noMinRevision || s.fault == stampedLate {
 			return // what a replica says that lags is its own affair; what is kept of it is not
 		}
-		if s.faults.useLate && s.now.Sub(fill.fill.sent) > simulatedStaleness {
-			s.broken = fmt.Sprintf("an answer was used %s after its question was sent", s.now.Sub(fill.fill.sent))
+		if late := s.now.Sub(fill.sentAt); s.faults.useLate && late > simulatedStaleness {
+			s.broken = fmt.Sprintf("an answer was used %s after its question was sent", late)
 		}
 		for _, waiting := range fill.waiters {
 			s.allowed("answer", fill.key, waiting.started, waiting.awaited)
@@ -581,7 +750,7 @@ func (s *simulation) allowed(how string, key int, started time.Time, awaited int
 		}
 	}
 	for revision := oldest; revision < len(s.truth.allowed); revision++ {
-		if s.truth.allowed[revision][key] {
+		if until := s.truth.until[revision][key]; s.truth.allowed[revision][key] && (until.IsZero() || started.Before(until)) {
 			return
 		}
 	}
@@ -620,6 +789,7 @@ func TestEachRuleIsNeeded(t *testing.T) {
 		"C4 ring test":                {keepDespiteEvents: true},
 		"C4 generation":               {keepAcrossGeneration: true, keepDespiteEvents: true},
 		"C4 min_revision":             {noMinRevision: true, keepDespiteEvents: true},
+		"C5 entry's end":              {noEnd: true},
 		"C7 late answers":             {useLate: true},
 		"C8 unknown kinds":            {overlookUnknown: true},
 		"C9 entries beyond a welcome": {keepBeyondWelcome: true},
@@ -629,9 +799,11 @@ func TestEachRuleIsNeeded(t *testing.T) {
 		"S1 acknowledged first": acknowledgeFirst, "S2 barrier before the ping": barrierBeforePing,
 		"S2 pong before events": pongBeforeEvents, "S3 departed forgotten": forgetDeparted, "S4 earlier lease forgotten": forgetEarlier,
 		"S5 hash ignored": ignoreHash, "S5 events lost": loseEvents, "C2 lease last": leaseReadLast, "C2 clock first": clockReadFirst,
-		"C6 joins what was sent": joinSent,
+		"C6 joins what was sent": joinSent, "C2 authorized once": authorizedOnce, "C3 wall clock only": wallClockOnly,
+		"C3 monotonic clock only": monotonicOnly, "C5 keyed by the id": keyedByID, "C10 no lease": answersWithoutLease,
+		"C11 closes first": closesFirst, "S6 stamped late": stampedLate, "S6 stamped early": stampedEarly,
 	}
-	const enough = 60_000
+	const enough = 300_000
 	for name, broken := range clientFaults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
