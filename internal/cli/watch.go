@@ -20,6 +20,7 @@ when it was made, its revision, what kind of thing has changed, its workspace, a
 the key or member. What has become of it, the audit log tells.
 
 It ends with an error when the server stops, or when the session has become old.
+--timeout bounds only the wait for it to begin.
 
 With -o json each change is one line of JSON: the API's own SyncEvent.`,
 		Example: `  keysvc watch
