@@ -239,7 +239,7 @@ func (e *panicError) Error() string { return "the validator panicked: " + e.what
 // judge turns what a Validator said into a principal or a refusal.
 func (g *Guard) judge(ctx context.Context, name string, question *Question, answer Answer, err error) (*Principal, *RefusalError) {
 	if err != nil {
-		return nil, g.failed(ctx, name, question, err)
+		return nil, g.failed(ctx, name, question.Requirement.Scope(), question.Token, err)
 	}
 	switch answer.Decision {
 	case keysvcv1.Decision_DECISION_ALLOWED:
@@ -255,7 +255,7 @@ func (g *Guard) judge(ctx context.Context, name string, question *Question, answ
 		return nil, &RefusalError{Code: codes.PermissionDenied, Reason: shown(answer.Reason), Scope: question.Requirement.Scope()}
 	case keysvcv1.Decision_DECISION_UNSPECIFIED:
 	}
-	return nil, g.failed(ctx, name, question, status.Errorf(codes.Internal, "answered with decision %d and no principal", answer.Decision))
+	return nil, g.failed(ctx, name, question.Requirement.Scope(), question.Token, status.Errorf(codes.Internal, "answered with decision %d and no principal", answer.Decision))
 }
 
 // shown returns what the presenter may know of the reason for PERMISSION_DENIED. One that
@@ -269,7 +269,7 @@ func shown(reason keysvcv1.Reason) keysvcv1.Reason {
 
 // failed is the answer when there is none. It is never a 401 or 403: the error speaks of
 // keysvc or of how this service asked, not of the token.
-func (g *Guard) failed(ctx context.Context, name string, question *Question, err error) *RefusalError {
+func (g *Guard) failed(ctx context.Context, name, scope, token string, err error) *RefusalError {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return &RefusalError{Code: codes.Canceled}
 	}
@@ -287,8 +287,8 @@ func (g *Guard) failed(ctx context.Context, name string, question *Question, err
 	}
 	// Errors do not hold the token. Should one do so after all, it goes no further.
 	attributes := []any{
-		"method", name, "scope", question.Requirement.Scope(), "answered", code.String(),
-		"error", strings.ReplaceAll(err.Error(), question.Token, "[token]"),
+		"method", name, "scope", scope, "answered", code.String(),
+		"error", strings.ReplaceAll(err.Error(), token, "[token]"),
 	}
 	if fault, panicked := errors.AsType[*panicError](err); panicked {
 		attributes = append(attributes, "stack", fault.stack)

@@ -35,25 +35,9 @@ func BenchmarkInterceptor(b *testing.B) {
 		{"Call", newClient(b, keysvc.Address, keyclient.Config{}), 0},
 	} {
 		b.Run(each.name, func(b *testing.B) {
-			const method = "/test.v1.Signatures/Get"
-			guard, err := keyauth.NewGuard(each.validator, keyauth.Config{
-				Tables: []keyauth.Table{{method: keyauth.Scope("signatures:read")}}, Log: slog.New(slog.DiscardHandler),
-			})
-			if err != nil {
-				b.Fatal(err)
-			}
-			ctx := metadata.NewIncomingContext(b.Context(), metadata.Pairs(
-				":authority", "x", "authorization", "Bearer "+token, "content-type", "application/grpc", "user-agent", "grpc-go"))
-			ctx = peer.NewContext(ctx, &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}})
-			intercept, info := guard.UnaryServerInterceptor(), &grpc.UnaryServerInfo{FullMethod: method}
-			handler := func(ctx context.Context, _ any) (any, error) {
-				if _, ok := keyauth.PrincipalFrom(ctx); !ok {
-					b.Error("no principal")
-				}
-				return nil, nil //nolint:nilnil // nobody looks
-			}
+			intercepted := newIntercepted(b, each.validator, token)
 			once := func() {
-				if _, err := intercept(ctx, nil, info, handler); err != nil {
+				if err := intercepted(); err != nil {
 					b.Error(err)
 				}
 			}
@@ -72,5 +56,53 @@ func BenchmarkInterceptor(b *testing.B) {
 				}
 			})
 		})
+	}
+}
+
+// newIntercepted returns one request through the interceptor, with a handler that wants to
+// know whose it is.
+func newIntercepted(tb testing.TB, validator keyauth.Validator, token string) func() error {
+	tb.Helper()
+	const method = "/test.v1.Signatures/Get"
+	guard, err := keyauth.NewGuard(validator, keyauth.Config{
+		Tables: []keyauth.Table{{method: keyauth.Scope("signatures:read")}}, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ctx := metadata.NewIncomingContext(tb.Context(), metadata.Pairs(
+		":authority", "x", "authorization", "Bearer "+token, "content-type", "application/grpc", "user-agent", "grpc-go"))
+	ctx = peer.NewContext(ctx, &peer.Peer{Addr: &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}})
+	intercept, info := guard.UnaryServerInterceptor(), &grpc.UnaryServerInfo{FullMethod: method}
+	handler := func(ctx context.Context, _ any) (any, error) {
+		if _, ok := keyauth.PrincipalFrom(ctx); !ok {
+			tb.Error("no principal")
+		}
+		return nil, nil //nolint:nilnil // nobody looks
+	}
+	return func() error {
+		_, err := intercept(ctx, nil, info, handler)
+		return err
+	}
+}
+
+// TestInterceptorAllocations: from metadata to the principal, with the answer in memory.
+func TestInterceptorAllocations(t *testing.T) {
+	keysvc := servertest.Start(t, servertest.Options{})
+	keysvc.PutMember(t, "acme", "ann", "admin")
+	_, token := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
+	client := newClient(t, keysvc.Address, keyclient.Config{NearCache: true})
+	fresh(t, client)
+	intercepted := newIntercepted(t, client, token)
+	if err := intercepted(); err != nil {
+		t.Fatal(err)
+	}
+	// The lowest of a few, as the client's own goroutines allocate now and then.
+	lowest := testing.AllocsPerRun(1, func() { _ = intercepted() })
+	for range 20 {
+		lowest = min(lowest, testing.AllocsPerRun(20, func() { _ = intercepted() }))
+	}
+	if lowest > 2 {
+		t.Errorf("%v allocations", lowest)
 	}
 }

@@ -112,20 +112,21 @@ func (c *Cache) Validate(ctx context.Context, question keyauth.Question) (keyaut
 			return found.Answer(), nil
 		}
 	}
-	return c.ask(ctx, &question)
+	return c.ask(ctx, question)
 }
 
-// ask answers a question that is no hit.
-func (c *Cache) ask(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
+// ask answers a question that is no hit. It gets a copy, as it lets others have the address,
+// which would put that of a hit on the heap.
+func (c *Cache) ask(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	if err := ctx.Err(); err != nil {
 		return keyauth.Answer{}, err
 	}
 	now := c.config.Now()
 	c.want(now)
-	if answer, ok := c.core.Refusal(question, now); ok {
+	if answer, ok := c.core.Refusal(&question, now); ok {
 		return answer, nil
 	}
-	return c.misses.ask(ctx, question)
+	return c.misses.ask(ctx, &question)
 }
 
 // want notes that the cache is in use.
@@ -175,7 +176,7 @@ func (c *Cache) again(ctx context.Context, question *keyauth.Question) (keyauth.
 	if found, ok := c.core.Find(question); ok && found.Confirm(c.config.Now()) {
 		return found.Answer(), nil
 	}
-	return c.ask(ctx, question)
+	return c.ask(ctx, *question)
 }
 
 // Snapshot is how the cache stands.

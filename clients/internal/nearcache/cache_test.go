@@ -231,6 +231,20 @@ func TestHitsKeepTheLease(t *testing.T) {
 	})
 }
 
+// TestHitAllocatesNothing: what is fast is easily made slow by a pointer that escapes.
+func TestHitAllocatesNothing(t *testing.T) {
+	bubble(t, &scripted{}, Config{}, func(t *testing.T, cache *Cache) {
+		ask(t, cache, 1)
+		ctx, question := t.Context(), *question(1)
+		if count := testing.AllocsPerRun(100, func() { cache.Validate(ctx, question) }); count != 0 { //nolint:errcheck // ask has looked
+			t.Errorf("%v allocations for a hit", count)
+		}
+		if hits := cache.Snapshot().Hits; hits < 100 {
+			t.Errorf("%d hits", hits)
+		}
+	})
+}
+
 // TestBackoff: a server that refuses sessions is asked less and less often, also one that
 // lets them in for a moment.
 func TestBackoff(t *testing.T) {
