@@ -18,6 +18,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	"github.com/scribe-mail/keysvc/clients/keyauthhttp"
+	"github.com/scribe-mail/keysvc/clients/keyclient"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
@@ -122,6 +123,65 @@ func TestRevokedMidway(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// TestNearCacheEndsRequests: with a near-cache a long-lived request ends with its key, and
+// another one is decided once.
+func TestNearCacheEndsRequests(t *testing.T) {
+	bench := newBench(t)
+	near, err := keyclient.New(bench.Address, keyclient.Config{AllowPlaintext: true, NearCache: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close() })
+	guard, err := keyauth.NewGuard(near, keyauth.Config{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "hello\n")
+		http.NewResponseController(w).Flush()
+		select {
+		case <-r.Context().Done():
+		case <-release:
+		}
+	})
+	address, client := serveBoth(t, "HTTP/1.1", newMux(t, guard, keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{
+		"GET /long":  {Requirement: read, LongLived: true, Handler: handler},
+		"GET /short": {Requirement: read, Handler: handler},
+	}}))
+	keyID, token := bench.CreateKey(t, workspace, member, "signatures:read")
+	open := func(path string) *http.Response {
+		request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Authorization", "Bearer "+token)
+		answer, err := client.Do(request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { answer.Body.Close() })
+		if hello := make([]byte, 6); answer.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %d", path, answer.StatusCode)
+		} else if _, err := io.ReadFull(answer.Body, hello); err != nil {
+			t.Fatal(err)
+		}
+		return answer
+	}
+	long, short := open("/long"), open("/short")
+	began := time.Now()
+	if _, err := bench.Keys.RevokeKey(t.Context(), &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: keyID}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(io.Discard, long.Body); err == nil || time.Since(began) > 2*time.Second {
+		t.Errorf("the long-lived request ended with %v after %s", err, time.Since(began))
+	}
+	close(release)
+	if _, err := io.Copy(io.Discard, short.Body); err != nil {
+		t.Errorf("the other one: %v", err)
 	}
 }
 
