@@ -39,6 +39,8 @@ func (r *RefusalError) Error() string {
 		return "the API key is not valid"
 	case r.Code == codes.PermissionDenied && r.Reason == keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
 		return "the API key may not be used from this address"
+	case r.Code == codes.PermissionDenied && r.Reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE && r.Scope != "":
+		return "the API key may not do this: its member's role does not have the scope " + r.Scope
 	case r.Code == codes.PermissionDenied && r.Scope != "":
 		return "the API key may not do this: it needs the scope " + r.Scope
 	case r.Code == codes.PermissionDenied:

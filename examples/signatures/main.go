@@ -49,7 +49,7 @@ func run(ctx context.Context, arguments []string, out io.Writer) error {
 	defer keysvc.stop()
 	service, err := startService(ctx, keysvc.client, *httpAddress, *grpcAddress)
 	if err != nil {
-		return fmt.Errorf("starting the service: %w", err)
+		return fmt.Errorf("starting the service: %w; --grpc and --http choose other addresses", err)
 	}
 	defer service.stop()
 	if *serve {

@@ -259,18 +259,24 @@ func stay(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 	fmt.Fprintf(out, `The service is up, with a key of Ann's in acme that may read and write signatures.
 Ctrl-C ends it, and everything is gone.
 
-  TOKEN=%[1]s
-  curl -i -H "Authorization: Bearer $TOKEN" -d '{"name":"Default","content":"<b>Ann</b>"}' http://%[2]s/v1/signatures
-  curl -i -H "Authorization: Bearer $TOKEN" http://%[2]s/v1/signatures
-  curl -i -X DELETE -H "Authorization: Bearer $TOKEN" http://%[2]s/v1/signatures/sig-1
+In another terminal, in this folder (what the token is in does not show in a list of processes):
+
+  export TOKEN=%[1]s
+  key() { echo "Authorization: Bearer $TOKEN"; }
+  curl -i -H @<(key) -d '{"name":"Default","content":"<b>Ann</b>"}' http://%[2]s/v1/signatures
+  curl -i -H @<(key) http://%[2]s/v1/signatures
+  curl -i -H @<(key) -X DELETE http://%[2]s/v1/signatures/sig-1
   curl -i http://%[2]s/v1/signatures
-  grpcurl -plaintext -H "authorization: Bearer $TOKEN" %[3]s scribe.signatures.v1.SignaturesService/ListSignatures
+  grpcurl() { go tool -modfile=tools/go.mod grpcurl "$@"; } # unless it is installed
+  grpcurl -plaintext -expand-headers -H 'authorization: Bearer ${TOKEN}' %[3]s scribe.signatures.v1.SignaturesService/ListSignatures
+  grpcurl -plaintext -expand-headers -H 'authorization: Bearer ${TOKEN}' %[3]s scribe.signatures.v1.SignaturesService/WatchSignatures &
 
-In another terminal, with the keysvc command:
+The last one ends with its key:
 
+  keysvc() { go run ./cmd/keysvc "$@"; } # unless it is installed
   export KEYSVC_ADDR=%[4]s
   keysvc key list --workspace acme
-  keysvc key revoke --workspace acme %[5]s
+  keysvc key revoke --workspace acme %[5]s --wait
 `, made.GetToken(), service.httpAddress, service.grpcAddress, keysvc.target, made.GetKey().GetKeyId())
 	<-ctx.Done()
 	return nil

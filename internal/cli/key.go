@@ -234,7 +234,7 @@ not only what is new. The last scope cannot be taken away; revoke the key instea
 With --etag the change is refused if the key was changed since it had that etag;
 keysvc key get shows it.
 
-` + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp,
 		Example: `  keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --name "nightly deploy"
   keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --scope emails:read,assets:read --clear-cidrs
   keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --label team=web --label stage=test --etag 2b`,
@@ -254,6 +254,7 @@ keysvc key get shows it.
 	flags.Var(&cidrs, "allow-cidr", "a network that the key may be used from, in place of all there are; can be repeated")
 	clearCIDRs := flags.Bool("clear-cidrs", false, "let the key be used from anywhere")
 	etag := flags.String("etag", "", "refuse the change if the key has another etag")
+	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	required(cmd, "workspace")
 	cmd.MarkFlagsMutuallyExclusive("label", "clear-labels")
@@ -287,7 +288,10 @@ keysvc key get shows it.
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error { return s.out.key(response.GetKey()) })
+		if err := s.out.answer(response, func() error { return s.out.key(response.GetKey()) }); err != nil {
+			return err
+		}
+		return s.await(ctx, *wait, response)
 	})
 }
 

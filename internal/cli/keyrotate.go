@@ -31,7 +31,7 @@ refused then. To recover, rotate once more with --overlap 0, which ends the old
 token and the lost one. While the old token is still needed, wait for the end of the
 overlap, and rotate then.
 
-` + jsonHelp + ` That includes the token.`,
+` + waitHelp + "\n\n" + jsonHelp + ` That includes the token.`,
 		Example: `  keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 24h >token.txt
   keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 7d --expires-in 90d --request-id rotation-7
   keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 0 >token.txt`,
@@ -49,6 +49,7 @@ overlap, and rotate then.
 	flags.Var(&expiresIn, "expires-in", "how long the new token lives, as in 90d or 36h (default: as long as the old one was given)")
 	flags.Var(&expireTime, "expire-time", "when the new token expires, as in 2027-03-31T12:00:00Z")
 	requestID := flags.String("request-id", "", "makes it safe to repeat the command: a second rotation with this id is refused")
+	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	required(cmd, "workspace", "overlap")
 	cmd.MarkFlagsMutuallyExclusive("expires-in", "expire-time")
@@ -68,7 +69,10 @@ overlap, and rotate then.
 		if end := rotationEnd(response.GetKey()); end != nil {
 			next = fmt.Sprintf("The old token works until %s. Once it is replaced everywhere: keysvc key finish-rotation %s", s.out.deadline(end, ""), where)
 		}
-		return s.issued(response, "rotate once more: keysvc key rotate "+where+" --overlap 0", next)
+		if err := s.issued(response, "rotate once more: keysvc key rotate "+where+" --overlap 0", next); err != nil {
+			return err
+		}
+		return s.await(ctx, *wait, response)
 	})
 }
 
@@ -96,11 +100,12 @@ func (a *app) keyFinishRotationCommand() *cobra.Command {
 		Long: `End the overlap of a rotation now: only the newest token of the key goes on. Where
 there is no overlap, nothing changes.
 
-` + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp,
 		Example: `  keysvc key finish-rotation 9fQ2mXc7Lr0TzB4w --workspace acme`,
 		Args:    positional("KEY_ID"),
 	}
 	workspace := cmd.Flags().String("workspace", "", "the key's workspace")
+	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	required(cmd, "workspace")
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
@@ -112,6 +117,9 @@ there is no overlap, nothing changes.
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error { return s.out.key(response.GetKey()) })
+		if err := s.out.answer(response, func() error { return s.out.key(response.GetKey()) }); err != nil {
+			return err
+		}
+		return s.await(ctx, *wait, response)
 	})
 }
