@@ -258,14 +258,11 @@ func (r *syncReader) take(session *feed.Session, request *keysvcv1.SyncRequest, 
 		if err := checkPing(kind.Ping); err != nil {
 			return err
 		}
-		err := session.Ping(kind.Ping.GetNonce(), kind.Ping.GetRevision(), arrived)
-		if err != nil {
-			return beyond(err, "ping.revision")
-		}
+		// Before the answer, so that whoever has that can see them noted.
 		for _, use := range kind.Ping.GetUses() {
 			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetTime().AsTime(), r.visible)
 		}
-		return nil
+		return beyond(session.Ping(kind.Ping.GetNonce(), kind.Ping.GetRevision(), arrived), "ping.revision")
 	case *keysvcv1.SyncRequest_Applied:
 		var fields problem.Fields
 		if kind.Applied.GetRevision() < 0 {
