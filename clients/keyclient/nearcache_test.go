@@ -109,8 +109,8 @@ func TestNearCacheStreams(t *testing.T) {
 			if _, err := keysvc.Keys.RevokeKey(t.Context(), &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: keyID}); err != nil {
 				t.Error(err)
 			}
-		}, codes.Unauthenticated, time.Second},
-		"beyond the role":  {func(t *testing.T, keysvc *servertest.Keysvc, _ string) { keysvc.PutMember(t, "acme", "ann", "member") }, codes.PermissionDenied, time.Second},
+		}, codes.Unauthenticated, 3 * time.Second},
+		"beyond the role":  {func(t *testing.T, keysvc *servertest.Keysvc, _ string) { keysvc.PutMember(t, "acme", "ann", "member") }, codes.PermissionDenied, 3 * time.Second},
 		"expired":          {func(*testing.T, *servertest.Keysvc, string) {}, codes.Unauthenticated, 4 * time.Second},
 		"nothing is known": {func(_ *testing.T, keysvc *servertest.Keysvc, _ string) { keysvc.Stop() }, codes.Unavailable, 4 * time.Second},
 	} {
