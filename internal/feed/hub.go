@@ -12,7 +12,9 @@ package feed
 
 import (
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -191,8 +193,12 @@ func (h *Hub) Publish(change *storage.Committed) {
 // that a thousand of them do not run before the one who made the change has its answer.
 func (h *Hub) Announce() {
 	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	h.wakeAll()
+	sessions := slices.Collect(maps.Keys(h.sessions))
+	h.mutex.Unlock()
+	// Unlocked, as who is woken wants the lock.
+	for _, session := range sessions {
+		session.Wake()
+	}
 }
 
 // Restart says that the store was loaded anew, at a revision, and that it is not known
