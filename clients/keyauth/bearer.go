@@ -1,10 +1,13 @@
 package keyauth
 
-import "strings"
+import (
+	"strings"
 
-// maxTokenBytes is the longest credential that is looked at; a token of keysvc has less
-// than a hundred bytes.
-const maxTokenBytes = 4096
+	tokens "github.com/scribe-mail/keysvc/internal/token"
+)
+
+// maxTokenBytes is the longest credential that is looked at.
+const maxTokenBytes = tokens.MaxTextBytes
 
 // credential is what was found in the authorization header.
 type credential uint8

@@ -59,11 +59,5 @@ func (c *Client) NearCache() NearCacheState {
 	if c.cache == nil {
 		return NearCacheState{}
 	}
-	s := c.cache.Snapshot()
-	return NearCacheState{
-		Connected: s.Connected, Sessions: s.Sessions, Epoch: s.Epoch, Revision: s.Revision, Generation: s.Generation,
-		Fresh: s.Fresh, Staleness: s.Staleness, Entries: s.Entries, Bytes: s.Bytes, Watches: s.Watches, Hits: s.Hits, Misses: s.Misses,
-		Kept: s.Kept, Unkept: s.Unkept, Repeated: s.Repeated, Refused: s.Refused,
-		Events: s.Events, Dropped: s.Dropped, Resets: s.Resets,
-	}
+	return NearCacheState(c.cache.Snapshot())
 }

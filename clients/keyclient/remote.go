@@ -14,8 +14,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// maxTokenBytes is the longest token text that is sent; keysvc's have less than a hundred.
-const maxTokenBytes = 4096
+// maxTokenBytes is the longest token text that is sent.
+const maxTokenBytes = token.MaxTextBytes
 
 // remote is the Validator that makes a call for each question.
 type remote struct {
@@ -78,7 +78,7 @@ func cannotBeToken(text string) bool {
 	if text == "" || len(text) > maxTokenBytes || !utf8.ValidString(text) {
 		return true
 	}
-	if !strings.Contains(text, "_ksk1_") {
+	if !token.In(text) {
 		return false
 	}
 	_, err := token.Parse(text)

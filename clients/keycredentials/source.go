@@ -16,8 +16,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// maxTokenBytes is the longest token that is sent; keysvc's have less than a hundred.
-const maxTokenBytes = 4096
+// maxTokenBytes is the longest token that is sent.
+const maxTokenBytes = token.MaxTextBytes
 
 // Source yields the token to send. It is asked before each call and must be safe for
 // concurrent use; its errors must not contain the token.

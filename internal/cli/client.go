@@ -151,6 +151,17 @@ func (d *dialer) lastError() error {
 	return d.last
 }
 
+// failed returns the error of a call that changes nothing.
+func (d *dialer) failed(err error, header, trailer metadata.MD, timeout time.Duration) *callError {
+	return &callError{
+		status:    status.Convert(err),
+		address:   d.address.String(),
+		requestID: first(header.Get(requestIDHeader), trailer.Get(requestIDHeader)),
+		dial:      d.lastError(),
+		timeout:   timeout,
+	}
+}
+
 func (d *dialer) intercept(timeout time.Duration) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, request, response any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {
 		ctx, cancel := context.WithTimeout(ctx, timeout)
@@ -160,14 +171,9 @@ func (d *dialer) intercept(timeout time.Duration) grpc.UnaryClientInterceptor {
 		if err == nil {
 			return nil
 		}
-		return &callError{
-			status:    status.Convert(err),
-			address:   d.address.String(),
-			requestID: first(header.Get(requestIDHeader), trailer.Get(requestIDHeader)),
-			dial:      d.lastError(),
-			timeout:   timeout,
-			changes:   !isRead(method, request),
-		}
+		failed := d.failed(err, header, trailer, timeout)
+		failed.changes = !isRead(method, request)
+		return failed
 	}
 }
 
@@ -177,7 +183,7 @@ func (d *dialer) interceptStream(timeout time.Duration) grpc.StreamClientInterce
 	return func(ctx context.Context, description *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, options ...grpc.CallOption) (grpc.ClientStream, error) {
 		opened, err := open(ctx, description, conn, method, options...)
 		if err != nil {
-			return nil, &callError{status: status.Convert(err), address: d.address.String(), dial: d.lastError(), timeout: timeout}
+			return nil, d.failed(err, nil, nil, timeout)
 		}
 		return &stream{ClientStream: opened, dialer: d, timeout: timeout}, nil
 	}
@@ -198,13 +204,7 @@ func (s *stream) RecvMsg(message any) error {
 		return err
 	}
 	header, _ := s.Header() // the error is about to be told
-	return &callError{
-		status:    status.Convert(err),
-		address:   s.dialer.address.String(),
-		requestID: first(header.Get(requestIDHeader), s.Trailer().Get(requestIDHeader)),
-		dial:      s.dialer.lastError(),
-		timeout:   s.timeout,
-	}
+	return s.dialer.failed(err, header, s.Trailer(), s.timeout)
 }
 
 // isRead reports whether the call of a method, named in full, changes nothing. An

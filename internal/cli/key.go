@@ -288,10 +288,7 @@ keysvc key get shows it.
 		if err != nil {
 			return err
 		}
-		if err := s.out.answer(response, func() error { return s.out.key(response.GetKey()) }); err != nil {
-			return err
-		}
-		return s.await(ctx, *wait, response)
+		return s.changed(ctx, *wait, response, func() error { return s.out.key(response.GetKey()) })
 	})
 }
 
@@ -338,10 +335,7 @@ was rotated away is not found: it is harmless already.
 		if err != nil {
 			return err
 		}
-		if err := s.out.answer(response, func() error { return s.out.key(response.GetKey()) }); err != nil {
-			return err
-		}
-		return s.await(ctx, *wait, response)
+		return s.changed(ctx, *wait, response, func() error { return s.out.key(response.GetKey()) })
 	})
 }
 
@@ -360,11 +354,7 @@ func (s *session) revokeToken(ctx context.Context, actor *string, wait bool) err
 	if err != nil {
 		return err
 	}
-	err = s.out.answer(response, func() error {
+	return s.changed(ctx, wait, response, func() error {
 		return s.out.line("Key %s of workspace %s is revoked: no token of it works any more.", response.GetKeyId(), response.GetWorkspaceId())
 	})
-	if err != nil {
-		return err
-	}
-	return s.await(ctx, wait, response)
 }

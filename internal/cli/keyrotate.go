@@ -117,9 +117,6 @@ there is no overlap, nothing changes.
 		if err != nil {
 			return err
 		}
-		if err := s.out.answer(response, func() error { return s.out.key(response.GetKey()) }); err != nil {
-			return err
-		}
-		return s.await(ctx, *wait, response)
+		return s.changed(ctx, *wait, response, func() error { return s.out.key(response.GetKey()) })
 	})
 }

@@ -65,10 +65,7 @@ member.
 		if err != nil {
 			return err
 		}
-		if err := s.out.answer(response, func() error { return s.out.member(response.GetMember()) }); err != nil {
-			return err
-		}
-		return s.await(ctx, *wait, response)
+		return s.changed(ctx, *wait, response, func() error { return s.out.member(response.GetMember()) })
 	})
 }
 

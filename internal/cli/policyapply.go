@@ -80,13 +80,9 @@ With --dry-run it says what would change.`,
 		if err != nil {
 			return err
 		}
-		err = s.out.answer(response, func() error {
+		return s.changed(ctx, *wait, response, func() error {
 			return s.out.line("Applied: the active policy is %s. %s", response.GetDigest(), keyEffect(response))
 		})
-		if err != nil {
-			return err
-		}
-		return s.await(ctx, *wait, response)
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
@@ -21,6 +22,21 @@ func waitFlag(cmd *cobra.Command) *bool {
 type position interface {
 	GetRevision() int64
 	GetEpoch() string
+}
+
+// change is the answer to one.
+type change interface {
+	proto.Message
+	position
+}
+
+// changed answers a command that has changed something: what was made of it, as answer
+// writes it, and then the wait, if that is wanted.
+func (s *session) changed(ctx context.Context, wait bool, response change, table func() error) error {
+	if err := s.out.answer(response, table); err != nil {
+		return err
+	}
+	return s.await(ctx, wait, response)
 }
 
 // await waits until no cache answers from before a change that was made, if that is

@@ -63,13 +63,9 @@ needed.
 		if err != nil {
 			return err
 		}
-		err = s.out.answer(response, func() error {
+		return s.changed(ctx, *wait, response, func() error {
 			return s.out.line("Workspace %s is removed: none of its keys works any more.", workspace)
 		})
-		if err != nil {
-			return err
-		}
-		return s.await(ctx, *wait, response)
 	})
 }
 

@@ -47,23 +47,10 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 	if err := s.addDemoMembers(ctx, active.Roles, isNew); err != nil {
 		return err
 	}
-	if isNew {
-		// A token that lies there is of another store.
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	token, err := s.demoToken(ctx, path)
+	if token == "" && err == nil {
+		token, err = s.createDemoKey(ctx, owner, granted, path)
 	}
-	if err := s.dropDeadToken(ctx, path); err != nil {
-		return err
-	}
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		if err := s.createDemoKey(ctx, owner, granted, path); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
-	}
-	token, err := os.ReadFile(path) //nolint:gosec // ours
 	if err != nil {
 		return err
 	}
@@ -75,7 +62,7 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 		"File":    quoted(path),
 		"Granted": granted,
 		"Denied":  denied,
-		"KeyID":   demoKeyID(string(token)),
+		"KeyID":   demoKeyID(token),
 	})
 	if err != nil {
 		return err
@@ -84,25 +71,26 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 	return err
 }
 
-// dropDeadToken removes the demo token if its key is not there, revoked or expired: it will
-// never work again, and the next one is made at once.
-func (s *Server) dropDeadToken(ctx context.Context, path string) error {
+// demoToken returns the demo token that lies there. If there is none it is empty, and so it
+// is if its key is not in this store, revoked or expired: that one will never work again,
+// and is removed.
+func (s *Server) demoToken(ctx context.Context, path string) (string, error) {
 	text, err := os.ReadFile(path) //nolint:gosec // ours
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return "", nil
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
 	known, err := s.keys.GetKey(ctx, &keysvcv1.GetKeyRequest{WorkspaceId: demoWorkspace, KeyId: demoKeyID(string(text))})
 	var told *problem.Error
 	switch {
 	case err == nil && known.GetKey().GetState() != keysvcv1.KeyState_KEY_STATE_REVOKED && known.GetKey().GetState() != keysvcv1.KeyState_KEY_STATE_EXPIRED:
-		return nil
+		return string(text), nil
 	case err != nil && !errors.As(err, &told): // told: there is no such key, or its id is none
-		return err
+		return "", err
 	}
-	return os.Remove(path)
+	return "", os.Remove(path)
 }
 
 // addDemoMembers adds a member of each role, who is called like it; in a workspace that
@@ -143,8 +131,8 @@ func demoScopes(scopes []string) (granted, denied string) {
 	return granted, denied
 }
 
-// createDemoKey creates the demo key and writes its token.
-func (s *Server) createDemoKey(ctx context.Context, member, scope, path string) error {
+// createDemoKey creates the demo key, writes its token and returns it.
+func (s *Server) createDemoKey(ctx context.Context, member, scope, path string) (string, error) {
 	created, err := s.keys.CreateKey(ctx, systemActor, &keysvcv1.CreateKeyRequest{
 		WorkspaceId: demoWorkspace,
 		MemberId:    member,
@@ -152,14 +140,14 @@ func (s *Server) createDemoKey(ctx context.Context, member, scope, path string) 
 		Scopes:      []string{scope},
 	})
 	if err != nil {
-		return err
+		return "", err
 	}
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // ours
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = fmt.Fprintln(file, created.GetToken())
-	return errors.Join(err, file.Close())
+	return created.GetToken(), errors.Join(err, file.Close())
 }
 
 // demoKeyID returns the public part of the demo token.

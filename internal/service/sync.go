@@ -142,10 +142,12 @@ func (s *SyncService) send(
 // encoded is the message that was last sent to several sessions, as it is sent: a thousand
 // of them are given the same one.
 type encoded struct {
-	newest atomic.Pointer[struct {
-		response *keysvcv1.SyncResponse
-		prepared grpc.PreparedMsg
-	}]
+	newest atomic.Pointer[encodedResponse]
+}
+
+type encodedResponse struct {
+	response *keysvcv1.SyncResponse
+	prepared grpc.PreparedMsg
 }
 
 // send sends a response, encoding it unless that has been done. This server compresses
@@ -156,10 +158,7 @@ func (e *encoded) send(stream grpc.ServerStream, response *keysvcv1.SyncResponse
 	}
 	newest := e.newest.Load()
 	if newest == nil || newest.response != response {
-		newest = &struct {
-			response *keysvcv1.SyncResponse
-			prepared grpc.PreparedMsg
-		}{response: response}
+		newest = &encodedResponse{response: response}
 		if err := newest.prepared.Encode(stream, response); err != nil {
 			return err
 		}

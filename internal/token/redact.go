@@ -5,6 +5,10 @@ import (
 	"strings"
 )
 
+// MaxTextBytes is the longest text that clients take for what may be a token, also one of a
+// newer form; a token has less than a hundred bytes.
+const MaxTextBytes = 4096
+
 // anyToken finds all of what may be a token, with whatever is stuck to it.
 var anyToken = regexp.MustCompile(`[0-9A-Za-z]*_ksk1_[0-9A-Za-z_]*`)
 

@@ -209,9 +209,15 @@ func (s *Store) beginRead(ctx context.Context) (_ context.Context, done func(), 
 	if err != nil {
 		return nil, nil, err
 	}
+	ctx, end := s.untilClosed(ctx)
+	return ctx, func() { end(); counted() }, nil
+}
+
+// untilClosed returns a context that ends when the store closes, too. Call end after use.
+func (s *Store) untilClosed(ctx context.Context) (_ context.Context, end func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(s.closing, cancel)
-	return ctx, func() { stop(); cancel(); counted() }, nil
+	return ctx, func() { stop(); cancel() }
 }
 
 // isUnsettled says whether the outcome of a workspace's change is still looked for.

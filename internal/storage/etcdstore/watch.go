@@ -70,9 +70,8 @@ func (s *Store) beginWatch(ctx context.Context) (_ context.Context, done func(),
 		return nil, nil, err
 	}
 	counted()
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(s.closing, cancel)
-	return ctx, func() { stop(); cancel() }, nil
+	ctx, done = s.untilClosed(ctx)
+	return ctx, done, nil
 }
 
 // follow yields changes until the watch breaks off, yield returns false, or the context
