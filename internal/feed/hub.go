@@ -131,6 +131,8 @@ type Hub struct {
 	// revision is the newest that was published.
 	revision int64
 	sessions map[*Session]struct{}
+	// ahead counts the hellos of clients that were ahead of the store.
+	ahead    int64
 	stopping bool
 	shared   shared
 }
@@ -295,6 +297,10 @@ func (h *Hub) Open(hello *keysvcv1.SyncHello, visible func(workspaceID string) b
 		return nil, ErrTooMany
 	}
 	session := newSession(h, visible)
+	if hello.GetEpoch() == h.config.Epoch && hello.GetRevision() > h.revision {
+		session.ahead = true
+		h.ahead++
+	}
 	place, resumed := h.resumes(hello, visible)
 	session.welcome(place, resumed, hello)
 	h.sessions[session] = struct{}{}
@@ -317,6 +323,10 @@ type Snapshot struct {
 	// applied: Revision if all who said something are up to date.
 	Unread    int
 	Unapplied int64
+	// Ahead is how many sessions began with a client that had applied, in this epoch, what
+	// the store does not have. Anything but 0 means that the store was rolled back, or that
+	// a caller does not tell the truth.
+	Ahead int64
 	// Stopping says that Stop was called.
 	Stopping bool
 }
@@ -327,7 +337,7 @@ func (h *Hub) Snapshot() Snapshot {
 	defer h.mutex.Unlock()
 	snapshot := Snapshot{
 		Sessions: len(h.sessions), Revision: h.revision, Changes: int(h.ring.end - h.ring.start),
-		Unapplied: h.revision, Stopping: h.stopping,
+		Unapplied: h.revision, Ahead: h.ahead, Stopping: h.stopping,
 	}
 	if snapshot.Changes > 0 {
 		snapshot.Oldest = h.ring.at(h.ring.start).revision

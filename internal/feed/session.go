@@ -27,6 +27,8 @@ type Session struct {
 	visible func(workspaceID string) bool
 	holder  *lease.Holder
 	ends    time.Time
+	// ahead says that the client had applied what the store does not have.
+	ahead bool
 	// wake has room for one: more need not be known than that there is something.
 	wake chan struct{}
 
@@ -77,6 +79,10 @@ func (s *Session) welcome(place int64, resumed bool, hello *keysvcv1.SyncHello) 
 	welcome.Revision = s.sent
 	s.first = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Welcome{Welcome: welcome}}
 }
+
+// Ahead reports whether the client's hello was ahead of the store: of this epoch, and with a
+// revision beyond the newest one that was published.
+func (s *Session) Ahead() bool { return s.ahead }
 
 // spend counts a message of the client. The hub is locked.
 func (s *Session) spend(now time.Time) error {

@@ -21,32 +21,42 @@ import (
 // CreateKey issues a key. The answer holds the token; nothing else ever does.
 func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
 	now := m.clock()
-	active, _ := m.projection.Policy()
-	wanted, err := checkCreate(request, active, now)
-	if err != nil {
+	if !hasPlace(request.GetWorkspaceId(), request.RequestId) {
+		active, _, err := m.freshPolicy(ctx)
+		if err == nil {
+			_, err = checkCreate(request, active, now) // says all that is wrong at once
+		}
 		return nil, err
 	}
 	actor.MemberID = request.GetActorMemberId()
 	var record *storagev1.KeyRecord
 	var issued token.Token
-	build := func(view projection.Workspace) (*storage.Change, error) {
-		if err := m.checkRequestUnused(ctx, wanted.workspaceID, request.RequestId); err != nil {
+	build := func(view *attempt) (*storage.Change, error) {
+		if err := view.requestUnused(ctx, request.RequestId); err != nil {
+			return nil, err
+		}
+		active, err := view.ActivePolicy()
+		if err != nil {
+			return nil, err
+		}
+		wanted, err := checkCreate(request, active, now)
+		if err != nil {
 			return nil, err
 		}
 		member, err := m.activeMember(view, wanted.workspaceID, wanted.memberID)
 		if err != nil {
 			return nil, err
 		}
-		if err := checkWithinRole(wanted.scopes, member, view.Policy); err != nil {
+		if err := checkWithinRole(wanted.scopes, member, active); err != nil {
 			return nil, err
 		}
-		most := view.Policy.Limits.LiveKeysPerWorkspace
+		most := active.Limits.LiveKeysPerWorkspace
 		if !m.projection.HasRoom(wanted.workspaceID, now, most) {
 			return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED,
 				"the workspace has %d live keys, as many as the policy allows; revoke one first", most)
 		}
 		record = wanted.record(view, member, now)
-		if issued, err = m.issue(record, view.Policy.TokenPrefix, now, wanted.expireTime); err != nil {
+		if issued, err = m.issue(record, active.TokenPrefix, now, wanted.expireTime); err != nil {
 			return nil, err
 		}
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, wanted.workspaceID)
@@ -61,10 +71,10 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, request *key
 			PutKeys:          []*storagev1.KeyRecord{record},
 		}, nil
 	}
-	position, err := m.change(ctx, wanted.workspaceID, build)
+	position, err := m.change(ctx, request.GetWorkspaceId(), build)
 	if taken := (*storage.ExistsError)(nil); errors.As(err, &taken) && taken.RequestID == "" {
 		// An id of 95 random bits was drawn twice. Once more is enough.
-		position, err = m.change(ctx, wanted.workspaceID, build)
+		position, err = m.change(ctx, request.GetWorkspaceId(), build)
 	}
 	if err != nil {
 		return nil, asRequestUsed(err)
@@ -84,6 +94,15 @@ type newKey struct {
 	scopes, cidrs, requestIDs   []string
 	labels                      map[string]string
 	expireTime                  time.Time
+}
+
+// hasPlace reports whether a request id can be looked up. Everything else is checked after
+// that: a retry is told from a first call before it is judged.
+func hasPlace(workspaceID string, requestID *string) bool {
+	var fields problem.Fields
+	checkID(&fields, "workspace_id", workspaceID)
+	checkRequestID(&fields, requestID)
+	return fields.Err() == nil
 }
 
 // checkCreate checks everything that can be checked without knowing the workspace.
@@ -111,7 +130,7 @@ func checkCreate(request *keysvcv1.CreateKeyRequest, active *projection.Policy, 
 }
 
 // record returns the key to store, yet without id and secret.
-func (k *newKey) record(view projection.Workspace, member *projection.Member, now time.Time) *storagev1.KeyRecord {
+func (k *newKey) record(view *attempt, member *projection.Member, now time.Time) *storagev1.KeyRecord {
 	sequence := view.Head.Sequence + 1
 	return &storagev1.KeyRecord{
 		WorkspaceId:          k.workspaceID,
@@ -157,7 +176,7 @@ func (m *Manager) issue(record *storagev1.KeyRecord, prefix string, now, expireT
 }
 
 // activeMember returns a member of the workspace who can be given keys.
-func (m *Manager) activeMember(view projection.Workspace, workspaceID, memberID string) (*projection.Member, error) {
+func (m *Manager) activeMember(view *attempt, workspaceID, memberID string) (*projection.Member, error) {
 	member, err := m.projection.Member(workspaceID, memberID)
 	if err != nil {
 		return nil, err
@@ -190,22 +209,6 @@ func checkWithinRole(scopes []string, member *projection.Member, active *project
 	}
 	return problem.New(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_BEYOND_ROLE,
 		"the member's role %q does not have: %s", member.Role, strings.Join(beyond, ", "))
-}
-
-// checkRequestUnused tells a retry by its request id before anything else is
-// checked: the first try may have used up what the second one would need.
-func (m *Manager) checkRequestUnused(ctx context.Context, workspaceID string, requestID *string) error {
-	if requestID == nil {
-		return nil
-	}
-	keyID, err := m.store.FindRequest(ctx, workspaceID, *requestID)
-	switch {
-	case errors.Is(err, storage.ErrNotFound):
-		return nil
-	case err != nil:
-		return err
-	}
-	return requestUsed(keyID)
 }
 
 // asRequestUsed turns the store's word that a request id was used into the caller's.

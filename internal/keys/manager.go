@@ -12,8 +12,6 @@ import (
 	"io"
 	"time"
 
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
-	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -67,10 +65,6 @@ type Position struct {
 	Epoch string
 }
 
-// maxAttempts is how often a change is checked anew after somebody else, in another
-// process, was faster.
-const maxAttempts = 5
-
 // publishTimeout bounds the wait for the projection after a commit. It is long
 // enough for a reopening of the store.
 const publishTimeout = 10 * time.Second
@@ -84,43 +78,72 @@ func (m *Manager) at(revision int64) Position {
 	return Position{Revision: revision, Epoch: m.projection.Epoch()}
 }
 
-// change makes one change of a workspace. build checks what is asked against what
-// it is given, and returns the change without its place in the chain; nil if there
-// is nothing to change. It may be called again if another process was faster.
-func (m *Manager) change(ctx context.Context, workspaceID string, build func(projection.Workspace) (*storage.Change, error)) (Position, error) {
+// build checks what is asked, and returns the change without its place in the chain; nil
+// if there is nothing to change. It is called again if the workspace or the policy has
+// changed meanwhile, so it must not keep what it found out before.
+type build func(*attempt) (*storage.Change, error)
+
+// change makes one change of a workspace. It is the one exit of every verb: what it
+// returns (done, nothing to change, or refused) is true at a revision that validations
+// already reflect, on every manager of the store. It goes on until the context ends.
+func (m *Manager) change(ctx context.Context, workspaceID string, build build) (Position, error) {
 	release, err := m.locks.acquire(ctx, workspaceID)
 	if err != nil {
 		return Position{}, err
 	}
 	defer release()
-	for range maxAttempts {
-		view := m.projection.Workspace(workspaceID)
-		if view.Damaged != nil {
-			return Position{}, view.Damaged
-		}
-		change, err := build(view)
-		if err != nil {
-			return Position{}, err
-		}
-		if change == nil {
-			return m.at(view.Revision), nil
-		}
-		change.WorkspaceID, change.Expect = workspaceID, view.Head
-		view.Head.Link(change.Event)
-		revision, err := m.store.Commit(ctx, change)
-		if errors.Is(err, storage.ErrConflict) {
-			if err := m.projection.WaitFor(ctx, view.Revision+1); err != nil {
-				return Position{}, err
-			}
-			continue
-		}
-		if err != nil {
-			return Position{}, err
-		}
-		return m.published(ctx, revision)
+	// What was acknowledged before this call, by whatever process, is in every view after
+	// this.
+	if err := m.projection.Fresh(ctx); err != nil {
+		return Position{}, err
 	}
-	return Position{}, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CONCURRENT_CHANGE,
-		"the workspace is being changed by others; try again")
+	for {
+		position, again, err := m.attempt(ctx, workspaceID, build)
+		if !again || err != nil {
+			return position, err
+		}
+	}
+}
+
+// attempt tries to make a change once. again says that what the change was checked
+// against is out of date; the projection then shows what is newer.
+func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) (_ Position, again bool, _ error) {
+	attempt := &attempt{manager: m, Workspace: m.projection.Workspace(workspaceID), workspaceID: workspaceID}
+	if attempt.Damaged != nil {
+		return Position{}, false, attempt.Damaged
+	}
+	change, err := build(attempt)
+	if change == nil || err != nil {
+		return attempt.withoutChange(ctx, err)
+	}
+	change.WorkspaceID, change.Expect = workspaceID, attempt.Head
+	if workspaceID != "" {
+		change.ExpectPolicy = &attempt.PolicyHead
+	}
+	attempt.Head.Link(change.Event)
+	revision, err := m.store.Commit(ctx, change)
+	if conflict := (*storage.ConflictError)(nil); errors.As(err, &conflict) {
+		return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)
+	}
+	if exists := (*storage.ExistsError)(nil); errors.As(err, &exists) {
+		if err := m.projection.WaitFor(ctx, exists.Revision); err != nil {
+			return Position{}, false, err
+		}
+	}
+	if err != nil {
+		return Position{}, false, err
+	}
+	position, err := m.published(ctx, revision)
+	return position, false, err
+}
+
+// freshPolicy returns the active policy, with every change of it that was acknowledged
+// before the call. Errors: those of Fresh and of Policy.
+func (m *Manager) freshPolicy(ctx context.Context) (*projection.Policy, int64, error) {
+	if err := m.projection.Fresh(ctx); err != nil {
+		return nil, 0, err
+	}
+	return m.projection.Policy()
 }
 
 // published waits until validations reflect a committed revision. The caller's

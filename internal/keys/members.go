@@ -11,14 +11,16 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
-	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // PutMember adds a member, or changes role and state of one.
 func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, request *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
-	active, _ := m.projection.Policy()
+	active, _, err := m.freshPolicy(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", request.GetWorkspaceId())
 	checkID(&fields, "member_id", request.GetMemberId())
@@ -33,9 +35,12 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, request *key
 	now := m.clock()
 	var record *storagev1.MemberRecord
 	var workspace *storagev1.WorkspaceRecord
-	position, err := m.change(ctx, request.GetWorkspaceId(), func(view projection.Workspace) (*storage.Change, error) {
+	position, err := m.change(ctx, request.GetWorkspaceId(), func(view *attempt) (*storage.Change, error) {
 		workspace = nil
-		stored, err := m.storedMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
+		if err := checkStillRole(view, request.GetRole()); err != nil {
+			return nil, err
+		}
+		stored, err := view.member(ctx, request.GetMemberId())
 		if err != nil {
 			return nil, err
 		}
@@ -88,13 +93,15 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, request *key
 	}, nil
 }
 
-// storedMember reads a member's record, nil if there is none.
-func (m *Manager) storedMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, error) {
-	record, _, err := m.store.GetMember(ctx, workspaceID, memberID)
-	if errors.Is(err, storage.ErrNotFound) {
-		return nil, nil //nolint:nilnil // documented: nil is "none"
+// checkStillRole refuses a role that the policy has lost since the request was checked.
+func checkStillRole(view *attempt, role string) error {
+	active, err := view.ActivePolicy()
+	if err != nil {
+		return err
 	}
-	return record, err
+	var fields problem.Fields
+	checkRole(&fields, role, active)
+	return fields.Err()
 }
 
 // newWorkspace returns the record of a workspace that comes into being, or comes

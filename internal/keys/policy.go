@@ -29,8 +29,8 @@ func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *
 		return nil, err
 	}
 	now := m.clock()
-	_, err := m.change(ctx, "", func(view projection.Workspace) (*storage.Change, error) {
-		if view.Policy != nil {
+	_, err := m.change(ctx, "", func(view *attempt) (*storage.Change, error) {
+		if view.Policy != nil || view.DamagedPolicy != nil {
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}
 		return policyChange(actor, wanted, nil, now), nil
@@ -38,8 +38,8 @@ func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *
 	if err != nil {
 		return nil, err
 	}
-	active, _ := m.projection.Policy()
-	return active, nil
+	active, _, err := m.projection.Policy()
+	return active, err
 }
 
 // ApplyPolicy replaces the active policy, or says what that would change.
@@ -56,19 +56,23 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, request *k
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
 	var response *keysvcv1.ApplyPolicyResponse
-	position, err := m.change(ctx, "", func(view projection.Workspace) (*storage.Change, error) {
-		if request.GetReplacesDigest() != view.Policy.Digest {
-			return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_POLICY_CHANGED,
-				"the active policy has another digest, %s; read it and derive the new one from it", view.Policy.Digest)
-		}
-		if err := checkNotRetired(wanted, view.Policy); err != nil {
+	position, err := m.change(ctx, "", func(view *attempt) (*storage.Change, error) {
+		active, err := view.ActivePolicy()
+		if err != nil {
 			return nil, err
 		}
-		response = m.comparePolicies(view.Policy, wanted, now)
-		if request.GetValidateOnly() || response.GetDigest() == view.Policy.Digest {
+		if request.GetReplacesDigest() != active.Digest {
+			return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_POLICY_CHANGED,
+				"the active policy has another digest, %s; read it and derive the new one from it", active.Digest)
+		}
+		if err := checkNotRetired(wanted, active); err != nil {
+			return nil, err
+		}
+		response = m.comparePolicies(active, wanted, now)
+		if request.GetValidateOnly() || response.GetDigest() == active.Digest {
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}
-		retired := decide.NewScopes(append(slices.Clone(view.Policy.Retired), response.GetRemovedScopes()...)...)
+		retired := decide.NewScopes(append(slices.Clone(active.Retired), response.GetRemovedScopes()...)...)
 		return policyChange(actor, wanted, retired, now), nil
 	})
 	if err != nil {

@@ -1,7 +1,9 @@
 package keys
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -23,7 +25,7 @@ func (m *Manager) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (
 		return nil, err
 	}
 	record, revision, err := m.store.GetKey(ctx, request.GetWorkspaceId(), request.GetKeyId())
-	if err != nil {
+	if err := m.reached(ctx, revision, err); err != nil {
 		return nil, asKeyNotFound(err)
 	}
 	key, err := m.show(record, m.clock())
@@ -31,6 +33,16 @@ func (m *Manager) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (
 		return nil, err
 	}
 	return &keysvcv1.GetKeyResponse{Key: key, Revision: revision, Epoch: m.projection.Epoch()}, nil
+}
+
+// reached returns once the projection shows what was read from the store at a revision:
+// states and last uses come from the projection, and what one was told here, the next
+// validation reflects. err is the read's; it comes back once the projection has come so far.
+func (m *Manager) reached(ctx context.Context, revision int64, err error) error {
+	if err != nil && !errors.Is(err, storage.ErrNotFound) {
+		return err
+	}
+	return cmp.Or(m.projection.WaitFor(ctx, revision), err)
 }
 
 // maxScanned is how many stored keys one page of a filtered list looks at.
@@ -56,7 +68,7 @@ func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysReques
 		page, err := m.store.ListKeys(ctx, storage.Query{
 			WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size - len(response.GetKeys()),
 		})
-		if err != nil {
+		if err := m.reached(ctx, page.Revision, err); err != nil {
 			return nil, asPageTokenInvalid(err)
 		}
 		if response.Revision == 0 {
@@ -165,7 +177,7 @@ func (m *Manager) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequ
 		return nil, err
 	}
 	record, revision, err := m.store.GetMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
-	if err != nil {
+	if err := m.reached(ctx, revision, err); err != nil {
 		return nil, asMemberNotFound(err)
 	}
 	return &keysvcv1.GetMemberResponse{
@@ -189,7 +201,7 @@ func (m *Manager) ListMembers(ctx context.Context, request *keysvcv1.ListMembers
 		return nil, err
 	}
 	page, err := m.store.ListMembers(ctx, storage.Query{WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size})
-	if err != nil {
+	if err := m.reached(ctx, page.Revision, err); err != nil {
 		return nil, asPageTokenInvalid(err)
 	}
 	response := &keysvcv1.ListMembersResponse{
@@ -205,10 +217,10 @@ func (m *Manager) ListMembers(ctx context.Context, request *keysvcv1.ListMembers
 }
 
 // GetPolicy reads the active policy.
-func (m *Manager) GetPolicy(_ context.Context, _ *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
-	active, revision := m.projection.Policy()
-	if active == nil {
-		return nil, storage.ErrUnavailable
+func (m *Manager) GetPolicy(ctx context.Context, _ *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
+	active, revision, err := m.freshPolicy(ctx)
+	if err != nil {
+		return nil, err
 	}
 	return &keysvcv1.GetPolicyResponse{
 		Policy:        showPolicy(active.Policy),

@@ -10,7 +10,6 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
-	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -31,8 +30,8 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, request *
 	}
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	position, err := m.change(ctx, request.GetWorkspaceId(), func(view projection.Workspace) (*storage.Change, error) {
-		stored, err := m.storedMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
+	position, err := m.change(ctx, request.GetWorkspaceId(), func(view *attempt) (*storage.Change, error) {
+		stored, err := view.member(ctx, request.GetMemberId())
 		if err != nil {
 			return nil, err
 		}
@@ -83,7 +82,7 @@ func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, reques
 	}
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	position, err := m.change(ctx, request.GetWorkspaceId(), func(view projection.Workspace) (*storage.Change, error) {
+	position, err := m.change(ctx, request.GetWorkspaceId(), func(view *attempt) (*storage.Change, error) {
 		if view.Current == nil || view.Current.Removed {
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}

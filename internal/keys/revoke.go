@@ -14,7 +14,6 @@ import (
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/problem"
-	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
@@ -31,7 +30,7 @@ func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, request *key
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
 	record, position, err := m.changeKey(ctx, request.GetWorkspaceId(), request.GetKeyId(),
-		func(view projection.Workspace, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
+		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			return revoke(record, actor, now), nil
 		})
 	if err != nil {
@@ -55,12 +54,15 @@ func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, request *k
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
 	presented, _ := token.Parse(request.GetToken())
+	if err := m.projection.Fresh(ctx); err != nil {
+		return nil, err
+	}
 	workspaceID, keyID, err := m.keyOf(presented, now)
 	if err != nil {
 		return nil, err
 	}
 	_, position, err := m.changeKey(ctx, workspaceID, keyID,
-		func(_ projection.Workspace, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
+		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			// Once more, now that nothing else changes the workspace: the secret may have
 			// been rotated away.
 			if _, _, err := m.keyOf(presented, now); err != nil {
@@ -107,21 +109,21 @@ func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *stor
 // the event that says so; nil if there is nothing to change.
 func (m *Manager) changeKey(
 	ctx context.Context, workspaceID, keyID string,
-	edit func(projection.Workspace, *storagev1.KeyRecord) (*storagev1.AuditRecord, error),
+	edit func(*attempt, *storagev1.KeyRecord) (*storagev1.AuditRecord, error),
 ) (*storagev1.KeyRecord, Position, error) {
 	var record *storagev1.KeyRecord
-	position, err := m.change(ctx, workspaceID, func(view projection.Workspace) (*storage.Change, error) {
-		stored, _, err := m.store.GetKey(ctx, workspaceID, keyID)
+	position, err := m.change(ctx, workspaceID, func(attempt *attempt) (*storage.Change, error) {
+		stored, err := attempt.key(ctx, keyID)
 		if err != nil {
 			return nil, asKeyNotFound(err)
 		}
 		record = proto.CloneOf(stored)
-		event, err := edit(view, record)
+		event, err := edit(attempt, record)
 		if err != nil || event == nil {
 			return nil, err
 		}
 		event.KeyId, event.MemberId = record.GetKeyId(), record.GetMemberId()
-		record.ChangeSequence = view.Head.Sequence + 1
+		record.ChangeSequence = attempt.Head.Sequence + 1
 		return &storage.Change{
 			Event:            event,
 			Kind:             storagev1.FeedKind_FEED_KIND_KEY,

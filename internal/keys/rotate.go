@@ -12,7 +12,6 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
-	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
@@ -33,7 +32,9 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, request *key
 	checkID(&fields, "workspace_id", request.GetWorkspaceId())
 	checkKeyID(&fields, request.GetKeyId())
 	overlap := checkOverlap(&fields, request.GetOverlap())
-	expireTime := checkExpireTime(&fields, request.GetExpireTime(), now)
+	if request.RequestId == nil {
+		checkExpireTime(&fields, request.GetExpireTime(), now)
+	} // else later: a retry is told from a first call before it is judged
 	checkRequestID(&fields, request.RequestId)
 	checkActor(&fields, request.ActorMemberId)
 	if err := fields.Err(); err != nil {
@@ -42,8 +43,13 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, request *key
 	actor.MemberID = request.GetActorMemberId()
 	var issued token.Token
 	record, position, err := m.changeKey(ctx, request.GetWorkspaceId(), request.GetKeyId(),
-		func(view projection.Workspace, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
-			if err := m.checkRequestUnused(ctx, request.GetWorkspaceId(), request.RequestId); err != nil {
+		func(view *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
+			if err := view.requestUnused(ctx, request.RequestId); err != nil {
+				return nil, err
+			}
+			var fields problem.Fields
+			expireTime := checkExpireTime(&fields, request.GetExpireTime(), now)
+			if err := fields.Err(); err != nil {
 				return nil, err
 			}
 			if err := m.checkLive(record, now); err != nil {
@@ -59,8 +65,11 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, request *key
 			if err := retire(record, overlap, now, until); err != nil {
 				return nil, err
 			}
-			var err error
-			if issued, err = m.issue(record, view.Policy.TokenPrefix, now, until); err != nil {
+			active, err := view.ActivePolicy()
+			if err != nil {
+				return nil, err
+			}
+			if issued, err = m.issue(record, active.TokenPrefix, now, until); err != nil {
 				return nil, err
 			}
 			event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_ROTATED, now, record.GetWorkspaceId())
@@ -152,7 +161,7 @@ func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, request
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
 	record, position, err := m.changeKey(ctx, request.GetWorkspaceId(), request.GetKeyId(),
-		func(_ projection.Workspace, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
+		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err
 			}

@@ -8,7 +8,6 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
-	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -29,7 +28,10 @@ type Swept struct {
 // nothing is left or the context ends.
 func (m *Manager) Sweep(ctx context.Context, actor audit.Actor) (Swept, error) {
 	var swept Swept
-	active, _ := m.projection.Policy()
+	active, _, err := m.projection.Policy()
+	if err != nil {
+		return swept, err
+	}
 	before := m.clock().Add(-active.Retention)
 	for _, workspaceID := range m.projection.Workspaces() {
 		for {
@@ -57,7 +59,7 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 		return Swept{}, nil
 	}
 	var swept Swept
-	_, err := m.change(ctx, workspaceID, func(projection.Workspace) (*storage.Change, error) {
+	_, err := m.change(ctx, workspaceID, func(attempt *attempt) (*storage.Change, error) {
 		swept = Swept{}
 		dead := m.projection.Dead(workspaceID, before, purgeBatch)
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_PURGED, m.clock(), workspaceID)
@@ -65,7 +67,10 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 		var purged []string
 		operations := 0
 		for _, keyID := range dead.KeyIDs {
-			record, _, err := m.store.GetKey(ctx, workspaceID, keyID)
+			record, err := attempt.key(ctx, keyID)
+			if errors.Is(err, storage.ErrNotFound) {
+				continue // another process was faster
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -77,7 +82,7 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 			purged = append(purged, keyID)
 		}
 		for _, memberID := range dead.MemberIDs {
-			record, err := m.storedMember(ctx, workspaceID, memberID)
+			record, err := attempt.member(ctx, memberID)
 			if err != nil {
 				return nil, err
 			}

@@ -18,21 +18,31 @@ import (
 
 // UpdateKey changes the masked fields of a live key (AIP-134).
 func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
-	active, _ := m.projection.Policy()
-	wanted, err := checkUpdate(request, active)
+	active, _, err := m.freshPolicy(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := checkUpdate(request, active); err != nil {
 		return nil, err
 	}
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
 	record, position, err := m.changeKey(ctx, request.GetKey().GetWorkspaceId(), request.GetKey().GetKeyId(),
-		func(view projection.Workspace, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
+		func(view *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err
 			}
 			if request.Etag != nil && request.GetEtag() != etagOf(record) {
 				return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_ETAG_MISMATCH,
 					"the key has changed since it was read: its etag is another; read it again")
+			}
+			active, err := view.ActivePolicy()
+			if err != nil {
+				return nil, err
+			}
+			wanted, err := checkUpdate(request, active) // the policy may have changed since
+			if err != nil {
+				return nil, err
 			}
 			before := proto.CloneOf(record)
 			wanted.apply(record)
@@ -126,7 +136,7 @@ func (u *update) apply(record *storagev1.KeyRecord) {
 
 // checkScopesOfMember refuses scopes that the role of the key's member does not have.
 // The member need not be active: a suspended member's keys can be narrowed, too.
-func (m *Manager) checkScopesOfMember(view projection.Workspace, record *storagev1.KeyRecord) error {
+func (m *Manager) checkScopesOfMember(view *attempt, record *storagev1.KeyRecord) error {
 	member, err := m.projection.Member(record.GetWorkspaceId(), record.GetMemberId())
 	if err != nil {
 		return err

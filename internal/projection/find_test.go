@@ -288,7 +288,7 @@ func TestRoleScopes(t *testing.T) {
 	if !reflect.DeepEqual(found.Policy.Role("wizard"), found.Subject.RoleScopes) || found.Policy.Role("nobody") != nil {
 		t.Error("Policy.Role says something else")
 	}
-	if current, revision := p.Policy(); current != found.Policy || revision != found.Revision {
+	if current, revision, err := p.Policy(); err != nil || current != found.Policy || revision != found.Revision {
 		t.Error("Policy says something else")
 	}
 }

@@ -472,7 +472,7 @@ func TestFindDuringApplies(t *testing.T) {
 				_ = p.LiveKeys("acme", begin, 10)
 				_ = p.Dead("acme", begin, 10)
 				_, _ = p.Effect(nil, begin)
-				_, _ = p.Policy()
+				_, _, _ = p.Policy()
 				_ = p.Workspaces()
 				_ = p.LastUsed(keyID)
 				_ = p.Epoch()

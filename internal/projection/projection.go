@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/decide"
@@ -27,10 +28,20 @@ type Projection struct {
 	// publisher is told of every change before it shows; nil if nobody wants to be.
 	publisher Publisher
 
+	barriers *barriers
+
 	mutex sync.RWMutex
 	state *state
-	// advanced is closed and replaced whenever state changes.
-	advanced chan struct{}
+	// waiters are the calls that wait for a revision.
+	waiters map[*waiter]struct{}
+	// stopFollowing ends Follow; nil before it was called.
+	stopFollowing context.CancelCauseFunc
+	// loaded says that there was a Load.
+	loaded bool
+
+	// applied is how far state has come, for readers that take no lock. It is set when state
+	// is in its place.
+	applied atomic.Pointer[storage.Barrier]
 }
 
 // Publisher passes on what has changed. What it was told stands before everything that a
@@ -52,7 +63,11 @@ func New(store storage.Store, log *slog.Logger) *Projection {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Projection{store: store, log: log, state: newState(), advanced: make(chan struct{})}
+	p := &Projection{
+		store: store, log: log, barriers: newBarriers(store), state: newState(), waiters: make(map[*waiter]struct{}),
+	}
+	p.applied.Store(&storage.Barrier{})
+	return p
 }
 
 // PublishTo sets the publisher. It is called after the first Load, of which the publisher
@@ -60,8 +75,8 @@ func New(store storage.Store, log *slog.Logger) *Projection {
 func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 
 // Load fills the projection with what the store holds now and returns how far the
-// store had come. A damaged policy is an error: nothing could be decided. Other
-// damaged records are kept as such, and answered with their error.
+// store had come. Damaged records are kept as such, and answered with their error. At the
+// first Load a damaged policy is an error: nothing could be decided.
 func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	fresh := newState()
 	position, err := p.store.Load(ctx, fresh.add)
@@ -69,6 +84,9 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 		return storage.Position{}, err
 	}
 	fresh.revision = position.Revision
+	if !p.loaded && fresh.damagedPolicy != nil {
+		return storage.Position{}, fresh.damagedPolicy
+	}
 	if before := p.Revision(); position.Revision < before {
 		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, before)
 	}
@@ -78,8 +96,9 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
 	fresh.keepUses(p.state)
-	p.state = fresh
-	p.signal()
+	p.sayDamagedPolicy(ctx, fresh)
+	p.state, p.loaded = fresh, true
+	p.advance(storage.Barrier{Revision: position.Revision, Hash: position.Hash})
 	return position, nil
 }
 
@@ -90,20 +109,25 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 // state.
 func (p *Projection) Follow(ctx context.Context) error {
 	const shortest, longest = 10 * time.Millisecond, 2 * time.Second
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	p.mutex.Lock()
+	p.stopFollowing = stop
+	p.mutex.Unlock()
 	wait := shortest
 	for {
 		before := p.Revision()
 		brief := time.AfterFunc(longest, func() {})
 		err := p.watch(ctx)
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 		if lasted := !brief.Stop(); lasted || p.Revision() > before {
 			wait = shortest
 		} else {
 			// Loading helps, but not for long: do not load all the time.
 			if !pause(ctx, rand.N(wait)) { //nolint:gosec // jitter, no secret
-				return ctx.Err()
+				return context.Cause(ctx)
 			}
 			wait = min(2*wait, longest)
 		}
@@ -111,7 +135,7 @@ func (p *Projection) Follow(ctx context.Context) error {
 		for {
 			_, err = p.Load(ctx)
 			if ctx.Err() != nil {
-				return ctx.Err()
+				return context.Cause(ctx)
 			}
 			if err == nil {
 				break
@@ -121,7 +145,7 @@ func (p *Projection) Follow(ctx context.Context) error {
 			}
 			p.log.ErrorContext(ctx, "loading anew failed; trying again", "error", err, "after", wait)
 			if !pause(ctx, rand.N(wait)) { //nolint:gosec // jitter, no secret
-				return ctx.Err()
+				return context.Cause(ctx)
 			}
 			wait = min(2*wait, longest)
 		}
@@ -137,10 +161,7 @@ func (p *Projection) watch(ctx context.Context) error {
 		if p.publisher != nil {
 			p.publisher.Publish(change)
 		}
-		p.mutex.Lock()
-		p.state.apply(change)
-		p.signal()
-		p.mutex.Unlock()
+		p.show(ctx, change)
 		if p.publisher != nil {
 			p.publisher.Announce()
 		}
@@ -148,45 +169,37 @@ func (p *Projection) watch(ctx context.Context) error {
 	return storage.ErrUnavailable
 }
 
-// signal wakes everybody who waits for a revision. mutex is held.
-func (p *Projection) signal() {
-	close(p.advanced)
-	p.advanced = make(chan struct{})
+// show applies one change.
+func (p *Projection) show(ctx context.Context, change *storage.Committed) {
+	applied := storage.Barrier{Revision: change.Revision}
+	copy(applied.Hash[:], change.Feed.GetAuditHash())
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	p.state.apply(change)
+	if change.Head.WorkspaceID == "" {
+		p.sayDamagedPolicy(ctx, p.state)
+	}
+	p.advance(applied)
+}
+
+// sayDamagedPolicy logs that nothing can be decided any more.
+func (p *Projection) sayDamagedPolicy(ctx context.Context, state *state) {
+	if state.damagedPolicy != nil {
+		p.log.ErrorContext(ctx, "the policy cannot be read: everything that depends on it is refused", "error", state.damagedPolicy)
+	}
 }
 
 // Epoch returns the identity of the history that the revisions belong to.
 func (p *Projection) Epoch() string { return p.store.Epoch() }
 
 // Revision returns how far the projection has come.
-func (p *Projection) Revision() int64 {
-	p.mutex.RLock()
-	defer p.mutex.RUnlock()
-	return p.state.revision
-}
-
-// WaitFor returns once the projection has come to revision, or with the context's
-// error.
-func (p *Projection) WaitFor(ctx context.Context, revision int64) error {
-	for {
-		p.mutex.RLock()
-		reached, advanced := p.state.revision >= revision, p.advanced
-		p.mutex.RUnlock()
-		if reached {
-			return nil
-		}
-		select {
-		case <-advanced:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
+func (p *Projection) Revision() int64 { return p.applied.Load().Revision }
 
 // Found is what the projection knows about one key id, all as of one revision.
 type Found struct {
 	// Subject is what deciding needs; empty if there is no such key.
 	Subject decide.Subject
-	// Policy is the active policy, nil only in a store without one.
+	// Policy is the active policy, nil in a store without one, or if it is damaged.
 	Policy *Policy
 	// Revision that this holds at.
 	Revision int64
@@ -204,7 +217,10 @@ type Found struct {
 func (p *Projection) Find(keyID string) Found {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
-	found := Found{Policy: p.state.policy, Revision: p.state.revision}
+	found := Found{Policy: p.state.policy, Revision: p.state.revision, Damaged: p.state.damagedPolicy}
+	if found.Damaged != nil {
+		return found
+	}
 	entry := p.state.keys[keyID]
 	if entry == nil {
 		return found
@@ -225,12 +241,15 @@ func (p *Projection) Find(keyID string) Found {
 	return found
 }
 
-// Policy returns the active policy and the revision at which it was active; nil if
-// the store has none.
-func (p *Projection) Policy() (*Policy, int64) {
+// Policy returns the active policy and the revision at which it was active. Errors:
+// storage.ErrUnavailable in a store without a policy, a storage.DamagedError if it cannot
+// be read.
+func (p *Projection) Policy() (*Policy, int64, error) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
-	return p.state.policy, p.state.revision
+	view := Workspace{Policy: p.state.policy, DamagedPolicy: p.state.damagedPolicy}
+	active, err := view.ActivePolicy()
+	return active, p.state.revision, err
 }
 
 // Workspace is what a change of a workspace is checked against.
@@ -239,8 +258,12 @@ type Workspace struct {
 	Head storage.Head
 	// Current is the workspace, nil if there is none.
 	Current *Current
-	// Policy is the active policy.
+	// Policy is the active policy, nil in a store without one, or if it is damaged.
 	Policy *Policy
+	// DamagedPolicy is set if the policy cannot be read: what depends on it must be refused.
+	DamagedPolicy error
+	// PolicyHead is the policy's; the change must expect it.
+	PolicyHead storage.Head
 	// Revision that this holds at.
 	Revision int64
 	// Damaged is set if the workspace's head or record cannot be read: it cannot be
@@ -252,12 +275,27 @@ type Workspace struct {
 func (p *Projection) Workspace(workspaceID string) Workspace {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
-	result := Workspace{Policy: p.state.policy, Revision: p.state.revision}
+	result := Workspace{Policy: p.state.policy, DamagedPolicy: p.state.damagedPolicy, Revision: p.state.revision}
+	if entry := p.state.workspaces[""]; entry != nil {
+		result.PolicyHead = entry.head
+	}
 	if entry := p.state.workspaces[workspaceID]; entry != nil {
 		result.Head, result.Current = entry.head, entry.current
 		result.Damaged = errors.Join(entry.damaged, entry.damagedHead)
 	}
 	return result
+}
+
+// ActivePolicy returns the active policy. Errors: storage.ErrUnavailable in a store
+// without a policy, a storage.DamagedError if it cannot be read.
+func (w Workspace) ActivePolicy() (*Policy, error) {
+	switch {
+	case w.DamagedPolicy != nil:
+		return nil, w.DamagedPolicy
+	case w.Policy == nil:
+		return nil, storage.ErrUnavailable
+	}
+	return w.Policy, nil
 }
 
 // Has says whether a member, as Member returned it, belongs to the workspace as it is

@@ -57,10 +57,12 @@ type Member struct {
 
 // state is the index as of one revision.
 type state struct {
-	revision   int64
-	policy     *Policy
-	keys       map[string]*keyEntry
-	workspaces map[string]*workspaceEntry
+	revision int64
+	policy   *Policy
+	// damagedPolicy is set if the policy's record cannot be read; policy is nil then.
+	damagedPolicy error
+	keys          map[string]*keyEntry
+	workspaces    map[string]*workspaceEntry
 	// scopes holds each set of scopes once: most keys of a product share a few.
 	scopes map[string]decide.Scopes
 }
@@ -201,8 +203,7 @@ func (s *state) workspace(id string) *workspaceEntry {
 // apply makes the state that of the change's revision.
 func (s *state) apply(change *storage.Committed) {
 	for _, item := range change.Put {
-		// Only a policy can be refused here, and keys checks it before it is committed.
-		_ = s.add(item)
+		s.put(item)
 	}
 	for _, record := range change.DeletedKeys {
 		s.removeKey(record.GetKeyId())
@@ -214,11 +215,17 @@ func (s *state) apply(change *storage.Committed) {
 	s.revision = change.Revision
 }
 
-// add puts one record into the state. Only a policy that cannot be read is an error.
+// add is put as a visitor of Load.
 func (s *state) add(item storage.Item) error {
+	s.put(item)
+	return nil
+}
+
+// put puts one record into the state.
+func (s *state) put(item storage.Item) {
 	switch {
 	case item.Policy != nil:
-		return s.addPolicy(item.Policy)
+		s.addPolicy(item.Policy)
 	case item.Workspace != nil:
 		s.addWorkspace(item.Workspace)
 	case item.Member != nil:
@@ -232,15 +239,17 @@ func (s *state) add(item storage.Item) error {
 			entry.last.Raise(item.Usage.Time)
 		}
 	case item.Damaged != nil:
-		return s.addDamaged(item.Damaged)
+		s.addDamaged(item.Damaged)
 	}
-	return nil
 }
 
-func (s *state) addPolicy(record *storagev1.PolicyRecord) error {
+// addPolicy makes a policy the active one. One that cannot be read leaves none: to go on
+// with the one before it could allow what it took away.
+func (s *state) addPolicy(record *storagev1.PolicyRecord) {
 	parsed, err := policy.Parse("stored policy", record.GetDocument())
 	if err != nil {
-		return &storage.DamagedError{Kind: "policy", Name: "active", Problem: err.Error()}
+		s.policy, s.damagedPolicy = nil, &storage.DamagedError{Kind: "policy", Name: "active", Problem: err.Error()}
+		return
 	}
 	prepared := &Policy{
 		Policy:    parsed,
@@ -252,8 +261,7 @@ func (s *state) addPolicy(record *storagev1.PolicyRecord) error {
 	for _, role := range parsed.Roles {
 		prepared.roles[role.Name], _ = parsed.RoleScopes(role.Name)
 	}
-	s.policy = prepared
-	return nil
+	s.policy, s.damagedPolicy = prepared, nil
 }
 
 func (s *state) addWorkspace(record *storagev1.WorkspaceRecord) {
@@ -437,10 +445,10 @@ func (s *state) share(names []string) decide.Scopes {
 	return set
 }
 
-func (s *state) addDamaged(damaged *storage.Damaged) error {
+func (s *state) addDamaged(damaged *storage.Damaged) {
 	switch workspace := damaged.WorkspaceID; {
 	case workspace == "" && damaged.KeyID == "" && !damaged.Head:
-		return damaged.Err // the policy
+		s.policy, s.damagedPolicy = nil, damaged.Err
 	case damaged.KeyID != "":
 		entry := &keyEntry{workspace: s.workspace(workspace), damaged: damaged.Err}
 		entry.key.ID = damaged.KeyID
@@ -452,5 +460,4 @@ func (s *state) addDamaged(damaged *storage.Damaged) error {
 	default:
 		s.workspace(workspace).damaged = damaged.Err
 	}
-	return nil
 }

@@ -30,7 +30,10 @@ const (
 // seedDemo adds the demo workspace and its key, unless they are there, and prints
 // what to try. What a person has changed of them since stays.
 func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address string, out io.Writer) error {
-	active, _ := s.projection.Policy()
+	active, _, err := s.projection.Policy()
+	if err != nil {
+		return err
+	}
 	owner, scopes := "", []string(nil)
 	for _, role := range active.Roles {
 		if can := active.Role(role.Name); owner == "" || len(can) > len(scopes) {

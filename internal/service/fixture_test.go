@@ -41,6 +41,8 @@ type world struct {
 	service *service.ValidationService
 	details *details
 	log     *journal
+	// projection is what the service decides on; set by start.
+	projection *projection.Projection
 	// changes are what the store commits.
 	changes chan *storage.Committed
 	items   []storage.Item
@@ -120,6 +122,7 @@ func (w *world) secret(of token.Token, expires time.Duration) *storagev1.SecretR
 func (w *world) start() (stop func()) {
 	w.t.Helper()
 	p := projection.New(&store{world: w}, nil)
+	w.projection = p
 	if _, err := p.Load(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
@@ -154,6 +157,10 @@ type store struct {
 }
 
 func (*store) Epoch() string { return epoch }
+
+func (s *store) LocalBarrier() storage.Barrier {
+	return storage.Barrier{Revision: s.world.projection.Revision()}
+}
 
 func (s *store) Load(_ context.Context, visit func(storage.Item) error) (storage.Position, error) {
 	for _, item := range s.world.items {

@@ -73,7 +73,7 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 	defer timer.Stop()
 	select {
 	case hello := <-reader.hello:
-		session, err := s.hub.Open(hello, reader.visible)
+		session, err := s.open(ctx, hello, reader.visible)
 		if err != nil {
 			return s.status(ctx, err)
 		}
@@ -89,6 +89,22 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 	case <-ctx.Done():
 		return s.status(ctx, ctx.Err())
 	}
+}
+
+// open begins a session behind a barrier that began after the hello had come. A client
+// that has applied what lies beyond that barrier was served by another history of this
+// store: the store was rolled back. It is Reset, as it would be by Open; but people must
+// know.
+func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, visible func(string) bool) (*feed.Session, error) {
+	if err := s.projection.Fresh(ctx); err != nil {
+		return nil, err
+	}
+	session, err := s.hub.Open(hello, visible)
+	if err == nil && session.Ahead() {
+		s.errors.Log.ErrorContext(ctx, "a near-cache has applied changes that this store does not have: the store was rolled back, or the caller is wrong",
+			"caller", callers.FromContext(ctx).Name, "applied", hello.GetRevision(), "revision", s.hub.Revision())
+	}
+	return session, err
 }
 
 // run sends what there is to send until the session ends.
@@ -261,6 +277,10 @@ func (r *syncReader) take(session *feed.Session, request *keysvcv1.SyncRequest, 
 		for _, use := range kind.Ping.GetUses() {
 			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetTime().AsTime(), r.visible)
 		}
+		// The pong's barrier begins here, after the ping has come (S2).
+		if err := r.service.projection.Fresh(r.stream.Context()); err != nil {
+			return err
+		}
 		return beyond(session.Ping(kind.Ping.GetNonce(), kind.Ping.GetRevision(), arrived), "ping.revision")
 	case *keysvcv1.SyncRequest_Applied:
 		var fields problem.Fields
@@ -365,6 +385,9 @@ func (s *SyncService) await(ctx context.Context, request *keysvcv1.AwaitRevision
 	if request.GetEpoch() != s.hub.Epoch() {
 		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH,
 			"the revision belongs to another epoch than the store's, so it will not come")
+	}
+	if err := s.projection.Fresh(ctx); err != nil {
+		return nil, err
 	}
 	if err := s.published(ctx, request.GetRevision()); err != nil {
 		return nil, err

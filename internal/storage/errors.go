@@ -11,10 +11,8 @@ var (
 	// ErrNotFound is returned by reads of one record that is not there, or that
 	// belongs to another workspace.
 	ErrNotFound = errors.New("storage: not found")
-	// ErrConflict is returned by Commit if the workspace's head is not the expected
-	// one. Nothing was changed: wait until the projection has caught up, check again,
-	// and try again.
-	ErrConflict = errors.New("storage: the workspace has changed meanwhile")
+	// ErrConflict is what every ConflictError is.
+	ErrConflict = errors.New("storage: the workspace or the policy has changed meanwhile")
 	// ErrOutcomeUnknown is returned by Commit if the disk or the quorum failed during
 	// the commit: the change took effect or did not, and that will not change.
 	ErrOutcomeUnknown = errors.New("storage: the outcome of the commit is unknown")
@@ -63,9 +61,27 @@ func (e *DamagedError) Error() string {
 // Is makes every DamagedError an ErrDamaged.
 func (e *DamagedError) Is(target error) bool { return target == ErrDamaged }
 
+// ConflictError is returned by Commit if the workspace's or the policy's head is not the
+// expected one. Nothing was changed: wait until the projection has come to Revision, check
+// again, and try again. errors.Is(err, ErrConflict) holds.
+type ConflictError struct {
+	// Revision of the change that put the head that is there; 0 if there is none.
+	Revision int64
+}
+
+// Error implements error.
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("%v, by revision %d", ErrConflict, e.Revision)
+}
+
+// Is makes every ConflictError an ErrConflict.
+func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
+
 // ExistsError is returned by Commit if something that must be absent is there.
 // Nothing was changed.
 type ExistsError struct {
+	// Revision is one at which it is there.
+	Revision int64
 	// RequestID is the request id that was used before; empty if it is the key id
 	// that is taken.
 	RequestID string

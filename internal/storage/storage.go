@@ -70,7 +70,9 @@ type Store interface {
 	// A record that is damaged is visited as Damaged. An error of visit ends Load
 	// and is returned. visit must not call the store.
 	//
-	// A backend that went down after a failed commit is reopened by Load.
+	// A backend that went down after a failed commit is reopened by Load. Until a Load has
+	// visited everything, every other method but Barrier is ErrUnavailable: nobody reads or
+	// changes what no projection has seen.
 	Load(ctx context.Context, visit func(Item) error) (Position, error)
 
 	// Watch yields every change after the given revision, in revision order and
@@ -78,20 +80,27 @@ type Store interface {
 	// context's, ErrGap, or ErrUnavailable, after which Load begins anew.
 	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
 
+	// Barrier returns how far the change log has come: at least as far as the newest change
+	// that was acknowledged anywhere before the call began. It is linearizable. A backend
+	// that serves one process answers from memory, also while it is down: with the newest
+	// change that it gave to watchers. Errors: ErrUnavailable, ErrHistoryChanged, or the
+	// context's.
+	Barrier(ctx context.Context) (Barrier, error)
+
 	// Commit makes one change and returns its revision once it is durable and handed
-	// to the watchers. Errors: ErrConflict, ExistsError, ErrInvalidChange,
+	// to the watchers. Errors: a ConflictError, an ExistsError, ErrInvalidChange,
 	// ErrUnavailable, ErrDamaged (the head is), ErrOutcomeUnknown, or the context's if
 	// it ended before the commit had begun. In all cases but ErrOutcomeUnknown nothing
 	// was changed. If several of them apply, any one is returned.
 	Commit(ctx context.Context, change *Change) (int64, error)
 
 	// GetKey reads one key, of any workspace if workspaceID is empty, and the revision
-	// it was read at. Errors: ErrNotFound, ErrDamaged.
+	// it was read at. Errors: ErrNotFound, of the returned revision too; ErrDamaged.
 	GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error)
 
-	// FindRequest returns the key that a request id was used for in a workspace.
-	// Errors: ErrNotFound.
-	FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, err error)
+	// FindRequest returns the key that a request id was used for in a workspace, and the
+	// revision it was read at. Errors: ErrNotFound, of the returned revision too.
+	FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, revision int64, err error)
 
 	// ListKeys reads a page of keys, newest first: of one workspace by descending
 	// sequence, of all of them by descending time of commit, as far as the backend
@@ -100,7 +109,7 @@ type Store interface {
 	ListKeys(ctx context.Context, query Query) (KeyPage, error)
 
 	// GetMember reads one member, removed or not, and the revision it was read at.
-	// Errors: ErrNotFound, ErrDamaged.
+	// Errors: ErrNotFound, of the returned revision too; ErrDamaged.
 	GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error)
 
 	// ListMembers reads a page of a workspace's members, removed or not, by ascending
@@ -136,6 +145,23 @@ type Position struct {
 	// Time is the latest wall time of any change, zero in a new store. It is the newest
 	// change's, unless the clock went back.
 	Time time.Time
+	// Hash is that of the newest change's audit event; zero if it is not known.
+	Hash [32]byte
+}
+
+// Barrier is a point of a store's change log.
+type Barrier struct {
+	// Revision of the newest change, 0 in a new store.
+	Revision int64
+	// Hash is that of this change's audit event; zero if it is not known.
+	Hash [32]byte
+}
+
+// LocalBarrier is implemented by stores whose Barrier reads memory alone: it neither
+// waits nor fails, so nothing is gained by sharing it.
+type LocalBarrier interface {
+	// LocalBarrier is Barrier.
+	LocalBarrier() Barrier
 }
 
 // Head serialises the changes of one workspace. It is compared by value; the zero
@@ -204,6 +230,9 @@ type Change struct {
 	WorkspaceID string
 	// Expect is the head that the change was checked against.
 	Expect Head
+	// ExpectPolicy is the policy's head that the change was checked against. It is compared
+	// as Expect is; nil compares nothing, for changes that no policy bears on.
+	ExpectPolicy *Head
 	// Event is the change's audit event. Sequence and previous_hash must follow on
 	// Expect.
 	Event *storagev1.AuditRecord

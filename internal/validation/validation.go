@@ -5,6 +5,7 @@
 package validation
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/netip"
@@ -95,12 +96,16 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 			return Answer{}, err
 		}
 	}
+	// What was acknowledged before the question came, by whatever process, is reflected.
+	if err := v.projection.Fresh(ctx); err != nil {
+		return Answer{}, err
+	}
 	// An error leaves the zero Token, which has no id, is found nowhere, and matches
 	// nothing.
 	presented, _ := token.Parse(question.Token)
 	found := v.projection.Find(presented.ID())
 	if found.Policy == nil {
-		return Answer{}, storage.ErrUnavailable
+		return Answer{}, cmp.Or(found.Damaged, storage.ErrUnavailable)
 	}
 	if !question.Requirement.IdentityOnly && !found.Policy.Catalogue.Contains(question.Requirement.Scope) {
 		return Answer{}, unknownScope(question.Requirement.Scope, found.Policy.Catalogue)

@@ -51,6 +51,12 @@ type memory struct {
 
 func (*memory) Epoch() string { return "epoch" }
 
+func (*memory) Barrier(context.Context) (storage.Barrier, error) {
+	return storage.Barrier{Revision: revision}, nil
+}
+
+func (*memory) LocalBarrier() storage.Barrier { return storage.Barrier{Revision: revision} }
+
 func (m *memory) Load(_ context.Context, visit func(storage.Item) error) (storage.Position, error) {
 	for _, item := range m.items {
 		if err := visit(item); err != nil {

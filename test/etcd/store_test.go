@@ -184,7 +184,7 @@ func readAll(t *testing.T, client *clientv3.Client, prefix string) map[string]st
 	}
 	member, _, err := store.GetMember(ctx, "w", "member")
 	note("member", member, err)
-	request, err := store.FindRequest(ctx, "w", "request")
+	request, _, err := store.FindRequest(ctx, "w", "request")
 	note("request", request, err)
 	for _, id := range []string{"w", ""} {
 		query := storage.Query{WorkspaceID: id, Limit: 10}
@@ -410,7 +410,7 @@ func TestOrderOfTwoProcesses(t *testing.T) {
 	}
 	for number := range 20 {
 		store, workspace := stores[number%2], workspaces[number%2]
-		if _, err := store.FindRequest(t.Context(), "w0", "any"); !errors.Is(err, storage.ErrNotFound) {
+		if _, _, err := store.FindRequest(t.Context(), "w0", "any"); !errors.Is(err, storage.ErrNotFound) {
 			t.Fatal(err)
 		}
 		// Names that do not sort like the order.

@@ -88,6 +88,9 @@ type Store struct {
 	directory *directory
 	position  storage.Position
 	closed    bool
+	// unloaded is set from a reopening until a Load has visited everything: nothing else
+	// is answered meanwhile.
+	unloaded bool
 
 	ring *ring
 
@@ -126,7 +129,7 @@ func Open(path string, config Config) (*Store, error) {
 	}
 	store.use(opened)
 	store.epoch = opened.header.GetEpoch()
-	store.ring = newRing(opened.position.Revision)
+	store.ring = newRing(opened.position)
 	store.committer.Go(store.commitLoop)
 	return store, nil
 }
@@ -224,11 +227,31 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 	}
 }
 
-// settle commits a transaction without content. What a process that died wrote last
-// may be visible to the next one and yet not be on the disk; a meta page that
-// follows on it, and is durable, makes that so.
+// settle makes durable what the file shows. What a process that died wrote last, or what
+// a failed sync dropped, may be visible to this process and yet not be on the disk.
+//
+// The order matters. First both meta pages are written as they are, and synced with
+// everything else: from then on the newest of them is on the disk, and no page that it
+// uses is missing there. Only then bbolt may write, for it reuses pages that the newest
+// meta page has freed: with that meta page lost, the older one would lead to them. The
+// transaction without content makes sure that bbolt can write at all.
 func (o *opened) settle() error {
+	if err := o.rewriteMeta(); err != nil {
+		return err
+	}
 	return o.database.Update(func(*bolt.Tx) error { return nil })
+}
+
+// rewriteMeta writes both meta pages back as they are, and syncs.
+func (o *opened) rewriteMeta() error {
+	meta := make([]byte, 2*o.database.Info().PageSize)
+	if _, err := o.file.ReadAt(meta, 0); err != nil {
+		return err
+	}
+	if _, err := o.file.WriteAt(meta, 0); err != nil {
+		return err
+	}
+	return o.file.Sync()
 }
 
 // close gives the file back, whatever bbolt thinks of it. It waits for readers.
@@ -284,6 +307,7 @@ func (o *opened) readHeader(tx *bolt.Tx) error {
 	if position.GetTime() != nil {
 		o.position.Time = position.GetTime().AsTime()
 	}
+	o.position.Hash = newestHash(tx, o.position.Revision)
 	return nil
 }
 
@@ -484,7 +508,7 @@ func (s *Store) reopen() error {
 		return errors.Join(storage.ErrUnavailable, file.close())
 	}
 	s.use(file)
-	s.ring.restart(file.position.Revision)
+	s.unloaded = true
 	s.config.Log.Info("store reopened", "revision", file.position.Revision)
 	return nil
 }
@@ -493,6 +517,11 @@ func (s *Store) reopen() error {
 // first, while the directory agrees with that state; use must not touch the
 // directory.
 func (s *Store) read(ctx context.Context, resolve func(*directory), use func(tx *bolt.Tx) error) (storage.Position, error) {
+	return s.readFile(ctx, false, resolve, use)
+}
+
+// readFile is read; loading says that it is Load's, which alone may read a reopened file.
+func (s *Store) readFile(ctx context.Context, loading bool, resolve func(*directory), use func(tx *bolt.Tx) error) (storage.Position, error) {
 	if err := ctx.Err(); err != nil {
 		return storage.Position{}, err
 	}
@@ -500,7 +529,7 @@ func (s *Store) read(ctx context.Context, resolve func(*directory), use func(tx 
 	position, err := func() (storage.Position, error) {
 		s.state.RLock()
 		defer s.state.RUnlock()
-		if s.file == nil || s.closed {
+		if s.file == nil || s.closed || s.unloaded && !loading {
 			return storage.Position{}, storage.ErrUnavailable
 		}
 		if resolve != nil {

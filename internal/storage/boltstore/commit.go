@@ -223,7 +223,17 @@ func pick(line []*request) (group, rest []*request) {
 		size += entry.size
 		group = append(group, entry)
 	}
+	// The others were checked against the policy that is there now, so it changes after them.
+	slices.SortStableFunc(group, func(a, b *request) int { return cmp.Compare(isPolicy(a), isPolicy(b)) })
 	return group, rest
+}
+
+// isPolicy returns 1 for a change of the policy, and 0 for any other.
+func isPolicy(r *request) int {
+	if r.change.WorkspaceID == "" {
+		return 1
+	}
+	return 0
 }
 
 func (r *request) finish(revision int64, err error) {
@@ -236,20 +246,28 @@ func (r *request) finish(revision int64, err error) {
 func (s *Store) commitGroup(group []*request) {
 	s.state.RLock()
 	file, directory, position := s.file, s.directory, s.position
+	up := file != nil && !s.unloaded
 	s.state.RUnlock()
+	base := position
 	// Only the committer changes the directory, so it may read it without the lock.
 	accepted := group[:0]
 	var writes []write
 	nextSlot := int64(0)
-	up := file != nil
 	if up {
 		nextSlot = directory.nextSlot
 	}
-	newIDs := make(map[string]bool)
+	newIDs := make(map[string]int64)
+	// behind are changes that another one of the group forbids: they are answered once it is
+	// known that this one is durable.
+	behind := make(map[*request]error)
 	for _, entry := range group {
 		err := storage.ErrUnavailable
 		if up {
-			err = entry.check(directory, newIDs)
+			err = entry.check(directory, newIDs, base.Revision)
+		}
+		if exists := (*storage.ExistsError)(nil); errors.As(err, &exists) && exists.Revision > base.Revision {
+			behind[entry] = err
+			continue
 		}
 		var made []write
 		if err == nil {
@@ -260,7 +278,7 @@ func (s *Store) commitGroup(group []*request) {
 			continue
 		}
 		for keyID := range entry.slots {
-			newIDs[keyID] = true
+			newIDs[keyID] = position.Revision + 1
 		}
 		position.Revision++
 		if changed := entry.change.Event.GetTime().AsTime(); changed.After(position.Time) {
@@ -273,6 +291,12 @@ func (s *Store) commitGroup(group []*request) {
 		return
 	}
 	err := s.write(file, accepted, writes, position)
+	for entry, refusal := range behind {
+		if err != nil {
+			refusal = storage.ErrUnavailable
+		}
+		entry.finish(0, refusal)
+	}
 	if errors.Is(err, storage.ErrUnavailable) {
 		for _, entry := range accepted {
 			entry.finish(0, err)
@@ -291,33 +315,53 @@ func (s *Store) commitGroup(group []*request) {
 	}
 }
 
-// check compares the head and looks for what must be absent. newIDs are the keys that
-// changes before this one in the same group add.
-func (r *request) check(directory *directory, newIDs map[string]bool) error {
+// check compares the heads and looks for what must be absent, as of a revision. newIDs are
+// the keys that changes before this one in the same group add, and their revisions.
+func (r *request) check(directory *directory, newIDs map[string]int64, revision int64) error {
 	var head storage.Head
+	var headRevision int64
 	if entry := directory.workspaces[r.change.WorkspaceID]; entry != nil {
 		if entry.damagedHead != nil {
 			return entry.damagedHead
 		}
 		for _, requestID := range r.change.AbsentRequestIDs {
 			if keyID, found := entry.requestIDs[requestID]; found {
-				return &storage.ExistsError{RequestID: requestID, KeyID: keyID}
+				return &storage.ExistsError{RequestID: requestID, KeyID: keyID, Revision: revision}
 			}
 		}
-		head = entry.head
+		head, headRevision = entry.head, entry.headRevision
 	}
 	if head != r.change.Expect {
-		return storage.ErrConflict
+		return &storage.ConflictError{Revision: headRevision}
+	}
+	if err := r.checkPolicy(directory.workspaces[""]); err != nil {
+		return err
 	}
 	for _, keyID := range r.change.AbsentKeyIDs {
-		if _, found := directory.keys[keyID]; found || newIDs[keyID] {
-			return &storage.ExistsError{KeyID: keyID}
+		_, found := directory.keys[keyID]
+		if added := newIDs[keyID]; found || added > 0 {
+			return &storage.ExistsError{KeyID: keyID, Revision: max(revision, added)}
 		}
 	}
 	for _, key := range r.change.PutKeys {
-		if keyID := key.GetKeyId(); newIDs[keyID] {
+		if keyID := key.GetKeyId(); newIDs[keyID] > 0 {
 			return fmt.Errorf("%w: key %s is of another workspace", storage.ErrInvalidChange, keyID)
 		}
+	}
+	return nil
+}
+
+// checkPolicy compares the policy's head.
+func (r *request) checkPolicy(policy *workspace) error {
+	switch {
+	case r.change.ExpectPolicy == nil:
+		return nil
+	case policy == nil && *r.change.ExpectPolicy != (storage.Head{}):
+		return &storage.ConflictError{}
+	case policy != nil && policy.damagedHead != nil:
+		return policy.damagedHead
+	case policy != nil && policy.head != *r.change.ExpectPolicy:
+		return &storage.ConflictError{Revision: policy.headRevision}
 	}
 	return nil
 }

@@ -147,7 +147,7 @@ func mustBeDown(t *testing.T, store *Store, workspace *storagetest.Workspace) {
 			return err
 		},
 		"GetKey":          func() error { _, _, err := store.GetKey(ctx, "w", storagetest.KeyID(1)); return err },
-		"FindRequest":     func() error { _, err := store.FindRequest(ctx, "w", "request"); return err },
+		"FindRequest":     func() error { _, _, err := store.FindRequest(ctx, "w", "request"); return err },
 		"ListKeys":        func() error { _, err := store.ListKeys(ctx, query); return err },
 		"GetMember":       func() error { _, _, err := store.GetMember(ctx, "w", "member"); return err },
 		"ListMembers":     func() error { _, err := store.ListMembers(ctx, query); return err },

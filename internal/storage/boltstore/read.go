@@ -30,10 +30,25 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 	if err := s.reopen(); err != nil {
 		return storage.Position{}, err
 	}
-	var lostHeads []string
-	return s.read(ctx, func(directory *directory) { lostHeads = directory.lostHeads }, func(tx *bolt.Tx) error {
-		return load(ctx, tx, lostHeads, visit)
+	var from *directory
+	position, err := s.readFile(ctx, true, func(directory *directory) { from = directory }, func(tx *bolt.Tx) error {
+		return load(ctx, tx, from.lostHeads, visit)
 	})
+	if err == nil {
+		s.loaded(from)
+	}
+	return position, err
+}
+
+// loaded opens a reopened file, known by its directory, to everybody, now that a
+// projection can know what is in it.
+func (s *Store) loaded(from *directory) {
+	s.state.Lock()
+	defer s.state.Unlock()
+	if s.unloaded && s.directory == from && s.file != nil && !s.closed {
+		s.unloaded = false
+		s.ring.restart(s.position)
+	}
 }
 
 // load visits every record that the projection needs.
@@ -182,21 +197,21 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 }
 
 // FindRequest implements storage.Store.
-func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) (string, error) {
+func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, revision int64, err error) {
 	if err := ctx.Err(); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	s.state.RLock()
 	defer s.state.RUnlock()
-	if s.file == nil || s.closed {
-		return "", storage.ErrUnavailable
+	if s.file == nil || s.closed || s.unloaded {
+		return "", 0, storage.ErrUnavailable
 	}
 	if entry := s.directory.workspaces[workspaceID]; entry != nil {
 		if keyID, found := entry.requestIDs[requestID]; found {
-			return keyID, nil
+			return keyID, s.position.Revision, nil
 		}
 	}
-	return "", storage.ErrNotFound
+	return "", s.position.Revision, storage.ErrNotFound
 }
 
 // keyAt reads the key in a slot that the directory knows.

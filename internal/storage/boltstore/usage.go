@@ -20,7 +20,7 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	}
 	s.state.RLock()
 	file := s.file
-	if file == nil || s.closed {
+	if file == nil || s.closed || s.unloaded {
 		s.state.RUnlock()
 		return storage.ErrUnavailable
 	}

@@ -5,6 +5,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -21,14 +22,19 @@ type ring struct {
 	// changes are consecutive; the newest has revision last.
 	changes []*storage.Committed
 	last    int64
+	// published is last with its hash, for readers that take no lock. It stays what it was
+	// while the store is down, and until it is loaded anew.
+	published atomic.Pointer[storage.Barrier]
 	// ended is set while the store is down or closed.
 	ended error
 	// wake is closed and replaced whenever something above changes.
 	wake chan struct{}
 }
 
-func newRing(revision int64) *ring {
-	return &ring{last: revision, wake: make(chan struct{})}
+func newRing(position storage.Position) *ring {
+	r := &ring{last: position.Revision, wake: make(chan struct{})}
+	r.published.Store(&storage.Barrier{Revision: position.Revision, Hash: position.Hash})
+	return r
 }
 
 // publish adds the next change. Only the committer calls it, in revision order.
@@ -40,6 +46,7 @@ func (r *ring) publish(change *storage.Committed) {
 	}
 	r.changes = append(r.changes, change)
 	r.last = change.Revision
+	r.published.Store(&storage.Barrier{Revision: change.Revision, Hash: change.Head.Head.Hash})
 	r.signal()
 }
 
@@ -51,11 +58,12 @@ func (r *ring) end(err error) {
 	r.signal()
 }
 
-// restart begins anew at revision, after the store was down.
-func (r *ring) restart(revision int64) {
+// restart begins anew at a position, after the store was down and loaded anew.
+func (r *ring) restart(position storage.Position) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	r.changes, r.last, r.ended = nil, revision, nil
+	r.changes, r.last, r.ended = nil, position.Revision, nil
+	r.published.Store(&storage.Barrier{Revision: position.Revision, Hash: position.Hash})
 	r.signal()
 }
 
@@ -81,6 +89,25 @@ func (r *ring) after(revision int64) ([]*storage.Committed, <-chan struct{}, err
 	}
 	newest := r.changes[int64(len(r.changes))-behind:]
 	return append([]*storage.Committed(nil), newest...), nil, nil
+}
+
+// Barrier implements storage.Store. The file is this process's alone, so what was handed
+// to the watchers is all that anybody can have been told.
+func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
+	return s.LocalBarrier(), ctx.Err()
+}
+
+// LocalBarrier implements storage.LocalBarrier.
+func (s *Store) LocalBarrier() storage.Barrier { return *s.ring.published.Load() }
+
+// newestHash returns the hash of the audit event of a revision, as the change log has it;
+// zero if it does not.
+func newestHash(tx *bolt.Tx, revision int64) (hash [32]byte) {
+	record, name := &storagev1.FeedRecord{}, number(revision)
+	if err := get(tx, "feed entry", bucketFeed, name, record); err == nil && len(record.GetAuditHash()) == len(hash) {
+		copy(hash[:], record.GetAuditHash())
+	}
+	return hash
 }
 
 // Watch implements storage.Store.

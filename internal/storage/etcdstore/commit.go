@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 
@@ -32,7 +33,7 @@ type transaction struct {
 type check struct {
 	read clientv3.Op
 	// judge returns what is wrong with what was found, nil if it is as expected.
-	judge func(found []byte, there bool) error
+	judge func(found *mvccpb.KeyValue) error
 }
 
 // Commit implements storage.Store. Once the transaction is sent, the caller's context
@@ -83,11 +84,7 @@ func (s *Store) places(ctx context.Context, change *storage.Change) (map[string]
 	if err != nil {
 		return nil, err
 	}
-	var stored []byte
-	if entry := first(response, 0); entry != nil {
-		stored = entry.Value
-	}
-	if err := judgeHead(change, stored, stored != nil); err != nil {
+	if err := judgeHead(change.WorkspaceID, change.Expect, first(response, 0)); err != nil {
 		return nil, err
 	}
 	places := make(map[string]string, len(change.DeleteKeys))
@@ -120,19 +117,28 @@ func (s *Store) transaction(change *storage.Change, places map[string]string) (*
 	if err != nil {
 		return nil, err
 	}
-	t.expect(s.holds(nameHeader, "=", s.header), nameHeader, func(found []byte, _ bool) error {
-		if string(found) == s.header {
+	t.expect(s.holds(nameHeader, "=", s.header), nameHeader, func(found *mvccpb.KeyValue) error {
+		if string(found.GetValue()) == s.header {
 			return nil
 		}
 		return s.errHistory()
 	})
-	t.expect(s.holdsHead(change.WorkspaceID, change.Expect, expected), headName(change.WorkspaceID), func(found []byte, there bool) error {
-		return judgeHead(change, found, there)
+	t.expect(s.holdsHead(change.WorkspaceID, change.Expect, expected), headName(change.WorkspaceID), func(found *mvccpb.KeyValue) error {
+		return judgeHead(change.WorkspaceID, change.Expect, found)
 	})
+	if policy := change.ExpectPolicy; policy != nil {
+		stored, err := frameHead("", *policy)
+		if err != nil {
+			return nil, err
+		}
+		t.expect(s.holdsHead("", *policy, stored), headName(""), func(found *mvccpb.KeyValue) error {
+			return judgeHead("", *policy, found)
+		})
+	}
 	// A head that was lost would let the chain begin anew, over the old one.
 	next := auditName(change.WorkspaceID, t.head.Sequence)
-	t.expect(s.isAbsent(next), next, func(_ []byte, there bool) error {
-		if !there {
+	t.expect(s.isAbsent(next), next, func(found *mvccpb.KeyValue) error {
+		if found == nil {
 			return nil
 		}
 		return &storage.DamagedError{Kind: "head", Name: change.WorkspaceID, Problem: "an audit event is ahead of it"}
@@ -148,7 +154,7 @@ func (s *Store) transaction(change *storage.Change, places map[string]string) (*
 }
 
 // expect adds a comparison with what lies under a name.
-func (t *transaction) expect(compare clientv3.Cmp, name string, judge func(found []byte, there bool) error) {
+func (t *transaction) expect(compare clientv3.Cmp, name string, judge func(found *mvccpb.KeyValue) error) {
 	t.compares = append(t.compares, compare)
 	t.checks = append(t.checks, check{read: t.store.get(name), judge: judge})
 }
@@ -187,11 +193,11 @@ func (t *transaction) keys(places map[string]string) error {
 	// one after the other, or after seeing each other's, stand in that order (ADR 0009).
 	place := complement(s.seen.Load())
 	for _, keyID := range change.AbsentKeyIDs {
-		t.expect(s.isAbsent(idName(keyID)), idName(keyID), func(_ []byte, there bool) error {
-			if !there {
+		t.expect(s.isAbsent(idName(keyID)), idName(keyID), func(found *mvccpb.KeyValue) error {
+			if found == nil {
 				return nil
 			}
-			return &storage.ExistsError{KeyID: keyID}
+			return &storage.ExistsError{KeyID: keyID, Revision: found.ModRevision}
 		})
 	}
 	for _, key := range change.PutKeys {
@@ -218,8 +224,8 @@ func (t *transaction) keys(places map[string]string) error {
 
 // expectKey expects a key's record where it belongs.
 func (t *transaction) expectKey(keyID, name string) {
-	t.expect(t.store.isThere(name), name, func(_ []byte, there bool) error {
-		if there {
+	t.expect(t.store.isThere(name), name, func(found *mvccpb.KeyValue) error {
+		if found != nil {
 			return nil
 		}
 		return fmt.Errorf("%w: key %s of that sequence is not in the workspace", storage.ErrInvalidChange, keyID)
@@ -231,15 +237,15 @@ func (t *transaction) requests() {
 	s, change := t.store, t.change
 	for _, requestID := range change.AbsentRequestIDs {
 		name := requestName(change.WorkspaceID, requestID)
-		t.expect(s.isAbsent(name), name, func(found []byte, there bool) error {
-			if !there {
+		t.expect(s.isAbsent(name), name, func(found *mvccpb.KeyValue) error {
+			if found == nil {
 				return nil
 			}
-			keyID, err := storage.Unframe("request", name, found)
+			keyID, err := storage.Unframe("request", name, found.Value)
 			if err != nil {
 				return err
 			}
-			return &storage.ExistsError{RequestID: requestID, KeyID: string(keyID)}
+			return &storage.ExistsError{RequestID: requestID, KeyID: string(keyID), Revision: found.ModRevision}
 		})
 		for _, key := range change.PutKeys {
 			if slices.Contains(key.GetRequestIds(), requestID) {
@@ -313,8 +319,7 @@ func (t *transaction) send(ctx context.Context) (*clientv3.TxnResponse, error) {
 // why tells which comparison failed.
 func (t *transaction) why(response *clientv3.TxnResponse) error {
 	for index, check := range t.checks {
-		entry := first(response, index)
-		if err := check.judge(entry.GetValue(), entry != nil); err != nil {
+		if err := check.judge(first(response, index)); err != nil {
 			return err
 		}
 	}
@@ -322,17 +327,18 @@ func (t *transaction) why(response *clientv3.TxnResponse) error {
 	return &storage.DamagedError{Kind: "head", Name: t.change.WorkspaceID, Problem: "not in the form that this version writes"}
 }
 
-// judgeHead returns what is wrong with a stored head.
-func judgeHead(change *storage.Change, found []byte, there bool) error {
+// judgeHead returns what is wrong with the head of a workspace; found is nil if there is
+// none.
+func judgeHead(workspaceID string, expected storage.Head, found *mvccpb.KeyValue) error {
 	var head storage.Head
-	if there {
+	if found != nil {
 		var err error
-		if head, err = decodeHead(change.WorkspaceID, found); err != nil {
+		if head, err = decodeHead(workspaceID, found.Value); err != nil {
 			return err
 		}
 	}
-	if head != change.Expect {
-		return storage.ErrConflict
+	if head != expected {
+		return &storage.ConflictError{Revision: found.GetModRevision()}
 	}
 	return nil
 }

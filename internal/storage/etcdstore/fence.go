@@ -131,5 +131,5 @@ func (t *transaction) outcome(response *clientv3.TxnResponse) (int64, error) {
 	if storage.HashAudit(encoded) == t.head.Hash {
 		return event.CreateRevision, nil
 	}
-	return 0, storage.ErrConflict
+	return 0, &storage.ConflictError{Revision: first(response, 1).GetModRevision()}
 }

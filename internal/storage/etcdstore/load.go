@@ -40,7 +40,7 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 // position returns how far the store has come, and the revision of etcd to read the
 // rest at.
 func (s *Store) position(ctx context.Context) (_ storage.Position, at int64, err error) {
-	response, err := s.read(ctx, s.get(nameHeader), s.get(nameTime), s.getRevision())
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameTime), s.get(nameFeedHead))
 	if err != nil {
 		return storage.Position{}, 0, err
 	}
@@ -51,7 +51,8 @@ func (s *Store) position(ctx context.Context) (_ storage.Position, at int64, err
 	if err != nil {
 		return storage.Position{}, 0, err
 	}
-	return storage.Position{Revision: revision(first(response, 2)), Time: latest}, response.Header.GetRevision(), nil
+	newest := barrierOf(first(response, 2))
+	return storage.Position{Revision: newest.Revision, Hash: newest.Hash, Time: latest}, response.Header.GetRevision(), nil
 }
 
 // loader is one Load.

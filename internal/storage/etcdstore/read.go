@@ -86,18 +86,18 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 }
 
 // FindRequest implements storage.Store.
-func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) (string, error) {
-	var keyID string
-	err := s.repeatRead(ctx, func(ctx context.Context) error {
+func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, at int64, err error) {
+	err = s.repeatRead(ctx, func(ctx context.Context) error {
 		if !validID(workspaceID) || !validID(requestID) {
 			return storage.ErrNotFound
 		}
 		name := requestName(workspaceID, requestID)
-		response, err := s.read(ctx, s.get(name))
+		response, err := s.read(ctx, s.getRevision(), s.get(name))
 		if err != nil {
 			return err
 		}
-		entry := first(response, 0)
+		at = revision(first(response, 0))
+		entry := first(response, 1)
 		if entry == nil {
 			return storage.ErrNotFound
 		}
@@ -105,7 +105,7 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 		keyID = string(payload)
 		return err
 	})
-	return keyID, err
+	return keyID, at, err
 }
 
 // GetMember implements storage.Store.

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"strings"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -20,6 +21,37 @@ var errBroken = errors.New("the watch has broken off")
 // maxBroken is how often a watch breaks off in a row, without a change in between,
 // before its reader is told.
 const maxBroken = 5
+
+// Barrier implements storage.Store: it is one linearizable read.
+func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
+	ctx, done, err := s.beginRead(ctx)
+	if err != nil {
+		return storage.Barrier{}, err
+	}
+	defer done()
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameFeedHead))
+	if err != nil {
+		return storage.Barrier{}, err
+	}
+	if header := first(response, 0); string(header.GetValue()) != s.header {
+		return storage.Barrier{}, s.errHistory()
+	}
+	return barrierOf(first(response, 1)), nil
+}
+
+// barrierOf returns the point of the change log whose newest entry this is; of an entry
+// that is damaged the hash is not known.
+func barrierOf(feedHead *mvccpb.KeyValue) storage.Barrier {
+	barrier, record := storage.Barrier{Revision: revision(feedHead)}, &storagev1.FeedRecord{}
+	if feedHead == nil {
+		return barrier
+	}
+	err := storage.Decode("feed entry", nameFeedHead, feedHead.Value, record)
+	if err == nil && len(record.GetAuditHash()) == len(barrier.Hash) {
+		copy(barrier.Hash[:], record.GetAuditHash())
+	}
+	return barrier
+}
 
 // Watch implements storage.Store. A watch that breaks off, as without a leader, goes on
 // from where it was.

@@ -25,6 +25,63 @@ var commitTests = []test{
 	{"Bytes", testBytes},
 	{"PolicyHasItsOwnHead", testPolicyHead},
 	{"DeleteAndAddAgain", testDeleteAndAddAgain},
+	{"ConflictNamesTheRevisionToWaitFor", testConflictRevision},
+	{"PolicyHeadIsCompared", testExpectPolicy},
+}
+
+// conflict makes a change that must be refused for a head, and returns the revision to
+// wait for.
+func (s *suite) conflict(change *storage.Change) int64 {
+	s.Helper()
+	_, err := s.store.Commit(s.ctx, change)
+	var got *storage.ConflictError
+	if !errors.As(err, &got) || !errors.Is(err, storage.ErrConflict) {
+		s.Fatalf("Commit: %v, want a ConflictError", err)
+	}
+	s.unchanged()
+	return got.Revision
+}
+
+func testConflictRevision(s *suite) {
+	workspace := s.begin("w")
+	stale := *workspace
+	change := workspace.CreateKey(KeyID(1))
+	revision := s.do(workspace, change)
+	s.begin("other") // newer, and of no concern
+	if got := s.conflict(stale.CreateKey(KeyID(2))); got != revision {
+		s.Errorf("ConflictError.Revision = %d, want %d: that of the workspace's newest change", got, revision)
+	}
+	ahead := NewWorkspace("new")
+	ahead.Head = workspace.Head
+	if got := s.conflict(ahead.PutMember("member", "admin")); got != 0 {
+		s.Errorf("ConflictError.Revision = %d, want 0 where there is no head", got)
+	}
+}
+
+func testExpectPolicy(s *suite) {
+	workspace := s.begin("w")
+	expecting := func(change *storage.Change, head storage.Head) *storage.Change {
+		change.ExpectPolicy = &head
+		return change
+	}
+	s.do(workspace, expecting(workspace.CreateKey(KeyID(1)), storage.Head{}))
+	first := ApplyPolicy(storage.Head{}, "first")
+	revision := s.commit(first)
+	if got := s.conflict(expecting(workspace.CreateKey(KeyID(2)), storage.Head{})); got != revision {
+		s.Errorf("ConflictError.Revision = %d, want %d: that of the policy", got, revision)
+	}
+	s.do(workspace, expecting(workspace.CreateKey(KeyID(2)), After(first)))
+	second := ApplyPolicy(After(first), "second")
+	revision = s.commit(second)
+	if got := s.conflict(expecting(workspace.CreateKey(KeyID(3)), After(first))); got != revision {
+		s.Errorf("ConflictError.Revision = %d, want %d: that of the policy", got, revision)
+	}
+	s.reopen()
+	if got := s.conflict(expecting(workspace.CreateKey(KeyID(3)), After(first))); got != revision {
+		s.Errorf("reopened: ConflictError.Revision = %d, want %d: that of the policy", got, revision)
+	}
+	s.do(workspace, expecting(workspace.CreateKey(KeyID(3)), After(second)))
+	s.do(workspace, workspace.CreateKey(KeyID(4))) // nil compares nothing
 }
 
 func testFirstChange(s *suite) {
@@ -126,7 +183,7 @@ func testAbsentKeyIDAtOnce(s *suite) {
 				created++
 				s.model.Apply(changes[index], revisions[index])
 				all[index].Follow(changes[index])
-			case !errors.As(err, &exists) || *exists != (storage.ExistsError{KeyID: KeyID(round)}):
+			case !errors.As(err, &exists) || exists.KeyID != KeyID(round) || exists.RequestID != "" || exists.Revision < 1:
 				s.Errorf("Commit: %v, want an ExistsError", err)
 			}
 		}
@@ -176,7 +233,7 @@ func testAbsentRequestID(s *suite) {
 // findRequest looks for a request id; no key id means that it must not be there.
 func (s *suite) findRequest(workspaceID, requestID, want string) {
 	s.Helper()
-	got, err := s.store.FindRequest(s.ctx, workspaceID, requestID)
+	got, _, err := s.store.FindRequest(s.ctx, workspaceID, requestID)
 	if got != want || want == "" && !errors.Is(err, storage.ErrNotFound) || want != "" && err != nil {
 		s.Errorf("FindRequest(%q, %q) = %q, %v; want %q", workspaceID, requestID, got, err, want)
 	}

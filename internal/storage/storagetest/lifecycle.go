@@ -69,7 +69,7 @@ func testClose(s *suite) {
 			return err
 		},
 		"GetKey":          func() error { _, _, err := closed.GetKey(s.ctx, "w", KeyID(1)); return err },
-		"FindRequest":     func() error { _, err := closed.FindRequest(s.ctx, "w", "request"); return err },
+		"FindRequest":     func() error { _, _, err := closed.FindRequest(s.ctx, "w", "request"); return err },
 		"ListKeys":        func() error { _, err := closed.ListKeys(s.ctx, query); return err },
 		"GetMember":       func() error { _, _, err := closed.GetMember(s.ctx, "w", "member"); return err },
 		"ListMembers":     func() error { _, err := closed.ListMembers(s.ctx, query); return err },

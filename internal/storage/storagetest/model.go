@@ -228,7 +228,7 @@ func (m *Model) compareKeys(t testing.TB, store storage.Store, id string, want [
 			t.Errorf("GetKey of another workspace: %v, want ErrNotFound", err)
 		}
 		for _, requestID := range key.GetRequestIds() {
-			if got, err := store.FindRequest(live(t), id, requestID); err != nil || got != key.GetKeyId() {
+			if got, _, err := store.FindRequest(live(t), id, requestID); err != nil || got != key.GetKeyId() {
 				t.Errorf("FindRequest(%q, %q) = %q, %v; want %q", id, requestID, got, err, key.GetKeyId())
 			}
 		}

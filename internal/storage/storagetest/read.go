@@ -421,7 +421,7 @@ func testContextEnded(s *suite) {
 			return err
 		},
 		"GetKey":          func() error { _, _, err := s.store.GetKey(ended, "w", KeyID(1)); return err },
-		"FindRequest":     func() error { _, err := s.store.FindRequest(ended, "w", "request"); return err },
+		"FindRequest":     func() error { _, _, err := s.store.FindRequest(ended, "w", "request"); return err },
 		"ListKeys":        func() error { _, err := s.store.ListKeys(ended, query); return err },
 		"GetMember":       func() error { _, _, err := s.store.GetMember(ended, "w", "member"); return err },
 		"ListMembers":     func() error { _, err := s.store.ListMembers(ended, query); return err },

@@ -45,6 +45,7 @@ func Run(t *testing.T, factory Factory) {
 		{"Commit", commitTests},
 		{"Read", readTests},
 		{"Watch", watchTests},
+		{"Barrier", barrierTests},
 		{"Usage", usageTests},
 		{"Lifecycle", lifecycleTests},
 		{"Concurrency", concurrencyTests},
@@ -174,8 +175,10 @@ func (s *suite) exists(change *storage.Change, want storage.ExistsError) {
 	s.Helper()
 	_, err := s.store.Commit(s.ctx, change)
 	var got *storage.ExistsError
-	if !errors.As(err, &got) || *got != want {
+	if !errors.As(err, &got) || got.KeyID != want.KeyID || got.RequestID != want.RequestID {
 		s.Errorf("Commit: %v, want %v", err, &want)
+	} else if got.Revision < 1 || got.Revision > s.model.Revision() {
+		s.Errorf("ExistsError.Revision is %d; the store is at %d", got.Revision, s.model.Revision())
 	}
 	s.unchanged()
 }
