@@ -155,7 +155,7 @@ func fillWorkspace(store storage.Store, number, count int, age time.Duration, mu
 			id, _ := token.NewID(random)
 			issued, _ := token.New("scribe", id, random)
 			mutex.Unlock()
-			hash, _ := issued.Hash(token.SchemeSHA256)
+			hash, _ := issued.Hash(token.SchemeVerifier)
 			record := &storagev1.KeyRecord{
 				KeyId: id, WorkspaceId: workspaceID, MemberId: "ann", WorkspaceIncarnation: "w", MemberIncarnation: "m",
 				Sequence: head.Sequence + 1, ChangeSequence: head.Sequence + 1, Name: "a key of a usual length",

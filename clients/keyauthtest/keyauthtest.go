@@ -383,7 +383,7 @@ func (v *Validator) newSecret(keyID string, end int64) (secret decide.Secret, pl
 	if err != nil {
 		v.t.Fatalf("keyauthtest: %v", err)
 	}
-	hash, err := made.Hash(token.SchemeSHA256)
+	hash, err := made.Hash(token.SchemeVerifier)
 	if err != nil {
 		v.t.Fatalf("keyauthtest: %v", err)
 	}

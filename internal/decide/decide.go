@@ -274,25 +274,12 @@ func Authenticate(presented token.Token, subject Subject, expectedWorkspace stri
 // even when it has expired, so that the answer can be KeyExpired.
 func match(presented token.Token, key *Key, now int64) (newest, older bool) {
 	first, second := &key.Secrets[0], &key.Secrets[1]
-	hash := hashAs(presented, first.Hash.Scheme)
+	// One hash, whatever schemes are stored: it equals nothing that has another scheme. The
+	// zero Token has the zero Hash, which equals nothing.
+	hash, _ := presented.Hash(token.SchemeVerifier)
 	newest = hash.Equal(first.Hash)
-	if second.Hash.Scheme != first.Hash.Scheme && second.Hash.Scheme != 0 {
-		hash = hashAs(presented, second.Hash.Scheme)
-	}
 	older = hash.Equal(second.Hash) && now < second.End
 	return newest, older
-}
-
-// hashAs hashes the token as scheme says. A scheme that is zero, or that this
-// program does not know, yields a hash that equals nothing but costs as much.
-func hashAs(presented token.Token, scheme token.Scheme) token.Hash {
-	// Not by the error that Hash has for such a scheme: making one costs more than the
-	// hash. The zero Token has the zero Hash.
-	hash, _ := presented.Hash(token.SchemeSHA256)
-	if scheme != token.SchemeSHA256 {
-		hash.Scheme = 0
-	}
-	return hash
 }
 
 // unixNano returns a moment in Unix nanoseconds. One that they cannot tell, like the

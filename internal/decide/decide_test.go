@@ -35,7 +35,7 @@ func newToken(t testing.TB) token.Token {
 
 func hashOf(t testing.TB, of token.Token) token.Hash {
 	t.Helper()
-	hash, err := of.Hash(token.SchemeSHA256)
+	hash, err := of.Hash(token.SchemeVerifier)
 	if err != nil {
 		t.Fatal(err)
 	}

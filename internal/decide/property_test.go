@@ -21,8 +21,8 @@ func mayPass(s *situation, secrets []token.Token) bool {
 	moment := s.now.UnixNano()
 	// Which of the key's secrets the token holds. secrets[i] is the token that
 	// key.Secrets[i] was made from.
-	holdsNewest := key.Secrets[0].Hash.Scheme == token.SchemeSHA256 && s.presented.Reveal() == secrets[0].Reveal()
-	holdsOlder := key.Secrets[1].Hash.Scheme == token.SchemeSHA256 && s.presented.Reveal() == secrets[1].Reveal()
+	holdsNewest := key.Secrets[0].Hash.Scheme == token.SchemeVerifier && s.presented.Reveal() == secrets[0].Reveal()
+	holdsOlder := key.Secrets[1].Hash.Scheme == token.SchemeVerifier && s.presented.Reveal() == secrets[1].Reveal()
 	matches := holdsNewest || holdsOlder && moment < key.Secrets[1].End
 	here := s.expected == "" || s.expected == key.Workspace
 	alive := !key.Revoked && !member.Removed && !workspace.Removed &&
@@ -100,7 +100,7 @@ func (u *universe) situation(t testing.TB, random *rand.Rand) (situation, []toke
 	}
 	for index := range key.Secrets {
 		hash := hashOf(t, secrets[index])
-		hash.Scheme = mostly(random, n, token.SchemeSHA256, 0, 2, 200)
+		hash.Scheme = mostly(random, n, token.SchemeVerifier, 0, 2, 200)
 		key.Secrets[index] = decide.Secret{Hash: hash, End: at(pick(random, moments...))}
 	}
 	key.Secrets[0].End = key.ExpireTime

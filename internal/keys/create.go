@@ -152,7 +152,7 @@ func (k *newKey) record(view *attempt, member *projection.Member, now time.Time)
 // token. A record without an id gets one.
 func (m *Manager) issue(record *storagev1.KeyRecord, prefix string, now, expireTime time.Time) (token.Token, error) {
 	if record.GetKeyId() == "" {
-		id, err := token.NewID(m.random)
+		id, err := token.NewKeyID(record.GetWorkspaceId(), m.random)
 		if err != nil {
 			return token.Token{}, err
 		}
@@ -162,7 +162,7 @@ func (m *Manager) issue(record *storagev1.KeyRecord, prefix string, now, expireT
 	if err != nil {
 		return token.Token{}, err
 	}
-	hash, err := issued.Hash(token.SchemeSHA256)
+	hash, err := issued.Hash(token.SchemeVerifier)
 	if err != nil {
 		return token.Token{}, err
 	}

@@ -138,7 +138,7 @@ func TestKeyRecords(t *testing.T) {
 	newest, older := newToken(t, keyID), newToken(t, keyID)
 	year, week, day := begin.AddDate(1, 0, 0), begin.AddDate(0, 0, 7), begin.AddDate(0, 0, 1)
 	hashOf := func(of token.Token) token.Hash {
-		hash, err := of.Hash(token.SchemeSHA256)
+		hash, err := of.Hash(token.SchemeVerifier)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -184,7 +184,7 @@ func newToken(t testing.TB, keyID string) token.Token {
 // secretOf returns the record of a token's secret.
 func secretOf(t testing.TB, of token.Token, expires time.Time) *storagev1.SecretRecord {
 	t.Helper()
-	hash, err := of.Hash(token.SchemeSHA256)
+	hash, err := of.Hash(token.SchemeVerifier)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func (w *world) token(keyID string) token.Token {
 
 func (w *world) secret(of token.Token, expires time.Duration) *storagev1.SecretRecord {
 	w.t.Helper()
-	hash, err := of.Hash(token.SchemeSHA256)
+	hash, err := of.Hash(token.SchemeVerifier)
 	if err != nil {
 		w.t.Fatal(err)
 	}

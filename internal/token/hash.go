@@ -11,10 +11,10 @@ import (
 // each hash, so a number is never used twice. 0 is no scheme.
 type Scheme uint8
 
-// SchemeSHA256 is SHA-256 over a domain tag and all text before the CRC. A
-// slow password hash would add nothing: a secret of 256 bits cannot be guessed.
-// 2 is kept for HMAC-SHA-256 with a pepper.
-const SchemeSHA256 Scheme = 1
+// SchemeDigest is that of stores of schema 1: the digest itself. An upgrade turns it into
+// SchemeVerifier; no hash is made or matched by it any more. 2 was kept for a pepper, and
+// is unused.
+const SchemeDigest Scheme = 1
 
 // ErrUnknownScheme is returned when a scheme is none that this build can compute.
 var ErrUnknownScheme = errors.New("token: unknown hash scheme")
@@ -29,22 +29,32 @@ type Hash struct {
 	Sum    [sha256.Size]byte
 }
 
-// Hash returns the hash of the token. It covers the prefix, the id and the
-// secret, so that a secret is good for one key only. It does not allocate.
-//
-// The error is ErrMalformed for the zero Token and wraps ErrUnknownScheme for
-// a scheme other than SchemeSHA256.
-func (t Token) Hash(scheme Scheme) (Hash, error) {
+// Digest returns SHA-256 over a domain tag and all text before the CRC: what validators
+// send in the token's place. It covers the prefix, the id and the secret, so that a secret
+// is good for one key only. It is a credential towards keysvc: keep it out of logs. The
+// zero Token has the zero digest. Digest does not allocate.
+func (t Token) Digest() [sha256.Size]byte {
 	if t.IsZero() {
-		return Hash{}, ErrMalformed
-	}
-	if scheme != SchemeSHA256 {
-		return Hash{}, fmt.Errorf("%w %d: want %d", ErrUnknownScheme, scheme, SchemeSHA256)
+		return [sha256.Size]byte{}
 	}
 	var input [len(domainTag) + maxLength]byte
 	length := copy(input[:], domainTag)
 	length += copy(input[length:], t.covered())
-	return Hash{Scheme: scheme, Sum: sha256.Sum256(input[:length])}, nil
+	return sha256.Sum256(input[:length])
+}
+
+// Hash returns the hash of the token that is kept at rest. It does not allocate.
+//
+// The error is ErrMalformed for the zero Token and wraps ErrUnknownScheme for
+// a scheme other than SchemeVerifier.
+func (t Token) Hash(scheme Scheme) (Hash, error) {
+	if t.IsZero() {
+		return Hash{}, ErrMalformed
+	}
+	if scheme != SchemeVerifier {
+		return Hash{}, fmt.Errorf("%w %d: want %d", ErrUnknownScheme, scheme, SchemeVerifier)
+	}
+	return Hash{Scheme: scheme, Sum: VerifierOf(t.Digest())}, nil
 }
 
 // Equal reports whether both are the same hash, in time that does not depend on

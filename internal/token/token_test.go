@@ -24,14 +24,15 @@ import (
 
 // The test vector of the ADR; the sums were computed apart from this code.
 const (
-	vectorPrefix = "scribe"
-	vectorID     = "9fQ2mXc7Lr0TzB4w"
-	vectorSecret = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg"
-	vectorCRC    = "19xh1J" // 0x3f616195
-	vectorBody   = vectorPrefix + "_ksk1_" + vectorID + "_" + vectorSecret
-	vector       = vectorBody + vectorCRC
-	vectorSHA256 = "da764224824550e5d2d791a060cabb138be6942bf526f791d73995e456547a7e"
-	vectorShown  = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_[redacted]"
+	vectorPrefix   = "scribe"
+	vectorID       = "9fQ2mXc7Lr0TzB4w"
+	vectorSecret   = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg"
+	vectorCRC      = "19xh1J" // 0x3f616195
+	vectorBody     = vectorPrefix + "_ksk1_" + vectorID + "_" + vectorSecret
+	vector         = vectorBody + vectorCRC
+	vectorVerifier = "93e6088f85a80797a0fa384c43f5bae63626636cd4f237c2811e18c11087cca6"
+	vectorDigest   = "da764224824550e5d2d791a060cabb138be6942bf526f791d73995e456547a7e"
+	vectorShown    = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_[redacted]"
 )
 
 // referenceChecksum is written unlike checksum on purpose.
@@ -179,15 +180,25 @@ func TestVector(t *testing.T) {
 	if made.Reveal() != vector {
 		t.Errorf("New: got %q, want %q", made.Reveal(), vector)
 	}
-	hash, err := mustParse(t, vector).Hash(SchemeSHA256)
+	hash, err := mustParse(t, vector).Hash(SchemeVerifier)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := hex.EncodeToString(hash.Sum[:]); got != vectorSHA256 || hash.Scheme != SchemeSHA256 {
-		t.Errorf("Hash: got %d %s, want 1 %s", hash.Scheme, got, vectorSHA256)
+	if got := hex.EncodeToString(hash.Sum[:]); got != vectorVerifier || hash.Scheme != 3 {
+		t.Errorf("Hash: got %d %s, want 3 %s", hash.Scheme, got, vectorVerifier)
 	}
-	if want := sha256.Sum256([]byte("keysvc token v1\x00" + vectorBody)); hash.Sum != want {
-		t.Error("the hash is not SHA-256 over the domain tag and the text before the checksum")
+	digest := mustParse(t, vector).Digest()
+	if got := hex.EncodeToString(digest[:]); got != vectorDigest {
+		t.Errorf("Digest: got %s, want %s", got, vectorDigest)
+	}
+	if want := sha256.Sum256([]byte("keysvc token v1\x00" + vectorBody)); digest != want {
+		t.Error("the digest is not SHA-256 over the domain tag and the text before the checksum")
+	}
+	if want := sha256.Sum256(append([]byte("keysvc verifier v1\x00"), digest[:]...)); hash.Sum != want {
+		t.Error("the hash is not SHA-256 over the domain tag and the digest")
+	}
+	if (Token{}).Digest() != [32]byte{} {
+		t.Error("the zero Token has a digest")
 	}
 }
 
@@ -356,13 +367,13 @@ func chiSquare(count map[byte]int) float64 {
 
 func TestHash(t *testing.T) {
 	one := mustParse(t, vector)
-	hash, _ := one.Hash(SchemeSHA256)
+	hash, _ := one.Hash(SchemeVerifier)
 	for _, scheme := range []Scheme{0, 2, 255} {
 		if got, err := one.Hash(scheme); !errors.Is(err, ErrUnknownScheme) || got != (Hash{}) {
 			t.Errorf("scheme %d: got %v, %v", scheme, got, err)
 		}
 	}
-	if got, err := (Token{}).Hash(SchemeSHA256); !errors.Is(err, ErrMalformed) || got != (Hash{}) {
+	if got, err := (Token{}).Hash(SchemeVerifier); !errors.Is(err, ErrMalformed) || got != (Hash{}) {
 		t.Errorf("zero token: got %v, %v", got, err)
 	}
 	for name, body := range map[string]string{
@@ -370,7 +381,7 @@ func TestHash(t *testing.T) {
 		"id":     "scribe_ksk1_0fQ2mXc7Lr0TzB4w_" + vectorSecret,
 		"secret": "scribe_ksk1_" + vectorID + "_" + vectorSecret[1:] + "0",
 	} {
-		other, err := mustParse(t, body+referenceChecksum(body)).Hash(SchemeSHA256)
+		other, err := mustParse(t, body+referenceChecksum(body)).Hash(SchemeVerifier)
 		if err != nil || other.Equal(hash) {
 			t.Errorf("another %s: same hash, or %v", name, err)
 		}
@@ -523,15 +534,15 @@ func TestTokenIsIncomparable(t *testing.T) {
 func TestNoAllocations(t *testing.T) {
 	text := strings.Clone(vector)
 	parsed := mustParse(t, text)
-	stored, _ := parsed.Hash(SchemeSHA256)
+	stored, _ := parsed.Hash(SchemeVerifier)
 	refused := vectorBody + "zzzzzz"
 	for name, f := range map[string]func(){
 		"Parse":        func() { _, _ = Parse(text) },
 		"Parse, wrong": func() { _, _ = Parse(refused) },
-		"Hash":         func() { _, _ = parsed.Hash(SchemeSHA256) },
+		"Hash":         func() { _, _ = parsed.Hash(SchemeVerifier) },
 		"all": func() {
 			fresh, _ := Parse(text)
-			hash, _ := fresh.Hash(SchemeSHA256)
+			hash, _ := fresh.Hash(SchemeVerifier)
 			if !hash.Equal(stored) || fresh.ID() == "" || fresh.Prefix() == "" {
 				panic("no match")
 			}
@@ -598,14 +609,14 @@ func BenchmarkHash(b *testing.B) {
 	parsed := mustParse(b, vector)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := parsed.Hash(SchemeSHA256); err != nil {
+		if _, err := parsed.Hash(SchemeVerifier); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func BenchmarkHashEqual(b *testing.B) {
-	hash, _ := mustParse(b, vector).Hash(SchemeSHA256)
+	hash, _ := mustParse(b, vector).Hash(SchemeVerifier)
 	other := hash
 	b.ReportAllocs()
 	for b.Loop() {

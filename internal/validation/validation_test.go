@@ -90,7 +90,7 @@ func newMemory(t testing.TB) (*memory, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hash, err := made.Hash(token.SchemeSHA256)
+	hash, err := made.Hash(token.SchemeVerifier)
 	if err != nil {
 		t.Fatal(err)
 	}

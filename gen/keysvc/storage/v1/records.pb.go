@@ -408,8 +408,10 @@ func (x *KeyRecord) GetChangeSequence() int64 {
 // SecretRecord is what is kept of one secret.
 type SecretRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How the hash was made: 1 is SHA-256 over a domain tag and the token's text
-	// before its checksum. 0 never matches.
+	// How the hash was made: 3 is SHA-256 over a domain tag and the token's digest.
+	// 1 is the digest itself (SHA-256 over a domain tag and the token's text before
+	// its checksum), which stores of schema 1 held. Whatever else, 0 included, never
+	// matches.
 	Scheme uint32 `protobuf:"varint,1,opt,name=scheme,proto3" json:"scheme,omitempty"`
 	// The 32 bytes of the hash.
 	Hash []byte `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
