@@ -105,8 +105,7 @@ func (m *Manager) change(ctx context.Context, workspaceID string, build func(pro
 		if change == nil {
 			return m.at(view.Revision), nil
 		}
-		change.WorkspaceID, change.Expect = workspaceID, view.Head
-		view.Head.Link(change.Event)
+		change.Link(workspaceID, view.Head)
 		revision, err := m.store.Commit(ctx, change)
 		if errors.Is(err, storage.ErrConflict) {
 			if err := m.projection.WaitFor(ctx, view.Revision+1); err != nil {

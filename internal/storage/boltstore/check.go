@@ -58,21 +58,24 @@ func check(ctx context.Context, path string, report *Report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.close()) }()
-	return guard(func() error {
-		return file.database.View(func(tx *bolt.Tx) error {
-			if err := file.readHeader(tx); err != nil {
-				return err
-			}
-			report.Schema, report.Epoch, report.Position = file.header.GetSchema(), file.header.GetEpoch(), file.position
-			checker := &fileChecker{Checker: storage.Checker{Feed: storage.FeedDense}, ctx: ctx, tx: tx, report: report}
-			// All of it must be taken from the channel: the sender holds on to the transaction.
-			for problem := range tx.Check() {
-				checker.Problem("bbolt: %v", problem)
-			}
-			err := checker.run(file)
-			report.Problems = checker.Problems()
+	return guard(func() error { return checkOpened(ctx, file, report) })
+}
+
+// checkOpened checks a file whose pages are good.
+func checkOpened(ctx context.Context, file *opened, report *Report) error {
+	return file.database.View(func(tx *bolt.Tx) error {
+		if err := file.readHeader(tx); err != nil {
 			return err
-		})
+		}
+		report.Schema, report.Epoch, report.Position = file.header.GetSchema(), file.header.GetEpoch(), file.position
+		checker := &fileChecker{Checker: storage.Checker{Feed: storage.FeedDense, Schema: file.header.GetSchema()}, ctx: ctx, tx: tx, report: report}
+		// All of it must be taken from the channel: the sender holds on to the transaction.
+		for problem := range tx.Check() {
+			checker.Problem("bbolt: %v", problem)
+		}
+		err := checker.run(file)
+		report.Problems = checker.Problems()
+		return err
 	})
 }
 
@@ -180,7 +183,11 @@ func (c *fileChecker) items() (map[string]int64, error) {
 				}
 			}
 			item := decode(bucket, name, value)
-			c.Item(item)
+			if item.Damaged != nil {
+				c.Item(item)
+			} else {
+				c.Stored(item, storage.Payload(value))
+			}
 			if key := item.Key; key != nil {
 				if before := slots[key.GetWorkspaceId()]; key.GetSequence() < before {
 					c.Problem("key %s: of sequence %d, but it lies after one of sequence %d", key.GetKeyId(), key.GetSequence(), before)

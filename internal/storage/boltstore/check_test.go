@@ -68,7 +68,7 @@ func TestCheckFinds(t *testing.T) {
 		want string
 	}{
 		"key is missing":               {func(tx *bolt.Tx) error { return remove(tx, bucketKeys, second) }, "key " + key1 + ", created by event 3, is not there"},
-		"member is missing its event":  {func(tx *bolt.Tx) error { return addMember(tx, "acme", "nobody") }, `no audit event put member "nobody"`},
+		"member is missing its event":  {func(tx *bolt.Tx) error { return addMember(tx, "acme", "nobody") }, `member "nobody" of workspace "acme": no audit event lists it`},
 		"member of no workspace":       {func(tx *bolt.Tx) error { return addMember(tx, "nowhere", "nobody") }, `workspace "nowhere": it has no head`},
 		"workspace is missing":         {func(tx *bolt.Tx) error { return remove(tx, bucketWorkspaces, "acme") }, `workspace "acme": it has members or keys, but no record`},
 		"head is missing":              {func(tx *bolt.Tx) error { return remove(tx, bucketHeads, "acme") }, `workspace "acme": it has no head`},
@@ -78,7 +78,7 @@ func TestCheckFinds(t *testing.T) {
 		"feed entry is missing":        {func(tx *bolt.Tx) error { return remove(tx, bucketFeed, number(3)) }, "feed: revisions between 2 and 4 are missing"},
 		"last feed entry is missing":   {func(tx *bolt.Tx) error { return remove(tx, bucketFeed, number(14)) }, "feed: it ends at revision 13, the store at 14"},
 		"key without its event":        {editKey(second, func(k *storagev1.KeyRecord) { k.Sequence = 1 }), "says event 1"},
-		"key changed without an event": {editKey(second, func(k *storagev1.KeyRecord) { k.ChangeSequence = 4 }), "key " + key1 + ": audit event 4 did not change it"},
+		"key changed without an event": {editKey(second, func(k *storagev1.KeyRecord) { k.ChangeSequence = 4 }), "key " + key1 + ": it is not the record that audit event 3 put last"},
 		"key revoked without an event": {editKey(second, func(k *storagev1.KeyRecord) { k.RevokeTime = k.GetCreateTime() }), "revoked is true in the record and false"},
 		"revoked key is back":          {editKey(first, func(k *storagev1.KeyRecord) { k.RevokeTime = nil }), "revoked is false in the record and true"},
 		"no secret":                    {editKey(first, func(k *storagev1.KeyRecord) { k.Secrets = nil }), "0 secrets"},
