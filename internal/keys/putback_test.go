@@ -289,3 +289,49 @@ func TestStalePages(t *testing.T) {
 		t.Error("no page mattered")
 	}
 }
+
+// TestAlteredRecordStaysUntrue alters a key's scope in the file of a running store, and
+// mends the checksum. An honest change of the key is refused, and the scope never works.
+func TestAlteredRecordStaysUntrue(t *testing.T) {
+	backend := keystest.NewBolt(t)
+	w := keystest.NewWorld(t, uncheckedBolt{backend}, nil)
+	w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+	created := w.Create("acme", "ann", "folders:write")
+	keyID := created.GetKey().GetKeyId()
+	content, err := os.ReadFile(backend.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range values(t, copyFile(t, backend.Path)) {
+		if name[0] == "keys" {
+			altered := bytes.Replace(storage.Payload(value), []byte("folders:write"), []byte("emails:delete"), 1)
+			content = bytes.ReplaceAll(content, value, storage.Frame("keys/"+name[1], altered))
+		}
+	}
+	file, err := os.OpenFile(backend.Path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteAt(content, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.Must(nil, file.Close())
+	_, err = w.UpdateKey(t.Context(), keystest.Actor, &keysvcv1.UpdateKeyRequest{
+		Key:        &keysvcv1.Key{WorkspaceId: "acme", KeyId: keyID, Name: "honest"},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"name"}},
+	})
+	if !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("UpdateKey: %v, want ErrDamaged", err)
+	}
+	w.Want(created.GetToken(), "folders:write", decide.NoReason)
+	w.Want(created.GetToken(), "emails:delete", decide.ScopeNotGranted)
+	report, err := boltstore.Check(t.Context(), copyFile(t, backend.Path))
+	if err != nil || !slices.ContainsFunc(report.Problems, func(problem string) bool { return strings.Contains(problem, keyID) }) {
+		t.Errorf("check: %q, %v; want one that names %s", report.Problems, err, keyID)
+	}
+}
+
+// uncheckedBolt is not checked at the end: its file is at fault.
+type uncheckedBolt struct{ keystest.Bolt }
+
+func (uncheckedBolt) Check(testing.TB) {}

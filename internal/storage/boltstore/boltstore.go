@@ -324,6 +324,9 @@ func (o *opened) readHeads(tx *bolt.Tx) error {
 		if version := record.GetTagKeyVersion(); version > integrity.KeyVersion {
 			return fmt.Errorf("%w: head tags of version %d, this version knows up to %d", storage.ErrNewer, version, integrity.KeyVersion)
 		}
+		if entry.damagedHead == nil && len(entry.tag) != len(integrity.Hash{}) {
+			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: entry.id, Problem: "it has no tag"}
+		}
 		if entry.headRevision > o.position.Revision {
 			return &storage.DamagedError{Kind: "position", Name: namePosition, Problem: "a head is ahead of it"}
 		}

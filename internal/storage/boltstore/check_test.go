@@ -161,7 +161,7 @@ func copyKey(tx *bolt.Tx, from, to string) error {
 	return errors.Join(get(tx, "key", bucketKeys, from, record), put(tx, bucketKeys, to, record))
 }
 
-// TestCheckIsBounded damages more than a report can hold.
+// TestCheckIsBounded damages more than a report can hold: 500 records, and so a head.
 func TestCheckIsBounded(t *testing.T) {
 	path, _ := small(t)
 	edit(t, path, func(tx *bolt.Tx) error {
@@ -173,7 +173,7 @@ func TestCheckIsBounded(t *testing.T) {
 		return nil
 	})
 	report, err := Check(t.Context(), path)
-	if err != nil || len(report.Problems) != 101 || report.Problems[100] != "and 400 more" {
+	if err != nil || len(report.Problems) != 101 || report.Problems[100] != "and 401 more" {
 		t.Errorf("Check: %d problems, the last %q, %v", len(report.Problems), report.Problems[len(report.Problems)-1], err)
 	}
 }

@@ -249,28 +249,32 @@ func (d *damage) errors() []error {
 
 // judge returns the item as it is to be visited: as damaged, if that was found.
 func (d *damage) judge(item storage.Item) storage.Item {
-	workspaceID, id := "", recordID{}
-	switch {
-	case item.Policy != nil:
-		id.kind = kindPolicy
-	case item.Workspace != nil:
-		workspaceID, id.kind = item.Workspace.GetWorkspaceId(), kindWorkspace
-	case item.Member != nil:
-		workspaceID, id = item.Member.GetWorkspaceId(), recordID{kindMember, item.Member.GetMemberId()}
-	case item.Key != nil:
-		workspaceID, id = item.Key.GetWorkspaceId(), recordID{kindKey, item.Key.GetKeyId()}
-	case item.Head != nil:
+	if item.Head != nil {
 		if err := d.heads[item.Head.WorkspaceID]; err != nil {
 			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: item.Head.WorkspaceID, Head: true, Err: err}}
 		}
 		return item
-	default:
-		return item
 	}
+	workspaceID, id := recordOf(item)
 	if err := d.records[workspaceID][id]; err != nil {
 		return damagedItem(workspaceID, id, err)
 	}
 	return item
+}
+
+// recordOf names the record in an item; of no kind if there is none.
+func recordOf(item storage.Item) (workspaceID string, id recordID) {
+	switch {
+	case item.Policy != nil:
+		return "", recordID{kind: kindPolicy}
+	case item.Workspace != nil:
+		return item.Workspace.GetWorkspaceId(), recordID{kind: kindWorkspace}
+	case item.Member != nil:
+		return item.Member.GetWorkspaceId(), recordID{kindMember, item.Member.GetMemberId()}
+	case item.Key != nil:
+		return item.Key.GetWorkspaceId(), recordID{kindKey, item.Key.GetKeyId()}
+	}
+	return "", recordID{}
 }
 
 // visitAbsent visits, before a bucket's records, what is wrong with it and has no entry
@@ -350,7 +354,6 @@ func (o *opened) verify(tx *bolt.Tx) error {
 		trusted := entry.damagedHead == nil
 		if trusted {
 			tag := tagOf(hasher, o.header.GetEpoch(), id, entry.head, entry.sum)
-			trusted = len(entry.tag) == len(tag)
 			if bytes.Equal(entry.tag, tag[:]) { // head tags are compared
 				entry.tag = nil
 				continue
