@@ -127,13 +127,13 @@ func fillWorkspace(store storage.Store, number, count int, age time.Duration, mu
 	var head storage.Head
 	commit := func(action storagev1.AuditAction, change *storage.Change) error {
 		event := audit.NewEvent(actor, action, now, workspaceID)
-		head.Link(event)
-		change.WorkspaceID, change.Expect, change.Event = workspaceID, head, event
-		encoded, err := storage.Encode(event)
-		if err != nil {
+		change.Event = event
+		change.Link(workspaceID, head)
+		if _, err := store.Commit(context.Background(), change); err != nil {
 			return err
 		}
-		if _, err := store.Commit(context.Background(), change); err != nil {
+		encoded, err := storage.Encode(event) // with what the commit listed
+		if err != nil {
 			return err
 		}
 		head = head.After(encoded)

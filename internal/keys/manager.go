@@ -116,11 +116,10 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 	if change == nil || err != nil {
 		return attempt.withoutChange(ctx, err)
 	}
-	change.WorkspaceID, change.Expect = workspaceID, attempt.Head
+	change.Link(workspaceID, attempt.Head)
 	if workspaceID != "" {
 		change.ExpectPolicy = &attempt.PolicyHead
 	}
-	attempt.Head.Link(change.Event)
 	revision, err := m.store.Commit(ctx, change)
 	if conflict := (*storage.ConflictError)(nil); errors.As(err, &conflict) {
 		return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)

@@ -46,6 +46,26 @@ func (h Head) Link(event *storagev1.AuditRecord) {
 	}
 }
 
+// Link gives the change its place: it is made to a workspace at a head, its event
+// continues the chain that ends there, and every record that it puts names that event.
+func (c *Change) Link(workspaceID string, head Head) {
+	c.WorkspaceID, c.Expect = workspaceID, head
+	head.Link(c.Event)
+	sequence := c.Event.GetSequence()
+	if c.PutPolicy != nil {
+		c.PutPolicy.ChangeSequence = sequence
+	}
+	if c.PutWorkspace != nil {
+		c.PutWorkspace.ChangeSequence = sequence
+	}
+	for _, member := range c.PutMembers {
+		member.ChangeSequence = sequence
+	}
+	for _, key := range c.PutKeys {
+		key.ChangeSequence = sequence
+	}
+}
+
 // After returns the head that follows on h once the event with these stored bytes
 // is committed.
 func (h Head) After(encodedEvent []byte) Head {
@@ -160,9 +180,15 @@ func (c *Change) validateEvent() error {
 	return nil
 }
 
-// validateRecords checks ids, and that no record occurs twice: the order of two
-// writes to one place is nothing that a transaction could promise.
+// validateRecords checks ids, that what is put names the change, and that no record
+// occurs twice: the order of two writes to one place is nothing that a transaction could
+// promise.
 func (c *Change) validateRecords() error {
+	for sequence := range c.putSequences() {
+		if sequence != c.Event.GetSequence() {
+			return invalid("a record names audit event %d as its change, which is %d", sequence, c.Event.GetSequence())
+		}
+	}
 	members := make(map[string]bool)
 	for _, list := range [][]*storagev1.MemberRecord{c.PutMembers, c.DeleteMembers} {
 		for _, member := range list {
@@ -258,6 +284,28 @@ func (c *Change) records() func(yield func(proto.Message, string) bool) {
 				if !yield(key, key.GetWorkspaceId()) {
 					return
 				}
+			}
+		}
+	}
+}
+
+// putSequences yields the change_sequence of every record that is put.
+func (c *Change) putSequences() func(yield func(int64) bool) {
+	return func(yield func(int64) bool) {
+		if c.PutPolicy != nil && !yield(c.PutPolicy.GetChangeSequence()) {
+			return
+		}
+		if c.PutWorkspace != nil && !yield(c.PutWorkspace.GetChangeSequence()) {
+			return
+		}
+		for _, member := range c.PutMembers {
+			if !yield(member.GetChangeSequence()) {
+				return
+			}
+		}
+		for _, key := range c.PutKeys {
+			if !yield(key.GetChangeSequence()) {
+				return
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,15 +24,18 @@ const (
 	FeedDense
 )
 
-// Checker looks for what does not fit together in a store: records without the
-// audit event that made them and the other way round, chains that are broken, and
-// a change log that tells something else. It knows no backend: show it everything,
+// Checker looks for what does not fit together in a store: records that are not what
+// their last audit event put, records without an event and the other way round, chains
+// that are broken, and a change log that tells something else. It knows no backend: show it everything,
 // all as of one revision, in this order: the position, the change log by ascending
 // revision, every item of Load, every audit event, a workspace's by ascending
 // sequence. Then ask for the problems. The zero value is ready for use.
 type Checker struct {
 	// Feed says what to expect of the change log.
 	Feed FeedCheck
+	// Schema is that of the store; 0 is this program's. Events of SchemaFirst list no
+	// records, so records are then compared with what else the events tell.
+	Schema int32
 
 	position   Position
 	feed       map[[32]byte]*storagev1.FeedRecord // not yet seen as an event
@@ -39,6 +43,7 @@ type Checker struct {
 	policy     bool
 	workspaces map[string]*checkedWorkspace
 	keys       map[string]*checkedKey
+	records    map[recordName]*checkedRecord
 
 	problems []string
 	more     int
@@ -61,6 +66,8 @@ type checkedWorkspace struct {
 	requests map[string]string // request id to key
 	// created are keys that were created, but are not there, and the event.
 	created map[string]int64
+	// lists says that an event has listed records; from then on all do.
+	lists bool
 }
 
 type checkedMember struct{ damaged, removed, put bool }
@@ -101,8 +108,27 @@ func (c *Checker) Entry(entry *storagev1.FeedRecord) {
 	c.feed[hash] = entry
 }
 
-// Item takes one item of Load.
+// Item takes one item of Load. Its payload is taken to be what Encode makes of the record.
 func (c *Checker) Item(item Item) {
+	if name, record, changed := nameOf(item); record != nil {
+		payload, err := Encode(record)
+		if err != nil {
+			c.Problem("%s: %v", name, err)
+		}
+		c.stored(name, sha256.Sum256(payload), changed)
+	}
+	c.item(item)
+}
+
+// Stored takes one item of Load with its payload as it is stored.
+func (c *Checker) Stored(item Item, payload []byte) {
+	if name, record, changed := nameOf(item); record != nil {
+		c.stored(name, sha256.Sum256(payload), changed)
+	}
+	c.item(item)
+}
+
+func (c *Checker) item(item Item) {
 	switch {
 	case item.Policy != nil:
 		if c.policy {
@@ -140,6 +166,9 @@ func (c *Checker) Item(item Item) {
 
 func (c *Checker) damaged(damaged *Damaged) {
 	c.Problem("%v", damaged.Err)
+	if !damaged.Head {
+		c.record(damagedName(damaged)).damaged = true
+	}
 	switch {
 	case damaged.KeyID != "":
 		if key, twice := c.addKey(damaged.WorkspaceID, damaged.KeyID); !twice {
@@ -251,6 +280,7 @@ func (c *Checker) AuditEvent(event AuditEvent) {
 	workspace.chain = Head{Sequence: sequence, Hash: HashAudit(event.Encoded)}
 	c.matchFeed(workspace, record)
 	c.matchKey(workspace, record)
+	c.matchRecords(workspace, record)
 	if member := workspace.members[record.GetMemberId()]; member != nil {
 		switch record.GetAction() { //nolint:exhaustive // the others do not write members
 		case storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT:
@@ -303,7 +333,7 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 		return storagev1.FeedKind_FEED_KIND_WORKSPACE, ""
 	case storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED:
 		return storagev1.FeedKind_FEED_KIND_POLICY, ""
-	case storagev1.AuditAction_AUDIT_ACTION_PURGED:
+	case storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADED:
 		return storagev1.FeedKind_FEED_KIND_PURGE, ""
 	case storagev1.AuditAction_AUDIT_ACTION_UNSPECIFIED:
 	}
@@ -398,6 +428,7 @@ func (c *Checker) finish() {
 			c.finishKey(id, key)
 		}
 	}
+	c.finishRecords()
 }
 
 func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
@@ -422,7 +453,10 @@ func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
 		c.Problem("%s: it has members or keys, but no record", title)
 	}
 	for _, id := range sortedKeys(workspace.members) {
-		if member := workspace.members[id]; !member.put && !member.damaged {
+		member := workspace.members[id]
+		name := recordName{workspace.id, storagev1.RecordKind_RECORD_KIND_MEMBER, id}
+		unlisted := c.Schema != SchemaFirst && !c.record(name).listed // said once, with the records
+		if !member.put && !member.damaged && !unlisted {
 			c.Problem("%s: no audit event put member %q", title, id)
 		}
 	}
@@ -439,7 +473,7 @@ func (c *Checker) finishKey(id string, key *checkedKey) {
 	if !key.createdSeen {
 		c.Problem("key %s: audit event %d did not create it", id, key.sequence)
 	}
-	if !key.changeSeen {
+	if !key.changeSeen && c.Schema == SchemaFirst { // later ones list their records
 		c.Problem("key %s: audit event %d did not change it", id, key.changeSequence)
 	}
 	if key.revoked != key.revokedSeen {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
@@ -17,6 +19,13 @@ type content struct {
 	feed     []*storagev1.FeedRecord
 	items    []storage.Item
 	events   []storage.AuditEvent
+	purged   *storagev1.KeyRecord
+}
+
+// relist changes what an event lists, and nothing else.
+func (c *content) relist(index int, listed []*storagev1.RecordChange) {
+	c.events[index].Record = proto.CloneOf(c.events[index].Record)
+	c.events[index].Record.Changes = listed
 }
 
 func (c *content) check(feed storage.FeedCheck) []string {
@@ -40,8 +49,10 @@ func sound(t *testing.T) *content {
 	t.Helper()
 	c := &content{}
 	workspace := storagetest.NewWorkspace("w")
+	records := make(storagetest.Records)
 	do := func(change *storage.Change) {
 		t.Helper()
+		change.Event.Changes = records.Apply(change)
 		encoded, err := storage.Encode(change.Event)
 		if err != nil {
 			t.Fatal(err)
@@ -58,6 +69,7 @@ func sound(t *testing.T) *content {
 	purged := workspace.CreateKey(storagetest.KeyID(2))
 	do(purged)
 	do(workspace.DeleteKey(purged.PutKeys[0]))
+	c.purged = purged.PutKeys[0]
 	c.items = []storage.Item{
 		{Workspace: put.PutWorkspace},
 		{Member: put.PutMembers[0]},
@@ -125,6 +137,34 @@ func TestCheckerFinds(t *testing.T) {
 		"a purge that names others": {storage.FeedUnseen, func(c *content) {
 			c.events[3].Record.Details["key_ids"] = "other," + storagetest.KeyID(1)
 		}, "created by event 3, is not there and was not purged"},
+		"a key that no event lists": {storage.FeedUnseen, func(c *content) {
+			c.relist(1, nil)
+		}, "key " + storagetest.KeyID(1) + ": no audit event lists it"},
+		"a member as it was": {storage.FeedUnseen, func(c *content) {
+			c.items[1].Member.Role = "owner"
+		}, `member "member" of workspace "w": it is not the record that audit event 1 put last`},
+		"a workspace that is missing": {storage.FeedUnseen, func(c *content) {
+			c.items = c.items[1:]
+		}, `workspace "w": it is missing; audit event 1 put it`},
+		"a purged key": {storage.FeedUnseen, func(c *content) {
+			c.items = append(c.items, storage.Item{Key: c.purged})
+		}, "key " + storagetest.KeyID(2) + ": it is there, though audit event 4 deleted it"},
+		"a record that names another change": {storage.FeedUnseen, func(c *content) {
+			c.items[3].Key.ChangeSequence = 3
+			c.relist(1, storagetest.Records{}.Apply(&storage.Change{PutKeys: []*storagev1.KeyRecord{c.items[3].Key}}))
+		}, "key " + storagetest.KeyID(1) + ": it names audit event 3 as its change, but event 2 put it"},
+		"another record before": {storage.FeedUnseen, func(c *content) {
+			c.events[3].Record.Changes[0].Before[0] ^= 1
+		}, "key " + storagetest.KeyID(2) + ": audit event 4 found another record than event 3 had put"},
+		"a record from nowhere": {storage.FeedUnseen, func(c *content) {
+			c.events[1].Record.Changes[0].Before = make([]byte, 32)
+		}, "key " + storagetest.KeyID(1) + ": audit event 2 found a record that no event had put"},
+		"a short hash in an event": {storage.FeedUnseen, func(c *content) {
+			c.events[1].Record.Changes[0].After = make([]byte, 31)
+		}, "key " + storagetest.KeyID(1) + ": audit event 2 lists it without hashes"},
+		"an event that lists nothing": {storage.FeedUnseen, func(c *content) {
+			c.relist(3, nil)
+		}, `workspace "w": audit event 4 lists no records`},
 		"revision 0": {storage.FeedUnseen, func(c *content) { c.position = storage.Position{} }, "position: revision 0"},
 	} {
 		c := sound(t)

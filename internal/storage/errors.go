@@ -33,6 +33,9 @@ var (
 	ErrLocked = errors.New("storage: in use by another process")
 	// ErrNewer is returned when opening a store that a newer version has written.
 	ErrNewer = errors.New("storage: written by a newer version")
+	// ErrOlder is returned when opening a store that an older version has written, with a
+	// backend that was not offered then, and so has no upgrade.
+	ErrOlder = errors.New("storage: written by an older version")
 	// ErrHistoryChanged is returned by Load if the store is no longer the one that was
 	// served: its epoch changed or its revision went back. The process must not go on
 	// with it.

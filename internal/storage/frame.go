@@ -44,6 +44,10 @@ func Unframe(kind, name string, value []byte) ([]byte, error) {
 	return payload, nil
 }
 
+// Payload returns the payload of a value that Unframe or Decode has found good. It
+// aliases the value.
+func Payload(value []byte) []byte { return value[frameHeader:] }
+
 // Decode reads a record out of a value stored under name. The record shares no
 // memory with the value. The error is a DamagedError with the given kind.
 func Decode(kind, name string, value []byte, record proto.Message) error {

@@ -18,7 +18,12 @@
 // and follows Watch. The other reads are for people, and linearizable.
 //
 // Records are shared, not copied: nobody changes a record after handing it to a
-// store or getting it from one.
+// store or getting it from one. The one exception is Commit, which completes the audit
+// event of its change.
+//
+// Every record names the event that put it (change_sequence), and every event lists the
+// hashes of the records that its change put or deleted. So a store can tell a record
+// that is stale, put back or left over from one that is true, and answers ErrDamaged.
 package storage
 
 import (
@@ -28,10 +33,6 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 )
-
-// Schema is the version of the stored form that this program writes. An older one
-// is upgraded when a store is opened, a newer one refused.
-const Schema = 1
 
 // Bounds of one change. They are etcd's defaults (128 operations, 1.5 MiB) with
 // room for what the backend adds itself.
@@ -67,8 +68,9 @@ type Store interface {
 	// Load calls visit for every record that the projection needs, all as of one
 	// revision, and returns that revision: first the policy if there is one, then
 	// workspaces, members, heads and keys, a workspace's keys by ascending sequence.
-	// A record that is damaged is visited as Damaged. An error of visit ends Load
-	// and is returned. visit must not call the store.
+	// A record that is damaged, missing, or not the one that its newest audit event put,
+	// is visited as Damaged. An error of visit ends Load and is returned. visit must not
+	// call the store.
 	//
 	// A backend that went down after a failed commit is reopened by Load. Until a Load has
 	// visited everything, every other method but Barrier is ErrUnavailable: nobody reads or
@@ -88,8 +90,10 @@ type Store interface {
 	Barrier(ctx context.Context) (Barrier, error)
 
 	// Commit makes one change and returns its revision once it is durable and handed
-	// to the watchers. Errors: a ConflictError, an ExistsError, ErrInvalidChange,
-	// ErrUnavailable, ErrDamaged (the head is), ErrOutcomeUnknown, or the context's if
+	// to the watchers. It lists in the change's event what it put and deleted, with the
+	// hashes before and after. Errors: a ConflictError, an ExistsError, ErrInvalidChange,
+	// ErrUnavailable, ErrDamaged (the head is, or a record that would be replaced or
+	// deleted), ErrOutcomeUnknown, or the context's if
 	// it ended before the commit had begun. In all cases but ErrOutcomeUnknown nothing
 	// was changed. If several of them apply, any one is returned.
 	Commit(ctx context.Context, change *Change) (int64, error)
@@ -234,7 +238,7 @@ type Change struct {
 	// as Expect is; nil compares nothing, for changes that no policy bears on.
 	ExpectPolicy *Head
 	// Event is the change's audit event. Sequence and previous_hash must follow on
-	// Expect.
+	// Expect. Commit sets its list of record changes, whatever it was.
 	Event *storagev1.AuditRecord
 	// Kind and Subject make up the entry of the change log.
 	Kind    storagev1.FeedKind
@@ -250,8 +254,9 @@ type Change struct {
 	// a key loses by this change, and is not deleted, are among them.
 	FreedRequestIDs []string
 
-	// PutPolicy, PutWorkspace, PutMembers and PutKeys add or replace records. A key
-	// keeps its sequence for life; a new one has the sequence of Event.
+	// PutPolicy, PutWorkspace, PutMembers and PutKeys add or replace records. All have
+	// the sequence of Event as their change_sequence. A key keeps its sequence for life;
+	// a new one has the sequence of Event.
 	PutPolicy    *storagev1.PolicyRecord
 	PutWorkspace *storagev1.WorkspaceRecord
 	PutMembers   []*storagev1.MemberRecord

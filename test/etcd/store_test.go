@@ -97,6 +97,7 @@ func TestNewRefuses(t *testing.T) {
 		want        error
 	}{
 		"Newer":     {"data/header", header(&storagev1.HeaderRecord{Schema: storage.Schema + 1, Epoch: "e"}), storage.ErrNewer},
+		"Older":     {"data/header", header(&storagev1.HeaderRecord{Schema: storage.SchemaFirst, Epoch: "e"}), storage.ErrOlder},
 		"NoSchema":  {"data/header", header(&storagev1.HeaderRecord{Epoch: "e"}), storage.ErrDamaged},
 		"NoEpoch":   {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
 		"Garbage":   {"data/header", "garbage", storage.ErrDamaged},

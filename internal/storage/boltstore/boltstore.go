@@ -23,7 +23,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -35,6 +34,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // Config says how a store is opened. The zero value is useful.
@@ -53,6 +53,8 @@ type Config struct {
 
 	// fault, in tests, fails a commit before or after it was written.
 	fault func(written bool) error
+	// upgraded, in tests, is called after each part of an upgrade.
+	upgraded func(part string)
 }
 
 func (c Config) withDefaults() Config {
@@ -109,7 +111,8 @@ type Store struct {
 var _ storage.Store = (*Store)(nil)
 
 // Open opens the store in the file at path and creates it, atomically and with mode
-// 0600, if it is not there. Its folder must be. Errors: ErrLocked if another process
+// 0600, if it is not there. Its folder must be. A file of an older schema is upgraded.
+// Errors: ErrLocked if another process
 // serves it, ErrNewer, ErrDamaged, and those of the file system.
 func Open(path string, config Config) (*Store, error) {
 	config = config.withDefaults()
@@ -124,6 +127,11 @@ func Open(path string, config Config) (*Store, error) {
 		stopped:  make(chan struct{}),
 	}
 	opened, err := openFile(path, config)
+	if errors.Is(err, errOlder) {
+		if err = upgrade(path, config); err == nil {
+			opened, err = openFile(path, config)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -133,6 +141,9 @@ func Open(path string, config Config) (*Store, error) {
 	store.committer.Go(store.commitLoop)
 	return store, nil
 }
+
+// errOlder says that a file must be upgraded before it can be used.
+var errOlder = errors.New("storage: of an older schema")
 
 // opened is a file that has been opened and found good.
 type opened struct {
@@ -290,7 +301,7 @@ func (o *opened) readHeader(tx *bolt.Tx) error {
 	if o.header.GetSchema() > storage.Schema {
 		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, o.header.GetSchema(), storage.Schema)
 	}
-	if o.header.GetSchema() < 1 || o.header.GetEpoch() == "" {
+	if o.header.GetSchema() < storage.SchemaFirst || o.header.GetEpoch() == "" {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}
 	}
 	// Only now it is known that the file has this version's buckets.
@@ -316,14 +327,16 @@ func (o *opened) read(tx *bolt.Tx) error {
 	if err := o.readHeader(tx); err != nil {
 		return err
 	}
+	if o.header.GetSchema() < storage.Schema {
+		return errOlder
+	}
 	o.directory = newDirectory()
-	if err := o.readHeads(tx); err != nil {
-		return err
+	for _, read := range []func(*bolt.Tx) error{o.readHeads, o.readKeys, o.readMembers, o.readWorkspaces, o.verify} {
+		if err := read(tx); err != nil {
+			return err
+		}
 	}
-	if err := o.readKeys(tx); err != nil {
-		return err
-	}
-	return o.readWorkspaces(tx)
+	return nil
 }
 
 func (o *opened) readHeads(tx *bolt.Tx) error {
@@ -331,7 +344,13 @@ func (o *opened) readHeads(tx *bolt.Tx) error {
 		entry := o.directory.workspace(parseHeadName(string(name)))
 		record := &storagev1.HeadRecord{}
 		entry.head, entry.damagedHead = decodeHead(string(name), value, record)
-		entry.headRevision = record.GetRevision()
+		entry.headRevision, entry.tag = record.GetRevision(), record.GetTag()
+		if version := record.GetTagKeyVersion(); version > integrity.KeyVersion {
+			return fmt.Errorf("%w: head tags of version %d, this version knows up to %d", storage.ErrNewer, version, integrity.KeyVersion)
+		}
+		if entry.damagedHead == nil && len(entry.tag) != len(integrity.Hash{}) {
+			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: entry.id, Problem: "it has no tag"}
+		}
 		if entry.headRevision > o.position.Revision {
 			return &storage.DamagedError{Kind: "position", Name: namePosition, Problem: "a head is ahead of it"}
 		}
@@ -343,12 +362,12 @@ func (o *opened) readHeads(tx *bolt.Tx) error {
 // theirs is lost, e.g. because its name is damaged; to take them for new would let
 // their chain begin anew.
 func (o *opened) readWorkspaces(tx *bolt.Tx) error {
-	err := tx.Bucket([]byte(bucketWorkspaces)).ForEach(func(name, _ []byte) error {
-		o.directory.workspace(string(name))
+	err := tx.Bucket([]byte(bucketWorkspaces)).ForEach(func(name, value []byte) error {
+		o.readRecord(string(name), recordID{kind: kindWorkspace}, frameName(bucketWorkspaces, string(name)), value)
 		return nil
 	})
-	if err == nil && tx.Bucket([]byte(bucketPolicy)).Get([]byte(nameActive)) != nil {
-		o.directory.workspace("")
+	if value := tx.Bucket([]byte(bucketPolicy)).Get([]byte(nameActive)); err == nil && value != nil {
+		o.readRecord("", recordID{kind: kindPolicy}, frameName(bucketPolicy, nameActive), value)
 	}
 	for id, entry := range o.directory.workspaces {
 		if entry.headRevision == 0 && entry.damagedHead == nil {
@@ -356,31 +375,26 @@ func (o *opened) readWorkspaces(tx *bolt.Tx) error {
 			o.directory.lostHeads = append(o.directory.lostHeads, id)
 		}
 	}
-	slices.Sort(o.directory.lostHeads)
 	return err
 }
 
-func (o *opened) readKeys(tx *bolt.Tx) error {
-	return tx.Bucket([]byte(bucketKeys)).ForEach(func(name, value []byte) error {
-		slot, keyID, workspaceID, err := parseKeyName(name)
-		if err != nil {
-			return &storage.DamagedError{Kind: "key", Name: hex.EncodeToString(name), Problem: err.Error()}
-		}
-		if _, twice := o.directory.keys[keyID]; twice {
-			return &storage.DamagedError{Kind: "key", Name: keyID, Problem: "stored twice"}
-		}
-		o.directory.addKey(workspaceID, keyID, slot)
-		payload, err := storage.Unframe("key", frameName(bucketKeys, string(name)), value)
-		if err != nil {
-			return nil //nolint:nilerr // a damaged key is answered as such where it is read
-		}
-		requestIDs, err := requestIDsOf(payload)
-		if err != nil {
-			return &storage.DamagedError{Kind: "key", Name: keyID, Problem: err.Error()}
-		}
-		o.directory.setRequestIDs(keyID, requestIDs)
+func (o *opened) readMembers(tx *bolt.Tx) error {
+	return tx.Bucket([]byte(bucketMembers)).ForEach(func(name, value []byte) error {
+		workspaceID, memberID, _ := cutMemberName(string(name))
+		o.readRecord(workspaceID, recordID{kindMember, memberID}, frameName(bucketMembers, string(name)), value)
 		return nil
 	})
+}
+
+// readRecord adds up a record that is no key. One that cannot be read is missing from the
+// sum, which shows.
+func (o *opened) readRecord(workspaceID string, id recordID, framed string, value []byte) {
+	entry := o.directory.workspace(workspaceID)
+	if payload, err := storage.Unframe(kindName(id.kind), framed, value); err == nil {
+		element, _ := elementOf(workspaceID, id, payload)
+		entry.sum = entry.sum.Add(element)
+		o.directory.setElement(entry, id, element.Short())
+	}
 }
 
 // use makes an opened file the one that the store serves. state is held, or the

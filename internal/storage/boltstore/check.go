@@ -1,10 +1,12 @@
 package boltstore
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -12,6 +14,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // Report is what Check found in a file.
@@ -58,21 +61,24 @@ func check(ctx context.Context, path string, report *Report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.close()) }()
-	return guard(func() error {
-		return file.database.View(func(tx *bolt.Tx) error {
-			if err := file.readHeader(tx); err != nil {
-				return err
-			}
-			report.Schema, report.Epoch, report.Position = file.header.GetSchema(), file.header.GetEpoch(), file.position
-			checker := &fileChecker{Checker: storage.Checker{Feed: storage.FeedDense}, ctx: ctx, tx: tx, report: report}
-			// All of it must be taken from the channel: the sender holds on to the transaction.
-			for problem := range tx.Check() {
-				checker.Problem("bbolt: %v", problem)
-			}
-			err := checker.run(file)
-			report.Problems = checker.Problems()
+	return guard(func() error { return checkOpened(ctx, file, report) })
+}
+
+// checkOpened checks a file whose pages are good.
+func checkOpened(ctx context.Context, file *opened, report *Report) error {
+	return file.database.View(func(tx *bolt.Tx) error {
+		if err := file.readHeader(tx); err != nil {
 			return err
-		})
+		}
+		report.Schema, report.Epoch, report.Position = file.header.GetSchema(), file.header.GetEpoch(), file.position
+		checker := &fileChecker{Checker: storage.Checker{Feed: storage.FeedDense, Schema: file.header.GetSchema()}, ctx: ctx, tx: tx, report: report}
+		// All of it must be taken from the channel: the sender holds on to the transaction.
+		for problem := range tx.Check() {
+			checker.Problem("bbolt: %v", problem)
+		}
+		err := checker.run(file)
+		report.Problems = checker.Problems()
+		return err
 	})
 }
 
@@ -84,6 +90,7 @@ type fileChecker struct {
 	tx      *bolt.Tx
 	report  *Report
 	visited int
+	sums    map[string]integrity.Sum
 }
 
 // run checks everything that is in the buckets. Only the context makes it fail.
@@ -97,7 +104,37 @@ func (c *fileChecker) run(file *opened) error {
 	if err != nil {
 		return err
 	}
-	return c.audit(file.position.Revision, heads)
+	if file.header.GetSchema() >= storage.SchemaIntegrity {
+		c.tags(file.header.GetEpoch(), heads)
+	}
+	revisions := make(map[string]int64, len(heads))
+	for workspaceID, head := range heads {
+		revisions[workspaceID] = head.GetRevision()
+	}
+	return c.audit(file.position.Revision, revisions)
+}
+
+// tags compares every head's tag with what the workspace's records add up to. Which of them
+// is at fault, if they differ, the audit events tell.
+func (c *fileChecker) tags(epoch string, heads map[string]*storagev1.HeadRecord) {
+	hasher := integrity.NewHasher()
+	for _, workspaceID := range slices.Sorted(maps.Keys(heads)) {
+		record := heads[workspaceID]
+		head, _ := storage.HeadOf(workspaceID, record) // decoded before
+		if tag := tagOf(hasher, epoch, workspaceID, head, c.sums[workspaceID]); !bytes.Equal(tag[:], record.GetTag()) {
+			c.Problem("workspace %q: its records are not those that its head stands for", workspaceID)
+		}
+	}
+}
+
+// stored shows a record that can be read.
+func (c *fileChecker) stored(item storage.Item, value []byte) {
+	workspaceID, id := recordOf(item)
+	if id.kind != storagev1.RecordKind_RECORD_KIND_UNSPECIFIED {
+		element, _ := elementOf(workspaceID, id, storage.Payload(value))
+		c.sums[workspaceID] = c.sums[workspaceID].Add(element)
+	}
+	c.Stored(item, storage.Payload(value))
 }
 
 // names looks for what does not belong into the file at all.
@@ -153,9 +190,10 @@ func (c *fileChecker) feed() error {
 	})
 }
 
-// items shows what Load would and returns the revision of each workspace's head.
-func (c *fileChecker) items() (map[string]int64, error) {
-	heads := make(map[string]int64)
+// items shows what Load would and returns the workspaces' heads.
+func (c *fileChecker) items() (map[string]*storagev1.HeadRecord, error) {
+	heads := make(map[string]*storagev1.HeadRecord)
+	c.sums = make(map[string]integrity.Sum)
 	slots := make(map[string]int64) // sequence of the workspace's key before
 	counts := map[string]*int{bucketWorkspaces: &c.report.Workspaces, bucketMembers: &c.report.Members, bucketKeys: &c.report.Keys}
 	for _, bucket := range loaded {
@@ -171,7 +209,7 @@ func (c *fileChecker) items() (map[string]int64, error) {
 			case bucketHeads:
 				record := &storagev1.HeadRecord{}
 				if _, err := decodeHead(name, value, record); err == nil {
-					heads[parseHeadName(name)] = record.GetRevision()
+					heads[parseHeadName(name)] = record
 				}
 			case bucketKeys:
 				if _, _, _, err := parseKeyName([]byte(name)); err != nil {
@@ -180,7 +218,11 @@ func (c *fileChecker) items() (map[string]int64, error) {
 				}
 			}
 			item := decode(bucket, name, value)
-			c.Item(item)
+			if item.Damaged != nil {
+				c.Item(item)
+			} else {
+				c.stored(item, value)
+			}
 			if key := item.Key; key != nil {
 				if before := slots[key.GetWorkspaceId()]; key.GetSequence() < before {
 					c.Problem("key %s: of sequence %d, but it lies after one of sequence %d", key.GetKeyId(), key.GetSequence(), before)

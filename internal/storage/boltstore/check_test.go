@@ -68,7 +68,7 @@ func TestCheckFinds(t *testing.T) {
 		want string
 	}{
 		"key is missing":               {func(tx *bolt.Tx) error { return remove(tx, bucketKeys, second) }, "key " + key1 + ", created by event 3, is not there"},
-		"member is missing its event":  {func(tx *bolt.Tx) error { return addMember(tx, "acme", "nobody") }, `no audit event put member "nobody"`},
+		"member is missing its event":  {func(tx *bolt.Tx) error { return addMember(tx, "acme", "nobody") }, `member "nobody" of workspace "acme": no audit event lists it`},
 		"member of no workspace":       {func(tx *bolt.Tx) error { return addMember(tx, "nowhere", "nobody") }, `workspace "nowhere": it has no head`},
 		"workspace is missing":         {func(tx *bolt.Tx) error { return remove(tx, bucketWorkspaces, "acme") }, `workspace "acme": it has members or keys, but no record`},
 		"head is missing":              {func(tx *bolt.Tx) error { return remove(tx, bucketHeads, "acme") }, `workspace "acme": it has no head`},
@@ -78,7 +78,7 @@ func TestCheckFinds(t *testing.T) {
 		"feed entry is missing":        {func(tx *bolt.Tx) error { return remove(tx, bucketFeed, number(3)) }, "feed: revisions between 2 and 4 are missing"},
 		"last feed entry is missing":   {func(tx *bolt.Tx) error { return remove(tx, bucketFeed, number(14)) }, "feed: it ends at revision 13, the store at 14"},
 		"key without its event":        {editKey(second, func(k *storagev1.KeyRecord) { k.Sequence = 1 }), "says event 1"},
-		"key changed without an event": {editKey(second, func(k *storagev1.KeyRecord) { k.ChangeSequence = 4 }), "key " + key1 + ": audit event 4 did not change it"},
+		"key changed without an event": {editKey(second, func(k *storagev1.KeyRecord) { k.ChangeSequence = 4 }), "key " + key1 + ": it is not the record that audit event 3 put last"},
 		"key revoked without an event": {editKey(second, func(k *storagev1.KeyRecord) { k.RevokeTime = k.GetCreateTime() }), "revoked is true in the record and false"},
 		"revoked key is back":          {editKey(first, func(k *storagev1.KeyRecord) { k.RevokeTime = nil }), "revoked is false in the record and true"},
 		"no secret":                    {editKey(first, func(k *storagev1.KeyRecord) { k.Secrets = nil }), "0 secrets"},
@@ -161,7 +161,7 @@ func copyKey(tx *bolt.Tx, from, to string) error {
 	return errors.Join(get(tx, "key", bucketKeys, from, record), put(tx, bucketKeys, to, record))
 }
 
-// TestCheckIsBounded damages more than a report can hold.
+// TestCheckIsBounded damages more than a report can hold: 500 records, and so a head.
 func TestCheckIsBounded(t *testing.T) {
 	path, _ := small(t)
 	edit(t, path, func(tx *bolt.Tx) error {
@@ -173,7 +173,7 @@ func TestCheckIsBounded(t *testing.T) {
 		return nil
 	})
 	report, err := Check(t.Context(), path)
-	if err != nil || len(report.Problems) != 101 || report.Problems[100] != "and 400 more" {
+	if err != nil || len(report.Problems) != 101 || report.Problems[100] != "and 401 more" {
 		t.Errorf("Check: %d problems, the last %q, %v", len(report.Problems), report.Problems[len(report.Problems)-1], err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // Bounds of one transaction: how many changes it commits, and how many bytes of
@@ -39,14 +40,22 @@ type request struct {
 	// Set by the committer.
 	committed *storage.Committed
 	slots     map[string]int64 // of new keys
+	untrue    error            // a record that is replaced is not what it should be
+	sum       integrity.Sum    // of the workspace's records after the change
 }
 
 // encoded is a record of a change, encoded before the change waits in line.
 type encoded struct {
+	id      recordID
 	bucket  string
 	name    string // empty for keys, whose slot the committer knows
 	key     *storagev1.KeyRecord
 	payload []byte // nil to delete
+
+	// What the event says of it. The committer sets what was before.
+	listed *storagev1.RecordChange
+	// before and after are the record's elements, where there was or is one.
+	before, after integrity.Element
 }
 
 const (
@@ -105,46 +114,60 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 // encode prepares a change, so that the committer only has to write.
 func encode(change *storage.Change) (*request, error) {
 	entry := &request{change: change, done: make(chan struct{})}
-	var err error
-	if entry.event, err = storage.Encode(change.Event); err != nil {
-		return nil, notEncodable(err)
-	}
-	if _, err = storage.Encode(change.Feed(0, [32]byte{})); err != nil {
-		return nil, notEncodable(err)
-	}
-	entry.size = len(entry.event)
-	add := func(bucket, name string, key *storagev1.KeyRecord, record proto.Message) {
-		var payload []byte
+	_, err := storage.Encode(change.Feed(0, [32]byte{}))
+	add := func(id recordID, name string, key *storagev1.KeyRecord, record proto.Message) {
+		added := encoded{id: id, bucket: bucketOf(id.kind), name: name, key: key}
+		added.listed = &storagev1.RecordChange{Kind: id.kind, Name: id.name}
 		if record != nil {
 			var problem error
-			payload, problem = storage.Encode(record)
+			added.payload, problem = storage.Encode(record)
 			err = errors.Join(err, problem)
+			var hash integrity.Hash
+			added.after, hash = elementOf(change.WorkspaceID, id, added.payload)
+			added.listed.After = hash[:]
 		}
-		entry.size += len(payload)
-		entry.records = append(entry.records, encoded{bucket: bucket, name: name, key: key, payload: payload})
+		entry.size += len(added.payload)
+		entry.records = append(entry.records, added)
 	}
 	if change.PutPolicy != nil {
-		add(bucketPolicy, nameActive, nil, change.PutPolicy)
+		add(recordID{kind: kindPolicy}, nameActive, nil, change.PutPolicy)
 	}
 	if change.PutWorkspace != nil {
-		add(bucketWorkspaces, change.WorkspaceID, nil, change.PutWorkspace)
+		add(recordID{kind: kindWorkspace}, change.WorkspaceID, nil, change.PutWorkspace)
 	}
 	for _, member := range change.PutMembers {
-		add(bucketMembers, memberName(change.WorkspaceID, member.GetMemberId()), nil, member)
+		add(recordID{kindMember, member.GetMemberId()}, memberName(change.WorkspaceID, member.GetMemberId()), nil, member)
 	}
 	for _, member := range change.DeleteMembers {
-		add(bucketMembers, memberName(change.WorkspaceID, member.GetMemberId()), nil, nil)
+		add(recordID{kindMember, member.GetMemberId()}, memberName(change.WorkspaceID, member.GetMemberId()), nil, nil)
 	}
 	for _, key := range change.PutKeys {
-		add(bucketKeys, "", key, key)
+		add(recordID{kindKey, key.GetKeyId()}, "", key, key)
 	}
 	for _, key := range change.DeleteKeys {
-		add(bucketKeys, "", key, nil)
+		add(recordID{kindKey, key.GetKeyId()}, "", key, nil)
 	}
 	if err != nil {
 		return nil, notEncodable(err)
 	}
+	if err := entry.encodeEvent(); err != nil {
+		return nil, err
+	}
+	entry.size += len(entry.event)
 	return entry, nil
+}
+
+// encodeEvent encodes the audit event, with what is known of the records.
+func (r *request) encodeEvent() error {
+	r.change.Event.Changes = make([]*storagev1.RecordChange, len(r.records))
+	for index := range r.records {
+		r.change.Event.Changes[index] = r.records[index].listed
+	}
+	var err error
+	if r.event, err = storage.Encode(r.change.Event); err != nil {
+		return notEncodable(err)
+	}
+	return nil
 }
 
 // notEncodable is the answer to text that is not UTF-8.
@@ -244,6 +267,7 @@ func (r *request) finish(revision int64, err error) {
 // commitGroup commits a group in one transaction, publishes it in revision order,
 // and answers.
 func (s *Store) commitGroup(group []*request) {
+	s.findReplaced(group)
 	s.state.RLock()
 	file, directory, position := s.file, s.directory, s.position
 	up := file != nil && !s.unloaded
@@ -260,6 +284,7 @@ func (s *Store) commitGroup(group []*request) {
 	// behind are changes that another one of the group forbids: they are answered once it is
 	// known that this one is durable.
 	behind := make(map[*request]error)
+	hasher := integrity.NewHasher()
 	for _, entry := range group {
 		err := storage.ErrUnavailable
 		if up {
@@ -271,7 +296,7 @@ func (s *Store) commitGroup(group []*request) {
 		}
 		var made []write
 		if err == nil {
-			made, err = entry.writes(directory, position.Revision+1, &nextSlot)
+			made, err = entry.writes(directory, hasher, s.epoch, position.Revision+1, &nextSlot)
 		}
 		if err != nil {
 			entry.finish(0, err)
@@ -281,6 +306,7 @@ func (s *Store) commitGroup(group []*request) {
 			newIDs[keyID] = position.Revision + 1
 		}
 		position.Revision++
+		position.Hash = entry.committed.Head.Head.Hash
 		if changed := entry.change.Event.GetTime().AsTime(); changed.After(position.Time) {
 			position.Time = changed
 		}
@@ -337,10 +363,16 @@ func (r *request) check(directory *directory, newIDs map[string]int64, revision 
 	if err := r.checkPolicy(directory.workspaces[""]); err != nil {
 		return err
 	}
+	if r.untrue != nil {
+		return r.untrue
+	}
 	for _, keyID := range r.change.AbsentKeyIDs {
 		_, found := directory.keys[keyID]
 		if added := newIDs[keyID]; found || added > 0 {
 			return &storage.ExistsError{KeyID: keyID, Revision: max(revision, added)}
+		}
+		if entry := directory.lostKeys[keyID]; entry != nil {
+			return entry.faults[recordID{kindKey, keyID}]
 		}
 	}
 	for _, key := range r.change.PutKeys {
@@ -366,16 +398,17 @@ func (r *request) checkPolicy(policy *workspace) error {
 	return nil
 }
 
-// writes returns what the change writes at the given revision.
-func (r *request) writes(directory *directory, revision int64, nextSlot *int64) ([]write, error) {
+// writes returns what the change writes at the given revision of a store's epoch.
+func (r *request) writes(directory *directory, hasher *integrity.Hasher, epoch string, revision int64, nextSlot *int64) ([]write, error) {
 	change := r.change
 	head := change.Expect.After(r.event)
 	r.committed = change.Committed(revision, head)
 	r.slots = make(map[string]int64)
 	previous := int64(0)
 	if entry := directory.workspaces[change.WorkspaceID]; entry != nil {
-		previous = entry.headRevision
+		previous, r.sum = entry.headRevision, entry.sum
 	}
+	r.addUp()
 	var writes []write
 	for _, record := range r.records {
 		name := record.name
@@ -395,7 +428,10 @@ func (r *request) writes(directory *directory, revision int64, nextSlot *int64) 
 			writes = append(writes, write{bucketUsage, name[:numberLength], nil})
 		}
 	}
-	headBytes, err := storage.Encode(head.Record(revision))
+	headRecord := head.Record(revision)
+	tag := tagOf(hasher, epoch, change.WorkspaceID, head, r.sum)
+	headRecord.Tag, headRecord.TagKeyVersion = tag[:], integrity.KeyVersion
+	headBytes, err := storage.Encode(headRecord)
 	if err != nil {
 		return nil, err
 	}
@@ -409,6 +445,18 @@ func (r *request) writes(directory *directory, revision int64, nextSlot *int64) 
 		write{bucketFeed, number(revision), frame(bucketFeed, number(revision), feedBytes)},
 		write{bucketAudit, number(revision), frame(bucketAudit, number(revision), auditBytes)},
 	), nil
+}
+
+// addUp makes the sum that of the workspace's records after the change.
+func (r *request) addUp() {
+	for _, record := range r.records {
+		if len(record.listed.GetBefore()) > 0 {
+			r.sum = r.sum.Remove(record.before)
+		}
+		if len(record.listed.GetAfter()) > 0 {
+			r.sum = r.sum.Add(record.after)
+		}
+	}
 }
 
 // slot returns where a key's record lies, or will.
@@ -554,11 +602,19 @@ func (s *Store) goDown(tx *bolt.Tx) {
 // follow lets the directory follow a committed change. state is held.
 func (r *request) follow(directory *directory) {
 	entry := directory.workspace(r.change.WorkspaceID)
-	entry.head, entry.headRevision = r.committed.Head.Head, r.committed.Revision
-	for _, key := range r.change.PutKeys {
-		if slot, isNew := r.slots[key.GetKeyId()]; isNew {
-			directory.addKey(entry.id, key.GetKeyId(), slot)
+	entry.head, entry.headRevision, entry.sum = r.committed.Head.Head, r.committed.Revision, r.sum
+	for _, record := range r.records {
+		if slot, isNew := r.slots[record.id.name]; isNew && record.id.kind == kindKey {
+			directory.addKey(entry.id, record.id.name, slot, record.after.Short())
+			continue
 		}
+		if record.payload != nil {
+			directory.setElement(entry, record.id, record.after.Short())
+		} else if record.id.kind == kindMember {
+			delete(entry.members, record.id.name)
+		}
+	}
+	for _, key := range r.change.PutKeys {
 		directory.setRequestIDs(key.GetKeyId(), key.GetRequestIds())
 	}
 	for _, requestID := range r.change.FreedRequestIDs {

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // directory is what the store knows in memory about its file: where each key lies,
@@ -14,8 +15,12 @@ type directory struct {
 	keys       map[string]place
 	workspaces map[string]*workspace
 	nextSlot   int64
-	// lostHeads names the workspaces whose head was not in the file, in order.
+	// lostHeads names the workspaces whose head was not in the file.
 	lostHeads []string
+	// lostKeys are keys whose record should be in the file, and is not.
+	lostKeys map[string]*workspace
+	// damage is what was wrong with the file when the directory was made of it.
+	damage *damage
 }
 
 // place is where a key's record lies.
@@ -24,6 +29,8 @@ type place struct {
 	workspace *workspace
 	// requests is how many request ids the key has.
 	requests int
+	// element has the first bytes of the record's.
+	element uint64
 }
 
 // workspace is what the directory knows of one workspace.
@@ -32,8 +39,24 @@ type workspace struct {
 	// head is that of the newest change, made by revision headRevision.
 	head         storage.Head
 	headRevision int64
-	// damagedHead is set if the stored head cannot be read; it ends all changes.
+	// damagedHead is set if the stored head cannot be read, or is stale; it ends all
+	// changes.
 	damagedHead error
+	// sum is what the workspace's records add up to, and members and own have the first
+	// bytes of the elements of the members' records and of the workspace's own (the
+	// policy's in the empty workspace): all as they should be.
+	sum     integrity.Sum
+	members map[string]uint64
+	own     uint64
+	hasOwn  bool
+	// faults are records that are not as they should be; missing are those among them
+	// that are not there.
+	faults  map[recordID]error
+	missing []recordID
+	// damaged is set if it cannot be told which records are wrong: then all are.
+	damaged error
+	// tag is that of the stored head while the file is being opened.
+	tag []byte
 	// slots of the workspace's keys, ascending.
 	slots []int64
 	// requestIDs maps those that were used to the key they were used for.
@@ -44,6 +67,7 @@ func newDirectory() *directory {
 	return &directory{
 		keys:       make(map[string]place),
 		workspaces: make(map[string]*workspace),
+		lostKeys:   make(map[string]*workspace),
 		nextSlot:   1,
 	}
 }
@@ -59,9 +83,9 @@ func (d *directory) workspace(id string) *workspace {
 }
 
 // addKey notes where a key lies. Slots are added in ascending order.
-func (d *directory) addKey(workspaceID, keyID string, slot int64) {
+func (d *directory) addKey(workspaceID, keyID string, slot int64, element uint64) {
 	entry := d.workspace(workspaceID)
-	d.keys[keyID] = place{slot: slot, workspace: entry}
+	d.keys[keyID] = place{slot: slot, workspace: entry, element: element}
 	entry.slots = append(entry.slots, slot)
 	d.nextSlot = max(d.nextSlot, slot+1)
 }

@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"math"
 	"strconv"
 	"strings"
@@ -31,8 +32,22 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 		return storage.Position{}, err
 	}
 	var from *directory
-	position, err := s.readFile(ctx, true, func(directory *directory) { from = directory }, func(tx *bolt.Tx) error {
-		return load(ctx, tx, from.lostHeads, visit)
+	var known *damage
+	position, err := s.readFile(ctx, true, func(directory *directory) {
+		from = directory
+		// What was found when the file was opened holds until something is committed.
+		if directory.damage.revision == s.position.Revision {
+			known = directory.damage
+		}
+	}, func(tx *bolt.Tx) error {
+		if known == nil {
+			verified := &opened{}
+			if err := verified.read(tx); err != nil {
+				return err
+			}
+			known = verified.directory.damage
+		}
+		return load(ctx, tx, known, visit)
 	})
 	if err == nil {
 		s.loaded(from)
@@ -51,23 +66,19 @@ func (s *Store) loaded(from *directory) {
 	}
 }
 
-// load visits every record that the projection needs.
-func load(ctx context.Context, tx *bolt.Tx, lostHeads []string, visit func(storage.Item) error) error {
+// load visits every record that the projection needs. What is known to be wrong is visited
+// as damaged.
+func load(ctx context.Context, tx *bolt.Tx, known *damage, visit func(storage.Item) error) error {
 	for _, bucket := range loaded {
-		if bucket == bucketKeys {
-			for _, workspaceID := range lostHeads {
-				err := &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
-				if err := visit(storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}); err != nil {
-					return err
-				}
-			}
+		if err := known.visitAbsent(bucket, visit); err != nil {
+			return err
 		}
 		visited := 0
 		err := tx.Bucket([]byte(bucket)).ForEach(func(name, value []byte) error {
 			if visited++; visited%contextInterval == 0 && ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if err := visit(decode(bucket, string(name), value)); err != nil || bucket != bucketKeys {
+			if err := visit(known.judge(decode(bucket, string(name), value))); err != nil || bucket != bucketKeys {
 				return err
 			}
 			return loadUsage(tx, name, visit)
@@ -179,16 +190,22 @@ func problemOf(err error) string {
 // GetKey implements storage.Store.
 func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
 	var slot int64
+	var expected expectation
 	record := &storagev1.KeyRecord{}
 	position, err := s.read(ctx, func(directory *directory) {
-		if at, found := directory.keys[keyID]; found && (workspaceID == "" || workspaceID == at.workspace.id) {
-			slot = at.slot
-		}
+		slot, expected = directory.findKey(workspaceID, keyID)
 	}, func(tx *bolt.Tx) error {
-		if slot == 0 {
+		if slot == 0 && expected.fault == nil {
 			return storage.ErrNotFound
 		}
-		return keyAt(tx.Bucket([]byte(bucketKeys)).Cursor(), slot, record)
+		value, err := keyAt(tx.Bucket([]byte(bucketKeys)).Cursor(), slot, record)
+		if expected.fault != nil {
+			return expected.fault
+		}
+		if err != nil {
+			return err
+		}
+		return expected.compareValue(value)
 	})
 	if err != nil {
 		return nil, position.Revision, err
@@ -214,14 +231,41 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 	return "", s.position.Revision, storage.ErrNotFound
 }
 
-// keyAt reads the key in a slot that the directory knows.
-func keyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) error {
+// keyAt reads the key in a slot that the directory knows, and returns its stored value.
+func keyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) ([]byte, error) {
 	prefix := []byte(number(slot))
 	name, value := cursor.Seek(prefix)
 	if !bytes.HasPrefix(name, prefix) {
-		return &storage.DamagedError{Kind: "key", Name: "slot " + strconv.FormatInt(slot, 10), Problem: "missing"}
+		return nil, &storage.DamagedError{Kind: "key", Name: "slot " + strconv.FormatInt(slot, 10), Problem: "missing"}
 	}
-	return decodeKey(name, value, record)
+	return value, decodeKey(name, value, record)
+}
+
+// readPage reads a page, and compares the records that read saw with memory. A page whose
+// records are changed meanwhile is read again.
+func (s *Store) readPage(ctx context.Context, resolve func(*directory), read func(tx *bolt.Tx) ([]sighting, error)) (storage.Position, error) {
+	const attempts = 5
+	var position storage.Position
+	var err error
+	for range attempts {
+		var seen []sighting
+		position, err = s.read(ctx, resolve, func(tx *bolt.Tx) error {
+			var err error
+			seen, err = read(tx)
+			return err
+		})
+		if err != nil {
+			return position, err
+		}
+		var confirmed error
+		_, err = s.read(ctx, func(directory *directory) {
+			confirmed = directory.confirm(seen, position.Revision)
+		}, func(*bolt.Tx) error { return nil })
+		if err = errors.Join(err, confirmed); !errors.Is(err, errMoved) {
+			return position, err
+		}
+	}
+	return position, err
 }
 
 // parseCursor reads a cursor that is a number; without one, the page begins at first.
@@ -245,35 +289,40 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	}
 	var page storage.KeyPage
 	var slots []int64
+	var seen []sighting
 	last := int64(0)
-	add := func(record *storagev1.KeyRecord, slot int64) bool {
+	add := func(record *storagev1.KeyRecord, slot int64, value []byte) bool {
 		if len(page.Keys) == query.Limit {
 			page.Next = strconv.FormatInt(last, 10)
 			return false
 		}
 		page.Keys = append(page.Keys, record)
+		seen = append(seen, sight(record.GetWorkspaceId(), recordID{kindKey, record.GetKeyId()}, value))
 		last = slot
 		return true
 	}
-	position, err := s.read(ctx, func(directory *directory) {
+	position, err := s.readPage(ctx, func(directory *directory) {
+		page, seen, last = storage.KeyPage{}, nil, 0
 		if entry := directory.workspaces[query.WorkspaceID]; entry != nil {
 			slots = entry.page(before, query.Limit)
 		}
-	}, func(tx *bolt.Tx) error {
+	}, func(tx *bolt.Tx) ([]sighting, error) {
 		cursor := tx.Bucket([]byte(bucketKeys)).Cursor()
 		if query.WorkspaceID == "" {
-			return allKeys(ctx, cursor, before, add)
+			err := allKeys(ctx, cursor, before, add)
+			return seen, err
 		}
 		for _, slot := range slots {
 			record := &storagev1.KeyRecord{}
-			if err := keyAt(cursor, slot, record); err != nil {
-				return err
+			value, err := keyAt(cursor, slot, record)
+			if err != nil {
+				return nil, err
 			}
-			if !add(record, slot) {
+			if !add(record, slot, value) {
 				break
 			}
 		}
-		return ctx.Err()
+		return seen, ctx.Err()
 	})
 	if err != nil {
 		return storage.KeyPage{}, err
@@ -284,7 +333,7 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 
 // allKeys gives the keys of all workspaces, from the slot below before downwards,
 // until add has enough.
-func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64) bool) error {
+func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64, []byte) bool) error {
 	var value []byte
 	name, _ := cursor.Seek([]byte(number(before)))
 	if name == nil {
@@ -304,7 +353,7 @@ func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*s
 		if err != nil {
 			return err
 		}
-		if !add(record, slot) {
+		if !add(record, slot, value) {
 			return nil
 		}
 	}
@@ -313,14 +362,22 @@ func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*s
 
 // GetMember implements storage.Store.
 func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error) {
+	var expected expectation
 	record := &storagev1.MemberRecord{}
-	position, err := s.read(ctx, nil, func(tx *bolt.Tx) error {
+	position, err := s.read(ctx, func(directory *directory) {
+		expected = directory.expect(workspaceID, recordID{kindMember, memberID})
+	}, func(tx *bolt.Tx) error {
 		name := memberName(workspaceID, memberID)
 		value := tx.Bucket([]byte(bucketMembers)).Get([]byte(name))
-		if value == nil {
-			return storage.ErrNotFound
+		if value != nil {
+			if err := decodeMember(name, value, record); err != nil {
+				return err
+			}
 		}
-		return decodeMember(name, value, record)
+		if err := expected.compareValue(value); err != nil || value != nil {
+			return err
+		}
+		return storage.ErrNotFound
 	})
 	if err != nil {
 		return nil, position.Revision, err
@@ -337,7 +394,9 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 	}
 	var page storage.MemberPage
 	prefix := []byte(memberName(query.WorkspaceID, ""))
-	position, err := s.read(ctx, nil, func(tx *bolt.Tx) error {
+	position, err := s.readPage(ctx, nil, func(tx *bolt.Tx) ([]sighting, error) {
+		page = storage.MemberPage{}
+		var seen []sighting
 		cursor := tx.Bucket([]byte(bucketMembers)).Cursor()
 		start := []byte(memberName(query.WorkspaceID, query.Cursor))
 		name, value := cursor.Seek(start)
@@ -347,15 +406,16 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 		for ; bytes.HasPrefix(name, prefix); name, value = cursor.Next() {
 			if len(page.Members) == query.Limit {
 				page.Next = page.Members[query.Limit-1].GetMemberId()
-				return nil
+				return seen, nil
 			}
 			record := &storagev1.MemberRecord{}
 			if err := decodeMember(string(name), value, record); err != nil {
-				return err
+				return nil, err
 			}
 			page.Members = append(page.Members, record)
+			seen = append(seen, sight(query.WorkspaceID, recordID{kindMember, record.GetMemberId()}, value))
 		}
-		return ctx.Err()
+		return seen, ctx.Err()
 	})
 	if err != nil {
 		return storage.MemberPage{}, err

@@ -47,7 +47,7 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 		return 0, err
 	}
 	defer done()
-	places, err := s.places(ctx, change)
+	places, err := s.replaced(ctx, change)
 	if err != nil {
 		return 0, err
 	}
@@ -67,43 +67,6 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	}
 	raise(&s.newest, revision)
 	return revision, nil
-}
-
-// places returns where the keys that a change deletes stand in the order of all keys:
-// the one thing that must be read before a commit. The head is read along, to tell a
-// change that comes too late from one that is wrong.
-func (s *Store) places(ctx context.Context, change *storage.Change) (map[string]string, error) {
-	if len(change.DeleteKeys) == 0 {
-		return nil, nil
-	}
-	parts := []clientv3.Op{s.get(headName(change.WorkspaceID))}
-	for _, key := range change.DeleteKeys {
-		parts = append(parts, s.get(idName(key.GetKeyId())))
-	}
-	response, err := s.read(ctx, parts...)
-	if err != nil {
-		return nil, err
-	}
-	if err := judgeHead(change.WorkspaceID, change.Expect, first(response, 0)); err != nil {
-		return nil, err
-	}
-	places := make(map[string]string, len(change.DeleteKeys))
-	for index, key := range change.DeleteKeys {
-		keyID := key.GetKeyId()
-		entry := first(response, 1+index)
-		if entry == nil {
-			return nil, fmt.Errorf("%w: key %s to delete is not there", storage.ErrInvalidChange, keyID)
-		}
-		where, err := decodeID(keyID, entry.Value)
-		if err != nil {
-			return nil, err
-		}
-		if where.name != keyName(change.WorkspaceID, key.GetSequence(), keyID) {
-			return nil, fmt.Errorf("%w: key %s to delete is stored otherwise", storage.ErrInvalidChange, keyID)
-		}
-		places[keyID] = where.place
-	}
-	return places, nil
 }
 
 // transaction turns a change into comparisons and operations.

@@ -146,6 +146,10 @@ func (s *Store) open(ctx context.Context) error {
 	if header.GetSchema() < 1 || header.GetEpoch() == "" {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}
 	}
+	if header.GetSchema() < storage.Schema {
+		return fmt.Errorf("%w: schema %d under %s; stores in etcd begin with schema %d, and none is upgraded: create the store anew",
+			storage.ErrOlder, header.GetSchema(), s.config.Prefix, storage.SchemaIntegrity)
+	}
 	s.header, s.epoch, s.created = string(stored.Value), header.GetEpoch(), stored.CreateRevision
 	return nil
 }

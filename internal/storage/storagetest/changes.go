@@ -39,7 +39,7 @@ type Workspace struct {
 // NewWorkspace returns a workspace that has no changes yet.
 func NewWorkspace(id string) *Workspace { return &Workspace{ID: id} }
 
-// Follow takes the workspace past a change that was committed.
+// Follow takes the workspace past a change that was committed, which completed its event.
 func (w *Workspace) Follow(change *storage.Change) { w.Head = After(change) }
 
 // After returns the head that a change leaves behind.
@@ -75,6 +75,7 @@ func (w *Workspace) PutMember(memberID, role string) *storage.Change {
 	time := change.Event.GetTime()
 	if w.Head.Sequence == 0 {
 		change.PutWorkspace = &storagev1.WorkspaceRecord{WorkspaceId: w.ID, Incarnation: "first", CreateTime: time}
+		change.PutWorkspace.ChangeSequence = change.Event.GetSequence()
 	}
 	change.PutMembers = []*storagev1.MemberRecord{{
 		WorkspaceId:          w.ID,
@@ -85,6 +86,7 @@ func (w *Workspace) PutMember(memberID, role string) *storage.Change {
 		State:                storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE,
 		CreateTime:           time,
 		UpdateTime:           time,
+		ChangeSequence:       change.Event.GetSequence(),
 	}}
 	return change
 }
@@ -101,6 +103,7 @@ func (w *Workspace) RemoveWorkspace() *storage.Change {
 	change := w.Change(storagev1.AuditAction_AUDIT_ACTION_WORKSPACE_REMOVED, storagev1.FeedKind_FEED_KIND_WORKSPACE, "")
 	change.PutWorkspace = &storagev1.WorkspaceRecord{
 		WorkspaceId: w.ID, Incarnation: "first", CreateTime: change.Event.GetTime(), RemoveTime: change.Event.GetTime(),
+		ChangeSequence: change.Event.GetSequence(),
 	}
 	return change
 }
@@ -184,6 +187,6 @@ func (w *Workspace) DeleteKey(stored ...*storagev1.KeyRecord) *storage.Change {
 func ApplyPolicy(head storage.Head, document string) *storage.Change {
 	policy := &Workspace{Head: head}
 	change := policy.Change(storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED, storagev1.FeedKind_FEED_KIND_POLICY, "")
-	change.PutPolicy = &storagev1.PolicyRecord{Document: []byte(document), ApplyTime: change.Event.GetTime()}
+	change.PutPolicy = &storagev1.PolicyRecord{Document: []byte(document), ApplyTime: change.Event.GetTime(), ChangeSequence: change.Event.GetSequence()}
 	return change
 }

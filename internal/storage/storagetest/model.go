@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -32,6 +33,9 @@ type modelWorkspace struct {
 	members map[string]*storagev1.MemberRecord
 	keys    map[string]*storagev1.KeyRecord
 	events  []storage.AuditEvent // oldest first
+	records Records
+	// listed is what each event must list.
+	listed [][]*storagev1.RecordChange
 }
 
 // NewModel returns the model of an empty store.
@@ -46,9 +50,11 @@ func (m *Model) Apply(change *storage.Change, revision int64) {
 		workspace = &modelWorkspace{
 			members: make(map[string]*storagev1.MemberRecord),
 			keys:    make(map[string]*storagev1.KeyRecord),
+			records: make(Records),
 		}
 		m.workspaces[change.WorkspaceID] = workspace
 	}
+	workspace.listed = append(workspace.listed, workspace.records.Apply(change))
 	encoded, err := storage.Encode(change.Event)
 	if err != nil {
 		panic(err)
@@ -266,6 +272,8 @@ func (m *Model) compareEvents(t testing.TB, store storage.Store, id string, work
 		if !proto.Equal(event.Record, want.Record) || !slices.Equal(event.Encoded, want.Encoded) {
 			t.Errorf("ListAuditEvents of %q: %v, want %v", id, event.Record, want.Record)
 		}
+		equalLists(t, fmt.Sprintf("records listed by event %d of %q", event.Record.GetSequence(), id),
+			event.Record.GetChanges(), workspace.listed[index])
 		if !head.Follows(event.Record) {
 			t.Errorf("ListAuditEvents of %q: event %d does not follow on the one before", id, event.Record.GetSequence())
 		}

@@ -79,6 +79,67 @@ func (MemberRecordState) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{0}
 }
 
+// RecordKind says what a record is.
+type RecordKind int32
+
+const (
+	// Not a kind.
+	RecordKind_RECORD_KIND_UNSPECIFIED RecordKind = 0
+	// The active policy.
+	RecordKind_RECORD_KIND_POLICY RecordKind = 1
+	// A workspace.
+	RecordKind_RECORD_KIND_WORKSPACE RecordKind = 2
+	// A member.
+	RecordKind_RECORD_KIND_MEMBER RecordKind = 3
+	// A key.
+	RecordKind_RECORD_KIND_KEY RecordKind = 4
+)
+
+// Enum value maps for RecordKind.
+var (
+	RecordKind_name = map[int32]string{
+		0: "RECORD_KIND_UNSPECIFIED",
+		1: "RECORD_KIND_POLICY",
+		2: "RECORD_KIND_WORKSPACE",
+		3: "RECORD_KIND_MEMBER",
+		4: "RECORD_KIND_KEY",
+	}
+	RecordKind_value = map[string]int32{
+		"RECORD_KIND_UNSPECIFIED": 0,
+		"RECORD_KIND_POLICY":      1,
+		"RECORD_KIND_WORKSPACE":   2,
+		"RECORD_KIND_MEMBER":      3,
+		"RECORD_KIND_KEY":         4,
+	}
+)
+
+func (x RecordKind) Enum() *RecordKind {
+	p := new(RecordKind)
+	*p = x
+	return p
+}
+
+func (x RecordKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RecordKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_keysvc_storage_v1_records_proto_enumTypes[1].Descriptor()
+}
+
+func (RecordKind) Type() protoreflect.EnumType {
+	return &file_keysvc_storage_v1_records_proto_enumTypes[1]
+}
+
+func (x RecordKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RecordKind.Descriptor instead.
+func (RecordKind) EnumDescriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{1}
+}
+
 // AuditAction says what an audit event records.
 type AuditAction int32
 
@@ -105,6 +166,9 @@ const (
 	AuditAction_AUDIT_ACTION_POLICY_APPLIED AuditAction = 9
 	// Keys or members past their retention were purged.
 	AuditAction_AUDIT_ACTION_PURGED AuditAction = 10
+	// The store got a newer schema. The event lists records that were there; one after
+	// the other, such events list them all.
+	AuditAction_AUDIT_ACTION_UPGRADED AuditAction = 11
 )
 
 // Enum value maps for AuditAction.
@@ -121,6 +185,7 @@ var (
 		8:  "AUDIT_ACTION_WORKSPACE_REMOVED",
 		9:  "AUDIT_ACTION_POLICY_APPLIED",
 		10: "AUDIT_ACTION_PURGED",
+		11: "AUDIT_ACTION_UPGRADED",
 	}
 	AuditAction_value = map[string]int32{
 		"AUDIT_ACTION_UNSPECIFIED":       0,
@@ -134,6 +199,7 @@ var (
 		"AUDIT_ACTION_WORKSPACE_REMOVED": 8,
 		"AUDIT_ACTION_POLICY_APPLIED":    9,
 		"AUDIT_ACTION_PURGED":            10,
+		"AUDIT_ACTION_UPGRADED":          11,
 	}
 )
 
@@ -148,11 +214,11 @@ func (x AuditAction) String() string {
 }
 
 func (AuditAction) Descriptor() protoreflect.EnumDescriptor {
-	return file_keysvc_storage_v1_records_proto_enumTypes[1].Descriptor()
+	return file_keysvc_storage_v1_records_proto_enumTypes[2].Descriptor()
 }
 
 func (AuditAction) Type() protoreflect.EnumType {
-	return &file_keysvc_storage_v1_records_proto_enumTypes[1]
+	return &file_keysvc_storage_v1_records_proto_enumTypes[2]
 }
 
 func (x AuditAction) Number() protoreflect.EnumNumber {
@@ -161,7 +227,7 @@ func (x AuditAction) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuditAction.Descriptor instead.
 func (AuditAction) EnumDescriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{1}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{2}
 }
 
 // FeedKind says what kind of thing a change concerns.
@@ -178,7 +244,8 @@ const (
 	FeedKind_FEED_KIND_WORKSPACE FeedKind = 3
 	// The policy, hence everything.
 	FeedKind_FEED_KIND_POLICY FeedKind = 4
-	// Nothing that a cache could still hold as allowed: dead records were purged.
+	// Nothing that a cache could still hold as allowed: dead records were purged, or
+	// records were written in another form.
 	FeedKind_FEED_KIND_PURGE FeedKind = 5
 )
 
@@ -213,11 +280,11 @@ func (x FeedKind) String() string {
 }
 
 func (FeedKind) Descriptor() protoreflect.EnumDescriptor {
-	return file_keysvc_storage_v1_records_proto_enumTypes[2].Descriptor()
+	return file_keysvc_storage_v1_records_proto_enumTypes[3].Descriptor()
 }
 
 func (FeedKind) Type() protoreflect.EnumType {
-	return &file_keysvc_storage_v1_records_proto_enumTypes[2]
+	return &file_keysvc_storage_v1_records_proto_enumTypes[3]
 }
 
 func (x FeedKind) Number() protoreflect.EnumNumber {
@@ -226,7 +293,7 @@ func (x FeedKind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FeedKind.Descriptor instead.
 func (FeedKind) EnumDescriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{2}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
 // KeyRecord is a key as it is stored. It holds hashes of secrets, never a secret.
@@ -263,7 +330,7 @@ type KeyRecord struct {
 	Secrets []*SecretRecord `protobuf:"bytes,13,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	// Request ids that created or rotated the key; unique in the workspace.
 	RequestIds []string `protobuf:"bytes,14,rep,name=request_ids,json=requestIds,proto3" json:"request_ids,omitempty"`
-	// Audit sequence of the newest event that changed the key; the etag is made of
+	// Audit sequence of the event that put the record as it is; the etag is made of
 	// it.
 	ChangeSequence int64 `protobuf:"varint,15,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
 	unknownFields  protoimpl.UnknownFields
@@ -511,9 +578,11 @@ type MemberRecord struct {
 	// When the member was added or added again.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When the record last changed.
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// Audit sequence of the event that put the record as it is. Since schema 2.
+	ChangeSequence int64 `protobuf:"varint,10,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *MemberRecord) Reset() {
@@ -609,6 +678,13 @@ func (x *MemberRecord) GetUpdateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *MemberRecord) GetChangeSequence() int64 {
+	if x != nil {
+		return x.ChangeSequence
+	}
+	return 0
+}
+
 // WorkspaceRecord is written when a workspace gets its first member and when it
 // is removed.
 type WorkspaceRecord struct {
@@ -620,9 +696,11 @@ type WorkspaceRecord struct {
 	// When that was.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When the workspace was removed; absent while it is not.
-	RemoveTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
+	// Audit sequence of the event that put the record as it is. Since schema 2.
+	ChangeSequence int64 `protobuf:"varint,5,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WorkspaceRecord) Reset() {
@@ -683,6 +761,13 @@ func (x *WorkspaceRecord) GetRemoveTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *WorkspaceRecord) GetChangeSequence() int64 {
+	if x != nil {
+		return x.ChangeSequence
+	}
+	return 0
+}
+
 // PolicyRecord is the active policy.
 type PolicyRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -691,9 +776,12 @@ type PolicyRecord struct {
 	// Scopes that earlier policies had and this one has not, sorted.
 	RetiredScopes []string `protobuf:"bytes,2,rep,name=retired_scopes,json=retiredScopes,proto3" json:"retired_scopes,omitempty"`
 	// When this policy was applied.
-	ApplyTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=apply_time,json=applyTime,proto3" json:"apply_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ApplyTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=apply_time,json=applyTime,proto3" json:"apply_time,omitempty"`
+	// Audit sequence, of the policy's own events, of the one that put the record as
+	// it is. Since schema 2.
+	ChangeSequence int64 `protobuf:"varint,4,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *PolicyRecord) Reset() {
@@ -747,6 +835,13 @@ func (x *PolicyRecord) GetApplyTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *PolicyRecord) GetChangeSequence() int64 {
+	if x != nil {
+		return x.ChangeSequence
+	}
+	return 0
+}
+
 // HeadRecord serialises the changes of one workspace: each change names the head
 // that it was checked against and puts the next one.
 type HeadRecord struct {
@@ -759,7 +854,13 @@ type HeadRecord struct {
 	Fence int64 `protobuf:"varint,3,opt,name=fence,proto3" json:"fence,omitempty"`
 	// Revision of the newest change. Backends that store events by revision walk a
 	// workspace's events back from it; elsewhere it is 0.
-	Revision      int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// HMAC-SHA-256 over the epoch, the head (without its fence) and what all records
+	// of the workspace add up to; 32 bytes. Empty where the backend keeps none. Since
+	// schema 2.
+	Tag []byte `protobuf:"bytes,5,opt,name=tag,proto3" json:"tag,omitempty"`
+	// Version of the keys that the tag and the sum were made with; 0 without a tag.
+	TagKeyVersion uint32 `protobuf:"varint,6,opt,name=tag_key_version,json=tagKeyVersion,proto3" json:"tag_key_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -822,6 +923,20 @@ func (x *HeadRecord) GetRevision() int64 {
 	return 0
 }
 
+func (x *HeadRecord) GetTag() []byte {
+	if x != nil {
+		return x.Tag
+	}
+	return nil
+}
+
+func (x *HeadRecord) GetTagKeyVersion() uint32 {
+	if x != nil {
+		return x.TagKeyVersion
+	}
+	return 0
+}
+
 // AuditRecord is one audit event: who changed what, when, and as whom.
 type AuditRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -847,7 +962,10 @@ type AuditRecord struct {
 	MemberId string `protobuf:"bytes,10,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	// What was changed, as text: the names of fields and, where they are no
 	// secrets, their new values.
-	Details       map[string]string `protobuf:"bytes,11,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Details map[string]string `protobuf:"bytes,11,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Every record that the change put or deleted: at least one, each once. Empty in
+	// events from before schema 2.
+	Changes       []*RecordChange `protobuf:"bytes,12,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -959,6 +1077,89 @@ func (x *AuditRecord) GetDetails() map[string]string {
 	return nil
 }
 
+func (x *AuditRecord) GetChanges() []*RecordChange {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+// RecordChange says what a change did to one record of its workspace. The hashes are
+// SHA-256 of the record's payload as it is stored, which is without the frame's
+// checksum.
+type RecordChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the record is.
+	Kind RecordKind `protobuf:"varint,1,opt,name=kind,proto3,enum=keysvc.storage.v1.RecordKind" json:"kind,omitempty"`
+	// Which one: a key id or a member id; empty for the workspace's own record and the
+	// policy.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Hash of what was stored before, 32 bytes; empty if there was nothing.
+	Before []byte `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
+	// Hash of what is stored now, 32 bytes; empty if the record was deleted.
+	After         []byte `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecordChange) Reset() {
+	*x = RecordChange{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecordChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecordChange) ProtoMessage() {}
+
+func (x *RecordChange) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecordChange.ProtoReflect.Descriptor instead.
+func (*RecordChange) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RecordChange) GetKind() RecordKind {
+	if x != nil {
+		return x.Kind
+	}
+	return RecordKind_RECORD_KIND_UNSPECIFIED
+}
+
+func (x *RecordChange) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RecordChange) GetBefore() []byte {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *RecordChange) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
 // FeedRecord is one entry of the change log: what caches must forget.
 type FeedRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -979,7 +1180,7 @@ type FeedRecord struct {
 
 func (x *FeedRecord) Reset() {
 	*x = FeedRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -991,7 +1192,7 @@ func (x *FeedRecord) String() string {
 func (*FeedRecord) ProtoMessage() {}
 
 func (x *FeedRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1004,7 +1205,7 @@ func (x *FeedRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRecord.ProtoReflect.Descriptor instead.
 func (*FeedRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FeedRecord) GetRevision() int64 {
@@ -1058,7 +1259,7 @@ type HeaderRecord struct {
 
 func (x *HeaderRecord) Reset() {
 	*x = HeaderRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1271,7 @@ func (x *HeaderRecord) String() string {
 func (*HeaderRecord) ProtoMessage() {}
 
 func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1284,7 @@ func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderRecord.ProtoReflect.Descriptor instead.
 func (*HeaderRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeaderRecord) GetSchema() int32 {
@@ -1120,7 +1321,7 @@ type PositionRecord struct {
 
 func (x *PositionRecord) Reset() {
 	*x = PositionRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1132,7 +1333,7 @@ func (x *PositionRecord) String() string {
 func (*PositionRecord) ProtoMessage() {}
 
 func (x *PositionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1145,7 +1346,7 @@ func (x *PositionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PositionRecord.ProtoReflect.Descriptor instead.
 func (*PositionRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PositionRecord) GetRevision() int64 {
@@ -1197,7 +1398,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12D\n" +
-	"\x10overlap_end_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0eoverlapEndTime\"\x96\x03\n" +
+	"\x10overlap_end_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0eoverlapEndTime\"\xbf\x03\n" +
 	"\fMemberRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12 \n" +
@@ -1209,26 +1410,32 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\"\xd0\x01\n" +
+	"updateTime\x12'\n" +
+	"\x0fchange_sequence\x18\n" +
+	" \x01(\x03R\x0echangeSequence\"\xf9\x01\n" +
 	"\x0fWorkspaceRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12;\n" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vremove_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"removeTime\"\x8c\x01\n" +
+	"removeTime\x12'\n" +
+	"\x0fchange_sequence\x18\x05 \x01(\x03R\x0echangeSequence\"\xb5\x01\n" +
 	"\fPolicyRecord\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12%\n" +
 	"\x0eretired_scopes\x18\x02 \x03(\tR\rretiredScopes\x129\n" +
 	"\n" +
-	"apply_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tapplyTime\"\x84\x01\n" +
+	"apply_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tapplyTime\x12'\n" +
+	"\x0fchange_sequence\x18\x04 \x01(\x03R\x0echangeSequence\"\xbe\x01\n" +
 	"\n" +
 	"HeadRecord\x12%\n" +
 	"\x0eaudit_sequence\x18\x01 \x01(\x03R\rauditSequence\x12\x1d\n" +
 	"\n" +
 	"audit_hash\x18\x02 \x01(\fR\tauditHash\x12\x14\n" +
 	"\x05fence\x18\x03 \x01(\x03R\x05fence\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\"\xef\x03\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x10\n" +
+	"\x03tag\x18\x05 \x01(\fR\x03tag\x12&\n" +
+	"\x0ftag_key_version\x18\x06 \x01(\rR\rtagKeyVersion\"\xaa\x04\n" +
 	"\vAuditRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x03R\bsequence\x12#\n" +
@@ -1242,10 +1449,16 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x06key_id\x18\t \x01(\tR\x05keyId\x12\x1b\n" +
 	"\tmember_id\x18\n" +
 	" \x01(\tR\bmemberId\x12E\n" +
-	"\adetails\x18\v \x03(\v2+.keysvc.storage.v1.AuditRecord.DetailsEntryR\adetails\x1a:\n" +
+	"\adetails\x18\v \x03(\v2+.keysvc.storage.v1.AuditRecord.DetailsEntryR\adetails\x129\n" +
+	"\achanges\x18\f \x03(\v2\x1f.keysvc.storage.v1.RecordChangeR\achanges\x1a:\n" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb5\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
+	"\fRecordChange\x121\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1d.keysvc.storage.v1.RecordKindR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06before\x18\x03 \x01(\fR\x06before\x12\x14\n" +
+	"\x05after\x18\x04 \x01(\fR\x05after\"\xb5\x01\n" +
 	"\n" +
 	"FeedRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12!\n" +
@@ -1266,7 +1479,14 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x1fMEMBER_RECORD_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aMEMBER_RECORD_STATE_ACTIVE\x10\x01\x12!\n" +
 	"\x1dMEMBER_RECORD_STATE_SUSPENDED\x10\x02\x12\x1f\n" +
-	"\x1bMEMBER_RECORD_STATE_REMOVED\x10\x03*\xe3\x02\n" +
+	"\x1bMEMBER_RECORD_STATE_REMOVED\x10\x03*\x89\x01\n" +
+	"\n" +
+	"RecordKind\x12\x1b\n" +
+	"\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12RECORD_KIND_POLICY\x10\x01\x12\x19\n" +
+	"\x15RECORD_KIND_WORKSPACE\x10\x02\x12\x16\n" +
+	"\x12RECORD_KIND_MEMBER\x10\x03\x12\x13\n" +
+	"\x0fRECORD_KIND_KEY\x10\x04*\xfe\x02\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -1279,7 +1499,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x1eAUDIT_ACTION_WORKSPACE_REMOVED\x10\b\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_POLICY_APPLIED\x10\t\x12\x17\n" +
 	"\x13AUDIT_ACTION_PURGED\x10\n" +
-	"*\x92\x01\n" +
+	"\x12\x19\n" +
+	"\x15AUDIT_ACTION_UPGRADED\x10\v*\x92\x01\n" +
 	"\bFeedKind\x12\x19\n" +
 	"\x15FEED_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rFEED_KIND_KEY\x10\x01\x12\x14\n" +
@@ -1300,51 +1521,55 @@ func file_keysvc_storage_v1_records_proto_rawDescGZIP() []byte {
 	return file_keysvc_storage_v1_records_proto_rawDescData
 }
 
-var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(MemberRecordState)(0),        // 0: keysvc.storage.v1.MemberRecordState
-	(AuditAction)(0),              // 1: keysvc.storage.v1.AuditAction
-	(FeedKind)(0),                 // 2: keysvc.storage.v1.FeedKind
-	(*KeyRecord)(nil),             // 3: keysvc.storage.v1.KeyRecord
-	(*SecretRecord)(nil),          // 4: keysvc.storage.v1.SecretRecord
-	(*MemberRecord)(nil),          // 5: keysvc.storage.v1.MemberRecord
-	(*WorkspaceRecord)(nil),       // 6: keysvc.storage.v1.WorkspaceRecord
-	(*PolicyRecord)(nil),          // 7: keysvc.storage.v1.PolicyRecord
-	(*HeadRecord)(nil),            // 8: keysvc.storage.v1.HeadRecord
-	(*AuditRecord)(nil),           // 9: keysvc.storage.v1.AuditRecord
-	(*FeedRecord)(nil),            // 10: keysvc.storage.v1.FeedRecord
-	(*HeaderRecord)(nil),          // 11: keysvc.storage.v1.HeaderRecord
-	(*PositionRecord)(nil),        // 12: keysvc.storage.v1.PositionRecord
-	nil,                           // 13: keysvc.storage.v1.KeyRecord.LabelsEntry
-	nil,                           // 14: keysvc.storage.v1.AuditRecord.DetailsEntry
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(RecordKind)(0),               // 1: keysvc.storage.v1.RecordKind
+	(AuditAction)(0),              // 2: keysvc.storage.v1.AuditAction
+	(FeedKind)(0),                 // 3: keysvc.storage.v1.FeedKind
+	(*KeyRecord)(nil),             // 4: keysvc.storage.v1.KeyRecord
+	(*SecretRecord)(nil),          // 5: keysvc.storage.v1.SecretRecord
+	(*MemberRecord)(nil),          // 6: keysvc.storage.v1.MemberRecord
+	(*WorkspaceRecord)(nil),       // 7: keysvc.storage.v1.WorkspaceRecord
+	(*PolicyRecord)(nil),          // 8: keysvc.storage.v1.PolicyRecord
+	(*HeadRecord)(nil),            // 9: keysvc.storage.v1.HeadRecord
+	(*AuditRecord)(nil),           // 10: keysvc.storage.v1.AuditRecord
+	(*RecordChange)(nil),          // 11: keysvc.storage.v1.RecordChange
+	(*FeedRecord)(nil),            // 12: keysvc.storage.v1.FeedRecord
+	(*HeaderRecord)(nil),          // 13: keysvc.storage.v1.HeaderRecord
+	(*PositionRecord)(nil),        // 14: keysvc.storage.v1.PositionRecord
+	nil,                           // 15: keysvc.storage.v1.KeyRecord.LabelsEntry
+	nil,                           // 16: keysvc.storage.v1.AuditRecord.DetailsEntry
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
 }
 var file_keysvc_storage_v1_records_proto_depIdxs = []int32{
-	13, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
-	15, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
-	15, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
-	4,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
-	15, // 4: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
-	15, // 5: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
-	15, // 6: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
+	15, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
+	17, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
+	17, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
+	5,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
+	17, // 4: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
+	17, // 5: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
+	17, // 6: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
 	0,  // 7: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
-	15, // 8: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
-	15, // 9: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
-	15, // 10: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
-	15, // 11: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
-	15, // 12: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
-	15, // 13: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	1,  // 14: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
-	14, // 15: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
-	2,  // 16: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
-	15, // 17: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
-	15, // 18: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	17, // 8: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
+	17, // 9: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
+	17, // 10: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
+	17, // 11: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
+	17, // 12: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
+	17, // 13: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	2,  // 14: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
+	16, // 15: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
+	11, // 16: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
+	1,  // 17: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
+	3,  // 18: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
+	17, // 19: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
+	17, // 20: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_storage_v1_records_proto_init() }
@@ -1357,8 +1582,8 @@ func file_keysvc_storage_v1_records_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_storage_v1_records_proto_rawDesc), len(file_keysvc_storage_v1_records_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   12,
+			NumEnums:      4,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,337 @@
+package keys_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/keys/keystest"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+const testedScope = "signatures:read"
+
+// narrowing takes something away from a key of the member ann in acme.
+type narrowing struct {
+	name string
+	do   func(t *testing.T, w *keystest.World, key *keysvcv1.Key)
+	// named is how `keysvc check` begins to name the record; KEY is the key's id.
+	named string
+}
+
+func narrowings() []narrowing {
+	update := func(key *keysvcv1.Key, path string) *keysvcv1.UpdateKeyRequest {
+		key.WorkspaceId = "acme"
+		return &keysvcv1.UpdateKeyRequest{Key: key, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{path}}}
+	}
+	return []narrowing{
+		{"key revoked", func(t *testing.T, w *keystest.World, key *keysvcv1.Key) {
+			w.Must(w.RevokeKey(t.Context(), keystest.Actor, &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: key.GetKeyId()}))
+		}, "key KEY"},
+		{"scope taken", func(t *testing.T, w *keystest.World, key *keysvcv1.Key) {
+			w.Must(w.UpdateKey(t.Context(), keystest.Actor, update(&keysvcv1.Key{KeyId: key.GetKeyId(), Scopes: []string{"emails:read"}}, "scopes")))
+		}, "key KEY"},
+		{"rotated away", func(t *testing.T, w *keystest.World, key *keysvcv1.Key) {
+			w.Must(w.RotateKey(t.Context(), keystest.Actor, &keysvcv1.RotateKeyRequest{WorkspaceId: "acme", KeyId: key.GetKeyId(), Overlap: durationpb.New(0)}))
+		}, "key KEY"},
+		{"address rule added", func(t *testing.T, w *keystest.World, key *keysvcv1.Key) {
+			w.Must(w.UpdateKey(t.Context(), keystest.Actor, update(&keysvcv1.Key{KeyId: key.GetKeyId(), AllowedCidrs: []string{"192.0.2.0/24"}}, "allowed_cidrs")))
+		}, "key KEY"},
+		{"member suspended", func(_ *testing.T, w *keystest.World, _ *keysvcv1.Key) {
+			w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_SUSPENDED)
+		}, `member "ann" of workspace "acme"`},
+		{"member lowered", func(_ *testing.T, w *keystest.World, _ *keysvcv1.Key) {
+			w.Put("acme", "ann", "member", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+		}, `member "ann" of workspace "acme"`},
+		{"member removed", func(t *testing.T, w *keystest.World, _ *keysvcv1.Key) {
+			w.Must(w.RemoveMember(t.Context(), keystest.Actor, &keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: "ann"}))
+		}, `member "ann" of workspace "acme"`},
+		{"workspace removed", func(t *testing.T, w *keystest.World, _ *keysvcv1.Key) {
+			w.Must(w.RemoveWorkspace(t.Context(), keystest.Actor, &keysvcv1.RemoveWorkspaceRequest{WorkspaceId: "acme"}))
+		}, `workspace "acme"`},
+		{"policy narrowed", func(t *testing.T, w *keystest.World, _ *keysvcv1.Key) {
+			current, err := w.GetPolicy(t.Context(), &keysvcv1.GetPolicyRequest{})
+			w.Must(nil, err)
+			for _, role := range current.GetPolicy().GetRoles() {
+				if role.GetName() == "manager" {
+					role.Scopes = []string{"emails:read"}
+				}
+			}
+			w.Must(w.ApplyPolicy(t.Context(), keystest.Actor, &keysvcv1.ApplyPolicyRequest{
+				Policy: current.GetPolicy(), ReplacesDigest: current.GetDigest(),
+			}))
+		}, "policy"},
+	}
+}
+
+// narrowed is a store's file before and after a narrowing.
+type narrowed struct {
+	narrowing
+
+	before, after string // paths
+	token         string
+	keyID         string
+	// other is a token that the narrowing does not concern; empty if it concerns all.
+	other string
+}
+
+// narrow makes a store with some content, and narrows a key of it.
+func narrow(t *testing.T, n narrowing) narrowed {
+	t.Helper()
+	backend := keystest.NewBolt(t)
+	w := keystest.NewWorld(t, backend, nil)
+	for _, id := range []string{"acme", "beta"} {
+		for _, member := range []string{"ann", "bob"} {
+			w.Put(id, member, "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+			for range 12 {
+				w.Create(id, member, testedScope)
+			}
+		}
+	}
+	created := w.Create("acme", "ann", testedScope)
+	result := narrowed{narrowing: n, token: created.GetToken(), keyID: created.GetKey().GetKeyId()}
+	if n.named != "policy" {
+		result.other = w.Create("beta", "bob", testedScope).GetToken()
+	}
+	w.Want(result.token, testedScope, decide.NoReason)
+	w.Restart(true)
+	result.before = copyFile(t, backend.Path)
+	n.do(t, w, created.GetKey())
+	w.Restart(true)
+	result.after = copyFile(t, backend.Path)
+	if allowed, err := ask(t, result.after, result.token); allowed || err != nil {
+		t.Fatalf("after the narrowing: allowed %t, %v", allowed, err)
+	}
+	return result
+}
+
+func copyFile(t *testing.T, path string) string {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newFile(t, content)
+}
+
+func newFile(t *testing.T, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "keysvc.db")
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// ask starts on a file and validates a token. An error is that of the start, or of the
+// validation.
+func ask(t *testing.T, path, token string) (allowed bool, err error) {
+	t.Helper()
+	store, err := boltstore.Open(path, boltstore.Config{})
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	index := projection.New(store, nil)
+	if _, err := index.Load(t.Context()); err != nil {
+		return false, err
+	}
+	at := func() time.Time { return time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC) }
+	answer, err := validation.New(index, store, at).Validate(t.Context(), validation.Question{
+		Token: token, Requirement: decide.Requirement{Scope: testedScope},
+	})
+	return answer.Decision == decide.Allowed, err
+}
+
+// values returns what lies in a file's buckets of records, by bucket and name.
+func values(t *testing.T, path string) map[[2]string][]byte {
+	t.Helper()
+	found := make(map[[2]string][]byte)
+	withFile(t, path, func(tx *bolt.Tx) error {
+		for _, bucket := range []string{"policy", "workspaces", "members", "keys"} {
+			err := tx.Bucket([]byte(bucket)).ForEach(func(name, value []byte) error {
+				found[[2]string{bucket, string(name)}] = bytes.Clone(value)
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return found
+}
+
+func withFile(t *testing.T, path string, use func(tx *bolt.Tx) error) {
+	t.Helper()
+	database, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(database.Update(use), database.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestRecordPutBack puts back the previous valid value of the record that each kind of
+// narrowing changed. It is found at the start; what depended on it is never allowed, and
+// the rest goes on.
+func TestRecordPutBack(t *testing.T) {
+	for _, n := range narrowings() {
+		t.Run(n.name, func(t *testing.T) {
+			file := narrow(t, n)
+			before, after := values(t, file.before), values(t, file.after)
+			var changed [][2]string
+			for name, value := range after {
+				if old, found := before[name]; found && !bytes.Equal(old, value) {
+					changed = append(changed, name)
+				}
+			}
+			if len(changed) != 1 || len(before) != len(after) {
+				t.Fatalf("changed are %q", changed)
+			}
+			withFile(t, file.after, func(tx *bolt.Tx) error {
+				return tx.Bucket([]byte(changed[0][0])).Put([]byte(changed[0][1]), before[changed[0]])
+			})
+			allowed, err := ask(t, file.after, file.token)
+			if allowed || !errors.Is(err, storage.ErrDamaged) {
+				t.Errorf("allowed %t, %v; want ErrDamaged", allowed, err)
+			}
+			if file.other != "" {
+				if allowed, err := ask(t, file.after, file.other); !allowed || err != nil {
+					t.Errorf("another workspace: allowed %t, %v", allowed, err)
+				}
+			}
+			checkNames(t, file)
+		})
+	}
+}
+
+// checkNames fails the test unless the check of a file names the record at fault, and no
+// other.
+func checkNames(t *testing.T, file narrowed) {
+	t.Helper()
+	report, err := boltstore.Check(context.Background(), file.after)
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := strings.ReplaceAll(file.named, "KEY", file.keyID) + ": it is not the record that audit event"
+	if !slices.ContainsFunc(report.Problems, func(problem string) bool { return strings.HasPrefix(problem, named) }) {
+		t.Errorf("check: %q, want one that begins with %q", report.Problems, named)
+	}
+	for _, problem := range report.Problems {
+		if strings.Contains(problem, ": it is not the record") && !strings.HasPrefix(problem, named) {
+			t.Errorf("check also names %q", problem)
+		}
+	}
+}
+
+// TestStalePages puts back, one at a time, every page that a narrowing wrote, but for the
+// meta pages: that the newest of those is stale only an anchor can tell.
+func TestStalePages(t *testing.T) {
+	outcomes := make(map[string]int)
+	for _, n := range narrowings() {
+		file := narrow(t, n)
+		before, err := os.ReadFile(file.before)
+		if err != nil {
+			t.Fatal(err)
+		}
+		after, err := os.ReadFile(file.after)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size := os.Getpagesize()
+		for page := 2; (page+1)*size <= min(len(before), len(after)); page++ {
+			begin, end := page*size, (page+1)*size
+			if bytes.Equal(before[begin:end], after[begin:end]) {
+				continue
+			}
+			stale := bytes.Clone(after)
+			copy(stale[begin:end], before[begin:end])
+			path := newFile(t, stale)
+			report, err := boltstore.Check(context.Background(), path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			allowed, err := ask(t, path, file.token)
+			switch {
+			case allowed:
+				t.Errorf("%s: page %d is stale, and the token is allowed", n.name, page)
+			case err != nil && len(report.Problems) == 0:
+				t.Errorf("%s: page %d: %v, and the check finds nothing", n.name, page, err)
+			case err != nil:
+				outcomes["refused"]++
+			case len(report.Problems) > 0:
+				outcomes["found by the check"]++
+			default:
+				outcomes["without effect"]++
+			}
+		}
+	}
+	t.Log(outcomes)
+	if outcomes["refused"] == 0 || len(slices.Collect(maps.Keys(outcomes))) == 0 {
+		t.Error("no page mattered")
+	}
+}
+
+// TestAlteredRecordStaysUntrue alters a key's scope in the file of a running store, and
+// mends the checksum. An honest change of the key is refused, and the scope never works.
+func TestAlteredRecordStaysUntrue(t *testing.T) {
+	backend := keystest.NewBolt(t)
+	w := keystest.NewWorld(t, uncheckedBolt{backend}, nil)
+	w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+	created := w.Create("acme", "ann", "folders:write")
+	keyID := created.GetKey().GetKeyId()
+	content, err := os.ReadFile(backend.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range values(t, copyFile(t, backend.Path)) {
+		if name[0] == "keys" {
+			altered := bytes.Replace(storage.Payload(value), []byte("folders:write"), []byte("emails:delete"), 1)
+			content = bytes.ReplaceAll(content, value, storage.Frame("keys/"+name[1], altered))
+		}
+	}
+	file, err := os.OpenFile(backend.Path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteAt(content, 0); err != nil {
+		t.Fatal(err)
+	}
+	w.Must(nil, file.Close())
+	_, err = w.UpdateKey(t.Context(), keystest.Actor, &keysvcv1.UpdateKeyRequest{
+		Key:        &keysvcv1.Key{WorkspaceId: "acme", KeyId: keyID, Name: "honest"},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"name"}},
+	})
+	if !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("UpdateKey: %v, want ErrDamaged", err)
+	}
+	w.Want(created.GetToken(), "folders:write", decide.NoReason)
+	w.Want(created.GetToken(), "emails:delete", decide.ScopeNotGranted)
+	report, err := boltstore.Check(t.Context(), copyFile(t, backend.Path))
+	if err != nil || !slices.ContainsFunc(report.Problems, func(problem string) bool { return strings.Contains(problem, keyID) }) {
+		t.Errorf("check: %q, %v; want one that names %s", report.Problems, err, keyID)
+	}
+}
+
+// uncheckedBolt is not checked at the end: its file is at fault.
+type uncheckedBolt struct{ keystest.Bolt }
+
+func (uncheckedBolt) Check(testing.TB) {}

@@ -1,0 +1,156 @@
+package storage
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+)
+
+// recordName names a record among all of a store.
+type recordName struct {
+	workspaceID string
+	kind        storagev1.RecordKind
+	name        string // as RecordChange has it
+}
+
+func (n recordName) String() string {
+	switch n.kind {
+	case storagev1.RecordKind_RECORD_KIND_POLICY:
+		return "policy"
+	case storagev1.RecordKind_RECORD_KIND_WORKSPACE:
+		return fmt.Sprintf("workspace %q", n.workspaceID)
+	case storagev1.RecordKind_RECORD_KIND_MEMBER:
+		return fmt.Sprintf("member %q of workspace %q", n.name, n.workspaceID)
+	case storagev1.RecordKind_RECORD_KIND_KEY:
+		return "key " + n.name
+	case storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	}
+	return fmt.Sprintf("record %q of kind %d of workspace %q", n.name, n.kind, n.workspaceID)
+}
+
+// checkedRecord is what a Checker knows of one record.
+type checkedRecord struct {
+	stored, damaged bool
+	hash            [sha256.Size]byte // of the payload
+	changed         int64             // the event that the record names
+
+	// What the events say: whether one lists the record, and the last one that does.
+	listed bool
+	by     int64
+	after  []byte
+}
+
+// nameOf returns the name of the record in an item, and the event that it names. There is
+// no record in heads, usage and damage.
+func nameOf(item Item) (name recordName, record proto.Message, changed int64) {
+	switch {
+	case item.Policy != nil:
+		return recordName{kind: storagev1.RecordKind_RECORD_KIND_POLICY}, item.Policy, item.Policy.GetChangeSequence()
+	case item.Workspace != nil:
+		id := item.Workspace.GetWorkspaceId()
+		return recordName{id, storagev1.RecordKind_RECORD_KIND_WORKSPACE, ""}, item.Workspace, item.Workspace.GetChangeSequence()
+	case item.Member != nil:
+		id := item.Member.GetWorkspaceId()
+		return recordName{id, storagev1.RecordKind_RECORD_KIND_MEMBER, item.Member.GetMemberId()}, item.Member, item.Member.GetChangeSequence()
+	case item.Key != nil:
+		id := item.Key.GetWorkspaceId()
+		return recordName{id, storagev1.RecordKind_RECORD_KIND_KEY, item.Key.GetKeyId()}, item.Key, item.Key.GetChangeSequence()
+	}
+	return recordName{}, nil, 0
+}
+
+// damagedName returns the name of a record that cannot be read.
+func damagedName(damaged *Damaged) recordName {
+	switch {
+	case damaged.KeyID != "":
+		return recordName{damaged.WorkspaceID, storagev1.RecordKind_RECORD_KIND_KEY, damaged.KeyID}
+	case damaged.MemberID != "":
+		return recordName{damaged.WorkspaceID, storagev1.RecordKind_RECORD_KIND_MEMBER, damaged.MemberID}
+	case damaged.WorkspaceID == "":
+		return recordName{kind: storagev1.RecordKind_RECORD_KIND_POLICY}
+	}
+	return recordName{damaged.WorkspaceID, storagev1.RecordKind_RECORD_KIND_WORKSPACE, ""}
+}
+
+func (c *Checker) record(name recordName) *checkedRecord {
+	entry := c.records[name]
+	if entry == nil {
+		if c.records == nil {
+			c.records = make(map[recordName]*checkedRecord)
+		}
+		entry = &checkedRecord{}
+		c.records[name] = entry
+	}
+	return entry
+}
+
+func (c *Checker) stored(name recordName, hash [sha256.Size]byte, changed int64) {
+	entry := c.record(name)
+	entry.stored, entry.hash, entry.changed = true, hash, changed
+}
+
+// matchRecords takes what an event lists. Each record must have been left as the next
+// event that lists it found it.
+func (c *Checker) matchRecords(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
+	if c.Schema == SchemaFirst {
+		return
+	}
+	sequence := event.GetSequence()
+	upgraded := event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_UPGRADED
+	if len(event.GetChanges()) == 0 && workspace.lists {
+		c.Problem("workspace %q: audit event %d lists no records", workspace.id, sequence)
+	}
+	for _, change := range event.GetChanges() {
+		workspace.lists = true
+		name := recordName{workspace.id, change.GetKind(), change.GetName()}
+		entry := c.record(name)
+		if !isHash(change.GetBefore()) || !isHash(change.GetAfter()) || len(change.GetBefore())+len(change.GetAfter()) == 0 {
+			c.Problem("%s: audit event %d lists it without hashes", name, sequence)
+		}
+		switch {
+		case entry.listed && !bytes.Equal(change.GetBefore(), entry.after):
+			c.Problem("%s: audit event %d found another record than event %d had put", name, sequence, entry.by)
+		case !entry.listed && !upgraded && len(change.GetBefore()) > 0:
+			c.Problem("%s: audit event %d found a record that no event had put", name, sequence)
+		}
+		entry.listed, entry.by, entry.after = true, sequence, change.GetAfter()
+	}
+}
+
+// isHash reports whether a listed hash has a length that it may have.
+func isHash(hash []byte) bool { return len(hash) == 0 || len(hash) == sha256.Size }
+
+// finishRecords compares each record with the last event that lists it.
+func (c *Checker) finishRecords() {
+	if c.Schema == SchemaFirst {
+		return
+	}
+	names := make([]recordName, 0, len(c.records))
+	for name := range c.records {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(a, b recordName) int {
+		return cmp.Or(cmp.Compare(a.workspaceID, b.workspaceID), cmp.Compare(a.kind, b.kind), cmp.Compare(a.name, b.name))
+	})
+	for _, name := range names {
+		switch entry := c.records[name]; {
+		case entry.damaged: // said already
+		case !entry.listed:
+			c.Problem("%s: no audit event lists it", name)
+		case !entry.stored && len(entry.after) > 0:
+			c.Problem("%s: it is missing; audit event %d put it", name, entry.by)
+		case entry.stored && len(entry.after) == 0:
+			c.Problem("%s: it is there, though audit event %d deleted it", name, entry.by)
+		case entry.stored && !bytes.Equal(entry.hash[:], entry.after):
+			c.Problem("%s: it is not the record that audit event %d put last", name, entry.by)
+		case entry.stored && entry.changed != entry.by:
+			c.Problem("%s: it names audit event %d as its change, but event %d put it", name, entry.changed, entry.by)
+		}
+	}
+}
