@@ -79,7 +79,7 @@ type Store interface {
 	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
 
 	// Commit makes one change and returns its revision once it is durable and handed
-	// to the watchers. Errors: ErrConflict, ExistsError, ErrInvalidChange,
+	// to the watchers. Errors: ErrConflict, ExistsError, ErrInvalidChange, ErrFull,
 	// ErrUnavailable, ErrDamaged (the head is), ErrOutcomeUnknown, or the context's if
 	// it ended before the commit had begun. In all cases but ErrOutcomeUnknown nothing
 	// was changed. If several of them apply, any one is returned.
@@ -109,7 +109,7 @@ type Store interface {
 
 	// PutUsage records when keys were last used, outside revisions, audit and Watch. The
 	// later of the given and the stored time stays. Keys that are not there are passed
-	// over. Errors: ErrUnavailable, ErrOutcomeUnknown, or the context's; some of the
+	// over. Errors: ErrFull, ErrUnavailable, ErrOutcomeUnknown, or the context's; some of the
 	// times may have been recorded then, which does no harm.
 	PutUsage(ctx context.Context, uses []Usage) error
 
@@ -210,6 +210,10 @@ type Change struct {
 	// Kind and Subject make up the entry of the change log.
 	Kind    storagev1.FeedKind
 	Subject string
+
+	// Narrows says that the change only takes away: access, or what is stored. Such
+	// changes are committed while the disk is full; any other is ErrFull then.
+	Narrows bool
 
 	// AbsentKeyIDs must not be there, in any workspace. New keys are among them.
 	AbsentKeyIDs []string

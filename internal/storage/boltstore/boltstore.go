@@ -79,6 +79,7 @@ type Store struct {
 	path   string
 	config Config
 	epoch  string
+	info   fs.FileInfo // of the file that was opened first
 
 	// state guards what follows. The committer holds it for writing from the moment a
 	// transaction may become visible until the directory agrees with it, so that
@@ -88,6 +89,8 @@ type Store struct {
 	directory *directory
 	position  storage.Position
 	closed    bool
+	// ended is set once the store must not be opened again by this process.
+	ended error
 
 	ring *ring
 
@@ -125,7 +128,7 @@ func Open(path string, config Config) (*Store, error) {
 		return nil, err
 	}
 	store.use(opened)
-	store.epoch = opened.header.GetEpoch()
+	store.epoch, store.info = opened.header.GetEpoch(), opened.info
 	store.ring = newRing(opened.position.Revision)
 	store.committer.Go(store.commitLoop)
 	return store, nil
@@ -134,7 +137,8 @@ func Open(path string, config Config) (*Store, error) {
 // opened is a file that has been opened and found good.
 type opened struct {
 	database  *bolt.DB
-	file      *os.File // what database reads and writes, and what its lock is on
+	file      *os.File    // what database reads and writes, and what its lock is on
+	info      fs.FileInfo // of file
 	header    *storagev1.HeaderRecord
 	directory *directory
 	position  storage.Position
@@ -177,11 +181,7 @@ func openPages(ctx context.Context, path string, config Config) (*opened, error)
 	if err != nil {
 		return nil, err
 	}
-	info, err := result.file.Stat()
-	if err == nil {
-		err = verifyPages(ctx, result.file, info.Size())
-	}
-	if err != nil {
+	if err := verifyPages(ctx, result.file, result.info.Size()); err != nil {
 		_ = result.close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -207,7 +207,10 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 		return err
 	})
 	if err == nil {
-		return result, nil
+		if result.info, err = result.file.Stat(); err == nil {
+			return result, nil
+		}
+		_ = result.close()
 	}
 	// After a panic bbolt has left the file open, and locked.
 	if result.file != nil {
@@ -468,6 +471,9 @@ func (s *Store) reopen() error {
 	}
 	if up {
 		return nil
+	}
+	if err := s.checkReopened(); err != nil {
+		return err
 	}
 	file, err := openFile(s.path, s.config)
 	if err != nil {

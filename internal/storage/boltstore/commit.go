@@ -416,6 +416,9 @@ func (s *Store) write(file *opened, group []*request, writes []write, position s
 	if err == nil {
 		err = s.commit(tx)
 	}
+	if err == nil {
+		err = s.checkCommitted()
+	}
 	if err != nil {
 		s.goDown(tx)
 		return err

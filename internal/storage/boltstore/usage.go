@@ -55,6 +55,9 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	if err == nil {
 		err = s.commit(tx)
 	}
+	if err == nil {
+		err = s.checkCommitted()
+	}
 	if err != nil {
 		s.goDown(tx)
 		return fmt.Errorf("%w: %w", storage.ErrOutcomeUnknown, err)
