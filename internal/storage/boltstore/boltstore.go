@@ -44,6 +44,10 @@ type Config struct {
 	LockTimeout time.Duration
 	// FeedEntries is how many entries of the change log are kept. Default: 65,536.
 	FeedEntries int64
+	// Reserve is how many bytes of the disk are kept for changes that narrow, beside what
+	// the file has in free pages. Default: 64 MiB, which 10,000 of them fit into; none if it
+	// is negative.
+	Reserve int64
 	// Random yields the epoch of a new store. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.
@@ -53,6 +57,10 @@ type Config struct {
 
 	// fault, in tests, fails a commit before or after it was written.
 	fault func(written bool) error
+	// allocate, in tests, is a disk with little room.
+	allocate func(file *os.File, from, to int64) error
+	// room is the reserve of the store that is opened with this config.
+	room *reserve
 }
 
 func (c Config) withDefaults() Config {
@@ -61,6 +69,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FeedEntries == 0 {
 		c.FeedEntries = 65536
+	}
+	if c.Reserve == 0 {
+		c.Reserve = defaultReserve
+	}
+	if c.allocate == nil {
+		c.allocate = allocate
 	}
 	if c.Random == nil {
 		c.Random = rand.Reader
@@ -93,6 +107,7 @@ type Store struct {
 	ended error
 
 	ring *ring
+	room *reserve
 
 	requests  chan *request
 	closing   chan struct{} // closed by Close
@@ -113,12 +128,14 @@ var _ storage.Store = (*Store)(nil)
 // serves it, ErrNewer, ErrDamaged, and those of the file system.
 func Open(path string, config Config) (*Store, error) {
 	config = config.withDefaults()
+	config.room = newReserve(config)
 	if err := create(path, config); err != nil {
 		return nil, err
 	}
 	store := &Store{
 		path:     path,
 		config:   config,
+		room:     config.room,
 		requests: make(chan *request, 1024),
 		closing:  make(chan struct{}),
 		stopped:  make(chan struct{}),
@@ -142,6 +159,9 @@ type opened struct {
 	header    *storagev1.HeaderRecord
 	directory *directory
 	position  storage.Position
+	// allocated is how much of the file has its room on the disk, in bytes. Owned by
+	// whoever holds Store.writing.
+	allocated int64
 }
 
 // openFile opens an existing file, checks its pages, and reads its header and
@@ -160,7 +180,10 @@ func openFile(path string, config Config) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = guard(func() error { return result.database.View(result.read) })
+	err = guard(func() error { return config.room.open(result) })
+	if err == nil {
+		err = guard(func() error { return result.database.View(result.read) })
+	}
 	if err == nil {
 		err = guard(result.settle)
 	}

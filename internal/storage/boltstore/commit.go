@@ -66,6 +66,9 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	if err := change.Validate(); err != nil {
 		return 0, err
 	}
+	if err := s.room.admit(change.Narrows); err != nil {
+		return 0, err
+	}
 	entry, err := encode(change)
 	if err != nil {
 		return 0, err
@@ -273,6 +276,10 @@ func (s *Store) commitGroup(group []*request) {
 		return
 	}
 	err := s.write(file, accepted, writes, position)
+	if errors.Is(err, errNoRoom) {
+		s.commitLess(accepted)
+		return
+	}
 	if errors.Is(err, storage.ErrUnavailable) {
 		for _, entry := range accepted {
 			entry.finish(0, err)
@@ -409,12 +416,19 @@ func (s *Store) write(file *opened, group []*request, writes []write, position s
 		if tx, err = file.database.Begin(true); err != nil {
 			return err
 		}
+		if err := s.room.prepare(file, tx, narrow(group), need(writes)); err != nil {
+			return err
+		}
 		return s.fill(tx, writes, position)
 	})
 	s.state.Lock()
 	defer s.state.Unlock()
 	if err == nil {
 		err = s.commit(tx)
+	}
+	if isNoRoomInFile(err) {
+		s.room.fitted(narrow(group), err)
+		return errNoRoom
 	}
 	if err == nil {
 		err = s.checkCommitted()
@@ -423,6 +437,7 @@ func (s *Store) write(file *opened, group []*request, writes []write, position s
 		s.goDown(tx)
 		return err
 	}
+	s.room.fitted(narrow(group), nil)
 	for _, entry := range group {
 		entry.follow(s.directory)
 	}
