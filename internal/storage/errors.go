@@ -47,6 +47,11 @@ var (
 	// changes; and for these once that is used up. Nothing was changed. It ends within a
 	// second after there is room again.
 	ErrFull = errors.New("storage: no room left")
+	// ErrAnchor is returned when opening a store that does not agree with its anchor: it
+	// lies behind it, or has another history, or its anchor is not there or cannot be
+	// read. Changes may be lost, revocations among them. Only a person can say that it
+	// shall be served all the same (keysvc anchor accept).
+	ErrAnchor = errors.New("storage: the store does not agree with its anchor")
 	// ErrDamaged is what every DamagedError is, and what opening returns if nothing
 	// can be served.
 	ErrDamaged = errors.New("storage: damaged")

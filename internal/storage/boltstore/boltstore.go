@@ -35,7 +35,11 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/anchor"
 )
+
+// epochBytes is how long the random part of an epoch is.
+const epochBytes = 12
 
 // Config says how a store is opened. The zero value is useful.
 type Config struct {
@@ -48,6 +52,13 @@ type Config struct {
 	// the file has in free pages. Default: 64 MiB, which 10,000 of them fit into; none if it
 	// is negative.
 	Reserve int64
+	// Anchor is the file that remembers how far the store had come. Default: AnchorOf the
+	// store's file, which finds what the disk loses. On another disk it also finds an older
+	// copy that was put in place.
+	Anchor string
+	// Unanchored opens a store without its anchor: nothing is compared, nothing written.
+	// It is for tools and tests that look at copies.
+	Unanchored bool
 	// Random yields the epoch of a new store. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.
@@ -59,6 +70,8 @@ type Config struct {
 	fault func(written bool) error
 	// allocate, in tests, is a disk with little room.
 	allocate func(file *os.File, from, to int64) error
+	// anchorFault, in tests, fails or delays a write of the anchor.
+	anchorFault func(anchor.Mark) error
 	// room is the reserve of the store that is opened with this config.
 	room *reserve
 }
@@ -106,8 +119,9 @@ type Store struct {
 	// ended is set once the store must not be opened again by this process.
 	ended error
 
-	ring *ring
-	room *reserve
+	ring   *ring
+	room   *reserve
+	anchor *anchoring // nil without one
 
 	requests  chan *request
 	closing   chan struct{} // closed by Close
@@ -129,6 +143,12 @@ var _ storage.Store = (*Store)(nil)
 func Open(path string, config Config) (*Store, error) {
 	config = config.withDefaults()
 	config.room = newReserve(config)
+	if config.Anchor == "" {
+		config.Anchor = AnchorOf(path)
+	}
+	if err := config.checkAbandoned(path); err != nil {
+		return nil, err
+	}
 	if err := create(path, config); err != nil {
 		return nil, err
 	}
@@ -143,6 +163,12 @@ func Open(path string, config Config) (*Store, error) {
 	opened, err := openFile(path, config)
 	if err != nil {
 		return nil, err
+	}
+	if !config.Unanchored {
+		if store.anchor, err = openAnchor(opened, config); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), opened.close())
+		}
+		store.anchor.start(store.end)
 	}
 	store.use(opened)
 	store.epoch, store.info = opened.header.GetEpoch(), opened.info
@@ -417,7 +443,7 @@ func create(path string, config Config) error {
 
 // initialise writes an empty store into a file.
 func initialise(path string, config Config) error {
-	epoch := make([]byte, 12)
+	epoch := make([]byte, epochBytes)
 	if _, err := io.ReadFull(config.Random, epoch); err != nil {
 		return fmt.Errorf("drawing an epoch: %w", err)
 	}
@@ -469,6 +495,7 @@ func (s *Store) close() error {
 	s.state.Unlock()
 	close(s.closing)
 	s.committer.Wait()
+	s.anchor.stop()
 	s.reopening.Lock() // a reopening that is under way gives the file back
 	defer s.reopening.Unlock()
 	s.ring.end(storage.ErrUnavailable)
@@ -506,6 +533,9 @@ func (s *Store) reopen() error {
 		_ = file.close()
 		return fmt.Errorf("%w: %s has epoch %s and revision %d, expected %s and at least %d",
 			storage.ErrHistoryChanged, s.path, file.header.GetEpoch(), file.position.Revision, s.epoch, before)
+	}
+	if err := s.checkMark(file); err != nil {
+		return errors.Join(err, file.close())
 	}
 	s.state.Lock()
 	defer s.state.Unlock()

@@ -23,6 +23,8 @@ type Report struct {
 	Position storage.Position
 	// How many of each there are, readable or not.
 	Workspaces, Members, Keys, AuditEvents, FeedEntries int
+	// Anchor says how the file stands to its anchor.
+	Anchor string
 	// Problems describes what is wrong, at most about a hundred things; the last line
 	// then says how many more there are. The store is sound if there are none.
 	Problems []string
@@ -34,8 +36,13 @@ type Report struct {
 // file could not be examined: ErrLocked, ErrNewer, the context's, or the file
 // system's.
 func Check(ctx context.Context, path string) (Report, error) {
+	return CheckAnchored(ctx, path, AnchorOf(path))
+}
+
+// CheckAnchored is Check of a store whose anchor lies elsewhere.
+func CheckAnchored(ctx context.Context, path, anchorPath string) (Report, error) {
 	var report Report
-	err := check(ctx, path, &report)
+	err := check(ctx, path, anchorPath, &report)
 	switch {
 	case errors.Is(err, storage.ErrLocked):
 		return Report{}, fmt.Errorf("%w: stop the server, or check a copy of the file", err)
@@ -47,7 +54,7 @@ func Check(ctx context.Context, path string) (Report, error) {
 	return report, nil
 }
 
-func check(ctx context.Context, path string, report *Report) (err error) {
+func check(ctx context.Context, path, anchorPath string, report *Report) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -71,6 +78,9 @@ func check(ctx context.Context, path string, report *Report) (err error) {
 			}
 			err := checker.run(file)
 			report.Problems = checker.Problems()
+			if err == nil {
+				file.reportAnchor(anchorPath, report)
+			}
 			return err
 		})
 	})

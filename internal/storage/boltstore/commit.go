@@ -293,9 +293,7 @@ func (s *Store) commitGroup(group []*request) {
 		}
 		return
 	}
-	for _, entry := range accepted {
-		entry.finish(entry.committed.Revision, nil)
-	}
+	s.anchor.committed(s.markOf(accepted), accepted)
 }
 
 // check compares the head and looks for what must be absent. newIDs are the keys that
