@@ -34,6 +34,9 @@ import (
 //	KEYSVC_SMALL_DISK=/mnt/small go test -run FullDisk -v ./internal/server
 const smallDiskVariable = "KEYSVC_SMALL_DISK"
 
+// workspaces is how many share the disk.
+const workspaces = 50
+
 // smallDisk is a real disk that a test fills.
 type smallDisk struct {
 	*servertest.Keysvc
@@ -42,6 +45,8 @@ type smallDisk struct {
 	tokens []string
 	// narrowings is how many to make, a fifth of them of the largest kind.
 	narrowings int
+	// tries counts the keys that were asked for on a full disk.
+	tries int
 	// scopes is a key's of all, most to least.
 	scopes []string
 	cidrs  []string
@@ -124,7 +129,8 @@ func (d *smallDisk) size() int64 {
 
 // create tries to create a key like the largest that the built-in policy allows.
 func (d *smallDisk) create() error {
-	_, err := d.Keys.CreateKey(d.t.Context(), d.largest("w0", "member"))
+	d.tries++
+	_, err := d.Keys.CreateKey(d.t.Context(), d.largest(fmt.Sprintf("w%d", d.tries%workspaces), "member"))
 	return err
 }
 
@@ -148,7 +154,6 @@ func (d *smallDisk) prepare() {
 	}
 	slices.Sort(d.cidrs)
 	fifth := d.narrowings / 5
-	const workspaces = 50
 	var mutex sync.Mutex
 	var next atomic.Int64
 	var group sync.WaitGroup
@@ -264,7 +269,10 @@ func (d *smallDisk) validate() (stop func() (time.Duration, int)) {
 // narrow makes the changes, one by one.
 func (d *smallDisk) narrow() {
 	ctx, fifth := d.t.Context(), d.narrowings/5
-	split := func(name string) (workspace, id string) { workspace, id, _ = strings.Cut(name, " "); return workspace, id }
+	split := func(name string) (workspace, id string) {
+		workspace, id, _ = strings.Cut(name, " ")
+		return workspace, id
+	}
 	for number := range fifth { // the key of a leaked token
 		workspace, key := split(d.revoked[number])
 		_, err := d.Keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: key})

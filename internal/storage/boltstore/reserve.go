@@ -54,10 +54,12 @@ type reserve struct {
 	refused atomic.Int64
 	// probe is when the next change may try its luck, in nanoseconds after began.
 	probe atomic.Int64
-	// failed says that the disk had no room at the time failedAt. These and extra are owned
-	// by whoever holds Store.writing.
+	// failed says that the disk had no room at the time failedAt. These and what
+	// follows are owned by whoever holds Store.writing.
 	failed   bool
 	failedAt time.Time
+	// roomy says that the reserve is whole, or much is free beside it.
+	roomy bool
 	// extra is how much further the file is grown once, when the estimate was too low.
 	extra int64
 }
@@ -119,6 +121,7 @@ func (r *reserve) prepare(file *opened, tx *bolt.Tx, narrows bool, need int64) e
 			return err
 		}
 	}
+	r.roomy = file.allocated >= ahead || free*int64(file.database.Info().PageSize) >= largestGrowth
 	limit := file.allocated
 	if !narrows {
 		limit -= r.bytes
@@ -174,7 +177,7 @@ func (r *reserve) fitted(narrows bool, err error) {
 	switch {
 	case err != nil && !r.full.Swap(true):
 		r.log.Warn("the disk has no room: only changes that take something away are made", "kept_bytes", r.bytes)
-	case err == nil && !narrows && r.full.Swap(false):
+	case err == nil && !narrows && r.roomy && r.full.Swap(false):
 		r.log.Info("the disk has room again: all changes are made", "refused", r.refused.Swap(0))
 	}
 	if err != nil {
