@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -75,15 +76,16 @@ func TestFullDisk(t *testing.T) {
 	d.prepare()
 	d.fillDisk()
 	created := d.createUntilFull()
-	used := d.size()
+	_, before := d.size()
 	stop := d.validate()
 	began := time.Now()
 	d.narrow()
 	took := time.Since(began)
 	slowest, asked := stop()
+	length, used := d.size()
 	d.createUntilFull()
-	t.Logf("%d keys more, then STORE_FULL; %d narrowings one by one in %v; %d validations beside, p99 %v; the file has %d MiB, %d MiB before",
-		created, d.narrowings, took, asked, slowest, d.size()>>20, used>>20)
+	t.Logf("%d keys more, then STORE_FULL; %d narrowings one by one in %v took %d KiB, and %d MiB of %d are left; %d validations beside, p99 %v",
+		created, d.narrowings, took, (used-before)>>10, (length-used)>>20, length>>20, asked, slowest)
 	if err := os.Remove(d.filler); err != nil {
 		t.Fatal(err)
 	}
@@ -119,12 +121,21 @@ func (d *smallDisk) must(_ any, err error) {
 	}
 }
 
-func (d *smallDisk) size() int64 {
-	info, err := os.Stat(d.File)
-	if err != nil {
-		d.t.Fatal(err)
+// size returns how long the file is, and how much of it is used, as its meta pages say.
+func (d *smallDisk) size() (length, used int64) {
+	file, err := os.Open(d.File)
+	d.must(nil, err)
+	defer file.Close()
+	info, err := file.Stat()
+	d.must(nil, err)
+	pageSize := int64(os.Getpagesize())
+	for page := range int64(2) {
+		var highWaterMark [8]byte
+		_, err := file.ReadAt(highWaterMark[:], page*pageSize+56)
+		d.must(nil, err)
+		used = max(used, int64(binary.NativeEndian.Uint64(highWaterMark[:]))*pageSize)
 	}
-	return info.Size()
+	return info.Size(), used
 }
 
 // create tries to create a key like the largest that the built-in policy allows.

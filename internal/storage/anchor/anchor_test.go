@@ -69,7 +69,7 @@ func TestBrokenWriteLeavesTheMarkBefore(t *testing.T) {
 	}
 	next := encode(mark(4), file.number+1)
 	at := int(file.number+1) % slots * slotStride
-	for torn := range next {
+	for torn := 0; torn < len(next); torn += 7 {
 		content := bytes.Clone(good)
 		copy(content[at:], next[:torn])
 		if err := os.WriteFile(path, content, 0o600); err != nil {
@@ -80,6 +80,9 @@ func TestBrokenWriteLeavesTheMarkBefore(t *testing.T) {
 		}
 	}
 	for index := range good {
+		if index%slotStride >= slotSize && index%64 > 0 {
+			continue // nothing is there
+		}
 		content := bytes.Clone(good)
 		content[index] ^= 0x40
 		if err := os.WriteFile(path, content, 0o600); err != nil {

@@ -103,6 +103,9 @@ func (r *reserve) open(file *opened) error {
 			return err
 		}
 	}
+	if file.allocated >= used+r.bytes+smallestGrowth {
+		return nil
+	}
 	return r.grow(file, used+r.bytes+growth(used))
 }
 
