@@ -19,13 +19,18 @@ type Hooks struct {
 	// one line.
 	Serve func(ctx context.Context, settings config.Settings, stdout, stderr io.Writer) error
 	// Check reads a store's file that no server has open and writes to out what
-	// it found. It returns an error if the file cannot be read or is not sound.
-	Check func(ctx context.Context, file string, out io.Writer) error
+	// it found. It returns an error if the file cannot be read or is not sound. anchor is
+	// the file of its anchor, "" for the one beside it.
+	Check func(ctx context.Context, file, anchor string, out io.Writer) error
+	// AcceptAnchor makes a store's file, which no server has open, the truth after it was
+	// found not to agree with its anchor. It writes to out what it found and calls confirm
+	// before it changes anything; an error of that ends it.
+	AcceptAnchor func(ctx context.Context, file, anchor string, out io.Writer, confirm func() error) error
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
-	return Hooks{Serve: server.Run, Check: server.Check}
+	return Hooks{Serve: server.Run, Check: server.Check, AcceptAnchor: server.AcceptAnchor}
 }
 
 var errNoHook = errors.New("this build of keysvc does not have the command")

@@ -29,6 +29,7 @@ on loopback and on unix sockets only.`,
 	flags := cmd.Flags()
 	flags.StringVar(&settings.Listen, "listen", settings.Listen, "where to listen: a loopback host:port (port 0 means any) or unix:///path")
 	flags.StringVar(&settings.Data, "data", settings.Data, "the folder of the store's file; made if it is not there")
+	flags.StringVar(&settings.Anchor, "anchor", settings.Anchor, "the `file` that remembers how far the store had come (default: beside the store's file)")
 	flags.StringVar(&settings.Policy, "policy", settings.Policy, "a policy file that fills an empty store (default: the built-in policy)")
 	flags.BoolVar(&settings.Dev, "dev", settings.Dev, "make a demonstration workspace with a key, once, and print commands to try")
 	flags.TextVar(&settings.LogLevel, "log-level", settings.LogLevel, "the least `level` to log: debug, info, warn or error")

@@ -65,14 +65,15 @@ func TestServe(t *testing.T) {
 }
 
 func TestCheck(t *testing.T) {
-	c := command{hooks: cli.Hooks{Check: func(_ context.Context, file string, out io.Writer) error {
-		if _, err := fmt.Fprintln(out, "looked at", file); err != nil || file != "bad.db" {
+	c := command{hooks: cli.Hooks{Check: func(_ context.Context, file, anchor string, out io.Writer) error {
+		if _, err := fmt.Fprintln(out, "looked at", file+anchor); err != nil || file != "bad.db" {
 			return err
 		}
 		return errors.New("bad.db is damaged")
 	}}}
 	c.run(t, "check", "good.db").want(t, 0, "looked at good.db\n", "")
 	c.run(t, "check", "bad.db").want(t, 1, "looked at bad.db\n", "error: bad.db is damaged\n")
+	c.run(t, "check", "good.db", "--anchor", ".anchor").want(t, 0, "looked at good.db.anchor\n", "")
 	command{}.run(t, "check", "good.db").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 	command{}.run(t, "serve").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 }

@@ -31,6 +31,9 @@ type Settings struct {
 	Listen string
 	// Data is the folder of the store's file. It is made if it is not there.
 	Data string
+	// Anchor is the file that remembers how far the store had come; "" means beside the
+	// store's file. Its folder must be there.
+	Anchor string
 	// Policy is a YAML file that fills an empty store; "" means the built-in
 	// policy. A store that has a policy keeps it.
 	Policy string

@@ -81,6 +81,7 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, request *key
 		event.MemberId = record.GetMemberId()
 		event.Details = map[string]string{"role": record.GetRole(), "state": request.GetState().String()}
 		change.Event, change.PutMembers, change.PutWorkspace = event, []*storagev1.MemberRecord{record}, workspace
+		change.Narrows = narrowsMember(stored, record, view.Policy)
 		return change, nil
 	})
 	if err != nil {

@@ -73,7 +73,9 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, request *k
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}
 		retired := decide.NewScopes(append(slices.Clone(active.Retired), response.GetRemovedScopes()...)...)
-		return policyChange(actor, wanted, retired, now), nil
+		change := policyChange(actor, wanted, retired, now)
+		change.Narrows = narrowsPolicy(active, wanted)
+		return change, nil
 	})
 	if err != nil {
 		return nil, err

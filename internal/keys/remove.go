@@ -63,6 +63,7 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, request *
 			Kind:       storagev1.FeedKind_FEED_KIND_MEMBER,
 			Subject:    request.GetMemberId(),
 			PutMembers: []*storagev1.MemberRecord{record},
+			Narrows:    narrowsMember(stored, record, view.Policy),
 		}, nil
 	})
 	if err != nil {
@@ -95,6 +96,7 @@ func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, reques
 				CreateTime:  timestamppb.New(view.Current.Created),
 				RemoveTime:  timestamppb.New(now),
 			},
+			Narrows: true,
 		}, nil
 	})
 	if err != nil {

@@ -131,6 +131,7 @@ func (m *Manager) changeKey(
 			AbsentRequestIDs: without(record.GetRequestIds(), stored.GetRequestIds()),
 			FreedRequestIDs:  without(stored.GetRequestIds(), record.GetRequestIds()),
 			PutKeys:          []*storagev1.KeyRecord{record},
+			Narrows:          narrowsKey(stored, record),
 		}, nil
 	})
 	return record, position, err

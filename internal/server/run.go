@@ -14,6 +14,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
@@ -40,7 +41,10 @@ func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer
 	if err := os.MkdirAll(settings.Data, 0o700); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
-	store, err := boltstore.Open(filepath.Join(settings.Data, storeFile), boltstore.Config{Log: log})
+	store, err := boltstore.Open(filepath.Join(settings.Data, storeFile), boltstore.Config{Log: log, Anchor: settings.Anchor})
+	if errors.Is(err, storage.ErrAnchor) {
+		return fmt.Errorf("%w; keysvc anchor accept makes it serve what there is", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -136,31 +140,4 @@ func address(listener net.Listener) string {
 		return "unix://" + listener.Addr().String()
 	}
 	return listener.Addr().String()
-}
-
-// Check examines a store's file that no server has open and writes to out what it
-// found. The error is set if the file cannot be examined or is not sound.
-func Check(ctx context.Context, file string, out io.Writer) error {
-	report, err := boltstore.Check(ctx, file)
-	if err != nil {
-		return err
-	}
-	_, err = fmt.Fprintf(out, `schema        %d
-epoch         %s
-revision      %d
-workspaces    %d
-members       %d
-keys          %d
-audit events  %d
-feed entries  %d
-`, report.Schema, report.Epoch, report.Position.Revision,
-		report.Workspaces, report.Members, report.Keys, report.AuditEvents, report.FeedEntries)
-	for _, problem := range report.Problems {
-		_, more := fmt.Fprintln(out, "problem:", problem)
-		err = errors.Join(err, more)
-	}
-	if err == nil && len(report.Problems) > 0 {
-		return fmt.Errorf("%s is not sound", file)
-	}
-	return err
 }

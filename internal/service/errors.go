@@ -46,6 +46,7 @@ var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 	keysvcv1.ErrorReason_ERROR_REASON_SCOPE_RETIRED:           codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH:          codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS:       codes.ResourceExhausted,
+	keysvcv1.ErrorReason_ERROR_REASON_STORE_FULL:              codes.ResourceExhausted,
 	keysvcv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN:         codes.Unknown,
 	keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE:       codes.Unavailable,
 	keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED:    codes.Unavailable,
@@ -98,6 +99,10 @@ func (e Errors) problem(ctx context.Context, err error) *problem.Error {
 		e.Log.ErrorContext(ctx, "the outcome of a change is unknown", "error", err)
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
 			"the store failed during the change, which took effect or did not; read it, or repeat it with the same request_id")
+	case errors.Is(err, storage.ErrFull):
+		// The store has said it once; it is as true for each of the calls that follow.
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_FULL,
+			"the disk of the store is full; only what takes something away is done; nothing was changed")
 	case errors.Is(err, storage.ErrUnavailable):
 		e.Log.WarnContext(ctx, "the store is not available", "error", err)
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE,

@@ -183,6 +183,16 @@ func TestCauses(t *testing.T) {
 	}
 }
 
+// TestFullStore: what the store has logged once is not logged for each refused call.
+func TestFullStore(t *testing.T) {
+	errors, log := mapper()
+	err := errors.Status(t.Context(), fmt.Errorf("committing /data: %w", storage.ErrFull))
+	got := refused(t, err, codes.ResourceExhausted, "STORE_FULL")
+	if strings.Contains(got.message, "/data") || len(log.entries) != 0 {
+		t.Errorf("got %q, logged %+v", got.message, log.entries)
+	}
+}
+
 // TestEndedContexts: a caller that left is not a fault of anybody.
 func TestEndedContexts(t *testing.T) {
 	for _, test := range []struct {

@@ -40,6 +40,19 @@ var (
 	// served: its epoch changed or its revision went back. The process must not go on
 	// with it.
 	ErrHistoryChanged = errors.New("storage: the history is another than the one served")
+	// ErrReplaced is an ErrHistoryChanged: while the store was served, another file was
+	// put in the place of one of its own, or it was deleted.
+	ErrReplaced = fmt.Errorf("storage: a file was replaced while it was served: %w", ErrHistoryChanged)
+	// ErrFull is returned by Commit for a change that is not known to be narrowing, and
+	// by PutUsage, if the disk has no room for it beyond what is kept for narrowing
+	// changes; and for these once that is used up. Nothing was changed. It ends within a
+	// second after there is room again.
+	ErrFull = errors.New("storage: no room left")
+	// ErrAnchor is returned when opening a store that does not agree with its anchor: it
+	// lies behind it, or has another history, or its anchor is not there or cannot be
+	// read. Changes may be lost, revocations among them. Only a person can say that it
+	// shall be served all the same (keysvc anchor accept).
+	ErrAnchor = errors.New("storage: the store does not agree with its anchor")
 	// ErrDamaged is what every DamagedError is, and what opening returns if nothing
 	// can be served.
 	ErrDamaged = errors.New("storage: damaged")

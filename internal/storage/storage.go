@@ -92,7 +92,7 @@ type Store interface {
 	// Commit makes one change and returns its revision once it is durable and handed
 	// to the watchers. It lists in the change's event what it put and deleted, with the
 	// hashes before and after. Errors: a ConflictError, an ExistsError, ErrInvalidChange,
-	// ErrUnavailable, ErrDamaged (the head is, or a record that would be replaced or
+	// ErrFull, ErrUnavailable, ErrDamaged (the head is, or a record that would be replaced or
 	// deleted), ErrOutcomeUnknown, or the context's if
 	// it ended before the commit had begun. In all cases but ErrOutcomeUnknown nothing
 	// was changed. If several of them apply, any one is returned.
@@ -122,7 +122,7 @@ type Store interface {
 
 	// PutUsage records when keys were last used, outside revisions, audit and Watch. The
 	// later of the given and the stored time stays. Keys that are not there are passed
-	// over. Errors: ErrUnavailable, ErrOutcomeUnknown, or the context's; some of the
+	// over. Errors: ErrFull, ErrUnavailable, ErrOutcomeUnknown, or the context's; some of the
 	// times may have been recorded then, which does no harm.
 	PutUsage(ctx context.Context, uses []Usage) error
 
@@ -243,6 +243,10 @@ type Change struct {
 	// Kind and Subject make up the entry of the change log.
 	Kind    storagev1.FeedKind
 	Subject string
+
+	// Narrows says that the change only takes away: access, or what is stored. Such
+	// changes are committed while the disk is full; any other is ErrFull then.
+	Narrows bool
 
 	// AbsentKeyIDs must not be there, in any workspace. New keys are among them.
 	AbsentKeyIDs []string

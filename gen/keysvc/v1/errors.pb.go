@@ -88,6 +88,10 @@ const (
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 27
 	// UNIMPLEMENTED. This version of keysvc does not have the method yet.
 	ErrorReason_ERROR_REASON_NOT_IMPLEMENTED ErrorReason = 28
+	// RESOURCE_EXHAUSTED. The disk of the store is full; nothing was changed. What
+	// only takes away is still done: revoking, removing, suspending, narrowing. Try
+	// again once the operator has made room.
+	ErrorReason_ERROR_REASON_STORE_FULL ErrorReason = 29
 )
 
 // Enum value maps for ErrorReason.
@@ -122,6 +126,7 @@ var (
 		26: "ERROR_REASON_RECORD_DAMAGED",
 		27: "ERROR_REASON_INTERNAL",
 		28: "ERROR_REASON_NOT_IMPLEMENTED",
+		29: "ERROR_REASON_STORE_FULL",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -153,6 +158,7 @@ var (
 		"ERROR_REASON_RECORD_DAMAGED":          26,
 		"ERROR_REASON_INTERNAL":                27,
 		"ERROR_REASON_NOT_IMPLEMENTED":         28,
+		"ERROR_REASON_STORE_FULL":              29,
 	}
 )
 
@@ -187,7 +193,7 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xe3\a\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\x80\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12\x1e\n" +
@@ -218,7 +224,8 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"!ERROR_REASON_REVISION_NOT_REACHED\x10\x19\x12\x1f\n" +
 	"\x1bERROR_REASON_RECORD_DAMAGED\x10\x1a\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x1b\x12 \n" +
-	"\x1cERROR_REASON_NOT_IMPLEMENTED\x10\x1cB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\x1cERROR_REASON_NOT_IMPLEMENTED\x10\x1c\x12\x1b\n" +
+	"\x17ERROR_REASON_STORE_FULL\x10\x1dB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_errors_proto_rawDescOnce sync.Once

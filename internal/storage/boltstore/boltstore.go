@@ -34,8 +34,12 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/anchor"
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
+
+// epochBytes is how long the random part of an epoch is.
+const epochBytes = 12
 
 // Config says how a store is opened. The zero value is useful.
 type Config struct {
@@ -44,6 +48,17 @@ type Config struct {
 	LockTimeout time.Duration
 	// FeedEntries is how many entries of the change log are kept. Default: 65,536.
 	FeedEntries int64
+	// Reserve is how many bytes of the disk are kept for changes that narrow, beside what
+	// the file has in free pages. Default: 64 MiB, which 10,000 of them fit into; none if it
+	// is negative.
+	Reserve int64
+	// Anchor is the file that remembers how far the store had come. Default: AnchorOf the
+	// store's file, which finds what the disk loses. On another disk it also finds an older
+	// copy that was put in place.
+	Anchor string
+	// Unanchored opens a store without its anchor: nothing is compared, nothing written.
+	// It is for tools and tests that look at copies.
+	Unanchored bool
 	// Random yields the epoch of a new store. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.
@@ -55,6 +70,12 @@ type Config struct {
 	fault func(written bool) error
 	// upgraded, in tests, is called after each part of an upgrade.
 	upgraded func(part string)
+	// allocate, in tests, is a disk with little room.
+	allocate func(file *os.File, from, to int64) error
+	// anchorFault, in tests, fails or delays a write of the anchor.
+	anchorFault func(anchor.Mark) error
+	// room is the reserve of the store that is opened with this config.
+	room *reserve
 }
 
 func (c Config) withDefaults() Config {
@@ -63,6 +84,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FeedEntries == 0 {
 		c.FeedEntries = 65536
+	}
+	if c.Reserve == 0 {
+		c.Reserve = defaultReserve
+	}
+	if c.allocate == nil {
+		c.allocate = allocate
 	}
 	if c.Random == nil {
 		c.Random = rand.Reader
@@ -81,6 +108,7 @@ type Store struct {
 	path   string
 	config Config
 	epoch  string
+	info   fs.FileInfo // of the file that was opened first
 
 	// state guards what follows. The committer holds it for writing from the moment a
 	// transaction may become visible until the directory agrees with it, so that
@@ -93,8 +121,12 @@ type Store struct {
 	// unloaded is set from a reopening until a Load has visited everything: nothing else
 	// is answered meanwhile.
 	unloaded bool
+	// ended is set once the store must not be opened again by this process.
+	ended error
 
-	ring *ring
+	ring   *ring
+	room   *reserve
+	anchor *anchoring // nil without one
 
 	requests  chan *request
 	closing   chan struct{} // closed by Close
@@ -116,12 +148,20 @@ var _ storage.Store = (*Store)(nil)
 // serves it, ErrNewer, ErrDamaged, and those of the file system.
 func Open(path string, config Config) (*Store, error) {
 	config = config.withDefaults()
+	config.room = newReserve(config)
+	if config.Anchor == "" {
+		config.Anchor = AnchorOf(path)
+	}
+	if err := config.checkAbandoned(path); err != nil {
+		return nil, err
+	}
 	if err := create(path, config); err != nil {
 		return nil, err
 	}
 	store := &Store{
 		path:     path,
 		config:   config,
+		room:     config.room,
 		requests: make(chan *request, 1024),
 		closing:  make(chan struct{}),
 		stopped:  make(chan struct{}),
@@ -135,8 +175,14 @@ func Open(path string, config Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !config.Unanchored {
+		if store.anchor, err = openAnchor(opened, config); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), opened.close())
+		}
+		store.anchor.start(store.end)
+	}
 	store.use(opened)
-	store.epoch = opened.header.GetEpoch()
+	store.epoch, store.info = opened.header.GetEpoch(), opened.info
 	store.ring = newRing(opened.position)
 	store.committer.Go(store.commitLoop)
 	return store, nil
@@ -148,10 +194,14 @@ var errOlder = errors.New("storage: of an older schema")
 // opened is a file that has been opened and found good.
 type opened struct {
 	database  *bolt.DB
-	file      *os.File // what database reads and writes, and what its lock is on
+	file      *os.File    // what database reads and writes, and what its lock is on
+	info      fs.FileInfo // of file
 	header    *storagev1.HeaderRecord
 	directory *directory
 	position  storage.Position
+	// allocated is how much of the file has its room on the disk, in bytes. Owned by
+	// whoever holds Store.writing.
+	allocated int64
 }
 
 // openFile opens an existing file, checks its pages, and reads its header and
@@ -170,7 +220,10 @@ func openFile(path string, config Config) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = guard(func() error { return result.database.View(result.read) })
+	err = guard(func() error { return config.room.open(result) })
+	if err == nil {
+		err = guard(func() error { return result.database.View(result.read) })
+	}
 	if err == nil {
 		err = guard(result.settle)
 	}
@@ -191,11 +244,7 @@ func openPages(ctx context.Context, path string, config Config) (*opened, error)
 	if err != nil {
 		return nil, err
 	}
-	info, err := result.file.Stat()
-	if err == nil {
-		err = verifyPages(ctx, result.file, info.Size())
-	}
-	if err != nil {
+	if err := verifyPages(ctx, result.file, result.info.Size()); err != nil {
 		_ = result.close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -221,7 +270,10 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 		return err
 	})
 	if err == nil {
-		return result, nil
+		if result.info, err = result.file.Stat(); err == nil {
+			return result, nil
+		}
+		_ = result.close()
 	}
 	// After a panic bbolt has left the file open, and locked.
 	if result.file != nil {
@@ -429,7 +481,7 @@ func create(path string, config Config) error {
 
 // initialise writes an empty store into a file.
 func initialise(path string, config Config) error {
-	epoch := make([]byte, 12)
+	epoch := make([]byte, epochBytes)
 	if _, err := io.ReadFull(config.Random, epoch); err != nil {
 		return fmt.Errorf("drawing an epoch: %w", err)
 	}
@@ -481,6 +533,7 @@ func (s *Store) close() error {
 	s.state.Unlock()
 	close(s.closing)
 	s.committer.Wait()
+	s.anchor.stop()
 	s.reopening.Lock() // a reopening that is under way gives the file back
 	defer s.reopening.Unlock()
 	s.ring.end(storage.ErrUnavailable)
@@ -507,6 +560,9 @@ func (s *Store) reopen() error {
 	if up {
 		return nil
 	}
+	if err := s.checkReopened(); err != nil {
+		return err
+	}
 	file, err := openFile(s.path, s.config)
 	if err != nil {
 		return fmt.Errorf("%w: reopening: %w", storage.ErrUnavailable, err)
@@ -515,6 +571,9 @@ func (s *Store) reopen() error {
 		_ = file.close()
 		return fmt.Errorf("%w: %s has epoch %s and revision %d, expected %s and at least %d",
 			storage.ErrHistoryChanged, s.path, file.header.GetEpoch(), file.position.Revision, s.epoch, before)
+	}
+	if err := s.checkMark(file); err != nil {
+		return errors.Join(err, file.close())
 	}
 	s.state.Lock()
 	defer s.state.Unlock()

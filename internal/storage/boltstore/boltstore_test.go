@@ -11,10 +11,13 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	defaultReserve = -1
+	goleak.VerifyTestMain(m)
+}
 
-// quick is a Config for tests that run into a locked file.
-var quick = Config{LockTimeout: 100 * time.Millisecond}
+// quick is a Config for tests that run into a locked file, and that open copies.
+var quick = Config{LockTimeout: 100 * time.Millisecond, Unanchored: true}
 
 func TestConformance(t *testing.T) {
 	for name, config := range map[string]Config{

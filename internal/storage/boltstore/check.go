@@ -26,6 +26,8 @@ type Report struct {
 	Position storage.Position
 	// How many of each there are, readable or not.
 	Workspaces, Members, Keys, AuditEvents, FeedEntries int
+	// Anchor says how the file stands to its anchor.
+	Anchor string
 	// Problems describes what is wrong, at most about a hundred things; the last line
 	// then says how many more there are. The store is sound if there are none.
 	Problems []string
@@ -37,8 +39,13 @@ type Report struct {
 // file could not be examined: ErrLocked, ErrNewer, the context's, or the file
 // system's.
 func Check(ctx context.Context, path string) (Report, error) {
+	return CheckAnchored(ctx, path, AnchorOf(path))
+}
+
+// CheckAnchored is Check of a store whose anchor lies elsewhere.
+func CheckAnchored(ctx context.Context, path, anchorPath string) (Report, error) {
 	var report Report
-	err := check(ctx, path, &report)
+	err := check(ctx, path, anchorPath, &report)
 	switch {
 	case errors.Is(err, storage.ErrLocked):
 		return Report{}, fmt.Errorf("%w: stop the server, or check a copy of the file", err)
@@ -50,7 +57,7 @@ func Check(ctx context.Context, path string) (Report, error) {
 	return report, nil
 }
 
-func check(ctx context.Context, path string, report *Report) (err error) {
+func check(ctx context.Context, path, anchorPath string, report *Report) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -61,7 +68,13 @@ func check(ctx context.Context, path string, report *Report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, file.close()) }()
-	return guard(func() error { return checkOpened(ctx, file, report) })
+	return guard(func() error {
+		if err := checkOpened(ctx, file, report); err != nil {
+			return err
+		}
+		file.reportAnchor(anchorPath, report)
+		return nil
+	})
 }
 
 // checkOpened checks a file whose pages are good.

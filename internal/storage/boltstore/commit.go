@@ -75,6 +75,9 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	if err := change.Validate(); err != nil {
 		return 0, err
 	}
+	if err := s.room.admit(change.Narrows); err != nil {
+		return 0, err
+	}
 	entry, err := encode(change)
 	if err != nil {
 		return 0, err
@@ -323,6 +326,10 @@ func (s *Store) commitGroup(group []*request) {
 		}
 		entry.finish(0, refusal)
 	}
+	if errors.Is(err, errNoRoom) {
+		s.commitLess(accepted)
+		return
+	}
 	if errors.Is(err, storage.ErrUnavailable) {
 		for _, entry := range accepted {
 			entry.finish(0, err)
@@ -336,9 +343,7 @@ func (s *Store) commitGroup(group []*request) {
 		}
 		return
 	}
-	for _, entry := range accepted {
-		entry.finish(entry.committed.Revision, nil)
-	}
+	s.anchor.committed(s.markOf(accepted), accepted)
 }
 
 // check compares the heads and looks for what must be absent, as of a revision. newIDs are
@@ -501,6 +506,9 @@ func (s *Store) write(file *opened, group []*request, writes []write, position s
 		if tx, err = file.database.Begin(true); err != nil {
 			return err
 		}
+		if err := s.room.prepare(file, tx, narrow(group), need(writes)); err != nil {
+			return err
+		}
 		return s.fill(tx, writes, position)
 	})
 	s.state.Lock()
@@ -508,10 +516,18 @@ func (s *Store) write(file *opened, group []*request, writes []write, position s
 	if err == nil {
 		err = s.commit(tx)
 	}
+	if isNoRoomInFile(err) {
+		s.room.fitted(narrow(group), err)
+		return errNoRoom
+	}
+	if err == nil {
+		err = s.checkCommitted()
+	}
 	if err != nil {
 		s.goDown(tx)
 		return err
 	}
+	s.room.fitted(narrow(group), nil)
 	for _, entry := range group {
 		entry.follow(s.directory)
 	}

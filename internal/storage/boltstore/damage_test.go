@@ -48,7 +48,7 @@ type victim struct {
 func newVictim(t *testing.T, path string) *victim {
 	t.Helper()
 	v := &victim{path: path, content: readFile(t, path), scratch: filepath.Join(t.TempDir(), "damaged.db")}
-	store := mustOpen(t, path, Config{})
+	store := mustOpen(t, path, quick)
 	v.items, v.heads, _ = loadAll(t, store)
 	v.events = make(map[string]string)
 	for id := range v.heads {
@@ -169,7 +169,7 @@ func (v *victim) log(t *testing.T) {
 func large(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "store.db")
-	store := mustOpen(t, path, Config{})
+	store := mustOpen(t, path, quick)
 	workspace := storagetest.NewWorkspace("w")
 	do := func(change *storage.Change) {
 		t.Helper()
@@ -295,7 +295,7 @@ func first(path string, _ map[string]storage.Head) string { return path }
 // TestTruncatedWhileServed cuts the file under an open store: an error, no crash.
 func TestTruncatedWhileServed(t *testing.T) {
 	path := large(t)
-	store := mustOpen(t, path, Config{})
+	store := mustOpen(t, path, quick)
 	if err := os.Truncate(path, int64(2*os.Getpagesize())); err != nil {
 		t.Fatal(err)
 	}
@@ -330,7 +330,7 @@ func TestDamagedRecords(t *testing.T) {
 	damage(bucketPolicy, nameActive)
 	damage(bucketAudit, number(3))
 
-	store := mustOpen(t, path, Config{})
+	store := mustOpen(t, path, quick)
 	ctx := t.Context()
 	_, _, damaged := loadAll(t, store)
 	got := make(map[storage.Damaged]bool)
@@ -404,7 +404,7 @@ func TestLostHead(t *testing.T) {
 			tx.Bucket([]byte(bucketHeads)).Delete([]byte(headName(""))),
 		)
 	})
-	store := mustOpen(t, path, Config{})
+	store := mustOpen(t, path, quick)
 	_, _, damaged := loadAll(t, store)
 	if len(damaged) != 2 || !damaged[0].Head || damaged[0].WorkspaceID != "" || damaged[1].WorkspaceID != "beta" {
 		t.Errorf("Load: damaged are %+v, want the heads of the policy and of beta", damaged)

@@ -18,6 +18,9 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	if err := s.room.admit(false); err != nil {
+		return err
+	}
 	s.state.RLock()
 	file := s.file
 	if file == nil || s.closed || s.unloaded {
@@ -42,6 +45,9 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 		if tx, err = file.database.Begin(true); err != nil {
 			return err
 		}
+		if err := s.room.prepare(file, tx, false, need(make([]write, len(times)))); err != nil {
+			return err
+		}
 		return putTimes(tx, times)
 	})
 	s.state.Lock()
@@ -54,6 +60,13 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	}
 	if err == nil {
 		err = s.commit(tx)
+	}
+	if isNoRoomInFile(err) {
+		s.room.fitted(false, err)
+		return storage.ErrFull
+	}
+	if err == nil {
+		err = s.checkCommitted()
 	}
 	if err != nil {
 		s.goDown(tx)

@@ -1252,7 +1252,9 @@ type HeaderRecord struct {
 	// restored.
 	Epoch string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// When the store was created.
-	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Whether the store has an anchor elsewhere, without which it is not served.
+	Anchored      bool `protobuf:"varint,10,opt,name=anchored,proto3" json:"anchored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1306,6 +1308,13 @@ func (x *HeaderRecord) GetCreateTime() *timestamppb.Timestamp {
 		return x.CreateTime
 	}
 	return nil
+}
+
+func (x *HeaderRecord) GetAnchored() bool {
+	if x != nil {
+		return x.Anchored
+	}
+	return false
 }
 
 // PositionRecord is how far a store has come; it is put with every commit.
@@ -1466,12 +1475,14 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\x0e2\x1b.keysvc.storage.v1.FeedKindR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x1d\n" +
 	"\n" +
-	"audit_hash\x18\x05 \x01(\fR\tauditHash\"y\n" +
+	"audit_hash\x18\x05 \x01(\fR\tauditHash\"\x95\x01\n" +
 	"\fHeaderRecord\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\x05R\x06schema\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12;\n" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"createTime\"\\\n" +
+	"createTime\x12\x1a\n" +
+	"\banchored\x18\n" +
+	" \x01(\bR\banchored\"\\\n" +
 	"\x0ePositionRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time*\x9c\x01\n" +

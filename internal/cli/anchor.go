@@ -1,0 +1,55 @@
+package cli
+
+import "github.com/spf13/cobra"
+
+func (a *app) anchorCommand() *cobra.Command {
+	return group(&cobra.Command{
+		Use:   "anchor",
+		Short: "Accept a store that does not agree with its anchor",
+		Long: `The anchor is a small file that remembers how far a store had come: its epoch, its
+newest revision, and the hash of that change. A store that does not agree with it has
+lost changes, revocations among them, and is not served.`,
+		Example: `  keysvc anchor accept keysvc-data/keysvc.db`,
+	},
+		a.anchorAcceptCommand(),
+	)
+}
+
+// anchorFlag is where the anchor of a file is.
+func anchorFlag(cmd *cobra.Command) *string {
+	return cmd.Flags().String("anchor", "", "the anchor's file (default: FILE.anchor)")
+}
+
+func (a *app) anchorAcceptCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "accept FILE",
+		Short: "Make a store's file the truth, as it is, although changes may be lost",
+		Long: `Make a store's file the truth, as it is, after a start was refused because it does
+not agree with its anchor. No server may have it open.
+
+What happened after the file's newest change is lost, and what was revoked or removed
+then works again: look for it, in logs of the product and of keysvc, and do it again.
+The store gets a new epoch, so that every near-cache begins anew, and a new anchor. It
+cannot be undone. Where the newest file can still be had, put that in place instead.
+
+At a terminal "accept" must be typed; elsewhere --yes is needed.`,
+		Example: `  keysvc anchor accept keysvc-data/keysvc.db
+  keysvc anchor accept /var/lib/keysvc/keysvc.db --anchor /mnt/other/keysvc.anchor --yes`,
+		Args: positional("FILE"),
+	}
+	yes := yesFlag(cmd)
+	anchor := anchorFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if a.hooks.AcceptAnchor == nil {
+			return errNoHook
+		}
+		s := &session{app: a, cmd: cmd}
+		return a.hooks.AcceptAnchor(cmd.Context(), args[0], *anchor, a.Stdout, func() error {
+			if *yes {
+				return nil
+			}
+			return s.confirm(cmd.Context(), "Type accept to serve it as it is:", "accept")
+		})
+	}
+	return cmd
+}

@@ -1,0 +1,28 @@
+package cli_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/scribe-mail/keysvc/internal/cli"
+)
+
+func TestAnchorAcceptAsks(t *testing.T) {
+	accepted := 0
+	c := command{hooks: cli.Hooks{AcceptAnchor: func(_ context.Context, file, anchor string, out io.Writer, confirm func() error) error {
+		if err := confirm(); err != nil {
+			return err
+		}
+		accepted++
+		_, err := fmt.Fprintln(out, "accepted", file, anchor)
+		return err
+	}}}
+	c.run(t, "anchor", "accept", "a.db", "--yes", "--anchor", "b").want(t, 0, "accepted a.db b\n", "")
+	if r := c.run(t, "anchor", "accept", "a.db"); r.status != 1 || !strings.Contains(r.stderr, "no terminal to ask at") || accepted != 1 {
+		t.Errorf("%+v, accepted %d times", r, accepted)
+	}
+	command{}.run(t, "anchor", "accept", "a.db", "--yes").want(t, 1, "", "error: this build of keysvc does not have the command\n")
+}

@@ -1,0 +1,21 @@
+package anchor
+
+import (
+	"os"
+	"syscall"
+)
+
+// syncData makes the content of a file durable, whose length does not change.
+func syncData(file *os.File) error {
+	connection, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var result error
+	if err := connection.Control(func(descriptor uintptr) {
+		result = syscall.Fdatasync(int(descriptor)) //nolint:gosec // a descriptor is an int
+	}); err != nil {
+		return err
+	}
+	return os.NewSyscallError("fdatasync", result)
+}

@@ -1,0 +1,50 @@
+package boltstore
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// checkInPlace returns ErrReplaced unless path still names the file that was opened
+// and that held describes. Whoever renames another file over a store that is served
+// would otherwise have changes acknowledged that nobody finds again.
+func checkInPlace(path string, held fs.FileInfo) error {
+	named, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %s is gone", storage.ErrReplaced, path)
+	case err != nil:
+		return err
+	case !os.SameFile(named, held):
+		return fmt.Errorf("%w: %s is another file than the one that was opened", storage.ErrReplaced, path)
+	}
+	return nil
+}
+
+// checkCommitted checks, before a commit is acknowledged, that it went into the file
+// that the next start will open. state is held.
+func (s *Store) checkCommitted() error {
+	if s.ended != nil {
+		return s.ended
+	}
+	err := checkInPlace(s.path, s.info)
+	if errors.Is(err, storage.ErrReplaced) {
+		s.ended = err
+	}
+	return err
+}
+
+// checkReopened checks that what is about to be opened is the file that was served.
+func (s *Store) checkReopened() error {
+	s.state.Lock()
+	defer s.state.Unlock()
+	err := s.checkCommitted()
+	if err != nil && !errors.Is(err, storage.ErrReplaced) {
+		return fmt.Errorf("%w: reopening: %w", storage.ErrUnavailable, err)
+	}
+	return err
+}
