@@ -27,7 +27,7 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 	if err := ctx.Err(); err != nil {
 		return storage.Position{}, err
 	}
-	if err := s.reopen(); err != nil {
+	if err := s.reopen(ctx); err != nil {
 		return storage.Position{}, err
 	}
 	var lostHeads []string
@@ -186,7 +186,9 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	s.state.RLock()
+	if err := s.state.Enter(ctx); err != nil {
+		return "", err
+	}
 	defer s.state.RUnlock()
 	if s.file == nil || s.closed {
 		return "", storage.ErrUnavailable
