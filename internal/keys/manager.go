@@ -5,6 +5,7 @@
 package keys
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -40,6 +41,9 @@ type Config struct {
 	Now func() time.Time
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
+	// MaxWaiting is how many changes of one workspace may be in flight; more are refused with
+	// TOO_MANY_REQUESTS. Default: 1,024.
+	MaxWaiting int
 }
 
 // New returns a Manager.
@@ -49,6 +53,7 @@ func New(config Config) *Manager {
 		projection: config.Projection,
 		now:        config.Now,
 		random:     config.Random,
+		locks:      locks{most: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
 	}
 	if manager.now == nil {
 		manager.now = time.Now

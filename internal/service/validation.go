@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -29,6 +30,39 @@ type ValidationService struct {
 // NewValidation returns the service over a Validator.
 func NewValidation(validator *validation.Validator, errors Errors) *ValidationService {
 	return &ValidationService{validator: validator, errors: errors}
+}
+
+// Work returns what kind of work a request is. One that must wait for a revision is a
+// wait, and one that asks for details, which the store has, is a read: neither keeps
+// others from being answered from memory.
+func (s *ValidationService) Work(request any) callers.Work {
+	switch request := request.(type) {
+	case *keysvcv1.ValidateKeyRequest:
+		return s.work(request)
+	case *keysvcv1.BatchValidateKeysRequest:
+		work := callers.Validation
+		for _, item := range request.GetRequests() {
+			switch s.work(item) {
+			case callers.Wait:
+				return callers.Wait
+			case callers.Read:
+				work = callers.Read
+			case callers.NoWork, callers.Probe, callers.Validation, callers.Change, callers.Session:
+			}
+		}
+		return work
+	}
+	return callers.Validation
+}
+
+func (s *ValidationService) work(request *keysvcv1.ValidateKeyRequest) callers.Work {
+	switch {
+	case request.GetMinRevision() != 0 && !s.validator.Reached(request.GetMinRevision()):
+		return callers.Wait
+	case request.GetWithDetails():
+		return callers.Read
+	}
+	return callers.Validation
 }
 
 // ValidateKey implements keysvcv1.ValidationServiceServer.

@@ -87,6 +87,9 @@ type Answer struct {
 // Epoch returns the epoch that the revisions of answers belong to.
 func (v *Validator) Epoch() string { return v.projection.Epoch() }
 
+// Reached reports whether answers are at least as fresh as a revision without a wait.
+func (v *Validator) Reached(revision int64) bool { return v.projection.Revision() >= revision }
+
 // Validate decides. The error speaks of the question or of the service, never of
 // the token: *problem.Error, storage's, or the context's.
 func (v *Validator) Validate(ctx context.Context, question Question) (Answer, error) {
