@@ -14,6 +14,7 @@ import (
 	"time"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/patience"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -129,9 +130,10 @@ func (m *Manager) change(ctx context.Context, workspaceID string, build func(pro
 }
 
 // published waits until validations reflect a committed revision. The caller's
-// context no longer counts: the change is made, and saying less would be untrue.
+// context no longer counts: the change is made, and saying less would be untrue. But it
+// says so while the caller listens.
 func (m *Manager) published(ctx context.Context, revision int64) (Position, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience.Within(ctx, publishTimeout))
 	defer cancel()
 	if err := m.projection.WaitFor(ctx, revision); err != nil {
 		return Position{}, fmt.Errorf("%w: revision %d is committed but not published: %w", storage.ErrOutcomeUnknown, revision, err)
