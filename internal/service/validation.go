@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -17,8 +18,14 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// MaxBatch is how many tokens one batch may hold.
-const MaxBatch = 256
+const (
+	// MaxBatch is how many tokens one batch may hold.
+	MaxBatch = 256
+	// maxBatchBytes is how large the answers of a batch may become before the next question
+	// is refused. With one answer more they are less than the 4 MiB that a gRPC client takes
+	// unless told otherwise.
+	maxBatchBytes = 3 << 20
+)
 
 // ValidationService implements keysvcv1.ValidationServiceServer.
 type ValidationService struct {
@@ -80,14 +87,24 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 	}
 	ctx, cancel := validation.Together(ctx)
 	defer cancel()
-	responses := make([]*keysvcv1.ValidateKeyResponse, len(request.GetRequests()))
+	responses, total := make([]*keysvcv1.ValidateKeyResponse, len(request.GetRequests())), 0
 	for index, item := range request.GetRequests() {
+		if total >= maxBatchBytes {
+			responses[index] = &keysvcv1.ValidateKeyResponse{Error: s.itemError(ctx, problem.New(
+				keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+				"the answers to the questions before this one are %d bytes, as many as a batch has; ask it again, in another batch", total))}
+			continue
+		}
 		response, err := s.validate(ctx, item)
 		if ctx.Err() != nil {
 			return nil, s.errors.Status(ctx, ctx.Err())
 		}
 		if err != nil {
 			response = &keysvcv1.ValidateKeyResponse{Error: s.itemError(ctx, err)}
+		}
+		// Others are small, however many there are.
+		if err != nil || item.GetIncludeGrant() || item.GetWithDetails() {
+			total += proto.Size(response)
 		}
 		responses[index] = response
 	}

@@ -203,12 +203,18 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 
 // keyAt reads the key in a slot that the directory knows.
 func keyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) error {
+	_, err := sizedKeyAt(cursor, slot, record)
+	return err
+}
+
+// sizedKeyAt is keyAt that returns how many bytes are stored, too.
+func sizedKeyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) (int, error) {
 	prefix := []byte(number(slot))
 	name, value := cursor.Seek(prefix)
 	if !bytes.HasPrefix(name, prefix) {
-		return &storage.DamagedError{Kind: "key", Name: "slot " + strconv.FormatInt(slot, 10), Problem: "missing"}
+		return 0, &storage.DamagedError{Kind: "key", Name: "slot " + strconv.FormatInt(slot, 10), Problem: "missing"}
 	}
-	return decodeKey(name, value, record)
+	return len(value), decodeKey(name, value, record)
 }
 
 // parseCursor reads a cursor that is a number; without one, the page begins at first.
@@ -232,14 +238,14 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	}
 	var page storage.KeyPage
 	var slots []int64
-	last := int64(0)
-	add := func(record *storagev1.KeyRecord, slot int64) bool {
-		if len(page.Keys) == query.Limit {
+	last, total := int64(0), 0
+	add := func(record *storagev1.KeyRecord, slot int64, size int) bool {
+		if query.Full(len(page.Keys), total, size) {
 			page.Next = strconv.FormatInt(last, 10)
 			return false
 		}
 		page.Keys = append(page.Keys, record)
-		last = slot
+		last, total = slot, total+size
 		return true
 	}
 	position, err := s.read(ctx, func(directory *directory) {
@@ -253,10 +259,11 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 		}
 		for _, slot := range slots {
 			record := &storagev1.KeyRecord{}
-			if err := keyAt(cursor, slot, record); err != nil {
+			size, err := sizedKeyAt(cursor, slot, record)
+			if err != nil {
 				return err
 			}
-			if !add(record, slot) {
+			if !add(record, slot, size) {
 				break
 			}
 		}
@@ -271,7 +278,7 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 
 // allKeys gives the keys of all workspaces, from the slot below before downwards,
 // until add has enough.
-func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64) bool) error {
+func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64, int) bool) error {
 	var value []byte
 	name, _ := cursor.Seek([]byte(number(before)))
 	if name == nil {
@@ -291,7 +298,7 @@ func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*s
 		if err != nil {
 			return err
 		}
-		if !add(record, slot) {
+		if !add(record, slot, len(value)) {
 			return nil
 		}
 	}
@@ -331,11 +338,13 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 		if query.Cursor != "" && bytes.Equal(name, start) {
 			name, value = cursor.Next()
 		}
+		total := 0
 		for ; bytes.HasPrefix(name, prefix); name, value = cursor.Next() {
-			if len(page.Members) == query.Limit {
-				page.Next = page.Members[query.Limit-1].GetMemberId()
+			if query.Full(len(page.Members), total, len(value)) {
+				page.Next = page.Members[len(page.Members)-1].GetMemberId()
 				return nil
 			}
+			total += len(value)
 			record := &storagev1.MemberRecord{}
 			if err := decodeMember(string(name), value, record); err != nil {
 				return err
@@ -369,14 +378,15 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 		if damagedHead != nil {
 			return damagedHead
 		}
-		bucket := tx.Bucket([]byte(bucketAudit))
+		bucket, total := tx.Bucket([]byte(bucketAudit)), 0
 		for revision > 0 {
-			if len(page.Events) == query.Limit {
+			name := number(revision)
+			value := bucket.Get([]byte(name))
+			if query.Full(len(page.Events), total, len(value)) {
 				page.Next = strconv.FormatInt(revision, 10)
 				return nil
 			}
-			name := number(revision)
-			value := bucket.Get([]byte(name))
+			total += len(value)
 			if value == nil && len(page.Events) == 0 && query.Cursor != "" {
 				return storage.ErrInvalidCursor
 			}
