@@ -107,6 +107,10 @@ func TestTableIsComplete(t *testing.T) {
 		if !slices.Contains(methods, method) {
 			t.Errorf("%s is in the table and not served", method)
 		}
+		found := callers.Of(method)
+		if found.Work == callers.NoWork || (found.Work == callers.Probe) != (found.Needs == callers.Anyone) {
+			t.Errorf("%s is work of kind %s and needs %s: only what anyone may do is a probe", method, found.Work, found.Needs)
+		}
 	}
 	if len(methods) < 25 {
 		t.Errorf("the server serves %d methods: the test has lost sight of some", len(methods))

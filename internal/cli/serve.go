@@ -35,7 +35,7 @@ on loopback and on unix sockets only.`,
 	flags.TextVar(&settings.LogLevel, "log-level", settings.LogLevel, "the least `level` to log: debug, info, warn or error")
 	choice(cmd, &settings.LogFormat, "log-format", "", "how to write logs, by default text at a terminal and json elsewhere", config.LogText, config.LogJSON)
 	flags.DurationVar(&settings.DrainTimeout, "drain-timeout", settings.DrainTimeout, "how long requests in flight may take to end at a stop")
-	flags.IntVar(&settings.MaxInFlight, "max-in-flight", settings.MaxInFlight, "how many requests to work on at a time")
+	flags.IntVar(&settings.MaxInFlight, "max-in-flight", settings.MaxInFlight, "how many requests of a kind to work on at a time")
 	flags.IntVar(&settings.MaxStreams, "max-streams", settings.MaxStreams, "how many requests one connection may have open at a time")
 	flags.IntVar(&settings.MaxMessageBytes, "max-message-bytes", settings.MaxMessageBytes, "how large a request may be")
 	flags.IntVar(&settings.MaxHeaderBytes, "max-header-bytes", settings.MaxHeaderBytes, "how large the headers of a request may be")

@@ -48,8 +48,8 @@ type Settings struct {
 	// DrainTimeout is how long requests in flight may take to end when the
 	// server stops. 0 cuts them off at once.
 	DrainTimeout time.Duration
-	// MaxInFlight is how many requests are worked on at a time; more are refused
-	// with RESOURCE_EXHAUSTED.
+	// MaxInFlight is how many requests of one kind (validations, changes, reads, waits) are
+	// worked on at a time; more are refused with RESOURCE_EXHAUSTED.
 	MaxInFlight int
 	// MaxStreams is how many requests one connection may have open at a time.
 	MaxStreams int

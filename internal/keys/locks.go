@@ -3,11 +3,20 @@ package keys
 import (
 	"context"
 	"sync"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/problem"
 )
+
+// defaultMaxWaiting is Config.MaxWaiting unless it is set.
+const defaultMaxWaiting = 1024
 
 // locks admits one change at a time to each workspace, from its check until it is
 // published. Workspaces do not wait for each other.
 type locks struct {
+	// most is how many changes of one workspace may have or wait for its turn: one busy
+	// workspace must not take the room of all others.
+	most  int
 	mutex sync.Mutex
 	held  map[string]*lock
 }
@@ -19,7 +28,7 @@ type lock struct {
 }
 
 // acquire waits for the workspace's turn and returns what gives it back. The error
-// is the context's.
+// is the context's, or a *problem.Error if too many wait.
 func (l *locks) acquire(ctx context.Context, workspaceID string) (release func(), err error) {
 	l.mutex.Lock()
 	if l.held == nil {
@@ -29,6 +38,11 @@ func (l *locks) acquire(ctx context.Context, workspaceID string) (release func()
 	if entry == nil {
 		entry = &lock{turn: make(chan struct{}, 1)}
 		l.held[workspaceID] = entry
+	}
+	if entry.users >= l.most {
+		l.mutex.Unlock()
+		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+			"%d changes of the workspace are in flight, as many as allowed; try again", l.most)
 	}
 	entry.users++
 	l.mutex.Unlock()

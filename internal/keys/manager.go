@@ -5,6 +5,7 @@
 package keys
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/patience"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -38,6 +40,9 @@ type Config struct {
 	Now func() time.Time
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
+	// MaxWaiting is how many changes of one workspace may be in flight; more are refused with
+	// TOO_MANY_REQUESTS. Default: 1,024.
+	MaxWaiting int
 }
 
 // New returns a Manager.
@@ -47,6 +52,7 @@ func New(config Config) *Manager {
 		projection: config.Projection,
 		now:        config.Now,
 		random:     config.Random,
+		locks:      locks{most: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
 	}
 	if manager.now == nil {
 		manager.now = time.Now
@@ -146,9 +152,10 @@ func (m *Manager) freshPolicy(ctx context.Context) (*projection.Policy, int64, e
 }
 
 // published waits until validations reflect a committed revision. The caller's
-// context no longer counts: the change is made, and saying less would be untrue.
+// context no longer counts: the change is made, and saying less would be untrue. But it
+// says so while the caller listens.
 func (m *Manager) published(ctx context.Context, revision int64) (Position, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), publishTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience.Within(ctx, publishTimeout))
 	defer cancel()
 	if err := m.projection.WaitFor(ctx, revision); err != nil {
 		return Position{}, fmt.Errorf("%w: revision %d is committed but not published: %w", storage.ErrOutcomeUnknown, revision, err)

@@ -48,7 +48,8 @@ func (m *Manager) reached(ctx context.Context, revision int64, err error) error 
 // maxScanned is how many stored keys one page of a filtered list looks at.
 const maxScanned = 10_000
 
-// ListKeys reads a page of keys, newest first.
+// ListKeys reads a page of keys, newest first. It ends before it is larger than
+// storage.MaxPageBytes, so that any client can take it, or with the first key.
 func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
 	var fields problem.Fields
 	checkOptionalID(&fields, "workspace_id", request.GetWorkspaceId())
@@ -64,9 +65,9 @@ func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysReques
 	}
 	now := m.clock()
 	response := &keysvcv1.ListKeysResponse{Epoch: m.projection.Epoch()}
-	for scanned := 0; ; {
+	for scanned, room := 0, storage.MaxPageBytes; ; {
 		page, err := m.store.ListKeys(ctx, storage.Query{
-			WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size - len(response.GetKeys()),
+			WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size - len(response.GetKeys()), MaxBytes: room,
 		})
 		if err := m.reached(ctx, page.Revision, err); err != nil {
 			return nil, asPageTokenInvalid(err)
@@ -81,10 +82,11 @@ func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysReques
 			}
 			if filter.admits(key) {
 				response.Keys = append(response.Keys, key)
+				room -= proto.Size(key)
 			}
 		}
 		cursor, scanned = page.Next, scanned+len(page.Keys)
-		if cursor == "" || len(response.GetKeys()) == size || scanned >= maxScanned {
+		if cursor == "" || len(response.GetKeys()) == size || scanned >= maxScanned || room < 1 {
 			response.NextPageToken = makePageToken(cursor, digest)
 			return response, nil
 		}
@@ -187,7 +189,7 @@ func (m *Manager) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequ
 	}, nil
 }
 
-// ListMembers reads a page of members by ascending id.
+// ListMembers reads a page of members by ascending id, bounded as that of ListKeys.
 func (m *Manager) ListMembers(ctx context.Context, request *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", request.GetWorkspaceId())

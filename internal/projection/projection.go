@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,6 +41,9 @@ type Projection struct {
 	// applied is how far state has come, for readers that take no lock. It is set when state
 	// is in its place.
 	applied atomic.Pointer[storage.Barrier]
+
+	// gaveWay, in tests, is called wherever a walk lets others in.
+	gaveWay func()
 }
 
 // Publisher passes on what has changed. What it was told stands before everything that a
@@ -321,66 +323,6 @@ func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 	return member, member.damaged
 }
 
-// HasRoom says whether a workspace has fewer than most live keys at now: keys that are
-// neither revoked nor expired, nor count as revoked with their member or workspace.
-func (p *Projection) HasRoom(workspaceID string, now time.Time, most int) bool {
-	p.mutex.RLock()
-	defer p.mutex.RUnlock()
-	entry := p.state.workspaces[workspaceID]
-	if entry == nil {
-		return most > 0
-	}
-	// Most workspaces are so far from their limit that nothing need be counted.
-	return len(entry.keys)-entry.revoked < most || entry.live(now, most) < most
-}
-
-// LiveKeys counts the keys of a workspace that are neither revoked nor expired at
-// now, nor count as revoked with their member or workspace. It stops counting at
-// enough, so that the usual question, whether there is room, costs little.
-func (p *Projection) LiveKeys(workspaceID string, now time.Time, enough int) int {
-	p.mutex.RLock()
-	defer p.mutex.RUnlock()
-	entry := p.state.workspaces[workspaceID]
-	if entry == nil {
-		return 0
-	}
-	return entry.live(now, enough)
-}
-
-// Effect counts the live keys whose effective scopes would shrink, and those whose
-// would grow, if the roles had these scopes. A key can count as both.
-func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narrowed, widened int64) {
-	type effect struct{ narrows, widens bool }
-	// Most keys share a few sets of scopes and a few roles.
-	type combination struct{ scopes, role string }
-	known := make(map[combination]effect)
-	nanoseconds := now.UnixNano()
-	p.mutex.RLock()
-	defer p.mutex.RUnlock()
-	for _, entry := range p.state.keys {
-		workspace := entry.workspace
-		if entry.problem() != nil || workspace.current == nil || workspace.current.Removed ||
-			!workspace.isLive(&entry.key, nanoseconds) {
-			continue
-		}
-		role := workspace.members[entry.key.Member].Role
-		which := combination{strings.Join(entry.key.Scopes, " "), role}
-		found, seen := known[which]
-		if !seen {
-			before, after := entry.key.Scopes.Intersect(p.state.policy.roles[role]), entry.key.Scopes.Intersect(roles[role])
-			found = effect{narrows: len(before.Without(after)) > 0, widens: len(after.Without(before)) > 0}
-			known[which] = found
-		}
-		if found.narrows {
-			narrowed++
-		}
-		if found.widens {
-			widened++
-		}
-	}
-	return narrowed, widened
-}
-
 // LastUsed returns when a key was last used; zero if it never was.
 func (p *Projection) LastUsed(keyID string) time.Time {
 	p.mutex.RLock()
@@ -389,52 +331,6 @@ func (p *Projection) LastUsed(keyID string) time.Time {
 		return entry.last.Time()
 	}
 	return time.Time{}
-}
-
-// Workspaces returns the ids of all workspaces that were ever changed.
-func (p *Projection) Workspaces() []string {
-	p.mutex.RLock()
-	defer p.mutex.RUnlock()
-	ids := make([]string, 0, len(p.state.workspaces))
-	for id := range p.state.workspaces {
-		if id != "" {
-			ids = append(ids, id)
-		}
-	}
-	return ids
-}
-
-// Dead is what a sweep may delete.
-type Dead struct {
-	// KeyIDs are revoked or expired, or count as revoked, since long enough.
-	KeyIDs []string
-	// MemberIDs were removed long enough ago, and no key is theirs any more.
-	MemberIDs []string
-}
-
-// Dead returns what died before a time in a workspace, the oldest keys first, up to a
-// number of records. Members come once no key is left to delete.
-func (p *Projection) Dead(workspaceID string, before time.Time, most int) Dead {
-	p.mutex.RLock()
-	defer p.mutex.RUnlock()
-	var dead Dead
-	entry := p.state.workspaces[workspaceID]
-	if entry == nil {
-		return dead
-	}
-	nanoseconds := before.UnixNano()
-	for _, key := range entry.keys {
-		if len(dead.KeyIDs) == most {
-			return dead
-		}
-		if key.damaged == nil && entry.diedBefore(key, nanoseconds) {
-			dead.KeyIDs = append(dead.KeyIDs, key.key.ID)
-		}
-	}
-	if len(dead.KeyIDs) == 0 {
-		dead.MemberIDs = entry.deadMembers(nanoseconds, most)
-	}
-	return dead
 }
 
 // pause waits; it says whether the context is still good.

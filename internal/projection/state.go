@@ -106,24 +106,6 @@ type workspaceEntry struct {
 	damagedHead error
 }
 
-// live counts live keys, up to enough.
-func (w *workspaceEntry) live(now time.Time, enough int) int {
-	if w.current == nil || w.current.Removed {
-		return 0
-	}
-	nanoseconds, count := now.UnixNano(), 0
-	for _, entry := range w.keys {
-		if count >= enough {
-			break
-		}
-		// A damaged key counts: it might be live, and refusing is the safer mistake.
-		if entry.damaged != nil || w.isLive(&entry.key, nanoseconds) {
-			count++
-		}
-	}
-	return count
-}
-
 // isLive says whether a key of the workspace is neither revoked nor expired.
 func (w *workspaceEntry) isLive(key *decide.Key, now int64) bool {
 	if key.Revoked || now >= key.ExpireTime || key.WorkspaceIncarnation != w.current.Incarnation {
@@ -150,36 +132,6 @@ func (w *workspaceEntry) diedBefore(entry *keyEntry, before int64) bool {
 	}
 	// Of a member that was removed and added again, only the latter's time is known.
 	return (member.Removed || member.Incarnation != key.MemberIncarnation) && member.updated < before
-}
-
-// deadMembers returns members that were removed before a time, themselves or with
-// their workspace, and have no keys.
-func (w *workspaceEntry) deadMembers(before int64, most int) []string {
-	var owners map[string]bool
-	var dead []string
-	for id, member := range w.members {
-		if len(dead) == most {
-			break
-		}
-		gone := member.Removed && member.updated < before
-		if w.current != nil && (w.current.Removed || w.current.Incarnation != member.WorkspaceIncarnation) {
-			gone = gone || w.current.since < before && member.updated < before
-		}
-		if member.damaged != nil || !gone {
-			continue
-		}
-		if owners == nil {
-			owners = make(map[string]bool)
-			for _, entry := range w.keys {
-				owners[entry.key.Member] = true
-			}
-		}
-		if !owners[id] {
-			dead = append(dead, id)
-		}
-	}
-	slices.Sort(dead)
-	return dead
 }
 
 func newState() *state {

@@ -45,50 +45,6 @@ func (b *bench) listKeys(ctx context.Context) listing {
 	return done
 }
 
-func TestInFlightLimit(t *testing.T) {
-	t.Parallel()
-	g := newGate()
-	b := start(t, options{wrap: g.wrap, settings: func(s *config.Settings) { s.MaxInFlight = 2 }})
-	b.putMember(t, "acme", "ann", "owner")
-	token := b.create(t, "acme", "ann", "emails:read").GetToken()
-	calls := []listing{b.listKeys(testContext(t)), b.listKeys(testContext(t))}
-	for range calls {
-		waitFor(t, g.entered, "a call")
-	}
-	before := b.dump(t)
-	for name, call := range map[string]func() error{
-		"a change": func() error {
-			_, err := b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{WorkspaceId: "acme", MemberId: "ann", Name: "n", Scopes: []string{"emails:read"}})
-			return err
-		},
-		"a read": func() error {
-			_, err := b.policies.GetPolicy(testContext(t), &keysvcv1.GetPolicyRequest{})
-			return err
-		},
-		"a validation": func() error {
-			_, err := b.validation.ValidateKey(testContext(t), &keysvcv1.ValidateKeyRequest{Token: token, RequiredScope: "emails:read"})
-			return err
-		},
-	} {
-		found := expectError(t, call(), codes.ResourceExhausted, "TOO_MANY_REQUESTS")
-		if found.retry.GetRetryDelay().AsDuration() <= 0 {
-			t.Errorf("%s: got %v, want RetryInfo with a delay", name, found.retry)
-		}
-	}
-	expectUnchanged(t, before, b.dump(t))
-	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
-	for range calls {
-		g.release(t)
-	}
-	for _, call := range calls {
-		if err := waitFor(t, call, "an answer"); err != nil {
-			t.Error(err)
-		}
-	}
-	// And there is room again.
-	b.expectAllowed(t, token, "emails:read")
-}
-
 func (b *bench) expectHealth(t *testing.T, service string, want grpc_health_v1.HealthCheckResponse_ServingStatus) {
 	t.Helper()
 	response, err := grpc_health_v1.NewHealthClient(b.conn).Check(testContext(t), &grpc_health_v1.HealthCheckRequest{Service: service})

@@ -1,28 +1,44 @@
 package server
 
 import (
-	"io"
+	"context"
+	"errors"
 	"log/slog"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
 // TestMethodsWithoutAnEntryAreRefused asks the choke point itself: grpc does not let a
 // method that is not served come this far.
 func TestMethodsWithoutAnEntryAreRefused(t *testing.T) {
-	errors := service.Errors{Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	d := newTestDoor(t, config.Defaults())
 	for _, method := range []string{"", "/keysvc.v1.KeyService/Nothing", "keysvc.v1.KeyService/GetKey", "/keysvc.v1.KeyService/getkey", "/keysvc.v1.KeyService/GetKey/"} {
-		if _, err := admit(t.Context(), method, errors); status.Code(err) != codes.PermissionDenied {
+		_, err := d.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) {
+			t.Errorf("%q: the handler is called", method)
+			return nil, nil
+		})
+		if status.Code(err) != codes.PermissionDenied {
 			t.Errorf("%q: got %v, want PERMISSION_DENIED", method, err)
 		}
 	}
-	ctx, err := admit(t.Context(), "/keysvc.v1.KeyService/GetKey", errors)
-	if err != nil || callers.FromContext(ctx).Name != "local" {
-		t.Errorf("got %q, %v", callers.FromContext(ctx).Name, err)
+	_, err := d.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/keysvc.v1.KeyService/GetKey"}, func(ctx context.Context, _ any) (any, error) {
+		return nil, errors.New(callers.FromContext(ctx).Name)
+	})
+	if err == nil || err.Error() != "local" {
+		t.Errorf("got %v, want the name of the caller", err)
 	}
+}
+
+func newTestDoor(t testing.TB, settings config.Settings) *door {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	return newDoor(t.Context(), settings, log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work)
 }

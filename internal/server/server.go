@@ -34,7 +34,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// Times that no operator needs to set.
+// What no operator needs to set.
 const (
 	// connectionTimeout bounds a connection's handshake.
 	connectionTimeout = 10 * time.Second
@@ -43,6 +43,8 @@ const (
 	keepaliveTimeout = 20 * time.Second
 	// flushTimeout bounds the last write of last-used times.
 	flushTimeout = 5 * time.Second
+	// busyWorkspace is the part of the room for changes that those of one workspace may take.
+	busyWorkspace = 4
 	// keepaliveMinimum is how often a client may ping.
 	keepaliveMinimum = 10 * time.Second
 )
@@ -73,6 +75,7 @@ type Config struct {
 // Server is a keysvc process without its listener and store.
 type Server struct {
 	grpc       *grpc.Server
+	door       *door
 	health     *health.Server
 	projection *projection.Projection
 	hub        *feed.Hub
@@ -121,6 +124,7 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	now = clock.Steady(now, position.Time)
 	server.keys = keys.New(keys.Config{
 		Store: settings.Store, Projection: server.projection, Now: now, Random: settings.Random,
+		MaxWaiting: max(1, settings.Settings.MaxInFlight/busyWorkspace),
 	})
 	if err := server.makeHub(ctx, settings, position, started); err != nil {
 		return nil, err
@@ -138,7 +142,7 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	}
 	validator := validation.New(server.projection, settings.Store, now)
 	validator.RecordTo(server.recorder)
-	server.register(settings, validator)
+	server.register(settings, validator, now)
 	server.work(settings.Settings)
 	log.InfoContext(ctx, "store loaded", "epoch", settings.Store.Epoch(), "revision", position.Revision, "policy", active.Digest)
 	return server, nil
@@ -169,6 +173,9 @@ func (s *Server) makeHub(ctx context.Context, settings Config, position storage.
 // Feed returns how the sessions of near-caches stand.
 func (s *Server) Feed() feed.Snapshot { return s.hub.Snapshot() }
 
+// Calls returns how the calls stand, by kind.
+func (s *Server) Calls() []Calls { return s.door.rooms.snapshot() }
+
 // follow lets the projection follow the store until Stop.
 func (s *Server) follow() {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -196,12 +203,13 @@ func (s *Server) work(settings config.Settings) {
 }
 
 // register makes the gRPC server.
-func (s *Server) register(config Config, validator *validation.Validator) {
+func (s *Server) register(config Config, validator *validation.Validator, now func() time.Time) {
 	errors := service.Errors{Log: s.log}
-	unary, stream := interceptors(s.stopping, config.Settings, s.log, errors)
+	validations := service.NewValidation(validator, errors)
+	s.door = newDoor(s.stopping, config.Settings, s.log, now, errors, validations.Work)
 	s.grpc = grpc.NewServer(
-		grpc.ChainUnaryInterceptor(unary...),
-		grpc.ChainStreamInterceptor(stream...),
+		grpc.UnaryInterceptor(s.door.unary),
+		grpc.StreamInterceptor(s.door.stream),
 		grpc.MaxConcurrentStreams(uint32(config.Settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
 		grpc.MaxHeaderListSize(uint32(config.Settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
 		grpc.MaxRecvMsgSize(config.Settings.MaxMessageBytes),
@@ -214,7 +222,7 @@ func (s *Server) register(config Config, validator *validation.Validator) {
 	keysvcv1.RegisterKeyServiceServer(s.grpc, keyService)
 	keysvcv1.RegisterMemberServiceServer(s.grpc, memberService)
 	keysvcv1.RegisterPolicyServiceServer(s.grpc, policyService)
-	keysvcv1.RegisterValidationServiceServer(s.grpc, service.NewValidation(validator, errors))
+	keysvcv1.RegisterValidationServiceServer(s.grpc, validations)
 	keysvcv1.RegisterSyncServiceServer(s.grpc, service.NewSync(s.hub, s.projection, validator, errors))
 	s.health = health.NewServer()
 	for name := range s.grpc.GetServiceInfo() {

@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -73,7 +75,14 @@ func (e Errors) Status(ctx context.Context, err error) error {
 	if ended := contextStatus(err); ended != nil {
 		return ended
 	}
-	return statusOf(e.problem(ctx, err)).Err()
+	told := e.problem(ctx, err)
+	if told.Reason == keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED {
+		// It was waited for as long as the caller could. A client that now repeats the call by
+		// itself, because of the code, would end in its own deadline and hide the answer. It
+		// fails where there is no call, as in tests.
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1"))
+	}
+	return statusOf(told).Err()
 }
 
 // contextStatus returns the status for a call that was cancelled or took too long.
@@ -144,7 +153,7 @@ func statusOf(problem *problem.Error) *status.Status {
 		}
 		details = append(details, bad)
 	}
-	if problem.Reason == keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS {
+	if result.Code() == codes.ResourceExhausted {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(retryDelay)})
 	}
 	if detailed, err := result.WithDetails(details...); err == nil {

@@ -189,12 +189,18 @@ func (s *store) Watch(ctx context.Context, _ int64) iter.Seq2[*storage.Committed
 
 // details is a validation.DetailsReader that counts.
 type details struct {
+	// hangs makes every read wait for the end of its context.
+	hangs   bool
 	reads   int
 	records map[string]*storagev1.KeyRecord
 	err     error
 }
 
-func (d *details) GetKey(_ context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
+func (d *details) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
+	if d.hangs {
+		<-ctx.Done()
+		return nil, 0, ctx.Err()
+	}
 	d.reads++
 	record := d.records[keyID]
 	if d.err == nil && (record == nil || record.GetWorkspaceId() != workspaceID) {

@@ -16,6 +16,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/feed"
+	"github.com/scribe-mail/keysvc/internal/patience"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/token"
@@ -406,12 +407,12 @@ func (s *SyncService) await(ctx context.Context, request *keysvcv1.AwaitRevision
 
 // published returns once this server validates at a revision, which the hub had before.
 func (s *SyncService) published(ctx context.Context, revision int64) error {
-	bounded, cancel := context.WithTimeout(ctx, publishedTimeout)
+	bounded, cancel := patience.Bound(ctx, publishedTimeout)
 	defer cancel()
 	err := s.projection.WaitFor(bounded, revision)
 	if err != nil && ctx.Err() == nil {
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED,
-			"revision %d was not reached within %s", revision, publishedTimeout)
+			"revision %d was not reached in time, which is %s at most and less than the call's deadline", revision, publishedTimeout)
 	}
 	return err
 }

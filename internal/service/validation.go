@@ -6,18 +6,26 @@ import (
 	"time"
 
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// MaxBatch is how many tokens one batch may hold.
-const MaxBatch = 256
+const (
+	// MaxBatch is how many tokens one batch may hold.
+	MaxBatch = 256
+	// maxBatchBytes is how large the answers of a batch may become before the next question
+	// is refused. With one answer more they are less than the 4 MiB that a gRPC client takes
+	// unless told otherwise.
+	maxBatchBytes = 3 << 20
+)
 
 // ValidationService implements keysvcv1.ValidationServiceServer.
 type ValidationService struct {
@@ -29,6 +37,39 @@ type ValidationService struct {
 // NewValidation returns the service over a Validator.
 func NewValidation(validator *validation.Validator, errors Errors) *ValidationService {
 	return &ValidationService{validator: validator, errors: errors}
+}
+
+// Work returns what kind of work a request is. One that must wait for a revision is a
+// wait, and one that asks for details, which the store has, is a read: neither keeps
+// others from being answered from memory.
+func (s *ValidationService) Work(request any) callers.Work {
+	switch request := request.(type) {
+	case *keysvcv1.ValidateKeyRequest:
+		return s.work(request)
+	case *keysvcv1.BatchValidateKeysRequest:
+		work := callers.Validation
+		for _, item := range request.GetRequests() {
+			switch s.work(item) {
+			case callers.Wait:
+				return callers.Wait
+			case callers.Read:
+				work = callers.Read
+			case callers.NoWork, callers.Probe, callers.Validation, callers.Change, callers.Session:
+			}
+		}
+		return work
+	}
+	return callers.Validation
+}
+
+func (s *ValidationService) work(request *keysvcv1.ValidateKeyRequest) callers.Work {
+	switch {
+	case request.GetMinRevision() != 0 && !s.validator.Reached(request.GetMinRevision()):
+		return callers.Wait
+	case request.GetWithDetails():
+		return callers.Read
+	}
+	return callers.Validation
 }
 
 // ValidateKey implements keysvcv1.ValidationServiceServer.
@@ -46,14 +87,24 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 	}
 	ctx, cancel := validation.Together(ctx)
 	defer cancel()
-	responses := make([]*keysvcv1.ValidateKeyResponse, len(request.GetRequests()))
+	responses, total := make([]*keysvcv1.ValidateKeyResponse, len(request.GetRequests())), 0
 	for index, item := range request.GetRequests() {
+		if total >= maxBatchBytes {
+			responses[index] = &keysvcv1.ValidateKeyResponse{Error: s.itemError(ctx, problem.New(
+				keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+				"the answers to the questions before this one are %d bytes, as many as a batch has; ask it again, in another batch", total))}
+			continue
+		}
 		response, err := s.validate(ctx, item)
 		if ctx.Err() != nil {
 			return nil, s.errors.Status(ctx, ctx.Err())
 		}
 		if err != nil {
 			response = &keysvcv1.ValidateKeyResponse{Error: s.itemError(ctx, err)}
+		}
+		// Others are small, however many there are.
+		if err != nil || item.GetIncludeGrant() || item.GetWithDetails() {
+			total += proto.Size(response)
 		}
 		responses[index] = response
 	}

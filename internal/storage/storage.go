@@ -46,8 +46,14 @@ const (
 	MaxChangeBytes = 512 << 10
 )
 
-// MaxPage is how many records a page read gives at most.
-const MaxPage = 1000
+// Bounds of a page.
+const (
+	// MaxPage is how many records a page read gives at most.
+	MaxPage = 1000
+	// MaxPageBytes is how large they may be together, as they are stored: a quarter of what
+	// a gRPC client takes unless told otherwise. A page has one record all the same.
+	MaxPageBytes = 1 << 20
+)
 
 const (
 	// MaxIDBytes is how long the id of a workspace, a member or a request may be. An id
@@ -298,13 +304,26 @@ type Query struct {
 	// Limit is how many records to give at most, 1 to MaxPage; what lies outside is
 	// taken for the nearest.
 	Limit int
+	// MaxBytes is how large the records may be together, as they are stored, 1 to
+	// MaxPageBytes; what lies outside is taken for MaxPageBytes. The first record of a page
+	// is given whatever its size.
+	MaxBytes int
 }
 
-// Bounded returns the query with its limit inside the bounds. Every backend calls
+// Bounded returns the query with its limits inside the bounds. Every backend calls
 // it first.
 func (q Query) Bounded() Query {
 	q.Limit = max(1, min(q.Limit, MaxPage))
+	if q.MaxBytes < 1 || q.MaxBytes > MaxPageBytes {
+		q.MaxBytes = MaxPageBytes
+	}
 	return q
+}
+
+// Full reports whether a page that has so many records, of so many bytes together, is
+// full before the next one, of next bytes, is added.
+func (q Query) Full(records, bytes, next int) bool {
+	return records >= q.Limit || records > 0 && bytes+next > q.MaxBytes
 }
 
 // KeyPage is a page of keys.

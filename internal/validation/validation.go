@@ -14,6 +14,7 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/patience"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -22,8 +23,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
-// revisionTimeout bounds the wait for min_revision.
-const revisionTimeout = time.Second
+// longestWait bounds the wait for min_revision, and for details, which the store has.
+const longestWait = time.Second
 
 // DetailsReader reads the names and labels that only the store has.
 type DetailsReader interface {
@@ -87,6 +88,9 @@ type Answer struct {
 
 // Epoch returns the epoch that the revisions of answers belong to.
 func (v *Validator) Epoch() string { return v.projection.Epoch() }
+
+// Reached reports whether answers are at least as fresh as a revision without a wait.
+func (v *Validator) Reached(revision int64) bool { return v.projection.Revision() >= revision }
 
 // Validate decides. The error speaks of the question or of the service, never of
 // the token: *problem.Error, storage's, or the context's.
@@ -159,10 +163,18 @@ func (v *Validator) UsedElsewhere(keyID string, at time.Time, visible func(works
 type patienceKey struct{}
 
 // Together returns a context for several questions that belong to one call: all of them
-// wait for their revisions no longer than one would.
+// wait no longer than one would.
 func Together(ctx context.Context) (context.Context, context.CancelFunc) {
-	bounded, cancel := context.WithTimeout(ctx, revisionTimeout)
+	bounded, cancel := patience.Bound(ctx, longestWait)
 	return context.WithValue(ctx, patienceKey{}, bounded), cancel
+}
+
+// bound returns a context for a wait. It ends early enough for the caller to be told.
+func bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if shared, has := ctx.Value(patienceKey{}).(context.Context); has {
+		return shared, func() {}
+	}
+	return patience.Bound(ctx, longestWait)
 }
 
 // wait returns once the projection is as fresh as the question demands.
@@ -171,25 +183,27 @@ func (v *Validator) wait(ctx context.Context, question Question) error {
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH,
 			"min_revision belongs to another epoch than the store's; drop what was cached and ask without it")
 	}
-	bounded, shared := ctx.Value(patienceKey{}).(context.Context)
-	if !shared {
-		var cancel context.CancelFunc
-		bounded, cancel = context.WithTimeout(ctx, revisionTimeout)
-		defer cancel()
-	}
+	bounded, cancel := bound(ctx)
+	defer cancel()
 	err := v.projection.WaitFor(bounded, question.MinRevision)
 	if err != nil && ctx.Err() == nil {
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED,
-			"min_revision %d was not reached within %s", question.MinRevision, revisionTimeout)
+			"min_revision %d was not reached in time, which is %s at most and less than the call's deadline", question.MinRevision, longestWait)
 	}
 	return err
 }
 
 // detailsOf reads what only the store has.
 func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (*storagev1.KeyRecord, error) {
-	record, _, err := v.details.GetKey(ctx, principal.WorkspaceID, principal.KeyID)
-	if errors.Is(err, storage.ErrNotFound) {
+	bounded, cancel := bound(ctx)
+	defer cancel()
+	record, _, err := v.details.GetKey(bounded, principal.WorkspaceID, principal.KeyID)
+	switch {
+	case errors.Is(err, storage.ErrNotFound):
 		return nil, storage.ErrUnavailable // purged since; asked again, the answer is another
+	case err != nil && bounded.Err() != nil && ctx.Err() == nil:
+		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE,
+			"the store did not give the key's details in time, which is %s at most; without with_details it is not asked", longestWait)
 	}
 	return record, err
 }

@@ -584,3 +584,28 @@ func TestWatchEnds(t *testing.T) {
 		}
 	})
 }
+
+// TestAnswersThatAreTooLargeTogether: what a batch has no room for is asked in the next.
+func TestAnswersThatAreTooLargeTogether(t *testing.T) {
+	const questions, fits = 100, 7
+	server := &scripted{answer: func(_ context.Context, request *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error) {
+		answers := allowing(request)
+		for index := fits; index < len(answers.GetResponses()); index++ {
+			answers.Responses[index] = &keysvcv1.ValidateKeyResponse{Error: &keysvcv1.ValidationError{
+				Code: int32(codes.ResourceExhausted), Reason: keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+			}}
+		}
+		return answers, nil
+	}}
+	bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
+		var asking sync.WaitGroup
+		for number := range questions {
+			asking.Go(func() {
+				if answer, err := cache.Validate(t.Context(), *question(number)); err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
+					t.Errorf("question %d: %v, %v", number, answer.Decision, err)
+				}
+			})
+		}
+		asking.Wait()
+	})
+}

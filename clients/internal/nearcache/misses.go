@@ -202,6 +202,10 @@ func (m *misses) settle(each *flight, fill Fill, item *keysvcv1.ValidateKeyRespo
 			each.freely = true // another history: the session will find out, this request need not wait for it
 			return false
 		}
+		if problem.GetReason() == keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS {
+			each.attempts-- // the batch's answers had become too large: each batch has one at least
+			return false
+		}
 		code := codes.Code(problem.GetCode()) //nolint:gosec // checked below
 		if problem.GetCode() <= 0 || problem.GetCode() > 16 {
 			code = codes.Internal

@@ -72,8 +72,9 @@ const (
 	ErrorReason_ERROR_REASON_SCOPE_RETIRED ErrorReason = 20
 	// FAILED_PRECONDITION. The revision belongs to another epoch of the store.
 	ErrorReason_ERROR_REASON_EPOCH_MISMATCH ErrorReason = 21
-	// RESOURCE_EXHAUSTED. Too many requests are in flight; RetryInfo says when to
-	// try again.
+	// RESOURCE_EXHAUSTED. Too many requests of this kind are in flight; RetryInfo
+	// says when to try again. In an item of a batch: the answers before it are as
+	// large as a batch may have.
 	ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS ErrorReason = 22
 	// UNKNOWN. The disk or the quorum failed during the commit: the change may have
 	// taken effect or not. Repeat it with the same request_id.

@@ -360,7 +360,7 @@ type ListKeysRequest struct {
 	UnusedSince *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=unused_since,json=unusedSince,proto3" json:"unused_since,omitempty"`
 	// How many keys to give at most: 0 means 50, more than 1,000 is taken as
 	// 1,000, a negative number is refused. A page may be shorter, even empty,
-	// before the last.
+	// before the last; it ends when it has about 1 MiB.
 	PageSize int32 `protobuf:"varint,7,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before, with the same filters; empty for the
 	// first page.

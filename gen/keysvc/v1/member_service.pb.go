@@ -302,7 +302,8 @@ type ListMembersRequest struct {
 	// The workspace. Required.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// How many members to give at most: 0 means 50, more than 1,000 is taken as
-	// 1,000, a negative number is refused.
+	// 1,000, a negative number is refused. A page may be shorter before the last;
+	// it ends when it has about 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before; empty for the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`

@@ -439,7 +439,9 @@ func (x *BatchValidateKeysRequest) GetRequests() []*ValidateKeyRequest {
 // BatchValidateKeysResponse holds an answer for each question.
 type BatchValidateKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The answers, in the order of the requests.
+	// The answers, in the order of the requests. When those of a batch are about
+	// 3 MiB, the other questions get the error TOO_MANY_REQUESTS: ask them again,
+	// in another batch. The first is always answered.
 	Responses     []*ValidateKeyResponse `protobuf:"bytes,1,rep,name=responses,proto3" json:"responses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -112,8 +112,9 @@ type Store struct {
 
 	// state guards what follows. The committer holds it for writing from the moment a
 	// transaction may become visible until the directory agrees with it, so that
-	// nobody reads what is not durable.
-	state     sync.RWMutex
+	// nobody reads what is not durable. A sync that hangs holds it as long: calls wait for
+	// it with their context.
+	state     gate
 	file      *opened // nil while the store is down
 	directory *directory
 	position  storage.Position
@@ -135,9 +136,9 @@ type Store struct {
 	closeOnce sync.Once
 	// writing admits one write transaction at a time: that of the committer, or of
 	// PutUsage.
-	writing sync.Mutex
+	writing gate
 	// reopening admits one Load at a time to the reopening of the file.
-	reopening sync.Mutex
+	reopening gate
 }
 
 var _ storage.Store = (*Store)(nil)
@@ -159,12 +160,15 @@ func Open(path string, config Config) (*Store, error) {
 		return nil, err
 	}
 	store := &Store{
-		path:     path,
-		config:   config,
-		room:     config.room,
-		requests: make(chan *request, 1024),
-		closing:  make(chan struct{}),
-		stopped:  make(chan struct{}),
+		path:      path,
+		config:    config,
+		room:      config.room,
+		state:     newGate(),
+		writing:   newGate(),
+		reopening: newGate(),
+		requests:  make(chan *request, 1024),
+		closing:   make(chan struct{}),
+		stopped:   make(chan struct{}),
 	}
 	opened, err := openFile(path, config)
 	if errors.Is(err, errOlder) {
@@ -548,10 +552,14 @@ func (s *Store) close() error {
 }
 
 // reopen opens the file anew if a failed commit took the store down.
-func (s *Store) reopen() error {
-	s.reopening.Lock()
+func (s *Store) reopen(ctx context.Context) error {
+	if err := s.reopening.Claim(ctx); err != nil {
+		return err
+	}
 	defer s.reopening.Unlock()
-	s.state.RLock()
+	if err := s.state.Enter(ctx); err != nil {
+		return err
+	}
 	up, closed, before := s.file != nil, s.closed, s.position.Revision
 	s.state.RUnlock()
 	if closed {
@@ -586,9 +594,9 @@ func (s *Store) reopen() error {
 	return nil
 }
 
-// read runs use in a read transaction on the newest durable state. resolve runs
-// first, while the directory agrees with that state; use must not touch the
-// directory.
+// read runs use in a read transaction on the newest durable state. It waits for a commit
+// under way, no longer than the context lasts. resolve runs first, while the directory
+// agrees with that state; use must not touch the directory.
 func (s *Store) read(ctx context.Context, resolve func(*directory), use func(tx *bolt.Tx) error) (storage.Position, error) {
 	return s.readFile(ctx, false, resolve, use)
 }
@@ -600,7 +608,9 @@ func (s *Store) readFile(ctx context.Context, loading bool, resolve func(*direct
 	}
 	var tx *bolt.Tx
 	position, err := func() (storage.Position, error) {
-		s.state.RLock()
+		if err := s.state.Enter(ctx); err != nil {
+			return storage.Position{}, err
+		}
 		defer s.state.RUnlock()
 		if s.file == nil || s.closed || s.unloaded && !loading {
 			return storage.Position{}, storage.ErrUnavailable

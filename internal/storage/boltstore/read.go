@@ -28,7 +28,7 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 	if err := ctx.Err(); err != nil {
 		return storage.Position{}, err
 	}
-	if err := s.reopen(); err != nil {
+	if err := s.reopen(ctx); err != nil {
 		return storage.Position{}, err
 	}
 	var from *directory
@@ -218,7 +218,9 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 	if err := ctx.Err(); err != nil {
 		return "", 0, err
 	}
-	s.state.RLock()
+	if err := s.state.Enter(ctx); err != nil {
+		return "", 0, err
+	}
 	defer s.state.RUnlock()
 	if s.file == nil || s.closed || s.unloaded {
 		return "", 0, storage.ErrUnavailable
@@ -290,19 +292,19 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	var page storage.KeyPage
 	var slots []int64
 	var seen []sighting
-	last := int64(0)
+	last, total := int64(0), 0
 	add := func(record *storagev1.KeyRecord, slot int64, value []byte) bool {
-		if len(page.Keys) == query.Limit {
+		if query.Full(len(page.Keys), total, len(value)) {
 			page.Next = strconv.FormatInt(last, 10)
 			return false
 		}
 		page.Keys = append(page.Keys, record)
 		seen = append(seen, sight(record.GetWorkspaceId(), recordID{kindKey, record.GetKeyId()}, value))
-		last = slot
+		last, total = slot, total+len(value)
 		return true
 	}
 	position, err := s.readPage(ctx, func(directory *directory) {
-		page, seen, last = storage.KeyPage{}, nil, 0
+		page, seen, last, total = storage.KeyPage{}, nil, 0, 0
 		if entry := directory.workspaces[query.WorkspaceID]; entry != nil {
 			slots = entry.page(before, query.Limit)
 		}
@@ -403,11 +405,13 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 		if query.Cursor != "" && bytes.Equal(name, start) {
 			name, value = cursor.Next()
 		}
+		total := 0
 		for ; bytes.HasPrefix(name, prefix); name, value = cursor.Next() {
-			if len(page.Members) == query.Limit {
-				page.Next = page.Members[query.Limit-1].GetMemberId()
+			if query.Full(len(page.Members), total, len(value)) {
+				page.Next = page.Members[len(page.Members)-1].GetMemberId()
 				return seen, nil
 			}
+			total += len(value)
 			record := &storagev1.MemberRecord{}
 			if err := decodeMember(string(name), value, record); err != nil {
 				return nil, err
@@ -442,14 +446,15 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 		if damagedHead != nil {
 			return damagedHead
 		}
-		bucket := tx.Bucket([]byte(bucketAudit))
+		bucket, total := tx.Bucket([]byte(bucketAudit)), 0
 		for revision > 0 {
-			if len(page.Events) == query.Limit {
+			name := number(revision)
+			value := bucket.Get([]byte(name))
+			if query.Full(len(page.Events), total, len(value)) {
 				page.Next = strconv.FormatInt(revision, 10)
 				return nil
 			}
-			name := number(revision)
-			value := bucket.Get([]byte(name))
+			total += len(value)
 			if value == nil && len(page.Events) == 0 && query.Cursor != "" {
 				return storage.ErrInvalidCursor
 			}

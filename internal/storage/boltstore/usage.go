@@ -21,7 +21,9 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	if err := s.room.admit(false); err != nil {
 		return err
 	}
-	s.state.RLock()
+	if err := s.state.Enter(ctx); err != nil {
+		return err
+	}
 	file := s.file
 	if file == nil || s.closed || s.unloaded {
 		s.state.RUnlock()
@@ -37,7 +39,9 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	// Ascending, as all writes.
 	slices.SortFunc(times, func(a, b slotTime) int { return cmp.Compare(a.slot, b.slot) })
 
-	s.writing.Lock()
+	if err := s.writing.Claim(ctx); err != nil {
+		return err
+	}
 	defer s.writing.Unlock()
 	var tx *bolt.Tx
 	err := guard(func() error {

@@ -96,11 +96,11 @@ func (s *Store) listAll(ctx context.Context, query storage.Query) (storage.KeyPa
 			return err
 		}
 		given := order[:min(len(order), query.Limit)]
-		if page.Keys, err = s.recordsOf(ctx, given, at); err != nil {
+		if page.Keys, err = s.recordsOf(ctx, query, given, at); err != nil {
 			return err
 		}
-		if len(order) > query.Limit {
-			page.Next = given[len(given)-1].cursor()
+		if count := len(page.Keys); count < len(order) {
+			page.Next = order[count-1].cursor()
 		}
 		return nil
 	})
@@ -161,9 +161,9 @@ func (s *Store) decodeOrder(entry *mvccpb.KeyValue) (standing, error) {
 	return standing{place: place, created: entry.CreateRevision, keyID: keyID, name: string(record)}, nil
 }
 
-// recordsOf reads the records of keys at a revision of etcd.
-func (s *Store) recordsOf(ctx context.Context, order []standing, at int64) ([]*storagev1.KeyRecord, error) {
-	records := make([]*storagev1.KeyRecord, 0, len(order))
+// recordsOf reads the records of keys at a revision of etcd, until the page is full.
+func (s *Store) recordsOf(ctx context.Context, query storage.Query, order []standing, at int64) ([]*storagev1.KeyRecord, error) {
+	records, total := make([]*storagev1.KeyRecord, 0, len(order)), 0
 	for some := range slices.Chunk(order, gets) {
 		parts := make([]clientv3.Op, len(some))
 		for index, key := range some {
@@ -178,6 +178,10 @@ func (s *Store) recordsOf(ctx context.Context, order []standing, at int64) ([]*s
 			if stored == nil {
 				return nil, &storage.DamagedError{Kind: "key", Name: key.keyID, Problem: "missing"}
 			}
+			if query.Full(len(records), total, len(stored.Value)) {
+				return records, nil
+			}
+			total += len(stored.Value)
 			record := &storagev1.KeyRecord{}
 			if err := decodeKey(key.name, stored.Value, record); err != nil {
 				return nil, err

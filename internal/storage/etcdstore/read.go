@@ -182,8 +182,12 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 		if err != nil {
 			return err
 		}
-		all := entries(response, 1)
-		return give(revision(first(response, 0)), all[:min(len(all), query.Limit)], len(all) > query.Limit)
+		all, count, total := entries(response, 1), 0, 0
+		for count < len(all) && !query.Full(count, total, len(all[count].Value)) {
+			total += len(all[count].Value)
+			count++
+		}
+		return give(revision(first(response, 0)), all[:count], count < len(all))
 	})
 }
 
@@ -228,10 +232,12 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 		if before > 0 {
 			expected = before - 1
 		}
+		full, total := false, 0
 		for _, entry := range entries(response, 2) {
-			if len(page.Events) == query.Limit {
+			if full = query.Full(len(page.Events), total, len(entry.Value)); full {
 				break
 			}
+			total += len(entry.Value)
 			event, err := decodeAudit(query.WorkspaceID, s.name(entry), expected, entry.Value)
 			if err != nil {
 				return err
@@ -239,7 +245,7 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 			page.Events = append(page.Events, event)
 			expected--
 		}
-		if len(page.Events) < query.Limit && expected > 0 {
+		if !full && len(page.Events) < query.Limit && expected > 0 {
 			return missingEvent(query.WorkspaceID, expected)
 		}
 		if expected > 0 {

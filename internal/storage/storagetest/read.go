@@ -21,6 +21,7 @@ var readTests = []test{
 	{"MemberPages", testMemberPages},
 	{"AuditPages", testAuditPages},
 	{"Limits", testLimits},
+	{"PagesEndBeforeTheyAreTooLarge", testPageBytes},
 	{"InvalidCursors", testInvalidCursors},
 	{"NotOfThisWorkspace", testNotOfThisWorkspace},
 	{"RecordsAreNotAliased", testNotAliased},
@@ -223,6 +224,89 @@ func testAuditPages(s *suite) {
 	page, err = s.store.ListAuditEvents(s.ctx, storage.Query{WorkspaceID: "w", Limit: 3, Cursor: page.Next})
 	if err != nil || len(page.Events) != 3 || page.Events[0].Record.GetSequence() != 10 {
 		s.Errorf("ListAuditEvents: %+v, %v; want events 10 to 8", page, err)
+	}
+}
+
+// testPageBytes reads records of very different sizes by bytes: a page ends before it is
+// larger than was asked, has one record at least, and none is left out.
+func testPageBytes(s *suite) {
+	const records, large = 40, 100 << 10
+	workspace, other := s.begin("w"), s.begin("other")
+	var want []string
+	for index := range records {
+		size := 1 + index%5*large/4
+		change := workspace.CreateKey(KeyID(index))
+		change.PutKeys[0].Name = strings.Repeat("x", size)
+		// Audit events of the same size.
+		change.Event.Details = map[string]string{"text": change.PutKeys[0].GetName()}
+		s.do(workspace, change)
+		want = append(want, KeyID(index))
+		member := workspace.PutMember(fmt.Sprintf("member%02d", index), strings.Repeat("r", size))
+		s.do(workspace, member)
+		s.create(other, KeyID(1000+index))
+	}
+	slices.Reverse(want)
+	for _, most := range []int{0, 1, 5*large + 1, 1 << 40} {
+		bound := most
+		if most < 1 || most > storage.MaxPageBytes {
+			bound = storage.MaxPageBytes
+		}
+		query := func(id, cursor string) storage.Query {
+			return storage.Query{WorkspaceID: id, Cursor: cursor, Limit: storage.MaxPage, MaxBytes: most}
+		}
+		pages := 0
+		keys := allPages(s, storage.MaxPage, func(cursor string) ([]*storagev1.KeyRecord, string, error) {
+			page, err := s.store.ListKeys(s.ctx, query("w", cursor))
+			sized(s, bound, page.Keys)
+			pages++
+			return page.Keys, page.Next, err
+		})
+		if got := keyIDs(keys); !slices.Equal(got, want) {
+			s.Errorf("ListKeys by %d bytes: %v, want %v", most, got, want)
+		}
+		// A page is not much smaller than it may be, either.
+		if fewest := records * large / 2 / bound; bound >= large && (pages < fewest || pages > 2*fewest+1) || most == 1 && pages != records {
+			s.Errorf("ListKeys by %d bytes: %d pages, want %d to %d", most, pages, fewest, 2*fewest+1)
+		}
+		all := allPages(s, storage.MaxPage, func(cursor string) ([]*storagev1.KeyRecord, string, error) {
+			page, err := s.store.ListKeys(s.ctx, query("", cursor))
+			sized(s, bound, page.Keys)
+			return page.Keys, page.Next, err
+		})
+		if ids := keyIDs(all); len(ids) != 2*records || len(slices.Compact(slices.Sorted(slices.Values(ids)))) != 2*records {
+			s.Errorf("ListKeys of all by %d bytes: %v", most, ids)
+		}
+		members := allPages(s, storage.MaxPage, func(cursor string) ([]*storagev1.MemberRecord, string, error) {
+			page, err := s.store.ListMembers(s.ctx, query("w", cursor))
+			sized(s, bound, page.Members)
+			return page.Members, page.Next, err
+		})
+		if len(members) != records+1 { // and the one that the workspace began with
+			s.Errorf("ListMembers by %d bytes: %d members", most, len(members))
+		}
+		events := allPages(s, storage.MaxPage, func(cursor string) ([]storage.AuditEvent, string, error) {
+			page, err := s.store.ListAuditEvents(s.ctx, query("w", cursor))
+			var found []*storagev1.AuditRecord
+			for _, event := range page.Events {
+				found = append(found, event.Record)
+			}
+			sized(s, bound, found)
+			return page.Events, page.Next, err
+		})
+		if len(events) != 2*records+1 {
+			s.Errorf("ListAuditEvents by %d bytes: %d events", most, len(events))
+		}
+	}
+}
+
+// sized fails unless the records of a page are within a bound together, or there is one.
+func sized[Record proto.Message](s *suite, bound int, records []Record) {
+	total := 0
+	for _, record := range records {
+		total += proto.Size(record)
+	}
+	if len(records) > 1 && total > bound {
+		s.Errorf("a page of %d records has %d bytes, more than %d", len(records), total, bound)
 	}
 }
 

@@ -1,0 +1,125 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/service"
+)
+
+var validateKey = &grpc.UnaryServerInfo{FullMethod: keysvcv1.ValidationService_ValidateKey_FullMethodName}
+
+// TestValidationsPassTheDoorWithoutAnAllocation: they are what every request of the
+// product goes through.
+func TestValidationsPassTheDoorWithoutAnAllocation(t *testing.T) {
+	d := newTestDoor(t, config.Defaults())
+	ctx, request, handler := t.Context(), any(&keysvcv1.ValidateKeyRequest{}), answerNothing
+	if allocations := testing.AllocsPerRun(1000, func() { _, _ = d.unary(ctx, request, validateKey, handler) }); allocations != 0 {
+		t.Errorf("%v allocations", allocations)
+	}
+}
+
+func answerNothing(context.Context, any) (any, error) { return nil, nil } //nolint:nilnil // nothing is asked
+
+// BenchmarkDoor measures what the door costs a validation: the difference to a call of the
+// handler alone.
+func BenchmarkDoor(b *testing.B) {
+	d := newTestDoor(b, config.Defaults())
+	ctx, request, handler := b.Context(), any(&keysvcv1.ValidateKeyRequest{}), grpc.UnaryHandler(answerNothing)
+	b.Run("handler", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_, _ = handler(ctx, request)
+		}
+	})
+	b.Run("door", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_, _ = d.unary(ctx, request, validateKey, handler)
+		}
+	})
+}
+
+// TestEveryMethodHasRoom: a method whose kind of work nobody chose would be refused.
+func TestEveryMethodHasRoom(t *testing.T) {
+	d := newTestDoor(t, config.Defaults())
+	if room := d.rooms.of(callers.NoWork); room == nil || room.enter() {
+		t.Error("there is room for what is no work")
+	}
+	if room := d.rooms.of(callers.Session + 1); room == nil || room.enter() {
+		t.Error("there is room for unknown work")
+	}
+	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session} {
+		if room := d.rooms.of(work); room == nil || room.work != work || !room.enter() {
+			t.Errorf("there is no room for work of kind %s", work)
+		}
+	}
+	if d.rooms.of(callers.Probe) != nil {
+		t.Error("probes have a bound")
+	}
+}
+
+// TestTooManyValidationsAreRefused: validations have a bound, too, and the log hears once
+// a second of those beyond it.
+func TestTooManyValidationsAreRefused(t *testing.T) {
+	settings := config.Defaults()
+	settings.MaxInFlight = 2
+	var text bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&text, nil))
+	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	d := newDoor(t.Context(), settings, log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work)
+	request := &keysvcv1.ValidateKeyRequest{}
+	ask := func() error {
+		_, err := d.unary(t.Context(), request, validateKey, answerNothing)
+		return err
+	}
+	within := func(_ context.Context, _ any) (any, error) {
+		_, err := d.unary(t.Context(), request, validateKey, func(context.Context, any) (any, error) {
+			for range 10 {
+				if err := ask(); status.Code(err) != codes.ResourceExhausted {
+					t.Errorf("the third: %v", err)
+				}
+			}
+			now = now.Add(silence)
+			_ = ask()
+			return nil, nil //nolint:nilnil // nothing is asked
+		})
+		return nil, err
+	}
+	if _, err := d.unary(t.Context(), request, validateKey, within); err != nil {
+		t.Error(err)
+	}
+	if err := ask(); err != nil {
+		t.Errorf("when there is room again: %v", err)
+	}
+	if lines := bytes.Count(text.Bytes(), []byte("\n")); lines != 2 || !bytes.Contains(text.Bytes(), []byte("refused=10")) {
+		t.Errorf("the log has %d lines, want 2:\n%s", lines, text.String())
+	}
+}
+
+// TestPanickingHandlersGiveTheirPlaceBack: else a few of them would fill the room.
+func TestPanickingHandlersGiveTheirPlaceBack(t *testing.T) {
+	d := newTestDoor(t, config.Defaults())
+	for _, method := range []string{keysvcv1.ValidationService_ValidateKey_FullMethodName, keysvcv1.KeyService_GetKey_FullMethodName} {
+		_, err := d.unary(t.Context(), &keysvcv1.ValidateKeyRequest{}, &grpc.UnaryServerInfo{FullMethod: method},
+			func(context.Context, any) (any, error) { panic("a fault") })
+		if status.Code(err) != codes.Internal {
+			t.Errorf("%s: %v, want INTERNAL", method, err)
+		}
+	}
+	for _, calls := range d.rooms.snapshot() {
+		if calls.InFlight != 0 {
+			t.Errorf("%d places of kind %s are taken", calls.InFlight, calls.Work)
+		}
+	}
+}
