@@ -24,15 +24,26 @@ func (m *Manager) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
-	record, revision, err := m.store.GetKey(ctx, request.GetWorkspaceId(), request.GetKeyId())
-	if err := m.reached(ctx, revision, err); err != nil {
-		return nil, asKeyNotFound(err)
+	for {
+		record, revision, err := m.store.GetKey(ctx, request.GetWorkspaceId(), request.GetKeyId())
+		if err := m.reached(ctx, revision, err); err != nil {
+			return nil, asKeyNotFound(err)
+		}
+		key, err := m.show(record, m.clock())
+		if err != nil {
+			return nil, err
+		}
+		if m.isStill(record.GetWorkspaceId(), revision) {
+			return &keysvcv1.GetKeyResponse{Key: key, Revision: revision, Epoch: m.projection.Epoch()}, nil
+		}
 	}
-	key, err := m.show(record, m.clock())
-	if err != nil {
-		return nil, err
-	}
-	return &keysvcv1.GetKeyResponse{Key: key, Revision: revision, Epoch: m.projection.Epoch()}, nil
+}
+
+// isStill reports whether a workspace is as it was at a revision. What was put together
+// from a record of that revision and from the projection, before this is asked, is then
+// true at that revision; if not, it has to be read anew.
+func (m *Manager) isStill(workspaceID string, revision int64) bool {
+	return m.projection.Workspace(workspaceID).Changed <= revision
 }
 
 // reached returns once the projection shows what was read from the store at a revision:
@@ -66,20 +77,16 @@ func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysReques
 	now := m.clock()
 	response := &keysvcv1.ListKeysResponse{Epoch: m.projection.Epoch()}
 	for scanned, room := 0, storage.MaxPageBytes; ; {
-		page, err := m.store.ListKeys(ctx, storage.Query{
+		page, shown, err := m.keysOf(ctx, storage.Query{
 			WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size - len(response.GetKeys()), MaxBytes: room,
-		})
-		if err := m.reached(ctx, page.Revision, err); err != nil {
+		}, now)
+		if err != nil {
 			return nil, asPageTokenInvalid(err)
 		}
 		if response.Revision == 0 {
 			response.Revision = page.Revision
 		}
-		for _, record := range page.Keys {
-			key, err := m.show(record, now)
-			if err != nil {
-				return nil, err
-			}
+		for _, key := range shown {
 			if filter.admits(key) {
 				response.Keys = append(response.Keys, key)
 				room -= proto.Size(key)
@@ -89,6 +96,29 @@ func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysReques
 		if cursor == "" || len(response.GetKeys()) == size || scanned >= maxScanned || room < 1 {
 			response.NextPageToken = makePageToken(cursor, digest)
 			return response, nil
+		}
+	}
+}
+
+// keysOf reads a page of keys and returns them as callers see them. A page of one workspace
+// is true at its revision; on a page of all of them, each key is as it was at that revision
+// or later.
+func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time) (storage.KeyPage, []*keysvcv1.Key, error) {
+	for {
+		page, err := m.store.ListKeys(ctx, query)
+		if err := m.reached(ctx, page.Revision, err); err != nil {
+			return page, nil, err
+		}
+		shown := make([]*keysvcv1.Key, 0, len(page.Keys))
+		for _, record := range page.Keys {
+			key, err := m.show(record, now)
+			if err != nil {
+				return page, nil, err
+			}
+			shown = append(shown, key)
+		}
+		if query.WorkspaceID == "" || m.isStill(query.WorkspaceID, page.Revision) {
+			return page, shown, nil
 		}
 	}
 }
@@ -178,15 +208,18 @@ func (m *Manager) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequ
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
-	record, revision, err := m.store.GetMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
-	if err := m.reached(ctx, revision, err); err != nil {
-		return nil, asMemberNotFound(err)
+	for {
+		record, revision, err := m.store.GetMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
+		if err := m.reached(ctx, revision, err); err != nil {
+			return nil, asMemberNotFound(err)
+		}
+		workspace := m.projection.Workspace(request.GetWorkspaceId())
+		if workspace.Changed <= revision {
+			return &keysvcv1.GetMemberResponse{
+				Member: showMember(record, workspace.Current), Revision: revision, Epoch: m.projection.Epoch(),
+			}, nil
+		}
 	}
-	return &keysvcv1.GetMemberResponse{
-		Member:   showMember(record, m.projection.Workspace(request.GetWorkspaceId()).Current),
-		Revision: revision,
-		Epoch:    m.projection.Epoch(),
-	}, nil
 }
 
 // ListMembers reads a page of members by ascending id, bounded as that of ListKeys.
@@ -202,20 +235,25 @@ func (m *Manager) ListMembers(ctx context.Context, request *keysvcv1.ListMembers
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
-	page, err := m.store.ListMembers(ctx, storage.Query{WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size})
-	if err := m.reached(ctx, page.Revision, err); err != nil {
-		return nil, asPageTokenInvalid(err)
+	for {
+		page, err := m.store.ListMembers(ctx, storage.Query{WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size})
+		if err := m.reached(ctx, page.Revision, err); err != nil {
+			return nil, asPageTokenInvalid(err)
+		}
+		workspace := m.projection.Workspace(request.GetWorkspaceId())
+		if workspace.Changed > page.Revision {
+			continue
+		}
+		response := &keysvcv1.ListMembersResponse{
+			NextPageToken: makePageToken(page.Next, digest),
+			Revision:      page.Revision,
+			Epoch:         m.projection.Epoch(),
+		}
+		for _, record := range page.Members {
+			response.Members = append(response.Members, showMember(record, workspace.Current))
+		}
+		return response, nil
 	}
-	response := &keysvcv1.ListMembersResponse{
-		NextPageToken: makePageToken(page.Next, digest),
-		Revision:      page.Revision,
-		Epoch:         m.projection.Epoch(),
-	}
-	workspace := m.projection.Workspace(request.GetWorkspaceId()).Current
-	for _, record := range page.Members {
-		response.Members = append(response.Members, showMember(record, workspace))
-	}
-	return response, nil
 }
 
 // GetPolicy reads the active policy.

@@ -85,7 +85,7 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	if err != nil {
 		return storage.Position{}, err
 	}
-	fresh.revision = position.Revision
+	fresh.revision, fresh.loaded = position.Revision, position.Revision
 	if !p.loaded && fresh.damagedPolicy != nil {
 		return storage.Position{}, fresh.damagedPolicy
 	}
@@ -95,9 +95,10 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	if p.publisher != nil {
 		p.publisher.Restart(position.Revision)
 	}
+	// Before the lock, for it visits every key: nobody but this goroutine changes p.state.
+	fresh.keepUses(p.state)
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
-	fresh.keepUses(p.state)
 	p.sayDamagedPolicy(ctx, fresh)
 	p.state, p.loaded = fresh, true
 	p.advance(storage.Barrier{Revision: position.Revision, Hash: position.Hash})
@@ -266,6 +267,8 @@ type Workspace struct {
 	DamagedPolicy error
 	// PolicyHead is the policy's; the change must expect it.
 	PolicyHead storage.Head
+	// Changed is the revision since which the workspace is as it is; 0 if it never changed.
+	Changed int64
 	// Revision that this holds at.
 	Revision int64
 	// Damaged is set if the workspace's head or record cannot be read: it cannot be
@@ -283,6 +286,7 @@ func (p *Projection) Workspace(workspaceID string) Workspace {
 	}
 	if entry := p.state.workspaces[workspaceID]; entry != nil {
 		result.Head, result.Current = entry.head, entry.current
+		result.Changed = max(entry.changed, p.state.loaded)
 		result.Damaged = errors.Join(entry.damaged, entry.damagedHead)
 	}
 	return result

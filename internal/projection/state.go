@@ -58,7 +58,9 @@ type Member struct {
 // state is the index as of one revision.
 type state struct {
 	revision int64
-	policy   *Policy
+	// loaded is the revision that the state was loaded at.
+	loaded int64
+	policy *Policy
 	// damagedPolicy is set if the policy's record cannot be read; policy is nil then.
 	damagedPolicy error
 	keys          map[string]*keyEntry
@@ -99,9 +101,11 @@ type workspaceEntry struct {
 	current *Current // nil if there is no record; replaced, never changed
 	members map[string]*Member
 	// keys are ordered by sequence; revoked counts those that were revoked themselves.
-	keys        []*keyEntry
-	revoked     int
-	head        storage.Head
+	keys    []*keyEntry
+	revoked int
+	head    storage.Head
+	// changed is the revision of the newest change since the load; 0 if there was none.
+	changed     int64
 	damaged     error
 	damagedHead error
 }
@@ -163,7 +167,8 @@ func (s *state) apply(change *storage.Committed) {
 	for _, record := range change.DeletedMembers {
 		delete(s.workspace(record.GetWorkspaceId()).members, record.GetMemberId())
 	}
-	s.workspace(change.Head.WorkspaceID).head = change.Head.Head
+	changed := s.workspace(change.Head.WorkspaceID)
+	changed.head, changed.changed = change.Head.Head, change.Revision
 	s.revision = change.Revision
 }
 

@@ -78,7 +78,7 @@ func TestEveryReason(t *testing.T) {
 			if got.message != "message of "+short || got.info.GetMetadata()["key_id"] != "Key1" {
 				t.Errorf("got %+v", got)
 			}
-			retry := reason == keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS
+			retry := want == codes.ResourceExhausted
 			if (got.retry != nil) != retry || retry && got.retry.GetRetryDelay().AsDuration() <= 0 {
 				t.Errorf("RetryInfo: %v", got.retry)
 			}
