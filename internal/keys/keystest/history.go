@@ -1,0 +1,434 @@
+package keystest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// question is what a validator is asked.
+type question struct{ token, scope, workspaceID string }
+
+// call is one call of a manager or validator, with its answer.
+type call struct {
+	id      string
+	seat    int
+	request any
+	at      time.Time // on the clock, when it was sent
+	// floor is the newest revision that was known to callers when the call began: what
+	// was acknowledged before, and, for all but validations, what had been read before.
+	floor int64
+	// begun and ended are moments of the history.
+	begun, ended int64
+
+	err      error
+	revision int64
+	token    string
+	keyID    string
+	// answer is what was shown; empty if that is not compared.
+	answer string
+	// late says that the caller's time had run out at the end.
+	late bool
+}
+
+// validation reports whether the call asked a validator.
+func (c *call) validation() bool { _, yes := c.request.(*question); return yes }
+
+// mutation reports whether the call may change something.
+func (c *call) mutation() bool {
+	switch request := c.request.(type) {
+	case *keysvcv1.ApplyPolicyRequest:
+		return !request.GetValidateOnly()
+	case *keysvcv1.GetKeyRequest, *keysvcv1.ListKeysRequest, *keysvcv1.GetMemberRequest, *keysvcv1.GetPolicyRequest, *question:
+		return false
+	}
+	return true
+}
+
+func (c *call) String() string {
+	said := fmt.Sprintf("OK at revision %d: %s", c.revision, c.answer)
+	if c.err != nil {
+		said = c.err.Error()
+	}
+	return fmt.Sprintf("%s on manager %d, %s, begun after revision %d: %s", c.id, c.seat, describeRequest(c.request), c.floor, said)
+}
+
+func describeRequest(request any) string {
+	switch request := request.(type) {
+	case *question:
+		return fmt.Sprintf("validate for %s in %q", request.scope, request.workspaceID)
+	case *keysvcv1.RevokeTokenRequest:
+		return "RevokeToken"
+	case *keysvcv1.ApplyPolicyRequest:
+		return fmt.Sprintf("ApplyPolicy of %.8s in place of %.8s (validate only: %t)",
+			policyOf(request.GetPolicy()).Digest(), request.GetReplacesDigest(), request.GetValidateOnly())
+	case fmt.Stringer:
+		name := fmt.Sprintf("%T", request)
+		return strings.TrimSuffix(name[strings.LastIndex(name, ".")+1:], "Request") + " " + request.String()
+	}
+	return fmt.Sprintf("%T", request)
+}
+
+// history is every call of a run, and what callers knew.
+type history struct {
+	moment atomic.Int64
+	// acknowledged is the newest revision that a change was answered with, seen that of
+	// any answer but a validation's.
+	acknowledged, seen atomic.Int64
+
+	mutex sync.Mutex
+	calls []*call
+	// commits tells when a call's change was handed to the store, the last time.
+	commits map[string]int64
+}
+
+func newHistory() *history { return &history{commits: make(map[string]int64)} }
+
+func raise(mark *atomic.Int64, to int64) {
+	for {
+		at := mark.Load()
+		if at >= to || mark.CompareAndSwap(at, to) {
+			return
+		}
+	}
+}
+
+// begin notes the begin of a call.
+func (h *history) begin(c *call) {
+	c.begun = h.moment.Add(1)
+	c.floor = h.acknowledged.Load()
+	if !c.validation() {
+		c.floor = max(c.floor, h.seen.Load())
+	}
+}
+
+// end notes the end of a call.
+func (h *history) end(c *call) {
+	c.ended = h.moment.Add(1)
+	if c.err == nil && !c.validation() {
+		raise(&h.seen, c.revision)
+		if c.mutation() {
+			raise(&h.acknowledged, c.revision)
+		}
+	}
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	h.calls = append(h.calls, c)
+}
+
+// committing notes that a call's change is handed to the store.
+func (h *history) committing(id string) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	h.commits[id] = h.moment.Add(1)
+}
+
+// Violation is a promise that was not kept.
+type Violation struct {
+	// Rule is which one.
+	Rule string
+	// Text says what happened.
+	Text string
+}
+
+// entry is one committed change.
+type entry struct {
+	revision    int64
+	workspaceID string
+	keyID       string
+	call        *call // nil for the first policy
+	begun       int64
+}
+
+// readLog reads the committed changes from the store.
+func (h *history) readLog(ctx context.Context, store storage.Store) ([]*entry, error) {
+	byID := make(map[string]*call, len(h.calls))
+	for _, each := range h.calls {
+		byID[each.id] = each
+	}
+	feed, err := store.ListFeed(ctx, 1<<22)
+	if err != nil {
+		return nil, err
+	}
+	if len(feed) == 0 {
+		return nil, errors.New("the change log is empty")
+	}
+	type event struct{ requestID, keyID string }
+	events := make(map[string]event)
+	workspaces := make(map[string]bool)
+	for _, record := range feed {
+		workspaces[record.GetWorkspaceId()] = true
+	}
+	for workspaceID := range workspaces {
+		query := storage.Query{WorkspaceID: workspaceID, Limit: storage.MaxPage}
+		for more := true; more; more = query.Cursor != "" {
+			page, err := store.ListAuditEvents(ctx, query)
+			if err != nil {
+				return nil, err
+			}
+			for _, each := range page.Events {
+				hash := storage.HashAudit(each.Encoded)
+				events[string(hash[:])] = event{each.Record.GetRequestId(), each.Record.GetKeyId()}
+			}
+			query.Cursor = page.Next
+		}
+	}
+	var log []*entry
+	for _, record := range feed {
+		found, known := events[string(record.GetAuditHash())]
+		if !known {
+			return nil, fmt.Errorf("revision %d has no audit event", record.GetRevision())
+		}
+		log = append(log, &entry{
+			revision: record.GetRevision(), workspaceID: record.GetWorkspaceId(), keyID: found.keyID,
+			call: byID[found.requestID], begun: h.commits[found.requestID],
+		})
+	}
+	return log, nil
+}
+
+// judgement is the walk through a history.
+type judgement struct {
+	truth      *truth
+	log        []*entry
+	made       map[*call]*entry
+	violations []Violation
+	// open are calls that need a revision, in some interval, at which their answer is
+	// right.
+	open []*claim
+}
+
+// claim is an answer without a change: at some revision in its interval it must be right.
+type claim struct {
+	*call
+	first, last int64
+	wanted      verdict // the newest verdict, for the report
+}
+
+func (j *judgement) broken(rule, format string, arguments ...any) {
+	j.violations = append(j.violations, Violation{rule, fmt.Sprintf(format, arguments...)})
+}
+
+// The rules that a history can break.
+const (
+	ruleChange   = "a change is made once, on what was true, after all that was acknowledged"
+	ruleRefusal  = "a refusal reflects what was acknowledged"
+	ruleNothing  = "nothing to change only if validations reflect it"
+	ruleRead     = "a read reflects what was acknowledged"
+	ruleValidate = "a validation reflects what was acknowledged"
+	ruleConflict = "no conflict without an etag"
+	ruleRetry    = "a retry is known to be one before it is judged"
+	ruleError    = "no error but those of faults"
+	ruleEnd      = "when the faults are over everything works"
+)
+
+// judge walks through the committed changes in their order, and holds every answer
+// against what was true at its revision.
+func (h *history) judge(first *truth, log []*entry, faulty bool) []Violation {
+	j := &judgement{truth: first, log: log, made: make(map[*call]*entry)}
+	for _, each := range log {
+		if each.call == nil {
+			continue
+		}
+		if before := j.made[each.call]; before != nil {
+			j.broken(ruleChange, "made twice, at revisions %d and %d: %s", before.revision, each.revision, each.call)
+		}
+		j.made[each.call] = each
+	}
+	ceiling := ceilings(log)
+	base := log[0].revision
+	for _, each := range h.calls {
+		j.sort(each, base, ceiling(each.ended), faulty)
+	}
+	slices.SortFunc(j.open, func(a, b *claim) int { return cmp.Compare(a.first, b.first) })
+	waiting := j.open
+	var current []*claim
+	for index, each := range log {
+		if each.call != nil {
+			j.commit(each)
+		}
+		next := int64(1<<63 - 1)
+		if index+1 < len(log) {
+			next = log[index+1].revision
+		}
+		for len(waiting) > 0 && waiting[0].first < next {
+			if !j.holds(waiting[0]) {
+				current = append(current, waiting[0])
+			}
+			waiting = waiting[1:]
+		}
+		current = slices.DeleteFunc(current, func(claimed *claim) bool {
+			if claimed.first < each.revision && j.concerns(each, claimed.request) && j.holds(claimed) {
+				return true
+			}
+			if claimed.last < next {
+				j.unfounded(claimed)
+				return true
+			}
+			return false
+		})
+	}
+	return j.violations
+}
+
+// ceilings returns a function from a moment to the newest revision that can have been
+// there.
+func ceilings(log []*entry) func(moment int64) int64 {
+	sorted := slices.Clone(log)
+	slices.SortFunc(sorted, func(a, b *entry) int { return cmp.Compare(a.begun, b.begun) })
+	newest := make([]int64, len(sorted))
+	for index, each := range sorted {
+		newest[index] = each.revision
+		if index > 0 {
+			newest[index] = max(newest[index], newest[index-1])
+		}
+	}
+	return func(moment int64) int64 {
+		index, _ := slices.BinarySearchFunc(sorted, moment, func(each *entry, moment int64) int { return cmp.Compare(each.begun, moment) })
+		if index == 0 {
+			return 0
+		}
+		return newest[index-1]
+	}
+}
+
+// concerns reports whether a change may alter the verdict on a request.
+func (j *judgement) concerns(each *entry, request any) bool {
+	switch request := request.(type) {
+	case interface{ GetWorkspaceId() string }:
+		return each.workspaceID == "" || each.workspaceID == request.GetWorkspaceId()
+	case *keysvcv1.UpdateKeyRequest:
+		return each.workspaceID == "" || each.workspaceID == request.GetKey().GetWorkspaceId()
+	}
+	return true
+}
+
+// sort says what a call claims.
+func (j *judgement) sort(c *call, base, ceiling int64, faulty bool) {
+	made := j.made[c]
+	var told *problem.Error
+	switch {
+	case c.err == nil && made != nil:
+		if c.revision != made.revision {
+			j.broken(ruleChange, "made at revision %d: %s", made.revision, c)
+		}
+	case c.err == nil && c.revision < c.floor:
+		j.broken(j.ruleOf(c), "an older revision than was known before: %s", c)
+	case c.err == nil && c.revision > ceiling:
+		j.broken(j.ruleOf(c), "a revision that is not there yet, the newest is %d: %s", ceiling, c)
+	case c.err == nil && c.validation():
+		j.claim(c, c.revision, c.revision)
+	case c.err == nil && c.mutation():
+		// True at a revision that validations reflect.
+		j.claim(c, max(c.floor, base), c.revision)
+	case c.err == nil:
+		j.claim(c, max(c.floor, base), ceiling)
+	case errors.Is(c.err, storage.ErrOutcomeUnknown):
+		if !faulty && !c.late {
+			j.broken(ruleError, "%s", c)
+		}
+	case c.late && isContext(c.err): // what became of it, the log says
+	case made != nil:
+		j.broken(ruleChange, "made at revision %d, and yet refused: %s", made.revision, c)
+	case errors.Is(c.err, storage.ErrUnavailable), isContext(c.err):
+		if !faulty {
+			j.broken(ruleError, "%s", c)
+		}
+	case !errors.As(c.err, &told):
+		j.broken(ruleError, "%s", c)
+	case told.Reason == keysvcv1.ErrorReason_ERROR_REASON_CONCURRENT_CHANGE:
+		if !c.late {
+			j.broken(ruleConflict, "%s", c)
+		}
+	default:
+		j.claim(c, max(c.floor, base), max(ceiling, base))
+	}
+}
+
+func isContext(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+func (j *judgement) claim(c *call, first, last int64) {
+	j.open = append(j.open, &claim{call: c, first: first, last: last})
+}
+
+// holds reports whether an answer is right now.
+func (j *judgement) holds(claimed *claim) bool {
+	claimed.wanted = j.truth.judge(claimed.request, claimed.at)
+	wanted := claimed.wanted
+	var told *problem.Error
+	switch {
+	case errors.As(claimed.err, &told):
+		return told.Reason == wanted.reason && (wanted.keyID == "" || told.Metadata["key_id"] == wanted.keyID)
+	case claimed.err != nil:
+		return false
+	}
+	return wanted.reason == none && !wanted.changes && (claimed.answer == "" || wanted.answer == "" || claimed.answer == wanted.answer)
+}
+
+// unfounded reports an answer that was right at no revision of its interval.
+func (j *judgement) unfounded(claimed *claim) {
+	rule := j.ruleOf(claimed.call)
+	if ReasonOf(claimed.err) == keysvcv1.ErrorReason_ERROR_REASON_FIELD_INVALID {
+		rule = ruleRetry
+	}
+	j.broken(rule, "right at none of the revisions %d to %d, where at last %s is: %s",
+		claimed.first, claimed.last, describeVerdict(claimed.wanted), claimed.call)
+}
+
+func describeVerdict(wanted verdict) string {
+	switch {
+	case wanted.reason != none:
+		return wanted.reason.String()
+	case wanted.changes:
+		return "something to change"
+	}
+	return fmt.Sprintf("OK, %q", wanted.answer)
+}
+
+// ruleOf returns the rule that an answer without a change must keep.
+func (j *judgement) ruleOf(c *call) string {
+	switch {
+	case c.validation():
+		return ruleValidate
+	case c.err != nil:
+		return ruleRefusal
+	case c.mutation():
+		return ruleNothing
+	}
+	return ruleRead
+}
+
+// commit holds a committed change against the state before it, and carries it out.
+func (j *judgement) commit(each *entry) {
+	c := each.call
+	if each.revision <= c.floor {
+		j.broken(ruleChange, "made at revision %d, not after what was known before: %s", each.revision, c)
+	}
+	wanted := j.truth.judge(c.request, c.at)
+	if wanted.reason != none || !wanted.changes {
+		j.broken(ruleChange, "made at revision %d, where %s is right: %s", each.revision, describeVerdict(wanted), c)
+		if wanted.reason == none || wanted.reason == keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND {
+			return // what is not there cannot be changed
+		}
+	}
+	token := c.token
+	if token == "" {
+		token = "nobody was told: " + c.id
+	}
+	shown := j.truth.apply(c.request, each.keyID, token)
+	if c.err == nil && shown != "" && c.answer != shown {
+		j.broken(ruleChange, "made at revision %d, %q is right: %s", each.revision, shown, c)
+	}
+}
