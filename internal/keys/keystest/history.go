@@ -126,6 +126,31 @@ func (h *history) end(c *call) {
 	h.calls = append(h.calls, c)
 }
 
+// tally counts the answers.
+func (h *history) tally() map[string]int {
+	counts := make(map[string]int)
+	for _, each := range h.calls {
+		outcome := "OK"
+		switch _, made := h.commits[each.id]; {
+		case errors.Is(each.err, storage.ErrOutcomeUnknown):
+			outcome = "UNKNOWN"
+		case errors.Is(each.err, storage.ErrUnavailable):
+			outcome = "UNAVAILABLE"
+		case isContext(each.err):
+			outcome = "DEADLINE_EXCEEDED"
+		case each.err != nil:
+			outcome = strings.TrimPrefix(ReasonOf(each.err).String(), "ERROR_REASON_")
+		case each.validation():
+			outcome = strings.TrimPrefix(each.answer, "REASON_")
+		case each.mutation() && !made:
+			outcome = "nothing to change"
+		}
+		verb, _, _ := strings.Cut(describeRequest(each.request), " ")
+		counts[verb+" "+outcome]++
+	}
+	return counts
+}
+
 // committing notes that a call's change is handed to the store.
 func (h *history) committing(id string) {
 	h.mutex.Lock()
@@ -224,7 +249,7 @@ const (
 	ruleChange   = "a change is made once, on what was true, after all that was acknowledged"
 	ruleRefusal  = "a refusal reflects what was acknowledged"
 	ruleNothing  = "nothing to change only if validations reflect it"
-	ruleRead     = "a read reflects what was acknowledged"
+	ruleRead     = "a read reflects what was acknowledged, and holds at one revision"
 	ruleValidate = "a validation reflects what was acknowledged"
 	ruleConflict = "no conflict without an etag"
 	ruleRetry    = "a retry is known to be one before it is judged"

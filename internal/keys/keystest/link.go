@@ -268,29 +268,31 @@ func (l *link) Commit(ctx context.Context, change *storage.Change) (int64, error
 	return revision, err
 }
 
-// Barrier passes a barrier on. Whoever asks must not be told of less than what was
-// acknowledged before, however long question and answer take.
-func (l *link) Barrier(ctx context.Context) (int64, [32]byte, error) {
-	type position struct {
-		revision int64
-		hash     [32]byte
-	}
-	store, offered := l.Store.(interface {
-		Barrier(ctx context.Context) (int64, [32]byte, error)
-	})
-	if !offered {
-		return 0, [32]byte{}, errors.ErrUnsupported
-	}
+// Barrier implements storage.Store.
+func (l *link) Barrier(ctx context.Context) (storage.Barrier, error) {
 	if err := l.there(ctx, atBarrier); err != nil {
-		return 0, [32]byte{}, err
+		return storage.Barrier{}, err
 	}
-	var at position
-	var err error
-	at.revision, at.hash, err = store.Barrier(ctx)
+	barrier, err := l.Store.Barrier(ctx)
 	if err := l.pacer.pause(ctx, l.seat, atReached); err != nil {
-		return 0, [32]byte{}, err
+		return storage.Barrier{}, err
 	}
-	return at.revision, at.hash, err
+	return barrier, err
+}
+
+// localLink is a link to a store whose barrier is read from memory: nothing can hold that
+// back.
+type localLink struct {
+	*link
+	storage.LocalBarrier
+}
+
+// withBarrier returns the link as a store, with the store's own barrier if that is local.
+func (l *link) withBarrier() storage.Store {
+	if local, is := l.Store.(storage.LocalBarrier); is {
+		return localLink{l, local}
+	}
+	return l
 }
 
 // stored is one record with the revision that it was read at.
@@ -309,8 +311,12 @@ func (l *link) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev
 }
 
 // FindRequest implements storage.Store.
-func (l *link) FindRequest(ctx context.Context, workspaceID, requestID string) (string, error) {
-	return read(ctx, l, func() (string, error) { return l.Store.FindRequest(ctx, workspaceID, requestID) })
+func (l *link) FindRequest(ctx context.Context, workspaceID, requestID string) (string, int64, error) {
+	got, err := read(ctx, l, func() (stored[string], error) {
+		keyID, revision, err := l.Store.FindRequest(ctx, workspaceID, requestID)
+		return stored[string]{keyID, revision}, err
+	})
+	return got.record, got.revision, err
 }
 
 // ListKeys implements storage.Store.

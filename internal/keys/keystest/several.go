@@ -87,6 +87,9 @@ type Campaign struct {
 	Workspaces int
 	// Faults of every manager's link.
 	Faults Faults
+	// LocalBarriers lets managers use the store's barrier without asking it over their
+	// links, where it has one that costs nothing.
+	LocalBarriers bool
 	// Restarts of managers, once in that many calls; 0 for never.
 	Restarts int
 	// Deadline of a call. Default: 20 s.
@@ -98,7 +101,7 @@ type Campaign struct {
 // true: every change and read of people is linearizable, a validation reflects what was
 // acknowledged by any manager before it began, and so does every answer that commits
 // nothing. It returns what was not so, up to what faults excuse.
-func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) []Violation {
+func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
 	s := openSeveral(t, fleet, campaign)
 	s.switchTo(&delays{random: rand.New(rand.NewPCG(campaign.Seed, 2))}) //nolint:gosec // delays, no secrets
@@ -110,12 +113,12 @@ func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) []Violation {
 // SimulateSeveral does the same one step at a time, in an order that the seed gives, and
 // in a bubble: calls are held back as long as they can be, and time costs none. The
 // store must do without the network.
-func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) []Violation {
+func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
-	var violations []Violation
+	var result Result
 	synctest.Test(t, func(t *testing.T) {
 		s := openSeveral(t, fleet, campaign)
-		synctest.Wait() // until all projections have caught up
+		synctest.Wait()                                                          // until all projections have caught up
 		schedule := &simulation{random: rand.New(rand.NewPCG(campaign.Seed, 2))} //nolint:gosec // no secrets
 		done := make(chan struct{})
 		s.switchTo(schedule)
@@ -126,9 +129,11 @@ func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) []Violation {
 		schedule.drive(campaign.Managers, done)
 		s.calm()
 		schedule.open()
-		violations = s.finish()
+		// A barrier that is held back for longer than the projection waits for it is a fault.
+		s.excused = s.excused || !campaign.LocalBarriers
+		result = s.finish()
 	})
-	return violations
+	return result
 }
 
 // seat is one manager with what it works with.
@@ -159,6 +164,9 @@ type several struct {
 
 	following sync.WaitGroup
 
+	// excused says that errors of faults may be answered.
+	excused bool
+
 	mutex sync.Mutex
 	seats []*seat
 	first *truth
@@ -188,6 +196,7 @@ func openSeveral(t testing.TB, fleet Fleet, campaign Campaign) *several {
 		history:  newHistory(),
 		clock:    &Clock{at: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)},
 		seats:    make([]*seat, campaign.Managers),
+		excused:  campaign.Faults.any() || campaign.Restarts > 0,
 	}
 	s.house = &caller{several: s}
 	s.switchTo(atOnce{})
@@ -217,8 +226,12 @@ func (s *several) start(number int, faults Faults) {
 	if failing, can := s.fleet.(FailingFleet); can {
 		l.fail = failing.Fail
 	}
+	var store storage.Store = l
+	if s.campaign.LocalBarriers {
+		store = l.withBarrier()
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	started := &seat{number: number, link: l, projection: projection.New(l, nil), stop: cancel}
+	started := &seat{number: number, link: l, projection: projection.New(store, nil), stop: cancel}
 	position, err := started.projection.Load(ctx)
 	for attempt := 0; err != nil; attempt++ {
 		if attempt == 100 {
@@ -228,8 +241,8 @@ func (s *several) start(number int, faults Faults) {
 		position, err = started.projection.Load(ctx)
 	}
 	steady := clock.Steady(s.clock.Now, position.Time)
-	started.manager = keys.New(keys.Config{Store: l, Projection: started.projection, Now: steady})
-	started.validator = validation.New(started.projection, l, steady)
+	started.manager = keys.New(keys.Config{Store: store, Projection: started.projection, Now: steady})
+	started.validator = validation.New(started.projection, store, steady)
 	s.following.Go(func() {
 		if err := started.projection.Follow(ctx); !errors.Is(err, context.Canceled) {
 			s.t.Errorf("manager %d follows no more: %v", number, err)
@@ -277,7 +290,7 @@ func (s *several) calm() {
 }
 
 // finish sees that everything works without faults, closes, and judges.
-func (s *several) finish() []Violation {
+func (s *several) finish() Result {
 	s.t.Helper()
 	violations := s.settle()
 	var log []*entry
@@ -298,14 +311,25 @@ func (s *several) finish() []Violation {
 		}
 	}
 	s.fleet.Check(s.t)
-	return append(violations, s.history.judge(s.first, log, s.campaign.Faults.any() || s.campaign.Restarts > 0)...)
+	return Result{
+		Violations: append(violations, s.history.judge(s.first, log, s.excused)...),
+		Answers:    s.history.tally(),
+	}
+}
+
+// Result is what came of a run.
+type Result struct {
+	// Violations are the promises that were not kept.
+	Violations []Violation
+	// Answers counts what was answered: for each verb its outcomes.
+	Answers map[string]int
 }
 
 // Summary says how often each rule was broken, with the first cases.
-func Summary(violations []Violation) string {
+func (r Result) Summary() string {
 	counts := make(map[string]int)
 	var text strings.Builder
-	for _, each := range violations {
+	for _, each := range r.Violations {
 		if counts[each.Rule]++; counts[each.Rule] <= 2 {
 			fmt.Fprintf(&text, "%s\n    %s\n", each.Rule, each.Text)
 		}
@@ -314,4 +338,22 @@ func Summary(violations []Violation) string {
 		fmt.Fprintf(&text, "%6d × %s\n", counts[rule], rule)
 	}
 	return text.String()
+}
+
+// RandomCampaign returns a small one: its managers, callers and faults come from the seed.
+func RandomCampaign(seed uint64) Campaign {
+	random := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // no secrets
+	campaign := Campaign{
+		Seed:          seed,
+		Managers:      1 + random.IntN(3),
+		Callers:       2 + random.IntN(5),
+		Calls:         200,
+		Workspaces:    1 + random.IntN(3),
+		LocalBarriers: random.IntN(3) == 0,
+	}
+	if random.IntN(4) > 0 {
+		campaign.Faults = Faults{Lost: 20, Dropped: 40, Down: 2, Unavailable: 80, Broken: 60}
+		campaign.Restarts = 60
+	}
+	return campaign
 }

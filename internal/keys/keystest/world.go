@@ -132,7 +132,7 @@ func (w *World) open() {
 		Store: w.backend.Open(w.t), pacer: w.gate, outage: newOutage(), history: newHistory(),
 		random: rand.New(rand.NewPCG(0, 0)), //nolint:gosec // its faults leave nothing to chance
 	}
-	store := w.link
+	store := w.link.withBarrier()
 	w.Store = store
 	w.Projection = projection.New(store, nil)
 	position, err := w.Projection.Load(context.Background())

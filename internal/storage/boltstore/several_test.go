@@ -59,13 +59,14 @@ func TestSeveralManagersOfFailingFile(t *testing.T) {
 	for run := range uint64(*severalRuns) { //nolint:gosec // a count
 		seed := first + run
 		random := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // no secrets
-		violations := keystest.SimulateSeveral(t, newFailing(), keystest.Campaign{
+		result := keystest.SimulateSeveral(t, newFailing(), keystest.Campaign{
 			Seed: seed, Managers: 1 + random.IntN(3), Callers: 2 + random.IntN(5), Calls: 200, Workspaces: 1 + random.IntN(3),
-			Faults: keystest.Faults{Lost: 15, Dropped: 30, Down: 1},
+			LocalBarriers: random.IntN(3) > 0,
+			Faults:        keystest.Faults{Lost: 15, Dropped: 30, Down: 1},
 		})
-		if len(violations) > 0 {
+		if len(result.Violations) > 0 {
 			t.Fatalf("%s\nseed %d; again: go test ./internal/storage/boltstore -run '^%s$' -several.runs 1 -several.seed %d",
-				keystest.Summary(violations), seed, t.Name(), seed)
+				result.Summary(), seed, t.Name(), seed)
 		}
 	}
 }
