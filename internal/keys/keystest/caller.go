@@ -26,7 +26,7 @@ import (
 const brief = "brief"
 
 // severalLimit is how many live keys a workspace may have: few, so that it is met.
-const severalLimit = 8
+const severalLimit = 5
 
 // pool is what all callers know: the keys that were issued, by anybody.
 type pool struct {
@@ -78,7 +78,7 @@ func (c *caller) run() {
 			c.restart(c.random.IntN(len(c.seats)))
 			continue
 		}
-		if c.chance(25) {
+		if c.chance(40) {
 			c.outlive()
 			continue
 		}
@@ -115,9 +115,9 @@ func (c *caller) follow(done *call) {
 	case done.token != "" && c.chance(3):
 		c.call(number, &keysvcv1.RevokeTokenRequest{Token: done.token})
 	case done.token != "":
-		c.call(number, &question{token: done.token, scope: choose(c, scopeNames...)})
+		c.call(number, &question{token: done.token, scope: choose(c, c.scopes()...)})
 	case found:
-		c.call(number, &question{token: key.token, scope: choose(c, scopeNames...)})
+		c.call(number, &question{token: key.token, scope: choose(c, c.scopes()...)})
 	}
 }
 
@@ -135,7 +135,8 @@ func (c *caller) outlive() {
 		ExpireTime: soon, RequestId: &requestID,
 	}
 	if c.chance(2) {
-		created := c.insist(&keysvcv1.CreateKeyRequest{
+		c.left--
+		created := c.call(c.random.IntN(len(c.seats)), &keysvcv1.CreateKeyRequest{
 			WorkspaceId: brief, MemberId: "ann", Name: "brief", Scopes: []string{"signatures:read"},
 		})
 		if created.err != nil {
@@ -171,7 +172,7 @@ func (c *caller) request() any {
 	switch {
 	case at < 7:
 		return c.putMember()
-	case at < 9:
+	case at < 8:
 		return c.removeMember()
 	case at < 10:
 		return c.applyPolicy()
@@ -179,24 +180,24 @@ func (c *caller) request() any {
 		return &keysvcv1.GetPolicyRequest{}
 	case at < 12:
 		return &keysvcv1.GetMemberRequest{WorkspaceId: c.workspaceID(), MemberId: choose(c, memberIDs...)}
-	case at < 28:
+	case at < 32:
 		return c.create()
-	case at < 36:
-		return c.rotate(key)
 	case at < 40:
+		return c.rotate(key)
+	case at < 43:
 		return &keysvcv1.FinishRotationRequest{WorkspaceId: key.workspaceID, KeyId: key.keyID}
 	case at < 50:
 		return &keysvcv1.RevokeKeyRequest{WorkspaceId: key.workspaceID, KeyId: key.keyID}
-	case at < 54:
+	case at < 53:
 		return &keysvcv1.RevokeTokenRequest{Token: key.token}
-	case at < 62:
+	case at < 61:
 		return c.update(key)
-	case at < 68:
+	case at < 67:
 		return &keysvcv1.GetKeyRequest{WorkspaceId: choose(c, key.workspaceID, key.workspaceID, "ws-0"), KeyId: key.keyID}
-	case at < 70:
+	case at < 69:
 		return &keysvcv1.ListKeysRequest{WorkspaceId: c.workspaceID(), PageSize: 1000}
 	}
-	asked := &question{token: key.token, scope: choose(c, scopeNames...)}
+	asked := &question{token: key.token, scope: choose(c, c.scopes()...)}
 	if c.chance(4) {
 		asked.workspaceID = choose(c, key.workspaceID, c.workspaceID())
 	}
@@ -238,8 +239,12 @@ func (c *caller) removeMember() any {
 	}
 }
 
+// scopes returns some, mostly those that members have.
 func (c *caller) scopes() []string {
-	scopes := []string{choose(c, scopeNames...), choose(c, scopeNames...)}
+	scopes := []string{choose(c, "signatures:read", "signatures:write")}
+	if c.chance(3) {
+		scopes = append(scopes, choose(c, scopeNames...))
+	}
 	slices.Sort(scopes)
 	return slices.Compact(scopes)
 }
@@ -423,7 +428,7 @@ func (c *call) ask(ctx context.Context, at *seat) {
 	switch request := c.request.(type) {
 	case *keysvcv1.PutMemberRequest:
 		got, err := at.manager.PutMember(ctx, actor, request)
-		c.note(got, err, nothing)
+		c.note(got, err, func() string { return describeShownMember(got.GetMember()) })
 	case *keysvcv1.RemoveMemberRequest:
 		got, err := at.manager.RemoveMember(ctx, actor, request)
 		c.note(got, err, nothing)
@@ -481,10 +486,7 @@ func (c *call) read(ctx context.Context, at *seat) {
 		})
 	case *keysvcv1.GetMemberRequest:
 		got, err := at.manager.GetMember(ctx, request)
-		c.note(got, err, func() string {
-			member := got.GetMember()
-			return describeMember(member.GetMemberId(), member.GetRole(), member.GetState(), member.GetSourceVersion())
-		})
+		c.note(got, err, func() string { return describeShownMember(got.GetMember()) })
 	case *keysvcv1.GetPolicyRequest:
 		got, err := at.manager.GetPolicy(ctx, request)
 		c.note(got, err, got.GetDigest)

@@ -90,9 +90,21 @@ type history struct {
 	calls []*call
 	// commits tells when a call's change was handed to the store, the last time.
 	commits map[string]int64
+	// tried are the heads that calls tried their change against.
+	tried map[attempted]bool
+	// again are the calls that tried one twice.
+	again map[string]bool
 }
 
-func newHistory() *history { return &history{commits: make(map[string]int64)} }
+// attempted is a call with the heads that it expected.
+type attempted struct {
+	id           string
+	head, policy storage.Head
+}
+
+func newHistory() *history {
+	return &history{commits: make(map[string]int64), tried: make(map[attempted]bool), again: make(map[string]bool)}
+}
 
 func raise(mark *atomic.Int64, to int64) {
 	for {
@@ -152,10 +164,17 @@ func (h *history) tally() map[string]int {
 }
 
 // committing notes that a call's change is handed to the store.
-func (h *history) committing(id string) {
+func (h *history) committing(change *storage.Change) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
+	id := change.Event.GetRequestId()
 	h.commits[id] = h.moment.Add(1)
+	this := attempted{id: id, head: change.Expect}
+	if change.ExpectPolicy != nil {
+		this.policy = *change.ExpectPolicy
+	}
+	h.again[id] = h.again[id] || h.tried[this]
+	h.tried[this] = true
 }
 
 // Violation is a promise that was not kept.
@@ -231,6 +250,8 @@ type judgement struct {
 	// open are calls that need a revision, in some interval, at which their answer is
 	// right.
 	open []*claim
+	// current are those of them whose interval has begun.
+	current []*claim
 }
 
 // claim is an answer without a change: at some revision in its interval it must be right.
@@ -251,7 +272,7 @@ const (
 	ruleNothing  = "nothing to change only if validations reflect it"
 	ruleRead     = "a read reflects what was acknowledged, and holds at one revision"
 	ruleValidate = "a validation reflects what was acknowledged"
-	ruleConflict = "no conflict without an etag"
+	ruleConflict = "no conflict without an etag, and none repeated before the projection shows it"
 	ruleRetry    = "a retry is known to be one before it is judged"
 	ruleError    = "no error but those of faults"
 	ruleEnd      = "when the faults are over everything works"
@@ -273,14 +294,16 @@ func (h *history) judge(first *truth, log []*entry, faulty bool) []Violation {
 	ceiling := ceilings(log)
 	base := log[0].revision
 	for _, each := range h.calls {
+		if h.again[each.id] {
+			j.broken(ruleConflict, "tried twice against the same head: %s", each)
+		}
 		j.sort(each, base, ceiling(each.ended), faulty)
 	}
 	slices.SortFunc(j.open, func(a, b *claim) int { return cmp.Compare(a.first, b.first) })
 	waiting := j.open
-	var current []*claim
 	for index, each := range log {
 		if each.call != nil {
-			j.commit(each)
+			j.commit(each, ceiling(each.call.ended))
 		}
 		next := int64(1<<63 - 1)
 		if index+1 < len(log) {
@@ -288,11 +311,11 @@ func (h *history) judge(first *truth, log []*entry, faulty bool) []Violation {
 		}
 		for len(waiting) > 0 && waiting[0].first < next {
 			if !j.holds(waiting[0]) {
-				current = append(current, waiting[0])
+				j.current = append(j.current, waiting[0])
 			}
 			waiting = waiting[1:]
 		}
-		current = slices.DeleteFunc(current, func(claimed *claim) bool {
+		j.current = slices.DeleteFunc(j.current, func(claimed *claim) bool {
 			if claimed.first < each.revision && j.concerns(each, claimed.request) && j.holds(claimed) {
 				return true
 			}
@@ -375,9 +398,16 @@ func (j *judgement) sort(c *call, base, ceiling int64, faulty bool) {
 		if !c.late {
 			j.broken(ruleConflict, "%s", c)
 		}
+	case told.Reason == keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED && inBrief(c.request):
+		// Which of the keys there have expired is not followed.
 	default:
 		j.claim(c, max(c.floor, base), max(ceiling, base))
 	}
+}
+
+func inBrief(request any) bool {
+	named, is := request.(interface{ GetWorkspaceId() string })
+	return is && named.GetWorkspaceId() == brief
 }
 
 func isContext(err error) bool {
@@ -436,7 +466,7 @@ func (j *judgement) ruleOf(c *call) string {
 }
 
 // commit holds a committed change against the state before it, and carries it out.
-func (j *judgement) commit(each *entry) {
+func (j *judgement) commit(each *entry, ceiling int64) {
 	c := each.call
 	if each.revision <= c.floor {
 		j.broken(ruleChange, "made at revision %d, not after what was known before: %s", each.revision, c)
@@ -453,7 +483,15 @@ func (j *judgement) commit(each *entry) {
 		token = "nobody was told: " + c.id
 	}
 	shown := j.truth.apply(c.request, each.keyID, token)
-	if c.err == nil && shown != "" && c.answer != shown {
+	if c.err != nil || shown == "" || c.answer == shown {
+		return
+	}
+	if put, is := c.request.(*keysvcv1.PutMemberRequest); is {
+		// What is shown may be as it became since, with the workspace.
+		later := *c
+		later.request = &keysvcv1.GetMemberRequest{WorkspaceId: put.GetWorkspaceId(), MemberId: put.GetMemberId()}
+		j.current = append(j.current, &claim{call: &later, first: each.revision, last: ceiling, wanted: verdict{answer: shown}})
+	} else {
 		j.broken(ruleChange, "made at revision %d, %q is right: %s", each.revision, shown, c)
 	}
 }

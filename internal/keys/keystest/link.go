@@ -253,7 +253,7 @@ func (l *link) Commit(ctx context.Context, change *storage.Change) (int64, error
 	}
 	revision, err := int64(0), storage.ErrOutcomeUnknown
 	if !dropped {
-		l.history.committing(change.Event.GetRequestId())
+		l.history.committing(change)
 		revision, err = l.Store.Commit(ctx, change)
 		if lost && err == nil {
 			l.lost(revision)

@@ -356,6 +356,11 @@ func describeKey(id, workspaceID, memberID, name string, scopes []string, secret
 		strings.TrimPrefix(state.String(), "KEY_STATE_"))
 }
 
+// describeShownMember renders a member that was answered, as describeMember does.
+func describeShownMember(member *keysvcv1.Member) string {
+	return describeMember(member.GetMemberId(), member.GetRole(), member.GetState(), member.GetSourceVersion())
+}
+
 func describeMember(memberID, role string, state keysvcv1.MemberState, version int64) string {
 	return fmt.Sprint(memberID, " ", role, " ", state, " ", version)
 }
@@ -441,8 +446,7 @@ func (s *truth) putMember(request *keysvcv1.PutMemberRequest) string {
 	member.role, member.state = request.GetRole(), request.GetState()
 	member.version = max(member.version, request.GetSourceVersion())
 	workspace.members[request.GetMemberId()] = member
-	// What is shown of the member depends on what happens to the workspace meanwhile.
-	return ""
+	return describeMember(request.GetMemberId(), member.role, member.state, member.version)
 }
 
 func (s *truth) create(request *keysvcv1.CreateKeyRequest, keyID, token string) string {
