@@ -38,11 +38,7 @@ var mutants = []mutant{
 	},
 	{
 		"nothing to change and refusals rest on a view that is out of date", "internal/keys/attempt.go",
-		"if now.Head != a.Head || now.PolicyHead != a.PolicyHead {", "if false {",
-	},
-	{
-		"refusals rest on a policy that is out of date", "internal/keys/attempt.go",
-		"now.Head != a.Head || now.PolicyHead != a.PolicyHead", "now.Head != a.Head",
+		"if now.Head != a.Head || now.PolicyHead != a.PolicyHead {", "if now.Revision < 0 {",
 	},
 	{
 		"a conflict waits for the store's next revision", "internal/keys/manager.go",
@@ -52,10 +48,6 @@ var mutants = []mutant{
 		"a conflict is refused", "internal/keys/manager.go",
 		"return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)",
 		"return Position{}, false, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CONCURRENT_CHANGE, \"\")",
-	},
-	{
-		"ALREADY_EXISTS does not wait for the key", "internal/keys/manager.go",
-		"if err := m.projection.WaitFor(ctx, exists.Revision); err != nil {", "if err := ctx.Err(); err != nil {",
 	},
 	{
 		"a change does not expect the policy", "internal/keys/manager.go",

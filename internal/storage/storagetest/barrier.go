@@ -36,6 +36,10 @@ func testBarrierFollows(s *suite) {
 		if got := s.barrier(); got != want {
 			s.Errorf("Barrier: %v, want %v", got, want)
 		}
+		position, err := s.store.Load(s.ctx, func(storage.Item) error { return nil })
+		if err != nil || position.Revision != want.Revision || position.Hash != want.Hash {
+			s.Errorf("Load: revision %d with hash %x, %v; want those of the barrier, %v", position.Revision, position.Hash, err, want)
+		}
 		s.refused(workspace.CreateKey(KeyID(number)+"x"), storage.ErrInvalidChange)
 		if got := s.barrier(); got != want {
 			s.Errorf("Barrier after a refused change: %v, want %v", got, want)
