@@ -1,6 +1,7 @@
 package keystest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -287,16 +288,9 @@ func (c *caller) applyPolicy() any {
 	c.left--
 	return &keysvcv1.ApplyPolicyRequest{
 		Policy:         policyWith(choose(c, "signatures:*", "folders:*")),
-		ReplacesDigest: cmpOr(got.answer, "none"),
+		ReplacesDigest: cmp.Or(got.answer, "none"),
 		ValidateOnly:   c.chance(3),
 	}
-}
-
-func cmpOr(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
 }
 
 // policyWith returns the built-in policy with other scopes for managers.
