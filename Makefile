@@ -11,7 +11,7 @@ FUZZTIME  ?= 30s
 SOAKTIME  ?= 1h
 TESTFLAGS ?=
 
-.PHONY: run test test-race fuzz soak lint format generate fresh breaking baseline check
+.PHONY: run test test-race fuzz soak several mutants lint format generate fresh breaking baseline check
 
 run:
 	go run ./cmd/keysvc serve --dev
@@ -37,6 +37,19 @@ fuzz:
 # Near-caches, a bad network and keys that change, for SOAKTIME: nothing may grow.
 soak:
 	go test ./bench -run '^TestSoak$$' -soak $(SOAKTIME) -timeout 0 -v
+
+# Several managers over one store, with faults between them: more schedules than the
+# tests play, and 64 callers with 100,000 calls.
+several:
+	go test ./internal/keys -run '^TestSeveralManagers$$' -several.runs 5000 -timeout 0
+	go test ./internal/storage/boltstore -run '^TestSeveralManagersOfFailingFile$$' -several.runs 1000 -timeout 0
+	go test ./internal/keys -run '^TestManyCallers$$' -several.calls 100000 -timeout 0
+
+# Takes one rule after the other out of the product; the tests with several managers must
+# miss each. MUTANTS is a regular expression of their names.
+MUTANTS ?= .
+mutants:
+	go test ./internal/keys -run '^TestMutants$$' -mutants '$(MUTANTS)' -timeout 0 -v
 
 lint:
 	$(TOOL) buf lint

@@ -163,7 +163,7 @@ func (r *run) putMember() {
 	if version != nil && stored != nil && *version < stored.version {
 		want = keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED
 	}
-	_, err := r.PutMember(context.Background(), Actor, &keysvcv1.PutMemberRequest{
+	_, err := insist(r, r.PutMember, &keysvcv1.PutMemberRequest{
 		WorkspaceId: workspaceID, MemberId: memberID, Role: role, State: state, SourceVersion: version,
 	})
 	r.note("put member", ReasonOf(err), want)
@@ -214,7 +214,7 @@ func (r *run) removeMember() {
 	if version != nil && stored != nil && *version < stored.version {
 		want = keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED
 	}
-	_, err := r.RemoveMember(context.Background(), Actor, &keysvcv1.RemoveMemberRequest{
+	_, err := insist(r, r.RemoveMember, &keysvcv1.RemoveMemberRequest{
 		WorkspaceId: workspaceID, MemberId: memberID, SourceVersion: version,
 	})
 	r.note("remove member", ReasonOf(err), want)
@@ -242,7 +242,7 @@ func (r *run) removeMember() {
 
 func (r *run) removeWorkspace() {
 	workspaceID := pick(r, workspaceIDs)
-	_, err := r.RemoveWorkspace(context.Background(), Actor, &keysvcv1.RemoveWorkspaceRequest{WorkspaceId: workspaceID})
+	_, err := insist(r, r.RemoveWorkspace, &keysvcv1.RemoveWorkspaceRequest{WorkspaceId: workspaceID})
 	r.note("remove workspace", ReasonOf(err), none)
 	if workspace := r.model.workspaces[workspaceID]; workspace != nil && !workspace.removed {
 		workspace.removed, workspace.since = true, r.now()
@@ -419,7 +419,7 @@ func (r *run) finish() {
 	if want == none {
 		want = r.model.notLive(key)
 	}
-	finished, err := r.FinishRotation(context.Background(), Actor, &keysvcv1.FinishRotationRequest{WorkspaceId: workspaceID, KeyId: key.id})
+	finished, err := insist(r, r.FinishRotation, &keysvcv1.FinishRotationRequest{WorkspaceId: workspaceID, KeyId: key.id})
 	r.note("finish", ReasonOf(err), want)
 	if want == none && err == nil {
 		key.secrets = key.secrets[:1]
@@ -432,7 +432,7 @@ func (r *run) revoke() {
 	if key == nil {
 		return
 	}
-	revoked, err := r.RevokeKey(context.Background(), Actor, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspaceID, KeyId: key.id})
+	revoked, err := insist(r, r.RevokeKey, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspaceID, KeyId: key.id})
 	r.note("revoke", ReasonOf(err), want)
 	if want == none && err == nil {
 		r.markRevoked(key)
@@ -463,7 +463,7 @@ func (r *run) revokeToken() {
 			owner, want = key, none
 		}
 	}
-	_, err := r.RevokeToken(context.Background(), Actor, &keysvcv1.RevokeTokenRequest{Token: token})
+	_, err := insist(r, r.RevokeToken, &keysvcv1.RevokeTokenRequest{Token: token})
 	r.note("revoke token", ReasonOf(err), want)
 	if owner != nil {
 		r.markRevoked(owner)
@@ -510,7 +510,7 @@ func (r *run) update() {
 	}):
 		want = keysvcv1.ErrorReason_ERROR_REASON_SCOPE_BEYOND_ROLE
 	}
-	updated, err := r.UpdateKey(context.Background(), Actor, request)
+	updated, err := insist(r, r.UpdateKey, request)
 	r.note("update", ReasonOf(err), want)
 	if want == none && err == nil {
 		*key = next

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -98,6 +99,8 @@ type World struct {
 	Validator  *validation.Validator
 	Recorder   *usage.Recorder
 
+	link    *link
+	gate    *gate
 	t       testing.TB
 	backend Backend
 	random  io.Reader
@@ -124,7 +127,12 @@ func NewWorld(t testing.TB, backend Backend, random io.Reader) *World {
 
 func (w *World) open() {
 	w.t.Helper()
-	store := w.backend.Open(w.t)
+	w.gate = &gate{}
+	w.link = &link{
+		Store: w.backend.Open(w.t), pacer: w.gate, outage: newOutage(), history: newHistory(),
+		random: rand.New(rand.NewPCG(0, 0)), //nolint:gosec // its faults leave nothing to chance
+	}
+	store := w.link.withBarrier()
 	w.Store = store
 	w.Projection = projection.New(store, nil)
 	position, err := w.Projection.Load(context.Background())

@@ -36,9 +36,9 @@ func testBarrierFollows(s *suite) {
 		if got := s.barrier(); got != want {
 			s.Errorf("Barrier: %v, want %v", got, want)
 		}
-		if position, err := s.store.Load(s.ctx, func(storage.Item) error { return nil }); err != nil ||
-			position.Revision != revision || position.Hash != want.Hash {
-			s.Errorf("Load: revision %d with hash %x, %v; want %v", position.Revision, position.Hash, err, want)
+		position, err := s.store.Load(s.ctx, func(storage.Item) error { return nil })
+		if err != nil || position.Revision != want.Revision || position.Hash != want.Hash {
+			s.Errorf("Load: revision %d with hash %x, %v; want those of the barrier, %v", position.Revision, position.Hash, err, want)
 		}
 		s.refused(workspace.CreateKey(KeyID(number)+"x"), storage.ErrInvalidChange)
 		if got := s.barrier(); got != want {

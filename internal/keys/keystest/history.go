@@ -1,0 +1,497 @@
+package keystest
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// question is what a validator is asked.
+type question struct{ token, scope, workspaceID string }
+
+// call is one call of a manager or validator, with its answer.
+type call struct {
+	id      string
+	seat    int
+	request any
+	at      time.Time // on the clock, when it was sent
+	// floor is the newest revision that was known to callers when the call began: what
+	// was acknowledged before, and, for all but validations, what had been read before.
+	floor int64
+	// begun and ended are moments of the history.
+	begun, ended int64
+
+	err      error
+	revision int64
+	token    string
+	keyID    string
+	// answer is what was shown; empty if that is not compared.
+	answer string
+	// late says that the caller's time had run out at the end.
+	late bool
+}
+
+// validation reports whether the call asked a validator.
+func (c *call) validation() bool { _, yes := c.request.(*question); return yes }
+
+// mutation reports whether the call may change something.
+func (c *call) mutation() bool {
+	switch request := c.request.(type) {
+	case *keysvcv1.ApplyPolicyRequest:
+		return !request.GetValidateOnly()
+	case *keysvcv1.GetKeyRequest, *keysvcv1.ListKeysRequest, *keysvcv1.GetMemberRequest, *keysvcv1.GetPolicyRequest, *question:
+		return false
+	}
+	return true
+}
+
+func (c *call) String() string {
+	said := fmt.Sprintf("OK at revision %d: %s", c.revision, c.answer)
+	if c.err != nil {
+		said = c.err.Error()
+	}
+	return fmt.Sprintf("%s on manager %d, %s, begun after revision %d: %s", c.id, c.seat, describeRequest(c.request), c.floor, said)
+}
+
+func describeRequest(request any) string {
+	switch request := request.(type) {
+	case *question:
+		return fmt.Sprintf("validate for %s in %q", request.scope, request.workspaceID)
+	case *keysvcv1.RevokeTokenRequest:
+		return "RevokeToken"
+	case *keysvcv1.ApplyPolicyRequest:
+		return fmt.Sprintf("ApplyPolicy of %.8s in place of %.8s (validate only: %t)",
+			policyOf(request.GetPolicy()).Digest(), request.GetReplacesDigest(), request.GetValidateOnly())
+	case fmt.Stringer:
+		name := fmt.Sprintf("%T", request)
+		return strings.TrimSuffix(name[strings.LastIndex(name, ".")+1:], "Request") + " " + request.String()
+	}
+	return fmt.Sprintf("%T", request)
+}
+
+// history is every call of a run, and what callers knew.
+type history struct {
+	moment atomic.Int64
+	// acknowledged is the newest revision that a change was answered with, seen that of
+	// any answer but a validation's.
+	acknowledged, seen atomic.Int64
+
+	mutex sync.Mutex
+	calls []*call
+	// commits tells when a call's change was handed to the store, the last time.
+	commits map[string]int64
+	// tried are the heads that calls tried their change against.
+	tried map[attempted]bool
+	// again are the calls that tried one twice.
+	again map[string]bool
+}
+
+// attempted is a call with the heads that it expected.
+type attempted struct {
+	id           string
+	head, policy storage.Head
+}
+
+func newHistory() *history {
+	return &history{commits: make(map[string]int64), tried: make(map[attempted]bool), again: make(map[string]bool)}
+}
+
+func raise(mark *atomic.Int64, to int64) {
+	for {
+		at := mark.Load()
+		if at >= to || mark.CompareAndSwap(at, to) {
+			return
+		}
+	}
+}
+
+// begin notes the begin of a call.
+func (h *history) begin(c *call) {
+	c.begun = h.moment.Add(1)
+	c.floor = h.acknowledged.Load()
+	if !c.validation() {
+		c.floor = max(c.floor, h.seen.Load())
+	}
+}
+
+// end notes the end of a call.
+func (h *history) end(c *call) {
+	c.ended = h.moment.Add(1)
+	if c.err == nil && !c.validation() {
+		raise(&h.seen, c.revision)
+		if c.mutation() {
+			raise(&h.acknowledged, c.revision)
+		}
+	}
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	h.calls = append(h.calls, c)
+}
+
+// tally counts the answers.
+func (h *history) tally() map[string]int {
+	counts := make(map[string]int)
+	for _, each := range h.calls {
+		outcome := "OK"
+		switch _, made := h.commits[each.id]; {
+		case errors.Is(each.err, storage.ErrOutcomeUnknown):
+			outcome = "UNKNOWN"
+		case errors.Is(each.err, storage.ErrUnavailable):
+			outcome = "UNAVAILABLE"
+		case isContext(each.err):
+			outcome = "DEADLINE_EXCEEDED"
+		case each.err != nil:
+			outcome = strings.TrimPrefix(ReasonOf(each.err).String(), "ERROR_REASON_")
+		case each.validation():
+			outcome = strings.TrimPrefix(each.answer, "REASON_")
+		case each.mutation() && !made:
+			outcome = "nothing to change"
+		}
+		verb, _, _ := strings.Cut(describeRequest(each.request), " ")
+		counts[verb+" "+outcome]++
+	}
+	return counts
+}
+
+// committing notes that a call's change is handed to the store.
+func (h *history) committing(change *storage.Change) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	id := change.Event.GetRequestId()
+	h.commits[id] = h.moment.Add(1)
+	this := attempted{id: id, head: change.Expect}
+	if change.ExpectPolicy != nil {
+		this.policy = *change.ExpectPolicy
+	}
+	h.again[id] = h.again[id] || h.tried[this]
+	h.tried[this] = true
+}
+
+// Violation is a promise that was not kept.
+type Violation struct {
+	// Rule is which one.
+	Rule string
+	// Text says what happened.
+	Text string
+}
+
+// entry is one committed change.
+type entry struct {
+	revision    int64
+	workspaceID string
+	keyID       string
+	call        *call // nil for the first policy
+	begun       int64
+}
+
+// readLog reads the committed changes from the store.
+func (h *history) readLog(ctx context.Context, store storage.Store) ([]*entry, error) {
+	byID := make(map[string]*call, len(h.calls))
+	for _, each := range h.calls {
+		byID[each.id] = each
+	}
+	feed, err := store.ListFeed(ctx, 1<<22)
+	if err != nil {
+		return nil, err
+	}
+	if len(feed) == 0 {
+		return nil, errors.New("the change log is empty")
+	}
+	type event struct{ requestID, keyID string }
+	events := make(map[string]event)
+	workspaces := make(map[string]bool)
+	for _, record := range feed {
+		workspaces[record.GetWorkspaceId()] = true
+	}
+	for workspaceID := range workspaces {
+		query := storage.Query{WorkspaceID: workspaceID, Limit: storage.MaxPage}
+		for more := true; more; more = query.Cursor != "" {
+			page, err := store.ListAuditEvents(ctx, query)
+			if err != nil {
+				return nil, err
+			}
+			for _, each := range page.Events {
+				hash := storage.HashAudit(each.Encoded)
+				events[string(hash[:])] = event{each.Record.GetRequestId(), each.Record.GetKeyId()}
+			}
+			query.Cursor = page.Next
+		}
+	}
+	var log []*entry
+	for _, record := range feed {
+		found, known := events[string(record.GetAuditHash())]
+		if !known {
+			return nil, fmt.Errorf("revision %d has no audit event", record.GetRevision())
+		}
+		log = append(log, &entry{
+			revision: record.GetRevision(), workspaceID: record.GetWorkspaceId(), keyID: found.keyID,
+			call: byID[found.requestID], begun: h.commits[found.requestID],
+		})
+	}
+	return log, nil
+}
+
+// judgement is the walk through a history.
+type judgement struct {
+	truth      *truth
+	log        []*entry
+	made       map[*call]*entry
+	violations []Violation
+	// open are calls that need a revision, in some interval, at which their answer is
+	// right.
+	open []*claim
+	// current are those of them whose interval has begun.
+	current []*claim
+}
+
+// claim is an answer without a change: at some revision in its interval it must be right.
+type claim struct {
+	*call
+	first, last int64
+	wanted      verdict // the newest verdict, for the report
+}
+
+func (j *judgement) broken(rule, format string, arguments ...any) {
+	j.violations = append(j.violations, Violation{rule, fmt.Sprintf(format, arguments...)})
+}
+
+// The rules that a history can break.
+const (
+	ruleChange   = "a change is made once, on what was true, after all that was acknowledged"
+	ruleRefusal  = "a refusal reflects what was acknowledged"
+	ruleNothing  = "nothing to change only if validations reflect it"
+	ruleRead     = "a read reflects what was acknowledged, and holds at one revision"
+	ruleValidate = "a validation reflects what was acknowledged"
+	ruleConflict = "no conflict without an etag, and none repeated before the projection shows it"
+	ruleRetry    = "a retry is known to be one before it is judged"
+	ruleError    = "no error but those of faults"
+	ruleEnd      = "when the faults are over everything works"
+)
+
+// judge walks through the committed changes in their order, and holds every answer
+// against what was true at its revision.
+func (h *history) judge(first *truth, log []*entry, faulty bool) []Violation {
+	j := &judgement{truth: first, log: log, made: make(map[*call]*entry)}
+	for _, each := range log {
+		if each.call == nil {
+			continue
+		}
+		if before := j.made[each.call]; before != nil {
+			j.broken(ruleChange, "made twice, at revisions %d and %d: %s", before.revision, each.revision, each.call)
+		}
+		j.made[each.call] = each
+	}
+	ceiling := ceilings(log)
+	base := log[0].revision
+	for _, each := range h.calls {
+		if h.again[each.id] {
+			j.broken(ruleConflict, "tried twice against the same head: %s", each)
+		}
+		j.sort(each, base, ceiling(each.ended), faulty)
+	}
+	slices.SortFunc(j.open, func(a, b *claim) int { return cmp.Compare(a.first, b.first) })
+	waiting := j.open
+	for index, each := range log {
+		if each.call != nil {
+			j.commit(each, ceiling(each.call.ended))
+		}
+		next := int64(1<<63 - 1)
+		if index+1 < len(log) {
+			next = log[index+1].revision
+		}
+		for len(waiting) > 0 && waiting[0].first < next {
+			if !j.holds(waiting[0]) {
+				j.current = append(j.current, waiting[0])
+			}
+			waiting = waiting[1:]
+		}
+		j.current = slices.DeleteFunc(j.current, func(claimed *claim) bool {
+			if claimed.first < each.revision && j.concerns(each, claimed.request) && j.holds(claimed) {
+				return true
+			}
+			if claimed.last < next {
+				j.unfounded(claimed)
+				return true
+			}
+			return false
+		})
+	}
+	return j.violations
+}
+
+// ceilings returns a function from a moment to the newest revision that can have been
+// there.
+func ceilings(log []*entry) func(moment int64) int64 {
+	sorted := slices.Clone(log)
+	slices.SortFunc(sorted, func(a, b *entry) int { return cmp.Compare(a.begun, b.begun) })
+	newest := make([]int64, len(sorted))
+	for index, each := range sorted {
+		newest[index] = each.revision
+		if index > 0 {
+			newest[index] = max(newest[index], newest[index-1])
+		}
+	}
+	return func(moment int64) int64 {
+		index, _ := slices.BinarySearchFunc(sorted, moment, func(each *entry, moment int64) int { return cmp.Compare(each.begun, moment) })
+		if index == 0 {
+			return 0
+		}
+		return newest[index-1]
+	}
+}
+
+// concerns reports whether a change may alter the verdict on a request.
+func (j *judgement) concerns(each *entry, request any) bool {
+	switch request := request.(type) {
+	case interface{ GetWorkspaceId() string }:
+		return each.workspaceID == "" || each.workspaceID == request.GetWorkspaceId()
+	case *keysvcv1.UpdateKeyRequest:
+		return each.workspaceID == "" || each.workspaceID == request.GetKey().GetWorkspaceId()
+	}
+	return true
+}
+
+// sort says what a call claims.
+func (j *judgement) sort(c *call, base, ceiling int64, faulty bool) {
+	made := j.made[c]
+	var told *problem.Error
+	switch {
+	case c.err == nil && made != nil:
+		if c.revision != made.revision {
+			j.broken(ruleChange, "made at revision %d: %s", made.revision, c)
+		}
+	case c.err == nil && c.revision < c.floor:
+		j.broken(j.ruleOf(c), "an older revision than was known before: %s", c)
+	case c.err == nil && c.revision > ceiling:
+		j.broken(j.ruleOf(c), "a revision that is not there yet, the newest is %d: %s", ceiling, c)
+	case c.err == nil && c.validation():
+		j.claim(c, c.revision, c.revision)
+	case c.err == nil && c.mutation():
+		// True at a revision that validations reflect.
+		j.claim(c, max(c.floor, base), c.revision)
+	case c.err == nil:
+		j.claim(c, max(c.floor, base), ceiling)
+	case errors.Is(c.err, storage.ErrOutcomeUnknown):
+		if !faulty && !c.late {
+			j.broken(ruleError, "%s", c)
+		}
+	case c.late && isContext(c.err): // what became of it, the log says
+	case made != nil:
+		j.broken(ruleChange, "made at revision %d, and yet refused: %s", made.revision, c)
+	case errors.Is(c.err, storage.ErrUnavailable), isContext(c.err):
+		if !faulty {
+			j.broken(ruleError, "%s", c)
+		}
+	case !errors.As(c.err, &told):
+		j.broken(ruleError, "%s", c)
+	case told.Reason == keysvcv1.ErrorReason_ERROR_REASON_CONCURRENT_CHANGE:
+		if !c.late {
+			j.broken(ruleConflict, "%s", c)
+		}
+	case told.Reason == keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED && inBrief(c.request):
+		// Which of the keys there have expired is not followed.
+	default:
+		j.claim(c, max(c.floor, base), max(ceiling, base))
+	}
+}
+
+func inBrief(request any) bool {
+	named, is := request.(interface{ GetWorkspaceId() string })
+	return is && named.GetWorkspaceId() == brief
+}
+
+func isContext(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+func (j *judgement) claim(c *call, first, last int64) {
+	j.open = append(j.open, &claim{call: c, first: first, last: last})
+}
+
+// holds reports whether an answer is right now.
+func (j *judgement) holds(claimed *claim) bool {
+	claimed.wanted = j.truth.judge(claimed.request, claimed.at)
+	wanted := claimed.wanted
+	var told *problem.Error
+	switch {
+	case errors.As(claimed.err, &told):
+		return told.Reason == wanted.reason && (wanted.keyID == "" || told.Metadata["key_id"] == wanted.keyID)
+	case claimed.err != nil:
+		return false
+	}
+	return wanted.reason == none && !wanted.changes && (claimed.answer == "" || wanted.answer == "" || claimed.answer == wanted.answer)
+}
+
+// unfounded reports an answer that was right at no revision of its interval.
+func (j *judgement) unfounded(claimed *claim) {
+	rule := j.ruleOf(claimed.call)
+	if ReasonOf(claimed.err) == keysvcv1.ErrorReason_ERROR_REASON_FIELD_INVALID {
+		rule = ruleRetry
+	}
+	j.broken(rule, "right at none of the revisions %d to %d, where at last %s is: %s",
+		claimed.first, claimed.last, describeVerdict(claimed.wanted), claimed.call)
+}
+
+func describeVerdict(wanted verdict) string {
+	switch {
+	case wanted.reason != none:
+		return wanted.reason.String()
+	case wanted.changes:
+		return "something to change"
+	}
+	return fmt.Sprintf("OK, %q", wanted.answer)
+}
+
+// ruleOf returns the rule that an answer without a change must keep.
+func (j *judgement) ruleOf(c *call) string {
+	switch {
+	case c.validation():
+		return ruleValidate
+	case c.err != nil:
+		return ruleRefusal
+	case c.mutation():
+		return ruleNothing
+	}
+	return ruleRead
+}
+
+// commit holds a committed change against the state before it, and carries it out.
+func (j *judgement) commit(each *entry, ceiling int64) {
+	c := each.call
+	if each.revision <= c.floor {
+		j.broken(ruleChange, "made at revision %d, not after what was known before: %s", each.revision, c)
+	}
+	wanted := j.truth.judge(c.request, c.at)
+	if wanted.reason != none || !wanted.changes {
+		j.broken(ruleChange, "made at revision %d, where %s is right: %s", each.revision, describeVerdict(wanted), c)
+		if wanted.reason == none || wanted.reason == keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND {
+			return // what is not there cannot be changed
+		}
+	}
+	token := c.token
+	if token == "" {
+		token = "nobody was told: " + c.id
+	}
+	shown := j.truth.apply(c.request, each.keyID, token)
+	if c.err != nil || shown == "" || c.answer == shown {
+		return
+	}
+	if put, is := c.request.(*keysvcv1.PutMemberRequest); is {
+		// What is shown may be as it became since, with the workspace.
+		later := *c
+		later.request = &keysvcv1.GetMemberRequest{WorkspaceId: put.GetWorkspaceId(), MemberId: put.GetMemberId()}
+		j.current = append(j.current, &claim{call: &later, first: each.revision, last: ceiling, wanted: verdict{answer: shown}})
+	} else {
+		j.broken(ruleChange, "made at revision %d, %q is right: %s", each.revision, shown, c)
+	}
+}

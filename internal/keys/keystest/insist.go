@@ -1,0 +1,96 @@
+package keystest
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// gate holds back what was loaded while it is shut.
+type gate struct {
+	mutex   sync.Mutex
+	opening chan struct{} // nil while it is open
+	arrived chan struct{} // closed when somebody stands before it
+}
+
+// shut shuts the gate, and returns what is closed when a load stands before it.
+func (g *gate) shut() (arrived <-chan struct{}) {
+	g.mutex.Lock()
+	defer g.mutex.Unlock()
+	g.opening, g.arrived = make(chan struct{}), make(chan struct{})
+	return g.arrived
+}
+
+func (g *gate) open() {
+	g.mutex.Lock()
+	defer g.mutex.Unlock()
+	if g.opening != nil {
+		close(g.opening)
+		g.opening = nil
+	}
+}
+
+func (g *gate) pause(ctx context.Context, _ int, at point) error {
+	g.mutex.Lock()
+	opening, arrived := g.opening, g.arrived
+	if at == atLoaded && opening != nil && arrived != nil {
+		close(arrived)
+		g.arrived = nil
+	}
+	g.mutex.Unlock()
+	if at != atLoaded || opening == nil {
+		return ctx.Err()
+	}
+	select {
+	case <-opening:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// impatience is how long a load stands still at most while a call is repeated that may
+// have to wait for it.
+const impatience = 5 * time.Millisecond
+
+// insist carries a verb out, and at times lets its commit fail in an unknown state, before
+// or after it was written, which takes the store down. Then the call is repeated, as
+// clients do, while the store is being loaded anew: it may be told to try again, but once
+// it is told that all is done, validations reflect it.
+func insist[Q any, A answered](r *run, verb func(context.Context, audit.Actor, Q) (A, error), request Q) (A, error) {
+	ctx := context.Background()
+	if !r.chance(50) {
+		return verb(ctx, Actor, request)
+	}
+	written := r.chance(2)
+	arrived := r.gate.shut()
+	r.link.lose(written)
+	answer, err := verb(ctx, Actor, request)
+	lost := r.link.found()
+	if !errors.Is(err, storage.ErrOutcomeUnknown) {
+		r.gate.open() // it was refused, or there was nothing to change
+		return answer, err
+	}
+	<-arrived
+	hurry := time.AfterFunc(impatience, r.gate.open)
+	defer hurry.Stop()
+	for errors.Is(err, storage.ErrOutcomeUnknown) || errors.Is(err, storage.ErrUnavailable) {
+		answer, err = verb(ctx, Actor, request)
+	}
+	if shows := r.Projection.Revision(); err == nil && (answer.GetRevision() < lost || shows < lost) {
+		r.t.Errorf("%T after a commit of unknown outcome: OK at revision %d, validations show %d, the change is of %d",
+			request, answer.GetRevision(), shows, lost)
+	}
+	r.gate.open()
+	// What the model is compared with next is what has been loaded.
+	waiting, cancel := context.WithTimeout(ctx, impatience*1000)
+	defer cancel()
+	if err := r.Projection.WaitFor(waiting, lost); err != nil {
+		r.t.Errorf("loading anew: %v", err)
+	}
+	return answer, err
+}

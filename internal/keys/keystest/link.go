@@ -1,0 +1,339 @@
+package keystest
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"math/rand/v2"
+	"sync"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// Faults say how often a link breaks something: once in that many calls, 0 for never.
+type Faults struct {
+	// Lost commits are made, and their outcome is reported as unknown.
+	Lost int
+	// Dropped commits are not made, and their outcome is reported as unknown.
+	Dropped int
+	// Down is how many of the lost and dropped commits take the store down, once in that
+	// many: it answers nothing until it has been loaded anew.
+	Down int
+	// Unavailable calls are refused before they reach the store.
+	Unavailable int
+	// Broken watches end, as if the connection were lost.
+	Broken int
+}
+
+// any reports whether something may break.
+func (f Faults) any() bool { return f != Faults{} }
+
+// point is where a link holds a call back.
+type point string
+
+const (
+	atStart   point = "start"   // before the first call of a caller, who has the seat's number
+	atCall    point = "call"    // before a caller's call of a manager
+	atCommit  point = "commit"  // before a change reaches the store
+	atMade    point = "made"    // before the store's answer to it reaches the manager
+	atRead    point = "read"    // before a read reaches the store
+	atAnswer  point = "answer"  // before what was read reaches the manager
+	atWatch   point = "watch"   // before an event reaches the projection
+	atLoad    point = "load"    // before a load reaches the store
+	atLoaded  point = "loaded"  // before what was loaded reaches the projection
+	atBarrier point = "barrier" // before a barrier reaches the store
+	atReached point = "reached" // before a barrier's answer reaches the projection
+)
+
+// pacer decides how long each call is held back.
+type pacer interface {
+	// pause returns when the call may go on, or with the context's error.
+	pause(ctx context.Context, seat int, at point) error
+}
+
+// outage is what all links to one store share: the store is up or down for all of them.
+type outage struct {
+	mutex sync.Mutex
+	down  bool
+	fell  chan struct{} // closed and replaced when the store goes down
+}
+
+func newOutage() *outage { return &outage{fell: make(chan struct{})} }
+
+func (o *outage) fall() {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	if !o.down {
+		o.down = true
+		close(o.fell)
+		o.fell = make(chan struct{})
+	}
+}
+
+func (o *outage) rise() {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	o.down = false
+}
+
+func (o *outage) state() (down bool, fell <-chan struct{}) {
+	o.mutex.Lock()
+	defer o.mutex.Unlock()
+	return o.down, o.fell
+}
+
+// link is the store as one manager sees it: every call can be held back on its way there
+// and on its way back, and be broken. It keeps the promises of storage.Store.
+type link struct {
+	storage.Store
+
+	seat    int
+	pacer   pacer
+	outage  *outage
+	history *history
+	fail    func(written bool) // takes the real store down with its next commit; nil if it cannot
+
+	mutex  sync.Mutex
+	faults Faults
+	random *rand.Rand
+	losing int64 // revision of the commit that was lost last
+}
+
+// once says yes once in n.
+func (l *link) once(pick func(Faults) int) bool {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	n := pick(l.faults)
+	return n > 0 && l.random.IntN(n) == 0
+}
+
+// set replaces the faults.
+func (l *link) set(faults Faults) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.faults = faults
+}
+
+// lose lets the next commit fail in an unknown state, before or after it was written, and
+// takes the store down with it.
+func (l *link) lose(written bool) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.losing, l.faults = 0, Faults{Down: 1}
+	if written {
+		l.faults.Lost = 1
+	} else {
+		l.faults.Dropped = 1
+	}
+}
+
+// found ends what lose began, and returns the revision of the commit that was lost; 0 if
+// none was written.
+func (l *link) found() int64 {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.faults = Faults{}
+	return l.losing
+}
+
+func (l *link) lost(revision int64) {
+	l.mutex.Lock()
+	defer l.mutex.Unlock()
+	l.losing = revision
+}
+
+// there lets a call go to the store.
+func (l *link) there(ctx context.Context, at point) error {
+	if err := l.pacer.pause(ctx, l.seat, at); err != nil {
+		return err
+	}
+	if down, _ := l.outage.state(); down {
+		return storage.ErrUnavailable
+	}
+	if at != atCommit && l.once(func(f Faults) int { return f.Unavailable }) {
+		return storage.ErrUnavailable
+	}
+	return nil
+}
+
+// read lets a read go to the store and its answer come back.
+func read[T any](ctx context.Context, l *link, ask func() (T, error)) (T, error) {
+	var nothing T
+	if err := l.there(ctx, atRead); err != nil {
+		return nothing, err
+	}
+	answer, err := ask()
+	if err := l.pacer.pause(ctx, l.seat, atAnswer); err != nil {
+		return nothing, err
+	}
+	return answer, err
+}
+
+// Load implements storage.Store. It brings a store up that is down.
+func (l *link) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
+	if err := l.pacer.pause(ctx, l.seat, atLoad); err != nil {
+		return storage.Position{}, err
+	}
+	var items []storage.Item
+	position, err := l.Store.Load(ctx, func(item storage.Item) error {
+		items = append(items, item)
+		return nil
+	})
+	if err != nil {
+		return position, err
+	}
+	l.outage.rise()
+	if err := l.pacer.pause(ctx, l.seat, atLoaded); err != nil {
+		return storage.Position{}, err
+	}
+	for _, item := range items {
+		if err := visit(item); err != nil {
+			return storage.Position{}, err
+		}
+	}
+	return position, nil
+}
+
+// Watch implements storage.Store.
+func (l *link) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+	return func(yield func(*storage.Committed, error) bool) {
+		down, fell := l.outage.state()
+		if down {
+			yield(nil, storage.ErrUnavailable)
+			return
+		}
+		watching, cancel := context.WithCancel(ctx)
+		defer cancel()
+		ended := make(chan struct{})
+		defer close(ended)
+		go func() {
+			select {
+			case <-fell:
+				cancel()
+			case <-ended:
+			}
+		}()
+		for change, err := range l.Store.Watch(watching, after) {
+			if err == nil {
+				err = l.pacer.pause(watching, l.seat, atWatch)
+			}
+			if err == nil && l.once(func(f Faults) int { return f.Broken }) {
+				err = storage.ErrGap
+			}
+			if err != nil && ctx.Err() == nil && watching.Err() != nil {
+				err = storage.ErrUnavailable
+			}
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if !yield(change, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Commit implements storage.Store.
+func (l *link) Commit(ctx context.Context, change *storage.Change) (int64, error) {
+	if err := l.there(ctx, atCommit); err != nil {
+		return 0, err
+	}
+	if l.once(func(f Faults) int { return f.Unavailable }) {
+		return 0, storage.ErrUnavailable
+	}
+	dropped := l.once(func(f Faults) int { return f.Dropped })
+	lost := !dropped && l.once(func(f Faults) int { return f.Lost })
+	falls := (lost || dropped) && l.once(func(f Faults) int { return f.Down })
+	if falls && l.fail != nil {
+		// The real store goes down, and says itself that the outcome is unknown.
+		l.fail(lost)
+		falls, lost, dropped = false, false, false
+	}
+	revision, err := int64(0), storage.ErrOutcomeUnknown
+	if !dropped {
+		l.history.committing(change)
+		revision, err = l.Store.Commit(ctx, change)
+		if lost && err == nil {
+			l.lost(revision)
+			revision, err = 0, storage.ErrOutcomeUnknown
+		}
+	}
+	if falls && errors.Is(err, storage.ErrOutcomeUnknown) {
+		l.outage.fall()
+	}
+	// The answer is on its way whether or not the caller still waits for it.
+	_ = l.pacer.pause(context.WithoutCancel(ctx), l.seat, atMade)
+	return revision, err
+}
+
+// Barrier implements storage.Store.
+func (l *link) Barrier(ctx context.Context) (storage.Barrier, error) {
+	if err := l.there(ctx, atBarrier); err != nil {
+		return storage.Barrier{}, err
+	}
+	barrier, err := l.Store.Barrier(ctx)
+	if err := l.pacer.pause(ctx, l.seat, atReached); err != nil {
+		return storage.Barrier{}, err
+	}
+	return barrier, err
+}
+
+// localLink is a link to a store whose barrier is read from memory: nothing can hold that
+// back.
+type localLink struct {
+	*link
+	storage.LocalBarrier
+}
+
+// withBarrier returns the link as a store, with the store's own barrier if that is local.
+func (l *link) withBarrier() storage.Store {
+	if local, is := l.Store.(storage.LocalBarrier); is {
+		return localLink{l, local}
+	}
+	return l
+}
+
+// stored is one record with the revision that it was read at.
+type stored[R any] struct {
+	record   R
+	revision int64
+}
+
+// GetKey implements storage.Store.
+func (l *link) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
+	got, err := read(ctx, l, func() (stored[*storagev1.KeyRecord], error) {
+		record, revision, err := l.Store.GetKey(ctx, workspaceID, keyID)
+		return stored[*storagev1.KeyRecord]{record, revision}, err
+	})
+	return got.record, got.revision, err
+}
+
+// FindRequest implements storage.Store.
+func (l *link) FindRequest(ctx context.Context, workspaceID, requestID string) (string, int64, error) {
+	got, err := read(ctx, l, func() (stored[string], error) {
+		keyID, revision, err := l.Store.FindRequest(ctx, workspaceID, requestID)
+		return stored[string]{keyID, revision}, err
+	})
+	return got.record, got.revision, err
+}
+
+// ListKeys implements storage.Store.
+func (l *link) ListKeys(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
+	return read(ctx, l, func() (storage.KeyPage, error) { return l.Store.ListKeys(ctx, query) })
+}
+
+// GetMember implements storage.Store.
+func (l *link) GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error) {
+	got, err := read(ctx, l, func() (stored[*storagev1.MemberRecord], error) {
+		record, revision, err := l.Store.GetMember(ctx, workspaceID, memberID)
+		return stored[*storagev1.MemberRecord]{record, revision}, err
+	})
+	return got.record, got.revision, err
+}
+
+// ListMembers implements storage.Store.
+func (l *link) ListMembers(ctx context.Context, query storage.Query) (storage.MemberPage, error) {
+	return read(ctx, l, func() (storage.MemberPage, error) { return l.Store.ListMembers(ctx, query) })
+}

@@ -1,0 +1,359 @@
+package keystest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/clock"
+	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+// Fleet is one store for several managers.
+type Fleet interface {
+	// Open returns the store as each of a number of managers opens it: the same one several
+	// times if only one process can have it. It is new.
+	Open(t testing.TB, managers int) []storage.Store
+	// Check examines the closed store as an operator would.
+	Check(t testing.TB)
+}
+
+// FailingFleet is a Fleet whose store can be taken down.
+type FailingFleet interface {
+	Fleet
+	// Fail lets the next commit fail, before or after it was written, with an outcome that
+	// the store says is unknown; the store is then down until it is loaded anew.
+	Fail(written bool)
+}
+
+// BoltFleet is a Fleet on one file. Durability is not what it is for, so the file lies in
+// memory where there is a folder for that.
+type BoltFleet struct {
+	// Config is what the store is opened with.
+	Config boltstore.Config
+	path   string
+}
+
+// Open implements Fleet.
+func (f *BoltFleet) Open(t testing.TB, managers int) []storage.Store {
+	t.Helper()
+	folder, err := os.MkdirTemp("/dev/shm", "keysvc-several-*")
+	if err != nil {
+		folder = t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(folder) })
+	f.path = filepath.Join(folder, "keysvc.db")
+	f.Config.FeedEntries = 1 << 20
+	store, err := boltstore.Open(f.path, f.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Repeat([]storage.Store{store}, managers)
+}
+
+// Check implements Fleet.
+func (f *BoltFleet) Check(t testing.TB) {
+	t.Helper()
+	Bolt{f.path}.Check(t)
+}
+
+// Campaign says what RunSeveral and SimulateSeveral do.
+type Campaign struct {
+	// Seed makes all choices.
+	Seed uint64
+	// Managers share the store, each with a projection and a validator of its own.
+	Managers int
+	// Callers call them at the same time, each one manager after the other.
+	Callers int
+	// Calls are made in all.
+	Calls int
+	// Workspaces are played in.
+	Workspaces int
+	// Faults of every manager's link.
+	Faults Faults
+	// LocalBarriers lets managers use the store's barrier without asking it over their
+	// links, where it has one that costs nothing.
+	LocalBarriers bool
+	// Restarts of managers, once in that many calls; 0 for never.
+	Restarts int
+	// Deadline of a call. Default: 20 s.
+	Deadline time.Duration
+}
+
+// RunSeveral lets callers call several managers of one store at the same time, with
+// delays and faults between manager and store, and holds every answer against what was
+// true: every change and read of people is linearizable, a validation reflects what was
+// acknowledged by any manager before it began, and so does every answer that commits
+// nothing. It returns what was not so, up to what faults excuse.
+func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
+	t.Helper()
+	s := openSeveral(t, fleet, campaign)
+	s.switchTo(&delays{random: rand.New(rand.NewPCG(campaign.Seed, 2))}) //nolint:gosec // delays, no secrets
+	s.play()
+	s.calm()
+	return s.finish()
+}
+
+// SimulateSeveral does the same one step at a time, in an order that the seed gives, and
+// in a bubble: calls are held back as long as they can be, and time costs none. The
+// store must do without the network.
+func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) Result {
+	t.Helper()
+	var result Result
+	synctest.Test(t, func(t *testing.T) {
+		s := openSeveral(t, fleet, campaign)
+		synctest.Wait()                                                          // until all projections have caught up
+		schedule := &simulation{random: rand.New(rand.NewPCG(campaign.Seed, 2))} //nolint:gosec // no secrets
+		done := make(chan struct{})
+		s.switchTo(schedule)
+		go func() {
+			s.play()
+			close(done)
+		}()
+		schedule.drive(campaign.Managers, done)
+		s.calm()
+		schedule.open()
+		// A barrier that is held back for longer than the projection waits for it is a fault.
+		s.excused = s.excused || !campaign.LocalBarriers
+		result = s.finish()
+	})
+	return result
+}
+
+// seat is one manager with what it works with.
+type seat struct {
+	number     int
+	link       *link
+	projection *projection.Projection
+	manager    *keys.Manager
+	validator  *validation.Validator
+	stop       context.CancelFunc
+}
+
+// several is one run.
+type several struct {
+	campaign Campaign
+	t        testing.TB
+	fleet    Fleet
+	stores   []storage.Store
+	pacer    *switchable
+	outage   *outage
+	history  *history
+	clock    *Clock
+	house    *caller // makes the calls before and after those of the callers
+	versions atomic.Int64
+	pool     pool
+	// brief admits one caller at a time to what moves the clock, restarting one to restarts.
+	brief, restarting sync.Mutex
+
+	following sync.WaitGroup
+
+	// excused says that errors of faults may be answered.
+	excused bool
+
+	mutex sync.Mutex
+	seats []*seat
+	first *truth
+}
+
+// switchable is a pacer that can be replaced.
+type switchable struct{ now atomic.Pointer[pacer] }
+
+func (s *switchable) pause(ctx context.Context, seat int, at point) error {
+	return (*s.now.Load()).pause(ctx, seat, at)
+}
+
+func (s *several) switchTo(pace pacer) { s.pacer.now.Store(&pace) }
+
+func openSeveral(t testing.TB, fleet Fleet, campaign Campaign) *several {
+	t.Helper()
+	if campaign.Deadline == 0 {
+		campaign.Deadline = 20 * time.Second
+	}
+	s := &several{
+		campaign: campaign,
+		t:        t,
+		fleet:    fleet,
+		stores:   fleet.Open(t, campaign.Managers),
+		pacer:    &switchable{},
+		outage:   newOutage(),
+		history:  newHistory(),
+		clock:    &Clock{at: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)},
+		seats:    make([]*seat, campaign.Managers),
+		excused:  campaign.Faults.any() || campaign.Restarts > 0,
+	}
+	s.house = &caller{several: s}
+	s.switchTo(atOnce{})
+	for number := range s.seats {
+		s.start(number, Faults{})
+	}
+	active := policy.Default()
+	for _, each := range s.seats { // as each process does when it starts
+		if _, err := each.manager.InstallPolicy(t.Context(), audit.Actor{Caller: "test", RequestID: "setup"}, active); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.first = newTruth(active)
+	s.prepare()
+	for _, each := range s.seats {
+		each.link.set(campaign.Faults)
+	}
+	return s
+}
+
+// start opens a seat, or opens it anew.
+func (s *several) start(number int, faults Faults) {
+	l := &link{
+		Store: s.stores[number], seat: number, pacer: s.pacer, outage: s.outage, history: s.history, faults: faults,
+		random: rand.New(rand.NewPCG(s.campaign.Seed, uint64(100+number))), //nolint:gosec // faults, no secrets
+	}
+	if failing, can := s.fleet.(FailingFleet); can {
+		l.fail = failing.Fail
+	}
+	var store storage.Store = l
+	if s.campaign.LocalBarriers {
+		store = l.withBarrier()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	started := &seat{number: number, link: l, projection: projection.New(store, nil), stop: cancel}
+	position, err := started.projection.Load(ctx)
+	for attempt := 0; err != nil; attempt++ {
+		if attempt == 100 {
+			s.t.Errorf("manager %d cannot load: %v", number, err)
+			break
+		}
+		position, err = started.projection.Load(ctx)
+	}
+	steady := clock.Steady(s.clock.Now, position.Time)
+	started.manager = keys.New(keys.Config{Store: store, Projection: started.projection, Now: steady})
+	started.validator = validation.New(started.projection, store, steady)
+	s.following.Go(func() {
+		if err := started.projection.Follow(ctx); !errors.Is(err, context.Canceled) {
+			s.t.Errorf("manager %d follows no more: %v", number, err)
+		}
+	})
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.seats[number] = started
+}
+
+// restart stops a manager without a word, and starts it anew. Calls under way go on with
+// what no longer follows.
+func (s *several) restart(number int) {
+	if !s.restarting.TryLock() {
+		return // not in a lock: a simulation cannot see that somebody waits for one
+	}
+	defer s.restarting.Unlock()
+	s.seat(number).stop()
+	s.start(number, s.campaign.Faults)
+}
+
+func (s *several) seat(number int) *seat {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return s.seats[number]
+}
+
+// play lets the callers make their calls.
+func (s *several) play() {
+	var callers sync.WaitGroup
+	for number := range s.campaign.Callers {
+		random := rand.New(rand.NewPCG(s.campaign.Seed, uint64(1000+number))) //nolint:gosec // random calls, no secrets
+		caller := &caller{several: s, number: 1 + number, random: random, left: s.campaign.Calls / s.campaign.Callers}
+		callers.Go(caller.run)
+	}
+	callers.Wait()
+}
+
+// calm ends all faults and delays.
+func (s *several) calm() {
+	s.switchTo(atOnce{})
+	for number := range s.seats {
+		s.seat(number).link.set(Faults{})
+	}
+}
+
+// finish sees that everything works without faults, closes, and judges.
+func (s *several) finish() Result {
+	s.t.Helper()
+	violations := s.settle()
+	var log []*entry
+	_, err := s.stores[0].Load(context.Background(), func(storage.Item) error { return nil })
+	if err == nil {
+		log, err = s.history.readLog(context.Background(), s.stores[0])
+	}
+	if err != nil {
+		s.t.Fatalf("reading the log: %v", err)
+	}
+	for number := range s.seats {
+		s.seat(number).stop()
+	}
+	s.following.Wait()
+	for _, store := range s.stores {
+		if err := store.Close(); err != nil {
+			s.t.Errorf("closing: %v", err)
+		}
+	}
+	s.fleet.Check(s.t)
+	return Result{
+		Violations: append(violations, s.history.judge(s.first, log, s.excused)...),
+		Answers:    s.history.tally(),
+	}
+}
+
+// Result is what came of a run.
+type Result struct {
+	// Violations are the promises that were not kept.
+	Violations []Violation
+	// Answers counts what was answered: for each verb its outcomes.
+	Answers map[string]int
+}
+
+// Summary says how often each rule was broken, with the first cases.
+func (r Result) Summary() string {
+	counts := make(map[string]int)
+	var text strings.Builder
+	for _, each := range r.Violations {
+		if counts[each.Rule]++; counts[each.Rule] <= 2 {
+			fmt.Fprintf(&text, "%s\n    %s\n", each.Rule, each.Text)
+		}
+	}
+	for _, rule := range sortedKeys(counts) {
+		fmt.Fprintf(&text, "%6d × %s\n", counts[rule], rule)
+	}
+	return text.String()
+}
+
+// RandomCampaign returns a small one: its managers, callers and faults come from the seed.
+func RandomCampaign(seed uint64) Campaign {
+	random := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // no secrets
+	campaign := Campaign{
+		Seed:          seed,
+		Managers:      1 + random.IntN(3),
+		Callers:       2 + random.IntN(5),
+		Calls:         200,
+		Workspaces:    1 + random.IntN(3),
+		LocalBarriers: random.IntN(3) == 0,
+	}
+	if random.IntN(4) > 0 {
+		campaign.Faults = Faults{Lost: 20, Dropped: 40, Down: 2, Unavailable: 80, Broken: 60}
+		campaign.Restarts = 60
+	}
+	return campaign
+}

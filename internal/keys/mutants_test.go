@@ -1,0 +1,207 @@
+package keys_test
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// `make mutants` takes out one rule of the product after the other.
+var mutantsFlag = flag.String("mutants", "", "which rules to take out, a regular expression; empty takes out none")
+
+// mutant is a rule that is taken out: text of a file that is replaced. What it was for must
+// break one of the tests with several managers, or the model test.
+type mutant struct {
+	name     string
+	file     string
+	old, new string
+}
+
+var mutants = []mutant{
+	{
+		"a change is checked without a barrier", "internal/keys/manager.go",
+		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn Position{}, err\n\t}\n\tfor {", "\tfor {",
+	},
+	{
+		"nothing to change and refusals do not wait for what they rest on", "internal/keys/attempt.go",
+		"\trevision := max(a.Revision, a.read)\n", "\treturn a.manager.at(a.Revision), false, err\n\trevision := max(a.Revision, a.read)\n",
+	},
+	{
+		"nothing to change does not wait for what was read", "internal/keys/attempt.go",
+		"revision := max(a.Revision, a.read)", "revision := a.Revision",
+	},
+	{
+		"nothing to change and refusals rest on a view that is out of date", "internal/keys/attempt.go",
+		"if now.Head != a.Head || now.PolicyHead != a.PolicyHead {", "if now.Revision < 0 {",
+	},
+	{
+		"a conflict waits for the store's next revision", "internal/keys/manager.go",
+		"m.projection.WaitFor(ctx, conflict.Revision)", "m.projection.WaitFor(ctx, attempt.Revision+1)",
+	},
+	{
+		"a conflict is refused", "internal/keys/manager.go",
+		"return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)",
+		"return Position{}, false, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CONCURRENT_CHANGE, \"\")",
+	},
+	{
+		"a change does not expect the policy", "internal/keys/manager.go",
+		"if workspaceID != \"\" {\n\t\tchange.ExpectPolicy", "if workspaceID == \"?\" {\n\t\tchange.ExpectPolicy",
+	},
+	{
+		"a change is acknowledged before the projection has it", "internal/keys/manager.go",
+		"if err := m.projection.WaitFor(ctx, revision); err != nil {\n\t\treturn Position{}, fmt.Errorf(",
+		"if err := ctx.Err(); err != nil {\n\t\treturn Position{}, fmt.Errorf(",
+	},
+	{
+		"a retry of CreateKey is judged first", "internal/keys/create.go",
+		"\t\tif err := view.requestUnused(ctx, request.RequestId); err != nil {",
+		"\t\tif active, err := view.ActivePolicy(); err == nil {\n\t\t\tif _, err := checkCreate(request, active, now); err != nil {\n\t\t\t\treturn nil, err\n\t\t\t}\n\t\t}\n" +
+			"\t\tif err := view.requestUnused(ctx, request.RequestId); err != nil {",
+	},
+	{
+		"RevokeToken looks without a barrier", "internal/keys/revoke.go",
+		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn nil, err\n\t}\n\tworkspaceID, keyID, err :=", "\tworkspaceID, keyID, err :=",
+	},
+	{
+		"the policy is read without a barrier", "internal/keys/manager.go",
+		"if err := m.projection.Fresh(ctx); err != nil {\n\t\treturn nil, 0, err", "if err := ctx.Err(); err != nil {\n\t\treturn nil, 0, err",
+	},
+	{
+		"a read does not wait for the projection", "internal/keys/read.go",
+		"return cmp.Or(m.projection.WaitFor(ctx, revision), err)", "return cmp.Or(ctx.Err(), err)",
+	},
+	{
+		"a validation is made without a barrier", "internal/validation/validation.go",
+		"if err := v.projection.Fresh(ctx); err != nil {", "if err := ctx.Err(); err != nil {",
+	},
+	{
+		"a barrier is not waited for", "internal/projection/fresh.go",
+		"return p.WaitFor(ctx, barrier.Revision)", "return ctx.Err()",
+	},
+	{
+		"a barrier is joined that has been sent", "internal/projection/fresh.go",
+		"b.waiting, b.reading = nil, next != nil\n" + "\t\tb.mutex.Unlock()\n\t\tif next == nil {\n\t\t\treturn\n\t\t}\n\t\tctx, cancel := context.WithTimeout(context.Background(), barrierTimeout)\n\t\tnext.barrier, next.err = b.store.Barrier(ctx)\n",
+		"b.reading = next != nil\n" + "\t\tb.mutex.Unlock()\n\t\tif next == nil {\n\t\t\treturn\n\t\t}\n\t\tctx, cancel := context.WithTimeout(context.Background(), barrierTimeout)\n\t\tnext.barrier, next.err = b.store.Barrier(ctx)\n" + "\t\tb.mutex.Lock()\n\t\tb.waiting = nil\n\t\tb.mutex.Unlock()\n",
+	},
+	{
+		"the projection says that it has a change before it does", "internal/projection/projection.go",
+		"\tp.mutex.Lock()\n\tdefer p.mutex.Unlock()\n\tp.state.apply(change)",
+		"\tp.applied.Store(&storage.Barrier{Revision: change.Revision + 1})\n\tp.mutex.Lock()\n\tdefer p.mutex.Unlock()\n\tp.state.apply(change)",
+	},
+	{
+		"a change is left out of what is published", "internal/storage/boltstore/watch.go",
+		"\tr.changes = append(r.changes, change)\n", "\tif change.Revision%16 != 0 {\n\t\tr.changes = append(r.changes, change)\n\t}\n",
+	},
+	{
+		"the barrier lies one behind", "internal/storage/boltstore/watch.go",
+		"r.published.Store(&storage.Barrier{Revision: change.Revision, Hash: change.Head.Head.Hash})",
+		"r.published.Store(&storage.Barrier{Revision: change.Revision - 1})",
+	},
+	{
+		"bbolt does not compare the policy's head", "internal/storage/boltstore/commit.go",
+		"case r.change.ExpectPolicy == nil:", "default:\n\t\treturn nil\n\tcase r.change.ExpectPolicy == nil:",
+	},
+	{
+		"bbolt lets the policy change before what was checked against it", "internal/storage/boltstore/commit.go",
+		"return cmp.Compare(isPolicy(a), isPolicy(b))", "return cmp.Compare(isPolicy(b), isPolicy(a))",
+	},
+	{
+		"bbolt does not compare the workspace's head", "internal/storage/boltstore/commit.go",
+		"if head != r.change.Expect {", "if head.Sequence > r.change.Expect.Sequence+5 {",
+	},
+	{
+		"bbolt commits two changes of a workspace at once", "internal/storage/boltstore/commit.go",
+		"if workspaces[entry.change.WorkspaceID] || len(group)", "if len(group)",
+	},
+	{
+		"a commit that failed counts as not made", "internal/storage/boltstore/commit.go",
+		"entry.finish(0, fmt.Errorf(\"%w: %w\", storage.ErrOutcomeUnknown, err))", "entry.finish(0, fmt.Errorf(\"%w: %w\", storage.ErrUnavailable, err))",
+	},
+	{
+		"a reopened store gives its watchers nothing to load", "internal/storage/boltstore/read.go",
+		"s.ring.restart(s.position)", "s.ring.restart(storage.Position{Revision: s.position.Revision - 1})",
+	},
+}
+
+// TestMutants takes out one rule after the other, each of which must be missed.
+func TestMutants(t *testing.T) {
+	if *mutantsFlag == "" {
+		t.Skip("run by make mutants")
+	}
+	chosen := regexp.MustCompile(*mutantsFlag)
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, each := range mutants {
+		if !chosen.MatchString(each.name) {
+			continue
+		}
+		t.Run(each.name, func(t *testing.T) {
+			output, err := runMutant(t, root, each)
+			var exit *exec.ExitError
+			switch {
+			case err == nil:
+				t.Error("nothing has missed the rule")
+			case !errors.As(err, &exit) || strings.Contains(output, " failed]"), strings.Contains(output, "panic: "):
+				t.Errorf("%v\n%s", err, output)
+			default:
+				t.Log(firstLines(output, 6))
+			}
+		})
+	}
+}
+
+// runMutant runs the tests with the rule taken out.
+func runMutant(t *testing.T, root string, taken mutant) (output string, err error) {
+	t.Helper()
+	path := filepath.Join(root, taken.file)
+	source, err := os.ReadFile(path) //nolint:gosec // a file of this repository
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(string(source), taken.old) != 1 {
+		t.Fatalf("%s does not have the rule's text once: the mutant must follow the product", taken.file)
+	}
+	folder := t.TempDir()
+	mutated, overlay := filepath.Join(folder, "mutated.go"), filepath.Join(folder, "overlay.json")
+	text := strings.Replace(string(source), taken.old, taken.new, 1)
+	if strings.Contains(taken.new, "problem.New") && !strings.Contains(text, "internal/problem\"") {
+		const module = "github.com/scribe-mail/keysvc/"
+		text = strings.Replace(text, "import (", "import (\n\tkeysvcv1 \""+module+"gen/keysvc/v1\"\n\t\""+module+"internal/problem\"\n", 1)
+	}
+	written, err := json.Marshal(map[string]map[string]string{"Replace": {path: mutated}})
+	if err == nil {
+		err = errors.Join(os.WriteFile(mutated, []byte(text), 0o600), os.WriteFile(overlay, written, 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The first two are quicker, and enough for most.
+	for _, tests := range [][]string{
+		{"./internal/keys", "^(TestSeveralManagers|TestModel)$"},
+		{"./internal/storage/boltstore", "^TestSeveralManagersOfFailingFile$"},
+		{"./internal/keys", "^TestManyCallers$"},
+	} {
+		//nolint:gosec // the arguments are this file's
+		command := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-overlay", overlay, "-failfast", "-timeout", "120s",
+			"-run", tests[1], tests[0], "-several.runs", "60")
+		command.Dir = root
+		combined, err := command.CombinedOutput()
+		if output += string(combined); err != nil {
+			return output, err
+		}
+	}
+	return output, nil
+}
+
+func firstLines(text string, most int) string {
+	lines := strings.Split(text, "\n")
+	return strings.Join(lines[:min(most, len(lines))], "\n")
+}
