@@ -283,6 +283,20 @@ func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 	return member, member.damaged
 }
 
+// NewestSourceVersion returns the highest version that the product's directory gave to a
+// member of a workspace, removed ones included; 0 if it gave none.
+func (p *Projection) NewestSourceVersion(workspaceID string) int64 {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	var newest int64
+	if entry := p.state.workspaces[workspaceID]; entry != nil {
+		for _, member := range entry.members {
+			newest = max(newest, member.SourceVersion)
+		}
+	}
+	return newest
+}
+
 // HasRoom says whether a workspace has fewer than most live keys at now: keys that are
 // neither revoked nor expired, nor count as revoked with their member or workspace.
 func (p *Projection) HasRoom(workspaceID string, now time.Time, most int) bool {

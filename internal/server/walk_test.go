@@ -401,9 +401,15 @@ func notTimes(path string) []badCase {
 
 func actor() []badCase { return required("actor_member_id") }
 
+func sourceVersionRange() []badCase {
+	return []badCase{
+		set("source_version", "negative", int64(-1)), set("source_version", "the least", int64(-1<<63)),
+		set("source_version", "over the bound", int64(4e18+1)), set("source_version", "the greatest", int64(1<<63-1)),
+	}
+}
+
 func sourceVersions() []badCase {
-	return append(
-		[]badCase{set("source_version", "negative", int64(-1)), set("source_version", "the least", int64(-1<<63))},
+	return append(sourceVersionRange(),
 		badCase{
 			path: "source_version", name: "behind", code: codes.Aborted, reason: "SOURCE_VERSION_OUTDATED", violations: notAField,
 			edit: func(_ *fixture, request proto.Message) {
@@ -657,7 +663,8 @@ func walks() []walk {
 		{
 			method: keysvcv1.MemberService_RemoveWorkspace_FullMethodName,
 			base:   func(*fixture) proto.Message { return &keysvcv1.RemoveWorkspaceRequest{WorkspaceId: "acme"} },
-			cases:  slices.Concat(required("workspace_id"), actor()),
+			cases: slices.Concat(required("workspace_id"), sourceVersionRange(), actor(),
+				as(codes.Aborted, "SOURCE_VERSION_OUTDATED", notAField, set("source_version", "behind a member", int64(5)))),
 		},
 		{
 			method: keysvcv1.PolicyService_GetPolicy_FullMethodName,

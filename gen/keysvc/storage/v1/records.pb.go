@@ -618,9 +618,12 @@ type WorkspaceRecord struct {
 	// When that was.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When the workspace was removed; absent while it is not.
-	RemoveTime    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
+	// Highest version that the product's directory gave to a removal of the
+	// workspace, kept when the workspace comes back; 0 if it gave none.
+	RemovalSourceVersion int64 `protobuf:"varint,5,opt,name=removal_source_version,json=removalSourceVersion,proto3" json:"removal_source_version,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *WorkspaceRecord) Reset() {
@@ -679,6 +682,13 @@ func (x *WorkspaceRecord) GetRemoveTime() *timestamppb.Timestamp {
 		return x.RemoveTime
 	}
 	return nil
+}
+
+func (x *WorkspaceRecord) GetRemovalSourceVersion() int64 {
+	if x != nil {
+		return x.RemovalSourceVersion
+	}
+	return 0
 }
 
 // PolicyRecord is the active policy.
@@ -1207,14 +1217,15 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\"\xd0\x01\n" +
+	"updateTime\"\x86\x02\n" +
 	"\x0fWorkspaceRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12;\n" +
 	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vremove_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"removeTime\"\x8c\x01\n" +
+	"removeTime\x124\n" +
+	"\x16removal_source_version\x18\x05 \x01(\x03R\x14removalSourceVersion\"\x8c\x01\n" +
 	"\fPolicyRecord\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12%\n" +
 	"\x0eretired_scopes\x18\x02 \x03(\tR\rretiredScopes\x129\n" +
