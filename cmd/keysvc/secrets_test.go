@@ -139,7 +139,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 			second(s.keys.UpdateKey(ctx, &keysvcv1.UpdateKeyRequest{Key: &keysvcv1.Key{WorkspaceId: "acme", KeyId: keyID, Name: token}, Etag: pasted})),
 			second(s.keys.RotateKey(ctx, &keysvcv1.RotateKeyRequest{WorkspaceId: "acme", KeyId: token, RequestId: pasted})),
 			second(s.keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: keyID, ActorMemberId: pasted})),
-			second(s.keys.RevokeToken(ctx, &keysvcv1.RevokeTokenRequest{Token: "x" + token})),
+			second(s.keys.RevokeToken(ctx, &keysvcv1.RevokeTokenRequest{Token: "x" + token[:len(token)-1]})),
 			second(s.members.PutMember(ctx, &keysvcv1.PutMemberRequest{WorkspaceId: token, MemberId: token, Role: token, State: 1})),
 			second(s.members.PutMember(ctx, &keysvcv1.PutMemberRequest{WorkspaceId: "acme", MemberId: token, Role: "owner", State: 1})),
 			second(s.members.RemoveMember(ctx, &keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: token, SourceVersion: new(int64(1))})),
