@@ -323,12 +323,14 @@ func (a *admitted) Value(key any) any {
 	return value
 }
 
-// withoutAuthorization returns metadata without the header; grpc has its names in lower
-// case, but nothing forces whoever made it.
+// withoutAuthorization returns metadata without the headers that may hold the token:
+// authorization, and what gateways and proxies make of it (grpcgateway-authorization,
+// x-forwarded-authorization, proxy-authorization). grpc has names in lower case, but
+// nothing forces whoever made them.
 func withoutAuthorization(incoming metadata.MD) metadata.MD {
 	stripped := make(metadata.MD, len(incoming))
 	for name, values := range incoming {
-		if !strings.EqualFold(name, authorizationHeader) {
+		if !strings.HasSuffix(strings.ToLower(name), authorizationHeader) {
 			stripped[name] = values
 		}
 	}

@@ -196,13 +196,17 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 	})
 }
 
-// withoutAuthorization returns a request without the token. The names of headers are
-// canonical if net/http has read them, but requests come from elsewhere too.
+// withoutAuthorization returns a request without the headers that may hold the token:
+// Authorization, and what gateways and proxies make of it (X-Forwarded-Authorization). The
+// names of headers are canonical if net/http has read them, but requests come from
+// elsewhere too.
 func withoutAuthorization(ctx context.Context, r *http.Request) *http.Request {
 	// Not Clone: in its copy of the trailers, those that follow the body would be missing.
 	stripped := r.WithContext(ctx)
 	stripped.Header = r.Header.Clone()
-	maps.DeleteFunc(stripped.Header, func(name string, _ []string) bool { return strings.EqualFold(name, "Authorization") })
+	maps.DeleteFunc(stripped.Header, func(name string, _ []string) bool {
+		return strings.HasSuffix(strings.ToLower(name), "authorization")
+	})
 	return stripped
 }
 
