@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -166,6 +167,7 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 			Requirement:   route.Requirement,
 			Authorization: r.Header.Values("Authorization"),
 			Peer:          peerAddress(r.RemoteAddr),
+			UnixSocket:    isUnixSocket(r),
 			Forwarded:     r.Header.Values("X-Forwarded-For"),
 		}
 		if route.WorkspaceID != nil {
@@ -208,6 +210,13 @@ func withoutAuthorization(ctx context.Context, r *http.Request) *http.Request {
 		return strings.HasSuffix(strings.ToLower(name), "authorization")
 	})
 	return stripped
+}
+
+// isUnixSocket reports whether a request came over a unix socket. The server's own address
+// says so: RemoteAddr is a header's text as soon as another middleware has put it there.
+func isUnixSocket(r *http.Request) bool {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	return ok && strings.HasPrefix(local.Network(), "unix")
 }
 
 // peerAddress returns the address of a connection; the zero Addr for a unix socket, and
