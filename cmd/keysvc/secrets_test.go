@@ -2,6 +2,7 @@ package main_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io/fs"
 	"os"
@@ -81,7 +82,10 @@ func TestSecretsAreNowhere(t *testing.T) {
 	first := s.create(t, "acme", "ann", "emails:read", "signatures:read")
 	keyID := first.GetKey().GetKeyId()
 	tokens := []string{demo, first.GetToken()}
-	ctx := testContext(t)
+	// One for the hundreds of calls and commands below, which take half a minute by themselves
+	// on a busy machine.
+	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
+	defer cancel()
 	for _, overlap := range []time.Duration{time.Hour, 0} {
 		rotated, err := s.keys.RotateKey(ctx, &keysvcv1.RotateKeyRequest{WorkspaceId: "acme", KeyId: keyID, Overlap: durationpb.New(overlap)})
 		if err != nil {
