@@ -81,8 +81,12 @@ func TestMemberPut(t *testing.T) {
 
 	got = nil
 	for _, args := range [][]string{
-		{"ann", "--role", "manager", "--state", "removed"}, {"ann", "--role", "manager", "--state", ""}, {"ann"},
-		{"new", "--state", "active"}, {"gone", "--state", "active"}, {"odd", "--role", "owner"},
+		{"ann", "--role", "manager", "--state", "removed"},
+		{"ann", "--role", "manager", "--state", ""},
+		{"ann"},
+		{"new", "--state", "active"},
+		{"gone", "--state", "active"},
+		{"odd", "--role", "owner"},
 	} {
 		if r := c.run(t, append([]string{"member", "put", "--workspace", "acme"}, args...)...); r.status != 1 || got != nil {
 			t.Errorf("%v: %+v, request %v", args, r, got)
