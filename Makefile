@@ -11,17 +11,23 @@ FUZZTIME  ?= 30s
 SOAKTIME  ?= 1h
 TESTFLAGS ?=
 
-.PHONY: run test test-race fuzz soak several mutants lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants lint format generate fresh breaking baseline check
 
 run:
 	go run ./cmd/keysvc serve --dev
 
+# What tests build or run, compiled before the clock of go test runs: with an empty build
+# cache, buf alone takes minutes.
+tools:
+	go build ./...
+	$(TOOL) buf --version >/dev/null
+
 # Both modules: test/ has what needs heavy dependencies, an embedded etcd above all.
-test:
+test: tools
 	go test $(TESTFLAGS) ./...
 	go -C test test $(TESTFLAGS) ./...
 
-test-race:
+test-race: tools
 	go test -race $(TESTFLAGS) ./...
 	go -C test test -race $(TESTFLAGS) ./...
 

@@ -7,6 +7,18 @@ import (
 	"strings"
 )
 
+// clientAddress returns whose request it is. Behind a unix socket that is not trusted
+// nobody's address is known.
+func (g *Guard) clientAddress(request *Request) netip.Addr {
+	switch {
+	case !request.UnixSocket, request.Peer.IsValid():
+		return clientAddress(request.Peer, request.Forwarded, g.trusted)
+	case g.trustSockets:
+		return forwardedAddress(request.Forwarded, g.trusted)
+	}
+	return netip.Addr{}
+}
+
 // clientAddress returns whose request it is: the peer's address, or, if that is a trusted
 // proxy, the last address in X-Forwarded-For that is not one. Proxies append, so what
 // stands to the left of it was written by somebody who is not trusted. If all are trusted,
@@ -17,7 +29,11 @@ func clientAddress(peer netip.Addr, forwarded []string, trusted []netip.Prefix) 
 	if !contains(trusted, address) {
 		return address
 	}
-	address = netip.Addr{}
+	return forwardedAddress(forwarded, trusted)
+}
+
+// forwardedAddress returns the last address that is not a trusted proxy's.
+func forwardedAddress(forwarded []string, trusted []netip.Prefix) (address netip.Addr) {
 	for _, line := range slices.Backward(forwarded) {
 		for rest, last := line, false; !last; {
 			var entry string

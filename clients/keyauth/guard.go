@@ -27,6 +27,9 @@ type Config struct {
 	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is believed. Without
 	// them the client address is that of the connection.
 	TrustedProxies []netip.Prefix
+	// TrustUnixSockets says that whoever connects over a unix socket is such a proxy. The
+	// socket's own mode and folder have to keep everybody else out.
+	TrustUnixSockets bool
 	// Log receives the precise reason of every refusal, which the presenter is not told,
 	// and what keeps requests from being decided. It never receives a token. Default:
 	// slog.Default().
@@ -43,6 +46,8 @@ type Guard struct {
 	trusted  []netip.Prefix
 	log      *slog.Logger
 	needsXFF bool
+	// trustSockets is Config.TrustUnixSockets.
+	trustSockets bool
 }
 
 // NewGuard returns a Guard that asks a Validator. An error says what is wrong with the
@@ -59,7 +64,8 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 			guard.watcher = watcher
 		}
 	}
-	guard.needsXFF = len(guard.trusted) > 0
+	guard.trustSockets = config.TrustUnixSockets
+	guard.needsXFF = len(guard.trusted) > 0 || guard.trustSockets
 	if guard.log == nil {
 		guard.log = slog.Default()
 	}
@@ -126,6 +132,9 @@ type Request struct {
 	WorkspaceID string
 	// Peer is the address of the connection; the zero Addr if it is not known.
 	Peer netip.Addr
+	// UnixSocket says that the connection came over a unix socket. It counts where Peer is
+	// not known: another middleware may have set that.
+	UnixSocket bool
 	// Forwarded are all values of the X-Forwarded-For header. They count only if the peer
 	// is a trusted proxy.
 	Forwarded []string
@@ -207,7 +216,7 @@ func (g *Guard) question(ctx context.Context, request *Request) (Question, *Refu
 		Token:         token,
 		Requirement:   request.Requirement,
 		WorkspaceID:   request.WorkspaceID,
-		ClientAddress: clientAddress(request.Peer, request.Forwarded, g.trusted),
+		ClientAddress: g.clientAddress(request),
 	}, nil
 }
 
@@ -323,12 +332,14 @@ func (a *admitted) Value(key any) any {
 	return value
 }
 
-// withoutAuthorization returns metadata without the header; grpc has its names in lower
-// case, but nothing forces whoever made it.
+// withoutAuthorization returns metadata without the headers that may hold the token:
+// authorization, and what gateways and proxies make of it (grpcgateway-authorization,
+// x-forwarded-authorization, proxy-authorization). grpc has names in lower case, but
+// nothing forces whoever made them.
 func withoutAuthorization(incoming metadata.MD) metadata.MD {
 	stripped := make(metadata.MD, len(incoming))
 	for name, values := range incoming {
-		if !strings.EqualFold(name, authorizationHeader) {
+		if !strings.HasSuffix(strings.ToLower(name), authorizationHeader) {
 			stripped[name] = values
 		}
 	}

@@ -257,7 +257,11 @@ func TestTokenIsNotInTheContext(t *testing.T) {
 	}
 	d.unary = check
 	d.stream = func(stream grpc.ServerStream) error { return check(stream.Context()) }
-	headers := []string{"authorization", "Bearer " + key.Token, "x-other", "kept"}
+	headers := []string{
+		"authorization", "Bearer " + key.Token, "x-other", "kept",
+		// What gateways and proxies make of it.
+		"grpcgateway-authorization", "Bearer " + key.Token, "x-forwarded-authorization", key.Token, "proxy-authorization", key.Token,
+	}
 	for _, method := range []string{methodGet, methodWho, methodOpen} {
 		expect(t, d.call(t.Context(), method, headers...), codes.OK, "", "")
 	}

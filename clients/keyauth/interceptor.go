@@ -2,7 +2,7 @@ package keyauth
 
 import (
 	"context"
-	"net/netip"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -58,20 +58,15 @@ func (g *Guard) request(ctx context.Context, method string) Request {
 		Name:          method,
 		Requirement:   g.table[method],
 		Authorization: metadata.ValueFromIncomingContext(ctx, authorizationHeader),
-		Peer:          peerAddress(ctx),
+	}
+	if from, ok := peer.FromContext(ctx); ok {
+		request.Peer = addressOf(from.Addr)
+		request.UnixSocket = from.Addr != nil && strings.HasPrefix(from.Addr.Network(), "unix")
 	}
 	if g.needsXFF {
 		request.Forwarded = metadata.ValueFromIncomingContext(ctx, forwardedHeader)
 	}
 	return request
-}
-
-func peerAddress(ctx context.Context) netip.Addr {
-	from, ok := peer.FromContext(ctx)
-	if !ok {
-		return netip.Addr{}
-	}
-	return addressOf(from.Addr)
 }
 
 // admittedStream is a stream whose context has the principal.

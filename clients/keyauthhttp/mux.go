@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -166,6 +167,7 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 			Requirement:   route.Requirement,
 			Authorization: r.Header.Values("Authorization"),
 			Peer:          peerAddress(r.RemoteAddr),
+			UnixSocket:    isUnixSocket(r),
 			Forwarded:     r.Header.Values("X-Forwarded-For"),
 		}
 		if route.WorkspaceID != nil {
@@ -196,14 +198,25 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 	})
 }
 
-// withoutAuthorization returns a request without the token. The names of headers are
-// canonical if net/http has read them, but requests come from elsewhere too.
+// withoutAuthorization returns a request without the headers that may hold the token:
+// Authorization, and what gateways and proxies make of it (X-Forwarded-Authorization). The
+// names of headers are canonical if net/http has read them, but requests come from
+// elsewhere too.
 func withoutAuthorization(ctx context.Context, r *http.Request) *http.Request {
 	// Not Clone: in its copy of the trailers, those that follow the body would be missing.
 	stripped := r.WithContext(ctx)
 	stripped.Header = r.Header.Clone()
-	maps.DeleteFunc(stripped.Header, func(name string, _ []string) bool { return strings.EqualFold(name, "Authorization") })
+	maps.DeleteFunc(stripped.Header, func(name string, _ []string) bool {
+		return strings.HasSuffix(strings.ToLower(name), "authorization")
+	})
 	return stripped
+}
+
+// isUnixSocket reports whether a request came over a unix socket. The server's own address
+// says so: RemoteAddr is a header's text as soon as another middleware has put it there.
+func isUnixSocket(r *http.Request) bool {
+	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	return ok && strings.HasPrefix(local.Network(), "unix")
 }
 
 // peerAddress returns the address of a connection; the zero Addr for a unix socket, and

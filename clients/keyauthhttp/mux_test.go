@@ -312,6 +312,8 @@ func TestHandlerSees(t *testing.T) {
 	// However the header is spelled, and where no token is needed.
 	spelled := newRequest("/healthz")
 	spelled.Header["authorization"] = []string{"Bearer " + token}
+	spelled.Header.Set("X-Forwarded-Authorization", token)
+	spelled.Header.Set("Grpcgateway-Authorization", "Bearer "+token)
 	for _, request := range []*http.Request{request, newRequest("/healthz"), spelled} {
 		seen = nil
 		mux.ServeHTTP(httptest.NewRecorder(), request)

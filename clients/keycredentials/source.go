@@ -62,8 +62,9 @@ type file struct {
 	now  func() time.Time
 
 	mutex sync.Mutex
-	// kept is the newest token; empty before the first.
-	kept string
+	// kept is the newest token, nil before the first. It is behind a pointer, as fmt prints
+	// what a field holds that is not exported.
+	kept *string
 	// looked is when the file was read last.
 	looked time.Time
 }
@@ -72,18 +73,18 @@ func (f *file) token(context.Context) (string, error) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	now := f.now()
-	if passed := now.Sub(f.looked); f.kept != "" && passed >= 0 && passed < fileInterval {
-		return f.kept, nil
+	if passed := now.Sub(f.looked); f.kept != nil && passed >= 0 && passed < fileInterval {
+		return *f.kept, nil
 	}
 	text, err := readToken(f.path)
 	switch {
 	case err == nil:
-		f.kept = text
-	case f.kept == "":
+		f.kept = &text
+	case f.kept == nil:
 		return "", fmt.Errorf("keycredentials: file %s: %w", f.path, err)
 	}
 	f.looked = now
-	return f.kept, nil
+	return *f.kept, nil
 }
 
 // readToken reads a file with nothing but a token in it.

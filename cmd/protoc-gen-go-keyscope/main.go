@@ -18,6 +18,9 @@
 //	protoc -I proto -I "$(go list -m -f '{{.Dir}}' github.com/scribe-mail/keysvc)/proto" \
 //	    --go-keyscope_out=gen --go-keyscope_opt=paths=source_relative …
 //
+// For a service Notes it declares NotesAccess and NewNotesGuard; where the package has a
+// message of that name, NotesAccess_ and NewNotesGuard_.
+//
 // Options: those of protoc-gen-go, and policy=FILE, a policy of keysvc in YAML: a scope
 // that it does not have is an error. Without it, every well-formed scope is accepted.
 package main
@@ -28,10 +31,9 @@ import (
 	"io"
 	"os"
 
+	gengo "google.golang.org/protobuf/cmd/protoc-gen-go/internal_gengo"
 	"google.golang.org/protobuf/compiler/protogen"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/descriptorpb"
-	"google.golang.org/protobuf/types/pluginpb"
 
 	"github.com/scribe-mail/keysvc/internal/keyscope"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -64,10 +66,10 @@ func run(in io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	plugin.SupportedFeatures = uint64(pluginpb.CodeGeneratorResponse_FEATURE_PROTO3_OPTIONAL |
-		pluginpb.CodeGeneratorResponse_FEATURE_SUPPORTS_EDITIONS)
-	plugin.SupportedEditionsMinimum = descriptorpb.Edition_EDITION_PROTO2
-	plugin.SupportedEditionsMaximum = descriptorpb.Edition_EDITION_2023
+	// What protoc-gen-go takes, this plugin takes.
+	plugin.SupportedFeatures = gengo.SupportedFeatures
+	plugin.SupportedEditionsMinimum = gengo.SupportedEditionsMinimum
+	plugin.SupportedEditionsMaximum = gengo.SupportedEditionsMaximum
 	if err := generate(plugin, *file); err != nil {
 		plugin.Error(err)
 	}

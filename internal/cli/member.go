@@ -31,35 +31,41 @@ func (a *app) memberPutCommand() *cobra.Command {
 		Short: "Add a member, or change role and state of one",
 		Long: `Add a member, or change role and state of one. A workspace comes into being with
 its first member. What changes acts on the next validation of every key of the
-member.
+member. A flag that is not given leaves what it says as it is: a suspended member
+stays suspended until --state active. A new member needs --role, and is active.
 
 ` + waitHelp + "\n\n" + jsonHelp,
 		Example: `  keysvc member put ann --workspace acme --role manager
-  keysvc member put ann --workspace acme --role manager --state suspended`,
+  keysvc member put ann --workspace acme --state suspended`,
 		Args: positional("MEMBER_ID"),
 	}
 	type word string
 	const active, suspended word = "active", "suspended"
-	state := active
+	var state word
 	flags := cmd.Flags()
 	workspace := flags.String("workspace", "", "the workspace")
-	role := flags.String("role", "", "the member's role, by its name in the policy")
-	choice(cmd, &state, "state", "", "whether the member's keys work", active, suspended)
-	version := flags.Int64("source-version", 0, "the directory's version of the member; one that is lower than the stored is refused")
+	role := flags.String("role", "", "the member's role, by its name in the policy (default: as it is)")
+	choice(cmd, &state, "state", "", "whether the member's keys work (default: as it is)", active, suspended)
+	version := flags.Int64("source-version", 0, "the directory's version of the member; one that is not newer than what is known is refused")
 	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
-	required(cmd, "workspace", "role")
+	required(cmd, "workspace")
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
 		request := &keysvcv1.PutMemberRequest{
 			WorkspaceId:   *workspace,
 			MemberId:      args[0],
 			Role:          *role,
-			State:         keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
 			SourceVersion: optional(cmd, "source-version", version),
 			ActorMemberId: optional(cmd, "actor", actor),
 		}
-		if state == suspended {
+		switch state {
+		case active:
+			request.State = keysvcv1.MemberState_MEMBER_STATE_ACTIVE
+		case suspended:
 			request.State = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
+		}
+		if err := s.asItIs(ctx, cmd, request); err != nil {
+			return err
 		}
 		response, err := s.members.PutMember(ctx, request)
 		if err != nil {
@@ -67,6 +73,39 @@ member.
 		}
 		return s.changed(ctx, *wait, response, func() error { return s.out.member(response.GetMember()) })
 	})
+}
+
+// asItIs fills in what no flag says with what the member has now, or with the state that
+// a new member has.
+func (s *session) asItIs(ctx context.Context, cmd *cobra.Command, request *keysvcv1.PutMemberRequest) error {
+	sayRole, sayState := cmd.Flags().Changed("role"), cmd.Flags().Changed("state")
+	switch {
+	case sayRole && sayState:
+		return nil
+	case !sayRole && !sayState:
+		return usageError(cmd, "nothing to change: --role or --state is needed")
+	}
+	response, err := s.members.GetMember(ctx, &keysvcv1.GetMemberRequest{
+		WorkspaceId: request.GetWorkspaceId(), MemberId: request.GetMemberId(),
+	})
+	call, isCall := errors.AsType[*callError](err)
+	absent := isCall && call.has(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND)
+	if err != nil && !absent {
+		return err
+	}
+	member := response.GetMember()
+	absent = absent || member.GetState() == keysvcv1.MemberState_MEMBER_STATE_REMOVED
+	switch {
+	case absent && !sayRole:
+		return usageError(cmd, "--role is needed: %s is not a member of workspace %s yet", request.GetMemberId(), request.GetWorkspaceId())
+	case absent:
+		request.State = keysvcv1.MemberState_MEMBER_STATE_ACTIVE
+	case sayRole:
+		request.State = member.GetState()
+	default:
+		request.Role = member.GetRole()
+	}
+	return nil
 }
 
 func (a *app) memberGetCommand() *cobra.Command {
@@ -136,7 +175,7 @@ To stop the keys for a while, suspend the member: keysvc member put.
 	}
 	flags := cmd.Flags()
 	workspace := flags.String("workspace", "", "the workspace")
-	version := flags.Int64("source-version", 0, "the directory's version of the removal; one that is lower than the stored is refused")
+	version := flags.Int64("source-version", 0, "the directory's version of the removal; one that is not newer than what is known is refused")
 	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	required(cmd, "workspace")

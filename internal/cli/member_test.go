@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"slices"
 	"testing"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -20,26 +21,76 @@ func testMember(id string) *keysvcv1.Member {
 
 func TestMemberPut(t *testing.T) {
 	var got *keysvcv1.PutMemberRequest
-	c := command{addr: start(t, &fake{putMember: func(_ context.Context, r *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
-		got = r
-		return &keysvcv1.PutMemberResponse{Member: testMember(r.GetMemberId()), Revision: 2, Epoch: "e1"}, nil
-	}})}
+	c := command{addr: start(t, &fake{
+		putMember: func(_ context.Context, r *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
+			got = r
+			return &keysvcv1.PutMemberResponse{Member: testMember(r.GetMemberId()), Revision: 2, Epoch: "e1"}, nil
+		},
+		getMember: func(_ context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
+			member := testMember(r.GetMemberId())
+			switch r.GetMemberId() {
+			case "new":
+				return nil, failure(t, codes.NotFound, "none", &errdetails.ErrorInfo{Reason: "MEMBER_NOT_FOUND", Domain: "keysvc"})
+			case "gone":
+				member.State = keysvcv1.MemberState_MEMBER_STATE_REMOVED
+			case "sue":
+				member.State = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
+			case "odd":
+				return nil, failure(t, codes.DataLoss, "damaged", &errdetails.ErrorInfo{Reason: "RECORD_DAMAGED", Domain: "keysvc"})
+			}
+			return &keysvcv1.GetMemberResponse{Member: member, Revision: 2, Epoch: "e1"}, nil
+		},
+	})}
 	r := c.run(t, "member", "put", "ann", "--workspace", "acme", "--role", "manager")
 	golden(t, "member.txt", r.stdout)
-	want := &keysvcv1.PutMemberRequest{WorkspaceId: "acme", MemberId: "ann", Role: "manager", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE}
-	if r.status != 0 || r.stderr != "" || !proto.Equal(got, want) {
-		t.Errorf("%+v, request %v", r, got)
+	if r.status != 0 || r.stderr != "" {
+		t.Errorf("%+v", r)
+	}
+
+	// What no flag says stays as it is.
+	for _, test := range []struct {
+		member      string
+		flags       []string
+		role, state string
+	}{
+		{"ann", []string{"--role", "owner"}, "owner", "ACTIVE"},
+		{"ann", []string{"--state", "suspended"}, "manager", "SUSPENDED"},
+		{"sue", []string{"--role", "owner"}, "owner", "SUSPENDED"},
+		{"sue", []string{"--role", "owner", "--source-version", "9"}, "owner", "SUSPENDED"},
+		{"sue", []string{"--state", "active"}, "manager", "ACTIVE"},
+		{"sue", []string{"--role", "owner", "--state", "active"}, "owner", "ACTIVE"},
+		{"gone", []string{"--role", "owner"}, "owner", "ACTIVE"},
+		{"new", []string{"--role", "owner"}, "owner", "ACTIVE"},
+		{"new", []string{"--role", "owner", "--state", "suspended"}, "owner", "SUSPENDED"},
+	} {
+		got = nil
+		r := c.run(t, slices.Concat([]string{"member", "put", test.member, "--workspace", "acme"}, test.flags)...)
+		if r.status != 0 || got.GetRole() != test.role || got.GetState().String() != "MEMBER_STATE_"+test.state {
+			t.Errorf("%s %v: %+v, request %v, want %s, %s", test.member, test.flags, r, got, test.role, test.state)
+		}
 	}
 
 	c.run(t, "member", "put", "ann", "--workspace", "acme", "--role", "manager", "--state", "suspended", "--source-version", "0", "--actor", "bob")
-	want.State, want.SourceVersion, want.ActorMemberId = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED, proto.Int64(0), new("bob")
+	want := &keysvcv1.PutMemberRequest{
+		WorkspaceId: "acme", MemberId: "ann", Role: "manager", State: keysvcv1.MemberState_MEMBER_STATE_SUSPENDED,
+		SourceVersion: proto.Int64(0), ActorMemberId: new("bob"),
+	}
 	if !proto.Equal(got, want) {
 		t.Errorf("request %v, want %v", got, want)
 	}
 
 	got = nil
-	if r := c.run(t, "member", "put", "ann", "--workspace", "acme", "--role", "manager", "--state", "removed"); r.status != 1 || got != nil {
-		t.Errorf("%+v, request %v", r, got)
+	for _, args := range [][]string{
+		{"ann", "--role", "manager", "--state", "removed"},
+		{"ann", "--role", "manager", "--state", ""},
+		{"ann"},
+		{"new", "--state", "active"},
+		{"gone", "--state", "active"},
+		{"odd", "--role", "owner"},
+	} {
+		if r := c.run(t, append([]string{"member", "put", "--workspace", "acme"}, args...)...); r.status != 1 || got != nil {
+			t.Errorf("%v: %+v, request %v", args, r, got)
+		}
 	}
 }
 

@@ -139,13 +139,13 @@ func (t *table) take() string {
 // printable returns text with what could steer a terminal, or break a line, as
 // escapes.
 func printable(text string) string {
-	if strings.IndexFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) < 0 && utf8.ValidString(text) {
+	if strings.IndexFunc(text, func(r rune) bool { return !isShown(r) }) < 0 && utf8.ValidString(text) {
 		return text
 	}
 	var safe strings.Builder
 	for i, r := range text {
 		switch {
-		case unicode.IsPrint(r) && (r != utf8.RuneError || strings.HasPrefix(text[i:], string(utf8.RuneError))):
+		case isShown(r) && (r != utf8.RuneError || strings.HasPrefix(text[i:], string(utf8.RuneError))):
 			safe.WriteRune(r)
 		case r == utf8.RuneError:
 			fmt.Fprintf(&safe, `\x%02x`, text[i])
@@ -154,6 +154,13 @@ func printable(text string) string {
 		}
 	}
 	return safe.String()
+}
+
+// isShown reports whether a terminal may get a character as it is: the printable ones, and
+// the two joiners that names in Persian and emoji have.
+func isShown(r rune) bool {
+	const nonJoiner, joiner = '\u200c', '\u200d'
+	return unicode.IsPrint(r) || r == nonJoiner || r == joiner
 }
 
 // enumWord returns the value of an enum as people write it: "active" for

@@ -10,8 +10,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
@@ -36,7 +37,22 @@ func openTerminal(t *testing.T) (person, terminal *os.File) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = terminal.Close() })
+	silence(t, terminal)
 	return person, terminal
+}
+
+// silence turns off the echo: what is typed before the command runs is echoed by the kernel
+// in its own time, also into the middle of what the command shows.
+func silence(t *testing.T, terminal *os.File) {
+	t.Helper()
+	settings, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings.Lflag &^= unix.ECHO
+	if err := unix.IoctlSetTermios(int(terminal.Fd()), unix.TCSETS, settings); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // runAtTerminal runs a command with what a person types, and returns what the terminal
@@ -65,7 +81,7 @@ func TestWorkspaceRemoveAtTerminal(t *testing.T) {
 	c := command{addr: start(t, f)}
 	r := c.runAtTerminal(t, "acme\n", "workspace", "remove", "acme")
 	r.want(t, 0, "Workspace acme is removed: none of its keys works any more.\n",
-		"acme\nworkspace acme has 2 members and at least 1 live key\nType its id to remove it for good: ")
+		"workspace acme has 2 members and at least 1 live key\nType its id to remove it for good: ")
 	if removed != 1 {
 		t.Errorf("%d calls", removed)
 	}
@@ -110,9 +126,10 @@ func TestInterruptedWhileAsked(t *testing.T) {
 	removed := 0
 	person, terminal := openTerminal(t)
 	c := command{addr: start(t, emptyingWorkspace(t, &removed)), stdin: terminal}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	status := c.runTo(ctx, io.Discard, terminal, "workspace", "remove", "acme")
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	status := make(chan int, 1)
+	go func() { status <- c.runTo(ctx, io.Discard, terminal, "workspace", "remove", "acme") }()
 	var shown string
 	for buffer := make([]byte, 4096); !strings.HasSuffix(shown, "error: interrupted\r\n"); {
 		n, err := person.Read(buffer)
@@ -120,8 +137,11 @@ func TestInterruptedWhileAsked(t *testing.T) {
 			t.Fatalf("%q, %v", shown, err)
 		}
 		shown += string(buffer[:n])
+		if strings.HasSuffix(shown, " for good: ") {
+			interrupt()
+		}
 	}
-	if status != 1 || !strings.HasSuffix(shown, " for good: \r\nerror: interrupted\r\n") || removed != 0 {
+	if status := <-status; status != 1 || !strings.HasSuffix(shown, " for good: \r\nerror: interrupted\r\n") || removed != 0 {
 		t.Errorf("status %d, %q, %d calls", status, shown, removed)
 	}
 }

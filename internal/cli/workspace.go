@@ -37,6 +37,7 @@ needed.
 		Args: positional("WORKSPACE_ID"),
 	}
 	yes := yesFlag(cmd)
+	version := cmd.Flags().Int64("source-version", 0, "the directory's version of the removal; one that is not newer than what is known is refused")
 	wait := waitFlag(cmd)
 	actor := actorFlag(cmd)
 	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
@@ -58,6 +59,7 @@ needed.
 		}
 		response, err := s.members.RemoveWorkspace(ctx, &keysvcv1.RemoveWorkspaceRequest{
 			WorkspaceId:   workspace,
+			SourceVersion: optional(cmd, "source-version", version),
 			ActorMemberId: optional(cmd, "actor", actor),
 		})
 		if err != nil {

@@ -57,8 +57,8 @@ func TestWorkspaceRemove(t *testing.T) {
 		got = r
 		return &keysvcv1.RemoveWorkspaceResponse{}, nil
 	}
-	c.run(t, "workspace", "remove", "acme", "--yes", "--actor", "bob")
-	if want := (&keysvcv1.RemoveWorkspaceRequest{WorkspaceId: "acme", ActorMemberId: new("bob")}); !proto.Equal(got, want) {
+	c.run(t, "workspace", "remove", "acme", "--yes", "--actor", "bob", "--source-version", "0")
+	if want := (&keysvcv1.RemoveWorkspaceRequest{WorkspaceId: "acme", SourceVersion: new(int64(0)), ActorMemberId: new("bob")}); !proto.Equal(got, want) {
 		t.Errorf("request %v", got)
 	}
 	for _, args := range [][]string{{}, {""}, {"a", "b", "--yes"}} {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -112,27 +111,6 @@ func checkKeyID(fields *problem.Fields, id string) {
 	}
 }
 
-// checkName checks what people call a key.
-func checkName(fields *problem.Fields, name string, limits policy.Limits) {
-	switch count := utf8.RuneCountInString(name); {
-	case refuseToken(fields, "name", name):
-	case name == "":
-		fields.Add("name", "is missing; 1 to %d characters are required", limits.KeyNameCharacters)
-	case count > limits.KeyNameCharacters:
-		fields.Add("name", "has %d characters; 1 to %d are allowed", count, limits.KeyNameCharacters)
-	case !utf8.ValidString(name):
-		fields.Add("name", "is not valid UTF-8")
-	case strings.IndexFunc(name, notPrintable) >= 0:
-		fields.Add("name", "has a control or other unprintable character; printable ones and the space are allowed")
-	case strings.TrimSpace(name) != name:
-		fields.Add("name", "begins or ends with a space; spaces are allowed only inside")
-	}
-}
-
-// notPrintable holds for control and format characters, line breaks, and spaces
-// other than U+0020: they would let one name pass for another in a list.
-func notPrintable(r rune) bool { return !unicode.IsPrint(r) }
-
 // checkScopes checks scopes against the policy and returns them sorted.
 func checkScopes(fields *problem.Fields, scopes []string, active *projection.Policy) []string {
 	if len(scopes) == 0 {
@@ -196,8 +174,8 @@ func checkLabels(fields *problem.Fields, labels map[string]string) {
 			fields.Add("labels", "has a key with a character that is not allowed; [A-Za-z0-9._/-] are")
 		case len(value) > MaxLabelValueLength:
 			fields.Add("labels", "has a value of %d bytes; at most %d are allowed", len(value), MaxLabelValueLength)
-		case !utf8.ValidString(value) || strings.IndexFunc(value, notPrintable) >= 0:
-			fields.Add("labels", "has a value with an unprintable character; printable ones and the space are allowed")
+		case !utf8.ValidString(value) || hasUnseen(value):
+			fields.Add("labels", "has a value with an invisible or unprintable character; printable ones and the space are allowed")
 		}
 	}
 }

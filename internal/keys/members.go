@@ -11,6 +11,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
@@ -44,11 +45,12 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, request *key
 		if err != nil {
 			return nil, err
 		}
-		if err := checkNotOutdated(stored, request.SourceVersion); err != nil {
-			return nil, err
-		}
 		current, err := m.projection.Member(request.GetWorkspaceId(), request.GetMemberId())
 		if err != nil {
+			return nil, err
+		}
+		same := view.Has(current) && stored.GetRole() == request.GetRole() && stored.GetState() == state
+		if err := checkNewer(view.Workspace, stored, request.SourceVersion, same); err != nil {
 			return nil, err
 		}
 		change := &storage.Change{Kind: storagev1.FeedKind_FEED_KIND_MEMBER, Subject: request.GetMemberId()}
@@ -59,7 +61,7 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, request *key
 			if view.Current != nil && !view.Current.Removed {
 				incarnation = view.Current.Incarnation
 			} else {
-				if workspace, err = m.newWorkspace(request.GetWorkspaceId(), timestamppb.New(now)); err != nil {
+				if workspace, err = m.newWorkspace(request.GetWorkspaceId(), view.Current, timestamppb.New(now)); err != nil {
 					return nil, err
 				}
 				incarnation = workspace.GetIncarnation()
@@ -107,13 +109,17 @@ func checkStillRole(view *attempt, role string) error {
 
 // newWorkspace returns the record of a workspace that comes into being, or comes
 // back. Keys of an earlier one with the same id stay dead: it has another
-// incarnation.
-func (m *Manager) newWorkspace(workspaceID string, now *timestamppb.Timestamp) (*storagev1.WorkspaceRecord, error) {
+// incarnation. What is known of the earlier one's removal, if there was one, stays.
+func (m *Manager) newWorkspace(workspaceID string, earlier *projection.Current, now *timestamppb.Timestamp) (*storagev1.WorkspaceRecord, error) {
 	incarnation, err := token.NewID(m.random)
 	if err != nil {
 		return nil, err
 	}
-	return &storagev1.WorkspaceRecord{WorkspaceId: workspaceID, Incarnation: incarnation, CreateTime: now}, nil
+	record := &storagev1.WorkspaceRecord{WorkspaceId: workspaceID, Incarnation: incarnation, CreateTime: now}
+	if earlier != nil {
+		record.RemovalSourceVersion = earlier.RemovalSourceVersion
+	}
+	return record, nil
 }
 
 // memberName is a request that names a member.
@@ -151,21 +157,6 @@ func checkMemberState(fields *problem.Fields, state keysvcv1.MemberState) storag
 		fields.Add("state", "is unknown; active and suspended are allowed")
 	}
 	return storagev1.MemberRecordState_MEMBER_RECORD_STATE_UNSPECIFIED
-}
-
-func checkSourceVersion(fields *problem.Fields, version *int64) {
-	if version != nil && *version < 0 {
-		fields.Add("source_version", "is negative; 0 or more is allowed")
-	}
-}
-
-// checkNotOutdated refuses a push that lies behind what is stored.
-func checkNotOutdated(stored *storagev1.MemberRecord, version *int64) error {
-	if version == nil || *version >= stored.GetSourceVersion() {
-		return nil
-	}
-	return problem.New(keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED,
-		"source_version %d is behind the stored %d; the push came late and is not needed", *version, stored.GetSourceVersion())
 }
 
 func asMemberNotFound(err error) error {

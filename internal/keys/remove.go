@@ -2,6 +2,7 @@ package keys
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -10,6 +11,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -35,7 +37,8 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, request *
 		if err != nil {
 			return nil, err
 		}
-		if err := checkNotOutdated(stored, request.SourceVersion); err != nil {
+		removed := stored.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED
+		if err := checkNewer(view.Workspace, stored, request.SourceVersion, removed); err != nil {
 			return nil, err
 		}
 		if stored == nil && request.GetSourceVersion() == 0 {
@@ -74,9 +77,13 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, request *
 
 // RemoveWorkspace removes a workspace with all its members: one change, however many
 // keys there are.
+//
+// Like that of a member, a removal with a source_version is stored also of a workspace
+// that was never there, and of one that was removed with a lower one before.
 func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, request *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error) {
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", request.GetWorkspaceId())
+	checkSourceVersion(&fields, request.SourceVersion)
 	checkActor(&fields, request.ActorMemberId)
 	if err := fields.Err(); err != nil {
 		return nil, err
@@ -84,23 +91,58 @@ func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, reques
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
 	position, err := m.change(ctx, request.GetWorkspaceId(), func(view *attempt) (*storage.Change, error) {
-		if view.Current == nil || view.Current.Removed {
+		var newestMember int64
+		if request.SourceVersion != nil {
+			newestMember = m.projection.NewestSourceVersion(request.GetWorkspaceId())
+		}
+		repeated, err := checkRemovalNewer(view.Current, newestMember, request.SourceVersion)
+		if err != nil {
+			return nil, err
+		}
+		there := view.Current != nil && !view.Current.Removed
+		if repeated || !there && request.GetSourceVersion() == 0 {
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}
+		record, err := m.removedWorkspace(request.GetWorkspaceId(), view.Current, now)
+		if err != nil {
+			return nil, err
+		}
+		if request.SourceVersion != nil {
+			record.RemovalSourceVersion = request.GetSourceVersion()
+		}
 		return &storage.Change{
-			Event: audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_WORKSPACE_REMOVED, now, request.GetWorkspaceId()),
-			Kind:  storagev1.FeedKind_FEED_KIND_WORKSPACE,
-			PutWorkspace: &storagev1.WorkspaceRecord{
-				WorkspaceId: request.GetWorkspaceId(),
-				Incarnation: view.Current.Incarnation,
-				CreateTime:  timestamppb.New(view.Current.Created),
-				RemoveTime:  timestamppb.New(now),
-			},
-			Narrows: true,
+			Event:        audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_WORKSPACE_REMOVED, now, request.GetWorkspaceId()),
+			Kind:         storagev1.FeedKind_FEED_KIND_WORKSPACE,
+			PutWorkspace: record,
+			Narrows:      true,
 		}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &keysvcv1.RemoveWorkspaceResponse{Revision: position.Revision, Epoch: position.Epoch}, nil
+}
+
+// removedWorkspace returns the record of a workspace that is removed now; of one that
+// was removed before, the time of then stays.
+func (m *Manager) removedWorkspace(workspaceID string, current *projection.Current, now time.Time) (*storagev1.WorkspaceRecord, error) {
+	if current == nil {
+		record, err := m.newWorkspace(workspaceID, nil, timestamppb.New(now))
+		if err != nil {
+			return nil, err
+		}
+		record.RemoveTime = record.GetCreateTime()
+		return record, nil
+	}
+	removed := now
+	if current.Removed {
+		removed = current.Since()
+	}
+	return &storagev1.WorkspaceRecord{
+		WorkspaceId:          workspaceID,
+		Incarnation:          current.Incarnation,
+		CreateTime:           timestamppb.New(current.Created),
+		RemoveTime:           timestamppb.New(removed),
+		RemovalSourceVersion: current.RemovalSourceVersion,
+	}, nil
 }

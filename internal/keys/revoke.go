@@ -47,13 +47,13 @@ func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, request *key
 // answer is NOT_FOUND unless it matches a secret that has not ended.
 func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
 	var fields problem.Fields
+	presented := reportedToken(&fields, request.GetToken())
 	checkActor(&fields, request.ActorMemberId)
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
 	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	presented, _ := token.Parse(request.GetToken())
 	if err := m.projection.Fresh(ctx); err != nil {
 		return nil, err
 	}

@@ -327,6 +327,20 @@ func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 	return member, member.damaged
 }
 
+// NewestSourceVersion returns the highest version that the product's directory gave to a
+// member of a workspace, removed ones included; 0 if it gave none.
+func (p *Projection) NewestSourceVersion(workspaceID string) int64 {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	var newest int64
+	if entry := p.state.workspaces[workspaceID]; entry != nil {
+		for _, member := range inPieces(p, entry.members) {
+			newest = max(newest, member.SourceVersion)
+		}
+	}
+	return newest
+}
+
 // LastUsed returns when a key was last used; zero if it never was.
 func (p *Projection) LastUsed(keyID string) time.Time {
 	p.mutex.RLock()

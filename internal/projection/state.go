@@ -39,10 +39,16 @@ type Current struct {
 	decide.Workspace
 	// Created is when the workspace came into being, or came back.
 	Created time.Time
+	// RemovalSourceVersion is the highest that the product's directory gave to a removal of
+	// the workspace, also of one before it came back.
+	RemovalSourceVersion int64
 
 	// since is when it last came, went, or came back, in Unix nanoseconds.
 	since int64
 }
+
+// Since returns when the workspace last came, went, or came back.
+func (c *Current) Since() time.Time { return time.Unix(0, c.since) }
 
 // Member is a member as deciding sees it, with what a change is checked against.
 type Member struct {
@@ -226,6 +232,8 @@ func (s *state) addWorkspace(record *storagev1.WorkspaceRecord) {
 		Workspace: decide.Workspace{Incarnation: record.GetIncarnation(), Removed: record.GetRemoveTime() != nil},
 		Created:   record.GetCreateTime().AsTime(),
 		since:     nanoseconds(record.GetCreateTime()),
+
+		RemovalSourceVersion: record.GetRemovalSourceVersion(),
 	}
 	if current.Removed {
 		current.since = nanoseconds(record.GetRemoveTime())

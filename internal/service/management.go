@@ -71,6 +71,7 @@ func NewManagement(manager *keys.Manager, errors Errors, requestID RequestIDFunc
 
 // CreateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) CreateKey(ctx context.Context, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
+	request.Name = keys.NormalName(request.GetName())
 	return change(ctx, s.management, request, s.keys.CreateKey)
 }
 
@@ -111,6 +112,9 @@ func (s *PolicyService) GetPolicy(ctx context.Context, request *keysvcv1.GetPoli
 
 // UpdateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) UpdateKey(ctx context.Context, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
+	if key := request.GetKey(); key != nil {
+		key.Name = keys.NormalName(key.GetName())
+	}
 	return change(ctx, s.management, request, s.keys.UpdateKey)
 }
 

@@ -23,3 +23,17 @@ func Redact(text string) string {
 	}
 	return anyToken.ReplaceAllLiteralString(text, "[redacted token]")
 }
+
+// Shown returns what may be shown of a text that was presented as a token, whatever it
+// is: prefix and id of a well-formed one, and of anything else only that there was
+// something. It is for the types that have to hold such a text as a string.
+func Shown(text string) string {
+	if text == "" {
+		return noToken
+	}
+	parsed, err := Parse(text)
+	if err != nil {
+		return "[redacted]"
+	}
+	return parsed.String()
+}

@@ -25,3 +25,18 @@ func TestRedact(t *testing.T) {
 		}
 	}
 }
+
+func TestShown(t *testing.T) {
+	const whole = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg19xh1J"
+	for text, want := range map[string]string{
+		"":                   "[no token]",
+		whole:                "scribe_ksk1_9fQ2mXc7Lr0TzB4w_[redacted]",
+		whole + "\n":         "[redacted]",
+		whole[:len(whole)-1]: "[redacted]",
+		"another's token":    "[redacted]",
+	} {
+		if got := token.Shown(text); got != want {
+			t.Errorf("Shown(%q) = %q, want %q", text, got, want)
+		}
+	}
+}

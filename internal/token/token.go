@@ -21,9 +21,12 @@ import (
 )
 
 // Pattern is the regular expression (RE2 syntax) that finds the tokens of every
-// keysvc installation in a larger text, for secret scanners. It does not check
-// the CRC, so Parse refuses some texts that it matches.
-const Pattern = `\b[a-z][a-z0-9]{1,11}_ksk1_[0-9A-Za-z]{16}_[0-9A-Za-z]{49}\b`
+// keysvc installation in a larger text, for secret scanners: also where something is
+// stuck to them, as in TOKEN_scribe_ksk1_… and token%3Dscribe_ksk1_….
+//
+// What it matches is a token, or one with letters and digits stuck to its front, or
+// none: the checksum says which, and where the token begins. Find does all that.
+const Pattern = `[a-z][a-z0-9]{1,11}_ksk1_[0-9A-Za-z]{16}_[0-9A-Za-z]{49}`
 
 // ErrMalformed is returned for a text that is not a token. It is always this
 // very value and tells nothing of the text, which may be most of a real token.

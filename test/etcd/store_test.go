@@ -527,7 +527,9 @@ func TestServerRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Timeout: time.Second})
+	// Long enough that on a busy machine nothing fails but what must: both calls while etcd is
+	// down wait so long. A commit that took longer would be done and not known to the model.
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Timeout: 8 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -544,7 +546,7 @@ func TestServerRestarts(t *testing.T) {
 	if err := commit(workspace.PutMember("member", "admin")); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	watched := make(chan int64, 100)
 	var watching sync.WaitGroup

@@ -49,7 +49,7 @@ const (
 	ErrorReason_ERROR_REASON_CALLER_UNKNOWN ErrorReason = 9
 	// ABORTED. The key has another etag: read it again.
 	ErrorReason_ERROR_REASON_ETAG_MISMATCH ErrorReason = 10
-	// ABORTED. A higher source_version is stored.
+	// ABORTED. The push is not newer than what is known; see MemberService.
 	ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED ErrorReason = 11
 	// ABORTED. Somebody else changed the workspace at the same time: try again.
 	ErrorReason_ERROR_REASON_CONCURRENT_CHANGE ErrorReason = 12

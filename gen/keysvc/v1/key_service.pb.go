@@ -1093,7 +1093,7 @@ func (x *RevokeKeyResponse) GetEpoch() string {
 // RevokeTokenRequest holds a token that was found where it should not be.
 type RevokeTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The plaintext credential.
+	// The plaintext credential, with or without what is stuck to it.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,2,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`

@@ -89,9 +89,12 @@ type KeyServiceClient interface {
 	// Errors: NOT_FOUND as GetKey.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
 	// RevokeToken revokes the key that a token belongs to, for leaked keys and
-	// secret scanners.
+	// secret scanners. Whatever is stuck to the token where it was found, a line
+	// break, quotes, "Bearer " or the name of a variable, does no harm: the token's
+	// checksum tells where it begins. (Validation is exact.)
 	//
-	// Errors: NOT_FOUND unless the token matches a live secret.
+	// Errors: NOT_FOUND unless the token matches a live secret; INVALID_ARGUMENT
+	// for a text with several tokens.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
 }
 
@@ -243,9 +246,12 @@ type KeyServiceServer interface {
 	// Errors: NOT_FOUND as GetKey.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
 	// RevokeToken revokes the key that a token belongs to, for leaked keys and
-	// secret scanners.
+	// secret scanners. Whatever is stuck to the token where it was found, a line
+	// break, quotes, "Bearer " or the name of a variable, does no harm: the token's
+	// checksum tells where it begins. (Validation is exact.)
 	//
-	// Errors: NOT_FOUND unless the token matches a live secret.
+	// Errors: NOT_FOUND unless the token matches a live secret; INVALID_ARGUMENT
+	// for a text with several tokens.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }

@@ -32,8 +32,9 @@ type PutMemberRequest struct {
 	Role string `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
 	// Active or suspended. Required.
 	State MemberState `protobuf:"varint,4,opt,name=state,proto3,enum=keysvc.v1.MemberState" json:"state,omitempty"`
-	// The directory's version of this member, 0 or more; absent leaves the stored
-	// one in place and is never refused.
+	// The directory's version of this push: 0 to 4 * 10^18, which leaves room for
+	// nanoseconds since 1970 until 2096. Absent leaves the stored one in place and
+	// is never refused.
 	SourceVersion *int64 `protobuf:"varint,5,opt,name=source_version,json=sourceVersion,proto3,oneof" json:"source_version,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,6,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
@@ -570,6 +571,8 @@ type RemoveWorkspaceRequest struct {
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,2,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	// The directory's version of the removal; see PutMemberRequest.
+	SourceVersion *int64 `protobuf:"varint,3,opt,name=source_version,json=sourceVersion,proto3,oneof" json:"source_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -616,6 +619,13 @@ func (x *RemoveWorkspaceRequest) GetActorMemberId() string {
 		return *x.ActorMemberId
 	}
 	return ""
+}
+
+func (x *RemoveWorkspaceRequest) GetSourceVersion() int64 {
+	if x != nil && x.SourceVersion != nil {
+		return *x.SourceVersion
+	}
+	return 0
 }
 
 // RemoveWorkspaceResponse says when the workspace was gone.
@@ -717,11 +727,13 @@ const file_keysvc_v1_member_service_proto_rawDesc = "" +
 	"\x10_actor_member_id\"H\n" +
 	"\x14RemoveMemberResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\tR\x05epoch\"|\n" +
+	"\x05epoch\x18\x02 \x01(\tR\x05epoch\"\xbb\x01\n" +
 	"\x16RemoveWorkspaceRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12+\n" +
-	"\x0factor_member_id\x18\x02 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
-	"\x10_actor_member_id\"K\n" +
+	"\x0factor_member_id\x18\x02 \x01(\tH\x00R\ractorMemberId\x88\x01\x01\x12*\n" +
+	"\x0esource_version\x18\x03 \x01(\x03H\x01R\rsourceVersion\x88\x01\x01B\x12\n" +
+	"\x10_actor_member_idB\x11\n" +
+	"\x0f_source_version\"K\n" +
 	"\x17RemoveWorkspaceResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch2\x98\x03\n" +

@@ -35,16 +35,28 @@ const (
 // a removal acts on the next validation of every key of the member.
 //
 // A directory that pushes over a queue gives a source_version that grows with
-// each change of a member; a push with a lower one than the stored is ABORTED, so
-// that reordered pushes do no harm.
+// each change of a workspace: its members and its removal count in one sequence,
+// as a removal is compared with the members. Then pushes that are reordered or
+// delivered twice do no harm:
+//
+//   - a push with a lower version than what is stored, a removal's included, is
+//     ABORTED;
+//   - a push with the same version is OK and changes nothing if it says what is
+//     stored already. It is ABORTED if it says something else, or if what it
+//     pushes was removed at that version.
+//
+// What is known of a removed member is kept for the policy's retention, of a
+// removed workspace for good. Versions start with 1: 0 is the version of what was
+// put without one.
 type MemberServiceClient interface {
 	// PutMember adds a member or changes role and state of one; a workspace comes
 	// into being with its first member. Pushing what is stored already commits
 	// nothing.
 	//
 	// Errors: INVALID_ARGUMENT for a malformed id, a role that the policy does not
-	// have, or a state other than active and suspended; ABORTED if the stored
-	// source_version, a removal's included, is higher.
+	// have, a state other than active and suspended, or a source_version out of
+	// range; ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what is
+	// known, as the service says.
 	PutMember(ctx context.Context, in *PutMemberRequest, opts ...grpc.CallOption) (*PutMemberResponse, error)
 	// GetMember reads one member. A removed one is still there, as removed, for the
 	// policy's retention.
@@ -60,10 +72,16 @@ type MemberServiceClient interface {
 	// RemoveMember removes a member; their keys never work again, also when a
 	// member with the same id is added later. Repeating it is no error.
 	//
-	// Errors: ABORTED if the stored source_version is higher.
+	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what
+	// is known, as the service says.
 	RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error)
 	// RemoveWorkspace removes a workspace with all its members; their keys never
-	// work again. Repeating it is no error.
+	// work again. Repeating it is no error. With a source_version the removal is
+	// stored also of a workspace that was never there: it may have overtaken the
+	// push that brings the workspace into being.
+	//
+	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the source_version is not above
+	// that of each member and of the removal before; nothing was removed then.
 	RemoveWorkspace(ctx context.Context, in *RemoveWorkspaceRequest, opts ...grpc.CallOption) (*RemoveWorkspaceResponse, error)
 }
 
@@ -134,16 +152,28 @@ func (c *memberServiceClient) RemoveWorkspace(ctx context.Context, in *RemoveWor
 // a removal acts on the next validation of every key of the member.
 //
 // A directory that pushes over a queue gives a source_version that grows with
-// each change of a member; a push with a lower one than the stored is ABORTED, so
-// that reordered pushes do no harm.
+// each change of a workspace: its members and its removal count in one sequence,
+// as a removal is compared with the members. Then pushes that are reordered or
+// delivered twice do no harm:
+//
+//   - a push with a lower version than what is stored, a removal's included, is
+//     ABORTED;
+//   - a push with the same version is OK and changes nothing if it says what is
+//     stored already. It is ABORTED if it says something else, or if what it
+//     pushes was removed at that version.
+//
+// What is known of a removed member is kept for the policy's retention, of a
+// removed workspace for good. Versions start with 1: 0 is the version of what was
+// put without one.
 type MemberServiceServer interface {
 	// PutMember adds a member or changes role and state of one; a workspace comes
 	// into being with its first member. Pushing what is stored already commits
 	// nothing.
 	//
 	// Errors: INVALID_ARGUMENT for a malformed id, a role that the policy does not
-	// have, or a state other than active and suspended; ABORTED if the stored
-	// source_version, a removal's included, is higher.
+	// have, a state other than active and suspended, or a source_version out of
+	// range; ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what is
+	// known, as the service says.
 	PutMember(context.Context, *PutMemberRequest) (*PutMemberResponse, error)
 	// GetMember reads one member. A removed one is still there, as removed, for the
 	// policy's retention.
@@ -159,10 +189,16 @@ type MemberServiceServer interface {
 	// RemoveMember removes a member; their keys never work again, also when a
 	// member with the same id is added later. Repeating it is no error.
 	//
-	// Errors: ABORTED if the stored source_version is higher.
+	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what
+	// is known, as the service says.
 	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
 	// RemoveWorkspace removes a workspace with all its members; their keys never
-	// work again. Repeating it is no error.
+	// work again. Repeating it is no error. With a source_version the removal is
+	// stored also of a workspace that was never there: it may have overtaken the
+	// push that brings the workspace into being.
+	//
+	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the source_version is not above
+	// that of each member and of the removal before; nothing was removed then.
 	RemoveWorkspace(context.Context, *RemoveWorkspaceRequest) (*RemoveWorkspaceResponse, error)
 	mustEmbedUnimplementedMemberServiceServer()
 }

@@ -155,7 +155,10 @@ type Key struct {
 	// The member whom the key acts as; it never changes.
 	MemberId string `protobuf:"bytes,3,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	// What people call the key: 1 to 128 characters (the policy may set another
-	// maximum), printable, with no space at either end. Names need not be unique.
+	// maximum) that show something: printable ones and the space, which is not
+	// allowed at either end; joiners and emoji styles where they change how their
+	// neighbours look. Kept in Unicode's normalization form NFC. Names need not be
+	// unique.
 	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	// The scopes granted to the key, sorted, each `resource:action`. What the key
 	// may do now is their intersection with the scopes of the member's role.

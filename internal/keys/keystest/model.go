@@ -28,7 +28,31 @@ type modelWorkspace struct {
 	life    int
 	removed bool
 	since   time.Time
+	removal int64 // source version of the newest removal
 	members map[string]*modelMember
+}
+
+// isNewer says whether a push of a member is to be taken: one of the stored version only
+// if it says what is stored.
+func (w *modelWorkspace) isNewer(stored *modelMember, version *int64, same bool) bool {
+	switch {
+	case version == nil:
+		return true
+	case w != nil && w.removal > 0 && *version <= w.removal:
+		return false
+	case stored == nil || *version > stored.version:
+		return true
+	}
+	return *version == stored.version && same
+}
+
+// newest returns the highest source version of the workspace and its members.
+func (w *modelWorkspace) newest() int64 {
+	newest := w.removal
+	for _, member := range w.members {
+		newest = max(newest, member.version)
+	}
+	return newest
 }
 
 type modelMember struct {

@@ -160,7 +160,8 @@ func (r *run) putMember() {
 		workspace = &modelWorkspace{removed: true, members: map[string]*modelMember{}}
 	}
 	stored := workspace.members[memberID]
-	if version != nil && stored != nil && *version < stored.version {
+	present := r.model.member(workspaceID, memberID)
+	if !workspace.isNewer(stored, version, present != nil && present.role == role && present.state == state) {
 		want = keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED
 	}
 	_, err := insist(r, r.PutMember, &keysvcv1.PutMemberRequest{
@@ -211,7 +212,7 @@ func (r *run) removeMember() {
 		stored = workspace.members[memberID]
 	}
 	want := none
-	if version != nil && stored != nil && *version < stored.version {
+	if !workspace.isNewer(stored, version, stored != nil && stored.state == keysvcv1.MemberState_MEMBER_STATE_REMOVED) {
 		want = keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED
 	}
 	_, err := insist(r, r.RemoveMember, &keysvcv1.RemoveMemberRequest{
@@ -241,11 +242,36 @@ func (r *run) removeMember() {
 }
 
 func (r *run) removeWorkspace() {
-	workspaceID := pick(r, workspaceIDs)
-	_, err := insist(r, r.RemoveWorkspace, &keysvcv1.RemoveWorkspaceRequest{WorkspaceId: workspaceID})
-	r.note("remove workspace", ReasonOf(err), none)
-	if workspace := r.model.workspaces[workspaceID]; workspace != nil && !workspace.removed {
+	workspaceID, version := pick(r, workspaceIDs), r.version()
+	workspace := r.model.workspaces[workspaceID]
+	want, repeated := none, false
+	if version != nil && workspace != nil {
+		repeated = workspace.life > 0 && workspace.removed && *version == workspace.removal
+		if newest := workspace.newest(); !repeated && *version <= newest && newest > 0 {
+			want = keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED
+		}
+	}
+	_, err := insist(r, r.RemoveWorkspace, &keysvcv1.RemoveWorkspaceRequest{
+		WorkspaceId: workspaceID, SourceVersion: version,
+	})
+	r.note("remove workspace", ReasonOf(err), want)
+	there := workspace != nil && !workspace.removed
+	if want != none || repeated || !there && (version == nil || *version == 0) {
+		return
+	}
+	if workspace == nil {
+		workspace = &modelWorkspace{removed: true, members: map[string]*modelMember{}}
+		r.model.workspaces[workspaceID] = workspace
+	}
+	if workspace.life == 0 {
+		r.model.lives++
+		workspace.life, workspace.since = r.model.lives, r.now()
+	}
+	if !workspace.removed {
 		workspace.removed, workspace.since = true, r.now()
+	}
+	if version != nil {
+		workspace.removal = *version
 	}
 }
 

@@ -699,8 +699,11 @@ type WorkspaceRecord struct {
 	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
 	// Audit sequence of the event that put the record as it is. Since schema 2.
 	ChangeSequence int64 `protobuf:"varint,5,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Highest version that the product's directory gave to a removal of the
+	// workspace, kept when the workspace comes back; 0 if it gave none.
+	RemovalSourceVersion int64 `protobuf:"varint,6,opt,name=removal_source_version,json=removalSourceVersion,proto3" json:"removal_source_version,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *WorkspaceRecord) Reset() {
@@ -764,6 +767,13 @@ func (x *WorkspaceRecord) GetRemoveTime() *timestamppb.Timestamp {
 func (x *WorkspaceRecord) GetChangeSequence() int64 {
 	if x != nil {
 		return x.ChangeSequence
+	}
+	return 0
+}
+
+func (x *WorkspaceRecord) GetRemovalSourceVersion() int64 {
+	if x != nil {
+		return x.RemovalSourceVersion
 	}
 	return 0
 }
@@ -1421,7 +1431,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\vupdate_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12'\n" +
 	"\x0fchange_sequence\x18\n" +
-	" \x01(\x03R\x0echangeSequence\"\xf9\x01\n" +
+	" \x01(\x03R\x0echangeSequence\"\xaf\x02\n" +
 	"\x0fWorkspaceRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12;\n" +
@@ -1429,7 +1439,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vremove_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"removeTime\x12'\n" +
-	"\x0fchange_sequence\x18\x05 \x01(\x03R\x0echangeSequence\"\xb5\x01\n" +
+	"\x0fchange_sequence\x18\x05 \x01(\x03R\x0echangeSequence\x124\n" +
+	"\x16removal_source_version\x18\x06 \x01(\x03R\x14removalSourceVersion\"\xb5\x01\n" +
 	"\fPolicyRecord\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12%\n" +
 	"\x0eretired_scopes\x18\x02 \x03(\tR\rretiredScopes\x129\n" +

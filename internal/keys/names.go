@@ -1,0 +1,210 @@
+package keys
+
+import (
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/secure/precis"
+	"golang.org/x/text/unicode/norm"
+
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/problem"
+)
+
+// checkName checks what people call a key: text that shows something, in which two names
+// that differ do not look alike for what cannot be seen. It has to be in Unicode's
+// normalization form NFC; NormalName makes it so.
+func checkName(fields *problem.Fields, name string, limits policy.Limits) {
+	switch count := utf8.RuneCountInString(name); {
+	case refuseToken(fields, "name", name):
+	case name == "":
+		fields.Add("name", "is missing; 1 to %d characters are required", limits.KeyNameCharacters)
+	case count > limits.KeyNameCharacters:
+		fields.Add("name", "has %d characters; 1 to %d are allowed", count, limits.KeyNameCharacters)
+	case !utf8.ValidString(name):
+		fields.Add("name", "is not valid UTF-8")
+	case hasUnseen(name):
+		fields.Add("name", "has a control, invisible or other unprintable character; printable ones and the space are allowed")
+	case name[0] == ' ' || name[len(name)-1] == ' ':
+		fields.Add("name", "begins or ends with a space; spaces are allowed only inside")
+	case beginsWithMark(name):
+		fields.Add("name", "begins with a combining mark; a character that it can stand on is required before it")
+	case !norm.NFC.IsNormalString(name):
+		fields.Add("name", "is not in Unicode's normalization form NFC, which is required")
+	}
+}
+
+// NormalName returns a name in the form in which names are stored: an é that was sent as
+// two characters is stored as one.
+func NormalName(name string) string { return norm.NFC.String(name) }
+
+func beginsWithMark(text string) bool {
+	first, _ := utf8.DecodeRuneInString(text)
+	return unicode.IsMark(first)
+}
+
+// hasUnseen reports whether text has a character that shows nothing where it stands:
+// control and format characters, line breaks, spaces other than U+0020, fillers, and
+// joiners and variation selectors that change nothing about their neighbours.
+func hasUnseen(text string) bool {
+	runes := []rune(text)
+	for index, r := range runes {
+		switch {
+		case r == zwnj || r == zwj:
+			if !joins(runes, index) {
+				return true
+			}
+		case r == textStyle || r == emojiStyle:
+			if index == 0 || !hasStyles(runes[index-1], runeAt(runes, index+1)) {
+				return true
+			}
+		case unicode.Is(tags, r):
+			if !inFlag(runes, index) {
+				return true
+			}
+		case !unicode.IsPrint(r), unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector, blanks):
+			return true
+		}
+	}
+	return false
+}
+
+const (
+	zwnj       = '\u200c' // zero width non-joiner
+	zwj        = '\u200d' // zero width joiner
+	textStyle  = '\ufe0e'
+	emojiStyle = '\ufe0f'
+	keycap     = '\u20e3'
+	blackFlag  = '\U0001f3f4'
+)
+
+var (
+	// blanks are letters, marks and symbols by Unicode's categories that show nothing, beside
+	// those that it calls ignorable.
+	blanks = &unicode.RangeTable{
+		R16: []unicode.Range16{{Lo: 0x2800, Hi: 0x2800, Stride: 1}, {Lo: 0xfffc, Hi: 0xfffc, Stride: 1}},
+		R32: []unicode.Range32{
+			{Lo: 0x13441, Hi: 0x13446, Stride: 1}, // Egyptian blanks and lost signs
+			{Lo: 0x16fe4, Hi: 0x16fe4, Stride: 1}, // Khitan filler
+			{Lo: 0x1d159, Hi: 0x1d159, Stride: 1}, // musical null notehead
+		},
+	}
+	// tags spell the region of a flag.
+	tags = &unicode.RangeTable{R32: []unicode.Range32{{Lo: 0xe0020, Hi: 0xe007f, Stride: 1}}}
+	// modifiers are skin tones.
+	modifiers = &unicode.RangeTable{R32: []unicode.Range32{{Lo: 0x1f3fb, Hi: 0x1f3ff, Stride: 1}}}
+)
+
+// runeAt returns a rune, 0 beyond the end.
+func runeAt(runes []rune, index int) rune {
+	if index < 0 || index >= len(runes) {
+		return 0
+	}
+	return runes[index]
+}
+
+// hasStyles reports whether a character is shown differently as text and as an emoji.
+func hasStyles(r, next rune) bool {
+	switch r {
+	case '#', '*', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9':
+		return next == keycap
+	case '‼', '⁉', '〰', '〽', 'ℹ':
+		return true
+	}
+	return unicode.In(r, unicode.So, unicode.Sm)
+}
+
+// flags are the regions that have a flag of their own beside those of countries, each as
+// its tags spell it (UTS 51, RGI_Emoji_Tag_Sequence).
+var flags = map[string]bool{"gbeng": true, "gbsct": true, "gbwls": true}
+
+// inFlag reports whether the tag at an index belongs to a flag.
+func inFlag(runes []rune, index int) bool {
+	const cancel = 0xe007f
+	start := index
+	for start > 0 && unicode.Is(tags, runes[start-1]) {
+		start--
+	}
+	if runeAt(runes, start-1) != blackFlag {
+		return false
+	}
+	var region []byte
+	for _, r := range runes[start:] {
+		if r == cancel {
+			return flags[string(region)] && index <= start+len(region)
+		}
+		if !unicode.Is(tags, r) {
+			return false
+		}
+		region = append(region, byte(r-0xe0000))
+	}
+	return false
+}
+
+// joins reports whether the joiner at an index changes how its neighbours look.
+func joins(runes []rune, index int) bool {
+	joiner, before, after := runes[index], runeAt(runes, index-1), runeAt(runes, index+1)
+	switch {
+	case before == 0 || before == zwnj || before == zwj:
+		return false
+	case isVirama(before):
+		// The half forms of Indic scripts; a non-joiner parts two letters.
+		return joiner == zwj || unicode.IsLetter(after)
+	case unicode.IsLetter(before) && isVirama(after):
+		return true
+	case joiner == zwj && isPictograph(after):
+		// One emoji made of several, as a family.
+		return isPictograph(before) || before == emojiStyle || unicode.Is(modifiers, before)
+	}
+	// Cursive scripts as Arabic: a non-joiner parts what would be joined, a joiner gives a
+	// letter the form that it has beside another one.
+	left, right := joinsNext(beforeMarks(runes[:index])), joinsPrevious(afterMarks(runes[index+1:]))
+	if joiner == zwnj {
+		return left && right
+	}
+	return left != right
+}
+
+func isVirama(r rune) bool {
+	const virama = 9 // the canonical combining class
+	return r != 0 && norm.NFC.PropertiesString(string(r)).CCC() == virama
+}
+
+// isPictograph reports whether a character may be a part of an emoji. Unicode's own list
+// of them is not in Go's tables; they are symbols all.
+func isPictograph(r rune) bool { return unicode.Is(unicode.So, r) }
+
+// beforeMarks returns the last rune that is no mark, 0 if there is none.
+func beforeMarks(runes []rune) rune {
+	for index := len(runes) - 1; index >= 0; index-- {
+		if !unicode.IsMark(runes[index]) {
+			return runes[index]
+		}
+	}
+	return 0
+}
+
+// afterMarks returns the first rune that is no mark, 0 if there is none.
+func afterMarks(runes []rune) rune {
+	for _, r := range runes {
+		if !unicode.IsMark(r) {
+			return r
+		}
+	}
+	return 0
+}
+
+// joinsNext and joinsPrevious report whether a letter is joined to the one after or
+// before it. Package precis has the table, but does not export it: it allows a
+// non-joiner nowhere but between two that would be joined (RFC 5892, appendix A.1).
+func joinsNext(r rune) bool     { return r != 0 && allowsNonJoiner(r, arabicBeh) }
+func joinsPrevious(r rune) bool { return r != 0 && allowsNonJoiner(arabicBeh, r) }
+
+const arabicBeh = '\u0628' // joined on both sides
+
+var freeform = precis.NewFreeform()
+
+func allowsNonJoiner(before, after rune) bool {
+	_, err := freeform.String(string([]rune{before, zwnj, after}))
+	return err == nil
+}
