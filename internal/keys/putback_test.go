@@ -89,8 +89,8 @@ type narrowed struct {
 	// final after some more.
 	history [][]byte
 	final   []byte
-	token         string
-	keyID         string
+	token   string
+	keyID   string
 	// other is a token that the narrowing does not concern; empty if it concerns all.
 	other string
 }

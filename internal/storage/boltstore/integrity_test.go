@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -418,4 +419,46 @@ func TestHashesAreOfWhatIsStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustBeSound(t, path)
+}
+
+// TestNewEpochKeepsWhatWasFound: heads are tagged anew, and a stale key stays one.
+func TestNewEpochKeepsWhatWasFound(t *testing.T) {
+	var created *storagev1.KeyRecord
+	e := newEdited(t,
+		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
+		func(w *storagetest.Workspace) *storage.Change {
+			change := w.CreateKey(storagetest.KeyID(1))
+			created = change.PutKeys[0]
+			return change
+		},
+		func(w *storagetest.Workspace) *storage.Change { return w.RevokeKey(created) },
+	)
+	edit(t, e.path, e.back(1, bucketKeys, keyName(2, storagetest.KeyID(1), "acme")))
+	file, err := openFile(e.path, Config{}.withDefaults())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = file.database.Update(func(tx *bolt.Tx) error { return file.setEpoch(tx, "another") })
+	if err := errors.Join(err, file.close()); err != nil {
+		t.Fatal(err)
+	}
+	store := mustOpen(t, e.path, Config{})
+	_, _, damaged := loadAll(t, store)
+	if store.Epoch() != "another" || len(damaged) != 1 || damaged[0].KeyID != storagetest.KeyID(1) {
+		t.Errorf("epoch %s, damaged %+v; want the stale key", store.Epoch(), damaged)
+	}
+}
+
+// TestFaultsAreLogged: a start that finds something says what, and not without end.
+func TestFaultsAreLogged(t *testing.T) {
+	e := newEdited(t,
+		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
+		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "manager") },
+	)
+	edit(t, e.path, e.back(0, bucketMembers, memberName("acme", "member")))
+	var lines bytes.Buffer
+	mustOpen(t, e.path, Config{Log: slog.New(slog.NewTextHandler(&lines, nil))})
+	if text := lines.String(); strings.Count(text, "level=ERROR") != 1 || !strings.Contains(text, `damaged member \"member\"`) {
+		t.Errorf("logged: %s", text)
+	}
 }
