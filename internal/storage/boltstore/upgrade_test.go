@@ -275,6 +275,13 @@ func TestUpgradeRefuses(t *testing.T) {
 				return rewrite(tx, bucketKeys, string(name), &storagev1.KeyRecord{}, func(key *storagev1.KeyRecord) { key.Sequence++ })
 			})
 		},
+		// The upgrade would put this right, and hide it.
+		"a key changed without an event": func(path string) {
+			edit(t, path, func(tx *bolt.Tx) error {
+				name, _ := tx.Bucket([]byte(bucketKeys)).Cursor().First()
+				return rewrite(tx, bucketKeys, string(name), &storagev1.KeyRecord{}, func(key *storagev1.KeyRecord) { key.ChangeSequence = 1 })
+			})
+		},
 		"the name is taken": func(path string) { writeFile(t, path+".schema1", []byte("something else")) },
 	} {
 		t.Run(name, func(t *testing.T) {
