@@ -96,7 +96,7 @@ func deliver(t *testing.T, w *keystest.World, push string) string {
 	if named, rest, found := strings.Cut(role, "/"); found {
 		member, role = named, rest
 	}
-	_, before := w.Projection.Policy()
+	_, before, _ := w.Projection.Policy()
 	var revision int64
 	var err error
 	switch {

@@ -91,7 +91,9 @@ func TestLiveKeys(t *testing.T) {
 	step("with a key of her own", 2, create("ann", "second", "first"))
 	step("the workspace is removed", 0, acme.RemoveWorkspace())
 	again := member("ann", "third", "second", active)
-	again.PutWorkspace = &storagev1.WorkspaceRecord{WorkspaceId: "acme", Incarnation: "second", CreateTime: again.Event.GetTime()}
+	again.PutWorkspace = &storagev1.WorkspaceRecord{
+		WorkspaceId: "acme", Incarnation: "second", CreateTime: again.Event.GetTime(), ChangeSequence: again.Event.GetSequence(),
+	}
 	step("and comes back", 0, again)
 	step("with a key of its own", 1, create("ann", "third", "second"))
 	step("a dead key is purged", 1, acme.DeleteKey(keys[1]))

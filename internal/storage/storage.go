@@ -197,7 +197,7 @@ type Item struct {
 	Head *WorkspaceHead
 	// Usage is when a key was last used; it comes after the key.
 	Usage *Usage
-	// Damaged stands for a record that cannot be read.
+	// Damaged stands for a record that cannot be read, is stale, or is missing.
 	Damaged *Damaged
 }
 
@@ -217,8 +217,8 @@ type WorkspaceHead struct {
 	Head Head
 }
 
-// Damaged says which record cannot be read, as far as its name tells. Everything
-// that depends on it must be refused with DATA_LOSS.
+// Damaged says which record cannot be read, or is not the one that should be there, as far
+// as its name tells. Everything that depends on it must be refused with DATA_LOSS.
 type Damaged struct {
 	// WorkspaceID is the record's workspace.
 	WorkspaceID string

@@ -236,6 +236,7 @@ func openFile(path string, config Config) (*opened, error) {
 		_ = result.close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	result.directory.damage.log(config.Log)
 	return result, nil
 }
 

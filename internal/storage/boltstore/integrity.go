@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/bits"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -231,20 +233,50 @@ func (d *directory) findDamage(revision int64) *damage {
 	return found
 }
 
-// errors returns everything that was found, to be logged.
-func (d *damage) errors() []error {
-	var all []error
+// log says what was found; of very much, the beginning and how much more there is.
+func (d *damage) log(log *slog.Logger) {
+	const most = 20
+	count := 0
+	say := func(workspaceID string, err error) {
+		if count++; count <= most {
+			log.Error("what is stored is not what it should be", "workspace_id", workspaceID, "error", err)
+		}
+	}
 	for _, errs := range []map[string]error{d.heads, d.workspaces} {
-		for _, err := range errs {
-			all = append(all, err)
+		for _, workspaceID := range slices.Sorted(maps.Keys(errs)) {
+			say(workspaceID, errs[workspaceID])
 		}
 	}
-	for _, records := range d.records {
-		for _, err := range records {
-			all = append(all, err)
+	for _, workspaceID := range slices.Sorted(maps.Keys(d.records)) {
+		for _, err := range d.records[workspaceID] {
+			say(workspaceID, err)
 		}
 	}
-	return all
+	if count > most {
+		log.Error("more of what is stored is not what it should be; keysvc check names it", "count", count-most)
+	}
+}
+
+// setEpoch begins a new history with what the file holds: the header gets another epoch,
+// and each head a tag for it. A head that is damaged, or that nobody can tell the records
+// of, keeps a tag that does not fit: what was found must not become right.
+func (o *opened) setEpoch(tx *bolt.Tx, epoch string) error {
+	hasher := integrity.NewHasher()
+	for _, id := range slices.Sorted(maps.Keys(o.directory.workspaces)) {
+		entry := o.directory.workspaces[id]
+		if entry.damagedHead != nil || entry.damaged != nil {
+			continue
+		}
+		record := entry.head.Record(entry.headRevision)
+		tag := tagOf(hasher, epoch, id, entry.head, entry.sum)
+		record.Tag, record.TagKeyVersion = tag[:], integrity.KeyVersion
+		if err := put(tx, bucketHeads, headName(id), record); err != nil {
+			return err
+		}
+	}
+	header := proto.CloneOf(o.header)
+	header.Epoch = epoch
+	return put(tx, bucketMeta, nameHeader, header)
 }
 
 // judge returns the item as it is to be visited: as damaged, if that was found.

@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -356,7 +357,7 @@ func edits(all ...func(tx *bolt.Tx) error) []func(tx *bolt.Tx) error { return al
 func (e *edited) refuses(t *testing.T, store *Store, damaged []storage.Damaged) {
 	t.Helper()
 	workspace := *e.workspace
-	whole := false
+	headless, lostRecord := false, false
 	for _, each := range damaged {
 		switch {
 		case each.KeyID != "":
@@ -373,13 +374,18 @@ func (e *edited) refuses(t *testing.T, store *Store, damaged []storage.Damaged) 
 			if _, err := store.Commit(t.Context(), workspace.PutMember(each.MemberID, "owner")); !errors.Is(err, storage.ErrDamaged) {
 				t.Errorf("a damaged member was replaced: %v", err)
 			}
+		case each.Head:
+			headless = true
 		default:
-			whole = true
+			lostRecord = true
 		}
 	}
+	// A damaged head refuses everything, whichever head is expected.
 	_, err := store.Commit(t.Context(), workspace.PutMember("another", "admin"))
-	if whole != errors.Is(err, storage.ErrDamaged) && !errors.Is(err, storage.ErrConflict) && damaged[0].Head == false && !(whole && err == nil) {
-		t.Errorf("another member: %v", err)
+	switch {
+	case lostRecord && errors.Is(err, storage.ErrDamaged): // the workspace's own
+	case headless && !errors.Is(err, storage.ErrDamaged), !headless && !lostRecord && err != nil:
+		t.Errorf("another member: %v, with damaged %+v", err, damaged)
 	}
 	if err == nil {
 		e.workspace.Head = mustHead(t, store, "acme")
@@ -418,4 +424,57 @@ func TestHashesAreOfWhatIsStored(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustBeSound(t, path)
+}
+
+// TestNewEpochKeepsWhatWasFound: heads are tagged anew, and a stale key stays one.
+func TestNewEpochKeepsWhatWasFound(t *testing.T) {
+	var created *storagev1.KeyRecord
+	e := newEdited(t,
+		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
+		func(w *storagetest.Workspace) *storage.Change {
+			change := w.CreateKey(storagetest.KeyID(1))
+			created = change.PutKeys[0]
+			return change
+		},
+		func(w *storagetest.Workspace) *storage.Change { return w.RevokeKey(created) },
+	)
+	edit(t, e.path, e.back(1, bucketKeys, keyName(2, storagetest.KeyID(1), "acme")))
+	file, err := openFile(e.path, Config{}.withDefaults())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = file.database.Update(func(tx *bolt.Tx) error { return file.setEpoch(tx, "another") })
+	if err := errors.Join(err, file.close()); err != nil {
+		t.Fatal(err)
+	}
+	store := mustOpen(t, e.path, Config{})
+	_, _, damaged := loadAll(t, store)
+	if store.Epoch() != "another" || len(damaged) != 1 || damaged[0].KeyID != storagetest.KeyID(1) {
+		t.Errorf("epoch %s, damaged %+v; want the stale key", store.Epoch(), damaged)
+	}
+}
+
+// TestFaultsAreLogged: a start that finds something says what, and not without end.
+func TestFaultsAreLogged(t *testing.T) {
+	e := newEdited(t,
+		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
+		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "manager") },
+	)
+	edit(t, e.path, e.back(0, bucketMembers, memberName("acme", "member")))
+	var lines bytes.Buffer
+	mustOpen(t, e.path, Config{Log: slog.New(slog.NewTextHandler(&lines, nil))})
+	if text := lines.String(); strings.Count(text, "level=ERROR") != 1 || !strings.Contains(text, `damaged member \"member\"`) {
+		t.Errorf("logged: %s", text)
+	}
+}
+
+// TestTagOfANewerVersion: keys that this program does not know are no damage.
+func TestTagOfANewerVersion(t *testing.T) {
+	e := newEdited(t, func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") })
+	edit(t, e.path, func(tx *bolt.Tx) error {
+		return rewrite(tx, bucketHeads, "acme", &storagev1.HeadRecord{}, func(head *storagev1.HeadRecord) { head.TagKeyVersion++ })
+	})
+	if _, err := Open(e.path, quick); !errors.Is(err, storage.ErrNewer) {
+		t.Errorf("Open: %v, want ErrNewer", err)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -270,6 +271,13 @@ func TestUpgradeRefuses(t *testing.T) {
 				return rewrite(tx, bucketKeys, string(name), &storagev1.KeyRecord{}, func(key *storagev1.KeyRecord) { key.Sequence++ })
 			})
 		},
+		// The upgrade would put this right, and hide it.
+		"a key changed without an event": func(path string) {
+			edit(t, path, func(tx *bolt.Tx) error {
+				name, _ := tx.Bucket([]byte(bucketKeys)).Cursor().First()
+				return rewrite(tx, bucketKeys, string(name), &storagev1.KeyRecord{}, func(key *storagev1.KeyRecord) { key.ChangeSequence = 1 })
+			})
+		},
 		"the name is taken": func(path string) { writeFile(t, path+".schema1", []byte("something else")) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -281,6 +289,45 @@ func TestUpgradeRefuses(t *testing.T) {
 			}
 			if !bytes.Equal(readFile(t, path), before) {
 				t.Error("the file was changed")
+			}
+		})
+	}
+}
+
+// TestCommittedSchemas opens the committed file of every schema, changes it, and opens it
+// again.
+func TestCommittedSchemas(t *testing.T) {
+	for schema := storage.SchemaFirst; schema <= storage.Schema; schema++ {
+		t.Run(strconv.Itoa(schema), func(t *testing.T) {
+			path := committed(t, "schema"+strconv.Itoa(schema)+".db.gz")
+			if report := mustBeSound(t, path); int(report.Schema) != schema {
+				t.Fatalf("the committed file has schema %d", report.Schema)
+			}
+			store := mustOpen(t, path, Config{})
+			storagetest.Check(t, store)
+			_, _, damaged := loadAll(t, store)
+			if len(damaged) > 0 {
+				t.Errorf("damaged: %+v", damaged)
+			}
+			workspace := &storagetest.Workspace{ID: "acme", Head: mustHead(t, store, "acme")}
+			for _, change := range []func() *storage.Change{
+				func() *storage.Change { return workspace.PutMember("ann", "manager") },
+				func() *storage.Change { return workspace.CreateKey(storagetest.KeyID(7)) },
+			} {
+				made := change()
+				if _, err := store.Commit(t.Context(), made); err != nil {
+					t.Fatal(err)
+				}
+				workspace.Follow(made)
+			}
+			if err := store.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if report := mustBeSound(t, path); report.Schema != storage.Schema {
+				t.Errorf("schema %d", report.Schema)
+			}
+			if _, err := os.Stat(path + ".schema" + strconv.Itoa(schema)); (err == nil) != (schema < storage.Schema) {
+				t.Errorf("the old file: %v", err)
 			}
 		})
 	}

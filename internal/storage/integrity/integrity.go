@@ -148,28 +148,29 @@ func NewHasher() *Hasher {
 // Element returns the element of a record. name is the logical one: a key id or a member
 // id, empty for a workspace and the policy.
 func (h *Hasher) Element(kind, workspaceID, name string, payload Hash) Element {
-	data := append(h.data[:0], setDomain...)
-	data = appendString(data, kind)
-	data = appendString(data, workspaceID)
-	data = appendString(data, name)
-	data = append(data, payload[:]...)
-	return Element(h.mac(h.set, data))
+	h.data = append(h.data[:0], setDomain...)
+	h.data = appendString(h.data, kind)
+	h.data = appendString(h.data, workspaceID)
+	h.data = appendString(h.data, name)
+	h.data = append(h.data, payload[:]...)
+	return Element(h.mac(h.set))
 }
 
 // Tag returns the tag of a head over the records that add up to sum.
 func (h *Hasher) Tag(head Head, sum Sum) [sha256.Size]byte {
-	data := append(h.data[:0], headDomain...)
-	data = appendString(data, head.Epoch)
-	data = appendString(data, head.WorkspaceID)
-	data = binary.BigEndian.AppendUint64(data, uint64(head.Sequence)) //nolint:gosec // never negative
-	data = append(data, head.EventHash[:]...)
-	return h.mac(h.head, sum.appendTo(data))
+	h.data = append(h.data[:0], headDomain...)
+	h.data = appendString(h.data, head.Epoch)
+	h.data = appendString(h.data, head.WorkspaceID)
+	h.data = binary.BigEndian.AppendUint64(h.data, uint64(head.Sequence)) //nolint:gosec // never negative
+	h.data = append(h.data, head.EventHash[:]...)
+	h.data = sum.appendTo(h.data)
+	return h.mac(h.head)
 }
 
-func (h *Hasher) mac(keyed hash.Hash, data []byte) [sha256.Size]byte {
-	h.data = data
+// mac returns the keyed hash of data.
+func (h *Hasher) mac(keyed hash.Hash) [sha256.Size]byte {
 	keyed.Reset()
-	keyed.Write(data)
+	keyed.Write(h.data)
 	keyed.Sum(h.result[:0])
 	return h.result
 }
