@@ -225,7 +225,7 @@ func shortDir(t *testing.T) string {
 // that it keeps, and nobody misses.
 func truncate(t *testing.T, file string) {
 	t.Helper()
-	if err := os.Truncate(file, 8*int64(os.Getpagesize())); err != nil {
+	if err := os.Truncate(file, 4*int64(os.Getpagesize())); err != nil {
 		t.Fatal(err)
 	}
 }
