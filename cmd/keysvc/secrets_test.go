@@ -59,7 +59,7 @@ func (l leaks) inFolder(t *testing.T, folder string) []string {
 		if err != nil || !entry.Type().IsRegular() {
 			return err
 		}
-		if l.in([]byte(entry.Name())) != "" || l.in([]byte(read(t, path))) != "" {
+		if l.in([]byte(entry.Name())) != "" || l.in([]byte(strings.TrimRight(read(t, path), "\x00"))) != "" {
 			found = append(found, filepath.Base(path))
 		}
 		return nil

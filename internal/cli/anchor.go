@@ -6,9 +6,9 @@ func (a *app) anchorCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "anchor",
 		Short: "Accept a store that does not agree with its anchor",
-		Long: `The anchor is a small file that remembers how far a store had come: its epoch, its
-newest revision, and the hash of that change. A store that does not agree with it has
-lost changes, revocations among them, and is not served.`,
+		Long: `The anchor is a small file that remembers how far a store had come: its epoch,
+its newest revision, and the hash of that change. A store that does not agree with
+it has lost changes, revocations among them, and is not served.`,
 		Example: `  keysvc anchor accept keysvc-data/keysvc.db`,
 	},
 		a.anchorAcceptCommand(),
@@ -27,10 +27,11 @@ func (a *app) anchorAcceptCommand() *cobra.Command {
 		Long: `Make a store's file the truth, as it is, after a start was refused because it does
 not agree with its anchor. No server may have it open.
 
-What happened after the file's newest change is lost, and what was revoked or removed
-then works again: look for it, in logs of the product and of keysvc, and do it again.
-The store gets a new epoch, so that every near-cache begins anew, and a new anchor. It
-cannot be undone. Where the newest file can still be had, put that in place instead.
+What happened after the file's newest change is lost, and what was revoked or
+removed then works again: look for it in the logs of the product and of keysvc, and
+do it again. The store gets a new epoch, so that every near-cache begins anew, and a
+new anchor. It cannot be undone. If the newest file can still be had, put that in
+place instead.
 
 At a terminal "accept" must be typed; elsewhere --yes is needed.`,
 		Example: `  keysvc anchor accept keysvc-data/keysvc.db

@@ -66,7 +66,7 @@ func encode(mark Mark, number uint64) []byte {
 	binary.BigEndian.PutUint64(rest, number)
 	binary.BigEndian.PutUint64(rest[8:], uint64(mark.Revision)) //nolint:gosec // never negative
 	rest = rest[16+copy(rest[16:], mark.Hash[:]):]
-	rest[0] = byte(len(mark.Epoch))
+	rest[0] = byte(len(mark.Epoch)) //nolint:gosec // at most 64
 	copy(rest[1:], mark.Epoch)
 	binary.BigEndian.PutUint32(slot[slotSize-4:], crc32.Checksum(slot[:slotSize-4], castagnoli))
 	return slot

@@ -6,15 +6,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
-	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
-	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
-	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // Accepted says what AcceptAnchor accepted.
@@ -52,9 +48,11 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 	if _, err := io.ReadFull(config.Random, epoch); err != nil {
 		return Accepted{}, fmt.Errorf("drawing an epoch: %w", err)
 	}
-	file.header.Epoch, file.header.Anchored = hex.EncodeToString(epoch), true
+	file.header.Anchored = true
 	// First the store: until the anchor follows, the two still disagree.
-	err = guard(func() error { return file.database.Update(file.putEpoch) })
+	err = guard(func() error {
+		return file.database.Update(func(tx *bolt.Tx) error { return file.setEpoch(tx, hex.EncodeToString(epoch)) })
+	})
 	if err != nil {
 		return Accepted{}, err
 	}
@@ -66,28 +64,6 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 		return Accepted{}, fmt.Errorf("making the anchor: %w", err)
 	}
 	return Accepted{Epoch: mark.Epoch, Position: file.position}, nil
-}
-
-// putEpoch stores the header, whose epoch is new, and with it the tags of the heads, which
-// cover the epoch. A workspace that is at fault keeps its tag, so that it stays at fault.
-func (o *opened) putEpoch(tx *bolt.Tx) error {
-	hasher := integrity.NewHasher()
-	for _, id := range slices.Sorted(maps.Keys(o.directory.workspaces)) {
-		entry := o.directory.workspaces[id]
-		if entry.damagedHead != nil || entry.damaged != nil || len(entry.faults) > 0 {
-			continue
-		}
-		record := &storagev1.HeadRecord{}
-		if err := get(tx, "head", bucketHeads, headName(id), record); err != nil {
-			return err
-		}
-		tag := tagOf(hasher, o.header.GetEpoch(), id, entry.head, entry.sum)
-		record.Tag = tag[:]
-		if err := put(tx, bucketHeads, headName(id), record); err != nil {
-			return err
-		}
-	}
-	return put(tx, bucketMeta, nameHeader, o.header)
 }
 
 // reportAnchor says how a file stands to its anchor. A copy has none beside it, which
