@@ -493,7 +493,7 @@ func (s *Store) reopen(ctx context.Context) error {
 	}
 	s.use(file)
 	s.ring.restart(file.position.Revision)
-	s.config.Log.Info("store reopened", "revision", file.position.Revision)
+	s.config.Log.InfoContext(ctx, "store reopened", "revision", file.position.Revision)
 	return nil
 }
 
