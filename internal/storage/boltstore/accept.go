@@ -56,6 +56,7 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 	if err != nil {
 		return Accepted{}, err
 	}
+	file.header.Epoch = hex.EncodeToString(epoch)
 	mark, err := file.mark()
 	if err != nil {
 		return Accepted{}, err

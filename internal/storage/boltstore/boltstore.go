@@ -591,7 +591,7 @@ func (s *Store) reopen(ctx context.Context) error {
 	}
 	s.use(file)
 	s.unloaded = true
-	s.config.Log.Info("store reopened", "revision", file.position.Revision)
+	s.config.Log.InfoContext(ctx, "store reopened", "revision", file.position.Revision)
 	return nil
 }
 

@@ -439,7 +439,9 @@ func TestNewEpochKeepsWhatWasFound(t *testing.T) {
 		func(w *storagetest.Workspace) *storage.Change { return w.RevokeKey(created) },
 	)
 	edit(t, e.path, e.back(1, bucketKeys, keyName(2, storagetest.KeyID(1), "acme")))
-	file, err := openFile(e.path, Config{}.withDefaults())
+	config := Config{}.withDefaults()
+	config.room = newReserve(config)
+	file, err := openFile(e.path, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,7 +449,7 @@ func TestNewEpochKeepsWhatWasFound(t *testing.T) {
 	if err := errors.Join(err, file.close()); err != nil {
 		t.Fatal(err)
 	}
-	store := mustOpen(t, e.path, Config{})
+	store := mustOpen(t, e.path, Config{Unanchored: true})
 	_, _, damaged := loadAll(t, store)
 	if store.Epoch() != "another" || len(damaged) != 1 || damaged[0].KeyID != storagetest.KeyID(1) {
 		t.Errorf("epoch %s, damaged %+v; want the stale key", store.Epoch(), damaged)
