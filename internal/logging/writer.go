@@ -4,7 +4,6 @@
 package logging
 
 import (
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -178,9 +177,4 @@ func (s *sink) write(text []byte) bool {
 		s.torn = count < len(text) && text[count-1] != '\n'
 	}
 	return err == nil
-}
-
-// DroppedText is a Notice for text that people read.
-func DroppedText(dropped int64) []byte {
-	return fmt.Appendf(nil, "%d lines were dropped, as they could not be written\n", dropped)
 }

@@ -59,7 +59,6 @@ func TestAPipeThatNobodyReadsHoldsNobodyUp(t *testing.T) {
 	})
 	closed := make(chan bool, 1)
 	go func() {
-		// The line that is written now is more than an empty pipe needs to get going again.
 		closed <- w.Close()
 		_ = out.Close()
 	}()
