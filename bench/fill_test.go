@@ -49,7 +49,7 @@ type process struct {
 // start opens a store and everything above it.
 func start(tb testing.TB, path string) *process {
 	tb.Helper()
-	store, err := boltstore.Open(path, boltstore.Config{})
+	store, err := boltstore.Open(path, boltstore.Config{Create: boltstore.CreateIfAbsent})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func start(tb testing.TB, path string) *process {
 // their tokens. age is how long ago the keys were revoked; 0 leaves them live.
 func fill(tb testing.TB, path string, count int, age time.Duration) []string {
 	tb.Helper()
-	store, err := boltstore.Open(path, boltstore.Config{})
+	store, err := boltstore.Open(path, boltstore.Config{Create: boltstore.CreateIfAbsent})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -133,7 +133,7 @@ func (c *campaign) end(t *testing.T) {
 // round starts the server, compares, lets the workers work, and kills it.
 func (c *campaign) round(t *testing.T) {
 	t.Helper()
-	p := launch(t, "serve", "--listen", "127.0.0.1:0", "--data", c.data, "--usage-interval", "1s", "--sweep-interval", "1s")
+	p := launch(t, append(serveOn(c.data), "--usage-interval", "1s", "--sweep-interval", "1s")...)
 	if c.random.IntN(6) == 0 {
 		// Killed at some moment of its start: it has done as much as it had time for.
 		c.tally.early++

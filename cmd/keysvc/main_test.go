@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -137,13 +138,23 @@ var serves = regexp.MustCompile(`keysvc serves on ([^\s,]+)`)
 // serve starts a server on a free port and waits until it serves.
 func serve(t *testing.T, data string, arguments ...string) *serving {
 	t.Helper()
-	p := launch(t, append([]string{"serve", "--listen", "127.0.0.1:0", "--data", data}, arguments...)...)
+	p := launch(t, append(serveOn(data), arguments...)...)
 	s, err := p.serving(data)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = s.conn.Close() })
 	return s
+}
+
+// serveOn returns the arguments that serve a data folder on a free port. The store is
+// made if it is not there.
+func serveOn(data string) []string {
+	arguments := []string{"serve", "--listen", "127.0.0.1:0", "--data", data}
+	if _, err := os.Lstat(filepath.Join(data, "keysvc.db")); errors.Is(err, fs.ErrNotExist) {
+		arguments = append(arguments, "--init")
+	}
+	return arguments
 }
 
 // serving waits until the process serves and connects to it.

@@ -87,24 +87,49 @@ func TestStartFails(t *testing.T) {
 		}, `--listen`},
 		"folder below a file": {func(t *testing.T) []string {
 			t.Helper()
-			return []string{"--data", filepath.Join(write(t, filepath.Join(t.TempDir(), "file"), "x"), "data")}
+			return []string{"--init", "--data", filepath.Join(write(t, filepath.Join(t.TempDir(), "file"), "x"), "data")}
 		}, `data.*not a directory`},
 		"folder is a file": {func(t *testing.T) []string {
 			t.Helper()
-			return []string{"--data", write(t, filepath.Join(t.TempDir(), "file"), "x")}
+			return []string{"--init", "--data", write(t, filepath.Join(t.TempDir(), "file"), "x")}
 		}, `file.*not a directory`},
 		"folder cannot be written to": {func(t *testing.T) []string {
 			t.Helper()
 			if os.Geteuid() == 0 {
 				// Root is let in everywhere, but not here.
-				return []string{"--data", "/proc/self/keysvc"}
+				return []string{"--init", "--data", "/proc/self/keysvc"}
 			}
 			folder := t.TempDir()
 			if err := os.Chmod(folder, 0o500); err != nil { //nolint:gosec // a folder
 				t.Fatal(err)
 			}
-			return []string{"--data", folder}
+			return []string{"--init", "--data", folder}
 		}, `(?i)permission denied|no such file|read-only`},
+		"no store": {func(t *testing.T) []string {
+			t.Helper()
+			return []string{"--data", t.TempDir()}
+		}, `there is no store: .*keysvc\.db; .*--init`},
+		"no folder of the store": {func(t *testing.T) []string {
+			t.Helper()
+			return []string{"--data", filepath.Join(t.TempDir(), "typo")}
+		}, `there is no store: .*typo/keysvc\.db; .*--init`},
+		"a new store where one is": {func(t *testing.T) []string {
+			t.Helper()
+			data, _ := anotherData(t)
+			return []string{"--init", "--data", data}
+		}, `there is a store already: .*keysvc\.db`},
+		"a new store where one was": {func(t *testing.T) []string {
+			t.Helper()
+			data := t.TempDir()
+			write(t, filepath.Join(data, "keysvc.db.anchor"), "left")
+			return []string{"--init", "--data", data}
+		}, `keysvc\.db has gone.*keysvc\.db\.anchor`},
+		"a demonstration where a store was": {func(t *testing.T) []string {
+			t.Helper()
+			data := t.TempDir()
+			write(t, filepath.Join(data, "keysvc.db.anchor"), "left")
+			return []string{"--dev", "--data", data}
+		}, `keysvc\.db has gone.*keysvc\.db\.anchor`},
 		"the store's file is a folder": {func(t *testing.T) []string {
 			t.Helper()
 			data := t.TempDir()
@@ -194,6 +219,9 @@ func TestStartFails(t *testing.T) {
 			}
 			if after := contents(arguments); name != "second process" && after != before {
 				t.Error("the failed start changed the store's file")
+			}
+			if _, err := os.Lstat(arguments[len(arguments)-1]); name == "no folder of the store" && !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the failed start made the folder: %v", err)
 			}
 		})
 	}
@@ -361,22 +389,39 @@ func TestTerminationHasADeadline(t *testing.T) {
 	}
 }
 
-func TestSecondInterruptExitsAtOnce(t *testing.T) {
+// TestSecondSignalExitsAtOnce: whichever comes first and whichever second.
+func TestSecondSignalExitsAtOnce(t *testing.T) {
 	t.Parallel()
-	s := serve(t, t.TempDir(), "--drain-timeout", "1h")
-	s.begin(t)
-	s.signal(t, os.Interrupt)
-	if _, err := s.stderr.await(s.ended, stopping); err != nil {
-		t.Fatal(err)
-	}
-	// A second SIGTERM is no reason to hurry.
-	s.signal(t, syscall.SIGTERM)
-	s.signal(t, os.Interrupt)
-	if status := s.wait(t); status != 130 {
-		t.Errorf("exit status %d, want 130", status)
-	}
-	if checked := command(t, "", "check", s.file); checked.status != 0 {
-		t.Errorf("check: %s%s", checked.stdout, checked.stderr)
+	for _, test := range []struct {
+		first, second syscall.Signal
+		status        int
+	}{
+		{syscall.SIGINT, syscall.SIGINT, 130},
+		{syscall.SIGINT, syscall.SIGTERM, 143},
+		{syscall.SIGTERM, syscall.SIGTERM, 143},
+		{syscall.SIGTERM, syscall.SIGINT, 130},
+	} {
+		t.Run(test.first.String()+", "+test.second.String(), func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, t.TempDir(), "--drain-timeout", "1h")
+			s.begin(t)
+			s.signal(t, test.first)
+			if _, err := s.stderr.await(s.ended, stopping); err != nil {
+				t.Fatal(err)
+			}
+			// A terminal that closes is no reason to hurry.
+			s.signal(t, syscall.SIGHUP)
+			if _, err := s.stderr.await(s.ended, hangUp); err != nil {
+				t.Fatal(err)
+			}
+			s.signal(t, test.second)
+			if status := s.wait(t); status != test.status {
+				t.Errorf("exit status %d, want %d", status, test.status)
+			}
+			if checked := command(t, "", "check", s.file); checked.status != 0 {
+				t.Errorf("check: %s%s", checked.stdout, checked.stderr)
+			}
+		})
 	}
 }
 
@@ -393,7 +438,7 @@ func TestUnixSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	data := t.TempDir()
-	p := launch(t, "serve", "--listen", "unix://"+path, "--data", data)
+	p := launch(t, "serve", "--listen", "unix://"+path, "--data", data, "--init")
 	s, err := p.serving(data)
 	if err != nil {
 		t.Fatal(err)

@@ -45,7 +45,7 @@ func startKeysvc(ctx context.Context) (_ *keysvc, err error) {
 		return nil, fmt.Errorf("building keysvc: %w\n%s", err, text)
 	}
 	var log bytes.Buffer
-	process := exec.CommandContext(ctx, binary, "serve", "--listen", k.target, "--data", filepath.Join(folder, "data")) //nolint:gosec // what was just built
+	process := exec.CommandContext(ctx, binary, "serve", "--init", "--listen", k.target, "--data", filepath.Join(folder, "data")) //nolint:gosec // what was just built
 	process.Stdout, process.Stderr = &log, &log
 	process.Cancel = func() error { return process.Process.Signal(syscall.SIGTERM) }
 	process.WaitDelay = 20 * time.Second

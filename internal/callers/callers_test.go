@@ -24,7 +24,7 @@ import (
 // served returns the names of all methods that a server serves, by asking it.
 func served(t *testing.T) []string {
 	t.Helper()
-	store, err := boltstore.Open(filepath.Join(t.TempDir(), "keysvc.db"), boltstore.Config{})
+	store, err := boltstore.Open(filepath.Join(t.TempDir(), "keysvc.db"), boltstore.Config{Create: boltstore.CreateIfAbsent, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,9 +19,11 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"github.com/scribe-mail/keysvc/internal/server"
 )
 
-// The exit statuses. Only validate has others than 0 and 1.
+// The exit statuses. Only validate and serve have others than 0 and 1.
 const (
 	// ExitOK says that all went well; for validate, that the token is allowed.
 	ExitOK = 0
@@ -32,6 +34,8 @@ const (
 	// ExitDenied is validate's answer on a valid token that may not do what was
 	// asked.
 	ExitDenied = 4
+	// ExitStopTimeout is serve's if the stop hung and was given up.
+	ExitStopTimeout = 5
 )
 
 // Process is what a command has of the process that it runs in.
@@ -57,7 +61,8 @@ func Main(ctx context.Context, process Process, hooks Hooks) int {
 	if process.Now == nil {
 		process.Now = time.Now
 	}
-	a := &app{Process: process, hooks: hooks}
+	a := &app{Process: process, hooks: hooks, closeStderr: func() bool { return true }}
+	defer func() { a.closeStderr() }()
 	err := a.run(ctx)
 	var status statusError
 	switch {
@@ -67,6 +72,9 @@ func Main(ctx context.Context, process Process, hooks Hooks) int {
 		return int(status)
 	}
 	a.printError(ctx, err)
+	if errors.Is(err, server.ErrStopTimeout) {
+		return ExitStopTimeout
+	}
 	return ExitFailure
 }
 
@@ -79,6 +87,8 @@ func (s statusError) Error() string { return fmt.Sprintf("exit status %d", int(s
 type app struct {
 	Process
 	hooks Hooks
+	// closeStderr ends the use of Stderr, and reports whether all of it was written.
+	closeStderr func() bool
 }
 
 // looksLikeToken finds what has the beginning of a token and some of its secret.

@@ -39,7 +39,7 @@ func startReal(t *testing.T) (addr string, logged func() string) {
 	clock := &realClock{now: now.Add(3 * time.Millisecond)}
 	log := &safeBuffer{}
 	logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	store, err := boltstore.Open(filepath.Join(t.TempDir(), "keysvc.db"), boltstore.Config{Log: logger, Now: clock.Now})
+	store, err := boltstore.Open(filepath.Join(t.TempDir(), "keysvc.db"), boltstore.Config{Log: logger, Now: clock.Now, Create: boltstore.CreateIfAbsent, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

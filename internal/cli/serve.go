@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/logging"
 )
 
 func (a *app) serveCommand() *cobra.Command {
@@ -18,20 +19,24 @@ func (a *app) serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the server",
 		Long: `Run the server, until SIGTERM or Ctrl-C: then it takes no more requests, lets those
-in flight end, and closes its file. A second Ctrl-C exits at once.
+in flight end, and closes its file. A second SIGTERM or Ctrl-C exits at once. If
+the disk hangs, the stop gives up 5 seconds after --drain-timeout, with status 5.
 
-The store is one file under --data, for one process at a time. Plaintext is served
-on loopback and on unix sockets only.`,
+The store is one file under --data, for one process at a time. It must be there:
+give --init once to make it. Plaintext is served on loopback and on unix sockets
+only.`,
 		Example: `  keysvc serve --dev
-  keysvc serve --listen unix:///run/keysvc/keysvc.sock --data /var/lib/keysvc --policy policy.yaml`,
+  keysvc serve --init --data /var/lib/keysvc --policy policy.yaml
+  keysvc serve --listen unix:///run/keysvc/keysvc.sock --data /var/lib/keysvc`,
 		Args: positional(),
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&settings.Listen, "listen", settings.Listen, "where to listen: a loopback host:port (port 0 means any) or unix:///path")
-	flags.StringVar(&settings.Data, "data", settings.Data, "the folder of the store's file; made if it is not there")
+	flags.StringVar(&settings.Data, "data", settings.Data, "the folder of the store's file")
+	flags.BoolVar(&settings.Init, "init", settings.Init, "make a new, empty store, and its folder; fails if there is a store")
 	flags.StringVar(&settings.Anchor, "anchor", settings.Anchor, "the `file` that remembers how far the store had come (default: beside the store's file)")
 	flags.StringVar(&settings.Policy, "policy", settings.Policy, "a policy file that fills an empty store (default: the built-in policy)")
-	flags.BoolVar(&settings.Dev, "dev", settings.Dev, "make a demonstration workspace with a key, once, and print commands to try")
+	flags.BoolVar(&settings.Dev, "dev", settings.Dev, "make a demonstration workspace with a key, once, and the store if there is none, and print commands to try")
 	flags.TextVar(&settings.LogLevel, "log-level", settings.LogLevel, "the least `level` to log: debug, info, warn or error")
 	choice(cmd, &settings.LogFormat, "log-format", "", "how to write logs, by default text at a terminal and json elsewhere", config.LogText, config.LogJSON)
 	flags.DurationVar(&settings.DrainTimeout, "drain-timeout", settings.DrainTimeout, "how long requests in flight may take to end at a stop")
@@ -57,7 +62,11 @@ on loopback and on unix sockets only.`,
 		if a.hooks.Serve == nil {
 			return errNoHook
 		}
-		return a.hooks.Serve(cmd.Context(), settings, a.Stdout, a.Stderr)
+		err := a.hooks.Serve(cmd.Context(), settings, a.Stdout, a.Stderr)
+		// What is said of it must not wait for a reader either.
+		stderr := logging.NewWriter(a.Stderr, logging.Config{})
+		a.Stderr, a.closeStderr = stderr, stderr.Close
+		return err
 	}
 	return cmd
 }

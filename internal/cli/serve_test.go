@@ -12,6 +12,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/cli"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/server"
 )
 
 func TestServe(t *testing.T) {
@@ -29,13 +30,13 @@ func TestServe(t *testing.T) {
 	}
 
 	r := c.run(
-		t, "serve", "--listen", "unix:///run/k.sock", "--data", "/d", "--policy", "p.yaml", "--dev", "--log-level", "debug",
+		t, "serve", "--listen", "unix:///run/k.sock", "--data", "/d", "--policy", "p.yaml", "--init", "--dev", "--log-level", "debug",
 		"--log-format", "text", "--drain-timeout", "3s", "--max-in-flight", "5", "--max-streams", "6",
 		"--max-message-bytes", "70000", "--max-header-bytes", "8000", "--usage-interval", "5s", "--sweep-interval", "2h",
 		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--channelz",
 	)
 	want := config.Settings{
-		Listen: "unix:///run/k.sock", Data: "/d", Policy: "p.yaml", Dev: true, LogLevel: slog.LevelDebug,
+		Listen: "unix:///run/k.sock", Data: "/d", Policy: "p.yaml", Init: true, Dev: true, LogLevel: slog.LevelDebug,
 		LogFormat: config.LogText, DrainTimeout: 3 * time.Second, MaxInFlight: 5, MaxStreams: 6,
 		MaxMessageBytes: 70000, MaxHeaderBytes: 8000, UsageInterval: 5 * time.Second, SweepInterval: 2 * time.Hour,
 		Staleness: 300 * time.Millisecond, MaxSessions: 7, SessionAge: 3 * time.Hour,
@@ -62,6 +63,30 @@ func TestServe(t *testing.T) {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}
+}
+
+// TestServeThatCannotStop has an exit status of its own, and says so as far as somebody
+// reads it.
+func TestServeThatCannotStop(t *testing.T) {
+	hooks := cli.Hooks{Serve: func(context.Context, config.Settings, io.Writer, io.Writer) error {
+		return fmt.Errorf("stopping: %w", server.ErrStopTimeout)
+	}}
+	command{hooks: hooks}.run(t, "serve").want(t, cli.ExitStopTimeout, "", "error: stopping: "+server.ErrStopTimeout.Error()+"\n")
+
+	reader, stderr := io.Pipe() // holds nothing
+	status := make(chan int, 1)
+	go func() {
+		status <- cli.Main(t.Context(), cli.Process{Args: []string{"serve"}, Stdout: io.Discard, Stderr: stderr}, hooks)
+	}()
+	select {
+	case got := <-status:
+		if got != cli.ExitStopTimeout {
+			t.Errorf("exit status %d", got)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it waits for somebody to read standard error")
+	}
+	_ = reader.Close()
 }
 
 func TestCheck(t *testing.T) {

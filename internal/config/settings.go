@@ -29,15 +29,20 @@ type Settings struct {
 	// Listen is where the server listens; see ParseAddress. Until there is TLS
 	// it must be local.
 	Listen string
-	// Data is the folder of the store's file. It is made if it is not there.
+	// Data is the folder of the store's file. Folder and store must be there, unless Init
+	// or Dev is set.
 	Data string
 	// Anchor is the file that remembers how far the store had come; "" means beside the
 	// store's file. Its folder must be there.
 	Anchor string
+	// Init makes a new, empty store, and its folder if need be. The start fails if there
+	// is a store already.
+	Init bool
 	// Policy is a YAML file that fills an empty store; "" means the built-in
 	// policy. A store that has a policy keeps it.
 	Policy string
-	// Dev seeds a demonstration workspace, once, and prints commands to try.
+	// Dev seeds a demonstration workspace, once, and prints commands to try. A store that
+	// is not there is made.
 	Dev bool
 
 	// LogLevel is the least level that is logged.

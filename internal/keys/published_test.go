@@ -28,7 +28,7 @@ func TestUnknownOutcomeIsToldBeforeTheDeadline(t *testing.T) {
 	} {
 		path := filepath.Join(t.TempDir(), "store.db")
 		synctest.Test(t, func(t *testing.T) {
-			store, err := boltstore.Open(path, boltstore.Config{})
+			store, err := boltstore.Open(path, boltstore.Config{Create: boltstore.CreateIfAbsent, Reserve: -1})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -164,7 +164,7 @@ func newFile(t *testing.T, content []byte) string {
 func ask(t *testing.T, path, token string) (allowed bool, err error) {
 	t.Helper()
 	// Without its anchor, which would find these copies before anything else does.
-	store, err := boltstore.Open(path, boltstore.Config{Unanchored: true})
+	store, err := boltstore.Open(path, boltstore.Config{Unanchored: true, Reserve: -1})
 	if err != nil {
 		return false, err
 	}
@@ -299,7 +299,7 @@ func tryStale(t *testing.T, file narrowed, page int, path string) string {
 	if allowed {
 		t.Errorf("%s: page %d is stale, and the token is allowed", file.name, page)
 	}
-	store, openErr := boltstore.Open(path, boltstore.Config{})
+	store, openErr := boltstore.Open(path, boltstore.Config{Unanchored: true, Reserve: -1})
 	if openErr != nil {
 		return "refused"
 	}

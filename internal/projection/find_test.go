@@ -331,7 +331,7 @@ func TestDamagedFile(t *testing.T) {
 	} {
 		t.Run(test.bucket, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "keysvc.db")
-			store, err := boltstore.Open(path, boltstore.Config{})
+			store, err := boltstore.Open(path, boltstore.Config{Create: boltstore.CreateIfAbsent, Reserve: -1})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -346,7 +346,7 @@ func TestDamagedFile(t *testing.T) {
 				t.Fatal(err)
 			}
 			flipLastByte(t, path, test.bucket, "bad")
-			store, err = boltstore.Open(path, boltstore.Config{})
+			store, err = boltstore.Open(path, boltstore.Config{Create: boltstore.CreateIfAbsent, Reserve: -1})
 			if err != nil {
 				t.Fatal(err)
 			}

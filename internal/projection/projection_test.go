@@ -30,7 +30,7 @@ var begin = time.Date(2026, time.January, 2, 3, 4, 5, 0, time.UTC)
 // openStore returns a new store on bbolt.
 func openStore(t testing.TB) storage.Store {
 	t.Helper()
-	store, err := boltstore.Open(filepath.Join(t.TempDir(), "keysvc.db"), boltstore.Config{})
+	store, err := boltstore.Open(filepath.Join(t.TempDir(), "keysvc.db"), boltstore.Config{Create: boltstore.CreateIfAbsent, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ func TestRolledBackStoreIsServedOnAPersonsWord(t *testing.T) {
 	var older []byte
 	for number := range 3 {
 		older, _ = os.ReadFile(file)
-		store, err := boltstore.Open(file, boltstore.Config{Anchor: anchor})
+		store, err := boltstore.Open(file, boltstore.Config{Anchor: anchor, Create: boltstore.CreateIfAbsent, Reserve: -1})
 		if err != nil {
 			t.Fatal(err)
 		}

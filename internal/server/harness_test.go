@@ -96,7 +96,7 @@ func start(t *testing.T, with options) *bench {
 		t.Fatal(err)
 	}
 	log := server.NewLog(settings, b.log)
-	opened, err := boltstore.Open(b.file, boltstore.Config{Log: log, Now: b.clock.Now})
+	opened, err := boltstore.Open(b.file, boltstore.Config{Log: log, Now: b.clock.Now, Create: boltstore.CreateIfAbsent, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,23 +1,67 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc/grpclog"
 
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/logging"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // newLog returns a logger that writes as the settings say.
 func newLog(settings config.Settings, out io.Writer) *slog.Logger {
+	return slog.New(contextHandler{newLogHandler(settings, out)})
+}
+
+// newProcessLog returns the logger of a whole process: it counts lines that come again
+// and again, and gRPC's own errors come to it. Flush what it has counted at the end.
+func newProcessLog(settings config.Settings, out io.Writer) (*slog.Logger, *logging.Repeats) {
+	repeats := logging.NewRepeats(newLogHandler(settings, out))
+	log := slog.New(contextHandler{repeats})
+	// They would go to standard error by a way that waits for its reader.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, grpcErrors{log}))
+	return log, repeats
+}
+
+func newLogHandler(settings config.Settings, out io.Writer) slog.Handler {
 	options := &slog.HandlerOptions{Level: settings.LogLevel, ReplaceAttr: redact}
-	var handler slog.Handler = slog.NewTextHandler(out, options)
 	if settings.LogFormat == config.LogJSON {
-		handler = slog.NewJSONHandler(out, options)
+		return slog.NewJSONHandler(out, options)
 	}
-	return slog.New(contextHandler{handler})
+	return slog.NewTextHandler(out, options)
+}
+
+// droppedNotice returns what writes the line about lines that were dropped.
+func droppedNotice(settings config.Settings) func(dropped int64) []byte {
+	return func(dropped int64) []byte {
+		var line bytes.Buffer
+		now := time.Now() //nolint:forbidigo // as slog stamps its lines
+		record := slog.NewRecord(now, slog.LevelWarn, "log lines were dropped: nobody read them in time, or they could not be written", 0)
+		record.AddAttrs(slog.Int64("dropped", dropped))
+		_ = newLogHandler(settings, &line).Handle(context.Background(), record) // a buffer takes everything
+		return line.Bytes()
+	}
+}
+
+// grpcErrors takes gRPC's own error lines.
+type grpcErrors struct{ log *slog.Logger }
+
+// Write implements io.Writer.
+func (g grpcErrors) Write(line []byte) (int, error) {
+	text := string(line)
+	if _, after, found := strings.Cut(text, "ERROR: "); found {
+		text = after // without another time
+	}
+	g.log.Warn("gRPC reports an error", "text", strings.TrimSpace(text))
+	return len(line), nil
 }
 
 // redact takes tokens out of what is logged. None should get there; this is for the

@@ -41,8 +41,9 @@ const (
 	// keepaliveTime and keepaliveTimeout find peers that went away without a word.
 	keepaliveTime    = time.Minute
 	keepaliveTimeout = 20 * time.Second
-	// flushTimeout bounds the last write of last-used times.
-	flushTimeout = 5 * time.Second
+	// flushTimeout bounds the last write of last-used times. It is less than stopGrace, so
+	// that there is time to close the store.
+	flushTimeout = 3 * time.Second
 	// busyWorkspace is the part of the room for changes that those of one workspace may take.
 	busyWorkspace = 4
 	// keepaliveMinimum is how often a client may ping.
@@ -249,8 +250,9 @@ func (s *Server) Serve(listener net.Listener) error {
 		return err
 	case err := <-s.failed:
 		s.health.Shutdown()
-		s.grpc.Stop()
-		<-served //nolint:errcheck // stopped on purpose; err says why
+		// It closes listener and connections at once, and then waits for handlers, which may
+		// hang with the store; Stop waits for them.
+		go s.grpc.Stop()
 		return err
 	}
 }

@@ -31,6 +31,11 @@ var (
 	ErrInvalidCursor = errors.New("storage: invalid cursor")
 	// ErrLocked is returned when opening a store that another process serves.
 	ErrLocked = errors.New("storage: in use by another process")
+	// ErrAbsent is returned when opening a store that is not there and was not to be made.
+	ErrAbsent = errors.New("storage: there is no store")
+	// ErrPresent is returned when making a new store where one is, or where something is
+	// left of one that has gone.
+	ErrPresent = errors.New("storage: there is a store already")
 	// ErrNewer is returned when opening a store that a newer version has written.
 	ErrNewer = errors.New("storage: written by a newer version")
 	// ErrOlder is returned when opening a store that an older version has written, with a

@@ -59,6 +59,7 @@ func (f *BoltFleet) Open(t testing.TB, managers int) []storage.Store {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(folder) })
 	f.path = filepath.Join(folder, "keysvc.db")
+	f.Config.Create, f.Config.Reserve = boltstore.CreateIfAbsent, -1
 	f.Config.FeedEntries = 1 << 20
 	store, err := boltstore.Open(f.path, f.Config)
 	if err != nil {

@@ -177,16 +177,19 @@ func (s *truth) judgeKey(named keyName, judge func(*trueKey) verdict) verdict {
 
 func (s *truth) judgePutMember(request *keysvcv1.PutMemberRequest) verdict {
 	var stored trueMember
+	var known bool
 	if workspace := s.workspaces[request.GetWorkspaceId()]; workspace != nil {
-		stored = workspace.members[request.GetMemberId()]
+		stored, known = workspace.members[request.GetMemberId()]
 	}
 	if request.SourceVersion != nil && request.GetSourceVersion() < stored.version {
 		return refused(keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED)
 	}
 	_, here := s.member(request.GetWorkspaceId(), request.GetMemberId())
-	same := here && stored.role == request.GetRole() && stored.state == request.GetState() &&
-		(request.SourceVersion == nil || request.GetSourceVersion() == stored.version)
-	return verdict{changes: !same}
+	same := here && stored.role == request.GetRole() && stored.state == request.GetState()
+	if !same && request.SourceVersion != nil && known && request.GetSourceVersion() == stored.version {
+		return refused(keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED)
+	}
+	return verdict{changes: !same || request.SourceVersion != nil && request.GetSourceVersion() != stored.version}
 }
 
 func (s *truth) judgeRemoveMember(request *keysvcv1.RemoveMemberRequest) verdict {
@@ -200,6 +203,9 @@ func (s *truth) judgeRemoveMember(request *keysvcv1.RemoveMemberRequest) verdict
 	}
 	if !known {
 		return verdict{changes: request.GetSourceVersion() > 0}
+	}
+	if stored.state != keysvcv1.MemberState_MEMBER_STATE_REMOVED && request.SourceVersion != nil && request.GetSourceVersion() == stored.version {
+		return refused(keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED)
 	}
 	return verdict{changes: stored.state != keysvcv1.MemberState_MEMBER_STATE_REMOVED ||
 		request.SourceVersion != nil && request.GetSourceVersion() > stored.version}

@@ -68,7 +68,7 @@ func NewBolt(t testing.TB) Bolt { return Bolt{filepath.Join(t.TempDir(), "keysvc
 // Open implements Backend.
 func (b Bolt) Open(t testing.TB) storage.Store {
 	t.Helper()
-	store, err := boltstore.Open(b.Path, boltstore.Config{})
+	store, err := boltstore.Open(b.Path, boltstore.Config{Create: boltstore.CreateIfAbsent, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

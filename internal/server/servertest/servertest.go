@@ -77,7 +77,7 @@ func Start(t testing.TB, options Options) *Keysvc {
 	if options.Settings != nil {
 		options.Settings(&settings)
 	}
-	store, err := boltstore.Open(options.File, boltstore.Config{Log: options.Log, Now: options.Now})
+	store, err := boltstore.Open(options.File, boltstore.Config{Log: options.Log, Now: options.Now, Create: boltstore.CreateIfAbsent, Reserve: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

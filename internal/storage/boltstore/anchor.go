@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -149,24 +149,6 @@ func readAnchor(path string) (anchor.Mark, error) {
 	}
 }
 
-// checkAbandoned refuses to make a new store beside the anchor of one that is gone. It
-// is to be called before the store is looked for.
-func (c Config) checkAbandoned(path string) error {
-	if c.Unanchored {
-		return nil
-	}
-	if _, err := os.Lstat(c.Anchor); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%w: the anchor %s is there, but its store %s is not", storage.ErrAnchor, c.Anchor, path)
-	}
-	return nil
-}
-
 // openAnchor compares a file that was opened with its anchor, and makes one if it has none.
 // It returns what writes it from then on.
 func openAnchor(file *opened, config Config) (*anchoring, error) {
@@ -184,6 +166,10 @@ func openAnchor(file *opened, config Config) (*anchoring, error) {
 		}
 	}
 	if !file.header.GetAnchored() {
+		// Found or made: its name must be on the disk before the store asks for it.
+		if err := syncFolder(filepath.Dir(config.Anchor)); err != nil {
+			return nil, err
+		}
 		// Only now: a crash in between leaves an anchor that agrees, not one that is missed.
 		file.header.Anchored = true
 		err := guard(func() error {

@@ -24,7 +24,7 @@ func grow(t *testing.T, n int) (path string, olderStore, olderAnchor []byte) {
 	for number := range n {
 		olderStore, _ = os.ReadFile(path)
 		olderAnchor, _ = os.ReadFile(AnchorOf(path))
-		store, err := Open(path, Config{})
+		store, err := Open(path, Config{Create: CreateIfAbsent})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +86,7 @@ func TestAnchorRefusesAStoreThatLostChanges(t *testing.T) {
 			want := change(t, path, olderStore, olderAnchor)
 			before := readFile(t, path)
 			for range 2 {
-				_, err := Open(path, Config{})
+				_, err := Open(path, Config{Create: CreateIfAbsent})
 				if !errors.Is(err, storage.ErrAnchor) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
 					t.Fatalf("Open: %v, want ErrAnchor with %q", err, want)
 				}
@@ -151,7 +151,7 @@ func TestStoreWithoutAnchorGetsOne(t *testing.T) {
 		if err := os.Rename(AnchorOf(path), AnchorOf(path)+".kept"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Open(path, Config{}); !errors.Is(err, storage.ErrAnchor) {
+		if _, err := Open(path, Config{Create: CreateIfAbsent}); !errors.Is(err, storage.ErrAnchor) {
 			t.Errorf("Open without the anchor: %v, want ErrAnchor", err)
 		}
 		if err := os.Rename(AnchorOf(path)+".kept", AnchorOf(path)); err != nil {
@@ -166,7 +166,7 @@ func TestAnchorWithoutStoreIsNoNewStore(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path, Config{}); !errors.Is(err, storage.ErrAnchor) {
+	if _, err := Open(path, Config{Create: CreateIfAbsent}); !errors.Is(err, storage.ErrAnchor) {
 		t.Errorf("Open: %v, want ErrAnchor", err)
 	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
@@ -212,7 +212,7 @@ func (s *slowAnchor) newest() int64 {
 func anchoredStore(t *testing.T) (*Store, *slowAnchor, *storagetest.Workspace, func(change *storage.Change) time.Duration) {
 	t.Helper()
 	slow := &slowAnchor{}
-	store, err := Open(filepath.Join(t.TempDir(), "store.db"), Config{anchorFault: slow.fault})
+	store, err := Open(filepath.Join(t.TempDir(), "store.db"), Config{Create: CreateIfAbsent, anchorFault: slow.fault})
 	if err != nil {
 		t.Fatal(err)
 	}

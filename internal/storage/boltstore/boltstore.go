@@ -46,6 +46,8 @@ type Config struct {
 	// LockTimeout is how long to wait for another process to let go of the file.
 	// Default: 1 s.
 	LockTimeout time.Duration
+	// Create says whether a store that is not there is made. Default: CreateNever.
+	Create Creation
 	// FeedEntries is how many entries of the change log are kept. Default: 65,536.
 	FeedEntries int64
 	// Reserve is how many bytes of the disk are kept for changes that narrow, beside what
@@ -143,20 +145,22 @@ type Store struct {
 
 var _ storage.Store = (*Store)(nil)
 
-// Open opens the store in the file at path and creates it, atomically and with mode
-// 0600, if it is not there. Its folder must be. A file of an older schema is upgraded.
-// Errors: ErrLocked if another process
-// serves it, ErrNewer, ErrDamaged, and those of the file system.
+// Open opens the store in the file at path. If config.Create says so, it is made, at
+// once and with mode 0600; its folder must be there. A file of an older schema is
+// upgraded. Errors: ErrAbsent and ErrPresent, as Creation says, ErrLocked if another
+// process serves it, ErrNewer, ErrDamaged, ErrAnchor, and those of the file system.
 func Open(path string, config Config) (*Store, error) {
 	config = config.withDefaults()
 	config.room = newReserve(config)
 	if config.Anchor == "" {
 		config.Anchor = AnchorOf(path)
 	}
-	if err := config.checkAbandoned(path); err != nil {
+	if err := create(path, config); err != nil {
 		return nil, err
 	}
-	if err := create(path, config); err != nil {
+	// At every start: whoever made the store, or renamed an upgraded one, may have been killed
+	// before its name was on the disk.
+	if err := syncFolder(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	store := &Store{
@@ -229,7 +233,7 @@ func openFile(path string, config Config) (*opened, error) {
 		err = guard(func() error { return result.database.View(result.read) })
 	}
 	if err == nil {
-		err = guard(result.settle)
+		err = during("sync", guard(result.settle))
 	}
 	if err != nil {
 		// A damaged file may make closing fail too; the first error is the one that tells.
@@ -289,7 +293,7 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 	case errors.Is(err, berrors.ErrTimeout):
 		return nil, fmt.Errorf("%w: %s", storage.ErrLocked, path)
 	case errors.Is(err, storage.ErrDamaged), errors.As(err, &system):
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, during("lock or map", err))
 	default:
 		return nil, fmt.Errorf("%w: %s is not a store of keysvc: %w", storage.ErrDamaged, path, err)
 	}
@@ -388,9 +392,24 @@ func (o *opened) read(tx *bolt.Tx) error {
 		return errOlder
 	}
 	o.directory = newDirectory()
-	for _, read := range []func(*bolt.Tx) error{o.readHeads, o.readKeys, o.readMembers, o.readWorkspaces, o.verify} {
+	for _, read := range []func(*bolt.Tx) error{o.checkNewest, o.readHeads, o.readKeys, o.readMembers, o.readWorkspaces, o.verify} {
 		if err := read(tx); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// checkNewest refuses a file whose change log or audit log goes on beyond its position:
+// the position, or the root that leads to it, is older than the rest.
+func (o *opened) checkNewest(tx *bolt.Tx) error {
+	for _, bucket := range []string{bucketFeed, bucketAudit} {
+		name, _ := tx.Bucket([]byte(bucket)).Cursor().Last()
+		if revision, err := parseNumber(name); name != nil && err == nil && revision > o.position.Revision {
+			return &storage.DamagedError{
+				Kind: "position", Name: namePosition,
+				Problem: fmt.Sprintf("it is at revision %d, and bucket %s holds revision %d", o.position.Revision, bucket, revision),
+			}
 		}
 	}
 	return nil
@@ -463,7 +482,7 @@ func (s *Store) use(file *opened) {
 // create makes a new store at path unless there is something already. The file
 // appears whole, under its final name, or not at all.
 func create(path string, config Config) error {
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+	if absent, err := config.mayCreate(path); !absent {
 		return err
 	}
 	temporary, err := os.CreateTemp(filepath.Dir(path), ".keysvc-new-*")
@@ -478,10 +497,13 @@ func create(path string, config Config) error {
 		return err
 	}
 	// A link fails if somebody else was faster; then theirs is the store.
-	if err := os.Link(temporary.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+	switch err := os.Link(temporary.Name(), path); {
+	case errors.Is(err, fs.ErrExist) && config.Create == CreateNew:
+		return fmt.Errorf("%w: %s", storage.ErrPresent, path)
+	case err != nil && !errors.Is(err, fs.ErrExist):
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	return nil // its name is synced by every start
 }
 
 // initialise writes an empty store into a file.
@@ -490,9 +512,9 @@ func initialise(path string, config Config) error {
 	if _, err := io.ReadFull(config.Random, epoch); err != nil {
 		return fmt.Errorf("drawing an epoch: %w", err)
 	}
-	database, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType})
+	database, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: config.LockTimeout})
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", path, during("lock, map or sync", err))
 	}
 	err = database.Update(func(tx *bolt.Tx) error {
 		for _, bucket := range buckets {
@@ -510,6 +532,9 @@ func initialise(path string, config Config) error {
 		}
 		return put(tx, bucketMeta, namePosition, &storagev1.PositionRecord{})
 	})
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, during("write or sync", err))
+	}
 	return errors.Join(err, database.Close())
 }
 

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) {
 }
 
 // quick is a Config for tests that run into a locked file, and that open copies.
-var quick = Config{LockTimeout: 100 * time.Millisecond, Unanchored: true}
+var quick = Config{LockTimeout: 100 * time.Millisecond, Create: CreateIfAbsent, Unanchored: true}
 
 func TestConformance(t *testing.T) {
 	for name, config := range map[string]Config{
@@ -39,9 +39,12 @@ func backend(config Config) storagetest.Factory {
 	}
 }
 
-// mustOpen opens a store and closes it at the end of the test.
+// mustOpen opens a store, which it makes if need be, and closes it at the end of the test.
 func mustOpen(t testing.TB, path string, config Config) *Store {
 	t.Helper()
+	if config.Create == CreateNever {
+		config.Create = CreateIfAbsent
+	}
 	store, err := Open(path, config)
 	if err != nil {
 		t.Fatalf("Open: %v", err)

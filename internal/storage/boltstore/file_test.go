@@ -168,7 +168,7 @@ func TestConcurrentCreation(t *testing.T) {
 		var group sync.WaitGroup
 		for range openers {
 			group.Go(func() {
-				store, err := Open(path, Config{LockTimeout: 300 * time.Millisecond})
+				store, err := Open(path, Config{LockTimeout: 300 * time.Millisecond, Create: CreateIfAbsent})
 				mutex.Lock()
 				defer mutex.Unlock()
 				switch {
@@ -198,7 +198,7 @@ func TestConcurrentCreation(t *testing.T) {
 // TestFailedCreationLeavesNothing fails while the new file is being filled.
 func TestFailedCreationLeavesNothing(t *testing.T) {
 	folder := t.TempDir()
-	if _, err := Open(filepath.Join(folder, "store.db"), Config{Random: strings.NewReader("short")}); err == nil {
+	if _, err := Open(filepath.Join(folder, "store.db"), Config{Random: strings.NewReader("short"), Create: CreateIfAbsent}); err == nil {
 		t.Error("Open: no error without randomness")
 	}
 	entries, err := os.ReadDir(folder)
@@ -321,7 +321,7 @@ func edit(t testing.TB, path string, change func(tx *bolt.Tx) error) {
 func small(t testing.TB) (path string, heads map[string]storage.Head) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "store.db")
-	store, err := Open(path, Config{Random: strings.NewReader("twelve bytes"), Unanchored: true})
+	store, err := Open(path, Config{Random: strings.NewReader("twelve bytes"), Create: CreateIfAbsent, Unanchored: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ var errDisk = errors.New("the disk is broken")
 
 func newFailing() *failing {
 	f := &failing{}
-	f.Config = boltstore.Config{}.WithFault(func(written bool) error {
+	f.Config = boltstore.Config{Create: boltstore.CreateIfAbsent}.WithFault(func(written bool) error {
 		f.mutex.Lock()
 		defer f.mutex.Unlock()
 		if !f.armed || written == f.unwritten {

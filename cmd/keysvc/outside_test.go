@@ -1,0 +1,344 @@
+package main_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+// These tests are about whoever reads the output, sends signals, or takes descriptors:
+// none of them may decide over the process.
+
+var (
+	hangUp         = regexp.MustCompile(`"msg":"(SIGHUP is ignored)`)
+	droppedLines   = regexp.MustCompile(`"msg":"log lines were dropped[^\n]*"dropped":(\d+)`)
+	notAccepted    = regexp.MustCompile(`"msg":"(a connection cannot be accepted)`)
+	repeatedLine   = regexp.MustCompile(`"repeated":(\d+)`)
+	descriptorsSet = "ulimit -n 24; exec \"$0\" \"$@\""
+)
+
+// plumbed is a keysvc whose standard error, and output if it is to be, goes into a pipe.
+type plumbed struct {
+	*serving
+	// reader is the other end.
+	reader *os.File
+}
+
+// plumb starts a server on a unix socket and waits until it serves.
+func plumb(t *testing.T, arguments ...string) *plumbed {
+	t.Helper()
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = reader.Close() })
+	data, socket := t.TempDir(), filepath.Join(shortDir(t), "s")
+	p := &process{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
+	p.command = exec.Command(binary, append([]string{"serve", "--init", "--data", data, "--listen", "unix://" + socket}, arguments...)...) //nolint:gosec // built above
+	p.command.Env = clean()
+	p.command.Stdout, p.command.Stderr = writer, writer
+	if err := p.command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = writer.Close()
+	go func() {
+		_ = p.command.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(p.kill)
+	_, _ = p.stdout.Write([]byte("keysvc serves on unix://" + socket + "\n"))
+	s, err := p.serving(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.conn.Close() })
+	for dialling := testContext(t); ; {
+		conn, err := (&net.Dialer{}).DialContext(dialling, "unix", socket)
+		if err == nil {
+			_ = conn.Close()
+			return &plumbed{s, reader}
+		}
+		if dialling.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// flood logs more than the pipe and what may wait hold.
+func (p *plumbed) flood(t *testing.T) {
+	t.Helper()
+	const lines = 6000 // of more than 200 bytes
+	for range lines {
+		p.decide(t, "nonsense", "emails:read")
+	}
+}
+
+// TestNobodyHasToReadTheOutput fills the pipe of the log, and of standard output, and
+// goes on to work.
+func TestNobodyHasToReadTheOutput(t *testing.T) {
+	t.Parallel()
+	t.Run("until the stop", func(t *testing.T) {
+		t.Parallel()
+		p := plumb(t, "--log-level", "debug")
+		p.flood(t)
+		p.putMember(t, "acme", "ann", "owner")
+		token := p.create(t, "acme", "ann", "emails:read").GetToken()
+		if got := p.decide(t, token, "emails:read"); inWords(got) != "ALLOWED" {
+			t.Errorf("got %s", inWords(got))
+		}
+		p.stop(t)
+		if checked := command(t, "", "check", p.file); checked.status != 0 {
+			t.Errorf("check: %s%s", checked.stdout, checked.stderr)
+		}
+	})
+	t.Run("but may again", func(t *testing.T) {
+		t.Parallel()
+		p := plumb(t, "--log-level", "debug")
+		p.flood(t)
+		go func() { _, _ = io.Copy(p.stderr, p.reader) }()
+		if dropped, err := p.stderr.await(p.ended, droppedLines); err != nil || dropped == "0" {
+			t.Errorf("the log does not say how many lines were dropped: %q, %v", dropped, err)
+		}
+		p.stop(t)
+	})
+	t.Run("nor what the stacks say", func(t *testing.T) {
+		t.Parallel()
+		p := plumb(t, "--log-level", "debug")
+		p.flood(t)
+		p.signal(t, syscall.SIGQUIT)
+		if status := p.wait(t); status != 128+int(syscall.SIGQUIT) {
+			t.Errorf("exit status %d", status)
+		}
+	})
+}
+
+// TestTheReaderOfTheLogMayDie: SIGPIPE would end the process in the middle of a call.
+func TestTheReaderOfTheLogMayDie(t *testing.T) {
+	t.Parallel()
+	p := plumb(t)
+	if err := p.reader.Close(); err != nil {
+		t.Fatal(err)
+	}
+	p.putMember(t, "acme", "ann", "owner")
+	token := p.create(t, "acme", "ann", "emails:read").GetToken()
+	if got := p.decide(t, token, "emails:read"); inWords(got) != "ALLOWED" {
+		t.Errorf("got %s", inWords(got))
+	}
+	p.stop(t)
+}
+
+// TestSignalsThatEndNothing sends each signal that is no wish to end the process.
+func TestSignalsThatEndNothing(t *testing.T) {
+	t.Parallel()
+	s := serve(t, t.TempDir())
+	for _, signal := range []syscall.Signal{
+		syscall.SIGHUP, syscall.SIGPIPE, syscall.SIGTTOU, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM, syscall.SIGVTALRM,
+		syscall.SIGPROF, syscall.SIGIO, syscall.SIGXCPU, syscall.SIGXFSZ, syscall.SIGWINCH, syscall.SIGURG, syscall.SIGCHLD, syscall.SIGCONT,
+	} {
+		s.signal(t, signal)
+		s.putMember(t, "acme", fmt.Sprint("after-", int(signal)), "owner")
+	}
+	if _, err := s.stderr.await(s.ended, hangUp); err != nil {
+		t.Error(err)
+	}
+	s.stop(t)
+}
+
+func TestQuitTellsWhatEachGoroutineDoes(t *testing.T) {
+	t.Parallel()
+	s := serve(t, t.TempDir())
+	s.signal(t, syscall.SIGQUIT)
+	if status := s.wait(t); status != 128+int(syscall.SIGQUIT) {
+		t.Errorf("exit status %d", status)
+	}
+	if text := s.stderr.String(); !strings.Contains(text, "goroutine 1 ") || !strings.Contains(text, "boltstore") {
+		t.Errorf("no stacks:\n%s", text)
+	}
+}
+
+// TestNoDescriptorsLeft opens more connections than the process may have.
+func TestNoDescriptorsLeft(t *testing.T) {
+	t.Parallel()
+	data := t.TempDir()
+	p := &process{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
+	p.command = exec.Command("sh", append([]string{"-c", descriptorsSet, binary}, serveOn(data)...)...) //nolint:gosec // built above
+	p.command.Env = clean()
+	p.command.Stdout, p.command.Stderr = p.stdout, p.stderr
+	if err := p.command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = p.command.Wait()
+		close(p.ended)
+	}()
+	t.Cleanup(p.kill)
+	s, err := p.serving(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.conn.Close() })
+	s.putMember(t, "acme", "ann", "owner")
+	token := s.create(t, "acme", "ann", "emails:read").GetToken()
+
+	open := exhaust(t, s)
+	for number := range 20 {
+		s.putMember(t, "acme", fmt.Sprint("m", number), "owner")
+		if got := s.decide(t, token, "emails:read"); inWords(got) != "ALLOWED" {
+			t.Errorf("got %s", inWords(got))
+		}
+	}
+	for _, conn := range open {
+		_ = conn.Close()
+	}
+	if got := command(t, token, "validate", "--addr", s.address, "--scope", "emails:read"); got.status != 0 {
+		t.Errorf("with descriptors again: exit status %d\n%s", got.status, got.stderr)
+	}
+	if lines := len(notAccepted.FindAllString(s.stderr.String(), -1)); lines > 3 {
+		t.Errorf("the log has %d lines about it", lines)
+	}
+	exhaust(t, s)
+	s.stop(t)
+}
+
+// exhaust opens connections until the server says that it cannot accept one.
+func exhaust(t *testing.T, s *serving) []net.Conn {
+	t.Helper()
+	var open []net.Conn
+	for range 40 {
+		conn, err := (&net.Dialer{}).DialContext(testContext(t), "tcp", s.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = conn.Close() })
+		open = append(open, conn)
+	}
+	if _, err := s.stderr.await(s.ended, notAccepted); err != nil {
+		t.Fatalf("the log says nothing: %v", err)
+	}
+	return open
+}
+
+// TestTheStopOfAStartThatHangs: nobody writes into the named pipe that is the policy.
+func TestTheStopOfAStartThatHangs(t *testing.T) {
+	t.Parallel()
+	pipe := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := launch(t, "serve", "--init", "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--policy", pipe, "--drain-timeout", "0s")
+	// Whoever opens it without waiting finds a reader once the start has come to it.
+	for opening := testContext(t); ; {
+		file, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		if err == nil {
+			defer file.Close()
+			break
+		}
+		if !errors.Is(err, syscall.ENXIO) || opening.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	begin := time.Now()
+	p.signal(t, syscall.SIGTERM)
+	if status := p.wait(t); status != 5 {
+		t.Errorf("exit status %d, want 5", status)
+	}
+	if took := time.Since(begin); took < 3*time.Second || took > 10*time.Second {
+		t.Errorf("it took %s, want about 4 s", took)
+	}
+	if text := p.stderr.String(); !strings.Contains(text, "error: the stop hangs") {
+		t.Errorf("it said\n%s", text)
+	}
+}
+
+// TestRefusalsDoNotFloodTheLog: hundreds of warnings of one kind are one line and, ten
+// seconds later or at the stop, another that counts the rest.
+func TestRefusalsDoNotFloodTheLog(t *testing.T) {
+	t.Parallel()
+	s := serve(t, t.TempDir(), "--log-level", "debug", "--max-sessions", "1")
+	sync := keysvcv1.NewSyncServiceClient(s.conn)
+	session := func() error {
+		stream, err := sync.Sync(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}}); err != nil && !errors.Is(err, io.EOF) {
+			t.Fatal(err)
+		}
+		_, err = stream.Recv()
+		return err
+	}
+	if err := session(); err != nil {
+		t.Fatal(err)
+	}
+	const refusals = 300
+	for range refusals {
+		if err := session(); err == nil {
+			t.Fatal("a second session was let in")
+		}
+	}
+	s.stop(t)
+	stands, lines := 0, 0
+	for line := range strings.Lines(s.stderr.String()) {
+		if !strings.Contains(line, `"level":"WARN"`) || !strings.Contains(line, "ResourceExhausted") {
+			continue
+		}
+		lines++
+		count := 1
+		if found := repeatedLine.FindStringSubmatch(line); found != nil {
+			if _, err := fmt.Sscan(found[1], &count); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stands += count
+	}
+	if lines == 0 || lines > 8 || stands%refusals != 0 {
+		t.Errorf("%d lines that stand for %d, want few for %d", lines, stands, refusals)
+	}
+}
+
+// TestLooseModesAreSaid: whoever can write the file can make keys.
+func TestLooseModesAreSaid(t *testing.T) {
+	t.Parallel()
+	data := filepath.Join(t.TempDir(), "new", "data")
+	s := serve(t, data)
+	s.stop(t)
+	if text := s.stderr.String(); strings.Contains(text, "loose") || strings.Contains(text, "another user") {
+		t.Errorf("of its own file and folder it says\n%s", text)
+	}
+	for path, mode := range map[string]os.FileMode{data: 0o750, s.file: 0o666} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = serve(t, data)
+	s.stop(t)
+	for _, want := range []string{`"path":"` + data + `","mode":"0750","allowed":"0700"`, `"path":"` + s.file + `","mode":"0666","allowed":"0600"`} {
+		if text := s.stderr.String(); strings.Count(text, want) != 1 {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	}
+	var changed bytes.Buffer
+	if os.Geteuid() == 0 {
+		if err := os.Chown(s.file, 12345, -1); err != nil {
+			t.Fatal(err)
+		}
+		s = serve(t, data)
+		s.stop(t)
+		changed.WriteString(s.stderr.String())
+		if !strings.Contains(changed.String(), `"owner":12345`) {
+			t.Errorf("of another user's file it says\n%s", changed.String())
+		}
+	}
+}

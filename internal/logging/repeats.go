@@ -1,0 +1,198 @@
+package logging
+
+import (
+	"context"
+	"hash/maphash"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// What Repeats lets through. A line that comes again is written once in an interval,
+// and so many lines of one message, however they differ.
+const (
+	repeatsInterval = 10 * time.Second
+	repeatsVariants = 100
+)
+
+// repeatedKey names the attribute that says how often a line has come again.
+const repeatedKey = "repeated"
+
+// varying are the attributes that do not make two lines different.
+var varying = map[string]bool{
+	"request_id":            true,
+	"peer.address":          true,
+	"grpc.start_time":       true,
+	"grpc.time_ms":          true,
+	"grpc.request.deadline": true,
+	"after":                 true,
+}
+
+// Repeats is a slog.Handler that keeps floods out of the log. Of warnings and errors
+// that are alike (same level, message and attributes, but for request id, peer and
+// times) it hands on the first; those that follow within ten seconds are counted, and
+// then the last of them is handed on with their number in the attribute "repeated". Of
+// one message at most a hundred different lines in ten seconds are told apart. Lower
+// levels pass.
+type Repeats struct {
+	next slog.Handler
+	// prefix stands for the attributes and groups that next was given.
+	prefix string
+	table  *repeatsTable
+}
+
+// repeatsTable is what all handlers that come from one share.
+type repeatsTable struct {
+	seed  maphash.Seed
+	mutex sync.Mutex
+	lines map[uint64]*repeated
+	// variants is how many different lines of each message there are in lines. Messages
+	// are constant, so this does not grow.
+	variants map[string]int
+}
+
+// repeated is a line that was handed on less than an interval ago.
+type repeated struct {
+	message string
+	timer   *time.Timer
+	// count is how often it has come again; last is how it did, and through which handler.
+	count int
+	last  slog.Record
+	next  slog.Handler
+}
+
+// NewRepeats returns a handler that hands on to next.
+func NewRepeats(next slog.Handler) *Repeats {
+	return &Repeats{next: next, table: &repeatsTable{
+		seed:     maphash.MakeSeed(),
+		lines:    make(map[uint64]*repeated),
+		variants: make(map[string]int),
+	}}
+}
+
+// Enabled implements slog.Handler.
+func (r *Repeats) Enabled(ctx context.Context, level slog.Level) bool {
+	return r.next.Enabled(ctx, level)
+}
+
+// WithAttrs implements slog.Handler.
+func (r *Repeats) WithAttrs(attributes []slog.Attr) slog.Handler {
+	prefix := r.prefix
+	for _, attribute := range attributes {
+		prefix += "\x00" + attribute.String()
+	}
+	return &Repeats{next: r.next.WithAttrs(attributes), prefix: prefix, table: r.table}
+}
+
+// WithGroup implements slog.Handler.
+func (r *Repeats) WithGroup(name string) slog.Handler {
+	return &Repeats{next: r.next.WithGroup(name), prefix: r.prefix + "\x00" + name + ".", table: r.table}
+}
+
+// Handle implements slog.Handler.
+func (r *Repeats) Handle(ctx context.Context, record slog.Record) error {
+	if record.Level < slog.LevelWarn || !r.table.note(r, record) {
+		return r.next.Handle(ctx, record)
+	}
+	return nil
+}
+
+// note reports whether a record repeats one that was handed on, and counts it then.
+func (t *repeatsTable) note(from *Repeats, record slog.Record) bool {
+	key := t.key(from.prefix, record, true)
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	line, found := t.lines[key]
+	if !found && t.variants[record.Message] >= repeatsVariants {
+		key = t.key("", record, false)
+		line, found = t.lines[key]
+	}
+	if found {
+		line.count++
+		line.last, line.next = record.Clone(), from.next
+		return true
+	}
+	t.variants[record.Message]++
+	t.lines[key] = &repeated{
+		message: record.Message,
+		timer:   time.AfterFunc(repeatsInterval, func() { t.tell(key) }),
+	}
+	return false
+}
+
+// key returns what is the same of lines that are alike.
+func (t *repeatsTable) key(prefix string, record slog.Record, attributes bool) uint64 {
+	var hash maphash.Hash
+	hash.SetSeed(t.seed)
+	// Strings end with a byte that is in none, so that no two lines run together.
+	add := func(text string) {
+		hash.WriteString(text) //nolint:errcheck // never fails
+		hash.WriteByte(0xff)   //nolint:errcheck // never fails
+	}
+	add(record.Level.String())
+	add(record.Message)
+	add(prefix)
+	if attributes {
+		record.Attrs(func(attribute slog.Attr) bool {
+			if !varying[attribute.Key] {
+				add(attribute.Key)
+				add(attribute.Value.String())
+			}
+			return true
+		})
+	}
+	return hash.Sum64()
+}
+
+// tell ends an interval: what has come again is handed on once, with its number, and
+// another interval begins. A line that has not come again is forgotten.
+func (t *repeatsTable) tell(key uint64) {
+	t.mutex.Lock()
+	line, found := t.lines[key]
+	if !found {
+		t.mutex.Unlock()
+		return
+	}
+	if line.count == 0 {
+		delete(t.lines, key)
+		if t.variants[line.message]--; t.variants[line.message] == 0 {
+			delete(t.variants, line.message)
+		}
+		t.mutex.Unlock()
+		return
+	}
+	told, next := line.take()
+	line.timer.Reset(repeatsInterval)
+	t.mutex.Unlock()
+	handOn(next, told)
+}
+
+// take returns the last repetition, with the number of all, and begins to count anew.
+func (l *repeated) take() (slog.Record, slog.Handler) {
+	told, next := l.last, l.next
+	told.AddAttrs(slog.Int(repeatedKey, l.count))
+	l.count, l.last, l.next = 0, slog.Record{}, nil
+	return told, next
+}
+
+func handOn(next slog.Handler, record slog.Record) {
+	// As in slog itself, a line that cannot be written is nobody's error.
+	_ = next.Handle(context.Background(), record)
+}
+
+// Flush hands on what was counted so far, and forgets everything. It is for the end of
+// the process.
+func (r *Repeats) Flush() {
+	t := r.table
+	t.mutex.Lock()
+	lines := t.lines
+	t.lines, t.variants = make(map[uint64]*repeated), make(map[string]int)
+	t.mutex.Unlock()
+	for _, line := range lines {
+		line.timer.Stop()
+		if line.count > 0 {
+			told, next := line.take()
+			handOn(next, told)
+		}
+	}
+}

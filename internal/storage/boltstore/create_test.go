@@ -1,0 +1,123 @@
+package boltstore
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// TestAStoreIsMadeOnlyForWhoSaysSo: a store that is made where another was expected
+// answers every token with "unknown".
+func TestAStoreIsMadeOnlyForWhoSaysSo(t *testing.T) {
+	for _, test := range []struct {
+		name          string
+		create        Creation
+		store, anchor bool
+		want          error
+	}{
+		{"nothing, by default", CreateNever, false, false, storage.ErrAbsent},
+		{"nothing, an unknown value", Creation(99), false, false, storage.ErrAbsent},
+		{"an anchor, by default", CreateNever, false, true, storage.ErrAbsent},
+		{"nothing, if absent", CreateIfAbsent, false, false, nil},
+		{"nothing, a new one", CreateNew, false, false, nil},
+		{"an anchor, if absent", CreateIfAbsent, false, true, storage.ErrPresent},
+		{"an anchor, a new one", CreateNew, false, true, storage.ErrPresent},
+		{"a store, by default", CreateNever, true, false, nil},
+		{"a store, if absent", CreateIfAbsent, true, false, nil},
+		{"a store, a new one", CreateNew, true, false, storage.ErrPresent},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "store.db")
+			if test.store {
+				if err := mustOpen(t, path, quick).Close(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if test.anchor {
+				writeFile(t, path+".anchor", nil)
+			}
+			store, err := Open(path, Config{Create: test.create})
+			if !errors.Is(err, test.want) || err != nil && !strings.Contains(err.Error(), path) {
+				t.Errorf("Open: %v, want %v with the path", err, test.want)
+			}
+			if err == nil {
+				if err := store.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+			_, err = os.Lstat(path)
+			if made := err == nil; made != (test.store || test.want == nil) {
+				t.Errorf("after it, the file: %v", err)
+			}
+		})
+	}
+}
+
+// locker locks the file that a new store is being made in, when it is asked for the
+// random numbers of its epoch.
+type locker struct {
+	t      *testing.T
+	folder string
+	file   *os.File
+}
+
+func (l *locker) Read(random []byte) (int, error) {
+	l.t.Helper()
+	files, err := filepath.Glob(filepath.Join(l.folder, ".keysvc-new-*"))
+	if err != nil || len(files) != 1 {
+		l.t.Fatalf("being made are %q, %v", files, err)
+	}
+	if l.file, err = os.Open(files[0]); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := syscall.Flock(int(l.file.Fd()), syscall.LOCK_EX); err != nil {
+		l.t.Fatal(err)
+	}
+	return len(random), nil
+}
+
+// TestMakingAStoreDoesNotWaitForALock: a lock that cannot be had is an error, soon.
+func TestMakingAStoreDoesNotWaitForALock(t *testing.T) {
+	random := &locker{t: t, folder: t.TempDir()}
+	path := filepath.Join(random.folder, "store.db")
+	opened := make(chan error, 1)
+	go func() {
+		store, err := Open(path, Config{Create: CreateNew, Random: random, LockTimeout: 100 * time.Millisecond})
+		if err == nil {
+			_ = store.Close()
+		}
+		opened <- err
+	}()
+	select {
+	case err := <-opened:
+		if err == nil || !strings.Contains(err.Error(), ".keysvc-new-") || !strings.Contains(err.Error(), "lock") {
+			t.Errorf("Open: %v, want an error that names the file", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("Open hangs")
+	}
+	_ = random.file.Close()
+	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the store is there: %v", err)
+	}
+}
+
+func TestErrorsOfTheSystemSayWhatWasDone(t *testing.T) {
+	bare := during("sync", syscall.EIO)
+	if !errors.Is(bare, syscall.EIO) || bare.Error() != "sync: input/output error" {
+		t.Errorf("got %v", bare)
+	}
+	named := &fs.PathError{Op: "write", Path: "file", Err: syscall.EIO}
+	for _, err := range []error{nil, named, storage.ErrLocked} {
+		if got := during("sync", err); !errors.Is(got, err) || got != err {
+			t.Errorf("%v became %v", err, got)
+		}
+	}
+}
