@@ -32,14 +32,14 @@ func TestServe(t *testing.T) {
 		t, "serve", "--listen", "unix:///run/k.sock", "--data", "/d", "--policy", "p.yaml", "--dev", "--log-level", "debug",
 		"--log-format", "text", "--drain-timeout", "3s", "--max-in-flight", "5", "--max-streams", "6",
 		"--max-message-bytes", "70000", "--max-header-bytes", "8000", "--usage-interval", "5s", "--sweep-interval", "2h",
-		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--channelz",
+		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--allow-clock-ahead", "--channelz",
 	)
 	want := config.Settings{
 		Listen: "unix:///run/k.sock", Data: "/d", Policy: "p.yaml", Dev: true, LogLevel: slog.LevelDebug,
 		LogFormat: config.LogText, DrainTimeout: 3 * time.Second, MaxInFlight: 5, MaxStreams: 6,
 		MaxMessageBytes: 70000, MaxHeaderBytes: 8000, UsageInterval: 5 * time.Second, SweepInterval: 2 * time.Hour,
 		Staleness: 300 * time.Millisecond, MaxSessions: 7, SessionAge: 3 * time.Hour,
-		AllowClockBehind: true, Channelz: true,
+		AllowClockBehind: true, AllowClockAhead: true, Channelz: true,
 	}
 	if r.status != 0 || got != want {
 		t.Errorf("%+v, settings %+v", r, got)

@@ -45,8 +45,6 @@ type Config struct {
 	Passed func() time.Duration
 	// Floor is what the clock begins with if the wall clock is behind it.
 	Floor time.Time
-	// Jumped is called once, when the first jump is noticed. It must not read the clock.
-	Jumped func(Jump)
 }
 
 // Clock follows the wall clock, with three exceptions. It never goes back. It counts the
@@ -60,7 +58,6 @@ type Config struct {
 type Clock struct {
 	wall   func() time.Time
 	passed func() time.Duration
-	jumped func(Jump)
 	// bare says that the wall clock's times have no monotonic part: only passed tells what
 	// time has passed, or nothing does.
 	bare bool
@@ -89,7 +86,7 @@ func New(config Config) *Clock {
 			config.Passed = Booted()
 		}
 	}
-	c := &Clock{wall: config.Wall, passed: config.Passed, jumped: config.Jumped}
+	c := &Clock{wall: config.Wall, passed: config.Passed}
 	if !config.Floor.IsZero() {
 		c.latest.Store(config.Floor.UnixNano())
 	}
@@ -204,10 +201,6 @@ func (c *Clock) jumps(last, next *reading, elapsed time.Duration) bool {
 	if c.steps <= Tolerance {
 		return false
 	}
-	jump := &Jump{Time: time.Unix(0, next.shown).UTC(), Wall: next.wall.Round(0).UTC()}
-	c.jump.Store(jump)
-	if c.jumped != nil {
-		c.jumped(*jump)
-	}
+	c.jump.Store(&Jump{Time: time.Unix(0, next.shown).UTC(), Wall: next.wall.Round(0).UTC()})
 	return true
 }

@@ -24,6 +24,7 @@ type Manager struct {
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
+	trusted    func() error // Config.ClockTrusted
 	locks      locks
 }
 
@@ -36,6 +37,10 @@ type Config struct {
 	Projection *projection.Projection
 	// Now is the clock. It must not go back. Default: time.Now.
 	Now func() time.Time
+	// ClockTrusted returns nil, or, while nobody knows what time it is, what to tell the
+	// caller. Then no key is created or rotated with an overlap, and nothing is purged.
+	// Default: the clock is always trusted.
+	ClockTrusted func() error
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 }
@@ -47,9 +52,13 @@ func New(config Config) *Manager {
 		projection: config.Projection,
 		now:        config.Now,
 		random:     config.Random,
+		trusted:    config.ClockTrusted,
 	}
 	if manager.now == nil {
 		manager.now = time.Now
+	}
+	if manager.trusted == nil {
+		manager.trusted = func() error { return nil }
 	}
 	if manager.random == nil {
 		manager.random = rand.Reader

@@ -61,6 +61,9 @@ type Config struct {
 	// Now is the clock; the Server keeps it from going back. Default: time.Now. Leases of
 	// near-caches do not go by it, but by the time that passes.
 	Now func() time.Time
+	// Passed says how much time has passed, whatever the clock is set to: how jumps of the
+	// clock are noticed. Default: clock.Booted if Now is nil, else nothing, and no jump is.
+	Passed func() time.Duration
 	// Random yields ids and secrets. Default: the system's CSPRNG.
 	Random io.Reader
 	// RingSize is how many changes are kept for near-caches that read slowly or come back.
@@ -79,6 +82,10 @@ type Server struct {
 	keys       *keys.Manager
 	recorder   *usage.Recorder
 	log        *slog.Logger
+	clock      *clock.Clock
+	sayJump    sync.Once
+	// sweeps says whether to purge.
+	sweeps bool
 
 	// background lasts until stopFollowing ends it and following, which is what runs besides the calls.
 	background    context.Context //nolint:containedctx // the server's own lifetime, not a call's
@@ -97,10 +104,6 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	now := settings.Now
-	if now == nil {
-		now = time.Now
-	}
 	server := &Server{
 		projection: projection.New(settings.Store, log),
 		recorder:   usage.NewRecorder(settings.Store, log),
@@ -114,13 +117,11 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading the store: %w", err)
 	}
-	if behind := position.Time.Sub(now()); behind > 0 && !settings.Settings.AllowClockBehind {
-		return nil, fmt.Errorf("the wall clock is %s behind the last commit, at %s: set it right, or start with --allow-clock-behind",
-			behind.Round(time.Millisecond), position.Time.Format(time.RFC3339))
+	if err := server.startClock(ctx, settings, position); err != nil {
+		return nil, err
 	}
-	now = clock.Steady(now, position.Time)
 	server.keys = keys.New(keys.Config{
-		Store: settings.Store, Projection: server.projection, Now: now, Random: settings.Random,
+		Store: settings.Store, Projection: server.projection, Now: server.clock.Now, ClockTrusted: server.clockTrusted, Random: settings.Random,
 	})
 	if err := server.makeHub(ctx, settings, position, started); err != nil {
 		return nil, err
@@ -136,7 +137,8 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 		log.WarnContext(ctx, "the store has another policy, which is the one that counts; change it with keysvc policy apply",
 			"active", active.Digest, "given", wanted)
 	}
-	validator := validation.New(server.projection, settings.Store, now)
+	validator := validation.New(server.projection, settings.Store, server.clock.Now)
+	validator.DoubtTime(server.clock.Latest)
 	validator.RecordTo(server.recorder)
 	server.register(settings, validator)
 	server.work(settings.Settings)
@@ -183,6 +185,10 @@ func (s *Server) follow() {
 // work does what is not asked for by a call: writing last-used times, and purging.
 func (s *Server) work(settings config.Settings) {
 	s.following.Go(func() { s.recorder.Run(s.background, settings.UsageInterval) })
+	s.following.Go(func() { s.watchClock(s.background) })
+	if !s.sweeps {
+		return
+	}
 	s.following.Go(func() {
 		s.keys.SweepEvery(s.background, systemActor, settings.SweepInterval, func(swept keys.Swept, err error) {
 			if err != nil {

@@ -88,6 +88,11 @@ const (
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 27
 	// UNIMPLEMENTED. This version of keysvc does not have the method yet.
 	ErrorReason_ERROR_REASON_NOT_IMPLEMENTED ErrorReason = 28
+	// UNAVAILABLE. The server's wall clock was set forward by more than has passed, and
+	// nobody knows which time is right. Until the operator has restarted the server no key
+	// is created or rotated with an overlap, nothing is purged, and tokens are not decided
+	// on that are expired by one of the two times only. What takes away goes on.
+	ErrorReason_ERROR_REASON_CLOCK_UNSURE ErrorReason = 30
 )
 
 // Enum value maps for ErrorReason.
@@ -122,6 +127,7 @@ var (
 		26: "ERROR_REASON_RECORD_DAMAGED",
 		27: "ERROR_REASON_INTERNAL",
 		28: "ERROR_REASON_NOT_IMPLEMENTED",
+		30: "ERROR_REASON_CLOCK_UNSURE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -153,6 +159,7 @@ var (
 		"ERROR_REASON_RECORD_DAMAGED":          26,
 		"ERROR_REASON_INTERNAL":                27,
 		"ERROR_REASON_NOT_IMPLEMENTED":         28,
+		"ERROR_REASON_CLOCK_UNSURE":            30,
 	}
 )
 
@@ -187,7 +194,7 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xe3\a\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\x82\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12\x1e\n" +
@@ -218,7 +225,8 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"!ERROR_REASON_REVISION_NOT_REACHED\x10\x19\x12\x1f\n" +
 	"\x1bERROR_REASON_RECORD_DAMAGED\x10\x1a\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x1b\x12 \n" +
-	"\x1cERROR_REASON_NOT_IMPLEMENTED\x10\x1cB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\x1cERROR_REASON_NOT_IMPLEMENTED\x10\x1c\x12\x1d\n" +
+	"\x19ERROR_REASON_CLOCK_UNSURE\x10\x1eB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_errors_proto_rawDescOnce sync.Once

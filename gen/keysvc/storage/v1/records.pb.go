@@ -105,6 +105,9 @@ const (
 	AuditAction_AUDIT_ACTION_POLICY_APPLIED AuditAction = 9
 	// Keys or members past their retention were purged.
 	AuditAction_AUDIT_ACTION_PURGED AuditAction = 10
+	// Times that lay in the future were set back to what they would have been with a right
+	// clock.
+	AuditAction_AUDIT_ACTION_CLOCK_REPAIRED AuditAction = 12
 )
 
 // Enum value maps for AuditAction.
@@ -121,6 +124,7 @@ var (
 		8:  "AUDIT_ACTION_WORKSPACE_REMOVED",
 		9:  "AUDIT_ACTION_POLICY_APPLIED",
 		10: "AUDIT_ACTION_PURGED",
+		12: "AUDIT_ACTION_CLOCK_REPAIRED",
 	}
 	AuditAction_value = map[string]int32{
 		"AUDIT_ACTION_UNSPECIFIED":       0,
@@ -134,6 +138,7 @@ var (
 		"AUDIT_ACTION_WORKSPACE_REMOVED": 8,
 		"AUDIT_ACTION_POLICY_APPLIED":    9,
 		"AUDIT_ACTION_PURGED":            10,
+		"AUDIT_ACTION_CLOCK_REPAIRED":    12,
 	}
 )
 
@@ -1264,7 +1269,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x1fMEMBER_RECORD_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aMEMBER_RECORD_STATE_ACTIVE\x10\x01\x12!\n" +
 	"\x1dMEMBER_RECORD_STATE_SUSPENDED\x10\x02\x12\x1f\n" +
-	"\x1bMEMBER_RECORD_STATE_REMOVED\x10\x03*\xe3\x02\n" +
+	"\x1bMEMBER_RECORD_STATE_REMOVED\x10\x03*\x84\x03\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -1277,7 +1282,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x1eAUDIT_ACTION_WORKSPACE_REMOVED\x10\b\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_POLICY_APPLIED\x10\t\x12\x17\n" +
 	"\x13AUDIT_ACTION_PURGED\x10\n" +
-	"*\x92\x01\n" +
+	"\x12\x1f\n" +
+	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f*\x92\x01\n" +
 	"\bFeedKind\x12\x19\n" +
 	"\x15FEED_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rFEED_KIND_KEY\x10\x01\x12\x14\n" +
