@@ -21,11 +21,14 @@ type Hooks struct {
 	// Check reads a store's file that no server has open and writes to out what
 	// it found. It returns an error if the file cannot be read or is not sound.
 	Check func(ctx context.Context, file string, out io.Writer) error
+	// RepairClock sets times of a store's file that lie in the future back, if apply is
+	// set, and writes to out what it found. No server may have the file open.
+	RepairClock func(ctx context.Context, file string, apply bool, out io.Writer) error
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
-	return Hooks{Serve: server.Run, Check: server.Check}
+	return Hooks{Serve: server.Run, Check: server.Check, RepairClock: server.RepairClock}
 }
 
 var errNoHook = errors.New("this build of keysvc does not have the command")

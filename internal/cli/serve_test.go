@@ -73,6 +73,13 @@ func TestCheck(t *testing.T) {
 	}}}
 	c.run(t, "check", "good.db").want(t, 0, "looked at good.db\n", "")
 	c.run(t, "check", "bad.db").want(t, 1, "looked at bad.db\n", "error: bad.db is damaged\n")
+	c = command{hooks: cli.Hooks{RepairClock: func(_ context.Context, file string, apply bool, out io.Writer) error {
+		_, err := fmt.Fprintln(out, "looked at", file, apply)
+		return err
+	}}}
+	c.run(t, "repair-clock", "a.db").want(t, 0, "looked at a.db false\n", "")
+	c.run(t, "repair-clock", "a.db", "--yes").want(t, 0, "looked at a.db true\n", "")
+	command{}.run(t, "repair-clock", "a.db").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 	command{}.run(t, "check", "good.db").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 	command{}.run(t, "serve").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 }
