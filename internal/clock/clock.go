@@ -174,20 +174,26 @@ func (c *Clock) read() int64 {
 		c.last.Store(next)
 		return next.shown
 	}
-	elapsed := max(0, next.passed-last.passed)
+	explained := max(0, next.passed-last.passed)
+	elapsed := explained
 	if !c.bare {
-		elapsed = max(elapsed, next.wall.Sub(last.wall))
+		// The two are not read at the same moment: only a sleep makes much of a difference.
+		elapsed = max(0, next.wall.Sub(last.wall))
+		if explained = max(explained, elapsed); explained-elapsed > Interval {
+			elapsed = explained
+		}
 	}
 	next.shown = last.shown + int64(elapsed)
-	if c.jump.Load() == nil && !c.jumps(last, next, elapsed) {
+	if c.jump.Load() == nil && !c.jumps(last, next, explained) {
 		next.shown = follow(last, next.wall, elapsed)
 	}
 	c.last.Store(next)
 	return next.shown
 }
 
-// jumps reports whether the wall clock has jumped, and remembers it.
-func (c *Clock) jumps(last, next *reading, elapsed time.Duration) bool {
+// jumps reports whether the wall clock has jumped, and remembers it. explained is how
+// much time has passed at most.
+func (c *Clock) jumps(last, next *reading, explained time.Duration) bool {
 	if c.passed == nil {
 		return false
 	}
@@ -195,7 +201,7 @@ func (c *Clock) jumps(last, next *reading, elapsed time.Duration) bool {
 		c.steps, c.since = 0, next.passed
 	}
 	// A clock that was set back and then right again only comes up to what is shown.
-	if step := time.Duration(next.wall.UnixNano() - last.shown - int64(elapsed)); step > noise {
+	if step := time.Duration(next.wall.UnixNano() - last.shown - int64(explained)); step > noise {
 		c.steps += step
 	}
 	if c.steps <= Tolerance {

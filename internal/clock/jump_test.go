@@ -195,3 +195,23 @@ func BenchmarkNow(b *testing.B) {
 		c.Now()
 	}
 }
+
+// TestReadingsOfDifferentMoments has the time that passed read later than the wall clock,
+// as when the process is stopped between the two: the clock does not run ahead for it.
+func TestReadingsOfDifferentMoments(t *testing.T) {
+	began := time.Now() // Add moves its monotonic part, too
+	var passed, late time.Duration
+	c := clock.New(clock.Config{Wall: func() time.Time { return began.Add(passed) }, Passed: func() time.Duration { return passed + late }})
+	c.Now()
+	for _, late = range []time.Duration{500 * time.Millisecond, 0, 200 * time.Millisecond, 0} {
+		passed += 2 * clock.Interval
+		if now := c.Now(); !now.Equal(began.Add(passed)) || c.Jump() != nil {
+			t.Errorf("with a reading that is late by %s the clock is ahead by %s", late, now.Sub(began.Add(passed)))
+		}
+	}
+	late += time.Hour // a sleep that the wall clock does not tell of
+	passed += 2 * clock.Interval
+	if now := c.Now(); !now.Equal(began.Add(passed + late)) {
+		t.Errorf("after a sleep of an hour the clock is ahead by %s", now.Sub(began.Add(passed)))
+	}
+}
