@@ -84,11 +84,12 @@ type quickCost struct {
 	server, client, time time.Duration
 }
 
-func (c *quickCost) add(other quickCost) {
+func (c quickCost) plus(other quickCost) quickCost {
 	c.calls += other.calls
 	c.server += other.server
 	c.client += other.client
 	c.time += other.time
+	return c
 }
 
 // newQuickServer connects to a server and gives it keys to be asked about.
@@ -137,7 +138,8 @@ func measureQuick(t *testing.T, servers []*quickServer, pairs int, slice time.Du
 		}
 		for range quickRounds {
 			for _, server := range order {
-				server.pairs[len(server.pairs)-1].add(server.ask(t, slice))
+				pair := &server.pairs[len(server.pairs)-1]
+				*pair = pair.plus(server.ask(t, slice))
 			}
 			slices.Reverse(order)
 		}

@@ -91,7 +91,7 @@ func New(config Config) *Clock {
 		c.latest.Store(config.Floor.UnixNano())
 	}
 	wall := c.wall()
-	c.bare = wall == wall.Round(0) // == sees the monotonic part
+	c.bare = wall == wall.Round(0) //nolint:revive // == sees the monotonic part, and Equal does not
 	return c
 }
 

@@ -42,9 +42,9 @@ func TestTimeThatPassesCounts(t *testing.T) {
 	near(t, c, time.Minute)
 	m.wall = m.wall.Add(-time.Hour)
 	near(t, c, time.Minute)
-	for second := range time.Duration(12) {
+	for want := time.Minute + time.Second; want <= time.Minute+12*time.Second; want += time.Second {
 		m.pass(time.Second)
-		near(t, c, time.Minute+(second+1)*time.Second)
+		near(t, c, want)
 	}
 	m.pass(time.Hour) // nobody asks, and nothing runs
 	near(t, c, time.Hour+time.Minute+12*time.Second)
