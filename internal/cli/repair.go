@@ -7,12 +7,12 @@ func (a *app) repairClockCommand() *cobra.Command {
 		Use:   "repair-clock FILE",
 		Short: "Put a store right that was changed while the clock was ahead, without a server",
 		Long: `Set times that lie in the future back to now, in a store's file that no server has
-open: when keys were made or revoked, members changed, and the store changed last. A key
-that was made then, or got its secret, ends as long after now as it was to end after
-that. Each record that changes has an audit event.
+open: when keys were made or revoked, members changed, and the store changed last.
+A key that was made then, or got its secret, ends as long after now as it was to end
+after that. Each record that changes has an audit event.
 
 Set the clock right first, and keep a copy of the file. Without --yes nothing is
-changed, and it is only told how many records there are. What was purged meanwhile is
+changed: it is only told how many records there are. What was purged meanwhile is
 gone for good.`,
 		Example: `  keysvc repair-clock keysvc-data/keysvc.db
   keysvc repair-clock keysvc-data/keysvc.db --yes`,
