@@ -11,7 +11,10 @@ FUZZTIME  ?= 30s
 SOAKTIME  ?= 1h
 TESTFLAGS ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants lint format generate fresh breaking baseline check
+# An older keysvc, for bench-quick to compare with.
+BENCH_BEFORE ?=
+
+.PHONY: run tools test test-race fuzz soak several mutants bench-quick lint format generate fresh breaking baseline check
 
 run:
 	go run ./cmd/keysvc serve --dev
@@ -56,6 +59,13 @@ several:
 MUTANTS ?= .
 mutants:
 	go test ./internal/keys -run '^TestMutants$$' -mutants '$(MUTANTS)' -timeout 0 -v
+
+# What a validation costs beside an empty call, and beside the binary BENCH_BEFORE, in
+# less than two minutes. It prints figures and judges none.
+bench-quick:
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	go build -o "$$tmp/keysvc" ./cmd/keysvc; \
+	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestQuick$$' -count=1 -v
 
 lint:
 	$(TOOL) buf lint

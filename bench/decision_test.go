@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"math"
 	"runtime"
 	"testing"
 	"time"
@@ -48,8 +49,11 @@ func BenchmarkDecision(b *testing.B) {
 	}
 }
 
+// startRounds is how often TestStart starts: the fastest start is what to compare.
+const startRounds = 3
+
 // TestStart prints how long a start takes, and what it holds in memory. It is no
-// benchmark because a start is too slow to repeat.
+// benchmark because a start is too slow to repeat often.
 func TestStart(t *testing.T) {
 	if testing.Short() || !*measure {
 		t.Skip("prints figures only; ask for them with -measure")
@@ -58,15 +62,20 @@ func TestStart(t *testing.T) {
 	began := time.Now()
 	fill(t, path, 1_000_000, 0)
 	t.Logf("filled with 1,000,000 keys in %.1f s", time.Since(began).Seconds())
-	var before, after runtime.MemStats
-	runtime.GC()
-	runtime.ReadMemStats(&before)
-	began = time.Now()
-	p := start(t, path)
-	defer p.close()
-	took := time.Since(began)
-	runtime.GC()
-	runtime.ReadMemStats(&after)
-	t.Logf("a start with 1,000,000 keys takes %.2f s and holds %d bytes a key",
-		took.Seconds(), (after.HeapAlloc-before.HeapAlloc)/1_000_000)
+	fastest := time.Duration(math.MaxInt64)
+	for range startRounds {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		began = time.Now()
+		p := start(t, path)
+		took := time.Since(began)
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		t.Logf("a start with 1,000,000 keys takes %.2f s and holds %d bytes a key",
+			took.Seconds(), (after.HeapAlloc-before.HeapAlloc)/1_000_000)
+		p.close()
+		fastest = min(fastest, took)
+	}
+	t.Logf("the fastest of %d: %.2f s", startRounds, fastest.Seconds())
 }

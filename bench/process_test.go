@@ -24,6 +24,8 @@ const (
 	realServer = "keysvc"
 	// floorServer does no more than tell all sessions of a change.
 	floorServer = "floor"
+	// emptyServer answers validations without looking at them.
+	emptyServer = "empty"
 )
 
 // TestServer is the server of other tests, in a process of its own so that it can be
@@ -43,6 +45,8 @@ func TestServer(t *testing.T) {
 		t.Skip("only for other tests")
 	case floorServer:
 		fmt.Println("address", startFloor(t))
+	case emptyServer:
+		fmt.Println("address", startEmpty(t))
 	default:
 		fmt.Println("address", servertest.Start(t, options).Address)
 	}

@@ -119,7 +119,8 @@ func (a *app) rootCommand() *cobra.Command {
 key's token acts as and whether it may do what it asks.
 
 "keysvc serve" is the server. The other commands call a running one, at --addr or
-KEYSVC_ADDR, except for "check", "anchor" and "policy check", which work on a file.
+KEYSVC_ADDR, except for "check", "anchor", "repair-clock" and "policy check", which
+work on a file.
 
 Answers go to standard output, as tables or, with -o json, as JSON; everything
 else goes to standard error. The exit status is 0, or 1 after an error; that of
@@ -139,6 +140,7 @@ else goes to standard error. The exit status is 0, or 1 after an error; that of
 		a.watchCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
+		a.repairClockCommand(),
 		a.versionCommand(),
 	)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%s", err) })

@@ -26,11 +26,17 @@ type Hooks struct {
 	// found not to agree with its anchor. It writes to out what it found and calls confirm
 	// before it changes anything; an error of that ends it.
 	AcceptAnchor func(ctx context.Context, file, anchor string, out io.Writer, confirm func() error) error
+	// RepairClock sets times of a store's file that lie in the future back, if apply is
+	// set, and writes to out what it found. No server may have the file open. anchor is as
+	// for Check.
+	RepairClock func(ctx context.Context, file, anchor string, apply bool, out io.Writer) error
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
-	return Hooks{Serve: server.Run, Check: server.Check, AcceptAnchor: server.AcceptAnchor}
+	return Hooks{
+		Serve: server.Run, Check: server.Check, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
+	}
 }
 
 var errNoHook = errors.New("this build of keysvc does not have the command")

@@ -50,6 +50,7 @@ only.`,
 	flags.IntVar(&settings.MaxSessions, "max-sessions", settings.MaxSessions, "how many near-caches may be connected at a time")
 	flags.DurationVar(&settings.SessionAge, "session-age", settings.SessionAge, "how long a near-cache stays before it has to connect anew")
 	flags.BoolVar(&settings.AllowClockBehind, "allow-clock-behind", settings.AllowClockBehind, "start although the wall clock is behind the last commit")
+	flags.BoolVar(&settings.AllowClockAhead, "allow-clock-ahead", settings.AllowClockAhead, "purge although the wall clock is more than 30 days ahead of the last commit")
 	flags.BoolVar(&settings.Channelz, "channelz", settings.Channelz, "serve grpc's channelz, for debugging")
 
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {

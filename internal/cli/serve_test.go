@@ -33,14 +33,14 @@ func TestServe(t *testing.T) {
 		t, "serve", "--listen", "unix:///run/k.sock", "--data", "/d", "--policy", "p.yaml", "--init", "--dev", "--log-level", "debug",
 		"--log-format", "text", "--drain-timeout", "3s", "--max-in-flight", "5", "--max-streams", "6",
 		"--max-message-bytes", "70000", "--max-header-bytes", "8000", "--usage-interval", "5s", "--sweep-interval", "2h",
-		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--channelz",
+		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--allow-clock-ahead", "--channelz",
 	)
 	want := config.Settings{
 		Listen: "unix:///run/k.sock", Data: "/d", Policy: "p.yaml", Init: true, Dev: true, LogLevel: slog.LevelDebug,
 		LogFormat: config.LogText, DrainTimeout: 3 * time.Second, MaxInFlight: 5, MaxStreams: 6,
 		MaxMessageBytes: 70000, MaxHeaderBytes: 8000, UsageInterval: 5 * time.Second, SweepInterval: 2 * time.Hour,
 		Staleness: 300 * time.Millisecond, MaxSessions: 7, SessionAge: 3 * time.Hour,
-		AllowClockBehind: true, Channelz: true,
+		AllowClockBehind: true, AllowClockAhead: true, Channelz: true,
 	}
 	if r.status != 0 || got != want {
 		t.Errorf("%+v, settings %+v", r, got)
@@ -99,6 +99,13 @@ func TestCheck(t *testing.T) {
 	c.run(t, "check", "good.db").want(t, 0, "looked at good.db\n", "")
 	c.run(t, "check", "bad.db").want(t, 1, "looked at bad.db\n", "error: bad.db is damaged\n")
 	c.run(t, "check", "good.db", "--anchor", ".anchor").want(t, 0, "looked at good.db.anchor\n", "")
+	c = command{hooks: cli.Hooks{RepairClock: func(_ context.Context, file, anchor string, apply bool, out io.Writer) error {
+		_, err := fmt.Fprintln(out, "looked at", file+anchor, apply)
+		return err
+	}}}
+	c.run(t, "repair-clock", "a.db").want(t, 0, "looked at a.db false\n", "")
+	c.run(t, "repair-clock", "a.db", "--yes", "--anchor", ".anchor").want(t, 0, "looked at a.db.anchor true\n", "")
+	command{}.run(t, "repair-clock", "a.db").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 	command{}.run(t, "check", "good.db").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 	command{}.run(t, "serve").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 }

@@ -75,8 +75,11 @@ type Settings struct {
 	MaxSessions int
 	SessionAge  time.Duration
 	// AllowClockBehind starts although the wall clock is behind the last commit. Until
-	// it has caught up, the time of that commit counts as now.
+	// it has caught up, time goes on from that of the commit.
 	AllowClockBehind bool
+	// AllowClockAhead purges although the wall clock was more than 30 days ahead of the
+	// last commit at the start. Without it, nothing is purged until a later start.
+	AllowClockAhead bool
 	// Channelz serves grpc's own channelz service, for debugging.
 	Channelz bool
 }

@@ -35,6 +35,9 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, request *key
 		if err := view.requestUnused(ctx, request.RequestId); err != nil {
 			return nil, err
 		}
+		if err := m.trusted(); err != nil {
+			return nil, err
+		}
 		active, err := view.ActivePolicy()
 		if err != nil {
 			return nil, err

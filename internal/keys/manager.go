@@ -26,6 +26,7 @@ type Manager struct {
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
+	trusted    func() error // Config.ClockTrusted
 	locks      locks
 }
 
@@ -38,6 +39,10 @@ type Config struct {
 	Projection *projection.Projection
 	// Now is the clock. It must not go back. Default: time.Now.
 	Now func() time.Time
+	// ClockTrusted returns nil, or, while nobody knows what time it is, what to tell the
+	// caller. Then no key is created or rotated with an overlap, and nothing is purged.
+	// Default: the clock is always trusted.
+	ClockTrusted func() error
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 	// MaxWaiting is how many changes of one workspace may be in flight; more are refused with
@@ -53,9 +58,13 @@ func New(config Config) *Manager {
 		now:        config.Now,
 		random:     config.Random,
 		locks:      locks{most: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
+		trusted:    config.ClockTrusted,
 	}
 	if manager.now == nil {
 		manager.now = time.Now
+	}
+	if manager.trusted == nil {
+		manager.trusted = func() error { return nil }
 	}
 	if manager.random == nil {
 		manager.random = rand.Reader

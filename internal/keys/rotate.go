@@ -47,6 +47,9 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, request *key
 			if err := view.requestUnused(ctx, request.RequestId); err != nil {
 				return nil, err
 			}
+			if err := m.trusted(); err != nil && overlap > 0 { // without one it takes away
+				return nil, err
+			}
 			var fields problem.Fields
 			expireTime := checkExpireTime(&fields, request.GetExpireTime(), now)
 			if err := fields.Err(); err != nil {

@@ -25,9 +25,13 @@ type Swept struct {
 // Sweep deletes keys that have been revoked or expired, and members that have been
 // removed, for longer than the policy keeps them. Nothing that it deletes could be
 // allowed. It works in small batches with one audit event each, and goes on until
-// nothing is left or the context ends.
+// nothing is left or the context ends. What it deletes is gone for good, so it does
+// nothing while the clock is not trusted: the error is that of Config.ClockTrusted.
 func (m *Manager) Sweep(ctx context.Context, actor audit.Actor) (Swept, error) {
 	var swept Swept
+	if err := m.trusted(); err != nil {
+		return swept, err
+	}
 	active, _, err := m.projection.Policy()
 	if err != nil {
 		return swept, err

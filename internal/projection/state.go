@@ -48,7 +48,7 @@ type Current struct {
 }
 
 // Since returns when the workspace last came, went, or came back.
-func (c *Current) Since() time.Time { return time.Unix(0, c.since) }
+func (c *Current) Since() time.Time { return time.Unix(0, c.since).UTC() }
 
 // Member is a member as deciding sees it, with what a change is checked against.
 type Member struct {

@@ -72,6 +72,9 @@ type options struct {
 	ringSize int
 	// file is an existing one to serve.
 	file string
+	// clock and passed are the machine's. Default: a clock at testTime, and none.
+	clock  *testClock
+	passed func() time.Duration
 }
 
 // start starts a server, which stops with the test.
@@ -86,6 +89,9 @@ func start(t *testing.T, with options) *bench {
 	}
 	if with.file != "" {
 		b.file = with.file
+	}
+	if with.clock != nil {
+		b.clock = with.clock
 	}
 	settings := config.Defaults()
 	settings.LogFormat, settings.LogLevel = config.LogText, slog.LevelDebug
@@ -115,7 +121,7 @@ func start(t *testing.T, with options) *bench {
 		served = with.wrap(opened)
 	}
 	b.server, err = server.New(t.Context(), server.Config{
-		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Log: log, RingSize: with.ringSize,
+		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize,
 	})
 	if err != nil {
 		t.Fatal(err)

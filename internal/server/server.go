@@ -64,6 +64,9 @@ type Config struct {
 	// Now is the clock; the Server keeps it from going back. Default: time.Now. Leases of
 	// near-caches do not go by it, but by the time that passes.
 	Now func() time.Time
+	// Passed says how much time has passed, whatever the clock is set to: how jumps of the
+	// clock are noticed. Default: clock.Booted if Now is nil, else nothing, and no jump is.
+	Passed func() time.Duration
 	// Random yields ids and secrets. Default: the system's CSPRNG.
 	Random io.Reader
 	// RingSize is how many changes are kept for near-caches that read slowly or come back.
@@ -83,6 +86,10 @@ type Server struct {
 	keys       *keys.Manager
 	recorder   *usage.Recorder
 	log        *slog.Logger
+	clock      *clock.Clock
+	sayJump    sync.Once
+	// sweeps says whether to purge.
+	sweeps bool
 
 	// background lasts until stopFollowing ends it and following, which is what runs besides the calls.
 	background    context.Context //nolint:containedctx // the server's own lifetime, not a call's
@@ -101,10 +108,6 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	now := settings.Now
-	if now == nil {
-		now = time.Now
-	}
 	server := &Server{
 		projection: projection.New(settings.Store, log),
 		recorder:   usage.NewRecorder(settings.Store, log),
@@ -118,14 +121,12 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("loading the store: %w", err)
 	}
-	if behind := position.Time.Sub(now()); behind > 0 && !settings.Settings.AllowClockBehind {
-		return nil, fmt.Errorf("the wall clock is %s behind the last commit, at %s: set it right, or start with --allow-clock-behind",
-			behind.Round(time.Millisecond), position.Time.Format(time.RFC3339))
+	if err := server.startClock(ctx, settings, position); err != nil {
+		return nil, err
 	}
-	now = clock.Steady(now, position.Time)
 	server.keys = keys.New(keys.Config{
-		Store: settings.Store, Projection: server.projection, Now: now, Random: settings.Random,
-		MaxWaiting: max(1, settings.Settings.MaxInFlight/busyWorkspace),
+		Store: settings.Store, Projection: server.projection, Now: server.clock.Now, ClockTrusted: server.clockTrusted,
+		Random: settings.Random, MaxWaiting: max(1, settings.Settings.MaxInFlight/busyWorkspace),
 	})
 	if err := server.makeHub(ctx, settings, position, started); err != nil {
 		return nil, err
@@ -141,9 +142,10 @@ func New(ctx context.Context, settings Config) (*Server, error) {
 		log.WarnContext(ctx, "the store has another policy, which is the one that counts; change it with keysvc policy apply",
 			"active", active.Digest, "given", wanted)
 	}
-	validator := validation.New(server.projection, settings.Store, now)
+	validator := validation.New(server.projection, settings.Store, server.clock.Now)
+	validator.DoubtTime(server.clock.Latest)
 	validator.RecordTo(server.recorder)
-	server.register(settings, validator, now)
+	server.register(settings, validator, server.clock.Now)
 	server.work(settings.Settings)
 	log.InfoContext(ctx, "store loaded", "epoch", settings.Store.Epoch(), "revision", position.Revision, "policy", active.Digest)
 	return server, nil
@@ -191,6 +193,10 @@ func (s *Server) follow() {
 // work does what is not asked for by a call: writing last-used times, and purging.
 func (s *Server) work(settings config.Settings) {
 	s.following.Go(func() { s.recorder.Run(s.background, settings.UsageInterval) })
+	s.following.Go(func() { s.watchClock(s.background) })
+	if !s.sweeps {
+		return
+	}
 	s.following.Go(func() {
 		s.keys.SweepEvery(s.background, systemActor, settings.SweepInterval, func(swept keys.Swept, err error) {
 			if err != nil {

@@ -55,6 +55,7 @@ var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 	keysvcv1.ErrorReason_ERROR_REASON_RECORD_DAMAGED:          codes.DataLoss,
 	keysvcv1.ErrorReason_ERROR_REASON_INTERNAL:                codes.Internal,
 	keysvcv1.ErrorReason_ERROR_REASON_NOT_IMPLEMENTED:         codes.Unimplemented,
+	keysvcv1.ErrorReason_ERROR_REASON_CLOCK_UNSURE:            codes.Unavailable,
 }
 
 // retryDelay is what a caller is told to wait before it tries again.

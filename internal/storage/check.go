@@ -335,6 +335,14 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 		return storagev1.FeedKind_FEED_KIND_POLICY, ""
 	case storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADED:
 		return storagev1.FeedKind_FEED_KIND_PURGE, ""
+	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED:
+		switch {
+		case event.GetKeyId() != "":
+			return storagev1.FeedKind_FEED_KIND_KEY, event.GetKeyId()
+		case event.GetMemberId() != "":
+			return storagev1.FeedKind_FEED_KIND_MEMBER, event.GetMemberId()
+		}
+		return storagev1.FeedKind_FEED_KIND_WORKSPACE, ""
 	case storagev1.AuditAction_AUDIT_ACTION_UNSPECIFIED:
 	}
 	return storagev1.FeedKind_FEED_KIND_UNSPECIFIED, ""

@@ -37,6 +37,7 @@ type Validator struct {
 	details    DetailsReader
 	now        func() time.Time
 	recorder   *usage.Recorder
+	latest     func() time.Time // of DoubtTime; nil if nobody called it
 }
 
 // New returns a Validator that decides on a projection. now is the clock; nil means
@@ -51,6 +52,11 @@ func New(projection *projection.Projection, details DetailsReader, now func() ti
 // RecordTo lets the validator note each key that was allowed. It is called before the
 // first validation.
 func (v *Validator) RecordTo(recorder *usage.Recorder) { v.recorder = recorder }
+
+// DoubtTime tells the validator how late it may be while nobody knows: latest returns the
+// zero Time as long as the clock is right. A token that is good now, and would not be good
+// then, is not decided on. It is called before the first validation.
+func (v *Validator) DoubtTime(latest func() time.Time) { v.latest = latest }
 
 // Question is what is asked about a token.
 type Question struct {
@@ -131,6 +137,10 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 		answer.Grant = decide.Grant{}
 		return answer, nil
 	}
+	used := answer.Now
+	if err := v.doubt(&answer, question); err != nil {
+		return Answer{}, err
+	}
 	if question.WithDetails {
 		var err error
 		if answer.Details, err = v.detailsOf(ctx, answer.Grant.Principal); err != nil {
@@ -138,9 +148,27 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 		}
 	}
 	if v.recorder != nil {
-		v.recorder.Used(found.Last, answer.Now)
+		v.recorder.Used(found.Last, used)
 	}
 	return answer, nil
+}
+
+// doubt returns an error for a token that is allowed, but perhaps expired. One that is not
+// holds no longer than from the latest time on.
+func (v *Validator) doubt(answer *Answer, question Question) error {
+	if v.latest == nil {
+		return nil
+	}
+	latest := v.latest()
+	if latest.IsZero() {
+		return nil
+	}
+	if decision, _ := decide.Authorize(&answer.Grant, question.WorkspaceID, question.Requirement, question.Address, latest); decision != decide.Allowed {
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_CLOCK_UNSURE,
+			"whether the token is expired is not known: the server's clock was set forward, and waits for its operator")
+	}
+	answer.Now = latest
+	return nil
 }
 
 // UsedElsewhere notes that a near-cache allowed a key at a time, which is taken for the

@@ -93,6 +93,11 @@ const (
 	// only takes away is still done: revoking, removing, suspending, narrowing. Try
 	// again once the operator has made room.
 	ErrorReason_ERROR_REASON_STORE_FULL ErrorReason = 29
+	// UNAVAILABLE. The server's wall clock was set forward by more than has passed, and
+	// nobody knows which time is right. Until the operator has restarted the server no key
+	// is created or rotated with an overlap, nothing is purged, and tokens are not decided
+	// on that are expired by one of the two times only. What takes away goes on.
+	ErrorReason_ERROR_REASON_CLOCK_UNSURE ErrorReason = 30
 )
 
 // Enum value maps for ErrorReason.
@@ -128,6 +133,7 @@ var (
 		27: "ERROR_REASON_INTERNAL",
 		28: "ERROR_REASON_NOT_IMPLEMENTED",
 		29: "ERROR_REASON_STORE_FULL",
+		30: "ERROR_REASON_CLOCK_UNSURE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -160,6 +166,7 @@ var (
 		"ERROR_REASON_INTERNAL":                27,
 		"ERROR_REASON_NOT_IMPLEMENTED":         28,
 		"ERROR_REASON_STORE_FULL":              29,
+		"ERROR_REASON_CLOCK_UNSURE":            30,
 	}
 )
 
@@ -194,7 +201,7 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\x80\b\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\x9f\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12\x1e\n" +
@@ -226,7 +233,8 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\x1bERROR_REASON_RECORD_DAMAGED\x10\x1a\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x1b\x12 \n" +
 	"\x1cERROR_REASON_NOT_IMPLEMENTED\x10\x1c\x12\x1b\n" +
-	"\x17ERROR_REASON_STORE_FULL\x10\x1dB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\x17ERROR_REASON_STORE_FULL\x10\x1d\x12\x1d\n" +
+	"\x19ERROR_REASON_CLOCK_UNSURE\x10\x1eB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_errors_proto_rawDescOnce sync.Once

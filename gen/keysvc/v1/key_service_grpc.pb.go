@@ -53,7 +53,8 @@ type KeyServiceClient interface {
 	// is not there; PERMISSION_DENIED if a scope is beyond the member's role;
 	// FAILED_PRECONDITION if the member is suspended or the workspace has as many
 	// live keys as the policy allows; ALREADY_EXISTS, with key_id in the metadata,
-	// if the request_id was used before.
+	// if the request_id was used before; UNAVAILABLE with reason CLOCK_UNSURE while
+	// the server's clock is in doubt.
 	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*CreateKeyResponse, error)
 	// GetKey reads one key, whatever its state.
 	//
@@ -78,7 +79,9 @@ type KeyServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT without an overlap or with one over 30 days;
 	// FAILED_PRECONDITION if the key is not live, or has two live secrets already
-	// and the overlap is not 0; ALREADY_EXISTS if the request_id was used before.
+	// and the overlap is not 0; ALREADY_EXISTS if the request_id was used before;
+	// UNAVAILABLE with reason CLOCK_UNSURE while the server's clock is in doubt and
+	// the overlap is not 0.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
 	// FinishRotation ends the overlap now: only the newest secret goes on.
 	//
@@ -210,7 +213,8 @@ type KeyServiceServer interface {
 	// is not there; PERMISSION_DENIED if a scope is beyond the member's role;
 	// FAILED_PRECONDITION if the member is suspended or the workspace has as many
 	// live keys as the policy allows; ALREADY_EXISTS, with key_id in the metadata,
-	// if the request_id was used before.
+	// if the request_id was used before; UNAVAILABLE with reason CLOCK_UNSURE while
+	// the server's clock is in doubt.
 	CreateKey(context.Context, *CreateKeyRequest) (*CreateKeyResponse, error)
 	// GetKey reads one key, whatever its state.
 	//
@@ -235,7 +239,9 @@ type KeyServiceServer interface {
 	//
 	// Errors: INVALID_ARGUMENT without an overlap or with one over 30 days;
 	// FAILED_PRECONDITION if the key is not live, or has two live secrets already
-	// and the overlap is not 0; ALREADY_EXISTS if the request_id was used before.
+	// and the overlap is not 0; ALREADY_EXISTS if the request_id was used before;
+	// UNAVAILABLE with reason CLOCK_UNSURE while the server's clock is in doubt and
+	// the overlap is not 0.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
 	// FinishRotation ends the overlap now: only the newest secret goes on.
 	//

@@ -41,8 +41,9 @@ type ValidationServiceClient interface {
 	// Errors: INVALID_ARGUMENT if neither or both of required_scope and
 	// identity_only are given, if the policy does not have the scope (reason
 	// SCOPE_UNKNOWN), or if another field is malformed; UNAVAILABLE if
-	// min_revision is not reached within a second; FAILED_PRECONDITION if it
-	// belongs to another epoch; DATA_LOSS if a stored record is damaged.
+	// min_revision is not reached within a second, or if the server's clock jumped
+	// and the token may be expired (reason CLOCK_UNSURE); FAILED_PRECONDITION if
+	// min_revision belongs to another epoch; DATA_LOSS if a stored record is damaged.
 	ValidateKey(ctx context.Context, in *ValidateKeyRequest, opts ...grpc.CallOption) (*ValidateKeyResponse, error)
 	// BatchValidateKeys decides on up to 256 tokens, each for itself: a bad item
 	// does not touch the others. The status speaks of the batch alone.
@@ -97,8 +98,9 @@ type ValidationServiceServer interface {
 	// Errors: INVALID_ARGUMENT if neither or both of required_scope and
 	// identity_only are given, if the policy does not have the scope (reason
 	// SCOPE_UNKNOWN), or if another field is malformed; UNAVAILABLE if
-	// min_revision is not reached within a second; FAILED_PRECONDITION if it
-	// belongs to another epoch; DATA_LOSS if a stored record is damaged.
+	// min_revision is not reached within a second, or if the server's clock jumped
+	// and the token may be expired (reason CLOCK_UNSURE); FAILED_PRECONDITION if
+	// min_revision belongs to another epoch; DATA_LOSS if a stored record is damaged.
 	ValidateKey(context.Context, *ValidateKeyRequest) (*ValidateKeyResponse, error)
 	// BatchValidateKeys decides on up to 256 tokens, each for itself: a bad item
 	// does not touch the others. The status speaks of the batch alone.

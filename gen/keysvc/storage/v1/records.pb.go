@@ -169,6 +169,9 @@ const (
 	// The store got a newer schema. The event lists records that were there; one after
 	// the other, such events list them all.
 	AuditAction_AUDIT_ACTION_UPGRADED AuditAction = 11
+	// Times that lay in the future were set back to what they would have been with a right
+	// clock.
+	AuditAction_AUDIT_ACTION_CLOCK_REPAIRED AuditAction = 12
 )
 
 // Enum value maps for AuditAction.
@@ -186,6 +189,7 @@ var (
 		9:  "AUDIT_ACTION_POLICY_APPLIED",
 		10: "AUDIT_ACTION_PURGED",
 		11: "AUDIT_ACTION_UPGRADED",
+		12: "AUDIT_ACTION_CLOCK_REPAIRED",
 	}
 	AuditAction_value = map[string]int32{
 		"AUDIT_ACTION_UNSPECIFIED":       0,
@@ -200,6 +204,7 @@ var (
 		"AUDIT_ACTION_POLICY_APPLIED":    9,
 		"AUDIT_ACTION_PURGED":            10,
 		"AUDIT_ACTION_UPGRADED":          11,
+		"AUDIT_ACTION_CLOCK_REPAIRED":    12,
 	}
 )
 
@@ -1508,7 +1513,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x12RECORD_KIND_POLICY\x10\x01\x12\x19\n" +
 	"\x15RECORD_KIND_WORKSPACE\x10\x02\x12\x16\n" +
 	"\x12RECORD_KIND_MEMBER\x10\x03\x12\x13\n" +
-	"\x0fRECORD_KIND_KEY\x10\x04*\xfe\x02\n" +
+	"\x0fRECORD_KIND_KEY\x10\x04*\x9f\x03\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -1522,7 +1527,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x1bAUDIT_ACTION_POLICY_APPLIED\x10\t\x12\x17\n" +
 	"\x13AUDIT_ACTION_PURGED\x10\n" +
 	"\x12\x19\n" +
-	"\x15AUDIT_ACTION_UPGRADED\x10\v*\x92\x01\n" +
+	"\x15AUDIT_ACTION_UPGRADED\x10\v\x12\x1f\n" +
+	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f*\x92\x01\n" +
 	"\bFeedKind\x12\x19\n" +
 	"\x15FEED_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rFEED_KIND_KEY\x10\x01\x12\x14\n" +

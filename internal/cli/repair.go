@@ -1,0 +1,30 @@
+package cli
+
+import "github.com/spf13/cobra"
+
+func (a *app) repairClockCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "repair-clock FILE",
+		Short: "Put a store right that was changed while the clock was ahead, without a server",
+		Long: `Set times that lie in the future back to now, in a store's file that no server has
+open: when keys were made or revoked, members changed, and the store changed last.
+A key that was made then, or got its secret, ends as long after now as it was to end
+after that. Each record that changes has an audit event.
+
+Set the clock right first, and keep a copy of the file. Without --yes nothing is
+changed: it is only told how many records there are. What was purged meanwhile is
+gone for good.`,
+		Example: `  keysvc repair-clock keysvc-data/keysvc.db
+  keysvc repair-clock keysvc-data/keysvc.db --yes`,
+		Args: positional("FILE"),
+	}
+	yes := cmd.Flags().Bool("yes", false, "do it")
+	anchor := anchorFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if a.hooks.RepairClock == nil {
+			return errNoHook
+		}
+		return a.hooks.RepairClock(cmd.Context(), args[0], *anchor, *yes, a.Stdout)
+	}
+	return cmd
+}

@@ -1,0 +1,183 @@
+package keys
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// Repaired says how many records of each kind have, or had, times in the future.
+type Repaired struct {
+	Keys, Members, Workspaces int
+}
+
+// RepairTimes sets times back that lie in the future because the clock was ahead: when
+// something was made, changed, revoked or removed becomes now, and what began then ends as
+// long after now as it was to end after that. So no key lives longer than it was given.
+// Each record is one change with an audit event of its own; earlier events, and when the
+// policy was applied, keep what they say. Without apply it only counts. Doing it again is
+// no harm.
+func (m *Manager) RepairTimes(ctx context.Context, actor audit.Actor, apply bool) (Repaired, error) {
+	var repaired Repaired
+	for _, workspaceID := range m.projection.Workspaces() {
+		for _, repair := range []func(context.Context, audit.Actor, string, bool, *Repaired) error{
+			m.repairWorkspace, m.repairMembers, m.repairKeys,
+		} {
+			if err := repair(ctx, actor, workspaceID, apply, &repaired); err != nil {
+				return repaired, err
+			}
+		}
+	}
+	return repaired, nil
+}
+
+func (m *Manager) repairWorkspace(ctx context.Context, actor audit.Actor, workspaceID string, apply bool, repaired *Repaired) error {
+	now := m.clock()
+	current := m.projection.Workspace(workspaceID).Current
+	if current == nil || !current.Created.After(now) && !current.Since().After(now) {
+		return nil
+	}
+	repaired.Workspaces++
+	if !apply {
+		return nil
+	}
+	_, err := m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
+		record := &storagev1.WorkspaceRecord{
+			WorkspaceId: workspaceID, Incarnation: view.Current.Incarnation, CreateTime: timestamppb.New(earlier(view.Current.Created, now)),
+		}
+		if view.Current.Removed {
+			record.RemoveTime = timestamppb.New(earlier(view.Current.Since(), now))
+		}
+		return &storage.Change{
+			Event:        audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID),
+			Kind:         storagev1.FeedKind_FEED_KIND_WORKSPACE,
+			PutWorkspace: record,
+		}, nil
+	})
+	return err
+}
+
+func (m *Manager) repairMembers(ctx context.Context, actor audit.Actor, workspaceID string, apply bool, repaired *Repaired) error {
+	query := storage.Query{WorkspaceID: workspaceID, Limit: storage.MaxPage}
+	for {
+		page, err := m.store.ListMembers(ctx, query)
+		if err != nil {
+			return err
+		}
+		for _, found := range page.Members {
+			now := m.clock()
+			if !inFuture(found.GetCreateTime(), now) && !inFuture(found.GetUpdateTime(), now) {
+				continue
+			}
+			repaired.Members++
+			if !apply {
+				continue
+			}
+			if _, err := m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
+				stored, err := view.member(ctx, found.GetMemberId())
+				if stored == nil || err != nil {
+					return nil, err
+				}
+				record := proto.CloneOf(stored)
+				record.CreateTime, record.UpdateTime = notAfter(stored.GetCreateTime(), now), notAfter(stored.GetUpdateTime(), now)
+				event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID)
+				event.MemberId = record.GetMemberId()
+				return &storage.Change{
+					Event: event, Kind: storagev1.FeedKind_FEED_KIND_MEMBER, Subject: record.GetMemberId(),
+					PutMembers: []*storagev1.MemberRecord{record},
+				}, nil
+			}); err != nil {
+				return err
+			}
+		}
+		if query.Cursor = page.Next; query.Cursor == "" {
+			return nil
+		}
+	}
+}
+
+func (m *Manager) repairKeys(ctx context.Context, actor audit.Actor, workspaceID string, apply bool, repaired *Repaired) error {
+	query := storage.Query{WorkspaceID: workspaceID, Limit: storage.MaxPage}
+	for {
+		page, err := m.store.ListKeys(ctx, query)
+		if err != nil {
+			return err
+		}
+		for _, found := range page.Keys {
+			now := m.clock()
+			if !repairKey(proto.CloneOf(found), now) {
+				continue
+			}
+			repaired.Keys++
+			if !apply {
+				continue
+			}
+			if _, _, err := m.changeKey(ctx, workspaceID, found.GetKeyId(),
+				func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
+					before := expireTimeOf(record).AsTime()
+					if !repairKey(record, now) {
+						return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+					}
+					event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID)
+					event.Details = map[string]string{
+						"expire_time":        expireTimeOf(record).AsTime().Format(time.RFC3339Nano),
+						"expire_time_before": before.Format(time.RFC3339Nano),
+					}
+					return event, nil
+				}); err != nil {
+				return err
+			}
+		}
+		if query.Cursor = page.Next; query.Cursor == "" {
+			return nil
+		}
+	}
+}
+
+// repairKey sets a key's times back, and reports whether there was one to set back.
+func repairKey(record *storagev1.KeyRecord, now time.Time) bool {
+	before := proto.CloneOf(record)
+	record.CreateTime, record.RevokeTime = notAfter(record.GetCreateTime(), now), notAfter(record.GetRevokeTime(), now)
+	// An overlap began with the newest secret.
+	var ahead time.Duration
+	for index, secret := range record.GetSecrets() {
+		if inFuture(secret.GetCreateTime(), now) {
+			ownAhead := secret.GetCreateTime().AsTime().Sub(now)
+			if index == 0 {
+				ahead = ownAhead
+			}
+			end := earlier(secret.GetExpireTime().AsTime().Add(-ownAhead), oneYearAfter(now))
+			secret.CreateTime, secret.ExpireTime = timestamppb.New(now), timestamppb.New(end)
+		}
+		if secret.GetOverlapEndTime() != nil && ahead > 0 {
+			secret.OverlapEndTime = timestamppb.New(secret.GetOverlapEndTime().AsTime().Add(-ahead))
+		}
+	}
+	return !proto.Equal(before, record)
+}
+
+// inFuture reports whether a stored time, if there is one, is after now.
+func inFuture(stored *timestamppb.Timestamp, now time.Time) bool {
+	return stored != nil && stored.AsTime().After(now)
+}
+
+// notAfter returns a stored time, or now if that is earlier; nil for none.
+func notAfter(stored *timestamppb.Timestamp, now time.Time) *timestamppb.Timestamp {
+	if inFuture(stored, now) {
+		return timestamppb.New(now)
+	}
+	return stored
+}
+
+func earlier(one, other time.Time) time.Time {
+	if other.Before(one) {
+		return other
+	}
+	return one
+}

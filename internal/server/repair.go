@@ -1,0 +1,76 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+)
+
+// RepairClock puts a store right that was changed while the clock was ahead: times that
+// lie in the future, of records and of the store itself, are set back. No server may
+// have the file open, and the clock must be right now. It writes to out what it found;
+// without apply it changes nothing. anchor is the file of the store's anchor, "" for the
+// one beside it.
+func RepairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer) error {
+	return repairClock(ctx, file, anchor, apply, out, time.Now) //nolint:forbidigo // the process's clock
+}
+
+func repairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer, now func() time.Time) error {
+	if _, err := os.Stat(file); err != nil { // opening it would make one
+		return err
+	}
+	last, repaired, err := repairRecords(ctx, file, anchor, apply, now)
+	if err != nil {
+		return err
+	}
+	at := now().UTC()
+	if _, err := fmt.Fprintf(out, `now           %s
+last change   %s
+keys          %d
+members       %d
+workspaces    %d
+`, at.Format(time.RFC3339), last.Format(time.RFC3339), repaired.Keys, repaired.Members, repaired.Workspaces); err != nil {
+		return err
+	}
+	if !apply {
+		_, err := fmt.Fprintln(out, "nothing was changed: with --yes the times that lie in the future are set back")
+		return err
+	}
+	// Last: until then a start is refused, so that nobody serves half of it unnoticed.
+	uses, err := boltstore.RepairTime(file, at)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "last-used     %d\nthe times that lay in the future were set back\n", uses)
+	return err
+}
+
+// repairRecords repairs the records, and returns when the store says that it was changed
+// last.
+func repairRecords(ctx context.Context, file, anchor string, apply bool, now func() time.Time) (last time.Time, repaired keys.Repaired, err error) {
+	store, err := boltstore.Open(file, boltstore.Config{Now: now, Anchor: anchor})
+	if err != nil {
+		return last, repaired, err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	records := projection.New(store, nil)
+	position, err := records.Load(ctx)
+	if err != nil {
+		return last, repaired, err
+	}
+	following, stop := context.WithCancel(ctx)
+	var follower sync.WaitGroup
+	defer follower.Wait()
+	defer stop()
+	follower.Go(func() { _ = records.Follow(following) }) // whoever waits for it is told
+	repaired, err = keys.New(keys.Config{Store: store, Projection: records, Now: now}).RepairTimes(ctx, systemActor, apply)
+	return position.Time, repaired, err
+}

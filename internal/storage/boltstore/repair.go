@@ -1,0 +1,53 @@
+package boltstore
+
+import (
+	"errors"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+)
+
+// RepairTime sets the position's time and last-used times back to now where they are
+// after it, in a file that no process serves: the clock was ahead when they were
+// written. It returns how many last-used times there were. Records with such times must
+// have been put right before. Errors: those of Open, and of the file system; then the
+// file may have been repaired or not.
+func RepairTime(path string, now time.Time) (uses int, err error) {
+	file, err := openFile(path, Config{}.withDefaults())
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, file.close()) }()
+	return uses, guard(func() error {
+		return file.database.Update(func(tx *bolt.Tx) error {
+			if uses, err = repairUsage(tx, now); err != nil || !file.position.Time.After(now) {
+				return err
+			}
+			return put(tx, bucketMeta, namePosition, &storagev1.PositionRecord{
+				Revision: file.position.Revision,
+				Time:     timestamppb.New(now),
+			})
+		})
+	})
+}
+
+// repairUsage sets last-used times back.
+func repairUsage(tx *bolt.Tx, now time.Time) (count int, err error) {
+	bucket, latest := tx.Bucket([]byte(bucketUsage)), now.UnixNano()
+	var names []string // a bucket must not be changed while it is walked
+	err = bucket.ForEach(func(name, value []byte) error {
+		if at, err := decodeUsage(string(name), value); err == nil && at > latest {
+			names = append(names, string(name))
+		}
+		return nil
+	})
+	for _, name := range names {
+		if err == nil {
+			err = bucket.Put([]byte(name), frame(bucketUsage, name, []byte(number(latest))))
+		}
+	}
+	return len(names), err
+}
