@@ -10,6 +10,7 @@
 package disk
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -458,6 +459,20 @@ func (f *file) restore(path string) error {
 	return out.Truncate(f.size)
 }
 
+// Damage replaces bytes of a file behind everybody's back: what is seen and what is
+// durable.
+func (d *Disk) Damage(number int, offset int64, data []byte) {
+	f := d.files[number]
+	size := f.size
+	d.write(f, offset, data)
+	f.sync()
+	if f.size > size {
+		f.size, f.keptSize = size, size
+		f.trim()
+		f.seen = slices.Clone(f.kept)
+	}
+}
+
 // Read returns what processes see in a file.
 func (d *Disk) Read(number int) []byte {
 	f := d.files[number]
@@ -468,6 +483,35 @@ func (d *Disk) Read(number int) []byte {
 		}
 	}
 	return content
+}
+
+// Bytes returns bytes of a file as processes see it, zeros where there are none.
+func (d *Disk) Bytes(number int, offset, length int64) []byte {
+	content := make([]byte, length)
+	f := d.files[number]
+	for done := int64(0); done < length; {
+		index, within := (offset+done)/PageSize, (offset+done)%PageSize
+		part := min(PageSize-within, length-done)
+		if index < int64(len(f.seen)) && f.seen[index] != nil {
+			copy(content[done:done+part], f.seen[index][within:])
+		}
+		done += part
+	}
+	return content
+}
+
+// Equal says whether processes see the same in two folders.
+func (d *Disk) Equal(other *Disk) bool {
+	names := d.Names()
+	if !slices.Equal(names, other.Names()) {
+		return false
+	}
+	for _, name := range names {
+		if !bytes.Equal(d.Read(d.names[name]), other.Read(other.names[name])) {
+			return false
+		}
+	}
+	return true
 }
 
 // Names returns the names that processes see, sorted.

@@ -30,6 +30,8 @@ type changer struct {
 	names  int
 	// bulk is how many bytes of labels each key gets.
 	bulk int
+	// noPolicy leaves the policy alone.
+	noPolicy bool
 }
 
 // changes are all kinds, with how often each comes.
@@ -317,7 +319,7 @@ func (c *changer) removeWorkspace(m *model) *attempt {
 
 // applyPolicy takes a scope from a role, or gives it back.
 func (c *changer) applyPolicy(m *model) *attempt {
-	if !m.policy {
+	if !m.policy || c.noPolicy {
 		return nil
 	}
 	return &attempt{

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
@@ -30,6 +31,12 @@ var kinds = []kind{
 	{"recover", 10, (*round).recoveries},
 	{"sync", 10, (*round).failedSyncs},
 	{"call", 5, (*round).failedCalls},
+	{"crowd", 10, (*round).crowds},
+	{"swallow", 4, damages(swallow)},
+	{"misplace", 2, damages(misplace)},
+	{"stale", 4, damages(stale)},
+	{"putback", 4, damages(putBack)},
+	{"flip", 2, damages(flip)},
 }
 
 // round is one history of a store and what is made of it.
@@ -79,11 +86,10 @@ func (r *round) live(l *life, changes int, fault *fault) error {
 
 // report notes what is wrong, with the image that shows it.
 func (r *round) report(err error, l *life, image *disk.Disk, where string) error {
-	wrong, isFinding := err.(*findingError) //nolint:errorlint // made here
-	if !isFinding {
+	if wrong := (*findingError)(nil); !errors.As(err, &wrong) {
 		return err
 	}
-	text := fmt.Sprintf("%s: %s", where, wrong.text)
+	text := fmt.Sprintf("%s: %v", where, err)
 	if image != nil {
 		text += "\n    image: " + r.keep(image, text)
 	}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -24,6 +25,8 @@ type state struct {
 	revision int64
 	digest   [32]byte
 	model    *model
+	// creates says that nothing but a key is new since the state before.
+	creates bool
 }
 
 // event says what may be stored from a moment of the log on: one state, or several
@@ -56,6 +59,9 @@ type life struct {
 	folder  string
 	rec     *recorder
 	product *product
+	// settled is the newest revision that may show while a sync is under way, and early one
+	// that did though it is newer.
+	settled, early atomic.Int64
 }
 
 // newLife returns the first life of a store.
@@ -148,7 +154,16 @@ func (l *life) begin(folder string, fault *fault) error {
 		l.story = append(l.story, fmt.Sprintf("the start failed: %v", err))
 	}
 	l.product.follow()
+	l.rec.syncing = l.observe
 	return l.resolve("started", allowed)
+}
+
+// observe is called while a sync is under way: what it makes durable must not show yet.
+func (l *life) observe() {
+	runtime.Gosched()
+	if shown := l.product.projection.Revision(); shown > l.settled.Load() && l.early.Load() == 0 {
+		l.early.Store(shown)
+	}
 }
 
 // resolve finds out which state is stored, once the store is up.
@@ -173,18 +188,23 @@ func (l *life) resolve(what string, allowed []int) error {
 	}
 	for _, index := range allowed {
 		if known := &l.states[index]; known.known && !known.absent && known.revision == revision && known.digest == digest {
-			l.note(what, index)
-			return l.compare(index)
+			return l.settle(what, index)
 		}
 	}
 	for _, index := range allowed {
 		if unknown := &l.states[index]; !unknown.known {
 			unknown.known, unknown.revision, unknown.digest = true, revision, digest
-			l.note(what, index)
-			return l.compare(index)
+			return l.settle(what, index)
 		}
 	}
 	return found("revision %d is stored, which is none of what was acknowledged (%s)", revision, l.describe(allowed))
+}
+
+// settle notes that a state is stored and shows.
+func (l *life) settle(what string, index int) error {
+	l.settled.Store(l.states[index].revision)
+	l.note(what, index)
+	return l.compare(index)
 }
 
 func (l *life) describe(allowed []int) string {
@@ -207,6 +227,9 @@ const patience = 10 * time.Second
 
 // compare asks about every token.
 func (l *life) compare(index int) error {
+	if early := l.early.Load(); early != 0 {
+		return found("revision %d showed before it was durable", early)
+	}
 	return compareAnswers(l.product, l.tokens, l.states[index].model.answers(l.tokens))
 }
 
@@ -231,7 +254,7 @@ func (l *life) change(what *attempt, fault *fault) error {
 	l.elapsed.Add(1)
 	next := l.states[now].model.clone()
 	what.effect(next)
-	l.states = append(l.states, state{model: next})
+	l.states = append(l.states, state{model: next, creates: what.creates})
 	after := len(l.states) - 1
 	l.note(what.what, now, after)
 	l.story = append(l.story, what.what)
@@ -266,6 +289,7 @@ func (l *life) change(what *attempt, fault *fault) error {
 		return found("%s: %v", what.what, err)
 	}
 	stored.known = true
+	l.settled.Store(stored.revision)
 	return l.compare(after)
 }
 
