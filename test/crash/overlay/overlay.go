@@ -22,7 +22,7 @@ var patches embed.FS
 // seen lists the functions of package syscall that calls.go.txt stands in for. Each
 // is renamed: "write" becomes "realWrite".
 var seen = []string{
-	"openat", "Close", "write", "pwrite", "Ftruncate", "Truncate", "Fallocate",
+	"openat", "Close", "read", "pread", "Fstat", "Flock", "write", "pwrite", "Ftruncate", "Truncate", "Fallocate",
 	"Fsync", "Fdatasync", "linkat", "Renameat", "unlinkat",
 }
 
