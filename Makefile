@@ -9,17 +9,21 @@ BASELINE  := proto/baseline.binpb
 EXAMPLE   := examples/signatures
 FUZZTIME  ?= 30s
 SOAKTIME  ?= 1h
+CRASHIMAGES ?= 100000
+CRASHFLAGS  ?=
 TESTFLAGS ?=
 
-.PHONY: run test test-race fuzz soak lint format generate fresh breaking baseline check
+.PHONY: run test test-race fuzz soak crash lint format generate fresh breaking baseline check
 
 run:
 	go run ./cmd/keysvc serve --dev
 
-# Both modules: test/ has what needs heavy dependencies, an embedded etcd above all.
+# Both modules: test/ has what needs heavy dependencies, an embedded etcd above all. And a
+# slice of the crash laboratory (test/crash/README.md).
 test:
 	go test $(TESTFLAGS) ./...
 	go -C test test $(TESTFLAGS) ./...
+	go -C test run ./crash -time 25s -kinds plain
 
 test-race:
 	go test -race $(TESTFLAGS) ./...
@@ -37,6 +41,12 @@ fuzz:
 # Near-caches, a bad network and keys that change, for SOAKTIME: nothing may grow.
 soak:
 	go test ./bench -run '^TestSoak$$' -soak $(SOAKTIME) -timeout 0 -v
+
+# The crash laboratory (test/crash/README.md), for CRASHIMAGES images, and the mutants that it
+# must catch. CRASHFLAGS="-seed 7" repeats a campaign.
+crash:
+	go -C test run ./crash -images $(CRASHIMAGES) $(CRASHFLAGS)
+	go -C test run ./crash -mutants all -time 2m
 
 lint:
 	$(TOOL) buf lint

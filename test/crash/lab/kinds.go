@@ -15,28 +15,57 @@ import (
 // kind is one kind of crash.
 type kind struct {
 	name string
+	// group is plain, for disks that do what they say, or damage.
+	group string
 	// weight is its part of all images.
 	weight int
 	// round makes one history and images of it.
 	round func(r *round) error
 }
 
+// The groups of kinds.
+const (
+	plain   = "plain"
+	damaged = "damage"
+)
+
 // kinds are all of them.
 var kinds = []kind{
-	{"cut", 20, (*round).cuts},
-	{"create", 10, (*round).creations},
-	{"grow", 10, (*round).growth},
-	{"kill", 5, (*round).kills},
-	{"settle", 30, (*round).settlings},
-	{"recover", 10, (*round).recoveries},
-	{"sync", 10, (*round).failedSyncs},
-	{"call", 5, (*round).failedCalls},
-	{"crowd", 10, (*round).crowds},
-	{"swallow", 4, damages(swallow)},
-	{"misplace", 2, damages(misplace)},
-	{"stale", 4, damages(stale)},
-	{"putback", 4, damages(putBack)},
-	{"flip", 2, damages(flip)},
+	{"cut", plain, 20, (*round).cuts},
+	{"create", plain, 10, (*round).creations},
+	{"grow", plain, 10, (*round).growth},
+	{"kill", plain, 5, (*round).kills},
+	{"settle", plain, 30, (*round).settlings},
+	{"recover", plain, 10, (*round).recoveries},
+	{"sync", plain, 10, (*round).failedSyncs},
+	{"call", plain, 5, (*round).failedCalls},
+	{"crowd", plain, 10, (*round).crowds},
+	{"swallow", damaged, 4, damages(swallow)},
+	{"misplace", damaged, 2, damages(misplace)},
+	{"stale", damaged, 4, damages(stale)},
+	{"putback", damaged, 4, damages(putBack)},
+	{"flip", damaged, 2, damages(flip)},
+}
+
+// choose returns the kinds that a list with commas names, by their own name or their
+// group's; all for an empty list.
+func choose(list string) ([]kind, error) {
+	if list == "" {
+		return kinds, nil
+	}
+	var chosen []kind
+	for name := range strings.SplitSeq(list, ",") {
+		before := len(chosen)
+		for _, kind := range kinds {
+			if kind.name == name || kind.group == name {
+				chosen = append(chosen, kind)
+			}
+		}
+		if len(chosen) == before {
+			return nil, fmt.Errorf("no kind of crash, or group of kinds, is called %q", name)
+		}
+	}
+	return chosen, nil
 }
 
 // round is one history of a store and what is made of it.

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -43,7 +42,7 @@ func run() error {
 	flag.Uint64Var(&s.seed, "seed", rand.Uint64(), "seed of everything; a fresh one by default") //nolint:gosec // no secret
 	flag.IntVar(&s.enough, "images", 100_000, "how many images to open, over all kinds")
 	flag.DurationVar(&s.time, "time", 0, "stop after this time, however many images there were")
-	flag.StringVar(&s.kinds, "kinds", "", "kinds of crashes, with commas between; default: all")
+	flag.StringVar(&s.kinds, "kinds", "", "kinds of crashes or groups of them (plain, damage), with commas between; all by default")
 	flag.IntVar(&s.round, "round", -1, "this round only, of one kind: repeats a finding")
 	flag.IntVar(&s.most, "findings", 5, "stop after so many findings")
 	flag.IntVar(&s.workers, "workers", runtime.GOMAXPROCS(0), "how many rounds at the same time")
@@ -88,15 +87,13 @@ type turn struct {
 
 func newLab(s settings) (*lab, error) {
 	l := &lab{settings: s, images: make(map[string]int), running: make(map[string]int), next: make(map[string]int), findings: make(map[string]int), begun: time.Now()}
-	for _, kind := range kinds {
-		if s.kinds == "" || slices.Contains(strings.Split(s.kinds, ","), kind.name) {
-			l.chosen = append(l.chosen, kind)
-		}
-	}
-	if len(l.chosen) == 0 || s.round >= 0 && len(l.chosen) > 1 {
-		return nil, fmt.Errorf("no such kind, or a round of several: %q", s.kinds)
-	}
 	var err error
+	if l.chosen, err = choose(s.kinds); err != nil {
+		return nil, err
+	}
+	if s.round >= 0 && len(l.chosen) > 1 {
+		return nil, errors.New("-round is a round of one kind: name it with -kinds")
+	}
 	for _, place := range []string{"/dev/shm", os.TempDir()} {
 		if l.folder, err = os.MkdirTemp(place, "keysvc-crash-"); err == nil {
 			return l, nil
@@ -115,7 +112,7 @@ func (l *lab) run() error {
 	workers.Wait()
 	elapsed := time.Since(l.begun)
 	for _, kind := range l.chosen {
-		fmt.Printf("%-8s %7d images %5d findings\n", kind.name, l.images[kind.name], l.findings[kind.name])
+		fmt.Printf("%-9s %7d images %5d findings\n", kind.name, l.images[kind.name], l.findings[kind.name])
 	}
 	fmt.Printf("%d images in %s, %.0f a second; seed %d\n", l.total, elapsed.Round(time.Second), float64(l.total)/elapsed.Seconds(), l.seed)
 	switch {
