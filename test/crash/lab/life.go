@@ -172,8 +172,11 @@ func (l *life) resolve(what string, allowed []int) error {
 	var digest [32]byte
 	deadline := time.Now().Add(patience)
 	for {
-		var err error
-		if revision, digest, err = l.product.digest(); err == nil {
+		err := l.product.up()
+		if err == nil {
+			revision, digest, err = l.product.digest()
+		}
+		if err == nil {
 			ctx, cancel := context.WithTimeout(context.Background(), patience)
 			err = l.product.projection.WaitFor(ctx, revision)
 			cancel()
@@ -223,7 +226,7 @@ func (l *life) describe(allowed []int) string {
 }
 
 // patience bounds the wait for a store that reopens.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // compare asks about every token.
 func (l *life) compare(index int) error {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -51,6 +52,7 @@ func run() error {
 	if !seamed {
 		return errors.New("built without its overlay; run it with `make crash`")
 	}
+	debug.SetGCPercent(400) // images are short-lived
 	lab, err := newLab(s)
 	if err != nil {
 		return err

@@ -106,6 +106,15 @@ func (p *product) close() error {
 	return err
 }
 
+// up says whether the store serves again after it went down. Before the projection has
+// loaded it nobody else may call Load: then it would count as loaded.
+func (p *product) up() error {
+	if _, _, err := p.store.GetMember(context.Background(), "nobody's", "nobody"); !errors.Is(err, storage.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
 // digest returns the revision of what is stored and a hash of all of it, last-used
 // times aside.
 func (p *product) digest() (int64, [32]byte, error) {

@@ -3,6 +3,7 @@ package overlay_test
 import (
 	"encoding/json"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -21,8 +22,12 @@ func TestOverlayFits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	goRoot, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, mutant := range append([]string{""}, overlay.Mutants()...) {
-		name, err := overlay.Write(overlay.Config{Folder: t.TempDir(), Root: root, GoRoot: runtime.GOROOT(), Mutant: mutant})
+		name, err := overlay.Write(overlay.Config{Folder: t.TempDir(), Root: root, GoRoot: strings.TrimSpace(string(goRoot)), Mutant: mutant})
 		if err != nil {
 			t.Errorf("mutant %q: %v", mutant, err)
 			continue
