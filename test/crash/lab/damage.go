@@ -310,7 +310,10 @@ func (r *round) verifyDamaged(l *life, index int, damaged *disk.Disk) error {
 		_, err = r.judgeDamaged(p, l, index)
 		closed = true
 		_ = p.close()
-		return err
+		if err != nil {
+			return found("after honest changes: %v", err)
+		}
+		return nil
 	})
 }
 
