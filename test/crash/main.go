@@ -16,7 +16,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/scribe-mail/keysvc/test/crash/overlay"
@@ -67,8 +66,12 @@ func hunt(ctx context.Context, temporary string, mutants, passed []string) error
 		if err != nil {
 			return err
 		}
+		kinds, err := overlay.Kinds(mutant)
+		if err != nil {
+			return err
+		}
 		var output bytes.Buffer
-		command := execute(ctx, program, append(slices.Clone(passed), "-findings=1", "-keep="))
+		command := execute(ctx, program, append([]string{"-kinds=" + kinds, "-findings=1", "-keep="}, passed...))
 		command.Stdout, command.Stderr = &output, &output
 		err = command.Run()
 		var exited *exec.ExitError

@@ -123,6 +123,22 @@ func Mutants() []string {
 	return names
 }
 
+// Kinds returns the kinds of crashes that must catch a mutant: what the line "kinds:" says
+// in the prose before its first file.
+func Kinds(mutant string) (string, error) {
+	patch, err := patches.ReadFile("mutants/" + mutant + ".patch")
+	if err != nil {
+		return "", fmt.Errorf("no mutant %q; there are %s", mutant, strings.Join(Mutants(), ", "))
+	}
+	prose, _, _ := strings.Cut(string(patch), "\n--- ")
+	for line := range strings.Lines(prose) {
+		if kinds, found := strings.CutPrefix(line, "kinds: "); found {
+			return strings.TrimSpace(kinds), nil
+		}
+	}
+	return "", fmt.Errorf("mutant %s does not say which kinds must catch it", mutant)
+}
+
 // Apply applies a patch in the unified format to the files below root and returns
 // their new content by name. Line numbers do not count: the text of each hunk must
 // occur exactly once.

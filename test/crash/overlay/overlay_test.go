@@ -32,6 +32,11 @@ func TestOverlayFits(t *testing.T) {
 			t.Errorf("mutant %q: %v", mutant, err)
 			continue
 		}
+		if mutant != "" {
+			if _, err := overlay.Kinds(mutant); err != nil {
+				t.Error(err)
+			}
+		}
 		content, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
