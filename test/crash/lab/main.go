@@ -49,9 +49,10 @@ func run() error {
 	flag.IntVar(&s.workers, "workers", runtime.GOMAXPROCS(0), "how many rounds at the same time")
 	flag.StringVar(&s.keepFolder, "keep", filepath.Join(os.TempDir(), "keysvc-crash"), "folder for the images that show a finding")
 	flag.Parse()
-	if !seamed {
+	if seam == nil {
 		return errors.New("built without its overlay; run it with `make crash`")
 	}
+	seam(intercept)
 	debug.SetGCPercent(400) // images are short-lived
 	lab, err := newLab(s)
 	if err != nil {

@@ -12,8 +12,9 @@ import (
 	"github.com/scribe-mail/keysvc/test/crash/disk"
 )
 
-// seamed says that this program was built with the overlay.
-var seamed bool
+// seam lets a function stand in for every call that changes a file. It is nil in a program
+// that was built without the overlay.
+var seam func(intercept func(its *call, do func() (int, error)) (int, error))
 
 // call is a call of the product that changes a file, or may.
 type call struct {
