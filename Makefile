@@ -9,12 +9,14 @@ BASELINE  := proto/baseline.binpb
 EXAMPLE   := examples/signatures
 FUZZTIME  ?= 30s
 SOAKTIME  ?= 1h
+CRASHIMAGES ?= 100000
+CRASHFLAGS  ?=
 TESTFLAGS ?=
 
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants bench-quick lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants crash bench-quick lint format generate fresh breaking baseline check
 
 run:
 	go run ./cmd/keysvc serve --dev
@@ -25,10 +27,12 @@ tools:
 	go build ./...
 	$(TOOL) buf --version >/dev/null
 
-# Both modules: test/ has what needs heavy dependencies, an embedded etcd above all.
+# Both modules: test/ has what needs heavy dependencies, an embedded etcd above all. And a
+# slice of the crash laboratory (test/crash/README.md).
 test: tools
 	go test $(TESTFLAGS) ./...
 	go -C test test $(TESTFLAGS) ./...
+	go -C test run ./crash -time 25s -kinds plain
 
 test-race: tools
 	go test -race $(TESTFLAGS) ./...
@@ -66,6 +70,12 @@ bench-quick:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	go build -o "$$tmp/keysvc" ./cmd/keysvc; \
 	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestQuick$$' -count=1 -v
+
+# The crash laboratory (test/crash/README.md), for CRASHIMAGES images, and the mutants that it
+# must catch. CRASHFLAGS="-seed 7" repeats a campaign.
+crash:
+	go -C test run ./crash -images $(CRASHIMAGES) $(CRASHFLAGS)
+	go -C test run ./crash -mutants all -time 2m
 
 lint:
 	$(TOOL) buf lint

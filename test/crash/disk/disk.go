@@ -1,0 +1,552 @@
+// Package disk is a folder of files as an operating system keeps it: what processes
+// see, and what a power cut leaves of it.
+//
+// What is written is seen at once and is durable once the file, or for names the
+// folder, was synced. Until then a power cut may keep any of it: of each page of 4 KiB
+// any version since the last sync, or some sectors of one and some of another; of a
+// file's size any since the last sync; of the names a first part, in order, as
+// filesystems with a journal keep them. A sync that fails leaves what it did not write
+// clean: it is seen, and later syncs do not write it either (ext4 and XFS do so).
+package disk
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+const (
+	// PageSize is the unit in which the system writes files back.
+	PageSize = 4096
+	// SectorSize is what a disk writes whole or not at all.
+	SectorSize = 512
+)
+
+// page is the content of a page; nil is zeros. It is never changed, but replaced.
+type page *[PageSize]byte
+
+// Disk is one folder. The zero value is an empty one.
+type Disk struct {
+	files []*file // by number; a number is never used again
+	names map[string]int
+	// changes are those of names that are not durable yet, in order, and durable the names
+	// without them.
+	changes []map[string]int // name to number, -1 if it goes
+	durable map[string]int
+	clock   int // counts versions
+}
+
+// file is one file.
+type file struct {
+	seen, kept []page
+	// versions are, of each page that is dirty, its contents since it was last clean, in
+	// order; the last one is seen.
+	versions map[int][]version
+	size     int64
+	keptSize int64
+	sizes    []int64 // since the last sync, in order; the last one is size
+}
+
+type version struct {
+	at      int // the disk's clock
+	content page
+}
+
+// Kind is what an Op does.
+type Kind int
+
+// The kinds of operations.
+const (
+	Create     Kind = iota // a new file under Name
+	Write                  // Data at Offset
+	Resize                 // to Size
+	Allocate               // at least Offset+Size bytes, of which those not written are zeros
+	Punch                  // zeros for Size bytes at Offset
+	Sync                   // of one file
+	FailedSync             // Seed decides what it wrote
+	SyncFolder             // of all names
+	Link                   // Name also as NewName
+	Rename                 // Name to NewName
+	Unlink                 // Name
+)
+
+var kinds = []string{"create", "write", "resize", "allocate", "punch", "sync", "failed sync", "sync of the folder", "link", "rename", "unlink"}
+
+// Op is one thing that a process did to the folder.
+type Op struct {
+	Kind          Kind
+	File          int // number of the file, for all but names
+	Name, NewName string
+	Data          []byte
+	Offset, Size  int64
+	Seed          uint64
+}
+
+// String describes the operation for a person.
+func (o Op) String() string {
+	switch o.Kind {
+	case Write:
+		return fmt.Sprintf("write of %d bytes at %d (page %d) of file %d", len(o.Data), o.Offset, o.Offset/PageSize, o.File)
+	case Create, Link, Rename, Unlink, SyncFolder:
+		return fmt.Sprintf("%s %s %s", kinds[o.Kind], o.Name, o.NewName)
+	default:
+		return fmt.Sprintf("%s of file %d, %d bytes at %d", kinds[o.Kind], o.File, o.Size, o.Offset)
+	}
+}
+
+// Clone returns a copy that changes on its own.
+func (d *Disk) Clone() *Disk {
+	clone := &Disk{names: maps.Clone(d.names), durable: maps.Clone(d.durable), changes: slices.Clone(d.changes), clock: d.clock}
+	for _, f := range d.files {
+		copied := *f
+		copied.seen, copied.kept, copied.sizes = slices.Clone(f.seen), slices.Clone(f.kept), slices.Clone(f.sizes)
+		copied.versions = make(map[int][]version, len(f.versions))
+		for index, versions := range f.versions {
+			copied.versions[index] = slices.Clip(versions)
+		}
+		clone.files = append(clone.files, &copied)
+	}
+	return clone
+}
+
+// Number returns the number of the file that processes see under a name, -1 if there is
+// none.
+func (d *Disk) Number(name string) int {
+	if number, found := d.names[name]; found {
+		return number
+	}
+	return -1
+}
+
+// Files returns how many files there ever were.
+func (d *Disk) Files() int { return len(d.files) }
+
+// Size returns the size of a file as processes see it.
+func (d *Disk) Size(number int) int64 { return d.files[number].size }
+
+// Dirty says whether something is not durable.
+func (d *Disk) Dirty() bool {
+	for _, f := range d.files {
+		if len(f.versions) > 0 || len(f.sizes) > 0 {
+			return true
+		}
+	}
+	return len(d.changes) > 0
+}
+
+// Apply does what a process did.
+func (d *Disk) Apply(op Op) {
+	switch op.Kind {
+	case Create:
+		d.files = append(d.files, &file{versions: make(map[int][]version)})
+		d.rename(map[string]int{op.Name: len(d.files) - 1})
+	case Link:
+		d.rename(map[string]int{op.NewName: d.names[op.Name]})
+	case Rename:
+		d.rename(map[string]int{op.NewName: d.names[op.Name], op.Name: -1})
+	case Unlink:
+		d.rename(map[string]int{op.Name: -1})
+	case SyncFolder:
+		d.durable, d.changes = maps.Clone(d.names), nil
+	case Write:
+		d.write(d.files[op.File], op.Offset, op.Data)
+	case Resize:
+		d.resize(d.files[op.File], op.Size)
+	case Allocate:
+		if f := d.files[op.File]; op.Offset+op.Size > f.size {
+			d.resize(f, op.Offset+op.Size)
+		}
+	case Punch:
+		d.write(d.files[op.File], op.Offset, make([]byte, op.Size))
+	case Sync:
+		d.files[op.File].sync()
+	case FailedSync:
+		d.files[op.File].failSync(rand.New(rand.NewPCG(op.Seed, 1))) //nolint:gosec // reproducible, no secret
+	}
+}
+
+func (d *Disk) rename(change map[string]int) {
+	if d.names == nil {
+		d.names = make(map[string]int)
+	}
+	follow(d.names, change)
+	d.changes = append(d.changes, change)
+}
+
+func follow(names, change map[string]int) {
+	for name, number := range change {
+		if number < 0 {
+			delete(names, name)
+		} else {
+			names[name] = number
+		}
+	}
+}
+
+func (d *Disk) write(f *file, offset int64, data []byte) {
+	for len(data) > 0 {
+		index, within := int(offset/PageSize), int(offset%PageSize)
+		content := new([PageSize]byte)
+		if index < len(f.seen) && f.seen[index] != nil {
+			*content = *f.seen[index]
+		}
+		length := copy(content[within:], data)
+		d.replace(f, index, content)
+		data, offset = data[length:], offset+int64(length)
+	}
+	if offset > f.size {
+		f.size = offset
+		f.sizes = append(f.sizes, offset)
+	}
+}
+
+func (d *Disk) replace(f *file, index int, content page) {
+	for len(f.seen) <= index {
+		f.seen = append(f.seen, nil)
+	}
+	f.seen[index] = content
+	d.clock++
+	f.versions[index] = append(f.versions[index], version{d.clock, content})
+}
+
+func (d *Disk) resize(f *file, size int64) {
+	if size < f.size {
+		for index := range f.seen {
+			switch start := int64(index) * PageSize; {
+			case start >= size:
+				d.replace(f, index, nil)
+			case start+PageSize > size && f.seen[index] != nil:
+				content := new([PageSize]byte)
+				copy(content[:size-start], f.seen[index][:])
+				d.replace(f, index, content)
+			}
+		}
+	}
+	f.size = size
+	f.sizes = append(f.sizes, size)
+}
+
+func (f *file) sync() {
+	f.kept, f.keptSize, f.sizes = slices.Clone(f.seen), f.size, nil
+	clear(f.versions)
+}
+
+// failSync writes some of the dirty pages. None of them is dirty after it.
+func (f *file) failSync(random *rand.Rand) {
+	part := []float64{0, 0.1, 0.5, 0.9}[random.IntN(4)]
+	for _, index := range slices.Sorted(maps.Keys(f.versions)) {
+		if random.Float64() < part {
+			f.keep(index, f.seen[index])
+		}
+	}
+	clear(f.versions)
+	// The size is kept elsewhere, by the journal, which has not failed.
+}
+
+func (f *file) keep(index int, content page) {
+	for len(f.kept) <= index {
+		f.kept = append(f.kept, nil)
+	}
+	f.kept[index] = content
+}
+
+// Cut says what a power cut left of what was not durable.
+type Cut int
+
+// The ways in which a power cut can go.
+const (
+	// Nothing is left of it.
+	Nothing Cut = iota
+	// Everything is.
+	Everything
+	// Some is left, each page on its own, of any age.
+	Some
+	// Older is what was written before some moment.
+	Older
+	// Header is what lies in the first two pages, and little else.
+	Header
+	// Body is everything but the first two pages.
+	Body
+	// Single is one page of it.
+	Single
+	// AllButOne is everything but one page.
+	AllButOne
+	// Cuts is how many ways there are.
+	Cuts
+)
+
+func (c Cut) String() string {
+	return []string{"nothing", "everything", "some", "older", "header", "body", "single", "all but one"}[c]
+}
+
+// PowerCut returns what is left of the disk, all of it durable. Torn says that pages
+// may be half new and half old, by sectors.
+func (d *Disk) PowerCut(cut Cut, torn bool, random *rand.Rand) *Disk {
+	left := &Disk{names: maps.Clone(d.durable)}
+	if left.names == nil {
+		left.names = make(map[string]int)
+	}
+	kept := 0
+	switch cut {
+	case Nothing:
+	case Everything:
+		kept = len(d.changes)
+	default:
+		kept = random.IntN(len(d.changes) + 1)
+	}
+	for _, change := range d.changes[:kept] {
+		follow(left.names, change)
+	}
+	left.durable = maps.Clone(left.names)
+	choose := d.chooser(cut, random)
+	for number, f := range d.files {
+		after := &file{versions: make(map[int][]version), kept: slices.Clone(f.kept), keptSize: f.keptSize}
+		for _, index := range slices.Sorted(maps.Keys(f.versions)) {
+			chosen := choose(number, index, f.versions[index])
+			content := f.contentOf(index, chosen)
+			if torn && random.IntN(2) == 0 {
+				content = tear(content, f.contentOf(index, random.IntN(len(f.versions[index])+1)-1), random)
+			}
+			after.keep(index, content)
+		}
+		if cut == Everything {
+			after.keptSize = f.size
+		} else if pick := random.IntN(len(f.sizes) + 1); cut != Nothing && pick > 0 {
+			after.keptSize = f.sizes[pick-1]
+		}
+		after.trim()
+		after.seen, after.size = slices.Clone(after.kept), after.keptSize
+		left.files = append(left.files, after)
+	}
+	return left
+}
+
+// contentOf returns version chosen of a page, or what is durable for -1.
+func (f *file) contentOf(index, chosen int) page {
+	switch {
+	case chosen >= 0:
+		return f.versions[index][chosen].content
+	case index < len(f.kept):
+		return f.kept[index]
+	}
+	return nil
+}
+
+// trim cuts off what lies behind the end.
+func (f *file) trim() {
+	pages := int((f.keptSize + PageSize - 1) / PageSize)
+	if pages < len(f.kept) {
+		f.kept = f.kept[:pages]
+	}
+	if within := f.keptSize % PageSize; within > 0 && pages == len(f.kept) && f.kept[pages-1] != nil {
+		content := new([PageSize]byte)
+		copy(content[:within], f.kept[pages-1][:])
+		f.kept[pages-1] = content
+	}
+}
+
+// chooser returns what chooses a version of each dirty page, -1 for none.
+func (d *Disk) chooser(cut Cut, random *rand.Rand) func(number, index int, versions []version) int {
+	type place struct{ number, index int }
+	var dirty []place
+	oldest, newest := 0, 0
+	for number, f := range d.files {
+		for _, index := range slices.Sorted(maps.Keys(f.versions)) {
+			dirty = append(dirty, place{number, index})
+			if first := f.versions[index][0].at; oldest == 0 || first < oldest {
+				oldest = first
+			}
+			newest = max(newest, f.versions[index][len(f.versions[index])-1].at)
+		}
+	}
+	one := place{-1, -1}
+	if len(dirty) > 0 {
+		one = dirty[random.IntN(len(dirty))]
+	}
+	moment := oldest + random.IntN(newest-oldest+1)
+	part := []float64{0.1, 0.3, 0.5, 0.7, 0.9}[random.IntN(5)]
+	last := func(versions []version) int { return len(versions) - 1 }
+	return func(number, index int, versions []version) int {
+		header := index < 2
+		switch cut {
+		case Everything:
+			return last(versions)
+		case Older:
+			chosen := -1
+			for at, version := range versions {
+				if version.at <= moment {
+					chosen = at
+				}
+			}
+			return chosen
+		case Some:
+			if random.Float64() < part {
+				return random.IntN(len(versions))
+			}
+		case Header:
+			if header || random.Float64() < 0.1 {
+				return last(versions)
+			}
+		case Body:
+			if !header {
+				return last(versions)
+			}
+		case Single:
+			if one == (place{number, index}) {
+				return last(versions)
+			}
+		case AllButOne:
+			if one != (place{number, index}) {
+				return last(versions)
+			}
+		case Nothing, Cuts:
+		}
+		return -1
+	}
+}
+
+// tear mixes two contents of a page by sectors.
+func tear(one, other page, random *rand.Rand) page {
+	mixed := new([PageSize]byte)
+	for start := 0; start < PageSize; start += SectorSize {
+		from := one
+		if random.IntN(2) == 0 {
+			from = other
+		}
+		if from != nil {
+			copy(mixed[start:start+SectorSize], from[start:start+SectorSize])
+		}
+	}
+	return mixed
+}
+
+// Restore makes an empty folder hold what processes see.
+func (d *Disk) Restore(folder string) error {
+	first := make(map[int]string)
+	for _, name := range slices.Sorted(maps.Keys(d.names)) {
+		number, path := d.names[name], filepath.Join(folder, name)
+		if other, linked := first[number]; linked {
+			if err := os.Link(filepath.Join(folder, other), path); err != nil {
+				return err
+			}
+			continue
+		}
+		first[number] = name
+		if err := d.files[number].restore(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *file) restore(path string) error {
+	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the laboratory's own
+	if err != nil {
+		return err
+	}
+	defer out.Close() //nolint:errcheck // what counts is compared
+	for index, content := range f.seen {
+		if content != nil {
+			if _, err := out.WriteAt(content[:], int64(index)*PageSize); err != nil {
+				return err
+			}
+		}
+	}
+	return out.Truncate(f.size)
+}
+
+// Damage replaces bytes of a file behind everybody's back: what is seen and what is
+// durable.
+func (d *Disk) Damage(number int, offset int64, data []byte) {
+	f := d.files[number]
+	size := f.size
+	d.write(f, offset, data)
+	f.sync()
+	if f.size > size {
+		f.size, f.keptSize = size, size
+		f.trim()
+		f.seen = slices.Clone(f.kept)
+	}
+}
+
+// Read returns what processes see in a file.
+func (d *Disk) Read(number int) []byte {
+	f := d.files[number]
+	content := make([]byte, f.size)
+	for index, page := range f.seen {
+		if page != nil && int64(index)*PageSize < f.size {
+			copy(content[index*PageSize:], page[:])
+		}
+	}
+	return content
+}
+
+// Bytes returns bytes of a file as processes see it, zeros where there are none.
+func (d *Disk) Bytes(number int, offset, length int64) []byte {
+	content := make([]byte, length)
+	f := d.files[number]
+	for done := int64(0); done < length; {
+		index, within := (offset+done)/PageSize, (offset+done)%PageSize
+		part := min(PageSize-within, length-done)
+		if index < int64(len(f.seen)) && f.seen[index] != nil {
+			copy(content[done:done+part], f.seen[index][within:])
+		}
+		done += part
+	}
+	return content
+}
+
+// Equal says whether processes see the same in two folders.
+func (d *Disk) Equal(other *Disk) bool {
+	names := d.Names()
+	if !slices.Equal(names, other.Names()) {
+		return false
+	}
+	for _, name := range names {
+		if !bytes.Equal(d.Read(d.names[name]), other.Read(other.names[name])) {
+			return false
+		}
+	}
+	return true
+}
+
+// Names returns the names that processes see, sorted.
+func (d *Disk) Names() []string { return slices.Sorted(maps.Keys(d.names)) }
+
+// Compare says how a real folder differs from what processes see; an error is one of
+// reading. A difference means that something was not recorded.
+func (d *Disk) Compare(folder string) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
+		return err
+	}
+	var found []string
+	for _, entry := range entries {
+		if entry.Type().IsRegular() {
+			found = append(found, entry.Name())
+		}
+	}
+	if names := d.Names(); !slices.Equal(found, names) {
+		return fmt.Errorf("the folder holds %q, the record says %q", found, names)
+	}
+	for _, name := range found {
+		content, err := os.ReadFile(filepath.Join(folder, name)) //nolint:gosec // the laboratory's own
+		if err != nil {
+			return err
+		}
+		recorded := d.Read(d.names[name])
+		if len(recorded) != len(content) {
+			return fmt.Errorf("%s has %d bytes, the record says %d", name, len(content), len(recorded))
+		}
+		for index := range content {
+			if content[index] != recorded[index] {
+				return fmt.Errorf("%s differs from the record at byte %d", name, index)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/clock"
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+	"github.com/scribe-mail/keysvc/internal/usage"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+// This file is all that knows how keysvc is put together; the wiring of
+// internal/server does the same.
+
+// storeFile is the name of the store in its folder.
+const storeFile = "keysvc.db"
+
+// actor makes every change of the laboratory.
+var actor = audit.Actor{Caller: "crash laboratory", RequestID: "request-1"}
+
+// began is when every history begins. The clock moves by what a session says.
+var began = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+// product is a keysvc without its RPCs, on a real file.
+type product struct {
+	*keys.Manager
+	folder     string
+	store      storage.Store
+	projection *projection.Projection
+	validator  *validation.Validator
+	recorder   *usage.Recorder
+
+	stop      func()
+	following sync.WaitGroup
+	ended     error // why following ended; read after stop
+}
+
+// config is what differs between the starts of a product.
+type config struct {
+	now    func() time.Time
+	random io.Reader
+}
+
+// start opens the store in a folder, makes one if there is none, and loads it.
+func start(folder string, config config) (*product, error) {
+	store, err := boltstore.Open(filepath.Join(folder, storeFile), boltstore.Config{Now: config.now, Random: config.random})
+	if err != nil {
+		return nil, err
+	}
+	p := &product{folder: folder, store: store, projection: projection.New(store, nil)}
+	position, err := p.projection.Load(context.Background())
+	if err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	steady := clock.Steady(config.now, position.Time)
+	p.Manager = keys.New(keys.Config{Store: store, Projection: p.projection, Now: steady, Random: config.random})
+	p.validator = validation.New(p.projection, store, steady)
+	p.recorder = usage.NewRecorder(store, slog.New(slog.DiscardHandler))
+	p.validator.RecordTo(p.recorder)
+	p.stop = func() {}
+	return p, nil
+}
+
+// follow lets the projection follow the store, which changes need.
+func (p *product) follow() {
+	ctx, cancel := context.WithCancel(context.Background())
+	p.following.Go(func() { p.ended = p.projection.Follow(ctx) })
+	p.stop = func() {
+		cancel()
+		p.following.Wait()
+	}
+}
+
+// install makes the built-in policy the store's, if it has none.
+func (p *product) install() error {
+	_, err := p.InstallPolicy(context.Background(), actor, policy.Default())
+	return err
+}
+
+// close stops the product in order.
+func (p *product) close() error {
+	p.stop()
+	err := p.store.Close()
+	if p.ended != nil && !errors.Is(p.ended, context.Canceled) {
+		err = errors.Join(err, fmt.Errorf("following ended: %w", p.ended))
+	}
+	return err
+}
+
+// up says whether the store serves again after it went down. Before the projection has
+// loaded it nobody else may call Load: then it would count as loaded.
+func (p *product) up() error {
+	if _, _, err := p.store.GetMember(context.Background(), "nobody's", "nobody"); !errors.Is(err, storage.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+// digest returns the revision of what is stored and a hash of all of it, last-used
+// times aside.
+func (p *product) digest() (int64, [32]byte, error) {
+	hash := sha256.New()
+	hash.Write([]byte(p.store.Epoch()))
+	encode := proto.MarshalOptions{Deterministic: true}
+	position, err := p.store.Load(context.Background(), func(item storage.Item) error {
+		var encoded []byte
+		var err error
+		switch {
+		case item.Policy != nil:
+			encoded, err = encode.Marshal(item.Policy)
+		case item.Workspace != nil:
+			encoded, err = encode.Marshal(item.Workspace)
+		case item.Member != nil:
+			encoded, err = encode.Marshal(item.Member)
+		case item.Key != nil:
+			encoded, err = encode.Marshal(item.Key)
+		case item.Head != nil:
+			encoded = fmt.Appendf(nil, "%+v", *item.Head)
+		case item.Usage != nil:
+			return nil
+		case item.Damaged != nil:
+			return item.Damaged.Err
+		}
+		var length [8]byte
+		binary.BigEndian.PutUint64(length[:], uint64(len(encoded)))
+		hash.Write(length[:])
+		hash.Write(encoded)
+		return err
+	})
+	if err != nil {
+		return 0, [32]byte{}, err
+	}
+	return position.Revision, [32]byte(hash.Sum(nil)), nil
+}
+
+// address is where every presenter of a token is.
+var address = netip.MustParseAddr("10.0.0.1")
+
+// decide returns the decision on a token in words.
+func (p *product) decide(token, scope string) string {
+	answer, err := p.validator.Validate(context.Background(), validation.Question{
+		Token: token, Requirement: decide.Requirement{Scope: scope}, Address: address,
+	})
+	if err != nil {
+		return "error: " + err.Error()
+	}
+	return answerOf(answer.Decision, answer.Reason)
+}
+
+const allowed = "ALLOWED"
+
+// answerOf names a decision as the API does.
+func answerOf(decision decide.Decision, reason decide.Reason) string {
+	if decision == decide.Allowed && reason == decide.NoReason {
+		return allowed
+	}
+	return reasons[reason]
+}
+
+var reasons = map[decide.Reason]string{
+	decide.KeyInvalid:        keyInvalid,
+	decide.KeyRevoked:        keyRevoked,
+	decide.KeyExpired:        "KEY_EXPIRED",
+	decide.MemberInactive:    memberInactive,
+	decide.AddressNotAllowed: addressNotAllowed,
+	decide.ScopeNotGranted:   scopeNotGranted,
+	decide.ScopeBeyondRole:   scopeBeyondRole,
+}
+
+// examine does what `keysvc check` does and returns what it finds.
+func examine(folder string) ([]string, error) {
+	report, err := boltstore.Check(context.Background(), filepath.Join(folder, storeFile))
+	return report.Problems, err
+}
+
+// dice is a source of randomness that can be repeated.
+type dice struct{ *rand.ChaCha8 }
+
+func newDice(seed uint64) dice {
+	var bytes [32]byte
+	binary.LittleEndian.PutUint64(bytes[:], seed)
+	return dice{rand.NewChaCha8(bytes)}
+}
