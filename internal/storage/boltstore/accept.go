@@ -27,7 +27,6 @@ type Accepted struct {
 // ErrDamaged, and those of the file system.
 func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 	config = config.withDefaults()
-	config.room = newReserve(config)
 	if config.Anchor == "" {
 		config.Anchor = AnchorOf(path)
 	}

@@ -102,6 +102,7 @@ func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	c.room = newReserve(c)
 	return c
 }
 
@@ -151,7 +152,6 @@ var _ storage.Store = (*Store)(nil)
 // process serves it, ErrNewer, ErrDamaged, ErrAnchor, and those of the file system.
 func Open(path string, config Config) (*Store, error) {
 	config = config.withDefaults()
-	config.room = newReserve(config)
 	if config.Anchor == "" {
 		config.Anchor = AnchorOf(path)
 	}

@@ -440,7 +440,6 @@ func TestNewEpochKeepsWhatWasFound(t *testing.T) {
 	)
 	edit(t, e.path, e.back(1, bucketKeys, keyName(2, storagetest.KeyID(1), "acme")))
 	config := Config{}.withDefaults()
-	config.room = newReserve(config)
 	file, err := openFile(e.path, config)
 	if err != nil {
 		t.Fatal(err)
