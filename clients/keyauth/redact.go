@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/scribe-mail/keysvc/internal/token"
 )
@@ -16,8 +17,9 @@ import (
 type shownQuestion Question
 
 func (q Question) shown() shownQuestion {
-	q.Token = token.Shown(q.Token)
-	return shownQuestion(q)
+	shown := shownQuestion(q)
+	shown.Token = token.Shown(q.Token)
+	return shown
 }
 
 // String returns the question with its token redacted.
@@ -43,14 +45,11 @@ func (q Question) LogValue() slog.Value { return slog.StringValue(q.String()) }
 type shownRequest Request
 
 func (r Request) shown() shownRequest {
+	shown := shownRequest(r)
 	if r.Authorization != nil {
-		values := make([]string, len(r.Authorization))
-		for index := range values {
-			values[index] = "[redacted]"
-		}
-		r.Authorization = values
+		shown.Authorization = slices.Repeat([]string{"[redacted]"}, len(r.Authorization))
 	}
-	return shownRequest(r)
+	return shown
 }
 
 // String returns the request with its token redacted.

@@ -12,8 +12,9 @@ import (
 type shownCreated Created
 
 func (c Created) shown() shownCreated {
-	c.Token = token.Shown(c.Token)
-	return shownCreated(c)
+	shown := shownCreated(c)
+	shown.Token = token.Shown(c.Token)
+	return shown
 }
 
 // String returns the key that was made with its token redacted.

@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"slices"
 	"unicode"
 	"unicode/utf8"
 
@@ -136,7 +137,7 @@ func inFlag(runes []rune, index int) bool {
 		if !unicode.Is(tags, r) {
 			return false
 		}
-		region = append(region, byte(r-0xe0000))
+		region = append(region, string(r-0xe0000)...) // the ASCII character that it stands for
 	}
 	return false
 }
@@ -176,9 +177,9 @@ func isPictograph(r rune) bool { return unicode.Is(unicode.So, r) }
 
 // beforeMarks returns the last rune that is no mark, 0 if there is none.
 func beforeMarks(runes []rune) rune {
-	for index := len(runes) - 1; index >= 0; index-- {
-		if !unicode.IsMark(runes[index]) {
-			return runes[index]
+	for _, r := range slices.Backward(runes) {
+		if !unicode.IsMark(r) {
+			return r
 		}
 	}
 	return 0

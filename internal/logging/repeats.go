@@ -4,6 +4,7 @@ import (
 	"context"
 	"hash/maphash"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -77,11 +78,12 @@ func (r *Repeats) Enabled(ctx context.Context, level slog.Level) bool {
 
 // WithAttrs implements slog.Handler.
 func (r *Repeats) WithAttrs(attributes []slog.Attr) slog.Handler {
-	prefix := r.prefix
+	var prefix strings.Builder
+	prefix.WriteString(r.prefix)
 	for _, attribute := range attributes {
-		prefix += "\x00" + attribute.String()
+		prefix.WriteString("\x00" + attribute.String())
 	}
-	return &Repeats{next: r.next.WithAttrs(attributes), prefix: prefix, table: r.table}
+	return &Repeats{next: r.next.WithAttrs(attributes), prefix: prefix.String(), table: r.table}
 }
 
 // WithGroup implements slog.Handler.

@@ -12,8 +12,9 @@ import (
 type shownQuestion Question
 
 func (q Question) shown() shownQuestion {
-	q.Token = token.Shown(q.Token)
-	return shownQuestion(q)
+	shown := shownQuestion(q)
+	shown.Token = token.Shown(q.Token)
+	return shown
 }
 
 // String returns the question with its token redacted.
