@@ -228,9 +228,9 @@ func openFile(path string, config Config) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = guard(func() error { return config.room.open(result) })
-	if err == nil {
-		err = guard(func() error { return result.database.View(result.read) })
+	err = guard(func() error { return result.database.View(result.read) })
+	if err == nil { // not before it is known that the file is one of this schema
+		err = guard(func() error { return config.room.open(result) })
 	}
 	if err == nil {
 		err = during("sync", guard(result.settle))
