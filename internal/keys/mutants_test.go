@@ -185,7 +185,7 @@ func runMutant(t *testing.T, root string, taken mutant) (output string, err erro
 	}
 	// The first two are quicker, and enough for most.
 	for _, tests := range [][]string{
-		{"./internal/keys", "^(TestSeveralManagers|TestModel)$"},
+		{"./internal/keys", "^(TestSeveralManagers|TestModel|TestRefusalsRestOnOneState|TestReadsAreOfOneRevision)$"},
 		{"./internal/storage/boltstore", "^TestSeveralManagersOfFailingFile$"},
 		{"./internal/keys", "^TestManyCallers$"},
 	} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -37,6 +38,49 @@ func (m *meanwhile) GetKey(ctx context.Context, workspaceID, keyID string) (*sto
 func (m *meanwhile) ListKeys(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
 	defer m.happen()
 	return m.Store.ListKeys(ctx, query)
+}
+
+// FindRequest implements storage.Store.
+func (m *meanwhile) FindRequest(ctx context.Context, workspaceID, requestID string) (string, int64, error) {
+	defer m.happen()
+	return m.Store.FindRequest(ctx, workspaceID, requestID)
+}
+
+// TestRefusalsRestOnOneState: while a key is being created, the policy gives the scope to
+// another role, and then the member gets that role. At every moment the member has the
+// scope; only the old policy with the new role would refuse it.
+func TestRefusalsRestOnOneState(t *testing.T) {
+	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
+	ctx := t.Context()
+	w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+	store := &meanwhile{Store: w.Store, happens: func() {
+		current, err := w.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, role := range current.GetPolicy().GetRoles() {
+			if role.GetName() == "member" {
+				role.Scopes = append(role.GetScopes(), "signatures:read")
+			}
+		}
+		_, err = w.ApplyPolicy(ctx, keystest.Actor, &keysvcv1.ApplyPolicyRequest{
+			Policy: current.GetPolicy(), ReplacesDigest: current.GetDigest(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Put("acme", "ann", "member", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+	}}
+	manager := keys.New(keys.Config{Store: store, Projection: w.Projection, Now: w.Clock.Now})
+	_, err := manager.CreateKey(ctx, keystest.Actor, &keysvcv1.CreateKeyRequest{
+		WorkspaceId: "acme", MemberId: "ann", Name: "a key", Scopes: []string{"signatures:read"}, RequestId: proto.String("request"),
+	})
+	if err != nil {
+		t.Errorf("refused for what was never so: %v", err)
+	}
+	if store.happens != nil {
+		t.Error("nothing happened meanwhile")
+	}
 }
 
 // TestReadsAreOfOneRevision: a key is renamed and then its member suspended while it is
