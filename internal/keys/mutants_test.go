@@ -105,7 +105,7 @@ var mutants = []mutant{
 	},
 	{
 		"bbolt does not compare the policy's head", "internal/storage/boltstore/commit.go",
-		"case r.change.ExpectPolicy == nil:", "default:\n\t\treturn nil\n\tcase r.change.ExpectPolicy == nil:",
+		"case r.change.ExpectPolicy == nil:", "case r.change.ExpectPolicy == nil || r != nil:",
 	},
 	{
 		"bbolt lets the policy change before what was checked against it", "internal/storage/boltstore/commit.go",
