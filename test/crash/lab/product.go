@@ -62,7 +62,10 @@ type config struct {
 
 // start opens the store in a folder, makes one if there is none, and loads it.
 func start(folder string, config config) (*product, error) {
-	store, err := boltstore.Open(filepath.Join(folder, storeFile), boltstore.Config{Now: config.now, Random: config.random})
+	store, err := boltstore.Open(filepath.Join(folder, storeFile), boltstore.Config{
+		// Without a reserve: files stay small, and grow a little at a time.
+		Create: boltstore.CreateIfAbsent, Reserve: -1, Now: config.now, Random: config.random,
+	})
 	if err != nil {
 		return nil, err
 	}

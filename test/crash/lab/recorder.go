@@ -34,7 +34,8 @@ type recorder struct {
 	// fault, if set, is asked before each call, with its number from 1: an error is what
 	// the call ends with. Of a write, the first part bytes are written before.
 	fault func(number int, its *call) (part int, err error)
-	// syncing, if set, is called before each sync of a file takes effect.
+	// syncing, if set, is called before each sync of the store's file takes effect. What
+	// shows while the anchor is synced is durable already.
 	syncing func()
 
 	mutex sync.Mutex
@@ -72,6 +73,13 @@ func (r *recorder) at() int {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	return len(r.log)
+}
+
+// number returns the number of a file, -1 if there is none of that name.
+func (r *recorder) number(name string) int {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	return r.disk.Number(name)
 }
 
 // recorderOf returns the recorder of the folder that a path lies in, and the name in it,
@@ -200,13 +208,13 @@ const (
 )
 
 func (r *recorder) opened(its *call, of *handle, do func() (int, error)) (int, error) {
-	if (its.name == "fsync" || its.name == "fdatasync") && r.syncing != nil {
+	sync := its.name == "fsync" || its.name == "fdatasync"
+	if sync && r.syncing != nil && of.file == r.number(storeFile) {
 		r.syncing()
 	}
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	part, failure := r.fails(its)
-	sync := its.name == "fsync" || its.name == "fdatasync"
 	switch {
 	case sync && of.file >= 0 && failure != nil:
 		r.seeds++
