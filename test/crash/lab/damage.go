@@ -273,6 +273,7 @@ func (r *round) verifyDamaged(l *life, index int, damaged *disk.Disk) error {
 		quiet := &recorder{folder: folder, quiet: true}
 		recorders.Store(folder, quiet)
 		defer quiet.end()
+		anchored := anchoredAt(folder)
 		problems, err := examine(folder)
 		named := len(problems) > 0 || err != nil
 		p, err := start(folder, l.config())
@@ -295,8 +296,9 @@ func (r *round) verifyDamaged(l *life, index int, damaged *disk.Disk) error {
 			if err == nil && (!different || named) {
 				break
 			}
-			// Keys that were created less than a second ago may be missing.
-			if l.states[index].creates && l.states[index-1].model.policy {
+			// Keys that were created less than a second ago may be missing, unless the
+			// anchor knows of them.
+			if state := &l.states[index]; state.creates && state.revision > anchored && l.states[index-1].model.policy {
 				index--
 				continue
 			}

@@ -45,6 +45,7 @@ var kinds = []kind{
 	{"stale", damaged, 4, damages(stale)},
 	{"putback", damaged, 4, damages(putBack)},
 	{"flip", damaged, 2, damages(flip)},
+	{"alter", damaged, 4, (*round).alterations},
 }
 
 // choose returns the kinds that a list with commas names, by their own name or their

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/scribe-mail/keysvc/test/crash/disk"
@@ -267,6 +268,10 @@ func (l *life) change(what *attempt, fault *fault) error {
 	complete, err := what.call(ctx, l.product)
 	if err != nil {
 		l.story[len(l.story)-1] += fmt.Sprintf(": %v", err)
+		if fault.filled() && full(err) {
+			// The product remembers for a while that there was no room. Nothing has changed.
+			return l.resolve("refused", []int{now})
+		}
 		if fault.count() == struck {
 			return found("%s: %v", what.what, err)
 		}
@@ -382,6 +387,9 @@ func (f *fault) count() int {
 	}
 	return f.struck
 }
+
+// filled says whether it has struck as a full disk.
+func (f *fault) filled() bool { return f.count() > 0 && errors.Is(f.err, syscall.ENOSPC) }
 
 // findingError is a broken promise, unlike an error of the laboratory.
 type findingError struct{ text string }

@@ -23,6 +23,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/anchor"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 	"github.com/scribe-mail/keysvc/internal/usage"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -109,6 +110,9 @@ func (p *product) close() error {
 	return err
 }
 
+// full says whether an error refuses a change for want of room: then nothing has changed.
+func full(err error) bool { return errors.Is(err, storage.ErrFull) }
+
 // up says whether the store serves again after it went down. Before the projection has
 // loaded it nobody else may call Load: then it would count as loaded.
 func (p *product) up() error {
@@ -193,6 +197,15 @@ var reasons = map[decide.Reason]string{
 func examine(folder string) ([]string, error) {
 	report, err := boltstore.Check(context.Background(), filepath.Join(folder, storeFile))
 	return report.Problems, err
+}
+
+// anchoredAt returns the revision that the anchor in a folder knows, -1 if it has none.
+func anchoredAt(folder string) int64 {
+	mark, err := anchor.Read(boltstore.AnchorOf(filepath.Join(folder, storeFile)))
+	if err != nil {
+		return -1
+	}
+	return mark.Revision
 }
 
 // dice is a source of randomness that can be repeated.
