@@ -436,24 +436,31 @@ func (d *Disk) Restore(folder string) error {
 			continue
 		}
 		first[number] = name
-		if err := d.files[number].restore(path); err != nil {
+		// Mostly with room on the disk for all of it; some, as copies are, with holes.
+		if err := d.files[number].restore(path, d.clock%4 == 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (f *file) restore(path string) error {
+func (f *file) restore(path string, holes bool) error {
 	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the laboratory's own
 	if err != nil {
 		return err
 	}
 	defer out.Close() //nolint:errcheck // what counts is compared
-	for index, content := range f.seen {
-		if content != nil {
-			if _, err := out.WriteAt(content[:], int64(index)*PageSize); err != nil {
-				return err
-			}
+	zeros := new([PageSize]byte)
+	for index := range int((f.size + PageSize - 1) / PageSize) {
+		content := zeros
+		switch {
+		case index < len(f.seen) && f.seen[index] != nil:
+			content = f.seen[index]
+		case holes:
+			continue
+		}
+		if _, err := out.WriteAt(content[:], int64(index)*PageSize); err != nil {
+			return err
 		}
 	}
 	return out.Truncate(f.size)
