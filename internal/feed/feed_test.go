@@ -514,3 +514,27 @@ func TestSnapshot(t *testing.T) {
 		t.Error("not as it is")
 	}
 }
+
+// TestHelloAheadOfTheStoreIsCounted: a client of this epoch that has applied what the store
+// does not have speaks for a store that was rolled back. It is Reset, and counted.
+func TestHelloAheadOfTheStoreIsCounted(t *testing.T) {
+	w := newWorld(t, nil)
+	w.publish(101, 102)
+	for _, test := range []struct {
+		epoch    string
+		revision int64
+		ahead    bool
+	}{{"epoch", 102, false}, {"epoch", 103, true}, {"another", 1000, false}, {"", 0, false}, {"epoch", 1000, true}} {
+		before := w.Snapshot().Ahead
+		session, err := w.Open(&keysvcv1.SyncHello{Epoch: test.epoch, Revision: test.revision}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if counted := w.Snapshot().Ahead > before; session.Ahead() != test.ahead || counted != test.ahead {
+			t.Errorf("epoch %q, revision %d: ahead is %t, counted %t; want %t", test.epoch, test.revision, session.Ahead(), counted, test.ahead)
+		}
+		if welcome := session.Next().Response.GetWelcome(); test.ahead && (!welcome.GetReset_() || welcome.GetRevision() != 102) {
+			t.Errorf("revision %d: got %v, want a reset to 102", test.revision, welcome)
+		}
+	}
+}
