@@ -49,7 +49,11 @@ workspaces    %d
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(out, "last-used     %d\nthe times that lay in the future were set back\n", uses)
+	outcome := "the times that lay in the future were set back"
+	if uses == 0 && repaired == (keys.Repaired{}) && !last.After(at) {
+		outcome = "no time lay in the future: nothing had to be changed"
+	}
+	_, err = fmt.Fprintf(out, "last-used     %d\n%s\n", uses, outcome)
 	return err
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -184,14 +185,27 @@ func (p *process) openFile() (closableStore, error) {
 	switch {
 	case errors.Is(err, storage.ErrAbsent):
 		return nil, fmt.Errorf("%w; --data names the folder of a store, and --init makes a new, empty one there", err)
-	case errors.Is(err, storage.ErrAnchor) && !errors.Is(err, storage.ErrPresent):
-		return nil, fmt.Errorf("%w; keysvc anchor accept makes it serve what there is", err)
+	case errors.Is(err, storage.ErrAnchor):
+		return nil, fmt.Errorf("%w; %s", err, p.anchorHint())
 	case errors.Is(err, storage.ErrPresent):
-		return nil, fmt.Errorf("%w; only a new store can be made", err)
+		return nil, fmt.Errorf("%w; start without --init", err)
 	case err != nil:
 		return nil, err
 	}
 	return store, nil
+}
+
+// anchorHint says what to do about a store that does not agree with its anchor.
+func (p *process) anchorHint() string {
+	file := filepath.Join(p.settings.Data, storeFile)
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		return "put the file back; move the anchor away only if an empty store is really wanted"
+	}
+	accept := "keysvc anchor accept " + file
+	if p.settings.Anchor != "" {
+		accept += " --anchor " + p.settings.Anchor
+	}
+	return "put the newest file, or its anchor, in place; only if there is none, " + accept + " serves what there is, without what was revoked since"
 }
 
 // stop gives the calls in flight their time.

@@ -31,6 +31,9 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 		config.Anchor = AnchorOf(path)
 	}
 	file, err := openFile(path, config)
+	if errors.Is(err, storage.ErrLocked) {
+		err = fmt.Errorf("%w: stop the server first", err)
+	}
 	if err != nil {
 		return Accepted{}, err
 	}
@@ -72,7 +75,7 @@ func (o *opened) reportAnchor(path string, report *Report) {
 	mark, err := readAnchor(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && o.header.GetAnchored():
-		report.Anchor = fmt.Sprintf("%s is not there: a start is refused", path)
+		report.Anchor = fmt.Sprintf("none at %s, as of a copy: a start there is refused", path)
 	case errors.Is(err, fs.ErrNotExist):
 		report.Anchor = "none yet: the next start makes one"
 	case err == nil:

@@ -27,8 +27,7 @@ const (
 )
 
 // mayCreate reports whether a store is to be made at path. An anchor without a store
-// tells of one that has gone: there it returns storage.ErrPresent, which is also an
-// ErrAnchor.
+// tells of one that has gone: there it returns storage.ErrAnchor, whatever Create says.
 func (c Config) mayCreate(path string) (bool, error) {
 	_, err := os.Lstat(path)
 	switch {
@@ -38,17 +37,17 @@ func (c Config) mayCreate(path string) (bool, error) {
 		return false, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return false, err
-	case c.Create != CreateNew && c.Create != CreateIfAbsent:
+	}
+	if !c.Unanchored {
+		switch _, err := os.Lstat(c.Anchor); {
+		case err == nil:
+			return false, fmt.Errorf("%w: %s has gone, and its anchor %s is left", storage.ErrAnchor, path, c.Anchor)
+		case !errors.Is(err, fs.ErrNotExist):
+			return false, err
+		}
+	}
+	if c.Create != CreateNew && c.Create != CreateIfAbsent {
 		return false, fmt.Errorf("%w: %s", storage.ErrAbsent, path)
-	}
-	if c.Unanchored {
-		return true, nil
-	}
-	switch _, err := os.Lstat(c.Anchor); {
-	case err == nil:
-		return false, fmt.Errorf("%w: %s has gone, and its anchor %s is left: %w", storage.ErrPresent, path, c.Anchor, storage.ErrAnchor)
-	case !errors.Is(err, fs.ErrNotExist):
-		return false, err
 	}
 	return true, nil
 }
