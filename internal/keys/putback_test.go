@@ -284,7 +284,8 @@ func TestStalePages(t *testing.T) {
 		}
 	}
 	t.Log(outcomes)
-	if outcomes["refused"] == 0 || outcomes["damaged"] == 0 {
+	// Which pages lead to the position, and so to a refused start, the file's layout decides.
+	if outcomes["refused"]+outcomes["damaged"] == 0 || outcomes["without effect"] == 0 {
 		t.Error("the pages were not of all kinds")
 	}
 }
