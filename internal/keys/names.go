@@ -175,7 +175,7 @@ func isVirama(r rune) bool {
 // of them is not in Go's tables; they are symbols all.
 func isPictograph(r rune) bool { return unicode.Is(unicode.So, r) }
 
-// beforeMarks returns the last rune that is no mark, 0 if there is none.
+// beforeMarks returns the last rune that is no mark; 0 if all of them are marks.
 func beforeMarks(runes []rune) rune {
 	for _, r := range slices.Backward(runes) {
 		if !unicode.IsMark(r) {
@@ -185,7 +185,7 @@ func beforeMarks(runes []rune) rune {
 	return 0
 }
 
-// afterMarks returns the first rune that is no mark, 0 if there is none.
+// afterMarks returns the first rune that is no mark; 0 if all of them are marks.
 func afterMarks(runes []rune) rune {
 	for _, r := range runes {
 		if !unicode.IsMark(r) {

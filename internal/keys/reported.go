@@ -6,7 +6,7 @@ import (
 )
 
 // reportedToken returns the token that somebody found, with whatever stuck to it where it
-// was copied: a line break, quotes, the name of a variable. The zero token is none. A text
+// was copied: a line break, quotes, the name of a variable. It returns the zero token if the text holds no token. A text
 // with several is refused: the answer can name one key only, and the others would live on.
 func reportedToken(fields *problem.Fields, text string) token.Token {
 	var reported token.Token

@@ -20,7 +20,7 @@ type room struct {
 	said, told atomic.Int64
 }
 
-// enter takes a place, or reports that there is none.
+// enter takes a place. It reports whether one was free.
 func (r *room) enter() bool {
 	if r.now.Add(1) <= r.most {
 		return true

@@ -88,7 +88,7 @@ type Server struct {
 	log        *slog.Logger
 	clock      *clock.Clock
 	sayJump    sync.Once
-	// sweeps says whether to purge.
+	// sweeps is set unless nothing may be purged.
 	sweeps bool
 
 	// background lasts until stopFollowing ends it and following, which is what runs besides the calls.

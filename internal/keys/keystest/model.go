@@ -32,7 +32,7 @@ type modelWorkspace struct {
 	members map[string]*modelMember
 }
 
-// isNewer says whether a push of a member is to be taken: one of the stored version only
+// isNewer reports whether a push of a member is taken: one of the stored version only
 // if it says what is stored.
 func (w *modelWorkspace) isNewer(stored *modelMember, version *int64, same bool) bool {
 	switch {

@@ -29,7 +29,7 @@ type place struct {
 type parked struct {
 	place
 
-	// caller is who waits, 0 if it is a projection that follows.
+	// caller is the number of the caller that waits; 0 is a projection that follows.
 	caller  int
 	release chan struct{}
 }

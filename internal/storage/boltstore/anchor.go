@@ -61,7 +61,7 @@ type anchored struct {
 	timer    *time.Timer
 }
 
-// markOf returns the mark of a file that was opened. Errors: DamagedError.
+// mark returns the mark of a file that was opened. Errors: DamagedError.
 func (o *opened) mark() (anchor.Mark, error) {
 	mark := anchor.Mark{Epoch: o.header.GetEpoch(), Revision: o.position.Revision}
 	var err error
@@ -358,7 +358,7 @@ func (a *anchoring) expire(entry *anchored) {
 	}
 }
 
-// stall raises the alarm and answers everybody who waits.
+// stall raises the alarm and answers all changes that wait.
 func (a *anchoring) stall(err error) {
 	a.mutex.Lock()
 	a.failures++
@@ -429,12 +429,6 @@ func (s *Store) end(err error) {
 		s.config.Log.Error("the store ends", "error", err)
 		s.goDown(nil)
 	}
-}
-
-// markOf returns the mark of a group's last change.
-func (s *Store) markOf(group []*request) anchor.Mark {
-	last := group[len(group)-1].committed
-	return anchor.Mark{Epoch: s.epoch, Revision: last.Revision, Hash: last.Head.Head.Hash}
 }
 
 // checkMark checks that a file that was opened anew has everything that was committed to

@@ -16,6 +16,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/anchor"
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
@@ -343,7 +344,7 @@ func (s *Store) commitGroup(group []*request) {
 		}
 		return
 	}
-	s.anchor.committed(s.markOf(accepted), accepted)
+	s.anchor.committed(anchor.Mark{Epoch: s.epoch, Revision: position.Revision, Hash: position.Hash}, accepted)
 }
 
 // check compares the heads and looks for what must be absent, as of a revision. newIDs are

@@ -294,7 +294,7 @@ func (d *damage) judge(item storage.Item) storage.Item {
 	return item
 }
 
-// recordOf names the record in an item; of no kind if there is none.
+// recordOf names the record in an item. The kind is unspecified if the item has no record.
 func recordOf(item storage.Item) (workspaceID string, id recordID) {
 	switch {
 	case item.Policy != nil:

@@ -128,7 +128,7 @@ func (d *Disk) Files() int { return len(d.files) }
 // Size returns the size of a file as processes see it.
 func (d *Disk) Size(number int) int64 { return d.files[number].size }
 
-// Dirty says whether something is not durable.
+// Dirty reports whether something is not durable.
 func (d *Disk) Dirty() bool {
 	for _, f := range d.files {
 		if len(f.versions) > 0 || len(f.sizes) > 0 {
