@@ -18,8 +18,16 @@ BENCH_BEFORE ?=
 
 .PHONY: run tools test test-race fuzz soak several mutants crash bench-quick lint format generate fresh breaking baseline check
 
+# Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
+# does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
+# at a terminal. Ctrl-Z stops the server's group only; the loop stops make's group too, until fg.
 run:
-	go run ./cmd/keysvc serve --dev
+	go build -o keysvc ./cmd/keysvc
+	@echo ./keysvc serve --dev; \
+	if [[ "$$(ps -o stat= -p $$$$ 2>/dev/null)" == *+* ]]; then set -m; fi; \
+	./keysvc serve --dev || status=$$?; \
+	while [[ "$$(jobs -s)" ]]; do suspend -f; status=0; fg >/dev/null || status=$$?; done; \
+	exit $${status:-0}
 
 # What tests build or run, compiled before the clock of go test runs: with an empty build
 # cache, buf alone takes minutes.
