@@ -22,7 +22,7 @@ import (
 // Their errors are *problem.Error where the caller may know, and of storage or the
 // context otherwise.
 type Manager struct {
-	store      storage.Store
+	store      Store
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
@@ -30,10 +30,17 @@ type Manager struct {
 	locks      locks
 }
 
+// Store is the part of a store that the verbs need.
+type Store interface {
+	storage.Committer
+	storage.KeyReader
+	storage.MemberReader
+}
+
 // Config is what a Manager works with.
 type Config struct {
 	// Store is where changes go. Required.
-	Store storage.Store
+	Store Store
 	// Projection is what changes are checked against; somebody lets it follow the
 	// store. Required.
 	Projection *projection.Projection

@@ -22,7 +22,7 @@ import (
 // Projection is the index. Reads may come from many goroutines; Load and Follow are
 // called by one.
 type Projection struct {
-	store storage.Store
+	store storage.Source
 	log   *slog.Logger
 	// publisher is told of every change before it shows; nil if nobody wants to be.
 	publisher Publisher
@@ -61,7 +61,7 @@ type Publisher interface {
 }
 
 // New returns an empty projection of a store. Load fills it.
-func New(store storage.Store, log *slog.Logger) *Projection {
+func New(store storage.Source, log *slog.Logger) *Projection {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
