@@ -291,7 +291,7 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 		case *keysvcv1.SyncResponse_Mark:
 			signal(marks)
 		case *keysvcv1.SyncResponse_Pong:
-			c.core.Pong(message.Pong, time.Time{})
+			c.core.Pong(message.Pong)
 		case *keysvcv1.SyncResponse_Reset_:
 			c.core.Reset(message.Reset_)
 			c.config.Hooks.reset()

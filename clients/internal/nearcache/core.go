@@ -55,7 +55,6 @@ type Core struct {
 	freshness lease.Freshness
 	entries   entries
 	counters  Counters
-	faults    faults
 
 	// mutex covers fills and events alike (C4), and everything below.
 	mutex      sync.Mutex
@@ -78,20 +77,6 @@ type Core struct {
 
 	usesMutex sync.Mutex
 	uses      []*entry
-}
-
-// faults break one rule each, for the tests that see them caught. All are false.
-type faults struct {
-	leaseFromReceipt     bool // C1
-	answerAnyNonce       bool // C1
-	keepDespiteEvents    bool // C4
-	keepAcrossGeneration bool // C4
-	noMinRevision        bool // C4
-	noEnd                bool // C5
-	useLate              bool // C7
-	overlookUnknown      bool // C8
-	keepBeyondWelcome    bool // C9
-	keepEntriesOnReset   bool // C9
 }
 
 // Counters are what has happened so far.
@@ -288,11 +273,9 @@ func (c *Core) Welcome(message *keysvcv1.SyncWelcome) (reset bool) {
 	}
 	c.epoch = message.GetEpoch()
 	c.sessions, c.welcomed = c.sessions+1, message.GetRevision()
-	if !c.faults.keepBeyondWelcome {
-		// The histories were compared up to here. What is from after it may be from one that
-		// the store has lost.
-		c.counters.Dropped.Add(int64(c.entries.dropAfter(c.welcomed)))
-	}
+	// The histories were compared up to here. What is from after it may be from one that
+	// the store has lost.
+	c.counters.Dropped.Add(int64(c.entries.dropAfter(c.welcomed)))
 	return reset
 }
 
@@ -309,9 +292,7 @@ func (c *Core) reset(revision int64, hash []byte, hashRevision int64) {
 	c.generation++
 	c.applied, c.covered, c.recent = revision, revision, nil
 	c.hash, c.hashRevision = hash, hashRevision
-	if !c.faults.keepEntriesOnReset {
-		c.drop(event{kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED})
-	}
+	c.drop(event{kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED})
 	c.counters.Resets.Add(1)
 }
 
@@ -336,20 +317,16 @@ func (c *Core) Events(message *keysvcv1.SyncEvents) {
 	c.applied = max(c.applied, message.GetRevision())
 }
 
-// Pong takes the answer to a ping: everything before it was seen. received is only for the
-// test that counts a lease from there. It says whether the answer was to the newest ping.
-func (c *Core) Pong(message *keysvcv1.SyncPong, received time.Time) bool {
+// Pong takes the answer to a ping: everything before it was seen. It says whether the answer
+// was to the newest ping.
+func (c *Core) Pong(message *keysvcv1.SyncPong) bool {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.applied = max(c.applied, message.GetRevision())
 	if c.gaveUp {
 		return false
 	}
-	nonce := message.GetNonce()
-	if c.faults.answerAnyNonce || c.faults.leaseFromReceipt {
-		nonce = c.freshness.Ask(received)
-	}
-	return c.freshness.Answered(nonce, c.staleness)
+	return c.freshness.Answered(message.GetNonce(), c.staleness)
 }
 
 // GiveUp ends the lease for good. Whoever calls it may tell the server afterwards.
@@ -374,7 +351,7 @@ func (c *Core) concerns(change event, principal *keyauth.Principal) bool {
 	case keysvcv1.SyncEventKind_SYNC_EVENT_KIND_POLICY, keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED:
 		return true
 	}
-	return !c.faults.overlookUnknown
+	return true
 }
 
 // drop drops what a change concerns. mutex is held.
@@ -442,11 +419,7 @@ func (f Fill) Epoch() string { return f.epoch }
 func (c *Core) BeginFill(now time.Time) Fill {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	fill := Fill{generation: c.generation, session: c.sessions, epoch: c.epoch, MinRevision: c.applied, sent: now}
-	if c.faults.noMinRevision {
-		fill.MinRevision = 0
-	}
-	return fill
+	return Fill{generation: c.generation, session: c.sessions, epoch: c.epoch, MinRevision: c.applied, sent: now}
 }
 
 // Verdict is what may be done with an answer of the server.
@@ -471,9 +444,6 @@ func (c *Core) EndFill(fill Fill, question *keyauth.Question, response *keysvcv1
 	verdict := c.judge(fill, response, answer, now)
 	if verdict == Keep && allowed {
 		if kept := newEntry(response, answer, fill.sent); kept != nil {
-			if c.faults.noEnd {
-				kept.life = lease.New(fill.sent, math.MaxInt64)
-			}
 			kept.digest = c.digestToken(question.Token)
 			if c.entries.put(kept) {
 				c.counters.Kept.Add(1)
@@ -499,21 +469,18 @@ func (c *Core) EndFill(fill Fill, question *keyauth.Question, response *keysvcv1
 // judge says what may be done with an answer. mutex is held.
 func (c *Core) judge(fill Fill, response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, now time.Time) Verdict {
 	allowed := answer.Decision == keysvcv1.Decision_DECISION_ALLOWED
-	if late := lease.Elapsed(fill.sent, now) > c.staleness; allowed && late && !c.faults.useLate {
+	if late := lease.Elapsed(fill.sent, now) > c.staleness; allowed && late {
 		return AskAgain // C7
 	}
 	if fill.epoch == "" || response.GetEpoch() != fill.epoch || c.epoch != fill.epoch {
 		return UseOnce
 	}
-	if c.generation != fill.generation && !c.faults.keepAcrossGeneration {
+	if c.generation != fill.generation {
 		return UseOnce
 	}
 	revision := response.GetRevision()
-	if c.sessions != fill.session && revision > c.welcomed && !c.faults.keepBeyondWelcome {
+	if c.sessions != fill.session && revision > c.welcomed {
 		return UseOnce // C9: perhaps from a history that the store has lost
-	}
-	if c.faults.keepDespiteEvents {
-		return Keep
 	}
 	if revision < c.covered {
 		return AskAgain // the ring does not reach back so far

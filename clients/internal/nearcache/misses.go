@@ -31,7 +31,6 @@ type misses struct {
 	core   *Core
 	// running are the calls under way.
 	running sync.WaitGroup
-	faults  struct{ joinSent bool } // C6, for tests
 
 	mutex   sync.Mutex
 	waiting map[digest]*flight
@@ -131,10 +130,8 @@ func (m *misses) take() []*flight {
 	if len(m.queue) == 0 {
 		m.queue = nil
 	}
-	if !m.faults.joinSent {
-		for _, each := range taken {
-			delete(m.waiting, each.digest)
-		}
+	for _, each := range taken {
+		delete(m.waiting, each.digest)
 	}
 	if count == 0 {
 		m.batches--
