@@ -11,12 +11,14 @@ import (
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/backoff"
 )
 
 const (
-	// shortestBackoff and longestBackoff bound the wait before the next session is tried.
-	shortestBackoff = 50 * time.Millisecond
-	longestBackoff  = 5 * time.Second
+	// The wait before the next session is tried is shorter than firstWait at first, and than
+	// longestWait later.
+	firstWait   = 50 * time.Millisecond
+	longestWait = 5 * time.Second
 	// idleAfter is how long nobody asks before the lease is no longer renewed.
 	idleAfter = 30 * time.Second
 	// closeTimeout bounds the wait for the server's end of a session that is closed.
@@ -200,7 +202,7 @@ func (c *Core) period() time.Duration {
 
 // run holds one session after the other until Close.
 func (c *Cache) run() {
-	wait := shortestBackoff
+	retries := backoff.New(firstWait, longestWait)
 	for c.ctx.Err() == nil {
 		began := c.config.Now()
 		welcome, farewell, err := c.session()
@@ -215,19 +217,12 @@ func (c *Cache) run() {
 		}
 		c.config.Log.Debug("the session of the near-cache has ended", "welcome", welcome, "farewell", farewell, "error", err)
 		if lasted := c.config.Now().Sub(began) >= c.core.period(); welcome && lasted {
-			wait = shortestBackoff
+			retries.Reset()
 			if farewell {
 				continue // elsewhere, at once
 			}
 		}
-		// Full jitter: those who lost the same server do not come back together.
-		timer := time.NewTimer(rand.N(wait)) //nolint:gosec // jitter, no secret
-		select {
-		case <-timer.C:
-		case <-c.ctx.Done():
-			timer.Stop()
-		}
-		wait = min(2*wait, longestBackoff)
+		retries.Wait(c.ctx)
 	}
 }
 
