@@ -121,7 +121,7 @@ func TestEntriesEnd(t *testing.T) {
 	if f.hits(question(1)) || !f.hits(question(2)) {
 		t.Error("it has not ended with its grant")
 	}
-	f.now = start.Add(longest)
+	f.now = start.Add(maxLife)
 	f.renew()
 	if f.hits(question(2)) {
 		t.Error("it has not ended after ten minutes")
