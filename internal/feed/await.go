@@ -18,7 +18,7 @@ type Outcome struct {
 // one goroutine.
 type Await struct {
 	hub     *Hub
-	debts   []lease.Debt
+	pending []lease.Pending
 	outcome Outcome
 }
 
@@ -31,8 +31,8 @@ func (h *Hub) Await(revision int64) (*Await, error) {
 		return nil, ErrNotPublished
 	}
 	await := &Await{hub: h}
-	await.outcome.Applied, await.debts = h.ledger.Debts(revision, h.config.Now())
-	if len(await.debts) == 0 {
+	await.outcome.Applied, await.pending = h.leases.Pending(revision, h.config.Now())
+	if len(await.pending) == 0 {
 		return await, nil
 	}
 	for session := range h.sessions {
@@ -48,9 +48,9 @@ func (h *Hub) Await(revision int64) (*Await, error) {
 // changed is closed, and after left at the latest.
 func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed <-chan struct{}) {
 	now := a.hub.config.Now()
-	for len(a.debts) > 0 {
-		settlement, left, changed := a.debts[len(a.debts)-1].Settled(now)
-		switch settlement {
+	for len(a.pending) > 0 {
+		status, left, changed := a.pending[len(a.pending)-1].Status(now)
+		switch status {
 		case lease.Open:
 			return a.outcome, false, left, changed
 		case lease.Applied:
@@ -58,7 +58,7 @@ func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed 
 		case lease.Lapsed:
 			a.outcome.Lapsed++
 		}
-		a.debts = a.debts[:len(a.debts)-1]
+		a.pending = a.pending[:len(a.pending)-1]
 	}
 	return a.outcome, true, 0, nil
 }

@@ -56,16 +56,16 @@ type Observer interface {
 }
 
 // nobody observes nothing.
-type nobody struct{}
+type noObserver struct{}
 
 // SessionBegan implements Observer.
-func (nobody) SessionBegan(bool) {}
+func (noObserver) SessionBegan(bool) {}
 
 // SessionReset implements Observer.
-func (nobody) SessionReset() {}
+func (noObserver) SessionReset() {}
 
 // SessionEnded implements Observer.
-func (nobody) SessionEnded(bool) {}
+func (noObserver) SessionEnded(bool) {}
 
 // Config is what a Hub begins with.
 type Config struct {
@@ -115,7 +115,7 @@ func (c Config) withDefaults() Config {
 		c.Now = time.Now
 	}
 	if c.Observer == nil {
-		c.Observer = nobody{}
+		c.Observer = noObserver{}
 	}
 	return c
 }
@@ -124,7 +124,7 @@ func (c Config) withDefaults() Config {
 // may be called from many goroutines.
 type Hub struct {
 	config Config
-	ledger *lease.Ledger
+	leases *lease.Table
 
 	mutex sync.Mutex
 	ring  ring
@@ -149,7 +149,7 @@ func New(config Config) *Hub {
 	config = config.withDefaults()
 	hub := &Hub{
 		config:   config,
-		ledger:   lease.NewLedger(config.Started, config.Staleness),
+		leases:   lease.NewTable(config.Started, config.Staleness),
 		ring:     ring{size: config.RingSize},
 		revision: config.Revision,
 		sessions: make(map[*Session]struct{}),
@@ -260,21 +260,21 @@ func (h *Hub) newest() (hash []byte, revision int64) {
 	return []byte(last.hash), last.revision
 }
 
-// resumes returns the place at which a session goes on (S5). It says no if it cannot be
+// resumes returns the index at which a session goes on (S5). It says no if it cannot be
 // known that the client has seen every change before that.
-func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible func(string) bool) (place int64, ok bool) {
+func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible func(string) bool) (index int64, ok bool) {
 	if hello.GetEpoch() != h.config.Epoch || hello.GetRevision() > h.revision ||
 		hello.GetHashRevision() > hello.GetRevision() || len(hello.GetAuditHash()) == 0 {
 		return 0, false
 	}
-	place = h.ring.after(hello.GetRevision())
+	index = h.ring.after(hello.GetRevision())
 	// The change whose hash it is must be there, and after it none that the client
 	// should have seen: hashes are chained per workspace, so another history may agree on
 	// this change and differ in those.
-	for before := place - 1; before >= h.ring.start; before-- {
+	for before := index - 1; before >= h.ring.start; before-- {
 		seen := h.ring.at(before)
 		if seen.revision == hello.GetHashRevision() {
-			return place, seen.hash == string(hello.GetAuditHash())
+			return index, seen.hash == string(hello.GetAuditHash())
 		}
 		if seen.revision < hello.GetHashRevision() || visible == nil || visible(seen.workspaceID) {
 			return 0, false
@@ -301,8 +301,8 @@ func (h *Hub) Open(hello *keysvcv1.SyncHello, visible func(workspaceID string) b
 		session.ahead = true
 		h.ahead++
 	}
-	place, resumed := h.resumes(hello, visible)
-	session.welcome(place, resumed, hello)
+	index, resumed := h.resumes(hello, visible)
+	session.welcome(index, resumed, hello)
 	h.sessions[session] = struct{}{}
 	h.config.Observer.SessionBegan(resumed)
 	return session, nil

@@ -61,13 +61,13 @@ func (e event) message() *keysvcv1.SyncEvent {
 	return message
 }
 
-// ring holds the newest changes. Each has a place, which grows by one from change to
+// ring holds the newest changes. Each has a index, which grows by one from change to
 // change and stays the same when older ones fall out.
 type ring struct {
 	// events is circular and grows up to size.
 	events []event
 	size   int
-	// start is the place of the oldest change, end the one after the newest.
+	// start is the index of the oldest change, end the one after the newest.
 	start, end int64
 }
 
@@ -86,23 +86,23 @@ func (r *ring) add(next event) {
 
 func (r *ring) grow() {
 	larger := make([]event, min(max(2*len(r.events), 64), r.size))
-	for place := r.start; place < r.end; place++ {
-		larger[place%int64(len(larger))] = *r.at(place)
+	for index := r.start; index < r.end; index++ {
+		larger[index%int64(len(larger))] = *r.at(index)
 	}
 	r.events = larger
 }
 
-// at returns the change at a place.
-func (r *ring) at(place int64) *event { return &r.events[place%int64(len(r.events))] }
+// at returns the change at a index.
+func (r *ring) at(index int64) *event { return &r.events[index%int64(len(r.events))] }
 
-// after returns the place of the first change after a revision; that of the oldest if
+// after returns the index of the first change after a revision; that of the oldest if
 // there may have been others before it.
 func (r *ring) after(revision int64) int64 {
 	count := sort.Search(int(r.end-r.start), func(index int) bool { return r.at(r.start+int64(index)).revision > revision })
 	return r.start + int64(count)
 }
 
-// clear forgets everything. No place that was given out is good afterwards.
+// clear forgets everything. No index that was given out is good afterwards.
 func (r *ring) clear() {
 	r.events = nil
 	r.end++ // so that even one at the end has fallen out

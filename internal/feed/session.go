@@ -20,7 +20,7 @@ const (
 	burst         = 100
 )
 
-// Session is one client's place in the feed. Its methods may be called from many
+// Session is one client's index in the feed. Its methods may be called from many
 // goroutines; the messages of Next go to the client in the order in which Next gave them.
 type Session struct {
 	hub     *Hub
@@ -36,7 +36,7 @@ type Session struct {
 
 	// first is the Welcome, until it has been handed out.
 	first *keysvcv1.SyncResponse
-	// next is the place of the next change to hand out, and sent the revision up to which
+	// next is the index of the next change to hand out, and sent the revision up to which
 	// everything was.
 	next int64
 	sent int64
@@ -59,17 +59,17 @@ func newSession(hub *Hub, visible func(string) bool) *Session {
 	now := hub.config.Now()
 	age := time.Duration(float64(hub.config.MaxAge) * (0.9 + 0.2*hub.config.Random()))
 	return &Session{
-		hub: hub, visible: visible, holder: hub.ledger.Enter(), ends: now.Add(age), wake: make(chan struct{}, 1),
+		hub: hub, visible: visible, holder: hub.leases.Enter(), ends: now.Add(age), wake: make(chan struct{}, 1),
 		allowance: burst, counted: now,
 	}
 }
 
 // welcome begins the session where the client was, or at the newest revision. The hub is
 // locked.
-func (s *Session) welcome(place int64, resumed bool, hello *keysvcv1.SyncHello) {
+func (s *Session) welcome(index int64, resumed bool, hello *keysvcv1.SyncHello) {
 	welcome := &keysvcv1.SyncWelcome{Epoch: s.hub.config.Epoch, Staleness: durationpb.New(s.hub.config.Staleness)}
 	if resumed {
-		s.next, s.sent = place, hello.GetRevision()
+		s.next, s.sent = index, hello.GetRevision()
 		welcome.AuditHash, welcome.HashRevision = hello.GetAuditHash(), hello.GetHashRevision()
 	} else {
 		s.next, s.sent = s.hub.ring.end, s.hub.revision
@@ -241,7 +241,7 @@ type batch struct {
 	revision, mark int64
 }
 
-// changes takes the next ones: as the message that all sessions at this place share, or as
+// changes takes the next ones: as the message that all sessions at this index share, or as
 // a batch that is made into a message with the hub unlocked. The hub is locked.
 func (s *Session) changes() (common *keysvcv1.SyncResponse, own *batch) {
 	h := s.hub
@@ -254,8 +254,8 @@ func (s *Session) changes() (common *keysvcv1.SyncResponse, own *batch) {
 		return common, nil
 	}
 	taken.events = make([]event, 0, end-begin)
-	for place := begin; place < end; place++ {
-		if change := h.ring.at(place); s.visible == nil || s.visible(change.workspaceID) {
+	for index := begin; index < end; index++ {
+		if change := h.ring.at(index); s.visible == nil || s.visible(change.workspaceID) {
 			taken.events = append(taken.events, *change)
 		}
 	}

@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -75,4 +76,14 @@ func (a *attempt) withoutChange(ctx context.Context, err error) (_ Position, aga
 		return Position{}, true, nil
 	}
 	return a.manager.at(revision), false, err
+}
+
+// diverged returns the error for a conflict with a change that the view already showed: the
+// store's head is not the one that its change log gave the projection.
+func (a *attempt) diverged(conflict *storage.ConflictError) error {
+	return &storage.DamagedError{
+		Kind: "head", Name: a.workspaceID,
+		Problem: fmt.Sprintf("the head of the workspace or of the policy, of revision %d in the store, is not what the change log said up to revision %d",
+			conflict.Revision, a.Revision),
+	}
 }

@@ -36,6 +36,9 @@ const (
 	MaxPageSize     = 1000
 )
 
+// WhereScopesAreListed tells a caller where to see every scope of the active policy.
+const WhereScopesAreListed = "GetPolicy (keysvc policy show)"
+
 // No description below repeats what the caller sent unless its form rules out that
 // it is a token: people paste tokens into the wrong field.
 
@@ -128,9 +131,9 @@ func checkScopes(fields *problem.Fields, scopes []string, active *projection.Pol
 		case strings.Contains(scope, "*"):
 			fields.Add(field, "is a wildcard; a key lists its scopes one by one")
 		case !policy.ValidScopeName(scope):
-			fields.Add(field, "%s", policy.UnknownScope(scope, nil))
+			fields.Add(field, "%s", policy.UnknownScope(scope, nil, ""))
 		case !active.Catalogue.Contains(scope):
-			fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, field, "%s", policy.UnknownScope(scope, active.Catalogue))
+			fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, field, "%s", policy.UnknownScope(scope, active.Catalogue, WhereScopesAreListed))
 		case seen[scope]:
 			fields.Add(field, "%q is listed twice; each scope is allowed once", scope)
 		}

@@ -22,7 +22,7 @@ import (
 // Their errors are *problem.Error where the caller may know, and of storage or the
 // context otherwise.
 type Manager struct {
-	store      storage.Store
+	store      Store
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
@@ -30,10 +30,17 @@ type Manager struct {
 	locks      locks
 }
 
+// Store is the part of a store that the verbs need.
+type Store interface {
+	storage.Committer
+	storage.KeyReader
+	storage.MemberReader
+}
+
 // Config is what a Manager works with.
 type Config struct {
 	// Store is where changes go. Required.
-	Store storage.Store
+	Store Store
 	// Projection is what changes are checked against; somebody lets it follow the
 	// store. Required.
 	Projection *projection.Projection
@@ -93,25 +100,33 @@ func (m *Manager) at(revision int64) Position {
 	return Position{Revision: revision, Epoch: m.projection.Epoch()}
 }
 
-// build checks what is asked, and returns the change without its place in the chain; nil
-// if there is nothing to change. It is called again if the workspace or the policy has
-// changed meanwhile, so it must not keep what it found out before.
+// build checks what is asked for against an attempt's view, and returns the change without
+// its links to the workspace's history; nil if there is nothing to change. It runs once for
+// each attempt, so it must not keep anything that an earlier run found out.
 type build func(*attempt) (*storage.Change, error)
 
-// change makes one change of a workspace. It is the one exit of every verb: what it
-// returns (done, nothing to change, or refused) is true at a revision that validations
-// already reflect, on every manager of the store. It goes on until the context ends.
+// change makes one change of a workspace; the empty workspace is the policy's. Every verb
+// that changes something ends here. Whatever change returns (done, nothing to change, or
+// refused) is true at a revision that validations already reflect, on every manager of the
+// store. It tries until the context ends: a sweep has no deadline, so nothing may make
+// attempt ask for another try for ever.
 func (m *Manager) change(ctx context.Context, workspaceID string, build build) (Position, error) {
+	// 1. Take the workspace's turn. It comes first, so that the steps below see what the
+	// change before this one published: changes of one manager to one workspace then never
+	// conflict with each other. It is held until the answer is known.
 	release, err := m.locks.acquire(ctx, workspaceID)
 	if err != nil {
 		return Position{}, err
 	}
 	defer release()
-	// What was acknowledged before this call, by whatever process, is in every view after
-	// this.
+	// 2. Take a barrier before the first look at the projection, because another process may
+	// have acknowledged a change that this projection does not show yet. "Nothing to change"
+	// and refusals commit nothing, so the store would not catch an old view for them. One
+	// barrier is enough: every later view is newer.
 	if err := m.projection.Fresh(ctx); err != nil {
 		return Position{}, err
 	}
+	// 3. Try, and after each conflict try again with a newer view.
 	for {
 		position, again, err := m.attempt(ctx, workspaceID, build)
 		if !again || err != nil {
@@ -120,25 +135,42 @@ func (m *Manager) change(ctx context.Context, workspaceID string, build build) (
 	}
 }
 
-// attempt tries to make a change once. again says that what the change was checked
-// against is out of date; the projection then shows what is newer.
+// attempt tries once to make a change. again reports that the view was out of date; the
+// projection then shows a newer one. storage.ErrDamaged is returned if store and projection
+// disagree for good.
 func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) (_ Position, again bool, _ error) {
+	// 1. Take the view of workspace and policy in one look. What is checked below and what
+	// the commit expects must come from the same revision.
 	attempt := &attempt{manager: m, Workspace: m.projection.Workspace(workspaceID), workspaceID: workspaceID}
 	if attempt.Damaged != nil {
 		return Position{}, false, attempt.Damaged
 	}
+	// 2. Check, and build the change. Without a change the answer still waits until the
+	// projection shows all that the check has read (withoutChange).
 	change, err := build(attempt)
 	if change == nil || err != nil {
 		return attempt.withoutChange(ctx, err)
 	}
+	// 3. Let the commit expect the heads of the view, because the check holds for them alone:
+	// the workspace's, and the policy's if the change is not the policy's own.
 	change.Link(workspaceID, attempt.Head)
 	if workspaceID != "" {
 		change.ExpectPolicy = &attempt.PolicyHead
 	}
+	// 4. Commit. The store compares the heads and writes in one step.
 	revision, err := m.store.Commit(ctx, change)
+	// 5. A conflict was caused by a newer change, unless the view of step 1 already showed the
+	// change that the store names. The two then disagree about that change, and no newer view
+	// will end the disagreement. It is the revision of that view that counts: by now the
+	// projection may show the newer change that caused an honest conflict.
 	if conflict := (*storage.ConflictError)(nil); errors.As(err, &conflict) {
+		if conflict.Revision <= attempt.Revision {
+			return Position{}, false, attempt.diverged(conflict)
+		}
 		return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)
 	}
+	// 6. An id that is taken is an answer about the store, so validations must reflect the
+	// revision that it was found at before the caller hears it.
 	if exists := (*storage.ExistsError)(nil); errors.As(err, &exists) {
 		if err := m.projection.WaitFor(ctx, exists.Revision); err != nil {
 			return Position{}, false, err
@@ -147,6 +179,8 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 	if err != nil {
 		return Position{}, false, err
 	}
+	// 7. Answer only when this manager's validations reflect the change. Those of other
+	// managers take a barrier, which is not older than this commit.
 	position, err := m.published(ctx, revision)
 	return position, false, err
 }

@@ -158,7 +158,7 @@ func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (demanded nee
 			return needs{}, fmt.Sprintf("has the scope %q, which is malformed; the form is resource:action, each of a-z, 0-9 and _", scope)
 		}
 		if catalogue != nil && !catalogue.HasScope(scope) {
-			return needs{}, "has a required_scope that does not exist: " + policy.UnknownScope(scope, catalogue.Scopes())
+			return needs{}, "has a required_scope that does not exist: " + policy.UnknownScope(scope, catalogue.Scopes(), "the policy file")
 		}
 		return needs{scope: scope}, ""
 	case *keysvcv1.Access_IdentityOnly:

@@ -145,24 +145,35 @@ func ValidScopeName(text string) bool {
 	return found && validName(resource, "_") && validName(action, "_")
 }
 
-// UnknownScope says what is wrong with text that names no scope of a catalogue, and what was
-// probably meant: the scopes of the resource, or all if it has none. What is no scope by its
-// form is not repeated, as it may be anything, a token above all.
-func UnknownScope(text string, catalogue []string) string {
+// maxNamedScopes is how many scopes an error names: all of Scribe's policy, and few enough for
+// a status that gRPC carries.
+const maxNamedScopes = 30
+
+// UnknownScope describes what is wrong with text that names no scope of a catalogue. It names
+// the scopes of the resource that text names, or the first maxNamedScopes of the catalogue if
+// the catalogue does not have that resource. If that leaves scopes out, it gives their number,
+// and where lists the whole catalogue. Text that does not have the form of a scope is not
+// repeated: it may be anything, a token above all.
+func UnknownScope(text string, catalogue []string, where string) string {
 	if !ValidScopeName(text) {
 		return "is not a scope; resource:action is required, e.g. signatures:read"
 	}
 	resource, _, _ := strings.Cut(text, ":")
-	near := make([]string, 0, len(catalogue))
+	named := make([]string, 0, len(catalogue))
 	for _, known := range catalogue {
 		if strings.HasPrefix(known, resource+":") {
-			near = append(near, known)
+			named = append(named, known)
 		}
 	}
-	if len(near) == 0 {
-		near = catalogue
+	if len(named) == 0 {
+		named = catalogue
 	}
-	return fmt.Sprintf("%q is not in the policy, which has %s", text, strings.Join(near, ", "))
+	named = named[:min(len(named), maxNamedScopes)]
+	described := fmt.Sprintf("%q is not in the policy, which has %s", text, strings.Join(named, ", "))
+	if more := len(catalogue) - len(named); more > 0 {
+		described += fmt.Sprintf(" and %d more; %s lists all %d", more, where, len(catalogue))
+	}
+	return described
 }
 
 func scopeName(resource, action string) string { return resource + ":" + action }

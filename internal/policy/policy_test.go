@@ -328,3 +328,27 @@ func TestDigestIsStable(t *testing.T) {
 		t.Errorf("10 different policies have %d digests", len(seen))
 	}
 }
+
+// TestUnknownScopeSaysHowManyScopesItLeavesOut: the list in the error is not taken for all that
+// there is.
+func TestUnknownScopeSaysHowManyScopesItLeavesOut(t *testing.T) {
+	many := make([]string, 100)
+	for number := range many {
+		many[number] = fmt.Sprintf("r%02d:read", number)
+	}
+	all := Default().Scopes()
+	for text, want := range map[string]struct {
+		catalogue []string
+		says      string
+	}{
+		"emails:fly": {all, `"emails:fly" is not in the policy, which has emails:delete, emails:read, emails:write and 20 more; GetPolicy lists all 23`},
+		"bees:read":  {all, `"bees:read" is not in the policy, which has ` + strings.Join(all, ", ")},
+		"bees:fly":   {many, `"bees:fly" is not in the policy, which has ` + strings.Join(many[:30], ", ") + " and 70 more; GetPolicy lists all 100"},
+		"emails":     {all, "is not a scope; resource:action is required, e.g. signatures:read"},
+		"emails:*":   {all, "is not a scope; resource:action is required, e.g. signatures:read"},
+	} {
+		if got := UnknownScope(text, want.catalogue, "GetPolicy"); got != want.says {
+			t.Errorf("%s: %s\nwant %s", text, got, want.says)
+		}
+	}
+}

@@ -96,9 +96,9 @@ func (p *Projection) lose(err error) {
 // call joins a read that has been sent, for that may have begun before a change was
 // acknowledged which the call has to reflect.
 type barriers struct {
-	store storage.Store
+	store storage.BarrierReader
 	// local is the store if its barrier costs nothing; then nothing is shared.
-	local storage.LocalBarrier
+	local storage.LocalBarrierReader
 
 	mutex sync.Mutex
 	// reading says that a read has been sent.
@@ -115,8 +115,8 @@ type barrierRead struct {
 	err     error
 }
 
-func newBarriers(store storage.Store) *barriers {
-	local, _ := store.(storage.LocalBarrier)
+func newBarriers(store storage.BarrierReader) *barriers {
+	local, _ := storage.LocalBarrierOf(store)
 	return &barriers{store: store, local: local}
 }
 

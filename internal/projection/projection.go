@@ -9,11 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/backoff"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/usage"
@@ -22,7 +22,7 @@ import (
 // Projection is the index. Reads may come from many goroutines; Load and Follow are
 // called by one.
 type Projection struct {
-	store storage.Store
+	store storage.Source
 	log   *slog.Logger
 	// publisher is told of every change before it shows; nil if nobody wants to be.
 	publisher Publisher
@@ -61,7 +61,7 @@ type Publisher interface {
 }
 
 // New returns an empty projection of a store. Load fills it.
-func New(store storage.Store, log *slog.Logger) *Projection {
+func New(store storage.Source, log *slog.Logger) *Projection {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -76,95 +76,117 @@ func New(store storage.Store, log *slog.Logger) *Projection {
 // hears nothing, and before Follow.
 func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 
-// Load fills the projection with what the store holds now and returns how far the
-// store had come. Damaged records are kept as such, and answered with their error. At the
-// first Load a damaged policy is an error: nothing could be decided.
+// Load fills the projection with what the store holds now, and returns the position that
+// the store had reached. A damaged record is kept as damaged: what depends on it is answered
+// with its error. Errors: the store's; storage.ErrHistoryChanged if the store has fewer
+// changes than were already shown; at the first Load, a damaged policy, because nothing could
+// be decided.
 func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
+	// 1. Read the store into a state that nobody sees yet.
 	fresh := newState()
 	position, err := p.store.Load(ctx, fresh.add)
 	if err != nil {
 		return storage.Position{}, err
 	}
 	fresh.revision, fresh.loaded = position.Revision, position.Revision
+	// 2. Check it, because a state that was shown is never taken back.
 	if !p.loaded && fresh.damagedPolicy != nil {
 		return storage.Position{}, fresh.damagedPolicy
 	}
 	if before := p.Revision(); position.Revision < before {
 		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, before)
 	}
+	// 3. Tell the publisher before the state is shown, as watch does with a change.
 	if p.publisher != nil {
 		p.publisher.Restart(position.Revision)
 	}
-	// Before the lock, for it visits every key: nobody but this goroutine changes p.state.
+	// 4. Take over the last uses. This visits every key, so it comes before the lock; reading
+	//    p.state needs no lock here, because this goroutine alone changes it.
 	fresh.keepUses(p.state)
+	// 5. Show the state, then its revision, and wake the calls that wait for it.
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
-	p.sayDamagedPolicy(ctx, fresh)
+	p.logDamagedPolicy(ctx, fresh)
 	p.state, p.loaded = fresh, true
 	p.advance(storage.Barrier{Revision: position.Revision, Hash: position.Hash})
 	return position, nil
 }
 
-// Follow applies every change after what was loaded until the context ends, and
-// returns the context's error or storage.ErrHistoryChanged,
-// with which the process must not go on. When the store is down, Follow
-// loads it anew as soon as it can; meanwhile the projection shows the last durable
-// state.
+// The waits between two attempts to follow the store.
+const (
+	firstRetry   = 10 * time.Millisecond
+	longestRetry = 2 * time.Second
+)
+
+// Follow applies every change after what was loaded until the context ends. When the change
+// log breaks off, Follow loads the store anew as soon as it can; until then the projection
+// shows the last durable state. Errors: the context's, and storage.ErrHistoryChanged, after
+// which the process must not go on.
 func (p *Projection) Follow(ctx context.Context) error {
-	const shortest, longest = 10 * time.Millisecond, 2 * time.Second
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	p.mutex.Lock()
 	p.stopFollowing = stop
 	p.mutex.Unlock()
-	wait := shortest
+	retries := backoff.New(firstRetry, longestRetry)
 	for {
+		// 1. Apply changes until the watch ends. Note whether the watch was any use: it brought
+		//    a change, or lasted longer than the longest wait.
 		before := p.Revision()
-		brief := time.AfterFunc(longest, func() {})
+		brief := time.AfterFunc(longestRetry, func() {})
 		err := p.watch(ctx)
+		lasted := !brief.Stop()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if lasted := !brief.Stop(); lasted || p.Revision() > before {
-			wait = shortest
-		} else {
-			// Loading helps, but not for long: do not load all the time.
-			if !pause(ctx, rand.N(wait)) { //nolint:gosec // jitter, no secret
-				return context.Cause(ctx)
-			}
-			wait = min(2*wait, longest)
+		// 2. Wait if it was not: a load reads the whole store, so a watch that ends at once must
+		//    not make this process load all the time.
+		if lasted || p.Revision() > before {
+			retries.Reset()
+		} else if !retries.Wait(ctx) {
+			return context.Cause(ctx)
 		}
+		// 3. Load anew. The next watch then begins at a revision that the store still has.
 		p.log.WarnContext(ctx, "the change log broke off; loading anew", "error", err)
-		for {
-			_, err = p.Load(ctx)
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			if err == nil {
-				break
-			}
-			if errors.Is(err, storage.ErrHistoryChanged) {
-				return err
-			}
-			p.log.ErrorContext(ctx, "loading anew failed; trying again", "error", err, "after", wait)
-			if !pause(ctx, rand.N(wait)) { //nolint:gosec // jitter, no secret
-				return context.Cause(ctx)
-			}
-			wait = min(2*wait, longest)
+		if err := p.reload(ctx, retries); err != nil {
+			return err
 		}
 	}
 }
 
-// watch applies changes until the watch ends.
+// reload loads the store again and again until that succeeds. Errors: those of Follow.
+func (p *Projection) reload(ctx context.Context, retries *backoff.Backoff) error {
+	for {
+		_, err := p.Load(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err == nil:
+			return nil
+		case errors.Is(err, storage.ErrHistoryChanged):
+			return err
+		}
+		p.log.ErrorContext(ctx, "loading anew failed; trying again", "error", err)
+		if !retries.Wait(ctx) {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// watch applies changes until the watch ends, and returns why it ended.
 func (p *Projection) watch(ctx context.Context) error {
 	for change, err := range p.store.Watch(ctx, p.Revision()) {
 		if err != nil {
 			return err
 		}
+		// 1. Tell the publisher, because whoever sees a revision relies on the hub having it
+		//    (S1 of docs/coherence.md).
 		if p.publisher != nil {
 			p.publisher.Publish(change)
 		}
+		// 2. Show the change. This answers the call that made it.
 		p.show(ctx, change)
+		// 3. Wake the sessions, last, because that may take long and the call has its answer.
 		if p.publisher != nil {
 			p.publisher.Announce()
 		}
@@ -180,13 +202,13 @@ func (p *Projection) show(ctx context.Context, change *storage.Committed) {
 	defer p.mutex.Unlock()
 	p.state.apply(change)
 	if change.Head.WorkspaceID == "" {
-		p.sayDamagedPolicy(ctx, p.state)
+		p.logDamagedPolicy(ctx, p.state)
 	}
 	p.advance(applied)
 }
 
-// sayDamagedPolicy logs that nothing can be decided any more.
-func (p *Projection) sayDamagedPolicy(ctx context.Context, state *state) {
+// logDamagedPolicy logs that nothing can be decided any more, if that is the case.
+func (p *Projection) logDamagedPolicy(ctx context.Context, state *state) {
 	if state.damagedPolicy != nil {
 		p.log.ErrorContext(ctx, "the policy cannot be read: everything that depends on it is refused", "error", state.damagedPolicy)
 	}
@@ -349,16 +371,4 @@ func (p *Projection) LastUsed(keyID string) time.Time {
 		return entry.last.Time()
 	}
 	return time.Time{}
-}
-
-// pause waits; it says whether the context is still good.
-func pause(ctx context.Context, duration time.Duration) bool {
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

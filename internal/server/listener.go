@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/backoff"
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
@@ -89,13 +90,14 @@ func newPersistentListener(listener net.Listener, log *slog.Logger) *persistentL
 
 // Accept implements net.Listener.
 func (l *persistentListener) Accept() (net.Conn, error) {
-	for pause := shortestAcceptPause; ; pause = min(2*pause, longestAcceptPause) {
+	pauses := backoff.New(shortestAcceptPause, longestAcceptPause)
+	for {
 		connection, err := l.Listener.Accept()
 		if err == nil || errors.Is(err, net.ErrClosed) {
 			return connection, err
 		}
 		l.log.Warn("a connection cannot be accepted; those that are open go on, and new ones wait", "error", err)
-		wait := time.NewTimer(pause)
+		wait := time.NewTimer(pauses.Next())
 		select {
 		case <-wait.C:
 		case <-l.closed:

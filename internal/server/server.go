@@ -53,10 +53,20 @@ const (
 // systemActor is recorded for what the process does by itself.
 var systemActor = audit.Actor{Caller: "system"}
 
+// Store is the part of a store that a Server needs.
+type Store interface {
+	storage.Source
+	storage.Committer
+	storage.KeyReader
+	storage.MemberReader
+	storage.FeedReader
+	storage.UsageWriter
+}
+
 // Config is what a Server works with.
 type Config struct {
 	// Store holds everything. Required; the Server does not close it.
-	Store storage.Store
+	Store Store
 	// Settings are the limits, and what is served. Required.
 	Settings config.Settings
 	// Policy fills a store that has none. Required.

@@ -27,8 +27,6 @@
 package storage
 
 import (
-	"context"
-	"iter"
 	"time"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -63,91 +61,6 @@ const (
 	KeyIDLength = 16
 )
 
-// Store is one backend. All methods may be called from many goroutines, honour
-// their context, and return ErrUnavailable when the store is closed or being
-// reopened.
-type Store interface {
-	// Epoch returns the identity of the store's history. It changes when a store
-	// is created or restored, never while it is open.
-	Epoch() string
-
-	// Load calls visit for every record that the projection needs, all as of one
-	// revision, and returns that revision: first the policy if there is one, then
-	// workspaces, members, heads and keys, a workspace's keys by ascending sequence.
-	// A record that is damaged, missing, or not the one that its newest audit event put,
-	// is visited as Damaged. An error of visit ends Load and is returned. visit must not
-	// call the store.
-	//
-	// A backend that went down after a failed commit is reopened by Load. Until a Load has
-	// visited everything, every other method but Barrier is ErrUnavailable: nobody reads or
-	// changes what no projection has seen.
-	Load(ctx context.Context, visit func(Item) error) (Position, error)
-
-	// Watch yields every change after the given revision, in revision order and
-	// without gaps, each only once it is durable. It ends with an error: the
-	// context's, ErrGap, or ErrUnavailable, after which Load begins anew.
-	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
-
-	// Barrier returns how far the change log has come: at least as far as the newest change
-	// that was acknowledged anywhere before the call began. It is linearizable. A backend
-	// that serves one process answers from memory, also while it is down: with the newest
-	// change that it gave to watchers. Errors: ErrUnavailable, ErrHistoryChanged, or the
-	// context's.
-	Barrier(ctx context.Context) (Barrier, error)
-
-	// Commit makes one change and returns its revision once it is durable and handed
-	// to the watchers. It lists in the change's event what it put and deleted, with the
-	// hashes before and after. Errors: a ConflictError, an ExistsError, ErrInvalidChange,
-	// ErrFull, ErrUnavailable, ErrDamaged (the head is, or a record that would be replaced or
-	// deleted), ErrOutcomeUnknown, or the context's if
-	// it ended before the commit had begun. In all cases but ErrOutcomeUnknown nothing
-	// was changed. If several of them apply, any one is returned.
-	Commit(ctx context.Context, change *Change) (int64, error)
-
-	// GetKey reads one key, of any workspace if workspaceID is empty, and the revision
-	// it was read at. Errors: ErrNotFound, of the returned revision too; ErrDamaged.
-	GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error)
-
-	// FindRequest returns the key that a request id was used for in a workspace, and the
-	// revision it was read at. Errors: ErrNotFound, of the returned revision too.
-	FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, revision int64, err error)
-
-	// ListKeys reads a page of keys, newest first: of one workspace by descending
-	// sequence, of all of them by descending time of commit, as far as the backend
-	// can tell. A damaged record in the page is ErrDamaged. An unknown workspace has no
-	// keys.
-	ListKeys(ctx context.Context, query Query) (KeyPage, error)
-
-	// GetMember reads one member, removed or not, and the revision it was read at.
-	// Errors: ErrNotFound, of the returned revision too; ErrDamaged.
-	GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error)
-
-	// ListMembers reads a page of a workspace's members, removed or not, by ascending
-	// member id. A damaged record in the page is ErrDamaged.
-	ListMembers(ctx context.Context, query Query) (MemberPage, error)
-
-	// PutUsage records when keys were last used, outside revisions, audit and Watch. The
-	// later of the given and the stored time stays. Keys that are not there are passed
-	// over. Errors: ErrFull, ErrUnavailable, ErrOutcomeUnknown, or the context's; some of the
-	// times may have been recorded then, which does no harm.
-	PutUsage(ctx context.Context, uses []Usage) error
-
-	// ListAuditEvents reads a page of one workspace's audit events, newest first; the
-	// empty workspace's are those of the policy.
-	ListAuditEvents(ctx context.Context, query Query) (AuditPage, error)
-
-	// ListFeed returns the newest entries of the change log, at most limit of them, in
-	// revision order and with none missing between them; the last is that of the store's
-	// revision at some time during the call. It may return fewer, or none, when older ones
-	// are not kept, or an entry is damaged.
-	ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error)
-
-	// Close waits for the commits under way, ends all watches, and gives the store
-	// back. Changes that have not begun are ErrUnavailable. Closing again is no error;
-	// it waits as well.
-	Close() error
-}
-
 // Position is how far a store has come.
 type Position struct {
 	// Revision of the newest change, 0 in a new store.
@@ -165,13 +78,6 @@ type Barrier struct {
 	Revision int64
 	// Hash is that of this change's audit event; zero if it is not known.
 	Hash [32]byte
-}
-
-// LocalBarrier is implemented by stores whose Barrier reads memory alone: it neither
-// waits nor fails, so nothing is gained by sharing it.
-type LocalBarrier interface {
-	// LocalBarrier is Barrier.
-	LocalBarrier() Barrier
 }
 
 // Head serialises the changes of one workspace. It is compared by value; the zero

@@ -51,15 +51,10 @@ func (l *Last) Raise(at time.Time) bool {
 	}
 }
 
-// Store is where a Recorder writes to.
-type Store interface {
-	PutUsage(ctx context.Context, uses []storage.Usage) error
-}
-
 // Recorder collects uses and writes them. Its methods may be called from many
 // goroutines.
 type Recorder struct {
-	store Store
+	store storage.UsageWriter
 	log   *slog.Logger
 
 	mutex   sync.Mutex
@@ -69,7 +64,7 @@ type Recorder struct {
 }
 
 // NewRecorder returns a Recorder that writes to store.
-func NewRecorder(store Store, log *slog.Logger) *Recorder {
+func NewRecorder(store storage.UsageWriter, log *slog.Logger) *Recorder {
 	return &Recorder{store: store, log: log}
 }
 

@@ -238,6 +238,6 @@ func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (
 
 func unknownScope(scope string, catalogue []string) error {
 	var fields problem.Fields
-	fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, "required_scope", "%s", policy.UnknownScope(scope, catalogue))
+	fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, "required_scope", "%s", policy.UnknownScope(scope, catalogue, "GetPolicy (keysvc policy show)"))
 	return fields.Err()
 }

@@ -11,43 +11,44 @@ import (
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/backoff"
 )
 
 const (
-	// shortestBackoff and longestBackoff bound the wait before the next session is tried.
-	shortestBackoff = 50 * time.Millisecond
-	longestBackoff  = 5 * time.Second
-	// idleAfter is how long nobody asks before the lease is no longer renewed.
+	// Before the next session is tried, the cache waits for less than firstWait at first, and
+	// for less than longestWait later.
+	firstWait   = 50 * time.Millisecond
+	longestWait = 5 * time.Second
+	// idleAfter is how long nobody must have asked before the lease is no longer renewed.
 	idleAfter = 30 * time.Second
-	// closeTimeout bounds the wait for the server's end of a session that is closed.
+	// closeTimeout bounds how long a closed session waits for the server to end the stream.
 	closeTimeout = time.Second
 )
 
-// Config says what a Cache works with.
+// Config is what a Cache works with.
 type Config struct {
 	// Sync and Validations are clients of the same keysvc. Required.
 	Sync        keysvcv1.SyncServiceClient
 	Validations keysvcv1.ValidationServiceClient
-	// WithoutCall answers questions that need not leave this process, Request makes what is
-	// sent of one, and Read reads an answer and says what is wrong with one that makes no
-	// sense. Required.
+	// WithoutCall answers a question that needs no call. Request makes the message for a
+	// question. Read reads a response and returns an error if the response makes no sense. All
+	// are required.
 	WithoutCall func(question *keyauth.Question) (answer keyauth.Answer, answered bool, err error)
 	Request     func(question keyauth.Question) *keysvcv1.ValidateKeyRequest
 	Read        func(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error)
-	// MaxEntries and MaxBytes bound the cache. Default: 100,000, and 64 MiB.
+	// MaxEntries and MaxBytes bound the cache. Default: 100,000 entries, and 64 MiB.
 	MaxEntries, MaxBytes int
 	// Timeout bounds one validation that the server is asked for. Default: 1 s.
 	Timeout time.Duration
 	// Now is the clock. Its times should have a monotonic part (C3). Default: time.Now.
 	Now func() time.Time
-	// Log receives how sessions begin and end. Default: nothing.
+	// Log receives how sessions end. Default: nothing is logged.
 	Log *slog.Logger
-	// Hooks are told what happens.
+	// Hooks are called when something happens.
 	Hooks Hooks
 }
 
-// Cache is a keyauth.Watcher that answers from memory where it may, and from the server
-// otherwise.
+// Cache is a keyauth.Watcher that answers from memory if it may, and asks the server otherwise.
 type Cache struct {
 	config Config
 	core   *Core
@@ -55,13 +56,13 @@ type Cache struct {
 
 	ctx  context.Context //nolint:containedctx // the cache's own life
 	stop context.CancelFunc
-	// running is the session's goroutine.
+	// running waits for the goroutine that holds the sessions.
 	running sync.WaitGroup
-	// wanted wakes a session that idles.
+	// wanted wakes an idle session.
 	wanted chan struct{}
 
 	mutex sync.Mutex
-	// asked is when somebody last asked for what was not answered from memory.
+	// asked is when a question last missed the memory.
 	asked     time.Time
 	connected bool
 	sessions  int64
@@ -69,7 +70,7 @@ type Cache struct {
 
 var _ keyauth.Watcher = (*Cache)(nil)
 
-// New returns a Cache, which begins its session at once. Close it.
+// New returns a Cache and starts its first session. The caller closes the Cache.
 func New(config Config) *Cache {
 	if config.MaxEntries <= 0 {
 		config.MaxEntries = 100_000
@@ -93,14 +94,18 @@ func New(config Config) *Cache {
 	return cache
 }
 
-// Close stops answering from memory, then says so to the server, and waits until nothing
-// runs any more. Questions under way end with an error.
+// Close ends the cache and returns when no goroutine of it runs any more. Questions on their
+// way end with an error.
 func (c *Cache) Close() {
+	// 1. End the lease for good, because the server must not hear that it ended while Validate
+	//    still answers from memory (C11).
 	c.core.GiveUp()
+	// 2. Tell the server: the session's sender sees the end of the context, and closes its half
+	//    of the stream.
 	c.stop()
+	// 3. Wait for the session and for the calls on their way.
 	c.running.Wait()
 	c.misses.wait()
-	c.core.GiveUp()
 }
 
 // Validate implements keyauth.Validator.
@@ -115,8 +120,8 @@ func (c *Cache) Validate(ctx context.Context, question keyauth.Question) (keyaut
 	return c.ask(ctx, question)
 }
 
-// ask answers a question that is no hit. It gets a copy, as it lets others have the address,
-// which would put that of a hit on the heap.
+// ask answers a question that memory did not answer. The question is passed by value: its
+// address escapes here, and the question of a hit would otherwise be allocated on the heap.
 func (c *Cache) ask(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	if err := ctx.Err(); err != nil {
 		return keyauth.Answer{}, err
@@ -129,7 +134,7 @@ func (c *Cache) ask(ctx context.Context, question keyauth.Question) (keyauth.Ans
 	return c.misses.ask(ctx, &question)
 }
 
-// want notes that the cache is in use.
+// want notes that the cache is in use, and wakes an idle session.
 func (c *Cache) want(now time.Time) {
 	c.mutex.Lock()
 	c.asked = now
@@ -137,7 +142,7 @@ func (c *Cache) want(now time.Time) {
 	signal(c.wanted)
 }
 
-// signal wakes who waits, now or next.
+// signal wakes the receiver of a channel with room for one, now or when it next receives.
 func signal(to chan<- struct{}) {
 	select {
 	case to <- struct{}{}:
@@ -145,8 +150,9 @@ func signal(to chan<- struct{}) {
 	}
 }
 
-// Watch implements keyauth.Watcher (rule 10 of the contract). Besides events, it decides
-// again twice in S, and so sees an expiry and a lease that has run out.
+// Watch implements keyauth.Watcher (rule 10 of its contract). It decides again on each event
+// that concerns the key, and at least twice in S, so that it notices an expiry and the end of
+// the lease.
 func (c *Cache) Watch(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	answer, err := c.Validate(ctx, question)
 	if err != nil || answer.Principal == nil {
@@ -171,7 +177,7 @@ func (c *Cache) Watch(ctx context.Context, question keyauth.Question) (keyauth.A
 	}
 }
 
-// again is Validate, but does not count as a use of the key when memory answers.
+// again is Validate, except that an answer from memory does not count as a use of the key.
 func (c *Cache) again(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
 	if found, ok := c.core.Find(question); ok && found.Confirm(c.config.Now()) {
 		return found.Answer(), nil
@@ -179,7 +185,7 @@ func (c *Cache) again(ctx context.Context, question *keyauth.Question) (keyauth.
 	return c.ask(ctx, *question)
 }
 
-// Snapshot is how the cache stands.
+// Snapshot returns the state of the cache.
 func (c *Cache) Snapshot() Snapshot {
 	snapshot := c.core.Snapshot(c.config.Now())
 	c.mutex.Lock()
@@ -198,9 +204,9 @@ func (c *Core) period() time.Duration {
 	return c.staleness
 }
 
-// run holds one session after the other until Close.
+// run holds one session after another until Close.
 func (c *Cache) run() {
-	wait := shortestBackoff
+	retries := backoff.New(firstWait, longestWait)
 	for c.ctx.Err() == nil {
 		began := c.config.Now()
 		welcome, farewell, err := c.session()
@@ -215,25 +221,20 @@ func (c *Cache) run() {
 		}
 		c.config.Log.Debug("the session of the near-cache has ended", "welcome", welcome, "farewell", farewell, "error", err)
 		if lasted := c.config.Now().Sub(began) >= c.core.period(); welcome && lasted {
-			wait = shortestBackoff
+			retries.Reset()
 			if farewell {
-				continue // elsewhere, at once
+				continue // another server takes over at once
 			}
 		}
-		// Full jitter: those who lost the same server do not come back together.
-		timer := time.NewTimer(rand.N(wait)) //nolint:gosec // jitter, no secret
-		select {
-		case <-timer.C:
-		case <-c.ctx.Done():
-			timer.Stop()
-		}
-		wait = min(2*wait, longestBackoff)
+		retries.Wait(c.ctx)
 	}
 }
 
-// session holds one session. It says whether the server bade welcome and goodbye.
+// session holds one session. It reports whether the server sent Welcome, and whether it sent
+// Goodbye.
 func (c *Cache) session() (welcome, farewell bool, err error) {
-	// The stream outlives Close for the moment that it takes to end in order.
+	// Close ends c.ctx, and the stream has closeTimeout more to end in order: the sender
+	// reports the last uses and closes its half.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx))
 	defer cancel()
 	abort := context.AfterFunc(c.ctx, func() {
@@ -291,14 +292,14 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 		case *keysvcv1.SyncResponse_Mark:
 			signal(marks)
 		case *keysvcv1.SyncResponse_Pong:
-			c.core.Pong(message.Pong, time.Time{})
+			c.core.Pong(message.Pong)
 		case *keysvcv1.SyncResponse_Reset_:
 			c.core.Reset(message.Reset_)
 			c.config.Hooks.reset()
 		case *keysvcv1.SyncResponse_Goodbye:
 			farewell = true
 		default:
-			// A newer server, or a second welcome: nothing is known any more.
+			// A message of a newer server, or a second Welcome: nothing is known any more.
 			c.core.Reset(&keysvcv1.SyncReset{})
 			c.config.Hooks.reset()
 			return welcome, farewell, errors.New("the server said something that this version does not know")
@@ -306,7 +307,7 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 	}
 }
 
-// lag tells how long ago changes were made.
+// lag calls the hook Invalidated with the age of each change.
 func (c *Cache) lag(events []*keysvcv1.SyncEvent) {
 	if c.config.Hooks.Invalidated == nil {
 		return
@@ -319,7 +320,8 @@ func (c *Cache) lag(events []*keysvcv1.SyncEvent) {
 	}
 }
 
-// send sends what the client has to say, until the stream ends or the cache is closed.
+// send sends the client's messages until the stream ends or the cache is closed. It is the only
+// sender of the stream.
 func (c *Cache) send(ctx context.Context, stream keysvcv1.SyncService_SyncClient, begun, marks <-chan struct{}) {
 	select {
 	case <-begun:
@@ -339,7 +341,7 @@ func (c *Cache) send(ctx context.Context, stream keysvcv1.SyncService_SyncClient
 			message = &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Applied{Applied: c.core.Applied()}}
 		case <-timer.C:
 			timer.Reset(c.untilPing())
-			if c.core.waits(c.config.Now()) {
+			if c.core.awaitsPong(c.config.Now()) {
 				continue
 			}
 			var active bool
@@ -354,28 +356,29 @@ func (c *Cache) send(ctx context.Context, stream keysvcv1.SyncService_SyncClient
 			return
 		}
 		if stream.Send(message) != nil {
-			return // Recv has the error
+			return // Recv returns the error
 		}
 	}
 }
 
-// untilPing returns when to ping next: after S/3, or a little earlier.
+// untilPing returns the time until the next ping: S/3, or up to a tenth less.
 func (c *Cache) untilPing() time.Duration {
 	third := c.core.period() / 3
-	return third - rand.N(third/10+1) //nolint:gosec // jitter, no secret
+	return third - rand.N(third/10+1) //nolint:gosec // G404: jitter is no secret
 }
 
-// farewell closes the client's half of the stream, which says that the lease was given up:
-// Close has done that. Nothing else closes it, or the server would believe what is not
-// true (S3). What is left to say are the last uses.
+// farewell reports the last uses, then closes the client's half of the stream. A closed half
+// tells the server that the lease was given up (S3), and Close gave it up before. Nothing else
+// closes the half, because the server would then stop waiting for a client that still answers.
 func (c *Cache) farewell(stream keysvcv1.SyncService_SyncClient) {
 	if last := c.core.Ping(c.config.Now()); len(last.GetUses()) > 0 {
-		stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: last}}) //nolint:errcheck // it ends anyhow
+		stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: last}}) //nolint:errcheck // the stream ends in any case
 	}
 	stream.CloseSend() //nolint:errcheck // it never fails
 }
 
-// active returns the number of hits so far, and whether anybody has asked of late.
+// active returns the number of hits so far, and reports whether somebody asked within
+// idleAfter.
 func (c *Cache) active(before int64) (hits int64, active bool) {
 	snapshot := c.core.Snapshot(c.config.Now())
 	now := c.config.Now()
@@ -387,12 +390,12 @@ func (c *Cache) active(before int64) (hits int64, active bool) {
 	return snapshot.Hits, now.Sub(c.asked) <= idleAfter
 }
 
-// sleep waits until somebody asks again, and answers marks meanwhile. It says whether the
+// sleep waits until somebody asks again, and answers marks meanwhile. It reports whether the
 // session goes on.
 func (c *Cache) sleep(ctx context.Context, timer *time.Timer, marks <-chan struct{}, stream keysvcv1.SyncService_SyncClient) bool {
 	timer.Stop()
 	select {
-	case <-c.wanted: // an old one
+	case <-c.wanted: // an older wake-up
 	default:
 	}
 	for {

@@ -264,7 +264,7 @@ func TestBackoff(t *testing.T) {
 						t.Errorf("%d attempts in ten minutes", count)
 					}
 					for index, at := range server.opened[1:] {
-						if gap := at.Sub(server.opened[index]); gap > longestBackoff+time.Millisecond {
+						if gap := at.Sub(server.opened[index]); gap > longestWait+time.Millisecond {
 							t.Errorf("attempt %d came after %s", index+1, gap)
 						}
 					}

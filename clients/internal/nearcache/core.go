@@ -1,9 +1,9 @@
-// Package nearcache answers validations from the memory of the process that asks, and
-// never honours a key longer than the protocol of docs/coherence.md allows. C1, C2 and so
-// on are its rules for the client.
+// Package nearcache answers validations from the memory of the calling process, and never
+// accepts a key longer than the protocol of docs/coherence.md allows. C1, C2 and so on are the
+// protocol's rules for a client.
 //
-// Core is the part that decides: it starts no goroutine, sets no timer and knows no gRPC,
-// so that a simulation can drive it step by step. Cache is the part that talks.
+// Core decides: it starts no goroutine, sets no timer and knows no gRPC, so a simulation can
+// drive it step by step. Cache talks to the server.
 package nearcache
 
 import (
@@ -26,50 +26,51 @@ import (
 )
 
 const (
-	// longest is how long an entry is kept at most, whatever its grant says (C5).
-	longest = 10 * time.Minute
+	// maxLife is the longest life of an entry, whatever its grant says (C5).
+	maxLife = 10 * time.Minute
 	// refusalLife is how long a refusal may be repeated (C8).
 	refusalLife = time.Second
-	// maxRefusals bounds their table.
+	// maxRefusals bounds the number of refusals that are kept.
 	maxRefusals = 4096
-	// ringSize is how many events are remembered for fills under way (C4).
+	// ringSize is how many recent events are kept to check answers that are on their way (C4).
 	ringSize = 1024
-	// maxUses is how many uses one ping carries, and maxWaitingUses how many wait for one.
+	// maxUses is how many uses one ping carries. maxWaitingUses is how many uses wait for a
+	// ping.
 	maxUses        = 4096
 	maxWaitingUses = 1 << 16
-	// entryBytes is what an entry takes besides what it refers to: 300 of its own, and its
-	// share of the tables.
+	// entryBytes is the memory of an entry without what it refers to: 300 bytes of its own, and
+	// its share of the tables.
 	entryBytes = 400
-	// defaultStaleness is S while no server has said another one.
+	// defaultStaleness is S until a server has said another value.
 	defaultStaleness = time.Second
 )
 
-// digest is what a token, or a question, is known by.
+// digest identifies a token, or a question.
 type digest [sha256.Size]byte
 
-// Core is the state of the cache. Its methods may be called from many goroutines, except
-// that messages of the server are passed to it one after the other, in order.
+// Core is the state of the cache. Its methods may be called from many goroutines, with one
+// exception: the messages of the server are passed to it one after another, in their order.
 type Core struct {
 	// secret keys the digests, so that nobody can choose tokens that collide.
 	secret    [32]byte
 	freshness lease.Freshness
 	entries   entries
 	counters  Counters
-	faults    faults
 
-	// mutex covers fills and events alike (C4), and everything below.
+	// mutex guards everything below, and changes of entries. One mutex covers storing an answer
+	// and dropping entries for an event (C4).
 	mutex      sync.Mutex
 	epoch      string
 	applied    int64
 	generation uint64
-	// sessions counts welcomes; the newest one was at welcomed.
+	// sessions counts the Welcome messages. welcomed is the revision of the newest one.
 	sessions  uint64
 	welcomed  int64
 	staleness time.Duration
-	// hash identifies the newest change that was seen, with its revision.
+	// hash and hashRevision identify the newest change that was seen.
 	hash         []byte
 	hashRevision int64
-	// recent are the newest events; there were no others after covered.
+	// recent are the newest events. It holds every event after the revision covered.
 	recent   []event
 	covered  int64
 	refusals map[digest]refusal
@@ -80,32 +81,19 @@ type Core struct {
 	uses      []*entry
 }
 
-// faults break one rule each, for the tests that see them caught. All are false.
-type faults struct {
-	leaseFromReceipt     bool // C1
-	answerAnyNonce       bool // C1
-	keepDespiteEvents    bool // C4
-	keepAcrossGeneration bool // C4
-	noMinRevision        bool // C4
-	noEnd                bool // C5
-	useLate              bool // C7
-	overlookUnknown      bool // C8
-	keepBeyondWelcome    bool // C9
-	keepEntriesOnReset   bool // C9
-}
-
-// Counters are what has happened so far.
+// Counters count what has happened.
 type Counters struct {
-	// Misses were asked of the server, Kept of the answers were kept, Unkept were used once,
-	// and Repeated had to be asked again.
+	// Misses counts questions for the server. Of the answers, Kept were kept, Unkept were used
+	// once, and Repeated had to be asked for again.
 	Misses, Kept, Unkept, Repeated atomic.Int64
-	// Events came, and Dropped entries went with them. Resets dropped everything.
+	// Events counts the events that came, Dropped the entries that were dropped for them, and
+	// Resets how often everything was dropped.
 	Events, Dropped, Resets atomic.Int64
-	// Refused were answered with a refusal that was kept.
+	// Refused counts answers with a refusal that was kept.
 	Refused atomic.Int64
 }
 
-// event is a change, as far as dropping needs it.
+// event is a change, with the fields that dropping needs.
 type event struct {
 	revision  int64
 	kind      keysvcv1.SyncEventKind
@@ -119,13 +107,14 @@ type refusal struct {
 	life   lease.Lease
 }
 
-// watch is somebody who wants to know when an answer may have changed.
+// watch is a call that waits for a change which may alter its answer.
 type watch struct {
 	principal keyauth.Principal
 	changed   chan struct{}
 }
 
-// NewCore returns an empty Core that keeps up to a number of entries and, about, of bytes.
+// NewCore returns an empty Core that keeps at most maxEntries entries, and about maxBytes
+// bytes.
 func NewCore(maxEntries, maxBytes int) *Core {
 	core := &Core{
 		staleness: defaultStaleness,
@@ -139,8 +128,8 @@ func NewCore(maxEntries, maxBytes int) *Core {
 	return core
 }
 
-// digestToken returns what a token is known by (C5). It does not allocate for tokens of
-// the usual length.
+// digestToken returns the digest of a token (C5). It does not allocate for a token of the usual
+// length.
 func (c *Core) digestToken(token string) digest {
 	var buffer [192]byte
 	text := append(buffer[:0], c.secret[:]...)
@@ -148,7 +137,7 @@ func (c *Core) digestToken(token string) digest {
 	return sha256.Sum256(text)
 }
 
-// digestQuestion returns what a question is known by.
+// digestQuestion returns the digest of a question: token, requirement, workspace and address.
 func (c *Core) digestQuestion(question *keyauth.Question) digest {
 	var buffer [512]byte
 	text := append(buffer[:0], c.secret[:]...)
@@ -163,20 +152,21 @@ func (c *Core) digestQuestion(question *keyauth.Question) digest {
 	}
 	text = append(text, flags)
 	for _, part := range []string{question.Requirement.Scope(), question.WorkspaceID, question.Token} {
-		text = binary.AppendUvarint(text, uint64(len(part))) // so that no part reaches into the next
+		text = binary.AppendUvarint(text, uint64(len(part))) // the length keeps two parts from running together
 		text = append(text, part...)
 	}
 	return sha256.Sum256(text)
 }
 
-// Found is an entry that answers a question, if the clock agrees.
+// Found is an entry that answers a question, if Confirm agrees.
 type Found struct {
 	lease lease.Lease
 	entry *entry
 }
 
-// Find is the first part of a hit: the lease is read first, then the entry is found and
-// must authorize the request (C2).
+// Find is the first part of a hit (C2). Its order is the argument: read the lease, find the
+// entry, authorize the request. An event that drops the entry after Find began is followed by a
+// newer lease, so the lease that was read here does not vouch for the dropped entry.
 func (c *Core) Find(question *keyauth.Question) (found Found, ok bool) {
 	current := c.freshness.Current()
 	if current == (lease.Lease{}) {
@@ -193,20 +183,21 @@ func (c *Core) Find(question *keyauth.Question) (found Found, ok bool) {
 	return Found{lease: current, entry: entry}, decision == decide.Allowed
 }
 
-// Confirm is the last part of a hit: now was read after Find. Nothing but returning may
-// come after it.
+// Confirm is the last part of a hit: the caller reads now after Find has returned, so that time
+// which the process spent stopped counts (C2). Nothing but returning the answer may come after
+// Confirm.
 func (f Found) Confirm(now time.Time) bool {
 	return f.lease.Holds(now) && f.entry.life.Holds(now)
 }
 
-// Answer returns what the hit answers.
+// Answer returns the answer of a hit.
 func (f Found) Answer() keyauth.Answer {
 	return keyauth.Answer{
 		Decision: keysvcv1.Decision_DECISION_ALLOWED, KeyID: f.entry.principal.KeyID, Principal: &f.entry.principal,
 	}
 }
 
-// Used notes that a hit was answered, to be reported with a ping (rule 9 of the contract).
+// Used notes a hit, which is reported with a later ping (rule 9 of keyauth.Validator).
 func (c *Core) Used(f Found, now time.Time) {
 	seconds := now.Unix()
 	if f.entry.used.Load() == seconds {
@@ -220,13 +211,13 @@ func (c *Core) Used(f Found, now time.Time) {
 	c.usesMutex.Lock()
 	defer c.usesMutex.Unlock()
 	if len(c.uses) >= maxWaitingUses {
-		f.entry.waiting.Store(false) // this one is lost, the next may not be
+		f.entry.waiting.Store(false) // this use is lost; the next one is noted again
 		return
 	}
 	c.uses = append(c.uses, f.entry)
 }
 
-// takeUses returns what is to be reported.
+// takeUses returns the uses to report with a ping.
 func (c *Core) takeUses() []*keysvcv1.KeyUse {
 	c.usesMutex.Lock()
 	taken := c.uses[:min(maxUses, len(c.uses))]
@@ -237,7 +228,8 @@ func (c *Core) takeUses() []*keysvcv1.KeyUse {
 	c.usesMutex.Unlock()
 	uses := make([]*keysvcv1.KeyUse, 0, len(taken))
 	for _, entry := range taken {
-		// In this order, so that a use in between is noted anew rather than lost.
+		// The flag is cleared before the time is read: a use in between is reported again
+		// rather than lost.
 		entry.waiting.Store(false)
 		uses = append(uses, &keysvcv1.KeyUse{KeyId: entry.principal.KeyID, Time: timestamppb.New(time.Unix(entry.used.Load(), 0))})
 	}
@@ -254,8 +246,8 @@ func (c *Core) Hello() *keysvcv1.SyncHello {
 	return &keysvcv1.SyncHello{Epoch: c.epoch, Revision: c.applied, AuditHash: c.hash, HashRevision: c.hashRevision}
 }
 
-// Ping returns a request for a lease. now was read before, and the message is sent after
-// (C1).
+// Ping returns a request for a lease. The caller reads now before it calls Ping, and sends the
+// message afterwards: the lease counts from now (C1).
 func (c *Core) Ping(now time.Time) *keysvcv1.SyncPing {
 	uses := c.takeUses()
 	c.mutex.Lock()
@@ -263,40 +255,44 @@ func (c *Core) Ping(now time.Time) *keysvcv1.SyncPing {
 	return &keysvcv1.SyncPing{Nonce: c.freshness.Ask(now), Revision: c.applied, Uses: uses}
 }
 
-// waits says whether a ping is open that may still give a lease (C1).
-func (c *Core) waits(now time.Time) bool {
+// awaitsPong reports whether a ping is open that may still give a lease (C1).
+func (c *Core) awaitsPong(now time.Time) bool {
 	asked, open := c.freshness.Open()
 	return open && lease.Elapsed(asked, now) < c.period()
 }
 
-// Applied returns the answer to a mark.
+// Applied returns the answer to a Mark.
 func (c *Core) Applied() *keysvcv1.SyncApplied {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	return &keysvcv1.SyncApplied{Revision: c.applied}
 }
 
-// Welcome takes the beginning of a session (C9). It says whether everything was dropped.
+// Welcome begins a session (C9). It reports whether everything was dropped.
 func (c *Core) Welcome(message *keysvcv1.SyncWelcome) (reset bool) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
+	// 1. End the lease: it belongs to the session before.
 	c.freshness.Drop()
 	c.staleness = message.GetStaleness().AsDuration()
+	// 2. Drop everything unless the server resumes at the revision that this client has
+	//    applied.
 	reset = message.GetReset_() || message.GetEpoch() != c.epoch || message.GetRevision() != c.applied
 	if reset {
 		c.reset(message.GetRevision(), message.GetAuditHash(), message.GetHashRevision())
 	}
 	c.epoch = message.GetEpoch()
+	// 3. Count the session: an answer whose question was sent in an earlier session is
+	//    recognized by that number.
 	c.sessions, c.welcomed = c.sessions+1, message.GetRevision()
-	if !c.faults.keepBeyondWelcome {
-		// The histories were compared up to here. What is from after it may be from one that
-		// the store has lost.
-		c.counters.Dropped.Add(int64(c.entries.dropAfter(c.welcomed)))
-	}
+	// 4. Drop the entries from after the revision of this Welcome. The server compared the two
+	//    histories up to that revision and no further, so a later entry may come from changes that
+	//    the store has lost.
+	c.counters.Dropped.Add(int64(c.entries.dropAfter(c.welcomed)))
 	return reset
 }
 
-// Reset takes the word that events are missing (C9).
+// Reset drops everything, because the server says that events are missing (C9).
 func (c *Core) Reset(message *keysvcv1.SyncReset) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -304,18 +300,16 @@ func (c *Core) Reset(message *keysvcv1.SyncReset) {
 	c.reset(message.GetRevision(), message.GetAuditHash(), message.GetHashRevision())
 }
 
-// reset drops everything and begins anew at a revision. mutex is held.
+// reset drops everything and starts a new generation at a revision. mutex is held.
 func (c *Core) reset(revision int64, hash []byte, hashRevision int64) {
 	c.generation++
 	c.applied, c.covered, c.recent = revision, revision, nil
 	c.hash, c.hashRevision = hash, hashRevision
-	if !c.faults.keepEntriesOnReset {
-		c.drop(event{kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED})
-	}
+	c.drop(event{kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED})
 	c.counters.Resets.Add(1)
 }
 
-// Events takes changes (C8).
+// Events drops what the changes concern, and moves the applied revision forward (C8).
 func (c *Core) Events(message *keysvcv1.SyncEvents) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -336,23 +330,19 @@ func (c *Core) Events(message *keysvcv1.SyncEvents) {
 	c.applied = max(c.applied, message.GetRevision())
 }
 
-// Pong takes the answer to a ping: everything before it was seen. received is only for the
-// test that counts a lease from there. It says whether the answer was to the newest ping.
-func (c *Core) Pong(message *keysvcv1.SyncPong, received time.Time) bool {
+// Pong takes the answer to a ping: every event before it has been applied. It reports whether
+// the answer was to the newest ping, which then gives the lease.
+func (c *Core) Pong(message *keysvcv1.SyncPong) bool {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.applied = max(c.applied, message.GetRevision())
 	if c.gaveUp {
 		return false
 	}
-	nonce := message.GetNonce()
-	if c.faults.answerAnyNonce || c.faults.leaseFromReceipt {
-		nonce = c.freshness.Ask(received)
-	}
-	return c.freshness.Answered(nonce, c.staleness)
+	return c.freshness.Answered(message.GetNonce(), c.staleness)
 }
 
-// GiveUp ends the lease for good. Whoever calls it may tell the server afterwards.
+// GiveUp ends the lease for good. Only afterwards may the server be told (C11).
 func (c *Core) GiveUp() {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -360,7 +350,7 @@ func (c *Core) GiveUp() {
 	c.freshness.Drop()
 }
 
-// concerns says whether an event says anything about a principal's keys.
+// concerns reports whether an event concerns the keys of a principal.
 func (c *Core) concerns(change event, principal *keyauth.Principal) bool {
 	switch change.kind {
 	case keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE:
@@ -374,7 +364,7 @@ func (c *Core) concerns(change event, principal *keyauth.Principal) bool {
 	case keysvcv1.SyncEventKind_SYNC_EVENT_KIND_POLICY, keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED:
 		return true
 	}
-	return !c.faults.overlookUnknown
+	return true
 }
 
 // drop drops what a change concerns. mutex is held.
@@ -399,7 +389,7 @@ func (c *Core) drop(change event) {
 	}
 }
 
-// watch begins to tell of changes that concern a principal, until end.
+// watch returns a channel that receives when a change concerns a principal. end ends that.
 func (c *Core) watch(principal keyauth.Principal) (changed <-chan struct{}, end func()) {
 	begun := &watch{principal: principal, changed: make(chan struct{}, 1)}
 	c.mutex.Lock()
@@ -412,7 +402,7 @@ func (c *Core) watch(principal keyauth.Principal) (changed <-chan struct{}, end 
 	}
 }
 
-// Refusal returns a refusal that may be repeated (C8).
+// Refusal returns a kept refusal of the same question (C8).
 func (c *Core) Refusal(question *keyauth.Question, now time.Time) (keyauth.Answer, bool) {
 	known := c.digestQuestion(question)
 	c.mutex.Lock()
@@ -425,45 +415,44 @@ func (c *Core) Refusal(question *keyauth.Question, now time.Time) (keyauth.Answe
 	return kept.answer, true
 }
 
-// Fill is a question on its way to the server.
+// Fill is the state of the Core when a question was sent. EndFill compares it with the state
+// when the answer comes.
 type Fill struct {
 	generation uint64
 	session    uint64
 	epoch      string
-	// MinRevision and the epoch go with the question, unless the epoch is empty.
+	// MinRevision and the epoch are sent with the question, unless the epoch is empty.
 	MinRevision int64
 	sent        time.Time
 }
 
-// Epoch returns the epoch that goes with the question.
+// Epoch returns the epoch that is sent with the question.
 func (f Fill) Epoch() string { return f.epoch }
 
-// BeginFill notes that questions are about to be sent. now was read before.
+// BeginFill returns the present state, for questions that are sent afterwards. The caller reads
+// now before it calls BeginFill.
 func (c *Core) BeginFill(now time.Time) Fill {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	fill := Fill{generation: c.generation, session: c.sessions, epoch: c.epoch, MinRevision: c.applied, sent: now}
-	if c.faults.noMinRevision {
-		fill.MinRevision = 0
-	}
-	return fill
+	return Fill{generation: c.generation, session: c.sessions, epoch: c.epoch, MinRevision: c.applied, sent: now}
 }
 
 // Verdict is what may be done with an answer of the server.
 type Verdict uint8
 
-// The verdicts.
+// The values of Verdict.
 const (
-	// AskAgain: the answer is outdated; it is not used.
+	// AskAgain: the answer is outdated and must not be used.
 	AskAgain Verdict = iota
-	// UseOnce: the answer counts for those who asked.
+	// UseOnce: the answer may be used, and was not kept.
 	UseOnce
-	// Keep: it counts, and was kept.
+	// Keep: the answer may be used, and was kept.
 	Keep
 )
 
-// EndFill takes the answer to a question that was sent with a Fill. answer is the
-// response's, read and checked.
+// EndFill takes the answer to a question that was sent after BeginFill returned the Fill.
+// answer is what was read from the response. Judging and keeping are one step under mutex,
+// because an event between the two would be missed (C4).
 func (c *Core) EndFill(fill Fill, question *keyauth.Question, response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, now time.Time) Verdict {
 	allowed := answer.Decision == keysvcv1.Decision_DECISION_ALLOWED
 	c.mutex.Lock()
@@ -471,9 +460,6 @@ func (c *Core) EndFill(fill Fill, question *keyauth.Question, response *keysvcv1
 	verdict := c.judge(fill, response, answer, now)
 	if verdict == Keep && allowed {
 		if kept := newEntry(response, answer, fill.sent); kept != nil {
-			if c.faults.noEnd {
-				kept.life = lease.New(fill.sent, math.MaxInt64)
-			}
 			kept.digest = c.digestToken(question.Token)
 			if c.entries.put(kept) {
 				c.counters.Kept.Add(1)
@@ -496,33 +482,39 @@ func (c *Core) EndFill(fill Fill, question *keyauth.Question, response *keysvcv1
 	return verdict
 }
 
-// judge says what may be done with an answer. mutex is held.
+// judge returns what may be done with an answer, in the order of the rules. mutex is held.
 func (c *Core) judge(fill Fill, response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, now time.Time) Verdict {
 	allowed := answer.Decision == keysvcv1.Decision_DECISION_ALLOWED
-	if late := lease.Elapsed(fill.sent, now) > c.staleness; allowed && late && !c.faults.useLate {
-		return AskAgain // C7
+	// 1. A late ALLOWED may describe a state more than S ago (C7).
+	if late := lease.Elapsed(fill.sent, now) > c.staleness; allowed && late {
+		return AskAgain
 	}
+	// 2. An answer of another epoch or generation cannot be compared with the events that were
+	//    applied (C4).
 	if fill.epoch == "" || response.GetEpoch() != fill.epoch || c.epoch != fill.epoch {
 		return UseOnce
 	}
-	if c.generation != fill.generation && !c.faults.keepAcrossGeneration {
+	if c.generation != fill.generation {
 		return UseOnce
 	}
 	revision := response.GetRevision()
-	if c.sessions != fill.session && revision > c.welcomed && !c.faults.keepBeyondWelcome {
-		return UseOnce // C9: perhaps from a history that the store has lost
+	// 3. Nor can an answer from after the revision of a Welcome, if its question was sent
+	//    before that Welcome: it may come from changes that the store has lost (C9).
+	if c.sessions != fill.session && revision > c.welcomed {
+		return UseOnce
 	}
-	if c.faults.keepDespiteEvents {
-		return Keep
-	}
+	// 4. The ring must reach back to the answer's revision, because an older event may have
+	//    fallen out of it (C4).
 	if revision < c.covered {
-		return AskAgain // the ring does not reach back so far
+		return AskAgain
 	}
+	// 5. No applied event after the answer's revision may concern the key: its entry was
+	//    dropped for that event, and this answer would bring it back (C4).
 	for _, change := range c.recent {
 		if change.revision <= revision || change.kind == keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE {
 			continue
 		}
-		// A refusal tells little of whose it is: any change may concern it.
+		// A refusal does not say whose key it was, so every change may concern it.
 		if !allowed || c.concerns(change, answer.Principal) {
 			return AskAgain
 		}
@@ -530,7 +522,7 @@ func (c *Core) judge(fill Fill, response *keysvcv1.ValidateKeyResponse, answer k
 	return Keep
 }
 
-// newEntry makes an entry of an answer; nil if its grant may not be kept.
+// newEntry makes an entry of an answer. It returns nil if the grant may not be kept.
 func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sent time.Time) *entry {
 	grant := response.GetGrant()
 	validFor := grant.GetValidFor().AsDuration()
@@ -567,15 +559,15 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 				KeyID: principal.KeyID, WorkspaceID: principal.WorkspaceID, MemberID: principal.MemberID, Role: principal.Role,
 			},
 			Granted: scopes, Role: scopes, AllowedPrefixes: prefixes,
-			HoldsUntil: math.MaxInt64, // life says until when
+			HoldsUntil: math.MaxInt64, // the entry's life is in the field life
 		},
 		filled:   sent,
 		revision: response.GetRevision(),
-		life:     lease.New(sent, min(validFor, longest)),
+		life:     lease.New(sent, min(validFor, maxLife)),
 	}
 }
 
-// Snapshot is what keyclient.NearCacheState says.
+// Snapshot is the state of the cache, see keyclient.NearCacheState.
 type Snapshot struct {
 	Connected  bool
 	Sessions   int64
@@ -598,7 +590,7 @@ type Snapshot struct {
 	Resets     int64
 }
 
-// Snapshot returns how the cache stands.
+// Snapshot returns the state of the Core.
 func (c *Core) Snapshot(now time.Time) Snapshot {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()

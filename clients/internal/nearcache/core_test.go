@@ -35,7 +35,7 @@ func newFixture(t *testing.T, entries int) *fixture {
 func (f *fixture) renew() {
 	f.t.Helper()
 	ping := f.Ping(f.now)
-	if !f.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: ping.GetRevision()}, f.now) {
+	if !f.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: ping.GetRevision()}) {
 		f.t.Fatal("the pong was not taken")
 	}
 }
@@ -121,7 +121,7 @@ func TestEntriesEnd(t *testing.T) {
 	if f.hits(question(1)) || !f.hits(question(2)) {
 		t.Error("it has not ended with its grant")
 	}
-	f.now = start.Add(longest)
+	f.now = start.Add(maxLife)
 	f.renew()
 	if f.hits(question(2)) {
 		t.Error("it has not ended after ten minutes")
@@ -247,7 +247,7 @@ func TestWelcomeAndReset(t *testing.T) {
 		if f.hits(question(1)) {
 			t.Errorf("%s: the lease goes on", name)
 		}
-		if f.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: 10}, f.now) {
+		if f.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: 10}) {
 			t.Errorf("%s: a ping of before is answered", name)
 		}
 		f.renew()
@@ -386,11 +386,11 @@ func TestGiveUp(t *testing.T) {
 	f.keep(1, nil)
 	ping := f.Ping(f.now)
 	f.GiveUp()
-	if f.hits(question(1)) || f.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: 10}, f.now) || f.hits(question(1)) {
+	if f.hits(question(1)) || f.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: 10}) || f.hits(question(1)) {
 		t.Error("it answers after it gave up")
 	}
 	later := f.Ping(f.now)
-	if f.Pong(&keysvcv1.SyncPong{Nonce: later.GetNonce(), Revision: 10}, f.now) {
+	if f.Pong(&keysvcv1.SyncPong{Nonce: later.GetNonce(), Revision: 10}) {
 		t.Error("it takes a lease after it gave up")
 	}
 }
@@ -399,7 +399,7 @@ func BenchmarkHit(b *testing.B) {
 	core := NewCore(100_000, 64<<20)
 	core.Welcome(&keysvcv1.SyncWelcome{Epoch: "e", Revision: 10, Reset_: true, Staleness: durationpb.New(time.Hour)})
 	ping := core.Ping(time.Now())
-	core.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: 10}, time.Now())
+	core.Pong(&keysvcv1.SyncPong{Nonce: ping.GetNonce(), Revision: 10})
 	asked := question(1)
 	asked.Token = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_0123456789012345678901234567890123456789012345678"
 	now := time.Now()

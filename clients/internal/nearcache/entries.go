@@ -12,69 +12,69 @@ import (
 	"github.com/scribe-mail/keysvc/internal/lease"
 )
 
-// counterCount spreads the counting of hits over cache lines; a power of two.
+// counterCount is how many counters share the counting of hits, a power of two.
 const counterCount = 64
 
-// entry is a grant that was kept. Nothing of it changes but the atomic fields.
+// entry is a grant that was kept. Only its atomic fields change.
 type entry struct {
 	digest    digest
 	principal keyauth.Principal
 	grant     decide.Grant
 	filled    time.Time
-	// revision is the one that the answer was read at.
+	// revision is the revision that the answer was read at.
 	revision int64
 	life     lease.Lease
-	// bytes is what it takes in memory, about.
+	// bytes is about how much memory the entry takes.
 	bytes int
 
-	// used is when it was last answered from, in Unix seconds; waiting says that this is to
-	// be reported, recent that it has been used since the last look for room.
+	// used is the time of the last hit, in Unix seconds. waiting is set while that time is to
+	// be reported with a ping. recent is set if there was a hit since evict last visited the
+	// entry.
 	used            atomic.Int64
 	waiting, recent atomic.Bool
 
-	// next is the next one in the same bucket. It stays when the entry is taken out, for
-	// those who are looking at it.
+	// next is the next entry in the same bucket. It stays set when the entry is removed, for
+	// goroutines that are searching the bucket.
 	next atomic.Pointer[entry]
 }
 
-// entries are the kept grants. There is no cache library underneath: what is dropped by an
-// event, and what may be put in after it, has to be decided under one lock with the
-// events, and then little is left for a library to do.
-//
-// It is a hash table of lists. Finding takes no lock; changes are made by who holds the
-// Core's mutex. Who is finding while an entry is taken out may still find it, and has read
-// the lease before that (C2).
+// entries are the kept grants, in a hash table of linked lists. Find takes no lock. Changes are
+// made with the Core's mutex held, because one lock must cover dropping for an event and
+// storing an answer (C4); that leaves a cache library little to do. A goroutine that is
+// searching while an entry is removed may still find the entry. It read the lease before, and
+// that lease does not vouch for the state after the event (C2).
 type entries struct {
-	// most and mostBytes bound them.
-	most, mostBytes int
-	// buckets are at least as many as there may be entries, a power of two; mask is one less.
+	// maxEntries and maxBytes bound the table.
+	maxEntries, maxBytes int
+	// buckets are a power of two, and more than maxEntries. mask is their number less one.
 	buckets []atomic.Pointer[entry]
 	mask    uint64
 	hits    [counterCount]counter
-	// workspaces says what to look at when a workspace changes, and all holds it together.
+	// workspaces holds every entry, by workspace, so that an event of one workspace visits its
+	// entries alone.
 	workspaces  map[string]map[*entry]struct{}
 	size, bytes int
 }
 
-// counter is a part of a count, on a cache line of its own.
+// counter is one part of a count, on a cache line of its own.
 type counter struct {
 	count atomic.Int64
 	_     [56]byte
 }
 
-func (e *entries) init(most, mostBytes int) {
-	e.most, e.mostBytes = max(1, most), mostBytes
+func (e *entries) init(maxEntries, maxBytes int) {
+	e.maxEntries, e.maxBytes = max(1, maxEntries), maxBytes
 	e.workspaces = make(map[string]map[*entry]struct{})
-	size := uint64(1) << bits.Len(uint(e.most)) //nolint:gosec // it is positive
+	size := uint64(1) << bits.Len(uint(e.maxEntries)) //nolint:gosec // G115: it is at least 1
 	e.buckets, e.mask = make([]atomic.Pointer[entry], size), size-1
 }
 
-// bucket returns the list that an entry is in. A digest is as good as random.
+// bucket returns the list of a digest. Digests are evenly spread.
 func (e *entries) bucket(known *digest) *atomic.Pointer[entry] {
 	return &e.buckets[binary.LittleEndian.Uint64(known[:])&e.mask]
 }
 
-// find returns an entry, nil if there is none.
+// find returns the entry of a digest, nil if there is none.
 func (e *entries) find(known *digest) *entry {
 	found := e.bucket(known).Load()
 	for found != nil && found.digest != *known {
@@ -83,16 +83,16 @@ func (e *entries) find(known *digest) *entry {
 	return found
 }
 
-// put puts an entry in, in place of the one with the same digest, and makes room for it. It
-// says no if it is larger than all may be.
+// put stores an entry, in place of an entry with the same digest, and evicts others to make
+// room. It reports whether the entry was stored: one that is larger than maxBytes is not.
 func (e *entries) put(added *entry) bool {
 	if before := e.find(&added.digest); before != nil {
 		e.remove(before)
 	}
-	if added.bytes > e.mostBytes {
+	if added.bytes > e.maxBytes {
 		return false
 	}
-	for e.size >= e.most || e.bytes+added.bytes > e.mostBytes {
+	for e.size >= e.maxEntries || e.bytes+added.bytes > e.maxBytes {
 		e.evict()
 	}
 	first := e.bucket(&added.digest)
@@ -109,7 +109,7 @@ func (e *entries) put(added *entry) bool {
 	return true
 }
 
-// remove takes an entry out.
+// remove removes an entry.
 func (e *entries) remove(gone *entry) {
 	at := e.bucket(&gone.digest)
 	for at.Load() != gone {
@@ -125,8 +125,8 @@ func (e *entries) remove(gone *entry) {
 	e.bytes -= gone.bytes
 }
 
-// evict takes out one of a few entries, rather one that was not used of late. The order
-// of a map is random enough.
+// evict removes one of up to eight entries, and prefers an entry without a recent hit. The
+// iteration order of a map is random enough.
 func (e *entries) evict() {
 	var victim *entry
 	looked := 0
@@ -145,8 +145,8 @@ func (e *entries) evict() {
 	}
 }
 
-// drop takes out what concerns says, of one workspace or, if that is empty, of all. It
-// returns how many.
+// drop removes the entries that concerns reports true for, of one workspace or, if workspace is
+// empty, of all. It returns their number.
 func (e *entries) drop(workspace string, concerns func(principal *keyauth.Principal) bool) (dropped int) {
 	from := func(of map[*entry]struct{}) {
 		for candidate := range of {
@@ -166,7 +166,7 @@ func (e *entries) drop(workspace string, concerns func(principal *keyauth.Princi
 	return dropped
 }
 
-// dropAfter takes out what was read at a later revision, and returns how many.
+// dropAfter removes the entries that were read at a later revision, and returns their number.
 func (e *entries) dropAfter(revision int64) (dropped int) {
 	for _, of := range e.workspaces {
 		for candidate := range of {
@@ -179,12 +179,12 @@ func (e *entries) dropAfter(revision int64) (dropped int) {
 	return dropped
 }
 
-// hit counts a hit, where no other processor is likely to count.
+// hit counts a hit, in a counter that another processor is unlikely to use at the same time.
 func (e *entries) hit() {
-	e.hits[rand.Uint32()%counterCount].count.Add(1) //nolint:gosec // a place to count in, no secret
+	e.hits[rand.Uint32()%counterCount].count.Add(1) //nolint:gosec // G404: it chooses a counter, no secret
 }
 
-// hitCount returns how many hits were counted.
+// hitCount returns the number of hits.
 func (e *entries) hitCount() (hits int64) {
 	for index := range e.hits {
 		hits += e.hits[index].count.Load()

@@ -2,7 +2,7 @@ package nearcache
 
 import "time"
 
-// Hooks are what keyclient.NearCacheHooks says.
+// Hooks are the functions of keyclient.NearCacheHooks. A nil function is not called.
 type Hooks struct {
 	Missed       func()
 	Filled       func(kept bool)

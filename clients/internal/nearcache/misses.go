@@ -13,25 +13,24 @@ import (
 )
 
 const (
-	// maxBatch is how many questions go with one call, and maxBatches how many calls are
-	// under way.
+	// maxBatch is how many questions one call carries. maxBatches is how many calls are on
+	// their way at a time.
 	maxBatch   = 256
 	maxBatches = 4
 	// maxQueue is how many questions wait for a call.
 	maxQueue = 16384
-	// maxAttempts is how often a question is asked whose answers are outdated.
+	// maxAttempts is how often a question is asked whose answer was outdated when it came.
 	maxAttempts = 3
 )
 
-// misses asks the server what memory does not know: same questions once, and several
-// together. A question can be joined until it is sent (C6).
+// misses asks the server what memory cannot answer. Equal questions are asked once, and several
+// questions share one call. A question can be joined until it is sent (C6).
 type misses struct {
 	ctx    context.Context //nolint:containedctx // the cache's own life
 	config Config
 	core   *Core
-	// running are the calls under way.
+	// running waits for the calls on their way.
 	running sync.WaitGroup
-	faults  struct{ joinSent bool } // C6, for tests
 
 	mutex   sync.Mutex
 	waiting map[digest]*flight
@@ -39,13 +38,14 @@ type misses struct {
 	batches int
 }
 
-// flight is a question on its way, and who waits for its answer.
+// flight is one question for the server. Every request that joined it waits for done.
 type flight struct {
 	digest   digest
 	question keyauth.Question
 	attempts int
-	// freely asks without min_revision, as the epoch is no longer the session's.
-	freely bool
+	// anyRevision is set to ask without min_revision, because the server has another epoch than the
+	// session.
+	anyRevision bool
 
 	// done is closed when answer and err are set.
 	done   chan struct{}
@@ -57,10 +57,11 @@ func newMisses(ctx context.Context, config Config, core *Core) *misses {
 	return &misses{ctx: ctx, config: config, core: core, waiting: make(map[digest]*flight)}
 }
 
-// wait returns when no call is under way. The context has ended.
+// wait returns when no call is on its way. The context has ended.
 func (m *misses) wait() { m.running.Wait() }
 
-// ask asks the server.
+// ask asks the server. It waits for at most Config.Timeout, in the queue and on the way
+// together.
 func (m *misses) ask(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
 	if answer, answered, err := m.config.WithoutCall(question); answered {
 		return answer, err
@@ -89,7 +90,7 @@ var (
 	errStale  = status.Error(codes.Unavailable, "keyclient: the answers of keysvc were outdated when they came")
 )
 
-// join returns the flight of a question, which begins if there is none to join.
+// join returns the flight of a question. It begins one if there is none to join.
 func (m *misses) join(question *keyauth.Question) (*flight, error) {
 	known := m.core.digestQuestion(question)
 	m.mutex.Lock()
@@ -112,7 +113,7 @@ func (m *misses) join(question *keyauth.Question) (*flight, error) {
 	return begun, nil
 }
 
-// dispatch begins a call if one may begin. mutex is held.
+// dispatch starts a call if there are questions and fewer than maxBatches calls. mutex is held.
 func (m *misses) dispatch() {
 	if len(m.queue) == 0 || m.batches >= maxBatches || m.ctx.Err() != nil {
 		return
@@ -121,7 +122,8 @@ func (m *misses) dispatch() {
 	m.running.Go(m.call)
 }
 
-// take takes the next questions; from now on they cannot be joined (C6).
+// take takes the next questions off the queue. From here on no request can join them, because
+// the answer may be read before that request began (C6).
 func (m *misses) take() []*flight {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
@@ -131,10 +133,8 @@ func (m *misses) take() []*flight {
 	if len(m.queue) == 0 {
 		m.queue = nil
 	}
-	if !m.faults.joinSent {
-		for _, each := range taken {
-			delete(m.waiting, each.digest)
-		}
+	for _, each := range taken {
+		delete(m.waiting, each.digest)
 	}
 	if count == 0 {
 		m.batches--
@@ -142,7 +142,7 @@ func (m *misses) take() []*flight {
 	return taken
 }
 
-// call asks one batch after the other until nothing waits.
+// call asks one batch after another until the queue is empty.
 func (m *misses) call() {
 	for {
 		batch := m.take()
@@ -153,15 +153,16 @@ func (m *misses) call() {
 	}
 }
 
-// send asks a batch.
+// send asks the server the questions of one batch.
 func (m *misses) send(batch []*flight) {
-	// What is read first counts: the questions are sent after it.
+	// The state of the Core is read before the questions are sent: an event that comes after
+	// this line is noticed by EndFill (C4).
 	fill := m.core.BeginFill(m.config.Now())
 	request := &keysvcv1.BatchValidateKeysRequest{Requests: make([]*keysvcv1.ValidateKeyRequest, len(batch))}
 	for index, each := range batch {
 		item := m.config.Request(each.question)
 		item.IncludeGrant = true
-		if fill.Epoch() != "" && fill.MinRevision > 0 && !each.freely {
+		if fill.Epoch() != "" && fill.MinRevision > 0 && !each.anyRevision {
 			item.Epoch, item.MinRevision = fill.Epoch(), fill.MinRevision
 		}
 		request.Requests[index] = item
@@ -182,7 +183,7 @@ func (m *misses) send(batch []*flight) {
 			each.finish(keyauth.Answer{}, err)
 			continue
 		}
-		if !m.settle(each, fill, response.GetResponses()[index], now) {
+		if !m.resolve(each, fill, response.GetResponses()[index], now) {
 			again = append(again, each)
 		}
 	}
@@ -193,20 +194,23 @@ func (m *misses) send(batch []*flight) {
 	}
 }
 
-// settle ends a flight with an item of the response. It says false if it is to be asked
-// again.
-func (m *misses) settle(each *flight, fill Fill, item *keysvcv1.ValidateKeyResponse, now time.Time) bool {
+// resolve ends a flight with one response. It reports false if the question must be asked again.
+func (m *misses) resolve(each *flight, fill Fill, item *keysvcv1.ValidateKeyResponse, now time.Time) bool {
 	each.attempts++
 	if problem := item.GetError(); problem != nil {
-		if problem.GetReason() == keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH && !each.freely {
-			each.freely = true // another history: the session will find out, this request need not wait for it
+		// The server has another history. The session will find out; this request need not wait
+		// for it.
+		if problem.GetReason() == keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH && !each.anyRevision {
+			each.anyRevision = true
 			return false
 		}
+		// The answers of the batch were too large together. Each batch gets at least one
+		// answer, so this attempt does not count.
 		if problem.GetReason() == keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS {
-			each.attempts-- // the batch's answers had become too large: each batch has one at least
+			each.attempts--
 			return false
 		}
-		code := codes.Code(problem.GetCode()) //nolint:gosec // checked below
+		code := codes.Code(problem.GetCode()) //nolint:gosec // G115: checked in the next line
 		if problem.GetCode() <= 0 || problem.GetCode() > 16 {
 			code = codes.Internal
 		}
@@ -218,7 +222,7 @@ func (m *misses) settle(each *flight, fill Fill, item *keysvcv1.ValidateKeyRespo
 		each.finish(keyauth.Answer{}, err)
 		return true
 	}
-	if each.freely {
+	if each.anyRevision {
 		fill = Fill{sent: fill.sent}
 	}
 	verdict := m.core.EndFill(fill, &each.question, item, answer, now)

@@ -31,31 +31,6 @@ const (
 	simulatedKeys      = 3
 )
 
-// serverFault breaks a rule of the server, or one of the client that lies outside Core.
-type serverFault int
-
-const (
-	noServerFault       serverFault = iota
-	acknowledgeFirst                // S1: acknowledged before the hub has it
-	barrierBeforePing               // S2: the barrier is read before the ping arrives
-	pongBeforeEvents                // S2: the pong overtakes the events
-	forgetDeparted                  // S3: a session that left counts as given up
-	forgetEarlier                   // S4: a new process knows of no earlier lease
-	ignoreHash                      // S5: resumes without comparing histories
-	loseEvents                      // S5: a slow reader misses events
-	leaseReadLast                   // C2: the lease is read after the entry
-	clockReadFirst                  // C2: the clock is read before the entry is found
-	joinSent                        // C6: joins a question that was sent
-	authorizedOnce                  // C2: what was allowed one scope is allowed another
-	wallClockOnly                   // C3: a clock that was set back prolongs a lease
-	monotonicOnly                   // C3: a machine that slept did not notice
-	keyedByID                       // C5: another secret of the key will do
-	answersWithoutLease             // C10
-	closesFirst                     // C11: the server is told of the end, and then it answers on
-	stampedLate                     // S6: decided, and then stamped with a newer revision
-	stampedEarly                    // S6: stamped, and then decided from newer records
-)
-
 // truth is what the store holds: at each revision, which keys are allowed, and until when,
 // without another event: an old secret is, until its overlap is over.
 type truth struct {
@@ -70,8 +45,8 @@ type truth struct {
 type simulation struct {
 	random *rand.Rand
 	now    time.Time
-	fault  serverFault
-	faults faults
+	// broken are the rules that are broken in this run.
+	broken faults
 
 	truth truth
 	hub   *feed.Hub
@@ -88,7 +63,8 @@ type simulation struct {
 
 	clients []*simulated
 	trace   []string
-	broken  string
+	// violation says which promise was broken; empty while none was.
+	violation string
 }
 
 type pendingAwait struct {
@@ -106,8 +82,10 @@ type simulated struct {
 	hub      *feed.Hub
 	toServer []*keysvcv1.SyncRequest
 	toClient []*keysvcv1.SyncResponse
-	// stale is a barrier that was read too early, for barrierBeforePing.
+	// stale is a barrier that was read too early, for barrierBeforePing. nonce is the one of the
+	// newest ping, for answerAnyNonce.
 	stale int64
+	nonce uint64
 	up    bool // the client believes that it has a connection
 	hits  []pendingHit
 	fills []*pendingFill
@@ -144,9 +122,9 @@ type waiter struct {
 	awaited int
 }
 
-func newSimulation(seed uint64, broken faults, fault serverFault) *simulation {
+func newSimulation(seed uint64, broken faults) *simulation {
 	s := &simulation{
-		random: rand.New(rand.NewPCG(seed, 1)), now: simulationStart, fault: fault, faults: broken,
+		random: rand.New(rand.NewPCG(seed, 1)), now: simulationStart, broken: broken,
 	}
 	s.truth.allowed = [][simulatedKeys]bool{{true, true, true}}
 	s.truth.until = make([][simulatedKeys]time.Time, 1)
@@ -155,8 +133,8 @@ func newSimulation(seed uint64, broken faults, fault serverFault) *simulation {
 	s.startServer()
 	for range 2 {
 		client := &simulated{sleeps: s.chance(50)}
-		if fault == wallClockOnly || fault == monotonicOnly {
-			client.sleeps = fault == monotonicOnly
+		if s.breaks(wallClockOnly) || s.breaks(monotonicOnly) {
+			client.sleeps = s.breaks(monotonicOnly)
 		}
 		s.clients = append(s.clients, client)
 		s.startClient(client)
@@ -166,17 +144,16 @@ func newSimulation(seed uint64, broken faults, fault serverFault) *simulation {
 
 func (s *simulation) startClient(client *simulated) {
 	client.core = NewCore(2, 1<<20)
-	client.core.faults = s.faults
 	client.up, client.hits, client.fills, client.toServer, client.toClient = false, nil, nil, nil, nil
 }
 
 // clock returns what a client's clock shows, with both parts.
 func (s *simulation) clock(client *simulated) time.Time {
 	since := s.now.Sub(simulationStart) - client.slept
-	switch s.fault { //nolint:exhaustive // the others are elsewhere
-	case wallClockOnly:
+	switch {
+	case s.breaks(wallClockOnly):
 		return s.now.Add(client.off)
-	case monotonicOnly:
+	case s.breaks(monotonicOnly):
 		return bothClocks(simulationStart.Add(since), since)
 	}
 	return bothClocks(s.now.Add(client.off), since)
@@ -229,7 +206,7 @@ func (s *simulation) chance(percent int) bool { return s.random.IntN(100) < perc
 // startServer starts a process over what the store holds.
 func (s *simulation) startServer() {
 	started := s.now
-	if s.fault == forgetEarlier {
+	if s.breaks(forgetEarlier) {
 		started = started.Add(-time.Hour)
 	}
 	newest := len(s.truth.allowed) - 1
@@ -311,7 +288,7 @@ func (s *simulation) change() {
 	s.truth.records = append(s.truth.records, record)
 	s.truth.acked = append(s.truth.acked, time.Time{})
 	s.note("commit %d: %v %s → %v", revision, record.GetKind(), record.GetSubject(), next)
-	if s.fault == acknowledgeFirst && s.chance(70) {
+	if s.breaks(acknowledgeFirst) && s.chance(70) {
 		s.acknowledge(int(revision))
 		s.unacknowledged = append(s.unacknowledged, int(revision)) // stands for: to be published
 		return
@@ -406,7 +383,7 @@ func (s *simulation) troubleClock(client *simulated) {
 
 // leave ends a client in order, and starts it anew (C11).
 func (s *simulation) leave(client *simulated) {
-	if s.fault == closesFirst {
+	if s.breaks(closesFirst) {
 		if client.session != nil {
 			client.session.Close(true)
 			client.session, client.up, client.toServer, client.toClient = nil, false, nil, nil
@@ -435,7 +412,7 @@ func (s *simulation) connect(client *simulated) {
 		return // the hello is on its way
 	}
 	ping := client.core.Ping(s.clock(client))
-	client.stale = s.hub.Revision()
+	client.stale, client.nonce = s.hub.Revision(), ping.GetNonce()
 	s.note("ping %d sent at %d", ping.GetNonce(), ping.GetRevision())
 	client.toServer = append(client.toServer, &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: ping}})
 }
@@ -448,7 +425,7 @@ func (s *simulation) deliverToServer(client *simulated) {
 	client.toServer = client.toServer[1:]
 	switch kind := message.GetKind().(type) {
 	case *keysvcv1.SyncRequest_Hello:
-		if s.fault == ignoreHash && kind.Hello.GetRevision() > 0 && kind.Hello.GetRevision() <= s.hub.Revision() && kind.Hello.GetHashRevision() > 0 {
+		if s.breaks(ignoreHash) && kind.Hello.GetRevision() > 0 && kind.Hello.GetRevision() <= s.hub.Revision() && kind.Hello.GetHashRevision() > 0 {
 			kind.Hello.AuditHash = s.truth.records[kind.Hello.GetHashRevision()].GetAuditHash()
 		}
 		session, err := s.hub.Open(kind.Hello, nil)
@@ -462,15 +439,15 @@ func (s *simulation) deliverToServer(client *simulated) {
 		if client.session == nil {
 			return
 		}
-		switch s.fault {
-		case barrierBeforePing:
+		switch {
+		case s.breaks(barrierBeforePing):
 			// The barrier of when it was sent, at once.
 			if client.session.Ping(kind.Ping.GetNonce(), kind.Ping.GetRevision(), s.now) != nil {
 				s.disconnect(client)
 				return
 			}
 			client.toClient = append(client.toClient, pong(kind.Ping.GetNonce(), client.stale))
-		case pongBeforeEvents:
+		case s.breaks(pongBeforeEvents):
 			if client.session.Ping(kind.Ping.GetNonce(), kind.Ping.GetRevision(), s.now) != nil {
 				s.disconnect(client)
 				return
@@ -501,7 +478,7 @@ func (s *simulation) deliverToClient(client *simulated) {
 			return
 		}
 		if step.Response != nil {
-			if s.fault == loseEvents && step.Response.GetEvents() != nil && s.chance(20) {
+			if s.breaks(loseEvents) && step.Response.GetEvents() != nil && s.chance(20) {
 				s.note("events up to %d lost", step.Response.GetEvents().GetRevision())
 				return
 			}
@@ -516,13 +493,16 @@ func (s *simulation) deliverToClient(client *simulated) {
 	client.toClient = client.toClient[1:]
 	switch kind := message.GetKind().(type) {
 	case *keysvcv1.SyncResponse_Welcome:
-		client.core.Welcome(kind.Welcome)
+		s.dropping(client, func() { client.core.Welcome(kind.Welcome) })
 		s.note("welcome at %d, reset %t", kind.Welcome.GetRevision(), kind.Welcome.GetReset_())
 	case *keysvcv1.SyncResponse_Events:
 		events := proto.CloneOf(kind.Events) // it may be shared
 		for _, each := range events.GetEvents() {
 			if each.GetKind() == keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED {
 				each.Kind = 77 // a newer server's
+				if s.breaks(overlookUnknown) {
+					each.Kind = keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE // concerns no entry
+				}
 			}
 		}
 		client.core.Events(events)
@@ -531,12 +511,19 @@ func (s *simulation) deliverToClient(client *simulated) {
 		}
 		s.note("events up to %d applied", kind.Events.GetRevision())
 	case *keysvcv1.SyncResponse_Pong:
-		fresh := client.core.Pong(kind.Pong, s.clock(client))
+		nonce := kind.Pong.GetNonce()
+		switch {
+		case s.breaks(leaseFromReceipt):
+			nonce = client.core.freshness.Ask(s.clock(client))
+		case s.breaks(answerAnyNonce):
+			nonce = client.nonce
+		}
+		fresh := client.core.Pong(&keysvcv1.SyncPong{Nonce: nonce, Revision: kind.Pong.GetRevision()})
 		s.note("pong %d at %d: %t", kind.Pong.GetNonce(), kind.Pong.GetRevision(), fresh)
 	case *keysvcv1.SyncResponse_Mark:
 		client.applied()
 	case *keysvcv1.SyncResponse_Reset_:
-		client.core.Reset(kind.Reset_)
+		s.dropping(client, func() { client.core.Reset(kind.Reset_) })
 		s.note("reset at %d", kind.Reset_.GetRevision())
 	case *keysvcv1.SyncResponse_Goodbye:
 	}
@@ -550,7 +537,7 @@ func (c *simulated) applied() {
 // disconnect cuts a connection: what was on its way may be lost, and both sides find out.
 func (s *simulation) disconnect(client *simulated) {
 	if client.session != nil {
-		client.session.Close(s.fault == forgetDeparted)
+		client.session.Close(s.breaks(forgetDeparted))
 		client.session = nil
 	}
 	client.up = false
@@ -623,16 +610,16 @@ func (s *simulation) hit(client *simulated) {
 		last := client.hits[index]
 		client.hits = append(client.hits[:index], client.hits[index+1:]...)
 		now := s.clock(client)
-		switch s.fault { //nolint:exhaustive // the others are elsewhere
-		case answersWithoutLease:
+		switch {
+		case s.breaks(answersWithoutLease):
 			last.found.lease = lease.New(now, time.Hour)
-		case leaseReadLast:
+		case s.breaks(leaseReadLast):
 			last.found.lease = client.core.freshness.Current()
-		case clockReadFirst:
+		case s.breaks(clockReadFirst):
 			now = last.read
 		}
 		if last.found.Confirm(now) && last.wrong {
-			s.broken = "another scope or another secret was allowed"
+			s.violation = "another scope or another secret was allowed"
 		} else if last.found.Confirm(now) {
 			// The clock is read last, so P1 holds even for when it answers (C2).
 			s.allowed("hit", last.key, s.now, last.awaited)
@@ -644,10 +631,10 @@ func (s *simulation) hit(client *simulated) {
 		asked := s.wrongQuestion(key)
 		found, ok := client.core.Find(asked)
 		kept := client.core.findToken(asked.Token)
-		if s.fault == keyedByID {
+		if s.breaks(keyedByID) {
 			found, ok = client.core.Find(&keyauth.Question{Token: simulatedQuestion(key).Token, Requirement: asked.Requirement})
 		}
-		if s.fault == authorizedOnce && kept != nil {
+		if s.breaks(authorizedOnce) && kept != nil {
 			found, ok = Found{lease: client.core.freshness.Current(), entry: kept}, true
 		}
 		if ok {
@@ -655,7 +642,7 @@ func (s *simulation) hit(client *simulated) {
 		}
 		return
 	}
-	if s.fault == leaseReadLast || s.fault == answersWithoutLease {
+	if s.breaks(leaseReadLast) || s.breaks(answersWithoutLease) {
 		// Finds without a lease, too.
 		if kept := client.core.findToken(simulatedQuestion(key).Token); kept != nil {
 			client.hits = append(client.hits, pendingHit{key: key, found: Found{entry: kept}, awaited: s.awaited})
@@ -673,7 +660,7 @@ func (s *simulation) fill(client *simulated) {
 		key := s.random.IntN(simulatedKeys)
 		asked := waiter{started: s.now, awaited: s.awaited}
 		for _, fill := range client.fills {
-			if fill.key == key && (!fill.sent || s.fault == joinSent) {
+			if fill.key == key && (!fill.sent || s.breaks(joinSent)) {
 				fill.waiters = append(fill.waiters, asked)
 				return
 			}
@@ -685,23 +672,23 @@ func (s *simulation) fill(client *simulated) {
 	fill := client.fills[index]
 	switch {
 	case !fill.sent:
-		fill.fill, fill.sent, fill.sentAt = client.core.BeginFill(s.clock(client)), true, s.now
+		fill.fill, fill.sent, fill.sentAt = s.beginFill(client), true, s.now
 	case !fill.decided:
-		if fill.fill.Epoch() != "" && fill.fill.MinRevision > int64(s.published) && !s.faults.noMinRevision {
+		if fill.fill.Epoch() != "" && fill.fill.MinRevision > int64(s.published) && !s.breaks(noMinRevision) {
 			fill.decided = true // not reached in time
 			return
 		}
 		fill.decided = true
 		revision := s.published
-		if s.faults.noMinRevision {
+		if s.breaks(noMinRevision) {
 			// A replica that is behind answers.
 			revision = max(0, revision-s.random.IntN(3))
 		}
 		stamp := revision
 		switch {
-		case s.fault == stampedLate:
+		case s.breaks(stampedLate):
 			revision = max(0, revision-s.random.IntN(3))
-		case s.fault == stampedEarly && revision > int(fill.fill.MinRevision):
+		case s.breaks(stampedEarly) && revision > int(fill.fill.MinRevision):
 			stamp--
 		}
 		fill.reply = &keysvcv1.ValidateKeyResponse{Revision: int64(stamp), Epoch: "epoch"}
@@ -721,16 +708,16 @@ func (s *simulation) fill(client *simulated) {
 		if fill.reply == nil {
 			return // an error: UNAVAILABLE
 		}
-		verdict := client.core.EndFill(fill.fill, simulatedQuestion(fill.key), fill.reply, fill.answer, s.clock(client))
+		verdict := s.endFill(client, fill)
 		s.note("fill of %d from %d: %v, verdict %d", fill.key, fill.reply.GetRevision(), fill.answer.Decision, verdict)
 		if verdict == AskAgain || fill.answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
 			return
 		}
-		if s.faults.noMinRevision || s.fault == stampedLate {
+		if s.breaks(noMinRevision) || s.breaks(stampedLate) {
 			return // what a replica says that lags is its own affair; what is kept of it is not
 		}
-		if late := s.now.Sub(fill.sentAt); s.faults.useLate && late > simulatedStaleness {
-			s.broken = fmt.Sprintf("an answer was used %s after its question was sent", late)
+		if late := s.now.Sub(fill.sentAt); s.breaks(useLate) && late > simulatedStaleness {
+			s.violation = fmt.Sprintf("an answer was used %s after its question was sent", late)
 		}
 		for _, waiting := range fill.waiters {
 			s.allowed("answer", fill.key, waiting.started, waiting.awaited)
@@ -754,18 +741,18 @@ func (s *simulation) allowed(how string, key int, started time.Time, awaited int
 			return
 		}
 	}
-	s.broken = fmt.Sprintf("a %s that started at %d ms allowed key %d, which is not allowed since %d (awaited %d)",
+	s.violation = fmt.Sprintf("a %s that started at %d ms allowed key %d, which is not allowed since %d (awaited %d)",
 		how, started.UnixMilli()%1_000_000, key, oldest, awaited)
 }
 
 // run runs schedules until one breaks a promise, and returns how.
-func runSchedules(count int, first uint64, broken faults, fault serverFault) (seed uint64, how string, trace []string) {
+func runSchedules(count int, first uint64, broken faults) (seed uint64, how string, trace []string) {
 	for index := range count {
-		s := newSimulation(first+uint64(index), broken, fault)
+		s := newSimulation(first+uint64(index), broken)
 		for range stepsPerSchedule {
 			s.step()
-			if s.broken != "" {
-				return first + uint64(index), s.broken, s.trace
+			if s.violation != "" {
+				return first + uint64(index), s.violation, s.trace
 			}
 		}
 	}
@@ -773,55 +760,7 @@ func runSchedules(count int, first uint64, broken faults, fault serverFault) (se
 }
 
 func TestSimulation(t *testing.T) {
-	if seed, how, trace := runSchedules(*schedules, *seedFlag, faults{}, noServerFault); how != "" {
+	if seed, how, trace := runSchedules(*schedules, *seedFlag, 0); how != "" {
 		t.Fatalf("schedule %d: %s\n%s", seed, how, strings.Join(trace, "\n"))
-	}
-}
-
-// TestEachRuleIsNeeded breaks one rule after the other. Each time a schedule must be found
-// that breaks a promise. The first part of C9, that a Welcome ends the lease, is not among
-// them: what the lease vouches for is true in the next session as well. It makes the
-// argument shorter, and costs one ping.
-func TestEachRuleIsNeeded(t *testing.T) {
-	clientFaults := map[string]faults{
-		"C1 lease from receipt":       {leaseFromReceipt: true},
-		"C1 nonce":                    {answerAnyNonce: true},
-		"C4 ring test":                {keepDespiteEvents: true},
-		"C4 generation":               {keepAcrossGeneration: true, keepDespiteEvents: true},
-		"C4 min_revision":             {noMinRevision: true, keepDespiteEvents: true},
-		"C5 entry's end":              {noEnd: true},
-		"C7 late answers":             {useLate: true},
-		"C8 unknown kinds":            {overlookUnknown: true},
-		"C9 entries beyond a welcome": {keepBeyondWelcome: true},
-		"C9 entries survive a reset":  {keepEntriesOnReset: true},
-	}
-	serverFaults := map[string]serverFault{
-		"S1 acknowledged first": acknowledgeFirst, "S2 barrier before the ping": barrierBeforePing,
-		"S2 pong before events": pongBeforeEvents, "S3 departed forgotten": forgetDeparted, "S4 earlier lease forgotten": forgetEarlier,
-		"S5 hash ignored": ignoreHash, "S5 events lost": loseEvents, "C2 lease last": leaseReadLast, "C2 clock first": clockReadFirst,
-		"C6 joins what was sent": joinSent, "C2 authorized once": authorizedOnce, "C3 wall clock only": wallClockOnly,
-		"C3 monotonic clock only": monotonicOnly, "C5 keyed by the id": keyedByID, "C10 no lease": answersWithoutLease,
-		"C11 closes first": closesFirst, "S6 stamped late": stampedLate, "S6 stamped early": stampedEarly,
-	}
-	const enough = 300_000
-	for name, broken := range clientFaults {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			seed, how, _ := runSchedules(enough, 1, broken, noServerFault)
-			if how == "" {
-				t.Fatal("nothing was caught")
-			}
-			t.Logf("schedule %d: %s", seed, how)
-		})
-	}
-	for name, fault := range serverFaults {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			seed, how, _ := runSchedules(enough, 1, faults{}, fault)
-			if how == "" {
-				t.Fatal("nothing was caught")
-			}
-			t.Logf("schedule %d: %s", seed, how)
-		})
 	}
 }

@@ -284,12 +284,12 @@ func (l *link) Barrier(ctx context.Context) (storage.Barrier, error) {
 // back.
 type localLink struct {
 	*link
-	storage.LocalBarrier
+	storage.LocalBarrierReader
 }
 
 // withBarrier returns the link as a store, with the store's own barrier if that is local.
 func (l *link) withBarrier() storage.Store {
-	if local, is := l.Store.(storage.LocalBarrier); is {
+	if local, is := storage.LocalBarrierOf(l.Store); is {
 		return localLink{l, local}
 	}
 	return l

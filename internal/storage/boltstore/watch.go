@@ -97,7 +97,7 @@ func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
 	return s.LocalBarrier(), ctx.Err()
 }
 
-// LocalBarrier implements storage.LocalBarrier.
+// LocalBarrier implements storage.LocalBarrierReader.
 func (s *Store) LocalBarrier() storage.Barrier { return *s.ring.published.Load() }
 
 // newestHash returns the hash of the audit event of a revision, as the change log has it;

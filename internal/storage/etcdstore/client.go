@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
 
+	"github.com/scribe-mail/keysvc/internal/backoff"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -139,26 +139,11 @@ func (s *Store) repeat(ctx context.Context, request func(context.Context) (*clie
 			return nil, ctx.Err()
 		case errors.Is(err, rpctypes.ErrCompacted):
 			return nil, errCompacted
-		case isRefusal(err) || isFull(err) || !retries.wait(limited):
+		case isRefusal(err) || isFull(err) || !retries.Wait(limited):
 			return nil, unavailable(err)
 		}
 	}
 }
 
-// backoff are waits that grow, with jitter.
-type backoff struct{ next time.Duration }
-
-func newBackoff() *backoff { return &backoff{next: 20 * time.Millisecond} }
-
-// wait waits; it says whether the context is still good.
-func (b *backoff) wait(ctx context.Context) bool {
-	timer := time.NewTimer(b.next/2 + rand.N(b.next/2)) //nolint:gosec // jitter, no secret
-	defer timer.Stop()
-	b.next = min(2*b.next, time.Second)
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
+// newBackoff returns the waits between attempts at etcd.
+func newBackoff() *backoff.Backoff { return backoff.New(30*time.Millisecond, 1500*time.Millisecond) }

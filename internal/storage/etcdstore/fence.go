@@ -50,7 +50,7 @@ func (t *transaction) settleUntil(ctx context.Context) (int64, error) {
 	retries := newBackoff()
 	for {
 		revision, err := t.fence(ctx)
-		if !errors.Is(err, errNotFenced) || !retries.wait(ctx) {
+		if !errors.Is(err, errNotFenced) || !retries.Wait(ctx) {
 			return revision, err
 		}
 	}

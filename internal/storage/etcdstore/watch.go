@@ -67,7 +67,8 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 		for {
 			left := false
 			err := s.follow(own, after, func(change *storage.Committed) bool {
-				after, broken, retries = change.Revision, 0, newBackoff()
+				after, broken = change.Revision, 0
+				retries.Reset()
 				left = !yield(change, nil)
 				return !left
 			})
@@ -89,7 +90,7 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 				return
 			}
 			s.config.Log.WarnContext(ctx, "following etcd again", "error", err, "after", after)
-			retries.wait(own)
+			retries.Wait(own)
 		}
 	}
 }

@@ -9,19 +9,19 @@ import (
 
 const length = time.Second
 
-// margin is what the ledger adds to a lease.
+// margin is what the table adds to a lease.
 const margin = length / 1000
 
-// begin is long after the start of every ledger here, so that what may have been before
-// it is over.
+// begin is long after the start of every table here, so that no lease from before the start
+// holds.
 var begin = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
 
-func newLedger() *lease.Ledger { return lease.NewLedger(begin.Add(-time.Hour), length) }
+func newTable() *lease.Table { return lease.NewTable(begin.Add(-time.Hour), length) }
 
-// settle counts how debts stand at a time.
-func settle(debts []lease.Debt, now time.Time) (open, applied, lapsed int) {
-	for _, debt := range debts {
-		switch settlement, _, _ := debt.Settled(now); settlement {
+// count counts how pending holders stand at a time.
+func count(all []lease.Pending, now time.Time) (open, applied, lapsed int) {
+	for _, pending := range all {
+		switch status, _, _ := pending.Status(now); status {
 		case lease.Open:
 			open++
 		case lease.Applied:
@@ -33,54 +33,52 @@ func settle(debts []lease.Debt, now time.Time) (open, applied, lapsed int) {
 	return open, applied, lapsed
 }
 
-// TestDebts says who is owed at revision 10, at begin.
-func TestDebts(t *testing.T) {
+// The table is asked at begin for revision 10.
+func TestPendingCountsLeasesThatHold(t *testing.T) {
 	for _, test := range []struct {
 		name          string
 		history       func(*lease.Holder)
-		applied, owed int
+		applied, pending int
 	}{
-		{"came just now", func(*lease.Holder) {}, 0, 0},
+		{"has no lease yet", func(*lease.Holder) {}, 0, 0},
 		{"has a lease", func(h *lease.Holder) { h.Extend(begin) }, 0, 1},
-		{"at the last moment of it", func(h *lease.Holder) { h.Extend(begin.Add(1 - length - margin)) }, 0, 1},
-		{"after it", func(h *lease.Holder) { h.Extend(begin.Add(-length - margin)) }, 0, 0},
-		{"asked after the look at the clock", func(h *lease.Holder) { h.Extend(begin.Add(time.Millisecond)) }, 0, 1},
-		{"an older question is told later", func(h *lease.Holder) { h.Extend(begin); h.Extend(begin.Add(-length - margin)) }, 0, 1},
-		{"has applied it", func(h *lease.Holder) { h.Extend(begin); h.Applied(10) }, 1, 0},
-		{"has applied more, and then less", func(h *lease.Holder) { h.Extend(begin); h.Applied(11); h.Applied(9) }, 1, 0},
+		{"in the last moment of its lease", func(h *lease.Holder) { h.Extend(begin.Add(1 - length - margin)) }, 0, 1},
+		{"after its lease", func(h *lease.Holder) { h.Extend(begin.Add(-length - margin)) }, 0, 0},
+		{"asked after the clock was read", func(h *lease.Holder) { h.Extend(begin.Add(time.Millisecond)) }, 0, 1},
+		{"an older question is noted later", func(h *lease.Holder) { h.Extend(begin); h.Extend(begin.Add(-length - margin)) }, 0, 1},
+		{"has applied the revision", func(h *lease.Holder) { h.Extend(begin); h.Applied(10) }, 1, 0},
+		{"has applied more, then less", func(h *lease.Holder) { h.Extend(begin); h.Applied(11); h.Applied(9) }, 1, 0},
 		{"has applied less", func(h *lease.Holder) { h.Extend(begin); h.Applied(9) }, 0, 1},
 		{"left with a lease", func(h *lease.Holder) { h.Extend(begin); h.Leave(begin) }, 0, 1},
 		{"left twice", func(h *lease.Holder) { h.Extend(begin); h.Leave(begin); h.Leave(begin) }, 0, 1},
-		{"left without one", func(h *lease.Holder) { h.Leave(begin) }, 0, 0},
-		{"left so long ago", func(h *lease.Holder) { h.Extend(begin.Add(-2 * length)); h.Leave(begin.Add(-2 * length)) }, 0, 0},
+		{"left without a lease", func(h *lease.Holder) { h.Leave(begin) }, 0, 0},
+		{"left long ago", func(h *lease.Holder) { h.Extend(begin.Add(-2 * length)); h.Leave(begin.Add(-2 * length)) }, 0, 0},
 		{"gave up", func(h *lease.Holder) { h.Extend(begin); h.GiveUp() }, 0, 0},
-		{"gave up, and asks again", func(h *lease.Holder) { h.GiveUp(); h.Extend(begin) }, 0, 0},
+		{"gave up and asks again", func(h *lease.Holder) { h.GiveUp(); h.Extend(begin) }, 0, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			ledger := newLedger()
-			test.history(ledger.Enter())
-			applied, debts := ledger.Debts(10, begin)
-			if applied != test.applied || len(debts) != test.owed {
-				t.Errorf("%d applied, %d owed; want %d, %d", applied, len(debts), test.applied, test.owed)
+			table := newTable()
+			test.history(table.Enter())
+			applied, pending := table.Pending(10, begin)
+			if applied != test.applied || len(pending) != test.pending {
+				t.Errorf("%d applied, %d pending; want %d, %d", applied, len(pending), test.applied, test.pending)
 			}
 		})
 	}
 }
 
-// TestStart: what the process before may have given is owed for the length of a lease.
-func TestStart(t *testing.T) {
-	ledger := lease.NewLedger(begin, length)
+func TestLeaseOfTheProcessBeforeIsPendingForItsLength(t *testing.T) {
+	table := lease.NewTable(begin, length)
 	for after, want := range map[time.Duration]int{-time.Second: 1, 0: 1, length: 1, length + margin - 1: 1, length + margin: 0} {
-		if _, debts := ledger.Debts(1, begin.Add(after)); len(debts) != want {
-			t.Errorf("after %s: %d owed, want %d", after, len(debts), want)
+		if _, pending := table.Pending(1, begin.Add(after)); len(pending) != want {
+			t.Errorf("after %s: %d pending, want %d", after, len(pending), want)
 		}
-		ledger = lease.NewLedger(begin, length)
+		table = lease.NewTable(begin, length)
 	}
 }
 
-// TestSettled: a debt ends when its holder has spoken, or with the lease that it had
-// when it was incurred; a new lease does not prolong it.
-func TestSettled(t *testing.T) {
+// A lease that is given later does not prolong the wait.
+func TestPendingEndsWhenTheHolderAppliesOrItsLeaseEnds(t *testing.T) {
 	end := begin.Add(length + margin)
 	for _, test := range []struct {
 		name                  string
@@ -89,7 +87,7 @@ func TestSettled(t *testing.T) {
 		open, applied, lapsed int
 	}{
 		{"nothing happens", func(*lease.Holder) {}, end.Add(-1), 1, 0, 0},
-		{"until the end", func(*lease.Holder) {}, end, 0, 0, 1},
+		{"its lease ends", func(*lease.Holder) {}, end, 0, 0, 1},
 		{"it leaves", func(h *lease.Holder) { h.Leave(begin) }, end.Add(-1), 1, 0, 0},
 		{"it applies", func(h *lease.Holder) { h.Applied(10) }, begin, 0, 1, 0},
 		{"it applies something older", func(h *lease.Holder) { h.Applied(9) }, begin, 1, 0, 0},
@@ -97,16 +95,16 @@ func TestSettled(t *testing.T) {
 		{"it asks again", func(h *lease.Holder) { h.Extend(begin.Add(length / 2)) }, end, 0, 0, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			ledger := newLedger()
-			holder := ledger.Enter()
+			table := newTable()
+			holder := table.Enter()
 			holder.Extend(begin)
-			_, debts := ledger.Debts(10, begin)
-			_, left, changed := debts[0].Settled(begin)
+			_, pending := table.Pending(10, begin)
+			_, left, changed := pending[0].Status(begin)
 			if left != length+margin {
 				t.Errorf("%s left", left)
 			}
 			test.then(holder)
-			open, applied, lapsed := settle(debts, test.at)
+			open, applied, lapsed := count(pending, test.at)
 			if open != test.open || applied != test.applied || lapsed != test.lapsed {
 				t.Errorf("%d open, %d applied, %d lapsed", open, applied, lapsed)
 			}
@@ -114,16 +112,15 @@ func TestSettled(t *testing.T) {
 			case <-changed:
 			default:
 				if applied > 0 {
-					t.Error("nobody was woken")
+					t.Error("changed was not closed")
 				}
 			}
 		})
 	}
 }
 
-// TestElapsed: the larger of what the two parts of a time say. A real reading has a
-// monotonic part, which Round(0) takes away.
-func TestElapsed(t *testing.T) {
+// A real reading of the clock has a monotonic part, which Round(0) takes away.
+func TestElapsedIsTheLargerOfMonotonicAndWallTime(t *testing.T) {
 	now := time.Now()
 	if got := lease.Elapsed(now, now.Add(time.Second)); got != time.Second {
 		t.Errorf("both: %s", got)
@@ -136,7 +133,7 @@ func TestElapsed(t *testing.T) {
 	}
 }
 
-func TestLease(t *testing.T) {
+func TestLeaseHoldsFromItsBeginningUntilItsEnd(t *testing.T) {
 	held := lease.New(begin, length)
 	for after, want := range map[time.Duration]time.Duration{-1: 0, 0: length, 1: length - 1, length - 1: 1, length: 0, time.Hour: 0} {
 		now := begin.Add(after)
@@ -151,7 +148,7 @@ func TestLease(t *testing.T) {
 	}
 }
 
-func TestFreshness(t *testing.T) {
+func TestFreshnessCountsFromTheNewestQuestion(t *testing.T) {
 	var f lease.Freshness
 	if f.Current().Holds(begin) || f.Answered(0, length) || f.Answered(1, length) {
 		t.Error("fresh without having asked")

@@ -1,0 +1,171 @@
+package nearcache
+
+import (
+	"maps"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/scribe-mail/keysvc/internal/lease"
+)
+
+// fault is one broken rule. None of them is a switch of the production code: the simulation
+// breaks the rules of the server and of the connection itself, and the rules inside Core by
+// changing what it passes to Core, or what Core has stored.
+type fault uint
+
+const (
+	acknowledgeFirst  fault = iota // S1: a change is acknowledged before it is in the hub
+	barrierBeforePing              // S2: the barrier is read before the ping arrives
+	pongBeforeEvents               // S2: the pong overtakes the events
+	forgetDeparted                 // S3: a session that ended counts as one that gave up its lease
+	forgetEarlier                  // S4: a new process ignores the leases of the process before it
+	ignoreHash                     // S5: a session resumes without comparing histories
+	loseEvents                     // S5: a slow reader misses events
+	stampedLate                    // S6: the answer carries a newer revision than its records
+	stampedEarly                   // S6: the answer carries an older revision than its records
+
+	leaseFromReceipt     // C1: the lease begins when the pong arrives
+	answerAnyNonce       // C1: an old pong answers the newest ping
+	leaseReadLast        // C2: the lease is read after the entry
+	clockReadFirst       // C2: the clock is read before the entry is found
+	authorizedOnce       // C2: a yes for one scope is a yes for another scope
+	wallClockOnly        // C3: a clock that is set back prolongs a lease
+	monotonicOnly        // C3: time in which the machine slept does not count
+	keepDespiteEvents    // C4: the recent events are not searched
+	keepAcrossGeneration // C4: the generation is not compared
+	noMinRevision        // C4: the question carries no min_revision
+	noEnd                // C5: an entry does not end
+	keyedByID            // C5: an entry is found by key id, so any secret of the key is accepted
+	joinSent             // C6: a request joins a question that was sent
+	useLate              // C7: a late answer is used
+	overlookUnknown      // C8: an event of an unknown kind drops nothing
+	keepBeyondWelcome    // C9: entries from after the revision of a welcome are kept
+	keepEntriesOnReset   // C9: entries are kept across a reset
+	answersWithoutLease  // C10: an entry is used without a lease
+	closesFirst          // C11: the client answers after it told the server that it ended
+)
+
+// faults is a set of broken rules.
+type faults uint64
+
+func faultsOf(broken ...fault) (set faults) {
+	for _, each := range broken {
+		set |= 1 << each
+	}
+	return set
+}
+
+// breaks reports whether the simulation breaks a rule.
+func (s *simulation) breaks(rule fault) bool { return s.broken&(1<<rule) != 0 }
+
+// dropping calls Welcome or Reset of a Core, and puts back what that dropped if the rule is
+// broken that a reset drops everything.
+func (s *simulation) dropping(client *simulated, call func()) {
+	core := client.core
+	generation, before := core.generation, core.allEntries()
+	call()
+	if !s.breaks(keepEntriesOnReset) || core.generation == generation {
+		return
+	}
+	for _, entry := range before {
+		if entry.revision <= core.applied {
+			core.entries.put(entry)
+		}
+	}
+}
+
+// allEntries returns the entries that a Core has.
+func (c *Core) allEntries() (all []*entry) {
+	for _, of := range c.entries.workspaces {
+		all = slices.AppendSeq(all, maps.Keys(of))
+	}
+	return all
+}
+
+// beginFill is BeginFill of the client's Core.
+func (s *simulation) beginFill(client *simulated) Fill {
+	fill := client.core.BeginFill(s.clock(client))
+	if s.breaks(noMinRevision) {
+		fill.MinRevision = 0
+	}
+	return fill
+}
+
+// endFill is EndFill of the client's Core, in which the rules for keeping an answer can be
+// broken.
+func (s *simulation) endFill(client *simulated, pending *pendingFill) Verdict {
+	core, fill, now := client.core, pending.fill, s.clock(client)
+	recent, covered := core.recent, core.covered
+	if s.breaks(keepDespiteEvents) {
+		core.recent, core.covered = nil, 0
+	}
+	if s.breaks(keepAcrossGeneration) {
+		fill.generation = core.generation
+	}
+	if s.breaks(keepBeyondWelcome) {
+		fill.session = core.sessions
+	}
+	if s.breaks(useLate) {
+		now = fill.sent
+	}
+	question := simulatedQuestion(pending.key)
+	verdict := core.EndFill(fill, question, pending.reply, pending.answer, now)
+	core.recent, core.covered = recent, covered
+	if kept := core.findToken(question.Token); verdict == Keep && kept != nil {
+		if s.breaks(noEnd) {
+			kept.life = lease.New(fill.sent, math.MaxInt64)
+		}
+		if s.breaks(keepBeyondWelcome) {
+			kept.revision = 0
+		}
+	}
+	return verdict
+}
+
+// TestEachRuleIsNeeded breaks one rule after the other. Each time a schedule must be found
+// that breaks a promise. The first part of C9, that a Welcome ends the lease, is not among
+// them: what the lease vouches for is true in the next session as well. It makes the
+// argument shorter, and costs one ping.
+func TestEachRuleIsNeeded(t *testing.T) {
+	const enough = 300_000
+	for name, broken := range map[string]faults{
+		"C1 lease from receipt":       faultsOf(leaseFromReceipt),
+		"C1 nonce":                    faultsOf(answerAnyNonce),
+		"C2 lease last":               faultsOf(leaseReadLast),
+		"C2 clock first":              faultsOf(clockReadFirst),
+		"C2 authorized once":          faultsOf(authorizedOnce),
+		"C3 wall clock only":          faultsOf(wallClockOnly),
+		"C3 monotonic clock only":     faultsOf(monotonicOnly),
+		"C4 ring test":                faultsOf(keepDespiteEvents),
+		"C4 generation":               faultsOf(keepAcrossGeneration, keepDespiteEvents),
+		"C4 min_revision":             faultsOf(noMinRevision, keepDespiteEvents),
+		"C5 entry's end":              faultsOf(noEnd),
+		"C5 keyed by the id":          faultsOf(keyedByID),
+		"C6 joins what was sent":      faultsOf(joinSent),
+		"C7 late answers":             faultsOf(useLate),
+		"C8 unknown kinds":            faultsOf(overlookUnknown),
+		"C9 entries beyond a welcome": faultsOf(keepBeyondWelcome),
+		"C9 entries survive a reset":  faultsOf(keepEntriesOnReset),
+		"C10 no lease":                faultsOf(answersWithoutLease),
+		"C11 closes first":            faultsOf(closesFirst),
+		"S1 acknowledged first":       faultsOf(acknowledgeFirst),
+		"S2 barrier before the ping":  faultsOf(barrierBeforePing),
+		"S2 pong before events":       faultsOf(pongBeforeEvents),
+		"S3 departed forgotten":       faultsOf(forgetDeparted),
+		"S4 earlier lease forgotten":  faultsOf(forgetEarlier),
+		"S5 hash ignored":             faultsOf(ignoreHash),
+		"S5 events lost":              faultsOf(loseEvents),
+		"S6 stamped late":             faultsOf(stampedLate),
+		"S6 stamped early":            faultsOf(stampedEarly),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			seed, how, _ := runSchedules(enough, 1, broken)
+			if how == "" {
+				t.Fatal("nothing was caught")
+			}
+			t.Logf("schedule %d: %s", seed, how)
+		})
+	}
+}

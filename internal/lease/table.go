@@ -1,0 +1,205 @@
+package lease
+
+import (
+	"sync"
+	"time"
+)
+
+// Table holds the leases that a server gave: which clients may still answer from before a
+// revision, and until when (S3, S4). Its methods may be called from many goroutines.
+//
+// The table errs on the long side. A client must not use its lease for too long, so it counts
+// with Elapsed. The server must not forget a lease too early, so a wall clock that jumps ahead
+// must not end it: where a time has a monotonic part, that part alone counts, and a lease also
+// holds before its own beginning.
+type Table struct {
+	length time.Duration
+
+	// mutex guards what follows, and the fields of every Holder. It is taken after the mutex of
+	// feed.Hub, and nothing is locked under it.
+	mutex   sync.Mutex
+	holders map[*Holder]struct{}
+	// departed are the holders that left without giving up their leases, in the order in which
+	// they left. They are forgotten once no lease from before they left can hold.
+	departed []departure
+}
+
+// departure is a holder that left, and when.
+type departure struct {
+	holder *Holder
+	at     time.Time
+}
+
+// Holder is one client process in a Table. Its methods may be called from many goroutines.
+type Holder struct {
+	table *Table
+	// leased reports whether the holder was ever given a lease. arrived is when the newest lease
+	// was asked for.
+	leased  bool
+	arrived time.Time
+	// applied is the revision up to which the holder has applied every change.
+	applied int64
+	gaveUp  bool
+	// changed is closed and replaced when applied grows or the lease is given up; nil while
+	// nobody waits for that.
+	changed chan struct{}
+}
+
+// NewTable returns the table of a server process that started at a time, and that gives leases
+// of a length. The table assumes that the process before it gave one lease just before the
+// start (S4).
+func NewTable(started time.Time, length time.Duration) *Table {
+	table := &Table{
+		// A thousandth more: the client's clock may run slower than the server's.
+		length:  length + length/1000,
+		holders: make(map[*Holder]struct{}),
+	}
+	unknown := table.Enter()
+	unknown.Extend(started)
+	unknown.Leave(started)
+	return table
+}
+
+// Enter adds a holder, which has no lease yet.
+func (t *Table) Enter() *Holder {
+	holder := &Holder{table: t}
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	t.holders[holder] = struct{}{}
+	return holder
+}
+
+// Extend gives the holder a lease. arrived is when its question for the lease arrived. The
+// caller holds one lock while it calls Extend and reads the revision that answers the question,
+// so that no change is published between the two.
+func (h *Holder) Extend(arrived time.Time) {
+	h.table.mutex.Lock()
+	defer h.table.mutex.Unlock()
+	if h.gaveUp || h.leased && arrived.Before(h.arrived) {
+		return
+	}
+	h.arrived, h.leased = arrived, true
+}
+
+// Applied notes that the holder has applied every change up to a revision.
+func (h *Holder) Applied(revision int64) {
+	h.table.mutex.Lock()
+	defer h.table.mutex.Unlock()
+	if revision > h.applied {
+		h.applied = revision
+		h.signal()
+	}
+}
+
+// GiveUp removes the holder, which has said that its lease is over.
+func (h *Holder) GiveUp() {
+	h.table.mutex.Lock()
+	defer h.table.mutex.Unlock()
+	h.leased, h.gaveUp = false, true
+	delete(h.table.holders, h)
+	h.signal()
+}
+
+// Leave removes a holder whose connection ended without GiveUp. Its lease goes on until it ends
+// by itself.
+func (h *Holder) Leave(now time.Time) {
+	t := h.table
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	if _, present := t.holders[h]; !present {
+		return
+	}
+	delete(t.holders, h)
+	t.forget(now)
+	if h.holds(now) {
+		t.departed = append(t.departed, departure{h, now})
+	}
+}
+
+// forget drops the departed holders whose leases are over. mutex is held.
+func (t *Table) forget(now time.Time) {
+	for len(t.departed) > 0 && now.Sub(t.departed[0].at) >= t.length && !t.departed[0].holder.holds(now) {
+		t.departed[0] = departure{}
+		t.departed = t.departed[1:]
+	}
+}
+
+// holds reports whether the holder may have a lease at a time. The table's mutex is held.
+func (h *Holder) holds(now time.Time) bool {
+	return h.leased && now.Sub(h.arrived) < h.table.length
+}
+
+// signal wakes everybody who waits for the holder. The table's mutex is held.
+func (h *Holder) signal() {
+	if h.changed != nil {
+		close(h.changed)
+		h.changed = nil
+	}
+}
+
+// Pending is one holder that may still answer from before a revision.
+type Pending struct {
+	holder   *Holder
+	revision int64
+	// arrived is when the lease was asked for that held when the Pending was made.
+	arrived time.Time
+}
+
+// Pending returns how many holders have applied a revision, and the holders that may still
+// answer from before it. Call it after the revision was published: then a lease that is given
+// later stands behind the revision, and only the leases that hold now are pending.
+func (t *Table) Pending(revision int64, now time.Time) (applied int, pending []Pending) {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	t.forget(now)
+	count := func(holder *Holder) {
+		switch {
+		case holder.applied >= revision:
+			applied++
+		case holder.holds(now):
+			pending = append(pending, Pending{holder: holder, revision: revision, arrived: holder.arrived})
+		}
+	}
+	for holder := range t.holders {
+		count(holder)
+	}
+	for _, departed := range t.departed {
+		if departed.holder.holds(now) {
+			count(departed.holder)
+		}
+	}
+	return applied, pending
+}
+
+// Status is how a Pending stands.
+type Status uint8
+
+// The values of Status.
+const (
+	// Open: the holder may still answer from before the revision.
+	Open Status = iota
+	// Applied: the holder has applied the revision, or given up its lease.
+	Applied
+	// Lapsed: the lease is over.
+	Lapsed
+)
+
+// Status returns how the pending holder stands. While it is Open, left is the longest time that
+// it can stay so, and changed is closed when the holder has said something: call Status again
+// then.
+func (p Pending) Status(now time.Time) (status Status, left time.Duration, changed <-chan struct{}) {
+	t := p.holder.table
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	left = t.length - now.Sub(p.arrived)
+	switch {
+	case p.holder.applied >= p.revision, p.holder.gaveUp:
+		return Applied, 0, nil
+	case left <= 0:
+		return Lapsed, 0, nil
+	}
+	if p.holder.changed == nil {
+		p.holder.changed = make(chan struct{})
+	}
+	return Open, left, p.holder.changed
+}

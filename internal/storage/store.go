@@ -1,0 +1,155 @@
+package storage
+
+import (
+	"context"
+	"io"
+	"iter"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+)
+
+// Store is what a backend implements: the sum of the roles below. A package that uses a
+// store names the roles that it needs and no others.
+//
+// All methods may be called from many goroutines, honour their context, and return
+// ErrUnavailable while the store is closed or being reopened.
+//
+// # Optional behaviour
+//
+// A backend may offer more than Store, as an interface of its own that is declared in this
+// package: so far LocalBarrierReader. An optional behaviour makes a store faster and never
+// changes what Store promises. Users find it with the function that is declared beside the
+// interface, here LocalBarrierOf, and do without it if the store has none. A wrapper that embeds Store
+// hides the optional behaviours of the store inside, which is always correct. A wrapper
+// that wants to keep one implements its interface as well.
+type Store interface {
+	Source
+	Committer
+	KeyReader
+	MemberReader
+	AuditReader
+	FeedReader
+	UsageWriter
+
+	// Closer gives the store back. Close waits for the commits in flight and ends all
+	// watches. Changes that have not begun return ErrUnavailable. Closing a closed store
+	// waits as well and is no error.
+	io.Closer
+}
+
+// Source is what a projection starts from and follows.
+type Source interface {
+	// Epoch returns the identity of the store's history. It changes when a store
+	// is created or restored, never while it is open.
+	Epoch() string
+
+	// Load calls visit for every record that the projection needs, all as of one
+	// revision, and returns that revision. The order is: the policy if there is one, then
+	// workspaces, members, heads and keys; a workspace's keys by ascending sequence.
+	// A record that is damaged, missing, or not the one that its newest audit event put,
+	// is visited as Damaged. An error of visit ends Load and is returned. visit must not
+	// call the store.
+	//
+	// Load reopens a backend that went down after a failed commit. Until a Load has
+	// visited everything, every other method but Barrier returns ErrUnavailable: nobody
+	// reads or changes what no projection has seen.
+	Load(ctx context.Context, visit func(Item) error) (Position, error)
+
+	// Watch yields every change after the given revision, in revision order and
+	// without gaps, each only once it is durable. It ends with an error: the
+	// context's; ErrGap or ErrUnavailable, after which the caller calls Load again.
+	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
+
+	BarrierReader
+}
+
+// BarrierReader reads the newest point of the change log.
+type BarrierReader interface {
+	// Barrier returns a point of the change log that is not before the newest change that
+	// any process acknowledged before the call began. It is linearizable. A backend
+	// that serves one process answers from memory, also while it is down: with the newest
+	// change that it gave to watchers. Errors: ErrUnavailable, ErrHistoryChanged, or the
+	// context's.
+	Barrier(ctx context.Context) (Barrier, error)
+}
+
+// LocalBarrierReader is an optional behaviour of stores whose Barrier reads memory only:
+// it neither waits nor fails, so sharing one read between callers saves nothing.
+type LocalBarrierReader interface {
+	// LocalBarrier returns what Barrier returns.
+	LocalBarrier() Barrier
+}
+
+// LocalBarrierOf returns the local barrier of a store and reports whether it has one.
+func LocalBarrierOf(store BarrierReader) (LocalBarrierReader, bool) {
+	local, has := store.(LocalBarrierReader)
+	return local, has
+}
+
+// Committer makes changes.
+type Committer interface {
+	// Commit makes one change and returns its revision once it is durable and handed
+	// to the watchers. It lists in the change's event what it put and deleted, with the
+	// hashes before and after.
+	//
+	// Errors: a ConflictError, an ExistsError, ErrInvalidChange, ErrFull, ErrUnavailable,
+	// ErrDamaged (of the head, or of a record to be replaced or deleted),
+	// ErrOutcomeUnknown, or the context's if it ended before the commit had begun. Nothing
+	// was changed, except that after ErrOutcomeUnknown the change may have taken effect. If
+	// several errors apply, any one of them is returned.
+	Commit(ctx context.Context, change *Change) (int64, error)
+}
+
+// KeyReader reads keys, for people and for the verbs; deciding does not read the store.
+// Its reads are linearizable.
+type KeyReader interface {
+	// GetKey reads one key, of any workspace if workspaceID is empty, and the revision
+	// it was read at. Errors: ErrNotFound, of the returned revision too; ErrDamaged.
+	GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error)
+
+	// FindRequest returns the key that a request id was used for in a workspace, and the
+	// revision it was read at. Errors: ErrNotFound, of the returned revision too.
+	FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, revision int64, err error)
+
+	// ListKeys reads a page of keys, newest first: of one workspace by descending
+	// sequence, of all of them by descending time of commit, as far as the backend
+	// can tell. A damaged record in the page is ErrDamaged. An unknown workspace has no
+	// keys.
+	ListKeys(ctx context.Context, query Query) (KeyPage, error)
+}
+
+// MemberReader reads members. Its reads are linearizable.
+type MemberReader interface {
+	// GetMember reads one member, removed or not, and the revision it was read at.
+	// Errors: ErrNotFound, of the returned revision too; ErrDamaged.
+	GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error)
+
+	// ListMembers reads a page of a workspace's members, removed or not, by ascending
+	// member id. A damaged record in the page is ErrDamaged.
+	ListMembers(ctx context.Context, query Query) (MemberPage, error)
+}
+
+// AuditReader reads audit events. Its reads are linearizable.
+type AuditReader interface {
+	// ListAuditEvents reads a page of one workspace's audit events, newest first; the
+	// empty workspace's are those of the policy.
+	ListAuditEvents(ctx context.Context, query Query) (AuditPage, error)
+}
+
+// FeedReader reads the end of the change log.
+type FeedReader interface {
+	// ListFeed returns the newest feed records, at most limit, in revision order
+	// with no record missing between them; the last belongs to the store's revision at some
+	// time during the call. It may return fewer or none, if older records are not kept or a
+	// record is damaged.
+	ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error)
+}
+
+// UsageWriter records when keys were last used.
+type UsageWriter interface {
+	// PutUsage records when keys were last used, outside revisions, audit and Watch. The
+	// later of the given and the stored time stays. Keys that do not exist are skipped.
+	// Errors: ErrFull, ErrUnavailable, ErrOutcomeUnknown, or the context's; some of the
+	// times may have been recorded then, which does no harm.
+	PutUsage(ctx context.Context, uses []Usage) error
+}
