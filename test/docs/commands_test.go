@@ -207,3 +207,33 @@ func TestNamesThatDoNotExistAreFound(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 }
+
+// TestLogMessagesInOperationsAreLogged compares the table of log messages in docs/operations.md
+// with the string literals of the code: people search for these messages, and alerts wait for them.
+func TestLogMessagesInOperationsAreLogged(t *testing.T) {
+	r := checkout(t)
+	var code strings.Builder
+	for name := range r.files {
+		if strings.HasSuffix(name, ".go") && !strings.HasSuffix(name, "_test.go") &&
+			(strings.HasPrefix(name, "internal/") || strings.HasPrefix(name, "cmd/")) {
+			code.WriteString(r.read(name))
+		}
+	}
+	checked := 0
+	for i, line := range strings.Split(r.read("docs/operations.md"), "\n") {
+		cells := strings.Split(line, " | ")
+		if len(cells) != 3 || !slices.Contains([]string{"debug", "info", "warn", "error"}, cells[1]) {
+			continue
+		}
+		for _, span := range codeSpan.FindAllString(cells[0], -1) {
+			message := strings.TrimRight(strings.Trim(span, "`"), " …")
+			checked++
+			if !strings.Contains(code.String(), `"`+message) {
+				t.Errorf("docs/operations.md:%d: nothing in the code logs %q", i+1, message)
+			}
+		}
+	}
+	if checked < 20 {
+		t.Errorf("%d messages were found; the table has another form", checked)
+	}
+}
