@@ -29,14 +29,14 @@ run:
 	while [[ "$$(jobs -s)" ]]; do suspend -f; status=0; fg >/dev/null || status=$$?; done; \
 	exit $${status:-0}
 
-# What tests build or run, compiled before the clock of go test runs: with an empty build
-# cache, buf alone takes minutes.
+# Compiles what tests build or run, so that it does not count against the time limit of go
+# test: with an empty build cache, buf alone takes minutes.
 tools:
 	go build ./...
 	$(TOOL) buf --version >/dev/null
 
-# Both modules: test/ has what needs heavy dependencies, an embedded etcd above all. And a
-# slice of the crash laboratory (test/crash/README.md).
+# Tests the root module and test/, which has the tests that need large libraries, above all an
+# embedded etcd. Then runs a slice of the crash laboratory (test/crash/README.md).
 test: tools
 	go test $(TESTFLAGS) ./...
 	go -C test test $(TESTFLAGS) ./...
@@ -55,32 +55,33 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null; \
 	done <<<"$$targets"
 
-# Near-caches, a bad network and keys that change, for SOAKTIME: nothing may grow.
+# Near-caches on a bad network, and keys that change, for SOAKTIME. Memory and goroutines must
+# not grow.
 soak:
 	go test ./bench -run '^TestSoak$$' -soak $(SOAKTIME) -timeout 0 -v
 
-# Several managers over one store, with faults between them: more schedules than the
-# tests play, and 64 callers with 100,000 calls.
+# Several managers over one store, with faults between them: more schedules than `make test`
+# runs, and 64 callers with 100,000 calls.
 several:
 	go test ./internal/keys -run '^TestSeveralManagers$$' -several.runs 5000 -timeout 0
 	go test ./internal/storage/boltstore -run '^TestSeveralManagersOfFailingFile$$' -several.runs 1000 -timeout 0
 	go test ./internal/keys -run '^TestManyCallers$$' -several.calls 100000 -timeout 0
 
-# Takes one rule after the other out of the product; the tests with several managers must
-# miss each. MUTANTS is a regular expression of their names.
+# Takes one rule after the other out of the product. The tests with several managers must
+# notice that it is missing. MUTANTS is a regular expression for the names of the rules.
 MUTANTS ?= .
 mutants:
 	go test ./internal/keys -run '^TestMutants$$' -mutants '$(MUTANTS)' -timeout 0 -v
 
-# What a validation costs beside an empty call, and beside the binary BENCH_BEFORE, in
-# less than two minutes. It prints figures and judges none.
+# Compares the cost of a validation with an empty call and with the binary BENCH_BEFORE, in less
+# than two minutes. Prints figures, and never fails because of a figure.
 bench-quick:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	go build -o "$$tmp/keysvc" ./cmd/keysvc; \
 	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestQuick$$' -count=1 -v
 
-# The crash laboratory (test/crash/README.md), for CRASHIMAGES images, and the mutants that it
-# must catch. CRASHFLAGS="-seed 7" repeats a campaign.
+# Runs the crash laboratory (test/crash/README.md) for CRASHIMAGES images, then the mutants, all
+# of which it must catch. CRASHFLAGS="-seed 7" repeats a campaign.
 crash:
 	go -C test run ./crash -images $(CRASHIMAGES) $(CRASHFLAGS)
 	go -C test run ./crash -mutants all -time 2m
@@ -106,8 +107,8 @@ generate:
 	$(TOOL) buf generate
 	$(TOOL) buf generate --template $(EXAMPLE)/buf.gen.yaml
 
-# Is gen/ what the proto files give? Generates beside it and compares, so that the
-# answer does not depend on what is committed and the tree stays as it was.
+# Checks that gen/ is what the proto files give. Generates into another folder and compares, so
+# that the result does not depend on what is committed, and the tree stays as it was.
 fresh:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(TOOL) buf generate -o "$$tmp"; \
@@ -115,9 +116,9 @@ fresh:
 	diff -r gen "$$tmp/gen"; \
 	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"
 
-# The baseline is an image of the released contract, committed because a fresh
-# clone may lack tags. Move it with `make baseline` when a version is released.
-# Without source info, so that a changed comment does not change it.
+# The baseline is an image of the released contract. It is committed because a fresh clone may
+# lack tags, and has no source info, so that a changed comment does not change it. Move it with
+# `make baseline` when a version is released.
 breaking:
 	$(TOOL) buf breaking proto --against $(BASELINE)
 

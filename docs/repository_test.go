@@ -11,7 +11,7 @@ import (
 )
 
 // root is the root of the repository, from the folder of this test.
-const root = "../.."
+const root = ".."
 
 // A repository is what the checks know of the files that git tracks, and of new ones that git
 // does not ignore.
