@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,7 @@ func TestServe(t *testing.T) {
 		return errors.Join(answer, err, err2)
 	}}}
 	c.run(t, "serve").want(t, 0, "for people\n", "a log line\n")
-	if got != config.Defaults() {
+	if !reflect.DeepEqual(got, config.Defaults()) {
 		t.Errorf("settings %+v, want the defaults", got)
 	}
 
@@ -36,13 +37,13 @@ func TestServe(t *testing.T) {
 		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--allow-clock-ahead", "--channelz",
 	)
 	want := config.Settings{
-		Listen: "unix:///run/k.sock", Data: "/d", Policy: "p.yaml", Init: true, Dev: true, LogLevel: slog.LevelDebug,
+		Listen: "unix:///run/k.sock", Store: config.DefaultStore, Data: "/d", Policy: "p.yaml", Init: true, Dev: true, LogLevel: slog.LevelDebug,
 		LogFormat: config.LogText, DrainTimeout: 3 * time.Second, MaxInFlight: 5, MaxStreams: 6,
 		MaxMessageBytes: 70000, MaxHeaderBytes: 8000, UsageInterval: 5 * time.Second, SweepInterval: 2 * time.Hour,
 		Staleness: 300 * time.Millisecond, MaxSessions: 7, SessionAge: 3 * time.Hour,
 		AllowClockBehind: true, AllowClockAhead: true, Channelz: true,
 	}
-	if r.status != 0 || got != want {
+	if r.status != 0 || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, settings %+v", r, got)
 	}
 
@@ -59,7 +60,7 @@ func TestServe(t *testing.T) {
 	} {
 		got = config.Settings{}
 		r := c.run(t, append([]string{"serve"}, args...)...)
-		if r.status != 1 || !strings.HasPrefix(r.stderr, "error: ") || strings.Count(r.stderr, "\n") != 1 || got != (config.Settings{}) {
+		if r.status != 1 || !strings.HasPrefix(r.stderr, "error: ") || strings.Count(r.stderr, "\n") != 1 || !reflect.DeepEqual(got, config.Settings{}) {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}

@@ -12,6 +12,9 @@ import (
 // told otherwise.
 const DefaultAddress = "127.0.0.1:7480"
 
+// DefaultStore is the backend that is used if no other is named: one bbolt file.
+const DefaultStore = "bbolt"
+
 // LogFormat is how log lines are written.
 type LogFormat string
 
@@ -26,9 +29,14 @@ const (
 // Settings is everything that `keysvc serve` can be told. Defaults has what
 // holds for what it was not told; the zero value is not valid.
 type Settings struct {
-	// Listen is where the server listens; see ParseAddress. Until there is TLS
-	// it must be local.
+	// Listen is the address of the listener that serves everything; see ParseAddress. Until
+	// there is TLS it must be local. "" means none, if Listeners has one.
 	Listen string
+	// Listeners are further addresses, each with a purpose; at most 16.
+	Listeners []Listener
+	// Store is the name of the backend that holds everything. The server knows the names,
+	// and refuses others at the start.
+	Store string
 	// Data is the folder of the store's file. Folder and store must be there, unless Init
 	// or Dev is set.
 	Data string
@@ -88,6 +96,7 @@ type Settings struct {
 func Defaults() Settings {
 	return Settings{
 		Listen:          DefaultAddress,
+		Store:           DefaultStore,
 		Data:            "./keysvc-data",
 		LogLevel:        slog.LevelInfo,
 		LogFormat:       LogJSON,
@@ -117,14 +126,10 @@ func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
 // Validate returns nil, or a *FieldError for the first setting that is not
 // allowed. It looks at nothing but the settings themselves.
 func (s Settings) Validate() error {
-	address, err := ParseAddress(s.Listen)
+	if err := s.validateListeners(); err != nil {
+		return err
+	}
 	switch {
-	case err != nil:
-		return &FieldError{Field: "listen", Problem: err.Error()}
-	case !address.Local():
-		return &FieldError{Field: "listen", Problem: fmt.Sprintf(
-			"%s can be reached from other machines, and this version of keysvc has no TLS yet; allowed are loopback (%s) and unix:///path",
-			address, DefaultAddress)}
 	case s.Data == "":
 		return &FieldError{Field: "data", Problem: "is empty, it must name a folder"}
 	case s.LogFormat != LogText && s.LogFormat != LogJSON:
