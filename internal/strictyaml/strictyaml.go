@@ -223,12 +223,18 @@ func (v Value) Texts() []string {
 	return texts
 }
 
-// Text returns a text.
+// Text returns a text, "" if the value is none.
 func (v Value) Text() string {
+	text, _ := v.TextOK()
+	return text
+}
+
+// TextOK returns a text, and whether the value is one.
+func (v Value) TextOK() (text string, ok bool) {
 	if !v.is(yaml.ScalarNode, "!!str", "text, in quotes where YAML would take it for something else") {
-		return ""
+		return "", false
 	}
-	return v.node.Value
+	return v.node.Value, true
 }
 
 // decimal excludes the forms that readers of YAML disagree about: octal with a leading
