@@ -97,15 +97,18 @@ generate:
 	$(TOOL) buf format -w
 	$(TOOL) buf generate
 	$(TOOL) buf generate --template $(EXAMPLE)/buf.gen.yaml
+	page=$$(go run ./cmd/keysvc config page); printf '%s\n' "$$page" >docs/settings.md
 
-# Is gen/ what the proto files give? Generates beside it and compares, so that the
-# answer does not depend on what is committed and the tree stays as it was.
+# Compares gen/ with what the proto files give, and docs/settings.md with the table of
+# settings. It generates beside the tree, so the answer does not depend on what is committed
+# and the tree stays as it was.
 fresh:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(TOOL) buf generate -o "$$tmp"; \
 	$(TOOL) buf generate -o "$$tmp" --template $(EXAMPLE)/buf.gen.yaml; \
 	diff -r gen "$$tmp/gen"; \
-	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"
+	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"; \
+	go run ./cmd/keysvc config page | diff docs/settings.md -
 
 # The baseline is an image of the released contract, committed because a fresh
 # clone may lack tags. Move it with `make baseline` when a version is released.
