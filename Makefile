@@ -106,15 +106,18 @@ generate:
 	$(TOOL) buf format -w
 	$(TOOL) buf generate
 	$(TOOL) buf generate --template $(EXAMPLE)/buf.gen.yaml
+	page=$$(go run ./cmd/keysvc config page); printf '%s\n' "$$page" >docs/settings.md
 
-# Checks that gen/ is what the proto files give. Generates into another folder and compares, so
-# that the result does not depend on what is committed, and the tree stays as it was.
+# Checks that gen/ is what the proto files give, and docs/settings.md what the table of settings
+# gives. Generates into another folder and compares, so that the result does not depend on what is
+# committed, and the tree stays as it was.
 fresh:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(TOOL) buf generate -o "$$tmp"; \
 	$(TOOL) buf generate -o "$$tmp" --template $(EXAMPLE)/buf.gen.yaml; \
 	diff -r gen "$$tmp/gen"; \
-	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"
+	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"; \
+	go run ./cmd/keysvc config page | diff docs/settings.md -
 
 # The baseline is an image of the released contract. It is committed because a fresh clone may
 # lack tags, and has no source info, so that a changed comment does not change it. Move it with

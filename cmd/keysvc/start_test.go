@@ -161,9 +161,9 @@ func TestStartFails(t *testing.T) {
 			serve(t, data)
 			return []string{"--data", data}
 		}, `in use by another process.*keysvc\.db`},
-		"mistake in the policy":   {policyFile("version: 1\ntoken_prefix: a_b\nresources:\n  - name: things\n    actions: [read]\nroles:\n  - name: owner\n    scopes: [\"*\"]\n"), `policy\.yaml:2: token_prefix: `},
-		"unknown field of policy": {policyFile("version: 1\nresources:\n  - name: things\n    actions: [read]\n    actoins: [write]\nroles:\n  - name: owner\n    scopes: [\"*\"]\n"), `policy\.yaml:5: .*actoins`},
-		"role beyond the policy":  {policyFile("version: 1\nresources:\n  - name: things\n    actions: [read]\nroles:\n  - name: owner\n    scopes: [things:write]\n"), `policy\.yaml:7: .*things:write`},
+		"mistake in the policy":   {policyFile("version: 1\ntoken_prefix: a_b\nresources:\n  - name: things\n    actions: [read]\nroles:\n  - name: owner\n    scopes: [\"*\"]\n"), `policy\.yaml:2:15: token_prefix: `},
+		"unknown field of policy": {policyFile("version: 1\nresources:\n  - name: things\n    actions: [read]\n    actoins: [write]\nroles:\n  - name: owner\n    scopes: [\"*\"]\n"), `policy\.yaml:5:5: .*actoins`},
+		"role beyond the policy":  {policyFile("version: 1\nresources:\n  - name: things\n    actions: [read]\nroles:\n  - name: owner\n    scopes: [things:write]\n"), `policy\.yaml:7:14: .*things:write`},
 		"not YAML":                {policyFile("version: [\n"), `policy\.yaml:\d+: `},
 		"no policy file": {func(t *testing.T) []string {
 			t.Helper()

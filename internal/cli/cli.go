@@ -119,8 +119,8 @@ func (a *app) rootCommand() *cobra.Command {
 key's token acts as and whether it may do what it asks.
 
 "keysvc serve" is the server. The other commands call a running one, at --addr or
-KEYSVC_ADDR, except for "check", "anchor", "repair-clock" and "policy check", which
-work on a file.
+KEYSVC_ADDR, except for "config", "check", "anchor", "repair-clock" and "policy
+check", which work on files.
 
 Answers go to standard output, as tables or, with -o json, as JSON; everything
 else goes to standard error. The exit status is 0, or 1 after an error; that of
@@ -138,6 +138,7 @@ else goes to standard error. The exit status is 0, or 1 after an error; that of
 		a.workspaceCommand(),
 		a.policyCommand(),
 		a.watchCommand(),
+		a.configCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
 		a.repairClockCommand(),

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/policy"
 )
 
@@ -36,10 +37,16 @@ func (a *app) printError(ctx context.Context, err error) {
 	var call *callError
 	lines := []string{err.Error()}
 	var mistakes policy.Errors
+	var settings config.Errors
 	switch {
 	case errors.As(err, &mistakes):
 		lines = lines[:0]
 		for _, mistake := range mistakes {
+			lines = append(lines, mistake.Error())
+		}
+	case errors.As(err, &settings):
+		lines = lines[:0]
+		for _, mistake := range settings {
 			lines = append(lines, mistake.Error())
 		}
 	case errors.As(err, &call) && ctx.Err() != nil:

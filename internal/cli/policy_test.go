@@ -57,8 +57,8 @@ func TestPolicyCheck(t *testing.T) {
 
 	r = command{}.run(t, "policy", "check", "bad.yaml")
 	lines := strings.Split(r.stderr, "\n")
-	if r.status != 1 || r.stdout != "" || len(lines) != 4 || !strings.HasPrefix(lines[0], "bad.yaml:2: token_prefix: ") ||
-		!strings.HasPrefix(lines[1], "bad.yaml:8: roles[0].scopes[0]: ") || lines[2] != "error: bad.yaml is not a valid policy" {
+	if r.status != 1 || r.stdout != "" || len(lines) != 4 || !strings.HasPrefix(lines[0], "bad.yaml:2:15: token_prefix: ") ||
+		!strings.HasPrefix(lines[1], "bad.yaml:8:14: roles[0].scopes[0]: ") || lines[2] != "error: bad.yaml is not a valid policy" {
 		t.Errorf("%+v", r)
 	}
 

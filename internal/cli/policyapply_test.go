@@ -199,7 +199,7 @@ func TestPolicyApplyBadFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := c.run(t, "policy", "apply", "bad.yaml", "--yes")
-	if r.status != 1 || r.stdout != "" || !strings.HasPrefix(r.stderr, "bad.yaml:2: token_prefix: ") || !strings.HasSuffix(r.stderr, "\nerror: bad.yaml is not a valid policy\n") {
+	if r.status != 1 || r.stdout != "" || !strings.HasPrefix(r.stderr, "bad.yaml:2:15: token_prefix: ") || !strings.HasSuffix(r.stderr, "\nerror: bad.yaml is not a valid policy\n") {
 		t.Errorf("%+v", r)
 	}
 	c.run(t, "policy", "apply", "missing.yaml").want(t, 1, "", "error: open missing.yaml: no such file or directory\n")

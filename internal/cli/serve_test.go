@@ -16,7 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server"
 )
 
-func TestServe(t *testing.T) {
+func TestServePassesFlagsToTheServer(t *testing.T) {
 	var got config.Settings
 	var answer error
 	c := command{hooks: cli.Hooks{Serve: func(_ context.Context, settings config.Settings, stdout, stderr io.Writer) error {
@@ -34,6 +34,7 @@ func TestServe(t *testing.T) {
 		t, "serve", "--listen", "unix:///run/k.sock", "--data", "/d", "--policy", "p.yaml", "--init", "--dev", "--log-level", "debug",
 		"--log-format", "text", "--drain-timeout", "3s", "--max-in-flight", "5", "--max-streams", "6",
 		"--max-message-bytes", "70000", "--max-header-bytes", "8000", "--usage-interval", "5s", "--sweep-interval", "2h",
+		"--anchor", "/a", "--store", "bbolt", "--listener", "health=127.0.0.1:1", "--listener", "validation=unix:///v",
 		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--allow-clock-ahead", "--channelz",
 	)
 	want := config.Settings{
@@ -41,7 +42,8 @@ func TestServe(t *testing.T) {
 		LogFormat: config.LogText, DrainTimeout: 3 * time.Second, MaxInFlight: 5, MaxStreams: 6,
 		MaxMessageBytes: 70000, MaxHeaderBytes: 8000, UsageInterval: 5 * time.Second, SweepInterval: 2 * time.Hour,
 		Staleness: 300 * time.Millisecond, MaxSessions: 7, SessionAge: 3 * time.Hour,
-		AllowClockBehind: true, AllowClockAhead: true, Channelz: true,
+		AllowClockBehind: true, AllowClockAhead: true, Channelz: true, Anchor: "/a",
+		Listeners: []config.Listener{{Address: "127.0.0.1:1", Purpose: config.PurposeHealth}, {Address: "unix:///v", Purpose: config.PurposeValidation}},
 	}
 	if r.status != 0 || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, settings %+v", r, got)
@@ -66,9 +68,9 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestServeThatCannotStop has an exit status of its own, and says so as far as somebody
-// reads it.
-func TestServeThatCannotStop(t *testing.T) {
+// TestServeHasAnExitStatusForAStopThatHangs: the error is written, but the exit does not
+// wait for a reader.
+func TestServeHasAnExitStatusForAStopThatHangs(t *testing.T) {
 	hooks := cli.Hooks{Serve: func(context.Context, config.Settings, io.Writer, io.Writer) error {
 		return fmt.Errorf("stopping: %w", server.ErrStopTimeout)
 	}}
@@ -85,12 +87,12 @@ func TestServeThatCannotStop(t *testing.T) {
 			t.Errorf("exit status %d", got)
 		}
 	case <-time.After(20 * time.Second):
-		t.Error("it waits for somebody to read standard error")
+		t.Error("the exit waits for a reader of standard error")
 	}
 	_ = reader.Close()
 }
 
-func TestCheck(t *testing.T) {
+func TestCheckAndRepairClockCallTheirHooks(t *testing.T) {
 	c := command{hooks: cli.Hooks{Check: func(_ context.Context, file, anchor string, out io.Writer) error {
 		if _, err := fmt.Fprintln(out, "looked at", file+anchor); err != nil || file != "bad.db" {
 			return err

@@ -1,9 +1,8 @@
-// Package config holds the settings of a keysvc process: what they mean, their
-// defaults, and what is allowed.
+// Package config holds the settings of a keysvc process: what they mean, their defaults, what
+// is allowed, and where they come from. The table in table.go has all of it, once.
 package config
 
 import (
-	"fmt"
 	"log/slog"
 	"time"
 )
@@ -94,78 +93,49 @@ type Settings struct {
 
 // Defaults returns the settings of a server that was told nothing.
 func Defaults() Settings {
-	return Settings{
-		Listen:          DefaultAddress,
-		Store:           DefaultStore,
-		Data:            "./keysvc-data",
-		LogLevel:        slog.LevelInfo,
-		LogFormat:       LogJSON,
-		DrainTimeout:    10 * time.Second,
-		MaxInFlight:     4096,
-		MaxStreams:      1000,
-		MaxMessageBytes: 1 << 20,
-		MaxHeaderBytes:  16 << 10,
-		UsageInterval:   time.Minute,
-		SweepInterval:   time.Hour,
-		Staleness:       time.Second,
-		MaxSessions:     16384,
-		SessionAge:      time.Hour,
+	var settings Settings
+	for _, setting := range table {
+		if setting.Default == "" {
+			continue
+		}
+		if err := setting.kind.set(&settings, []string{setting.Default}); err != nil {
+			panic("config: the default of " + setting.Name + " is wrong: " + err.Error()) // a test calls this
+		}
 	}
+	return settings
 }
 
-// FieldError says which setting is wrong. Field is the setting's name as the
-// flag of `keysvc serve` has it, without the dashes.
+// FieldError says which setting is wrong.
 type FieldError struct {
-	Field   string
+	// Field is the name of the setting, or "document" for a configuration file as a whole.
+	Field string
+	// Origin is where the value came from.
+	Origin Origin
+	// Problem says what is wrong and what is allowed.
 	Problem string
 }
 
-// Error returns "field: problem".
-func (e *FieldError) Error() string { return e.Field + ": " + e.Problem }
+// Error returns "name: problem" with the setting's name as it was given: "--max-streams",
+// "KEYSVC_MAX_STREAMS", "keysvc.yaml:3:14: max-streams", or "max-streams" for a default and
+// for settings that were not loaded.
+func (e *FieldError) Error() string {
+	switch e.Origin.Kind {
+	case FromFlag, FromVariable:
+		return e.Origin.Name + ": " + e.Problem
+	case FromFile:
+		return e.Origin.position() + ": " + e.Field + ": " + e.Problem
+	case FromDefault:
+	}
+	return e.Field + ": " + e.Problem
+}
 
-// Validate returns nil, or a *FieldError for the first setting that is not
-// allowed. It looks at nothing but the settings themselves.
+// Validate returns nil, or a *FieldError for the first setting that is not allowed. It looks
+// at nothing but the settings themselves.
 func (s Settings) Validate() error {
-	if err := s.validateListeners(); err != nil {
-		return err
-	}
-	switch {
-	case s.Data == "":
-		return &FieldError{Field: "data", Problem: "is empty, it must name a folder"}
-	case s.LogFormat != LogText && s.LogFormat != LogJSON:
-		return &FieldError{Field: "log-format", Problem: fmt.Sprintf("is %q, allowed are %s and %s", s.LogFormat, LogText, LogJSON)}
-	case s.DrainTimeout < 0 || s.DrainTimeout > time.Hour:
-		return &FieldError{Field: "drain-timeout", Problem: fmt.Sprintf("is %s, allowed are 0s to 1h", s.DrainTimeout)}
-	}
-	const day = 24 * time.Hour
-	for _, interval := range []struct {
-		field              string
-		value, least, most time.Duration
-		allowed            string
-	}{
-		{"usage-interval", s.UsageInterval, time.Second, day, "1s to 24h"},
-		{"sweep-interval", s.SweepInterval, time.Second, day, "1s to 24h"},
-		{"staleness", s.Staleness, 100 * time.Millisecond, time.Minute, "100ms to 1m"},
-		{"session-age", s.SessionAge, time.Minute, day, "1m to 24h"},
-	} {
-		if interval.value < interval.least || interval.value > interval.most {
-			return &FieldError{Field: interval.field, Problem: fmt.Sprintf("is %s, allowed are %s", interval.value, interval.allowed)}
+	for _, setting := range table {
+		if err := setting.kind.check(&s); err != nil {
+			return &FieldError{Field: setting.Name, Problem: err.Error()}
 		}
 	}
-	for _, limit := range []struct {
-		field              string
-		value, least, most int
-	}{
-		{"max-in-flight", s.MaxInFlight, 1, 1 << 20},
-		{"max-streams", s.MaxStreams, 1, 1 << 20},
-		{"max-sessions", s.MaxSessions, 1, 1 << 20},
-		// Below the least, requests that the API allows would not fit.
-		{"max-message-bytes", s.MaxMessageBytes, 64 << 10, 64 << 20},
-		{"max-header-bytes", s.MaxHeaderBytes, 4 << 10, 1 << 20},
-	} {
-		if limit.value < limit.least || limit.value > limit.most {
-			return &FieldError{Field: limit.field, Problem: fmt.Sprintf("is %d, allowed are %d to %d", limit.value, limit.least, limit.most)}
-		}
-	}
-	return nil
+	return s.validateListeners()
 }

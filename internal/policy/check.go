@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/strictyaml"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
@@ -37,13 +38,13 @@ const (
 func (p *Policy) Validate() error {
 	var found mistakes
 	p.check(&found)
-	return found.err()
+	return found.Err()
 }
 
 // check holds the rules for what a policy means, wherever it came from.
 func (p *Policy) check(found *mistakes) {
 	if !token.ValidPrefix(p.TokenPrefix) {
-		found.add("token_prefix", "is %s, allowed are 2 to 12 characters of a-z and 0-9, the first a letter", quote(p.TokenPrefix))
+		found.Add("token_prefix", "is %s, allowed are 2 to 12 characters of a-z and 0-9, the first a letter", strictyaml.Quote(p.TokenPrefix))
 	}
 	p.checkResources(found)
 	p.checkRoles(found)
@@ -51,26 +52,26 @@ func (p *Policy) check(found *mistakes) {
 	checkRange(found, "limits.scopes_per_key", p.Limits.ScopesPerKey, maxScopesPerKey)
 	checkRange(found, "limits.key_name_characters", p.Limits.KeyNameCharacters, maxKeyNameCharacters)
 	if p.Retention < Day || p.Retention > maxRetention || p.Retention%Day != 0 {
-		found.add("retention_days", "is %s, %s", days(p.Retention), allowedRetention)
+		found.Add("retention_days", "is %s, %s", days(p.Retention), allowedRetention)
 	}
 	// The other rules bound the size well enough to write it all out.
-	if len(found.list) == 0 {
+	if found.Len() == 0 {
 		if size := len(p.Document()); size > maxDocument {
-			found.add(document, "has %d bytes in canonical form, allowed are up to %d", size, maxDocument)
+			found.Add(strictyaml.Document, "has %d bytes in canonical form, allowed are up to %d", size, maxDocument)
 		}
 	}
 }
 
 func (p *Policy) checkResources(found *mistakes) {
 	if len(p.Resources) == 0 {
-		found.add("resources", "has none, at least one is needed")
+		found.Add("resources", "has none, at least one is needed")
 	}
 	firsts, scopes := map[string]string{}, 0
 	for i, resource := range p.Resources {
 		path := fmt.Sprintf("resources[%d]", i)
 		checkName(found, firsts, path+".name", resource.Name, "_", allowedName)
 		if len(resource.Actions) == 0 {
-			found.add(path+".actions", "has none, at least one is needed")
+			found.Add(path+".actions", "has none, at least one is needed")
 		}
 		scopes += len(resource.Actions)
 		firstActions := map[string]string{}
@@ -79,16 +80,16 @@ func (p *Policy) checkResources(found *mistakes) {
 		}
 	}
 	if scopes > maxScopes {
-		found.add("resources", "has %d scopes in all, allowed are up to %d", scopes, maxScopes)
+		found.Add("resources", "has %d scopes in all, allowed are up to %d", scopes, maxScopes)
 	}
 }
 
 func (p *Policy) checkRoles(found *mistakes) {
 	switch {
 	case len(p.Roles) == 0:
-		found.add("roles", "has none, at least one is needed")
+		found.Add("roles", "has none, at least one is needed")
 	case len(p.Roles) > maxRoles:
-		found.add("roles", "has %d, allowed are up to %d", len(p.Roles), maxRoles)
+		found.Add("roles", "has %d, allowed are up to %d", len(p.Roles), maxRoles)
 	}
 	catalogue := map[string]bool{everything: true}
 	for _, resource := range p.Resources {
@@ -98,7 +99,7 @@ func (p *Policy) checkRoles(found *mistakes) {
 		}
 	}
 	// With half a catalogue, most scopes would be reported as missing.
-	wholeCatalogue := !found.anyUnread("resources")
+	wholeCatalogue := !found.AnyUnread("resources")
 
 	firsts := map[string]string{}
 	for i, role := range p.Roles {
@@ -108,12 +109,12 @@ func (p *Policy) checkRoles(found *mistakes) {
 		for j, scope := range role.Scopes {
 			field := fmt.Sprintf("%s.scopes[%d]", path, j)
 			if first, repeated := firstScopes[scope]; repeated {
-				found.add(field, "is %s, as is %s already; each may be there once", quote(scope), first)
+				found.Add(field, "is %s, as is %s already; each may be there once", strictyaml.Quote(scope), first)
 				continue
 			}
 			firstScopes[scope] = field
 			if problem := scopeProblem(scope, catalogue, wholeCatalogue); problem != "" {
-				found.add(field, "is %s, %s", quote(scope), problem)
+				found.Add(field, "is %s, %s", strictyaml.Quote(scope), problem)
 			}
 		}
 	}
@@ -141,11 +142,11 @@ func scopeProblem(scope string, catalogue map[string]bool, whole bool) string {
 func checkName(found *mistakes, firsts map[string]string, field, name, also, allowed string) {
 	switch first, repeated := firsts[name]; {
 	case name == "":
-		found.add(field, "is missing or empty, %s", allowed)
+		found.Add(field, "is missing or empty, %s", allowed)
 	case !validName(name, also):
-		found.add(field, "is %s, %s", quote(name), allowed)
+		found.Add(field, "is %s, %s", strictyaml.Quote(name), allowed)
 	case repeated:
-		found.add(field, "is %s, as is %s already; each may be there once", quote(name), first)
+		found.Add(field, "is %s, as is %s already; each may be there once", strictyaml.Quote(name), first)
 	default:
 		firsts[name] = field
 	}
@@ -153,7 +154,7 @@ func checkName(found *mistakes, firsts map[string]string, field, name, also, all
 
 func checkRange(found *mistakes, field string, value, most int) {
 	if value < 1 || value > most {
-		found.add(field, "is %d, allowed are 1 to %d", value, most)
+		found.Add(field, "is %d, allowed are 1 to %d", value, most)
 	}
 }
 

@@ -18,7 +18,7 @@ retention_days: 0
 `))
 	fmt.Println(err)
 	// Output:
-	// acme.yaml:4: resources[0].actions[1]: is "Write", allowed are 1 to 64 characters of a-z, 0-9 and _, the first a letter
-	// acme.yaml:7: roles[0].scopes[0]: is "invoices:pay", but invoices has no action "pay", allowed are those under resources
-	// acme.yaml:8: retention_days: is 0, allowed are 1 to 3650 whole days
+	// acme.yaml:4:21: resources[0].actions[1]: is "Write", allowed are 1 to 64 characters of a-z, 0-9 and _, the first a letter
+	// acme.yaml:7:14: roles[0].scopes[0]: is "invoices:pay", but invoices has no action "pay", allowed are those under resources
+	// acme.yaml:8:17: retention_days: is 0, allowed are 1 to 3650 whole days
 }

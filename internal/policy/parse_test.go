@@ -31,9 +31,9 @@ func mustParse(t testing.TB, text string) *Policy {
 	return p
 }
 
-// TestParseErrors reads testdata/errors/NAME.yaml and compares what Parse says
-// with NAME.txt.
-func TestParseErrors(t *testing.T) {
+// TestParseReportsEveryMistake reads testdata/errors/NAME.yaml and compares the error of
+// Parse with NAME.txt.
+func TestParseReportsEveryMistake(t *testing.T) {
 	files, err := filepath.Glob("testdata/errors/*.yaml")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no files: %v", err)
@@ -59,8 +59,8 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// What cannot well be kept as a text file.
-func TestParseErrorsMore(t *testing.T) {
+// TestParseRefusesTheWholeText has the texts that cannot well be kept as files.
+func TestParseRefusesTheWholeText(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"empty", "", "p.yaml:1: document: is empty, allowed is one YAML document with version, resources and roles"},
 		{"null", "---\n...\n", "p.yaml:1: document: is empty, allowed is one YAML document with version, resources and roles"},
@@ -81,16 +81,19 @@ func TestParseErrorsMore(t *testing.T) {
 	}
 }
 
-func TestParseStopsListing(t *testing.T) {
+func TestParseListsAtMost100Mistakes(t *testing.T) {
 	text := minimal + strings.Repeat("x: 1\n", 100)
 	var list Errors
-	// 100 are all shown; the one that is more gives way to a note.
+	// 100 mistakes are all shown; in place of the 101st there is a note.
 	if _, err := Parse("p.yaml", []byte(text)); !errors.As(err, &list) || len(list) != 100 {
 		t.Errorf("100 mistakes: got %d", len(list))
 	}
 	if _, err := Parse("p.yaml", []byte(text+"x: 1\n")); !errors.As(err, &list) || len(list) != 101 || list[100].Error() != "p.yaml:109: document: has more mistakes than the 100 shown" {
 		t.Errorf("101 mistakes: got %d, %v", len(list), list[len(list)-1])
 	}
+}
+
+func TestParseRefusesDeepNesting(t *testing.T) {
 	if deep := strings.Repeat("[", 1<<20); !fails(deep) || !fails(strings.Repeat("{a: ", 1<<18)) || !fails(strings.Repeat("- ", 1<<19)) {
 		t.Error("nesting is accepted")
 	}

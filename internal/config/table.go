@@ -1,0 +1,269 @@
+package config
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Setting is a row of the table of settings. Everything that is said of a setting is made
+// from its row: the flag, the variable, the key in the file, the default, what is allowed,
+// shell completion, `keysvc config show` and docs/settings.md.
+type Setting struct {
+	// Name is the name of the flag without dashes, and the key in the file: lower-case words
+	// joined by "-". No word is "port" or "service": for a Service named keysvc, Kubernetes
+	// sets variables such as KEYSVC_PORT and KEYSVC_SERVICE_HOST.
+	Name string
+	// Usage says in one line what the setting does. A word in backquotes names the value.
+	Usage string
+	// More is the rest of what docs/settings.md says, in Markdown.
+	More string
+	// Default is the text of the default; "" for none.
+	Default string
+	// Empty says what an empty or missing value stands for; "" if there is none.
+	Empty string
+	// Group is the heading that docs/settings.md has the setting under.
+	Group string
+	// Path is set if the value is the path of a file or folder.
+	Path Path
+	// Reloadable is set if a running server takes a new value on SIGHUP.
+	Reloadable bool
+	// Secret is set if the value must not be shown.
+	Secret bool
+
+	kind kind
+}
+
+// Path says what a text is the path of.
+type Path int
+
+// What a setting can be the path of.
+const (
+	// NoPath is for a text that is not a path.
+	NoPath Path = iota
+	// FilePath is for the path of a file.
+	FilePath
+	// FolderPath is for the path of a folder.
+	FolderPath
+)
+
+const day = 24 * time.Hour
+
+// The headings of docs/settings.md, in its order.
+const (
+	groupServed = "What is served, and from where"
+	groupStore  = "The store"
+	groupLog    = "The log"
+	groupLimits = "Limits"
+	groupTimes  = "Times"
+	groupCaches = "Near-caches"
+	groupCare   = "For special cases"
+)
+
+// table has every setting. It is not changed after the start.
+var table = []Setting{
+	{
+		Name: "listen", Group: groupServed, Default: DefaultAddress, Empty: "none; then a listener is needed",
+		Usage: "where to listen, and serve everything: a loopback `address` host:port (port 0 means any) or unix:///path",
+		More:  "The path of a unix socket is absolute, with at most 103 bytes.",
+		kind:  text(func(s *Settings) *string { return &s.Listen }, checkListen),
+	},
+	{
+		Name: "listener", Group: groupServed, Empty: "none",
+		Usage: "a further `purpose=address` to listen on; purposes are all, validation, management and health",
+		More:  "At most 16. The purpose says which services are served there; health is served by each.",
+		kind:  repeated("listener", func(s *Settings) *[]Listener { return &s.Listeners }, ParseListener, Listener.Validate),
+	},
+	{
+		Name: "store", Group: groupStore, Default: DefaultStore,
+		Usage: "the `backend` that holds everything",
+		More:  "The only one so far is `bbolt`, a file in the folder `data`.",
+		kind:  text(func(s *Settings) *string { return &s.Store }, notEmpty("a backend")),
+	},
+	{
+		Name: "data", Group: groupStore, Default: "./keysvc-data", Path: FolderPath,
+		Usage: "the `folder` of the store's file",
+		kind:  text(func(s *Settings) *string { return &s.Data }, notEmpty("a folder")),
+	},
+	{
+		Name: "init", Group: groupStore, Default: "false",
+		Usage: "make a new, empty store, and its folder; fails if there is a store",
+		More:  "The folder gets mode 0700. Give it once, as a flag.",
+		kind:  boolean(func(s *Settings) *bool { return &s.Init }),
+	},
+	{
+		Name: "anchor", Group: groupStore, Empty: "beside the store's file", Path: FilePath,
+		Usage: "the `file` that remembers how far the store had come",
+		More:  "See [the anchor](operations.md#the-anchor).",
+		kind:  text(func(s *Settings) *string { return &s.Anchor }, fine),
+	},
+	{
+		Name: "policy", Group: groupStore, Empty: "the built-in policy", Path: FilePath,
+		Usage: "a policy `file` that fills an empty store",
+		More:  "A store that has a policy keeps it; see [policy](operations.md#policy).",
+		kind:  text(func(s *Settings) *string { return &s.Policy }, fine),
+	},
+	{
+		Name: "log-level", Group: groupLog, Default: "info", Reloadable: true,
+		Usage: "the lowest `level` to log",
+		kind:  level(func(s *Settings) *slog.Level { return &s.LogLevel }),
+	},
+	{
+		Name: "log-format", Group: groupLog, Default: string(LogJSON),
+		Usage: "how to write logs; at a terminal the default is text",
+		kind:  word(func(s *Settings) *LogFormat { return &s.LogFormat }, LogText, LogJSON),
+	},
+	{
+		Name: "max-in-flight", Group: groupLimits, Default: "4096",
+		Usage: "how many requests of one kind to work on at a time",
+		More: "The kinds are validations, changes, reads (validations with details too), and waits for a revision or for caches. " +
+			"More requests are refused with RESOURCE_EXHAUSTED. Changes of one workspace may be a quarter of it. Health is exempt.",
+		kind: number(func(s *Settings) *int { return &s.MaxInFlight }, 1, 1<<20),
+	},
+	{
+		Name: "max-streams", Group: groupLimits, Default: "1000",
+		Usage: "how many requests one connection may have open at a time",
+		kind:  number(func(s *Settings) *int { return &s.MaxStreams }, 1, 1<<20),
+	},
+	{
+		Name: "max-message-bytes", Group: groupLimits, Default: "1048576",
+		Usage: "how large a request may be, in bytes",
+		// Below the minimum, requests that the API allows would not fit.
+		kind: number(func(s *Settings) *int { return &s.MaxMessageBytes }, 64<<10, 64<<20),
+	},
+	{
+		Name: "max-header-bytes", Group: groupLimits, Default: "16384",
+		Usage: "how large the headers of a request may be, in bytes",
+		kind:  number(func(s *Settings) *int { return &s.MaxHeaderBytes }, 4<<10, 1<<20),
+	},
+	{
+		Name: "drain-timeout", Group: groupTimes, Default: "10s",
+		Usage: "how long requests in flight may take to end at a stop; 0s cuts them off",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.DrainTimeout }, 0, time.Hour),
+	},
+	{
+		Name: "usage-interval", Group: groupTimes, Default: "1m",
+		Usage: "how often last-used times are written; a crash loses at most so much of them",
+		More:  "See [last-used times](operations.md#last-used-times).",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.UsageInterval }, time.Second, day),
+	},
+	{
+		Name: "sweep-interval", Group: groupTimes, Default: "1h",
+		Usage: "how often keys and members past their retention are purged",
+		More:  "See [retention](operations.md#retention-and-the-sweep).",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.SweepInterval }, time.Second, day),
+	},
+	{
+		Name: "staleness", Group: groupCaches, Default: "1s",
+		Usage: "for how long at most a near-cache can miss a change",
+		More:  "See [near-caches](operations.md#near-caches).",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.Staleness }, 100*time.Millisecond, time.Minute),
+	},
+	{
+		Name: "max-sessions", Group: groupCaches, Default: "16384",
+		Usage: "how many near-caches may be connected at a time",
+		More:  "More are refused with RESOURCE_EXHAUSTED.",
+		kind:  number(func(s *Settings) *int { return &s.MaxSessions }, 1, 1<<20),
+	},
+	{
+		Name: "session-age", Group: groupCaches, Default: "1h",
+		Usage: "how long a near-cache stays connected before it has to connect anew",
+		More:  "Each near-cache has its own time, up to a tenth more or less.",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.SessionAge }, time.Minute, day),
+	},
+	{
+		Name: "dev", Group: groupCare, Default: "false",
+		Usage: "make a demonstration workspace with a key, once, and the store if there is none, and print commands to try",
+		More:  "Writes a token to `demo-token` in the data folder. Not for production.",
+		kind:  boolean(func(s *Settings) *bool { return &s.Dev }),
+	},
+	{
+		Name: "allow-clock-behind", Group: groupCare, Default: "false",
+		Usage: "start although the wall clock is behind the last commit",
+		More:  "See [the clock](operations.md#the-clock).",
+		kind:  boolean(func(s *Settings) *bool { return &s.AllowClockBehind }),
+	},
+	{
+		Name: "allow-clock-ahead", Group: groupCare, Default: "false",
+		Usage: "purge although the wall clock is more than 30 days ahead of the last commit",
+		More:  "See [the clock](operations.md#the-clock).",
+		kind:  boolean(func(s *Settings) *bool { return &s.AllowClockAhead }),
+	},
+	{
+		Name: "channelz", Group: groupCare, Default: "false",
+		Usage: "serve grpc's channelz, for debugging; it shows peers and connections",
+		kind:  boolean(func(s *Settings) *bool { return &s.Channelz }),
+	},
+}
+
+// checkListen accepts "", which Settings.Validate refuses if there is no other listener.
+func checkListen(text string) error {
+	if text == "" {
+		return nil
+	}
+	return Listener{Address: text, Purpose: PurposeAll}.Validate()
+}
+
+// Table returns every setting, in the order of docs/settings.md.
+func Table() []Setting { return slices.Clone(table) }
+
+// Variable returns the name of the environment variable: KEYSVC_MAX_IN_FLIGHT for
+// max-in-flight.
+func (s Setting) Variable() string { return variable(s.Name) }
+
+func variable(name string) string {
+	return "KEYSVC_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
+// Type names the value in the help of the flag: "int", "duration", "bool", …
+func (s Setting) Type() string { return s.kind.name }
+
+// Allowed says which values are allowed, for people; "" if Usage does.
+func (s Setting) Allowed() string { return s.kind.allowed }
+
+// Help returns the help of the flag: what the setting does, which values are allowed, and
+// what an empty value stands for.
+func (s Setting) Help() string {
+	help := s.Usage
+	if s.kind.allowed != "" && s.kind.name != "bool" {
+		help += " (" + s.kind.allowed + ")"
+	}
+	if s.Default == "" && s.Empty != "" {
+		help += " (default: " + s.Empty + ")"
+	}
+	return help
+}
+
+// Words returns the values that a shell can complete; nil if there are too many.
+func (s Setting) Words() []string { return slices.Clone(s.kind.words) }
+
+// Repeated reports whether the setting is a list. A flag then adds to it, the variable has
+// commas between the elements, and the file has a YAML list.
+func (s Setting) Repeated() bool { return s.kind.repeated }
+
+// hidden stands for the value of a secret.
+const hidden = "(hidden)"
+
+// Show returns the value that the settings have, for people: elements of a list with commas
+// between them, "(hidden)" for a secret that is set.
+func (s Setting) Show(settings Settings) string {
+	value := strings.Join(s.kind.texts(&settings), ",")
+	if s.Secret && value != "" {
+		return hidden
+	}
+	return value
+}
+
+// set changes one setting to the texts, or says what is wrong with them.
+func (s Setting) set(settings *Settings, texts []string) error {
+	err := s.kind.set(settings, texts)
+	if err != nil && s.Secret {
+		return errSecret
+	}
+	return err
+}
+
+// errSecret takes the place of an error that would show a secret.
+var errSecret = errors.New("is not allowed; the value is not shown because it is a secret")
