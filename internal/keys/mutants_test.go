@@ -47,7 +47,7 @@ var mutants = []mutant{
 	{
 		"a conflict is refused", "internal/keys/manager.go",
 		"return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)",
-		"return Position{}, false, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CONCURRENT_CHANGE, \"\")",
+		"return Position{}, false, problem.New(problem.ConcurrentChange, \"\")",
 	},
 	{
 		"a change does not expect the policy", "internal/keys/manager.go",
@@ -60,13 +60,13 @@ var mutants = []mutant{
 	},
 	{
 		"a retry of CreateKey is judged first", "internal/keys/create.go",
-		"\t\tif err := view.requestUnused(ctx, request.RequestId); err != nil {",
-		"\t\tif active, err := view.ActivePolicy(); err == nil {\n\t\t\tif _, err := checkCreate(request, active, now); err != nil {\n\t\t\t\treturn nil, err\n\t\t\t}\n\t\t}\n" +
-			"\t\tif err := view.requestUnused(ctx, request.RequestId); err != nil {",
+		"\t\tif err := view.requestUnused(ctx, spec.RequestID); err != nil {",
+		"\t\tif active, err := view.ActivePolicy(); err == nil {\n\t\t\tif _, err := checkCreate(spec, actor, active, now); err != nil {\n\t\t\t\treturn nil, err\n\t\t\t}\n\t\t}\n" +
+			"\t\tif err := view.requestUnused(ctx, spec.RequestID); err != nil {",
 	},
 	{
 		"RevokeToken looks without a barrier", "internal/keys/revoke.go",
-		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn nil, err\n\t}\n\tworkspaceID, keyID, err :=", "\tworkspaceID, keyID, err :=",
+		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn KeyName{}, Position{}, err\n\t}\n\tname, err :=", "\tname, err :=",
 	},
 	{
 		"the policy is read without a barrier", "internal/keys/manager.go",
@@ -174,7 +174,7 @@ func runMutant(t *testing.T, root string, taken mutant) (output string, err erro
 	text := strings.Replace(string(source), taken.old, taken.new, 1)
 	if strings.Contains(taken.new, "problem.New") && !strings.Contains(text, "internal/problem\"") {
 		const module = "github.com/scribe-mail/keysvc/"
-		text = strings.Replace(text, "import (", "import (\n\tkeysvcv1 \""+module+"gen/keysvc/v1\"\n\t\""+module+"internal/problem\"\n", 1)
+		text = strings.Replace(text, "import (", "import (\n\t\""+module+"internal/problem\"\n", 1)
 	}
 	written, err := json.Marshal(map[string]map[string]string{"Replace": {path: mutated}})
 	if err == nil {
