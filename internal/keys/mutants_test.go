@@ -104,27 +104,27 @@ var mutants = []mutant{
 		"r.published.Store(&storage.Barrier{Revision: change.Revision - 1})",
 	},
 	{
-		"bbolt does not compare the policy's head", "internal/storage/boltstore/commit.go",
-		"case r.change.ExpectPolicy == nil:", "case r.change.ExpectPolicy == nil || r != nil:",
+		"bbolt does not compare the policy's head", "internal/storage/boltstore/pending.go",
+		"case p.change.ExpectPolicy == nil:", "case p.change.ExpectPolicy == nil || p != nil:",
 	},
 	{
 		"bbolt lets the policy change before what was checked against it", "internal/storage/boltstore/commit.go",
 		"return cmp.Compare(isPolicy(a), isPolicy(b))", "return cmp.Compare(isPolicy(b), isPolicy(a))",
 	},
 	{
-		"bbolt does not compare the workspace's head", "internal/storage/boltstore/commit.go",
-		"if head != r.change.Expect {", "if head.Sequence > r.change.Expect.Sequence+5 {",
+		"bbolt does not compare the workspace's head", "internal/storage/boltstore/pending.go",
+		"if head != p.change.Expect {", "if head.Sequence > p.change.Expect.Sequence+5 {",
 	},
 	{
 		"bbolt commits two changes of a workspace at once", "internal/storage/boltstore/commit.go",
-		"if workspaces[entry.change.WorkspaceID] || len(group)", "if len(group)",
+		"if workspaces[pending.change.WorkspaceID] || len(group)", "if len(group)",
 	},
 	{
 		"a commit that failed counts as not made", "internal/storage/boltstore/commit.go",
-		"entry.finish(0, fmt.Errorf(\"%w: %w\", storage.ErrOutcomeUnknown, err))", "entry.finish(0, fmt.Errorf(\"%w: %w\", storage.ErrUnavailable, err))",
+		"finishAll(plan.accepted, fmt.Errorf(\"%w: %w\", storage.ErrOutcomeUnknown, err))", "finishAll(plan.accepted, fmt.Errorf(\"%w: %w\", storage.ErrUnavailable, err))",
 	},
 	{
-		"a reopened store gives its watchers nothing to load", "internal/storage/boltstore/read.go",
+		"a reopened store gives its watchers nothing to load", "internal/storage/boltstore/reopen.go",
 		"s.ring.restart(s.position)", "s.ring.restart(storage.Position{Revision: s.position.Revision - 1})",
 	},
 }
