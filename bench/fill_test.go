@@ -22,6 +22,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/service"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 	"github.com/scribe-mail/keysvc/internal/token"
@@ -40,7 +41,7 @@ type process struct {
 	path       string
 	store      *boltstore.Store
 	projection *projection.Projection
-	manager    *keys.Manager
+	manager    service.Verbs
 	validator  *validation.Validator
 	recorder   *usage.Recorder
 	close      func()
@@ -64,7 +65,7 @@ func start(tb testing.TB, path string) *process {
 			tb.Errorf("following ended: %v", err)
 		}
 	})
-	p.manager = keys.New(keys.Config{Store: store, Projection: p.projection})
+	p.manager = service.Verbs{Manager: keys.New(keys.Config{Store: store, Projection: p.projection})}
 	p.recorder = usage.NewRecorder(store, nil)
 	p.validator = validation.New(p.projection, store, nil)
 	p.validator.RecordTo(p.recorder)

@@ -16,8 +16,8 @@ type Actor struct {
 	// Caller is the identity of the caller of keysvc, authenticated.
 	Caller string
 	// MemberID is the member on whose behalf the caller acts: recorded, not
-	// authorised. Empty if none was named.
-	MemberID string
+	// authorised. Nil if none was named.
+	MemberID *string
 	// RequestID is the one under which the server logged the call.
 	RequestID string
 }
@@ -25,12 +25,15 @@ type Actor struct {
 // NewEvent returns an event that says who does what, and when. What it is done to
 // is the caller's to fill in; linking it to the chain is done at commit.
 func NewEvent(actor Actor, action storagev1.AuditAction, now time.Time, workspaceID string) *storagev1.AuditRecord {
-	return &storagev1.AuditRecord{
-		WorkspaceId:   workspaceID,
-		Time:          timestamppb.New(now),
-		Action:        action,
-		Caller:        actor.Caller,
-		ActorMemberId: actor.MemberID,
-		RequestId:     actor.RequestID,
+	event := &storagev1.AuditRecord{
+		WorkspaceId: workspaceID,
+		Time:        timestamppb.New(now),
+		Action:      action,
+		Caller:      actor.Caller,
+		RequestId:   actor.RequestID,
 	}
+	if actor.MemberID != nil {
+		event.ActorMemberId = *actor.MemberID
+	}
+	return event
 }

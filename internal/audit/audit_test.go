@@ -14,7 +14,7 @@ import (
 func TestNewEvent(t *testing.T) {
 	now := time.Date(2026, time.March, 1, 12, 0, 0, 123456789, time.UTC)
 	got := audit.NewEvent(
-		audit.Actor{Caller: "local", MemberID: "ann", RequestID: "r1"},
+		audit.Actor{Caller: "local", MemberID: proto.String("ann"), RequestID: "r1"},
 		storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, "acme")
 	// Neither place in the chain nor subject: the former is set at commit.
 	want := &storagev1.AuditRecord{

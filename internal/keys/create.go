@@ -10,7 +10,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -18,51 +17,80 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// CreateKey issues a key. The answer holds the token; nothing else ever does.
-func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
+// KeySpec is a key that CreateKey makes.
+type KeySpec struct {
+	// WorkspaceID and MemberID say whose key it is: an active member of the workspace.
+	WorkspaceID, MemberID string
+	// Name is what people call the key, in the form of NormalName; 1 to as many characters as
+	// the policy allows.
+	Name string
+	// Scopes are 1 to as many of the policy's scopes as the policy allows, all of them within
+	// the member's role.
+	Scopes []string
+	// AllowedCIDRs are up to MaxCIDRs prefixes that the key may be used from; none means from
+	// anywhere.
+	AllowedCIDRs []string
+	// Labels are up to MaxLabels annotations.
+	Labels map[string]string
+	// ExpireTime is in the future, and a calendar year ahead at most; nil asks for a year.
+	ExpireTime *time.Time
+	// RequestID makes a retry safe: a second call with the same id is refused with
+	// REQUEST_ID_USED. Nil for none.
+	RequestID *string
+}
+
+// CreateKey issues a key. Errors: *problem.Error if the key is refused, the error of
+// Config.ClockTrusted, and those of the store and the context.
+func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec) (*IssuedKey, error) {
 	now := m.clock()
-	if !hasPlace(request.GetWorkspaceId(), request.RequestId) {
+	if !canLookUpRequest(spec.WorkspaceID, spec.RequestID) {
 		active, _, err := m.freshPolicy(ctx)
 		if err == nil {
-			_, err = checkCreate(request, active, now) // says all that is wrong at once
+			_, err = checkCreate(spec, actor, active, now) // names every bad field at once
 		}
 		return nil, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	var record *storagev1.KeyRecord
 	var issued token.Token
 	build := func(view *attempt) (*storage.Change, error) {
-		if err := view.requestUnused(ctx, request.RequestId); err != nil {
+		// 1. Recognize a retry before anything is judged: the first call may have used up what
+		// this one would need, or its expire time may have passed since.
+		if err := view.requestUnused(ctx, spec.RequestID); err != nil {
 			return nil, err
 		}
+		// 2. Refuse while the time is not known, because an expire time cannot be judged then.
 		if err := m.trusted(); err != nil {
 			return nil, err
 		}
+		// 3. Check the fields against the policy of this view, which may be newer than that of
+		// the attempt before; then the member, and the scopes against the member's role.
 		active, err := view.ActivePolicy()
 		if err != nil {
 			return nil, err
 		}
-		wanted, err := checkCreate(request, active, now)
+		wanted, err := checkCreate(spec, actor, active, now)
 		if err != nil {
 			return nil, err
 		}
-		member, err := m.activeMember(view, wanted.workspaceID, wanted.memberID)
+		member, err := m.activeMember(view, wanted.WorkspaceID, wanted.MemberID)
 		if err != nil {
 			return nil, err
 		}
-		if err := checkWithinRole(wanted.scopes, member, active); err != nil {
+		if err := checkWithinRole(wanted.Scopes, member, active); err != nil {
 			return nil, err
 		}
-		most := active.Limits.LiveKeysPerWorkspace
-		if !m.projection.HasRoom(wanted.workspaceID, now, most) {
-			return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED,
-				"the workspace has %d live keys, as many as the policy allows; revoke one first", most)
+		// 4. Count the live keys last: the count visits every key of a large workspace.
+		if allowed := active.Limits.LiveKeysPerWorkspace; !m.projection.HasRoom(wanted.WorkspaceID, now, allowed) {
+			return nil, problem.New(problem.LimitReached,
+				"the workspace has %d live keys, as many as the policy allows; revoke one first", allowed)
 		}
+		// 5. Draw id and secret anew for each attempt. The secret of an attempt that lost a
+		// conflict was never stored, and its token must not be shown.
 		record = wanted.record(view, member, now)
-		if issued, err = m.issue(record, active.TokenPrefix, now, wanted.expireTime); err != nil {
+		if issued, err = m.issue(record, active.TokenPrefix, now, *wanted.ExpireTime); err != nil {
 			return nil, err
 		}
-		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, wanted.workspaceID)
+		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, wanted.WorkspaceID)
 		event.KeyId, event.MemberId = record.GetKeyId(), record.GetMemberId()
 		event.Details = describe(record)
 		return &storage.Change{
@@ -74,85 +102,80 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, request *key
 			PutKeys:          []*storagev1.KeyRecord{record},
 		}, nil
 	}
-	position, err := m.change(ctx, request.GetWorkspaceId(), build)
+	position, err := m.change(ctx, spec.WorkspaceID, build)
 	if taken := (*storage.ExistsError)(nil); errors.As(err, &taken) && taken.RequestID == "" {
 		// An id of 95 random bits was drawn twice. Once more is enough.
-		position, err = m.change(ctx, request.GetWorkspaceId(), build)
+		position, err = m.change(ctx, spec.WorkspaceID, build)
 	}
 	if err != nil {
 		return nil, asRequestUsed(err)
 	}
+	return m.issuedAt(record, issued, now, position)
+}
+
+// issuedAt returns the answer with a token. It is called after the change is published: a
+// token that is shown works.
+func (m *Manager) issuedAt(record *storagev1.KeyRecord, issued token.Token, now time.Time, position Position) (*IssuedKey, error) {
 	key, err := m.show(record, now)
 	if err != nil {
 		return nil, err
 	}
-	return &keysvcv1.CreateKeyResponse{
-		Key: key, Token: issued.Reveal(), Revision: position.Revision, Epoch: position.Epoch,
-	}, nil
+	return &IssuedKey{Position: position, Key: key, Token: issued}, nil
 }
 
-// newKey is what a caller asked for, checked.
-type newKey struct {
-	workspaceID, memberID, name string
-	scopes, cidrs, requestIDs   []string
-	labels                      map[string]string
-	expireTime                  time.Time
-}
-
-// hasPlace reports whether a request id can be looked up. Everything else is checked after
-// that: a retry is told from a first call before it is judged.
-func hasPlace(workspaceID string, requestID *string) bool {
+// canLookUpRequest reports whether a request id can be looked up. All other fields are checked
+// after the look-up, so that a retry is recognized before it is judged.
+func canLookUpRequest(workspaceID string, requestID *string) bool {
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", workspaceID)
 	checkRequestID(&fields, requestID)
 	return fields.Err() == nil
 }
 
-// checkCreate checks everything that can be checked without knowing the workspace.
-func checkCreate(request *keysvcv1.CreateKeyRequest, active *projection.Policy, now time.Time) (*newKey, error) {
+// checkCreate checks everything that can be checked without knowing the workspace, and returns
+// the specification in the form that is stored: scopes sorted, prefixes canonical, the expire
+// time set.
+func checkCreate(spec KeySpec, actor audit.Actor, active *projection.Policy, now time.Time) (*KeySpec, error) {
 	var fields problem.Fields
-	checkID(&fields, "workspace_id", request.GetWorkspaceId())
-	checkID(&fields, "member_id", request.GetMemberId())
-	checkName(&fields, request.GetName(), active.Limits)
-	checkLabels(&fields, request.GetLabels())
-	checkRequestID(&fields, request.RequestId)
-	checkActor(&fields, request.ActorMemberId)
-	wanted := &newKey{
-		workspaceID: request.GetWorkspaceId(),
-		memberID:    request.GetMemberId(),
-		name:        request.GetName(),
-		scopes:      checkScopes(&fields, request.GetScopes(), active),
-		cidrs:       checkCIDRs(&fields, request.GetAllowedCidrs()),
-		labels:      maps.Clone(request.GetLabels()),
-		expireTime:  checkExpireTime(&fields, request.GetExpireTime(), now),
-	}
-	if request.RequestId != nil {
-		wanted.requestIDs = []string{request.GetRequestId()}
-	}
-	return wanted, fields.Err()
+	checkID(&fields, "workspace_id", spec.WorkspaceID)
+	checkID(&fields, "member_id", spec.MemberID)
+	checkName(&fields, spec.Name, active.Limits)
+	checkLabels(&fields, spec.Labels)
+	checkRequestID(&fields, spec.RequestID)
+	checkActor(&fields, actor)
+	wanted := spec
+	wanted.Scopes = checkScopes(&fields, spec.Scopes, active)
+	wanted.AllowedCIDRs = checkCIDRs(&fields, spec.AllowedCIDRs)
+	wanted.Labels = maps.Clone(spec.Labels)
+	expireTime := checkExpireTime(&fields, spec.ExpireTime, now)
+	wanted.ExpireTime = &expireTime
+	return &wanted, fields.Err()
 }
 
-// record returns the key to store, yet without id and secret.
-func (k *newKey) record(view *attempt, member *projection.Member, now time.Time) *storagev1.KeyRecord {
+// record returns the key to store, still without id and secret.
+func (k *KeySpec) record(view *attempt, member *projection.Member, now time.Time) *storagev1.KeyRecord {
 	sequence := view.Head.Sequence + 1
-	return &storagev1.KeyRecord{
-		WorkspaceId:          k.workspaceID,
-		MemberId:             k.memberID,
+	record := &storagev1.KeyRecord{
+		WorkspaceId:          k.WorkspaceID,
+		MemberId:             k.MemberID,
 		WorkspaceIncarnation: view.Current.Incarnation,
 		MemberIncarnation:    member.Incarnation,
 		Sequence:             sequence,
 		ChangeSequence:       sequence,
-		Name:                 k.name,
-		Scopes:               k.scopes,
-		Labels:               k.labels,
-		AllowedCidrs:         k.cidrs,
+		Name:                 k.Name,
+		Scopes:               k.Scopes,
+		Labels:               k.Labels,
+		AllowedCidrs:         k.AllowedCIDRs,
 		CreateTime:           timestamppb.New(now),
-		RequestIds:           k.requestIDs,
 	}
+	if k.RequestID != nil {
+		record.RequestIds = []string{*k.RequestID}
+	}
+	return record
 }
 
-// issue draws a new secret, puts it in front of the record's others, and returns the
-// token. A record without an id gets one.
+// issue draws a new secret, puts its hash before the hashes that the record has, and returns
+// the token. A record without an id gets one.
 func (m *Manager) issue(record *storagev1.KeyRecord, prefix string, now, expireTime time.Time) (token.Token, error) {
 	if record.GetKeyId() == "" {
 		id, err := token.NewKeyID(record.GetWorkspaceId(), m.random)
@@ -186,13 +209,13 @@ func (m *Manager) activeMember(view *attempt, workspaceID, memberID string) (*pr
 	}
 	switch {
 	case view.Current == nil:
-		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND,
+		return nil, problem.New(problem.MemberNotFound,
 			"there is no such workspace; PutMember (keysvc member put) makes one with its first member")
 	case !view.Has(member):
-		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND,
+		return nil, problem.New(problem.MemberNotFound,
 			"the workspace has no such member; PutMember (keysvc member put) adds one")
 	case !member.Active:
-		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_SUSPENDED,
+		return nil, problem.New(problem.MemberSuspended,
 			"the member is suspended")
 	}
 	return member, nil
@@ -210,11 +233,12 @@ func checkWithinRole(scopes []string, member *projection.Member, active *project
 	if len(beyond) == 0 {
 		return nil
 	}
-	return problem.New(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_BEYOND_ROLE,
+	return problem.New(problem.ScopeBeyondRole,
 		"the member's role %q does not have: %s", member.Role, strings.Join(beyond, ", "))
 }
 
-// asRequestUsed turns the store's word that a request id was used into the caller's.
+// asRequestUsed maps storage.ExistsError for a request id to REQUEST_ID_USED. Other errors
+// stay as they are.
 func asRequestUsed(err error) error {
 	if exists := (*storage.ExistsError)(nil); errors.As(err, &exists) && exists.RequestID != "" {
 		return requestUsed(exists.KeyID)
@@ -223,13 +247,13 @@ func asRequestUsed(err error) error {
 }
 
 func requestUsed(keyID string) error {
-	used := problem.New(keysvcv1.ErrorReason_ERROR_REASON_REQUEST_ID_USED,
+	used := problem.New(problem.RequestIDUsed,
 		"the request id was used for key %s; its token was shown then and cannot be shown again: revoke or rotate the key", keyID)
 	used.Metadata = map[string]string{"key_id": keyID}
 	return used
 }
 
-// describe returns what an audit event says about a key.
+// describe returns the details of a key for an audit event.
 func describe(record *storagev1.KeyRecord) map[string]string {
 	details := map[string]string{
 		"name":        record.GetName(),

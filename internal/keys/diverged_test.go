@@ -39,8 +39,8 @@ func TestConflictThatTheViewReflectsIsDamage(t *testing.T) {
 	} {
 		for verb, call := range map[string]func(context.Context, *keys.Manager) error{
 			"PutMember": func(ctx context.Context, manager *keys.Manager) error {
-				_, err := manager.PutMember(ctx, keystest.Actor, &keysvcv1.PutMemberRequest{
-					WorkspaceId: "acme", MemberId: "bob", Role: "manager", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+				_, _, err := manager.PutMember(ctx, keystest.Actor, keys.MemberSpec{
+					WorkspaceID: "acme", MemberID: "bob", Role: "manager", State: keys.MemberActive,
 				})
 				return err
 			},
@@ -86,8 +86,8 @@ func TestConflictThatTheViewReflectsByNowIsTriedAgain(t *testing.T) {
 		return w.Store.Commit(ctx, change)
 	}}
 	manager := keys.New(keys.Config{Store: store, Projection: w.Projection, Now: w.Clock.Now})
-	_, err := manager.PutMember(t.Context(), keystest.Actor, &keysvcv1.PutMemberRequest{
-		WorkspaceId: "acme", MemberId: "bob", Role: "manager", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+	_, _, err := manager.PutMember(t.Context(), keystest.Actor, keys.MemberSpec{
+		WorkspaceID: "acme", MemberID: "bob", Role: "manager", State: keys.MemberActive,
 	})
 	if err != nil || attempts != 4 {
 		t.Errorf("%v after %d attempts, want success after 4", err, attempts)

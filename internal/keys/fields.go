@@ -9,9 +9,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -20,7 +18,7 @@ import (
 
 // Bounds of what a caller may send.
 const (
-	// MaxIDLength is how many characters an id of a workspace or member may have.
+	// MaxIDLength is how many characters the id of a workspace or member may have.
 	MaxIDLength = 128
 	// MaxRequestIDLength is how many characters a request id may have.
 	MaxRequestIDLength = 64
@@ -31,7 +29,7 @@ const (
 	MaxLabelValueLength = 255
 	// MaxCIDRs is how many address rules a key may have.
 	MaxCIDRs = 32
-	// DefaultPageSize and MaxPageSize are how many entries a page has.
+	// DefaultPageSize and MaxPageSize are how many keys or members a page has.
 	DefaultPageSize = 50
 	MaxPageSize     = 1000
 )
@@ -39,8 +37,8 @@ const (
 // WhereScopesAreListed tells a caller where to see every scope of the active policy.
 const WhereScopesAreListed = "GetPolicy (keysvc policy show)"
 
-// No description below repeats what the caller sent unless its form rules out that
-// it is a token: people paste tokens into the wrong field.
+// The descriptions below do not repeat what the caller sent, because people paste tokens into
+// the wrong field. Text is repeated only if its form rules out that it is a token.
 
 // checkID checks the product's own id of a workspace or member.
 func checkID(fields *problem.Fields, field, id string) {
@@ -54,8 +52,7 @@ func checkOptionalID(fields *problem.Fields, field, id string) {
 	}
 }
 
-// CheckWorkspaceID checks the workspace that a validation names; an empty one is
-// none.
+// CheckWorkspaceID checks the workspace that a validation names; empty means any workspace.
 func CheckWorkspaceID(fields *problem.Fields, id string) {
 	checkOptionalID(fields, "workspace_id", id)
 }
@@ -67,27 +64,27 @@ func checkRequestID(fields *problem.Fields, id *string) {
 	}
 }
 
-// checkActor checks the member on whose behalf a change is made.
-func checkActor(fields *problem.Fields, id *string) {
-	if id != nil {
-		checkID(fields, "actor_member_id", *id)
+// checkActor checks the member on whose behalf a change is made, who may be left out.
+func checkActor(fields *problem.Fields, actor audit.Actor) {
+	if actor.MemberID != nil {
+		checkID(fields, "actor_member_id", *actor.MemberID)
 	}
 }
 
-func checkCharacters(fields *problem.Fields, field, text string, most int) {
+func checkCharacters(fields *problem.Fields, field, text string, limit int) {
 	switch {
 	case refuseToken(fields, field, text):
 	case text == "":
-		fields.Add(field, "is missing; 1 to %d characters of [A-Za-z0-9._:@-] are required", most)
-	case len(text) > most:
-		fields.Add(field, "has %d bytes; 1 to %d characters of [A-Za-z0-9._:@-] are allowed", len(text), most)
+		fields.Add(field, "is missing; 1 to %d characters of [A-Za-z0-9._:@-] are required", limit)
+	case len(text) > limit:
+		fields.Add(field, "has %d bytes; 1 to %d characters of [A-Za-z0-9._:@-] are allowed", len(text), limit)
 	case strings.IndexFunc(text, notInID) >= 0:
-		fields.Add(field, "has a character that is not allowed; 1 to %d characters of [A-Za-z0-9._:@-] are", most)
+		fields.Add(field, "has a character that is not allowed; 1 to %d characters of [A-Za-z0-9._:@-] are", limit)
 	}
 }
 
-// refuseToken refuses text that holds a token, and says whether it did: what is stored
-// and shown must never be a place where somebody finds a credential.
+// refuseToken refuses text that holds a token, and reports whether it did. Text of a caller is
+// stored and shown, and nobody may find a credential there.
 func refuseToken(fields *problem.Fields, field, text string) bool {
 	if !token.In(text) {
 		return false
@@ -133,7 +130,7 @@ func checkScopes(fields *problem.Fields, scopes []string, active *projection.Pol
 		case !policy.ValidScopeName(scope):
 			fields.Add(field, "%s", policy.UnknownScope(scope, nil, ""))
 		case !active.Catalogue.Contains(scope):
-			fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, field, "%s", policy.UnknownScope(scope, active.Catalogue, WhereScopesAreListed))
+			fields.AddAs(problem.ScopeUnknown, field, "%s", policy.UnknownScope(scope, active.Catalogue, WhereScopesAreListed))
 		case seen[scope]:
 			fields.Add(field, "%q is listed twice; each scope is allowed once", scope)
 		}
@@ -147,7 +144,7 @@ func checkRole(fields *problem.Fields, role string, active *projection.Policy) {
 	if role == "" {
 		fields.Add("role", "is missing; one of the policy's is required: %s", roleNames(active))
 	} else if !active.HasRole(role) {
-		fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_ROLE_UNKNOWN, "role", "is not in the policy, which has: %s", roleNames(active))
+		fields.AddAs(problem.RoleUnknown, "role", "is not in the policy, which has: %s", roleNames(active))
 	}
 }
 
@@ -159,7 +156,7 @@ func roleNames(active *projection.Policy) string {
 	return strings.Join(names, ", ")
 }
 
-// checkLabels checks annotations.
+// checkLabels checks the annotations of a key.
 func checkLabels(fields *problem.Fields, labels map[string]string) {
 	if len(labels) > MaxLabels {
 		fields.Add("labels", "has %d labels; at most %d are allowed", len(labels), MaxLabels)
@@ -185,7 +182,7 @@ func checkLabels(fields *problem.Fields, labels map[string]string) {
 
 func notInLabelKey(r rune) bool { return notInID(r) && r != '/' || r == ':' || r == '@' }
 
-// checkCIDRs checks address rules and returns them in canonical form, each once.
+// checkCIDRs checks address rules and returns them in canonical form, without repetitions.
 func checkCIDRs(fields *problem.Fields, cidrs []string) []string {
 	if len(cidrs) > MaxCIDRs {
 		fields.Add("allowed_cidrs", "has %d entries; at most %d are allowed", len(cidrs), MaxCIDRs)
@@ -209,21 +206,30 @@ func checkCIDRs(fields *problem.Fields, cidrs []string) []string {
 	return canonical
 }
 
-// clockTolerance is by how much an expire time may lie over a year, for clocks that
-// differ.
+// clockTolerance is how far beyond a year an expire time may lie, because the caller's clock may
+// be ahead. Such an expire time becomes a year.
 const clockTolerance = 5 * time.Minute
 
-// checkExpireTime returns when a secret issued now expires, given what was asked
-// for; nil asks for a year.
-func checkExpireTime(fields *problem.Fields, stamp *timestamppb.Timestamp, now time.Time) time.Time {
-	year := oneYearAfter(now)
-	if stamp != nil && !stamp.IsValid() {
-		fields.Add("expire_time", "is not a time between the years 1 and 9999")
-		return year
+// checkTime checks a time that may be left out, and returns it in UTC.
+func checkTime(fields *problem.Fields, field string, asked *time.Time) *time.Time {
+	if asked == nil {
+		return nil
 	}
-	asked := stamp.AsTime()
+	at := asked.UTC()
+	if at.Year() < 1 || at.Year() > 9999 {
+		fields.Add(field, "is not a time between the years 1 and 9999")
+		return nil
+	}
+	return &at
+}
+
+// checkExpireTime returns when a secret expires that is issued now, given the time that the
+// caller asked for; nil asks for a year.
+func checkExpireTime(fields *problem.Fields, wanted *time.Time, now time.Time) time.Time {
+	year := oneYearAfter(now)
+	asked := checkTime(fields, "expire_time", wanted)
 	switch {
-	case stamp == nil:
+	case asked == nil:
 		return year
 	case !asked.After(now):
 		fields.Add("expire_time", "is not in the future; a time up to %s is allowed", year.Format(time.RFC3339))
@@ -240,8 +246,8 @@ func days(duration time.Duration) string {
 	return fmt.Sprintf("%d days", duration/(24*time.Hour))
 }
 
-// oneYearAfter returns the same moment one calendar year later, in UTC; for 29
-// February that is the 28th.
+// oneYearAfter returns the same moment one calendar year later, in UTC. A year after 29
+// February is 28 February.
 func oneYearAfter(now time.Time) time.Time {
 	now = now.UTC()
 	later := now.AddDate(1, 0, 0)
@@ -251,8 +257,8 @@ func oneYearAfter(now time.Time) time.Time {
 	return later
 }
 
-// pageSize returns how many entries a page may have (AIP-158).
-func pageSize(fields *problem.Fields, asked int32) int {
+// pageSize returns how many keys or members a page may have (AIP-158).
+func pageSize(fields *problem.Fields, asked int) int {
 	switch {
 	case asked < 0:
 		fields.Add("page_size", "is negative; 0 (for %d) to %d are allowed", DefaultPageSize, MaxPageSize)
@@ -260,5 +266,5 @@ func pageSize(fields *problem.Fields, asked int32) int {
 	case asked == 0:
 		return DefaultPageSize
 	}
-	return min(int(asked), MaxPageSize)
+	return min(asked, MaxPageSize)
 }

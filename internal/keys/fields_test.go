@@ -8,7 +8,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
@@ -20,7 +19,7 @@ func at(text string) time.Time {
 	return when
 }
 
-func TestOneYearAfter(t *testing.T) {
+func TestAYearLaterIsTheSameDayOrThe28th(t *testing.T) {
 	for from, want := range map[string]string{
 		"2026-11-23T12:00:00Z":      "2027-11-23T12:00:00Z",
 		"2028-02-29T12:00:00Z":      "2029-02-28T12:00:00Z",
@@ -36,23 +35,25 @@ func TestOneYearAfter(t *testing.T) {
 	}
 }
 
-func TestExpireTime(t *testing.T) {
+func TestExpireTimeIsWithinAYear(t *testing.T) {
 	now := at("2026-11-23T12:00:00Z")
 	year := at("2027-11-23T12:00:00Z")
 	for name, c := range map[string]struct {
-		asked *timestamppb.Timestamp
+		asked *time.Time
 		want  time.Time
 		bad   bool
 	}{
 		"nothing":               {nil, year, false},
-		"an hour":               {timestamppb.New(now.Add(time.Hour)), now.Add(time.Hour), false},
-		"exactly a year":        {timestamppb.New(year), year, false},
-		"5 minutes over":        {timestamppb.New(year.Add(5 * time.Minute)), year, false},
-		"a nanosecond too much": {timestamppb.New(year.Add(5*time.Minute + 1)), year, true},
-		"now":                   {timestamppb.New(now), year, true},
-		"the past":              {timestamppb.New(now.Add(-time.Second)), year, true},
-		"no time":               {&timestamppb.Timestamp{Nanos: -1}, year, true},
-		"the year 10000":        {&timestamppb.Timestamp{Seconds: 253402300800}, year, true},
+		"an hour":               {new(now.Add(time.Hour)), now.Add(time.Hour), false},
+		"an hour, elsewhere":    {new(now.Add(time.Hour).In(time.FixedZone("", 3600))), now.Add(time.Hour), false},
+		"exactly a year":        {new(year), year, false},
+		"5 minutes over":        {new(year.Add(5 * time.Minute)), year, false},
+		"a nanosecond too much": {new(year.Add(5*time.Minute + 1)), year, true},
+		"now":                   {new(now), year, true},
+		"the past":              {new(now.Add(-time.Second)), year, true},
+		"the zero Time":         {new(time.Time{}), year, true},
+		"the year 0":            {new(time.Time{}.Add(-1)), year, true},
+		"the year 10000":        {new(time.Unix(253402300800, 0)), year, true},
 	} {
 		var fields problem.Fields
 		got := checkExpireTime(&fields, c.asked, now)
@@ -62,7 +63,7 @@ func TestExpireTime(t *testing.T) {
 	}
 }
 
-func TestSameLife(t *testing.T) {
+func TestRotationKeepsTheLifeOfASecretUpToAYear(t *testing.T) {
 	secret := func(from, to string) *storagev1.SecretRecord {
 		return &storagev1.SecretRecord{CreateTime: timestamppb.New(at(from)), ExpireTime: timestamppb.New(at(to))}
 	}
@@ -76,11 +77,11 @@ func TestSameLife(t *testing.T) {
 	}
 }
 
-// FuzzPageToken: no text but one that was given out for the filters is taken.
+// FuzzPageToken: only the very text is taken that was given out for the filters.
 func FuzzPageToken(f *testing.F) {
-	digest := pageDigest(&keysvcv1.ListKeysRequest{WorkspaceId: "acme"})
+	digest := pageDigest("keys", KeyQuery{WorkspaceID: "acme"})
 	f.Add(makePageToken("42", digest))
-	f.Add(makePageToken("42", pageDigest(&keysvcv1.ListKeysRequest{WorkspaceId: "blue"})))
+	f.Add(makePageToken("42", pageDigest("keys", KeyQuery{WorkspaceID: "blue"})))
 	f.Add("")
 	f.Add("AAAA")
 	f.Add(strings.Repeat("A", 2000))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
@@ -41,7 +40,7 @@ func (l *locks) acquire(ctx context.Context, workspaceID string) (release func()
 	}
 	if entry.users >= l.most {
 		l.mutex.Unlock()
-		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+		return nil, problem.New(problem.TooManyRequests,
 			"%d changes of the workspace are in flight, as many as allowed; try again", l.most)
 	}
 	entry.users++

@@ -26,7 +26,7 @@ type mutant struct {
 var mutants = []mutant{
 	{
 		"a change is checked without a barrier", "internal/keys/manager.go",
-		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn Position{}, err\n\t}\n\tfor {", "\tfor {",
+		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn Position{}, err\n\t}\n\t// 3. Try", "\t// 3. Try",
 	},
 	{
 		"nothing to change and refusals do not wait for what they rest on", "internal/keys/attempt.go",
@@ -47,7 +47,7 @@ var mutants = []mutant{
 	{
 		"a conflict is refused", "internal/keys/manager.go",
 		"return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)",
-		"return Position{}, false, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CONCURRENT_CHANGE, \"\")",
+		"return Position{}, false, problem.New(problem.ConcurrentChange, \"\")",
 	},
 	{
 		"a change does not expect the policy", "internal/keys/manager.go",
@@ -60,13 +60,13 @@ var mutants = []mutant{
 	},
 	{
 		"a retry of CreateKey is judged first", "internal/keys/create.go",
-		"\t\tif err := view.requestUnused(ctx, request.RequestId); err != nil {",
-		"\t\tif active, err := view.ActivePolicy(); err == nil {\n\t\t\tif _, err := checkCreate(request, active, now); err != nil {\n\t\t\t\treturn nil, err\n\t\t\t}\n\t\t}\n" +
-			"\t\tif err := view.requestUnused(ctx, request.RequestId); err != nil {",
+		"\t\tif err := view.requestUnused(ctx, spec.RequestID); err != nil {",
+		"\t\tif active, err := view.ActivePolicy(); err == nil {\n\t\t\tif _, err := checkCreate(spec, actor, active, now); err != nil {\n\t\t\t\treturn nil, err\n\t\t\t}\n\t\t}\n" +
+			"\t\tif err := view.requestUnused(ctx, spec.RequestID); err != nil {",
 	},
 	{
 		"RevokeToken looks without a barrier", "internal/keys/revoke.go",
-		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn nil, err\n\t}\n\tworkspaceID, keyID, err :=", "\tworkspaceID, keyID, err :=",
+		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn KeyName{}, Position{}, err\n\t}\n\tname, err :=", "\tname, err :=",
 	},
 	{
 		"the policy is read without a barrier", "internal/keys/manager.go",
@@ -104,27 +104,27 @@ var mutants = []mutant{
 		"r.published.Store(&storage.Barrier{Revision: change.Revision - 1})",
 	},
 	{
-		"bbolt does not compare the policy's head", "internal/storage/boltstore/commit.go",
-		"case r.change.ExpectPolicy == nil:", "case r.change.ExpectPolicy == nil || r != nil:",
+		"bbolt does not compare the policy's head", "internal/storage/boltstore/pending.go",
+		"case p.change.ExpectPolicy == nil:", "case p.change.ExpectPolicy == nil || p != nil:",
 	},
 	{
 		"bbolt lets the policy change before what was checked against it", "internal/storage/boltstore/commit.go",
 		"return cmp.Compare(isPolicy(a), isPolicy(b))", "return cmp.Compare(isPolicy(b), isPolicy(a))",
 	},
 	{
-		"bbolt does not compare the workspace's head", "internal/storage/boltstore/commit.go",
-		"if head != r.change.Expect {", "if head.Sequence > r.change.Expect.Sequence+5 {",
+		"bbolt does not compare the workspace's head", "internal/storage/boltstore/pending.go",
+		"if head != p.change.Expect {", "if head.Sequence > p.change.Expect.Sequence+5 {",
 	},
 	{
 		"bbolt commits two changes of a workspace at once", "internal/storage/boltstore/commit.go",
-		"if workspaces[entry.change.WorkspaceID] || len(group)", "if len(group)",
+		"if workspaces[pending.change.WorkspaceID] || len(group)", "if len(group)",
 	},
 	{
 		"a commit that failed counts as not made", "internal/storage/boltstore/commit.go",
-		"entry.finish(0, fmt.Errorf(\"%w: %w\", storage.ErrOutcomeUnknown, err))", "entry.finish(0, fmt.Errorf(\"%w: %w\", storage.ErrUnavailable, err))",
+		"finishAll(plan.accepted, fmt.Errorf(\"%w: %w\", storage.ErrOutcomeUnknown, err))", "finishAll(plan.accepted, fmt.Errorf(\"%w: %w\", storage.ErrUnavailable, err))",
 	},
 	{
-		"a reopened store gives its watchers nothing to load", "internal/storage/boltstore/read.go",
+		"a reopened store gives its watchers nothing to load", "internal/storage/boltstore/reopen.go",
 		"s.ring.restart(s.position)", "s.ring.restart(storage.Position{Revision: s.position.Revision - 1})",
 	},
 }
@@ -158,23 +158,41 @@ func TestMutants(t *testing.T) {
 	}
 }
 
+// TestEveryMutantAppliesOnce: the text that a mutant replaces stands in its file exactly once. It
+// runs always, so that a change of the product that breaks a mutant is noticed with the change.
+func TestEveryMutantAppliesOnce(t *testing.T) {
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, each := range mutants {
+		t.Run(each.name, func(t *testing.T) { each.apply(t, root) })
+	}
+}
+
+// apply returns the text of the mutant's file with the rule taken out.
+func (m mutant) apply(t *testing.T, root string) string {
+	t.Helper()
+	source, err := os.ReadFile(filepath.Join(root, m.file)) //nolint:gosec // a file of this repository
+	if err != nil {
+		t.Fatal(err)
+	}
+	if count := strings.Count(string(source), m.old); count != 1 {
+		t.Fatalf("%s has the rule's text %d times, want once: the mutant must follow the product", m.file, count)
+	}
+	return strings.Replace(string(source), m.old, m.new, 1)
+}
+
 // runMutant runs the tests with the rule taken out.
 func runMutant(t *testing.T, root string, taken mutant) (output string, err error) {
 	t.Helper()
 	path := filepath.Join(root, taken.file)
-	source, err := os.ReadFile(path) //nolint:gosec // a file of this repository
-	if err != nil {
-		t.Fatal(err)
-	}
-	if strings.Count(string(source), taken.old) != 1 {
-		t.Fatalf("%s does not have the rule's text once: the mutant must follow the product", taken.file)
-	}
 	folder := t.TempDir()
 	mutated, overlay := filepath.Join(folder, "mutated.go"), filepath.Join(folder, "overlay.json")
-	text := strings.Replace(string(source), taken.old, taken.new, 1)
+	text := taken.apply(t, root)
 	if strings.Contains(taken.new, "problem.New") && !strings.Contains(text, "internal/problem\"") {
 		const module = "github.com/scribe-mail/keysvc/"
-		text = strings.Replace(text, "import (", "import (\n\tkeysvcv1 \""+module+"gen/keysvc/v1\"\n\t\""+module+"internal/problem\"\n", 1)
+		text = strings.Replace(text, "import (", "import (\n\t\""+module+"internal/problem\"\n", 1)
 	}
 	written, err := json.Marshal(map[string]map[string]string{"Replace": {path: mutated}})
 	if err == nil {

@@ -2,9 +2,9 @@ package keys_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -14,7 +14,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// meanwhile is a store that lets something happen between a read and its answer, once.
+// meanwhile is a store that calls happens once, between a read and its answer.
 type meanwhile struct {
 	storage.Store
 
@@ -47,8 +47,8 @@ func (m *meanwhile) FindRequest(ctx context.Context, workspaceID, requestID stri
 }
 
 // TestRefusalsRestOnOneState: while a key is being created, the policy gives the scope to
-// another role, and then the member gets that role. At every moment the member has the
-// scope; only the old policy with the new role would refuse it.
+// another role, and then the member gets that role. The member has the scope at every moment:
+// only the old policy together with the new role would refuse it.
 func TestRefusalsRestOnOneState(t *testing.T) {
 	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
 	ctx := t.Context()
@@ -72,8 +72,8 @@ func TestRefusalsRestOnOneState(t *testing.T) {
 		w.Put("acme", "ann", "member", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
 	}}
 	manager := keys.New(keys.Config{Store: store, Projection: w.Projection, Now: w.Clock.Now})
-	_, err := manager.CreateKey(ctx, keystest.Actor, &keysvcv1.CreateKeyRequest{
-		WorkspaceId: "acme", MemberId: "ann", Name: "a key", Scopes: []string{"signatures:read"}, RequestId: proto.String("request"),
+	_, err := manager.CreateKey(ctx, keystest.Actor, keys.KeySpec{
+		WorkspaceID: "acme", MemberID: "ann", Name: "a key", Scopes: []string{"signatures:read"}, RequestID: new("one"),
 	})
 	if err != nil {
 		t.Errorf("refused for what was never so: %v", err)
@@ -83,22 +83,25 @@ func TestRefusalsRestOnOneState(t *testing.T) {
 	}
 }
 
-// TestReadsAreOfOneRevision: a key is renamed and then its member suspended while it is
-// being read. The old name with the new state was never there.
+// TestReadsAreOfOneRevision: while a key is being read, the key is renamed, and then its member
+// is suspended. The key never had the old name together with the new state.
 func TestReadsAreOfOneRevision(t *testing.T) {
 	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
 	ctx := t.Context()
-	reads := map[string]func(manager *keys.Manager, keyID string) (*keysvcv1.Key, error){
-		"GetKey": func(manager *keys.Manager, keyID string) (*keysvcv1.Key, error) {
-			got, err := manager.GetKey(ctx, &keysvcv1.GetKeyRequest{KeyId: keyID})
-			return got.GetKey(), err
+	reads := map[string]func(manager *keys.Manager, keyID string) (*keys.Key, error){
+		"GetKey": func(manager *keys.Manager, keyID string) (*keys.Key, error) {
+			got, _, err := manager.GetKey(ctx, "", keyID)
+			return got, err
 		},
-		"ListKeys": func(manager *keys.Manager, _ string) (*keysvcv1.Key, error) {
-			got, err := manager.ListKeys(ctx, &keysvcv1.ListKeysRequest{WorkspaceId: "ListKeys"})
-			if err != nil || len(got.GetKeys()) != 1 {
+		"ListKeys": func(manager *keys.Manager, _ string) (*keys.Key, error) {
+			got, err := manager.ListKeys(ctx, keys.KeyQuery{WorkspaceID: "ListKeys"})
+			if err != nil {
 				return nil, err
 			}
-			return got.GetKeys()[0], nil
+			if len(got.Keys) != 1 {
+				return nil, fmt.Errorf("%d keys", len(got.Keys))
+			}
+			return got.Keys[0], nil
 		},
 	}
 	for name, read := range reads {
@@ -120,8 +123,8 @@ func TestReadsAreOfOneRevision(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if key.GetName() == "a key" && key.GetState() == keysvcv1.KeyState_KEY_STATE_SUSPENDED {
-				t.Errorf("%q is %s: when it was suspended it had another name", key.GetName(), key.GetState())
+			if key.Name == "a key" && key.State == keys.KeySuspended {
+				t.Errorf("%q is suspended: when it was suspended it had another name", key.Name)
 			}
 		})
 	}

@@ -4,39 +4,35 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"strings"
 
-	"google.golang.org/protobuf/proto"
-
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// A page token is opaque text (AIP-158): the store's cursor behind a checksum over
-// it and the filters of the request. The checksum finds tokens that belong to other
-// filters or were made up. It grants nothing: what a caller may read is decided anew
-// for each page.
+// A page token is opaque text (AIP-158): a checksum over the store's cursor and the filters of
+// the list, and after it the cursor. The checksum finds tokens that were made up or belong to
+// other filters. It grants nothing: what a caller may read is decided anew for each page.
 const (
 	pageChecksumLength = 9
 	maxPageTokenLength = 1024
 )
 
-// pageDigest returns what a page token is bound to: the request without its page.
-func pageDigest(filters proto.Message) []byte {
-	// Within one process the encoding is the same for the same filters; a token that
-	// does not survive an upgrade is refused, and the list begun again.
-	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(filters)
+// pageDigest returns what the page tokens of a list are bound to: its kind and its filters.
+func pageDigest(kind string, filters any) []byte {
+	// The same filters have the same form within one version. An upgrade may end that: its
+	// server then refuses older tokens, and the list has to begin again.
+	encoded, err := json.Marshal(filters)
 	if err != nil {
-		encoded = nil // not valid UTF-8; checked with the fields
+		encoded = nil // not a time with four digits of years; refused with the fields
 	}
-	name := string(filters.ProtoReflect().Descriptor().FullName())
-	digest := sha256.Sum256(append([]byte("keysvc page token v1\x00"+name+"\x00"), encoded...))
+	digest := sha256.Sum256(append([]byte("keysvc page token v1\x00"+kind+"\x00"), encoded...))
 	return digest[:]
 }
 
-// makePageToken returns the token for what follows a cursor; empty if nothing does.
+// makePageToken returns the token of the page that begins at a cursor; empty for no cursor.
 func makePageToken(cursor string, digest []byte) string {
 	if cursor == "" {
 		return ""
@@ -44,12 +40,13 @@ func makePageToken(cursor string, digest []byte) string {
 	return base64.RawURLEncoding.EncodeToString(append(pageChecksum(cursor, digest), cursor...))
 }
 
-// parsePageToken returns the cursor in a page token; empty for the first page.
+// parsePageToken returns the cursor in a page token; empty for the first page. The token must
+// be the very text that makePageToken returned.
 func parsePageToken(fields *problem.Fields, text string, digest []byte) string {
 	if text == "" {
 		return ""
 	}
-	// The decoder would pass over line breaks.
+	// The decoder ignores line breaks, so text with one would be a second form of a token.
 	if len(text) <= maxPageTokenLength && !strings.ContainsAny(text, "\r\n") {
 		decoded, err := base64.RawURLEncoding.Strict().DecodeString(text)
 		if err == nil && len(decoded) > pageChecksumLength {
@@ -59,7 +56,7 @@ func parsePageToken(fields *problem.Fields, text string, digest []byte) string {
 			}
 		}
 	}
-	fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_PAGE_TOKEN_INVALID, "page_token",
+	fields.AddAs(problem.PageTokenInvalid, "page_token",
 		"is not one that this list gave out with these filters; take next_page_token of the page before, or none for the first page")
 	return ""
 }
@@ -69,11 +66,11 @@ func pageChecksum(cursor string, digest []byte) []byte {
 	return sum[:pageChecksumLength]
 }
 
-// asPageTokenInvalid turns the store's word that a cursor is none of its into the
-// caller's.
+// asPageTokenInvalid maps storage.ErrInvalidCursor to PAGE_TOKEN_INVALID. Other errors stay as
+// they are.
 func asPageTokenInvalid(err error) error {
 	if errors.Is(err, storage.ErrInvalidCursor) {
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_PAGE_TOKEN_INVALID, "the page token no longer points into the list")
+		return problem.New(problem.PageTokenInvalid, "the page token no longer points into the list")
 	}
 	return err
 }

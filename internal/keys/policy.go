@@ -9,11 +9,9 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -22,8 +20,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// InstallPolicy makes wanted the active policy of a store that has none. It returns
-// the policy that is active then, which in a store that has one may be another.
+// InstallPolicy makes wanted the active policy of a store that has none, and returns the policy that
+// is active then. In a store that has a policy it changes nothing. Errors: those of wanted.Validate,
+// of the store and of the context.
 func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *policy.Policy) (*projection.Policy, error) {
 	if err := wanted.Validate(); err != nil {
 		return nil, err
@@ -42,37 +41,89 @@ func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *
 	return active, err
 }
 
-// ApplyPolicy replaces the active policy, or says what that would change.
-func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, request *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error) {
+// PolicyReplacement is a policy that ApplyPolicy puts in place of the active one.
+type PolicyReplacement struct {
+	// Policy is the whole new policy. Required.
+	Policy *policy.Policy
+	// ReplacesDigest is the digest of the policy that the new one was derived from. If another
+	// policy is active, the replacement is refused with POLICY_CHANGED. Required.
+	ReplacesDigest string
+	// ValidateOnly makes no change, and still says what would change.
+	ValidateOnly bool
+}
+
+// PolicyDifference is what a PolicyReplacement changes, or would change.
+type PolicyDifference struct {
+	Position
+
+	// Digest is that of the new policy.
+	Digest string
+	// AddedScopes and RemovedScopes are those of the catalogue, sorted.
+	AddedScopes, RemovedScopes []string
+	// Roles are the roles that change, by name.
+	Roles []RoleDifference
+	// NarrowedKeys and WidenedKeys are how many live keys lose or gain a scope; a key that loses
+	// one and gains another counts for both.
+	NarrowedKeys, WidenedKeys int64
+}
+
+// RoleDifference is what a PolicyReplacement changes about one role.
+type RoleDifference struct {
+	// Role is the name.
+	Role string
+	// Kind says what happens to the role.
+	Kind RoleChange
+	// AddedScopes and RemovedScopes are those of the role, sorted.
+	AddedScopes, RemovedScopes []string
+}
+
+// RoleChange says what happens to a role. The numbers are those of keysvc.v1.RoleChangeKind.
+type RoleChange int32
+
+// What may happen to a role.
+const (
+	// RoleChangeUnspecified is not used.
+	RoleChangeUnspecified RoleChange = iota
+	// RoleAdded roles are new.
+	RoleAdded
+	// RoleChanged roles have other scopes.
+	RoleChanged
+	// RoleRemoved roles are no longer there.
+	RoleRemoved
+)
+
+// ApplyPolicy replaces the active policy, or says what that would change. Errors: *problem.Error if
+// the policy is refused, and those of the store and the context.
+func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacement PolicyReplacement) (*PolicyDifference, error) {
 	var fields problem.Fields
-	wanted := readPolicy(&fields, request.GetPolicy())
-	if request.GetReplacesDigest() == "" {
+	wanted := replacement.Policy
+	checkPolicy(&fields, wanted)
+	if replacement.ReplacesDigest == "" {
 		fields.Add("replaces_digest", "is missing; the digest of the policy that this one was derived from is required")
 	}
-	checkActor(&fields, request.ActorMemberId)
+	checkActor(&fields, actor)
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	var response *keysvcv1.ApplyPolicyResponse
+	var difference *PolicyDifference
 	position, err := m.change(ctx, "", func(view *attempt) (*storage.Change, error) {
 		active, err := view.ActivePolicy()
 		if err != nil {
 			return nil, err
 		}
-		if request.GetReplacesDigest() != active.Digest {
-			return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_POLICY_CHANGED,
+		if replacement.ReplacesDigest != active.Digest {
+			return nil, problem.New(problem.PolicyChanged,
 				"the active policy has another digest, %s; read it and derive the new one from it", active.Digest)
 		}
 		if err := checkNotRetired(wanted, active); err != nil {
 			return nil, err
 		}
-		response = m.comparePolicies(active, wanted, now)
-		if request.GetValidateOnly() || response.GetDigest() == active.Digest {
+		difference = m.comparePolicies(active, wanted, now)
+		if replacement.ValidateOnly || difference.Digest == active.Digest {
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}
-		retired := decide.NewScopes(append(slices.Clone(active.Retired), response.GetRemovedScopes()...)...)
+		retired := decide.NewScopes(append(slices.Clone(active.Retired), difference.RemovedScopes...)...)
 		change := policyChange(actor, wanted, retired, now)
 		change.Narrows = narrowsPolicy(active, wanted)
 		return change, nil
@@ -80,45 +131,30 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, request *k
 	if err != nil {
 		return nil, err
 	}
-	response.Revision, response.Epoch = position.Revision, position.Epoch
-	return response, nil
+	difference.Position = position
+	return difference, nil
 }
 
-// secretLike finds what is as long as a secret: names in a policy that are too long to
-// be of use in an error might be one, pasted into the wrong field.
+// secretLike finds text that is as long as a secret. A name in a policy that is so long might be a
+// secret that somebody pasted into the wrong field, so an error does not repeat it.
 var secretLike = regexp.MustCompile(`[0-9A-Za-z_]{40,}`)
 
-// readPolicy turns a policy as callers send it into one of ours, and checks it.
-func readPolicy(fields *problem.Fields, sent *keysvcv1.Policy) *policy.Policy {
-	if sent == nil {
+// checkPolicy checks a policy that a caller sent.
+func checkPolicy(fields *problem.Fields, wanted *policy.Policy) {
+	if wanted == nil {
 		fields.Add("policy", "is missing; a whole policy is required")
-		return nil
+		return
 	}
-	if sent.GetRetention() != nil && sent.GetRetention().CheckValid() != nil {
+	if wanted.Retention == NotADuration {
 		fields.Add("policy.retention", "is not a duration; whole days, 1 to 3650, are required")
-		return nil
-	}
-	read := &policy.Policy{
-		TokenPrefix: sent.GetTokenPrefix(),
-		Retention:   sent.GetRetention().AsDuration(),
-		Limits: policy.Limits{
-			LiveKeysPerWorkspace: int(sent.GetLimits().GetLiveKeysPerWorkspace()),
-			ScopesPerKey:         int(sent.GetLimits().GetScopesPerKey()),
-			KeyNameCharacters:    int(sent.GetLimits().GetKeyNameCharacters()),
-		},
-	}
-	for _, resource := range sent.GetResources() {
-		read.Resources = append(read.Resources, policy.Resource{Name: resource.GetName(), Actions: resource.GetActions()})
-	}
-	for _, role := range sent.GetRoles() {
-		read.Roles = append(read.Roles, policy.Role{Name: role.GetName(), Scopes: role.GetScopes()})
+		return
 	}
 	var mistakes policy.Errors
-	if err := read.Validate(); errors.As(err, &mistakes) {
+	if err := wanted.Validate(); errors.As(err, &mistakes) {
 		nested := fields.Within("policy")
 		for _, mistake := range mistakes {
 			field := mistake.Field
-			if field == "retention_days" { // as the document calls it
+			if field == "retention_days" { // the name in the document; the API has another
 				field = "retention"
 			}
 			nested.Add(field, "%s", secretLike.ReplaceAllLiteralString(mistake.Problem, "[…]"))
@@ -126,24 +162,23 @@ func readPolicy(fields *problem.Fields, sent *keysvcv1.Policy) *policy.Policy {
 	} else if err != nil {
 		fields.Add("policy", "is not valid: %v", err)
 	}
-	return read
 }
 
-// checkNotRetired refuses a policy that brings back a scope: it would revive keys that
-// were granted it when it meant something else.
+// checkNotRetired refuses a policy that brings back a scope that was removed earlier. Old keys would
+// have the scope again, although it meant something else when they were granted it.
 func checkNotRetired(wanted *policy.Policy, active *projection.Policy) error {
 	if back := active.Retired.Intersect(wanted.Scopes()); len(back) > 0 {
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_RETIRED,
+		return problem.New(problem.ScopeRetired,
 			"the policy brings back scopes that were retired, and would revive them on old keys: %s; give them other names",
 			strings.Join(back, ", "))
 	}
 	return nil
 }
 
-// comparePolicies says what a policy in place of the active one would change.
-func (m *Manager) comparePolicies(active *projection.Policy, wanted *policy.Policy, now time.Time) *keysvcv1.ApplyPolicyResponse {
+// comparePolicies returns what changes if wanted replaces the active policy.
+func (m *Manager) comparePolicies(active *projection.Policy, wanted *policy.Policy, now time.Time) *PolicyDifference {
 	before, after := active.Catalogue, decide.Scopes(wanted.Scopes())
-	response := &keysvcv1.ApplyPolicyResponse{
+	difference := &PolicyDifference{
 		Digest:        wanted.Digest(),
 		AddedScopes:   after.Without(before),
 		RemovedScopes: before.Without(after),
@@ -158,24 +193,24 @@ func (m *Manager) comparePolicies(active *projection.Policy, wanted *policy.Poli
 		roles[role.Name], _ = wanted.RoleScopes(role.Name)
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		change := &keysvcv1.RoleChange{
+		change := RoleDifference{
 			Role:          name,
-			Kind:          keysvcv1.RoleChangeKind_ROLE_CHANGE_KIND_CHANGED,
+			Kind:          RoleChanged,
 			AddedScopes:   roles[name].Without(active.Role(name)),
 			RemovedScopes: active.Role(name).Without(roles[name]),
 		}
 		switch {
 		case !active.HasRole(name):
-			change.Kind = keysvcv1.RoleChangeKind_ROLE_CHANGE_KIND_ADDED
+			change.Kind = RoleAdded
 		case !wanted.HasRole(name):
-			change.Kind = keysvcv1.RoleChangeKind_ROLE_CHANGE_KIND_REMOVED
-		case len(change.GetAddedScopes()) == 0 && len(change.GetRemovedScopes()) == 0:
+			change.Kind = RoleRemoved
+		case len(change.AddedScopes) == 0 && len(change.RemovedScopes) == 0:
 			continue
 		}
-		response.RoleChanges = append(response.RoleChanges, change)
+		difference.Roles = append(difference.Roles, change)
 	}
-	response.NarrowedKeys, response.WidenedKeys = m.projection.Effect(roles, now)
-	return response
+	difference.NarrowedKeys, difference.WidenedKeys = m.projection.Effect(roles, now)
+	return difference
 }
 
 // policyChange returns the change that makes wanted the active policy.
@@ -191,24 +226,4 @@ func policyChange(actor audit.Actor, wanted *policy.Policy, retired []string, no
 			ApplyTime:     timestamppb.New(now),
 		},
 	}
-}
-
-// showPolicy returns a policy as callers see it.
-func showPolicy(active *policy.Policy) *keysvcv1.Policy {
-	shown := &keysvcv1.Policy{
-		TokenPrefix: active.TokenPrefix,
-		Retention:   durationpb.New(active.Retention),
-		Limits: &keysvcv1.PolicyLimits{
-			LiveKeysPerWorkspace: int32(active.Limits.LiveKeysPerWorkspace), //nolint:gosec // at most 1,000,000
-			ScopesPerKey:         int32(active.Limits.ScopesPerKey),         //nolint:gosec // at most 1,000
-			KeyNameCharacters:    int32(active.Limits.KeyNameCharacters),    //nolint:gosec // at most 1,024
-		},
-	}
-	for _, resource := range active.Resources {
-		shown.Resources = append(shown.Resources, &keysvcv1.PolicyResource{Name: resource.Name, Actions: resource.Actions})
-	}
-	for _, role := range active.Roles {
-		shown.Roles = append(shown.Roles, &keysvcv1.PolicyRole{Name: role.Name, Scopes: role.Scopes})
-	}
-	return shown
 }

@@ -8,7 +8,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -17,8 +16,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// TestUnknownOutcomeIsToldBeforeTheDeadline: a change is committed and validations do not
-// come to reflect it. Whoever made it hears so while it still listens.
+// TestUnknownOutcomeIsToldBeforeTheDeadline: a change is committed, and validations never reflect
+// it. The caller is told so before its deadline.
 func TestUnknownOutcomeIsToldBeforeTheDeadline(t *testing.T) {
 	for deadline, takes := range map[time.Duration]time.Duration{
 		0:                10 * time.Second,
@@ -53,8 +52,8 @@ func TestUnknownOutcomeIsToldBeforeTheDeadline(t *testing.T) {
 				ctx = bounded
 			}
 			begun := time.Now()
-			_, err = manager.PutMember(ctx, audit.Actor{Caller: "test"}, &keysvcv1.PutMemberRequest{
-				WorkspaceId: "acme", MemberId: "ann", Role: "owner", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+			_, _, err = manager.PutMember(ctx, audit.Actor{Caller: "test"}, keys.MemberSpec{
+				WorkspaceID: "acme", MemberID: "ann", Role: "owner", State: keys.MemberActive,
 			})
 			if took := time.Since(begun); !errors.Is(err, storage.ErrOutcomeUnknown) || took != takes {
 				t.Errorf("with a deadline of %s: %v after %s, want ErrOutcomeUnknown after %s", deadline, err, took, takes)

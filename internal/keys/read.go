@@ -8,47 +8,51 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// GetKey reads one key.
-func (m *Manager) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+// GetKey reads one key. An empty workspaceID is any workspace. Errors: KEY_NOT_FOUND and other
+// *problem.Error, and those of the store and the context.
+func (m *Manager) GetKey(ctx context.Context, workspaceID, keyID string) (*Key, Position, error) {
 	var fields problem.Fields
-	checkOptionalID(&fields, "workspace_id", request.GetWorkspaceId())
-	checkKeyID(&fields, request.GetKeyId())
+	checkOptionalID(&fields, "workspace_id", workspaceID)
+	checkKeyID(&fields, keyID)
 	if err := fields.Err(); err != nil {
-		return nil, err
+		return nil, Position{}, err
 	}
 	for {
-		record, revision, err := m.store.GetKey(ctx, request.GetWorkspaceId(), request.GetKeyId())
+		// 1. Read the record, and wait until the projection shows the revision of the read.
+		record, revision, err := m.store.GetKey(ctx, workspaceID, keyID)
 		if err := m.reached(ctx, revision, err); err != nil {
-			return nil, asKeyNotFound(err)
+			return nil, Position{}, asKeyNotFound(err)
 		}
+		// 2. Put the answer together from the record and the projection.
 		key, err := m.show(record, m.clock())
 		if err != nil {
-			return nil, err
+			return nil, Position{}, err
 		}
+		// 3. Look last whether the workspace changed since the read: then the answer mixes two
+		// revisions, and both are read anew.
 		if m.isStill(record.GetWorkspaceId(), revision) {
-			return &keysvcv1.GetKeyResponse{Key: key, Revision: revision, Epoch: m.projection.Epoch()}, nil
+			return key, m.at(revision), nil
 		}
 	}
 }
 
-// isStill reports whether a workspace is as it was at a revision. What was put together
-// from a record of that revision and from the projection, before this is asked, is then
-// true at that revision; if not, it has to be read anew.
+// isStill reports whether a workspace is as it was at a revision. An answer that was put
+// together before the call, from a record of that revision and from the projection, is then
+// true at that revision. Otherwise both have to be read anew.
 func (m *Manager) isStill(workspaceID string, revision int64) bool {
 	return m.projection.Workspace(workspaceID).Changed <= revision
 }
 
-// reached returns once the projection shows what was read from the store at a revision:
-// states and last uses come from the projection, and what one was told here, the next
-// validation reflects. err is the read's; it comes back once the projection has come so far.
+// reached returns once the projection shows the revision of a read. States and last-used times
+// come from the projection, and the next validation must reflect what the caller is told here.
+// err is the read's error; reached returns it after the same wait.
 func (m *Manager) reached(ctx context.Context, revision int64, err error) error {
 	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
@@ -59,57 +63,99 @@ func (m *Manager) reached(ctx context.Context, revision int64, err error) error 
 // maxScanned is how many stored keys one page of a filtered list looks at.
 const maxScanned = 10_000
 
-// ListKeys reads a page of keys, newest first. It ends before it is larger than
-// storage.MaxPageBytes, so that any client can take it, or with the first key.
-func (m *Manager) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+// KeyQuery says which keys ListKeys returns.
+type KeyQuery struct {
+	// WorkspaceID is the workspace of the keys; empty means all workspaces.
+	WorkspaceID string
+	// MemberID, if set, is the member of the keys.
+	MemberID *string
+	// States, if not empty, are those that the keys may have.
+	States []KeyState
+	// Scope, if set, is one that the keys have.
+	Scope *string
+	// ExpiringBefore, if set, is later than the expire time of the keys.
+	ExpiringBefore *time.Time
+	// UnusedSince, if set, is later than the last use of the keys; a key that was never used
+	// counts from its creation.
+	UnusedSince *time.Time
+	// PageSize is how many keys a page has at most: up to MaxPageSize, 0 for DefaultPageSize.
+	PageSize int
+	// PageToken is NextPageToken of the page before, given with the same filters; empty for the
+	// first page.
+	PageToken string
+}
+
+// KeyPage is one page of a list of keys.
+type KeyPage struct {
+	// Position is that of the first record that the page looked at.
+	Position
+
+	// Keys are newest first.
+	Keys []*Key
+	// NextPageToken is that of the next page; empty if there is none.
+	NextPageToken string
+}
+
+// ListKeys reads a page of keys, newest first. A page ends before it is larger than
+// storage.MaxPageBytes, so that any client can take it, but it has at least one key if any is
+// left. Errors: *problem.Error, and those of the store and the context.
+func (m *Manager) ListKeys(ctx context.Context, query KeyQuery) (*KeyPage, error) {
 	var fields problem.Fields
-	checkOptionalID(&fields, "workspace_id", request.GetWorkspaceId())
-	size := pageSize(&fields, request.GetPageSize())
-	filter := checkFilter(&fields, request)
+	checkOptionalID(&fields, "workspace_id", query.WorkspaceID)
+	size := pageSize(&fields, query.PageSize)
+	filter := checkFilter(&fields, query)
 	if err := fields.Err(); err != nil {
-		return nil, err // of a page token with bad filters there is nothing to say
+		return nil, err // whether a page token belongs to bad filters cannot be said
 	}
-	digest := pageDigest(listFilters(request))
-	cursor := parsePageToken(&fields, request.GetPageToken(), digest)
+	digest := pageDigest("keys", query.filters())
+	cursor := parsePageToken(&fields, query.PageToken, digest)
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
 	now := m.clock()
-	response := &keysvcv1.ListKeysResponse{Epoch: m.projection.Epoch()}
+	result := &KeyPage{Position: m.at(0)}
 	for scanned, room := 0, storage.MaxPageBytes; ; {
 		page, shown, err := m.keysOf(ctx, storage.Query{
-			WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size - len(response.GetKeys()), MaxBytes: room,
+			WorkspaceID: query.WorkspaceID, Cursor: cursor, Limit: size - len(result.Keys), MaxBytes: room,
 		}, now)
 		if err != nil {
 			return nil, asPageTokenInvalid(err)
 		}
-		if response.Revision == 0 {
-			response.Revision = page.Revision
+		if result.Revision == 0 {
+			result.Revision = page.Revision
 		}
-		for _, key := range shown {
+		for index, key := range shown {
 			if filter.admits(key) {
-				response.Keys = append(response.Keys, key)
-				room -= proto.Size(key)
+				result.Keys = append(result.Keys, key)
+				// A stored key, with hashes and incarnations, is larger than the key that is shown.
+				room -= proto.Size(page.Keys[index])
 			}
 		}
 		cursor, scanned = page.Next, scanned+len(page.Keys)
-		if cursor == "" || len(response.GetKeys()) == size || scanned >= maxScanned || room < 1 {
-			response.NextPageToken = makePageToken(cursor, digest)
-			return response, nil
+		if cursor == "" || len(result.Keys) == size || scanned >= maxScanned || room < 1 {
+			result.NextPageToken = makePageToken(cursor, digest)
+			return result, nil
 		}
 	}
 }
 
+// filters returns the query without what may differ from page to page.
+func (q KeyQuery) filters() KeyQuery {
+	q.PageSize, q.PageToken = 0, ""
+	return q
+}
+
 // keysOf reads a page of keys and returns them as callers see them. A page of one workspace
-// is true at its revision; on a page of all of them, each key is as it was at that revision
+// is true at its revision; on a page of all workspaces, each key is as it was at that revision
 // or later.
-func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time) (storage.KeyPage, []*keysvcv1.Key, error) {
+func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time) (storage.KeyPage, []*Key, error) {
 	for {
+		// The steps and their order are those of GetKey.
 		page, err := m.store.ListKeys(ctx, query)
 		if err := m.reached(ctx, page.Revision, err); err != nil {
 			return page, nil, err
 		}
-		shown := make([]*keysvcv1.Key, 0, len(page.Keys))
+		shown := make([]*Key, 0, len(page.Keys))
 		for _, record := range page.Keys {
 			key, err := m.show(record, now)
 			if err != nil {
@@ -123,150 +169,147 @@ func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time
 	}
 }
 
-// keyFilter narrows a list of keys.
+// keyFilter is the filters of a KeyQuery, checked.
 type keyFilter struct {
 	memberID, scope string
-	states          map[keysvcv1.KeyState]bool
+	states          map[KeyState]bool
 	expiringBefore  *time.Time
 	unusedSince     *time.Time
 }
 
-func checkFilter(fields *problem.Fields, request *keysvcv1.ListKeysRequest) *keyFilter {
-	filter := &keyFilter{memberID: request.GetMemberId(), scope: request.GetScope()}
-	if request.MemberId != nil {
+func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
+	filter := &keyFilter{}
+	if query.MemberID != nil {
+		filter.memberID = *query.MemberID
 		checkID(fields, "member_id", filter.memberID)
 	}
-	if request.Scope != nil && !policy.ValidScopeName(filter.scope) {
-		fields.Add("scope", "is not a scope; resource:action is required, e.g. signatures:read")
+	if query.Scope != nil {
+		if filter.scope = *query.Scope; !policy.ValidScopeName(filter.scope) {
+			fields.Add("scope", "is not a scope; resource:action is required, e.g. signatures:read")
+		}
 	}
-	for _, state := range request.GetStates() {
-		if _, known := keysvcv1.KeyState_name[int32(state)]; !known || state == keysvcv1.KeyState_KEY_STATE_UNSPECIFIED {
+	for _, state := range query.States {
+		if state < KeyActive || state > KeyRevoked {
 			fields.Add("states", "has an unknown state; active, suspended, expired and revoked are allowed")
 			break
 		}
 		if filter.states == nil {
-			filter.states = make(map[keysvcv1.KeyState]bool)
+			filter.states = make(map[KeyState]bool)
 		}
 		filter.states[state] = true
 	}
-	filter.expiringBefore = checkTime(fields, "expiring_before", request.GetExpiringBefore())
-	filter.unusedSince = checkTime(fields, "unused_since", request.GetUnusedSince())
+	filter.expiringBefore = checkTime(fields, "expiring_before", query.ExpiringBefore)
+	filter.unusedSince = checkTime(fields, "unused_since", query.UnusedSince)
 	return filter
 }
 
-// admits says whether a key passes every filter.
-func (f *keyFilter) admits(key *keysvcv1.Key) bool {
-	if f.memberID != "" && key.GetMemberId() != f.memberID {
+// admits reports whether a key passes every filter.
+func (f *keyFilter) admits(key *Key) bool {
+	if f.memberID != "" && key.MemberID != f.memberID {
 		return false
 	}
-	if len(f.states) > 0 && !f.states[key.GetState()] {
+	if len(f.states) > 0 && !f.states[key.State] {
 		return false
 	}
-	if f.scope != "" && !slices.Contains(key.GetScopes(), f.scope) {
+	if f.scope != "" && !slices.Contains(key.Scopes, f.scope) {
 		return false
 	}
-	if f.expiringBefore != nil && !key.GetExpireTime().AsTime().Before(*f.expiringBefore) {
+	if f.expiringBefore != nil && !key.ExpireTime.Before(*f.expiringBefore) {
 		return false
 	}
 	return f.unusedSince == nil || lastUse(key).Before(*f.unusedSince)
 }
 
-// lastUse returns when a key was last used; one that never was counts from its
-// creation.
-func lastUse(key *keysvcv1.Key) time.Time {
-	if key.GetLastUsedTime() != nil {
-		return key.GetLastUsedTime().AsTime()
+// lastUse returns when a key was last used, or when it was created if it never was.
+func lastUse(key *Key) time.Time {
+	if key.LastUsedTime.IsZero() {
+		return key.CreateTime
 	}
-	return key.GetCreateTime().AsTime()
+	return key.LastUsedTime
 }
 
-// checkTime checks a time that may be left out.
-func checkTime(fields *problem.Fields, field string, stamp *timestamppb.Timestamp) *time.Time {
-	if stamp == nil {
-		return nil
-	}
-	if !stamp.IsValid() {
-		fields.Add(field, "is not a time between the years 1 and 9999")
-		return nil
-	}
-	at := stamp.AsTime()
-	return &at
-}
-
-// listFilters returns the request without what may differ from page to page.
-func listFilters(request *keysvcv1.ListKeysRequest) proto.Message {
-	filters := proto.CloneOf(request)
-	filters.PageSize, filters.PageToken = 0, ""
-	return filters
-}
-
-// GetMember reads one member.
-func (m *Manager) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
+// GetMember reads one member. Errors: MEMBER_NOT_FOUND and other *problem.Error, and those of
+// the store and the context.
+func (m *Manager) GetMember(ctx context.Context, workspaceID, memberID string) (*Member, Position, error) {
 	var fields problem.Fields
-	checkID(&fields, "workspace_id", request.GetWorkspaceId())
-	checkID(&fields, "member_id", request.GetMemberId())
+	checkID(&fields, "workspace_id", workspaceID)
+	checkID(&fields, "member_id", memberID)
 	if err := fields.Err(); err != nil {
-		return nil, err
+		return nil, Position{}, err
 	}
 	for {
-		record, revision, err := m.store.GetMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
+		record, revision, err := m.store.GetMember(ctx, workspaceID, memberID)
 		if err := m.reached(ctx, revision, err); err != nil {
-			return nil, asMemberNotFound(err)
+			return nil, Position{}, asMemberNotFound(err)
 		}
-		workspace := m.projection.Workspace(request.GetWorkspaceId())
+		// One look at the workspace gives both what is shown and whether it is still that of
+		// the revision.
+		workspace := m.projection.Workspace(workspaceID)
 		if workspace.Changed <= revision {
-			return &keysvcv1.GetMemberResponse{
-				Member: showMember(record, workspace.Current), Revision: revision, Epoch: m.projection.Epoch(),
-			}, nil
+			return showMember(record, workspace.Current), m.at(revision), nil
 		}
 	}
 }
 
-// ListMembers reads a page of members by ascending id, bounded as that of ListKeys.
-func (m *Manager) ListMembers(ctx context.Context, request *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
+// MemberQuery says which members ListMembers returns.
+type MemberQuery struct {
+	// WorkspaceID is the workspace of the members.
+	WorkspaceID string
+	// PageSize is how many members a page has at most: up to MaxPageSize, 0 for
+	// DefaultPageSize.
+	PageSize int
+	// PageToken is NextPageToken of the page before; empty for the first page.
+	PageToken string
+}
+
+// MemberPage is one page of a list of members.
+type MemberPage struct {
+	// Position is that of all members on the page.
+	Position
+
+	// Members are by ascending id.
+	Members []*Member
+	// NextPageToken is that of the next page; empty if there is none.
+	NextPageToken string
+}
+
+// ListMembers reads a page of members by ascending id. The size of a page is bounded as that of
+// ListKeys. Errors: *problem.Error, and those of the store and the context.
+func (m *Manager) ListMembers(ctx context.Context, query MemberQuery) (*MemberPage, error) {
 	var fields problem.Fields
-	checkID(&fields, "workspace_id", request.GetWorkspaceId())
-	size := pageSize(&fields, request.GetPageSize())
+	checkID(&fields, "workspace_id", query.WorkspaceID)
+	size := pageSize(&fields, query.PageSize)
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
-	digest := pageDigest(&keysvcv1.ListMembersRequest{WorkspaceId: request.GetWorkspaceId()})
-	cursor := parsePageToken(&fields, request.GetPageToken(), digest)
+	digest := pageDigest("members", MemberQuery{WorkspaceID: query.WorkspaceID})
+	cursor := parsePageToken(&fields, query.PageToken, digest)
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
 	for {
-		page, err := m.store.ListMembers(ctx, storage.Query{WorkspaceID: request.GetWorkspaceId(), Cursor: cursor, Limit: size})
+		page, err := m.store.ListMembers(ctx, storage.Query{WorkspaceID: query.WorkspaceID, Cursor: cursor, Limit: size})
 		if err := m.reached(ctx, page.Revision, err); err != nil {
 			return nil, asPageTokenInvalid(err)
 		}
-		workspace := m.projection.Workspace(request.GetWorkspaceId())
+		workspace := m.projection.Workspace(query.WorkspaceID)
 		if workspace.Changed > page.Revision {
 			continue
 		}
-		response := &keysvcv1.ListMembersResponse{
-			NextPageToken: makePageToken(page.Next, digest),
-			Revision:      page.Revision,
-			Epoch:         m.projection.Epoch(),
-		}
+		result := &MemberPage{Position: m.at(page.Revision), NextPageToken: makePageToken(page.Next, digest)}
 		for _, record := range page.Members {
-			response.Members = append(response.Members, showMember(record, workspace.Current))
+			result.Members = append(result.Members, showMember(record, workspace.Current))
 		}
-		return response, nil
+		return result, nil
 	}
 }
 
-// GetPolicy reads the active policy.
-func (m *Manager) GetPolicy(ctx context.Context, _ *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
+// GetPolicy reads the active policy. Errors: storage.ErrUnavailable in a store without one, and
+// those of the store and the context.
+func (m *Manager) GetPolicy(ctx context.Context) (*projection.Policy, Position, error) {
 	active, revision, err := m.freshPolicy(ctx)
 	if err != nil {
-		return nil, err
+		return nil, Position{}, err
 	}
-	return &keysvcv1.GetPolicyResponse{
-		Policy:        showPolicy(active.Policy),
-		Digest:        active.Digest,
-		RetiredScopes: active.Retired,
-		Revision:      revision,
-		Epoch:         m.projection.Epoch(),
-	}, nil
+	return active, m.at(revision), nil
 }

@@ -8,123 +8,118 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// RemoveMember removes a member: one change, however many keys there are. They count
-// as revoked from then on, and a sweep tidies them up later.
+// RemoveMember removes a member in one change, however many keys the member has. The keys count
+// as revoked from then on, and a sweep deletes them later. sourceVersion orders the pushes of the
+// product's directory as in MemberSpec. Errors: *problem.Error, and those of the store and the
+// context.
 //
-// What is stored of a removed member is needed to refuse outdated pushes. Hence a
-// removal with a source_version is stored also of a member that was never there: it
+// The record of a removed member stays, because outdated pushes are refused by it. Therefore a
+// removal with a source version is also stored for a member that was never added: the removal
 // may have overtaken the push that adds the member.
-func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, request *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
+func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, workspaceID, memberID string, sourceVersion *int64) (Position, error) {
 	var fields problem.Fields
-	checkID(&fields, "workspace_id", request.GetWorkspaceId())
-	checkID(&fields, "member_id", request.GetMemberId())
-	checkSourceVersion(&fields, request.SourceVersion)
-	checkActor(&fields, request.ActorMemberId)
+	checkID(&fields, "workspace_id", workspaceID)
+	checkID(&fields, "member_id", memberID)
+	checkSourceVersion(&fields, sourceVersion)
+	checkActor(&fields, actor)
 	if err := fields.Err(); err != nil {
-		return nil, err
+		return Position{}, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	position, err := m.change(ctx, request.GetWorkspaceId(), func(view *attempt) (*storage.Change, error) {
-		stored, err := view.member(ctx, request.GetMemberId())
+	return m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
+		stored, err := view.member(ctx, memberID)
 		if err != nil {
 			return nil, err
 		}
 		removed := stored.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED
-		if err := checkNewer(view.Workspace, stored, request.SourceVersion, removed); err != nil {
+		if err := checkNewer(view.Workspace, stored, sourceVersion, removed); err != nil {
 			return nil, err
 		}
-		if stored == nil && request.GetSourceVersion() == 0 {
+		if stored == nil && !isPositive(sourceVersion) {
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}
 		record := proto.CloneOf(stored)
 		if record == nil {
-			if record, err = m.newMember(request, "", 0); err != nil {
+			if record, err = m.newMember(workspaceID, memberID, "", 0); err != nil {
 				return nil, err
 			}
 			record.CreateTime = timestamppb.New(now)
 		}
 		record.State = storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED
-		if request.SourceVersion != nil {
-			record.SourceVersion = request.GetSourceVersion()
+		if sourceVersion != nil {
+			record.SourceVersion = *sourceVersion
 		}
 		if proto.Equal(record, stored) {
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}
 		record.UpdateTime = timestamppb.New(now)
-		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_MEMBER_REMOVED, now, request.GetWorkspaceId())
-		event.MemberId = request.GetMemberId()
+		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_MEMBER_REMOVED, now, workspaceID)
+		event.MemberId = memberID
 		return &storage.Change{
 			Event:      event,
 			Kind:       storagev1.FeedKind_FEED_KIND_MEMBER,
-			Subject:    request.GetMemberId(),
+			Subject:    memberID,
 			PutMembers: []*storagev1.MemberRecord{record},
 			Narrows:    narrowsMember(stored, record, view.Policy),
 		}, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return &keysvcv1.RemoveMemberResponse{Revision: position.Revision, Epoch: position.Epoch}, nil
 }
 
-// RemoveWorkspace removes a workspace with all its members: one change, however many
-// keys there are.
+// isPositive reports whether a source version is given and not 0.
+func isPositive(version *int64) bool { return version != nil && *version != 0 }
+
+// RemoveWorkspace removes a workspace with all its members in one change, however many keys
+// there are. sourceVersion is that of RemoveMember. Errors: *problem.Error, and those of the
+// store and the context.
 //
-// Like that of a member, a removal with a source_version is stored also of a workspace
-// that was never there, and of one that was removed with a lower one before.
-func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, request *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error) {
+// As for members, a removal with a source version is also stored for a workspace that never
+// began, and for a workspace that was removed before with a lower version.
+func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, workspaceID string, sourceVersion *int64) (Position, error) {
 	var fields problem.Fields
-	checkID(&fields, "workspace_id", request.GetWorkspaceId())
-	checkSourceVersion(&fields, request.SourceVersion)
-	checkActor(&fields, request.ActorMemberId)
+	checkID(&fields, "workspace_id", workspaceID)
+	checkSourceVersion(&fields, sourceVersion)
+	checkActor(&fields, actor)
 	if err := fields.Err(); err != nil {
-		return nil, err
+		return Position{}, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	position, err := m.change(ctx, request.GetWorkspaceId(), func(view *attempt) (*storage.Change, error) {
+	return m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
 		var newestMember int64
-		if request.SourceVersion != nil {
-			newestMember = m.projection.NewestSourceVersion(request.GetWorkspaceId())
+		if sourceVersion != nil {
+			newestMember = m.projection.NewestSourceVersion(workspaceID)
 		}
-		repeated, err := checkRemovalNewer(view.Current, newestMember, request.SourceVersion)
+		repeated, err := checkRemovalNewer(view.Current, newestMember, sourceVersion)
 		if err != nil {
 			return nil, err
 		}
 		there := view.Current != nil && !view.Current.Removed
-		if repeated || !there && request.GetSourceVersion() == 0 {
+		if repeated || !there && !isPositive(sourceVersion) {
 			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
 		}
-		record, err := m.removedWorkspace(request.GetWorkspaceId(), view.Current, now)
+		record, err := m.removedWorkspace(workspaceID, view.Current, now)
 		if err != nil {
 			return nil, err
 		}
-		if request.SourceVersion != nil {
-			record.RemovalSourceVersion = request.GetSourceVersion()
+		if sourceVersion != nil {
+			record.RemovalSourceVersion = *sourceVersion
 		}
 		return &storage.Change{
-			Event:        audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_WORKSPACE_REMOVED, now, request.GetWorkspaceId()),
+			Event:        audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_WORKSPACE_REMOVED, now, workspaceID),
 			Kind:         storagev1.FeedKind_FEED_KIND_WORKSPACE,
 			PutWorkspace: record,
 			Narrows:      true,
 		}, nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return &keysvcv1.RemoveWorkspaceResponse{Revision: position.Revision, Epoch: position.Epoch}, nil
 }
 
-// removedWorkspace returns the record of a workspace that is removed now; of one that
-// was removed before, the time of then stays.
+// removedWorkspace returns the record of a workspace that is removed now. A workspace that was
+// removed before keeps its remove time.
 func (m *Manager) removedWorkspace(workspaceID string, current *projection.Current, now time.Time) (*storagev1.WorkspaceRecord, error) {
 	if current == nil {
 		record, err := m.newWorkspace(workspaceID, nil, timestamppb.New(now))

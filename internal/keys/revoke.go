@@ -10,7 +10,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -18,54 +17,58 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// RevokeKey ends a key for good.
-func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, request *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
-	var fields problem.Fields
-	checkID(&fields, "workspace_id", request.GetWorkspaceId())
-	checkKeyID(&fields, request.GetKeyId())
-	checkActor(&fields, request.ActorMemberId)
-	if err := fields.Err(); err != nil {
-		return nil, err
+// RevokeKey ends a key for good. A key that is revoked already is no error, and is not changed.
+// Errors: KEY_NOT_FOUND and other *problem.Error, and those of the store and the context.
+func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, workspaceID, keyID string) (*Key, Position, error) {
+	if err := checkKeyName(actor, workspaceID, keyID); err != nil {
+		return nil, Position{}, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, request.GetWorkspaceId(), request.GetKeyId(),
+	record, position, err := m.changeKey(ctx, workspaceID, keyID,
 		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			return revoke(record, actor, now), nil
 		})
 	if err != nil {
-		return nil, err
+		return nil, Position{}, err
 	}
-	key, err := m.show(record, now)
-	if err != nil {
-		return nil, err
-	}
-	return &keysvcv1.RevokeKeyResponse{Key: key, Revision: position.Revision, Epoch: position.Epoch}, nil
+	return m.showAt(record, now, position)
 }
 
-// RevokeToken revokes the key that a token belongs to. Whatever the token is, the
-// answer is NOT_FOUND unless it matches a secret that has not ended.
-func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
+// checkKeyName checks the fields of a verb that names a key and nothing else.
+func checkKeyName(actor audit.Actor, workspaceID, keyID string) error {
 	var fields problem.Fields
-	presented := reportedToken(&fields, request.GetToken())
-	checkActor(&fields, request.ActorMemberId)
+	checkID(&fields, "workspace_id", workspaceID)
+	checkKeyID(&fields, keyID)
+	checkActor(&fields, actor)
+	return fields.Err()
+}
+
+// RevokeToken revokes the key that has the secret of the token in text. Whatever the text is,
+// the error is KEY_NOT_FOUND if it does not match a secret that is still valid. Other errors:
+// *problem.Error, and those of the store and the context.
+func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text string) (KeyName, Position, error) {
+	var fields problem.Fields
+	presented := reportedToken(&fields, text)
+	checkActor(&fields, actor)
 	if err := fields.Err(); err != nil {
-		return nil, err
+		return KeyName{}, Position{}, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
+	// 1. Find the key, after a barrier: another process may have issued it a moment ago. Only
+	// then is it known which workspace to change.
 	if err := m.projection.Fresh(ctx); err != nil {
-		return nil, err
+		return KeyName{}, Position{}, err
 	}
-	workspaceID, keyID, err := m.keyOf(presented, now)
+	name, err := m.keyOf(presented, now)
 	if err != nil {
-		return nil, err
+		return KeyName{}, Position{}, err
 	}
-	_, position, err := m.changeKey(ctx, workspaceID, keyID,
+	// 2. Revoke it.
+	_, position, err := m.changeKey(ctx, name.WorkspaceID, name.KeyID,
 		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
-			// Once more, now that nothing else changes the workspace: the secret may have
-			// been rotated away.
-			if _, _, err := m.keyOf(presented, now); err != nil {
+			// 3. Compare the secret again in the workspace's turn, because a rotation between
+			// steps 1 and 2 may have ended it.
+			if _, err := m.keyOf(presented, now); err != nil {
 				return nil, err
 			}
 			event := revoke(record, actor, now)
@@ -75,28 +78,26 @@ func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, request *k
 			return event, nil
 		})
 	if err != nil {
-		return nil, err
+		return KeyName{}, Position{}, err
 	}
-	return &keysvcv1.RevokeTokenResponse{
-		WorkspaceId: workspaceID, KeyId: keyID, Revision: position.Revision, Epoch: position.Epoch,
-	}, nil
+	return name, position, nil
 }
 
-// keyOf returns the key that has the token's secret, revoked or not, unless the secret
-// has ended.
-func (m *Manager) keyOf(presented token.Token, now time.Time) (workspaceID, keyID string, err error) {
+// keyOf returns the key that has the token's secret, if the secret is still valid. The key may be
+// revoked. Errors: KEY_NOT_FOUND, and storage.ErrDamaged.
+func (m *Manager) keyOf(presented token.Token, now time.Time) (KeyName, error) {
 	found := m.projection.Find(presented.ID())
 	if found.Damaged != nil {
-		return "", "", found.Damaged
+		return KeyName{}, found.Damaged
 	}
 	grant, reason := decide.Authenticate(presented, found.Subject, "", now)
 	if grant.Principal.KeyID == "" || reason == decide.KeyExpired {
-		return "", "", problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "the token matches no live secret")
+		return KeyName{}, problem.New(problem.KeyNotFound, "the token matches no live secret")
 	}
-	return found.Subject.Key.Workspace, found.Subject.Key.ID, nil
+	return KeyName{WorkspaceID: found.Subject.Key.Workspace, KeyID: found.Subject.Key.ID}, nil
 }
 
-// revoke marks a key as revoked; nil if it is already.
+// revoke marks a key as revoked and returns the event; nil if the key was revoked before.
 func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *storagev1.AuditRecord {
 	if record.GetRevokeTime() != nil {
 		return nil
@@ -105,8 +106,8 @@ func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *stor
 	return audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED, now, record.GetWorkspaceId())
 }
 
-// changeKey changes one key. edit gets a copy of its record to change and returns
-// the event that says so; nil if there is nothing to change.
+// changeKey changes one key. edit changes a copy of the key's record and returns the audit event;
+// nil if there is nothing to change.
 func (m *Manager) changeKey(
 	ctx context.Context, workspaceID, keyID string,
 	edit func(*attempt, *storagev1.KeyRecord) (*storagev1.AuditRecord, error),
@@ -137,7 +138,7 @@ func (m *Manager) changeKey(
 	return record, position, err
 }
 
-// without returns the names that are not among others.
+// without returns those of names that others does not have.
 func without(names, others []string) []string {
 	var rest []string
 	for _, name := range names {
@@ -148,11 +149,11 @@ func without(names, others []string) []string {
 	return rest
 }
 
-// asKeyNotFound turns the store's word that a key is not there into the caller's. It
-// never hints that the key exists in another workspace.
+// asKeyNotFound maps storage.ErrNotFound to KEY_NOT_FOUND. It does not reveal that the key exists
+// in another workspace. Other errors stay as they are.
 func asKeyNotFound(err error) error {
 	if errors.Is(err, storage.ErrNotFound) {
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "there is no such key in the workspace")
+		return problem.New(problem.KeyNotFound, "there is no such key in the workspace")
 	}
 	return err
 }

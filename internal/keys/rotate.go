@@ -2,69 +2,92 @@ package keys
 
 import (
 	"context"
+	"math"
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 const (
-	// MaxOverlap is how long an old secret may go on after a rotation.
+	// MaxOverlap is how long an old secret may go on to match after a rotation.
 	MaxOverlap = 30 * 24 * time.Hour
-	// MaxRequestIDs is how many request ids one key remembers: the one it was created
-	// with, and the newest of its rotations. Without a bound, a key that is rotated every
-	// day for years would outgrow what one change may delete.
+	// MaxRequestIDs is how many request ids one key remembers: that of its creation, and the
+	// newest of its rotations. Without a bound, the record of a key that is rotated every day for
+	// years would become too large for one change to delete.
 	MaxRequestIDs = 64
 )
 
-// RotateKey issues a new secret for a live key. The answer holds the token; nothing
-// else ever does.
-func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
+// NotADuration stands for the duration of a message that is not a valid one. The verbs refuse it
+// as they refuse any duration that is out of range.
+const NotADuration = time.Duration(math.MinInt64 + 1)
+
+// Rotation is a new secret that RotateKey issues.
+type Rotation struct {
+	// WorkspaceID and KeyID name the key.
+	WorkspaceID, KeyID string
+	// Overlap is how long the secret before the new one goes on to match, 0 to MaxOverlap; 0
+	// ends all other secrets at once. Required.
+	Overlap *time.Duration
+	// ExpireTime is in the future, and a calendar year ahead at most; nil gives the new secret
+	// as long a life as the one before it was given.
+	ExpireTime *time.Time
+	// RequestID is that of KeySpec.
+	RequestID *string
+}
+
+// RotateKey issues a new secret for a live key. Errors: *problem.Error if the rotation is refused,
+// the error of Config.ClockTrusted, and those of the store and the context.
+func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rotation) (*IssuedKey, error) {
 	now := m.clock()
 	var fields problem.Fields
-	checkID(&fields, "workspace_id", request.GetWorkspaceId())
-	checkKeyID(&fields, request.GetKeyId())
-	overlap := checkOverlap(&fields, request.GetOverlap())
-	if request.RequestId == nil {
-		checkExpireTime(&fields, request.GetExpireTime(), now)
-	} // else later: a retry is told from a first call before it is judged
-	checkRequestID(&fields, request.RequestId)
-	checkActor(&fields, request.ActorMemberId)
+	checkID(&fields, "workspace_id", rotation.WorkspaceID)
+	checkKeyID(&fields, rotation.KeyID)
+	overlap := checkOverlap(&fields, rotation.Overlap)
+	if rotation.RequestID == nil {
+		checkExpireTime(&fields, rotation.ExpireTime, now)
+	} // otherwise in step 3: a retry is recognized before its expire time is judged
+	checkRequestID(&fields, rotation.RequestID)
+	checkActor(&fields, actor)
 	if err := fields.Err(); err != nil {
 		return nil, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	var issued token.Token
-	record, position, err := m.changeKey(ctx, request.GetWorkspaceId(), request.GetKeyId(),
+	record, position, err := m.changeKey(ctx, rotation.WorkspaceID, rotation.KeyID,
 		func(view *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
-			if err := view.requestUnused(ctx, request.RequestId); err != nil {
+			// 1. Recognize a retry before anything is judged: the first call has rotated the key
+			// already, and the expire time may have passed since.
+			if err := view.requestUnused(ctx, rotation.RequestID); err != nil {
 				return nil, err
 			}
-			if err := m.trusted(); err != nil && overlap > 0 { // without one it takes away
+			// 2. While the time is not known, refuse an overlap, which would last. A rotation
+			// without one only takes away.
+			if err := m.trusted(); err != nil && overlap > 0 {
 				return nil, err
 			}
+			// 3. Judge the expire time, and the key.
 			var fields problem.Fields
-			expireTime := checkExpireTime(&fields, request.GetExpireTime(), now)
+			expireTime := checkExpireTime(&fields, rotation.ExpireTime, now)
 			if err := fields.Err(); err != nil {
 				return nil, err
 			}
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err
 			}
-			if request.RequestId != nil {
-				remember(record, request.GetRequestId())
+			if rotation.RequestID != nil {
+				remember(record, *rotation.RequestID)
 			}
+			// 4. Take the lifetime from the newest secret before step 5 drops it.
 			until := expireTime
-			if request.GetExpireTime() == nil {
+			if rotation.ExpireTime == nil {
 				until = sameLife(record.GetSecrets()[0], now)
 			}
+			// 5. Retire the old secrets, and then issue the new one, which goes before them.
 			if err := retire(record, overlap, now, until); err != nil {
 				return nil, err
 			}
@@ -85,17 +108,11 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, request *key
 	if err != nil {
 		return nil, asRequestUsed(err)
 	}
-	key, err := m.show(record, now)
-	if err != nil {
-		return nil, err
-	}
-	return &keysvcv1.RotateKeyResponse{
-		Key: key, Token: issued.Reveal(), Revision: position.Revision, Epoch: position.Epoch,
-	}, nil
+	return m.issuedAt(record, issued, now, position)
 }
 
-// remember adds a request id to those of the key; if there are too many, the oldest of
-// its rotations goes.
+// remember adds a request id to those of the key. If there are too many, it drops the oldest of
+// the rotations.
 func remember(record *storagev1.KeyRecord, requestID string) {
 	if len(record.GetRequestIds()) >= MaxRequestIDs {
 		record.RequestIds = slices.Delete(record.GetRequestIds(), 1, 2)
@@ -103,16 +120,16 @@ func remember(record *storagev1.KeyRecord, requestID string) {
 	record.RequestIds = append(record.GetRequestIds(), requestID)
 }
 
-// retire leaves of a key's secrets what goes on beside a new one that expires at until:
-// the newest, until the end of the overlap, but no longer than the key; and nothing if
-// there is no overlap.
+// retire keeps those secrets of a key that go on to match beside a new secret, which expires at
+// until. With an overlap that is the newest one, until the overlap ends or the new secret expires;
+// without an overlap it is none. Error: ROTATION_IN_PROGRESS.
 func retire(record *storagev1.KeyRecord, overlap time.Duration, now, until time.Time) error {
 	if overlap == 0 {
 		record.Secrets = nil
 		return nil
 	}
 	if overlapping(record, now) {
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS,
+		return problem.New(problem.RotationInProgress,
 			"the key has two live secrets already; finish the rotation first, or rotate with an overlap of 0")
 	}
 	old := record.GetSecrets()[0]
@@ -125,14 +142,14 @@ func retire(record *storagev1.KeyRecord, overlap time.Duration, now, until time.
 	return nil
 }
 
-// overlapping says whether an older secret of the key still matches.
+// overlapping reports whether an older secret of the key still matches.
 func overlapping(record *storagev1.KeyRecord, now time.Time) bool {
 	secrets := record.GetSecrets()
 	return len(secrets) > 1 && now.Before(endOf(secrets[1]))
 }
 
-// sameLife returns when a secret issued now expires so that it lives as long as
-// another was given, but no longer than a year.
+// sameLife returns when a secret expires that is issued now and lives as long as another secret was
+// given, but no longer than a year.
 func sameLife(other *storagev1.SecretRecord, now time.Time) time.Time {
 	given := other.GetExpireTime().AsTime().Sub(other.GetCreateTime().AsTime())
 	until, year := now.Add(given), oneYearAfter(now)
@@ -142,28 +159,26 @@ func sameLife(other *storagev1.SecretRecord, now time.Time) time.Time {
 	return until
 }
 
-func checkOverlap(fields *problem.Fields, overlap *durationpb.Duration) time.Duration {
+// checkOverlap checks the overlap of a rotation and returns it.
+func checkOverlap(fields *problem.Fields, overlap *time.Duration) time.Duration {
 	switch {
 	case overlap == nil:
 		fields.Add("overlap", "is missing; 0 to %s are required, where 0 ends all other secrets at once", days(MaxOverlap))
-	case overlap.CheckValid() != nil, overlap.AsDuration() < 0, overlap.AsDuration() > MaxOverlap:
+		return 0
+	case *overlap < 0, *overlap > MaxOverlap:
 		fields.Add("overlap", "is out of range; 0 to %s are allowed", days(MaxOverlap))
 	}
-	return overlap.AsDuration()
+	return *overlap
 }
 
-// FinishRotation ends the overlap of a live key now.
-func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, request *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
-	var fields problem.Fields
-	checkID(&fields, "workspace_id", request.GetWorkspaceId())
-	checkKeyID(&fields, request.GetKeyId())
-	checkActor(&fields, request.ActorMemberId)
-	if err := fields.Err(); err != nil {
-		return nil, err
+// FinishRotation ends the overlap of a live key now. A key that does not overlap is no error, and
+// is not changed. Errors: *problem.Error, and those of the store and the context.
+func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspaceID, keyID string) (*Key, Position, error) {
+	if err := checkKeyName(actor, workspaceID, keyID); err != nil {
+		return nil, Position{}, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, request.GetWorkspaceId(), request.GetKeyId(),
+	record, position, err := m.changeKey(ctx, workspaceID, keyID,
 		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err
@@ -175,11 +190,7 @@ func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, request
 			return audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_ROTATION_FINISHED, now, record.GetWorkspaceId()), nil
 		})
 	if err != nil {
-		return nil, err
+		return nil, Position{}, err
 	}
-	key, err := m.show(record, now)
-	if err != nil {
-		return nil, err
-	}
-	return &keysvcv1.FinishRotationResponse{Key: key, Revision: position.Revision, Epoch: position.Epoch}, nil
+	return m.showAt(record, now, position)
 }

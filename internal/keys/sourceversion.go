@@ -2,7 +2,6 @@ package keys
 
 import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 )
@@ -66,5 +65,5 @@ func checkRemovalNewer(current *projection.Current, newestMember int64, version 
 }
 
 func outdated(format string, values ...any) error {
-	return problem.New(keysvcv1.ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED, format, values...)
+	return problem.New(problem.SourceVersionOutdated, format, values...)
 }

@@ -10,37 +10,53 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 )
 
-// UpdateKey changes the masked fields of a live key (AIP-134).
-func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
+// KeyUpdate is a change of a key that UpdateKey makes.
+type KeyUpdate struct {
+	// WorkspaceID and KeyID name the key.
+	WorkspaceID, KeyID string
+	// Mask names the fields that change (AIP-134): one or more of name, labels, scopes and
+	// allowed_cidrs. A field that it names is replaced by the one below, also by an empty one.
+	Mask []string
+	// Name, Labels, Scopes and AllowedCIDRs are bounded as those of KeySpec.
+	Name         string
+	Labels       map[string]string
+	Scopes       []string
+	AllowedCIDRs []string
+	// Etag, if set, is that of the key as the caller read it. The update is refused with
+	// ETAG_MISMATCH if the key has changed since.
+	Etag *string
+}
+
+// UpdateKey changes the masked fields of a live key (AIP-134). Errors: *problem.Error if the update
+// is refused, and those of the store and the context.
+func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, update KeyUpdate) (*Key, Position, error) {
 	active, _, err := m.freshPolicy(ctx)
 	if err != nil {
-		return nil, err
+		return nil, Position{}, err
 	}
-	if _, err := checkUpdate(request, active); err != nil {
-		return nil, err
+	if _, err := checkUpdate(update, actor, active); err != nil {
+		return nil, Position{}, err
 	}
-	actor.MemberID = request.GetActorMemberId()
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, request.GetKey().GetWorkspaceId(), request.GetKey().GetKeyId(),
+	record, position, err := m.changeKey(ctx, update.WorkspaceID, update.KeyID,
 		func(view *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err
 			}
-			if request.Etag != nil && request.GetEtag() != etagOf(record) {
-				return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_ETAG_MISMATCH,
+			if update.Etag != nil && *update.Etag != etagOf(record) {
+				return nil, problem.New(problem.EtagMismatch,
 					"the key has changed since it was read: its etag is another; read it again")
 			}
 			active, err := view.ActivePolicy()
 			if err != nil {
 				return nil, err
 			}
-			wanted, err := checkUpdate(request, active) // the policy may have changed since
+			wanted, err := checkUpdate(update, actor, active) // the policy may have changed since
 			if err != nil {
 				return nil, err
 			}
@@ -60,17 +76,13 @@ func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, request *key
 			return event, nil
 		})
 	if err != nil {
-		return nil, err
+		return nil, Position{}, err
 	}
-	key, err := m.show(record, now)
-	if err != nil {
-		return nil, err
-	}
-	return &keysvcv1.UpdateKeyResponse{Key: key, Revision: position.Revision, Epoch: position.Epoch}, nil
+	return m.showAt(record, now, position)
 }
 
-// update is what a caller asked for, checked.
-type update struct {
+// checkedUpdate is a KeyUpdate whose fields are good, in the form that is stored.
+type checkedUpdate struct {
 	masked        map[string]bool
 	name          string
 	labels        map[string]string
@@ -80,46 +92,45 @@ type update struct {
 // updatable are the fields that a mask may name.
 var updatable = []string{"name", "labels", "scopes", "allowed_cidrs"}
 
-func checkUpdate(request *keysvcv1.UpdateKeyRequest, active *projection.Policy) (*update, error) {
+func checkUpdate(update KeyUpdate, actor audit.Actor, active *projection.Policy) (*checkedUpdate, error) {
 	var fields problem.Fields
-	key := request.GetKey()
 	nested := fields.Within("key")
-	checkID(nested, "workspace_id", key.GetWorkspaceId())
-	checkKeyID(nested, key.GetKeyId())
-	checkActor(&fields, request.ActorMemberId)
-	if request.Etag != nil && (request.GetEtag() == "" || len(request.GetEtag()) > MaxRequestIDLength) {
+	checkID(nested, "workspace_id", update.WorkspaceID)
+	checkKeyID(nested, update.KeyID)
+	checkActor(&fields, actor)
+	if update.Etag != nil && (*update.Etag == "" || len(*update.Etag) > MaxRequestIDLength) {
 		fields.Add("etag", "is not the etag of a key; give back what was read, or leave it out")
 	}
-	wanted := &update{masked: make(map[string]bool)}
-	for index, path := range request.GetUpdateMask().GetPaths() {
+	wanted := &checkedUpdate{masked: make(map[string]bool)}
+	for index, path := range update.Mask {
 		if index == len(updatable)*4 || !slices.Contains(updatable, path) {
 			fields.Add("update_mask", "names a field that cannot be changed; %s can", strings.Join(updatable, ", "))
 			break
 		}
 		wanted.masked[path] = true
 	}
-	if len(request.GetUpdateMask().GetPaths()) == 0 {
+	if len(update.Mask) == 0 {
 		fields.Add("update_mask", "is missing; one or more of %s are required", strings.Join(updatable, ", "))
 	}
 	if wanted.masked["name"] {
-		checkName(nested, key.GetName(), active.Limits)
-		wanted.name = key.GetName()
+		checkName(nested, update.Name, active.Limits)
+		wanted.name = update.Name
 	}
 	if wanted.masked["labels"] {
-		checkLabels(nested, key.GetLabels())
-		wanted.labels = maps.Clone(key.GetLabels())
+		checkLabels(nested, update.Labels)
+		wanted.labels = maps.Clone(update.Labels)
 	}
 	if wanted.masked["scopes"] {
-		wanted.scopes = checkScopes(nested, key.GetScopes(), active)
+		wanted.scopes = checkScopes(nested, update.Scopes, active)
 	}
 	if wanted.masked["allowed_cidrs"] {
-		wanted.cidrs = checkCIDRs(nested, key.GetAllowedCidrs())
+		wanted.cidrs = checkCIDRs(nested, update.AllowedCIDRs)
 	}
 	return wanted, fields.Err()
 }
 
 // apply sets the masked fields.
-func (u *update) apply(record *storagev1.KeyRecord) {
+func (u *checkedUpdate) apply(record *storagev1.KeyRecord) {
 	if u.masked["name"] {
 		record.Name = u.name
 	}
@@ -134,15 +145,15 @@ func (u *update) apply(record *storagev1.KeyRecord) {
 	}
 }
 
-// checkScopesOfMember refuses scopes that the role of the key's member does not have.
-// The member need not be active: a suspended member's keys can be narrowed, too.
+// checkScopesOfMember refuses scopes that the role of the key's member does not have. The member
+// may be suspended: the keys of a suspended member can be changed.
 func (m *Manager) checkScopesOfMember(view *attempt, record *storagev1.KeyRecord) error {
 	member, err := m.projection.Member(record.GetWorkspaceId(), record.GetMemberId())
 	if err != nil {
 		return err
 	}
-	if !view.Has(member) { // the key counts as revoked, which was checked
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_REVOKED, "the key's member was removed")
+	if !view.Has(member) { // not reached as long as checkLive comes first: such a key counts as revoked
+		return problem.New(problem.KeyRevoked, "the key's member was removed")
 	}
 	return checkWithinRole(record.GetScopes(), member, view.Policy)
 }
@@ -154,11 +165,11 @@ func (m *Manager) checkLive(record *storagev1.KeyRecord, now time.Time) error {
 		return err
 	}
 	switch state {
-	case keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_SUSPENDED:
+	case KeyActive, KeySuspended:
 		return nil
-	case keysvcv1.KeyState_KEY_STATE_EXPIRED:
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_EXPIRED, "the key is expired; create another")
-	case keysvcv1.KeyState_KEY_STATE_REVOKED, keysvcv1.KeyState_KEY_STATE_UNSPECIFIED:
+	case KeyExpired:
+		return problem.New(problem.KeyExpired, "the key is expired; create another")
+	case KeyRevoked, KeyStateUnspecified:
 	}
-	return problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_REVOKED, "the key is revoked; create another")
+	return problem.New(problem.KeyRevoked, "the key is revoked; create another")
 }

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"text/template"
 
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
@@ -85,10 +85,10 @@ func (s *Server) demoToken(ctx context.Context, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	known, err := s.keys.GetKey(ctx, &keysvcv1.GetKeyRequest{WorkspaceId: demoWorkspace, KeyId: demoKeyID(string(text))})
+	known, _, err := s.keys.GetKey(ctx, demoWorkspace, demoKeyID(string(text)))
 	var told *problem.Error
 	switch {
-	case err == nil && known.GetKey().GetState() != keysvcv1.KeyState_KEY_STATE_REVOKED && known.GetKey().GetState() != keysvcv1.KeyState_KEY_STATE_EXPIRED:
+	case err == nil && known.State != keys.KeyRevoked && known.State != keys.KeyExpired:
 		return string(text), nil
 	case err != nil && !errors.As(err, &told): // told: there is no such key, or its id is none
 		return "", err
@@ -107,11 +107,11 @@ func (s *Server) addDemoMembers(ctx context.Context, roles []policy.Role, isNew 
 		if member != nil && !isNew {
 			continue
 		}
-		_, err = s.keys.PutMember(ctx, systemActor, &keysvcv1.PutMemberRequest{
-			WorkspaceId: demoWorkspace,
-			MemberId:    role.Name,
+		_, _, err = s.keys.PutMember(ctx, systemActor, keys.MemberSpec{
+			WorkspaceID: demoWorkspace,
+			MemberID:    role.Name,
 			Role:        role.Name,
-			State:       keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+			State:       keys.MemberActive,
 		})
 		if err != nil {
 			return err
@@ -136,9 +136,9 @@ func demoScopes(scopes []string) (granted, denied string) {
 
 // createDemoKey creates the demo key, writes its token and returns it.
 func (s *Server) createDemoKey(ctx context.Context, member, scope, path string) (string, error) {
-	created, err := s.keys.CreateKey(ctx, systemActor, &keysvcv1.CreateKeyRequest{
-		WorkspaceId: demoWorkspace,
-		MemberId:    member,
+	created, err := s.keys.CreateKey(ctx, systemActor, keys.KeySpec{
+		WorkspaceID: demoWorkspace,
+		MemberID:    member,
 		Name:        "Demo key",
 		Scopes:      []string{scope},
 	})
@@ -149,8 +149,9 @@ func (s *Server) createDemoKey(ctx context.Context, member, scope, path string) 
 	if err != nil {
 		return "", err
 	}
-	_, err = fmt.Fprintln(file, created.GetToken())
-	return created.GetToken(), errors.Join(err, file.Close())
+	text := created.Token.Reveal()
+	_, err = fmt.Fprintln(file, text)
+	return text, errors.Join(err, file.Close())
 }
 
 // demoKeyID returns the public part of the demo token.

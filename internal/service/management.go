@@ -1,11 +1,14 @@
-// Package service holds the handlers of the RPCs. A handler says who calls, calls the
-// verb, and turns its error into a status; nothing else.
+// Package service holds the handlers of the RPCs. A handler translates the message, calls the
+// verb, translates what the verb returns, and maps its error to a status; nothing else.
 package service
 
 import (
 	"context"
+	"time"
 
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/keys"
@@ -14,28 +17,36 @@ import (
 // RequestIDFunc returns the id under which the call is logged.
 type RequestIDFunc func(context.Context) string
 
+// Verbs are the verbs of a Manager, called with the messages of the RPCs. The methods translate,
+// and return the verbs' errors as they are.
+type Verbs struct{ *keys.Manager }
+
 // management is what the handlers of the management services share.
 type management struct {
-	keys      *keys.Manager
+	verbs     Verbs
 	errors    Errors
 	requestID RequestIDFunc
 }
 
-// actor returns who makes a change. The verb adds the member that the request names.
-func (m management) actor(ctx context.Context) audit.Actor {
-	return audit.Actor{Caller: callers.FromContext(ctx).Name, RequestID: m.requestID(ctx)}
+// NewManagement returns the three management services over one Manager. requestID
+// returns the id under which a call is logged.
+func NewManagement(manager *keys.Manager, errors Errors, requestID RequestIDFunc) (*KeyService, *MemberService, *PolicyService) {
+	shared := management{verbs: Verbs{manager}, errors: errors, requestID: requestID}
+	return &KeyService{management: shared}, &MemberService{management: shared}, &PolicyService{management: shared}
 }
 
-// change runs a verb that changes something.
+// change handles an RPC that changes something. The actor is the authenticated caller; the verb
+// adds the member that the message names.
 func change[Request, Response any](
 	ctx context.Context, m management, request Request,
 	verb func(context.Context, audit.Actor, Request) (Response, error),
 ) (Response, error) {
-	response, err := verb(ctx, m.actor(ctx), request)
+	actor := audit.Actor{Caller: callers.FromContext(ctx).Name, RequestID: m.requestID(ctx)}
+	response, err := verb(ctx, actor, request)
 	return response, m.errors.Status(ctx, err)
 }
 
-// read runs a verb that changes nothing.
+// read handles an RPC that changes nothing.
 func read[Request, Response any](
 	ctx context.Context, m management, request Request,
 	verb func(context.Context, Request) (Response, error),
@@ -44,106 +55,44 @@ func read[Request, Response any](
 	return response, m.errors.Status(ctx, err)
 }
 
-// KeyService implements keysvcv1.KeyServiceServer.
-type KeyService struct {
-	keysvcv1.UnimplementedKeyServiceServer
-	management
+// onBehalf returns the actor with the member that a message names; nil if it names none.
+func onBehalf(actor audit.Actor, memberID *string) audit.Actor {
+	actor.MemberID = memberID
+	return actor
 }
 
-// MemberService implements keysvcv1.MemberServiceServer.
-type MemberService struct {
-	keysvcv1.UnimplementedMemberServiceServer
-	management
-}
+// notATime stands for the time of a message that is not a valid one. The verbs refuse it as they
+// refuse any time after the year 9999.
+var notATime = time.Date(10_000, time.January, 1, 0, 0, 0, 0, time.UTC)
 
-// PolicyService implements keysvcv1.PolicyServiceServer.
-type PolicyService struct {
-	keysvcv1.UnimplementedPolicyServiceServer
-	management
-}
-
-// NewManagement returns the three management services over one Manager. requestID
-// returns the id under which a call is logged.
-func NewManagement(manager *keys.Manager, errors Errors, requestID RequestIDFunc) (*KeyService, *MemberService, *PolicyService) {
-	shared := management{keys: manager, errors: errors, requestID: requestID}
-	return &KeyService{management: shared}, &MemberService{management: shared}, &PolicyService{management: shared}
-}
-
-// CreateKey implements keysvcv1.KeyServiceServer.
-func (s *KeyService) CreateKey(ctx context.Context, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
-	request.Name = keys.NormalName(request.GetName())
-	return change(ctx, s.management, request, s.keys.CreateKey)
-}
-
-// GetKey implements keysvcv1.KeyServiceServer.
-func (s *KeyService) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
-	return read(ctx, s.management, request, s.keys.GetKey)
-}
-
-// ListKeys implements keysvcv1.KeyServiceServer.
-func (s *KeyService) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
-	return read(ctx, s.management, request, s.keys.ListKeys)
-}
-
-// RevokeKey implements keysvcv1.KeyServiceServer.
-func (s *KeyService) RevokeKey(ctx context.Context, request *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
-	return change(ctx, s.management, request, s.keys.RevokeKey)
-}
-
-// PutMember implements keysvcv1.MemberServiceServer.
-func (s *MemberService) PutMember(ctx context.Context, request *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
-	return change(ctx, s.management, request, s.keys.PutMember)
-}
-
-// GetMember implements keysvcv1.MemberServiceServer.
-func (s *MemberService) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
-	return read(ctx, s.management, request, s.keys.GetMember)
-}
-
-// ListMembers implements keysvcv1.MemberServiceServer.
-func (s *MemberService) ListMembers(ctx context.Context, request *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
-	return read(ctx, s.management, request, s.keys.ListMembers)
-}
-
-// GetPolicy implements keysvcv1.PolicyServiceServer.
-func (s *PolicyService) GetPolicy(ctx context.Context, request *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
-	return read(ctx, s.management, request, s.keys.GetPolicy)
-}
-
-// UpdateKey implements keysvcv1.KeyServiceServer.
-func (s *KeyService) UpdateKey(ctx context.Context, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
-	if key := request.GetKey(); key != nil {
-		key.Name = keys.NormalName(key.GetName())
+// timeOf returns the time in a message, nil for none.
+func timeOf(stamp *timestamppb.Timestamp) *time.Time {
+	if stamp == nil {
+		return nil
 	}
-	return change(ctx, s.management, request, s.keys.UpdateKey)
+	at := stamp.AsTime()
+	if !stamp.IsValid() {
+		at = notATime
+	}
+	return &at
 }
 
-// RotateKey implements keysvcv1.KeyServiceServer.
-func (s *KeyService) RotateKey(ctx context.Context, request *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
-	return change(ctx, s.management, request, s.keys.RotateKey)
+// stampOf returns a time for a message, nil for the zero Time.
+func stampOf(at time.Time) *timestamppb.Timestamp {
+	if at.IsZero() {
+		return nil
+	}
+	return timestamppb.New(at)
 }
 
-// FinishRotation implements keysvcv1.KeyServiceServer.
-func (s *KeyService) FinishRotation(ctx context.Context, request *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
-	return change(ctx, s.management, request, s.keys.FinishRotation)
-}
-
-// RevokeToken implements keysvcv1.KeyServiceServer.
-func (s *KeyService) RevokeToken(ctx context.Context, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
-	return change(ctx, s.management, request, s.keys.RevokeToken)
-}
-
-// RemoveMember implements keysvcv1.MemberServiceServer.
-func (s *MemberService) RemoveMember(ctx context.Context, request *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
-	return change(ctx, s.management, request, s.keys.RemoveMember)
-}
-
-// RemoveWorkspace implements keysvcv1.MemberServiceServer.
-func (s *MemberService) RemoveWorkspace(ctx context.Context, request *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error) {
-	return change(ctx, s.management, request, s.keys.RemoveWorkspace)
-}
-
-// ApplyPolicy implements keysvcv1.PolicyServiceServer.
-func (s *PolicyService) ApplyPolicy(ctx context.Context, request *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error) {
-	return change(ctx, s.management, request, s.keys.ApplyPolicy)
+// durationOf returns the duration in a message, nil for none.
+func durationOf(duration *durationpb.Duration) *time.Duration {
+	if duration == nil {
+		return nil
+	}
+	of := duration.AsDuration()
+	if !duration.IsValid() {
+		of = keys.NotADuration
+	}
+	return &of
 }

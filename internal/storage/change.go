@@ -12,12 +12,12 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 )
 
-// auditDomain separates the hashes of audit events from every other use of the
-// hash function.
+// auditDomain separates the hashes of audit events from all other uses of the hash
+// function.
 const auditDomain = "keysvc audit event v1\x00"
 
-// HashAudit returns the hash of an audit event as it is stored. The event contains
-// the hash of the one before it, so the hashes of a workspace form a chain.
+// HashAudit returns the hash of an audit event in its stored form. The event contains the
+// hash of the event before it, so the hashes of a workspace form a chain.
 func HashAudit(encoded []byte) [32]byte {
 	digest := sha256.New()
 	digest.Write([]byte(auditDomain))
@@ -25,7 +25,7 @@ func HashAudit(encoded []byte) [32]byte {
 	return [32]byte(digest.Sum(nil))
 }
 
-// Follows says whether an event continues the chain that ends in head.
+// Follows reports whether an event continues the chain that ends in h.
 func (h Head) Follows(event *storagev1.AuditRecord) bool {
 	if event.GetSequence() != h.Sequence+1 {
 		return false
@@ -36,8 +36,8 @@ func (h Head) Follows(event *storagev1.AuditRecord) bool {
 	return bytes.Equal(event.GetPreviousHash(), h.Hash[:])
 }
 
-// Link sets the event's sequence and previous hash so that it continues the chain
-// that ends in head.
+// Link sets the event's sequence and previous hash so that it continues the chain that ends
+// in h.
 func (h Head) Link(event *storagev1.AuditRecord) {
 	event.Sequence = h.Sequence + 1
 	event.PreviousHash = nil
@@ -46,8 +46,8 @@ func (h Head) Link(event *storagev1.AuditRecord) {
 	}
 }
 
-// Link gives the change its place: it is made to a workspace at a head, its event
-// continues the chain that ends there, and every record that it puts names that event.
+// Link makes the change one of a workspace at a head: its event continues the chain that
+// ends there, and every record that it puts names that event.
 func (c *Change) Link(workspaceID string, head Head) {
 	c.WorkspaceID, c.Expect = workspaceID, head
 	head.Link(c.Event)
@@ -66,8 +66,7 @@ func (c *Change) Link(workspaceID string, head Head) {
 	}
 }
 
-// After returns the head that follows on h once the event with these stored bytes
-// is committed.
+// After returns the head after an event with these stored bytes was committed on h.
 func (h Head) After(encodedEvent []byte) Head {
 	return Head{Sequence: h.Sequence + 1, Hash: HashAudit(encodedEvent), Fence: h.Fence}
 }
@@ -82,22 +81,22 @@ func (h Head) Record(revision int64) *storagev1.HeadRecord {
 	}
 }
 
-// HeadOf returns the head that a stored record holds, or a DamagedError.
+// HeadOf returns the head in a stored record, or a DamagedError.
 func HeadOf(workspaceID string, record *storagev1.HeadRecord) (Head, error) {
 	head := Head{Sequence: record.GetAuditSequence(), Fence: record.GetFence()}
 	if len(record.GetAuditHash()) != len(head.Hash) {
 		return Head{}, &DamagedError{Kind: "head", Name: workspaceID, Problem: "not a head"}
 	}
 	copy(head.Hash[:], record.GetAuditHash())
-	// Without an event there is a head only if the first change was fenced off.
+	// A head without an event is valid only if the first change was fenced.
 	if head.Sequence < 1 && head != (Head{Fence: max(head.Fence, 1)}) {
 		return Head{}, &DamagedError{Kind: "head", Name: workspaceID, Problem: "not a head"}
 	}
 	return head, nil
 }
 
-// Validate checks the rules that Change states. Every backend calls it first; the
-// error is ErrInvalidChange and says which rule is broken.
+// Validate checks the rules of Change. Every backend calls it first. The error is
+// ErrInvalidChange and says which rule is broken.
 func (c *Change) Validate() error {
 	if err := c.validateEvent(); err != nil {
 		return err
@@ -128,7 +127,7 @@ func (c *Change) Validate() error {
 	return c.validateRequests()
 }
 
-// operations counts the change as MaxOperations does.
+// operations returns the number of operations, as MaxOperations counts them.
 func (c *Change) operations() int {
 	count := len(c.PutMembers) + len(c.DeleteMembers) + len(c.PutKeys) +
 		len(c.AbsentKeyIDs) + len(c.AbsentRequestIDs) + len(c.FreedRequestIDs)
@@ -149,13 +148,13 @@ func (c *Change) operations() int {
 	return count
 }
 
-// DeleteOperations returns how many operations the deletion of a key counts for.
+// DeleteOperations returns how many operations the deletion of a key is.
 func DeleteOperations(key *storagev1.KeyRecord) int {
-	// The record, its id, its place among all keys, and when it was last used.
+	// The record, its id, its position among all keys, and when it was last used.
 	return 4 + len(key.GetRequestIds())
 }
 
-// IsNew says whether a key that is put is a new one.
+// IsNew reports whether a key that is put is a new one.
 func (c *Change) IsNew(key *storagev1.KeyRecord) bool {
 	return slices.Contains(c.AbsentKeyIDs, key.GetKeyId())
 }
@@ -180,9 +179,9 @@ func (c *Change) validateEvent() error {
 	return nil
 }
 
-// validateRecords checks ids, that what is put names the change, and that no record
-// occurs twice: the order of two writes to one place is nothing that a transaction could
-// promise.
+// validateRecords checks ids, that every record that is put names the change, and that no
+// record occurs twice: the order of two writes to one name is nothing that a transaction
+// promises.
 func (c *Change) validateRecords() error {
 	for sequence := range c.putSequences() {
 		if sequence != c.Event.GetSequence() {
@@ -240,7 +239,7 @@ func (c *Change) validateKey(key *storagev1.KeyRecord) error {
 	return nil
 }
 
-// validateRequests checks that each request id comes or goes once.
+// validateRequests checks that each request id is added or removed only once.
 func (c *Change) validateRequests() error {
 	lists := [][]string{c.AbsentRequestIDs, c.FreedRequestIDs}
 	for _, key := range c.DeleteKeys {
@@ -258,7 +257,7 @@ func (c *Change) validateRequests() error {
 	return nil
 }
 
-// isID says whether an id is one that every backend can make part of a name.
+// isID reports whether every backend can make an id part of a name.
 func isID(id string) bool {
 	return id != "" && len(id) <= MaxIDBytes && !strings.Contains(id, "\x00")
 }
@@ -311,7 +310,7 @@ func (c *Change) putSequences() func(yield func(int64) bool) {
 	}
 }
 
-// Feed returns the change's entry in the change log.
+// Feed returns the change's feed entry.
 func (c *Change) Feed(revision int64, auditHash [32]byte) *storagev1.FeedRecord {
 	return &storagev1.FeedRecord{
 		Revision:    revision,

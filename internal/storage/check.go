@@ -9,36 +9,38 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 )
 
-// maxProblems is how many problems a Checker describes; the rest it counts.
+// maxProblems is how many problems a Checker describes. It only counts the rest.
 const maxProblems = 100
 
-// FeedCheck says what a Checker may expect of the change log.
+// FeedCheck is what a Checker expects of the change log.
 type FeedCheck int
 
+// The values of FeedCheck.
 const (
-	// FeedUnseen is for callers who cannot read the change log: it is not checked.
+	// FeedUnseen is for callers that cannot read the change log. It is not checked.
 	FeedUnseen FeedCheck = iota
-	// FeedSparse is a change log whose revisions have gaps.
+	// FeedSparse allows gaps between the revisions of the change log, as in a store whose
+	// revisions other changes share.
 	FeedSparse
-	// FeedDense is a change log whose revisions have none.
+	// FeedDense expects no gaps between the revisions of the change log.
 	FeedDense
 )
 
-// Checker looks for what does not fit together in a store: records that are not what
-// their last audit event put, records without an event and the other way round, chains
-// that are broken, and a change log that tells something else. It knows no backend: show it everything,
-// all as of one revision, in this order: the position, the change log by ascending
-// revision, every item of Load, every audit event, a workspace's by ascending
-// sequence. Then ask for the problems. The zero value is ready for use.
+// Checker looks for contradictions in a store: records that are not what their last audit
+// event put, records without an event and events without a record, broken chains, and feed
+// entries that do not match the events. It knows no backend. The caller passes it
+// everything, as of one revision, in this order: the position; the feed entries by
+// ascending revision; every item of Load; every audit event, those of a workspace by
+// ascending sequence. Then Problems returns the result. The zero value is ready for use.
 type Checker struct {
-	// Feed says what to expect of the change log.
+	// Feed is what to expect of the change log.
 	Feed FeedCheck
-	// Schema is that of the store; 0 is this program's. Events of SchemaFirst list no
-	// records, so records are then compared with what else the events tell.
+	// Schema is the store's; 0 stands for this program's. Events of SchemaFirst list no
+	// records, so records are then compared with the other fields of the events.
 	Schema int32
 
 	position   Position
-	feed       map[[32]byte]*storagev1.FeedRecord // not yet seen as an event
+	feed       map[[32]byte]*storagev1.FeedRecord // by hash of the event, until the event is seen
 	feedNewest int64
 	policy     bool
 	workspaces map[string]*checkedWorkspace
@@ -53,7 +55,7 @@ type Checker struct {
 // checkedWorkspace is what a Checker knows of one workspace.
 type checkedWorkspace struct {
 	id string
-	// head is the stored one; damaged says that it cannot be read.
+	// head is the stored head; damagedHead is whether it is unreadable.
 	head          *Head
 	damagedHead   bool
 	record        bool
@@ -64,9 +66,9 @@ type checkedWorkspace struct {
 	feedLast int64 // revision of the last event that the change log has
 	members  map[string]*checkedMember
 	requests map[string]string // request id to key
-	// created are keys that were created, but are not there, and the event.
+	// created are keys that an event created and that do not exist, and the event's sequence.
 	created map[string]int64
-	// lists says that an event has listed records; from then on all do.
+	// lists is whether an event has listed records. From then on every event must.
 	lists bool
 }
 
@@ -84,7 +86,7 @@ type checkedKey struct {
 // Position takes the store's position.
 func (c *Checker) Position(position Position) { c.position = position }
 
-// Entry takes one entry of the change log.
+// Entry takes one feed entry.
 func (c *Checker) Entry(entry *storagev1.FeedRecord) {
 	if c.feed == nil {
 		c.feed = make(map[[32]byte]*storagev1.FeedRecord)
@@ -108,7 +110,7 @@ func (c *Checker) Entry(entry *storagev1.FeedRecord) {
 	c.feed[hash] = entry
 }
 
-// Item takes one item of Load. Its payload is taken to be what Encode makes of the record.
+// Item takes one item of Load. It assumes that Encode returns the record's stored payload.
 func (c *Checker) Item(item Item) {
 	if name, record, changed := nameOf(item); record != nil {
 		payload, err := Encode(record)
@@ -291,7 +293,7 @@ func (c *Checker) AuditEvent(event AuditEvent) {
 	}
 }
 
-// matchFeed compares an event with its entry in the change log.
+// matchFeed compares an event with its feed entry.
 func (c *Checker) matchFeed(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
 	if c.Feed == FeedUnseen {
 		return
@@ -299,7 +301,7 @@ func (c *Checker) matchFeed(workspace *checkedWorkspace, event *storagev1.AuditR
 	title := fmt.Sprintf("workspace %q: audit event %d", workspace.id, event.GetSequence())
 	entry, found := c.feed[workspace.chain.Hash]
 	if !found {
-		// The change log may have been cut; but what it begins with, it goes on with.
+		// Older feed entries may have been deleted, but none after the first that is left.
 		if workspace.feedLast > 0 {
 			c.Problem("%s: not in the feed, though one before it is", title)
 		}
@@ -320,7 +322,7 @@ func (c *Checker) matchFeed(workspace *checkedWorkspace, event *storagev1.AuditR
 	}
 }
 
-// feedOf returns what the change log says of an event.
+// feedOf returns kind and subject of an event's feed entry.
 func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject string) {
 	switch event.GetAction() {
 	case storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, storagev1.AuditAction_AUDIT_ACTION_KEY_UPDATED,
@@ -386,7 +388,7 @@ func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRe
 	key.revokedSeen = key.revokedSeen || event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED
 }
 
-// Problem adds one that the caller has found.
+// Problem adds a problem that the caller has found.
 func (c *Checker) Problem(format string, arguments ...any) {
 	if len(c.problems) == maxProblems {
 		c.more++
@@ -395,8 +397,8 @@ func (c *Checker) Problem(format string, arguments ...any) {
 	c.problems = append(c.problems, fmt.Sprintf(format, arguments...))
 }
 
-// Problems ends the check. It returns what was found, at most a hundred of them and
-// then how many more there are; nothing if the store is sound.
+// Problems ends the check and returns what was found: at most a hundred problems, and then
+// how many more there are. It returns nothing if the store is sound.
 func (c *Checker) Problems() []string {
 	if !c.finished {
 		c.finished = true

@@ -12,11 +12,11 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 )
 
-// recordName names a record among all of a store.
+// recordName names a record among all records of a store.
 type recordName struct {
 	workspaceID string
 	kind        storagev1.RecordKind
-	name        string // as RecordChange has it
+	name        string // as in RecordChange
 }
 
 func (n recordName) String() string {
@@ -40,14 +40,14 @@ type checkedRecord struct {
 	hash            [sha256.Size]byte // of the payload
 	changed         int64             // the event that the record names
 
-	// What the events say: whether one lists the record, and the last one that does.
+	// What the events say: whether any lists the record, and the last one that does.
 	listed bool
 	by     int64
 	after  []byte
 }
 
-// nameOf returns the name of the record in an item, and the event that it names. There is
-// no record in heads, usage and damage.
+// nameOf returns the name of the record in an item, and the sequence of the event that the
+// record names. Heads, usage and damage are no records.
 func nameOf(item Item) (name recordName, record proto.Message, changed int64) {
 	switch {
 	case item.Policy != nil:
@@ -65,7 +65,7 @@ func nameOf(item Item) (name recordName, record proto.Message, changed int64) {
 	return recordName{}, nil, 0
 }
 
-// damagedName returns the name of a record that cannot be read.
+// damagedName returns the name of a damaged record.
 func damagedName(damaged *Damaged) recordName {
 	switch {
 	case damaged.KeyID != "":
@@ -95,8 +95,8 @@ func (c *Checker) stored(name recordName, hash [sha256.Size]byte, changed int64)
 	entry.stored, entry.hash, entry.changed = true, hash, changed
 }
 
-// matchRecords takes what an event lists. Each record must have been left as the next
-// event that lists it found it.
+// matchRecords takes what an event lists. The hash of a record before the event must be the
+// hash after the previous event that lists it.
 func (c *Checker) matchRecords(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
 	if c.Schema == SchemaFirst {
 		return
@@ -123,7 +123,7 @@ func (c *Checker) matchRecords(workspace *checkedWorkspace, event *storagev1.Aud
 	}
 }
 
-// isHash reports whether a listed hash has a length that it may have.
+// isHash reports whether a listed hash has a valid length.
 func isHash(hash []byte) bool { return len(hash) == 0 || len(hash) == sha256.Size }
 
 // finishRecords compares each record with the last event that lists it.

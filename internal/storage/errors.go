@@ -5,13 +5,13 @@ import (
 	"fmt"
 )
 
-// Errors that every backend answers with; compare with errors.Is. No error of a
-// backend's own library escapes except as a cause, for the log.
+// Errors of every backend; compare with errors.Is. Errors of a backend's own library do
+// not escape, except as a cause, for the log.
 var (
-	// ErrNotFound is returned by reads of one record that is not there, or that
+	// ErrNotFound is returned by reads of one record that does not exist, or that
 	// belongs to another workspace.
 	ErrNotFound = errors.New("storage: not found")
-	// ErrConflict is what every ConflictError is.
+	// ErrConflict matches every ConflictError.
 	ErrConflict = errors.New("storage: the workspace or the policy has changed meanwhile")
 	// ErrOutcomeUnknown is returned by Commit if the disk or the quorum failed during
 	// the commit: the change took effect or did not, and that will not change.
@@ -19,54 +19,52 @@ var (
 	// ErrUnavailable is returned while the store cannot serve: closed, being
 	// reopened, or not reachable. Nothing was changed.
 	ErrUnavailable = errors.New("storage: unavailable")
-	// ErrGap is yielded by Watch if it cannot go on from the given revision without
-	// leaving something out. Load anew.
+	// ErrGap is yielded by Watch if it cannot continue from the given revision without
+	// leaving out a change. The caller has to Load again.
 	ErrGap = errors.New("storage: the change log does not reach back that far")
 	// ErrInvalidChange is returned by Commit for a change that breaks the rules of
 	// Change: too large, without its audit event, or with records that are not the
 	// workspace's. It is a fault of the caller. Nothing was changed.
 	ErrInvalidChange = errors.New("storage: invalid change")
-	// ErrInvalidCursor is returned by reads of pages for a cursor that the backend
-	// did not give out.
+	// ErrInvalidCursor is returned by page reads for a cursor that the backend did not
+	// return.
 	ErrInvalidCursor = errors.New("storage: invalid cursor")
 	// ErrLocked is returned when opening a store that another process serves.
 	ErrLocked = errors.New("storage: in use by another process")
-	// ErrAbsent is returned when opening a store that is not there and was not to be made.
+	// ErrAbsent is returned when opening a store that does not exist, without leave to make
+	// one.
 	ErrAbsent = errors.New("storage: there is no store")
-	// ErrPresent is returned when making a new store where one is, or where something is
-	// left of one that has gone.
+	// ErrPresent is returned when making a store at a path where there is a store.
 	ErrPresent = errors.New("storage: there is a store already")
 	// ErrNewer is returned when opening a store that a newer version has written.
 	ErrNewer = errors.New("storage: written by a newer version")
 	// ErrOlder is returned when opening a store that an older version has written, with a
 	// backend that was not offered then, and so has no upgrade.
 	ErrOlder = errors.New("storage: written by an older version")
-	// ErrHistoryChanged is returned by Load if the store is no longer the one that was
-	// served: its epoch changed or its revision went back. The process must not go on
-	// with it.
+	// ErrHistoryChanged is returned if the store is no longer the one that was served: its
+	// epoch changed or its revision went back. The process must stop serving it.
 	ErrHistoryChanged = errors.New("storage: the history is another than the one served")
-	// ErrReplaced is an ErrHistoryChanged: while the store was served, another file was
-	// put in the place of one of its own, or it was deleted.
+	// ErrReplaced is an ErrHistoryChanged: while the store was served, one of its files was
+	// deleted or replaced by another file.
 	ErrReplaced = fmt.Errorf("storage: a file was replaced while it was served: %w", ErrHistoryChanged)
-	// ErrFull is returned by Commit for a change that is not known to be narrowing, and
-	// by PutUsage, if the disk has no room for it beyond what is kept for narrowing
-	// changes; and for these once that is used up. Nothing was changed. It ends within a
-	// second after there is room again.
+	// ErrFull is returned by Commit and PutUsage if the disk is full. Commit returns it for a
+	// narrowing change only once the space that is reserved for these is used up. Nothing was
+	// changed. Changes succeed again within a second after space was freed.
 	ErrFull = errors.New("storage: no room left")
-	// ErrAnchor is returned when opening a store that does not agree with its anchor: it
-	// lies behind it, or has another history, or its anchor is not there or cannot be
-	// read. Changes may be lost, revocations among them. Only a person can say that it
-	// shall be served all the same (keysvc anchor accept).
+	// ErrAnchor is returned when opening a store that disagrees with its anchor: the store is
+	// behind it or has another history, or the anchor is missing or unreadable. Changes may
+	// be lost, including revocations. Only a person can decide to serve the store as it is
+	// (keysvc anchor accept).
 	ErrAnchor = errors.New("storage: the store does not agree with its anchor")
-	// ErrDamaged is what every DamagedError is, and what opening returns if nothing
-	// can be served.
+	// ErrDamaged matches every DamagedError. It is also returned when opening a store of which
+	// nothing can be served.
 	ErrDamaged = errors.New("storage: damaged")
 )
 
-// DamagedError is returned by reads of a record whose checksum or content is
-// wrong. errors.Is(err, ErrDamaged) holds.
+// DamagedError is returned by reads of a record that is unreadable, stale, left over or
+// missing. errors.Is(err, ErrDamaged) holds.
 type DamagedError struct {
-	// Kind says what the record is, e.g. "key".
+	// Kind of the record, e.g. "key".
 	Kind string
 	// Name is the record's identifier, as far as it is known.
 	Name string
@@ -82,11 +80,11 @@ func (e *DamagedError) Error() string {
 // Is makes every DamagedError an ErrDamaged.
 func (e *DamagedError) Is(target error) bool { return target == ErrDamaged }
 
-// ConflictError is returned by Commit if the workspace's or the policy's head is not the
-// expected one. Nothing was changed: wait until the projection has come to Revision, check
-// again, and try again. errors.Is(err, ErrConflict) holds.
+// ConflictError is returned by Commit if the head of the workspace or of the policy is not
+// the expected one. Nothing was changed. The caller waits until the projection has reached
+// Revision, checks again, and tries again. errors.Is(err, ErrConflict) holds.
 type ConflictError struct {
-	// Revision of the change that put the head that is there; 0 if there is none.
+	// Revision of the change that put the stored head; 0 if there is no head.
 	Revision int64
 }
 
@@ -98,15 +96,14 @@ func (e *ConflictError) Error() string {
 // Is makes every ConflictError an ErrConflict.
 func (e *ConflictError) Is(target error) bool { return target == ErrConflict }
 
-// ExistsError is returned by Commit if something that must be absent is there.
-// Nothing was changed.
+// ExistsError is returned by Commit if an id that must be absent exists. Nothing was
+// changed.
 type ExistsError struct {
-	// Revision is one at which it is there.
+	// Revision is a revision at which the id exists.
 	Revision int64
-	// RequestID is the request id that was used before; empty if it is the key id
-	// that is taken.
+	// RequestID is the request id that was used before; empty if the key id exists.
 	RequestID string
-	// KeyID is the key that is there.
+	// KeyID is the existing key.
 	KeyID string
 }
 

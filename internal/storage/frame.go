@@ -7,9 +7,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// A stored value is framed: a format byte, a CRC-32C of name and payload, and the
-// payload. The name is covered too, so that a value in a wrong place is damage as
-// well. The checksum finds accidents; it is no protection against an adversary.
+// A stored value is a frame: a format byte, a CRC-32C (RFC 3720) of name and payload, and
+// the payload. The checksum covers the name, so that a value under a wrong name counts as
+// damaged. It detects accidents, and does not protect against an adversary.
 const (
 	frameFormat = 1
 	frameHeader = 1 + 4
@@ -17,8 +17,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Encode marshals a record deterministically. Hashes are taken of what was stored,
-// never of a second encoding.
+// Encode encodes a record deterministically. Hashes are computed over the stored bytes,
+// never over a second encoding.
 func Encode(record proto.Message) ([]byte, error) {
 	return proto.MarshalOptions{Deterministic: true}.Marshal(record)
 }
@@ -31,8 +31,8 @@ func Frame(name string, payload []byte) []byte {
 	return append(value, payload...)
 }
 
-// Unframe returns the payload of a value stored under name. The payload aliases
-// the value. The error is a DamagedError with the given kind.
+// Unframe returns the payload of a value stored under name. The payload aliases the value.
+// The error is a DamagedError with the given kind.
 func Unframe(kind, name string, value []byte) ([]byte, error) {
 	if len(value) < frameHeader {
 		return nil, &DamagedError{Kind: kind, Name: name, Problem: "truncated"}
@@ -44,12 +44,12 @@ func Unframe(kind, name string, value []byte) ([]byte, error) {
 	return payload, nil
 }
 
-// Payload returns the payload of a value that Unframe or Decode has found good. It
+// Payload returns the payload of a value that Unframe or Decode has accepted. The payload
 // aliases the value.
 func Payload(value []byte) []byte { return value[frameHeader:] }
 
-// Decode reads a record out of a value stored under name. The record shares no
-// memory with the value. The error is a DamagedError with the given kind.
+// Decode decodes the record in a value stored under name. The record shares no memory with
+// the value. The error is a DamagedError with the given kind.
 func Decode(kind, name string, value []byte, record proto.Message) error {
 	payload, err := Unframe(kind, name, value)
 	if err != nil {

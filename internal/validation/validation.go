@@ -12,7 +12,6 @@ import (
 	"time"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/patience"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -164,7 +163,7 @@ func (v *Validator) doubt(answer *Answer, question Question) error {
 		return nil
 	}
 	if decision, _ := decide.Authorize(&answer.Grant, question.WorkspaceID, question.Requirement, question.Address, latest); decision != decide.Allowed {
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_CLOCK_UNSURE,
+		return problem.New(problem.ClockUnsure,
 			"whether the token is expired is not known: the server's clock was set forward, and waits for its operator")
 	}
 	answer.Now = latest
@@ -208,14 +207,14 @@ func bound(ctx context.Context) (context.Context, context.CancelFunc) {
 // wait returns once the projection is as fresh as the question demands.
 func (v *Validator) wait(ctx context.Context, question Question) error {
 	if question.Epoch != v.projection.Epoch() {
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH,
+		return problem.New(problem.EpochMismatch,
 			"min_revision belongs to another epoch than the store's; drop what was cached and ask without it")
 	}
 	bounded, cancel := bound(ctx)
 	defer cancel()
 	err := v.projection.WaitFor(bounded, question.MinRevision)
 	if err != nil && ctx.Err() == nil {
-		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED,
+		return problem.New(problem.RevisionNotReached,
 			"min_revision %d was not reached in time, which is %s at most and less than the call's deadline", question.MinRevision, longestWait)
 	}
 	return err
@@ -230,7 +229,7 @@ func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (
 	case errors.Is(err, storage.ErrNotFound):
 		return nil, storage.ErrUnavailable // purged since; asked again, the answer is another
 	case err != nil && bounded.Err() != nil && ctx.Err() == nil:
-		return nil, problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE,
+		return nil, problem.New(problem.StoreUnavailable,
 			"the store did not give the key's details in time, which is %s at most; without with_details it is not asked", longestWait)
 	}
 	return record, err
@@ -238,6 +237,6 @@ func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (
 
 func unknownScope(scope string, catalogue []string) error {
 	var fields problem.Fields
-	fields.AddAs(keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN, "required_scope", "%s", policy.UnknownScope(scope, catalogue, "GetPolicy (keysvc policy show)"))
+	fields.AddAs(problem.ScopeUnknown, "required_scope", "%s", policy.UnknownScope(scope, catalogue, "GetPolicy (keysvc policy show)"))
 	return fields.Err()
 }

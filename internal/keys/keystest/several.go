@@ -20,6 +20,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/service"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -142,7 +143,7 @@ type seat struct {
 	number     int
 	link       *link
 	projection *projection.Projection
-	manager    *keys.Manager
+	manager    service.Verbs
 	validator  *validation.Validator
 	stop       context.CancelFunc
 }
@@ -242,7 +243,7 @@ func (s *several) start(number int, faults Faults) {
 		position, err = started.projection.Load(ctx)
 	}
 	steady := clock.Steady(s.clock.Now, position.Time)
-	started.manager = keys.New(keys.Config{Store: store, Projection: started.projection, Now: steady})
+	started.manager = service.Verbs{Manager: keys.New(keys.Config{Store: store, Projection: started.projection, Now: steady})}
 	started.validator = validation.New(started.projection, store, steady)
 	s.following.Go(func() {
 		if err := started.projection.Follow(ctx); !errors.Is(err, context.Canceled) {

@@ -22,6 +22,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/service"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 	"github.com/scribe-mail/keysvc/internal/usage"
@@ -89,7 +90,8 @@ func (b Bolt) Check(t testing.TB) {
 
 // World is everything below the RPCs, on a real store.
 type World struct {
-	*keys.Manager
+	// Verbs are the manager's, called with messages, as the server's handlers call them.
+	service.Verbs
 	// Clock is the wall clock.
 	Clock *Clock
 	// Store, Projection, Validator and Recorder are what the Manager works with. They
@@ -140,7 +142,7 @@ func (w *World) open() {
 		w.t.Fatal(err)
 	}
 	steady := clock.Steady(w.Clock.Now, position.Time)
-	w.Manager = keys.New(keys.Config{Store: store, Projection: w.Projection, Now: steady, Random: w.random})
+	w.Verbs.Manager = keys.New(keys.Config{Store: store, Projection: w.Projection, Now: steady, Random: w.random})
 	w.Recorder = usage.NewRecorder(store, slog.New(slog.DiscardHandler))
 	w.Validator = validation.New(w.Projection, store, steady)
 	w.Validator.RecordTo(w.Recorder)

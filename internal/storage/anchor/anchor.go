@@ -1,10 +1,10 @@
-// Package anchor keeps how far a store had come in a small file elsewhere. A store that
-// lost its newest changes, because a write was swallowed or an older copy was put in
-// its place, looks sound; only something beside it can tell.
+// Package anchor keeps in a small separate file how far a store had come. A store that
+// lost its newest changes, because the disk swallowed a write or an older copy was put in
+// its place, looks sound by itself.
 //
-// The file is two slots, on pages of their own. They are written in turn, so that the
-// slot before is there when a write breaks off, and they have their room on the disk
-// from the beginning: a full disk does not stop a write.
+// The file has two slots, each on a page of its own. They are written in turn, so that the
+// previous slot survives an interrupted write. Their disk space is allocated from the
+// beginning, so that a full disk does not stop a write.
 //
 //	slot     magic (16 bytes), number, revision (8 each, big-endian), hash (32),
 //	         length of the epoch (1), epoch (up to 64), zeros, CRC-32C (4); 512 bytes
@@ -32,7 +32,7 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 var (
-	// ErrDamaged is returned for a file none of whose slots can be read.
+	// ErrDamaged is returned for a file without a readable slot.
 	ErrDamaged = errors.New("anchor: damaged")
 	// ErrReplaced is returned by Write if the path no longer names the file that was
 	// opened.
@@ -43,14 +43,13 @@ var (
 type Mark struct {
 	// Epoch identifies the store's history; at most 64 bytes.
 	Epoch string
-	// Revision is that of the newest change, 0 in a new store.
+	// Revision of the newest change, 0 in a new store.
 	Revision int64
-	// Hash is that of the change's audit event, zero at revision 0.
+	// Hash of the change's audit event, zero at revision 0.
 	Hash [32]byte
 }
 
-// File is an anchor that is open for writing. Its methods must not be called at the
-// same time.
+// File is an anchor that is open for writing. Only one method may be called at a time.
 type File struct {
 	path   string
 	file   *os.File
@@ -72,7 +71,7 @@ func encode(mark Mark, number uint64) []byte {
 	return slot
 }
 
-// decode reads a slot and reports whether it is one.
+// decode decodes a slot and reports whether it is valid.
 func decode(slot []byte) (mark Mark, number uint64, ok bool) {
 	if len(slot) != slotSize || string(slot[:len(magic)]) != magic ||
 		binary.BigEndian.Uint32(slot[slotSize-4:]) != crc32.Checksum(slot[:slotSize-4], castagnoli) {
@@ -102,7 +101,7 @@ func Read(path string) (Mark, error) {
 	return mark, err
 }
 
-// newest reads the newest slot that can be read.
+// newest reads the newest valid slot.
 func newest(file *os.File) (mark Mark, number uint64, err error) {
 	info, err := file.Stat()
 	if err != nil {
@@ -131,14 +130,14 @@ func newest(file *os.File) (mark Mark, number uint64, err error) {
 	return mark, number, nil
 }
 
-// Create makes an anchor at path, with mode 0600. It appears whole or not at all, and
-// must not be there.
+// Create makes an anchor at path, with mode 0600. The file appears complete or not at all.
+// It must not exist.
 func Create(path string, mark Mark) error { return place(path, mark, os.Link) }
 
-// Replace makes an anchor at path in the place of what may be there.
+// Replace makes an anchor at path, over the one that may exist.
 func Replace(path string, mark Mark) error { return place(path, mark, os.Rename) }
 
-// place writes an anchor under another name and gives it its own.
+// place writes an anchor under a temporary name and then gives it its own name.
 func place(path string, mark Mark, name func(from, to string) error) error {
 	if mark.Epoch == "" || len(mark.Epoch) > maxEpoch {
 		return fmt.Errorf("anchor: an epoch of %d bytes; 1 to %d are allowed", len(mark.Epoch), maxEpoch)
@@ -187,16 +186,16 @@ func Open(path string) (*File, error) {
 	return opened, nil
 }
 
-// Mark returns what was read or written last.
+// Mark returns the mark that was read or written last.
 func (f *File) Mark() Mark { return f.mark }
 
-// Write makes a mark durable. After an error the mark before is still there, and the
-// next Write writes to the same slot. Errors: ErrReplaced, and those of the file
-// system.
+// Write makes a mark durable. After an error the previous mark is still in the file, and
+// the next Write writes the same slot. Errors: ErrReplaced, and those of the file system.
 func (f *File) Write(mark Mark) error {
 	if mark.Epoch == "" || len(mark.Epoch) > maxEpoch {
 		return fmt.Errorf("anchor: an epoch of %d bytes; 1 to %d are allowed", len(mark.Epoch), maxEpoch)
 	}
+	// 1. Write the slot that does not hold the current mark, and sync it.
 	number := f.number + 1
 	if _, err := f.file.WriteAt(encode(mark, number), int64(number%slots)*slotStride); err != nil {
 		return err
@@ -204,6 +203,8 @@ func (f *File) Write(mark Mark) error {
 	if err := syncData(f.file); err != nil {
 		return err
 	}
+	// 2. Check that the path still names this file, before the mark counts as written:
+	// otherwise the next start would read another anchor.
 	named, err := os.Stat(f.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -217,5 +218,5 @@ func (f *File) Write(mark Mark) error {
 	return nil
 }
 
-// Close gives the file back.
+// Close closes the file.
 func (f *File) Close() error { return f.file.Close() }

@@ -5,7 +5,8 @@ import (
 	"syscall"
 )
 
-// syncData makes the content of a file durable, whose length does not change.
+// syncData makes the content of a file durable. The length of the file must not have
+// changed.
 func syncData(file *os.File) error {
 	connection, err := file.SyscallConn()
 	if err != nil {

@@ -6,25 +6,30 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// Accepted says what AcceptAnchor accepted.
+// Accepted is what AcceptAnchor accepted.
 type Accepted struct {
-	// Epoch is the new one.
+	// Epoch is the store's new epoch.
 	Epoch string
-	// Position is how far the store is.
+	// Position is how far the store has come.
 	Position storage.Position
 }
 
-// AcceptAnchor makes a store that no process serves the truth, as it is, after it was
-// found not to agree with its anchor. It gets a new epoch, so that every cache begins
-// anew, and a new anchor. It does nothing if they agree. Errors: ErrLocked, ErrNewer,
-// ErrDamaged, and those of the file system.
+// AcceptAnchor declares a store true as it is, after it was found to disagree with its
+// anchor. No process may serve the store. The store gets a new epoch, so that every cache
+// starts from nothing, and a new anchor. AcceptAnchor refuses a store that agrees with its
+// anchor or has none. Errors: ErrLocked, ErrNewer, ErrDamaged, and those of the file
+// system.
 func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 	config = config.withDefaults()
 	if config.Anchor == "" {
@@ -51,7 +56,8 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 		return Accepted{}, fmt.Errorf("drawing an epoch: %w", err)
 	}
 	file.header.Anchored = true
-	// First the store: until the anchor follows, the two still disagree.
+	// 1. The store, because a crash after this step leaves a store that still disagrees with
+	// its anchor, so that accepting it can be repeated.
 	err = guard(func() error {
 		return file.database.Update(func(tx *bolt.Tx) error { return file.setEpoch(tx, hex.EncodeToString(epoch)) })
 	})
@@ -59,6 +65,7 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 		return Accepted{}, err
 	}
 	file.header.Epoch = hex.EncodeToString(epoch)
+	// 2. The anchor.
 	mark, err := file.mark()
 	if err != nil {
 		return Accepted{}, err
@@ -69,8 +76,8 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 	return Accepted{Epoch: mark.Epoch, Position: file.position}, nil
 }
 
-// reportAnchor says how a file stands to its anchor. A copy has none beside it, which
-// is no fault of its own.
+// reportAnchor reports how a file compares with its anchor. A copy has no anchor beside it,
+// and that is not a problem of the copy.
 func (o *opened) reportAnchor(path string, report *Report) {
 	mark, err := readAnchor(path)
 	switch {
@@ -89,4 +96,27 @@ func (o *opened) reportAnchor(path string, report *Report) {
 	default:
 		report.Anchor = fmt.Sprintf("agrees, at revision %d", mark.Revision)
 	}
+}
+
+// setEpoch begins a new history with what the file holds: it writes another epoch into the
+// header, and a tag for this epoch into each head. A head that is damaged, or whose wrong
+// records are unknown, keeps its old tag, which fails in the new epoch: accepting must not
+// make found damage valid.
+func (o *opened) setEpoch(tx *bolt.Tx, epoch string) error {
+	hasher := integrity.NewHasher()
+	for _, id := range slices.Sorted(maps.Keys(o.index.workspaces)) {
+		entry := o.index.workspaces[id]
+		if entry.damagedHead != nil || entry.damaged != nil {
+			continue
+		}
+		record := entry.head.Record(entry.headRevision)
+		tag := tagOf(hasher, epoch, id, entry.head, entry.sum)
+		record.Tag, record.TagKeyVersion = tag[:], integrity.KeyVersion
+		if err := put(tx, bucketHeads, headName(id), record); err != nil {
+			return err
+		}
+	}
+	header := proto.CloneOf(o.header)
+	header.Epoch = epoch
+	return put(tx, bucketMeta, nameHeader, header)
 }

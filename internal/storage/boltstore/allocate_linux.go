@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// allocate makes the disk keep room for the bytes of a file between two offsets, and
-// the file at least as long. What the bytes hold stays as it is.
+// allocate reserves disk space for the bytes of a file from one offset to another, and
+// makes the file at least as long. The content of these bytes stays as it is.
 func allocate(file *os.File, from, to int64) error {
 	connection, err := file.SyscallConn()
 	if err != nil {

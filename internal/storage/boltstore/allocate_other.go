@@ -4,6 +4,7 @@ package boltstore
 
 import "os"
 
-// allocate makes the disk keep room for the bytes of a file between two offsets, and
-// the file at least as long. Nothing that is needed is between them.
+// allocate reserves disk space for the bytes of a file from one offset to another, and
+// makes the file at least as long. It overwrites these bytes, which hold nothing that is
+// needed.
 func allocate(file *os.File, from, to int64) error { return writeZeros(file, from, to) }

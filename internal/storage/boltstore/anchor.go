@@ -18,33 +18,35 @@ import (
 )
 
 const (
-	// anchorWait is how long a change waits for the anchor at most.
+	// anchorWait is the max time that a change waits for the anchor.
 	anchorWait = time.Second
-	// anchorPause is how long a new key's revision may wait to be anchored, and how long
-	// nothing is tried after a failure.
+	// anchorPause is how long the revision of a new key may wait until the anchor has it,
+	// and how long the writer waits after a failed write.
 	anchorPause = 500 * time.Millisecond
 	// anchorReminder is how often a failure that lasts is logged.
 	anchorReminder = time.Minute
 )
 
-// AnchorOf returns where the anchor of a store lies unless another place is named.
+// AnchorOf returns the default path of the anchor of the store at path.
 func AnchorOf(path string) string { return path + ".anchor" }
 
-// anchoring writes the anchor, behind the commits. The committer tells it what was
-// committed; it answers those changes that wait for the anchor. It is the one goroutine
-// that touches the anchor's file, so that a hung one holds up nobody else.
-type anchoring struct {
+// anchorWriter writes the anchor after the commits. The committer tells it what was
+// committed, and it answers the changes that wait for the anchor. Its goroutine is the only
+// one that writes the anchor's file, so an anchor on a disk that hangs holds up nothing
+// else.
+type anchorWriter struct {
 	log      *slog.Logger
 	file     *anchor.File
 	write    func(anchor.Mark) error
 	replaced func(error)
 
+	// mutex guards the group below. No other lock is held together with it.
 	mutex sync.Mutex
-	// wanted is the newest committed mark, written the newest in the file.
+	// wanted is the newest committed mark, written the newest mark in the file.
 	wanted, written anchor.Mark
-	waiting         []*anchored
-	// stalled is set from a write that failed or took too long to the next that
-	// succeeded: nobody waits then.
+	waiting         []*anchorWaiter
+	// stalled is set from a write that fails or takes too long until the next write that
+	// succeeds. While it is set, no change waits for the anchor.
 	stalled  bool
 	failures int64
 	reminded time.Time
@@ -54,14 +56,15 @@ type anchoring struct {
 	stopped chan struct{}
 }
 
-// anchored is a group of changes that waits for its revision to be anchored.
-type anchored struct {
-	group    []*request
+// anchorWaiter is a group of committed changes that waits until the anchor has its
+// revision.
+type anchorWaiter struct {
+	group    []*pendingChange
 	revision int64
 	timer    *time.Timer
 }
 
-// mark returns the mark of a file that was opened. Errors: DamagedError.
+// mark returns how far the file has come. Errors: DamagedError.
 func (o *opened) mark() (anchor.Mark, error) {
 	mark := anchor.Mark{Epoch: o.header.GetEpoch(), Revision: o.position.Revision}
 	var err error
@@ -69,33 +72,19 @@ func (o *opened) mark() (anchor.Mark, error) {
 	return mark, err
 }
 
-// eventHash returns the hash of a revision's audit event, zero for revision 0.
+// eventHash is the function eventHash in a transaction of its own.
 func (o *opened) eventHash(revision int64) (hash [32]byte, err error) {
-	if revision == 0 {
-		return hash, nil
-	}
 	err = guard(func() error {
 		return o.database.View(func(tx *bolt.Tx) error {
-			name := number(revision)
-			if value := tx.Bucket([]byte(bucketAudit)).Get([]byte(name)); value != nil {
-				event, _, err := decodeAudit(name, value)
-				hash = storage.HashAudit(event.Encoded)
-				return err
-			}
-			// The event may have been pruned; the feed has its hash.
-			entry := &storagev1.FeedRecord{}
-			if err := get(tx, "feed entry", bucketFeed, name, entry); err != nil {
-				return damagedIfMissing(err, "audit event")
-			}
-			copy(hash[:], entry.GetAuditHash())
-			return nil
+			hash, err = eventHash(tx, revision)
+			return err
 		})
 	})
 	return hash, err
 }
 
-// checkAnchor compares a file that was opened with its anchor. It returns false if the
-// store has none yet. Errors: ErrAnchor.
+// checkAnchor compares the file with its anchor. It returns false if the store has no
+// anchor yet. Errors: ErrAnchor.
 func (o *opened) checkAnchor(path string) (bool, error) {
 	mark, err := readAnchor(path)
 	switch {
@@ -109,7 +98,7 @@ func (o *opened) checkAnchor(path string) (bool, error) {
 	return true, o.compare(path, mark)
 }
 
-// compare compares a file that was opened with what its anchor says.
+// compare compares the file with a mark that was read from path. Errors: ErrAnchor.
 func (o *opened) compare(path string, mark anchor.Mark) error {
 	switch {
 	case mark.Epoch != o.header.GetEpoch():
@@ -128,7 +117,7 @@ func (o *opened) compare(path string, mark anchor.Mark) error {
 	return fmt.Errorf("%w: the event at revision %d is not the one that the anchor %s knows: %w", storage.ErrAnchor, mark.Revision, path, err)
 }
 
-// readAnchor reads an anchor, for a few seconds at most.
+// readAnchor reads an anchor. It gives up after 5 s.
 func readAnchor(path string) (anchor.Mark, error) {
 	type answer struct {
 		mark anchor.Mark
@@ -149,9 +138,11 @@ func readAnchor(path string) (anchor.Mark, error) {
 	}
 }
 
-// openAnchor compares a file that was opened with its anchor, and makes one if it has none.
-// It returns what writes it from then on.
-func openAnchor(file *opened, config Config) (*anchoring, error) {
+// openAnchor compares the file with its anchor, makes an anchor if the store has none, and
+// returns the writer that keeps it up to date. Errors: ErrAnchor, DamagedError, and those
+// of the file system.
+func openAnchor(file *opened, config Config) (*anchorWriter, error) {
+	// 1. Compare. A store that disagrees with its anchor is not touched.
 	found, err := file.checkAnchor(config.Anchor)
 	if err != nil {
 		return nil, err
@@ -160,17 +151,20 @@ func openAnchor(file *opened, config Config) (*anchoring, error) {
 	if err != nil {
 		return nil, err
 	}
+	// 2. Make the anchor. A crash after this step leaves an anchor that agrees with the store.
 	if !found {
 		if err := anchor.Create(config.Anchor, mark); err != nil {
 			return nil, fmt.Errorf("making the anchor: %w", err)
 		}
 	}
 	if !file.header.GetAnchored() {
-		// Found or made: its name must be on the disk before the store asks for it.
+		// 3. Make the anchor's name durable, also if a start before this one made the anchor.
+		// This comes before step 4: a header that asks for an anchor whose name a crash took
+		// away would refuse every later start.
 		if err := syncFolder(filepath.Dir(config.Anchor)); err != nil {
 			return nil, err
 		}
-		// Only now: a crash in between leaves an anchor that agrees, not one that is missed.
+		// 4. From now on the store cannot be opened without the anchor.
 		file.header.Anchored = true
 		err := guard(func() error {
 			return file.database.Update(func(tx *bolt.Tx) error { return put(tx, bucketMeta, nameHeader, file.header) })
@@ -183,7 +177,7 @@ func openAnchor(file *opened, config Config) (*anchoring, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the anchor: %w", err)
 	}
-	a := &anchoring{
+	a := &anchorWriter{
 		log:     config.Log,
 		file:    opened,
 		write:   opened.Write,
@@ -203,9 +197,9 @@ func openAnchor(file *opened, config Config) (*anchoring, error) {
 	return a, nil
 }
 
-// start starts the goroutine that writes. It calls replaced if it finds that another
-// file was put in the anchor's place.
-func (a *anchoring) start(replaced func(error)) {
+// start starts the goroutine that writes. It calls replaced if another file took the
+// anchor's path.
+func (a *anchorWriter) start(replaced func(error)) {
 	a.replaced = replaced
 	go func() {
 		defer close(a.stopped)
@@ -216,17 +210,17 @@ func (a *anchoring) start(replaced func(error)) {
 	a.signal()
 }
 
-func (a *anchoring) signal() {
+func (a *anchorWriter) signal() {
 	select {
 	case a.wake <- struct{}{}:
 	default:
 	}
 }
 
-// committed takes over a group that was committed, up to a mark, and answers it: at
-// once if it is nothing but new keys, which nobody can use yet to do harm if they are
-// lost, or else when the mark is in the anchor.
-func (a *anchoring) committed(mark anchor.Mark, group []*request) {
+// committed takes over a committed group, whose newest revision is in mark, and answers it.
+// It answers a group that only creates keys at once: a new key that a crash takes away
+// allows nobody anything. It answers any other group once the anchor has the mark.
+func (a *anchorWriter) committed(mark anchor.Mark, group []*pendingChange) {
 	if a == nil {
 		answer(group)
 		return
@@ -235,9 +229,9 @@ func (a *anchoring) committed(mark anchor.Mark, group []*request) {
 	a.wanted = mark
 	waits := !a.stalled && !a.stopping && !onlyCreates(group)
 	if waits {
-		entry := &anchored{group: group, revision: mark.Revision}
-		entry.timer = time.AfterFunc(anchorWait, func() { a.expire(entry) })
-		a.waiting = append(a.waiting, entry)
+		waiter := &anchorWaiter{group: group, revision: mark.Revision}
+		waiter.timer = time.AfterFunc(anchorWait, func() { a.expire(waiter) })
+		a.waiting = append(a.waiting, waiter)
 	}
 	a.mutex.Unlock()
 	a.signal()
@@ -246,8 +240,8 @@ func (a *anchoring) committed(mark anchor.Mark, group []*request) {
 	}
 }
 
-// reopened tells how far the store is after it was opened anew.
-func (a *anchoring) reopened(mark anchor.Mark) {
+// reopened tells the writer how far the store has come, after the file was opened again.
+func (a *anchorWriter) reopened(mark anchor.Mark) {
 	if a == nil {
 		return
 	}
@@ -257,26 +251,26 @@ func (a *anchoring) reopened(mark anchor.Mark) {
 	a.signal()
 }
 
-// onlyCreates reports whether a group creates keys and does nothing else.
-func onlyCreates(group []*request) bool {
-	for _, entry := range group {
-		if entry.change.Event.GetAction() != storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED {
+// onlyCreates reports whether all changes of a group create keys.
+func onlyCreates(group []*pendingChange) bool {
+	for _, pending := range group {
+		if pending.change.Event.GetAction() != storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED {
 			return false
 		}
 	}
 	return true
 }
 
-// answer answers the changes of a group that was committed.
-func answer(group []*request) {
-	for _, entry := range group {
-		entry.finish(entry.committed.Revision, nil)
+// answer acknowledges the changes of a committed group.
+func answer(group []*pendingChange) {
+	for _, pending := range group {
+		pending.finish(pending.committed.Revision, nil)
 	}
 }
 
-// next waits until there is something to write, and writes it. It returns false at the
-// end.
-func (a *anchoring) next() bool {
+// next waits until there is something to write, and writes it. It returns false once the
+// writer has to end.
+func (a *anchorWriter) next() bool {
 	<-a.wake
 	for {
 		a.mutex.Lock()
@@ -287,9 +281,9 @@ func (a *anchoring) next() bool {
 			return !stopping
 		case !urgent && !stopping:
 			if pause := time.NewTimer(anchorPause); !a.idle(pause) {
-				continue // somebody waits, or it is the end
+				continue // a change waits, or the writer has to end
 			}
-			// What was committed meanwhile is written as well.
+			// The write covers what was committed during the pause.
 			a.mutex.Lock()
 			mark = a.wanted
 			a.mutex.Unlock()
@@ -302,9 +296,9 @@ func (a *anchoring) next() bool {
 	}
 }
 
-// idle waits until a timer has run out and reports true; false if it is interrupted by
-// a change that waits, or by the end.
-func (a *anchoring) idle(pause *time.Timer) bool {
+// idle waits until a timer has run out and reports true. It reports false if a change
+// begins to wait for the anchor, or the writer has to end.
+func (a *anchorWriter) idle(pause *time.Timer) bool {
 	defer pause.Stop()
 	for {
 		select {
@@ -321,11 +315,11 @@ func (a *anchoring) idle(pause *time.Timer) bool {
 	}
 }
 
-// wrote follows on a write.
-func (a *anchoring) wrote(mark anchor.Mark, err error) {
+// wrote handles the outcome of a write.
+func (a *anchorWriter) wrote(mark anchor.Mark, err error) {
 	if errors.Is(err, anchor.ErrReplaced) {
 		a.replaced(fmt.Errorf("%w: %w", storage.ErrReplaced, err))
-		a.release(func(*anchored) bool { return true }, fmt.Errorf("%w: %w: %w", storage.ErrOutcomeUnknown, storage.ErrReplaced, err))
+		a.release(func(*anchorWaiter) bool { return true }, fmt.Errorf("%w: %w: %w", storage.ErrOutcomeUnknown, storage.ErrReplaced, err))
 		a.mutex.Lock()
 		a.written = mark // nothing is left to do
 		a.mutex.Unlock()
@@ -342,15 +336,15 @@ func (a *anchoring) wrote(mark anchor.Mark, err error) {
 	}
 	a.stalled, a.failures = false, 0
 	a.mutex.Unlock()
-	a.release(func(entry *anchored) bool { return entry.revision <= mark.Revision }, nil)
+	a.release(func(waiter *anchorWaiter) bool { return waiter.revision <= mark.Revision }, nil)
 }
 
-// expire answers a group that has waited for long enough.
-func (a *anchoring) expire(entry *anchored) {
+// expire stalls the writer if a group still waits after anchorWait.
+func (a *anchorWriter) expire(waiter *anchorWaiter) {
 	a.mutex.Lock()
 	waits := false
 	for _, each := range a.waiting {
-		waits = waits || each == entry
+		waits = waits || each == waiter
 	}
 	a.mutex.Unlock()
 	if waits {
@@ -358,8 +352,9 @@ func (a *anchoring) expire(entry *anchored) {
 	}
 }
 
-// stall raises the alarm and answers all changes that wait.
-func (a *anchoring) stall(err error) {
+// stall logs the failure, at most once per anchorReminder, and answers all changes that
+// wait.
+func (a *anchorWriter) stall(err error) {
 	a.mutex.Lock()
 	a.failures++
 	if now := time.Now(); !a.stalled || now.Sub(a.reminded) >= anchorReminder {
@@ -369,37 +364,38 @@ func (a *anchoring) stall(err error) {
 	}
 	a.stalled = true
 	a.mutex.Unlock()
-	a.release(func(*anchored) bool { return true }, nil)
+	a.release(func(*anchorWaiter) bool { return true }, nil)
 }
 
-// release answers the groups that wait and are chosen: with success, or an error.
-func (a *anchoring) release(chosen func(*anchored) bool, err error) {
+// release answers the waiting groups that are chosen: with success if err is nil, or with
+// err.
+func (a *anchorWriter) release(chosen func(*anchorWaiter) bool, err error) {
 	a.mutex.Lock()
-	var released, rest []*anchored
-	for _, entry := range a.waiting {
-		if chosen(entry) {
-			released = append(released, entry)
+	var released, rest []*anchorWaiter
+	for _, waiter := range a.waiting {
+		if chosen(waiter) {
+			released = append(released, waiter)
 		} else {
-			rest = append(rest, entry)
+			rest = append(rest, waiter)
 		}
 	}
 	a.waiting = rest
 	a.mutex.Unlock()
-	for _, entry := range released {
-		entry.timer.Stop()
+	for _, waiter := range released {
+		waiter.timer.Stop()
 		if err == nil {
-			answer(entry.group)
+			answer(waiter.group)
 			continue
 		}
-		for _, each := range entry.group {
+		for _, each := range waiter.group {
 			each.finish(0, err)
 		}
 	}
 }
 
-// stop writes what is left and ends; after a second it answers whoever waits and leaves
-// a write that hangs to itself.
-func (a *anchoring) stop() {
+// stop lets the writer write what is left, and ends it. After anchorWait it answers the
+// groups that still wait, and gives up on a write that hangs.
+func (a *anchorWriter) stop() {
 	if a == nil {
 		return
 	}
@@ -414,39 +410,5 @@ func (a *anchoring) stop() {
 	case <-ctx.Done():
 		a.stall(errors.New("it hangs at the stop"))
 	}
-	a.release(func(*anchored) bool { return true }, nil)
-}
-
-// end takes the store down for good: what it serves is no longer what the next start
-// will open.
-func (s *Store) end(err error) {
-	s.state.Lock()
-	defer s.state.Unlock()
-	if s.ended == nil {
-		s.ended = err
-	}
-	if s.file != nil && !s.closed {
-		s.config.Log.Error("the store ends", "error", err)
-		s.goDown(nil)
-	}
-}
-
-// checkMark checks that a file that was opened anew has everything that was committed to
-// it, and tells the anchoring how far it is. Errors: ErrHistoryChanged.
-func (s *Store) checkMark(file *opened) error {
-	if s.anchor == nil {
-		return nil
-	}
-	s.anchor.mutex.Lock()
-	known := s.anchor.wanted
-	s.anchor.mutex.Unlock()
-	if err := file.compare("in memory", known); err != nil {
-		return fmt.Errorf("%w: %w", storage.ErrHistoryChanged, err)
-	}
-	mark, err := file.mark()
-	if err != nil {
-		return err
-	}
-	s.anchor.reopened(mark)
-	return nil
+	a.release(func(*anchorWaiter) bool { return true }, nil)
 }

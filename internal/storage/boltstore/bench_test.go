@@ -65,7 +65,7 @@ func BenchmarkCommit(b *testing.B) {
 }
 
 // BenchmarkOpen opens a store of 100,000 keys: the check of its pages, and the
-// directory.
+// index.
 func BenchmarkOpen(b *testing.B) {
 	const workspaces, keys = 100, 100_000
 	path := filepath.Join(b.TempDir(), "store.db")

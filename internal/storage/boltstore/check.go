@@ -22,27 +22,26 @@ type Report struct {
 	// Schema and Epoch are those of the store.
 	Schema int32
 	Epoch  string
-	// Position is how far it has come.
+	// Position is how far the store has come.
 	Position storage.Position
-	// How many of each there are, readable or not.
+	// The numbers of records, readable or not.
 	Workspaces, Members, Keys, AuditEvents, FeedEntries int
-	// Anchor says how the file stands to its anchor.
+	// Anchor says how the file compares with its anchor.
 	Anchor string
-	// Problems describes what is wrong, at most about a hundred things; the last line
-	// then says how many more there are. The store is sound if there are none.
+	// Problems describes what is wrong, about a hundred problems at most; then the last line
+	// says how many more there are. The store is sound if Problems is empty.
 	Problems []string
 }
 
-// Check examines a store's file that no process serves and changes nothing: the
-// pages, by a check of its own and by bbolt's, every record, and how they fit
-// together. Damage is a problem in the report, however bad; an error says that the
-// file could not be examined: ErrLocked, ErrNewer, the context's, or the file
-// system's.
+// Check examines the file of a store that no process serves, and changes nothing: the
+// pages, by a check of its own and by bbolt's, every record, and how the records fit
+// together. Damage of any extent is reported as problems. An error means that the file
+// could not be examined: ErrLocked, ErrNewer, the context's, or that of the file system.
 func Check(ctx context.Context, path string) (Report, error) {
 	return CheckAnchored(ctx, path, AnchorOf(path))
 }
 
-// CheckAnchored is Check of a store whose anchor lies elsewhere.
+// CheckAnchored is Check for a store whose anchor is at anchorPath.
 func CheckAnchored(ctx context.Context, path, anchorPath string) (Report, error) {
 	var report Report
 	err := check(ctx, path, anchorPath, &report)
@@ -61,8 +60,8 @@ func check(ctx context.Context, path, anchorPath string, report *Report) (err er
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	// What openPages has found good, bbolt can walk without a fault or a circle, also in
-	// the goroutine of its own check, where nobody could recover from one.
+	// After openPages, bbolt can walk the pages without a fault or a loop. That matters in the
+	// goroutine of bbolt's own check, where guard cannot recover.
 	file, err := openPages(ctx, path, Config{}.withDefaults())
 	if err != nil {
 		return err
@@ -85,7 +84,7 @@ func checkOpened(ctx context.Context, file *opened, report *Report) error {
 		}
 		report.Schema, report.Epoch, report.Position = file.header.GetSchema(), file.header.GetEpoch(), file.position
 		checker := &fileChecker{Checker: storage.Checker{Feed: storage.FeedDense, Schema: file.header.GetSchema()}, ctx: ctx, tx: tx, report: report}
-		// All of it must be taken from the channel: the sender holds on to the transaction.
+		// The channel must be drained: its sender uses the transaction.
 		for problem := range tx.Check() {
 			checker.Problem("bbolt: %v", problem)
 		}
@@ -95,8 +94,8 @@ func checkOpened(ctx context.Context, file *opened, report *Report) error {
 	})
 }
 
-// fileChecker shows a file to the Checker and looks for what only this backend can
-// tell: that everything lies where it belongs.
+// fileChecker passes the content of a file to the Checker, and looks for problems of this
+// backend's own: values under a wrong name.
 type fileChecker struct {
 	storage.Checker
 	ctx     context.Context //nolint:containedctx // that of one check
@@ -106,7 +105,7 @@ type fileChecker struct {
 	sums    map[string]integrity.Sum
 }
 
-// run checks everything that is in the buckets. Only the context makes it fail.
+// run checks everything in the buckets. Its only error is the context's.
 func (c *fileChecker) run(file *opened) error {
 	c.Position(file.position)
 	c.names()
@@ -127,8 +126,8 @@ func (c *fileChecker) run(file *opened) error {
 	return c.audit(file.position.Revision, revisions)
 }
 
-// tags compares every head's tag with what the workspace's records add up to. Which of them
-// is at fault, if they differ, the audit events tell.
+// tags compares every head's tag with the sum of the workspace's records. The comparison
+// with the audit events shows which record is wrong.
 func (c *fileChecker) tags(epoch string, heads map[string]*storagev1.HeadRecord) {
 	hasher := integrity.NewHasher()
 	for _, workspaceID := range slices.Sorted(maps.Keys(heads)) {
@@ -140,7 +139,7 @@ func (c *fileChecker) tags(epoch string, heads map[string]*storagev1.HeadRecord)
 	}
 }
 
-// stored shows a record that can be read.
+// stored passes on a readable record.
 func (c *fileChecker) stored(item storage.Item, value []byte) {
 	workspaceID, id := recordOf(item)
 	if id.kind != storagev1.RecordKind_RECORD_KIND_UNSPECIFIED {
@@ -150,7 +149,7 @@ func (c *fileChecker) stored(item storage.Item, value []byte) {
 	c.Stored(item, storage.Payload(value))
 }
 
-// names looks for what does not belong into the file at all.
+// names looks for buckets and names that do not belong in the file.
 func (c *fileChecker) names() {
 	known := map[string][]string{bucketMeta: {nameHeader, namePosition}, bucketPolicy: {nameActive}}
 	err := c.tx.ForEach(func(bucket []byte, content *bolt.Bucket) error {
@@ -177,7 +176,7 @@ func (c *fileChecker) names() {
 	}
 }
 
-// each visits the entries of a bucket.
+// each visits the values of a bucket.
 func (c *fileChecker) each(bucket string, visit func(name string, value []byte)) error {
 	return c.tx.Bucket([]byte(bucket)).ForEach(func(name, value []byte) error {
 		if c.visited++; c.visited%contextInterval == 0 && c.ctx.Err() != nil {
@@ -191,23 +190,23 @@ func (c *fileChecker) each(bucket string, visit func(name string, value []byte))
 func (c *fileChecker) feed() error {
 	return c.each(bucketFeed, func(name string, value []byte) {
 		c.report.FeedEntries++
-		entry := &storagev1.FeedRecord{}
-		if err := storage.Decode("feed entry", frameName(bucketFeed, name), value, entry); err != nil {
+		record := &storagev1.FeedRecord{}
+		if err := storage.Decode("feed entry", frameName(bucketFeed, name), value, record); err != nil {
 			c.Problem("%v", &storage.DamagedError{Kind: "feed entry", Name: hex.EncodeToString([]byte(name)), Problem: problemOf(err)})
 			return
 		}
-		if number(entry.GetRevision()) != name {
-			c.Problem("feed: the entry of revision %d lies under %s", entry.GetRevision(), hex.EncodeToString([]byte(name)))
+		if number(record.GetRevision()) != name {
+			c.Problem("feed: the entry of revision %d lies under %s", record.GetRevision(), hex.EncodeToString([]byte(name)))
 		}
-		c.Entry(entry)
+		c.Entry(record)
 	})
 }
 
-// items shows what Load would and returns the workspaces' heads.
+// items passes on what Load would visit and returns the workspaces' heads.
 func (c *fileChecker) items() (map[string]*storagev1.HeadRecord, error) {
 	heads := make(map[string]*storagev1.HeadRecord)
 	c.sums = make(map[string]integrity.Sum)
-	slots := make(map[string]int64) // sequence of the workspace's key before
+	slots := make(map[string]int64) // sequence of the workspace's previous key
 	counts := map[string]*int{bucketWorkspaces: &c.report.Workspaces, bucketMembers: &c.report.Members, bucketKeys: &c.report.Keys}
 	for _, bucket := range loaded {
 		err := c.each(bucket, func(name string, value []byte) {
@@ -250,8 +249,8 @@ func (c *fileChecker) items() (map[string]*storagev1.HeadRecord, error) {
 	return heads, nil
 }
 
-// audit shows the audit events and checks how they are linked: each points to the
-// workspace's one before it, the head to the last; each revision has one.
+// audit passes on the audit events and checks their links: each points to the workspace's
+// previous one, the head points to the last, and each revision has one.
 func (c *fileChecker) audit(newest int64, heads map[string]int64) error {
 	last := make(map[string]int64)
 	before := int64(0)

@@ -7,11 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 
 	bolt "go.etcd.io/bbolt"
-	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -20,56 +17,14 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// Bounds of one transaction: how many changes it commits, and how many bytes of
-// records, the change that goes over them included.
+// Bounds of one transaction.
 const (
-	maxGroup      = 512
+	// maxGroup is the max number of changes.
+	maxGroup = 512
+	// maxGroupBytes is how many bytes of records close a group: the change that reaches the
+	// bound is still in it.
 	maxGroupBytes = 4 << 20
 )
-
-// request is a change on its way through the committer.
-type request struct {
-	change   *storage.Change
-	event    []byte // the audit event, encoded
-	records  []encoded
-	size     int // of event and records, encoded
-	state    atomic.Int32
-	done     chan struct{}
-	revision int64
-	err      error
-
-	// Set by the committer.
-	committed *storage.Committed
-	slots     map[string]int64 // of new keys
-	untrue    error            // a record that is replaced is not what it should be
-	sum       integrity.Sum    // of the workspace's records after the change
-}
-
-// encoded is a record of a change, encoded before the change waits in line.
-type encoded struct {
-	id      recordID
-	bucket  string
-	name    string // empty for keys, whose slot the committer knows
-	key     *storagev1.KeyRecord
-	payload []byte // nil to delete
-
-	// What the event says of it. The committer sets what was before.
-	listed *storagev1.RecordChange
-	// before and after are the record's elements, where there was or is one.
-	before, after integrity.Element
-}
-
-const (
-	waiting int32 = iota
-	taken
-	withdrawn
-)
-
-// write is one put or delete in the file.
-type write struct {
-	bucket, name string
-	value        []byte // nil to delete
-}
 
 // Commit implements storage.Store.
 func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, error) {
@@ -79,426 +34,238 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	if err := s.room.admit(change.Narrows); err != nil {
 		return 0, err
 	}
-	entry, err := encode(change)
+	pending, err := encode(change)
 	if err != nil {
 		return 0, err
 	}
-	select {
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	default:
+	if err := ctx.Err(); err != nil {
+		return 0, err
 	}
 	select {
-	case s.requests <- entry:
+	case s.queue <- pending:
 	case <-s.closing:
 		return 0, storage.ErrUnavailable
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
 	select {
-	case <-entry.done:
+	case <-pending.done:
 	case <-s.stopped:
-		// The store closed while the change was on its way into the line, perhaps too
-		// late to be answered.
-		if entry.state.CompareAndSwap(waiting, withdrawn) {
+		// The store was closed while the change entered the queue, possibly after the committer
+		// emptied the queue for the last time.
+		if pending.state.CompareAndSwap(waiting, withdrawn) {
 			return 0, storage.ErrUnavailable
 		}
-		<-entry.done
+		<-pending.done
 	case <-ctx.Done():
-		if entry.state.CompareAndSwap(waiting, withdrawn) {
+		if pending.state.CompareAndSwap(waiting, withdrawn) {
 			return 0, ctx.Err()
 		}
-		// Already being committed: that takes as long as the disk takes, and only its
-		// end tells the truth.
-		<-entry.done
+		// The committer has taken the change. Only the end of the commit tells the outcome, and
+		// that takes as long as the disk takes.
+		<-pending.done
 	}
-	return entry.revision, entry.err
-}
-
-// encode prepares a change, so that the committer only has to write.
-func encode(change *storage.Change) (*request, error) {
-	entry := &request{change: change, done: make(chan struct{})}
-	_, err := storage.Encode(change.Feed(0, [32]byte{}))
-	add := func(id recordID, name string, key *storagev1.KeyRecord, record proto.Message) {
-		added := encoded{id: id, bucket: bucketOf(id.kind), name: name, key: key}
-		added.listed = &storagev1.RecordChange{Kind: id.kind, Name: id.name}
-		if record != nil {
-			var problem error
-			added.payload, problem = storage.Encode(record)
-			err = errors.Join(err, problem)
-			var hash integrity.Hash
-			added.after, hash = elementOf(change.WorkspaceID, id, added.payload)
-			added.listed.After = hash[:]
-		}
-		entry.size += len(added.payload)
-		entry.records = append(entry.records, added)
-	}
-	if change.PutPolicy != nil {
-		add(recordID{kind: kindPolicy}, nameActive, nil, change.PutPolicy)
-	}
-	if change.PutWorkspace != nil {
-		add(recordID{kind: kindWorkspace}, change.WorkspaceID, nil, change.PutWorkspace)
-	}
-	for _, member := range change.PutMembers {
-		add(recordID{kindMember, member.GetMemberId()}, memberName(change.WorkspaceID, member.GetMemberId()), nil, member)
-	}
-	for _, member := range change.DeleteMembers {
-		add(recordID{kindMember, member.GetMemberId()}, memberName(change.WorkspaceID, member.GetMemberId()), nil, nil)
-	}
-	for _, key := range change.PutKeys {
-		add(recordID{kindKey, key.GetKeyId()}, "", key, key)
-	}
-	for _, key := range change.DeleteKeys {
-		add(recordID{kindKey, key.GetKeyId()}, "", key, nil)
-	}
-	if err != nil {
-		return nil, notEncodable(err)
-	}
-	if err := entry.encodeEvent(); err != nil {
-		return nil, err
-	}
-	entry.size += len(entry.event)
-	return entry, nil
-}
-
-// encodeEvent encodes the audit event, with what is known of the records.
-func (r *request) encodeEvent() error {
-	r.change.Event.Changes = make([]*storagev1.RecordChange, len(r.records))
-	for index := range r.records {
-		r.change.Event.Changes[index] = r.records[index].listed
-	}
-	var err error
-	if r.event, err = storage.Encode(r.change.Event); err != nil {
-		return notEncodable(err)
-	}
-	return nil
-}
-
-// notEncodable is the answer to text that is not UTF-8.
-func notEncodable(err error) error {
-	return fmt.Errorf("%w: %w", storage.ErrInvalidChange, err)
+	return pending.revision, pending.err
 }
 
 // commitLoop is the committer. It ends when the store closes, after it has answered
-// everything that waits.
+// every change in the queue.
 func (s *Store) commitLoop() {
 	defer close(s.stopped)
-	var line []*request
+	var queued []*pendingChange
 	for {
-		if len(line) == 0 {
+		if len(queued) == 0 {
 			select {
-			case next := <-s.requests:
-				line = append(line, next)
+			case next := <-s.queue:
+				queued = append(queued, next)
 			case <-s.closing:
-				s.refuse(line)
+				s.refuseQueued()
 				return
 			}
 		}
-		line = s.gather(line)
-		var group []*request
-		group, line = pick(line)
+		queued = s.receive(queued)
+		var group []*pendingChange
+		group, queued = pick(queued)
 		s.commitGroup(group)
 	}
 }
 
-// gather adds to the line what waits in the channel: all of it, so that many changes
-// of one workspace do not keep those of others out of the next group.
-func (s *Store) gather(line []*request) []*request {
+// receive appends everything that the channel holds, so that many changes of one
+// workspace do not keep changes of other workspaces out of the next group.
+func (s *Store) receive(queued []*pendingChange) []*pendingChange {
 	for {
 		select {
-		case next := <-s.requests:
-			line = append(line, next)
+		case next := <-s.queue:
+			queued = append(queued, next)
 		default:
-			return line
+			return queued
 		}
 	}
 }
 
-// refuse answers everything that waits when the store closes. Whoever is about to
-// send sees that the store is closing and gives up.
-func (s *Store) refuse(line []*request) {
+// refuseQueued answers every change in the channel with ErrUnavailable, when the store
+// closes. A Commit that has not sent its change yet sees that closing is closed, and
+// returns.
+func (s *Store) refuseQueued() {
 	for {
-		for _, entry := range line {
-			if entry.state.CompareAndSwap(waiting, taken) {
-				entry.finish(0, storage.ErrUnavailable)
-			}
-		}
-		line = line[:0]
 		select {
-		case next := <-s.requests:
-			line = append(line, next)
+		case next := <-s.queue:
+			if next.state.CompareAndSwap(waiting, taken) {
+				next.finish(0, storage.ErrUnavailable)
+			}
 		default:
 			return
 		}
 	}
 }
 
-// pick takes from the line at most one change of each workspace and leaves the
-// rest, in order, for the next group.
-func pick(line []*request) (group, rest []*request) {
-	workspaces := make(map[string]bool, len(line))
+// pick takes at most one change of each workspace from the queue. The rest stays, in
+// order, for the next group.
+func pick(queued []*pendingChange) (group, rest []*pendingChange) {
+	workspaces := make(map[string]bool, len(queued))
 	size := 0
-	for _, entry := range line {
-		if workspaces[entry.change.WorkspaceID] || len(group) == maxGroup || size >= maxGroupBytes {
-			rest = append(rest, entry)
+	for _, pending := range queued {
+		if workspaces[pending.change.WorkspaceID] || len(group) == maxGroup || size >= maxGroupBytes {
+			rest = append(rest, pending)
 			continue
 		}
-		if !entry.state.CompareAndSwap(waiting, taken) {
-			continue // withdrawn: the caller has left
+		if !pending.state.CompareAndSwap(waiting, taken) {
+			continue // withdrawn: its caller has left
 		}
-		workspaces[entry.change.WorkspaceID] = true
-		size += entry.size
-		group = append(group, entry)
+		workspaces[pending.change.WorkspaceID] = true
+		size += pending.size
+		group = append(group, pending)
 	}
-	// The others were checked against the policy that is there now, so it changes after them.
-	slices.SortStableFunc(group, func(a, b *request) int { return cmp.Compare(isPolicy(a), isPolicy(b)) })
+	// The change of the policy comes last: the other changes were checked against the policy
+	// that is active now.
+	slices.SortStableFunc(group, func(a, b *pendingChange) int { return cmp.Compare(isPolicy(a), isPolicy(b)) })
 	return group, rest
 }
 
-// isPolicy returns 1 for a change of the policy, and 0 for any other.
-func isPolicy(r *request) int {
-	if r.change.WorkspaceID == "" {
-		return 1
-	}
-	return 0
-}
-
-func (r *request) finish(revision int64, err error) {
-	r.revision, r.err = revision, err
-	close(r.done)
-}
-
 // commitGroup commits a group in one transaction, publishes it in revision order,
-// and answers.
-func (s *Store) commitGroup(group []*request) {
+// and answers every change of it.
+func (s *Store) commitGroup(group []*pendingChange) {
+	// 1. Read and compare what the group replaces, before the index is looked at: the hashes
+	// that this finds go into the audit events, and the heads are hashes of these events.
 	s.findReplaced(group)
+
+	// 2. Check every change and give it its revision. Refused changes are answered now.
 	s.state.RLock()
-	file, directory, position := s.file, s.directory, s.position
+	file, index, position := s.file, s.index, s.position
 	up := file != nil && !s.unloaded
 	s.state.RUnlock()
-	base := position
-	// Only the committer changes the directory, so it may read it without the lock.
-	accepted := group[:0]
-	var writes []write
-	nextSlot := int64(0)
-	if up {
-		nextSlot = directory.nextSlot
-	}
-	newIDs := make(map[string]int64)
-	// behind are changes that another one of the group forbids: they are answered once it is
-	// known that this one is durable.
-	behind := make(map[*request]error)
-	hasher := integrity.NewHasher()
-	for _, entry := range group {
-		err := storage.ErrUnavailable
-		if up {
-			err = entry.check(directory, newIDs, base.Revision)
-		}
-		if exists := (*storage.ExistsError)(nil); errors.As(err, &exists) && exists.Revision > base.Revision {
-			behind[entry] = err
-			continue
-		}
-		var made []write
-		if err == nil {
-			made, err = entry.writes(directory, hasher, s.epoch, position.Revision+1, &nextSlot)
-		}
-		if err != nil {
-			entry.finish(0, err)
-			continue
-		}
-		for keyID := range entry.slots {
-			newIDs[keyID] = position.Revision + 1
-		}
-		position.Revision++
-		position.Hash = entry.committed.Head.Head.Hash
-		if changed := entry.change.Event.GetTime().AsTime(); changed.After(position.Time) {
-			position.Time = changed
-		}
-		writes = append(writes, made...)
-		accepted = append(accepted, entry)
-	}
-	if len(accepted) == 0 {
+	if !up {
+		finishAll(group, storage.ErrUnavailable)
 		return
 	}
-	err := s.write(file, accepted, writes, position)
-	for entry, refusal := range behind {
+	// Only the committer changes the index, so the committer reads it without the lock.
+	plan := planGroup(group, index, position, s.epoch)
+	if len(plan.accepted) == 0 {
+		return
+	}
+
+	// 3. Make the group durable, and publish it.
+	err := s.write(file, plan)
+
+	// 4. Answer changes that another change of the group forbids. This comes after the write
+	// because their answer names a revision, which must exist by then.
+	for pending, refusal := range plan.forbidden {
 		if err != nil {
 			refusal = storage.ErrUnavailable
 		}
-		entry.finish(0, refusal)
+		pending.finish(0, refusal)
 	}
-	if errors.Is(err, errNoRoom) {
-		s.commitLess(accepted)
-		return
-	}
-	if errors.Is(err, storage.ErrUnavailable) {
-		for _, entry := range accepted {
-			entry.finish(0, err)
-		}
-		return
-	}
-	if err != nil {
-		s.config.Log.Error("commit failed; the store will be reopened", "error", err)
-		for _, entry := range accepted {
-			entry.finish(0, fmt.Errorf("%w: %w", storage.ErrOutcomeUnknown, err))
-		}
-		return
-	}
-	s.anchor.committed(anchor.Mark{Epoch: s.epoch, Revision: position.Revision, Hash: position.Hash}, accepted)
-}
 
-// check compares the heads and looks for what must be absent, as of a revision. newIDs are
-// the keys that changes before this one in the same group add, and their revisions.
-func (r *request) check(directory *directory, newIDs map[string]int64, revision int64) error {
-	var head storage.Head
-	var headRevision int64
-	if entry := directory.workspaces[r.change.WorkspaceID]; entry != nil {
-		if entry.damagedHead != nil {
-			return entry.damagedHead
-		}
-		for _, requestID := range r.change.AbsentRequestIDs {
-			if keyID, found := entry.requestIDs[requestID]; found {
-				return &storage.ExistsError{RequestID: requestID, KeyID: keyID, Revision: revision}
-			}
-		}
-		head, headRevision = entry.head, entry.headRevision
-	}
-	if head != r.change.Expect {
-		return &storage.ConflictError{Revision: headRevision}
-	}
-	if err := r.checkPolicy(directory.workspaces[""]); err != nil {
-		return err
-	}
-	if r.untrue != nil {
-		return r.untrue
-	}
-	for _, keyID := range r.change.AbsentKeyIDs {
-		_, found := directory.keys[keyID]
-		if added := newIDs[keyID]; found || added > 0 {
-			return &storage.ExistsError{KeyID: keyID, Revision: max(revision, added)}
-		}
-		if entry := directory.lostKeys[keyID]; entry != nil {
-			return entry.faults[recordID{kindKey, keyID}]
-		}
-	}
-	for _, key := range r.change.PutKeys {
-		if keyID := key.GetKeyId(); newIDs[keyID] > 0 {
-			return fmt.Errorf("%w: key %s is of another workspace", storage.ErrInvalidChange, keyID)
-		}
-	}
-	return nil
-}
-
-// checkPolicy compares the policy's head.
-func (r *request) checkPolicy(policy *workspace) error {
+	// 5. Answer the group. The anchor writer does it after a success, because some changes
+	// are acknowledged only once the anchor has their revision.
 	switch {
-	case r.change.ExpectPolicy == nil:
-		return nil
-	case policy == nil && *r.change.ExpectPolicy != (storage.Head{}):
-		return &storage.ConflictError{}
-	case policy != nil && policy.damagedHead != nil:
-		return policy.damagedHead
-	case policy != nil && policy.head != *r.change.ExpectPolicy:
-		return &storage.ConflictError{Revision: policy.headRevision}
-	}
-	return nil
-}
-
-// writes returns what the change writes at the given revision of a store's epoch.
-func (r *request) writes(directory *directory, hasher *integrity.Hasher, epoch string, revision int64, nextSlot *int64) ([]write, error) {
-	change := r.change
-	head := change.Expect.After(r.event)
-	r.committed = change.Committed(revision, head)
-	r.slots = make(map[string]int64)
-	previous := int64(0)
-	if entry := directory.workspaces[change.WorkspaceID]; entry != nil {
-		previous, r.sum = entry.headRevision, entry.sum
-	}
-	r.addUp()
-	var writes []write
-	for _, record := range r.records {
-		name := record.name
-		if record.key != nil {
-			slot, err := r.slot(directory, record, nextSlot)
-			if err != nil {
-				return nil, err
-			}
-			name = keyName(slot, record.key.GetKeyId(), change.WorkspaceID)
-		}
-		var value []byte
-		if record.payload != nil {
-			value = frame(record.bucket, name, record.payload)
-		}
-		writes = append(writes, write{record.bucket, name, value})
-		if record.key != nil && value == nil {
-			writes = append(writes, write{bucketUsage, name[:numberLength], nil})
-		}
-	}
-	headRecord := head.Record(revision)
-	tag := tagOf(hasher, epoch, change.WorkspaceID, head, r.sum)
-	headRecord.Tag, headRecord.TagKeyVersion = tag[:], integrity.KeyVersion
-	headBytes, err := storage.Encode(headRecord)
-	if err != nil {
-		return nil, err
-	}
-	feedBytes, err := storage.Encode(r.committed.Feed)
-	if err != nil {
-		return nil, err
-	}
-	auditBytes := append([]byte(number(previous)), r.event...)
-	return append(writes,
-		write{bucketHeads, headName(change.WorkspaceID), frame(bucketHeads, headName(change.WorkspaceID), headBytes)},
-		write{bucketFeed, number(revision), frame(bucketFeed, number(revision), feedBytes)},
-		write{bucketAudit, number(revision), frame(bucketAudit, number(revision), auditBytes)},
-	), nil
-}
-
-// addUp makes the sum that of the workspace's records after the change.
-func (r *request) addUp() {
-	for _, record := range r.records {
-		if len(record.listed.GetBefore()) > 0 {
-			r.sum = r.sum.Remove(record.before)
-		}
-		if len(record.listed.GetAfter()) > 0 {
-			r.sum = r.sum.Add(record.after)
-		}
+	case err == nil:
+		mark := anchor.Mark{Epoch: s.epoch, Revision: plan.position.Revision, Hash: plan.position.Hash}
+		s.anchor.committed(mark, plan.accepted)
+	case errors.Is(err, errNoRoom):
+		s.retryWithoutRoom(plan.accepted)
+	case errors.Is(err, storage.ErrUnavailable):
+		finishAll(plan.accepted, err)
+	default:
+		s.config.Log.Error("commit failed; the store will be reopened", "error", err)
+		finishAll(plan.accepted, fmt.Errorf("%w: %w", storage.ErrOutcomeUnknown, err))
 	}
 }
 
-// slot returns where a key's record lies, or will.
-func (r *request) slot(directory *directory, record encoded, nextSlot *int64) (int64, error) {
-	keyID := record.key.GetKeyId()
-	if at, found := directory.keys[keyID]; found {
-		if at.workspace.id != r.change.WorkspaceID {
-			return 0, fmt.Errorf("%w: key %s is of another workspace", storage.ErrInvalidChange, keyID)
-		}
-		return at.slot, nil
+// finishAll answers all changes with one error.
+func finishAll(group []*pendingChange, err error) {
+	for _, pending := range group {
+		pending.finish(0, err)
 	}
-	if record.payload == nil {
-		return 0, fmt.Errorf("%w: key %s to delete is not there", storage.ErrInvalidChange, keyID)
-	}
-	if !r.change.IsNew(record.key) {
-		return 0, fmt.Errorf("%w: key %s is not there, and need not be absent", storage.ErrInvalidChange, keyID)
-	}
-	slot := *nextSlot
-	*nextSlot++
-	r.slots[keyID] = slot
-	return slot, nil
 }
 
-// write makes a group's writes durable and lets the directory follow. After an error the
-// store is down.
-func (s *Store) write(file *opened, group []*request, writes []write, position storage.Position) error {
+// groupPlan is what one transaction will commit.
+type groupPlan struct {
+	// accepted are the changes, in revision order.
+	accepted []*pendingChange
+	writes   []write
+	// position is the store's after the group.
+	position storage.Position
+	// forbidden are the changes that an accepted change of the same group forbids, each
+	// with its error.
+	forbidden map[*pendingChange]error
+}
+
+// planGroup checks the changes of a group against the index, one after the other, and
+// gives each accepted one the next revision. It answers refused changes, except those in
+// forbidden.
+func planGroup(group []*pendingChange, index *fileIndex, position storage.Position, epoch string) *groupPlan {
+	plan := &groupPlan{position: position, forbidden: make(map[*pendingChange]error)}
+	before := position.Revision
+	nextSlot := index.nextSlot
+	newIDs := make(map[string]int64)
+	hasher := integrity.NewHasher()
+	for _, pending := range group {
+		err := pending.check(index, newIDs, before)
+		if exists := (*storage.ExistsError)(nil); errors.As(err, &exists) && exists.Revision > before {
+			plan.forbidden[pending] = err
+			continue
+		}
+		revision := plan.position.Revision + 1
+		var made []write
+		if err == nil {
+			made, err = pending.writes(index, hasher, epoch, revision, &nextSlot)
+		}
+		if err != nil {
+			pending.finish(0, err)
+			continue
+		}
+		for keyID := range pending.slots {
+			newIDs[keyID] = revision
+		}
+		plan.position.Revision = revision
+		plan.position.Hash = pending.committed.Head.Head.Hash
+		if changed := pending.change.Event.GetTime().AsTime(); changed.After(plan.position.Time) {
+			plan.position.Time = changed
+		}
+		plan.writes = append(plan.writes, made...)
+		plan.accepted = append(plan.accepted, pending)
+	}
+	return plan
+}
+
+// write makes a group durable, updates the index and publishes the group. Errors:
+// errNoRoom and ErrUnavailable, after which nothing was written; after any other error
+// the outcome is unknown, and the store is down.
+func (s *Store) write(file *opened, plan *groupPlan) error {
+	group, position := plan.accepted, plan.position
 	// Ascending order within each bucket is what makes a large group cheap.
-	slices.SortFunc(writes, func(a, b write) int {
+	slices.SortFunc(plan.writes, func(a, b write) int {
 		return cmp.Or(cmp.Compare(a.bucket, b.bucket), cmp.Compare(a.name, b.name))
 	})
+
+	// 1. Fill the transaction. Readers go on meanwhile: nothing of it is visible to them.
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	s.state.RLock()
 	same := s.file == file
 	s.state.RUnlock()
-	if !same { // PutUsage failed meanwhile, and took the store down
+	if !same { // PutUsage failed in the meantime, and took the store down
 		return storage.ErrUnavailable
 	}
 	var tx *bolt.Tx
@@ -507,11 +274,14 @@ func (s *Store) write(file *opened, group []*request, writes []write, position s
 		if tx, err = file.database.Begin(true); err != nil {
 			return err
 		}
-		if err := s.room.prepare(file, tx, narrow(group), need(writes)); err != nil {
+		if err := s.room.prepare(file, tx, narrow(group), need(plan.writes)); err != nil {
 			return err
 		}
-		return s.fill(tx, writes, position)
+		return s.fill(tx, plan.writes, position)
 	})
+
+	// 2. Keep readers out, and commit. bbolt shows a transaction to new readers before its
+	// meta page is synced, and readers must not see what a crash may still undo.
 	s.state.Lock()
 	defer s.state.Unlock()
 	if err == nil {
@@ -521,6 +291,8 @@ func (s *Store) write(file *opened, group []*request, writes []write, position s
 		s.room.fitted(narrow(group), err)
 		return errNoRoom
 	}
+
+	// 3. Check that the commit went into the file that the next start will open.
 	if err == nil {
 		err = s.checkCommitted()
 	}
@@ -529,13 +301,15 @@ func (s *Store) write(file *opened, group []*request, writes []write, position s
 		return err
 	}
 	s.room.fitted(narrow(group), nil)
-	for _, entry := range group {
-		entry.follow(s.directory)
+
+	// 4. Update memory, and publish. Still under the lock: a Load that sees this revision can
+	// watch from it on.
+	for _, pending := range group {
+		pending.follow(s.index)
 	}
 	s.position = position
-	// Published under the lock: whoever loads this revision can watch from it on.
-	for _, entry := range group {
-		s.ring.publish(entry.committed)
+	for _, pending := range group {
+		s.ring.publish(pending.committed)
 	}
 	return nil
 }
@@ -566,7 +340,7 @@ func (s *Store) fill(tx *bolt.Tx, writes []write, position storage.Position) err
 	})
 }
 
-// trimFeed deletes entries of the change log up to and including a revision.
+// trimFeed deletes the feed records up to and including a revision.
 func trimFeed(tx *bolt.Tx, upTo int64) error {
 	if upTo < 1 {
 		return nil
@@ -581,7 +355,8 @@ func trimFeed(tx *bolt.Tx, upTo int64) error {
 	return nil
 }
 
-// commit ends the transaction. state is held.
+// commit commits the transaction: bbolt writes and syncs its pages, then its meta page.
+// state is held for writing.
 func (s *Store) commit(tx *bolt.Tx) error {
 	if s.config.fault != nil {
 		if err := s.config.fault(false); err != nil {
@@ -595,77 +370,4 @@ func (s *Store) commit(tx *bolt.Tx) error {
 		return s.config.fault(true)
 	}
 	return nil
-}
-
-// goDown gives up the handle after a failed commit. Readers that have begun may
-// finish; closing waits for them, so it happens aside. state is held.
-func (s *Store) goDown(tx *bolt.Tx) {
-	file := s.file
-	s.file = nil
-	s.ring.end(storage.ErrUnavailable)
-	s.committer.Go(func() {
-		if tx != nil {
-			if err := guard(tx.Rollback); errors.Is(err, storage.ErrDamaged) {
-				// It panicked, perhaps with bbolt's lock held: closing would wait forever. Without its
-				// descriptor the handle is of no use and holds no lock on the file.
-				_ = file.file.Close()
-				return
-			}
-		}
-		_ = file.close()
-	})
-}
-
-// follow lets the directory follow a committed change. state is held.
-func (r *request) follow(directory *directory) {
-	entry := directory.workspace(r.change.WorkspaceID)
-	entry.head, entry.headRevision, entry.sum = r.committed.Head.Head, r.committed.Revision, r.sum
-	for _, record := range r.records {
-		if slot, isNew := r.slots[record.id.name]; isNew && record.id.kind == kindKey {
-			directory.addKey(entry.id, record.id.name, slot, record.after.Short())
-			continue
-		}
-		if record.payload != nil {
-			directory.setElement(entry, record.id, record.after.Short())
-		} else if record.id.kind == kindMember {
-			delete(entry.members, record.id.name)
-		}
-	}
-	for _, key := range r.change.PutKeys {
-		directory.setRequestIDs(key.GetKeyId(), key.GetRequestIds())
-	}
-	for _, requestID := range r.change.FreedRequestIDs {
-		delete(entry.requestIDs, requestID)
-	}
-	for _, key := range r.change.DeleteKeys {
-		directory.removeKey(key.GetKeyId(), key.GetRequestIds())
-	}
-}
-
-// requestIDsOf reads the request ids out of an encoded KeyRecord without decoding
-// the rest, which would double the time that opening a large store takes.
-func requestIDsOf(payload []byte) ([]string, error) {
-	const field = 14 // KeyRecord.request_ids
-	var requestIDs []string
-	for len(payload) > 0 {
-		number, kind, length := protowire.ConsumeTag(payload)
-		if length < 0 {
-			return nil, protowire.ParseError(length)
-		}
-		payload = payload[length:]
-		if number == field && kind == protowire.BytesType {
-			value, length := protowire.ConsumeBytes(payload)
-			if length < 0 {
-				return nil, protowire.ParseError(length)
-			}
-			requestIDs = append(requestIDs, string(value))
-			payload = payload[length:]
-			continue
-		}
-		if length = protowire.ConsumeFieldValue(number, kind, payload); length < 0 {
-			return nil, protowire.ParseError(length)
-		}
-		payload = payload[length:]
-	}
-	return requestIDs, nil
 }

@@ -1,33 +1,40 @@
 package boltstore
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
+	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Creation says whether Open may make a store. A new store is empty, so that every
-// token is unknown to it: it is made only for somebody who says so.
+// Creation is whether Open may make a store. A new store is empty and knows no token, so
+// Open makes one only if it is told to.
 type Creation int
 
 // The values of Creation.
 const (
-	// CreateNever opens a store that is there; Open returns storage.ErrAbsent if none is.
+	// CreateNever opens an existing store. Open returns storage.ErrAbsent if there is none.
 	CreateNever Creation = iota
-	// CreateIfAbsent makes a store if none is there.
+	// CreateIfAbsent makes a store if there is none.
 	CreateIfAbsent
-	// CreateNew makes a store; Open returns storage.ErrPresent if one is there.
+	// CreateNew makes a store. Open returns storage.ErrPresent if there is one.
 	CreateNew
 )
 
-// mayCreate reports whether a store is to be made at path. An anchor without a store
-// tells of one that has gone: there it returns storage.ErrAnchor, whatever Create says.
+// mayCreate reports whether Open has to make a store at path. An anchor without a store
+// shows that a store has disappeared: mayCreate then returns storage.ErrAnchor, whatever
+// Create is.
 func (c Config) mayCreate(path string) (bool, error) {
 	_, err := os.Lstat(path)
 	switch {
@@ -52,9 +59,8 @@ func (c Config) mayCreate(path string) (bool, error) {
 	return true, nil
 }
 
-// during says what was being done in an error that does not: one of the system that is no
-// more than its number, as bbolt returns those of locks, maps and syncs, and a lock that
-// could not be had.
+// during adds to an error what was being done, if the error does not say it: bbolt returns
+// the errors of locks, maps and syncs as bare error numbers, and ErrTimeout for a lock.
 func during(step string, err error) error {
 	var number syscall.Errno
 	var named *fs.PathError
@@ -63,3 +69,75 @@ func during(step string, err error) error {
 	}
 	return fmt.Errorf("%s: %w", step, err)
 }
+
+// create makes a new store at path if mayCreate says so. The file appears complete under
+// its final name, or not at all.
+func create(path string, config Config) error {
+	if absent, err := config.mayCreate(path); !absent {
+		return err
+	}
+	temporary, err := os.CreateTemp(filepath.Dir(path), ".keysvc-new-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temporary.Name()) //nolint:errcheck // after the link this removes a second name; else a leftover
+	if err := temporary.Close(); err != nil {
+		return err
+	}
+	if err := initialise(temporary.Name(), config); err != nil {
+		return err
+	}
+	// Unlike a rename, a link fails if another process has made a store in the meantime. Then
+	// that store is opened.
+	switch err := os.Link(temporary.Name(), path); {
+	case errors.Is(err, fs.ErrExist) && config.Create == CreateNew:
+		return fmt.Errorf("%w: %s", storage.ErrPresent, path)
+	case err != nil && !errors.Is(err, fs.ErrExist):
+		return err
+	}
+	return nil // Open syncs the folder
+}
+
+// initialise writes an empty store into an empty file.
+func initialise(path string, config Config) error {
+	epoch := make([]byte, epochBytes)
+	if _, err := io.ReadFull(config.Random, epoch); err != nil {
+		return fmt.Errorf("drawing an epoch: %w", err)
+	}
+	database, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: config.LockTimeout})
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, during("lock, map or sync", err))
+	}
+	err = database.Update(func(tx *bolt.Tx) error {
+		for _, bucket := range buckets {
+			if _, err := tx.CreateBucket([]byte(bucket)); err != nil {
+				return err
+			}
+		}
+		header := &storagev1.HeaderRecord{
+			Schema:     storage.Schema,
+			Epoch:      hex.EncodeToString(epoch),
+			CreateTime: timestamppb.New(config.Now()),
+		}
+		if err := put(tx, bucketMeta, nameHeader, header); err != nil {
+			return err
+		}
+		return put(tx, bucketMeta, namePosition, &storagev1.PositionRecord{})
+	})
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, during("write or sync", err))
+	}
+	return errors.Join(err, database.Close())
+}
+
+// syncFolder makes the names in a folder durable.
+func syncFolder(path string) error {
+	folder, err := os.Open(path) //nolint:gosec // the operator names the folder
+	if err != nil {
+		return err
+	}
+	return errors.Join(folder.Sync(), folder.Close())
+}
+
+// epochBytes is the length of the random part of an epoch.
+const epochBytes = 12

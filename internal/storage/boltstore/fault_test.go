@@ -303,7 +303,7 @@ func TestGroupCommit(t *testing.T) {
 			conflicts.Add(1)
 		}
 	})
-	for len(store.requests) < workspaces+2 {
+	for len(store.queue) < workspaces+2 {
 		runtime.Gosched()
 	}
 	close(hold)
@@ -370,7 +370,7 @@ func TestSameKeyInOneGroup(t *testing.T) {
 			}
 		})
 	}
-	for len(store.requests) < workspaces {
+	for len(store.queue) < workspaces {
 		runtime.Gosched()
 	}
 	close(hold)
@@ -398,10 +398,10 @@ func transaction(t *testing.T, store *Store) (id int) {
 
 // TestPick is about fairness and bounds of groups.
 func TestPick(t *testing.T) {
-	waits := func(workspace string, size int) *request {
-		return &request{change: &storage.Change{WorkspaceID: workspace}, size: size, done: make(chan struct{})}
+	waits := func(workspace string, size int) *pendingChange {
+		return &pendingChange{change: &storage.Change{WorkspaceID: workspace}, size: size, done: make(chan struct{})}
 	}
-	var line []*request
+	var line []*pendingChange
 	for range 600 {
 		line = append(line, waits("hot", 1))
 	}

@@ -6,30 +6,30 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// everybody is how many readers a gate admits at a time, and so what a writer takes.
+// everybody is the number of permits of a gate. A reader takes one, a writer takes all.
 const everybody = 1 << 30
 
-// gate is a lock of one writer or many readers, in the order in which they came. Unlike
-// that of sync.RWMutex, a wait for it can end with a context: the writer holds it as long
-// as the disk takes to sync.
-type gate struct{ places *semaphore.Weighted }
+// gate is a lock for one writer or many readers, in the order of arrival. Unlike the wait
+// for a sync.RWMutex, the wait for a gate can end with a context: the writer holds
+// Store.state as long as the disk takes to sync.
+type gate struct{ permits *semaphore.Weighted }
 
-func newGate() gate { return gate{places: semaphore.NewWeighted(everybody)} }
+func newGate() gate { return gate{permits: semaphore.NewWeighted(everybody)} }
 
-// Enter admits a reader, or returns the context's error.
-func (g gate) Enter(ctx context.Context) error { return g.places.Acquire(ctx, 1) }
+// Enter locks for reading, or returns the context's error.
+func (g gate) Enter(ctx context.Context) error { return g.permits.Acquire(ctx, 1) }
 
-// RLock admits a reader, however long that takes.
-func (g gate) RLock() { _ = g.places.Acquire(context.Background(), 1) }
+// RLock locks for reading, however long that takes.
+func (g gate) RLock() { _ = g.permits.Acquire(context.Background(), 1) }
 
-// RUnlock lets a reader out.
-func (g gate) RUnlock() { g.places.Release(1) }
+// RUnlock unlocks after Enter or RLock.
+func (g gate) RUnlock() { g.permits.Release(1) }
 
-// Claim admits the writer, or returns the context's error.
-func (g gate) Claim(ctx context.Context) error { return g.places.Acquire(ctx, everybody) }
+// Claim locks for writing, or returns the context's error.
+func (g gate) Claim(ctx context.Context) error { return g.permits.Acquire(ctx, everybody) }
 
-// Lock admits the writer, however long that takes.
-func (g gate) Lock() { _ = g.places.Acquire(context.Background(), everybody) }
+// Lock locks for writing, however long that takes.
+func (g gate) Lock() { _ = g.permits.Acquire(context.Background(), everybody) }
 
-// Unlock lets the writer out.
-func (g gate) Unlock() { g.places.Release(everybody) }
+// Unlock unlocks after Claim or Lock.
+func (g gate) Unlock() { g.permits.Release(everybody) }

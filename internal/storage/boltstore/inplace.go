@@ -9,9 +9,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// checkInPlace returns ErrReplaced unless path still names the file that was opened
-// and that held describes. Whoever renames another file over a store that is served
-// would otherwise have changes acknowledged that nobody finds again.
+// checkInPlace returns ErrReplaced unless path still names the file that was opened, which
+// held describes. If another file was renamed over a store that is served, changes would be
+// acknowledged into a file that nobody can open again.
 func checkInPlace(path string, held fs.FileInfo) error {
 	named, err := os.Stat(path)
 	switch {
@@ -25,8 +25,8 @@ func checkInPlace(path string, held fs.FileInfo) error {
 	return nil
 }
 
-// checkCommitted checks, before a commit is acknowledged, that it went into the file
-// that the next start will open. state is held.
+// checkCommitted checks, before a commit is acknowledged, that it went into the file that
+// the next start will open. state is held for writing.
 func (s *Store) checkCommitted() error {
 	if s.ended != nil {
 		return s.ended
@@ -38,7 +38,7 @@ func (s *Store) checkCommitted() error {
 	return err
 }
 
-// checkReopened checks that what is about to be opened is the file that was served.
+// checkReopened checks that the path names the file that was served.
 func (s *Store) checkReopened() error {
 	s.state.Lock()
 	defer s.state.Unlock()

@@ -7,9 +7,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// The buckets of the file, and how their values are named. Audit events, feed
-// entries and new keys are named by numbers that grow, so that every commit
-// appends to three places instead of touching pages all over the file.
+// The buckets of the file, and the names of their values. Audit events, feed records and
+// new keys have ascending numbers as names, so that a commit appends to three buckets
+// instead of writing pages all over the file.
 //
 //	meta        "header" → HeaderRecord, "position" → PositionRecord
 //	policy      "active" → PolicyRecord
@@ -21,9 +21,9 @@ import (
 //	audit       revision (8 bytes) → revision before (8 bytes) AuditRecord
 //	feed        revision (8 bytes) → FeedRecord
 //
-// A slot is the place of a key in the order of creation. Where a key id lies is
-// known in memory alone; id and workspace stand in the name so that a damaged
-// record can still be told to whom it belongs. Numbers are big-endian.
+// A slot is a key's number in the order of creation. Only the index in memory knows the
+// slot of a key id. The name also has the key's id and workspace, so that a damaged record
+// can still be attributed. Numbers are big-endian.
 const (
 	bucketMeta       = "meta"
 	bucketPolicy     = "policy"
@@ -40,7 +40,7 @@ const (
 	nameActive   = "active"
 )
 
-// buckets lists all of them, in the order in which a commit writes.
+// buckets lists all buckets, in the order in which a commit writes.
 var buckets = []string{
 	bucketAudit, bucketFeed, bucketHeads, bucketKeys,
 	bucketMembers, bucketMeta, bucketPolicy, bucketUsage, bucketWorkspaces,
@@ -51,14 +51,14 @@ const (
 	keyIDLength  = storage.KeyIDLength
 )
 
-// number returns n as a name that sorts by value.
+// number returns n as a name that sorts by value. n is not negative.
 func number(n int64) string {
 	var name [numberLength]byte
 	binary.BigEndian.PutUint64(name[:], uint64(n)) //nolint:gosec // revisions and slots are never negative
 	return string(name[:])
 }
 
-// parseNumber reads the number at the front of a name or value.
+// parseNumber reads the number at the beginning of a name or value.
 func parseNumber(name []byte) (int64, error) {
 	if len(name) < numberLength || name[0] > 0x7f {
 		return 0, fmt.Errorf("name of %d bytes does not begin with a number", len(name))
@@ -66,12 +66,12 @@ func parseNumber(name []byte) (int64, error) {
 	return int64(binary.BigEndian.Uint64(name)), nil //nolint:gosec // the first bit is 0, checked above
 }
 
-// keyName is the name of a key's record.
+// keyName returns the name of a key's record.
 func keyName(slot int64, keyID, workspaceID string) string {
 	return number(slot) + keyID + workspaceID
 }
 
-// parseKeyName takes the name of a key's record apart.
+// parseKeyName splits the name of a key's record.
 func parseKeyName(name []byte) (slot int64, keyID, workspaceID string, err error) {
 	slot, err = parseNumber(name)
 	if err != nil {
@@ -80,17 +80,17 @@ func parseKeyName(name []byte) (slot int64, keyID, workspaceID string, err error
 	if len(name) <= numberLength+keyIDLength {
 		return 0, "", "", fmt.Errorf("name of %d bytes is not that of a key", len(name))
 	}
-	// Two strings, not two parts of one: the first is kept in memory for long.
+	// Two strings instead of two parts of one, because the index keeps the first in memory.
 	return slot, string(name[numberLength : numberLength+keyIDLength]), string(name[numberLength+keyIDLength:]), nil
 }
 
-// memberName is the name of a member's record. Ids contain no NUL byte.
+// memberName returns the name of a member's record. Ids contain no NUL byte.
 func memberName(workspaceID, memberID string) string {
 	return workspaceID + "\x00" + memberID
 }
 
-// headName is the name of a workspace's head. The policy's workspace is empty, which
-// bbolt takes for no name.
+// headName returns the name of a workspace's head. The policy's workspace id is empty, and
+// bbolt allows no empty name.
 func headName(workspaceID string) string {
 	if workspaceID == "" {
 		return "\x00"
@@ -98,7 +98,7 @@ func headName(workspaceID string) string {
 	return workspaceID
 }
 
-// parseHeadName is the reverse of headName.
+// parseHeadName is the inverse of headName.
 func parseHeadName(name string) string {
 	if name == "\x00" {
 		return ""
@@ -106,7 +106,7 @@ func parseHeadName(name string) string {
 	return name
 }
 
-// frameName is what a value's checksum covers besides the value.
+// frameName returns what the checksum of a value covers in addition to the value.
 func frameName(bucket, name string) string { return bucket + "/" + name }
 
 // frame returns the stored form of payload under name in bucket.

@@ -13,13 +13,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// bbolt trusts its file: only the meta pages carry checksums, and a damaged page
-// elsewhere makes it read outside of the page, run in circles, leave records out, or
-// find old ones on pages that are free. A damaged meta page makes it serve the
-// change before the newest without a word. So before bbolt gets to see a file, every
-// page that counts is checked here: that each is used once or free, that its
-// elements fill it without gap or overlap, and that names ascend. What a flipped
-// byte can then still hit is a name or a value, and values are framed.
+// bbolt trusts its file: only the meta pages have checksums. A damaged page elsewhere makes
+// bbolt read outside of the page, loop, leave out records, or find old records on free
+// pages. A damaged meta page makes bbolt silently serve the state before the newest change.
+// So before bbolt opens a file, every page in use is checked here: each page is used once
+// or free, its elements fill it without gap or overlap, and names ascend. After that a
+// flipped byte can only be in a name or a value, and values have checksums of their own.
 //
 // The layout is bbolt's, version 2, in the byte order of the machine:
 //
@@ -50,7 +49,7 @@ const (
 
 var order = binary.NativeEndian
 
-// What a page below the high water mark is.
+// States of a page below the high water mark.
 const (
 	pageUnknown = iota
 	pageUsed
@@ -67,14 +66,14 @@ type pages struct {
 	read   int
 }
 
-// meta is what a meta page says.
+// meta is the content of a meta page.
 type meta struct {
 	pageSize                             int64
 	root, freelist, highWaterMark, newer uint64
 }
 
-// verifyPages checks the page structure of a file that nobody writes. The error is a
-// DamagedError, the context's, or that of reading.
+// verifyPages checks the page structure of a file that nobody writes. Errors: DamagedError,
+// the context's, and those of reading.
 func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) error {
 	newest, err := readMeta(file)
 	if err != nil {
@@ -99,10 +98,10 @@ func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) error {
 	return nil
 }
 
-// readMeta returns the newer of the two meta pages. Both must be good: which of
-// them a damaged one was cannot be told, and if it was the newer one, the change it
-// stood for, perhaps a revocation, would be undone. A crash leaves none damaged, as
-// they fit into one sector.
+// readMeta returns the newer of the two meta pages. Both must be good. If one is damaged,
+// nobody can tell whether it was the newer one, and then the change that it stood for,
+// perhaps a revocation, would be undone. A crash damages none of them, because they fit
+// into one sector.
 func readMeta(file io.ReaderAt) (*meta, error) {
 	first, err := readMetaAt(file, 0, 0)
 	if err != nil {
@@ -175,8 +174,8 @@ func (p *pages) freelist(id uint64) error {
 	return nil
 }
 
-// claim marks a page as used, with those it overflows to, and reads it; into the
-// buffer, if that is large enough.
+// claim marks a page, and the pages that it overflows to, as used, and reads it; into the
+// buffer if that is large enough.
 func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
 	if p.read++; p.read%contextInterval == 0 && p.ctx.Err() != nil {
 		return nil, p.ctx.Err()
@@ -211,8 +210,8 @@ func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
 	return page, nil
 }
 
-// tree checks a page and everything below it. Names are not below low, and below
-// high unless that is nil.
+// tree checks a page and everything below it. Names must not be below low, and must be
+// below high unless high is nil.
 func (p *pages) tree(id uint64, low, high []byte, depth int) error {
 	if depth > maxTreeDepth {
 		return damagedPage(id, "more than %d pages deep", maxTreeDepth)
@@ -242,14 +241,14 @@ func (p *pages) tree(id uint64, low, high []byte, depth int) error {
 		}
 		return nil
 	case branchPage:
-		p.leaf = nil // what is below needs another one
+		p.leaf = nil // the pages below need another buffer
 		return p.branch(id, page, low, high, depth)
 	default:
 		return damagedPage(id, "neither branch nor leaf")
 	}
 }
 
-// branch checks what is below a branch page.
+// branch checks the pages below a branch page.
 func (p *pages) branch(id uint64, page, low, high []byte, depth int) error {
 	var names [][]byte
 	var children []uint64
@@ -275,8 +274,8 @@ func (p *pages) branch(id uint64, page, low, high []byte, depth int) error {
 	return nil
 }
 
-// bucketRoot returns the root page of a leaf element that is a bucket, 0 if it is
-// none or lies inline; an inline one is checked.
+// bucketRoot returns the root page of a leaf element that is a bucket. It returns 0 for
+// other elements, and for an inline bucket, which it checks.
 func bucketRoot(id uint64, element, value []byte) (uint64, error) {
 	switch order.Uint32(element) {
 	case 0:
@@ -306,8 +305,8 @@ func bucketRoot(id uint64, element, value []byte) (uint64, error) {
 	})
 }
 
-// elements visits the elements of a branch or leaf page after it has checked that
-// they lie one behind the other, as bbolt writes them, and ascend.
+// elements visits the elements of a branch or leaf page, after checking that they follow
+// one another without a gap, as bbolt writes them, and that names ascend.
 func elements(id uint64, page, low, high []byte, visit func(element, name, value []byte) error) error {
 	leaf, count := order.Uint16(page[8:]) == leafPage, int(order.Uint16(page[10:]))
 	end := int64(pageHeader + count*elementSize)
@@ -342,8 +341,9 @@ func elements(id uint64, page, low, high []byte, visit func(element, name, value
 	return checkRest(id, page[end:], count)
 }
 
-// checkRest checks what lies behind the last element of a page. If there is none, a
-// damaged count may hide them all; but bbolt begins every page with zeros.
+// checkRest checks the bytes after the last element of a page. Without elements, all of
+// them must be zero: a damaged count may hide elements, and bbolt fills new pages with
+// zeros.
 func checkRest(id uint64, rest []byte, count int) error {
 	if count == 0 && len(bytes.Trim(rest, "\x00")) > 0 {
 		return damagedPage(id, "no elements, but content")

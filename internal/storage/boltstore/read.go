@@ -10,14 +10,13 @@ import (
 	"unicode/utf8"
 
 	bolt "go.etcd.io/bbolt"
-	"google.golang.org/protobuf/proto"
+	berrors "go.etcd.io/bbolt/errors"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// contextInterval is how many records a long read visits between looks at its
-// context.
+// contextInterval is after how many records a long read looks at its context.
 const contextInterval = 1024
 
 // loaded lists the buckets that Load visits, in its order.
@@ -31,13 +30,13 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 	if err := s.reopen(ctx); err != nil {
 		return storage.Position{}, err
 	}
-	var from *directory
+	var from *fileIndex
 	var known *damage
-	position, err := s.readFile(ctx, true, func(directory *directory) {
-		from = directory
-		// What was found when the file was opened holds until something is committed.
-		if directory.damage.revision == s.position.Revision {
-			known = directory.damage
+	position, err := s.readFile(ctx, true, func(index *fileIndex) {
+		from = index
+		// The damage that was found when the file was opened is complete until a commit.
+		if index.damage.revision == s.position.Revision {
+			known = index.damage
 		}
 	}, func(tx *bolt.Tx) error {
 		if known == nil {
@@ -45,7 +44,7 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 			if err := verified.read(tx); err != nil {
 				return err
 			}
-			known = verified.directory.damage
+			known = verified.index.damage
 		}
 		return load(ctx, tx, known, visit)
 	})
@@ -55,19 +54,8 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 	return position, err
 }
 
-// loaded opens a reopened file, known by its directory, to everybody, now that a
-// projection can know what is in it.
-func (s *Store) loaded(from *directory) {
-	s.state.Lock()
-	defer s.state.Unlock()
-	if s.unloaded && s.directory == from && s.file != nil && !s.closed {
-		s.unloaded = false
-		s.ring.restart(s.position)
-	}
-}
-
-// load visits every record that the projection needs. What is known to be wrong is visited
-// as damaged.
+// load visits every record that the projection needs. Records that are known to be wrong
+// are visited as damaged.
 func load(ctx context.Context, tx *bolt.Tx, known *damage, visit func(storage.Item) error) error {
 	for _, bucket := range loaded {
 		if err := known.visitAbsent(bucket, visit); err != nil {
@@ -90,7 +78,7 @@ func load(ctx context.Context, tx *bolt.Tx, known *damage, visit func(storage.It
 	return ctx.Err()
 }
 
-// decode turns a stored value into an item; what cannot be decoded is Damaged.
+// decode decodes a stored value into an item, or into Damaged if it cannot.
 func decode(bucket, name string, value []byte) storage.Item {
 	framed := frameName(bucket, name)
 	switch bucket {
@@ -129,7 +117,7 @@ func decode(bucket, name string, value []byte) storage.Item {
 	default:
 		record := &storagev1.KeyRecord{}
 		if err := decodeKey([]byte(name), value, record); err != nil {
-			_, keyID, workspaceID, _ := parseKeyName([]byte(name)) // checked when the file was opened
+			_, keyID, workspaceID, _ := parseKeyName([]byte(name)) // opening the file checks the name
 			return storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, KeyID: keyID, Err: err}}
 		}
 		return storage.Item{Key: record}
@@ -145,7 +133,7 @@ func decodeHead(name string, value []byte, record *storagev1.HeadRecord) (storag
 	return storage.HeadOf(workspaceID, record)
 }
 
-// decodeKey decodes a key's record and checks that it lies where it belongs.
+// decodeKey decodes a key's record and checks that its name is right.
 func decodeKey(name, value []byte, record *storagev1.KeyRecord) error {
 	_, keyID, workspaceID, err := parseKeyName(name)
 	if err != nil {
@@ -160,7 +148,7 @@ func decodeKey(name, value []byte, record *storagev1.KeyRecord) error {
 	return nil
 }
 
-// decodeMember decodes a member's record and checks that it lies where it belongs.
+// decodeMember decodes a member's record and checks that its name is right.
 func decodeMember(name string, value []byte, record *storagev1.MemberRecord) error {
 	_, memberID, _ := cutMemberName(name)
 	if err := storage.Decode("member", frameName(bucketMembers, name), value, record); err != nil {
@@ -192,8 +180,8 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 	var slot int64
 	var expected expectation
 	record := &storagev1.KeyRecord{}
-	position, err := s.read(ctx, func(directory *directory) {
-		slot, expected = directory.findKey(workspaceID, keyID)
+	position, err := s.read(ctx, func(index *fileIndex) {
+		slot, expected = index.findKey(workspaceID, keyID)
 	}, func(tx *bolt.Tx) error {
 		if slot == 0 && expected.fault == nil {
 			return storage.ErrNotFound
@@ -215,25 +203,18 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 
 // FindRequest implements storage.Store.
 func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, revision int64, err error) {
-	if err := ctx.Err(); err != nil {
-		return "", 0, err
-	}
-	if err := s.state.Enter(ctx); err != nil {
-		return "", 0, err
-	}
-	defer s.state.RUnlock()
-	if s.file == nil || s.closed || s.unloaded {
-		return "", 0, storage.ErrUnavailable
-	}
-	if entry := s.directory.workspaces[workspaceID]; entry != nil {
-		if keyID, found := entry.requestIDs[requestID]; found {
-			return keyID, s.position.Revision, nil
+	position, err := s.lookUp(ctx, func(index *fileIndex) {
+		if entry := index.workspaces[workspaceID]; entry != nil {
+			keyID = entry.requestIDs[requestID]
 		}
+	})
+	if err == nil && keyID == "" {
+		err = storage.ErrNotFound
 	}
-	return "", s.position.Revision, storage.ErrNotFound
+	return keyID, position.Revision, err
 }
 
-// keyAt reads the key in a slot that the directory knows, and returns its stored value.
+// keyAt reads the key in a slot that the index has, and returns its stored value.
 func keyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) ([]byte, error) {
 	prefix := []byte(number(slot))
 	name, value := cursor.Seek(prefix)
@@ -243,14 +224,14 @@ func keyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) ([]byte
 	return value, decodeKey(name, value, record)
 }
 
-// readPage reads a page, and compares the records that read saw with memory. A page whose
-// records are changed meanwhile is read again.
-func (s *Store) readPage(ctx context.Context, resolve func(*directory), read func(tx *bolt.Tx) ([]sighting, error)) (storage.Position, error) {
+// readPage reads a page, and compares the records that read saw with the index. If a record
+// was changed between the two, readPage reads the page again.
+func (s *Store) readPage(ctx context.Context, resolve func(*fileIndex), read func(tx *bolt.Tx) ([]observation, error)) (storage.Position, error) {
 	const attempts = 5
 	var position storage.Position
 	var err error
 	for range attempts {
-		var seen []sighting
+		var seen []observation
 		position, err = s.read(ctx, resolve, func(tx *bolt.Tx) error {
 			var err error
 			seen, err = read(tx)
@@ -260,9 +241,9 @@ func (s *Store) readPage(ctx context.Context, resolve func(*directory), read fun
 			return position, err
 		}
 		var confirmed error
-		_, err = s.read(ctx, func(directory *directory) {
-			confirmed = directory.confirm(seen, position.Revision)
-		}, func(*bolt.Tx) error { return nil })
+		_, err = s.lookUp(ctx, func(index *fileIndex) {
+			confirmed = index.confirm(seen, position.Revision)
+		})
 		if err = errors.Join(err, confirmed); !errors.Is(err, errMoved) {
 			return position, err
 		}
@@ -270,7 +251,7 @@ func (s *Store) readPage(ctx context.Context, resolve func(*directory), read fun
 	return position, err
 }
 
-// parseCursor reads a cursor that is a number; without one, the page begins at first.
+// parseCursor parses a cursor that is a number. An empty cursor is first.
 func parseCursor(cursor string, first int64) (int64, error) {
 	if cursor == "" {
 		return first, nil
@@ -282,7 +263,7 @@ func parseCursor(cursor string, first int64) (int64, error) {
 	return position, nil
 }
 
-// ListKeys implements storage.Store. Its cursor is the slot of the last key given.
+// ListKeys implements storage.Store. Its cursor is the slot of the last key of the page.
 func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
 	query = query.Bounded()
 	before, err := parseCursor(query.Cursor, math.MaxInt64)
@@ -291,7 +272,7 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	}
 	var page storage.KeyPage
 	var slots []int64
-	var seen []sighting
+	var seen []observation
 	last, total := int64(0), 0
 	add := func(record *storagev1.KeyRecord, slot int64, value []byte) bool {
 		if query.Full(len(page.Keys), total, len(value)) {
@@ -299,16 +280,16 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 			return false
 		}
 		page.Keys = append(page.Keys, record)
-		seen = append(seen, sight(record.GetWorkspaceId(), recordID{kindKey, record.GetKeyId()}, value))
+		seen = append(seen, observe(record.GetWorkspaceId(), recordID{kindKey, record.GetKeyId()}, value))
 		last, total = slot, total+len(value)
 		return true
 	}
-	position, err := s.readPage(ctx, func(directory *directory) {
+	position, err := s.readPage(ctx, func(index *fileIndex) {
 		page, seen, last, total = storage.KeyPage{}, nil, 0, 0
-		if entry := directory.workspaces[query.WorkspaceID]; entry != nil {
+		if entry := index.workspaces[query.WorkspaceID]; entry != nil {
 			slots = entry.page(before, query.Limit)
 		}
-	}, func(tx *bolt.Tx) ([]sighting, error) {
+	}, func(tx *bolt.Tx) ([]observation, error) {
 		cursor := tx.Bucket([]byte(bucketKeys)).Cursor()
 		if query.WorkspaceID == "" {
 			err := allKeys(ctx, cursor, before, add)
@@ -333,8 +314,8 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	return page, nil
 }
 
-// allKeys gives the keys of all workspaces, from the slot below before downwards,
-// until add has enough.
+// allKeys passes the keys of all workspaces to add, from the slot below before downwards,
+// until add returns false.
 func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64, []byte) bool) error {
 	var value []byte
 	name, _ := cursor.Seek([]byte(number(before)))
@@ -366,8 +347,8 @@ func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*s
 func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error) {
 	var expected expectation
 	record := &storagev1.MemberRecord{}
-	position, err := s.read(ctx, func(directory *directory) {
-		expected = directory.expect(workspaceID, recordID{kindMember, memberID})
+	position, err := s.read(ctx, func(index *fileIndex) {
+		expected = index.expect(workspaceID, recordID{kindMember, memberID})
 	}, func(tx *bolt.Tx) error {
 		name := memberName(workspaceID, memberID)
 		value := tx.Bucket([]byte(bucketMembers)).Get([]byte(name))
@@ -387,8 +368,8 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 	return record, position.Revision, nil
 }
 
-// ListMembers implements storage.Store. Its cursor is the id of the last member
-// given.
+// ListMembers implements storage.Store. Its cursor is the id of the last member of the
+// page.
 func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.MemberPage, error) {
 	query = query.Bounded()
 	if len(query.Cursor) > storage.MaxIDBytes || strings.Contains(query.Cursor, "\x00") || !utf8.ValidString(query.Cursor) {
@@ -396,9 +377,9 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 	}
 	var page storage.MemberPage
 	prefix := []byte(memberName(query.WorkspaceID, ""))
-	position, err := s.readPage(ctx, nil, func(tx *bolt.Tx) ([]sighting, error) {
+	position, err := s.readPage(ctx, nil, func(tx *bolt.Tx) ([]observation, error) {
 		page = storage.MemberPage{}
-		var seen []sighting
+		var seen []observation
 		cursor := tx.Bucket([]byte(bucketMembers)).Cursor()
 		start := []byte(memberName(query.WorkspaceID, query.Cursor))
 		name, value := cursor.Seek(start)
@@ -417,7 +398,7 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 				return nil, err
 			}
 			page.Members = append(page.Members, record)
-			seen = append(seen, sight(query.WorkspaceID, recordID{kindMember, record.GetMemberId()}, value))
+			seen = append(seen, observe(query.WorkspaceID, recordID{kindMember, record.GetMemberId()}, value))
 		}
 		return seen, ctx.Err()
 	})
@@ -428,87 +409,58 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 	return page, nil
 }
 
-// ListAuditEvents implements storage.Store. It walks the workspace's events back
-// from the head; its cursor is the revision of the next one.
-func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (storage.AuditPage, error) {
-	query = query.Bounded()
-	revision, err := parseCursor(query.Cursor, 0)
-	if err != nil {
-		return storage.AuditPage{}, err
-	}
-	var page storage.AuditPage
-	var damagedHead error
-	position, err := s.read(ctx, func(directory *directory) {
-		if entry := directory.workspaces[query.WorkspaceID]; entry != nil && revision == 0 {
-			revision, damagedHead = entry.headRevision, entry.damagedHead
-		}
-	}, func(tx *bolt.Tx) error {
-		if damagedHead != nil {
-			return damagedHead
-		}
-		bucket, total := tx.Bucket([]byte(bucketAudit)), 0
-		for revision > 0 {
-			name := number(revision)
-			value := bucket.Get([]byte(name))
-			if query.Full(len(page.Events), total, len(value)) {
-				page.Next = strconv.FormatInt(revision, 10)
-				return nil
-			}
-			total += len(value)
-			if value == nil && len(page.Events) == 0 && query.Cursor != "" {
-				return storage.ErrInvalidCursor
-			}
-			event, previous, err := decodeAudit(name, value)
-			if err != nil {
-				return err
-			}
-			if event.Record.GetWorkspaceId() != query.WorkspaceID {
-				if len(page.Events) == 0 && query.Cursor != "" {
-					return storage.ErrInvalidCursor
-				}
-				return &storage.DamagedError{Kind: "audit event", Name: strconv.FormatInt(revision, 10), Problem: "it is of another workspace"}
-			}
-			if previous >= revision {
-				return &storage.DamagedError{Kind: "audit event", Name: strconv.FormatInt(revision, 10), Problem: "does not point back"}
-			}
-			page.Events = append(page.Events, event)
-			revision = previous
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return storage.AuditPage{}, err
-	}
-	page.Revision = position.Revision
-	return page, nil
+// read runs use in a read transaction on the newest durable state. It waits for a commit
+// in progress, no longer than the context lasts. resolve runs first, while the index
+// agrees with that state; it may be nil. use must not use the index.
+func (s *Store) read(ctx context.Context, resolve func(*fileIndex), use func(tx *bolt.Tx) error) (storage.Position, error) {
+	return s.readFile(ctx, false, resolve, use)
 }
 
-// decodeAudit decodes a stored audit event and the revision of the workspace's
-// event before it.
-func decodeAudit(name string, value []byte) (storage.AuditEvent, int64, error) {
-	revision, err := parseNumber([]byte(name))
+// readFile is read, for Load as well if loading is true: only Load may read a file that
+// was reopened, until it has visited everything.
+func (s *Store) readFile(ctx context.Context, loading bool, resolve func(*fileIndex), use func(tx *bolt.Tx) error) (storage.Position, error) {
+	// 1. Resolve and begin under one lock, so that the index and the transaction show the same
+	// revision, and no commit is in progress: bbolt shows what it has not synced yet.
+	var tx *bolt.Tx
+	position, err := s.locked(ctx, loading, func() error {
+		if resolve != nil {
+			resolve(s.index)
+		}
+		var err error
+		tx, err = s.file.database.Begin(false)
+		return err
+	})
 	if err != nil {
-		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Problem: err.Error()}
+		if errors.Is(err, berrors.ErrDatabaseNotOpen) {
+			err = storage.ErrUnavailable
+		}
+		return storage.Position{}, err
 	}
-	title := strconv.FormatInt(revision, 10)
-	if value == nil {
-		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Name: title, Problem: "missing"}
+	defer tx.Rollback() //nolint:errcheck // of a read transaction: nothing to lose
+	// 2. Read without the lock: a long read must not hold up commits.
+	return position, guard(func() error { return use(tx) })
+}
+
+// lookUp runs use with the index of the newest durable state.
+func (s *Store) lookUp(ctx context.Context, use func(*fileIndex)) (storage.Position, error) {
+	return s.locked(ctx, false, func() error {
+		use(s.index)
+		return nil
+	})
+}
+
+// locked runs use with state held for reading, if the store may answer, and returns the
+// store's position at that time.
+func (s *Store) locked(ctx context.Context, loading bool, use func() error) (storage.Position, error) {
+	if err := ctx.Err(); err != nil {
+		return storage.Position{}, err
 	}
-	payload, err := storage.Unframe("audit event", frameName(bucketAudit, name), value)
-	if err != nil {
-		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Name: title, Problem: problemOf(err)}
+	if err := s.state.Enter(ctx); err != nil {
+		return storage.Position{}, err
 	}
-	previous, err := parseNumber(payload)
-	if err != nil {
-		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Name: title, Problem: err.Error()}
+	defer s.state.RUnlock()
+	if s.file == nil || s.closed || s.unloaded && !loading {
+		return storage.Position{}, storage.ErrUnavailable
 	}
-	encoded := bytes.Clone(payload[numberLength:])
-	event := storage.AuditEvent{Record: &storagev1.AuditRecord{}, Encoded: encoded}
-	if err := proto.Unmarshal(encoded, event.Record); err != nil {
-		return storage.AuditEvent{}, 0, &storage.DamagedError{Kind: "audit event", Name: title, Problem: "not a record"}
-	}
-	return event, previous, nil
+	return s.position, use()
 }

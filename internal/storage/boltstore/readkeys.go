@@ -4,14 +4,15 @@ import (
 	"encoding/hex"
 
 	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// keyBatch is some of a file's keys, with what can be computed of each alone. Hashing
-// takes about as long as filling the maps of the directory, so one goroutine hashes a
-// batch while the other puts the batch before it into the maps.
+// keyBatch is a batch of a file's keys, with what can be computed of each key alone.
+// Hashing takes about as long as filling the maps of the index. So one goroutine hashes a
+// batch while another one adds the previous batch to the maps.
 type keyBatch struct {
 	keys []keyRead
 	done chan error
@@ -30,7 +31,7 @@ type keyRead struct {
 
 const keyBatchSize = 2048
 
-// compute fills in what the names and values tell.
+// compute computes the fields that follow from the names and values.
 func (b *keyBatch) compute(hasher *integrity.Hasher) error {
 	for index := range b.keys {
 		key := &b.keys[index]
@@ -40,7 +41,7 @@ func (b *keyBatch) compute(hasher *integrity.Hasher) error {
 		}
 		payload, err := storage.Unframe("key", frameName(bucketKeys, string(key.name)), key.value)
 		if err != nil {
-			continue // a damaged key is answered as such where it is read
+			continue // reads of this key return the damage
 		}
 		if key.requestIDs, err = requestIDsOf(payload); err != nil {
 			return &storage.DamagedError{Kind: "key", Name: key.keyID, Problem: err.Error()}
@@ -51,26 +52,25 @@ func (b *keyBatch) compute(hasher *integrity.Hasher) error {
 	return nil
 }
 
-// keyHasher computes one batch at a time, aside.
+// keyHasher computes batches in the background, one at a time.
 type keyHasher struct {
 	hasher  *integrity.Hasher
 	running *keyBatch
 }
 
-// exchange begins with a batch and returns the one before it, computed; nil if there was
-// none.
+// exchange starts a batch and returns the previous one, computed; nil if there was none.
 func (h *keyHasher) exchange(batch *keyBatch) (*keyBatch, error) {
 	finished, err := h.wait()
 	batch.done = make(chan error, 1)
 	h.running = batch
 	go func() {
-		// A fault in mapped memory is caught by the goroutine that meets it.
+		// guard catches a fault in mapped memory only in its own goroutine.
 		batch.done <- guard(func() error { return batch.compute(h.hasher) })
 	}()
 	return finished, err
 }
 
-// wait returns the batch under way once it is computed.
+// wait waits for the batch that is being computed and returns it; nil if there is none.
 func (h *keyHasher) wait() (*keyBatch, error) {
 	finished := h.running
 	if finished == nil {
@@ -80,10 +80,10 @@ func (h *keyHasher) wait() (*keyBatch, error) {
 	return finished, <-finished.done
 }
 
-// readKeys notes where each key lies, and adds up the keys of each workspace.
+// readKeys adds the keys to the index, and to the sum of each workspace.
 func (o *opened) readKeys(tx *bolt.Tx) error {
 	aside := &keyHasher{hasher: integrity.NewHasher()}
-	defer aside.wait() //nolint:errcheck // after an error or a panic: it must not outlive the transaction
+	defer aside.wait() //nolint:errcheck // after an error or a panic: the batch must not outlive the transaction
 	batch := &keyBatch{}
 	next := func() error {
 		finished, err := aside.exchange(batch)
@@ -112,22 +112,50 @@ func (o *opened) readKeys(tx *bolt.Tx) error {
 	return o.addKeys(last)
 }
 
-// addKeys puts a batch into the directory.
+// addKeys adds a batch to the index.
 func (o *opened) addKeys(batch *keyBatch) error {
 	for index := range batch.keys {
 		key := &batch.keys[index]
-		if _, twice := o.directory.keys[key.keyID]; twice {
+		if _, twice := o.index.keys[key.keyID]; twice {
 			return &storage.DamagedError{Kind: "key", Name: key.keyID, Problem: "stored twice"}
 		}
-		o.directory.addKey(key.workspaceID, key.keyID, key.slot, key.element.Short())
+		o.index.addKey(key.workspaceID, key.keyID, key.slot, key.element.Short())
 		if !key.readable {
 			continue
 		}
-		entry := o.directory.keys[key.keyID].workspace
+		entry := o.index.keys[key.keyID].workspace
 		entry.sum = entry.sum.Add(key.element)
 		if len(key.requestIDs) > 0 {
-			o.directory.setRequestIDs(key.keyID, key.requestIDs)
+			o.index.setRequestIDs(key.keyID, key.requestIDs)
 		}
 	}
 	return nil
+}
+
+// requestIDsOf reads the request ids of an encoded KeyRecord without decoding the rest.
+// Decoding all records would double the time that opening a large store takes.
+func requestIDsOf(payload []byte) ([]string, error) {
+	const field = 14 // KeyRecord.request_ids
+	var requestIDs []string
+	for len(payload) > 0 {
+		number, kind, length := protowire.ConsumeTag(payload)
+		if length < 0 {
+			return nil, protowire.ParseError(length)
+		}
+		payload = payload[length:]
+		if number == field && kind == protowire.BytesType {
+			value, length := protowire.ConsumeBytes(payload)
+			if length < 0 {
+				return nil, protowire.ParseError(length)
+			}
+			requestIDs = append(requestIDs, string(value))
+			payload = payload[length:]
+			continue
+		}
+		if length = protowire.ConsumeFieldValue(number, kind, payload); length < 0 {
+			return nil, protowire.ParseError(length)
+		}
+		payload = payload[length:]
+	}
+	return requestIDs, nil
 }

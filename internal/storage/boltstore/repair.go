@@ -10,11 +10,11 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 )
 
-// RepairTime sets the position's time and last-used times back to now where they are
-// after it, in a file that no process serves: the clock was ahead when they were
-// written. It returns how many last-used times there were. Records with such times must
-// have been put right before. Errors: those of Open, and of the file system; then the
-// file may have been repaired or not.
+// RepairTime sets the position's time and the last-used times to now if they are later: the
+// clock was ahead when they were written. No process may serve the file. Records with such
+// times must have been repaired before. It returns the number of last-used times that were
+// set. Errors: those of Open and of the file system; after one, the file may or may not
+// have been repaired.
 func RepairTime(path string, now time.Time) (uses int, err error) {
 	file, err := openFile(path, Config{}.withDefaults())
 	if err != nil {
@@ -34,7 +34,7 @@ func RepairTime(path string, now time.Time) (uses int, err error) {
 	})
 }
 
-// repairUsage sets last-used times back.
+// repairUsage sets the last-used times that are later than now to now.
 func repairUsage(tx *bolt.Tx, now time.Time) (count int, err error) {
 	bucket, latest := tx.Bucket([]byte(bucketUsage)), now.UnixNano()
 	var names []string // a bucket must not be changed while it is walked

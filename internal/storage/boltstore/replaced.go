@@ -11,43 +11,43 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// replaced is a record that a change replaces or deletes.
+// replaced is a stored record that a change replaces or deletes.
 type replaced struct {
-	of       *request
+	of       *pendingChange
 	record   *encoded
 	slot     int64 // of a key
 	expected expectation
 }
 
-// findReplaced reads what the changes of a group replace or delete, so that their events
-// can list its hash, and compares it with memory: a record that was altered in the file
-// must not become true by being changed. Only the committer changes what memory knows, so
-// what holds here still holds when the group is written.
-func (s *Store) findReplaced(group []*request) {
+// findReplaced reads the records that the changes of a group replace or delete. Their
+// events list the hashes of these records. It also compares each with the index: a record
+// that was altered in the file must not become true by being listed. What holds here still
+// holds when the group is written, because only the committer changes the index.
+func (s *Store) findReplaced(group []*pendingChange) {
 	var found []replaced
-	for _, entry := range group {
-		for index := range entry.records {
-			record := &entry.records[index]
-			if record.key == nil || record.payload == nil || !entry.change.IsNew(record.key) {
-				found = append(found, replaced{of: entry, record: record})
+	for _, pending := range group {
+		for index := range pending.records {
+			record := &pending.records[index]
+			if record.key == nil || record.payload == nil || !pending.change.IsNew(record.key) {
+				found = append(found, replaced{of: pending, record: record})
 			}
 		}
 	}
 	if len(found) == 0 {
 		return
 	}
-	_, err := s.read(context.Background(), func(directory *directory) {
-		for index := range found {
-			each := &found[index]
-			each.expected = directory.expect(each.of.change.WorkspaceID, each.record.id)
-			if at, found := directory.keys[each.record.id.name]; found && at.workspace.id == each.of.change.WorkspaceID {
+	_, err := s.read(context.Background(), func(index *fileIndex) {
+		for i := range found {
+			each := &found[i]
+			each.expected = index.expect(each.of.change.WorkspaceID, each.record.id)
+			if at, found := index.keys[each.record.id.name]; found && at.workspace.id == each.of.change.WorkspaceID {
 				each.slot = at.slot
 			}
 		}
 	}, func(tx *bolt.Tx) error {
-		for index := range found {
-			if err := found[index].compare(tx); err != nil {
-				found[index].of.untrue = err
+		for i := range found {
+			if err := found[i].compare(tx); err != nil {
+				found[i].of.untrue = err
 			}
 		}
 		return nil
@@ -56,7 +56,8 @@ func (s *Store) findReplaced(group []*request) {
 		switch {
 		case each.of.untrue != nil:
 		case err != nil:
-			// If the store is down, that is found out again; damage is not.
+			// commitGroup finds out by itself that the store is down, but not that the file is
+			// damaged.
 			each.of.untrue = err
 		default:
 			each.of.untrue = each.of.encodeEvent()
@@ -64,7 +65,8 @@ func (s *Store) findReplaced(group []*request) {
 	}
 }
 
-// compare reads one record, notes what it was, and compares it with memory.
+// compare reads one record, notes its hash, and compares it with the index. A member to
+// delete must exist.
 func (r *replaced) compare(tx *bolt.Tx) error {
 	record, workspaceID := r.record, r.of.change.WorkspaceID
 	name, value := r.find(tx.Bucket([]byte(record.bucket)))
@@ -86,7 +88,7 @@ func (r *replaced) compare(tx *bolt.Tx) error {
 	return r.expected.compare(element, true)
 }
 
-// find returns the record's name and value; none if nothing is stored.
+// find returns the record's name and value; "" and nil if nothing is stored.
 func (r *replaced) find(bucket *bolt.Bucket) (name string, value []byte) {
 	if r.record.key == nil {
 		return r.record.name, bucket.Get([]byte(r.record.name))

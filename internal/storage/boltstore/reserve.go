@@ -15,52 +15,54 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Revoking must work when the disk is full. bbolt grows its file by making it longer,
-// which takes no room yet: that a page has none is found when it is written, in the
-// middle of a commit. So bbolt never grows the file here. It is grown ahead of need,
-// with room that the disk gives then, and Options.MaxSize makes bbolt refuse a
-// transaction that does not fit before it has written a byte.
+// Revoking must work when the disk is full. bbolt grows its file by making it longer, which
+// allocates no disk space: the missing space shows when a page is written, in the middle of
+// a commit. So here bbolt never grows the file. The reserve grows it ahead of need, by
+// allocating disk space, and DB.MaxSize makes bbolt refuse a transaction that does not fit
+// before it writes a byte.
 //
 //	0 … used … the reserve … allocated
 //
-// Pages that are free lie below used; bbolt takes these first. What lies beyond, up to
-// allocated, is for narrowing changes down to the last page, and for all others but
-// the reserve.
+// Free pages are below used, and bbolt takes these first. Narrowing changes may use
+// everything up to allocated, other changes everything except the reserve.
 const (
-	// smallestGrowth and largestGrowth bound how far the file is grown ahead of need.
-	smallestGrowth = 32 << 10
-	largestGrowth  = 16 << 20
-	// roomInterval is how long nothing is tried after the disk had no room.
+	// minGrowth and maxGrowth bound how many bytes the file is grown ahead of need.
+	minGrowth = 32 << 10
+	maxGrowth = 16 << 20
+	// roomInterval is the pause between attempts after the disk was full.
 	roomInterval = 200 * time.Millisecond
 )
 
-// defaultReserve is enough for 10,000 narrowing changes of 6.5 KiB each. Tests, whose
-// files are small and many, set it to less.
+// defaultReserve holds 10,000 narrowing changes of 6.5 KiB each. Tests, whose files are
+// small and many, lower it.
 var defaultReserve int64 = 64 << 20
 
-// errNoRoom is the answer to a transaction that does not fit. Nothing was written.
+// errNoRoom is the error of a transaction that does not fit. Nothing was written.
 var errNoRoom = errors.New("no room left in the file")
 
-// reserve keeps room on the disk for narrowing changes.
+// reserve keeps disk space for narrowing changes.
 type reserve struct {
 	bytes    int64
 	allocate func(file *os.File, from, to int64) error
 	log      *slog.Logger
 	began    time.Time
 
-	// full is set from the first change that did not fit to the next that did.
+	// full is set from the first change that does not fit until the next one that does.
 	full atomic.Bool
 	// refused counts the changes that were refused while full is set.
 	refused atomic.Int64
-	// probe is when the next change may try its luck, in nanoseconds after began.
+	// probe is when the next change may be tried, in nanoseconds after began.
 	probe atomic.Int64
-	// failed says that the disk had no room at the time failedAt. These and what
-	// follows are owned by whoever holds Store.writing.
+
+	// Store.writing guards the group below.
+
+	// failed is whether the disk was full at failedAt, when the file was grown last.
 	failed   bool
 	failedAt time.Time
-	// roomy says that the reserve is whole, or much is free beside it.
+	// roomy is whether the reserve is complete, or at least maxGrowth bytes of pages are free.
 	roomy bool
-	// extra is how much further the file is grown once, when the estimate was too low.
+	// extra is how many more bytes the file is grown by once, because an estimate was too
+	// low.
 	extra int64
 }
 
@@ -70,8 +72,8 @@ func newReserve(config Config) *reserve {
 	}
 }
 
-// admit refuses, while the disk is full, what does not narrow, before it gets into
-// anybody's way. Now and then one change is let through to see whether there is room.
+// admit refuses changes that do not narrow while the disk is full, before they enter the
+// queue. Every roomInterval it admits one change, to find out whether there is space again.
 func (r *reserve) admit(narrows bool) error {
 	if narrows || !r.full.Load() {
 		return nil
@@ -84,47 +86,47 @@ func (r *reserve) admit(narrows bool) error {
 	return storage.ErrFull
 }
 
-// open takes over a file that was opened for writing, and makes sure of its room as
-// far as there is any.
+// open takes over a file that was opened for writing, and allocates as much disk space as
+// it needs and the disk has.
 func (r *reserve) open(file *opened) error {
 	var used int64
 	if err := file.database.View(func(tx *bolt.Tx) error { used = tx.Size(); return nil }); err != nil {
 		return err
 	}
-	file.database.AllocSize = 0 // the file is as long as MaxSize says, not longer
+	file.database.AllocSize = 0 // bbolt must not grow the file further than MaxSize
 	file.allocated = used
 	size := file.info.Size()
 	switch stat, known := file.info.Sys().(*syscall.Stat_t); {
 	case size <= used:
 	case known && stat.Blocks*512 >= size:
 		file.allocated = size
-	default: // left by an earlier version, or copied with holes
+	default: // written by an earlier version, or copied with holes
 		if err := r.grow(file, size); err != nil {
 			return err
 		}
 	}
-	if file.allocated >= used+r.bytes+smallestGrowth {
+	if file.allocated >= used+r.bytes+minGrowth {
 		return nil
 	}
 	return r.grow(file, used+r.bytes+growth(used))
 }
 
-// growth returns how far a file is grown ahead of need, as bbolt does.
-func growth(used int64) int64 { return max(smallestGrowth, min(used, largestGrowth)) }
+// growth returns how many bytes a file is grown ahead of need, as bbolt does it.
+func growth(used int64) int64 { return max(minGrowth, min(used, maxGrowth)) }
 
-// prepare gives a write transaction its room before anything was written, and grows
-// the file if little is left. need is about how much the transaction may take. writing is
-// held.
+// prepare limits a write transaction to the space that it may use, before anything was
+// written, and grows the file if little space is left. need is the estimate of how many
+// bytes the transaction takes. writing is held.
 func (r *reserve) prepare(file *opened, tx *bolt.Tx, narrows bool, need int64) error {
 	used, free := tx.Size(), int64(file.database.Stats().FreePageN)
-	need += 16*free + r.extra // the list of free pages is one run of pages, and not a free one
+	need += 16*free + r.extra // the list of free pages is written to one run of new pages
 	ahead := used + r.bytes + max(r.extra+16*free, need-free*int64(file.database.Info().PageSize))
 	if file.allocated < ahead && (!r.failed || time.Since(r.failedAt) >= roomInterval) {
 		if err := r.grow(file, ahead+growth(used)); err != nil {
 			return err
 		}
 	}
-	r.roomy = file.allocated >= ahead || free*int64(file.database.Info().PageSize) >= largestGrowth
+	r.roomy = file.allocated >= ahead || free*int64(file.database.Info().PageSize) >= maxGrowth
 	limit := file.allocated
 	if !narrows {
 		limit -= r.bytes
@@ -133,13 +135,13 @@ func (r *reserve) prepare(file *opened, tx *bolt.Tx, narrows bool, need int64) e
 	return nil
 }
 
-// grow makes the file longer, up to a size if there is room for it; it takes what there
-// is. writing is held, or the file not yet shared.
+// grow makes the file longer, up to size, or less far if the disk has less space. writing
+// is held, or the file is not shared yet.
 func (r *reserve) grow(file *opened, size int64) error {
 	before := file.allocated
 	r.failed = false
-	for more := size - before; more >= smallestGrowth; more /= 2 {
-		more -= more % smallestGrowth
+	for more := size - before; more >= minGrowth; more /= 2 {
+		more -= more % minGrowth
 		switch err := r.allocate(file.file, file.allocated, file.allocated+more); {
 		case err == nil:
 			file.allocated += more
@@ -148,23 +150,23 @@ func (r *reserve) grow(file *opened, size int64) error {
 		default:
 			return fmt.Errorf("growing the file: %w", err)
 		}
-		if file.allocated+smallestGrowth > size {
+		if file.allocated+minGrowth > size {
 			break
 		}
 	}
 	if file.allocated == before {
 		return nil
 	}
-	// As bbolt does it: the length must be durable before pages in it are.
+	// As in bbolt, the length must be durable before pages in it are.
 	return file.file.Sync()
 }
 
-// isNoRoom reports whether an error says that the disk, a quota or a limit has no room.
+// isNoRoom reports whether an error says that the disk, a quota or a limit is used up.
 func isNoRoom(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
-// writeZeros allocates by writing, where the system has no call for it.
+// writeZeros allocates disk space by writing, on systems without a call for it.
 func writeZeros(file *os.File, from, to int64) error {
 	zeros := make([]byte, min(1<<20, to-from))
 	for at := from; at < to; at += int64(len(zeros)) {
@@ -175,7 +177,8 @@ func writeZeros(file *os.File, from, to int64) error {
 	return nil
 }
 
-// fitted notes the outcome of a transaction: err is nil, or errNoRoom.
+// fitted notes the outcome of a transaction: err is nil, or that of a transaction that did
+// not fit.
 func (r *reserve) fitted(narrows bool, err error) {
 	switch {
 	case err != nil && !r.full.Swap(true):
@@ -190,8 +193,8 @@ func (r *reserve) fitted(narrows bool, err error) {
 	}
 }
 
-// need returns about how many bytes a group may take: copies of the pages that it
-// touches, and what it adds.
+// need estimates how many bytes a group takes: copies of the pages that it touches, and
+// what it adds.
 func need(writes []write) int64 {
 	const page = 4096
 	total := int64(32 * page) // roots, branches, the list of free pages
@@ -201,52 +204,52 @@ func need(writes []write) int64 {
 	return total
 }
 
-// narrow reports whether a group has nothing but narrowing changes.
-func narrow(group []*request) bool {
-	for _, entry := range group {
-		if !entry.change.Narrows {
+// narrow reports whether all changes of a group narrow.
+func narrow(group []*pendingChange) bool {
+	for _, pending := range group {
+		if !pending.change.Narrows {
 			return false
 		}
 	}
 	return true
 }
 
-// isNoRoomInFile reports whether bbolt refused a transaction for want of room; then it has
-// written nothing and rolled it back.
+// isNoRoomInFile reports whether bbolt refused a transaction for lack of space. Then bbolt
+// has written nothing, and has rolled the transaction back.
 func isNoRoomInFile(err error) bool { return errors.Is(err, berrors.ErrMaxSizeReached) }
 
-// again reports whether a transaction that did not fit may do so if it is tried again:
-// the disk has room as far as is known, and only the estimate was too low.
-func (s *Store) again() bool {
+// mayRetry reports whether a transaction that did not fit may fit when it is tried again:
+// the disk is not known to be full, and only the estimate was too low.
+func (s *Store) mayRetry() bool {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	if s.room.failed || s.room.extra > 0 {
 		s.room.extra = 0
 		return false
 	}
-	s.room.extra = 4 * largestGrowth
+	s.room.extra = 4 * maxGrowth
 	return true
 }
 
-// commitLess follows on a group that did not fit: without the changes that do not narrow,
-// it may. Those are answered.
-func (s *Store) commitLess(group []*request) {
-	if s.again() {
+// retryWithoutRoom handles a group that did not fit: without the changes that do not
+// narrow, it may fit. Those are refused.
+func (s *Store) retryWithoutRoom(group []*pendingChange) {
+	if s.mayRetry() {
 		s.commitGroup(group)
 		return
 	}
-	var rest []*request
+	var rest []*pendingChange
 	if !narrow(group) {
-		for _, entry := range group {
-			if entry.change.Narrows {
-				rest = append(rest, entry)
+		for _, pending := range group {
+			if pending.change.Narrows {
+				rest = append(rest, pending)
 			}
 		}
 	}
-	for _, entry := range group {
-		if rest == nil || !entry.change.Narrows {
+	for _, pending := range group {
+		if rest == nil || !pending.change.Narrows {
 			s.room.refused.Add(1)
-			entry.finish(0, storage.ErrFull)
+			pending.finish(0, storage.ErrFull)
 		}
 	}
 	if len(rest) > 0 {

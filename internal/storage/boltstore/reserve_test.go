@@ -215,7 +215,7 @@ func TestFullDiskSplitsAGroup(t *testing.T) {
 			}
 		})
 	}
-	for len(store.requests) < workspaces {
+	for len(store.queue) < workspaces {
 		time.Sleep(time.Millisecond)
 	}
 	close(hold)

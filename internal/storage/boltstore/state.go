@@ -1,20 +1,20 @@
 package boltstore
 
-// State says how a store stands, for those who watch over it.
+// State is the state of a store, for monitoring.
 type State struct {
-	// Full says that the disk has no room for changes that do not narrow.
+	// Full is whether the disk has space for narrowing changes only.
 	Full bool
-	// Refused is how many changes were refused since Full holds.
+	// Refused is the number of changes that were refused since Full became true.
 	Refused int64
-	// AnchorStalled says that the anchor cannot be written: changes do not wait for it.
+	// AnchorStalled is whether the anchor cannot be written. Then changes do not wait for it.
 	AnchorStalled bool
-	// AnchorFailures is how many writes of it have failed since it holds.
+	// AnchorFailures is the number of failed writes since AnchorStalled became true.
 	AnchorFailures int64
-	// AnchoredRevision is the newest that is in the anchor, 0 without one.
+	// AnchoredRevision is the newest revision that the anchor has, 0 without an anchor.
 	AnchoredRevision int64
 }
 
-// State returns how the store stands.
+// State returns the state of the store.
 func (s *Store) State() State {
 	state := State{Full: s.room.full.Load(), Refused: s.room.refused.Load()}
 	if s.anchor != nil {

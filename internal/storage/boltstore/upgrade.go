@@ -23,14 +23,14 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// steps has the step of the ladder that leads on from each schema.
+// steps holds the step that leads from each schema to the next.
 var steps = map[int32]step{storage.SchemaFirst: toIntegrity}
 
 // step copies a store into a new file in the form of the next schema.
 type step func(from *bolt.Tx, to *copying, now time.Time) error
 
-// copying is a new file that is being written, in transactions of a bounded size: nobody
-// sees it before it is complete.
+// copying is a new file that is being written, in transactions of a bounded size. Nobody
+// sees the file before it is complete.
 type copying struct {
 	database *bolt.DB
 	tx       *bolt.Tx
@@ -40,7 +40,7 @@ type copying struct {
 // maxPuts is how many values one transaction writes.
 const maxPuts = 50_000
 
-// put writes one value. Names are written in ascending order in each bucket.
+// put writes one value. In each bucket, names are written in ascending order.
 func (c *copying) put(bucket string, name, value []byte) error {
 	if c.puts == maxPuts {
 		if err := c.commit(); err != nil {
@@ -77,12 +77,13 @@ func (c *copying) commit() error {
 	return tx.Commit()
 }
 
-// upgrade brings a file of an older schema to this program's: it writes a new file beside
-// it, checks that from end to end, and puts it in the old one's place, which stays as
-// path.schemaN. Whenever it is interrupted, path is the old file or the new one, whole; the
-// next attempt begins anew. A file at fault is not upgraded.
+// upgrade brings a file of an older schema to the current one. It writes a new file next to
+// the old one, checks the new file completely, and puts it in the old one's place. The old
+// file stays as path.schemaN. If the upgrade is interrupted, path is the old file or the
+// new one, complete, and the next attempt starts over. A file with problems is not
+// upgraded.
 func upgrade(path string, config Config) error {
-	old, err := openDatabase(path, config, false) // with the lock, so that nobody serves it meanwhile
+	old, err := openDatabase(path, config, false) // locked, so that nobody serves it during the upgrade
 	if err != nil {
 		return err
 	}
@@ -92,7 +93,7 @@ func upgrade(path string, config Config) error {
 	}
 	schema := old.header.GetSchema()
 	if schema == storage.Schema {
-		return nil // somebody was faster
+		return nil // another process has upgraded it in the meantime
 	}
 	next := steps[schema]
 	if next == nil {
@@ -104,10 +105,15 @@ func upgrade(path string, config Config) error {
 		name string
 		do   func() error
 	}{
+		// 1. What is wrong in the old file would become right by being listed in an event.
 		{"examining the old file", u.examine},
+		// 2. Path still names the old file until step 5.
 		{"writing the new file", func() error { return u.write(next) }},
+		// 3. Before the old file loses its name, because nothing compares the two afterwards.
 		{"examining the new file", u.verify},
+		// 4. Before step 5, because the rename removes the old file's first name.
 		{"keeping the old file as " + u.kept, u.keep},
+		// 5. A rename is atomic: a crash leaves the old file or the new one.
 		{"putting the new file in its place", u.replace},
 	} {
 		if err := part.do(); err != nil {
@@ -127,11 +133,11 @@ type upgrading struct {
 	config Config
 	old    *opened
 	before Report
-	fresh  string // the new file, until it is good
-	kept   string // the old file's name afterwards
+	fresh  string // path of the new file until it replaces the old one
+	kept   string // path of the old file afterwards
 }
 
-// examine checks the old file: what is wrong there would become right by being listed.
+// examine checks the old file.
 func (u *upgrading) examine() error {
 	held, err := u.old.file.Stat()
 	if err != nil {
@@ -213,7 +219,7 @@ func (u *upgrading) keep() error {
 		held, statErr := u.old.file.Stat()
 		named, namedErr := os.Stat(u.kept)
 		if statErr == nil && namedErr == nil && os.SameFile(held, named) {
-			err = nil // from an attempt that was interrupted
+			err = nil // an interrupted attempt made the link
 		}
 	}
 	if err != nil {
@@ -222,7 +228,7 @@ func (u *upgrading) keep() error {
 	return syncFolder(filepath.Dir(u.path))
 }
 
-// replace puts the new file in the old one's place.
+// replace renames the new file over the old one.
 func (u *upgrading) replace() error {
 	if err := os.Rename(u.fresh, u.path); err != nil {
 		return err
@@ -230,10 +236,10 @@ func (u *upgrading) replace() error {
 	return syncFolder(filepath.Dir(u.path))
 }
 
-// toIntegrity copies a store of SchemaFirst into one of SchemaIntegrity. Events appended
-// to each workspace's chain list all its records, within the bounds of a change, and the
-// records name those events. Time is not read from the clock for what counts: a clock
-// that is wrong must not make the store one from the future.
+// toIntegrity copies a store of SchemaFirst into one of SchemaIntegrity. It appends events
+// to each workspace's chain that list all records of the workspace, within the bounds of a
+// change, and the records name these events. The times that count are not read from the
+// clock, because a wrong clock would put the store into the future.
 func toIntegrity(from *bolt.Tx, to *copying, now time.Time) error {
 	old := &opened{}
 	if err := old.readHeader(from); err != nil {
@@ -292,10 +298,10 @@ type rewriting struct {
 	workspaces map[string]*rewrittenWorkspace
 }
 
-// rewrittenWorkspace is a workspace with the event that is being filled; nil if there is
+// rewrittenWorkspace is a workspace with the event that is being filled, nil if there is
 // none.
 type rewrittenWorkspace struct {
-	workspace
+	indexedWorkspace
 
 	event *storagev1.AuditRecord
 	size  int
@@ -309,7 +315,7 @@ func (r *rewriting) readHeads(from *bolt.Tx) error {
 			return err
 		}
 		id := parseHeadName(string(name))
-		r.workspaces[id] = &rewrittenWorkspace{workspace: workspace{id: id, head: head, headRevision: record.GetRevision()}}
+		r.workspaces[id] = &rewrittenWorkspace{indexedWorkspace: indexedWorkspace{id: id, head: head, headRevision: record.GetRevision()}}
 		return nil
 	})
 }
@@ -368,7 +374,7 @@ func (r *rewriting) record(bucket, name string, value []byte) error {
 	return r.to.put(bucket, []byte(name), frame(bucket, name, payload))
 }
 
-// toVerifiers turns the digests of a key's secrets into verifiers.
+// toVerifiers replaces the digests of a key's secrets by verifiers.
 func toVerifiers(key *storagev1.KeyRecord) error {
 	for _, secret := range key.GetSecrets() {
 		if token.Scheme(secret.GetScheme()) != token.SchemeDigest || len(secret.GetHash()) != sha256.Size { //nolint:gosec // compared with 1
@@ -396,7 +402,7 @@ func (r *rewriting) openEvent(entry *rewrittenWorkspace) {
 	entry.size = 0
 }
 
-// closeEvent appends the event that is being filled.
+// closeEvent appends the event that is being filled to the chain.
 func (r *rewriting) closeEvent(entry *rewrittenWorkspace) error {
 	encoded, err := storage.Encode(entry.event)
 	if err != nil {

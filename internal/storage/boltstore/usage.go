@@ -12,8 +12,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// PutUsage implements storage.Store. It is the one write that does not go through
-// the committer: it changes nothing that the directory or a watcher knows.
+// PutUsage implements storage.Store. It is the only write that bypasses the committer: it
+// changes nothing that the index or a watcher knows.
 func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -21,30 +21,30 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	if err := s.room.admit(false); err != nil {
 		return err
 	}
-	if err := s.state.Enter(ctx); err != nil {
+	// 1. Find the slots.
+	var file *opened
+	times := make([]slotTime, 0, len(uses))
+	_, err := s.lookUp(ctx, func(index *fileIndex) {
+		file = s.file
+		for _, use := range uses {
+			if at, found := index.keys[use.KeyID]; found {
+				times = append(times, slotTime{at.slot, use.Time.UnixNano()})
+			}
+		}
+	})
+	if err != nil {
 		return err
 	}
-	file := s.file
-	if file == nil || s.closed || s.unloaded {
-		s.state.RUnlock()
-		return storage.ErrUnavailable
-	}
-	times := make([]slotTime, 0, len(uses))
-	for _, use := range uses {
-		if at, found := s.directory.keys[use.KeyID]; found {
-			times = append(times, slotTime{at.slot, use.Time.UnixNano()})
-		}
-	}
-	s.state.RUnlock()
-	// Ascending, as all writes.
+	// Ascending, as in all writes.
 	slices.SortFunc(times, func(a, b slotTime) int { return cmp.Compare(a.slot, b.slot) })
 
+	// 2. Fill the transaction, while readers go on.
 	if err := s.writing.Claim(ctx); err != nil {
 		return err
 	}
 	defer s.writing.Unlock()
 	var tx *bolt.Tx
-	err := guard(func() error {
+	err = guard(func() error {
 		var err error
 		if tx, err = file.database.Begin(true); err != nil {
 			return err
@@ -54,6 +54,7 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 		}
 		return putTimes(tx, times)
 	})
+	// 3. Keep readers out, and commit, as in Store.write.
 	s.state.Lock()
 	defer s.state.Unlock()
 	if s.file != file {
@@ -82,8 +83,8 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 // slotTime is when the key in a slot was last used, in Unix nanoseconds.
 type slotTime struct{ slot, nanoseconds int64 }
 
-// putTimes writes those times that are later than the stored ones. A key that was
-// deleted meanwhile has no record, and gets no time.
+// putTimes writes the times that are later than the stored ones. A key that was deleted in
+// the meantime has no record, and gets no time.
 func putTimes(tx *bolt.Tx, times []slotTime) error {
 	bucket := tx.Bucket([]byte(bucketUsage))
 	keys := tx.Bucket([]byte(bucketKeys)).Cursor()
@@ -102,7 +103,7 @@ func putTimes(tx *bolt.Tx, times []slotTime) error {
 	return nil
 }
 
-// decodeUsage returns a stored time, 0 if there is none.
+// decodeUsage returns a stored time in Unix nanoseconds, 0 if there is none.
 func decodeUsage(name string, value []byte) (int64, error) {
 	if value == nil {
 		return 0, nil
@@ -118,12 +119,12 @@ func decodeUsage(name string, value []byte) (int64, error) {
 	return nanoseconds, nil
 }
 
-// loadUsage visits when the key under keyName was last used. A damaged time counts as
-// none: nothing is decided by it, and the next use mends it.
+// loadUsage visits when the key under keyName was last used. A damaged time counts as none:
+// no decision depends on it, and the next use repairs it.
 func loadUsage(tx *bolt.Tx, keyName []byte, visit func(storage.Item) error) error {
 	_, keyID, _, err := parseKeyName(keyName)
 	if err != nil {
-		return nil //nolint:nilerr // visited as damaged
+		return nil //nolint:nilerr // the key itself is visited as damaged
 	}
 	name := string(keyName[:numberLength])
 	nanoseconds, err := decodeUsage(name, tx.Bucket([]byte(bucketUsage)).Get([]byte(name)))

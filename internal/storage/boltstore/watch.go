@@ -13,7 +13,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// ringSize is how many changes a watcher may lag behind before it must load anew.
+// ringSize is how many changes a watcher may lag behind. One that lags further must load
+// again.
 const ringSize = 1024
 
 // ring holds the newest committed changes for watchers.
@@ -22,12 +23,12 @@ type ring struct {
 	// changes are consecutive; the newest has revision last.
 	changes []*storage.Committed
 	last    int64
-	// published is last with its hash, for readers that take no lock. It stays what it was
-	// while the store is down, and until it is loaded anew.
+	// published is last with its hash, for readers that take no lock. It does not change
+	// from when the store goes down until it is loaded again.
 	published atomic.Pointer[storage.Barrier]
 	// ended is set while the store is down or closed.
 	ended error
-	// wake is closed and replaced whenever something above changes.
+	// wake is closed and replaced whenever a field above changes.
 	wake chan struct{}
 }
 
@@ -50,7 +51,7 @@ func (r *ring) publish(change *storage.Committed) {
 	r.signal()
 }
 
-// end makes all watches end with err.
+// end ends all watches with err.
 func (r *ring) end(err error) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
@@ -58,7 +59,8 @@ func (r *ring) end(err error) {
 	r.signal()
 }
 
-// restart begins anew at a position, after the store was down and loaded anew.
+// restart empties the ring and continues at a position, after the store was down and was
+// loaded again.
 func (r *ring) restart(position storage.Position) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
@@ -72,8 +74,8 @@ func (r *ring) signal() {
 	r.wake = make(chan struct{})
 }
 
-// after returns the changes after a revision, or a channel to wait on if there are
-// none.
+// after returns the changes after a revision; if there are none, it returns a channel that
+// is closed when there may be some.
 func (r *ring) after(revision int64) ([]*storage.Committed, <-chan struct{}, error) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
@@ -91,24 +93,14 @@ func (r *ring) after(revision int64) ([]*storage.Committed, <-chan struct{}, err
 	return append([]*storage.Committed(nil), newest...), nil, nil
 }
 
-// Barrier implements storage.Store. The file is this process's alone, so what was handed
-// to the watchers is all that anybody can have been told.
+// Barrier implements storage.Store. The file belongs to this process, so nobody can have
+// been told of a change that was not handed to the watchers.
 func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
 	return s.LocalBarrier(), ctx.Err()
 }
 
 // LocalBarrier implements storage.LocalBarrierReader.
 func (s *Store) LocalBarrier() storage.Barrier { return *s.ring.published.Load() }
-
-// newestHash returns the hash of the audit event of a revision, as the change log has it;
-// zero if it does not.
-func newestHash(tx *bolt.Tx, revision int64) (hash [32]byte) {
-	record, name := &storagev1.FeedRecord{}, number(revision)
-	if err := get(tx, "feed entry", bucketFeed, name, record); err == nil && len(record.GetAuditHash()) == len(hash) {
-		copy(hash[:], record.GetAuditHash())
-	}
-	return hash
-}
 
 // Watch implements storage.Store.
 func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
@@ -129,6 +121,8 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 				}
 				after = change.Revision
 			}
+			// The next call of ring.after asks from the newest change that was yielded, so a
+			// change that is published between two calls is not missed.
 			if wake == nil {
 				continue
 			}
@@ -154,7 +148,7 @@ func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecor
 			if err == nil {
 				err = storage.Decode("feed entry", frameName(bucketFeed, string(name)), value, record)
 			}
-			// What lies before a damaged or missing entry does not follow on the rest.
+			// Records before a damaged or missing one are left out, so that there is no gap.
 			if count := len(newestFirst); err != nil || record.GetRevision() != revision ||
 				count > 0 && newestFirst[count-1].GetRevision() != revision+1 {
 				return nil //nolint:nilerr // see above

@@ -17,17 +17,17 @@ import (
 type Report struct {
 	// Epoch is the store's.
 	Epoch string
-	// Position is how far it has come.
+	// Position is how far the store has come.
 	Position storage.Position
-	// Problems describes what is wrong, at most about a hundred things; the last line
-	// then says how many more there are. The store is sound if there are none.
+	// Problems describes what is wrong, about a hundred problems at most; then the last line
+	// says how many more there are. The store is sound if Problems is empty.
 	Problems []string
 }
 
 // Check examines a store, served or not, as of one revision, and changes nothing: every
-// record, every index entry, and how they fit together. It holds the ids of all
-// keys in memory. Damage is a problem in the report; an error says that the store
-// could not be examined: ErrNewer, ErrUnavailable, or the context's.
+// record, every index entry, and how they fit together. It keeps the ids of all keys in
+// memory. Damage is reported as problems. An error means that the store could not be
+// examined: ErrNewer, ErrOlder, ErrUnavailable, or the context's.
 func Check(ctx context.Context, config Config) (Report, error) {
 	store := newStore(ctx, config)
 	defer store.Close() //nolint:errcheck // it never fails
@@ -53,9 +53,9 @@ func (s *Store) check(ctx context.Context, report *Report) error {
 	}
 	report.Epoch, report.Position = s.epoch, position
 	checker := &checker{
-		loader:   loader{store: s, ctx: ctx, at: at, isNew: position.Revision == 0, headless: make(map[string]bool)},
-		keys:     make(map[string]*keyEntries),
-		requests: make(map[string]string),
+		loader:     loader{store: s, ctx: ctx, at: at, isNew: position.Revision == 0, headless: make(map[string]bool)},
+		keys:       make(map[string]*keyEntries),
+		requestIDs: make(map[string]string),
 	}
 	checker.visit = checker.visited
 	err = checker.run(position)
@@ -63,22 +63,23 @@ func (s *Store) check(ctx context.Context, report *Report) error {
 	return err
 }
 
-// checker shows a store to a storage.Checker, and compares records and index entries.
+// checker passes the content of a store to a storage.Checker, and compares records with
+// index entries.
 type checker struct {
 	storage.Checker
 	loader
-	keys     map[string]*keyEntries
-	requests map[string]string // by name: the key whose record has it
-	// events are those of one workspace, the newest first.
+	keys       map[string]*keyEntries
+	requestIDs map[string]string // key ids, by the name of the index entry of the request id
+	// events are the events of workspace eventsOf, newest first.
 	events   []storage.AuditEvent
 	eventsOf string
 }
 
-// keyEntries is what should be there of one key, and what was seen.
+// keyEntries is which index entries a key should have, and which were found.
 type keyEntries struct {
-	name, place string
-	hasID       bool
-	stands      bool
+	name, rank string
+	hasID      bool
+	stands     bool
 }
 
 func (c *checker) run(position storage.Position) error {
@@ -88,8 +89,8 @@ func (c *checker) run(position storage.Position) error {
 	}
 	for _, folder := range []struct {
 		name  string
-		visit func(name string, entry *mvccpb.KeyValue) error
-	}{{folderIDs, c.id}, {folderOrder, c.order}, {folderRequests, c.request}, {folderAudit, c.audit}, {"", c.any}} {
+		visit func(name string, pair *mvccpb.KeyValue) error
+	}{{folderIDs, c.id}, {folderOrder, c.order}, {folderRequests, c.requestID}, {folderAudit, c.audit}, {"", c.any}} {
 		if err := c.each(folder.name, folder.visit); err != nil {
 			return err
 		}
@@ -99,23 +100,23 @@ func (c *checker) run(position storage.Position) error {
 	return nil
 }
 
-// visited takes what Load would visit.
+// visited passes on what Load would visit.
 func (c *checker) visited(item storage.Item) error {
 	c.Item(item)
 	if key := item.Key; key != nil {
 		name := keyName(key.GetWorkspaceId(), key.GetSequence(), key.GetKeyId())
 		c.keys[key.GetKeyId()] = &keyEntries{name: name}
 		for _, requestID := range key.GetRequestIds() {
-			c.requests[requestName(key.GetWorkspaceId(), requestID)] = key.GetKeyId()
+			c.requestIDs[requestName(key.GetWorkspaceId(), requestID)] = key.GetKeyId()
 		}
 	}
 	return nil
 }
 
-// id takes one entry of the ids.
-func (c *checker) id(name string, entry *mvccpb.KeyValue) error {
+// id checks one index entry of a key id.
+func (c *checker) id(name string, pair *mvccpb.KeyValue) error {
 	keyID := name[len(folderIDs):]
-	where, err := decodeID(keyID, entry.Value)
+	where, err := decodeID(keyID, pair.Value)
 	key := c.keys[keyID]
 	switch {
 	case err != nil:
@@ -125,14 +126,14 @@ func (c *checker) id(name string, entry *mvccpb.KeyValue) error {
 	case key.name != where.name:
 		c.Problem("key %s: its id points to %q, its record is %q", keyID, where.name, key.name)
 	default:
-		key.hasID, key.place = true, where.place
+		key.hasID, key.rank = true, where.rank
 	}
 	return nil
 }
 
-// order takes one entry of the order, after the ids.
-func (c *checker) order(name string, entry *mvccpb.KeyValue) error {
-	where, err := c.store.decodeOrder(entry)
+// order checks one index entry of the order. The entries of key ids are checked before.
+func (c *checker) order(name string, pair *mvccpb.KeyValue) error {
+	where, err := c.store.decodeOrder(pair)
 	if err != nil {
 		c.Problem("%v", err)
 		return nil
@@ -140,7 +141,7 @@ func (c *checker) order(name string, entry *mvccpb.KeyValue) error {
 	switch key := c.keys[where.keyID]; {
 	case key == nil:
 		c.Problem("order: key %s stands there, but has no record that can be read", where.keyID)
-	case key.name != where.name || key.place != where.place:
+	case key.name != where.name || key.rank != where.rank:
 		c.Problem("key %s: it does not stand where its id says", where.keyID)
 	default:
 		key.stands = true
@@ -148,22 +149,22 @@ func (c *checker) order(name string, entry *mvccpb.KeyValue) error {
 	return nil
 }
 
-// request takes one entry of the request ids.
-func (c *checker) request(name string, entry *mvccpb.KeyValue) error {
-	keyID, err := storage.Unframe("request", name, entry.Value)
+// requestID checks one index entry of a request id.
+func (c *checker) requestID(name string, pair *mvccpb.KeyValue) error {
+	keyID, err := storage.Unframe("request", name, pair.Value)
 	switch {
 	case err != nil:
 		c.Problem("%v", err)
-	case c.requests[name] != string(keyID):
+	case c.requestIDs[name] != string(keyID):
 		c.Problem("request id %q: it is kept for key %s, whose record does not have it", name, keyID)
 	default:
-		delete(c.requests, name)
+		delete(c.requestIDs, name)
 	}
 	return nil
 }
 
-// audit takes the audit events of a workspace, which lie newest first.
-func (c *checker) audit(name string, entry *mvccpb.KeyValue) error {
+// audit collects the audit events of a workspace, which are stored newest first.
+func (c *checker) audit(name string, pair *mvccpb.KeyValue) error {
 	workspaceID, sequence, ok := parseAuditName(name)
 	if !ok {
 		c.Problem("audit: an event under the name %q", name)
@@ -173,7 +174,7 @@ func (c *checker) audit(name string, entry *mvccpb.KeyValue) error {
 		c.flushEvents()
 		c.eventsOf = workspaceID
 	}
-	event, err := decodeAudit(workspaceID, name, sequence, entry.Value)
+	event, err := decodeAudit(workspaceID, name, sequence, pair.Value)
 	if err != nil {
 		c.Problem("%v", err)
 		return nil
@@ -182,6 +183,7 @@ func (c *checker) audit(name string, entry *mvccpb.KeyValue) error {
 	return nil
 }
 
+// flushEvents passes on the collected events, oldest first.
 func (c *checker) flushEvents() {
 	for _, event := range slices.Backward(c.events) {
 		c.AuditEvent(event)
@@ -190,10 +192,10 @@ func (c *checker) flushEvents() {
 	c.events = c.events[:0]
 }
 
-// any takes every name.
-func (c *checker) any(name string, entry *mvccpb.KeyValue) error {
+// any checks that every name is known.
+func (c *checker) any(name string, pair *mvccpb.KeyValue) error {
 	if name == nameFeedHead {
-		if err := storage.Decode("feed entry", name, entry.Value, &storagev1.FeedRecord{}); err != nil {
+		if err := storage.Decode("feed entry", name, pair.Value, &storagev1.FeedRecord{}); err != nil {
 			c.Problem("%v", err)
 		}
 		return nil
@@ -206,7 +208,7 @@ func (c *checker) any(name string, entry *mvccpb.KeyValue) error {
 	return nil
 }
 
-// missing looks for what should have been there.
+// missing reports the index entries that were not found.
 func (c *checker) missing() {
 	for keyID, key := range c.keys {
 		if !key.hasID {
@@ -216,7 +218,7 @@ func (c *checker) missing() {
 			c.Problem("key %s: it does not stand in the order of all keys", keyID)
 		}
 	}
-	for name, keyID := range c.requests {
+	for name, keyID := range c.requestIDs {
 		c.Problem("request id %q of key %s: it is not kept", name, keyID)
 	}
 }

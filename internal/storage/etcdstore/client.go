@@ -17,54 +17,54 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// What etcd answers ends in this file: above it there are the errors of storage, with
-// etcd's own in their text alone.
+// This file is the only one that handles errors of etcd's client. The other files see the
+// errors of package storage, with etcd's errors as text only.
 
-// errCompacted says that the revision that a read had begun at is gone. The read
-// begins anew, or ends as unavailable.
+// errCompacted is the error of a read whose revision etcd has compacted. The read starts
+// over, or fails as unavailable.
 var errCompacted = fmt.Errorf("%w: etcd has been compacted meanwhile", storage.ErrUnavailable)
 
-// refusals are what etcd answers before it has done anything, and would again. That
-// there is no space is none of them: it may say so of what it has done.
+// refusals are errors that etcd returns before it has executed anything, and would return
+// again. ErrNoSpace is not among them: etcd may return it for what it has executed.
 var refusals = []error{
 	rpctypes.ErrEmptyKey, rpctypes.ErrTooManyOps, rpctypes.ErrDuplicateKey, rpctypes.ErrRequestTooLarge,
 	rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty, rpctypes.ErrInvalidAuthToken,
 	rpctypes.ErrAuthFailed, rpctypes.ErrPermissionNotGranted,
 }
 
-// isRefusal says whether etcd has refused a request, so that it has had no effect.
+// isRefusal reports whether etcd refused a request, so that the request has had no effect.
 func isRefusal(err error) bool {
-	// A member that is overloaded refuses as well, but that passes.
+	// An overloaded member refuses too, but only for a while.
 	return errors.Is(err, rpctypes.ErrTooManyRequests) || slices.ContainsFunc(refusals, func(refusal error) bool { return errors.Is(err, refusal) })
 }
 
-// isFull says whether etcd answers that its quota is used up.
+// isFull reports whether etcd says that its quota is used up.
 func isFull(err error) bool { return errors.Is(err, rpctypes.ErrNoSpace) }
 
-// isDown says whether there is no connection to etcd, so that a request would not even
+// isDown reports whether there is no connection to etcd, so that a request would not even
 // be sent.
 func (s *Store) isDown() bool {
 	connection := s.client.ActiveConnection()
 	return connection != nil && connection.GetState() == connectivity.TransientFailure
 }
 
-// unavailable is the answer to whatever went wrong between here and etcd.
+// unavailable returns the error for a failure between this process and etcd.
 func unavailable(err error) error {
 	return fmt.Errorf("%w: %s", storage.ErrUnavailable, err.Error())
 }
 
-// name returns what lies under a full name after the prefix.
-func (s *Store) name(entry *mvccpb.KeyValue) string { return string(entry.Key[len(s.config.Prefix):]) }
+// name returns the name of a stored pair, without the prefix.
+func (s *Store) name(pair *mvccpb.KeyValue) string { return string(pair.Key[len(s.config.Prefix):]) }
 
 func (s *Store) get(name string, options ...clientv3.OpOption) clientv3.Op {
 	return clientv3.OpGet(s.config.Prefix+name, options...)
 }
 
-// getRevision reads the store's revision: that of the change that put the feed's head.
+// getRevision reads the store's revision: that of the change that put the feed entry.
 func (s *Store) getRevision() clientv3.Op { return s.get(nameFeedHead, clientv3.WithKeysOnly()) }
 
-// list reads what lies from one name up to the end of a folder, at most limit entries,
-// at a revision of etcd, 0 for the newest.
+// list reads the pairs from one name to the end of a folder, at most limit, at an etcd
+// revision; 0 is the newest.
 func (s *Store) list(from, folder string, limit int, at int64) clientv3.Op {
 	return s.get(from,
 		clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.config.Prefix+folder)),
@@ -81,22 +81,23 @@ func (s *Store) putFrame(name string, payload []byte) clientv3.Op {
 
 func (s *Store) delete(name string) clientv3.Op { return clientv3.OpDelete(s.config.Prefix + name) }
 
-// isAbsent and isThere compare whether there is something under a name.
+// isAbsent compares that nothing is stored under a name.
 func (s *Store) isAbsent(name string) clientv3.Cmp {
 	return clientv3.Compare(clientv3.CreateRevision(s.config.Prefix+name), "=", 0)
 }
 
+// isThere compares that something is stored under a name.
 func (s *Store) isThere(name string) clientv3.Cmp {
 	return clientv3.Compare(clientv3.CreateRevision(s.config.Prefix+name), ">", 0)
 }
 
-// holds compares a stored value: "=", or "<" for times.
+// holds compares a stored value with value: relation is "=", or "<" for times.
 func (s *Store) holds(name, relation, value string) clientv3.Cmp {
 	return clientv3.Compare(clientv3.Value(s.config.Prefix+name), relation, value)
 }
 
-// entries returns what a get or list of a transaction found.
-func entries(response *clientv3.TxnResponse, index int) []*mvccpb.KeyValue {
+// pairs returns what a get or list of a transaction found. index is the operation's.
+func pairs(response *clientv3.TxnResponse, index int) []*mvccpb.KeyValue {
 	return found(response, index).GetKvs()
 }
 
@@ -104,23 +105,23 @@ func found(response *clientv3.TxnResponse, index int) *etcdserverpb.RangeRespons
 	return response.Responses[index].GetResponseRange()
 }
 
-// first returns what a get of a transaction found, nil if there is nothing.
+// first returns what a get of a transaction found, nil if nothing is stored.
 func first(response *clientv3.TxnResponse, index int) *mvccpb.KeyValue {
-	if all := entries(response, index); len(all) > 0 {
+	if all := pairs(response, index); len(all) > 0 {
 		return all[0]
 	}
 	return nil
 }
 
-// read reads in one transaction, so that all parts are of one revision. The error is
-// the context's, errCompacted, or another ErrUnavailable.
+// read reads all parts in one transaction, at one revision. Errors: the context's,
+// errCompacted, or another ErrUnavailable.
 func (s *Store) read(ctx context.Context, parts ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	return s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return s.client.Txn(ctx).Then(parts...).Commit()
 	})
 }
 
-// repeat makes a request that may be made twice, until it is answered or the timeout is
+// repeat makes a request that may be executed twice, until it is answered or the timeout is
 // over. Its errors are those of read.
 func (s *Store) repeat(ctx context.Context, request func(context.Context) (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)

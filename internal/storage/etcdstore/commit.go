@@ -14,30 +14,31 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// transaction is a change on its way to etcd. What Change.Validate lets pass fits
-// into etcd's 128 comparisons and operations: each record and index entry that it
-// counts is one of either, and the store adds four.
+// transaction is a change in the form of one etcd transaction. A change that passes
+// Change.Validate fits into etcd's limits of 128 comparisons and 128 operations: each
+// record and index entry that Validate counts is one of either, and the store adds four.
 type transaction struct {
 	store  *Store
 	change *storage.Change
 	event  []byte       // the audit event, encoded
 	head   storage.Head // after the change
 
-	// compares must hold, parts are done then. Otherwise checks are read, to tell why.
+	// If all compares hold, etcd executes parts. Otherwise it reads checks, which show which
+	// comparison failed.
 	compares []clientv3.Cmp
 	parts    []clientv3.Op
 	checks   []check
 }
 
-// check is something that a transaction compares, read when the comparison failed.
+// check belongs to one comparison. It reads what was compared.
 type check struct {
 	read clientv3.Op
-	// judge returns what is wrong with what was found, nil if it is as expected.
+	// judge returns an error if what was found is not as expected.
 	judge func(found *mvccpb.KeyValue) error
 }
 
-// Commit implements storage.Store. Once the transaction is sent, the caller's context
-// no longer counts: only its end tells the truth.
+// Commit implements storage.Store. Once the transaction is sent, the caller's context no
+// longer counts: only the end of the transaction tells the outcome.
 func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, error) {
 	if err := change.Validate(); err != nil {
 		return 0, err
@@ -47,20 +48,26 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 		return 0, err
 	}
 	defer done()
-	places, err := s.replaced(ctx, change)
+	// 1. Read what the change replaces, and list its hashes in the event. This comes first
+	// because the new head is the hash of the event.
+	ranks, err := s.completeEvent(ctx, change)
 	if err != nil {
 		return 0, err
 	}
-	t, err := s.transaction(change, places)
+	// 2. Build the transaction. It compares the head that step 1 read, so nothing can have come
+	// between the two.
+	t, err := s.transaction(change, ranks)
 	if err != nil {
 		return 0, err
 	}
+	// 3. Refuse as long as nothing was sent: up to here the change certainly has no effect.
 	if s.isDown() {
 		return 0, fmt.Errorf("%w: not connected", storage.ErrUnavailable)
 	}
-	if s.isUnsettled(change.WorkspaceID) {
+	if s.isInDoubt(change.WorkspaceID) {
 		return 0, fmt.Errorf("%w: the outcome of an earlier change is not known yet", storage.ErrUnavailable)
 	}
+	// 4. Send, and wait for the outcome whatever happens to the caller.
 	revision, err := t.commit(context.WithoutCancel(ctx))
 	if err != nil {
 		return 0, err
@@ -69,8 +76,9 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	return revision, nil
 }
 
-// transaction turns a change into comparisons and operations.
-func (s *Store) transaction(change *storage.Change, places map[string]string) (*transaction, error) {
+// transaction builds the transaction of a change. ranks are the ranks of the keys to
+// delete.
+func (s *Store) transaction(change *storage.Change, ranks map[string]string) (*transaction, error) {
 	event, err := storage.Encode(change.Event)
 	if err != nil {
 		return nil, notEncodable(err)
@@ -98,7 +106,7 @@ func (s *Store) transaction(change *storage.Change, places map[string]string) (*
 			return judgeHead("", *policy, found)
 		})
 	}
-	// A head that was lost would let the chain begin anew, over the old one.
+	// If a head were lost, the chain would begin again and overwrite the old events.
 	next := auditName(change.WorkspaceID, t.head.Sequence)
 	t.expect(s.isAbsent(next), next, func(found *mvccpb.KeyValue) error {
 		if found == nil {
@@ -106,30 +114,30 @@ func (s *Store) transaction(change *storage.Change, places map[string]string) (*
 		}
 		return &storage.DamagedError{Kind: "head", Name: change.WorkspaceID, Problem: "an audit event is ahead of it"}
 	})
-	if err := errors.Join(t.records(), t.keys(places)); err != nil {
+	if err := errors.Join(t.records(), t.keys(ranks)); err != nil {
 		return nil, notEncodable(err)
 	}
-	t.requests()
+	t.requestIDs()
 	if err := t.finish(); err != nil {
 		return nil, notEncodable(err)
 	}
 	return t, nil
 }
 
-// expect adds a comparison with what lies under a name.
+// expect adds a comparison with what is stored under a name.
 func (t *transaction) expect(compare clientv3.Cmp, name string, judge func(found *mvccpb.KeyValue) error) {
 	t.compares = append(t.compares, compare)
 	t.checks = append(t.checks, check{read: t.store.get(name), judge: judge})
 }
 
-// putRecord adds a record under a name.
+// putRecord adds the put of a record.
 func (t *transaction) putRecord(name string, record proto.Message) error {
 	payload, err := storage.Encode(record)
 	t.parts = append(t.parts, t.store.putFrame(name, payload))
 	return err
 }
 
-// records adds the policy, the workspace and members.
+// records adds the policy, the workspace and the members.
 func (t *transaction) records() error {
 	var problems []error
 	change := t.change
@@ -148,13 +156,14 @@ func (t *transaction) records() error {
 	return errors.Join(problems...)
 }
 
-// keys adds keys, with their index entries.
-func (t *transaction) keys(places map[string]string) error {
+// keys adds the keys and their index entries.
+func (t *transaction) keys(ranks map[string]string) error {
 	var problems []error
 	s, change := t.store, t.change
-	// Everything that this process has seen is older. So the keys that one process creates
-	// one after the other, or after seeing each other's, stand in that order (ADR 0009).
-	place := complement(s.seen.Load())
+	// A new key ranks after everything that this process has seen. So keys that were created
+	// one after the other by one process, or after seeing each other, are in that order
+	// (ADR 0009).
+	rank := complement(s.seen.Load())
 	for _, keyID := range change.AbsentKeyIDs {
 		t.expect(s.isAbsent(idName(keyID)), idName(keyID), func(found *mvccpb.KeyValue) error {
 			if found == nil {
@@ -172,20 +181,20 @@ func (t *transaction) keys(places map[string]string) error {
 			continue
 		}
 		t.parts = append(t.parts,
-			s.putFrame(idName(keyID), idEntry{place: place, name: name}.encode()),
-			s.putFrame(orderName(place, keyID), []byte(name)))
+			s.putFrame(idName(keyID), idEntry{rank: rank, name: name}.encode()),
+			s.putFrame(orderName(rank, keyID), []byte(name)))
 	}
 	for _, key := range change.DeleteKeys {
 		keyID := key.GetKeyId()
 		name := keyName(change.WorkspaceID, key.GetSequence(), keyID)
 		t.expectKey(keyID, name)
 		t.parts = append(t.parts,
-			s.delete(name), s.delete(idName(keyID)), s.delete(orderName(places[keyID], keyID)), s.delete(usageName(keyID)))
+			s.delete(name), s.delete(idName(keyID)), s.delete(orderName(ranks[keyID], keyID)), s.delete(usageName(keyID)))
 	}
 	return errors.Join(problems...)
 }
 
-// expectKey expects a key's record where it belongs.
+// expectKey expects that a key's record is stored under a name.
 func (t *transaction) expectKey(keyID, name string) {
 	t.expect(t.store.isThere(name), name, func(found *mvccpb.KeyValue) error {
 		if found != nil {
@@ -195,8 +204,8 @@ func (t *transaction) expectKey(keyID, name string) {
 	})
 }
 
-// requests adds the index entries of request ids.
-func (t *transaction) requests() {
+// requestIDs adds the index entries of request ids.
+func (t *transaction) requestIDs() {
 	s, change := t.store, t.change
 	for _, requestID := range change.AbsentRequestIDs {
 		name := requestName(change.WorkspaceID, requestID)
@@ -227,7 +236,7 @@ func (t *transaction) requests() {
 	}
 }
 
-// finish adds the audit event, the head, and last, the entry of the change log.
+// finish adds the audit event, the head and, last, the feed entry.
 func (t *transaction) finish() error {
 	s, change := t.store, t.change
 	head, err := frameHead(change.WorkspaceID, t.head)
@@ -239,6 +248,8 @@ func (t *transaction) finish() error {
 		return err
 	}
 	changed := encodeTime(nameTime, change.Event.GetTime().AsTime())
+	// The feed entry is last: etcd sends the events of a transaction in the order of its
+	// operations, and watchers take the feed entry for the end of the change.
 	t.parts = append(t.parts,
 		s.putFrame(auditName(change.WorkspaceID, t.head.Sequence), t.event),
 		s.put(headName(change.WorkspaceID), head),
@@ -255,14 +266,15 @@ func (t *transaction) commit(ctx context.Context) (int64, error) {
 		return response.Header.GetRevision(), nil
 	case err == nil:
 		return 0, t.why(response)
-	case isRefusal(err):
+	case isRefusal(err): // etcd has not executed it, and will not
 		return 0, unavailable(err)
-	case isFull(err):
+	case isFull(err): // etcd may have executed it, but will not do so later
 		return t.look(ctx, err)
 	}
+	// Any other error: etcd may have executed the transaction, or may still do so.
 	t.store.config.Log.WarnContext(ctx, "the answer to a commit was lost; looking for its outcome",
 		"workspace_id", t.change.WorkspaceID, "error", err)
-	return t.settle(ctx)
+	return t.resolve(ctx)
 }
 
 func (t *transaction) send(ctx context.Context) (*clientv3.TxnResponse, error) {
@@ -279,19 +291,19 @@ func (t *transaction) send(ctx context.Context) (*clientv3.TxnResponse, error) {
 	return response, err
 }
 
-// why tells which comparison failed.
+// why returns the error of the first comparison that failed.
 func (t *transaction) why(response *clientv3.TxnResponse) error {
 	for index, check := range t.checks {
 		if err := check.judge(first(response, index)); err != nil {
 			return err
 		}
 	}
-	// All is as expected but the head's bytes.
+	// Everything is as expected except the bytes of the head.
 	return &storage.DamagedError{Kind: "head", Name: t.change.WorkspaceID, Problem: "not in the form that this version writes"}
 }
 
-// judgeHead returns what is wrong with the head of a workspace; found is nil if there is
-// none.
+// judgeHead compares the stored head of a workspace with the expected one; found is nil if
+// none is stored.
 func judgeHead(workspaceID string, expected storage.Head, found *mvccpb.KeyValue) error {
 	var head storage.Head
 	if found != nil {
@@ -306,7 +318,7 @@ func judgeHead(workspaceID string, expected storage.Head, found *mvccpb.KeyValue
 	return nil
 }
 
-// holdsHead compares a workspace's head, given also as it is stored.
+// holdsHead compares a workspace's head. stored is the stored form of head.
 func (s *Store) holdsHead(workspaceID string, head storage.Head, stored string) clientv3.Cmp {
 	if head == (storage.Head{}) {
 		return s.isAbsent(headName(workspaceID))
@@ -314,8 +326,8 @@ func (s *Store) holdsHead(workspaceID string, head storage.Head, stored string) 
 	return s.holds(headName(workspaceID), "=", stored)
 }
 
-// frameHead returns a head as it is stored. Heads are compared as bytes, so these must
-// be the same in every version that knows this schema; a test keeps them.
+// frameHead returns the stored form of a head. Heads are compared as bytes, so every
+// version that knows this schema must produce the same bytes. A test fixes them.
 func frameHead(workspaceID string, head storage.Head) (string, error) {
 	payload, err := storage.Encode(head.Record(0))
 	if err != nil {
@@ -344,7 +356,7 @@ func decodeID(keyID string, value []byte) (idEntry, error) {
 	return entry, nil
 }
 
-// notEncodable is the answer to text that is not UTF-8.
+// notEncodable returns the error for text that is not UTF-8.
 func notEncodable(err error) error {
 	return fmt.Errorf("%w: %w", storage.ErrInvalidChange, err)
 }

@@ -1,16 +1,17 @@
 // Package etcdstore keeps a store in etcd, under one prefix of a cluster that others
 // may use as well.
 //
-// A commit is one transaction. It compares the workspace's head by value, so whoever
-// holds an older head changes nothing, and puts the entry of the change log last, so a
-// watcher that has seen that entry has seen the whole change. The revision of a change
-// is the transaction's; the change log is the history of one key.
+// A commit is one transaction. It compares the workspace's head by value, so a change that
+// was checked against an older head changes nothing. It puts the feed entry last, so a
+// watcher that has seen the feed entry has seen the whole change. The revision of a change
+// is the revision of its transaction. The change log is the history of the name of the feed
+// entry.
 //
-// A transaction whose answer is lost may still be on its way. Commit then raises the
-// fence in the head, which the transaction no longer matches: from there on it either
-// is in the audit log or never will be (fence.go).
+// If the answer to a transaction is lost, the transaction may still be executed later.
+// Commit then raises the fence in the head, which the transaction compares: from then on
+// the transaction either is in the audit log or never will be (fence.go).
 //
-// Reads are linearizable. Those of several parts read all of them at one revision.
+// Reads are linearizable. A read of several parts reads all of them at one revision.
 package etcdstore
 
 import (
@@ -32,16 +33,15 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Config says where a store is and how it is used.
+// Config is where a store is and how it is used.
 type Config struct {
-	// Client is connected to the cluster. It stays the caller's: the store does not
-	// close it. Required.
+	// Client is connected to the cluster. The store does not close it. Required.
 	Client *clientv3.Client
-	// Prefix is what the names of the store begin with; nothing else may lie there.
+	// Prefix is the beginning of all names of the store. Nothing else may be stored under it.
 	// Default: "/keysvc/".
 	Prefix string
 	// Timeout bounds one read with its retries, one transaction, and the search for the
-	// outcome of one. Default: 5 s.
+	// outcome of a transaction before Commit returns. Default: 5 s.
 	Timeout time.Duration
 	// Random yields the epoch of a new store. Default: the system's CSPRNG.
 	Random io.Reader
@@ -75,22 +75,24 @@ type Store struct {
 	client *clientv3.Client
 	config Config
 
-	// header is the stored value that every change compares, so that nothing is ever
-	// committed to another history than the one that was opened.
+	// header is the stored header. Every change compares it, so that nothing is ever committed
+	// to a history other than the one that was opened.
 	header  string
 	epoch   string
 	created int64 // revision of the header
 
-	// seen is the newest revision of the cluster that the store knows of, and newest that
-	// of the newest change.
+	// seen is the newest revision of the cluster that the store has seen, and newest the
+	// revision of the newest change that it has seen.
 	seen, newest atomic.Int64
 
-	mutex  sync.Mutex // guards closed, and running against Close; and unsettled
+	// mutex guards closed and inDoubt. It also keeps running.Add from running at the same time
+	// as running.Wait. No other lock is held together with it.
+	mutex  sync.Mutex
 	closed bool
-	// unsettled counts, for each workspace, the changes whose outcome is looked for in the
-	// background. Until it is found, the workspace is not changed: so these are few.
-	unsettled map[string]int
-	// running counts the calls under way and the fences that are still to be written.
+	// inDoubt counts, for each workspace, the changes whose outcome is being resolved in the
+	// background. Until then the workspace is not changed, so the counts are small.
+	inDoubt map[string]int
+	// running counts the calls and the background resolutions in progress.
 	running sync.WaitGroup
 	// closing ends reads, watches and fences when the store closes.
 	closing context.Context //nolint:containedctx // the store's own life
@@ -99,8 +101,8 @@ type Store struct {
 
 var _ storage.Store = (*Store)(nil)
 
-// New opens the store under a prefix, and creates it if nothing is there. Errors:
-// ErrNewer, ErrDamaged, ErrUnavailable, or the context's.
+// New opens the store under a prefix, and creates it if nothing is stored there. Errors:
+// ErrNewer, ErrOlder, ErrDamaged, ErrUnavailable, or the context's.
 func New(ctx context.Context, config Config) (*Store, error) {
 	store := newStore(ctx, config)
 	err := store.open(ctx)
@@ -118,12 +120,12 @@ func New(ctx context.Context, config Config) (*Store, error) {
 
 func newStore(ctx context.Context, config Config) *Store {
 	config = config.withDefaults()
-	store := &Store{client: config.Client, config: config, unsettled: make(map[string]int)}
+	store := &Store{client: config.Client, config: config, inDoubt: make(map[string]int)}
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
 	return store
 }
 
-// errNoHeader says that there is no store, or something else under its prefix.
+// errNoHeader is the error if there is no store under the prefix, or something else.
 var errNoHeader error = &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "missing"}
 
 // open reads the header.
@@ -154,8 +156,9 @@ func (s *Store) open(ctx context.Context) error {
 	return nil
 }
 
-// create writes the header of a new store if there is nothing under the prefix. Of two
-// that try at once, one does; so an attempt whose outcome is unknown may be repeated.
+// create writes the header of a new store if nothing is stored under the prefix. If two
+// processes try at the same time, one of them succeeds; so an attempt whose outcome is
+// unknown may be repeated.
 func (s *Store) create(ctx context.Context) error {
 	epoch := make([]byte, 12)
 	if _, err := io.ReadFull(s.config.Random, epoch); err != nil {
@@ -185,6 +188,8 @@ func (s *Store) Epoch() string { return s.epoch }
 
 // Close implements storage.Store.
 func (s *Store) Close() error {
+	// 1. Refuse new calls. 2. End reads, watches and background resolutions. 3. Wait for them,
+	// and for the commits in progress, which Config.Timeout bounds.
 	s.mutex.Lock()
 	s.closed = true
 	s.mutex.Unlock()
@@ -193,7 +198,7 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// begin counts a call in; done counts it out.
+// begin counts a call as running until done is called.
 func (s *Store) begin(ctx context.Context) (done func(), err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -217,30 +222,31 @@ func (s *Store) beginRead(ctx context.Context) (_ context.Context, done func(), 
 	return ctx, func() { end(); counted() }, nil
 }
 
-// untilClosed returns a context that ends when the store closes, too. Call end after use.
+// untilClosed returns a context that also ends when the store closes. The caller calls end
+// after use.
 func (s *Store) untilClosed(ctx context.Context) (_ context.Context, end func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(s.closing, cancel)
 	return ctx, func() { stop(); cancel() }
 }
 
-// isUnsettled says whether the outcome of a workspace's change is still looked for.
-func (s *Store) isUnsettled(workspaceID string) bool {
+// isInDoubt reports whether the outcome of a change of the workspace is being resolved.
+func (s *Store) isInDoubt(workspaceID string) bool {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	return s.unsettled[workspaceID] > 0
+	return s.inDoubt[workspaceID] > 0
 }
 
-// settling counts a search for an outcome in (1) or out (-1).
-func (s *Store) settling(workspaceID string, by int) {
+// countInDoubt adds by to the number of a workspace's changes in doubt.
+func (s *Store) countInDoubt(workspaceID string, by int) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
-	if s.unsettled[workspaceID] += by; s.unsettled[workspaceID] == 0 {
-		delete(s.unsettled, workspaceID)
+	if s.inDoubt[workspaceID] += by; s.inDoubt[workspaceID] == 0 {
+		delete(s.inDoubt, workspaceID)
 	}
 }
 
-// raise makes a number at least as large as another one.
+// raise makes number at least as large as to.
 func raise(number *atomic.Int64, to int64) {
 	for {
 		old := number.Load()
@@ -250,8 +256,7 @@ func raise(number *atomic.Int64, to int64) {
 	}
 }
 
-// errHistory is the answer when the header is another one than that of the opened
-// store: Load's, and a reason why nothing can be changed.
+// errHistory returns the error for a header other than the one that was opened.
 func (s *Store) errHistory() error {
 	return fmt.Errorf("%w: %w: the epoch is no longer %s", storage.ErrUnavailable, storage.ErrHistoryChanged, s.epoch)
 }

@@ -11,42 +11,48 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// errNotFenced says that an attempt at the fence was not answered either.
+// errNotFenced is the error if the attempt to raise the fence was not answered either.
 var errNotFenced = errors.New("the fence could not be written")
 
-// settle finds out what became of a transaction whose answer was lost, and sees to it
-// that this stays so. If the head still is the expected one, it raises the fence: the
-// lost transaction, wherever it is, does not match any more. If it is another one, the
-// transaction has either committed, and its audit event is there, or never will.
+// resolve finds the outcome of a transaction whose answer was lost, and makes sure that the
+// outcome stays what it is.
 //
-// While etcd cannot be asked, it goes on in the background after it has answered
-// ErrOutcomeUnknown, so that the truth does not change later than need be.
-func (t *transaction) settle(ctx context.Context) (int64, error) {
+// If the head is still the expected one, resolve raises the fence in it: the lost
+// transaction compares the head, so it cannot commit any more. If the head is another one,
+// the transaction cannot commit any more either; it has committed if its audit event is
+// stored.
+//
+// If etcd does not answer, resolve returns ErrOutcomeUnknown and goes on in the background,
+// so that the outcome becomes final as early as possible.
+func (t *transaction) resolve(ctx context.Context) (int64, error) {
+	// 1. Try for as long as the caller waits.
 	limited, cancel := context.WithTimeout(ctx, t.store.config.Timeout)
 	defer cancel()
-	revision, err := t.settleUntil(limited)
+	revision, err := t.resolveUntil(limited)
 	if !errors.Is(err, errNotFenced) {
 		return revision, err
 	}
-	// A store that is closing does not begin this.
+	// 2. Go on in the background, unless the store is closing. The workspace counts as in
+	// doubt before the caller is answered: no change may begin that this one could overtake.
 	if done, counted := t.store.begin(context.WithoutCancel(ctx)); counted == nil {
-		t.store.settling(t.change.WorkspaceID, 1)
+		t.store.countInDoubt(t.change.WorkspaceID, 1)
 		go func() {
 			defer done()
-			defer t.store.settling(t.change.WorkspaceID, -1)
-			revision, err := t.settleUntil(t.store.closing)
+			defer t.store.countInDoubt(t.change.WorkspaceID, -1)
+			revision, err := t.resolveUntil(t.store.closing)
 			if errors.Is(err, errNotFenced) {
-				return // closed before
+				return // the store was closed first
 			}
-			t.store.config.Log.InfoContext(ctx, "an outcome that was unknown is settled",
+			t.store.config.Log.InfoContext(ctx, "the unknown outcome of a change is resolved",
 				"workspace_id", t.change.WorkspaceID, "revision", revision, "error", err)
 		}()
 	}
 	return 0, fmt.Errorf("%w: %s", storage.ErrOutcomeUnknown, err.Error())
 }
 
-// settleUntil tries until it is settled or the context ends, which is errNotFenced.
-func (t *transaction) settleUntil(ctx context.Context) (int64, error) {
+// resolveUntil tries until the outcome is known, or until the context ends, which is
+// errNotFenced.
+func (t *transaction) resolveUntil(ctx context.Context) (int64, error) {
 	retries := newBackoff()
 	for {
 		revision, err := t.fence(ctx)
@@ -56,8 +62,8 @@ func (t *transaction) settleUntil(ctx context.Context) (int64, error) {
 	}
 }
 
-// fence tries once. An attempt that is lost itself does no harm: it raises the fence or
-// does not, and the next one sees which.
+// fence tries once to raise the fence, and returns the outcome of the transaction. If the
+// answer to this attempt is lost too, the next attempt sees whether the fence was raised.
 func (t *transaction) fence(ctx context.Context) (int64, error) {
 	s, change := t.store, t.change
 	expected, err := frameHead(change.WorkspaceID, change.Expect)
@@ -70,13 +76,15 @@ func (t *transaction) fence(ctx context.Context) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// Watchers must follow, or every later change of the workspace would be a conflict. So
-	// it is a change as well, of the kind that concerns no cache.
-	entry := &storage.Change{WorkspaceID: change.WorkspaceID, Kind: storagev1.FeedKind_FEED_KIND_PURGE}
-	feed, err := storage.Encode(entry.Feed(0, fenced.Hash))
+	// The fence is a change of its own, so that watchers learn the new head; without it every
+	// later change of the workspace would be a conflict. No cache acts on this kind.
+	fence := &storage.Change{WorkspaceID: change.WorkspaceID, Kind: storagev1.FeedKind_FEED_KIND_PURGE}
+	feed, err := storage.Encode(fence.Feed(0, fenced.Hash))
 	if err != nil {
 		return 0, err
 	}
+	// One transaction compares and raises. If it read first and then raised, the lost
+	// transaction could commit in between.
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
 	name := headName(change.WorkspaceID)
@@ -95,8 +103,9 @@ func (t *transaction) fence(ctx context.Context) (int64, error) {
 	return t.outcome(response)
 }
 
-// look finds out what became of a transaction that etcd answered with an error, and so
-// is not on its way any more. There is nothing to fence, and etcd may be too full for it.
+// look returns the outcome of a transaction that etcd answered with an error. Such a
+// transaction cannot commit later, so there is nothing to fence; and etcd may have no space
+// for a fence.
 func (t *transaction) look(ctx context.Context, cause error) (int64, error) {
 	s, workspaceID := t.store, t.change.WorkspaceID
 	response, err := s.read(ctx, s.get(nameHeader), s.get(headName(workspaceID)), s.get(auditName(workspaceID, t.head.Sequence)))
@@ -110,7 +119,8 @@ func (t *transaction) look(ctx context.Context, cause error) (int64, error) {
 	return revision, err
 }
 
-// outcome tells it from what was found, when the transaction cannot commit any more.
+// outcome derives the outcome from what was read, once the transaction cannot commit any
+// more: the header, the head, and the audit event under the name that the transaction uses.
 func (t *transaction) outcome(response *clientv3.TxnResponse) (int64, error) {
 	if header := first(response, 0); string(header.GetValue()) != t.store.header {
 		return 0, fmt.Errorf("%w: %s", storage.ErrOutcomeUnknown, t.store.errHistory().Error())
@@ -127,7 +137,7 @@ func (t *transaction) outcome(response *clientv3.TxnResponse) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%w: %s", storage.ErrOutcomeUnknown, err.Error())
 	}
-	// The event tells who asked for what and when: no two changes have the same.
+	// The event says who asked for what and when, so no two changes have the same event.
 	if storage.HashAudit(encoded) == t.head.Hash {
 		return event.CreateRevision, nil
 	}

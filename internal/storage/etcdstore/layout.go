@@ -12,9 +12,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// What lies in etcd, all of it below the store's prefix. A number is 16 hex digits; a
-// complement is that of what is left to the largest one, so that an ascending range
-// gives the newest first: etcd reads the whole range for every other order.
+// The names in etcd, all below the store's prefix. A number is 16 hex digits. A complement
+// is the number MaxInt64 - n, so that an ascending range gives the newest first: for any
+// other order, etcd reads the whole range.
 //
 //	data/header                                → HeaderRecord
 //	data/time                                  → the latest wall time of any change
@@ -22,17 +22,17 @@ import (
 //	data/workspaces/<workspace>                → WorkspaceRecord
 //	data/members/<workspace> 00 <member>       → MemberRecord
 //	data/keys/<workspace> 00 <complement of the sequence> <key id> → KeyRecord
-//	data/ids/<key id>                          → place in the order, name of the record
-//	data/order/<place> <key id>                → name of the record
+//	data/ids/<key id>                          → rank, name of the record
+//	data/order/<rank> <key id>                → name of the record
 //	data/requests/<workspace> 00 <request id>  → key id
 //	data/heads/<workspace>, or data/heads/ for the policy's → HeadRecord
 //	data/audit/<workspace> 00 <complement of the sequence>  → AuditRecord
 //	data/feed/head                             → FeedRecord of the newest change
 //	usage/<key id>                             → when the key was last used
 //
-// Ids contain no NUL byte, so no name can be taken for another's. Watchers follow
-// data/ alone: uses wake nobody. A name below is what comes after the prefix; it is
-// part of the checksum, the prefix is not, so that a store can be moved.
+// Ids contain no NUL byte, so no name can be mistaken for another. Watchers follow data/
+// only, so recording uses wakes no watcher. The checksum of a value covers its name without
+// the prefix, so that a store can be moved to another prefix.
 const (
 	folderData       = "data/"
 	folderWorkspaces = "data/workspaces/"
@@ -66,7 +66,7 @@ func number(n int64) string {
 // complement returns n as a name that sorts by descending value.
 func complement(n int64) string { return number(math.MaxInt64 - n) }
 
-// parseNumber is the reverse of number.
+// parseNumber is the inverse of number.
 func parseNumber(text string) (n int64, ok bool) {
 	if len(text) != numberLength || strings.ToLower(text) != text {
 		return 0, false
@@ -78,7 +78,7 @@ func parseNumber(text string) (n int64, ok bool) {
 	return int64(binary.BigEndian.Uint64(bytes[:])), true //nolint:gosec // the first bit is 0, checked above
 }
 
-// parseComplement is the reverse of complement.
+// parseComplement is the inverse of complement.
 func parseComplement(text string) (n int64, ok bool) {
 	n, ok = parseNumber(text)
 	return math.MaxInt64 - n, ok
@@ -92,7 +92,7 @@ func memberFolder(workspaceID string) string { return folderMembers + workspaceI
 
 func memberName(workspaceID, memberID string) string { return memberFolder(workspaceID) + memberID }
 
-// parseMemberName takes the name of a member's record apart.
+// parseMemberName splits the name of a member's record.
 func parseMemberName(name string) (workspaceID, memberID string, ok bool) {
 	return strings.Cut(strings.TrimPrefix(name, folderMembers), separator)
 }
@@ -103,7 +103,7 @@ func keyName(workspaceID string, sequence int64, keyID string) string {
 	return keyFolder(workspaceID) + complement(sequence) + keyID
 }
 
-// parseKeyName takes the name of a key's record apart.
+// parseKeyName splits the name of a key's record.
 func parseKeyName(name string) (workspaceID string, sequence int64, keyID string, ok bool) {
 	if !strings.HasPrefix(name, folderKeys) {
 		return "", 0, "", false
@@ -118,27 +118,27 @@ func parseKeyName(name string) (workspaceID string, sequence int64, keyID string
 
 func idName(keyID string) string { return folderIDs + keyID }
 
-// idEntry is what lies under idName: where the key is.
+// idEntry is the index entry under idName: where the key's record is.
 type idEntry struct {
-	place string // in the order of all keys
-	name  string // of the record
+	rank string // among the keys of all workspaces
+	name string // of the record
 }
 
-func (e idEntry) encode() []byte { return []byte(e.place + e.name) }
+func (e idEntry) encode() []byte { return []byte(e.rank + e.name) }
 
 func parseIDEntry(payload []byte) (entry idEntry, ok bool) {
 	if len(payload) < numberLength {
 		return idEntry{}, false
 	}
-	entry = idEntry{place: string(payload[:numberLength]), name: string(payload[numberLength:])}
-	_, ok = parseComplement(entry.place)
+	entry = idEntry{rank: string(payload[:numberLength]), name: string(payload[numberLength:])}
+	_, ok = parseComplement(entry.rank)
 	return entry, ok
 }
 
-func orderName(place, keyID string) string { return folderOrder + place + keyID }
+func orderName(rank, keyID string) string { return folderOrder + rank + keyID }
 
-// parseOrderName takes the name of an entry of the order apart.
-func parseOrderName(name string) (place, keyID string, ok bool) {
+// parseOrderName splits the name of an index entry of the order.
+func parseOrderName(name string) (rank, keyID string, ok bool) {
 	rest := strings.TrimPrefix(name, folderOrder)
 	if len(rest) != numberLength+storage.KeyIDLength {
 		return "", "", false
@@ -157,7 +157,7 @@ func auditName(workspaceID string, sequence int64) string {
 	return auditFolder(workspaceID) + complement(sequence)
 }
 
-// parseAuditName takes the name of an audit event apart.
+// parseAuditName splits the name of an audit event.
 func parseAuditName(name string) (workspaceID string, sequence int64, ok bool) {
 	workspaceID, rest, ok := strings.Cut(strings.TrimPrefix(name, folderAudit), separator)
 	if !ok {
@@ -169,13 +169,13 @@ func parseAuditName(name string) (workspaceID string, sequence int64, ok bool) {
 
 func usageName(keyID string) string { return folderUsage + keyID }
 
-// validID says whether an id can be part of a name; nothing is stored under others.
+// validID reports whether an id can be part of a name. Nothing is stored under other ids.
 func validID(id string) bool {
 	return id != "" && len(id) <= storage.MaxIDBytes && !strings.Contains(id, separator) && utf8.ValidString(id)
 }
 
-// A stored time compares as bytes like the time: etcd can tell which is later, and so
-// keep the latest without a round trip. Hence the checksum comes last here.
+// Stored times compare as bytes in the same way as the times themselves. So etcd can keep
+// the later one without a round trip. This is why the checksum comes last here.
 const (
 	timeLength = 8 + 4
 	timeStored = timeLength + 4
@@ -183,7 +183,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encodeTime returns the stored form of a time; that of the zero time sorts before all
+// encodeTime returns the stored form of a time. That of the zero time sorts before all
 // others.
 func encodeTime(name string, at time.Time) string {
 	value := make([]byte, timeLength, timeStored)
@@ -194,7 +194,7 @@ func encodeTime(name string, at time.Time) string {
 	return string(binary.BigEndian.AppendUint32(value, timeChecksum(name, value)))
 }
 
-// decodeTime reads a stored time.
+// decodeTime decodes a stored time.
 func decodeTime(name string, value []byte) (time.Time, error) {
 	if len(value) != timeStored || binary.BigEndian.Uint32(value[timeLength:]) != timeChecksum(name, value[:timeLength]) {
 		return time.Time{}, &storage.DamagedError{Kind: "time", Name: name, Problem: "checksum mismatch"}

@@ -57,8 +57,8 @@ func TestNames(t *testing.T) {
 		if got, at, ok := parseAuditName(auditName(workspaceID, sequence)); got != workspaceID || at != sequence || !ok {
 			t.Errorf("audit event: %q, %d, %t", got, at, ok)
 		}
-		if place, key, ok := parseOrderName(orderName(complement(sequence), keyID)); place != complement(sequence) || key != keyID || !ok {
-			t.Errorf("order: %q, %q, %t", place, key, ok)
+		if rank, key, ok := parseOrderName(orderName(complement(sequence), keyID)); rank != complement(sequence) || key != keyID || !ok {
+			t.Errorf("order: %q, %q, %t", rank, key, ok)
 		}
 	}
 	for _, name := range []string{

@@ -12,8 +12,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// ListKeys implements storage.Store. The cursor is what comes after the workspace in
-// the name of the last key's record, or, of all workspaces, the last key's standing.
+// ListKeys implements storage.Store. The cursor is the last part of the name of the last
+// key's record, after the workspace. In a list of all workspaces it is the orderKey of the
+// last key.
 func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
 	query = query.Bounded()
 	if query.WorkspaceID == "" {
@@ -29,9 +30,9 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	var page storage.KeyPage
 	err := s.page(ctx, query, from, keyFolder(query.WorkspaceID), func(at int64, found []*mvccpb.KeyValue, more bool) error {
 		page = storage.KeyPage{Revision: at}
-		for _, entry := range found {
+		for _, pair := range found {
 			record := &storagev1.KeyRecord{}
-			if err := decodeKey(s.name(entry), entry.Value, record); err != nil {
+			if err := decodeKey(s.name(pair), pair.Value, record); err != nil {
 				return err
 			}
 			page.Keys = append(page.Keys, record)
@@ -47,39 +48,39 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	return page, nil
 }
 
-// standing is where a key stands among those of all workspaces: by its place, which
-// the process that created it gave it, and within that by the revision that created
-// it. Few keys share a place: those that were created at the same time.
-type standing struct {
-	place   string
+// orderKey sorts the keys of all workspaces: by rank, which the process that created the
+// key gave it, and then by the revision that created it. Only keys that were created at the
+// same time share a rank.
+type orderKey struct {
+	rank    string // a complement, so that the newest rank sorts first
 	created int64
 	keyID   string
 	name    string // of the record
 }
 
-// compare is negative for the newer one.
-func (a standing) compare(b standing) int {
-	return cmp.Or(cmp.Compare(a.place, b.place), cmp.Compare(b.created, a.created), cmp.Compare(a.keyID, b.keyID))
+// compare is negative if a is newer than b.
+func (a orderKey) compare(b orderKey) int {
+	return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(b.created, a.created), cmp.Compare(a.keyID, b.keyID))
 }
 
-func (a standing) cursor() string { return a.place + number(a.created) + a.keyID }
+func (a orderKey) cursor() string { return a.rank + number(a.created) + a.keyID }
 
-func parseStanding(cursor string) (standing, bool) {
+func parseOrderKey(cursor string) (orderKey, bool) {
 	if len(cursor) != 2*numberLength+storage.KeyIDLength {
-		return standing{}, false
+		return orderKey{}, false
 	}
-	place, keyID := cursor[:numberLength], cursor[2*numberLength:]
+	rank, keyID := cursor[:numberLength], cursor[2*numberLength:]
 	created, ok := parseNumber(cursor[numberLength : 2*numberLength])
-	_, isPlace := parseComplement(place)
-	return standing{place: place, created: created, keyID: keyID}, ok && isPlace
+	_, isRank := parseComplement(rank)
+	return orderKey{rank: rank, created: created, keyID: keyID}, ok && isRank
 }
 
-// listAll is ListKeys of all workspaces.
+// listAll is ListKeys for all workspaces.
 func (s *Store) listAll(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
-	var last standing
+	var last orderKey
 	if query.Cursor != "" {
 		var ok bool
-		if last, ok = parseStanding(query.Cursor); !ok {
+		if last, ok = parseOrderKey(query.Cursor); !ok {
 			return storage.KeyPage{}, storage.ErrInvalidCursor
 		}
 	}
@@ -110,33 +111,33 @@ func (s *Store) listAll(ctx context.Context, query storage.Query) (storage.KeyPa
 	return page, nil
 }
 
-// order returns at least limit keys that stand after last, or all there are. The keys
-// of one place are sorted here, so they are read all together.
-func (s *Store) order(ctx context.Context, last standing, limit int, at int64) ([]standing, error) {
-	var sorted, group []standing
+// order returns at least limit keys that sort after last, or all there are. Keys of one
+// rank are sorted here, so all keys of a rank are read.
+func (s *Store) order(ctx context.Context, last orderKey, limit int, at int64) ([]orderKey, error) {
+	var sorted, group []orderKey
 	finish := func() {
-		slices.SortFunc(group, standing.compare)
+		slices.SortFunc(group, orderKey.compare)
 		sorted = append(sorted, group...)
 		group = group[:0]
 	}
-	from := folderOrder + last.place
+	from := folderOrder + last.rank
 	for {
 		response, err := s.read(ctx, s.list(from, folderOrder, limit, at))
 		if err != nil {
 			return nil, err
 		}
-		for _, entry := range entries(response, 0) {
-			next, err := s.decodeOrder(entry)
+		for _, pair := range pairs(response, 0) {
+			next, err := s.decodeOrder(pair)
 			if err != nil {
 				return nil, err
 			}
-			if len(group) > 0 && group[0].place != next.place {
+			if len(group) > 0 && group[0].rank != next.rank {
 				finish()
 			}
-			if last.place == "" || last.compare(next) < 0 {
+			if last.rank == "" || last.compare(next) < 0 {
 				group = append(group, next)
 			}
-			from = after(s.name(entry))
+			from = after(s.name(pair))
 		}
 		more := found(response, 0).GetMore()
 		if !more {
@@ -148,21 +149,21 @@ func (s *Store) order(ctx context.Context, last standing, limit int, at int64) (
 	}
 }
 
-func (s *Store) decodeOrder(entry *mvccpb.KeyValue) (standing, error) {
-	name := s.name(entry)
-	place, keyID, ok := parseOrderName(name)
+func (s *Store) decodeOrder(pair *mvccpb.KeyValue) (orderKey, error) {
+	name := s.name(pair)
+	rank, keyID, ok := parseOrderName(name)
 	if !ok {
-		return standing{}, &storage.DamagedError{Kind: "order", Name: name, Problem: "not the name of an entry"}
+		return orderKey{}, &storage.DamagedError{Kind: "order", Name: name, Problem: "not the name of an entry"}
 	}
-	record, err := storage.Unframe("order", name, entry.Value)
+	record, err := storage.Unframe("order", name, pair.Value)
 	if err != nil {
-		return standing{}, &storage.DamagedError{Kind: "key", Name: keyID, Problem: "place in the order: " + problemOf(err)}
+		return orderKey{}, &storage.DamagedError{Kind: "key", Name: keyID, Problem: "place in the order: " + problemOf(err)}
 	}
-	return standing{place: place, created: entry.CreateRevision, keyID: keyID, name: string(record)}, nil
+	return orderKey{rank: rank, created: pair.CreateRevision, keyID: keyID, name: string(record)}, nil
 }
 
-// recordsOf reads the records of keys at a revision of etcd, until the page is full.
-func (s *Store) recordsOf(ctx context.Context, query storage.Query, order []standing, at int64) ([]*storagev1.KeyRecord, error) {
+// recordsOf reads the records of keys at an etcd revision, until the page is full.
+func (s *Store) recordsOf(ctx context.Context, query storage.Query, order []orderKey, at int64) ([]*storagev1.KeyRecord, error) {
 	records, total := make([]*storagev1.KeyRecord, 0, len(order)), 0
 	for some := range slices.Chunk(order, gets) {
 		parts := make([]clientv3.Op, len(some))

@@ -13,15 +13,16 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Load implements storage.Store. It takes as long as etcd keeps its revision: a
-// compaction meanwhile is ErrUnavailable.
+// Load implements storage.Store. It fails with ErrUnavailable if etcd compacts its revision
+// before it has finished.
 func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
 	ctx, done, err := s.beginRead(ctx)
 	if err != nil {
 		return storage.Position{}, err
 	}
 	defer done()
-	newest := s.newest.Load() // before the read: what commits meanwhile may be missing from it
+	// Loaded before the read: what commits during the read may be missing from it.
+	newest := s.newest.Load()
 	position, at, err := s.position(ctx)
 	if err != nil {
 		return storage.Position{}, err
@@ -37,8 +38,8 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 	return position, nil
 }
 
-// position returns how far the store has come, and the revision of etcd to read the
-// rest at.
+// position returns how far the store has come, and the etcd revision at which the rest is
+// to be read.
 func (s *Store) position(ctx context.Context) (_ storage.Position, at int64, err error) {
 	response, err := s.read(ctx, s.get(nameHeader), s.get(nameTime), s.get(nameFeedHead))
 	if err != nil {
@@ -61,16 +62,16 @@ type loader struct {
 	ctx   context.Context //nolint:containedctx // that of one call
 	at    int64
 	visit func(storage.Item) error
-	// isNew says that there has been no change, so that nothing may be there.
+	// isNew is whether there has been no change. Then no record may be stored.
 	isNew bool
-	// headless are workspaces that have a record; those with a head are taken out.
+	// headless are the workspaces for which a record but no head has been read.
 	headless map[string]bool
-	// keys are those of one workspace, the newest first.
+	// keys are the keys of workspaceID, newest first.
 	keys        []storage.Item
 	workspaceID string
 }
 
-// loaded lists what is loaded, in order: a folder, or one name.
+// loaded lists what is loaded, in order: folders, or single names.
 var loaded = []string{namePolicy, folderWorkspaces, folderMembers, folderHeads, folderKeys}
 
 func (l *loader) load() error {
@@ -81,8 +82,8 @@ func (l *loader) load() error {
 		if folder != folderHeads {
 			continue
 		}
-		// Every change puts a head; to take such a workspace for new would let its chain
-		// begin anew.
+		// Every change puts a head, so these heads are lost. Such a workspace must not count as
+		// new: its chain of events would begin again.
 		for _, workspaceID := range slices.Sorted(maps.Keys(l.headless)) {
 			err := &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
 			if err := l.visit(storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}); err != nil {
@@ -96,16 +97,16 @@ func (l *loader) load() error {
 	return l.each(folderUsage, l.usage)
 }
 
-// each visits what lies in a folder, page by page.
-func (l *loader) each(folder string, visit func(name string, entry *mvccpb.KeyValue) error) error {
+// each visits the values in a folder, page by page.
+func (l *loader) each(folder string, visit func(name string, pair *mvccpb.KeyValue) error) error {
 	for from := folder; ; {
 		response, err := l.store.read(l.ctx, l.store.list(from, folder, batch, l.at))
 		if err != nil {
 			return err
 		}
-		for _, entry := range entries(response, 0) {
-			name := l.store.name(entry)
-			if err := visit(name, entry); err != nil {
+		for _, pair := range pairs(response, 0) {
+			name := l.store.name(pair)
+			if err := visit(name, pair); err != nil {
 				return err
 			}
 			from = after(name)
@@ -116,9 +117,9 @@ func (l *loader) each(folder string, visit func(name string, entry *mvccpb.KeyVa
 	}
 }
 
-// item visits one record. A workspace's keys lie newest first, and are visited the
-// other way round once there are no more of it.
-func (l *loader) item(name string, entry *mvccpb.KeyValue) error {
+// item visits one record. The keys of a workspace are stored newest first. item collects
+// them, and visits them oldest first once the workspace has no more.
+func (l *loader) item(name string, pair *mvccpb.KeyValue) error {
 	switch {
 	case l.isNew:
 		return &storage.DamagedError{Kind: "feed entry", Name: nameFeedHead, Problem: "missing, though there are records"}
@@ -139,12 +140,13 @@ func (l *loader) item(name string, entry *mvccpb.KeyValue) error {
 			}
 			l.workspaceID = workspaceID
 		}
-		l.keys = append(l.keys, decodeItem(name, entry.Value))
+		l.keys = append(l.keys, decodeItem(name, pair.Value))
 		return nil
 	}
-	return l.visit(decodeItem(name, entry.Value))
+	return l.visit(decodeItem(name, pair.Value))
 }
 
+// flush visits the collected keys.
 func (l *loader) flush() error {
 	for _, item := range slices.Backward(l.keys) {
 		if err := l.visit(item); err != nil {
@@ -156,17 +158,17 @@ func (l *loader) flush() error {
 	return nil
 }
 
-// usage visits when a key was last used. A damaged time counts as none: nothing is
-// decided by it.
-func (l *loader) usage(name string, entry *mvccpb.KeyValue) error {
-	at, err := decodeTime(name, entry.Value)
+// usage visits when a key was last used. A damaged time counts as none: no decision depends
+// on it.
+func (l *loader) usage(name string, pair *mvccpb.KeyValue) error {
+	at, err := decodeTime(name, pair.Value)
 	if err != nil || at.IsZero() {
 		return nil //nolint:nilerr // see above
 	}
 	return l.visit(storage.Item{Usage: &storage.Usage{KeyID: name[len(folderUsage):], Time: at}})
 }
 
-// decodeItem turns a stored record into an item; what cannot be decoded is Damaged.
+// decodeItem decodes a stored record into an item, or into Damaged if it cannot.
 func decodeItem(name string, value []byte) storage.Item {
 	switch {
 	case name == namePolicy:

@@ -17,24 +17,23 @@ import (
 )
 
 const (
-	// batch is how many records a read of everything asks for at once.
+	// batch is how many pairs Load and Check read at once.
 	batch = 500
 	// gets is how many records one transaction reads by name.
 	gets = 100
+	// maxAttempts is how often a read of several parts is tried, if etcd is compacted before
+	// it has finished.
+	maxAttempts = 3
 )
 
-// anew is how often a read of several parts begins anew when etcd is compacted
-// meanwhile.
-const anew = 3
-
-// repeatRead carries out a read of several parts.
+// repeatRead makes a read of several parts.
 func (s *Store) repeatRead(ctx context.Context, read func(ctx context.Context) error) error {
 	ctx, done, err := s.beginRead(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	for range anew {
+	for range maxAttempts {
 		if err = read(ctx); !errors.Is(err, errCompacted) {
 			return err
 		}
@@ -42,8 +41,7 @@ func (s *Store) repeatRead(ctx context.Context, read func(ctx context.Context) e
 	return err
 }
 
-// revision returns the store's revision out of what the feed's head is: that of the
-// change that put it.
+// revision returns the store's revision: that of the change that put the feed entry.
 func revision(feedHead *mvccpb.KeyValue) int64 { return feedHead.GetModRevision() }
 
 // GetKey implements storage.Store.
@@ -58,11 +56,11 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 			return err
 		}
 		at = revision(first(response, 0))
-		entry := first(response, 1)
-		if entry == nil {
+		pair := first(response, 1)
+		if pair == nil {
 			return storage.ErrNotFound
 		}
-		where, err := decodeID(keyID, entry.Value)
+		where, err := decodeID(keyID, pair.Value)
 		if err != nil {
 			return err
 		}
@@ -97,11 +95,11 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 			return err
 		}
 		at = revision(first(response, 0))
-		entry := first(response, 1)
-		if entry == nil {
+		pair := first(response, 1)
+		if pair == nil {
 			return storage.ErrNotFound
 		}
-		payload, err := storage.Unframe("request", name, entry.Value)
+		payload, err := storage.Unframe("request", name, pair.Value)
 		keyID = string(payload)
 		return err
 	})
@@ -133,7 +131,8 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 	return record, at, nil
 }
 
-// ListMembers implements storage.Store. Its cursor is the id of the last member given.
+// ListMembers implements storage.Store. Its cursor is the id of the last member of the
+// page.
 func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.MemberPage, error) {
 	query = query.Bounded()
 	if query.Cursor != "" && !validID(query.Cursor) {
@@ -146,9 +145,9 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 	var page storage.MemberPage
 	err := s.page(ctx, query, from, memberFolder(query.WorkspaceID), func(at int64, found []*mvccpb.KeyValue, more bool) error {
 		page = storage.MemberPage{Revision: at}
-		for _, entry := range found {
+		for _, pair := range found {
 			record := &storagev1.MemberRecord{}
-			if err := decodeMember(s.name(entry), entry.Value, record); err != nil {
+			if err := decodeMember(s.name(pair), pair.Value, record); err != nil {
 				return err
 			}
 			page.Members = append(page.Members, record)
@@ -164,14 +163,14 @@ func (s *Store) ListMembers(ctx context.Context, query storage.Query) (storage.M
 	return page, nil
 }
 
-// after returns the first name after another one.
+// after returns the first name that sorts after another one.
 func after(name string) string { return name + "\x00" }
 
 // page reads a page of one workspace's records, in the order of their names.
 func (s *Store) page(ctx context.Context, query storage.Query, from, folder string, give func(at int64, found []*mvccpb.KeyValue, more bool) error) error {
 	return s.repeatRead(ctx, func(ctx context.Context) error {
 		if !validID(query.WorkspaceID) {
-			// Nothing is stored under such names, but others might lie behind them.
+			// Nothing is stored for such an id, but its folder could contain names of others.
 			response, err := s.read(ctx, s.getRevision())
 			if err != nil {
 				return err
@@ -182,7 +181,7 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 		if err != nil {
 			return err
 		}
-		all, count, total := entries(response, 1), 0, 0
+		all, count, total := pairs(response, 1), 0, 0
 		for count < len(all) && !query.Full(count, total, len(all[count].Value)) {
 			total += len(all[count].Value)
 			count++
@@ -191,8 +190,8 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 	})
 }
 
-// ListAuditEvents implements storage.Store. Its cursor is the sequence of the last
-// event given.
+// ListAuditEvents implements storage.Store. Its cursor is the sequence of the last event of
+// the page.
 func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (storage.AuditPage, error) {
 	query = query.Bounded()
 	before := int64(0)
@@ -233,12 +232,12 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 			expected = before - 1
 		}
 		full, total := false, 0
-		for _, entry := range entries(response, 2) {
-			if full = query.Full(len(page.Events), total, len(entry.Value)); full {
+		for _, pair := range pairs(response, 2) {
+			if full = query.Full(len(page.Events), total, len(pair.Value)); full {
 				break
 			}
-			total += len(entry.Value)
-			event, err := decodeAudit(query.WorkspaceID, s.name(entry), expected, entry.Value)
+			total += len(pair.Value)
+			event, err := decodeAudit(query.WorkspaceID, s.name(pair), expected, pair.Value)
 			if err != nil {
 				return err
 			}
@@ -259,8 +258,7 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 	return page, nil
 }
 
-// newestEvent returns the sequence of a workspace's newest audit event, 0 if there is
-// none.
+// newestEvent returns the sequence of a workspace's newest audit event, 0 if there is none.
 func (s *Store) newestEvent(workspaceID string, head *mvccpb.KeyValue) (int64, error) {
 	if head == nil {
 		return 0, nil
@@ -269,7 +267,7 @@ func (s *Store) newestEvent(workspaceID string, head *mvccpb.KeyValue) (int64, e
 	return decoded.Sequence, err
 }
 
-// decodeAudit decodes the audit event that is expected to be of a sequence.
+// decodeAudit decodes the audit event with an expected sequence.
 func decodeAudit(workspaceID, name string, sequence int64, value []byte) (storage.AuditEvent, error) {
 	if name != auditName(workspaceID, sequence) {
 		return storage.AuditEvent{}, missingEvent(workspaceID, sequence)
@@ -293,7 +291,7 @@ func missingEvent(workspaceID string, sequence int64) error {
 	return &storage.DamagedError{Kind: "audit event", Name: workspaceID + " " + strconv.FormatInt(sequence, 10), Problem: "missing"}
 }
 
-// decodeKey decodes a key's record and checks that it lies where it belongs.
+// decodeKey decodes a key's record and checks that its name is right.
 func decodeKey(name string, value []byte, record *storagev1.KeyRecord) error {
 	_, _, keyID, ok := parseKeyName(name)
 	if !ok {
@@ -308,7 +306,7 @@ func decodeKey(name string, value []byte, record *storagev1.KeyRecord) error {
 	return nil
 }
 
-// decodeMember decodes a member's record and checks that it lies where it belongs.
+// decodeMember decodes a member's record and checks that its name is right.
 func decodeMember(name string, value []byte, record *storagev1.MemberRecord) error {
 	_, memberID, _ := parseMemberName(name)
 	if err := storage.Decode("member", name, value, record); err != nil {

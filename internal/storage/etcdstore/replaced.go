@@ -12,28 +12,28 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// listed is a record of a change, and what its event says of it.
+// listed is a record of a change, with what the event says about it.
 type listed struct {
 	change *storagev1.RecordChange
-	name   string // under which it lies
+	name   string // under which the record is stored
 	isNew  bool   // a key that must be absent
 }
 
-// listRecords returns every record of a change, with the hashes of what is put.
+// listRecords returns every record of a change, with the hashes of records that are put.
 func listRecords(change *storage.Change) ([]listed, error) {
 	var records []listed
 	var problem error
 	add := func(kind storagev1.RecordKind, id, name string, record proto.Message) {
-		entry := listed{change: &storagev1.RecordChange{Kind: kind, Name: id}, name: name}
+		added := listed{change: &storagev1.RecordChange{Kind: kind, Name: id}, name: name}
 		if record != nil {
 			payload, err := storage.Encode(record)
 			if err != nil {
 				problem = notEncodable(err)
 			}
 			hash := sha256.Sum256(payload)
-			entry.change.After = hash[:]
+			added.change.After = hash[:]
 		}
-		records = append(records, entry)
+		records = append(records, added)
 	}
 	if change.PutPolicy != nil {
 		add(storagev1.RecordKind_RECORD_KIND_POLICY, "", namePolicy, change.PutPolicy)
@@ -63,12 +63,12 @@ func listRecords(change *storage.Change) ([]listed, error) {
 	return records, problem
 }
 
-// replaced completes the change's event: it reads what the change replaces or deletes, whose
-// hashes the event lists. It returns where the keys that are deleted stand in the order of
-// all keys. The head is read along: if it is the expected one now and when the change is
-// committed, nothing came between. It also tells a change that comes too late from one that
-// is wrong.
-func (s *Store) replaced(ctx context.Context, change *storage.Change) (places map[string]string, err error) {
+// completeEvent reads the records that the change replaces or deletes, and lists their
+// hashes in the change's event. It returns the ranks of the keys that are deleted. It reads
+// the head in the same transaction: if the head is the expected one both now and at the
+// commit, no change came in between. It also distinguishes a change that comes too late
+// from one that is wrong.
+func (s *Store) completeEvent(ctx context.Context, change *storage.Change) (ranks map[string]string, err error) {
 	records, err := listRecords(change)
 	if err != nil {
 		return nil, err
@@ -115,21 +115,21 @@ func (s *Store) replaced(ctx context.Context, change *storage.Change) (places ma
 		hash := sha256.Sum256(payload)
 		record.change.Before = hash[:]
 	}
-	places = make(map[string]string, len(change.DeleteKeys))
+	ranks = make(map[string]string, len(change.DeleteKeys))
 	for index, key := range change.DeleteKeys {
 		keyID := key.GetKeyId()
-		entry := first(response, next+index)
-		if entry == nil {
+		pair := first(response, next+index)
+		if pair == nil {
 			return nil, fmt.Errorf("%w: key %s to delete is not there", storage.ErrInvalidChange, keyID)
 		}
-		where, err := decodeID(keyID, entry.Value)
+		where, err := decodeID(keyID, pair.Value)
 		if err != nil {
 			return nil, err
 		}
 		if where.name != keyName(change.WorkspaceID, key.GetSequence(), keyID) {
 			return nil, fmt.Errorf("%w: key %s to delete is stored otherwise", storage.ErrInvalidChange, keyID)
 		}
-		places[keyID] = where.place
+		ranks[keyID] = where.rank
 	}
-	return places, nil
+	return ranks, nil
 }

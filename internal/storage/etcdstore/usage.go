@@ -10,12 +10,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// usageBatch is how many times one transaction records. Each is a transaction in the
-// transaction, three deep, which etcd counts against its 128 as well.
+// usageBatch is how many times one transaction records. Each time is a transaction nested
+// three deep, and etcd counts the nested ones against its limit of 128 as well.
 const usageBatch = 100
 
-// PutUsage implements storage.Store. etcd itself compares the stored times, so nothing
-// is read, and several processes may record at once.
+// PutUsage implements storage.Store. etcd itself compares the stored times, so nothing is
+// read, and several processes can record at the same time.
 func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	ctx, done, err := s.beginRead(ctx)
 	if err != nil {
@@ -53,7 +53,7 @@ func (s *Store) putUses(ctx context.Context, uses []storage.Usage) error {
 			[]clientv3.Op{clientv3.OpTxn([]clientv3.Cmp{isKey}, put, nil)},
 			[]clientv3.Op{clientv3.OpTxn([]clientv3.Cmp{isKey, s.holds(name, "<", value)}, put, nil)})
 	}
-	// The same times twice are the same as once, so a lost answer is no reason to stop.
+	// Recording the same times twice has the effect of once, so a lost answer is repeated.
 	response, err := s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return s.client.Txn(ctx).If(s.holds(nameHeader, "=", s.header)).Then(parts...).Commit()
 	})

@@ -15,11 +15,11 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// errBroken says that a watch has broken off and may be taken up again.
+// errBroken is the error of a watch that broke off and may be resumed.
 var errBroken = errors.New("the watch has broken off")
 
-// maxBroken is how often a watch breaks off in a row, without a change in between,
-// before its reader is told.
+// maxBroken is how often in a row a watch may break off without a change in between, before
+// Watch returns an error.
 const maxBroken = 5
 
 // Barrier implements storage.Store: it is one linearizable read.
@@ -39,8 +39,8 @@ func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
 	return barrierOf(first(response, 1)), nil
 }
 
-// barrierOf returns the point of the change log whose newest entry this is; of an entry
-// that is damaged the hash is not known.
+// barrierOf returns the point of the change log that a stored feed entry stands for. The
+// hash is unknown if the entry is damaged.
 func barrierOf(feedHead *mvccpb.KeyValue) storage.Barrier {
 	barrier, record := storage.Barrier{Revision: revision(feedHead)}, &storagev1.FeedRecord{}
 	if feedHead == nil {
@@ -53,8 +53,8 @@ func barrierOf(feedHead *mvccpb.KeyValue) storage.Barrier {
 	return barrier
 }
 
-// Watch implements storage.Store. A watch that breaks off, as without a leader, goes on
-// from where it was.
+// Watch implements storage.Store. A watch that breaks off, for example because etcd has no
+// leader, is resumed after the newest change that was yielded.
 func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		own, done, err := s.beginWatch(ctx)
@@ -95,8 +95,8 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 	}
 }
 
-// beginWatch is beginRead for what Close does not wait for: the reader of a watch may
-// be the one who closes.
+// beginWatch is beginRead for watches. Close does not wait for them, because the caller of
+// Close may be the one who reads the watch.
 func (s *Store) beginWatch(ctx context.Context) (_ context.Context, done func(), err error) {
 	counted, err := s.begin(ctx)
 	if err != nil {
@@ -112,13 +112,19 @@ func (s *Store) beginWatch(ctx context.Context) (_ context.Context, done func(),
 func (s *Store) follow(ctx context.Context, after int64, yield func(*storage.Committed) bool) error {
 	ctx, cancel := context.WithCancel(ctx) // ends the watch
 	defer cancel()
+	// 1. Find the etcd revision to start at. This also checks the epoch and that there is no
+	// gap.
 	from, err := s.start(ctx, after)
 	if err != nil {
 		return err
 	}
+	// 2. Watch. Without WithRequireLeader, a member that has lost the cluster would keep the
+	// watch open and silent.
 	responses := s.client.Watch(clientv3.WithRequireLeader(ctx), s.config.Prefix+folderData,
 		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithPrevKV(), clientv3.WithProgressNotify())
-	var change *gathered
+	// 3. Collect the events of one revision until its feed entry arrives, which is the last
+	// event of a change. Yield only complete changes.
+	var change *changeBuilder
 	for response := range responses {
 		switch err := response.Err(); {
 		case errors.Is(err, rpctypes.ErrCompacted):
@@ -130,9 +136,10 @@ func (s *Store) follow(ctx context.Context, after int64, yield func(*storage.Com
 		for _, event := range response.Events {
 			at := event.Kv.ModRevision
 			if change == nil {
-				change = &gathered{store: s, revision: at}
+				change = &changeBuilder{store: s, revision: at}
 			}
-			// Every change puts the feed's head, and puts it last.
+			// Every change puts the feed entry, and puts it last. If another revision begins before
+			// it, something else wrote to the store, and a change may be missing.
 			if change.revision != at {
 				return fmt.Errorf("%w: something other than a change happened at revision %d", storage.ErrGap, change.revision)
 			}
@@ -157,9 +164,9 @@ func (s *Store) follow(ctx context.Context, after int64, yield func(*storage.Com
 	return errBroken
 }
 
-// start returns the revision of etcd from which to follow. Up to the newest change,
-// etcd must still have its history; what it has done for others since then may be
-// gone.
+// start returns the etcd revision at which to start watching after a revision of the store.
+// etcd must still have the history from there to the newest change. It may have compacted
+// what others changed since the newest change.
 func (s *Store) start(ctx context.Context, after int64) (int64, error) {
 	response, err := s.read(ctx, s.get(nameHeader), s.getRevision())
 	if err != nil {
@@ -178,8 +185,8 @@ func (s *Store) start(ctx context.Context, after int64) (int64, error) {
 	}
 }
 
-// gathered is what has come of one revision.
-type gathered struct {
+// changeBuilder collects the events of one revision.
+type changeBuilder struct {
 	store    *Store
 	revision int64
 	change   storage.Committed
@@ -187,49 +194,49 @@ type gathered struct {
 	hasHead  bool
 }
 
-// add adds an event; it says whether that was the last of its revision.
-func (g *gathered) add(event *clientv3.Event) (whole bool, err error) {
-	name := g.store.name(event.Kv)
+// add adds an event, and reports whether it was the last one of its revision.
+func (b *changeBuilder) add(event *clientv3.Event) (whole bool, err error) {
+	name := b.store.name(event.Kv)
 	deleted := event.Type == clientv3.EventTypeDelete
 	switch {
 	case name == nameFeedHead && !deleted:
-		g.change.Feed = &storagev1.FeedRecord{}
-		return true, storage.Decode("feed entry", name, event.Kv.Value, g.change.Feed)
+		b.change.Feed = &storagev1.FeedRecord{}
+		return true, storage.Decode("feed entry", name, event.Kv.Value, b.change.Feed)
 	case strings.HasPrefix(name, folderHeads) && !deleted:
 		workspaceID := name[len(folderHeads):]
 		head, err := decodeHead(workspaceID, event.Kv.Value)
-		g.change.Head, g.hasHead = storage.WorkspaceHead{WorkspaceID: workspaceID, Head: head}, true
+		b.change.Head, b.hasHead = storage.WorkspaceHead{WorkspaceID: workspaceID, Head: head}, true
 		return false, err
 	case strings.HasPrefix(name, folderAudit) && !deleted:
-		g.event = &storagev1.AuditRecord{}
-		return false, storage.Decode("audit event", name, event.Kv.Value, g.event)
+		b.event = &storagev1.AuditRecord{}
+		return false, storage.Decode("audit event", name, event.Kv.Value, b.event)
 	case name == namePolicy, strings.HasPrefix(name, folderWorkspaces),
 		strings.HasPrefix(name, folderMembers), strings.HasPrefix(name, folderKeys):
 		if deleted {
-			return false, g.remove(name, event)
+			return false, b.remove(name, event)
 		}
-		g.change.Put = append(g.change.Put, decodeItem(name, event.Kv.Value))
+		b.change.Put = append(b.change.Put, decodeItem(name, event.Kv.Value))
 	}
 	return false, nil
 }
 
-// remove adds the record that was deleted.
-func (g *gathered) remove(name string, event *clientv3.Event) error {
+// remove adds a record that was deleted.
+func (b *changeBuilder) remove(name string, event *clientv3.Event) error {
 	if event.PrevKv == nil {
 		return errors.New("what was deleted has been compacted")
 	}
 	item := decodeItem(name, event.PrevKv.Value)
 	switch {
 	case item.Key != nil:
-		g.change.DeletedKeys = append(g.change.DeletedKeys, item.Key)
+		b.change.DeletedKeys = append(b.change.DeletedKeys, item.Key)
 	case item.Member != nil:
-		g.change.DeletedMembers = append(g.change.DeletedMembers, item.Member)
+		b.change.DeletedMembers = append(b.change.DeletedMembers, item.Member)
 	case item.Damaged != nil && item.Damaged.KeyID != "":
-		// Which one it was, its name tells.
-		g.change.DeletedKeys = append(g.change.DeletedKeys,
+		// The name says which record it was.
+		b.change.DeletedKeys = append(b.change.DeletedKeys,
 			&storagev1.KeyRecord{WorkspaceId: item.Damaged.WorkspaceID, KeyId: item.Damaged.KeyID})
 	case item.Damaged != nil && item.Damaged.MemberID != "":
-		g.change.DeletedMembers = append(g.change.DeletedMembers,
+		b.change.DeletedMembers = append(b.change.DeletedMembers,
 			&storagev1.MemberRecord{WorkspaceId: item.Damaged.WorkspaceID, MemberId: item.Damaged.MemberID})
 	default:
 		return fmt.Errorf("%q was deleted", name)
@@ -237,22 +244,23 @@ func (g *gathered) remove(name string, event *clientv3.Event) error {
 	return nil
 }
 
-// committed returns the change once it is whole.
-func (g *gathered) committed() (*storage.Committed, error) {
-	change := &g.change
-	if !g.hasHead || change.Feed.GetWorkspaceId() != change.Head.WorkspaceID {
+// committed returns the change once it is complete.
+func (b *changeBuilder) committed() (*storage.Committed, error) {
+	change := &b.change
+	if !b.hasHead || change.Feed.GetWorkspaceId() != change.Head.WorkspaceID {
 		return nil, &storage.DamagedError{Kind: "feed entry", Name: change.Feed.GetWorkspaceId(), Problem: "not of the change it came with"}
 	}
-	change.Revision, change.Feed.Revision = g.revision, g.revision
-	if g.event != nil {
-		change.Time = g.event.GetTime().AsTime()
+	change.Revision, change.Feed.Revision = b.revision, b.revision
+	if b.event != nil {
+		change.Time = b.event.GetTime().AsTime()
 	}
 	return change, nil
 }
 
-// ListFeed implements storage.Store. The change log is the history of one key, which only
-// a watch can read. It begins limit revisions of etcd before the newest change: those that
-// others made, and uses, count as well.
+// ListFeed implements storage.Store. The change log is the history of one name in etcd,
+// which only a watch can read. The watch begins limit etcd revisions before the newest
+// change. Revisions of other tenants, and those that record uses, count as well, so there
+// may be fewer records.
 func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error) {
 	ctx, done, err := s.beginRead(ctx)
 	if err != nil {
@@ -282,8 +290,8 @@ func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecor
 	return nil, nil
 }
 
-// history reads the entries of the change log from one revision to another. If etcd has
-// been compacted beyond the first, it returns up to which revision.
+// history reads the feed records from one revision to another. If etcd has compacted
+// revisions from from on, it returns the revision up to which it did.
 func (s *Store) history(ctx context.Context, from, to int64) (records []*storagev1.FeedRecord, compacted int64, err error) {
 	own, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel() // ends the watch
@@ -299,7 +307,7 @@ func (s *Store) history(ctx context.Context, from, to int64) (records []*storage
 			record := &storagev1.FeedRecord{}
 			err := storage.Decode("feed entry", nameFeedHead, event.Kv.Value, record)
 			if err != nil {
-				records = nil // what lies before a damaged entry does not follow on the rest
+				records = nil // records before a damaged one are left out, so that there is no gap
 			} else {
 				record.Revision = event.Kv.ModRevision
 				records = append(records, record)

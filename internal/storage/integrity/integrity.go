@@ -1,15 +1,16 @@
-// Package integrity computes what ties the records of a workspace to its head, so that
-// a record which is stale, put back, missing or left over is found although its own
-// checksum is good.
+// Package integrity computes what ties the records of a workspace to its head. It detects
+// a record that is stale, put back, missing or left over although its own checksum is
+// right.
 //
-// Each record has an element, a keyed hash of what it is and of its payload. The
-// elements of a workspace add up to a Sum. The head's tag is a keyed hash of the head
-// and the sum. Sums are kept in memory only, and computed from the records at each load.
+// Each record has an element: a keyed hash of its identity and its payload. The elements
+// of a workspace add up to a Sum. The tag of the head is a keyed hash of the head and the
+// sum. Sums are kept in memory only; they are computed from the records at each load.
 //
-// The keys are derived from a root that is, for now, 32 zero bytes: everybody can
-// compute them. So this finds accidents, not forgers.
+// The keys are derived from a root that is, for now, 32 zero bytes, so everybody can
+// compute them. This detects accidents, not forgery.
 //
-// All numbers are big-endian. Strings are preceded by their length in 2 bytes.
+// All numbers are big-endian. Strings are preceded by their length in 2 bytes. HKDF is
+// RFC 5869, HMAC RFC 2104.
 //
 //	key     = HKDF-SHA-256(root, no salt, "keysvc set key v1" or "keysvc head key v1")
 //	element = HMAC-SHA-256(set key, "keysvc set element v1" 00, kind, workspace, name,
@@ -31,11 +32,11 @@ import (
 	"sync"
 )
 
-// KeyVersion names the keys that this package computes with. It is stored beside each
-// tag, so that another root can be introduced later.
+// KeyVersion names the keys that this package uses. It is stored beside each tag, so that
+// another root can be introduced later.
 const KeyVersion = 1
 
-// The names of the kinds of records, as elements have them. They are never changed.
+// Names of the kinds of records in elements. They never change.
 const (
 	KindPolicy    = "policy"
 	KindWorkspace = "workspace"
@@ -53,26 +54,23 @@ const (
 // Hash is the SHA-256 of a record's payload.
 type Hash = [sha256.Size]byte
 
-// HashPayload returns the hash of a record's payload as it is stored.
+// HashPayload returns the hash of a record's payload in its stored form.
 func HashPayload(payload []byte) Hash { return sha256.Sum256(payload) }
 
 // Element is what one record adds to the sum of its workspace.
 type Element [sha256.Size]byte
 
-// Short returns the first 8 bytes of the element: enough to notice an accident, and
-// little enough to be kept of each record.
+// Short returns the first 8 bytes of the element: enough to detect an accident, and small
+// enough to keep for every record.
 func (e Element) Short() uint64 { return binary.BigEndian.Uint64(e[:]) }
 
-// Sum is what the elements of a workspace's records add up to, modulo 2^256. The zero
-// value is that of no records.
+// Sum is the sum of the elements of a workspace's records, modulo 2^256. The zero value is
+// the sum of no records.
 type Sum struct {
 	// words are the digits in base 2^64, the lowest first.
 	words [4]uint64
 	count uint64
 }
-
-// Count returns how many records there are.
-func (s Sum) Count() uint64 { return s.count }
 
 // Add returns the sum with one more record.
 func (s Sum) Add(element Element) Sum {
@@ -84,7 +82,7 @@ func (s Sum) Add(element Element) Sum {
 	return s
 }
 
-// Remove returns the sum without a record that is in it.
+// Remove returns the sum without a record that is part of it.
 func (s Sum) Remove(element Element) Sum {
 	var borrow uint64
 	for index := range s.words {
@@ -99,7 +97,7 @@ func (e Element) word(index int) uint64 {
 	return binary.BigEndian.Uint64(e[len(e)-8*(index+1):])
 }
 
-// appendTo appends count and sum as the tag covers them.
+// appendTo appends count and sum in the form that the tag covers.
 func (s Sum) appendTo(data []byte) []byte {
 	data = binary.BigEndian.AppendUint64(data, s.count)
 	for index := len(s.words) - 1; index >= 0; index-- {
@@ -108,26 +106,26 @@ func (s Sum) appendTo(data []byte) []byte {
 	return data
 }
 
-// Head is what a tag covers besides the sum.
+// Head is what a tag covers in addition to the sum.
 type Head struct {
 	// Epoch of the store.
 	Epoch string
-	// WorkspaceID is the workspace's; empty is the policy's.
+	// WorkspaceID names the workspace. The empty one is the policy's.
 	WorkspaceID string
-	// Sequence and EventHash are those of its newest audit event.
+	// Sequence and EventHash are those of the workspace's newest audit event.
 	Sequence  int64
 	EventHash [sha256.Size]byte
 }
 
-// Hasher computes elements and tags. It serves one goroutine at a time; many that share
-// none are faster than one that is shared.
+// Hasher computes elements and tags. One goroutine may use it at a time. A Hasher for each
+// goroutine is faster than a shared one.
 type Hasher struct {
 	set, head hash.Hash
 	data      []byte
 	result    [sha256.Size]byte
 }
 
-// keys are derived once: the root does not change while the program runs.
+// keys are derived once, because the root does not change while the program runs.
 var keys = sync.OnceValue(func() (derived struct{ set, head []byte }) {
 	root := make([]byte, 32)
 	for label, key := range map[string]*[]byte{setKeyLabel: &derived.set, headKeyLabel: &derived.head} {
@@ -145,8 +143,8 @@ func NewHasher() *Hasher {
 	return &Hasher{set: hmac.New(sha256.New, derived.set), head: hmac.New(sha256.New, derived.head)}
 }
 
-// Element returns the element of a record. name is the logical one: a key id or a member
-// id, empty for a workspace and the policy.
+// Element returns the element of a record. name is the key id or member id; it is empty for
+// a workspace and for the policy.
 func (h *Hasher) Element(kind, workspaceID, name string, payload Hash) Element {
 	h.data = append(h.data[:0], setDomain...)
 	h.data = appendString(h.data, kind)
@@ -156,7 +154,7 @@ func (h *Hasher) Element(kind, workspaceID, name string, payload Hash) Element {
 	return Element(h.mac(h.set))
 }
 
-// Tag returns the tag of a head over the records that add up to sum.
+// Tag returns the tag of a head over the records whose sum is sum.
 func (h *Hasher) Tag(head Head, sum Sum) [sha256.Size]byte {
 	h.data = append(h.data[:0], headDomain...)
 	h.data = appendString(h.data, head.Epoch)
@@ -175,8 +173,8 @@ func (h *Hasher) mac(keyed hash.Hash) [sha256.Size]byte {
 	return h.result
 }
 
-// appendString appends a string with its length. Longer ones than 65,535 bytes do not
-// occur: ids have at most 128.
+// appendString appends a string with its length. Ids have at most 128 bytes, far less than
+// the 65,535 that fit.
 func appendString(data []byte, text string) []byte {
 	data = binary.BigEndian.AppendUint16(data, uint16(len(text))) //nolint:gosec // see above
 	return append(data, text...)

@@ -22,6 +22,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/service"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
@@ -43,7 +44,7 @@ var began = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // product is a keysvc without its RPCs, on a real file.
 type product struct {
-	*keys.Manager
+	service.Verbs
 	folder     string
 	store      storage.Store
 	projection *projection.Projection
@@ -76,7 +77,7 @@ func start(folder string, config config) (*product, error) {
 		return nil, errors.Join(err, store.Close())
 	}
 	steady := clock.Steady(config.now, position.Time)
-	p.Manager = keys.New(keys.Config{Store: store, Projection: p.projection, Now: steady, Random: config.random})
+	p.Verbs.Manager = keys.New(keys.Config{Store: store, Projection: p.projection, Now: steady, Random: config.random})
 	p.validator = validation.New(p.projection, store, steady)
 	p.recorder = usage.NewRecorder(store, slog.New(slog.DiscardHandler))
 	p.validator.RecordTo(p.recorder)

@@ -1,0 +1,249 @@
+package keys
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+// Member is a member as callers see them at one moment.
+type Member struct {
+	// WorkspaceID and MemberID are the product's ids.
+	WorkspaceID, MemberID string
+	// Role is one of the policy's, or was one when the member was put.
+	Role string
+	// State is removed also for a member whose workspace was removed.
+	State MemberState
+	// SourceVersion is the highest that the product's directory gave; 0 for none.
+	SourceVersion int64
+	// CreateTime is when the member was added, or added again; UpdateTime when the record last
+	// changed.
+	CreateTime, UpdateTime time.Time
+}
+
+// MemberState says whether the keys of a member can be used. The numbers are those of
+// keysvc.v1.MemberState.
+type MemberState int32
+
+// The states of a member.
+const (
+	// MemberStateUnspecified is the state of no member.
+	MemberStateUnspecified MemberState = iota
+	// MemberActive members have keys that can be used.
+	MemberActive
+	// MemberSuspended members keep their keys, but none of the keys can be used.
+	MemberSuspended
+	// MemberRemoved members have no keys: those that they had count as revoked.
+	MemberRemoved
+)
+
+// storedStates are the states that PutMember sets.
+var storedStates = map[MemberState]storagev1.MemberRecordState{
+	MemberActive:    storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE,
+	MemberSuspended: storagev1.MemberRecordState_MEMBER_RECORD_STATE_SUSPENDED,
+}
+
+// auditedStates are the states as audit events name them.
+var auditedStates = map[MemberState]string{
+	MemberActive:    "MEMBER_STATE_ACTIVE",
+	MemberSuspended: "MEMBER_STATE_SUSPENDED",
+}
+
+// MemberSpec is a member as PutMember makes it.
+type MemberSpec struct {
+	// WorkspaceID and MemberID are the product's ids; a workspace begins with its first member.
+	WorkspaceID, MemberID string
+	// Role is one of the policy's.
+	Role string
+	// State is MemberActive or MemberSuspended.
+	State MemberState
+	// SourceVersion orders the pushes of the product's directory, 0 to MaxSourceVersion: an
+	// older push is refused with SOURCE_VERSION_OUTDATED. Nil for a change that was not pushed.
+	SourceVersion *int64
+}
+
+// PutMember adds a member, or changes role and state of one. Errors: *problem.Error if the
+// member is refused, and those of the store and the context.
+func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberSpec) (*Member, Position, error) {
+	active, _, err := m.freshPolicy(ctx)
+	if err != nil {
+		return nil, Position{}, err
+	}
+	var fields problem.Fields
+	checkID(&fields, "workspace_id", spec.WorkspaceID)
+	checkID(&fields, "member_id", spec.MemberID)
+	checkRole(&fields, spec.Role, active)
+	state := checkMemberState(&fields, spec.State)
+	checkSourceVersion(&fields, spec.SourceVersion)
+	checkActor(&fields, actor)
+	if err := fields.Err(); err != nil {
+		return nil, Position{}, err
+	}
+	now := m.clock()
+	var record *storagev1.MemberRecord
+	position, err := m.change(ctx, spec.WorkspaceID, func(view *attempt) (*storage.Change, error) {
+		// The role was checked against an older policy than that of the view.
+		if err := checkStillRole(view, spec.Role); err != nil {
+			return nil, err
+		}
+		stored, err := view.member(ctx, spec.MemberID)
+		if err != nil {
+			return nil, err
+		}
+		current, err := m.projection.Member(spec.WorkspaceID, spec.MemberID)
+		if err != nil {
+			return nil, err
+		}
+		same := view.Has(current) && stored.GetRole() == spec.Role && stored.GetState() == state
+		if err := checkNewer(view.Workspace, stored, spec.SourceVersion, same); err != nil {
+			return nil, err
+		}
+		var workspace *storagev1.WorkspaceRecord
+		if view.Has(current) {
+			record = proto.CloneOf(stored)
+		} else if record, workspace, err = m.addMember(view, spec, stored, now); err != nil {
+			return nil, err
+		}
+		record.Role, record.State = spec.Role, state
+		if spec.SourceVersion != nil {
+			record.SourceVersion = *spec.SourceVersion
+		}
+		if proto.Equal(record, stored) {
+			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+		}
+		record.UpdateTime = timestamppb.New(now)
+		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, now, spec.WorkspaceID)
+		event.MemberId = record.GetMemberId()
+		event.Details = map[string]string{"role": record.GetRole(), "state": auditedStates[spec.State]}
+		return &storage.Change{
+			Event:        event,
+			Kind:         storagev1.FeedKind_FEED_KIND_MEMBER,
+			Subject:      spec.MemberID,
+			PutMembers:   []*storagev1.MemberRecord{record},
+			PutWorkspace: workspace,
+			Narrows:      narrowsMember(stored, record, view.Policy),
+		}, nil
+	})
+	if err != nil {
+		return nil, Position{}, err
+	}
+	return showMember(record, m.projection.Workspace(spec.WorkspaceID).Current), position, nil
+}
+
+// addMember returns the record of a member who is not in the workspace now, and the record of
+// the workspace if it begins, or comes back, with this member.
+func (m *Manager) addMember(
+	view *attempt, spec MemberSpec, stored *storagev1.MemberRecord, now time.Time,
+) (record *storagev1.MemberRecord, workspace *storagev1.WorkspaceRecord, err error) {
+	var incarnation string
+	if view.Current != nil && !view.Current.Removed {
+		incarnation = view.Current.Incarnation
+	} else {
+		if workspace, err = m.newWorkspace(spec.WorkspaceID, view.Current, timestamppb.New(now)); err != nil {
+			return nil, nil, err
+		}
+		incarnation = workspace.GetIncarnation()
+	}
+	if record, err = m.newMember(spec.WorkspaceID, spec.MemberID, incarnation, stored.GetSourceVersion()); err != nil {
+		return nil, nil, err
+	}
+	record.CreateTime = timestamppb.New(now)
+	return record, workspace, nil
+}
+
+// checkStillRole refuses a role that the policy of the view does not have.
+func checkStillRole(view *attempt, role string) error {
+	active, err := view.ActivePolicy()
+	if err != nil {
+		return err
+	}
+	var fields problem.Fields
+	checkRole(&fields, role, active)
+	return fields.Err()
+}
+
+// newWorkspace returns the record of a workspace that begins, or comes back after its removal.
+// It draws a new incarnation, so that keys of an earlier workspace with the same id stay dead.
+// earlier is that workspace, nil if there was none; the source version of its removal stays.
+func (m *Manager) newWorkspace(workspaceID string, earlier *projection.Current, now *timestamppb.Timestamp) (*storagev1.WorkspaceRecord, error) {
+	incarnation, err := token.NewID(m.random)
+	if err != nil {
+		return nil, err
+	}
+	record := &storagev1.WorkspaceRecord{WorkspaceId: workspaceID, Incarnation: incarnation, CreateTime: now}
+	if earlier != nil {
+		record.RemovalSourceVersion = earlier.RemovalSourceVersion
+	}
+	return record, nil
+}
+
+// newMember returns the record of a member that is added, or added again.
+func (m *Manager) newMember(workspaceID, memberID, workspaceIncarnation string, sourceVersion int64) (*storagev1.MemberRecord, error) {
+	incarnation, err := token.NewID(m.random)
+	if err != nil {
+		return nil, err
+	}
+	return &storagev1.MemberRecord{
+		WorkspaceId:          workspaceID,
+		MemberId:             memberID,
+		Incarnation:          incarnation,
+		WorkspaceIncarnation: workspaceIncarnation,
+		SourceVersion:        sourceVersion,
+	}, nil
+}
+
+// checkMemberState checks a state that a caller wants, and returns it as it is stored.
+func checkMemberState(fields *problem.Fields, state MemberState) storagev1.MemberRecordState {
+	switch state {
+	case MemberActive, MemberSuspended:
+	case MemberStateUnspecified:
+		fields.Add("state", "is missing; active or suspended is required")
+	case MemberRemoved:
+		fields.Add("state", "cannot be set to removed; RemoveMember removes")
+	default:
+		fields.Add("state", "is unknown; active and suspended are allowed")
+	}
+	return storedStates[state]
+}
+
+// showMember returns a stored member as callers see them, given the workspace as it is now.
+func showMember(record *storagev1.MemberRecord, workspace *projection.Current) *Member {
+	state := MemberRemoved
+	if workspace != nil && !workspace.Removed && workspace.Incarnation == record.GetWorkspaceIncarnation() {
+		switch record.GetState() {
+		case storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE:
+			state = MemberActive
+		case storagev1.MemberRecordState_MEMBER_RECORD_STATE_SUSPENDED:
+			state = MemberSuspended
+		case storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED,
+			storagev1.MemberRecordState_MEMBER_RECORD_STATE_UNSPECIFIED:
+		}
+	}
+	return &Member{
+		WorkspaceID:   record.GetWorkspaceId(),
+		MemberID:      record.GetMemberId(),
+		Role:          record.GetRole(),
+		State:         state,
+		SourceVersion: record.GetSourceVersion(),
+		CreateTime:    timeOf(record.GetCreateTime()),
+		UpdateTime:    timeOf(record.GetUpdateTime()),
+	}
+}
+
+// asMemberNotFound maps storage.ErrNotFound to MEMBER_NOT_FOUND. Other errors stay as they are.
+func asMemberNotFound(err error) error {
+	if errors.Is(err, storage.ErrNotFound) {
+		return problem.New(problem.MemberNotFound, "there is no such member in the workspace")
+	}
+	return err
+}

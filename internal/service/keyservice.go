@@ -1,0 +1,198 @@
+package service
+
+import (
+	"context"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/keys"
+)
+
+// KeyService implements keysvcv1.KeyServiceServer.
+type KeyService struct {
+	keysvcv1.UnimplementedKeyServiceServer
+	management
+}
+
+// CreateKey implements keysvcv1.KeyServiceServer.
+func (s *KeyService) CreateKey(ctx context.Context, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
+	return change(ctx, s.management, request, s.verbs.CreateKey)
+}
+
+// GetKey implements keysvcv1.KeyServiceServer.
+func (s *KeyService) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+	return read(ctx, s.management, request, s.verbs.GetKey)
+}
+
+// ListKeys implements keysvcv1.KeyServiceServer.
+func (s *KeyService) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+	return read(ctx, s.management, request, s.verbs.ListKeys)
+}
+
+// UpdateKey implements keysvcv1.KeyServiceServer.
+func (s *KeyService) UpdateKey(ctx context.Context, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
+	return change(ctx, s.management, request, s.verbs.UpdateKey)
+}
+
+// RotateKey implements keysvcv1.KeyServiceServer.
+func (s *KeyService) RotateKey(ctx context.Context, request *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
+	return change(ctx, s.management, request, s.verbs.RotateKey)
+}
+
+// FinishRotation implements keysvcv1.KeyServiceServer.
+func (s *KeyService) FinishRotation(ctx context.Context, request *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
+	return change(ctx, s.management, request, s.verbs.FinishRotation)
+}
+
+// RevokeKey implements keysvcv1.KeyServiceServer.
+func (s *KeyService) RevokeKey(ctx context.Context, request *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
+	return change(ctx, s.management, request, s.verbs.RevokeKey)
+}
+
+// RevokeToken implements keysvcv1.KeyServiceServer.
+func (s *KeyService) RevokeToken(ctx context.Context, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
+	return change(ctx, s.management, request, s.verbs.RevokeToken)
+}
+
+// CreateKey calls keys.Manager.CreateKey.
+func (v Verbs) CreateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
+	issued, err := v.Manager.CreateKey(ctx, onBehalf(actor, request.ActorMemberId), keys.KeySpec{
+		WorkspaceID:  request.GetWorkspaceId(),
+		MemberID:     request.GetMemberId(),
+		Name:         keys.NormalName(request.GetName()),
+		Scopes:       request.GetScopes(),
+		AllowedCIDRs: request.GetAllowedCidrs(),
+		Labels:       request.GetLabels(),
+		ExpireTime:   timeOf(request.GetExpireTime()),
+		RequestID:    request.RequestId,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.CreateKeyResponse{
+		Key: showKey(issued.Key), Token: issued.Token.Reveal(), Revision: issued.Revision, Epoch: issued.Epoch,
+	}, nil
+}
+
+// GetKey calls keys.Manager.GetKey.
+func (v Verbs) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+	key, position, err := v.Manager.GetKey(ctx, request.GetWorkspaceId(), request.GetKeyId())
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.GetKeyResponse{Key: showKey(key), Revision: position.Revision, Epoch: position.Epoch}, nil
+}
+
+// ListKeys calls keys.Manager.ListKeys.
+func (v Verbs) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+	query := keys.KeyQuery{
+		WorkspaceID:    request.GetWorkspaceId(),
+		MemberID:       request.MemberId,
+		Scope:          request.Scope,
+		ExpiringBefore: timeOf(request.GetExpiringBefore()),
+		UnusedSince:    timeOf(request.GetUnusedSince()),
+		PageSize:       int(request.GetPageSize()),
+		PageToken:      request.GetPageToken(),
+	}
+	for _, state := range request.GetStates() {
+		query.States = append(query.States, keys.KeyState(state))
+	}
+	page, err := v.Manager.ListKeys(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	response := &keysvcv1.ListKeysResponse{NextPageToken: page.NextPageToken, Revision: page.Revision, Epoch: page.Epoch}
+	for _, key := range page.Keys {
+		response.Keys = append(response.Keys, showKey(key))
+	}
+	return response, nil
+}
+
+// UpdateKey calls keys.Manager.UpdateKey.
+func (v Verbs) UpdateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
+	key, position, err := v.Manager.UpdateKey(ctx, onBehalf(actor, request.ActorMemberId), keys.KeyUpdate{
+		WorkspaceID:  request.GetKey().GetWorkspaceId(),
+		KeyID:        request.GetKey().GetKeyId(),
+		Mask:         request.GetUpdateMask().GetPaths(),
+		Name:         keys.NormalName(request.GetKey().GetName()),
+		Labels:       request.GetKey().GetLabels(),
+		Scopes:       request.GetKey().GetScopes(),
+		AllowedCIDRs: request.GetKey().GetAllowedCidrs(),
+		Etag:         request.Etag,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.UpdateKeyResponse{Key: showKey(key), Revision: position.Revision, Epoch: position.Epoch}, nil
+}
+
+// RotateKey calls keys.Manager.RotateKey.
+func (v Verbs) RotateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
+	issued, err := v.Manager.RotateKey(ctx, onBehalf(actor, request.ActorMemberId), keys.Rotation{
+		WorkspaceID: request.GetWorkspaceId(),
+		KeyID:       request.GetKeyId(),
+		Overlap:     durationOf(request.GetOverlap()),
+		ExpireTime:  timeOf(request.GetExpireTime()),
+		RequestID:   request.RequestId,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.RotateKeyResponse{
+		Key: showKey(issued.Key), Token: issued.Token.Reveal(), Revision: issued.Revision, Epoch: issued.Epoch,
+	}, nil
+}
+
+// FinishRotation calls keys.Manager.FinishRotation.
+func (v Verbs) FinishRotation(ctx context.Context, actor audit.Actor, request *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
+	key, position, err := v.Manager.FinishRotation(ctx, onBehalf(actor, request.ActorMemberId), request.GetWorkspaceId(), request.GetKeyId())
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.FinishRotationResponse{Key: showKey(key), Revision: position.Revision, Epoch: position.Epoch}, nil
+}
+
+// RevokeKey calls keys.Manager.RevokeKey.
+func (v Verbs) RevokeKey(ctx context.Context, actor audit.Actor, request *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
+	key, position, err := v.Manager.RevokeKey(ctx, onBehalf(actor, request.ActorMemberId), request.GetWorkspaceId(), request.GetKeyId())
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.RevokeKeyResponse{Key: showKey(key), Revision: position.Revision, Epoch: position.Epoch}, nil
+}
+
+// RevokeToken calls keys.Manager.RevokeToken.
+func (v Verbs) RevokeToken(ctx context.Context, actor audit.Actor, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
+	name, position, err := v.Manager.RevokeToken(ctx, onBehalf(actor, request.ActorMemberId), request.GetToken())
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.RevokeTokenResponse{
+		WorkspaceId: name.WorkspaceID, KeyId: name.KeyID, Revision: position.Revision, Epoch: position.Epoch,
+	}, nil
+}
+
+// showKey returns a key as messages have it.
+func showKey(key *keys.Key) *keysvcv1.Key {
+	shown := &keysvcv1.Key{
+		KeyId:        key.ID,
+		WorkspaceId:  key.WorkspaceID,
+		MemberId:     key.MemberID,
+		Name:         key.Name,
+		Scopes:       key.Scopes,
+		State:        keysvcv1.KeyState(key.State),
+		CreateTime:   stampOf(key.CreateTime),
+		ExpireTime:   stampOf(key.ExpireTime),
+		LastUsedTime: stampOf(key.LastUsedTime),
+		RevokeTime:   stampOf(key.RevokeTime),
+		Labels:       key.Labels,
+		AllowedCidrs: key.AllowedCIDRs,
+		Etag:         key.Etag,
+	}
+	for _, secret := range key.Secrets {
+		shown.Secrets = append(shown.Secrets, &keysvcv1.KeySecret{
+			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime),
+		})
+	}
+	return shown
+}

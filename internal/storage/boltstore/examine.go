@@ -1,0 +1,261 @@
+package boltstore
+
+import (
+	"bytes"
+	"math/bits"
+	"strconv"
+
+	bolt "go.etcd.io/bbolt"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
+)
+
+// verify compares every workspace's records with the tag in its head. Where they differ, it
+// finds out what is wrong.
+func (o *opened) verify(tx *bolt.Tx) error {
+	newest, err := o.newestEvents(tx)
+	if err != nil {
+		return err
+	}
+	hasher := integrity.NewHasher()
+	for id, revision := range newest {
+		o.index.workspace(id).isBehind(revision, o.index)
+	}
+	for id, entry := range o.index.workspaces {
+		trusted := entry.damagedHead == nil
+		if trusted {
+			tag := tagOf(hasher, o.header.GetEpoch(), id, entry.head, entry.sum)
+			if bytes.Equal(entry.tag, tag[:]) { // head tags are compared
+				entry.tag = nil
+				continue
+			}
+		}
+		o.examine(tx, hasher, entry, trusted)
+		entry.tag = nil
+	}
+	o.index.damage = o.index.findDamage(o.position.Revision)
+	return nil
+}
+
+// isBehind notes that the workspace has an audit event at revision, which is newer than its
+// head.
+func (w *indexedWorkspace) isBehind(revision int64, index *fileIndex) {
+	if revision <= w.headRevision {
+		return
+	}
+	switch {
+	case w.damagedHead != nil:
+	case w.headRevision == 0:
+		w.damagedHead = &storage.DamagedError{Kind: "head", Name: w.id, Problem: "missing"}
+		index.lostHeads = append(index.lostHeads, w.id)
+	default:
+		w.damagedHead = &storage.DamagedError{
+			Kind: "head", Name: w.id, Problem: "the audit event of revision " + strconv.FormatInt(revision, 10) + " is ahead of it",
+		}
+	}
+	w.headRevision = revision
+}
+
+// newestEvents returns, by workspace, the revision of events to which neither a head nor a
+// later event points: the head that pointed to it is stale or lost.
+func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
+	// One bit for each revision to which a head or event points.
+	pointed := make([]uint64, o.position.Revision/64+1)
+	point := func(revision int64) {
+		if revision > 0 && revision <= o.position.Revision {
+			pointed[revision/64] |= 1 << (revision % 64)
+		}
+	}
+	for _, entry := range o.index.workspaces {
+		point(entry.headRevision)
+	}
+	bucket := tx.Bucket([]byte(bucketAudit))
+	err := bucket.ForEach(func(_, value []byte) error {
+		// The frame is not checked here: a wrong number only adds an event to those below.
+		if len(value) > auditHeader {
+			if previous, err := parseNumber(value[len(value)-len(storage.Payload(value)):]); err == nil {
+				point(previous)
+			}
+		}
+		return nil
+	})
+	newest := make(map[string]int64)
+	for index, word := range pointed {
+		for word = ^word; word != 0; word &= word - 1 {
+			revision := int64(index)*64 + int64(bits.TrailingZeros64(word))
+			name := number(revision)
+			// Check reports unreadable events. Here they make no record true.
+			if event, _, err := decodeAudit(name, bucket.Get([]byte(name))); err == nil && revision <= o.position.Revision {
+				id := event.Record.GetWorkspaceId()
+				newest[id] = max(newest[id], revision)
+			}
+		}
+	}
+	return newest, err
+}
+
+// auditHeader is the min size of a stored audit event: the frame, and the revision of the
+// event before it.
+const auditHeader = 5 + numberLength
+
+// examination finds out which records of one workspace are wrong.
+type examination struct {
+	workspace *indexedWorkspace
+	hasher    *integrity.Hasher
+	// stored holds the hashes of the records in the file, unreadable the errors of those that
+	// cannot be read.
+	stored     map[recordID]integrity.Hash
+	unreadable map[recordID]error
+	// last holds, for each record, the hash from the newest event that lists it; nil if that
+	// event deleted the record.
+	last map[recordID][]byte
+	// sum is the sum of the stored records, corrected by what the events say.
+	sum integrity.Sum
+}
+
+// examine reads a workspace's events backwards from the newest one, until the records that
+// they list agree with the tag of the head. If the head is not trusted, every stored record
+// must be listed by an event. If it remains unknown which records are wrong, all count as
+// wrong.
+func (o *opened) examine(tx *bolt.Tx, hasher *integrity.Hasher, entry *indexedWorkspace, trusted bool) {
+	e := &examination{workspace: entry, hasher: hasher, last: make(map[recordID][]byte)}
+	e.collect(tx)
+	told := o.walk(tx, e, trusted)
+	if !told {
+		entry.damaged = &storage.DamagedError{
+			Kind: "workspace", Name: entry.id,
+			Problem: "its records are not those that its head stands for, and its audit events do not tell which are wrong",
+		}
+		return
+	}
+	o.index.correct(e)
+}
+
+// walk reports whether the events show which records are wrong.
+func (o *opened) walk(tx *bolt.Tx, e *examination, trusted bool) bool {
+	entry := e.workspace
+	expected := entry.head.Hash[:]
+	if !trusted {
+		expected = nil
+	}
+	bucket := tx.Bucket([]byte(bucketAudit))
+	for revision := entry.headRevision; revision > 0; {
+		name := number(revision)
+		event, previous, err := decodeAudit(name, bucket.Get([]byte(name)))
+		if err != nil || event.Record.GetWorkspaceId() != entry.id || previous >= revision {
+			return false
+		}
+		if hash := storage.HashAudit(event.Encoded); expected != nil && !bytes.Equal(hash[:], expected) {
+			return false
+		}
+		for _, change := range event.Record.GetChanges() {
+			e.listed(change)
+		}
+		if trusted {
+			tag := tagOf(e.hasher, o.header.GetEpoch(), entry.id, entry.head, e.sum)
+			if bytes.Equal(tag[:], entry.tag) {
+				return true
+			}
+		}
+		expected, revision = event.Record.GetPreviousHash(), previous
+	}
+	if trusted {
+		return false
+	}
+	for id := range e.stored {
+		if _, listed := e.last[id]; !listed {
+			return false
+		}
+	}
+	return true
+}
+
+// listed takes over what an event says about a record, unless a newer event has said it.
+func (e *examination) listed(change *storagev1.RecordChange) {
+	id := recordID{change.GetKind(), change.GetName()}
+	if _, newer := e.last[id]; newer {
+		return
+	}
+	e.last[id] = change.GetAfter()
+	if hash, stored := e.stored[id]; stored {
+		e.sum = e.sum.Remove(e.element(id, hash))
+	}
+	if len(change.GetAfter()) == len(integrity.Hash{}) {
+		e.sum = e.sum.Add(e.element(id, integrity.Hash(change.GetAfter())))
+	}
+}
+
+func (e *examination) element(id recordID, hash integrity.Hash) integrity.Element {
+	return e.hasher.Element(kindName(id.kind), e.workspace.id, id.name, hash)
+}
+
+// collect reads the hashes of the workspace's records.
+func (e *examination) collect(tx *bolt.Tx) {
+	e.stored, e.unreadable = make(map[recordID]integrity.Hash), make(map[recordID]error)
+	add := func(bucket string, id recordID, name, value []byte) {
+		if value == nil {
+			return
+		}
+		payload, err := storage.Unframe(kindName(id.kind), frameName(bucket, string(name)), value)
+		if err != nil {
+			e.unreadable[id] = fault(e.workspace.id, id, problemOf(err))
+			return
+		}
+		hash := integrity.HashPayload(payload)
+		e.stored[id] = hash
+		e.sum = e.sum.Add(e.element(id, hash))
+	}
+	if e.workspace.id == "" {
+		add(bucketPolicy, recordID{kind: kindPolicy}, []byte(nameActive), tx.Bucket([]byte(bucketPolicy)).Get([]byte(nameActive)))
+		return
+	}
+	name := []byte(e.workspace.id)
+	add(bucketWorkspaces, recordID{kind: kindWorkspace}, name, tx.Bucket([]byte(bucketWorkspaces)).Get(name))
+	prefix := []byte(memberName(e.workspace.id, ""))
+	members := tx.Bucket([]byte(bucketMembers)).Cursor()
+	for name, value := members.Seek(prefix); bytes.HasPrefix(name, prefix); name, value = members.Next() {
+		add(bucketMembers, recordID{kindMember, string(name[len(prefix):])}, name, value)
+	}
+	keys := tx.Bucket([]byte(bucketKeys)).Cursor()
+	for _, slot := range e.workspace.slots {
+		name, value := keys.Seek([]byte(number(slot)))
+		if _, keyID, _, err := parseKeyName(name); err == nil {
+			add(bucketKeys, recordID{kindKey, keyID}, name, value)
+		}
+	}
+}
+
+// correct sets the index to what the events say: faulty records are noted, and the sum is
+// that of the records as they should be, so that the other records of the workspace can
+// still be changed.
+func (d *fileIndex) correct(e *examination) {
+	entry := e.workspace
+	entry.sum = e.sum
+	entry.faults = e.unreadable
+	for id, after := range e.last {
+		hash, stored := e.stored[id]
+		_, unreadable := e.unreadable[id]
+		if len(after) > 0 {
+			short := e.element(id, integrity.Hash(after)).Short()
+			if _, found := d.keys[id.name]; id.kind != kindKey || found {
+				d.setElement(entry, id, short)
+			}
+		}
+		switch {
+		case unreadable, stored && bytes.Equal(hash[:], after):
+		case !stored && len(after) == 0:
+		case stored && len(after) == 0:
+			entry.faults[id] = fault(entry.id, id, problemSurplus)
+		case stored:
+			entry.faults[id] = fault(entry.id, id, problemStale)
+		default:
+			entry.faults[id] = fault(entry.id, id, problemMissing)
+			entry.missing = append(entry.missing, id)
+			if id.kind == kindKey {
+				d.lostKeys[id.name] = entry
+			}
+		}
+	}
+}
