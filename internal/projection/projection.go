@@ -22,8 +22,8 @@ import (
 // Projection is the index. It may be read from many goroutines. One goroutine calls Load and
 // Follow.
 //
-// Locks: mutex guards state and waiters. Nothing that blocks is called with it held; the
-// usage.Last of a key has its own lock-free clock.
+// Lock: mutex guards state and waiters. No other lock is taken and nothing that blocks is called
+// with it held.
 type Projection struct {
 	store storage.Store
 	log   *slog.Logger
