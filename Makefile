@@ -49,7 +49,7 @@ fuzz:
 
 # Near-caches, a bad network and keys that change, for SOAKTIME: nothing may grow.
 soak:
-	go test ./bench -run '^TestSoak$$' -soak $(SOAKTIME) -timeout 0 -v
+	go test ./bench -run '^TestNothingGrowsUnderLoad$$' -soak $(SOAKTIME) -timeout 0 -v
 
 # Several managers over one store, with faults between them: more schedules than the
 # tests play, and 64 callers with 100,000 calls.
@@ -69,7 +69,7 @@ mutants:
 bench-quick:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	go build -o "$$tmp/keysvc" ./cmd/keysvc; \
-	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestQuick$$' -count=1 -v
+	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestMeasureQuick$$' -count=1 -v
 
 # The crash laboratory (test/crash/README.md), for CRASHIMAGES images, and the mutants that it
 # must catch. CRASHFLAGS="-seed 7" repeats a campaign.
