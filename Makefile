@@ -58,7 +58,7 @@ fuzz:
 # Near-caches on a bad network, and keys that change, for SOAKTIME. Memory and goroutines must
 # not grow.
 soak:
-	go test ./bench -run '^TestSoak$$' -soak $(SOAKTIME) -timeout 0 -v
+	go test ./bench -run '^TestNothingGrowsUnderLoad$$' -soak $(SOAKTIME) -timeout 0 -v
 
 # Several managers over one store, with faults between them: more schedules than `make test`
 # runs, and 64 callers with 100,000 calls.
@@ -78,7 +78,7 @@ mutants:
 bench-quick:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	go build -o "$$tmp/keysvc" ./cmd/keysvc; \
-	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestQuick$$' -count=1 -v
+	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestMeasureQuick$$' -count=1 -v
 
 # Runs the crash laboratory (test/crash/README.md) for CRASHIMAGES images, then the mutants, all
 # of which it must catch. CRASHFLAGS="-seed 7" repeats a campaign.

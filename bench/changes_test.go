@@ -108,9 +108,9 @@ func (p *process) life(workspaceID string, whole bool) (int64, error) {
 	return 3, err
 }
 
-// TestPurge prints how validations fare while a million keys are purged, beside how
-// they fare on the idle process.
-func TestPurge(t *testing.T) {
+// TestMeasurePurge prints how validations fare while a million keys are purged, and how they
+// fare on the idle process.
+func TestMeasurePurge(t *testing.T) {
 	if testing.Short() || !*measure {
 		t.Skip("prints figures only; ask for them with -measure")
 	}

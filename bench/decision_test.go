@@ -49,12 +49,12 @@ func BenchmarkDecision(b *testing.B) {
 	}
 }
 
-// startRounds is how often TestStart starts: the fastest start is what to compare.
+// startRounds is how often TestMeasureStart starts: the fastest start is what to compare.
 const startRounds = 3
 
-// TestStart prints how long a start takes, and what it holds in memory. It is no
-// benchmark because a start is too slow to repeat often.
-func TestStart(t *testing.T) {
+// TestMeasureStart prints how long a start takes, and its memory. It is no benchmark, because a
+// start is too slow to repeat often.
+func TestMeasureStart(t *testing.T) {
 	if testing.Short() || !*measure {
 		t.Skip("prints figures only; ask for them with -measure")
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // empty is a validation service that decides nothing: each question gets the same answer,
-// which is as long as the one that keysvc gives in TestQuick.
+// which is as long as the one that keysvc gives in TestMeasureQuick.
 type empty struct {
 	keysvcv1.UnimplementedValidationServiceServer
 }

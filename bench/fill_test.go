@@ -177,8 +177,8 @@ func fillWorkspace(store storage.Store, number, count int, age time.Duration, mu
 	return tokens, err
 }
 
-// TestFill sees to it that the rest still works when nobody measures.
-func TestFill(t *testing.T) {
+// TestFilledStoreServes runs the code of the measurements when nobody measures.
+func TestFilledStoreServes(t *testing.T) {
 	path := newStore(t)
 	tokens := fill(t, path, 1200, 0)
 	p := start(t, path)

@@ -14,7 +14,7 @@ import (
 
 // floor is a server that stores nothing and decides nothing: it tells all sessions of a
 // change that there was one, each with a send of a message encoded once, and acknowledges
-// without waiting. AwaitRevision waits for nobody. It is what the figures of TestSessions
+// without waiting. AwaitRevision waits for nobody. It is what the figures of TestMeasureSessions
 // are to be held against on the same machine.
 type floor struct {
 	keysvcv1.UnimplementedKeyServiceServer

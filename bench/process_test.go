@@ -15,7 +15,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server/servertest"
 )
 
-// What makes TestServer serve: which kind of server, at which address, over which file.
+// What makes TestProcessServer serve: which kind of server, at which address, over which file.
 const (
 	serverVariable  = "KEYSVC_BENCH_SERVER"
 	addressVariable = "KEYSVC_BENCH_ADDRESS"
@@ -28,10 +28,10 @@ const (
 	emptyServer = "empty"
 )
 
-// TestServer is the server of other tests, in a process of its own so that it can be
-// stopped, and the clients' memory does not count. It writes its address, and then what it
-// holds for each line that it reads.
-func TestServer(t *testing.T) {
+// TestProcessServer is the server of other tests, in its own process, so that it can be stopped
+// and the clients' memory does not count. It writes its address. Then it writes its memory for
+// each line that it reads.
+func TestProcessServer(t *testing.T) {
 	options := servertest.Options{File: os.Getenv(fileVariable)}
 	if address := os.Getenv(addressVariable); address != "" {
 		listener, err := net.Listen("tcp", address)
@@ -92,7 +92,7 @@ func startProcess(t *testing.T, test string, environment ...string) *worker {
 // startServer starts a server of a kind, which is stopped when the test ends.
 func startServer(t *testing.T, kind string) *worker {
 	t.Helper()
-	server := startProcess(t, "TestServer", serverVariable+"="+kind)
+	server := startProcess(t, "TestProcessServer", serverVariable+"="+kind)
 	t.Cleanup(func() { server.end(t) })
 	server.address = server.line(t, "address")
 	return server

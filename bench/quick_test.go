@@ -21,7 +21,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// The binaries that TestQuick measures: `make bench-quick` builds the one of now, and the
+// The binaries that TestMeasureQuick measures: `make bench-quick` builds the one of now, and the
 // other one is an older one to compare it with.
 const (
 	afterVariable  = "BENCH_AFTER"
@@ -43,11 +43,11 @@ const (
 	quickRounds = 32
 )
 
-// TestQuick prints what a validation costs the server and the client in processor time,
-// beside a call that does nothing and, if it is given, beside an older keysvc. All servers
-// are processes of their own, and are asked in turn. Nothing here judges a figure. When
-// nobody measures, it sees to it that all of this still works.
-func TestQuick(t *testing.T) {
+// TestMeasureQuick prints what a validation costs the server and the client in processor time,
+// beside a call that does nothing and, if one is given, beside an older keysvc. Each server is
+// a process of its own, and they are asked in turn. No figure is judged. When nobody measures,
+// the test only runs the code once.
+func TestMeasureQuick(t *testing.T) {
 	after, before := os.Getenv(afterVariable), os.Getenv(beforeVariable)
 	if after == "" {
 		if testing.Short() {

@@ -25,7 +25,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// clientsVariable makes TestClients validate, at the address that it holds.
+// clientsVariable makes TestProcessClients validate, at the address that it holds.
 const clientsVariable = "KEYSVC_BENCH_CLIENTS"
 
 const (
@@ -38,14 +38,14 @@ const (
 	staleness = time.Second
 )
 
-// TestClients is eight services of TestRevoke, in a process of their own. For the line
-// "validate TOKEN" they begin to validate, and write "warm" once each was told ALLOWED;
-// for "stop" they end and write when the last validation was started that was ALLOWED, and
+// TestProcessClients is eight services of TestRevokeEndsAnswersWithinS, in their own process.
+// For the line "validate TOKEN" they begin to validate, and write "warm" once each was answered
+// ALLOWED. For "stop" they end, and write when the last validation began that was ALLOWED, and
 // how many answers came from memory so far.
-func TestClients(t *testing.T) {
+func TestProcessClients(t *testing.T) {
 	address := os.Getenv(clientsVariable)
 	if address == "" {
-		t.Skip("only for TestRevoke")
+		t.Skip("only for TestRevokeEndsAnswersWithinS")
 	}
 	clients := make([]*keyclient.Client, clientCount)
 	for index := range clients {
@@ -108,12 +108,12 @@ func validate(ctx context.Context, client *keyclient.Client, token string, last 
 	}
 }
 
-// TestRevoke has eight near-caches in one process validate a key while it is revoked, key
-// after key, in a server in another one, and looks at the start of the last validation that
-// was ALLOWED, minus the acknowledgement. It must not be more than S, and after
-// AwaitRevision there must be none. With -measure it takes 10,000 keys and prints the
-// distribution.
-func TestRevoke(t *testing.T) {
+// TestRevokeEndsAnswersWithinS lets eight near-caches in one process validate a key while it is
+// revoked, key after key, in a server in another process. It takes the start of the last
+// validation that was ALLOWED, minus the acknowledgement of the revoke. That must not be more
+// than S, and after AwaitRevision there must be none. With -measure it takes 10,000 keys and
+// prints the distribution.
+func TestRevokeEndsAnswersWithinS(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
@@ -153,7 +153,7 @@ func (r *restarted) start(t *testing.T) {
 	if r.process != nil {
 		environment = append(environment, addressVariable+"="+r.process.address)
 	}
-	r.process = startProcess(t, "TestServer", environment...)
+	r.process = startProcess(t, "TestProcessServer", environment...)
 	r.process.address = r.process.line(t, "address")
 }
 
@@ -195,7 +195,7 @@ func measureRevokes(t *testing.T, count int, address, clientAddress string, dist
 	t.Helper()
 	control := dial(t, address)
 	management, members, feed := keysvcv1.NewKeyServiceClient(control), keysvcv1.NewMemberServiceClient(control), keysvcv1.NewSyncServiceClient(control)
-	clients := startProcess(t, "TestClients", clientsVariable+"="+clientAddress)
+	clients := startProcess(t, "TestProcessClients", clientsVariable+"="+clientAddress)
 	defer clients.end(t)
 	if disturb != nil {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -14,9 +14,9 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// TestSessions prints how soon the last session hears of a revoked key, how long
-// AwaitRevision takes, and what a session costs the server in memory.
-func TestSessions(t *testing.T) {
+// TestMeasureSessions prints how soon the last session receives the event of a revoked key, how
+// long AwaitRevision takes, and what a session costs the server in memory.
+func TestMeasureSessions(t *testing.T) {
 	if testing.Short() || !*measure {
 		t.Skip("prints figures only; ask for them with -measure")
 	}

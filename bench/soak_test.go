@@ -21,7 +21,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-var soakTime = flag.Duration("soak", 3*time.Second, "how long TestSoak runs; its figures of memory mean something from ten minutes on")
+var soakTime = flag.Duration("soak", 3*time.Second, "how long TestNothingGrowsUnderLoad runs; its figures of memory mean something from ten minutes on")
 
 const (
 	soakWorkspaces = 4
@@ -54,9 +54,9 @@ type soakKey struct {
 	token                 atomic.Pointer[string]
 }
 
-// TestSoak looks for what grows: memory or goroutines of the server, or of its clients.
-// Some changes are awaited, and then nobody may honour what was before them.
-func TestSoak(t *testing.T) {
+// TestNothingGrowsUnderLoad looks for growth: of memory or goroutines, in the server or in its
+// clients. Some changes are awaited, and no cache may then answer from before them.
+func TestNothingGrowsUnderLoad(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a process")
 	}

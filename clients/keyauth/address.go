@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// clientAddress returns whose request it is. Behind a unix socket that is not trusted
-// nobody's address is known.
+// clientAddress returns the address of the presenter; the zero Addr behind a unix socket that
+// is not trusted, and if the address cannot be read.
 func (g *Guard) clientAddress(request *Request) netip.Addr {
 	switch {
 	case !request.UnixSocket, request.Peer.IsValid():
@@ -19,11 +19,11 @@ func (g *Guard) clientAddress(request *Request) netip.Addr {
 	return netip.Addr{}
 }
 
-// clientAddress returns whose request it is: the peer's address, or, if that is a trusted
-// proxy, the last address in X-Forwarded-For that is not one. Proxies append, so what
-// stands to the left of it was written by somebody who is not trusted. If all are trusted,
-// it is the first. What cannot be read, or no header at all, makes the address unknown,
-// and keys that are limited to addresses are refused.
+// clientAddress returns the presenter's address: the peer's, or, if the peer is a trusted
+// proxy, the last address in X-Forwarded-For that is not a trusted proxy's. Proxies append to
+// that header, so everything to the left of that address may have been written by anybody. If
+// all addresses are trusted proxies', it is the first. An entry that cannot be read, or a
+// missing header, makes the address unknown, and a key that is limited to addresses is refused.
 func clientAddress(peer netip.Addr, forwarded []string, trusted []netip.Prefix) netip.Addr {
 	address := peer.Unmap().WithZone("")
 	if !contains(trusted, address) {
@@ -52,8 +52,8 @@ func forwardedAddress(forwarded []string, trusted []netip.Prefix) (address netip
 	return address
 }
 
-// parseForwarded reads an entry of X-Forwarded-For: an address, which some proxies write
-// with a port or in brackets. The zero Addr is one that cannot be read.
+// parseForwarded reads one element of X-Forwarded-For: an address, which some proxies write
+// with a port or in brackets. It returns the zero Addr for text that cannot be read.
 func parseForwarded(entry string) netip.Addr {
 	if address, err := netip.ParseAddr(entry); err == nil {
 		return address.Unmap().WithZone("")
@@ -80,8 +80,8 @@ func contains(prefixes []netip.Prefix, address netip.Addr) bool {
 	return false
 }
 
-// addressOf returns the address of a network address; the zero Addr for a unix socket and
-// all else that has none.
+// addressOf returns the IP address in a network address; the zero Addr if it has none, as a
+// unix socket's.
 func addressOf(address net.Addr) netip.Addr {
 	switch address := address.(type) {
 	case nil:

@@ -6,20 +6,20 @@ import (
 	tokens "github.com/scribe-mail/keysvc/internal/token"
 )
 
-// maxTokenBytes is the longest credential that is looked at.
+// maxTokenBytes is the length of the longest credential that is read.
 const maxTokenBytes = tokens.MaxTextBytes
 
-// credential is what was found in the authorization header.
+// credential is what the authorization header holds.
 type credential uint8
 
 const (
-	credentialMissing credential = iota // there was no such header
-	credentialOther                     // there was, with another scheme or none
-	credentialBad                       // there were several, or no token after the scheme
+	credentialMissing credential = iota // there is no such header
+	credentialOther                     // another scheme, or none
+	credentialBad                       // several values, or no token after the scheme
 	credentialToken
 )
 
-// String returns what the log says.
+// String returns the credential as the log names it.
 func (c credential) String() string {
 	switch c {
 	case credentialMissing:
@@ -33,10 +33,9 @@ func (c credential) String() string {
 	return "malformed, or given more than once"
 }
 
-// bearer reads the token out of all values of the authorization header (RFC 6750 section
-// 2.1, RFC 9110 section 11.4): one value, the scheme in any case, one space or more, and
-// a b64token. Whatever else there is, several values above all, is refused
-// rather than interpreted.
+// bearer returns the token of the authorization header, given all its values (RFC 6750 section
+// 2.1, RFC 9110 section 11.4): one value, the scheme in any case, one space or more, and a
+// b64token. Everything else is refused rather than interpreted, several values above all.
 func bearer(values []string) (token string, found credential) {
 	if len(values) == 0 {
 		return "", credentialMissing
@@ -50,14 +49,14 @@ func bearer(values []string) (token string, found credential) {
 		return "", credentialOther
 	}
 	token = strings.TrimLeft(value[len(scheme):], " ")
-	// b64token: what stands for digits, and padding at the end only.
+	// b64token: digits and the characters that stand for digits, and padding only at the end.
 	if len(token) > maxTokenBytes || !allToken68(strings.TrimRight(token, "=")) {
 		return "", credentialBad
 	}
 	return token, credentialToken
 }
 
-// token68 are the characters of RFC 9110 section 11.2 but for the padding.
+// token68 holds the characters of RFC 9110 section 11.2, without the padding.
 var token68 = func() (set [256]bool) {
 	for _, char := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/") {
 		set[char] = true
@@ -65,8 +64,8 @@ var token68 = func() (set [256]bool) {
 	return set
 }()
 
-// allToken68 says whether text is not empty and has no other characters: no space, comma
-// or control above all.
+// allToken68 reports whether text is not empty and has only characters of token68. Spaces,
+// commas and control characters are none.
 func allToken68(text string) bool {
 	for index := range len(text) {
 		if !token68[text[index]] {

@@ -19,20 +19,20 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// Config says what a Guard protects.
+// Config is what a Guard protects.
 type Config struct {
-	// Tables say what each method needs. A method that is in none of them is denied. Two
-	// tables must not have the same method. Health and Reflection are such tables.
+	// Tables hold what each method needs. A method that is in no table is denied. Two tables
+	// must not have the same method. Health and Reflection return such tables.
 	Tables []Table
-	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is believed. Without
-	// them the client address is that of the connection.
+	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is believed. For every
+	// other peer the client address is that of the connection.
 	TrustedProxies []netip.Prefix
-	// TrustUnixSockets says that whoever connects over a unix socket is such a proxy. The
-	// socket's own mode and folder have to keep everybody else out.
+	// TrustUnixSockets makes every peer on a unix socket a trusted proxy. The socket's mode and
+	// folder must then keep everybody else out.
 	TrustUnixSockets bool
-	// Log receives the precise reason of every refusal, which the presenter is not told,
-	// and what keeps requests from being decided. It never receives a token. Default:
-	// slog.Default().
+	// Log receives the exact reason of every refusal, which the presenter is not told, and
+	// every failure that keeps a request from being decided. It never receives a token.
+	// Default: slog.Default().
 	Log *slog.Logger
 }
 
@@ -40,7 +40,7 @@ type Config struct {
 // from many goroutines.
 type Guard struct {
 	validator Validator
-	// watcher is the validator, if it is one.
+	// watcher is the validator; nil if the validator is no Watcher.
 	watcher  Watcher
 	table    Table
 	trusted  []netip.Prefix
@@ -50,16 +50,17 @@ type Guard struct {
 	trustSockets bool
 }
 
-// NewGuard returns a Guard that asks a Validator. An error says what is wrong with the
-// configuration: no validator, a requirement that cannot be met, a name that is not a
-// method's, a method in two tables, or a prefix that is not valid.
+// NewGuard returns a Guard that asks a Validator. It returns an error if the validator is nil,
+// a requirement cannot be met, a name is not a method's, a method is in two tables, or a prefix
+// is not valid.
 func NewGuard(validator Validator, config Config) (*Guard, error) {
 	if validator == nil {
 		return nil, errors.New("keyauth: validator: is nil; one of keyclient or keyauthtest is required")
 	}
 	guard := &Guard{validator: validator, table: make(Table), trusted: slices.Clone(config.TrustedProxies), log: config.Log}
 	if watcher, ok := validator.(Watcher); ok {
-		// One that could watch may say that it does not.
+		// A Watcher may say that it does not watch, such as a keyclient.Client without a
+		// near-cache.
 		if optional, has := validator.(interface{ Watches() bool }); !has || optional.Watches() {
 			guard.watcher = watcher
 		}
@@ -85,7 +86,8 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 		}
 	}
 	for _, prefix := range guard.trusted {
-		// No address is ever compared in the mapped form, so such a prefix would trust nobody.
+		// Addresses are never compared in their IPv4-mapped form, so such a prefix would trust
+		// nobody.
 		if !prefix.IsValid() || prefix.Addr().Is4In6() {
 			return nil, fmt.Errorf("keyauth: trusted proxies: the prefix %v is not valid; the form is 10.0.0.0/8 or fd00::/8", prefix)
 		}
@@ -93,7 +95,7 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 	return guard, nil
 }
 
-// validMethod says whether text has the form /package.Service/Method. Nothing in a table is
+// validMethod reports whether text has the form /package.Service/Method. Nothing in a table is
 // a pattern.
 func validMethod(text string) bool {
 	rest, rooted := strings.CutPrefix(text, "/")
@@ -101,8 +103,8 @@ func validMethod(text string) bool {
 	return rooted && found && service != "" && name != "" && !strings.ContainsAny(rest, " *\t\r\n") && !strings.Contains(name, "/")
 }
 
-// Health is the table of grpc.health.v1: public, as probes have no key. Add it to the
-// tables of a service that serves it.
+// Health returns the table of grpc.health.v1. Its methods are public, because probes have no
+// key. Add it to the tables of a service that serves health.
 func Health() Table {
 	return Table{
 		"/grpc.health.v1.Health/Check": Public(),
@@ -111,8 +113,8 @@ func Health() Table {
 	}
 }
 
-// Reflection is the table of server reflection, v1 and v1alpha: public. Add it only where
-// everybody may see how the API looks.
+// Reflection returns the table of server reflection, v1 and v1alpha. Its methods are public.
+// Add it only if everybody may see the API's schema.
 func Reflection() Table {
 	return Table{
 		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      Public(),
@@ -122,29 +124,30 @@ func Reflection() Table {
 
 // Request is what is known of a request before it is decided.
 type Request struct {
-	// Name is what the request asks for: a method or a pattern. It is for the log.
+	// Name is the method or pattern that is asked for. It is for the log.
 	Name string
 	// Requirement is what the request needs.
 	Requirement Requirement
 	// Authorization are all values of the authorization header.
 	Authorization []string
-	// WorkspaceID is as in a Question.
+	// WorkspaceID is the Question's.
 	WorkspaceID string
 	// Peer is the address of the connection; the zero Addr if it is not known.
 	Peer netip.Addr
-	// UnixSocket says that the connection came over a unix socket. It counts where Peer is
-	// not known: another middleware may have set that.
+	// UnixSocket is set if the connection came over a unix socket. It counts only if Peer is
+	// not known, because another middleware may have set Peer.
 	UnixSocket bool
-	// Forwarded are all values of the X-Forwarded-For header. They count only if the peer
-	// is a trusted proxy.
+	// Forwarded are all values of the X-Forwarded-For header. They count only if the peer is a
+	// trusted proxy.
 	Forwarded []string
 }
 
-// Admit decides on a request. It returns a context with the principal in it and without
-// the incoming authorization metadata, or a *RefusalError.
+// Admit decides on a request. If the request may pass, it returns a context that has the
+// principal and lacks the incoming authorization metadata. Otherwise it returns a
+// *RefusalError.
 //
-// It is for transports that this module does not know; services use the interceptors or
-// the middleware.
+// Admit is for transports that this module does not know. Services use the interceptors, or the
+// middleware of keyauthhttp.
 func (g *Guard) Admit(ctx context.Context, request Request) (context.Context, error) {
 	principal, _, refusal := g.decide(ctx, &request)
 	if refusal != nil {
@@ -153,13 +156,12 @@ func (g *Guard) Admit(ctx context.Context, request Request) (context.Context, er
 	return admit(ctx, principal), nil
 }
 
-// Watch blocks for as long as a request that was admitted would be admitted again, and
-// returns the *RefusalError that it would meet, or the context's error. It returns nil at
-// once if there is nothing to watch: the request is public, or the Validator is no
-// Watcher.
+// Watch blocks for as long as an admitted request would be admitted again. It then returns the
+// *RefusalError that the request would get, or the context's error. It returns nil at once if
+// there is nothing to watch: the request is public, or the Validator is no Watcher.
 //
-// The interceptors do this by themselves; it is for other transports that keep requests
-// open for long.
+// The interceptors call Watch themselves. It is for other transports that keep requests open
+// for long.
 func (g *Guard) Watch(ctx context.Context, request Request) error {
 	if g.watcher == nil || request.Requirement.IsPublic() {
 		return nil
@@ -177,7 +179,7 @@ func (g *Guard) watch(ctx context.Context, name string, question Question) error
 		return ctx.Err()
 	}
 	if err == nil && answer.Decision == keysvcv1.Decision_DECISION_ALLOWED {
-		// A Watcher that ends with a yes knows nothing any more.
+		// A Watcher must not return with a yes: nothing is known any more.
 		answer, err = Answer{}, status.Error(codes.Internal, "the watch ended with an answer that is none")
 	}
 	if _, refusal := g.judge(ctx, name, &question, answer, err); refusal != nil {
@@ -186,7 +188,7 @@ func (g *Guard) watch(ctx context.Context, name string, question Question) error
 	return &RefusalError{Code: codes.Internal}
 }
 
-// decide returns who the request acts as; nil for a public one.
+// decide returns the principal of a request; nil for a public request.
 func (g *Guard) decide(ctx context.Context, request *Request) (*Principal, Question, *RefusalError) {
 	if request.Requirement.IsPublic() {
 		return nil, Question{}, nil
@@ -200,7 +202,8 @@ func (g *Guard) decide(ctx context.Context, request *Request) (*Principal, Quest
 	return principal, question, refusal
 }
 
-// question makes a question of a request, if there is one to ask.
+// question makes the Question of a request. The error is a *RefusalError for a request that
+// needs no Validator to be refused.
 func (g *Guard) question(ctx context.Context, request *Request) (Question, *RefusalError) {
 	if !request.Requirement.IsValid() {
 		g.log.ErrorContext(ctx, "denied: nothing says what this needs; it is in no table", "method", request.Name)
@@ -220,7 +223,7 @@ func (g *Guard) question(ctx context.Context, request *Request) (Question, *Refu
 	}, nil
 }
 
-// guarded asks; a panic is an error.
+// guarded calls ask, and turns a panic into an error.
 func guarded(ctx context.Context, question Question, ask func(context.Context, Question) (Answer, error)) (answer Answer, err error) {
 	defer func() {
 		if value := recover(); value != nil {
@@ -230,11 +233,11 @@ func guarded(ctx context.Context, question Question, ask func(context.Context, Q
 	return ask(ctx, question)
 }
 
-// panicError is that a Validator panicked.
+// panicError is a panic of a Validator.
 type panicError struct{ what, stack string }
 
 func newPanicError(value any) *panicError {
-	// What was thrown could hold the token, unless the runtime threw it.
+	// The value may hold the token unless the runtime made it, so only its type is kept.
 	what := fmt.Sprintf("%T", value)
 	if fault, ok := value.(runtime.Error); ok {
 		what = fault.Error()
@@ -245,7 +248,7 @@ func newPanicError(value any) *panicError {
 // Error implements error.
 func (e *panicError) Error() string { return "the validator panicked: " + e.what }
 
-// judge turns what a Validator said into a principal or a refusal.
+// judge turns the answer of a Validator into a principal or a refusal.
 func (g *Guard) judge(ctx context.Context, name string, question *Question, answer Answer, err error) (*Principal, *RefusalError) {
 	if err != nil {
 		return nil, g.failed(ctx, name, question.Requirement.Scope(), question.Token, err)
@@ -267,8 +270,8 @@ func (g *Guard) judge(ctx context.Context, name string, question *Question, answ
 	return nil, g.failed(ctx, name, question.Requirement.Scope(), question.Token, status.Errorf(codes.Internal, "answered with decision %d and no principal", answer.Decision))
 }
 
-// shown returns what the presenter may know of the reason for PERMISSION_DENIED. One that
-// speaks of the key, or that this version does not know, stays here.
+// shown returns the reason that the presenter of a PERMISSION_DENIED may know. A reason that
+// tells something of the key, or that this version does not know, is not shown.
 func shown(reason keysvcv1.Reason) keysvcv1.Reason {
 	if reason == keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED || reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE {
 		return reason
@@ -276,17 +279,17 @@ func shown(reason keysvcv1.Reason) keysvcv1.Reason {
 	return keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED
 }
 
-// failed is the answer when there is none. It is never a 401 or 403: the error speaks of
-// keysvc or of how this service asked, not of the token.
+// failed returns the refusal for a question without an answer. It is never a 401 or 403,
+// because the error speaks of keysvc or of how this service asked, not of the token.
 func (g *Guard) failed(ctx context.Context, name, scope, token string, err error) *RefusalError {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return &RefusalError{Code: codes.Canceled}
 	}
-	// Another context's end, or what grpc says of a connection that was closed.
+	// The end of another context than the caller's, or grpc's status for a closed connection.
 	ended := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 	answered, isStatus := status.FromError(err)
 	code := codes.Internal
-	switch answered.Code() { //nolint:exhaustive // all others are this service's own fault, or keysvc's
+	switch answered.Code() { //nolint:exhaustive // every other code is a fault of this service or of keysvc
 	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted, codes.Canceled:
 		code = codes.Unavailable
 	case codes.Unknown:
@@ -294,7 +297,7 @@ func (g *Guard) failed(ctx context.Context, name, scope, token string, err error
 			code = codes.Unavailable
 		}
 	}
-	// Errors do not hold the token. Should one do so after all, it goes no further.
+	// Errors do not hold the token. If one does, the token goes no further.
 	attributes := []any{
 		"method", name, "scope", scope, "answered", code.String(),
 		"error", strings.ReplaceAll(err.Error(), token, "[token]"),
@@ -306,21 +309,20 @@ func (g *Guard) failed(ctx context.Context, name, scope, token string, err error
 	return &RefusalError{Code: code}
 }
 
-// admit returns the context of a handler; principal is nil if the request is public.
+// admit returns the context for a handler. principal is nil if the request is public.
 func admit(ctx context.Context, principal *Principal) context.Context {
 	return &admitted{Context: ctx, principal: principal}
 }
 
-// admitted is the context of a request that may pass. It has the principal, and hides the
-// token: one allocation for both.
+// admitted is the context of a request that may pass. It holds the principal and hides the
+// token, in one allocation.
 type admitted struct {
-	context.Context //nolint:containedctx // it is one
+	context.Context //nolint:containedctx // this type is a context
 	principal       *Principal
 }
 
-// Value implements context.Context. Incoming metadata lies in a context under a key that
-// only grpc's package knows, but the value gives itself away by its type: outgoing
-// metadata has another one.
+// Value implements context.Context. Incoming metadata is stored under a key that only grpc's
+// metadata package knows, so it is recognized by its type; outgoing metadata has another type.
 func (a *admitted) Value(key any) any {
 	if _, ours := key.(principalKey); ours {
 		return a.principal
@@ -334,8 +336,8 @@ func (a *admitted) Value(key any) any {
 
 // withoutAuthorization returns metadata without the headers that may hold the token:
 // authorization, and what gateways and proxies make of it (grpcgateway-authorization,
-// x-forwarded-authorization, proxy-authorization). grpc has names in lower case, but
-// nothing forces whoever made them.
+// x-forwarded-authorization, proxy-authorization). grpc writes names in lower case, but
+// metadata may be made by other code.
 func withoutAuthorization(incoming metadata.MD) metadata.MD {
 	stripped := make(metadata.MD, len(incoming))
 	for name, values := range incoming {

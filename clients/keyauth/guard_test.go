@@ -162,7 +162,7 @@ func expect(t *testing.T, err error, code codes.Code, reason, neededScope string
 	}
 }
 
-func TestUnary(t *testing.T) {
+func TestUnaryCallsAreDecidedByTheirRequirement(t *testing.T) {
 	validator := keyauthtest.New(t)
 	validator.SetScopes(scope, "signatures:write")
 	key := validator.CreateKey(keyauthtest.Key{WorkspaceID: "acme", MemberID: "ann", Scopes: []string{scope}})
@@ -198,7 +198,7 @@ func TestUnary(t *testing.T) {
 	}
 }
 
-func TestHostileHeaders(t *testing.T) {
+func TestHostileHeadersAreRefused(t *testing.T) {
 	validator := keyauthtest.New(t)
 	key := validator.CreateKey(keyauthtest.Key{Scopes: []string{scope}})
 	d := serve(t, validator, keyauth.Config{})
@@ -230,7 +230,7 @@ func TestHostileHeaders(t *testing.T) {
 	}
 }
 
-func TestTokenIsNotInTheContext(t *testing.T) {
+func TestTokenIsNotInTheHandlersContext(t *testing.T) {
 	validator := keyauthtest.New(t)
 	key := validator.CreateKey(keyauthtest.Key{Scopes: []string{scope}})
 	d := serve(t, validator, keyauth.Config{})
@@ -277,7 +277,7 @@ func (f validatorFunc) Validate(ctx context.Context, question keyauth.Question) 
 	return f(ctx, question)
 }
 
-func TestNoAnswerIsNoPass(t *testing.T) {
+func TestErrorsOfTheValidatorNeverPass(t *testing.T) {
 	const secret = "test_ksk1_secret"
 	failing := func(err error) validatorFunc {
 		return func(context.Context, keyauth.Question) (keyauth.Answer, error) {
@@ -332,7 +332,7 @@ func TestNoAnswerIsNoPass(t *testing.T) {
 	}
 }
 
-func TestCancelled(t *testing.T) {
+func TestCancelledCallsAreAnsweredCanceled(t *testing.T) {
 	asked := make(chan struct{})
 	d := serve(t, validatorFunc(func(ctx context.Context, _ keyauth.Question) (keyauth.Answer, error) {
 		close(asked)
@@ -347,7 +347,7 @@ func TestCancelled(t *testing.T) {
 	expect(t, d.call(ctx, methodGet, "authorization", "Bearer x"), codes.Canceled, "", "")
 }
 
-func TestMethodsAddedAtRunTime(t *testing.T) {
+func TestMethodsInNoTableAreDenied(t *testing.T) {
 	validator := keyauthtest.New(t)
 	key := validator.CreateKey(keyauthtest.Key{Scopes: []string{scope}})
 	d := serve(t, validator, keyauth.Config{})
@@ -361,7 +361,7 @@ func TestMethodsAddedAtRunTime(t *testing.T) {
 	}
 }
 
-func TestStreamIsDecidedFirst(t *testing.T) {
+func TestStreamIsDecidedBeforeItsHandler(t *testing.T) {
 	d := serve(t, keyauthtest.New(t), keyauth.Config{})
 	d.stream = func(grpc.ServerStream) error {
 		t.Error("the handler ran")
@@ -374,9 +374,8 @@ func TestStreamIsDecidedFirst(t *testing.T) {
 	expect(t, stream.RecvMsg(&emptypb.Empty{}), codes.Unauthenticated, "KEY_INVALID", "")
 }
 
-// TestStreamEnds lets handlers wait in each of the ways there are while the key loses
-// what the stream needs.
-func TestStreamEnds(t *testing.T) {
+// Handlers wait in each possible call while the key loses what the stream needs.
+func TestStreamEndsWithItsKeyInWhateverItWaitsFor(t *testing.T) {
 	waits := map[string]func(stream grpc.ServerStream) error{
 		"InRecv": func(stream grpc.ServerStream) error {
 			for {
@@ -436,7 +435,7 @@ func TestStreamEnds(t *testing.T) {
 	}
 }
 
-func TestStreamGoesOn(t *testing.T) {
+func TestStreamGoesOnWhileItsKeyIsValid(t *testing.T) {
 	validator := keyauthtest.New(t)
 	key := validator.CreateKey(keyauthtest.Key{Scopes: []string{scope}})
 	d := serve(t, validator, keyauth.Config{})
@@ -471,7 +470,7 @@ func TestStreamGoesOn(t *testing.T) {
 	}
 }
 
-func TestNewGuardRefuses(t *testing.T) {
+func TestNewGuardRefusesWrongConfigurations(t *testing.T) {
 	validator := keyauthtest.New(t)
 	for name, test := range map[string]struct {
 		validator keyauth.Validator
@@ -495,7 +494,7 @@ func TestNewGuardRefuses(t *testing.T) {
 	}
 }
 
-func TestAdmit(t *testing.T) {
+func TestAdmitDecidesForOtherTransports(t *testing.T) {
 	validator := keyauthtest.New(t)
 	key := validator.CreateKey(keyauthtest.Key{AllowedCIDRs: []string{"198.51.100.0/24"}})
 	guard, err := keyauth.NewGuard(validator, keyauth.Config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Log: slog.New(slog.DiscardHandler)})

@@ -23,9 +23,8 @@ import (
 // patience bounds every wait; none comes near it unless something hangs.
 const patience = 20 * time.Second
 
-// TestStreamEndsInSend revokes a key while the handler is stuck in SendMsg, because the
-// presenter does not read.
-func TestStreamEndsInSend(t *testing.T) {
+// The handler is blocked in SendMsg, because the presenter does not read.
+func TestStreamEndsWhileSendMsgBlocks(t *testing.T) {
 	validator := keyauthtest.New(t)
 	key := validator.CreateKey(keyauthtest.Key{Scopes: []string{scope}})
 	d := serve(t, validator, keyauth.Config{})
@@ -58,9 +57,9 @@ func TestStreamEndsInSend(t *testing.T) {
 	}
 }
 
-// TestStreamUsedAfterItsHandler lets a goroutine that the handler left behind use the
-// stream. That is against grpc's rules; it must fail and not take the process down.
-func TestStreamUsedAfterItsHandler(t *testing.T) {
+// A goroutine that the handler left behind uses the stream. That is against grpc's rules: it
+// must fail, and must not end the process.
+func TestStreamUsedAfterItsHandlerFailsQuietly(t *testing.T) {
 	validator := keyauthtest.New(t)
 	key := validator.CreateKey(keyauthtest.Key{Scopes: []string{scope}})
 	d := serve(t, validator, keyauth.Config{})
@@ -97,9 +96,8 @@ func (w *stuckWatcher) Watch(context.Context, keyauth.Question) (keyauth.Answer,
 	return keyauth.Answer{}, errors.New("late")
 }
 
-// TestWatcherThatDoesNotLetGo has a Watcher that ignores its context: the stream is over
-// when its handler says so.
-func TestWatcherThatDoesNotLetGo(t *testing.T) {
+// The Watcher ignores its context. The stream ends when its handler returns.
+func TestStreamDoesNotWaitForAWatcherThatDoesNotReturn(t *testing.T) {
 	watcher := &stuckWatcher{release: make(chan struct{}), validatorFunc: func(context.Context, keyauth.Question) (keyauth.Answer, error) {
 		return keyauth.Answer{Decision: keysvcv1.Decision_DECISION_ALLOWED, Principal: &keyauth.Principal{}}, nil
 	}}
@@ -124,8 +122,7 @@ func (f watchFunc) Watch(ctx context.Context, _ keyauth.Question) (keyauth.Answe
 	return f(ctx)
 }
 
-// TestWatcherThatMisbehaves ends streams whose Watcher knows nothing any more.
-func TestWatcherThatMisbehaves(t *testing.T) {
+func TestStreamEndsIfItsWatcherFails(t *testing.T) {
 	for name, test := range map[string]struct {
 		watch watchFunc
 		want  codes.Code
@@ -184,8 +181,7 @@ func TestStreamWithoutWatcherIsDecidedOnce(t *testing.T) {
 	}
 }
 
-// TestOneEntryForAPanic wants the stack in the log, once.
-func TestOneEntryForAPanic(t *testing.T) {
+func TestPanicIsLoggedOnceWithItsStack(t *testing.T) {
 	d := serve(t, validatorFunc(func(context.Context, keyauth.Question) (keyauth.Answer, error) { panic("x") }), keyauth.Config{})
 	expect(t, d.call(t.Context(), methodGet, "authorization", "Bearer x"), codes.Internal, "", "")
 	if log := d.log.String(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "stack=") || !strings.Contains(log, methodGet) {
@@ -193,8 +189,8 @@ func TestOneEntryForAPanic(t *testing.T) {
 	}
 }
 
-// TestErrorsThatQuoteTheToken has a validator that breaks its promise.
-func TestErrorsThatQuoteTheToken(t *testing.T) {
+// The validator breaks its promise.
+func TestErrorsThatQuoteTheTokenAreRedacted(t *testing.T) {
 	d := serve(t, validatorFunc(func(_ context.Context, question keyauth.Question) (keyauth.Answer, error) {
 		return keyauth.Answer{}, status.Error(codes.Unavailable, "cannot ask about "+question.Token)
 	}), keyauth.Config{})
@@ -205,8 +201,7 @@ func TestErrorsThatQuoteTheToken(t *testing.T) {
 	}
 }
 
-// TestReasonsThatNobodyShouldSee maps refusals whose reason does not go with them.
-func TestReasonsThatNobodyShouldSee(t *testing.T) {
+func TestReasonsAreShownOnlyWithTheirOwnStatus(t *testing.T) {
 	for _, reason := range []keysvcv1.Reason{
 		keysvcv1.Reason_REASON_UNSPECIFIED, keysvcv1.Reason_REASON_KEY_REVOKED, keysvcv1.Reason_REASON_MEMBER_INACTIVE, 99,
 	} {
@@ -217,16 +212,15 @@ func TestReasonsThatNobodyShouldSee(t *testing.T) {
 	}
 }
 
-// TestOtherEnds are those of contexts and connections that are not the request's.
-func TestOtherEnds(t *testing.T) {
+// The context or connection that ended is not the request's.
+func TestErrorsOfOtherContextsAreUnavailable(t *testing.T) {
 	for _, failure := range []error{context.Canceled, status.Error(codes.Unknown, "x"), status.Error(codes.Canceled, "the client connection is closing")} {
 		d := serve(t, validatorFunc(func(context.Context, keyauth.Question) (keyauth.Answer, error) { return keyauth.Answer{}, failure }), keyauth.Config{})
 		expect(t, d.call(t.Context(), methodGet, "authorization", "Bearer x"), codes.Unavailable, "", "")
 	}
 }
 
-// TestProxiesOverGRPC takes the address out of the header of a trusted proxy.
-func TestProxiesOverGRPC(t *testing.T) {
+func TestAddressComesFromTheHeaderOfATrustedProxy(t *testing.T) {
 	validator := keyauthtest.New(t)
 	guard, err := keyauth.NewGuard(validator, keyauth.Config{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
 	if err != nil {
@@ -246,8 +240,7 @@ func TestProxiesOverGRPC(t *testing.T) {
 	}
 }
 
-// TestMethodNames are the forms that a table refuses.
-func TestMethodNames(t *testing.T) {
+func TestNewGuardRefusesNamesThatAreNoMethods(t *testing.T) {
 	for _, name := range []string{"/", "//", "/a", "/a/", "//b", "/a/b/c", "/a/b ", "a/b", "/a b/c", "/a/*"} {
 		if _, err := keyauth.NewGuard(keyauthtest.New(t), keyauth.Config{Tables: []keyauth.Table{{name: keyauth.Public()}}}); err == nil {
 			t.Errorf("the method %q is taken", name)

@@ -9,15 +9,14 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// The headers that are read, as gRPC names them.
+// The headers that are read, in lower case as gRPC writes them.
 const (
 	authorizationHeader = "authorization"
 	forwardedHeader     = "x-forwarded-for"
 )
 
-// UnaryServerInterceptor returns the interceptor for unary methods. Let it run before
-// whatever needs the principal, and after what is to see refusals too, such as logs and
-// metrics.
+// UnaryServerInterceptor returns the interceptor for unary methods. Run it before interceptors
+// that need the principal, and after those that must see refusals, such as logs and metrics.
 func (g *Guard) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, message any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		request := g.request(ctx, info.FullMethod)
@@ -29,14 +28,14 @@ func (g *Guard) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	}
 }
 
-// StreamServerInterceptor returns the interceptor for streaming methods. A stream is
-// decided before its handler runs and before anything is read from it.
+// StreamServerInterceptor returns the interceptor for streaming methods. A stream is decided
+// before its handler runs and before anything is read from it.
 //
-// With a Validator that is a Watcher, a stream also ends when its key may no longer do
-// what it needs: RecvMsg and SendMsg fail with the refusal, also those that the handler is
-// waiting in, the stream's context is cancelled with the refusal as its cause, and the
-// presenter gets it as the status, whatever the handler returns. With another Validator a
-// stream is decided once and then goes on for as long as it likes.
+// If the Validator is a Watcher, a stream also ends when its key may no longer do what the
+// stream needs. RecvMsg and SendMsg then fail with the refusal, calls in progress included. The
+// stream's context is cancelled with the refusal as its cause. The presenter gets the refusal
+// as the status, whatever the handler returns. With any other Validator a stream is decided
+// once, when it begins.
 func (g *Guard) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	return func(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		ctx := stream.Context()
@@ -52,7 +51,7 @@ func (g *Guard) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	}
 }
 
-// request gathers what is known of a call.
+// request returns what is known of a call.
 func (g *Guard) request(ctx context.Context, method string) Request {
 	request := Request{
 		Name:          method,
@@ -72,7 +71,7 @@ func (g *Guard) request(ctx context.Context, method string) Request {
 // admittedStream is a stream whose context has the principal.
 type admittedStream struct {
 	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // a stream has one
+	ctx context.Context //nolint:containedctx // a stream has a context
 }
 
 // Context implements grpc.ServerStream.

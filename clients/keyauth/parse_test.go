@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-func TestBearer(t *testing.T) {
+func TestBearerReadsOneTokenOrRefuses(t *testing.T) {
 	tests := []struct {
 		name   string
 		values []string
@@ -81,7 +81,7 @@ func FuzzBearer(f *testing.F) {
 	})
 }
 
-func TestClientAddress(t *testing.T) {
+func TestClientAddressTrustsProxiesFromTheRight(t *testing.T) {
 	proxies := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fd00::/8")}
 	tests := []struct {
 		name      string
@@ -148,7 +148,7 @@ func FuzzClientAddress(f *testing.F) {
 	})
 }
 
-func TestAddressOf(t *testing.T) {
+func TestAddressOfNetworkAddresses(t *testing.T) {
 	for want, address := range map[string]net.Addr{
 		"192.0.2.1":  &net.TCPAddr{IP: net.ParseIP("192.0.2.1"), Port: 1},
 		"2001:db8::": &net.TCPAddr{IP: net.ParseIP("2001:db8::"), Port: 1, Zone: "eth0"},
@@ -165,7 +165,7 @@ func TestAddressOf(t *testing.T) {
 	}
 }
 
-func TestRequirement(t *testing.T) {
+func TestRequirementsThatCannotBeMetAreInvalid(t *testing.T) {
 	for _, scope := range []string{"signatures:read", "smart_fields:write", "a1:b2"} {
 		if !Scope(scope).IsValid() || Scope(scope).String() != scope {
 			t.Errorf("Scope(%q) is not valid", scope)

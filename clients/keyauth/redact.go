@@ -9,9 +9,10 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// A Question and a Request hold the token as text, for Validators and transports to use.
-// However they are printed, marshalled or logged, it is redacted. Only fmt in somebody
-// else's struct, in a field that is not exported, does not ask them: keep none there.
+// A Question and a Request hold the token as text, because Validators and transports need it.
+// The token is redacted however they are printed, marshalled or logged. There is one exception:
+// fmt does not call their methods for an unexported field of another struct, so do not store
+// them in one.
 
 // shownQuestion is a Question without methods, for fmt and json to print.
 type shownQuestion Question
@@ -28,11 +29,11 @@ func (q Question) String() string { return fmt.Sprintf("%+v", q.shown()) }
 // Format writes the question with its token redacted, whatever the verb. It implements
 // fmt.Formatter.
 func (q Question) Format(state fmt.State, verb rune) {
-	// fmt.State keeps what is written in memory and has no error to give.
+	// Writing to a fmt.State does not fail.
 	_, _ = fmt.Fprintf(state, fmt.FormatString(state, verb), q.shown())
 }
 
-// MarshalJSON returns the question with its token redacted. There is no way back.
+// MarshalJSON returns the question with its token redacted. There is no UnmarshalJSON.
 func (q Question) MarshalJSON() ([]byte, error) { return json.Marshal(q.shown()) }
 
 // MarshalText returns String; the error is always nil.
@@ -58,11 +59,11 @@ func (r Request) String() string { return fmt.Sprintf("%+v", r.shown()) }
 // Format writes the request with its token redacted, whatever the verb. It implements
 // fmt.Formatter.
 func (r Request) Format(state fmt.State, verb rune) {
-	// fmt.State keeps what is written in memory and has no error to give.
+	// Writing to a fmt.State does not fail.
 	_, _ = fmt.Fprintf(state, fmt.FormatString(state, verb), r.shown())
 }
 
-// MarshalJSON returns the request with its token redacted. There is no way back.
+// MarshalJSON returns the request with its token redacted. There is no UnmarshalJSON.
 func (r Request) MarshalJSON() ([]byte, error) { return json.Marshal(r.shown()) }
 
 // MarshalText returns String; the error is always nil.

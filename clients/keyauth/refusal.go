@@ -13,24 +13,23 @@ import (
 // errorDomain is the domain of ErrorInfo.
 const errorDomain = "keysvc"
 
-// RefusalError is why a request does not pass, as far as the presenter may know.
+// RefusalError is why a request is refused, as far as the presenter may know.
 type RefusalError struct {
-	// Code is codes.Unauthenticated (HTTP 401), codes.PermissionDenied (403),
-	// codes.Unavailable (503), codes.Internal (500), or codes.Canceled if the presenter
-	// went away.
+	// Code is codes.Unauthenticated (HTTP 401), codes.PermissionDenied (403), codes.Unavailable
+	// (503), codes.Internal (500), or codes.Canceled if the presenter cancelled the request.
 	Code codes.Code
-	// Reason is REASON_KEY_INVALID for every codes.Unauthenticated, the precise one for
+	// Reason is REASON_KEY_INVALID with codes.Unauthenticated, the exact reason with
 	// codes.PermissionDenied, and REASON_UNSPECIFIED otherwise.
 	Reason keysvcv1.Reason
-	// Scope is the one that was needed, with codes.PermissionDenied; empty if the request
-	// can be met by no scope.
+	// Scope is the scope that was needed, with codes.PermissionDenied; empty if no scope would
+	// do.
 	Scope string
-	// TokenMissing says that the request had no authorization, or one of another scheme: RFC
-	// 6750 section 3.1 wants both answered without an error code.
+	// TokenMissing is set if the request had no authorization, or another scheme. RFC 6750
+	// section 3.1 wants both answered without an error code.
 	TokenMissing bool
 }
 
-// Error returns the message that the presenter may see. It holds nothing of the token.
+// Error returns the message for the presenter. It holds nothing of the token.
 func (r *RefusalError) Error() string {
 	switch {
 	case r.Code == codes.Unauthenticated && r.TokenMissing:
@@ -53,9 +52,8 @@ func (r *RefusalError) Error() string {
 	return "internal error"
 }
 
-// GRPCStatus returns the status that the interceptors answer with. UNAUTHENTICATED and
-// PERMISSION_DENIED carry google.rpc.ErrorInfo with the reason, and with the scope that
-// was needed as its metadata.
+// GRPCStatus returns the status for the presenter. UNAUTHENTICATED and PERMISSION_DENIED carry
+// google.rpc.ErrorInfo with the reason, and with the needed scope in its metadata.
 func (r *RefusalError) GRPCStatus() *status.Status {
 	answer := status.New(r.Code, r.Error())
 	if r.Code != codes.Unauthenticated && r.Code != codes.PermissionDenied {

@@ -2,7 +2,7 @@ package keyauth
 
 import "strings"
 
-// Requirement says what a request needs. The zero Requirement is met by nothing.
+// Requirement is what a request needs. Nothing meets the zero Requirement.
 type Requirement struct {
 	kind  requirementKind
 	scope string
@@ -11,16 +11,16 @@ type Requirement struct {
 type requirementKind uint8
 
 const (
-	_ requirementKind = iota // nothing was said: denied
+	_ requirementKind = iota // the zero value: denied
 	requireScope
-	requireMalformed // a scope that cannot be one: denied
+	requireMalformed // not the form of a scope: denied
 	requireIdentity
 	requireNothing
 )
 
 // Scope requires a valid token with a scope, for example "signatures:read".
 func Scope(scope string) Requirement {
-	// Checked here, and not for every request.
+	// The form is checked here, once, and not for every request.
 	if !validScope(scope) {
 		return Requirement{kind: requireMalformed, scope: scope}
 	}
@@ -30,20 +30,20 @@ func Scope(scope string) Requirement {
 // IdentityOnly requires a valid token and no scope.
 func IdentityOnly() Requirement { return Requirement{kind: requireIdentity} }
 
-// Public requires no token; one that is sent is not looked at.
+// Public requires no token. A token that is sent is ignored.
 func Public() Requirement { return Requirement{kind: requireNothing} }
 
-// Scope returns the scope that is required; empty if it is not a scope that is.
+// Scope returns the required scope; empty if the requirement is not a scope.
 func (r Requirement) Scope() string { return r.scope }
 
-// IsIdentityOnly says whether any valid token will do.
+// IsIdentityOnly reports whether any valid token meets the requirement.
 func (r Requirement) IsIdentityOnly() bool { return r.kind == requireIdentity }
 
-// IsPublic says whether no token is needed.
+// IsPublic reports whether no token is needed.
 func (r Requirement) IsPublic() bool { return r.kind == requireNothing }
 
-// IsValid says whether the requirement can be met: it was made by Scope with a scope of
-// the form resource:action, by IdentityOnly or by Public.
+// IsValid reports whether the requirement can be met: it was made by Scope with a scope of the
+// form resource:action, by IdentityOnly, or by Public.
 func (r Requirement) IsValid() bool {
 	return r.kind == requireScope || r.kind == requireIdentity || r.kind == requireNothing
 }
@@ -62,13 +62,13 @@ func (r Requirement) String() string {
 	return "nothing said"
 }
 
-// Table says what each method needs, by the method's full name as gRPC writes it, for
-// example "/scribe.signatures.v1.SignaturesService/GetSignature". Generate it with
+// Table holds what each method needs, by the method's full name in gRPC, for example
+// "/scribe.signatures.v1.SignaturesService/GetSignature". Generate it with
 // protoc-gen-go-keyscope rather than write it.
 type Table map[string]Requirement
 
-// validScope says whether text has the form resource:action, both of a to z, 0 to 9 and
-// _, beginning with a letter.
+// validScope reports whether text has the form resource:action. Both parts consist of a to z, 0
+// to 9 and _, and begin with a letter.
 func validScope(text string) bool {
 	resource, action, found := strings.Cut(text, ":")
 	return found && validName(resource) && validName(action)

@@ -8,13 +8,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// watched runs the handler of a stream for as long as the stream may go on.
+// watched runs the handler of a stream, and ends the stream when its key may no longer do what
+// the stream needs.
 func (g *Guard) watched(
 	service any, stream grpc.ServerStream, method string, principal *Principal, question Question, handler grpc.StreamHandler,
 ) error {
 	ctx, cancel := context.WithCancelCause(stream.Context())
-	// Ends the watch, too. Nobody waits for that: a Watcher that does not let go must not
-	// hold up the answer.
+	// This ends the watch, too. Nothing waits for the watch: a Watcher that does not return
+	// must not delay the answer.
 	defer cancel(context.Canceled)
 	go func() {
 		if err := g.watch(ctx, method, question); err != nil {
@@ -23,8 +24,8 @@ func (g *Guard) watched(
 	}()
 	err := handler(service, &watchedStream{
 		admittedStream: admittedStream{ServerStream: stream, ctx: admit(ctx, principal)},
-		receiving:      newLane(stream.RecvMsg),
-		sending:        newLane(stream.SendMsg),
+		receiving:      newDirection(stream.RecvMsg),
+		sending:        newDirection(stream.SendMsg),
 	})
 	if refusal := refusalOf(ctx); refusal != nil {
 		return refusal
@@ -32,27 +33,26 @@ func (g *Guard) watched(
 	return err
 }
 
-// refusalOf returns why a stream ended before its time; nil if it did not.
+// refusalOf returns the refusal that ended a stream; nil if there is none.
 func refusalOf(ctx context.Context) error {
-	if refusal, ok := context.Cause(ctx).(*RefusalError); ok { //nolint:errorlint // it is the cause itself
+	if refusal, ok := context.Cause(ctx).(*RefusalError); ok { //nolint:errorlint // the cause is that error itself, never wrapped
 		return refusal
 	}
 	return nil
 }
 
-// watchedStream is a stream that can be ended while its handler waits in RecvMsg, or in
-// SendMsg because the presenter does not read.
+// watchedStream is a stream that can be ended while its handler waits in RecvMsg, or in SendMsg
+// because the presenter does not read.
 //
-// The transport's methods wake up only when something comes or the call has ended, so each
-// runs on a goroutine of its own, one per direction for the whole stream. When the stream
-// is refused, RecvMsg and SendMsg return at once; the goroutines go on until grpc ends the
-// call, which it does when the interceptor returns. Until then a message that comes is
-// still written to what RecvMsg was given, and one that is being sent still read, so a
-// handler must not use a message after RecvMsg or SendMsg has failed. No generated code
-// does.
+// The transport's methods return only when a message comes or the call ends. So each direction
+// runs them on a goroutine of its own, one for the whole stream. When the stream is refused,
+// RecvMsg and SendMsg return at once. The goroutines go on until grpc ends the call, which it
+// does when the interceptor returns. Until then the transport may still write to the message of
+// a RecvMsg, and read the message of a SendMsg. So a handler must not use a message after
+// RecvMsg or SendMsg has failed; generated code never does.
 type watchedStream struct {
 	admittedStream
-	receiving, sending lane
+	receiving, sending direction
 }
 
 // RecvMsg implements grpc.ServerStream.
@@ -61,22 +61,21 @@ func (s *watchedStream) RecvMsg(message any) error { return s.receiving.pass(s.c
 // SendMsg implements grpc.ServerStream.
 func (s *watchedStream) SendMsg(message any) error { return s.sending.pass(s.ctx, message) }
 
-// lane is one direction of a stream. It is used by one goroutine at a time, which is
-// grpc's rule.
-type lane struct {
+// direction is one direction of a stream. One goroutine uses it at a time, which is grpc's rule.
+type direction struct {
 	call     func(message any) error
 	start    sync.Once
 	messages chan any
 	results  chan error
 }
 
-func newLane(call func(message any) error) lane {
-	return lane{call: call, messages: make(chan any), results: make(chan error, 1)}
+func newDirection(call func(message any) error) direction {
+	return direction{call: call, messages: make(chan any), results: make(chan error, 1)}
 }
 
-// pass makes the call and waits for it, or for the context to end. That one must end, as
-// the lane's goroutine runs until then.
-func (l *lane) pass(ctx context.Context, message any) error {
+// pass makes the call, and returns when the call or the context has ended. The context must end
+// at some time, because the goroutine of the direction runs until then.
+func (l *direction) pass(ctx context.Context, message any) error {
 	l.start.Do(func() { go l.run(ctx) })
 	select {
 	case l.messages <- message:
@@ -94,7 +93,7 @@ func (l *lane) pass(ctx context.Context, message any) error {
 	}
 }
 
-func (l *lane) run(ctx context.Context) {
+func (l *direction) run(ctx context.Context) {
 	for {
 		select {
 		case message := <-l.messages:
@@ -105,7 +104,7 @@ func (l *lane) run(ctx context.Context) {
 	}
 }
 
-// ended returns why a stream is over.
+// ended returns why a stream has ended.
 func ended(ctx context.Context) error {
 	if refusal := refusalOf(ctx); refusal != nil {
 		return refusal

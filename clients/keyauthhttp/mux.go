@@ -1,16 +1,14 @@
-// Package keyauthhttp protects a service that speaks HTTP with keysvc. It is the
-// middleware to the keyauth.Guard whose interceptors protect services that speak gRPC,
-// with the same guarantees.
+// Package keyauthhttp protects an HTTP service with keysvc. It is the middleware for a
+// keyauth.Guard, and promises what the Guard's gRPC interceptors promise.
 //
-// A Mux is made of one table of routes, each with a pattern of net/http, what a request
-// needs, and the handler. So no pattern lacks a requirement and no requirement a pattern,
-// and since what is checked lies around the handler itself, the requirement that counts
-// is always the one that was written beside the handler that runs: whatever the path
-// looks like (//, .., %2f), whatever the method (HEAD needs what GET needs, OPTIONS is
-// not public by itself), whatever X-HTTP-Method-Override says, which is ignored.
+// A Mux is made from one table of routes. Each route has a pattern of net/http, a requirement
+// and a handler, so no pattern lacks a requirement. The check is part of the handler, so the
+// requirement that counts is always the one written beside the handler that runs: whatever the
+// path looks like (//, .., %2f), and whatever the method is. HEAD needs what GET needs, OPTIONS
+// is not public by itself, and X-HTTP-Method-Override is ignored.
 //
-// The token is read from the Authorization header and nowhere else (RFC 6750 section
-// 2.1): not from the query, nor from the body.
+// The token is read from the Authorization header alone (RFC 6750 section 2.1), never from the
+// query or the body.
 package keyauthhttp
 
 import (
@@ -27,62 +25,61 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 )
 
-// Config says what a Mux serves.
+// Config is what a Mux serves.
 type Config struct {
-	// Routes are what is served, by patterns of http.ServeMux such as
-	// "GET /v1/signatures/{id}". At least one is required. The most specific pattern wins.
-	// A pattern with a host is no protection: the presenter chooses the Host header.
+	// Routes are the routes by their patterns of http.ServeMux, such as "GET
+	// /v1/signatures/{id}". At least one is required. The most specific pattern wins. A host in
+	// a pattern does not protect anything, because the presenter chooses the Host header.
 	// CONNECT cannot be served.
 	Routes map[string]Route
-	// Realm is the realm in WWW-Authenticate, in printable ASCII without " and \.
-	// Default: "api", as RFC 6750 section 3 does not allow a challenge that says nothing.
+	// Realm is the realm in WWW-Authenticate, in printable ASCII without " and \. Default:
+	// "api", because RFC 6750 section 3 does not allow a challenge without a parameter.
 	Realm string
-	// Body makes the body of the answers that the Mux gives in place of a handler; status
-	// and headers are the Mux's. Default: application/json with
-	// {"error":{"type":…,"code":…,"message":…}}. The request is without its Authorization.
-	// Answers to HEAD go out without the body.
+	// Body makes the body of an answer that the Mux gives in place of a handler; status and
+	// headers are the Mux's. The request that it gets has no Authorization header. Answers to
+	// HEAD are sent without the body. Default: application/json with
+	// {"error":{"type":…,"code":…,"message":…}}.
 	Body func(r *http.Request, problem Problem) (contentType string, body []byte)
 }
 
-// Route is what is served under one pattern.
+// Route is one entry of a routing table.
 type Route struct {
-	// Requirement is what a request needs. Required: say keyauth.Public() where that is
-	// meant.
+	// Requirement is what a request needs. Required: for a public route, keyauth.Public().
 	Requirement keyauth.Requirement
-	// Handler serves the requests that may pass. Required. It finds the principal with
-	// keyauth.PrincipalFrom, and never sees the Authorization header, on public routes
-	// neither. It gets the server's own http.ResponseWriter.
+	// Handler serves the requests that may pass. Required. It gets the principal from
+	// keyauth.PrincipalFrom and the server's own http.ResponseWriter. It never sees the
+	// Authorization header, even on public routes.
 	Handler http.Handler
-	// WorkspaceID returns the workspace of the resource that a request is about, for
-	// example r.PathValue("workspace_id"). The key of another workspace is then answered
-	// with 401, as an unknown key is. What cannot be the id of a workspace, the empty text
-	// included, is answered with 404. It must not return anything but what the handler
-	// itself goes by. Without it, keys of all workspaces pass; the handler must limit what
-	// it touches by the principal's. Not for public routes.
+	// WorkspaceID returns the workspace of the resource that a request is about, for example
+	// r.PathValue("workspace_id"). It must return the value that the handler itself uses. A key
+	// of another workspace is then answered with 401, as an unknown key is. Text that cannot be
+	// the id of a workspace, such as the empty text, is answered with 404. If WorkspaceID is
+	// nil, keys of all workspaces pass, and the handler must limit what it touches by the
+	// principal's workspace. It must be nil on public routes.
 	WorkspaceID func(r *http.Request) string
-	// LongLived says that the handler keeps requests open, to stream events for example.
-	// With a Validator that is a keyauth.Watcher, such a request ends when its key may no
-	// longer do what it needs: its context is cancelled with a *keyauth.RefusalError as the
-	// cause, and from then on nothing can be read from the presenter or written to them.
-	// That ends when the handler returns, so for a hijacked connection the handler must
-	// stay. Not for public routes.
+	// LongLived is set for a handler that keeps requests open, for example to stream events. If
+	// the Validator is a keyauth.Watcher, such a request ends when its key may no longer do
+	// what it needs: its context is cancelled with a *keyauth.RefusalError as the cause, and
+	// reading from and writing to the presenter fail from then on. The watch ends when the
+	// handler returns, so the handler of a hijacked connection must not return early. It must
+	// not be set on public routes.
 	LongLived bool
 }
 
-// Mux is an http.Handler that decides on each request before a handler sees it. Its
-// answers are
+// Mux is an http.Handler that decides on each request before a handler sees it. It answers
 //
-//   - 401 with WWW-Authenticate: Bearer, and error="invalid_token" if there was an
+//   - 401 with WWW-Authenticate: Bearer, and with error="invalid_token" if there was an
 //     Authorization header;
-//   - 403, with error="insufficient_scope" and the scope if a scope is what is lacking;
-//   - 503 with Retry-After if keysvc could not be asked or the request was cancelled;
+//   - 403, with error="insufficient_scope" and the scope if another scope would help;
+//   - 503 with Retry-After if keysvc could not be asked, or if something other than the
+//     presenter cancelled the request;
 //   - 500 if the service asked keysvc wrongly;
-//   - 404 and 405 where no pattern fits, and 307 where http.ServeMux redirects to a clean
-//     path or one with a slash at its end.
+//   - 404 and 405 if no pattern matches, and 307 if http.ServeMux redirects to a clean path or
+//     to one with a slash at its end.
 //
-// The last need no token. They tell everybody which paths exist, which is no secret of a
-// public API, and so a flood of requests to nowhere is not passed on to keysvc. Nothing of
-// a handler runs for them, and a redirect is decided anew when it is followed.
+// 404, 405 and 307 need no token. So everybody can find out which paths exist, which is no
+// secret of a public API, and a flood of requests for other paths does not reach keysvc. No
+// handler runs for them, and a redirect is decided again when it is followed.
 type Mux struct {
 	guard  *keyauth.Guard
 	routes *http.ServeMux
@@ -90,9 +87,8 @@ type Mux struct {
 	body   func(r *http.Request, problem Problem) (contentType string, body []byte)
 }
 
-// NewMux returns a Mux. The error names every route that is wrong: a requirement that
-// cannot be met, no handler, a pattern that http.ServeMux does not take or that conflicts
-// with another one.
+// NewMux returns a Mux. The error names every route that is wrong: its requirement cannot be
+// met, it has no handler, or its pattern is malformed or conflicts with another.
 func NewMux(guard *keyauth.Guard, config Config) (*Mux, error) {
 	mux := &Mux{guard: guard, routes: http.NewServeMux(), realm: config.Realm, body: config.Body}
 	if mux.realm == "" {
@@ -147,8 +143,8 @@ func (m *Mux) add(pattern string, route Route) (err error) {
 // ServeHTTP implements http.Handler. It panics if a handler does.
 func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodConnect {
-		// http.ServeMux does not clean the path of a CONNECT: /public/../v1 would be a
-		// public path to it, and perhaps not to the handler.
+		// http.ServeMux does not clean the path of a CONNECT: it would take /public/../v1 for a
+		// public path, and the handler perhaps not.
 		m.answer(w, r, Problem{Status: http.StatusMethodNotAllowed})
 		return
 	}
@@ -159,7 +155,7 @@ func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m.routes.ServeHTTP(w, r)
 }
 
-// guarded returns the handler of a route with the decision in front of it.
+// guarded returns the handler of a route, with the decision before it.
 func (m *Mux) guarded(pattern string, route Route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		request := keyauth.Request{
@@ -173,8 +169,8 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 		if route.WorkspaceID != nil {
 			request.WorkspaceID = route.WorkspaceID(withoutAuthorization(r.Context(), r))
 			if !validID(request.WorkspaceID) {
-				// To keysvc it would be a question badly asked, which is no fault of this
-				// service; and empty would mean any workspace.
+				// keysvc would call it a bad question, which is no fault of this service. The
+				// empty text would mean any workspace.
 				m.answer(w, r, Problem{Status: http.StatusNotFound})
 				return
 			}
@@ -192,18 +188,18 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 		admitted := withoutAuthorization(ctx, r)
 		route.Handler.ServeHTTP(w, admitted)
 		if admitted.MultipartForm != nil && r.MultipartForm == nil {
-			// The server removes the files of an upload, but sees its own request only.
-			_ = admitted.MultipartForm.RemoveAll() // as the server does: there is nobody to tell
+			// The server removes the files of an upload when it ends its own request, but it
+			// does not see this copy.
+			_ = admitted.MultipartForm.RemoveAll() // as the server does: nobody could be told
 		}
 	})
 }
 
 // withoutAuthorization returns a request without the headers that may hold the token:
-// Authorization, and what gateways and proxies make of it (X-Forwarded-Authorization). The
-// names of headers are canonical if net/http has read them, but requests come from
-// elsewhere too.
+// Authorization, and what gateways and proxies make of it (X-Forwarded-Authorization). net/http
+// makes the names of headers canonical, but a request may come from other code.
 func withoutAuthorization(ctx context.Context, r *http.Request) *http.Request {
-	// Not Clone: in its copy of the trailers, those that follow the body would be missing.
+	// Not Clone: its copy of the trailers would lack the trailers that follow the body.
 	stripped := r.WithContext(ctx)
 	stripped.Header = r.Header.Clone()
 	maps.DeleteFunc(stripped.Header, func(name string, _ []string) bool {
@@ -212,15 +208,15 @@ func withoutAuthorization(ctx context.Context, r *http.Request) *http.Request {
 	return stripped
 }
 
-// isUnixSocket reports whether a request came over a unix socket. The server's own address
-// says so: RemoteAddr is a header's text as soon as another middleware has put it there.
+// isUnixSocket reports whether a request came over a unix socket. It asks the server's own
+// address, because another middleware may have copied a header into RemoteAddr.
 func isUnixSocket(r *http.Request) bool {
 	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	return ok && strings.HasPrefix(local.Network(), "unix")
 }
 
-// peerAddress returns the address of a connection; the zero Addr for a unix socket, and
-// for what another middleware may have made of it.
+// peerAddress returns the address of a connection; the zero Addr for a unix socket, and for
+// text that another middleware put in its place.
 func peerAddress(remote string) netip.Addr {
 	withPort, err := netip.ParseAddrPort(remote)
 	if err != nil {
@@ -229,8 +225,8 @@ func peerAddress(remote string) netip.Addr {
 	return withPort.Addr()
 }
 
-// validID says whether text can be the id of a workspace: 1 to 128 characters of
-// A-Z a-z 0-9 . _ : @ and -.
+// validID reports whether text can be the id of a workspace: 1 to 128 characters of A-Z a-z 0-9
+// . _ : @ and -.
 func validID(text string) bool {
 	for _, char := range []byte(text) {
 		letter := char >= 'a' && char <= 'z' || char >= 'A' && char <= 'Z'

@@ -32,7 +32,7 @@ const (
 	keyNotValid = `{"error":{"type":"authentication_error","code":"key_invalid","message":"the API key is not valid"}}` + "\n"
 )
 
-func TestCredentials(t *testing.T) {
+func TestCredentialsAreReadFromTheHeaderAlone(t *testing.T) {
 	bench := newBench(t)
 	address := bench.serve(t, keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{
 		"GET /v1/signatures":  {Requirement: read, Handler: says("list")},
@@ -126,7 +126,7 @@ func TestCredentials(t *testing.T) {
 	}
 }
 
-func TestRoleAndAddressRefusals(t *testing.T) {
+func TestForbiddenAnswersNameTheReason(t *testing.T) {
 	bench := newBench(t)
 	address := bench.serve(t, keyauthhttp.Config{Realm: "Scribe API", Routes: map[string]keyauthhttp.Route{
 		"GET /v1/signatures": {Requirement: read, Handler: says("list")},
@@ -155,7 +155,7 @@ func TestRoleAndAddressRefusals(t *testing.T) {
 	}
 }
 
-func TestTrustedProxies(t *testing.T) {
+func TestAddressComesFromTrustedProxies(t *testing.T) {
 	bench := newBench(t)
 	config := keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{"GET /v1/me": {Requirement: keyauth.IdentityOnly(), Handler: says("me")}}}
 	plain := serve(t, newMux(t, bench.guard(t, keyauth.Config{}), config))
@@ -192,9 +192,9 @@ func TestTrustedProxies(t *testing.T) {
 	}
 }
 
-// TestFailures walks through what can go wrong on the way to an answer. None may pass, and
-// none may be a 401 or 403, which speak of the token.
-func TestFailures(t *testing.T) {
+// Each failure on the way to an answer. None may pass, and none may be a 401 or 403, which
+// speak of the token.
+func TestFailuresNeverPassNorBlameTheToken(t *testing.T) {
 	bench := newBench(t)
 	address := bench.serve(t, keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{
 		"GET /v1/signatures": {Requirement: read, Handler: says("list")},
@@ -257,7 +257,7 @@ func TestFailures(t *testing.T) {
 	})
 }
 
-func TestCancelled(t *testing.T) {
+func TestCancelledRequestsAreAnsweredUnavailable(t *testing.T) {
 	bench := newBench(t)
 	mux := newMux(t, bench.guard(t, keyauth.Config{}), keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{"/": {Requirement: read, Handler: says("all")}}})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -275,8 +275,7 @@ func TestCancelled(t *testing.T) {
 	}
 }
 
-// TestHandlerSees walks through what a handler gets of a request.
-func TestHandlerSees(t *testing.T) {
+func TestHandlerSeesThePrincipalAndNoToken(t *testing.T) {
 	bench := newBench(t)
 	keyID, token := bench.CreateKey(t, workspace, member, "signatures:read")
 	var seen *http.Request
@@ -328,7 +327,7 @@ func TestHandlerSees(t *testing.T) {
 	}
 }
 
-func TestWorkspaceOfTheResource(t *testing.T) {
+func TestKeyOfAnotherWorkspaceIsUnknown(t *testing.T) {
 	bench := newBench(t)
 	bench.PutMember(t, "other", "bob", "admin")
 	token := bench.key(t, "signatures:read")
@@ -375,7 +374,7 @@ func TestWorkspaceOfTheResource(t *testing.T) {
 	}
 }
 
-func TestOwnBody(t *testing.T) {
+func TestBodyOfTheServiceIsUsed(t *testing.T) {
 	bench := newBench(t)
 	token := bench.key(t, "assets:read")
 	var problem keyauthhttp.Problem
@@ -419,7 +418,7 @@ func TestOwnBody(t *testing.T) {
 	}
 }
 
-func TestNewMuxRefuses(t *testing.T) {
+func TestNewMuxNamesEveryWrongRoute(t *testing.T) {
 	bench := newBench(t)
 	guard := bench.guard(t, keyauth.Config{})
 	good := keyauthhttp.Route{Requirement: read, Handler: says("x")}
@@ -473,8 +472,7 @@ func TestNewMuxRefuses(t *testing.T) {
 	}
 }
 
-// TestWriterIsTheServers: what a handler can do with its ResponseWriter, it still can.
-func TestWriterIsTheServers(t *testing.T) {
+func TestHandlerGetsTheServersOwnWriter(t *testing.T) {
 	bench := newBench(t)
 	token := bench.key(t, "signatures:read")
 	var given, received http.ResponseWriter
@@ -517,8 +515,8 @@ func TestWriterIsTheServers(t *testing.T) {
 	}
 }
 
-// TestUploadsAreRemoved: the server removes the files of a multipart form when a handler
-// has returned, and must do so though the handler has another request than the server.
+// The server removes the files of a multipart form when a handler has returned. They must be
+// removed although the handler has another request than the server.
 func TestUploadsAreRemoved(t *testing.T) {
 	bench := newBench(t)
 	token := bench.key(t, "signatures:write")

@@ -15,29 +15,28 @@ import (
 
 // Problem is why a Mux answers in place of a handler.
 type Problem struct {
-	// Status is the status of the answer: 401, 403, 404, 405, 500 or 503.
+	// Status is the HTTP status: 401, 403, 404, 405, 500 or 503.
 	Status int
-	// Type is the kind of problem, one for each status: authentication_error,
-	// permission_error, not_found, method_not_allowed, internal_error or unavailable.
+	// Type is the kind of problem, one for each status: authentication_error, permission_error,
+	// not_found, method_not_allowed, internal_error or unavailable.
 	Type string
-	// Code is a fixed name for what is wrong: with 401 key_invalid; with 403
-	// scope_not_granted, scope_beyond_role, address_not_allowed or permission_denied;
-	// otherwise the same as Type.
+	// Code is a fixed name of the problem: with 401, key_invalid; with 403, scope_not_granted,
+	// scope_beyond_role, address_not_allowed or permission_denied; otherwise equal to Type.
 	Code string
-	// Message says it to people. It holds nothing of the request.
+	// Message is for people. It holds nothing of the request.
 	Message string
-	// Refusal is what the Guard said; nil with 404 and 405. It is shared: do not change it.
+	// Refusal is the Guard's refusal; nil with 404 and 405. It is shared: do not change it.
 	Refusal *keyauth.RefusalError
 }
 
-// jsonBody is the built-in body, in Scribe's shape.
+// jsonBody is the default of Config.Body, in the shape of Scribe's API.
 func jsonBody(_ *http.Request, problem Problem) (contentType string, body []byte) {
 	type details struct {
 		Type    string `json:"type"`
 		Code    string `json:"code"`
 		Message string `json:"message"`
 	}
-	// Text always marshals.
+	// Strings can always be marshalled.
 	body, _ = json.Marshal(struct {
 		Error details `json:"error"`
 	}{details{problem.Type, problem.Code, problem.Message}})
@@ -52,7 +51,7 @@ func (m *Mux) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	problem := Problem{Status: http.StatusInternalServerError, Message: refusal.Error(), Refusal: refusal}
 	header := w.Header()
-	switch refusal.Code { //nolint:exhaustive // all others are this service's own fault
+	switch refusal.Code { //nolint:exhaustive // every other code is a fault of this service
 	case codes.Unauthenticated:
 		problem.Status, problem.Code = http.StatusUnauthorized, "key_invalid"
 		header.Set("WWW-Authenticate", m.challenge(refusal))
@@ -62,15 +61,15 @@ func (m *Mux) refuse(w http.ResponseWriter, r *http.Request, err error) {
 			header.Set("WWW-Authenticate", m.challenge(refusal))
 		}
 	case codes.Unavailable, codes.Canceled:
-		// Nobody reads the answer to a request that was cancelled, unless it was not the
-		// presenter who did that.
+		// Nobody reads the answer if the presenter cancelled the request; if something else
+		// did, the presenter should try again.
 		problem.Status = http.StatusServiceUnavailable
 		header.Set("Retry-After", "1")
 	}
 	m.answer(w, r, problem)
 }
 
-// challenge returns the value of WWW-Authenticate, RFC 6750 section 3.
+// challenge returns the value of WWW-Authenticate (RFC 6750 section 3).
 func (m *Mux) challenge(refusal *keyauth.RefusalError) string {
 	challenge := `Bearer realm="` + m.realm + `"`
 	switch {
@@ -82,15 +81,15 @@ func (m *Mux) challenge(refusal *keyauth.RefusalError) string {
 	return challenge
 }
 
-// lacksScope says whether another scope would help. It would not for an address that is
-// not allowed, and RFC 6750 has no error code for that.
+// lacksScope reports whether another scope would help. It would not if the address is not
+// allowed, and RFC 6750 has no error code for that.
 func lacksScope(refusal *keyauth.RefusalError) bool {
 	return refusal.Code == codes.PermissionDenied && refusal.Scope != "" &&
 		(refusal.Reason == keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED || refusal.Reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE)
 }
 
-// deniedCode returns the code of a 403. A reason that is not for a 403, or not known to
-// this version, has the general one.
+// deniedCode returns the code of a 403. A reason that does not belong to a 403, or that this
+// version does not know, gets the general code.
 func deniedCode(reason keysvcv1.Reason) string {
 	switch reason {
 	case keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE, keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
@@ -101,9 +100,9 @@ func deniedCode(reason keysvcv1.Reason) string {
 	return "permission_denied"
 }
 
-// unmatched answers a request that fits no pattern, given the handler that http.ServeMux
-// has for it: 405 with the methods that would fit, if there are any. A redirect to a path
-// that fits no pattern either is answered as that.
+// unmatched answers a request that no pattern matches, given the handler that http.ServeMux has
+// for it: 405 with the methods that would match, if there are any. A redirect to a path that no
+// pattern matches is answered in the same way.
 func (m *Mux) unmatched(w http.ResponseWriter, r *http.Request, handler http.Handler) {
 	said := &unsent{header: make(http.Header)}
 	handler.ServeHTTP(said, r)
@@ -115,7 +114,7 @@ func (m *Mux) unmatched(w http.ResponseWriter, r *http.Request, handler http.Han
 	m.answer(w, r, Problem{Status: http.StatusMethodNotAllowed})
 }
 
-// answer answers in place of a handler. It fills in what the status says already.
+// answer answers in place of a handler. It fills in the fields that follow from the status.
 func (m *Mux) answer(w http.ResponseWriter, r *http.Request, problem Problem) {
 	switch problem.Status {
 	case http.StatusUnauthorized:
@@ -139,11 +138,11 @@ func (m *Mux) answer(w http.ResponseWriter, r *http.Request, problem Problem) {
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(problem.Status)
 	if r.Method != http.MethodHead {
-		_, _ = w.Write(body) // the presenter went away: there is nobody to tell
+		_, _ = w.Write(body) // the presenter has gone: nobody could be told
 	}
 }
 
-// unsent is an http.ResponseWriter that keeps status and headers and sends nothing.
+// unsent is an http.ResponseWriter that keeps status and headers, and sends nothing.
 type unsent struct {
 	header http.Header
 	status int

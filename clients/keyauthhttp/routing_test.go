@@ -43,7 +43,7 @@ func routes() map[string]keyauthhttp.Route {
 	return made
 }
 
-func TestRouting(t *testing.T) {
+func TestRequirementFollowsTheHandlerWhateverThePath(t *testing.T) {
 	bench := newBench(t)
 	address := bench.serve(t, keyauthhttp.Config{Routes: routes()})
 	var scopes []string
@@ -183,8 +183,7 @@ func TestRouting(t *testing.T) {
 	}
 }
 
-// TestRedirectIsDecidedAnew: who follows a redirect is asked for a key like anybody.
-func TestRedirectIsDecidedAnew(t *testing.T) {
+func TestRedirectIsDecidedAgainWhenFollowed(t *testing.T) {
 	bench := newBench(t)
 	address := bench.serve(t, keyauthhttp.Config{Routes: routes()})
 	for target, status := range map[string]int{"/public/../v1/any": 401, "/v1/folders": 401, "/v1//../public/": 200} {
@@ -198,8 +197,8 @@ func TestRedirectIsDecidedAnew(t *testing.T) {
 	}
 }
 
-// TestServersOwnAnswer: net/http answers OPTIONS * before any handler; it says nothing.
-func TestServersOwnAnswer(t *testing.T) {
+// net/http answers OPTIONS * before any handler. The answer tells nothing.
+func TestOptionsStarIsAnsweredByTheServer(t *testing.T) {
 	bench := newBench(t)
 	address := bench.serve(t, keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{"/": {Requirement: read, Handler: says("all")}}})
 	got := send(t, address, "OPTIONS", "*")

@@ -13,8 +13,7 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyauthtest"
 )
 
-// TestProxyOnAUnixSocket: what it forwards counts if the service says so, and only then.
-func TestProxyOnAUnixSocket(t *testing.T) {
+func TestProxyOnAUnixSocketIsTrustedOnlyIfConfigured(t *testing.T) {
 	validator := keyauthtest.New(t)
 	key := validator.CreateKey(keyauthtest.Key{AllowedCIDRs: []string{"198.51.100.0/24"}})
 	for _, test := range []struct {

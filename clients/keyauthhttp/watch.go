@@ -10,11 +10,11 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 )
 
-// past is a deadline that is over.
+// past is a deadline that has passed.
 var past = time.Unix(1, 0)
 
-// watched returns a context that ends, and with it all traffic with the presenter, when
-// the request would not be admitted any more. Call stop when the handler has returned.
+// watched returns a context that ends when the request would not be admitted any more. Reading
+// from and writing to the presenter fail from then on. Call stop when the handler has returned.
 func (m *Mux) watched(ctx context.Context, w http.ResponseWriter, request keyauth.Request) (kept context.Context, stop func()) {
 	kept, cancel := context.WithCancelCause(ctx)
 	var watching sync.WaitGroup
@@ -24,17 +24,18 @@ func (m *Mux) watched(ctx context.Context, w http.ResponseWriter, request keyaut
 		if kept.Err() != nil || !errors.As(err, &refusal) {
 			return
 		}
-		// First the cause: the deadlines make the server cancel the context without one.
+		// 1. Cancel with the refusal, because the deadlines make the server cancel the context
+		//    without a cause.
 		cancel(refusal)
-		// A handler that waits for the presenter or does not look at its context ends too.
-		// Where deadlines are not supported, the context must do.
+		// 2. End a handler that waits for the presenter or does not look at its context. If
+		//    deadlines are not supported, the context alone must do.
 		controller := http.NewResponseController(w)
 		_ = controller.SetWriteDeadline(past)
 		_ = controller.SetReadDeadline(past)
 	})
 	return kept, func() {
 		cancel(context.Canceled)
-		// Nobody may touch the ResponseWriter once the server has it back.
+		// Wait, because nothing may touch the ResponseWriter after the handler has returned.
 		watching.Wait()
 	}
 }

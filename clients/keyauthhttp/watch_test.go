@@ -38,9 +38,9 @@ func serveBoth(t *testing.T, protocol string, handler http.Handler) (address str
 	return server.URL, client
 }
 
-// TestRevokedMidway: a long-lived request ends when its key may no longer do what it
-// needs, whatever the handler is doing, and the presenter does not take it for complete.
-func TestRevokedMidway(t *testing.T) {
+// The request ends whatever its handler is doing, and the presenter does not take the answer
+// for complete.
+func TestLongLivedRequestEndsWithItsKey(t *testing.T) {
 	bench := newBench(t)
 	behaviours := map[string]func(w http.ResponseWriter, r *http.Request){
 		"waits for its context": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
@@ -126,9 +126,8 @@ func TestRevokedMidway(t *testing.T) {
 	}
 }
 
-// TestNearCacheEndsRequests: with a near-cache a long-lived request ends with its key, and
-// another one is decided once.
-func TestNearCacheEndsRequests(t *testing.T) {
+// A request that is not long-lived is decided once.
+func TestNearCacheEndsLongLivedRequestsOnly(t *testing.T) {
 	bench := newBench(t)
 	near, err := keyclient.New(bench.Address, keyclient.Config{AllowPlaintext: true, NearCache: true})
 	if err != nil {
@@ -185,9 +184,8 @@ func TestNearCacheEndsRequests(t *testing.T) {
 	}
 }
 
-// TestLongLivedEnds: the watch of a request goes with its handler, and with the presenter.
-// That no goroutine is left, goleak sees.
-func TestLongLivedEnds(t *testing.T) {
+// goleak finds a goroutine that is left.
+func TestWatchEndsWithHandlerAndPresenter(t *testing.T) {
 	bench := newBench(t)
 	token := bench.key(t, "signatures:read")
 	left := make(chan error, 1)
@@ -274,9 +272,8 @@ func (revoking) Watch(context.Context, keyauth.Question) (keyauth.Answer, error)
 	return keyauth.Answer{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_REVOKED}, nil
 }
 
-// TestWriterIsLeftAlone: the server may use a ResponseWriter for something else once its
-// handler has returned; a revocation at that very moment must not touch it then.
-func TestWriterIsLeftAlone(t *testing.T) {
+// The server may use a ResponseWriter for another request once its handler has returned.
+func TestRevokeAfterTheHandlerDoesNotTouchTheWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		guard, err := keyauth.NewGuard(revoking{}, keyauth.Config{Log: slog.New(slog.DiscardHandler)})
 		if err != nil {

@@ -59,6 +59,6 @@ func (b backend) RotateKey(_ testing.TB, _, keyID string, overlap time.Duration)
 
 func (b backend) Advance(d time.Duration) { b.clock.Advance(d) }
 
-func TestContract(t *testing.T) {
+func TestValidatorKeepsTheContract(t *testing.T) {
 	validatortest.Run(t, func(t *testing.T) validatortest.Backend { return newBackend(t) })
 }

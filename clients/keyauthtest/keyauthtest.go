@@ -1,6 +1,5 @@
-// Package keyauthtest lets a service test what it does with keys, without a keysvc: a
-// keyauth.Validator that holds chosen members and keys in memory and decides with the code
-// that keysvc decides with.
+// Package keyauthtest lets a service test how it handles keys, without a keysvc. Its Validator
+// holds members and keys that the test chose, in memory, and decides with keysvc's own code.
 //
 //	validator := keyauthtest.New(t)
 //	token := validator.CreateKey(keyauthtest.Key{Scopes: []string{"signatures:read"}}).Token
@@ -26,7 +25,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// The workspace and member of keys that do not name theirs, and the member's role.
+// The defaults of a key's workspace, member and role.
 const (
 	DefaultWorkspace = "test-workspace"
 	DefaultMember    = "test-member"
@@ -36,45 +35,45 @@ const (
 // everything is the scope of a role that may do whatever its keys were granted.
 const everything = "*"
 
-// Key says what a key is to be like. The zero Key may do nothing but say who it is.
+// Key describes a key to create. The zero Key has no scopes: it only identifies its member.
 type Key struct {
-	// WorkspaceID and MemberID are whose it is. Default: DefaultWorkspace and DefaultMember.
-	// A member that was not put is added, with DefaultRole.
+	// WorkspaceID and MemberID are the owner's. Default: DefaultWorkspace and DefaultMember. A
+	// member that does not exist is added, with DefaultRole.
 	WorkspaceID, MemberID string
-	// Scopes are what the key was granted.
+	// Scopes are the scopes that the key is granted.
 	Scopes []string
-	// AllowedCIDRs limit the client address.
+	// AllowedCIDRs limit the client address. Default: any address.
 	AllowedCIDRs []string
-	// Lifetime is how long the key lives. Default: a year.
+	// Lifetime is how long the key lives. Default: a calendar year.
 	Lifetime time.Duration
 }
 
-// Created is a key that was made.
+// Created is a key that was created.
 type Created struct {
-	// KeyID is its public identifier.
+	// KeyID is the key's public identifier.
 	KeyID string
-	// Token is what a presenter sends after "Bearer ".
+	// Token is the text that a presenter sends after "Bearer ".
 	Token string
-	// Principal is who the token acts as.
+	// Principal is the identity that the token acts as.
 	Principal keyauth.Principal
 }
 
-// Validator is a keyauth.Validator and keyauth.Watcher for tests. Its methods may be
-// called from many goroutines.
+// Validator is a keyauth.Validator and keyauth.Watcher for tests. Its methods may be called
+// from many goroutines.
 type Validator struct {
 	t testing.TB
 
 	mutex sync.Mutex
 	now   func() time.Time
 	keys  map[string]*decide.Key
-	// lifetimes are how long secrets of the keys live; 0 is a calendar year.
+	// lifetimes are the lifetimes of the keys' secrets; 0 is a calendar year.
 	lifetimes map[string]time.Duration
 	members   map[memberID]*decide.Member
 	roles     map[string]decide.Scopes
 	scopes    decide.Scopes
 	failure   error
 	asked     []Asked
-	// changed is closed and replaced whenever something above changes.
+	// changed is closed and replaced whenever a field above changes.
 	changed chan struct{}
 }
 
@@ -86,7 +85,7 @@ type Asked struct {
 	Requirement   keyauth.Requirement
 	WorkspaceID   string
 	ClientAddress netip.Addr
-	// Decision and Reason are how it was answered; unspecified if with an error.
+	// Decision and Reason are the answer's; unspecified if the answer was an error.
 	Decision keysvcv1.Decision
 	Reason   keysvcv1.Reason
 }
@@ -94,7 +93,7 @@ type Asked struct {
 var _ keyauth.Watcher = (*Validator)(nil)
 
 // New returns a Validator that knows DefaultRole, which may do whatever a key was granted.
-// It knows every scope until SetScopes.
+// Every scope exists until SetScopes is called.
 func New(t testing.TB) *Validator {
 	t.Helper()
 	return &Validator{
@@ -108,8 +107,8 @@ func New(t testing.TB) *Validator {
 	}
 }
 
-// Context returns a context that acts as the principal, for calling a handler without an
-// interceptor. Empty fields get the defaults.
+// Context returns a context with the principal, for calling a handler without an interceptor.
+// Empty fields get the defaults.
 func Context(ctx context.Context, principal keyauth.Principal) context.Context {
 	if principal.WorkspaceID == "" {
 		principal.WorkspaceID = DefaultWorkspace
@@ -126,7 +125,7 @@ func Context(ctx context.Context, principal keyauth.Principal) context.Context {
 	return keyauth.WithPrincipal(ctx, principal)
 }
 
-// change changes something and wakes the watchers.
+// change runs do under mutex, and wakes the watchers.
 func (v *Validator) change(do func()) {
 	v.mutex.Lock()
 	defer v.mutex.Unlock()
@@ -134,20 +133,19 @@ func (v *Validator) change(do func()) {
 	v.wake()
 }
 
-// SetClock makes the Validator read another clock. After that clock has moved, call
-// Recheck.
+// SetClock sets the clock of the Validator. Call Recheck after that clock has moved.
 func (v *Validator) SetClock(now func() time.Time) { v.change(func() { v.now = now }) }
 
-// Recheck lets watchers decide anew, as a change of the clock does not by itself.
+// Recheck makes watchers decide again, because a clock that moves does not tell them.
 func (v *Validator) Recheck() { v.change(func() {}) }
 
-// SetScopes makes these the only scopes that exist; asking for another one is an error of
-// the service, as it is with keysvc.
+// SetScopes makes these the only scopes that exist. A question for another scope is then an
+// error, as it is with keysvc.
 func (v *Validator) SetScopes(scopes ...string) {
 	v.change(func() { v.scopes = decide.NewScopes(scopes...) })
 }
 
-// SetRole says what a role may do, listed scope by scope; "*" is whatever a key was granted.
+// SetRole sets the scopes of a role; "*" is whatever a key was granted.
 func (v *Validator) SetRole(role string, scopes ...string) {
 	v.change(func() { v.roles[role] = decide.NewScopes(scopes...) })
 }
@@ -169,7 +167,8 @@ func (v *Validator) SuspendMember(workspaceID, member string) {
 	})
 }
 
-// RemoveMember removes a member: their keys never work again, also if they come back.
+// RemoveMember removes a member. The member's keys never work again, even if the member is
+// added again.
 func (v *Validator) RemoveMember(workspaceID, member string) {
 	v.change(func() {
 		if known := v.members[memberID{workspaceID, member}]; known != nil {
@@ -180,7 +179,7 @@ func (v *Validator) RemoveMember(workspaceID, member string) {
 	})
 }
 
-// put replaces a member; one that was removed comes back as somebody else.
+// put replaces a member. A member that was removed gets a new incarnation.
 func (v *Validator) put(id memberID, role string, active bool) {
 	incarnation := v.newID()
 	if known := v.members[id]; known != nil && !known.Removed {
@@ -189,7 +188,7 @@ func (v *Validator) put(id memberID, role string, active bool) {
 	v.members[id] = &decide.Member{Incarnation: incarnation, Role: role, Active: active}
 }
 
-// CreateKey makes a key.
+// CreateKey creates a key.
 func (v *Validator) CreateKey(key Key) Created {
 	v.t.Helper()
 	v.mutex.Lock()
@@ -234,7 +233,7 @@ func (v *Validator) RevokeKey(keyID string) {
 	v.changeKey(keyID, func(key *decide.Key) { key.Revoked = true })
 }
 
-// end returns when a secret that lives from now on ends. mutex is held.
+// end returns when a secret that begins now ends, in Unix nanoseconds. mutex is held.
 func (v *Validator) end(lifetime time.Duration) int64 {
 	if lifetime == 0 {
 		return v.now().AddDate(1, 0, 0).UnixNano()
@@ -242,8 +241,8 @@ func (v *Validator) end(lifetime time.Duration) int64 {
 	return v.now().Add(lifetime).UnixNano()
 }
 
-// RotateKey gives a key a new secret, which lives as long as the key was given, and returns
-// the new token. The old one goes on for the overlap.
+// RotateKey gives a key a new secret with the same lifetime as before, and returns the new
+// token. The old token works until the end of the overlap.
 func (v *Validator) RotateKey(keyID string, overlap time.Duration) (newToken string) {
 	v.t.Helper()
 	v.changeKey(keyID, func(key *decide.Key) {
@@ -256,7 +255,7 @@ func (v *Validator) RotateKey(keyID string, overlap time.Duration) (newToken str
 	return newToken
 }
 
-// changeKey replaces a key, as decisions under way may read the old one.
+// changeKey replaces a key, because a decision in progress may be reading the old one.
 func (v *Validator) changeKey(keyID string, change func(key *decide.Key)) {
 	v.t.Helper()
 	v.change(func() {
@@ -270,8 +269,8 @@ func (v *Validator) changeKey(keyID string, change func(key *decide.Key)) {
 	})
 }
 
-// Fail makes every question an error, such as status.Error(codes.Unavailable, "") for a
-// keysvc that is down; nil ends that.
+// Fail makes Validate and Watch return an error, such as status.Error(codes.Unavailable, "")
+// for a keysvc that is down. Fail(nil) ends that.
 func (v *Validator) Fail(err error) { v.change(func() { v.failure = err }) }
 
 // Asked returns the questions that were asked so far, in order, without their tokens.
@@ -314,7 +313,7 @@ func (v *Validator) Watch(ctx context.Context, question keyauth.Question) (keyau
 	}
 }
 
-// decide answers a question the way keysvc does.
+// decide answers a question as keysvc does.
 func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 	if v.failure != nil {
 		return keyauth.Answer{}, v.failure
@@ -326,7 +325,7 @@ func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 	if scope := requirement.Scope(); scope != "" && v.scopes != nil && !v.scopes.Contains(scope) {
 		return keyauth.Answer{}, status.Errorf(codes.InvalidArgument, "keyauthtest: there is no scope %s; there are %v", scope, v.scopes)
 	}
-	// An error leaves the zero Token, which matches nothing.
+	// On an error the token is the zero Token, which matches nothing.
 	presented, _ := token.Parse(question.Token)
 	var subject decide.Subject
 	if key := v.keys[presented.ID()]; key != nil {

@@ -17,17 +17,17 @@ func (c Created) shown() shownCreated {
 	return shown
 }
 
-// String returns the key that was made with its token redacted.
+// String returns the created key with its token redacted.
 func (c Created) String() string { return fmt.Sprintf("%+v", c.shown()) }
 
-// Format writes the key that was made with its token redacted, whatever the verb. It implements
+// Format writes the created key with its token redacted, whatever the verb. It implements
 // fmt.Formatter.
 func (c Created) Format(state fmt.State, verb rune) {
-	// fmt.State keeps what is written in memory and has no error to give.
+	// Writing to a fmt.State does not fail.
 	_, _ = fmt.Fprintf(state, fmt.FormatString(state, verb), c.shown())
 }
 
-// MarshalJSON returns the key that was made with its token redacted. There is no way back.
+// MarshalJSON returns the created key with its token redacted. There is no UnmarshalJSON.
 func (c Created) MarshalJSON() ([]byte, error) { return json.Marshal(c.shown()) }
 
 // MarshalText returns String; the error is always nil.

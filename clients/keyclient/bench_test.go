@@ -86,8 +86,8 @@ func newIntercepted(tb testing.TB, validator keyauth.Validator, token string) fu
 	}
 }
 
-// TestInterceptorAllocations: from metadata to the principal, with the answer in memory.
-func TestInterceptorAllocations(t *testing.T) {
+// From metadata to the principal, with the answer in memory.
+func TestInterceptorAllocatesLittleOnAHit(t *testing.T) {
 	keysvc := servertest.Start(t, servertest.Options{})
 	keysvc.PutMember(t, "acme", "ann", "admin")
 	_, token := keysvc.CreateKey(t, "acme", "ann", "signatures:read")

@@ -1,5 +1,5 @@
-// Package keyclient is the typed client of keysvc: for services that validate keys, as a
-// keyauth.Validator, and for those that manage them.
+// Package keyclient is the client of keysvc: a keyauth.Validator for services that check keys,
+// and typed gRPC clients for services that manage them.
 package keyclient
 
 import (
@@ -24,65 +24,66 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// DefaultPort is the port of a keysvc unless told otherwise.
+// DefaultPort is the port of a target that names none.
 const DefaultPort = "7480"
 
-// AddressVariable names the environment variable that says where keysvc is.
+// AddressVariable is the environment variable that holds the target for FromEnvironment.
 const AddressVariable = "KEYSVC_ADDR"
 
 const (
 	defaultValidationTimeout = time.Second
 	defaultTimeout           = 10 * time.Second
-	maxResponseBytes         = 64 << 20 // a page of 1,000 keys, each as large as it may be, fits
+	maxResponseBytes         = 64 << 20 // fits a page of 1,000 keys of the largest size
 )
 
-// Config says how a Client talks to keysvc. The zero Config needs TransportCredentials or
-// AllowPlaintext added.
+// Config is how a Client talks to keysvc. Exactly one of TransportCredentials and
+// AllowPlaintext is required.
 type Config struct {
-	// TransportCredentials secure the connection to a keysvc that other machines can reach.
-	// This version of keysvc serves its own machine only: TLS is up to a proxy before it.
+	// TransportCredentials secure the connection to a keysvc on another machine. This version
+	// of keysvc serves its own machine only; for others, put a proxy with TLS before it.
 	TransportCredentials credentials.TransportCredentials
-	// AllowPlaintext connects without TLS, which is refused unless the target is a loopback
-	// address, the name localhost or a unix socket.
+	// AllowPlaintext connects without TLS. The target must be a loopback address, the name
+	// localhost, or a unix socket.
 	AllowPlaintext bool
-	// ValidationTimeout bounds Validate, whatever the context's deadline, and calls of
-	// Validations whose context has none; retries are included. Default: 1 s.
+	// ValidationTimeout bounds Validate, whatever the context's deadline, and those calls of
+	// Validations whose context has no deadline. Retries are included. Default: 1 s.
 	ValidationTimeout time.Duration
-	// Timeout bounds every other call whose context has no deadline; retries are included.
+	// Timeout bounds every other call whose context has no deadline. Retries are included.
 	// Default: 10 s.
 	Timeout time.Duration
-	// UserAgent names the service in the user-agent header, before "keysvc-go" and grpc's
-	// own: visible ASCII and spaces.
+	// UserAgent names the service in the user-agent header, before "keysvc-go" and grpc's own.
+	// It consists of visible ASCII characters and spaces.
 	UserAgent string
-	// NearCache lets Validate answer from memory, coherently: a key that was revoked is not
-	// honoured for longer than the server's staleness bound, 1 s by default, and after
-	// AwaitRevision not at all. It holds one session with keysvc for the Client's life, so
-	// share the Client. Streams that a keyauth.Guard protects then end with their key.
+	// NearCache makes Validate answer from memory where that is safe: a revoked key is not
+	// accepted for longer than the server's staleness bound, 1 s by default, and not at all
+	// after AwaitRevision. Streams that a keyauth.Guard protects then end when their key does.
+	// The near-cache holds one session with keysvc for the Client's life, so share the Client.
 	NearCache bool
-	// NearCacheEntries is how many tokens are kept in memory, and NearCacheBytes how many
-	// bytes they may take, about: some 600 each. Defaults: 100,000, and 64 MiB.
+	// NearCacheEntries is the maximum number of tokens in memory. NearCacheBytes is about the
+	// maximum number of bytes; one token takes some 600. Defaults: 100,000 tokens, and 64 MiB.
 	NearCacheEntries, NearCacheBytes int
-	// NearCacheHooks are told what happens in the near-cache, for metrics.
+	// NearCacheHooks are called when something happens in the near-cache, for metrics.
 	NearCacheHooks NearCacheHooks
 	// Now is the clock of the near-cache, for tests. Default: time.Now.
 	Now func() time.Time
-	// Log receives how sessions of the near-cache begin and end, at debug. Default: nothing.
+	// Log receives how sessions of the near-cache end, at level debug. Default: nothing is
+	// logged.
 	Log *slog.Logger
-	// DialOptions are added to the Client's own and win over them, except that they cannot
-	// replace the transport credentials.
+	// DialOptions are added after the Client's own and win over them. They cannot replace the
+	// transport credentials.
 	DialOptions []grpc.DialOption
 }
 
-// Client is a connection to keysvc. It is a keyauth.Validator. Its methods and clients may
-// be used from many goroutines.
+// Client is a connection to keysvc, and a keyauth.Validator. Its methods and clients may be
+// used from many goroutines.
 //
-// While there is no connection, calls fail with codes.Unavailable rather than wait for
-// one; connecting is tried again after 100 ms at first and at most every 5 s.
+// While there is no connection, calls fail with codes.Unavailable rather than wait for one. The
+// Client tries to connect again after 100 ms at first, and every 5 s later.
 type Client struct {
-	// Keys, Members, Policies, Validations and Sync are the generated clients. Calls that only
-	// read are repeated if keysvc is UNAVAILABLE: up to 4 attempts within some 200 ms.
-	// Changes never are, as they may have taken effect: repeat a CreateKey or RotateKey with
-	// the same request_id.
+	// Keys, Members, Policies, Validations and Sync are the generated clients. A call that only
+	// reads is repeated if keysvc is UNAVAILABLE: up to 4 attempts within some 200 ms. A change
+	// is never repeated, because it may have taken effect: repeat a CreateKey or RotateKey
+	// yourself, with the same request_id.
 	Keys        keysvcv1.KeyServiceClient
 	Members     keysvcv1.MemberServiceClient
 	Policies    keysvcv1.PolicyServiceClient
@@ -92,19 +93,20 @@ type Client struct {
 	conn *grpc.ClientConn
 	// validator answers Validate.
 	validator keyauth.Validator
-	// cache is the validator, with a near-cache.
+	// cache is the near-cache, and then the validator; nil without one.
 	cache *nearcache.Cache
 }
 
 var _ keyauth.Watcher = (*Client)(nil)
 
-// New returns a Client of the keysvc at a target: "host", "host:port", "unix:///path", or
-// any other target of grpc, such as "dns:///keysvc.internal", over whose addresses calls
-// are spread. Without a port it is DefaultPort. It does not wait for a connection.
+// New returns a Client of the keysvc at a target. It does not wait for a connection. A target
+// is "host", "host:port", "unix:///path", or any other target of grpc, such as
+// "dns:///keysvc.internal". Calls are spread over all addresses of the target. The default port
+// is DefaultPort.
 //
-// It is an error if the target is empty or one that grpc cannot read, if neither or both of
-// TransportCredentials and AllowPlaintext are given, if plaintext could leave the machine,
-// and if a timeout is negative.
+// New returns an error if the target is empty or malformed, if neither or both of
+// TransportCredentials and AllowPlaintext are set, if plaintext could leave the machine, or if
+// a timeout is negative.
 func New(target string, config Config) (*Client, error) {
 	if target == "" {
 		return nil, fmt.Errorf("keyclient: target: is empty; host:port or unix:///path is required, as in %s", AddressVariable)
@@ -135,7 +137,7 @@ func New(target string, config Config) (*Client, error) {
 	validationTimeout := cmp.Or(config.ValidationTimeout, defaultValidationTimeout)
 	options := []grpc.DialOption{
 		grpc.WithDefaultServiceConfig(serviceConfig),
-		// The server lets clients ping no more often than every 10 s.
+		// The server refuses pings more often than every 10 s.
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 20 * time.Second, Timeout: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 5 * time.Second},
@@ -170,8 +172,8 @@ func New(target string, config Config) (*Client, error) {
 	return client, nil
 }
 
-// FromEnvironment is New with the target that the environment variable KEYSVC_ADDR names;
-// 127.0.0.1:7480 if it is not set.
+// FromEnvironment is New with the target in the environment variable KEYSVC_ADDR, or
+// 127.0.0.1:7480 if the variable is not set.
 func FromEnvironment(config Config) (*Client, error) {
 	target := os.Getenv(AddressVariable)
 	if target == "" {
@@ -180,23 +182,22 @@ func FromEnvironment(config Config) (*Client, error) {
 	return New(target, config)
 }
 
-// Validate implements keyauth.Validator. Text that cannot be a token is refused without a
-// call. The error is the context's if that ended, a status of codes.Unavailable if keysvc
-// did not answer within the ValidationTimeout or was not reached, of codes.Internal if the
-// question or the answer makes no sense, and keysvc's own otherwise.
+// Validate implements keyauth.Validator. Text that cannot be a token is refused without a call.
+// Errors: the context's, if the context ended; codes.Unavailable if keysvc did not answer
+// within the ValidationTimeout or was not reached; codes.Internal if the question or the answer
+// makes no sense; otherwise keysvc's status.
 func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	return c.validator.Validate(ctx, question)
 }
 
-// Conn returns the connection, for clients of other services that a keysvc has, such as
-// grpc.health.v1.
+// Conn returns the connection, for clients of other services of keysvc, such as grpc.health.v1.
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
 
-// Watches says whether Watch watches: with a near-cache.
+// Watches reports whether Watch notices changes: it does with a near-cache.
 func (c *Client) Watches() bool { return c.cache != nil }
 
-// Watch implements keyauth.Watcher. Without a near-cache nobody tells of changes: it asks
-// once, and then waits for the context to end.
+// Watch implements keyauth.Watcher. Without a near-cache the Client is not told of changes:
+// Watch asks once, and then waits for the context to end.
 func (c *Client) Watch(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	if c.cache != nil {
 		return c.cache.Watch(ctx, question)
@@ -209,8 +210,8 @@ func (c *Client) Watch(ctx context.Context, question keyauth.Question) (keyauth.
 	return keyauth.Answer{}, ctx.Err()
 }
 
-// Close ends the connection; calls under way fail. A near-cache stops answering first,
-// and says so to keysvc, which takes a second at most.
+// Close ends the connection; calls in progress fail. A near-cache first stops answering, and
+// then tells keysvc, which takes a second at most.
 func (c *Client) Close() error {
 	if c.cache != nil {
 		c.cache.Close()
@@ -218,7 +219,7 @@ func (c *Client) Close() error {
 	return c.conn.Close()
 }
 
-// serviceConfig spreads calls over all addresses, and repeats those that change nothing.
+// serviceConfig spreads calls over all addresses, and repeats calls that change nothing.
 const serviceConfig = `{
 	"loadBalancingConfig": [{"round_robin": {}}],
 	"methodConfig": [{
@@ -243,7 +244,7 @@ const serviceConfig = `{
 	"retryThrottling": {"maxTokens": 100, "tokenRatio": 0.1}
 }`
 
-// deadline gives calls one that have none.
+// deadline sets the deadline of calls without one.
 func deadline(validation, other time.Duration) grpc.UnaryClientInterceptor {
 	validations := "/" + keysvcv1.ValidationService_ServiceDesc.ServiceName + "/"
 	return func(ctx context.Context, method string, request, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, options ...grpc.CallOption) error {

@@ -18,7 +18,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server/servertest"
 )
 
-func TestNewRefuses(t *testing.T) {
+func TestNewRefusesWrongConfigurations(t *testing.T) {
 	secured := credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13})
 	for _, test := range []struct {
 		name, target string
@@ -52,7 +52,7 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-func TestParseTarget(t *testing.T) {
+func TestParseTargetAddsThePortAndFindsLocalTargets(t *testing.T) {
 	for _, test := range []struct {
 		target, full string
 		local        bool
@@ -121,7 +121,7 @@ func FuzzParseTarget(f *testing.F) {
 	})
 }
 
-func TestFromEnvironment(t *testing.T) {
+func TestFromEnvironmentReadsTheVariable(t *testing.T) {
 	keysvc := servertest.Start(t, servertest.Options{})
 	keysvc.PutMember(t, "acme", "ann", "owner")
 	keyID, text := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
@@ -149,8 +149,7 @@ func TestFromEnvironment(t *testing.T) {
 	local.Close()
 }
 
-// The typed clients, against the real thing.
-func TestClients(t *testing.T) {
+func TestTypedClientsWorkWithARealServer(t *testing.T) {
 	keysvc := servertest.Start(t, servertest.Options{})
 	client := newClient(t, keysvc.Address, keyclient.Config{})
 	ctx := t.Context()

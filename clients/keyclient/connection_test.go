@@ -35,8 +35,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server/servertest"
 )
 
-// Every unary method of the API: reads are repeated, anything else is sent once.
-func TestRetries(t *testing.T) {
+// Every unary method of the API.
+func TestReadsAreRepeatedAndChangesAreNot(t *testing.T) {
 	reads := map[string]bool{
 		"/keysvc.v1.KeyService/GetKey":                   true,
 		"/keysvc.v1.KeyService/ListKeys":                 true,
@@ -96,8 +96,7 @@ func TestRetries(t *testing.T) {
 	}
 }
 
-// A read that is repeated succeeds, and waits a different time each time.
-func TestRetryJitter(t *testing.T) {
+func TestRetriesWaitDifferentTimes(t *testing.T) {
 	waits := make(map[time.Duration]bool)
 	for range 8 {
 		synctest.Test(t, func(t *testing.T) {
@@ -120,9 +119,8 @@ func TestRetryJitter(t *testing.T) {
 	}
 }
 
-// An idle client keeps its connection to a real keysvc, which ends those of clients that
-// ping too often.
-func TestKeepalive(t *testing.T) {
+// The real keysvc ends connections of clients that ping too often.
+func TestIdleClientKeepsItsConnection(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "keysvc.db")
 	synctest.Test(t, func(t *testing.T) {
 		listener := bufconn.Listen(1 << 20)
@@ -143,9 +141,8 @@ func TestKeepalive(t *testing.T) {
 	})
 }
 
-// A client outlives its keysvc: it says UNAVAILABLE at once, and answers again when there
-// is a keysvc again.
-func TestRestart(t *testing.T) {
+// The client returns UNAVAILABLE at once, and answers again when there is a keysvc again.
+func TestClientOutlivesItsServer(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	file := filepath.Join(t.TempDir(), "keysvc.db")
 	start := func() *servertest.Keysvc {
@@ -234,9 +231,9 @@ func (a *authority) issue(t testing.TB, name string) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// Two servers behind one name, with TLS 1.3 and client certificates: both get calls, and a
-// server that cannot prove its name gets none.
-func TestSecuredAndSpread(t *testing.T) {
+// Two servers behind one name, with TLS 1.3 and client certificates: both get calls. A server
+// that cannot prove its name gets none.
+func TestCallsAreSecuredAndSpread(t *testing.T) {
 	authority := newAuthority(t)
 	var calls [2]atomic.Int64
 	var addresses []resolver.Address

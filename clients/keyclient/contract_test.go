@@ -61,7 +61,7 @@ func (b backend) Calls() int { return int(b.counter.calls.Load()) }
 
 var _ validatortest.Counter = backend{}
 
-func TestContract(t *testing.T) {
+func TestClientKeepsTheContract(t *testing.T) {
 	validatortest.Run(t, func(t *testing.T) validatortest.Backend {
 		clock := servertest.NewClock(testTime)
 		keysvc := servertest.Start(t, servertest.Options{Now: clock.Now})

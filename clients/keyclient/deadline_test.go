@@ -33,9 +33,8 @@ func (attempts) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Conte
 
 func (attempts) HandleConn(context.Context, stats.ConnStats) {}
 
-// TestWhatTheServerWaitsForIsToldWithinTheDefaultTimeout: a revision that does not come is
-// an item's error, and not the end of the call, with a Client as it comes.
-func TestWhatTheServerWaitsForIsToldWithinTheDefaultTimeout(t *testing.T) {
+// With the default timeout, the server's answer comes before the client gives up.
+func TestRevisionThatDoesNotComeIsAnErrorOfItsItem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		listener := bufconn.Listen(1 << 20)
 		keysvc := servertest.Start(t, servertest.Options{Listener: listener})

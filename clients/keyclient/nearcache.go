@@ -2,58 +2,60 @@ package keyclient
 
 import "time"
 
-// NearCacheHooks are told what happens in a near-cache, for metrics. Each may be nil. They are called
-// from many goroutines, and what they do keeps requests waiting. Hits are only counted, as
-// they are what is to be fast: read them from the state now and then.
+// NearCacheHooks are called when something happens in a near-cache, for metrics. A hook may be
+// nil. Hooks are called from many goroutines, and requests wait while they run. There is no
+// hook for a hit, because a hit must be fast: read the number of hits from NearCacheState now
+// and then.
 type NearCacheHooks struct {
 	// Missed is called for a validation that memory could not answer.
 	Missed func()
-	// Filled is called for an answer of the server, and says whether it was kept. Refused
-	// fills are those that an event has overtaken, and refusals and conditions that may not
-	// be kept.
+	// Filled is called for an answer of the server. kept reports whether the answer was kept.
+	// Not kept are: an answer that an event has overtaken, a refusal, and a grant with a
+	// condition that this version does not know.
 	Filled func(kept bool)
-	// Invalidated is called for a change that was applied, and says how long after it was
-	// made: by the clocks of two machines, 0 if they say less than that. It is not called
-	// for a change from before the server's start.
+	// Invalidated is called for a change that was applied. lag is the time since the change was
+	// made, by the clocks of two machines, and never less than 0. The hook is not called for a
+	// change from before the server's start.
 	Invalidated func(lag time.Duration)
-	// Reset is called when events are missing and everything was dropped, as at the
-	// beginning of the first session.
+	// Reset is called when everything was dropped because events are missing. It is also called
+	// when the first session begins.
 	Reset func()
-	// SessionBegan and SessionEnded are called for each session with the server. The reason
-	// is nil if the near-cache was closed.
+	// SessionBegan and SessionEnded are called for each session with the server. reason is nil
+	// if the near-cache was closed.
 	SessionBegan func()
 	SessionEnded func(reason error)
 }
 
-// NearCacheState is how a near-cache stands, for metrics and for people.
+// NearCacheState is the state of a near-cache, for metrics and for people.
 type NearCacheState struct {
-	// Connected says that there is a session with keysvc, and Sessions how many there were.
+	// Connected reports whether there is a session with keysvc. Sessions is how many there have
+	// been.
 	Connected bool
 	Sessions  int64
-	// Epoch and Revision are how far the changes were applied, and Generation how often
+	// Epoch and Revision are up to where changes were applied. Generation is how often
 	// everything was dropped.
 	Epoch      string
 	Revision   int64
 	Generation uint64
-	// Fresh is for how long memory may answer if keysvc is not heard of again; 0 if it may
-	// not. Staleness is the server's bound, from which that is counted.
+	// Fresh is for how long memory may still answer if keysvc is not heard of again; 0 if it
+	// may not. Staleness is the server's bound, the length of a lease.
 	Fresh, Staleness time.Duration
-	// Entries are the tokens in memory, Bytes what they take, about, and Watches the streams
-	// that are kept under watch.
+	// Entries is the number of tokens in memory, Bytes about the memory that they take, and
+	// Watches the number of streams that are watched.
 	Entries, Bytes, Watches int
 	// Hits were answered from memory, Misses were not.
 	Hits, Misses int64
-	// Kept are the answers of keysvc that were put into memory, Unkept those that were used
-	// once, and Repeated those that an event had overtaken, so that keysvc was asked again.
+	// Kept counts answers of keysvc that were kept, Unkept answers that were used once, and
+	// Repeated answers that an event had overtaken, so that keysvc was asked again.
 	Kept, Unkept, Repeated int64
-	// Refused are refusals that were repeated within a second without asking.
+	// Refused counts refusals that were repeated from memory, within a second.
 	Refused int64
-	// Events were applied, and Dropped the entries that went with them. Resets are how often
-	// events were missing.
+	// Events counts applied changes, Dropped the entries that were dropped for them, and Resets
+	// how often everything was dropped.
 	Events, Dropped, Resets int64
 }
 
-// NearCache returns how the near-cache stands; nothing without one. It takes some
+// NearCache returns the state of the near-cache; the zero state if there is none. It takes some
 // microseconds.
 func (c *Client) NearCache() NearCacheState {
 	if c.cache == nil {

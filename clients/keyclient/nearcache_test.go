@@ -34,8 +34,7 @@ func fresh(t testing.TB, client *keyclient.Client) {
 	}
 }
 
-// TestNearCacheHits sees that memory answers, and that a revoke ends that at once.
-func TestNearCacheHits(t *testing.T) {
+func TestNearCacheAnswersUntilRevoked(t *testing.T) {
 	keysvc := servertest.Start(t, servertest.Options{})
 	keysvc.PutMember(t, "acme", "ann", "admin")
 	keyID, token := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
@@ -68,8 +67,7 @@ func TestNearCacheHits(t *testing.T) {
 	}
 }
 
-// TestNearCacheWatch sees a watch end with its key.
-func TestNearCacheWatch(t *testing.T) {
+func TestNearCacheWatchEndsWithItsKey(t *testing.T) {
 	keysvc := servertest.Start(t, servertest.Options{})
 	keysvc.PutMember(t, "acme", "ann", "admin")
 	keyID, token := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
@@ -94,9 +92,7 @@ func TestNearCacheWatch(t *testing.T) {
 	}
 }
 
-// TestNearCacheStreams: what a Guard lets in over a near-cache ends when it would not be let
-// in any more, with the answer that it would get.
-func TestNearCacheStreams(t *testing.T) {
+func TestNearCacheEndsStreamsWithTheRefusalOfANewCall(t *testing.T) {
 	const method = "/test.v1.Things/Watch"
 	for name, test := range map[string]struct {
 		// change is what happens once the stream is open.
@@ -173,8 +169,8 @@ func protected(t *testing.T, guard *keyauth.Guard) *grpc.ClientConn {
 	return conn
 }
 
-// TestNearCacheUsage: a key that only memory answers for is seen to be used (rule 9).
-func TestNearCacheUsage(t *testing.T) {
+// A key that is answered from memory alone still gets a last-used time (rule 9).
+func TestNearCacheReportsUses(t *testing.T) {
 	keysvc := servertest.Start(t, servertest.Options{})
 	keysvc.PutMember(t, "acme", "ann", "admin")
 	keyID, token := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
@@ -260,8 +256,8 @@ func (b awaiting) RevokeKey(t testing.TB, workspaceID, keyID string) {
 	b.settle(t)
 }
 
-// TestNearCacheContract runs the suite with a clock that client and server share.
-func TestNearCacheContract(t *testing.T) {
+// Client and server share a clock.
+func TestNearCacheKeepsTheContract(t *testing.T) {
 	validatortest.Run(t, func(t *testing.T) validatortest.Backend {
 		clock := servertest.NewClock(testTime)
 		keysvc := servertest.Start(t, servertest.Options{Now: clock.Now})

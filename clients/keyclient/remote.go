@@ -14,7 +14,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// maxTokenBytes is the longest token text that is sent.
+// maxTokenBytes is the length of the longest text that is sent as a token.
 const maxTokenBytes = token.MaxTextBytes
 
 // remote is the Validator that makes a call for each question.
@@ -23,7 +23,7 @@ type remote struct {
 	timeout     time.Duration
 }
 
-// Validate implements keyauth.Validator, as Client says.
+// Validate implements keyauth.Validator, see Client.Validate.
 func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	if err := ctx.Err(); err != nil {
 		return keyauth.Answer{}, err
@@ -40,8 +40,8 @@ func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyau
 	return answer(response)
 }
 
-// explain returns the error that is told: one that never holds the token, and that speaks
-// of UNAVAILABLE, not of a deadline or a cancellation, unless it was the caller's.
+// explain returns the error for the caller. It never holds the token. A deadline or
+// cancellation that is not the caller's becomes codes.Unavailable.
 func (r *remote) explain(ctx context.Context, err error, text string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -57,7 +57,7 @@ func (r *remote) explain(ctx context.Context, err error, text string) error {
 	return err
 }
 
-// withoutCall answers questions that need not leave this process.
+// withoutCall answers a question that needs no call, and reports whether it did.
 func withoutCall(question *keyauth.Question) (answer keyauth.Answer, answered bool, err error) {
 	switch {
 	case !question.Requirement.IsValid() || question.Requirement.IsPublic():
@@ -71,9 +71,9 @@ func withoutCall(question *keyauth.Question) (answer keyauth.Answer, answered bo
 	return keyauth.Answer{}, false, nil
 }
 
-// cannotBeToken says whether text need not leave this process: it looks like one of
-// keysvc's tokens and its checksum is wrong, or gRPC could not carry it. What looks like
-// nothing known is for keysvc to judge, which may be newer.
+// cannotBeToken reports whether no call is needed to refuse a text: it looks like a token of
+// keysvc and its checksum is wrong, or gRPC could not carry it. Text of an unknown form is
+// sent, because keysvc may be newer and know the form.
 func cannotBeToken(text string) bool {
 	if text == "" || len(text) > maxTokenBytes || !utf8.ValidString(text) {
 		return true
@@ -98,8 +98,8 @@ func request(question keyauth.Question) *keysvcv1.ValidateKeyRequest {
 	return request
 }
 
-// answer reads a response. What makes no sense is an error, not a no: it tells nothing of
-// the token.
+// answer reads a response. A response that makes no sense is an error, not a no, because it
+// tells nothing about the token.
 func answer(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error) {
 	answer := keyauth.Answer{Decision: response.GetDecision(), Reason: response.GetReason(), KeyID: response.GetKeyId()}
 	switch answer.Decision {

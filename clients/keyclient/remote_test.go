@@ -40,9 +40,9 @@ func reading(text string) keyauth.Question {
 	return keyauth.Question{Token: text, Requirement: keyauth.Scope("signatures:read")}
 }
 
-// Answers of a keysvc that is newer, broken or none at all are never a yes, and what a
-// Guard makes of them is never a 401 or 403.
-func TestAnswersWithoutSense(t *testing.T) {
+// The keysvc is newer, broken, or none at all. Its answer is never a yes, and a Guard never
+// makes a 401 or 403 of it.
+func TestAnswersWithoutSenseAreNeitherYesNorNo(t *testing.T) {
 	text := newToken(t)
 	principal := &keysvcv1.Principal{KeyId: "k", WorkspaceId: "acme", MemberId: "ann", Role: "owner"}
 	for _, test := range []struct {
@@ -103,9 +103,7 @@ func TestAnswersWithoutSense(t *testing.T) {
 	}
 }
 
-// A keysvc that does not answer costs a request the ValidationTimeout, or what is left of
-// its own time, and not more.
-func TestDeadlines(t *testing.T) {
+func TestValidateEndsAtTheEarlierOfTimeoutAndDeadline(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		timeout time.Duration
@@ -150,8 +148,8 @@ func TestDeadlines(t *testing.T) {
 
 func unavailable(err error) bool { return status.Code(err) == codes.Unavailable }
 
-// Calls of the typed clients have a deadline, too; a context's own one wins.
-func TestCallDeadlines(t *testing.T) {
+// A context's own deadline wins.
+func TestCallsWithoutADeadlineGetOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		client := serve(t, func(_ any, stream grpc.ServerStream) error {
 			<-stream.Context().Done()
@@ -188,7 +186,7 @@ func TestCallDeadlines(t *testing.T) {
 	})
 }
 
-func TestClosed(t *testing.T) {
+func TestClosedClientIsUnavailable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := make(chan struct{})
 		client := serve(t, func(_ any, stream grpc.ServerStream) error {
@@ -214,7 +212,7 @@ func TestClosed(t *testing.T) {
 	})
 }
 
-func TestUserAgent(t *testing.T) {
+func TestUserAgentNamesTheService(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var seen string
 		client := serve(t, func(_ any, stream grpc.ServerStream) error {

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// parseTarget returns a target of grpc with the port added where it has none, and whether
-// what it names cannot be on another machine. The name localhost is taken at its word
-// (RFC 6761 section 6.3). What is malformed comes back as it is, for grpc to refuse.
+// parseTarget returns a target of grpc, with DefaultPort added if it has no port, and reports
+// whether the target is certainly on this machine. The name localhost is (RFC 6761 section
+// 6.3). A malformed target is returned unchanged, for grpc to refuse.
 func parseTarget(target string) (full string, local bool) {
 	if path, ok := strings.CutPrefix(target, "unix://"); ok {
 		return target, filepath.IsAbs(path)
@@ -38,7 +38,7 @@ func parseTarget(target string) (full string, local bool) {
 	return scheme + endpoint, loopback || strings.EqualFold(host, "localhost")
 }
 
-// withPort adds DefaultPort to a host that stands alone.
+// withPort adds DefaultPort to a host without a port.
 func withPort(endpoint string) string {
 	if _, _, err := net.SplitHostPort(endpoint); err == nil {
 		return endpoint

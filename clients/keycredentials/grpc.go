@@ -19,10 +19,10 @@ type Option func(*options)
 
 type options struct{ plaintextLoopback bool }
 
-// AllowPlaintextLoopback allows calls without TLS to loopback addresses and unix sockets,
-// where nobody but this machine can listen: for gRPC to targets that name one or localhost,
-// for HTTP to hosts that are a loopback address, where the RoundTripper below must not use
-// a proxy for these. It is for development.
+// AllowPlaintextLoopback allows calls without TLS to loopback addresses and unix sockets, where
+// only this machine can listen. For gRPC, the target must name one, or localhost. For HTTP, the
+// host must be a loopback address, and the RoundTripper below must not use a proxy for it. It
+// is for development.
 func AllowPlaintextLoopback() Option {
 	return func(o *options) { o.plaintextLoopback = true }
 }
@@ -38,10 +38,10 @@ func optionsOf(given []Option) options {
 // PerRPC returns credentials that send the token with each call. Use them with
 // grpc.WithPerRPCCredentials, or with grpc.PerRPCCredentials for single calls.
 //
-// A call fails before anything is sent, with codes.Internal if its connection is not known
-// to be private and authentic, or if it has authorization metadata already, and with
-// codes.Unavailable if the source fails. grpc itself answers UNAUTHENTICATED for single
-// calls without TLS and without AllowPlaintextLoopback.
+// A call fails before anything is sent: with codes.Internal if its connection is not known to
+// be private and authentic, or if it has authorization metadata already; with codes.Unavailable
+// if the source fails. grpc itself returns codes.Unauthenticated for a single call without TLS
+// and without AllowPlaintextLoopback.
 func PerRPC(source Source, given ...Option) credentials.PerRPCCredentials {
 	return &perRPC{source: source, options: optionsOf(given)}
 }
@@ -74,8 +74,8 @@ func (p *perRPC) GetRequestMetadata(ctx context.Context, audience ...string) (ma
 // RequireTransportSecurity implements credentials.PerRPCCredentials.
 func (p *perRPC) RequireTransportSecurity() bool { return !p.options.plaintextLoopback }
 
-// isSecure says whether a connection is private and authentic. Of one that does not say,
-// nothing is known; credentials.CheckSecurityLevel would let it pass.
+// isSecure reports whether a connection is known to be private and authentic. It does not use
+// credentials.CheckSecurityLevel, which accepts a connection that does not tell its level.
 func isSecure(connection credentials.AuthInfo) bool {
 	common, ok := connection.(interface {
 		GetCommonAuthInfo() credentials.CommonAuthInfo
@@ -83,11 +83,11 @@ func isSecure(connection credentials.AuthInfo) bool {
 	return ok && common.GetCommonAuthInfo().SecurityLevel >= credentials.PrivacyAndIntegrity
 }
 
-// isLoopbackCall says whether a call goes to this machine: its connection does, and it was
-// dialled as such. The one without the other could be a proxy on this machine.
+// isLoopbackCall reports whether a call goes to this machine: its connection does, and it was
+// dialled as such. A connection alone could lead to a proxy on this machine.
 func isLoopbackCall(ctx context.Context, audience []string) bool {
-	// grpc puts the peer of the connection into the context before it asks for metadata, in
-	// the place of one that the context of an incoming call has.
+	// Before grpc asks for metadata, it puts the connection's peer into the context, in place
+	// of the peer of an incoming call.
 	remote, ok := peer.FromContext(ctx)
 	if !ok || remote.Addr == nil || !isLoopback(remote.Addr) || len(audience) != 1 {
 		return false

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// RoundTripper sends the token with requests to the named hosts and refuses all others. It
-// is what http.Client.Transport takes.
+// RoundTripper sends the token with requests to the named hosts, and refuses all other
+// requests. Use it as http.Client.Transport.
 type RoundTripper struct {
 	source  Source
 	hosts   []string
@@ -19,13 +19,13 @@ type RoundTripper struct {
 	options options
 }
 
-// HTTP returns a RoundTripper over another one; nil means http.DefaultTransport. hosts are
-// those that may get the token, as they stand in URLs: "api.example.com", or with a port
-// where it is not the scheme's, "127.0.0.1:8080". At least one is required: without them a
-// redirect would carry the token to whoever the answer names.
+// HTTP returns a RoundTripper over another one; nil means http.DefaultTransport. hosts are the
+// hosts that may get the token, written as in URLs: "api.example.com", or with a port that is
+// not the scheme's default, "127.0.0.1:8080". At least one is required, because a redirect
+// could otherwise carry the token to any host.
 //
-// A request to another host fails, and so do plain http (see AllowPlaintextLoopback) and a
-// request that has an Authorization header already; nothing is sent then.
+// These requests fail, and nothing is sent: a request to another host, a request over plain
+// http (see AllowPlaintextLoopback), and a request that has an Authorization header already.
 func HTTP(base http.RoundTripper, source Source, hosts []string, given ...Option) (*RoundTripper, error) {
 	if source == nil {
 		return nil, errNoSource
@@ -47,8 +47,8 @@ func HTTP(base http.RoundTripper, source Source, hosts []string, given ...Option
 	return tripper, nil
 }
 
-// parseHost returns a host, with its port if it has one, in the form in which hosts are
-// compared. It is one that a URL may have, and nothing else of a URL.
+// parseHost returns a host, and its port if it has one, in the form in which hosts are
+// compared. ok is false if text is not the host part of a URL.
 func parseHost(text string) (host string, ok bool) {
 	parsed, err := url.Parse("https://" + text)
 	if err != nil || parsed.Host != text || parsed.Hostname() == "" || strings.HasSuffix(text, ":") {
@@ -62,7 +62,8 @@ func parseHost(text string) (host string, ok bool) {
 	return strings.ToLower(text), true
 }
 
-// CloseIdleConnections closes those of the RoundTripper below, if it can; see http.Client.
+// CloseIdleConnections closes the idle connections of the RoundTripper below, if it can; see
+// http.Client.
 func (t *RoundTripper) CloseIdleConnections() {
 	if closer, ok := t.base.(interface{ CloseIdleConnections() }); ok {
 		closer.CloseIdleConnections()
@@ -74,7 +75,7 @@ func (t *RoundTripper) RoundTrip(request *http.Request) (*http.Response, error) 
 	authorized, err := t.authorize(request)
 	if err != nil {
 		if request.Body != nil {
-			request.Body.Close() //nolint:errcheck // nobody is left to tell
+			request.Body.Close() //nolint:errcheck // nobody could be told
 		}
 		return nil, err
 	}
@@ -108,7 +109,8 @@ func (t *RoundTripper) authorize(request *http.Request) (*http.Request, error) {
 	return authorized, nil
 }
 
-// hasAuthorization also finds a header whose name was not written canonically.
+// hasAuthorization reports whether there is an Authorization header, however its name is
+// written.
 func hasAuthorization(header http.Header) bool {
 	for name := range header {
 		if strings.EqualFold(name, "Authorization") {
@@ -118,8 +120,8 @@ func hasAuthorization(header http.Header) bool {
 	return false
 }
 
-// isLoopbackHost says whether a host is an address of this machine. Names are not: not
-// even localhost is one everywhere.
+// isLoopbackHost reports whether a host is a loopback address. A name is not one; even
+// localhost does not mean this machine everywhere.
 func isLoopbackHost(host string) bool {
 	address, err := netip.ParseAddr(host)
 	return err == nil && address.Unmap().IsLoopback()

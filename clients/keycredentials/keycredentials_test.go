@@ -51,7 +51,7 @@ func fixed(text string) Source {
 	return SourceFunc(func(context.Context) (string, error) { return text, nil })
 }
 
-func TestFile(t *testing.T) {
+func TestFileIsReadAgainAfterASecond(t *testing.T) {
 	now := time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
 	path := filepath.Join(t.TempDir(), "token")
 	write := func(text string) {
@@ -114,7 +114,7 @@ func TestFile(t *testing.T) {
 	expect(secret)
 }
 
-func TestFileRefused(t *testing.T) {
+func TestFileRefusesWhatHoldsNoToken(t *testing.T) {
 	directory := t.TempDir()
 	pipe := filepath.Join(directory, "pipe")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
@@ -149,8 +149,7 @@ func TestFileRefused(t *testing.T) {
 	}
 }
 
-// What holds a token does not show it.
-func TestPrinted(t *testing.T) {
+func TestPrintingShowsNoToken(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(path, []byte(secret), 0o600); err != nil {
 		t.Fatal(err)
@@ -172,7 +171,7 @@ func TestPrinted(t *testing.T) {
 	}
 }
 
-func TestEnvironment(t *testing.T) {
+func TestEnvironmentIsReadForEachCall(t *testing.T) {
 	source := Environment("KEYCREDENTIALS_TEST")
 	if _, err := source.Token(t.Context()); err == nil || !strings.Contains(err.Error(), "KEYCREDENTIALS_TEST") {
 		t.Fatalf("Token: %v", err)
@@ -183,7 +182,7 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-func TestAuthorization(t *testing.T) {
+func TestAuthorizationRefusesWhatCannotBeSent(t *testing.T) {
 	for _, text := range []string{
 		"", " ", "a b", "a\n", "a\r\nX: y", "a\x00", "a,b", "\u00e4", "\xff", strings.Repeat("a", maxTokenBytes+1),
 		secret[:len(secret)-1], secret + "0", "Bearer " + secret,
@@ -236,7 +235,7 @@ func (h *health) Check(ctx context.Context, _ *grpc_health_v1.HealthCheckRequest
 	return &grpc_health_v1.HealthCheckResponse{}, nil
 }
 
-func TestPerRPC(t *testing.T) {
+func TestPerRPCSendsTheToken(t *testing.T) {
 	// httptest makes a certificate for us.
 	certified := httptest.NewUnstartedServer(nil)
 	certified.StartTLS()
@@ -316,9 +315,8 @@ func (anonymous) ClientHandshake(_ context.Context, _ string, conn net.Conn) (ne
 	return conn, anonymousInfo{}, nil
 }
 
-// Calls that must not carry the token, though AllowPlaintextLoopback is set or grpc would
-// let them; nothing reaches the server.
-func TestPerRPCRefuses(t *testing.T) {
+// AllowPlaintextLoopback is set, or grpc would allow the call. Nothing reaches the server.
+func TestPerRPCRefusesUnsafeCalls(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -405,8 +403,8 @@ func TestPerRPCRefuses(t *testing.T) {
 	}
 }
 
-// A source that waits ends with the call, whose error is then the context's.
-func TestPerRPCContextEnds(t *testing.T) {
+// The source waits; the error is the context's.
+func TestPerRPCEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(credentials.NewContextWithRequestInfo(t.Context(), credentials.RequestInfo{
 		AuthInfo: credentials.TLSInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}},
 	}))
@@ -420,7 +418,7 @@ func TestPerRPCContextEnds(t *testing.T) {
 	}
 }
 
-func TestPlaintextElsewhere(t *testing.T) {
+func TestPlaintextToOtherMachinesIsRefused(t *testing.T) {
 	for address, local := range map[string]bool{"127.0.0.1:1": true, "[::1]:1": true, "[::ffff:127.0.0.1]:1": true, "192.0.2.1:1": false, "[2001:db8::1]:1": false} {
 		parsed, err := net.ResolveTCPAddr("tcp", address)
 		if err != nil {
@@ -432,7 +430,7 @@ func TestPlaintextElsewhere(t *testing.T) {
 	}
 }
 
-func TestHTTP(t *testing.T) {
+func TestHTTPSendsTheTokenToNamedHosts(t *testing.T) {
 	var seen []string
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		seen = append(seen, r.Header.Values("Authorization")...)
@@ -502,7 +500,7 @@ func TestHTTP(t *testing.T) {
 	http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 }
 
-func TestHTTPRefuses(t *testing.T) {
+func TestHTTPRefusesUnsafeRequests(t *testing.T) {
 	for _, hosts := range [][]string{
 		nil,
 		{""},

@@ -1,6 +1,6 @@
 // Package keycredentials attaches an API key to outgoing calls: for gRPC as
-// credentials.PerRPCCredentials, for HTTP as an http.RoundTripper. It refuses to send a key
-// where it could be read on the way, or to whom it is not meant for.
+// credentials.PerRPCCredentials, for HTTP as an http.RoundTripper. It refuses to send the key
+// over a connection on which it could be read, and to a host that the key is not meant for.
 package keycredentials
 
 import (
@@ -16,25 +16,25 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// maxTokenBytes is the longest token that is sent.
+// maxTokenBytes is the length of the longest token that is sent.
 const maxTokenBytes = token.MaxTextBytes
 
-// Source yields the token to send. It is asked before each call and must be safe for
-// concurrent use; its errors must not contain the token.
+// Source returns the token to send. It is asked before each call, from many goroutines. Its
+// errors must not contain the token.
 type Source interface {
-	// Token returns the token. One that cannot stand in a header, and one of keysvc's whose
-	// checksum is wrong, is not sent.
+	// Token returns the token. A token that cannot stand in a header is not sent, and neither
+	// is a token of keysvc with a wrong checksum.
 	Token(ctx context.Context) (string, error)
 }
 
-// SourceFunc is a function as a Source, for tokens that come from elsewhere.
+// SourceFunc is a function as a Source, for tokens from elsewhere.
 type SourceFunc func(ctx context.Context) (string, error)
 
 // Token implements Source.
 func (f SourceFunc) Token(ctx context.Context) (string, error) { return f(ctx) }
 
-// Environment returns the Source of an environment variable, such as KEYSVC_TOKEN. It is
-// read anew each time.
+// Environment returns the Source of an environment variable, such as KEYSVC_TOKEN. The variable
+// is read for each call.
 func Environment(name string) Source {
 	return SourceFunc(func(context.Context) (string, error) {
 		text, ok := os.LookupEnv(name)
@@ -45,27 +45,27 @@ func Environment(name string) Source {
 	})
 }
 
-// fileInterval is how long what was read from a file is used without reading it again.
+// fileInterval is how long the content of a file is used before the file is read again.
 const fileInterval = time.Second
 
-// File returns the Source of a regular file, one line break at whose end does not count. It
-// is read once a second at most, so a rotated token is in use a second later. While a file
-// that was read once cannot be read, or has no token in it because somebody is writing it,
-// the token of before stays in use.
+// File returns the Source of a regular file that holds a token and at most one line break at
+// its end. The file is read at most once a second, so a rotated token is in use a second later.
+// If the file was read once, and then cannot be read or holds no token because somebody is
+// writing it, the earlier token stays in use.
 func File(path string) Source { return SourceFunc(newFile(path, time.Now).token) }
 
 func newFile(path string, now func() time.Time) *file { return &file{path: path, now: now} }
 
-// file is never a Source itself: printed, it would show what it keeps.
+// file is not a Source itself, because printing it would show the token that it keeps.
 type file struct {
 	path string
 	now  func() time.Time
 
 	mutex sync.Mutex
-	// kept is the newest token, nil before the first. It is behind a pointer, as fmt prints
-	// what a field holds that is not exported.
+	// kept is the newest token; nil before the first. It is a pointer, because fmt prints the
+	// value of an unexported field.
 	kept *string
-	// looked is when the file was read last.
+	// looked is when the file was last read.
 	looked time.Time
 }
 
@@ -87,14 +87,14 @@ func (f *file) token(context.Context) (string, error) {
 	return *f.kept, nil
 }
 
-// readToken reads a file with nothing but a token in it.
+// readToken reads a file that holds nothing but a token.
 func readToken(path string) (string, error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
 		return "", err
 	case !info.Mode().IsRegular():
-		// Opening a pipe would wait for somebody to write to it.
+		// Opening a pipe would wait for a writer.
 		return "", errors.New("is not a regular file")
 	case info.Size() > maxTokenBytes+int64(len("\r\n")):
 		return "", fmt.Errorf("has %d bytes; a token has up to %d", info.Size(), maxTokenBytes)
@@ -107,7 +107,7 @@ func readToken(path string) (string, error) {
 	return text, check(text)
 }
 
-// check says what keeps text from being sent as a token, without the text.
+// check returns why text cannot be sent as a token, without the text; nil if it can.
 func check(text string) error {
 	if text == "" {
 		return errors.New("the token is empty")
@@ -116,8 +116,8 @@ func check(text string) error {
 		return fmt.Errorf("the token has %d bytes; allowed are up to %d", len(text), maxTokenBytes)
 	}
 	for index, char := range []byte(text) {
-		// token68 of RFC 9110, section 11.2: with anything else a header could be ended, and
-		// another begun.
+		// token68 of RFC 9110, section 11.2. Another character could end the header and begin
+		// another one.
 		if !isToken68(char) {
 			return fmt.Errorf("the token has at byte %d what no token has; allowed are letters, digits and _ - . ~ + / =", index)
 		}
@@ -135,7 +135,7 @@ func isToken68(char byte) bool {
 		strings.IndexByte("_-.~+/=", char) >= 0
 }
 
-// authorization returns the value of the header of that name (RFC 6750 section 2.1).
+// authorization returns the value of the Authorization header (RFC 6750 section 2.1).
 func authorization(ctx context.Context, source Source) (string, error) {
 	if source == nil {
 		return "", errNoSource

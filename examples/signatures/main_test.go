@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestStory(t *testing.T) {
+func TestStoryRunsToItsEnd(t *testing.T) {
 	var out bytes.Buffer
 	if err := run(t.Context(), nil, &out); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())

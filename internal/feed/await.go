@@ -7,22 +7,22 @@ import (
 	"github.com/scribe-mail/keysvc/internal/lease"
 )
 
-// Outcome says how a wait for all caches has ended.
+// Outcome is how a wait for all caches ended.
 type Outcome struct {
-	// Applied is how many said that they have applied the revision, Lapsed how many had
-	// not when their leases ended.
+	// Applied counts the clients that have applied the revision. Lapsed counts the clients that
+	// had not when their leases ended.
 	Applied, Lapsed int
 }
 
-// Await is a wait until no cache answers from before a revision any more. It belongs to
-// one goroutine.
+// Await is a wait until no cache answers from before a revision any more. It belongs to one
+// goroutine.
 type Await struct {
 	hub     *Hub
 	pending []lease.Pending
 	outcome Outcome
 }
 
-// Await asks the clients of all sessions to say when they have applied a revision, and
+// Await asks the clients of all sessions to report when they have applied a revision, and
 // returns the wait for them. Error: ErrNotPublished.
 func (h *Hub) Await(revision int64) (*Await, error) {
 	h.mutex.Lock()
@@ -44,8 +44,8 @@ func (h *Hub) Await(revision int64) (*Await, error) {
 	return await, nil
 }
 
-// Poll says whether the wait is over, and how it ended. If it is not, ask again when
-// changed is closed, and after left at the latest.
+// Poll reports whether the wait is over, and its outcome. If it is not over, call Poll again
+// when changed is closed, and after left at the latest.
 func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed <-chan struct{}) {
 	now := a.hub.config.Now()
 	for len(a.pending) > 0 {
@@ -63,8 +63,8 @@ func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed 
 	return a.outcome, true, 0, nil
 }
 
-// AwaitRevision returns when no cache answers from before a revision any more, after S
-// and a thousandth of it at the latest. Errors: ErrNotPublished, or the context's.
+// AwaitRevision returns when no cache answers from before a revision any more, after S and a
+// thousandth of it at the latest. Errors: ErrNotPublished, or the context's.
 func (h *Hub) AwaitRevision(ctx context.Context, revision int64) (Outcome, error) {
 	await, err := h.Await(revision)
 	if err != nil {

@@ -15,9 +15,8 @@ import (
 // whole is how long a lease is waited for.
 const whole = staleness + staleness/1000
 
-// TestAwait waits for revision 101 while a session does something, and says how long and
-// with which outcome.
-func TestAwait(t *testing.T) {
+// The wait is for revision 101 while a session does something.
+func TestAwaitEndsWhenAllAppliedOrLapsed(t *testing.T) {
 	applied, lapsed, none := feed.Outcome{Applied: 1}, feed.Outcome{Lapsed: 1}, feed.Outcome{}
 	for _, test := range []struct {
 		name string
@@ -100,8 +99,8 @@ func (w *world) applies(session *feed.Session, revision int64) {
 	}
 }
 
-// TestAwaitAfterStart: a lease that the process before may have given is waited for (S4).
-func TestAwaitAfterStart(t *testing.T) {
+// S4.
+func TestAwaitWaitsForLeasesOfTheProcessBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *feed.Config) { c.Now = time.Now; c.Started = time.Now() })
 		time.Sleep(staleness / 4)
@@ -116,7 +115,7 @@ func TestAwaitAfterStart(t *testing.T) {
 	})
 }
 
-func TestAwaitErrors(t *testing.T) {
+func TestAwaitRefusesUnpublishedRevisions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *feed.Config) { c.Now = time.Now; c.Started = time.Now() })
 		if _, err := w.AwaitRevision(t.Context(), 101); !errors.Is(err, feed.ErrNotPublished) {
@@ -130,9 +129,8 @@ func TestAwaitErrors(t *testing.T) {
 	})
 }
 
-// TestTogether lets everything happen at once, for the race detector, and checks that
-// each session sees every change once, in order, or a reset.
-func TestTogether(t *testing.T) {
+// For the race detector: everything happens at once.
+func TestConcurrentSessionsSeeEveryChangeOnceInOrderOrAReset(t *testing.T) {
 	const sessions, changes = 8, 2000
 	hub := feed.New(feed.Config{Epoch: "epoch", Started: time.Now(), Staleness: time.Minute, RingSize: 256})
 	var group sync.WaitGroup

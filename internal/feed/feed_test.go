@@ -134,8 +134,8 @@ func show(step feed.Step) string {
 	return "unknown"
 }
 
-// TestOpen: a session goes on only where it is certain what the client has seen (S5).
-func TestOpen(t *testing.T) {
+// S5.
+func TestOpenResumesOnlyWhatIsCertain(t *testing.T) {
 	const fresh = `welcome 100 reset=true "hash 100"@100`
 	onlyW1 := func(workspaceID string) bool { return workspaceID == "w1" } // 93, 96, 99
 	for _, test := range []struct {
@@ -175,8 +175,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestHistory: what the store gives at the start is taken as far as it fits.
-func TestHistory(t *testing.T) {
+func TestHistoryIsUsedAsFarAsItFits(t *testing.T) {
 	hello := &keysvcv1.SyncHello{Epoch: "epoch", Revision: 95, AuditHash: hash(95), HashRevision: 95}
 	for _, test := range []struct {
 		name string
@@ -204,9 +203,8 @@ func TestHistory(t *testing.T) {
 	}
 }
 
-// TestOrder: a pong stands behind every event up to its barrier, and does not wait for
-// more (S2).
-func TestOrder(t *testing.T) {
+// A pong does not wait for later events (S2).
+func TestPongFollowsEveryEventUpToItsBarrier(t *testing.T) {
 	w := newWorld(t, nil)
 	session := w.join()
 	w.expect(session)
@@ -252,8 +250,7 @@ func (w *world) await(revision int64) *feed.Await {
 	return await
 }
 
-// TestBatches: many changes come in messages of bounded size.
-func TestBatches(t *testing.T) {
+func TestManyChangesComeInBoundedMessages(t *testing.T) {
 	w := newWorld(t, nil)
 	session := w.join()
 	for revision := int64(101); revision <= 1300; revision++ {
@@ -276,9 +273,8 @@ func TestBatches(t *testing.T) {
 	w.expect(session, "pong 1 at 1300")
 }
 
-// TestVisible: what the caller may not see is left out, and its place goes on all the
-// same.
-func TestVisible(t *testing.T) {
+// The session's index and revision move past them.
+func TestInvisibleChangesAreLeftOut(t *testing.T) {
 	w := newWorld(t, nil)
 	session, err := w.Open(&keysvcv1.SyncHello{}, func(workspaceID string) bool { return workspaceID == "w1" })
 	if err != nil {
@@ -292,8 +288,7 @@ func TestVisible(t *testing.T) {
 	w.expect(session, "events [] to 104")
 }
 
-// TestKinds: a kind that this program does not know concerns everything.
-func TestKinds(t *testing.T) {
+func TestUnknownKindsConcernEverything(t *testing.T) {
 	w := newWorld(t, nil)
 	session := w.join()
 	want := map[storagev1.FeedKind]keysvcv1.SyncEventKind{
@@ -320,8 +315,8 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// TestReset: whoever's place has fallen out of the ring is told so, and nothing else.
-func TestReset(t *testing.T) {
+// A session whose index has fallen out of the ring gets a Reset, and nothing else.
+func TestSlowSessionIsReset(t *testing.T) {
 	w := newWorld(t, func(c *feed.Config) { c.RingSize = 10 })
 	slow, quick := w.join(), w.join()
 	for revision := int64(101); revision <= 111; revision++ {
@@ -340,8 +335,7 @@ func TestReset(t *testing.T) {
 	w.expect(slow, "events [113 114 115 116 117 118 119 120 121 122] to 122")
 }
 
-// TestRestart: after a reload of the store nobody knows what has changed.
-func TestRestart(t *testing.T) {
+func TestRestartResetsAllSessions(t *testing.T) {
 	w := newWorld(t, nil)
 	behind, current := w.join(), w.join()
 	w.publish(101)
@@ -371,8 +365,8 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestLimits: sessions are limited in number and age, and clients in what they say.
-func TestLimits(t *testing.T) {
+// Sessions are limited in number and age, clients in their messages.
+func TestSessionsAndMessagesAreLimited(t *testing.T) {
 	w := newWorld(t, func(c *feed.Config) { c.MaxSessions = 2; c.Random = func() float64 { return 0 } })
 	first := w.join()
 	w.now = w.now.Add(time.Minute)
@@ -439,8 +433,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestStop: all are told to go, at once, and nobody comes in.
-func TestStop(t *testing.T) {
+func TestStopEndsAllSessionsAndRefusesNewOnes(t *testing.T) {
 	w := newWorld(t, nil)
 	session := w.join()
 	opened, err := w.Open(&keysvcv1.SyncHello{}, nil)
@@ -463,8 +456,7 @@ func TestStop(t *testing.T) {
 	}
 }
 
-// TestWaking: whoever waits is woken by what concerns it, and by nothing else.
-func TestWaking(t *testing.T) {
+func TestSessionsAreWokenOnlyForWhatConcernsThem(t *testing.T) {
 	for name, test := range map[string]struct {
 		wake func(w *world, mine, other *feed.Session)
 		want bool
@@ -498,8 +490,7 @@ func TestWaking(t *testing.T) {
 	}
 }
 
-// TestSnapshot reads how a hub stands.
-func TestSnapshot(t *testing.T) {
+func TestSnapshotShowsSessionsAndRing(t *testing.T) {
 	w := newWorld(t, nil)
 	session, _ := w.join(), w.join()
 	w.publish(101, 102)
@@ -515,8 +506,8 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
-// TestHelloAheadOfTheStoreIsCounted: a client of this epoch that has applied what the store
-// does not have speaks for a store that was rolled back. It is Reset, and counted.
+// A client of this epoch that has applied what the store does not have shows that the store was
+// rolled back. The client is reset, and counted.
 func TestHelloAheadOfTheStoreIsCounted(t *testing.T) {
 	w := newWorld(t, nil)
 	w.publish(101, 102)

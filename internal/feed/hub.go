@@ -1,13 +1,13 @@
-// Package feed tells near-caches what has changed, and keeps account of who may still be
-// answering from before a change. docs/coherence.md has the protocol; S1 and so on are
-// its rules for the server.
+// Package feed tells near-caches what has changed, and knows which of them may still answer
+// from before a change. docs/coherence.md has the protocol; S1 and so on are its rules for the
+// server.
 //
-// A Hub holds the newest changes in one ring, and each Session is a position in it. So a
-// session costs little, and one that reads slowly keeps nothing in memory: once its
-// position has fallen out of the ring, it is Reset.
+// A Hub holds the newest changes in one ring, and each Session is an index into it. So a
+// session costs little, and a client that reads slowly keeps nothing in memory: once its index
+// has fallen out of the ring, the session is reset.
 //
-// Nothing here knows gRPC or starts a goroutine: a session is asked what to send next.
-// That lets a simulation drive it step by step.
+// The package knows no gRPC and starts no goroutine: the caller asks a session what to send
+// next. So a simulation can drive it step by step.
 package feed
 
 import (
@@ -24,38 +24,40 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// DefaultRingSize is how many changes a Hub keeps unless it is told otherwise: as many as
-// the stored change log.
+// DefaultRingSize is how many changes a Hub keeps by default: as many as the stored change log.
 const DefaultRingSize = 65536
 
 // The errors of a Hub and its sessions.
 var (
-	// ErrTooMany is returned by Open if there are as many sessions as allowed.
+	// ErrTooMany is returned by Open if there are Config.MaxSessions sessions.
 	ErrTooMany = errors.New("feed: too many sessions")
-	// ErrStopping is returned by Open once Stop was called.
+	// ErrStopping is returned by Open after Stop was called.
 	ErrStopping = errors.New("feed: stopping")
-	// ErrNotPublished is returned by Await for a revision that is still to come.
+	// ErrNotPublished is returned by Await for a revision that was not published yet.
 	ErrNotPublished = errors.New("feed: the revision is not published yet")
-	// ErrBeyond is returned to a client that says it has applied what it was not sent.
+	// ErrBeyond is returned if a client says that it has applied a revision that it was not
+	// sent.
 	ErrBeyond = errors.New("feed: applied beyond what was sent")
-	// ErrTooFast is returned to a client that speaks far more often than it has to.
+	// ErrTooFast is returned if a client sends far more messages than it has to.
 	ErrTooFast = errors.New("feed: too fast")
-	// ErrClosed is returned by the methods of a session that was closed.
+	// ErrClosed is returned by the methods of a closed session.
 	ErrClosed = errors.New("feed: the session is closed")
 )
 
-// Observer is told what happens, for metrics. Its methods are called with the hub locked:
-// they must return at once and not call the hub.
+// Observer is told what happens, for metrics. Its methods are called with the hub locked: they
+// must return at once and must not call the hub.
 type Observer interface {
-	// SessionBegan says that a session was opened, and whether it was resumed.
+	// SessionBegan is called when a session was opened. resumed reports whether it went on from
+	// an earlier one.
 	SessionBegan(resumed bool)
-	// SessionReset says that a session lost its place.
+	// SessionReset is called when a session's index has fallen out of the ring.
 	SessionReset()
-	// SessionEnded says that a session was closed, and whether its lease was given up.
+	// SessionEnded is called when a session was closed. gaveUp reports whether its client gave
+	// up the lease.
 	SessionEnded(gaveUp bool)
 }
 
-// nobody observes nothing.
+// noObserver ignores everything.
 type noObserver struct{}
 
 // SessionBegan implements Observer.
@@ -71,30 +73,30 @@ func (noObserver) SessionEnded(bool) {}
 type Config struct {
 	// Epoch of the store. Required.
 	Epoch string
-	// Revision up to which the store had come when it was loaded; what is published
-	// comes after it.
+	// Revision is the store's revision when it was loaded. Publish is called with later changes
+	// only.
 	Revision int64
-	// History are the newest changes that the store has kept, in revision order and with
-	// none missing between them. Those after Revision are passed over; those up to it do
-	// not count unless the last of them is Revision's.
+	// History are the newest changes that the store has kept, in revision order, with none
+	// missing between them. Changes after Revision are ignored. If the last of the others is
+	// not Revision's, all are ignored.
 	History []*storagev1.FeedRecord
-	// Started is when this process took the store over. Required.
+	// Started is when this process took over the store. Required.
 	Started time.Time
-	// Staleness is how long a lease lasts, S. Required, more than 0.
+	// Staleness is S, the length of a lease. Required, more than 0.
 	Staleness time.Duration
 	// RingSize is how many changes are kept. Default: DefaultRingSize.
 	RingSize int
-	// MaxSessions is how many sessions there may be. Default: 16,384.
+	// MaxSessions is how many sessions there may be at a time. Default: 16,384.
 	MaxSessions int
-	// MaxAge is how old a session may become; each has its own, up to a tenth more or
-	// less. Default: 1 h.
+	// MaxAge is after how long a session ends with Goodbye. Each session draws its own age, up
+	// to a tenth more or less. Default: 1 h.
 	MaxAge time.Duration
-	// Random yields numbers from 0 up to 1. Default: the generator of math/rand/v2.
+	// Random returns a number in [0, 1). Default: the generator of math/rand/v2.
 	Random func() float64
-	// Now is the clock of the leases. It should have a monotonic part; wall clocks that
-	// are set by hand make Await wait longer, or less. Default: time.Now.
+	// Now is the clock of the leases. Its times should have a monotonic part. Without one,
+	// setting the wall clock makes Await wait too long or not long enough. Default: time.Now.
 	Now func() time.Time
-	// Observer is told what happens. Default: nobody is.
+	// Observer is told what happens. Default: nothing is told.
 	Observer Observer
 }
 
@@ -120,25 +122,25 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Hub has the newest changes and the sessions. There is one in a process. Its methods
-// may be called from many goroutines.
+// Hub holds the newest changes and the sessions. A process has one. Its methods may be called
+// from many goroutines. Locks: mutex is taken before the mutex of the lease table.
 type Hub struct {
 	config Config
 	leases *lease.Table
 
 	mutex sync.Mutex
 	ring  ring
-	// revision is the newest that was published.
+	// revision is the newest published one.
 	revision int64
 	sessions map[*Session]struct{}
-	// ahead counts the hellos of clients that were ahead of the store.
+	// ahead counts the clients whose hello was ahead of the store.
 	ahead    int64
 	stopping bool
 	shared   shared
 }
 
-// shared is the newest message that sessions share, and the places of its changes: it
-// begins with the one, and ends before the other.
+// shared is the newest message that several sessions send, for the changes with the indexes
+// begin to end-1.
 type shared struct {
 	message    *keysvcv1.SyncResponse
 	begin, end int64
@@ -161,7 +163,7 @@ func New(config Config) *Hub {
 			break
 		}
 		if record.GetRevision() <= last {
-			hub.ring.clear() // not a history: know nothing rather than something wrong
+			hub.ring.clear() // this is no history, so nothing of it is used
 			return hub
 		}
 		last = record.GetRevision()
@@ -173,14 +175,14 @@ func New(config Config) *Hub {
 	return hub
 }
 
-// Publish puts in the next change. It is called for each of them, in revision order,
-// before the change is acknowledged and before a validation can see it (S1). Sessions are
-// woken by Announce.
+// Publish adds the next change. It is called for each change, in revision order, before the
+// change is acknowledged and before a validation can see it (S1). It does not wake the
+// sessions; Announce does.
 func (h *Hub) Publish(change *storage.Committed) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	if change.Feed.GetRevision() <= h.revision {
-		h.restart(h.revision) // something is wrong with the order: nothing is known any more
+		h.restart(h.revision) // the order is broken: nothing is known any more
 		return
 	}
 	next := eventOf(change.Feed)
@@ -191,21 +193,21 @@ func (h *Hub) Publish(change *storage.Committed) {
 	h.revision = change.Feed.GetRevision()
 }
 
-// Announce wakes the sessions to send what was published. It is apart from Publish, so
-// that a thousand of them do not run before the one who made the change has its answer.
+// Announce wakes the sessions, to send what was published. It is separate from Publish, because
+// thousands of sessions would otherwise run before the caller of the change has its answer.
 func (h *Hub) Announce() {
 	h.mutex.Lock()
 	sessions := slices.Collect(maps.Keys(h.sessions))
 	h.mutex.Unlock()
-	// Unlocked, as who is woken wants the lock.
+	// The hub is not locked here, because the goroutines that are woken lock it.
 	for _, session := range sessions {
 		session.Wake()
 	}
 }
 
-// Restart says that the store was loaded anew, at a revision, and that it is not known
-// what has changed up to it: all sessions are Reset. Like Publish it is called before a
-// validation can see that revision.
+// Restart notes that the store was loaded anew at a revision, and that the changes up to it are
+// not known: all sessions are reset. Like Publish, it is called before a validation can see
+// that revision.
 func (h *Hub) Restart(revision int64) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
@@ -219,7 +221,7 @@ func (h *Hub) restart(revision int64) {
 	h.wakeAll()
 }
 
-// Stop ends all sessions with Goodbye, and lets no new ones in.
+// Stop makes all sessions end with Goodbye, and Open return ErrStopping.
 func (h *Hub) Stop() {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
@@ -227,31 +229,31 @@ func (h *Hub) Stop() {
 	h.wakeAll()
 }
 
-// wakeAll lets all sessions look for what there is to send. mutex is held.
+// wakeAll wakes all sessions. mutex is held.
 func (h *Hub) wakeAll() {
 	for session := range h.sessions {
 		session.Wake()
 	}
 }
 
-// Epoch returns the epoch that the revisions belong to.
+// Epoch returns the epoch of the revisions.
 func (h *Hub) Epoch() string { return h.config.Epoch }
 
-// Staleness returns S, how long a lease lasts.
+// Staleness returns S, the length of a lease.
 func (h *Hub) Staleness() time.Duration { return h.config.Staleness }
 
-// Now returns what the clock of the leases shows.
+// Now returns the time of the clock of the leases.
 func (h *Hub) Now() time.Time { return h.config.Now() }
 
-// Revision returns the newest revision that was published.
+// Revision returns the newest published revision.
 func (h *Hub) Revision() int64 {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	return h.revision
 }
 
-// newest returns the hash of the newest change, and its revision; nothing if it is not
-// known. mutex is held.
+// newest returns the hash and the revision of the newest change; nil and 0 if the ring is
+// empty. mutex is held.
 func (h *Hub) newest() (hash []byte, revision int64) {
 	if h.ring.start == h.ring.end {
 		return nil, 0
@@ -260,17 +262,17 @@ func (h *Hub) newest() (hash []byte, revision int64) {
 	return []byte(last.hash), last.revision
 }
 
-// resumes returns the index at which a session goes on (S5). It says no if it cannot be
-// known that the client has seen every change before that.
+// resumes returns the index at which a client's session goes on (S5). ok is false unless it is
+// certain that the client has seen every change before that index.
 func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible func(string) bool) (index int64, ok bool) {
 	if hello.GetEpoch() != h.config.Epoch || hello.GetRevision() > h.revision ||
 		hello.GetHashRevision() > hello.GetRevision() || len(hello.GetAuditHash()) == 0 {
 		return 0, false
 	}
 	index = h.ring.after(hello.GetRevision())
-	// The change whose hash it is must be there, and after it none that the client
-	// should have seen: hashes are chained per workspace, so another history may agree on
-	// this change and differ in those.
+	// The change with the client's hash must be in the ring, and after it no change that the
+	// client should have seen. Hashes are chained per workspace: another history may agree on
+	// this change and differ in later changes of other workspaces.
 	for before := index - 1; before >= h.ring.start; before-- {
 		seen := h.ring.at(before)
 		if seen.revision == hello.GetHashRevision() {
@@ -283,10 +285,10 @@ func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible func(string) bool) (ind
 	return 0, false
 }
 
-// Open begins a session, or goes on with one (S5). The hello is well-formed: revisions
-// are not negative. visible says which workspaces the client may hear of, the policy's,
-// which is "", included; nil means all. It is called with the hub locked, and must return
-// at once. Errors: ErrTooMany, ErrStopping.
+// Open begins a session, and resumes at the client's revision if it can (S5). The revisions of
+// hello are not negative. visible reports whether the client may hear of a workspace; the
+// policy counts as the workspace "". A nil visible means all. It is called with the hub locked,
+// and must return at once. Errors: ErrTooMany, ErrStopping.
 func (h *Hub) Open(hello *keysvcv1.SyncHello, visible func(workspaceID string) bool) (*Session, error) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
@@ -308,30 +310,30 @@ func (h *Hub) Open(hello *keysvcv1.SyncHello, visible func(workspaceID string) b
 	return session, nil
 }
 
-// Snapshot is how a Hub stands, for people who look for what is wrong.
+// Snapshot is the state of a Hub, for people who look for a fault.
 type Snapshot struct {
-	// Sessions is how many there are.
+	// Sessions is the number of sessions.
 	Sessions int
-	// Revision is the newest that was published.
+	// Revision is the newest published revision.
 	Revision int64
-	// Changes is how many changes the ring holds, and Oldest the revision of the first of
-	// them, 0 if there is none.
+	// Changes is how many changes the ring holds, and Oldest the revision of the first of them,
+	// 0 if there is none.
 	Changes int
 	Oldest  int64
-	// Unread is how many changes the session that is furthest behind has still to be
-	// sent, and Unapplied the lowest revision that the client of a session said it has
-	// applied: Revision if all who said something are up to date.
+	// Unread is how many changes the slowest session has still to be sent. Unapplied is the
+	// lowest revision that a client said it has applied; it is Revision if all clients that
+	// said something are up to date.
 	Unread    int
 	Unapplied int64
-	// Ahead is how many sessions began with a client that had applied, in this epoch, what
-	// the store does not have. Anything but 0 means that the store was rolled back, or that
-	// a caller does not tell the truth.
+	// Ahead counts the sessions whose client had applied a revision of this epoch that the
+	// store does not have. More than 0 means that the store was rolled back, or that a caller
+	// does not tell the truth.
 	Ahead int64
-	// Stopping says that Stop was called.
+	// Stopping reports whether Stop was called.
 	Stopping bool
 }
 
-// Snapshot returns how the hub stands.
+// Snapshot returns the state of the hub.
 func (h *Hub) Snapshot() Snapshot {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()

@@ -10,7 +10,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// event is one change, as the ring keeps it.
+// event is one change in the ring.
 type event struct {
 	revision    int64
 	workspaceID string
@@ -31,8 +31,8 @@ func eventOf(record *storagev1.FeedRecord) event {
 	}
 }
 
-// kindOf returns what is told of a kind. One that this program does not know concerns
-// everything.
+// kindOf returns the kind that clients are told. A kind that this program does not know becomes
+// UNSPECIFIED, which concerns everything.
 func kindOf(kind storagev1.FeedKind) keysvcv1.SyncEventKind {
 	switch kind {
 	case storagev1.FeedKind_FEED_KIND_KEY:
@@ -61,17 +61,17 @@ func (e event) message() *keysvcv1.SyncEvent {
 	return message
 }
 
-// ring holds the newest changes. Each has a index, which grows by one from change to
-// change and stays the same when older ones fall out.
+// ring holds the newest changes. Each change has an index, which is one more than that of the
+// change before it, and stays the same when older changes fall out.
 type ring struct {
 	// events is circular and grows up to size.
 	events []event
 	size   int
-	// start is the index of the oldest change, end the one after the newest.
+	// start is the index of the oldest change, end the index after the newest.
 	start, end int64
 }
 
-// add puts in the next change; the oldest falls out if there is no more room.
+// add adds the next change. If the ring is full, the oldest falls out.
 func (r *ring) add(next event) {
 	if r.end-r.start == int64(len(r.events)) {
 		if len(r.events) < r.size {
@@ -92,19 +92,20 @@ func (r *ring) grow() {
 	r.events = larger
 }
 
-// at returns the change at a index.
+// at returns the change at an index.
 func (r *ring) at(index int64) *event { return &r.events[index%int64(len(r.events))] }
 
-// after returns the index of the first change after a revision; that of the oldest if
-// there may have been others before it.
+// after returns the index of the first change after a revision. If older changes have fallen
+// out, that may be the oldest one left.
 func (r *ring) after(revision int64) int64 {
 	count := sort.Search(int(r.end-r.start), func(index int) bool { return r.at(r.start+int64(index)).revision > revision })
 	return r.start + int64(count)
 }
 
-// clear forgets everything. No index that was given out is good afterwards.
+// clear removes all changes. Every index that was returned before has then fallen out of the
+// ring.
 func (r *ring) clear() {
 	r.events = nil
-	r.end++ // so that even one at the end has fallen out
+	r.end++ // so that the index at the end has fallen out, too
 	r.start = r.end
 }

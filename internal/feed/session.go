@@ -10,48 +10,49 @@ import (
 )
 
 const (
-	// maxBatch is how many changes are looked at for one message, and maxShared how many
-	// there are in one that sessions share.
+	// maxBatch is how many changes one message is made from. maxShared is how many changes a
+	// message may have that sessions share.
 	maxBatch  = 512
 	maxShared = 16
-	// pingsPerLease is how many messages a client may send in S, and burst how many of
-	// them may come at once, as they do after a stall of the network.
+	// pingsPerLease is how many messages a client may send in S. burst is how many of them may
+	// come at once, as they do after the network has stalled.
 	pingsPerLease = 20
 	burst         = 100
 )
 
-// Session is one client's index in the feed. Its methods may be called from many
-// goroutines; the messages of Next go to the client in the order in which Next gave them.
+// Session is one client's index into the ring of a Hub. Its methods may be called from many
+// goroutines. The messages that Next returns are sent in the order in which Next returned them.
 type Session struct {
 	hub     *Hub
 	visible func(workspaceID string) bool
 	holder  *lease.Holder
 	ends    time.Time
-	// ahead says that the client had applied what the store does not have.
+	// ahead reports whether the client had applied a revision that the store does not have.
 	ahead bool
-	// wake has room for one: more need not be known than that there is something.
+	// wake has room for one value, which stands for any number of reasons to call Next.
 	wake chan struct{}
 
-	// What follows is guarded by the hub's mutex.
+	// The fields below are guarded by the hub's mutex.
 
-	// first is the Welcome, until it has been handed out.
+	// first is the Welcome; nil once Next has returned it.
 	first *keysvcv1.SyncResponse
-	// next is the index of the next change to hand out, and sent the revision up to which
-	// everything was.
+	// next is the index of the next change to send. sent is the revision up to which every
+	// change was sent.
 	next int64
 	sent int64
-	// applied is the revision up to which the client said it has applied everything.
+	// applied is the revision up to which the client said that it has applied every change.
 	applied int64
-	// awaited is the newest revision that somebody waits for, and marked the newest that
-	// the client was told of.
+	// awaited is the newest revision that an Await waits for. marked is the newest revision
+	// that the client was sent a mark for.
 	awaited, marked int64
-	// nonce is the newest ping's, 0 if it was answered, and barrier its revision.
+	// nonce is the newest ping's, 0 once it was answered. barrier is the revision to answer it
+	// with.
 	nonce   uint64
 	barrier int64
-	// allowance is how many messages the client may send now, as of counted.
+	// allowance is how many messages the client may send at the time counted.
 	allowance float64
 	counted   time.Time
-	over      bool // Goodbye was handed out
+	over      bool // Goodbye was sent
 	closed    bool
 }
 
@@ -64,8 +65,8 @@ func newSession(hub *Hub, visible func(string) bool) *Session {
 	}
 }
 
-// welcome begins the session where the client was, or at the newest revision. The hub is
-// locked.
+// welcome begins the session at the client's revision if it resumes, and at the newest revision
+// otherwise. The hub is locked.
 func (s *Session) welcome(index int64, resumed bool, hello *keysvcv1.SyncHello) {
 	welcome := &keysvcv1.SyncWelcome{Epoch: s.hub.config.Epoch, Staleness: durationpb.New(s.hub.config.Staleness)}
 	if resumed {
@@ -81,10 +82,10 @@ func (s *Session) welcome(index int64, resumed bool, hello *keysvcv1.SyncHello) 
 }
 
 // Ahead reports whether the client's hello was ahead of the store: of this epoch, and with a
-// revision beyond the newest one that was published.
+// revision beyond the newest published one.
 func (s *Session) Ahead() bool { return s.ahead }
 
-// spend counts a message of the client. The hub is locked.
+// spend takes one message off the client's allowance. Error: ErrTooFast. The hub is locked.
 func (s *Session) spend(now time.Time) error {
 	if passed := now.Sub(s.counted); passed > 0 {
 		s.allowance = min(burst, s.allowance+pingsPerLease*float64(passed)/float64(s.hub.config.Staleness))
@@ -97,7 +98,8 @@ func (s *Session) spend(now time.Time) error {
 	return nil
 }
 
-// heard notes what the client has applied. The hub is locked.
+// heard notes what the client has applied. Errors: ErrClosed, ErrTooFast, ErrBeyond. The hub is
+// locked.
 func (s *Session) heard(revision int64, now time.Time) error {
 	if s.closed {
 		return ErrClosed
@@ -113,10 +115,10 @@ func (s *Session) heard(revision int64, now time.Time) error {
 	return nil
 }
 
-// Ping notes that the client asks for a lease and has applied everything up to a
-// revision. arrived was read after the ping had come, and before this call. Its nonce is
-// not 0. It will be answered once everything up to the newest revision of now has been
-// handed out; only the newest ping is (S2, S3). Errors: ErrBeyond, ErrTooFast, ErrClosed.
+// Ping notes that the client asks for a lease and has applied every change up to a revision.
+// The caller reads arrived after the ping has arrived and before it calls Ping. nonce is not 0.
+// The Pong follows once every change up to the present newest revision was sent; only the
+// newest ping gets one (S2, S3). Errors: ErrBeyond, ErrTooFast, ErrClosed.
 func (s *Session) Ping(nonce uint64, revision int64, arrived time.Time) error {
 	s.hub.mutex.Lock()
 	defer s.hub.mutex.Unlock()
@@ -129,28 +131,28 @@ func (s *Session) Ping(nonce uint64, revision int64, arrived time.Time) error {
 	return nil
 }
 
-// Applied notes that the client has applied everything up to a revision. Errors:
-// ErrBeyond, ErrTooFast, ErrClosed.
+// Applied notes that the client has applied every change up to a revision. Errors: ErrBeyond,
+// ErrTooFast, ErrClosed.
 func (s *Session) Applied(revision int64) error {
 	s.hub.mutex.Lock()
 	defer s.hub.mutex.Unlock()
 	return s.heard(revision, s.hub.config.Now())
 }
 
-// Step is what a session has to do next.
+// Step is what the caller does next for a session.
 type Step struct {
-	// Response is to be sent; nil if there is nothing to send now. Other sessions may be
-	// given the same one, so it must not be changed.
+	// Response is the message to send; nil if there is none now. Several sessions may get the
+	// same message, so it must not be changed.
 	Response *keysvcv1.SyncResponse
-	// Last says that nothing follows: Response is Goodbye, or was before.
+	// Last reports whether nothing follows: Response is Goodbye, or Goodbye was sent before.
 	Last bool
-	// Wait is set if there is nothing to send after Response. It yields when there may be
-	// something again; ask then, and after Within at the latest.
+	// Wait is set if nothing follows Response for now. Call Next again when Wait yields, and
+	// after Within at the latest.
 	Wait   <-chan struct{}
 	Within time.Duration
 }
 
-// Next hands out what to send next. It does not block.
+// Next returns what to do next. It does not block.
 func (s *Session) Next() Step {
 	step, own := s.take()
 	if own != nil {
@@ -159,7 +161,7 @@ func (s *Session) Next() Step {
 	return step
 }
 
-// Wake lets who waits for something to send ask again.
+// Wake makes the sender call Next again.
 func (s *Session) Wake() {
 	select {
 	case s.wake <- struct{}{}:
@@ -167,8 +169,8 @@ func (s *Session) Wake() {
 	}
 }
 
-// take is Next with the hub locked; what is only this session's is made into a message
-// after that.
+// take is Next with the hub locked. It returns the changes of a message that only this session
+// sends as own, so that the message is made with the hub unlocked.
 func (s *Session) take() (step Step, own *batch) {
 	h := s.hub
 	h.mutex.Lock()
@@ -184,8 +186,7 @@ func (s *Session) take() (step Step, own *batch) {
 		step.Response, s.first = s.first, nil
 	case s.next < h.ring.start:
 		step.Response = s.reset()
-	// What waits only for what was handed out does not wait for more: changes may come in
-	// without end.
+	// A mark or a pong does not wait for changes after its revision: they may come without end.
 	case s.unmarked():
 		step.Response = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Mark{Mark: &keysvcv1.SyncMark{Revision: s.mark()}}}
 	case s.unanswered():
@@ -205,27 +206,28 @@ func (s *Session) take() (step Step, own *batch) {
 // goodbye is the last message of every session.
 var goodbye = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Goodbye{Goodbye: &keysvcv1.SyncGoodbye{}}}
 
-// unanswered says whether a ping is to be answered now (S2). The hub is locked.
+// unanswered reports whether the ping can be answered now, because every change up to its
+// barrier was sent (S2). The hub is locked.
 func (s *Session) unanswered() bool { return s.nonce != 0 && s.sent >= s.barrier }
 
-// unmarked says whether somebody awaits what was handed out, and the client has not been
-// told. The hub is locked.
+// unmarked reports whether an awaited revision was sent, and the client neither got a mark for
+// it nor applied it. The hub is locked.
 func (s *Session) unmarked() bool {
 	return s.awaited > max(s.marked, s.applied) && s.sent >= s.awaited
 }
 
-// mark returns the revision that the client is to be told of; 0 if there is none. The hub
-// is locked.
+// mark returns the revision that the client is sent a mark for; 0 if there is none. The hub is
+// locked.
 func (s *Session) mark() int64 {
 	if !s.unmarked() {
 		return 0
 	}
 	s.marked = s.awaited
-	s.allowance = min(burst, s.allowance+1) // it is asked to answer
+	s.allowance = min(burst, s.allowance+1) // for the Applied that the mark asks for
 	return s.marked
 }
 
-// reset takes the session to the newest revision. The hub is locked.
+// reset moves the session to the newest revision. The hub is locked.
 func (s *Session) reset() *keysvcv1.SyncResponse {
 	h := s.hub
 	s.next, s.sent = h.ring.end, h.revision
@@ -235,14 +237,14 @@ func (s *Session) reset() *keysvcv1.SyncResponse {
 	return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Reset_{Reset_: reset}}
 }
 
-// batch is some changes, complete up to a revision, and the mark that goes with them.
+// batch is a number of changes, complete up to a revision, and the mark that goes with them.
 type batch struct {
 	events         []event
 	revision, mark int64
 }
 
-// changes takes the next ones: as the message that all sessions at this index share, or as
-// a batch that is made into a message with the hub unlocked. The hub is locked.
+// changes takes the next changes. It returns the message that all sessions at this index share,
+// or a batch that is made into a message with the hub unlocked. The hub is locked.
 func (s *Session) changes() (common *keysvcv1.SyncResponse, own *batch) {
 	h := s.hub
 	begin, end := s.next, min(h.ring.end, s.next+maxBatch)
@@ -274,9 +276,9 @@ func (b *batch) message() *keysvcv1.SyncResponse {
 	return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Events{Events: events}}
 }
 
-// Close ends the session. gaveUp says that the client has given its lease up, by closing
-// its half of the stream; otherwise it may go on answering until the lease is over, and
-// is waited for (S3). Closing again does nothing.
+// Close ends the session. gaveUp reports whether the client closed its half of the stream, and
+// so gave up its lease. If it did not, it may go on answering until the lease ends, and Await
+// waits for it (S3). Closing again does nothing.
 func (s *Session) Close(gaveUp bool) {
 	h := s.hub
 	h.mutex.Lock()

@@ -36,8 +36,8 @@ func count(all []lease.Pending, now time.Time) (open, applied, lapsed int) {
 // The table is asked at begin for revision 10.
 func TestPendingCountsLeasesThatHold(t *testing.T) {
 	for _, test := range []struct {
-		name          string
-		history       func(*lease.Holder)
+		name             string
+		history          func(*lease.Holder)
 		applied, pending int
 	}{
 		{"has no lease yet", func(*lease.Holder) {}, 0, 0},

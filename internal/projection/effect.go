@@ -6,9 +6,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/decide"
 )
 
-// Effect counts the live keys whose effective scopes would shrink, and those whose
-// would grow, if the roles had these scopes instead of the active policy's. A key can
-// count as both. Keys that change meanwhile count as they were before or after.
+// Effect counts the live keys whose effective scopes would shrink, and those whose effective
+// scopes would grow, if the roles had these scopes instead of the active policy's. A key can
+// count as both. A key that changes during the count counts as it was before or after.
 func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narrowed, widened int64) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
@@ -37,15 +37,15 @@ func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narr
 // effect is what other roles do to the effective scopes of a key.
 type effect struct{ narrows, widens bool }
 
-// combination is what the effect on a key depends on. Most keys share a few: state keeps
-// each set of scopes once, so that its address tells it from others.
+// combination is what the effect on a key depends on. Most keys share a few combinations: state
+// keeps each set of scopes once, so the address of a set identifies it.
 type combination struct {
 	scopes *string
 	count  int
 	role   string
 }
 
-// effects remembers those that were computed.
+// effects remembers the effects that were computed.
 type effects struct {
 	before, after map[string]decide.Scopes
 	known         map[combination]effect

@@ -27,9 +27,8 @@ func damaged(kind string) error {
 	return &storage.DamagedError{Kind: kind, Name: "it", Problem: "checksum mismatch"}
 }
 
-// TestFindDamaged loads a store in which one of each kind is damaged: what depends on it
-// is damaged, the rest is not.
-func TestFindDamaged(t *testing.T) {
+// The store has one damaged record of each kind. What does not depend on it is found.
+func TestFindRefusesWhatDependsOnDamage(t *testing.T) {
 	var (
 		good       = storagetest.KeyID(1)
 		bad        = storagetest.KeyID(2)
@@ -113,8 +112,7 @@ func TestFindDamaged(t *testing.T) {
 	})
 }
 
-// TestLoadDamagedPolicy: without a policy nothing can be decided.
-func TestLoadDamagedPolicy(t *testing.T) {
+func TestFirstLoadRefusesADamagedPolicy(t *testing.T) {
 	for name, item := range map[string]storage.Item{
 		"checksum": {Damaged: &storage.Damaged{Err: damaged("policy")}},
 		"document": {Policy: &storagev1.PolicyRecord{Document: []byte("roles: 7")}},
@@ -132,8 +130,7 @@ func TestLoadDamagedPolicy(t *testing.T) {
 	}
 }
 
-// TestKeyRecords says what of a record deciding sees, and what is damage.
-func TestKeyRecords(t *testing.T) {
+func TestMalformedKeyRecordsAreDamage(t *testing.T) {
 	const keyID = "Key0000000000001"
 	newest, older := newToken(t, keyID), newToken(t, keyID)
 	year, week, day := begin.AddDate(1, 0, 0), begin.AddDate(0, 0, 7), begin.AddDate(0, 0, 1)
@@ -234,8 +231,7 @@ func TestKeyRecords(t *testing.T) {
 	}
 }
 
-// TestMemberStates: a state that this program does not know must not let anybody in.
-func TestMemberStates(t *testing.T) {
+func TestUnknownMemberStateDenies(t *testing.T) {
 	for _, test := range []struct {
 		state           storagev1.MemberRecordState
 		active, removed bool
@@ -260,8 +256,7 @@ func TestMemberStates(t *testing.T) {
 	}
 }
 
-// TestRoleScopes: roles are looked up in the active policy, at each Find.
-func TestRoleScopes(t *testing.T) {
+func TestRolesAreLookedUpInTheActivePolicy(t *testing.T) {
 	store := openStore(t)
 	var head storage.Head
 	applyPolicy(t, store, &head, nil)
@@ -293,8 +288,7 @@ func TestRoleScopes(t *testing.T) {
 	}
 }
 
-// TestEmptyStore: nothing is known, and nothing breaks.
-func TestEmptyStore(t *testing.T) {
+func TestEmptyStoreKnowsNothing(t *testing.T) {
 	p := loaded(t, openStore(t))
 	found := p.Find(storagetest.KeyID(1))
 	if found.Policy != nil || found.Damaged != nil || found.Last != nil || found.Revision != 0 || !reflect.DeepEqual(found.Subject, decide.Subject{}) {
@@ -320,9 +314,9 @@ func TestEmptyStore(t *testing.T) {
 	}
 }
 
-// TestDamagedFile damages the records of a real file, one of each kind. Whatever byte it
-// is, nothing that depends on it can be decided, and everything else can.
-func TestDamagedFile(t *testing.T) {
+// Records of a real file are damaged, one of each kind, at any byte. Everything that does not
+// depend on them can be decided.
+func TestDamagedBytesDenyWhatDependsOnThem(t *testing.T) {
 	for _, test := range []struct {
 		bucket  string
 		damages bool // the key

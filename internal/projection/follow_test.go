@@ -23,10 +23,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// TestRevisionOrder lets writers change several workspaces at once, each key with every
-// change of its workspace, while readers look. What a reader finds is whole, belongs to
-// the revision that comes with it, and never goes back.
-func TestRevisionOrder(t *testing.T) {
+// Writers change several workspaces at once, each key with every change of its workspace, while
+// readers look.
+func TestReadersSeeWholeRevisionsThatNeverGoBack(t *testing.T) {
 	const writers, changes = 3, 30
 	store := openStore(t)
 	var head storage.Head
@@ -128,7 +127,7 @@ func TestRevisionOrder(t *testing.T) {
 	}
 }
 
-func TestWaitFor(t *testing.T) {
+func TestWaitForReturnsAtItsRevision(t *testing.T) {
 	t.Run("reached", func(t *testing.T) {
 		p := loaded(t, &fake{load: holding(7, scribe())})
 		ended, cancel := context.WithCancel(t.Context())
@@ -261,9 +260,8 @@ func (b *breaking) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Co
 	}
 }
 
-// TestReload breaks the watch off in every way that a store may. What is committed
-// meanwhile is there afterwards; until then the projection shows what it had.
-func TestReload(t *testing.T) {
+// What is committed meanwhile is there afterwards. Until then the projection shows what it had.
+func TestFollowLoadsAgainAfterEveryKindOfBreak(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		ends    error
@@ -332,8 +330,7 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// TestHistoryChanged: a store that is another one, or goes back, must end the process.
-func TestHistoryChanged(t *testing.T) {
+func TestAnotherHistoryEndsFollow(t *testing.T) {
 	broken := func(_ context.Context, _ int64, yield func(*storage.Committed, error) bool) {
 		yield(nil, storage.ErrUnavailable)
 	}
@@ -367,8 +364,8 @@ func TestHistoryChanged(t *testing.T) {
 	})
 }
 
-// TestFollowEnds with its context, whatever it is doing.
-func TestFollowEnds(t *testing.T) {
+// Whatever it is doing.
+func TestFollowEndsWithItsContext(t *testing.T) {
 	failing := func(context.Context, int64, func(*storage.Committed, error) bool) {}
 	for name, store := range map[string]*fake{
 		"while watching": {watch: idle},
@@ -400,9 +397,8 @@ func TestFollowEnds(t *testing.T) {
 	})
 }
 
-// TestFollowIsPatient: a store that cannot be loaded or watched is not asked all the
-// time, and yet soon enough.
-func TestFollowIsPatient(t *testing.T) {
+// A store that cannot be loaded or watched is not asked all the time, and yet soon enough.
+func TestFollowRetriesWithBackoff(t *testing.T) {
 	unavailable := func(func(storage.Item) error) (storage.Position, error) {
 		return storage.Position{}, storage.ErrUnavailable
 	}
@@ -434,9 +430,8 @@ func TestFollowIsPatient(t *testing.T) {
 	}
 }
 
-// TestFindDuringApplies is for the race detector: everything that reads, while changes
-// are applied and the store is loaded anew.
-func TestFindDuringApplies(t *testing.T) {
+// For the race detector.
+func TestReadsRaceWithChangesAndLoads(t *testing.T) {
 	store := &breaking{Store: openStore(t), broken: make(chan error), refuse: func(int64) error { return nil }}
 	var head storage.Head
 	applyPolicy(t, store, &head, nil)

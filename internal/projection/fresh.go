@@ -12,35 +12,42 @@ import (
 // barrierTimeout bounds one read of the store's barrier.
 const barrierTimeout = time.Second
 
-// Fresh returns once the projection shows every change that was acknowledged, by any
-// process, before the call. Whatever is said from the projection is said after it.
+// Fresh returns once the projection shows every change that any process acknowledged before the
+// call. Everything that is said from the projection is said after it.
 //
-// It asks the store for a barrier that begins after the call, and waits until the
-// projection has come to it. Errors: storage.ErrUnavailable, the context's, and
-// storage.ErrHistoryChanged, which ends Follow as well.
+// Why this is enough: a change is acknowledged after it was committed. A barrier is a
+// linearizable read of the newest committed revision. A barrier that begins after the call
+// therefore covers every change that was acknowledged before the call.
+//
+// Errors: storage.ErrUnavailable; the context's; storage.ErrHistoryChanged, which ends Follow
+// as well.
 func (p *Projection) Fresh(ctx context.Context) error {
-	// What was applied before the barrier began cannot lie beyond it.
+	// 1. Read what is applied before the barrier begins: a barrier that begins later cannot lie
+	//    before it, unless the store has lost changes.
 	before := p.applied.Load()
+	// 2. Read a barrier that begins after the call.
 	barrier, err := p.barriers.next(ctx)
 	if err != nil {
 		return err
 	}
+	// 3. If the store has fewer changes than were applied, or another change at that revision,
+	//    end Follow: nothing that the projection shows is certain any more.
 	if barrier.Revision < before.Revision || barrier.Revision == before.Revision && differ(barrier.Hash, before.Hash) {
 		err := fmt.Errorf("%w: the change log is at revision %d, after %d was applied, or holds another change there",
 			storage.ErrHistoryChanged, barrier.Revision, before.Revision)
 		p.lose(err)
 		return err
 	}
+	// 4. Wait until the projection shows the barrier's revision.
 	return p.WaitFor(ctx, barrier.Revision)
 }
 
-// differ reports whether two hashes are known and not the same.
+// differ reports whether two hashes are both known and not equal.
 func differ(a, b [32]byte) bool {
 	return a != b && a != [32]byte{} && b != [32]byte{}
 }
 
-// WaitFor returns once the projection has come to revision, or with the context's
-// error.
+// WaitFor returns once the projection shows a revision, or with the context's error.
 func (p *Projection) WaitFor(ctx context.Context, revision int64) error {
 	if p.Revision() >= revision {
 		return nil
@@ -67,12 +74,12 @@ func (p *Projection) WaitFor(ctx context.Context, revision int64) error {
 // waiter is one call that waits for a revision.
 type waiter struct {
 	revision int64
-	// reached is closed when the projection has come to revision.
+	// reached is closed when the projection shows the revision.
 	reached chan struct{}
 }
 
-// advance makes a state's revision known, and wakes the calls that wait for it. mutex is
-// held, and the state is in its place.
+// advance makes the revision of the state known, and wakes the calls that wait for it. mutex is
+// held, and state was set before.
 func (p *Projection) advance(applied storage.Barrier) {
 	p.applied.Store(&applied)
 	for waiting := range p.waiters {
@@ -92,24 +99,25 @@ func (p *Projection) lose(err error) {
 	}
 }
 
-// barriers shares reads of the store's barrier: calls that wait share the next read. No
-// call joins a read that has been sent, for that may have begun before a change was
-// acknowledged which the call has to reflect.
+// barriers shares reads of the store's barrier: all calls that wait share the next read. No
+// call joins a read that has been sent, because that read may have begun before a change was
+// acknowledged that the call must see.
 type barriers struct {
 	store storage.BarrierReader
-	// local is the store if its barrier costs nothing; then nothing is shared.
+	// local is the store, if reading its barrier is free; then no read is shared.
 	local storage.LocalBarrierReader
 
 	mutex sync.Mutex
-	// reading says that a read has been sent.
+	// reading reports whether a read has been sent.
 	reading bool
-	// waiting is the read that will be sent when that one has ended; nil if nobody waits.
+	// waiting is the read that is sent after the present one has ended; nil if no call waits
+	// for one.
 	waiting *barrierRead
 }
 
 // barrierRead is one read of the barrier.
 type barrierRead struct {
-	// done is closed when the outcome is there.
+	// done is closed when barrier and err are set.
 	done    chan struct{}
 	barrier storage.Barrier
 	err     error
@@ -143,11 +151,11 @@ func (b *barriers) next(ctx context.Context) (storage.Barrier, error) {
 	}
 }
 
-// read sends one read after the other until nobody waits.
+// read sends one read after another until no call waits. One goroutine runs it.
 func (b *barriers) read() {
 	for {
 		b.mutex.Lock()
-		// Taken before it is sent: from here on nobody can join it.
+		// The read is taken from waiting before it is sent: from here on no call can join it.
 		next := b.waiting
 		b.waiting, b.reading = nil, next != nil
 		b.mutex.Unlock()

@@ -45,8 +45,8 @@ func newAsked() *asked {
 	return &asked{fake: fake{load: holding(7, scribe()), watch: idle}, sent: make(chan chan storage.Barrier)}
 }
 
-// TestFreshJoinsNoBarrierThatWasSent: calls that come while a barrier is under way share the
-// next one; that one may have begun before what they must reflect.
+// Calls that come while a barrier is read share the next one: the present one may have begun
+// before a change that they must see.
 func TestFreshJoinsNoBarrierThatWasSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newAsked()
@@ -105,7 +105,7 @@ func TestFreshWaitsForTheBarrier(t *testing.T) {
 	})
 }
 
-// TestFreshEndsWithItsContext, and leaves the barrier to the others that wait for it.
+// The other calls that wait for the barrier go on.
 func TestFreshEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newAsked()
@@ -127,7 +127,7 @@ func TestFreshEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// TestFreshIsUnavailableWithoutAnAnswer: a barrier that never comes back ends in no.
+// The barrier never returns.
 func TestFreshIsUnavailableWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := loaded(t, newAsked())
@@ -137,9 +137,8 @@ func TestFreshIsUnavailableWithoutAnAnswer(t *testing.T) {
 	})
 }
 
-// TestFreshFindsAnotherHistory: a barrier behind what was applied, or with another hash at
-// that revision, ends the process.
-func TestFreshFindsAnotherHistory(t *testing.T) {
+// The barrier is behind what was applied, or has another hash at that revision.
+func TestFreshEndsFollowOnAnotherHistory(t *testing.T) {
 	for name, barrier := range map[string]storage.Barrier{
 		"behind":       {Revision: 6},
 		"another hash": {Revision: 7, Hash: [32]byte{2}},
@@ -166,8 +165,8 @@ func TestFreshFindsAnotherHistory(t *testing.T) {
 	}
 }
 
-// TestUnreadablePolicyDenies: a policy that cannot be read leaves none, whatever the one
-// before it allowed, until one that can be read comes.
+// A policy that cannot be read leaves none, whatever the one before it allowed, until a
+// readable one comes.
 func TestUnreadablePolicyDenies(t *testing.T) {
 	store := openStore(t)
 	var head storage.Head

@@ -36,8 +36,7 @@ func wantLive(t *testing.T, p *projection.Projection, workspaceID string, now ti
 	}
 }
 
-// TestLiveKeys walks a workspace through its life and counts after each change.
-func TestLiveKeys(t *testing.T) {
+func TestLiveKeysCountsThroughAWorkspacesLife(t *testing.T) {
 	store := openStore(t)
 	var head storage.Head
 	applyPolicy(t, store, &head, nil)
@@ -102,8 +101,7 @@ func TestLiveKeys(t *testing.T) {
 	compare(t, store, p)
 }
 
-// TestLiveKeysExpire: what is expired at the very nanosecond does not count.
-func TestLiveKeysExpire(t *testing.T) {
+func TestLiveKeysExpireAtTheNanosecond(t *testing.T) {
 	first, second := keyRecord("acme", "ann", storagetest.KeyID(1), 1), keyRecord("acme", "ann", storagetest.KeyID(2), 2)
 	ends := begin.Add(time.Hour)
 	first.Secrets[0].ExpireTime = timestamppb.New(ends)
@@ -120,9 +118,8 @@ func TestLiveKeysExpire(t *testing.T) {
 	wantLive(t, p, "acme", begin.AddDate(1, 0, 0), 0)
 }
 
-// TestLiveKeysDamaged: what cannot be read might be live, and refusing one key too many
-// is the safer mistake.
-func TestLiveKeysDamaged(t *testing.T) {
+// A damaged key may be live, and refusing one key too many is the safer mistake.
+func TestDamagedKeysCountAsLive(t *testing.T) {
 	revoked := keyRecord("acme", "bad", storagetest.KeyID(4), 4)
 	revoked.RevokeTime = timestamppb.New(begin)
 	p := loaded(t, &fake{load: holding(
@@ -136,9 +133,9 @@ func TestLiveKeysDamaged(t *testing.T) {
 	wantLive(t, p, "acme", later, 3) // ann's, the damaged one, and the live one of the damaged member
 }
 
-// TestRandomChanges makes random changes and compares the projection that followed them
-// with what the store holds, and with one that was just loaded.
-func TestRandomChanges(t *testing.T) {
+// Random changes. The projection that followed them is compared with the store, and with a
+// projection that was just loaded.
+func TestFollowedStateEqualsTheLoadedStore(t *testing.T) {
 	rounds := 8
 	if testing.Short() {
 		rounds = 2

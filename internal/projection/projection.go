@@ -1,7 +1,7 @@
-// Package projection is the index that deciding reads: every key not yet purged,
-// every member, every workspace and the policy, in memory, as of one revision. It
-// starts from the store's Load and follows its Watch, so what it shows is durable
-// and in revision order.
+// Package projection is the index that decisions are made from: every key that is not purged,
+// every member, every workspace and the policy, in memory, as of one revision. It begins with
+// the store's Load and follows the store's Watch, so what it shows is durable and in revision
+// order.
 package projection
 
 import (
@@ -19,12 +19,15 @@ import (
 	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
-// Projection is the index. Reads may come from many goroutines; Load and Follow are
-// called by one.
+// Projection is the index. It may be read from many goroutines. One goroutine calls Load and
+// Follow.
+//
+// Lock: mutex guards state and waiters. No other lock is taken and nothing that blocks is called
+// with it held.
 type Projection struct {
 	store storage.Source
 	log   *slog.Logger
-	// publisher is told of every change before it shows; nil if nobody wants to be.
+	// publisher is told of every change before the projection shows it; nil if there is none.
 	publisher Publisher
 
 	barriers *barriers
@@ -33,30 +36,30 @@ type Projection struct {
 	state *state
 	// waiters are the calls that wait for a revision.
 	waiters map[*waiter]struct{}
-	// stopFollowing ends Follow; nil before it was called.
+	// stopFollowing ends Follow; nil before Follow was called.
 	stopFollowing context.CancelCauseFunc
-	// loaded says that there was a Load.
+	// loaded reports whether a Load has succeeded.
 	loaded bool
 
-	// applied is how far state has come, for readers that take no lock. It is set when state
-	// is in its place.
+	// applied is the revision of state, and the hash of its newest change, for readers without
+	// the lock. It is set after state.
 	applied atomic.Pointer[storage.Barrier]
 
-	// gaveWay, in tests, is called wherever a walk lets others in.
+	// gaveWay is called in tests whenever a walk gives way.
 	gaveWay func()
 }
 
-// Publisher passes on what has changed. What it was told stands before everything that a
-// reader of the projection learns from it: whoever sees a revision, or waited for one,
-// can rely on the publisher having had it. Its methods are called by one goroutine.
+// Publisher passes changes on. The projection calls it before readers can see a change: whoever
+// sees a revision, or waited for it, can rely on the publisher having it. One goroutine calls
+// the methods.
 type Publisher interface {
-	// Publish is called with each change, in revision order, before the projection shows
-	// it, and Announce once it does: what takes long is better done there, as whoever made
-	// the change is waiting until then.
+	// Publish is called with each change, in revision order, before the projection shows it.
+	// Announce is called after the projection shows it. The call that made the change waits for
+	// Publish, and not for Announce, so work that takes long belongs into Announce.
 	Publish(change *storage.Committed)
 	Announce()
-	// Restart is called before the projection shows what was loaded anew at a revision:
-	// changes up to it may never have been published.
+	// Restart is called before the projection shows what was loaded anew at a revision. Changes
+	// up to that revision may never have been published.
 	Restart(revision int64)
 }
 
@@ -72,8 +75,8 @@ func New(store storage.Source, log *slog.Logger) *Projection {
 	return p
 }
 
-// PublishTo sets the publisher. It is called after the first Load, of which the publisher
-// hears nothing, and before Follow.
+// PublishTo sets the publisher. Call it after the first Load, which the publisher is not told
+// of, and before Follow.
 func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 
 // Load fills the projection with what the store holds now, and returns the position that
@@ -217,28 +220,28 @@ func (p *Projection) logDamagedPolicy(ctx context.Context, state *state) {
 // Epoch returns the identity of the history that the revisions belong to.
 func (p *Projection) Epoch() string { return p.store.Epoch() }
 
-// Revision returns how far the projection has come.
+// Revision returns the revision that the projection shows.
 func (p *Projection) Revision() int64 { return p.applied.Load().Revision }
 
-// Found is what the projection knows about one key id, all as of one revision.
+// Found is what the projection knows about one key id, as of one revision.
 type Found struct {
-	// Subject is what deciding needs; empty if there is no such key.
+	// Subject is what decide needs; empty if there is no such key.
 	Subject decide.Subject
-	// Policy is the active policy, nil in a store without one, or if it is damaged.
+	// Policy is the active policy; nil if the store has none, or if it is damaged.
 	Policy *Policy
-	// Revision that this holds at.
+	// Revision is the revision that all of this is as of.
 	Revision int64
 	// Last is when the key was last used; nil if there is no such key.
 	Last *usage.Last
 	// Created is when the key was created, in Unix nanoseconds; 0 if there is no such key.
 	Created int64
-	// Damaged is set if a record that the answer depends on cannot be read. Nothing
-	// may be decided then.
+	// Damaged is set if a record that the answer depends on cannot be read. Nothing may be
+	// decided then.
 	Damaged error
 }
 
-// Find returns what is known about a key id. It reads memory alone, also for ids
-// that do not exist, and allocates nothing.
+// Find returns what is known about a key id. It reads memory alone, even for an id that does
+// not exist, and does not allocate.
 func (p *Projection) Find(keyID string) Found {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
@@ -279,26 +282,28 @@ func (p *Projection) Policy() (*Policy, int64, error) {
 
 // Workspace is what a change of a workspace is checked against.
 type Workspace struct {
-	// Head is the workspace's; the change must expect it.
+	// Head is the workspace's head; the change must expect it.
 	Head storage.Head
-	// Current is the workspace, nil if there is none.
+	// Current is the workspace; nil if there is no record.
 	Current *Current
-	// Policy is the active policy, nil in a store without one, or if it is damaged.
+	// Policy is the active policy; nil if the store has none, or if it is damaged.
 	Policy *Policy
-	// DamagedPolicy is set if the policy cannot be read: what depends on it must be refused.
+	// DamagedPolicy is set if the policy cannot be read. A change that depends on the policy
+	// must be refused then.
 	DamagedPolicy error
-	// PolicyHead is the policy's; the change must expect it.
+	// PolicyHead is the policy's head; the change must expect it.
 	PolicyHead storage.Head
-	// Changed is the revision since which the workspace is as it is; 0 if it never changed.
+	// Changed is the revision of the workspace's newest change, or the revision of the newest
+	// Load if that is later; 0 if the workspace is unknown.
 	Changed int64
-	// Revision that this holds at.
+	// Revision is the revision that all of this is as of.
 	Revision int64
-	// Damaged is set if the workspace's head or record cannot be read: it cannot be
-	// changed.
+	// Damaged is set if the workspace's head or record cannot be read. The workspace cannot be
+	// changed then.
 	Damaged error
 }
 
-// Workspace returns what is known about a workspace; the empty one is the policy's.
+// Workspace returns what is known about a workspace. The empty id is the policy's.
 func (p *Projection) Workspace(workspaceID string) Workspace {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
@@ -326,15 +331,14 @@ func (w Workspace) ActivePolicy() (*Policy, error) {
 	return w.Policy, nil
 }
 
-// Has says whether a member, as Member returned it, belongs to the workspace as it is
-// now.
+// Has reports whether a member that Member returned belongs to the workspace as it is now.
 func (w Workspace) Has(member *Member) bool {
 	return w.Current != nil && !w.Current.Removed &&
 		member != nil && !member.Removed && member.WorkspaceIncarnation == w.Current.Incarnation
 }
 
-// Member returns one member as deciding sees it, nil if no record is
-// there. The error is set if the record is damaged.
+// Member returns a member; nil if there is no record. The error is a storage.DamagedError if
+// the record cannot be read.
 func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
@@ -349,8 +353,8 @@ func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 	return member, member.damaged
 }
 
-// NewestSourceVersion returns the highest version that the product's directory gave to a
-// member of a workspace, removed ones included; 0 if it gave none.
+// NewestSourceVersion returns the highest source version of a workspace's members, removed
+// members included; 0 if there is none.
 func (p *Projection) NewestSourceVersion(workspaceID string) int64 {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()

@@ -56,8 +56,8 @@ func (p *publisher) expect(t *testing.T, want ...string) {
 	}
 }
 
-// TestPublish: what can be seen was published before (S1), what was loaded anew as well.
-func TestPublish(t *testing.T) {
+// S1; the same for what was loaded anew.
+func TestChangesArePublishedBeforeTheyAreSeen(t *testing.T) {
 	loading := make(chan struct{})
 	store := &breaking{Store: openStore(t), broken: make(chan error), refuse: func(load int64) error {
 		if load == 2 {

@@ -21,39 +21,39 @@ import (
 type Policy struct {
 	// Policy is the policy itself.
 	*policy.Policy
-	// Digest identifies it.
+	// Digest identifies the policy.
 	Digest string
-	// Retired are the scopes that earlier policies had, sorted.
+	// Retired are the scopes that only earlier policies had, sorted.
 	Retired decide.Scopes
-	// Catalogue are its scopes, sorted.
+	// Catalogue are the policy's scopes, sorted.
 	Catalogue decide.Scopes
 
 	roles map[string]decide.Scopes
 }
 
-// Role returns what a role may do, nil if the policy does not have it.
+// Role returns the scopes of a role; nil if the policy does not have the role.
 func (p *Policy) Role(name string) decide.Scopes { return p.roles[name] }
 
-// Current is a workspace as deciding sees it, with what a change is checked against.
+// Current is a workspace as decide sees it, and what a change of it is checked against.
 type Current struct {
 	decide.Workspace
-	// Created is when the workspace came into being, or came back.
+	// Created is when the workspace was added, or added again after a removal.
 	Created time.Time
-	// RemovalSourceVersion is the highest that the product's directory gave to a removal of
-	// the workspace, also of one before it came back.
+	// RemovalSourceVersion is the highest source version of a removal of the workspace, earlier
+	// removals included.
 	RemovalSourceVersion int64
 
-	// since is when it last came, went, or came back, in Unix nanoseconds.
+	// since is when the workspace was last added or removed, in Unix nanoseconds.
 	since int64
 }
 
-// Since returns when the workspace last came, went, or came back.
+// Since returns when the workspace was last added or removed.
 func (c *Current) Since() time.Time { return time.Unix(0, c.since).UTC() }
 
-// Member is a member as deciding sees it, with what a change is checked against.
+// Member is a member as decide sees it, and what a change of it is checked against.
 type Member struct {
 	decide.Member
-	// SourceVersion is the highest that the product's directory gave.
+	// SourceVersion is the highest source version of the member.
 	SourceVersion int64
 
 	// updated is when the record last changed, in Unix nanoseconds.
@@ -64,25 +64,25 @@ type Member struct {
 // state is the index as of one revision.
 type state struct {
 	revision int64
-	// loaded is the revision that the state was loaded at.
+	// loaded is the revision of the Load that the state began with.
 	loaded int64
 	policy *Policy
 	// damagedPolicy is set if the policy's record cannot be read; policy is nil then.
 	damagedPolicy error
 	keys          map[string]*keyEntry
 	workspaces    map[string]*workspaceEntry
-	// scopes holds each set of scopes once: most keys of a product share a few.
+	// scopes holds each set of scopes once, because most keys of a product share a few sets.
 	scopes map[string]decide.Scopes
 }
 
-// keyEntry is one key. It is replaced, never changed.
+// keyEntry is one key. An entry is replaced, never changed.
 type keyEntry struct {
 	key       decide.Key
 	sequence  int64
 	workspace *workspaceEntry
-	// created and revoked are when the key was, in Unix nanoseconds.
+	// created and revoked are when the key was created and revoked, in Unix nanoseconds.
 	created, revoked int64
-	// last is shared by all entries that the key ever has.
+	// last is shared by all entries of one key.
 	last    *usage.Last
 	damaged error
 }
@@ -101,33 +101,33 @@ func (e *keyEntry) problem() error {
 	return nil
 }
 
-// workspaceEntry is one workspace; the policy's, with an empty id, has only a head.
+// workspaceEntry is one workspace. The policy's, with an empty id, has only a head.
 type workspaceEntry struct {
 	id      string
 	current *Current // nil if there is no record; replaced, never changed
 	members map[string]*Member
-	// keys are ordered by sequence; revoked counts those that were revoked themselves.
+	// keys are ordered by sequence. revoked counts the keys that were revoked themselves.
 	keys    []*keyEntry
 	revoked int
 	head    storage.Head
-	// changed is the revision of the newest change since the load; 0 if there was none.
+	// changed is the revision of the newest change since the Load; 0 if there was none.
 	changed     int64
 	damaged     error
 	damagedHead error
 }
 
-// isLive says whether a key of the workspace is neither revoked nor expired.
+// isLive reports whether a key of the workspace is neither revoked nor expired.
 func (w *workspaceEntry) isLive(key *decide.Key, now int64) bool {
 	if key.Revoked || now >= key.ExpireTime || key.WorkspaceIncarnation != w.current.Incarnation {
 		return false
 	}
 	member := w.members[key.Member]
-	// As above, so with a damaged member: the key might be live.
+	// A key of a damaged member counts as live, because it may be.
 	return member != nil && (member.damaged != nil || !member.Removed && member.Incarnation == key.MemberIncarnation)
 }
 
-// diedBefore says whether a key stopped being live before a time, in Unix
-// nanoseconds, and can never be again.
+// diedBefore reports whether a key stopped being live before a time, in Unix nanoseconds, and
+// can never be live again.
 func (w *workspaceEntry) diedBefore(entry *keyEntry, before int64) bool {
 	key := &entry.key
 	if key.Revoked && entry.revoked < before || key.ExpireTime < before {
@@ -140,7 +140,7 @@ func (w *workspaceEntry) diedBefore(entry *keyEntry, before int64) bool {
 	if member == nil || member.damaged != nil {
 		return false
 	}
-	// Of a member that was removed and added again, only the latter's time is known.
+	// If the member was removed and added again, only the time of the addition is known.
 	return (member.Removed || member.Incarnation != key.MemberIncarnation) && member.updated < before
 }
 
@@ -162,7 +162,7 @@ func (s *state) workspace(id string) *workspaceEntry {
 	return entry
 }
 
-// apply makes the state that of the change's revision.
+// apply moves the state to the revision of a change.
 func (s *state) apply(change *storage.Committed) {
 	for _, item := range change.Put {
 		s.put(item)
@@ -178,13 +178,13 @@ func (s *state) apply(change *storage.Committed) {
 	s.revision = change.Revision
 }
 
-// add is put as a visitor of Load.
+// add is put, as a visitor of Load.
 func (s *state) add(item storage.Item) error {
 	s.put(item)
 	return nil
 }
 
-// put puts one record into the state.
+// put stores one record in the state.
 func (s *state) put(item storage.Item) {
 	switch {
 	case item.Policy != nil:
@@ -206,8 +206,8 @@ func (s *state) put(item storage.Item) {
 	}
 }
 
-// addPolicy makes a policy the active one. One that cannot be read leaves none: to go on
-// with the one before it could allow what it took away.
+// addPolicy makes a policy the active one. A policy that cannot be read leaves none: the policy
+// before it may allow what this one took away.
 func (s *state) addPolicy(record *storagev1.PolicyRecord) {
 	parsed, err := policy.Parse("stored policy", record.GetDocument())
 	if err != nil {
@@ -247,7 +247,7 @@ func (s *state) addMember(record *storagev1.MemberRecord) {
 			Incarnation:          record.GetIncarnation(),
 			WorkspaceIncarnation: record.GetWorkspaceIncarnation(),
 			Role:                 record.GetRole(),
-			// A state that this program does not know is neither, and denies.
+			// A state that this program does not know is neither of the two, and denies.
 			Active:  record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE,
 			Removed: record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED,
 		},
@@ -287,8 +287,7 @@ func (s *state) insert(entry *keyEntry) {
 	}
 }
 
-// keepUses takes over from an older state when keys were last used, which may not be
-// stored yet.
+// keepUses takes over the last uses from an older state, because they may not be stored yet.
 func (s *state) keepUses(older *state) {
 	for id, entry := range s.keys {
 		if before := older.keys[id]; before != nil {
@@ -298,7 +297,8 @@ func (s *state) keepUses(older *state) {
 	}
 }
 
-// replace puts entry where before was, if that is its place.
+// replace puts entry at the index of before, if that is the right index for it, and reports
+// whether it is.
 func (s *state) replace(before, entry *keyEntry) bool {
 	workspace := entry.workspace
 	index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys)
@@ -317,7 +317,7 @@ func count(yes bool) int {
 	return 0
 }
 
-// compareKeys orders the keys of a workspace.
+// compareKeys orders the keys of a workspace by sequence.
 func compareKeys(a, b *keyEntry) int {
 	return cmp.Or(cmp.Compare(a.sequence, b.sequence), cmp.Compare(a.key.ID, b.key.ID))
 }
@@ -331,7 +331,7 @@ func (s *state) removeKey(keyID string) {
 	workspace := entry.workspace
 	switch index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys); {
 	case found && index == 0:
-		// Sweeps delete the oldest first, perhaps very many: do not move all the others.
+		// Sweeps delete the oldest keys first, and may delete many: the others are not moved.
 		workspace.keys[0] = nil
 		workspace.keys = workspace.keys[1:]
 	case found:
@@ -342,7 +342,7 @@ func (s *state) removeKey(keyID string) {
 	}
 }
 
-// fill sets a key from its record. What makes no sense is damage.
+// fill sets a key from its record. A record that makes no sense is damage.
 func (s *state) fill(key *decide.Key, record *storagev1.KeyRecord, workspace *workspaceEntry) error {
 	key.ID = record.GetKeyId()
 	key.Workspace = workspace.id
@@ -378,7 +378,7 @@ func (s *state) fill(key *decide.Key, record *storagev1.KeyRecord, workspace *wo
 		}
 		key.Secrets[index] = decide.Secret{
 			Hash: token.Hash{
-				Scheme: token.Scheme(secret.GetScheme()), //nolint:gosec // checked above
+				Scheme: token.Scheme(secret.GetScheme()), //nolint:gosec // G115: checked above
 				Sum:    [32]byte(secret.GetHash()),
 			},
 			End: end(secret),
@@ -388,7 +388,7 @@ func (s *state) fill(key *decide.Key, record *storagev1.KeyRecord, workspace *wo
 	return nil
 }
 
-// end returns when a secret stops matching.
+// end returns when a secret stops matching, in Unix nanoseconds.
 func end(secret *storagev1.SecretRecord) int64 {
 	expires := nanoseconds(secret.GetExpireTime())
 	if secret.GetOverlapEndTime() != nil {
@@ -399,7 +399,7 @@ func end(secret *storagev1.SecretRecord) int64 {
 
 func nanoseconds(stamp *timestamppb.Timestamp) int64 { return stamp.AsTime().UnixNano() }
 
-// share returns a set of scopes equal to names that all keys with it share.
+// share returns the set of scopes with these names, which all keys with equal scopes share.
 func (s *state) share(names []string) decide.Scopes {
 	joined := strings.Join(names, " ")
 	set, found := s.scopes[joined]

@@ -7,26 +7,26 @@ import (
 	"time"
 )
 
-// stride is how many records a walk visits before it lets others in. Validations wait
-// behind a change that waits behind a walk, so a stride takes far less than a
-// millisecond.
+// stride is how many records a walk visits before it gives way. A validation can wait behind a
+// change that waits behind a walk, so a stride must take far less than a millisecond.
 const stride = 256
 
-// giveWay lets changes and validations in that wait for the lock, which is held for
-// reading before and after. What was read of state until then may no longer be so.
+// giveWay releases the lock for a moment, so that changes and validations that wait for it come
+// first. The lock is held for reading before and after. What was read of state before may be
+// outdated afterwards.
 func (p *Projection) giveWay() {
 	p.mutex.RUnlock()
 	if p.gaveWay != nil {
 		p.gaveWay()
 	}
-	// A walk is never urgent: those who wait for the processor go first, too.
+	// A walk is never urgent, so goroutines that wait for a processor come first, too.
 	runtime.Gosched()
 	p.mutex.RLock()
 }
 
-// inPieces visits a map of the state, and gives way now and then: with the lock held for
-// reading, as it must be. Records that stay meanwhile are visited once; those that come
-// or go may be.
+// inPieces visits a map of the state, and gives way after every stride. The lock is held for
+// reading. A record that stays during the walk is visited once; a record that comes or goes
+// meanwhile may be visited or not.
 func inPieces[Key comparable, Value any](p *Projection, records map[Key]Value) iter.Seq2[Key, Value] {
 	return func(yield func(Key, Value) bool) {
 		visited := 0
@@ -41,11 +41,11 @@ func inPieces[Key comparable, Value any](p *Projection, records map[Key]Value) i
 	}
 }
 
-// keysOf visits the keys of a workspace, the oldest first, as inPieces does.
+// keysOf visits the keys of a workspace, the oldest first, and gives way as inPieces does.
 func (p *Projection) keysOf(workspace *workspaceEntry) iter.Seq[*keyEntry] {
 	return func(yield func(*keyEntry) bool) {
 		for piece := workspace.first(); len(piece) > 0; {
-			// Where the walk goes on is found by the key: its place may be another one then.
+			// The walk goes on after this key. An index would be wrong after giving way.
 			last := piece[len(piece)-1]
 			for _, entry := range piece {
 				if !yield(entry) {
@@ -61,10 +61,10 @@ func (p *Projection) keysOf(workspace *workspaceEntry) iter.Seq[*keyEntry] {
 	}
 }
 
-// first returns the first keys of the workspace, a stride of them at most.
+// first returns the first keys of the workspace, at most a stride.
 func (w *workspaceEntry) first() []*keyEntry { return w.keys[:min(stride, len(w.keys))] }
 
-// after returns the keys that follow on one, a stride of them at most.
+// after returns the keys after a key, at most a stride.
 func (w *workspaceEntry) after(last *keyEntry) []*keyEntry {
 	index, found := slices.BinarySearchFunc(w.keys, last, compareKeys)
 	if found {
@@ -73,23 +73,23 @@ func (w *workspaceEntry) after(last *keyEntry) []*keyEntry {
 	return w.keys[index:min(index+stride, len(w.keys))]
 }
 
-// HasRoom reports whether a workspace has fewer than most live keys at now: keys that are
-// neither revoked nor expired, nor count as revoked with their member or workspace. A
-// change that relies on it expects the workspace's head, as read before.
-func (p *Projection) HasRoom(workspaceID string, now time.Time, most int) bool {
+// HasRoom reports whether a workspace has fewer than limit live keys at now: keys that are
+// neither revoked nor expired, nor count as revoked with their member or workspace. A change
+// that relies on it must expect the workspace's head as read before the call.
+func (p *Projection) HasRoom(workspaceID string, now time.Time, limit int) bool {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	entry := p.state.workspaces[workspaceID]
 	if entry == nil {
-		return most > 0
+		return limit > 0
 	}
-	// Most workspaces are so far from their limit that nothing need be counted.
-	return len(entry.keys)-entry.revoked < most || p.live(entry, now, most) < most
+	// Most workspaces are so far from their limit that nothing has to be counted.
+	return len(entry.keys)-entry.revoked < limit || p.live(entry, now, limit) < limit
 }
 
-// LiveKeys counts the keys of a workspace that are neither revoked nor expired at
-// now, nor count as revoked with their member or workspace. It stops counting at
-// enough, so that the usual question, whether there is room, costs little.
+// LiveKeys counts the keys of a workspace that are neither revoked nor expired at now, nor
+// count as revoked with their member or workspace. It stops counting at enough, because most
+// callers only ask whether there is room.
 func (p *Projection) LiveKeys(workspaceID string, now time.Time, enough int) int {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
@@ -100,8 +100,7 @@ func (p *Projection) LiveKeys(workspaceID string, now time.Time, enough int) int
 	return p.live(entry, now, enough)
 }
 
-// live counts live keys, up to enough. mutex is held for reading, and given away between
-// pieces.
+// live counts live keys, up to enough. mutex is held for reading, and released between strides.
 func (p *Projection) live(workspace *workspaceEntry, now time.Time, enough int) int {
 	nanoseconds, count := now.UnixNano(), 0
 	for entry := range p.keysOf(workspace) {
@@ -111,7 +110,7 @@ func (p *Projection) live(workspace *workspaceEntry, now time.Time, enough int) 
 		if workspace.current == nil || workspace.current.Removed {
 			return 0
 		}
-		// A damaged key counts: it might be live, and refusing is the safer mistake.
+		// A damaged key counts: it may be live, and refusing a new key is the safer mistake.
 		if entry.damaged != nil || workspace.isLive(&entry.key, nanoseconds) {
 			count++
 		}
@@ -134,16 +133,17 @@ func (p *Projection) Workspaces() []string {
 
 // Dead is what a sweep may delete.
 type Dead struct {
-	// KeyIDs are revoked or expired, or count as revoked, since long enough.
+	// KeyIDs are keys that have been revoked or expired, or have counted as revoked, for long
+	// enough.
 	KeyIDs []string
-	// MemberIDs were removed long enough ago, and no key is theirs any more.
+	// MemberIDs are members that were removed long enough ago and have no key left.
 	MemberIDs []string
 }
 
-// Dead returns what died before a time in a workspace, the oldest keys first, up to a
-// number of records. Members come once no key is left to delete. A change that relies on
-// it expects the workspace's head, as read before.
-func (p *Projection) Dead(workspaceID string, before time.Time, most int) Dead {
+// Dead returns the records of a workspace that died before a time, the oldest keys first, at
+// most limit of them. Members come only when no key is left to delete. A change that relies on
+// it must expect the workspace's head as read before the call.
+func (p *Projection) Dead(workspaceID string, before time.Time, limit int) Dead {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	var dead Dead
@@ -153,7 +153,7 @@ func (p *Projection) Dead(workspaceID string, before time.Time, most int) Dead {
 	}
 	nanoseconds := before.UnixNano()
 	for key := range p.keysOf(entry) {
-		if len(dead.KeyIDs) == most {
+		if len(dead.KeyIDs) == limit {
 			return dead
 		}
 		if key.damaged == nil && entry.diedBefore(key, nanoseconds) {
@@ -161,19 +161,19 @@ func (p *Projection) Dead(workspaceID string, before time.Time, most int) Dead {
 		}
 	}
 	if len(dead.KeyIDs) == 0 {
-		dead.MemberIDs = p.deadMembers(entry, nanoseconds, most)
+		dead.MemberIDs = p.deadMembers(entry, nanoseconds, limit)
 	}
 	return dead
 }
 
-// deadMembers returns members that were removed before a time, in Unix nanoseconds,
-// themselves or with their workspace, and have no keys. mutex is held for reading, and
-// given away between pieces.
-func (p *Projection) deadMembers(workspace *workspaceEntry, before int64, most int) []string {
+// deadMembers returns members that were removed before a time, in Unix nanoseconds, by
+// themselves or with their workspace, and have no keys. mutex is held for reading, and released
+// between strides.
+func (p *Projection) deadMembers(workspace *workspaceEntry, before int64, limit int) []string {
 	var owners map[string]bool
 	var dead []string
 	for id, member := range inPieces(p, workspace.members) {
-		if len(dead) == most {
+		if len(dead) == limit {
 			break
 		}
 		if member.damaged != nil || !workspace.isGone(member, before) {

@@ -121,9 +121,8 @@ func walkMember(id string, state storagev1.MemberRecordState) storage.Item {
 	}}
 }
 
-// TestWalksGiveWay: whatever visits everything lets others in after each stride, and what
-// nobody touches is counted once, whatever comes and goes.
-func TestWalksGiveWay(t *testing.T) {
+// A record that nothing touches is counted once, whatever comes and goes.
+func TestWalksGiveWayAfterEachStride(t *testing.T) {
 	live := steady - (steady+2)/3
 	before := walkTime.AddDate(0, -1, 0)
 	for name, test := range map[string]struct {

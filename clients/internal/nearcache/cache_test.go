@@ -173,9 +173,8 @@ func ask(t *testing.T, cache *Cache, number int) {
 	}
 }
 
-// TestIdle: a cache that nobody asks gives up asking for leases, and comes back when it is
-// asked (C1).
-func TestIdle(t *testing.T) {
+// An idle cache lets its lease end, and renews it when it is asked again (C1).
+func TestIdleCacheStopsPingingUntilAsked(t *testing.T) {
 	server := &scripted{}
 	bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
 		ask(t, cache, 1)
@@ -207,9 +206,8 @@ func TestIdle(t *testing.T) {
 	})
 }
 
-// TestHitsKeepTheLease: a cache that is asked only what it knows stays fresh, and reports
-// what was used.
-func TestHitsKeepTheLease(t *testing.T) {
+// A cache that only answers from memory still pings, and reports the uses.
+func TestHitsKeepTheLeaseRenewed(t *testing.T) {
 	server := &scripted{}
 	bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
 		for range 300 {
@@ -231,7 +229,7 @@ func TestHitsKeepTheLease(t *testing.T) {
 	})
 }
 
-// TestHitAllocatesNothing: what is fast is easily made slow by a pointer that escapes.
+// An argument whose address escapes would cost an allocation.
 func TestHitAllocatesNothing(t *testing.T) {
 	bubble(t, &scripted{}, Config{}, func(t *testing.T, cache *Cache) {
 		ask(t, cache, 1)
@@ -245,9 +243,8 @@ func TestHitAllocatesNothing(t *testing.T) {
 	})
 }
 
-// TestBackoff: a server that refuses sessions is asked less and less often, also one that
-// lets them in for a moment.
-func TestBackoff(t *testing.T) {
+// The second server accepts a session and then ends it at once.
+func TestRefusedSessionsAreRetriedWithBackoff(t *testing.T) {
 	for name, session := range map[string]func(syncStream) error{
 		"refused":           func(syncStream) error { return status.Error(codes.Unavailable, "no") },
 		"ended at once":     func(stream syncStream) error { return stream.Send(welcome()) },
@@ -279,8 +276,7 @@ func farewell() *keysvcv1.SyncResponse {
 	return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Goodbye{Goodbye: &keysvcv1.SyncGoodbye{}}}
 }
 
-// TestGoodbye: a session that the server ends in order is followed by the next at once.
-func TestGoodbye(t *testing.T) {
+func TestGoodbyeIsFollowedByTheNextSessionAtOnce(t *testing.T) {
 	server := &scripted{}
 	sessions := 0
 	server.session = func(stream syncStream) error {
@@ -319,8 +315,8 @@ func TestGoodbye(t *testing.T) {
 	})
 }
 
-// TestUnknown: what this version does not understand makes it drop everything (C8).
-func TestUnknown(t *testing.T) {
+// A message that this version does not understand drops everything (C8).
+func TestUnknownMessagesDropEverything(t *testing.T) {
 	server := &scripted{}
 	server.session = func(stream syncStream) error {
 		if err := stream.Send(welcome()); err != nil {
@@ -353,9 +349,8 @@ func TestUnknown(t *testing.T) {
 	})
 }
 
-// TestMerging: the same question goes once, others go together, and few calls are under way
-// however many ask: what a server meets after a Reset.
-func TestMerging(t *testing.T) {
+// Many requests ask few questions at once, as after a Reset.
+func TestEqualQuestionsAreAskedOnceInFewCalls(t *testing.T) {
 	server := &scripted{}
 	bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
 		const askers, different = 20_000, 2_000
@@ -377,9 +372,8 @@ func TestMerging(t *testing.T) {
 	})
 }
 
-// TestBusy: questions beyond the queue end with an error at once; those in it, when their
-// time is up.
-func TestBusy(t *testing.T) {
+// Questions in the queue fail when their time is up.
+func TestQuestionsBeyondTheQueueFailAtOnce(t *testing.T) {
 	server := &scripted{answer: func(ctx context.Context, _ *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -411,8 +405,7 @@ func TestBusy(t *testing.T) {
 	})
 }
 
-// TestWrongAnswers: an answer that makes no sense is nobody's yes.
-func TestWrongAnswers(t *testing.T) {
+func TestAnswersThatMakeNoSenseAreErrors(t *testing.T) {
 	answers := map[string]func(*keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error){
 		"too few": func(*keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error) {
 			return &keysvcv1.BatchValidateKeysResponse{}, nil
@@ -446,9 +439,9 @@ func TestWrongAnswers(t *testing.T) {
 	}
 }
 
-// TestClose: the cache answers nothing from memory once Close was called, and the server is
-// told of the last uses and then of the end (C11).
-func TestClose(t *testing.T) {
+// After Close nothing is answered from memory; the server is told the last uses, and then the
+// end (C11).
+func TestCloseEndsAnswersBeforeTellingTheServer(t *testing.T) {
 	server := &scripted{}
 	bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
 		ask(t, cache, 1)
@@ -467,8 +460,8 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// TestMark: a mark is answered, be it a message or a part of one.
-func TestMark(t *testing.T) {
+// A mark comes as a message, or with events.
+func TestMarksAreAnswered(t *testing.T) {
 	server := &scripted{}
 	server.session = func(stream syncStream) error {
 		for _, message := range []*keysvcv1.SyncResponse{
@@ -499,8 +492,7 @@ func TestMark(t *testing.T) {
 	})
 }
 
-// TestHooks: what is told for metrics.
-func TestHooks(t *testing.T) {
+func TestHooksAreCalled(t *testing.T) {
 	var told []string
 	var mutex sync.Mutex
 	note := func(format string, arguments ...any) {
@@ -544,8 +536,8 @@ func TestHooks(t *testing.T) {
 	})
 }
 
-// TestWatchEnds: a watch ends with the key's expiry, and when nothing can be known (rule 10).
-func TestWatchEnds(t *testing.T) {
+// Rule 10 of keyauth.Watcher.
+func TestWatchEndsWithTheKeyOrWithoutAnAnswer(t *testing.T) {
 	server := &scripted{}
 	var refuse, fail atomic.Bool
 	server.answer = func(_ context.Context, request *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error) {
@@ -585,8 +577,7 @@ func TestWatchEnds(t *testing.T) {
 	})
 }
 
-// TestAnswersThatAreTooLargeTogether: what a batch has no room for is asked in the next.
-func TestAnswersThatAreTooLargeTogether(t *testing.T) {
+func TestAnswersThatDoNotFitIntoABatchAreAskedAgain(t *testing.T) {
 	const questions, fits = 100, 7
 	server := &scripted{answer: func(_ context.Context, request *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error) {
 		answers := allowing(request)

@@ -67,7 +67,7 @@ func (f *fixture) hits(question *keyauth.Question) bool {
 	return ok && found.Confirm(f.now)
 }
 
-func TestHit(t *testing.T) {
+func TestHitNeedsLeaseEntryScopeAndAddress(t *testing.T) {
 	f := newFixture(t, 10)
 	if f.hits(question(1)) {
 		t.Fatal("an empty cache answers")
@@ -107,7 +107,7 @@ func TestHit(t *testing.T) {
 	}
 }
 
-func TestEntriesEnd(t *testing.T) {
+func TestEntriesEndWithTheirGrantOrAfterTenMinutes(t *testing.T) {
 	f := newFixture(t, 10)
 	f.keep(1, func(grant *keysvcv1.Grant) { grant.ValidFor = durationpb.New(2 * time.Second) })
 	f.keep(2, func(grant *keysvcv1.Grant) { grant.ValidFor = durationpb.New(24 * time.Hour) })
@@ -128,7 +128,7 @@ func TestEntriesEnd(t *testing.T) {
 	}
 }
 
-func TestGrantsThatAreNotKept(t *testing.T) {
+func TestUnknownGrantsAreNotKept(t *testing.T) {
 	unknown := protowire.AppendTag(nil, 99, protowire.VarintType)
 	unknown = protowire.AppendVarint(unknown, 1)
 	address := func(cidrs ...string) *keysvcv1.GrantCondition {
@@ -169,7 +169,7 @@ func TestGrantsThatAreNotKept(t *testing.T) {
 	}
 }
 
-func TestEvents(t *testing.T) {
+func TestEventsDropWhatTheyConcern(t *testing.T) {
 	for name, test := range map[string]struct {
 		event *keysvcv1.SyncEvent
 		drops bool
@@ -208,7 +208,7 @@ func TestEvents(t *testing.T) {
 	}
 }
 
-func TestRingThatDoesNotReachBack(t *testing.T) {
+func TestAnswerOlderThanTheRingIsAskedAgain(t *testing.T) {
 	f := newFixture(t, 10)
 	under := f.BeginFill(f.now)
 	for revision := int64(11); revision < 11+2*ringSize; revision++ {
@@ -221,7 +221,7 @@ func TestRingThatDoesNotReachBack(t *testing.T) {
 	}
 }
 
-func TestWelcomeAndReset(t *testing.T) {
+func TestWelcomeAndResetDropByTheirRules(t *testing.T) {
 	resumed := &keysvcv1.SyncWelcome{Epoch: "e", Revision: 10, Staleness: durationpb.New(time.Second)}
 	for name, test := range map[string]struct {
 		message func(f *fixture)
@@ -260,7 +260,7 @@ func TestWelcomeAndReset(t *testing.T) {
 	}
 }
 
-func TestRefusals(t *testing.T) {
+func TestRefusalsAreRepeatedForASecond(t *testing.T) {
 	f := newFixture(t, 10)
 	refused := keyauth.Answer{Decision: keysvcv1.Decision_DECISION_PERMISSION_DENIED, Reason: keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED}
 	keep := func() {
@@ -286,7 +286,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-func TestEviction(t *testing.T) {
+func TestEvictionPrefersUnusedEntries(t *testing.T) {
 	f := newFixture(t, 100)
 	for number := range 1000 {
 		f.keep(number, nil)
@@ -311,9 +311,9 @@ func (f *fixture) foundFirst(other int) Found {
 	return found
 }
 
-// TestBytes: many large entries take no more than they may, and one that is too large is
-// answered and not kept.
-func TestBytes(t *testing.T) {
+// Many large entries stay within the bound. An entry that is larger than the bound is answered
+// and not kept.
+func TestBytesAreBounded(t *testing.T) {
 	f := newFixture(t, 1_000_000)
 	scopes := func(count int) func(*keysvcv1.Grant) {
 		return func(grant *keysvcv1.Grant) {
@@ -348,8 +348,8 @@ func TestBytes(t *testing.T) {
 	}
 }
 
-// TestUsesWait: what does not fit among those that wait is noted with the next use.
-func TestUsesWait(t *testing.T) {
+// A use beyond the bound is lost; the next use of the same key is noted.
+func TestUsesBeyondTheBoundAreNotedLater(t *testing.T) {
 	f := newFixture(t, 10)
 	f.keep(1, nil)
 	found, _ := f.Find(question(1))
@@ -362,7 +362,7 @@ func TestUsesWait(t *testing.T) {
 	}
 }
 
-func TestUses(t *testing.T) {
+func TestUsesAreReportedOnce(t *testing.T) {
 	f := newFixture(t, 10)
 	f.keep(1, nil)
 	found, _ := f.Find(question(1))
@@ -381,7 +381,7 @@ func TestUses(t *testing.T) {
 	}
 }
 
-func TestGiveUp(t *testing.T) {
+func TestGiveUpEndsTheLeaseForGood(t *testing.T) {
 	f := newFixture(t, 10)
 	f.keep(1, nil)
 	ping := f.Ping(f.now)

@@ -123,10 +123,10 @@ func (s *simulation) endFill(client *simulated, pending *pendingFill) Verdict {
 	return verdict
 }
 
-// TestEachRuleIsNeeded breaks one rule after the other. Each time a schedule must be found
-// that breaks a promise. The first part of C9, that a Welcome ends the lease, is not among
-// them: what the lease vouches for is true in the next session as well. It makes the
-// argument shorter, and costs one ping.
+// TestEachRuleIsNeeded breaks one rule at a time. For each, some schedule must break a promise.
+// One part of C9 is not in the table: that a Welcome ends the lease. What the old lease vouches
+// for is true in the next session as well, so that part only shortens the argument, at the cost
+// of one ping.
 func TestEachRuleIsNeeded(t *testing.T) {
 	const enough = 300_000
 	for name, broken := range map[string]faults{

@@ -179,8 +179,7 @@ func bothClocks(wall time.Time, monotonic time.Duration) time.Time {
 	return *(*time.Time)(unsafe.Pointer(&inside))
 }
 
-// TestBothClocks sees that the parts are what they should be.
-func TestBothClocks(t *testing.T) {
+func TestBothClocksSetsBothPartsOfATime(t *testing.T) {
 	before := bothClocks(simulationStart, time.Hour)
 	after := bothClocks(simulationStart.Add(-time.Second), time.Hour+time.Minute)
 	if got := after.Sub(before); got != time.Minute {
@@ -759,7 +758,7 @@ func runSchedules(count int, first uint64, broken faults) (seed uint64, how stri
 	return 0, "", nil
 }
 
-func TestSimulation(t *testing.T) {
+func TestSimulationKeepsP1AndP2(t *testing.T) {
 	if seed, how, trace := runSchedules(*schedules, *seedFlag, 0); how != "" {
 		t.Fatalf("schedule %d: %s\n%s", seed, how, strings.Join(trace, "\n"))
 	}

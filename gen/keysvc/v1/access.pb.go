@@ -22,11 +22,11 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Access says what a method needs. One that sets nothing is refused by the generator,
-// and denied to everybody if it gets that far.
+// Access is what a method needs. A message in which nothing is set is refused by the
+// generator, and would deny everybody at run time.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What is needed; exactly one.
+	// The requirement; exactly one.
 	//
 	// Types that are valid to be assigned to Requirement:
 	//
@@ -112,12 +112,13 @@ type Access_RequiredScope struct {
 }
 
 type Access_IdentityOnly struct {
-	// A valid key, whatever its scopes. Only true says so.
+	// A valid key, whatever its scopes. Only the value true counts.
 	IdentityOnly bool `protobuf:"varint,2,opt,name=identity_only,json=identityOnly,proto3,oneof"`
 }
 
 type Access_Public struct {
-	// Nothing: everybody may call it, with and without a key. Only true says so.
+	// Nothing: everybody may call the method, with a key and without. Only the value true
+	// counts.
 	Public bool `protobuf:"varint,3,opt,name=public,proto3,oneof"`
 }
 

@@ -21,41 +21,44 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// ErrorReason says, for programs, why a call to keysvc failed. It is sent without
-// its prefix as the reason of google.rpc.ErrorInfo, with domain "keysvc".
+// ErrorReason is why a call to keysvc failed, for programs. It is sent as the reason of
+// google.rpc.ErrorInfo, without the prefix ERROR_REASON_ and with the domain "keysvc". Each
+// comment begins with the gRPC code that the reason comes with.
 type ErrorReason int32
 
 const (
 	// Never sent.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
-	// INVALID_ARGUMENT. A field is missing or malformed; BadRequest names each.
+	// INVALID_ARGUMENT. Fields are missing or malformed; google.rpc.BadRequest names each of
+	// them.
 	ErrorReason_ERROR_REASON_FIELD_INVALID ErrorReason = 1
 	// INVALID_ARGUMENT. The policy does not have the scope.
 	ErrorReason_ERROR_REASON_SCOPE_UNKNOWN ErrorReason = 2
 	// INVALID_ARGUMENT. The policy does not have the role.
 	ErrorReason_ERROR_REASON_ROLE_UNKNOWN ErrorReason = 3
-	// INVALID_ARGUMENT. The page token is made up, or belongs to other filters.
+	// INVALID_ARGUMENT. The page token did not come from this server, or belongs to other
+	// filters.
 	ErrorReason_ERROR_REASON_PAGE_TOKEN_INVALID ErrorReason = 4
-	// NOT_FOUND. There is no such key, here.
+	// NOT_FOUND. There is no such key in the workspace.
 	ErrorReason_ERROR_REASON_KEY_NOT_FOUND ErrorReason = 5
-	// NOT_FOUND. There is no such member, here.
+	// NOT_FOUND. There is no such member in the workspace.
 	ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND ErrorReason = 6
 	// PERMISSION_DENIED. A scope is beyond the role of the key's member.
 	ErrorReason_ERROR_REASON_SCOPE_BEYOND_ROLE ErrorReason = 7
-	// PERMISSION_DENIED. The caller of keysvc may not call this method, or not for
-	// this workspace.
+	// PERMISSION_DENIED. The caller of keysvc may not call this method, or not for this
+	// workspace.
 	ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED ErrorReason = 8
 	// UNAUTHENTICATED. The caller of keysvc is not known.
 	ErrorReason_ERROR_REASON_CALLER_UNKNOWN ErrorReason = 9
-	// ABORTED. The key has another etag: read it again.
+	// ABORTED. The key has another etag than the one given: read the key again.
 	ErrorReason_ERROR_REASON_ETAG_MISMATCH ErrorReason = 10
-	// ABORTED. The push is not newer than what is known; see MemberService.
+	// ABORTED. The push is not newer than what is stored; see MemberService.
 	ErrorReason_ERROR_REASON_SOURCE_VERSION_OUTDATED ErrorReason = 11
-	// ABORTED. Somebody else changed the workspace at the same time: try again.
+	// ABORTED. Another call changed the workspace at the same time: try again.
 	ErrorReason_ERROR_REASON_CONCURRENT_CHANGE ErrorReason = 12
-	// ABORTED. The active policy is not the one that the new one replaces.
+	// ABORTED. The active policy is not the one that replaces_digest names.
 	ErrorReason_ERROR_REASON_POLICY_CHANGED ErrorReason = 13
-	// ALREADY_EXISTS. The request_id was used before; metadata has the key_id.
+	// ALREADY_EXISTS. The request_id was used before; the metadata has the key_id.
 	ErrorReason_ERROR_REASON_REQUEST_ID_USED ErrorReason = 14
 	// FAILED_PRECONDITION. The key is revoked.
 	ErrorReason_ERROR_REASON_KEY_REVOKED ErrorReason = 15
@@ -63,40 +66,41 @@ const (
 	ErrorReason_ERROR_REASON_KEY_EXPIRED ErrorReason = 16
 	// FAILED_PRECONDITION. The member is suspended.
 	ErrorReason_ERROR_REASON_MEMBER_SUSPENDED ErrorReason = 17
-	// FAILED_PRECONDITION. A limit is reached: of live keys in the workspace, or of
-	// request ids that a key remembers.
+	// FAILED_PRECONDITION. A limit is reached: of live keys in the workspace, or of request
+	// ids that are kept with a key.
 	ErrorReason_ERROR_REASON_LIMIT_REACHED ErrorReason = 18
 	// FAILED_PRECONDITION. The key has two live secrets already.
 	ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS ErrorReason = 19
-	// FAILED_PRECONDITION. The policy brings back a retired scope.
+	// FAILED_PRECONDITION. The new policy has a scope that is retired.
 	ErrorReason_ERROR_REASON_SCOPE_RETIRED ErrorReason = 20
 	// FAILED_PRECONDITION. The revision belongs to another epoch of the store.
 	ErrorReason_ERROR_REASON_EPOCH_MISMATCH ErrorReason = 21
-	// RESOURCE_EXHAUSTED. Too many requests of this kind are in flight; RetryInfo
-	// says when to try again. In an item of a batch: the answers before it are as
-	// large as a batch may have.
+	// RESOURCE_EXHAUSTED. Too many calls of this kind are in progress; google.rpc.RetryInfo
+	// says when to try again. In one response of a batch: the responses before it have
+	// reached the maximum size of a batch.
 	ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS ErrorReason = 22
-	// UNKNOWN. The disk or the quorum failed during the commit: the change may have
-	// taken effect or not. Repeat it with the same request_id.
+	// UNKNOWN. The disk or the quorum failed during the commit, so the change may have taken
+	// effect or not. Repeat the call with the same request_id.
 	ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN ErrorReason = 23
-	// UNAVAILABLE. The store is not ready, or the service is stopping.
+	// UNAVAILABLE. The store is not ready, or the server is stopping.
 	ErrorReason_ERROR_REASON_STORE_UNAVAILABLE ErrorReason = 24
-	// UNAVAILABLE. min_revision was not reached in time.
+	// UNAVAILABLE. The server did not reach min_revision in time.
 	ErrorReason_ERROR_REASON_REVISION_NOT_REACHED ErrorReason = 25
 	// DATA_LOSS. A stored record is damaged.
 	ErrorReason_ERROR_REASON_RECORD_DAMAGED ErrorReason = 26
-	// INTERNAL. A fault of keysvc; its log has the cause under the request id.
+	// INTERNAL. A fault of keysvc. Its log has the cause, under the id of the call.
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 27
 	// UNIMPLEMENTED. This version of keysvc does not have the method yet.
 	ErrorReason_ERROR_REASON_NOT_IMPLEMENTED ErrorReason = 28
-	// RESOURCE_EXHAUSTED. The disk of the store is full; nothing was changed. What
-	// only takes away is still done: revoking, removing, suspending, narrowing. Try
-	// again once the operator has made room.
+	// RESOURCE_EXHAUSTED. The disk of the store is full; nothing was changed. Changes that
+	// only take away are still made: revoking, removing, suspending and narrowing. Try again
+	// after the operator has made room.
 	ErrorReason_ERROR_REASON_STORE_FULL ErrorReason = 29
-	// UNAVAILABLE. The server's wall clock was set forward by more than has passed, and
-	// nobody knows which time is right. Until the operator has restarted the server no key
-	// is created or rotated with an overlap, nothing is purged, and tokens are not decided
-	// on that are expired by one of the two times only. What takes away goes on.
+	// UNAVAILABLE. The server's wall clock was set forward by more than the time that has
+	// passed, and it is not known which time is right. Until the operator restarts the
+	// server, no key is created or rotated with an overlap, nothing is purged, and a token
+	// that is expired by only one of the two times is not decided on. Changes that only take
+	// away are still made.
 	ErrorReason_ERROR_REASON_CLOCK_UNSURE ErrorReason = 30
 )
 

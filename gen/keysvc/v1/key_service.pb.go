@@ -24,30 +24,30 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// CreateKeyRequest says who the key acts as and what it may do.
+// CreateKeyRequest describes the key to create.
 type CreateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workspace that the key will belong to. Required.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// The member whom the key will act as; must be there and active. Required.
+	// The member whom the key will act as. The member must exist and be active. Required.
 	MemberId string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	// What people call the key; see Key.name. Required.
 	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
-	// The scopes to grant, in any order, each `resource:action`, in the policy,
-	// within the member's role and named once. At least one; wildcards are refused.
+	// The scopes to grant, in any order: each `resource:action`, in the policy, within the
+	// member's role, and given once. At least one. Wildcards are refused.
 	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// When the key expires: later than now, at most one calendar year ahead (up to
-	// 5 minutes over are taken as a year). Absent means a year.
+	// When the key expires: later than now, and at most one calendar year ahead. Up to 5
+	// minutes more are taken as a year, because clocks differ. Absent means a year.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Annotations to keep with the key; see Key.labels.
 	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Where the key may be used from; see Key.allowed_cidrs.
+	// The addresses that the key may be used from; see Key.allowed_cidrs.
 	AllowedCidrs []string `protobuf:"bytes,7,rep,name=allowed_cidrs,json=allowedCidrs,proto3" json:"allowed_cidrs,omitempty"`
-	// Makes a retry safe: 1 to 64 characters of [A-Za-z0-9._:@-], unique in the
-	// workspace for as long as the key is kept. A second call with the same one is
-	// ALREADY_EXISTS; the token cannot be had again, so revoke or rotate that key.
+	// Makes a retry safe: 1 to 64 characters of [A-Za-z0-9._:@-], unique in the workspace for
+	// as long as the key is kept. A second call with the same request_id is refused with
+	// ALREADY_EXISTS. The token cannot be returned again, so revoke or rotate that key.
 	RequestId *string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3,oneof" json:"request_id,omitempty"`
-	// The member on whose behalf the caller acts: recorded in the audit event, not
+	// The member on whose behalf the caller acts, for the audit event. It is recorded, not
 	// authorised. 1 to 128 characters of [A-Za-z0-9._:@-].
 	ActorMemberId *string `protobuf:"bytes,9,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -147,12 +147,12 @@ func (x *CreateKeyRequest) GetActorMemberId() string {
 	return ""
 }
 
-// CreateKeyResponse holds the token: the only time that anybody sees it.
+// CreateKeyResponse holds the new key and its token. No other call returns the token.
 type CreateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key as it was stored.
 	Key *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The plaintext credential. Show it once; keep it out of logs.
+	// The plaintext credential. Show it once, and keep it out of logs.
 	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
 	// Revision of the commit that created the key.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -223,7 +223,7 @@ func (x *CreateKeyResponse) GetEpoch() string {
 // GetKeyRequest names one key.
 type GetKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key's workspace. Empty means any, for callers that are not limited to
+	// The key's workspace. Empty means any workspace, for a caller that is not limited to
 	// some.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// The key. Required.
@@ -340,30 +340,30 @@ func (x *GetKeyResponse) GetEpoch() string {
 	return ""
 }
 
-// ListKeysRequest selects keys. Filters narrow each other; an absent one narrows
-// nothing.
+// ListKeysRequest selects keys. A key must pass all filters; an absent filter passes every
+// key.
 type ListKeysRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The workspace to list. Empty means all of them, for callers that are not
-	// limited to some.
+	// The workspace to list. Empty means all workspaces, for a caller that is not limited to
+	// some.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// Only keys of this member.
 	MemberId *string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3,oneof" json:"member_id,omitempty"`
 	// Only keys in one of these states. Empty means all.
 	States []KeyState `protobuf:"varint,3,rep,packed,name=states,proto3,enum=keysvc.v1.KeyState" json:"states,omitempty"`
-	// Only keys that were granted this scope, whatever the role allows now.
+	// Only keys that were granted this scope, whatever the member's role allows now.
 	Scope *string `protobuf:"bytes,4,opt,name=scope,proto3,oneof" json:"scope,omitempty"`
 	// Only keys whose expire_time is before this instant.
 	ExpiringBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expiring_before,json=expiringBefore,proto3" json:"expiring_before,omitempty"`
-	// Only keys that were not used at or after this instant. A key that was never
-	// used counts from its creation.
+	// Only keys that were not used at or after this instant. A key that was never used counts
+	// as last used when it was created.
 	UnusedSince *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=unused_since,json=unusedSince,proto3" json:"unused_since,omitempty"`
-	// How many keys to give at most: 0 means 50, more than 1,000 is taken as
-	// 1,000, a negative number is refused. A page may be shorter, even empty,
-	// before the last; it ends when it has about 1 MiB.
+	// The maximum number of keys in a page: 0 means 50, more than 1,000 is taken as 1,000, a
+	// negative number is refused. A page that is not the last may be shorter, even empty; a
+	// page ends at about 1 MiB.
 	PageSize int32 `protobuf:"varint,7,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before, with the same filters; empty for the
-	// first page.
+	// The next_page_token of the page before, with the same filters. Empty for the first
+	// page.
 	PageToken     string `protobuf:"bytes,8,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -460,7 +460,7 @@ type ListKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The keys, newest first.
 	Keys []*Key `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
-	// Give this back as page_token for the next page; empty on the last.
+	// The page_token for the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// Revision that the page was read at.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -528,16 +528,16 @@ func (x *ListKeysResponse) GetEpoch() string {
 	return ""
 }
 
-// UpdateKeyRequest holds a key's new values and says which of them count.
+// UpdateKeyRequest holds a key's new values, and the names of the fields to change.
 type UpdateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// workspace_id and key_id name the key (both required); the masked fields are
-	// its new values.
+	// workspace_id and key_id name the key; both are required. The masked fields are its new
+	// values.
 	Key *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// Which fields to change: of name, labels, scopes and allowed_cidrs, at least
-	// one (AIP-134). Lists and maps are replaced whole.
+	// The fields to change, at least one of name, labels, scopes and allowed_cidrs (AIP-134).
+	// Lists and maps are replaced as a whole.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// The key's etag as it was read; absent means to change it in any case.
+	// The key's etag as it was read. Absent means to change the key whatever its etag is.
 	Etag *string `protobuf:"bytes,3,opt,name=etag,proto3,oneof" json:"etag,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,4,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
@@ -608,7 +608,7 @@ type UpdateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key as it is stored now.
 	Key *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// Revision of the commit, or the current one if nothing was to change.
+	// Revision of the commit, or the current revision if there was nothing to change.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -667,20 +667,21 @@ func (x *UpdateKeyResponse) GetEpoch() string {
 	return ""
 }
 
-// RotateKeyRequest says how long the old secret goes on.
+// RotateKeyRequest names the key to rotate, and how long its old secret works.
 type RotateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key's workspace. Required.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// The key. Required.
 	KeyId string `protobuf:"bytes,2,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// How long the old secret goes on: 0 to 30 days. Required, because 0 ends all
-	// other secrets at once.
+	// How long the old secret works: 0 to 30 days. Required, because 0 ends all other secrets
+	// at once.
 	Overlap *durationpb.Duration `protobuf:"bytes,3,opt,name=overlap,proto3" json:"overlap,omitempty"`
-	// When the new secret, and with it the key, expires: at most one calendar year
-	// ahead. Absent means as long from now as the replaced secret was given.
+	// When the new secret expires, and with it the key: later than now, and at most one
+	// calendar year ahead. Absent means the lifetime that the replaced secret was given, from
+	// now.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// Makes a retry safe; see CreateKeyRequest.request_id. A key remembers those of its
+	// Makes a retry safe; see CreateKeyRequest.request_id. A key keeps the request ids of its
 	// newest 63 rotations.
 	RequestId *string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3,oneof" json:"request_id,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
@@ -761,12 +762,12 @@ func (x *RotateKeyRequest) GetActorMemberId() string {
 	return ""
 }
 
-// RotateKeyResponse holds the new token: the only time that anybody sees it.
+// RotateKeyResponse holds the key and its new token. No other call returns the token.
 type RotateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key as it is stored now.
 	Key *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The new plaintext credential. Show it once; keep it out of logs.
+	// The new plaintext credential. Show it once, and keep it out of logs.
 	Token string `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"`
 	// Revision of the commit that rotated the key.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -903,7 +904,7 @@ type FinishRotationResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key as it is stored now.
 	Key *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// Revision of the commit, or the current one if there was no overlap.
+	// Revision of the commit, or the current revision if there was no overlap.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -962,7 +963,7 @@ func (x *FinishRotationResponse) GetEpoch() string {
 	return ""
 }
 
-// RevokeKeyRequest names the key to end.
+// RevokeKeyRequest names the key to revoke.
 type RevokeKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key's workspace. Required.
@@ -1031,7 +1032,7 @@ type RevokeKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key, with its revoke_time.
 	Key *Key `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// Revision of the commit, or the current one if the key was revoked before.
+	// Revision of the commit, or the current revision if the key was revoked before.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -1093,7 +1094,7 @@ func (x *RevokeKeyResponse) GetEpoch() string {
 // RevokeTokenRequest holds a token that was found where it should not be.
 type RevokeTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The plaintext credential, with or without what is stuck to it.
+	// The plaintext credential, with or without text around it.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,2,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
@@ -1145,7 +1146,7 @@ func (x *RevokeTokenRequest) GetActorMemberId() string {
 	return ""
 }
 
-// RevokeTokenResponse says whose key it was.
+// RevokeTokenResponse names the revoked key.
 type RevokeTokenResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workspace of the revoked key.

@@ -33,57 +33,57 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// KeyService manages keys on behalf of the product's own backend. It is not on
-// the path of the product's requests: that is ValidationService.
+// KeyService manages keys on behalf of the product's own backend. The product's requests
+// are checked with ValidationService, not here.
 //
-// Every mutation is committed together with its audit event before it is
-// answered, and every validation that starts after the answer reflects it. A
-// mutation that would alter nothing commits nothing and answers with the current
-// revision.
+// A change is committed together with its audit event before the call is answered. Every
+// validation that starts after the answer reflects the change. A call that would alter
+// nothing commits nothing, and is answered with the current revision.
 //
-// Errors carry ErrorInfo with domain "keysvc" and a reason of ErrorReason; bad
-// input carries BadRequest field violations as well. Whatever the code, a call
-// that failed changed nothing, except UNKNOWN: there the outcome is not known,
-// and the call can be repeated with the same request_id.
+// Errors carry google.rpc.ErrorInfo with the domain "keysvc" and a reason of ErrorReason.
+// Errors for bad input carry google.rpc.BadRequest as well. A call that failed changed
+// nothing, with one exception: after UNKNOWN the outcome is not known, and the call can be
+// repeated with the same request_id.
 type KeyServiceClient interface {
-	// CreateKey issues a key and answers with its token, once.
+	// CreateKey creates a key and returns its token. The token is never returned again.
 	//
-	// Errors: INVALID_ARGUMENT for a malformed field, a scope that the policy does
-	// not have, or an expiry in the past or over a year; NOT_FOUND if the member
-	// is not there; PERMISSION_DENIED if a scope is beyond the member's role;
-	// FAILED_PRECONDITION if the member is suspended or the workspace has as many
-	// live keys as the policy allows; ALREADY_EXISTS, with key_id in the metadata,
-	// if the request_id was used before; UNAVAILABLE with reason CLOCK_UNSURE while
-	// the server's clock is in doubt.
+	// Errors: INVALID_ARGUMENT for a malformed field, a scope that the policy does not have,
+	// or an expiry in the past or more than a year ahead; NOT_FOUND if there is no such
+	// member; PERMISSION_DENIED if a scope is beyond the member's role; FAILED_PRECONDITION
+	// if the member is suspended, or the workspace has as many live keys as the policy
+	// allows; ALREADY_EXISTS, with key_id in the metadata, if the request_id was used before;
+	// UNAVAILABLE with reason CLOCK_UNSURE while it is not known whether the server's clock
+	// is right.
 	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*CreateKeyResponse, error)
-	// GetKey reads one key, whatever its state.
+	// GetKey returns one key, whatever its state.
 	//
-	// Errors: NOT_FOUND if it does not exist, was purged, or belongs to another
+	// Errors: NOT_FOUND if the key does not exist, was purged, or belongs to another
 	// workspace; DATA_LOSS if its record is damaged.
 	GetKey(ctx context.Context, in *GetKeyRequest, opts ...grpc.CallOption) (*GetKeyResponse, error)
-	// ListKeys reads keys, newest first, a page at a time (AIP-158). Listing an
-	// unknown workspace gives an empty list.
+	// ListKeys returns a page of keys, newest first (AIP-158). The list of an unknown
+	// workspace is empty.
 	//
-	// Errors: INVALID_ARGUMENT for a malformed filter, or a page token that is made
-	// up or belongs to other filters.
+	// Errors: INVALID_ARGUMENT for a malformed filter, or a page token that did not come from
+	// this server or belongs to other filters.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
 	// UpdateKey changes the masked fields of a live key.
 	//
-	// Errors: INVALID_ARGUMENT without a mask or for a field that cannot be
-	// changed; ABORTED if the etag is not the key's; PERMISSION_DENIED if scopes
-	// are masked and one is beyond the member's role; FAILED_PRECONDITION if the
-	// key is revoked or expired.
+	// Errors: INVALID_ARGUMENT without a mask, or for a field that cannot be changed;
+	// NOT_FOUND as GetKey; ABORTED if the etag is not the key's; PERMISSION_DENIED if scopes
+	// are masked and one is beyond the member's role; FAILED_PRECONDITION if the key is
+	// revoked or expired.
 	UpdateKey(ctx context.Context, in *UpdateKeyRequest, opts ...grpc.CallOption) (*UpdateKeyResponse, error)
-	// RotateKey issues a new secret for a live key, under the same key_id, and
-	// answers with the new token, once. The old secret goes on for the overlap.
+	// RotateKey gives a live key a new secret and returns the new token. The key_id stays the
+	// same. The token is never returned again. The old secret works until the end of the
+	// overlap.
 	//
-	// Errors: INVALID_ARGUMENT without an overlap or with one over 30 days;
-	// FAILED_PRECONDITION if the key is not live, or has two live secrets already
-	// and the overlap is not 0; ALREADY_EXISTS if the request_id was used before;
-	// UNAVAILABLE with reason CLOCK_UNSURE while the server's clock is in doubt and
+	// Errors: INVALID_ARGUMENT without an overlap, or with one over 30 days; NOT_FOUND as
+	// GetKey; FAILED_PRECONDITION if the key is not live, or has two live secrets already and
+	// the overlap is not 0; ALREADY_EXISTS if the request_id was used before; UNAVAILABLE
+	// with reason CLOCK_UNSURE while it is not known whether the server's clock is right and
 	// the overlap is not 0.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
-	// FinishRotation ends the overlap now: only the newest secret goes on.
+	// FinishRotation ends the overlap now, so that only the newest secret works.
 	//
 	// Errors: NOT_FOUND as GetKey; FAILED_PRECONDITION if the key is not live.
 	FinishRotation(ctx context.Context, in *FinishRotationRequest, opts ...grpc.CallOption) (*FinishRotationResponse, error)
@@ -91,13 +91,13 @@ type KeyServiceClient interface {
 	//
 	// Errors: NOT_FOUND as GetKey.
 	RevokeKey(ctx context.Context, in *RevokeKeyRequest, opts ...grpc.CallOption) (*RevokeKeyResponse, error)
-	// RevokeToken revokes the key that a token belongs to, for leaked keys and
-	// secret scanners. Whatever is stuck to the token where it was found, a line
-	// break, quotes, "Bearer " or the name of a variable, does no harm: the token's
-	// checksum tells where it begins. (Validation is exact.)
+	// RevokeToken revokes the key that a token belongs to, for leaked keys and secret
+	// scanners. The text around the token may be sent with it, such as a line break, quotes,
+	// "Bearer " or the name of a variable: the token's checksum shows where the token begins.
+	// (Validation accepts the exact token only.)
 	//
-	// Errors: NOT_FOUND unless the token matches a live secret; INVALID_ARGUMENT
-	// for a text with several tokens.
+	// Errors: NOT_FOUND unless the token matches a live secret; INVALID_ARGUMENT for a text
+	// with several tokens.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
 }
 
@@ -193,57 +193,57 @@ func (c *keyServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenReque
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
 //
-// KeyService manages keys on behalf of the product's own backend. It is not on
-// the path of the product's requests: that is ValidationService.
+// KeyService manages keys on behalf of the product's own backend. The product's requests
+// are checked with ValidationService, not here.
 //
-// Every mutation is committed together with its audit event before it is
-// answered, and every validation that starts after the answer reflects it. A
-// mutation that would alter nothing commits nothing and answers with the current
-// revision.
+// A change is committed together with its audit event before the call is answered. Every
+// validation that starts after the answer reflects the change. A call that would alter
+// nothing commits nothing, and is answered with the current revision.
 //
-// Errors carry ErrorInfo with domain "keysvc" and a reason of ErrorReason; bad
-// input carries BadRequest field violations as well. Whatever the code, a call
-// that failed changed nothing, except UNKNOWN: there the outcome is not known,
-// and the call can be repeated with the same request_id.
+// Errors carry google.rpc.ErrorInfo with the domain "keysvc" and a reason of ErrorReason.
+// Errors for bad input carry google.rpc.BadRequest as well. A call that failed changed
+// nothing, with one exception: after UNKNOWN the outcome is not known, and the call can be
+// repeated with the same request_id.
 type KeyServiceServer interface {
-	// CreateKey issues a key and answers with its token, once.
+	// CreateKey creates a key and returns its token. The token is never returned again.
 	//
-	// Errors: INVALID_ARGUMENT for a malformed field, a scope that the policy does
-	// not have, or an expiry in the past or over a year; NOT_FOUND if the member
-	// is not there; PERMISSION_DENIED if a scope is beyond the member's role;
-	// FAILED_PRECONDITION if the member is suspended or the workspace has as many
-	// live keys as the policy allows; ALREADY_EXISTS, with key_id in the metadata,
-	// if the request_id was used before; UNAVAILABLE with reason CLOCK_UNSURE while
-	// the server's clock is in doubt.
+	// Errors: INVALID_ARGUMENT for a malformed field, a scope that the policy does not have,
+	// or an expiry in the past or more than a year ahead; NOT_FOUND if there is no such
+	// member; PERMISSION_DENIED if a scope is beyond the member's role; FAILED_PRECONDITION
+	// if the member is suspended, or the workspace has as many live keys as the policy
+	// allows; ALREADY_EXISTS, with key_id in the metadata, if the request_id was used before;
+	// UNAVAILABLE with reason CLOCK_UNSURE while it is not known whether the server's clock
+	// is right.
 	CreateKey(context.Context, *CreateKeyRequest) (*CreateKeyResponse, error)
-	// GetKey reads one key, whatever its state.
+	// GetKey returns one key, whatever its state.
 	//
-	// Errors: NOT_FOUND if it does not exist, was purged, or belongs to another
+	// Errors: NOT_FOUND if the key does not exist, was purged, or belongs to another
 	// workspace; DATA_LOSS if its record is damaged.
 	GetKey(context.Context, *GetKeyRequest) (*GetKeyResponse, error)
-	// ListKeys reads keys, newest first, a page at a time (AIP-158). Listing an
-	// unknown workspace gives an empty list.
+	// ListKeys returns a page of keys, newest first (AIP-158). The list of an unknown
+	// workspace is empty.
 	//
-	// Errors: INVALID_ARGUMENT for a malformed filter, or a page token that is made
-	// up or belongs to other filters.
+	// Errors: INVALID_ARGUMENT for a malformed filter, or a page token that did not come from
+	// this server or belongs to other filters.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
 	// UpdateKey changes the masked fields of a live key.
 	//
-	// Errors: INVALID_ARGUMENT without a mask or for a field that cannot be
-	// changed; ABORTED if the etag is not the key's; PERMISSION_DENIED if scopes
-	// are masked and one is beyond the member's role; FAILED_PRECONDITION if the
-	// key is revoked or expired.
+	// Errors: INVALID_ARGUMENT without a mask, or for a field that cannot be changed;
+	// NOT_FOUND as GetKey; ABORTED if the etag is not the key's; PERMISSION_DENIED if scopes
+	// are masked and one is beyond the member's role; FAILED_PRECONDITION if the key is
+	// revoked or expired.
 	UpdateKey(context.Context, *UpdateKeyRequest) (*UpdateKeyResponse, error)
-	// RotateKey issues a new secret for a live key, under the same key_id, and
-	// answers with the new token, once. The old secret goes on for the overlap.
+	// RotateKey gives a live key a new secret and returns the new token. The key_id stays the
+	// same. The token is never returned again. The old secret works until the end of the
+	// overlap.
 	//
-	// Errors: INVALID_ARGUMENT without an overlap or with one over 30 days;
-	// FAILED_PRECONDITION if the key is not live, or has two live secrets already
-	// and the overlap is not 0; ALREADY_EXISTS if the request_id was used before;
-	// UNAVAILABLE with reason CLOCK_UNSURE while the server's clock is in doubt and
+	// Errors: INVALID_ARGUMENT without an overlap, or with one over 30 days; NOT_FOUND as
+	// GetKey; FAILED_PRECONDITION if the key is not live, or has two live secrets already and
+	// the overlap is not 0; ALREADY_EXISTS if the request_id was used before; UNAVAILABLE
+	// with reason CLOCK_UNSURE while it is not known whether the server's clock is right and
 	// the overlap is not 0.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
-	// FinishRotation ends the overlap now: only the newest secret goes on.
+	// FinishRotation ends the overlap now, so that only the newest secret works.
 	//
 	// Errors: NOT_FOUND as GetKey; FAILED_PRECONDITION if the key is not live.
 	FinishRotation(context.Context, *FinishRotationRequest) (*FinishRotationResponse, error)
@@ -251,13 +251,13 @@ type KeyServiceServer interface {
 	//
 	// Errors: NOT_FOUND as GetKey.
 	RevokeKey(context.Context, *RevokeKeyRequest) (*RevokeKeyResponse, error)
-	// RevokeToken revokes the key that a token belongs to, for leaked keys and
-	// secret scanners. Whatever is stuck to the token where it was found, a line
-	// break, quotes, "Bearer " or the name of a variable, does no harm: the token's
-	// checksum tells where it begins. (Validation is exact.)
+	// RevokeToken revokes the key that a token belongs to, for leaked keys and secret
+	// scanners. The text around the token may be sent with it, such as a line break, quotes,
+	// "Bearer " or the name of a variable: the token's checksum shows where the token begins.
+	// (Validation accepts the exact token only.)
 	//
-	// Errors: NOT_FOUND unless the token matches a live secret; INVALID_ARGUMENT
-	// for a text with several tokens.
+	// Errors: NOT_FOUND unless the token matches a live secret; INVALID_ARGUMENT for a text
+	// with several tokens.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }

@@ -21,7 +21,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// PutMemberRequest is a member as the directory knows it.
+// PutMemberRequest is a member as the product's directory knows it.
 type PutMemberRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workspace. Required.
@@ -30,11 +30,11 @@ type PutMemberRequest struct {
 	MemberId string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	// The role, by its name in the policy. Required.
 	Role string `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
-	// Active or suspended. Required.
+	// The state: active or suspended. Required.
 	State MemberState `protobuf:"varint,4,opt,name=state,proto3,enum=keysvc.v1.MemberState" json:"state,omitempty"`
-	// The directory's version of this push: 0 to 4 * 10^18, which leaves room for
-	// nanoseconds since 1970 until 2096. Absent leaves the stored one in place and
-	// is never refused.
+	// The directory's version of this push: 0 to 4 * 10^18, which has room for nanoseconds
+	// since 1970 until 2096. If it is absent, the push is never refused for its version, and
+	// the stored version stays.
 	SourceVersion *int64 `protobuf:"varint,5,opt,name=source_version,json=sourceVersion,proto3,oneof" json:"source_version,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,6,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
@@ -119,7 +119,7 @@ type PutMemberResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The member.
 	Member *Member `protobuf:"bytes,1,opt,name=member,proto3" json:"member,omitempty"`
-	// Revision of the commit, or the current one if nothing was to change.
+	// Revision of the commit, or the current revision if there was nothing to change.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -302,11 +302,11 @@ type ListMembersRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workspace. Required.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// How many members to give at most: 0 means 50, more than 1,000 is taken as
-	// 1,000, a negative number is refused. A page may be shorter before the last;
-	// it ends when it has about 1 MiB.
+	// The maximum number of members in a page: 0 means 50, more than 1,000 is taken as 1,000,
+	// a negative number is refused. A page that is not the last may be shorter; a page ends
+	// at about 1 MiB.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; empty for the first page.
+	// The next_page_token of the page before. Empty for the first page.
 	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -368,7 +368,7 @@ type ListMembersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The members, by ascending member_id.
 	Members []*Member `protobuf:"bytes,1,rep,name=members,proto3" json:"members,omitempty"`
-	// Give this back as page_token for the next page; empty on the last.
+	// The page_token for the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// Revision that the page was read at.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -509,10 +509,10 @@ func (x *RemoveMemberRequest) GetActorMemberId() string {
 	return ""
 }
 
-// RemoveMemberResponse says when the member was gone.
+// RemoveMemberResponse holds the revision as of which the member is removed.
 type RemoveMemberResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Revision of the commit, or the current one if the member was not there.
+	// Revision of the commit, or the current revision if there was no such member.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -628,10 +628,10 @@ func (x *RemoveWorkspaceRequest) GetSourceVersion() int64 {
 	return 0
 }
 
-// RemoveWorkspaceResponse says when the workspace was gone.
+// RemoveWorkspaceResponse holds the revision as of which the workspace is removed.
 type RemoveWorkspaceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Revision of the commit, or the current one if the workspace was not there.
+	// Revision of the commit, or the current revision if there was no such workspace.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`

@@ -30,58 +30,55 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// MemberService is where the product's own directory pushes who belongs to which
-// workspace, and with which role. keysvc follows: a role change, a suspension or
-// a removal acts on the next validation of every key of the member.
+// MemberService takes from the product's own directory which members a workspace has, and
+// with which roles. A role change, a suspension or a removal acts on the next validation of
+// every key of the member.
 //
-// A directory that pushes over a queue gives a source_version that grows with
-// each change of a workspace: its members and its removal count in one sequence,
-// as a removal is compared with the members. Then pushes that are reordered or
-// delivered twice do no harm:
+// A directory that pushes over a queue gives each push a source_version that grows with
+// each change of a workspace. The members of a workspace and its removal share one
+// sequence, because a removal is compared with the members. Then pushes that are reordered
+// or delivered twice do no harm:
 //
-//   - a push with a lower version than what is stored, a removal's included, is
-//     ABORTED;
-//   - a push with the same version is OK and changes nothing if it says what is
-//     stored already. It is ABORTED if it says something else, or if what it
-//     pushes was removed at that version.
+//   - a push with a lower version than the stored one is ABORTED; a removal's version counts;
+//   - a push with the stored version is OK and changes nothing if its content is stored already.
+//     It is ABORTED if its content differs, or if its subject was removed at that version.
 //
-// What is known of a removed member is kept for the policy's retention, of a
-// removed workspace for good. Versions start with 1: 0 is the version of what was
-// put without one.
+// The version of a removed member is kept for the policy's retention, and that of a removed
+// workspace for good. Versions start with 1. A record that was pushed without a version has
+// version 0.
 type MemberServiceClient interface {
-	// PutMember adds a member or changes role and state of one; a workspace comes
-	// into being with its first member. Pushing what is stored already commits
-	// nothing.
+	// PutMember adds a member, or changes its role and state. A workspace is created with its
+	// first member. A push of what is stored already commits nothing.
 	//
-	// Errors: INVALID_ARGUMENT for a malformed id, a role that the policy does not
-	// have, a state other than active and suspended, or a source_version out of
-	// range; ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what is
-	// known, as the service says.
+	// Errors: INVALID_ARGUMENT for a malformed id, a role that the policy does not have, a
+	// state other than active and suspended, or a source_version out of range; ABORTED
+	// (SOURCE_VERSION_OUTDATED) if the push is not newer than what is stored, see
+	// MemberService.
 	PutMember(ctx context.Context, in *PutMemberRequest, opts ...grpc.CallOption) (*PutMemberResponse, error)
-	// GetMember reads one member. A removed one is still there, as removed, for the
-	// policy's retention.
+	// GetMember returns one member. A removed member is returned as removed, for the policy's
+	// retention.
 	//
-	// Errors: NOT_FOUND if the member is not there.
+	// Errors: NOT_FOUND if there is no such member.
 	GetMember(ctx context.Context, in *GetMemberRequest, opts ...grpc.CallOption) (*GetMemberResponse, error)
-	// ListMembers reads the members of a workspace, removed ones included, by ascending
-	// member_id, a page at a time (AIP-158). Listing an unknown workspace gives an empty list.
+	// ListMembers returns a page of a workspace's members, removed members included, by
+	// ascending member_id (AIP-158). The list of an unknown workspace is empty.
 	//
-	// Errors: INVALID_ARGUMENT for a page token that is made up or belongs to
-	// another workspace.
+	// Errors: INVALID_ARGUMENT for a page token that did not come from this server or belongs
+	// to another workspace.
 	ListMembers(ctx context.Context, in *ListMembersRequest, opts ...grpc.CallOption) (*ListMembersResponse, error)
-	// RemoveMember removes a member; their keys never work again, also when a
-	// member with the same id is added later. Repeating it is no error.
+	// RemoveMember removes a member. The member's keys never work again, even if a member
+	// with the same id is added later. Repeating it is no error.
 	//
-	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what
-	// is known, as the service says.
+	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what is stored,
+	// see MemberService.
 	RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error)
-	// RemoveWorkspace removes a workspace with all its members; their keys never
-	// work again. Repeating it is no error. With a source_version the removal is
-	// stored also of a workspace that was never there: it may have overtaken the
-	// push that brings the workspace into being.
+	// RemoveWorkspace removes a workspace with all its members. Their keys never work again.
+	// Repeating it is no error. With a source_version, the removal is stored even for a
+	// workspace that does not exist, because it may have overtaken the push that creates the
+	// workspace.
 	//
-	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the source_version is not above
-	// that of each member and of the removal before; nothing was removed then.
+	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the source_version is not higher than that
+	// of every member and of the removal before; nothing was removed then.
 	RemoveWorkspace(ctx context.Context, in *RemoveWorkspaceRequest, opts ...grpc.CallOption) (*RemoveWorkspaceResponse, error)
 }
 
@@ -147,58 +144,55 @@ func (c *memberServiceClient) RemoveWorkspace(ctx context.Context, in *RemoveWor
 // All implementations must embed UnimplementedMemberServiceServer
 // for forward compatibility.
 //
-// MemberService is where the product's own directory pushes who belongs to which
-// workspace, and with which role. keysvc follows: a role change, a suspension or
-// a removal acts on the next validation of every key of the member.
+// MemberService takes from the product's own directory which members a workspace has, and
+// with which roles. A role change, a suspension or a removal acts on the next validation of
+// every key of the member.
 //
-// A directory that pushes over a queue gives a source_version that grows with
-// each change of a workspace: its members and its removal count in one sequence,
-// as a removal is compared with the members. Then pushes that are reordered or
-// delivered twice do no harm:
+// A directory that pushes over a queue gives each push a source_version that grows with
+// each change of a workspace. The members of a workspace and its removal share one
+// sequence, because a removal is compared with the members. Then pushes that are reordered
+// or delivered twice do no harm:
 //
-//   - a push with a lower version than what is stored, a removal's included, is
-//     ABORTED;
-//   - a push with the same version is OK and changes nothing if it says what is
-//     stored already. It is ABORTED if it says something else, or if what it
-//     pushes was removed at that version.
+//   - a push with a lower version than the stored one is ABORTED; a removal's version counts;
+//   - a push with the stored version is OK and changes nothing if its content is stored already.
+//     It is ABORTED if its content differs, or if its subject was removed at that version.
 //
-// What is known of a removed member is kept for the policy's retention, of a
-// removed workspace for good. Versions start with 1: 0 is the version of what was
-// put without one.
+// The version of a removed member is kept for the policy's retention, and that of a removed
+// workspace for good. Versions start with 1. A record that was pushed without a version has
+// version 0.
 type MemberServiceServer interface {
-	// PutMember adds a member or changes role and state of one; a workspace comes
-	// into being with its first member. Pushing what is stored already commits
-	// nothing.
+	// PutMember adds a member, or changes its role and state. A workspace is created with its
+	// first member. A push of what is stored already commits nothing.
 	//
-	// Errors: INVALID_ARGUMENT for a malformed id, a role that the policy does not
-	// have, a state other than active and suspended, or a source_version out of
-	// range; ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what is
-	// known, as the service says.
+	// Errors: INVALID_ARGUMENT for a malformed id, a role that the policy does not have, a
+	// state other than active and suspended, or a source_version out of range; ABORTED
+	// (SOURCE_VERSION_OUTDATED) if the push is not newer than what is stored, see
+	// MemberService.
 	PutMember(context.Context, *PutMemberRequest) (*PutMemberResponse, error)
-	// GetMember reads one member. A removed one is still there, as removed, for the
-	// policy's retention.
+	// GetMember returns one member. A removed member is returned as removed, for the policy's
+	// retention.
 	//
-	// Errors: NOT_FOUND if the member is not there.
+	// Errors: NOT_FOUND if there is no such member.
 	GetMember(context.Context, *GetMemberRequest) (*GetMemberResponse, error)
-	// ListMembers reads the members of a workspace, removed ones included, by ascending
-	// member_id, a page at a time (AIP-158). Listing an unknown workspace gives an empty list.
+	// ListMembers returns a page of a workspace's members, removed members included, by
+	// ascending member_id (AIP-158). The list of an unknown workspace is empty.
 	//
-	// Errors: INVALID_ARGUMENT for a page token that is made up or belongs to
-	// another workspace.
+	// Errors: INVALID_ARGUMENT for a page token that did not come from this server or belongs
+	// to another workspace.
 	ListMembers(context.Context, *ListMembersRequest) (*ListMembersResponse, error)
-	// RemoveMember removes a member; their keys never work again, also when a
-	// member with the same id is added later. Repeating it is no error.
+	// RemoveMember removes a member. The member's keys never work again, even if a member
+	// with the same id is added later. Repeating it is no error.
 	//
-	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what
-	// is known, as the service says.
+	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what is stored,
+	// see MemberService.
 	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
-	// RemoveWorkspace removes a workspace with all its members; their keys never
-	// work again. Repeating it is no error. With a source_version the removal is
-	// stored also of a workspace that was never there: it may have overtaken the
-	// push that brings the workspace into being.
+	// RemoveWorkspace removes a workspace with all its members. Their keys never work again.
+	// Repeating it is no error. With a source_version, the removal is stored even for a
+	// workspace that does not exist, because it may have overtaken the push that creates the
+	// workspace.
 	//
-	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the source_version is not above
-	// that of each member and of the removal before; nothing was removed then.
+	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the source_version is not higher than that
+	// of every member and of the removal before; nothing was removed then.
 	RemoveWorkspace(context.Context, *RemoveWorkspaceRequest) (*RemoveWorkspaceResponse, error)
 	mustEmbedUnimplementedMemberServiceServer()
 }

@@ -21,7 +21,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// RoleChangeKind says what happens to a role.
+// RoleChangeKind is what happens to a role.
 type RoleChangeKind int32
 
 const (
@@ -78,7 +78,7 @@ func (RoleChangeKind) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_v1_policy_service_proto_rawDescGZIP(), []int{0}
 }
 
-// GetPolicyRequest has nothing to say: there is one policy.
+// GetPolicyRequest is empty, because there is one policy.
 type GetPolicyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -120,10 +120,10 @@ type GetPolicyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The policy.
 	Policy *Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
-	// "sha256:" and 64 hex digits over the policy's canonical form.
+	// Identifies the policy: "sha256:" and 64 hex digits, the hash of its canonical form.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
-	// Scopes that an earlier policy had. They do nothing on the keys that hold
-	// them, and no later policy may bring them back to revive those.
+	// Scopes that only earlier policies had, sorted. They have no effect on the keys that
+	// hold them. No later policy may have them, because such keys would regain them.
 	RetiredScopes []string `protobuf:"bytes,3,rep,name=retired_scopes,json=retiredScopes,proto3" json:"retired_scopes,omitempty"`
 	// Revision that the policy was read at.
 	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
@@ -198,14 +198,15 @@ func (x *GetPolicyResponse) GetEpoch() string {
 	return ""
 }
 
-// ApplyPolicyRequest holds a whole policy; nothing of the old one is kept.
+// ApplyPolicyRequest holds a whole policy; nothing of the active one is kept.
 type ApplyPolicyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The new policy. Required.
 	Policy *Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
-	// Digest of the policy that this one was derived from. Required.
+	// Digest of the policy that this one was derived from; it must be the active policy.
+	// Required.
 	ReplacesDigest string `protobuf:"bytes,2,opt,name=replaces_digest,json=replacesDigest,proto3" json:"replaces_digest,omitempty"`
-	// Say what would change, and change nothing.
+	// Return what would change, and change nothing.
 	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,4,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
@@ -271,22 +272,22 @@ func (x *ApplyPolicyRequest) GetActorMemberId() string {
 	return ""
 }
 
-// ApplyPolicyResponse says what changed, or would.
+// ApplyPolicyResponse describes the change that was made, or would be made.
 type ApplyPolicyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Digest of the new policy.
 	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
-	// Scopes that the new policy has and the old one had not, sorted.
+	// Scopes that only the new policy has, sorted.
 	AddedScopes []string `protobuf:"bytes,2,rep,name=added_scopes,json=addedScopes,proto3" json:"added_scopes,omitempty"`
-	// Scopes that are retired by this change, sorted.
+	// Scopes that only the old policy has, sorted. They are retired.
 	RemovedScopes []string `protobuf:"bytes,3,rep,name=removed_scopes,json=removedScopes,proto3" json:"removed_scopes,omitempty"`
-	// Roles whose scopes differ, with what each gained and lost, sorted by name.
+	// Roles whose scopes differ, with the scopes that each gains and loses, sorted by name.
 	RoleChanges []*RoleChange `protobuf:"bytes,4,rep,name=role_changes,json=roleChanges,proto3" json:"role_changes,omitempty"`
-	// Live keys whose effective scopes shrink.
+	// Number of live keys whose effective scopes shrink.
 	NarrowedKeys int64 `protobuf:"varint,5,opt,name=narrowed_keys,json=narrowedKeys,proto3" json:"narrowed_keys,omitempty"`
-	// Live keys whose effective scopes grow.
+	// Number of live keys whose effective scopes grow.
 	WidenedKeys int64 `protobuf:"varint,6,opt,name=widened_keys,json=widenedKeys,proto3" json:"widened_keys,omitempty"`
-	// Revision of the commit, or the current one if nothing was to change.
+	// Revision of the commit, or the current revision if there was nothing to change.
 	Revision int64 `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,8,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -380,12 +381,12 @@ func (x *ApplyPolicyResponse) GetEpoch() string {
 	return ""
 }
 
-// RoleChange says how the scopes of one role differ between two policies.
+// RoleChange is how the scopes of one role differ between two policies.
 type RoleChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the role.
 	Role string `protobuf:"bytes,1,opt,name=role,proto3" json:"role,omitempty"`
-	// Whether the role is new, or gone. Members with a role that is gone may do
+	// Whether the role is new, changed or removed. Members with a removed role may do
 	// nothing.
 	Kind RoleChangeKind `protobuf:"varint,2,opt,name=kind,proto3,enum=keysvc.v1.RoleChangeKind" json:"kind,omitempty"`
 	// Scopes that the role gains, sorted, wildcards expanded.

@@ -27,16 +27,18 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// PolicyService reads and changes the active policy: the stored record that every
+// PolicyService reads and changes the active policy, the stored record that every server
 // process decides with.
 type PolicyServiceClient interface {
-	// GetPolicy reads the active policy.
-	GetPolicy(ctx context.Context, in *GetPolicyRequest, opts ...grpc.CallOption) (*GetPolicyResponse, error)
-	// ApplyPolicy replaces the active policy, or says what that would change.
+	// GetPolicy returns the active policy.
 	//
-	// Errors: INVALID_ARGUMENT for a policy that contradicts itself;
-	// FAILED_PRECONDITION if it brings back a retired scope; ABORTED if the active
-	// policy is not the one that replaces_digest names.
+	// Errors: UNAVAILABLE if the store has no policy; DATA_LOSS if its record is damaged.
+	GetPolicy(ctx context.Context, in *GetPolicyRequest, opts ...grpc.CallOption) (*GetPolicyResponse, error)
+	// ApplyPolicy replaces the active policy, or returns what that would change.
+	//
+	// Errors: INVALID_ARGUMENT for a policy that is malformed or contradicts itself;
+	// FAILED_PRECONDITION if it has a retired scope; ABORTED if the active policy is not the
+	// one that replaces_digest names.
 	ApplyPolicy(ctx context.Context, in *ApplyPolicyRequest, opts ...grpc.CallOption) (*ApplyPolicyResponse, error)
 }
 
@@ -72,16 +74,18 @@ func (c *policyServiceClient) ApplyPolicy(ctx context.Context, in *ApplyPolicyRe
 // All implementations must embed UnimplementedPolicyServiceServer
 // for forward compatibility.
 //
-// PolicyService reads and changes the active policy: the stored record that every
+// PolicyService reads and changes the active policy, the stored record that every server
 // process decides with.
 type PolicyServiceServer interface {
-	// GetPolicy reads the active policy.
-	GetPolicy(context.Context, *GetPolicyRequest) (*GetPolicyResponse, error)
-	// ApplyPolicy replaces the active policy, or says what that would change.
+	// GetPolicy returns the active policy.
 	//
-	// Errors: INVALID_ARGUMENT for a policy that contradicts itself;
-	// FAILED_PRECONDITION if it brings back a retired scope; ABORTED if the active
-	// policy is not the one that replaces_digest names.
+	// Errors: UNAVAILABLE if the store has no policy; DATA_LOSS if its record is damaged.
+	GetPolicy(context.Context, *GetPolicyRequest) (*GetPolicyResponse, error)
+	// ApplyPolicy replaces the active policy, or returns what that would change.
+	//
+	// Errors: INVALID_ARGUMENT for a policy that is malformed or contradicts itself;
+	// FAILED_PRECONDITION if it has a retired scope; ABORTED if the active policy is not the
+	// one that replaces_digest names.
 	ApplyPolicy(context.Context, *ApplyPolicyRequest) (*ApplyPolicyResponse, error)
 	mustEmbedUnimplementedPolicyServiceServer()
 }

@@ -23,18 +23,18 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// KeyState says whether a key can be used. Where several would apply, revoked
-// comes before expired and expired before suspended.
+// KeyState is whether a key can be used. If several states apply, revoked comes before
+// expired, and expired before suspended.
 type KeyState int32
 
 const (
-	// Never sent by the server; in a filter it is refused.
+	// Never sent by the server. A filter with it is refused.
 	KeyState_KEY_STATE_UNSPECIFIED KeyState = 0
 	// The key works, within its scopes.
 	KeyState_KEY_STATE_ACTIVE KeyState = 1
-	// The key's member is suspended; the key works again when the member does.
+	// The key's member is suspended. The key works again when the member is active again.
 	KeyState_KEY_STATE_SUSPENDED KeyState = 2
-	// The key's expire_time has come.
+	// The key's expire_time has passed.
 	KeyState_KEY_STATE_EXPIRED KeyState = 3
 	// The key was revoked, or its member or workspace was removed. This is final.
 	KeyState_KEY_STATE_REVOKED KeyState = 4
@@ -85,7 +85,7 @@ func (KeyState) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{0}
 }
 
-// MemberState says whether a member's keys work.
+// MemberState is whether a member's keys work.
 type MemberState int32
 
 const (
@@ -95,8 +95,8 @@ const (
 	MemberState_MEMBER_STATE_ACTIVE MemberState = 1
 	// The member's keys are refused until the member is active again.
 	MemberState_MEMBER_STATE_SUSPENDED MemberState = 2
-	// The member was removed. Keys of this member never work again, also when a
-	// member with the same id is added later. PutMember refuses this state.
+	// The member was removed. The member's keys never work again, even if a member with the
+	// same id is added later. PutMember refuses this state.
 	MemberState_MEMBER_STATE_REMOVED MemberState = 3
 )
 
@@ -143,51 +143,49 @@ func (MemberState) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{1}
 }
 
-// Key is the stored record of an API key. It never holds the token or a
-// secret: those are in the one answer that issued them and nowhere else.
+// Key is the stored record of an API key. It never holds the token or a secret: the token
+// is returned by the one call that issued it.
 type Key struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Public, random identifier: 16 characters of [0-9A-Za-z]. It is part of the
 	// token, safe in logs, and stays the same when the key is rotated.
 	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// The workspace that the key belongs to; it never changes.
+	// The workspace that the key belongs to. It never changes.
 	WorkspaceId string `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// The member whom the key acts as; it never changes.
+	// The member whom the key acts as. It never changes.
 	MemberId string `protobuf:"bytes,3,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	// What people call the key: 1 to 128 characters (the policy may set another
-	// maximum) that show something: printable ones and the space, which is not
-	// allowed at either end; joiners and emoji styles where they change how their
-	// neighbours look. Kept in Unicode's normalization form NFC. Names need not be
-	// unique.
+	// What people call the key: 1 to 128 characters; the policy may set another maximum.
+	// Allowed are printable characters, and spaces except at either end. Joiners and emoji
+	// styles are allowed where they change how their neighbours look. The name is stored in
+	// Unicode's normalization form NFC. Names need not be unique.
 	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
-	// The scopes granted to the key, sorted, each `resource:action`. What the key
-	// may do now is their intersection with the scopes of the member's role.
+	// The scopes granted to the key, sorted, each `resource:action`. The key's effective
+	// scopes are these, less the scopes that the member's role does not have now.
 	Scopes []string `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// Computed when the key is read; see KeyState for which state wins.
+	// The state, computed when the key is read. See KeyState for the order of the states.
 	State KeyState `protobuf:"varint,6,opt,name=state,proto3,enum=keysvc.v1.KeyState" json:"state,omitempty"`
 	// When the key was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When the key's newest secret expires. From this instant on (now ≥
-	// expire_time) the key is expired.
+	// When the key's newest secret expires. At this instant and later the key is expired.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// When the key last passed a validation with DECISION_ALLOWED; absent while it
-	// never did. Written behind, so it may lag by the flush interval.
+	// When a validation of the key was last answered with DECISION_ALLOWED. Absent if the key
+	// was never used. Uses are stored later than they happen, so this may lag by the flush
+	// interval.
 	LastUsedTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_used_time,json=lastUsedTime,proto3" json:"last_used_time,omitempty"`
-	// When the key was revoked; absent while it is not. A key that counts as
-	// revoked because its member or workspace was removed has none.
+	// When the key was revoked. Absent if it was not. A key that counts as revoked because
+	// its member or workspace was removed has no revoke_time.
 	RevokeTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
-	// Free annotations of the product: at most 32, keys of 1 to 63 bytes of
-	// [A-Za-z0-9._/-], values of 0 to 255 bytes.
+	// Annotations of the product: at most 32, with keys of 1 to 63 bytes of [A-Za-z0-9._/-],
+	// and values of 0 to 255 bytes.
 	Labels map[string]string `protobuf:"bytes,11,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Where the key may be used from: at most 32 IPv4 or IPv6 prefixes in CIDR
-	// form, without host bits. Empty means anywhere. If set, a validation without a client address is
-	// refused.
+	// The addresses that the key may be used from: at most 32 IPv4 or IPv6 prefixes in CIDR
+	// form, without host bits. Empty means any address. If prefixes are set, a validation
+	// without a client address is refused.
 	AllowedCidrs []string `protobuf:"bytes,12,rep,name=allowed_cidrs,json=allowedCidrs,proto3" json:"allowed_cidrs,omitempty"`
-	// Changes with every change of the key by a caller. Give it back in UpdateKey
-	// to have the change refused if somebody else changed the key meanwhile.
+	// Changes whenever a caller changes the key. Give it back in UpdateKey to have the change
+	// refused if the key was changed meanwhile.
 	Etag string `protobuf:"bytes,13,opt,name=etag,proto3" json:"etag,omitempty"`
-	// The secrets that the key has now, newest first: one, or two while a rotation
-	// overlaps.
+	// The key's present secrets, newest first: one, or two during the overlap of a rotation.
 	Secrets       []*KeySecret `protobuf:"bytes,14,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -321,13 +319,13 @@ func (x *Key) GetSecrets() []*KeySecret {
 	return nil
 }
 
-// KeySecret tells how long one of a key's secrets lives; it holds nothing of the
-// secret itself.
+// KeySecret is the lifetime of one of a key's secrets. It holds nothing of the secret
+// itself.
 type KeySecret struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// When the secret was issued.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When the secret stops matching: its own expiry or the end of its overlap,
+	// When the secret stops matching: at its own expiry or at the end of its overlap,
 	// whichever comes first.
 	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -378,8 +376,8 @@ func (x *KeySecret) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Member is a person or a service account in one workspace, as the product's own
-// directory last pushed it.
+// Member is a person or a service account in one workspace, as the product's directory last
+// pushed it.
 type Member struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The product's own id of the workspace: 1 to 128 characters of
@@ -392,7 +390,7 @@ type Member struct {
 	Role string `protobuf:"bytes,3,opt,name=role,proto3" json:"role,omitempty"`
 	// Whether the member's keys work.
 	State MemberState `protobuf:"varint,4,opt,name=state,proto3,enum=keysvc.v1.MemberState" json:"state,omitempty"`
-	// The version that the directory gave with its last push, 0 if it gave none.
+	// The version of the directory's last push; 0 if it gave none.
 	SourceVersion int64 `protobuf:"varint,5,opt,name=source_version,json=sourceVersion,proto3" json:"source_version,omitempty"`
 	// When the member was first pushed, or pushed again after a removal.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
@@ -481,21 +479,21 @@ func (x *Member) GetUpdateTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Policy is the catalogue of what can be done, what each role may do of it, and
-// the limits that hold for every workspace.
+// Policy is the catalogue of scopes, the scopes of each role, and the limits of every
+// workspace.
 type Policy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// First part of every new token: 2 to 12 characters of [a-z0-9], the first a
-	// letter. A change affects new keys only.
+	// First part of every new token: 2 to 12 characters of [a-z0-9], the first a letter. A
+	// change affects new tokens only.
 	TokenPrefix string `protobuf:"bytes,1,opt,name=token_prefix,json=tokenPrefix,proto3" json:"token_prefix,omitempty"`
 	// The catalogue, in the order in which it was written.
 	Resources []*PolicyResource `protobuf:"bytes,2,rep,name=resources,proto3" json:"resources,omitempty"`
 	// The roles, in the order in which they were written.
 	Roles []*PolicyRole `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
-	// Bounds on what a workspace and a key may have.
+	// Limits of workspaces and keys.
 	Limits *PolicyLimits `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
-	// How long revoked and expired keys stay visible before they are purged: whole
-	// days, 1 to 3650.
+	// How long revoked and expired keys are kept before they are purged: whole days, 1 to
+	// 3650.
 	Retention     *durationpb.Duration `protobuf:"bytes,5,opt,name=retention,proto3" json:"retention,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -566,13 +564,13 @@ func (x *Policy) GetRetention() *durationpb.Duration {
 	return nil
 }
 
-// PolicyResource is one kind of thing that scopes speak of.
+// PolicyResource is one resource of the catalogue, with its actions.
 type PolicyResource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// First half of a scope: [a-z][a-z0-9_]{0,63}.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Second halves of the resource's scopes, each [a-z][a-z0-9_]{0,63}. One does
-	// not imply another: write does not imply read.
+	// Second halves of the resource's scopes, each [a-z][a-z0-9_]{0,63}. No action implies
+	// another: write does not imply read.
 	Actions       []string `protobuf:"bytes,2,rep,name=actions,proto3" json:"actions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -622,8 +620,8 @@ func (x *PolicyResource) GetActions() []string {
 	return nil
 }
 
-// PolicyRole says what members with the role may do, and hence what their keys
-// can be granted.
+// PolicyRole holds the scopes of a role: what members with the role may do, and what their
+// keys can be granted.
 type PolicyRole struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of the role: [a-z][a-z0-9_-]{0,63}.
@@ -678,15 +676,15 @@ func (x *PolicyRole) GetScopes() []string {
 	return nil
 }
 
-// PolicyLimits bounds what a workspace and a key may have.
+// PolicyLimits are the limits of workspaces and keys.
 type PolicyLimits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Live keys that one workspace may have, 1 to 1,000,000. Revoked and expired
-	// keys do not count.
+	// Maximum number of live keys in one workspace: 1 to 1,000,000. Revoked and expired keys
+	// do not count.
 	LiveKeysPerWorkspace int32 `protobuf:"varint,1,opt,name=live_keys_per_workspace,json=liveKeysPerWorkspace,proto3" json:"live_keys_per_workspace,omitempty"`
-	// Scopes that one key may be granted, 1 to 1,000.
+	// Maximum number of scopes of one key: 1 to 1,000.
 	ScopesPerKey int32 `protobuf:"varint,2,opt,name=scopes_per_key,json=scopesPerKey,proto3" json:"scopes_per_key,omitempty"`
-	// Characters that the name of a key may have, 1 to 1,024.
+	// Maximum number of characters in the name of a key: 1 to 1,024.
 	KeyNameCharacters int32 `protobuf:"varint,3,opt,name=key_name_characters,json=keyNameCharacters,proto3" json:"key_name_characters,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache

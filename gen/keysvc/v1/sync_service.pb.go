@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// SyncEventKind says what an event concerns.
+// SyncEventKind is what an event concerns.
 type SyncEventKind int32
 
 const (
@@ -31,13 +31,13 @@ const (
 	SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED SyncEventKind = 0
 	// One key.
 	SyncEventKind_SYNC_EVENT_KIND_KEY SyncEventKind = 1
-	// One member, hence all their keys.
+	// One member, and so all keys of the member.
 	SyncEventKind_SYNC_EVENT_KIND_MEMBER SyncEventKind = 2
-	// One workspace, hence all its keys.
+	// One workspace, and so all its keys.
 	SyncEventKind_SYNC_EVENT_KIND_WORKSPACE SyncEventKind = 3
-	// The policy, hence everything.
+	// The policy, and so everything.
 	SyncEventKind_SYNC_EVENT_KIND_POLICY SyncEventKind = 4
-	// Nothing that a cache could still hold as allowed: dead records were purged.
+	// Nothing that a cache may still answer with ALLOWED: dead records were deleted.
 	SyncEventKind_SYNC_EVENT_KIND_PURGE SyncEventKind = 5
 )
 
@@ -88,10 +88,10 @@ func (SyncEventKind) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{0}
 }
 
-// SyncRequest is what a near-cache says.
+// SyncRequest is a message of a near-cache.
 type SyncRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it says.
+	// The message.
 	//
 	// Types that are valid to be assigned to Kind:
 	//
@@ -172,17 +172,17 @@ type isSyncRequest_Kind interface {
 }
 
 type SyncRequest_Hello struct {
-	// Begin or resume the session. First, and once.
+	// Begin or resume the session. Sent first, and once.
 	Hello *SyncHello `protobuf:"bytes,1,opt,name=hello,proto3,oneof"`
 }
 
 type SyncRequest_Ping struct {
-	// Renew the lease.
+	// Ask for a lease.
 	Ping *SyncPing `protobuf:"bytes,2,opt,name=ping,proto3,oneof"`
 }
 
 type SyncRequest_Applied struct {
-	// Answer to mark.
+	// The answer to mark.
 	Applied *SyncApplied `protobuf:"bytes,3,opt,name=applied,proto3,oneof"`
 }
 
@@ -192,17 +192,17 @@ func (*SyncRequest_Ping) isSyncRequest_Kind() {}
 
 func (*SyncRequest_Applied) isSyncRequest_Kind() {}
 
-// SyncHello begins a session, or resumes one.
+// SyncHello begins a session, or resumes an earlier one.
 type SyncHello struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Epoch of what the client has applied; empty to begin.
+	// Epoch of the events that the client has applied. Empty to begin.
 	Epoch string `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Revision up to which the client has applied every event.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// audit_hash of the newest event that the client has seen, with its revision; empty
-	// if it has seen none since it began at `revision`, where welcome gave the hash.
+	// The audit_hash of the newest event that the client has seen. If it has seen none since
+	// welcome or reset, the audit_hash of that message.
 	AuditHash []byte `protobuf:"bytes,3,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
-	// Revision of the event that audit_hash belongs to; at most `revision`.
+	// Revision of the event that audit_hash belongs to; not more than `revision`.
 	HashRevision  int64 `protobuf:"varint,4,opt,name=hash_revision,json=hashRevision,proto3" json:"hash_revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -266,14 +266,15 @@ func (x *SyncHello) GetHashRevision() int64 {
 	return 0
 }
 
-// SyncPing asks for a lease. The client has read its clock before sending it.
+// SyncPing asks for a lease. The client reads its clock before it sends the ping, and the
+// lease counts from that reading.
 type SyncPing struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Tells this ping from others. Not 0.
+	// Identifies the ping in the session. Not 0.
 	Nonce uint64 `protobuf:"varint,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	// Revision up to which the client has applied every event.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Keys that were answered from the cache since the last ping: at most 4096.
+	// The keys that were answered from the cache since the last ping; at most 4096.
 	Uses          []*KeyUse `protobuf:"bytes,3,rep,name=uses,proto3" json:"uses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -330,12 +331,12 @@ func (x *SyncPing) GetUses() []*KeyUse {
 	return nil
 }
 
-// KeyUse says when a key was last used.
+// KeyUse is when a key was last used.
 type KeyUse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key.
 	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// When it was last answered with ALLOWED.
+	// When a request with the key was last answered with ALLOWED.
 	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -385,7 +386,7 @@ func (x *KeyUse) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// SyncApplied says what the client has applied.
+// SyncApplied reports what the client has applied.
 type SyncApplied struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision up to which the client has applied every event.
@@ -431,11 +432,10 @@ func (x *SyncApplied) GetRevision() int64 {
 	return 0
 }
 
-// SyncResponse is what the server says to a near-cache.
+// SyncResponse is a message of the server to a near-cache.
 type SyncResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What it says. A client that does not know the kind drops everything and connects
-	// anew.
+	// The message. A client that does not know the kind drops everything and connects again.
 	//
 	// Types that are valid to be assigned to Kind:
 	//
@@ -546,7 +546,7 @@ type isSyncResponse_Kind interface {
 }
 
 type SyncResponse_Welcome struct {
-	// The session has begun. First, and once.
+	// The session has begun. Sent first, and once.
 	Welcome *SyncWelcome `protobuf:"bytes,1,opt,name=welcome,proto3,oneof"`
 }
 
@@ -556,17 +556,17 @@ type SyncResponse_Events struct {
 }
 
 type SyncResponse_Mark struct {
-	// Say at once when this revision is applied.
+	// Send applied as soon as this revision is applied.
 	Mark *SyncMark `protobuf:"bytes,3,opt,name=mark,proto3,oneof"`
 }
 
 type SyncResponse_Pong struct {
-	// Answer to a ping.
+	// The answer to a ping.
 	Pong *SyncPong `protobuf:"bytes,4,opt,name=pong,proto3,oneof"`
 }
 
 type SyncResponse_Reset_ struct {
-	// Events are missing.
+	// Events are missing: drop everything.
 	Reset_ *SyncReset `protobuf:"bytes,5,opt,name=reset,proto3,oneof"`
 }
 
@@ -587,18 +587,20 @@ func (*SyncResponse_Reset_) isSyncResponse_Kind() {}
 
 func (*SyncResponse_Goodbye) isSyncResponse_Kind() {}
 
-// SyncWelcome says where the session begins.
+// SyncWelcome is where the session begins.
 type SyncWelcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Epoch of the store.
 	Epoch string `protobuf:"bytes,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Revision from which the session is complete.
+	// Revision after which the session has every change.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Whether the client has to drop everything that it kept: it could not be resumed.
+	// Whether the client must drop everything that it kept, because the session could not be
+	// resumed.
 	Reset_ bool `protobuf:"varint,3,opt,name=reset,proto3" json:"reset,omitempty"`
-	// How long a lease lasts, counted from when its ping was sent.
+	// Length of a lease, counted from when the client read its clock for the ping. This is
+	// the staleness bound S.
 	Staleness *durationpb.Duration `protobuf:"bytes,4,opt,name=staleness,proto3" json:"staleness,omitempty"`
-	// audit_hash of the newest change up to `revision`, to resume with; empty if the
+	// The audit_hash of the newest change up to `revision`, for the next hello. Empty if the
 	// server does not know it.
 	AuditHash []byte `protobuf:"bytes,5,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
 	// Revision that audit_hash belongs to.
@@ -679,16 +681,15 @@ func (x *SyncWelcome) GetHashRevision() int64 {
 	return 0
 }
 
-// SyncEvents are changes that follow on each other. What the caller may not see is
-// left out.
+// SyncEvents holds consecutive changes. Changes that the caller may not see are left out.
 type SyncEvents struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The changes, by ascending revision; can be empty.
+	// The changes, by ascending revision. May be empty.
 	Events []*SyncEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// Revision up to which these are complete.
+	// Revision up to which the changes are complete.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	// If it is not 0, somebody awaits this revision, and these are the last events up to it:
-	// a SyncMark that needs no message of its own.
+	// If not 0, a revision that somebody waits for, and these events are the last ones up to
+	// it. It replaces a SyncMark with that revision.
 	Mark          int64 `protobuf:"varint,3,opt,name=mark,proto3" json:"mark,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -745,21 +746,21 @@ func (x *SyncEvents) GetMark() int64 {
 	return 0
 }
 
-// SyncEvent is one change. It says what is to be dropped, not what has become of it.
+// SyncEvent is one change. It tells what to drop, not the new content.
 type SyncEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision of the change.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The workspace; empty for the policy.
 	WorkspaceId string `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// What kind of thing has changed. A kind that the client does not know concerns
-	// everything.
+	// What has changed. A kind that the client does not know concerns everything.
 	Kind SyncEventKind `protobuf:"varint,3,opt,name=kind,proto3,enum=keysvc.v1.SyncEventKind" json:"kind,omitempty"`
-	// The key_id or member_id, for those kinds.
+	// The key_id for SYNC_EVENT_KIND_KEY, the member_id for SYNC_EVENT_KIND_MEMBER; otherwise
+	// empty or to be ignored.
 	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
-	// Hash of the audit event of the change; it identifies the history.
+	// Hash of the change's audit event. It identifies the history.
 	AuditHash []byte `protobuf:"bytes,5,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
-	// When the change was made, by the server's clock; unset if it was made before the
+	// When the change was made, by the server's clock. Absent if it was made before the
 	// server was started.
 	Time          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -838,10 +839,10 @@ func (x *SyncEvent) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// SyncMark asks for SyncApplied.
+// SyncMark asks the client to send SyncApplied.
 type SyncMark struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The revision that somebody awaits.
+	// The revision that somebody waits for.
 	Revision      int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -884,12 +885,12 @@ func (x *SyncMark) GetRevision() int64 {
 	return 0
 }
 
-// SyncPong answers a ping, behind every event that precedes it.
+// SyncPong answers a ping. It follows every event up to its revision.
 type SyncPong struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The ping's.
+	// The nonce of the ping.
 	Nonce uint64 `protobuf:"varint,1,opt,name=nonce,proto3" json:"nonce,omitempty"`
-	// Revision up to which everything stands before this message.
+	// Revision up to which every event was sent before this message.
 	Revision      int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -939,12 +940,13 @@ func (x *SyncPong) GetRevision() int64 {
 	return 0
 }
 
-// SyncReset says that the client has to drop everything that it kept.
+// SyncReset tells the client to drop everything that it kept, because events are missing.
 type SyncReset struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Revision from which the session is complete again.
+	// Revision after which the session has every change again.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// audit_hash of the newest change up to `revision`; empty if unknown.
+	// The audit_hash of the newest change up to `revision`. Empty if the server does not know
+	// it.
 	AuditHash []byte `protobuf:"bytes,2,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
 	// Revision that audit_hash belongs to.
 	HashRevision  int64 `protobuf:"varint,3,opt,name=hash_revision,json=hashRevision,proto3" json:"hash_revision,omitempty"`
@@ -1003,8 +1005,8 @@ func (x *SyncReset) GetHashRevision() int64 {
 	return 0
 }
 
-// SyncGoodbye says that the session is about to end: the server stops, or the session
-// has become old.
+// SyncGoodbye tells that the session is about to end, because the server stops or the
+// session has become old.
 type SyncGoodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1044,9 +1046,9 @@ func (*SyncGoodbye) Descriptor() ([]byte, []int) {
 // AwaitRevisionRequest names the revision to wait for.
 type AwaitRevisionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The revision, as the answer of a change gave it. At least 1.
+	// The revision that a change was answered with. At least 1.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// The epoch that it belongs to.
+	// The epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1096,15 +1098,15 @@ func (x *AwaitRevisionRequest) GetEpoch() string {
 	return ""
 }
 
-// AwaitRevisionResponse says how the wait has ended.
+// AwaitRevisionResponse is how the wait ended.
 type AwaitRevisionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many caches have said that they applied the revision.
+	// Number of caches that reported to have applied the revision.
 	Applied int32 `protobuf:"varint,1,opt,name=applied,proto3" json:"applied,omitempty"`
-	// How many had not, and were waited for until their leases had run out. After a
-	// start, leases of the process before count as one.
+	// Number of caches that had not, and whose leases have ended. After a start of the
+	// server, the leases of the process before count as one.
 	Lapsed int32 `protobuf:"varint,2,opt,name=lapsed,proto3" json:"lapsed,omitempty"`
-	// Revision that has been published when the wait ended; at least the one awaited.
+	// Newest published revision when the wait ended; not less than the requested one.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`

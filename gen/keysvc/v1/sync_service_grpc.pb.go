@@ -27,23 +27,24 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SyncService keeps near-caches truthful. docs/coherence.md has the protocol, rule
-// by rule; the Go client of this project speaks it. Do not write another one without
-// having read that page.
+// SyncService keeps near-caches coherent. docs/coherence.md has the protocol, rule by rule,
+// and the Go client of this project implements it. Read that page before you write another
+// client.
 type SyncServiceClient interface {
-	// Sync is one session of a near-cache. The client sends hello first; the server
-	// answers with welcome, and from there on sends every change in revision order.
+	// Sync is one session of a near-cache. The client sends hello first. The server answers
+	// with welcome, and then sends every change in revision order.
 	//
-	// Errors: INVALID_ARGUMENT for messages out of order or malformed;
-	// RESOURCE_EXHAUSTED if the server has too many sessions; UNAVAILABLE after goodbye,
-	// or if the store is not ready. Whatever it is, the client connects anew.
+	// Errors: INVALID_ARGUMENT for a message that is malformed or out of order;
+	// RESOURCE_EXHAUSTED if the server has too many sessions; UNAVAILABLE after goodbye, or
+	// if the store is not ready. After any error the client connects again.
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SyncRequest, SyncResponse], error)
-	// AwaitRevision returns when no cache anywhere still answers from before a
-	// revision: each session has applied it, or its lease has run out. That takes no
-	// longer than the staleness bound and a small margin.
+	// AwaitRevision returns when no cache anywhere answers from before a revision any more:
+	// every session has applied the revision, or its lease has ended. This takes at most the
+	// staleness bound and a thousandth of it.
 	//
-	// Errors: INVALID_ARGUMENT without a revision; FAILED_PRECONDITION if it belongs to
-	// another epoch; UNAVAILABLE if the revision itself is not reached within a second.
+	// Errors: INVALID_ARGUMENT without a revision; FAILED_PRECONDITION if the revision
+	// belongs to another epoch; UNAVAILABLE if the server does not reach the revision within
+	// a second.
 	AwaitRevision(ctx context.Context, in *AwaitRevisionRequest, opts ...grpc.CallOption) (*AwaitRevisionResponse, error)
 }
 
@@ -82,23 +83,24 @@ func (c *syncServiceClient) AwaitRevision(ctx context.Context, in *AwaitRevision
 // All implementations must embed UnimplementedSyncServiceServer
 // for forward compatibility.
 //
-// SyncService keeps near-caches truthful. docs/coherence.md has the protocol, rule
-// by rule; the Go client of this project speaks it. Do not write another one without
-// having read that page.
+// SyncService keeps near-caches coherent. docs/coherence.md has the protocol, rule by rule,
+// and the Go client of this project implements it. Read that page before you write another
+// client.
 type SyncServiceServer interface {
-	// Sync is one session of a near-cache. The client sends hello first; the server
-	// answers with welcome, and from there on sends every change in revision order.
+	// Sync is one session of a near-cache. The client sends hello first. The server answers
+	// with welcome, and then sends every change in revision order.
 	//
-	// Errors: INVALID_ARGUMENT for messages out of order or malformed;
-	// RESOURCE_EXHAUSTED if the server has too many sessions; UNAVAILABLE after goodbye,
-	// or if the store is not ready. Whatever it is, the client connects anew.
+	// Errors: INVALID_ARGUMENT for a message that is malformed or out of order;
+	// RESOURCE_EXHAUSTED if the server has too many sessions; UNAVAILABLE after goodbye, or
+	// if the store is not ready. After any error the client connects again.
 	Sync(grpc.BidiStreamingServer[SyncRequest, SyncResponse]) error
-	// AwaitRevision returns when no cache anywhere still answers from before a
-	// revision: each session has applied it, or its lease has run out. That takes no
-	// longer than the staleness bound and a small margin.
+	// AwaitRevision returns when no cache anywhere answers from before a revision any more:
+	// every session has applied the revision, or its lease has ended. This takes at most the
+	// staleness bound and a thousandth of it.
 	//
-	// Errors: INVALID_ARGUMENT without a revision; FAILED_PRECONDITION if it belongs to
-	// another epoch; UNAVAILABLE if the revision itself is not reached within a second.
+	// Errors: INVALID_ARGUMENT without a revision; FAILED_PRECONDITION if the revision
+	// belongs to another epoch; UNAVAILABLE if the server does not reach the revision within
+	// a second.
 	AwaitRevision(context.Context, *AwaitRevisionRequest) (*AwaitRevisionResponse, error)
 	mustEmbedUnimplementedSyncServiceServer()
 }

@@ -23,7 +23,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Decision says whether a request may pass.
+// Decision is whether a request may pass.
 type Decision int32
 
 const (
@@ -81,24 +81,24 @@ func (Decision) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_v1_validation_service_proto_rawDescGZIP(), []int{0}
 }
 
-// Reason says why a request may not pass. In public every 401 should look alike:
-// log the reason, do not show it.
+// Reason is why a request may not pass. Every 401 should look alike in public: log the
+// reason, and do not show it.
 type Reason int32
 
 const (
-	// There is none.
+	// No reason.
 	Reason_REASON_UNSPECIFIED Reason = 0
-	// UNAUTHENTICATED. Malformed, unknown, a wrong or ended secret, or a key of
-	// another workspace than the one named. These cannot be told apart.
+	// UNAUTHENTICATED. The token is malformed or unknown, its secret is wrong or has ended,
+	// or the key belongs to another workspace than the named one. These cannot be told apart.
 	Reason_REASON_KEY_INVALID Reason = 1
 	// UNAUTHENTICATED. The key was revoked, or its member or workspace removed.
 	Reason_REASON_KEY_REVOKED Reason = 2
-	// UNAUTHENTICATED. The key's expire_time has come.
+	// UNAUTHENTICATED. The key's expire_time has passed.
 	Reason_REASON_KEY_EXPIRED Reason = 3
 	// UNAUTHENTICATED. The key's member is suspended.
 	Reason_REASON_MEMBER_INACTIVE Reason = 4
-	// PERMISSION_DENIED. The key may not be used from the client address, or none
-	// was given.
+	// PERMISSION_DENIED. The key may not be used from the client address, or no client
+	// address was given.
 	Reason_REASON_ADDRESS_NOT_ALLOWED Reason = 5
 	// PERMISSION_DENIED. The key was not granted the scope.
 	Reason_REASON_SCOPE_NOT_GRANTED Reason = 6
@@ -158,30 +158,31 @@ func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_v1_validation_service_proto_rawDescGZIP(), []int{1}
 }
 
-// ValidateKeyRequest holds a token and what it is presented for.
+// ValidateKeyRequest holds a token and what the product's request needs.
 type ValidateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the presenter sent, without the "Bearer " in front.
+	// The text that the presenter sent, without "Bearer " in front.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// The scope that the request needs. Exactly one of this and identity_only must
-	// be given.
+	// The scope that the product's request needs. Exactly one of this and identity_only must
+	// be set.
 	RequiredScope string `protobuf:"bytes,2,opt,name=required_scope,json=requiredScope,proto3" json:"required_scope,omitempty"`
-	// Ask only who the token acts as: any valid token is allowed.
+	// Ask only which identity the token acts as: every valid token is allowed.
 	IdentityOnly bool `protobuf:"varint,3,opt,name=identity_only,json=identityOnly,proto3" json:"identity_only,omitempty"`
-	// The workspace of the resource that the request is about, if the caller knows
-	// it: a key of another one is answered as an unknown key is. Empty means any.
+	// The workspace of the resource that the product's request is about, if the caller knows
+	// it. A key of another workspace is then answered as an unknown key. Empty means any
+	// workspace.
 	WorkspaceId string `protobuf:"bytes,4,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// The presenter's IPv4 or IPv6 address, without a port. Keys that are limited
-	// to addresses are refused without it.
+	// The presenter's IPv4 or IPv6 address, without a port. A key that is limited to
+	// addresses is refused without it.
 	ClientAddress string `protobuf:"bytes,5,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`
-	// Answer from this revision or a later one. Needs epoch. Absent or 0 means
-	// whatever is newest here, which covers all that was acknowledged.
+	// The answer is to be as of this revision or a later one. Needs epoch. Absent or 0 means
+	// the newest revision of the server, which covers every acknowledged change.
 	MinRevision int64 `protobuf:"varint,6,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	// The epoch that min_revision belongs to.
 	Epoch string `protobuf:"bytes,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Fill in the principal's details too. This reads the store.
+	// Set the principal's details, too. This reads the store.
 	WithDetails bool `protobuf:"varint,8,opt,name=with_details,json=withDetails,proto3" json:"with_details,omitempty"`
-	// Give a grant to keep with an ALLOWED answer, for near-caches.
+	// Return a grant with ALLOWED, for a near-cache to keep.
 	IncludeGrant  bool `protobuf:"varint,9,opt,name=include_grant,json=includeGrant,proto3" json:"include_grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -280,25 +281,26 @@ func (x *ValidateKeyRequest) GetIncludeGrant() bool {
 	return false
 }
 
-// ValidateKeyResponse is the answer on one token.
+// ValidateKeyResponse is the answer about one token.
 type ValidateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Whether the request may pass. Only DECISION_ALLOWED says yes.
+	// Whether the product's request may pass: only with DECISION_ALLOWED.
 	Decision Decision `protobuf:"varint,1,opt,name=decision,proto3,enum=keysvc.v1.Decision" json:"decision,omitempty"`
-	// Why not; unspecified on ALLOWED.
+	// Why the request may not pass. Unspecified with DECISION_ALLOWED.
 	Reason Reason `protobuf:"varint,2,opt,name=reason,proto3,enum=keysvc.v1.Reason" json:"reason,omitempty"`
-	// The key, once the token's secret matched and the workspace agreed; safe in
-	// logs.
+	// The key. Set if the token's secret matched and the key belongs to workspace_id. It is
+	// safe in logs.
 	KeyId string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// Who the token acts as. On ALLOWED only.
+	// The identity that the token acts as. Set with DECISION_ALLOWED only.
 	Principal *Principal `protobuf:"bytes,4,opt,name=principal,proto3" json:"principal,omitempty"`
 	// Revision that the answer was read at.
 	Revision int64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch string `protobuf:"bytes,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// What a near-cache may keep. On ALLOWED with include_grant only.
+	// What a near-cache may keep. Set with DECISION_ALLOWED and include_grant only.
 	Grant *Grant `protobuf:"bytes,7,opt,name=grant,proto3" json:"grant,omitempty"`
-	// What was wrong with this item. In a batch only, with DECISION_UNSPECIFIED.
+	// What was wrong with this request of a batch. Set in a batch only, with
+	// DECISION_UNSPECIFIED.
 	Error         *ValidationError `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -390,10 +392,10 @@ func (x *ValidateKeyResponse) GetError() *ValidationError {
 	return nil
 }
 
-// BatchValidateKeysRequest holds up to 256 questions.
+// BatchValidateKeysRequest holds up to 256 requests.
 type BatchValidateKeysRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The questions: 1 to 256.
+	// The requests: 1 to 256.
 	Requests      []*ValidateKeyRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -436,12 +438,12 @@ func (x *BatchValidateKeysRequest) GetRequests() []*ValidateKeyRequest {
 	return nil
 }
 
-// BatchValidateKeysResponse holds an answer for each question.
+// BatchValidateKeysResponse holds a response for each request.
 type BatchValidateKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The answers, in the order of the requests. When those of a batch are about
-	// 3 MiB, the other questions get the error TOO_MANY_REQUESTS: ask them again,
-	// in another batch. The first is always answered.
+	// The responses, in the order of the requests. Once they have about 3 MiB, the remaining
+	// requests get the error TOO_MANY_REQUESTS: send those again, in another batch. The first
+	// request is always answered.
 	Responses     []*ValidateKeyResponse `protobuf:"bytes,1,rep,name=responses,proto3" json:"responses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -484,16 +486,16 @@ func (x *BatchValidateKeysResponse) GetResponses() []*ValidateKeyResponse {
 	return nil
 }
 
-// Principal is who a valid token acts as.
+// Principal is the identity that a valid token acts as.
 type Principal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The key.
 	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// The workspace: the only one whose data the request may touch.
+	// The only workspace whose data the request may touch.
 	WorkspaceId string `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// The member.
 	MemberId string `protobuf:"bytes,3,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	// The member's role now.
+	// The member's present role.
 	Role string `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
 	// What people call the key. With details only.
 	KeyName string `protobuf:"bytes,5,opt,name=key_name,json=keyName,proto3" json:"key_name,omitempty"`
@@ -501,8 +503,8 @@ type Principal struct {
 	Scopes []string `protobuf:"bytes,6,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	// The key's labels. With details only.
 	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// When the token stops working: the earlier of the key's expiry and the end of
-	// this secret's overlap. With details only.
+	// When the token stops working: at the key's expiry or at the end of this secret's
+	// overlap, whichever comes first. With details only.
 	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -594,17 +596,17 @@ func (x *Principal) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// Grant is what a near-cache keeps of an ALLOWED answer, in order to answer later
-// requests with the same token itself.
+// Grant is what a near-cache keeps of an ALLOWED answer, to answer later requests with the
+// same token itself.
 type Grant struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The effective scopes, sorted: what the token may do.
+	// The effective scopes, sorted.
 	Scopes []string `protobuf:"bytes,1,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	// How long the grant holds, counted from when the request was sent: until the
-	// token expires. A cache keeps it no longer than 10 minutes in any case.
+	// How long the grant holds, counted from when the question was sent: until the token
+	// expires. A cache keeps it for 10 minutes at most.
 	ValidFor *durationpb.Duration `protobuf:"bytes,2,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
-	// What else must be true of each request. A cache that does not know one of
-	// them must not keep the grant.
+	// What else must be true of each request. A cache that does not know one of the
+	// conditions must not keep the grant.
 	Conditions    []*GrantCondition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -661,9 +663,8 @@ func (x *Grant) GetConditions() []*GrantCondition {
 	return nil
 }
 
-// GrantCondition is something that must be true of each request that a grant
-// answers. A cache that finds no kind set here is older than the server: it must
-// not keep the grant.
+// GrantCondition must be true of each request that is answered from a grant. A cache that
+// finds no kind set is older than the server, and must not keep the grant.
 type GrantCondition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which condition it is.
@@ -779,15 +780,15 @@ func (x *AllowedAddresses) GetCidrs() []string {
 	return nil
 }
 
-// ValidationError says what was wrong with one item of a batch. It carries what
-// the status of a ValidateKey with that item would.
+// ValidationError is what was wrong with one request of a batch. It holds what the status
+// of a ValidateKey with that request would.
 type ValidationError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Canonical gRPC status code, e.g. 3 for INVALID_ARGUMENT.
+	// Canonical gRPC status code, for example 3 for INVALID_ARGUMENT.
 	Code int32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
-	// The reason that ErrorInfo would carry.
+	// The reason that ErrorInfo would hold.
 	Reason ErrorReason `protobuf:"varint,2,opt,name=reason,proto3,enum=keysvc.v1.ErrorReason" json:"reason,omitempty"`
-	// The error in English, for a developer.
+	// The error in English, for developers.
 	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -27,28 +27,28 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// ValidationService is what every request of the product goes through: it says
-// who a token acts as, and whether it may do what is asked.
+// ValidationService checks the tokens of the product's requests: which identity a token
+// acts as, and whether it may do what the request needs.
 //
-// The status of the RPC speaks of the caller of keysvc; the decision speaks of
-// the token. Any token text whatever, even none, is answered with status OK and a
-// decision. Only DECISION_ALLOWED lets a request pass: treat every other value,
-// known or not, and every error as a refusal.
+// The status of a call is about the caller of keysvc. The decision is about the token. Any
+// token text, even an empty one, is answered with status OK and a decision. Only
+// DECISION_ALLOWED lets a request pass: treat every other value, known or not, and every
+// error as a refusal.
 type ValidationServiceClient interface {
-	// ValidateKey decides on one token. It writes nothing and, with_details aside,
-	// reads nothing but memory.
+	// ValidateKey decides on one token. It writes nothing. It reads memory alone, unless
+	// with_details is set.
 	//
-	// Errors: INVALID_ARGUMENT if neither or both of required_scope and
-	// identity_only are given, if the policy does not have the scope (reason
-	// SCOPE_UNKNOWN), or if another field is malformed; UNAVAILABLE if
-	// min_revision is not reached within a second, or if the server's clock jumped
-	// and the token may be expired (reason CLOCK_UNSURE); FAILED_PRECONDITION if
-	// min_revision belongs to another epoch; DATA_LOSS if a stored record is damaged.
+	// Errors: INVALID_ARGUMENT if neither or both of required_scope and identity_only are
+	// set, if the policy does not have the scope (reason SCOPE_UNKNOWN), or if another field
+	// is malformed; UNAVAILABLE if the server does not reach min_revision within a second, or
+	// if the server's clock jumped and the token may be expired (reason CLOCK_UNSURE);
+	// FAILED_PRECONDITION if min_revision belongs to another epoch; DATA_LOSS if a stored
+	// record is damaged.
 	ValidateKey(ctx context.Context, in *ValidateKeyRequest, opts ...grpc.CallOption) (*ValidateKeyResponse, error)
-	// BatchValidateKeys decides on up to 256 tokens, each for itself: a bad item
-	// does not touch the others. The status speaks of the batch alone.
+	// BatchValidateKeys decides on up to 256 tokens. A bad one does not affect the others:
+	// its error is in its own response. The status is about the batch as a whole.
 	//
-	// Errors: INVALID_ARGUMENT for an empty batch or more than 256 items.
+	// Errors: INVALID_ARGUMENT for an empty batch or more than 256 requests.
 	BatchValidateKeys(ctx context.Context, in *BatchValidateKeysRequest, opts ...grpc.CallOption) (*BatchValidateKeysResponse, error)
 }
 
@@ -84,28 +84,28 @@ func (c *validationServiceClient) BatchValidateKeys(ctx context.Context, in *Bat
 // All implementations must embed UnimplementedValidationServiceServer
 // for forward compatibility.
 //
-// ValidationService is what every request of the product goes through: it says
-// who a token acts as, and whether it may do what is asked.
+// ValidationService checks the tokens of the product's requests: which identity a token
+// acts as, and whether it may do what the request needs.
 //
-// The status of the RPC speaks of the caller of keysvc; the decision speaks of
-// the token. Any token text whatever, even none, is answered with status OK and a
-// decision. Only DECISION_ALLOWED lets a request pass: treat every other value,
-// known or not, and every error as a refusal.
+// The status of a call is about the caller of keysvc. The decision is about the token. Any
+// token text, even an empty one, is answered with status OK and a decision. Only
+// DECISION_ALLOWED lets a request pass: treat every other value, known or not, and every
+// error as a refusal.
 type ValidationServiceServer interface {
-	// ValidateKey decides on one token. It writes nothing and, with_details aside,
-	// reads nothing but memory.
+	// ValidateKey decides on one token. It writes nothing. It reads memory alone, unless
+	// with_details is set.
 	//
-	// Errors: INVALID_ARGUMENT if neither or both of required_scope and
-	// identity_only are given, if the policy does not have the scope (reason
-	// SCOPE_UNKNOWN), or if another field is malformed; UNAVAILABLE if
-	// min_revision is not reached within a second, or if the server's clock jumped
-	// and the token may be expired (reason CLOCK_UNSURE); FAILED_PRECONDITION if
-	// min_revision belongs to another epoch; DATA_LOSS if a stored record is damaged.
+	// Errors: INVALID_ARGUMENT if neither or both of required_scope and identity_only are
+	// set, if the policy does not have the scope (reason SCOPE_UNKNOWN), or if another field
+	// is malformed; UNAVAILABLE if the server does not reach min_revision within a second, or
+	// if the server's clock jumped and the token may be expired (reason CLOCK_UNSURE);
+	// FAILED_PRECONDITION if min_revision belongs to another epoch; DATA_LOSS if a stored
+	// record is damaged.
 	ValidateKey(context.Context, *ValidateKeyRequest) (*ValidateKeyResponse, error)
-	// BatchValidateKeys decides on up to 256 tokens, each for itself: a bad item
-	// does not touch the others. The status speaks of the batch alone.
+	// BatchValidateKeys decides on up to 256 tokens. A bad one does not affect the others:
+	// its error is in its own response. The status is about the batch as a whole.
 	//
-	// Errors: INVALID_ARGUMENT for an empty batch or more than 256 items.
+	// Errors: INVALID_ARGUMENT for an empty batch or more than 256 requests.
 	BatchValidateKeys(context.Context, *BatchValidateKeysRequest) (*BatchValidateKeysResponse, error)
 	mustEmbedUnimplementedValidationServiceServer()
 }

@@ -22,7 +22,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// MemberRecordState says whether a member's keys work.
+// MemberRecordState is whether a member's keys work.
 type MemberRecordState int32
 
 const (
@@ -79,7 +79,7 @@ func (MemberRecordState) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{0}
 }
 
-// RecordKind says what a record is.
+// RecordKind is the kind of a record.
 type RecordKind int32
 
 const (
@@ -140,7 +140,7 @@ func (RecordKind) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{1}
 }
 
-// AuditAction says what an audit event records.
+// AuditAction is what an audit event records.
 type AuditAction int32
 
 const (
@@ -166,11 +166,10 @@ const (
 	AuditAction_AUDIT_ACTION_POLICY_APPLIED AuditAction = 9
 	// Keys or members past their retention were purged.
 	AuditAction_AUDIT_ACTION_PURGED AuditAction = 10
-	// The store got a newer schema. The event lists records that were there; one after
-	// the other, such events list them all.
+	// The store got a newer schema. The event lists records that existed; several such events
+	// list them all.
 	AuditAction_AUDIT_ACTION_UPGRADED AuditAction = 11
-	// Times that lay in the future were set back to what they would have been with a right
-	// clock.
+	// Times in the future were set back to what they would have been with a right clock.
 	AuditAction_AUDIT_ACTION_CLOCK_REPAIRED AuditAction = 12
 )
 
@@ -235,21 +234,21 @@ func (AuditAction) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{2}
 }
 
-// FeedKind says what kind of thing a change concerns.
+// FeedKind is what a change concerns.
 type FeedKind int32
 
 const (
-	// Not a kind. A cache that sees it forgets everything.
+	// Not a kind. A cache that sees it drops everything.
 	FeedKind_FEED_KIND_UNSPECIFIED FeedKind = 0
 	// One key.
 	FeedKind_FEED_KIND_KEY FeedKind = 1
-	// One member, hence all their keys.
+	// One member, and so all keys of the member.
 	FeedKind_FEED_KIND_MEMBER FeedKind = 2
-	// One workspace, hence all its keys.
+	// One workspace, and so all its keys.
 	FeedKind_FEED_KIND_WORKSPACE FeedKind = 3
-	// The policy, hence everything.
+	// The policy, and so everything.
 	FeedKind_FEED_KIND_POLICY FeedKind = 4
-	// Nothing that a cache could still hold as allowed: dead records were purged, or
+	// Nothing that a cache may still answer with ALLOWED: dead records were deleted, or
 	// records were written in another form.
 	FeedKind_FEED_KIND_PURGE FeedKind = 5
 )
@@ -310,13 +309,14 @@ type KeyRecord struct {
 	WorkspaceId string `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// The member whom the key acts as.
 	MemberId string `protobuf:"bytes,3,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	// Incarnation of the workspace when the key was created. The key counts as
-	// revoked once the workspace has another.
+	// Incarnation of the workspace when the key was created. If the workspace has another
+	// incarnation now, the key counts as revoked.
 	WorkspaceIncarnation string `protobuf:"bytes,4,opt,name=workspace_incarnation,json=workspaceIncarnation,proto3" json:"workspace_incarnation,omitempty"`
-	// Incarnation of the member when the key was created, likewise.
+	// Incarnation of the member when the key was created. If the member has another
+	// incarnation now, the key counts as revoked.
 	MemberIncarnation string `protobuf:"bytes,5,opt,name=member_incarnation,json=memberIncarnation,proto3" json:"member_incarnation,omitempty"`
-	// Audit sequence, in its workspace, of the event that created the key: the
-	// order in which a workspace's keys are listed.
+	// Audit sequence, in the workspace, of the event that created the key. The keys of a
+	// workspace are listed in this order.
 	Sequence int64 `protobuf:"varint,6,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// What people call the key.
 	Name string `protobuf:"bytes,7,opt,name=name,proto3" json:"name,omitempty"`
@@ -324,19 +324,17 @@ type KeyRecord struct {
 	Scopes []string `protobuf:"bytes,8,rep,name=scopes,proto3" json:"scopes,omitempty"`
 	// Annotations of the product.
 	Labels map[string]string `protobuf:"bytes,9,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Prefixes in canonical CIDR form that the key may be used from; empty means
-	// anywhere.
+	// Prefixes in canonical CIDR form that the key may be used from. Empty means any address.
 	AllowedCidrs []string `protobuf:"bytes,10,rep,name=allowed_cidrs,json=allowedCidrs,proto3" json:"allowed_cidrs,omitempty"`
 	// When the key was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When the key was revoked; absent while it is not.
+	// When the key was revoked. Absent if it was not.
 	RevokeTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
 	// The secrets that may still match, newest first: one or two.
 	Secrets []*SecretRecord `protobuf:"bytes,13,rep,name=secrets,proto3" json:"secrets,omitempty"`
-	// Request ids that created or rotated the key; unique in the workspace.
+	// Request ids of the calls that created or rotated the key; unique in the workspace.
 	RequestIds []string `protobuf:"bytes,14,rep,name=request_ids,json=requestIds,proto3" json:"request_ids,omitempty"`
-	// Audit sequence of the event that put the record as it is; the etag is made of
-	// it.
+	// Audit sequence of the event that last changed the record. The etag is made from it.
 	ChangeSequence int64 `protobuf:"varint,15,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -477,13 +475,12 @@ func (x *KeyRecord) GetChangeSequence() int64 {
 	return 0
 }
 
-// SecretRecord is what is kept of one secret.
+// SecretRecord is one secret of a key, as a hash.
 type SecretRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How the hash was made: 3 is SHA-256 over a domain tag and the token's digest.
-	// 1 is the digest itself (SHA-256 over a domain tag and the token's text before
-	// its checksum), which stores of schema 1 held. Whatever else, 0 included, never
-	// matches.
+	// How the hash was made. 3 is SHA-256 over a domain tag and the token's digest. 1 is the
+	// digest itself, SHA-256 over a domain tag and the token's text before its checksum, as
+	// stores of schema 1 had it. A secret with any other value, 0 included, never matches.
 	Scheme uint32 `protobuf:"varint,1,opt,name=scheme,proto3" json:"scheme,omitempty"`
 	// The 32 bytes of the hash.
 	Hash []byte `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
@@ -491,7 +488,7 @@ type SecretRecord struct {
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When the secret expires by itself.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
-	// When the secret's overlap ends; absent on the newest secret.
+	// When the secret's overlap ends. Absent for the newest secret.
 	OverlapEndTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=overlap_end_time,json=overlapEndTime,proto3" json:"overlap_end_time,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -562,15 +559,15 @@ func (x *SecretRecord) GetOverlapEndTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// MemberRecord is a member as it is stored. A removed member's record stays for
-// the retention time, so that an outdated push cannot bring the member back.
+// MemberRecord is a member as it is stored. The record of a removed member is kept for the
+// retention time, so that an outdated push cannot add the member again.
 type MemberRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workspace.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// The member.
 	MemberId string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	// Random, drawn when the member was added or added again.
+	// A random value, new each time that the member is added.
 	Incarnation string `protobuf:"bytes,3,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// Incarnation of the workspace that the member was added to.
 	WorkspaceIncarnation string `protobuf:"bytes,4,opt,name=workspace_incarnation,json=workspaceIncarnation,proto3" json:"workspace_incarnation,omitempty"`
@@ -578,13 +575,13 @@ type MemberRecord struct {
 	Role string `protobuf:"bytes,5,opt,name=role,proto3" json:"role,omitempty"`
 	// Whether the member's keys work.
 	State MemberRecordState `protobuf:"varint,6,opt,name=state,proto3,enum=keysvc.storage.v1.MemberRecordState" json:"state,omitempty"`
-	// Highest version that the product's directory gave; 0 if it gave none.
+	// Highest source version of the member; 0 if there was none.
 	SourceVersion int64 `protobuf:"varint,7,opt,name=source_version,json=sourceVersion,proto3" json:"source_version,omitempty"`
 	// When the member was added or added again.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When the record last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	// Audit sequence of the event that put the record as it is. Since schema 2.
+	// Audit sequence of the event that last changed the record. Since schema 2.
 	ChangeSequence int64 `protobuf:"varint,10,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -690,22 +687,22 @@ func (x *MemberRecord) GetChangeSequence() int64 {
 	return 0
 }
 
-// WorkspaceRecord is written when a workspace gets its first member and when it
-// is removed.
+// WorkspaceRecord is a workspace as it is stored. It is written when the workspace gets its
+// first member, and when it is removed.
 type WorkspaceRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workspace.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// Random, drawn when the workspace came into being or came back.
+	// A random value, new each time that the workspace is added.
 	Incarnation string `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	// When that was.
+	// When the workspace was added, or added again after a removal.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When the workspace was removed; absent while it is not.
+	// When the workspace was removed. Absent if it was not.
 	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
-	// Audit sequence of the event that put the record as it is. Since schema 2.
+	// Audit sequence of the event that last changed the record. Since schema 2.
 	ChangeSequence int64 `protobuf:"varint,5,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
-	// Highest version that the product's directory gave to a removal of the
-	// workspace, kept when the workspace comes back; 0 if it gave none.
+	// Highest source version of a removal of the workspace; 0 if there was none. It is kept
+	// when the workspace is added again.
 	RemovalSourceVersion int64 `protobuf:"varint,6,opt,name=removal_source_version,json=removalSourceVersion,proto3" json:"removal_source_version,omitempty"`
 	unknownFields        protoimpl.UnknownFields
 	sizeCache            protoimpl.SizeCache
@@ -788,12 +785,12 @@ type PolicyRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The policy in its canonical YAML form.
 	Document []byte `protobuf:"bytes,1,opt,name=document,proto3" json:"document,omitempty"`
-	// Scopes that earlier policies had and this one has not, sorted.
+	// Scopes that only earlier policies had, sorted.
 	RetiredScopes []string `protobuf:"bytes,2,rep,name=retired_scopes,json=retiredScopes,proto3" json:"retired_scopes,omitempty"`
 	// When this policy was applied.
 	ApplyTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=apply_time,json=applyTime,proto3" json:"apply_time,omitempty"`
-	// Audit sequence, of the policy's own events, of the one that put the record as
-	// it is. Since schema 2.
+	// Audit sequence, among the policy's own events, of the event that last changed the
+	// record. Since schema 2.
 	ChangeSequence int64 `protobuf:"varint,4,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -857,24 +854,24 @@ func (x *PolicyRecord) GetChangeSequence() int64 {
 	return 0
 }
 
-// HeadRecord serialises the changes of one workspace: each change names the head
-// that it was checked against and puts the next one.
+// HeadRecord puts the changes of one workspace in order: each change names the head that it
+// was checked against, and stores the next head.
 type HeadRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Sequence of the workspace's newest audit event, from 1, without gaps.
+	// Sequence of the workspace's newest audit event. The first event has 1, and there are no
+	// gaps.
 	AuditSequence int64 `protobuf:"varint,1,opt,name=audit_sequence,json=auditSequence,proto3" json:"audit_sequence,omitempty"`
 	// Hash of that event; it covers the hash before it.
 	AuditHash []byte `protobuf:"bytes,2,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
-	// Grows when a change whose outcome was unknown is fenced off.
+	// A number that grows when a change with an unknown outcome is excluded for good.
 	Fence int64 `protobuf:"varint,3,opt,name=fence,proto3" json:"fence,omitempty"`
-	// Revision of the newest change. Backends that store events by revision walk a
-	// workspace's events back from it; elsewhere it is 0.
+	// Revision of the newest change. Backends that store events by revision read a
+	// workspace's events backwards from it. 0 in other backends.
 	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	// HMAC-SHA-256 over the epoch, the head (without its fence) and what all records
-	// of the workspace add up to; 32 bytes. Empty where the backend keeps none. Since
-	// schema 2.
+	// HMAC-SHA-256 over the epoch, the head without its fence, and the sum of all records of
+	// the workspace; 32 bytes. Empty if the backend keeps no tags. Since schema 2.
 	Tag []byte `protobuf:"bytes,5,opt,name=tag,proto3" json:"tag,omitempty"`
-	// Version of the keys that the tag and the sum were made with; 0 without a tag.
+	// Version of the keys for the tag and the sum; 0 without a tag.
 	TagKeyVersion uint32 `protobuf:"varint,6,opt,name=tag_key_version,json=tagKeyVersion,proto3" json:"tag_key_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -952,14 +949,15 @@ func (x *HeadRecord) GetTagKeyVersion() uint32 {
 	return 0
 }
 
-// AuditRecord is one audit event: who changed what, when, and as whom.
+// AuditRecord is one audit event: what was changed, when, by which caller, and on whose
+// behalf.
 type AuditRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The workspace, or empty for changes of the policy.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
-	// Sequence in the workspace, from 1, without gaps.
+	// Sequence in the workspace. The first event has 1, and there are no gaps.
 	Sequence int64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
-	// Hash of the workspace's event before this one; empty on the first.
+	// Hash of the workspace's event before this one. Empty for the first event.
 	PreviousHash []byte `protobuf:"bytes,3,opt,name=previous_hash,json=previousHash,proto3" json:"previous_hash,omitempty"`
 	// When the change was made.
 	Time *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
@@ -967,18 +965,18 @@ type AuditRecord struct {
 	Action AuditAction `protobuf:"varint,5,opt,name=action,proto3,enum=keysvc.storage.v1.AuditAction" json:"action,omitempty"`
 	// Identity of the caller of keysvc.
 	Caller string `protobuf:"bytes,6,opt,name=caller,proto3" json:"caller,omitempty"`
-	// Member on whose behalf the caller acted; empty if none was named.
+	// Member on whose behalf the caller acted. Empty if none was named.
 	ActorMemberId string `protobuf:"bytes,7,opt,name=actor_member_id,json=actorMemberId,proto3" json:"actor_member_id,omitempty"`
-	// Request id under which the server logged the call.
+	// Id under which the server logged the call.
 	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The key that was changed, if it was one.
+	// The key that was changed. Empty if no key was.
 	KeyId string `protobuf:"bytes,9,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// The member that was changed, or whose key was.
+	// The member that was changed, or the member of the key that was.
 	MemberId string `protobuf:"bytes,10,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	// What was changed, as text: the names of fields and, where they are no
-	// secrets, their new values.
+	// What was changed, as text: the names of fields, and their new values if they are no
+	// secrets.
 	Details map[string]string `protobuf:"bytes,11,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Every record that the change put or deleted: at least one, each once. Empty in
+	// Every record that the change stored or deleted: at least one, each once. Empty in
 	// events from before schema 2.
 	Changes       []*RecordChange `protobuf:"bytes,12,rep,name=changes,proto3" json:"changes,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1099,19 +1097,17 @@ func (x *AuditRecord) GetChanges() []*RecordChange {
 	return nil
 }
 
-// RecordChange says what a change did to one record of its workspace. The hashes are
-// SHA-256 of the record's payload as it is stored, which is without the frame's
-// checksum.
+// RecordChange is what a change did to one record of its workspace. Hashes are SHA-256 of
+// the stored payload, which is the record without the frame's checksum.
 type RecordChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// What the record is.
+	// The kind of record.
 	Kind RecordKind `protobuf:"varint,1,opt,name=kind,proto3,enum=keysvc.storage.v1.RecordKind" json:"kind,omitempty"`
-	// Which one: a key id or a member id; empty for the workspace's own record and the
-	// policy.
+	// The key id or member id. Empty for the workspace's own record and for the policy.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// Hash of what was stored before, 32 bytes; empty if there was nothing.
+	// Hash of the record before the change, 32 bytes. Empty if there was no record.
 	Before []byte `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
-	// Hash of what is stored now, 32 bytes; empty if the record was deleted.
+	// Hash of the record after the change, 32 bytes. Empty if the record was deleted.
 	After         []byte `protobuf:"bytes,4,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1175,19 +1171,19 @@ func (x *RecordChange) GetAfter() []byte {
 	return nil
 }
 
-// FeedRecord is one entry of the change log: what caches must forget.
+// FeedRecord is one record of the change log: what caches must drop.
 type FeedRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision of the change.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// The workspace, or empty for changes of the policy.
+	// The workspace. Empty for changes of the policy.
 	WorkspaceId string `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// What kind of thing changed.
 	Kind FeedKind `protobuf:"varint,3,opt,name=kind,proto3,enum=keysvc.storage.v1.FeedKind" json:"kind,omitempty"`
-	// Which one: a key id or a member id; empty for workspaces and the policy.
+	// The key id or member id. Empty for workspaces and the policy.
 	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
-	// Hash of the audit event committed with the change: it identifies the
-	// history that the entry belongs to.
+	// Hash of the audit event that was committed with the change. It identifies the history
+	// that the record belongs to.
 	AuditHash     []byte `protobuf:"bytes,5,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1261,14 +1257,15 @@ func (x *FeedRecord) GetAuditHash() []byte {
 // HeaderRecord identifies a store.
 type HeaderRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Version of the stored form. A newer one than the program's is refused.
+	// Version of the stored form. A program refuses a version that is newer than its own.
 	Schema int32 `protobuf:"varint,1,opt,name=schema,proto3" json:"schema,omitempty"`
-	// Random identity of the store's history; changes when the store is created or
+	// Random identity of the store's history. It changes when the store is created or
 	// restored.
 	Epoch string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// When the store was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Whether the store has an anchor elsewhere, without which it is not served.
+	// Whether the store has an anchor elsewhere. Such a store is not served without its
+	// anchor.
 	Anchored      bool `protobuf:"varint,10,opt,name=anchored,proto3" json:"anchored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1332,12 +1329,12 @@ func (x *HeaderRecord) GetAnchored() bool {
 	return false
 }
 
-// PositionRecord is how far a store has come; it is put with every commit.
+// PositionRecord is the position of a store. It is stored with every commit.
 type PositionRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Newest committed revision.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
-	// Wall time of the newest commit. A start with a clock behind it is refused.
+	// Wall time of the newest commit. A start with a clock that is behind it is refused.
 	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
