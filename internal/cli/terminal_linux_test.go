@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
 // openTerminal returns both ends of a new terminal: the person's, and the command's.
@@ -87,7 +88,7 @@ func TestWorkspaceRemoveAtTerminal(t *testing.T) {
 	}
 	for _, typed := range []string{"\n", "yes\n", "ACME\n", "acme2\n", "acme\x04\x04", "\x04"} {
 		r := c.runAtTerminal(t, typed, "workspace", "remove", "acme")
-		if r.status != 1 || r.stdout != "" || !strings.HasSuffix(r.stderr, "error: nothing was changed: the answer was not \"acme\"\n") || removed != 1 {
+		if r.status != cli.ExitRefused || r.stdout != "" || !strings.HasSuffix(r.stderr, "error: nothing was changed: the answer was not \"acme\"\n") || removed != 1 {
 			t.Errorf("%q: %+v, %d calls", typed, r, removed)
 		}
 	}
@@ -97,7 +98,7 @@ func TestWorkspaceRemoveAtTerminal(t *testing.T) {
 		return &keysvcv1.ListMembersResponse{Members: []*keysvcv1.Member{gone}}, nil
 	}
 	r = c.runAtTerminal(t, "\n", "workspace", "remove", "acme")
-	if r.status != 1 || !strings.Contains(r.stderr, "workspace acme has no members: there may be no such workspace, or it was removed before\n") {
+	if r.status != cli.ExitRefused || !strings.Contains(r.stderr, "workspace acme has no members: there may be no such workspace, or it was removed before\n") {
 		t.Errorf("%+v", r)
 	}
 }
@@ -107,7 +108,7 @@ func TestPolicyApplyAtTerminal(t *testing.T) {
 	c := command{addr: start(t, p.fake())}
 	file := writeChangedPolicy(t)
 	r := c.runAtTerminal(t, "y\n", "policy", "apply", file)
-	if r.status != 1 || len(p.applied) != 0 || !strings.HasSuffix(r.stderr, "Apply it? Only yes does: error: nothing was changed: the answer was not \"yes\"\n") {
+	if r.status != cli.ExitRefused || len(p.applied) != 0 || !strings.HasSuffix(r.stderr, "Apply it? Only yes does: error: nothing was changed: the answer was not \"yes\"\n") {
 		t.Errorf("%+v", r)
 	}
 	r = c.runAtTerminal(t, "yes\n", "policy", "apply", file)
@@ -117,7 +118,7 @@ func TestPolicyApplyAtTerminal(t *testing.T) {
 	// Where standard error goes to a file, nobody sees the question.
 	_, terminal := openTerminal(t)
 	c.stdin = terminal
-	if r := c.run(t, "policy", "apply", file); r.status != 1 || len(p.applied) != 1 || !strings.Contains(r.stderr, "no terminal to ask at") {
+	if r := c.run(t, "policy", "apply", file); r.status != cli.ExitRefused || len(p.applied) != 1 || !strings.Contains(r.stderr, "no terminal to ask at") {
 		t.Errorf("%+v", r)
 	}
 }
