@@ -13,8 +13,8 @@ import (
 // RepairTime sets the position's time and last-used times back to now where they are
 // after it, in a file that no process serves: the clock was ahead when they were
 // written. It returns how many last-used times there were. Records with such times must
-// have been put right before. Errors: those of Open, and of the file system; then the
-// file may have been repaired or not.
+// have been put right before. If there is nothing to set back, nothing is written. Errors:
+// those of Open, and of the file system; then the file may have been repaired or not.
 func RepairTime(path string, now time.Time) (uses int, err error) {
 	file, err := openFile(path, Config{}.withDefaults())
 	if err != nil {
@@ -22,8 +22,12 @@ func RepairTime(path string, now time.Time) (uses int, err error) {
 	}
 	defer func() { err = errors.Join(err, file.close()) }()
 	return uses, guard(func() error {
-		return file.database.Update(func(tx *bolt.Tx) error {
-			if uses, err = repairUsage(tx, now); err != nil || !file.position.Time.After(now) {
+		err := file.database.Update(func(tx *bolt.Tx) error {
+			uses, err = repairUsage(tx, now)
+			switch isAhead := file.position.Time.After(now); {
+			case err == nil && uses == 0 && !isAhead:
+				return errNothingToRepair // a transaction without changes would write the file, too
+			case err != nil || !isAhead:
 				return err
 			}
 			return put(tx, bucketMeta, namePosition, &storagev1.PositionRecord{
@@ -31,8 +35,15 @@ func RepairTime(path string, now time.Time) (uses int, err error) {
 				Time:     timestamppb.New(now),
 			})
 		})
+		if errors.Is(err, errNothingToRepair) {
+			return nil
+		}
+		return err
 	})
 }
+
+// errNothingToRepair rolls a transaction back.
+var errNothingToRepair = errors.New("nothing to repair")
 
 // repairUsage sets last-used times back.
 func repairUsage(tx *bolt.Tx, now time.Time) (count int, err error) {
