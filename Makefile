@@ -18,17 +18,25 @@ BENCH_BEFORE ?=
 
 .PHONY: run tools test test-race fuzz soak several mutants crash bench-quick lint format generate fresh breaking baseline check
 
+# Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
+# does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
+# at a terminal. Ctrl-Z stops the server's group only; the loop stops make's group too, until fg.
 run:
-	go run ./cmd/keysvc serve --dev
+	go build -o keysvc ./cmd/keysvc
+	@echo ./keysvc serve --dev; \
+	if [[ "$$(ps -o stat= -p $$$$ 2>/dev/null)" == *+* ]]; then set -m; fi; \
+	./keysvc serve --dev || status=$$?; \
+	while [[ "$$(jobs -s)" ]]; do suspend -f; status=0; fg >/dev/null || status=$$?; done; \
+	exit $${status:-0}
 
-# What tests build or run, compiled before the clock of go test runs: with an empty build
-# cache, buf alone takes minutes.
+# Compiles what tests build or run, so that it does not count against the time limit of go
+# test: with an empty build cache, buf alone takes minutes.
 tools:
 	go build ./...
 	$(TOOL) buf --version >/dev/null
 
-# Both modules: test/ has what needs heavy dependencies, an embedded etcd above all. And a
-# slice of the crash laboratory (test/crash/README.md).
+# Tests the root module and test/, which has the tests that need large libraries, above all an
+# embedded etcd. Then runs a slice of the crash laboratory (test/crash/README.md).
 test: tools
 	go test $(TESTFLAGS) ./...
 	go -C test test $(TESTFLAGS) ./...
@@ -47,32 +55,33 @@ fuzz:
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null; \
 	done <<<"$$targets"
 
-# Near-caches, a bad network and keys that change, for SOAKTIME: nothing may grow.
+# Near-caches on a bad network, and keys that change, for SOAKTIME. Memory and goroutines must
+# not grow.
 soak:
 	go test ./bench -run '^TestNothingGrowsUnderLoad$$' -soak $(SOAKTIME) -timeout 0 -v
 
-# Several managers over one store, with faults between them: more schedules than the
-# tests play, and 64 callers with 100,000 calls.
+# Several managers over one store, with faults between them: more schedules than `make test`
+# runs, and 64 callers with 100,000 calls.
 several:
 	go test ./internal/keys -run '^TestSeveralManagers$$' -several.runs 5000 -timeout 0
 	go test ./internal/storage/boltstore -run '^TestSeveralManagersOfFailingFile$$' -several.runs 1000 -timeout 0
 	go test ./internal/keys -run '^TestManyCallers$$' -several.calls 100000 -timeout 0
 
-# Takes one rule after the other out of the product; the tests with several managers must
-# miss each. MUTANTS is a regular expression of their names.
+# Takes one rule after the other out of the product. The tests with several managers must
+# notice that it is missing. MUTANTS is a regular expression for the names of the rules.
 MUTANTS ?= .
 mutants:
 	go test ./internal/keys -run '^TestMutants$$' -mutants '$(MUTANTS)' -timeout 0 -v
 
-# What a validation costs beside an empty call, and beside the binary BENCH_BEFORE, in
-# less than two minutes. It prints figures and judges none.
+# Compares the cost of a validation with an empty call and with the binary BENCH_BEFORE, in less
+# than two minutes. Prints figures, and never fails because of a figure.
 bench-quick:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	go build -o "$$tmp/keysvc" ./cmd/keysvc; \
 	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestMeasureQuick$$' -count=1 -v
 
-# The crash laboratory (test/crash/README.md), for CRASHIMAGES images, and the mutants that it
-# must catch. CRASHFLAGS="-seed 7" repeats a campaign.
+# Runs the crash laboratory (test/crash/README.md) for CRASHIMAGES images, then the mutants, all
+# of which it must catch. CRASHFLAGS="-seed 7" repeats a campaign.
 crash:
 	go -C test run ./crash -images $(CRASHIMAGES) $(CRASHFLAGS)
 	go -C test run ./crash -mutants all -time 2m
@@ -99,9 +108,9 @@ generate:
 	$(TOOL) buf generate --template $(EXAMPLE)/buf.gen.yaml
 	page=$$(go run ./cmd/keysvc config page); printf '%s\n' "$$page" >docs/settings.md
 
-# Compares gen/ with what the proto files give, and docs/settings.md with the table of
-# settings. It generates beside the tree, so the answer does not depend on what is committed
-# and the tree stays as it was.
+# Checks that gen/ is what the proto files give, and docs/settings.md what the table of settings
+# gives. Generates into another folder and compares, so that the result does not depend on what is
+# committed, and the tree stays as it was.
 fresh:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	$(TOOL) buf generate -o "$$tmp"; \
@@ -110,9 +119,9 @@ fresh:
 	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"; \
 	go run ./cmd/keysvc config page | diff docs/settings.md -
 
-# The baseline is an image of the released contract, committed because a fresh
-# clone may lack tags. Move it with `make baseline` when a version is released.
-# Without source info, so that a changed comment does not change it.
+# The baseline is an image of the released contract. It is committed because a fresh clone may
+# lack tags, and has no source info, so that a changed comment does not change it. Move it with
+# `make baseline` when a version is released.
 breaking:
 	$(TOOL) buf breaking proto --against $(BASELINE)
 

@@ -1,0 +1,64 @@
+package docs_test
+
+import (
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// These lists are complete by promise, and are easily forgotten when something is added.
+
+func TestReadmeListsEveryRPC(t *testing.T) {
+	r := checkout(t)
+	rpc := regexp.MustCompile(`(?m)^  rpc (\w+)\(`)
+	found := 0
+	for name := range r.files {
+		if !strings.HasPrefix(name, "proto/keysvc/v1/") {
+			continue
+		}
+		for _, method := range rpc.FindAllStringSubmatch(r.read(name), -1) {
+			found++
+			row := regexp.MustCompile(`(?m)^\| [^|]*\b` + method[1] + `\b[^|]* \|`)
+			if !row.MatchString(r.read("README.md")) {
+				t.Errorf("README.md: the table of RPCs lacks %s of %s", method[1], name)
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("%d RPCs were found; the test looks for another form", found)
+	}
+}
+
+func TestContributingExplainsEveryMakeTarget(t *testing.T) {
+	r := checkout(t)
+	if len(r.targets) < 10 {
+		t.Errorf("%d targets were found; the test looks for another form", len(r.targets))
+	}
+	for name := range r.targets {
+		if !strings.Contains(r.read("CONTRIBUTING.md"), "\n| `make "+name+"` | ") {
+			t.Errorf("CONTRIBUTING.md: the table of targets lacks make %s", name)
+		}
+	}
+}
+
+func TestEveryDirectDependencyHasItsReasonInADR0006(t *testing.T) {
+	r := checkout(t)
+	const page = "docs/adr/0006-libraries.md"
+	required := regexp.MustCompile(`(?m)^\t(\S+) v\S+$`) // an indirect one has a comment behind it
+	found := 0
+	for _, file := range []string{"go.mod", "test/go.mod"} {
+		for _, module := range required.FindAllStringSubmatch(r.read(file), -1) {
+			name := strings.TrimPrefix(module[1], "github.com/")
+			if name == "scribe-mail/keysvc" {
+				continue
+			}
+			found++
+			if !strings.Contains(r.read(page), name) {
+				t.Errorf("%s: no line for %s, which %s requires", page, module[1], file)
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("%d requirements were found; the test looks for another form", found)
+	}
+}
