@@ -36,15 +36,22 @@ tools:
 	$(TOOL) buf --version >/dev/null
 
 # Tests the root module and test/, which has the tests that need large libraries, above all an
-# embedded etcd. Then runs a slice of the crash laboratory (test/crash/README.md).
+# embedded etcd, and runs a slice of the crash laboratory (test/crash/README.md). The two modules
+# are tested side by side, because the tests on etcd mostly wait.
 test: tools
-	go test $(TESTFLAGS) ./...
-	go -C test test $(TESTFLAGS) ./...
-	go -C test run ./crash -time 25s -kinds plain
+	$(call both,go test $(TESTFLAGS) ./...,go -C test test $(TESTFLAGS) ./... && go -C test run ./crash -time 25s -kinds plain)
 
 test-race: tools
-	go test -race $(TESTFLAGS) ./...
-	go -C test test -race $(TESTFLAGS) ./...
+	$(call both,go test -race $(TESTFLAGS) ./...,go -C test test -race $(TESTFLAGS) ./...)
+
+# Runs two commands side by side. The second one's output comes when both have ended.
+define both
+later=$$(mktemp); trap 'rm -f "$$later"' EXIT; \
+( $(2) ) >"$$later" 2>&1 & second=$$!; \
+status=0; { $(1); } || status=$$?; \
+wait "$$second" || status=$$?; \
+cat "$$later"; exit "$$status"
+endef
 
 # Every fuzz target of every package, FUZZTIME each: a time (30s) or a number of
 # inputs (10000x). The awk line turns `go test -list` into "package target" pairs.

@@ -70,19 +70,28 @@ type process struct {
 // launch starts keysvc. What still runs at the end of the test is killed.
 func launch(t *testing.T, arguments ...string) *process {
 	t.Helper()
-	p := &process{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
-	p.command = exec.Command(binary, arguments...) //nolint:gosec,noctx // built above; killed below
-	p.command.Env = clean()
-	p.command.Stdout, p.command.Stderr = p.stdout, p.stderr
-	if err := p.command.Start(); err != nil {
+	command := exec.Command(binary, arguments...) //nolint:gosec,noctx // built above; killed below
+	command.Env = clean()
+	p, err := begin(command)
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(p.kill)
+	return p
+}
+
+// begin starts a program and collects what it writes.
+func begin(command *exec.Cmd) (*process, error) {
+	p := &process{command: command, stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
+	command.Stdout, command.Stderr = p.stdout, p.stderr
+	if err := command.Start(); err != nil {
+		return nil, err
+	}
 	go func() {
-		_ = p.command.Wait()
+		_ = command.Wait()
 		close(p.ended)
 	}()
-	t.Cleanup(func() { p.kill() })
-	return p
+	return p, nil
 }
 
 // kill ends the process with SIGKILL, if it has not ended yet.

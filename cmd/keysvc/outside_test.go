@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -305,40 +304,5 @@ func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 	}
 	if lines == 0 || lines > 8 || stands%refusals != 0 {
 		t.Errorf("%d lines that stand for %d, want few for %d", lines, stands, refusals)
-	}
-}
-
-// TestLooseModesAreSaid: whoever can write the file can make keys.
-func TestLooseModesAreSaid(t *testing.T) {
-	t.Parallel()
-	data := filepath.Join(t.TempDir(), "new", "data")
-	s := serve(t, data)
-	s.stop(t)
-	if text := s.stderr.String(); strings.Contains(text, "loose") || strings.Contains(text, "another user") {
-		t.Errorf("of its own file and folder it says\n%s", text)
-	}
-	for path, mode := range map[string]os.FileMode{data: 0o750, s.file: 0o666} {
-		if err := os.Chmod(path, mode); err != nil {
-			t.Fatal(err)
-		}
-	}
-	s = serve(t, data)
-	s.stop(t)
-	for _, want := range []string{`"path":"` + data + `","mode":"0750","allowed":"0700"`, `"path":"` + s.file + `","mode":"0666","allowed":"0600"`} {
-		if text := s.stderr.String(); strings.Count(text, want) != 1 {
-			t.Errorf("no %s in\n%s", want, text)
-		}
-	}
-	var changed bytes.Buffer
-	if os.Geteuid() == 0 {
-		if err := os.Chown(s.file, 12345, -1); err != nil {
-			t.Fatal(err)
-		}
-		s = serve(t, data)
-		s.stop(t)
-		changed.WriteString(s.stderr.String())
-		if !strings.Contains(changed.String(), `"owner":12345`) {
-			t.Errorf("of another user's file it says\n%s", changed.String())
-		}
 	}
 }

@@ -276,7 +276,7 @@ The last one ends with its key:
   keysvc() { go run ./cmd/keysvc "$@"; } # unless it is installed
   export KEYSVC_ADDR=%[4]s
   keysvc key list --workspace acme
-  keysvc key revoke --workspace acme %[5]s --wait
+  keysvc key revoke %[5]s --yes --wait
 `, made.GetToken(), service.httpAddress, service.grpcAddress, keysvc.target, made.GetKey().GetKeyId())
 	<-ctx.Done()
 	return nil

@@ -1,6 +1,10 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+)
 
 func (a *app) anchorCommand() *cobra.Command {
 	return group(&cobra.Command{
@@ -45,11 +49,13 @@ At a terminal "accept" must be typed; elsewhere --yes is needed.`,
 			return errNoHook
 		}
 		s := &session{app: a, cmd: cmd}
-		return a.hooks.AcceptAnchor(cmd.Context(), args[0], *anchor, a.Stdout, func() error {
-			if *yes {
-				return nil
-			}
-			return s.confirm(cmd.Context(), "Type accept to serve it as it is:", "accept")
+		return a.onFile(cmd, args[0], func(ctx context.Context) error {
+			return a.hooks.AcceptAnchor(ctx, args[0], *anchor, a.Stdout, func() error {
+				if *yes {
+					return nil
+				}
+				return s.confirm(ctx, "Type accept to serve it as it is:", "accept")
+			})
 		})
 	}
 	return cmd

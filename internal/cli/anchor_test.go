@@ -21,7 +21,7 @@ func TestAnchorAcceptAsks(t *testing.T) {
 		return err
 	}}}
 	c.run(t, "anchor", "accept", "a.db", "--yes", "--anchor", "b").want(t, 0, "accepted a.db b\n", "")
-	if r := c.run(t, "anchor", "accept", "a.db"); r.status != 1 || !strings.Contains(r.stderr, "no terminal to ask at") || accepted != 1 {
+	if r := c.run(t, "anchor", "accept", "a.db"); r.status != 7 || !strings.Contains(r.stderr, "no terminal to ask at") || accepted != 1 {
 		t.Errorf("%+v, accepted %d times", r, accepted)
 	}
 	command{}.run(t, "anchor", "accept", "a.db", "--yes").want(t, 1, "", "error: this build of keysvc does not have the command\n")

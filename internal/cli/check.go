@@ -1,6 +1,10 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+)
 
 func (a *app) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -18,7 +22,9 @@ is changed.`,
 		if a.hooks.Check == nil {
 			return errNoHook
 		}
-		return a.hooks.Check(cmd.Context(), args[0], *anchor, a.Stdout)
+		return a.onFile(cmd, args[0], func(ctx context.Context) error {
+			return a.hooks.Check(ctx, args[0], *anchor, a.Stdout)
+		})
 	}
 	return cmd
 }

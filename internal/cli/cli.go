@@ -9,7 +9,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"regexp"
@@ -20,22 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/scribe-mail/keysvc/internal/server"
-)
-
-// The exit statuses. Only validate and serve have others than 0 and 1.
-const (
-	// ExitOK says that all went well; for validate, that the token is allowed.
-	ExitOK = 0
-	// ExitFailure says that something failed, and an error line says what.
-	ExitFailure = 1
-	// ExitUnauthenticated is validate's answer on a token that is not valid.
-	ExitUnauthenticated = 3
-	// ExitDenied is validate's answer on a valid token that may not do what was
-	// asked.
-	ExitDenied = 4
-	// ExitStopTimeout is serve's if the stop hung and was given up.
-	ExitStopTimeout = 5
+	"github.com/scribe-mail/keysvc/internal/version"
 )
 
 // Process is what a command has of the process that it runs in.
@@ -72,21 +56,18 @@ func Main(ctx context.Context, process Process, hooks Hooks) int {
 		return int(status)
 	}
 	a.printError(ctx, err)
-	if errors.Is(err, server.ErrStopTimeout) {
-		return ExitStopTimeout
+	if a.validates {
+		return ExitFailure
 	}
-	return ExitFailure
+	return statusOf(ctx, err)
 }
-
-// statusError is the error of a command that has said all it had to say.
-type statusError int
-
-func (s statusError) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
 // app is what all commands share.
 type app struct {
 	Process
 	hooks Hooks
+	// validates is set when the command is validate, which has exit statuses of its own.
+	validates bool
 	// closeStderr ends the use of Stderr, and reports whether all of it was written.
 	closeStderr func() bool
 }
@@ -108,7 +89,9 @@ func (a *app) run(ctx context.Context) error {
 	root.SetIn(a.Stdin)
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
-	return root.ExecuteContext(ctx)
+	command, err := root.ExecuteContextC(ctx)
+	a.validates = command.CommandPath() == "keysvc validate"
+	return err
 }
 
 func (a *app) rootCommand() *cobra.Command {
@@ -122,12 +105,14 @@ key's token acts as and whether it may do what it asks.
 KEYSVC_ADDR, except for "config", "check", "anchor", "repair-clock" and "policy
 check", which work on files.
 
-Answers go to standard output, as tables or, with -o json, as JSON; everything
-else goes to standard error. The exit status is 0, or 1 after an error; that of
-"keysvc validate" also tells the decisions apart.`,
+Answers go to standard output, as tables or, with -o, as JSON, YAML or bare ids;
+everything else goes to standard error.
+
+` + exitHelp,
 		Example: `  keysvc serve --dev
   keysvc key create --workspace acme --member ann --name deploy --scope signatures:read
   keysvc validate --scope signatures:read <token.txt`,
+		Version:       version.Text(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	},
@@ -144,8 +129,29 @@ else goes to standard error. The exit status is 0, or 1 after an error; that of
 		a.repairClockCommand(),
 		a.versionCommand(),
 	)
+	root.SetVersionTemplate("keysvc {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%s", err) })
+	checkFlags(root)
 	return root
+}
+
+// checkFlags makes every command check its flags before it runs. cobra does so too, later,
+// with errors that are not usage errors.
+func checkFlags(cmd *cobra.Command) {
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		for _, check := range []func() error{cmd.ValidateRequiredFlags, cmd.ValidateFlagGroups} {
+			if err := check(); err != nil {
+				return usageError(cmd, "%s", err)
+			}
+		}
+		if needed := cmd.Flags().Lookup(workspaceFlagName); needed != nil && needed.Annotations[workspaceNeeded] != nil && needed.Value.String() == "" {
+			return usageError(cmd, "--workspace or %s is needed", workspaceVariable)
+		}
+		return nil
+	}
+	for _, child := range cmd.Commands() {
+		checkFlags(child)
+	}
 }
 
 // group makes a command that only holds others. cobra's own would take an
@@ -164,11 +170,6 @@ func group(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
 	}
 	cmd.AddCommand(children...)
 	return cmd
-}
-
-// usageError is the error of a command line that cannot be understood.
-func usageError(cmd *cobra.Command, format string, arguments ...any) error {
-	return fmt.Errorf("%s (see %s --help)", fmt.Sprintf(format, arguments...), cmd.CommandPath())
 }
 
 // positional wants exactly the named arguments, each not empty.
@@ -193,6 +194,20 @@ func positional(names ...string) cobra.PositionalArgs {
 func isTerminal(stream any) bool {
 	file, isFile := stream.(*os.File)
 	return isFile && term.IsTerminal(descriptor(file))
+}
+
+// terminalWidth returns how many columns the terminal has that a stream goes to; 0 if it goes
+// elsewhere.
+func terminalWidth(stream any) int {
+	if !isTerminal(stream) {
+		return 0
+	}
+	file, _ := stream.(*os.File) // it is one: see isTerminal
+	width, _, err := term.GetSize(descriptor(file))
+	if err != nil {
+		return 0
+	}
+	return width
 }
 
 func descriptor(file *os.File) int {

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 
 const (
 	// secretPart is what must not show up anywhere but in the one answer.
-	secretPart = "Qm4cT9vXz1LrB8sKd0WyHn5uEaGj2oPi7fVtRxM3bZk0pQ1Yc"
+	secretPart = "Qm4cT9vXz1LrB8sKd0WyHn5uEaGj2oPi7fVtRxM3bZk3jIJKH"
 	testID     = "9fQ2mXc7Lr0TzB4w"
 	testToken  = "scribe_ksk1_" + testID + "_" + secretPart
 )
@@ -261,20 +261,23 @@ func TestUsage(t *testing.T) {
 		status int
 		stderr string
 	}{
-		{[]string{"bogus"}, 1, "error: there is no command \"bogus\" (see keysvc --help)\n"},
-		{[]string{"kye"}, 1, "error: there is no command \"kye\"; is it key? (see keysvc --help)\n"},
-		{[]string{"key", "bogus"}, 1, "error: there is no command \"bogus\" (see keysvc key --help)\n"},
-		{[]string{"key", "get"}, 1, "error: needs exactly KEY_ID besides flags, got 0 arguments (see keysvc key get --help)\n"},
-		{[]string{"key", "get", ""}, 1, "error: KEY_ID is empty (see keysvc key get --help)\n"},
-		{[]string{"key", "list", "x"}, 1, "error: takes flags only, no argument (see keysvc key list --help)\n"},
-		{[]string{"key", "list", "--bogus"}, 1, "error: unknown flag: --bogus (see keysvc key list --help)\n"},
-		{[]string{"key", "list", "-o", "xml"}, 1, "error: invalid argument \"xml\" for \"-o, --output\" flag: allowed are table or json (see keysvc key list --help)\n"},
-		{[]string{"key", "list", "--state", "gone"}, 1, "error: --state: allowed are active, suspended, expired, revoked (see keysvc key list --help)\n"},
-		{[]string{"key", "list", "--limit", "0"}, 1, "error: --limit must be at least 1 (see keysvc key list --help)\n"},
-		{[]string{"key", "list", "--timeout", "0s"}, 1, "error: --timeout must be more than 0 (see keysvc key list --help)\n"},
-		{[]string{"key", "revoke", "x"}, 1, "error: --workspace is needed (see keysvc key revoke --help)\n"},
-		{[]string{"key", "finish-rotation", "x"}, 1, "error: required flag(s) \"workspace\" not set\n"},
-		{[]string{"version", "x"}, 1, "error: takes flags only, no argument (see keysvc version --help)\n"},
+		{[]string{"bogus"}, 2, "error: there is no command \"bogus\" (see keysvc --help)\n"},
+		{[]string{"kye"}, 2, "error: there is no command \"kye\"; is it key? (see keysvc --help)\n"},
+		{[]string{"key", "bogus"}, 2, "error: there is no command \"bogus\" (see keysvc key --help)\n"},
+		{[]string{"key", "get"}, 2, "error: needs exactly KEY_ID besides flags, got 0 arguments (see keysvc key get --help)\n"},
+		{[]string{"key", "get", ""}, 2, "error: KEY_ID is empty (see keysvc key get --help)\n"},
+		{[]string{"key", "list", "x"}, 2, "error: takes flags only, no argument (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--bogus"}, 2, "error: unknown flag: --bogus (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "-o", "xml"}, 2, "error: invalid argument \"xml\" for \"-o, --output\" flag: allowed are table, wide, json, yaml or name (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--state", "gone"}, 2, "error: --state: allowed are active, suspended, expired, revoked (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--limit", "0"}, 2, "error: --limit must be at least 1 (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--timeout", "0s"}, 2, "error: --timeout must be more than 0 (see keysvc key list --help)\n"},
+		{[]string{"key", "revoke"}, 2, "error: needs exactly KEY_ID besides flags, got 0 arguments (see keysvc key revoke --help)\n"},
+		{[]string{"key", "revoke", "x"}, 7, "error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n"},
+		{[]string{"key", "rotate", "x", "--workspace", "acme"}, 2, "error: required flag(s) \"overlap\" not set (see keysvc key rotate --help)\n"},
+		{[]string{"key", "list", "--state", "active", "--revoked"}, 2, "error: if any flags in the group [state revoked] are set none of the others can be; [revoked state] were all set (see keysvc key list --help)\n"},
+		{[]string{"key", "finish-rotation", "x"}, 2, "error: --workspace or KEYSVC_WORKSPACE is needed (see keysvc key finish-rotation --help)\n"},
+		{[]string{"version", "x"}, 2, "error: takes flags only, no argument (see keysvc version --help)\n"},
 	}
 	for _, test := range tests {
 		command{}.run(t, test.args...).want(t, test.status, "", test.stderr)
@@ -282,8 +285,10 @@ func TestUsage(t *testing.T) {
 	if r := (command{}).run(t); r.status != 0 || !strings.Contains(r.stdout, "keysvc serve --dev") || r.stderr != "" {
 		t.Errorf("no command: %+v", r)
 	}
-	if r := (command{}).run(t, "version"); r.status != 0 || !strings.HasPrefix(r.stdout, "keysvc ") {
-		t.Errorf("version: %+v", r)
+	for _, args := range [][]string{{"version", "--addr", "unix:///nowhere"}, {"--version"}} {
+		if r := (command{}).run(t, args...); r.status != 0 || !strings.HasPrefix(r.stdout, "keysvc ") || strings.Count(r.stdout, "\n") != 1 {
+			t.Errorf("%v: %+v", args, r)
+		}
 	}
 	for _, shell := range []string{"bash", "zsh", "fish", "powershell"} {
 		if r := (command{}).run(t, "completion", shell); r.status != 0 || r.stdout == "" || r.stderr != "" {

@@ -30,7 +30,9 @@ const (
 // session is one command's conversation with a server.
 type session struct {
 	*app
-	cmd        *cobra.Command
+	cmd *cobra.Command
+	// address is where the server is, as people write it.
+	address    string
 	out        *printer
 	keys       keysvcv1.KeyServiceClient
 	members    keysvcv1.MemberServiceClient
@@ -41,56 +43,79 @@ type session struct {
 	timeout time.Duration
 }
 
-// clientCommand makes cmd a command that calls a server: it gets the flags that
-// all of them have, and run gets the connection. Nothing is dialled before run
-// makes its first call.
-func (a *app) clientCommand(cmd *cobra.Command, run func(ctx context.Context, s *session, args []string) error) *cobra.Command {
+// clientCommand makes cmd a command that calls a server: it gets the flags that all of them
+// have, and run gets the connection. Nothing is dialled before run makes its first call.
+// formats are those that the command can answer in; the first is the default, and nil means
+// that there is no choice.
+func (a *app) clientCommand(cmd *cobra.Command, formats []outputFormat, run func(ctx context.Context, s *session, args []string) error) *cobra.Command {
 	if cmd.Args == nil {
 		cmd.Args = positional()
 	}
 	flags := cmd.Flags()
-	addressText := flags.String("addr", "", "where the server is: host:port or unix:///path (default: KEYSVC_ADDR, else "+config.DefaultAddress+")")
+	flags.String("addr", "", "where the server is: host:port or unix:///path (default: KEYSVC_ADDR, else "+config.DefaultAddress+")")
 	timeout := flags.Duration("timeout", 10*time.Second, "how long one call may take")
-	format := outputFlag(cmd)
+	format := outputFlag(cmd, formats)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
-		text, source := *addressText, "--addr"
-		if !flags.Changed("addr") {
-			text, source = a.Getenv(addressVariable), addressVariable
-			if text == "" {
-				text = config.DefaultAddress
-			}
-		}
-		if !strings.ContainsAny(text, ":/") && text != "" {
-			_, port, _ := strings.Cut(config.DefaultAddress, ":")
-			text += ":" + port // as the clients of services do
-		}
-		address, err := config.ParseAddress(text)
-		switch {
-		case err != nil:
-			return usageError(cmd, "%s: %s", source, err)
-		case !address.Local():
-			return fmt.Errorf("%s: %s is not on this machine, and this version of keysvc has no TLS yet: tokens would travel in the open. Allowed are loopback addresses and unix:///path", source, address)
-		case *timeout <= 0:
+		if *timeout <= 0 {
 			return usageError(cmd, "--timeout must be more than 0")
 		}
-		conn, err := dial(address, *timeout)
+		s, conn, err := a.connect(cmd, *timeout)
 		if err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, conn.Close()) }()
-		return run(cmd.Context(), &session{
-			app:        a,
-			cmd:        cmd,
-			out:        &printer{out: a.Stdout, format: *format, now: a.Now},
-			keys:       keysvcv1.NewKeyServiceClient(conn),
-			members:    keysvcv1.NewMemberServiceClient(conn),
-			policies:   keysvcv1.NewPolicyServiceClient(conn),
-			validation: keysvcv1.NewValidationServiceClient(conn),
-			sync:       keysvcv1.NewSyncServiceClient(conn),
-			timeout:    *timeout,
-		}, args)
+		s.out.format = *format
+		return run(cmd.Context(), s, args)
 	}
 	return cmd
+}
+
+// connect prepares the conversation of a command with the server that --addr or KEYSVC_ADDR
+// names.
+func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grpc.ClientConn, error) {
+	address, err := a.address(cmd)
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := dial(address, timeout)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &session{
+		app:        a,
+		cmd:        cmd,
+		address:    address.String(),
+		out:        &printer{out: a.Stdout, width: terminalWidth(a.Stdout), now: a.Now},
+		keys:       keysvcv1.NewKeyServiceClient(conn),
+		members:    keysvcv1.NewMemberServiceClient(conn),
+		policies:   keysvcv1.NewPolicyServiceClient(conn),
+		validation: keysvcv1.NewValidationServiceClient(conn),
+		sync:       keysvcv1.NewSyncServiceClient(conn),
+		timeout:    timeout,
+	}, conn, nil
+}
+
+// address returns where the server is.
+func (a *app) address(cmd *cobra.Command) (config.Address, error) {
+	text, source := cmd.Flag("addr").Value.String(), "--addr"
+	if !cmd.Flags().Changed("addr") {
+		text, source = a.Getenv(addressVariable), addressVariable
+		if text == "" {
+			text = config.DefaultAddress
+		}
+	}
+	if !strings.ContainsAny(text, ":/") && text != "" {
+		_, port, _ := strings.Cut(config.DefaultAddress, ":")
+		text += ":" + port // as the clients of services do
+	}
+	address, err := config.ParseAddress(text)
+	switch {
+	case err != nil:
+		return address, usageError(cmd, "%s: %s", source, err)
+	case !address.Local():
+		return address, &usageErr{fmt.Sprintf("%s: %s is not on this machine, and this version of keysvc has no TLS yet: tokens would travel in the open. Allowed are loopback addresses and unix:///path", source, address)}
+	}
+	return address, nil
 }
 
 // dial prepares a plaintext connection to a local address. Every call on it has

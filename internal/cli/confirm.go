@@ -11,22 +11,29 @@ import (
 	"github.com/spf13/cobra"
 )
 
+const confirmHelp = `It asks first at a terminal; elsewhere --yes is needed.`
+
+// yesFlag adds --yes, for changes that are final and for which a person is asked.
 func yesFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("yes", false, "do not ask; needed where there is no terminal to ask at")
 }
 
-var errNobodyToAsk = errors.New("nothing was changed: there is no terminal to ask at; with --yes it is done without a question")
+var errNobodyToAsk = &refusal{"nothing was changed: there is no terminal to ask at; with --yes it is done without a question"}
 
 // maxAnswerBytes is more than anybody types.
 const maxAnswerBytes = 4096
 
-// confirm asks a question at the terminal and returns nil if word is the answer to
-// it. Without a terminal it is an error: what a pipe happens to hold is no answer.
+// canAsk reports whether a person can be asked: what a pipe happens to hold is no answer, and a
+// question in a file is seen by nobody.
+func (a *app) canAsk() bool { return isTerminal(a.Stdin) && isTerminal(a.Stderr) }
+
+// confirm asks a question at the terminal and returns nil if the answer is word. Any other
+// answer, and the lack of a terminal, is a *refusal.
 func (s *session) confirm(ctx context.Context, question, word string) error {
-	if !isTerminal(s.Stdin) || !isTerminal(s.Stderr) {
+	if !s.canAsk() {
 		return errNobodyToAsk
 	}
-	if _, err := io.WriteString(s.Stderr, printable(question)+" "); err != nil {
+	if _, err := io.WriteString(s.Stderr, printable(redact(question))+" "); err != nil {
 		return err
 	}
 	answer, err := await(ctx, func() (string, error) {
@@ -37,12 +44,12 @@ func (s *session) confirm(ctx context.Context, question, word string) error {
 	}
 	switch {
 	case errors.Is(err, io.EOF):
-		answer = "" // half an answer is none
+		answer = "" // the end of input in the middle of a line is no answer
 	case err != nil:
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	if strings.TrimSpace(answer) != word {
-		return fmt.Errorf("nothing was changed: the answer was not %q", word)
+		return &refusal{fmt.Sprintf("nothing was changed: the answer was not %q", word)}
 	}
 	return nil
 }

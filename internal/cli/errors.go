@@ -85,6 +85,8 @@ type callError struct {
 	timeout time.Duration
 	// changes says that the call would have changed something.
 	changes bool
+	// afterChange says that the command had made its change before this call.
+	afterChange bool
 	// advice says what to do now, a line each. The command knows it.
 	advice []string
 }

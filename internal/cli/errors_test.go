@@ -21,6 +21,9 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
+// noLiveKeys is what key list notes where nothing is listed.
+const noLiveKeys = "no keys that are live; --revoked lists those that are revoked or expired\n"
+
 func failure(t *testing.T, code codes.Code, message string, details ...protoadapt.MessageV1) error {
 	t.Helper()
 	s, err := status.New(code, message).WithDetails(details...)
@@ -40,10 +43,12 @@ func TestServerErrors(t *testing.T) {
 	}})}
 	tests := []struct {
 		answer error
+		status int
 		stderr string
 	}{
 		{
 			failure(t, codes.NotFound, "there is no such key", &errdetails.ErrorInfo{Reason: "KEY_NOT_FOUND", Domain: "keysvc"}),
+			6,
 			"error: NOT_FOUND (KEY_NOT_FOUND): there is no such key\n  request id: req-1\n",
 		},
 		{
@@ -52,32 +57,38 @@ func TestServerErrors(t *testing.T) {
 				&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
 					{Field: "name", Description: "is empty"}, {Field: "scopes[1]", Description: "is unknown"},
 				}}),
+			2,
 			"error: INVALID_ARGUMENT (FIELD_INVALID): 2 fields are wrong\n  name: is empty\n  scopes[1]: is unknown\n  request id: req-1\n",
 		},
 		{
 			failure(t, codes.AlreadyExists, "used", &errdetails.ErrorInfo{Reason: "REQUEST_ID_USED", Domain: "keysvc", Metadata: map[string]string{"key_id": testID}}),
+			7,
 			"error: ALREADY_EXISTS (REQUEST_ID_USED): used\n  key_id: " + testID + "\n  request id: req-1\n",
 		},
 		{
 			failure(t, codes.ResourceExhausted, "busy", &errdetails.ErrorInfo{Reason: "TOO_MANY_REQUESTS", Domain: "keysvc"}, &errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)}),
+			7,
 			"error: RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS): busy\n  retry after: 1s\n  request id: req-1\n",
 		},
 		{
 			failure(t, codes.Unavailable, "the store is not ready", &errdetails.ErrorInfo{Reason: "STORE_UNAVAILABLE", Domain: "keysvc"}),
+			8,
 			"error: UNAVAILABLE (STORE_UNAVAILABLE): the store is not ready\n  request id: req-1\n",
 		},
 		{
 			failure(t, codes.Aborted, "from a proxy", &errdetails.ErrorInfo{Reason: "X", Domain: "proxy.example.com"}),
+			7,
 			"error: ABORTED: from a proxy\n  request id: req-1\n",
 		},
 		{
 			failure(t, codes.Internal, "line\none \x1b[31m and "+testToken+" too"),
+			1,
 			"error: INTERNAL: line\\none \\x1b[31m and [redacted token] too\n  request id: req-1\n",
 		},
 	}
 	for _, test := range tests {
 		answer = test.answer
-		c.run(t, "key", "get", testID).want(t, 1, "", test.stderr)
+		c.run(t, "key", "get", testID).want(t, test.status, "", test.stderr)
 	}
 }
 
@@ -107,9 +118,9 @@ func TestNoServer(t *testing.T) {
 	missing := "unix://" + filepath.Join(t.TempDir(), "none.sock")
 	began := time.Now()
 	const hint = "; start a server with \"keysvc serve\", or say with --addr or KEYSVC_ADDR where one is\n"
-	command{addr: addr}.run(t, "key", "list").want(t, 1, "", "error: cannot reach keysvc at "+addr+": connection refused"+hint)
+	command{addr: addr}.run(t, "key", "list").want(t, 8, "", "error: cannot reach keysvc at "+addr+": connection refused"+hint)
 	command{addr: addr, stdin: strings.NewReader(testToken)}.run(t, "validate", "--identity-only").want(t, 1, "", "error: cannot reach keysvc at "+addr+": connection refused"+hint)
-	command{}.run(t, "key", "list", "--addr", missing).want(t, 1, "", "error: cannot reach keysvc at "+missing+": no such file or directory"+hint)
+	command{}.run(t, "key", "list", "--addr", missing).want(t, 8, "", "error: cannot reach keysvc at "+missing+": no such file or directory"+hint)
 	if took := time.Since(began); took > 2*time.Second {
 		t.Errorf("that took %s", took)
 	}
@@ -118,13 +129,13 @@ func TestNoServer(t *testing.T) {
 func TestAddresses(t *testing.T) {
 	for _, addr := range []string{"10.0.0.1:7480", "keysvc.example.com:7480", ":7480"} {
 		for _, r := range []result{command{}.run(t, "key", "list", "--addr", addr), command{addr: addr}.run(t, "key", "list")} {
-			if r.status != 1 || !strings.Contains(r.stderr, addr+" is not on this machine") {
+			if r.status != 2 || !strings.Contains(r.stderr, addr+" is not on this machine") {
 				t.Errorf("%s: %+v", addr, r)
 			}
 		}
 	}
 	for _, addr := range []string{"nonsense", "unix://relative", "127.0.0.1:port"} {
-		if r := (command{addr: addr}).run(t, "key", "list"); r.status != 1 || !strings.HasPrefix(r.stderr, "error: KEYSVC_ADDR: ") {
+		if r := (command{addr: addr}).run(t, "key", "list"); r.status != 2 || !strings.HasPrefix(r.stderr, "error: KEYSVC_ADDR: ") {
 			t.Errorf("%s: %+v", addr, r)
 		}
 	}
@@ -136,7 +147,7 @@ func TestAddresses(t *testing.T) {
 	}
 	serveOn(t, &fake{listKeys: (&shelf{}).list}, listener)
 	command{addr: "10.0.0.1:7480"}.run(t, "key", "list", "--addr", "unix://"+socket, "-o", "json").want(t, 0,
-		"{\n  \"keys\": [],\n  \"next_page_token\": \"\",\n  \"revision\": \"0\",\n  \"epoch\": \"\"\n}\n", "no keys\n")
+		"{\n  \"keys\": [],\n  \"next_page_token\": \"\",\n  \"revision\": \"0\",\n  \"epoch\": \"\"\n}\n", noLiveKeys)
 }
 
 func TestSomethingElseListens(t *testing.T) {
@@ -157,7 +168,7 @@ func TestSomethingElseListens(t *testing.T) {
 	}()
 	addr := listener.Addr().String()
 	r := command{addr: addr}.run(t, "key", "list")
-	if r.status != 1 || !strings.Contains(r.stderr, "is it keysvc that listens there?") || strings.Count(r.stderr, "\n") != 1 {
+	if r.status != 8 || !strings.Contains(r.stderr, "is it keysvc that listens there?") || strings.Count(r.stderr, "\n") != 1 {
 		t.Errorf("%+v", r)
 	}
 }
@@ -178,9 +189,9 @@ func TestTimeoutAndInterrupt(t *testing.T) {
 		},
 	})
 	c := command{addr: addr}
-	c.run(t, "key", "get", testID, "--timeout", "50ms").want(t, 1, "", "error: DEADLINE_EXCEEDED: no answer from "+addr+" within 50ms\n")
+	c.run(t, "key", "get", testID, "--timeout", "50ms").want(t, 8, "", "error: DEADLINE_EXCEEDED: no answer from "+addr+" within 50ms\n")
 	<-entered
-	c.run(t, "key", "revoke", testID, "--workspace", "acme", "--timeout", "50ms").want(t, 1, "",
+	c.run(t, "key", "revoke", testID, "--workspace", "acme", "--yes", "--timeout", "50ms").want(t, 8, "",
 		"error: DEADLINE_EXCEEDED: no answer from "+addr+" within 50ms; the change may have been made or not\n")
 	<-entered
 
@@ -190,7 +201,7 @@ func TestTimeoutAndInterrupt(t *testing.T) {
 		cancel()
 	}()
 	var stderr bytes.Buffer
-	status := c.runTo(ctx, io.Discard, &stderr, "key", "revoke", testID, "--workspace", "acme")
+	status := c.runTo(ctx, io.Discard, &stderr, "key", "revoke", testID, "--workspace", "acme", "--yes")
 	if want := "error: interrupted; the change may have been made or not\n"; status != 1 || stderr.String() != want {
 		t.Errorf("status %d, %q", status, stderr.String())
 	}

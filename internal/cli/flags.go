@@ -42,7 +42,11 @@ func (c *choiceValue[T]) words() []string {
 	return words
 }
 
-func (c *choiceValue[T]) list() string { return strings.Join(c.words(), " or ") }
+func (c *choiceValue[T]) list() string {
+	words := c.words()
+	last := len(words) - 1
+	return strings.TrimPrefix(strings.Join(words[:last], ", ")+" or "+words[last], " or ")
+}
 
 // String returns the word.
 func (c *choiceValue[T]) String() string { return string(*c.target) }
@@ -238,6 +242,30 @@ func required(cmd *cobra.Command, names ...string) {
 	}
 }
 
-func actorFlag(cmd *cobra.Command) *string {
+func (a *app) actorFlag(cmd *cobra.Command) *string {
 	return cmd.Flags().String("actor", "", "the member on whose behalf the change is made, for the audit log")
+}
+
+const (
+	workspaceVariable = "KEYSVC_WORKSPACE"
+	workspaceFlagName = "workspace"
+	workspaceNeeded   = "workspace-needed" // an annotation of the flag
+)
+
+// workspaceFlag adds --workspace, whose default is KEYSVC_WORKSPACE.
+func (a *app) workspaceFlag(cmd *cobra.Command, usage string) *string {
+	workspace := cmd.Flags().String(workspaceFlagName, a.Getenv(workspaceVariable), usage+" (default: "+workspaceVariable+")")
+	// The help is the same everywhere: it does not show what the variable holds here.
+	cmd.Flags().Lookup(workspaceFlagName).DefValue = ""
+	a.complete(cmd, workspaceFlagName, completeWorkspaces)
+	return workspace
+}
+
+// neededWorkspaceFlag is workspaceFlag for a command that cannot do without a workspace.
+func (a *app) neededWorkspaceFlag(cmd *cobra.Command, usage string) *string {
+	workspace := a.workspaceFlag(cmd, usage)
+	if err := cmd.Flags().SetAnnotation(workspaceFlagName, workspaceNeeded, []string{"true"}); err != nil {
+		panic(err) // there is no such flag
+	}
+	return workspace
 }

@@ -29,7 +29,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 			walk(child)
 		}
 	}
-	walk((&app{}).rootCommand())
+	walk((&app{Process: Process{Getenv: func(string) string { return "" }}}).rootCommand())
 }
 
 func TestParseSpan(t *testing.T) {
@@ -151,16 +151,4 @@ func FuzzPrintable(f *testing.F) {
 			t.Errorf("printable(%q) = %q", text, got)
 		}
 	})
-}
-
-func TestTableKeepsItsWidths(t *testing.T) {
-	var rows table
-	rows.add("A", "LONGER")
-	rows.add("long cell", "x")
-	got := rows.take()
-	rows.add("é", "y")
-	got += rows.take() + rows.take()
-	if want := "A          LONGER\nlong cell  x\né          y\n"; got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
 }

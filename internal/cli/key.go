@@ -2,12 +2,8 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -41,7 +37,8 @@ func (a *app) keyCreateCommand() *cobra.Command {
 The token goes to standard output, alone on one line; the key and a warning go to
 standard error. Nobody can show the token again.
 
-` + jsonHelp + ` That includes the token.`,
+` + jsonHelp + `
+That includes the token.`,
 		Example: `  keysvc key create --workspace acme --member ann --name deploy --scope signatures:read >token.txt
   keysvc key create --workspace acme --member ann --name report --scope emails:read,assets:read \
     --expires-in 90d --label team=web --allow-cidr 203.0.113.0/24`,
@@ -54,7 +51,7 @@ standard error. Nobody can show the token again.
 		expireTime    instant
 	)
 	flags := cmd.Flags()
-	flags.StringVar(&request.WorkspaceId, "workspace", "", "the workspace that the key will belong to")
+	workspace := a.neededWorkspaceFlag(cmd, "the workspace that the key will belong to")
 	flags.StringVar(&request.MemberId, "member", "", "the member whom the key will act as")
 	flags.StringVar(&request.Name, "name", "", "what people call the key")
 	flags.Var(&scopes, "scope", "a scope to grant, as in signatures:read; can be repeated, or several with commas")
@@ -63,11 +60,14 @@ standard error. Nobody can show the token again.
 	flags.Var(&annotations, "label", "an annotation; can be repeated")
 	flags.Var(&cidrs, "allow-cidr", "a network that the key may be used from, as in 203.0.113.0/24; can be repeated (default: anywhere)")
 	requestID := flags.String("request-id", "", "makes it safe to repeat the command: a second key with this id is refused")
-	actor := actorFlag(cmd)
-	required(cmd, "workspace", "member", "name", "scope")
+	actor := a.actorFlag(cmd)
+	required(cmd, "member", "name", "scope")
 	cmd.MarkFlagsMutuallyExclusive("expires-in", "expire-time")
+	a.complete(cmd, "member", completeMembers)
+	a.complete(cmd, "scope", completeScopes)
 
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, _ []string) error {
+	return a.clientCommand(cmd, formatsOfAnswers, func(ctx context.Context, s *session, _ []string) error {
+		request.WorkspaceId = *workspace
 		request.Scopes = scopes
 		request.AllowedCidrs = cidrs
 		request.Labels = annotations
@@ -88,7 +88,7 @@ standard error. Nobody can show the token again.
 				return ""
 			})
 		}
-		lost := fmt.Sprintf("revoke the key: keysvc key revoke %s --workspace %s", response.GetKey().GetKeyId(), request.GetWorkspaceId())
+		lost := fmt.Sprintf("revoke the key: keysvc key revoke %s --workspace %s --yes", response.GetKey().GetKeyId(), request.GetWorkspaceId())
 		return s.issued(response, lost, "")
 	})
 }
@@ -122,103 +122,18 @@ func (a *app) keyGetCommand() *cobra.Command {
 		Short: "Show one key",
 		Long: `Show one key, whatever its state. A token's key id is the 16 characters after ksk1_.
 
-` + jsonHelp,
+` + jsonHelp + nameHelp,
 		Example: `  keysvc key get 9fQ2mXc7Lr0TzB4w --workspace acme`,
 		Args:    positional("KEY_ID"),
 	}
-	workspace := cmd.Flags().String("workspace", "", "the key's workspace (default: any)")
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	workspace := a.workspaceFlag(cmd, "the key's workspace; empty means any")
+	a.completeArgument(cmd, completeKeys)
+	return a.clientCommand(cmd, formatsOfThings, func(ctx context.Context, s *session, args []string) error {
 		response, err := s.keys.GetKey(ctx, &keysvcv1.GetKeyRequest{WorkspaceId: *workspace, KeyId: args[0]})
 		if err != nil {
 			return err
 		}
 		return s.out.answer(response, func() error { return s.out.key(response.GetKey()) })
-	})
-}
-
-func (a *app) keyListCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "list",
-		Short: "List keys, newest first",
-		Long: `List keys, newest first. Filters narrow each other. Dates are in UTC.
-
-The table says which keys expire soon, within 30 days; which are in rotation, so
-that an old token still works beside the new one; and which were never used. A
-last-used date lags by up to the server's --usage-interval.
-
-A revoked key neither expires nor goes out of use: with one of the --expiring and
---unused flags, and no --state, revoked keys are left out.
-
-` + fmt.Sprintf(listHelp, "keys") + "\n\n" + jsonHelp,
-		Example: `  keysvc key list --workspace acme
-  keysvc key list --expiring-within 30d --state active,suspended
-  keysvc key list --expiring-within 30d --unused-for 90d
-  keysvc key list --all --unused-for 90d -o json | jq -r '.keys[].key_id'`,
-	}
-	var (
-		states                          commaList
-		expiringWithin, unusedFor       span
-		expiringBeforeAt, unusedSinceAt instant
-	)
-	flags := cmd.Flags()
-	workspace := flags.String("workspace", "", "the workspace to list (default: all)")
-	member := flags.String("member", "", "only keys of this member")
-	scope := flags.String("scope", "", "only keys that were granted this scope")
-	flags.Var(&states, "state", "only keys in one of these states: "+strings.Join(keyStates(), ", "))
-	flags.Var(&expiringWithin, "expiring-within", "only keys that expire before so much time has passed, as in 30d, or have expired")
-	flags.Var(&expiringBeforeAt, "expiring-before", "the same with a time, as in 2027-03-31T12:00:00Z")
-	flags.Var(&unusedFor, "unused-for", "only keys that were not used for so long, as in 90d; a key that was never used counts from its creation")
-	flags.Var(&unusedSinceAt, "unused-since", "the same with a time, as in 2027-03-31T12:00:00Z")
-	pages := pagingFlags(cmd)
-	cmd.MarkFlagsMutuallyExclusive("expiring-within", "expiring-before")
-	cmd.MarkFlagsMutuallyExclusive("unused-for", "unused-since")
-	completions(cmd, "state", keyStates())
-
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, _ []string) error {
-		// Whole seconds, so that the note on how to go on can name them exactly.
-		now := s.Now().Truncate(time.Second)
-		request := &keysvcv1.ListKeysRequest{
-			WorkspaceId:    *workspace,
-			MemberId:       optional(cmd, "member", member),
-			Scope:          optional(cmd, "scope", scope),
-			ExpiringBefore: timestamp(expiringBeforeAt, now, expiringWithin, +1),
-			UnusedSince:    timestamp(unusedSinceAt, now, unusedFor, -1),
-		}
-		for _, word := range states {
-			state, known := keysvcv1.KeyState_value[keyStatePrefix+strings.ToUpper(word)]
-			if !known || state == 0 {
-				return usageError(cmd, "--state: allowed are %s", strings.Join(keyStates(), ", "))
-			}
-			request.States = append(request.States, keysvcv1.KeyState(state))
-		}
-		if len(states) == 0 && (request.GetExpiringBefore() != nil || request.GetUnusedSince() != nil) {
-			request.States = append(slices.Clone(liveStates), keysvcv1.KeyState_KEY_STATE_EXPIRED)
-		}
-		// A page token belongs to its filters, and "30 days from now" will be
-		// another filter in a minute.
-		var again string
-		if expiringWithin != 0 {
-			again += " and --expiring-before " + request.GetExpiringBefore().AsTime().Format(time.RFC3339) + " in place of --expiring-within"
-		}
-		if unusedFor != 0 {
-			again += " and --unused-since " + request.GetUnusedSince().AsTime().Format(time.RFC3339) + " in place of --unused-for"
-		}
-		withWorkspace := *workspace == ""
-		return listing[*keysvcv1.ListKeysResponse]{
-			plural: "keys",
-			again:  again,
-			header: keyHeader(withWorkspace),
-			fetch: func(pageSize int32, pageToken string) (*keysvcv1.ListKeysResponse, error) {
-				request.PageSize, request.PageToken = pageSize, pageToken
-				return s.keys.ListKeys(ctx, request)
-			},
-			rows: func(response *keysvcv1.ListKeysResponse, t *table) int {
-				for _, key := range response.GetKeys() {
-					t.add(s.out.keyRow(key, withWorkspace)...)
-				}
-				return len(response.GetKeys())
-			},
-		}.show(s, pages)
 	})
 }
 
@@ -234,7 +149,7 @@ not only what is new. The last scope cannot be taken away; revoke the key instea
 With --etag the change is refused if the key was changed since it had that etag;
 keysvc key get shows it.
 
-` + waitHelp + "\n\n" + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --name "nightly deploy"
   keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --scope emails:read,assets:read --clear-cidrs
   keysvc key update 9fQ2mXc7Lr0TzB4w --workspace acme --label team=web --label stage=test --etag 2b`,
@@ -246,7 +161,7 @@ keysvc key get shows it.
 		annotations   labels
 	)
 	flags := cmd.Flags()
-	flags.StringVar(&key.WorkspaceId, "workspace", "", "the key's workspace")
+	workspace := a.neededWorkspaceFlag(cmd, "the key's workspace")
 	flags.StringVar(&key.Name, "name", "", "what people call the key")
 	flags.Var(&scopes, "scope", "a scope that the key shall have, in place of all it has; can be repeated, or several with commas")
 	flags.Var(&annotations, "label", "an annotation, in place of all there are; can be repeated")
@@ -255,12 +170,14 @@ keysvc key get shows it.
 	clearCIDRs := flags.Bool("clear-cidrs", false, "let the key be used from anywhere")
 	etag := flags.String("etag", "", "refuse the change if the key has another etag")
 	wait := waitFlag(cmd)
-	actor := actorFlag(cmd)
-	required(cmd, "workspace")
+	actor := a.actorFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("label", "clear-labels")
 	cmd.MarkFlagsMutuallyExclusive("allow-cidr", "clear-cidrs")
+	a.complete(cmd, "scope", completeScopes)
+	a.completeArgument(cmd, completeKeys)
 
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	return a.clientCommand(cmd, formatsOfThings, func(ctx context.Context, s *session, args []string) error {
+		key.WorkspaceId = *workspace
 		key.KeyId, key.Scopes, key.Labels, key.AllowedCidrs = args[0], scopes, annotations, cidrs
 		mask := &fieldmaskpb.FieldMask{}
 		for _, masked := range []struct {
@@ -289,72 +206,5 @@ keysvc key get shows it.
 			return err
 		}
 		return s.changed(ctx, *wait, response, func() error { return s.out.key(response.GetKey()) })
-	})
-}
-
-func (a *app) keyRevokeCommand() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "revoke {KEY_ID --workspace WORKSPACE_ID | --token-stdin}",
-		Short: "Revoke a key, at once and for good",
-		Long: `Revoke a key, at once and for good. Repeating it is no error.
-
-With --token-stdin the key is the one of a token, for tokens that have leaked: it is
-read from standard input, at a terminal asked for, and shown nowhere. Every token of
-the key stops working, the one of a rotation included. A token that has expired or
-was rotated away is not found: it is harmless already.
-
-` + waitHelp + "\n\n" + jsonHelp,
-		Example: `  keysvc key revoke 9fQ2mXc7Lr0TzB4w --workspace acme
-  keysvc key revoke --token-stdin <leaked.txt`,
-		Args: cobra.ArbitraryArgs, // RunE looks at them: which are right depends on the flags
-	}
-	flags := cmd.Flags()
-	workspace := flags.String("workspace", "", "the key's workspace")
-	tokenStdin := flags.Bool("token-stdin", false, "revoke the key of the token on standard input")
-	wait := waitFlag(cmd)
-	actor := actorFlag(cmd)
-	cmd.MarkFlagsMutuallyExclusive("workspace", "token-stdin")
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
-		if *tokenStdin {
-			if len(args) > 0 {
-				return usageError(cmd, "--token-stdin takes no argument; the token comes from standard input")
-			}
-			return s.revokeToken(ctx, optional(cmd, "actor", actor), *wait)
-		}
-		if err := positional("KEY_ID")(cmd, args); err != nil {
-			return err
-		}
-		if *workspace == "" {
-			return usageError(cmd, "--workspace is needed")
-		}
-		response, err := s.keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{
-			WorkspaceId:   *workspace,
-			KeyId:         args[0],
-			ActorMemberId: optional(cmd, "actor", actor),
-		})
-		if err != nil {
-			return err
-		}
-		return s.changed(ctx, *wait, response, func() error { return s.out.key(response.GetKey()) })
-	})
-}
-
-// revokeToken revokes the key of the token on standard input.
-func (s *session) revokeToken(ctx context.Context, actor *string, wait bool) error {
-	text, err := s.readToken(ctx, true)
-	if err != nil {
-		return err
-	}
-	// What stuck to a leaked token where it was copied must not hide it.
-	text = strings.TrimSpace(text)
-	if text == "" {
-		return errors.New("there is no token on standard input")
-	}
-	response, err := s.keys.RevokeToken(ctx, &keysvcv1.RevokeTokenRequest{Token: text, ActorMemberId: actor})
-	if err != nil {
-		return err
-	}
-	return s.changed(ctx, wait, response, func() error {
-		return s.out.line("Key %s of workspace %s is revoked: no token of it works any more.", response.GetKeyId(), response.GetWorkspaceId())
 	})
 }

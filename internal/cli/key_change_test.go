@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
 // rotatingKey is in the middle of a rotation.
@@ -76,7 +77,7 @@ func TestKeyUpdate(t *testing.T) {
 		{"more"},
 	} {
 		got = nil
-		if r := c.run(t, append(least, args...)...); r.status != 1 || r.stdout != "" || got != nil {
+		if r := c.run(t, append(least, args...)...); r.status != 2 || r.stdout != "" || got != nil {
 			t.Errorf("%v: %+v, request %v", args, r, got)
 		}
 	}
@@ -116,7 +117,7 @@ func TestKeyRotate(t *testing.T) {
 	golden(t, "key_get_rotating.txt", c.run(t, "key", "get", testID).stdout)
 
 	key = testKey()
-	r = c.run(t, append(least, "--overlap", "0", "-o", "json")...)
+	r = c.run(t, append(least, "--overlap", "0", "--yes", "-o", "json")...)
 	if r.status != 0 || !strings.Contains(r.stdout, testToken) || !strings.HasSuffix(r.stderr, "\nAll other tokens of the key have ended.\n") {
 		t.Errorf("%+v", r)
 	}
@@ -133,7 +134,7 @@ func TestKeyRotate(t *testing.T) {
 		{"--overlap", "0", "more"},
 	} {
 		got = nil
-		if r := c.run(t, append(least, args...)...); r.status != 1 || r.stdout != "" || got != nil {
+		if r := c.run(t, append(least, args...)...); r.status != 2 || r.stdout != "" || got != nil {
 			t.Errorf("%v: %+v, request %v", args, r, got)
 		}
 	}
@@ -169,7 +170,14 @@ func TestLostAnswers(t *testing.T) {
 	withID := func(args []string) []string { return append(args[:len(args):len(args)], "--request-id", "r1") }
 	want := func(args []string, lines ...string) {
 		t.Helper()
-		c.run(t, args...).want(t, 1, "", "error: "+strings.Join(lines, "\n  ")+"\n")
+		status := cli.ExitFailure
+		switch code, _, _ := strings.Cut(lines[0], " "); code {
+		case "ALREADY_EXISTS", "FAILED_PRECONDITION":
+			status = cli.ExitRefused
+		case "UNAVAILABLE":
+			status = cli.ExitUnreachable
+		}
+		c.run(t, args...).want(t, status, "", "error: "+strings.Join(lines, "\n  ")+"\n")
 	}
 	const unknown = "UNKNOWN (OUTCOME_UNKNOWN): the store failed"
 	want(rotate, unknown, "keysvc key get "+testID+" --workspace acme shows whether there is a new token; if so, nobody has it: rotate once more with --overlap 0, which ends the old token, too")
@@ -202,13 +210,13 @@ func TestKeyRevokeToken(t *testing.T) {
 	c := command{addr: addr, env: map[string]string{"KEYSVC_TOKEN": "another"}}
 	for _, text := range []string{testToken, testToken + "\n", "  " + testToken + "\r\n\n"} {
 		c.stdin = strings.NewReader(text)
-		c.run(t, "key", "revoke", "--token-stdin").want(t, 0, "Key "+testID+" of workspace acme is revoked: no token of it works any more.\n", "")
+		c.run(t, "key", "revoke", "--token-stdin", "--yes").want(t, 0, "Key "+testID+" of workspace acme is revoked: no token of it works any more.\n", "")
 		if !proto.Equal(got, &keysvcv1.RevokeTokenRequest{Token: testToken}) {
 			t.Error("another request")
 		}
 	}
 	c.stdin = strings.NewReader(testToken)
-	c.run(t, "key", "revoke", "--token-stdin", "--actor", "bob", "-o", "json").want(t, 0,
+	c.run(t, "key", "revoke", "--token-stdin", "--yes", "--actor", "bob", "-o", "json").want(t, 0,
 		"{\n  \"workspace_id\": \"acme\",\n  \"key_id\": \""+testID+"\",\n  \"revision\": \"9\",\n  \"epoch\": \"e1\"\n}\n", "")
 	if got.GetActorMemberId() != "bob" {
 		t.Error("no actor")
@@ -220,18 +228,16 @@ func TestKeyRevokeToken(t *testing.T) {
 		{"--token-stdin", testID},
 		{"--token-stdin", secretPart},
 		{"--token-stdin=false"},
-		{testID},
-		{testID, "--workspace", ""},
 	} {
 		got = nil
 		c.stdin = strings.NewReader(testToken)
-		if r := c.run(t, append([]string{"key", "revoke"}, args...)...); r.status != 1 || r.stdout != "" || got != nil {
+		if r := c.run(t, append([]string{"key", "revoke"}, args...)...); r.status != 2 || r.stdout != "" || got != nil {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}
 	for _, text := range []string{"", "\n", " \t\n", "\xff"} {
 		c.stdin = strings.NewReader(text)
-		if r := c.run(t, "key", "revoke", "--token-stdin"); r.status != 1 || r.stdout != "" || got != nil {
+		if r := c.run(t, "key", "revoke", "--token-stdin", "--yes"); r.status != 1 || r.stdout != "" || got != nil {
 			t.Errorf("%q: %+v", text, r)
 		}
 	}
@@ -240,7 +246,7 @@ func TestKeyRevokeToken(t *testing.T) {
 		return nil, status.Errorf(codes.NotFound, "no key has %s", r.GetToken())
 	}
 	c.stdin = strings.NewReader(testToken)
-	c.run(t, "key", "revoke", "--token-stdin").want(t, 1, "", "error: NOT_FOUND: no key has [redacted token]\n")
+	c.run(t, "key", "revoke", "--token-stdin", "--yes").want(t, 6, "", "error: NOT_FOUND: no key has [redacted token]\n")
 }
 
 // TestKeyListInWords has a key for everything that the table says.
@@ -289,6 +295,7 @@ func TestKeyListInWords(t *testing.T) {
 	}
 	c := command{addr: start(t, f)}
 	golden(t, "key_list_words.txt", c.run(t, "key", "list").stdout)
+	golden(t, "key_list_words_wide.txt", c.run(t, "key", "list", "-o", "wide").stdout)
 	var all strings.Builder
 	for _, key := range keys {
 		all.WriteString(c.run(t, "key", "get", key.GetKeyId()).stdout + "\n")

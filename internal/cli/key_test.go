@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -84,7 +85,7 @@ func TestKeyCreate(t *testing.T) {
 		{"--scope", "a:b,,c:d"},
 	} {
 		got = nil
-		if r := c.run(t, append(least, more...)...); r.status != 1 || !strings.HasPrefix(r.stderr, "error: ") || got != nil {
+		if r := c.run(t, append(least, more...)...); r.status != 2 || !strings.HasPrefix(r.stderr, "error: ") || got != nil {
 			t.Errorf("%v: %+v, request %v", more, r, got)
 		}
 	}
@@ -100,7 +101,7 @@ func TestKeyCreateWhenTheTokenCannotBeWritten(t *testing.T) {
 	}})}
 	var stderr bytes.Buffer
 	status := c.runTo(t.Context(), brokenWriter{}, &stderr, "key", "create", "--workspace", "acme", "--member", "ann", "--name", "deploy", "--scope", "emails:read")
-	want := "error: write the answer: no space left on device; the token is lost, so revoke the key: keysvc key revoke " + testID + " --workspace acme\n"
+	want := "error: write the answer: no space left on device; the token is lost, so revoke the key: keysvc key revoke " + testID + " --workspace acme --yes\n"
 	if status != 1 || stderr.String() != want {
 		t.Errorf("status %d\n%s\nwant\n%s", status, stderr.String(), want)
 	}
@@ -140,7 +141,7 @@ func TestKeyRevoke(t *testing.T) {
 		key.State, key.RevokeTime = keysvcv1.KeyState_KEY_STATE_REVOKED, at(0)
 		return &keysvcv1.RevokeKeyResponse{Key: key}, nil
 	}})}
-	r := c.run(t, "key", "revoke", testID, "--workspace", "acme", "--actor", "bob")
+	r := c.run(t, "key", "revoke", testID, "--workspace", "acme", "--yes", "--actor", "bob")
 	golden(t, "key_revoke.txt", r.stdout)
 	if r.status != 0 || r.stderr != "" {
 		t.Errorf("%+v", r)
@@ -185,8 +186,14 @@ func TestKeyList(t *testing.T) {
 	if states := got.GetStates(); len(states) != 1 || states[0] != keysvcv1.KeyState_KEY_STATE_REVOKED {
 		t.Errorf("states %v", states)
 	}
+	golden(t, "key_list_wide.txt", c.run(t, "key", "list", "--workspace", "acme", "-o", "wide").stdout)
+	c.run(t, "key", "list", "--revoked")
+	if states := fmt.Sprint(got.GetStates()); states != "[KEY_STATE_EXPIRED KEY_STATE_REVOKED]" {
+		t.Errorf("--revoked: states %s", states)
+	}
+	live := []keysvcv1.KeyState{keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_SUSPENDED}
 	c.run(t, "key", "list")
-	if !proto.Equal(got, &keysvcv1.ListKeysRequest{PageSize: 50}) {
+	if !proto.Equal(got, &keysvcv1.ListKeysRequest{PageSize: 50, States: live}) {
 		t.Errorf("request %v", got)
 	}
 }
@@ -270,36 +277,40 @@ func TestListPages(t *testing.T) {
 		}
 	}
 
-	r := c.run(t, "key", "list", "--all", "-o", "json")
-	decoder, count := json.NewDecoder(strings.NewReader(r.stdout)), 0
-	for {
-		var page struct {
+	// As JSON and YAML it is one document, however many pages it has.
+	for _, args := range [][]string{{"--all"}, {"--limit", "5000"}} {
+		var all struct {
 			Keys []struct {
-				ID string `json:"key_id"`
-			} `json:"keys"`
+				ID string `json:"key_id" yaml:"key_id"`
+			} `json:"keys" yaml:"keys"`
+			NextPageToken string `json:"next_page_token" yaml:"next_page_token"`
 		}
-		if err := decoder.Decode(&page); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		for _, key := range page.Keys {
-			if want := fmt.Sprintf("%016d", count); key.ID != want {
-				t.Errorf("key %q, want %q", key.ID, want)
+		for format, decode := range map[string]func([]byte, any) error{"json": json.Unmarshal, "yaml": yaml.Unmarshal} {
+			all.Keys, all.NextPageToken = nil, ""
+			r := c.run(t, append([]string{"key", "list", "-o", format}, args...)...)
+			if err := decode([]byte(r.stdout), &all); err != nil || r.status != 0 || len(all.Keys) != 120 || all.NextPageToken != "" {
+				t.Fatalf("%v as %s: %v, %d keys, %+v", args, format, err, len(all.Keys), r)
 			}
-			count++
+			for number, key := range all.Keys {
+				if want := fmt.Sprintf("%016d", number); key.ID != want {
+					t.Errorf("key %q, want %q", key.ID, want)
+				}
+			}
 		}
 	}
-	if count != 120 {
-		t.Errorf("%d keys as JSON", count)
+	if r := c.run(t, "key", "list", "-o", "json", "--limit", "50"); !strings.Contains(r.stdout, `"next_page_token": "50"`) || !strings.Contains(r.stderr, "--page-token 50") {
+		t.Errorf("with more to come: %+v", r)
+	}
+	if names := strings.Fields(c.run(t, "key", "list", "--all", "-o", "name").stdout); len(names) != 120 || names[119] != "0000000000000119" {
+		t.Errorf("names %q", names)
 	}
 
 	s.total = 0
-	r = c.run(t, "key", "list")
-	if r.status != 0 || strings.Count(r.stdout, "\n") != 1 || r.stderr != "no keys\n" {
+	r := c.run(t, "key", "list")
+	if r.status != 0 || strings.Count(r.stdout, "\n") != 1 || r.stderr != noLiveKeys {
 		t.Errorf("an empty list: %+v", r)
 	}
-	if r := c.run(t, "key", "list", "--all", "--limit", "3"); r.status != 1 {
+	if r := c.run(t, "key", "list", "--all", "--limit", "3"); r.status != 2 {
 		t.Errorf("--all and --limit: %+v", r)
 	}
 }

@@ -19,8 +19,10 @@ func (a *app) keyRotateCommand() *cobra.Command {
 goes on for --overlap, so that it can be replaced wherever it is used. Then end it
 with "keysvc key finish-rotation", or let it end by itself.
 
---overlap 0 ends all other tokens of the key at once. It works on any live key; with
-another overlap, a key that is in rotation already is refused.
+--overlap 0 ends all other tokens of the key at once.
+` + confirmHelp + `
+It works on any live key; with another overlap, a key that is in rotation already is
+refused.
 
 The token goes to standard output, alone on one line; the key and a warning go to
 standard error. Nobody can show the token again.
@@ -31,10 +33,11 @@ refused then. To recover, rotate once more with --overlap 0, which ends the old
 token and the lost one. While the old token is still needed, wait for the end of the
 overlap, and rotate then.
 
-` + waitHelp + "\n\n" + jsonHelp + ` That includes the token.`,
+` + waitHelp + "\n\n" + jsonHelp + `
+That includes the token.`,
 		Example: `  keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 24h >token.txt
   keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 7d --expires-in 90d --request-id rotation-7
-  keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 0 >token.txt`,
+  keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 0 --yes >token.txt`,
 		Args: positional("KEY_ID"),
 	}
 	request := &keysvcv1.RotateKeyRequest{}
@@ -44,23 +47,30 @@ overlap, and rotate then.
 		expireTime instant
 	)
 	flags := cmd.Flags()
-	flags.StringVar(&request.WorkspaceId, "workspace", "", "the key's workspace")
+	workspace := a.neededWorkspaceFlag(cmd, "the key's workspace")
 	flags.Var(&overlap, "overlap", "how long the old token goes on, as in 24h or 7d, up to 30d; 0 ends all other tokens at once")
 	flags.Var(&expiresIn, "expires-in", "how long the new token lives, as in 90d or 36h (default: as long as the old one was given)")
 	flags.Var(&expireTime, "expire-time", "when the new token expires, as in 2027-03-31T12:00:00Z")
 	requestID := flags.String("request-id", "", "makes it safe to repeat the command: a second rotation with this id is refused")
+	yes := yesFlag(cmd)
 	wait := waitFlag(cmd)
-	actor := actorFlag(cmd)
-	required(cmd, "workspace", "overlap")
+	actor := a.actorFlag(cmd)
+	required(cmd, "overlap")
 	cmd.MarkFlagsMutuallyExclusive("expires-in", "expire-time")
+	a.completeArgument(cmd, completeKeys)
 
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
-		request.KeyId = args[0]
+	return a.clientCommand(cmd, formatsOfAnswers, func(ctx context.Context, s *session, args []string) error {
+		request.WorkspaceId, request.KeyId = *workspace, args[0]
 		request.Overlap = durationpb.New(time.Duration(overlap))
 		request.ExpireTime = timestamp(expireTime, s.Now(), expiresIn, +1)
 		request.RequestId = optional(cmd, "request-id", requestID)
 		request.ActorMemberId = optional(cmd, "actor", actor)
 		where := fmt.Sprintf("%s --workspace %s", request.GetKeyId(), request.GetWorkspaceId())
+		if overlap == 0 && !*yes {
+			if err := s.confirmEndOfTokens(ctx, request); err != nil {
+				return err
+			}
+		}
 		response, err := s.keys.RotateKey(ctx, request)
 		if err != nil {
 			return advise(err, func(call *callError) string { return rotationAdvice(call, request, where) })
@@ -74,6 +84,18 @@ overlap, and rotate then.
 		}
 		return s.await(ctx, *wait, response)
 	})
+}
+
+// confirmEndOfTokens asks before a rotation that ends the tokens in use.
+func (s *session) confirmEndOfTokens(ctx context.Context, request *keysvcv1.RotateKeyRequest) error {
+	if !s.canAsk() {
+		return errNobodyToAsk
+	}
+	response, err := s.keys.GetKey(ctx, &keysvcv1.GetKeyRequest{WorkspaceId: request.GetWorkspaceId(), KeyId: request.GetKeyId()})
+	if err != nil {
+		return err
+	}
+	return s.confirm(ctx, "End all tokens of "+keyInWords(response.GetKey())+" at once, for a new one? Only yes does:", "yes")
 }
 
 // rotationAdvice says what to do about a rotation that failed, or that may have been
@@ -100,15 +122,15 @@ func (a *app) keyFinishRotationCommand() *cobra.Command {
 		Long: `End the overlap of a rotation now: only the newest token of the key goes on. Where
 there is no overlap, nothing changes.
 
-` + waitHelp + "\n\n" + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc key finish-rotation 9fQ2mXc7Lr0TzB4w --workspace acme`,
 		Args:    positional("KEY_ID"),
 	}
-	workspace := cmd.Flags().String("workspace", "", "the key's workspace")
+	workspace := a.neededWorkspaceFlag(cmd, "the key's workspace")
 	wait := waitFlag(cmd)
-	actor := actorFlag(cmd)
-	required(cmd, "workspace")
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	actor := a.actorFlag(cmd)
+	a.completeArgument(cmd, completeKeys)
+	return a.clientCommand(cmd, formatsOfThings, func(ctx context.Context, s *session, args []string) error {
 		response, err := s.keys.FinishRotation(ctx, &keysvcv1.FinishRotationRequest{
 			WorkspaceId:   *workspace,
 			KeyId:         args[0],

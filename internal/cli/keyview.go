@@ -28,6 +28,9 @@ func keyStates() []string {
 // liveStates are those of keys that work, or will again.
 var liveStates = []keysvcv1.KeyState{keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_SUSPENDED}
 
+// deadStates are those of keys that never work again.
+var deadStates = []keysvcv1.KeyState{keysvcv1.KeyState_KEY_STATE_EXPIRED, keysvcv1.KeyState_KEY_STATE_REVOKED}
+
 func isLive(key *keysvcv1.Key) bool { return slices.Contains(liveStates, key.GetState()) }
 
 // soon is when people should begin to replace a key.
@@ -50,52 +53,62 @@ func rotationEnd(key *keysvcv1.Key) *timestamppb.Timestamp {
 	return end
 }
 
-// keyHeader is the first line of a list of keys; the workspace is left out where all
-// have the same.
-func keyHeader(withWorkspace bool) []string {
-	header := []string{"KEY ID", "WORKSPACE", "MEMBER", "NAME", stateHeader, "CREATED", "LAST USED", "EXPIRES", "SCOPES"}
+// stateWidth has room for every state, wherever in the list the first one comes.
+const stateWidth = 9
+
+// keyColumns are the columns of a list of keys; the workspace is left out where all have the
+// same.
+func keyColumns(withWorkspace bool) []column {
+	workspace := column{title: "WORKSPACE", cutTo: 9}
 	if !withWorkspace {
-		header = slices.Delete(header, 1, 2)
+		workspace.in = never
 	}
-	return header
+	return []column{
+		{title: "KEY ID"},
+		workspace,
+		{title: "MEMBER", cutTo: 8},
+		{title: "NAME", cutTo: 6},
+		{title: "STATE", least: stateWidth, in: narrowOnly},
+		{title: "LAST USED", in: narrowOnly},
+		{title: "EXPIRES", in: narrowOnly},
+		{title: "STATE", least: stateWidth, in: wideOnly},
+		{title: "CREATED", in: wideOnly},
+		{title: "LAST USED", in: wideOnly},
+		{title: "EXPIRES", in: wideOnly},
+		{title: "SCOPES", in: wideOnly}, // the last one, as there may be many
+	}
 }
 
-// keyRow is a key's line in a list. Scopes come last, as there may be many.
-func (p *printer) keyRow(key *keysvcv1.Key, withWorkspace bool) []string {
-	const most = 6
-	scopes := key.GetScopes()
-	text := strings.Join(scopes[:min(most, len(scopes))], ", ")
-	if len(scopes) > most {
-		text += fmt.Sprintf(" and %d more", len(scopes)-most)
-	}
+// keyRow is a key's line in a list, for keyColumns.
+func (p *printer) keyRow(key *keysvcv1.Key) []string {
 	state := enumWord(key.GetState(), keyStatePrefix)
+	fullState := state
 	if end := rotationEnd(key); end != nil {
 		until := day(end, "")
 		if end.AsTime().Sub(p.now()) < 2*24*time.Hour {
 			until = end.AsTime().Format(minuteLayout)
 		}
-		state += ", in rotation until " + until
+		state, fullState = state+", rotating", state+", in rotation until "+until
 	}
-	used := "never used"
+	used, fullUsed := "never used", "never used"
 	if last := key.GetLastUsedTime(); last != nil {
-		used = day(last, "") + " (" + p.away(last) + ")"
+		used, fullUsed = p.age(last), day(last, "")+" ("+p.away(last)+")"
 	}
-	expires := day(key.GetExpireTime(), "-")
+	expires, fullExpires := "-", day(key.GetExpireTime(), "-")
 	switch {
 	case key.GetExpireTime() == nil, key.GetState() == keysvcv1.KeyState_KEY_STATE_REVOKED:
 	case p.expiresSoon(key):
-		expires += " (soon: " + p.left(key.GetExpireTime()) + ")"
+		expires = p.ageLeft(key.GetExpireTime()) + ", soon"
+		fullExpires += " (soon: " + p.left(key.GetExpireTime()) + ")"
 	default:
-		expires += " (" + p.left(key.GetExpireTime()) + ")"
+		expires = p.ageLeft(key.GetExpireTime())
+		fullExpires += " (" + p.left(key.GetExpireTime()) + ")"
 	}
-	row := []string{
+	return []string{
 		key.GetKeyId(), key.GetWorkspaceId(), key.GetMemberId(), key.GetName(),
-		state, day(key.GetCreateTime(), "-"), used, expires, text,
+		state, used, expires,
+		fullState, day(key.GetCreateTime(), "-"), fullUsed, fullExpires, strings.Join(key.GetScopes(), ", "),
 	}
-	if !withWorkspace {
-		row = slices.Delete(row, 1, 2)
-	}
-	return row
 }
 
 func (p *printer) key(key *keysvcv1.Key) error { return p.write([]byte(p.keyRecord(key))) }

@@ -34,7 +34,7 @@ its first member. What changes acts on the next validation of every key of the
 member. A flag that is not given leaves what it says as it is: a suspended member
 stays suspended until --state active. A new member needs --role, and is active.
 
-` + waitHelp + "\n\n" + jsonHelp,
+` + waitHelp + "\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc member put ann --workspace acme --role manager
   keysvc member put ann --workspace acme --state suspended`,
 		Args: positional("MEMBER_ID"),
@@ -43,14 +43,15 @@ stays suspended until --state active. A new member needs --role, and is active.
 	const active, suspended word = "active", "suspended"
 	var state word
 	flags := cmd.Flags()
-	workspace := flags.String("workspace", "", "the workspace")
+	workspace := a.neededWorkspaceFlag(cmd, "the workspace")
 	role := flags.String("role", "", "the member's role, by its name in the policy (default: as it is)")
 	choice(cmd, &state, "state", "", "whether the member's keys work (default: as it is)", active, suspended)
 	version := flags.Int64("source-version", 0, "the directory's version of the member; one that is not newer than what is known is refused")
 	wait := waitFlag(cmd)
-	actor := actorFlag(cmd)
-	required(cmd, "workspace")
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	actor := a.actorFlag(cmd)
+	a.complete(cmd, "role", completeRoles)
+	a.completeArgument(cmd, completeMembers)
+	return a.clientCommand(cmd, formatsOfThings, func(ctx context.Context, s *session, args []string) error {
 		request := &keysvcv1.PutMemberRequest{
 			WorkspaceId:   *workspace,
 			MemberId:      args[0],
@@ -112,13 +113,13 @@ func (a *app) memberGetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "get MEMBER_ID",
 		Short:   "Show one member",
-		Long:    "Show one member.\n\n" + jsonHelp,
+		Long:    "Show one member.\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc member get ann --workspace acme`,
 		Args:    positional("MEMBER_ID"),
 	}
-	workspace := cmd.Flags().String("workspace", "", "the workspace")
-	required(cmd, "workspace")
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	workspace := a.neededWorkspaceFlag(cmd, "the workspace")
+	a.completeArgument(cmd, completeMembers)
+	return a.clientCommand(cmd, formatsOfThings, func(ctx context.Context, s *session, args []string) error {
 		response, err := s.members.GetMember(ctx, &keysvcv1.GetMemberRequest{WorkspaceId: *workspace, MemberId: args[0]})
 		if err != nil {
 			return err
@@ -136,24 +137,37 @@ func (a *app) memberListCommand() *cobra.Command {
 ` + fmt.Sprintf(listHelp, "members") + "\n\n" + jsonHelp,
 		Example: `  keysvc member list --workspace acme`,
 	}
-	workspace := cmd.Flags().String("workspace", "", "the workspace")
+	workspace := a.neededWorkspaceFlag(cmd, "the workspace")
 	pages := pagingFlags(cmd)
-	required(cmd, "workspace")
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, _ []string) error {
+	return a.clientCommand(cmd, formatsOfLists, func(ctx context.Context, s *session, _ []string) error {
 		return listing[*keysvcv1.ListMembersResponse]{
 			plural: "members",
-			header: []string{"MEMBER", "ROLE", stateHeader, "CREATED", "CHANGED"},
+			columns: []column{
+				{title: "MEMBER", cutTo: 16},
+				{title: "ROLE", cutTo: 8},
+				{title: "STATE", least: stateWidth},
+				{title: "CREATED"},
+				{title: "CHANGED"},
+				{title: "SOURCE VERSION", in: wideOnly},
+			},
 			fetch: func(pageSize int32, pageToken string) (*keysvcv1.ListMembersResponse, error) {
 				return s.members.ListMembers(ctx, &keysvcv1.ListMembersRequest{
 					WorkspaceId: *workspace, PageSize: pageSize, PageToken: pageToken,
 				})
 			},
-			rows: func(response *keysvcv1.ListMembersResponse, t *table) int {
-				for _, member := range response.GetMembers() {
-					t.add(member.GetMemberId(), member.GetRole(), enumWord(member.GetState(), memberStatePrefix),
-						day(member.GetCreateTime(), "-"), day(member.GetUpdateTime(), "-"))
+			rows: func(page *keysvcv1.ListMembersResponse) [][]string {
+				var rows [][]string
+				for _, member := range page.GetMembers() {
+					rows = append(rows, []string{
+						member.GetMemberId(), member.GetRole(), enumWord(member.GetState(), memberStatePrefix),
+						day(member.GetCreateTime(), "-"), day(member.GetUpdateTime(), "-"), fmt.Sprint(member.GetSourceVersion()),
+					})
 				}
-				return len(response.GetMembers())
+				return rows
+			},
+			add: func(all, page *keysvcv1.ListMembersResponse) {
+				all.Members = append(all.Members, page.GetMembers()...)
+				all.NextPageToken = page.GetNextPageToken()
 			},
 		}.show(s, pages)
 	})
@@ -165,21 +179,26 @@ func (a *app) memberRemoveCommand() *cobra.Command {
 		Short: "Remove a member, whose keys never work again",
 		Long: `Remove a member. Every key of the member stops working at once and for good, also
 when a member with the same id is added later. Repeating it is no error.
+` + confirmHelp + `
 
 To stop the keys for a while, suspend the member: keysvc member put.
 
 ` + waitHelp + "\n\n" + jsonHelp,
 		Example: `  keysvc member remove ann --workspace acme
-  keysvc member remove ann --workspace acme --source-version 17 --actor bob`,
+  keysvc member remove ann --workspace acme --source-version 17 --actor bob --yes`,
 		Args: positional("MEMBER_ID"),
 	}
 	flags := cmd.Flags()
-	workspace := flags.String("workspace", "", "the workspace")
+	workspace := a.neededWorkspaceFlag(cmd, "the workspace")
+	yes := yesFlag(cmd)
 	version := flags.Int64("source-version", 0, "the directory's version of the removal; one that is not newer than what is known is refused")
 	wait := waitFlag(cmd)
-	actor := actorFlag(cmd)
-	required(cmd, "workspace")
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	actor := a.actorFlag(cmd)
+	a.completeArgument(cmd, completeMembers)
+	return a.clientCommand(cmd, formatsOfAnswers, func(ctx context.Context, s *session, args []string) error {
+		if !*yes && !s.canAsk() {
+			return errNobodyToAsk
+		}
 		member := args[0]
 		// Removing what is not there succeeds, so that a mistyped id would pass for done.
 		before, err := s.members.GetMember(ctx, &keysvcv1.GetMemberRequest{WorkspaceId: *workspace, MemberId: member})
@@ -187,6 +206,12 @@ To stop the keys for a while, suspend the member: keysvc member put.
 		absent := isCall && call.has(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND)
 		if err != nil && !absent {
 			return err
+		}
+		removed := before.GetMember().GetState() == keysvcv1.MemberState_MEMBER_STATE_REMOVED
+		if !*yes {
+			if err := s.confirmMemberRemove(ctx, *workspace, member, absent || removed); err != nil {
+				return err
+			}
 		}
 		response, err := s.members.RemoveMember(ctx, &keysvcv1.RemoveMemberRequest{
 			WorkspaceId:   *workspace,
@@ -204,7 +229,7 @@ To stop the keys for a while, suspend the member: keysvc member put.
 		case err != nil:
 		case absent:
 			err = s.note("note: there was no member %s in workspace %s", member, *workspace)
-		case before.GetMember().GetState() == keysvcv1.MemberState_MEMBER_STATE_REMOVED:
+		case removed:
 			err = s.note("note: %s was removed from workspace %s before", member, *workspace)
 		}
 		if err != nil {
@@ -212,6 +237,23 @@ To stop the keys for a while, suspend the member: keysvc member put.
 		}
 		return s.await(ctx, *wait, response)
 	})
+}
+
+// confirmMemberRemove asks before a member is removed, with what that ends. It reads no more
+// than a page of keys.
+func (s *session) confirmMemberRemove(ctx context.Context, workspace, member string, absent bool) error {
+	if absent {
+		return s.confirm(ctx, fmt.Sprintf("There is no member %s in workspace %s. Record the removal all the same? Only yes does:", member, workspace), "yes")
+	}
+	keys, err := s.keys.ListKeys(ctx, &keysvcv1.ListKeysRequest{WorkspaceId: workspace, MemberId: &member, States: liveStates, PageSize: maxPageSize})
+	if err != nil {
+		return err
+	}
+	ends := count(int64(len(keys.GetKeys())), "live key")
+	if keys.GetNextPageToken() != "" {
+		ends = "at least " + ends
+	}
+	return s.confirm(ctx, fmt.Sprintf("Remove member %s of workspace %s and end %s for good? Only yes does:", member, workspace, ends), "yes")
 }
 
 const memberStatePrefix = "MEMBER_STATE_"

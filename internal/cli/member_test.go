@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
 func testMember(id string) *keysvcv1.Member {
@@ -88,7 +89,11 @@ func TestMemberPut(t *testing.T) {
 		{"gone", "--state", "active"},
 		{"odd", "--role", "owner"},
 	} {
-		if r := c.run(t, append([]string{"member", "put", "--workspace", "acme"}, args...)...); r.status != 1 || got != nil {
+		status := cli.ExitUsage
+		if args[0] == "odd" {
+			status = cli.ExitFailure
+		}
+		if r := c.run(t, append([]string{"member", "put", "--workspace", "acme"}, args...)...); r.status != status || got != nil {
 			t.Errorf("%v: %+v, request %v", args, r, got)
 		}
 	}
@@ -138,7 +143,10 @@ func TestMemberRemove(t *testing.T) {
 	}
 	c := command{addr: start(t, f)}
 	const done = "ann is not a member of workspace acme any more: none of the keys of ann works.\n"
-	args := []string{"member", "remove", "ann", "--workspace", "acme"}
+	args := []string{"member", "remove", "ann", "--workspace", "acme", "--yes"}
+	if r := c.run(t, args[:5]...); r.status != cli.ExitRefused || got != nil {
+		t.Errorf("without a question: %+v", r)
+	}
 	c.run(t, args...).want(t, 0, done, "")
 	if want := (&keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: "ann"}); !proto.Equal(got, want) {
 		t.Errorf("request %v", got)
@@ -157,7 +165,7 @@ func TestMemberRemove(t *testing.T) {
 		t.Error("nothing was sent")
 	}
 	got, missing = nil, failure(t, codes.Unavailable, "not ready", &errdetails.ErrorInfo{Reason: "STORE_UNAVAILABLE", Domain: "keysvc"})
-	c.run(t, args...).want(t, 1, "", "error: UNAVAILABLE (STORE_UNAVAILABLE): not ready\n")
+	c.run(t, args...).want(t, 8, "", "error: UNAVAILABLE (STORE_UNAVAILABLE): not ready\n")
 	if got != nil {
 		t.Error("removed in spite of an error")
 	}

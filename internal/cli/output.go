@@ -15,6 +15,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
 // outputFormat is how an answer is written.
@@ -22,15 +24,32 @@ type outputFormat string
 
 const (
 	formatTable outputFormat = "table"
+	formatWide  outputFormat = "wide"
 	formatJSON  outputFormat = "json"
+	formatYAML  outputFormat = "yaml"
+	formatName  outputFormat = "name"
 )
 
-const jsonHelp = `With -o json the answer is the API's own response message as JSON: its field names,
-all of its fields, 64-bit numbers as strings.`
+// The formats of the commands, by what they answer with. The first is the default.
+var (
+	formatsOfAnswers = []outputFormat{formatTable, formatJSON, formatYAML}
+	formatsOfThings  = []outputFormat{formatTable, formatJSON, formatYAML, formatName}
+	formatsOfLists   = []outputFormat{formatTable, formatWide, formatJSON, formatYAML, formatName}
+	formatsOfEvents  = []outputFormat{formatTable, formatJSON}
+)
 
-func outputFlag(cmd *cobra.Command) *outputFormat {
+const (
+	jsonHelp = `With -o json or yaml the answer is the API's own response message: its field names,
+all of its fields, 64-bit numbers as strings.`
+	nameHelp = ` With -o name it is the bare id.`
+)
+
+// outputFlag adds -o with the formats that a command has.
+func outputFlag(cmd *cobra.Command, formats []outputFormat) *outputFormat {
 	format := formatTable
-	choice(cmd, &format, "output", "o", "how to write the answer", formatTable, formatJSON)
+	if len(formats) > 0 {
+		choice(cmd, &format, "output", "o", "how to write the answer", formats...)
+	}
 	return &format
 }
 
@@ -38,20 +57,27 @@ func outputFlag(cmd *cobra.Command) *outputFormat {
 type printer struct {
 	out    io.Writer
 	format outputFormat
+	// width is how wide the terminal is that the answer goes to; 0 if it goes elsewhere.
+	width int
 	// now is read when a time is shown, so that what just happened is past.
 	now func() time.Time
 }
 
-// answer writes the response as JSON, or calls table.
+// answer writes the response as JSON or YAML or as its id, or calls table.
 func (p *printer) answer(response proto.Message, table func() error) error {
-	if p.format == formatJSON {
+	switch p.format {
+	case formatJSON:
 		return p.json(response)
+	case formatYAML:
+		return p.yaml(response)
+	case formatName:
+		return p.names(response)
+	case formatTable, formatWide:
 	}
 	return table()
 }
 
-// json writes a message in one and the same layout always; protojson's own is
-// made to vary.
+// json writes a message. The layout is always the same; that of protojson is made to vary.
 func (p *printer) json(message proto.Message) error {
 	return p.jsonAs(message, func(layout *bytes.Buffer, text []byte) error { return json.Indent(layout, text, "", "  ") })
 }
@@ -60,9 +86,9 @@ func (p *printer) json(message proto.Message) error {
 func (p *printer) jsonLine(message proto.Message) error { return p.jsonAs(message, json.Compact) }
 
 func (p *printer) jsonAs(message proto.Message, lay func(layout *bytes.Buffer, text []byte) error) error {
-	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(message)
+	text, err := jsonText(message)
 	if err != nil {
-		return fmt.Errorf("answer as JSON: %w", err)
+		return err
 	}
 	var layout bytes.Buffer
 	if err := lay(&layout, text); err != nil {
@@ -70,6 +96,54 @@ func (p *printer) jsonAs(message proto.Message, lay func(layout *bytes.Buffer, t
 	}
 	layout.WriteByte('\n')
 	return p.write(layout.Bytes())
+}
+
+func jsonText(message proto.Message) ([]byte, error) {
+	text, err := protojson.MarshalOptions{UseProtoNames: true, EmitUnpopulated: true}.Marshal(message)
+	if err != nil {
+		return nil, fmt.Errorf("answer as JSON: %w", err)
+	}
+	return text, nil
+}
+
+// yaml writes a message as one document.
+func (p *printer) yaml(message proto.Message) error {
+	text, err := jsonText(message)
+	if err != nil {
+		return err
+	}
+	text, err = yamlFromJSON(text)
+	if err != nil {
+		return fmt.Errorf("answer as YAML: %w", err)
+	}
+	return p.write(text)
+}
+
+// names writes the id of each key or member of a response on a line.
+func (p *printer) names(response proto.Message) error {
+	var ids []string
+	switch response := response.(type) {
+	case interface{ GetKeys() []*keysvcv1.Key }:
+		for _, key := range response.GetKeys() {
+			ids = append(ids, key.GetKeyId())
+		}
+	case interface{ GetMembers() []*keysvcv1.Member }:
+		for _, member := range response.GetMembers() {
+			ids = append(ids, member.GetMemberId())
+		}
+	case interface{ GetKey() *keysvcv1.Key }:
+		ids = []string{response.GetKey().GetKeyId()}
+	case interface{ GetMember() *keysvcv1.Member }:
+		ids = []string{response.GetMember().GetMemberId()}
+	case interface{ GetKeyId() string }:
+		ids = []string{response.GetKeyId()}
+	}
+	for _, id := range ids {
+		if err := p.line("%s", id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *printer) line(format string, arguments ...any) error {
@@ -99,41 +173,6 @@ func record(fields ...field) string {
 		}
 	}
 	return t.take()
-}
-
-// table lays out rows in columns. Unlike text/tabwriter it can be emptied in
-// between: what follows keeps to the widths so far, so that the pages of a long
-// list line up.
-type table struct {
-	widths []int
-	rows   [][]string
-}
-
-func (t *table) add(cells ...string) {
-	row := make([]string, len(cells))
-	for i, cell := range cells {
-		row[i] = printable(cell)
-		if i == len(t.widths) {
-			t.widths = append(t.widths, 0)
-		}
-		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(row[i]))
-	}
-	t.rows = append(t.rows, row)
-}
-
-// take returns the rows that were added since the last call.
-func (t *table) take() string {
-	var text strings.Builder
-	for _, row := range t.rows {
-		var line strings.Builder
-		for i, cell := range row {
-			line.WriteString(cell)
-			line.WriteString(strings.Repeat(" ", t.widths[i]-utf8.RuneCountInString(cell)+2))
-		}
-		text.WriteString(strings.TrimRight(line.String(), " ") + "\n")
-	}
-	t.rows = nil
-	return text.String()
 }
 
 // printable returns text with what could steer a terminal, or break a line, as
@@ -232,6 +271,36 @@ func (p *printer) away(t *timestamppb.Timestamp) string {
 		return "in " + words
 	}
 	return words + " ago"
+}
+
+// age returns how far t is from now in a few characters, as in "3h ago" and "in 12d", for
+// tables.
+func (p *printer) age(t *timestamppb.Timestamp) string {
+	distance := t.AsTime().Sub(p.now())
+	length := distance.Abs().Round(time.Minute)
+	var words string
+	switch {
+	case distance.Abs() < time.Minute:
+		return "now"
+	case length < 2*time.Hour:
+		words = fmt.Sprintf("%dm", length/time.Minute)
+	case length < 2*24*time.Hour:
+		words = fmt.Sprintf("%dh", length/time.Hour)
+	default:
+		words = fmt.Sprintf("%dd", length/(24*time.Hour))
+	}
+	if distance > 0 {
+		return "in " + words
+	}
+	return words + " ago"
+}
+
+// ageLeft is age for a time that something waits for: before it comes, it is not "now".
+func (p *printer) ageLeft(t *timestamppb.Timestamp) string {
+	if distance := t.AsTime().Sub(p.now()); distance > 0 && distance < time.Minute {
+		return "in <1m"
+	}
+	return p.age(t)
 }
 
 // count returns "1 key", "2 keys".

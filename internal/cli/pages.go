@@ -13,13 +13,10 @@ const (
 	maxPageSize  = 1000
 )
 
-// stateHeader has room for every state, wherever in the list the first one comes.
-const stateHeader = "STATE    "
-
 const listHelp = `Without --limit or --all at most 50 are shown. When there are more, standard
-error says how to go on. With -o json every page is one response message, so a
-long list is several JSON values one after the other: jq '.%[1]s[]' takes them
-all alike, and jq -s 'map(.%[1]s[])' makes one array of them.`
+error says how to go on. On a terminal the table is cut to its width; -o wide shows
+all columns, and all that is in them. With -o json or yaml a list is one document,
+however many pages it has: jq '.%[1]s[]'. With -o name it is one id a line.`
 
 // paging is the flags of a list.
 type paging struct {
@@ -48,51 +45,77 @@ type page interface {
 type listing[P page] struct {
 	// plural names what is listed.
 	plural string
+	// columns are those of the table.
+	columns []column
 	// fetch gets one page.
 	fetch func(pageSize int32, pageToken string) (P, error)
-	// rows adds the page's rows to the table and returns how many they are.
-	rows func(P, *table) int
-	// header is the table's first line.
-	header []string
+	// rows returns the rows of a page, with a cell for each column.
+	rows func(P) [][]string
+	// add adds what a page lists, and its page token, to the pages before it.
+	add func(all, page P)
+	// none is what to say where nothing is listed; "" for a plain sentence.
+	none string
 	// again is what else to change in the command line to go on; "" for nothing.
 	again string
 }
 
-// show writes page by page as they come.
+// show writes the list. Tables and names are written page by page as they come; JSON and YAML
+// are one document at the end, whose revision is that of the first page.
 func (l listing[P]) show(s *session, p *paging) error {
 	if p.limit < 1 {
 		return usageError(s.cmd, "--limit must be at least 1")
 	}
-	var t table
-	t.add(l.header...)
-	count, pageToken := 0, p.pageToken
-	for {
+	var all P
+	lines := newTable(l.columns, s.out.format == formatWide, s.out.width)
+	isDocument := s.out.format == formatJSON || s.out.format == formatYAML
+	count, pageToken, note := 0, p.pageToken, ""
+	for done, isFirst := false, true; !done; isFirst = false {
 		size := maxPageSize
 		if !p.all {
 			size = min(size, p.limit-count)
 		}
-		response, err := l.fetch(int32(size), pageToken)
+		page, err := l.fetch(int32(size), pageToken)
 		if err != nil {
 			return err
 		}
-		count += l.rows(response, &t)
-		err = s.out.answer(response, func() error { return s.out.write([]byte(t.take())) })
+		rows := l.rows(page)
+		count += len(rows)
+		switch {
+		case !isDocument:
+			for _, row := range rows {
+				lines.add(row...)
+			}
+			err = s.out.answer(page, func() error { return s.out.write([]byte(lines.take())) })
+		case isFirst:
+			all = page
+		default:
+			l.add(all, page)
+		}
 		if err != nil {
 			return err
 		}
-		next := response.GetNextPageToken()
+		next := page.GetNextPageToken()
 		switch {
 		case next == "" && count == 0 && p.pageToken == "":
-			return s.note("no %s", l.plural)
+			done, note = true, "no "+l.plural+l.none
 		case next == "":
-			return nil
+			done = true
 		case next == pageToken:
 			return errors.New("the server gave the same page token again")
 		case !p.all && count >= p.limit:
-			return s.note("there may be more %s: go on with --page-token %s%s, or show all with --all", l.plural, next, l.again)
+			done, note = true, fmt.Sprintf("there may be more %s: go on with --page-token %s%s, or show all with --all", l.plural, next, l.again)
 		}
 		pageToken = next
 	}
+	if isDocument {
+		if err := s.out.answer(all, nil); err != nil {
+			return err
+		}
+	}
+	if note == "" {
+		return nil
+	}
+	return s.note("%s", note)
 }
 
 // note writes a line for people beside the answer.

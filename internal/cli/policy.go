@@ -36,7 +36,7 @@ a policy file again.
 ` + jsonHelp,
 		Example: `  keysvc policy show >policy.yaml`,
 	}
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, _ []string) error {
+	return a.clientCommand(cmd, formatsOfAnswers, func(ctx context.Context, s *session, _ []string) error {
 		response, err := s.policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
 		if err != nil {
 			return err

@@ -40,10 +40,10 @@ With --dry-run it says what would change.`,
 	yes := yesFlag(cmd)
 	dryRun := cmd.Flags().Bool("dry-run", false, "show the plan and change nothing")
 	wait := waitFlag(cmd)
-	actor := actorFlag(cmd)
+	actor := a.actorFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("yes", "dry-run")
 	cmd.MarkFlagsMutuallyExclusive("wait", "dry-run")
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	return a.clientCommand(cmd, formatsOfAnswers, func(ctx context.Context, s *session, args []string) error {
 		file := args[0]
 		wanted, err := a.readPolicyFile(file)
 		if err != nil {

@@ -124,7 +124,7 @@ func TestPolicyApply(t *testing.T) {
 
 	// What a pipe holds is no answer.
 	c.stdin = strings.NewReader("yes\n")
-	c.run(t, "policy", "apply", file).want(t, 1, plan, "error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n")
+	c.run(t, "policy", "apply", file).want(t, 7, plan, "error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n")
 	if len(p.applied) != 0 {
 		t.Error("applied without a question")
 	}
@@ -149,13 +149,13 @@ func TestPolicyApply(t *testing.T) {
 	}
 
 	p.failure = failure(t, codes.Aborted, "another digest", &errdetails.ErrorInfo{Reason: "POLICY_CHANGED", Domain: "keysvc"})
-	c.run(t, "policy", "apply", file, "--yes").want(t, 1, plan, "error: ABORTED (POLICY_CHANGED): another digest\n"+
+	c.run(t, "policy", "apply", file, "--yes").want(t, 7, plan, "error: ABORTED (POLICY_CHANGED): another digest\n"+
 		"  somebody else changed the policy meanwhile, so nothing was applied: see keysvc policy show, bring the file up to date, and run the command again for a new plan\n")
 
 	p.failure = failure(t, codes.Unknown, "the store failed", &errdetails.ErrorInfo{Reason: "OUTCOME_UNKNOWN", Domain: "keysvc"})
 	c.run(t, "policy", "apply", file, "--yes").want(t, 1, plan, "error: UNKNOWN (OUTCOME_UNKNOWN): the store failed\n  keysvc policy show says which policy is active\n")
 
-	if r := c.run(t, "policy", "apply", file, "--yes", "--dry-run"); r.status != 1 || r.stdout != "" {
+	if r := c.run(t, "policy", "apply", file, "--yes", "--dry-run"); r.status != 2 || r.stdout != "" {
 		t.Errorf("%+v", r)
 	}
 }
@@ -218,6 +218,6 @@ func TestPolicyPlanTimeout(t *testing.T) {
 		return nil, ctx.Err()
 	}
 	addr := start(t, f)
-	command{addr: addr}.run(t, "policy", "apply", writeChangedPolicy(t), "--dry-run", "--timeout", "50ms").want(t, 1, "",
+	command{addr: addr}.run(t, "policy", "apply", writeChangedPolicy(t), "--dry-run", "--timeout", "50ms").want(t, 8, "",
 		"error: DEADLINE_EXCEEDED: no answer from "+addr+" within 50ms\n")
 }

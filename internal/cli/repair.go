@@ -1,6 +1,10 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+)
 
 func (a *app) repairClockCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -24,7 +28,9 @@ gone for good.`,
 		if a.hooks.RepairClock == nil {
 			return errNoHook
 		}
-		return a.hooks.RepairClock(cmd.Context(), args[0], *anchor, *yes, a.Stdout)
+		return a.onFile(cmd, args[0], func(ctx context.Context) error {
+			return a.hooks.RepairClock(ctx, args[0], *anchor, *yes, a.Stdout)
+		})
 	}
 	return cmd
 }

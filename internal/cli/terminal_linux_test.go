@@ -12,9 +12,11 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/mattn/go-runewidth"
 	"golang.org/x/sys/unix"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
 // openTerminal returns both ends of a new terminal: the person's, and the command's.
@@ -75,6 +77,123 @@ func (c command) runAtTerminal(t *testing.T, typed string, args ...string) resul
 	return result{status, stdout.String(), strings.ReplaceAll(string(shown), "\r\n", "\n")}
 }
 
+// TestKeyRevokeAsksWithWhatItIsAbout: the key is looked up and named in the question.
+func TestKeyRevokeAsksWithWhatItIsAbout(t *testing.T) {
+	var revoked []string
+	key := testKey()
+	f := &fake{
+		getKey: func(_ context.Context, r *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+			if r.GetKeyId() != testID || r.GetWorkspaceId() != "" {
+				t.Errorf("request %v", r)
+			}
+			return &keysvcv1.GetKeyResponse{Key: key}, nil
+		},
+		revokeKey: func(_ context.Context, r *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
+			revoked = append(revoked, r.GetWorkspaceId()+"/"+r.GetKeyId())
+			return &keysvcv1.RevokeKeyResponse{Key: key}, nil
+		},
+	}
+	c := command{addr: start(t, f)}
+	const question = "Revoke key " + testID + " (\"deploy\" of member ann in workspace acme, last used 2026-11-23 03:02 UTC) for good? Only yes does: "
+	c.runAtTerminal(t, "no\n", "key", "revoke", testID).want(t, cli.ExitRefused, "", question+"error: nothing was changed: the answer was not \"yes\"\n")
+	if len(revoked) != 0 {
+		t.Errorf("revoked %q", revoked)
+	}
+	if r := c.runAtTerminal(t, "yes\n", "key", "revoke", testID); r.status != 0 || r.stderr != question || len(revoked) != 1 || revoked[0] != "acme/"+testID {
+		t.Errorf("%+v, revoked %q", r, revoked)
+	}
+	// What is revoked already needs no question.
+	key.State = keysvcv1.KeyState_KEY_STATE_REVOKED
+	if r := c.runAtTerminal(t, "", "key", "revoke", testID); r.status != 0 || r.stderr != "" || len(revoked) != 2 {
+		t.Errorf("%+v, revoked %q", r, revoked)
+	}
+}
+
+func TestKeyRotateAsksBeforeItEndsTokens(t *testing.T) {
+	rotated := 0
+	c := command{addr: start(t, &fake{
+		getKey: func(context.Context, *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+			return &keysvcv1.GetKeyResponse{Key: testKey()}, nil
+		},
+		rotateKey: func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
+			rotated++
+			return &keysvcv1.RotateKeyResponse{Key: testKey(), Token: testToken}, nil
+		},
+	})}
+	args := []string{"key", "rotate", testID, "--workspace", "acme", "--overlap"}
+	r := c.runAtTerminal(t, "\n", append(args, "0")...)
+	if r.status != cli.ExitRefused || !strings.HasPrefix(r.stderr, "End all tokens of key "+testID+" (\"deploy\"") || rotated != 0 {
+		t.Errorf("%+v, %d rotations", r, rotated)
+	}
+	if r := c.runAtTerminal(t, "yes\n", append(args, "0")...); r.status != 0 || r.stdout != testToken+"\n" || rotated != 1 {
+		t.Errorf("%+v, %d rotations", r, rotated)
+	}
+	if r := c.runAtTerminal(t, "", append(args, "1h")...); r.status != 0 || strings.Contains(r.stderr, "?") || rotated != 2 {
+		t.Errorf("with an overlap: %+v, %d rotations", r, rotated)
+	}
+}
+
+func TestMemberRemoveAsksWithHowManyKeysEnd(t *testing.T) {
+	removed := 0
+	f := &fake{
+		getMember: func(_ context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
+			return &keysvcv1.GetMemberResponse{Member: testMember(r.GetMemberId())}, nil
+		},
+		listKeys: func(_ context.Context, r *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+			if r.GetMemberId() != "ann" || r.GetWorkspaceId() != "acme" || len(r.GetStates()) != 2 {
+				t.Errorf("request %v", r)
+			}
+			return &keysvcv1.ListKeysResponse{Keys: []*keysvcv1.Key{testKey(), testKey()}}, nil
+		},
+		remove: func(context.Context, *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
+			removed++
+			return &keysvcv1.RemoveMemberResponse{}, nil
+		},
+	}
+	c := command{addr: start(t, f)}
+	args := []string{"member", "remove", "ann", "--workspace", "acme"}
+	const question = "Remove member ann of workspace acme and end 2 live keys for good? Only yes does: "
+	c.runAtTerminal(t, "y\n", args...).want(t, cli.ExitRefused, "", question+"error: nothing was changed: the answer was not \"yes\"\n")
+	if r := c.runAtTerminal(t, "yes\n", args...); r.status != 0 || r.stderr != question || removed != 1 {
+		t.Errorf("%+v, %d removals", r, removed)
+	}
+}
+
+// TestListFitsTheTerminal: no line is longer than the terminal is wide, and -o wide is not cut.
+func TestListFitsTheTerminal(t *testing.T) {
+	long := rotatingKey()
+	long.Name, long.MemberId, long.State = "a name that is far too long for a narrow terminal 配置する", "somebody@example.com", keysvcv1.KeyState_KEY_STATE_SUSPENDED
+	c := command{addr: start(t, &fake{listKeys: func(context.Context, *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+		return &keysvcv1.ListKeysResponse{Keys: []*keysvcv1.Key{testKey(), long}}, nil
+	}})}
+	for _, width := range []uint16{40, 80, 100, 200} {
+		for _, format := range []string{"table", "wide"} {
+			person, terminal := openTerminal(t)
+			if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: width}); err != nil {
+				t.Fatal(err)
+			}
+			status := c.runTo(t.Context(), terminal, io.Discard, "key", "list", "--workspace", "acme", "-o", format)
+			closeIt(t, terminal)
+			shown, err := io.ReadAll(person)
+			if err != nil && !errors.Is(err, syscall.EIO) {
+				t.Fatal(err)
+			}
+			lines := strings.Split(strings.TrimSuffix(string(shown), "\r\n"), "\r\n")
+			if status != 0 || len(lines) != 3 || !strings.HasPrefix(lines[2], testID+"  ") {
+				t.Errorf("width %d: status %d, %q", width, status, lines)
+			}
+			for _, line := range lines {
+				if got := runewidth.StringWidth(line); format == "table" && got > int(width) {
+					t.Errorf("width %d: a line of %d: %q", width, got, line)
+				}
+			}
+			if whole := strings.Contains(string(shown), long.GetName()); whole != (format == "wide" || width == 200) {
+				t.Errorf("width %d, -o %s:\n%s", width, format, shown)
+			}
+		}
+	}
+}
+
 func TestWorkspaceRemoveAtTerminal(t *testing.T) {
 	removed := 0
 	f := emptyingWorkspace(t, &removed)
@@ -87,7 +206,7 @@ func TestWorkspaceRemoveAtTerminal(t *testing.T) {
 	}
 	for _, typed := range []string{"\n", "yes\n", "ACME\n", "acme2\n", "acme\x04\x04", "\x04"} {
 		r := c.runAtTerminal(t, typed, "workspace", "remove", "acme")
-		if r.status != 1 || r.stdout != "" || !strings.HasSuffix(r.stderr, "error: nothing was changed: the answer was not \"acme\"\n") || removed != 1 {
+		if r.status != cli.ExitRefused || r.stdout != "" || !strings.HasSuffix(r.stderr, "error: nothing was changed: the answer was not \"acme\"\n") || removed != 1 {
 			t.Errorf("%q: %+v, %d calls", typed, r, removed)
 		}
 	}
@@ -97,7 +216,7 @@ func TestWorkspaceRemoveAtTerminal(t *testing.T) {
 		return &keysvcv1.ListMembersResponse{Members: []*keysvcv1.Member{gone}}, nil
 	}
 	r = c.runAtTerminal(t, "\n", "workspace", "remove", "acme")
-	if r.status != 1 || !strings.Contains(r.stderr, "workspace acme has no members: there may be no such workspace, or it was removed before\n") {
+	if r.status != cli.ExitRefused || !strings.Contains(r.stderr, "workspace acme has no members: there may be no such workspace, or it was removed before\n") {
 		t.Errorf("%+v", r)
 	}
 }
@@ -107,7 +226,7 @@ func TestPolicyApplyAtTerminal(t *testing.T) {
 	c := command{addr: start(t, p.fake())}
 	file := writeChangedPolicy(t)
 	r := c.runAtTerminal(t, "y\n", "policy", "apply", file)
-	if r.status != 1 || len(p.applied) != 0 || !strings.HasSuffix(r.stderr, "Apply it? Only yes does: error: nothing was changed: the answer was not \"yes\"\n") {
+	if r.status != cli.ExitRefused || len(p.applied) != 0 || !strings.HasSuffix(r.stderr, "Apply it? Only yes does: error: nothing was changed: the answer was not \"yes\"\n") {
 		t.Errorf("%+v", r)
 	}
 	r = c.runAtTerminal(t, "yes\n", "policy", "apply", file)
@@ -117,7 +236,7 @@ func TestPolicyApplyAtTerminal(t *testing.T) {
 	// Where standard error goes to a file, nobody sees the question.
 	_, terminal := openTerminal(t)
 	c.stdin = terminal
-	if r := c.run(t, "policy", "apply", file); r.status != 1 || len(p.applied) != 1 || !strings.Contains(r.stderr, "no terminal to ask at") {
+	if r := c.run(t, "policy", "apply", file); r.status != cli.ExitRefused || len(p.applied) != 1 || !strings.Contains(r.stderr, "no terminal to ask at") {
 		t.Errorf("%+v", r)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/term"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 const (
@@ -29,7 +30,10 @@ func (a *app) validateCommand() *cobra.Command {
 The token is read from KEYSVC_TOKEN or, if that is not set or the argument is -,
 from standard input; at a terminal it is asked for. It is never an argument, as
 those are seen by others and kept in the shell's history. One newline at its end
-is dropped, everything else is sent as it is.
+is dropped.
+
+A text that cannot be a token is refused without a call. The answer tells what is
+wrong with it: that it begins with Bearer, is quoted, or has a wrong checksum.
 
 The exit status is 0 if the token is allowed, 3 if it is not valid
 (UNAUTHENTICATED), 4 if it may not do this (PERMISSION_DENIED), and 1 if there is
@@ -51,14 +55,15 @@ no answer.
 	flags := cmd.Flags()
 	flags.StringVar(&request.RequiredScope, "scope", "", "the scope that the token needs, as in signatures:read")
 	flags.BoolVar(&request.IdentityOnly, "identity-only", false, "ask only who the token acts as")
-	flags.StringVar(&request.WorkspaceId, "workspace", "", "the workspace that the resource belongs to (default: any)")
+	workspace := a.workspaceFlag(cmd, "the workspace that the resource belongs to; empty means any")
 	flags.StringVar(&request.ClientAddress, "client-address", "", "the address of whoever presented the token, without a port")
 	flags.BoolVar(&request.WithDetails, "details", false, "show the key's name, effective scopes and labels too")
 	flags.Int64Var(&request.MinRevision, "min-revision", 0, "answer from this revision or a later one")
 	flags.StringVar(&request.Epoch, "epoch", "", "the epoch that --min-revision belongs to")
 	cmd.MarkFlagsRequiredTogether("min-revision", "epoch")
+	a.complete(cmd, "scope", completeScopes)
 
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	return a.clientCommand(cmd, formatsOfAnswers, func(ctx context.Context, s *session, args []string) error {
 		if (request.GetRequiredScope() != "") == request.GetIdentityOnly() {
 			return usageError(cmd, "exactly one of --scope and --identity-only is needed")
 		}
@@ -66,12 +71,16 @@ no answer.
 		if err != nil {
 			return err
 		}
-		request.Token = text
+		problem, malformed := token.Diagnose(text)
+		if malformed {
+			return s.refuse(problem)
+		}
+		request.Token, request.WorkspaceId = text, *workspace
 		response, err := s.validation.ValidateKey(ctx, request)
 		if err != nil {
 			return err
 		}
-		err = s.out.answer(response, func() error { return s.out.decision(request.GetRequiredScope(), response) })
+		err = s.out.answer(response, func() error { return s.out.decision(request.GetRequiredScope(), problem, response) })
 		if err != nil {
 			return err
 		}
@@ -87,10 +96,31 @@ no answer.
 	})
 }
 
-// decision writes the answer on a token in words. The first ones are for
-// programs, too.
-func (p *printer) decision(scope string, response *keysvcv1.ValidateKeyResponse) error {
+// refuse answers on a text that cannot be a token, as the server would, and says what is wrong
+// with it.
+func (s *session) refuse(problem string) error {
+	response := &keysvcv1.ValidateKeyResponse{
+		Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED,
+		Reason:   keysvcv1.Reason_REASON_KEY_INVALID,
+	}
+	words := "the text " + problem
+	err := s.out.answer(response, func() error { return s.out.line("UNAUTHENTICATED: KEY_INVALID, %s", words) })
+	if err == nil && s.out.format != formatTable {
+		err = s.note("%s", words)
+	}
+	if err != nil {
+		return err
+	}
+	return statusError(ExitUnauthenticated)
+}
+
+// decision writes the answer on a token in words. The first ones are for programs, too. problem
+// is what is wrong with the form of the token; "" for nothing.
+func (p *printer) decision(scope, problem string, response *keysvcv1.ValidateKeyResponse) error {
 	if response.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED {
+		if problem != "" && response.GetReason() == keysvcv1.Reason_REASON_KEY_INVALID {
+			return p.line("UNAUTHENTICATED: KEY_INVALID, the text %s", problem)
+		}
 		key := "the token's key"
 		if response.GetKeyId() != "" {
 			key = "key " + response.GetKeyId()
@@ -118,7 +148,7 @@ func (p *printer) decision(scope string, response *keysvcv1.ValidateKeyResponse)
 func inWords(reason keysvcv1.Reason, key, scope string) string {
 	switch reason {
 	case keysvcv1.Reason_REASON_KEY_INVALID:
-		return "the token is malformed, unknown, rotated away, or of another workspace"
+		return "the token is unknown, rotated away, or of another workspace"
 	case keysvcv1.Reason_REASON_KEY_REVOKED:
 		return key + " was revoked, or its member or workspace was removed"
 	case keysvcv1.Reason_REASON_KEY_EXPIRED:

@@ -1,52 +1,36 @@
 package cli
 
 import (
-	"fmt"
-	"runtime"
-	"runtime/debug"
+	"context"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/version"
 )
 
-// version is set by a release: go build -ldflags "-X …/internal/cli.version=v1.2.3".
-var version string
-
 func (a *app) versionCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:     "version",
-		Short:   "Print the version of this command",
+	return a.clientCommand(&cobra.Command{
+		Use:   "version",
+		Short: "Print the version of this command, and of the server",
+		Long: `Print the version of this command, and of the server if one can be reached. That
+there is none is no error.`,
 		Example: `  keysvc version`,
-		Args:    positional(),
-		RunE: func(*cobra.Command, []string) error {
-			out := &printer{out: a.Stdout}
-			return out.line("keysvc %s", versionText())
-		},
-	}
-}
-
-// versionText says which build this is, and of what.
-func versionText() string {
-	name, commit, changed := version, "", ""
-	if info, known := debug.ReadBuildInfo(); known {
-		if name == "" {
-			name = info.Main.Version
+	}, nil, func(ctx context.Context, s *session, _ []string) error {
+		if err := s.out.line("keysvc %s", version.Text()); err != nil {
+			return err
 		}
-		for _, setting := range info.Settings {
-			switch setting.Key {
-			case "vcs.revision":
-				commit = setting.Value
-			case "vcs.modified":
-				if setting.Value == "true" {
-					changed = " with changes"
-				}
-			}
+		var header metadata.MD
+		_, err := s.policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{}, grpc.Header(&header))
+		told := first(header.Get(version.Header))
+		switch {
+		case told != "":
+			return s.out.line("server %s, at %s", told, s.address)
+		case err != nil:
+			return s.note("no version of a server: %s", err)
 		}
-	}
-	if name == "" {
-		name = "(devel)"
-	}
-	if commit != "" {
-		commit = ", commit " + commit + changed
-	}
-	return fmt.Sprintf("%s%s, %s %s/%s", name, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		return s.out.line("server of an unknown version, at %s", s.address)
+	})
 }

@@ -48,7 +48,8 @@ func (s *session) await(ctx context.Context, wanted bool, at position) error {
 	began := s.Now()
 	response, err := s.sync.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: at.GetRevision(), Epoch: at.GetEpoch()})
 	if err != nil {
-		return advise(err, func(*callError) string {
+		return advise(err, func(call *callError) string {
+			call.afterChange = true
 			return fmt.Sprintf("the change was made, at revision %d; only waiting for the caches failed", at.GetRevision())
 		})
 	}

@@ -25,7 +25,7 @@ It ends with an error when the server stops, or when the session has become old.
 With -o json each change is one line of JSON: the API's own SyncEvent.`,
 		Example: `  keysvc watch
   keysvc watch -o json | jq -r 'select(.kind == "SYNC_EVENT_KIND_KEY").subject'`,
-	}, func(ctx context.Context, s *session, _ []string) error {
+	}, formatsOfEvents, func(ctx context.Context, s *session, _ []string) error {
 		err := s.watch(ctx)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // Ctrl-C is how it ends
@@ -47,9 +47,12 @@ func (s *session) watch(ctx context.Context) error {
 	hello := &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}}
 	// If it fails, receiving says why.
 	_ = stream.Send(hello)
-	late := time.AfterFunc(s.timeout, func() { cancel(fmt.Errorf("the server has not begun a session within %s", s.timeout)) })
+	late := time.AfterFunc(s.timeout, func() { cancel(&silence{fmt.Sprintf("the server has not begun a session within %s", s.timeout)}) })
 	defer late.Stop()
-	var lines table
+	lines := newTable([]column{
+		{title: "TIME"}, {title: "REVISION"}, {title: "KIND"}, {title: "WORKSPACE", cutTo: 9}, {title: "SUBJECT", cutTo: 16},
+	}, false, s.out.width)
+	lines.rows = nil // the header comes with the welcome
 	for {
 		response, err := stream.Recv()
 		if err != nil {
@@ -64,7 +67,7 @@ func (s *session) watch(ctx context.Context) error {
 			err = s.note("changes after revision %d; Ctrl-C ends it", kind.Welcome.GetRevision())
 			lines.add("TIME", "REVISION", "KIND", "WORKSPACE", "SUBJECT")
 		case *keysvcv1.SyncResponse_Events:
-			err = s.showEvents(kind.Events.GetEvents(), &lines)
+			err = s.showEvents(kind.Events.GetEvents(), lines)
 		case *keysvcv1.SyncResponse_Reset_:
 			err = s.note("changes up to revision %d may be missing here", kind.Reset_.GetRevision())
 		case *keysvcv1.SyncResponse_Goodbye:

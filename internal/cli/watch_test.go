@@ -86,10 +86,10 @@ func TestWatchEnds(t *testing.T) {
 
 	tooMany := failure(t, codes.ResourceExhausted, "too many", &errdetails.ErrorInfo{Reason: "TOO_MANY_REQUESTS", Domain: "keysvc"})
 	addr = start(t, feedOf(t, func(context.Context) error { return tooMany }))
-	command{addr: addr}.run(t, "watch").want(t, 1, "", "error: RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS): too many\n")
+	command{addr: addr}.run(t, "watch").want(t, 7, "", "error: RESOURCE_EXHAUSTED (TOO_MANY_REQUESTS): too many\n")
 
 	addr = start(t, feedOf(t, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }))
-	command{addr: addr}.run(t, "watch", "--timeout", "50ms").want(t, 1, "", "error: the server has not begun a session within 50ms\n")
+	command{addr: addr}.run(t, "watch", "--timeout", "50ms").want(t, 8, "", "error: the server has not begun a session within 50ms\n")
 }
 
 // TestWait: each command with --wait awaits the revision of its own change.
@@ -131,14 +131,14 @@ func TestWait(t *testing.T) {
 	}
 	c := command{addr: start(t, f)}
 	for revision, line := range map[string]string{
-		"11": "key revoke " + testID + " --workspace acme",
-		"12": "key revoke --token-stdin",
+		"11": "key revoke " + testID + " --workspace acme --yes",
+		"12": "key revoke --token-stdin --yes",
 		"13": "member put ann --workspace acme --role manager",
-		"14": "member remove ann --workspace acme",
+		"14": "member remove ann --workspace acme --yes",
 		"15": "workspace remove acme --yes",
 		"16": "key update " + testID + " --workspace acme --name new",
 		"17": "key finish-rotation " + testID + " --workspace acme",
-		"18": "key rotate " + testID + " --workspace acme --overlap 0",
+		"18": "key rotate " + testID + " --workspace acme --overlap 0 --yes",
 	} {
 		awaited = nil
 		for _, more := range []string{"", " --wait", " --wait -o json"} {

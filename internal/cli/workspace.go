@@ -39,11 +39,12 @@ needed.
 	yes := yesFlag(cmd)
 	version := cmd.Flags().Int64("source-version", 0, "the directory's version of the removal; one that is not newer than what is known is refused")
 	wait := waitFlag(cmd)
-	actor := actorFlag(cmd)
-	return a.clientCommand(cmd, func(ctx context.Context, s *session, args []string) error {
+	actor := a.actorFlag(cmd)
+	a.completeArgument(cmd, completeWorkspaces)
+	return a.clientCommand(cmd, formatsOfAnswers, func(ctx context.Context, s *session, args []string) error {
 		workspace := args[0]
 		if !*yes {
-			if !isTerminal(s.Stdin) || !isTerminal(s.Stderr) {
+			if !s.canAsk() {
 				return errNobodyToAsk
 			}
 			holds, err := s.workspaceHolds(ctx, workspace)

@@ -42,7 +42,7 @@ func TestWorkspaceRemove(t *testing.T) {
 	c := command{addr: start(t, f)}
 	// What a pipe holds is no answer.
 	c.stdin = strings.NewReader("acme\nyes\n")
-	c.run(t, "workspace", "remove", "acme").want(t, 1, "",
+	c.run(t, "workspace", "remove", "acme").want(t, 7, "",
 		"error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n")
 	if removed != 0 {
 		t.Error("removed without a question")
@@ -62,7 +62,7 @@ func TestWorkspaceRemove(t *testing.T) {
 		t.Errorf("request %v", got)
 	}
 	for _, args := range [][]string{{}, {""}, {"a", "b", "--yes"}} {
-		if r := c.run(t, append([]string{"workspace", "remove"}, args...)...); r.status != 1 || r.stdout != "" {
+		if r := c.run(t, append([]string{"workspace", "remove"}, args...)...); r.status != 2 || r.stdout != "" {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}

@@ -196,15 +196,15 @@ var demoText = template.Must(template.New("demo").Parse(`keysvc serves on {{.Add
   # UNAUTHENTICATED: this is no token
   echo nonsense | {{.Keysvc}} validate --scope {{.Granted}}
 
-The same with grpcurl:
+Then end the key for good, and ask again:
+
+  {{.Keysvc}} key revoke {{.KeyID}} --yes
+  {{.Keysvc}} validate --scope {{.Granted}} < {{.File}}
+
+Any gRPC client can ask, such as grpcurl if you have it:
 
   printf '{"token":"%s","required_scope":"{{.Granted}}"}' "$(cat {{.File}})" |
     grpcurl -plaintext -d @ {{.Target}} keysvc.v1.ValidationService/ValidateKey
-
-Then end the key for good, and ask again:
-
-  {{.Keysvc}} key revoke {{.KeyID}} --workspace demo
-  {{.Keysvc}} validate --scope {{.Granted}} < {{.File}}
 
 Stop with Ctrl-C.
 `))

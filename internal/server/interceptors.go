@@ -18,6 +18,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/version"
 )
 
 // recovered turns a panic into INTERNAL. The value of the panic is logged only where
@@ -61,11 +62,12 @@ func properRequestID(id string) bool {
 	}) < 0
 }
 
-// withRequestID gives a call its request id, and tells the caller.
+// withRequestID gives a call its request id, and tells the caller that and the version of
+// this server. Validations do without both.
 func withRequestID(ctx context.Context) context.Context {
 	id := newRequestID(ctx)
 	// It fails only after the headers were sent, which nobody has done yet.
-	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDHeader, id))
+	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDHeader, id, version.Header, version.Text()))
 	return context.WithValue(ctx, requestIDKey{}, id)
 }
 

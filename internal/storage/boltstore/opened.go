@@ -165,6 +165,9 @@ func checkIsFile(path string) error {
 	if err != nil {
 		return err
 	}
+	if info.IsDir() { // a wrong argument, and no damage
+		return fmt.Errorf("%s is a folder; a store is a file", path)
+	}
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%w: %s is not a regular file", storage.ErrDamaged, path)
 	}

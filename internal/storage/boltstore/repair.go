@@ -12,9 +12,9 @@ import (
 
 // RepairTime sets the position's time and the last-used times to now if they are later: the
 // clock was ahead when they were written. No process may serve the file. Records with such
-// times must have been repaired before. It returns the number of last-used times that were
-// set. Errors: those of Open and of the file system; after one, the file may or may not
-// have been repaired.
+// times must have been repaired before. If there is nothing to repair, nothing is written. It
+// returns the number of last-used times that were set. Errors: those of Open and of the file
+// system; after one, the file may or may not have been repaired.
 func RepairTime(path string, now time.Time) (uses int, err error) {
 	file, err := openFile(path, Config{}.withDefaults())
 	if err != nil {
@@ -22,8 +22,12 @@ func RepairTime(path string, now time.Time) (uses int, err error) {
 	}
 	defer func() { err = errors.Join(err, file.close()) }()
 	return uses, guard(func() error {
-		return file.database.Update(func(tx *bolt.Tx) error {
-			if uses, err = repairUsage(tx, now); err != nil || !file.position.Time.After(now) {
+		err := file.database.Update(func(tx *bolt.Tx) error {
+			uses, err = repairUsage(tx, now)
+			switch isAhead := file.position.Time.After(now); {
+			case err == nil && uses == 0 && !isAhead:
+				return errNothingToRepair // a transaction without changes would write the file, too
+			case err != nil || !isAhead:
 				return err
 			}
 			return put(tx, bucketMeta, namePosition, &storagev1.PositionRecord{
@@ -31,8 +35,15 @@ func RepairTime(path string, now time.Time) (uses int, err error) {
 				Time:     timestamppb.New(now),
 			})
 		})
+		if errors.Is(err, errNothingToRepair) {
+			return nil
+		}
+		return err
 	})
 }
+
+// errNothingToRepair rolls a transaction back.
+var errNothingToRepair = errors.New("nothing to repair")
 
 // repairUsage sets the last-used times that are later than now to now.
 func repairUsage(tx *bolt.Tx, now time.Time) (count int, err error) {

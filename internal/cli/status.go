@@ -1,0 +1,108 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc/codes"
+
+	"github.com/scribe-mail/keysvc/internal/server"
+)
+
+// The exit statuses of the command. Validate has 0, 1, 3 and 4 alone.
+const (
+	// ExitOK: the command did what it was asked for. For validate: the token is allowed.
+	ExitOK = 0
+	// ExitFailure: something failed for which there is no status of its own.
+	ExitFailure = 1
+	// ExitUsage: the command line is wrong, or the server refused a value of it as invalid.
+	// Nothing was changed.
+	ExitUsage = 2
+	// ExitUnauthenticated: validate's token is not valid.
+	ExitUnauthenticated = 3
+	// ExitDenied: validate's token is valid, and may not do what was asked.
+	ExitDenied = 4
+	// ExitStopTimeout: the stop of serve hung and was given up.
+	ExitStopTimeout = 5
+	// ExitNotFound: there is no such key, member or workspace. Nothing was changed.
+	ExitNotFound = 6
+	// ExitRefused: the server refuses to do it as things are, or a person did not confirm it.
+	// Nothing was changed.
+	ExitRefused = 7
+	// ExitUnreachable: no server answered, or not in time. Whether a change was made is in the
+	// error.
+	ExitUnreachable = 8
+)
+
+const exitHelp = `Exit statuses:
+  0  done; for validate: ALLOWED
+  1  another failure
+  2  usage: the command line is wrong, or a value is invalid
+  3  validate: the token is not valid (UNAUTHENTICATED)
+  4  validate: the token may not do this (PERMISSION_DENIED)
+  5  serve: the stop hung and was given up
+  6  not found
+  7  refused by the server, or not confirmed
+  8  no server can be reached, or none answers in time
+"keysvc validate" has 0, 1, 3 and 4 alone: whatever keeps it from an answer is 1.`
+
+// statusError ends a command, that has said all it had to say, with an exit status.
+type statusError int
+
+func (s statusError) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// usageErr is the error of a command line that cannot be understood.
+type usageErr struct{ text string }
+
+func (e *usageErr) Error() string { return e.text }
+
+// usageError returns the error of a command line that cannot be understood, with where help
+// is.
+func usageError(cmd *cobra.Command, format string, arguments ...any) error {
+	return &usageErr{fmt.Sprintf("%s (see %s --help)", fmt.Sprintf(format, arguments...), cmd.CommandPath())}
+}
+
+// refusal is the error of a change that a person did not confirm.
+type refusal struct{ text string }
+
+func (e *refusal) Error() string { return e.text }
+
+// silence is the error of a server that was reached and says nothing.
+type silence struct{ text string }
+
+func (e *silence) Error() string { return e.text }
+
+// statusOf returns the exit status that an error ends the process with. ctx is the one of the
+// command: after an interrupt, what a call failed with says nothing of the server.
+func statusOf(ctx context.Context, err error) int {
+	if errors.Is(err, server.ErrStopTimeout) {
+		return ExitStopTimeout
+	}
+	if _, isUsage := errors.AsType[*usageErr](err); isUsage {
+		return ExitUsage
+	}
+	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
+		return ExitRefused
+	}
+	if _, isSilence := errors.AsType[*silence](err); isSilence {
+		return ExitUnreachable
+	}
+	call, isCall := errors.AsType[*callError](err)
+	if !isCall || call.afterChange || ctx.Err() != nil {
+		return ExitFailure
+	}
+	switch call.status.Code() {
+	case codes.InvalidArgument, codes.OutOfRange:
+		return ExitUsage
+	case codes.NotFound:
+		return ExitNotFound
+	case codes.Unauthenticated, codes.PermissionDenied, codes.FailedPrecondition, codes.Aborted, codes.AlreadyExists, codes.ResourceExhausted:
+		return ExitRefused
+	case codes.Unavailable, codes.DeadlineExceeded:
+		return ExitUnreachable
+	case codes.OK, codes.Canceled, codes.Unknown, codes.Unimplemented, codes.Internal, codes.DataLoss:
+	}
+	return ExitFailure
+}
