@@ -21,22 +21,22 @@ const repeatedKey = "repeated"
 
 // varying are the attributes that do not make two lines different.
 var varying = map[string]bool{
-	"request_id":            true,
-	"peer.address":          true,
-	"grpc.start_time":       true,
-	"grpc.time_ms":          true,
-	"grpc.request.deadline": true,
-	"after":                 true,
+	"request_id":  true,
+	"peer":        true,
+	"duration_ms": true,
+	"after":       true,
 }
 
 // Repeats is a slog.Handler that keeps floods out of the log. Of warnings and errors
 // that are alike (same level, message and attributes, but for request id, peer and
 // times) it hands on the first; those that follow within ten seconds are counted, and
 // then the last of them is handed on with their number in the attribute "repeated". Of
-// one message at most a hundred different lines in ten seconds are told apart. Lower
-// levels pass.
+// one message at most a hundred different lines in ten seconds are told apart. Of lower
+// levels, only the records that it was told to count are counted; all others pass.
 type Repeats struct {
 	next slog.Handler
+	// also reports whether a record below warnings is counted; nil counts none.
+	also func(slog.Record) bool
 	// prefix stands for the attributes and groups that next was given.
 	prefix string
 	table  *repeatsTable
@@ -62,9 +62,10 @@ type repeated struct {
 	next  slog.Handler
 }
 
-// NewRepeats returns a handler that hands on to next.
-func NewRepeats(next slog.Handler) *Repeats {
-	return &Repeats{next: next, table: &repeatsTable{
+// NewRepeats returns a handler that hands on to next. also reports whether a record below
+// warnings is counted as well; nil counts none.
+func NewRepeats(next slog.Handler, also func(slog.Record) bool) *Repeats {
+	return &Repeats{next: next, also: also, table: &repeatsTable{
 		seed:     maphash.MakeSeed(),
 		lines:    make(map[uint64]*repeated),
 		variants: make(map[string]int),
@@ -83,20 +84,25 @@ func (r *Repeats) WithAttrs(attributes []slog.Attr) slog.Handler {
 	for _, attribute := range attributes {
 		prefix.WriteString("\x00" + attribute.String())
 	}
-	return &Repeats{next: r.next.WithAttrs(attributes), prefix: prefix.String(), table: r.table}
+	return &Repeats{next: r.next.WithAttrs(attributes), also: r.also, prefix: prefix.String(), table: r.table}
 }
 
 // WithGroup implements slog.Handler.
 func (r *Repeats) WithGroup(name string) slog.Handler {
-	return &Repeats{next: r.next.WithGroup(name), prefix: r.prefix + "\x00" + name + ".", table: r.table}
+	return &Repeats{next: r.next.WithGroup(name), also: r.also, prefix: r.prefix + "\x00" + name + ".", table: r.table}
 }
 
 // Handle implements slog.Handler.
 func (r *Repeats) Handle(ctx context.Context, record slog.Record) error {
-	if record.Level < slog.LevelWarn || !r.table.note(r, record) {
+	if !r.counts(record) || !r.table.note(r, record) {
 		return r.next.Handle(ctx, record)
 	}
 	return nil
+}
+
+// counts reports whether a record is counted when it comes again.
+func (r *Repeats) counts(record slog.Record) bool {
+	return record.Level >= slog.LevelWarn || r.also != nil && r.also(record)
 }
 
 // note reports whether a record repeats one that was handed on, and counts it then.

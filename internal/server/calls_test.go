@@ -89,7 +89,7 @@ func TestPanicIsContained(t *testing.T) {
 				t.Errorf("the caller is told %q", message)
 			}
 			entries := b.log.lines("panic")
-			if len(entries) != 1 || !strings.Contains(entries[0], "request_id=the-id") || !strings.Contains(entries[0], "level=ERROR") || !strings.Contains(entries[0], "stack=") {
+			if len(entries) != 1 || !strings.Contains(entries[0], "request_id=the-id") || !strings.Contains(entries[0], " ERROR ") || !strings.Contains(entries[0], "stack=") {
 				t.Errorf("want one log entry with stack and request id, got %q", entries)
 			}
 			if log := b.log.String(); holdsToken(log, secret) || strings.Contains(log, "workspace-of-the-request") {
@@ -346,24 +346,33 @@ func TestRequestIDHeader(t *testing.T) {
 	}
 }
 
-// TestLog: one line a management call, validations only at debug, nothing of what was asked.
-func TestLog(t *testing.T) {
+// TestLogHasOneLineForEachCall: validations only at debug, and of what was asked only what
+// exists.
+func TestLogHasOneLineForEachCall(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "workspace-name", "member-name", "owner")
 	created := b.create(t, "workspace-name", "member-name", "emails:read")
-	if entries := b.log.lines("grpc.method=CreateKey"); len(entries) != 1 || !strings.Contains(entries[0], "grpc.code=OK") {
-		t.Errorf("want one line with the code, got %q", entries)
+	want := " INFO  CreateKey workspace-name/" + created.GetKey().GetKeyId() + " by local OK "
+	if entries := b.log.lines(" CreateKey "); len(entries) != 1 || !strings.Contains(entries[0], want) {
+		t.Errorf("want one line with %q, got %q", want, entries)
 	}
 	b.expectAllowed(t, created.GetToken(), "emails:read")
-	if entries := b.log.lines("grpc.method=ValidateKey"); len(entries) != 1 { // the bench logs at debug
+	if entries := b.log.lines(" ValidateKey "); len(entries) != 1 || !strings.Contains(entries[0], "DEBUG") { // the bench logs at debug
 		t.Errorf("want one line at debug, got %q", entries)
 	}
 	_, err := b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{WorkspaceId: "workspace-name", MemberId: "no-such-name", Name: created.GetToken()})
 	if err == nil {
 		t.Error("no error")
 	}
-	for _, text := range []string{"workspace-name", "member-name", "no-such-name"} {
+	if entries := b.log.lines(" INVALID_ARGUMENT "); len(entries) != 1 || !strings.Contains(entries[0], "CreateKey workspace-name by local ") {
+		t.Errorf("want one line about the workspace, got %q", entries)
+	}
+	_, err = b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{WorkspaceId: "no-such-workspace", MemberId: "no-such-name", Name: "a name"})
+	if err == nil {
+		t.Error("no error")
+	}
+	for _, text := range []string{"no-such-name", "no-such-workspace", "a name"} {
 		if entries := b.log.lines(text); len(entries) > 0 {
 			t.Errorf("the log has %s of the request: %q", text, entries)
 		}

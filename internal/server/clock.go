@@ -7,6 +7,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/clock"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
@@ -58,10 +59,7 @@ func (s *Server) clockJumped() bool {
 	if jump == nil {
 		return false
 	}
-	s.sayJump.Do(func() {
-		s.log.Error("the wall clock was set forward, and nobody knows if it is right: until a restart no key is created or rotated with an overlap, and nothing is purged",
-			"wall", jump.Wall, "by_time_passed", jump.Time, "ahead", jump.Wall.Sub(jump.Time).Round(time.Second).String())
-	})
+	s.sayJump.Do(func() { s.hooks.ClockJumped(events.ClockJump{Wall: jump.Wall, ByTimePassed: jump.Time}) })
 	return true
 }
 

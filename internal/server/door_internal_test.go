@@ -14,6 +14,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
@@ -24,8 +25,19 @@ var validateKey = &grpc.UnaryServerInfo{FullMethod: keysvcv1.ValidationService_V
 func TestValidationsPassTheDoorWithoutAnAllocation(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	ctx, request, handler := t.Context(), any(&keysvcv1.ValidateKeyRequest{}), answerNothing
-	if allocations := testing.AllocsPerRun(1000, func() { _, _ = d.unary(ctx, request, validateKey, handler) }); allocations != 0 {
+	pass := func() { _, _ = d.unary(ctx, request, validateKey, handler) }
+	if allocations := testing.AllocsPerRun(1000, pass); allocations != 0 {
 		t.Errorf("%v allocations", allocations)
+	}
+	finished := 0
+	d.hooks.ValidationFinished = func(validation events.Validation) {
+		if validation.Method != "ValidateKey" || validation.Failed || validation.Duration <= 0 {
+			t.Errorf("got %+v", validation)
+		}
+		finished++
+	}
+	if allocations := testing.AllocsPerRun(1000, pass); allocations != 0 || finished != 1001 {
+		t.Errorf("with a hook %v allocations, and %d calls of it; want 0 and 1001", allocations, finished)
 	}
 }
 
@@ -77,7 +89,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, nil))
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	d := newDoor(t.Context(), newRooms(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work)
+	d := newDoor(t.Context(), newRooms(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
 	request := &keysvcv1.ValidateKeyRequest{}
 	ask := func() error {
 		_, err := d.unary(t.Context(), request, validateKey, answerNothing)

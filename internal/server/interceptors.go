@@ -3,13 +3,11 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"strings"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -17,17 +15,18 @@ import (
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
-// recovered turns a panic into INTERNAL. The value of the panic is logged only where
-// it cannot be text of a caller.
+// recovered turns a panic into INTERNAL. The value of the panic is told only if it cannot
+// be text of a caller.
 func (d *door) recovered(ctx context.Context, value any) error {
-	described := slog.String("type", typeName(value))
+	panicked := events.Panic{RequestID: requestIDOf(ctx), Type: typeName(value), Stack: string(debug.Stack())}
 	if fault, ok := value.(runtime.Error); ok {
-		described = slog.String("panic", fault.Error())
+		panicked.Fault = fault.Error()
 	}
-	d.log.ErrorContext(ctx, "a handler panicked", described, slog.String("stack", string(debug.Stack())))
+	d.hooks.HandlerPanicked(panicked)
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_INTERNAL, "internal error; the log has its cause"))
 }
 
@@ -86,28 +85,4 @@ func untilStop(
 		_ = stream.SendMsg(&grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_NOT_SERVING})
 	}
 	return status.Error(codes.Unavailable, "the server is stopping")
-}
-
-// logger lets the middleware write to slog.
-func logger(log *slog.Logger) logging.Logger {
-	return logging.LoggerFunc(func(ctx context.Context, level logging.Level, message string, fields ...any) {
-		log.Log(ctx, slog.Level(level), message, fields...) //nolint:sloglint // the middleware has few messages, all constant
-	})
-}
-
-// logOptions says what is logged of a call: nothing of requests and responses.
-func logOptions() []logging.Option {
-	return []logging.Option{
-		logging.WithLogOnEvents(logging.FinishCall),
-		logging.WithDisableLoggingFields(logging.ComponentFieldKey, logging.MethodTypeFieldKey, logging.SystemTag[0]),
-		logging.WithLevels(func(code codes.Code) logging.Level {
-			switch code {
-			case codes.Internal, codes.DataLoss, codes.Unknown:
-				return logging.LevelError
-			case codes.Unavailable, codes.ResourceExhausted, codes.Unimplemented:
-				return logging.LevelWarn
-			}
-			return logging.LevelInfo
-		}),
-	}
 }

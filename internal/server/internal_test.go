@@ -13,6 +13,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
@@ -40,5 +41,5 @@ func TestMethodsWithoutAnEntryAreRefused(t *testing.T) {
 func newTestDoor(t testing.TB, settings config.Settings) *door {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	return newDoor(t.Context(), newRooms(settings), log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work)
+	return newDoor(t.Context(), newRooms(settings), log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
 }

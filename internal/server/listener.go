@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -78,13 +77,13 @@ const (
 // those who are connected, and both are worth a line.
 type persistentListener struct {
 	net.Listener
-	log       *slog.Logger
+	failed    func(error)
 	closed    chan struct{}
 	closeOnce sync.Once
 }
 
-func newPersistentListener(listener net.Listener, log *slog.Logger) *persistentListener {
-	return &persistentListener{Listener: listener, log: log, closed: make(chan struct{})}
+func newPersistentListener(listener net.Listener, failed func(error)) *persistentListener {
+	return &persistentListener{Listener: listener, failed: failed, closed: make(chan struct{})}
 }
 
 // Accept implements net.Listener.
@@ -94,7 +93,7 @@ func (l *persistentListener) Accept() (net.Conn, error) {
 		if err == nil || errors.Is(err, net.ErrClosed) {
 			return connection, err
 		}
-		l.log.Warn("a connection cannot be accepted; those that are open go on, and new ones wait", "error", err)
+		l.failed(err)
 		wait := time.NewTimer(pause)
 		select {
 		case <-wait.C:

@@ -27,7 +27,7 @@ func newLog(settings config.Settings, out io.Writer) *slog.Logger {
 func newProcessLog(settings config.Settings, out io.Writer) (log *slog.Logger, level *slog.LevelVar, repeats *logging.Repeats) {
 	level = new(slog.LevelVar)
 	level.Set(settings.LogLevel)
-	repeats = logging.NewRepeats(newLogHandler(settings, level, out))
+	repeats = logging.NewRepeats(newLogHandler(settings, level, out), refusedCall)
 	log = slog.New(contextHandler{repeats})
 	// They would go to standard error by a way that waits for its reader.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, grpcErrors{log}))
@@ -35,11 +35,10 @@ func newProcessLog(settings config.Settings, out io.Writer) (log *slog.Logger, l
 }
 
 func newLogHandler(settings config.Settings, level slog.Leveler, out io.Writer) slog.Handler {
-	options := &slog.HandlerOptions{Level: level, ReplaceAttr: redact}
 	if settings.LogFormat == config.LogJSON {
-		return slog.NewJSONHandler(out, options)
+		return slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level, ReplaceAttr: redact})
 	}
-	return slog.NewTextHandler(out, options)
+	return logging.NewText(out, logging.TextConfig{Level: level, Replace: redact, Sentences: sentences()})
 }
 
 // droppedNotice returns what writes the line about lines that were dropped.

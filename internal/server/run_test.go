@@ -187,7 +187,7 @@ func TestAcceptGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &buffer{}
 		inner := &failingListener{Listener: bufconn.Listen(1), errors: make(chan error, 100), closed: make(chan struct{})}
-		listener := newPersistentListener(inner, slog.New(slog.NewTextHandler(log, nil)))
+		listener := newPersistentListener(inner, logEvents(slog.New(slog.NewTextHandler(log, nil))).AcceptFailed)
 		server := grpc.NewServer()
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(listener) }()

@@ -5,7 +5,6 @@ package usage
 
 import (
 	"context"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,7 +59,8 @@ type Store interface {
 // goroutines.
 type Recorder struct {
 	store Store
-	log   *slog.Logger
+	// flushed is told how each Flush ended.
+	flushed func(keys int, err error)
 
 	mutex   sync.Mutex
 	waiting []*Last
@@ -68,9 +68,14 @@ type Recorder struct {
 	flushing sync.Mutex
 }
 
-// NewRecorder returns a Recorder that writes to store.
-func NewRecorder(store Store, log *slog.Logger) *Recorder {
-	return &Recorder{store: store, log: log}
+// NewRecorder returns a Recorder that writes to store. flushed is called after each Flush
+// with the number of keys whose times were written, and the error if not all were. nil
+// calls nothing.
+func NewRecorder(store Store, flushed func(keys int, err error)) *Recorder {
+	if flushed == nil {
+		flushed = func(int, error) {}
+	}
+	return &Recorder{store: store, flushed: flushed}
 }
 
 // Used notes that a key was used.
@@ -83,9 +88,16 @@ func (r *Recorder) Used(last *Last, at time.Time) {
 	r.waiting = append(r.waiting, last)
 }
 
-// Flush writes what was noted since the last time. What cannot be written waits for
-// the next Flush.
+// Flush writes what was noted since the last Flush. What cannot be written is noted again
+// for the next one.
 func (r *Recorder) Flush(ctx context.Context) error {
+	written, err := r.flush(ctx)
+	r.flushed(written, err)
+	return err
+}
+
+// flush is Flush, and returns how many keys' times it wrote.
+func (r *Recorder) flush(ctx context.Context) (written int, err error) {
 	r.flushing.Lock()
 	defer r.flushing.Unlock()
 	r.mutex.Lock()
@@ -102,11 +114,12 @@ func (r *Recorder) Flush(ctx context.Context) error {
 		}
 		if err := r.store.PutUsage(ctx, uses); err != nil {
 			r.keep(waiting)
-			return err
+			return written, err
 		}
+		written += len(next)
 		waiting = waiting[len(next):]
 	}
-	return nil
+	return written, nil
 }
 
 // keep notes anew what could not be written.
@@ -120,16 +133,17 @@ func (r *Recorder) keep(unwritten []*Last) {
 	}
 }
 
-// Run flushes at every interval until the context ends. It leaves the last flush, at
-// the stop of the process, to the caller.
+// Run flushes at every interval until the context ends. The last Flush, at the stop of the
+// process, is left to the caller.
 func (r *Recorder) Run(ctx context.Context, interval time.Duration) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			if err := r.Flush(ctx); err != nil && ctx.Err() == nil {
-				r.log.WarnContext(ctx, "last-used times could not be written; trying again later", "error", err)
+			// A flush that the end of the context cuts short has not failed.
+			if written, err := r.flush(ctx); err == nil || ctx.Err() == nil {
+				r.flushed(written, err)
 			}
 		case <-ctx.Done():
 			return

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"sync"
 	"testing"
@@ -49,7 +48,7 @@ func (s *store) written() int {
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func newRecorder(s *store) *usage.Recorder {
-	return usage.NewRecorder(s, slog.New(slog.DiscardHandler))
+	return usage.NewRecorder(s, nil)
 }
 
 func TestLastNeverGoesBack(t *testing.T) {
