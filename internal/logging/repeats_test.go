@@ -71,7 +71,7 @@ func TestRepeatedLinesAreCounted(t *testing.T) {
 	})
 }
 
-func TestOtherLinesPass(t *testing.T) {
+func TestLinesThatDifferAreNotCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text bytes.Buffer
 		repeats := logging.NewRepeats(slog.NewJSONHandler(&text, nil), nil)

@@ -53,7 +53,7 @@ func (b *bench) expectHealth(t *testing.T, service string, want grpc_health_v1.H
 	}
 }
 
-func TestHealth(t *testing.T) {
+func TestHealthNamesEachService(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	for _, service := range append(ours, "") {
@@ -65,7 +65,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-func TestPanicIsContained(t *testing.T) {
+func TestPanicBecomesInternalAndOneLogLine(t *testing.T) {
 	t.Parallel()
 	const secret = "scribe_ksk1_0123456789abcdef_" + "ZYXWVUTSRQPONMLKJIHGFEDCBA9876543210zyxwvutsrqpon"
 	for name, raise := range map[string]func(){
@@ -102,7 +102,7 @@ func TestPanicIsContained(t *testing.T) {
 	}
 }
 
-func TestSizesAreLimited(t *testing.T) {
+func TestMessagesAndHeadersAreBounded(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	ctx := testContext(t)
@@ -128,9 +128,9 @@ func TestSizesAreLimited(t *testing.T) {
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
 }
 
-// TestStreamsOfAConnectionAreLimited: what is over the limit waits in the client, and
+// TestStreamsOfAConnectionAreBounded: what is over the limit waits in the client, and
 // other connections do not suffer.
-func TestStreamsOfAConnectionAreLimited(t *testing.T) {
+func TestStreamsOfAConnectionAreBounded(t *testing.T) {
 	t.Parallel()
 	const most = 3
 	g := newGate()
@@ -163,7 +163,7 @@ func TestStreamsOfAConnectionAreLimited(t *testing.T) {
 	}
 }
 
-func TestDeadlineOfACaller(t *testing.T) {
+func TestCallEndsWithItsCallersContext(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -235,7 +235,7 @@ func (b *bench) reflectedServices(t *testing.T) []string {
 	return names
 }
 
-func TestReflection(t *testing.T) {
+func TestReflectionListsWhatIsServed(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	want := append(slices.Clone(ours), "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -275,7 +275,7 @@ func TestReflection(t *testing.T) {
 	}
 }
 
-func TestUnknownMethod(t *testing.T) {
+func TestUnknownMethodIsUnimplemented(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	err := b.conn.Invoke(testContext(t), "/keysvc.v1.KeyService/Nothing", &keysvcv1.GetKeyRequest{}, &keysvcv1.GetKeyResponse{})
@@ -284,7 +284,7 @@ func TestUnknownMethod(t *testing.T) {
 	}
 }
 
-func TestRequestIDHeader(t *testing.T) {
+func TestRequestIDComesBackAndIsLogged(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -382,8 +382,8 @@ func TestLogHasOneLineForEachCall(t *testing.T) {
 	}
 }
 
-// TestStopDrains: a call in flight gets its answer, and nobody else.
-func TestStopDrains(t *testing.T) {
+// TestStopWaitsForCallsInFlight: a call in flight gets its answer, and nobody else.
+func TestStopWaitsForCallsInFlight(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -437,8 +437,8 @@ func TestStopDrains(t *testing.T) {
 	}
 }
 
-// TestStopHasADeadline: a call that does not end is cut off.
-func TestStopHasADeadline(t *testing.T) {
+// TestStopCutsOffCallsAfterItsDeadline: a call that does not end is cut off.
+func TestStopCutsOffCallsAfterItsDeadline(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -477,8 +477,8 @@ func TestStopFlushesUses(t *testing.T) {
 	}
 }
 
-// TestConnectionsOfStrangers: what is not HTTP/2 does not disturb the others.
-func TestConnectionsOfStrangers(t *testing.T) {
+// TestConnectionsThatAreNotHTTP2DisturbNobody: what is not HTTP/2 does not disturb the others.
+func TestConnectionsThatAreNotHTTP2DisturbNobody(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	for _, text := range []string{"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02", strings.Repeat("x", 100)} {
@@ -508,8 +508,8 @@ func expectClosed(t *testing.T, conn net.Conn, other bool) {
 	_ = conn.Close()
 }
 
-// TestMinRevision: an answer is as fresh as asked for.
-func TestMinRevision(t *testing.T) {
+// TestAnswerIsAsFreshAsMinRevision: an answer is as fresh as asked for.
+func TestAnswerIsAsFreshAsMinRevision(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")

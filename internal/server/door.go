@@ -29,7 +29,7 @@ type door struct {
 	errors service.Errors
 	log    *slog.Logger
 	now    func() time.Time
-	rooms  *rooms
+	slots  *slotTable
 	// workOf says what kind of work a validation is, which depends on what it asks for.
 	workOf func(request any) callers.Work
 	// stopping ends when the server stops.
@@ -42,11 +42,11 @@ type door struct {
 
 // newDoor returns the door of a server.
 func newDoor(
-	stopping context.Context, rooms *rooms, log *slog.Logger, now func() time.Time,
+	stopping context.Context, slots *slotTable, log *slog.Logger, now func() time.Time,
 	errors service.Errors, workOf func(request any) callers.Work, hooks events.Hooks, subjects subjects,
 ) *door {
 	return &door{
-		errors: errors, log: log, now: now, rooms: rooms, workOf: workOf, stopping: stopping,
+		errors: errors, log: log, now: now, slots: slots, workOf: workOf, stopping: stopping,
 		hooks: hooks, subjects: subjects,
 	}
 }
@@ -113,12 +113,12 @@ func (d *door) pass(
 	if work == callers.Validation {
 		work = d.workOf(request)
 	}
-	if room := d.rooms.of(work); room != nil {
-		if !room.enter() {
+	if free := d.slots.of(work); free != nil {
+		if !free.acquire() {
 			observed.refuse()
-			return nil, d.noRoom(ctx, room)
+			return nil, d.noSlot(ctx, free)
 		}
-		defer room.leave()
+		defer free.release()
 	}
 	if observed != nil {
 		ctx = callers.NewContext(ctx, identity)
@@ -148,12 +148,12 @@ func (d *door) passStream(
 	if !identity.Has(method.Needs) {
 		return d.notAllowed(ctx, method.Needs)
 	}
-	if room := d.rooms.of(method.Work); room != nil {
-		if !room.enter() {
+	if free := d.slots.of(method.Work); free != nil {
+		if !free.acquire() {
 			observed.refuse()
-			return d.noRoom(ctx, room)
+			return d.noSlot(ctx, free)
 		}
-		defer room.leave()
+		defer free.release()
 	}
 	wrapped := &middleware.WrappedServerStream{ServerStream: stream, WrappedContext: callers.NewContext(ctx, identity)}
 	return untilStop(d.stopping, server, wrapped, info, handler)
@@ -167,10 +167,10 @@ func (d *door) notAllowed(ctx context.Context, needs callers.Permission) error {
 
 // noRoom is the answer to a call that is too many. The log gets one line a second of all
 // of them.
-func (d *door) noRoom(ctx context.Context, room *room) error {
-	if refused := room.tell(d.now()); refused > 0 {
-		d.hooks.CallsRefused(events.Refusals{Work: room.work.String(), Limit: room.most.Load(), Count: refused})
+func (d *door) noSlot(ctx context.Context, free *slots) error {
+	if refused := free.report(d.now()); refused > 0 {
+		d.hooks.CallsRefused(events.Refusals{Work: free.work.String(), Limit: free.limit.Load(), Count: refused})
 	}
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
-		"%d calls of this kind (%s) are in flight, as many as allowed; try again", room.most.Load(), room.work))
+		"%d calls of this kind (%s) are in flight, as many as allowed; try again", free.limit.Load(), free.work))
 }

@@ -68,7 +68,7 @@ type Server struct {
 	config Config
 	log    *slog.Logger
 	hooks  events.Hooks
-	rooms  *rooms
+	slots  *slotTable
 	// listeners are those that the component of the calls serves.
 	listeners []servedListener
 	// parts are the components that New started; nil in a process, which starts them.
@@ -100,7 +100,7 @@ func newServer(config Config) *Server {
 	}
 	return &Server{
 		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
-		rooms: newRooms(config.Settings), distrusted: make(chan struct{}),
+		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}),
 	}
 }
 
@@ -301,4 +301,4 @@ func (s *Server) Stop(ctx context.Context) {
 func (s *Server) Feed() feed.Snapshot { return s.hub.Snapshot() }
 
 // Calls returns how many calls are in flight and were refused, by kind.
-func (s *Server) Calls() []Calls { return s.rooms.snapshot() }
+func (s *Server) Calls() []Calls { return s.slots.snapshot() }

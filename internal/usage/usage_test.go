@@ -65,7 +65,7 @@ func TestLastNeverGoesBack(t *testing.T) {
 }
 
 // A thousand uses of a key are one time in one write.
-func TestUsesAreMerged(t *testing.T) {
+func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
 	last := usage.NewLast("k")
@@ -85,7 +85,7 @@ func TestUsesAreMerged(t *testing.T) {
 }
 
 // A million keys in use cost a bounded number of writes.
-func TestManyKeysAreFewWrites(t *testing.T) {
+func TestManyKeysTakeFewWrites(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
 	const keys = 1_000_000
@@ -100,7 +100,7 @@ func TestManyKeysAreFewWrites(t *testing.T) {
 	}
 }
 
-func TestFailedWriteIsTriedAgain(t *testing.T) {
+func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 	s := &store{fail: errors.New("no disk")}
 	recorder := newRecorder(s)
 	last := usage.NewLast("k")
