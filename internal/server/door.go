@@ -15,24 +15,24 @@ import (
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
-// door is the one point that every call passes, before its handler. It settles
+// door is the interceptor that every call passes before its handler. It handles
 //
-//   - recovery: a panic becomes INTERNAL and one log entry;
+//   - recovery: a panic becomes INTERNAL and one event;
 //   - identity: who calls;
-//   - needs: whether they may. Nothing passes by it;
-//   - room: what is too much is refused before it costs anything;
-//   - observation: a request id, and one line in the log.
+//   - need: a caller without the permission that the method needs is refused;
+//   - slots: a call that finds no slot is refused before it costs anything;
+//   - observation: a request id, and the event that the call has an answer.
 //
-// A validation is neither given a request id nor logged, except at debug. It costs no
-// allocation here: its handler gets the context that came, without the identity.
+// A validation gets no request id, and no CallFinished event except at debug. The door
+// allocates nothing for it: its handler gets the context as it came, without the identity.
 type door struct {
 	errors service.Errors
 	log    *slog.Logger
 	now    func() time.Time
 	slots  *slotTable
-	// workOf says what kind of work a validation is, which depends on what it asks for.
+	// workOf returns the kind of work of a validation, which depends on what it asks for.
 	workOf func(request any) callers.Work
-	// stopping ends when the server stops.
+	// stopping ends when the stop begins.
 	stopping context.Context //nolint:containedctx // the server's own lifetime, not a call's
 
 	// hooks are told of calls, and subjects finds out what these were about.
@@ -159,14 +159,14 @@ func (d *door) passStream(
 	return untilStop(d.stopping, server, wrapped, info, handler)
 }
 
-// notAllowed is the answer to who may not call a method.
+// notAllowed returns the error for a caller without the permission that a method needs.
 func (d *door) notAllowed(ctx context.Context, needs callers.Permission) error {
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED,
 		"the caller may not call this method, which needs the permission %q", needs))
 }
 
-// noRoom is the answer to a call that is too many. The log gets one line a second of all
-// of them.
+// noSlot returns the error for a call that found no slot. Refusals are reported once a
+// second.
 func (d *door) noSlot(ctx context.Context, free *slots) error {
 	if refused := free.report(d.now()); refused > 0 {
 		d.hooks.CallsRefused(events.Refusals{Work: free.work.String(), Limit: free.limit.Load(), Count: refused})

@@ -33,8 +33,9 @@ func (d *door) recovered(ctx context.Context, value any) error {
 // requestIDHeader carries the id under which a call is logged, both ways.
 const requestIDHeader = "x-request-id"
 
-// maxRequestIDLength is shorter than any token, so that none gets into the log when
-// a caller mixes up its headers.
+// maxRequestIDLength is the longest request id that is taken from a caller, in bytes. It is
+// shorter than any token, so that no token gets into the log when a caller mixes up its
+// headers.
 const maxRequestIDLength = 64
 
 type requestIDKey struct{}
@@ -45,8 +46,8 @@ func requestIDOf(ctx context.Context) string {
 	return id
 }
 
-// newRequestID returns the caller's request id if it sent a proper one, else a new
-// one.
+// newRequestID returns the request id that the caller sent, or a new one if that is missing
+// or malformed.
 func newRequestID(ctx context.Context) string {
 	if sent := metadata.ValueFromIncomingContext(ctx, requestIDHeader); len(sent) == 1 && properRequestID(sent[0]) {
 		return sent[0]
@@ -60,16 +61,18 @@ func properRequestID(id string) bool {
 	}) < 0
 }
 
-// withRequestID gives a call its request id, and tells the caller.
+// withRequestID returns a context with the call's request id, and sends the id to the
+// caller as a header.
 func withRequestID(ctx context.Context) context.Context {
 	id := newRequestID(ctx)
-	// It fails only after the headers were sent, which nobody has done yet.
+	// It fails only after the headers were sent, and they were not.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDHeader, id))
 	return context.WithValue(ctx, requestIDKey{}, id)
 }
 
-// untilStop handles a stream whose context ends when the server stops. Without it, one that
-// only waits, as who watches health does, would take up the whole drain.
+// untilStop calls a stream's handler with a context that also ends when the stop begins.
+// Otherwise a stream that only waits, as a watch of health does, would use up the whole
+// drain.
 func untilStop(
 	stopping context.Context, server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
 ) error {
@@ -81,7 +84,7 @@ func untilStop(
 		return err
 	}
 	if info.FullMethod == grpc_health_v1.Health_Watch_FullMethodName {
-		// It may have seen its context end before the news.
+		// The handler may have returned before it could send the new status.
 		_ = stream.SendMsg(&grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_NOT_SERVING})
 	}
 	return status.Error(codes.Unavailable, "the server is stopping")

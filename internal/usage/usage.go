@@ -1,6 +1,6 @@
-// Package usage remembers when keys were last used and writes it behind: a use costs
-// a request an atomic operation, and the store a small write for each used key and
-// interval. What a crash may lose is the last interval.
+// Package usage remembers when keys were last used, and writes the times in batches later.
+// A use costs a request one atomic operation, and the store a small write for each used key
+// and interval. A crash may lose the uses of the last interval.
 package usage
 
 import (
@@ -12,23 +12,23 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// batch is how many times one write holds: enough to share a commit's cost, few
-// enough that changes need not wait long for their turn.
+// batch is the largest number of keys in one write: large enough to share the cost of a
+// commit, small enough that changes do not wait long behind it.
 const batch = 4096
 
-// Last is when one key was last used. It outlives changes of the key's record.
+// Last is the time when one key was last used. Changes of the key's record keep it.
 type Last struct {
 	keyID string
 	// nanoseconds is the Unix time, 0 if the key was never used.
 	nanoseconds atomic.Int64
-	// waiting says that a Recorder is to write it.
+	// waiting is set while a Recorder has still to write it.
 	waiting atomic.Bool
 }
 
 // NewLast returns the Last of a key that was never used.
 func NewLast(keyID string) *Last { return &Last{keyID: keyID} }
 
-// Time returns when the key was last used; zero if it never was.
+// Time returns the time when the key was last used; zero if it never was.
 func (l *Last) Time() time.Time {
 	if nanoseconds := l.nanoseconds.Load(); nanoseconds > 0 {
 		return time.Unix(0, nanoseconds).UTC()
@@ -36,7 +36,7 @@ func (l *Last) Time() time.Time {
 	return time.Time{}
 }
 
-// Raise moves the time forward to at, never back, and says whether it moved.
+// Raise moves the time forward to at, never back, and reports whether it moved.
 func (l *Last) Raise(at time.Time) bool {
 	nanoseconds := at.UnixNano()
 	for {
@@ -108,7 +108,8 @@ func (r *Recorder) flush(ctx context.Context) (written int, err error) {
 		next := waiting[:min(batch, len(waiting))]
 		uses := make([]storage.Usage, 0, len(next))
 		for _, last := range next {
-			// In this order, so that a use in between is noted anew rather than lost.
+			// The flag is cleared before the time is read: a use in between is then noted again
+			// rather than lost.
 			last.waiting.Store(false)
 			uses = append(uses, storage.Usage{KeyID: last.keyID, Time: last.Time()})
 		}
@@ -122,7 +123,7 @@ func (r *Recorder) flush(ctx context.Context) (written int, err error) {
 	return written, nil
 }
 
-// keep notes anew what could not be written.
+// keep notes again the uses that could not be written.
 func (r *Recorder) keep(unwritten []*Last) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
