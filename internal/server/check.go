@@ -51,9 +51,8 @@ anchor        %s
 // server may have the file open. AcceptAnchor writes its findings to out, calls confirm, and
 // changes nothing if confirm returns an error.
 func AcceptAnchor(ctx context.Context, file, anchor string, out io.Writer, confirm func() error) error {
-	// Problems that examine finds are written to out and are no error: opening the file decides
-	// whether it can
-	// be served.
+	// Problems that examine finds are written to out and are no error: opening the file below
+	// decides whether it can be served.
 	if _, err := examine(ctx, file, anchor, out); err != nil {
 		return err
 	}
