@@ -11,7 +11,7 @@ import (
 
 var start = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 
-// TestSteadyNeverGoesBack walks a wall clock that is set forth and back.
+// TestSteadyNeverGoesBack sets the wall clock forward and back.
 func TestSteadyNeverGoesBack(t *testing.T) {
 	var wall time.Time
 	now := clock.Steady(func() time.Time { return wall }, time.Time{})
@@ -21,7 +21,7 @@ func TestSteadyNeverGoesBack(t *testing.T) {
 		{0, 0},
 		{time.Second, time.Second},
 		{time.Second, time.Second},
-		{-time.Hour, time.Second}, // set back: stands still
+		{-time.Hour, time.Second}, // set back: the clock stands still
 		{time.Second - 1, time.Second},
 		{time.Second + 1, time.Second + 1},
 		{time.Hour, time.Hour},
@@ -57,7 +57,7 @@ func TestSteadyBeginsAtItsFloor(t *testing.T) {
 	}
 }
 
-// TestSteadyTimesAreUTCWithoutMonotonicPart is about what the times carry with them.
+// TestSteadyTimesAreUTCWithoutMonotonicPart looks at location and monotonic part of the times.
 func TestSteadyTimesAreUTCWithoutMonotonicPart(t *testing.T) {
 	zone := time.FixedZone("elsewhere", 3600)
 	now := clock.Steady(func() time.Time { return time.Now().In(zone) }, time.Time{})
@@ -65,14 +65,14 @@ func TestSteadyTimesAreUTCWithoutMonotonicPart(t *testing.T) {
 	if first.Location() != time.UTC {
 		t.Errorf("location: got %s, want UTC", first.Location())
 	}
-	// With a monotonic reading, Round(0) would take it away, and == see it.
+	// Round(0) removes a monotonic reading, and == compares it.
 	if first != first.Round(0) {
 		t.Error("the time has a monotonic reading")
 	}
 }
 
-// TestSteadyNeverGoesBackUnderConcurrency lets many goroutines ask while the wall clock jumps about.
-// What any of them has seen, none sees go back.
+// TestSteadyNeverGoesBackUnderConcurrency reads the clock from many goroutines while the wall
+// clock jumps. No goroutine sees a time before one that another has seen.
 func TestSteadyNeverGoesBackUnderConcurrency(t *testing.T) {
 	const goroutines, questions = 8, 20_000
 	var calls atomic.Int64

@@ -7,7 +7,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/clock"
 )
 
-// machine has the clocks of a machine. Its wall clock has no monotonic part.
+// machine has the clocks of a machine. The wall clock has no monotonic part.
 type machine struct {
 	wall   time.Time
 	passed time.Duration
@@ -22,10 +22,10 @@ func newMachine(floor time.Time) (*machine, *clock.Clock) {
 	return m, c
 }
 
-// pass lets time pass, with or without the clock being read.
+// pass lets time pass.
 func (m *machine) pass(d time.Duration) { m.wall, m.passed = m.wall.Add(d), m.passed+d }
 
-// near fails the test unless the clock shows a time since the start, up to what it may
+// near fails the test if the clock does not show the time after the start, less what it may
 // run slower.
 func near(t *testing.T, c *clock.Clock, want time.Duration) {
 	t.Helper()
@@ -34,8 +34,8 @@ func near(t *testing.T, c *clock.Clock, want time.Duration) {
 	}
 }
 
-// TestClockCountsTimeThatPassesThoughSetBack sets the wall clock back: what is to end in ten seconds ends
-// in ten seconds all the same.
+// TestClockCountsTimeThatPassesThoughSetBack sets the wall clock back: what ends in ten seconds
+// still ends in ten seconds.
 func TestClockCountsTimeThatPassesThoughSetBack(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	m.pass(time.Minute)
@@ -46,12 +46,12 @@ func TestClockCountsTimeThatPassesThoughSetBack(t *testing.T) {
 		m.pass(time.Second)
 		near(t, c, want)
 	}
-	m.pass(time.Hour) // nobody asks, and nothing runs
+	m.pass(time.Hour) // the clock is not read meanwhile
 	near(t, c, time.Hour+time.Minute+12*time.Second)
 	if jump := c.Jump(); jump != nil || !c.Latest().IsZero() {
 		t.Errorf("a jump: %+v", jump)
 	}
-	// The wall clock is set right: this brings it up to what is shown, and is no jump.
+	// The wall clock is set right: it catches up with the clock, which is no jump.
 	m.wall = m.wall.Add(time.Hour)
 	near(t, c, time.Hour+time.Minute+12*time.Second)
 	if jump := c.Jump(); jump != nil {
@@ -59,8 +59,8 @@ func TestClockCountsTimeThatPassesThoughSetBack(t *testing.T) {
 	}
 }
 
-// TestClockCountsSleep lets the machine sleep while somebody sets the wall clock back by
-// as much, so that it shows nothing of it.
+// TestClockCountsSleep lets the machine sleep while the wall clock is set back by the same
+// time, so that the wall clock does not show the sleep.
 func TestClockCountsSleep(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	m.passed += time.Hour
@@ -76,7 +76,7 @@ func TestClockRunsOnFromItsFloor(t *testing.T) {
 	near(t, c, time.Hour)
 	m.pass(time.Minute)
 	near(t, c, time.Hour+time.Minute)
-	// While it is ahead it runs slower by 1/2000, and so the two meet in the end.
+	// While the clock is ahead it runs slower by 1/2000, so that both agree in the end.
 	for range 84 * 24 {
 		m.pass(time.Hour)
 		c.Now()
@@ -86,8 +86,8 @@ func TestClockRunsOnFromItsFloor(t *testing.T) {
 	}
 }
 
-// TestClockDoesNotFollowAJump sets the wall clock forward: the clock does not follow, until there is
-// another one.
+// TestClockDoesNotFollowAJump sets the wall clock forward: this clock does not follow, and a new
+// clock does.
 func TestClockDoesNotFollowAJump(t *testing.T) {
 	const ahead = 400 * 24 * time.Hour
 	m, c := newMachine(time.Time{})
@@ -118,7 +118,7 @@ func TestClockDoesNotFollowAJump(t *testing.T) {
 	}
 }
 
-// TestCorrectionsAndSleepAreNoJump walks a clock through what a time service and a sleeping machine do.
+// TestCorrectionsAndSleepAreNoJump moves the clocks as a time service and a sleeping machine do.
 func TestCorrectionsAndSleepAreNoJump(t *testing.T) {
 	for _, test := range []struct {
 		name string
@@ -147,8 +147,8 @@ func TestCorrectionsAndSleepAreNoJump(t *testing.T) {
 	}
 }
 
-// TestSmallStepsWithinADayAddUpToAJump sets the clock forward bit by bit: a little each day is a bad
-// clock, a lot within a day is a jump.
+// TestSmallStepsWithinADayAddUpToAJump sets the wall clock forward in small steps: a little each
+// day is a bad clock, and much within a day is a jump.
 func TestSmallStepsWithinADayAddUpToAJump(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	for range 90 {
@@ -166,7 +166,7 @@ func TestSmallStepsWithinADayAddUpToAJump(t *testing.T) {
 	}
 }
 
-// TestBootedAdvances reads the real clock of the machine.
+// TestBootedAdvances reads the real clock of this machine.
 func TestBootedAdvances(t *testing.T) {
 	booted := clock.Booted()
 	if booted == nil {
@@ -196,8 +196,8 @@ func BenchmarkNow(b *testing.B) {
 	}
 }
 
-// TestClockDoesNotRunAheadWhenReadingsAreApart has the time that passed read later than the wall clock,
-// as when the process is stopped between the two: the clock does not run ahead for it.
+// TestClockDoesNotRunAheadWhenReadingsAreApart reads the time that passed later than the wall
+// clock, as when the process is stopped between the two: the clock does not run ahead.
 func TestClockDoesNotRunAheadWhenReadingsAreApart(t *testing.T) {
 	began := time.Now() // Add moves its monotonic part, too
 	var passed, late time.Duration
@@ -209,7 +209,7 @@ func TestClockDoesNotRunAheadWhenReadingsAreApart(t *testing.T) {
 			t.Errorf("with a reading that is late by %s the clock is ahead by %s", late, now.Sub(began.Add(passed)))
 		}
 	}
-	late += time.Hour // a sleep that the wall clock does not tell of
+	late += time.Hour // a sleep that the wall clock does not show
 	passed += 2 * clock.Interval
 	if now := c.Now(); !now.Equal(began.Add(passed + late)) {
 		t.Errorf("after a sleep of an hour the clock is ahead by %s", now.Sub(began.Add(passed)))

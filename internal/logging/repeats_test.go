@@ -15,7 +15,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/logging"
 )
 
-// entry is a line of the log, as far as these tests look at it.
+// entry has the attributes of a line that these tests look at.
 type entry struct {
 	Level    string
 	Msg      string
@@ -38,8 +38,8 @@ func entries(t *testing.T, text io.Reader) []entry {
 	}
 }
 
-// TestRepeatedLinesAreCounted: of thousands a second, the log has the first and then one
-// every ten seconds, and the numbers add up.
+// TestRepeatedLinesAreCounted: of thousands of lines a second, the log has the first and then
+// one every ten seconds, and the numbers add up.
 func TestRepeatedLinesAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text bytes.Buffer
@@ -85,7 +85,7 @@ func TestLinesThatDifferAreNotCounted(t *testing.T) {
 		log.WithGroup("group").Warn("same")
 		log.Warn("once")
 		time.Sleep(time.Minute)
-		log.Warn("once") // it is no repetition a minute later
+		log.Warn("once") // a minute later it is no repetition
 		repeats.Flush()
 		got := make(map[string]int)
 		for _, line := range entries(t, &text) {
@@ -100,8 +100,8 @@ func TestLinesThatDifferAreNotCounted(t *testing.T) {
 	})
 }
 
-// TestVariantsOfAMessageAreBounded: lines that are never alike do not flood the log
-// either, nor the memory.
+// TestVariantsOfAMessageAreBounded: lines that are never alike do not flood the log, nor the
+// memory.
 func TestVariantsOfAMessageAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text bytes.Buffer

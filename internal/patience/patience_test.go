@@ -44,7 +44,7 @@ func TestWithinLeavesTimeForTheAnswer(t *testing.T) {
 	}
 }
 
-// TestBoundEndsWithTheCaller: who left waits for nothing.
+// TestBoundEndsWithTheCaller: a wait ends when its caller has left.
 func TestBoundEndsWithTheCaller(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	bounded, end := patience.Bound(ctx, time.Hour)

@@ -14,8 +14,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// TestRolledBackStoreIsServedOnceItIsAccepted goes the way of an operator: a start is
-// refused and says what to do, check says why, accept asks, and then it is served.
+// TestRolledBackStoreIsServedOnceItIsAccepted takes the steps of an operator: a start is
+// refused and says what to do, check says why, accept asks for confirmation, and then the
+// store is served.
 func TestRolledBackStoreIsServedOnceItIsAccepted(t *testing.T) {
 	data, anchor := t.TempDir(), filepath.Join(t.TempDir(), "elsewhere")
 	file := filepath.Join(data, storeFile)

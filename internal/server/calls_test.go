@@ -29,13 +29,13 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// ours are the services of this API, and served what else a server has.
+// ours are the services of this API.
 var ours = []string{"keysvc.v1.KeyService", "keysvc.v1.MemberService", "keysvc.v1.PolicyService", "keysvc.v1.SyncService", "keysvc.v1.ValidationService"}
 
-// listing is a call of ListKeys that has not been answered.
+// listing is a call of ListKeys that is in flight; it yields the call's error.
 type listing chan error
 
-// listKeys calls ListKeys, which a gate holds up.
+// listKeys calls ListKeys, which waits at a gate.
 func (b *bench) listKeys(ctx context.Context) listing {
 	done := make(listing, 1)
 	go func() {
@@ -95,7 +95,7 @@ func TestPanicBecomesInternalAndOneLogLine(t *testing.T) {
 			if log := b.log.String(); holdsToken(log, secret) || strings.Contains(log, "workspace-of-the-request") {
 				t.Errorf("the log has something of the request: %s", log)
 			}
-			// Whatever was held is free again.
+			// No lock is held any more.
 			expectUnchanged(t, before, b.dump(t))
 			b.putMember(t, "acme", "ann", "owner")
 		})
@@ -121,15 +121,15 @@ func TestMessagesAndHeadersAreBounded(t *testing.T) {
 	if err := header(15 << 10); err != nil {
 		t.Errorf("headers of 15 KiB: %v", err)
 	}
-	// The client has been told, and sends nothing.
+	// The server has told the client its limit, so the client sends nothing.
 	if err := header(16 << 10); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "16384") {
 		t.Errorf("headers over 16 KiB: got %v, want a refusal that names the limit", err)
 	}
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
 }
 
-// TestStreamsOfAConnectionAreBounded: what is over the limit waits in the client, and
-// other connections do not suffer.
+// TestStreamsOfAConnectionAreBounded: calls beyond the bound wait in the client, and other
+// connections go on.
 func TestStreamsOfAConnectionAreBounded(t *testing.T) {
 	t.Parallel()
 	const most = 3
@@ -181,8 +181,8 @@ func TestCallEndsWithItsCallersContext(t *testing.T) {
 	}
 }
 
-// TestEveryServedMethodIsInTheTable compares what the server says that it serves with
-// the table of what each method needs.
+// TestEveryServedMethodIsInTheTable compares the methods that the server serves with the
+// table of callers.
 func TestEveryServedMethodIsInTheTable(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.Channelz = true }})
@@ -269,7 +269,7 @@ func TestReflectionListsWhatIsServed(t *testing.T) {
 	if err := stream.CloseSend(); err != nil {
 		t.Error(err)
 	}
-	// Else its end is up to whoever stops the server.
+	// Otherwise the stop of the server would end the stream.
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the stream ended with %v", err)
 	}
@@ -327,14 +327,14 @@ func TestRequestIDComesBackAndIsLogged(t *testing.T) {
 	if holdsToken(b.log.String(), token) {
 		t.Error("the log has the token")
 	}
-	// An error has one as well, in its header or trailer.
+	// An error has a request id as well, in its header or trailer.
 	var header, trailer metadata.MD
 	_, err := b.keys.GetKey(metadata.AppendToOutgoingContext(testContext(t), "x-request-id", "of-an-error"),
 		&keysvcv1.GetKeyRequest{KeyId: "0123456789abcdef"}, grpc.Header(&header), grpc.Trailer(&trailer))
 	if got := append(header.Get("x-request-id"), trailer.Get("x-request-id")...); err == nil || !slices.Equal(got, []string{"of-an-error"}) {
 		t.Errorf("with %v came %q", err, got)
 	}
-	// It is recorded with the change.
+	// The audit event of a change has the request id.
 	ctx := metadata.AppendToOutgoingContext(testContext(t), "x-request-id", "of-a-change")
 	if _, err := b.members.PutMember(ctx, &keysvcv1.PutMemberRequest{WorkspaceId: "acme", MemberId: "bob", Role: "owner", State: active}); err != nil {
 		t.Fatal(err)
@@ -346,8 +346,8 @@ func TestRequestIDComesBackAndIsLogged(t *testing.T) {
 	}
 }
 
-// TestLogHasOneLineForEachCall: validations only at debug, and of what was asked only what
-// exists.
+// TestLogHasOneLineForEachCall: validations have one only at debug, and of a request only
+// ids of what exists are logged.
 func TestLogHasOneLineForEachCall(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -382,7 +382,7 @@ func TestLogHasOneLineForEachCall(t *testing.T) {
 	}
 }
 
-// TestStopWaitsForCallsInFlight: a call in flight gets its answer, and nobody else.
+// TestStopWaitsForCallsInFlight: a call in flight gets its answer, and new calls do not.
 func TestStopWaitsForCallsInFlight(t *testing.T) {
 	t.Parallel()
 	g := newGate()
@@ -399,10 +399,10 @@ func TestStopWaitsForCallsInFlight(t *testing.T) {
 	waitFor(t, g.entered, "the call")
 	stopped := make(chan struct{})
 	go func() {
-		b.stop(t, patience/4) // sooner than the watch gives up by itself
+		b.stop(t, patience/4) // less than the watch's own deadline
 		close(stopped)
 	}()
-	// Who watches is told, before connections are.
+	// A watch of health is told before connections are closed.
 	if second, err := watch.Recv(); err != nil || second.GetStatus() != grpc_health_v1.HealthCheckResponse_NOT_SERVING {
 		t.Errorf("got %v, %v; want NOT_SERVING", second, err)
 	}
@@ -453,7 +453,7 @@ func TestStopCutsOffCallsAfterItsDeadline(t *testing.T) {
 	}
 }
 
-// TestStopFlushesUses: what was used is known after a restart.
+// TestStopFlushesUses: last-used times are known after a restart.
 func TestStopFlushesUses(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -477,7 +477,7 @@ func TestStopFlushesUses(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatAreNotHTTP2DisturbNobody: what is not HTTP/2 does not disturb the others.
+// TestConnectionsThatAreNotHTTP2DisturbNobody sends other protocols to the listener.
 func TestConnectionsThatAreNotHTTP2DisturbNobody(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -494,7 +494,7 @@ func TestConnectionsThatAreNotHTTP2DisturbNobody(t *testing.T) {
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
 }
 
-// expectClosed waits until the other side hangs up, or does so itself.
+// expectClosed closes a connection; if other is set, once the server has closed it.
 func expectClosed(t *testing.T, conn net.Conn, other bool) {
 	t.Helper()
 	if other {
@@ -508,7 +508,7 @@ func expectClosed(t *testing.T, conn net.Conn, other bool) {
 	_ = conn.Close()
 }
 
-// TestAnswerIsAsFreshAsMinRevision: an answer is as fresh as asked for.
+// TestAnswerIsAsFreshAsMinRevision waits for a revision that comes during the call.
 func TestAnswerIsAsFreshAsMinRevision(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})

@@ -16,7 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// machine is a wall clock, and how much time has passed.
+// machine has a wall clock and counts the time that passes.
 type machine struct {
 	*testClock
 	passed atomic.Int64
@@ -28,13 +28,14 @@ func (m *machine) options() options {
 	return options{clock: m.testClock, passed: func() time.Duration { return time.Duration(m.passed.Load()) }}
 }
 
-// pass lets time pass; the wall clock shows it, and is set forward or back besides.
+// pass lets a time pass, which the wall clock shows, and sets the wall clock forward or back
+// besides.
 func (m *machine) pass(d, set time.Duration) {
 	m.passed.Add(int64(d))
 	m.testClock.pass(d + set)
 }
 
-// expectUnsure checks that an error says that the clock is not to be trusted.
+// expectUnsure checks that an error is CLOCK_UNSURE.
 func expectUnsure(t *testing.T, what string, err error) {
 	t.Helper()
 	reason := ""
@@ -48,7 +49,7 @@ func expectUnsure(t *testing.T, what string, err error) {
 	}
 }
 
-// createFor creates a key for a time of the server's clock, which m shows.
+// createFor creates a key that ends after life.
 func (b *bench) createFor(t *testing.T, life time.Duration) *keysvcv1.CreateKeyResponse {
 	t.Helper()
 	made, err := b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{
@@ -75,11 +76,12 @@ func TestKeyExpiresOnTimeThoughClockWasSetBack(t *testing.T) {
 	b.expectRefused(t, made.GetToken(), "signatures:read", keysvcv1.Reason_REASON_KEY_EXPIRED)
 	m.pass(0, -400*24*time.Hour)
 	b.expectRefused(t, made.GetToken(), "signatures:read", keysvcv1.Reason_REASON_KEY_EXPIRED)
-	b.create(t, "acme", "ann", "signatures:read") // a clock that is behind stops nobody
+	b.create(t, "acme", "ann", "signatures:read") // changes go on although the clock is behind
 }
 
-// TestClockSetForwardHoldsUpWhatNeedsTheTime: what needs to know the time waits for a person, what takes away
-// goes on, and no trace of the wrong time stays.
+// TestClockSetForwardHoldsUpWhatNeedsTheTime: calls that depend on the right time are refused
+// until an operator has restarted the server, calls that only take away go on, and nothing is
+// stored with the wrong time.
 func TestClockSetForwardHoldsUpWhatNeedsTheTime(t *testing.T) {
 	t.Parallel()
 	const ahead = 200 * 24 * time.Hour
@@ -89,7 +91,7 @@ func TestClockSetForwardHoldsUpWhatNeedsTheTime(t *testing.T) {
 	long, short, leaked := b.create(t, "acme", "ann", "signatures:read"), b.createFor(t, time.Hour), b.create(t, "acme", "ann", "signatures:read")
 	m.pass(time.Second, ahead)
 
-	b.expectAllowed(t, long.GetToken(), "signatures:read") // it is good at either time
+	b.expectAllowed(t, long.GetToken(), "signatures:read") // it is valid at either time
 	_, err := b.validation.ValidateKey(testContext(t), &keysvcv1.ValidateKeyRequest{Token: short.GetToken(), RequiredScope: "signatures:read"})
 	expectUnsure(t, "a key that is expired by the wall clock only", err)
 	grant, err := b.validation.ValidateKey(testContext(t), &keysvcv1.ValidateKeyRequest{Token: long.GetToken(), RequiredScope: "signatures:read", IncludeGrant: true})
@@ -117,7 +119,7 @@ func TestClockSetForwardHoldsUpWhatNeedsTheTime(t *testing.T) {
 	b.push(t, "acme", "ann", "owner", keysvcv1.MemberState_MEMBER_STATE_SUSPENDED)
 	b.putMember(t, "acme", "ann", "owner")
 
-	// Right again: tokens are decided on; the rest waits for a restart.
+	// When the clock is right again, tokens are decided on. The rest waits for a restart.
 	m.pass(time.Second, -ahead)
 	b.expectAllowed(t, short.GetToken(), "signatures:read")
 	expectUnsure(t, "rotating a key after the clock is right", rotate(time.Hour))
@@ -135,8 +137,8 @@ func TestClockSetForwardHoldsUpWhatNeedsTheTime(t *testing.T) {
 	again.expectAllowed(t, short.GetToken(), "signatures:read")
 }
 
-// TestStartFarAheadOfLastCommitPurgesNothing: whoever starts with a clock that is months ahead loses
-// nothing.
+// TestStartFarAheadOfLastCommitPurgesNothing: a start with a clock that is months ahead loses
+// no record.
 func TestStartFarAheadOfLastCommitPurgesNothing(t *testing.T) {
 	t.Parallel()
 	m := newMachine()

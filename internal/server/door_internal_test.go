@@ -20,8 +20,7 @@ import (
 
 var validateKey = &grpc.UnaryServerInfo{FullMethod: keysvcv1.ValidationService_ValidateKey_FullMethodName}
 
-// TestDoorAllocatesNothingForValidations: they are what every request of the
-// product goes through.
+// TestDoorAllocatesNothingForValidations: every request of the product makes one.
 func TestDoorAllocatesNothingForValidations(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	ctx, request, handler := t.Context(), any(&keysvcv1.ValidateKeyRequest{}), answerNothing
@@ -43,8 +42,8 @@ func TestDoorAllocatesNothingForValidations(t *testing.T) {
 
 func answerNothing(context.Context, any) (any, error) { return nil, nil } //nolint:nilnil // nothing is asked
 
-// BenchmarkDoor measures what the door costs a validation: the difference to a call of the
-// handler alone.
+// BenchmarkDoor measures a validation with the door and without. The difference is what the
+// door costs.
 func BenchmarkDoor(b *testing.B) {
 	d := newTestDoor(b, config.Defaults())
 	ctx, request, handler := b.Context(), any(&keysvcv1.ValidateKeyRequest{}), grpc.UnaryHandler(answerNothing)
@@ -62,18 +61,18 @@ func BenchmarkDoor(b *testing.B) {
 	})
 }
 
-// TestEveryKindOfWorkHasSlots: a method whose kind of work nobody chose would be refused.
+// TestEveryKindOfWorkHasSlots: calls of a kind without slots would all be refused.
 func TestEveryKindOfWorkHasSlots(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	if free := d.slots.of(callers.NoWork); free == nil || free.acquire() {
-		t.Error("there is room for what is no work")
+		t.Error("NoWork has slots")
 	}
 	if free := d.slots.of(callers.Session + 1); free == nil || free.acquire() {
-		t.Error("there is room for unknown work")
+		t.Error("unknown work has slots")
 	}
 	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session} {
 		if free := d.slots.of(work); free == nil || free.work != work || !free.acquire() {
-			t.Errorf("there is no room for work of kind %s", work)
+			t.Errorf("work of kind %s has no slots", work)
 		}
 	}
 	if d.slots.of(callers.Probe) != nil {
@@ -81,8 +80,8 @@ func TestEveryKindOfWorkHasSlots(t *testing.T) {
 	}
 }
 
-// TestTooManyValidationsAreRefused: validations have a bound, too, and the log hears once
-// a second of those beyond it.
+// TestTooManyValidationsAreRefused: validations have a bound, too. Refusals beyond it are
+// logged once a second.
 func TestTooManyValidationsAreRefused(t *testing.T) {
 	settings := config.Defaults()
 	settings.MaxInFlight = 2
@@ -112,14 +111,14 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 		t.Error(err)
 	}
 	if err := ask(); err != nil {
-		t.Errorf("when there is room again: %v", err)
+		t.Errorf("when there are free slots again: %v", err)
 	}
 	if lines := bytes.Count(text.Bytes(), []byte("\n")); lines != 2 || !bytes.Contains(text.Bytes(), []byte("refused=10")) {
 		t.Errorf("the log has %d lines, want 2:\n%s", lines, text.String())
 	}
 }
 
-// TestPanickingHandlersReleaseTheirSlots: else a few of them would fill the room.
+// TestPanickingHandlersReleaseTheirSlots: otherwise a few panics would take every slot.
 func TestPanickingHandlersReleaseTheirSlots(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	for _, method := range []string{keysvcv1.ValidationService_ValidateKey_FullMethodName, keysvcv1.KeyService_GetKey_FullMethodName} {
@@ -131,7 +130,7 @@ func TestPanickingHandlersReleaseTheirSlots(t *testing.T) {
 	}
 	for _, calls := range d.slots.snapshot() {
 		if calls.InFlight != 0 {
-			t.Errorf("%d places of kind %s are taken", calls.InFlight, calls.Work)
+			t.Errorf("%d slots of kind %s are taken", calls.InFlight, calls.Work)
 		}
 	}
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
-// TestMethodsThatAreNotInTheTableAreRefused asks the choke point itself: grpc does not let a
-// method that is not served come this far.
+// TestMethodsThatAreNotInTheTableAreRefused calls the door directly, because gRPC answers
+// methods that are not served before they come to it.
 func TestMethodsThatAreNotInTheTableAreRefused(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	for _, method := range []string{"", "/keysvc.v1.KeyService/Nothing", "keysvc.v1.KeyService/GetKey", "/keysvc.v1.KeyService/getkey", "/keysvc.v1.KeyService/GetKey/"} {

@@ -229,7 +229,8 @@ func TestPutMemberIsIdempotentAndOrderedBySourceVersion(t *testing.T) {
 	}
 }
 
-// TestWorkspacesCannotSeeEachOther: nothing of a workspace can be seen or changed through another.
+// TestWorkspacesCannotSeeEachOther: a record cannot be seen or changed through another
+// workspace.
 func TestWorkspacesCannotSeeEachOther(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -354,7 +355,7 @@ func TestLimitOfLiveKeysIsExactUnderConcurrency(t *testing.T) {
 	if err != nil || len(list.GetKeys()) != len(created) {
 		t.Errorf("%d keys are listed, %v", len(list.GetKeys()), err)
 	}
-	// Who leaves makes room for one.
+	// A revoked key makes room for one.
 	if _, err := b.keys.RevokeKey(testContext(t), &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: created[0].GetKey().GetKeyId()}); err != nil {
 		t.Fatal(err)
 	}
@@ -363,7 +364,7 @@ func TestLimitOfLiveKeysIsExactUnderConcurrency(t *testing.T) {
 	expectError(t, err, codes.FailedPrecondition, "LIMIT_REACHED")
 }
 
-// race creates keys at once and returns who was faster, and what the others were told.
+// race creates keys at once, and returns the answers and the errors.
 func (b *bench) race(t *testing.T, callers int, request func(caller int) *keysvcv1.CreateKeyRequest) (created []*keysvcv1.CreateKeyResponse, refused []error) {
 	t.Helper()
 	ctx := testContext(t)
@@ -388,7 +389,7 @@ func (b *bench) race(t *testing.T, callers int, request func(caller int) *keysvc
 	return created, refused
 }
 
-// TestPagesAreStableWhileKeysAreAdded reads pages while keys are added.
+// TestPagesAreStableWhileKeysAreAdded adds keys between pages.
 func TestPagesAreStableWhileKeysAreAdded(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -414,7 +415,7 @@ func TestPagesAreStableWhileKeysAreAdded(t *testing.T) {
 		if len(page.GetKeys()) > 7 || pages > 25 {
 			t.Fatalf("page %d has %d keys", pages, len(page.GetKeys()))
 		}
-		// What is added, here and beside, comes on no later page.
+		// Keys that are added, in this workspace and another, are on no later page.
 		b.create(t, "acme", "ann", "emails:read")
 		b.create(t, "other", "bob", "emails:read")
 		request.PageToken = page.GetNextPageToken()
@@ -432,7 +433,7 @@ func TestPagesAreStableWhileKeysAreAdded(t *testing.T) {
 	}
 }
 
-// TestPageSizeHasADefaultAndAMaximum: 0 is 50, and more than 1,000 is taken for 1,000.
+// TestPageSizeHasADefaultAndAMaximum: 0 means 50, and more than 1,000 means 1,000.
 func TestPageSizeHasADefaultAndAMaximum(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})

@@ -19,7 +19,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// shortS is a staleness that tests can wait for.
+// shortS is a staleness short enough for tests.
 const shortS = 500 * time.Millisecond
 
 func withShortS(settings *config.Settings) { settings.Staleness = shortS }
@@ -32,7 +32,7 @@ type session struct {
 	cancel context.CancelFunc
 }
 
-// dialSync opens a stream on which nothing has been said.
+// dialSync opens a stream without a hello.
 func (b *bench) dialSync(t *testing.T) *session {
 	t.Helper()
 	ctx, cancel := context.WithCancel(testContext(t))
@@ -82,7 +82,7 @@ func (s *session) next() *keysvcv1.SyncResponse {
 	return response
 }
 
-// leased pings and waits for the pong, which it returns.
+// leased sends a ping and returns the pong.
 func (s *session) leased(revision int64) *keysvcv1.SyncPong {
 	s.Helper()
 	s.ping(1, revision)
@@ -93,7 +93,7 @@ func (s *session) leased(revision int64) *keysvcv1.SyncPong {
 	}
 }
 
-// end returns what the stream ends with; nil if it ends well.
+// end returns the error that the stream ends with; nil if it ends with OK.
 func (s *session) end() error {
 	for {
 		if _, err := s.stream.Recv(); err != nil {
@@ -105,7 +105,7 @@ func (s *session) end() error {
 	}
 }
 
-// settled waits until no lease of before the start counts any more.
+// settled waits until no lease from before the start counts any more.
 func (b *bench) settled(t *testing.T) {
 	t.Helper()
 	at := b.putMember(t, "settled", "ann", "owner")
@@ -114,7 +114,7 @@ func (b *bench) settled(t *testing.T) {
 	}
 }
 
-// position is what every change answers with.
+// position is in the answer of every change.
 type position interface {
 	GetRevision() int64
 	GetEpoch() string
@@ -125,7 +125,8 @@ func (b *bench) await(t *testing.T, at position) (*keysvcv1.AwaitRevisionRespons
 	return b.sync.AwaitRevision(testContext(t), &keysvcv1.AwaitRevisionRequest{Revision: at.GetRevision(), Epoch: at.GetEpoch()})
 }
 
-// TestSyncResumesWhereItBroke follows a session from its welcome over changes and a break to what it missed.
+// TestSyncResumesWhereItBroke follows a session from its welcome over changes and a broken
+// connection to the changes that it missed.
 func TestSyncResumesWhereItBroke(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -183,7 +184,7 @@ func TestSyncResumesWhereItBroke(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 
-	// Another process on the same file knows it still.
+	// Another process on the same file still resumes the session.
 	b.stop(t, patience)
 	if began, ended := b.log.lines("sync session began"), b.log.lines("sync session ended"); len(began) != 5 || len(ended) != 5 {
 		t.Errorf("%d sessions began in the log, and %d ended", len(began), len(ended))
@@ -198,7 +199,8 @@ func TestSyncResumesWhereItBroke(t *testing.T) {
 	}
 }
 
-// TestSlowReaderIsReset: who does not read is reset, and told nothing out of order before that.
+// TestSlowReaderIsReset: a client that does not read is reset, and gets nothing out of order
+// before that.
 func TestSlowReaderIsReset(t *testing.T) {
 	t.Parallel()
 	const workspaces, changes = 32, 60
@@ -244,7 +246,7 @@ func TestSlowReaderIsReset(t *testing.T) {
 	}
 }
 
-// TestAwaitRevisionWaitsForEverySession waits with one session that does something.
+// TestAwaitRevisionWaitsForEverySession waits for one session, in each state of it.
 func TestAwaitRevisionWaitsForEverySession(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -313,7 +315,8 @@ func TestAwaitRevisionWaitsForEverySession(t *testing.T) {
 	}
 }
 
-// TestAwaitRevisionWaitsForLeasesFromBeforeTheStart: what the process before promised is waited for (S4).
+// TestAwaitRevisionWaitsForLeasesFromBeforeTheStart waits for leases that an earlier process
+// granted (S4).
 func TestAwaitRevisionWaitsForLeasesFromBeforeTheStart(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.Staleness = time.Second }})
@@ -328,7 +331,7 @@ func TestAwaitRevisionWaitsForLeasesFromBeforeTheStart(t *testing.T) {
 	expectError(t, err, codes.Unavailable, "REVISION_NOT_REACHED")
 }
 
-// TestSyncNotesReportedUses: what near-caches report is noted, within reason.
+// TestSyncNotesReportedUses: uses that near-caches report are noted, if they are plausible.
 func TestSyncNotesReportedUses(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -375,7 +378,7 @@ func TestSyncNotesReportedUses(t *testing.T) {
 	}
 }
 
-// TestSyncRefusesMessagesOutOfOrder sends well-formed messages where they have no place.
+// TestSyncRefusesMessagesOutOfOrder sends well-formed messages at the wrong time.
 func TestSyncRefusesMessagesOutOfOrder(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -420,7 +423,8 @@ func TestSyncRefusesMessagesOutOfOrder(t *testing.T) {
 	}
 }
 
-// TestSyncBoundsSessionsAndMessages: there are no more sessions than allowed, and nobody may flood one.
+// TestSyncBoundsSessionsAndMessages: the number of sessions has a bound, and the rate of
+// messages on each.
 func TestSyncBoundsSessionsAndMessages(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.MaxSessions, s.Staleness = 1, time.Minute }})
@@ -434,11 +438,11 @@ func TestSyncBoundsSessionsAndMessages(t *testing.T) {
 		first.ping(1, welcome.GetRevision())
 	}
 	expectError(t, first.end(), codes.ResourceExhausted, "TOO_MANY_REQUESTS")
-	// The place is free again.
+	// There is room for a session again.
 	b.join(t, &keysvcv1.SyncHello{})
 }
 
-// TestStopSaysGoodbye: a stop waits neither for sessions nor for their leases.
+// TestStopSaysGoodbye: a stop does not wait for sessions, nor for their leases.
 func TestStopSaysGoodbye(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -467,7 +471,7 @@ func TestStopSaysGoodbye(t *testing.T) {
 	}
 }
 
-// TestSyncEndsSilentAndOldStreams: a stream without a hello ends, and so does an old session.
+// TestSyncEndsSilentAndOldStreams: a stream without a hello ends, and an old session ends.
 func TestSyncEndsSilentAndOldStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t, options{})

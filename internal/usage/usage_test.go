@@ -14,7 +14,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
-// store notes what is written, and fails when told to.
+// store keeps the times that are written, and fails if fail is set.
 type store struct {
 	mutex  sync.Mutex
 	times  map[string]time.Time
@@ -64,7 +64,7 @@ func TestLastNeverGoesBack(t *testing.T) {
 	}
 }
 
-// A thousand uses of a key are one time in one write.
+// TestUsesOfAKeyAreMergedIntoOneWrite: a thousand uses are one time.
 func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
@@ -84,7 +84,7 @@ func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	}
 }
 
-// A million keys in use cost a bounded number of writes.
+// TestManyKeysTakeFewWrites: a write holds the times of thousands of keys.
 func TestManyKeysTakeFewWrites(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
@@ -118,7 +118,7 @@ func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 	}
 }
 
-// What was used while a flush ran is written by that one or the next.
+// TestNothingIsLostBetweenFlushes: a use during a flush is written by that flush or the next.
 func TestNothingIsLostBetweenFlushes(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
