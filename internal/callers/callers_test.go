@@ -21,7 +21,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// served returns the names of all methods that a server serves, by asking it.
+// served asks a server for the names of all methods that it serves.
 func served(t *testing.T) []string {
 	t.Helper()
 	store, err := boltstore.Open(filepath.Join(t.TempDir(), "keysvc.db"), boltstore.Config{Create: boltstore.CreateIfAbsent, Reserve: -1})
@@ -95,8 +95,9 @@ func methodsOf(t *testing.T, service string) []string {
 	return methods
 }
 
-// TestTableIsComplete compares the table with what the real server serves, both ways.
-func TestTableIsComplete(t *testing.T) {
+// TestTableHasEveryServedMethod compares the table with the methods of the real server, both
+// ways.
+func TestTableHasEveryServedMethod(t *testing.T) {
 	methods := served(t)
 	for _, method := range methods {
 		if callers.Needs(method) == callers.Nobody {
@@ -117,9 +118,8 @@ func TestTableIsComplete(t *testing.T) {
 	}
 }
 
-// TestTableCoversTheContract makes sure that a service of the contract that nobody
-// registered has its entries all the same.
-func TestTableCoversTheContract(t *testing.T) {
+// TestTableHasEveryMethodOfTheContract: services that are not registered are in the table, too.
+func TestTableHasEveryMethodOfTheContract(t *testing.T) {
 	protoregistry.GlobalFiles.RangeFilesByPackage("keysvc.v1", func(file protoreflect.FileDescriptor) bool {
 		for index := range file.Services().Len() {
 			for _, method := range methodsOf(t, string(file.Services().Get(index).FullName())) {
@@ -132,8 +132,9 @@ func TestTableCoversTheContract(t *testing.T) {
 	})
 }
 
-// TestNeeds spells the table out once more, by what would be a mistake worth money.
-func TestNeeds(t *testing.T) {
+// TestMethodsNeedTheRightPermission repeats the part of the table in which a mistake would be
+// expensive.
+func TestMethodsNeedTheRightPermission(t *testing.T) {
 	const service = "/keysvc.v1."
 	want := map[string]callers.Permission{
 		service + "ValidationService/ValidateKey":       callers.Validate,
@@ -163,11 +164,11 @@ func TestNeeds(t *testing.T) {
 	}
 	for _, method := range callers.Methods() {
 		need := callers.Needs(method)
-		// What is open to everybody is health, and nothing else.
+		// Only health is open to everybody.
 		if health := strings.HasPrefix(method, "/grpc.health.v1.Health/"); health != (need == callers.Anyone) {
 			t.Errorf("%s needs %s", method, need)
 		}
-		// What operators' tools look with changes nothing and decides nothing.
+		// Tools for operators neither change nor decide anything.
 		tool := strings.HasPrefix(method, "/grpc.reflection.") || strings.HasPrefix(method, "/grpc.channelz.")
 		if tool && need != callers.Inspect {
 			t.Errorf("%s needs %s", method, need)
@@ -175,7 +176,7 @@ func TestNeeds(t *testing.T) {
 	}
 }
 
-func TestUnknownMethods(t *testing.T) {
+func TestUnknownMethodsNeedNobody(t *testing.T) {
 	for _, method := range []string{
 		"", "/", "*",
 		"/keysvc.v1.ValidationService/",
@@ -196,9 +197,9 @@ func TestUnknownMethods(t *testing.T) {
 	}
 }
 
-func TestMay(t *testing.T) {
+func TestIdentityMayDoOnlyWhatItHas(t *testing.T) {
 	nobody := callers.Identity{}
-	named := callers.Identity{Name: "local"} // a name gives nothing
+	named := callers.Identity{Name: "local"} // a name is no permission
 	for _, method := range callers.Methods() {
 		open := callers.Needs(method) == callers.Anyone
 		if nobody.May(method) != open || named.May(method) != open {
@@ -213,7 +214,7 @@ func TestMay(t *testing.T) {
 	}
 }
 
-func TestContext(t *testing.T) {
+func TestContextCarriesTheIdentity(t *testing.T) {
 	if got := callers.FromContext(t.Context()); got.Name != "" || got.May(keysvcv1.KeyService_GetKey_FullMethodName) {
 		t.Errorf("without one: got %+v", got)
 	}
@@ -227,7 +228,7 @@ func TestContext(t *testing.T) {
 	}
 }
 
-func TestPermissionNames(t *testing.T) {
+func TestPermissionsAreNamedAsOperatorsWriteThem(t *testing.T) {
 	seen := make(map[string]bool)
 	for permission := callers.Nobody; permission <= callers.Inspect; permission++ {
 		name := permission.String()
@@ -236,7 +237,7 @@ func TestPermissionNames(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	// Design, section 10: what operators write.
+	// These are the names that operators write: section 10 of the design.
 	for _, name := range []string{"validate", "manage", "report", "audit", "administer"} {
 		if !seen[name] {
 			t.Errorf("there is no permission %q", name)

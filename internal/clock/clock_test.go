@@ -11,8 +11,8 @@ import (
 
 var start = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 
-// TestSteady walks a wall clock that is set forth and back.
-func TestSteady(t *testing.T) {
+// TestSteadyNeverGoesBack sets the wall clock forward and back.
+func TestSteadyNeverGoesBack(t *testing.T) {
 	var wall time.Time
 	now := clock.Steady(func() time.Time { return wall }, time.Time{})
 	for _, step := range []struct {
@@ -21,7 +21,7 @@ func TestSteady(t *testing.T) {
 		{0, 0},
 		{time.Second, time.Second},
 		{time.Second, time.Second},
-		{-time.Hour, time.Second}, // set back: stands still
+		{-time.Hour, time.Second}, // set back: the clock stands still
 		{time.Second - 1, time.Second},
 		{time.Second + 1, time.Second + 1},
 		{time.Hour, time.Hour},
@@ -36,7 +36,7 @@ func TestSteady(t *testing.T) {
 	}
 }
 
-func TestSteadyFloor(t *testing.T) {
+func TestSteadyBeginsAtItsFloor(t *testing.T) {
 	for _, test := range []struct {
 		name              string
 		floor, wall, want time.Time
@@ -57,23 +57,23 @@ func TestSteadyFloor(t *testing.T) {
 	}
 }
 
-// TestSteadyForm is about what the times carry with them.
-func TestSteadyForm(t *testing.T) {
+// TestSteadyTimesAreUTCWithoutMonotonicPart looks at location and monotonic part of the times.
+func TestSteadyTimesAreUTCWithoutMonotonicPart(t *testing.T) {
 	zone := time.FixedZone("elsewhere", 3600)
 	now := clock.Steady(func() time.Time { return time.Now().In(zone) }, time.Time{})
 	first := now()
 	if first.Location() != time.UTC {
 		t.Errorf("location: got %s, want UTC", first.Location())
 	}
-	// With a monotonic reading, Round(0) would take it away, and == see it.
+	// Round(0) removes a monotonic reading, and == compares it.
 	if first != first.Round(0) {
 		t.Error("the time has a monotonic reading")
 	}
 }
 
-// TestSteadyConcurrent lets many goroutines ask while the wall clock jumps about.
-// What any of them has seen, none sees go back.
-func TestSteadyConcurrent(t *testing.T) {
+// TestSteadyNeverGoesBackUnderConcurrency reads the clock from many goroutines while the wall
+// clock jumps. No goroutine sees a time before one that another has seen.
+func TestSteadyNeverGoesBackUnderConcurrency(t *testing.T) {
 	const goroutines, questions = 8, 20_000
 	var calls atomic.Int64
 	now := clock.Steady(func() time.Time {

@@ -7,7 +7,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/clock"
 )
 
-// machine has the clocks of a machine. Its wall clock has no monotonic part.
+// machine has the clocks of a machine. The wall clock has no monotonic part.
 type machine struct {
 	wall   time.Time
 	passed time.Duration
@@ -22,10 +22,10 @@ func newMachine(floor time.Time) (*machine, *clock.Clock) {
 	return m, c
 }
 
-// pass lets time pass, with or without the clock being read.
+// pass lets time pass.
 func (m *machine) pass(d time.Duration) { m.wall, m.passed = m.wall.Add(d), m.passed+d }
 
-// near fails the test unless the clock shows a time since the start, up to what it may
+// near fails the test if the clock does not show the time after the start, less what it may
 // run slower.
 func near(t *testing.T, c *clock.Clock, want time.Duration) {
 	t.Helper()
@@ -34,9 +34,9 @@ func near(t *testing.T, c *clock.Clock, want time.Duration) {
 	}
 }
 
-// TestTimeThatPassesCounts sets the wall clock back: what is to end in ten seconds ends
-// in ten seconds all the same.
-func TestTimeThatPassesCounts(t *testing.T) {
+// TestClockCountsTimeThatPassesThoughSetBack sets the wall clock back: what ends in ten seconds
+// still ends in ten seconds.
+func TestClockCountsTimeThatPassesThoughSetBack(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	m.pass(time.Minute)
 	near(t, c, time.Minute)
@@ -46,12 +46,12 @@ func TestTimeThatPassesCounts(t *testing.T) {
 		m.pass(time.Second)
 		near(t, c, want)
 	}
-	m.pass(time.Hour) // nobody asks, and nothing runs
+	m.pass(time.Hour) // the clock is not read meanwhile
 	near(t, c, time.Hour+time.Minute+12*time.Second)
 	if jump := c.Jump(); jump != nil || !c.Latest().IsZero() {
 		t.Errorf("a jump: %+v", jump)
 	}
-	// The wall clock is set right: this brings it up to what is shown, and is no jump.
+	// The wall clock is set right: it catches up with the clock, which is no jump.
 	m.wall = m.wall.Add(time.Hour)
 	near(t, c, time.Hour+time.Minute+12*time.Second)
 	if jump := c.Jump(); jump != nil {
@@ -59,9 +59,9 @@ func TestTimeThatPassesCounts(t *testing.T) {
 	}
 }
 
-// TestSleepIsNoticed lets the machine sleep while somebody sets the wall clock back by
-// as much, so that it shows nothing of it.
-func TestSleepIsNoticed(t *testing.T) {
+// TestClockCountsSleep lets the machine sleep while the wall clock is set back by the same
+// time, so that the wall clock does not show the sleep.
+func TestClockCountsSleep(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	m.passed += time.Hour
 	m.wall = m.wall.Add(2 * clock.Interval)
@@ -71,12 +71,12 @@ func TestSleepIsNoticed(t *testing.T) {
 	near(t, c, 2*time.Hour)
 }
 
-func TestFloorPasses(t *testing.T) {
+func TestClockRunsOnFromItsFloor(t *testing.T) {
 	m, c := newMachine(start.Add(time.Hour))
 	near(t, c, time.Hour)
 	m.pass(time.Minute)
 	near(t, c, time.Hour+time.Minute)
-	// While it is ahead it runs slower by 1/2000, and so the two meet in the end.
+	// While the clock is ahead it runs slower by 1/2000, so that both agree in the end.
 	for range 84 * 24 {
 		m.pass(time.Hour)
 		c.Now()
@@ -86,9 +86,9 @@ func TestFloorPasses(t *testing.T) {
 	}
 }
 
-// TestJump sets the wall clock forward: the clock does not follow, until there is
-// another one.
-func TestJump(t *testing.T) {
+// TestClockDoesNotFollowAJump sets the wall clock forward: this clock does not follow, and a new
+// clock does.
+func TestClockDoesNotFollowAJump(t *testing.T) {
 	const ahead = 400 * 24 * time.Hour
 	m, c := newMachine(time.Time{})
 	m.wall = m.wall.Add(ahead)
@@ -118,8 +118,8 @@ func TestJump(t *testing.T) {
 	}
 }
 
-// TestWhatIsNoJump walks a clock through what a time service and a sleeping machine do.
-func TestWhatIsNoJump(t *testing.T) {
+// TestCorrectionsAndSleepAreNoJump moves the clocks as a time service and a sleeping machine do.
+func TestCorrectionsAndSleepAreNoJump(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		step func(m *machine)
@@ -147,9 +147,9 @@ func TestWhatIsNoJump(t *testing.T) {
 	}
 }
 
-// TestSmallStepsAddUp sets the clock forward bit by bit: a little each day is a bad
-// clock, a lot within a day is a jump.
-func TestSmallStepsAddUp(t *testing.T) {
+// TestSmallStepsWithinADayAddUpToAJump sets the wall clock forward in small steps: a little each
+// day is a bad clock, and much within a day is a jump.
+func TestSmallStepsWithinADayAddUpToAJump(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	for range 90 {
 		m.pass(25 * time.Hour)
@@ -166,8 +166,8 @@ func TestSmallStepsAddUp(t *testing.T) {
 	}
 }
 
-// TestBooted reads the real clock of the machine.
-func TestBooted(t *testing.T) {
+// TestBootedAdvances reads the real clock of this machine.
+func TestBootedAdvances(t *testing.T) {
 	booted := clock.Booted()
 	if booted == nil {
 		t.Skip("this system does not tell")
@@ -196,9 +196,9 @@ func BenchmarkNow(b *testing.B) {
 	}
 }
 
-// TestReadingsOfDifferentMoments has the time that passed read later than the wall clock,
-// as when the process is stopped between the two: the clock does not run ahead for it.
-func TestReadingsOfDifferentMoments(t *testing.T) {
+// TestClockDoesNotRunAheadWhenReadingsAreApart reads the time that passed later than the wall
+// clock, as when the process is stopped between the two: the clock does not run ahead.
+func TestClockDoesNotRunAheadWhenReadingsAreApart(t *testing.T) {
 	began := time.Now() // Add moves its monotonic part, too
 	var passed, late time.Duration
 	c := clock.New(clock.Config{Wall: func() time.Time { return began.Add(passed) }, Passed: func() time.Duration { return passed + late }})
@@ -209,7 +209,7 @@ func TestReadingsOfDifferentMoments(t *testing.T) {
 			t.Errorf("with a reading that is late by %s the clock is ahead by %s", late, now.Sub(began.Add(passed)))
 		}
 	}
-	late += time.Hour // a sleep that the wall clock does not tell of
+	late += time.Hour // a sleep that the wall clock does not show
 	passed += 2 * clock.Interval
 	if now := c.Now(); !now.Equal(began.Add(passed + late)) {
 		t.Errorf("after a sleep of an hour the clock is ahead by %s", now.Sub(began.Add(passed)))

@@ -19,10 +19,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait; none comes near it unless something hangs.
+// patience bounds every wait. A wait that lasts so long hangs.
 const patience = 20 * time.Second
 
-// within fails the test if f does not return soon.
+// within fails the test if f does not return within patience.
 func within(t *testing.T, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -39,9 +39,9 @@ func within(t *testing.T, what string, f func()) {
 
 func notice(dropped int64) []byte { return fmt.Appendf(nil, "dropped %d\n", dropped) }
 
-// TestAPipeThatNobodyReadsHoldsNobodyUp fills a pipe and what may wait, and then reads:
-// lines come in order, and each is either there or counted, where it would have been.
-func TestAPipeThatNobodyReadsHoldsNobodyUp(t *testing.T) {
+// TestWriteDoesNotWaitForAPipeThatNobodyReads fills a pipe and the lines that may wait, and
+// then reads: lines come in order, and each is there, or counted at its position.
+func TestWriteDoesNotWaitForAPipeThatNobodyReads(t *testing.T) {
 	reader, out, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func TestAPipeThatNobodyReadsHoldsNobodyUp(t *testing.T) {
 	}
 }
 
-// watched tells of each write that is over.
+// watched reports each finished write.
 type watched struct {
 	io.Writer
 	over chan error
@@ -95,8 +95,8 @@ func (w watched) Write(text []byte) (int, error) {
 	return n, err
 }
 
-// TestAReaderMayDieAndAnotherComes writes to a named pipe.
-func TestAReaderMayDieAndAnotherComes(t *testing.T) {
+// TestWriterGoesOnWhenAnotherReaderComes writes to a named pipe.
+func TestWriterGoesOnWhenAnotherReaderComes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
@@ -152,7 +152,7 @@ func TestAReaderMayDieAndAnotherComes(t *testing.T) {
 	}
 }
 
-func TestCloseDoesNotWaitForever(t *testing.T) {
+func TestCloseGivesUpAfterItsPatience(t *testing.T) {
 	reader, out := io.Pipe() // holds nothing
 	w := logging.NewWriter(out, logging.Config{Patience: 10 * time.Millisecond})
 	fmt.Fprintln(w, "a line")
@@ -165,7 +165,7 @@ func TestCloseDoesNotWaitForever(t *testing.T) {
 	_ = reader.Close() // lets the goroutine end
 }
 
-// disk is a file on a disk that is full and then not any more.
+// disk is a file on a disk that is full for a while.
 type disk struct {
 	text strings.Builder
 	room int
@@ -181,9 +181,9 @@ func (d *disk) Write(text []byte) (int, error) {
 	return n, nil
 }
 
-// TestALineAfterATornOneIsWhole: one half of a line is on the disk, and then there is
-// room again.
-func TestALineAfterATornOneIsWhole(t *testing.T) {
+// TestLineAfterATornLineIsWhole: the disk is full after one half of a line, and then has room
+// again.
+func TestLineAfterATornLineIsWhole(t *testing.T) {
 	full := &disk{room: 3}
 	w := logging.NewWriter(full, logging.Config{Notice: notice})
 	for _, text := range []string{"abcdef", "second", "third"} {

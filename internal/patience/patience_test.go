@@ -9,7 +9,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/patience"
 )
 
-func TestWithin(t *testing.T) {
+func TestWithinLeavesTimeForTheAnswer(t *testing.T) {
 	for _, test := range []struct{ deadline, most, want time.Duration }{
 		{0, time.Second, time.Second}, // none
 		{time.Second, time.Second, 800 * time.Millisecond},
@@ -44,7 +44,7 @@ func TestWithin(t *testing.T) {
 	}
 }
 
-// TestBoundEndsWithTheCaller: who left waits for nothing.
+// TestBoundEndsWithTheCaller: a wait ends when its caller has left.
 func TestBoundEndsWithTheCaller(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	bounded, end := patience.Bound(ctx, time.Hour)

@@ -29,13 +29,13 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// ours are the services of this API, and served what else a server has.
+// ours are the services of this API.
 var ours = []string{"keysvc.v1.KeyService", "keysvc.v1.MemberService", "keysvc.v1.PolicyService", "keysvc.v1.SyncService", "keysvc.v1.ValidationService"}
 
-// listing is a call of ListKeys that has not been answered.
+// listing is a call of ListKeys that is in flight; it yields the call's error.
 type listing chan error
 
-// listKeys calls ListKeys, which a gate holds up.
+// listKeys calls ListKeys, which waits at a gate.
 func (b *bench) listKeys(ctx context.Context) listing {
 	done := make(listing, 1)
 	go func() {
@@ -53,7 +53,7 @@ func (b *bench) expectHealth(t *testing.T, service string, want grpc_health_v1.H
 	}
 }
 
-func TestHealth(t *testing.T) {
+func TestHealthNamesEachService(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	for _, service := range append(ours, "") {
@@ -65,7 +65,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-func TestPanicIsContained(t *testing.T) {
+func TestPanicBecomesInternalAndOneLogLine(t *testing.T) {
 	t.Parallel()
 	const secret = "scribe_ksk1_0123456789abcdef_" + "ZYXWVUTSRQPONMLKJIHGFEDCBA9876543210zyxwvutsrqpon"
 	for name, raise := range map[string]func(){
@@ -89,20 +89,20 @@ func TestPanicIsContained(t *testing.T) {
 				t.Errorf("the caller is told %q", message)
 			}
 			entries := b.log.lines("panic")
-			if len(entries) != 1 || !strings.Contains(entries[0], "request_id=the-id") || !strings.Contains(entries[0], "level=ERROR") || !strings.Contains(entries[0], "stack=") {
+			if len(entries) != 1 || !strings.Contains(entries[0], "request_id=the-id") || !strings.Contains(entries[0], " ERROR ") || !strings.Contains(entries[0], "stack=") {
 				t.Errorf("want one log entry with stack and request id, got %q", entries)
 			}
 			if log := b.log.String(); holdsToken(log, secret) || strings.Contains(log, "workspace-of-the-request") {
 				t.Errorf("the log has something of the request: %s", log)
 			}
-			// Whatever was held is free again.
+			// No lock is held any more.
 			expectUnchanged(t, before, b.dump(t))
 			b.putMember(t, "acme", "ann", "owner")
 		})
 	}
 }
 
-func TestSizesAreLimited(t *testing.T) {
+func TestMessagesAndHeadersAreBounded(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	ctx := testContext(t)
@@ -121,16 +121,16 @@ func TestSizesAreLimited(t *testing.T) {
 	if err := header(15 << 10); err != nil {
 		t.Errorf("headers of 15 KiB: %v", err)
 	}
-	// The client has been told, and sends nothing.
+	// The server has told the client its limit, so the client sends nothing.
 	if err := header(16 << 10); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "16384") {
 		t.Errorf("headers over 16 KiB: got %v, want a refusal that names the limit", err)
 	}
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
 }
 
-// TestStreamsOfAConnectionAreLimited: what is over the limit waits in the client, and
-// other connections do not suffer.
-func TestStreamsOfAConnectionAreLimited(t *testing.T) {
+// TestStreamsOfAConnectionAreBounded: calls beyond the bound wait in the client, and other
+// connections go on.
+func TestStreamsOfAConnectionAreBounded(t *testing.T) {
 	t.Parallel()
 	const most = 3
 	g := newGate()
@@ -163,7 +163,7 @@ func TestStreamsOfAConnectionAreLimited(t *testing.T) {
 	}
 }
 
-func TestDeadlineOfACaller(t *testing.T) {
+func TestCallEndsWithItsCallersContext(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -181,8 +181,8 @@ func TestDeadlineOfACaller(t *testing.T) {
 	}
 }
 
-// TestEveryServedMethodIsInTheTable compares what the server says that it serves with
-// the table of what each method needs.
+// TestEveryServedMethodIsInTheTable compares the methods that the server serves with the
+// table of callers.
 func TestEveryServedMethodIsInTheTable(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.Channelz = true }})
@@ -235,7 +235,7 @@ func (b *bench) reflectedServices(t *testing.T) []string {
 	return names
 }
 
-func TestReflection(t *testing.T) {
+func TestReflectionListsWhatIsServed(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	want := append(slices.Clone(ours), "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -269,13 +269,13 @@ func TestReflection(t *testing.T) {
 	if err := stream.CloseSend(); err != nil {
 		t.Error(err)
 	}
-	// Else its end is up to whoever stops the server.
+	// Otherwise the stop of the server would end the stream.
 	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("the stream ended with %v", err)
 	}
 }
 
-func TestUnknownMethod(t *testing.T) {
+func TestUnknownMethodIsUnimplemented(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	err := b.conn.Invoke(testContext(t), "/keysvc.v1.KeyService/Nothing", &keysvcv1.GetKeyRequest{}, &keysvcv1.GetKeyResponse{})
@@ -284,7 +284,7 @@ func TestUnknownMethod(t *testing.T) {
 	}
 }
 
-func TestRequestIDHeader(t *testing.T) {
+func TestRequestIDComesBackAndIsLogged(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -327,14 +327,14 @@ func TestRequestIDHeader(t *testing.T) {
 	if holdsToken(b.log.String(), token) {
 		t.Error("the log has the token")
 	}
-	// An error has one as well, in its header or trailer.
+	// An error has a request id as well, in its header or trailer.
 	var header, trailer metadata.MD
 	_, err := b.keys.GetKey(metadata.AppendToOutgoingContext(testContext(t), "x-request-id", "of-an-error"),
 		&keysvcv1.GetKeyRequest{KeyId: "0123456789abcdef"}, grpc.Header(&header), grpc.Trailer(&trailer))
 	if got := append(header.Get("x-request-id"), trailer.Get("x-request-id")...); err == nil || !slices.Equal(got, []string{"of-an-error"}) {
 		t.Errorf("with %v came %q", err, got)
 	}
-	// It is recorded with the change.
+	// The audit event of a change has the request id.
 	ctx := metadata.AppendToOutgoingContext(testContext(t), "x-request-id", "of-a-change")
 	if _, err := b.members.PutMember(ctx, &keysvcv1.PutMemberRequest{WorkspaceId: "acme", MemberId: "bob", Role: "owner", State: active}); err != nil {
 		t.Fatal(err)
@@ -346,24 +346,33 @@ func TestRequestIDHeader(t *testing.T) {
 	}
 }
 
-// TestLog: one line a management call, validations only at debug, nothing of what was asked.
-func TestLog(t *testing.T) {
+// TestLogHasOneLineForEachCall: validations have one only at debug, and of a request only
+// ids of what exists are logged.
+func TestLogHasOneLineForEachCall(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "workspace-name", "member-name", "owner")
 	created := b.create(t, "workspace-name", "member-name", "emails:read")
-	if entries := b.log.lines("grpc.method=CreateKey"); len(entries) != 1 || !strings.Contains(entries[0], "grpc.code=OK") {
-		t.Errorf("want one line with the code, got %q", entries)
+	want := " INFO  CreateKey workspace-name/" + created.GetKey().GetKeyId() + " by local OK "
+	if entries := b.log.lines(" CreateKey "); len(entries) != 1 || !strings.Contains(entries[0], want) {
+		t.Errorf("want one line with %q, got %q", want, entries)
 	}
 	b.expectAllowed(t, created.GetToken(), "emails:read")
-	if entries := b.log.lines("grpc.method=ValidateKey"); len(entries) != 1 { // the bench logs at debug
+	if entries := b.log.lines(" ValidateKey "); len(entries) != 1 || !strings.Contains(entries[0], "DEBUG") { // the bench logs at debug
 		t.Errorf("want one line at debug, got %q", entries)
 	}
 	_, err := b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{WorkspaceId: "workspace-name", MemberId: "no-such-name", Name: created.GetToken()})
 	if err == nil {
 		t.Error("no error")
 	}
-	for _, text := range []string{"workspace-name", "member-name", "no-such-name"} {
+	if entries := b.log.lines(" INVALID_ARGUMENT "); len(entries) != 1 || !strings.Contains(entries[0], "CreateKey workspace-name by local ") {
+		t.Errorf("want one line about the workspace, got %q", entries)
+	}
+	_, err = b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{WorkspaceId: "no-such-workspace", MemberId: "no-such-name", Name: "a name"})
+	if err == nil {
+		t.Error("no error")
+	}
+	for _, text := range []string{"no-such-name", "no-such-workspace", "a name"} {
 		if entries := b.log.lines(text); len(entries) > 0 {
 			t.Errorf("the log has %s of the request: %q", text, entries)
 		}
@@ -373,8 +382,8 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestStopDrains: a call in flight gets its answer, and nobody else.
-func TestStopDrains(t *testing.T) {
+// TestStopWaitsForCallsInFlight: a call in flight gets its answer, and new calls do not.
+func TestStopWaitsForCallsInFlight(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -390,10 +399,10 @@ func TestStopDrains(t *testing.T) {
 	waitFor(t, g.entered, "the call")
 	stopped := make(chan struct{})
 	go func() {
-		b.stop(t, patience/4) // sooner than the watch gives up by itself
+		b.stop(t, patience/4) // less than the watch's own deadline
 		close(stopped)
 	}()
-	// Who watches is told, before connections are.
+	// A watch of health is told before connections are closed.
 	if second, err := watch.Recv(); err != nil || second.GetStatus() != grpc_health_v1.HealthCheckResponse_NOT_SERVING {
 		t.Errorf("got %v, %v; want NOT_SERVING", second, err)
 	}
@@ -428,8 +437,8 @@ func TestStopDrains(t *testing.T) {
 	}
 }
 
-// TestStopHasADeadline: a call that does not end is cut off.
-func TestStopHasADeadline(t *testing.T) {
+// TestStopCutsOffCallsAfterItsDeadline: a call that does not end is cut off.
+func TestStopCutsOffCallsAfterItsDeadline(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -444,7 +453,7 @@ func TestStopHasADeadline(t *testing.T) {
 	}
 }
 
-// TestStopFlushesUses: what was used is known after a restart.
+// TestStopFlushesUses: last-used times are known after a restart.
 func TestStopFlushesUses(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -468,8 +477,8 @@ func TestStopFlushesUses(t *testing.T) {
 	}
 }
 
-// TestConnectionsOfStrangers: what is not HTTP/2 does not disturb the others.
-func TestConnectionsOfStrangers(t *testing.T) {
+// TestConnectionsThatAreNotHTTP2DisturbNobody sends other protocols to the listener.
+func TestConnectionsThatAreNotHTTP2DisturbNobody(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	for _, text := range []string{"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02", strings.Repeat("x", 100)} {
@@ -485,7 +494,7 @@ func TestConnectionsOfStrangers(t *testing.T) {
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
 }
 
-// expectClosed waits until the other side hangs up, or does so itself.
+// expectClosed closes a connection; if other is set, once the server has closed it.
 func expectClosed(t *testing.T, conn net.Conn, other bool) {
 	t.Helper()
 	if other {
@@ -499,8 +508,8 @@ func expectClosed(t *testing.T, conn net.Conn, other bool) {
 	_ = conn.Close()
 }
 
-// TestMinRevision: an answer is as fresh as asked for.
-func TestMinRevision(t *testing.T) {
+// TestAnswerIsAsFreshAsMinRevision waits for a revision that comes during the call.
+func TestAnswerIsAsFreshAsMinRevision(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")

@@ -16,7 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// machine is a wall clock, and how much time has passed.
+// machine has a wall clock and counts the time that passes.
 type machine struct {
 	*testClock
 	passed atomic.Int64
@@ -28,13 +28,14 @@ func (m *machine) options() options {
 	return options{clock: m.testClock, passed: func() time.Duration { return time.Duration(m.passed.Load()) }}
 }
 
-// pass lets time pass; the wall clock shows it, and is set forward or back besides.
+// pass lets a time pass, which the wall clock shows, and sets the wall clock forward or back
+// besides.
 func (m *machine) pass(d, set time.Duration) {
 	m.passed.Add(int64(d))
 	m.testClock.pass(d + set)
 }
 
-// expectUnsure checks that an error says that the clock is not to be trusted.
+// expectUnsure checks that an error is CLOCK_UNSURE.
 func expectUnsure(t *testing.T, what string, err error) {
 	t.Helper()
 	reason := ""
@@ -48,7 +49,7 @@ func expectUnsure(t *testing.T, what string, err error) {
 	}
 }
 
-// createFor creates a key for a time of the server's clock, which m shows.
+// createFor creates a key that ends after life.
 func (b *bench) createFor(t *testing.T, life time.Duration) *keysvcv1.CreateKeyResponse {
 	t.Helper()
 	made, err := b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{
@@ -61,8 +62,8 @@ func (b *bench) createFor(t *testing.T, life time.Duration) *keysvcv1.CreateKeyR
 	return made
 }
 
-// TestKeyExpiresThoughClockWasSetBack: a key made for ten seconds ends after ten seconds.
-func TestKeyExpiresThoughClockWasSetBack(t *testing.T) {
+// TestKeyExpiresOnTimeThoughClockWasSetBack: a key made for ten seconds ends after ten seconds.
+func TestKeyExpiresOnTimeThoughClockWasSetBack(t *testing.T) {
 	t.Parallel()
 	m := newMachine()
 	b := start(t, m.options())
@@ -75,12 +76,13 @@ func TestKeyExpiresThoughClockWasSetBack(t *testing.T) {
 	b.expectRefused(t, made.GetToken(), "signatures:read", keysvcv1.Reason_REASON_KEY_EXPIRED)
 	m.pass(0, -400*24*time.Hour)
 	b.expectRefused(t, made.GetToken(), "signatures:read", keysvcv1.Reason_REASON_KEY_EXPIRED)
-	b.create(t, "acme", "ann", "signatures:read") // a clock that is behind stops nobody
+	b.create(t, "acme", "ann", "signatures:read") // changes go on although the clock is behind
 }
 
-// TestClockSetForward: what needs to know the time waits for a person, what takes away
-// goes on, and no trace of the wrong time stays.
-func TestClockSetForward(t *testing.T) {
+// TestClockSetForwardHoldsUpWhatNeedsTheTime: calls that depend on the right time are refused
+// until an operator has restarted the server, calls that only take away go on, and nothing is
+// stored with the wrong time.
+func TestClockSetForwardHoldsUpWhatNeedsTheTime(t *testing.T) {
 	t.Parallel()
 	const ahead = 200 * 24 * time.Hour
 	m := newMachine()
@@ -89,7 +91,7 @@ func TestClockSetForward(t *testing.T) {
 	long, short, leaked := b.create(t, "acme", "ann", "signatures:read"), b.createFor(t, time.Hour), b.create(t, "acme", "ann", "signatures:read")
 	m.pass(time.Second, ahead)
 
-	b.expectAllowed(t, long.GetToken(), "signatures:read") // it is good at either time
+	b.expectAllowed(t, long.GetToken(), "signatures:read") // it is valid at either time
 	_, err := b.validation.ValidateKey(testContext(t), &keysvcv1.ValidateKeyRequest{Token: short.GetToken(), RequiredScope: "signatures:read"})
 	expectUnsure(t, "a key that is expired by the wall clock only", err)
 	grant, err := b.validation.ValidateKey(testContext(t), &keysvcv1.ValidateKeyRequest{Token: long.GetToken(), RequiredScope: "signatures:read", IncludeGrant: true})
@@ -117,7 +119,7 @@ func TestClockSetForward(t *testing.T) {
 	b.push(t, "acme", "ann", "owner", keysvcv1.MemberState_MEMBER_STATE_SUSPENDED)
 	b.putMember(t, "acme", "ann", "owner")
 
-	// Right again: tokens are decided on; the rest waits for a restart.
+	// When the clock is right again, tokens are decided on. The rest waits for a restart.
 	m.pass(time.Second, -ahead)
 	b.expectAllowed(t, short.GetToken(), "signatures:read")
 	expectUnsure(t, "rotating a key after the clock is right", rotate(time.Hour))
@@ -135,9 +137,9 @@ func TestClockSetForward(t *testing.T) {
 	again.expectAllowed(t, short.GetToken(), "signatures:read")
 }
 
-// TestStartFarAheadOfLastCommit: whoever starts with a clock that is months ahead loses
-// nothing.
-func TestStartFarAheadOfLastCommit(t *testing.T) {
+// TestStartFarAheadOfLastCommitPurgesNothing: a start with a clock that is months ahead loses
+// no record.
+func TestStartFarAheadOfLastCommitPurgesNothing(t *testing.T) {
 	t.Parallel()
 	m := newMachine()
 	b := start(t, m.options())

@@ -6,8 +6,8 @@ import (
 	"google.golang.org/grpc/encoding"
 )
 
-// TestNothingIsCompressed: one encoded message goes to many sessions, which is right only
-// while no import of the server registers a compressor that a client could ask for.
+// TestNothingIsCompressed: sessions share encoded messages. That is correct only as long as no
+// import of the server registers a compressor that a client could ask for.
 func TestNothingIsCompressed(t *testing.T) {
 	for _, name := range []string{"gzip", "deflate", "snappy", "s2", "zstd", "lz4", "br"} {
 		if encoding.GetCompressor(name) != nil {

@@ -14,25 +14,36 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
 var validateKey = &grpc.UnaryServerInfo{FullMethod: keysvcv1.ValidationService_ValidateKey_FullMethodName}
 
-// TestValidationsPassTheDoorWithoutAnAllocation: they are what every request of the
-// product goes through.
-func TestValidationsPassTheDoorWithoutAnAllocation(t *testing.T) {
+// TestDoorAllocatesNothingForValidations: every request of the product makes one.
+func TestDoorAllocatesNothingForValidations(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	ctx, request, handler := t.Context(), any(&keysvcv1.ValidateKeyRequest{}), answerNothing
-	if allocations := testing.AllocsPerRun(1000, func() { _, _ = d.unary(ctx, request, validateKey, handler) }); allocations != 0 {
+	pass := func() { _, _ = d.unary(ctx, request, validateKey, handler) }
+	if allocations := testing.AllocsPerRun(1000, pass); allocations != 0 {
 		t.Errorf("%v allocations", allocations)
+	}
+	finished := 0
+	d.hooks.ValidationFinished = func(validation events.Validation) {
+		if validation.Method != "ValidateKey" || validation.Failed || validation.Duration <= 0 {
+			t.Errorf("got %+v", validation)
+		}
+		finished++
+	}
+	if allocations := testing.AllocsPerRun(1000, pass); allocations != 0 || finished != 1001 {
+		t.Errorf("with a hook %v allocations, and %d calls of it; want 0 and 1001", allocations, finished)
 	}
 }
 
 func answerNothing(context.Context, any) (any, error) { return nil, nil } //nolint:nilnil // nothing is asked
 
-// BenchmarkDoor measures what the door costs a validation: the difference to a call of the
-// handler alone.
+// BenchmarkDoor measures a validation with the door and without. The difference is what the
+// door costs.
 func BenchmarkDoor(b *testing.B) {
 	d := newTestDoor(b, config.Defaults())
 	ctx, request, handler := b.Context(), any(&keysvcv1.ValidateKeyRequest{}), grpc.UnaryHandler(answerNothing)
@@ -50,34 +61,34 @@ func BenchmarkDoor(b *testing.B) {
 	})
 }
 
-// TestEveryMethodHasRoom: a method whose kind of work nobody chose would be refused.
-func TestEveryMethodHasRoom(t *testing.T) {
+// TestEveryKindOfWorkHasSlots: calls of a kind without slots would all be refused.
+func TestEveryKindOfWorkHasSlots(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
-	if room := d.rooms.of(callers.NoWork); room == nil || room.enter() {
-		t.Error("there is room for what is no work")
+	if free := d.slots.of(callers.NoWork); free == nil || free.acquire() {
+		t.Error("NoWork has slots")
 	}
-	if room := d.rooms.of(callers.Session + 1); room == nil || room.enter() {
-		t.Error("there is room for unknown work")
+	if free := d.slots.of(callers.Session + 1); free == nil || free.acquire() {
+		t.Error("unknown work has slots")
 	}
 	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session} {
-		if room := d.rooms.of(work); room == nil || room.work != work || !room.enter() {
-			t.Errorf("there is no room for work of kind %s", work)
+		if free := d.slots.of(work); free == nil || free.work != work || !free.acquire() {
+			t.Errorf("work of kind %s has no slots", work)
 		}
 	}
-	if d.rooms.of(callers.Probe) != nil {
+	if d.slots.of(callers.Probe) != nil {
 		t.Error("probes have a bound")
 	}
 }
 
-// TestTooManyValidationsAreRefused: validations have a bound, too, and the log hears once
-// a second of those beyond it.
+// TestTooManyValidationsAreRefused: validations have a bound, too. Refusals beyond it are
+// logged once a second.
 func TestTooManyValidationsAreRefused(t *testing.T) {
 	settings := config.Defaults()
 	settings.MaxInFlight = 2
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, nil))
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	d := newDoor(t.Context(), newRooms(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work)
+	d := newDoor(t.Context(), newSlotTable(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
 	request := &keysvcv1.ValidateKeyRequest{}
 	ask := func() error {
 		_, err := d.unary(t.Context(), request, validateKey, answerNothing)
@@ -90,7 +101,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 					t.Errorf("the third: %v", err)
 				}
 			}
-			now = now.Add(silence)
+			now = now.Add(reportInterval)
 			_ = ask()
 			return nil, nil //nolint:nilnil // nothing is asked
 		})
@@ -100,15 +111,15 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 		t.Error(err)
 	}
 	if err := ask(); err != nil {
-		t.Errorf("when there is room again: %v", err)
+		t.Errorf("when there are free slots again: %v", err)
 	}
 	if lines := bytes.Count(text.Bytes(), []byte("\n")); lines != 2 || !bytes.Contains(text.Bytes(), []byte("refused=10")) {
 		t.Errorf("the log has %d lines, want 2:\n%s", lines, text.String())
 	}
 }
 
-// TestPanickingHandlersGiveTheirPlaceBack: else a few of them would fill the room.
-func TestPanickingHandlersGiveTheirPlaceBack(t *testing.T) {
+// TestPanickingHandlersReleaseTheirSlots: otherwise a few panics would take every slot.
+func TestPanickingHandlersReleaseTheirSlots(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	for _, method := range []string{keysvcv1.ValidationService_ValidateKey_FullMethodName, keysvcv1.KeyService_GetKey_FullMethodName} {
 		_, err := d.unary(t.Context(), &keysvcv1.ValidateKeyRequest{}, &grpc.UnaryServerInfo{FullMethod: method},
@@ -117,9 +128,9 @@ func TestPanickingHandlersGiveTheirPlaceBack(t *testing.T) {
 			t.Errorf("%s: %v, want INTERNAL", method, err)
 		}
 	}
-	for _, calls := range d.rooms.snapshot() {
+	for _, calls := range d.slots.snapshot() {
 		if calls.InFlight != 0 {
-			t.Errorf("%d places of kind %s are taken", calls.InFlight, calls.Work)
+			t.Errorf("%d slots of kind %s are taken", calls.InFlight, calls.Work)
 		}
 	}
 }

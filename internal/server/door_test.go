@@ -20,12 +20,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// hung is a store whose changes and reads of lists wait, as if its disk hung.
+// hung is a store whose changes and lists wait, as if its disk hung.
 type hung struct {
 	*gate
 
 	commits bool
-	// busy is the one workspace whose changes wait; empty means all.
+	// busy is the workspace whose changes wait; "" means every workspace.
 	busy   string
 	mended chan struct{}
 }
@@ -38,13 +38,13 @@ func (h *hung) Commit(ctx context.Context, change *storage.Change) (int64, error
 	return h.gate.Commit(ctx, change)
 }
 
-// callsOf returns how the calls of a kind stand.
+// callsOf returns the counts of a kind of work.
 func (b *bench) callsOf(work callers.Work) server.Calls {
 	all := b.server.Calls()
 	return all[slices.IndexFunc(all, func(calls server.Calls) bool { return calls.Work == work })]
 }
 
-// waitInFlight waits until so many calls of a kind are in flight.
+// waitInFlight waits until a number of calls of a kind of work are in flight.
 func (b *bench) waitInFlight(t *testing.T, work callers.Work, want int64) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -52,11 +52,11 @@ func (b *bench) waitInFlight(t *testing.T, work callers.Work, want int64) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d calls of kind %s are in flight, want %d", b.callsOf(work).InFlight, work, want)
 		}
-		<-time.After(time.Millisecond) // nothing tells when a call has come in
+		<-time.After(time.Millisecond) // no event says that a call has come in
 	}
 }
 
-// kinds are calls of each kind that a server bounds.
+// kinds returns a call for each kind of work that waits and has a bound.
 func (b *bench) kinds(token string) map[callers.Work]func(context.Context) error {
 	return map[callers.Work]func(context.Context) error{
 		callers.Change: func(ctx context.Context) error {
@@ -78,9 +78,9 @@ func (b *bench) kinds(token string) map[callers.Work]func(context.Context) error
 	}
 }
 
-// TestWhatWaitsHoldsNoPlaceOfAValidation fills the room of every other kind of work: only
-// calls of a kind that is full are refused, and validations never.
-func TestWhatWaitsHoldsNoPlaceOfAValidation(t *testing.T) {
+// TestWaitingCallsTakeNoSlotsOfValidations takes every slot of the other kinds of work: calls
+// of those kinds are refused, and validations are not.
+func TestWaitingCallsTakeNoSlotsOfValidations(t *testing.T) {
 	t.Parallel()
 	const most = 2
 	store := &hung{gate: newGate(), mended: make(chan struct{})}
@@ -107,7 +107,7 @@ func TestWhatWaitsHoldsNoPlaceOfAValidation(t *testing.T) {
 		for range most {
 			waiting.Go(func() {
 				for ctx.Err() == nil {
-					_ = call(ctx) // waits for a revision end by themselves
+					_ = call(ctx) // a wait for a revision ends by itself, and is repeated
 				}
 			})
 		}
@@ -156,7 +156,7 @@ func TestWhatWaitsHoldsNoPlaceOfAValidation(t *testing.T) {
 		expectError(t, call(), codes.ResourceExhausted, "TOO_MANY_REQUESTS")
 	}
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
-	if calls := b.callsOf(callers.Validation); calls.Refused != 0 || calls.InFlight != 0 || calls.Most != most {
+	if calls := b.callsOf(callers.Validation); calls.Refused != 0 || calls.InFlight != 0 || calls.Limit != most {
 		t.Errorf("validations stand at %+v", calls)
 	}
 	if lines := len(b.log.lines("calls are refused")); lines != 3 {
@@ -168,8 +168,8 @@ func TestWhatWaitsHoldsNoPlaceOfAValidation(t *testing.T) {
 	}
 }
 
-// TestSessionsHaveABound: streams that say nothing take up room as well.
-func TestSessionsHaveABound(t *testing.T) {
+// TestSilentStreamsCountAsSessions: a stream takes a slot before it has said hello.
+func TestSilentStreamsCountAsSessions(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.MaxInFlight, s.MaxSessions = 1, 1 }})
 	ctx, cancel := context.WithCancel(testContext(t))
@@ -191,9 +191,9 @@ func TestSessionsHaveABound(t *testing.T) {
 	b.waitInFlight(t, callers.Session, 0)
 }
 
-// TestOneWorkspaceDoesNotTakeTheRoomOfAll: a bulk job of one workspace is held up by
-// itself.
-func TestOneWorkspaceDoesNotTakeTheRoomOfAll(t *testing.T) {
+// TestOneWorkspaceDoesNotTakeEverySlot: a bulk job of one workspace delays itself, and no
+// other workspace.
+func TestOneWorkspaceDoesNotTakeEverySlot(t *testing.T) {
 	t.Parallel()
 	store := &hung{gate: newGate(), mended: make(chan struct{}), busy: "acme"}
 	b := start(t, options{
@@ -216,7 +216,7 @@ func TestOneWorkspaceDoesNotTakeTheRoomOfAll(t *testing.T) {
 	for range cap(answers) {
 		go func() { answers <- rotate() }()
 	}
-	for range cap(answers) - 2 { // a quarter of the room waits
+	for range cap(answers) - 2 { // those that wait have a quarter of the slots
 		expectError(t, waitFor(t, answers, "a refusal"), codes.ResourceExhausted, "TOO_MANY_REQUESTS")
 	}
 	b.putMember(t, "other", "ben", "owner")

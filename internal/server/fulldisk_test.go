@@ -27,15 +27,15 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server/servertest"
 )
 
-// smallDiskVariable names a folder on a file system of 128 to 512 MiB that this test may
-// fill to the last byte. Without it the test is skipped; those of boltstore pretend that
-// a disk is full.
+// smallDiskVariable is the variable with a folder on a file system of 128 to 512 MiB that
+// this test may fill to the last byte. Without it the test is skipped. The tests of boltstore
+// simulate full disks.
 //
 //	mount -t tmpfs -o size=192m tmpfs /mnt/small
 //	KEYSVC_SMALL_DISK=/mnt/small go test -run FullDisk -v ./internal/server
 const smallDiskVariable = "KEYSVC_SMALL_DISK"
 
-// workspaces is how many share the disk.
+// workspaces is the number of workspaces that share the disk.
 const workspaces = 50
 
 // smallDisk is a real disk that a test fills.
@@ -44,11 +44,11 @@ type smallDisk struct {
 	t      *testing.T
 	filler string
 	tokens []string
-	// narrowings is how many to make, a fifth of them of the largest kind.
+	// narrowings is the number of narrowings to make. A fifth of them are of the largest kind.
 	narrowings int
-	// tries counts the keys that were asked for on a full disk.
+	// tries counts the calls of CreateKey on a full disk.
 	tries int
-	// scopes is a key's of all, most to least.
+	// scopes are the scopes of each key.
 	scopes []string
 	cidrs  []string
 	// keys are ids to narrow, members ids to lower, suspend and remove.
@@ -56,10 +56,10 @@ type smallDisk struct {
 	members                             []string
 }
 
-// TestFullDisk fills a real disk: what widens is refused with a reason of its own, 10,000
-// changes that narrow succeed one by one, validations do not notice, and with room all is
-// as before within a second.
-func TestFullDisk(t *testing.T) {
+// TestFullDiskTakesOnlyNarrowings fills a real disk: widenings are refused with STORE_FULL,
+// 10,000 narrowings succeed one by one, validations go on, and within a second after there is
+// room again, all changes succeed.
+func TestFullDiskTakesOnlyNarrowings(t *testing.T) {
 	folder := os.Getenv(smallDiskVariable)
 	if folder == "" {
 		t.Skipf("SKIPPED: %s names no small disk to fill", smallDiskVariable)
@@ -151,7 +151,7 @@ func (d *smallDisk) largest(workspace, member string) *keysvcv1.CreateKeyRequest
 	}
 }
 
-// prepare makes what is narrowed later, by many callers at once.
+// prepare makes the keys and members that are narrowed later, with many callers at once.
 func (d *smallDisk) prepare() {
 	policy, err := d.Policies.GetPolicy(d.t.Context(), &keysvcv1.GetPolicyRequest{})
 	d.must(nil, err)
@@ -244,8 +244,8 @@ func (d *smallDisk) createUntilFull() (created int) {
 	return created
 }
 
-// validate validates until it is stopped, and then returns the 99th percentile of the
-// times that it took.
+// validate starts to validate. stop ends it, and returns the 99th percentile of the durations
+// and their number.
 func (d *smallDisk) validate() (stop func() (time.Duration, int)) {
 	ctx, cancel := context.WithCancel(d.t.Context())
 	var times []time.Duration
@@ -277,7 +277,7 @@ func (d *smallDisk) validate() (stop func() (time.Duration, int)) {
 	}
 }
 
-// narrow makes the changes, one by one.
+// narrow makes the narrowings, one by one.
 func (d *smallDisk) narrow() {
 	ctx, fifth := d.t.Context(), d.narrowings/5
 	split := func(name string) (workspace, id string) {

@@ -27,6 +27,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/server"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -35,23 +36,23 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait of these tests; none comes near it unless something hangs.
+// patience bounds every wait of these tests. A wait that lasts so long hangs.
 const patience = 20 * time.Second
 
-// testTime is what the clock of a bench shows first.
+// testTime is the first time of a bench's clock.
 var testTime = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
 
 // bench is a real server over bufconn, on a real file.
 type bench struct {
 	server *server.Server
-	// store is the file's, without what options.wrap put around it.
+	// store is the store of the file, without the wrapper of options.wrap.
 	store  storage.Store
 	file   string
 	listen *bufconn.Listener
 	conn   *grpc.ClientConn
 	clock  *testClock
 	log    *logBuffer
-	// stopped is closed once the server was stopped by stop.
+	// stopOnce makes stop stop the server once, and served has the outcome of Serve.
 	stopOnce sync.Once
 	served   chan error
 
@@ -66,13 +67,15 @@ type bench struct {
 type options struct {
 	settings func(*config.Settings)
 	policy   func(*policy.Policy)
-	// wrap puts a wrapper around the store, to make it slow or fail.
+	// wrap wraps the store, to make it slow or fail.
 	wrap func(storage.Store) storage.Store
 	// ringSize is how many changes are kept for near-caches.
 	ringSize int
-	// file is an existing one to serve.
+	// hooks are told what happens.
+	hooks events.Hooks
+	// file is the path of an existing store. Default: a new one.
 	file string
-	// clock and passed are the machine's. Default: a clock at testTime, and none.
+	// clock and passed are server.Config's Now and Passed. Default: a clock at testTime, and none.
 	clock  *testClock
 	passed func() time.Duration
 }
@@ -121,7 +124,7 @@ func start(t *testing.T, with options) *bench {
 		served = with.wrap(opened)
 	}
 	b.server, err = server.New(t.Context(), server.Config{
-		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize,
+		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize, Hooks: with.hooks,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +140,7 @@ func start(t *testing.T, with options) *bench {
 	return b
 }
 
-// stop stops the server, once, and waits until it serves no more.
+// stop stops the server, once, and waits until Serve has returned.
 func (b *bench) stop(t *testing.T, drain time.Duration) {
 	t.Helper()
 	b.stopOnce.Do(func() {
@@ -229,8 +232,8 @@ func (b *bench) expectRefused(t *testing.T, token, scope string, reason keysvcv1
 	}
 }
 
-// dump returns everything that is stored, audit events included, one record a line, and
-// the revision.
+// dump returns everything that is stored, audit events included, as one line for each
+// record, and then the revision.
 func (b *bench) dump(t *testing.T) []string {
 	t.Helper()
 	var lines, workspaces []string
@@ -282,7 +285,7 @@ func (b *bench) dump(t *testing.T) []string {
 	return append(lines, fmt.Sprintf("revision %d at %s", position.Revision, position.Time))
 }
 
-// expectUnchanged compares two dumps.
+// expectUnchanged checks that two dumps are equal.
 func expectUnchanged(t *testing.T, before, after []string) {
 	t.Helper()
 	for _, line := range after {
@@ -297,7 +300,7 @@ func expectUnchanged(t *testing.T, before, after []string) {
 	}
 }
 
-// details are what a status says besides code and message.
+// details are the details of a status.
 type details struct {
 	info  *errdetails.ErrorInfo
 	bad   *errdetails.BadRequest
@@ -332,13 +335,13 @@ func expectError(t *testing.T, err error, code codes.Code, reason string) detail
 	return found
 }
 
-// parts are what of a token must show up nowhere.
+// parts returns the texts of a token that must not appear anywhere.
 func parts(token string) []string {
 	tail := token[len(token)-49:]
 	return []string{token, tail, tail[:43]}
 }
 
-// holdsToken says whether a text holds one of the tokens, or a secret of one.
+// holdsToken reports whether a text has one of the tokens, or the secret of one.
 func holdsToken(text string, tokens ...string) bool {
 	for _, token := range tokens {
 		if slices.ContainsFunc(parts(token), func(part string) bool { return strings.Contains(text, part) }) {
@@ -348,14 +351,14 @@ func holdsToken(text string, tokens ...string) bool {
 	return false
 }
 
-// testClock is a clock that is set by hand.
+// testClock is a clock that a test moves.
 type testClock struct {
 	mutex sync.Mutex
 	now   time.Time
 }
 
-// Now returns the time; each look moves it by a microsecond, so that no two moments
-// are the same.
+// Now moves the clock by a microsecond, so that no two times are equal, and returns the
+// time.
 func (c *testClock) Now() time.Time {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -370,10 +373,10 @@ func (c *testClock) pass(duration time.Duration) {
 	c.now = c.now.Add(duration)
 }
 
-// durationOf returns a duration as it is sent.
+// durationOf returns a duration as a message.
 func durationOf(duration time.Duration) *durationpb.Duration { return durationpb.New(duration) }
 
-// in returns the time that lies so far ahead.
+// in returns the time after a duration from now, as a message.
 func (c *testClock) in(duration time.Duration) *timestamppb.Timestamp {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -399,7 +402,7 @@ func (l *logBuffer) String() string {
 	return l.text.String()
 }
 
-// lines returns the entries that hold a text.
+// lines returns the lines that contain a text.
 func (l *logBuffer) lines(with string) []string {
 	var found []string
 	for line := range strings.Lines(l.String()) {
@@ -410,11 +413,11 @@ func (l *logBuffer) lines(with string) []string {
 	return found
 }
 
-// gate makes ListKeys of a store wait, and ListMembers panic.
+// gate is a store whose ListKeys waits, and whose ListMembers may panic.
 type gate struct {
 	storage.Store
-	// entered gets a value from each ListKeys that waits; each waits for one from leave,
-	// or its context.
+	// entered gets a value from each ListKeys. ListKeys then waits for a value from leave, or
+	// for the end of its context.
 	entered chan struct{}
 	leave   chan struct{}
 	// panic, if it is not nil, makes ListMembers panic.
@@ -430,7 +433,7 @@ func (g *gate) wrap(store storage.Store) storage.Store {
 	return g
 }
 
-// release lets one that waits go on.
+// release lets one waiting ListKeys go on.
 func (g *gate) release(t *testing.T) {
 	t.Helper()
 	select {
@@ -459,7 +462,7 @@ func (g *gate) ListMembers(ctx context.Context, query storage.Query) (storage.Me
 	return g.Store.ListMembers(ctx, query)
 }
 
-// waitFor waits for a value, as long as patience lasts.
+// waitFor returns the next value, and fails the test if it does not come within patience.
 func waitFor[T any](t *testing.T, values <-chan T, what string) T {
 	t.Helper()
 	select {

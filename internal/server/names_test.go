@@ -8,7 +8,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// TestNamesAreStoredComposed: however an é was sent, it is stored as one character.
+// TestNamesAreStoredComposed: an é is stored as one character, even if it was sent as two.
 func TestNamesAreStoredComposed(t *testing.T) {
 	t.Parallel()
 	const sent, stored = "cle\u0301", "cl\u00e9"

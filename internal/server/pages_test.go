@@ -19,7 +19,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// plainDial opens a connection as grpc makes them: it takes answers of 4 MiB.
+// plainDial opens a connection with gRPC's defaults, which takes answers of up to 4 MiB.
 func (b *bench) plainDial(t *testing.T) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///bufconn",
@@ -32,7 +32,7 @@ func (b *bench) plainDial(t *testing.T) *grpc.ClientConn {
 	return conn
 }
 
-// fullLabels are as many labels as a key may have, as long as they may be.
+// fullLabels returns the largest labels that a key may have.
 func fullLabels() map[string]string {
 	labels := make(map[string]string)
 	for index := range 32 {
@@ -69,8 +69,8 @@ func (b *bench) createLarge(t *testing.T, workspaces, each int, scopes ...string
 	return made
 }
 
-// TestPagesFitAnyClient lists keys that are as large as they may be, with a client as it
-// comes: each page is of a size that it takes, none is without need, and no key is left out.
+// TestPagesFitAnyClient lists keys of the largest size with a client of gRPC's defaults: the
+// client takes each page, no page is needlessly small, and no key is left out.
 func TestPagesFitAnyClient(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -117,8 +117,8 @@ func TestPagesFitAnyClient(t *testing.T) {
 	}
 }
 
-// TestBatchesFitAnyClient: the same of a batch with details and grants. What does not fit
-// is an item's error, and answered in another batch.
+// TestBatchesFitAnyClient does the same with a batch with details and grants. An item that
+// does not fit has an error, and is answered in another batch.
 func TestBatchesFitAnyClient(t *testing.T) {
 	t.Parallel()
 	var scopes []string

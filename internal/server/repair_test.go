@@ -16,9 +16,10 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// TestRepairClock poisons a store as a server did that was started while the clock was
-// 400 days ahead: afterwards no key lives longer than it was given, and the server starts.
-func TestRepairClock(t *testing.T) {
+// TestRepairClockSetsFutureTimesBack makes a store as a server leaves it that ran while the
+// clock was 400 days ahead. After the repair no key lives longer than it was given, and the
+// server starts.
+func TestRepairClockSetsFutureTimesBack(t *testing.T) {
 	t.Parallel()
 	const ahead, day = 400 * 24 * time.Hour, 24 * time.Hour
 	clock := &testClock{now: testTime}
@@ -39,7 +40,7 @@ func TestRepairClock(t *testing.T) {
 		old, rotated, used = b.create(t, "acme", "ann", "signatures:read"), b.create(t, "acme", "ann", "signatures:read"), b.create(t, "acme", "ann", "signatures:read")
 	}, "")
 	clock.pass(ahead - 60*day)
-	// The keys of then are expired 35 days later, so the clock goes there in two steps.
+	// The older keys are expired at that time, so the clock goes there in two steps.
 	run(func(b *bench) {
 		var err error
 		if rotation, err = b.keys.RotateKey(testContext(t), &keysvcv1.RotateKeyRequest{
@@ -114,15 +115,15 @@ func TestRepairClock(t *testing.T) {
 	keystest.Bolt{Path: file}.Check(t)
 }
 
-// TestRepairClockOfNoFile: it makes none.
-func TestRepairClockOfNoFile(t *testing.T) {
+// TestRepairClockMakesNoFile: a wrong path is an error.
+func TestRepairClockMakesNoFile(t *testing.T) {
 	t.Parallel()
 	if err := server.RepairClock(t.Context(), t.TempDir()+"/none.db", "", true, &bytes.Buffer{}); err == nil {
 		t.Error("there is no such file")
 	}
 }
 
-// positionOf returns where a file stands.
+// positionOf returns the position of a store's file.
 func positionOf(t *testing.T, file string) string {
 	t.Helper()
 	report, err := boltstore.Check(context.Background(), file)

@@ -26,7 +26,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// buffer is a log or standard output that tests look at while it is written.
+// buffer is a log or standard output that a test can read while it is written.
 type buffer struct {
 	mutex sync.Mutex
 	text  strings.Builder
@@ -44,12 +44,12 @@ func (b *buffer) String() string {
 	return b.text.String()
 }
 
-// hangingStore is a store on a disk that hangs once hang is closed: its writes wait, and
-// so does its Close, until release is.
+// hangingStore is a store on a disk that hangs once hang is closed: its writes and its Close
+// wait until release is closed.
 type hangingStore struct {
 	closableStore
 	hang, release chan struct{}
-	hangs         chan struct{} // gets a token for each write that waits
+	hangs         chan struct{} // gets a value when a write waits
 }
 
 func (s *hangingStore) wait() {
@@ -79,9 +79,9 @@ func (s *hangingStore) Close() error {
 	return s.closableStore.Close()
 }
 
-// TestTheStopIsBoundedWhileTheDiskHangs: a call is in its commit, the last-used times
+// TestStopIsBoundedWhileTheDiskHangs stops while a call is in its commit, last-used times
 // cannot be written, and the store cannot be closed. Validations go on until the stop.
-func TestTheStopIsBoundedWhileTheDiskHangs(t *testing.T) {
+func TestStopIsBoundedWhileTheDiskHangs(t *testing.T) {
 	const drain = 200 * time.Millisecond
 	settings := config.Defaults()
 	settings.Listen = "unix://" + filepath.Join(shortFolder(t), "s")
@@ -146,7 +146,7 @@ func TestTheStopIsBoundedWhileTheDiskHangs(t *testing.T) {
 	if text := log.String(); !strings.Contains(text, "cut off") || !strings.Contains(text, "the stop hangs") {
 		t.Errorf("the log is\n%s", text)
 	}
-	// What was left behind ends with the disk's return.
+	// The goroutines that were left behind end when the disk works again.
 	close(store.release)
 	<-running
 }
@@ -161,7 +161,8 @@ func shortFolder(t *testing.T) string {
 	return folder
 }
 
-// failingListener fails to accept with one error after the other, then it blocks.
+// failingListener is a listener whose Accept returns the errors that it is sent, and blocks
+// when there is none.
 type failingListener struct {
 	net.Listener
 	errors chan error
@@ -182,12 +183,13 @@ func (l *failingListener) Close() error {
 	return l.Listener.Close()
 }
 
-// TestAcceptGoesOn: what ends gRPC's own loop, and what it tries again in silence.
-func TestAcceptGoesOn(t *testing.T) {
+// TestAcceptGoesOnAfterErrors returns errors that end gRPC's own loop, and errors that gRPC
+// repeats silently.
+func TestAcceptGoesOnAfterErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &buffer{}
 		inner := &failingListener{Listener: bufconn.Listen(1), errors: make(chan error, 100), closed: make(chan struct{})}
-		listener := newPersistentListener(inner, slog.New(slog.NewTextHandler(log, nil)))
+		listener := newPersistentListener(inner, logEvents(slog.New(slog.NewTextHandler(log, nil))).AcceptFailed)
 		server := grpc.NewServer()
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(listener) }()
@@ -197,7 +199,7 @@ func TestAcceptGoesOn(t *testing.T) {
 				inner.errors <- &net.OpError{Op: "accept", Net: "tcp", Err: os.NewSyscallError("accept4", reason)}
 			}
 		}
-		time.Sleep(2 * time.Minute) // a second after each at most
+		time.Sleep(2 * time.Minute) // the pause after each is a second at most
 		if left := len(inner.errors); left > 0 {
 			t.Errorf("%d errors were not met: it accepts no more", left)
 		}
@@ -209,7 +211,7 @@ func TestAcceptGoesOn(t *testing.T) {
 		if lines := strings.Count(log.String(), "cannot be accepted"); lines != 10*len(reasons) {
 			t.Errorf("%d lines", lines)
 		}
-		// The stop does not wait for a pause to pass.
+		// The stop does not wait for the end of a pause.
 		inner.errors <- syscall.EMFILE
 		synctest.Wait()
 		began := time.Now()
@@ -220,7 +222,7 @@ func TestAcceptGoesOn(t *testing.T) {
 	})
 }
 
-func TestMakeFolder(t *testing.T) {
+func TestMakeFolderIsPrivateAndKeepsWhatIsThere(t *testing.T) {
 	top := t.TempDir()
 	if err := os.Chmod(top, 0o750); err != nil {
 		t.Fatal(err)

@@ -75,7 +75,7 @@ func (p *process) apply(settings config.Settings) (later []string) {
 	}
 	limits := p.settings
 	limits.MaxInFlight = settings.MaxInFlight
-	p.server.rooms.resize(limits)
+	p.server.slots.resize(limits)
 	now := p.settings
 	now.LogLevel, now.MaxInFlight = settings.LogLevel, settings.MaxInFlight
 	wanted, current := reflect.ValueOf(settings), reflect.ValueOf(now)

@@ -19,7 +19,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// shortS is a staleness that tests can wait for.
+// shortS is a staleness short enough for tests.
 const shortS = 500 * time.Millisecond
 
 func withShortS(settings *config.Settings) { settings.Staleness = shortS }
@@ -32,7 +32,7 @@ type session struct {
 	cancel context.CancelFunc
 }
 
-// dialSync opens a stream on which nothing has been said.
+// dialSync opens a stream without a hello.
 func (b *bench) dialSync(t *testing.T) *session {
 	t.Helper()
 	ctx, cancel := context.WithCancel(testContext(t))
@@ -82,7 +82,7 @@ func (s *session) next() *keysvcv1.SyncResponse {
 	return response
 }
 
-// leased pings and waits for the pong, which it returns.
+// leased sends a ping and returns the pong.
 func (s *session) leased(revision int64) *keysvcv1.SyncPong {
 	s.Helper()
 	s.ping(1, revision)
@@ -93,7 +93,7 @@ func (s *session) leased(revision int64) *keysvcv1.SyncPong {
 	}
 }
 
-// end returns what the stream ends with; nil if it ends well.
+// end returns the error that the stream ends with; nil if it ends with OK.
 func (s *session) end() error {
 	for {
 		if _, err := s.stream.Recv(); err != nil {
@@ -105,7 +105,7 @@ func (s *session) end() error {
 	}
 }
 
-// settled waits until no lease of before the start counts any more.
+// settled waits until no lease from before the start counts any more.
 func (b *bench) settled(t *testing.T) {
 	t.Helper()
 	at := b.putMember(t, "settled", "ann", "owner")
@@ -114,7 +114,7 @@ func (b *bench) settled(t *testing.T) {
 	}
 }
 
-// position is what every change answers with.
+// position is in the answer of every change.
 type position interface {
 	GetRevision() int64
 	GetEpoch() string
@@ -125,8 +125,9 @@ func (b *bench) await(t *testing.T, at position) (*keysvcv1.AwaitRevisionRespons
 	return b.sync.AwaitRevision(testContext(t), &keysvcv1.AwaitRevisionRequest{Revision: at.GetRevision(), Epoch: at.GetEpoch()})
 }
 
-// TestSync follows a session from its welcome over changes and a break to what it missed.
-func TestSync(t *testing.T) {
+// TestSyncResumesWhereItBroke follows a session from its welcome over changes and a broken
+// connection to the changes that it missed.
+func TestSyncResumesWhereItBroke(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	put := b.putMember(t, "acme", "ann", "owner")
@@ -183,7 +184,7 @@ func TestSync(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 
-	// Another process on the same file knows it still.
+	// Another process on the same file still resumes the session.
 	b.stop(t, patience)
 	if began, ended := b.log.lines("sync session began"), b.log.lines("sync session ended"); len(began) != 5 || len(ended) != 5 {
 		t.Errorf("%d sessions began in the log, and %d ended", len(began), len(ended))
@@ -198,8 +199,9 @@ func TestSync(t *testing.T) {
 	}
 }
 
-// TestSlowReader: who does not read is reset, and told nothing out of order before that.
-func TestSlowReader(t *testing.T) {
+// TestSlowReaderIsReset: a client that does not read is reset, and gets nothing out of order
+// before that.
+func TestSlowReaderIsReset(t *testing.T) {
 	t.Parallel()
 	const workspaces, changes = 32, 60
 	b := start(t, options{ringSize: 64})
@@ -244,8 +246,8 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
-// TestAwaitRevision waits with one session that does something.
-func TestAwaitRevision(t *testing.T) {
+// TestAwaitRevisionWaitsForEverySession waits for one session, in each state of it.
+func TestAwaitRevisionWaitsForEverySession(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		session         func(b *bench, t *testing.T, change func())
@@ -313,8 +315,9 @@ func TestAwaitRevision(t *testing.T) {
 	}
 }
 
-// TestAwaitRevisionAfterStart: what the process before promised is waited for (S4).
-func TestAwaitRevisionAfterStart(t *testing.T) {
+// TestAwaitRevisionWaitsForLeasesFromBeforeTheStart waits for leases that an earlier process
+// granted (S4).
+func TestAwaitRevisionWaitsForLeasesFromBeforeTheStart(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.Staleness = time.Second }})
 	at := b.putMember(t, "acme", "ann", "owner")
@@ -328,8 +331,8 @@ func TestAwaitRevisionAfterStart(t *testing.T) {
 	expectError(t, err, codes.Unavailable, "REVISION_NOT_REACHED")
 }
 
-// TestSyncUses: what near-caches report is noted, within reason.
-func TestSyncUses(t *testing.T) {
+// TestSyncNotesReportedUses: uses that near-caches report are noted, if they are plausible.
+func TestSyncNotesReportedUses(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -375,8 +378,8 @@ func TestSyncUses(t *testing.T) {
 	}
 }
 
-// TestSyncOutOfOrder sends well-formed messages where they have no place.
-func TestSyncOutOfOrder(t *testing.T) {
+// TestSyncRefusesMessagesOutOfOrder sends well-formed messages at the wrong time.
+func TestSyncRefusesMessagesOutOfOrder(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	hello := &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}}
@@ -420,8 +423,9 @@ func TestSyncOutOfOrder(t *testing.T) {
 	}
 }
 
-// TestSyncLimits: there are no more sessions than allowed, and nobody may flood one.
-func TestSyncLimits(t *testing.T) {
+// TestSyncBoundsSessionsAndMessages: the number of sessions has a bound, and the rate of
+// messages on each.
+func TestSyncBoundsSessionsAndMessages(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.MaxSessions, s.Staleness = 1, time.Minute }})
 	first, welcome := b.join(t, &keysvcv1.SyncHello{})
@@ -434,11 +438,11 @@ func TestSyncLimits(t *testing.T) {
 		first.ping(1, welcome.GetRevision())
 	}
 	expectError(t, first.end(), codes.ResourceExhausted, "TOO_MANY_REQUESTS")
-	// The place is free again.
+	// There is room for a session again.
 	b.join(t, &keysvcv1.SyncHello{})
 }
 
-// TestStopSaysGoodbye: a stop waits neither for sessions nor for their leases.
+// TestStopSaysGoodbye: a stop does not wait for sessions, nor for their leases.
 func TestStopSaysGoodbye(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
@@ -467,8 +471,8 @@ func TestStopSaysGoodbye(t *testing.T) {
 	}
 }
 
-// TestSyncTimes: a stream without a hello ends, and so does an old session.
-func TestSyncTimes(t *testing.T) {
+// TestSyncEndsSilentAndOldStreams: a stream without a hello ends, and an old session ends.
+func TestSyncEndsSilentAndOldStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t, options{})
 		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)

@@ -15,7 +15,8 @@ import (
 // secretOf returns the secret of a token.
 func secretOf(token string) string { return token[len(token)-49 : len(token)-6] }
 
-// sealed adds the checksum to the rest of a token, written down anew from the contract.
+// sealed appends the checksum to the rest of a token. It is written again from the contract,
+// and does not use package token.
 func sealed(text string) string {
 	const digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 	sum, check := crc32.ChecksumIEEE([]byte(text)), [6]byte{}
@@ -26,8 +27,9 @@ func sealed(text string) string {
 	return text + string(check[:])
 }
 
-// TestTokensLookAlike: malformed, unknown, wrong and foreign tokens get the same bytes.
-func TestTokensLookAlike(t *testing.T) {
+// TestRefusedTokensLookAlike: malformed, unknown, wrong and foreign tokens get answers of the
+// same bytes.
+func TestRefusedTokensLookAlike(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	token := f.key.GetToken()
@@ -87,7 +89,7 @@ func TestTokensLookAlike(t *testing.T) {
 			t.Errorf("item %d: %v", index, item)
 		}
 	}
-	// And the real ones work.
+	// The valid tokens work.
 	f.expectAllowed(t, token, "signatures:read")
 	f.expectAllowed(t, f.other.GetToken(), "signatures:read")
 }

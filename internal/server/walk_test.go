@@ -26,8 +26,8 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// The walk of bad input: for every field of every request, everything that can be
-// wrong with it. A field without a case fails TestEveryFieldHasACase.
+// The walk of bad input tries, for every field of every request, everything that can be wrong
+// with the field. A field without a case fails TestEveryFieldHasACase.
 
 // unimplemented are the methods that still answer UNIMPLEMENTED and have no walk.
 var unimplemented = map[string]bool{}
@@ -36,29 +36,29 @@ var unimplemented = map[string]bool{}
 type walk struct {
 	// method is its full name, as in grpc's generated constants.
 	method string
-	// base returns a request that is fine.
+	// base returns a valid request.
 	base func(*fixture) proto.Message
 	// cases are what can be wrong.
 	cases []badCase
-	// fine are fields that take anything, with the reason why.
+	// fine are the fields that take any value, each with the reason.
 	fine map[string]string
 }
 
-// badCase is one thing that is wrong with the base request.
+// badCase is one mistake in the base request.
 type badCase struct {
 	// path is the field that the case is about.
 	path string
 	name string
-	// edit makes the request wrong.
+	// edit puts the mistake into the request.
 	edit func(*fixture, proto.Message)
-	// code, reason and violations are what is to come of it. The zero values stand for
-	// INVALID_ARGUMENT, FIELD_INVALID, and path; notAField for no violation.
+	// code, reason and violations are those of the expected error. Their zero values mean
+	// INVALID_ARGUMENT, FIELD_INVALID, and path; notAField means no violation.
 	code       codes.Code
 	reason     string
 	violations []string
 }
 
-// notAField is for errors that speak of no field.
+// notAField is for errors that name no field.
 var notAField = []string{}
 
 func (c badCase) withDefaults() badCase {
@@ -74,7 +74,7 @@ func (c badCase) withDefaults() badCase {
 	return c
 }
 
-// as returns the cases with another outcome.
+// as returns the cases with another expected error.
 func as(code codes.Code, reason string, violations []string, cases ...badCase) []badCase {
 	for index := range cases {
 		cases[index].code, cases[index].reason, cases[index].violations = code, reason, violations
@@ -82,10 +82,10 @@ func as(code codes.Code, reason string, violations []string, cases ...badCase) [
 	return cases
 }
 
-// fixture is what the requests of the walk are about.
+// fixture has the records that the requests of the walk name.
 type fixture struct {
 	*bench
-	// key is live and of acme's ann, an owner; other is of another workspace.
+	// key is live and belongs to acme's ann, an owner; other belongs to another workspace.
 	key, other *keysvcv1.CreateKeyResponse
 	// foreignPage is a page token of ListKeys with another filter, and memberPage one
 	// of ListMembers; both are good where they come from. page and members are good for
@@ -159,7 +159,7 @@ func set(path, name string, value any) badCase {
 // long is a text of n characters that are allowed everywhere.
 func long(n int) string { return strings.Repeat("x", n) }
 
-// wrongCharacters are texts that no identifier may be.
+// wrongCharacters are texts that are no identifiers.
 var wrongCharacters = map[string]string{
 	"space inside":     "a b",
 	"space in front":   " a",
@@ -186,13 +186,13 @@ func wrong(path string, texts map[string]string) []badCase {
 	return cases
 }
 
-// id returns the cases of an identifier that may be left out.
+// id returns the cases of an optional identifier.
 func id(path string) []badCase {
 	return append(wrong(path, wrongCharacters), set(path, "129 characters", long(129)), set(path, "10,000 characters", long(10_000)))
 }
 
-// required returns the cases of an identifier that must be there. On a field with
-// presence, "missing" leaves it out.
+// required returns the cases of a required identifier. On a field with presence, the case
+// "missing" leaves it out.
 func required(path string) []badCase { return append(id(path), set(path, "empty", "")) }
 
 func keyID(path string) []badCase {
@@ -250,7 +250,7 @@ func pageTokens(good, foreign func(*fixture) string) []badCase {
 	return as(codes.InvalidArgument, "PAGE_TOKEN_INVALID", nil, cases...)
 }
 
-// flip changes one character of a page token for another that is allowed.
+// flip replaces one character of a page token by another allowed one.
 func flip(token string, at int) string {
 	other := "A"
 	if token[at] == 'A' {
@@ -419,8 +419,7 @@ func sourceVersions() []badCase {
 		})
 }
 
-// badTokens are texts that are no valid token, or not of this workspace. All of them
-// must look alike.
+// badTokens are texts that are no valid token of this workspace. Their answers must be alike.
 func badTokens(f *fixture) map[string]string {
 	token := f.key.GetToken()
 	other := f.other.GetToken()
@@ -449,8 +448,8 @@ func badTokens(f *fixture) map[string]string {
 	}
 }
 
-// stuckTokens are the bad tokens that are a good one with something stuck to it: invalid,
-// but RevokeToken takes them.
+// stuckTokens are the bad tokens that consist of a valid token and more text: they are not
+// valid, but RevokeToken takes them.
 var stuckTokens = map[string]bool{
 	"space in front": true, "space behind": true, "newline behind": true, "Bearer in front": true, "twice": true, "control characters": true,
 }
@@ -686,7 +685,7 @@ func walks() []walk {
 			},
 			cases: validationCases(),
 			fine: map[string]string{
-				"token":         "any text gets a decision; see TestTokensLookAlike",
+				"token":         "any text gets a decision; see TestRefusedTokensLookAlike",
 				"with_details":  "a bool",
 				"include_grant": "a bool",
 			},
@@ -724,8 +723,8 @@ func walks() []walk {
 	}
 }
 
-// syncWalk is the walk of the first message of Sync, and of what may follow on it. Which
-// message a case is about, its path tells; invoke sends a hello before all others.
+// syncWalk is the walk of the first message of Sync, and of later ones. The path of a case
+// says which message it is about; invoke sends a hello before all others.
 func syncWalk() walk {
 	use := func(field, name string, value any) badCase {
 		return badCase{
@@ -775,7 +774,7 @@ func syncWalk() walk {
 		},
 		cases: cases,
 		fine: map[string]string{
-			"hello": "first and once; see TestSyncOutOfOrder", "ping": "not first; see there", "applied": "as well",
+			"hello": "first and once; see TestSyncRefusesMessagesOutOfOrder", "ping": "not first; see there", "applied": "as well",
 		},
 	}
 }
@@ -969,8 +968,8 @@ func policyWalk() walk {
 	}
 }
 
-// TestBadInput walks all of them.
-func TestBadInput(t *testing.T) {
+// TestBadInputIsRefusedByField sends every case of every walk.
+func TestBadInputIsRefusedByField(t *testing.T) {
 	t.Parallel()
 	for _, walk := range walks() {
 		t.Run(strings.TrimPrefix(walk.method, "/keysvc.v1."), func(t *testing.T) {
@@ -1009,7 +1008,7 @@ func TestBadInput(t *testing.T) {
 
 func isControl(r rune) bool { return r < ' ' && r != '\n' || r == 0x7f }
 
-// TestBadItemsOfABatch sends what is bad for ValidateKey inside of a batch.
+// TestBadItemsOfABatch sends the cases of ValidateKey as items of a batch.
 func TestBadItemsOfABatch(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
@@ -1044,12 +1043,12 @@ func TestBadItemsOfABatch(t *testing.T) {
 			}
 		})
 	}
-	// Its uses were noted, and are written later.
+	// The uses were noted, and are written later.
 	expectUnchanged(t, before, f.dump(t))
 }
 
-// TestEveryFieldHasACase fails if the contract has a request or a field that the walk
-// does not know, or the other way round.
+// TestEveryFieldHasACase fails if the API has a request or a field without a case, or the
+// walk has one that the API does not have.
 func TestEveryFieldHasACase(t *testing.T) {
 	known := make(map[string]walk)
 	for _, walk := range walks() {
@@ -1118,8 +1117,8 @@ func methodsOf(t *testing.T) func(yield func(protoreflect.MethodDescriptor) bool
 	}
 }
 
-// fieldsOf returns the paths of every field of a message, and of the messages of this
-// API inside of it.
+// fieldsOf returns the paths of all fields of a message, and of those of the messages of this
+// API in it.
 func fieldsOf(message protoreflect.MessageDescriptor, prefix string) []string {
 	var paths []string
 	for index := range message.Fields().Len() {
@@ -1128,27 +1127,29 @@ func fieldsOf(message protoreflect.MessageDescriptor, prefix string) []string {
 		paths = append(paths, path)
 		if field.Message() != nil && !field.IsMap() && field.Message().ParentFile().Package() == "keysvc.v1" {
 			nested := fieldsOf(field.Message(), path+".")
-			// A container that is required has its own case; the others have those of their fields.
+			// A required container has a case of its own; other containers have only those of their
+			// fields.
 			paths = append(paths, nested...)
 		}
 	}
 	return paths
 }
 
-// TestTokenInWrongField pastes a live token into every text of every request. It may
-// be refused or found nowhere, but is neither stored nor said again.
-func TestTokenInWrongField(t *testing.T) {
+// TestTokenInTheWrongFieldIsNeitherStoredNorRepeated puts a live token into every text of
+// every request. The request may be refused or not, but the token is neither stored nor in an
+// answer or the log.
+func TestTokenInTheWrongFieldIsNeitherStoredNorRepeated(t *testing.T) {
 	t.Parallel()
 	for _, walk := range walks() {
 		t.Run(strings.TrimPrefix(walk.method, "/keysvc.v1."), func(t *testing.T) {
 			t.Parallel()
 			f := newFixture(t)
-			// The other is for tails, which may well be stored.
+			// The other fixture is for tails of tokens, which may be stored.
 			token, other := f.key.GetToken(), f.other.GetToken()
 			before := f.dump(t)
 			for path := range textsOf(walk.base(f).ProtoReflect(), "") {
 				if path == "token" || strings.HasSuffix(path, "].token") {
-					continue // where it belongs
+					continue // the field is for tokens
 				}
 				for name, text := range map[string]string{
 					"token": token, "with Bearer": "Bearer " + token, "behind a colon": "x:" + token, "tail": other[len(other)-49:],
@@ -1163,7 +1164,7 @@ func TestTokenInWrongField(t *testing.T) {
 							t.Errorf("the error says it again: %v", err)
 						}
 						if name == "tail" {
-							return // it may be an id or a name, as far as anyone can tell
+							return // the server cannot tell it from an id or a name
 						}
 						if err == nil {
 							shown, _ := proto.Marshal(response)
@@ -1188,9 +1189,9 @@ func TestTokenInWrongField(t *testing.T) {
 	}
 }
 
-// TestNotUTF8 sends text that is not UTF-8 in every field, past the client's own check.
-// gRPC refuses it.
-func TestNotUTF8(t *testing.T) {
+// TestTextThatIsNotUTF8IsRefused sends text that is not UTF-8 in every field, without the
+// client's own check. gRPC refuses it.
+func TestTextThatIsNotUTF8IsRefused(t *testing.T) {
 	t.Parallel()
 	const marker = "notUTF8here"
 	for _, walk := range walks() {
@@ -1232,7 +1233,7 @@ func (rawCodec) Unmarshal(data []byte, value any) error {
 
 func (rawCodec) Name() string { return "proto" }
 
-// textsOf yields the paths of every text of a message, in lists and maps one for a new
+// textsOf yields the paths of all texts of a message. A list or map has one path, for a new
 // element.
 func textsOf(message protoreflect.Message, prefix string) func(yield func(string) bool) {
 	return func(yield func(string) bool) { walkTexts(message.Descriptor(), prefix, yield) }
@@ -1271,9 +1272,9 @@ func walkTexts(message protoreflect.MessageDescriptor, prefix string, yield func
 	return true
 }
 
-// put gives the field at a path another value; nil clears it. Messages on the way are
-// made. The path's last part may be an element of a list, "scopes[0]", or "labels{key}"
-// or "labels{value}" for the only entry of a map.
+// put sets the field at a path; nil clears it. Missing messages on the path are made. The
+// last part of the path may be an element of a list, "scopes[0]", or "labels{key}" or
+// "labels{value}" for the only element of a map.
 func put(request proto.Message, path string, value any) {
 	message := request.ProtoReflect()
 	steps := strings.Split(path, ".")
@@ -1336,7 +1337,7 @@ func put(request proto.Message, path string, value any) {
 	}
 }
 
-// indexOf takes "scopes[3]" apart; the index is -1 if there is none.
+// indexOf splits "scopes[3]" into name and index; the index is -1 if the text has none.
 func indexOf(step string) (name string, index int) {
 	name, number, found := strings.Cut(strings.TrimSuffix(step, "]"), "[")
 	if !found {
@@ -1355,8 +1356,8 @@ func (b *bench) invoke(t *testing.T, method string, request proto.Message) error
 	return b.call(t, method, request, dynamicResponse(t, method))
 }
 
-// call calls a method with a request, and fills in the response. On a stream the request
-// is what follows on hello, unless it is one, and the response is the last that came.
+// call calls a method with a request and fills in the response. On a stream it sends the
+// request after a hello, if the request is none itself, and the response is the last one.
 func (b *bench) call(t *testing.T, method string, request, response any, options ...grpc.CallOption) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"sync"
 	"testing"
@@ -15,7 +14,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
-// store notes what is written, and fails when told to.
+// store keeps the times that are written, and fails if fail is set.
 type store struct {
 	mutex  sync.Mutex
 	times  map[string]time.Time
@@ -49,7 +48,7 @@ func (s *store) written() int {
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func newRecorder(s *store) *usage.Recorder {
-	return usage.NewRecorder(s, slog.New(slog.DiscardHandler))
+	return usage.NewRecorder(s, nil)
 }
 
 func TestLastNeverGoesBack(t *testing.T) {
@@ -65,8 +64,8 @@ func TestLastNeverGoesBack(t *testing.T) {
 	}
 }
 
-// A thousand uses of a key are one time in one write.
-func TestUsesAreMerged(t *testing.T) {
+// TestUsesOfAKeyAreMergedIntoOneWrite: a thousand uses are one time.
+func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
 	last := usage.NewLast("k")
@@ -85,8 +84,8 @@ func TestUsesAreMerged(t *testing.T) {
 	}
 }
 
-// A million keys in use cost a bounded number of writes.
-func TestManyKeysAreFewWrites(t *testing.T) {
+// TestManyKeysTakeFewWrites: a write holds the times of thousands of keys.
+func TestManyKeysTakeFewWrites(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
 	const keys = 1_000_000
@@ -101,7 +100,7 @@ func TestManyKeysAreFewWrites(t *testing.T) {
 	}
 }
 
-func TestFailedWriteIsTriedAgain(t *testing.T) {
+func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 	s := &store{fail: errors.New("no disk")}
 	recorder := newRecorder(s)
 	last := usage.NewLast("k")
@@ -119,7 +118,7 @@ func TestFailedWriteIsTriedAgain(t *testing.T) {
 	}
 }
 
-// What was used while a flush ran is written by that one or the next.
+// TestNothingIsLostBetweenFlushes: a use during a flush is written by that flush or the next.
 func TestNothingIsLostBetweenFlushes(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)

@@ -1,4 +1,4 @@
-// Package servertest runs a real keysvc, on a real file, for the tests of what calls it.
+// Package servertest runs a real keysvc, on a real file, for the tests of its clients.
 package servertest
 
 import (
@@ -20,18 +20,18 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// patience bounds every wait; none comes near it unless something hangs.
+// patience bounds every wait. A wait that lasts so long hangs.
 const patience = 20 * time.Second
 
 // Options say how a Keysvc differs from the default.
 type Options struct {
-	// Listener is what it serves. Default: a free port of the loopback.
+	// Listener is the listener that it serves. Default: on a free port of the loopback.
 	Listener net.Listener
-	// File is the store's. Default: one in t.TempDir().
+	// File is the path of the store. Default: a new one in t.TempDir().
 	File string
 	// Now is its clock. Default: time.Now.
 	Now func() time.Time
-	// Log receives its log. Default: nothing.
+	// Log receives its log. Default: it is discarded.
 	Log *slog.Logger
 	// Settings changes the default settings.
 	Settings func(*config.Settings)
@@ -41,9 +41,9 @@ type Options struct {
 type Keysvc struct {
 	// Address is where it listens, as a target of grpc.NewClient.
 	Address string
-	// File is the store's.
+	// File is the path of the store.
 	File string
-	// Conn is a connection to it, and the others are clients over that.
+	// Conn is a connection to it. The other fields are clients over Conn.
 	Conn       *grpc.ClientConn
 	Keys       keysvcv1.KeyServiceClient
 	Members    keysvcv1.MemberServiceClient
@@ -116,7 +116,7 @@ func Start(t testing.TB, options Options) *Keysvc {
 	return keysvc
 }
 
-// dial connects to a listener, be it one in memory.
+// dial connects to a listener, which may be in memory.
 func dial(ctx context.Context, listener net.Listener) (net.Conn, error) {
 	if inMemory, ok := listener.(interface {
 		DialContext(ctx context.Context) (net.Conn, error)
@@ -126,10 +126,10 @@ func dial(ctx context.Context, listener net.Listener) (net.Conn, error) {
 	return (&net.Dialer{}).DialContext(ctx, listener.Addr().Network(), listener.Addr().String())
 }
 
-// Stop stops it, in order, once.
+// Stop stops it in order. Further calls do nothing.
 func (k *Keysvc) Stop() { k.stopOnce.Do(k.stop) }
 
-// PutMember adds a member or changes the role of one.
+// PutMember adds a member, or changes the role of an existing member.
 func (k *Keysvc) PutMember(t testing.TB, workspaceID, memberID, role string) {
 	t.Helper()
 	if _, err := k.Members.PutMember(t.Context(), &keysvcv1.PutMemberRequest{
