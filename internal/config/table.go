@@ -116,10 +116,10 @@ var table = []Setting{
 		kind:  word(func(s *Settings) *LogFormat { return &s.LogFormat }, LogText, LogJSON),
 	},
 	{
-		Name: "max-in-flight", Group: groupLimits, Default: "4096",
+		Name: "max-in-flight", Group: groupLimits, Default: "4096", Reloadable: true,
 		Usage: "how many requests of one kind to work on at a time",
 		More: "The kinds are validations, changes, reads (validations with details too), and waits for a revision or for caches. " +
-			"More requests are refused with RESOURCE_EXHAUSTED. Changes of one workspace may be a quarter of it. Health is exempt.",
+			"More requests are refused with RESOURCE_EXHAUSTED. Changes of one workspace may be a quarter of it, of that at the start. Health is exempt.",
 		kind: number(func(s *Settings) *int { return &s.MaxInFlight }, 1, 1<<20),
 	},
 	{

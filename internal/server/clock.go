@@ -8,7 +8,6 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/problem"
-	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // dormant is how long a store may have been without a change at a start before that is
@@ -17,8 +16,9 @@ const dormant = 30 * 24 * time.Hour
 
 // startClock makes the process's clock. The wall clock must not be behind the newest
 // change of the store, unless the settings say so.
-func (s *Server) startClock(ctx context.Context, config Config, position storage.Position) error {
-	wall, passed := config.Now, config.Passed
+func (s *Server) startClock(ctx context.Context) error {
+	settings, position := s.config.Settings, s.position
+	wall, passed := s.config.Now, s.config.Passed
 	if wall == nil {
 		wall = time.Now //nolint:forbidigo // the one clock follows it
 		if passed == nil {
@@ -26,13 +26,13 @@ func (s *Server) startClock(ctx context.Context, config Config, position storage
 		}
 	}
 	behind := position.Time.Sub(wall())
-	if behind > 0 && !config.Settings.AllowClockBehind {
+	if behind > 0 && !settings.AllowClockBehind {
 		return fmt.Errorf("the wall clock is %s behind the last commit, at %s: set it right, or start with --allow-clock-behind; "+
 			"if that commit was made while the clock was ahead, keysvc repair-clock puts the store right",
 			behind.Round(time.Millisecond), position.Time.Format(time.RFC3339))
 	}
 	s.sweeps = true
-	if passed != nil && !position.Time.IsZero() && -behind > dormant && !config.Settings.AllowClockAhead {
+	if passed != nil && !position.Time.IsZero() && -behind > dormant && !settings.AllowClockAhead {
 		s.sweeps = false
 		s.log.WarnContext(ctx, "nothing will be purged: the wall clock is far ahead of the last commit; if it is right, start with --allow-clock-ahead",
 			"wall", wall().UTC(), "last_commit", position.Time)
@@ -66,7 +66,7 @@ func (s *Server) clockJumped() bool {
 }
 
 // watchClock reads the clock often enough.
-func (s *Server) watchClock(ctx context.Context) {
+func (s *Server) watchClock(ctx context.Context) error {
 	ticker := time.NewTicker(clock.Interval)
 	defer ticker.Stop()
 	for {
@@ -74,7 +74,7 @@ func (s *Server) watchClock(ctx context.Context) {
 		case <-ticker.C:
 			s.clockJumped()
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
 }

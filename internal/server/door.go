@@ -13,7 +13,6 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
-	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/service"
 )
@@ -45,10 +44,10 @@ type door struct {
 
 // newDoor returns the door of a server with these settings.
 func newDoor(
-	stopping context.Context, settings config.Settings, log *slog.Logger, now func() time.Time,
+	stopping context.Context, rooms *rooms, log *slog.Logger, now func() time.Time,
 	errors service.Errors, workOf func(request any) callers.Work,
 ) *door {
-	d := &door{errors: errors, log: log, now: now, rooms: newRooms(settings), workOf: workOf, stopping: stopping}
+	d := &door{errors: errors, log: log, now: now, rooms: rooms, workOf: workOf, stopping: stopping}
 	options := logOptions()
 	logged := selector.MatchFunc(func(ctx context.Context, call grpccall.CallMeta) bool {
 		switch callers.Needs(call.FullMethod()) {
@@ -146,8 +145,8 @@ func (d *door) notAllowed(ctx context.Context, needs callers.Permission) error {
 func (d *door) noRoom(ctx context.Context, room *room) error {
 	if refused := room.tell(d.now()); refused > 0 {
 		d.log.WarnContext(ctx, "calls are refused: as many are in flight as allowed",
-			"kind", room.work.String(), "allowed", room.most, "refused", refused)
+			"kind", room.work.String(), "allowed", room.most.Load(), "refused", refused)
 	}
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
-		"%d calls of this kind (%s) are in flight, as many as allowed; try again", room.most, room.work))
+		"%d calls of this kind (%s) are in flight, as many as allowed; try again", room.most.Load(), room.work))
 }

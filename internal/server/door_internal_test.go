@@ -77,7 +77,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, nil))
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	d := newDoor(t.Context(), settings, log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work)
+	d := newDoor(t.Context(), newRooms(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work)
 	request := &keysvcv1.ValidateKeyRequest{}
 	ask := func() error {
 		_, err := d.unary(t.Context(), request, validateKey, answerNothing)

@@ -40,5 +40,5 @@ func TestMethodsWithoutAnEntryAreRefused(t *testing.T) {
 func newTestDoor(t testing.TB, settings config.Settings) *door {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	return newDoor(t.Context(), settings, log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work)
+	return newDoor(t.Context(), newRooms(settings), log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work)
 }

@@ -28,10 +28,10 @@ func listen(ctx context.Context, text string) (net.Listener, error) {
 		listener, err = (&net.ListenConfig{}).Listen(ctx, at.Network, at.Target)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("listening: %w; --listen chooses another address", err)
+		return nil, fmt.Errorf("%w; --listen chooses another address", err)
 	}
 	if at.Network == "tcp" && !config.IsLoopback(listener.Addr().String()) {
-		return nil, errors.Join(fmt.Errorf("listening: %s is not a loopback address", text), listener.Close())
+		return nil, errors.Join(fmt.Errorf("%s is not a loopback address", text), listener.Close())
 	}
 	return listener, nil
 }

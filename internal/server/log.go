@@ -18,21 +18,24 @@ import (
 
 // newLog returns a logger that writes as the settings say.
 func newLog(settings config.Settings, out io.Writer) *slog.Logger {
-	return slog.New(contextHandler{newLogHandler(settings, out)})
+	return slog.New(contextHandler{newLogHandler(settings, settings.LogLevel, out)})
 }
 
 // newProcessLog returns the logger of a whole process: it counts lines that come again
-// and again, and gRPC's own errors come to it. Flush what it has counted at the end.
-func newProcessLog(settings config.Settings, out io.Writer) (*slog.Logger, *logging.Repeats) {
-	repeats := logging.NewRepeats(newLogHandler(settings, out))
-	log := slog.New(contextHandler{repeats})
+// and again, and gRPC's own errors come to it. level is the least level, which may be set
+// at any time. Flush repeats at the end.
+func newProcessLog(settings config.Settings, out io.Writer) (log *slog.Logger, level *slog.LevelVar, repeats *logging.Repeats) {
+	level = new(slog.LevelVar)
+	level.Set(settings.LogLevel)
+	repeats = logging.NewRepeats(newLogHandler(settings, level, out))
+	log = slog.New(contextHandler{repeats})
 	// They would go to standard error by a way that waits for its reader.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, grpcErrors{log}))
-	return log, repeats
+	return log, level, repeats
 }
 
-func newLogHandler(settings config.Settings, out io.Writer) slog.Handler {
-	options := &slog.HandlerOptions{Level: settings.LogLevel, ReplaceAttr: redact}
+func newLogHandler(settings config.Settings, level slog.Leveler, out io.Writer) slog.Handler {
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: redact}
 	if settings.LogFormat == config.LogJSON {
 		return slog.NewJSONHandler(out, options)
 	}
@@ -46,7 +49,7 @@ func droppedNotice(settings config.Settings) func(dropped int64) []byte {
 		now := time.Now() //nolint:forbidigo // as slog stamps its lines
 		record := slog.NewRecord(now, slog.LevelWarn, "log lines were dropped: nobody read them in time, or they could not be written", 0)
 		record.AddAttrs(slog.Int64("dropped", dropped))
-		_ = newLogHandler(settings, &line).Handle(context.Background(), record) // a buffer takes everything
+		_ = newLogHandler(settings, settings.LogLevel, &line).Handle(context.Background(), record) // a buffer takes everything
 		return line.Bytes()
 	}
 }

@@ -11,7 +11,7 @@ import (
 // room bounds how many calls of one kind are in flight.
 type room struct {
 	work callers.Work
-	most int64
+	most atomic.Int64
 
 	now     atomic.Int64
 	refused atomic.Int64
@@ -22,7 +22,7 @@ type room struct {
 
 // enter takes a place. It reports whether one was free.
 func (r *room) enter() bool {
-	if r.now.Add(1) <= r.most {
+	if r.now.Add(1) <= r.most.Load() {
 		return true
 	}
 	r.now.Add(-1)
@@ -53,13 +53,24 @@ type rooms [callers.Session + 1]*room
 
 func newRooms(settings config.Settings) *rooms {
 	all := rooms{callers.NoWork: {}}
+	for work := range all {
+		if work := callers.Work(work); work != callers.NoWork && work != callers.Probe {
+			all[work] = &room{work: work}
+		}
+	}
+	all.resize(settings)
+	return &all
+}
+
+// resize sets how many calls of each kind may be in flight. Calls that are in flight go on.
+func (r *rooms) resize(settings config.Settings) {
+	most := int64(settings.MaxInFlight)
 	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait} {
-		all[work] = &room{work: work, most: int64(settings.MaxInFlight)}
+		r[work].most.Store(most)
 	}
 	// Those that have not said hello yet, or are about to leave, are no sessions to the hub,
 	// which counts for itself.
-	all[callers.Session] = &room{work: callers.Session, most: int64(settings.MaxSessions) + int64(settings.MaxInFlight)}
-	return &all
+	r[callers.Session].most.Store(int64(settings.MaxSessions) + most)
 }
 
 // of returns the room for a kind of work; nil if it has no bound.
@@ -85,7 +96,7 @@ func (r *rooms) snapshot() []Calls {
 	var all []Calls
 	for _, room := range r {
 		if room != nil && room.work != callers.NoWork {
-			all = append(all, Calls{Work: room.work, InFlight: room.now.Load(), Most: room.most, Refused: room.refused.Load()})
+			all = append(all, Calls{Work: room.work, InFlight: room.now.Load(), Most: room.most.Load(), Refused: room.refused.Load()})
 		}
 	}
 	return all

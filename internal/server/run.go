@@ -5,82 +5,117 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
-	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/logging"
 	"github.com/scribe-mail/keysvc/internal/policy"
-	"github.com/scribe-mail/keysvc/internal/storage"
-	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// storeFile is the name of the store in the data folder.
-const storeFile = "keysvc.db"
-
-// stopGrace is what a stop may take besides the drain. With what is then written to the
-// log, and said to the person, a stop takes no more than the drain and 5 s.
+// stopGrace is the longest time that a stop may take besides the drain. With what is then
+// written to the log, and said to the person, a stop takes no more than the drain and 5 s.
 const stopGrace = 4 * time.Second
 
-// ErrStopTimeout is returned by Run if the stop did not end in time, usually because
-// the disk hangs. What hangs is left to the end of the process, which should be soon.
-// Nothing acknowledged is lost; last-used times may be.
+// ErrStopTimeout is returned by Run if the stop did not end in time, usually because the
+// disk hangs. The goroutines that hang are left to the end of the process, which should
+// follow soon. No acknowledged change is lost; last-used times may be.
 var ErrStopTimeout = errors.New("the stop hangs: gave up waiting for the disk or for calls in flight")
 
-// Run serves until the context ends, which is the wish to stop; then it drains,
+// Reload returns the settings anew, as the next start would have them. It is called on
+// SIGHUP.
+type Reload func() (config.Settings, error)
+
+// Run is RunWithReload without a Reload: SIGHUP is ignored.
+func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer) error {
+	return RunWithReload(ctx, settings, nil, stdout, stderr)
+}
+
+// RunWithReload serves until the context ends, which is the wish to stop; then it drains,
 // closes, and returns nil. Whatever hangs, it returns within the drain timeout and 5 s
 // after that, with ErrStopTimeout if something did; the same holds for a stop during the
-// start, and for one that a failure caused. An error makes sense in one line. stdout is
-// for the person who started the process, stderr for the log; neither has to be read.
-// For the rest of the process, signals other than those that end it are ignored.
-func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer) error {
-	if err := settings.Validate(); err != nil {
+// start, and for a stop that a failure caused. An error makes sense in one line.
+//
+// reload is called on each SIGHUP, and the settings that can change while the process
+// runs are applied; settings that are wrong are logged, and those before them stay. If
+// reload is nil, SIGHUP is ignored. stdout is for the person who started the process,
+// stderr for the log; neither has to be read. For the rest of the process, other signals
+// than SIGINT and SIGTERM do not end it.
+func RunWithReload(ctx context.Context, settings config.Settings, reload Reload, stdout, stderr io.Writer) error {
+	if err := validate(settings); err != nil {
 		return err
 	}
 	person := logging.NewWriter(stdout, logging.Config{})
 	defer person.Close()
 	lines := logging.NewWriter(stderr, logging.Config{Notice: droppedNotice(settings)})
 	defer lines.Close()
-	log, repeats := newProcessLog(settings, lines)
+	log, level, repeats := newProcessLog(settings, lines)
 	defer repeats.Flush()
-	defer ignoreSignals(log)()
 
-	// ending begins when somebody wishes it, and also when the process goes by itself.
+	// ending ends when somebody wishes the stop, and also when the process stops by itself.
 	ending, end := context.WithCancel(ctx)
 	defer end()
-	p := &process{settings: settings, log: log, stdout: person, end: end}
-	p.openStore = p.openFile
-	return p.runBounded(ending)
+	p := newProcess(settings, log, person, end)
+	p.level, p.reload = level, reload
+	return p.runBounded(ending, p.components())
 }
+
+// validate checks the settings, and what only this package knows of them.
+func validate(settings config.Settings) error {
+	if err := settings.Validate(); err != nil {
+		return err
+	}
+	_, err := backendOf(settings.Store)
+	if err == nil && settings.Dev && !slices.ContainsFunc(settings.AllListeners(), servesAll) {
+		err = &config.FieldError{Field: "dev", Problem: "needs a listener that serves everything"}
+	}
+	return err
+}
+
+func servesAll(listener config.Listener) bool { return listener.Purpose == config.PurposeAll }
 
 // process is one run of the server, from the start to the end.
 type process struct {
 	settings config.Settings
 	log      *slog.Logger
 	stdout   io.Writer
+	server   *Server
 	// openStore opens the store that is served.
-	openStore func() (closableStore, error)
-	// end ends the context that run has, to say that the stop begins.
+	openStore backend
+	// end ends the context of run, to say that the stop begins.
 	end func()
-	// cleanups undo, in reverse order, what the start has done.
-	cleanups []func() error
+	// level is the log's, and reload returns the settings anew; either may be nil.
+	level  *slog.LevelVar
+	reload Reload
 }
 
-// closableStore is a store that this package opens and closes.
-type closableStore interface {
-	storage.Store
-	Close() error
+// newProcess returns a process with valid settings, in which nothing runs yet.
+func newProcess(settings config.Settings, log *slog.Logger, stdout io.Writer, end func()) *process {
+	open, _ := backendOf(settings.Store) // the settings are valid
+	return &process{
+		settings: settings, log: log, stdout: stdout, end: end, openStore: open,
+		server: newServer(Config{Settings: settings, Log: log}),
+	}
 }
 
-// runBounded runs, and gives up on what hangs when the context has ended for long enough.
-func (p *process) runBounded(ctx context.Context) error {
+// components returns everything that the process runs, in the order of the start.
+func (p *process) components() []component {
+	list := []component{p.signals(), p.policyFile()}
+	for _, each := range p.settings.AllListeners() {
+		list = append(list, p.listener(each))
+	}
+	list = append(list, p.store())
+	list = append(list, p.server.components()...)
+	return append(list, p.greeting())
+}
+
+// runBounded runs a list of components. It gives up on a stop that hangs when the context
+// has ended for the drain timeout and stopGrace.
+func (p *process) runBounded(ctx context.Context, list []component) error {
 	finished := make(chan error, 1)
-	go func() { finished <- p.run(ctx) }()
+	go func() { finished <- p.run(ctx, list) }()
 	select {
 	case err := <-finished:
 		return err
@@ -97,30 +132,21 @@ func (p *process) runBounded(ctx context.Context) error {
 	}
 }
 
-// run starts, serves until the context ends, and stops.
-func (p *process) run(ctx context.Context) (err error) {
+// run starts the components, waits until the context ends or one of them fails, and stops
+// those that were started.
+func (p *process) run(ctx context.Context, list []component) (err error) {
+	parts := newComponents()
 	defer func() {
-		p.end()
-		for _, cleanup := range slices.Backward(p.cleanups) {
-			err = errors.Join(err, cleanup())
-		}
+		p.end() // from here on runBounded counts the time
+		drain, cancel := context.WithTimeout(context.Background(), p.settings.DrainTimeout)
+		defer cancel()
+		err = joinErrors(err, parts.stop(drain))
 	}()
-	server, listener, err := p.start(ctx)
-	if err != nil {
+	if err := parts.start(ctx, list); err != nil {
 		return err
 	}
-	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
-	p.log.InfoContext(ctx, "serving", "address", address(listener), "data", p.settings.Data)
-	if p.settings.Dev {
-		if err := server.seedDemo(ctx, p.settings, address(listener), p.stdout); err != nil {
-			return fmt.Errorf("seeding the demo workspace: %w", err)
-		}
-	} else {
-		_, _ = fmt.Fprintf(p.stdout, "keysvc serves on %s\n", address(listener))
-	}
 	select {
-	case err := <-served:
+	case err := <-parts.failure():
 		return err
 	case <-ctx.Done():
 		p.log.InfoContext(ctx, "stopping", "drain_timeout", p.settings.DrainTimeout.String())
@@ -128,91 +154,70 @@ func (p *process) run(ctx context.Context) (err error) {
 	}
 }
 
-// start makes everything ready to serve.
-func (p *process) start(ctx context.Context) (*Server, net.Listener, error) {
-	wanted, err := readPolicy(p.settings.Policy)
-	if err != nil {
-		return nil, nil, err
+// policyFile reads the policy that fills an empty store.
+func (p *process) policyFile() component {
+	return component{name: "policy file", start: func(context.Context) (err error) {
+		p.server.config.Policy, err = readPolicy(p.settings.Policy)
+		return err
+	}}
+}
+
+// listener opens a listener. Calls are answered on it once everything else has started.
+func (p *process) listener(wanted config.Listener) component {
+	var opened *persistentListener
+	return component{
+		name: "listener " + wanted.String(),
+		start: func(ctx context.Context) error {
+			listener, err := listen(ctx, wanted.Address)
+			if err != nil {
+				return err
+			}
+			opened = newPersistentListener(listener, p.log)
+			p.server.listeners = append(p.server.listeners, servedListener{Listener: opened, purpose: wanted.Purpose})
+			return nil
+		},
+		stop: func(context.Context) error {
+			_ = opened.Close() // the stop of the calls has closed it; this is for starts that fail
+			return nil
+		},
 	}
-	listener, err := listen(ctx, p.settings.Listen)
-	if err != nil {
-		return nil, nil, err
+}
+
+// store opens the store.
+func (p *process) store() component {
+	var opened closableStore
+	return component{
+		name: "store",
+		start: func(ctx context.Context) (err error) {
+			if opened, err = p.openStore(ctx, p.settings, p.log); err == nil {
+				p.server.config.Store = opened
+			}
+			return err
+		},
+		stop: func(context.Context) error { return opened.Close() },
 	}
-	listener = newPersistentListener(listener, p.log)
-	p.cleanups = append(p.cleanups, func() error {
-		_ = listener.Close() // serving has closed it; this is for starts that fail
-		return nil
-	})
-	store, err := p.openStore()
-	if err != nil {
-		return nil, nil, err
-	}
-	p.cleanups = append(p.cleanups, func() error {
-		if err := store.Close(); err != nil {
-			return fmt.Errorf("closing the store: %w", err)
+}
+
+// greeting tells the person who started the process where it serves. With --dev it seeds
+// the demonstration workspace first.
+func (p *process) greeting() component {
+	return component{name: "greeting", start: func(ctx context.Context) error {
+		seed := p.settings.Dev
+		for _, each := range p.server.listeners {
+			switch {
+			case seed && each.purpose == config.PurposeAll:
+				seed = false
+				if err := p.server.seedDemo(ctx, p.settings, address(each), p.stdout); err != nil {
+					return fmt.Errorf("seeding the demo workspace: %w", err)
+				}
+			case each.purpose == config.PurposeAll:
+				_, _ = fmt.Fprintf(p.stdout, "keysvc serves on %s\n", address(each))
+			default:
+				_, _ = fmt.Fprintf(p.stdout, "keysvc serves %s on %s\n", each.purpose, address(each))
+			}
 		}
 		return nil
-	})
-	warnOfLooseModes(ctx, p.log, p.settings.Data, filepath.Join(p.settings.Data, storeFile))
-	server, err := New(ctx, Config{Store: store, Settings: p.settings, Policy: wanted, Log: p.log})
-	if err != nil {
-		return nil, nil, err
-	}
-	p.cleanups = append(p.cleanups, func() error {
-		stop(server, p.settings.DrainTimeout)
-		return nil
-	})
-	return server, listener, nil
-}
-
-// openFile opens the store in the data folder, and makes it if the settings say so.
-func (p *process) openFile() (closableStore, error) {
-	create := boltstore.CreateNever
-	switch {
-	case p.settings.Init:
-		create = boltstore.CreateNew
-	case p.settings.Dev:
-		create = boltstore.CreateIfAbsent
-	}
-	if create != boltstore.CreateNever {
-		if err := makeFolder(p.settings.Data); err != nil {
-			return nil, fmt.Errorf("making the data folder: %w", err)
-		}
-	}
-	store, err := boltstore.Open(filepath.Join(p.settings.Data, storeFile), boltstore.Config{
-		Log: p.log, Create: create, Anchor: p.settings.Anchor,
-	})
-	switch {
-	case errors.Is(err, storage.ErrAbsent):
-		return nil, fmt.Errorf("%w; --data names the folder of a store, and --init makes a new, empty one there", err)
-	case errors.Is(err, storage.ErrAnchor):
-		return nil, fmt.Errorf("%w; %s", err, p.anchorHint())
-	case errors.Is(err, storage.ErrPresent):
-		return nil, fmt.Errorf("%w; start without --init", err)
-	case err != nil:
-		return nil, err
-	}
-	return store, nil
-}
-
-// anchorHint says what to do about a store that does not agree with its anchor.
-func (p *process) anchorHint() string {
-	file := filepath.Join(p.settings.Data, storeFile)
-	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
-		return "put the file back; move the anchor away only if an empty store is really wanted"
-	}
-	accept := "keysvc anchor accept " + file
-	if p.settings.Anchor != "" {
-		accept += " --anchor " + p.settings.Anchor
-	}
-	return "put the newest file, or its anchor, in place; only if there is none, " + accept + " serves what there is, without what was revoked since"
-}
-
-// stop gives the calls in flight their time.
-func stop(server *Server, drain time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), drain)
-	defer cancel()
-	server.Stop(ctx)
+	}}
 }
 
 // readPolicy reads the policy in a file; the built-in one if the name is empty.
@@ -222,7 +227,7 @@ func readPolicy(file string) (*policy.Policy, error) {
 	}
 	document, err := os.ReadFile(file) //nolint:gosec // the operator names it
 	if err != nil {
-		return nil, fmt.Errorf("reading the policy: %w", err)
+		return nil, err
 	}
 	return policy.Parse(file, document)
 }

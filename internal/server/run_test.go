@@ -89,9 +89,9 @@ func TestTheStopIsBoundedWhileTheDiskHangs(t *testing.T) {
 	store := &hangingStore{hang: make(chan struct{}), release: make(chan struct{}), hangs: make(chan struct{}, 1)}
 	log := &buffer{}
 	ctx, stop := context.WithCancel(t.Context())
-	p := &process{settings: settings, log: newLog(settings, log), stdout: &buffer{}, end: stop}
-	p.openStore = func() (closableStore, error) {
-		opened, err := p.openFile()
+	p := newProcess(settings, newLog(settings, log), &buffer{}, stop)
+	p.openStore = func(ctx context.Context, settings config.Settings, log *slog.Logger) (closableStore, error) {
+		opened, err := openBolt(ctx, settings, log)
 		store.closableStore = opened
 		return store, err
 	}
@@ -99,7 +99,7 @@ func TestTheStopIsBoundedWhileTheDiskHangs(t *testing.T) {
 	running := make(chan struct{})
 	go func() {
 		defer close(running)
-		ended <- p.runBounded(ctx)
+		ended <- p.runBounded(ctx, p.components())
 	}()
 	conn, err := grpc.NewClient(settings.Listen, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {

@@ -1,43 +1,81 @@
 package server
 
 import (
-	"log/slog"
+	"context"
 	"os"
 	"os/signal"
-	"sync"
+	"strings"
 	"syscall"
+
+	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// ignoreSignals keeps the process going on signals that are no wish to end it, and
-// returns what stops the telling of them; they stay ignored.
+// signals keeps the process going on signals that are no wish to end it. They stay ignored
+// after its stop.
 //
 //   - SIGPIPE comes when the reader of standard output or error has died, and would end
 //     the process in the middle of a call. The write fails instead.
 //   - SIGTTOU comes when a process in the background writes to a terminal that does not
 //     want that, and would stop the process.
-//   - SIGHUP comes from a terminal that closes, or from whoever hopes that files are
-//     read anew. It is logged.
+//   - SIGHUP comes from a terminal that closes, or from a person who wants the settings to
+//     be read again: see reloadSettings.
 //
 // SIGINT and SIGTERM are the caller's. The runtime ignores SIGUSR1, SIGUSR2, SIGALRM and
 // the like.
-func ignoreSignals(log *slog.Logger) func() {
-	signal.Ignore(syscall.SIGPIPE, syscall.SIGTTOU)
+func (p *process) signals() component {
 	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
-	ended := make(chan struct{})
-	var logging sync.WaitGroup
-	logging.Go(func() {
-		for {
-			select {
-			case <-hangups:
-				log.Warn("SIGHUP is ignored: SIGTERM stops the process, and nothing is read anew while it runs")
-			case <-ended:
-				return
+	return component{
+		name: "signals",
+		start: func(context.Context) error {
+			signal.Ignore(syscall.SIGPIPE, syscall.SIGTTOU)
+			signal.Notify(hangups, syscall.SIGHUP)
+			return nil
+		},
+		run: func(ctx context.Context) error {
+			for {
+				select {
+				case <-hangups:
+					p.reloadSettings(ctx)
+				case <-ctx.Done():
+					return nil
+				}
 			}
-		}
-	})
-	return func() {
-		close(ended)
-		logging.Wait()
+		},
 	}
+}
+
+// reloadSettings reads the settings again and applies them. If they cannot be read or are
+// not valid, the log says why and those before them stay.
+func (p *process) reloadSettings(ctx context.Context) {
+	if p.reload == nil {
+		p.log.WarnContext(ctx, "SIGHUP is ignored: SIGTERM stops the process, and nothing is read anew while it runs")
+		return
+	}
+	settings, err := p.reload()
+	if err == nil {
+		err = validate(settings)
+	}
+	if err != nil {
+		p.log.ErrorContext(ctx, "the settings stay as they are: what SIGHUP read is not valid", "error", err)
+		return
+	}
+	if later := p.apply(settings); len(later) > 0 {
+		p.log.WarnContext(ctx, "the settings were read again; some need a restart", "at_next_start", strings.Join(later, ", "))
+		return
+	}
+	p.log.InfoContext(ctx, "the settings were read again")
+}
+
+// apply applies the settings that can change while the process runs: those that the table
+// of internal/config marks as Reloadable. It returns the names of the others that differ from
+// the settings of the start; they count from the next start on.
+//
+// The share of one workspace of the changes in flight also stays as the start had it.
+func (p *process) apply(settings config.Settings) (later []string) {
+	merged, _, later := p.settings.Reload(settings)
+	if p.level != nil {
+		p.level.Set(merged.LogLevel)
+	}
+	p.server.rooms.resize(merged)
+	return later
 }

@@ -1,0 +1,90 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+)
+
+// storeFile is the name of the bbolt store in the data folder.
+const storeFile = "keysvc.db"
+
+// closableStore is a store that this package opens and closes.
+type closableStore interface {
+	storage.Store
+	Close() error
+}
+
+// backend opens a store as the settings say. Its error makes sense in one line, and names
+// the flag that helps.
+type backend func(ctx context.Context, settings config.Settings, log *slog.Logger) (closableStore, error)
+
+// backends are the stores that Settings.Store can name. Nothing else in keysvc names a
+// concrete store, but for the commands that work on a file without a server.
+var backends = map[string]backend{
+	config.DefaultStore: openBolt,
+}
+
+// backendOf returns the backend with a name, or a *config.FieldError.
+func backendOf(name string) (backend, error) {
+	if open, known := backends[name]; known {
+		return open, nil
+	}
+	return nil, &config.FieldError{Field: "store", Problem: fmt.Sprintf("is %q, allowed are %s",
+		name, strings.Join(slices.Sorted(maps.Keys(backends)), ", "))}
+}
+
+// openBolt opens the bbolt file in the data folder. It makes folder and file if the
+// settings say so.
+func openBolt(ctx context.Context, settings config.Settings, log *slog.Logger) (closableStore, error) {
+	create := boltstore.CreateNever
+	switch {
+	case settings.Init:
+		create = boltstore.CreateNew
+	case settings.Dev:
+		create = boltstore.CreateIfAbsent
+	}
+	if create != boltstore.CreateNever {
+		if err := makeFolder(settings.Data); err != nil {
+			return nil, fmt.Errorf("making the data folder: %w", err)
+		}
+	}
+	file := filepath.Join(settings.Data, storeFile)
+	store, err := boltstore.Open(file, boltstore.Config{Log: log, Create: create, Anchor: settings.Anchor})
+	switch {
+	case errors.Is(err, storage.ErrAbsent):
+		return nil, fmt.Errorf("%w; --data names the folder of a store, and --init makes a new, empty one there", err)
+	case errors.Is(err, storage.ErrAnchor):
+		return nil, fmt.Errorf("%w; %s", err, anchorHint(file, settings.Anchor))
+	case errors.Is(err, storage.ErrPresent):
+		return nil, fmt.Errorf("%w; start without --init", err)
+	case err != nil:
+		return nil, err
+	}
+	warnOfLooseModes(ctx, log, settings.Data, file)
+	return store, nil
+}
+
+// anchorHint says what to do about a file that does not agree with its anchor. anchor is
+// Settings.Anchor.
+func anchorHint(file, anchor string) string {
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		return "put the file back; move the anchor away only if an empty store is really wanted"
+	}
+	accept := "keysvc anchor accept " + file
+	if anchor != "" {
+		accept += " --anchor " + anchor
+	}
+	return "put the newest file, or its anchor, in place; only if there is none, " + accept + " serves what there is, without what was revoked since"
+}

@@ -1,0 +1,177 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	channelz "google.golang.org/grpc/channelz/service"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/feed"
+	"github.com/scribe-mail/keysvc/internal/service"
+	"github.com/scribe-mail/keysvc/internal/validation"
+)
+
+// What no operator needs to set.
+const (
+	// connectionTimeout bounds a connection's handshake.
+	connectionTimeout = 10 * time.Second
+	// keepaliveTime is the silence after which a peer is asked whether it is still there, and
+	// keepaliveTimeout the longest time that its answer may take.
+	keepaliveTime    = time.Minute
+	keepaliveTimeout = 20 * time.Second
+	// keepaliveMinimum is the shortest time between two pings of a client.
+	keepaliveMinimum = 10 * time.Second
+)
+
+// servedListener is a listener, and the services that it offers.
+type servedListener struct {
+	net.Listener
+	purpose config.Purpose
+}
+
+// calls answers calls: it has one gRPC server for each purpose, all behind one door.
+type calls struct {
+	log    *slog.Logger
+	door   *door
+	health *health.Server
+	hub    *feed.Hub
+	grpc   map[config.Purpose]*grpc.Server
+	// beginStop ends the context that lasts until the stop begins.
+	beginStop context.CancelFunc
+	// failed yields the first error of a listener that can be served no longer.
+	failed chan error
+	// working are the goroutines that serve or cut off.
+	working sync.WaitGroup
+}
+
+// newCalls makes the services over what has started, and registers each with the servers
+// that offer it.
+func newCalls(s *Server, validator *validation.Validator) *calls {
+	settings, errors := s.config.Settings, service.Errors{Log: s.log}
+	stopping, beginStop := context.WithCancel(context.Background())
+	validations := service.NewValidation(validator, errors)
+	sync := service.NewSync(s.hub, s.projection, validator, errors)
+	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
+	c := &calls{
+		log:    s.log,
+		door:   newDoor(stopping, s.rooms, s.log, s.clock.Now, errors, validations.Work),
+		health: health.NewServer(), hub: s.hub,
+		grpc:      make(map[config.Purpose]*grpc.Server),
+		beginStop: beginStop, failed: make(chan error, 1),
+	}
+	for _, purpose := range config.Purposes() {
+		server := c.newServer(settings)
+		all := purpose == config.PurposeAll
+		if all || purpose == config.PurposeValidation {
+			keysvcv1.RegisterValidationServiceServer(server, validations)
+			keysvcv1.RegisterSyncServiceServer(server, sync)
+		}
+		if all || purpose == config.PurposeManagement {
+			keysvcv1.RegisterKeyServiceServer(server, keyService)
+			keysvcv1.RegisterMemberServiceServer(server, memberService)
+			keysvcv1.RegisterPolicyServiceServer(server, policyService)
+		}
+		// The health of what another listener serves can be asked for on each.
+		for name := range server.GetServiceInfo() {
+			c.health.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVING)
+		}
+		grpc_health_v1.RegisterHealthServer(server, c.health)
+		if all || purpose == config.PurposeManagement {
+			reflection.Register(server)
+			if settings.Channelz {
+				channelz.RegisterChannelzServiceToServer(server)
+			}
+		}
+		c.grpc[purpose] = server
+	}
+	return c
+}
+
+// newServer returns a gRPC server without services. A method that is not registered with
+// it is answered with UNIMPLEMENTED.
+func (c *calls) newServer(settings config.Settings) *grpc.Server {
+	return grpc.NewServer(
+		grpc.UnaryInterceptor(c.door.unary),
+		grpc.StreamInterceptor(c.door.stream),
+		grpc.MaxConcurrentStreams(uint32(settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
+		grpc.MaxHeaderListSize(uint32(settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
+		grpc.MaxRecvMsgSize(settings.MaxMessageBytes),
+		grpc.ConnectionTimeout(connectionTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+	)
+}
+
+// begin serves a listener in a goroutine.
+func (c *calls) begin(listener servedListener) {
+	c.working.Go(func() {
+		if err := c.serve(listener); err != nil {
+			select {
+			case c.failed <- err:
+			default:
+			}
+		}
+	})
+}
+
+// serve answers calls on a listener until stop or cutOff, and closes it.
+func (c *calls) serve(listener servedListener) error {
+	err := c.grpc[listener.purpose].Serve(listener)
+	if errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return err
+}
+
+// cutOff closes listeners and connections at once, without waiting for handlers: they may
+// hang with the store, and stop waits for them.
+func (c *calls) cutOff() {
+	c.health.Shutdown()
+	for _, server := range c.grpc {
+		c.working.Go(server.Stop)
+	}
+}
+
+// stop says that the server no longer serves, waits for the calls in flight until the
+// context ends, cuts off the rest, and returns when no handler runs any more.
+func (c *calls) stop(ctx context.Context) {
+	// 1. Probes and near-caches learn of the stop. The goodbyes must be there before step 2
+	// ends the streams.
+	c.health.Shutdown()
+	c.hub.Stop()
+	// 2. Streams end: those that only wait would take up the whole drain.
+	c.beginStop()
+	// 3. Listeners close, and each server waits for its calls.
+	var draining sync.WaitGroup
+	for _, server := range c.grpc {
+		draining.Go(server.GracefulStop)
+	}
+	drained := make(chan struct{})
+	go func() {
+		draining.Wait()
+		close(drained)
+	}()
+	// 4. When the time is over, connections close, and the wait is for handlers only.
+	select {
+	case <-drained:
+	case <-ctx.Done():
+		c.log.WarnContext(ctx, "calls in flight are cut off: the drain timeout passed")
+		for _, server := range c.grpc {
+			c.working.Go(server.Stop)
+		}
+		<-drained
+	}
+	c.working.Wait()
+}

@@ -1,0 +1,116 @@
+package server
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/config"
+)
+
+// newReloading returns a process that runs nothing, reloads what reload returns, and
+// writes its log to the buffer.
+func newReloading(t *testing.T, reload Reload) (*process, *buffer) {
+	t.Helper()
+	settings, text := everything(t), &buffer{}
+	log, level, repeats := newProcessLog(settings, text)
+	t.Cleanup(repeats.Flush)
+	p := newProcess(settings, log, &buffer{}, func() {})
+	p.level, p.reload = level, reload
+	return p, text
+}
+
+func TestReloadAppliesWhatCanChangeWhileRunning(t *testing.T) {
+	var next config.Settings
+	p, log := newReloading(t, func() (config.Settings, error) { return next, nil })
+	next = p.settings
+	next.LogLevel, next.MaxInFlight = slog.LevelDebug, 2
+	next.Staleness, next.Data = 3*time.Second, "/elsewhere"
+	p.reloadSettings(t.Context())
+	if !p.log.Enabled(t.Context(), slog.LevelDebug) {
+		t.Error("the log's level stayed")
+	}
+	if most := p.server.rooms.of(callers.Read).most.Load(); most != 2 {
+		t.Errorf("%d reads may be in flight, want 2", most)
+	}
+	if most := p.server.rooms.of(callers.Session).most.Load(); most != 2+int64(p.settings.MaxSessions) {
+		t.Errorf("%d sessions may be in flight, want 2 beside those of the hub", most)
+	}
+	if text := log.String(); !strings.Contains(text, `at_next_start":"data, staleness"`) {
+		t.Errorf("the log does not name the settings that wait for a start:\n%s", text)
+	}
+}
+
+// TestReloadAppliesWhatTheTableMarks: who marks another setting as Reloadable applies it, and
+// adds it to the test above.
+func TestReloadAppliesWhatTheTableMarks(t *testing.T) {
+	var marked []string
+	for _, setting := range config.Table() {
+		if setting.Reloadable {
+			marked = append(marked, setting.Name)
+		}
+	}
+	if !slices.Equal(marked, []string{"log-level", "max-in-flight"}) {
+		t.Errorf("the table marks %q", marked)
+	}
+}
+
+func TestReloadOfWrongSettingsKeepsThoseBefore(t *testing.T) {
+	for name, change := range map[string]func(*config.Settings) error{
+		"not valid":     func(s *config.Settings) error { s.MaxInFlight = 0; return nil },
+		"unknown store": func(s *config.Settings) error { s.Store = "paper"; return nil },
+		"not read":      func(*config.Settings) error { return errors.New("keysvc.yaml:3: unknown key") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var next config.Settings
+			p, log := newReloading(t, func() (config.Settings, error) { return next, change(&next) })
+			next = p.settings
+			next.LogLevel = slog.LevelDebug
+			p.reloadSettings(t.Context())
+			if p.log.Enabled(t.Context(), slog.LevelDebug) || p.server.rooms.of(callers.Read).most.Load() != int64(p.settings.MaxInFlight) {
+				t.Error("something was applied")
+			}
+			if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `"level":"ERROR"`) || !strings.Contains(text, `"error":"`) {
+				t.Errorf("want one line that says why, got\n%s", text)
+			}
+		})
+	}
+}
+
+func TestSIGHUPWithoutReloadIsLogged(t *testing.T) {
+	p, log := newReloading(t, nil)
+	p.reloadSettings(t.Context())
+	if !strings.Contains(log.String(), "SIGHUP is ignored") {
+		t.Errorf("the log is %q", log)
+	}
+}
+
+// TestLimitsCanBeLoweredBelowWhatIsInFlight: calls that have a slot keep it.
+func TestLimitsCanBeLoweredBelowWhatIsInFlight(t *testing.T) {
+	settings := config.Defaults()
+	rooms := newRooms(settings)
+	read := rooms.of(callers.Read)
+	for range 3 {
+		if !read.enter() {
+			t.Fatal("there is no slot")
+		}
+	}
+	settings.MaxInFlight = 2
+	rooms.resize(settings)
+	if read.enter() {
+		t.Error("a fourth got in")
+	}
+	read.leave()
+	if read.enter() {
+		t.Error("a third got in")
+	}
+	read.leave()
+	read.leave()
+	if !read.enter() || read.now.Load() != 1 {
+		t.Error("there is no slot, though none is taken")
+	}
+}
