@@ -86,9 +86,9 @@ func boolean(field func(*Settings) *bool) kind {
 	return k
 }
 
-// number is a whole number from min to max.
-func number(field func(*Settings) *int, min, max int) kind {
-	allowed := fmt.Sprintf("%d to %d", min, max)
+// number is a whole number from minimum to maximum.
+func number(field func(*Settings) *int, minimum, maximum int) kind {
+	allowed := fmt.Sprintf("%d to %d", minimum, maximum)
 	parse := func(text string) (int, error) {
 		value, err := strconv.Atoi(text)
 		if err != nil {
@@ -97,7 +97,7 @@ func number(field func(*Settings) *int, min, max int) kind {
 		return value, nil
 	}
 	check := func(value int) error {
-		if value < min || value > max {
+		if value < minimum || value > maximum {
 			return fmt.Errorf("is %d, allowed are %s", value, allowed)
 		}
 		return nil
@@ -107,9 +107,9 @@ func number(field func(*Settings) *int, min, max int) kind {
 	return k
 }
 
-// duration is a time from min to max, as in 1m30s.
-func duration(field func(*Settings) *time.Duration, min, max time.Duration) kind {
-	allowed := shortDuration(min) + " to " + shortDuration(max)
+// duration is a time from minimum to maximum, as in 1m30s.
+func duration(field func(*Settings) *time.Duration, minimum, maximum time.Duration) kind {
+	allowed := shortDuration(minimum) + " to " + shortDuration(maximum)
 	parse := func(text string) (time.Duration, error) {
 		value, err := time.ParseDuration(text)
 		if err != nil {
@@ -118,7 +118,7 @@ func duration(field func(*Settings) *time.Duration, min, max time.Duration) kind
 		return value, nil
 	}
 	check := func(value time.Duration) error {
-		if value < min || value > max {
+		if value < minimum || value > maximum {
 			return fmt.Errorf("is %s, allowed are %s", value, allowed)
 		}
 		return nil
