@@ -26,7 +26,7 @@ type Setting struct {
 	Empty string
 	// Group is the heading that docs/settings.md has the setting under.
 	Group string
-	// Path is set if the value is the path of a file or folder.
+	// Path says whether the value is the path of a file or a folder.
 	Path Path
 	// Reloadable is set if a running server takes a new value on SIGHUP.
 	Reloadable bool
@@ -157,7 +157,7 @@ var table = []Setting{
 	},
 	{
 		Name: "staleness", Group: groupCaches, Default: "1s",
-		Usage: "for how long at most a near-cache can miss a change",
+		Usage: "max. time for which a near-cache can miss a change",
 		More:  "See [near-caches](operations.md#near-caches).",
 		kind:  duration(func(s *Settings) *time.Duration { return &s.Staleness }, 100*time.Millisecond, time.Minute),
 	},

@@ -195,7 +195,7 @@ func TestGenerateRefusesAnAnnotationThatIsGivenTwice(t *testing.T) {
 	}
 }
 
-func TestBadPolicy(t *testing.T) {
+func TestGenerateReportsAPolicyThatCannotBeRead(t *testing.T) {
 	for _, policy := range []string{"does-not-exist.yaml", "keyscope_test.go"} {
 		path, err := filepath.Abs(policy)
 		if err != nil {
