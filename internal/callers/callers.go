@@ -1,5 +1,5 @@
-// Package callers knows who calls keysvc and what each method needs: one table,
-// and what is not in it is refused.
+// Package callers holds the identities of callers, and one table of the permission that
+// each method needs. A method that is not in the table is refused.
 package callers
 
 import (
@@ -13,28 +13,28 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// Permission is what a method needs and an identity may have. The zero Permission is
-// nobody's.
+// Permission is what a method needs and an identity may have. No identity has the zero
+// Permission.
 type Permission uint8
 
 // The permissions.
 const (
-	// Nobody may do it.
+	// Nobody is the need of methods that are not in the table. No identity has it.
 	Nobody Permission = iota
-	// Anyone may do it, known or not: health.
+	// Anyone is the need of health, which every caller may ask for, known or not.
 	Anyone
-	// Validate asks for decisions.
+	// Validate allows asking for decisions.
 	Validate
-	// Manage changes and reads keys and members.
+	// Manage allows changing and reading keys and members.
 	Manage
-	// Report revokes leaked tokens.
+	// Report allows revoking leaked tokens.
 	Report
-	// Audit reads audit events.
+	// Audit allows reading audit events.
 	Audit
-	// Administer applies policies and removes workspaces.
+	// Administer allows applying policies and removing workspaces.
 	Administer
-	// Inspect reads the policy and how the API and its connections look: reflection,
-	// channelz; and waits for caches to have applied a change. Every known identity may.
+	// Inspect allows reading the policy, reflection and channelz, and waiting until caches have
+	// applied a change. Every known identity has it.
 	Inspect
 )
 
@@ -60,31 +60,31 @@ func (p Permission) String() string {
 	return "nobody"
 }
 
-// Method is what is known of an RPC before it is called.
+// Method describes an RPC before it is called.
 type Method struct {
 	// Needs is the permission that its callers need.
 	Needs Permission
-	// Work is what kind of work it is.
+	// Work is its kind of work.
 	Work Work
 }
 
-// Work is a kind of work. Calls of one kind share a bound on how many are in flight; those
-// of different kinds never take each other's room.
+// Work is a kind of work. Calls of one kind share a bound on how many are in flight, and
+// never take a slot of another kind.
 type Work uint8
 
 // The kinds of work.
 const (
-	// NoWork is that of methods that are not in the table. There is no room for it.
+	// NoWork is the kind of methods that are not in the table. It has no slots.
 	NoWork Work = iota
-	// Probe is what must be answered however busy the server is: health. It has no bound.
+	// Probe is health, which must be answered however busy the server is. It has no bound.
 	Probe
-	// Validation decides from memory. It waits for nobody.
+	// Validation decides from memory, without waiting.
 	Validation
 	// Change waits for its turn in the workspace, and for the disk.
 	Change
 	// Read reads the store, for people.
 	Read
-	// Wait is a unary call that waits for what others do: for a revision, or for caches.
+	// Wait is a unary call that waits for a revision, or for caches.
 	Wait
 	// Session is a stream that stays open.
 	Session
@@ -110,7 +110,8 @@ func (w Work) String() string {
 	return "none"
 }
 
-// methods says what each RPC needs and is. A test compares it with what the server serves.
+// methods has the permission and the kind of work of each RPC. A test compares it with the
+// methods that the server serves.
 var methods = map[string]Method{
 	keysvcv1.ValidationService_ValidateKey_FullMethodName:       {Validate, Validation},
 	keysvcv1.ValidationService_BatchValidateKeys_FullMethodName: {Validate, Validation},
@@ -134,7 +135,7 @@ var methods = map[string]Method{
 	keysvcv1.PolicyService_ApplyPolicy_FullMethodName: {Administer, Change},
 
 	keysvcv1.SyncService_Sync_FullMethodName: {Validate, Session},
-	// Whoever may change something, by whichever permission, may wait for it.
+	// A caller that may change something, by whichever permission, may wait for it.
 	keysvcv1.SyncService_AwaitRevision_FullMethodName: {Inspect, Wait},
 
 	grpc_health_v1.Health_Check_FullMethodName: {Anyone, Probe},
@@ -153,18 +154,18 @@ var methods = map[string]Method{
 	grpc_channelz_v1.Channelz_GetSocket_FullMethodName:        {Inspect, Read},
 }
 
-// Of returns what is known of a method; the zero Method, which needs Nobody, if it is not
-// in the table.
+// Of returns the description of a method. For a method that is not in the table it is the
+// zero Method, which needs Nobody.
 func Of(fullMethod string) Method { return methods[fullMethod] }
 
 // Needs returns what a method needs; Nobody if it is not in the table.
 func Needs(fullMethod string) Permission { return methods[fullMethod].Needs }
 
-// Identity is an authenticated caller. The zero Identity may do only what anyone may.
+// Identity is an authenticated caller. The zero Identity may call only what Anyone may.
 type Identity struct {
-	// Name is recorded in audit events: "local", or what a certificate says.
+	// Name is recorded in audit events: "local", or the name in a certificate.
 	Name string
-	// permissions has a bit for each that the identity has.
+	// permissions has a bit for each Permission of the identity.
 	permissions uint
 }
 
@@ -177,7 +178,7 @@ func Local() Identity {
 // May reports whether the identity may call a method.
 func (i Identity) May(fullMethod string) bool { return i.Has(Needs(fullMethod)) }
 
-// Has reports whether the identity has what a method needs.
+// Has reports whether the identity has the permission that a method needs.
 func (i Identity) Has(need Permission) bool {
 	switch need {
 	case Nobody:

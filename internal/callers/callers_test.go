@@ -95,8 +95,8 @@ func methodsOf(t *testing.T, service string) []string {
 	return methods
 }
 
-// TestTableIsComplete compares the table with what the real server serves, both ways.
-func TestTableIsComplete(t *testing.T) {
+// TestTableHasEveryServedMethod compares the table with what the real server serves, both ways.
+func TestTableHasEveryServedMethod(t *testing.T) {
 	methods := served(t)
 	for _, method := range methods {
 		if callers.Needs(method) == callers.Nobody {
@@ -117,9 +117,9 @@ func TestTableIsComplete(t *testing.T) {
 	}
 }
 
-// TestTableCoversTheContract makes sure that a service of the contract that nobody
+// TestTableHasEveryMethodOfTheContract makes sure that a service of the contract that nobody
 // registered has its entries all the same.
-func TestTableCoversTheContract(t *testing.T) {
+func TestTableHasEveryMethodOfTheContract(t *testing.T) {
 	protoregistry.GlobalFiles.RangeFilesByPackage("keysvc.v1", func(file protoreflect.FileDescriptor) bool {
 		for index := range file.Services().Len() {
 			for _, method := range methodsOf(t, string(file.Services().Get(index).FullName())) {
@@ -132,8 +132,8 @@ func TestTableCoversTheContract(t *testing.T) {
 	})
 }
 
-// TestNeeds spells the table out once more, by what would be a mistake worth money.
-func TestNeeds(t *testing.T) {
+// TestMethodsNeedTheRightPermission spells the table out once more, by what would be a mistake worth money.
+func TestMethodsNeedTheRightPermission(t *testing.T) {
 	const service = "/keysvc.v1."
 	want := map[string]callers.Permission{
 		service + "ValidationService/ValidateKey":       callers.Validate,
@@ -175,7 +175,7 @@ func TestNeeds(t *testing.T) {
 	}
 }
 
-func TestUnknownMethods(t *testing.T) {
+func TestUnknownMethodsNeedNobody(t *testing.T) {
 	for _, method := range []string{
 		"", "/", "*",
 		"/keysvc.v1.ValidationService/",
@@ -196,7 +196,7 @@ func TestUnknownMethods(t *testing.T) {
 	}
 }
 
-func TestMay(t *testing.T) {
+func TestIdentityMayDoOnlyWhatItHas(t *testing.T) {
 	nobody := callers.Identity{}
 	named := callers.Identity{Name: "local"} // a name gives nothing
 	for _, method := range callers.Methods() {
@@ -213,7 +213,7 @@ func TestMay(t *testing.T) {
 	}
 }
 
-func TestContext(t *testing.T) {
+func TestContextCarriesTheIdentity(t *testing.T) {
 	if got := callers.FromContext(t.Context()); got.Name != "" || got.May(keysvcv1.KeyService_GetKey_FullMethodName) {
 		t.Errorf("without one: got %+v", got)
 	}
@@ -227,7 +227,7 @@ func TestContext(t *testing.T) {
 	}
 }
 
-func TestPermissionNames(t *testing.T) {
+func TestPermissionsAreNamedAsOperatorsWriteThem(t *testing.T) {
 	seen := make(map[string]bool)
 	for permission := callers.Nobody; permission <= callers.Inspect; permission++ {
 		name := permission.String()

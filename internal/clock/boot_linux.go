@@ -6,14 +6,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Booted returns a function that says how long the machine has been up, sleep included.
-// It is nil where the system does not tell.
+// Booted returns a function that returns how long the machine has been up, sleep included.
+// It returns nil on systems that do not measure this.
 func Booted() func() time.Duration {
 	if _, err := booted(); err != nil {
 		return nil
 	}
 	return func() time.Duration {
-		up, _ := booted() // it does not begin to fail
+		up, _ := booted() // it worked once, so it works
 		return up
 	}
 }

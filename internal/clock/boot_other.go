@@ -4,6 +4,6 @@ package clock
 
 import "time"
 
-// Booted returns a function that says how long the machine has been up, sleep included.
-// It is nil where the system does not tell.
+// Booted returns a function that returns how long the machine has been up, sleep included.
+// It returns nil on systems that do not measure this.
 func Booted() func() time.Duration { return nil }

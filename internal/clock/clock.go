@@ -1,4 +1,5 @@
-// Package clock holds the one clock of a process.
+// Package clock is the clock of a process: it never goes back, counts the time that passes,
+// and does not follow jumps of the wall clock.
 package clock
 
 import (
@@ -8,74 +9,78 @@ import (
 )
 
 const (
-	// Tolerance is how far the wall clock may be set forward within a day of running
-	// before that is a Jump. A time service that corrects a clock stays far below it; the
-	// lives of keys (a year) and retention (days) do not notice it.
+	// Tolerance is the largest sum of steps forward of the wall clock within a day of running
+	// that is not a Jump. A time service that corrects a clock stays far below it, and it is
+	// little against the lives of keys (a year) and retention (days).
 	Tolerance = 5 * time.Minute
-	// day is how long steps forward are added up.
+	// day is the time over which steps forward are added up.
 	day = 24 * time.Hour
-	// noise is by how much the wall clock and the time that passed may differ between two
-	// readings before that is looked into.
+	// noise is the largest difference between the wall clock and the time that passed, from
+	// one reading to the next, that is taken for inaccuracy of the readings.
 	noise = time.Millisecond
-	// Interval is how often the clock should be read at least: what the machine slept is
-	// noticed then, if the wall clock does not tell.
+	// Interval is the longest time that should pass between two readings of the clock. A
+	// reading notices that the machine slept even if the wall clock does not show it.
 	Interval = time.Second
-	// slewing is the share of the time that passed by which the clock runs slower while it
-	// is ahead of the wall clock, so that it does not stay so for ever. Kernels correct
-	// clocks at this speed, too.
+	// slewing is the share of the time that passed by which the clock runs slower while it is
+	// ahead of the wall clock: by 1/2000, until both agree again. Kernels correct clocks at
+	// this speed, too.
 	slewing = 2000
 )
 
-// Jump says how the wall clock was set forward.
+// Jump describes how the wall clock was set forward.
 type Jump struct {
-	// Time is what the clock showed then: the time by what has passed.
+	// Time is what the clock showed then: the time that passed, without the step.
 	Time time.Time
 	// Wall is what the wall clock showed.
 	Wall time.Time
 }
 
-// Config says what a Clock reads. The zero value is the system's clocks.
+// Config names the clocks that a Clock reads. The zero value means those of the system.
 type Config struct {
 	// Wall is the wall clock; the monotonic part of its times is used if there is one.
 	// Default: time.Now.
 	Wall func() time.Time
-	// Passed says how much time has passed since some moment, sleep of the machine
-	// included and whatever the wall clock is set to. Without it no jump is noticed.
-	// Default: Booted if Wall is nil, else nothing.
+	// Passed returns how much time has passed since some moment, sleep of the machine
+	// included, whatever the wall clock is set to. Without it no jump is noticed.
+	// Default: Booted if Wall is nil, else none.
 	Passed func() time.Duration
-	// Floor is what the clock begins with if the wall clock is behind it.
+	// Floor is the time that the clock begins with if the wall clock is behind it.
 	Floor time.Time
 }
 
-// Clock follows the wall clock, with three exceptions. It never goes back. It counts the
-// time that passes also when the wall clock was set back, so that what is to end in ten
-// seconds ends in ten seconds; while it is ahead it runs slower by 1/2000. And it does
-// not follow a jump, which is a step forward of more than Tolerance that no time has
-// passed for: from the first one on it counts the time that passes, and nothing else.
+// Clock follows the wall clock, with three exceptions:
+//
+//   - It never goes back.
+//   - It counts the time that passes although the wall clock was set back, so that a key that
+//     ends in ten seconds ends in ten seconds. While it is ahead of the wall clock it runs
+//     slower by 1/2000.
+//   - It does not follow a jump, a step forward of more than Tolerance in which no time
+//     passed. From the first jump on it only counts the time that passes.
 //
 // Its times are in UTC and without a monotonic reading. Its methods may be called from
 // many goroutines.
 type Clock struct {
 	wall   func() time.Time
 	passed func() time.Duration
-	// bare says that the wall clock's times have no monotonic part: only passed tells what
-	// time has passed, or nothing does.
+	// bare is set if the wall clock's times have no monotonic part, so that only passed, if
+	// it is set, measures the time that passes.
 	bare bool
 
-	latest atomic.Int64 // Unix nanoseconds: what was shown last
+	latest atomic.Int64 // the latest time that was returned, in Unix nanoseconds
 	last   atomic.Pointer[reading]
 	jump   atomic.Pointer[Jump]
 
-	mutex sync.Mutex // of those that replace last
-	// steps is by how much the wall clock was set forward since since.
+	mutex sync.Mutex // held to replace last
+	// steps is the sum of the steps forward of the wall clock since the time since, which is
+	// one of passed.
 	steps, since time.Duration
 }
 
-// reading is all clocks at one moment.
+// reading has the values of all clocks at one moment.
 type reading struct {
 	wall   time.Time     // as it was read, with its monotonic part
-	passed time.Duration // of Config.Passed
-	shown  int64         // what the clock showed, in Unix nanoseconds
+	passed time.Duration // from Config.Passed
+	shown  int64         // the time that the Clock showed, in Unix nanoseconds
 }
 
 // New returns a clock.
@@ -95,8 +100,8 @@ func New(config Config) *Clock {
 	return c
 }
 
-// Steady returns Now of a clock over now, which begins at floor if now is behind it, and
-// follows jumps.
+// Steady returns the Now of a Clock whose wall clock is now, and which begins at floor if
+// now is behind it. It follows jumps.
 func Steady(now func() time.Time, floor time.Time) func() time.Time {
 	return New(Config{Wall: now, Floor: floor}).Now
 }
@@ -119,8 +124,8 @@ func (c *Clock) Now() time.Time {
 	return c.show(now)
 }
 
-// Latest returns the latest time that it may be after a jump: nobody knows whether the
-// wall clock or the time that passed is right. Before a jump it is the zero Time.
+// Latest returns the later of the wall clock and Now after a jump, because nobody knows
+// which of them is right. Before a jump it returns the zero Time.
 func (c *Clock) Latest() time.Time {
 	if c.jump.Load() == nil {
 		return time.Time{}
@@ -132,13 +137,14 @@ func (c *Clock) Latest() time.Time {
 	return now
 }
 
-// Jump returns the first jump, nil if there was none. It reads the clocks first.
+// Jump reads the clocks and returns the first jump; nil if there was no jump.
 func (c *Clock) Jump() *Jump {
 	c.Now()
 	return c.jump.Load()
 }
 
-// show returns a time that was computed, or a later one that was shown.
+// show returns the later of now and the latest time that was returned, both in Unix
+// nanoseconds.
 func (c *Clock) show(now int64) time.Time {
 	for {
 		latest := c.latest.Load()
@@ -151,7 +157,8 @@ func (c *Clock) show(now int64) time.Time {
 	}
 }
 
-// follow returns what a clock that follows the wall clock shows, a time after a reading.
+// follow returns what a Clock that follows the wall clock shows, in Unix nanoseconds, when
+// elapsed has passed since the reading last.
 func follow(last *reading, wall time.Time, elapsed time.Duration) int64 {
 	counted := last.shown + int64(elapsed)
 	if last.shown > last.wall.UnixNano() {
@@ -160,7 +167,8 @@ func follow(last *reading, wall time.Time, elapsed time.Duration) int64 {
 	return max(wall.UnixNano(), counted)
 }
 
-// read reads all clocks and returns what this one shows.
+// read reads all clocks, replaces the last reading, and returns what the Clock shows, in
+// Unix nanoseconds.
 func (c *Clock) read() int64 {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -177,7 +185,8 @@ func (c *Clock) read() int64 {
 	explained := max(0, next.passed-last.passed)
 	elapsed := explained
 	if !c.bare {
-		// The two are not read at the same moment: only a sleep makes much of a difference.
+		// The two clocks are not read at the same moment. Only a sleep of the machine makes
+		// them differ by more than Interval.
 		elapsed = max(0, next.wall.Sub(last.wall))
 		if explained = max(explained, elapsed); explained-elapsed > Interval {
 			elapsed = explained
@@ -191,8 +200,8 @@ func (c *Clock) read() int64 {
 	return next.shown
 }
 
-// jumps reports whether the wall clock has jumped, and remembers it. explained is how
-// much time has passed at most.
+// jumps reports whether the wall clock has jumped, and remembers the jump. explained is the
+// longest time that may have passed since last. mutex is held.
 func (c *Clock) jumps(last, next *reading, explained time.Duration) bool {
 	if c.passed == nil {
 		return false
@@ -200,7 +209,8 @@ func (c *Clock) jumps(last, next *reading, explained time.Duration) bool {
 	if next.passed-c.since > day {
 		c.steps, c.since = 0, next.passed
 	}
-	// A clock that was set back and then right again only comes up to what is shown.
+	// A wall clock that was set back, and then right again, only catches up with what the
+	// Clock shows: that is no step.
 	if step := time.Duration(next.wall.UnixNano() - last.shown - int64(explained)); step > noise {
 		c.steps += step
 	}

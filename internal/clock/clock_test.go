@@ -11,8 +11,8 @@ import (
 
 var start = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 
-// TestSteady walks a wall clock that is set forth and back.
-func TestSteady(t *testing.T) {
+// TestSteadyNeverGoesBack walks a wall clock that is set forth and back.
+func TestSteadyNeverGoesBack(t *testing.T) {
 	var wall time.Time
 	now := clock.Steady(func() time.Time { return wall }, time.Time{})
 	for _, step := range []struct {
@@ -36,7 +36,7 @@ func TestSteady(t *testing.T) {
 	}
 }
 
-func TestSteadyFloor(t *testing.T) {
+func TestSteadyBeginsAtItsFloor(t *testing.T) {
 	for _, test := range []struct {
 		name              string
 		floor, wall, want time.Time
@@ -57,8 +57,8 @@ func TestSteadyFloor(t *testing.T) {
 	}
 }
 
-// TestSteadyForm is about what the times carry with them.
-func TestSteadyForm(t *testing.T) {
+// TestSteadyTimesAreUTCWithoutMonotonicPart is about what the times carry with them.
+func TestSteadyTimesAreUTCWithoutMonotonicPart(t *testing.T) {
 	zone := time.FixedZone("elsewhere", 3600)
 	now := clock.Steady(func() time.Time { return time.Now().In(zone) }, time.Time{})
 	first := now()
@@ -71,9 +71,9 @@ func TestSteadyForm(t *testing.T) {
 	}
 }
 
-// TestSteadyConcurrent lets many goroutines ask while the wall clock jumps about.
+// TestSteadyNeverGoesBackUnderConcurrency lets many goroutines ask while the wall clock jumps about.
 // What any of them has seen, none sees go back.
-func TestSteadyConcurrent(t *testing.T) {
+func TestSteadyNeverGoesBackUnderConcurrency(t *testing.T) {
 	const goroutines, questions = 8, 20_000
 	var calls atomic.Int64
 	now := clock.Steady(func() time.Time {

@@ -34,9 +34,9 @@ func near(t *testing.T, c *clock.Clock, want time.Duration) {
 	}
 }
 
-// TestTimeThatPassesCounts sets the wall clock back: what is to end in ten seconds ends
+// TestClockCountsTimeThatPassesThoughSetBack sets the wall clock back: what is to end in ten seconds ends
 // in ten seconds all the same.
-func TestTimeThatPassesCounts(t *testing.T) {
+func TestClockCountsTimeThatPassesThoughSetBack(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	m.pass(time.Minute)
 	near(t, c, time.Minute)
@@ -59,9 +59,9 @@ func TestTimeThatPassesCounts(t *testing.T) {
 	}
 }
 
-// TestSleepIsNoticed lets the machine sleep while somebody sets the wall clock back by
+// TestClockCountsSleep lets the machine sleep while somebody sets the wall clock back by
 // as much, so that it shows nothing of it.
-func TestSleepIsNoticed(t *testing.T) {
+func TestClockCountsSleep(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	m.passed += time.Hour
 	m.wall = m.wall.Add(2 * clock.Interval)
@@ -71,7 +71,7 @@ func TestSleepIsNoticed(t *testing.T) {
 	near(t, c, 2*time.Hour)
 }
 
-func TestFloorPasses(t *testing.T) {
+func TestClockRunsOnFromItsFloor(t *testing.T) {
 	m, c := newMachine(start.Add(time.Hour))
 	near(t, c, time.Hour)
 	m.pass(time.Minute)
@@ -86,9 +86,9 @@ func TestFloorPasses(t *testing.T) {
 	}
 }
 
-// TestJump sets the wall clock forward: the clock does not follow, until there is
+// TestClockDoesNotFollowAJump sets the wall clock forward: the clock does not follow, until there is
 // another one.
-func TestJump(t *testing.T) {
+func TestClockDoesNotFollowAJump(t *testing.T) {
 	const ahead = 400 * 24 * time.Hour
 	m, c := newMachine(time.Time{})
 	m.wall = m.wall.Add(ahead)
@@ -118,8 +118,8 @@ func TestJump(t *testing.T) {
 	}
 }
 
-// TestWhatIsNoJump walks a clock through what a time service and a sleeping machine do.
-func TestWhatIsNoJump(t *testing.T) {
+// TestCorrectionsAndSleepAreNoJump walks a clock through what a time service and a sleeping machine do.
+func TestCorrectionsAndSleepAreNoJump(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		step func(m *machine)
@@ -147,9 +147,9 @@ func TestWhatIsNoJump(t *testing.T) {
 	}
 }
 
-// TestSmallStepsAddUp sets the clock forward bit by bit: a little each day is a bad
+// TestSmallStepsWithinADayAddUpToAJump sets the clock forward bit by bit: a little each day is a bad
 // clock, a lot within a day is a jump.
-func TestSmallStepsAddUp(t *testing.T) {
+func TestSmallStepsWithinADayAddUpToAJump(t *testing.T) {
 	m, c := newMachine(time.Time{})
 	for range 90 {
 		m.pass(25 * time.Hour)
@@ -166,8 +166,8 @@ func TestSmallStepsAddUp(t *testing.T) {
 	}
 }
 
-// TestBooted reads the real clock of the machine.
-func TestBooted(t *testing.T) {
+// TestBootedAdvances reads the real clock of the machine.
+func TestBootedAdvances(t *testing.T) {
 	booted := clock.Booted()
 	if booted == nil {
 		t.Skip("this system does not tell")
@@ -196,9 +196,9 @@ func BenchmarkNow(b *testing.B) {
 	}
 }
 
-// TestReadingsOfDifferentMoments has the time that passed read later than the wall clock,
+// TestClockDoesNotRunAheadWhenReadingsAreApart has the time that passed read later than the wall clock,
 // as when the process is stopped between the two: the clock does not run ahead for it.
-func TestReadingsOfDifferentMoments(t *testing.T) {
+func TestClockDoesNotRunAheadWhenReadingsAreApart(t *testing.T) {
 	began := time.Now() // Add moves its monotonic part, too
 	var passed, late time.Duration
 	c := clock.New(clock.Config{Wall: func() time.Time { return began.Add(passed) }, Passed: func() time.Duration { return passed + late }})

@@ -9,62 +9,65 @@ import (
 	"time"
 )
 
-// What Repeats lets through. A line that comes again is written once in an interval,
-// and so many lines of one message, however they differ.
+// The limits of Repeats: a repeated line is written once in an interval, and of one message
+// so many variants.
 const (
 	repeatsInterval = 10 * time.Second
 	repeatsVariants = 100
 )
 
-// repeatedKey names the attribute that says how often a line has come again.
+// repeatedKey is the key of the attribute with the number of repetitions.
 const repeatedKey = "repeated"
 
-// varying are the attributes that do not make two lines different.
+// varying are the keys of attributes in which two lines that are alike may differ.
 var varying = map[string]bool{
-	"request_id":            true,
-	"peer.address":          true,
-	"grpc.start_time":       true,
-	"grpc.time_ms":          true,
-	"grpc.request.deadline": true,
-	"after":                 true,
+	"request_id":  true,
+	"peer":        true,
+	"duration_ms": true,
+	"after":       true,
 }
 
-// Repeats is a slog.Handler that keeps floods out of the log. Of warnings and errors
-// that are alike (same level, message and attributes, but for request id, peer and
-// times) it hands on the first; those that follow within ten seconds are counted, and
-// then the last of them is handed on with their number in the attribute "repeated". Of
-// one message at most a hundred different lines in ten seconds are told apart. Lower
-// levels pass.
+// Repeats is a slog.Handler that keeps floods out of the log. Records are alike if level,
+// message and attributes are equal, except request id, peer and durations. Of warnings and
+// errors that are alike, Repeats hands on the first and counts those that follow within ten
+// seconds; then it hands on the last of them, with their number in the attribute
+// "repeated". Of one message it tells at most a hundred variants apart in ten seconds, and
+// counts all others as one. Records of lower levels pass, except those that it was told to
+// count.
 type Repeats struct {
 	next slog.Handler
-	// prefix stands for the attributes and groups that next was given.
+	// also reports whether a record below warnings is counted; nil counts none.
+	also func(slog.Record) bool
+	// prefix holds the attributes and groups that next was given.
 	prefix string
 	table  *repeatsTable
 }
 
-// repeatsTable is what all handlers that come from one share.
+// repeatsTable is shared by all handlers that are derived from one.
 type repeatsTable struct {
 	seed  maphash.Seed
 	mutex sync.Mutex
 	lines map[uint64]*repeated
-	// variants is how many different lines of each message there are in lines. Messages
-	// are constant, so this does not grow.
+	// variants is the number of entries of lines for each message. Messages are constants, so
+	// their number is bounded.
 	variants map[string]int
 }
 
-// repeated is a line that was handed on less than an interval ago.
+// repeated is a record that was handed on less than an interval ago.
 type repeated struct {
 	message string
 	timer   *time.Timer
-	// count is how often it has come again; last is how it did, and through which handler.
+	// count is the number of repetitions since then, last the newest of them, and next the
+	// handler that it is for.
 	count int
 	last  slog.Record
 	next  slog.Handler
 }
 
-// NewRepeats returns a handler that hands on to next.
-func NewRepeats(next slog.Handler) *Repeats {
-	return &Repeats{next: next, table: &repeatsTable{
+// NewRepeats returns a handler that hands on to next. also reports whether a record below
+// warnings is counted as well; nil counts none.
+func NewRepeats(next slog.Handler, also func(slog.Record) bool) *Repeats {
+	return &Repeats{next: next, also: also, table: &repeatsTable{
 		seed:     maphash.MakeSeed(),
 		lines:    make(map[uint64]*repeated),
 		variants: make(map[string]int),
@@ -83,23 +86,28 @@ func (r *Repeats) WithAttrs(attributes []slog.Attr) slog.Handler {
 	for _, attribute := range attributes {
 		prefix.WriteString("\x00" + attribute.String())
 	}
-	return &Repeats{next: r.next.WithAttrs(attributes), prefix: prefix.String(), table: r.table}
+	return &Repeats{next: r.next.WithAttrs(attributes), also: r.also, prefix: prefix.String(), table: r.table}
 }
 
 // WithGroup implements slog.Handler.
 func (r *Repeats) WithGroup(name string) slog.Handler {
-	return &Repeats{next: r.next.WithGroup(name), prefix: r.prefix + "\x00" + name + ".", table: r.table}
+	return &Repeats{next: r.next.WithGroup(name), also: r.also, prefix: r.prefix + "\x00" + name + ".", table: r.table}
 }
 
 // Handle implements slog.Handler.
 func (r *Repeats) Handle(ctx context.Context, record slog.Record) error {
-	if record.Level < slog.LevelWarn || !r.table.note(r, record) {
+	if !r.counts(record) || !r.table.note(r, record) {
 		return r.next.Handle(ctx, record)
 	}
 	return nil
 }
 
-// note reports whether a record repeats one that was handed on, and counts it then.
+// counts reports whether a record is counted when it comes again.
+func (r *Repeats) counts(record slog.Record) bool {
+	return record.Level >= slog.LevelWarn || r.also != nil && r.also(record)
+}
+
+// note reports whether a record repeats one that was handed on. If so, note counts it.
 func (t *repeatsTable) note(from *Repeats, record slog.Record) bool {
 	key := t.key(from.prefix, record, true)
 	t.mutex.Lock()
@@ -122,11 +130,12 @@ func (t *repeatsTable) note(from *Repeats, record slog.Record) bool {
 	return false
 }
 
-// key returns what is the same of lines that are alike.
+// key returns a hash that is equal for records that are alike. Without attributes it is
+// equal for all records of one level, message and prefix.
 func (t *repeatsTable) key(prefix string, record slog.Record, attributes bool) uint64 {
 	var hash maphash.Hash
 	hash.SetSeed(t.seed)
-	// Strings end with a byte that is in none, so that no two lines run together.
+	// A byte that is not in UTF-8 ends each string, so that "ab","c" and "a","bc" differ.
 	add := func(text string) {
 		hash.WriteString(text) //nolint:errcheck // never fails
 		hash.WriteByte(0xff)   //nolint:errcheck // never fails
@@ -146,8 +155,8 @@ func (t *repeatsTable) key(prefix string, record slog.Record, attributes bool) u
 	return hash.Sum64()
 }
 
-// tell ends an interval: what has come again is handed on once, with its number, and
-// another interval begins. A line that has not come again is forgotten.
+// tell ends an interval. A record that was repeated is handed on once, with the number of
+// repetitions, and another interval begins. A record that was not is forgotten.
 func (t *repeatsTable) tell(key uint64) {
 	t.mutex.Lock()
 	line, found := t.lines[key]
@@ -169,7 +178,7 @@ func (t *repeatsTable) tell(key uint64) {
 	handOn(next, told)
 }
 
-// take returns the last repetition, with the number of all, and begins to count anew.
+// take returns the last repetition with the number of all, and sets the count to 0.
 func (l *repeated) take() (slog.Record, slog.Handler) {
 	told, next := l.last, l.next
 	told.AddAttrs(slog.Int(repeatedKey, l.count))
@@ -178,12 +187,12 @@ func (l *repeated) take() (slog.Record, slog.Handler) {
 }
 
 func handOn(next slog.Handler, record slog.Record) {
-	// As in slog itself, a line that cannot be written is nobody's error.
+	// As in slog itself, an error of the handler is ignored.
 	_ = next.Handle(context.Background(), record)
 }
 
-// Flush hands on what was counted so far, and forgets everything. It is for the end of
-// the process.
+// Flush hands on the repetitions that were counted so far, and forgets all records. It is
+// for the end of the process.
 func (r *Repeats) Flush() {
 	t := r.table
 	t.mutex.Lock()

@@ -43,13 +43,13 @@ func entries(t *testing.T, text io.Reader) []entry {
 func TestRepeatedLinesAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text bytes.Buffer
-		repeats := logging.NewRepeats(slog.NewJSONHandler(&text, nil))
+		repeats := logging.NewRepeats(slog.NewJSONHandler(&text, nil), nil)
 		log := slog.New(repeats)
 		const refusals = 25 * 4000
 		for number := range refusals {
-			log.Warn("refused", "error", "too many", "request_id", number, "peer.address", fmt.Sprint(number))
+			log.Warn("refused", "error", "too many", "request_id", number, "peer", fmt.Sprint(number))
 			if number%2 == 0 {
-				log.With("grpc.code", "Unavailable").Error("refused", "error", "too many")
+				log.With("code", "UNAVAILABLE").Error("refused", "error", "too many")
 			}
 			time.Sleep(250 * time.Microsecond)
 		}
@@ -71,10 +71,10 @@ func TestRepeatedLinesAreCounted(t *testing.T) {
 	})
 }
 
-func TestOtherLinesPass(t *testing.T) {
+func TestLinesThatDifferAreNotCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text bytes.Buffer
-		repeats := logging.NewRepeats(slog.NewJSONHandler(&text, nil))
+		repeats := logging.NewRepeats(slog.NewJSONHandler(&text, nil), nil)
 		log := slog.New(repeats)
 		for number := range 50 {
 			log.Info("finished call")                               // below a warning
@@ -105,7 +105,7 @@ func TestOtherLinesPass(t *testing.T) {
 func TestVariantsOfAMessageAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var text bytes.Buffer
-		repeats := logging.NewRepeats(slog.NewJSONHandler(&text, nil))
+		repeats := logging.NewRepeats(slog.NewJSONHandler(&text, nil), nil)
 		log := slog.New(repeats)
 		const lines = 5000
 		for number := range lines {
@@ -119,6 +119,27 @@ func TestVariantsOfAMessageAreBounded(t *testing.T) {
 		}
 		if len(got) > 110 || sum != lines+1 {
 			t.Errorf("%d lines that stand for %d, want about a hundred for %d", len(got), sum, lines+1)
+		}
+	})
+}
+
+func TestRepeatsCountsTheLowerLevelsItIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var text bytes.Buffer
+		repeats := logging.NewRepeats(slog.NewJSONHandler(&text, nil), func(record slog.Record) bool { return record.Message == "refused" })
+		log := slog.New(repeats).With("by", "tests")
+		for range 5 {
+			log.Info("refused", "duration_ms", 1.5)
+			log.Info("passed")
+		}
+		repeats.Flush()
+		lines, repeated := make(map[string]int), 0
+		for _, each := range entries(t, &text) {
+			lines[each.Msg]++
+			repeated += each.Repeated
+		}
+		if lines["refused"] != 2 || repeated != 4 || lines["passed"] != 5 {
+			t.Errorf("got %v with %d repeated, want the first refusal and 4 counted, and what passes", lines, repeated)
 		}
 	})
 }

@@ -1,6 +1,6 @@
-// Package logging writes a process's log so that whoever reads it cannot decide over
-// the process: a Writer makes nobody wait for a reader, and Repeats counts lines that
-// come again and again.
+// Package logging writes a process's log so that its reader cannot hold up the process: a
+// Writer never waits for a reader, Repeats counts lines that are repeated, and Text writes
+// lines for people.
 package logging
 
 import (
@@ -13,43 +13,43 @@ import (
 const (
 	defaultLimit    = 1 << 20
 	defaultPatience = 500 * time.Millisecond
-	// lineOverhead is about what a line that waits costs besides its text.
+	// lineOverhead is about how many bytes a waiting line takes besides its text.
 	lineOverhead = 64
 )
 
-// Config says how a Writer writes. The zero value is useful.
+// Config configures a Writer. The zero value is useful.
 type Config struct {
 	// Limit is how many bytes may wait for the reader; lines beyond it are dropped.
 	// Default: 1 MiB.
 	Limit int
-	// Patience is how long Close waits for what is still to be written.
+	// Patience is the longest time that Close waits for lines to be written.
 	// Default: 500 ms.
 	Patience time.Duration
-	// Notice returns the line that says how many lines were dropped. It is written when
-	// lines can be written again, before the first of them. nil writes none.
+	// Notice returns the line that says how many lines were dropped. The notice is written
+	// before the next line that can be written. nil writes no notice.
 	Notice func(dropped int64) []byte
 }
 
-// Writer is an io.Writer that never blocks and never fails. A goroutine hands each
-// line on to another writer, usually standard error. While that one takes nothing, as
-// a pipe that nobody reads, lines wait up to a limit; what goes beyond is dropped and
-// counted, and so is a line that cannot be written, as to a pipe whose reader has died.
-// Its methods may be called from many goroutines.
+// Writer is an io.Writer that never blocks and never fails. A goroutine writes each line
+// to another writer, usually standard error. While that writer blocks, as a pipe that
+// nobody reads does, lines wait up to a limit. Lines beyond the limit are dropped and
+// counted. A line that cannot be written, for example because a pipe's reader has died, is
+// counted as well. Its methods may be called from many goroutines.
 type Writer struct {
 	out    io.Writer
 	config Config
 
 	mutex   sync.Mutex
 	waiting []line
-	size    int   // of what waits
-	dropped int64 // after the last line that waits
+	size    int   // bytes of the waiting lines, lineOverhead included
+	dropped int64 // lines dropped since the last waiting line was taken
 	closed  bool
 
-	wake  chan struct{} // holds one token when there is something to do
+	wake  chan struct{} // has one element when the goroutine has something to do
 	ended chan struct{} // closed when the goroutine has ended
 }
 
-// line is one that waits, or, without text, a number of lines that were dropped.
+// line is a waiting line; without text, it is a number of dropped lines.
 type line struct {
 	text    []byte
 	dropped int64 // immediately before this line
@@ -68,8 +68,8 @@ func NewWriter(out io.Writer, config Config) *Writer {
 	return w
 }
 
-// Write takes one line. It always returns len(text) and no error: whoever logs has
-// nothing better to do than to go on.
+// Write takes one line. It always returns len(text) and no error: a caller could do nothing
+// about an error.
 func (w *Writer) Write(text []byte) (int, error) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
@@ -91,9 +91,9 @@ func (w *Writer) signal() {
 	}
 }
 
-// Close writes what waits, for as long as Patience at most, and reports whether all of
-// it was handed on. Lines that come later are dropped. When the reader never takes the
-// line that is being written, one goroutine stays behind.
+// Close waits until the waiting lines are written, for Patience at most, and reports
+// whether all were. Later lines are dropped. If the write of a line never returns, its
+// goroutine stays behind.
 func (w *Writer) Close() bool {
 	w.mutex.Lock()
 	w.closed = true
@@ -109,7 +109,7 @@ func (w *Writer) Close() bool {
 	}
 }
 
-// run hands lines on until the Writer is closed and nothing waits.
+// run writes lines until the Writer is closed and no line waits.
 func (w *Writer) run() {
 	defer close(w.ended)
 	sink := sink{out: w.out, notice: w.config.Notice}
@@ -126,7 +126,7 @@ func (w *Writer) run() {
 	}
 }
 
-// next takes the line that has waited longest.
+// next takes the line that has waited longest. found is false if no line waits.
 func (w *Writer) next() (next line, found, closed bool) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
@@ -142,12 +142,12 @@ func (w *Writer) next() (next line, found, closed bool) {
 	return next, true, w.closed
 }
 
-// sink writes lines and counts those that were lost until it can say so.
+// sink writes lines. It counts lost lines until a notice of them can be written.
 type sink struct {
 	out    io.Writer
 	notice func(dropped int64) []byte
 	lost   int64
-	// torn is set after a line that was written in part.
+	// torn is set after a line was written in part.
 	torn bool
 }
 
@@ -167,7 +167,7 @@ func (s *sink) put(next line) {
 	}
 }
 
-// write writes one line and reports whether the whole of it was taken.
+// write writes one line and reports whether it was written whole.
 func (s *sink) write(text []byte) bool {
 	if s.torn {
 		text = append([]byte("\n"), text...)

@@ -39,9 +39,9 @@ func within(t *testing.T, what string, f func()) {
 
 func notice(dropped int64) []byte { return fmt.Appendf(nil, "dropped %d\n", dropped) }
 
-// TestAPipeThatNobodyReadsHoldsNobodyUp fills a pipe and what may wait, and then reads:
+// TestWriteDoesNotWaitForAPipeThatNobodyReads fills a pipe and what may wait, and then reads:
 // lines come in order, and each is either there or counted, where it would have been.
-func TestAPipeThatNobodyReadsHoldsNobodyUp(t *testing.T) {
+func TestWriteDoesNotWaitForAPipeThatNobodyReads(t *testing.T) {
 	reader, out, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -95,8 +95,8 @@ func (w watched) Write(text []byte) (int, error) {
 	return n, err
 }
 
-// TestAReaderMayDieAndAnotherComes writes to a named pipe.
-func TestAReaderMayDieAndAnotherComes(t *testing.T) {
+// TestWriterGoesOnWhenAnotherReaderComes writes to a named pipe.
+func TestWriterGoesOnWhenAnotherReaderComes(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
 	if err := syscall.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
@@ -152,7 +152,7 @@ func TestAReaderMayDieAndAnotherComes(t *testing.T) {
 	}
 }
 
-func TestCloseDoesNotWaitForever(t *testing.T) {
+func TestCloseGivesUpAfterItsPatience(t *testing.T) {
 	reader, out := io.Pipe() // holds nothing
 	w := logging.NewWriter(out, logging.Config{Patience: 10 * time.Millisecond})
 	fmt.Fprintln(w, "a line")
@@ -181,9 +181,9 @@ func (d *disk) Write(text []byte) (int, error) {
 	return n, nil
 }
 
-// TestALineAfterATornOneIsWhole: one half of a line is on the disk, and then there is
+// TestLineAfterATornLineIsWhole: one half of a line is on the disk, and then there is
 // room again.
-func TestALineAfterATornOneIsWhole(t *testing.T) {
+func TestLineAfterATornLineIsWhole(t *testing.T) {
 	full := &disk{room: 3}
 	w := logging.NewWriter(full, logging.Config{Notice: notice})
 	for _, text := range []string{"abcdef", "second", "third"} {

@@ -1,6 +1,6 @@
-// Package patience bounds waits, so that whoever called still hears how a wait ended. A
-// bound that equals the caller's deadline tells nobody anything: the caller has given up
-// when the answer comes.
+// Package patience bounds waits so that callers still get an answer when a wait ends without
+// success. If a wait lasted until the caller's deadline, the caller would have given up
+// before the answer came.
 package patience
 
 import (
@@ -8,28 +8,29 @@ import (
 	"time"
 )
 
-// Of the time that a caller gives, this part is kept for the answer's way back.
+// The part of the time until the caller's deadline that is kept for the answer's way back.
 const (
 	answerPart = 5 // a fifth
-	answerMost = time.Second
+	answerMax  = time.Second
 )
 
-// Within returns how long to wait for something that may take most: no longer than leaves
-// the caller a fifth of the time until its deadline, and a second at most, to hear of it.
-// If the deadline has passed, nobody listens, and it returns most.
-func Within(ctx context.Context, most time.Duration) time.Duration {
+// Within returns how long to wait for something that may take up to limit. The wait ends
+// before the caller's deadline by a fifth of the time that is left, but by a second at most.
+// If the caller has no deadline, or the deadline has passed and nobody listens any more,
+// Within returns limit.
+func Within(ctx context.Context, limit time.Duration) time.Duration {
 	deadline, has := ctx.Deadline()
 	if !has {
-		return most
+		return limit
 	}
 	left := time.Until(deadline) //nolint:forbidigo // deadlines go by the time that passes
 	if left <= 0 {
-		return most
+		return limit
 	}
-	return min(most, left-min(left/answerPart, answerMost))
+	return min(limit, left-min(left/answerPart, answerMax))
 }
 
-// Bound returns a context that ends with ctx, and after Within at the latest.
-func Bound(ctx context.Context, most time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, Within(ctx, most))
+// Bound returns a context that ends with ctx, but no later than after Within.
+func Bound(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, Within(ctx, limit))
 }

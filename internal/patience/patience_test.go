@@ -9,7 +9,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/patience"
 )
 
-func TestWithin(t *testing.T) {
+func TestWithinLeavesTimeForTheAnswer(t *testing.T) {
 	for _, test := range []struct{ deadline, most, want time.Duration }{
 		{0, time.Second, time.Second}, // none
 		{time.Second, time.Second, 800 * time.Millisecond},

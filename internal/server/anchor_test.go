@@ -14,9 +14,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// TestRolledBackStoreIsServedOnAPersonsWord goes the way of an operator: a start is
+// TestRolledBackStoreIsServedOnceItIsAccepted goes the way of an operator: a start is
 // refused and says what to do, check says why, accept asks, and then it is served.
-func TestRolledBackStoreIsServedOnAPersonsWord(t *testing.T) {
+func TestRolledBackStoreIsServedOnceItIsAccepted(t *testing.T) {
 	data, anchor := t.TempDir(), filepath.Join(t.TempDir(), "elsewhere")
 	file := filepath.Join(data, storeFile)
 	workspace := storagetest.NewWorkspace("w")

@@ -26,7 +26,7 @@ import (
 const (
 	// connectionTimeout bounds a connection's handshake.
 	connectionTimeout = 10 * time.Second
-	// keepaliveTime is the silence after which a peer is asked whether it is still there, and
+	// keepaliveTime is the reportInterval after which a peer is asked whether it is still there, and
 	// keepaliveTimeout the longest time that its answer may take.
 	keepaliveTime    = time.Minute
 	keepaliveTimeout = 20 * time.Second
@@ -65,7 +65,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
 	c := &calls{
 		log:    s.log,
-		door:   newDoor(stopping, s.rooms, s.log, s.clock.Now, errors, validations.Work),
+		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}),
 		health: health.NewServer(), hub: s.hub,
 		grpc:      make(map[config.Purpose]*grpc.Server),
 		beginStop: beginStop, failed: make(chan error, 1),

@@ -53,7 +53,7 @@ func (b *bench) expectHealth(t *testing.T, service string, want grpc_health_v1.H
 	}
 }
 
-func TestHealth(t *testing.T) {
+func TestHealthNamesEachService(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	for _, service := range append(ours, "") {
@@ -65,7 +65,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-func TestPanicIsContained(t *testing.T) {
+func TestPanicBecomesInternalAndOneLogLine(t *testing.T) {
 	t.Parallel()
 	const secret = "scribe_ksk1_0123456789abcdef_" + "ZYXWVUTSRQPONMLKJIHGFEDCBA9876543210zyxwvutsrqpon"
 	for name, raise := range map[string]func(){
@@ -89,7 +89,7 @@ func TestPanicIsContained(t *testing.T) {
 				t.Errorf("the caller is told %q", message)
 			}
 			entries := b.log.lines("panic")
-			if len(entries) != 1 || !strings.Contains(entries[0], "request_id=the-id") || !strings.Contains(entries[0], "level=ERROR") || !strings.Contains(entries[0], "stack=") {
+			if len(entries) != 1 || !strings.Contains(entries[0], "request_id=the-id") || !strings.Contains(entries[0], " ERROR ") || !strings.Contains(entries[0], "stack=") {
 				t.Errorf("want one log entry with stack and request id, got %q", entries)
 			}
 			if log := b.log.String(); holdsToken(log, secret) || strings.Contains(log, "workspace-of-the-request") {
@@ -102,7 +102,7 @@ func TestPanicIsContained(t *testing.T) {
 	}
 }
 
-func TestSizesAreLimited(t *testing.T) {
+func TestMessagesAndHeadersAreBounded(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	ctx := testContext(t)
@@ -128,9 +128,9 @@ func TestSizesAreLimited(t *testing.T) {
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
 }
 
-// TestStreamsOfAConnectionAreLimited: what is over the limit waits in the client, and
+// TestStreamsOfAConnectionAreBounded: what is over the limit waits in the client, and
 // other connections do not suffer.
-func TestStreamsOfAConnectionAreLimited(t *testing.T) {
+func TestStreamsOfAConnectionAreBounded(t *testing.T) {
 	t.Parallel()
 	const most = 3
 	g := newGate()
@@ -163,7 +163,7 @@ func TestStreamsOfAConnectionAreLimited(t *testing.T) {
 	}
 }
 
-func TestDeadlineOfACaller(t *testing.T) {
+func TestCallEndsWithItsCallersContext(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -235,7 +235,7 @@ func (b *bench) reflectedServices(t *testing.T) []string {
 	return names
 }
 
-func TestReflection(t *testing.T) {
+func TestReflectionListsWhatIsServed(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	want := append(slices.Clone(ours), "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -275,7 +275,7 @@ func TestReflection(t *testing.T) {
 	}
 }
 
-func TestUnknownMethod(t *testing.T) {
+func TestUnknownMethodIsUnimplemented(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	err := b.conn.Invoke(testContext(t), "/keysvc.v1.KeyService/Nothing", &keysvcv1.GetKeyRequest{}, &keysvcv1.GetKeyResponse{})
@@ -284,7 +284,7 @@ func TestUnknownMethod(t *testing.T) {
 	}
 }
 
-func TestRequestIDHeader(t *testing.T) {
+func TestRequestIDComesBackAndIsLogged(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -346,24 +346,33 @@ func TestRequestIDHeader(t *testing.T) {
 	}
 }
 
-// TestLog: one line a management call, validations only at debug, nothing of what was asked.
-func TestLog(t *testing.T) {
+// TestLogHasOneLineForEachCall: validations only at debug, and of what was asked only what
+// exists.
+func TestLogHasOneLineForEachCall(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "workspace-name", "member-name", "owner")
 	created := b.create(t, "workspace-name", "member-name", "emails:read")
-	if entries := b.log.lines("grpc.method=CreateKey"); len(entries) != 1 || !strings.Contains(entries[0], "grpc.code=OK") {
-		t.Errorf("want one line with the code, got %q", entries)
+	want := " INFO  CreateKey workspace-name/" + created.GetKey().GetKeyId() + " by local OK "
+	if entries := b.log.lines(" CreateKey "); len(entries) != 1 || !strings.Contains(entries[0], want) {
+		t.Errorf("want one line with %q, got %q", want, entries)
 	}
 	b.expectAllowed(t, created.GetToken(), "emails:read")
-	if entries := b.log.lines("grpc.method=ValidateKey"); len(entries) != 1 { // the bench logs at debug
+	if entries := b.log.lines(" ValidateKey "); len(entries) != 1 || !strings.Contains(entries[0], "DEBUG") { // the bench logs at debug
 		t.Errorf("want one line at debug, got %q", entries)
 	}
 	_, err := b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{WorkspaceId: "workspace-name", MemberId: "no-such-name", Name: created.GetToken()})
 	if err == nil {
 		t.Error("no error")
 	}
-	for _, text := range []string{"workspace-name", "member-name", "no-such-name"} {
+	if entries := b.log.lines(" INVALID_ARGUMENT "); len(entries) != 1 || !strings.Contains(entries[0], "CreateKey workspace-name by local ") {
+		t.Errorf("want one line about the workspace, got %q", entries)
+	}
+	_, err = b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{WorkspaceId: "no-such-workspace", MemberId: "no-such-name", Name: "a name"})
+	if err == nil {
+		t.Error("no error")
+	}
+	for _, text := range []string{"no-such-name", "no-such-workspace", "a name"} {
 		if entries := b.log.lines(text); len(entries) > 0 {
 			t.Errorf("the log has %s of the request: %q", text, entries)
 		}
@@ -373,8 +382,8 @@ func TestLog(t *testing.T) {
 	}
 }
 
-// TestStopDrains: a call in flight gets its answer, and nobody else.
-func TestStopDrains(t *testing.T) {
+// TestStopWaitsForCallsInFlight: a call in flight gets its answer, and nobody else.
+func TestStopWaitsForCallsInFlight(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -428,8 +437,8 @@ func TestStopDrains(t *testing.T) {
 	}
 }
 
-// TestStopHasADeadline: a call that does not end is cut off.
-func TestStopHasADeadline(t *testing.T) {
+// TestStopCutsOffCallsAfterItsDeadline: a call that does not end is cut off.
+func TestStopCutsOffCallsAfterItsDeadline(t *testing.T) {
 	t.Parallel()
 	g := newGate()
 	b := start(t, options{wrap: g.wrap})
@@ -468,8 +477,8 @@ func TestStopFlushesUses(t *testing.T) {
 	}
 }
 
-// TestConnectionsOfStrangers: what is not HTTP/2 does not disturb the others.
-func TestConnectionsOfStrangers(t *testing.T) {
+// TestConnectionsThatAreNotHTTP2DisturbNobody: what is not HTTP/2 does not disturb the others.
+func TestConnectionsThatAreNotHTTP2DisturbNobody(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	for _, text := range []string{"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02", strings.Repeat("x", 100)} {
@@ -499,8 +508,8 @@ func expectClosed(t *testing.T, conn net.Conn, other bool) {
 	_ = conn.Close()
 }
 
-// TestMinRevision: an answer is as fresh as asked for.
-func TestMinRevision(t *testing.T) {
+// TestAnswerIsAsFreshAsMinRevision: an answer is as fresh as asked for.
+func TestAnswerIsAsFreshAsMinRevision(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")

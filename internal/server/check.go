@@ -9,9 +9,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// Check examines a store's file that no server has open and writes to out what it
-// found. anchor is the file of its anchor, "" for the one beside it. The error is set if
-// the file cannot be examined or is not sound.
+// Check examines a store's file, which no server may have open, and writes its findings to
+// out. anchor is the path of the file's anchor; "" is the anchor beside the file. Check
+// returns an error if the file cannot be examined or is not sound.
 func Check(ctx context.Context, file, anchor string, out io.Writer) error {
 	sound, err := examine(ctx, file, anchor, out)
 	if err == nil && !sound {
@@ -20,7 +20,7 @@ func Check(ctx context.Context, file, anchor string, out io.Writer) error {
 	return err
 }
 
-// examine writes to out what it finds in a file, and reports whether it is sound.
+// examine writes its findings in a file to out, and reports whether the file is sound.
 func examine(ctx context.Context, file, anchor string, out io.Writer) (sound bool, err error) {
 	if anchor == "" {
 		anchor = boltstore.AnchorOf(file)
@@ -47,11 +47,13 @@ anchor        %s
 	return len(report.Problems) == 0, err
 }
 
-// AcceptAnchor makes a store's file, which no server has open, the truth after it was
-// found not to agree with its anchor. It writes to out what it found, and calls confirm
-// before it changes anything.
+// AcceptAnchor makes a store's file the truth after it did not agree with its anchor. No
+// server may have the file open. AcceptAnchor writes its findings to out, calls confirm, and
+// changes nothing if confirm returns an error.
 func AcceptAnchor(ctx context.Context, file, anchor string, out io.Writer, confirm func() error) error {
-	// What is wrong beside the anchor is told; whether it can be served, opening will tell.
+	// Problems that examine finds are written to out and are no error: opening the file decides
+	// whether it can
+	// be served.
 	if _, err := examine(ctx, file, anchor, out); err != nil {
 		return err
 	}

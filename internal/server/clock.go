@@ -7,15 +7,16 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/clock"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
-// dormant is how long a store may have been without a change at a start before that is
-// taken for a wall clock that is ahead, as far as purging goes.
+// dormant is the longest time since the last commit for which a start trusts the wall clock
+// to purge. After a longer time the wall clock is taken to be ahead.
 const dormant = 30 * 24 * time.Hour
 
-// startClock makes the process's clock. The wall clock must not be behind the newest
-// change of the store, unless the settings say so.
+// startClock makes the process's clock. It returns an error if the wall clock is behind the
+// newest change of the store and the settings do not allow that.
 func (s *Server) startClock(ctx context.Context) error {
 	settings, position := s.config.Settings, s.position
 	wall, passed := s.config.Now, s.config.Passed
@@ -38,11 +39,11 @@ func (s *Server) startClock(ctx context.Context) error {
 			"wall", wall().UTC(), "last_commit", position.Time)
 	}
 	s.clock = clock.New(clock.Config{Wall: wall, Passed: passed, Floor: position.Time})
-	s.clock.Now() // from here on time passes
+	s.clock.Now() // the clock counts the time that passes from its first reading on
 	return nil
 }
 
-// clockTrusted returns what to tell callers once the wall clock has jumped.
+// clockTrusted returns the error for callers once the wall clock has jumped, nil before.
 func (s *Server) clockTrusted() error {
 	if !s.clockJumped() {
 		return nil
@@ -51,21 +52,18 @@ func (s *Server) clockTrusted() error {
 		"the server's clock was set forward and may be wrong: what takes away goes on, the rest waits for its operator; nothing was changed")
 }
 
-// clockJumped reads the clock and reports whether the wall clock has jumped. It says so in
-// the log, once.
+// clockJumped reads the clock and reports whether the wall clock has jumped. The hook is
+// called once.
 func (s *Server) clockJumped() bool {
 	jump := s.clock.Jump()
 	if jump == nil {
 		return false
 	}
-	s.sayJump.Do(func() {
-		s.log.Error("the wall clock was set forward, and nobody knows if it is right: until a restart no key is created or rotated with an overlap, and nothing is purged",
-			"wall", jump.Wall, "by_time_passed", jump.Time, "ahead", jump.Wall.Sub(jump.Time).Round(time.Second).String())
-	})
+	s.sayJump.Do(func() { s.hooks.ClockJumped(events.ClockJump{Wall: jump.Wall, ByTimePassed: jump.Time}) })
 	return true
 }
 
-// watchClock reads the clock often enough.
+// watchClock reads the clock at every clock.Interval, so that a jump is noticed soon.
 func (s *Server) watchClock(ctx context.Context) error {
 	ticker := time.NewTicker(clock.Interval)
 	defer ticker.Stop()

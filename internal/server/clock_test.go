@@ -61,8 +61,8 @@ func (b *bench) createFor(t *testing.T, life time.Duration) *keysvcv1.CreateKeyR
 	return made
 }
 
-// TestKeyExpiresThoughClockWasSetBack: a key made for ten seconds ends after ten seconds.
-func TestKeyExpiresThoughClockWasSetBack(t *testing.T) {
+// TestKeyExpiresOnTimeThoughClockWasSetBack: a key made for ten seconds ends after ten seconds.
+func TestKeyExpiresOnTimeThoughClockWasSetBack(t *testing.T) {
 	t.Parallel()
 	m := newMachine()
 	b := start(t, m.options())
@@ -78,9 +78,9 @@ func TestKeyExpiresThoughClockWasSetBack(t *testing.T) {
 	b.create(t, "acme", "ann", "signatures:read") // a clock that is behind stops nobody
 }
 
-// TestClockSetForward: what needs to know the time waits for a person, what takes away
+// TestClockSetForwardHoldsUpWhatNeedsTheTime: what needs to know the time waits for a person, what takes away
 // goes on, and no trace of the wrong time stays.
-func TestClockSetForward(t *testing.T) {
+func TestClockSetForwardHoldsUpWhatNeedsTheTime(t *testing.T) {
 	t.Parallel()
 	const ahead = 200 * 24 * time.Hour
 	m := newMachine()
@@ -135,9 +135,9 @@ func TestClockSetForward(t *testing.T) {
 	again.expectAllowed(t, short.GetToken(), "signatures:read")
 }
 
-// TestStartFarAheadOfLastCommit: whoever starts with a clock that is months ahead loses
+// TestStartFarAheadOfLastCommitPurgesNothing: whoever starts with a clock that is months ahead loses
 // nothing.
-func TestStartFarAheadOfLastCommit(t *testing.T) {
+func TestStartFarAheadOfLastCommitPurgesNothing(t *testing.T) {
 	t.Parallel()
 	m := newMachine()
 	b := start(t, m.options())

@@ -19,16 +19,16 @@ import (
 )
 
 const (
-	// demoWorkspace is the workspace that --dev seeds: a member of each role, who is
-	// called like it, and a key.
+	// demoWorkspace is the workspace that --dev seeds: a key, and for each role a member of
+	// the same name.
 	demoWorkspace = "demo"
-	// demoTokenFile, in the data folder, holds the token of the demo key: the one place
-	// where keysvc ever writes one, for the pasted commands to read.
+	// demoTokenFile, in the data folder, holds the token of the demo key for the pasted
+	// commands to read. keysvc writes no other token anywhere.
 	demoTokenFile = "demo-token"
 )
 
-// seedDemo adds the demo workspace and its key, unless they are there, and prints
-// what to try. What a person has changed of them since stays.
+// seedDemo adds the demo workspace and its key if they are missing, and writes commands to
+// try to out. Later changes to an existing demo workspace stay.
 func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address string, out io.Writer) error {
 	active, _, err := s.projection.Policy()
 	if err != nil {
@@ -74,9 +74,9 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 	return err
 }
 
-// demoToken returns the demo token that lies there. If there is none it is empty, and so it
-// is if its key is not in this store, revoked or expired: that one will never work again,
-// and is removed.
+// demoToken returns the demo token in a file, "" if there is no file. A token whose key is
+// revoked, expired or not in this store will never work again: its file is removed, and ""
+// is returned.
 func (s *Server) demoToken(ctx context.Context, path string) (string, error) {
 	text, err := os.ReadFile(path) //nolint:gosec // ours
 	if errors.Is(err, fs.ErrNotExist) {
@@ -90,14 +90,14 @@ func (s *Server) demoToken(ctx context.Context, path string) (string, error) {
 	switch {
 	case err == nil && known.GetKey().GetState() != keysvcv1.KeyState_KEY_STATE_REVOKED && known.GetKey().GetState() != keysvcv1.KeyState_KEY_STATE_EXPIRED:
 		return string(text), nil
-	case err != nil && !errors.As(err, &told): // told: there is no such key, or its id is none
+	case err != nil && !errors.As(err, &told): // told: no such key, or no valid key id
 		return "", err
 	}
 	return "", os.Remove(path)
 }
 
-// addDemoMembers adds a member of each role, who is called like it; in a workspace that
-// is not new, those that an interrupted start has left out.
+// addDemoMembers adds a member for each role, with the role's name. In a workspace that is
+// not new it adds only the members that are missing because a start was interrupted.
 func (s *Server) addDemoMembers(ctx context.Context, roles []policy.Role, isNew bool) error {
 	for _, role := range roles {
 		member, err := s.projection.Member(demoWorkspace, role.Name)
@@ -120,7 +120,7 @@ func (s *Server) addDemoMembers(ctx context.Context, roles []policy.Role, isNew 
 	return nil
 }
 
-// demoScopes chooses a scope that the demo key gets, and one that it does not.
+// demoScopes chooses a scope that the demo key is granted, and a scope that it is not.
 func demoScopes(scopes []string) (granted, denied string) {
 	granted, denied = scopes[0], scopes[len(scopes)-1]
 	for _, scope := range scopes {

@@ -6,60 +6,49 @@ import (
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2"
-	grpccall "github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/selector"
 	"google.golang.org/grpc"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
-// door is the one point that every call passes, before its handler. It settles
+// door is the interceptor that every call passes before its handler. It handles
 //
-//   - recovery: a panic becomes INTERNAL and one log entry;
+//   - recovery: a panic becomes INTERNAL and one event;
 //   - identity: who calls;
-//   - needs: whether they may. Nothing passes by it;
-//   - room: what is too much is refused before it costs anything;
-//   - observation: a request id, and one line in the log.
+//   - need: a caller without the permission that the method needs is refused;
+//   - slots: a call that finds no slot is refused before it costs anything;
+//   - observation: a request id, and the event that the call has an answer.
 //
-// A validation is neither given a request id nor logged, except at debug. It costs no
-// allocation here: its handler gets the context that came, without the identity.
+// A validation gets no request id, and no CallFinished event except at debug. The door
+// allocates nothing for it: its handler gets the context as it came, without the identity.
 type door struct {
 	errors service.Errors
 	log    *slog.Logger
 	now    func() time.Time
-	rooms  *rooms
-	// workOf says what kind of work a validation is, which depends on what it asks for.
+	slots  *slotTable
+	// workOf returns the kind of work of a validation, which depends on what it asks for.
 	workOf func(request any) callers.Work
-	// stopping ends when the server stops.
+	// stopping ends when the stop begins.
 	stopping context.Context //nolint:containedctx // the server's own lifetime, not a call's
 
-	// logUnary and logStream are the library's.
-	logUnary  grpc.UnaryServerInterceptor
-	logStream grpc.StreamServerInterceptor
+	// hooks are told of calls, and subjects finds out what these were about.
+	hooks    events.Hooks
+	subjects subjects
 }
 
-// newDoor returns the door of a server with these settings.
+// newDoor returns the door of a server.
 func newDoor(
-	stopping context.Context, rooms *rooms, log *slog.Logger, now func() time.Time,
-	errors service.Errors, workOf func(request any) callers.Work,
+	stopping context.Context, slots *slotTable, log *slog.Logger, now func() time.Time,
+	errors service.Errors, workOf func(request any) callers.Work, hooks events.Hooks, subjects subjects,
 ) *door {
-	d := &door{errors: errors, log: log, now: now, rooms: rooms, workOf: workOf, stopping: stopping}
-	options := logOptions()
-	logged := selector.MatchFunc(func(ctx context.Context, call grpccall.CallMeta) bool {
-		switch callers.Needs(call.FullMethod()) {
-		case callers.Validate, callers.Anyone: // Anyone is health, which probes ask all the time
-			return log.Enabled(ctx, slog.LevelDebug)
-		case callers.Nobody, callers.Manage, callers.Report, callers.Audit, callers.Administer, callers.Inspect:
-		}
-		return true
-	})
-	d.logUnary = selector.UnaryServerInterceptor(logging.UnaryServerInterceptor(logger(log), options...), logged)
-	d.logStream = selector.StreamServerInterceptor(logging.StreamServerInterceptor(logger(log), options...), logged)
-	return d
+	return &door{
+		errors: errors, log: log, now: now, slots: slots, workOf: workOf, stopping: stopping,
+		hooks: hooks, subjects: subjects,
+	}
 }
 
 // identify returns who makes a call.
@@ -73,80 +62,115 @@ func (d *door) unary(
 	ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
 ) (response any, err error) {
 	method := callers.Of(info.FullMethod)
-	bare := method.Work == callers.Validation && !d.log.Enabled(ctx, slog.LevelDebug)
-	if method.Work != callers.Validation {
+	if method.Work == callers.Validation {
+		if !d.log.Enabled(ctx, slog.LevelDebug) {
+			return d.validation(ctx, method, request, info, handler)
+		}
+	} else {
 		ctx = withRequestID(ctx)
 	}
+	observed := observe(info.FullMethod)
+	response, err = d.pass(ctx, method, request, handler, observed)
+	d.finished(ctx, observed, request, response, err)
+	return response, err
+}
+
+// validation passes a validation, and tells of it only if a hook wants to know.
+func (d *door) validation(
+	ctx context.Context, method callers.Method, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
+) (response any, err error) {
+	if d.hooks.ValidationFinished == nil {
+		return d.pass(ctx, method, request, handler, nil)
+	}
+	began := monotonic()
+	response, err = d.pass(ctx, method, request, handler, nil)
+	_, name := methodOf(info.FullMethod)
+	d.hooks.ValidationFinished(events.Validation{Method: name, Failed: err != nil, Duration: monotonic().Sub(began)})
+	return response, err
+}
+
+// pass takes a unary call through the door. observed is nil for a validation that nothing
+// is noted of.
+func (d *door) pass(
+	ctx context.Context, method callers.Method, request any, handler grpc.UnaryHandler, observed *observation,
+) (response any, err error) {
+	// 1. Recovery comes before everything that can panic.
 	defer func() {
 		if value := recover(); value != nil {
 			response, err = nil, d.recovered(ctx, value)
 		}
 	}()
+	// 2. Identity and need are settled before the call can take a slot from others.
 	identity := d.identify(ctx)
-	if !identity.Has(method.Needs) {
-		return d.logUnary(ctx, request, info, func(ctx context.Context, _ any) (any, error) {
-			return nil, d.notAllowed(ctx, method.Needs)
-		})
+	if observed != nil {
+		observed.caller = identity.Name
 	}
+	if !identity.Has(method.Needs) {
+		return nil, d.notAllowed(ctx, method.Needs)
+	}
+	// 3. The slot is held until the handler has returned, or panicked.
 	work := method.Work
 	if work == callers.Validation {
 		work = d.workOf(request)
 	}
-	if room := d.rooms.of(work); room != nil {
-		if !room.enter() {
-			return nil, d.noRoom(ctx, room)
+	if free := d.slots.of(work); free != nil {
+		if !free.acquire() {
+			observed.refuse()
+			return nil, d.noSlot(ctx, free)
 		}
-		defer room.leave()
+		defer free.release()
 	}
-	if bare {
-		return handler(ctx, request)
+	if observed != nil {
+		ctx = callers.NewContext(ctx, identity)
 	}
-	return d.logUnary(callers.NewContext(ctx, identity), request, info, handler)
+	return handler(ctx, request)
 }
 
 // stream is the interceptor of streams.
-func (d *door) stream(
-	server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
+func (d *door) stream(server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx, observed := withRequestID(stream.Context()), observe(info.FullMethod)
+	err := d.passStream(ctx, server, stream, info, handler, observed)
+	d.finished(ctx, observed, nil, nil, err)
+	return err
+}
+
+// passStream takes a stream through the door, in the steps of pass.
+func (d *door) passStream(
+	ctx context.Context, server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler, observed *observation,
 ) (err error) {
-	method := callers.Of(info.FullMethod)
-	ctx := withRequestID(stream.Context())
 	defer func() {
 		if value := recover(); value != nil {
 			err = d.recovered(ctx, value)
 		}
 	}()
-	identity := d.identify(ctx)
-	ctx = callers.NewContext(ctx, identity)
-	wrapped := &middleware.WrappedServerStream{ServerStream: stream, WrappedContext: ctx}
+	method, identity := callers.Of(info.FullMethod), d.identify(ctx)
+	observed.caller = identity.Name
 	if !identity.Has(method.Needs) {
-		return d.logStream(server, wrapped, info, func(any, grpc.ServerStream) error {
-			return d.notAllowed(ctx, method.Needs)
-		})
+		return d.notAllowed(ctx, method.Needs)
 	}
-	if room := d.rooms.of(method.Work); room != nil {
-		if !room.enter() {
-			return d.noRoom(ctx, room)
+	if free := d.slots.of(method.Work); free != nil {
+		if !free.acquire() {
+			observed.refuse()
+			return d.noSlot(ctx, free)
 		}
-		defer room.leave()
+		defer free.release()
 	}
-	return d.logStream(server, wrapped, info, func(server any, stream grpc.ServerStream) error {
-		return untilStop(d.stopping, server, stream, info, handler)
-	})
+	wrapped := &middleware.WrappedServerStream{ServerStream: stream, WrappedContext: callers.NewContext(ctx, identity)}
+	return untilStop(d.stopping, server, wrapped, info, handler)
 }
 
-// notAllowed is the answer to who may not call a method.
+// notAllowed returns the error for a caller without the permission that a method needs.
 func (d *door) notAllowed(ctx context.Context, needs callers.Permission) error {
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED,
 		"the caller may not call this method, which needs the permission %q", needs))
 }
 
-// noRoom is the answer to a call that is too many. The log gets one line a second of all
-// of them.
-func (d *door) noRoom(ctx context.Context, room *room) error {
-	if refused := room.tell(d.now()); refused > 0 {
-		d.log.WarnContext(ctx, "calls are refused: as many are in flight as allowed",
-			"kind", room.work.String(), "allowed", room.most.Load(), "refused", refused)
+// noSlot returns the error for a call that found no slot. Refusals are reported once a
+// second.
+func (d *door) noSlot(ctx context.Context, free *slots) error {
+	if refused := free.report(d.now()); refused > 0 {
+		d.hooks.CallsRefused(events.Refusals{Work: free.work.String(), Limit: free.limit.Load(), Count: refused})
 	}
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
-		"%d calls of this kind (%s) are in flight, as many as allowed; try again", room.most.Load(), room.work))
+		"%d calls of this kind (%s) are in flight, as many as allowed; try again", free.limit.Load(), free.work))
 }

@@ -14,18 +14,30 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
 var validateKey = &grpc.UnaryServerInfo{FullMethod: keysvcv1.ValidationService_ValidateKey_FullMethodName}
 
-// TestValidationsPassTheDoorWithoutAnAllocation: they are what every request of the
+// TestDoorAllocatesNothingForValidations: they are what every request of the
 // product goes through.
-func TestValidationsPassTheDoorWithoutAnAllocation(t *testing.T) {
+func TestDoorAllocatesNothingForValidations(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	ctx, request, handler := t.Context(), any(&keysvcv1.ValidateKeyRequest{}), answerNothing
-	if allocations := testing.AllocsPerRun(1000, func() { _, _ = d.unary(ctx, request, validateKey, handler) }); allocations != 0 {
+	pass := func() { _, _ = d.unary(ctx, request, validateKey, handler) }
+	if allocations := testing.AllocsPerRun(1000, pass); allocations != 0 {
 		t.Errorf("%v allocations", allocations)
+	}
+	finished := 0
+	d.hooks.ValidationFinished = func(validation events.Validation) {
+		if validation.Method != "ValidateKey" || validation.Failed || validation.Duration <= 0 {
+			t.Errorf("got %+v", validation)
+		}
+		finished++
+	}
+	if allocations := testing.AllocsPerRun(1000, pass); allocations != 0 || finished != 1001 {
+		t.Errorf("with a hook %v allocations, and %d calls of it; want 0 and 1001", allocations, finished)
 	}
 }
 
@@ -50,21 +62,21 @@ func BenchmarkDoor(b *testing.B) {
 	})
 }
 
-// TestEveryMethodHasRoom: a method whose kind of work nobody chose would be refused.
-func TestEveryMethodHasRoom(t *testing.T) {
+// TestEveryKindOfWorkHasSlots: a method whose kind of work nobody chose would be refused.
+func TestEveryKindOfWorkHasSlots(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
-	if room := d.rooms.of(callers.NoWork); room == nil || room.enter() {
+	if free := d.slots.of(callers.NoWork); free == nil || free.acquire() {
 		t.Error("there is room for what is no work")
 	}
-	if room := d.rooms.of(callers.Session + 1); room == nil || room.enter() {
+	if free := d.slots.of(callers.Session + 1); free == nil || free.acquire() {
 		t.Error("there is room for unknown work")
 	}
 	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session} {
-		if room := d.rooms.of(work); room == nil || room.work != work || !room.enter() {
+		if free := d.slots.of(work); free == nil || free.work != work || !free.acquire() {
 			t.Errorf("there is no room for work of kind %s", work)
 		}
 	}
-	if d.rooms.of(callers.Probe) != nil {
+	if d.slots.of(callers.Probe) != nil {
 		t.Error("probes have a bound")
 	}
 }
@@ -77,7 +89,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, nil))
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	d := newDoor(t.Context(), newRooms(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work)
+	d := newDoor(t.Context(), newSlotTable(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
 	request := &keysvcv1.ValidateKeyRequest{}
 	ask := func() error {
 		_, err := d.unary(t.Context(), request, validateKey, answerNothing)
@@ -90,7 +102,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 					t.Errorf("the third: %v", err)
 				}
 			}
-			now = now.Add(silence)
+			now = now.Add(reportInterval)
 			_ = ask()
 			return nil, nil //nolint:nilnil // nothing is asked
 		})
@@ -107,8 +119,8 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 	}
 }
 
-// TestPanickingHandlersGiveTheirPlaceBack: else a few of them would fill the room.
-func TestPanickingHandlersGiveTheirPlaceBack(t *testing.T) {
+// TestPanickingHandlersReleaseTheirSlots: else a few of them would fill the room.
+func TestPanickingHandlersReleaseTheirSlots(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	for _, method := range []string{keysvcv1.ValidationService_ValidateKey_FullMethodName, keysvcv1.KeyService_GetKey_FullMethodName} {
 		_, err := d.unary(t.Context(), &keysvcv1.ValidateKeyRequest{}, &grpc.UnaryServerInfo{FullMethod: method},
@@ -117,7 +129,7 @@ func TestPanickingHandlersGiveTheirPlaceBack(t *testing.T) {
 			t.Errorf("%s: %v, want INTERNAL", method, err)
 		}
 	}
-	for _, calls := range d.rooms.snapshot() {
+	for _, calls := range d.slots.snapshot() {
 		if calls.InFlight != 0 {
 			t.Errorf("%d places of kind %s are taken", calls.InFlight, calls.Work)
 		}

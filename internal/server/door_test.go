@@ -78,9 +78,9 @@ func (b *bench) kinds(token string) map[callers.Work]func(context.Context) error
 	}
 }
 
-// TestWhatWaitsHoldsNoPlaceOfAValidation fills the room of every other kind of work: only
+// TestWaitingCallsTakeNoSlotsOfValidations fills the room of every other kind of work: only
 // calls of a kind that is full are refused, and validations never.
-func TestWhatWaitsHoldsNoPlaceOfAValidation(t *testing.T) {
+func TestWaitingCallsTakeNoSlotsOfValidations(t *testing.T) {
 	t.Parallel()
 	const most = 2
 	store := &hung{gate: newGate(), mended: make(chan struct{})}
@@ -156,7 +156,7 @@ func TestWhatWaitsHoldsNoPlaceOfAValidation(t *testing.T) {
 		expectError(t, call(), codes.ResourceExhausted, "TOO_MANY_REQUESTS")
 	}
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
-	if calls := b.callsOf(callers.Validation); calls.Refused != 0 || calls.InFlight != 0 || calls.Most != most {
+	if calls := b.callsOf(callers.Validation); calls.Refused != 0 || calls.InFlight != 0 || calls.Limit != most {
 		t.Errorf("validations stand at %+v", calls)
 	}
 	if lines := len(b.log.lines("calls are refused")); lines != 3 {
@@ -168,8 +168,8 @@ func TestWhatWaitsHoldsNoPlaceOfAValidation(t *testing.T) {
 	}
 }
 
-// TestSessionsHaveABound: streams that say nothing take up room as well.
-func TestSessionsHaveABound(t *testing.T) {
+// TestSilentStreamsCountAsSessions: streams that say nothing take up room as well.
+func TestSilentStreamsCountAsSessions(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.MaxInFlight, s.MaxSessions = 1, 1 }})
 	ctx, cancel := context.WithCancel(testContext(t))
@@ -191,9 +191,9 @@ func TestSessionsHaveABound(t *testing.T) {
 	b.waitInFlight(t, callers.Session, 0)
 }
 
-// TestOneWorkspaceDoesNotTakeTheRoomOfAll: a bulk job of one workspace is held up by
+// TestOneWorkspaceDoesNotTakeEverySlot: a bulk job of one workspace is held up by
 // itself.
-func TestOneWorkspaceDoesNotTakeTheRoomOfAll(t *testing.T) {
+func TestOneWorkspaceDoesNotTakeEverySlot(t *testing.T) {
 	t.Parallel()
 	store := &hung{gate: newGate(), mended: make(chan struct{}), busy: "acme"}
 	b := start(t, options{

@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// makeFolder makes a folder that only this user may enter, and those above it that are
-// missing, so that they survive a power cut. One that is there stays as it is.
+// makeFolder makes a folder that only this user may enter, and its missing parents. All of
+// them survive a power cut. A folder that exists stays as it is.
 func makeFolder(path string) error {
 	path = filepath.Clean(path)
 	info, err := os.Stat(path)
@@ -34,7 +34,7 @@ func makeFolder(path string) error {
 	return syncFolder(parent)
 }
 
-// syncFolder makes the names in a folder durable.
+// syncFolder flushes a folder to the disk, so that the names in it are durable.
 func syncFolder(path string) error {
 	folder, err := os.Open(path) //nolint:gosec // the operator names the folder
 	if err != nil {
@@ -43,8 +43,8 @@ func syncFolder(path string) error {
 	return errors.Join(folder.Sync(), folder.Close())
 }
 
-// warnOfLooseModes logs what others than this user could do with the store: whoever can
-// write the file can make keys, and whoever can write its folder can replace it.
+// warnOfLooseModes logs a warning if other users can read or change the store. A user who
+// can write the file can make keys; a user who can write its folder can replace the file.
 func warnOfLooseModes(ctx context.Context, log *slog.Logger, folder, file string) {
 	for _, each := range []struct {
 		path    string

@@ -56,10 +56,10 @@ type smallDisk struct {
 	members                             []string
 }
 
-// TestFullDisk fills a real disk: what widens is refused with a reason of its own, 10,000
+// TestFullDiskTakesOnlyNarrowings fills a real disk: what widens is refused with a reason of its own, 10,000
 // changes that narrow succeed one by one, validations do not notice, and with room all is
 // as before within a second.
-func TestFullDisk(t *testing.T) {
+func TestFullDiskTakesOnlyNarrowings(t *testing.T) {
 	folder := os.Getenv(smallDiskVariable)
 	if folder == "" {
 		t.Skipf("SKIPPED: %s names no small disk to fill", smallDiskVariable)

@@ -27,6 +27,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/server"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -70,6 +71,8 @@ type options struct {
 	wrap func(storage.Store) storage.Store
 	// ringSize is how many changes are kept for near-caches.
 	ringSize int
+	// hooks are told what happens.
+	hooks events.Hooks
 	// file is an existing one to serve.
 	file string
 	// clock and passed are the machine's. Default: a clock at testTime, and none.
@@ -121,7 +124,7 @@ func start(t *testing.T, with options) *bench {
 		served = with.wrap(opened)
 	}
 	b.server, err = server.New(t.Context(), server.Config{
-		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize,
+		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize, Hooks: with.hooks,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -3,13 +3,11 @@ package server
 import (
 	"context"
 	"crypto/rand"
-	"log/slog"
 	"runtime"
 	"runtime/debug"
 	"strings"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -17,25 +15,27 @@ import (
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
-// recovered turns a panic into INTERNAL. The value of the panic is logged only where
-// it cannot be text of a caller.
+// recovered turns a panic into INTERNAL. The value of the panic is told only if it cannot
+// be text of a caller.
 func (d *door) recovered(ctx context.Context, value any) error {
-	described := slog.String("type", typeName(value))
+	panicked := events.Panic{RequestID: requestIDOf(ctx), Type: typeName(value), Stack: string(debug.Stack())}
 	if fault, ok := value.(runtime.Error); ok {
-		described = slog.String("panic", fault.Error())
+		panicked.Fault = fault.Error()
 	}
-	d.log.ErrorContext(ctx, "a handler panicked", described, slog.String("stack", string(debug.Stack())))
+	d.hooks.HandlerPanicked(panicked)
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_INTERNAL, "internal error; the log has its cause"))
 }
 
 // requestIDHeader carries the id under which a call is logged, both ways.
 const requestIDHeader = "x-request-id"
 
-// maxRequestIDLength is shorter than any token, so that none gets into the log when
-// a caller mixes up its headers.
+// maxRequestIDLength is the longest request id that is taken from a caller, in bytes. It is
+// shorter than any token, so that no token gets into the log when a caller mixes up its
+// headers.
 const maxRequestIDLength = 64
 
 type requestIDKey struct{}
@@ -46,8 +46,8 @@ func requestIDOf(ctx context.Context) string {
 	return id
 }
 
-// newRequestID returns the caller's request id if it sent a proper one, else a new
-// one.
+// newRequestID returns the request id that the caller sent, or a new one if that is missing
+// or malformed.
 func newRequestID(ctx context.Context) string {
 	if sent := metadata.ValueFromIncomingContext(ctx, requestIDHeader); len(sent) == 1 && properRequestID(sent[0]) {
 		return sent[0]
@@ -61,16 +61,18 @@ func properRequestID(id string) bool {
 	}) < 0
 }
 
-// withRequestID gives a call its request id, and tells the caller.
+// withRequestID returns a context with the call's request id, and sends the id to the
+// caller as a header.
 func withRequestID(ctx context.Context) context.Context {
 	id := newRequestID(ctx)
-	// It fails only after the headers were sent, which nobody has done yet.
+	// It fails only after the headers were sent, and they were not.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDHeader, id))
 	return context.WithValue(ctx, requestIDKey{}, id)
 }
 
-// untilStop handles a stream whose context ends when the server stops. Without it, one that
-// only waits, as who watches health does, would take up the whole drain.
+// untilStop calls a stream's handler with a context that also ends when the stop begins.
+// Otherwise a stream that only waits, as a watch of health does, would use up the whole
+// drain.
 func untilStop(
 	stopping context.Context, server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
 ) error {
@@ -82,32 +84,8 @@ func untilStop(
 		return err
 	}
 	if info.FullMethod == grpc_health_v1.Health_Watch_FullMethodName {
-		// It may have seen its context end before the news.
+		// The handler may have returned before it could send the new status.
 		_ = stream.SendMsg(&grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_NOT_SERVING})
 	}
 	return status.Error(codes.Unavailable, "the server is stopping")
-}
-
-// logger lets the middleware write to slog.
-func logger(log *slog.Logger) logging.Logger {
-	return logging.LoggerFunc(func(ctx context.Context, level logging.Level, message string, fields ...any) {
-		log.Log(ctx, slog.Level(level), message, fields...) //nolint:sloglint // the middleware has few messages, all constant
-	})
-}
-
-// logOptions says what is logged of a call: nothing of requests and responses.
-func logOptions() []logging.Option {
-	return []logging.Option{
-		logging.WithLogOnEvents(logging.FinishCall),
-		logging.WithDisableLoggingFields(logging.ComponentFieldKey, logging.MethodTypeFieldKey, logging.SystemTag[0]),
-		logging.WithLevels(func(code codes.Code) logging.Level {
-			switch code {
-			case codes.Internal, codes.DataLoss, codes.Unknown:
-				return logging.LevelError
-			case codes.Unavailable, codes.ResourceExhausted, codes.Unimplemented:
-				return logging.LevelWarn
-			}
-			return logging.LevelInfo
-		}),
-	}
 }

@@ -13,12 +13,13 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/service"
 )
 
-// TestMethodsWithoutAnEntryAreRefused asks the choke point itself: grpc does not let a
+// TestMethodsThatAreNotInTheTableAreRefused asks the choke point itself: grpc does not let a
 // method that is not served come this far.
-func TestMethodsWithoutAnEntryAreRefused(t *testing.T) {
+func TestMethodsThatAreNotInTheTableAreRefused(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	for _, method := range []string{"", "/keysvc.v1.KeyService/Nothing", "keysvc.v1.KeyService/GetKey", "/keysvc.v1.KeyService/getkey", "/keysvc.v1.KeyService/GetKey/"} {
 		_, err := d.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) {
@@ -40,5 +41,5 @@ func TestMethodsWithoutAnEntryAreRefused(t *testing.T) {
 func newTestDoor(t testing.TB, settings config.Settings) *door {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	return newDoor(t.Context(), newRooms(settings), log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work)
+	return newDoor(t.Context(), newSlotTable(settings), log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
 }

@@ -22,7 +22,7 @@ const (
 	suspended = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
 )
 
-func TestKeyFromCreationToRevocation(t *testing.T) {
+func TestKeyIsValidFromCreationToRevocation(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -94,7 +94,7 @@ func TestKeyFromCreationToRevocation(t *testing.T) {
 	expectUnchanged(t, before, b.dump(t))
 }
 
-func TestAtTheEdgeOfWhatIsAllowed(t *testing.T) {
+func TestLargestKeyThatIsAllowedIsCreated(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, long(128), "a.B_c:d@e-1", "owner")
@@ -118,7 +118,7 @@ func TestAtTheEdgeOfWhatIsAllowed(t *testing.T) {
 	}
 }
 
-func TestExpireTime(t *testing.T) {
+func TestKeyEndsAtItsExpireTime(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -190,7 +190,7 @@ func TestMemberChangesActAtOnce(t *testing.T) {
 	}
 }
 
-func TestPutMember(t *testing.T) {
+func TestPutMemberIsIdempotentAndOrderedBySourceVersion(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	put := func(role string, state keysvcv1.MemberState, version *int64) (*keysvcv1.PutMemberResponse, error) {
@@ -229,8 +229,8 @@ func TestPutMember(t *testing.T) {
 	}
 }
 
-// TestWorkspacesAreApart: nothing of a workspace can be seen or changed through another.
-func TestWorkspacesAreApart(t *testing.T) {
+// TestWorkspacesCannotSeeEachOther: nothing of a workspace can be seen or changed through another.
+func TestWorkspacesCannotSeeEachOther(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -314,8 +314,8 @@ func TestRequestIDIsUsedOnce(t *testing.T) {
 	}
 }
 
-// TestRequestIDIsUsedOnceAtATime sends the same request many times at once.
-func TestRequestIDIsUsedOnceAtATime(t *testing.T) {
+// TestRequestIDIsUsedOnceByConcurrentCalls sends the same request many times at once.
+func TestRequestIDIsUsedOnceByConcurrentCalls(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -334,7 +334,7 @@ func TestRequestIDIsUsedOnceAtATime(t *testing.T) {
 	}
 }
 
-func TestLimitIsExact(t *testing.T) {
+func TestLimitOfLiveKeysIsExactUnderConcurrency(t *testing.T) {
 	t.Parallel()
 	const limit, callers = 20, 64
 	b := start(t, options{policy: func(p *policy.Policy) { p.Limits.LiveKeysPerWorkspace = limit }})
@@ -388,8 +388,8 @@ func (b *bench) race(t *testing.T, callers int, request func(caller int) *keysvc
 	return created, refused
 }
 
-// TestPaging reads pages while keys are added.
-func TestPaging(t *testing.T) {
+// TestPagesAreStableWhileKeysAreAdded reads pages while keys are added.
+func TestPagesAreStableWhileKeysAreAdded(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -432,8 +432,8 @@ func TestPaging(t *testing.T) {
 	}
 }
 
-// TestPageSize: 0 is 50, and more than 1,000 is taken for 1,000.
-func TestPageSize(t *testing.T) {
+// TestPageSizeHasADefaultAndAMaximum: 0 is 50, and more than 1,000 is taken for 1,000.
+func TestPageSizeHasADefaultAndAMaximum(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	const members = 1001
@@ -494,7 +494,7 @@ func TestPolicyPlanChangesNothing(t *testing.T) {
 	f.expectRefused(t, f.key.GetToken(), "signatures:read", keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE)
 }
 
-func TestRotation(t *testing.T) {
+func TestRotationEndsOldSecretsAfterTheOverlap(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	keyID := f.key.GetKey().GetKeyId()

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -36,8 +35,8 @@ func listen(ctx context.Context, text string) (net.Listener, error) {
 	return listener, nil
 }
 
-// listenUnix opens a socket that only this user reaches. A socket that a process left
-// behind is replaced; one that is served is not.
+// listenUnix opens a socket that only this user can connect to. It replaces a socket that a
+// process left behind, and returns an error if another process serves the socket.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
 		connection, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path)
@@ -65,26 +64,26 @@ func address(listener net.Listener) string {
 	return listener.Addr().String()
 }
 
-// How long a persistentListener waits after a failure, and after those that follow on
-// it without a success between.
+// The pauses of a persistentListener after a failed accept: the first is the shortest, and
+// each that follows without a success is twice as long, up to the longest.
 const (
 	shortestAcceptPause = 5 * time.Millisecond
 	longestAcceptPause  = time.Second
 )
 
-// persistentListener is a listener whose Accept fails only once it was closed. gRPC
-// ends to serve on most errors of accept(2), and tries again without a word on others;
-// but neither a lack of file descriptors nor a firewall's rule may end the service for
-// those who are connected, and both are worth a line.
+// persistentListener is a listener whose Accept fails only once the listener was closed.
+// gRPC stops serving on most errors of accept(2), and repeats the call silently on others.
+// A lack of file descriptors or a firewall's rule must not end the service for clients that
+// are connected, and operators need to know of it.
 type persistentListener struct {
 	net.Listener
-	log       *slog.Logger
+	failed    func(error)
 	closed    chan struct{}
 	closeOnce sync.Once
 }
 
-func newPersistentListener(listener net.Listener, log *slog.Logger) *persistentListener {
-	return &persistentListener{Listener: listener, log: log, closed: make(chan struct{})}
+func newPersistentListener(listener net.Listener, failed func(error)) *persistentListener {
+	return &persistentListener{Listener: listener, failed: failed, closed: make(chan struct{})}
 }
 
 // Accept implements net.Listener.
@@ -94,7 +93,7 @@ func (l *persistentListener) Accept() (net.Conn, error) {
 		if err == nil || errors.Is(err, net.ErrClosed) {
 			return connection, err
 		}
-		l.log.Warn("a connection cannot be accepted; those that are open go on, and new ones wait", "error", err)
+		l.failed(err)
 		wait := time.NewTimer(pause)
 		select {
 		case <-wait.C:

@@ -16,37 +16,36 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// newLog returns a logger that writes as the settings say.
+// newLog returns a logger with the level and format of the settings.
 func newLog(settings config.Settings, out io.Writer) *slog.Logger {
 	return slog.New(contextHandler{newLogHandler(settings, settings.LogLevel, out)})
 }
 
-// newProcessLog returns the logger of a whole process: it counts lines that come again
-// and again, and gRPC's own errors come to it. level is the least level, which may be set
-// at any time. Flush repeats at the end.
+// newProcessLog returns the logger of a whole process. It counts repeated lines, and gets
+// gRPC's own errors. level is the minimum level, which may be set at any time. repeats must
+// be flushed at the end.
 func newProcessLog(settings config.Settings, out io.Writer) (log *slog.Logger, level *slog.LevelVar, repeats *logging.Repeats) {
 	level = new(slog.LevelVar)
 	level.Set(settings.LogLevel)
-	repeats = logging.NewRepeats(newLogHandler(settings, level, out))
+	repeats = logging.NewRepeats(newLogHandler(settings, level, out), refusedCall)
 	log = slog.New(contextHandler{repeats})
-	// They would go to standard error by a way that waits for its reader.
+	// gRPC would write them to standard error, and wait for its reader.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, grpcErrors{log}))
 	return log, level, repeats
 }
 
 func newLogHandler(settings config.Settings, level slog.Leveler, out io.Writer) slog.Handler {
-	options := &slog.HandlerOptions{Level: level, ReplaceAttr: redact}
 	if settings.LogFormat == config.LogJSON {
-		return slog.NewJSONHandler(out, options)
+		return slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level, ReplaceAttr: redact})
 	}
-	return slog.NewTextHandler(out, options)
+	return logging.NewText(out, logging.TextConfig{Level: level, Replace: redact, Sentences: sentences()})
 }
 
-// droppedNotice returns what writes the line about lines that were dropped.
+// droppedNotice returns a function that formats the line about dropped lines.
 func droppedNotice(settings config.Settings) func(dropped int64) []byte {
 	return func(dropped int64) []byte {
 		var line bytes.Buffer
-		now := time.Now() //nolint:forbidigo // as slog stamps its lines
+		now := time.Now() //nolint:forbidigo // slog stamps its lines the same way
 		record := slog.NewRecord(now, slog.LevelWarn, "log lines were dropped: nobody read them in time, or they could not be written", 0)
 		record.AddAttrs(slog.Int64("dropped", dropped))
 		_ = newLogHandler(settings, settings.LogLevel, &line).Handle(context.Background(), record) // a buffer takes everything
@@ -54,7 +53,7 @@ func droppedNotice(settings config.Settings) func(dropped int64) []byte {
 	}
 }
 
-// grpcErrors takes gRPC's own error lines.
+// grpcErrors writes gRPC's own error lines to the log.
 type grpcErrors struct{ log *slog.Logger }
 
 // Write implements io.Writer.
@@ -67,8 +66,8 @@ func (g grpcErrors) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// redact takes tokens out of what is logged. None should get there; this is for the
-// text that nobody thought of.
+// redact removes tokens from attributes. No token should get there; redact is the second
+// line of defence.
 func redact(_ []string, attribute slog.Attr) slog.Attr {
 	switch value := attribute.Value.Any().(type) {
 	case string:
@@ -81,7 +80,7 @@ func redact(_ []string, attribute slog.Attr) slog.Attr {
 	return attribute
 }
 
-// contextHandler adds to each entry the request id of its context.
+// contextHandler adds the request id of the context to each record.
 type contextHandler struct{ slog.Handler }
 
 // Handle implements slog.Handler.

@@ -34,10 +34,10 @@ func TestReloadAppliesWhatCanChangeWhileRunning(t *testing.T) {
 	if !p.log.Enabled(t.Context(), slog.LevelDebug) {
 		t.Error("the log's level stayed")
 	}
-	if most := p.server.rooms.of(callers.Read).most.Load(); most != 2 {
+	if most := p.server.slots.of(callers.Read).limit.Load(); most != 2 {
 		t.Errorf("%d reads may be in flight, want 2", most)
 	}
-	if most := p.server.rooms.of(callers.Session).most.Load(); most != 2+int64(p.settings.MaxSessions) {
+	if most := p.server.slots.of(callers.Session).limit.Load(); most != 2+int64(p.settings.MaxSessions) {
 		t.Errorf("%d sessions may be in flight, want 2 beside those of the hub", most)
 	}
 	if text := log.String(); !strings.Contains(text, `at_next_start":"data, staleness"`) {
@@ -71,7 +71,7 @@ func TestReloadOfWrongSettingsKeepsThoseBefore(t *testing.T) {
 			next = p.settings
 			next.LogLevel = slog.LevelDebug
 			p.reloadSettings(t.Context())
-			if p.log.Enabled(t.Context(), slog.LevelDebug) || p.server.rooms.of(callers.Read).most.Load() != int64(p.settings.MaxInFlight) {
+			if p.log.Enabled(t.Context(), slog.LevelDebug) || p.server.slots.of(callers.Read).limit.Load() != int64(p.settings.MaxInFlight) {
 				t.Error("something was applied")
 			}
 			if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `"level":"ERROR"`) || !strings.Contains(text, `"error":"`) {
@@ -92,25 +92,25 @@ func TestSIGHUPWithoutReloadIsLogged(t *testing.T) {
 // TestLimitsCanBeLoweredBelowWhatIsInFlight: calls that have a slot keep it.
 func TestLimitsCanBeLoweredBelowWhatIsInFlight(t *testing.T) {
 	settings := config.Defaults()
-	rooms := newRooms(settings)
-	read := rooms.of(callers.Read)
+	table := newSlotTable(settings)
+	read := table.of(callers.Read)
 	for range 3 {
-		if !read.enter() {
+		if !read.acquire() {
 			t.Fatal("there is no slot")
 		}
 	}
 	settings.MaxInFlight = 2
-	rooms.resize(settings)
-	if read.enter() {
+	table.resize(settings)
+	if read.acquire() {
 		t.Error("a fourth got in")
 	}
-	read.leave()
-	if read.enter() {
+	read.release()
+	if read.acquire() {
 		t.Error("a third got in")
 	}
-	read.leave()
-	read.leave()
-	if !read.enter() || read.now.Load() != 1 {
+	read.release()
+	read.release()
+	if !read.acquire() || read.taken.Load() != 1 {
 		t.Error("there is no slot, though none is taken")
 	}
 }

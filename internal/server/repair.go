@@ -14,17 +14,17 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// RepairClock puts a store right that was changed while the clock was ahead: times that
-// lie in the future, of records and of the store itself, are set back. No server may
-// have the file open, and the clock must be right now. It writes to out what it found;
-// without apply it changes nothing. anchor is the file of the store's anchor, "" for the
-// one beside it.
+// RepairClock repairs a store that was changed while the clock was ahead: it sets back the
+// times of records, and of the store itself, that lie in the future. No server may have the
+// file open, and the clock must be right now. RepairClock writes its findings to out. If
+// apply is false it changes nothing. anchor is the path of the store's anchor; "" is the
+// anchor beside the file.
 func RepairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer) error {
 	return repairClock(ctx, file, anchor, apply, out, time.Now) //nolint:forbidigo // the process's clock
 }
 
 func repairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer, now func() time.Time) error {
-	if _, err := os.Stat(file); err != nil { // opening it would make one
+	if _, err := os.Stat(file); err != nil { // no file is no store to repair
 		return err
 	}
 	last, repaired, err := repairRecords(ctx, file, anchor, apply, now)
@@ -44,7 +44,8 @@ workspaces    %d
 		_, err := fmt.Fprintln(out, "nothing was changed: with --yes the times that lie in the future are set back")
 		return err
 	}
-	// Last: until then a start is refused, so that nobody serves half of it unnoticed.
+	// The store's own time comes last. Until it is set back every start is refused, so that
+	// a repair that broke off half-way cannot be served unnoticed.
 	uses, err := boltstore.RepairTime(file, at)
 	if err != nil {
 		return err
@@ -57,8 +58,8 @@ workspaces    %d
 	return err
 }
 
-// repairRecords repairs the records, and returns when the store says that it was changed
-// last.
+// repairRecords repairs the records. It returns the time of the store's last change, and
+// how many records were repaired or would be.
 func repairRecords(ctx context.Context, file, anchor string, apply bool, now func() time.Time) (last time.Time, repaired keys.Repaired, err error) {
 	store, err := boltstore.Open(file, boltstore.Config{Now: now, Anchor: anchor})
 	if err != nil {
@@ -74,7 +75,7 @@ func repairRecords(ctx context.Context, file, anchor string, apply bool, now fun
 	var follower sync.WaitGroup
 	defer follower.Wait()
 	defer stop()
-	follower.Go(func() { _ = records.Follow(following) }) // whoever waits for it is told
+	follower.Go(func() { _ = records.Follow(following) }) // calls that wait for the projection get its error
 	repaired, err = keys.New(keys.Config{Store: store, Projection: records, Now: now}).RepairTimes(ctx, systemActor, apply)
 	return position.Time, repaired, err
 }

@@ -16,9 +16,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// TestRepairClock poisons a store as a server did that was started while the clock was
+// TestRepairClockSetsFutureTimesBack poisons a store as a server did that was started while the clock was
 // 400 days ahead: afterwards no key lives longer than it was given, and the server starts.
-func TestRepairClock(t *testing.T) {
+func TestRepairClockSetsFutureTimesBack(t *testing.T) {
 	t.Parallel()
 	const ahead, day = 400 * 24 * time.Hour, 24 * time.Hour
 	clock := &testClock{now: testTime}
@@ -114,8 +114,8 @@ func TestRepairClock(t *testing.T) {
 	keystest.Bolt{Path: file}.Check(t)
 }
 
-// TestRepairClockOfNoFile: it makes none.
-func TestRepairClockOfNoFile(t *testing.T) {
+// TestRepairClockMakesNoFile: it makes none.
+func TestRepairClockMakesNoFile(t *testing.T) {
 	t.Parallel()
 	if err := server.RepairClock(t.Context(), t.TempDir()+"/none.db", "", true, &bytes.Buffer{}); err == nil {
 		t.Error("there is no such file")

@@ -172,7 +172,7 @@ func (p *process) listener(wanted config.Listener) component {
 			if err != nil {
 				return err
 			}
-			opened = newPersistentListener(listener, p.log)
+			opened = newPersistentListener(listener, p.server.hooks.AcceptFailed)
 			p.server.listeners = append(p.server.listeners, servedListener{Listener: opened, purpose: wanted.Purpose})
 			return nil
 		},

@@ -79,9 +79,9 @@ func (s *hangingStore) Close() error {
 	return s.closableStore.Close()
 }
 
-// TestTheStopIsBoundedWhileTheDiskHangs: a call is in its commit, the last-used times
+// TestStopIsBoundedWhileTheDiskHangs: a call is in its commit, the last-used times
 // cannot be written, and the store cannot be closed. Validations go on until the stop.
-func TestTheStopIsBoundedWhileTheDiskHangs(t *testing.T) {
+func TestStopIsBoundedWhileTheDiskHangs(t *testing.T) {
 	const drain = 200 * time.Millisecond
 	settings := config.Defaults()
 	settings.Listen = "unix://" + filepath.Join(shortFolder(t), "s")
@@ -182,12 +182,12 @@ func (l *failingListener) Close() error {
 	return l.Listener.Close()
 }
 
-// TestAcceptGoesOn: what ends gRPC's own loop, and what it tries again in silence.
-func TestAcceptGoesOn(t *testing.T) {
+// TestAcceptGoesOnAfterErrors: what ends gRPC's own loop, and what it tries again in reportInterval.
+func TestAcceptGoesOnAfterErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &buffer{}
 		inner := &failingListener{Listener: bufconn.Listen(1), errors: make(chan error, 100), closed: make(chan struct{})}
-		listener := newPersistentListener(inner, slog.New(slog.NewTextHandler(log, nil)))
+		listener := newPersistentListener(inner, logEvents(slog.New(slog.NewTextHandler(log, nil))).AcceptFailed)
 		server := grpc.NewServer()
 		served := make(chan error, 1)
 		go func() { served <- server.Serve(listener) }()
@@ -220,7 +220,7 @@ func TestAcceptGoesOn(t *testing.T) {
 	})
 }
 
-func TestMakeFolder(t *testing.T) {
+func TestMakeFolderIsPrivateAndKeepsWhatIsThere(t *testing.T) {
 	top := t.TempDir()
 	if err := os.Chmod(top, 0o750); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -58,13 +59,16 @@ type Config struct {
 	RingSize int
 	// Log receives what operators should know. Default: nothing.
 	Log *slog.Logger
+	// Hooks are told what happens, beside the log. Default: none are.
+	Hooks events.Hooks
 }
 
 // Server is a keysvc process without its store. Its components fill it in when they start.
 type Server struct {
 	config Config
 	log    *slog.Logger
-	rooms  *rooms
+	hooks  events.Hooks
+	slots  *slotTable
 	// listeners are those that the component of the calls serves.
 	listeners []servedListener
 	// parts are the components that New started; nil in a process, which starts them.
@@ -82,7 +86,9 @@ type Server struct {
 	hub      *feed.Hub
 	keys     *keys.Manager
 	recorder *usage.Recorder
-	calls    *calls
+	// lastFlush is set at the stop, before the last flush of last-used times.
+	lastFlush bool
+	calls     *calls
 	// distrusted is closed when the store cannot be trusted any more.
 	distrusted chan struct{}
 }
@@ -92,7 +98,10 @@ func newServer(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{config: config, log: config.Log, rooms: newRooms(config.Settings), distrusted: make(chan struct{})}
+	return &Server{
+		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
+		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}),
+	}
 }
 
 // New loads the store and returns a server that is ready to Serve. Its errors are
@@ -125,7 +134,7 @@ func (s *Server) components() []component {
 func (s *Server) load(ctx context.Context) (err error) {
 	// The store is this process's: whoever served it before has stopped.
 	s.started = time.Now() //nolint:forbidigo // leases go by the time that passes
-	s.projection = projection.New(s.config.Store, s.log)
+	s.projection = projection.New(observed(s.config.Store, s.hooks), s.log)
 	if s.position, err = s.projection.Load(ctx); err != nil {
 		return fmt.Errorf("loading the store: %w", err)
 	}
@@ -149,8 +158,9 @@ func (s *Server) fillFeed(ctx context.Context) error {
 		Staleness:   s.config.Settings.Staleness,
 		MaxSessions: s.config.Settings.MaxSessions,
 		MaxAge:      s.config.Settings.SessionAge,
+		Observer:    sessionObserver{s.hooks},
 	})
-	s.projection.PublishTo(s.hub)
+	s.projection.PublishTo(publisher{s.hub, s.hooks})
 	return nil
 }
 
@@ -185,7 +195,9 @@ func (s *Server) installPolicy(ctx context.Context) error {
 
 // recordUses makes what collects last-used times.
 func (s *Server) recordUses(context.Context) error {
-	s.recorder = usage.NewRecorder(s.config.Store, s.log)
+	s.recorder = usage.NewRecorder(s.config.Store, func(keys int, err error) {
+		s.hooks.UsesFlushed(events.Flush{Keys: keys, Last: s.lastFlush, Error: err})
+	})
 	return nil
 }
 
@@ -200,9 +212,8 @@ func (s *Server) flushUses(ctx context.Context) error {
 func (s *Server) flushLastUses(ctx context.Context) error {
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
-	if err := s.recorder.Flush(flush); err != nil {
-		s.log.WarnContext(ctx, "the last last-used times could not be written", "error", err)
-	}
+	s.lastFlush = true          // flushUses has returned: nobody else flushes
+	_ = s.recorder.Flush(flush) // the hook has its error, and the stop goes on
 	return nil
 }
 
@@ -212,12 +223,7 @@ func (s *Server) sweep(ctx context.Context) error {
 		return nil
 	}
 	s.keys.SweepEvery(ctx, systemActor, s.config.Settings.SweepInterval, func(swept keys.Swept, err error) {
-		if err != nil {
-			s.log.WarnContext(ctx, "the sweep broke off; the next one goes on", "error", err)
-		}
-		if swept != (keys.Swept{}) {
-			s.log.InfoContext(ctx, "records past their retention were purged", "keys", swept.Keys, "members", swept.Members)
-		}
+		s.hooks.SweepDone(events.Sweep{Keys: swept.Keys, Members: swept.Members, Error: err})
 	})
 	return nil
 }
@@ -295,4 +301,4 @@ func (s *Server) Stop(ctx context.Context) {
 func (s *Server) Feed() feed.Snapshot { return s.hub.Snapshot() }
 
 // Calls returns how many calls are in flight and were refused, by kind.
-func (s *Server) Calls() []Calls { return s.rooms.snapshot() }
+func (s *Server) Calls() []Calls { return s.slots.snapshot() }

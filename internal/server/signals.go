@@ -76,6 +76,6 @@ func (p *process) apply(settings config.Settings) (later []string) {
 	if p.level != nil {
 		p.level.Set(merged.LogLevel)
 	}
-	p.server.rooms.resize(merged)
+	p.server.slots.resize(merged)
 	return later
 }

@@ -125,8 +125,8 @@ func (b *bench) await(t *testing.T, at position) (*keysvcv1.AwaitRevisionRespons
 	return b.sync.AwaitRevision(testContext(t), &keysvcv1.AwaitRevisionRequest{Revision: at.GetRevision(), Epoch: at.GetEpoch()})
 }
 
-// TestSync follows a session from its welcome over changes and a break to what it missed.
-func TestSync(t *testing.T) {
+// TestSyncResumesWhereItBroke follows a session from its welcome over changes and a break to what it missed.
+func TestSyncResumesWhereItBroke(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	put := b.putMember(t, "acme", "ann", "owner")
@@ -198,8 +198,8 @@ func TestSync(t *testing.T) {
 	}
 }
 
-// TestSlowReader: who does not read is reset, and told nothing out of order before that.
-func TestSlowReader(t *testing.T) {
+// TestSlowReaderIsReset: who does not read is reset, and told nothing out of order before that.
+func TestSlowReaderIsReset(t *testing.T) {
 	t.Parallel()
 	const workspaces, changes = 32, 60
 	b := start(t, options{ringSize: 64})
@@ -244,8 +244,8 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
-// TestAwaitRevision waits with one session that does something.
-func TestAwaitRevision(t *testing.T) {
+// TestAwaitRevisionWaitsForEverySession waits with one session that does something.
+func TestAwaitRevisionWaitsForEverySession(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		session         func(b *bench, t *testing.T, change func())
@@ -313,8 +313,8 @@ func TestAwaitRevision(t *testing.T) {
 	}
 }
 
-// TestAwaitRevisionAfterStart: what the process before promised is waited for (S4).
-func TestAwaitRevisionAfterStart(t *testing.T) {
+// TestAwaitRevisionWaitsForLeasesFromBeforeTheStart: what the process before promised is waited for (S4).
+func TestAwaitRevisionWaitsForLeasesFromBeforeTheStart(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.Staleness = time.Second }})
 	at := b.putMember(t, "acme", "ann", "owner")
@@ -328,8 +328,8 @@ func TestAwaitRevisionAfterStart(t *testing.T) {
 	expectError(t, err, codes.Unavailable, "REVISION_NOT_REACHED")
 }
 
-// TestSyncUses: what near-caches report is noted, within reason.
-func TestSyncUses(t *testing.T) {
+// TestSyncNotesReportedUses: what near-caches report is noted, within reason.
+func TestSyncNotesReportedUses(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
@@ -375,8 +375,8 @@ func TestSyncUses(t *testing.T) {
 	}
 }
 
-// TestSyncOutOfOrder sends well-formed messages where they have no place.
-func TestSyncOutOfOrder(t *testing.T) {
+// TestSyncRefusesMessagesOutOfOrder sends well-formed messages where they have no place.
+func TestSyncRefusesMessagesOutOfOrder(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	hello := &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}}
@@ -420,8 +420,8 @@ func TestSyncOutOfOrder(t *testing.T) {
 	}
 }
 
-// TestSyncLimits: there are no more sessions than allowed, and nobody may flood one.
-func TestSyncLimits(t *testing.T) {
+// TestSyncBoundsSessionsAndMessages: there are no more sessions than allowed, and nobody may flood one.
+func TestSyncBoundsSessionsAndMessages(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.MaxSessions, s.Staleness = 1, time.Minute }})
 	first, welcome := b.join(t, &keysvcv1.SyncHello{})
@@ -467,8 +467,8 @@ func TestStopSaysGoodbye(t *testing.T) {
 	}
 }
 
-// TestSyncTimes: a stream without a hello ends, and so does an old session.
-func TestSyncTimes(t *testing.T) {
+// TestSyncEndsSilentAndOldStreams: a stream without a hello ends, and so does an old session.
+func TestSyncEndsSilentAndOldStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t, options{})
 		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)

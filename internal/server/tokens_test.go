@@ -26,8 +26,8 @@ func sealed(text string) string {
 	return text + string(check[:])
 }
 
-// TestTokensLookAlike: malformed, unknown, wrong and foreign tokens get the same bytes.
-func TestTokensLookAlike(t *testing.T) {
+// TestRefusedTokensLookAlike: malformed, unknown, wrong and foreign tokens get the same bytes.
+func TestRefusedTokensLookAlike(t *testing.T) {
 	t.Parallel()
 	f := newFixture(t)
 	token := f.key.GetToken()

@@ -686,7 +686,7 @@ func walks() []walk {
 			},
 			cases: validationCases(),
 			fine: map[string]string{
-				"token":         "any text gets a decision; see TestTokensLookAlike",
+				"token":         "any text gets a decision; see TestRefusedTokensLookAlike",
 				"with_details":  "a bool",
 				"include_grant": "a bool",
 			},
@@ -775,7 +775,7 @@ func syncWalk() walk {
 		},
 		cases: cases,
 		fine: map[string]string{
-			"hello": "first and once; see TestSyncOutOfOrder", "ping": "not first; see there", "applied": "as well",
+			"hello": "first and once; see TestSyncRefusesMessagesOutOfOrder", "ping": "not first; see there", "applied": "as well",
 		},
 	}
 }
@@ -969,8 +969,8 @@ func policyWalk() walk {
 	}
 }
 
-// TestBadInput walks all of them.
-func TestBadInput(t *testing.T) {
+// TestBadInputIsRefusedByField walks all of them.
+func TestBadInputIsRefusedByField(t *testing.T) {
 	t.Parallel()
 	for _, walk := range walks() {
 		t.Run(strings.TrimPrefix(walk.method, "/keysvc.v1."), func(t *testing.T) {
@@ -1135,9 +1135,9 @@ func fieldsOf(message protoreflect.MessageDescriptor, prefix string) []string {
 	return paths
 }
 
-// TestTokenInWrongField pastes a live token into every text of every request. It may
+// TestTokenInTheWrongFieldIsNeitherStoredNorRepeated pastes a live token into every text of every request. It may
 // be refused or found nowhere, but is neither stored nor said again.
-func TestTokenInWrongField(t *testing.T) {
+func TestTokenInTheWrongFieldIsNeitherStoredNorRepeated(t *testing.T) {
 	t.Parallel()
 	for _, walk := range walks() {
 		t.Run(strings.TrimPrefix(walk.method, "/keysvc.v1."), func(t *testing.T) {
@@ -1188,9 +1188,9 @@ func TestTokenInWrongField(t *testing.T) {
 	}
 }
 
-// TestNotUTF8 sends text that is not UTF-8 in every field, past the client's own check.
+// TestTextThatIsNotUTF8IsRefused sends text that is not UTF-8 in every field, past the client's own check.
 // gRPC refuses it.
-func TestNotUTF8(t *testing.T) {
+func TestTextThatIsNotUTF8IsRefused(t *testing.T) {
 	t.Parallel()
 	const marker = "notUTF8here"
 	for _, walk := range walks() {

@@ -1,11 +1,10 @@
-// Package usage remembers when keys were last used and writes it behind: a use costs
-// a request an atomic operation, and the store a small write for each used key and
-// interval. What a crash may lose is the last interval.
+// Package usage remembers when keys were last used, and writes the times in batches later.
+// A use costs a request one atomic operation, and the store a small write for each used key
+// and interval. A crash may lose the uses of the last interval.
 package usage
 
 import (
 	"context"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,23 +12,23 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// batch is how many times one write holds: enough to share a commit's cost, few
-// enough that changes need not wait long for their turn.
+// batch is the largest number of keys in one write: large enough to share the cost of a
+// commit, small enough that changes do not wait long behind it.
 const batch = 4096
 
-// Last is when one key was last used. It outlives changes of the key's record.
+// Last is the time when one key was last used. Changes of the key's record keep it.
 type Last struct {
 	keyID string
 	// nanoseconds is the Unix time, 0 if the key was never used.
 	nanoseconds atomic.Int64
-	// waiting says that a Recorder is to write it.
+	// waiting is set while a Recorder has still to write it.
 	waiting atomic.Bool
 }
 
 // NewLast returns the Last of a key that was never used.
 func NewLast(keyID string) *Last { return &Last{keyID: keyID} }
 
-// Time returns when the key was last used; zero if it never was.
+// Time returns the time when the key was last used; zero if it never was.
 func (l *Last) Time() time.Time {
 	if nanoseconds := l.nanoseconds.Load(); nanoseconds > 0 {
 		return time.Unix(0, nanoseconds).UTC()
@@ -37,7 +36,7 @@ func (l *Last) Time() time.Time {
 	return time.Time{}
 }
 
-// Raise moves the time forward to at, never back, and says whether it moved.
+// Raise moves the time forward to at, never back, and reports whether it moved.
 func (l *Last) Raise(at time.Time) bool {
 	nanoseconds := at.UnixNano()
 	for {
@@ -60,7 +59,8 @@ type Store interface {
 // goroutines.
 type Recorder struct {
 	store Store
-	log   *slog.Logger
+	// flushed is told how each Flush ended.
+	flushed func(keys int, err error)
 
 	mutex   sync.Mutex
 	waiting []*Last
@@ -68,9 +68,14 @@ type Recorder struct {
 	flushing sync.Mutex
 }
 
-// NewRecorder returns a Recorder that writes to store.
-func NewRecorder(store Store, log *slog.Logger) *Recorder {
-	return &Recorder{store: store, log: log}
+// NewRecorder returns a Recorder that writes to store. flushed is called after each Flush
+// with the number of keys whose times were written, and the error if not all were. nil
+// calls nothing.
+func NewRecorder(store Store, flushed func(keys int, err error)) *Recorder {
+	if flushed == nil {
+		flushed = func(int, error) {}
+	}
+	return &Recorder{store: store, flushed: flushed}
 }
 
 // Used notes that a key was used.
@@ -83,9 +88,16 @@ func (r *Recorder) Used(last *Last, at time.Time) {
 	r.waiting = append(r.waiting, last)
 }
 
-// Flush writes what was noted since the last time. What cannot be written waits for
-// the next Flush.
+// Flush writes what was noted since the last Flush. What cannot be written is noted again
+// for the next one.
 func (r *Recorder) Flush(ctx context.Context) error {
+	written, err := r.flush(ctx)
+	r.flushed(written, err)
+	return err
+}
+
+// flush is Flush, and returns how many keys' times it wrote.
+func (r *Recorder) flush(ctx context.Context) (written int, err error) {
 	r.flushing.Lock()
 	defer r.flushing.Unlock()
 	r.mutex.Lock()
@@ -96,20 +108,22 @@ func (r *Recorder) Flush(ctx context.Context) error {
 		next := waiting[:min(batch, len(waiting))]
 		uses := make([]storage.Usage, 0, len(next))
 		for _, last := range next {
-			// In this order, so that a use in between is noted anew rather than lost.
+			// The flag is cleared before the time is read: a use in between is then noted again
+			// rather than lost.
 			last.waiting.Store(false)
 			uses = append(uses, storage.Usage{KeyID: last.keyID, Time: last.Time()})
 		}
 		if err := r.store.PutUsage(ctx, uses); err != nil {
 			r.keep(waiting)
-			return err
+			return written, err
 		}
+		written += len(next)
 		waiting = waiting[len(next):]
 	}
-	return nil
+	return written, nil
 }
 
-// keep notes anew what could not be written.
+// keep notes again the uses that could not be written.
 func (r *Recorder) keep(unwritten []*Last) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
@@ -120,16 +134,17 @@ func (r *Recorder) keep(unwritten []*Last) {
 	}
 }
 
-// Run flushes at every interval until the context ends. It leaves the last flush, at
-// the stop of the process, to the caller.
+// Run flushes at every interval until the context ends. The last Flush, at the stop of the
+// process, is left to the caller.
 func (r *Recorder) Run(ctx context.Context, interval time.Duration) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ticker.C:
-			if err := r.Flush(ctx); err != nil && ctx.Err() == nil {
-				r.log.WarnContext(ctx, "last-used times could not be written; trying again later", "error", err)
+			// A flush that the end of the context cuts short has not failed.
+			if written, err := r.flush(ctx); err == nil || ctx.Err() == nil {
+				r.flushed(written, err)
 			}
 		case <-ctx.Done():
 			return

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"sync"
 	"testing"
@@ -49,7 +48,7 @@ func (s *store) written() int {
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func newRecorder(s *store) *usage.Recorder {
-	return usage.NewRecorder(s, slog.New(slog.DiscardHandler))
+	return usage.NewRecorder(s, nil)
 }
 
 func TestLastNeverGoesBack(t *testing.T) {
@@ -66,7 +65,7 @@ func TestLastNeverGoesBack(t *testing.T) {
 }
 
 // A thousand uses of a key are one time in one write.
-func TestUsesAreMerged(t *testing.T) {
+func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
 	last := usage.NewLast("k")
@@ -86,7 +85,7 @@ func TestUsesAreMerged(t *testing.T) {
 }
 
 // A million keys in use cost a bounded number of writes.
-func TestManyKeysAreFewWrites(t *testing.T) {
+func TestManyKeysTakeFewWrites(t *testing.T) {
 	s := &store{}
 	recorder := newRecorder(s)
 	const keys = 1_000_000
@@ -101,7 +100,7 @@ func TestManyKeysAreFewWrites(t *testing.T) {
 	}
 }
 
-func TestFailedWriteIsTriedAgain(t *testing.T) {
+func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 	s := &store{fail: errors.New("no disk")}
 	recorder := newRecorder(s)
 	last := usage.NewLast("k")

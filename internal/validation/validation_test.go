@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -252,7 +251,7 @@ func TestUses(t *testing.T) {
 	reader := &details{err: storage.ErrUnavailable}
 	moment := now
 	v := validation.New(p, reader, func() time.Time { return moment })
-	recorder := usage.NewRecorder(store, slog.New(slog.DiscardHandler))
+	recorder := usage.NewRecorder(store, nil)
 	v.RecordTo(recorder)
 	for _, question := range []validation.Question{
 		{Token: "garbage", Requirement: identity},
@@ -362,7 +361,7 @@ func questions(text string) map[string]validation.Question {
 
 func TestValidateAllocatesNothing(t *testing.T) {
 	v, _, text := newValidator(t)
-	v.RecordTo(usage.NewRecorder(&memory{}, slog.New(slog.DiscardHandler)))
+	v.RecordTo(usage.NewRecorder(&memory{}, nil))
 	for name, question := range questions(text) {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
@@ -375,7 +374,7 @@ func TestValidateAllocatesNothing(t *testing.T) {
 
 func BenchmarkValidate(b *testing.B) {
 	v, _, text := newValidator(b)
-	v.RecordTo(usage.NewRecorder(&memory{}, slog.New(slog.DiscardHandler)))
+	v.RecordTo(usage.NewRecorder(&memory{}, nil))
 	for name, question := range questions(text) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()

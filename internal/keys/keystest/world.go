@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
 	"sync"
@@ -141,7 +140,7 @@ func (w *World) open() {
 	}
 	steady := clock.Steady(w.Clock.Now, position.Time)
 	w.Manager = keys.New(keys.Config{Store: store, Projection: w.Projection, Now: steady, Random: w.random})
-	w.Recorder = usage.NewRecorder(store, slog.New(slog.DiscardHandler))
+	w.Recorder = usage.NewRecorder(store, nil)
 	w.Validator = validation.New(w.Projection, store, steady)
 	w.Validator.RecordTo(w.Recorder)
 	ctx, cancel := context.WithCancel(context.Background())

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
@@ -78,7 +77,7 @@ func start(folder string, config config) (*product, error) {
 	steady := clock.Steady(config.now, position.Time)
 	p.Manager = keys.New(keys.Config{Store: store, Projection: p.projection, Now: steady, Random: config.random})
 	p.validator = validation.New(p.projection, store, steady)
-	p.recorder = usage.NewRecorder(store, slog.New(slog.DiscardHandler))
+	p.recorder = usage.NewRecorder(store, nil)
 	p.validator.RecordTo(p.recorder)
 	p.stop = func() {}
 	return p, nil

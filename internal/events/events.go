@@ -1,0 +1,167 @@
+// Package events names what happens in a keysvc process. Hooks are called for it, from
+// which the log is made, and metrics can be. It has the shape of
+// keyclient.NearCacheHooks: a struct of functions, each of which may be nil.
+//
+// No event holds a token, a secret or a hash. What a caller sent is in an event only if
+// it names something that exists.
+package events
+
+import (
+	"log/slog"
+	"time"
+)
+
+// Hooks are told what happens. Each may be nil. They are called from many goroutines, and
+// what they do keeps calls waiting: they must return at once, and may call nothing of the
+// server.
+type Hooks struct {
+	// CallFinished is called for each call that has an answer, but for validations and for
+	// calls that found no slot.
+	CallFinished func(Call)
+	// ValidationFinished is called for each validation that has an answer. If it is nil, a
+	// validation costs no look at the clock.
+	ValidationFinished func(Validation)
+	// CallsRefused is called when calls find no slot: at once for the first of them, then
+	// once a second for those that followed.
+	CallsRefused func(Refusals)
+	// HandlerPanicked is called for a panic of a handler, which is answered with INTERNAL.
+	HandlerPanicked func(Panic)
+
+	// ChangeCommitted is called for each change that is durable, in revision order, before
+	// it is acknowledged.
+	ChangeCommitted func(Change)
+	// StoreDown is called when the store can no longer be followed, and StoreBack when it
+	// was loaded anew. Validations go on from memory between the two.
+	StoreDown func(reason error)
+	StoreBack func(revision int64)
+
+	// SessionBegan, SessionReset and SessionEnded are called for the sessions of near-caches.
+	SessionBegan func(SessionBegan)
+	SessionReset func()
+	SessionEnded func(SessionEnded)
+
+	// UsesFlushed is called when last-used times were written, or could not be.
+	UsesFlushed func(Flush)
+	// SweepDone is called at the end of each sweep.
+	SweepDone func(Sweep)
+	// ClockJumped is called once, when the wall clock was set forward.
+	ClockJumped func(ClockJump)
+	// AcceptFailed is called when a listener could not accept a connection.
+	AcceptFailed func(reason error)
+}
+
+// Call is a call that has an answer.
+type Call struct {
+	// Method is the RPC, as in "RevokeKey", and Service its service, as in
+	// "keysvc.v1.KeyService".
+	Method, Service string
+	// Subject is what the call was about.
+	Subject Subject
+	// Caller is who called, and Actor the member on whose behalf; "" if the call named none.
+	Caller, Actor string
+	// Peer is the address of the connection, and RequestID the id that audit events have.
+	Peer, RequestID string
+	// Code is the answer's, as in "NOT_FOUND", and Reason that of the error, as in
+	// "KEY_NOT_FOUND"; "" if it has none. Error is the message of the error.
+	Code, Reason, Error string
+	// Duration is how long the answer took.
+	Duration time.Duration
+	// Severity is how much the answer matters to operators.
+	Severity slog.Level
+}
+
+// Subject names what a call or a change is about, as far as it exists. The zero Subject is
+// none.
+type Subject struct {
+	WorkspaceID, KeyID, MemberID string
+}
+
+// String returns "workspace/key", "workspace/member" or "workspace"; a key without a
+// workspace is "/key".
+func (s Subject) String() string {
+	switch {
+	case s.KeyID != "":
+		return s.WorkspaceID + "/" + s.KeyID
+	case s.MemberID != "":
+		return s.WorkspaceID + "/" + s.MemberID
+	}
+	return s.WorkspaceID
+}
+
+// Validation is a validation that has an answer. Most are not logged.
+type Validation struct {
+	// Method is ValidateKey or BatchValidateKeys.
+	Method string
+	// Failed is set if the answer is an error. A decision is none.
+	Failed bool
+	// Duration is how long the answer took.
+	Duration time.Duration
+}
+
+// Refusals are calls of one kind of work that found no slot.
+type Refusals struct {
+	// Work is the kind of work, and Limit how many calls of it may be in flight.
+	Work  string
+	Limit int64
+	// Count is how many were refused since CallsRefused was last called for this kind.
+	Count int64
+}
+
+// Panic is a panic of a handler.
+type Panic struct {
+	// RequestID is the call's; "" for validations.
+	RequestID string
+	// Type is the type of the panic's value, and Fault its text if the runtime raised it.
+	// Other values may have the text of a caller, and are not told.
+	Type, Fault string
+	// Stack is where it happened.
+	Stack string
+}
+
+// Change is a change that is durable.
+type Change struct {
+	// Revision is the change's.
+	Revision int64
+	// Kind is what kind of thing changed: "key", "member", "workspace", "policy" or "purge".
+	Kind string
+	// Subject is what changed; zero for the policy.
+	Subject Subject
+	// Time is when the change was made; zero if it has none.
+	Time time.Time
+}
+
+// SessionBegan is the begin of a near-cache's session.
+type SessionBegan struct {
+	// Resumed is set if the session goes on where an earlier one ended.
+	Resumed bool
+}
+
+// SessionEnded is the end of a near-cache's session.
+type SessionEnded struct {
+	// GaveUp is set if the client gave up its lease, as one does that closes in order.
+	GaveUp bool
+}
+
+// Flush is one write of last-used times.
+type Flush struct {
+	// Keys is how many keys' times were written.
+	Keys int
+	// Last is set for the flush at the stop: what it could not write is lost.
+	Last bool
+	// Error says why not all were written; nil if they were.
+	Error error
+}
+
+// Sweep is one search for records past their retention.
+type Sweep struct {
+	// Keys and Members are how many records were purged.
+	Keys, Members int
+	// Error says why the sweep broke off; nil if it did not.
+	Error error
+}
+
+// ClockJump is a step forward of the wall clock that no time has passed for.
+type ClockJump struct {
+	// Wall is what the wall clock showed, and ByTimePassed the time without the step.
+	Wall, ByTimePassed time.Time
+}

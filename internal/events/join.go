@@ -1,0 +1,68 @@
+package events
+
+// Join returns hooks that call those of each listener, in the order given. Each function of
+// them can be called, but ValidationFinished: that is nil if no listener has it.
+func Join(listeners ...Hooks) Hooks {
+	joined := Hooks{
+		CallFinished:    func(Call) {},
+		CallsRefused:    func(Refusals) {},
+		HandlerPanicked: func(Panic) {},
+		ChangeCommitted: func(Change) {},
+		StoreDown:       func(error) {},
+		StoreBack:       func(int64) {},
+		SessionBegan:    func(SessionBegan) {},
+		SessionReset:    func() {},
+		SessionEnded:    func(SessionEnded) {},
+		UsesFlushed:     func(Flush) {},
+		SweepDone:       func(Sweep) {},
+		ClockJumped:     func(ClockJump) {},
+		AcceptFailed:    func(error) {},
+	}
+	for index, each := range listeners {
+		first := index == 0
+		join(&joined.CallFinished, each.CallFinished, first)
+		join(&joined.ValidationFinished, each.ValidationFinished, joined.ValidationFinished == nil)
+		join(&joined.CallsRefused, each.CallsRefused, first)
+		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
+		join(&joined.ChangeCommitted, each.ChangeCommitted, first)
+		join(&joined.StoreDown, each.StoreDown, first)
+		join(&joined.StoreBack, each.StoreBack, first)
+		join(&joined.SessionBegan, each.SessionBegan, first)
+		joinPlain(&joined.SessionReset, each.SessionReset, first)
+		join(&joined.SessionEnded, each.SessionEnded, first)
+		join(&joined.UsesFlushed, each.UsesFlushed, first)
+		join(&joined.SweepDone, each.SweepDone, first)
+		join(&joined.ClockJumped, each.ClockJumped, first)
+		join(&joined.AcceptFailed, each.AcceptFailed, first)
+	}
+	return joined
+}
+
+// join makes *to call next after what it called before; alone, if nothing was to be called.
+func join[Event any](to *func(Event), next func(Event), alone bool) {
+	before := *to
+	switch {
+	case next == nil:
+	case alone:
+		*to = next
+	default:
+		*to = func(event Event) {
+			before(event)
+			next(event)
+		}
+	}
+}
+
+func joinPlain(to *func(), next func(), alone bool) {
+	before := *to
+	switch {
+	case next == nil:
+	case alone:
+		*to = next
+	default:
+		*to = func() {
+			before()
+			next()
+		}
+	}
+}

@@ -1,0 +1,165 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/events"
+	"github.com/scribe-mail/keysvc/internal/logging"
+)
+
+// callFinished is the message of the line about a call, and the attributes of it that a
+// line for people says in words.
+const (
+	callFinished    = "call finished"
+	methodKey       = "method"
+	workspaceKey    = "workspace_id"
+	keyKey          = "key_id"
+	memberKey       = "member_id"
+	callerKey       = "caller"
+	actorKey        = "actor"
+	codeKey         = "code"
+	durationKey     = "duration_ms"
+	okCode          = "OK"
+	millisecondUnit = float64(time.Millisecond)
+)
+
+// logEvents returns hooks that write the log. What the packages below this one log by
+// themselves, such as what a store does about its file, is not repeated.
+func logEvents(log *slog.Logger) events.Hooks {
+	ctx := context.Background() // events carry their request id themselves
+	return events.Hooks{
+		CallFinished: func(call events.Call) {
+			if log.Enabled(ctx, call.Severity) {
+				log.LogAttrs(ctx, call.Severity, callFinished, callAttributes(call)...)
+			}
+		},
+		CallsRefused: func(refused events.Refusals) {
+			log.WarnContext(ctx, "calls are refused: as many are in flight as allowed",
+				"kind", refused.Work, "allowed", refused.Limit, "refused", refused.Count)
+		},
+		HandlerPanicked: func(panicked events.Panic) {
+			described := slog.String("type", panicked.Type)
+			if panicked.Fault != "" {
+				described = slog.String("panic", panicked.Fault)
+			}
+			attributes := []slog.Attr{described, slog.String("stack", panicked.Stack)}
+			if panicked.RequestID != "" {
+				attributes = append(attributes, slog.String("request_id", panicked.RequestID))
+			}
+			log.LogAttrs(ctx, slog.LevelError, "a handler panicked", attributes...)
+		},
+		ChangeCommitted: func(change events.Change) {
+			if log.Enabled(ctx, slog.LevelDebug) {
+				log.LogAttrs(ctx, slog.LevelDebug, "change committed", append([]slog.Attr{
+					slog.Int64("revision", change.Revision), slog.String("kind", change.Kind),
+				}, subjectAttributes(change.Subject)...)...)
+			}
+		},
+		SessionReset: func() { log.DebugContext(ctx, "a near-cache was reset") },
+		UsesFlushed: func(flush events.Flush) {
+			switch {
+			case flush.Error != nil && flush.Last:
+				log.WarnContext(ctx, "the last last-used times could not be written", "error", flush.Error)
+			case flush.Error != nil:
+				log.WarnContext(ctx, "last-used times could not be written; trying again later", "error", flush.Error)
+			}
+		},
+		SweepDone: func(sweep events.Sweep) {
+			if sweep.Error != nil {
+				log.WarnContext(ctx, "the sweep broke off; the next one goes on", "error", sweep.Error)
+			}
+			if sweep.Keys+sweep.Members > 0 {
+				log.InfoContext(ctx, "records past their retention were purged", "keys", sweep.Keys, "members", sweep.Members)
+			}
+		},
+		ClockJumped: func(jump events.ClockJump) {
+			log.ErrorContext(ctx, "the wall clock was set forward, and nobody knows if it is right: until a restart no key is created or rotated with an overlap, and nothing is purged",
+				"wall", jump.Wall, "by_time_passed", jump.ByTimePassed, "ahead", jump.Wall.Sub(jump.ByTimePassed).Round(time.Second).String())
+		},
+		AcceptFailed: func(reason error) {
+			log.WarnContext(ctx, "a connection cannot be accepted; those that are open go on, and new ones wait", "error", reason)
+		},
+	}
+}
+
+// callAttributes returns what the log has of a call.
+func callAttributes(call events.Call) []slog.Attr {
+	attributes := append([]slog.Attr{slog.String(methodKey, call.Method)}, subjectAttributes(call.Subject)...)
+	for _, each := range []slog.Attr{
+		slog.String(callerKey, call.Caller), slog.String(actorKey, call.Actor), slog.String(codeKey, call.Code),
+		slog.String("reason", call.Reason), slog.String("error", call.Error),
+		slog.String("service", call.Service), slog.String("peer", call.Peer), slog.String("request_id", call.RequestID),
+	} {
+		if each.Value.String() != "" {
+			attributes = append(attributes, each)
+		}
+	}
+	return append(attributes, slog.Float64(durationKey, float64(call.Duration)/millisecondUnit))
+}
+
+// subjectAttributes returns what the log has of a subject: nothing of what it does not name.
+func subjectAttributes(subject events.Subject) []slog.Attr {
+	var attributes []slog.Attr
+	for _, each := range []slog.Attr{
+		slog.String(workspaceKey, subject.WorkspaceID), slog.String(keyKey, subject.KeyID), slog.String(memberKey, subject.MemberID),
+	} {
+		if each.Value.String() != "" {
+			attributes = append(attributes, each)
+		}
+	}
+	return attributes
+}
+
+// sentences are the lines for people that say in words what their attributes say.
+func sentences() map[string]logging.Sentence {
+	return map[string]logging.Sentence{callFinished: callSentence}
+}
+
+// callSentence returns, for example, "RevokeKey acme/YlND2DdvCnSKc46I by local OK 1.0ms".
+func callSentence(attributes map[string]slog.Value) (text string, said []string) {
+	of := func(key string) string {
+		if value, has := attributes[key]; has {
+			return value.String()
+		}
+		return ""
+	}
+	text = of(methodKey)
+	subject := events.Subject{WorkspaceID: of(workspaceKey), KeyID: of(keyKey), MemberID: of(memberKey)}
+	if path := subject.String(); path != "" {
+		text += " " + path
+	}
+	if caller := of(callerKey); caller != "" {
+		text += " by " + caller
+	}
+	if actor := of(actorKey); actor != "" {
+		text += " for " + actor
+	}
+	text += " " + of(codeKey)
+	if duration, has := attributes[durationKey]; has && duration.Kind() == slog.KindFloat64 {
+		text += fmt.Sprintf(" %.1fms", duration.Float64())
+	}
+	said = []string{methodKey, workspaceKey, keyKey, callerKey, actorKey, codeKey, durationKey, "service"}
+	if subject.KeyID == "" {
+		said = append(said, memberKey)
+	}
+	return text, said
+}
+
+// refusedCall reports whether a record tells of a call that was answered with an error:
+// such lines are counted when they come again and again.
+func refusedCall(record slog.Record) (refused bool) {
+	if record.Message != callFinished {
+		return false
+	}
+	record.Attrs(func(attribute slog.Attr) bool {
+		if attribute.Key != codeKey {
+			return true
+		}
+		refused = attribute.Value.String() != okCode
+		return false
+	})
+	return refused
+}

@@ -1,0 +1,94 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/code"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/events"
+)
+
+// monotonic returns a time to measure a duration from.
+func monotonic() time.Time { return time.Now() } //nolint:forbidigo // durations go by the time that passes
+
+// observation is what the door notes of a call until it has an answer.
+type observation struct {
+	fullMethod string
+	began      time.Time
+	caller     string
+	// refused is set if the call found no slot: CallsRefused counts it.
+	refused bool
+}
+
+func observe(fullMethod string) *observation {
+	return &observation{fullMethod: fullMethod, began: monotonic()}
+}
+
+// refuse notes that the call found no slot. An observation that is nil notes nothing.
+func (o *observation) refuse() {
+	if o != nil {
+		o.refused = true
+	}
+}
+
+// finished tells of a call that has its answer. request and response are nil for streams.
+func (d *door) finished(ctx context.Context, observed *observation, request, response any, err error) {
+	if observed.refused {
+		return
+	}
+	result := status.Convert(err)
+	call := events.Call{
+		Caller: observed.caller, RequestID: requestIDOf(ctx),
+		Code: code.Code(result.Code()).String(), Reason: reasonOf(result), Error: result.Message(), //nolint:gosec // 0 to 16
+		Duration: monotonic().Sub(observed.began), Severity: severityOf(observed.fullMethod, result.Code()),
+	}
+	call.Service, call.Method = methodOf(observed.fullMethod)
+	if from, known := peer.FromContext(ctx); known {
+		call.Peer = from.Addr.String()
+	}
+	if callers.Of(observed.fullMethod).Work != callers.Validation {
+		call.Subject, call.Actor = d.subjects.of(request, response)
+	}
+	d.hooks.CallFinished(call)
+}
+
+// methodOf returns the service and the RPC of "/service/RPC".
+func methodOf(fullMethod string) (service, method string) {
+	service, method, _ = strings.Cut(strings.TrimPrefix(fullMethod, "/"), "/")
+	return service, method
+}
+
+// reasonOf returns the reason of a status that keysvc made; "" for another one.
+func reasonOf(result *status.Status) string {
+	for _, detail := range result.Details() {
+		if info, is := detail.(*errdetails.ErrorInfo); is {
+			return info.GetReason()
+		}
+	}
+	return ""
+}
+
+// severityOf returns how much an answer matters to operators. Validations and health are
+// asked for all the time, and only logged at debug.
+func severityOf(fullMethod string, answer codes.Code) slog.Level {
+	switch callers.Needs(fullMethod) {
+	case callers.Validate, callers.Anyone:
+		return slog.LevelDebug
+	case callers.Nobody, callers.Manage, callers.Report, callers.Audit, callers.Administer, callers.Inspect:
+	}
+	switch answer {
+	case codes.Internal, codes.DataLoss, codes.Unknown:
+		return slog.LevelError
+	case codes.Unavailable, codes.ResourceExhausted, codes.Unimplemented:
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}

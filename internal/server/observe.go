@@ -1,0 +1,107 @@
+package server
+
+import (
+	"context"
+	"iter"
+	"sync/atomic"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/events"
+	"github.com/scribe-mail/keysvc/internal/feed"
+	"github.com/scribe-mail/keysvc/internal/storage"
+)
+
+// observed returns a store that calls StoreDown and StoreBack. The projection follows it.
+func observed(store storage.Store, hooks events.Hooks) storage.Store {
+	watched := &observedStore{Store: store, hooks: hooks}
+	if local, is := store.(storage.LocalBarrier); is {
+		return struct {
+			*observedStore
+			storage.LocalBarrier
+		}{watched, local}
+	}
+	return watched
+}
+
+type observedStore struct {
+	storage.Store
+	hooks events.Hooks
+	down  atomic.Bool
+}
+
+// Watch implements storage.Store.
+func (s *observedStore) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+	return func(yield func(*storage.Committed, error) bool) {
+		for change, err := range s.Store.Watch(ctx, after) {
+			if err != nil && ctx.Err() == nil && !s.down.Swap(true) {
+				s.hooks.StoreDown(err)
+			}
+			if !yield(change, err) {
+				return
+			}
+		}
+	}
+}
+
+// Load implements storage.Store.
+func (s *observedStore) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
+	position, err := s.Store.Load(ctx, visit)
+	if err == nil && s.down.Swap(false) {
+		s.hooks.StoreBack(position.Revision)
+	}
+	return position, err
+}
+
+// publisher is the hub, and calls ChangeCommitted.
+type publisher struct {
+	*feed.Hub
+	hooks events.Hooks
+}
+
+// Publish implements projection.Publisher.
+func (p publisher) Publish(change *storage.Committed) {
+	p.Hub.Publish(change)
+	entry := change.Feed
+	kind, subject := kindOf(entry.GetKind()), events.Subject{WorkspaceID: entry.GetWorkspaceId()}
+	switch kind {
+	case "key":
+		subject.KeyID = entry.GetSubject()
+	case "member":
+		subject.MemberID = entry.GetSubject()
+	}
+	p.hooks.ChangeCommitted(events.Change{Revision: change.Revision, Kind: kind, Subject: subject, Time: change.Time})
+}
+
+// kindOf returns the word for a kind of change; "" for changes that put nothing.
+func kindOf(kind storagev1.FeedKind) string {
+	switch kind {
+	case storagev1.FeedKind_FEED_KIND_KEY:
+		return "key"
+	case storagev1.FeedKind_FEED_KIND_MEMBER:
+		return "member"
+	case storagev1.FeedKind_FEED_KIND_WORKSPACE:
+		return "workspace"
+	case storagev1.FeedKind_FEED_KIND_POLICY:
+		return "policy"
+	case storagev1.FeedKind_FEED_KIND_PURGE:
+		return "purge"
+	case storagev1.FeedKind_FEED_KIND_UNSPECIFIED:
+	}
+	return ""
+}
+
+// sessionObserver calls the hooks of sessions.
+type sessionObserver struct{ hooks events.Hooks }
+
+// SessionBegan implements feed.Observer.
+func (o sessionObserver) SessionBegan(resumed bool) {
+	o.hooks.SessionBegan(events.SessionBegan{Resumed: resumed})
+}
+
+// SessionReset implements feed.Observer.
+func (o sessionObserver) SessionReset() { o.hooks.SessionReset() }
+
+// SessionEnded implements feed.Observer.
+func (o sessionObserver) SessionEnded(gaveUp bool) {
+	o.hooks.SessionEnded(events.SessionEnded{GaveUp: gaveUp})
+}

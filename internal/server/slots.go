@@ -1,0 +1,105 @@
+package server
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/config"
+)
+
+// slots bounds how many calls of one kind of work are in flight. Each call takes a slot.
+type slots struct {
+	work callers.Work
+	// limit is the number of slots, and taken how many of them calls have.
+	limit, taken atomic.Int64
+	// refused is how many calls found no slot since the start.
+	refused atomic.Int64
+	// reportedAt is when refusals were last reported, in Unix nanoseconds, and reported how
+	// many there had been by then.
+	reportedAt, reported atomic.Int64
+}
+
+// acquire takes a slot. It reports whether one was free.
+func (s *slots) acquire() bool {
+	if s.taken.Add(1) <= s.limit.Load() {
+		return true
+	}
+	s.taken.Add(-1)
+	s.refused.Add(1)
+	return false
+}
+
+// release gives a slot back.
+func (s *slots) release() { s.taken.Add(-1) }
+
+// reportInterval is the shortest time between two reports of refusals.
+const reportInterval = time.Second
+
+// report returns how many calls were refused since the last report. It returns 0 if that is
+// less than reportInterval ago.
+func (s *slots) report(now time.Time) int64 {
+	last := s.reportedAt.Load()
+	if last != 0 && now.UnixNano()-last < int64(reportInterval) || !s.reportedAt.CompareAndSwap(last, now.UnixNano()) {
+		return 0
+	}
+	refused := s.refused.Load()
+	return refused - s.reported.Swap(refused)
+}
+
+// slotTable has the slots of each kind of work, by kind; nil for probes, which have no
+// bound. Because each kind has its own, validations are refused only when there are too
+// many validations.
+type slotTable [callers.Session + 1]*slots
+
+func newSlotTable(settings config.Settings) *slotTable {
+	table := slotTable{callers.NoWork: {}} // no slots: a method that is not known is refused
+	for work := range table {
+		if work := callers.Work(work); work != callers.NoWork && work != callers.Probe {
+			table[work] = &slots{work: work}
+		}
+	}
+	table.resize(settings)
+	return &table
+}
+
+// resize sets the number of slots of each kind. Calls in flight keep theirs.
+func (t *slotTable) resize(settings config.Settings) {
+	limit := int64(settings.MaxInFlight)
+	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait} {
+		t[work].limit.Store(limit)
+	}
+	// The hub bounds the sessions itself. Streams that have not said hello yet, or are about
+	// to end, are not among its sessions.
+	t[callers.Session].limit.Store(int64(settings.MaxSessions) + limit)
+}
+
+// of returns the slots for a kind of work; nil if it has no bound. Unknown kinds have no
+// slots.
+func (t *slotTable) of(work callers.Work) *slots {
+	if int(work) >= len(t) {
+		work = callers.NoWork
+	}
+	return t[work]
+}
+
+// Calls counts the calls of one kind of work.
+type Calls struct {
+	// Work is the kind of work.
+	Work callers.Work
+	// InFlight is how many are in flight now, and Limit how many may be.
+	InFlight, Limit int64
+	// Refused is how many found no slot, since the start.
+	Refused int64
+}
+
+// snapshot returns the counts of each kind of work that has a bound.
+func (t *slotTable) snapshot() []Calls {
+	var all []Calls
+	for _, each := range t {
+		if each != nil && each.work != callers.NoWork {
+			all = append(all, Calls{Work: each.work, InFlight: each.taken.Load(), Limit: each.limit.Load(), Refused: each.refused.Load()})
+		}
+	}
+	return all
+}
