@@ -21,7 +21,7 @@ import (
 // none of them may decide over the process.
 
 var (
-	hangUp         = regexp.MustCompile(`"msg":"(SIGHUP is ignored)`)
+	hangUp         = regexp.MustCompile(`"msg":"(the settings were read again)`)
 	droppedLines   = regexp.MustCompile(`"msg":"log lines were dropped[^\n]*"dropped":(\d+)`)
 	notAccepted    = regexp.MustCompile(`"msg":"(a connection cannot be accepted)`)
 	repeatedLine   = regexp.MustCompile(`"repeated":(\d+)`)
@@ -151,6 +151,31 @@ func TestSignalsThatEndNothing(t *testing.T) {
 	}
 	if _, err := s.stderr.await(s.ended, hangUp); err != nil {
 		t.Error(err)
+	}
+	s.stop(t)
+}
+
+// TestSIGHUPReadsTheFileAgain: what can change does, and what cannot is named.
+func TestSIGHUPReadsTheFileAgain(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "keysvc.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("log-level: warn\n")
+	s := serve(t, t.TempDir(), "--config", file)
+	for _, test := range []struct{ text, want string }{
+		{"log-level: debug\nstaleness: 2s\n", `"level":"WARN","msg":"the settings were read again; some need a restart","at_next_start":"staleness"`},
+		{"log-level: loud\n", `"level":"ERROR".*keysvc\.yaml:1:12: log-level: is .*loud`},
+		{"log-level: info\n", `"level":"INFO","msg":"the settings were read again"`},
+	} {
+		write(test.text)
+		s.signal(t, syscall.SIGHUP)
+		if _, err := s.stderr.await(s.ended, regexp.MustCompile("("+test.want+")")); err != nil {
+			t.Fatalf("%v\n%s", err, s.stderr)
+		}
 	}
 	s.stop(t)
 }

@@ -1,6 +1,6 @@
-// Command protoc-gen-go-keyscope is a plugin of buf and protoc. For each service it
-// generates what each method needs of the API key that it is called with, as the
-// annotations of keysvc/v1/access.proto say, and it fails for a method that says nothing.
+// Command protoc-gen-go-keyscope is a plugin of buf and protoc. For each service it generates
+// a table of what each method requires of the API key that it is called with. The annotations
+// of keysvc/v1/access.proto say that; a method without an annotation is an error.
 //
 // Pin it in the module that uses it:
 //
@@ -18,11 +18,11 @@
 //	protoc -I proto -I "$(go list -m -f '{{.Dir}}' github.com/scribe-mail/keysvc)/proto" \
 //	    --go-keyscope_out=gen --go-keyscope_opt=paths=source_relative …
 //
-// For a service Notes it declares NotesAccess and NewNotesGuard; where the package has a
-// message of that name, NotesAccess_ and NewNotesGuard_.
+// For a service Notes it declares NotesAccess and NewNotesGuard. If the package has a message
+// with one of these names, an underscore is added: NotesAccess_, NewNotesGuard_.
 //
-// Options: those of protoc-gen-go, and policy=FILE, a policy of keysvc in YAML: a scope
-// that it does not have is an error. Without it, every well-formed scope is accepted.
+// Options are those of protoc-gen-go, and policy=FILE, a policy of keysvc in YAML: a scope that
+// the policy does not have is an error. Without policy, every well-formed scope is accepted.
 package main
 
 import (
@@ -46,8 +46,8 @@ func main() {
 	}
 }
 
-// run answers one request. What is wrong with the proto files is part of the answer; what
-// is wrong with the compiler is returned.
+// run answers one request. Mistakes in the proto files are part of the answer; run returns an
+// error if it cannot read the request or write the answer.
 func run(in io.Reader, out io.Writer) error {
 	if len(os.Args) > 1 {
 		return fmt.Errorf("unknown argument %q: this is a plugin, which buf or protoc runs", os.Args[1])
@@ -61,12 +61,12 @@ func run(in io.Reader, out io.Writer) error {
 		return err
 	}
 	var flags flag.FlagSet
-	file := flags.String("policy", "", "a policy in YAML, whose scopes are the only ones")
+	file := flags.String("policy", "", "a policy in YAML; other scopes than those of the policy are errors")
 	plugin, err := protogen.Options{ParamFunc: flags.Set}.New(request)
 	if err != nil {
 		return err
 	}
-	// What protoc-gen-go takes, this plugin takes.
+	// The plugin accepts the editions that protoc-gen-go accepts.
 	plugin.SupportedFeatures = gengo.SupportedFeatures
 	plugin.SupportedEditionsMinimum = gengo.SupportedEditionsMinimum
 	plugin.SupportedEditionsMaximum = gengo.SupportedEditionsMaximum

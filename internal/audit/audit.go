@@ -1,6 +1,6 @@
-// Package audit says what an audit event holds: who changed what, when, and on whose
-// behalf. Each change carries exactly one event, which is committed with it and
-// linked to the workspace's event before it.
+// Package audit makes audit events: who changed what, when, and on whose behalf. Each change
+// has exactly one event, which is committed with the change and linked to the workspace's
+// previous event.
 package audit
 
 import (
@@ -11,19 +11,19 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 )
 
-// Actor is who makes a change.
+// Actor identifies the source of a change.
 type Actor struct {
-	// Caller is the identity of the caller of keysvc, authenticated.
+	// Caller is the authenticated identity of the caller of keysvc.
 	Caller string
-	// MemberID is the member on whose behalf the caller acts: recorded, not
-	// authorised. Nil if none was named.
+	// MemberID is the member on whose behalf the caller acts. It is recorded, but keysvc does
+	// not check what the member may do. Nil if the caller named no member.
 	MemberID *string
-	// RequestID is the one under which the server logged the call.
+	// RequestID is the request id that the server logged the call with.
 	RequestID string
 }
 
-// NewEvent returns an event that says who does what, and when. What it is done to
-// is the caller's to fill in; linking it to the chain is done at commit.
+// NewEvent returns an event with actor, action, time and workspace. The caller fills in the
+// subject of the change; the event is linked to the chain at commit.
 func NewEvent(actor Actor, action storagev1.AuditAction, now time.Time, workspaceID string) *storagev1.AuditRecord {
 	event := &storagev1.AuditRecord{
 		WorkspaceId: workspaceID,

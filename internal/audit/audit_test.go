@@ -11,12 +11,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/audit"
 )
 
-func TestNewEvent(t *testing.T) {
+func TestNewEventHasActorActionTimeAndWorkspace(t *testing.T) {
 	now := time.Date(2026, time.March, 1, 12, 0, 0, 123456789, time.UTC)
 	got := audit.NewEvent(
 		audit.Actor{Caller: "local", MemberID: proto.String("ann"), RequestID: "r1"},
 		storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, "acme")
-	// Neither place in the chain nor subject: the former is set at commit.
+	// It has no subject, and no position in the chain, which is set at commit.
 	want := &storagev1.AuditRecord{
 		WorkspaceId: "acme", Time: timestamppb.New(now), Action: storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED,
 		Caller: "local", ActorMemberId: "ann", RequestId: "r1",
@@ -26,7 +26,7 @@ func TestNewEvent(t *testing.T) {
 	}
 }
 
-func TestNewEventOfNobody(t *testing.T) {
+func TestNewEventWithoutActorHasEmptyFields(t *testing.T) {
 	got := audit.NewEvent(audit.Actor{}, storagev1.AuditAction_AUDIT_ACTION_PURGED, time.Unix(1, 0), "")
 	if got.GetCaller() != "" || got.GetActorMemberId() != "" || got.GetRequestId() != "" || got.GetWorkspaceId() != "" {
 		t.Errorf("got %v", got)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/cli"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/server"
 )
 
 // settingsFile writes a configuration file, and makes its folder the working directory.
@@ -83,20 +84,28 @@ func TestConfigPageIsTheOneOfTheDocs(t *testing.T) {
 	command{}.run(t, "config", "page").want(t, 0, string(config.Page()), "")
 }
 
-func TestServeReadsFileAndVariables(t *testing.T) {
+func TestServeReadsFileAndVariablesAndCanReadThemAgain(t *testing.T) {
 	settingsFile(t, "max-streams: 11\nmax-sessions: 12\nmax-in-flight: 13\n")
 	var got config.Settings
+	var again server.Reload
 	c := command{
 		env: map[string]string{"KEYSVC_CONFIG": "k.yaml", "KEYSVC_MAX_SESSIONS": "22", "KEYSVC_MAX_IN_FLIGHT": "23"},
-		hooks: cli.Hooks{Serve: func(_ context.Context, settings config.Settings, _, _ io.Writer) error {
-			got = settings
+		hooks: cli.Hooks{Serve: func(_ context.Context, settings config.Settings, reload server.Reload, _, _ io.Writer) error {
+			got, again = settings, reload
 			return nil
 		}},
 	}
 	if r := c.run(t, "serve", "--max-in-flight", "33"); r.status != 0 || got.MaxStreams != 11 || got.MaxSessions != 22 || got.MaxInFlight != 33 {
 		t.Errorf("%+v, settings %+v", r, got)
 	}
+	settingsFile(t, "max-streams: 44\nmax-in-flight: 45\n")
+	if next, err := again(); err != nil || next.MaxStreams != 44 || next.MaxInFlight != 33 {
+		t.Errorf("read again: %+v, %v", next, err)
+	}
 	settingsFile(t, "max-streams: 0\nunknown: 1\n")
+	if next, err := again(); err == nil || next.Store != "" {
+		t.Errorf("read again: %+v, %v", next, err)
+	}
 	got = config.Settings{}
 	r := c.run(t, "serve")
 	if want := "error: k.yaml:1:14: max-streams: is 0, allowed are 1 to 1048576\n  k.yaml:2:1: document: has an unknown field \"unknown\", allowed are listen,"; r.status != 1 || !strings.HasPrefix(r.stderr, want) || got.Store != "" {

@@ -12,12 +12,12 @@ import (
 // Hooks is the code behind the commands that do not call a server. A command
 // whose hook is nil answers with an error.
 type Hooks struct {
-	// Serve runs a server until the context ends, which is the wish to stop, or
-	// until it cannot go on. It drains, flushes and closes before it returns:
-	// nil after a stop that was asked for. settings is valid. What is meant for
-	// a person goes to stdout, logs go to stderr. An error should make sense in
-	// one line.
-	Serve func(ctx context.Context, settings config.Settings, stdout, stderr io.Writer) error
+	// Serve runs a server until the context ends, which is the wish to stop, or until the
+	// server cannot go on. Serve drains, flushes and closes before it returns, with nil after
+	// a stop that was wished for. settings is valid; reload reads them again, from the same
+	// flags, the environment and the file. What is meant for a person goes to stdout, logs
+	// go to stderr. An error should make sense in one line.
+	Serve func(ctx context.Context, settings config.Settings, reload server.Reload, stdout, stderr io.Writer) error
 	// Check reads a store's file that no server has open and writes to out what
 	// it found. It returns an error if the file cannot be read or is not sound. anchor is
 	// the file of its anchor, "" for the one beside it.
@@ -35,7 +35,7 @@ type Hooks struct {
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
 	return Hooks{
-		Serve: server.Run, Check: server.Check, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
+		Serve: server.RunWithReload, Check: server.Check, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
 	}
 }
 

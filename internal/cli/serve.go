@@ -3,6 +3,7 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
+	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/logging"
 )
 
@@ -35,7 +36,11 @@ variable, and a variable over the file; "keysvc config show" prints what holds.`
 		if a.hooks.Serve == nil {
 			return errNoHook
 		}
-		err = a.hooks.Serve(cmd.Context(), loaded.Settings, a.Stdout, a.Stderr)
+		reload := func() (config.Settings, error) {
+			again, err := source().Load()
+			return again.Settings, err
+		}
+		err = a.hooks.Serve(cmd.Context(), loaded.Settings, reload, a.Stdout, a.Stderr)
 		// Writing an error must not wait for a reader either.
 		stderr := logging.NewWriter(a.Stderr, logging.Config{})
 		a.Stderr, a.closeStderr = stderr, stderr.Close

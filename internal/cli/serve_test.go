@@ -19,7 +19,7 @@ import (
 func TestServePassesFlagsToTheServer(t *testing.T) {
 	var got config.Settings
 	var answer error
-	c := command{hooks: cli.Hooks{Serve: func(_ context.Context, settings config.Settings, stdout, stderr io.Writer) error {
+	c := command{hooks: cli.Hooks{Serve: func(_ context.Context, settings config.Settings, _ server.Reload, stdout, stderr io.Writer) error {
 		got = settings
 		_, err := io.WriteString(stdout, "for people\n")
 		_, err2 := io.WriteString(stderr, "a log line\n")
@@ -71,7 +71,7 @@ func TestServePassesFlagsToTheServer(t *testing.T) {
 // TestServeHasAnExitStatusForAStopThatHangs: the error is written, but the exit does not
 // wait for a reader.
 func TestServeHasAnExitStatusForAStopThatHangs(t *testing.T) {
-	hooks := cli.Hooks{Serve: func(context.Context, config.Settings, io.Writer, io.Writer) error {
+	hooks := cli.Hooks{Serve: func(context.Context, config.Settings, server.Reload, io.Writer, io.Writer) error {
 		return fmt.Errorf("stopping: %w", server.ErrStopTimeout)
 	}}
 	command{hooks: hooks}.run(t, "serve").want(t, cli.ExitStopTimeout, "", "error: stopping: "+server.ErrStopTimeout.Error()+"\n")

@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// maxSocketPath is the longest path that every system takes for a unix socket.
+// maxSocketPath is the max. length, in bytes, of the path of a unix socket on every system.
 const maxSocketPath = 103
 
-// Address is where a server listens, or where a client finds it.
+// Address is where a server listens, or where a client connects to it.
 type Address struct {
 	// Network is "tcp" or "unix", as in net.Dial and net.Listen.
 	Network string
@@ -20,8 +20,8 @@ type Address struct {
 	Target string
 }
 
-// ParseAddress reads "host:port" or "unix:///path". The port is a number; 0,
-// which only makes sense to listen on, means one that is free.
+// ParseAddress reads "host:port" or "unix:///path". The port is a number. Port 0 is for
+// listening only, and means any free port.
 func ParseAddress(text string) (Address, error) {
 	if path, isUnix := strings.CutPrefix(text, "unix://"); isUnix {
 		switch {
@@ -50,10 +50,9 @@ func (a Address) String() string {
 	return a.Target
 }
 
-// Local reports whether the address cannot be reached from other machines, so
-// that plaintext will do: a unix socket, a loopback address, or the name
-// localhost. The name is taken at its word; who uses it checks with IsLoopback
-// what it stood for.
+// Local reports whether the address cannot be reached from other machines, so that plaintext
+// is allowed: a unix socket, a loopback address, or the name localhost. Local does not look
+// the name up; check the address that it stands for with IsLoopback.
 func (a Address) Local() bool {
 	if a.Network == "unix" {
 		return true
@@ -62,8 +61,8 @@ func (a Address) Local() bool {
 	return err == nil && (strings.EqualFold(host, "localhost") || isLoopback(host))
 }
 
-// IsLoopback reports whether hostPort, which must be numeric as in
-// net.Addr.String, is on the loopback interface.
+// IsLoopback reports whether hostPort is on the loopback interface. It must be numeric, as
+// net.Addr.String returns it.
 func IsLoopback(hostPort string) bool {
 	host, _, err := net.SplitHostPort(hostPort)
 	return err == nil && isLoopback(host)

@@ -12,8 +12,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/strictyaml"
 )
 
-// kind is what a setting holds: how its text is read and written, and what is allowed. A
-// setting has one text; a repeated setting has any number of them.
+// kind is the type of a setting: how its text is read and written, and which values are
+// allowed. A setting has one text; a repeated setting has any number of texts.
 type kind struct {
 	// name is shown for the value in the help of a flag: "int", "duration", "bool", …
 	name string
@@ -23,22 +23,22 @@ type kind struct {
 	words []string
 	// repeated is set for a list.
 	repeated bool
-	// read takes the texts out of a YAML value; ok is false if that is of a wrong type, which
-	// is then recorded in the document's Mistakes.
+	// read returns the texts of a YAML value. ok is false if the value has a wrong type; the
+	// mistake is then recorded in the Mistakes of the document.
 	read func(value strictyaml.Value) (texts []string, ok bool)
 	// set changes the settings to the texts. It changes nothing if it returns an error.
 	set func(settings *Settings, texts []string) error
-	// texts returns what set would take.
+	// texts returns the texts that set would need for the value that the settings have.
 	texts func(settings *Settings) []string
-	// check returns an error if the settings have a value that is not allowed, which set
-	// prevents for texts, but nobody for values.
+	// check returns an error if the settings have a value that is not allowed. set checks
+	// too; check is for settings that code has changed.
 	check func(settings *Settings) error
-	// copy takes the value over.
+	// copy copies the value.
 	copy func(to, from *Settings)
 }
 
-// scalar returns a kind with one value. parse reads a text, format writes one, check says
-// what is wrong with a value.
+// scalar returns a kind with one value. parse reads a text, format writes a text, and check
+// says what is wrong with a value.
 func scalar[T any](
 	name string, field func(*Settings) *T,
 	parse func(string) (T, error), format func(T) string, check func(T) error,
@@ -64,6 +64,7 @@ func scalar[T any](
 	}
 }
 
+// fine allows every value.
 func fine[T any](T) error { return nil }
 
 // text is any text that check accepts.
@@ -86,9 +87,9 @@ func boolean(field func(*Settings) *bool) kind {
 	return k
 }
 
-// number is a whole number from min to max.
-func number(field func(*Settings) *int, min, max int) kind {
-	allowed := fmt.Sprintf("%d to %d", min, max)
+// number is a whole number from minimum to maximum.
+func number(field func(*Settings) *int, minimum, maximum int) kind {
+	allowed := fmt.Sprintf("%d to %d", minimum, maximum)
 	parse := func(text string) (int, error) {
 		value, err := strconv.Atoi(text)
 		if err != nil {
@@ -97,7 +98,7 @@ func number(field func(*Settings) *int, min, max int) kind {
 		return value, nil
 	}
 	check := func(value int) error {
-		if value < min || value > max {
+		if value < minimum || value > maximum {
 			return fmt.Errorf("is %d, allowed are %s", value, allowed)
 		}
 		return nil
@@ -107,9 +108,9 @@ func number(field func(*Settings) *int, min, max int) kind {
 	return k
 }
 
-// duration is a time from min to max, as in 1m30s.
-func duration(field func(*Settings) *time.Duration, min, max time.Duration) kind {
-	allowed := shortDuration(min) + " to " + shortDuration(max)
+// duration is a time from minimum to maximum, as in 1m30s.
+func duration(field func(*Settings) *time.Duration, minimum, maximum time.Duration) kind {
+	allowed := shortDuration(minimum) + " to " + shortDuration(maximum)
 	parse := func(text string) (time.Duration, error) {
 		value, err := time.ParseDuration(text)
 		if err != nil {
@@ -118,7 +119,7 @@ func duration(field func(*Settings) *time.Duration, min, max time.Duration) kind
 		return value, nil
 	}
 	check := func(value time.Duration) error {
-		if value < min || value > max {
+		if value < minimum || value > maximum {
 			return fmt.Errorf("is %s, allowed are %s", value, allowed)
 		}
 		return nil
@@ -156,7 +157,7 @@ func level(field func(*Settings) *slog.Level) kind {
 	return k
 }
 
-// word is one of a few.
+// word is one of a few words.
 func word[T ~string](field func(*Settings) *T, allowed ...T) kind {
 	words := make([]string, len(allowed))
 	for i, value := range allowed {
@@ -174,7 +175,7 @@ func word[T ~string](field func(*Settings) *T, allowed ...T) kind {
 	return k
 }
 
-// repeated is a list of values that each have one text.
+// repeated is a list of values, each with one text.
 func repeated[T fmt.Stringer](name string, field func(*Settings) *[]T, parse func(string) (T, error), check func(T) error) kind {
 	return kind{
 		name:     name,

@@ -71,8 +71,8 @@ type Source struct {
 	// Flags has the texts of each flag that was given, by name without dashes, in the order
 	// of the command line. FileFlag is one of them.
 	Flags map[string][]string
-	// Getenv reads an environment variable; nil means there are none. An empty variable
-	// counts as one that is not set, so that a script can pass on what it may not have.
+	// Getenv reads an environment variable; nil means there are none. An empty variable counts
+	// as not set, so that a script can pass on a variable that it may not have.
 	Getenv func(name string) string
 	// ReadFile reads the configuration file; nil means os.ReadFile.
 	ReadFile func(name string) ([]byte, error)
@@ -113,18 +113,19 @@ func (e Errors) Unwrap() []error {
 
 // Load reads the file, the variables and the flags; a flag wins over a variable, a variable
 // over the file, and the file over the default. Every value that is given must be allowed,
-// also one that another source overrides. Variables that belong to no setting are ignored;
-// fields of the file that belong to none are mistakes. Load can be called again, for what
-// has changed since.
+// even if another source overrides it. Variables that belong to no setting are ignored; fields
+// of the file that belong to no setting are mistakes. Load can be called again, and then
+// returns what the sources have at that time.
 //
-// The error is an Errors if settings are wrong, and another one if the file cannot be read.
+// The error is an Errors if settings are wrong. If the file cannot be read, it wraps the error
+// of ReadFile.
 func (s Source) Load() (Loaded, error) {
 	l := loader{loaded: Loaded{Settings: s.Defaults, origins: map[string]Origin{}}}
 	getenv := s.Getenv
 	if getenv == nil {
 		getenv = func(string) string { return "" }
 	}
-	// From the weakest source to the strongest, so that what is taken last wins.
+	// From the weakest source to the strongest: the value that is set last wins.
 	l.loaded.File = getenv(FileVariable)
 	if texts, given := s.Flags[FileFlag]; given {
 		l.loaded.File = texts[len(texts)-1]
@@ -172,7 +173,7 @@ type loader struct {
 	mistakes Errors
 }
 
-// take changes a setting to a value of a source.
+// take sets a setting to a value of a source.
 func (l *loader) take(setting Setting, texts []string, origin Origin) {
 	if err := setting.set(&l.loaded.Settings, texts); err != nil {
 		l.mistakes = append(l.mistakes, &FieldError{Field: setting.Name, Origin: origin, Problem: err.Error()})
@@ -181,8 +182,7 @@ func (l *loader) take(setting Setting, texts []string, origin Origin) {
 	l.loaded.origins[setting.Name] = origin
 }
 
-// takeFile takes what the configuration file has. A file of comments has nothing, which is
-// allowed.
+// takeFile sets what the configuration file has. A file of comments alone is allowed.
 func (l *loader) takeFile(file string, readFile func(string) ([]byte, error)) error {
 	if readFile == nil {
 		readFile = os.ReadFile
@@ -204,7 +204,7 @@ func (l *loader) takeFile(file string, readFile func(string) ([]byte, error)) er
 		}
 		texts, ok := setting.kind.read(value)
 		if !ok {
-			continue // which found has already
+			continue // the mistake is in found
 		}
 		if err := setting.set(&l.loaded.Settings, texts); err != nil {
 			value.Refuse("%s", err)
@@ -242,7 +242,7 @@ func isSecret(settings []Setting, field string) bool {
 	return slices.ContainsFunc(settings, func(setting Setting) bool { return setting.Name == name && setting.Secret })
 }
 
-// validate checks what concerns several settings at once.
+// validate checks the rules that concern several settings.
 func (l *loader) validate() {
 	err := l.loaded.Settings.Validate()
 	if err == nil {

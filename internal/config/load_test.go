@@ -240,11 +240,11 @@ func TestReloadTakesOverWhatIsReloadable(t *testing.T) {
 	if merged, changed, restart := now.Reload(next); !reflect.DeepEqual(merged, now) || changed != nil || restart != nil {
 		t.Errorf("of the same settings: %+v, %q, %q", merged, changed, restart)
 	}
-	next.LogLevel, next.MaxStreams, next.Listeners = slog.LevelDebug, 5, []config.Listener{{Address: "127.0.0.1:1", Purpose: "all"}}
+	next.LogLevel, next.MaxInFlight, next.MaxStreams, next.Listeners = slog.LevelDebug, 6, 5, []config.Listener{{Address: "127.0.0.1:1", Purpose: "all"}}
 	merged, changed, restart := now.Reload(next)
 	want := config.Defaults()
-	want.LogLevel = slog.LevelDebug
-	if !reflect.DeepEqual(merged, want) || !reflect.DeepEqual(changed, []string{"log-level"}) || !reflect.DeepEqual(restart, []string{"listener", "max-streams"}) {
+	want.LogLevel, want.MaxInFlight = slog.LevelDebug, 6
+	if !reflect.DeepEqual(merged, want) || !reflect.DeepEqual(changed, []string{"log-level", "max-in-flight"}) || !reflect.DeepEqual(restart, []string{"listener", "max-streams"}) {
 		t.Errorf("got %+v, %q, %q", merged, changed, restart)
 	}
 }

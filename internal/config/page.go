@@ -26,8 +26,9 @@ The settings of ` + "`keysvc serve`" + `. Each has one name in three places: ` +
   ignored; for a Service named keysvc, Kubernetes sets some that begin with ` + "`KEYSVC_`" + `.
 - **Lists**: the flag can be repeated, the variable has commas between the elements, and the
   file has a YAML list. A list of one source replaces that of a weaker one.
-- **Reload**: on SIGHUP, file and variables are read again, and settings that say *reloaded*
-  below are taken over. Others need a restart; a line in the log names those that differ.
+- **Reload**: on SIGHUP the file is read again, and settings that say *Reloaded* below are
+  taken over. The others need a restart; a warning in the log names those that differ. If the
+  file is not valid, the settings stay as they are, and the log has the mistakes.
 
 ` + "`keysvc config show`" + ` prints each setting with its value and where it came from, and
 ` + "`keysvc config check`" + ` reports every mistake. Both take the flags of ` + "`keysvc serve`" + `. The settings

@@ -2,9 +2,9 @@ package config
 
 import "slices"
 
-// Reload returns the settings that a running server has after it loaded next: those that are
-// Reloadable are next's, all others stay. changed names the settings that it takes over, and
-// restart those that differ but need a restart; both in the order of the table.
+// Reload returns the settings of a running server after a reload: Reloadable settings come
+// from next, all others stay as they are in s. changed names the settings that are taken over,
+// and restart the settings that differ but need a restart, both in the order of the table.
 func (s Settings) Reload(next Settings) (merged Settings, changed, restart []string) {
 	merged = s
 	for _, setting := range table {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// DefaultAddress is where a server listens and a client looks for it unless
-// told otherwise.
+// DefaultAddress is the address that a server listens on, and a client connects to, by
+// default.
 const DefaultAddress = "127.0.0.1:7480"
 
 // DefaultStore is the backend that is used if no other is named: one bbolt file.
@@ -25,8 +25,8 @@ const (
 	LogJSON LogFormat = "json"
 )
 
-// Settings is everything that `keysvc serve` can be told. Defaults has what
-// holds for what it was not told; the zero value is not valid.
+// Settings has every setting of `keysvc serve`. The zero value is not valid; start from
+// Defaults.
 type Settings struct {
 	// Listen is the address of the listener that serves everything; see ParseAddress. Until
 	// there is TLS it must be local. "" means none, if Listeners has one.
@@ -36,56 +36,57 @@ type Settings struct {
 	// Store is the name of the backend that holds everything. The server knows the names,
 	// and refuses others at the start.
 	Store string
-	// Data is the folder of the store's file. Folder and store must be there, unless Init
-	// or Dev is set.
+	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
+	// Dev is set.
 	Data string
 	// Anchor is the file that remembers how far the store had come; "" means beside the
-	// store's file. Its folder must be there.
+	// store's file. The folder of the anchor must exist.
 	Anchor string
-	// Init makes a new, empty store, and its folder if need be. The start fails if there
+	// Init makes a new, empty store, and its folder if there is none. The start fails if there
 	// is a store already.
 	Init bool
-	// Policy is a YAML file that fills an empty store; "" means the built-in
-	// policy. A store that has a policy keeps it.
+	// Policy is a YAML file whose policy an empty store gets; "" means the built-in policy. A
+	// store that has a policy keeps it.
 	Policy string
-	// Dev seeds a demonstration workspace, once, and prints commands to try. A store that
-	// is not there is made.
+	// Dev makes a demonstration workspace, once, and prints commands to try. It makes the
+	// store if there is none.
 	Dev bool
 
-	// LogLevel is the least level that is logged.
+	// LogLevel is the lowest level that is logged.
 	LogLevel slog.Level
 	// LogFormat is how log lines are written.
 	LogFormat LogFormat
 
-	// DrainTimeout is how long requests in flight may take to end when the
-	// server stops. 0 cuts them off at once.
+	// DrainTimeout is how long requests in flight may take to end when the server stops: 0 to
+	// 1 hour. 0 cuts them off at once.
 	DrainTimeout time.Duration
-	// MaxInFlight is how many requests of one kind (validations, changes, reads, waits) are
-	// worked on at a time; more are refused with RESOURCE_EXHAUSTED.
+	// MaxInFlight is the max. number of requests of one kind (validations, changes, reads,
+	// waits) that are worked on at a time; more are refused with RESOURCE_EXHAUSTED.
 	MaxInFlight int
-	// MaxStreams is how many requests one connection may have open at a time.
+	// MaxStreams is the max. number of open requests of one connection.
 	MaxStreams int
-	// MaxMessageBytes is how large a request may be.
+	// MaxMessageBytes is the max. size of a request.
 	MaxMessageBytes int
-	// MaxHeaderBytes is how large the headers of a request may be.
+	// MaxHeaderBytes is the max. size of the headers of a request.
 	MaxHeaderBytes int
-	// UsageInterval is how often last-used times are written; what a crash may lose of
-	// them is bounded by it.
+	// UsageInterval is how often last-used times are written: a crash loses at most the
+	// last-used times of one interval.
 	UsageInterval time.Duration
 	// SweepInterval is how often keys and members past their retention are purged.
 	SweepInterval time.Duration
-	// Staleness is how long a near-cache may answer without hearing from the server: for
-	// at most so long a change that was acknowledged can go unnoticed by one.
+	// Staleness is how long a near-cache may answer without hearing from the server. It bounds
+	// how long a near-cache can miss a change that was acknowledged.
 	Staleness time.Duration
-	// MaxSessions is how many near-caches may be connected at a time, and SessionAge how
-	// long each stays before it has to connect anew, up to a tenth more or less.
+	// MaxSessions is the max. number of near-caches that are connected at a time.
 	MaxSessions int
-	SessionAge  time.Duration
-	// AllowClockBehind starts although the wall clock is behind the last commit. Until
-	// it has caught up, time goes on from that of the commit.
+	// SessionAge is how long a near-cache stays connected before it has to connect again, up
+	// to a tenth more or less.
+	SessionAge time.Duration
+	// AllowClockBehind starts the server even if the wall clock is behind the last commit.
+	// Until the wall clock has caught up, the server's time continues from the last commit.
 	AllowClockBehind bool
-	// AllowClockAhead purges although the wall clock was more than 30 days ahead of the
-	// last commit at the start. Without it, nothing is purged until a later start.
+	// AllowClockAhead purges even if the wall clock was more than 30 days ahead of the last
+	// commit at the start. Without it, nothing is purged until a later start.
 	AllowClockAhead bool
 	// Channelz serves grpc's own channelz service, for debugging.
 	Channelz bool

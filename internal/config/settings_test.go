@@ -49,7 +49,7 @@ func TestValidateNamesTheField(t *testing.T) {
 	}
 }
 
-func TestParseAddress(t *testing.T) {
+func TestParseAddressReadsHostPortAndSocket(t *testing.T) {
 	tests := []struct {
 		text    string
 		network string // "" for an error
@@ -90,7 +90,7 @@ func TestParseAddress(t *testing.T) {
 	}
 }
 
-func TestIsLoopback(t *testing.T) {
+func TestIsLoopbackAcceptsLoopbackAddressesOnly(t *testing.T) {
 	for address, want := range map[string]bool{"127.0.0.1:1": true, "[::1]:1": true, "10.0.0.1:1": false, "localhost:1": false, "": false} {
 		if config.IsLoopback(address) != want {
 			t.Errorf("IsLoopback(%q) = %t", address, !want)

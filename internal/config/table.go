@@ -26,7 +26,7 @@ type Setting struct {
 	Empty string
 	// Group is the heading that docs/settings.md has the setting under.
 	Group string
-	// Path is set if the value is the path of a file or folder.
+	// Path says whether the value is the path of a file or a folder.
 	Path Path
 	// Reloadable is set if a running server takes a new value on SIGHUP.
 	Reloadable bool
@@ -116,10 +116,10 @@ var table = []Setting{
 		kind:  word(func(s *Settings) *LogFormat { return &s.LogFormat }, LogText, LogJSON),
 	},
 	{
-		Name: "max-in-flight", Group: groupLimits, Default: "4096",
+		Name: "max-in-flight", Group: groupLimits, Default: "4096", Reloadable: true,
 		Usage: "how many requests of one kind to work on at a time",
 		More: "The kinds are validations, changes, reads (validations with details too), and waits for a revision or for caches. " +
-			"More requests are refused with RESOURCE_EXHAUSTED. Changes of one workspace may be a quarter of it. Health is exempt.",
+			"More requests are refused with RESOURCE_EXHAUSTED. Changes of one workspace may be a quarter of it, of that at the start. Health is exempt.",
 		kind: number(func(s *Settings) *int { return &s.MaxInFlight }, 1, 1<<20),
 	},
 	{
@@ -157,7 +157,7 @@ var table = []Setting{
 	},
 	{
 		Name: "staleness", Group: groupCaches, Default: "1s",
-		Usage: "for how long at most a near-cache can miss a change",
+		Usage: "max. time for which a near-cache can miss a change",
 		More:  "See [near-caches](operations.md#near-caches).",
 		kind:  duration(func(s *Settings) *time.Duration { return &s.Staleness }, 100*time.Millisecond, time.Minute),
 	},

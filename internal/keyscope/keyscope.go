@@ -1,6 +1,6 @@
-// Package keyscope generates, for each service of a proto file, the table of what its
-// methods need of the API key that they are called with. It refuses services of which a
-// method says nothing.
+// Package keyscope generates code for each service of a proto file: the table of what each
+// method requires of the API key that it is called with. It refuses a service that has a
+// method without a requirement.
 package keyscope
 
 import (
@@ -23,11 +23,10 @@ const keyauthPackage = protogen.GoImportPath("github.com/scribe-mail/keysvc/clie
 // fileSuffix ends the names of generated files.
 const fileSuffix = "_keyscope.pb.go"
 
-// Generate adds a file to the plugin's answer for each proto file with services. The
-// plugin must come from a request of ParseRequest. If
-// anything is wrong it returns all of it in one error, a line each that begins with
-// file:line. catalogue holds the scopes that exist; nil means that every well-formed one
-// may.
+// Generate adds a file to the plugin's answer for each proto file with services. The plugin
+// must be made from a request of ParseRequest. The error has one line for each mistake, which
+// begins with file:line. catalogue has the scopes that exist; if it is nil, every well-formed
+// scope is accepted.
 func Generate(plugin *protogen.Plugin, catalogue *policy.Policy) error {
 	var problems []error
 	taken := make(map[protogen.GoImportPath]names)
@@ -49,15 +48,15 @@ func Generate(plugin *protogen.Plugin, catalogue *policy.Policy) error {
 	return errors.Join(problems...)
 }
 
-// ParseRequest reads what a compiler sends to a plugin. Options are left as bytes, because
-// Generate must see an annotation that was given twice, which merging hides.
+// ParseRequest reads the request that a proto compiler sends to a plugin. It leaves options
+// as bytes: Generate must see if an annotation was given twice, which decoding hides.
 func ParseRequest(text []byte) (*pluginpb.CodeGeneratorRequest, error) {
 	request := &pluginpb.CodeGeneratorRequest{}
 	err := proto.UnmarshalOptions{Resolver: new(protoregistry.Types)}.Unmarshal(text, request)
 	return request, err
 }
 
-// table is what the methods of one service need.
+// table has the requirements of the methods of one service.
 type table struct {
 	service *protogen.Service
 	rows    []row
@@ -68,8 +67,8 @@ type row struct {
 	needs
 }
 
-// needs is what an annotation demands: a scope, or, if that is empty, the function of
-// keyauth called so makes the requirement.
+// needs is the requirement of an annotation: a scope or, if scope is "", the requirement
+// that the function of keyauth with the name call returns.
 type needs struct {
 	scope, call string
 }
@@ -102,9 +101,9 @@ func readTable(service *protogen.Service, catalogue *policy.Policy) (table, []er
 	return read, problems
 }
 
-// accessOf returns what an annotation demands, nil if there is none, or what is wrong with
-// it. It reads the bytes that the compiler wrote (see ParseRequest): two option statements
-// are two values there, and whoever merges them sees the last one only.
+// accessOf returns the requirement of an annotation, nil if there is no annotation, or what is
+// wrong with it. It reads the bytes that the compiler wrote (see ParseRequest): they have two
+// values for two option statements, of which decoding keeps only the last.
 func accessOf(options proto.Message, extension protoreflect.ExtensionType, catalogue *policy.Policy) (found *needs, problem string) {
 	const unreadable = "cannot be read; was the file made by another version of keysvc/v1/access.proto?"
 	var value []byte
@@ -149,7 +148,7 @@ func accessOf(options proto.Message, extension protoreflect.ExtensionType, catal
 	return &demanded, ""
 }
 
-// readAccess says what an annotation demands, or what is wrong with it.
+// readAccess returns the requirement of an annotation, or what is wrong with it.
 func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (demanded needs, problem string) {
 	switch requirement := access.GetRequirement().(type) {
 	case *keysvcv1.Access_RequiredScope:
@@ -175,14 +174,14 @@ func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (demanded nee
 	return needs{}, "is empty; allowed are required_scope, identity_only: true and public: true"
 }
 
-// at returns an error that begins with where something is declared.
+// at returns an error that begins with the file and the line of a declaration.
 func at(declared protoreflect.Descriptor, format string, arguments ...any) error {
 	location := declared.ParentFile().SourceLocations().ByDescriptor(declared)
 	return fmt.Errorf("%s:%d: %s", declared.ParentFile().Path(), location.StartLine+1, fmt.Sprintf(format, arguments...))
 }
 
-// write writes the file that belongs to a proto file. A name that is taken gets an
-// underscore behind it.
+// write writes the generated file of a proto file. A name that is taken gets an underscore at
+// its end.
 func write(plugin *protogen.Plugin, file *protogen.File, tables []table, taken names) {
 	out := plugin.NewGeneratedFile(file.GeneratedFilenamePrefix+fileSuffix, file.GoImportPath)
 	out.P("// Code generated by protoc-gen-go-keyscope. DO NOT EDIT.")

@@ -18,13 +18,13 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
-var update = flag.Bool("update", false, "write what comes out to testdata")
+var update = flag.Bool("update", false, "write the generated text to testdata")
 
-// root is the root of the repository, as a test of this package sees it.
+// root is the root of the repository, relative to this package.
 const root = "../.."
 
-// generate runs the built plugin in buf over a folder of testdata, and returns the folder
-// that it wrote to and what buf printed.
+// generate runs buf with the built plugin over a folder of testdata. It returns the folder
+// with the generated files, and what buf printed.
 func generate(t *testing.T, folder, options string) (out, printed string, err error) {
 	t.Helper()
 	workspace, out := t.TempDir(), t.TempDir()
@@ -43,7 +43,7 @@ func generate(t *testing.T, folder, options string) (out, printed string, err er
 	if err != nil {
 		t.Fatal(err)
 	}
-	// From here, where go finds a module; buf is told where to look.
+	// The command runs in this folder, because go needs a module; buf gets the folder to read.
 	command := exec.CommandContext(t.Context(), "go", "tool", "-modfile="+tools, "buf",
 		"generate", filepath.Join(workspace, "things"), "--template", template)
 	text, err := command.CombinedOutput()
@@ -64,7 +64,7 @@ func run(t *testing.T, command *exec.Cmd) {
 	}
 }
 
-// golden compares with a file of testdata.
+// golden compares a text with a file of testdata.
 func golden(t *testing.T, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -82,7 +82,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-func TestGood(t *testing.T) {
+func TestGenerateWritesTheTableOfEachService(t *testing.T) {
 	policy, err := filepath.Abs("testdata/policy.yaml")
 	if err != nil {
 		t.Fatal(err)
@@ -97,13 +97,13 @@ func TestGood(t *testing.T) {
 			t.Fatal(err)
 		}
 		if formatted, err := format.Source(text); err != nil || string(formatted) != string(text) {
-			t.Errorf("what comes out is not as gofmt would have it: %v", err)
+			t.Errorf("the generated file is not formatted as by gofmt: %v", err)
 		}
 		golden(t, "things_keyscope.pb.go.golden", string(text))
 	}
 }
 
-func TestBad(t *testing.T) {
+func TestGenerateReportsEveryMistakeAndWritesNothing(t *testing.T) {
 	policy, err := filepath.Abs("testdata/policy.yaml")
 	if err != nil {
 		t.Fatal(err)
@@ -121,10 +121,10 @@ func TestBad(t *testing.T) {
 	}
 }
 
-// TestSaidTwice feeds the plugin what protoc makes of two option statements, one for each
-// of two fields: two values of the annotation, which a reader that merges them takes for
-// the last one.
-func TestSaidTwice(t *testing.T) {
+// TestGenerateRefusesAnAnnotationThatIsGivenTwice gives the plugin what protoc writes for two
+// option statements, each with another field: two values of the annotation. A reader that
+// merges them sees the last value only.
+func TestGenerateRefusesAnAnnotationThatIsGivenTwice(t *testing.T) {
 	scope := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "signatures:read")
 	public := protowire.AppendVarint(protowire.AppendTag(nil, 3, protowire.VarintType), 1)
 	const number = 50780
@@ -195,7 +195,7 @@ func TestSaidTwice(t *testing.T) {
 	}
 }
 
-func TestBadPolicy(t *testing.T) {
+func TestGenerateReportsAPolicyThatCannotBeRead(t *testing.T) {
 	for _, policy := range []string{"does-not-exist.yaml", "keyscope_test.go"} {
 		path, err := filepath.Abs(policy)
 		if err != nil {
@@ -207,8 +207,9 @@ func TestBadPolicy(t *testing.T) {
 	}
 }
 
-// TestSaidTwiceInBuf is about what buf makes of the statements of TestSaidTwice.
-func TestSaidTwiceInBuf(t *testing.T) {
+// TestBufWithAnAnnotationThatIsGivenTwice runs buf over the statements of
+// TestGenerateRefusesAnAnnotationThatIsGivenTwice.
+func TestBufWithAnAnnotationThatIsGivenTwice(t *testing.T) {
 	out, printed, err := generate(t, "twice", "")
 	if err == nil || !strings.Contains(printed, "bad.proto:1") {
 		t.Errorf("%v\n%s", err, printed)

@@ -4,11 +4,11 @@ import (
 	"google.golang.org/protobuf/compiler/protogen"
 )
 
-// names are the Go names that a package has already.
+// names has the Go names that a package declares.
 type names map[string]bool
 
-// pick returns a name that is free, the wanted one if it is, and takes it. It is the same
-// in each run over the same files.
+// pick returns the wanted name, with underscores added until no other declaration has it, and
+// adds it to n. Each run over the same files returns the same names.
 func (n names) pick(wanted string) string {
 	for n[wanted] {
 		wanted += "_"
@@ -17,9 +17,9 @@ func (n names) pick(wanted string) string {
 	return wanted
 }
 
-// takenNames returns what protoc-gen-go and protoc-gen-go-grpc declare in a package, of
-// all files of it that the compiler sent: a message NotesAccess stands beside a service
-// Notes, perhaps in another file.
+// takenNames returns the names that protoc-gen-go and protoc-gen-go-grpc declare in a package,
+// for all files of the package that the compiler sent: a message NotesAccess may be in another
+// file than the service Notes.
 func takenNames(plugin *protogen.Plugin, path protogen.GoImportPath) names {
 	taken := names{}
 	for _, file := range plugin.Files {

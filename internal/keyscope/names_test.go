@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/types/pluginpb"
 )
 
-// identityOnly is the annotation of a service, as a compiler writes it.
+// identityOnly returns the annotation of a service, as a compiler writes it.
 func identityOnly() *descriptorpb.ServiceOptions {
 	options := &descriptorpb.ServiceOptions{}
 	value := protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), 1)
@@ -26,7 +26,7 @@ func identityOnly() *descriptorpb.ServiceOptions {
 	return options
 }
 
-// notes is a proto file of the package notes.v1 with these messages and services.
+// notes returns a proto file of the package notes.v1 with the given messages and services.
 func notes(name string, messages []*descriptorpb.DescriptorProto, services ...string) *descriptorpb.FileDescriptorProto {
 	file := &descriptorpb.FileDescriptorProto{
 		Name: proto.String(name), Package: proto.String("notes.v1"), Syntax: proto.String("proto3"),
@@ -52,7 +52,7 @@ func message(name string, nested ...string) *descriptorpb.DescriptorProto {
 	return made
 }
 
-// runPlugin answers a request with the built plugin.
+// runPlugin returns the answer of the built plugin to a request.
 func runPlugin(t *testing.T, plugin string, request *pluginpb.CodeGeneratorRequest) *pluginpb.CodeGeneratorResponse {
 	t.Helper()
 	text, err := proto.Marshal(request)
@@ -101,9 +101,9 @@ func declared(t *testing.T, name, text string) []string {
 	return all
 }
 
-// TestNamesThatAreTaken: what is generated stands in one package with what protoc-gen-go
-// makes of the same files.
-func TestNamesThatAreTaken(t *testing.T) {
+// TestGenerateAvoidsNamesOfProtocGenGo: the generated file is in one package with the code that
+// protoc-gen-go generates from the same files.
+func TestGenerateAvoidsNamesOfProtocGenGo(t *testing.T) {
 	plugin := buildPlugin(t)
 	note := message("Note")
 	for name, test := range map[string]struct {
@@ -164,8 +164,7 @@ func TestNamesThatAreTaken(t *testing.T) {
 	}
 }
 
-// TestEditions: the plugin takes what protoc-gen-go takes.
-func TestEditions(t *testing.T) {
+func TestPluginAcceptsTheEditionsOfProtocGenGo(t *testing.T) {
 	file := notes("a.proto", []*descriptorpb.DescriptorProto{message("Note")}, "Notes")
 	file.Syntax, file.Edition = proto.String("editions"), gengo.SupportedEditionsMaximum.Enum()
 	response := runPlugin(t, buildPlugin(t), &pluginpb.CodeGeneratorRequest{

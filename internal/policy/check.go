@@ -19,8 +19,8 @@ const (
 	maxScopesPerKey         = 1000
 	maxKeyNameCharacters    = 1024
 
-	// maxDocument bounds the canonical document, in bytes, so that the record
-	// fits into one commit of the store (512 KiB) beside its audit event.
+	// maxDocument bounds the canonical document, in bytes, so that the record and its audit
+	// event fit into one commit of the store (512 KiB).
 	maxDocument = 256 << 10
 )
 
@@ -32,16 +32,16 @@ const (
 	allowedRetention = "allowed are 1 to 3650 whole days"
 )
 
-// Validate returns nil if the policy keeps all rules, else an Errors with every
-// mistake. Parse has done this already; it is for a policy from elsewhere.
-// Nothing is filled in: a zero limit is a mistake, not the default.
+// Validate returns nil if the policy is valid, and otherwise an Errors with every mistake.
+// Parse calls it; call it for a policy from elsewhere. Validate fills in no defaults: a limit
+// of zero is a mistake.
 func (p *Policy) Validate() error {
 	var found mistakes
 	p.check(&found)
 	return found.Err()
 }
 
-// check holds the rules for what a policy means, wherever it came from.
+// check applies the rules for the contents of a policy, wherever it came from.
 func (p *Policy) check(found *mistakes) {
 	if !token.ValidPrefix(p.TokenPrefix) {
 		found.Add("token_prefix", "is %s, allowed are 2 to 12 characters of a-z and 0-9, the first a letter", strictyaml.Quote(p.TokenPrefix))
@@ -54,7 +54,7 @@ func (p *Policy) check(found *mistakes) {
 	if p.Retention < Day || p.Retention > maxRetention || p.Retention%Day != 0 {
 		found.Add("retention_days", "is %s, %s", days(p.Retention), allowedRetention)
 	}
-	// The other rules bound the size well enough to write it all out.
+	// A policy that passes the other rules is small enough to be written out.
 	if found.Len() == 0 {
 		if size := len(p.Document()); size > maxDocument {
 			found.Add(strictyaml.Document, "has %d bytes in canonical form, allowed are up to %d", size, maxDocument)
@@ -98,7 +98,7 @@ func (p *Policy) checkRoles(found *mistakes) {
 			catalogue[scopeName(resource.Name, action)] = true
 		}
 	}
-	// With half a catalogue, most scopes would be reported as missing.
+	// If a part of the catalogue could not be read, most scopes would be reported as missing.
 	wholeCatalogue := !found.AnyUnread("resources")
 
 	firsts := map[string]string{}
@@ -120,8 +120,8 @@ func (p *Policy) checkRoles(found *mistakes) {
 	}
 }
 
-// scopeProblem says what is wrong with an entry of a role, or "". catalogue has
-// every entry that is allowed; unless it is whole, only the form is looked at.
+// scopeProblem says what is wrong with a scope of a role, or returns "". catalogue has every
+// scope that is allowed; if it is not whole, only the form of the scope is checked.
 func scopeProblem(scope string, catalogue map[string]bool, whole bool) string {
 	name, action, _ := strings.Cut(scope, ":")
 	switch {
@@ -137,8 +137,8 @@ func scopeProblem(scope string, catalogue map[string]bool, whole bool) string {
 	return fmt.Sprintf("but %s has no action %q, allowed are those under resources", name, action)
 }
 
-// checkName checks the form of a name, and that it is not in firsts already,
-// which maps names to their fields.
+// checkName checks the form of a name, and that it comes once: firsts maps each name to the
+// first field that has it.
 func checkName(found *mistakes, firsts map[string]string, field, name, also, allowed string) {
 	switch first, repeated := firsts[name]; {
 	case name == "":
@@ -152,13 +152,13 @@ func checkName(found *mistakes, firsts map[string]string, field, name, also, all
 	}
 }
 
-func checkRange(found *mistakes, field string, value, most int) {
-	if value < 1 || value > most {
-		found.Add(field, "is %d, allowed are 1 to %d", value, most)
+func checkRange(found *mistakes, field string, value, maximum int) {
+	if value < 1 || value > maximum {
+		found.Add(field, "is %d, allowed are 1 to %d", value, maximum)
 	}
 }
 
-// days shows a duration in days where it is whole days.
+// days returns a duration as a number of days if it is whole days.
 func days(duration time.Duration) string {
 	if duration%Day == 0 {
 		return fmt.Sprint(int64(duration / Day))

@@ -9,10 +9,9 @@ import (
 	"strings"
 )
 
-// Document returns the policy as canonical YAML: every setting written out, in
-// one fixed layout, the lists in the order they have. For a valid policy, Parse
-// of it gives an equal one. It does not depend on the version of a YAML library,
-// as Digest must not.
+// Document returns the policy as canonical YAML: every field is written, in a fixed layout,
+// and lists keep their order. For a valid policy, Parse of the document returns an equal
+// policy. Document uses no YAML library, so that Digest does not depend on its version.
 func (p *Policy) Document() []byte {
 	var text strings.Builder
 	line := func(format string, arguments ...any) { fmt.Fprintf(&text, format+"\n", arguments...) }
@@ -53,13 +52,12 @@ func (p *Policy) Digest() string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// notText is every word that a reader of YAML 1.1 or 1.2 may take for a boolean
-// or for null.
+// notText has every word that a reader of YAML 1.1 or 1.2 may read as a boolean or as null.
 var notText = []string{"y", "yes", "n", "no", "on", "off", "true", "false", "null"}
 
-// scalar writes text for YAML: plain if it is a name or scope that no reader
-// takes for something else, quoted otherwise. The escapes of Go are also YAML's,
-// so even a policy that is not valid cannot break out of its line.
+// scalar returns text as a YAML scalar: plain for a name or scope that every reader reads as
+// text, quoted otherwise. YAML has the escapes of Go, so even a text of an invalid policy
+// stays on its line.
 func scalar(text string) string {
 	name, action, isScope := strings.Cut(text, ":")
 	plain := validName(name, "_-") && (!isScope || action == everything || validName(action, "_"))

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// What a YAML document gets where it leaves a setting out.
+// The defaults of fields that a YAML document leaves out.
 const (
 	DefaultTokenPrefix          = "scribe"
 	DefaultLiveKeysPerWorkspace = 1000
@@ -29,17 +29,17 @@ const Day = 24 * time.Hour
 // everything stands for all scopes in a role, and for all actions of a resource.
 const everything = "*"
 
-// Policy says which scopes exist and which of them each role has. One that
-// Parse or Default returned, or for which Validate returned nil, is valid; the
-// methods that look things up deny whatever an invalid one leaves unclear.
+// Policy says which scopes exist and which of them each role has. A Policy is valid if Parse
+// or Default returned it, or if Validate returned nil. For an invalid policy, the methods
+// that look things up deny whatever is unclear.
 //
-// The order of its lists has no meaning but is kept, and counts in Digest.
+// The order of the lists has no meaning, but it is kept, and Digest depends on it.
 type Policy struct {
 	// TokenPrefix begins the tokens of new keys; see token.ValidPrefix.
 	TokenPrefix string
 	// Resources is the catalogue: at least one, with at most 1,000 scopes in all.
 	Resources []Resource
-	// Roles lists 1 to 100 of them.
+	// Roles has 1 to 100 roles.
 	Roles []Role
 	// Limits bounds what a workspace and a key may have.
 	Limits Limits
@@ -60,8 +60,8 @@ type Resource struct {
 type Role struct {
 	// Name is [a-z][a-z0-9_-]{0,63}, and unique in the policy.
 	Name string
-	// Scopes is as it was written: "*", "resource:*" and "resource:action", each
-	// once and each in the catalogue. A role may have none.
+	// Scopes has "*", "resource:*" and "resource:action", as they were written. Each comes
+	// once, and is in the catalogue. A role may have no scopes.
 	Scopes []string
 }
 
@@ -78,7 +78,7 @@ type Limits struct {
 //go:embed scribe.yaml
 var scribe []byte
 
-// Default returns Scribe's policy, a new copy at every call.
+// Default returns Scribe's policy. Each call returns a new copy.
 func Default() *Policy {
 	p, err := Parse("scribe.yaml", scribe)
 	if err != nil {
@@ -99,8 +99,8 @@ func (p *Policy) Scopes() []string {
 	return scopes
 }
 
-// HasScope reports whether scope is in the catalogue. The forms with "*" never
-// are.
+// HasScope reports whether scope is in the catalogue. It returns false for the forms with
+// "*".
 func (p *Policy) HasScope(scope string) bool {
 	if !ValidScopeName(scope) {
 		return false
@@ -116,17 +116,17 @@ func (p *Policy) HasRole(role string) bool {
 	return slices.ContainsFunc(p.Roles, func(r Role) bool { return r.Name == role })
 }
 
-// RoleScopes returns what the role may do: scopes of the catalogue, with "*"
-// and "resource:*" written out, sorted and without repetition. ok is false if
-// there is no such role. What a role lists beyond the catalogue is left out.
+// RoleScopes returns the scopes of a role: those of the catalogue, with "*" and "resource:*"
+// replaced by what they stand for, sorted, each once. ok is false if there is no such role.
+// Scopes of the role that are not in the catalogue are left out.
 func (p *Policy) RoleScopes(role string) (scopes []string, ok bool) {
 	index := slices.IndexFunc(p.Roles, func(r Role) bool { return r.Name == role })
 	if index < 0 {
 		return nil, false
 	}
 	written := make(map[string]bool, len(p.Roles[index].Scopes))
-	for _, entry := range p.Roles[index].Scopes {
-		written[entry] = true
+	for _, scope := range p.Roles[index].Scopes {
+		written[scope] = true
 	}
 	for _, scope := range p.Scopes() {
 		resource, _, _ := strings.Cut(scope, ":")
@@ -137,9 +137,8 @@ func (p *Policy) RoleScopes(role string) (scopes []string, ok bool) {
 	return slices.Compact(scopes), true
 }
 
-// ValidScopeName reports whether text has the form of a scope that a key can
-// have: resource:action, both [a-z][a-z0-9_]{0,63}. It says nothing of whether
-// a policy has it.
+// ValidScopeName reports whether text has the form of a scope that a key can have:
+// resource:action, both [a-z][a-z0-9_]{0,63}. Whether a policy has the scope is for HasScope.
 func ValidScopeName(text string) bool {
 	resource, action, found := strings.Cut(text, ":")
 	return found && validName(resource, "_") && validName(action, "_")

@@ -34,11 +34,11 @@ var managerScopes = []string{
 	"teammates:delete", "teammates:read", "teammates:write",
 }
 
-// defaultDigest changes only if Scribe's policy or the canonical form does. The
-// latter would make every stored policy look changed: do not.
+// defaultDigest changes only if Scribe's policy or the canonical form changes. Do not change
+// the canonical form: every stored policy would look changed.
 const defaultDigest = "sha256:4bc3d5c9cbf656084d6837f07ab214cbeab261255e2bc74dc3543c57d047cce4"
 
-func TestDefault(t *testing.T) {
+func TestDefaultIsScribesPolicy(t *testing.T) {
 	p := Default()
 	if got := p.Scopes(); !slices.Equal(got, scribeScopes) || len(got) != 23 {
 		t.Errorf("Scopes: got %d: %q", len(got), got)
@@ -65,7 +65,7 @@ func TestDefault(t *testing.T) {
 	}
 }
 
-func TestDefaultsWhereLeftOut(t *testing.T) {
+func TestParseFillsInDefaults(t *testing.T) {
 	p := mustParse(t, minimal)
 	want := &Policy{
 		TokenPrefix: "scribe",
@@ -83,7 +83,7 @@ func TestDefaultsWhereLeftOut(t *testing.T) {
 	}
 }
 
-func TestLookups(t *testing.T) {
+func TestPolicyFindsRolesAndScopes(t *testing.T) {
 	p := mustParse(t, `
 version: 1
 resources:
@@ -117,7 +117,7 @@ roles:
 	}
 }
 
-// A policy that nobody validated gives no more than its catalogue has.
+// TestInvalidPolicyDenies: an invalid policy grants nothing that its catalogue does not have.
 func TestInvalidPolicyDenies(t *testing.T) {
 	p := &Policy{
 		Resources: []Resource{{"a", []string{"r", "r", "*"}}, {"*", []string{"r"}}},
@@ -131,7 +131,7 @@ func TestInvalidPolicyDenies(t *testing.T) {
 	}
 }
 
-func TestValidScopeName(t *testing.T) {
+func TestValidScopeNameAcceptsOnlyItsForm(t *testing.T) {
 	long := strings.Repeat("a", 64)
 	for text, want := range map[string]bool{
 		"a:b": true, "signatures:read": true, "smart_fields2:do_it": true, long + ":" + long: true,
@@ -145,7 +145,7 @@ func TestValidScopeName(t *testing.T) {
 	}
 }
 
-func TestValidate(t *testing.T) {
+func TestValidateReportsEveryMistake(t *testing.T) {
 	valid := func() *Policy {
 		return &Policy{
 			TokenPrefix: "acme",
@@ -202,7 +202,7 @@ limits.key_name_characters: is 1025, allowed are 1 to 1024`},
 		}
 		var list Errors
 		if !errors.As(err, &list) || len(list) != strings.Count(test.want, "\n")+1 || list[0].Line != 0 || list[0].File != "" {
-			t.Errorf("not an Errors without places: %#v", err)
+			t.Errorf("not an Errors without positions: %#v", err)
 		}
 		var first *Error
 		if !errors.As(err, &first) || first != list[0] {
@@ -243,7 +243,7 @@ func rolesOf(count int) []Role {
 	return roles
 }
 
-func TestDocument(t *testing.T) {
+func TestDocumentIsCanonical(t *testing.T) {
 	p := mustParse(t, minimal)
 	const want = `version: 1
 token_prefix: scribe
@@ -269,7 +269,7 @@ retention_days: 90
 	}
 }
 
-func TestDocumentRoundTrip(t *testing.T) {
+func TestParseOfDocumentReturnsAnEqualPolicy(t *testing.T) {
 	awkward := Default()
 	awkward.Resources = []Resource{{"y", []string{"true", "no", "null", "off", "e5", "inf"}}, {"null", []string{"y"}}}
 	awkward.Roles = []Role{{"yes", []string{"y:*", "null:y", "y:true"}}, {"a-", nil}, {"false", nil}, {"a--b_", nil}}
@@ -284,8 +284,9 @@ func TestDocumentRoundTrip(t *testing.T) {
 	}
 }
 
-// What is not valid must not pass for something else once it is written down.
-func TestDocumentOfInvalidPolicy(t *testing.T) {
+// TestDocumentOfInvalidPolicyIsRefused: an invalid name must not become other fields of the
+// document.
+func TestDocumentOfInvalidPolicyIsRefused(t *testing.T) {
 	p := Default()
 	p.Roles[3].Name = "member\n  - name: root\n    scopes: [\"*\"]\n#"
 	text := string(p.Document())

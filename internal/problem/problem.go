@@ -1,5 +1,5 @@
-// Package problem holds the one type of error that may be shown to a caller of
-// keysvc. Every other error is internal: the log gets it, the caller does not.
+// Package problem has the only type of error that may be shown to a caller of keysvc. Every
+// other error is internal: it goes to the log, not to the caller.
 package problem
 
 import (
@@ -9,18 +9,18 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// Error says what a caller did wrong or must know. It never holds a token, a
-// secret, or text of a caller that might be one.
+// Error says what a caller did wrong or has to know. It never contains a token, a secret, or
+// text from a caller that might be one of the two.
 type Error struct {
 	// Reason is for programs; it decides the status code.
 	Reason keysvcv1.ErrorReason
-	// Message is for developers, in English, without the reason.
+	// Message is for developers. It is English text and does not repeat the reason.
 	Message string
-	// Violations name each bad field.
+	// Violations has the bad fields.
 	Violations []Violation
-	// Metadata goes into ErrorInfo.
+	// Metadata becomes the metadata of ErrorInfo.
 	Metadata map[string]string
-	// Cause is for the log only.
+	// Cause is for the log only; nil if there is no further cause.
 	Cause error
 }
 
@@ -32,7 +32,7 @@ type Violation struct {
 	Description string
 }
 
-// Error implements error. It tells what the caller is told.
+// Error returns what the caller is told: the message and the bad fields.
 func (e *Error) Error() string {
 	var text strings.Builder
 	text.WriteString(e.Message)
@@ -50,10 +50,10 @@ func (e *Error) Error() string {
 	return text.String()
 }
 
-// Unwrap returns the cause.
+// Unwrap returns Cause.
 func (e *Error) Unwrap() error { return e.Cause }
 
-// New returns an error with a reason and a message.
+// New returns an Error with a reason and a formatted message.
 func New(reason keysvcv1.ErrorReason, format string, arguments ...any) *Error {
 	return &Error{Reason: reason, Message: fmt.Sprintf(format, arguments...)}
 }
@@ -66,22 +66,23 @@ type Fields struct {
 	violations []Violation
 	reason     keysvcv1.ErrorReason
 	more       int
-	// parent, of a nested message's Fields, gets them under prefix.
+	// parent is set for the Fields of a nested message: it gets the fields, with prefix before
+	// their names.
 	parent *Fields
 	prefix string
 }
 
-// Within returns Fields for the fields of a nested message, which are added to these
-// under its name.
+// Within returns the Fields of a nested message. Bad fields that are added to it are added to
+// f, with the name of the nested message before their own.
 func (f *Fields) Within(field string) *Fields { return &Fields{parent: f, prefix: field + "."} }
 
-// Add notes a bad field.
+// Add adds a bad field, with the reason FIELD_INVALID.
 func (f *Fields) Add(field, format string, arguments ...any) {
 	f.add(keysvcv1.ErrorReason_ERROR_REASON_FIELD_INVALID, field, format, arguments...)
 }
 
-// AddAs notes a bad field with a reason of its own, which the error has if all its
-// fields have it.
+// AddAs adds a bad field with another reason. The error has that reason if all bad fields
+// have it, and FIELD_INVALID otherwise.
 func (f *Fields) AddAs(reason keysvcv1.ErrorReason, field, format string, arguments ...any) {
 	f.add(reason, field, format, arguments...)
 }
@@ -103,8 +104,8 @@ func (f *Fields) add(reason keysvcv1.ErrorReason, field, format string, argument
 	f.violations = append(f.violations, Violation{Field: field, Description: fmt.Sprintf(format, arguments...)})
 }
 
-// Err returns an *Error for the bad fields, nil if there are none. Fields of a nested
-// message have none: ask the outermost.
+// Err returns an *Error with the bad fields, or nil if there are none. Call it on the Fields
+// of the request, not on those that Within returned: they keep nothing.
 func (f *Fields) Err() error {
 	if len(f.violations) == 0 {
 		return nil

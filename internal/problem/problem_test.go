@@ -23,7 +23,7 @@ func asProblem(t *testing.T, err error) *problem.Error {
 	return found
 }
 
-func TestErrorText(t *testing.T) {
+func TestErrorHasMessageAndViolations(t *testing.T) {
 	violation := problem.Violation{Field: "name", Description: "is missing"}
 	for _, test := range []struct {
 		name string
@@ -49,7 +49,7 @@ func TestErrorText(t *testing.T) {
 	}
 }
 
-func TestNewAndUnwrap(t *testing.T) {
+func TestCauseCanBeUnwrapped(t *testing.T) {
 	cause := errors.New("cause")
 	made := problem.New(scopeUnknown, "%d of %s", 7, "nine")
 	if made.Reason != scopeUnknown || made.Message != "7 of nine" {
@@ -64,7 +64,7 @@ func TestNewAndUnwrap(t *testing.T) {
 	}
 }
 
-func TestFields(t *testing.T) {
+func TestFieldsHaveOneReasonIfAllAgree(t *testing.T) {
 	t.Run("none", func(t *testing.T) {
 		var fields problem.Fields
 		if err := fields.Err(); err != nil {
@@ -101,7 +101,7 @@ func TestFields(t *testing.T) {
 	}
 }
 
-func TestFieldsWithin(t *testing.T) {
+func TestWithinPutsTheNameBeforeFields(t *testing.T) {
 	var fields problem.Fields
 	fields.Add("etag", "is bad")
 	key := fields.Within("key")
@@ -123,8 +123,8 @@ func TestFieldsWithin(t *testing.T) {
 	}
 }
 
-// TestFieldsAreBounded is about 10,000 bad scopes: the answer stays small, and the ones
-// that are not shown still count for the reason.
+// TestFieldsAreBounded adds 10,000 bad scopes: the answer stays small, and the fields that
+// are not shown still count for the reason.
 func TestFieldsAreBounded(t *testing.T) {
 	var fields problem.Fields
 	for index := range 10_000 {
@@ -142,6 +142,6 @@ func TestFieldsAreBounded(t *testing.T) {
 	}
 	fields.Add("name", "is missing")
 	if found := asProblem(t, fields.Err()); found.Reason != fieldInvalid {
-		t.Errorf("with another one, not shown: got %s", found.Reason)
+		t.Errorf("with another bad field, which is not shown: got %s", found.Reason)
 	}
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,8 +40,22 @@ func TestReloadAppliesWhatCanChangeWhileRunning(t *testing.T) {
 	if most := p.server.slots.of(callers.Session).limit.Load(); most != 2+int64(p.settings.MaxSessions) {
 		t.Errorf("%d sessions may be in flight, want 2 beside those of the hub", most)
 	}
-	if text := log.String(); !strings.Contains(text, `at_next_start":"Data, Staleness"`) {
+	if text := log.String(); !strings.Contains(text, `at_next_start":"data, staleness"`) {
 		t.Errorf("the log does not name the settings that wait for a start:\n%s", text)
+	}
+}
+
+// TestReloadAppliesWhatTheTableMarks: who marks another setting as Reloadable applies it, and
+// adds it to the test above.
+func TestReloadAppliesWhatTheTableMarks(t *testing.T) {
+	var marked []string
+	for _, setting := range config.Table() {
+		if setting.Reloadable {
+			marked = append(marked, setting.Name)
+		}
+	}
+	if !slices.Equal(marked, []string{"log-level", "max-in-flight"}) {
+		t.Errorf("the table marks %q", marked)
 	}
 }
 

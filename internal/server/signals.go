@@ -4,7 +4,6 @@ import (
 	"context"
 	"os"
 	"os/signal"
-	"reflect"
 	"strings"
 	"syscall"
 
@@ -60,29 +59,23 @@ func (p *process) reloadSettings(ctx context.Context) {
 		p.log.ErrorContext(ctx, "the settings stay as they are: what SIGHUP read is not valid", "error", err)
 		return
 	}
-	later := p.apply(settings)
-	p.log.InfoContext(ctx, "the settings were read again", "at_next_start", strings.Join(later, ", "))
+	if later := p.apply(settings); len(later) > 0 {
+		p.log.WarnContext(ctx, "the settings were read again; some need a restart", "at_next_start", strings.Join(later, ", "))
+		return
+	}
+	p.log.InfoContext(ctx, "the settings were read again")
 }
 
-// apply applies the settings that can change while the process runs: the log's level, and
-// how many calls may be in flight. It returns the names of the other fields that differ
-// from the settings of the start; they count from the next start on.
+// apply applies the settings that can change while the process runs: those that the table
+// of internal/config marks as Reloadable. It returns the names of the others that differ from
+// the settings of the start; they count from the next start on.
 //
 // The share of one workspace of the changes in flight also stays as the start had it.
 func (p *process) apply(settings config.Settings) (later []string) {
+	merged, _, later := p.settings.Reload(settings)
 	if p.level != nil {
-		p.level.Set(settings.LogLevel)
+		p.level.Set(merged.LogLevel)
 	}
-	limits := p.settings
-	limits.MaxInFlight = settings.MaxInFlight
-	p.server.slots.resize(limits)
-	now := p.settings
-	now.LogLevel, now.MaxInFlight = settings.LogLevel, settings.MaxInFlight
-	wanted, current := reflect.ValueOf(settings), reflect.ValueOf(now)
-	for index := range wanted.NumField() {
-		if !reflect.DeepEqual(wanted.Field(index).Interface(), current.Field(index).Interface()) {
-			later = append(later, wanted.Type().Field(index).Name)
-		}
-	}
+	p.server.slots.resize(merged)
 	return later
 }

@@ -51,7 +51,7 @@ func TestParseReadsValues(t *testing.T) {
 
 func TestParseRefusesWhatWasNotMeant(t *testing.T) {
 	for name, test := range map[string]struct{ text, want string }{
-		"an unknown field":            {"name: n\nnmae: m\n", `t.yaml:2:1: document: has an unknown field "nmae", allowed are name, size, old, parts, at`},
+		"an unknown field":            {"name: n\nnam: m\n", `t.yaml:2:1: document: has an unknown field "nam", allowed are name, size, old, parts, at`},
 		"an unknown nested field":     {"name: n\nat:\n  plaice: m\n", `t.yaml:3:3: at: has an unknown field "plaice", allowed are place`},
 		"a repeated field":            {"name: n\nsize: 1\nname: m\n", `t.yaml:3:1: document: has name twice, allowed is once`},
 		"a missing field":             {"size: 1\n", `t.yaml:1:1: name: is missing or empty`},
@@ -209,7 +209,7 @@ func FuzzParse(f *testing.F) {
 }
 
 func ExampleParse() {
-	root, mistakes := strictyaml.Parse("thing.yaml", []byte("name: 5\nsize: 12\nsieze: 1\n"), strictyaml.Form{MaxBytes: 1 << 20})
+	root, mistakes := strictyaml.Parse("thing.yaml", []byte("name: 5\nsize: 12\nsizes: 1\n"), strictyaml.Form{MaxBytes: 1 << 20})
 	fields := root.Mapping("name", "size")
 	if fields["name"].Text() == "" {
 		mistakes.Add("name", "is missing") // not said: it is there, but no text
@@ -221,5 +221,5 @@ func ExampleParse() {
 	// Output:
 	// thing.yaml:1:7: name: is the number "5", allowed is text, in quotes where YAML would take it for something else
 	// thing.yaml:2:7: size: is 12, allowed are up to 9
-	// thing.yaml:3:1: document: has an unknown field "sieze", allowed are name, size
+	// thing.yaml:3:1: document: has an unknown field "sizes", allowed are name, size
 }

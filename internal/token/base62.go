@@ -9,20 +9,19 @@ import (
 const base62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 const (
-	// fairBytes is the greatest multiple of 62 that a byte can count to. Bytes
-	// from it upwards are thrown away: with them, 0 to 7 would come up more
-	// often than the other digits.
+	// fairBytes is the greatest multiple of 62 below 256. Bytes of this value and above are
+	// discarded: with them, the digits 0 to 7 would be more likely than the others.
 	fairBytes = 4 * 62
 
-	// maxDraws ends the wait for a source that only gives bytes to throw away.
-	// A working one throws away 1 byte of 32, so it never gets there.
+	// maxDraws bounds the reads from a source whose bytes are all discarded. Of a working
+	// source, 1 byte in 32 is discarded, so the bound is never reached.
 	maxDraws = 64
 )
 
 var errBrokenSource = errors.New("random source is broken: want evenly spread bytes")
 
-// appendRandomBase62 appends count digits, each of the 62 equally likely. It
-// returns an error, and no digits, if random fails or ends early.
+// appendRandomBase62 appends count digits, with each of the 62 digits equally likely. It
+// returns an error and no digits if random fails or ends early.
 func appendRandomBase62(digits []byte, count int, random io.Reader) ([]byte, error) {
 	end := len(digits) + count
 	drawn := make([]byte, count)
@@ -30,7 +29,7 @@ func appendRandomBase62(digits []byte, count int, random io.Reader) ([]byte, err
 	for range maxDraws {
 		missing := drawn[:end-len(digits)]
 		if _, err := io.ReadFull(random, missing); err != nil {
-			// A caller that reads until io.EOF must not take this for success.
+			// A caller that reads until io.EOF would take io.EOF for success.
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}

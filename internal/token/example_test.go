@@ -6,7 +6,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// A token can be printed without a thought; only Reveal gives it away.
+// A token can be printed safely; only Reveal returns the plaintext.
 func ExampleParse() {
 	parsed, err := token.Parse("scribe_ksk1_9fQ2mXc7Lr0TzB4w_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg19xh1J")
 	fmt.Println(parsed, err)

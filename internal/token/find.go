@@ -5,14 +5,13 @@ import (
 	"strings"
 )
 
-// Find yields the tokens in a text, in their order, whatever stands before and behind
-// them: line breaks, quotes, "Bearer ", other letters and digits. The checksum decides
-// where a token begins, so what is yielded is whole; by chance it is something else in
-// one of 2^32 cases. A token that has something inside it, a line break for example, is
-// not found.
+// Find yields the tokens in a text, in their order. Anything may come before or after a
+// token: line breaks, quotes, "Bearer ", other letters and digits. The checksum decides where
+// a token begins, so every token that Find yields is complete; the chance that it is not a
+// token at all is 1 in 2^32. A token with something inside it, such as a line break, is not
+// found.
 //
-// Find is for tokens that leaked. A text that is presented as a token must be one: that
-// is for Parse.
+// Find is for tokens that leaked. For a text that is presented as a token, use Parse.
 func Find(text string) iter.Seq[Token] {
 	return func(yield func(Token) bool) {
 		for at := 0; ; {
@@ -24,13 +23,13 @@ func Find(text string) iter.Seq[Token] {
 			if token, ok := around(text, at); ok && !yield(token) {
 				return
 			}
-			at += len("_ksk1") // the last underscore may be the first one of the next
+			at += len("_ksk1") // the last underscore may be the first one of the next "_ksk1_"
 		}
 	}
 }
 
-// around returns the token whose version stands at an index of a text. Of several
-// beginnings that fit, which takes a collision of checksums, it is the longest.
+// around returns the token whose "_ksk1_" is at the given index of a text. If several
+// beginnings fit, which takes a collision of checksums, around returns the longest token.
 func around(text string, at int) (Token, bool) {
 	end := at + tailLength
 	if end > len(text) {

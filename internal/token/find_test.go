@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// found returns what Find finds, in plain.
+// found returns the plaintext of what Find yields.
 func found(text string) []string {
 	var all []string
 	for token := range Find(text) {
@@ -16,7 +16,8 @@ func found(text string) []string {
 	return all
 }
 
-// surroundings put a token where people and programs leave them. Each finds it whole.
+// surroundings are texts around a token, as people and programs leave them. In each of them
+// Find finds the whole token.
 var surroundings = map[string]func(token string) string{
 	"alone":                 func(token string) string { return token },
 	"a line break behind":   func(token string) string { return token + "\n" },
@@ -45,7 +46,7 @@ var surroundings = map[string]func(token string) string{
 	"not UTF-8":             func(token string) string { return "\xff" + token + "\xff" },
 }
 
-func TestFindWithSomethingStuckToIt(t *testing.T) {
+func TestFindYieldsTokensThatTouchOtherText(t *testing.T) {
 	for name, put := range surroundings {
 		text := put(vector)
 		if got := found(text); len(got) != 1 || got[0] != vector {
@@ -54,8 +55,8 @@ func TestFindWithSomethingStuckToIt(t *testing.T) {
 	}
 }
 
-// TestPatternFindsWhatFindFinds: a scanner that knows nothing but the pattern and the
-// checksum comes as far.
+// TestPatternFindsWhatFindFinds: a scanner that knows only the pattern and the checksum finds
+// the same tokens.
 func TestPatternFindsWhatFindFinds(t *testing.T) {
 	pattern := regexp.MustCompile(Pattern)
 	for name, put := range surroundings {
@@ -69,7 +70,7 @@ func TestPatternFindsWhatFindFinds(t *testing.T) {
 	}
 }
 
-func TestFindSeveral(t *testing.T) {
+func TestFindYieldsSeveralTokensInOrder(t *testing.T) {
 	const second = "ab_ksk1_0000000000000000_00000000000000000000000000000000000000000003zFKvH"
 	for _, text := range []string{
 		vector + second, vector + "\n" + second, second[:30] + vector + "," + second + vector[:40],
@@ -79,7 +80,7 @@ func TestFindSeveral(t *testing.T) {
 			t.Errorf("%q: found %q", text, got)
 		}
 	}
-	for token := range Find(vector + second) { // whoever has enough may stop
+	for token := range Find(vector + second) { // the caller may stop early
 		if token.Reveal() != vector {
 			t.Errorf("found %q first", token.Reveal())
 		}
@@ -87,7 +88,7 @@ func TestFindSeveral(t *testing.T) {
 	}
 }
 
-func TestFindNothing(t *testing.T) {
+func TestFindYieldsNothingIfNoTokenIsWhole(t *testing.T) {
 	for name, text := range map[string]string{
 		"empty":           "",
 		"prose":           "the token is in the safe",

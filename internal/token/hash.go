@@ -7,31 +7,33 @@ import (
 	"fmt"
 )
 
-// Scheme names the way a token is hashed at rest. Its number is stored beside
-// each hash, so a number is never used twice. 0 is no scheme.
+// Scheme says how a token is hashed at rest. The number is stored beside each hash, so a
+// number is never reused. 0 is not a scheme.
 type Scheme uint8
 
-// SchemeDigest is that of stores of schema 1: the digest itself. An upgrade turns it into
-// SchemeVerifier; no hash is made or matched by it any more. 2 was kept for a pepper, and
-// is unused.
+// SchemeDigest is the scheme of stores of schema 1: the hash is the digest itself. An upgrade
+// of the store replaces it by SchemeVerifier, and no hash is made or compared with it any
+// more. The number 2 was reserved for a pepper and is unused.
 const SchemeDigest Scheme = 1
 
-// ErrUnknownScheme is returned when a scheme is none that this build can compute.
+// ErrUnknownScheme is returned for a scheme that this build cannot compute.
 var ErrUnknownScheme = errors.New("token: unknown hash scheme")
 
-// domainTag keeps these hashes apart from any other use of SHA-256 on the same
-// text. The zero byte ends it, since no token contains one.
+// domainTag makes these hashes different from those of any other use of SHA-256 on the same
+// text. The zero byte ends the tag, because no token contains one.
 const domainTag = "keysvc token v1\x00"
 
-// Hash is what keysvc stores of a token. The zero value equals nothing.
+// Hash is what keysvc stores of a token. The zero value is equal to no hash.
 type Hash struct {
+	// Scheme says how Sum was computed.
 	Scheme Scheme
-	Sum    [sha256.Size]byte
+	// Sum is the hash.
+	Sum [sha256.Size]byte
 }
 
-// Digest returns SHA-256 over a domain tag and all text before the CRC: what validators
-// send in the token's place. It covers the prefix, the id and the secret, so that a secret
-// is good for one key only. It is a credential towards keysvc: keep it out of logs. The
+// Digest returns SHA-256 over a domain tag and all text before the CRC. Validators send the
+// digest in the token's place. It covers the prefix, the id and the secret, so a secret is
+// good for one key only. The digest is a credential towards keysvc: keep it out of logs. The
 // zero Token has the zero digest. Digest does not allocate.
 func (t Token) Digest() [sha256.Size]byte {
 	if t.IsZero() {
@@ -43,7 +45,7 @@ func (t Token) Digest() [sha256.Size]byte {
 	return sha256.Sum256(input[:length])
 }
 
-// Hash returns the hash of the token that is kept at rest. It does not allocate.
+// Hash returns the hash of the token that is stored. It does not allocate.
 //
 // The error is ErrMalformed for the zero Token and wraps ErrUnknownScheme for
 // a scheme other than SchemeVerifier.
@@ -57,8 +59,8 @@ func (t Token) Hash(scheme Scheme) (Hash, error) {
 	return Hash{Scheme: scheme, Sum: VerifierOf(t.Digest())}, nil
 }
 
-// Equal reports whether both are the same hash, in time that does not depend on
-// either. Where a scheme is 0 the answer is no: two empty records are no match.
+// Equal reports whether both hashes are the same, in a time that depends on neither. It
+// returns false if a scheme is 0, so two empty records do not match.
 func (h Hash) Equal(other Hash) bool {
 	sameSum := subtle.ConstantTimeCompare(h.Sum[:], other.Sum[:])
 	sameScheme := subtle.ConstantTimeByteEq(uint8(h.Scheme), uint8(other.Scheme))

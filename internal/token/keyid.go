@@ -9,16 +9,15 @@ import (
 	"math/big"
 )
 
-// NonceLength is how many bytes the nonce of a key id has.
+// NonceLength is the number of bytes of a key id's nonce.
 const NonceLength = 16
 
-// keyIDTag keeps key ids apart from every other use of SHA-256.
+// keyIDTag makes the hashes of key ids different from those of any other use of SHA-256.
 const keyIDTag = "keysvc key id v1\x00"
 
-// KeyID returns the id of a key of a workspace: 16 base62 digits of a hash over the
-// workspace, with its length in 2 bytes, and the nonce. So the ids of different
-// workspaces have nothing in common, and no id of another workspace can be asked for.
-// workspaceID has at most 65,535 bytes.
+// KeyID returns the id of a key: 16 base62 digits of a hash over the workspace, with its
+// length in 2 bytes, and the nonce. A caller that chooses the nonce therefore cannot choose
+// an id that belongs to another workspace. workspaceID has at most 65,535 bytes.
 func KeyID(workspaceID string, nonce [NonceLength]byte) string {
 	hash := sha256.New()
 	hash.Write([]byte(keyIDTag))
@@ -35,11 +34,11 @@ func KeyID(workspaceID string, nonce [NonceLength]byte) string {
 }
 
 // NewKeyID draws the id of a new key of a workspace. random must be a cryptographic source
-// such as crypto/rand.Reader; the error is its own.
+// such as crypto/rand.Reader. NewKeyID returns an error if random fails or ends early.
 func NewKeyID(workspaceID string, random io.Reader) (string, error) {
 	var nonce [NonceLength]byte
 	if _, err := io.ReadFull(random, nonce[:]); err != nil {
-		if errors.Is(err, io.EOF) { // a caller that reads until io.EOF must not take it for success
+		if errors.Is(err, io.EOF) { // which a caller that reads until io.EOF would take for success
 			err = io.ErrUnexpectedEOF
 		}
 		return "", fmt.Errorf("token: key id: %w", err)

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestKeyIDHasItsVector keeps the derivation: ids of other implementations must be the same.
+// TestKeyIDHasItsVector fixes how ids are computed: other implementations must get the same.
 func TestKeyIDHasItsVector(t *testing.T) {
 	var nonce [NonceLength]byte
 	for index := range nonce {

@@ -5,18 +5,19 @@ import (
 	"strings"
 )
 
-// MaxTextBytes is the longest text that clients take for what may be a token, also one of a
-// newer form; a token has less than a hundred bytes.
+// MaxTextBytes is the max. length, in bytes, of a text that clients send as a token. A token
+// of this version has less than a hundred bytes; the rest is for newer forms.
 const MaxTextBytes = 4096
 
-// anyToken finds all of what may be a token, with whatever is stuck to it.
+// anyToken matches everything that may be a token, with the letters, digits and underscores
+// around it.
 var anyToken = regexp.MustCompile(`[0-9A-Za-z]*_ksk1_[0-9A-Za-z_]*`)
 
-// In says whether text holds what looks like a token, whole or in part.
+// In reports whether text contains something that looks like a token or a part of one.
 func In(text string) bool { return strings.Contains(text, version) }
 
-// Redact takes everything out of text that looks like a token, for text that somebody
-// else wrote and that goes to a log or a person. Text without any comes back as it is.
+// Redact replaces everything in text that looks like a token. It is for text from elsewhere
+// that goes to a log or to a person. Text without a token is returned unchanged.
 func Redact(text string) string {
 	if !In(text) {
 		return text
@@ -24,9 +25,9 @@ func Redact(text string) string {
 	return anyToken.ReplaceAllLiteralString(text, "[redacted token]")
 }
 
-// Shown returns what may be shown of a text that was presented as a token, whatever it
-// is: prefix and id of a well-formed one, and of anything else only that there was
-// something. It is for the types that have to hold such a text as a string.
+// Shown returns what may be shown of a text that was presented as a token: prefix and id of a
+// well-formed token, "[redacted]" for any other text, "[no token]" for "". It is for types
+// that must hold such a text as a string.
 func Shown(text string) string {
 	if text == "" {
 		return noToken

@@ -7,7 +7,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-func TestRedact(t *testing.T) {
+func TestRedactReplacesWhatLooksLikeAToken(t *testing.T) {
 	const whole = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg19xh1J"
 	for text, want := range map[string]string{
 		"":                                      "",
@@ -26,7 +26,7 @@ func TestRedact(t *testing.T) {
 	}
 }
 
-func TestShown(t *testing.T) {
+func TestShownHasPrefixAndIDOnly(t *testing.T) {
 	const whole = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg19xh1J"
 	for text, want := range map[string]string{
 		"":                   "[no token]",

@@ -1,13 +1,13 @@
-// Package token is the format of keysvc's API tokens: how one is made, read,
-// hashed, and kept out of logs.
+// Package token is the format of keysvc's API tokens: how a token is made, parsed, hashed,
+// and kept out of logs.
 //
 // A token is
 //
 //	<prefix> _ ksk1 _ <id: 16 base62> _ <secret: 43 base62><crc: 6 base62>
 //
 // Base62 is 0-9A-Za-z, most significant digit first. The CRC-32 (IEEE 802.3)
-// covers everything before it. It refuses typing mistakes and truncations
-// without a look-up and is no security control: anyone can compute it.
+// covers everything before it. It finds typing mistakes and truncations without a
+// look-up. It is not a security control: anyone can compute it.
 package token
 
 import (
@@ -20,19 +20,19 @@ import (
 	"unsafe"
 )
 
-// Pattern is the regular expression (RE2 syntax) that finds the tokens of every
-// keysvc installation in a larger text, for secret scanners: also where something is
-// stuck to them, as in TOKEN_scribe_ksk1_… and token%3Dscribe_ksk1_….
+// Pattern is a regular expression (RE2 syntax) for secret scanners. It finds the tokens of
+// every keysvc installation in a larger text, also where other text touches them, as in
+// TOKEN_scribe_ksk1_… and token%3Dscribe_ksk1_….
 //
-// What it matches is a token, or one with letters and digits stuck to its front, or
-// none: the checksum says which, and where the token begins. Find does all that.
+// A match is a token, or a token with letters and digits before it, or not a token. The
+// checksum tells these apart, and where the token begins. Find checks it.
 const Pattern = `[a-z][a-z0-9]{1,11}_ksk1_[0-9A-Za-z]{16}_[0-9A-Za-z]{49}`
 
-// ErrMalformed is returned for a text that is not a token. It is always this
-// very value and tells nothing of the text, which may be most of a real token.
+// ErrMalformed is returned for a text that is not a token. It is never wrapped, and never
+// contains any of the text, which may be most of a real token.
 var ErrMalformed = errors.New("token: malformed: want <prefix>_ksk1_<16 base62 characters>_<49 base62 characters> with a matching checksum")
 
-// Sizes of the parts, in bytes, which are also characters: a token is ASCII.
+// Sizes of the parts, in bytes. A token is ASCII, so a byte is a character.
 const (
 	minPrefixLength = 2
 	maxPrefixLength = 12
@@ -42,7 +42,7 @@ const (
 
 	version = "_ksk1_" // with the separators on both sides
 
-	// tailLength is what follows the prefix and is the same for every token.
+	// tailLength is the length of everything after the prefix. It is the same for all tokens.
 	tailLength = len(version) + idLength + len("_") + secretLength + checksumLength
 
 	minLength = minPrefixLength + tailLength
@@ -54,33 +54,29 @@ const (
 	redacted = "_[redacted]"
 )
 
-// Token is a well-formed plaintext token, or nothing (the zero value). Only
-// Parse and New make one that is not zero.
+// Token is a well-formed plaintext token; the zero value is no token. Only Parse and New
+// return a Token that is not zero.
 //
-// However it is printed, marshalled or logged, it shows as
-// "scribe_ksk1_9fQ2mXc7Lr0TzB4w_[redacted]", the zero value as "[no token]".
-// Reveal is the one way to the plaintext.
+// A Token is printed, marshalled and logged as "scribe_ksk1_9fQ2mXc7Lr0TzB4w_[redacted]", the
+// zero value as "[no token]". Only Reveal returns the plaintext.
 //
-// The text is held as a pointer to its first byte and a length, not as a
-// string: fmt cannot call methods of an unexported field in somebody else's
-// struct and prints what it finds there, and for this it finds an address and
-// a number.
+// The text is held as a pointer to its first byte and a length, not as a string. The reason:
+// fmt cannot call methods of an unexported field of another package's struct, and prints what
+// the field holds. Of a Token it then prints an address and a number.
 //
-// A Token cannot be compared with ==; compare hashes, with Hash.Equal. For the
-// same reason as above reflect.DeepEqual sees only the first byte and the
-// length, and must not be used.
+// A Token cannot be compared with ==; compare hashes, with Hash.Equal. Do not use
+// reflect.DeepEqual: it compares only the first byte and the length.
 type Token struct {
-	_ [0]func() // incomparable: == on a secret is not constant time
+	_ [0]func() // makes == an error of the compiler: on a secret it is not constant time
 
 	text   *byte // from unsafe.StringData, so never written to; keeps the string alive
 	length int   // in bytes; 0, or minLength to maxLength
 }
 
-// Parse reads a token. The text must be the token alone: no space, no
-// "Bearer ". Anything else is ErrMalformed. It does not allocate, and the Token
-// goes on referring to text.
+// Parse reads a token. The text must be the token alone, without spaces or "Bearer "; for any
+// other text the error is ErrMalformed. Parse does not allocate: the Token refers to text.
 //
-// That a token parses says nothing of whether it is valid.
+// A token that can be parsed may still be unknown, expired or revoked.
 func Parse(text string) (Token, error) {
 	if len(text) < minLength || len(text) > maxLength {
 		return Token{}, ErrMalformed
@@ -95,8 +91,8 @@ func Parse(text string) (Token, error) {
 		return Token{}, ErrMalformed
 	}
 
-	// Digits are compared, not numbers, so that a checksum has one spelling
-	// and six digits beyond 32 bits never match.
+	// Digits are compared, not numbers: so a checksum has one spelling, and six digits that
+	// stand for more than 32 bits never match.
 	covered, written := text[:len(text)-checksumLength], text[len(text)-checksumLength:]
 	want := checksum(covered)
 	if written != string(want[:]) {
@@ -105,10 +101,10 @@ func Parse(text string) (Token, error) {
 	return fromText(text), nil
 }
 
-// New makes a token with the given prefix and id and a new secret of 43 base62
-// digits (256 bits) drawn from random, which must be a cryptographic source
-// such as crypto/rand.Reader. It returns an error if ValidPrefix or ValidID
-// refuse their argument, or if random fails or gives too little.
+// New makes a token with the given prefix and id and a new secret of 43 base62 digits (256
+// bits). The secret is drawn from random, which must be a cryptographic source such as
+// crypto/rand.Reader. New returns an error if the prefix or the id is not valid (see
+// ValidPrefix and ValidID), or if random fails or ends early.
 func New(prefix, id string, random io.Reader) (Token, error) {
 	if !ValidPrefix(prefix) {
 		return Token{}, errors.New("token: prefix: malformed: want 2 to 12 characters of a-z and 0-9, the first a letter")
@@ -131,7 +127,7 @@ func New(prefix, id string, random io.Reader) (Token, error) {
 
 // NewID draws the public id of a key, 16 base62 digits (95 bits), from random,
 // which must be a cryptographic source such as crypto/rand.Reader. It returns
-// an error if random fails or gives too little.
+// an error if random fails or ends early.
 func NewID(random io.Reader) (string, error) {
 	id, err := appendRandomBase62(make([]byte, 0, idLength), idLength, random)
 	if err != nil {
@@ -140,8 +136,8 @@ func NewID(random io.Reader) (string, error) {
 	return string(id), nil
 }
 
-// ValidPrefix reports whether text can be the prefix of a token:
-// [a-z][a-z0-9]{1,11}. It never contains '_', which ends it.
+// ValidPrefix reports whether text can be the prefix of a token: [a-z][a-z0-9]{1,11}. A
+// prefix has no '_', because '_' ends it.
 func ValidPrefix(text string) bool {
 	if len(text) < minPrefixLength || len(text) > maxPrefixLength {
 		return false
@@ -161,9 +157,9 @@ func ValidID(text string) bool {
 	return len(text) == idLength && allBase62(text)
 }
 
-// Prefix returns the part before "_ksk1_", or "" for the zero Token.
-// Clone the string (strings.Clone) if it outlives the request: it shares the
-// memory of the token and would keep the secret there.
+// Prefix returns the part before "_ksk1_", or "" for the zero Token. Clone the string
+// (strings.Clone) if it outlives the call: it shares the memory of the token, and would keep
+// the secret in memory.
 func (t Token) Prefix() string {
 	if t.IsZero() {
 		return ""
@@ -172,7 +168,7 @@ func (t Token) Prefix() string {
 }
 
 // ID returns the public id of the key, which may be logged, or "" for the zero
-// Token. Clone the string if it outlives the request, as for Prefix.
+// Token. Clone the string if it outlives the call, as for Prefix.
 func (t Token) ID() string {
 	if t.IsZero() {
 		return ""
@@ -181,9 +177,8 @@ func (t Token) ID() string {
 	return t.plaintext()[start : start+idLength]
 }
 
-// Reveal returns the plaintext, or "" for the zero Token. It is the one way to
-// it: call it only to hand the token to its owner or to send it to a server,
-// never for a log, an error or a store.
+// Reveal returns the plaintext, or "" for the zero Token. Call it only to give the token to
+// its owner or to send it to a server, never for a log, an error or a store.
 func (t Token) Reveal() string { return t.plaintext() }
 
 // IsZero reports whether t holds no token.
@@ -197,23 +192,22 @@ func (t Token) String() string {
 	return t.plaintext()[:t.length-tailLength+len(version)+idLength] + redacted
 }
 
-// GoString is String: %#v shows no more than %v.
+// GoString returns String, so %#v shows no more than %v.
 func (t Token) GoString() string { return t.String() }
 
-// Format writes String for every verb and flag, so that %x or %d do not get
-// past the redaction. It implements fmt.Formatter.
+// Format writes String for every verb and flag, so %x and %d are redacted too. It implements
+// fmt.Formatter.
 func (t Token) Format(state fmt.State, _ rune) {
-	// fmt.State keeps what is written in memory and has no error to give.
+	// fmt.State writes to memory, which cannot fail.
 	_, _ = io.WriteString(state, t.String())
 }
 
-// MarshalText returns String; the error is always nil. There is no way back:
-// a Token cannot be unmarshalled.
+// MarshalText returns String; the error is always nil. A Token cannot be unmarshalled.
 func (t Token) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
 // MarshalJSON returns String as a JSON string; the error is always nil.
 func (t Token) MarshalJSON() ([]byte, error) {
-	// All characters are printable ASCII, for which Go and JSON quote alike.
+	// All characters are printable ASCII, which Go and JSON quote in the same way.
 	return strconv.AppendQuote(nil, t.String()), nil
 }
 
@@ -226,13 +220,13 @@ func fromText(text string) Token {
 
 func (t Token) plaintext() string { return unsafe.String(t.text, t.length) } //nolint:gosec // G103: the text is never written to; see Token
 
-// covered is what checksum and hash are computed over. t must not be zero.
+// covered returns the text that checksum and digest are computed over. t must not be zero.
 func (t Token) covered() string { return t.plaintext()[:t.length-checksumLength] }
 
 // checksum returns the CRC-32 of text as base62 digits with leading zeros.
 func checksum(text string) [checksumLength]byte {
-	// A []byte(text) would be copied to the heap, as crc32 calls through a
-	// function variable. It only reads, so the string's own bytes will do.
+	// []byte(text) would be copied to the heap, because crc32 calls a function variable.
+	// crc32 only reads, so it gets the bytes of the string itself.
 	sum := crc32.ChecksumIEEE(unsafe.Slice(unsafe.StringData(text), len(text))) //nolint:gosec // G103: the text is never written to; see Token
 	var digits [checksumLength]byte
 	for i := range digits {

@@ -22,7 +22,7 @@ import (
 	"unicode"
 )
 
-// The test vector of the ADR; the sums were computed apart from this code.
+// The test vector of the ADR. The sums were computed with other code than this.
 const (
 	vectorPrefix   = "scribe"
 	vectorID       = "9fQ2mXc7Lr0TzB4w"
@@ -35,7 +35,7 @@ const (
 	vectorShown    = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_[redacted]"
 )
 
-// referenceChecksum is written unlike checksum on purpose.
+// referenceChecksum computes the same as checksum in another way.
 func referenceChecksum(text string) string {
 	digits := new(big.Int).SetUint64(uint64(crc32.ChecksumIEEE([]byte(text)))).Text(62)
 	digits = strings.Map(func(r rune) rune { // big.Int has a-z before A-Z
@@ -69,7 +69,7 @@ func mustNew(t testing.TB) Token {
 	return made
 }
 
-func TestParseAccepts(t *testing.T) {
+func TestParseAcceptsWellFormedTokens(t *testing.T) {
 	for _, test := range []struct{ name, text, prefix, id string }{
 		{"vector", vector, vectorPrefix, vectorID},
 		{"shortest prefix", "ab_ksk1_0000000000000000_00000000000000000000000000000000000000000003zFKvH", "ab", strings.Repeat("0", 16)},
@@ -85,8 +85,8 @@ func TestParseAccepts(t *testing.T) {
 	}
 }
 
-func TestParseRefuses(t *testing.T) {
-	// repaired gets a matching checksum, so that only the mistake is at fault.
+func TestParseRefusesMalformedTexts(t *testing.T) {
+	// repaired adds a matching checksum, so that the text is refused for its mistake only.
 	repaired := func(body string) string { return body + referenceChecksum(body) }
 	if _, err := Parse(repaired(vectorBody)); err != nil {
 		t.Fatalf("the helper itself is wrong: %v", err)
@@ -172,7 +172,7 @@ func TestParseRefusesEveryTruncationGapAndSwap(t *testing.T) {
 	}
 }
 
-func TestVector(t *testing.T) {
+func TestTokenHasItsVector(t *testing.T) {
 	made, err := New(vectorPrefix, vectorID, strings.NewReader(digitBytes(vectorSecret)))
 	if err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func digitBytes(digits string) string {
 	return drawn.String()
 }
 
-func TestNew(t *testing.T) {
+func TestNewMakesTokensThatParse(t *testing.T) {
 	pattern := regexp.MustCompile(Pattern)
 	seen := map[string]bool{}
 	for range 1000 {
@@ -230,7 +230,7 @@ func TestNew(t *testing.T) {
 	}
 }
 
-func TestNewRefuses(t *testing.T) {
+func TestNewRefusesBadPartsAndSources(t *testing.T) {
 	broken := errors.New("no entropy")
 	for _, test := range []struct {
 		name, prefix, id string
@@ -262,13 +262,13 @@ func TestNewRefuses(t *testing.T) {
 			t.Errorf("NewID: got %q, %v", id, err)
 		}
 	}
-	// One byte at a time is slow, not short.
+	// A source that gives one byte at a time is slow, but not short.
 	if _, err := New(vectorPrefix, vectorID, iotest.OneByteReader(rand.Reader)); err != nil {
 		t.Error(err)
 	}
 }
 
-// stuck is a source that gives nothing but bytes to throw away.
+// stuck is a source whose bytes are all discarded.
 type stuck struct{}
 
 func (stuck) Read(p []byte) (int, error) {
@@ -278,7 +278,7 @@ func (stuck) Read(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func TestValidID(t *testing.T) {
+func TestValidIDAcceptsOnly16Base62Digits(t *testing.T) {
 	for text, want := range map[string]bool{
 		vectorID: true, strings.Repeat("0", 16): true, strings.Repeat("z", 16): true,
 		"": false, vectorID[1:]: false, vectorID + "0": false,
@@ -292,7 +292,7 @@ func TestValidID(t *testing.T) {
 	}
 }
 
-func TestValidPrefix(t *testing.T) {
+func TestValidPrefixAcceptsOnlyItsForm(t *testing.T) {
 	for text, want := range map[string]bool{
 		"ab": true, "a1": true, "scribe": true, "abcdefghijkl": true,
 		"": false, "a": false, "abcdefghijklm": false, "1a": false, "aB": false,
@@ -304,15 +304,15 @@ func TestValidPrefix(t *testing.T) {
 	}
 }
 
-// TestEachByteGivesItsDigit shows without chance that sampling is fair: every
-// digit comes from 4 of the 256 bytes, and the last 8 are thrown away.
+// TestEachByteGivesItsDigit shows, without randomness, that sampling is fair: each digit
+// comes from 4 of the 256 bytes, and the last 8 bytes are discarded.
 func TestEachByteGivesItsDigit(t *testing.T) {
 	count := map[byte]int{}
 	for b := range 256 {
 		digits, err := appendRandomBase62(nil, 1, bytes.NewReader([]byte{byte(b)}))
 		if b >= 248 {
 			if err == nil {
-				t.Errorf("byte %d was not thrown away", b)
+				t.Errorf("byte %d was not discarded", b)
 			}
 			continue
 		}
@@ -328,8 +328,8 @@ func TestEachByteGivesItsDigit(t *testing.T) {
 	}
 }
 
-// TestSamplingIsFair would give a false alarm once in more than 10^9 runs: with
-// 61 degrees of freedom that is where chi-square passes 153.
+// TestSamplingIsFair gives a false alarm less than once in 10^9 runs: with 61 degrees of
+// freedom, chi-square exceeds 153 that rarely.
 func TestSamplingIsFair(t *testing.T) {
 	const draws, threshold = 20_000, 170
 	fair, biased := map[byte]int{}, map[byte]int{}
@@ -365,7 +365,7 @@ func chiSquare(count map[byte]int) float64 {
 	return sum
 }
 
-func TestHash(t *testing.T) {
+func TestHashHashesWithKnownSchemesOnly(t *testing.T) {
 	one := mustParse(t, vector)
 	hash, _ := one.Hash(SchemeVerifier)
 	for _, scheme := range []Scheme{0, 2, 255} {
@@ -388,7 +388,7 @@ func TestHash(t *testing.T) {
 	}
 }
 
-func TestHashEqual(t *testing.T) {
+func TestEqualComparesSchemeAndSum(t *testing.T) {
 	sum := sha256.Sum256([]byte("a"))
 	lastBit := sum
 	lastBit[31] ^= 1
@@ -414,7 +414,7 @@ func TestHashEqual(t *testing.T) {
 	}
 }
 
-func TestRedaction(t *testing.T) {
+func TestTokenIsPrintedMarshalledAndLoggedRedacted(t *testing.T) {
 	type nested struct {
 		Name  string
 		inner Token
@@ -432,7 +432,7 @@ func TestRedaction(t *testing.T) {
 	}
 	for _, flag := range flags {
 		direct := fmt.Sprintf(flag, made)
-		// fmt answers %T and %p by itself, without asking the type.
+		// fmt formats %T and %p itself, without calling the type.
 		if last := flag[len(flag)-1]; last != 'T' && last != 'p' && direct != shown {
 			t.Errorf("%s: got %q, want %q", flag, direct, shown)
 		}
@@ -475,8 +475,8 @@ func TestRedaction(t *testing.T) {
 	assertNoLeak(t, "json nested", made, mustJSON(t, nested{"n", made}))
 }
 
-// assertNoLeak looks for any 8 characters of the secret, in the shapes that fmt
-// gives to strings and bytes.
+// assertNoLeak searches for any 8 characters of the secret, in the forms in which fmt prints
+// strings and bytes.
 func assertNoLeak(t *testing.T, where string, secret Token, output string) {
 	t.Helper()
 	if found := leak(secret, output); found != "" {
@@ -500,7 +500,7 @@ func leak(secret Token, output string) string {
 	return ""
 }
 
-func TestLeakNoticesALeak(t *testing.T) {
+func TestAssertNoLeakNoticesALeak(t *testing.T) {
 	made := mustNew(t)
 	type careless struct{ text string }
 	for _, output := range []string{
@@ -513,7 +513,7 @@ func TestLeakNoticesALeak(t *testing.T) {
 	}
 }
 
-func TestZeroToken(t *testing.T) {
+func TestZeroTokenIsNoToken(t *testing.T) {
 	var zero Token
 	if !zero.IsZero() || zero.Reveal() != "" || zero.ID() != "" || zero.Prefix() != "" {
 		t.Error("the zero value is not empty")
@@ -531,7 +531,7 @@ func TestTokenIsIncomparable(t *testing.T) {
 	}
 }
 
-func TestNoAllocations(t *testing.T) {
+func TestParseAndHashDoNotAllocate(t *testing.T) {
 	text := strings.Clone(vector)
 	parsed := mustParse(t, text)
 	stored, _ := parsed.Hash(SchemeVerifier)
@@ -579,7 +579,7 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 		check(text)
-		// Chance does not find checksums, so help it past this point.
+		// The fuzzer does not find matching checksums, so the text gets one.
 		if len(text) >= 6 {
 			check(text[:len(text)-6] + referenceChecksum(text[:len(text)-6]))
 		}

@@ -2,15 +2,16 @@ package token
 
 import "crypto/sha256"
 
-// SchemeVerifier is the verifier of the token's digest: SHA-256 of a domain tag and the
-// digest. A slow password hash would add nothing: a secret of 256 bits cannot be guessed.
-// The digest, which validators send in the token's place, cannot be found from it.
+// SchemeVerifier is the scheme of new hashes. The hash is the verifier of the token's digest:
+// SHA-256 of a domain tag and the digest. A slow password hash would add nothing, because a
+// secret of 256 bits cannot be guessed. The digest, which validators send in the token's
+// place, cannot be computed from the verifier.
 const SchemeVerifier Scheme = 3
 
-// verifierTag keeps verifiers apart from every other use of SHA-256.
+// verifierTag makes verifiers different from the hashes of any other use of SHA-256.
 const verifierTag = "keysvc verifier v1\x00"
 
-// VerifierOf returns the verifier of a digest: what is stored of a token.
+// VerifierOf returns the verifier of a digest, which is what the store has of a token.
 func VerifierOf(digest [32]byte) [32]byte {
 	var input [len(verifierTag) + sha256.Size]byte
 	copy(input[copy(input[:], verifierTag):], digest[:])

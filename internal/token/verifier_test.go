@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestVerifierVector(t *testing.T) {
+func TestVerifierHasItsVector(t *testing.T) {
 	digest, err := hex.DecodeString("da764224824550e5d2d791a060cabb138be6942bf526f791d73995e456547a7e")
 	if err != nil {
 		t.Fatal(err)
