@@ -102,7 +102,7 @@ func (v *Validator) Reached(revision int64) bool { return v.projection.Revision(
 // Validate decides on a token. Whatever is wrong with the token is in the answer. An error is
 // about the question or the service: *problem.Error, that of the store, or the context's.
 func (v *Validator) Validate(ctx context.Context, question Question) (Answer, error) {
-	// 1. Wait for the revision that the caller demands. It is only a min revision: step 2 still
+	// 1. Wait for the revision that the caller demands. That is a lower bound, and step 2 still
 	// has to follow.
 	if question.MinRevision != 0 {
 		if err := v.wait(ctx, question); err != nil {
