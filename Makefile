@@ -54,15 +54,15 @@ soak:
 # Several managers over one store, with faults between them: more schedules than the
 # tests play, and 64 callers with 100,000 calls.
 several:
-	go test ./internal/keys -run '^TestSeveralManagers$$' -several.runs 5000 -timeout 0
+	go test ./internal/keys -run '^TestSeveralManagersReflectEachOthersChanges$$' -several.runs 5000 -timeout 0
 	go test ./internal/storage/boltstore -run '^TestSeveralManagersOfFailingFile$$' -several.runs 1000 -timeout 0
-	go test ./internal/keys -run '^TestManyCallers$$' -several.calls 100000 -timeout 0
+	go test ./internal/keys -run '^TestManyCallersSeeOneHistory$$' -several.calls 100000 -timeout 0
 
-# Takes one rule after the other out of the product; the tests with several managers must
-# miss each. MUTANTS is a regular expression of their names.
+# Takes one rule after the other out of the product. For each of them, a test with several
+# managers or the model test must fail. MUTANTS is a regular expression of their names.
 MUTANTS ?= .
 mutants:
-	go test ./internal/keys -run '^TestMutants$$' -mutants '$(MUTANTS)' -timeout 0 -v
+	go test ./internal/keys -run '^TestEveryMutantIsNoticed$$' -mutants '$(MUTANTS)' -timeout 0 -v
 
 # What a validation costs beside an empty call, and beside the binary BENCH_BEFORE, in
 # less than two minutes. It prints figures and judges none.

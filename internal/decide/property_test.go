@@ -187,7 +187,7 @@ func checkProperties(t testing.TB, random *rand.Rand, s *situation, secrets []to
 	return want
 }
 
-func TestDecideAsTheRulesSay(t *testing.T) {
+func TestRandomSituationsAreDecidedAsTheRulesSay(t *testing.T) {
 	u := newUniverse(t)
 	rounds := 100_000
 	if testing.Short() {

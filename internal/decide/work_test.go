@@ -8,9 +8,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// TestOnlyTheVerifierSchemeMatches: match hashes the token once, before it looks at what is
-// stored, so a miss does the work of a hit; the sum of the right hash under any other scheme
-// is no match.
+// TestOnlyTheVerifierSchemeMatches: match hashes the token once, before it looks at the stored
+// hashes, so a miss does the work of a hit. The right sum under another scheme does not match.
 func TestOnlyTheVerifierSchemeMatches(t *testing.T) {
 	presented, err := token.New("scribe", "9fQ2mXc7Lr0TzB4w", rand.Reader)
 	if err != nil {
