@@ -98,7 +98,7 @@ func (s *situation) decide() (decision decide.Decision, reason decide.Reason, ke
 type fault struct {
 	name   string
 	reason decide.Reason
-	// told says that the key's id may be told.
+	// told is set if the answer has the key's id.
 	told  bool
 	apply func(*testing.T, *situation)
 }
@@ -181,7 +181,7 @@ var faults = []fault{
 	}},
 }
 
-// edit changes the key unless another fault took it away.
+// edit returns a fault that changes the key, if another fault has not removed it.
 func (s *situation) edit(change func(*decide.Key)) {
 	if s.subject.Key != nil {
 		change(s.subject.Key)
@@ -446,7 +446,7 @@ func TestOnlyStoredSecretsOfAKnownSchemeMatch(t *testing.T) {
 		s.presented = older
 		check(t, &s, decide.KeyInvalid)
 	})
-	t.Run("none in the second place", func(t *testing.T) {
+	t.Run("no older secret", func(t *testing.T) {
 		s, older := allowed(t)
 		s.subject.Key.Secrets[1] = decide.Secret{End: at(time.Hour)}
 		check(t, &s, decide.NoReason)
@@ -498,7 +498,7 @@ func TestOtherWorkspacesKeyIsInvalid(t *testing.T) {
 			if _, reason, _ := s.decide(); reason != test.reason {
 				t.Errorf("got reason %d, want %d", reason, test.reason)
 			}
-			// A grant that was kept is asked about workspaces, too.
+			// Authorize checks the workspace again, because a near-cache keeps the grant.
 			s.expected = ""
 			grant, _ := decide.Authenticate(s.presented, s.subject, "", s.now)
 			if _, reason := decide.Authorize(&grant, test.expected, s.requirement, s.address, s.now); reason != test.reason {

@@ -20,12 +20,12 @@ func TestOnlyTheVerifierSchemeMatches(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, scheme := range []token.Scheme{decoy.Secrets[0].Hash.Scheme, token.SchemeDigest, 2, token.SchemeVerifier, 77, 255} {
-		for place := range 2 {
+		for index := range 2 {
 			var key Key
-			key.Secrets[place] = Secret{Hash: token.Hash{Scheme: scheme, Sum: right.Sum}, End: math.MaxInt64}
+			key.Secrets[index] = Secret{Hash: token.Hash{Scheme: scheme, Sum: right.Sum}, End: math.MaxInt64}
 			newest, older := match(presented, &key, 0)
 			if want := scheme == token.SchemeVerifier; (newest || older) != want {
-				t.Errorf("scheme %d, secret %d: matches: %t, want %t", scheme, place, newest || older, want)
+				t.Errorf("scheme %d, secret %d: matches: %t, want %t", scheme, index, newest || older, want)
 			}
 		}
 	}
