@@ -181,7 +181,7 @@ var faults = []fault{
 	}},
 }
 
-// edit returns a fault that changes the key, if another fault has not removed it.
+// edit changes the key if no other fault has removed it.
 func (s *situation) edit(change func(*decide.Key)) {
 	if s.subject.Key != nil {
 		change(s.subject.Key)
