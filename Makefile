@@ -70,15 +70,15 @@ soak:
 # Several managers over one store, with faults between them: more schedules than `make test`
 # runs, and 64 callers with 100,000 calls.
 several:
-	go test ./internal/keys -run '^TestSeveralManagers$$' -several.runs 5000 -timeout 0
+	go test ./internal/keys -run '^TestSeveralManagersReflectEachOthersChanges$$' -several.runs 5000 -timeout 0
 	go test ./internal/storage/boltstore -run '^TestSeveralManagersOfFailingFile$$' -several.runs 1000 -timeout 0
-	go test ./internal/keys -run '^TestManyCallers$$' -several.calls 100000 -timeout 0
+	go test ./internal/keys -run '^TestManyCallersSeeOneHistory$$' -several.calls 100000 -timeout 0
 
-# Takes one rule after the other out of the product. The tests with several managers must
-# notice that it is missing. MUTANTS is a regular expression for the names of the rules.
+# Takes one rule after the other out of the product. For each of them, a test with several
+# managers or the model test must fail. MUTANTS is a regular expression for the rules' names.
 MUTANTS ?= .
 mutants:
-	go test ./internal/keys -run '^TestMutants$$' -mutants '$(MUTANTS)' -timeout 0 -v
+	go test ./internal/keys -run '^TestEveryMutantIsNoticed$$' -mutants '$(MUTANTS)' -timeout 0 -v
 
 # Compares the cost of a validation with an empty call and with the binary BENCH_BEFORE, in less
 # than two minutes. Prints figures, and never fails because of a figure.

@@ -1,10 +1,10 @@
-// Package decide holds the two pure functions that say who a token acts as and
-// what it may do: Authenticate and Authorize. The server runs both; a near-cache
-// runs the second on a grant that it kept.
+// Package decide holds two pure functions: Authenticate decides who a token acts as,
+// and Authorize what the token may do. The server runs both; a near-cache runs
+// Authorize on a grant that it kept.
 //
 // The package owns its input types and touches nothing else: no clock, no store,
-// no lock. Whoever calls it has looked everything up at one revision. Every zero
-// value here ends in a refusal.
+// no lock. The caller has looked up all of the input at one revision. Every zero
+// value is refused.
 package decide
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// Decision says whether a request may pass. Only Allowed says yes; the zero value
+// Decision says whether a request may pass. Only Allowed lets it pass; the zero value
 // does not.
 type Decision uint8
 
@@ -58,8 +58,8 @@ const (
 	ScopeBeyondRole Reason = 7
 )
 
-// Decision returns the refusal that the reason stands for. NoReason stands for
-// none: it gives Unspecified, which is not a yes.
+// Decision returns the refusal that belongs to the reason. For NoReason it returns
+// Unspecified, which lets nothing pass.
 func (r Reason) Decision() Decision {
 	switch r {
 	case KeyInvalid, KeyRevoked, KeyExpired, MemberInactive:
@@ -81,7 +81,7 @@ func NewScopes(names ...string) Scopes {
 	return slices.Compact(set)
 }
 
-// Contains says whether name is in the set.
+// Contains reports whether name is in the set.
 func (s Scopes) Contains(name string) bool {
 	_, found := slices.BinarySearch(s, name)
 	return found
@@ -123,7 +123,8 @@ type Secret struct {
 type Key struct {
 	// ID is the key's public identifier.
 	ID string
-	// Workspace and Member are whom the key belongs to and acts as.
+	// Workspace and Member are the ids of the workspace that the key belongs to and of
+	// the member that it acts as.
 	Workspace, Member string
 	// WorkspaceIncarnation and MemberIncarnation are those of the workspace and the
 	// member when the key was created.
@@ -132,7 +133,7 @@ type Key struct {
 	Scopes Scopes
 	// AllowedPrefixes limit the client address; none means no limit.
 	AllowedPrefixes []netip.Prefix
-	// Revoked says that the key was revoked.
+	// Revoked is set if the key was revoked.
 	Revoked bool
 	// ExpireTime is the newest secret's, in Unix nanoseconds.
 	ExpireTime int64
@@ -148,9 +149,9 @@ type Member struct {
 	WorkspaceIncarnation string
 	// Role is the name of the member's role.
 	Role string
-	// Active says that the member is neither suspended nor removed.
+	// Active is set if the member is neither suspended nor removed.
 	Active bool
-	// Removed says that the member was removed.
+	// Removed is set if the member was removed.
 	Removed bool
 }
 
@@ -158,40 +159,40 @@ type Member struct {
 type Workspace struct {
 	// Incarnation tells this workspace from a removed one with the same id.
 	Incarnation string
-	// Removed says that the workspace was removed.
+	// Removed is set if the workspace was removed.
 	Removed bool
 }
 
 // Subject is everything that is known, at one revision, about the key that a
 // token names. What is not known is nil.
 type Subject struct {
-	// Key is the one with the token's id.
+	// Key is the key with the token's id.
 	Key *Key
 	// Member is the key's.
 	Member *Member
 	// Workspace is the key's.
 	Workspace *Workspace
-	// RoleScopes are what the member's role may do now, all wildcards expanded. A
-	// role that the policy does not have may do nothing.
+	// RoleScopes are the scopes of the member's role now, with all wildcards expanded. A
+	// role that the policy does not have has none.
 	RoleScopes Scopes
 }
 
 // Principal is who a valid token acts as.
 type Principal struct {
-	// KeyID, WorkspaceID, MemberID and Role are what the names say; Role is the
-	// member's now.
+	// KeyID, WorkspaceID and MemberID are those of the key. Role is the member's role
+	// now.
 	KeyID, WorkspaceID, MemberID, Role string
 }
 
-// Grant is what authenticating a token yields, and what a near-cache may keep. The
-// zero Grant has stopped holding.
+// Grant is what Authenticate returns for a valid token, and what a near-cache may keep.
+// The zero Grant has expired.
 type Grant struct {
 	// Principal is who the token acts as.
 	Principal Principal
 	// Granted are the scopes of the key.
 	Granted Scopes
-	// Role are the scopes of the member's role. A near-cache, which knows only the
-	// effective scopes, has them in both fields.
+	// Role are the scopes of the member's role. A near-cache knows the effective scopes
+	// only, and has them in both fields.
 	Role Scopes
 	// AllowedPrefixes limit the client address; none means no limit.
 	AllowedPrefixes []netip.Prefix
@@ -211,32 +212,36 @@ type Requirement struct {
 	IdentityOnly bool
 }
 
-// decoy stands in for a key that is not there, so that a miss costs what a hit
-// does. Its hashes are zero and match nothing.
+// decoy is compared in place of a key that does not exist, so that an unknown id takes as
+// long as a known one. Its hashes are zero and match nothing.
 var decoy Key
 
-// Authenticate says who presented the token, or why nobody did. The order of the
-// checks is part of the contract: until a secret matched and the workspace agreed,
-// the only reason is KeyInvalid, so that unknown, wrong and foreign tokens look
-// alike.
+// Authenticate decides who a token acts as, or why it acts as nobody. The order of the
+// checks is part of the contract: until a secret has matched and the workspace is the
+// expected one, the only reason is KeyInvalid, so that unknown, wrong and foreign
+// tokens look alike.
 //
 // expectedWorkspace is the workspace of the resource that is asked for; empty means
-// any. On success the reason is NoReason and the grant is set; otherwise the grant
-// is zero. The principal's KeyID is set in any case once it may be told, also
-// where the rest is not.
+// any. With NoReason the whole grant is set. With KeyInvalid the grant is zero. With any
+// other reason, only the KeyID of the grant's principal is set.
 func Authenticate(presented token.Token, subject Subject, expectedWorkspace string, now time.Time) (Grant, Reason) {
 	nanoseconds := unixNano(now)
 	key := subject.Key
 	if key == nil {
 		key = &decoy
 	}
+	// 1. The secret comes first, because an outsider must learn nothing about a key without
+	// it.
 	newest, older := match(presented, key, nanoseconds)
 	if !newest && !older {
 		return Grant{}, KeyInvalid
 	}
+	// 2. The workspace comes second, because one tenant's service must not learn the state of
+	// another tenant's key.
 	if expectedWorkspace != "" && expectedWorkspace != key.Workspace {
 		return Grant{}, KeyInvalid
 	}
+	// 3. What is final comes before what can be undone: revoked, expired, suspended.
 	refused := Grant{Principal: Principal{KeyID: key.ID}}
 	workspace, member := subject.Workspace, subject.Member
 	switch {
@@ -251,6 +256,7 @@ func Authenticate(presented token.Token, subject Subject, expectedWorkspace stri
 	case !member.Active:
 		return refused, MemberInactive
 	}
+	// 4. An older secret stops to match when its overlap ends.
 	holdsUntil := key.ExpireTime
 	if !newest {
 		holdsUntil = min(holdsUntil, key.Secrets[1].End)
@@ -269,21 +275,22 @@ func Authenticate(presented token.Token, subject Subject, expectedWorkspace stri
 	}, NoReason
 }
 
-// match says whether the token holds the newest secret of the key, or an older one
-// that still counts. Both are compared, whichever matches. The newest one counts
-// even when it has expired, so that the answer can be KeyExpired.
+// match reports whether the token holds the newest secret of the key, or an older one
+// that has not ended. It always compares both, so that the time it takes does not depend
+// on which one matches. The newest secret matches even when it has expired, so that the
+// reason can be KeyExpired.
 func match(presented token.Token, key *Key, now int64) (newest, older bool) {
 	first, second := &key.Secrets[0], &key.Secrets[1]
-	// One hash, whatever schemes are stored: it equals nothing that has another scheme. The
-	// zero Token has the zero Hash, which equals nothing.
+	// One hash is enough for all stored schemes: it does not equal a hash of another scheme.
+	// The zero Token has the zero Hash, which equals nothing.
 	hash, _ := presented.Hash(token.SchemeVerifier)
 	newest = hash.Equal(first.Hash)
 	older = hash.Equal(second.Hash) && now < second.End
 	return newest, older
 }
 
-// unixNano returns a moment in Unix nanoseconds. One that they cannot tell, like the
-// zero Time, is after everything, so that it finds everything expired.
+// unixNano returns a moment in Unix nanoseconds. A moment outside of their range, like the
+// zero Time, becomes the last one in the range, at which everything has expired.
 func unixNano(moment time.Time) int64 {
 	if seconds := moment.Unix(); seconds < 0 || seconds >= math.MaxInt64/int64(time.Second) {
 		return math.MaxInt64
@@ -291,11 +298,11 @@ func unixNano(moment time.Time) int64 {
 	return moment.UnixNano()
 }
 
-// Authorize says whether a grant answers a requirement. It is run anew for each
-// request, also on a grant that was kept.
+// Authorize decides whether a grant meets a requirement. It runs again for each request,
+// also on a grant that a near-cache kept.
 //
-// expectedWorkspace is as for Authenticate; address is the presenter's, the zero
-// Addr if it is not known.
+// expectedWorkspace is that of Authenticate. address is the presenter's, the zero Addr if
+// it is not known.
 func Authorize(grant *Grant, expectedWorkspace string, requirement Requirement, address netip.Addr, now time.Time) (Decision, Reason) {
 	reason := refusal(grant, expectedWorkspace, requirement, address, now)
 	if reason != NoReason {
@@ -326,9 +333,9 @@ func refusal(grant *Grant, expectedWorkspace string, requirement Requirement, ad
 	return NoReason
 }
 
-// within says whether address lies in one of the prefixes. An IPv4 address that
-// came mapped into IPv6 (::ffff:192.0.2.1, RFC 4291 section 2.5.5.2) counts as
-// the IPv4 address; a zone is no part of a rule.
+// within reports whether address lies in one of the prefixes. An IPv4 address that is
+// mapped into IPv6 (::ffff:192.0.2.1, RFC 4291 section 2.5.5.2) counts as the IPv4
+// address. The zone of an address is ignored, because rules have none.
 func within(address netip.Addr, prefixes []netip.Prefix) bool {
 	address = address.Unmap().WithZone("")
 	for _, prefix := range prefixes {

@@ -98,7 +98,7 @@ func (s *situation) decide() (decision decide.Decision, reason decide.Reason, ke
 type fault struct {
 	name   string
 	reason decide.Reason
-	// told says that the key's id may be told.
+	// told is set if the answer has the key's id.
 	told  bool
 	apply func(*testing.T, *situation)
 }
@@ -181,7 +181,7 @@ var faults = []fault{
 	}},
 }
 
-// edit changes the key unless another fault took it away.
+// edit changes the key if no other fault has removed it.
 func (s *situation) edit(change func(*decide.Key)) {
 	if s.subject.Key != nil {
 		change(s.subject.Key)
@@ -200,9 +200,8 @@ func (s *situation) editWorkspace(change func(*decide.Workspace)) {
 	}
 }
 
-// TestEachReason has a row for each fault alone, which also shows that the situation
-// is otherwise allowed.
-func TestEachReason(t *testing.T) {
+// TestEachFaultAloneHasItsReason applies each fault alone to a situation that is allowed.
+func TestEachFaultAloneHasItsReason(t *testing.T) {
 	s, _ := allowed(t)
 	if decision, reason, told := s.decide(); decision != decide.Allowed || reason != decide.NoReason || told != keyID {
 		t.Fatalf("without a fault: got %v, %v, %q", decision, reason, told)
@@ -223,9 +222,9 @@ func TestEachReason(t *testing.T) {
 	}
 }
 
-// TestEachPair has a row for each two faults: the one that counts earlier wins,
-// whichever came first.
-func TestEachPair(t *testing.T) {
+// TestOfTwoFaultsTheEarlierCheckDecides applies each two faults, in both orders: the reason is that of the
+// fault that stands earlier in the list.
+func TestOfTwoFaultsTheEarlierCheckDecides(t *testing.T) {
 	for first := range faults {
 		for second := range faults {
 			if first == second {
@@ -265,9 +264,9 @@ func (f *fault) expect(t *testing.T, s *situation) {
 	}
 }
 
-// TestAuthorizePairs is TestEachPair for a grant that was kept: there, holding comes
-// before the workspace.
-func TestAuthorizePairs(t *testing.T) {
+// TestOfTwoFaultsOfAKeptGrantTheEarlierCheckDecides does the same with a grant that a near-cache kept. There,
+// the expiry is checked before the workspace.
+func TestOfTwoFaultsOfAKeptGrantTheEarlierCheckDecides(t *testing.T) {
 	type kept struct {
 		grant       decide.Grant
 		expected    string
@@ -371,8 +370,8 @@ func TestZeroValuesDeny(t *testing.T) {
 	}
 }
 
-// TestTimes has the boundaries: at the very nanosecond, expired is expired.
-func TestTimes(t *testing.T) {
+// TestSecretsEndAtTheNanosecond: a secret does not match at the nanosecond of its end any more.
+func TestSecretsEndAtTheNanosecond(t *testing.T) {
 	const tick = time.Nanosecond
 	for _, test := range []struct {
 		name      string
@@ -426,8 +425,7 @@ func TestTimes(t *testing.T) {
 	}
 }
 
-// TestSecrets has what matching must not do.
-func TestSecrets(t *testing.T) {
+func TestOnlyStoredSecretsOfAKnownSchemeMatch(t *testing.T) {
 	check := func(t *testing.T, s *situation, want decide.Reason) {
 		t.Helper()
 		if _, reason, _ := s.decide(); reason != want {
@@ -448,7 +446,7 @@ func TestSecrets(t *testing.T) {
 		s.presented = older
 		check(t, &s, decide.KeyInvalid)
 	})
-	t.Run("none in the second place", func(t *testing.T) {
+	t.Run("no older secret", func(t *testing.T) {
 		s, older := allowed(t)
 		s.subject.Key.Secrets[1] = decide.Secret{End: at(time.Hour)}
 		check(t, &s, decide.NoReason)
@@ -482,7 +480,7 @@ func TestSecrets(t *testing.T) {
 	})
 }
 
-func TestExpectedWorkspace(t *testing.T) {
+func TestOtherWorkspacesKeyIsInvalid(t *testing.T) {
 	for _, test := range []struct {
 		expected string
 		reason   decide.Reason
@@ -500,7 +498,7 @@ func TestExpectedWorkspace(t *testing.T) {
 			if _, reason, _ := s.decide(); reason != test.reason {
 				t.Errorf("got reason %d, want %d", reason, test.reason)
 			}
-			// A grant that was kept is asked about workspaces, too.
+			// Authorize checks the workspace again, because a near-cache keeps the grant.
 			s.expected = ""
 			grant, _ := decide.Authenticate(s.presented, s.subject, "", s.now)
 			if _, reason := decide.Authorize(&grant, test.expected, s.requirement, s.address, s.now); reason != test.reason {
@@ -517,7 +515,7 @@ func TestExpectedWorkspace(t *testing.T) {
 	})
 }
 
-func TestAddresses(t *testing.T) {
+func TestAddressMustLieInAPrefix(t *testing.T) {
 	const none = "" // the address is not known
 	for _, test := range []struct {
 		prefixes string
@@ -584,7 +582,7 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-func TestRequirement(t *testing.T) {
+func TestScopeMustBeGrantedAndWithinTheRole(t *testing.T) {
 	for _, test := range []struct {
 		name        string
 		requirement decide.Requirement
@@ -620,7 +618,7 @@ func TestRequirement(t *testing.T) {
 	})
 }
 
-func TestGrant(t *testing.T) {
+func TestGrantOfANearCacheDecidesAlike(t *testing.T) {
 	s, _ := allowed(t)
 	grant, _ := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
 	if want := (decide.Principal{KeyID: keyID, WorkspaceID: "acme", MemberID: "ann", Role: "admin"}); grant.Principal != want {
@@ -645,7 +643,7 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-func TestScopes(t *testing.T) {
+func TestScopesAreASortedSet(t *testing.T) {
 	names := []string{"c:x", "a:x", "b:x", "a:x"}
 	set := decide.NewScopes(names...)
 	if want := (decide.Scopes{"a:x", "b:x", "c:x"}); !slices.Equal(set, want) {
@@ -669,8 +667,8 @@ func TestScopes(t *testing.T) {
 	}
 }
 
-// TestNumbers compares with the API's enums: the service converts by number.
-func TestNumbers(t *testing.T) {
+// TestNumbersAreThoseOfTheAPI, because the service converts decisions and reasons by number.
+func TestNumbersAreThoseOfTheAPI(t *testing.T) {
 	decisions := map[string]decide.Decision{
 		"DECISION_UNSPECIFIED": decide.Unspecified, "DECISION_ALLOWED": decide.Allowed,
 		"DECISION_UNAUTHENTICATED": decide.Unauthenticated, "DECISION_PERMISSION_DENIED": decide.PermissionDenied,
@@ -708,9 +706,8 @@ func compareNumbers[Number ~uint8](t *testing.T, api map[string]int32, here map[
 	}
 }
 
-// TestAllocations holds for hits and misses: garbage is what hostile traffic would
-// pay with.
-func TestAllocations(t *testing.T) {
+// TestDecidingAllocatesNothing, for hits and for misses: hostile traffic consists of misses.
+func TestDecidingAllocatesNothing(t *testing.T) {
 	hit, older := allowed(t)
 	missing, wrong, malformed, overlap := hit, hit, hit, hit
 	missing.subject = decide.Subject{}

@@ -170,7 +170,7 @@ func checkProperties(t testing.TB, random *rand.Rand, s *situation, secrets []to
 	if (told != "") != (reason != decide.KeyInvalid) {
 		t.Errorf("reason %d, but key id %q", reason, told)
 	}
-	// A grant that is kept answers yes only where asking anew would, as long as nothing
+	// A kept grant is allowed only if a new Authenticate would be allowed, as long as nothing
 	// but the time and the request change.
 	grant, reason := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
 	if reason != decide.NoReason {
@@ -187,7 +187,7 @@ func checkProperties(t testing.TB, random *rand.Rand, s *situation, secrets []to
 	return want
 }
 
-func TestDecideAsTheRulesSay(t *testing.T) {
+func TestRandomSituationsAreDecidedAsTheRulesSay(t *testing.T) {
 	u := newUniverse(t)
 	rounds := 100_000
 	if testing.Short() {

@@ -8,9 +8,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// TestOnlyTheVerifierSchemeMatches: match hashes the token once, before it looks at what is
-// stored, so a miss does the work of a hit; the sum of the right hash under any other scheme
-// is no match.
+// TestOnlyTheVerifierSchemeMatches: match hashes the token once, before it looks at the stored
+// hashes, so a miss does the work of a hit. The right sum under another scheme does not match.
 func TestOnlyTheVerifierSchemeMatches(t *testing.T) {
 	presented, err := token.New("scribe", "9fQ2mXc7Lr0TzB4w", rand.Reader)
 	if err != nil {
@@ -21,12 +20,12 @@ func TestOnlyTheVerifierSchemeMatches(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, scheme := range []token.Scheme{decoy.Secrets[0].Hash.Scheme, token.SchemeDigest, 2, token.SchemeVerifier, 77, 255} {
-		for place := range 2 {
+		for index := range 2 {
 			var key Key
-			key.Secrets[place] = Secret{Hash: token.Hash{Scheme: scheme, Sum: right.Sum}, End: math.MaxInt64}
+			key.Secrets[index] = Secret{Hash: token.Hash{Scheme: scheme, Sum: right.Sum}, End: math.MaxInt64}
 			newest, older := match(presented, &key, 0)
 			if want := scheme == token.SchemeVerifier; (newest || older) != want {
-				t.Errorf("scheme %d, secret %d: matches: %t, want %t", scheme, place, newest || older, want)
+				t.Errorf("scheme %d, secret %d: matches: %t, want %t", scheme, index, newest || older, want)
 			}
 		}
 	}

@@ -11,15 +11,15 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// attempt is what one try of a change is checked against: the projection's view of the
-// workspace, and what is read from the store. The store may be ahead of the view, so reads
-// go through the attempt, which remembers how far they have come.
+// attempt is one try to make a change, with what the change is checked against: the projection's
+// view of the workspace, and records from the store. The store may be ahead of the view, so all
+// reads go through the attempt, which notes the newest revision of them.
 type attempt struct {
 	projection.Workspace
 
 	manager     *Manager
 	workspaceID string
-	// read is the newest revision of what was read from the store.
+	// read is the newest revision that a read of the store had.
 	read int64
 }
 
@@ -41,9 +41,8 @@ func (a *attempt) member(ctx context.Context, memberID string) (*storagev1.Membe
 	return record, err
 }
 
-// requestUnused refuses a request id that was used before. It tells a retry before
-// anything else is checked: the first try may have used up what the second one would need,
-// and time may have passed since.
+// requestUnused refuses a request id that was used before; nil is no id. It runs before all other
+// checks, which a retry might fail although the first call passed them.
 func (a *attempt) requestUnused(ctx context.Context, requestID *string) error {
 	if requestID == nil {
 		return nil
@@ -59,18 +58,24 @@ func (a *attempt) requestUnused(ctx context.Context, requestID *string) error {
 	return requestUsed(keyID)
 }
 
-// withoutChange ends an attempt that commits nothing: there is nothing to change, or err
-// says why it is refused. Both are answers about the workspace and the policy, so they are
-// given only when the projection shows all that they rest on, and again is set if either
-// has changed meanwhile. Any other error is returned as it is.
+// withoutChange ends an attempt that commits nothing: there is nothing to change, or err refuses
+// it. Both are answers about the workspace and the policy. The commit would have proved that the
+// view was not out of date; without a commit the steps below prove it. again is set if the
+// workspace or the policy has changed since the view. An error that is not a refusal is returned as
+// it is.
 func (a *attempt) withoutChange(ctx context.Context, err error) (_ Position, again bool, _ error) {
+	// 1. A failure is not an answer about the workspace.
 	if refused := (*problem.Error)(nil); err != nil && !errors.As(err, &refused) {
 		return Position{}, false, err
 	}
+	// 2. Wait until the projection shows everything that the answer rests on. The store may have
+	// been ahead, and the next validation must reflect what the caller is told.
 	revision := max(a.Revision, a.read)
 	if err := a.manager.projection.WaitFor(ctx, revision); err != nil {
 		return Position{}, false, err
 	}
+	// 3. Compare the heads with those of the view, after the wait and not before: the records may be
+	// newer than the view, and then the answer mixes two revisions.
 	now := a.manager.projection.Workspace(a.workspaceID)
 	if now.Head != a.Head || now.PolicyHead != a.PolicyHead {
 		return Position{}, true, nil

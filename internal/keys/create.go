@@ -84,7 +84,7 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 			return nil, problem.New(problem.LimitReached,
 				"the workspace has %d live keys, as many as the policy allows; revoke one first", allowed)
 		}
-		// 5. Draw id and secret anew for each attempt. The secret of an attempt that lost a
+		// 5. Draw a new id and secret for each attempt. The secret of an attempt that lost a
 		// conflict was never stored, and its token must not be shown.
 		record = wanted.record(view, member, now)
 		if issued, err = m.issue(record, active.TokenPrefix, now, *wanted.ExpireTime); err != nil {

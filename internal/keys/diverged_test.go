@@ -24,8 +24,7 @@ func (c *committing) Commit(ctx context.Context, change *storage.Change) (int64,
 	return c.commit(ctx, change)
 }
 
-// maxAttempts is how many commits of one call the tests below let through. A call that tries
-// as often tries for ever.
+// maxAttempts is the number of commits after which a test takes a call to retry for ever.
 const maxAttempts = 100
 
 // TestConflictThatTheViewReflectsIsDamage: the store refuses every change with a conflict

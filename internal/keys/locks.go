@@ -7,55 +7,55 @@ import (
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
-// defaultMaxWaiting is Config.MaxWaiting unless it is set.
+// defaultMaxWaiting is the default of Config.MaxWaiting.
 const defaultMaxWaiting = 1024
 
 // locks admits one change at a time to each workspace, from its check until it is
-// published. Workspaces do not wait for each other.
+// published. Changes of different workspaces do not wait for each other.
 type locks struct {
-	// most is how many changes of one workspace may have or wait for its turn: one busy
-	// workspace must not take the room of all others.
-	most  int
+	// limit is the max number of changes of one workspace that have its turn or wait for it, so
+	// that one busy workspace does not take the room of all others.
+	limit int
 	mutex sync.Mutex
-	held  map[string]*lock
+	held  map[string]*lock // guarded by mutex
 }
 
-// lock is one workspace's. It goes when nobody holds it or waits for it.
+// lock is the lock of one workspace. It is deleted when no change holds it or waits for it.
 type lock struct {
-	turn  chan struct{}
-	users int
+	turn  chan struct{} // holds one element while a change has the turn
+	users int           // changes that hold the lock or wait for it; guarded by locks.mutex
 }
 
-// acquire waits for the workspace's turn and returns what gives it back. The error
-// is the context's, or a *problem.Error if too many wait.
+// acquire waits for the workspace's turn and returns the function that gives it back. The error
+// is the context's, or TOO_MANY_REQUESTS if too many changes wait.
 func (l *locks) acquire(ctx context.Context, workspaceID string) (release func(), err error) {
 	l.mutex.Lock()
 	if l.held == nil {
 		l.held = make(map[string]*lock)
 	}
-	entry := l.held[workspaceID]
-	if entry == nil {
-		entry = &lock{turn: make(chan struct{}, 1)}
-		l.held[workspaceID] = entry
+	held := l.held[workspaceID]
+	if held == nil {
+		held = &lock{turn: make(chan struct{}, 1)}
+		l.held[workspaceID] = held
 	}
-	if entry.users >= l.most {
+	if held.users >= l.limit {
 		l.mutex.Unlock()
 		return nil, problem.New(problem.TooManyRequests,
-			"%d changes of the workspace are in flight, as many as allowed; try again", l.most)
+			"%d changes of the workspace are in flight, as many as allowed; try again", l.limit)
 	}
-	entry.users++
+	held.users++
 	l.mutex.Unlock()
 
 	leave := func() {
 		l.mutex.Lock()
 		defer l.mutex.Unlock()
-		if entry.users--; entry.users == 0 {
+		if held.users--; held.users == 0 {
 			delete(l.held, workspaceID)
 		}
 	}
 	select {
-	case entry.turn <- struct{}{}:
-		return func() { <-entry.turn; leave() }, nil
+	case held.turn <- struct{}{}:
+		return func() { <-held.turn; leave() }, nil
 	case <-ctx.Done():
 		leave()
 		return nil, ctx.Err()

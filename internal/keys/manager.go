@@ -1,7 +1,9 @@
-// Package keys holds the verbs: creating, reading and revoking keys, and what the
-// product's directory and operators change around them. It checks what is asked,
-// turns it into one change of the store, and returns when every validation that
-// starts from now on reflects it.
+// Package keys holds the verbs: creating, reading and revoking keys, and the changes that the
+// product's directory and operators make around them. A verb checks its arguments, makes one
+// change of the store, and returns when every validation that starts from then on reflects the
+// change.
+//
+// The verbs take and return plain values. Package service calls them with the API's messages.
 package keys
 
 import (
@@ -18,9 +20,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Manager carries out the verbs. Its methods may be called from many goroutines.
-// Their errors are *problem.Error where the caller may know, and of storage or the
-// context otherwise.
+// Manager has the verbs as methods. They may be called from many goroutines. An error that a caller
+// may see is a *problem.Error, with the fields named as in the API; other errors are those of
+// package storage and of the context.
 type Manager struct {
 	store      Store
 	projection *projection.Projection
@@ -37,23 +39,23 @@ type Store interface {
 	storage.MemberReader
 }
 
-// Config is what a Manager works with.
+// Config is what New makes a Manager from.
 type Config struct {
 	// Store is where changes go. Required.
 	Store Store
-	// Projection is what changes are checked against; somebody lets it follow the
-	// store. Required.
+	// Projection is what changes are checked against. The caller must have its Follow running: a
+	// change returns when the projection shows it. Required.
 	Projection *projection.Projection
 	// Now is the clock. It must not go back. Default: time.Now.
 	Now func() time.Time
-	// ClockTrusted returns nil, or, while nobody knows what time it is, what to tell the
-	// caller. Then no key is created or rotated with an overlap, and nothing is purged.
-	// Default: the clock is always trusted.
+	// ClockTrusted returns the error that callers are told while the time is not known, and nil
+	// otherwise. While it returns an error, no key is created or rotated with an overlap, and
+	// nothing is purged. Default: the clock is always trusted.
 	ClockTrusted func() error
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
-	// MaxWaiting is how many changes of one workspace may be in flight; more are refused with
-	// TOO_MANY_REQUESTS. Default: 1,024.
+	// MaxWaiting is the max number of changes of one workspace that are in flight; more are
+	// refused with TOO_MANY_REQUESTS. Default: 1,024.
 	MaxWaiting int
 }
 
@@ -64,7 +66,7 @@ func New(config Config) *Manager {
 		projection: config.Projection,
 		now:        config.Now,
 		random:     config.Random,
-		locks:      locks{most: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
+		locks:      locks{limit: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
 		trusted:    config.ClockTrusted,
 	}
 	if manager.now == nil {
@@ -79,23 +81,23 @@ func New(config Config) *Manager {
 	return manager
 }
 
-// Position tells at which point of the store's history something holds.
+// Position is the point of the store's history at which an answer is true.
 type Position struct {
-	// Revision of the change, or that was read.
+	// Revision is that of the change, or of the read.
 	Revision int64
-	// Epoch that the revision belongs to.
+	// Epoch is the history that the revision belongs to.
 	Epoch string
 }
 
-// publishTimeout bounds the wait for the projection after a commit. It is long
-// enough for a reopening of the store.
+// publishTimeout bounds the wait for the projection after a commit. In that time a store that went
+// down is usually open again.
 const publishTimeout = 10 * time.Second
 
-// clock returns the time that a change is stamped with, at the precision that is
-// stored and shown.
+// clock returns the time for the records of a change, in microseconds, the precision that is stored
+// and shown.
 func (m *Manager) clock() time.Time { return m.now().UTC().Truncate(time.Microsecond) }
 
-// at returns a position at a revision.
+// at returns the position of a revision.
 func (m *Manager) at(revision int64) Position {
 	return Position{Revision: revision, Epoch: m.projection.Epoch()}
 }
@@ -185,8 +187,9 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 	return position, false, err
 }
 
-// freshPolicy returns the active policy, with every change of it that was acknowledged
-// before the call. Errors: those of Fresh and of Policy.
+// freshPolicy returns the active policy and the revision that it was read at. It reflects every
+// change of the policy that was acknowledged before the call. Errors: those of Projection.Fresh and
+// Projection.Policy.
 func (m *Manager) freshPolicy(ctx context.Context) (*projection.Policy, int64, error) {
 	if err := m.projection.Fresh(ctx); err != nil {
 		return nil, 0, err
@@ -194,9 +197,9 @@ func (m *Manager) freshPolicy(ctx context.Context) (*projection.Policy, int64, e
 	return m.projection.Policy()
 }
 
-// published waits until validations reflect a committed revision. The caller's
-// context no longer counts: the change is made, and saying less would be untrue. But it
-// says so while the caller listens.
+// published waits until validations reflect a committed revision. The end of the caller's context
+// does not end the wait, because "nothing was changed" would be untrue by now. But the wait is
+// bounded by the context's deadline, so that the caller still hears that the outcome is unknown.
 func (m *Manager) published(ctx context.Context, revision int64) (Position, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience.Within(ctx, publishTimeout))
 	defer cancel()

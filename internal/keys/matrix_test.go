@@ -17,12 +17,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// The matrix: what every operation answers in every state of key, member and
-// workspace. A dash is "works"; other entries are reasons.
+// matrix has the answer of every operation in every state of key, member and workspace. A dash
+// means success, "=" success without a change; everything else is the reason of an error.
 //
-// The states of the key: active, rotating (two live secrets), expired, revoked. Those
-// of the member: active, suspended, removed, again (removed and added again). Those of
-// the workspace: here, removed, again (removed, and it came back with the same member).
+// The states of a key are active, rotating (two live secrets), expired and revoked. Those of a
+// member are active, suspended, removed, and again (removed and added again). Those of a
+// workspace are here, removed, and again (removed, and back with the same member).
 const matrix = `
 key      member    workspace  create            get          update       rotate       rotate-overlap        finish       revoke  revoke-token   validate         validate-old
 active   active    here       -                 ACTIVE       -            -            -                     -            -       -              -                KEY_INVALID
@@ -75,13 +75,12 @@ revoked  removed   again      -                 REVOKED      KEY_REVOKED  KEY_RE
 revoked  again     again      -                 REVOKED      KEY_REVOKED  KEY_REVOKED  KEY_REVOKED           KEY_REVOKED  =       =              KEY_REVOKED      KEY_INVALID
 `
 
-// columns of the matrix after the three states; each is one operation on a key of its
-// own.
+// operations are the columns of the matrix after the three states.
 var operations = []string{
 	"create", "get", "update", "rotate", "rotate-overlap", "finish", "revoke", "revoke-token", "validate", "validate-old",
 }
 
-func TestMatrix(t *testing.T) {
+func TestEveryOperationAnswersAsTheMatrixSays(t *testing.T) {
 	rows := parseMatrix(t)
 	if want := 4 * 4 * 3; len(rows) != want {
 		t.Fatalf("the matrix has %d rows, want %d", len(rows), want)
@@ -124,13 +123,13 @@ type cell struct {
 	t           *testing.T
 	workspaceID string
 	keyID       string
-	// newest and old are the key's tokens; old is one that the key never had, unless it
-	// is rotating.
+	// newest and old are tokens. The key has the secret of newest, and while it is rotating also
+	// that of old; otherwise it never had the secret of old.
 	newest, old string
 }
 
-// prepare makes the states of a row. Key first, then member, then workspace: each
-// needs the one after it to be there.
+// prepare makes the states of a row. The key comes first, then the member, then the workspace,
+// because a key cannot be changed any more once its member or workspace was removed.
 func (c *cell) prepare(key, member, workspace string) {
 	c.t.Helper()
 	ctx := context.Background()
@@ -144,7 +143,8 @@ func (c *cell) prepare(key, member, workspace string) {
 		c.old = c.newest
 		c.newest = c.rotate(time.Hour)
 	case "expired":
-		// It must expire without the others' moving: so it is made to expire at once.
+		// The clock is shared with the cells before. So the key is rotated to a secret that expires
+		// within a second, and the clock moves by seconds only.
 		c.Clock.Advance(time.Second)
 		soon := c.Clock.Now().Add(time.Second)
 		c.newest = c.rotateUntil(soon)
@@ -194,8 +194,7 @@ func (c *cell) rotateUntil(expireTime time.Time) string {
 	return rotated.GetToken()
 }
 
-// do runs an operation and says what it answered, as the matrix writes it: "=" is
-// "works, and commits nothing".
+// do runs an operation and returns its answer as the matrix has it.
 func (c *cell) do(operation string) string {
 	ctx := context.Background()
 	before := c.Projection.Revision()
@@ -227,7 +226,7 @@ func (c *cell) do(operation string) string {
 	case "finish":
 		_, err = c.FinishRotation(ctx, keystest.Actor, &keysvcv1.FinishRotationRequest{WorkspaceId: c.workspaceID, KeyId: c.keyID})
 		if err == nil {
-			return "-" // a key that is not rotating has nothing to finish, and that is no error
+			return "-" // without a change as well: a key that is not rotating has nothing to finish
 		}
 	case "revoke":
 		_, err = c.RevokeKey(ctx, keystest.Actor, &keysvcv1.RevokeKeyRequest{WorkspaceId: c.workspaceID, KeyId: c.keyID})

@@ -47,16 +47,12 @@ const (
 	MemberRemoved
 )
 
-// storedStates are the states that PutMember sets.
-var storedStates = map[MemberState]storagev1.MemberRecordState{
-	MemberActive:    storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE,
-	MemberSuspended: storagev1.MemberRecordState_MEMBER_RECORD_STATE_SUSPENDED,
-}
-
 // auditedStates are the states as audit events name them.
 var auditedStates = map[MemberState]string{
-	MemberActive:    "MEMBER_STATE_ACTIVE",
-	MemberSuspended: "MEMBER_STATE_SUSPENDED",
+	MemberStateUnspecified: "MEMBER_STATE_UNSPECIFIED",
+	MemberActive:           "MEMBER_STATE_ACTIVE",
+	MemberSuspended:        "MEMBER_STATE_SUSPENDED",
+	MemberRemoved:          "MEMBER_STATE_REMOVED",
 }
 
 // MemberSpec is a member as PutMember makes it.
@@ -205,7 +201,10 @@ func (m *Manager) newMember(workspaceID, memberID, workspaceIncarnation string, 
 // checkMemberState checks a state that a caller wants, and returns it as it is stored.
 func checkMemberState(fields *problem.Fields, state MemberState) storagev1.MemberRecordState {
 	switch state {
-	case MemberActive, MemberSuspended:
+	case MemberActive:
+		return storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE
+	case MemberSuspended:
+		return storagev1.MemberRecordState_MEMBER_RECORD_STATE_SUSPENDED
 	case MemberStateUnspecified:
 		fields.Add("state", "is missing; active or suspended is required")
 	case MemberRemoved:
@@ -213,7 +212,7 @@ func checkMemberState(fields *problem.Fields, state MemberState) storagev1.Membe
 	default:
 		fields.Add("state", "is unknown; active and suspended are allowed")
 	}
-	return storedStates[state]
+	return storagev1.MemberRecordState_MEMBER_RECORD_STATE_UNSPECIFIED
 }
 
 // showMember returns a stored member as callers see them, given the workspace as it is now.

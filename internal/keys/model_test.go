@@ -12,19 +12,19 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 )
 
-// The full campaign is `go test ./internal/keys -run TestModel -operations 100000`.
+// The full campaign is `go test ./internal/keys -run TestRandomOperationsMatchTheModel -operations 100000`.
 var (
 	operationsFlag = flag.Int("operations", 4000, "random operations of the model test")
 	seedFlag       = flag.Uint64("seed", 1, "seed of the model test")
 )
 
-func TestModel(t *testing.T) {
+func TestRandomOperationsMatchTheModel(t *testing.T) {
 	t.Logf("seed %d: %s", *seedFlag, keystest.Run(t, keystest.NewBolt(t), *seedFlag, *operationsFlag))
 }
 
-// TestSweepOfMany: what one change cannot hold is deleted in several, also if keys
-// remember many request ids.
-func TestSweepOfMany(t *testing.T) {
+// TestSweepDeletesInBatchesWhatOneChangeCannotHold also has keys with many request ids, each of which
+// takes room in the change.
+func TestSweepDeletesInBatchesWhatOneChangeCannotHold(t *testing.T) {
 	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
 	w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
 	const count = 120

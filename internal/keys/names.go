@@ -12,9 +12,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
-// checkName checks what people call a key: text that shows something, in which two names
-// that differ do not look alike for what cannot be seen. It has to be in Unicode's
-// normalization form NFC; NormalName makes it so.
+// checkName checks the name of a key. A name must show something, and must not have characters that
+// show nothing, because two different names must not look alike. It must be in Unicode's
+// normalization form NFC, which NormalName returns.
 func checkName(fields *problem.Fields, name string, limits policy.Limits) {
 	switch count := utf8.RuneCountInString(name); {
 	case refuseToken(fields, "name", name):
@@ -35,8 +35,8 @@ func checkName(fields *problem.Fields, name string, limits policy.Limits) {
 	}
 }
 
-// NormalName returns a name in the form in which names are stored: an é that was sent as
-// two characters is stored as one.
+// NormalName returns a name in Unicode's normalization form NFC, in which names are stored: an é
+// that was sent as two characters becomes one.
 func NormalName(name string) string { return norm.NFC.String(name) }
 
 func beginsWithMark(text string) bool {
@@ -44,9 +44,9 @@ func beginsWithMark(text string) bool {
 	return unicode.IsMark(first)
 }
 
-// hasUnseen reports whether text has a character that shows nothing where it stands:
-// control and format characters, line breaks, spaces other than U+0020, fillers, and
-// joiners and variation selectors that change nothing about their neighbours.
+// hasUnseen reports whether text has a character that shows nothing at its place: a control or
+// format character, a line break, a space other than U+0020, a filler, or a joiner or variation
+// selector that does not change how its neighbours look.
 func hasUnseen(text string) bool {
 	runes := []rune(text)
 	for index, r := range runes {
@@ -80,8 +80,8 @@ const (
 )
 
 var (
-	// blanks are letters, marks and symbols by Unicode's categories that show nothing, beside
-	// those that it calls ignorable.
+	// blanks are characters that show nothing although Unicode counts them as letters, marks or
+	// symbols, and does not list them as ignorable.
 	blanks = &unicode.RangeTable{
 		R16: []unicode.Range16{{Lo: 0x2800, Hi: 0x2800, Stride: 1}, {Lo: 0xfffc, Hi: 0xfffc, Stride: 1}},
 		R32: []unicode.Range32{
@@ -90,7 +90,7 @@ var (
 			{Lo: 0x1d159, Hi: 0x1d159, Stride: 1}, // musical null notehead
 		},
 	}
-	// tags spell the region of a flag.
+	// tags are the characters that spell the region of a flag.
 	tags = &unicode.RangeTable{R32: []unicode.Range32{{Lo: 0xe0020, Hi: 0xe007f, Stride: 1}}}
 	// modifiers are skin tones.
 	modifiers = &unicode.RangeTable{R32: []unicode.Range32{{Lo: 0x1f3fb, Hi: 0x1f3ff, Stride: 1}}}
@@ -115,8 +115,8 @@ func hasStyles(r, next rune) bool {
 	return unicode.In(r, unicode.So, unicode.Sm)
 }
 
-// flags are the regions that have a flag of their own beside those of countries, each as
-// its tags spell it (UTS 51, RGI_Emoji_Tag_Sequence).
+// flags are the regions other than countries that have a flag, as the tags spell them (UTS 51,
+// RGI_Emoji_Tag_Sequence).
 var flags = map[string]bool{"gbeng": true, "gbsct": true, "gbwls": true}
 
 // inFlag reports whether the tag at an index belongs to a flag.
@@ -137,7 +137,7 @@ func inFlag(runes []rune, index int) bool {
 		if !unicode.Is(tags, r) {
 			return false
 		}
-		region = append(region, string(r-0xe0000)...) // the ASCII character that it stands for
+		region = append(region, string(r-0xe0000)...) // the ASCII character of the tag
 	}
 	return false
 }
@@ -149,16 +149,16 @@ func joins(runes []rune, index int) bool {
 	case before == 0 || before == zwnj || before == zwj:
 		return false
 	case isVirama(before):
-		// The half forms of Indic scripts; a non-joiner parts two letters.
+		// Half forms of Indic scripts; a non-joiner separates two letters.
 		return joiner == zwj || unicode.IsLetter(after)
 	case unicode.IsLetter(before) && isVirama(after):
 		return true
 	case joiner == zwj && isPictograph(after):
-		// One emoji made of several, as a family.
+		// One emoji that is made of several, such as a family.
 		return isPictograph(before) || before == emojiStyle || unicode.Is(modifiers, before)
 	}
-	// Cursive scripts as Arabic: a non-joiner parts what would be joined, a joiner gives a
-	// letter the form that it has beside another one.
+	// Cursive scripts such as Arabic: a non-joiner separates letters that would be joined, and a
+	// joiner gives a letter the form that it has beside another letter.
 	left, right := joinsNext(beforeMarks(runes[:index])), joinsPrevious(afterMarks(runes[index+1:]))
 	if joiner == zwnj {
 		return left && right
@@ -171,11 +171,11 @@ func isVirama(r rune) bool {
 	return r != 0 && norm.NFC.PropertiesString(string(r)).CCC() == virama
 }
 
-// isPictograph reports whether a character may be a part of an emoji. Unicode's own list
-// of them is not in Go's tables; they are symbols all.
+// isPictograph reports whether a character may be part of an emoji. Go does not have Unicode's list
+// of these characters, all of which are symbols, so every symbol counts.
 func isPictograph(r rune) bool { return unicode.Is(unicode.So, r) }
 
-// beforeMarks returns the last rune that is no mark; 0 if all of them are marks.
+// beforeMarks returns the last rune that is not a mark; 0 if all of them are marks.
 func beforeMarks(runes []rune) rune {
 	for _, r := range slices.Backward(runes) {
 		if !unicode.IsMark(r) {
@@ -185,7 +185,7 @@ func beforeMarks(runes []rune) rune {
 	return 0
 }
 
-// afterMarks returns the first rune that is no mark; 0 if all of them are marks.
+// afterMarks returns the first rune that is not a mark; 0 if all of them are marks.
 func afterMarks(runes []rune) rune {
 	for _, r := range runes {
 		if !unicode.IsMark(r) {
@@ -195,9 +195,9 @@ func afterMarks(runes []rune) rune {
 	return 0
 }
 
-// joinsNext and joinsPrevious report whether a letter is joined to the one after or
-// before it. Package precis has the table, but does not export it: it allows a
-// non-joiner nowhere but between two that would be joined (RFC 5892, appendix A.1).
+// joinsNext and joinsPrevious report whether a letter is joined to the letter after it, or before
+// it. Package precis has the table and does not export it. But it allows a non-joiner only between
+// two letters that would be joined (RFC 5892, appendix A.1), so it is asked about a non-joiner.
 func joinsNext(r rune) bool     { return r != 0 && allowsNonJoiner(r, arabicBeh) }
 func joinsPrevious(r rune) bool { return r != 0 && allowsNonJoiner(arabicBeh, r) }
 

@@ -17,7 +17,7 @@ func checkedName(name string) error {
 	return fields.Err()
 }
 
-func TestNamesOfOrdinaryScripts(t *testing.T) {
+func TestNamesOfOrdinaryScriptsAreAccepted(t *testing.T) {
 	for what, name := range map[string]string{
 		"English":                 "nightly deploy (2)",
 		"German":                  "Schlüssel für Äußeres",
@@ -66,7 +66,7 @@ func TestNamesOfOrdinaryScripts(t *testing.T) {
 	}
 }
 
-func TestNamesThatShowNothingOrHideSomething(t *testing.T) {
+func TestNamesThatShowNothingOrHideSomethingAreRefused(t *testing.T) {
 	for what, name := range map[string]string{
 		"empty":                      "",
 		"spaces":                     "   ",
@@ -154,8 +154,8 @@ func TestLabelValuesHideNothing(t *testing.T) {
 	}
 }
 
-// FuzzName: what is accepted is stable, and taking out any character that shows nothing
-// by itself, or putting one at an end, makes a name that is not accepted or looks other.
+// FuzzName: an accepted name is valid, and in its normal form. With a character at either end that shows
+// nothing by itself, it is refused.
 func FuzzName(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name string) {
 		name = NormalName(name)

@@ -11,12 +11,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/projection"
 )
 
-// These say of a change that it only takes away, and does take something away: then
-// it is made while the disk is full. What is not known to do so does not. A change
-// that takes nothing away would use up the room of those that do.
+// The functions of this file report whether a change only takes something away. Such a change is
+// also made while the disk is full. A change that is not known to take something away is refused
+// then, because it would use up the room of the changes that do.
 
-// narrowsKey reports whether a key can do less after a change than before it, and
-// nothing more. A rotation without overlap counts: it ends all the secrets there were.
+// narrowsKey reports whether a key can do less after a change than before it, and nothing that it
+// could not do before. A rotation without an overlap counts, because it ends all earlier secrets.
 func narrowsKey(before, after *storagev1.KeyRecord) bool {
 	rest := proto.CloneOf(before)
 	rest.ChangeSequence, rest.RequestIds = after.GetChangeSequence(), after.GetRequestIds()
@@ -41,8 +41,8 @@ func narrowsKey(before, after *storagev1.KeyRecord) bool {
 	return !proto.Equal(same, after)
 }
 
-// withinSecrets reports whether a key's secrets are some of those it had, or one new
-// one and none of those.
+// withinSecrets reports whether all secrets of a key are among those that it had, or whether one
+// new secret replaces all of them.
 func withinSecrets(after, before []*storagev1.SecretRecord) bool {
 	kept := 0
 	for _, secret := range after {
@@ -56,8 +56,8 @@ func withinSecrets(after, before []*storagev1.SecretRecord) bool {
 	return kept == len(after) || kept == 0 && len(after) == 1
 }
 
-// withinPrefixes reports whether addresses that one list of prefixes allows are all
-// allowed by another. An empty list allows all.
+// withinPrefixes reports whether every address that the prefixes after allow is allowed by those
+// before. An empty list allows every address.
 func withinPrefixes(after, before []string) bool {
 	if len(before) == 0 {
 		return true
@@ -74,7 +74,7 @@ func withinPrefixes(after, before []string) bool {
 	return true
 }
 
-// withinOne reports whether a prefix lies within one of others.
+// withinOne reports whether a prefix lies within one of the outer prefixes.
 func withinOne(inner netip.Prefix, outer []string) bool {
 	for _, text := range outer {
 		prefix, err := netip.ParsePrefix(text)
@@ -85,8 +85,8 @@ func withinOne(inner netip.Prefix, outer []string) bool {
 	return false
 }
 
-// narrowsMember reports whether a member's keys can do less after a change than before
-// it, and nothing more. before is nil for a member that is not stored.
+// narrowsMember reports whether the keys of a member can do less after a change than before it, and
+// nothing that they could not do before. before is nil for a member that is not stored.
 func narrowsMember(before, after *storagev1.MemberRecord, active *projection.Policy) bool {
 	if before.GetIncarnation() != after.GetIncarnation() || before == nil || active == nil {
 		return false
@@ -102,7 +102,7 @@ func narrowsMember(before, after *storagev1.MemberRecord, active *projection.Pol
 	return is < was || len(had.Without(has)) > 0
 }
 
-// standing orders the states of members by what they allow.
+// standing returns a number for the state of a member: the more the state allows, the greater it is.
 func standing(member *storagev1.MemberRecord) int {
 	switch member.GetState() {
 	case storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE:
@@ -114,8 +114,8 @@ func standing(member *storagev1.MemberRecord) int {
 	return 0
 }
 
-// narrowsPolicy reports whether a policy allows less than the active one, and nothing
-// more.
+// narrowsPolicy reports whether a policy allows less than the active one, and nothing that the active
+// one does not allow.
 func narrowsPolicy(active *projection.Policy, wanted *policy.Policy) bool {
 	if wanted.TokenPrefix != active.TokenPrefix || wanted.Retention > active.Retention ||
 		wanted.Limits.LiveKeysPerWorkspace > active.Limits.LiveKeysPerWorkspace ||

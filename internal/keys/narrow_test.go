@@ -18,7 +18,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// watchedBackend notes of each change whether it is said to narrow.
+// watchedBackend notes Narrows of each change.
 type watchedBackend struct {
 	keystest.Bolt
 	store *watchedStore
@@ -47,8 +47,8 @@ const (
 	suspended = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
 )
 
-// TestNarrowingChangesSaySo makes every kind of change and looks at whether it says that
-// it only takes away: this decides what goes on while the disk is full.
+// TestNarrowingChangesSaySo makes every kind of change. Change.Narrows must be set if, and only
+// if, the change only takes away, because such changes are made while the disk is full.
 func TestNarrowingChangesSaySo(t *testing.T) {
 	backend := &watchedBackend{Bolt: keystest.NewBolt(t)}
 	w := keystest.NewWorld(t, backend, nil)
@@ -163,7 +163,7 @@ func TestNarrowingChangesSaySo(t *testing.T) {
 	})
 }
 
-// checkPolicies applies policies that allow less, or also more.
+// checkPolicies applies policies that only allow less, and policies that also allow more.
 func checkPolicies(t *testing.T, w *keystest.World, check func(string, bool, func() error)) {
 	t.Helper()
 	apply := func(edit func(*keysvcv1.Policy)) func() error {

@@ -14,7 +14,7 @@ import (
 
 // A page token is opaque text (AIP-158): a checksum over the store's cursor and the filters of
 // the list, and after it the cursor. The checksum finds tokens that were made up or belong to
-// other filters. It grants nothing: what a caller may read is decided anew for each page.
+// other filters. It grants nothing: what a caller may read is decided again for each page.
 const (
 	pageChecksumLength = 9
 	maxPageTokenLength = 1024

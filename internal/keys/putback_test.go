@@ -31,7 +31,7 @@ const testedScope = "signatures:read"
 type narrowing struct {
 	name string
 	do   func(t *testing.T, w *keystest.World, key *keysvcv1.Key)
-	// named is how `keysvc check` begins to name the record; KEY is the key's id.
+	// named is how the line of `keysvc check` about the record begins; KEY is the key's id.
 	named string
 }
 
@@ -85,13 +85,13 @@ type narrowed struct {
 	narrowing
 
 	before, after string // paths
-	// history has the file's content after each of some changes before the narrowing, and
-	// final after some more.
+	// history has the content of the file after each of twelve changes before the narrowing;
+	// final after three changes behind it.
 	history [][]byte
 	final   []byte
 	token   string
 	keyID   string
-	// other is a token that the narrowing does not concern; empty if it concerns all.
+	// other is a token that the narrowing does not affect; empty if it affects all tokens.
 	other string
 }
 
@@ -99,7 +99,7 @@ type narrowed struct {
 func narrow(t *testing.T, n narrowing) narrowed {
 	t.Helper()
 	backend := keystest.NewBolt(t)
-	// With a seed, pages are used in the same order in every run.
+	// With a fixed seed, the pages of the file are used in the same order in every run.
 	const seed = 5
 	t.Logf("seed %d", seed)
 	w := keystest.NewWorld(t, backend, rand.NewChaCha8([32]byte{seed}))
@@ -159,11 +159,10 @@ func newFile(t *testing.T, content []byte) string {
 	return path
 }
 
-// ask starts on a file and validates a token. An error is that of the start, or of the
-// validation.
+// ask opens a file and validates a token. The error is that of opening, loading or validating.
 func ask(t *testing.T, path, token string) (allowed bool, err error) {
 	t.Helper()
-	// Without its anchor, which would find these copies before anything else does.
+	// Without its anchor, which would refuse these copies before any other check sees them.
 	store, err := boltstore.Open(path, boltstore.Config{Unanchored: true, Reserve: -1})
 	if err != nil {
 		return false, err
@@ -180,7 +179,7 @@ func ask(t *testing.T, path, token string) (allowed bool, err error) {
 	return answer.Decision == decide.Allowed, err
 }
 
-// values returns what lies in a file's buckets of records, by bucket and name.
+// values returns the content of a file's buckets of records, by bucket and name.
 func values(t *testing.T, path string) map[[2]string][]byte {
 	t.Helper()
 	found := make(map[[2]string][]byte)
@@ -210,10 +209,10 @@ func withFile(t *testing.T, path string, use func(tx *bolt.Tx) error) {
 	}
 }
 
-// TestRecordPutBack puts back the previous valid value of the record that each kind of
-// narrowing changed. It is found at the start; what depended on it is never allowed, and
-// the rest goes on.
-func TestRecordPutBack(t *testing.T) {
+// TestRecordThatWasPutBackIsFoundAtTheStart puts back the previous valid value of the record that a narrowing
+// changed. The start finds it: no token that depends on the record is allowed, and tokens of other
+// workspaces still are.
+func TestRecordThatWasPutBackIsFoundAtTheStart(t *testing.T) {
 	for _, n := range narrowings() {
 		t.Run(n.name, func(t *testing.T) {
 			file := narrow(t, n)
@@ -244,8 +243,8 @@ func TestRecordPutBack(t *testing.T) {
 	}
 }
 
-// checkNames fails the test unless the check of a file names the record at fault, and no
-// other.
+// checkNames fails the test if the check of a file does not name the record that was put back, or
+// names another one.
 func checkNames(t *testing.T, file narrowed) {
 	t.Helper()
 	report, err := boltstore.Check(context.Background(), file.after)
@@ -263,9 +262,9 @@ func checkNames(t *testing.T, file narrowed) {
 	}
 }
 
-// TestStalePages puts back, one at a time, what the pages of a file held at earlier times,
-// but for the meta pages: that the newest of those is stale only an anchor can tell.
-func TestStalePages(t *testing.T) {
+// TestStalePagesNeverAllowAToken puts back the earlier content of the pages of a file, one page at a time.
+// The meta pages are left out, because only an anchor can tell that the newest of them is stale.
+func TestStalePagesNeverAllowAToken(t *testing.T) {
 	outcomes := make(map[string]int)
 	size := os.Getpagesize()
 	for _, n := range narrowings() {
@@ -284,13 +283,13 @@ func TestStalePages(t *testing.T) {
 		}
 	}
 	t.Log(outcomes)
-	// Which pages lead to the position, and so to a refused start, the file's layout decides.
+	// Whether a stale page leads to a refused start depends on the layout of the file.
 	if outcomes["refused"]+outcomes["damaged"] == 0 || outcomes["without effect"] == 0 {
 		t.Error("the pages were not of all kinds")
 	}
 }
 
-// tryStale starts on a file with a stale page and says what became of it.
+// tryStale opens a file with a stale page and returns the outcome in words.
 func tryStale(t *testing.T, file narrowed, page int, path string) string {
 	t.Helper()
 	allowed, err := ask(t, path, file.token)
@@ -312,9 +311,9 @@ func tryStale(t *testing.T, file narrowed, page int, path string) string {
 	return "damaged"
 }
 
-// TestAlteredRecordStaysUntrue alters a key's scope in the file of a running store, and
-// mends the checksum. An honest change of the key is refused, and the scope never works.
-func TestAlteredRecordStaysUntrue(t *testing.T) {
+// TestAlteredRecordNeverTakesEffect alters the scope of a key in the file of a running store, with
+// the right checksum. A change of the key is then refused, and the new scope is never allowed.
+func TestAlteredRecordNeverTakesEffect(t *testing.T) {
 	backend := keystest.NewBolt(t)
 	w := keystest.NewWorld(t, uncheckedBolt{backend}, nil)
 	w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
@@ -350,7 +349,7 @@ func TestAlteredRecordStaysUntrue(t *testing.T) {
 	}
 }
 
-// uncheckedBolt is not checked at the end: its file is at fault.
+// uncheckedBolt is a backend without the check at the end, because its file is altered.
 type uncheckedBolt struct{ keystest.Bolt }
 
 func (uncheckedBolt) Check(testing.TB) {}

@@ -36,7 +36,7 @@ func (m *Manager) GetKey(ctx context.Context, workspaceID, keyID string) (*Key, 
 			return nil, Position{}, err
 		}
 		// 3. Look last whether the workspace changed since the read: then the answer mixes two
-		// revisions, and both are read anew.
+		// revisions, and both are read again.
 		if m.isStill(record.GetWorkspaceId(), revision) {
 			return key, m.at(revision), nil
 		}
@@ -45,7 +45,7 @@ func (m *Manager) GetKey(ctx context.Context, workspaceID, keyID string) (*Key, 
 
 // isStill reports whether a workspace is as it was at a revision. An answer that was put
 // together before the call, from a record of that revision and from the projection, is then
-// true at that revision. Otherwise both have to be read anew.
+// true at that revision. Otherwise both have to be read again.
 func (m *Manager) isStill(workspaceID string, revision int64) bool {
 	return m.projection.Workspace(workspaceID).Changed <= revision
 }
@@ -71,14 +71,14 @@ type KeyQuery struct {
 	MemberID *string
 	// States, if not empty, are those that the keys may have.
 	States []KeyState
-	// Scope, if set, is one that the keys have.
+	// Scope, if set, is a scope that all the keys have.
 	Scope *string
 	// ExpiringBefore, if set, is later than the expire time of the keys.
 	ExpiringBefore *time.Time
 	// UnusedSince, if set, is later than the last use of the keys; a key that was never used
 	// counts from its creation.
 	UnusedSince *time.Time
-	// PageSize is how many keys a page has at most: up to MaxPageSize, 0 for DefaultPageSize.
+	// PageSize is the max number of keys on a page: up to MaxPageSize, 0 for DefaultPageSize.
 	PageSize int
 	// PageToken is NextPageToken of the page before, given with the same filters; empty for the
 	// first page.
@@ -255,7 +255,7 @@ func (m *Manager) GetMember(ctx context.Context, workspaceID, memberID string) (
 type MemberQuery struct {
 	// WorkspaceID is the workspace of the members.
 	WorkspaceID string
-	// PageSize is how many members a page has at most: up to MaxPageSize, 0 for
+	// PageSize is the max number of members on a page: up to MaxPageSize, 0 for
 	// DefaultPageSize.
 	PageSize int
 	// PageToken is NextPageToken of the page before; empty for the first page.

@@ -12,17 +12,16 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Repaired says how many records of each kind have, or had, times in the future.
+// Repaired counts the records of each kind that have, or had, times in the future.
 type Repaired struct {
 	Keys, Members, Workspaces int
 }
 
-// RepairTimes sets times back that lie in the future because the clock was ahead: when
-// something was made, changed, revoked or removed becomes now, and what began then ends as
-// long after now as it was to end after that. So no key lives longer than it was given.
-// Each record is one change with an audit event of its own; earlier events, and when the
-// policy was applied, keep what they say. Without apply it only counts. Doing it again is
-// no harm.
+// RepairTimes sets back the times that lie in the future because the clock was ahead. The time at
+// which something was created, changed, revoked or removed becomes now. An end keeps its distance
+// from its beginning, so no key lives longer than it was given. Each record is one change with an
+// audit event of its own. Earlier audit events and the policy's apply time are not changed. Without
+// apply, RepairTimes only counts. It may be repeated.
 func (m *Manager) RepairTimes(ctx context.Context, actor audit.Actor, apply bool) (Repaired, error) {
 	var repaired Repaired
 	for _, workspaceID := range m.projection.Workspaces() {
@@ -140,11 +139,11 @@ func (m *Manager) repairKeys(ctx context.Context, actor audit.Actor, workspaceID
 	}
 }
 
-// repairKey sets a key's times back, and reports whether there was one to set back.
+// repairKey sets back the times of a key that lie in the future, and reports whether there were any.
 func repairKey(record *storagev1.KeyRecord, now time.Time) bool {
 	before := proto.CloneOf(record)
 	record.CreateTime, record.RevokeTime = notAfter(record.GetCreateTime(), now), notAfter(record.GetRevokeTime(), now)
-	// An overlap began with the newest secret.
+	// An overlap began when the newest secret was issued, so its end is set back by as much.
 	var ahead time.Duration
 	for index, secret := range record.GetSecrets() {
 		if inFuture(secret.GetCreateTime(), now) {
@@ -162,12 +161,12 @@ func repairKey(record *storagev1.KeyRecord, now time.Time) bool {
 	return !proto.Equal(before, record)
 }
 
-// inFuture reports whether a stored time, if there is one, is after now.
+// inFuture reports whether a stored time is after now; nil is not.
 func inFuture(stored *timestamppb.Timestamp, now time.Time) bool {
 	return stored != nil && stored.AsTime().After(now)
 }
 
-// notAfter returns a stored time, or now if that is earlier; nil for none.
+// notAfter returns the earlier one of a stored time and now; nil for nil.
 func notAfter(stored *timestamppb.Timestamp, now time.Time) *timestamppb.Timestamp {
 	if inFuture(stored, now) {
 		return timestamppb.New(now)
@@ -175,6 +174,7 @@ func notAfter(stored *timestamppb.Timestamp, now time.Time) *timestamppb.Timesta
 	return stored
 }
 
+// earlier returns the earlier one of two times.
 func earlier(one, other time.Time) time.Time {
 	if other.Before(one) {
 		return other

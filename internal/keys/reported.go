@@ -5,9 +5,10 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// reportedToken returns the token that somebody found, with whatever stuck to it where it
-// was copied: a line break, quotes, the name of a variable. It returns the zero token if the text holds no token. A text
-// with several is refused: the answer can name one key only, and the others would live on.
+// reportedToken returns the token in text that somebody found and copied, with line breaks, quotes
+// or the name of a variable around it; the zero token if the text has none. Text with several
+// tokens is refused: the answer can name only one key, and the caller might believe that all of
+// them are revoked.
 func reportedToken(fields *problem.Fields, text string) token.Token {
 	var reported token.Token
 	for found := range token.Find(text) {

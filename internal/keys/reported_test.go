@@ -9,9 +9,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// TestRevokeTokenWithSomethingStuckToIt: the key ends, and until then the same text is no
-// valid token.
-func TestRevokeTokenWithSomethingStuckToIt(t *testing.T) {
+// TestRevokeTokenFindsTheTokenInCopiedText: RevokeToken revokes the key of a token with
+// something around it, although a validation does not accept the same text.
+func TestRevokeTokenFindsTheTokenInCopiedText(t *testing.T) {
 	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
 	if got := deliver(t, w, "put owner"); got != "ok" {
 		t.Fatal(got)

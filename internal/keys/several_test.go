@@ -10,9 +10,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 )
 
-// Of the tests with several managers. The full campaigns are
-// `go test ./internal/keys -run TestSeveralManagers -several.runs 5000` and
-// `go test ./internal/keys -run TestManyCallers -several.calls 100000`.
+// The flags of the tests with several managers. The full campaigns are
+// `go test ./internal/keys -run TestSeveralManagersReflectEachOthersChanges -several.runs 5000` and
+// `go test ./internal/keys -run TestManyCallersSeeOneHistory -several.calls 100000`.
 var (
 	severalSeed  = flag.Uint64("several.seed", 0, "seed of the tests with several managers, the first of several; 0 draws one")
 	severalRuns  = flag.Int("several.runs", 50, "simulations with several managers")
@@ -30,7 +30,7 @@ func drawSeed(t *testing.T) uint64 {
 	return seed
 }
 
-// judge fails the test if promises were not kept, and says how to see it again.
+// judge fails the test if promises were not kept, and logs the command that repeats the run.
 func judge(t *testing.T, seed uint64, result keystest.Result) {
 	t.Helper()
 	if len(result.Violations) > 0 {
@@ -39,9 +39,9 @@ func judge(t *testing.T, seed uint64, result keystest.Result) {
 	}
 }
 
-// TestSeveralManagers: whatever happens between several managers and their store, what
-// each of them says reflects what was acknowledged by any.
-func TestSeveralManagers(t *testing.T) {
+// TestSeveralManagersReflectEachOthersChanges: with delays and faults between several managers
+// and their store, every answer of each manager reflects what any of them has acknowledged.
+func TestSeveralManagersReflectEachOthersChanges(t *testing.T) {
 	first := drawSeed(t)
 	answers := make(map[string]int)
 	for run := range uint64(*severalRuns) { //nolint:gosec // a count
@@ -60,7 +60,7 @@ func TestSeveralManagers(t *testing.T) {
 	}
 }
 
-// wantAnswers fails the test unless the callers met what the promises speak of.
+// wantAnswers fails the test if an answer that the promises are about was never given.
 func wantAnswers(t *testing.T, answers map[string]int) {
 	t.Helper()
 	for _, answer := range []string{
@@ -79,9 +79,9 @@ func wantAnswers(t *testing.T, answers map[string]int) {
 	}
 }
 
-// TestManyCallers: three managers over one file, 64 callers at the same time, nothing held
-// back for long and nothing broken. Then there is no excuse.
-func TestManyCallers(t *testing.T) {
+// TestManyCallersSeeOneHistory: three managers share one file, and 64 callers call them at the same
+// time. Without faults, no error is excused.
+func TestManyCallersSeeOneHistory(t *testing.T) {
 	seed := drawSeed(t)
 	judge(t, seed, keystest.RunSeveral(t, &keystest.BoltFleet{}, keystest.Campaign{
 		Seed: seed, Managers: 3, Callers: 64, Calls: *severalCalls, Workspaces: 16, LocalBarriers: seed%2 == 0,

@@ -6,9 +6,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/projection"
 )
 
-// MaxSourceVersion is the highest version that a directory may give. Nanoseconds since
-// 1970 reach it in 2096; the greatest number that fits, which a mistake may well be, lies
-// above it. A higher version than the directory's own would refuse all that it pushes.
+// MaxSourceVersion is the max version that a directory may give. A directory that counts nanoseconds
+// since 1970 reaches it in 2096. It is below the greatest int64, which a faulty directory may send:
+// once that were stored, every correct push would be refused as outdated.
 const MaxSourceVersion = 4_000_000_000_000_000_000
 
 func checkSourceVersion(fields *problem.Fields, version *int64) {
@@ -17,10 +17,9 @@ func checkSourceVersion(fields *problem.Fields, version *int64) {
 	}
 }
 
-// checkNewer refuses a push of a member that is not newer than what is known: the
-// stored member, nil if there is none, and the newest removal of the workspace. same
-// says that the push would change nothing, the version aside: that is allowed at the
-// stored version, too.
+// checkNewer refuses a push of a member that is not newer than the stored member, which is nil if
+// there is none, and than the newest removal of the workspace. same is set if the push changes
+// nothing but the version; then it may also have the stored version. A nil version is not checked.
 func checkNewer(view projection.Workspace, stored *storagev1.MemberRecord, version *int64, same bool) error {
 	if version == nil {
 		return nil
@@ -43,9 +42,9 @@ func checkNewer(view projection.Workspace, stored *storagev1.MemberRecord, versi
 	return nil
 }
 
-// checkRemovalNewer refuses the removal of a workspace that is not newer than what is
-// known: each of its members and the removal before. It reports whether the very same
-// removal was made already.
+// checkRemovalNewer refuses the removal of a workspace if it is not newer than each of the
+// workspace's members and than the removal before. repeated reports that the same removal was made
+// before. A nil version is not checked.
 func checkRemovalNewer(current *projection.Current, newestMember int64, version *int64) (repeated bool, err error) {
 	if version == nil {
 		return false, nil

@@ -12,7 +12,7 @@ import (
 
 // A push is "put ROLE", "suspend ROLE", "remove" or "remove workspace", with @VERSION if it
 // has one; the answer is "ok", "same" (nothing was committed) or "outdated".
-func TestPushesThatAreNotNewer(t *testing.T) {
+func TestPushesThatAreNotNewerAreRefused(t *testing.T) {
 	for name, pushes := range map[string]string{
 		"delivered twice":                 "put owner@1 ok, put owner@1 same",
 		"reordered":                       "put owner@2 ok, put member@1 outdated",
@@ -47,9 +47,9 @@ func TestPushesThatAreNotNewer(t *testing.T) {
 	}
 }
 
-// TestPushDeliveredAfterTheWorkspaceWasRemoved also looks at what an old push would do: it
-// would let somebody who left make keys again.
-func TestPushDeliveredAfterTheWorkspaceWasRemoved(t *testing.T) {
+// TestPushBehindTheWorkspacesRemovalAddsNobody also tries what an outdated push must not allow: a member
+// who has left creates a key.
+func TestPushBehindTheWorkspacesRemovalAddsNobody(t *testing.T) {
 	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
 	for _, step := range []string{"put owner@1", "remove workspace"} {
 		if got := deliver(t, w, step); got != "ok" {
@@ -65,7 +65,7 @@ func TestPushDeliveredAfterTheWorkspaceWasRemoved(t *testing.T) {
 	}
 }
 
-func TestSourceVersionHasABound(t *testing.T) {
+func TestSourceVersionOutOfRangeIsRefused(t *testing.T) {
 	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
 	for _, what := range []string{"put owner", "remove", "remove workspace"} {
 		for _, version := range []int64{-1, keys.MaxSourceVersion + 1, 1<<63 - 1} {
@@ -79,8 +79,8 @@ func TestSourceVersionHasABound(t *testing.T) {
 	}
 }
 
-// deliver makes one push to the workspace acme, of the member bob unless it names another,
-// and says what came of it.
+// deliver makes one push to the workspace acme, and returns the outcome. The member is bob if the push
+// does not name another.
 func deliver(t *testing.T, w *keystest.World, push string) string {
 	t.Helper()
 	what, number, versioned := strings.Cut(push, "@")

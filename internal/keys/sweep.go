@@ -11,22 +11,21 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// purgeBatch is how many records one change of a sweep deletes at most: few enough
-// that the changes of others fit in between, and that what the change may hold is
-// not exceeded.
+// purgeBatch is the max number of keys, and of members, that one change of a sweep deletes: few
+// enough for the change to stay within its limits, and for changes of others to come in between.
 const purgeBatch = 30
 
-// Swept says what a sweep did.
+// Swept counts what a sweep deleted.
 type Swept struct {
 	// Keys and Members are how many records were deleted.
 	Keys, Members int
 }
 
-// Sweep deletes keys that have been revoked or expired, and members that have been
-// removed, for longer than the policy keeps them. Nothing that it deletes could be
-// allowed. It works in small batches with one audit event each, and goes on until
-// nothing is left or the context ends. What it deletes is gone for good, so it does
-// nothing while the clock is not trusted: the error is that of Config.ClockTrusted.
+// Sweep deletes keys that were revoked or expired, and members that were removed, longer ago than
+// the policy's retention. No validation could allow any of them. It works in small batches with one
+// audit event each, until nothing is left or the context ends. A deletion cannot be undone, so Sweep
+// deletes nothing while the clock is not trusted, and returns the error of Config.ClockTrusted.
+// Other errors: those of the store and the context.
 func (m *Manager) Sweep(ctx context.Context, actor audit.Actor) (Swept, error) {
 	var swept Swept
 	if err := m.trusted(); err != nil {
@@ -53,17 +52,19 @@ func (m *Manager) Sweep(ctx context.Context, actor audit.Actor) (Swept, error) {
 	return swept, nil
 }
 
-// purge deletes one batch of what died before a time in a workspace.
+// purge deletes one batch of the keys and members of a workspace that died before a time.
 func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID string, before time.Time) (Swept, error) {
 	if err := ctx.Err(); err != nil {
 		return Swept{}, err
 	}
-	// Most workspaces have nothing to purge: they need not be locked to know it.
+	// 1. Look without the workspace's turn: most workspaces have nothing to purge, and should not
+	// wait for changes, or make changes wait.
 	if dead := m.projection.Dead(workspaceID, before, 1); len(dead.KeyIDs)+len(dead.MemberIDs) == 0 {
 		return Swept{}, nil
 	}
 	var swept Swept
 	_, err := m.change(ctx, workspaceID, func(attempt *attempt) (*storage.Change, error) {
+		// 2. Look again in the turn, because another process may sweep the same workspace.
 		swept = Swept{}
 		dead := m.projection.Dead(workspaceID, before, purgeBatch)
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_PURGED, m.clock(), workspaceID)
@@ -73,12 +74,12 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 		for _, keyID := range dead.KeyIDs {
 			record, err := attempt.key(ctx, keyID)
 			if errors.Is(err, storage.ErrNotFound) {
-				continue // another process was faster
+				continue // another process has deleted it
 			}
 			if err != nil {
 				return nil, err
 			}
-			// A key's index entries go with it, in the same transaction.
+			// The index entries of a key are deleted with it in the same transaction, so they count.
 			if operations += storage.DeleteOperations(record); operations > storage.MaxOperations {
 				break
 			}
@@ -110,9 +111,9 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 	return swept, err
 }
 
-// SweepEvery sweeps at every interval until the context ends, and calls report with the
-// outcome of each sweep. The first one is an interval away: who starts with a clock that
-// is months ahead has so long to notice, before anything is deleted for it.
+// SweepEvery sweeps at every interval until the context ends, and calls report with the outcome of
+// each sweep. The first sweep comes after one interval: an operator who starts the server with a
+// clock that is months ahead has that long to notice it before anything is deleted.
 func (m *Manager) SweepEvery(ctx context.Context, actor audit.Actor, interval time.Duration, report func(Swept, error)) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()

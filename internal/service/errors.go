@@ -23,8 +23,8 @@ import (
 // ErrorDomain is the domain of every ErrorInfo that keysvc sends.
 const ErrorDomain = "keysvc"
 
-// reasonCodes says with which code each reason is sent. A reason that is missing is
-// sent as INTERNAL; a test makes sure that none is.
+// reasonCodes maps each reason to the code that it is sent with. A missing reason would be
+// sent as INTERNAL; a test checks that none is missing.
 var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 	keysvcv1.ErrorReason_ERROR_REASON_FIELD_INVALID:           codes.InvalidArgument,
 	keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN:           codes.InvalidArgument,
@@ -58,17 +58,17 @@ var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 	keysvcv1.ErrorReason_ERROR_REASON_CLOCK_UNSURE:            codes.Unavailable,
 }
 
-// retryDelay is what a caller is told to wait before it tries again.
+// retryDelay is how long a caller is told to wait before a retry.
 const retryDelay = 100 * time.Millisecond
 
-// Errors turns errors into what callers may see, in this one place. What a caller
-// may not see is logged here, once.
+// Errors maps errors to statuses, in this one place. The cause of an error, which a caller
+// may not see, is logged here, once.
 type Errors struct {
-	// Log gets the causes.
+	// Log is where causes go. Required.
 	Log *slog.Logger
 }
 
-// Status returns the error to answer an RPC with. nil stays nil.
+// Status returns the error that an RPC is answered with. It is nil for nil.
 func (e Errors) Status(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -78,9 +78,10 @@ func (e Errors) Status(ctx context.Context, err error) error {
 	}
 	told := e.problem(ctx, err)
 	if told.Reason == keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED {
-		// It was waited for as long as the caller could. A client that now repeats the call by
-		// itself, because of the code, would end in its own deadline and hide the answer. It
-		// fails where there is no call, as in tests.
+		// The call has waited for as long as its deadline allowed. A client that retries by
+		// itself, because of the code, would run into the deadline, and its user would not see
+		// this answer; so the trailer forbids the retry. Without a call, as in tests, SetTrailer
+		// fails.
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", "-1"))
 	}
 	return statusOf(told).Err()
@@ -90,7 +91,7 @@ func (e Errors) Status(ctx context.Context, err error) error {
 func contextStatus(err error) error {
 	switch {
 	case errors.Is(err, storage.ErrOutcomeUnknown):
-		return nil // says more
+		return nil // the reason OUTCOME_UNKNOWN says more than the context's error
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, "the call was cancelled")
 	case errors.Is(err, context.DeadlineExceeded):
@@ -99,7 +100,7 @@ func contextStatus(err error) error {
 	return nil
 }
 
-// problem returns what the caller is told.
+// problem maps an error to the *problem.Error that the caller may see.
 func (e Errors) problem(ctx context.Context, err error) *problem.Error {
 	if known, ok := errors.AsType[*problem.Error](err); ok {
 		return known
@@ -110,7 +111,7 @@ func (e Errors) problem(ctx context.Context, err error) *problem.Error {
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN,
 			"the store failed during the change, which took effect or did not; read it, or repeat it with the same request_id")
 	case errors.Is(err, storage.ErrFull):
-		// The store has said it once; it is as true for each of the calls that follow.
+		// Not logged here: the store has logged it once for all the calls that follow.
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_FULL,
 			"the disk of the store is full; only what takes something away is done; nothing was changed")
 	case errors.Is(err, storage.ErrUnavailable):
@@ -134,12 +135,12 @@ func codeOf(reason keysvcv1.ErrorReason) codes.Code {
 	return codes.Internal
 }
 
-// Reason returns a reason as it is sent: without its prefix.
+// Reason returns a reason as ErrorInfo has it: without the prefix of the enum.
 func Reason(reason keysvcv1.ErrorReason) string {
 	return strings.TrimPrefix(reason.String(), "ERROR_REASON_")
 }
 
-// statusOf returns the status for a problem, with its details.
+// statusOf returns the status of a problem, with details.
 func statusOf(problem *problem.Error) *status.Status {
 	result := status.New(codeOf(problem.Reason), problem.Error())
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{

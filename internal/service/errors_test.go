@@ -53,9 +53,10 @@ func documented(t *testing.T) map[string]codes.Code {
 	return result
 }
 
-// TestEveryReason sends each reason of the contract: with the code that the contract
-// names, the domain, and without its prefix. None is logged, as none is a surprise.
-func TestEveryReason(t *testing.T) {
+// TestEveryReasonIsSentWithTheCodeOfTheContract : errors.proto names the
+// code of each reason. The status has it, with the domain and the reason without its prefix. None of
+// them is logged.
+func TestEveryReasonIsSentWithTheCodeOfTheContract(t *testing.T) {
 	codesOf := documented(t)
 	for number, name := range keysvcv1.ErrorReason_name {
 		reason := keysvcv1.ErrorReason(number)
@@ -95,7 +96,7 @@ func TestEveryReason(t *testing.T) {
 	}
 }
 
-func TestReasonOfTheFuture(t *testing.T) {
+func TestUnknownReasonIsSentAsInternal(t *testing.T) {
 	errors, _ := mapper()
 	for _, reason := range []keysvcv1.ErrorReason{0, 9999} {
 		if got := read(t, errors.Status(t.Context(), problem.New(reason, "hm"))).code; got != codes.Internal {
@@ -104,14 +105,14 @@ func TestReasonOfTheFuture(t *testing.T) {
 	}
 }
 
-func TestNoError(t *testing.T) {
+func TestNilErrorHasNoStatus(t *testing.T) {
 	errors, log := mapper()
 	if err := errors.Status(t.Context(), nil); err != nil || len(log.entries) != 0 {
 		t.Errorf("got %v, logged %+v", err, log.entries)
 	}
 }
 
-func TestViolations(t *testing.T) {
+func TestBadFieldsAreListedInTheStatus(t *testing.T) {
 	errors, _ := mapper()
 	var fields problem.Fields
 	fields.Add("name", "is missing")
@@ -123,9 +124,9 @@ func TestViolations(t *testing.T) {
 	}
 }
 
-// TestCauses has everything that is not meant for callers: they learn what they can do
-// about it, and the log learns the cause, once.
-func TestCauses(t *testing.T) {
+// TestCausesAreLoggedOnceAndNeverSent: a caller is told what to do about an error of the store or a
+// fault of the server. Its cause is in the log, once.
+func TestCausesAreLoggedOnceAndNeverSent(t *testing.T) {
 	const secret = "/var/lib/keysvc: disk on fire"
 	cause := errors.New(secret)
 	wrap := func(outer error) error { return fmt.Errorf("committing: %w: %w", outer, cause) }
@@ -183,8 +184,8 @@ func TestCauses(t *testing.T) {
 	}
 }
 
-// TestFullStore: what the store has logged once is not logged for each refused call.
-func TestFullStore(t *testing.T) {
+// TestFullStoreIsNotLoggedForEachCall: the store has logged it once.
+func TestFullStoreIsNotLoggedForEachCall(t *testing.T) {
 	errors, log := mapper()
 	err := errors.Status(t.Context(), fmt.Errorf("committing /data: %w", storage.ErrFull))
 	got := refused(t, err, codes.ResourceExhausted, "STORE_FULL")
@@ -193,8 +194,8 @@ func TestFullStore(t *testing.T) {
 	}
 }
 
-// TestEndedContexts: a caller that left is not a fault of anybody.
-func TestEndedContexts(t *testing.T) {
+// TestEndedContextsAreNotLogged: a caller that left is no fault.
+func TestEndedContextsAreNotLogged(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		err  error
@@ -217,8 +218,8 @@ func TestEndedContexts(t *testing.T) {
 	}
 }
 
-// TestProblemInAChain: a problem keeps its reason whatever it wraps or is wrapped in.
-func TestProblemInAChain(t *testing.T) {
+// TestWrappedProblemKeepsItsReason, whatever wraps it, and whatever it wraps.
+func TestWrappedProblemKeepsItsReason(t *testing.T) {
 	errors, log := mapper()
 	told := problem.New(keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND, "no such key")
 	told.Cause = storage.ErrNotFound
@@ -228,7 +229,7 @@ func TestProblemInAChain(t *testing.T) {
 	}
 }
 
-func TestRetryDelayIsSane(t *testing.T) {
+func TestRetryDelayIsBetween10msAnd10s(t *testing.T) {
 	errors, _ := mapper()
 	got := read(t, errors.Status(t.Context(), problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS, "busy")))
 	if delay := got.retry.GetRetryDelay().AsDuration(); delay < 10*time.Millisecond || delay > 10*time.Second {

@@ -26,13 +26,14 @@ import (
 const (
 	// MaxUses is how many uses one ping may report.
 	MaxUses = 4096
-	// maxEpochLength is more than any epoch has, in bytes.
+	// maxEpochLength is the max length of an epoch, in bytes; real ones are shorter.
 	maxEpochLength = 128
-	// hashLength is that of an audit event's hash.
+	// hashLength is the length of an audit event's hash, in bytes.
 	hashLength = 32
 	// helloTimeout bounds how long a stream may be open without a hello.
 	helloTimeout = 10 * time.Second
-	// publishedTimeout bounds the wait for a revision that is still to come.
+	// publishedTimeout bounds the wait of AwaitRevision for a revision that validations do not
+	// reflect yet.
 	publishedTimeout = time.Second
 )
 
@@ -46,28 +47,29 @@ type SyncService struct {
 	encoded    encoded
 }
 
-// NewSync returns the service over a Hub, which the projection publishes to. Uses are
-// reported to the validator.
+// NewSync returns the service over the Hub that the projection publishes to. The uses that clients
+// report go to the validator.
 func NewSync(hub *feed.Hub, projection *projection.Projection, validator *validation.Validator, errors Errors) *SyncService {
 	return &SyncService{hub: hub, projection: projection, validator: validator, errors: errors}
 }
 
-// errGaveUp is what ends a session whose client closes its half of the stream.
+// errGaveUp ends a session whose client has closed its half of the stream.
 var errGaveUp = errors.New("the client gave up its lease")
 
-// visibleTo says which workspaces a caller may hear of; nil means all of them. No caller
-// is limited to some yet.
+// visibleTo returns which workspaces a caller may see; nil means all of them. No caller is
+// restricted yet.
 func visibleTo(callers.Identity) func(workspaceID string) bool { return nil }
 
-// Sync implements keysvcv1.SyncServiceServer. It sends; what the client says is read
-// beside it, so that nothing keeps it from ending when the server stops.
+// Sync implements keysvcv1.SyncServiceServer. This goroutine sends, and a second one (syncReader)
+// receives. Recv cannot be interrupted, so the goroutine that has to end when the server stops must
+// not receive.
 func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error {
 	ctx := stream.Context()
 	reader := &syncReader{
 		service: s, stream: stream, visible: visibleTo(callers.FromContext(ctx)),
 		hello: make(chan *keysvcv1.SyncHello, 1), opened: make(chan *feed.Session, 1), ended: make(chan error, 1),
 	}
-	// It ends with the stream, hence after this returns at the latest.
+	// The reader ends with the stream, which ends when Sync returns, if not before.
 	go reader.run()
 	defer close(reader.opened)
 	timer := time.NewTimer(helloTimeout)
@@ -92,10 +94,10 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 	}
 }
 
-// open begins a session behind a barrier that began after the hello had come. A client
-// that has applied what lies beyond that barrier was served by another history of this
-// store: the store was rolled back. It is Reset, as it would be by Open; but people must
-// know.
+// open begins a session. The barrier is taken after the hello has come, so the session reflects what
+// was acknowledged before. A client that has applied revisions beyond the barrier was served from
+// another history of this store: the store was rolled back. Open Resets such a client; it is
+// logged as well, because an operator must know.
 func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, visible func(string) bool) (*feed.Session, error) {
 	if err := s.projection.Fresh(ctx); err != nil {
 		return nil, err
@@ -108,7 +110,7 @@ func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, visib
 	return session, err
 }
 
-// run sends what there is to send until the session ends.
+// run sends a session's messages until the session ends, and returns its status.
 func (s *SyncService) run(
 	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error,
 ) error {
@@ -119,11 +121,12 @@ func (s *SyncService) run(
 	return s.status(ctx, err)
 }
 
-// errOver is the end of a session that was told goodbye.
+// errOver is the status of a session that was sent its last message.
 var errOver = status.Error(codes.Unavailable, "the server stops, or the session has become old: connect anew")
 
-// send waits in one place only, for the session to be woken: by a change, by its reader
-// when the stream has ended, or by the timer of its age.
+// send sends a session's messages until the session ends. It waits for one thing only, the wake-up
+// of the session, which a change makes, the reader when the stream has ended, and the timer when
+// something is due.
 func (s *SyncService) send(
 	stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error,
 ) error {
@@ -131,6 +134,8 @@ func (s *SyncService) send(
 	defer timer.Stop()
 	var due time.Time
 	for {
+		// 1. Take the next message, or the channel that the next wake-up closes. The channel must be
+		// taken before step 2, so that a wake-up between steps 2 and 4 is not missed.
 		step := session.Next()
 		if step.Response != nil {
 			if err := s.encoded.send(stream, step.Response); err != nil {
@@ -140,14 +145,17 @@ func (s *SyncService) send(
 		if step.Last {
 			return errOver
 		}
+		// 2. Look whether the reader has ended. It writes to ended before it wakes the session.
 		select {
 		case err := <-ended:
 			return err
 		default:
 		}
+		// 3. Wait only if there was nothing to send.
 		if step.Wait == nil {
 			continue
 		}
+		// 4. Set the timer, unless it will fire earlier anyway, and wait.
 		if now := time.Now(); !now.Before(due) {
 			due = now.Add(step.Within)
 			timer.Reset(step.Within)
@@ -156,8 +164,8 @@ func (s *SyncService) send(
 	}
 }
 
-// encoded is the message that was last sent to several sessions, as it is sent: a thousand
-// of them are given the same one.
+// encoded holds the message that was encoded last. A thousand sessions send the same message, so it
+// is encoded once.
 type encoded struct {
 	newest atomic.Pointer[encodedResponse]
 }
@@ -167,8 +175,8 @@ type encodedResponse struct {
 	prepared grpc.PreparedMsg
 }
 
-// send sends a response, encoding it unless that has been done. This server compresses
-// nothing, so what is encoded for one stream is right for another.
+// send sends a response, and encodes it if it is not the one that was encoded last. The server does
+// not compress, so the encoding is the same for each stream.
 func (e *encoded) send(stream grpc.ServerStream, response *keysvcv1.SyncResponse) error {
 	if response.GetEvents() == nil {
 		return stream.SendMsg(response)
@@ -184,7 +192,7 @@ func (e *encoded) send(stream grpc.ServerStream, response *keysvcv1.SyncResponse
 	return stream.SendMsg(&newest.prepared)
 }
 
-// status is Errors.Status for what a session may end with.
+// status maps the error that ended a session to a status.
 func (s *SyncService) status(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, errGaveUp):
@@ -199,26 +207,27 @@ func (s *SyncService) status(ctx context.Context, err error) error {
 			"far more pings came than leases need: one every third of %s will do", s.hub.Staleness())
 	default:
 		if _, isStatus := status.FromError(err); isStatus {
-			return err // of the stream itself
+			return err // from the stream, which has made it a status
 		}
 	}
 	return s.errors.Status(ctx, err)
 }
 
-// syncReader reads what the client of one session says.
+// syncReader receives the messages of one session's client.
 type syncReader struct {
 	service *SyncService
 	stream  grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]
 	visible func(workspaceID string) bool
-	// hello gets the first message, and opened the session that it has opened; it is
-	// closed when there will be none.
+	// hello gets the client's hello. opened gets the session that was opened for it; it is closed
+	// without one if the hello was refused.
 	hello  chan *keysvcv1.SyncHello
 	opened chan *feed.Session
-	// ended gets the reason when nothing more is read.
+	// ended gets the reason when the reader ends.
 	ended chan error
 }
 
-// run reads until nothing more is to be read, and says why.
+// run receives until the stream ends or a message is refused, and writes the reason to ended. It
+// writes before it wakes the session, because the sender looks at ended when it is woken.
 func (r *syncReader) run() {
 	session, err := r.begin()
 	if session != nil {
@@ -230,7 +239,7 @@ func (r *syncReader) run() {
 	}
 }
 
-// begin reads the hello and waits for the session; nil if there will be none.
+// begin receives the hello and waits for the session; nil if the hello was refused.
 func (r *syncReader) begin() (*feed.Session, error) {
 	request, err := r.stream.Recv()
 	if errors.Is(err, io.EOF) {
@@ -250,11 +259,11 @@ func (r *syncReader) begin() (*feed.Session, error) {
 	return <-r.opened, nil
 }
 
-// read reads until the stream ends or the client says something that makes no sense.
+// read receives until the stream ends or a message is refused, and returns the reason.
 func (r *syncReader) read(session *feed.Session) error {
 	for {
 		request, err := r.stream.Recv()
-		arrived := r.service.hub.Now() // before anything else: leases are counted from here
+		arrived := r.service.hub.Now() // at once, because a lease begins when its ping arrives
 		if errors.Is(err, io.EOF) {
 			return errGaveUp
 		}
@@ -267,18 +276,20 @@ func (r *syncReader) read(session *feed.Session) error {
 	}
 }
 
-// take acts on a message other than the first.
+// take handles a message after the hello.
 func (r *syncReader) take(session *feed.Session, request *keysvcv1.SyncRequest, arrived time.Time) error {
 	switch kind := request.GetKind().(type) {
 	case *keysvcv1.SyncRequest_Ping:
 		if err := checkPing(kind.Ping); err != nil {
 			return err
 		}
-		// Before the answer, so that whoever has that can see them noted.
+		// 1. Record the uses before the pong is sent, so that a client that has the pong sees its
+		// uses recorded.
 		for _, use := range kind.Ping.GetUses() {
 			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetTime().AsTime(), r.visible)
 		}
-		// The pong's barrier begins here, after the ping has come (S2).
+		// 2. Take the pong's barrier after the ping has arrived (S2): the pong promises every change
+		// that was acknowledged before.
 		if err := r.service.projection.Fresh(r.stream.Context()); err != nil {
 			return err
 		}
@@ -294,7 +305,7 @@ func (r *syncReader) take(session *feed.Session, request *keysvcv1.SyncRequest, 
 	return misplaced(request, "came again; it is the first message, once")
 }
 
-// beyond makes feed.ErrBeyond an error of a field.
+// beyond maps feed.ErrBeyond to the error of a field. Other errors stay as they are.
 func beyond(err error, field string) error {
 	if !errors.Is(err, feed.ErrBeyond) {
 		return err
@@ -304,8 +315,8 @@ func beyond(err error, field string) error {
 	return fields.Err()
 }
 
-// misplaced is the error of a message that has no place where it came; of one without a
-// known kind in any place.
+// misplaced returns the error for a message that may not come at this moment, or whose kind is not
+// known.
 func misplaced(request *keysvcv1.SyncRequest, why string) error {
 	var fields problem.Fields
 	switch request.GetKind().(type) {
@@ -405,7 +416,8 @@ func (s *SyncService) await(ctx context.Context, request *keysvcv1.AwaitRevision
 	}, nil
 }
 
-// published returns once this server validates at a revision, which the hub had before.
+// published returns once this server's validations reflect a revision. By then the hub has it, too:
+// the projection publishes a change to the hub before it shows the change.
 func (s *SyncService) published(ctx context.Context, revision int64) error {
 	bounded, cancel := patience.Bound(ctx, publishedTimeout)
 	defer cancel()

@@ -19,11 +19,10 @@ import (
 )
 
 const (
-	// MaxBatch is how many tokens one batch may hold.
+	// MaxBatch is the max number of items of one batch.
 	MaxBatch = 256
-	// maxBatchBytes is how large the answers of a batch may become before the next question
-	// is refused. With one answer more they are less than the 4 MiB that a gRPC client takes
-	// unless told otherwise.
+	// maxBatchBytes is the size of a batch's answers at which the next item is refused. With one
+	// more answer they are still below 4 MiB, the default limit of a gRPC client.
 	maxBatchBytes = 3 << 20
 )
 
@@ -39,9 +38,9 @@ func NewValidation(validator *validation.Validator, errors Errors) *ValidationSe
 	return &ValidationService{validator: validator, errors: errors}
 }
 
-// Work returns what kind of work a request is. One that must wait for a revision is a
-// wait, and one that asks for details, which the store has, is a read: neither keeps
-// others from being answered from memory.
+// Work returns the kind of work that a message asks for. A message that has to wait for a revision
+// is a Wait; a message that asks for details, which are read from the store, is a Read. So neither
+// takes the room of validations that are answered from memory.
 func (s *ValidationService) Work(request any) callers.Work {
 	switch request := request.(type) {
 	case *keysvcv1.ValidateKeyRequest:
@@ -102,7 +101,7 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 		if err != nil {
 			response = &keysvcv1.ValidateKeyResponse{Error: s.itemError(ctx, err)}
 		}
-		// Others are small, however many there are.
+		// All other answers are small: MaxBatch of them need not be counted.
 		if err != nil || item.GetIncludeGrant() || item.GetWithDetails() {
 			total += proto.Size(response)
 		}
@@ -111,7 +110,8 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 	return &keysvcv1.BatchValidateKeysResponse{Responses: responses}, nil
 }
 
-// itemError returns what the status of a call with the item alone would say.
+// itemError returns the error of a batch's item: what the status of a call with this item alone
+// would say.
 func (s *ValidationService) itemError(ctx context.Context, err error) *keysvcv1.ValidationError {
 	if ended := contextStatus(err); ended != nil {
 		return &keysvcv1.ValidationError{Code: int32(status.Code(ended)), Message: status.Convert(ended).Message()} //nolint:gosec // codes are below 17
@@ -150,7 +150,7 @@ func (s *ValidationService) validate(ctx context.Context, request *keysvcv1.Vali
 	return response, nil
 }
 
-// questionOf checks a request and returns what it asks.
+// questionOf checks a message and returns the question in it.
 func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, error) {
 	question := validation.Question{
 		Token: request.GetToken(),

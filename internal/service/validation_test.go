@@ -27,7 +27,8 @@ const (
 	denied          = keysvcv1.Decision_DECISION_PERMISSION_DENIED
 )
 
-// cases are requests with a decision: one for each reason, and each shape of token.
+// decisionCase is a message that is answered with a decision. There is one for each reason, and for each
+// shape of token.
 type decisionCase struct {
 	name     string
 	request  *keysvcv1.ValidateKeyRequest
@@ -108,9 +109,9 @@ func decisionCases(w *world) []decisionCase {
 	return cases
 }
 
-// TestDecisions: the RPC succeeds whatever the token, and nothing but a grant's owner
-// learns anything.
-func TestDecisions(t *testing.T) {
+// TestEveryTokenIsAnsweredWithADecision: the RPC succeeds with any token, and only an allowed token
+// is answered with a principal and a grant.
+func TestEveryTokenIsAnsweredWithADecision(t *testing.T) {
 	w := newWorld(t)
 	cases := decisionCases(w)
 	defer w.start()()
@@ -150,7 +151,7 @@ func TestDecisions(t *testing.T) {
 	}
 }
 
-// TestRefusedTokensLookAlike: unknown, wrong and foreign tokens give the same bytes.
+// TestRefusedTokensLookAlike: unknown, wrong and foreign tokens are answered with the same bytes.
 func TestRefusedTokensLookAlike(t *testing.T) {
 	w := newWorld(t)
 	cases := decisionCases(w)
@@ -178,9 +179,9 @@ func TestRefusedTokensLookAlike(t *testing.T) {
 	}
 }
 
-// TestNothingIsRead: without with_details, and for whatever is refused, nobody reads the
-// store. (Any other method of the world's store would panic.)
-func TestNothingIsRead(t *testing.T) {
+// TestValidationsReadNothingFromTheStore: the store is read only for with_details on an allowed token. (All
+// other methods of the test's store panic.)
+func TestValidationsReadNothingFromTheStore(t *testing.T) {
 	w := newWorld(t)
 	cases := decisionCases(w)
 	defer w.start()()
@@ -209,7 +210,7 @@ func TestNothingIsRead(t *testing.T) {
 	}
 }
 
-func TestPrincipal(t *testing.T) {
+func TestPrincipalHasDetailsOnlyIfAskedFor(t *testing.T) {
 	w := newWorld(t)
 	keyID, text := w.key("mia", nil, "signatures:read", "emails:read", "financial_documents:read")
 	defer w.start()()
@@ -228,8 +229,8 @@ func TestPrincipal(t *testing.T) {
 	}
 }
 
-// TestDetailsFail: what cannot be read is an error, never half an answer.
-func TestDetailsFail(t *testing.T) {
+// TestDetailsThatCannotBeReadAreAnError: there is never an answer without the details that were asked for.
+func TestDetailsThatCannotBeReadAreAnError(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		err    error
@@ -260,7 +261,7 @@ func TestDetailsFail(t *testing.T) {
 	}
 }
 
-func TestGrant(t *testing.T) {
+func TestGrantHoldsWhatACacheMayAnswer(t *testing.T) {
 	w := newWorld(t)
 	_, plain := w.key("mia", nil, "signatures:read", "emails:read", "financial_documents:read")
 	_, none := w.key("mia", nil, "financial_documents:read")
@@ -388,7 +389,7 @@ func badCases(w *world) []badCase {
 	return cases
 }
 
-func TestBadRequests(t *testing.T) {
+func TestBadRequestsNameTheFieldAndNeverTheToken(t *testing.T) {
 	w := newWorld(t)
 	cases := badCases(w)
 	defer w.start()()
@@ -409,8 +410,8 @@ func TestBadRequests(t *testing.T) {
 	}
 }
 
-// TestSizes: the batch itself is what its status speaks of.
-func TestBatchSizes(t *testing.T) {
+// TestBatchTakes1To256Items: the status of the call is about the batch, not about its items.
+func TestBatchTakes1To256Items(t *testing.T) {
 	w := newWorld(t)
 	_, text := w.key("ann", nil, "emails:read")
 	defer w.start()()
@@ -435,9 +436,9 @@ func TestBatchSizes(t *testing.T) {
 	}
 }
 
-// TestBatch mixes everything, in many orders: each item is answered as it would be alone,
-// at its place.
-func TestBatch(t *testing.T) {
+// TestBatchAnswersEachItemAsIfAlone  mixes good and bad items, in two orders: each is answered at its index, as a
+// call with the item alone would be.
+func TestBatchAnswersEachItemAsIfAlone(t *testing.T) {
 	w := newWorld(t)
 	var requests []*keysvcv1.ValidateKeyRequest
 	good, bad := decisionCases(w), badCases(w)
@@ -479,8 +480,8 @@ func TestBatch(t *testing.T) {
 	}
 }
 
-// TestBatchDetailsFail: an item whose details cannot be read is the only one that fails.
-func TestBatchDetailsFail(t *testing.T) {
+// TestBatchItemWithoutDetailsFailsAlone: only the item whose details cannot be read fails.
+func TestBatchItemWithoutDetailsFailsAlone(t *testing.T) {
 	for _, test := range []struct {
 		err     error
 		code    codes.Code
@@ -516,8 +517,9 @@ func TestBatchDetailsFail(t *testing.T) {
 	}
 }
 
-// TestDetailsOfAStoreThatHangs: the caller hears of it in time, and of the others.
-func TestDetailsOfAStoreThatHangs(t *testing.T) {
+// TestDetailsOfAStoreThatHangsEndBeforeTheDeadline: the caller gets the error of that item, and the answers to the
+// others, before its deadline.
+func TestDetailsOfAStoreThatHangsEndBeforeTheDeadline(t *testing.T) {
 	for deadline, takes := range map[time.Duration]time.Duration{
 		0: time.Second, 200 * time.Millisecond: 160 * time.Millisecond, time.Second: 800 * time.Millisecond, time.Minute: time.Second,
 	} {
@@ -562,7 +564,7 @@ func (w *world) commit(revision int64) {
 	w.changes <- &storage.Committed{Revision: revision, Head: storage.WorkspaceHead{WorkspaceID: "acme"}}
 }
 
-func TestMinRevision(t *testing.T) {
+func TestMinRevisionIsWaitedForWithinASecond(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		revision int64
@@ -654,8 +656,8 @@ func TestMinRevisionSeesTheChange(t *testing.T) {
 	})
 }
 
-// TestBatchWaitsOnce: a batch must not hold its caller for 256 seconds, and items that
-// need not wait do not care.
+// TestBatchWaitsOnce: all waits of a batch together take no longer than one, not 256 seconds. Items that
+// need not wait are answered.
 func TestBatchWaitsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -700,8 +702,8 @@ func TestBatchWaitsOnce(t *testing.T) {
 	})
 }
 
-// TestBatchOfCallerThatLeft ends with the caller.
-func TestBatchOfCallerThatLeft(t *testing.T) {
+// TestBatchOfACallerThatLeftIsCancelled ends with the caller.
+func TestBatchOfACallerThatLeftIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		_, text := w.key("ann", nil, "emails:read")
@@ -721,8 +723,8 @@ func TestBatchOfCallerThatLeft(t *testing.T) {
 	})
 }
 
-// TestDamagedIsLogged once, and not told in full.
-func TestDamagedIsLogged(t *testing.T) {
+// TestDamageIsLogged: the log has the damage once, in full; the caller is not told which record it is.
+func TestDamageIsLogged(t *testing.T) {
 	w := newWorld(t)
 	_, text := w.key("dan", nil, "emails:read")
 	defer w.start()()

@@ -23,11 +23,11 @@ func (q Question) String() string { return fmt.Sprintf("%+v", q.shown()) }
 // Format writes the question with its token redacted, whatever the verb. It implements
 // fmt.Formatter.
 func (q Question) Format(state fmt.State, verb rune) {
-	// fmt.State keeps what is written in memory and has no error to give.
+	// Writing to a fmt.State cannot fail: it writes to memory.
 	_, _ = fmt.Fprintf(state, fmt.FormatString(state, verb), q.shown())
 }
 
-// MarshalJSON returns the question with its token redacted. There is no way back.
+// MarshalJSON returns the question with its token redacted. It cannot be unmarshalled.
 func (q Question) MarshalJSON() ([]byte, error) { return json.Marshal(q.shown()) }
 
 // MarshalText returns String; the error is always nil.

@@ -12,7 +12,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// TestTokensAreRedacted: no way of printing shows what a presenter sent.
+// TestTokensAreRedacted: a Question shows no token, however it is printed, marshalled or logged.
 func TestTokensAreRedacted(t *testing.T) {
 	const token = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg19xh1J"
 	const secret, hexed = "0123456789ABCDEFGHIJ", "30313233343536373839414243"

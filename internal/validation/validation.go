@@ -1,7 +1,7 @@
-// Package validation answers what every request of the product asks: who does this
-// token act as, and may it do this? It looks the token's key up in the projection
-// and lets package decide say; it writes nothing and, details aside, reads nothing
-// but memory.
+// Package validation answers the question of every request of the product: who does this
+// token act as, and may it do this? It looks the token's key up in the projection, and
+// package decide makes the decision. It writes nothing, and reads only memory, except for
+// the details of a key.
 package validation
 
 import (
@@ -22,8 +22,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
-// longestWait bounds the wait for min_revision, and for details, which the store has.
-const longestWait = time.Second
+// maxWait bounds the wait for min_revision, and for the details of a key, which are read from
+// the store.
+const maxWait = time.Second
 
 // DetailsReader reads the names and labels that only the store has.
 type DetailsReader interface {
@@ -36,7 +37,7 @@ type Validator struct {
 	details    DetailsReader
 	now        func() time.Time
 	recorder   *usage.Recorder
-	latest     func() time.Time // of DoubtTime; nil if nobody called it
+	latest     func() time.Time // DoubtTime's argument; nil if DoubtTime was not called
 }
 
 // New returns a Validator that decides on a projection. now is the clock; nil means
@@ -48,80 +49,88 @@ func New(projection *projection.Projection, details DetailsReader, now func() ti
 	return &Validator{projection: projection, details: details, now: now}
 }
 
-// RecordTo lets the validator note each key that was allowed. It is called before the
-// first validation.
+// RecordTo sets the recorder that is told each key that was allowed. Call it before the first
+// validation.
 func (v *Validator) RecordTo(recorder *usage.Recorder) { v.recorder = recorder }
 
-// DoubtTime tells the validator how late it may be while nobody knows: latest returns the
-// zero Time as long as the clock is right. A token that is good now, and would not be good
-// then, is not decided on. It is called before the first validation.
+// DoubtTime sets latest, which returns the latest time that it may be while the clock is in
+// doubt, and the zero Time while it is not. A token that is allowed now, and would not be allowed
+// at that time, is answered with CLOCK_UNSURE. Call DoubtTime before the first validation.
 func (v *Validator) DoubtTime(latest func() time.Time) { v.latest = latest }
 
 // Question is what is asked about a token.
 type Question struct {
 	// Token is the text that was presented, whatever it is.
 	Token string
-	// Requirement is what the request needs.
+	// Requirement is what the presenter's request needs.
 	Requirement decide.Requirement
 	// WorkspaceID is the workspace of the resource; empty means any.
 	WorkspaceID string
-	// Address is the presenter's; the zero Addr if it is not known.
+	// Address is that of the presenter; the zero Addr if it is not known.
 	Address netip.Addr
-	// MinRevision and Epoch ask for an answer at least as fresh; 0 asks for nothing.
+	// MinRevision and Epoch, if not 0 and empty, are the min revision of the answer, and the
+	// epoch that it belongs to.
 	MinRevision int64
 	Epoch       string
-	// WithDetails asks for Details, too.
+	// WithDetails asks for the answer's Details.
 	WithDetails bool
 }
 
-// Answer is the decision on a token. Only Decision Allowed says yes.
+// Answer is the decision on a token. Only the decision decide.Allowed lets a request pass.
 type Answer struct {
-	// Decision and Reason are decide's.
+	// Decision and Reason are those of package decide.
 	Decision decide.Decision
 	Reason   decide.Reason
-	// KeyID is the key's, empty until the secret matched and the workspace agreed.
+	// KeyID is the key's. It is empty if no secret matched, or the key is of another workspace.
 	KeyID string
-	// Grant is what was authenticated; on Allowed only.
+	// Grant is that of decide.Authenticate; on Allowed only.
 	Grant decide.Grant
 	// Now is the moment of the decision.
 	Now time.Time
 	// Details are the key's; on Allowed with WithDetails only.
 	Details *storagev1.KeyRecord
-	// Revision that the answer holds at.
+	// Revision is one at which the answer is true.
 	Revision int64
 }
 
 // Epoch returns the epoch that the revisions of answers belong to.
 func (v *Validator) Epoch() string { return v.projection.Epoch() }
 
-// Reached reports whether answers are at least as fresh as a revision without a wait.
+// Reached reports whether answers reflect a revision already, so that MinRevision needs no wait.
 func (v *Validator) Reached(revision int64) bool { return v.projection.Revision() >= revision }
 
-// Validate decides. The error speaks of the question or of the service, never of
-// the token: *problem.Error, storage's, or the context's.
+// Validate decides on a token. Whatever is wrong with the token is in the answer. An error is
+// about the question or the service: *problem.Error, that of the store, or the context's.
 func (v *Validator) Validate(ctx context.Context, question Question) (Answer, error) {
+	// 1. Wait for the revision that the caller demands. That is a lower bound, and step 2 still
+	// has to follow.
 	if question.MinRevision != 0 {
 		if err := v.wait(ctx, question); err != nil {
 			return Answer{}, err
 		}
 	}
-	// What was acknowledged before the question came, by whatever process, is reflected.
+	// 2. Take a barrier before the look-up: every change that was acknowledged before the question
+	// came, by whatever process, must be reflected.
 	if err := v.projection.Fresh(ctx); err != nil {
 		return Answer{}, err
 	}
-	// An error leaves the zero Token, which has no id, is found nowhere, and matches
-	// nothing.
+	// 3. Look up key, member, workspace, role and policy in one look, so that all of them are of
+	// one revision. Text that is not a token becomes the zero Token, which has no id and matches
+	// nothing; it takes the same steps as any other.
 	presented, _ := token.Parse(question.Token)
 	found := v.projection.Find(presented.ID())
 	if found.Policy == nil {
 		return Answer{}, cmp.Or(found.Damaged, storage.ErrUnavailable)
 	}
+	// 4. Judge the question before the token: a caller that asks for a scope that does not exist
+	// has a fault, which must show with any token.
 	if !question.Requirement.IdentityOnly && !found.Policy.Catalogue.Contains(question.Requirement.Scope) {
 		return Answer{}, unknownScope(question.Requirement.Scope, found.Policy.Catalogue)
 	}
 	if found.Damaged != nil {
 		return Answer{}, found.Damaged
 	}
+	// 5. Decide at one moment.
 	answer := Answer{Now: v.now(), Revision: found.Revision}
 	answer.Grant, answer.Reason = decide.Authenticate(presented, found.Subject, question.WorkspaceID, answer.Now)
 	answer.KeyID = answer.Grant.Principal.KeyID
@@ -136,6 +145,8 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 		answer.Grant = decide.Grant{}
 		return answer, nil
 	}
+	// 6. While the clock is in doubt, refuse what its latest time would refuse. That time replaces
+	// answer.Now, so the use is recorded with the time of the decision.
 	used := answer.Now
 	if err := v.doubt(&answer, question); err != nil {
 		return Answer{}, err
@@ -146,14 +157,16 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 			return Answer{}, err
 		}
 	}
+	// 7. Record the use last: only an answer that is given counts.
 	if v.recorder != nil {
 		v.recorder.Used(found.Last, used)
 	}
 	return answer, nil
 }
 
-// doubt returns an error for a token that is allowed, but perhaps expired. One that is not
-// holds no longer than from the latest time on.
+// doubt returns CLOCK_UNSURE for a token that is allowed now, but may have expired. For any other
+// token it sets the answer's Now to the latest time that it may be, so that a near-cache keeps the
+// grant no longer than that time allows.
 func (v *Validator) doubt(answer *Answer, question Question) error {
 	if v.latest == nil {
 		return nil
@@ -170,9 +183,9 @@ func (v *Validator) doubt(answer *Answer, question Question) error {
 	return nil
 }
 
-// UsedElsewhere notes that a near-cache allowed a key at a time, which is taken for the
-// nearest one between the key's creation and now. Keys that are not known, or belong to a
-// workspace that is not visible, are passed over; nil means that all are.
+// UsedElsewhere records that a near-cache allowed a key at a time. A time before the key's creation
+// or after now is replaced by the nearer of the two. Keys that do not exist, or belong to a
+// workspace that is not visible, are ignored; if visible is nil, all workspaces are visible.
 func (v *Validator) UsedElsewhere(keyID string, at time.Time, visible func(workspaceID string) bool) {
 	found := v.projection.Find(keyID)
 	if v.recorder == nil || found.Last == nil || visible != nil && !visible(found.Subject.Key.Workspace) {
@@ -187,24 +200,26 @@ func (v *Validator) UsedElsewhere(keyID string, at time.Time, visible func(works
 	v.recorder.Used(found.Last, at)
 }
 
-type patienceKey struct{}
+// sharedWaitKey is the key of the context that the questions of one call share.
+type sharedWaitKey struct{}
 
-// Together returns a context for several questions that belong to one call: all of them
-// wait no longer than one would.
+// Together returns a context for several questions of one call. All their waits together are
+// bounded as the wait of one question.
 func Together(ctx context.Context) (context.Context, context.CancelFunc) {
-	bounded, cancel := patience.Bound(ctx, longestWait)
-	return context.WithValue(ctx, patienceKey{}, bounded), cancel
+	bounded, cancel := patience.Bound(ctx, maxWait)
+	return context.WithValue(ctx, sharedWaitKey{}, bounded), cancel
 }
 
-// bound returns a context for a wait. It ends early enough for the caller to be told.
+// bound returns a context for a wait. It ends before the caller's deadline, early enough for the
+// answer to reach the caller.
 func bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if shared, has := ctx.Value(patienceKey{}).(context.Context); has {
+	if shared, has := ctx.Value(sharedWaitKey{}).(context.Context); has {
 		return shared, func() {}
 	}
-	return patience.Bound(ctx, longestWait)
+	return patience.Bound(ctx, maxWait)
 }
 
-// wait returns once the projection is as fresh as the question demands.
+// wait returns once the projection shows the question's MinRevision.
 func (v *Validator) wait(ctx context.Context, question Question) error {
 	if question.Epoch != v.projection.Epoch() {
 		return problem.New(problem.EpochMismatch,
@@ -215,22 +230,22 @@ func (v *Validator) wait(ctx context.Context, question Question) error {
 	err := v.projection.WaitFor(bounded, question.MinRevision)
 	if err != nil && ctx.Err() == nil {
 		return problem.New(problem.RevisionNotReached,
-			"min_revision %d was not reached in time, which is %s at most and less than the call's deadline", question.MinRevision, longestWait)
+			"min_revision %d was not reached in time, which is %s at most and less than the call's deadline", question.MinRevision, maxWait)
 	}
 	return err
 }
 
-// detailsOf reads what only the store has.
+// detailsOf reads the key's record, because the projection does not have names and labels.
 func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (*storagev1.KeyRecord, error) {
 	bounded, cancel := bound(ctx)
 	defer cancel()
 	record, _, err := v.details.GetKey(bounded, principal.WorkspaceID, principal.KeyID)
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
-		return nil, storage.ErrUnavailable // purged since; asked again, the answer is another
+		return nil, storage.ErrUnavailable // purged since the decision; a retry is answered otherwise
 	case err != nil && bounded.Err() != nil && ctx.Err() == nil:
 		return nil, problem.New(problem.StoreUnavailable,
-			"the store did not give the key's details in time, which is %s at most; without with_details it is not asked", longestWait)
+			"the store did not give the key's details in time, which is %s at most; without with_details it is not asked", maxWait)
 	}
 	return record, err
 }

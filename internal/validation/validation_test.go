@@ -39,8 +39,7 @@ var (
 	reading  = decide.Requirement{Scope: "emails:read"}
 )
 
-// memory is a store that can be loaded and used, and nothing else: any other method would
-// panic.
+// memory is a store with the methods that validations need. All other methods panic.
 type memory struct {
 	storage.Store
 
@@ -70,7 +69,7 @@ func (m *memory) PutUsage(_ context.Context, uses []storage.Usage) error {
 	return nil
 }
 
-// details counts what is read.
+// details is a DetailsReader that notes each read.
 type details struct {
 	asked  []string
 	record *storagev1.KeyRecord
@@ -124,7 +123,7 @@ func newValidator(t testing.TB) (*validation.Validator, *details, string) {
 	return validation.New(load(t, store), reader, func() time.Time { return now }), reader, text
 }
 
-func TestValidate(t *testing.T) {
+func TestOnlyAllowedAnswersHaveAGrant(t *testing.T) {
 	v, reader, text := newValidator(t)
 	want := validation.Answer{
 		Decision: decide.Allowed,
@@ -179,7 +178,7 @@ func TestValidate(t *testing.T) {
 		decide.PermissionDenied, decide.ScopeBeyondRole, keyID)
 }
 
-func TestUnknownScope(t *testing.T) {
+func TestUnknownScopeIsAnErrorWithAnyToken(t *testing.T) {
 	v, _, text := newValidator(t)
 	for _, presented := range []string{text, "", "garbage"} {
 		for _, requirement := range []decide.Requirement{{}, {Scope: "emails:fly"}, {Scope: "*"}} {
@@ -197,9 +196,9 @@ func TestUnknownScope(t *testing.T) {
 	}
 }
 
-// TestNothingToDecideWith: without a policy, or with a damaged record, there is an error
+// TestWithoutPolicyOrRecordThereIsNoDecision: without a policy, and for a damaged record, there is an error
 // and no decision.
-func TestNothingToDecideWith(t *testing.T) {
+func TestWithoutPolicyOrRecordThereIsNoDecision(t *testing.T) {
 	whole, text := newMemory(t)
 	damage := &storage.DamagedError{Kind: "it", Name: "x", Problem: "checksum mismatch"}
 	for _, test := range []struct {
@@ -227,7 +226,7 @@ func TestNothingToDecideWith(t *testing.T) {
 	}
 }
 
-func TestDetailsFail(t *testing.T) {
+func TestDetailsThatCannotBeReadAreAnError(t *testing.T) {
 	other := errors.New("other")
 	for _, test := range []struct{ err, want error }{
 		{storage.ErrNotFound, storage.ErrUnavailable},
@@ -244,8 +243,8 @@ func TestDetailsFail(t *testing.T) {
 	}
 }
 
-// TestUses: what was allowed is recorded, and nothing else is.
-func TestUses(t *testing.T) {
+// TestOnlyAllowedValidationsAreRecorded: refusals and errors do not change the last-used time.
+func TestOnlyAllowedValidationsAreRecorded(t *testing.T) {
 	store, text := newMemory(t)
 	p := load(t, store)
 	reader := &details{err: storage.ErrUnavailable}
@@ -283,7 +282,7 @@ func TestUses(t *testing.T) {
 	}
 }
 
-func TestMinRevision(t *testing.T) {
+func TestMinRevisionIsWaitedForWithinASecond(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		question validation.Question
@@ -315,8 +314,8 @@ func TestMinRevision(t *testing.T) {
 	}
 }
 
-// TestTogether: two questions of one call wait no longer than one.
-func TestTogether(t *testing.T) {
+// TestQuestionsOfOneCallShareOneWait: two questions of one call wait no longer than one.
+func TestQuestionsOfOneCallShareOneWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v, _, text := newValidator(t)
 		ctx, cancel := validation.Together(t.Context())
@@ -337,9 +336,9 @@ func TestTogether(t *testing.T) {
 	})
 }
 
-// TestWallClock: without a clock it is the system's, by which the test's key expired or
-// will.
-func TestWallClock(t *testing.T) {
+// TestDefaultClockIsTheSystems: the test's key may have expired by that clock, so only the time of the answer
+// is compared.
+func TestDefaultClockIsTheSystems(t *testing.T) {
 	store, text := newMemory(t)
 	before := time.Now()
 	answer, err := validation.New(load(t, store), nil, nil).Validate(t.Context(), validation.Question{Token: text, Requirement: identity})

@@ -23,13 +23,13 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// brief is the workspace where keys expire within seconds.
+// brief is the workspace whose keys expire within seconds.
 const brief = "brief"
 
-// severalLimit is how many live keys a workspace may have: few, so that it is met.
+// severalLimit is the policy's limit of live keys in a workspace: low, so that calls reach it.
 const severalLimit = 5
 
-// pool is what all callers know: the keys that were issued, by anybody.
+// pool has the keys that were issued to any caller; all callers share it.
 type pool struct {
 	mutex sync.Mutex
 	keys  []pooled
@@ -43,7 +43,7 @@ func (p *pool) add(key pooled) {
 	p.keys = append(p.keys, key)
 }
 
-// pick returns a key, mostly one of the newest.
+// pick returns a key, in three of four cases one of the newest eight.
 func (p *pool) pick(random *rand.Rand) (pooled, bool) {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
@@ -91,8 +91,8 @@ func (c *caller) run() {
 	}
 }
 
-// insist makes a call at some manager and repeats it as clients do: while the outcome is
-// unknown or the store is not there, and at times without a reason.
+// insist makes a call of some manager. It repeats the call as clients do, if the outcome is unknown or
+// the store unavailable, and sometimes without a reason.
 func (c *caller) insist(request any) *call {
 	number := c.random.IntN(len(c.seats))
 	for attempt := 0; ; attempt++ {
@@ -108,7 +108,7 @@ func (c *caller) insist(request any) *call {
 	}
 }
 
-// follow asks at another manager what a change must have altered there.
+// follow makes a call of another manager whose answer depends on the change.
 func (c *caller) follow(done *call) {
 	number := (done.seat + c.random.IntN(len(c.seats))) % len(c.seats)
 	c.left--
@@ -153,7 +153,7 @@ func (c *caller) outlive() {
 	c.left--
 }
 
-// newID returns a name that nothing else has.
+// newID returns a unique name.
 func (c *caller) newID(kind string) string {
 	c.ids++
 	return fmt.Sprintf("%s-%d-%d", kind, c.number, c.ids)
@@ -163,7 +163,7 @@ func (c *caller) workspaceID() string {
 	return fmt.Sprintf("ws-%d", c.random.IntN(c.campaign.Workspaces))
 }
 
-// request returns a random one.
+// request returns a random message.
 func (c *caller) request() any {
 	key, found := c.pool.pick(c.random)
 	at := c.random.IntN(100)
@@ -209,7 +209,8 @@ func (c *caller) request() any {
 // workspace is never removed.
 func versioned(workspaceID string) bool { return workspaceID[len(workspaceID)-1]%2 == 0 }
 
-// version returns one that no other push has, and not always a newer one.
+// version returns a unique source version, which is sometimes older than others; nil for a workspace
+// without versions.
 func (c *caller) version(workspaceID string) *int64 {
 	if !versioned(workspaceID) {
 		return nil
@@ -240,7 +241,7 @@ func (c *caller) removeMember() any {
 	}
 }
 
-// scopes returns some, mostly those that members have.
+// scopes returns a few scopes, mostly scopes that members have.
 func (c *caller) scopes() []string {
 	scopes := []string{choose(c, "signatures:read", "signatures:write")}
 	if c.chance(3) {
@@ -318,7 +319,7 @@ func policyWith(scopes string) *keysvcv1.Policy {
 	return sent
 }
 
-// prepare makes the world that the callers meet.
+// prepare makes the policy, workspaces and members that the callers begin with.
 func (s *several) prepare() {
 	s.t.Helper()
 	requests := []any{
@@ -351,8 +352,8 @@ func (s *several) workspaceIDs() []string {
 	return ids
 }
 
-// settle sees that everything works once the faults are over.
-func (s *several) settle() []Violation {
+// checkCalm checks that all calls succeed once the faults are over.
+func (s *several) checkCalm() []Violation {
 	s.t.Helper()
 	var violations []Violation
 	want := func(number int, request any) *call {
@@ -365,7 +366,7 @@ func (s *several) settle() []Violation {
 			if !again || attempt == 200 {
 				return done
 			}
-			// It is still being loaded anew.
+			// The store is still being loaded again.
 			_ = wait(context.Background(), 50*time.Millisecond)
 		}
 	}
@@ -404,10 +405,10 @@ func (c *caller) call(number int, request any) *call {
 	return made
 }
 
-// answered is what most verbs answer with.
+// answered is the answer of most verbs.
 type answered interface{ GetRevision() int64 }
 
-// note takes over an answer.
+// note writes an answer into the call.
 func (c *call) note(response answered, err error, answer func() string) {
 	if c.err = err; err != nil {
 		return

@@ -16,7 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// question is what a validator is asked.
+// question is a call of a validator.
 type question struct{ token, scope, workspaceID string }
 
 // call is one call of a manager or validator, with its answer.
@@ -25,19 +25,19 @@ type call struct {
 	seat    int
 	request any
 	at      time.Time // on the clock, when it was sent
-	// floor is the newest revision that was known to callers when the call began: what
-	// was acknowledged before, and, for all but validations, what had been read before.
+	// floor is the newest revision that callers knew when the call began: of the changes that were
+	// acknowledged before, and, for a call other than a validation, of the reads before.
 	floor int64
-	// begun and ended are moments of the history.
+	// begun and ended are moments of the history, which counts them.
 	begun, ended int64
 
 	err      error
 	revision int64
 	token    string
 	keyID    string
-	// answer is what was shown; empty if that is not compared.
+	// answer is the answer in words; empty if it is not compared.
 	answer string
-	// late says that the caller's time had run out at the end.
+	// late is set if the deadline of the call had passed when it ended.
 	late bool
 }
 
@@ -79,24 +79,24 @@ func describeRequest(request any) string {
 	return fmt.Sprintf("%T", request)
 }
 
-// history is every call of a run, and what callers knew.
+// history has every call of a run, and the revisions that callers knew.
 type history struct {
 	moment atomic.Int64
-	// acknowledged is the newest revision that a change was answered with, seen that of
-	// any answer but a validation's.
+	// acknowledged is the newest revision of the answers to changes, seen that of all answers but
+	// those of validations.
 	acknowledged, seen atomic.Int64
 
 	mutex sync.Mutex
 	calls []*call
-	// commits tells when a call's change was handed to the store, the last time.
+	// commits has the moment of the last commit of each call.
 	commits map[string]int64
-	// tried are the heads that calls tried their change against.
+	// tried are the heads that the commits of calls expected.
 	tried map[attempted]bool
-	// again are the calls that tried one twice.
+	// again are the calls that had two commits which expected the same heads.
 	again map[string]bool
 }
 
-// attempted is a call with the heads that it expected.
+// attempted is a commit of a call, with the heads that it expected.
 type attempted struct {
 	id           string
 	head, policy storage.Head
@@ -115,7 +115,7 @@ func raise(mark *atomic.Int64, to int64) {
 	}
 }
 
-// begin notes the begin of a call.
+// begin notes that a call begins.
 func (h *history) begin(c *call) {
 	c.begun = h.moment.Add(1)
 	c.floor = h.acknowledged.Load()
@@ -124,7 +124,7 @@ func (h *history) begin(c *call) {
 	}
 }
 
-// end notes the end of a call.
+// end notes that a call has ended.
 func (h *history) end(c *call) {
 	c.ended = h.moment.Add(1)
 	if c.err == nil && !c.validation() {
@@ -163,7 +163,7 @@ func (h *history) tally() map[string]int {
 	return counts
 }
 
-// committing notes that a call's change is handed to the store.
+// committing notes that the store is asked to commit the change of a call.
 func (h *history) committing(change *storage.Change) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
@@ -179,14 +179,14 @@ func (h *history) committing(change *storage.Change) {
 
 // Violation is a promise that was not kept.
 type Violation struct {
-	// Rule is which one.
+	// Rule is the promise.
 	Rule string
-	// Text says what happened.
+	// Text describes what happened.
 	Text string
 }
 
-// entry is one committed change.
-type entry struct {
+// committedChange is one change in the change log of the store.
+type committedChange struct {
 	revision    int64
 	workspaceID string
 	keyID       string
@@ -195,7 +195,7 @@ type entry struct {
 }
 
 // readLog reads the committed changes from the store.
-func (h *history) readLog(ctx context.Context, store storage.Store) ([]*entry, error) {
+func (h *history) readLog(ctx context.Context, store storage.Store) ([]*committedChange, error) {
 	byID := make(map[string]*call, len(h.calls))
 	for _, each := range h.calls {
 		byID[each.id] = each
@@ -227,13 +227,13 @@ func (h *history) readLog(ctx context.Context, store storage.Store) ([]*entry, e
 			query.Cursor = page.Next
 		}
 	}
-	var log []*entry
+	var log []*committedChange
 	for _, record := range feed {
 		found, known := events[string(record.GetAuditHash())]
 		if !known {
 			return nil, fmt.Errorf("revision %d has no audit event", record.GetRevision())
 		}
-		log = append(log, &entry{
+		log = append(log, &committedChange{
 			revision: record.GetRevision(), workspaceID: record.GetWorkspaceId(), keyID: found.keyID,
 			call: byID[found.requestID], begun: h.commits[found.requestID],
 		})
@@ -241,20 +241,19 @@ func (h *history) readLog(ctx context.Context, store storage.Store) ([]*entry, e
 	return log, nil
 }
 
-// judgement is the walk through a history.
+// judgement is the state of a walk through a history.
 type judgement struct {
 	truth      *truth
-	log        []*entry
-	made       map[*call]*entry
+	log        []*committedChange
+	made       map[*call]*committedChange
 	violations []Violation
-	// open are calls that need a revision, in some interval, at which their answer is
-	// right.
+	// open are the claims that no revision has satisfied yet.
 	open []*claim
-	// current are those of them whose interval has begun.
+	// current are the open claims whose interval has begun.
 	current []*claim
 }
 
-// claim is an answer without a change: at some revision in its interval it must be right.
+// claim is an answer without a change. It must be right at a revision from first to last.
 type claim struct {
 	*call
 	first, last int64
@@ -278,10 +277,10 @@ const (
 	ruleEnd      = "when the faults are over everything works"
 )
 
-// judge walks through the committed changes in their order, and holds every answer
-// against what was true at its revision.
-func (h *history) judge(first *truth, log []*entry, faulty bool) []Violation {
-	j := &judgement{truth: first, log: log, made: make(map[*call]*entry)}
+// judge walks through the committed changes in their order, and compares every answer with what was true
+// at its revision.
+func (h *history) judge(first *truth, log []*committedChange, faulty bool) []Violation {
+	j := &judgement{truth: first, log: log, made: make(map[*call]*committedChange)}
 	for _, each := range log {
 		if each.call == nil {
 			continue
@@ -329,11 +328,11 @@ func (h *history) judge(first *truth, log []*entry, faulty bool) []Violation {
 	return j.violations
 }
 
-// ceilings returns a function from a moment to the newest revision that can have been
-// there.
-func ceilings(log []*entry) func(moment int64) int64 {
+// ceilings returns a function that maps a moment to the newest revision that can have been committed
+// by then.
+func ceilings(log []*committedChange) func(moment int64) int64 {
 	sorted := slices.Clone(log)
-	slices.SortFunc(sorted, func(a, b *entry) int { return cmp.Compare(a.begun, b.begun) })
+	slices.SortFunc(sorted, func(a, b *committedChange) int { return cmp.Compare(a.begun, b.begun) })
 	newest := make([]int64, len(sorted))
 	for index, each := range sorted {
 		newest[index] = each.revision
@@ -342,7 +341,7 @@ func ceilings(log []*entry) func(moment int64) int64 {
 		}
 	}
 	return func(moment int64) int64 {
-		index, _ := slices.BinarySearchFunc(sorted, moment, func(each *entry, moment int64) int { return cmp.Compare(each.begun, moment) })
+		index, _ := slices.BinarySearchFunc(sorted, moment, func(each *committedChange, moment int64) int { return cmp.Compare(each.begun, moment) })
 		if index == 0 {
 			return 0
 		}
@@ -350,8 +349,8 @@ func ceilings(log []*entry) func(moment int64) int64 {
 	}
 }
 
-// concerns reports whether a change may alter the verdict on a request.
-func (j *judgement) concerns(each *entry, request any) bool {
+// concerns reports whether a change may change the right answer to a message.
+func (j *judgement) concerns(each *committedChange, request any) bool {
 	switch request := request.(type) {
 	case interface{ GetWorkspaceId() string }:
 		return each.workspaceID == "" || each.workspaceID == request.GetWorkspaceId()
@@ -361,7 +360,7 @@ func (j *judgement) concerns(each *entry, request any) bool {
 	return true
 }
 
-// sort says what a call claims.
+// sort checks what can be checked about a call alone, and adds its claim.
 func (j *judgement) sort(c *call, base, ceiling int64, faulty bool) {
 	made := j.made[c]
 	var told *problem.Error
@@ -377,7 +376,7 @@ func (j *judgement) sort(c *call, base, ceiling int64, faulty bool) {
 	case c.err == nil && c.validation():
 		j.claim(c, c.revision, c.revision)
 	case c.err == nil && c.mutation():
-		// True at a revision that validations reflect.
+		// The answer must be true at a revision that validations reflect.
 		j.claim(c, max(c.floor, base), c.revision)
 	case c.err == nil:
 		j.claim(c, max(c.floor, base), ceiling)
@@ -385,7 +384,7 @@ func (j *judgement) sort(c *call, base, ceiling int64, faulty bool) {
 		if !faulty && !c.late {
 			j.broken(ruleError, "%s", c)
 		}
-	case c.late && isContext(c.err): // what became of it, the log says
+	case c.late && isContext(c.err): // the log tells whether the change was made
 	case made != nil:
 		j.broken(ruleChange, "made at revision %d, and yet refused: %s", made.revision, c)
 	case errors.Is(c.err, storage.ErrUnavailable), isContext(c.err):
@@ -399,7 +398,7 @@ func (j *judgement) sort(c *call, base, ceiling int64, faulty bool) {
 			j.broken(ruleConflict, "%s", c)
 		}
 	case told.Reason == keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED && inBrief(c.request):
-		// Which of the keys there have expired is not followed.
+		// The truth does not know which keys of this workspace have expired.
 	default:
 		j.claim(c, max(c.floor, base), max(ceiling, base))
 	}
@@ -418,7 +417,7 @@ func (j *judgement) claim(c *call, first, last int64) {
 	j.open = append(j.open, &claim{call: c, first: first, last: last})
 }
 
-// holds reports whether an answer is right now.
+// holds reports whether the answer of a claim is right at the current revision.
 func (j *judgement) holds(claimed *claim) bool {
 	claimed.wanted = j.truth.judge(claimed.request, claimed.at)
 	wanted := claimed.wanted
@@ -465,8 +464,8 @@ func (j *judgement) ruleOf(c *call) string {
 	return ruleRead
 }
 
-// commit holds a committed change against the state before it, and carries it out.
-func (j *judgement) commit(each *entry, ceiling int64) {
+// commit compares a committed change with the state before it, and makes the change in the truth.
+func (j *judgement) commit(each *committedChange, ceiling int64) {
 	c := each.call
 	if each.revision <= c.floor {
 		j.broken(ruleChange, "made at revision %d, not after what was known before: %s", each.revision, c)
@@ -475,7 +474,7 @@ func (j *judgement) commit(each *entry, ceiling int64) {
 	if wanted.reason != none || !wanted.changes {
 		j.broken(ruleChange, "made at revision %d, where %s is right: %s", each.revision, describeVerdict(wanted), c)
 		if wanted.reason == none || wanted.reason == keysvcv1.ErrorReason_ERROR_REASON_KEY_NOT_FOUND {
-			return // what is not there cannot be changed
+			return // the key does not exist, so it cannot be changed
 		}
 	}
 	token := c.token
@@ -487,7 +486,7 @@ func (j *judgement) commit(each *entry, ceiling int64) {
 		return
 	}
 	if put, is := c.request.(*keysvcv1.PutMemberRequest); is {
-		// What is shown may be as it became since, with the workspace.
+		// The answer may show a later state of the workspace.
 		later := *c
 		later.request = &keysvcv1.GetMemberRequest{WorkspaceId: put.GetWorkspaceId(), MemberId: put.GetMemberId()}
 		j.current = append(j.current, &claim{call: &later, first: each.revision, last: ceiling, wanted: verdict{answer: shown}})

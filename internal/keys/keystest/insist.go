@@ -10,14 +10,14 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// gate holds back what was loaded while it is shut.
+// gate is a pacer that holds loads back, after their read of the store, while it is shut.
 type gate struct {
 	mutex   sync.Mutex
 	opening chan struct{} // nil while it is open
-	arrived chan struct{} // closed when somebody stands before it
+	arrived chan struct{} // closed when a load is held back
 }
 
-// shut shuts the gate, and returns what is closed when a load stands before it.
+// shut shuts the gate, and returns a channel that is closed when the gate holds a load back.
 func (g *gate) shut() (arrived <-chan struct{}) {
 	g.mutex.Lock()
 	defer g.mutex.Unlock()
@@ -53,14 +53,14 @@ func (g *gate) pause(ctx context.Context, _ int, at point) error {
 	}
 }
 
-// impatience is how long a load stands still at most while a call is repeated that may
-// have to wait for it.
+// impatience is the max time that a load is held back while a call is repeated which may have to wait
+// for the load.
 const impatience = 5 * time.Millisecond
 
-// insist carries a verb out, and at times lets its commit fail in an unknown state, before
-// or after it was written, which takes the store down. Then the call is repeated, as
-// clients do, while the store is being loaded anew: it may be told to try again, but once
-// it is told that all is done, validations reflect it.
+// insist calls a verb. Once in 50 calls it makes the commit fail with an unknown outcome, before or
+// after it is written, and takes the store down. It then repeats the call, as clients do, while the
+// store is being loaded again. The call may fail as unavailable; but if it succeeds, validations must
+// reflect the change.
 func insist[Q any, A answered](r *run, verb func(context.Context, audit.Actor, Q) (A, error), request Q) (A, error) {
 	ctx := context.Background()
 	if !r.chance(50) {
@@ -86,7 +86,7 @@ func insist[Q any, A answered](r *run, verb func(context.Context, audit.Actor, Q
 			request, answer.GetRevision(), shows, lost)
 	}
 	r.gate.open()
-	// What the model is compared with next is what has been loaded.
+	// The model is compared with the projection next, so wait until the load is shown.
 	waiting, cancel := context.WithTimeout(ctx, impatience*1000)
 	defer cancel()
 	if err := r.Projection.WaitFor(waiting, lost); err != nil {

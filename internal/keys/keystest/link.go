@@ -11,29 +11,29 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Faults say how often a link breaks something: once in that many calls, 0 for never.
+// Faults are the rates of a link's faults: a fault happens once in that many calls, 0 for never.
 type Faults struct {
-	// Lost commits are made, and their outcome is reported as unknown.
+	// Lost is the rate of commits that are made, but answered as of unknown outcome.
 	Lost int
-	// Dropped commits are not made, and their outcome is reported as unknown.
+	// Dropped is the rate of commits that are not made, and answered as of unknown outcome.
 	Dropped int
-	// Down is how many of the lost and dropped commits take the store down, once in that
-	// many: it answers nothing until it has been loaded anew.
+	// Down is the rate of lost and dropped commits that also take the store down. It then answers
+	// nothing until it is loaded again.
 	Down int
-	// Unavailable calls are refused before they reach the store.
+	// Unavailable is the rate of calls that are refused before they reach the store.
 	Unavailable int
-	// Broken watches end, as if the connection were lost.
+	// Broken is the rate of events at which a watch ends, as if the connection were lost.
 	Broken int
 }
 
-// any reports whether something may break.
+// any reports whether any fault may happen.
 func (f Faults) any() bool { return f != Faults{} }
 
-// point is where a link holds a call back.
+// point is a moment at which a link may hold a call back.
 type point string
 
 const (
-	atStart   point = "start"   // before the first call of a caller, who has the seat's number
+	atStart   point = "start"   // before the first call of a caller, whose number stands for the seat
 	atCall    point = "call"    // before a caller's call of a manager
 	atCommit  point = "commit"  // before a change reaches the store
 	atMade    point = "made"    // before the store's answer to it reaches the manager
@@ -46,13 +46,13 @@ const (
 	atReached point = "reached" // before a barrier's answer reaches the projection
 )
 
-// pacer decides how long each call is held back.
+// pacer decides how long a link holds each call back.
 type pacer interface {
-	// pause returns when the call may go on, or with the context's error.
+	// pause returns when the call may continue, or with the context's error.
 	pause(ctx context.Context, seat int, at point) error
 }
 
-// outage is what all links to one store share: the store is up or down for all of them.
+// outage is the state of one store, up or down, that all links to the store share.
 type outage struct {
 	mutex sync.Mutex
 	down  bool
@@ -83,8 +83,8 @@ func (o *outage) state() (down bool, fell <-chan struct{}) {
 	return o.down, o.fell
 }
 
-// link is the store as one manager sees it: every call can be held back on its way there
-// and on its way back, and be broken. It keeps the promises of storage.Store.
+// link is the store as one manager sees it. It can hold back each call before and after it reaches the
+// store, and make it fail. It keeps the promises of storage.Store.
 type link struct {
 	storage.Store
 
@@ -100,7 +100,7 @@ type link struct {
 	losing int64 // revision of the commit that was lost last
 }
 
-// once says yes once in n.
+// once reports whether a fault happens now, given its rate.
 func (l *link) once(pick func(Faults) int) bool {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
@@ -115,8 +115,8 @@ func (l *link) set(faults Faults) {
 	l.faults = faults
 }
 
-// lose lets the next commit fail in an unknown state, before or after it was written, and
-// takes the store down with it.
+// lose makes the next commit fail with an unknown outcome, before or after it is written, and take the
+// store down.
 func (l *link) lose(written bool) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
@@ -128,8 +128,8 @@ func (l *link) lose(written bool) {
 	}
 }
 
-// found ends what lose began, and returns the revision of the commit that was lost; 0 if
-// none was written.
+// found ends the effect of lose, and returns the revision of the lost commit; 0 if it was not
+// written.
 func (l *link) found() int64 {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
@@ -143,7 +143,7 @@ func (l *link) lost(revision int64) {
 	l.losing = revision
 }
 
-// there lets a call go to the store.
+// there holds a call back on its way to the store, and returns an error if the call is to fail.
 func (l *link) there(ctx context.Context, at point) error {
 	if err := l.pacer.pause(ctx, l.seat, at); err != nil {
 		return err
@@ -157,7 +157,7 @@ func (l *link) there(ctx context.Context, at point) error {
 	return nil
 }
 
-// read lets a read go to the store and its answer come back.
+// read makes a read of the store, held back on both ways.
 func read[T any](ctx context.Context, l *link, ask func() (T, error)) (T, error) {
 	var nothing T
 	if err := l.there(ctx, atRead); err != nil {
@@ -247,7 +247,7 @@ func (l *link) Commit(ctx context.Context, change *storage.Change) (int64, error
 	lost := !dropped && l.once(func(f Faults) int { return f.Lost })
 	falls := (lost || dropped) && l.once(func(f Faults) int { return f.Down })
 	if falls && l.fail != nil {
-		// The real store goes down, and says itself that the outcome is unknown.
+		// The real store goes down, and answers by itself that the outcome is unknown.
 		l.fail(lost)
 		falls, lost, dropped = false, false, false
 	}
@@ -263,7 +263,7 @@ func (l *link) Commit(ctx context.Context, change *storage.Change) (int64, error
 	if falls && errors.Is(err, storage.ErrOutcomeUnknown) {
 		l.outage.fall()
 	}
-	// The answer is on its way whether or not the caller still waits for it.
+	// The commit is made, even if the caller has left.
 	_ = l.pacer.pause(context.WithoutCancel(ctx), l.seat, atMade)
 	return revision, err
 }
@@ -280,14 +280,14 @@ func (l *link) Barrier(ctx context.Context) (storage.Barrier, error) {
 	return barrier, err
 }
 
-// localLink is a link to a store whose barrier is read from memory: nothing can hold that
-// back.
+// localLink is a link to a store whose barrier is read from memory, which no link can hold back.
 type localLink struct {
 	*link
 	storage.LocalBarrierReader
 }
 
-// withBarrier returns the link as a store, with the store's own barrier if that is local.
+// withBarrier returns the link as a store. If the barrier of the store is local, calls of it do not go
+// through the link.
 func (l *link) withBarrier() storage.Store {
 	if local, is := storage.LocalBarrierOf(l.Store); is {
 		return localLink{l, local}

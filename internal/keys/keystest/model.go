@@ -10,8 +10,8 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// model restates the rules with plain maps and without a thought for speed. What it
-// says is what the real thing must say.
+// model is a simple and slow implementation of the same rules with plain maps. The product must answer
+// as the model does.
 type model struct {
 	now        time.Time
 	workspaces map[string]*modelWorkspace
@@ -20,7 +20,7 @@ type model struct {
 	roles      map[string][]string
 	retention  time.Duration
 	liveLimit  int
-	// lives counts workspaces and members that ever came to life, to tell them apart.
+	// lives counts the workspaces and members that were ever added, so that each has a number.
 	lives int
 }
 
@@ -32,8 +32,8 @@ type modelWorkspace struct {
 	members map[string]*modelMember
 }
 
-// isNewer reports whether a push of a member is taken: one of the stored version only
-// if it says what is stored.
+// isNewer reports whether a push of a member is accepted. A push of the stored version is accepted only
+// if it changes nothing.
 func (w *modelWorkspace) isNewer(stored *modelMember, version *int64, same bool) bool {
 	switch {
 	case version == nil:
@@ -86,7 +86,7 @@ func newModel(now time.Time) *model {
 	return &model{now: now, workspaces: map[string]*modelWorkspace{}, keys: map[string]*modelKey{}}
 }
 
-// member returns a member who is in the workspace now.
+// member returns a member who is in the workspace now, nil otherwise.
 func (m *model) member(workspaceID, memberID string) *modelMember {
 	workspace := m.workspaces[workspaceID]
 	if workspace == nil || workspace.removed {
@@ -99,7 +99,7 @@ func (m *model) member(workspaceID, memberID string) *modelMember {
 	return member
 }
 
-// owner returns the member whom a key acts as, nil if the key counts as revoked.
+// owner returns the member that a key acts as, nil if the key counts as revoked.
 func (m *model) owner(key *modelKey) *modelMember {
 	member := m.member(key.workspace, key.member)
 	if member == nil || member.life != key.memberLife || m.workspaces[key.workspace].life != key.workspaceLife {
@@ -121,7 +121,7 @@ func (m *model) state(key *modelKey) keysvcv1.KeyState {
 	return keysvcv1.KeyState_KEY_STATE_ACTIVE
 }
 
-// notLive returns why a key cannot be changed.
+// notLive returns the reason why a key cannot be changed; unspecified if it can.
 func (m *model) notLive(key *modelKey) keysvcv1.ErrorReason {
 	switch m.state(key) { //nolint:exhaustive // the others are live
 	case keysvcv1.KeyState_KEY_STATE_REVOKED:
@@ -142,7 +142,7 @@ func (m *model) liveKeys(workspaceID string) int {
 	return count
 }
 
-// validate says what a token is answered with.
+// validate returns the reason that a validation of a token is answered with.
 func (m *model) validate(token, scope, workspaceID, address string) keysvcv1.Reason {
 	for _, key := range m.keys {
 		for index, secret := range key.secrets {
@@ -184,7 +184,7 @@ func addressIn(address string, cidrs []string) bool {
 	return slices.ContainsFunc(cidrs, func(cidr string) bool { return netip.MustParsePrefix(cidr).Contains(at.Unmap()) })
 }
 
-// requestUsed says whether a request id was used in a workspace.
+// requestUsed reports whether a request id was used in a workspace.
 func (m *model) requestUsed(workspaceID, requestID string) bool {
 	for _, key := range m.keys {
 		if key.workspace == workspaceID && slices.Contains(key.requests, requestID) {
@@ -194,7 +194,7 @@ func (m *model) requestUsed(workspaceID, requestID string) bool {
 	return false
 }
 
-// diedBefore says whether a key stopped being live for good before a time.
+// diedBefore reports whether a key was revoked, expired or lost its member before a time.
 func (m *model) diedBefore(key *modelKey, before time.Time) bool {
 	if key.revoked != nil && key.revoked.Before(before) || key.secrets[0].expire.Before(before) {
 		return true
@@ -210,7 +210,7 @@ func (m *model) diedBefore(key *modelKey, before time.Time) bool {
 	return member.updated.Before(before)
 }
 
-// sweep purges what is past its retention.
+// sweep deletes keys and members whose retention has passed.
 func (m *model) sweep() {
 	before := m.now.Add(-m.retention)
 	for _, id := range slices.Sorted(maps.Keys(m.keys)) {

@@ -10,40 +10,42 @@ import (
 	"time"
 )
 
-// simulation holds every call back until its turn comes. One call goes on at a time, so a
-// seed makes almost the same schedule each time it is played. It lives in a bubble of
-// testing/synctest: what is waited for by time costs none.
+// simulation is a pacer that holds every call back until drive releases it. One call is released at a
+// time, so a seed gives almost the same schedule in each run. It runs in a bubble of
+// testing/synctest, where waiting for time takes no time.
 type simulation struct {
 	random *rand.Rand // used by drive alone
 	mutex  sync.Mutex
 	parked []*parked
-	// held are what does not get its turn for a while.
-	held map[place]bool
+	// held are the points at which calls are not released for a while.
+	held map[seatPoint]bool
 }
 
-type place struct {
+// seatPoint is a point of the link of one seat.
+type seatPoint struct {
 	seat int
 	at   point
 }
 
+// parked is a call that is held back.
 type parked struct {
-	place
+	seatPoint
 
-	// caller is the number of the caller that waits; 0 is a projection that follows.
+	// caller is the number of the caller that makes the call; 0 is a projection.
 	caller  int
 	release chan struct{}
 }
 
 type callerKey struct{}
 
-// asCaller returns a context for the calls of one caller; the first has 1.
+// asCaller returns a context for the calls of one caller; the number of the first is 1.
 func asCaller(ctx context.Context, number int) context.Context {
 	return context.WithValue(ctx, callerKey{}, number)
 }
 
 func (s *simulation) pause(ctx context.Context, seat int, at point) error {
 	caller, _ := ctx.Value(callerKey{}).(int)
-	waiting := &parked{place{seat, at}, caller, make(chan struct{})}
+	waiting := &parked{seatPoint{seat, at}, caller, make(chan struct{})}
 	s.mutex.Lock()
 	s.parked = append(s.parked, waiting)
 	s.mutex.Unlock()
@@ -58,7 +60,7 @@ func (s *simulation) pause(ctx context.Context, seat int, at point) error {
 	}
 }
 
-// drive gives turns until done is closed.
+// drive releases calls until done is closed.
 func (s *simulation) drive(seats int, done <-chan struct{}) {
 	for {
 		synctest.Wait()
@@ -71,7 +73,7 @@ func (s *simulation) drive(seats int, done <-chan struct{}) {
 			s.hold(seats)
 		}
 		if s.random.IntN(40) == 0 || !s.next() {
-			// Nothing can go on, or time passes all the same.
+			// No call can be released, or time passes for a change.
 			time.Sleep(time.Duration(1 + s.random.IntN(int(100*time.Millisecond))))
 			if s.random.IntN(4) == 0 {
 				s.held = nil
@@ -80,7 +82,7 @@ func (s *simulation) drive(seats int, done <-chan struct{}) {
 	}
 }
 
-// open lets everything go on that is still held back.
+// open releases all calls that are still held back.
 func (s *simulation) open() {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -90,25 +92,25 @@ func (s *simulation) open() {
 	s.parked = nil
 }
 
-// hold chooses what does not get its turn from now on.
+// hold chooses the points at which calls are not released from now on.
 func (s *simulation) hold(seats int) {
-	s.held = make(map[place]bool)
+	s.held = make(map[seatPoint]bool)
 	for seat := range seats {
-		s.held[place{seat, atWatch}] = s.random.IntN(3) == 0
-		s.held[place{seat, atLoaded}] = s.random.IntN(3) == 0
-		s.held[place{seat, atMade}] = s.random.IntN(8) == 0
-		s.held[place{seat, atReached}] = s.random.IntN(8) == 0
-		s.held[place{seat, atAnswer}] = s.random.IntN(8) == 0
+		s.held[seatPoint{seat, atWatch}] = s.random.IntN(3) == 0
+		s.held[seatPoint{seat, atLoaded}] = s.random.IntN(3) == 0
+		s.held[seatPoint{seat, atMade}] = s.random.IntN(8) == 0
+		s.held[seatPoint{seat, atReached}] = s.random.IntN(8) == 0
+		s.held[seatPoint{seat, atAnswer}] = s.random.IntN(8) == 0
 	}
 }
 
-// next gives one call its turn, and reports whether there was one.
+// next releases one call, and reports whether there was one to release.
 func (s *simulation) next() bool {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
 	var ready []*parked
 	for _, each := range s.parked {
-		if !s.held[each.place] {
+		if !s.held[each.seatPoint] {
 			ready = append(ready, each)
 		}
 	}
@@ -124,18 +126,18 @@ func (s *simulation) next() bool {
 	return true
 }
 
-// atOnce holds nothing back.
+// atOnce is a pacer that holds no call back.
 type atOnce struct{}
 
 func (atOnce) pause(ctx context.Context, _ int, _ point) error { return ctx.Err() }
 
-// delays hold calls back by the clock on the wall, a few of them and for a short time. At
-// times one seat's watch stands still for longer. They are for stores that a bubble of
-// testing/synctest cannot hold, and for many callers at once.
+// delays is a pacer that holds back a few calls for a short time. From time to time it holds back the
+// watch of one seat for longer. It is for stores that cannot run in a bubble of testing/synctest, and
+// for many concurrent callers.
 type delays struct {
 	mutex  sync.Mutex
 	random *rand.Rand
-	// still is the seat whose watch stands still, for so many pauses of anybody.
+	// still is the seat whose watch is held back, during the next pauses calls of pause.
 	still, pauses int
 }
 

@@ -24,7 +24,7 @@ import (
 
 const none = keysvcv1.ErrorReason_ERROR_REASON_UNSPECIFIED
 
-// The small world that the operations play in: few of everything, so that they meet.
+// The ids that the operations use: few of each, so that operations often meet the same one.
 var (
 	workspaceIDs = []string{"acme", "blue", "cobalt"}
 	memberIDs    = []string{"ann", "bob", "eve"}
@@ -34,12 +34,12 @@ var (
 	addresses    = []string{"", "192.0.2.7", "::ffff:192.0.2.9", "198.51.100.1", "2001:db8::5"}
 )
 
-// liveLimit is the limit of the policy of a run; small, so that it is met.
+// liveLimit is the limit of live keys of a run's policy: low, so that operations reach it.
 const liveLimit = 4
 
-// Run plays a number of random operations, with restarts and steps of the clock, on a
-// new store and on a model, and fails where they differ. It returns a digest of
-// everything that was answered: the same seed gives the same digest on each backend.
+// Run makes random operations, with restarts and steps of the clock, on a new store and on a model, and
+// fails at the first difference. It returns a digest of all answers: the same seed gives the same digest
+// on each backend.
 func Run(t testing.TB, backend Backend, seed uint64, operations int) string {
 	t.Helper()
 	source := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // random operations, no secrets
@@ -72,16 +72,16 @@ type run struct {
 	digest   hash.Hash
 	step     int
 	requests int
-	// tokens are all that were ever issued, with their key.
+	// tokens are all tokens that were ever issued.
 	tokens []string
 }
 
 func pick[T any](r *run, from []T) T { return from[r.random.IntN(len(from))] }
 
-// chance says yes once in n.
+// chance returns true once in n times.
 func (r *run) chance(n int) bool { return r.random.IntN(n) == 0 }
 
-// note compares an answer with what the model says, and adds it to the digest.
+// note compares an answer with that of the model, and adds it to the digest.
 func (r *run) note(operation string, got, want any) {
 	fmt.Fprintln(r.digest, r.step, operation, got)
 	if got != want {
@@ -89,7 +89,7 @@ func (r *run) note(operation string, got, want any) {
 	}
 }
 
-// one plays one operation.
+// one makes one random operation.
 func (r *run) one() {
 	switch at := r.random.IntN(1000); {
 	case at < 380:
@@ -125,7 +125,7 @@ func (r *run) one() {
 	}
 }
 
-// now returns the time as changes are stamped with.
+// now returns the time that changes are stamped with.
 func (r *run) now() time.Time { return r.model.now }
 
 func (r *run) moveClock() {
@@ -142,7 +142,8 @@ func (r *run) moveClock() {
 	if now := r.Clock.Now().Truncate(time.Microsecond); now.After(r.model.now) {
 		r.Clock.Advance(now.Sub(r.Clock.Now()))
 		r.model.now = now
-		// The process must see this time, or it never was: the clock may go back next.
+		// A call makes the process read the clock. Otherwise it would never know of this time, as
+		// the clock may go back next.
 		r.listAll(&keysvcv1.ListKeysRequest{WorkspaceId: "nowhere"})
 	}
 }
@@ -195,7 +196,7 @@ func (r *run) putMember() {
 	workspace.members[memberID] = &next
 }
 
-// version returns a source version, or none.
+// version returns a random source version; nil in half of the cases.
 func (r *run) version() *int64 {
 	if r.chance(2) {
 		return nil
@@ -302,7 +303,7 @@ func (r *run) requestID() *string {
 	return &id
 }
 
-// lifetime returns when a secret expires: as asked for, or in a year.
+// lifetime returns when a secret expires: at the time in the message, or after a year.
 func (r *run) lifetime() (asked *timestamppb.Timestamp, until time.Time) {
 	if r.chance(2) {
 		return nil, r.yearFromNow()
@@ -311,7 +312,7 @@ func (r *run) lifetime() (asked *timestamppb.Timestamp, until time.Time) {
 	return timestamppb.New(until), until
 }
 
-// yearFromNow returns the same moment a year later; for 29 February the 28th.
+// yearFromNow returns the same moment a year later. A year after 29 February is 28 February.
 func (r *run) yearFromNow() time.Time {
 	now := r.now()
 	if now.Month() == time.February && now.Day() == 29 {
@@ -368,7 +369,7 @@ func (r *run) someKey() (key *modelKey, workspaceID string, want keysvcv1.ErrorR
 	if len(r.model.order) == 0 {
 		return nil, "", none
 	}
-	// Mostly the newest: they are the live ones.
+	// Mostly one of the newest keys, because older ones are seldom live.
 	from := r.model.order[max(0, len(r.model.order)-20):]
 	if r.chance(5) {
 		from = r.model.order

@@ -28,8 +28,8 @@ import (
 
 // Fleet is one store for several managers.
 type Fleet interface {
-	// Open returns the store as each of a number of managers opens it: the same one several
-	// times if only one process can have it. It is new.
+	// Open makes a store and returns it as each of a number of managers opens it. If only one
+	// process can open the store, that is the same storage.Store several times.
 	Open(t testing.TB, managers int) []storage.Store
 	// Check examines the closed store as an operator would.
 	Check(t testing.TB)
@@ -38,13 +38,13 @@ type Fleet interface {
 // FailingFleet is a Fleet whose store can be taken down.
 type FailingFleet interface {
 	Fleet
-	// Fail lets the next commit fail, before or after it was written, with an outcome that
-	// the store says is unknown; the store is then down until it is loaded anew.
+	// Fail makes the next commit fail with an unknown outcome, before or after it is written. The
+	// store is then down until it is loaded again.
 	Fail(written bool)
 }
 
-// BoltFleet is a Fleet on one file. Durability is not what it is for, so the file lies in
-// memory where there is a folder for that.
+// BoltFleet is a Fleet on one file. Its tests are not about durability, so the file is in memory if
+// there is a folder for that.
 type BoltFleet struct {
 	// Config is what the store is opened with.
 	Config boltstore.Config
@@ -75,34 +75,34 @@ func (f *BoltFleet) Check(t testing.TB) {
 	Bolt{f.path}.Check(t)
 }
 
-// Campaign says what RunSeveral and SimulateSeveral do.
+// Campaign configures RunSeveral and SimulateSeveral.
 type Campaign struct {
-	// Seed makes all choices.
+	// Seed decides all random choices.
 	Seed uint64
 	// Managers share the store, each with a projection and a validator of its own.
 	Managers int
-	// Callers call them at the same time, each one manager after the other.
+	// Callers is the number of concurrent callers. Each calls random managers, one call after the
+	// other.
 	Callers int
-	// Calls are made in all.
+	// Calls is the number of calls of all callers together.
 	Calls int
-	// Workspaces are played in.
+	// Workspaces is the number of workspaces that the calls use.
 	Workspaces int
-	// Faults of every manager's link.
+	// Faults are those of the links of all managers.
 	Faults Faults
-	// LocalBarriers lets managers use the store's barrier without asking it over their
-	// links, where it has one that costs nothing.
+	// LocalBarriers makes managers read the store's barrier from memory, and not over their links,
+	// if the store has a local barrier.
 	LocalBarriers bool
-	// Restarts of managers, once in that many calls; 0 for never.
+	// Restarts is the rate at which managers are restarted: once in that many calls; 0 for never.
 	Restarts int
 	// Deadline of a call. Default: 20 s.
 	Deadline time.Duration
 }
 
-// RunSeveral lets callers call several managers of one store at the same time, with
-// delays and faults between manager and store, and holds every answer against what was
-// true: every change and read of people is linearizable, a validation reflects what was
-// acknowledged by any manager before it began, and so does every answer that commits
-// nothing. It returns what was not so, up to what faults excuse.
+// RunSeveral makes concurrent calls of several managers of one store, with delays and faults between
+// managers and store, and compares every answer with what was true. Changes and reads must be
+// linearizable. Validations, and answers that commit nothing, must reflect what any manager acknowledged
+// before they began. It returns the violations, without the errors that faults excuse.
 func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
 	s := openSeveral(t, fleet, campaign)
@@ -112,9 +112,9 @@ func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
 	return s.finish()
 }
 
-// SimulateSeveral does the same one step at a time, in an order that the seed gives, and
-// in a bubble: calls are held back as long as they can be, and time costs none. The
-// store must do without the network.
+// SimulateSeveral does the same in a bubble of testing/synctest, one step at a time, in an order that the
+// seed decides. Calls can be held back for long, because waiting takes no time. The store must not use
+// the network.
 func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
 	var result Result
@@ -131,14 +131,14 @@ func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) Result {
 		schedule.drive(campaign.Managers, done)
 		s.calm()
 		schedule.open()
-		// A barrier that is held back for longer than the projection waits for it is a fault.
+		// Holding a barrier back for longer than the projection waits for it is a fault.
 		s.excused = s.excused || !campaign.LocalBarriers
 		result = s.finish()
 	})
 	return result
 }
 
-// seat is one manager with what it works with.
+// seat is one manager with its link, projection and validator.
 type seat struct {
 	number     int
 	link       *link
@@ -158,15 +158,16 @@ type several struct {
 	outage   *outage
 	history  *history
 	clock    *Clock
-	house    *caller // makes the calls before and after those of the callers
+	house    *caller // makes the calls before and after those of the other callers
 	versions atomic.Int64
 	pool     pool
-	// brief admits one caller at a time to what moves the clock, restarting one to restarts.
+	// brief admits one caller at a time to the calls that move the clock, and restarting one to
+	// restarts.
 	brief, restarting sync.Mutex
 
 	following sync.WaitGroup
 
-	// excused says that errors of faults may be answered.
+	// excused is set if answers may be errors that faults cause.
 	excused bool
 
 	mutex sync.Mutex
@@ -219,7 +220,7 @@ func openSeveral(t testing.TB, fleet Fleet, campaign Campaign) *several {
 	return s
 }
 
-// start opens a seat, or opens it anew.
+// start starts the manager of a seat.
 func (s *several) start(number int, faults Faults) {
 	l := &link{
 		Store: s.stores[number], seat: number, pacer: s.pacer, outage: s.outage, history: s.history, faults: faults,
@@ -255,11 +256,11 @@ func (s *several) start(number int, faults Faults) {
 	s.seats[number] = started
 }
 
-// restart stops a manager without a word, and starts it anew. Calls under way go on with
-// what no longer follows.
+// restart stops a manager without notice, and starts it again. Calls in flight continue with the old
+// manager, whose projection no longer follows.
 func (s *several) restart(number int) {
 	if !s.restarting.TryLock() {
-		return // not in a lock: a simulation cannot see that somebody waits for one
+		return // not with Lock: a simulation cannot see that a goroutine waits for a mutex
 	}
 	defer s.restarting.Unlock()
 	s.seat(number).stop()
@@ -272,7 +273,7 @@ func (s *several) seat(number int) *seat {
 	return s.seats[number]
 }
 
-// play lets the callers make their calls.
+// play makes the calls of all callers.
 func (s *several) play() {
 	var callers sync.WaitGroup
 	for number := range s.campaign.Callers {
@@ -291,11 +292,11 @@ func (s *several) calm() {
 	}
 }
 
-// finish sees that everything works without faults, closes, and judges.
+// finish checks that everything works without faults, closes the store, and judges all answers.
 func (s *several) finish() Result {
 	s.t.Helper()
-	violations := s.settle()
-	var log []*entry
+	violations := s.checkCalm()
+	var log []*committedChange
 	_, err := s.stores[0].Load(context.Background(), func(storage.Item) error { return nil })
 	if err == nil {
 		log, err = s.history.readLog(context.Background(), s.stores[0])
@@ -319,15 +320,15 @@ func (s *several) finish() Result {
 	}
 }
 
-// Result is what came of a run.
+// Result is the outcome of a run.
 type Result struct {
 	// Violations are the promises that were not kept.
 	Violations []Violation
-	// Answers counts what was answered: for each verb its outcomes.
+	// Answers counts the outcomes of each verb.
 	Answers map[string]int
 }
 
-// Summary says how often each rule was broken, with the first cases.
+// Summary describes how often each rule was broken, with the first two cases of each.
 func (r Result) Summary() string {
 	counts := make(map[string]int)
 	var text strings.Builder
@@ -342,7 +343,7 @@ func (r Result) Summary() string {
 	return text.String()
 }
 
-// RandomCampaign returns a small one: its managers, callers and faults come from the seed.
+// RandomCampaign returns a small campaign, whose managers, callers and faults the seed decides.
 func RandomCampaign(seed uint64) Campaign {
 	random := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // no secrets
 	campaign := Campaign{

@@ -11,8 +11,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/policy"
 )
 
-// truth is what a store holds at one revision, told from nothing but the requests that
-// were committed, in their order. It says what each request must be answered with there.
+// truth is the content of a store at one revision. It is derived only from the messages whose changes
+// were committed, in their order, and gives the right answer to each message at that revision.
 type truth struct {
 	digest     string
 	roles      map[string][]string
@@ -20,11 +20,11 @@ type truth struct {
 	workspaces map[string]*trueWorkspace
 	keys       map[string]*trueKey
 	order      []string // key ids, oldest first
-	// tokens tell which key a token was issued for.
+	// tokens map each token to the key that it was issued for.
 	tokens map[string]string
-	// requests tell which key a request id was used for, by workspace and request id.
+	// requests map workspace and request id to the key that the request id was used for.
 	requests map[[2]string]string
-	// lives counts workspaces and members that ever came to life, to tell them apart.
+	// lives counts the workspaces and members that were ever added, so that each has a number.
 	lives int
 }
 
@@ -47,20 +47,20 @@ type trueKey struct {
 	name                      string
 	scopes                    []string
 	revoked                   bool
-	// secrets are the tokens of the live secrets, newest first; empty where nobody was
-	// told.
+	// secrets are the tokens of the live secrets, newest first; a token that no caller was told is
+	// empty.
 	secrets []string
 }
 
-// verdict is what a request must be answered with at a revision.
+// verdict is the right answer to a message at a revision.
 type verdict struct {
-	// reason is that of a refusal; unspecified if the request is carried out.
+	// reason is that of a refusal; unspecified for success.
 	reason keysvcv1.ErrorReason
 	// keyID goes with ALREADY_EXISTS.
 	keyID string
-	// changes says that the request alters something.
+	// changes is set if the message changes something.
 	changes bool
-	// answer is what is read.
+	// answer is the answer in words.
 	answer string
 }
 
@@ -84,7 +84,7 @@ func (s *truth) use(active *policy.Policy) {
 	}
 }
 
-// member returns a member who is in the workspace.
+// member returns a member of the workspace, and whether the member is in it now.
 func (s *truth) member(workspaceID, memberID string) (trueMember, bool) {
 	workspace := s.workspaces[workspaceID]
 	if workspace == nil || workspace.removed {
@@ -95,7 +95,8 @@ func (s *truth) member(workspaceID, memberID string) (trueMember, bool) {
 	return member, here
 }
 
-// owner returns the member whom a key acts as; none if the key counts as revoked.
+// owner returns the member that a key acts as, and whether there is one; without one, the key counts as
+// revoked.
 func (s *truth) owner(key *trueKey) (trueMember, bool) {
 	member, here := s.member(key.workspace, key.member)
 	return member, here && member.life == key.memberLife && s.workspaces[key.workspace].life == key.workspaceLife
@@ -123,7 +124,8 @@ func (s *truth) key(workspaceID, keyID string) *trueKey {
 	return nil
 }
 
-// judge says what a request must be answered with now. at is the clock when it was sent.
+// judge returns the right answer to a message at the current revision. at is the time when the message
+// was sent.
 func (s *truth) judge(request any, at time.Time) verdict {
 	switch request := request.(type) {
 	case *keysvcv1.PutMemberRequest:
@@ -161,7 +163,7 @@ func (s *truth) judge(request any, at time.Time) verdict {
 	}
 }
 
-// keyName is a request that names a key.
+// keyName is a message that names a key.
 type keyName interface {
 	GetWorkspaceId() string
 	GetKeyId() string
@@ -318,7 +320,7 @@ func (s *truth) judgeRead(request any) verdict {
 	panic(fmt.Sprintf("no verdict on a %T", request))
 }
 
-// validate says what a token is answered with.
+// validate returns the reason that a validation is answered with.
 func (s *truth) validate(asked *question) keysvcv1.Reason {
 	key := s.keys[s.tokens[asked.token]]
 	if key == nil || !slices.Contains(key.secrets, asked.token) ||
@@ -339,7 +341,8 @@ func (s *truth) validate(asked *question) keysvcv1.Reason {
 	return keysvcv1.Reason_REASON_UNSPECIFIED // ALLOWED
 }
 
-// describe renders a key; its state depends on member and workspace, too.
+// describe renders a key. Without withState it leaves out the state, which also depends on the member
+// and the workspace.
 func (s *truth) describe(key *trueKey, withState bool) string {
 	state := keysvcv1.KeyState_KEY_STATE_UNSPECIFIED
 	if withState {
@@ -371,9 +374,8 @@ func describeMember(memberID, role string, state keysvcv1.MemberState, version i
 	return fmt.Sprint(memberID, " ", role, " ", state, " ", version)
 }
 
-// apply carries a request out that judge has found to change something. keyID and token
-// are those that it issued; token is empty if nobody was told. It returns what a caller
-// is shown of it.
+// apply makes the change of a message for which judge returned changes. keyID and token are those that
+// were issued; token is empty if no caller was told. It returns the answer in words.
 func (s *truth) apply(request any, keyID, token string) string {
 	switch request := request.(type) {
 	case *keysvcv1.PutMemberRequest:
@@ -475,7 +477,7 @@ func (s *truth) remember(workspaceID string, requestID *string, keyID string) {
 	}
 }
 
-// policyOf reads a policy back from its form in requests.
+// policyOf returns the policy in a message.
 func policyOf(sent *keysvcv1.Policy) *policy.Policy {
 	wanted := policy.Default()
 	wanted.Limits.LiveKeysPerWorkspace = int(sent.GetLimits().GetLiveKeysPerWorkspace())

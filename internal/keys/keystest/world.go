@@ -1,6 +1,6 @@
-// Package keystest plays with everything below the RPCs: a World for tests of single
-// verbs, and a model that random operations are compared with. Both run on any
-// backend.
+// Package keystest is for tests of everything below the RPCs, on any backend: a World for
+// tests of single verbs, a model that random operations are compared with (Run), and several
+// managers over one store (RunSeveral, SimulateSeveral).
 package keystest
 
 import (
@@ -28,7 +28,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// Actor makes every change of these tests.
+// Actor is the actor of every change of these tests.
 var Actor = audit.Actor{Caller: "test", RequestID: "request-1"}
 
 // Clock is a wall clock that a test sets.
@@ -62,7 +62,7 @@ type Backend interface {
 // Bolt is a Backend on a file of its own.
 type Bolt struct{ Path string }
 
-// NewBolt returns a backend in a folder that goes with the test.
+// NewBolt returns a backend in a folder that is removed after the test.
 func NewBolt(t testing.TB) Bolt { return Bolt{filepath.Join(t.TempDir(), "keysvc.db")} }
 
 // Open implements Backend.
@@ -93,8 +93,8 @@ type World struct {
 	service.Verbs
 	// Clock is the wall clock.
 	Clock *Clock
-	// Store, Projection, Validator and Recorder are what the Manager works with. They
-	// are others after a Restart.
+	// Store, Projection, Validator and Recorder are those of the Manager. Restart replaces
+	// them.
 	Store      storage.Store
 	Projection *projection.Projection
 	Validator  *validation.Validator
@@ -131,7 +131,7 @@ func (w *World) open() {
 	w.gate = &gate{}
 	w.link = &link{
 		Store: w.backend.Open(w.t), pacer: w.gate, outage: newOutage(), history: newHistory(),
-		random: rand.New(rand.NewPCG(0, 0)), //nolint:gosec // its faults leave nothing to chance
+		random: rand.New(rand.NewPCG(0, 0)), //nolint:gosec // its faults are not random
 	}
 	store := w.link.withBarrier()
 	w.Store = store
