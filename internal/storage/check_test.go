@@ -79,7 +79,7 @@ func sound(t *testing.T) *content {
 	return c
 }
 
-func TestCheckerAcceptsWhatIsSound(t *testing.T) {
+func TestCheckerAcceptsASoundStore(t *testing.T) {
 	if problems := (&content{}).check(storage.FeedDense); problems != nil {
 		t.Errorf("an empty store: %q", problems)
 	}
@@ -98,9 +98,9 @@ func TestCheckerAcceptsWhatIsSound(t *testing.T) {
 	}
 }
 
-// TestCheckerFinds has what a file of one backend cannot show; the rest is planted
+// TestCheckerReportsEachPlantedProblem has what a file of one backend cannot show; the rest is planted
 // in files, beside the backend.
-func TestCheckerFinds(t *testing.T) {
+func TestCheckerReportsEachPlantedProblem(t *testing.T) {
 	damaged := errors.New("it is damaged")
 	for name, test := range map[string]struct {
 		feed storage.FeedCheck

@@ -110,7 +110,7 @@ func TestBrokenWriteLeavesTheMarkBefore(t *testing.T) {
 	}
 }
 
-func TestCreateAndReplace(t *testing.T) {
+func TestCreateRefusesAndReplaceOverwritesAnAnchor(t *testing.T) {
 	path, _ := create(t)
 	if err := Create(path, mark(1)); !errors.Is(err, os.ErrExist) {
 		t.Errorf("Create of what is there: %v, want ErrExist", err)

@@ -120,8 +120,8 @@ func TestAnchorRefusesAStoreThatLostChanges(t *testing.T) {
 	}
 }
 
-// TestAnchorBehindIsServed: a crash after a commit leaves the anchor behind.
-func TestAnchorBehindIsServed(t *testing.T) {
+// TestStoreAheadOfItsAnchorIsServed: a crash after a commit leaves the anchor behind.
+func TestStoreAheadOfItsAnchorIsServed(t *testing.T) {
 	path, _, olderAnchor := grow(t, 5)
 	writeFile(t, AnchorOf(path), olderAnchor)
 	store := mustOpen(t, path, Config{})
@@ -160,8 +160,8 @@ func TestStoreWithoutAnchorGetsOne(t *testing.T) {
 	}
 }
 
-// TestAnchorWithoutStoreIsNoNewStore: whose store is gone must not get an empty one.
-func TestAnchorWithoutStoreIsNoNewStore(t *testing.T) {
+// TestAnchorWithoutStoreRefusesANewStore: whose store is gone must not get an empty one.
+func TestAnchorWithoutStoreRefusesANewStore(t *testing.T) {
 	path, _, _ := grow(t, 2)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
@@ -258,9 +258,9 @@ func TestChangesWaitForTheAnchor(t *testing.T) {
 	})
 }
 
-// TestHungAnchorHoldsUpForASecondInAll: the first change waits for a second, nobody
+// TestHungAnchorDelaysOneChangeByASecond: the first change waits for a second, nobody
 // after it; new keys never do. When it has been written again, changes wait again.
-func TestHungAnchorHoldsUpForASecondInAll(t *testing.T) {
+func TestHungAnchorDelaysOneChangeByASecond(t *testing.T) {
 	for name, broken := range map[string]error{"hangs": nil, "is full": errors.New("no space left")} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -193,9 +193,9 @@ func large(t *testing.T) string {
 	return path
 }
 
-// TestDamageOfOneByte flips bytes of a small store, those of the first four pages
+// TestOneFlippedByteIsRefusedOrReadsAsStored flips bytes of a small store, those of the first four pages
 // one and all. Most of the others are tried at random.
-func TestDamageOfOneByte(t *testing.T) {
+func TestOneFlippedByteIsRefusedOrReadsAsStored(t *testing.T) {
 	path, _ := small(t)
 	v := newVictim(t, path)
 	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // to be repeated
@@ -235,7 +235,7 @@ func unused(content []byte, position int) bool {
 	return len(bytes.Trim(content[begin:end], "\x00")) == 0
 }
 
-func TestDamageOfOneByteInALargeFile(t *testing.T) {
+func TestOneFlippedByteInALargeFileIsRefusedOrReadsAsStored(t *testing.T) {
 	v := newVictim(t, large(t))
 	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // to be repeated
 	for range campaign(t, 600) {
@@ -250,7 +250,7 @@ func TestDamageOfOneByteInALargeFile(t *testing.T) {
 	v.log(t)
 }
 
-func TestDamageOfManyBytes(t *testing.T) {
+func TestManyDamagedBytesAreRefusedOrReadAsStored(t *testing.T) {
 	v := newVictim(t, large(t))
 	random := rand.New(rand.NewPCG(5, 6)) //nolint:gosec // to be repeated
 	size := os.Getpagesize()
@@ -279,7 +279,7 @@ func TestDamageOfManyBytes(t *testing.T) {
 	v.log(t)
 }
 
-func TestDamageByTruncation(t *testing.T) {
+func TestTruncatedFileIsRefusedOrReadsAsStored(t *testing.T) {
 	for _, path := range []string{first(small(t)), large(t)} {
 		v := newVictim(t, path)
 		for length := 0; length < len(v.content); length += os.Getpagesize() {
@@ -292,8 +292,8 @@ func TestDamageByTruncation(t *testing.T) {
 
 func first(path string, _ map[string]storage.Head) string { return path }
 
-// TestTruncatedWhileServed cuts the file under an open store: an error, no crash.
-func TestTruncatedWhileServed(t *testing.T) {
+// TestFileTruncatedWhileServedIsAnError cuts the file under an open store: an error, no crash.
+func TestFileTruncatedWhileServedIsAnError(t *testing.T) {
 	path := large(t)
 	store := mustOpen(t, path, quick)
 	if err := os.Truncate(path, int64(2*os.Getpagesize())); err != nil {
@@ -307,8 +307,8 @@ func TestTruncatedWhileServed(t *testing.T) {
 	}
 }
 
-// TestDamagedRecords damages values where they lie, so that the pages stay good.
-func TestDamagedRecords(t *testing.T) {
+// TestDamagedRecordsAreErrDamaged damages values where they lie, so that the pages stay good.
+func TestDamagedRecordsAreErrDamaged(t *testing.T) {
 	path, heads := small(t)
 	damage := func(bucket, prefix string) {
 		t.Helper()
@@ -394,9 +394,9 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
-// TestLostHead loses the head of a workspace, as a damaged name does. The workspace
+// TestWorkspaceWithLostHeadIsNotNew loses the head of a workspace, as a damaged name does. The workspace
 // must not be taken for a new one.
-func TestLostHead(t *testing.T) {
+func TestWorkspaceWithLostHeadIsNotNew(t *testing.T) {
 	path, heads := small(t)
 	edit(t, path, func(tx *bolt.Tx) error {
 		return errors.Join(

@@ -43,10 +43,10 @@ func (f *faults) fault(written bool) error {
 	return f.before
 }
 
-// TestFailedCommit fails a commit before and after it was written. The outcome is
+// TestFailedCommitIsUnknownUntilReopened fails a commit before and after it was written. The outcome is
 // unknown, the store is down, and after it was reopened the outcome is one of the
 // two, and stays.
-func TestFailedCommit(t *testing.T) {
+func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 	broken := errors.New("the disk is broken")
 	for name, test := range map[string]struct {
 		before, after error
@@ -159,9 +159,9 @@ func mustBeDown(t *testing.T, store *Store, workspace *storagetest.Workspace) {
 	}
 }
 
-// TestFailedCommitWhileRead fails a commit while a reader holds the file. The reader
+// TestReaderOutlivesFailedCommit fails a commit while a reader holds the file. The reader
 // goes on to its end, and the store can be reopened after it.
-func TestFailedCommitWhileRead(t *testing.T) {
+func TestReaderOutlivesFailedCommit(t *testing.T) {
 	ctx := t.Context()
 	injected := &faults{}
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{fault: injected.fault, LockTimeout: 100 * time.Millisecond})
@@ -203,8 +203,8 @@ func TestFailedCommitWhileRead(t *testing.T) {
 	}
 }
 
-// TestCloseWhileDown closes a store that is down.
-func TestCloseWhileDown(t *testing.T) {
+// TestCloseSucceedsWhileDown closes a store that is down.
+func TestCloseSucceedsWhileDown(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	injected := &faults{}
 	injected.set(nil, errors.New("broken"))
@@ -221,8 +221,8 @@ func TestCloseWhileDown(t *testing.T) {
 	mustOpen(t, path, quick) // the file was given back
 }
 
-// TestHistoryChanged puts another file in place while the store is down.
-func TestHistoryChanged(t *testing.T) {
+// TestReopeningAnotherFileIsErrHistoryChanged puts another file in place while the store is down.
+func TestReopeningAnotherFileIsErrHistoryChanged(t *testing.T) {
 	injected := &faults{}
 	path := filepath.Join(t.TempDir(), "store.db")
 	store := mustOpen(t, path, Config{fault: injected.fault})
@@ -262,9 +262,9 @@ func TestHistoryChanged(t *testing.T) {
 	}
 }
 
-// TestGroupCommit lets many workspaces wait while one commits: the rest go in one
+// TestWaitingChangesShareATransaction lets many workspaces wait while one commits: the rest go in one
 // transaction, at most one change of each.
-func TestGroupCommit(t *testing.T) {
+func TestWaitingChangesShareATransaction(t *testing.T) {
 	ctx := t.Context()
 	const workspaces = 100
 	hold, holding := make(chan struct{}), make(chan struct{})
@@ -325,9 +325,9 @@ func TestGroupCommit(t *testing.T) {
 	}
 }
 
-// TestSameKeyInOneGroup lets changes of several workspaces that add the same key wait
+// TestKeyIsCreatedOnceInOneGroup lets changes of several workspaces that add the same key wait
 // for one transaction: one of them adds it.
-func TestSameKeyInOneGroup(t *testing.T) {
+func TestKeyIsCreatedOnceInOneGroup(t *testing.T) {
 	ctx := t.Context()
 	path := filepath.Join(t.TempDir(), "store.db")
 	hold, holding := make(chan struct{}), make(chan struct{})
@@ -396,8 +396,8 @@ func transaction(t *testing.T, store *Store) (id int) {
 	return id
 }
 
-// TestPick is about fairness and bounds of groups.
-func TestPick(t *testing.T) {
+// TestPickTakesOneChangePerWorkspaceWithinBounds is about fairness and bounds of groups.
+func TestPickTakesOneChangePerWorkspaceWithinBounds(t *testing.T) {
 	waits := func(workspace string, size int) *pendingChange {
 		return &pendingChange{change: &storage.Change{WorkspaceID: workspace}, size: size, done: make(chan struct{})}
 	}
@@ -429,7 +429,7 @@ func TestPick(t *testing.T) {
 	}
 }
 
-func TestFeedIsTrimmed(t *testing.T) {
+func TestFeedKeepsTheConfiguredNumberOfEntries(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	store := mustOpen(t, path, Config{FeedEntries: 7})
 	workspace := storagetest.NewWorkspace("w")
@@ -459,8 +459,8 @@ func TestFeedIsTrimmed(t *testing.T) {
 	}
 }
 
-// TestListFeedDamaged: what lies before an entry that is damaged or missing is left out.
-func TestListFeedDamaged(t *testing.T) {
+// TestListFeedLeavesOutWhatPrecedesDamage: what lies before an entry that is damaged or missing is left out.
+func TestListFeedLeavesOutWhatPrecedesDamage(t *testing.T) {
 	for name, test := range map[string]struct {
 		damage func(*bolt.Bucket) error
 		want   []int64
@@ -502,8 +502,8 @@ func TestListFeedDamaged(t *testing.T) {
 	}
 }
 
-// TestWatchTooFarBack lets a watcher begin further back than the ring reaches.
-func TestWatchTooFarBack(t *testing.T) {
+// TestWatchBeyondTheRingIsErrGap lets a watcher begin further back than the ring reaches.
+func TestWatchBeyondTheRingIsErrGap(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	for revision := int64(1); revision <= ringSize+1; revision++ {
 		store.ring.publish(&storage.Committed{Revision: revision})
@@ -524,9 +524,9 @@ func TestWatchTooFarBack(t *testing.T) {
 	}
 }
 
-// TestAllKeysAreNewestFirst is about the order across workspaces, which this backend
+// TestAllKeysAreListedNewestFirst is about the order across workspaces, which this backend
 // can tell exactly.
-func TestAllKeysAreNewestFirst(t *testing.T) {
+func TestAllKeysAreListedNewestFirst(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	var workspaces []*storagetest.Workspace
 	for _, id := range []string{"b", "a", "c"} {
@@ -554,8 +554,8 @@ func TestAllKeysAreNewestFirst(t *testing.T) {
 	}
 }
 
-// TestRefusedByThisBackend is about changes that only this backend can refuse.
-func TestRefusedByThisBackend(t *testing.T) {
+// TestCommitRefusesKeysThatContradictTheIndex is about changes that only this backend can refuse.
+func TestCommitRefusesKeysThatContradictTheIndex(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	workspace, other := storagetest.NewWorkspace("w"), storagetest.NewWorkspace("other")
 	for _, w := range []*storagetest.Workspace{workspace, other} {

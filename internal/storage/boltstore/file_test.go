@@ -54,7 +54,7 @@ const serveVariable = "KEYSVC_TEST_SERVE"
 func TestHelperServe(t *testing.T) {
 	path := os.Getenv(serveVariable)
 	if path == "" {
-		return // for TestSecondProcess only
+		return // for TestSecondProcessIsLockedOutUntilTheFirstIsKilled only
 	}
 	store, err := Open(path, quick)
 	if err != nil {
@@ -69,9 +69,9 @@ func TestHelperServe(t *testing.T) {
 	_ = store.Close()
 }
 
-// TestSecondProcess finds the file locked by another process, and free, with what
+// TestSecondProcessIsLockedOutUntilTheFirstIsKilled finds the file locked by another process, and free, with what
 // was committed, once that was killed.
-func TestSecondProcess(t *testing.T) {
+func TestSecondProcessIsLockedOutUntilTheFirstIsKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -105,9 +105,9 @@ func TestSecondProcess(t *testing.T) {
 	}
 }
 
-// TestSharedCheck checks a file twice at once: the lock is a shared one, and nothing
+// TestTwoChecksShareTheFile checks a file twice at once: the lock is a shared one, and nothing
 // is changed.
-func TestSharedCheck(t *testing.T) {
+func TestTwoChecksShareTheFile(t *testing.T) {
 	path, _ := small(t)
 	before := readFile(t, path)
 	held, err := openPages(t.Context(), path, quick.withDefaults())
@@ -131,7 +131,7 @@ func TestSharedCheck(t *testing.T) {
 	}
 }
 
-func TestFileModeAndCreation(t *testing.T) {
+func TestNewFileHasMode0600(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "store.db")
 	mustOpen(t, path, Config{})
@@ -156,9 +156,9 @@ func mustBeAlone(t *testing.T, folder string) {
 	}
 }
 
-// TestConcurrentCreation opens one new store many times at once: one opener serves
+// TestConcurrentOpensMakeOneStore opens one new store many times at once: one opener serves
 // it, the others find it locked, and it is one store.
-func TestConcurrentCreation(t *testing.T) {
+func TestConcurrentOpensMakeOneStore(t *testing.T) {
 	for range 5 {
 		folder := t.TempDir()
 		path := filepath.Join(folder, "store.db")
@@ -207,7 +207,7 @@ func TestFailedCreationLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestNotAStore(t *testing.T) {
+func TestFilesOfOthersAreRefusedUnchanged(t *testing.T) {
 	folder := t.TempDir()
 	path, _ := small(t)
 	good := readFile(t, path)
@@ -259,7 +259,7 @@ func TestNotAStore(t *testing.T) {
 	}
 }
 
-func TestReadOnlyFolder(t *testing.T) {
+func TestOpenInAReadOnlyFolderFails(t *testing.T) {
 	folder := t.TempDir()
 	if err := os.Chmod(folder, 0o500); err != nil { //nolint:gosec // not to be written
 		t.Fatal(err)
@@ -272,7 +272,7 @@ func TestReadOnlyFolder(t *testing.T) {
 	}
 }
 
-func TestSchema(t *testing.T) {
+func TestUnknownSchemasAreRefused(t *testing.T) {
 	for schema, want := range map[int32]error{
 		storage.Schema + 1: storage.ErrNewer,
 		1000:               storage.ErrNewer,

@@ -56,9 +56,9 @@ func alter(t testing.TB, store *Store, bucket, name, from, to string) {
 	}
 }
 
-// TestAlteredWhileServed alters a record of each kind under an open store. It is neither
+// TestRecordAlteredWhileServedIsNeitherReadNorReplaced alters a record of each kind under an open store. It is neither
 // read nor replaced, and the check names it.
-func TestAlteredWhileServed(t *testing.T) {
+func TestRecordAlteredWhileServedIsNeitherReadNorReplaced(t *testing.T) {
 	keyID := storagetest.KeyID(1)
 	type world struct {
 		store     *Store
@@ -248,9 +248,9 @@ func (e *edited) back(change int, bucket, name string) func(tx *bolt.Tx) error {
 	}
 }
 
-// TestFaultsAreTold edits a file so that records are stale, missing or left over, alone and
+// TestLoadVisitsStaleMissingAndSurplusRecordsAsDamaged edits a file so that records are stale, missing or left over, alone and
 // together with the head, and looks for what is visited as damaged.
-func TestFaultsAreTold(t *testing.T) {
+func TestLoadVisitsStaleMissingAndSurplusRecordsAsDamaged(t *testing.T) {
 	first, second := storagetest.KeyID(1), storagetest.KeyID(2)
 	var created *storagev1.KeyRecord
 	history := []func(w *storagetest.Workspace) *storage.Change{
@@ -398,9 +398,9 @@ func mustHead(t *testing.T, store *Store, id string) storage.Head {
 	return heads[id]
 }
 
-// TestHashesAreOfWhatIsStored: payloads that another version would encode otherwise are
+// TestHashesCoverTheStoredPayload: payloads that another version would encode otherwise are
 // hashed as they lie there.
-func TestHashesAreOfWhatIsStored(t *testing.T) {
+func TestHashesCoverTheStoredPayload(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	store := mustOpen(t, path, Config{})
 	w := storagetest.NewWorkspace("acme")
@@ -426,8 +426,8 @@ func TestHashesAreOfWhatIsStored(t *testing.T) {
 	mustBeSound(t, path)
 }
 
-// TestNewEpochKeepsWhatWasFound: heads are tagged anew, and a stale key stays one.
-func TestNewEpochKeepsWhatWasFound(t *testing.T) {
+// TestNewEpochKeepsFoundDamage: heads are tagged anew, and a stale key stays one.
+func TestNewEpochKeepsFoundDamage(t *testing.T) {
 	var created *storagev1.KeyRecord
 	e := newEdited(t,
 		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
@@ -455,8 +455,8 @@ func TestNewEpochKeepsWhatWasFound(t *testing.T) {
 	}
 }
 
-// TestFaultsAreLogged: a start that finds something says what, and not without end.
-func TestFaultsAreLogged(t *testing.T) {
+// TestOpenLogsFoundDamageBounded: a start that finds something says what, and not without end.
+func TestOpenLogsFoundDamageBounded(t *testing.T) {
 	e := newEdited(t,
 		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
 		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "manager") },
@@ -469,8 +469,8 @@ func TestFaultsAreLogged(t *testing.T) {
 	}
 }
 
-// TestTagOfANewerVersion: keys that this program does not know are no damage.
-func TestTagOfANewerVersion(t *testing.T) {
+// TestTagOfANewerVersionIsErrNewer: keys that this program does not know are no damage.
+func TestTagOfANewerVersionIsErrNewer(t *testing.T) {
 	e := newEdited(t, func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") })
 	edit(t, e.path, func(tx *bolt.Tx) error {
 		return rewrite(tx, bucketHeads, "acme", &storagev1.HeadRecord{}, func(head *storagev1.HeadRecord) { head.TagKeyVersion++ })

@@ -46,12 +46,12 @@ func fill(t *testing.T, store *Store, workspace *storagetest.Workspace) []*stora
 	return nil
 }
 
-// TestFullDiskTakesNarrowings fills a disk. Then every change is refused that does not
+// TestFullDiskCommitsNarrowingChanges fills a disk. Then every change is refused that does not
 // narrow, and so are uses; those that narrow are committed until the reserve is used
 // up, far more of them than 10,000 in 64 MiB; the store stays up all the time, the
 // file as long as there is room for, and it starts like that. With room again all is
 // as before.
-func TestFullDiskTakesNarrowings(t *testing.T) {
+func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 	const reserve = 192 << 10
 	const promised = 10_000 * reserve / (64 << 20)
 	ctx, path := t.Context(), filepath.Join(t.TempDir(), "store.db")
@@ -163,9 +163,9 @@ func TestFullDiskTakesNarrowings(t *testing.T) {
 	mustBeSound(t, path)
 }
 
-// TestFullDiskSplitsAGroup lets both kinds of changes wait for one transaction that
+// TestFullDiskRefusesOnlyTheChangesThatDoNotNarrow lets both kinds of changes wait for one transaction that
 // does not fit: those that narrow are committed, the others refused.
-func TestFullDiskSplitsAGroup(t *testing.T) {
+func TestFullDiskRefusesOnlyTheChangesThatDoNotNarrow(t *testing.T) {
 	const reserve, workspaces = 1 << 20, 40
 	hold, holding := make(chan struct{}), make(chan struct{})
 	var commits atomic.Int64
@@ -222,9 +222,9 @@ func TestFullDiskSplitsAGroup(t *testing.T) {
 	group.Wait()
 }
 
-// TestLowEstimateIsNoFullDisk commits a change that takes more than was thought: the
+// TestLowEstimateGrowsTheFile commits a change that takes more than was thought: the
 // file grows for it.
-func TestLowEstimateIsNoFullDisk(t *testing.T) {
+func TestLowEstimateGrowsTheFile(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	workspace := storagetest.NewWorkspace("w")
 	for number := range 30 {
@@ -240,8 +240,8 @@ func TestLowEstimateIsNoFullDisk(t *testing.T) {
 	}
 }
 
-// TestAllocateByWriting does what systems need that have no call for it.
-func TestAllocateByWriting(t *testing.T) {
+// TestWriteZerosAllocates does what systems need that have no call for it.
+func TestWriteZerosAllocates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	config := Config{Reserve: 1 << 20, allocate: writeZeros}
 	for range 3 {

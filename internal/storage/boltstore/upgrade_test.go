@@ -95,7 +95,7 @@ func inspect(t testing.TB, path string, look func(tx *bolt.Tx) error) {
 	}
 }
 
-func TestUpgradeFromSchemaFirst(t *testing.T) {
+func TestUpgradeKeepsRecordsAndListsThem(t *testing.T) {
 	path := committed(t, "schema1.db.gz")
 	original := readFile(t, path)
 	before, header, position := stored(t, path)
@@ -211,9 +211,9 @@ func TestUpgradeKeepsTokens(t *testing.T) {
 	}
 }
 
-// TestUpgradeInterrupted: after every part of an upgrade the folder is as a crash could
+// TestInterruptedUpgradeCanBeRepeated: after every part of an upgrade the folder is as a crash could
 // leave it. The path must hold one of the two files whole, and an opening must succeed.
-func TestUpgradeInterrupted(t *testing.T) {
+func TestInterruptedUpgradeCanBeRepeated(t *testing.T) {
 	path := committed(t, "schema1.db.gz")
 	original := readFile(t, path)
 	folders := make(map[string]string)
@@ -262,8 +262,8 @@ func TestUpgradeInterrupted(t *testing.T) {
 	}
 }
 
-// TestUpgradeRefuses: a file at fault, and a name that is taken. Nothing changes.
-func TestUpgradeRefuses(t *testing.T) {
+// TestUpgradeRefusesDamageAndTakenNames: a file at fault, and a name that is taken. Nothing changes.
+func TestUpgradeRefusesDamageAndTakenNames(t *testing.T) {
 	for name, spoil := range map[string]func(path string){
 		"a key without its event": func(path string) {
 			edit(t, path, func(tx *bolt.Tx) error {
@@ -294,9 +294,9 @@ func TestUpgradeRefuses(t *testing.T) {
 	}
 }
 
-// TestCommittedSchemas opens the committed file of every schema, changes it, and opens it
+// TestEveryCommittedSchemaOpens opens the committed file of every schema, changes it, and opens it
 // again.
-func TestCommittedSchemas(t *testing.T) {
+func TestEveryCommittedSchemaOpens(t *testing.T) {
 	for schema := storage.SchemaFirst; schema <= storage.Schema; schema++ {
 		t.Run(strconv.Itoa(schema), func(t *testing.T) {
 			path := committed(t, "schema"+strconv.Itoa(schema)+".db.gz")
