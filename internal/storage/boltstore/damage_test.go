@@ -229,7 +229,7 @@ func TestOneFlippedByteIsRefusedOrReadsAsStored(t *testing.T) {
 	}
 }
 
-// unused says whether a byte lies amid many zeros: there, a sample is enough.
+// unused reports whether a byte is surrounded by zeros. A sample of such bytes is enough.
 func unused(content []byte, position int) bool {
 	begin, end := max(0, position-64), min(len(content), position+64)
 	return len(bytes.Trim(content[begin:end], "\x00")) == 0

@@ -11,9 +11,9 @@ import (
 	"github.com/scribe-mail/keysvc/test/crash/disk"
 )
 
-// This file is about records that become older ones, with a good checksum, under a running
-// process: in the pages that bbolt has mapped. What the process decides is in its memory
-// and stays as it was; but what it reads there in order to change it must not become truth.
+// This file replaces records by older ones, with a right checksum, in the pages that bbolt
+// has mapped in a running process. Decisions come from the memory of the process and do not
+// change. A record that is read in order to change it must not become true.
 
 // The layout of bbolt's pages: a header, then an entry for each element, which says how far
 // after it its key begins. The value follows the key.
@@ -25,7 +25,7 @@ const (
 	isBucket     = 0x01
 )
 
-// alterations alter a record of a store that is served, and then make honest changes.
+// alterations alters a record of a store that is served, and then makes honest changes.
 func (r *round) alterations() error {
 	l, err := r.first(8+r.random.IntN(30), 0, nil)
 	if err != nil {
@@ -138,8 +138,8 @@ func overwrite(name string, content []byte) error {
 	return err
 }
 
-// alter gives a record another value wherever a page of a store's file has it, and says
-// whether one had.
+// alter replaces the value of a record in every page of a store's file that has it, and
+// reports whether one had.
 func alter(content, key, from, to []byte) bool {
 	altered := false
 	for start := 0; start+disk.PageSize <= len(content); start += disk.PageSize {
@@ -153,7 +153,7 @@ func alter(content, key, from, to []byte) bool {
 	return altered
 }
 
-// alterPage does so in one page, which may be a bucket's that lies within another.
+// alterPage does the same in one page, which may be the page of an inline bucket.
 func alterPage(page, key, from, to []byte) bool {
 	if len(page) < pageHeader || binary.LittleEndian.Uint16(page[8:]) != leafPage {
 		return false
@@ -194,8 +194,8 @@ func alterPage(page, key, from, to []byte) bool {
 	return true
 }
 
-// element returns where key and value of an element lie in a page, each from and to; false
-// if that is nowhere.
+// element returns where key and value of an element are in a page, each from and to. It
+// returns false if they are outside of the page.
 func element(page []byte, entry int) (name, value [2]int, ok bool) {
 	if entry+elementSize > len(page) {
 		return name, value, false
