@@ -13,7 +13,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// content is what a Checker is shown.
+// content is what is passed to a Checker.
 type content struct {
 	position storage.Position
 	feed     []*storagev1.FeedRecord
@@ -98,8 +98,8 @@ func TestCheckerAcceptsASoundStore(t *testing.T) {
 	}
 }
 
-// TestCheckerReportsEachPlantedProblem has what a file of one backend cannot show; the rest is planted
-// in files, beside the backend.
+// TestCheckerReportsEachPlantedProblem covers what the file of one backend cannot contain.
+// The backends plant the other problems in their own files.
 func TestCheckerReportsEachPlantedProblem(t *testing.T) {
 	damaged := errors.New("it is damaged")
 	for name, test := range map[string]struct {

@@ -90,12 +90,12 @@ func (s *shaky) finish() {
 func TestLostRequestIsFencedAndUnavailable(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
-	// The first change of all, of a workspace without a head.
+	// The first change of a workspace, which has no head yet.
 	var late *sent
 	s.next(func(sent *sent) (*clientv3.TxnResponse, error) { late = sent; return lose() })
 	first := workspace.PutMember("member", "admin")
 	s.lost(workspace, first, storage.ErrUnavailable)
-	// What was lost arrives after all, and again.
+	// The lost transaction arrives after all, twice.
 	for range 2 {
 		if response, err := late.deliver(); err != nil || response.Succeeded {
 			t.Fatalf("a transaction that was defeated: succeeded %t, %v", response.Succeeded, err)
@@ -110,7 +110,7 @@ func TestLostRequestIsFencedAndUnavailable(t *testing.T) {
 
 	s.next(loseRequest)
 	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"), storage.ErrUnavailable)
-	// Its ids were not taken.
+	// The ids of the lost change are still free.
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
 	s.next(hang)
 	s.Store = open(t, etcdstore.Config{Client: client(s), Prefix: s.prefix, Timeout: 200 * time.Millisecond})
@@ -284,7 +284,8 @@ func TestNoSpaceAfterExecutionCountsAsCommitted(t *testing.T) {
 	})
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
 
-	// The first time, it does nothing. There is nothing to fence.
+	// The first check of the quota: etcd has not executed the transaction, and nothing has to
+	// be fenced.
 	s.next(func(*sent) (*clientv3.TxnResponse, error) { return nil, rpctypes.ErrNoSpace })
 	if _, err := s.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(2))); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("Commit: %v, want ErrUnavailable", err)
@@ -385,7 +386,7 @@ func TestRandomLossesLoseNothingAcknowledged(t *testing.T) {
 	s.do(workspace, workspace.PutMember("member", "admin"))
 	var floating []*sent
 	s.set(func(sent *sent) (*clientv3.TxnResponse, error) {
-		// Whatever floats around may arrive first, or arrive again.
+		// Transactions that were held back may arrive first, or arrive again.
 		for _, late := range floating {
 			if random.IntN(4) == 0 {
 				if _, err := late.deliver(); err != nil {

@@ -102,7 +102,7 @@ func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 		"NoEpoch":   {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
 		"Garbage":   {"data/header", "garbage", storage.ErrDamaged},
 		"Truncated": {"data/header", "", storage.ErrDamaged},
-		// Something is there, so this is no new store: its header was lost.
+		// Something is stored, so this is not a new store: its header was lost.
 		"NoHeader": {"data/heads/w", "", storage.ErrDamaged},
 		"Foreign":  {"something", "else", storage.ErrDamaged},
 	} {
@@ -142,8 +142,8 @@ func TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead(t *testing.T) {
 			},
 		} {
 			damage()
-			// A lost use is a key that was never used, a lost member one who was purged: the
-			// keys are refused. Nothing else may go unnoticed.
+			// A key with a lost use counts as never used. A lost member counts as purged, and the
+			// member's keys are refused. Everything else must be detected.
 			harmless := strings.HasPrefix(name, "usage/") || kind == "gone" && strings.HasPrefix(name, "data/members/")
 			report, err := etcdstore.Check(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
 			if err != nil || len(report.Problems) == 0 && !harmless {
@@ -229,7 +229,7 @@ func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 			if _, err := store.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(3))); !errors.Is(err, storage.ErrDamaged) {
 				t.Errorf("Commit at a damaged head: %v", err)
 			}
-			// Without the head, the workspace is not a new one.
+			// A workspace without its head is not a new one.
 			if _, err := client.Delete(t.Context(), prefix+name); err != nil {
 				t.Fatal(err)
 			}
@@ -288,7 +288,7 @@ func TestCompactionEndsOnlyWatchesThatNeedTheHistory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Others work in the cluster, so the store's newest revision is old.
+	// Other tenants write to the cluster, so the store's newest revision is old.
 	var newest int64
 	for range 10 {
 		response, err := client.Put(t.Context(), "/others/"+prefix, "x")
@@ -324,7 +324,7 @@ func TestCompactionEndsOnlyWatchesThatNeedTheHistory(t *testing.T) {
 	}
 	changing.Wait()
 	client.Watcher = watcher.Watcher
-	// What came after the compaction is there.
+	// What was committed after the compaction is still there.
 	if records, err := store.ListFeed(t.Context(), 100); err != nil || len(records) != 1 || records[0].GetSubject() != storagetest.KeyID(3) {
 		t.Errorf("ListFeed: %v, %v", records, err)
 	}
@@ -417,7 +417,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 		if _, _, err := store.FindRequest(t.Context(), "w0", "any"); !errors.Is(err, storage.ErrNotFound) {
 			t.Fatal(err)
 		}
-		// Names that do not sort like the order.
+		// Key ids that sort differently from the order of creation.
 		keyID := storagetest.KeyID(7 * number % 20)
 		change := workspace.CreateKey(keyID)
 		mustCommit(t, store, change)
@@ -627,7 +627,7 @@ func TestFullEtcdRefusesChangesAndServesReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	// At once, so that some pass etcd's first check of the quota and fail the second.
+	// At the same time, so that some pass etcd's first check of the quota and fail the second.
 	const workspaces = 32
 	var refusals atomic.Int64
 	var group sync.WaitGroup
@@ -660,7 +660,7 @@ func TestFullEtcdRefusesChangesAndServesReads(t *testing.T) {
 	if refusals.Load() != workspaces {
 		t.Errorf("%d of %d are refused in the end", refusals.Load(), workspaces)
 	}
-	// Nothing was changed by what was refused.
+	// Refused changes have changed nothing.
 	model.Compare(t, store)
 	report, err := etcdstore.Check(t.Context(), etcdstore.Config{Client: client})
 	if err != nil || len(report.Problems) > 0 {

@@ -13,7 +13,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// TestOpenMakesAStoreOnlyIfConfigured: a store that is made where another was expected
+// TestOpenMakesAStoreOnlyIfConfigured: a store that is made where another one was expected
 // answers every token with "unknown".
 func TestOpenMakesAStoreOnlyIfConfigured(t *testing.T) {
 	for _, test := range []struct {
@@ -60,8 +60,8 @@ func TestOpenMakesAStoreOnlyIfConfigured(t *testing.T) {
 	}
 }
 
-// locker locks the file that a new store is being made in, when it is asked for the
-// random numbers of its epoch.
+// locker is a source of random numbers that locks the file of a new store when it is read
+// for the epoch.
 type locker struct {
 	t      *testing.T
 	folder string
@@ -83,7 +83,7 @@ func (l *locker) Read(random []byte) (int, error) {
 	return len(random), nil
 }
 
-// TestOpenDoesNotWaitForALockOnANewStore: a lock that cannot be had is an error, soon.
+// TestOpenDoesNotWaitForALockOnANewStore: a lock that cannot be had is soon an error.
 func TestOpenDoesNotWaitForALockOnANewStore(t *testing.T) {
 	random := &locker{t: t, folder: t.TempDir()}
 	path := filepath.Join(random.folder, "store.db")

@@ -18,9 +18,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// campaignVariable multiplies the number of random damages; 0 or unset is 1.
-//
-//	KEYSVC_STORAGE_DAMAGE=100 go test -timeout 1h -run Damage ./internal/storage/boltstore
+// campaignVariable multiplies the number of random damages. Unset or 0 means 1.
 const campaignVariable = "KEYSVC_STORAGE_DAMAGE"
 
 func campaign(t *testing.T, rounds int) int {
@@ -36,7 +34,7 @@ type victim struct {
 	path    string
 	content []byte
 	scratch string
-	// items are those of the undamaged store, by title.
+	// items are the items of the undamaged store, by title.
 	items map[string]proto.Message
 	heads map[string]storage.Head
 	// events are all audit events of the undamaged store.
@@ -66,7 +64,7 @@ func eventTitle(event storage.AuditEvent) string {
 	return fmt.Sprintf("event %q %d", event.Record.GetWorkspaceId(), event.Record.GetSequence())
 }
 
-// loadAll returns what Load gives.
+// loadAll returns what Load visits.
 func loadAll(t *testing.T, store *Store) (items map[string]proto.Message, heads map[string]storage.Head, damaged []*storage.Damaged) {
 	t.Helper()
 	items, heads = make(map[string]proto.Message), make(map[string]storage.Head)
@@ -99,8 +97,8 @@ func loadAll(t *testing.T, store *Store) (items map[string]proto.Message, heads 
 	return items, heads, damaged
 }
 
-// try opens a damaged file. It may be refused, or records may be damaged; what is
-// left must be what was stored.
+// try opens a damaged file. Open may refuse it, and records may be damaged. All other
+// records must be what was stored.
 func (v *victim) try(t *testing.T, what string, content []byte) {
 	t.Helper()
 	writeFile(t, v.scratch, content)
@@ -165,7 +163,7 @@ func (v *victim) log(t *testing.T) {
 	t.Logf("%d bytes; %d refused, %d with damaged records, %d without effect", len(v.content), v.refused, v.damaged, v.same)
 }
 
-// large makes a store whose trees have branch pages, and records that overflow.
+// large makes a store whose trees have branch pages, and records that overflow a page.
 func large(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "store.db")
@@ -193,8 +191,8 @@ func large(t *testing.T) string {
 	return path
 }
 
-// TestOneFlippedByteIsRefusedOrReadsAsStored flips bytes of a small store, those of the first four pages
-// one and all. Most of the others are tried at random.
+// TestOneFlippedByteIsRefusedOrReadsAsStored flips bytes of a small store: every byte of
+// the first four pages, and a random sample of the others.
 func TestOneFlippedByteIsRefusedOrReadsAsStored(t *testing.T) {
 	path, _ := small(t)
 	v := newVictim(t, path)
@@ -211,8 +209,8 @@ func TestOneFlippedByteIsRefusedOrReadsAsStored(t *testing.T) {
 		damaged := bytes.Clone(v.content)
 		mask := []byte{1, 0x80, 0xff, byte(1 + random.IntN(255))}[random.IntN(4)]
 		damaged[position] ^= mask
-		// Most pages are refused by the same check that Open begins with; opening each of
-		// those would only take time.
+		// Open begins with this check, which refuses most pages. Opening the file as well would
+		// only take time.
 		if err := verifyPages(t.Context(), bytes.NewReader(damaged), int64(len(damaged))); err != nil && quickly < len(positions)/2 && position%16 != 0 {
 			quickly++
 			v.refused++
@@ -292,7 +290,8 @@ func TestTruncatedFileIsRefusedOrReadsAsStored(t *testing.T) {
 
 func first(path string, _ map[string]storage.Head) string { return path }
 
-// TestFileTruncatedWhileServedIsAnError cuts the file under an open store: an error, no crash.
+// TestFileTruncatedWhileServedIsAnError truncates the file of an open store: reads fail,
+// and nothing crashes.
 func TestFileTruncatedWhileServedIsAnError(t *testing.T) {
 	path := large(t)
 	store := mustOpen(t, path, quick)
@@ -307,7 +306,7 @@ func TestFileTruncatedWhileServedIsAnError(t *testing.T) {
 	}
 }
 
-// TestDamagedRecordsAreErrDamaged damages values where they lie, so that the pages stay good.
+// TestDamagedRecordsAreErrDamaged damages values in place, so that the pages stay good.
 func TestDamagedRecordsAreErrDamaged(t *testing.T) {
 	path, heads := small(t)
 	damage := func(bucket, prefix string) {
@@ -375,8 +374,8 @@ func TestDamagedRecordsAreErrDamaged(t *testing.T) {
 			t.Errorf("ListAuditEvents of %q: %v, want %v", id, err, want)
 		}
 	}
-	// A workspace whose head is damaged cannot be changed, whatever head is expected;
-	// others can.
+	// A workspace with a damaged head cannot be changed, whatever head is expected. Other
+	// workspaces can.
 	for _, head := range []storage.Head{heads["gamma"], {}} {
 		gamma := &storagetest.Workspace{ID: "gamma", Head: head}
 		if _, err := store.Commit(ctx, gamma.PutMember("new", "admin")); !errors.Is(err, storage.ErrDamaged) {
@@ -394,8 +393,8 @@ func TestDamagedRecordsAreErrDamaged(t *testing.T) {
 	}
 }
 
-// TestWorkspaceWithLostHeadIsNotNew loses the head of a workspace, as a damaged name does. The workspace
-// must not be taken for a new one.
+// TestWorkspaceWithLostHeadIsNotNew deletes the head of a workspace, as a damaged name
+// would.
 func TestWorkspaceWithLostHeadIsNotNew(t *testing.T) {
 	path, heads := small(t)
 	edit(t, path, func(tx *bolt.Tx) error {

@@ -43,9 +43,9 @@ func (f *faults) fault(written bool) error {
 	return f.before
 }
 
-// TestFailedCommitIsUnknownUntilReopened fails a commit before and after it was written. The outcome is
-// unknown, the store is down, and after it was reopened the outcome is one of the
-// two, and stays.
+// TestFailedCommitIsUnknownUntilReopened fails a commit before or after it was written. The
+// outcome is unknown and the store is down. After it was reopened, the outcome is one of
+// the two, and stays.
 func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 	broken := errors.New("the disk is broken")
 	for name, test := range map[string]struct {
@@ -100,7 +100,7 @@ func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 			}
 			mustBeDown(t, store, workspace)
 
-			// Load reopens; what it finds is one of the two outcomes.
+			// Load reopens the file, and finds one of the two outcomes.
 			if _, err := store.Load(ctx, func(storage.Item) error { return nil }); err != nil {
 				t.Fatalf("Load: %v", err)
 			}
@@ -110,7 +110,7 @@ func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 			}
 			model.Compare(t, store)
 			storagetest.Check(t, store)
-			// It stays so, and the store serves again.
+			// The outcome stays, and the store serves again.
 			after := model.Revision()
 			commit(workspace.CreateKey(storagetest.KeyID(3)))
 			for change, err := range store.Watch(ctx, after) {
@@ -130,7 +130,8 @@ func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 	}
 }
 
-// mustBeDown fails the test unless everything but Load is unavailable.
+// mustBeDown fails the test if any method but Load and Barrier does not return
+// ErrUnavailable.
 func mustBeDown(t *testing.T, store *Store, workspace *storagetest.Workspace) {
 	t.Helper()
 	ctx := t.Context()
@@ -160,7 +161,7 @@ func mustBeDown(t *testing.T, store *Store, workspace *storagetest.Workspace) {
 }
 
 // TestReaderOutlivesFailedCommit fails a commit while a reader holds the file. The reader
-// goes on to its end, and the store can be reopened after it.
+// reads to its end, and the store can be reopened afterwards.
 func TestReaderOutlivesFailedCommit(t *testing.T) {
 	ctx := t.Context()
 	injected := &faults{}
@@ -221,7 +222,8 @@ func TestCloseSucceedsWhileDown(t *testing.T) {
 	mustOpen(t, path, quick) // the file was given back
 }
 
-// TestReopeningAnotherFileIsErrHistoryChanged puts another file in place while the store is down.
+// TestReopeningAnotherFileIsErrHistoryChanged puts another file in place while the store is
+// down.
 func TestReopeningAnotherFileIsErrHistoryChanged(t *testing.T) {
 	injected := &faults{}
 	path := filepath.Join(t.TempDir(), "store.db")
@@ -246,7 +248,7 @@ func TestReopeningAnotherFileIsErrHistoryChanged(t *testing.T) {
 	injected.set(nil, nil)
 	other, _ := small(t)
 	for name, content := range map[string][]byte{"an older one": older, "another store's": readFile(t, other)} {
-		// The old handle may still be on its way out: only then the file is locked.
+		// The file is locked only while the old handle is being closed.
 		err := error(storage.ErrLocked)
 		for errors.Is(err, storage.ErrLocked) {
 			writeFile(t, path, content)
@@ -262,8 +264,8 @@ func TestReopeningAnotherFileIsErrHistoryChanged(t *testing.T) {
 	}
 }
 
-// TestWaitingChangesShareATransaction lets many workspaces wait while one commits: the rest go in one
-// transaction, at most one change of each.
+// TestWaitingChangesShareATransaction lets many workspaces wait during one commit. Their
+// changes share a transaction, with at most one change of each workspace.
 func TestWaitingChangesShareATransaction(t *testing.T) {
 	ctx := t.Context()
 	const workspaces = 100
@@ -289,7 +291,7 @@ func TestWaitingChangesShareATransaction(t *testing.T) {
 	for index := range workspaces {
 		put(fmt.Sprintf("w%d", index))
 	}
-	// A second change of one of them, of which one is a conflict, whichever comes later.
+	// Two changes of one workspace: the later one is a conflict.
 	var conflicts atomic.Int64
 	group.Go(func() {
 		_, err := store.Commit(ctx, storagetest.NewWorkspace("again").PutMember("member", "admin"))
@@ -314,7 +316,7 @@ func TestWaitingChangesShareATransaction(t *testing.T) {
 	if got := conflicts.Load(); got != 1 {
 		t.Errorf("%d of two changes at the same head were refused, want 1", got)
 	}
-	// One transaction of bbolt each, as its own counter says.
+	// bbolt's own counter shows one transaction for each group.
 	before := transaction(t, store)
 	key := storagetest.NewWorkspace("single")
 	if _, err := store.Commit(ctx, key.PutMember("member", "admin")); err != nil {
@@ -325,8 +327,8 @@ func TestWaitingChangesShareATransaction(t *testing.T) {
 	}
 }
 
-// TestKeyIsCreatedOnceInOneGroup lets changes of several workspaces that add the same key wait
-// for one transaction: one of them adds it.
+// TestKeyIsCreatedOnceInOneGroup lets several workspaces create the same key in one
+// transaction. One of them succeeds.
 func TestKeyIsCreatedOnceInOneGroup(t *testing.T) {
 	ctx := t.Context()
 	path := filepath.Join(t.TempDir(), "store.db")
@@ -396,35 +398,36 @@ func transaction(t *testing.T, store *Store) (id int) {
 	return id
 }
 
-// TestPickTakesOneChangePerWorkspaceWithinBounds is about fairness and bounds of groups.
+// TestPickTakesOneChangePerWorkspaceWithinBounds covers the fairness and the bounds of
+// groups.
 func TestPickTakesOneChangePerWorkspaceWithinBounds(t *testing.T) {
 	waits := func(workspace string, size int) *pendingChange {
 		return &pendingChange{change: &storage.Change{WorkspaceID: workspace}, size: size, done: make(chan struct{})}
 	}
-	var line []*pendingChange
+	var queued []*pendingChange
 	for range 600 {
-		line = append(line, waits("hot", 1))
+		queued = append(queued, waits("hot", 1))
 	}
-	line = append(line, waits("cold", 1))
+	queued = append(queued, waits("cold", 1))
 	gone := waits("gone", 1)
 	gone.state.Store(withdrawn)
-	line = append(line, gone)
-	group, rest := pick(line)
+	queued = append(queued, gone)
+	group, rest := pick(queued)
 	if len(group) != 2 || len(rest) != 599 {
 		t.Errorf("%d picked, %d left; a hot workspace must not keep others out", len(group), len(rest))
 	}
-	line = nil
+	queued = nil
 	for index := range maxGroup + 10 {
-		line = append(line, waits(fmt.Sprint(index), 1))
+		queued = append(queued, waits(fmt.Sprint(index), 1))
 	}
-	if group, rest = pick(line); len(group) != maxGroup || len(rest) != 10 {
+	if group, rest = pick(queued); len(group) != maxGroup || len(rest) != 10 {
 		t.Errorf("%d picked, %d left", len(group), len(rest))
 	}
-	line = nil
+	queued = nil
 	for index := range 20 {
-		line = append(line, waits(fmt.Sprint(index), storage.MaxChangeBytes))
+		queued = append(queued, waits(fmt.Sprint(index), storage.MaxChangeBytes))
 	}
-	if group, rest = pick(line); len(group) != maxGroupBytes/storage.MaxChangeBytes || len(group)+len(rest) != 20 {
+	if group, rest = pick(queued); len(group) != maxGroupBytes/storage.MaxChangeBytes || len(group)+len(rest) != 20 {
 		t.Errorf("%d large ones picked, %d left", len(group), len(rest))
 	}
 }
@@ -446,7 +449,7 @@ func TestFeedKeepsTheConfiguredNumberOfEntries(t *testing.T) {
 	if report := mustBeSound(t, path); report.FeedEntries != 7 || report.AuditEvents != 30 {
 		t.Errorf("%d feed entries and %d audit events are left, want 7 and 30", report.FeedEntries, report.AuditEvents)
 	}
-	// Another length takes effect with the next change.
+	// A changed number of entries takes effect with the next change.
 	store = mustOpen(t, path, Config{FeedEntries: 3})
 	if _, err := store.Commit(t.Context(), workspace.PutMember("member", "last")); err != nil {
 		t.Fatal(err)
@@ -459,7 +462,8 @@ func TestFeedKeepsTheConfiguredNumberOfEntries(t *testing.T) {
 	}
 }
 
-// TestListFeedLeavesOutWhatPrecedesDamage: what lies before an entry that is damaged or missing is left out.
+// TestListFeedLeavesOutWhatPrecedesDamage: feed entries before a damaged or missing one are
+// left out.
 func TestListFeedLeavesOutWhatPrecedesDamage(t *testing.T) {
 	for name, test := range map[string]struct {
 		damage func(*bolt.Bucket) error
@@ -502,7 +506,7 @@ func TestListFeedLeavesOutWhatPrecedesDamage(t *testing.T) {
 	}
 }
 
-// TestWatchBeyondTheRingIsErrGap lets a watcher begin further back than the ring reaches.
+// TestWatchBeyondTheRingIsErrGap watches from a revision that the ring no longer has.
 func TestWatchBeyondTheRingIsErrGap(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	for revision := int64(1); revision <= ringSize+1; revision++ {
@@ -524,8 +528,8 @@ func TestWatchBeyondTheRingIsErrGap(t *testing.T) {
 	}
 }
 
-// TestAllKeysAreListedNewestFirst is about the order across workspaces, which this backend
-// can tell exactly.
+// TestAllKeysAreListedNewestFirst covers the order across workspaces, which is exact in
+// this backend.
 func TestAllKeysAreListedNewestFirst(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	var workspaces []*storagetest.Workspace
@@ -554,7 +558,8 @@ func TestAllKeysAreListedNewestFirst(t *testing.T) {
 	}
 }
 
-// TestCommitRefusesKeysThatContradictTheIndex is about changes that only this backend can refuse.
+// TestCommitRefusesKeysThatContradictTheIndex covers changes that only this backend
+// refuses.
 func TestCommitRefusesKeysThatContradictTheIndex(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	workspace, other := storagetest.NewWorkspace("w"), storagetest.NewWorkspace("other")

@@ -31,8 +31,8 @@ func TestSecondOpenIsLocked(t *testing.T) {
 	mustOpen(t, path, quick)
 }
 
-// mustBeLocked fails the test unless opening and checking say, soon, that the file
-// is in use.
+// mustBeLocked fails the test if opening and checking do not return ErrLocked within a
+// short time.
 func mustBeLocked(t *testing.T, path string) {
 	t.Helper()
 	began := time.Now()
@@ -42,7 +42,7 @@ func mustBeLocked(t *testing.T, path string) {
 	if _, err := Check(t.Context(), path); !errors.Is(err, storage.ErrLocked) {
 		t.Errorf("Check: %v, want ErrLocked", err)
 	}
-	// Check waits for a second, as a server would.
+	// Check waits for a second, like a server.
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it took %v to find the file locked", took)
 	}
@@ -69,8 +69,8 @@ func TestHelperServe(t *testing.T) {
 	_ = store.Close()
 }
 
-// TestSecondProcessIsLockedOutUntilTheFirstIsKilled finds the file locked by another process, and free, with what
-// was committed, once that was killed.
+// TestSecondProcessIsLockedOutUntilTheFirstIsKilled: after the kill the file has everything
+// that was committed.
 func TestSecondProcessIsLockedOutUntilTheFirstIsKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	ctx, cancel := context.WithCancel(t.Context())
@@ -105,8 +105,8 @@ func TestSecondProcessIsLockedOutUntilTheFirstIsKilled(t *testing.T) {
 	}
 }
 
-// TestTwoChecksShareTheFile checks a file twice at once: the lock is a shared one, and nothing
-// is changed.
+// TestTwoChecksShareTheFile checks a file twice at the same time: the lock is shared, and
+// nothing is changed.
 func TestTwoChecksShareTheFile(t *testing.T) {
 	path, _ := small(t)
 	before := readFile(t, path)
@@ -156,8 +156,8 @@ func mustBeAlone(t *testing.T, folder string) {
 	}
 }
 
-// TestConcurrentOpensMakeOneStore opens one new store many times at once: one opener serves
-// it, the others find it locked, and it is one store.
+// TestConcurrentOpensMakeOneStore opens a new store many times at the same time. One call
+// serves it, the others find it locked, and it is one store.
 func TestConcurrentOpensMakeOneStore(t *testing.T) {
 	for range 5 {
 		folder := t.TempDir()
@@ -195,7 +195,7 @@ func TestConcurrentOpensMakeOneStore(t *testing.T) {
 	}
 }
 
-// TestFailedCreationLeavesNothing fails while the new file is being filled.
+// TestFailedCreationLeavesNothing fails while the new file is being written.
 func TestFailedCreationLeavesNothing(t *testing.T) {
 	folder := t.TempDir()
 	if _, err := Open(filepath.Join(folder, "store.db"), Config{Random: strings.NewReader("short"), Create: CreateIfAbsent}); err == nil {
@@ -316,8 +316,8 @@ func edit(t testing.TB, path string, change func(tx *bolt.Tx) error) {
 	}
 }
 
-// small makes a store of three workspaces with a member and two keys each, and a
-// policy; some of it was changed later, so that the file has free pages.
+// small makes a store with three workspaces of a member and two keys each, and a policy.
+// Some records were changed later, so that the file has free pages.
 func small(t testing.TB) (path string, heads map[string]storage.Head) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "store.db")

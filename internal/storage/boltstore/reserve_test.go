@@ -16,7 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// disk is a Config.allocate with room for a file of so many bytes.
+// disk is a Config.allocate with space for a file of so many bytes.
 type disk struct{ room atomic.Int64 }
 
 func (d *disk) allocate(file *os.File, from, to int64) error {
@@ -46,11 +46,11 @@ func fill(t *testing.T, store *Store, workspace *storagetest.Workspace) []*stora
 	return nil
 }
 
-// TestFullDiskCommitsNarrowingChanges fills a disk. Then every change is refused that does not
-// narrow, and so are uses; those that narrow are committed until the reserve is used
-// up, far more of them than 10,000 in 64 MiB; the store stays up all the time, the
-// file as long as there is room for, and it starts like that. With room again all is
-// as before.
+// TestFullDiskCommitsNarrowingChanges fills a disk. Then changes that do not narrow are
+// refused, and so are uses. Narrowing changes are committed until the reserve is used up,
+// far more than 10,000 in 64 MiB. The store stays up all the time, the file grows as far as
+// the disk has space, and the store opens in this state. With space again, everything is as
+// before.
 func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 	const reserve = 192 << 10
 	const promised = 10_000 * reserve / (64 << 20)
@@ -69,7 +69,7 @@ func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 	if len(keys) < 20 {
 		t.Fatalf("full after %d keys", len(keys))
 	}
-	// Free pages may still hold some; those are no part of the reserve.
+	// Free pages may still have space for some. They are not part of the reserve.
 	created := len(keys)
 	crowd := func() {
 		t.Helper()
@@ -87,7 +87,7 @@ func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 		}
 	}
 	crowd()
-	// Uses add up, so they do not fit for long.
+	// Each use takes space, so they soon do not fit.
 	for second := int64(1); ; second++ {
 		uses := make([]storage.Usage, len(keys))
 		for index, key := range keys {
@@ -163,8 +163,8 @@ func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 	mustBeSound(t, path)
 }
 
-// TestFullDiskRefusesOnlyTheChangesThatDoNotNarrow lets both kinds of changes wait for one transaction that
-// does not fit: those that narrow are committed, the others refused.
+// TestFullDiskRefusesOnlyTheChangesThatDoNotNarrow lets both kinds of changes wait for one
+// transaction that does not fit.
 func TestFullDiskRefusesOnlyTheChangesThatDoNotNarrow(t *testing.T) {
 	const reserve, workspaces = 1 << 20, 40
 	hold, holding := make(chan struct{}), make(chan struct{})
@@ -222,8 +222,8 @@ func TestFullDiskRefusesOnlyTheChangesThatDoNotNarrow(t *testing.T) {
 	group.Wait()
 }
 
-// TestLowEstimateGrowsTheFile commits a change that takes more than was thought: the
-// file grows for it.
+// TestLowEstimateGrowsTheFile commits a change that takes more than was estimated: the file
+// grows for it.
 func TestLowEstimateGrowsTheFile(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	workspace := storagetest.NewWorkspace("w")
@@ -240,7 +240,7 @@ func TestLowEstimateGrowsTheFile(t *testing.T) {
 	}
 }
 
-// TestWriteZerosAllocates does what systems need that have no call for it.
+// TestWriteZerosAllocates covers systems without a call that allocates.
 func TestWriteZerosAllocates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	config := Config{Reserve: 1 << 20, allocate: writeZeros}

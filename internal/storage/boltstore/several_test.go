@@ -16,8 +16,8 @@ var (
 	severalRuns = flag.Int("several.runs", 10, "simulations with several managers")
 )
 
-// failing is a fleet whose commits fail as the disk lets them: the handle is closed, and
-// the file is opened anew by the next load.
+// failing is a fleet whose commits fail like those of a bad disk: the handle is closed, and
+// the next Load opens the file again.
 type failing struct {
 	keystest.BoltFleet
 
@@ -48,8 +48,8 @@ func (f *failing) Fail(written bool) {
 	f.armed, f.unwritten = true, !written
 }
 
-// TestSeveralManagersOfFailingFile: the file is closed and opened anew, again and again,
-// under several managers, and what each of them says reflects what was acknowledged by any.
+// TestSeveralManagersOfFailingFile closes and reopens the file again and again under
+// several managers. What each of them answers reflects what any of them acknowledged.
 func TestSeveralManagersOfFailingFile(t *testing.T) {
 	first := *severalSeed
 	if first == 0 {

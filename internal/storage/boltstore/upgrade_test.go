@@ -22,7 +22,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// committed puts a committed file into a folder of its own. testdata/README.md says what
+// committed copies a committed file into a folder of its own. testdata/README.md says what
 // the files hold and how they were made.
 func committed(t testing.TB, name string) string {
 	t.Helper()
@@ -131,13 +131,13 @@ func TestUpgradeKeepsRecordsAndListsThem(t *testing.T) {
 	for name, old := range before {
 		compareUpgraded(t, name, old, after[name], events)
 	}
-	// It has more records than one event may list.
+	// This workspace has more records than one event may list.
 	if events["delta"] != 2 {
 		t.Errorf("the records of the largest workspace are listed in %d events", events["delta"])
 	}
 }
 
-// compareUpgraded fails the test unless a record holds what it held, but for what the
+// compareUpgraded fails the test if a record differs from its old form by more than the
 // upgrade changes.
 func compareUpgraded(t *testing.T, name string, old, upgraded storage.Item, events map[string]int) {
 	t.Helper()
@@ -182,7 +182,7 @@ func compareUpgraded(t *testing.T, name string, old, upgraded storage.Item, even
 	}
 }
 
-// TestUpgradeKeepsTokens: what a token's owner sends still belongs to what is stored.
+// TestUpgradeKeepsTokens: every token still matches the stored verifier.
 func TestUpgradeKeepsTokens(t *testing.T) {
 	store := mustOpen(t, committed(t, "schema1.db.gz"), Config{})
 	found := 0
@@ -205,14 +205,16 @@ func TestUpgradeKeepsTokens(t *testing.T) {
 			}
 		}
 	}
-	// Two were purged, and two ended: by a rotation without overlap, and by its finish.
+	// Two were purged. Two ended: one by a rotation without overlap, one by finishing a
+	// rotation.
 	if want := len(committedTokens(t)) - 4; found != want {
 		t.Errorf("%d tokens match a secret, want %d", found, want)
 	}
 }
 
-// TestInterruptedUpgradeCanBeRepeated: after every part of an upgrade the folder is as a crash could
-// leave it. The path must hold one of the two files whole, and an opening must succeed.
+// TestInterruptedUpgradeCanBeRepeated: after every part of an upgrade, the folder is as a
+// crash could leave it. The path must have one of the two files, complete, and opening it
+// must succeed.
 func TestInterruptedUpgradeCanBeRepeated(t *testing.T) {
 	path := committed(t, "schema1.db.gz")
 	original := readFile(t, path)
@@ -222,7 +224,7 @@ func TestInterruptedUpgradeCanBeRepeated(t *testing.T) {
 		if err := os.CopyFS(copied, os.DirFS(filepath.Dir(path))); err != nil {
 			t.Fatal(err)
 		}
-		// A copy is no link: make one, where the original has one.
+		// Copying does not keep hard links, so they are made again.
 		kept := filepath.Join(copied, "keysvc.db.schema1")
 		if current := readFile(t, filepath.Join(copied, "keysvc.db")); bytes.Equal(current, original) {
 			if err := os.Remove(kept); err == nil {
@@ -237,7 +239,7 @@ func TestInterruptedUpgradeCanBeRepeated(t *testing.T) {
 	if len(folders) != 5 {
 		t.Fatalf("%d parts: %v", len(folders), folders)
 	}
-	// A new file that was cut short.
+	// An incomplete new file.
 	torn := t.TempDir()
 	writeFile(t, filepath.Join(torn, "keysvc.db"), original)
 	writeFile(t, filepath.Join(torn, "keysvc.db.upgrade"), original[:10_000])
@@ -262,7 +264,7 @@ func TestInterruptedUpgradeCanBeRepeated(t *testing.T) {
 	}
 }
 
-// TestUpgradeRefusesDamageAndTakenNames: a file at fault, and a name that is taken. Nothing changes.
+// TestUpgradeRefusesDamageAndTakenNames: a refused upgrade changes nothing.
 func TestUpgradeRefusesDamageAndTakenNames(t *testing.T) {
 	for name, spoil := range map[string]func(path string){
 		"a key without its event": func(path string) {
@@ -271,7 +273,7 @@ func TestUpgradeRefusesDamageAndTakenNames(t *testing.T) {
 				return rewrite(tx, bucketKeys, string(name), &storagev1.KeyRecord{}, func(key *storagev1.KeyRecord) { key.Sequence++ })
 			})
 		},
-		// The upgrade would put this right, and hide it.
+		// The upgrade would make this right, and hide it.
 		"a key changed without an event": func(path string) {
 			edit(t, path, func(tx *bolt.Tx) error {
 				name, _ := tx.Bucket([]byte(bucketKeys)).Cursor().First()
@@ -294,8 +296,8 @@ func TestUpgradeRefusesDamageAndTakenNames(t *testing.T) {
 	}
 }
 
-// TestEveryCommittedSchemaOpens opens the committed file of every schema, changes it, and opens it
-// again.
+// TestEveryCommittedSchemaOpens opens the committed file of every schema, changes it, and
+// opens it again.
 func TestEveryCommittedSchemaOpens(t *testing.T) {
 	for schema := storage.SchemaFirst; schema <= storage.Schema; schema++ {
 		t.Run(strconv.Itoa(schema), func(t *testing.T) {

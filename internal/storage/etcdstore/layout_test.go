@@ -13,8 +13,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// TestHeadsKeepTheirStoredBytes keeps the stored form of heads: they are compared as bytes, so another
-// form would make every change of a stored workspace a conflict.
+// TestHeadsKeepTheirStoredBytes fixes the stored form of heads. Heads are compared as
+// bytes, so another form would make every change of a stored workspace a conflict.
 func TestHeadsKeepTheirStoredBytes(t *testing.T) {
 	for want, head := range map[string]storage.Head{
 		"01" + "908a67d8" + "0802" + "1220" + strings.Repeat("ab", 32) + "1803": {Sequence: 2, Hash: filled(0xab), Fence: 3},

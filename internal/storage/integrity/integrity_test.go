@@ -42,7 +42,7 @@ func TestElementsAndTagsMatchVectors(t *testing.T) {
 	}
 }
 
-// TestSumAddsModulo2To256 compares with numbers of any size.
+// TestSumAddsModulo2To256 compares sums with those of package math/big.
 func TestSumAddsModulo2To256(t *testing.T) {
 	const seed = 1
 	t.Logf("seed %d", seed)
@@ -77,7 +77,7 @@ func TestSumAddsModulo2To256(t *testing.T) {
 	}
 }
 
-// TestEveryInputChangesElementAndTag: whatever is different makes another element or tag.
+// TestEveryInputChangesElementAndTag changes one input at a time.
 func TestEveryInputChangesElementAndTag(t *testing.T) {
 	h := NewHasher()
 	payload := HashPayload([]byte("payload"))

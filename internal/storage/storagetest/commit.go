@@ -404,7 +404,7 @@ func testOperations(s *suite) {
 	all := ListMembers(s, s.store, "w", storage.MaxPage)
 	s.do(workspace, workspace.DeleteMembers(all[1:]...))
 
-	// New keys, and as many request ids as fit.
+	// New keys with as many request ids as fit.
 	change = workspace.CreateKey(KeyID(100))
 	for number := 101; len(change.PutKeys) < most/3; number++ {
 		added := workspace.CreateKey(KeyID(number))
@@ -420,7 +420,7 @@ func testOperations(s *suite) {
 	changed.AbsentKeyIDs = append(slices.Clone(changed.AbsentKeyIDs), KeyID(1000))
 	s.refused(&changed, storage.ErrInvalidChange)
 	s.do(workspace, change)
-	// The event names one key alone, so the others must go before the check.
+	// The event names one key only, so the others must be deleted before the check.
 	for some := range slices.Chunk(change.PutKeys, 20) {
 		s.do(workspace, workspace.DeleteKey(some...))
 	}
@@ -445,7 +445,7 @@ func testBytes(s *suite) {
 	}
 	s.refused(sized(storage.MaxChangeBytes+1), storage.ErrInvalidChange)
 	s.do(workspace, sized(storage.MaxChangeBytes))
-	// What a change deletes counts as well.
+	// Deleted records count as well.
 	big := s.getKey("w", KeyID(1))
 	s.refused(workspace.DeleteKey(big, s.create(workspace, KeyID(2))), storage.ErrInvalidChange)
 }
