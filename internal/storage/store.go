@@ -138,10 +138,10 @@ type AuditReader interface {
 
 // FeedReader reads the end of the change log.
 type FeedReader interface {
-	// ListFeed returns the newest feed records, at most limit, in revision order
-	// with no record missing between them; the last belongs to the store's revision at some
-	// time during the call. It may return fewer or none, if older records are not kept or a
-	// record is damaged.
+	// ListFeed returns the newest feed entries, at most limit, in revision order
+	// with no entry missing between them; the last belongs to the store's revision at some
+	// time during the call. It may return fewer or none, if older entries are not kept or one
+	// of them is damaged.
 	ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error)
 }
 

@@ -209,7 +209,7 @@ func (s *slowAnchor) newest() int64 {
 	return s.writes[len(s.writes)-1].Revision
 }
 
-// anchored opens a store with a slow anchor, in which a workspace has a member.
+// anchoredStore opens a store that has a slow anchor and a workspace with a member.
 func anchoredStore(t *testing.T) (*Store, *slowAnchor, *storagetest.Workspace, func(change *storage.Change) time.Duration) {
 	t.Helper()
 	slow := &slowAnchor{}

@@ -92,7 +92,7 @@ func BenchmarkOpen(b *testing.B) {
 	if err := store.Close(); err != nil {
 		b.Fatal(err)
 	}
-	content, err := os.ReadFile(path) //nolint:gosec // the benchmark's own file
+	content, err := os.ReadFile(path)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -196,7 +196,7 @@ func large(t *testing.T) string {
 func TestOneFlippedByteIsRefusedOrReadsAsStored(t *testing.T) {
 	path, _ := small(t)
 	v := newVictim(t, path)
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // to be repeated
+	random := rand.New(rand.NewPCG(1, 2))
 	positions := make([]int, 0, len(v.content))
 	for position := range min(4*os.Getpagesize(), len(v.content)) {
 		positions = append(positions, position)
@@ -235,7 +235,7 @@ func unused(content []byte, position int) bool {
 
 func TestOneFlippedByteInALargeFileIsRefusedOrReadsAsStored(t *testing.T) {
 	v := newVictim(t, large(t))
-	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // to be repeated
+	random := rand.New(rand.NewPCG(3, 4))
 	for range campaign(t, 600) {
 		damaged := bytes.Clone(v.content)
 		// Page headers and elements are hit more often than data.
@@ -250,7 +250,7 @@ func TestOneFlippedByteInALargeFileIsRefusedOrReadsAsStored(t *testing.T) {
 
 func TestManyDamagedBytesAreRefusedOrReadAsStored(t *testing.T) {
 	v := newVictim(t, large(t))
-	random := rand.New(rand.NewPCG(5, 6)) //nolint:gosec // to be repeated
+	random := rand.New(rand.NewPCG(5, 6))
 	size := os.Getpagesize()
 	for round := range campaign(t, 300) {
 		damaged := bytes.Clone(v.content)

@@ -75,13 +75,13 @@ func TestSecondProcessIsLockedOutUntilTheFirstIsKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	process := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestHelperServe$") //nolint:gosec // this test binary
+	process := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestHelperServe$")
 	process.Env = append(os.Environ(), serveVariable+"="+path)
 	input, err := process.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer input.Close() //nolint:errcheck // it is killed below
+	defer input.Close() // it is killed below
 	output, err := process.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -261,7 +261,7 @@ func TestFilesOfOthersAreRefusedUnchanged(t *testing.T) {
 
 func TestOpenInAReadOnlyFolderFails(t *testing.T) {
 	folder := t.TempDir()
-	if err := os.Chmod(folder, 0o500); err != nil { //nolint:gosec // not to be written
+	if err := os.Chmod(folder, 0o500); err != nil {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 {
@@ -356,7 +356,7 @@ func small(t testing.TB) (path string, heads map[string]storage.Head) {
 
 func readFile(t testing.TB, path string) []byte {
 	t.Helper()
-	content, err := os.ReadFile(path) //nolint:gosec // the test's own file
+	content, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -53,12 +53,12 @@ func (f *failing) Fail(written bool) {
 func TestSeveralManagersOfFailingFile(t *testing.T) {
 	first := *severalSeed
 	if first == 0 {
-		first = rand.Uint64()>>32 | 1 //nolint:gosec // no secret
+		first = rand.Uint64()>>32 | 1
 	}
 	t.Logf("seeds from %d", first)
-	for run := range uint64(*severalRuns) { //nolint:gosec // a count
+	for run := range uint64(*severalRuns) {
 		seed := first + run
-		random := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // no secrets
+		random := rand.New(rand.NewPCG(seed, 3))
 		result := keystest.SimulateSeveral(t, newFailing(), keystest.Campaign{
 			Seed: seed, Managers: 1 + random.IntN(3), Callers: 2 + random.IntN(5), Calls: 200, Workspaces: 1 + random.IntN(3),
 			LocalBarriers: random.IntN(3) > 0,

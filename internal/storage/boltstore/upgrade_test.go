@@ -30,7 +30,7 @@ func committed(t testing.TB, name string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer packed.Close() //nolint:errcheck // read only
+	defer packed.Close()
 	unpacked, err := gzip.NewReader(packed)
 	if err != nil {
 		t.Fatal(err)

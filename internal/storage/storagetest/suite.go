@@ -78,7 +78,7 @@ type suite struct {
 	backend Backend
 	store   storage.Store
 	model   *Model
-	ctx     context.Context //nolint:containedctx // that of one test
+	ctx     context.Context
 }
 
 func newSuite(t *testing.T, factory Factory) *suite {
