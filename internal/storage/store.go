@@ -19,9 +19,9 @@ import (
 // A backend may offer more than Store, as an interface of its own that is declared in this
 // package: so far LocalBarrierReader. An optional behaviour makes a store faster and never
 // changes what Store promises. Users find it with the function that is declared beside the
-// interface, here LocalBarrierOf, and do without it if the store has none. A wrapper that embeds Store
-// hides the optional behaviours of the store inside, which is always correct. A wrapper
-// that wants to keep one implements its interface as well.
+// interface, here LocalBarrierOf, and work without it if the store has none. A wrapper that
+// embeds Store hides the optional behaviours of the store inside, which is always correct.
+// A wrapper that wants to keep one implements its interface as well.
 type Store interface {
 	Source
 	Committer
