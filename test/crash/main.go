@@ -43,7 +43,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temporary) //nolint:errcheck // temporary
+	defer os.RemoveAll(temporary)
 	if *mutants == "" {
 		program, err := build(ctx, temporary, "")
 		if err != nil {
@@ -94,7 +94,7 @@ func hunt(ctx context.Context, temporary string, mutants, passed []string) error
 }
 
 func execute(ctx context.Context, program string, arguments []string) *exec.Cmd {
-	command := exec.CommandContext(ctx, program, arguments...) //nolint:gosec // built here
+	command := exec.CommandContext(ctx, program, arguments...)
 	command.Stdout, command.Stderr = os.Stdout, os.Stderr
 	return command
 }
@@ -121,7 +121,7 @@ func build(ctx context.Context, temporary, mutant string) (string, error) {
 		return "", err
 	}
 	program := filepath.Join(folder, "lab")
-	command := exec.CommandContext(ctx, "go", "build", "-tags=crashlab", "-overlay="+written, "-o", program, "github.com/scribe-mail/keysvc/test/crash/lab") //nolint:gosec // named here
+	command := exec.CommandContext(ctx, "go", "build", "-tags=crashlab", "-overlay="+written, "-o", program, "github.com/scribe-mail/keysvc/test/crash/lab")
 	command.Stdout, command.Stderr = os.Stdout, os.Stderr
 	command.Dir = filepath.Dir(module)
 	if err := command.Run(); err != nil {
@@ -132,7 +132,7 @@ func build(ctx context.Context, temporary, mutant string) (string, error) {
 
 // goEnv returns the value of a variable of go env.
 func goEnv(ctx context.Context, name string) (string, error) {
-	output, err := exec.CommandContext(ctx, "go", "env", name).Output() //nolint:gosec // named here
+	output, err := exec.CommandContext(ctx, "go", "env", name).Output()
 	if err != nil {
 		return "", fmt.Errorf("go env %s: %w", name, err)
 	}

@@ -165,7 +165,7 @@ func (d *Disk) Apply(op Op) {
 	case Sync:
 		d.files[op.File].sync()
 	case FailedSync:
-		d.files[op.File].failSync(rand.New(rand.NewPCG(op.Seed, 1))) //nolint:gosec // reproducible, no secret
+		d.files[op.File].failSync(rand.New(rand.NewPCG(op.Seed, 1)))
 	}
 }
 
@@ -445,11 +445,11 @@ func (d *Disk) Restore(folder string) error {
 }
 
 func (f *file) restore(path string, holes bool) error {
-	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the laboratory's own
+	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer out.Close() //nolint:errcheck // what counts is compared
+	defer out.Close()
 	zeros := new([PageSize]byte)
 	for index := range int((f.size + PageSize - 1) / PageSize) {
 		content := zeros
@@ -541,7 +541,7 @@ func (d *Disk) Compare(folder string) error {
 		return fmt.Errorf("the folder holds %q, the record says %q", found, names)
 	}
 	for _, name := range found {
-		content, err := os.ReadFile(filepath.Join(folder, name)) //nolint:gosec // the laboratory's own
+		content, err := os.ReadFile(filepath.Join(folder, name))
 		if err != nil {
 			return err
 		}

@@ -92,7 +92,7 @@ func (r *round) verifyAltered(l *life, index int, left *disk.Disk, change func(c
 			return found("the store does not open: %v", err)
 		}
 		p.follow()
-		content, err := os.ReadFile(file) //nolint:gosec // the laboratory's own
+		content, err := os.ReadFile(file)
 		if err != nil || !change(content) {
 			_ = p.close()
 			return err
@@ -114,7 +114,7 @@ func (r *round) verifyAltered(l *life, index int, left *disk.Disk, change func(c
 		problems, err := examine(folder)
 		named := len(problems) > 0 || err != nil
 		if p, err = start(folder, l.config()); err != nil {
-			return nil //nolint:nilerr // refused at the start: that is right
+			return nil // refused at the start, which is right
 		}
 		different, err := r.judgeDamaged(p, l, index)
 		_ = p.close()
@@ -127,7 +127,7 @@ func (r *round) verifyAltered(l *life, index int, left *disk.Disk, change func(c
 
 // overwrite writes the content of a file that is there, and has that size.
 func overwrite(name string, content []byte) error {
-	file, err := os.OpenFile(name, os.O_RDWR, 0) //nolint:gosec // the laboratory's own
+	file, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -184,13 +184,13 @@ func alterPage(page, key, from, to []byte) bool {
 		if end+len(key)+len(to) > len(page) {
 			return altered
 		}
-		binary.LittleEndian.PutUint32(page[at+4:], uint32(end-at)) //nolint:gosec // within a page
+		binary.LittleEndian.PutUint32(page[at+4:], uint32(end-at))
 		place = end + copy(page[end:], page[name[0]:name[1]])
 		copy(page[place:], to)
 	} else {
 		copy(page[place:], to)
 	}
-	binary.LittleEndian.PutUint32(page[at+12:], uint32(len(to))) //nolint:gosec // within a page
+	binary.LittleEndian.PutUint32(page[at+12:], uint32(len(to)))
 	return true
 }
 

@@ -98,7 +98,7 @@ func (r *round) crowds() error {
 	failures := make([]error, len(hands))
 	var working sync.WaitGroup
 	for number := range hands {
-		random := rand.New(rand.NewPCG(r.random.Uint64(), 0)) //nolint:gosec // reproducible, no secret
+		random := rand.New(rand.NewPCG(r.random.Uint64(), 0))
 		m := &model{policy: true}
 		for member := range 3 {
 			m.members = append(m.members, memberModel{workspace: fmt.Sprintf("own-%d", number), id: fmt.Sprintf("m%d", member)})

@@ -217,7 +217,7 @@ func (r *round) withFile(d *disk.Disk, use func(folder, file string) error) erro
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		return err
 	}
-	defer os.RemoveAll(folder) //nolint:errcheck // a leftover in a folder that goes as a whole
+	defer os.RemoveAll(folder)
 	if err := d.Restore(folder); err != nil {
 		return err
 	}
@@ -257,7 +257,7 @@ func (r *round) rewrite(d *disk.Disk, change func(*bolt.Tx) error) (*disk.Disk, 
 		if err := errors.Join(database.Update(change), database.Close()); err != nil {
 			return err
 		}
-		content, err := os.ReadFile(file) //nolint:gosec // the laboratory's own
+		content, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
@@ -280,12 +280,12 @@ func (r *round) verifyDamaged(l *life, index int, damaged *disk.Disk) error {
 		named := len(problems) > 0 || err != nil
 		p, err := start(folder, l.config())
 		if err != nil {
-			return nil //nolint:nilerr // refused at the start: that is right
+			return nil // refused at the start, which is right
 		}
 		p.follow()
 		if err := p.install(); err != nil { // as the server does
 			_ = p.close()
-			return nil //nolint:nilerr // see above
+			return nil
 		}
 		closed := false
 		defer func() {

@@ -74,9 +74,9 @@ func newLife(seed uint64, bulk int) *life {
 
 func (l *life) be(seed uint64, bulk int) {
 	l.seed = seed
-	l.random = rand.New(rand.NewPCG(seed, 7)) //nolint:gosec // reproducible, no secret
+	l.random = rand.New(rand.NewPCG(seed, 7))
 	l.dice = newDice(seed)
-	l.changer = &changer{random: l.random, bulk: bulk, names: int(seed % 1_000_000 * 1000)} //nolint:gosec // small
+	l.changer = &changer{random: l.random, bulk: bulk, names: int(seed % 1_000_000 * 1000)}
 }
 
 // after returns the life of another process, which begins with what this process left after
@@ -428,7 +428,7 @@ func (l *life) verify(left *disk.Disk, allowed []int, folder string, further boo
 	}
 	quiet := &recorder{folder: folder, quiet: true}
 	recorders.Store(folder, quiet)
-	defer os.RemoveAll(folder) //nolint:errcheck // a leftover in a folder that goes as a whole
+	defer os.RemoveAll(folder)
 	defer quiet.end()
 	if _, err := os.Stat(filepath.Join(folder, storeFile)); errors.Is(err, os.ErrNotExist) {
 		if !l.states[allowed[0]].absent {
