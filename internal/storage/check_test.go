@@ -13,7 +13,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// content is what a Checker is shown.
+// content is what is passed to a Checker.
 type content struct {
 	position storage.Position
 	feed     []*storagev1.FeedRecord
@@ -79,7 +79,7 @@ func sound(t *testing.T) *content {
 	return c
 }
 
-func TestCheckerAcceptsWhatIsSound(t *testing.T) {
+func TestCheckerAcceptsASoundStore(t *testing.T) {
 	if problems := (&content{}).check(storage.FeedDense); problems != nil {
 		t.Errorf("an empty store: %q", problems)
 	}
@@ -98,9 +98,9 @@ func TestCheckerAcceptsWhatIsSound(t *testing.T) {
 	}
 }
 
-// TestCheckerFinds has what a file of one backend cannot show; the rest is planted
-// in files, beside the backend.
-func TestCheckerFinds(t *testing.T) {
+// TestCheckerReportsEachPlantedProblem covers what the file of one backend cannot contain.
+// The backends plant the other problems in their own files.
+func TestCheckerReportsEachPlantedProblem(t *testing.T) {
 	damaged := errors.New("it is damaged")
 	for name, test := range map[string]struct {
 		feed storage.FeedCheck

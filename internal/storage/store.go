@@ -19,9 +19,9 @@ import (
 // A backend may offer more than Store, as an interface of its own that is declared in this
 // package: so far LocalBarrierReader. An optional behaviour makes a store faster and never
 // changes what Store promises. Users find it with the function that is declared beside the
-// interface, here LocalBarrierOf, and do without it if the store has none. A wrapper that embeds Store
-// hides the optional behaviours of the store inside, which is always correct. A wrapper
-// that wants to keep one implements its interface as well.
+// interface, here LocalBarrierOf, and work without it if the store has none. A wrapper that
+// embeds Store hides the optional behaviours of the store inside, which is always correct.
+// A wrapper that wants to keep one implements its interface as well.
 type Store interface {
 	Source
 	Committer
@@ -138,10 +138,10 @@ type AuditReader interface {
 
 // FeedReader reads the end of the change log.
 type FeedReader interface {
-	// ListFeed returns the newest feed records, at most limit, in revision order
-	// with no record missing between them; the last belongs to the store's revision at some
-	// time during the call. It may return fewer or none, if older records are not kept or a
-	// record is damaged.
+	// ListFeed returns the newest feed entries, at most limit, in revision order
+	// with no entry missing between them; the last belongs to the store's revision at some
+	// time during the call. It may return fewer or none, if older entries are not kept or one
+	// of them is damaged.
 	ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error)
 }
 

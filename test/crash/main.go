@@ -1,9 +1,9 @@
 // Command crash is keysvc's crash laboratory. It builds command lab with an overlay
-// that lets it see every call that changes a file, and runs it; README.md says what
-// it does and what it does not cover.
+// that shows lab every call that changes a file, and runs lab. README.md says what the
+// laboratory does and what it does not cover.
 //
 //	go -C test run ./crash -images 100000
-//	go -C test run ./crash -seed 7 -kinds settle -round 3   (repeats a finding)
+//	go -C test run ./crash -seed 7 -kinds restart -round 3   (repeats a finding)
 //	go -C test run ./crash -mutants all -time 60s
 package main
 
@@ -43,7 +43,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(temporary) //nolint:errcheck // temporary
+	defer os.RemoveAll(temporary)
 	if *mutants == "" {
 		program, err := build(ctx, temporary, "")
 		if err != nil {
@@ -58,7 +58,7 @@ func run(ctx context.Context) error {
 	return hunt(ctx, temporary, wanted, passed)
 }
 
-// hunt runs mutants. The laboratory must find something in each.
+// hunt runs the laboratory on mutants. It must find something in each.
 func hunt(ctx context.Context, temporary string, mutants, passed []string) error {
 	var survived []string
 	for _, mutant := range mutants {
@@ -94,13 +94,13 @@ func hunt(ctx context.Context, temporary string, mutants, passed []string) error
 }
 
 func execute(ctx context.Context, program string, arguments []string) *exec.Cmd {
-	command := exec.CommandContext(ctx, program, arguments...) //nolint:gosec // built here
+	command := exec.CommandContext(ctx, program, arguments...)
 	command.Stdout, command.Stderr = os.Stdout, os.Stderr
 	return command
 }
 
-// build builds the laboratory, with a mutant of the product in it or without, and
-// returns the name of the program.
+// build builds the laboratory, with a mutant if one is named, and returns the path of the
+// program.
 func build(ctx context.Context, temporary, mutant string) (string, error) {
 	folder, err := os.MkdirTemp(temporary, "overlay-")
 	if err != nil {
@@ -121,7 +121,7 @@ func build(ctx context.Context, temporary, mutant string) (string, error) {
 		return "", err
 	}
 	program := filepath.Join(folder, "lab")
-	command := exec.CommandContext(ctx, "go", "build", "-tags=crashlab", "-overlay="+written, "-o", program, "github.com/scribe-mail/keysvc/test/crash/lab") //nolint:gosec // named here
+	command := exec.CommandContext(ctx, "go", "build", "-tags=crashlab", "-overlay="+written, "-o", program, "github.com/scribe-mail/keysvc/test/crash/lab")
 	command.Stdout, command.Stderr = os.Stdout, os.Stderr
 	command.Dir = filepath.Dir(module)
 	if err := command.Run(); err != nil {
@@ -130,9 +130,9 @@ func build(ctx context.Context, temporary, mutant string) (string, error) {
 	return program, nil
 }
 
-// goEnv returns what the go command says of its environment.
+// goEnv returns the value of a variable of go env.
 func goEnv(ctx context.Context, name string) (string, error) {
-	output, err := exec.CommandContext(ctx, "go", "env", name).Output() //nolint:gosec // named here
+	output, err := exec.CommandContext(ctx, "go", "env", name).Output()
 	if err != nil {
 		return "", fmt.Errorf("go env %s: %w", name, err)
 	}

@@ -1,5 +1,5 @@
-// Package etcd_test runs what needs an etcd: the conformance suite of storage, the
-// model test of keys, and the store's own tests, over an embedded server.
+// Package etcd_test has the tests that need an etcd, an embedded one: the conformance suite
+// of storage, the model test of keys, and the store's own tests.
 package etcd_test
 
 import (
@@ -94,7 +94,7 @@ func stopServer(server *embed.Etcd) {
 	<-server.Server.StopNotify()
 }
 
-// newClient returns a client that goes with the test.
+// newClient returns a client that is closed at the end of the test.
 func newClient(t testing.TB) *clientv3.Client {
 	t.Helper()
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
@@ -111,10 +111,10 @@ func newClient(t testing.TB) *clientv3.Client {
 
 var prefixes atomic.Int64
 
-// newPrefix returns a prefix that nobody has used.
+// newPrefix returns an unused prefix.
 func newPrefix() string { return fmt.Sprintf("/test/%d/", prefixes.Add(1)) }
 
-// open opens a store that goes with the test.
+// open opens a store that is closed at the end of the test.
 func open(t testing.TB, config etcdstore.Config) *etcdstore.Store {
 	t.Helper()
 	store, err := etcdstore.New(t.Context(), config)
@@ -129,8 +129,8 @@ func open(t testing.TB, config etcdstore.Config) *etcdstore.Store {
 	return store
 }
 
-// backend is one store for the suites, with a client for each time it is opened, as
-// after a restart.
+// backend is one store for the suites. It has a new client each time it is opened, as after
+// a restart.
 type backend struct{ prefix string }
 
 // Open implements keystest.Backend.
@@ -145,7 +145,7 @@ func (b backend) Check(t testing.TB) {
 	mustBeSound(t, b.prefix)
 }
 
-// mustBeSound fails the test if a store's own check finds something.
+// mustBeSound fails the test if Check finds a problem.
 func mustBeSound(t testing.TB, prefix string) {
 	t.Helper()
 	// Also from clean-ups, when the test's context has ended.
@@ -171,9 +171,9 @@ func TestConformance(t *testing.T) {
 	})
 }
 
-// TestModel plays the same operations over bbolt and etcd: whatever callers are
-// answered is the same.
-func TestModel(t *testing.T) {
+// TestBoltAndEtcdAnswerAlike makes the same calls over bbolt and over etcd, and compares
+// the answers.
+func TestBoltAndEtcdAnswerAlike(t *testing.T) {
 	const seed, operations = 1, 2000
 	want := keystest.Run(t, keystest.NewBolt(t), seed, operations)
 	got := keystest.Run(t, backend{newPrefix()}, seed, operations)

@@ -11,10 +11,10 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// errLost is what the client says when a connection breaks.
+// errLost is the error that the client returns when a connection breaks.
 var errLost = status.Error(codes.Unavailable, "error reading from server: EOF")
 
-// sent is one transaction on its way. It may be delivered more than once.
+// sent is a transaction that was sent. It may be delivered more than once.
 type sent struct {
 	kv    clientv3.KV
 	ctx   context.Context
@@ -23,15 +23,15 @@ type sent struct {
 	other []clientv3.Op
 }
 
-// deliver hands the transaction to etcd, whatever has become of the one who sent it.
+// deliver passes the transaction to etcd, even if its sender has given up.
 func (s *sent) deliver() (*clientv3.TxnResponse, error) {
 	return s.kv.Txn(context.WithoutCancel(s.ctx)).If(s.cmps...).Then(s.then...).Else(s.other...).Commit()
 }
 
-// lose is what the sender sees of a transaction that was lost, or of its answer.
+// lose is what the sender sees if its transaction or the answer was lost.
 func lose() (*clientv3.TxnResponse, error) { return nil, errLost }
 
-// network decides what becomes of transactions that write. Reads pass.
+// network decides what happens to transactions that write. Reads pass.
 type network struct {
 	clientv3.KV
 
@@ -39,7 +39,7 @@ type network struct {
 	fault func(*sent) (*clientv3.TxnResponse, error)
 }
 
-// newNetwork returns a client and what lies between it and etcd.
+// newNetwork returns a client, and the network between the client and etcd.
 func newNetwork(t testing.TB) (*clientv3.Client, *network) {
 	t.Helper()
 	client := newClient(t)
@@ -48,8 +48,8 @@ func newNetwork(t testing.TB) (*clientv3.Client, *network) {
 	return client, between
 }
 
-// next gives what becomes of the next transactions, one function each; those after
-// them pass.
+// next sets what happens to the next transactions, one function each. The ones after them
+// pass.
 func (n *network) next(faults ...func(*sent) (*clientv3.TxnResponse, error)) {
 	n.set(func(s *sent) (*clientv3.TxnResponse, error) {
 		n.mutex.Lock()
@@ -64,7 +64,7 @@ func (n *network) next(faults ...func(*sent) (*clientv3.TxnResponse, error)) {
 	})
 }
 
-// set gives what becomes of all transactions from now on.
+// set sets what happens to all transactions from now on.
 func (n *network) set(fault func(*sent) (*clientv3.TxnResponse, error)) {
 	n.mutex.Lock()
 	defer n.mutex.Unlock()
@@ -105,7 +105,7 @@ func (t *transaction) writes() bool {
 	return false
 }
 
-// What may become of a transaction.
+// What may happen to a transaction.
 
 func loseRequest(*sent) (*clientv3.TxnResponse, error) { return lose() }
 

@@ -18,7 +18,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// shaky is a store behind a network that loses things.
+// shaky is a store behind a network that loses transactions and answers.
 type shaky struct {
 	*etcdstore.Store
 	*network
@@ -36,7 +36,7 @@ func newShaky(t *testing.T, timeout time.Duration) *shaky {
 	return s
 }
 
-// do makes a change that must succeed, as the test sees it and as etcd does.
+// do commits a change that must succeed, both as Commit reports it and as etcd stores it.
 func (s *shaky) do(workspace *storagetest.Workspace, change *storage.Change) int64 {
 	s.t.Helper()
 	revision, err := s.Commit(s.t.Context(), change)
@@ -64,8 +64,8 @@ func (s *shaky) head(workspaceID string) storage.Head {
 	return head
 }
 
-// lost makes a change that must be answered with an error, having changed nothing but
-// the fence, and lets the workspace follow the fence.
+// lost commits a change that must fail with an error and must have changed nothing but the
+// fence. The workspace follows the fence.
 func (s *shaky) lost(workspace *storagetest.Workspace, change *storage.Change, want error) {
 	s.t.Helper()
 	if _, err := s.Commit(s.t.Context(), change); !errors.Is(err, want) {
@@ -87,15 +87,15 @@ func (s *shaky) finish() {
 	mustBeSound(s.t, s.prefix)
 }
 
-func TestLostRequest(t *testing.T) {
+func TestLostRequestIsFencedAndUnavailable(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
-	// The first change of all, of a workspace without a head.
+	// The first change of a workspace, which has no head yet.
 	var late *sent
 	s.next(func(sent *sent) (*clientv3.TxnResponse, error) { late = sent; return lose() })
 	first := workspace.PutMember("member", "admin")
 	s.lost(workspace, first, storage.ErrUnavailable)
-	// What was lost arrives after all, and again.
+	// The lost transaction arrives after all, twice.
 	for range 2 {
 		if response, err := late.deliver(); err != nil || response.Succeeded {
 			t.Fatalf("a transaction that was defeated: succeeded %t, %v", response.Succeeded, err)
@@ -110,7 +110,7 @@ func TestLostRequest(t *testing.T) {
 
 	s.next(loseRequest)
 	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"), storage.ErrUnavailable)
-	// Its ids were not taken.
+	// The ids of the lost change are still free.
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
 	s.next(hang)
 	s.Store = open(t, etcdstore.Config{Client: client(s), Prefix: s.prefix, Timeout: 200 * time.Millisecond})
@@ -132,7 +132,7 @@ func client(s *shaky) *clientv3.Client {
 	return client
 }
 
-func TestLostAnswer(t *testing.T) {
+func TestLostAnswerIsResolvedAsCommitted(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	s.next(loseAnswer)
@@ -155,9 +155,9 @@ func TestLostAnswer(t *testing.T) {
 	s.finish()
 }
 
-// TestLateRequest lets the transaction arrive when the search for its outcome has
-// begun: it comes before the fence, and counts.
-func TestLateRequest(t *testing.T) {
+// TestRequestBeforeTheFenceCounts delivers the transaction after the search for its outcome
+// has begun, but before the fence.
+func TestRequestBeforeTheFenceCounts(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
@@ -174,7 +174,7 @@ func TestLateRequest(t *testing.T) {
 	s.finish()
 }
 
-func TestLostFence(t *testing.T) {
+func TestLostFenceIsRepeated(t *testing.T) {
 	for name, faults := range map[string][]func(*sent) (*clientv3.TxnResponse, error){
 		"Request": {loseRequest, loseRequest, loseRequest},
 		"Answer":  {loseRequest, loseAnswer},
@@ -192,9 +192,9 @@ func TestLostFence(t *testing.T) {
 	}
 }
 
-// TestOvertaken loses a request, and another process changes the workspace before its
-// outcome is looked for.
-func TestOvertaken(t *testing.T) {
+// TestLostRequestOvertakenByAnotherChangeIsAConflict loses a request, and another process
+// changes the workspace before the outcome is looked for.
+func TestLostRequestOvertakenByAnotherChangeIsAConflict(t *testing.T) {
 	s := newShaky(t, 0)
 	other := open(t, etcdstore.Config{Client: newClient(t), Prefix: s.prefix})
 	workspace := storagetest.NewWorkspace("w")
@@ -214,10 +214,10 @@ func TestOvertaken(t *testing.T) {
 	s.finish()
 }
 
-// TestUnknownOutcome lets nothing through until the search is given up: then, and only
-// then, the outcome is unknown. Until it is settled the workspace is not changed; when
-// etcd can be reached again, it is.
-func TestUnknownOutcome(t *testing.T) {
+// TestOutcomeIsUnknownUntilEtcdAnswers blocks everything until Commit gives up the search:
+// only then is the outcome unknown. Until the outcome is resolved, changes of the workspace
+// are refused. It is resolved once etcd can be reached again.
+func TestOutcomeIsUnknownUntilEtcdAnswers(t *testing.T) {
 	for name, committed := range map[string]bool{"Lost": false, "Committed": true} {
 		t.Run(name, func(t *testing.T) {
 			s := newShaky(t, 200*time.Millisecond)
@@ -242,13 +242,13 @@ func TestUnknownOutcome(t *testing.T) {
 			if _, err := s.Commit(t.Context(), change); !errors.Is(err, storage.ErrUnavailable) {
 				t.Errorf("Commit while the outcome is looked for: %v, want ErrUnavailable", err)
 			}
-			settled := make(chan struct{}, 1)
+			resolved := make(chan struct{}, 1)
 			s.next(func(fence *sent) (*clientv3.TxnResponse, error) {
-				defer func() { settled <- struct{}{} }()
+				defer func() { resolved <- struct{}{} }()
 				return fence.deliver()
 			})
 			select {
-			case <-settled:
+			case <-resolved:
 			case <-time.After(10 * time.Second):
 				t.Fatal("nobody looks for the outcome")
 			}
@@ -270,9 +270,9 @@ func TestUnknownOutcome(t *testing.T) {
 	}
 }
 
-// TestNoSpace: etcd checks its quota twice. The second time, it carries out what it was
-// given and answers that there is no space.
-func TestNoSpace(t *testing.T) {
+// TestNoSpaceAfterExecutionCountsAsCommitted: etcd checks its quota twice. The second time,
+// it has executed the transaction and answers that there is no space.
+func TestNoSpaceAfterExecutionCountsAsCommitted(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
@@ -284,7 +284,8 @@ func TestNoSpace(t *testing.T) {
 	})
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
 
-	// The first time, it does nothing. There is nothing to fence.
+	// The first check of the quota: etcd has not executed the transaction, and nothing has to
+	// be fenced.
 	s.next(func(*sent) (*clientv3.TxnResponse, error) { return nil, rpctypes.ErrNoSpace })
 	if _, err := s.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(2))); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("Commit: %v, want ErrUnavailable", err)
@@ -296,8 +297,8 @@ func TestNoSpace(t *testing.T) {
 	s.finish()
 }
 
-// TestCloseWhileUnknown closes the store while it still looks for an outcome.
-func TestCloseWhileUnknown(t *testing.T) {
+// TestCloseEndsTheSearchForAnOutcome closes the store while it looks for an outcome.
+func TestCloseEndsTheSearchForAnOutcome(t *testing.T) {
 	s := newShaky(t, 100*time.Millisecond)
 	workspace := storagetest.NewWorkspace("w")
 	s.set(loseRequest)
@@ -310,9 +311,8 @@ func TestCloseWhileUnknown(t *testing.T) {
 	}
 }
 
-// TestCallerLeaves cancels a commit that is on its way: it is answered with what became
-// of it.
-func TestCallerLeaves(t *testing.T) {
+// TestCancelledCommitReturnsItsOutcome cancels a commit after its transaction was sent.
+func TestCancelledCommitReturnsItsOutcome(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
@@ -333,9 +333,9 @@ func TestCallerLeaves(t *testing.T) {
 	s.finish()
 }
 
-// TestWatchersFollowTheFence is that of the projection: the change after a lost one
-// goes through without loading anew.
-func TestWatchersFollowTheFence(t *testing.T) {
+// TestProjectionFollowsTheFence: a projection does not have to load again for the change
+// after a lost one.
+func TestProjectionFollowsTheFence(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
@@ -376,9 +376,9 @@ func TestWatchersFollowTheFence(t *testing.T) {
 	}
 }
 
-// TestRandomLosses makes changes over a network that loses anything at random and
-// delivers late. What was acknowledged is there, and nothing else.
-func TestRandomLosses(t *testing.T) {
+// TestRandomLossesLoseNothingAcknowledged makes changes over a network that randomly loses
+// and delays transactions and answers. What was acknowledged is stored, and nothing else.
+func TestRandomLossesLoseNothingAcknowledged(t *testing.T) {
 	const seed, changes = 1, 150
 	random := rand.New(rand.NewPCG(seed, 0))
 	s := newShaky(t, 0)
@@ -386,7 +386,7 @@ func TestRandomLosses(t *testing.T) {
 	s.do(workspace, workspace.PutMember("member", "admin"))
 	var floating []*sent
 	s.set(func(sent *sent) (*clientv3.TxnResponse, error) {
-		// Whatever floats around may arrive first, or arrive again.
+		// Transactions that were held back may arrive first, or arrive again.
 		for _, late := range floating {
 			if random.IntN(4) == 0 {
 				if _, err := late.deliver(); err != nil {

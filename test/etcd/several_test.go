@@ -27,8 +27,8 @@ func (f fleet) Open(t testing.TB, managers int) []storage.Store {
 	return stores
 }
 
-// TestSeveralManagers: what each of several processes says reflects what was acknowledged
-// by any.
+// TestSeveralManagers: what each of several processes answers reflects what any of them
+// acknowledged.
 func TestSeveralManagers(t *testing.T) {
 	seed := *severalSeed
 	if seed == 0 {

@@ -24,7 +24,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// filled returns a store with one of each, under a new prefix.
+// filled returns a store with one record of each kind, under a new prefix.
 func filled(t *testing.T) (client *clientv3.Client, prefix string, workspace *storagetest.Workspace) {
 	t.Helper()
 	client, prefix, workspace = newClient(t), newPrefix(), storagetest.NewWorkspace("w")
@@ -62,7 +62,7 @@ func mustPut(t testing.TB, client *clientv3.Client, name, value string) {
 	}
 }
 
-func TestNewAtOnce(t *testing.T) {
+func TestConcurrentNewMakesOneStore(t *testing.T) {
 	prefix := newPrefix()
 	client := newClient(t)
 	epochs := make([]string, 8)
@@ -84,7 +84,7 @@ func TestNewAtOnce(t *testing.T) {
 	}
 }
 
-func TestNewRefuses(t *testing.T) {
+func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 	header := func(record *storagev1.HeaderRecord) string {
 		payload, err := storage.Encode(record)
 		if err != nil {
@@ -102,7 +102,7 @@ func TestNewRefuses(t *testing.T) {
 		"NoEpoch":   {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
 		"Garbage":   {"data/header", "garbage", storage.ErrDamaged},
 		"Truncated": {"data/header", "", storage.ErrDamaged},
-		// Something is there, so this is no new store: its header was lost.
+		// Something is stored, so this is not a new store: its header was lost.
 		"NoHeader": {"data/heads/w", "", storage.ErrDamaged},
 		"Foreign":  {"something", "else", storage.ErrDamaged},
 	} {
@@ -117,9 +117,9 @@ func TestNewRefuses(t *testing.T) {
 	}
 }
 
-// TestDamage changes each byte-string of a store, and takes each away: the check finds
-// it, and no read tells anything that was never stored.
-func TestDamage(t *testing.T) {
+// TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead changes each value of a store, and
+// deletes each. Check reports it, and no read returns anything that was never stored.
+func TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead(t *testing.T) {
 	client, prefix, _ := filled(t)
 	all, err := client.Get(t.Context(), prefix, clientv3.WithPrefix())
 	if err != nil {
@@ -142,8 +142,8 @@ func TestDamage(t *testing.T) {
 			},
 		} {
 			damage()
-			// A lost use is a key that was never used, a lost member one who was purged: the
-			// keys are refused. Nothing else may go unnoticed.
+			// A key with a lost use counts as never used. A lost member counts as purged, and the
+			// member's keys are refused. Everything else must be detected.
 			harmless := strings.HasPrefix(name, "usage/") || kind == "gone" && strings.HasPrefix(name, "data/members/")
 			report, err := etcdstore.Check(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
 			if err != nil || len(report.Problems) == 0 && !harmless {
@@ -160,7 +160,7 @@ func TestDamage(t *testing.T) {
 	mustBeSound(t, prefix)
 }
 
-// readAll reads a store in all ways; what is an error begins with "error".
+// readAll reads a store in every way. Errors are returned as texts that begin with "error".
 func readAll(t *testing.T, client *clientv3.Client, prefix string) map[string]string {
 	t.Helper()
 	answers := make(map[string]string)
@@ -197,8 +197,9 @@ func readAll(t *testing.T, client *clientv3.Client, prefix string) map[string]st
 	return answers
 }
 
-// TestDamageLoads shows what Load and Watch tell of damaged records: that they are.
-func TestDamageLoads(t *testing.T) {
+// TestLoadAndWatchYieldDamagedRecordsAsDamaged damages records and compares what Load and
+// Watch yield.
+func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 	for name, want := range map[string]storage.Damaged{
 		"data/policy":              {},
 		"data/workspaces/w":        {WorkspaceID: "w"},
@@ -228,7 +229,7 @@ func TestDamageLoads(t *testing.T) {
 			if _, err := store.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(3))); !errors.Is(err, storage.ErrDamaged) {
 				t.Errorf("Commit at a damaged head: %v", err)
 			}
-			// Without the head, the workspace is not a new one.
+			// A workspace without its head is not a new one.
 			if _, err := client.Delete(t.Context(), prefix+name); err != nil {
 				t.Fatal(err)
 			}
@@ -248,8 +249,9 @@ func TestDamageLoads(t *testing.T) {
 	}
 }
 
-// TestOtherHistory replaces the store below a process, as a restored backup would.
-func TestOtherHistory(t *testing.T) {
+// TestReplacedStoreIsErrHistoryChanged replaces the store that a process serves, as
+// restoring a backup would.
+func TestReplacedStoreIsErrHistoryChanged(t *testing.T) {
 	client, prefix, workspace := filled(t)
 	store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
 	position, err := store.Load(t.Context(), func(storage.Item) error { return nil })
@@ -277,16 +279,16 @@ func TestOtherHistory(t *testing.T) {
 	}
 }
 
-// TestCompaction takes the history away: a watcher that needs it is told, and one that
-// does not goes on.
-func TestCompaction(t *testing.T) {
+// TestCompactionEndsOnlyWatchesThatNeedTheHistory compacts the history. A watcher that
+// needs it gets ErrGap, and one that does not goes on.
+func TestCompactionEndsOnlyWatchesThatNeedTheHistory(t *testing.T) {
 	client, prefix, workspace := filled(t)
 	store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
 	position, err := store.Load(t.Context(), func(storage.Item) error { return nil })
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Others work in the cluster, so the store's newest revision is old.
+	// Other tenants write to the cluster, so the store's newest revision is old.
 	var newest int64
 	for range 10 {
 		response, err := client.Put(t.Context(), "/others/"+prefix, "x")
@@ -322,14 +324,14 @@ func TestCompaction(t *testing.T) {
 	}
 	changing.Wait()
 	client.Watcher = watcher.Watcher
-	// What came after the compaction is there.
+	// What was committed after the compaction is still there.
 	if records, err := store.ListFeed(t.Context(), 100); err != nil || len(records) != 1 || records[0].GetSubject() != storagetest.KeyID(3) {
 		t.Errorf("ListFeed: %v, %v", records, err)
 	}
 	mustBeSound(t, prefix)
 }
 
-// heardWatcher tells when a watch is asked for.
+// heardWatcher reports when a watch is requested.
 type heardWatcher struct {
 	clientv3.Watcher
 
@@ -342,9 +344,9 @@ func (w *heardWatcher) Watch(ctx context.Context, name string, options ...client
 	return w.Watcher.Watch(ctx, name, options...)
 }
 
-// TestTenants lets two stores, one's prefix the beginning of the other's but for the
-// separator, and a stranger share a cluster.
-func TestTenants(t *testing.T) {
+// TestStoresAndStrangersShareACluster has two stores and a stranger in one cluster. One
+// store's prefix is the beginning of the other's, except for the separator.
+func TestStoresAndStrangersShareACluster(t *testing.T) {
 	client := newClient(t)
 	prefix := strings.TrimSuffix(newPrefix(), "/")
 	var stores []*etcdstore.Store
@@ -395,9 +397,10 @@ func TestTenants(t *testing.T) {
 	group.Wait()
 }
 
-// TestOrderOfTwoProcesses lets two processes create keys in turn. Each has seen the
-// other's when it creates its own, so the list of all keys is in that order.
-func TestOrderOfTwoProcesses(t *testing.T) {
+// TestKeysOfTwoProcessesAreListedInOrderOfCreation creates keys from two processes in turn.
+// Each has seen the other's keys when it creates its own, so the list of all keys is in
+// that order.
+func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 	prefix := newPrefix()
 	var want []string
 	var stores []*etcdstore.Store
@@ -414,7 +417,7 @@ func TestOrderOfTwoProcesses(t *testing.T) {
 		if _, _, err := store.FindRequest(t.Context(), "w0", "any"); !errors.Is(err, storage.ErrNotFound) {
 			t.Fatal(err)
 		}
-		// Names that do not sort like the order.
+		// Key ids that sort differently from the order of creation.
 		keyID := storagetest.KeyID(7 * number % 20)
 		change := workspace.CreateKey(keyID)
 		mustCommit(t, store, change)
@@ -433,9 +436,9 @@ func TestOrderOfTwoProcesses(t *testing.T) {
 	}
 }
 
-// TestOrderAtOnce creates keys at once, so that some share a place, and reads pages
-// that end within one.
-func TestOrderAtOnce(t *testing.T) {
+// TestPagesSplitKeysOfOneRank creates keys at the same time, so that some share a rank, and
+// reads pages that end within a rank.
+func TestPagesSplitKeysOfOneRank(t *testing.T) {
 	const workspaces, each = 32, 4
 	store := open(t, etcdstore.Config{Client: newClient(t), Prefix: newPrefix()})
 	var mutex sync.Mutex
@@ -486,7 +489,7 @@ func TestOrderAtOnce(t *testing.T) {
 	t.Logf("%d of %d neighbours, created at once, are not in the order of their revisions", swapped, len(all)-1)
 }
 
-func TestUnreachable(t *testing.T) {
+func TestUnreachableEtcdIsErrUnavailable(t *testing.T) {
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints: []string{"unix://" + filepath.Join(t.TempDir(), "nobody")}, Logger: zap.NewNop(),
 	})
@@ -509,9 +512,9 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// TestServerRestarts stops etcd below a store and starts it again: what was
-// acknowledged is there, the watch goes on, and so do changes.
-func TestServerRestarts(t *testing.T) {
+// TestStoreSurvivesARestartOfEtcd stops etcd below a store and starts it again. What was
+// acknowledged is stored, and watches and changes go on.
+func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 	folder, err := os.MkdirTemp("", "keysvc-etcd-")
 	if err != nil {
 		t.Fatal(err)
@@ -602,8 +605,8 @@ func TestServerRestarts(t *testing.T) {
 	model.Compare(t, store)
 }
 
-// TestFull fills etcd up to its quota: changes fail, and say so; reads go on.
-func TestFull(t *testing.T) {
+// TestFullEtcdRefusesChangesAndServesReads fills etcd up to its quota.
+func TestFullEtcdRefusesChangesAndServesReads(t *testing.T) {
 	folder, err := os.MkdirTemp("", "keysvc-etcd-")
 	if err != nil {
 		t.Fatal(err)
@@ -624,7 +627,7 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	// At once, so that some pass etcd's first check of the quota and fail the second.
+	// At the same time, so that some pass etcd's first check of the quota and fail the second.
 	const workspaces = 32
 	var refusals atomic.Int64
 	var group sync.WaitGroup
@@ -657,7 +660,7 @@ func TestFull(t *testing.T) {
 	if refusals.Load() != workspaces {
 		t.Errorf("%d of %d are refused in the end", refusals.Load(), workspaces)
 	}
-	// Nothing was changed by what was refused.
+	// Refused changes have changed nothing.
 	model.Compare(t, store)
 	report, err := etcdstore.Check(t.Context(), etcdstore.Config{Client: client})
 	if err != nil || len(report.Problems) > 0 {

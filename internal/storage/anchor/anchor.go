@@ -85,7 +85,7 @@ func decode(slot []byte) (mark Mark, number uint64, ok bool) {
 	if length == 0 || length > maxEpoch || revision>>63 != 0 {
 		return Mark{}, 0, false
 	}
-	mark.Revision = int64(revision) //nolint:gosec // the first bit is 0
+	mark.Revision = int64(revision) // the first bit is 0
 	mark.Epoch = string(rest[49 : 49+length])
 	return mark, number, true
 }
@@ -149,7 +149,7 @@ func place(path string, mark Mark, name func(from, to string) error) error {
 	defer os.Remove(temporary.Name()) //nolint:errcheck // a second name after a link, gone after a rename, else a leftover
 	content := make([]byte, slots*slotStride)
 	for index := range slots {
-		copy(content[index*slotStride:], encode(mark, uint64(index))) //nolint:gosec // an index
+		copy(content[index*slotStride:], encode(mark, uint64(index)))
 	}
 	_, err = temporary.WriteAt(content, 0)
 	if err == nil {

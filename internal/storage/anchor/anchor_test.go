@@ -55,7 +55,7 @@ func TestAnchorRemembersTheNewestMark(t *testing.T) {
 	}
 }
 
-// TestBrokenWriteLeavesTheMarkBefore tears writes, and damages slots.
+// TestBrokenWriteLeavesTheMarkBefore interrupts writes, and damages slots.
 func TestBrokenWriteLeavesTheMarkBefore(t *testing.T) {
 	path, file := create(t)
 	for revision := range int64(4) {
@@ -110,7 +110,7 @@ func TestBrokenWriteLeavesTheMarkBefore(t *testing.T) {
 	}
 }
 
-func TestCreateAndReplace(t *testing.T) {
+func TestCreateRefusesAndReplaceOverwritesAnAnchor(t *testing.T) {
 	path, _ := create(t)
 	if err := Create(path, mark(1)); !errors.Is(err, os.ErrExist) {
 		t.Errorf("Create of what is there: %v, want ErrExist", err)
@@ -132,7 +132,7 @@ func TestCreateAndReplace(t *testing.T) {
 	}
 }
 
-// TestReplacedAnchorIsNoticed: a write into a file that nobody finds again fails.
+// TestReplacedAnchorIsNoticed: a write fails if the path no longer names the file.
 func TestReplacedAnchorIsNoticed(t *testing.T) {
 	path, file := create(t)
 	if err := Replace(path, mark(0)); err != nil {
@@ -149,7 +149,8 @@ func TestReplacedAnchorIsNoticed(t *testing.T) {
 	}
 }
 
-// FuzzDecode: what is read as a slot is what is written for it, and nothing panics.
+// FuzzDecode decodes any bytes as a slot. A valid slot encodes to the same content, and
+// nothing panics.
 func FuzzDecode(f *testing.F) {
 	f.Add(encode(mark(7), 3))
 	f.Add(encode(Mark{Epoch: "e"}, 1<<63))

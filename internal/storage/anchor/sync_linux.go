@@ -14,7 +14,7 @@ func syncData(file *os.File) error {
 	}
 	var result error
 	if err := connection.Control(func(descriptor uintptr) {
-		result = syscall.Fdatasync(int(descriptor)) //nolint:gosec // a descriptor is an int
+		result = syscall.Fdatasync(int(descriptor))
 	}); err != nil {
 		return err
 	}

@@ -16,7 +16,7 @@ func allocate(file *os.File, from, to int64) error {
 	var result error
 	err = connection.Control(func(descriptor uintptr) {
 		for {
-			result = syscall.Fallocate(int(descriptor), 0, from, to-from) //nolint:gosec // a descriptor is an int
+			result = syscall.Fallocate(int(descriptor), 0, from, to-from)
 			if !errors.Is(result, syscall.EINTR) {
 				return
 			}

@@ -15,8 +15,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// grow makes a store with an anchor and n changes, keeps copies of both files from
-// before the last one, and closes it.
+// grow makes a store with an anchor and n changes, keeps copies of both files from before
+// the last change, and closes the store.
 func grow(t *testing.T, n int) (path string, olderStore, olderAnchor []byte) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "store.db")
@@ -41,8 +41,8 @@ func grow(t *testing.T, n int) (path string, olderStore, olderAnchor []byte) {
 	return path, olderStore, olderAnchor
 }
 
-// TestAnchorRefusesAStoreThatLostChanges starts stores that do not agree with their
-// anchors. None is served; a person's word makes a new epoch, and then it is.
+// TestAnchorRefusesAStoreThatLostChanges opens stores that disagree with their anchors.
+// None is served. After a person has accepted one, it has a new epoch and is served.
 func TestAnchorRefusesAStoreThatLostChanges(t *testing.T) {
 	other, _, _ := grow(t, 5)
 	for name, change := range map[string]func(t *testing.T, path string, olderStore, olderAnchor []byte) string{
@@ -120,8 +120,8 @@ func TestAnchorRefusesAStoreThatLostChanges(t *testing.T) {
 	}
 }
 
-// TestAnchorBehindIsServed: a crash after a commit leaves the anchor behind.
-func TestAnchorBehindIsServed(t *testing.T) {
+// TestStoreAheadOfItsAnchorIsServed: a crash after a commit leaves the anchor behind.
+func TestStoreAheadOfItsAnchorIsServed(t *testing.T) {
 	path, _, olderAnchor := grow(t, 5)
 	writeFile(t, AnchorOf(path), olderAnchor)
 	store := mustOpen(t, path, Config{})
@@ -133,8 +133,8 @@ func TestAnchorBehindIsServed(t *testing.T) {
 	}
 }
 
-// TestStoreWithoutAnchorGetsOne opens what earlier versions left, also where the process
-// ended between the anchor and the header that names it.
+// TestStoreWithoutAnchorGetsOne opens stores of earlier versions, and one whose process
+// ended between making the anchor and naming it in the header.
 func TestStoreWithoutAnchorGetsOne(t *testing.T) {
 	path, _ := small(t)
 	bare := readFile(t, path)
@@ -160,8 +160,9 @@ func TestStoreWithoutAnchorGetsOne(t *testing.T) {
 	}
 }
 
-// TestAnchorWithoutStoreIsNoNewStore: whose store is gone must not get an empty one.
-func TestAnchorWithoutStoreIsNoNewStore(t *testing.T) {
+// TestAnchorWithoutStoreRefusesANewStore: an operator whose store has disappeared must not
+// get an empty one.
+func TestAnchorWithoutStoreRefusesANewStore(t *testing.T) {
 	path, _, _ := grow(t, 2)
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
@@ -174,7 +175,7 @@ func TestAnchorWithoutStoreIsNoNewStore(t *testing.T) {
 	}
 }
 
-// slowAnchor is a Config.anchorFault that a test holds up or breaks.
+// slowAnchor is a Config.anchorFault with which a test delays or fails writes.
 type slowAnchor struct {
 	mutex  sync.Mutex
 	err    error
@@ -208,7 +209,7 @@ func (s *slowAnchor) newest() int64 {
 	return s.writes[len(s.writes)-1].Revision
 }
 
-// anchored opens a store with a slow anchor, in which a workspace has a member.
+// anchoredStore opens a store that has a slow anchor and a workspace with a member.
 func anchoredStore(t *testing.T) (*Store, *slowAnchor, *storagetest.Workspace, func(change *storage.Change) time.Duration) {
 	t.Helper()
 	slow := &slowAnchor{}
@@ -230,8 +231,8 @@ func anchoredStore(t *testing.T) (*Store, *slowAnchor, *storagetest.Workspace, f
 	return store, slow, workspace, commit
 }
 
-// TestChangesWaitForTheAnchor: all but new keys are answered when they are anchored; new
-// keys are anchored within a second.
+// TestChangesWaitForTheAnchor: every change but a new key is answered once the anchor has
+// it. The anchor has a new key within a second.
 func TestChangesWaitForTheAnchor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, slow, workspace, commit := anchoredStore(t)
@@ -258,9 +259,10 @@ func TestChangesWaitForTheAnchor(t *testing.T) {
 	})
 }
 
-// TestHungAnchorHoldsUpForASecondInAll: the first change waits for a second, nobody
-// after it; new keys never do. When it has been written again, changes wait again.
-func TestHungAnchorHoldsUpForASecondInAll(t *testing.T) {
+// TestHungAnchorDelaysOneChangeByASecond: the first change waits for a second, the changes
+// after it do not wait, and new keys never do. Once the anchor is written again, changes
+// wait again.
+func TestHungAnchorDelaysOneChangeByASecond(t *testing.T) {
 	for name, broken := range map[string]error{"hangs": nil, "is full": errors.New("no space left")} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -306,7 +308,8 @@ func TestHungAnchorHoldsUpForASecondInAll(t *testing.T) {
 	}
 }
 
-// TestCloseDoesNotWaitForAHungAnchor: a second, and whoever waits is answered.
+// TestCloseDoesNotWaitForAHungAnchor: Close takes a second, and answers the changes that
+// wait.
 func TestCloseDoesNotWaitForAHungAnchor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, slow, workspace, commit := anchoredStore(t)
@@ -327,8 +330,8 @@ func TestCloseDoesNotWaitForAHungAnchor(t *testing.T) {
 	})
 }
 
-// TestReplacedAnchorEndsTheStore puts another anchor in place, or deletes it. A change
-// that waits for it is not acknowledged, and the store ends.
+// TestReplacedAnchorEndsTheStore replaces or deletes the anchor. A change that waits for it
+// is not acknowledged, and the store ends.
 func TestReplacedAnchorEndsTheStore(t *testing.T) {
 	for name, replace := range map[string]func(path string) error{
 		"replaced": func(path string) error { return anchor.Replace(path, anchor.Mark{Epoch: "epoch"}) },

@@ -13,8 +13,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// BenchmarkCommit creates keys with 64 callers. Callers of one workspace take turns,
-// as those above the store do: there one change is under way at a time.
+// BenchmarkCommit creates keys with 64 callers. Callers of one workspace take turns, as the
+// verbs do: one change of a workspace is in progress at a time.
 func BenchmarkCommit(b *testing.B) {
 	const callers = 64
 	for _, workspaces := range []int{1, callers} {
@@ -92,7 +92,7 @@ func BenchmarkOpen(b *testing.B) {
 	if err := store.Close(); err != nil {
 		b.Fatal(err)
 	}
-	content, err := os.ReadFile(path) //nolint:gosec // the benchmark's own file
+	content, err := os.ReadFile(path)
 	if err != nil {
 		b.Fatal(err)
 	}

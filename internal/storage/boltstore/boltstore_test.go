@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// quick is a Config for tests that run into a locked file, and that open copies.
+// quick is a Config for tests that meet a locked file, or that open copies.
 var quick = Config{LockTimeout: 100 * time.Millisecond, Create: CreateIfAbsent, Unanchored: true}
 
 func TestConformance(t *testing.T) {
@@ -39,7 +39,8 @@ func backend(config Config) storagetest.Factory {
 	}
 }
 
-// mustOpen opens a store, which it makes if need be, and closes it at the end of the test.
+// mustOpen opens a store, makes it if it does not exist, and closes it at the end of the
+// test.
 func mustOpen(t testing.TB, path string, config Config) *Store {
 	t.Helper()
 	if config.Create == CreateNever {
@@ -57,7 +58,7 @@ func mustOpen(t testing.TB, path string, config Config) *Store {
 	return store
 }
 
-// mustBeSound fails the test if Check finds something in a file.
+// mustBeSound fails the test if Check finds a problem in a file.
 func mustBeSound(t testing.TB, path string) Report {
 	t.Helper()
 	report, err := Check(t.Context(), path)

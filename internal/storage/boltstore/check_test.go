@@ -33,7 +33,8 @@ func remove(tx *bolt.Tx, bucket, name string) error {
 	return content.Delete([]byte(name))
 }
 
-// rewriteEvent changes the audit event of a revision, and where it points back to.
+// rewriteEvent changes the audit event of a revision, and the revision that it points back
+// to.
 func rewriteEvent(tx *bolt.Tx, revision int64, change func(previous *int64, event *storagev1.AuditRecord)) error {
 	name := number(revision)
 	event, previous, err := decodeAudit(name, tx.Bucket([]byte(bucketAudit)).Get([]byte(name)))
@@ -49,10 +50,10 @@ func rewriteEvent(tx *bolt.Tx, revision int64, change func(previous *int64, even
 	return tx.Bucket([]byte(bucketAudit)).Put([]byte(name), value)
 }
 
-// TestCheckFinds plants one thing that is wrong and looks for the problem. In the
-// small store, revision 1 is the policy; acme has 2 to 5: its member, its keys 0 and
-// 1 in the slots 1 and 2, and the revocation of key 0.
-func TestCheckFinds(t *testing.T) {
+// TestCheckReportsEachPlantedProblem plants one problem at a time and expects Check to
+// report it. In the small store, revision 1 is the policy. Workspace acme has revisions 2
+// to 5: its member, its keys 0 and 1 in slots 1 and 2, and the revocation of key 0.
+func TestCheckReportsEachPlantedProblem(t *testing.T) {
 	key0, key1 := storagetest.KeyID(0), storagetest.KeyID(1)
 	first, second := keyName(1, key0, "acme"), keyName(2, key1, "acme")
 	editKey := func(name string, change func(*storagev1.KeyRecord)) func(tx *bolt.Tx) error {
@@ -161,8 +162,9 @@ func copyKey(tx *bolt.Tx, from, to string) error {
 	return errors.Join(get(tx, "key", bucketKeys, from, record), put(tx, bucketKeys, to, record))
 }
 
-// TestCheckIsBounded damages more than a report can hold: 500 records, and so a head.
-func TestCheckIsBounded(t *testing.T) {
+// TestCheckReportsAtMostAHundredProblems damages more than a report can hold: 500 records,
+// and with them a head.
+func TestCheckReportsAtMostAHundredProblems(t *testing.T) {
 	path, _ := small(t)
 	edit(t, path, func(tx *bolt.Tx) error {
 		for index := range 500 {
@@ -178,9 +180,9 @@ func TestCheckIsBounded(t *testing.T) {
 	}
 }
 
-// TestDamagedMetaPage damages the newest meta page, so that bbolt alone would serve
+// TestDamagedMetaPageIsRefused damages the newest meta page. bbolt by itself would serve
 // the state before the newest change.
-func TestDamagedMetaPage(t *testing.T) {
+func TestDamagedMetaPageIsRefused(t *testing.T) {
 	path, _ := small(t)
 	content := readFile(t, path)
 	size := int(binary.NativeEndian.Uint32(content[pageHeader+8:]))
@@ -202,10 +204,9 @@ func TestDamagedMetaPage(t *testing.T) {
 	}
 }
 
-// TestNoElements sets the count of elements of every page that has one element to
-// 0, with which the page would look empty, in the pages of the file and in those
-// that lie inline in another one.
-func TestNoElements(t *testing.T) {
+// TestPageWithoutElementsButContentIsRefused sets the count of elements to 0 in every page
+// with one element, so that the page looks empty, including inline pages.
+func TestPageWithoutElementsButContentIsRefused(t *testing.T) {
 	path, _ := small(t)
 	content := readFile(t, path)
 	leaf := order.AppendUint16(order.AppendUint16(nil, leafPage), 1) // flags and count
@@ -225,7 +226,7 @@ func TestNoElements(t *testing.T) {
 			}
 			continue
 		}
-		// It was a page that is free.
+		// This page is free.
 		items, _, damage := loadAll(t, store)
 		if err := store.Close(); err != nil {
 			t.Errorf("Close: %v", err)

@@ -132,7 +132,7 @@ func initialise(path string, config Config) error {
 
 // syncFolder makes the names in a folder durable.
 func syncFolder(path string) error {
-	folder, err := os.Open(path) //nolint:gosec // the operator names the folder
+	folder, err := os.Open(path)
 	if err != nil {
 		return err
 	}

@@ -13,9 +13,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// TestAStoreIsMadeOnlyForWhoSaysSo: a store that is made where another was expected
+// TestOpenMakesAStoreOnlyIfConfigured: a store that is made where another one was expected
 // answers every token with "unknown".
-func TestAStoreIsMadeOnlyForWhoSaysSo(t *testing.T) {
+func TestOpenMakesAStoreOnlyIfConfigured(t *testing.T) {
 	for _, test := range []struct {
 		name          string
 		create        Creation
@@ -60,8 +60,8 @@ func TestAStoreIsMadeOnlyForWhoSaysSo(t *testing.T) {
 	}
 }
 
-// locker locks the file that a new store is being made in, when it is asked for the
-// random numbers of its epoch.
+// locker is a source of random numbers that locks the file of a new store when it is read
+// for the epoch.
 type locker struct {
 	t      *testing.T
 	folder string
@@ -83,8 +83,8 @@ func (l *locker) Read(random []byte) (int, error) {
 	return len(random), nil
 }
 
-// TestMakingAStoreDoesNotWaitForALock: a lock that cannot be had is an error, soon.
-func TestMakingAStoreDoesNotWaitForALock(t *testing.T) {
+// TestOpenDoesNotWaitForALockOnANewStore: a lock that cannot be had is soon an error.
+func TestOpenDoesNotWaitForALockOnANewStore(t *testing.T) {
 	random := &locker{t: t, folder: t.TempDir()}
 	path := filepath.Join(random.folder, "store.db")
 	opened := make(chan error, 1)
@@ -109,7 +109,7 @@ func TestMakingAStoreDoesNotWaitForALock(t *testing.T) {
 	}
 }
 
-func TestErrorsOfTheSystemSayWhatWasDone(t *testing.T) {
+func TestSystemErrorsNameTheStep(t *testing.T) {
 	bare := during("sync", syscall.EIO)
 	if !errors.Is(bare, syscall.EIO) || bare.Error() != "sync: input/output error" {
 		t.Errorf("got %v", bare)

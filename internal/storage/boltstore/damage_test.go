@@ -18,9 +18,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// campaignVariable multiplies the number of random damages; 0 or unset is 1.
-//
-//	KEYSVC_STORAGE_DAMAGE=100 go test -timeout 1h -run Damage ./internal/storage/boltstore
+// campaignVariable multiplies the number of random damages. Unset or 0 means 1.
 const campaignVariable = "KEYSVC_STORAGE_DAMAGE"
 
 func campaign(t *testing.T, rounds int) int {
@@ -36,7 +34,7 @@ type victim struct {
 	path    string
 	content []byte
 	scratch string
-	// items are those of the undamaged store, by title.
+	// items are the items of the undamaged store, by title.
 	items map[string]proto.Message
 	heads map[string]storage.Head
 	// events are all audit events of the undamaged store.
@@ -66,7 +64,7 @@ func eventTitle(event storage.AuditEvent) string {
 	return fmt.Sprintf("event %q %d", event.Record.GetWorkspaceId(), event.Record.GetSequence())
 }
 
-// loadAll returns what Load gives.
+// loadAll returns what Load visits.
 func loadAll(t *testing.T, store *Store) (items map[string]proto.Message, heads map[string]storage.Head, damaged []*storage.Damaged) {
 	t.Helper()
 	items, heads = make(map[string]proto.Message), make(map[string]storage.Head)
@@ -99,8 +97,8 @@ func loadAll(t *testing.T, store *Store) (items map[string]proto.Message, heads 
 	return items, heads, damaged
 }
 
-// try opens a damaged file. It may be refused, or records may be damaged; what is
-// left must be what was stored.
+// try opens a damaged file. Open may refuse it, and records may be damaged. All other
+// records must be what was stored.
 func (v *victim) try(t *testing.T, what string, content []byte) {
 	t.Helper()
 	writeFile(t, v.scratch, content)
@@ -165,7 +163,7 @@ func (v *victim) log(t *testing.T) {
 	t.Logf("%d bytes; %d refused, %d with damaged records, %d without effect", len(v.content), v.refused, v.damaged, v.same)
 }
 
-// large makes a store whose trees have branch pages, and records that overflow.
+// large makes a store whose trees have branch pages, and records that overflow a page.
 func large(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "store.db")
@@ -193,12 +191,12 @@ func large(t *testing.T) string {
 	return path
 }
 
-// TestDamageOfOneByte flips bytes of a small store, those of the first four pages
-// one and all. Most of the others are tried at random.
-func TestDamageOfOneByte(t *testing.T) {
+// TestOneFlippedByteIsRefusedOrReadsAsStored flips bytes of a small store: every byte of
+// the first four pages, and a random sample of the others.
+func TestOneFlippedByteIsRefusedOrReadsAsStored(t *testing.T) {
 	path, _ := small(t)
 	v := newVictim(t, path)
-	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // to be repeated
+	random := rand.New(rand.NewPCG(1, 2))
 	positions := make([]int, 0, len(v.content))
 	for position := range min(4*os.Getpagesize(), len(v.content)) {
 		positions = append(positions, position)
@@ -211,8 +209,8 @@ func TestDamageOfOneByte(t *testing.T) {
 		damaged := bytes.Clone(v.content)
 		mask := []byte{1, 0x80, 0xff, byte(1 + random.IntN(255))}[random.IntN(4)]
 		damaged[position] ^= mask
-		// Most pages are refused by the same check that Open begins with; opening each of
-		// those would only take time.
+		// Open begins with this check, which refuses most pages. Opening the file as well would
+		// only take time.
 		if err := verifyPages(t.Context(), bytes.NewReader(damaged), int64(len(damaged))); err != nil && quickly < len(positions)/2 && position%16 != 0 {
 			quickly++
 			v.refused++
@@ -229,15 +227,15 @@ func TestDamageOfOneByte(t *testing.T) {
 	}
 }
 
-// unused says whether a byte lies amid many zeros: there, a sample is enough.
+// unused reports whether a byte is surrounded by zeros. A sample of such bytes is enough.
 func unused(content []byte, position int) bool {
 	begin, end := max(0, position-64), min(len(content), position+64)
 	return len(bytes.Trim(content[begin:end], "\x00")) == 0
 }
 
-func TestDamageOfOneByteInALargeFile(t *testing.T) {
+func TestOneFlippedByteInALargeFileIsRefusedOrReadsAsStored(t *testing.T) {
 	v := newVictim(t, large(t))
-	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // to be repeated
+	random := rand.New(rand.NewPCG(3, 4))
 	for range campaign(t, 600) {
 		damaged := bytes.Clone(v.content)
 		// Page headers and elements are hit more often than data.
@@ -250,9 +248,9 @@ func TestDamageOfOneByteInALargeFile(t *testing.T) {
 	v.log(t)
 }
 
-func TestDamageOfManyBytes(t *testing.T) {
+func TestManyDamagedBytesAreRefusedOrReadAsStored(t *testing.T) {
 	v := newVictim(t, large(t))
-	random := rand.New(rand.NewPCG(5, 6)) //nolint:gosec // to be repeated
+	random := rand.New(rand.NewPCG(5, 6))
 	size := os.Getpagesize()
 	for round := range campaign(t, 300) {
 		damaged := bytes.Clone(v.content)
@@ -279,7 +277,7 @@ func TestDamageOfManyBytes(t *testing.T) {
 	v.log(t)
 }
 
-func TestDamageByTruncation(t *testing.T) {
+func TestTruncatedFileIsRefusedOrReadsAsStored(t *testing.T) {
 	for _, path := range []string{first(small(t)), large(t)} {
 		v := newVictim(t, path)
 		for length := 0; length < len(v.content); length += os.Getpagesize() {
@@ -292,8 +290,9 @@ func TestDamageByTruncation(t *testing.T) {
 
 func first(path string, _ map[string]storage.Head) string { return path }
 
-// TestTruncatedWhileServed cuts the file under an open store: an error, no crash.
-func TestTruncatedWhileServed(t *testing.T) {
+// TestFileTruncatedWhileServedIsAnError truncates the file of an open store: reads fail,
+// and nothing crashes.
+func TestFileTruncatedWhileServedIsAnError(t *testing.T) {
 	path := large(t)
 	store := mustOpen(t, path, quick)
 	if err := os.Truncate(path, int64(2*os.Getpagesize())); err != nil {
@@ -307,8 +306,8 @@ func TestTruncatedWhileServed(t *testing.T) {
 	}
 }
 
-// TestDamagedRecords damages values where they lie, so that the pages stay good.
-func TestDamagedRecords(t *testing.T) {
+// TestDamagedRecordsAreErrDamaged damages values in place, so that the pages stay good.
+func TestDamagedRecordsAreErrDamaged(t *testing.T) {
 	path, heads := small(t)
 	damage := func(bucket, prefix string) {
 		t.Helper()
@@ -375,8 +374,8 @@ func TestDamagedRecords(t *testing.T) {
 			t.Errorf("ListAuditEvents of %q: %v, want %v", id, err, want)
 		}
 	}
-	// A workspace whose head is damaged cannot be changed, whatever head is expected;
-	// others can.
+	// A workspace with a damaged head cannot be changed, whatever head is expected. Other
+	// workspaces can.
 	for _, head := range []storage.Head{heads["gamma"], {}} {
 		gamma := &storagetest.Workspace{ID: "gamma", Head: head}
 		if _, err := store.Commit(ctx, gamma.PutMember("new", "admin")); !errors.Is(err, storage.ErrDamaged) {
@@ -394,9 +393,9 @@ func TestDamagedRecords(t *testing.T) {
 	}
 }
 
-// TestLostHead loses the head of a workspace, as a damaged name does. The workspace
-// must not be taken for a new one.
-func TestLostHead(t *testing.T) {
+// TestWorkspaceWithLostHeadIsNotNew deletes the head of a workspace, as a damaged name
+// would.
+func TestWorkspaceWithLostHeadIsNotNew(t *testing.T) {
 	path, heads := small(t)
 	edit(t, path, func(tx *bolt.Tx) error {
 		return errors.Join(

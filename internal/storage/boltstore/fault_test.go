@@ -43,10 +43,10 @@ func (f *faults) fault(written bool) error {
 	return f.before
 }
 
-// TestFailedCommit fails a commit before and after it was written. The outcome is
-// unknown, the store is down, and after it was reopened the outcome is one of the
-// two, and stays.
-func TestFailedCommit(t *testing.T) {
+// TestFailedCommitIsUnknownUntilReopened fails a commit before or after it was written. The
+// outcome is unknown and the store is down. After it was reopened, the outcome is one of
+// the two, and stays.
+func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 	broken := errors.New("the disk is broken")
 	for name, test := range map[string]struct {
 		before, after error
@@ -100,7 +100,7 @@ func TestFailedCommit(t *testing.T) {
 			}
 			mustBeDown(t, store, workspace)
 
-			// Load reopens; what it finds is one of the two outcomes.
+			// Load reopens the file, and finds one of the two outcomes.
 			if _, err := store.Load(ctx, func(storage.Item) error { return nil }); err != nil {
 				t.Fatalf("Load: %v", err)
 			}
@@ -110,7 +110,7 @@ func TestFailedCommit(t *testing.T) {
 			}
 			model.Compare(t, store)
 			storagetest.Check(t, store)
-			// It stays so, and the store serves again.
+			// The outcome stays, and the store serves again.
 			after := model.Revision()
 			commit(workspace.CreateKey(storagetest.KeyID(3)))
 			for change, err := range store.Watch(ctx, after) {
@@ -130,7 +130,8 @@ func TestFailedCommit(t *testing.T) {
 	}
 }
 
-// mustBeDown fails the test unless everything but Load is unavailable.
+// mustBeDown fails the test if any method but Load and Barrier does not return
+// ErrUnavailable.
 func mustBeDown(t *testing.T, store *Store, workspace *storagetest.Workspace) {
 	t.Helper()
 	ctx := t.Context()
@@ -159,9 +160,9 @@ func mustBeDown(t *testing.T, store *Store, workspace *storagetest.Workspace) {
 	}
 }
 
-// TestFailedCommitWhileRead fails a commit while a reader holds the file. The reader
-// goes on to its end, and the store can be reopened after it.
-func TestFailedCommitWhileRead(t *testing.T) {
+// TestReaderOutlivesFailedCommit fails a commit while a reader holds the file. The reader
+// reads to its end, and the store can be reopened afterwards.
+func TestReaderOutlivesFailedCommit(t *testing.T) {
 	ctx := t.Context()
 	injected := &faults{}
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{fault: injected.fault, LockTimeout: 100 * time.Millisecond})
@@ -203,8 +204,8 @@ func TestFailedCommitWhileRead(t *testing.T) {
 	}
 }
 
-// TestCloseWhileDown closes a store that is down.
-func TestCloseWhileDown(t *testing.T) {
+// TestCloseSucceedsWhileDown closes a store that is down.
+func TestCloseSucceedsWhileDown(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	injected := &faults{}
 	injected.set(nil, errors.New("broken"))
@@ -221,8 +222,9 @@ func TestCloseWhileDown(t *testing.T) {
 	mustOpen(t, path, quick) // the file was given back
 }
 
-// TestHistoryChanged puts another file in place while the store is down.
-func TestHistoryChanged(t *testing.T) {
+// TestReopeningAnotherFileIsErrHistoryChanged puts another file in place while the store is
+// down.
+func TestReopeningAnotherFileIsErrHistoryChanged(t *testing.T) {
 	injected := &faults{}
 	path := filepath.Join(t.TempDir(), "store.db")
 	store := mustOpen(t, path, Config{fault: injected.fault})
@@ -246,7 +248,7 @@ func TestHistoryChanged(t *testing.T) {
 	injected.set(nil, nil)
 	other, _ := small(t)
 	for name, content := range map[string][]byte{"an older one": older, "another store's": readFile(t, other)} {
-		// The old handle may still be on its way out: only then the file is locked.
+		// The file is locked only while the old handle is being closed.
 		err := error(storage.ErrLocked)
 		for errors.Is(err, storage.ErrLocked) {
 			writeFile(t, path, content)
@@ -262,9 +264,9 @@ func TestHistoryChanged(t *testing.T) {
 	}
 }
 
-// TestGroupCommit lets many workspaces wait while one commits: the rest go in one
-// transaction, at most one change of each.
-func TestGroupCommit(t *testing.T) {
+// TestWaitingChangesShareATransaction lets many workspaces wait during one commit. Their
+// changes share a transaction, with at most one change of each workspace.
+func TestWaitingChangesShareATransaction(t *testing.T) {
 	ctx := t.Context()
 	const workspaces = 100
 	hold, holding := make(chan struct{}), make(chan struct{})
@@ -289,7 +291,7 @@ func TestGroupCommit(t *testing.T) {
 	for index := range workspaces {
 		put(fmt.Sprintf("w%d", index))
 	}
-	// A second change of one of them, of which one is a conflict, whichever comes later.
+	// Two changes of one workspace: the later one is a conflict.
 	var conflicts atomic.Int64
 	group.Go(func() {
 		_, err := store.Commit(ctx, storagetest.NewWorkspace("again").PutMember("member", "admin"))
@@ -314,7 +316,7 @@ func TestGroupCommit(t *testing.T) {
 	if got := conflicts.Load(); got != 1 {
 		t.Errorf("%d of two changes at the same head were refused, want 1", got)
 	}
-	// One transaction of bbolt each, as its own counter says.
+	// bbolt's own counter shows one transaction for each group.
 	before := transaction(t, store)
 	key := storagetest.NewWorkspace("single")
 	if _, err := store.Commit(ctx, key.PutMember("member", "admin")); err != nil {
@@ -325,9 +327,9 @@ func TestGroupCommit(t *testing.T) {
 	}
 }
 
-// TestSameKeyInOneGroup lets changes of several workspaces that add the same key wait
-// for one transaction: one of them adds it.
-func TestSameKeyInOneGroup(t *testing.T) {
+// TestKeyIsCreatedOnceInOneGroup lets several workspaces create the same key in one
+// transaction. One of them succeeds.
+func TestKeyIsCreatedOnceInOneGroup(t *testing.T) {
 	ctx := t.Context()
 	path := filepath.Join(t.TempDir(), "store.db")
 	hold, holding := make(chan struct{}), make(chan struct{})
@@ -396,40 +398,41 @@ func transaction(t *testing.T, store *Store) (id int) {
 	return id
 }
 
-// TestPick is about fairness and bounds of groups.
-func TestPick(t *testing.T) {
+// TestPickTakesOneChangePerWorkspaceWithinBounds covers the fairness and the bounds of
+// groups.
+func TestPickTakesOneChangePerWorkspaceWithinBounds(t *testing.T) {
 	waits := func(workspace string, size int) *pendingChange {
 		return &pendingChange{change: &storage.Change{WorkspaceID: workspace}, size: size, done: make(chan struct{})}
 	}
-	var line []*pendingChange
+	var queued []*pendingChange
 	for range 600 {
-		line = append(line, waits("hot", 1))
+		queued = append(queued, waits("hot", 1))
 	}
-	line = append(line, waits("cold", 1))
+	queued = append(queued, waits("cold", 1))
 	gone := waits("gone", 1)
 	gone.state.Store(withdrawn)
-	line = append(line, gone)
-	group, rest := pick(line)
+	queued = append(queued, gone)
+	group, rest := pick(queued)
 	if len(group) != 2 || len(rest) != 599 {
 		t.Errorf("%d picked, %d left; a hot workspace must not keep others out", len(group), len(rest))
 	}
-	line = nil
+	queued = nil
 	for index := range maxGroup + 10 {
-		line = append(line, waits(fmt.Sprint(index), 1))
+		queued = append(queued, waits(fmt.Sprint(index), 1))
 	}
-	if group, rest = pick(line); len(group) != maxGroup || len(rest) != 10 {
+	if group, rest = pick(queued); len(group) != maxGroup || len(rest) != 10 {
 		t.Errorf("%d picked, %d left", len(group), len(rest))
 	}
-	line = nil
+	queued = nil
 	for index := range 20 {
-		line = append(line, waits(fmt.Sprint(index), storage.MaxChangeBytes))
+		queued = append(queued, waits(fmt.Sprint(index), storage.MaxChangeBytes))
 	}
-	if group, rest = pick(line); len(group) != maxGroupBytes/storage.MaxChangeBytes || len(group)+len(rest) != 20 {
+	if group, rest = pick(queued); len(group) != maxGroupBytes/storage.MaxChangeBytes || len(group)+len(rest) != 20 {
 		t.Errorf("%d large ones picked, %d left", len(group), len(rest))
 	}
 }
 
-func TestFeedIsTrimmed(t *testing.T) {
+func TestFeedKeepsTheConfiguredNumberOfEntries(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	store := mustOpen(t, path, Config{FeedEntries: 7})
 	workspace := storagetest.NewWorkspace("w")
@@ -446,7 +449,7 @@ func TestFeedIsTrimmed(t *testing.T) {
 	if report := mustBeSound(t, path); report.FeedEntries != 7 || report.AuditEvents != 30 {
 		t.Errorf("%d feed entries and %d audit events are left, want 7 and 30", report.FeedEntries, report.AuditEvents)
 	}
-	// Another length takes effect with the next change.
+	// A changed number of entries takes effect with the next change.
 	store = mustOpen(t, path, Config{FeedEntries: 3})
 	if _, err := store.Commit(t.Context(), workspace.PutMember("member", "last")); err != nil {
 		t.Fatal(err)
@@ -459,8 +462,9 @@ func TestFeedIsTrimmed(t *testing.T) {
 	}
 }
 
-// TestListFeedDamaged: what lies before an entry that is damaged or missing is left out.
-func TestListFeedDamaged(t *testing.T) {
+// TestListFeedLeavesOutWhatPrecedesDamage: feed entries before a damaged or missing one are
+// left out.
+func TestListFeedLeavesOutWhatPrecedesDamage(t *testing.T) {
 	for name, test := range map[string]struct {
 		damage func(*bolt.Bucket) error
 		want   []int64
@@ -502,8 +506,8 @@ func TestListFeedDamaged(t *testing.T) {
 	}
 }
 
-// TestWatchTooFarBack lets a watcher begin further back than the ring reaches.
-func TestWatchTooFarBack(t *testing.T) {
+// TestWatchBeyondTheRingIsErrGap watches from a revision that the ring no longer has.
+func TestWatchBeyondTheRingIsErrGap(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	for revision := int64(1); revision <= ringSize+1; revision++ {
 		store.ring.publish(&storage.Committed{Revision: revision})
@@ -524,9 +528,9 @@ func TestWatchTooFarBack(t *testing.T) {
 	}
 }
 
-// TestAllKeysAreNewestFirst is about the order across workspaces, which this backend
-// can tell exactly.
-func TestAllKeysAreNewestFirst(t *testing.T) {
+// TestAllKeysAreListedNewestFirst covers the order across workspaces, which is exact in
+// this backend.
+func TestAllKeysAreListedNewestFirst(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	var workspaces []*storagetest.Workspace
 	for _, id := range []string{"b", "a", "c"} {
@@ -554,8 +558,9 @@ func TestAllKeysAreNewestFirst(t *testing.T) {
 	}
 }
 
-// TestRefusedByThisBackend is about changes that only this backend can refuse.
-func TestRefusedByThisBackend(t *testing.T) {
+// TestCommitRefusesKeysThatContradictTheIndex covers changes that only this backend
+// refuses.
+func TestCommitRefusesKeysThatContradictTheIndex(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	workspace, other := storagetest.NewWorkspace("w"), storagetest.NewWorkspace("other")
 	for _, w := range []*storagetest.Workspace{workspace, other} {

@@ -31,8 +31,8 @@ func TestSecondOpenIsLocked(t *testing.T) {
 	mustOpen(t, path, quick)
 }
 
-// mustBeLocked fails the test unless opening and checking say, soon, that the file
-// is in use.
+// mustBeLocked fails the test if opening and checking do not return ErrLocked within a
+// short time.
 func mustBeLocked(t *testing.T, path string) {
 	t.Helper()
 	began := time.Now()
@@ -42,7 +42,7 @@ func mustBeLocked(t *testing.T, path string) {
 	if _, err := Check(t.Context(), path); !errors.Is(err, storage.ErrLocked) {
 		t.Errorf("Check: %v, want ErrLocked", err)
 	}
-	// Check waits for a second, as a server would.
+	// Check waits for a second, like a server.
 	if took := time.Since(began); took > 5*time.Second {
 		t.Errorf("it took %v to find the file locked", took)
 	}
@@ -54,7 +54,7 @@ const serveVariable = "KEYSVC_TEST_SERVE"
 func TestHelperServe(t *testing.T) {
 	path := os.Getenv(serveVariable)
 	if path == "" {
-		return // for TestSecondProcess only
+		return // for TestSecondProcessIsLockedOutUntilTheFirstIsKilled only
 	}
 	store, err := Open(path, quick)
 	if err != nil {
@@ -69,19 +69,19 @@ func TestHelperServe(t *testing.T) {
 	_ = store.Close()
 }
 
-// TestSecondProcess finds the file locked by another process, and free, with what
-// was committed, once that was killed.
-func TestSecondProcess(t *testing.T) {
+// TestSecondProcessIsLockedOutUntilTheFirstIsKilled: after the kill the file has everything
+// that was committed.
+func TestSecondProcessIsLockedOutUntilTheFirstIsKilled(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	process := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestHelperServe$") //nolint:gosec // this test binary
+	process := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestHelperServe$")
 	process.Env = append(os.Environ(), serveVariable+"="+path)
 	input, err := process.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer input.Close() //nolint:errcheck // it is killed below
+	defer input.Close() // it is killed below
 	output, err := process.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -105,9 +105,9 @@ func TestSecondProcess(t *testing.T) {
 	}
 }
 
-// TestSharedCheck checks a file twice at once: the lock is a shared one, and nothing
-// is changed.
-func TestSharedCheck(t *testing.T) {
+// TestTwoChecksShareTheFile checks a file twice at the same time: the lock is shared, and
+// nothing is changed.
+func TestTwoChecksShareTheFile(t *testing.T) {
 	path, _ := small(t)
 	before := readFile(t, path)
 	held, err := openPages(t.Context(), path, quick.withDefaults())
@@ -131,7 +131,7 @@ func TestSharedCheck(t *testing.T) {
 	}
 }
 
-func TestFileModeAndCreation(t *testing.T) {
+func TestNewFileHasMode0600(t *testing.T) {
 	folder := t.TempDir()
 	path := filepath.Join(folder, "store.db")
 	mustOpen(t, path, Config{})
@@ -156,9 +156,9 @@ func mustBeAlone(t *testing.T, folder string) {
 	}
 }
 
-// TestConcurrentCreation opens one new store many times at once: one opener serves
-// it, the others find it locked, and it is one store.
-func TestConcurrentCreation(t *testing.T) {
+// TestConcurrentOpensMakeOneStore opens a new store many times at the same time. One call
+// serves it, the others find it locked, and it is one store.
+func TestConcurrentOpensMakeOneStore(t *testing.T) {
 	for range 5 {
 		folder := t.TempDir()
 		path := filepath.Join(folder, "store.db")
@@ -195,7 +195,7 @@ func TestConcurrentCreation(t *testing.T) {
 	}
 }
 
-// TestFailedCreationLeavesNothing fails while the new file is being filled.
+// TestFailedCreationLeavesNothing fails while the new file is being written.
 func TestFailedCreationLeavesNothing(t *testing.T) {
 	folder := t.TempDir()
 	if _, err := Open(filepath.Join(folder, "store.db"), Config{Random: strings.NewReader("short"), Create: CreateIfAbsent}); err == nil {
@@ -207,7 +207,7 @@ func TestFailedCreationLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestNotAStore(t *testing.T) {
+func TestFilesOfOthersAreRefusedUnchanged(t *testing.T) {
 	folder := t.TempDir()
 	path, _ := small(t)
 	good := readFile(t, path)
@@ -259,9 +259,9 @@ func TestNotAStore(t *testing.T) {
 	}
 }
 
-func TestReadOnlyFolder(t *testing.T) {
+func TestOpenInAReadOnlyFolderFails(t *testing.T) {
 	folder := t.TempDir()
-	if err := os.Chmod(folder, 0o500); err != nil { //nolint:gosec // not to be written
+	if err := os.Chmod(folder, 0o500); err != nil {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 {
@@ -272,7 +272,7 @@ func TestReadOnlyFolder(t *testing.T) {
 	}
 }
 
-func TestSchema(t *testing.T) {
+func TestUnknownSchemasAreRefused(t *testing.T) {
 	for schema, want := range map[int32]error{
 		storage.Schema + 1: storage.ErrNewer,
 		1000:               storage.ErrNewer,
@@ -316,8 +316,8 @@ func edit(t testing.TB, path string, change func(tx *bolt.Tx) error) {
 	}
 }
 
-// small makes a store of three workspaces with a member and two keys each, and a
-// policy; some of it was changed later, so that the file has free pages.
+// small makes a store with three workspaces of a member and two keys each, and a policy.
+// Some records were changed later, so that the file has free pages.
 func small(t testing.TB) (path string, heads map[string]storage.Head) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "store.db")
@@ -356,7 +356,7 @@ func small(t testing.TB) (path string, heads map[string]storage.Head) {
 
 func readFile(t testing.TB, path string) []byte {
 	t.Helper()
-	content, err := os.ReadFile(path) //nolint:gosec // the test's own file
+	content, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

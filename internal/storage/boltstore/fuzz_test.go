@@ -15,7 +15,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// FuzzRequestIDsOf compares the reading of one field with that of the whole record.
+// FuzzRequestIDsOf compares requestIDsOf with decoding the whole record.
 func FuzzRequestIDsOf(f *testing.F) {
 	for _, record := range []*storagev1.KeyRecord{
 		{},
@@ -42,7 +42,7 @@ func FuzzRequestIDsOf(f *testing.F) {
 	})
 }
 
-// FuzzParseKeyName takes names apart and makes them again.
+// FuzzParseKeyName splits names and builds them again.
 func FuzzParseKeyName(f *testing.F) {
 	f.Add([]byte(keyName(1, "Key0000000000001", "w")))
 	f.Add([]byte(keyName(1<<62, "Key0000000000001", "")))
@@ -59,11 +59,11 @@ func FuzzParseKeyName(f *testing.F) {
 	})
 }
 
-// FuzzVerifyPages puts any bytes anywhere into a good file: an error or none, but no
-// panic and no end. It does not open what passes; TestDamage… do.
+// FuzzVerifyPages writes any bytes anywhere into a good file. verifyPages returns an error
+// or none; it does not panic, and it ends. The tests of damage open the files that pass.
 func FuzzVerifyPages(f *testing.F) {
 	path, _ := small(f)
-	content, err := os.ReadFile(path) //nolint:gosec // the test's own file
+	content, err := os.ReadFile(path)
 	if err != nil {
 		f.Fatal(err)
 	}

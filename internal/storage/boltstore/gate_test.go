@@ -14,7 +14,7 @@ import (
 )
 
 // TestCallsEndWithTheirContextWhileASyncHangs lets the disk hang in the middle of a commit:
-// every read ends when its context does, and none shows what is not durable.
+// every read ends with its context, and none shows what is not durable.
 func TestCallsEndWithTheirContextWhileASyncHangs(t *testing.T) {
 	keyID := storagetest.KeyID(1)
 	for name, call := range map[string]func(ctx context.Context, store *Store) error{

@@ -18,8 +18,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// alter changes a record in the file of an open store, without the store, and mends its
-// checksum. from and to are as long as each other.
+// alter replaces a record in the file of an open store, behind its back, and corrects the
+// checksum. from and to have the same length.
 func alter(t testing.TB, store *Store, bucket, name, from, to string) {
 	t.Helper()
 	var before, after []byte
@@ -56,9 +56,9 @@ func alter(t testing.TB, store *Store, bucket, name, from, to string) {
 	}
 }
 
-// TestAlteredWhileServed alters a record of each kind under an open store. It is neither
-// read nor replaced, and the check names it.
-func TestAlteredWhileServed(t *testing.T) {
+// TestRecordAlteredWhileServedIsNeitherReadNorReplaced alters a record of each kind under
+// an open store. Check names it.
+func TestRecordAlteredWhileServedIsNeitherReadNorReplaced(t *testing.T) {
 	keyID := storagetest.KeyID(1)
 	type world struct {
 		store     *Store
@@ -155,7 +155,7 @@ func TestAlteredWhileServed(t *testing.T) {
 					t.Errorf("change %d: %v, want ErrDamaged", index, err)
 				}
 			}
-			// What is not concerned goes on.
+			// Other records stay usable.
 			do(w.workspace.PutMember("other", "manager"))
 			do(w.workspace.CreateKey(storagetest.KeyID(2)))
 			if err := w.store.Close(); err != nil {
@@ -170,7 +170,7 @@ func TestAlteredWhileServed(t *testing.T) {
 	}
 }
 
-// mustName fails the test unless the check names a record, and no other.
+// mustName fails the test if the check does not name a record, or names another one.
 func mustName(t testing.TB, path, named string) {
 	t.Helper()
 	report, err := Check(t.Context(), path)
@@ -189,11 +189,11 @@ func mustName(t testing.TB, path, named string) {
 	}
 }
 
-// edited is a store with a history, closed, and what a test edits in it.
+// edited is a closed store with a history, which a test edits.
 type edited struct {
 	path      string
 	workspace *storagetest.Workspace
-	// values are what lay in the file after each change, by bucket and name.
+	// values are the values in the file after each change, by bucket and name.
 	values []map[[2]string][]byte
 }
 
@@ -237,7 +237,8 @@ func newEdited(t *testing.T, changes ...func(w *storagetest.Workspace) *storage.
 	return e
 }
 
-// back puts the value back that lay under a name after a change; nothing if there was none.
+// back restores the value that a name had after a change, or deletes the name if it had
+// none.
 func (e *edited) back(change int, bucket, name string) func(tx *bolt.Tx) error {
 	return func(tx *bolt.Tx) error {
 		value := e.values[change][[2]string{bucket, name}]
@@ -248,9 +249,9 @@ func (e *edited) back(change int, bucket, name string) func(tx *bolt.Tx) error {
 	}
 }
 
-// TestFaultsAreTold edits a file so that records are stale, missing or left over, alone and
-// together with the head, and looks for what is visited as damaged.
-func TestFaultsAreTold(t *testing.T) {
+// TestLoadVisitsStaleMissingAndSurplusRecordsAsDamaged edits a file so that records are
+// stale, missing or left over, alone and together with the head.
+func TestLoadVisitsStaleMissingAndSurplusRecordsAsDamaged(t *testing.T) {
 	first, second := storagetest.KeyID(1), storagetest.KeyID(2)
 	var created *storagev1.KeyRecord
 	history := []func(w *storagetest.Workspace) *storage.Change{
@@ -302,7 +303,7 @@ func TestFaultsAreTold(t *testing.T) {
 		"lost head and stale key": {func(e *edited) []func(*bolt.Tx) error {
 			return edits(func(tx *bolt.Tx) error { return remove(tx, bucketHeads, "acme") }, e.back(3, bucketKeys, firstName))
 		}, []storage.Damaged{head, staleKey}},
-		// Nobody can tell then: the event that revoked the key is gone, or the tag is.
+		// The event that revoked the key is gone, or the tag is: which record is wrong is unknown.
 		"stale key without its event": {func(e *edited) []func(*bolt.Tx) error {
 			return edits(e.back(2, bucketKeys, firstName), func(tx *bolt.Tx) error { return remove(tx, bucketAudit, number(7)) })
 		}, []storage.Damaged{all}},
@@ -352,8 +353,8 @@ func TestFaultsAreTold(t *testing.T) {
 
 func edits(all ...func(tx *bolt.Tx) error) []func(tx *bolt.Tx) error { return all }
 
-// refuses fails the test unless what is damaged is neither read nor changed, and the rest
-// is as far as its workspace can be.
+// refuses fails the test if damaged records can be read or changed, or others cannot
+// although their workspace allows it.
 func (e *edited) refuses(t *testing.T, store *Store, damaged []storage.Damaged) {
 	t.Helper()
 	workspace := *e.workspace
@@ -380,7 +381,7 @@ func (e *edited) refuses(t *testing.T, store *Store, damaged []storage.Damaged) 
 			lostRecord = true
 		}
 	}
-	// A damaged head refuses everything, whichever head is expected.
+	// With a damaged head every change is refused, whatever head is expected.
 	_, err := store.Commit(t.Context(), workspace.PutMember("another", "admin"))
 	switch {
 	case lostRecord && errors.Is(err, storage.ErrDamaged): // the workspace's own
@@ -398,9 +399,9 @@ func mustHead(t *testing.T, store *Store, id string) storage.Head {
 	return heads[id]
 }
 
-// TestHashesAreOfWhatIsStored: payloads that another version would encode otherwise are
-// hashed as they lie there.
-func TestHashesAreOfWhatIsStored(t *testing.T) {
+// TestHashesCoverTheStoredPayload stores payloads that another version would encode
+// differently.
+func TestHashesCoverTheStoredPayload(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	store := mustOpen(t, path, Config{})
 	w := storagetest.NewWorkspace("acme")
@@ -426,8 +427,8 @@ func TestHashesAreOfWhatIsStored(t *testing.T) {
 	mustBeSound(t, path)
 }
 
-// TestNewEpochKeepsWhatWasFound: heads are tagged anew, and a stale key stays one.
-func TestNewEpochKeepsWhatWasFound(t *testing.T) {
+// TestNewEpochKeepsFoundDamage: heads get new tags, and a stale key stays stale.
+func TestNewEpochKeepsFoundDamage(t *testing.T) {
 	var created *storagev1.KeyRecord
 	e := newEdited(t,
 		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
@@ -455,8 +456,8 @@ func TestNewEpochKeepsWhatWasFound(t *testing.T) {
 	}
 }
 
-// TestFaultsAreLogged: a start that finds something says what, and not without end.
-func TestFaultsAreLogged(t *testing.T) {
+// TestOpenLogsFoundDamageBounded: opening logs what it finds wrong, up to a bound.
+func TestOpenLogsFoundDamageBounded(t *testing.T) {
 	e := newEdited(t,
 		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
 		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "manager") },
@@ -469,8 +470,9 @@ func TestFaultsAreLogged(t *testing.T) {
 	}
 }
 
-// TestTagOfANewerVersion: keys that this program does not know are no damage.
-func TestTagOfANewerVersion(t *testing.T) {
+// TestTagOfANewerVersionIsErrNewer: a version of keys that this program does not know is
+// not damage.
+func TestTagOfANewerVersionIsErrNewer(t *testing.T) {
 	e := newEdited(t, func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") })
 	edit(t, e.path, func(tx *bolt.Tx) error {
 		return rewrite(tx, bucketHeads, "acme", &storagev1.HeadRecord{}, func(head *storagev1.HeadRecord) { head.TagKeyVersion++ })

@@ -96,7 +96,7 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				var err error
 				// Never O_CREATE: a file that has disappeared must not become an empty store.
-				result.file, err = os.OpenFile(name, flag&^os.O_CREATE, mode) //nolint:gosec // the operator names the file
+				result.file, err = os.OpenFile(name, flag&^os.O_CREATE, mode)
 				return result.file, err
 			},
 		})

@@ -92,7 +92,7 @@ func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) error {
 	}
 	for id, state := range p.states {
 		if state == pageUnknown {
-			return damagedPage(uint64(id), "neither used nor free") //nolint:gosec // an index
+			return damagedPage(uint64(id), "neither used nor free")
 		}
 	}
 	return nil

@@ -10,9 +10,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// TestReplacedFileEndsTheStore puts another file in the place of the one that is
-// served, a copy of it included, or deletes it. The next change is not acknowledged,
-// and the store is never opened again by this process.
+// TestReplacedFileEndsTheStore replaces the file that is served, also by a copy of itself,
+// or deletes it. The next change is not acknowledged, and this process never opens the
+// store again.
 func TestReplacedFileEndsTheStore(t *testing.T) {
 	for name, replace := range map[string]func(t *testing.T, path string){
 		"renamed over it": func(t *testing.T, path string) {

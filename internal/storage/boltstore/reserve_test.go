@@ -16,7 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// disk is a Config.allocate with room for a file of so many bytes.
+// disk is a Config.allocate with space for a file of so many bytes.
 type disk struct{ room atomic.Int64 }
 
 func (d *disk) allocate(file *os.File, from, to int64) error {
@@ -46,12 +46,12 @@ func fill(t *testing.T, store *Store, workspace *storagetest.Workspace) []*stora
 	return nil
 }
 
-// TestFullDiskTakesNarrowings fills a disk. Then every change is refused that does not
-// narrow, and so are uses; those that narrow are committed until the reserve is used
-// up, far more of them than 10,000 in 64 MiB; the store stays up all the time, the
-// file as long as there is room for, and it starts like that. With room again all is
-// as before.
-func TestFullDiskTakesNarrowings(t *testing.T) {
+// TestFullDiskCommitsNarrowingChanges fills a disk. Then changes that do not narrow are
+// refused, and so are uses. Narrowing changes are committed until the reserve is used up,
+// far more than 10,000 in 64 MiB. The store stays up all the time, the file grows as far as
+// the disk has space, and the store opens in this state. With space again, everything is as
+// before.
+func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 	const reserve = 192 << 10
 	const promised = 10_000 * reserve / (64 << 20)
 	ctx, path := t.Context(), filepath.Join(t.TempDir(), "store.db")
@@ -69,7 +69,7 @@ func TestFullDiskTakesNarrowings(t *testing.T) {
 	if len(keys) < 20 {
 		t.Fatalf("full after %d keys", len(keys))
 	}
-	// Free pages may still hold some; those are no part of the reserve.
+	// Free pages may still have space for some. They are not part of the reserve.
 	created := len(keys)
 	crowd := func() {
 		t.Helper()
@@ -87,7 +87,7 @@ func TestFullDiskTakesNarrowings(t *testing.T) {
 		}
 	}
 	crowd()
-	// Uses add up, so they do not fit for long.
+	// Each use takes space, so they soon do not fit.
 	for second := int64(1); ; second++ {
 		uses := make([]storage.Usage, len(keys))
 		for index, key := range keys {
@@ -163,9 +163,9 @@ func TestFullDiskTakesNarrowings(t *testing.T) {
 	mustBeSound(t, path)
 }
 
-// TestFullDiskSplitsAGroup lets both kinds of changes wait for one transaction that
-// does not fit: those that narrow are committed, the others refused.
-func TestFullDiskSplitsAGroup(t *testing.T) {
+// TestFullDiskRefusesOnlyTheChangesThatDoNotNarrow lets both kinds of changes wait for one
+// transaction that does not fit.
+func TestFullDiskRefusesOnlyTheChangesThatDoNotNarrow(t *testing.T) {
 	const reserve, workspaces = 1 << 20, 40
 	hold, holding := make(chan struct{}), make(chan struct{})
 	var commits atomic.Int64
@@ -222,9 +222,9 @@ func TestFullDiskSplitsAGroup(t *testing.T) {
 	group.Wait()
 }
 
-// TestLowEstimateIsNoFullDisk commits a change that takes more than was thought: the
-// file grows for it.
-func TestLowEstimateIsNoFullDisk(t *testing.T) {
+// TestLowEstimateGrowsTheFile commits a change that takes more than was estimated: the file
+// grows for it.
+func TestLowEstimateGrowsTheFile(t *testing.T) {
 	store := mustOpen(t, filepath.Join(t.TempDir(), "store.db"), Config{})
 	workspace := storagetest.NewWorkspace("w")
 	for number := range 30 {
@@ -240,8 +240,8 @@ func TestLowEstimateIsNoFullDisk(t *testing.T) {
 	}
 }
 
-// TestAllocateByWriting does what systems need that have no call for it.
-func TestAllocateByWriting(t *testing.T) {
+// TestWriteZerosAllocates covers systems without a call that allocates.
+func TestWriteZerosAllocates(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "store.db")
 	config := Config{Reserve: 1 << 20, allocate: writeZeros}
 	for range 3 {

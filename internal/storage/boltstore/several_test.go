@@ -16,8 +16,8 @@ var (
 	severalRuns = flag.Int("several.runs", 10, "simulations with several managers")
 )
 
-// failing is a fleet whose commits fail as the disk lets them: the handle is closed, and
-// the file is opened anew by the next load.
+// failing is a fleet whose commits fail like those of a bad disk: the handle is closed, and
+// the next Load opens the file again.
 type failing struct {
 	keystest.BoltFleet
 
@@ -48,17 +48,17 @@ func (f *failing) Fail(written bool) {
 	f.armed, f.unwritten = true, !written
 }
 
-// TestSeveralManagersOfFailingFile: the file is closed and opened anew, again and again,
-// under several managers, and what each of them says reflects what was acknowledged by any.
+// TestSeveralManagersOfFailingFile closes and reopens the file again and again under
+// several managers. What each of them answers reflects what any of them acknowledged.
 func TestSeveralManagersOfFailingFile(t *testing.T) {
 	first := *severalSeed
 	if first == 0 {
-		first = rand.Uint64()>>32 | 1 //nolint:gosec // no secret
+		first = rand.Uint64()>>32 | 1
 	}
 	t.Logf("seeds from %d", first)
-	for run := range uint64(*severalRuns) { //nolint:gosec // a count
+	for run := range uint64(*severalRuns) {
 		seed := first + run
-		random := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // no secrets
+		random := rand.New(rand.NewPCG(seed, 3))
 		result := keystest.SimulateSeveral(t, newFailing(), keystest.Campaign{
 			Seed: seed, Managers: 1 + random.IntN(3), Callers: 2 + random.IntN(5), Calls: 200, Workspaces: 1 + random.IntN(3),
 			LocalBarriers: random.IntN(3) > 0,

@@ -22,7 +22,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// committed puts a committed file into a folder of its own. testdata/README.md says what
+// committed copies a committed file into a folder of its own. testdata/README.md says what
 // the files hold and how they were made.
 func committed(t testing.TB, name string) string {
 	t.Helper()
@@ -30,7 +30,7 @@ func committed(t testing.TB, name string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer packed.Close() //nolint:errcheck // read only
+	defer packed.Close()
 	unpacked, err := gzip.NewReader(packed)
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func inspect(t testing.TB, path string, look func(tx *bolt.Tx) error) {
 	}
 }
 
-func TestUpgradeFromSchemaFirst(t *testing.T) {
+func TestUpgradeKeepsRecordsAndListsThem(t *testing.T) {
 	path := committed(t, "schema1.db.gz")
 	original := readFile(t, path)
 	before, header, position := stored(t, path)
@@ -131,13 +131,13 @@ func TestUpgradeFromSchemaFirst(t *testing.T) {
 	for name, old := range before {
 		compareUpgraded(t, name, old, after[name], events)
 	}
-	// It has more records than one event may list.
+	// This workspace has more records than one event may list.
 	if events["delta"] != 2 {
 		t.Errorf("the records of the largest workspace are listed in %d events", events["delta"])
 	}
 }
 
-// compareUpgraded fails the test unless a record holds what it held, but for what the
+// compareUpgraded fails the test if a record differs from its old form by more than the
 // upgrade changes.
 func compareUpgraded(t *testing.T, name string, old, upgraded storage.Item, events map[string]int) {
 	t.Helper()
@@ -182,7 +182,7 @@ func compareUpgraded(t *testing.T, name string, old, upgraded storage.Item, even
 	}
 }
 
-// TestUpgradeKeepsTokens: what a token's owner sends still belongs to what is stored.
+// TestUpgradeKeepsTokens: every token still matches the stored verifier.
 func TestUpgradeKeepsTokens(t *testing.T) {
 	store := mustOpen(t, committed(t, "schema1.db.gz"), Config{})
 	found := 0
@@ -205,15 +205,17 @@ func TestUpgradeKeepsTokens(t *testing.T) {
 			}
 		}
 	}
-	// Two were purged, and two ended: by a rotation without overlap, and by its finish.
+	// Two were purged. Two ended: one by a rotation without overlap, one by finishing a
+	// rotation.
 	if want := len(committedTokens(t)) - 4; found != want {
 		t.Errorf("%d tokens match a secret, want %d", found, want)
 	}
 }
 
-// TestUpgradeInterrupted: after every part of an upgrade the folder is as a crash could
-// leave it. The path must hold one of the two files whole, and an opening must succeed.
-func TestUpgradeInterrupted(t *testing.T) {
+// TestInterruptedUpgradeCanBeRepeated: after every part of an upgrade, the folder is as a
+// crash could leave it. The path must have one of the two files, complete, and opening it
+// must succeed.
+func TestInterruptedUpgradeCanBeRepeated(t *testing.T) {
 	path := committed(t, "schema1.db.gz")
 	original := readFile(t, path)
 	folders := make(map[string]string)
@@ -222,7 +224,7 @@ func TestUpgradeInterrupted(t *testing.T) {
 		if err := os.CopyFS(copied, os.DirFS(filepath.Dir(path))); err != nil {
 			t.Fatal(err)
 		}
-		// A copy is no link: make one, where the original has one.
+		// Copying does not keep hard links, so they are made again.
 		kept := filepath.Join(copied, "keysvc.db.schema1")
 		if current := readFile(t, filepath.Join(copied, "keysvc.db")); bytes.Equal(current, original) {
 			if err := os.Remove(kept); err == nil {
@@ -237,7 +239,7 @@ func TestUpgradeInterrupted(t *testing.T) {
 	if len(folders) != 5 {
 		t.Fatalf("%d parts: %v", len(folders), folders)
 	}
-	// A new file that was cut short.
+	// An incomplete new file.
 	torn := t.TempDir()
 	writeFile(t, filepath.Join(torn, "keysvc.db"), original)
 	writeFile(t, filepath.Join(torn, "keysvc.db.upgrade"), original[:10_000])
@@ -262,8 +264,8 @@ func TestUpgradeInterrupted(t *testing.T) {
 	}
 }
 
-// TestUpgradeRefuses: a file at fault, and a name that is taken. Nothing changes.
-func TestUpgradeRefuses(t *testing.T) {
+// TestUpgradeRefusesDamageAndTakenNames: a refused upgrade changes nothing.
+func TestUpgradeRefusesDamageAndTakenNames(t *testing.T) {
 	for name, spoil := range map[string]func(path string){
 		"a key without its event": func(path string) {
 			edit(t, path, func(tx *bolt.Tx) error {
@@ -271,7 +273,7 @@ func TestUpgradeRefuses(t *testing.T) {
 				return rewrite(tx, bucketKeys, string(name), &storagev1.KeyRecord{}, func(key *storagev1.KeyRecord) { key.Sequence++ })
 			})
 		},
-		// The upgrade would put this right, and hide it.
+		// The upgrade would make this right, and hide it.
 		"a key changed without an event": func(path string) {
 			edit(t, path, func(tx *bolt.Tx) error {
 				name, _ := tx.Bucket([]byte(bucketKeys)).Cursor().First()
@@ -294,9 +296,9 @@ func TestUpgradeRefuses(t *testing.T) {
 	}
 }
 
-// TestCommittedSchemas opens the committed file of every schema, changes it, and opens it
-// again.
-func TestCommittedSchemas(t *testing.T) {
+// TestEveryCommittedSchemaOpens opens the committed file of every schema, changes it, and
+// opens it again.
+func TestEveryCommittedSchemaOpens(t *testing.T) {
 	for schema := storage.SchemaFirst; schema <= storage.Schema; schema++ {
 		t.Run(strconv.Itoa(schema), func(t *testing.T) {
 			path := committed(t, "schema"+strconv.Itoa(schema)+".db.gz")

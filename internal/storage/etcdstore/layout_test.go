@@ -13,9 +13,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// TestHeadBytes keeps the stored form of heads: they are compared as bytes, so another
-// form would make every change of a stored workspace a conflict.
-func TestHeadBytes(t *testing.T) {
+// TestHeadsKeepTheirStoredBytes fixes the stored form of heads. Heads are compared as
+// bytes, so another form would make every change of a stored workspace a conflict.
+func TestHeadsKeepTheirStoredBytes(t *testing.T) {
 	for want, head := range map[string]storage.Head{
 		"01" + "908a67d8" + "0802" + "1220" + strings.Repeat("ab", 32) + "1803": {Sequence: 2, Hash: filled(0xab), Fence: 3},
 		"01" + "d1bdf4ae" + "0801" + "1220" + strings.Repeat("01", 32):          {Sequence: 1, Hash: filled(1)},
@@ -44,7 +44,7 @@ func filled(with byte) (hash [32]byte) {
 	return hash
 }
 
-func TestNames(t *testing.T) {
+func TestNamesParseBackAndSort(t *testing.T) {
 	const workspaceID, memberID = "w/0.é", "m@x/y"
 	keyID := storagetest.KeyID(7)
 	if got, member, ok := parseMemberName(memberName(workspaceID, memberID)); got != workspaceID || member != memberID || !ok {
@@ -77,8 +77,8 @@ func TestNames(t *testing.T) {
 	}
 }
 
-// TestTimes checks that stored times compare as the times do.
-func TestTimes(t *testing.T) {
+// TestStoredTimesSortLikeTimes checks that stored times compare as the times do.
+func TestStoredTimesSortLikeTimes(t *testing.T) {
 	now := time.Date(2026, 11, 23, 8, 0, 0, 123456789, time.UTC)
 	times := []time.Time{
 		{},

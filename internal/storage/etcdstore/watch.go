@@ -313,7 +313,7 @@ func (s *Store) history(ctx context.Context, from, to int64) (records []*storage
 				records = append(records, record)
 			}
 			if event.Kv.ModRevision >= to {
-				return records, 0, nil //nolint:nilerr // see above
+				return records, 0, nil
 			}
 		}
 	}

@@ -19,7 +19,7 @@ const (
 	vectorTag     = "48b632fa5055c004ef84aba3d3a6aceb5dcf03b90784cd7e535f9c6fddef2202"
 )
 
-func TestVectors(t *testing.T) {
+func TestElementsAndTagsMatchVectors(t *testing.T) {
 	h := NewHasher()
 	equal := func(what string, got []byte, want string) {
 		t.Helper()
@@ -42,8 +42,8 @@ func TestVectors(t *testing.T) {
 	}
 }
 
-// TestSum compares with numbers of any size.
-func TestSum(t *testing.T) {
+// TestSumAddsModulo2To256 compares sums with those of package math/big.
+func TestSumAddsModulo2To256(t *testing.T) {
 	const seed = 1
 	t.Logf("seed %d", seed)
 	random := rand.NewChaCha8([32]byte{seed})
@@ -77,8 +77,8 @@ func TestSum(t *testing.T) {
 	}
 }
 
-// TestEverythingCounts: whatever is different makes another element or tag.
-func TestEverythingCounts(t *testing.T) {
+// TestEveryInputChangesElementAndTag changes one input at a time.
+func TestEveryInputChangesElementAndTag(t *testing.T) {
 	h := NewHasher()
 	payload := HashPayload([]byte("payload"))
 	elements := map[Element]string{}

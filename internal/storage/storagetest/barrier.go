@@ -56,8 +56,8 @@ func testBarrierFollows(s *suite) {
 	}
 }
 
-// testBarrierCovers lets several change the store, and asks for a barrier after each
-// acknowledgement: it never lies before the change.
+// testBarrierCovers changes the store from several goroutines, and reads a barrier after
+// each acknowledgement. The barrier is never before the acknowledged change.
 func testBarrierCovers(s *suite) {
 	const workspaces, rounds = 4, 20
 	var running sync.WaitGroup

@@ -14,7 +14,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// ticks makes the times of changes grow in the order in which they are made.
+// ticks makes the times of changes ascend in the order in which they are made.
 var ticks atomic.Int64
 
 // now returns the time of the next change.
@@ -26,9 +26,9 @@ func now() time.Time {
 // KeyID returns the key id with a number.
 func KeyID(number int) string { return fmt.Sprintf("Key%013d", number) }
 
-// Workspace makes changes of one workspace, each valid at the head that it has
-// now. Making one leaves it as it is; Follow takes it past a change that was
-// committed. A workspace begins with PutMember, which adds its record as well.
+// Workspace makes changes of one workspace. Each change is valid at the workspace's current
+// head. Making a change does not move the head; Follow moves it past a change that was
+// committed. The first change must be PutMember, which also adds the workspace's record.
 type Workspace struct {
 	// ID of the workspace.
 	ID string
@@ -36,13 +36,14 @@ type Workspace struct {
 	Head storage.Head
 }
 
-// NewWorkspace returns a workspace that has no changes yet.
+// NewWorkspace returns a workspace without changes.
 func NewWorkspace(id string) *Workspace { return &Workspace{ID: id} }
 
-// Follow takes the workspace past a change that was committed, which completed its event.
+// Follow moves the head past a change that was committed. Commit has completed the event of
+// the change.
 func (w *Workspace) Follow(change *storage.Change) { w.Head = After(change) }
 
-// After returns the head that a change leaves behind.
+// After returns the head after a change.
 func After(change *storage.Change) storage.Head {
 	encoded, err := storage.Encode(change.Event)
 	if err != nil {
@@ -69,7 +70,7 @@ func (w *Workspace) Change(action storagev1.AuditAction, kind storagev1.FeedKind
 	return &storage.Change{WorkspaceID: w.ID, Expect: w.Head, Event: event, Kind: kind, Subject: subject}
 }
 
-// PutMember adds a member or changes the role of one.
+// PutMember adds a member, or changes the role of one.
 func (w *Workspace) PutMember(memberID, role string) *storage.Change {
 	change := w.Change(storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, storagev1.FeedKind_FEED_KIND_MEMBER, memberID)
 	time := change.Event.GetTime()
@@ -140,7 +141,7 @@ func (w *Workspace) CreateKey(keyID string, requestIDs ...string) *storage.Chang
 	return change
 }
 
-// UpdateKey changes a stored key: edit gets a copy of it.
+// UpdateKey changes a stored key. edit is called with a copy of it.
 func (w *Workspace) UpdateKey(stored *storagev1.KeyRecord, edit func(*storagev1.KeyRecord)) *storage.Change {
 	return w.changeKey(storagev1.AuditAction_AUDIT_ACTION_KEY_UPDATED, stored, edit)
 }
@@ -167,7 +168,7 @@ func (w *Workspace) changeKey(action storagev1.AuditAction, stored *storagev1.Ke
 	return change
 }
 
-// DeleteKey purges keys, one or more, given as they are stored.
+// DeleteKey purges keys. stored are their records as they are stored.
 func (w *Workspace) DeleteKey(stored ...*storagev1.KeyRecord) *storage.Change {
 	change := w.Change(storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.FeedKind_FEED_KIND_PURGE, "")
 	var keyIDs string
@@ -182,8 +183,8 @@ func (w *Workspace) DeleteKey(stored ...*storagev1.KeyRecord) *storage.Change {
 	return change
 }
 
-// ApplyPolicy makes a document the active policy, as the change that follows on a
-// head of the policy.
+// ApplyPolicy returns the change that makes a document the active policy, at a head of the
+// policy.
 func ApplyPolicy(head storage.Head, document string) *storage.Change {
 	policy := &Workspace{Head: head}
 	change := policy.Change(storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED, storagev1.FeedKind_FEED_KIND_POLICY, "")

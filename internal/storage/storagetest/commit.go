@@ -14,23 +14,23 @@ import (
 )
 
 var commitTests = []test{
-	{"FirstChangeHasZeroHead", testFirstChange},
-	{"HeadConflict", testHeadConflict},
-	{"AbsentKeyID", testAbsentKeyID},
-	{"AbsentKeyIDAtOnce", testAbsentKeyIDAtOnce},
-	{"AbsentRequestID", testAbsentRequestID},
+	{"FirstChangeExpectsTheZeroHead", testFirstChange},
+	{"AnotherHeadIsAConflict", testHeadConflict},
+	{"KeyIDsAreUniqueAcrossWorkspaces", testAbsentKeyID},
+	{"ConcurrentCreationsOfAKeyIDCreateOneKey", testAbsentKeyIDAtOnce},
+	{"RequestIDsAreUniqueWithinAWorkspace", testAbsentRequestID},
 	{"RefusedChangeReservesNothing", testRefusedReservesNothing},
-	{"InvalidChange", testInvalidChange},
-	{"Operations", testOperations},
-	{"Bytes", testBytes},
+	{"InvalidChangesAreRefused", testInvalidChange},
+	{"MaxOperationsBoundsAChange", testOperations},
+	{"MaxChangeBytesBoundsAChange", testBytes},
 	{"PolicyHasItsOwnHead", testPolicyHead},
-	{"DeleteAndAddAgain", testDeleteAndAddAgain},
+	{"DeletedRecordsCanBeAddedAgain", testDeleteAndAddAgain},
 	{"ConflictNamesTheRevisionToWaitFor", testConflictRevision},
 	{"PolicyHeadIsCompared", testExpectPolicy},
 }
 
-// conflict makes a change that must be refused for a head, and returns the revision to
-// wait for.
+// conflict commits a change that must be refused because of a head, and returns the
+// revision to wait for.
 func (s *suite) conflict(change *storage.Change) int64 {
 	s.Helper()
 	_, err := s.store.Commit(s.ctx, change)
@@ -47,7 +47,7 @@ func testConflictRevision(s *suite) {
 	stale := *workspace
 	change := workspace.CreateKey(KeyID(1))
 	revision := s.do(workspace, change)
-	s.begin("other") // newer, and of no concern
+	s.begin("other") // newer, but of another workspace
 	if got := s.conflict(stale.CreateKey(KeyID(2))); got != revision {
 		s.Errorf("ConflictError.Revision = %d, want %d: that of the workspace's newest change", got, revision)
 	}
@@ -124,7 +124,7 @@ func testAbsentKeyID(s *suite) {
 	key := s.create(workspace, KeyID(1))
 	s.exists(workspace.CreateKey(KeyID(1)), storage.ExistsError{KeyID: KeyID(1)})
 	s.exists(other.CreateKey(KeyID(1)), storage.ExistsError{KeyID: KeyID(1)})
-	// Of several that must be absent, one that is there is enough.
+	// One existing id is enough to refuse a change with several absent ones.
 	change := workspace.CreateKey(KeyID(2))
 	change.AbsentKeyIDs = append(change.AbsentKeyIDs, KeyID(1))
 	s.exists(change, storage.ExistsError{KeyID: KeyID(1)})
@@ -135,15 +135,15 @@ func testAbsentKeyID(s *suite) {
 	s.exists(workspace.CreateKey(KeyID(1)), storage.ExistsError{KeyID: KeyID(1)})
 }
 
-// testAbsentKeyIDAtOnce lets many workspaces, whose changes may share a transaction,
-// create the same key.
+// testAbsentKeyIDAtOnce creates the same key in many workspaces at the same time. The
+// changes may share a transaction.
 func testAbsentKeyIDAtOnce(s *suite) {
 	const workspaces, rounds = 16, 20
 	all := make([]*Workspace, workspaces)
 	for index := range all {
 		all[index] = s.begin(fmt.Sprintf("w%d", index))
 	}
-	// Another workspace keeps the store busy, so that the changes wait for each other.
+	// Another workspace keeps the store busy, so that changes have to wait.
 	noise, ended := s.begin("noise"), make(chan struct{})
 	var busy sync.WaitGroup
 	busy.Go(func() {
@@ -196,12 +196,12 @@ func testAbsentKeyIDAtOnce(s *suite) {
 func testAbsentRequestID(s *suite) {
 	workspace, other := s.begin("w"), s.begin("other")
 	key := s.create(workspace, KeyID(1), "request 1", "request 2")
-	s.create(other, KeyID(2), "request 1") // another workspace's are its own
+	s.create(other, KeyID(2), "request 1") // request ids are unique within a workspace only
 	used := storage.ExistsError{RequestID: "request 2", KeyID: KeyID(1)}
 	s.exists(workspace.CreateKey(KeyID(3), "request 2"), used)
 	s.exists(workspace.CreateKey(KeyID(3), "new", "request 2"), used)
 
-	// A key gets another one, as a rotation does.
+	// A key gets another request id, as in a rotation.
 	change := workspace.UpdateKey(key, func(key *storagev1.KeyRecord) { key.RequestIds = append(key.RequestIds, "request 3") })
 	change.AbsentRequestIDs = []string{"request 3"}
 	s.do(workspace, change)
@@ -214,7 +214,7 @@ func testAbsentRequestID(s *suite) {
 	s.reopen()
 	s.exists(workspace.CreateKey(KeyID(3), "request 3"), storage.ExistsError{RequestID: "request 3", KeyID: KeyID(1)})
 
-	// What a key no longer has is free again, also before the store is reopened.
+	// A request id that a key no longer has is free again, without reopening the store.
 	change = workspace.UpdateKey(key, func(key *storagev1.KeyRecord) { key.RequestIds = key.RequestIds[1:] })
 	s.do(workspace, change)
 	s.findRequest("w", "request 1", "")
@@ -222,7 +222,7 @@ func testAbsentRequestID(s *suite) {
 	s.create(workspace, KeyID(4), "request 1")
 	s.exists(workspace.CreateKey(KeyID(3), "request 2"), used)
 
-	// So is what a deleted one had.
+	// So are the request ids of a deleted key.
 	s.do(workspace, workspace.DeleteKey(change.PutKeys[0]))
 	s.findRequest("w", "request 3", "")
 	s.create(workspace, KeyID(5), "request 2", "request 3")
@@ -230,7 +230,8 @@ func testAbsentRequestID(s *suite) {
 	s.findRequest("w", "request 1", KeyID(4))
 }
 
-// findRequest looks for a request id; no key id means that it must not be there.
+// findRequest looks for a request id. An empty key id means that the request id must not
+// exist.
 func (s *suite) findRequest(workspaceID, requestID, want string) {
 	s.Helper()
 	got, _, err := s.store.FindRequest(s.ctx, workspaceID, requestID)
@@ -239,8 +240,8 @@ func (s *suite) findRequest(workspaceID, requestID, want string) {
 	}
 }
 
-// testRefusedReservesNothing commits, at once, changes that are refused and others
-// that want the same ids.
+// testRefusedReservesNothing commits, at the same time, changes that are refused and
+// changes that need the same ids.
 func testRefusedReservesNothing(s *suite) {
 	const workspaces = 16
 	for round := range 5 {
@@ -403,7 +404,7 @@ func testOperations(s *suite) {
 	all := ListMembers(s, s.store, "w", storage.MaxPage)
 	s.do(workspace, workspace.DeleteMembers(all[1:]...))
 
-	// New keys, and as many request ids as fit.
+	// New keys with as many request ids as fit.
 	change = workspace.CreateKey(KeyID(100))
 	for number := 101; len(change.PutKeys) < most/3; number++ {
 		added := workspace.CreateKey(KeyID(number))
@@ -419,7 +420,7 @@ func testOperations(s *suite) {
 	changed.AbsentKeyIDs = append(slices.Clone(changed.AbsentKeyIDs), KeyID(1000))
 	s.refused(&changed, storage.ErrInvalidChange)
 	s.do(workspace, change)
-	// The event names one key alone, so the others must go before the check.
+	// The event names one key only, so the others must be deleted before the check.
 	for some := range slices.Chunk(change.PutKeys, 20) {
 		s.do(workspace, workspace.DeleteKey(some...))
 	}
@@ -444,7 +445,7 @@ func testBytes(s *suite) {
 	}
 	s.refused(sized(storage.MaxChangeBytes+1), storage.ErrInvalidChange)
 	s.do(workspace, sized(storage.MaxChangeBytes))
-	// What a change deletes counts as well.
+	// Deleted records count as well.
 	big := s.getKey("w", KeyID(1))
 	s.refused(workspace.DeleteKey(big, s.create(workspace, KeyID(2))), storage.ErrInvalidChange)
 }

@@ -13,14 +13,14 @@ import (
 )
 
 var concurrencyTests = []test{
-	{"OneWorkspace", testOneWorkspace},
-	{"ManyWorkspaces", testManyWorkspaces},
+	{"ChangesOfOneWorkspaceLoseNoUpdate", testOneWorkspace},
+	{"ChangesOfManyWorkspacesDoNotConflict", testManyWorkspaces},
 	{"ReadersSeeWholeChanges", testReadersSeeWholeChanges},
-	{"CancelWhileWaiting", testCancelWhileWaiting},
+	{"CancelledChangesChangeNothing", testCancelWhileWaiting},
 }
 
-// testOneWorkspace lets many callers count in one record. A lost update would show
-// in the count, a gap in the audit events.
+// testOneWorkspace increments a count in one record from many goroutines. A lost update
+// would show in the count, a gap in the audit events.
 func testOneWorkspace(s *suite) {
 	const callers, each = 16, 8
 	workspace := s.begin("w")
@@ -47,7 +47,7 @@ func testOneWorkspace(s *suite) {
 					return
 				}
 				change := at.UpdateKey(stored, rename(strconv.Itoa(count+1)))
-				// The record may be newer than the head, but then the head is stale.
+				// If the record is newer than the head, the head is stale and the change a conflict.
 				revision, err := s.store.Commit(s.ctx, change)
 				switch {
 				case errors.Is(err, storage.ErrConflict):
@@ -75,8 +75,8 @@ func testOneWorkspace(s *suite) {
 	s.Logf("%d conflicts", conflicts.Load())
 }
 
-// testManyWorkspaces lets many callers work, each in a workspace of its own. None of
-// them meets a conflict, and revisions are never given twice.
+// testManyWorkspaces changes many workspaces from a goroutine each. None of them meets a
+// conflict, and no revision is returned twice.
 func testManyWorkspaces(s *suite) {
 	const callers, each = 32, 12
 	var revisions sync.Map
@@ -107,9 +107,9 @@ func testManyWorkspaces(s *suite) {
 	group.Wait()
 }
 
-// testReadersSeeWholeChanges reads while changes are made that each put a key and a
-// member: whoever sees one part of a change sees all of it, and whatever was
-// acknowledged.
+// testReadersSeeWholeChanges reads while changes are made that each put a key and a member.
+// A reader that sees one part of a change sees all of it, and sees every acknowledged
+// change.
 func testReadersSeeWholeChanges(s *suite) {
 	const changes = 60
 	workspace := s.begin("w")
@@ -161,8 +161,8 @@ func (m *Model) key(workspaceID, keyID string) *storagev1.KeyRecord {
 	return m.workspaces[workspaceID].keys[keyID]
 }
 
-// readWhole reads by all ways. Change n has the audit event base+n and is the name
-// of the key and the role of the member.
+// readWhole reads in every way. Change n has the audit event base+n, and n is the name of
+// the key and the role of the member.
 func (s *suite) readWhole(base, acknowledged int64) {
 	var key, member string
 	var head int64
@@ -197,8 +197,8 @@ func (s *suite) readWhole(base, acknowledged int64) {
 	}
 }
 
-// testCancelWhileWaiting cancels changes that may be waiting, or on their way: those
-// that say that they were cancelled have changed nothing.
+// testCancelWhileWaiting cancels changes that may be waiting or being committed. A change
+// that is reported as cancelled has changed nothing.
 func testCancelWhileWaiting(s *suite) {
 	const workspaces, each = 16, 10
 	var group sync.WaitGroup

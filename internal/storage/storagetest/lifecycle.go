@@ -9,8 +9,8 @@ import (
 )
 
 var lifecycleTests = []test{
-	{"Epoch", testEpoch},
-	{"Close", testClose},
+	{"EpochStaysAndDiffersBetweenStores", testEpoch},
+	{"ClosedStoreIsUnavailableAndReopens", testClose},
 	{"CloseEndsWatches", testCloseEndsWatches},
 	{"CloseAnswersCommits", testCloseAnswersCommits},
 }
@@ -80,7 +80,7 @@ func testClose(s *suite) {
 			s.Errorf("%s after Close: %v, want ErrUnavailable", name, err)
 		}
 	}
-	// What came back after Close is open to the next.
+	// After Close has returned, the store can be opened again.
 	s.open()
 	s.unchanged()
 	s.create(workspace, KeyID(2))
@@ -101,8 +101,8 @@ func testCloseEndsWatches(s *suite) {
 	}
 }
 
-// testCloseAnswersCommits closes while changes are made: each is answered, and what
-// was acknowledged is there, and nothing else is.
+// testCloseAnswersCommits closes the store while changes are made. Each change is answered;
+// what was acknowledged is stored, and nothing else is.
 func testCloseAnswersCommits(s *suite) {
 	const workspaces = 16
 	for round := range 3 {

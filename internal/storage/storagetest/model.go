@@ -17,8 +17,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Model is what a store should hold, in plain maps. It may be used by several
-// goroutines.
+// Model is what a store should hold, in plain maps. It may be used by several goroutines.
 type Model struct {
 	mutex      sync.Mutex
 	revision   int64
@@ -41,7 +40,7 @@ type modelWorkspace struct {
 // NewModel returns the model of an empty store.
 func NewModel() *Model { return &Model{workspaces: make(map[string]*modelWorkspace)} }
 
-// Apply takes over a change that was committed.
+// Apply takes over a committed change.
 func (m *Model) Apply(change *storage.Change, revision int64) {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
@@ -85,15 +84,15 @@ func (m *Model) Apply(change *storage.Change, revision int64) {
 	}
 }
 
-// Revision returns that of the newest change.
+// Revision returns the revision of the newest change.
 func (m *Model) Revision() int64 {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
 	return m.revision
 }
 
-// Compare fails the test unless the store holds what the model holds, by each way
-// of reading it.
+// Compare fails the test if the store does not hold what the model holds, by each way of
+// reading it.
 func (m *Model) Compare(t testing.TB, store storage.Store) {
 	t.Helper()
 	m.mutex.Lock()
@@ -154,7 +153,7 @@ func (m *Model) compareLoad(t testing.TB, store storage.Store) {
 	}
 }
 
-// sortLoaded makes a model of what Load visited and checks the order.
+// sortLoaded builds a model of what Load visited, and checks the order.
 func (m *Model) sortLoaded(t testing.TB, items []storage.Item) *Model {
 	t.Helper()
 	loaded := NewModel()
@@ -175,7 +174,7 @@ func (m *Model) sortLoaded(t testing.TB, items []storage.Item) *Model {
 		case item.Key != nil:
 			id, kind = item.Key.GetWorkspaceId(), 5
 		case item.Usage != nil:
-			continue // see the tests of usage
+			continue // the tests of usage check these
 		default:
 			t.Errorf("Load: damaged %+v", item.Damaged)
 			continue
@@ -281,8 +280,8 @@ func (m *Model) compareEvents(t testing.TB, store storage.Store, id string, work
 	}
 }
 
-// compareAll compares the list of all workspaces' keys. Across workspaces the order
-// is as good as the backend can tell; within one it is exact.
+// compareAll compares the list of all workspaces' keys. The order within a workspace is
+// exact. The order across workspaces is as exact as the backend can make it.
 func compareAll(t testing.TB, store storage.Store, want []*storagev1.KeyRecord) {
 	t.Helper()
 	got := ListKeys(t, store, "", 7)
@@ -381,8 +380,8 @@ func allPages[R any](t testing.TB, limit int, read func(cursor string) ([]R, str
 	}
 }
 
-// Check shows a store to a storage.Checker, as far as the interface gives it, and
-// fails the test if there are problems. Nobody may change the store meanwhile.
+// Check passes a store to a storage.Checker, as far as the interface shows it, and fails
+// the test if there are problems. Nothing may change the store meanwhile.
 func Check(t testing.TB, store storage.Store) {
 	t.Helper()
 	checker := &storage.Checker{}

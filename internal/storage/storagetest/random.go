@@ -12,7 +12,7 @@ import (
 )
 
 var modelTests = []test{
-	{"Random", testRandom},
+	{"RandomChangesMatchTheModel", testRandom},
 }
 
 // Settings of the random test, for longer campaigns and to repeat a failure:
@@ -37,8 +37,8 @@ func (s *suite) setting(name string, otherwise int) int {
 	return number
 }
 
-// testRandom makes random changes, good and bad, reopens the store now and then,
-// and compares it with the model.
+// testRandom makes random valid and invalid changes, reopens the store now and then, and
+// compares it with the model.
 func testRandom(s *suite) {
 	operations := s.setting(operationsVariable, 600)
 	seed := s.setting(seedVariable, 1)
@@ -46,7 +46,7 @@ func testRandom(s *suite) {
 	s.ctx = live(s.T)
 	r := &randomizer{
 		suite:  s,
-		random: rand.New(rand.NewPCG(uint64(seed), 0)), //nolint:gosec // to be repeated, not to be secret
+		random: rand.New(rand.NewPCG(uint64(seed), 0)),
 	}
 	for index := range 5 {
 		r.workspaces = append(r.workspaces, NewWorkspace(fmt.Sprintf("w%d", index)))
@@ -131,7 +131,7 @@ func (r *randomizer) step(number int) {
 	}
 }
 
-// createKey adds a key with a request id out of few, which may be used.
+// createKey adds a key with one of a few request ids, which may have been used.
 func (r *randomizer) createKey(workspace *Workspace) {
 	r.Helper()
 	r.keys++

@@ -14,18 +14,18 @@ import (
 )
 
 var readTests = []test{
-	{"Empty", testEmpty},
-	{"Everything", testEverything},
-	{"LoadEndsWithVisit", testLoadEndsWithVisit},
-	{"KeyPages", testKeyPages},
-	{"MemberPages", testMemberPages},
-	{"AuditPages", testAuditPages},
-	{"Limits", testLimits},
+	{"EmptyStoreHasNothing", testEmpty},
+	{"EveryKindOfChangeIsRead", testEverything},
+	{"ErrorOfVisitEndsLoad", testLoadEndsWithVisit},
+	{"KeyPagesAreNewestFirstAndComplete", testKeyPages},
+	{"MemberPagesAreByAscendingID", testMemberPages},
+	{"AuditPagesAreNewestFirst", testAuditPages},
+	{"LimitsAreBounded", testLimits},
 	{"PagesEndBeforeTheyAreTooLarge", testPageBytes},
-	{"InvalidCursors", testInvalidCursors},
-	{"NotOfThisWorkspace", testNotOfThisWorkspace},
+	{"InventedCursorsGiveNothingForeign", testInvalidCursors},
+	{"RecordsOfOtherWorkspacesAreNotFound", testNotOfThisWorkspace},
 	{"RecordsAreNotAliased", testNotAliased},
-	{"ContextEndedBefore", testContextEnded},
+	{"EndedContextEndsEveryCall", testContextEnded},
 }
 
 func testEmpty(s *suite) {
@@ -59,7 +59,8 @@ func testEmpty(s *suite) {
 	s.findRequest("w", "request", "")
 }
 
-// testEverything commits one change of each kind and compares after each.
+// testEverything commits one change of each kind and compares the store with the model
+// after each.
 func testEverything(s *suite) {
 	workspace, other := s.begin("w"), NewWorkspace("other")
 	policy := ApplyPolicy(storage.Head{}, "policy")
@@ -121,8 +122,8 @@ func testKeyPages(s *suite) {
 			s.Errorf("ListKeys of all by %d: %d keys, want %d", limit, len(got), 2*keys)
 		}
 	}
-	// Between pages, keys come and go and change: what was there all the time is given
-	// once, what came is not given, and what was deleted is not, or was.
+	// Between pages, keys are added, changed and deleted. A key that exists all the time is
+	// returned once, a new key is not returned, and a deleted one is not returned afterwards.
 	for _, asked := range []string{"w", ""} {
 		var got []string
 		query := storage.Query{WorkspaceID: asked, Limit: 4}
@@ -166,7 +167,7 @@ func keyIDs(keys []*storagev1.KeyRecord) []string {
 }
 
 func testMemberPages(s *suite) {
-	// Ids that begin alike, and in an order that is not that of putting.
+	// Ids with common prefixes, put in an order other than theirs.
 	ids := []string{"m", "m.", "m-1", "m0", "m00", "a", "z", "M", "m:x", "m@example.com", "member"}
 	for _, workspaceID := range []string{"w", "w.", "w0", "w-", "x"} {
 		workspace := NewWorkspace(workspaceID)
@@ -212,7 +213,7 @@ func testAuditPages(s *suite) {
 			}
 		}
 	}
-	// A cursor stays where it is when events are added.
+	// A cursor keeps its position when events are added.
 	page, err := s.store.ListAuditEvents(s.ctx, storage.Query{WorkspaceID: "w", Limit: 3})
 	if err != nil || len(page.Events) != 3 || page.Revision != s.model.Revision() {
 		s.Fatalf("ListAuditEvents: %+v, %v", page, err)
@@ -227,8 +228,8 @@ func testAuditPages(s *suite) {
 	}
 }
 
-// testPageBytes reads records of very different sizes by bytes: a page ends before it is
-// larger than was asked, has one record at least, and none is left out.
+// testPageBytes reads records of very different sizes, bounded by bytes. A page is not
+// larger than the bound, has at least one record, and none is left out.
 func testPageBytes(s *suite) {
 	const records, large = 40, 100 << 10
 	workspace, other := s.begin("w"), s.begin("other")
@@ -264,7 +265,7 @@ func testPageBytes(s *suite) {
 		if got := keyIDs(keys); !slices.Equal(got, want) {
 			s.Errorf("ListKeys by %d bytes: %v, want %v", most, got, want)
 		}
-		// A page is not much smaller than it may be, either.
+		// A page is not much smaller than the bound either.
 		if fewest := records * large / 2 / bound; bound >= large && (pages < fewest || pages > 2*fewest+1) || most == 1 && pages != records {
 			s.Errorf("ListKeys by %d bytes: %d pages, want %d to %d", most, pages, fewest, 2*fewest+1)
 		}
@@ -281,7 +282,7 @@ func testPageBytes(s *suite) {
 			sized(s, bound, page.Members)
 			return page.Members, page.Next, err
 		})
-		if len(members) != records+1 { // and the one that the workspace began with
+		if len(members) != records+1 { // and the workspace's first member
 			s.Errorf("ListMembers by %d bytes: %d members", most, len(members))
 		}
 		events := allPages(s, storage.MaxPage, func(cursor string) ([]storage.AuditEvent, string, error) {
@@ -299,7 +300,7 @@ func testPageBytes(s *suite) {
 	}
 }
 
-// sized fails unless the records of a page are within a bound together, or there is one.
+// sized fails if a page has several records and these are larger than a bound together.
 func sized[Record proto.Message](s *suite, bound int, records []Record) {
 	total := 0
 	for _, record := range records {
@@ -336,9 +337,9 @@ func testLimits(s *suite) {
 	}
 }
 
-// testInvalidCursors reads with cursors that were made up, and with those of another
-// list. The answer is ErrInvalidCursor or a page of what was asked for, as some of
-// them may happen to be good; it is never damage, and never another workspace's.
+// testInvalidCursors reads with invented cursors and with cursors of another list. The
+// answer is ErrInvalidCursor or a page of the list that was asked for, because some of them
+// may happen to be valid. It is never damage and never another workspace's page.
 func testInvalidCursors(s *suite) {
 	workspace, other := s.begin("w"), s.begin("other")
 	s.commit(ApplyPolicy(storage.Head{}, "policy"))
@@ -428,7 +429,8 @@ func testNotOfThisWorkspace(s *suite) {
 	s.equal("GetKey of any workspace", s.getKey("", KeyID(1)), key)
 }
 
-// testNotAliased keeps what was read while the store goes on, and beyond.
+// testNotAliased keeps records that it has read while the store changes and after it is
+// closed.
 func testNotAliased(s *suite) {
 	workspace := s.begin("w")
 	for index := range 20 {

@@ -9,7 +9,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Records are the records of one workspace, by kind and name as RecordChange has them.
+// Records are the records of one workspace, by kind and name as in RecordChange.
 type Records map[RecordName]proto.Message
 
 // RecordName names a record of a workspace.
@@ -19,7 +19,7 @@ type RecordName struct {
 }
 
 // Apply makes a change to the records and returns what its audit event must list, in the
-// order policy, workspace, members, keys, puts before deletes.
+// order policy, workspace, members, keys; puts before deletes.
 func (r Records) Apply(change *storage.Change) []*storagev1.RecordChange {
 	var listed []*storagev1.RecordChange
 	put := func(kind storagev1.RecordKind, name string, record proto.Message) {
@@ -53,7 +53,7 @@ func (r Records) Apply(change *storage.Change) []*storagev1.RecordChange {
 	return listed
 }
 
-// hashOf returns the hash of a record's payload; nil of no record.
+// hashOf returns the hash of a record's payload; nil if there is no record.
 func hashOf(record proto.Message) []byte {
 	if record == nil {
 		return nil

@@ -1,10 +1,10 @@
-// Package storagetest is what every storage.Store must pass: backends, and wrappers
-// around one. It covers the promises that the interface makes, sentence by
-// sentence, and knows nothing of any backend; what one backend promises beyond
-// them is tested beside it, or in the hooks of Backend. No promise can be skipped.
+// Package storagetest is the suite that every storage.Store must pass: backends, and
+// wrappers around one. It covers the promises of package storage sentence by sentence, and
+// knows no backend. What a backend promises in addition is tested in its own package, or
+// with the hooks of Backend. No promise can be skipped.
 //
-// The package also has what such tests are made of: changes that are valid
-// (Workspace), a model to compare with (Model), and Check.
+// The package also exports the parts of such tests: valid changes (Workspace), a model to
+// compare with (Model), and Check.
 package storagetest
 
 import (
@@ -21,18 +21,18 @@ import (
 
 // Backend is the store of one test.
 type Backend struct {
-	// Open opens it, for the first time and again after it was closed: then it holds
-	// what it held.
+	// Open opens the store, for the first time and again after it was closed. Then the store
+	// holds what it held before.
 	Open func(t testing.TB) storage.Store
-	// Check fails the test if what is stored is not sound, by means of the backend's
-	// own. It runs at the end of every test, when the store is closed. May be nil.
+	// Check fails the test if the backend's own check finds a problem in what is stored. It
+	// runs at the end of every test, when the store is closed. May be nil.
 	Check func(t testing.TB)
 }
 
-// Factory returns a new backend, with an empty store, for one test.
+// Factory returns a new backend with an empty store.
 type Factory func(t testing.TB) Backend
 
-// patience is how long anything may take that does not depend on the test.
+// patience is the max duration of everything that does not depend on the test.
 const patience = 30 * time.Second
 
 // Run runs the whole suite.
@@ -64,14 +64,13 @@ func Run(t *testing.T, factory Factory) {
 	}
 }
 
-// test is one test of the suite. When it ends, the store must hold what the model
-// holds.
+// test is one test of the suite. At its end the store must hold what the model holds.
 type test struct {
 	name string
 	run  func(s *suite)
 }
 
-// suite is what one test has: a store, and a model of what it should hold.
+// suite is the state of one test: a store, and a model of what the store should hold.
 type suite struct {
 	*testing.T
 
@@ -79,7 +78,7 @@ type suite struct {
 	backend Backend
 	store   storage.Store
 	model   *Model
-	ctx     context.Context //nolint:containedctx // that of one test
+	ctx     context.Context
 }
 
 func newSuite(t *testing.T, factory Factory) *suite {
@@ -106,8 +105,7 @@ func (s *suite) reopen() {
 	s.open()
 }
 
-// finish ends every test: the store, reopened, is sound and holds what the model
-// holds.
+// finish ends every test: the store, reopened, is sound and holds what the model holds.
 func (s *suite) finish() {
 	s.Helper()
 	s.reopen()
@@ -121,7 +119,7 @@ func (s *suite) finish() {
 	}
 }
 
-// commit makes a change that must succeed and returns its revision.
+// commit commits a change that must succeed and returns its revision.
 func (s *suite) commit(change *storage.Change) int64 {
 	s.Helper()
 	before := s.model.Revision()
@@ -136,7 +134,7 @@ func (s *suite) commit(change *storage.Change) int64 {
 	return revision
 }
 
-// do makes a change of a workspace that must succeed.
+// do commits a change of a workspace that must succeed.
 func (s *suite) do(workspace *Workspace, change *storage.Change) int64 {
 	s.Helper()
 	revision := s.commit(change)
@@ -160,8 +158,7 @@ func (s *suite) create(workspace *Workspace, keyID string, requestIDs ...string)
 	return change.PutKeys[0]
 }
 
-// refused makes a change that must fail with an error that is wanted, and must
-// change nothing.
+// refused commits a change that must fail with a wanted error and change nothing.
 func (s *suite) refused(change *storage.Change, want error) {
 	s.Helper()
 	if _, err := s.store.Commit(s.ctx, change); !errors.Is(err, want) {
@@ -170,7 +167,7 @@ func (s *suite) refused(change *storage.Change, want error) {
 	s.unchanged()
 }
 
-// exists makes a change that must fail because a key or request id is there.
+// exists commits a change that must fail because a key id or request id exists.
 func (s *suite) exists(change *storage.Change, want storage.ExistsError) {
 	s.Helper()
 	_, err := s.store.Commit(s.ctx, change)
@@ -183,7 +180,7 @@ func (s *suite) exists(change *storage.Change, want storage.ExistsError) {
 	s.unchanged()
 }
 
-// unchanged fails the test unless the store's revision is the model's.
+// unchanged fails the test if the store's revision is not the model's.
 func (s *suite) unchanged() {
 	s.Helper()
 	position, err := s.store.Load(s.ctx, func(storage.Item) error { return nil })
@@ -192,7 +189,7 @@ func (s *suite) unchanged() {
 	}
 }
 
-// getKey reads a key that must be there.
+// getKey reads a key that must exist.
 func (s *suite) getKey(workspaceID, keyID string) *storagev1.KeyRecord {
 	s.Helper()
 	key, _, err := s.store.GetKey(s.ctx, workspaceID, keyID)

@@ -12,13 +12,14 @@ import (
 )
 
 var usageTests = []test{
-	{"Latest", testLatestUse},
-	{"ManyKeys", testUseOfManyKeys},
-	{"OutsideOfRevisions", testUsageOutside},
-	{"GoesWithTheKey", testUsageGoes},
+	{"LatestUseStays", testLatestUse},
+	{"ManyUsesAreRecordedAtOnce", testUseOfManyKeys},
+	{"UsesAreOutsideOfRevisionsAndWatch", testUsageOutside},
+	{"UseIsDeletedWithItsKey", testUsageGoes},
 }
 
-// wantUses fails the test unless Load gives these last uses, each after its key.
+// wantUses fails the test if Load does not visit exactly these last uses, each after its
+// key.
 func (s *suite) wantUses(want map[string]time.Time) {
 	s.Helper()
 	keys, got := make(map[string]bool), make(map[string]time.Time)
@@ -60,7 +61,7 @@ func testLatestUse(s *suite) {
 	later := at.Add(time.Nanosecond)
 	s.use(storage.Usage{KeyID: KeyID(1), Time: later}, storage.Usage{KeyID: KeyID(1), Time: at})
 	s.wantUses(map[string]time.Time{KeyID(1): later})
-	// Keys that are not there, and what cannot be one, are passed over.
+	// Keys that do not exist, and invalid key ids, are skipped.
 	s.use(
 		storage.Usage{KeyID: KeyID(3), Time: at}, storage.Usage{Time: at}, storage.Usage{KeyID: "short", Time: at},
 		storage.Usage{KeyID: strings.Repeat("x", 70000), Time: at}, storage.Usage{KeyID: "a\x00b", Time: at},
@@ -70,8 +71,8 @@ func testLatestUse(s *suite) {
 	s.wantUses(map[string]time.Time{KeyID(1): later, KeyID(2): at})
 }
 
-// testUseOfManyKeys records more uses than one transaction may hold, from many
-// callers at once, in all orders.
+// testUseOfManyKeys records more uses than one transaction may have, from many goroutines
+// at the same time, in different orders.
 func testUseOfManyKeys(s *suite) {
 	const keys, callers = 260, 4
 	at := now()
@@ -133,7 +134,7 @@ func testUsageGoes(s *suite) {
 	s.use(storage.Usage{KeyID: KeyID(2), Time: at})
 	want := map[string]time.Time{KeyID(0): at, KeyID(1): at}
 	s.wantUses(want)
-	// A key that is added again begins anew.
+	// A key that is added again has no last use.
 	s.create(workspace, KeyID(2))
 	s.wantUses(want)
 }

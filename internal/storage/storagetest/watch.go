@@ -12,16 +12,16 @@ import (
 )
 
 var watchTests = []test{
-	{"Order", testWatchOrder},
-	{"Content", testWatchContent},
-	{"Cancel", testWatchCancel},
-	{"Gap", testWatchGap},
-	{"LoadThenWatch", testLoadThenWatch},
-	{"ManyChanges", testWatchManyChanges},
-	{"ListFeed", testListFeed},
+	{"YieldsRevisionsInOrder", testWatchOrder},
+	{"YieldsWhatChangesPutAndDelete", testWatchContent},
+	{"EndsWithItsContext", testWatchCancel},
+	{"UnreachableRevisionIsErrGap", testWatchGap},
+	{"ContinuesLoadWithoutGap", testLoadThenWatch},
+	{"YieldsAllChangesOrErrGap", testWatchManyChanges},
+	{"ListFeedReturnsTheNewestEntries", testListFeed},
 }
 
-// watcher follows a store in a goroutine.
+// watcher watches a store in a goroutine.
 type watcher struct {
 	*suite
 
@@ -106,7 +106,7 @@ func testWatchOrder(s *suite) {
 			}
 		}
 	}
-	// All of them see what comes.
+	// All watchers see the next change.
 	revision := s.do(other, other.UpdateKey(middle, rename("new")))
 	for _, w := range []*watcher{fromStart, fromMiddle, also} {
 		if change := w.next(); change.Revision != revision {
@@ -153,7 +153,7 @@ func testWatchContent(s *suite) {
 	}
 }
 
-// putRecords returns the records that a change put, in a fixed order of kinds.
+// putRecords returns the records that a change put, ordered by kind.
 func putRecords(change *storage.Committed) []proto.Message {
 	var policies, workspaces, members, keys []proto.Message
 	for _, item := range change.Put {
@@ -179,7 +179,7 @@ func testWatchCancel(s *suite) {
 	if err := w.end(); !errors.Is(err, context.Canceled) {
 		s.Errorf("Watch ended: %v, want context.Canceled", err)
 	}
-	// Whoever leaves the loop is done, and disturbs nobody.
+	// Leaving the loop ends the watch and does not disturb other watches.
 	stays := s.watch(s.model.Revision())
 	defer stays.cancel()
 	s.create(workspace, KeyID(1))
@@ -206,13 +206,13 @@ func testWatchGap(s *suite) {
 		}
 		w.cancel()
 	}
-	// After reopening, an older revision may be out of reach, and then says so.
+	// After reopening, an older revision may be unreachable. Then the watch ends with ErrGap.
 	s.reopen()
 	s.begin("third")
 	s.followOrGap(0, []string{"w", "other", "third"})
 }
 
-// followOrGap watches after a revision: ErrGap, or every change, of these
+// followOrGap watches after a revision. It expects ErrGap, or every change, of these
 // workspaces.
 func (s *suite) followOrGap(after int64, want []string) {
 	s.Helper()
@@ -233,8 +233,8 @@ func (s *suite) followOrGap(after int64, want []string) {
 	}
 }
 
-// testLoadThenWatch starts as a projection does, again and again, while changes are
-// made: what is loaded and what is watched fit together without a gap.
+// testLoadThenWatch loads and then watches, as a projection does, again and again while
+// changes are made. There is no gap between what is loaded and what is watched.
 func testLoadThenWatch(s *suite) {
 	const workspaces, changes = 4, 25
 	var group sync.WaitGroup
@@ -309,8 +309,8 @@ func testLoadThenWatch(s *suite) {
 	}
 }
 
-// testWatchManyChanges makes more changes than a watcher may lag behind, at once: a
-// watcher that keeps up sees them all, one that does not sees all, or ErrGap.
+// testWatchManyChanges makes more changes at the same time than a watcher may lag behind.
+// Each watcher sees all changes, or gets ErrGap.
 func testWatchManyChanges(s *suite) {
 	const workspaces, changes = 64, 25
 	w := s.watch(0)
@@ -374,8 +374,8 @@ func testWatchManyChanges(s *suite) {
 	}
 }
 
-// testListFeed: what is kept of the change log is what watchers saw, up to the newest
-// change, also after reopening.
+// testListFeed checks that the feed entries that are kept are those that watchers saw, up
+// to the newest change, also after reopening.
 func testListFeed(s *suite) {
 	if records, err := s.store.ListFeed(s.ctx, 10); err != nil || len(records) > 0 {
 		s.Errorf("ListFeed of an empty store: %v, %v", records, err)
@@ -416,7 +416,7 @@ func testListFeed(s *suite) {
 			s.reopen()
 		}
 		for _, limit := range []int{1, 5, len(want), 1000, 1 << 20} {
-			// Nobody else is there, so at least the newest is kept.
+			// Nothing else writes to the store, so at least the newest entry is kept.
 			if got := check(limit); got < 1 {
 				s.Errorf("ListFeed(%d) after reopening %t: nothing", limit, reopened)
 			}

@@ -1,12 +1,12 @@
-// Package disk is a folder of files as an operating system keeps it: what processes
-// see, and what a power cut leaves of it.
+// Package disk models a folder of files as an operating system keeps it: what processes
+// see, and what a power cut leaves.
 //
-// What is written is seen at once and is durable once the file, or for names the
-// folder, was synced. Until then a power cut may keep any of it: of each page of 4 KiB
-// any version since the last sync, or some sectors of one and some of another; of a
-// file's size any since the last sync; of the names a first part, in order, as
-// filesystems with a journal keep them. A sync that fails leaves what it did not write
-// clean: it is seen, and later syncs do not write it either (ext4 and XFS do so).
+// A write is visible at once. It is durable once the file was synced, and a name once the
+// folder was synced. A power cut before that may keep, of each page of 4 KiB, any version
+// since the last sync, or sectors of two versions; of a file's size, any value since the
+// last sync; and of the changes of names, a first part in order, like filesystems with a
+// journal. A failed sync marks the pages that it did not write as clean: they are visible,
+// and later syncs do not write them either. ext4 and XFS work like this.
 package disk
 
 import (
@@ -29,7 +29,7 @@ const (
 // page is the content of a page; nil is zeros. It is never changed, but replaced.
 type page *[PageSize]byte
 
-// Disk is one folder. The zero value is an empty one.
+// Disk is one folder. The zero value is an empty folder.
 type Disk struct {
 	files []*file // by number; a number is never used again
 	names map[string]int
@@ -98,7 +98,7 @@ func (o Op) String() string {
 	}
 }
 
-// Clone returns a copy that changes on its own.
+// Clone returns an independent copy.
 func (d *Disk) Clone() *Disk {
 	clone := &Disk{names: maps.Clone(d.names), durable: maps.Clone(d.durable), changes: slices.Clone(d.changes), clock: d.clock}
 	for _, f := range d.files {
@@ -122,7 +122,7 @@ func (d *Disk) Number(name string) int {
 	return -1
 }
 
-// Files returns how many files there ever were.
+// Files returns how many files have existed so far.
 func (d *Disk) Files() int { return len(d.files) }
 
 // Size returns the size of a file as processes see it.
@@ -165,7 +165,7 @@ func (d *Disk) Apply(op Op) {
 	case Sync:
 		d.files[op.File].sync()
 	case FailedSync:
-		d.files[op.File].failSync(rand.New(rand.NewPCG(op.Seed, 1))) //nolint:gosec // reproducible, no secret
+		d.files[op.File].failSync(rand.New(rand.NewPCG(op.Seed, 1)))
 	}
 }
 
@@ -283,8 +283,8 @@ func (c Cut) String() string {
 	return []string{"nothing", "everything", "some", "older", "header", "body", "single", "all but one"}[c]
 }
 
-// PowerCut returns what is left of the disk, all of it durable. Torn says that pages
-// may be half new and half old, by sectors.
+// PowerCut returns what is left of the disk. All of it is durable. If torn is true, pages
+// may be mixed from two versions, by sectors.
 func (d *Disk) PowerCut(cut Cut, torn bool, random *rand.Rand) *Disk {
 	left := &Disk{names: maps.Clone(d.durable)}
 	if left.names == nil {
@@ -445,11 +445,11 @@ func (d *Disk) Restore(folder string) error {
 }
 
 func (f *file) restore(path string, holes bool) error {
-	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600) //nolint:gosec // the laboratory's own
+	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer out.Close() //nolint:errcheck // what counts is compared
+	defer out.Close()
 	zeros := new([PageSize]byte)
 	for index := range int((f.size + PageSize - 1) / PageSize) {
 		content := zeros
@@ -507,7 +507,7 @@ func (d *Disk) Bytes(number int, offset, length int64) []byte {
 	return content
 }
 
-// Equal says whether processes see the same in two folders.
+// Equal reports whether processes see the same in two folders.
 func (d *Disk) Equal(other *Disk) bool {
 	names := d.Names()
 	if !slices.Equal(names, other.Names()) {
@@ -541,7 +541,7 @@ func (d *Disk) Compare(folder string) error {
 		return fmt.Errorf("the folder holds %q, the record says %q", found, names)
 	}
 	for _, name := range found {
-		content, err := os.ReadFile(filepath.Join(folder, name)) //nolint:gosec // the laboratory's own
+		content, err := os.ReadFile(filepath.Join(folder, name))
 		if err != nil {
 			return err
 		}

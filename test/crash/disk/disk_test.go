@@ -84,8 +84,8 @@ func TestPowerCutKeepsVersions(t *testing.T) {
 	}
 }
 
-// TestTornPages: half of the sectors may be older.
-func TestTornPages(t *testing.T) {
+// TestPowerCutTearsPagesBySector: half of the sectors may be older.
+func TestPowerCutTearsPagesBySector(t *testing.T) {
 	d := made()
 	d.Apply(disk.Op{Kind: disk.Write, Data: bytes.Repeat([]byte("c"), disk.PageSize)})
 	random, mixed := rand.New(rand.NewPCG(1, 1)), false
@@ -103,9 +103,9 @@ func TestTornPages(t *testing.T) {
 	}
 }
 
-// TestFailedSyncForgets: what a failed sync did not write, a later one does not either,
+// TestFailedSyncDropsWhatItDidNotWrite: what a failed sync did not write, a later one does not either,
 // though processes see it.
-func TestFailedSyncForgets(t *testing.T) {
+func TestFailedSyncDropsWhatItDidNotWrite(t *testing.T) {
 	lost := false
 	for seed := range uint64(50) {
 		d := made()
@@ -130,8 +130,8 @@ func TestFailedSyncForgets(t *testing.T) {
 	}
 }
 
-// TestSizesAndNames: a size or a name that was not synced may be lost, in order.
-func TestSizesAndNames(t *testing.T) {
+// TestUnsyncedSizesAndNamesAreLostInOrder: a size or a name that was not synced may be lost, in order.
+func TestUnsyncedSizesAndNamesAreLostInOrder(t *testing.T) {
 	d := made()
 	d.Apply(disk.Op{Kind: disk.Resize, Size: 3 * disk.PageSize})
 	d.Apply(disk.Op{Kind: disk.Create, Name: "other"})
@@ -151,8 +151,8 @@ func TestSizesAndNames(t *testing.T) {
 	}
 }
 
-// TestRestore writes a disk to a real folder, and notices what is not in the record.
-func TestRestore(t *testing.T) {
+// TestRestoreAndCompareSeeEveryDifference writes a disk to a real folder, and notices what is not in the record.
+func TestRestoreAndCompareSeeEveryDifference(t *testing.T) {
 	d := made()
 	d.Apply(disk.Op{Kind: disk.Link, Name: "file", NewName: "link"})
 	d.Apply(disk.Op{Kind: disk.Resize, Size: disk.PageSize + 100})

@@ -11,9 +11,9 @@ import (
 	"github.com/scribe-mail/keysvc/test/crash/disk"
 )
 
-// This file is about records that become older ones, with a good checksum, under a running
-// process: in the pages that bbolt has mapped. What the process decides is in its memory
-// and stays as it was; but what it reads there in order to change it must not become truth.
+// This file replaces records by older ones, with a right checksum, in the pages that bbolt
+// has mapped in a running process. Decisions come from the memory of the process and do not
+// change. A record that is read in order to change it must not become true.
 
 // The layout of bbolt's pages: a header, then an entry for each element, which says how far
 // after it its key begins. The value follows the key.
@@ -25,7 +25,7 @@ const (
 	isBucket     = 0x01
 )
 
-// alterations alter a record of a store that is served, and then make honest changes.
+// alterations alters a record of a store that is served, and then makes honest changes.
 func (r *round) alterations() error {
 	l, err := r.first(8+r.random.IntN(30), 0, nil)
 	if err != nil {
@@ -92,7 +92,7 @@ func (r *round) verifyAltered(l *life, index int, left *disk.Disk, change func(c
 			return found("the store does not open: %v", err)
 		}
 		p.follow()
-		content, err := os.ReadFile(file) //nolint:gosec // the laboratory's own
+		content, err := os.ReadFile(file)
 		if err != nil || !change(content) {
 			_ = p.close()
 			return err
@@ -114,7 +114,7 @@ func (r *round) verifyAltered(l *life, index int, left *disk.Disk, change func(c
 		problems, err := examine(folder)
 		named := len(problems) > 0 || err != nil
 		if p, err = start(folder, l.config()); err != nil {
-			return nil //nolint:nilerr // refused at the start: that is right
+			return nil // refused at the start, which is right
 		}
 		different, err := r.judgeDamaged(p, l, index)
 		_ = p.close()
@@ -127,7 +127,7 @@ func (r *round) verifyAltered(l *life, index int, left *disk.Disk, change func(c
 
 // overwrite writes the content of a file that is there, and has that size.
 func overwrite(name string, content []byte) error {
-	file, err := os.OpenFile(name, os.O_RDWR, 0) //nolint:gosec // the laboratory's own
+	file, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
@@ -138,8 +138,8 @@ func overwrite(name string, content []byte) error {
 	return err
 }
 
-// alter gives a record another value wherever a page of a store's file has it, and says
-// whether one had.
+// alter replaces the value of a record in every page of a store's file that has it, and
+// reports whether one had.
 func alter(content, key, from, to []byte) bool {
 	altered := false
 	for start := 0; start+disk.PageSize <= len(content); start += disk.PageSize {
@@ -153,7 +153,7 @@ func alter(content, key, from, to []byte) bool {
 	return altered
 }
 
-// alterPage does so in one page, which may be a bucket's that lies within another.
+// alterPage does the same in one page, which may be the page of an inline bucket.
 func alterPage(page, key, from, to []byte) bool {
 	if len(page) < pageHeader || binary.LittleEndian.Uint16(page[8:]) != leafPage {
 		return false
@@ -184,18 +184,18 @@ func alterPage(page, key, from, to []byte) bool {
 		if end+len(key)+len(to) > len(page) {
 			return altered
 		}
-		binary.LittleEndian.PutUint32(page[at+4:], uint32(end-at)) //nolint:gosec // within a page
+		binary.LittleEndian.PutUint32(page[at+4:], uint32(end-at))
 		place = end + copy(page[end:], page[name[0]:name[1]])
 		copy(page[place:], to)
 	} else {
 		copy(page[place:], to)
 	}
-	binary.LittleEndian.PutUint32(page[at+12:], uint32(len(to))) //nolint:gosec // within a page
+	binary.LittleEndian.PutUint32(page[at+12:], uint32(len(to)))
 	return true
 }
 
-// element returns where key and value of an element lie in a page, each from and to; false
-// if that is nowhere.
+// element returns where key and value of an element are in a page, each from and to. It
+// returns false if they are outside of the page.
 func element(page []byte, entry int) (name, value [2]int, ok bool) {
 	if entry+elementSize > len(page) {
 		return name, value, false

@@ -16,11 +16,11 @@ import (
 // attempt is one change that is tried.
 type attempt struct {
 	what string
-	// call makes it; complete puts into the model what only the answer tells.
+	// call makes the change. complete adds to the model what only the answer contains.
 	call func(ctx context.Context, p *product) (complete func(*model), err error)
 	// effect is what the change does.
 	effect func(*model)
-	// creates says that nothing but a key is new.
+	// creates is whether the change only creates a key.
 	creates bool
 }
 
@@ -34,7 +34,7 @@ type changer struct {
 	noPolicy bool
 }
 
-// changes are all kinds, with how often each comes.
+// changes are all kinds of changes, with their frequencies.
 var changes = []struct {
 	weight int
 	choose func(*changer, *model) *attempt
@@ -52,7 +52,7 @@ var changes = []struct {
 	{4, (*changer).applyPolicy},
 }
 
-// next chooses a change that does something.
+// next chooses a change that has an effect.
 func (c *changer) next(m *model) *attempt {
 	total := 0
 	for _, kind := range changes {

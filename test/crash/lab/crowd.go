@@ -13,11 +13,11 @@ import (
 )
 
 // A crowd changes a store from many goroutines, so that one transaction holds several
-// changes. Each member of it has a workspace of its own; what may be stored of that is
-// known to it alone. Its order differs from run to run, so a seed does not repeat a crowd:
-// the image that is kept must tell.
+// changes. Each goroutine (a hand) has a workspace of its own, and knows what may be stored
+// of it. The order differs from run to run, so a seed does not repeat a crowd. The image of
+// a finding is kept instead.
 
-// hand is one of the crowd.
+// hand is one goroutine of the crowd.
 type hand struct {
 	changer *changer
 	states  []*model
@@ -29,8 +29,8 @@ func (h *hand) note(l *life, what string, allowed ...int) {
 	h.events = append(h.events, event{l.rec.at(), allowed, what})
 }
 
-// allowed are the states that may be stored after a number of operations; none before the
-// hand has begun.
+// allowed returns the states that may be stored after a number of operations; none before
+// the hand has begun.
 func (h *hand) allowed(at int) []int {
 	var allowed []int
 	for _, event := range h.events {
@@ -76,7 +76,7 @@ func (h *hand) work(l *life, count int) error {
 	return nil
 }
 
-// fits says which of the allowed states the store shows; an error if none.
+// fits returns the allowed state that the store shows, or an error if there is none.
 func (h *hand) fits(p *product, allowed []int) (int, error) {
 	var problem error
 	for _, index := range allowed {
@@ -87,7 +87,7 @@ func (h *hand) fits(p *product, allowed []int) (int, error) {
 	return 0, problem
 }
 
-// crowds makes images of a store that a crowd was changing.
+// crowds makes images of a store while a crowd changes it.
 func (r *round) crowds() error {
 	l := newLife(r.random.Uint64(), 0)
 	if err := l.begin(r.path(), nil); err != nil {
@@ -98,7 +98,7 @@ func (r *round) crowds() error {
 	failures := make([]error, len(hands))
 	var working sync.WaitGroup
 	for number := range hands {
-		random := rand.New(rand.NewPCG(r.random.Uint64(), 0)) //nolint:gosec // reproducible, no secret
+		random := rand.New(rand.NewPCG(r.random.Uint64(), 0))
 		m := &model{policy: true}
 		for member := range 3 {
 			m.members = append(m.members, memberModel{workspace: fmt.Sprintf("own-%d", number), id: fmt.Sprintf("m%d", member)})
@@ -141,7 +141,7 @@ func (r *round) crowds() error {
 // verifyCrowd compares an image with what each hand knows.
 func (r *round) verifyCrowd(l *life, hands []*hand, at int, image *disk.Disk) error {
 	if len(l.allowed(at)) > 1 || l.states[l.allowed(at)[0]].absent || !l.states[l.allowed(at)[0]].model.policy {
-		return nil // before the crowd began: other kinds are about that
+		return nil // before the crowd began, which other kinds cover
 	}
 	return r.withFile(image, func(folder, file string) error {
 		quiet := &recorder{folder: folder, quiet: true}

@@ -18,15 +18,16 @@ import (
 	"github.com/scribe-mail/keysvc/test/crash/disk"
 )
 
-// This file is about disks that do what they should not, one thing at a time, to a store
-// that was quiet: everything was acknowledged and synced. Then nothing may be allowed
-// that should not be, and what changes an answer must be found.
+// This file damages a quiet store, one thing at a time: everything was acknowledged and
+// synced. After that nothing may be ALLOWED that should not be, and a damage that changes
+// an answer must be detected.
 
-// damage changes the folder of a quiet store, as it was after at operations of a life, and
-// says what it did; empty if there was nothing to do. What it returns may be a new disk.
+// damage changes the folder of a quiet store, as it was after at operations of a life. It
+// returns the folder, which may be a new disk, and what it did; an empty text if there was
+// nothing to do.
 type damage func(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, error)
 
-// damages returns the kind that does a damage to many images.
+// damages returns the kind that applies a damage to many images.
 func damages(do damage) func(*round) error {
 	return func(r *round) error {
 		l, err := r.first(8+r.random.IntN(30), 0, nil)
@@ -54,8 +55,8 @@ func damages(do damage) func(*round) error {
 	}
 }
 
-// quiet returns the moments of a life at which nothing was under way and a policy was in
-// force.
+// quiet returns the moments of a life at which no change was in progress and a policy was
+// active.
 func (l *life) quiet() []int {
 	var moments []int
 	for index, event := range l.events {
@@ -70,7 +71,7 @@ func (l *life) quiet() []int {
 	return moments
 }
 
-// target chooses a file of those that there are: mostly the store's.
+// target chooses one of the existing files, mostly the store's.
 func (r *round) target(d *disk.Disk) int {
 	names := d.Names()
 	if r.random.IntN(4) > 0 {
@@ -79,7 +80,7 @@ func (r *round) target(d *disk.Disk) int {
 	return d.Number(names[r.random.IntN(len(names))])
 }
 
-// part chooses a part of a write: all of it, or a page, or a sector.
+// part chooses a part of a write: all of it, a page, or a sector.
 func (r *round) part(op disk.Op) (start, end int64) {
 	end = int64(len(op.Data))
 	unit := []int64{end, disk.PageSize, disk.SectorSize}[r.random.IntN(3)]
@@ -101,14 +102,14 @@ func (l *life) writes(number, at int) []int {
 	return found
 }
 
-// swallow leaves out one write, or a part of it, though the disk said that it was done.
+// swallow leaves out one write, or a part of it, that the disk reported as done.
 func swallow(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, error) {
 	number := r.target(left)
 	writes := l.writes(number, at)
 	if len(writes) == 0 {
 		return nil, "", nil
 	}
-	// The newest ones matter most: others are written over.
+	// The newest writes matter most, because older ones are overwritten.
 	index := writes[len(writes)-1-min(r.random.IntN(len(writes)), r.random.IntN(len(writes)))]
 	start, end := r.part(l.log[index])
 	now := l.base.Clone()
@@ -125,7 +126,7 @@ func swallow(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, er
 	return now.PowerCut(disk.Everything, false, r.random), what, nil
 }
 
-// misplace writes to another page than it should have.
+// misplace writes to a wrong page.
 func misplace(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, error) {
 	number := r.target(left)
 	writes := l.writes(number, at)
@@ -145,7 +146,7 @@ func misplace(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, e
 	return now.PowerCut(disk.Everything, false, r.random), what, nil
 }
 
-// stale puts back a page or a sector as it was before.
+// stale restores an earlier version of a page or a sector.
 func stale(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, error) {
 	number := r.target(left)
 	writes := l.writes(number, at)
@@ -171,7 +172,7 @@ func flip(r *round, _ *life, _ int, left *disk.Disk) (*disk.Disk, string, error)
 	return left, fmt.Sprintf("byte %d of %s was changed", offset, storeFile), nil
 }
 
-// putBack gives one record the value that it had before, or takes away one that had none.
+// putBack restores the previous value of one record, or removes a record that had none.
 func putBack(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, error) {
 	quiet := l.quiet()
 	before := quiet[r.random.IntN(slices.Index(quiet, at)+1)]
@@ -210,13 +211,13 @@ func putBack(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, er
 	return changed, fmt.Sprintf("record %q was put back as it was after operation %d", chosen, before), err
 }
 
-// withFile calls use with the folder of a disk that holds nothing but the store.
+// withFile calls use with a folder that holds nothing but the store of a disk.
 func (r *round) withFile(d *disk.Disk, use func(folder, file string) error) error {
 	folder := r.path()
 	if err := os.Mkdir(folder, 0o700); err != nil {
 		return err
 	}
-	defer os.RemoveAll(folder) //nolint:errcheck // a leftover in a folder that goes as a whole
+	defer os.RemoveAll(folder)
 	if err := d.Restore(folder); err != nil {
 		return err
 	}
@@ -225,6 +226,7 @@ func (r *round) withFile(d *disk.Disk, use func(folder, file string) error) erro
 
 // records returns all values of the store, by bucket and name.
 func (r *round) records(d *disk.Disk) (map[string][]byte, error) {
+	// records returns all values of the store, by bucket and name.
 	records := make(map[string][]byte)
 	err := r.withFile(d, func(_, file string) error {
 		database, err := bolt.Open(file, 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
@@ -244,7 +246,7 @@ func (r *round) records(d *disk.Disk) (map[string][]byte, error) {
 	return records, err
 }
 
-// rewrite changes the store's file by a transaction and returns the folder after it.
+// rewrite changes the store's file in a transaction and returns the folder afterwards.
 func (r *round) rewrite(d *disk.Disk, change func(*bolt.Tx) error) (*disk.Disk, error) {
 	after := d.Clone()
 	err := r.withFile(d, func(_, file string) error {
@@ -255,7 +257,7 @@ func (r *round) rewrite(d *disk.Disk, change func(*bolt.Tx) error) (*disk.Disk, 
 		if err := errors.Join(database.Update(change), database.Close()); err != nil {
 			return err
 		}
-		content, err := os.ReadFile(file) //nolint:gosec // the laboratory's own
+		content, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
@@ -278,12 +280,12 @@ func (r *round) verifyDamaged(l *life, index int, damaged *disk.Disk) error {
 		named := len(problems) > 0 || err != nil
 		p, err := start(folder, l.config())
 		if err != nil {
-			return nil //nolint:nilerr // refused at the start: that is right
+			return nil // refused at the start, which is right
 		}
 		p.follow()
 		if err := p.install(); err != nil { // as the server does
 			_ = p.close()
-			return nil //nolint:nilerr // see above
+			return nil
 		}
 		closed := false
 		defer func() {
@@ -319,7 +321,7 @@ func (r *round) verifyDamaged(l *life, index int, damaged *disk.Disk) error {
 	})
 }
 
-// judgeDamaged says whether answers differ from what they were. It fails if something is
+// judgeDamaged reports whether answers differ from what they were. It fails if something is
 // allowed that should not be.
 func (r *round) judgeDamaged(p *product, l *life, index int) (different bool, err error) {
 	m := l.states[index].model
@@ -335,7 +337,7 @@ func (r *round) judgeDamaged(p *product, l *life, index int) (different bool, er
 	return different, nil
 }
 
-// touch makes changes of every key and member that keep what they decide.
+// touch makes changes of every key and member that do not change any decision.
 func (l *life) touch(p *product, index int) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -345,7 +347,7 @@ func (l *life) touch(p *product, index int) {
 		if key.id == "" {
 			continue
 		}
-		// Refusals are as good as changes here.
+		// A refusal is as good as a change here.
 		_, _ = p.UpdateKey(ctx, actor, &keysvcv1.UpdateKeyRequest{
 			Key:        &keysvcv1.Key{WorkspaceId: m.members[key.member].workspace, KeyId: key.id, Name: "touched"},
 			UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"name"}},

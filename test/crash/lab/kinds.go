@@ -15,11 +15,11 @@ import (
 // kind is one kind of crash.
 type kind struct {
 	name string
-	// group is plain, for disks that do what they say, or damage.
+	// group is plain, for disks that work as they should, or damage.
 	group string
-	// weight is its part of all images.
+	// weight is the kind's share of all images.
 	weight int
-	// round makes one history and images of it.
+	// round makes one history of a store, and images of it.
 	round func(r *round) error
 }
 
@@ -35,7 +35,7 @@ var kinds = []kind{
 	{"create", plain, 10, (*round).creations},
 	{"grow", plain, 10, (*round).growth},
 	{"kill", plain, 5, (*round).kills},
-	{"settle", plain, 30, (*round).settlings},
+	{"restart", plain, 30, (*round).restarts},
 	{"recover", plain, 10, (*round).recoveries},
 	{"sync", plain, 10, (*round).failedSyncs},
 	{"call", plain, 5, (*round).failedCalls},
@@ -48,8 +48,8 @@ var kinds = []kind{
 	{"alter", damaged, 4, (*round).alterations},
 }
 
-// choose returns the kinds that a list with commas names, by their own name or their
-// group's; all for an empty list.
+// choose returns the kinds in a list with commas, by their names or their groups; all kinds
+// for an empty list.
 func choose(list string) ([]kind, error) {
 	if list == "" {
 		return kinds, nil
@@ -69,7 +69,7 @@ func choose(list string) ([]kind, error) {
 	return chosen, nil
 }
 
-// round is one history of a store and what is made of it.
+// round is one history of a store, with the images made of it.
 type round struct {
 	kind   string
 	seed   uint64
@@ -131,7 +131,7 @@ func (r *round) report(err error, l *life, image *disk.Disk, where string) error
 	return nil
 }
 
-// cut makes images of a life by power cuts at some moments, the first of them at from.
+// cut makes images of a life by power cuts at some moments. The first moment is from.
 func (r *round) cut(l *life, count, from int) error {
 	moments := make([]int, count)
 	for index := range moments {
@@ -154,8 +154,8 @@ func (r *round) cut(l *life, count, from int) error {
 	return nil
 }
 
-// moment returns a moment of a life at which killing the process is of interest: often
-// between a write and its sync.
+// moment returns an interesting moment for killing the process, often between a write and
+// its sync.
 func (r *round) moment(l *life) int {
 	at := r.random.IntN(len(l.log) + 1)
 	if r.random.IntN(3) == 0 {
@@ -169,8 +169,8 @@ func (r *round) moment(l *life) int {
 	return at
 }
 
-// kill returns the folder as it is when the process is killed at a moment: what it wrote
-// is seen. It may die in the middle of a write.
+// kill returns the folder after the process was killed at a moment. Everything that the
+// process wrote is visible. It may be killed in the middle of a write.
 func (r *round) kill(l *life, at int) *disk.Disk {
 	left := l.walk().to(at)
 	if at < len(l.log) && l.log[at].Kind == disk.Write && r.random.IntN(3) == 0 {
@@ -233,24 +233,24 @@ func (r *round) kills() error {
 	return nil
 }
 
-// settlings kill the process, start another one, and cut the power while that one makes
+// restarts kills the process, starts another one, and cuts the power while that one makes
 // durable what it found.
-func (r *round) settlings() error {
+func (r *round) restarts() error {
 	l, err := r.first(1+r.random.IntN(20), 0, nil)
 	if err != nil {
 		return r.report(err, l, nil, "without a fault")
 	}
 	for range 6 {
-		if err := r.settle(l, r.moment(l), 8, 0); err != nil {
+		if err := r.restart(l, r.moment(l), 8, 0); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// settle kills a process at a moment, and cuts the power in the next one's life; or kills
-// that one, too.
-func (r *round) settle(l *life, at, images, depth int) error {
+// restart kills a process at a moment, and cuts the power during the life of the next
+// process, or kills that one too.
+func (r *round) restart(l *life, at, images, depth int) error {
 	left := r.kill(l, at)
 	next := l.after(at, left, r.random.Uint64())
 	if err := r.live(next, r.random.IntN(3), nil); err != nil {
@@ -258,12 +258,12 @@ func (r *round) settle(l *life, at, images, depth int) error {
 		return r.report(err, next, left, fmt.Sprintf("killed after operation %d of %d", at, len(l.log)))
 	}
 	if depth < 2 && r.random.IntN(4) == 0 {
-		return r.settle(next, r.moment(next), images, depth+1)
+		return r.restart(next, r.moment(next), images, depth+1)
 	}
 	return r.cut(next, images, 0)
 }
 
-// recoveries cut the power, and again while the next process recovers.
+// recoveries cuts the power, and cuts it again while the next process recovers.
 func (r *round) recoveries() error {
 	l, err := r.first(1+r.random.IntN(20), 0, nil)
 	if err != nil {
@@ -287,7 +287,7 @@ func (r *round) recoveries() error {
 	return nil
 }
 
-// failedSyncs let syncs fail; what they did not write is lost, though it is seen.
+// failedSyncs lets syncs fail. What they did not write is lost although it is visible.
 func (r *round) failedSyncs() error {
 	changes := 3 + r.random.IntN(12)
 	failing := &fault{only: "sync", first: 1 + r.random.IntN(2*changes+6), calls: 1 + r.random.IntN(3)*r.random.IntN(2), err: syscall.EIO}
@@ -295,7 +295,8 @@ func (r *round) failedSyncs() error {
 	return r.afterFault(l, failing, err)
 }
 
-// afterFault cuts the power after a fault, and kills the process before that.
+// afterFault cuts the power after a fault, and also kills the process and cuts the power
+// after that.
 func (r *round) afterFault(l *life, failing *fault, err error) error {
 	where := fmt.Sprintf("call %d failed with %v (%s)", failing.first, failing.err, failing.on)
 	if err != nil {
@@ -307,7 +308,7 @@ func (r *round) afterFault(l *life, failing *fault, err error) error {
 		return err
 	}
 	for range 3 {
-		if err := r.settle(l, r.moment(l), 5, 0); err != nil {
+		if err := r.restart(l, r.moment(l), 5, 0); err != nil {
 			return err
 		}
 	}
@@ -320,7 +321,7 @@ func (r *round) afterFault(l *life, failing *fault, err error) error {
 // failures are what calls end with.
 var failures = []syscall.Errno{syscall.EIO, syscall.ENOSPC, syscall.EMFILE, syscall.EACCES}
 
-// failedCalls let the calls of a history fail, one after the other, from round to round.
+// failedCalls lets the calls of a history fail, one call in each round.
 func (r *round) failedCalls() error {
 	changes := 1 + r.random.IntN(8)
 	seed := r.random.Uint64()

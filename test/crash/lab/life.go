@@ -21,17 +21,17 @@ import (
 type state struct {
 	// absent means that there is no store.
 	absent bool
-	// known says that revision and digest are.
+	// known is whether revision and digest are known.
 	known    bool
 	revision int64
 	digest   [32]byte
 	model    *model
-	// creates says that nothing but a key is new since the state before.
+	// creates is whether the only difference from the previous state is a new key.
 	creates bool
 }
 
-// event says what may be stored from a moment of the log on: one state, or several
-// while a change is under way.
+// event is what may be stored from a moment of the log on: one state, or several while a
+// change is in progress.
 type event struct {
 	at      int // how many operations came before
 	allowed []int
@@ -45,14 +45,14 @@ type life struct {
 	dice   dice
 	// base is the folder at the start.
 	base *disk.Disk
-	// states are all that ever were, oldest first, and tokens all that were ever issued,
-	// in this life and those before.
+	// states are all states of the store so far, oldest first, and tokens all tokens issued
+	// so far, in this life and the lives before.
 	states []state
 	tokens []string
 	events []event
-	// log is what was done to the folder; set in the end.
+	// log is what was done to the folder. It is set at the end.
 	log []disk.Op
-	// story are the changes, for a person.
+	// story describes the changes for people.
 	story []string
 
 	changer *changer
@@ -60,9 +60,9 @@ type life struct {
 	folder  string
 	rec     *recorder
 	product *product
-	// settled is the newest revision that may show while a sync is under way, and early one
-	// that did though it is newer.
-	settled, early atomic.Int64
+	// mayShow is the newest revision that may be visible during a sync, and early a newer
+	// revision that was visible.
+	mayShow, early atomic.Int64
 }
 
 // newLife returns the first life of a store.
@@ -74,13 +74,13 @@ func newLife(seed uint64, bulk int) *life {
 
 func (l *life) be(seed uint64, bulk int) {
 	l.seed = seed
-	l.random = rand.New(rand.NewPCG(seed, 7)) //nolint:gosec // reproducible, no secret
+	l.random = rand.New(rand.NewPCG(seed, 7))
 	l.dice = newDice(seed)
-	l.changer = &changer{random: l.random, bulk: bulk, names: int(seed % 1_000_000 * 1000)} //nolint:gosec // small
+	l.changer = &changer{random: l.random, bulk: bulk, names: int(seed % 1_000_000 * 1000)}
 }
 
-// after returns the life of another process that begins with what this one left after a
-// number of operations.
+// after returns the life of another process, which begins with what this process left after
+// a number of operations.
 func (l *life) after(at int, left *disk.Disk, seed uint64) *life {
 	allowed := l.allowed(at)
 	next := &life{
@@ -95,7 +95,7 @@ func (l *life) after(at int, left *disk.Disk, seed uint64) *life {
 	return next
 }
 
-// allowed are the states that may be stored after a number of operations.
+// allowed returns the states that may be stored after a number of operations.
 func (l *life) allowed(at int) []int {
 	var allowed []int
 	for _, event := range l.events {
@@ -115,8 +115,8 @@ func (l *life) note(what string, allowed ...int) {
 
 func (l *life) config() config { return config{now: l.now, random: l.dice} }
 
-// begin starts a process in a new folder. fault, if there is one, fails calls; a start
-// that fails is tried again.
+// begin starts a process in a new folder. fault may be nil; otherwise it fails calls. A
+// start that fails is repeated.
 func (l *life) begin(folder string, fault *fault) error {
 	l.folder = folder
 	if err := os.Mkdir(folder, 0o700); err != nil {
@@ -159,10 +159,11 @@ func (l *life) begin(folder string, fault *fault) error {
 	return l.resolve("started", allowed)
 }
 
-// observe is called while a sync is under way: what it makes durable must not show yet.
+// observe is called during a sync: the change that the sync makes durable must not be
+// visible yet.
 func (l *life) observe() {
 	runtime.Gosched()
-	if shown := l.product.projection.Revision(); shown > l.settled.Load() && l.early.Load() == 0 {
+	if shown := l.product.projection.Revision(); shown > l.mayShow.Load() && l.early.Load() == 0 {
 		l.early.Store(shown)
 	}
 }
@@ -192,21 +193,21 @@ func (l *life) resolve(what string, allowed []int) error {
 	}
 	for _, index := range allowed {
 		if known := &l.states[index]; known.known && !known.absent && known.revision == revision && known.digest == digest {
-			return l.settle(what, index)
+			return l.confirm(what, index)
 		}
 	}
 	for _, index := range allowed {
 		if unknown := &l.states[index]; !unknown.known {
 			unknown.known, unknown.revision, unknown.digest = true, revision, digest
-			return l.settle(what, index)
+			return l.confirm(what, index)
 		}
 	}
 	return found("revision %d is stored, which is none of what was acknowledged (%s)", revision, l.describe(allowed))
 }
 
-// settle notes that a state is stored and shows.
-func (l *life) settle(what string, index int) error {
-	l.settled.Store(l.states[index].revision)
+// confirm notes that a state is durable and visible.
+func (l *life) confirm(what string, index int) error {
+	l.mayShow.Store(l.states[index].revision)
 	l.note(what, index)
 	return l.compare(index)
 }
@@ -297,7 +298,7 @@ func (l *life) change(what *attempt, fault *fault) error {
 		return found("%s: %v", what.what, err)
 	}
 	stored.known = true
-	l.settled.Store(stored.revision)
+	l.mayShow.Store(stored.revision)
 	return l.compare(after)
 }
 
@@ -380,7 +381,7 @@ func (f *fault) strike(_ int, its *call) (int, error) {
 	return f.part, f.err
 }
 
-// count says how often it struck.
+// count returns how often it struck.
 func (f *fault) count() int {
 	if f == nil {
 		return 0
@@ -388,7 +389,7 @@ func (f *fault) count() int {
 	return f.struck
 }
 
-// filled says whether it has struck as a full disk.
+// filled reports whether it has struck as a full disk.
 func (f *fault) filled() bool { return f.count() > 0 && errors.Is(f.err, syscall.ENOSPC) }
 
 // findingError is a broken promise, unlike an error of the laboratory.
@@ -427,7 +428,7 @@ func (l *life) verify(left *disk.Disk, allowed []int, folder string, further boo
 	}
 	quiet := &recorder{folder: folder, quiet: true}
 	recorders.Store(folder, quiet)
-	defer os.RemoveAll(folder) //nolint:errcheck // a leftover in a folder that goes as a whole
+	defer os.RemoveAll(folder)
 	defer quiet.end()
 	if _, err := os.Stat(filepath.Join(folder, storeFile)); errors.Is(err, os.ErrNotExist) {
 		if !l.states[allowed[0]].absent {

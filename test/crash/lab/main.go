@@ -40,7 +40,7 @@ type settings struct {
 
 func run() error {
 	var s settings
-	flag.Uint64Var(&s.seed, "seed", rand.Uint64(), "seed of everything; a fresh one by default") //nolint:gosec // no secret
+	flag.Uint64Var(&s.seed, "seed", rand.Uint64(), "seed of everything; a fresh one by default")
 	flag.IntVar(&s.enough, "images", 100_000, "how many images to open, over all kinds")
 	flag.DurationVar(&s.time, "time", 0, "stop after this time, however many images there were")
 	flag.StringVar(&s.kinds, "kinds", "", "kinds of crashes or groups of them (plain, damage), with commas between; all by default")
@@ -58,7 +58,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(lab.folder) //nolint:errcheck // temporary
+	defer os.RemoveAll(lab.folder)
 	return lab.run()
 }
 
@@ -156,7 +156,7 @@ func (l *lab) work() {
 		hash := fnv.New64a()
 		fmt.Fprintf(hash, "%d %s %d", l.seed, turn.kind.name, turn.number)
 		r := &round{kind: turn.kind.name, seed: hash.Sum64(), number: turn.number, folder: l.folder, keep: l.keepImage}
-		r.random = rand.New(rand.NewPCG(r.seed, 0)) //nolint:gosec // reproducible, no secret
+		r.random = rand.New(rand.NewPCG(r.seed, 0))
 		err := turn.kind.round(r)
 		l.mutex.Lock()
 		l.images[r.kind] += r.images

@@ -5,11 +5,12 @@ import (
 	"slices"
 )
 
-// model is what keysvc should hold. A change makes a new one; the old stays as it is.
+// model is what keysvc should hold. A change returns a new model and leaves the old one as
+// it is.
 type model struct {
 	members []memberModel
 	keys    []keyModel
-	// narrow says that the policy in force takes emails:write from managers.
+	// narrow is whether the active policy takes emails:write from managers.
 	narrow bool
 	policy bool // there is one
 }
@@ -73,7 +74,7 @@ func (m *model) clone() *model {
 	return &clone
 }
 
-// may says whether a role has a scope.
+// may reports whether a role has a scope.
 func (m *model) may(role, scope string) bool {
 	switch role {
 	case "owner", "admin":

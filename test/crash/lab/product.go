@@ -29,8 +29,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// This file is all that knows how keysvc is put together; the wiring of
-// internal/server does the same.
+// Only this file knows how keysvc is put together. It does the same as internal/server.
 
 // storeFile is the name of the store in its folder.
 const storeFile = "keysvc.db"
@@ -110,11 +109,12 @@ func (p *product) close() error {
 	return err
 }
 
-// full says whether an error refuses a change for want of room: then nothing has changed.
+// full reports whether an error refuses a change for lack of disk space. Then nothing has
+// changed.
 func full(err error) bool { return errors.Is(err, storage.ErrFull) }
 
-// up says whether the store serves again after it went down. Before the projection has
-// loaded it nobody else may call Load: then it would count as loaded.
+// up reports whether the store serves again after it went down. Only the projection may
+// call Load until then: a Load by anybody else would end the restriction to Load.
 func (p *product) up() error {
 	if _, _, err := p.store.GetMember(context.Background(), "nobody's", "nobody"); !errors.Is(err, storage.ErrNotFound) {
 		return err
@@ -122,8 +122,8 @@ func (p *product) up() error {
 	return nil
 }
 
-// digest returns the revision of what is stored and a hash of all of it, last-used
-// times aside.
+// digest returns the stored revision, and a hash of all that is stored except last-used
+// times.
 func (p *product) digest() (int64, [32]byte, error) {
 	hash := sha256.New()
 	hash.Write([]byte(p.store.Epoch()))
@@ -162,7 +162,7 @@ func (p *product) digest() (int64, [32]byte, error) {
 // address is where every presenter of a token is.
 var address = netip.MustParseAddr("10.0.0.1")
 
-// decide returns the decision on a token in words.
+// decide returns the decision on a token as text.
 func (p *product) decide(token, scope string) string {
 	answer, err := p.validator.Validate(context.Background(), validation.Question{
 		Token: token, Requirement: decide.Requirement{Scope: scope}, Address: address,
@@ -208,7 +208,7 @@ func anchoredAt(folder string) int64 {
 	return mark.Revision
 }
 
-// dice is a source of randomness that can be repeated.
+// dice is a repeatable source of randomness.
 type dice struct{ *rand.ChaCha8 }
 
 func newDice(seed uint64) dice {

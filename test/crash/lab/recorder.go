@@ -26,7 +26,7 @@ type call struct {
 	flags         int
 }
 
-// recorder sees every call on the files of one folder, in order, and can let one fail.
+// recorder sees every call on the files of one folder, in order, and can let calls fail.
 type recorder struct {
 	folder string
 	// quiet recorders keep nothing; they only spare the real syncs.
@@ -49,7 +49,7 @@ type recorder struct {
 // recorders are those that see something now, by folder.
 var recorders sync.Map
 
-// handle is what a file descriptor stands for.
+// handle is the file of a file descriptor.
 type handle struct {
 	recorder *recorder
 	file     int // its number, -1 for the folder
@@ -126,7 +126,7 @@ func intercept(its *call, do func() (int, error)) (int, error) {
 	return of.recorder.opened(its, of, do)
 }
 
-// fails says how a call ends if it is to fail. mutex is held.
+// fails returns how a call ends if it has to fail. mutex is held.
 func (r *recorder) fails(its *call) (int, error) {
 	r.calls++
 	if r.fault == nil {

@@ -12,9 +12,9 @@ import (
 	"github.com/scribe-mail/keysvc/test/crash/overlay"
 )
 
-// TestOverlayFits lays the seam and every mutant over the toolchain and the product as
+// TestEveryMutantApplies lays the seam and every mutant over the toolchain and the product as
 // they are now. A mutant that no longer applies fails here, before a campaign is begun.
-func TestOverlayFits(t *testing.T) {
+func TestEveryMutantApplies(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("the laboratory runs on Linux alone")
 	}
@@ -51,7 +51,7 @@ func TestOverlayFits(t *testing.T) {
 	}
 }
 
-func TestApply(t *testing.T) {
+func TestApplyReplacesEachHunkOnce(t *testing.T) {
 	root := t.TempDir()
 	if err := os.WriteFile(filepath.Join(root, "file"), []byte("one\ntwo\nthree\ntwo\n"), 0o600); err != nil {
 		t.Fatal(err)
