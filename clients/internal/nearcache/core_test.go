@@ -286,7 +286,7 @@ func TestRefusalsAreRepeatedForASecond(t *testing.T) {
 	}
 }
 
-func TestEvictionPrefersUnusedEntries(t *testing.T) {
+func TestEvictionKeepsEntriesWithinTheBound(t *testing.T) {
 	f := newFixture(t, 100)
 	for number := range 1000 {
 		f.keep(number, nil)
