@@ -7,9 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// processorTime returns how long a process has been running on any processor, in user and
-// kernel mode, those of its threads that have ended included. Unlike the figures of /proc
-// it is exact to far less than a clock tick.
+// processorTime returns the processor time of a process in user and kernel mode, ended threads
+// included. It is exact to far less than a clock tick, unlike the figures in /proc.
 func processorTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	// clock_getcpuclockid(3): the complement of the process id, and CPUCLOCK_SCHED.

@@ -95,10 +95,10 @@ func TestNearCacheWatchEndsWithItsKey(t *testing.T) {
 func TestNearCacheEndsStreamsWithTheRefusalOfANewCall(t *testing.T) {
 	const method = "/test.v1.Things/Watch"
 	for name, test := range map[string]struct {
-		// change is what happens once the stream is open.
+		// change is made once the stream is open.
 		change func(t *testing.T, keysvc *servertest.Keysvc, keyID string)
 		want   codes.Code
-		// within is how soon it ends.
+		// within is the longest time until the stream ends.
 		within time.Duration
 	}{
 		"revoked": {func(t *testing.T, keysvc *servertest.Keysvc, keyID string) {
@@ -148,7 +148,7 @@ func TestNearCacheEndsStreamsWithTheRefusalOfANewCall(t *testing.T) {
 	}
 }
 
-// protected serves streams that answer once and then stay, behind a Guard.
+// protected serves streams behind a Guard. They answer once and then stay open.
 func protected(t *testing.T, guard *keyauth.Guard) *grpc.ClientConn {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
@@ -202,7 +202,7 @@ func TestNearCacheReportsUses(t *testing.T) {
 	}
 }
 
-// awaiting is a backend whose changes are done once no cache answers from before them.
+// awaiting is a backend whose changes return once no cache answers from before them.
 type awaiting struct {
 	*validatortest.Keysvc
 	sync keysvcv1.SyncServiceClient
@@ -210,7 +210,7 @@ type awaiting struct {
 
 func (b awaiting) settle(t testing.TB) {
 	t.Helper()
-	// Any answer tells the newest revision.
+	// Every answer has the newest revision.
 	read, err := b.Keys.ListKeys(t.Context(), &keysvcv1.ListKeysRequest{})
 	if err != nil {
 		t.Fatal(err)

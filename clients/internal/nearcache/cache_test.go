@@ -24,15 +24,15 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// scripted is a server whose answers a test writes. Everything runs in a bubble, where time
-// passes only while all wait, and nothing may be left running at the end.
+// scripted is a server whose answers a test writes. Each test runs in a bubble: time passes
+// only while all goroutines wait, and no goroutine may be left at the end.
 type scripted struct {
 	keysvcv1.UnimplementedSyncServiceServer
 	keysvcv1.UnimplementedValidationServiceServer
 
-	// session holds a session after its hello; the default bids welcome and answers pings.
+	// session holds a session after its hello. The default sends Welcome and answers pings.
 	session func(stream syncStream) error
-	// answer answers a batch; the default allows everything.
+	// answer answers a batch. The default allows everything.
 	answer func(ctx context.Context, request *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error)
 
 	mutex   sync.Mutex
@@ -48,7 +48,7 @@ type scripted struct {
 
 type syncStream = grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]
 
-// note changes what is counted.
+// note changes a count under the lock.
 func (s *scripted) note(change func()) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -69,7 +69,7 @@ func (s *scripted) Sync(stream syncStream) error {
 	return s.serve(stream)
 }
 
-// serve answers pings and counts, until the client closes the stream.
+// serve answers pings and counts them, until the client closes the stream.
 func (s *scripted) serve(stream syncStream) error {
 	for {
 		request, err := stream.Recv()
@@ -114,7 +114,7 @@ func (s *scripted) BatchValidateKeys(ctx context.Context, request *keysvcv1.Batc
 	return allowing(request), nil
 }
 
-// allowing allows everything that is asked.
+// allowing answers every question with ALLOWED.
 func allowing(request *keysvcv1.BatchValidateKeysRequest) *keysvcv1.BatchValidateKeysResponse {
 	answers := &keysvcv1.BatchValidateKeysResponse{}
 	for _, each := range request.GetRequests() {
@@ -126,7 +126,7 @@ func allowing(request *keysvcv1.BatchValidateKeysRequest) *keysvcv1.BatchValidat
 	return answers
 }
 
-// bubble runs a test against a Cache of a scripted server in a bubble.
+// bubble runs a test with a Cache of a scripted server, in a bubble.
 func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.T, cache *Cache)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -165,7 +165,7 @@ func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.
 	})
 }
 
-// ask asks and fails the test unless it is allowed.
+// ask asks a question, and fails the test if the answer is not ALLOWED.
 func ask(t *testing.T, cache *Cache, number int) {
 	t.Helper()
 	if answer, err := cache.Validate(t.Context(), *question(number)); err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
@@ -215,7 +215,7 @@ func TestHitsKeepTheLeaseRenewed(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		server.note(func() {
-			// The entry ends after ten minutes at the latest; until then one call.
+			// The entry lasts ten minutes, so there is one call until then.
 			if len(server.batches) != 1 {
 				t.Errorf("%d calls", len(server.batches))
 			}
@@ -256,7 +256,7 @@ func TestRefusedSessionsAreRetriedWithBackoff(t *testing.T) {
 			bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
 				time.Sleep(10 * time.Minute)
 				server.note(func() {
-					// With full jitter, 2.5 s between them on average.
+					// With full jitter, an average of 2.5 s between attempts.
 					if count := len(server.opened); count < 150 || count > 400 {
 						t.Errorf("%d attempts in ten minutes", count)
 					}
