@@ -208,7 +208,8 @@ type awaiting struct {
 	sync keysvcv1.SyncServiceClient
 }
 
-func (b awaiting) settle(t testing.TB) {
+// await waits until no cache answers from before the newest revision.
+func (b awaiting) await(t testing.TB) {
 	t.Helper()
 	// Every answer has the newest revision.
 	read, err := b.Keys.ListKeys(t.Context(), &keysvcv1.ListKeysRequest{})
@@ -223,37 +224,37 @@ func (b awaiting) settle(t testing.TB) {
 func (b awaiting) PutMember(t testing.TB, workspaceID, memberID, role string) {
 	t.Helper()
 	b.Keysvc.PutMember(t, workspaceID, memberID, role)
-	b.settle(t)
+	b.await(t)
 }
 
 func (b awaiting) SuspendMember(t testing.TB, workspaceID, memberID, role string) {
 	t.Helper()
 	b.Keysvc.SuspendMember(t, workspaceID, memberID, role)
-	b.settle(t)
+	b.await(t)
 }
 
 func (b awaiting) RemoveMember(t testing.TB, workspaceID, memberID string) {
 	t.Helper()
 	b.Keysvc.RemoveMember(t, workspaceID, memberID)
-	b.settle(t)
+	b.await(t)
 }
 
 func (b awaiting) CreateKey(t testing.TB, key validatortest.Key) (keyID, token string) {
 	t.Helper()
-	defer b.settle(t)
+	defer b.await(t)
 	return b.Keysvc.CreateKey(t, key)
 }
 
 func (b awaiting) RotateKey(t testing.TB, workspaceID, keyID string, overlap time.Duration) string {
 	t.Helper()
-	defer b.settle(t)
+	defer b.await(t)
 	return b.Keysvc.RotateKey(t, workspaceID, keyID, overlap)
 }
 
 func (b awaiting) RevokeKey(t testing.TB, workspaceID, keyID string) {
 	t.Helper()
 	b.Keysvc.RevokeKey(t, workspaceID, keyID)
-	b.settle(t)
+	b.await(t)
 }
 
 // Client and server share a clock.
