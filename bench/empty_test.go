@@ -37,7 +37,7 @@ func startEmpty(t *testing.T) string {
 	}
 	server := grpc.NewServer()
 	keysvcv1.RegisterValidationServiceServer(server, empty{})
-	go server.Serve(listener) //nolint:errcheck // it ends with Stop
+	go server.Serve(listener) // it ends with Stop
 	t.Cleanup(server.Stop)
 	return listener.Addr().String()
 }

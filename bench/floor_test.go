@@ -41,7 +41,7 @@ func startFloor(t *testing.T) string {
 	keysvcv1.RegisterKeyServiceServer(server, service)
 	keysvcv1.RegisterMemberServiceServer(server, service)
 	keysvcv1.RegisterSyncServiceServer(server, service)
-	go server.Serve(listener) //nolint:errcheck // it ends with Stop
+	go server.Serve(listener) // it ends with Stop
 	t.Cleanup(server.Stop)
 	return listener.Addr().String()
 }

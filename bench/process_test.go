@@ -73,7 +73,7 @@ type worker struct {
 // when its input ends.
 func startProcess(t *testing.T, test string, environment ...string) *worker {
 	t.Helper()
-	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^"+test+"$", "-test.v")} //nolint:gosec // it starts this program
+	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^"+test+"$", "-test.v")}
 	started.Env = append(os.Environ(), environment...)
 	started.Stderr = os.Stderr
 	var err error

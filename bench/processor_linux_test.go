@@ -13,7 +13,7 @@ func processorTime(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	// clock_getcpuclockid(3): the complement of the process id, and CPUCLOCK_SCHED.
 	var spent unix.Timespec
-	if err := unix.ClockGettime(int32(^pid<<3|2), &spent); err != nil { //nolint:gosec // a process id has at most 22 bits
+	if err := unix.ClockGettime(int32(^pid<<3|2), &spent); err != nil { // a process id has at most 22 bits
 		t.Fatal(err)
 	}
 	return time.Duration(spent.Nano())

@@ -235,7 +235,7 @@ func spread(sample []float64) string {
 // Every version takes --dev as "create the store".
 func startBinary(t *testing.T, path string) *worker {
 	t.Helper()
-	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), path, //nolint:gosec // the person who measures names it
+	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), path,
 		"serve", "--dev", "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--log-level", "error")}
 	started.Stderr = os.Stderr
 	for _, variable := range os.Environ() {

@@ -74,7 +74,7 @@ func TestNothingGrowsUnderLoad(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { client.Close() }) //nolint:errcheck // it was in use until now
+		t.Cleanup(func() { client.Close() })
 		s.clients = append(s.clients, client)
 	}
 	// No deadline: the server would know it, and might end a call a little earlier.
@@ -225,7 +225,7 @@ func (s *soak) sample(ctx context.Context, server *worker) (samples []sample) {
 		runtime.GC()
 		var own runtime.MemStats
 		runtime.ReadMemStats(&own)
-		taken.clients, taken.clientGoroutines = int64(own.HeapInuse+own.StackInuse), int64(runtime.NumGoroutine()) //nolint:gosec // G115: no machine has so much memory
+		taken.clients, taken.clientGoroutines = int64(own.HeapInuse+own.StackInuse), int64(runtime.NumGoroutine())
 		samples = append(samples, taken)
 		s.t.Logf("server %.1f MiB, %d goroutines; clients %.1f MiB, %d goroutines",
 			float64(taken.server)/(1<<20), taken.serverGoroutines, float64(taken.clients)/(1<<20), taken.clientGoroutines)

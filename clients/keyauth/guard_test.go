@@ -106,7 +106,7 @@ func serve(t *testing.T, validator keyauth.Validator, config keyauth.Config) *do
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		d.conn.Close() //nolint:errcheck // it was in use until now
+		d.conn.Close()
 		server.Stop()
 		if err := <-served; err != nil {
 			t.Error(err)
@@ -389,7 +389,7 @@ func TestStreamEndsWithItsKeyInWhateverItWaitsFor(t *testing.T) {
 			return nil
 		},
 		"InRecvAndReturningNothing": func(stream grpc.ServerStream) error {
-			stream.RecvMsg(&emptypb.Empty{}) //nolint:errcheck // the error does not matter to the handler
+			stream.RecvMsg(&emptypb.Empty{})
 			return nil
 		},
 		"InSendAfterwards": func(stream grpc.ServerStream) error {

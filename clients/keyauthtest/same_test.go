@@ -56,7 +56,7 @@ func TestSameAnswersAsKeysvc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { client.Close() }) //nolint:errcheck // it was in use until now
+	t.Cleanup(func() { client.Close() })
 	b := &both{
 		t: t, random: rand.New(rand.NewPCG(*seed, 0)), now: clock.Now(), memory: newBackend(t), members: make(map[[2]string]*bothMember),
 		real: &validatortest.Keysvc{Under: client, Keys: keysvc.Keys, Members: keysvc.Members, Clock: clock},

@@ -159,13 +159,13 @@ func protected(t *testing.T, guard *keyauth.Guard) *grpc.ClientConn {
 		<-stream.Context().Done()
 		return nil
 	}))
-	go server.Serve(listener) //nolint:errcheck // it ends with Stop
+	go server.Serve(listener) // it ends with Stop
 	t.Cleanup(server.Stop)
 	conn, err := grpc.NewClient(bufferedTarget, dialer(listener, new(atomic.Int64)), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() }) //nolint:errcheck // it was in use until now
+	t.Cleanup(func() { conn.Close() })
 	return conn
 }
 

@@ -89,7 +89,7 @@ func (w *world) lease(session *feed.Session) { w.asks(session, 1, 100) }
 
 // drain takes every message that is to be sent.
 func (w *world) drain(session *feed.Session) {
-	for session.Next().Response != nil { //nolint:revive // the call is what it is about
+	for session.Next().Response != nil {
 	}
 }
 

@@ -135,7 +135,7 @@ func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.
 		keysvcv1.RegisterSyncServiceServer(grpcServer, server)
 		keysvcv1.RegisterValidationServiceServer(grpcServer, server)
 		var serving sync.WaitGroup
-		serving.Go(func() { grpcServer.Serve(listener) }) //nolint:errcheck // it ends with Stop
+		serving.Go(func() { grpcServer.Serve(listener) }) // it ends with Stop
 		defer serving.Wait()
 		defer grpcServer.Stop()
 		conn, err := grpc.NewClient("passthrough:///test", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -143,7 +143,7 @@ func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close() //nolint:errcheck // it was in use until now
+		defer conn.Close()
 		config.Sync, config.Validations = keysvcv1.NewSyncServiceClient(conn), keysvcv1.NewValidationServiceClient(conn)
 		config.WithoutCall = func(*keyauth.Question) (keyauth.Answer, bool, error) { return keyauth.Answer{}, false, nil }
 		config.Request = func(question keyauth.Question) *keysvcv1.ValidateKeyRequest {
@@ -234,7 +234,7 @@ func TestHitAllocatesNothing(t *testing.T) {
 	bubble(t, &scripted{}, Config{}, func(t *testing.T, cache *Cache) {
 		ask(t, cache, 1)
 		ctx, question := t.Context(), *question(1)
-		if count := testing.AllocsPerRun(100, func() { cache.Validate(ctx, question) }); count != 0 { //nolint:errcheck // ask has looked
+		if count := testing.AllocsPerRun(100, func() { cache.Validate(ctx, question) }); count != 0 {
 			t.Errorf("%v allocations for a hit", count)
 		}
 		if hits := cache.Snapshot().Hits; hits < 100 {
@@ -286,7 +286,7 @@ func TestGoodbyeIsFollowedByTheNextSessionAtOnce(t *testing.T) {
 		if sessions++; sessions > 3 {
 			return server.serve(stream)
 		}
-		timer := time.AfterFunc(time.Minute, func() { stream.Send(farewell()) }) //nolint:errcheck // the client leaves
+		timer := time.AfterFunc(time.Minute, func() { stream.Send(farewell()) }) // the client leaves
 		defer timer.Stop()
 		ended := make(chan error, 1)
 		go func() { ended <- server.serve(stream) }()
@@ -322,7 +322,7 @@ func TestUnknownMessagesDropEverything(t *testing.T) {
 		if err := stream.Send(welcome()); err != nil {
 			return err
 		}
-		go server.serve(stream) //nolint:errcheck // it ends with the stream
+		go server.serve(stream) // it ends with the stream
 		select {
 		case <-time.After(time.Minute):
 			if err := stream.Send(&keysvcv1.SyncResponse{}); err != nil {
@@ -473,7 +473,7 @@ func TestMarksAreAnswered(t *testing.T) {
 			}
 		}
 		time.AfterFunc(time.Second, func() {
-			stream.Send(&keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Mark{Mark: &keysvcv1.SyncMark{Revision: 11}}}) //nolint:errcheck // the client says what is wrong
+			stream.Send(&keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Mark{Mark: &keysvcv1.SyncMark{Revision: 11}}})
 		})
 		return server.serve(stream)
 	}
@@ -514,7 +514,7 @@ func TestHooksAreCalled(t *testing.T) {
 			return err
 		}
 		time.AfterFunc(time.Minute, func() {
-			stream.Send(&keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Events{Events: &keysvcv1.SyncEvents{ //nolint:errcheck // as above
+			stream.Send(&keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Events{Events: &keysvcv1.SyncEvents{
 				Revision: 12, Events: []*keysvcv1.SyncEvent{
 					{Revision: 11, Kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY, WorkspaceId: "w"},
 					{Revision: 12, Kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY, WorkspaceId: "w", Time: timestamppb.New(time.Now().Add(-3 * time.Second))},

@@ -112,7 +112,7 @@ func (s *suite) refused(t *testing.T, question keyauth.Question, want keysvcv1.R
 func checkRefused(t *testing.T, answer keyauth.Answer, want keysvcv1.Reason, keyID string) {
 	t.Helper()
 	decision := keysvcv1.Decision_DECISION_UNAUTHENTICATED
-	switch want { //nolint:exhaustive // every other reason belongs to UNAUTHENTICATED
+	switch want { // every other reason belongs to UNAUTHENTICATED
 	case keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED, keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE:
 		decision = keysvcv1.Decision_DECISION_PERMISSION_DENIED
 	}
@@ -128,7 +128,7 @@ func checkRefused(t *testing.T, answer keyauth.Answer, want keysvcv1.Reason, key
 }
 
 // unanswered asks, and fails unless the answer is an error that tells nothing of the token.
-func (s *suite) unanswered(t *testing.T, ctx context.Context, question keyauth.Question) error { //nolint:revive // t comes first, as in all helpers here
+func (s *suite) unanswered(t *testing.T, ctx context.Context, question keyauth.Question) error {
 	t.Helper()
 	answer, err := s.validator.Validate(ctx, question)
 	if err == nil {
