@@ -20,11 +20,11 @@ import (
 // measure asks for the figures that take minutes.
 var measure = flag.Bool("measure", false, "print the figures that take minutes")
 
-// callers is how many callers change at a time.
+// callers is how many callers make changes at a time.
 const callers = 64
 
-// BenchmarkChanges is how long one change takes with 64 callers, in one workspace and
-// in 64: creates, and the life of a key (create, rotate, revoke).
+// BenchmarkChanges measures one change with 64 callers, in one workspace and in 64: first
+// creates, then whole lives of keys (create, rotate, revoke).
 func BenchmarkChanges(b *testing.B) {
 	for _, workspaces := range []int{1, callers} {
 		for _, whole := range []bool{false, true} {
@@ -68,7 +68,7 @@ func BenchmarkChanges(b *testing.B) {
 	}
 }
 
-// raiseLimit lets a workspace have as many keys as a policy may allow.
+// raiseLimit lets a workspace have as many keys as any policy may allow.
 func (p *process) raiseLimit(tb testing.TB) {
 	tb.Helper()
 	active, err := p.manager.GetPolicy(context.Background(), nil)
@@ -85,8 +85,7 @@ func (p *process) raiseLimit(tb testing.TB) {
 	}
 }
 
-// life creates a key and, if whole, rotates and revokes it. It returns how many changes
-// it made.
+// life creates a key and, if whole, rotates and revokes it. It returns the number of changes.
 func (p *process) life(workspaceID string, whole bool) (int64, error) {
 	ctx := context.Background()
 	created, err := p.manager.CreateKey(ctx, actor, &keysvcv1.CreateKeyRequest{
@@ -147,7 +146,7 @@ func TestMeasurePurge(t *testing.T) {
 	t.Logf("purge:  %s", p.validateUntil(t, created.GetToken(), purged))
 }
 
-// validateUntil validates at a steady 5,000 a second and describes how long each took.
+// validateUntil validates 5,000 times a second, and describes how long each validation took.
 func (p *process) validateUntil(t *testing.T, text string, end <-chan struct{}) string {
 	t.Helper()
 	var took []time.Duration

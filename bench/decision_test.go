@@ -12,11 +12,11 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// sizes are the numbers of keys that a decision is measured at.
+// sizes are the numbers of keys that a decision is measured with.
 var sizes = []int{1_000, 1_000_000}
 
-// BenchmarkDecision is what one decision costs without the RPC: parsing the token,
-// looking it up, hashing it, deciding, noting the use.
+// BenchmarkDecision measures one decision without the RPC: parse the token, find the key, hash,
+// decide, note the use.
 func BenchmarkDecision(b *testing.B) {
 	for _, size := range sizes {
 		b.Run(fmt.Sprintf("keys=%d", size), func(b *testing.B) {
@@ -49,7 +49,7 @@ func BenchmarkDecision(b *testing.B) {
 	}
 }
 
-// startRounds is how often TestMeasureStart starts: the fastest start is what to compare.
+// startRounds is how many starts TestMeasureStart makes. The fastest one is to be compared.
 const startRounds = 3
 
 // TestMeasureStart prints how long a start takes, and its memory. It is no benchmark, because a

@@ -10,8 +10,8 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// empty is a validation service that decides nothing: each question gets the same answer,
-// which is as long as the one that keysvc gives in TestMeasureQuick.
+// empty is a validation service that decides nothing. Each question gets the same answer, which
+// is as long as keysvc's in TestMeasureQuick.
 type empty struct {
 	keysvcv1.UnimplementedValidationServiceServer
 }
@@ -27,7 +27,8 @@ func (empty) ValidateKey(context.Context, *keysvcv1.ValidateKeyRequest) (*keysvc
 	return emptyAnswer, nil
 }
 
-// startEmpty starts a gRPC server as it comes with an empty service, and returns its address.
+// startEmpty starts a gRPC server without tuning, with an empty service, and returns its
+// address.
 func startEmpty(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -36,7 +37,7 @@ func startEmpty(t *testing.T) string {
 	}
 	server := grpc.NewServer()
 	keysvcv1.RegisterValidationServiceServer(server, empty{})
-	go server.Serve(listener) //nolint:errcheck // it ends with Stop
+	go server.Serve(listener) // it ends with Stop
 	t.Cleanup(server.Stop)
 	return listener.Addr().String()
 }

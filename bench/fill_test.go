@@ -1,6 +1,6 @@
-// Package bench measures what keysvc costs. Everything here is a benchmark or a
-// program that prints figures; nothing fails because a machine is slow. Figures are
-// compared within one run, with a floor measured beside them.
+// Package bench measures what keysvc costs. It consists of benchmarks and of programs that
+// print figures; no test fails because a machine is slow. Compare figures of one run, with a
+// floor that was measured beside them.
 package bench
 
 import (
@@ -82,8 +82,8 @@ func start(tb testing.TB, path string) *process {
 	return p
 }
 
-// fill puts a number of keys into a new store, past the verbs, and returns some of
-// their tokens. age is how long ago the keys were revoked; 0 leaves them live.
+// fill stores a number of keys in a new store, without the verbs of package keys, and returns
+// some of their tokens. age is how long ago the keys were revoked; 0 leaves them live.
 func fill(tb testing.TB, path string, count int, age time.Duration) []string {
 	tb.Helper()
 	store, err := boltstore.Open(path, boltstore.Config{Create: boltstore.CreateIfAbsent})
@@ -133,7 +133,7 @@ func fillWorkspace(store storage.Store, number, count int, age time.Duration, mu
 		if _, err := store.Commit(context.Background(), change); err != nil {
 			return err
 		}
-		encoded, err := storage.Encode(event) // with what the commit listed
+		encoded, err := storage.Encode(event) // with the changes that the commit listed
 		if err != nil {
 			return err
 		}
@@ -196,5 +196,5 @@ func TestFilledStoreServes(t *testing.T) {
 	}
 }
 
-// newStore returns the path of a store that is not there yet.
+// newStore returns the path for a new store.
 func newStore(tb testing.TB) string { return filepath.Join(tb.TempDir(), "keysvc.db") }

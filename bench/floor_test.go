@@ -12,10 +12,9 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// floor is a server that stores nothing and decides nothing: it tells all sessions of a
-// change that there was one, each with a send of a message encoded once, and acknowledges
-// without waiting. AwaitRevision waits for nobody. It is what the figures of TestMeasureSessions
-// are to be held against on the same machine.
+// floor is a server that stores nothing and decides nothing. It tells all sessions of each
+// change, with a message that is encoded once, and answers without waiting. AwaitRevision does
+// not wait either. Compare the figures of TestMeasureSessions with it, on the same machine.
 type floor struct {
 	keysvcv1.UnimplementedKeyServiceServer
 	keysvcv1.UnimplementedMemberServiceServer
@@ -31,7 +30,7 @@ type floorSession struct {
 	wake chan *grpc.PreparedMsg
 }
 
-// startFloor starts it and returns its address.
+// startFloor starts a floor and returns its address.
 func startFloor(t *testing.T) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -42,7 +41,7 @@ func startFloor(t *testing.T) string {
 	keysvcv1.RegisterKeyServiceServer(server, service)
 	keysvcv1.RegisterMemberServiceServer(server, service)
 	keysvcv1.RegisterSyncServiceServer(server, service)
-	go server.Serve(listener) //nolint:errcheck // it ends with Stop
+	go server.Serve(listener) // it ends with Stop
 	t.Cleanup(server.Stop)
 	return listener.Addr().String()
 }

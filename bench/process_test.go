@@ -15,16 +15,17 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server/servertest"
 )
 
-// What makes TestProcessServer serve: which kind of server, at which address, over which file.
+// The variables that make TestProcessServer serve: the kind of server, its address, and its
+// file.
 const (
 	serverVariable  = "KEYSVC_BENCH_SERVER"
 	addressVariable = "KEYSVC_BENCH_ADDRESS"
 	fileVariable    = "KEYSVC_BENCH_FILE"
 
 	realServer = "keysvc"
-	// floorServer does no more than tell all sessions of a change.
+	// floorServer only tells all sessions of a change.
 	floorServer = "floor"
-	// emptyServer answers validations without looking at them.
+	// emptyServer answers validations without deciding.
 	emptyServer = "empty"
 )
 
@@ -64,15 +65,15 @@ type worker struct {
 	stdin  io.WriteCloser
 	stdout io.Reader
 	lines  *bufio.Scanner
-	// address is a server's.
+	// address is the address of a server.
 	address string
 }
 
-// startProcess starts a test with environment variables. It must end when nothing is to
-// be read any more.
+// startProcess starts a test in another process, with environment variables. That test must end
+// when its input ends.
 func startProcess(t *testing.T, test string, environment ...string) *worker {
 	t.Helper()
-	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^"+test+"$", "-test.v")} //nolint:gosec // this program
+	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^"+test+"$", "-test.v")}
 	started.Env = append(os.Environ(), environment...)
 	started.Stderr = os.Stderr
 	var err error
@@ -89,7 +90,7 @@ func startProcess(t *testing.T, test string, environment ...string) *worker {
 	return started
 }
 
-// startServer starts a server of a kind, which is stopped when the test ends.
+// startServer starts a server of a kind, and stops it when the test ends.
 func startServer(t *testing.T, kind string) *worker {
 	t.Helper()
 	server := startProcess(t, "TestProcessServer", serverVariable+"="+kind)
@@ -128,7 +129,7 @@ func (w *worker) line(t *testing.T, word string) string {
 	return ""
 }
 
-// memory returns what a server holds, in bytes, and its goroutines.
+// memory returns the memory of a server in bytes, and the number of its goroutines.
 func memory(t *testing.T, server *worker) (bytes, goroutines int64) {
 	t.Helper()
 	server.write(t, "")

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// processorTime skips the test: how to ask for another process's time is known for Linux
+// processorTime skips the test, because the code to read another process's time is for Linux
 // only.
 func processorTime(t *testing.T, _ int) time.Duration {
 	t.Helper()

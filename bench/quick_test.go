@@ -21,8 +21,8 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// The binaries that TestMeasureQuick measures: `make bench-quick` builds the one of now, and the
-// other one is an older one to compare it with.
+// The variables that name the binaries for TestMeasureQuick. `make bench-quick` builds the
+// present version; the other binary is an older version to compare it with.
 const (
 	afterVariable  = "BENCH_AFTER"
 	beforeVariable = "BENCH_BEFORE"
@@ -37,9 +37,9 @@ const (
 	quickPairs   = 20
 	// quickTime is how long all pairs take.
 	quickTime = 90 * time.Second
-	// quickRounds is how many slices of each server a pair is made of. Every second round
-	// has the servers in the opposite order, so that a machine that becomes slower or
-	// faster does so for all of them.
+	// quickRounds is how many slices of each server make a pair. Every second round asks the
+	// servers in the opposite order, so that a machine that becomes slower or faster does so
+	// for all of them.
 	quickRounds = 32
 )
 
@@ -62,14 +62,14 @@ func TestMeasureQuick(t *testing.T) {
 	if before != "" {
 		servers = append(servers, newQuickServer(t, "before", startBinary(t, before)))
 	}
-	for _, server := range servers { // not counted: caches and heaps come to what they stay at
+	for _, server := range servers { // not counted: caches and heaps grow to their usual size
 		server.ask(t, time.Second)
 	}
 	measureQuick(t, servers, quickPairs, quickTime/time.Duration(quickPairs*len(servers)*quickRounds))
 	t.Log(describeQuick(servers))
 }
 
-// quickServer is a server that is measured.
+// quickServer is a server to measure.
 type quickServer struct {
 	name      string
 	pid       int
@@ -78,7 +78,7 @@ type quickServer struct {
 	pairs     []quickCost
 }
 
-// quickCost is what a number of calls cost: processor time of either side, and time.
+// quickCost is the cost of a number of calls: processor time of either side, and time.
 type quickCost struct {
 	calls                int64
 	server, client, time time.Duration
@@ -92,7 +92,7 @@ func (c quickCost) plus(other quickCost) quickCost {
 	return c
 }
 
-// newQuickServer connects to a server and gives it keys to be asked about.
+// newQuickServer connects to a server, and creates the keys that it is asked about.
 func newQuickServer(t *testing.T, name string, server *worker) *quickServer {
 	t.Helper()
 	connection := dial(t, server.address)
@@ -146,7 +146,7 @@ func measureQuick(t *testing.T, servers []*quickServer, pairs int, slice time.Du
 	}
 }
 
-// ask lets several callers ask over the one connection, for some time.
+// ask lets several callers ask over one connection for some time.
 func (s *quickServer) ask(t *testing.T, slice time.Duration) quickCost {
 	t.Helper()
 	server, client, began := processorTime(t, s.pid), processorTime(t, os.Getpid()), time.Now()
@@ -174,18 +174,18 @@ func (s *quickServer) ask(t *testing.T, slice time.Duration) quickCost {
 	cost := quickCost{calls: calls.Load(), time: time.Since(began)}
 	cost.server, cost.client = processorTime(t, s.pid)-server, processorTime(t, os.Getpid())-client
 	if cost.calls == 0 {
-		t.FailNow() // the first failure has said why
+		t.FailNow() // the first failure is in the log
 	}
 	return cost
 }
 
-// What of a pair is compared: microseconds of processor time a call, and calls a second.
+// The figures to compare: microseconds of processor time per call, and calls per second.
 func (c quickCost) serverCall() float64 { return float64(c.server) / float64(c.calls) / 1e3 }
 func (c quickCost) clientCall() float64 { return float64(c.client) / float64(c.calls) / 1e3 }
 func (c quickCost) rate() float64       { return float64(c.calls) / c.time.Seconds() }
 
-// describeQuick returns the table of figures. The ratios are of pairs, and their median is
-// not the ratio of the medians.
+// describeQuick returns the table of figures. Ratios are computed within pairs, and the median
+// of the ratios is not the ratio of the medians.
 func describeQuick(servers []*quickServer) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "one connection, %d callers; median of %d pairs (it lies between these 19 times of 20; all pairs)\n",
@@ -216,9 +216,8 @@ func describeQuick(servers []*quickServer) string {
 	return text.String()
 }
 
-// spread describes a sample: its median, the two values between which the median of all
-// that could be measured lies 19 times of 20 (by rank, whatever the distribution), and the
-// least and the most.
+// spread describes a sample: its median; the two values between which the true median lies 19
+// times of 20 (by rank, for any distribution); the minimum and the maximum.
 func spread(sample []float64) string {
 	slices.Sort(sample)
 	count := len(sample)
@@ -232,11 +231,11 @@ func spread(sample []float64) string {
 		digits, sample[rank], digits, sample[count-1-rank], digits, sample[0], digits, sample[count-1])
 }
 
-// startBinary starts a keysvc of any version over a new file, which is stopped when the
-// test ends. --dev is understood by all of them as "make the store".
+// startBinary starts a keysvc of any version on a new file, and stops it when the test ends.
+// Every version takes --dev as "create the store".
 func startBinary(t *testing.T, path string) *worker {
 	t.Helper()
-	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), path, //nolint:gosec // whoever measures names it
+	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), path,
 		"serve", "--dev", "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--log-level", "error")}
 	started.Stderr = os.Stderr
 	for _, variable := range os.Environ() {

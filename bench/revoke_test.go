@@ -25,14 +25,15 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// clientsVariable makes TestProcessClients validate, at the address that it holds.
+// clientsVariable makes TestProcessClients validate, at the address in it.
 const clientsVariable = "KEYSVC_BENCH_CLIENTS"
 
 const (
-	// clientCount near-caches validate every key while it is revoked, each this often.
+	// clientCount near-caches validate every key while it is revoked, each of them once per
+	// validatePause.
 	clientCount   = 8
 	validatePause = time.Millisecond
-	// warmTimeout bounds how long they are waited for.
+	// warmTimeout bounds the wait for the clients' first ALLOWED.
 	warmTimeout = 5 * time.Second
 	// staleness is S, the server's default.
 	staleness = time.Second
@@ -89,8 +90,8 @@ func TestProcessClients(t *testing.T) {
 	}
 }
 
-// validate validates a token until the context ends. last gets the start of the last
-// validation that was ALLOWED, in Unix nanoseconds.
+// validate validates a token until the context ends. last is set to the start of the last
+// validation that was answered ALLOWED, in Unix nanoseconds.
 func validate(ctx context.Context, client *keyclient.Client, token string, last *atomic.Int64, warm chan<- struct{}) {
 	question := keyauth.Question{Token: token, Requirement: keyauth.Scope("signatures:read")}
 	for first := true; ctx.Err() == nil; time.Sleep(validatePause) {
@@ -125,13 +126,13 @@ func TestRevokeEndsAnswersWithinS(t *testing.T) {
 		server := startServer(t, realServer)
 		measureRevokes(t, keys, server.address, server.address, nil)
 	})
-	// The clients' connections are delayed, dropped and made anew, so that they overtake
-	// each other.
+	// The clients' connections are delayed, cut and made again, so that messages overtake each
+	// other.
 	t.Run("network", func(t *testing.T) {
 		server := startServer(t, realServer)
 		measureRevokes(t, max(4, keys/20), server.address, startProxy(t, server.address), nil)
 	})
-	// The server is killed and started again, and either process stopped for a while.
+	// The server is killed and started again, and each of the processes is stopped for a while.
 	t.Run("processes", func(t *testing.T) {
 		server := &restarted{file: filepath.Join(t.TempDir(), "keysvc.db")}
 		server.start(t)
@@ -141,7 +142,7 @@ func TestRevokeEndsAnswersWithinS(t *testing.T) {
 	})
 }
 
-// restarted is a server that is killed now and then.
+// restarted is a server that is killed from time to time.
 type restarted struct {
 	file    string
 	process *worker
@@ -157,7 +158,7 @@ func (r *restarted) start(t *testing.T) {
 	r.process.address = r.process.line(t, "address")
 }
 
-// disturb makes trouble until the context ends.
+// disturb kills and stops processes until the context ends.
 func (r *restarted) disturb(ctx context.Context, t *testing.T, clients *worker) {
 	t.Helper()
 	for {
@@ -171,7 +172,7 @@ func (r *restarted) disturb(ctx context.Context, t *testing.T, clients *worker) 
 			if err := stopped.Process.Kill(); err != nil {
 				t.Error(err)
 			}
-			_ = stopped.Wait() // it says that it was killed
+			_ = stopped.Wait() // the error is that it was killed
 			r.start(t)
 		case 1:
 			stopped = clients
@@ -189,8 +190,8 @@ func (r *restarted) disturb(ctx context.Context, t *testing.T, clients *worker) 
 	}
 }
 
-// measureRevokes revokes keys. Clients connect to their own address. disturb, if there is
-// one, makes trouble meanwhile.
+// measureRevokes revokes keys. Clients connect to their own address. If disturb is not nil, it
+// runs meanwhile.
 func measureRevokes(t *testing.T, count int, address, clientAddress string, disturb func(context.Context, *testing.T, *worker)) {
 	t.Helper()
 	control := dial(t, address)
@@ -261,8 +262,7 @@ func measureRevokes(t *testing.T, count int, address, clientAddress string, dist
 		count, clientCount, hits, never, at(0.5), at(0.99), at(0.999), lasts[len(lasts)-1], lapsed)
 }
 
-// persist makes a call until a server answers it. Calls that change something are such that
-// it does not matter how often.
+// persist makes a call until a server answers it. The changes that are made so may be repeated.
 func persist(t *testing.T, call func(ctx context.Context) error) {
 	t.Helper()
 	for {
@@ -279,8 +279,8 @@ func persist(t *testing.T, call func(ctx context.Context) error) {
 	}
 }
 
-// startProxy passes connections on to a server: each for a random while, then it stalls
-// for up to 1.5 s or is cut.
+// startProxy passes connections on to a server. After a random time, a connection stalls for up
+// to 1.5 s or is cut.
 func startProxy(t *testing.T, to string) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -33,7 +33,7 @@ func TestMeasureSessions(t *testing.T) {
 	}
 }
 
-// heard is when one session heard of a revision.
+// heard is when one session received the event of a revision.
 type heard struct {
 	revision int64
 	at       time.Time
@@ -81,7 +81,7 @@ func measureSessions(t *testing.T, server *worker, connections, each, rounds int
 		}
 		end := time.Now()
 		if round%2 == 0 {
-			// Every second one is awaited, which costs each session an answer.
+			// Every second revision is awaited. That costs each session an answer.
 			if _, err := feed.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revoked.GetRevision(), Epoch: revoked.GetEpoch()}); err != nil {
 				t.Fatal(err)
 			}
@@ -94,11 +94,11 @@ func measureSessions(t *testing.T, server *worker, connections, each, rounds int
 	}
 	t.Logf("last session, since the revoke was asked for: %s", shares(asked))
 	t.Logf("last session, since it was acknowledged:      %s", shares(acknowledged))
-	t.Logf("AwaitRevision, called then:                   %s", shares(awaited[1:])) // the first waits for what was before the start
+	t.Logf("AwaitRevision, called then:                   %s", shares(awaited[1:])) // the first wait includes the leases from before the start
 	t.Logf("a session holds %d bytes of the server's memory, and %d goroutines run there", (after-before)/int64(connections*each), goroutines)
 }
 
-// collect waits until so many sessions have heard of a revision, and returns when the last
+// collect waits until a number of sessions have received a revision, and returns when the last
 // of them did.
 func collect(hears <-chan heard, revision int64, sessions int) time.Time {
 	var last time.Time
@@ -113,8 +113,8 @@ func collect(hears <-chan heard, revision int64, sessions int) time.Time {
 	return last
 }
 
-// follow is a client that does what a near-cache does, but for keeping anything. An idle
-// one asks for no lease.
+// follow is a client that does what a near-cache does, without keeping entries. An idle one
+// asks for no lease.
 func follow(ctx context.Context, connection *grpc.ClientConn, idle bool, began func(), hears chan<- heard) error {
 	stream, err := keysvcv1.NewSyncServiceClient(connection).Sync(ctx)
 	if err != nil {
@@ -150,7 +150,7 @@ func follow(ctx context.Context, connection *grpc.ClientConn, idle bool, began f
 					for {
 						select {
 						case <-ticker.C:
-							_ = ping() // receiving says why
+							_ = ping() // Recv returns the error
 						case <-ctx.Done():
 							return
 						}
@@ -187,7 +187,7 @@ func dial(t *testing.T, address string) *grpc.ClientConn {
 	return connection
 }
 
-// shares describes how a sample is distributed.
+// shares returns the distribution of a sample.
 func shares(sample []time.Duration) string {
 	slices.Sort(sample)
 	at := func(share float64) time.Duration {

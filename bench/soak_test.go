@@ -25,15 +25,14 @@ var soakTime = flag.Duration("soak", 3*time.Second, "how long TestNothingGrowsUn
 
 const (
 	soakWorkspaces = 4
-	soakMembers    = 10 // of each workspace
-	soakKeys       = 50 // of each member
+	soakMembers    = 10 // per workspace
+	soakKeys       = 50 // per member
 	soakSamples    = 40
 	soakChurners   = 8
 )
 
-// soak is a keysvc in another process, near-caches in this one, half of them over a bad
-// network, and keys that are changed all the time. No keys are added, so memory must not
-// grow.
+// soak is a keysvc in another process, near-caches in this process, half of them over a bad
+// network, and keys that are changed all the time. No key is added, so memory must not grow.
 type soak struct {
 	t          *testing.T
 	keys       []*soakKey
@@ -47,7 +46,7 @@ type soak struct {
 	ended      atomic.Int64
 }
 
-// soakKey is a key. Its mutex is held while it changes, and its token is the newest one.
+// soakKey is a key with its newest token. Its mutex is held while it changes.
 type soakKey struct {
 	workspace, member, id string
 	mutex                 sync.Mutex
@@ -75,10 +74,10 @@ func TestNothingGrowsUnderLoad(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { client.Close() }) //nolint:errcheck // it was in use until now
+		t.Cleanup(func() { client.Close() })
 		s.clients = append(s.clients, client)
 	}
-	// Not a deadline, which the server would know of and might find over a little earlier.
+	// No deadline: the server would know it, and might end a call a little earlier.
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	defer time.AfterFunc(*soakTime, cancel).Stop()
@@ -87,7 +86,7 @@ func TestNothingGrowsUnderLoad(t *testing.T) {
 		running.Go(func() { s.validate(ctx, client) })
 		running.Go(func() { s.watch(ctx, client) })
 	}
-	for range soakChurners { // some wait for clients that hear nothing
+	for range soakChurners { // some of them wait for clients without a connection
 		running.Go(func() { s.churn(ctx) })
 	}
 	samples := s.sample(ctx, server)
@@ -101,7 +100,7 @@ func TestNothingGrowsUnderLoad(t *testing.T) {
 	}
 }
 
-// fill makes the keys.
+// fill creates the keys.
 func (s *soak) fill() {
 	for number := range soakWorkspaces * soakMembers {
 		workspace, member := fmt.Sprint("w", number%soakWorkspaces), fmt.Sprint("m", number)
@@ -135,7 +134,7 @@ func question(token string) keyauth.Question {
 	return keyauth.Question{Token: token, Requirement: keyauth.Scope("signatures:read")}
 }
 
-// validate asks all the time.
+// validate validates keys until the context ends.
 func (s *soak) validate(ctx context.Context, client *keyclient.Client) {
 	for ; ctx.Err() == nil; time.Sleep(validatePause) {
 		answer, err := client.Validate(ctx, question(*s.any().token.Load()))
@@ -146,7 +145,7 @@ func (s *soak) validate(ctx context.Context, client *keyclient.Client) {
 	}
 }
 
-// watch keeps a stream open that ends when it has to, or after a while.
+// watch keeps a stream open until its key may no longer read, or for a while.
 func (s *soak) watch(ctx context.Context, client *keyclient.Client) {
 	for ; ctx.Err() == nil; time.Sleep(validatePause) {
 		watching, cancel := context.WithTimeout(ctx, rand.N(10*time.Second))
@@ -157,7 +156,8 @@ func (s *soak) watch(ctx context.Context, client *keyclient.Client) {
 	}
 }
 
-// churn changes keys and members, and sees to it that what was awaited is over.
+// churn changes keys and members, and checks that no cache answers from before an awaited
+// change.
 func (s *soak) churn(ctx context.Context) {
 	for ; ctx.Err() == nil; time.Sleep(10 * time.Millisecond) {
 		key := s.any()
@@ -185,7 +185,7 @@ func (s *soak) rotate(ctx context.Context, key *soakKey) error {
 	overlap := time.Duration(rand.IntN(2)) * time.Second
 	rotated, err := s.management.RotateKey(ctx, &keysvcv1.RotateKeyRequest{WorkspaceId: key.workspace, KeyId: key.id, Overlap: durationpb.New(overlap)})
 	if overlap > 0 && status.Code(err) == codes.FailedPrecondition {
-		return nil // the last overlap is not over
+		return nil // the last overlap has not ended
 	}
 	if err != nil {
 		return err
@@ -205,12 +205,12 @@ func (s *soak) rotate(ctx context.Context, key *soakKey) error {
 	return nil
 }
 
-// sample is what both processes hold.
+// sample is the memory and the goroutines of both processes.
 type sample struct {
 	server, serverGoroutines, clients, clientGoroutines int64
 }
 
-// sample measures now and then until the context ends.
+// sample takes samples until the context ends.
 func (s *soak) sample(ctx context.Context, server *worker) (samples []sample) {
 	ticker := time.NewTicker(*soakTime / soakSamples)
 	defer ticker.Stop()
@@ -225,14 +225,14 @@ func (s *soak) sample(ctx context.Context, server *worker) (samples []sample) {
 		runtime.GC()
 		var own runtime.MemStats
 		runtime.ReadMemStats(&own)
-		taken.clients, taken.clientGoroutines = int64(own.HeapInuse+own.StackInuse), int64(runtime.NumGoroutine()) //nolint:gosec // no such memory
+		taken.clients, taken.clientGoroutines = int64(own.HeapInuse+own.StackInuse), int64(runtime.NumGoroutine())
 		samples = append(samples, taken)
 		s.t.Logf("server %.1f MiB, %d goroutines; clients %.1f MiB, %d goroutines",
 			float64(taken.server)/(1<<20), taken.serverGoroutines, float64(taken.clients)/(1<<20), taken.clientGoroutines)
 	}
 }
 
-// judge compares the last quarter with the one before it.
+// judge compares the last quarter of the samples with the one before it.
 func (s *soak) judge(samples []sample) {
 	quarter := len(samples) / 4
 	for name, value := range map[string]func(sample) int64{

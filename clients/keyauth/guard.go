@@ -289,7 +289,7 @@ func (g *Guard) failed(ctx context.Context, name, scope, token string, err error
 	ended := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 	answered, isStatus := status.FromError(err)
 	code := codes.Internal
-	switch answered.Code() { //nolint:exhaustive // every other code is a fault of this service or of keysvc
+	switch answered.Code() { // every other code is a fault of this service or of keysvc
 	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted, codes.Canceled:
 		code = codes.Unavailable
 	case codes.Unknown:

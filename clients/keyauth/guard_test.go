@@ -106,7 +106,7 @@ func serve(t *testing.T, validator keyauth.Validator, config keyauth.Config) *do
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		d.conn.Close() //nolint:errcheck // it was in use until now
+		d.conn.Close()
 		server.Stop()
 		if err := <-served; err != nil {
 			t.Error(err)
@@ -224,7 +224,7 @@ func TestHostileHeadersAreRefused(t *testing.T) {
 	if asked := validator.Asked(); len(asked) != 0 {
 		t.Fatalf("the validator was asked %d times", len(asked))
 	}
-	// The other way round: these are as good as the usual form.
+	// These forms are as good as the usual one.
 	for _, value := range []string{"bearer ", "BEARER ", "Bearer  "} {
 		expect(t, d.call(t.Context(), methodGet, "Authorization", value+key.Token), codes.OK, "", "")
 	}
@@ -259,7 +259,7 @@ func TestTokenIsNotInTheHandlersContext(t *testing.T) {
 	d.stream = func(stream grpc.ServerStream) error { return check(stream.Context()) }
 	headers := []string{
 		"authorization", "Bearer " + key.Token, "x-other", "kept",
-		// What gateways and proxies make of it.
+		// Headers that gateways and proxies make from it.
 		"grpcgateway-authorization", "Bearer " + key.Token, "x-forwarded-authorization", key.Token, "proxy-authorization", key.Token,
 	}
 	for _, method := range []string{methodGet, methodWho, methodOpen} {
@@ -270,7 +270,7 @@ func TestTokenIsNotInTheHandlersContext(t *testing.T) {
 	}
 }
 
-// validatorFunc is a validator that misbehaves in one way.
+// validatorFunc is a validator with one fault.
 type validatorFunc func(ctx context.Context, question keyauth.Question) (keyauth.Answer, error)
 
 func (f validatorFunc) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
@@ -389,7 +389,7 @@ func TestStreamEndsWithItsKeyInWhateverItWaitsFor(t *testing.T) {
 			return nil
 		},
 		"InRecvAndReturningNothing": func(stream grpc.ServerStream) error {
-			stream.RecvMsg(&emptypb.Empty{}) //nolint:errcheck // the handler does not care
+			stream.RecvMsg(&emptypb.Empty{})
 			return nil
 		},
 		"InSendAfterwards": func(stream grpc.ServerStream) error {
@@ -546,7 +546,7 @@ func BenchmarkInterceptor(b *testing.B) {
 		if _, ok := keyauth.PrincipalFrom(ctx); !ok {
 			b.Fatal("no principal")
 		}
-		return nil, nil //nolint:nilnil // nobody looks
+		return nil, nil //nolint:nilnil // the result is not used
 	}
 	b.ReportAllocs()
 	for b.Loop() {

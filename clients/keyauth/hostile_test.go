@@ -20,7 +20,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// patience bounds every wait; none comes near it unless something hangs.
+// patience bounds every wait. Only a wait that hangs reaches it.
 const patience = 20 * time.Second
 
 // The handler is blocked in SendMsg, because the presenter does not read.
@@ -48,7 +48,7 @@ func TestStreamEndsWhileSendMsgBlocks(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the handler is still in SendMsg")
 	}
-	// What was under way may still come, and then the refusal.
+	// Messages on their way may still come, and then the refusal.
 	for {
 		if err := stream.RecvMsg(&wrapperspb.BytesValue{}); err != nil {
 			expect(t, err, codes.Unauthenticated, "KEY_INVALID", "")
@@ -85,7 +85,7 @@ func TestStreamUsedAfterItsHandlerFailsQuietly(t *testing.T) {
 	}
 }
 
-// stuckWatcher does not honour its context.
+// stuckWatcher ignores its context.
 type stuckWatcher struct {
 	validatorFunc
 	release chan struct{}
@@ -230,7 +230,7 @@ func TestAddressComesFromTheHeaderOfATrustedProxy(t *testing.T) {
 	request := keyauth.Request{
 		Requirement: keyauth.Scope(scope), Authorization: []string{"Bearer " + key.Token}, Peer: netip.MustParseAddr("10.0.0.1"),
 	}
-	// A trusted proxy that names nobody speaks for somebody unknown.
+	// A trusted proxy that sends no header makes the address unknown.
 	if _, err := guard.Admit(t.Context(), request); err != nil {
 		t.Fatal(err)
 	}
@@ -248,7 +248,7 @@ func TestNewGuardRefusesNamesThatAreNoMethods(t *testing.T) {
 	}
 }
 
-// loopStream is a stream that costs nothing.
+// loopStream is a stream without any cost.
 type loopStream struct {
 	grpc.ServerStream
 	ctx context.Context
@@ -257,7 +257,7 @@ type loopStream struct {
 func (s loopStream) Context() context.Context { return s.ctx }
 func (s loopStream) SendMsg(any) error        { return nil }
 
-// BenchmarkWatchedMessage is what a message costs on a stream that can be ended.
+// BenchmarkWatchedMessage measures a message on a stream that can be ended.
 func BenchmarkWatchedMessage(b *testing.B) {
 	guard, err := keyauth.NewGuard(watchFunc(func(ctx context.Context) (keyauth.Answer, error) {
 		<-ctx.Done()

@@ -61,7 +61,7 @@ func FuzzBearer(f *testing.F) {
 	for _, value := range []string{"Bearer abc", "bearer  abc", "Bearer", "Bearer a b", "Bearer a,b", "Basic abc", "Bearer \xff"} {
 		f.Add(value)
 	}
-	// The credentials of RFC 6750 section 2.1, in its own words.
+	// The credentials of RFC 6750 section 2.1, as its grammar.
 	grammar := regexp.MustCompile(`\A(?i:Bearer) +([A-Za-z0-9\-._~+/]+=*)\z`)
 	f.Fuzz(func(t *testing.T, value string) {
 		token, found := bearer([]string{value})
@@ -88,7 +88,7 @@ func TestClientAddressTrustsProxiesFromTheRight(t *testing.T) {
 		peer      string
 		forwarded []string
 		trusted   []netip.Prefix
-		want      string // empty: not known
+		want      string // empty: unknown
 	}{
 		{"NoProxies", "192.0.2.1", []string{"198.51.100.1"}, nil, "192.0.2.1"},
 		{"PeerIsNone", "192.0.2.1", []string{"198.51.100.1"}, proxies, "192.0.2.1"},
@@ -141,7 +141,7 @@ func FuzzClientAddress(f *testing.F) {
 		if got.Is4In6() || got.Zone() != "" {
 			t.Fatalf("clientAddress(%q) = %v", value, got)
 		}
-		// Whatever a presenter writes, the proxy appends the truth.
+		// Whatever a presenter sends, the proxy appends the peer's address.
 		if got := clientAddress(netip.MustParseAddr("10.0.0.1"), []string{value + ", 198.51.100.1"}, trusted); got != honest {
 			t.Fatalf("clientAddress(%q, …) = %v", value, got)
 		}

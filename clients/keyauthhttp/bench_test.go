@@ -10,7 +10,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// always allows, at no cost.
+// always answers ALLOWED, without any cost.
 type always struct{}
 
 // Validate implements keyauth.Validator.
@@ -18,7 +18,7 @@ func (always) Validate(context.Context, keyauth.Question) (keyauth.Answer, error
 	return keyauth.Answer{Decision: keysvcv1.Decision_DECISION_ALLOWED, Principal: fuzzPrincipal}, nil
 }
 
-// nowhere is an http.ResponseWriter that costs nothing.
+// nowhere is an http.ResponseWriter without any cost.
 type nowhere struct{ header http.Header }
 
 // Header implements http.ResponseWriter.
@@ -30,7 +30,7 @@ func (n nowhere) Write(text []byte) (int, error) { return len(text), nil }
 // WriteHeader implements http.ResponseWriter.
 func (n nowhere) WriteHeader(int) {}
 
-// BenchmarkMux is what a Mux costs beside an http.ServeMux, without the validation.
+// BenchmarkMux compares a Mux with an http.ServeMux, without the validation.
 func BenchmarkMux(b *testing.B) {
 	handler := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	plain := http.NewServeMux()

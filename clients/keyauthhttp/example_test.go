@@ -59,7 +59,7 @@ func ExampleNewMux() {
 	// {"error":{"type":"not_found","code":"not_found","message":"there is nothing at this path"}}
 }
 
-// A route that says nothing is found when the service starts.
+// NewMux finds a route without a requirement when the service starts.
 func ExampleNewMux_nothingSaid() {
 	guard, err := keyauth.NewGuard(new(recorder), keyauth.Config{})
 	if err != nil {
@@ -76,7 +76,7 @@ func ExampleNewMux_nothingSaid() {
 	// keyauthhttp: Routes["GET /v1/signatures"]: its Requirement is "nothing said"; allowed are keyauth.Scope with resource:action, keyauth.IdentityOnly and keyauth.Public
 }
 
-// A body of one's own. Status, WWW-Authenticate and Retry-After are there in any case.
+// A body of the service's own. The Mux still sets status, WWW-Authenticate and Retry-After.
 func ExampleConfig_body() {
 	guard, err := keyauth.NewGuard(new(recorder), keyauth.Config{Log: slog.New(slog.DiscardHandler)})
 	if err != nil {

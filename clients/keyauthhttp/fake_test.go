@@ -10,8 +10,8 @@ import (
 // fuzzToken is the one token that a recorder knows.
 const fuzzToken = "token"
 
-// recorder is a Validator without a keysvc, for what runs a million times. It may do
-// everything with one token.
+// recorder is a Validator without a keysvc, for tests that run it a million times. One token
+// may do everything.
 type recorder struct{ questions []keyauth.Question }
 
 // Validate implements keyauth.Validator.

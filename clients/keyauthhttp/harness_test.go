@@ -27,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait; none comes near it unless something hangs.
+// patience bounds every wait. Only a wait that hangs reaches it.
 const patience = 20 * time.Second
 
 // The workspace and member of the keys in these tests.
@@ -96,15 +96,15 @@ func newMux(t testing.TB, guard *keyauth.Guard, config keyauthhttp.Config) *keya
 	return mux
 }
 
-// spy is a Watcher over another Validator that counts what it is asked.
+// spy is a Watcher in front of another Validator. It counts the questions.
 type spy struct {
 	keyauth.Validator
 
 	mutex     sync.Mutex
 	questions []keyauth.Question
-	// fault is what happens in place of asking, unless it is nil.
+	// fault runs in place of asking; nil means to ask.
 	fault func(ctx context.Context) (keyauth.Answer, error)
-	// changed makes watches ask anew; whoever closes it sets a new one.
+	// changed is closed to make watches ask again, and then replaced.
 	changed chan struct{}
 }
 
@@ -138,7 +138,7 @@ func (s *spy) Watch(ctx context.Context, question keyauth.Question) (keyauth.Ans
 	}
 }
 
-// change lets watches ask anew.
+// change makes watches ask again.
 func (s *spy) change() {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -146,7 +146,7 @@ func (s *spy) change() {
 	s.changed = make(chan struct{})
 }
 
-// asked returns what was asked since it was last called.
+// asked returns the questions since the last call.
 func (s *spy) asked() []keyauth.Question {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -161,7 +161,7 @@ func (s *spy) breakDown(fault func(ctx context.Context) (keyauth.Answer, error))
 	s.fault = fault
 }
 
-// safeBuffer is a buffer that may be written by several goroutines.
+// safeBuffer is a buffer that several goroutines may write to.
 type safeBuffer struct {
 	mutex  sync.Mutex
 	buffer bytes.Buffer
@@ -186,7 +186,7 @@ type response struct {
 	body string
 }
 
-// send sends a request exactly as it is written: clients clean paths and headers.
+// send sends a request exactly as it is written, because clients clean paths and headers.
 func send(t testing.TB, address, method, target string, headers ...string) response {
 	t.Helper()
 	return sendBody(t, address, method, target, "", headers...)
@@ -226,10 +226,10 @@ func sendBody(t testing.TB, address, method, target, body string, headers ...str
 	return response{answer, string(received)}
 }
 
-// bearer is the header for a token.
+// bearer returns the header for a token.
 func bearer(token string) string { return "Authorization: Bearer " + token }
 
-// says returns a handler that answers with a word and the pattern it was chosen by.
+// says returns a handler that answers with a word and with the pattern that chose it.
 func says(word string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Ran", word)

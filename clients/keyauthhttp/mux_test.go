@@ -57,7 +57,7 @@ func TestCredentialsAreReadFromTheHeaderAlone(t *testing.T) {
 		body                 string
 		status               int
 		challenge, answer    string
-		// asked says how many questions reach the validator.
+		// asked is how many questions reach the validator.
 		asked int
 	}{
 		{"allowed", "GET", "/v1/signatures", []string{bearer(good)}, "", 200, "", "list", 1},
@@ -140,7 +140,7 @@ func TestForbiddenAnswersNameTheReason(t *testing.T) {
 	}
 	for _, target := range []string{"/v1/signatures", "/v1/me"} {
 		got := send(t, address, "GET", target, bearer(made.GetToken()), "X-Forwarded-For: 192.0.2.1")
-		// RFC 6750 has no error code for this; another scope would not help.
+		// RFC 6750 has no error code for this, because another scope would not help.
 		if got.StatusCode != http.StatusForbidden || got.Header.Get("WWW-Authenticate") != "" || !strings.Contains(got.body, `"code":"address_not_allowed"`) {
 			t.Errorf("%s: address: %d %q %s", target, got.StatusCode, got.Header.Get("WWW-Authenticate"), got.body)
 		}
@@ -179,7 +179,7 @@ func TestAddressComesFromTrustedProxies(t *testing.T) {
 		}
 	}
 
-	// What stands in for the connection's address and is none: unknown.
+	// Text in place of the connection's address that is no address: unknown.
 	for _, remote := range []string{"", "@", "192.0.2.1", "[::1]", "/run/service.sock", "192.0.2.1:x"} {
 		bench.validator.asked()
 		request := httptest.NewRequest(http.MethodGet, "/v1/me", nil)
@@ -308,7 +308,7 @@ func TestHandlerSeesThePrincipalAndNoToken(t *testing.T) {
 		t.Error("the caller's own request was changed")
 	}
 
-	// However the header is spelled, and where no token is needed.
+	// However the header is spelled, and on public routes, too.
 	spelled := newRequest("/healthz")
 	spelled.Header["authorization"] = []string{"Bearer " + token}
 	spelled.Header.Set("X-Forwarded-Authorization", token)
@@ -365,7 +365,7 @@ func TestKeyOfAnotherWorkspaceIsUnknown(t *testing.T) {
 			t.Errorf("%q: %d after %d questions, want %d after %d", test.id, got.StatusCode, len(asked), test.status, test.asked)
 		}
 	}
-	// A function that finds nothing does not open the route to every workspace.
+	// A function that returns no workspace does not open the route to every workspace.
 	address = bench.serve(t, keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{
 		"GET /": {Requirement: read, Handler: says("all"), WorkspaceID: func(r *http.Request) string { return r.PathValue("misspelled") }},
 	}})
@@ -409,7 +409,7 @@ func TestBodyOfTheServiceIsUsed(t *testing.T) {
 			t.Errorf("%s %s: the challenge is missing", test.method, test.target)
 		}
 	}
-	// A recorder sends whatever is written to it: the Mux itself must leave the body away.
+	// A recorder sends whatever is written to it, so the Mux itself must leave out the body.
 	recorder := httptest.NewRecorder()
 	newMux(t, bench.guard(t, keyauth.Config{}), keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{"GET /": {Requirement: read, Handler: says("all")}}}).
 		ServeHTTP(recorder, httptest.NewRequest(http.MethodHead, "/", nil))

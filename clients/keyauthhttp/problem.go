@@ -51,7 +51,7 @@ func (m *Mux) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	problem := Problem{Status: http.StatusInternalServerError, Message: refusal.Error(), Refusal: refusal}
 	header := w.Header()
-	switch refusal.Code { //nolint:exhaustive // every other code is a fault of this service
+	switch refusal.Code { // every other code is a fault of this service
 	case codes.Unauthenticated:
 		problem.Status, problem.Code = http.StatusUnauthorized, "key_invalid"
 		header.Set("WWW-Authenticate", m.challenge(refusal))

@@ -15,8 +15,8 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyauthhttp"
 )
 
-// requirements is a table in which patterns overlap in every way that http.ServeMux
-// allows. Each scope is in it once, so that the scope that was asked for names the route.
+// requirements is a table whose patterns overlap in every way that http.ServeMux allows. Each
+// scope is in it once, so the scope of a question identifies the route.
 var requirements = map[string]keyauth.Requirement{
 	"GET /v1/signatures":              keyauth.Scope("signatures:read"),
 	"POST /v1/signatures":             keyauth.Scope("signatures:write"),
@@ -34,7 +34,7 @@ var requirements = map[string]keyauth.Requirement{
 	"OPTIONS /v1/signatures/{rest}":   keyauth.Public(),
 }
 
-// routes makes routes of the requirements, whose handlers say their patterns.
+// routes makes routes of the requirements. Their handlers answer with their patterns.
 func routes() map[string]keyauthhttp.Route {
 	made := make(map[string]keyauthhttp.Route)
 	for pattern, requirement := range requirements {
@@ -57,9 +57,10 @@ func TestRequirementFollowsTheHandlerWhateverThePath(t *testing.T) {
 	for _, test := range []struct {
 		method, target string
 		headers        []string
-		// pattern is the route that must decide and run; with none, nothing may be asked.
+		// pattern is the route that must decide and run. If it is empty, no question may be
+		// asked.
 		pattern string
-		// status, if no pattern runs; location and allow go with it.
+		// status is the answer if no route runs, with its location and allow.
 		status          int
 		location, allow string
 	}{
@@ -100,13 +101,13 @@ func TestRequirementFollowsTheHandlerWhateverThePath(t *testing.T) {
 		{method: "PUT", target: "/v1/signatures", status: 405, allow: "GET, HEAD, POST"},
 		{method: "HEAD", target: "/v1/none", status: 404},
 
-		// Whatever tries to be another method is not looked at.
+		// Ways to ask for another method are ignored.
 		{method: "GET", target: "/v1/signatures?_method=POST", headers: []string{"X-HTTP-Method-Override: POST", "X-HTTP-Method: POST", "X-Method-Override: POST"}, pattern: "GET /v1/signatures"},
 		{method: "POST", target: "/v1/signatures", headers: []string{"X-HTTP-Method-Override: GET"}, pattern: "POST /v1/signatures"},
 		{method: "PUT", target: "/v1/signatures", headers: []string{"X-HTTP-Method-Override: GET"}, status: 405, allow: "GET, HEAD, POST"},
 		{method: "GET", target: "/public/", headers: []string{"X-Original-URL: /v1/signatures", "X-Rewrite-URL: /v1/signatures"}, pattern: "/public/"},
 
-		// A path that is not clean is sent to the clean one, and decided there.
+		// A path that is not clean is redirected to the clean one, and decided there.
 		{method: "GET", target: "//v1/signatures", status: 307, location: "/v1/signatures"},
 		{method: "GET", target: "/v1//signatures", status: 307, location: "/v1/signatures"},
 		{method: "GET", target: "/v1/./signatures", status: 307, location: "/v1/signatures"},
@@ -119,7 +120,7 @@ func TestRequirementFollowsTheHandlerWhateverThePath(t *testing.T) {
 		{method: "GET", target: "/v1//none", status: 404},
 		{method: "GET", target: "//elsewhere.test", status: 404},
 
-		// What is escaped is part of a name: it neither separates nor climbs.
+		// An escaped character is part of a name: it neither separates names nor leads upwards.
 		{method: "GET", target: "/v1%2fsignatures", status: 404},
 		{method: "GET", target: "/v1/signatures%2flatest", status: 404},
 		{method: "GET", target: "/v1/signatures%2f", status: 404},
@@ -135,7 +136,7 @@ func TestRequirementFollowsTheHandlerWhateverThePath(t *testing.T) {
 		{method: "GET", target: "/v1/signatures/", status: 404},
 		{method: "GET", target: "/", status: 404},
 
-		// CONNECT is not cleaned by http.ServeMux, so it is not served.
+		// http.ServeMux does not clean the path of a CONNECT, so CONNECT is not served.
 		{method: "CONNECT", target: "/public/../v1/any", status: 405},
 		{method: "CONNECT", target: "/public/", status: 405},
 		{method: "CONNECT", target: "service.test:443", status: 405},
@@ -207,8 +208,8 @@ func TestOptionsStarIsAnsweredByTheServer(t *testing.T) {
 	}
 }
 
-// FuzzRouting sends any request at all. A handler may run only if exactly its own
-// requirement was asked for, with the one token that is right, or is public.
+// FuzzRouting sends any request. A handler may run only if its own requirement was asked for
+// with the one right token, or if the route is public.
 func FuzzRouting(f *testing.F) {
 	asking := new(recorder)
 	guard, err := keyauth.NewGuard(asking, keyauth.Config{Log: slog.New(slog.DiscardHandler)})

@@ -22,7 +22,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// serveBoth serves a handler over HTTP/1.1 or HTTP/2 and returns its address and a client.
+// serveBoth serves a handler over HTTP/1.1 or HTTP/2. It returns the address and a client.
 func serveBoth(t *testing.T, protocol string, handler http.Handler) (address string, client *http.Client) {
 	t.Helper()
 	server := httptest.NewUnstartedServer(handler)
@@ -82,7 +82,7 @@ func TestLongLivedRequestEndsWithItsKey(t *testing.T) {
 					keyID, token := bench.CreateKey(t, workspace, member, "signatures:read")
 					ended := make(chan error, 1)
 					handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						// HTTP/1.1 is told that reading goes on beside writing.
+						// Tell HTTP/1.1 that reading goes on beside writing.
 						_ = http.NewResponseController(w).EnableFullDuplex()
 						io.WriteString(w, "hello\n")
 						http.NewResponseController(w).Flush()
@@ -209,7 +209,7 @@ func TestWatchEndsWithHandlerAndPresenter(t *testing.T) {
 		request.Header.Set("Authorization", "Bearer "+token)
 		return client.Do(request)
 	}
-	// Several requests on one connection: a deadline of one does not outlive it.
+	// Several requests on one connection: the deadline of one does not affect the next.
 	for range 3 {
 		answer, err := get(t.Context(), "/short")
 		if err != nil {
@@ -250,14 +250,14 @@ func TestWatchEndsWithHandlerAndPresenter(t *testing.T) {
 	}
 }
 
-// slowDeadlines is an http.ResponseWriter whose deadlines take until they are let go.
+// slowDeadlines is an http.ResponseWriter whose deadlines are set only when the test allows it.
 type slowDeadlines struct {
 	nowhere
 	release chan struct{}
 	set     int
 }
 
-// SetWriteDeadline is what http.ResponseController looks for.
+// SetWriteDeadline is called by http.ResponseController.
 func (s *slowDeadlines) SetWriteDeadline(time.Time) error {
 	<-s.release
 	s.set++

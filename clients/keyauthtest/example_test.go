@@ -31,7 +31,7 @@ func ExampleContext() {
 	// Output: acme test-member true
 }
 
-// silent stands in for a test, which an example does not have.
+// silent stands in for a test, because an example has none.
 type silent struct{ testing.TB }
 
 func (*silent) Helper() {}

@@ -21,7 +21,7 @@ var (
 	seed       = flag.Uint64("seed", 1, "what its chance begins with")
 )
 
-// both are a keysvc and the Validator in memory, which are changed alike.
+// both is a keysvc and the Validator in memory. Each change is made to both.
 type both struct {
 	t       *testing.T
 	random  *rand.Rand
@@ -43,7 +43,7 @@ type bothKey struct {
 	member    *bothMember
 	ids       [2]string
 	revoked   bool
-	// expires is when it ends, and overlap when the one under way does.
+	// expires is when the key ends, and overlap when its overlap ends.
 	expires, overlap time.Time
 }
 
@@ -56,7 +56,7 @@ func TestSameAnswersAsKeysvc(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { client.Close() }) //nolint:errcheck // it was in use until now
+	t.Cleanup(func() { client.Close() })
 	b := &both{
 		t: t, random: rand.New(rand.NewPCG(*seed, 0)), now: clock.Now(), memory: newBackend(t), members: make(map[[2]string]*bothMember),
 		real: &validatortest.Keysvc{Under: client, Keys: keysvc.Keys, Members: keysvc.Members, Clock: clock},
@@ -133,7 +133,7 @@ func (b *both) create(workspace, id string, member *bothMember) {
 	b.tokens = append(b.tokens, [2]string{realToken, memoryToken})
 }
 
-// changeKey revokes or rotates a key that can be.
+// changeKey revokes or rotates a random live key.
 func (b *both) changeKey() {
 	if len(b.keys) == 0 {
 		return
@@ -158,11 +158,11 @@ func (b *both) changeKey() {
 	key.overlap = b.now.Add(overlap)
 }
 
-// ask asks both a question and returns what was answered.
+// ask asks both a question, and returns the answers.
 func (b *both) ask() string {
 	tokens := [2]string{"nonsense", "nonsense"}
 	if len(b.tokens) > 0 && b.random.IntN(20) > 0 {
-		// The newest are the ones that may work.
+		// The newest tokens are the ones that may work.
 		tokens = b.tokens[max(0, len(b.tokens)-1-b.random.IntN(1+b.random.IntN(len(b.tokens))))]
 	}
 	question := keyauth.Question{

@@ -15,8 +15,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server/servertest"
 )
 
-// BenchmarkInterceptor goes from incoming metadata to the principal in the context: with
-// the answer in memory, from 1 to 16 goroutines per processor, and with a call for each.
+// BenchmarkInterceptor measures the way from incoming metadata to the principal in the context:
+// with the answer in memory, for 1 to 16 goroutines per processor, and with a call for each
+// request.
 func BenchmarkInterceptor(b *testing.B) {
 	keysvc := servertest.Start(b, servertest.Options{})
 	keysvc.PutMember(b, "acme", "ann", "admin")
@@ -59,8 +60,8 @@ func BenchmarkInterceptor(b *testing.B) {
 	}
 }
 
-// newIntercepted returns one request through the interceptor, with a handler that wants to
-// know whose it is.
+// newIntercepted returns one request through the interceptor, with a handler that reads the
+// principal.
 func newIntercepted(tb testing.TB, validator keyauth.Validator, token string) func() error {
 	tb.Helper()
 	const method = "/test.v1.Signatures/Get"
@@ -78,7 +79,7 @@ func newIntercepted(tb testing.TB, validator keyauth.Validator, token string) fu
 		if _, ok := keyauth.PrincipalFrom(ctx); !ok {
 			tb.Error("no principal")
 		}
-		return nil, nil //nolint:nilnil // nobody looks
+		return nil, nil //nolint:nilnil // the result is not used
 	}
 	return func() error {
 		_, err := intercept(ctx, nil, info, handler)
@@ -97,7 +98,8 @@ func TestInterceptorAllocatesLittleOnAHit(t *testing.T) {
 	if err := intercepted(); err != nil {
 		t.Fatal(err)
 	}
-	// The lowest of a few, as the client's own goroutines allocate now and then.
+	// The minimum of several runs, because the client's own goroutines allocate from time to
+	// time.
 	lowest := testing.AllocsPerRun(1, func() { _ = intercepted() })
 	for range 20 {
 		lowest = min(lowest, testing.AllocsPerRun(20, func() { _ = intercepted() }))

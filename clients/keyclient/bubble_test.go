@@ -13,7 +13,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// bufferedTarget is local; what it is connected to is up to the dialer.
+// bufferedTarget is a local target. The dialer chooses where it leads.
 const bufferedTarget = "passthrough:///127.0.0.1:7480"
 
 // dialer connects to a listener in memory, and counts.
@@ -24,7 +24,7 @@ func dialer(listener *bufconn.Listener, dials *atomic.Int64) grpc.DialOption {
 	})
 }
 
-// serve serves methods that are written for a test, until the test or bubble ends.
+// serve serves the methods of a test, until the test or bubble ends.
 func serve(t testing.TB, handler grpc.StreamHandler, config keyclient.Config) *keyclient.Client {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
@@ -41,7 +41,7 @@ func serve(t testing.TB, handler grpc.StreamHandler, config keyclient.Config) *k
 	return newClient(t, bufferedTarget, config)
 }
 
-// answering is a keysvc that answers every validation alike.
+// answering is a keysvc that gives every validation the same answer.
 func answering(response *keysvcv1.ValidateKeyResponse, err error) grpc.StreamHandler {
 	return func(_ any, stream grpc.ServerStream) error {
 		if receiveErr := stream.RecvMsg(new(keysvcv1.ValidateKeyRequest)); receiveErr != nil {

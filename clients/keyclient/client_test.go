@@ -95,7 +95,7 @@ func TestParseTargetAddsThePortAndFindsLocalTargets(t *testing.T) {
 	}
 }
 
-// What is taken for local must not be anything that grpc would look for elsewhere.
+// A target that counts as local must not be one that grpc would look up elsewhere.
 func FuzzParseTarget(f *testing.F) {
 	f.Fuzz(func(t *testing.T, target string) {
 		full, local := keyclient.ParseTarget(target)

@@ -65,7 +65,7 @@ func TestReadsAreRepeatedAndChangesAreNot(t *testing.T) {
 	for _, method := range methods {
 		for _, test := range []struct {
 			code codes.Code
-			// attempts is how many of a read there are.
+			// attempts is how often a read is tried.
 			attempts int
 		}{{codes.Unavailable, 4}, {codes.Unknown, 1}, {codes.DeadlineExceeded, 1}, {codes.ResourceExhausted, 1}, {codes.Internal, 1}} {
 			t.Run(method+" "+test.code.String(), func(t *testing.T) {

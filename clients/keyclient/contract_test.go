@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// patience bounds every wait; none comes near it unless something hangs.
+// patience bounds every wait. Only a wait that hangs reaches it.
 const patience = 20 * time.Second
 
 var testTime = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)

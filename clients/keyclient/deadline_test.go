@@ -64,7 +64,7 @@ func TestRevisionThatDoesNotComeIsAnErrorOfItsItem(t *testing.T) {
 				t.Errorf("item %d: %v", index, got)
 			}
 		}
-		// And alone: the Client repeats what is UNAVAILABLE, but not what was waited for.
+		// A single validation: the Client repeats UNAVAILABLE, but not a wait that has ended.
 		begun := time.Now()
 		calls.Store(0)
 		if _, err := client.Validations.ValidateKey(t.Context(), ahead); status.Code(err) != codes.Unavailable {

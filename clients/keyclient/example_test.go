@@ -64,7 +64,7 @@ func ExampleFromEnvironment() {
 	// Output: nothing is dialled before the first call
 }
 
-// Asking directly, without a Guard. Whatever is not ALLOWED is a no.
+// Validate can be called without a Guard. Every answer but ALLOWED is a no.
 func ExampleClient_Validate() {
 	keysvc, err := keyclient.New("127.0.0.1:7480", keyclient.Config{AllowPlaintext: true})
 	if err != nil {
@@ -73,7 +73,7 @@ func ExampleClient_Validate() {
 	}
 	defer keysvc.Close()
 	answer, err := keysvc.Validate(context.Background(), keyauth.Question{
-		// Its checksum is wrong: it is refused without a call.
+		// The checksum is wrong, so the token is refused without a call.
 		Token:       "scribe_ksk1_9fQ2mXc7Lr0TzB4w_cut-off",
 		Requirement: keyauth.Scope("signatures:read"),
 	})
@@ -88,9 +88,9 @@ func ExampleClient_Validate() {
 	// Output: refused: REASON_KEY_INVALID
 }
 
-// A near-cache, with what it does among the variables of expvar.
+// A near-cache whose state is among the variables of expvar.
 func ExampleClient_NearCache() {
-	var lag expvar.Float // how far the last change was behind, in seconds
+	var lag expvar.Float // the lag of the last change, in seconds
 	keysvc, err := keyclient.New("127.0.0.1:7480", keyclient.Config{
 		AllowPlaintext: true, NearCache: true,
 		NearCacheHooks: keyclient.NearCacheHooks{Invalidated: func(behind time.Duration) { lag.Set(behind.Seconds()) }},

@@ -95,10 +95,10 @@ func TestNearCacheWatchEndsWithItsKey(t *testing.T) {
 func TestNearCacheEndsStreamsWithTheRefusalOfANewCall(t *testing.T) {
 	const method = "/test.v1.Things/Watch"
 	for name, test := range map[string]struct {
-		// change is what happens once the stream is open.
+		// change is made once the stream is open.
 		change func(t *testing.T, keysvc *servertest.Keysvc, keyID string)
 		want   codes.Code
-		// within is how soon it ends.
+		// within is the longest time until the stream ends.
 		within time.Duration
 	}{
 		"revoked": {func(t *testing.T, keysvc *servertest.Keysvc, keyID string) {
@@ -148,7 +148,7 @@ func TestNearCacheEndsStreamsWithTheRefusalOfANewCall(t *testing.T) {
 	}
 }
 
-// protected serves streams that answer once and then stay, behind a Guard.
+// protected serves streams behind a Guard. They answer once and then stay open.
 func protected(t *testing.T, guard *keyauth.Guard) *grpc.ClientConn {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
@@ -159,13 +159,13 @@ func protected(t *testing.T, guard *keyauth.Guard) *grpc.ClientConn {
 		<-stream.Context().Done()
 		return nil
 	}))
-	go server.Serve(listener) //nolint:errcheck // it ends with Stop
+	go server.Serve(listener) // it ends with Stop
 	t.Cleanup(server.Stop)
 	conn, err := grpc.NewClient(bufferedTarget, dialer(listener, new(atomic.Int64)), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() }) //nolint:errcheck // it was in use until now
+	t.Cleanup(func() { conn.Close() })
 	return conn
 }
 
@@ -202,15 +202,16 @@ func TestNearCacheReportsUses(t *testing.T) {
 	}
 }
 
-// awaiting is a backend whose changes are done once no cache answers from before them.
+// awaiting is a backend whose changes return once no cache answers from before them.
 type awaiting struct {
 	*validatortest.Keysvc
 	sync keysvcv1.SyncServiceClient
 }
 
-func (b awaiting) settle(t testing.TB) {
+// await waits until no cache answers from before the newest revision.
+func (b awaiting) await(t testing.TB) {
 	t.Helper()
-	// Any answer tells the newest revision.
+	// Every answer has the newest revision.
 	read, err := b.Keys.ListKeys(t.Context(), &keysvcv1.ListKeysRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -223,37 +224,37 @@ func (b awaiting) settle(t testing.TB) {
 func (b awaiting) PutMember(t testing.TB, workspaceID, memberID, role string) {
 	t.Helper()
 	b.Keysvc.PutMember(t, workspaceID, memberID, role)
-	b.settle(t)
+	b.await(t)
 }
 
 func (b awaiting) SuspendMember(t testing.TB, workspaceID, memberID, role string) {
 	t.Helper()
 	b.Keysvc.SuspendMember(t, workspaceID, memberID, role)
-	b.settle(t)
+	b.await(t)
 }
 
 func (b awaiting) RemoveMember(t testing.TB, workspaceID, memberID string) {
 	t.Helper()
 	b.Keysvc.RemoveMember(t, workspaceID, memberID)
-	b.settle(t)
+	b.await(t)
 }
 
 func (b awaiting) CreateKey(t testing.TB, key validatortest.Key) (keyID, token string) {
 	t.Helper()
-	defer b.settle(t)
+	defer b.await(t)
 	return b.Keysvc.CreateKey(t, key)
 }
 
 func (b awaiting) RotateKey(t testing.TB, workspaceID, keyID string, overlap time.Duration) string {
 	t.Helper()
-	defer b.settle(t)
+	defer b.await(t)
 	return b.Keysvc.RotateKey(t, workspaceID, keyID, overlap)
 }
 
 func (b awaiting) RevokeKey(t testing.TB, workspaceID, keyID string) {
 	t.Helper()
 	b.Keysvc.RevokeKey(t, workspaceID, keyID)
-	b.settle(t)
+	b.await(t)
 }
 
 // Client and server share a clock.

@@ -30,7 +30,7 @@ func ExampleHTTP() {
 }
 
 func ExampleSourceFunc() {
-	// A secret store's client goes here; let it keep what it has read.
+	// A client of a secret store goes here. It should keep what it has read.
 	source := keycredentials.SourceFunc(func(context.Context) (string, error) { return "cut off,", nil })
 	tripper, err := keycredentials.HTTP(nil, source, []string{"api.example.com"})
 	if err != nil {

@@ -93,7 +93,7 @@ func TestFileIsReadAgainAfterASecond(t *testing.T) {
 	write("third")
 	now = now.Add(-time.Hour)
 	expect("third")
-	// Written in place, within the resolution of the file's time, and as long as before.
+	// Written in place, with the same length and the same file time.
 	info, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
@@ -208,7 +208,7 @@ func TestAuthorizationRefusesWhatCannotBeSent(t *testing.T) {
 	}
 }
 
-// Whatever a source gives, the header has one line, one scheme and one token.
+// Whatever a source returns, the header has one line, one scheme and one token.
 func FuzzAuthorization(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		value, err := authorization(t.Context(), fixed(text))
@@ -236,7 +236,7 @@ func (h *health) Check(ctx context.Context, _ *grpc_health_v1.HealthCheckRequest
 }
 
 func TestPerRPCSendsTheToken(t *testing.T) {
-	// httptest makes a certificate for us.
+	// httptest makes a certificate.
 	certified := httptest.NewUnstartedServer(nil)
 	certified.StartTLS()
 	certificate := certified.TLS.Certificates[0]
@@ -270,7 +270,8 @@ func TestPerRPCSendsTheToken(t *testing.T) {
 			if test.network == "unix" {
 				target = "unix://" + target
 			}
-			// Per call, as a connection with credentials that want TLS is refused already.
+			// With per-call credentials, because grpc already refuses a connection whose
+			// credentials require TLS.
 			conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(test.client))
 			if err != nil {
 				t.Fatal(err)
@@ -288,7 +289,7 @@ func TestPerRPCSendsTheToken(t *testing.T) {
 	}
 }
 
-// movedConn says that it leads elsewhere.
+// movedConn is a connection with another remote address.
 type movedConn struct {
 	net.Conn
 	remote net.Addr
@@ -296,7 +297,7 @@ type movedConn struct {
 
 func (c movedConn) RemoteAddr() net.Addr { return c.remote }
 
-// anonymous are credentials that do not say how secure a connection is.
+// anonymous are credentials that do not tell how secure a connection is.
 type anonymous struct {
 	credentials.TransportCredentials
 }
@@ -395,7 +396,7 @@ func TestPerRPCRefusesUnsafeCalls(t *testing.T) {
 			}
 		})
 	}
-	// For a whole connection, grpc refuses when it is dialled.
+	// With credentials for a whole connection, grpc refuses when it dials.
 	if conn, err := grpc.NewClient(here.String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithPerRPCCredentials(PerRPC(fixed(secret)))); err == nil {
 		conn.Close()
@@ -529,7 +530,7 @@ func TestHTTPRefusesUnsafeRequests(t *testing.T) {
 	}
 }
 
-// What is accepted as a host is one that a URL can have, and no other host gets the token.
+// An accepted host is one that a URL can have, and no other host gets the token.
 func FuzzHost(f *testing.F) {
 	f.Fuzz(func(t *testing.T, listed, requested string) {
 		tripper, err := HTTP(http.DefaultTransport, fixed(secret), []string{listed}, AllowPlaintextLoopback())

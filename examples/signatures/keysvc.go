@@ -19,7 +19,7 @@ import (
 
 // keysvc is a keysvc process with an empty store, and a client of it.
 type keysvc struct {
-	// target is where it listens: a unix socket.
+	// target is the address that it listens on: a unix socket.
 	target string
 	client *keyclient.Client
 
@@ -40,12 +40,12 @@ func startKeysvc(ctx context.Context) (_ *keysvc, err error) {
 		}
 	}()
 	binary := filepath.Join(folder, "keysvc")
-	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", binary, "github.com/scribe-mail/keysvc/cmd/keysvc") //nolint:gosec // into a folder of ours
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", binary, "github.com/scribe-mail/keysvc/cmd/keysvc") //nolint:gosec // G204: the folder is our own
 	if text, err := build.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("building keysvc: %w\n%s", err, text)
 	}
 	var log bytes.Buffer
-	process := exec.CommandContext(ctx, binary, "serve", "--init", "--listen", k.target, "--data", filepath.Join(folder, "data")) //nolint:gosec // what was just built
+	process := exec.CommandContext(ctx, binary, "serve", "--init", "--listen", k.target, "--data", filepath.Join(folder, "data")) //nolint:gosec // G204: the binary was just built
 	process.Stdout, process.Stderr = &log, &log
 	process.Cancel = func() error { return process.Process.Signal(syscall.SIGTERM) }
 	process.WaitDelay = 20 * time.Second
@@ -64,14 +64,14 @@ func startKeysvc(ctx context.Context) (_ *keysvc, err error) {
 	return k, nil
 }
 
-// stop ends the process and removes what it left.
+// stop ends the process and removes its files.
 func (k *keysvc) stop() {
 	if k.client != nil {
 		k.client.Close() //nolint:errcheck // it was in use until now
 	}
 	if k.process != nil {
 		if err := k.process.Process.Signal(syscall.SIGTERM); err == nil || errors.Is(err, os.ErrProcessDone) {
-			k.process.Wait() //nolint:errcheck // ended on purpose
+			k.process.Wait() //nolint:errcheck // it was ended on purpose
 		}
 	}
 	os.RemoveAll(k.folder) //nolint:errcheck // a folder for temporary files

@@ -27,7 +27,7 @@ func main() {
 	}
 }
 
-// run starts everything, plays the story or serves, and stops everything.
+// run starts everything, plays the story or serves, and then stops everything.
 func run(ctx context.Context, arguments []string, out io.Writer) error {
 	flags := flag.NewFlagSet("signatures", flag.ContinueOnError)
 	serve := flags.Bool("serve", false, "stay up and print commands to try, instead of playing the story")

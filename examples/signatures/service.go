@@ -17,7 +17,7 @@ import (
 	"github.com/scribe-mail/keysvc/examples/signatures/signatures"
 )
 
-// service is the downstream service on two listeners.
+// service is the downstream service, with a listener for gRPC and one for HTTP.
 type service struct {
 	httpAddress, grpcAddress string
 
@@ -25,8 +25,8 @@ type service struct {
 	grpc *grpc.Server
 }
 
-// startService serves gRPC and HTTP. The three lines that protect it are the Guard and the
-// two interceptors; HTTP takes the same Guard.
+// startService serves gRPC and HTTP. Three lines protect it: the Guard, and the two
+// interceptors. HTTP uses the same Guard.
 func startService(ctx context.Context, keysvc *keyclient.Client, httpAddress, grpcAddress string) (*service, error) {
 	guard, err := signaturesv1.NewSignaturesServiceGuard(keysvc, keyauth.Config{
 		Tables: []keyauth.Table{keyauth.Health(), keyauth.Reflection()},

@@ -24,7 +24,7 @@ const (
 	member    = "ann"
 )
 
-// story plays requests and remembers what was not as expected.
+// story plays requests, and notes every answer that was not the expected one.
 type story struct {
 	out        io.Writer
 	service    *service
@@ -32,7 +32,7 @@ type story struct {
 	surprises  []string
 }
 
-// play plays the story. The error says what did not happen as it should.
+// play plays the story. The error names the answers that were not the expected ones.
 func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) error {
 	conn, err := grpc.NewClient(service.grpcAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
@@ -123,7 +123,7 @@ func (s *story) say(format string, arguments ...any) {
 	fmt.Fprintf(s.out, "\n# "+format+"\n", arguments...)
 }
 
-// expect prints a request and what came back.
+// expect prints a request and its answer.
 func (s *story) expect(want, got, request, answer string) {
 	fmt.Fprintf(s.out, "  → %s\n  ← %s\n", request, answer)
 	if got != want {
@@ -131,7 +131,7 @@ func (s *story) expect(want, got, request, answer string) {
 	}
 }
 
-// http sends a request over HTTP.
+// http sends a request over HTTP, and expects a status.
 func (s *story) http(ctx context.Context, want int, token, method, path, body string) {
 	request, err := http.NewRequestWithContext(ctx, method, "http://"+s.service.httpAddress+path, bytes.NewBufferString(body))
 	if err != nil {
@@ -160,7 +160,7 @@ func (s *story) http(ctx context.Context, want int, token, method, path, body st
 	s.expect(fmt.Sprint(want), fmt.Sprint(response.StatusCode), strings.TrimSpace(described), strings.TrimSpace(answer+"  "+string(text)))
 }
 
-// grpc calls a method over gRPC.
+// grpc calls a method over gRPC, and expects a status.
 func (s *story) grpc(ctx context.Context, want, token, method string, call func(ctx context.Context) error) {
 	if token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
@@ -176,13 +176,13 @@ func (s *story) grpc(ctx context.Context, want, token, method string, call func(
 	s.expect(want, answer.Code().String(), "gRPC "+method+" "+describe(token), described)
 }
 
-// hold opens a stream. How it ends comes from the channel.
+// hold opens a stream. The channel receives how the stream ended.
 func (s *story) hold(ctx context.Context, token string) (held <-chan error, err error) {
 	stream, err := s.signatures.WatchSignatures(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), &signaturesv1.WatchSignaturesRequest{})
 	if err != nil {
 		return nil, err
 	}
-	// The header comes once the stream was admitted.
+	// The header comes when the stream was admitted.
 	if _, err := stream.Header(); err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ func describe(token string) string {
 	return "Bearer " + shorten(token)
 }
 
-// shorten makes a token fit to be shown.
+// shorten returns a token in a form that may be shown.
 func shorten(token string) string {
 	if cut := strings.LastIndexByte(token, '_'); cut >= 0 {
 		return token[:cut+1] + "…"
@@ -223,7 +223,7 @@ func shorten(token string) string {
 	return "…"
 }
 
-// putMember gives the member a role, and returns when the services know.
+// putMember gives the member a role, and returns when every service knows it.
 func putMember(ctx context.Context, keysvc *keysvc, role string) error {
 	put, err := keysvc.client.Members.PutMember(ctx, &keysvcv1.PutMemberRequest{
 		WorkspaceId: workspace, MemberId: member, Role: role, State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
@@ -234,8 +234,8 @@ func putMember(ctx context.Context, keysvc *keysvc, role string) error {
 	return everywhere(ctx, keysvc, put.GetRevision(), put.GetEpoch())
 }
 
-// everywhere returns when no service answers from before a change any more. Without it they
-// know within milliseconds, and within a second whatever fails.
+// everywhere returns when no service answers from before a change any more. Without that call,
+// services learn of a change within milliseconds, and within a second whatever fails.
 func everywhere(ctx context.Context, keysvc *keysvc, revision int64, epoch string) error {
 	_, err := keysvc.client.Sync.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revision, Epoch: epoch})
 	return err

@@ -25,8 +25,8 @@ func longest(skipped int, prepare func(*backoff.Backoff)) time.Duration {
 }
 
 func TestBoundDoublesUntilTheMaximum(t *testing.T) {
-	for skipped, bound := range []time.Duration{10, 20, 40, 80, 100, 100} {
-		bound *= time.Millisecond
+	for skipped, milliseconds := range []int{10, 20, 40, 80, 100, 100} {
+		bound := time.Duration(milliseconds) * time.Millisecond
 		got := longest(skipped, func(*backoff.Backoff) {})
 		if got >= bound || got < bound*9/10 {
 			t.Errorf("after %d waits the longest of many is %s, want almost %s", skipped, got, bound)

@@ -12,7 +12,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/feed"
 )
 
-// whole is how long a lease is waited for.
+// whole is the longest wait for a lease.
 const whole = staleness + staleness/1000
 
 // The wait is for revision 101 while a session does something.
@@ -20,7 +20,7 @@ func TestAwaitEndsWhenAllAppliedOrLapsed(t *testing.T) {
 	applied, lapsed, none := feed.Outcome{Applied: 1}, feed.Outcome{Lapsed: 1}, feed.Outcome{}
 	for _, test := range []struct {
 		name string
-		// before and after are what happens around the publication of revision 101.
+		// before and after run before and after revision 101 is published.
 		before, after func(w *world, session *feed.Session)
 		took          time.Duration
 		want          feed.Outcome
@@ -31,7 +31,7 @@ func TestAwaitEndsWhenAllAppliedOrLapsed(t *testing.T) {
 			time.Sleep(staleness / 2)
 			w.drain(s)
 			w.asks(s, 2, 100)
-		}, whole - staleness/4, applied}, // the first lease would have ended before that
+		}, whole - staleness/4, applied}, // the first lease would have ended earlier
 		{"it applies it", (*world).lease, func(w *world, s *feed.Session) { w.drain(s); w.applies(s, 101) }, 0, applied},
 		{"it applies it later", (*world).lease, func(w *world, s *feed.Session) {
 			w.drain(s)
@@ -77,19 +77,19 @@ func TestAwaitEndsWhenAllAppliedOrLapsed(t *testing.T) {
 	}
 }
 
-// asks is ping at the time of a bubble.
+// asks sends a ping that arrives now.
 func (w *world) asks(session *feed.Session, nonce uint64, revision int64) {
 	if err := session.Ping(nonce, revision, time.Now()); err != nil {
 		w.Error(err)
 	}
 }
 
-// lease lets a session have one from now.
+// lease gives a session a lease that begins now.
 func (w *world) lease(session *feed.Session) { w.asks(session, 1, 100) }
 
-// drain takes everything that is to be sent.
+// drain takes every message that is to be sent.
 func (w *world) drain(session *feed.Session) {
-	for session.Next().Response != nil { //nolint:revive // the call is what it is about
+	for session.Next().Response != nil {
 	}
 }
 
@@ -99,7 +99,7 @@ func (w *world) applies(session *feed.Session, revision int64) {
 	}
 }
 
-// S4.
+// Rule S4.
 func TestAwaitWaitsForLeasesOfTheProcessBefore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, func(c *feed.Config) { c.Now = time.Now; c.Started = time.Now() })

@@ -21,7 +21,7 @@ const staleness = time.Second
 
 var begin = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
 
-// record is the entry of a change, of workspace w1, w2 or w3.
+// record is the feed record of a change in workspace w1, w2 or w3.
 func record(revision int64) *storagev1.FeedRecord {
 	return &storagev1.FeedRecord{
 		Revision: revision, WorkspaceId: fmt.Sprint("w", revision%3+1), Kind: storagev1.FeedKind_FEED_KIND_KEY,
@@ -43,8 +43,8 @@ type world struct {
 	now time.Time
 }
 
-// newWorld returns a hub at revision 100 that has the changes after 90, and no lease of
-// the process before.
+// newWorld returns a hub at revision 100 that has the changes after 90. No lease of the process
+// before holds any more.
 func newWorld(t *testing.T, edit func(*feed.Config)) *world {
 	t.Helper()
 	w := &world{T: t, now: begin}
@@ -69,7 +69,7 @@ func (w *world) publish(revisions ...int64) {
 	}
 }
 
-// join opens a session that begins, and takes its welcome.
+// join opens a new session, and takes its Welcome.
 func (w *world) join() *feed.Session {
 	w.Helper()
 	session, err := w.Open(&keysvcv1.SyncHello{}, nil)
@@ -82,7 +82,7 @@ func (w *world) join() *feed.Session {
 	return session
 }
 
-// expect checks what a session sends next, and that there is no more.
+// expect checks which messages a session sends next, and that no other follows.
 func (w *world) expect(session *feed.Session, want ...string) {
 	w.Helper()
 	for _, each := range want {
@@ -102,7 +102,7 @@ func (w *world) ping(session *feed.Session, nonce uint64, revision int64) {
 	}
 }
 
-// show writes a step in short.
+// show returns a step as short text.
 func show(step feed.Step) string {
 	if step.Response == nil && step.Last {
 		return "over"
@@ -134,7 +134,7 @@ func show(step feed.Step) string {
 	return "unknown"
 }
 
-// S5.
+// Rule S5.
 func TestOpenResumesOnlyWhatIsCertain(t *testing.T) {
 	const fresh = `welcome 100 reset=true "hash 100"@100`
 	onlyW1 := func(workspaceID string) bool { return workspaceID == "w1" } // 93, 96, 99
@@ -222,7 +222,7 @@ func TestPongFollowsEveryEventUpToItsBarrier(t *testing.T) {
 	w.ping(session, 10, 104)
 	w.expect(session, "events [105] to 105", "pong 10 at 105")
 
-	// Marks come before pongs, behind their events, and once.
+	// Marks come before pongs and after the events that they are for, and once.
 	w.publish(106)
 	w.await(106)
 	w.await(105)
@@ -328,7 +328,7 @@ func TestSlowSessionIsReset(t *testing.T) {
 	w.publish(112)
 	w.expect(slow, "events [112] to 112")
 
-	// To the last place, nothing is lost.
+	// Up to the last index in the ring, nothing is lost.
 	for revision := int64(113); revision <= 122; revision++ {
 		w.publish(revision)
 	}
@@ -355,7 +355,7 @@ func TestRestartResetsAllSessions(t *testing.T) {
 	}
 	w.expect(session, `welcome 106 reset=false "hash 106"@106`, "events [107] to 107")
 
-	// A change that comes twice, or too late, is one that nobody understands.
+	// A change that comes twice or too late breaks the order: everything is reset.
 	for _, revision := range []int64{107, 103} {
 		w.publish(revision)
 		w.expect(current, `reset 107 ""@0`)
@@ -384,7 +384,7 @@ func TestSessionsAndMessagesAreLimited(t *testing.T) {
 		t.Errorf("to a closed one: %v", err)
 	}
 
-	// The age is an hour less a tenth here.
+	// This session's age is an hour less a tenth.
 	if step := second.Next(); step.Within != 54*time.Minute {
 		t.Errorf("it may stay for %s", step.Within)
 	}
@@ -404,7 +404,7 @@ func TestSessionsAndMessagesAreLimited(t *testing.T) {
 	if err := third.Applied(1 << 62); !errors.Is(err, feed.ErrBeyond) {
 		t.Errorf("applied what was not sent: %v", err)
 	}
-	said := 2 // the two that were refused
+	said := 2 // the two refused messages
 	for ; third.Ping(1, 100, w.now) == nil; said++ {
 		if said > 1000 {
 			t.Fatal("no end")
@@ -423,7 +423,7 @@ func TestSessionsAndMessagesAreLimited(t *testing.T) {
 	if err := third.Ping(3, 100, w.now); !errors.Is(err, feed.ErrTooFast) {
 		t.Errorf("and once more: %v", err)
 	}
-	// Who is asked may answer.
+	// A client that is sent a mark may answer it.
 	w.await(100)
 	w.publish(101)
 	w.await(101)

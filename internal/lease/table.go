@@ -129,7 +129,7 @@ func (h *Holder) holds(now time.Time) bool {
 	return h.leased && now.Sub(h.arrived) < h.table.length
 }
 
-// signal wakes everybody who waits for the holder. The table's mutex is held.
+// signal wakes every goroutine that waits for the holder. The table's mutex is held.
 func (h *Holder) signal() {
 	if h.changed != nil {
 		close(h.changed)

@@ -59,7 +59,7 @@ func TestFindRefusesWhatDependsOnDamage(t *testing.T) {
 	)})
 	for _, test := range []struct {
 		name, keyID            string
-		damage                 string // the kind of record, empty for none
+		damage                 string // the kind of the damaged record; empty for none
 		key, member, workspace bool   // what is found
 	}{
 		{"good", good, "", true, true, true},
@@ -69,7 +69,7 @@ func TestFindRefusesWhatDependsOnDamage(t *testing.T) {
 		{"key of a damaged member", ofBad, "member", false, false, false},
 		{"key in a damaged workspace", inBad, "workspace", false, false, false},
 		{"damaged key in a damaged workspace", badInBad, "key", false, false, false},
-		// The head says what may change, not what holds.
+		// The head limits what may change, not what is decided.
 		{"key in a workspace with a damaged head", headless, "", true, true, true},
 		{"key of a member that is not there", ofNobody, "", true, false, true},
 		{"key in a workspace that is not there", inNowhere, "", true, false, false},
@@ -198,7 +198,7 @@ func TestMalformedKeyRecordsAreDamage(t *testing.T) {
 		}, true, nil},
 		{"short hash", func(r *storagev1.KeyRecord) { r.Secrets[0].Hash = r.Secrets[0].Hash[:31] }, true, nil},
 		{"no hash", func(r *storagev1.KeyRecord) { r.Secrets[0].Hash = nil }, true, nil},
-		// 257 would be 1 as a byte.
+		// As a byte, 257 would be 1.
 		{"a scheme that is no byte", func(r *storagev1.KeyRecord) { r.Secrets[0].Scheme = 257 }, true, nil},
 		{"no expiry", func(r *storagev1.KeyRecord) { r.Secrets[0].ExpireTime = nil }, true, nil},
 		{"older secret without expiry", func(r *storagev1.KeyRecord) {
@@ -319,7 +319,7 @@ func TestEmptyStoreKnowsNothing(t *testing.T) {
 func TestDamagedBytesDenyWhatDependsOnThem(t *testing.T) {
 	for _, test := range []struct {
 		bucket  string
-		damages bool // the key
+		damages bool // whether the key is damaged
 	}{
 		{"keys", true}, {"members", true}, {"workspaces", true}, {"heads", false},
 	} {

@@ -36,7 +36,8 @@ func TestReadersSeeWholeRevisionsThatNeverGoBack(t *testing.T) {
 	for writer := range ids {
 		ids[writer] = storagetest.KeyID(writer)
 	}
-	// committed maps each revision to the key and how often it had been changed then.
+	// committed maps each revision to the changed key, and to the number of its changes up to
+	// then.
 	type version struct{ writer, number int }
 	var mutex sync.Mutex
 	committed := make(map[int64]version)
@@ -79,7 +80,7 @@ func TestReadersSeeWholeRevisionsThatNeverGoBack(t *testing.T) {
 				case <-done:
 					return
 				default:
-					runtime.Gosched() // there may be few processors, and others have work to do
+					runtime.Gosched() // other goroutines need a processor, too
 				}
 				writer := round % writers
 				found := p.Find(ids[writer])
@@ -106,7 +107,7 @@ func TestReadersSeeWholeRevisionsThatNeverGoBack(t *testing.T) {
 	writing.Wait()
 	close(done)
 	reading.Wait()
-	// Only now it is known what every revision was.
+	// The content of every revision is known only now.
 	newest := make(map[int64]map[int]int)
 	state := make(map[int]int)
 	for revision := int64(1); revision <= p.Revision(); revision++ {
@@ -198,7 +199,7 @@ func TestWaitForReturnsAtItsRevision(t *testing.T) {
 	})
 }
 
-// sending returns a watch that yields what comes out of a channel.
+// sending returns a watch that yields the changes from a channel.
 func sending(changes <-chan *storage.Committed) func(context.Context, int64, func(*storage.Committed, error) bool) {
 	return func(ctx context.Context, _ int64, yield func(*storage.Committed, error) bool) {
 		for {
@@ -215,11 +216,11 @@ func sending(changes <-chan *storage.Committed) func(context.Context, int64, fun
 	}
 }
 
-// breaking is a store whose watches end, and whose loads fail, when a test says so.
+// breaking is a store whose watches end and whose loads fail when a test wants it.
 type breaking struct {
 	storage.Store
 
-	broken chan error // ends the watch with it; nil ends it without an error
+	broken chan error // ends the watch with that error; nil ends it without an error
 	loads  atomic.Int64
 	refuse func(load int64) error
 }
@@ -265,7 +266,7 @@ func TestFollowLoadsAgainAfterEveryKindOfBreak(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		ends    error
-		refuses []error // what the loads afterwards fail with, before they succeed
+		refuses []error // the errors of the loads that follow, before one succeeds
 	}{
 		{"store went down", storage.ErrUnavailable, nil},
 		{"gap", storage.ErrGap, nil},
@@ -319,11 +320,11 @@ func TestFollowLoadsAgainAfterEveryKindOfBreak(t *testing.T) {
 			if found.Subject.Key == nil || !found.Subject.Key.Revoked || p.Find(storagetest.KeyID(2)).Subject.Key == nil {
 				t.Errorf("after the reload: got %+v", found)
 			}
-			// Uses that are not written yet survive, in the same place.
+			// Uses that are not stored yet survive the load.
 			if found.Last != used || !p.LastUsed(storagetest.KeyID(1)).Equal(begin) {
 				t.Errorf("last used: got %s", p.LastUsed(storagetest.KeyID(1)))
 			}
-			// And it goes on following.
+			// Following goes on.
 			waitFor(t, p, commit(t, store, acme, acme.PutMember("other", "admin")))
 			compare(t, store.Store, p)
 		})
@@ -417,7 +418,7 @@ func TestFollowRetriesWithBackoff(t *testing.T) {
 				loads, load := 0, store.load
 				store.load = func(visit func(storage.Item) error) (storage.Position, error) {
 					if loads++; loads > most {
-						cancel() // time stands still in here as long as somebody is busy
+						cancel() // in the bubble, time stands still while a goroutine runs
 					}
 					return load(visit)
 				}
@@ -531,8 +532,8 @@ func BenchmarkFind(b *testing.B) {
 	}
 }
 
-// compare fails unless a projection shows what the store holds: by its records, read one
-// by one, and by another projection that was just loaded.
+// compare fails unless a projection shows what the store holds, compared with its records, read
+// one by one, and with another projection that was just loaded.
 func compare(t *testing.T, store storage.Store, p *projection.Projection) {
 	t.Helper()
 	fresh := loaded(t, store)

@@ -18,9 +18,10 @@ import (
 type asked struct {
 	fake
 
-	// sent gets each barrier when it is sent; what is put into it is its answer.
+	// sent receives a channel for each barrier that is asked for. The value that the test sends
+	// on it is the answer.
 	sent chan chan storage.Barrier
-	// count is how many were sent.
+	// count is how many barriers were asked for.
 	count atomic.Int64
 }
 
@@ -209,7 +210,7 @@ func TestUnreadablePolicyDenies(t *testing.T) {
 	}
 }
 
-// BenchmarkFresh is what every validation pays for its barrier on bbolt.
+// BenchmarkFresh measures the barrier that every validation takes on bbolt.
 func BenchmarkFresh(b *testing.B) {
 	p := loaded(b, openStore(b))
 	b.ReportAllocs()

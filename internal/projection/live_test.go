@@ -20,7 +20,7 @@ import (
 // later is after every change of a test and before its keys expire.
 var later = begin.AddDate(0, 1, 0)
 
-// wantLive fails unless a workspace has so many live keys, however it is asked.
+// wantLive fails unless a workspace has that many live keys, counted in each way.
 func wantLive(t *testing.T, p *projection.Projection, workspaceID string, now time.Time, want int) {
 	t.Helper()
 	if got := p.LiveKeys(workspaceID, now, 1<<30); got != want {
@@ -82,7 +82,7 @@ func TestLiveKeysCountsThroughAWorkspacesLife(t *testing.T) {
 	step("two", 2, create("ann", "first", "first"))
 	step("one of somebody else", 3, create("ben", "first", "first"))
 	step("one is revoked", 2, acme.RevokeKey(keys[0]))
-	// Suspension is meant to end: the keys still take up their place.
+	// A suspension is expected to end, so the keys still count.
 	step("a member is suspended", 2, member("ann", "first", "first", suspended))
 	step("and active again", 2, member("ann", "first", "first", active))
 	step("a member is removed", 1, member("ann", "first", "first", removed))
@@ -105,7 +105,7 @@ func TestLiveKeysExpireAtTheNanosecond(t *testing.T) {
 	first, second := keyRecord("acme", "ann", storagetest.KeyID(1), 1), keyRecord("acme", "ann", storagetest.KeyID(2), 2)
 	ends := begin.Add(time.Hour)
 	first.Secrets[0].ExpireTime = timestamppb.New(ends)
-	// The newest secret's expiry is the key's; an older one's has no say.
+	// The newest secret's expiry is the key's. The older secret's expiry does not matter.
 	older := proto.CloneOf(second.Secrets[0])
 	older.ExpireTime = timestamppb.New(begin)
 	second.Secrets = append(second.Secrets, older)
@@ -199,7 +199,7 @@ func (c *chaos) policy() int64 {
 	})
 }
 
-// moment returns one around those at which compare looks.
+// moment returns a time close to those at which compare looks.
 func (c *chaos) moment() *timestamppb.Timestamp {
 	return timestamppb.New(begin.Add(time.Duration(c.random.IntN(400)) * 24 * time.Hour))
 }
@@ -262,7 +262,7 @@ func (c *chaos) step() int64 {
 	return 0
 }
 
-// fill draws what a key may have.
+// fill draws the fields of a key.
 func (c *chaos) fill(w *chaotic, key *storagev1.KeyRecord, memberID string) {
 	key.MemberId, key.MemberIncarnation = memberID, fmt.Sprintf("incarnation %d", c.random.IntN(3))
 	key.WorkspaceIncarnation = w.incarnation

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// begin is about when storagetest's changes are made.
+// begin is about the time of storagetest's changes.
 var begin = time.Date(2026, time.January, 2, 3, 4, 5, 0, time.UTC)
 
 // openStore returns a new store on bbolt.
@@ -68,7 +68,7 @@ func follow(t testing.TB, p *projection.Projection) {
 	})
 }
 
-// waitFor waits until the projection has come to a revision.
+// waitFor waits until the projection shows a revision.
 func waitFor(t testing.TB, p *projection.Projection, revision int64) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -105,8 +105,8 @@ func applyPolicy(t testing.TB, store storage.Store, head *storage.Head, edit fun
 	return revision
 }
 
-// fake is a store of which a test says what it holds and when it fails. The methods it
-// has not are never called: a projection has no business with them.
+// fake is a store whose content and failures a test chooses. It lacks the methods that a
+// projection never calls.
 type fake struct {
 	storage.Store
 
@@ -136,7 +136,7 @@ func holding(revision int64, items ...storage.Item) func(func(storage.Item) erro
 	}
 }
 
-// idle is a watch to which nothing happens.
+// idle is a watch without changes.
 func idle(ctx context.Context, _ int64, yield func(*storage.Committed, error) bool) {
 	<-ctx.Done()
 	yield(nil, ctx.Err())

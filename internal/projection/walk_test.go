@@ -16,16 +16,16 @@ import (
 )
 
 const (
-	// steady is how many keys of the big workspace, members of it, and other workspaces
-	// nobody touches during a walk.
+	// steady is how many keys and members of the big workspace, and how many other workspaces,
+	// stay untouched during a walk.
 	steady = 8 * stride
-	// restless is how many keys and members are removed and added meanwhile.
+	// restless is how many keys and members are removed and added during a walk.
 	restless = 2 * stride
 )
 
 var walkTime = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 
-// crowd is a projection in which things change whenever a walk gives way.
+// crowd is a projection that changes whenever a walk gives way.
 type crowd struct {
 	*Projection
 
@@ -45,7 +45,7 @@ func newCrowd(t *testing.T) *crowd {
 	c.put(t, storage.Item{Workspace: &storagev1.WorkspaceRecord{WorkspaceId: "big", Incarnation: "1", CreateTime: timestamppb.New(walkTime)}})
 	c.put(t, walkMember("ann", storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE))
 	for index := range steady {
-		// Every third is dead, for a sweep to find; no member that was removed has one.
+		// Every third key is dead, for a sweep to find. No removed member has a key.
 		revoked := index%3 == 0
 		c.put(t, walkKey(fmt.Sprintf("steady%010d", index), int64(10*index), revoked))
 		c.put(t, walkMember(fmt.Sprintf("gone%d", index), storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED))
@@ -65,7 +65,7 @@ func newCrowd(t *testing.T) *crowd {
 			c.remove(t)
 			c.add(t)
 		}
-		// And one of the steady ones is replaced by its like.
+		// One of the untouched keys is replaced by an equal one.
 		index := c.random.IntN(steady)
 		c.put(t, walkKey(fmt.Sprintf("steady%010d", index), int64(10*index), index%3 == 0))
 	}
@@ -79,8 +79,8 @@ func (c *crowd) put(t *testing.T, item storage.Item) {
 	}
 }
 
-// add adds a key and a member that no walk counts: the key has expired, not long ago, and
-// the member is active.
+// add adds a key and a member that no walk counts: the key expired a short time ago, and the
+// member is active.
 func (c *crowd) add(t *testing.T) {
 	t.Helper()
 	c.added++
@@ -163,7 +163,7 @@ func TestWalksGiveWayAfterEachStride(t *testing.T) {
 				c.put(t, walkKey(fmt.Sprintf("steady%010d", index), int64(10*index), false))
 			}
 			gaveWay := c.gaveWay
-			c.gaveWay = func() { // it makes some of the steady keys what they were
+			c.gaveWay = func() { // the change makes some of the untouched keys what they were
 				gaveWay()
 				for index := range steady {
 					c.put(t, walkKey(fmt.Sprintf("steady%010d", index), int64(10*index), false))

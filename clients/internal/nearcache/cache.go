@@ -233,8 +233,8 @@ func (c *Cache) run() {
 // session holds one session. It reports whether the server sent Welcome, and whether it sent
 // Goodbye.
 func (c *Cache) session() (welcome, farewell bool, err error) {
-	// Close ends c.ctx, and the stream has closeTimeout more to end in order: the sender
-	// reports the last uses and closes its half.
+	// 1. Open the stream. When Close ends c.ctx, the stream has closeTimeout more to end in order:
+	//    the sender reports the last uses and closes the client's half.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx))
 	defer cancel()
 	abort := context.AfterFunc(c.ctx, func() {
@@ -246,65 +246,85 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 	if err != nil {
 		return false, false, err
 	}
+	// 2. Send Hello, before the sender starts, because Hello is the first message of a session.
 	if err := stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: c.core.Hello()}}); err != nil && !errors.Is(err, io.EOF) {
 		return false, false, err
 	}
+	// 3. Start the sender. It waits for begun, because no Ping may be sent before Welcome has
+	//    ended the lease of the session before (C9).
 	marks := make(chan struct{}, 1)
 	begun := make(chan struct{})
 	var sending sync.WaitGroup
 	sending.Go(func() { c.send(ctx, stream, begun, marks) })
 	defer sending.Wait()
 	defer cancel()
-	defer func() {
-		c.mutex.Lock()
-		c.connected = false
-		c.mutex.Unlock()
-	}()
+	// 4. Take Welcome.
+	response, err := stream.Recv()
+	if err != nil {
+		return false, false, err
+	}
+	message := response.GetWelcome()
+	if message == nil || message.GetStaleness().AsDuration() <= 0 {
+		return false, false, errors.New("the session did not begin with a welcome")
+	}
+	if c.core.Welcome(message) {
+		c.config.Hooks.reset()
+	}
+	c.config.Hooks.sessionBegan()
+	c.connect(true)
+	defer c.connect(false)
+	close(begun)
+	// 5. Take the other messages one after another: their order is what a Pong vouches for (S2).
 	for {
 		response, err := stream.Recv()
 		if err != nil {
-			return welcome, farewell, err
+			return true, farewell, err
 		}
-		if !welcome {
-			message := response.GetWelcome()
-			if message == nil || message.GetStaleness().AsDuration() <= 0 {
-				return false, false, errors.New("the session did not begin with a welcome")
-			}
-			if c.core.Welcome(message) {
-				c.config.Hooks.reset()
-			}
-			c.config.Hooks.sessionBegan()
-			welcome = true
-			c.mutex.Lock()
-			c.connected = true
-			c.sessions++
-			c.mutex.Unlock()
-			close(begun)
+		if response.GetGoodbye() != nil {
+			farewell = true
 			continue
 		}
-		switch message := response.GetKind().(type) {
-		case *keysvcv1.SyncResponse_Events:
-			c.core.Events(message.Events)
-			c.lag(message.Events.GetEvents())
-			if message.Events.GetMark() != 0 {
-				signal(marks)
-			}
-		case *keysvcv1.SyncResponse_Mark:
-			signal(marks)
-		case *keysvcv1.SyncResponse_Pong:
-			c.core.Pong(message.Pong)
-		case *keysvcv1.SyncResponse_Reset_:
-			c.core.Reset(message.Reset_)
-			c.config.Hooks.reset()
-		case *keysvcv1.SyncResponse_Goodbye:
-			farewell = true
-		default:
-			// A message of a newer server, or a second Welcome: nothing is known any more.
-			c.core.Reset(&keysvcv1.SyncReset{})
-			c.config.Hooks.reset()
-			return welcome, farewell, errors.New("the server said something that this version does not know")
+		if err := c.receive(response, marks); err != nil {
+			return true, farewell, err
 		}
 	}
+}
+
+// connect notes that a session has begun, or that it has ended.
+func (c *Cache) connect(begun bool) {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	c.connected = begun
+	if begun {
+		c.sessions++
+	}
+}
+
+// receive takes one message of the server, other than Welcome and Goodbye. marks wakes the
+// sender to answer a mark.
+func (c *Cache) receive(response *keysvcv1.SyncResponse, marks chan<- struct{}) error {
+	switch message := response.GetKind().(type) {
+	case *keysvcv1.SyncResponse_Events:
+		// The events are applied before their mark is answered: Applied says that they are.
+		c.core.Events(message.Events)
+		c.lag(message.Events.GetEvents())
+		if message.Events.GetMark() != 0 {
+			signal(marks)
+		}
+	case *keysvcv1.SyncResponse_Mark:
+		signal(marks)
+	case *keysvcv1.SyncResponse_Pong:
+		c.core.Pong(message.Pong)
+	case *keysvcv1.SyncResponse_Reset_:
+		c.core.Reset(message.Reset_)
+		c.config.Hooks.reset()
+	default:
+		// A message of a newer server, or a second Welcome: nothing is known any more.
+		c.core.Reset(&keysvcv1.SyncReset{})
+		c.config.Hooks.reset()
+		return errors.New("the server said something that this version does not know")
+	}
+	return nil
 }
 
 // lag calls the hook Invalidated with the age of each change.

@@ -24,15 +24,15 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// scripted is a server whose answers a test writes. Everything runs in a bubble, where time
-// passes only while all wait, and nothing may be left running at the end.
+// scripted is a server whose answers a test writes. Each test runs in a bubble: time passes
+// only while all goroutines wait, and no goroutine may be left at the end.
 type scripted struct {
 	keysvcv1.UnimplementedSyncServiceServer
 	keysvcv1.UnimplementedValidationServiceServer
 
-	// session holds a session after its hello; the default bids welcome and answers pings.
+	// session holds a session after its hello. The default sends Welcome and answers pings.
 	session func(stream syncStream) error
-	// answer answers a batch; the default allows everything.
+	// answer answers a batch. The default allows everything.
 	answer func(ctx context.Context, request *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error)
 
 	mutex   sync.Mutex
@@ -48,7 +48,7 @@ type scripted struct {
 
 type syncStream = grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]
 
-// note changes what is counted.
+// note changes a count under the lock.
 func (s *scripted) note(change func()) {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
@@ -69,7 +69,7 @@ func (s *scripted) Sync(stream syncStream) error {
 	return s.serve(stream)
 }
 
-// serve answers pings and counts, until the client closes the stream.
+// serve answers pings and counts them, until the client closes the stream.
 func (s *scripted) serve(stream syncStream) error {
 	for {
 		request, err := stream.Recv()
@@ -114,7 +114,7 @@ func (s *scripted) BatchValidateKeys(ctx context.Context, request *keysvcv1.Batc
 	return allowing(request), nil
 }
 
-// allowing allows everything that is asked.
+// allowing answers every question with ALLOWED.
 func allowing(request *keysvcv1.BatchValidateKeysRequest) *keysvcv1.BatchValidateKeysResponse {
 	answers := &keysvcv1.BatchValidateKeysResponse{}
 	for _, each := range request.GetRequests() {
@@ -126,7 +126,7 @@ func allowing(request *keysvcv1.BatchValidateKeysRequest) *keysvcv1.BatchValidat
 	return answers
 }
 
-// bubble runs a test against a Cache of a scripted server in a bubble.
+// bubble runs a test with a Cache of a scripted server, in a bubble.
 func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.T, cache *Cache)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -135,7 +135,7 @@ func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.
 		keysvcv1.RegisterSyncServiceServer(grpcServer, server)
 		keysvcv1.RegisterValidationServiceServer(grpcServer, server)
 		var serving sync.WaitGroup
-		serving.Go(func() { grpcServer.Serve(listener) }) //nolint:errcheck // it ends with Stop
+		serving.Go(func() { grpcServer.Serve(listener) }) // it ends with Stop
 		defer serving.Wait()
 		defer grpcServer.Stop()
 		conn, err := grpc.NewClient("passthrough:///test", grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -143,7 +143,7 @@ func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer conn.Close() //nolint:errcheck // it was in use until now
+		defer conn.Close()
 		config.Sync, config.Validations = keysvcv1.NewSyncServiceClient(conn), keysvcv1.NewValidationServiceClient(conn)
 		config.WithoutCall = func(*keyauth.Question) (keyauth.Answer, bool, error) { return keyauth.Answer{}, false, nil }
 		config.Request = func(question keyauth.Question) *keysvcv1.ValidateKeyRequest {
@@ -165,7 +165,7 @@ func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.
 	})
 }
 
-// ask asks and fails the test unless it is allowed.
+// ask asks a question, and fails the test if the answer is not ALLOWED.
 func ask(t *testing.T, cache *Cache, number int) {
 	t.Helper()
 	if answer, err := cache.Validate(t.Context(), *question(number)); err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
@@ -215,7 +215,7 @@ func TestHitsKeepTheLeaseRenewed(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		server.note(func() {
-			// The entry ends after ten minutes at the latest; until then one call.
+			// The entry lasts ten minutes, so there is one call until then.
 			if len(server.batches) != 1 {
 				t.Errorf("%d calls", len(server.batches))
 			}
@@ -234,7 +234,7 @@ func TestHitAllocatesNothing(t *testing.T) {
 	bubble(t, &scripted{}, Config{}, func(t *testing.T, cache *Cache) {
 		ask(t, cache, 1)
 		ctx, question := t.Context(), *question(1)
-		if count := testing.AllocsPerRun(100, func() { cache.Validate(ctx, question) }); count != 0 { //nolint:errcheck // ask has looked
+		if count := testing.AllocsPerRun(100, func() { cache.Validate(ctx, question) }); count != 0 {
 			t.Errorf("%v allocations for a hit", count)
 		}
 		if hits := cache.Snapshot().Hits; hits < 100 {
@@ -256,7 +256,7 @@ func TestRefusedSessionsAreRetriedWithBackoff(t *testing.T) {
 			bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
 				time.Sleep(10 * time.Minute)
 				server.note(func() {
-					// With full jitter, 2.5 s between them on average.
+					// With full jitter, an average of 2.5 s between attempts.
 					if count := len(server.opened); count < 150 || count > 400 {
 						t.Errorf("%d attempts in ten minutes", count)
 					}
@@ -286,7 +286,7 @@ func TestGoodbyeIsFollowedByTheNextSessionAtOnce(t *testing.T) {
 		if sessions++; sessions > 3 {
 			return server.serve(stream)
 		}
-		timer := time.AfterFunc(time.Minute, func() { stream.Send(farewell()) }) //nolint:errcheck // the client leaves
+		timer := time.AfterFunc(time.Minute, func() { stream.Send(farewell()) }) // the client leaves
 		defer timer.Stop()
 		ended := make(chan error, 1)
 		go func() { ended <- server.serve(stream) }()
@@ -322,7 +322,7 @@ func TestUnknownMessagesDropEverything(t *testing.T) {
 		if err := stream.Send(welcome()); err != nil {
 			return err
 		}
-		go server.serve(stream) //nolint:errcheck // it ends with the stream
+		go server.serve(stream) // it ends with the stream
 		select {
 		case <-time.After(time.Minute):
 			if err := stream.Send(&keysvcv1.SyncResponse{}); err != nil {
@@ -473,7 +473,7 @@ func TestMarksAreAnswered(t *testing.T) {
 			}
 		}
 		time.AfterFunc(time.Second, func() {
-			stream.Send(&keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Mark{Mark: &keysvcv1.SyncMark{Revision: 11}}}) //nolint:errcheck // the client says what is wrong
+			stream.Send(&keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Mark{Mark: &keysvcv1.SyncMark{Revision: 11}}})
 		})
 		return server.serve(stream)
 	}
@@ -514,7 +514,7 @@ func TestHooksAreCalled(t *testing.T) {
 			return err
 		}
 		time.AfterFunc(time.Minute, func() {
-			stream.Send(&keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Events{Events: &keysvcv1.SyncEvents{ //nolint:errcheck // as above
+			stream.Send(&keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Events{Events: &keysvcv1.SyncEvents{
 				Revision: 12, Events: []*keysvcv1.SyncEvent{
 					{Revision: 11, Kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY, WorkspaceId: "w"},
 					{Revision: 12, Kind: keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY, WorkspaceId: "w", Time: timestamppb.New(time.Now().Add(-3 * time.Second))},

@@ -31,7 +31,7 @@ func newFixture(t *testing.T, entries int) *fixture {
 	return f
 }
 
-// renew gets a lease from now on.
+// renew gets a lease that begins now.
 func (f *fixture) renew() {
 	f.t.Helper()
 	ping := f.Ping(f.now)
@@ -194,7 +194,7 @@ func TestEventsDropWhatTheyConcern(t *testing.T) {
 		if f.hits(question(1)) == test.drops {
 			t.Errorf("%s: dropped %t", name, !test.drops)
 		}
-		// The same for an answer that was decided before the event and comes after it.
+		// The same for an answer that was decided before the event and arrives after it.
 		want := Keep
 		if test.drops {
 			want = AskAgain
@@ -286,7 +286,7 @@ func TestRefusalsAreRepeatedForASecond(t *testing.T) {
 	}
 }
 
-func TestEvictionPrefersUnusedEntries(t *testing.T) {
+func TestEvictionKeepsEntriesWithinTheBound(t *testing.T) {
 	f := newFixture(t, 100)
 	for number := range 1000 {
 		f.keep(number, nil)
@@ -302,7 +302,7 @@ func TestEvictionPrefersUnusedEntries(t *testing.T) {
 	}
 }
 
-// foundFirst is the entry of the first token, or of another one if that is gone.
+// foundFirst returns the entry of the first token, or of another token if that entry is gone.
 func (f *fixture) foundFirst(other int) Found {
 	found := Found{entry: f.findToken("token0")}
 	if found.entry == nil {

@@ -65,7 +65,7 @@ type counter struct {
 func (e *entries) init(maxEntries, maxBytes int) {
 	e.maxEntries, e.maxBytes = max(1, maxEntries), maxBytes
 	e.workspaces = make(map[string]map[*entry]struct{})
-	size := uint64(1) << bits.Len(uint(e.maxEntries)) //nolint:gosec // G115: it is at least 1
+	size := uint64(1) << bits.Len(uint(e.maxEntries))
 	e.buckets, e.mask = make([]atomic.Pointer[entry], size), size-1
 }
 

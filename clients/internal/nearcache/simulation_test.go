@@ -31,8 +31,8 @@ const (
 	simulatedKeys      = 3
 )
 
-// truth is what the store holds: at each revision, which keys are allowed, and until when,
-// without another event: an old secret is, until its overlap is over.
+// truth is what the store holds: at each revision, which keys are allowed and until when. A key
+// ends at that time without an event, as an old secret does at the end of its overlap.
 type truth struct {
 	allowed [][simulatedKeys]bool // by revision
 	until   [][simulatedKeys]time.Time
@@ -40,17 +40,17 @@ type truth struct {
 	acked   []time.Time // when each revision was acknowledged; zero if it was not
 }
 
-// simulation is one server, its store and two clients, with everything on its way between
-// them, under a clock that moves between the steps.
+// simulation is one server with its store, two clients, and the messages between them. Its
+// clock moves between the steps.
 type simulation struct {
 	random *rand.Rand
 	now    time.Time
-	// broken are the rules that are broken in this run.
+	// broken are the rules that this run breaks.
 	broken faults
 
 	truth truth
 	hub   *feed.Hub
-	// published is how far the projection is, which a validation reads.
+	// published is the revision of the projection, which validations are answered from.
 	published int
 	// unacknowledged are changes that are published and not yet acknowledged.
 	unacknowledged []int
@@ -63,7 +63,7 @@ type simulation struct {
 
 	clients []*simulated
 	trace   []string
-	// violation says which promise was broken; empty while none was.
+	// violation is the promise that was broken; empty while none was.
 	violation string
 }
 
@@ -76,30 +76,30 @@ type pendingAwait struct {
 // simulated is a client process and its connection.
 type simulated struct {
 	core *Core
-	// session is the server's side; nil if there is none. Messages lie in the queues until
-	// they are delivered.
+	// session is the server's side of the connection; nil if there is none. Messages wait in
+	// the queues until they are delivered.
 	session  *feed.Session
 	hub      *feed.Hub
 	toServer []*keysvcv1.SyncRequest
 	toClient []*keysvcv1.SyncResponse
-	// stale is a barrier that was read too early, for barrierBeforePing. nonce is the one of the
-	// newest ping, for answerAnyNonce.
+	// stale is a barrier that was read too early, for barrierBeforePing. nonce is the newest
+	// ping's, for answerAnyNonce.
 	stale int64
 	nonce uint64
 	up    bool // the client believes that it has a connection
 	hits  []pendingHit
 	fills []*pendingFill
 
-	// sleeps says which trouble its clock has: the machine sleeps, or the clock is set. One
-	// of them at a time is what C3 covers.
+	// sleeps is the fault of the client's clock: the machine sleeps, or else somebody sets the
+	// clock. C3 covers one fault at a time.
 	sleeps bool
-	// off is what the wall clock is ahead, and slept what the monotonic one is behind.
+	// off is how far the wall clock is ahead. slept is how far the monotonic clock is behind.
 	off, slept time.Duration
 }
 
 type pendingHit struct {
 	key int
-	// wrong says that the answer must be no: another scope, or another secret.
+	// wrong is set if the answer must be no, because of another scope or another secret.
 	wrong   bool
 	found   Found
 	awaited int
@@ -147,7 +147,7 @@ func (s *simulation) startClient(client *simulated) {
 	client.up, client.hits, client.fills, client.toServer, client.toClient = false, nil, nil, nil, nil
 }
 
-// clock returns what a client's clock shows, with both parts.
+// clock returns the reading of a client's clock, with both parts.
 func (s *simulation) clock(client *simulated) time.Time {
 	since := s.now.Sub(simulationStart) - client.slept
 	switch {
@@ -159,8 +159,8 @@ func (s *simulation) clock(client *simulated) time.Time {
 	return bothClocks(s.now.Add(client.off), since)
 }
 
-// bothClocks returns a time as time.Now does it, with a wall and a monotonic part, which
-// nothing else can set apart from each other.
+// bothClocks returns a time as time.Now does, with a wall part and a monotonic part. No
+// function of package time makes a time whose parts differ.
 func bothClocks(wall time.Time, monotonic time.Duration) time.Time {
 	const (
 		hasMonotonic   = 1 << 63
@@ -202,7 +202,7 @@ func (s *simulation) note(format string, arguments ...any) {
 
 func (s *simulation) chance(percent int) bool { return s.random.IntN(100) < percent }
 
-// startServer starts a process over what the store holds.
+// startServer starts a server process on the present store.
 func (s *simulation) startServer() {
 	started := s.now
 	if s.breaks(forgetEarlier) {
@@ -216,7 +216,7 @@ func (s *simulation) startServer() {
 	s.published = newest
 }
 
-// workspaces and members of the keys: two share one of each.
+// simulatedOwner returns the owner of a key. Two keys share a workspace and a member.
 func simulatedOwner(key int) keyauth.Principal {
 	return [simulatedKeys]keyauth.Principal{
 		{KeyID: "k0", WorkspaceID: "w0", MemberID: "m0", Role: "r"},
@@ -225,7 +225,8 @@ func simulatedOwner(key int) keyauth.Principal {
 	}[key]
 }
 
-// wrongQuestion is what must never be allowed: another scope, or another secret of the key.
+// wrongQuestion returns a question that must never be allowed: for another scope, or with
+// another secret of the key.
 func (s *simulation) wrongQuestion(key int) *keyauth.Question {
 	question := simulatedQuestion(key)
 	if s.chance(50) {
@@ -240,8 +241,8 @@ func simulatedQuestion(key int) *keyauth.Question {
 	return &keyauth.Question{Token: fmt.Sprint("token", key), Requirement: keyauth.Scope("a:b")}
 }
 
-// change commits a change of one key, its member, its workspace, the policy, or of a kind
-// that these clients do not know.
+// change commits a change: of one key, its member, its workspace, the policy, or of a kind that
+// the clients do not know.
 func (s *simulation) change() {
 	key := s.random.IntN(simulatedKeys)
 	owner := simulatedOwner(key)
@@ -259,7 +260,7 @@ func (s *simulation) change() {
 	}
 	switch s.random.IntN(7) {
 	case 6:
-		// Rotated: the secret that is asked with goes on for a while.
+		// A rotation: the old secret works until the end of the overlap.
 		record.Kind, record.Subject = storagev1.FeedKind_FEED_KIND_KEY, owner.KeyID
 		next[key], until[key] = true, s.now.Add(time.Duration(s.random.IntN(4000))*time.Millisecond)
 	case 0:
@@ -289,7 +290,7 @@ func (s *simulation) change() {
 	s.note("commit %d: %v %s → %v", revision, record.GetKind(), record.GetSubject(), next)
 	if s.breaks(acknowledgeFirst) && s.chance(70) {
 		s.acknowledge(int(revision))
-		s.unacknowledged = append(s.unacknowledged, int(revision)) // stands for: to be published
+		s.unacknowledged = append(s.unacknowledged, int(revision)) // it is published later
 		return
 	}
 	s.publish(int(revision))
@@ -343,7 +344,7 @@ func (s *simulation) step() {
 	case pick < 75:
 		s.deliverToClient(client)
 	case pick < 95:
-		// A round trip at once, or most of it: there have to be leases for anything to happen.
+		// A round trip at once, or most of it, because most faults need a lease to show.
 		s.connect(client)
 		for range 3 + s.random.IntN(12) {
 			s.deliverToServer(client)
@@ -380,7 +381,7 @@ func (s *simulation) troubleClock(client *simulated) {
 	s.note("a client's clock is off by %s", client.off)
 }
 
-// leave ends a client in order, and starts it anew (C11).
+// leave ends a client in order, and starts it again (C11).
 func (s *simulation) leave(client *simulated) {
 	if s.breaks(closesFirst) {
 		if client.session != nil {
@@ -399,7 +400,7 @@ func (s *simulation) leave(client *simulated) {
 	s.note("a client ended and was started anew")
 }
 
-// connect lets a client begin a session, or ping in the one it has.
+// connect begins a session, or sends a ping in the present one.
 func (s *simulation) connect(client *simulated) {
 	if !client.up {
 		client.up = true
@@ -440,7 +441,7 @@ func (s *simulation) deliverToServer(client *simulated) {
 		}
 		switch {
 		case s.breaks(barrierBeforePing):
-			// The barrier of when it was sent, at once.
+			// The barrier from the time of sending, answered at once.
 			if client.session.Ping(kind.Ping.GetNonce(), kind.Ping.GetRevision(), s.now) != nil {
 				s.disconnect(client)
 				return
@@ -468,7 +469,7 @@ func pong(nonce uint64, revision int64) *keysvcv1.SyncResponse {
 	return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Pong{Pong: &keysvcv1.SyncPong{Nonce: nonce, Revision: revision}}}
 }
 
-// deliverToClient lets the server send, or a message arrive.
+// deliverToClient lets the server send a message, or delivers one.
 func (s *simulation) deliverToClient(client *simulated) {
 	if client.session != nil && s.chance(50) {
 		step := client.session.Next()
@@ -495,12 +496,12 @@ func (s *simulation) deliverToClient(client *simulated) {
 		s.dropping(client, func() { client.core.Welcome(kind.Welcome) })
 		s.note("welcome at %d, reset %t", kind.Welcome.GetRevision(), kind.Welcome.GetReset_())
 	case *keysvcv1.SyncResponse_Events:
-		events := proto.CloneOf(kind.Events) // it may be shared
+		events := proto.CloneOf(kind.Events) // sessions may share the message
 		for _, each := range events.GetEvents() {
 			if each.GetKind() == keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED {
-				each.Kind = 77 // a newer server's
+				each.Kind = 77 // a kind of a newer server
 				if s.breaks(overlookUnknown) {
-					each.Kind = keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE // concerns no entry
+					each.Kind = keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE // which concerns no entry
 				}
 			}
 		}
@@ -533,7 +534,7 @@ func (c *simulated) applied() {
 	c.toServer = append(c.toServer, &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Applied{Applied: c.core.Applied()}})
 }
 
-// disconnect cuts a connection: what was on its way may be lost, and both sides find out.
+// disconnect cuts a connection. Messages on their way are lost, and both sides notice.
 func (s *simulation) disconnect(client *simulated) {
 	if client.session != nil {
 		client.session.Close(s.breaks(forgetDeparted))
@@ -545,17 +546,17 @@ func (s *simulation) disconnect(client *simulated) {
 	s.note("disconnected")
 }
 
-// restart kills the server and starts another one, sometimes over a file that was rolled
-// back, or lets one session after the other find out later.
+// restart kills the server and starts another one, sometimes on a file that was rolled back.
+// Some clients notice at once, and others later.
 func (s *simulation) restart() {
 	for _, client := range s.clients {
 		if client.session != nil {
-			client.session = nil // the process is gone, its ledger with it
+			client.session = nil // the process has ended, and its lease table with it
 		}
 		if s.chance(70) {
 			client.up, client.toServer, client.toClient = false, nil, nil
 		} else {
-			client.toServer = nil // what was sent before is still delivered
+			client.toServer = nil // messages that the server sent before are still delivered
 		}
 		for _, fill := range client.fills {
 			if fill.sent && !fill.decided {
@@ -564,7 +565,7 @@ func (s *simulation) restart() {
 		}
 	}
 	s.awaits = nil
-	s.unacknowledged = nil // nobody will be told
+	s.unacknowledged = nil // no call is answered any more
 	if back := s.random.IntN(4); s.chance(25) && back > 0 && len(s.truth.allowed)-back > s.awaited {
 		keep := len(s.truth.allowed) - back
 		if keep >= 1 {
@@ -620,7 +621,7 @@ func (s *simulation) hit(client *simulated) {
 		if last.found.Confirm(now) && last.wrong {
 			s.violation = "another scope or another secret was allowed"
 		} else if last.found.Confirm(now) {
-			// The clock is read last, so P1 holds even for when it answers (C2).
+			// The clock is read last, so P1 holds even for the time of the answer (C2).
 			s.allowed("hit", last.key, s.now, last.awaited)
 		}
 		return
@@ -642,7 +643,7 @@ func (s *simulation) hit(client *simulated) {
 		return
 	}
 	if s.breaks(leaseReadLast) || s.breaks(answersWithoutLease) {
-		// Finds without a lease, too.
+		// The entry is found without a lease, too.
 		if kept := client.core.findToken(simulatedQuestion(key).Token); kept != nil {
 			client.hits = append(client.hits, pendingHit{key: key, found: Found{entry: kept}, awaited: s.awaited})
 		}
@@ -653,7 +654,7 @@ func (s *simulation) hit(client *simulated) {
 	}
 }
 
-// fill moves one question along: asked, sent, decided, answered.
+// fill moves one question forward: asked, sent, decided, answered.
 func (s *simulation) fill(client *simulated) {
 	if len(client.fills) == 0 || (len(client.fills) < 4 && s.chance(35)) {
 		key := s.random.IntN(simulatedKeys)
@@ -674,7 +675,7 @@ func (s *simulation) fill(client *simulated) {
 		fill.fill, fill.sent, fill.sentAt = s.beginFill(client), true, s.now
 	case !fill.decided:
 		if fill.fill.Epoch() != "" && fill.fill.MinRevision > int64(s.published) && !s.breaks(noMinRevision) {
-			fill.decided = true // not reached in time
+			fill.decided = true // min_revision was not reached in time
 			return
 		}
 		fill.decided = true
@@ -705,7 +706,7 @@ func (s *simulation) fill(client *simulated) {
 	default:
 		client.fills = append(client.fills[:index], client.fills[index+1:]...)
 		if fill.reply == nil {
-			return // an error: UNAVAILABLE
+			return // the answer is an error: UNAVAILABLE
 		}
 		verdict := s.endFill(client, fill)
 		s.note("fill of %d from %d: %v, verdict %d", fill.key, fill.reply.GetRevision(), fill.answer.Decision, verdict)
@@ -713,7 +714,7 @@ func (s *simulation) fill(client *simulated) {
 			return
 		}
 		if s.breaks(noMinRevision) || s.breaks(stampedLate) {
-			return // what a replica says that lags is its own affair; what is kept of it is not
+			return // the answer of a lagging replica may be old itself; only what is kept of it is checked
 		}
 		if late := s.now.Sub(fill.sentAt); s.breaks(useLate) && late > simulatedStaleness {
 			s.violation = fmt.Sprintf("an answer was used %s after its question was sent", late)
@@ -724,10 +725,10 @@ func (s *simulation) fill(client *simulated) {
 	}
 }
 
-// allowed checks P1 and P2: a validation that started at a time was told ALLOWED.
+// allowed checks P1 and P2 for a validation that started at a time and was answered ALLOWED.
 func (s *simulation) allowed(how string, key int, started time.Time, awaited int) {
 	if !s.rolledBack.IsZero() && !started.After(s.rolledBack.Add(simulatedStaleness)) {
-		return // what the store forgot is not the protocol's to know
+		return // the protocol cannot know what the store has lost
 	}
 	oldest := min(awaited, len(s.truth.allowed)-1)
 	for revision, at := range s.truth.acked {
@@ -744,7 +745,8 @@ func (s *simulation) allowed(how string, key int, started time.Time, awaited int
 		how, started.UnixMilli()%1_000_000, key, oldest, awaited)
 }
 
-// run runs schedules until one breaks a promise, and returns how.
+// runSchedules runs schedules until one breaks a promise. It returns the seed of that schedule,
+// the violation and the steps.
 func runSchedules(count int, first uint64, broken faults) (seed uint64, how string, trace []string) {
 	for index := range count {
 		s := newSimulation(first+uint64(index), broken)

@@ -1,5 +1,6 @@
-// Package validatortest says what every keyauth.Validator must do, as tests: the client of
-// a real keysvc, the one in memory, and whatever is put in front of them.
+// Package validatortest is the contract of keyauth.Validator as a test suite. The client of a
+// real keysvc and the Validator in memory both pass it, and so must every Validator in front of
+// them.
 package validatortest
 
 import (
@@ -9,27 +10,26 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 )
 
-// Backend is a keysvc, or what stands in for one, with the Validator under test. Its policy
-// has at least the roles of Roles, and their scopes are at least its catalogue. It has no
-// members and no keys at first.
+// Backend is a keysvc, or a stand-in for one, with the Validator under test. Its policy has at
+// least the roles of Roles and their scopes. It has no members and no keys at first.
 //
-// A method that changes something returns once the Validator answers from after the
-// change. What goes wrong ends the test.
+// A method that changes something returns once the Validator answers from after the change. A
+// failure ends the test.
 type Backend interface {
-	// Validator is what is tested: the same one each time.
+	// Validator returns the Validator under test, the same one each time.
 	Validator() keyauth.Validator
 
-	// PutMember adds an active member, or makes one active and gives it the role.
+	// PutMember adds an active member, or makes a member active with the role.
 	PutMember(t testing.TB, workspaceID, memberID, role string)
-	// SuspendMember suspends a member, who keeps the role: it is the one that the member has.
+	// SuspendMember suspends a member. role is the role that the member has and keeps.
 	SuspendMember(t testing.TB, workspaceID, memberID, role string)
 	// RemoveMember removes a member.
 	RemoveMember(t testing.TB, workspaceID, memberID string)
 
 	// CreateKey creates a key of an active member.
 	CreateKey(t testing.TB, key Key) (keyID, token string)
-	// RotateKey gives a key a new secret, and returns the new token. The old one goes on for
-	// as long as overlap; not at all if that is 0.
+	// RotateKey gives a key a new secret, and returns the new token. The old token works until
+	// the end of the overlap; not at all if overlap is 0.
 	RotateKey(t testing.TB, workspaceID, keyID string, overlap time.Duration) (token string)
 	// RevokeKey revokes a key.
 	RevokeKey(t testing.TB, workspaceID, keyID string)
@@ -38,29 +38,29 @@ type Backend interface {
 	Advance(d time.Duration)
 }
 
-// Counter is a Backend that knows how often its Validator sent a token anywhere. One that
-// answers in the same process need not be a Counter.
+// Counter is a Backend that counts how often its Validator sent a token out of the process. A
+// Validator that answers in the process need not have one.
 type Counter interface {
 	Backend
-	// Calls is how many tokens left the process so far.
+	// Calls returns how many tokens have left the process.
 	Calls() int
 }
 
 // Key is a key to be created.
 type Key struct {
-	// WorkspaceID and MemberID are whom it belongs to and acts as.
+	// WorkspaceID and MemberID are the owner's.
 	WorkspaceID, MemberID string
-	// Scopes are the granted ones; at least one.
+	// Scopes are the granted scopes; at least one.
 	Scopes []string
 	// AllowedCIDRs limit the client address; none means no limit.
 	AllowedCIDRs []string
-	// Lifetime is how long it lives, at most a year; 0 means a year.
+	// Lifetime is how long the key lives, at most a year; 0 means a year.
 	Lifetime time.Duration
 }
 
-// Roles are what the suite expects of a Backend's policy, by the names of roles. No role
-// may do more than is said here, as far as these scopes go. All scopes that are named here
-// are in the catalogue, and UnknownScope is not.
+// Roles are the roles that the suite expects of a Backend's policy, with their scopes. A role
+// may have more scopes, but none of those that other roles have here. All scopes here are in
+// the catalogue, and UnknownScope is not.
 var Roles = map[string][]string{
 	"owner":   {"signatures:read", "signatures:write", "financial_documents:read"},
 	"manager": {"signatures:read", "signatures:write"},

@@ -18,10 +18,10 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// patience bounds every wait; none comes near it unless something hangs.
+// patience bounds every wait. Only a wait that hangs reaches it.
 const patience = 20 * time.Second
 
-// The scopes that the suite asks for; what roles have them is in Roles.
+// The scopes that the suite asks for; Roles has the roles that have them.
 const (
 	scopeRead    = "signatures:read"
 	scopeWrite   = "signatures:write"
@@ -70,7 +70,7 @@ type suite struct {
 	validator keyauth.Validator
 }
 
-// key makes a key of the one member, who becomes an owner.
+// key creates a key of the one member, who becomes an owner.
 func (s *suite) key(t *testing.T, scopes ...string) (keyID, text string) {
 	t.Helper()
 	s.PutMember(t, workspace, member, "owner")
@@ -87,7 +87,7 @@ func (s *suite) ask(t *testing.T, question keyauth.Question) keyauth.Answer {
 	return answer
 }
 
-// allowed asks, and wants a yes and the principal.
+// allowed asks, and fails unless the answer is ALLOWED with the principal.
 func (s *suite) allowed(t *testing.T, question keyauth.Question, want keyauth.Principal) {
 	t.Helper()
 	answer := s.ask(t, question)
@@ -102,7 +102,8 @@ func (s *suite) allowed(t *testing.T, question keyauth.Question, want keyauth.Pr
 	}
 }
 
-// refused asks, and wants a no for the reason. keyID is what may be told of the key.
+// refused asks, and fails unless the answer is no for the reason. keyID is the key that the
+// answer may name.
 func (s *suite) refused(t *testing.T, question keyauth.Question, want keysvcv1.Reason, keyID string) {
 	t.Helper()
 	checkRefused(t, s.ask(t, question), want, keyID)
@@ -111,7 +112,7 @@ func (s *suite) refused(t *testing.T, question keyauth.Question, want keysvcv1.R
 func checkRefused(t *testing.T, answer keyauth.Answer, want keysvcv1.Reason, keyID string) {
 	t.Helper()
 	decision := keysvcv1.Decision_DECISION_UNAUTHENTICATED
-	switch want { //nolint:exhaustive // all others are UNAUTHENTICATED
+	switch want { // every other reason belongs to UNAUTHENTICATED
 	case keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED, keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE:
 		decision = keysvcv1.Decision_DECISION_PERMISSION_DENIED
 	}
@@ -126,8 +127,8 @@ func checkRefused(t *testing.T, answer keyauth.Answer, want keysvcv1.Reason, key
 	}
 }
 
-// unanswered asks, and wants an error that says nothing of the token.
-func (s *suite) unanswered(t *testing.T, ctx context.Context, question keyauth.Question) error { //nolint:revive // t comes first, as in all helpers here
+// unanswered asks, and fails unless the answer is an error that tells nothing of the token.
+func (s *suite) unanswered(t *testing.T, ctx context.Context, question keyauth.Question) error {
 	t.Helper()
 	answer, err := s.validator.Validate(ctx, question)
 	if err == nil {
@@ -142,19 +143,19 @@ func (s *suite) unanswered(t *testing.T, ctx context.Context, question keyauth.Q
 	return err
 }
 
-// principal is what a key of the one member acts as.
+// principal returns the identity that a key of the one member acts as.
 func principal(keyID, role string) keyauth.Principal {
 	return keyauth.Principal{KeyID: keyID, WorkspaceID: workspace, MemberID: member, Role: role}
 }
 
-// reading is the question whether a token may read.
+// reading returns the question whether a token may read.
 func reading(text string) keyauth.Question {
 	return keyauth.Question{Token: text, Requirement: keyauth.Scope(scopeRead)}
 }
 
 func testAllowed(t *testing.T, s *suite) {
 	keyID, text := s.key(t, scopeRead, scopeWrite)
-	for range 3 { // what is kept of the first answer must serve the next ones
+	for range 3 { // an answer that is kept must do for the next questions, too
 		s.allowed(t, reading(text), principal(keyID, "owner"))
 		s.allowed(t, keyauth.Question{Token: text, Requirement: keyauth.Scope(scopeWrite)}, principal(keyID, "owner"))
 	}
@@ -180,7 +181,7 @@ func testInvalidTokens(t *testing.T, s *suite) {
 	}
 	for _, test := range []struct {
 		name, text string
-		// stays says that the token must not leave the process.
+		// stays is set if the token must not leave the process.
 		stays bool
 	}{
 		{name: "empty", text: ""},
@@ -232,13 +233,13 @@ func testWorkspace(t *testing.T, s *suite) {
 	question = reading(otherText)
 	question.WorkspaceID = workspace
 	s.refused(t, question, keysvcv1.Reason_REASON_KEY_INVALID, "")
-	// What was refused there is still allowed here.
+	// A refusal for one question does not refuse another one.
 	s.allowed(t, reading(text), principal(keyID, "owner"))
 }
 
 func testScopeNotGranted(t *testing.T, s *suite) {
 	keyID, text := s.key(t, scopeWrite)
-	s.refused(t, reading(text), keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keyID) // to write is not to read
+	s.refused(t, reading(text), keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keyID) // write does not imply read
 	s.allowed(t, keyauth.Question{Token: text, Requirement: keyauth.Scope(scopeWrite)}, principal(keyID, "owner"))
 	s.refused(t, reading(text), keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keyID)
 }
@@ -283,7 +284,7 @@ func testRemoved(t *testing.T, s *suite) {
 	s.allowed(t, reading(text), principal(keyID, "owner"))
 	s.RemoveMember(t, workspace, member)
 	s.refused(t, reading(text), keysvcv1.Reason_REASON_KEY_REVOKED, keyID)
-	// One with the same name is somebody else.
+	// A member who is added again is another one.
 	s.PutMember(t, workspace, member, "owner")
 	s.refused(t, reading(text), keysvcv1.Reason_REASON_KEY_REVOKED, keyID)
 }
@@ -294,7 +295,7 @@ func testRevoked(t *testing.T, s *suite) {
 	s.allowed(t, reading(text), principal(keyID, "owner"))
 	s.RevokeKey(t, workspace, keyID)
 	s.refused(t, reading(text), keysvcv1.Reason_REASON_KEY_REVOKED, keyID)
-	// Of two reasons the one about the key wins.
+	// Of two reasons, the one about the key comes first.
 	s.refused(t, keyauth.Question{Token: text, Requirement: keyauth.Scope(scopeWrite)}, keysvcv1.Reason_REASON_KEY_REVOKED, keyID)
 	s.allowed(t, reading(sparedText), principal(spared, "owner"))
 }
@@ -374,7 +375,7 @@ func testAskedWrongly(t *testing.T, s *suite) {
 		{"unknown scope", keyauth.Scope(UnknownScope)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			// The second time the token is known.
+			// The second time, the token may be in memory.
 			for range 2 {
 				err := s.unanswered(t, t.Context(), keyauth.Question{Token: text, Requirement: test.requirement})
 				if code := status.Code(err); code != codes.Internal && code != codes.InvalidArgument {
@@ -432,7 +433,7 @@ type watched struct {
 	err    error
 }
 
-// watch starts one.
+// watch starts a watch.
 func watch(ctx context.Context, watcher keyauth.Watcher, question keyauth.Question) <-chan watched {
 	ended := make(chan watched, 1)
 	go func() {
@@ -453,7 +454,7 @@ func wait(t *testing.T, ended <-chan watched) watched {
 	}
 }
 
-// watcher returns the Validator as a Watcher, if it is one, as a Guard sees it.
+// watcher returns the Validator as a Watcher, if it is one to a Guard.
 func (s *suite) watcher() (keyauth.Watcher, bool) {
 	watcher, watches := s.validator.(keyauth.Watcher)
 	if optional, has := s.validator.(interface{ Watches() bool }); has && !optional.Watches() {
@@ -496,7 +497,7 @@ func testWatch(t *testing.T, s *suite) {
 				t.Fatalf("another key's watch ended, too: %+v", result)
 			default:
 			}
-			// Begun after the change, it ends at once.
+			// A watch that begins after the change ends at once.
 			checkRefused(t, wait(t, watch(t.Context(), watcher, reading(text))).answer, test.want, keyID)
 
 			s.RevokeKey(t, workspace, otherID)

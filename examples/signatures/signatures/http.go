@@ -15,7 +15,8 @@ import (
 	signaturesv1 "github.com/scribe-mail/keysvc/examples/signatures/gen/scribe/signatures/v1"
 )
 
-// HTTP returns the service over HTTP. What each route needs stands beside it.
+// HTTP returns the service as an http.Handler. The requirement of each route is beside its
+// handler.
 func (s *Service) HTTP(guard *keyauth.Guard) (http.Handler, error) {
 	read, write, remove := keyauth.Scope("signatures:read"), keyauth.Scope("signatures:write"), keyauth.Scope("signatures:delete")
 	return keyauthhttp.NewMux(guard, keyauthhttp.Config{Routes: map[string]keyauthhttp.Route{
@@ -91,7 +92,7 @@ func handle(answer func(r *http.Request) (proto.Message, error)) http.Handler {
 		}
 		w.Header().Set("Content-Type", "application/json")
 		w.WriteHeader(code)
-		w.Write(body) //nolint:errcheck // nobody is left to tell
+		w.Write(body) //nolint:errcheck // nobody could be told
 	})
 }
 

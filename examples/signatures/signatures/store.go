@@ -1,6 +1,6 @@
-// Package signatures is a small downstream service: it keeps the e-mail signatures of
-// workspaces in memory and serves them over gRPC and HTTP. Nothing in it reads a token:
-// what it sees is allowed, and it limits itself to the principal's workspace.
+// Package signatures is a small downstream service. It keeps the e-mail signatures of
+// workspaces in memory, and serves them over gRPC and HTTP. It never reads a token: the
+// requests that it sees are allowed, and it limits itself to the principal's workspace.
 package signatures
 
 import (
@@ -47,8 +47,8 @@ func New(now func() time.Time) *Service {
 	}
 }
 
-// workspaceOf returns the one workspace that a request may touch. Without a principal
-// there is none: somebody forgot the interceptor.
+// workspaceOf returns the one workspace that a request may touch. There is no principal if the
+// server lacks the interceptor.
 func workspaceOf(ctx context.Context) (string, error) {
 	principal, ok := keyauth.PrincipalFrom(ctx)
 	if !ok {
@@ -164,8 +164,8 @@ func (s *Service) DeleteSignature(ctx context.Context, request *signaturesv1.Del
 	return &signaturesv1.DeleteSignatureResponse{}, nil
 }
 
-// WatchSignatures implements signaturesv1.SignaturesServiceServer. It does not look after
-// the key: the stream's context ends when the key may no longer read signatures.
+// WatchSignatures implements signaturesv1.SignaturesServiceServer. It does not check the key:
+// the stream's context ends when the key may no longer read signatures.
 func (s *Service) WatchSignatures(_ *signaturesv1.WatchSignaturesRequest, stream signaturesv1.SignaturesService_WatchSignaturesServer) error {
 	workspace, err := workspaceOf(stream.Context())
 	if err != nil {
@@ -222,7 +222,7 @@ func (s *Service) put(workspace string, signature *signaturesv1.Signature) *sign
 	return signature
 }
 
-// tell passes a change to those who watch; who is slow misses some.
+// tell passes a change to the watchers of its workspace. A slow watcher misses changes.
 func (s *Service) tell(workspace string, signature *signaturesv1.Signature) {
 	for watcher, watched := range s.watchers {
 		if watched != workspace {
