@@ -32,8 +32,8 @@ func may(role, scope string) bool {
 	return false
 }
 
-// TestMatrix asks the running binary about every scope, every role, granted or not.
-func TestMatrix(t *testing.T) {
+// TestEveryScopeAndRoleIsDecidedAsWrittenDown asks the running binary about every scope, every role, granted or not.
+func TestEveryScopeAndRoleIsDecidedAsWrittenDown(t *testing.T) {
 	t.Parallel()
 	if len(catalogue) != 23 {
 		t.Fatalf("%d scopes", len(catalogue))

@@ -123,8 +123,8 @@ func TestNobodyHasToReadTheOutput(t *testing.T) {
 	})
 }
 
-// TestTheReaderOfTheLogMayDie: SIGPIPE would end the process in the middle of a call.
-func TestTheReaderOfTheLogMayDie(t *testing.T) {
+// TestReaderOfTheLogMayDie: SIGPIPE would end the process in the middle of a call.
+func TestReaderOfTheLogMayDie(t *testing.T) {
 	t.Parallel()
 	p := plumb(t)
 	if err := p.reader.Close(); err != nil {
@@ -138,8 +138,8 @@ func TestTheReaderOfTheLogMayDie(t *testing.T) {
 	p.stop(t)
 }
 
-// TestSignalsThatEndNothing sends each signal that is no wish to end the process.
-func TestSignalsThatEndNothing(t *testing.T) {
+// TestOtherSignalsEndNothing sends each signal that is no wish to end the process.
+func TestOtherSignalsEndNothing(t *testing.T) {
 	t.Parallel()
 	s := serve(t, t.TempDir())
 	for _, signal := range []syscall.Signal{
@@ -167,8 +167,8 @@ func TestQuitTellsWhatEachGoroutineDoes(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorsLeft opens more connections than the process may have.
-func TestNoDescriptorsLeft(t *testing.T) {
+// TestServingGoesOnWithoutDescriptors opens more connections than the process may have.
+func TestServingGoesOnWithoutDescriptors(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
 	p := &process{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
@@ -229,8 +229,8 @@ func exhaust(t *testing.T, s *serving) []net.Conn {
 	return open
 }
 
-// TestTheStopOfAStartThatHangs: nobody writes into the named pipe that is the policy.
-func TestTheStopOfAStartThatHangs(t *testing.T) {
+// TestStopOfAHangingStartIsGivenUp: nobody writes into the named pipe that is the policy.
+func TestStopOfAHangingStartIsGivenUp(t *testing.T) {
 	t.Parallel()
 	pipe := filepath.Join(t.TempDir(), "policy.yaml")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {

@@ -255,7 +255,7 @@ func goldenAt(t *testing.T, file, text string) {
 	}
 }
 
-func TestUsage(t *testing.T) {
+func TestUsageErrorsNameTheMistakeAndTheHelp(t *testing.T) {
 	tests := []struct {
 		args   []string
 		status int
@@ -300,7 +300,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-func TestTokenAsArgument(t *testing.T) {
+func TestTokenAsArgumentIsRefusedUnread(t *testing.T) {
 	for _, args := range [][]string{
 		{testToken},
 		{"validate", "--scope", "signatures:read", testToken},

@@ -30,7 +30,7 @@ func rotatingKey() *keysvcv1.Key {
 	return key
 }
 
-func TestKeyUpdate(t *testing.T) {
+func TestKeyUpdateNamesWhatItChanges(t *testing.T) {
 	var got *keysvcv1.UpdateKeyRequest
 	c := command{addr: start(t, &fake{updateKey: func(_ context.Context, r *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
 		got = r
@@ -83,7 +83,7 @@ func TestKeyUpdate(t *testing.T) {
 	}
 }
 
-func TestKeyRotate(t *testing.T) {
+func TestKeyRotateSendsItsFlagsAndPrintsTheTokenAlone(t *testing.T) {
 	var got *keysvcv1.RotateKeyRequest
 	key := rotatingKey()
 	c := command{addr: start(t, &fake{
@@ -153,9 +153,9 @@ func TestKeyRotate(t *testing.T) {
 	}
 }
 
-// TestLostAnswers sees that a person is told what to do when a token may have been
+// TestLostAnswerComesWithAdvice sees that a person is told what to do when a token may have been
 // issued and nobody got it.
-func TestLostAnswers(t *testing.T) {
+func TestLostAnswerComesWithAdvice(t *testing.T) {
 	answer := failure(t, codes.Unknown, "the store failed", &errdetails.ErrorInfo{Reason: "OUTCOME_UNKNOWN", Domain: "keysvc"})
 	c := command{addr: start(t, &fake{
 		rotateKey: func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
@@ -199,7 +199,7 @@ func TestLostAnswers(t *testing.T) {
 	want(rotate, "FAILED_PRECONDITION (KEY_REVOKED): gone")
 }
 
-func TestKeyRevokeToken(t *testing.T) {
+func TestRevokeByTokenReadsStandardInput(t *testing.T) {
 	var got *keysvcv1.RevokeTokenRequest
 	f := &fake{revokeToken: func(_ context.Context, r *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
 		got = r
@@ -249,8 +249,8 @@ func TestKeyRevokeToken(t *testing.T) {
 	c.run(t, "key", "revoke", "--token-stdin", "--yes").want(t, 6, "", "error: NOT_FOUND: no key has [redacted token]\n")
 }
 
-// TestKeyListInWords has a key for everything that the table says.
-func TestKeyListInWords(t *testing.T) {
+// TestKeyListTellsEveryStateInWords has a key for everything that the table says.
+func TestKeyListTellsEveryStateInWords(t *testing.T) {
 	var keys []*keysvcv1.Key
 	add := func(name string, change func(*keysvcv1.Key)) {
 		key := testKey()

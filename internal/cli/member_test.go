@@ -20,7 +20,7 @@ func testMember(id string) *keysvcv1.Member {
 	}
 }
 
-func TestMemberPut(t *testing.T) {
+func TestMemberPutKeepsWhatNoFlagNames(t *testing.T) {
 	var got *keysvcv1.PutMemberRequest
 	c := command{addr: start(t, &fake{
 		putMember: func(_ context.Context, r *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
@@ -99,7 +99,7 @@ func TestMemberPut(t *testing.T) {
 	}
 }
 
-func TestMemberGetAndList(t *testing.T) {
+func TestMembersAreShownAndListed(t *testing.T) {
 	c := command{addr: start(t, &fake{
 		getMember: func(_ context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
 			return &keysvcv1.GetMemberResponse{Member: testMember(r.GetMemberId()), Revision: 2, Epoch: "e1"}, nil
@@ -126,7 +126,7 @@ func TestMemberGetAndList(t *testing.T) {
 	}
 }
 
-func TestMemberRemove(t *testing.T) {
+func TestMemberRemoveTellsWhatWasThereBefore(t *testing.T) {
 	var got *keysvcv1.RemoveMemberRequest
 	state := keysvcv1.MemberState_MEMBER_STATE_ACTIVE
 	var missing error

@@ -101,7 +101,7 @@ func writeChangedPolicy(t *testing.T) string {
 	return writePolicy(t, changedPolicy())
 }
 
-func TestPolicyApply(t *testing.T) {
+func TestPolicyApplyShowsItsPlanFirst(t *testing.T) {
 	p := newPolicyServer()
 	c := command{addr: start(t, p.fake())}
 	goldenFile := func(name string) string {
@@ -160,7 +160,7 @@ func TestPolicyApply(t *testing.T) {
 	}
 }
 
-func TestPolicyApplyWithLittleToDo(t *testing.T) {
+func TestPolicyApplyWithoutChangesAsksNothing(t *testing.T) {
 	p := newPolicyServer()
 	c := command{addr: start(t, p.fake())}
 	file := writePolicy(t, p.active)
@@ -191,7 +191,7 @@ func TestPolicyApplyWithLittleToDo(t *testing.T) {
 	}
 }
 
-func TestPolicyApplyBadFiles(t *testing.T) {
+func TestPolicyApplySendsNoInvalidFile(t *testing.T) {
 	p := newPolicyServer()
 	c := command{addr: start(t, p.fake())}
 	t.Chdir(t.TempDir())
@@ -208,9 +208,9 @@ func TestPolicyApplyBadFiles(t *testing.T) {
 	}
 }
 
-// TestPolicyPlanTimeout: working out a plan changes nothing, and the error says so by
+// TestPolicyPlanThatTimesOutHasChangedNothing: working out a plan changes nothing, and the error says so by
 // not saying otherwise.
-func TestPolicyPlanTimeout(t *testing.T) {
+func TestPolicyPlanThatTimesOutHasChangedNothing(t *testing.T) {
 	p := newPolicyServer()
 	f := p.fake()
 	f.applyPolicy = func(ctx context.Context, _ *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error) {

@@ -15,7 +15,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server"
 )
 
-func TestServe(t *testing.T) {
+func TestServePassesItsSettingsAndItsError(t *testing.T) {
 	var got config.Settings
 	var answer error
 	c := command{hooks: cli.Hooks{Serve: func(_ context.Context, settings config.Settings, stdout, stderr io.Writer) error {
@@ -65,9 +65,9 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestServeThatCannotStop has an exit status of its own, and says so as far as somebody
+// TestServeThatCannotStopHasAnExitStatusOfItsOwn has an exit status of its own, and says so as far as somebody
 // reads it.
-func TestServeThatCannotStop(t *testing.T) {
+func TestServeThatCannotStopHasAnExitStatusOfItsOwn(t *testing.T) {
 	hooks := cli.Hooks{Serve: func(context.Context, config.Settings, io.Writer, io.Writer) error {
 		return fmt.Errorf("stopping: %w", server.ErrStopTimeout)
 	}}
@@ -89,7 +89,7 @@ func TestServeThatCannotStop(t *testing.T) {
 	_ = reader.Close()
 }
 
-func TestCheck(t *testing.T) {
+func TestFileCommandsCallTheirHooks(t *testing.T) {
 	c := command{hooks: cli.Hooks{Check: func(_ context.Context, file, anchor string, out io.Writer) error {
 		if _, err := fmt.Fprintln(out, "looked at", file+anchor); err != nil || file != "bad.db" {
 			return err

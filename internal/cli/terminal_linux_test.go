@@ -194,7 +194,7 @@ func TestListFitsTheTerminal(t *testing.T) {
 	}
 }
 
-func TestWorkspaceRemoveAtTerminal(t *testing.T) {
+func TestWorkspaceRemoveAsksForTheID(t *testing.T) {
 	removed := 0
 	f := emptyingWorkspace(t, &removed)
 	c := command{addr: start(t, f)}
@@ -221,7 +221,7 @@ func TestWorkspaceRemoveAtTerminal(t *testing.T) {
 	}
 }
 
-func TestPolicyApplyAtTerminal(t *testing.T) {
+func TestPolicyApplyAsksForYes(t *testing.T) {
 	p := newPolicyServer()
 	c := command{addr: start(t, p.fake())}
 	file := writeChangedPolicy(t)
@@ -241,7 +241,7 @@ func TestPolicyApplyAtTerminal(t *testing.T) {
 	}
 }
 
-func TestInterruptedWhileAsked(t *testing.T) {
+func TestInterruptWhileAskedChangesNothing(t *testing.T) {
 	removed := 0
 	person, terminal := openTerminal(t)
 	c := command{addr: start(t, emptyingWorkspace(t, &removed)), stdin: terminal}

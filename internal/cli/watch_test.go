@@ -43,7 +43,7 @@ func events(events ...*keysvcv1.SyncEvent) *keysvcv1.SyncResponse {
 	return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Events{Events: &keysvcv1.SyncEvents{Events: events}}}
 }
 
-func TestWatch(t *testing.T) {
+func TestWatchShowsEachChangeOnALine(t *testing.T) {
 	messages := []*keysvcv1.SyncResponse{
 		welcomed(),
 		events(
@@ -70,8 +70,8 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: with Ctrl-C well, and with what the server says otherwise.
-func TestWatchEnds(t *testing.T) {
+// TestWatchEndsWellOnlyWhenInterrupted: with Ctrl-C well, and with what the server says otherwise.
+func TestWatchEndsWellOnlyWhenInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	addr := start(t, feedOf(t, func(ctx context.Context) error {
 		cancel()
@@ -92,8 +92,8 @@ func TestWatchEnds(t *testing.T) {
 	command{addr: addr}.run(t, "watch", "--timeout", "50ms").want(t, 8, "", "error: the server has not begun a session within 50ms\n")
 }
 
-// TestWait: each command with --wait awaits the revision of its own change.
-func TestWait(t *testing.T) {
+// TestWaitAwaitsTheRevisionOfTheChange: each command with --wait awaits the revision of its own change.
+func TestWaitAwaitsTheRevisionOfTheChange(t *testing.T) {
 	var awaited *keysvcv1.AwaitRevisionRequest
 	var fails error
 	f := &fake{

@@ -36,7 +36,7 @@ func emptyingWorkspace(t *testing.T, removed *int) *fake {
 	}
 }
 
-func TestWorkspaceRemove(t *testing.T) {
+func TestWorkspaceRemoveNeedsYesWithoutATerminal(t *testing.T) {
 	removed := 0
 	f := emptyingWorkspace(t, &removed)
 	c := command{addr: start(t, f)}
