@@ -118,7 +118,7 @@ func TestOverlapIsNeverEmpty(t *testing.T) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
-	// Not what a script gives that forgot to set its variable.
+	// A shell variable that is not set gives the empty string.
 	for _, text := range []string{"", " ", "-1h", "d", "none", "1"} {
 		if err := new(overlapValue).Set(text); err == nil {
 			t.Errorf("%q is taken", text)

@@ -174,7 +174,7 @@ func TestKeyListSendsItsFilters(t *testing.T) {
 		t.Errorf("request %v, want %v", got, want)
 	}
 	golden(t, "key_list.json", c.run(t, "key", "list", "-o", "json", "--expiring-before", "2027-01-01T00:00:00Z").stdout)
-	// Without --state, revoked keys are of no interest here.
+	// Without --state, these filters leave out revoked keys.
 	want = &keysvcv1.ListKeysRequest{
 		States:         []keysvcv1.KeyState{keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_SUSPENDED, keysvcv1.KeyState_KEY_STATE_EXPIRED},
 		ExpiringBefore: timestamppb.New(time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)), PageSize: 50,

@@ -48,7 +48,7 @@ func TestMemberPutKeepsWhatNoFlagNames(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 
-	// What no flag says stays as it is.
+	// A role or state that no flag gives stays as it is.
 	for _, test := range []struct {
 		member      string
 		flags       []string
@@ -158,7 +158,7 @@ func TestMemberRemoveTellsWhatWasThereBefore(t *testing.T) {
 	}
 	state = keysvcv1.MemberState_MEMBER_STATE_REMOVED
 	c.run(t, args...).want(t, 0, done, "note: ann was removed from workspace acme before\n")
-	// A removal may come before what it removes, so it is pushed all the same.
+	// A directory may push a removal before the member, so the command sends it.
 	got, missing = nil, failure(t, codes.NotFound, "none", &errdetails.ErrorInfo{Reason: "MEMBER_NOT_FOUND", Domain: "keysvc"})
 	c.run(t, args...).want(t, 0, done, "note: there was no member ann in workspace acme\n")
 	if got == nil {

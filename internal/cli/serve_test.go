@@ -65,15 +65,15 @@ func TestServePassesItsSettingsAndItsError(t *testing.T) {
 	}
 }
 
-// TestServeThatCannotStopHasAnExitStatusOfItsOwn has an exit status of its own, and says so as far as somebody
-// reads it.
+// TestServeThatCannotStopHasAnExitStatusOfItsOwn: the command ends even if nobody reads standard
+// error.
 func TestServeThatCannotStopHasAnExitStatusOfItsOwn(t *testing.T) {
 	hooks := cli.Hooks{Serve: func(context.Context, config.Settings, io.Writer, io.Writer) error {
 		return fmt.Errorf("stopping: %w", server.ErrStopTimeout)
 	}}
 	command{hooks: hooks}.run(t, "serve").want(t, cli.ExitStopTimeout, "", "error: stopping: "+server.ErrStopTimeout.Error()+"\n")
 
-	reader, stderr := io.Pipe() // holds nothing
+	reader, stderr := io.Pipe() // has no buffer
 	status := make(chan int, 1)
 	go func() {
 		status <- cli.Main(t.Context(), cli.Process{Args: []string{"serve"}, Stdout: io.Discard, Stderr: stderr}, hooks)

@@ -139,7 +139,7 @@ func TestValidateSendsTheTokenAsItIs(t *testing.T) {
 		}
 	}
 
-	// What cannot be a token is not sent, and the answer says why.
+	// A text that cannot be a token is not sent, and the answer says why.
 	got = "nothing was sent"
 	for text, problem := range map[string]string{
 		"abc\n\n":                          "ends with white space",
@@ -167,7 +167,7 @@ func TestValidateSendsTheTokenAsItIs(t *testing.T) {
 		}
 	}
 
-	// Both were given: say which one counts.
+	// If both are given, the command says which one counts.
 	file := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(file, []byte("abc"), 0o600); err != nil {
 		t.Fatal(err)

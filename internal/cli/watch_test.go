@@ -18,7 +18,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// feedOf is a server whose Sync sends some messages and then ends, or stays.
+// feedOf returns a server whose Sync sends messages and then returns what end returns.
 func feedOf(t *testing.T, end func(context.Context) error, messages ...*keysvcv1.SyncResponse) *fake {
 	t.Helper()
 	return &fake{sync: func(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error {
@@ -70,7 +70,8 @@ func TestWatchShowsEachChangeOnALine(t *testing.T) {
 	}
 }
 
-// TestWatchEndsWellOnlyWhenInterrupted: with Ctrl-C well, and with what the server says otherwise.
+// TestWatchEndsWellOnlyWhenInterrupted: after Ctrl-C the status is 0; otherwise the error of the
+// server is shown.
 func TestWatchEndsWellOnlyWhenInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	addr := start(t, feedOf(t, func(ctx context.Context) error {
@@ -148,7 +149,7 @@ func TestWaitAwaitsTheRevisionOfTheChange(t *testing.T) {
 			if more != "" {
 				want = "no cache anywhere answers from before revision " + revision + " any more (12 applied, 1 lapsed, 0 ms)\n"
 			}
-			if strings.HasPrefix(line, "key rotate") { // it has more to say
+			if strings.HasPrefix(line, "key rotate") { // it also shows the key
 				r.stderr = r.stderr[max(0, len(r.stderr)-len(want)):]
 			}
 			if r.status != 0 || r.stdout == "" || r.stderr != want || (awaited != nil) != (more != "") {
