@@ -113,7 +113,7 @@ func (a *app) address(cmd *cobra.Command) (config.Address, error) {
 	case err != nil:
 		return address, usageError(cmd, "%s: %s", source, err)
 	case !address.Local():
-		return address, &usageErr{fmt.Sprintf("%s: %s is not on this machine, and this version of keysvc has no TLS yet: tokens would travel in the open. Allowed are loopback addresses and unix:///path", source, address)}
+		return address, &commandLineError{fmt.Sprintf("%s: %s is not on this machine, and this version of keysvc has no TLS yet: tokens would travel in the open. Allowed are loopback addresses and unix:///path", source, address)}
 	}
 	return address, nil
 }

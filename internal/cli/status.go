@@ -53,14 +53,14 @@ type statusError int
 
 func (s statusError) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
-// usageErr is the error of a wrong command line.
-type usageErr struct{ text string }
+// commandLineError is the error of a wrong command line.
+type commandLineError struct{ text string }
 
-func (e *usageErr) Error() string { return e.text }
+func (e *commandLineError) Error() string { return e.text }
 
 // usageError returns the error of a wrong command line and names the command that has help.
 func usageError(cmd *cobra.Command, format string, arguments ...any) error {
-	return &usageErr{fmt.Sprintf("%s (see %s --help)", fmt.Sprintf(format, arguments...), cmd.CommandPath())}
+	return &commandLineError{fmt.Sprintf("%s (see %s --help)", fmt.Sprintf(format, arguments...), cmd.CommandPath())}
 }
 
 // refusal is the error of a change that was not confirmed, or cannot be made now.
@@ -79,7 +79,7 @@ func statusOf(ctx context.Context, err error) int {
 	if errors.Is(err, server.ErrStopTimeout) {
 		return ExitStopTimeout
 	}
-	if _, isUsage := errors.AsType[*usageErr](err); isUsage {
+	if _, isUsage := errors.AsType[*commandLineError](err); isUsage {
 		return ExitUsage
 	}
 	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
