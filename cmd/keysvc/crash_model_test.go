@@ -17,20 +17,20 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// The kill -9 campaign's idea of what keysvc holds. Each worker has members and keys of
-// its own, some in workspaces that it shares with others, so that what it was told
-// decides what must be there, while the store sees many changes of one workspace at once.
+// The model that the kill -9 test compares keysvc with. Each worker has members and keys of its
+// own, so the answers that it got decide what the store must hold. Some workspaces are shared, so
+// the store sees many changes of one workspace at the same time.
 
-// model is what one worker knows. A change makes a new one; the old stays as it is.
+// model is what one worker knows. A change makes a new model and leaves the old one unchanged.
 type model struct {
-	// prefix is the front of all names that the worker gives.
+	// prefix begins all names that the worker gives.
 	prefix     string
 	workspaces []workspaceModel
 	members    []memberModel
 	keys       []keyModel
 }
 
-// workspaceModel is one workspace. Only those of a single worker are ever removed.
+// workspaceModel is one workspace. Only workspaces that are not shared are removed.
 type workspaceModel struct {
 	id      string
 	own     bool
@@ -43,8 +43,8 @@ type memberModel struct {
 	id        string
 	role      string
 	suspended bool
-	// there says that the member is, and ever that it was at some time. since tells the
-	// members of one id apart: it grows with each that is added.
+	// there is set while the member exists, ever once it has existed. since grows each time
+	// that a member with this id is added, and tells those members apart.
 	there, ever bool
 	since       int
 }
@@ -58,8 +58,8 @@ type keyModel struct {
 	id      string // empty until the answer is known
 	scopes  []string
 	revoked bool
-	// live are the tokens whose secrets count, newest first; empty stands for one that
-	// was in a lost answer. ended are those of secrets that no longer count.
+	// live are the tokens that work, newest first; "" stands for a token whose answer was
+	// lost. ended are the tokens that no longer work.
 	live, ended []string
 }
 
@@ -76,7 +76,7 @@ func (m *model) workspaceOf(key *keyModel) string {
 	return m.workspaces[m.members[key.member].workspace].id
 }
 
-// dead says that a key is revoked, or counts as such.
+// dead reports whether a key is revoked, or counts as revoked.
 func (m *model) dead(key *keyModel) bool {
 	member := &m.members[key.member]
 	return key.revoked || !member.there || member.since != key.since
@@ -93,7 +93,7 @@ func (m *model) state(key *keyModel) keysvcv1.KeyState {
 	return keysvcv1.KeyState_KEY_STATE_ACTIVE
 }
 
-// decision returns what a token of the key gets, in words.
+// decision returns the decision on a token of the key, in words.
 func (m *model) decision(key *keyModel, token, scope string) string {
 	switch {
 	case !slices.Contains(key.live, token):
@@ -110,14 +110,14 @@ func (m *model) decision(key *keyModel, token, scope string) string {
 	return "ALLOWED"
 }
 
-// stored is what keysvc shows of everything.
+// stored is everything that keysvc shows.
 type stored struct {
 	members map[string]*keysvcv1.Member // by workspace and id
 	keys    map[string]*keysvcv1.Key    // by name
 	owned   map[string]int              // how many keys each worker has, by the front of their names
 }
 
-// differs says how the model differs from what is stored; empty if it does not.
+// differs returns how the model differs from what is stored; "" if it does not.
 func (m *model) differs(from *stored) string {
 	for _, member := range m.members {
 		name := m.workspaces[member.workspace].id + "/" + member.id
@@ -164,10 +164,10 @@ func (m *memberModel) state() keysvcv1.MemberState {
 // attempt is one call that a worker makes.
 type attempt struct {
 	what string
-	// call makes it. What it returns with no error completes the model with what only
-	// the answer tells; nil if there is nothing.
+	// call makes the call. On success it returns a function that adds to the model what only
+	// the answer tells; nil if there is nothing to add.
 	call func(ctx context.Context, s *serving) (complete func(*model), err error)
-	// effect is what the call does if it takes effect; nil for reads.
+	// effect changes a model as the call changes the store; nil for reads.
 	effect func(*model)
 }
 
@@ -175,7 +175,7 @@ type attempt struct {
 type operation struct {
 	name   string
 	weight int
-	// choose returns an attempt; nil if there is nothing to do it with.
+	// choose returns an attempt, or nil if the model has nothing that fits.
 	choose func(w *worker, m *model) *attempt
 }
 
@@ -198,7 +198,8 @@ type worker struct {
 	number int
 	random *rand.Rand
 	names  int
-	// models are what may be stored: one, or two after a call whose outcome is not known.
+	// models are the possible states of the store: one, or two after a call with an unknown
+	// outcome.
 	models []*model
 	// counts are how many attempts of each operation were acknowledged.
 	counts map[string]int
@@ -247,8 +248,8 @@ func pick[T any](random *rand.Rand, list []T, fit func(*T) bool) int {
 	return -1
 }
 
-// step makes one call. It returns errLost if its outcome is not known, and says what is
-// wrong if it is not what the model says.
+// step makes one call. It returns errLost if the outcome is not known, and another error if the
+// answer does not fit the model.
 func (w *worker) step(ctx context.Context, s *serving) error {
 	m := w.models[0]
 	total := 0
@@ -297,14 +298,14 @@ func (w *worker) step(ctx context.Context, s *serving) error {
 
 var errLost = errors.New("the connection was lost")
 
-// wrongDecisionError is a validation that does not fit what was acknowledged.
+// wrongDecisionError is the error of a decision that contradicts an acknowledged change.
 type wrongDecisionError struct{ got, want string }
 
 func (e *wrongDecisionError) Error() string { return fmt.Sprintf("got %s, want %s", e.got, e.want) }
 
-// settle drops the models that are not what is stored, and learns from it the ids of keys
-// whose answer was lost. It fails if none is left. decide asks about a token.
-func (w *worker) settle(found *stored, decide func(token, scope string) string) error {
+// resolve drops the models that differ from what is stored, and takes from it the ids of keys
+// whose answers were lost. It fails if no model is left. decide asks about a token.
+func (w *worker) resolve(found *stored, decide func(token, scope string) string) error {
 	var differences []string
 	for _, m := range w.models {
 		difference := m.differs(found)
@@ -325,9 +326,8 @@ func (w *worker) settle(found *stored, decide func(token, scope string) string) 
 	return fmt.Errorf("worker %d: %s", w.number, strings.Join(differences, "; or, had the last call taken effect, "))
 }
 
-// misjudges says which token, of those that the models do not agree on, gets another
-// decision than the model's; empty if none does. A rotation without overlap shows in
-// nothing else.
+// misjudges returns a token that the models disagree on and for which keysvc decides differently
+// from this model; "" if there is none. Nothing else shows a rotation without overlap.
 func (m *model) misjudges(models []*model, decide func(token, scope string) string) string {
 	const scope = "signatures:read"
 	for index := range m.keys {
@@ -382,7 +382,7 @@ func (w *worker) create(m *model) *attempt {
 	}
 }
 
-// someScopes returns scopes of a role, sorted, at least one.
+// someScopes returns at least one scope of a role, sorted.
 func (w *worker) someScopes(role string) []string {
 	var scopes []string
 	for _, scope := range crashScopes {
@@ -552,7 +552,7 @@ func (w *worker) removeWorkspace(m *model) *attempt {
 	}
 }
 
-// validate asks about a token. All that was acknowledged before must show.
+// validate asks about a token. The decision must reflect every change acknowledged before.
 func (w *worker) validate(m *model) *attempt {
 	index := pick(w.random, m.keys, func(key *keyModel) bool { return len(key.tokens()) > 0 })
 	if index < 0 {

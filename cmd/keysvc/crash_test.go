@@ -20,20 +20,19 @@ import (
 )
 
 const (
-	// crashRounds is how often the server is killed; KEYSVC_CRASH_ROUNDS says otherwise.
+	// crashRounds is how often the server is killed. KEYSVC_CRASH_ROUNDS replaces it.
 	crashRounds = 20
-	// storeRounds is how many rounds one store goes through: what each of them reads grows
-	// with the keys.
+	// storeRounds is how many rounds use one store. A round reads all keys, so it takes longer
+	// with more of them.
 	storeRounds = 100
-	// crashWorkers is how many change things at once.
+	// crashWorkers is how many workers make changes at the same time.
 	crashWorkers = 8
 )
 
-// TestKill kills the server with SIGKILL again and again while workers change things,
-// and compares what it then holds with what it had acknowledged. KEYSVC_CRASH_ROUNDS
-// and KEYSVC_CRASH_SEED make it a campaign, and repeat one as far as the choices of
-// the workers go.
-func TestKill(t *testing.T) {
+// TestKillLosesNothingAcknowledged kills the server with SIGKILL again and again while workers make
+// changes, and compares the store with what was acknowledged. KEYSVC_CRASH_ROUNDS makes the test
+// longer. KEYSVC_CRASH_SEED repeats the choices of the workers of an earlier run.
+func TestKillLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
 	rounds := int(number(t, "KEYSVC_CRASH_ROUNDS", crashRounds)) //nolint:gosec // a small number
 	seed := number(t, "KEYSVC_CRASH_SEED", rand.Uint64())        //nolint:gosec // no secret
@@ -61,7 +60,7 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// tally is what there is to tell in the end.
+// tally counts what the test reports at the end.
 type tally struct {
 	early, lost, tookEffect, keys int
 	acknowledged                  map[string]int
@@ -81,7 +80,7 @@ func number(t *testing.T, variable string, otherwise uint64) uint64 {
 	return value
 }
 
-// keep copies a file to where it outlives the test.
+// keep copies a file to a place where it outlives the test.
 func keep(t *testing.T, file string) string {
 	t.Helper()
 	copied := filepath.Join(os.TempDir(), fmt.Sprintf("keysvc-crash-%d.db", os.Getpid()))
@@ -111,7 +110,7 @@ func newCampaign(t *testing.T, seed uint64, all *tally) *campaign {
 
 func (c *campaign) file() string { return filepath.Join(c.data, "keysvc.db") }
 
-// end compares for the last time. An orderly end loses nothing either.
+// end stops the server with SIGTERM and compares for the last time.
 func (c *campaign) end(t *testing.T) {
 	t.Helper()
 	for range 2 {
@@ -135,7 +134,7 @@ func (c *campaign) round(t *testing.T) {
 	t.Helper()
 	p := launch(t, append(serveOn(c.data), "--usage-interval", "1s", "--sweep-interval", "1s")...)
 	if c.random.IntN(6) == 0 {
-		// Killed at some moment of its start: it has done as much as it had time for.
+		// Killed at some moment of its start.
 		c.tally.early++
 		timer := time.NewTimer(time.Duration(c.random.IntN(30)) * time.Millisecond)
 		defer timer.Stop()
@@ -197,7 +196,7 @@ func (c *campaign) work(t *testing.T, s *serving) {
 	default:
 	}
 	if c.random.IntN(2) == 0 {
-		// Not only right after an answer.
+		// So that the server is not only killed right after an answer.
 		<-time.After(time.Duration(c.random.IntN(3000)) * time.Microsecond)
 	}
 	s.kill()
@@ -220,7 +219,7 @@ func (c *campaign) compare(t *testing.T, s *serving) {
 	c.keys = 0
 	for _, w := range c.workers {
 		before, unsure := w.models[0], len(w.models) > 1
-		if err := w.settle(found, ask); err != nil {
+		if err := w.resolve(found, ask); err != nil {
 			t.Errorf("%v", err)
 			continue
 		}

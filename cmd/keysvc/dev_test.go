@@ -28,8 +28,8 @@ func read(t *testing.T, file string) string {
 	return string(text)
 }
 
-// pasted returns the commands in what serve --dev printed: what is indented and no
-// comment; a line that ends in a pipe goes on.
+// pasted returns the commands in the output of serve --dev: the indented lines that are no
+// comments. A line that ends with a pipe is joined with the next.
 func pasted(text string) []string {
 	var commands []string
 	open := false

@@ -48,7 +48,7 @@ func run(m *testing.M) int {
 // patience bounds every wait of these tests; none comes near it unless something hangs.
 const patience = 30 * time.Second
 
-// clean is the environment of this process without what keysvc reads.
+// clean returns the environment of this process without the variables of keysvc.
 func clean() []string {
 	var kept []string
 	for _, variable := range os.Environ() {
@@ -63,11 +63,11 @@ func clean() []string {
 type process struct {
 	command        *exec.Cmd
 	stdout, stderr *output
-	// ended is closed when the process has ended and all that it wrote was read.
+	// ended is closed when the process has ended and all of its output was read.
 	ended chan struct{}
 }
 
-// launch starts keysvc. What still runs at the end of the test is killed.
+// launch starts keysvc. If it still runs at the end of the test, it is killed.
 func launch(t *testing.T, arguments ...string) *process {
 	t.Helper()
 	command := exec.Command(binary, arguments...) //nolint:gosec,noctx // built above; killed below
@@ -120,7 +120,7 @@ func (p *process) wait(t *testing.T) int {
 	}
 }
 
-// stop ends the process with SIGTERM and expects that it was fine.
+// stop ends the process with SIGTERM and expects status 0.
 func (p *process) stop(t *testing.T) {
 	t.Helper()
 	p.signal(t, syscall.SIGTERM)
@@ -156,8 +156,8 @@ func serve(t *testing.T, data string, arguments ...string) *serving {
 	return s
 }
 
-// serveOn returns the arguments that serve a data folder on a free port. The store is
-// made if it is not there.
+// serveOn returns the arguments that serve a data folder on a free port, and make the store if
+// there is none.
 func serveOn(data string) []string {
 	arguments := []string{"serve", "--listen", "127.0.0.1:0", "--data", data}
 	if _, err := os.Lstat(filepath.Join(data, "keysvc.db")); errors.Is(err, fs.ErrNotExist) {
@@ -192,7 +192,7 @@ func dial(address string) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 }
 
-// testContext is the context of calls that should not take long.
+// testContext returns a context that ends after patience.
 func testContext(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -229,7 +229,7 @@ func (s *serving) decide(t *testing.T, token, scope string) *keysvcv1.ValidateKe
 	return response
 }
 
-// result is what a command did.
+// result is the outcome of a command.
 type result struct {
 	status         int
 	stdout, stderr string
@@ -299,7 +299,7 @@ func (o *output) await(ended <-chan struct{}, pattern *regexp.Regexp) (string, e
 	deadline := time.After(patience)
 	for {
 		text, changed := o.now()
-		// A line that is not whole may go on.
+		// Only whole lines are searched.
 		if end := strings.LastIndexByte(text, '\n'); end >= 0 {
 			if found := pattern.FindStringSubmatch(text[:end+1]); found != nil {
 				return found[len(found)-1], nil

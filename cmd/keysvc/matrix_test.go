@@ -9,7 +9,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// catalogue and may are Scribe's, written down anew from the contract.
+// catalogue and may repeat the default policy, written from the contract and not from the code.
 var catalogue = func() []string {
 	var scopes []string
 	for _, resource := range []string{"teammates", "emails", "signatures", "smart_fields", "folders", "assets", "marketing_campaigns"} {
@@ -32,8 +32,9 @@ func may(role, scope string) bool {
 	return false
 }
 
-// TestMatrix asks the running binary about every scope, every role, granted or not.
-func TestMatrix(t *testing.T) {
+// TestEveryScopeAndRoleIsDecidedAsWrittenDown asks the running binary about every scope and every
+// role, with the scope granted and not granted.
+func TestEveryScopeAndRoleIsDecidedAsWrittenDown(t *testing.T) {
 	t.Parallel()
 	if len(catalogue) != 23 {
 		t.Fatalf("%d scopes", len(catalogue))
@@ -46,8 +47,8 @@ func TestMatrix(t *testing.T) {
 	}
 	var cells []cell
 	for _, role := range roles {
-		// A key can be granted only what the role has. So they are created by an owner,
-		// whose role then changes.
+		// A key can be granted only scopes of the role. So the member is an owner while the keys
+		// are created, and gets the role afterwards.
 		s.putMember(t, "matrix", role, "owner")
 		for index, scope := range catalogue {
 			others := slices.Delete(slices.Clone(catalogue), index, index+1)
@@ -82,7 +83,7 @@ func TestMatrix(t *testing.T) {
 	if got := fmt.Sprint(count); got != "map[ALLOWED:68 PERMISSION_DENIED SCOPE_BEYOND_ROLE:24 PERMISSION_DENIED SCOPE_NOT_GRANTED:92]" {
 		t.Errorf("outcomes: %s", got)
 	}
-	// The served policy is the one that was written down here.
+	// The served policy equals the one written down here.
 	policy, err := s.policies.GetPolicy(testContext(t), &keysvcv1.GetPolicyRequest{})
 	if err != nil {
 		t.Fatal(err)

@@ -17,8 +17,8 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// These tests are about whoever reads the output, sends signals, or takes descriptors:
-// none of them may decide over the process.
+// These tests are about other processes: those that read the output of keysvc, send it signals or
+// take its file descriptors. None of them may stop it from working.
 
 var (
 	hangUp         = regexp.MustCompile(`"msg":"(the settings were read again)`)
@@ -28,10 +28,10 @@ var (
 	descriptorsSet = "ulimit -n 24; exec \"$0\" \"$@\""
 )
 
-// plumbed is a keysvc whose standard error, and output if it is to be, goes into a pipe.
+// plumbed is a keysvc whose standard output and standard error go into one pipe.
 type plumbed struct {
 	*serving
-	// reader is the other end.
+	// reader is the reading end of the pipe.
 	reader *os.File
 }
 
@@ -75,7 +75,7 @@ func plumb(t *testing.T, arguments ...string) *plumbed {
 	}
 }
 
-// flood logs more than the pipe and what may wait hold.
+// flood makes keysvc log more than the pipe and the buffers of the log hold.
 func (p *plumbed) flood(t *testing.T) {
 	t.Helper()
 	const lines = 6000 // of more than 200 bytes
@@ -84,8 +84,7 @@ func (p *plumbed) flood(t *testing.T) {
 	}
 }
 
-// TestNobodyHasToReadTheOutput fills the pipe of the log, and of standard output, and
-// goes on to work.
+// TestNobodyHasToReadTheOutput fills the pipe of the output; the server must go on working.
 func TestNobodyHasToReadTheOutput(t *testing.T) {
 	t.Parallel()
 	t.Run("until the stop", func(t *testing.T) {
@@ -123,8 +122,8 @@ func TestNobodyHasToReadTheOutput(t *testing.T) {
 	})
 }
 
-// TestTheReaderOfTheLogMayDie: SIGPIPE would end the process in the middle of a call.
-func TestTheReaderOfTheLogMayDie(t *testing.T) {
+// TestReaderOfTheLogMayDie: without care, SIGPIPE would end the process in the middle of a call.
+func TestReaderOfTheLogMayDie(t *testing.T) {
 	t.Parallel()
 	p := plumb(t)
 	if err := p.reader.Close(); err != nil {
@@ -138,8 +137,8 @@ func TestTheReaderOfTheLogMayDie(t *testing.T) {
 	p.stop(t)
 }
 
-// TestSignalsThatEndNothing sends each signal that is no wish to end the process.
-func TestSignalsThatEndNothing(t *testing.T) {
+// TestOtherSignalsEndNothing sends each signal that is not meant to end the process.
+func TestOtherSignalsEndNothing(t *testing.T) {
 	t.Parallel()
 	s := serve(t, t.TempDir())
 	for _, signal := range []syscall.Signal{
@@ -192,8 +191,8 @@ func TestQuitTellsWhatEachGoroutineDoes(t *testing.T) {
 	}
 }
 
-// TestNoDescriptorsLeft opens more connections than the process may have.
-func TestNoDescriptorsLeft(t *testing.T) {
+// TestServingGoesOnWithoutDescriptors opens more connections than the process may have open.
+func TestServingGoesOnWithoutDescriptors(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
 	p := &process{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
@@ -254,15 +253,16 @@ func exhaust(t *testing.T, s *serving) []net.Conn {
 	return open
 }
 
-// TestTheStopOfAStartThatHangs: nobody writes into the named pipe that is the policy.
-func TestTheStopOfAStartThatHangs(t *testing.T) {
+// TestStopOfAHangingStartIsGivenUp: the policy is a named pipe that nobody writes into, so the start
+// hangs.
+func TestStopOfAHangingStartIsGivenUp(t *testing.T) {
 	t.Parallel()
 	pipe := filepath.Join(t.TempDir(), "policy.yaml")
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p := launch(t, "serve", "--init", "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--policy", pipe, "--drain-timeout", "0s")
-	// Whoever opens it without waiting finds a reader once the start has come to it.
+	// Opening without waiting succeeds once the start has opened the pipe for reading.
 	for opening := testContext(t); ; {
 		file, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)
 		if err == nil {
@@ -286,8 +286,8 @@ func TestTheStopOfAStartThatHangs(t *testing.T) {
 	}
 }
 
-// TestRefusalsDoNotFloodTheLog: hundreds of warnings of one kind are one line and, ten
-// seconds later or at the stop, another that counts the rest.
+// TestRefusalsDoNotFloodTheLog: of hundreds of equal warnings the log has one line and, ten seconds
+// later or at the stop, a second line that counts the rest.
 func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 	t.Parallel()
 	s := serve(t, t.TempDir(), "--log-level", "debug", "--max-sessions", "1")

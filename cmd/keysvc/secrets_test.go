@@ -20,10 +20,10 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// leaks are texts that must be nowhere: tokens, and what of them is secret.
+// leaks are the texts that no output may contain: tokens and their secret parts.
 type leaks [][]byte
 
-// leaksOf returns, of each token, itself, its tail, and its secret.
+// leaksOf returns, for each token, the token, its last 49 characters, and its secret.
 func leaksOf(tokens ...string) leaks {
 	var texts leaks
 	for _, token := range tokens {
@@ -33,7 +33,7 @@ func leaksOf(tokens ...string) leaks {
 	return texts
 }
 
-// in returns what of a text is a leak, with what surrounds it.
+// in returns the first leak in a text, with 80 bytes around it; "" if there is none.
 func (l leaks) in(text []byte) string {
 	for _, leak := range l {
 		if at := bytes.Index(text, leak); at >= 0 {
@@ -43,7 +43,7 @@ func (l leaks) in(text []byte) string {
 	return ""
 }
 
-// expectNone searches a text.
+// expectNone fails the test if a text has a leak.
 func (l leaks) expectNone(t *testing.T, where, text string) {
 	t.Helper()
 	if found := l.in([]byte(text)); found != "" {
@@ -51,7 +51,7 @@ func (l leaks) expectNone(t *testing.T, where, text string) {
 	}
 }
 
-// inFolder returns the files of a folder that have a leak.
+// inFolder returns the names of the files in a folder that have a leak.
 func (l leaks) inFolder(t *testing.T, folder string) []string {
 	t.Helper()
 	var found []string
@@ -70,9 +70,9 @@ func (l leaks) inFolder(t *testing.T, folder string) []string {
 	return found
 }
 
-// TestSecretsAreNowhere does everything, right and wrong, at the debug level, and then
-// searches all that the process has written, and all that commands have said, but for
-// the answers that issue a token.
+// TestSecretsAreNowhere makes every kind of call, right and wrong, at the debug level. Then it
+// searches all files and output of the process, and the output of the commands, for tokens. Only the
+// answers that issue a token may contain one.
 func TestSecretsAreNowhere(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
@@ -82,8 +82,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 	first := s.create(t, "acme", "ann", "emails:read", "signatures:read")
 	keyID := first.GetKey().GetKeyId()
 	tokens := []string{demo, first.GetToken()}
-	// One for the hundreds of calls and commands below, which take half a minute by themselves
-	// on a busy machine.
+	// One context for the hundreds of calls below: they take half a minute on a busy machine.
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience)
 	defer cancel()
 	for _, overlap := range []time.Duration{time.Hour, 0} {
@@ -93,7 +92,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		}
 		tokens = append(tokens, rotated.GetToken())
 	}
-	// From the command as well, in both forms.
+	// The command issues tokens as well, in both formats.
 	for _, format := range []string{"table", "json"} {
 		got := command(t, "", "key", "create", "--addr", s.address, "--workspace", "acme", "--member", "ann", "--name", "n", "--scope", "emails:read", "-o", format)
 		token := strings.TrimSpace(got.stdout)
@@ -153,7 +152,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		} {
 			all.expectNone(t, "an error", errorText(err))
 		}
-		// gRPC names an unknown method to whoever called it; nobody else hears of it.
+		// The error of gRPC names an unknown method to its caller. The log must not.
 		for _, method := range []string{"/keysvc.v1.KeyService/" + token, "/" + token + "/CreateKey"} {
 			if err := s.conn.Invoke(ctx, method, &keysvcv1.GetKeyRequest{}, &keysvcv1.GetKeyResponse{}); err == nil {
 				t.Error("there is no such method")
@@ -192,7 +191,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 	if _, err := s.keys.RevokeToken(ctx, &keysvcv1.RevokeTokenRequest{Token: tokens[3]}); err != nil {
 		t.Error(err)
 	}
-	// As the file is while it is served, and after each way to end.
+	// The files while the server runs, and after it has stopped.
 	if found := all.inFolder(t, data); !slices.Equal(found, []string{"demo-token"}) {
 		t.Errorf("while it is served, these have a token or a secret: %q; want the demo token's file alone", found)
 	}
@@ -209,7 +208,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		t.Errorf("check: exit status %d\n%s%s", checked.status, checked.stdout, checked.stderr)
 	}
 
-	// The search finds what is there: planted, each kind of leak is found in each place.
+	// The search works: each kind of leak is found where it was planted.
 	for index, leak := range leaksOf(tokens[1]) {
 		planted := t.TempDir()
 		text := append(append([]byte("\x00\xff"), leak...), 0)
@@ -225,7 +224,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 // second returns the error of a call.
 func second[T proto.Message](_ T, err error) error { return err }
 
-// errorText returns all that an error says, details included.
+// errorText returns the text of an error with its details.
 func errorText(err error) string {
 	if err == nil {
 		return ""

@@ -8,11 +8,12 @@ import (
 	"time"
 )
 
-// exitSignal and the number of a signal make what shells give a program that it ended.
+// exitSignal plus the number of a signal is the exit status that shells give a program that the
+// signal ended.
 const exitSignal = 128
 
-// signalsOfPeople returns where the signals arrive that wish to end the process. Others
-// are the command's affair.
+// signalsOfPeople returns a channel of the signals with which people end a process. The command
+// handles other signals.
 func signalsOfPeople() <-chan os.Signal {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT)
@@ -20,12 +21,12 @@ func signalsOfPeople() <-chan os.Signal {
 }
 
 // handle calls stop on the first SIGINT or SIGTERM and ends the process at once on the
-// second, whichever it is: whoever sends two does not want to wait. SIGQUIT ends it at
-// once and says what each goroutine does.
+// second of either, because a person who sends two does not want to wait. SIGQUIT ends the
+// process at once and writes the stacks of all goroutines.
 func handle(signals <-chan os.Signal, stop func()) {
 	stopping := false
 	for next := range signals {
-		received, _ := next.(syscall.Signal) // all signals of unix are
+		received, _ := next.(syscall.Signal) // on unix every signal is one
 		if received == syscall.SIGQUIT {
 			dump()
 		}
@@ -37,15 +38,15 @@ func handle(signals <-chan os.Signal, stop func()) {
 	}
 }
 
-// dump writes the goroutines' stacks to standard error. The runtime would do the same
-// by itself, and wait for ever for somebody to read it.
+// dump writes the stacks of all goroutines to standard error. The runtime could do the same, but
+// would wait forever for a reader of a full pipe.
 func dump() {
 	stacks := make([]byte, 16<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
 	written := make(chan struct{})
 	go func() {
 		defer close(written)
-		_, _ = os.Stderr.Write(stacks) // there is nobody else to tell
+		_, _ = os.Stderr.Write(stacks) // there is nowhere else to report it
 	}()
 	select {
 	case <-written:

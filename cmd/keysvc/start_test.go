@@ -22,10 +22,10 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// startBound is how soon a start that fails must say so.
+// startBound is the maximum time until a start that fails has said so.
 const startBound = 2 * time.Second
 
-// shortDir returns a new folder whose path fits into the address of a socket.
+// shortDir returns a new folder with a path that is short enough for the address of a socket.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "ks")
@@ -36,11 +36,10 @@ func shortDir(t *testing.T) string {
 	return folder
 }
 
-// truncate cuts the file to its first pages. Most of what follows on the others is room
-// that it keeps, and nobody misses.
+// truncate cuts a file to its first four pages. Most of the other pages are free space.
 func truncate(file string) error { return os.Truncate(file, 4*int64(os.Getpagesize())) }
 
-// overwrite writes nonsense over a part of the file.
+// overwrite writes nonsense over the bytes of a file from from up to to.
 func overwrite(file string, from, to int) error {
 	text, err := os.ReadFile(file) //nolint:gosec // the test's own
 	if err != nil {
@@ -52,7 +51,7 @@ func overwrite(file string, from, to int) error {
 	return os.WriteFile(file, text, 0o600)
 }
 
-// changeHeader makes the store's header one of a newer version, or damages it.
+// changeHeader gives a store the header of a newer version, or a damaged one.
 func changeHeader(file string, newer bool) error {
 	database, err := bolt.Open(file, 0o600, nil)
 	if err != nil {
@@ -78,8 +77,8 @@ func changeHeader(file string, newer bool) error {
 	return errors.Join(err, database.Close())
 }
 
-// call is a call of ValidateKey that the server has begun and the client has not
-// finished: it has not sent the request yet.
+// call is a call of ValidateKey in flight: the server has begun it, and the client has not sent the
+// request yet.
 type call struct {
 	stream grpc.ClientStream
 }
@@ -92,8 +91,7 @@ func (s *serving) begin(t *testing.T) *call {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The answer to what was sent later on the same connection shows that the server
-	// has the stream.
+	// The server answers a later call on the same connection, so it has seen this stream.
 	s.decide(t, "", "emails:read")
 	return &call{stream: stream}
 }
@@ -122,7 +120,7 @@ func TestTerminationDrains(t *testing.T) {
 	if _, err := s.stderr.await(s.ended, stopping); err != nil {
 		t.Fatal(err)
 	}
-	// Nobody new is let in.
+	// No new connection is accepted.
 	for dialling := testContext(t); ; {
 		conn, err := (&net.Dialer{}).DialContext(dialling, "tcp", s.address)
 		if err != nil {
@@ -165,7 +163,7 @@ func TestTerminationHasADeadline(t *testing.T) {
 	}
 }
 
-// TestSecondSignalExitsAtOnce: whichever comes first and whichever second.
+// TestSecondSignalExitsAtOnce: SIGINT and SIGTERM, in each order.
 func TestSecondSignalExitsAtOnce(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -185,7 +183,7 @@ func TestSecondSignalExitsAtOnce(t *testing.T) {
 			if _, err := s.stderr.await(s.ended, stopping); err != nil {
 				t.Fatal(err)
 			}
-			// A terminal that closes is no reason to hurry.
+			// SIGHUP is ignored: it does not count as the second signal.
 			s.signal(t, syscall.SIGHUP)
 			if _, err := s.stderr.await(s.ended, hangUp); err != nil {
 				t.Fatal(err)

@@ -19,7 +19,7 @@ it has lost changes, revocations among them, and is not served.`,
 	)
 }
 
-// anchorFlag is where the anchor of a file is.
+// anchorFlag adds --anchor, the path of the anchor of a store's file.
 func anchorFlag(cmd *cobra.Command) *string {
 	return cmd.Flags().String("anchor", "", "the anchor's file (default: FILE.anchor)")
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
-func TestAnchorAcceptAsks(t *testing.T) {
+func TestAnchorAcceptNeedsAnAnswerOrYes(t *testing.T) {
 	accepted := 0
 	c := command{hooks: cli.Hooks{AcceptAnchor: func(_ context.Context, file, anchor string, out io.Writer, confirm func() error) error {
 		if err := confirm(); err != nil {

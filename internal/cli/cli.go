@@ -1,9 +1,10 @@
 // Package cli is the keysvc command: it reads flags, calls a running server over
-// gRPC (or, for serve and check, the code of Hooks), and shows the answer.
+// gRPC (or, for serve and the commands on a file, the code of Hooks), and shows the
+// answer.
 //
-// Each noun has its file. What is an answer goes to standard output, everything
-// else to standard error. Nothing here touches the process itself: tests run
-// Main as the binary does.
+// Each noun of the command line has its file. Answers go to standard output, everything
+// else goes to standard error. The package does not touch the process itself, so tests
+// run Main as the binary does.
 package cli
 
 import (
@@ -22,14 +23,14 @@ import (
 	"github.com/scribe-mail/keysvc/internal/version"
 )
 
-// Process is what a command has of the process that it runs in.
+// Process is the part of a process that a command uses.
 type Process struct {
 	// Args is the command line without the name of the program.
 	Args []string
 	// Getenv reads a variable of the environment; nil means there are none.
 	Getenv func(name string) string
-	// Stdin, Stdout and Stderr are the standard streams. Those that are an
-	// *os.File may turn out to be a terminal.
+	// Stdin, Stdout and Stderr are the standard streams. Only an *os.File can be a
+	// terminal.
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
 	// Now is the clock; nil means the system's.
@@ -68,12 +69,12 @@ type app struct {
 	hooks Hooks
 	// validates is set when the command is validate, which has exit statuses of its own.
 	validates bool
-	// closeStderr ends the use of Stderr, and reports whether all of it was written.
+	// closeStderr flushes Stderr and reports whether everything was written.
 	closeStderr func() bool
 }
 
-// looksLikeToken finds what has the beginning of a token and some of its secret.
-// It is looser than token.Pattern: most of a secret is a secret too.
+// looksLikeToken finds the beginning of a token with at least one character of its secret.
+// It is looser than token.Pattern, because a part of a secret must not be shown either.
 var looksLikeToken = regexp.MustCompile(`_ksk1_[0-9A-Za-z]{16}_[0-9A-Za-z]`)
 
 var errTokenArgument = errors.New("an argument looks like a token; arguments are seen by every user of this machine and kept in the shell's history, so none was read. " +
@@ -84,7 +85,7 @@ func (a *app) run(ctx context.Context) error {
 		return errTokenArgument
 	}
 	root := a.rootCommand()
-	// Not nil, which cobra takes for os.Args.
+	// For nil, cobra would read os.Args.
 	root.SetArgs(append([]string{}, a.Args...))
 	root.SetIn(a.Stdin)
 	root.SetOut(a.Stdout)
@@ -135,8 +136,8 @@ everything else goes to standard error.
 	return root
 }
 
-// checkFlags makes every command check its flags before it runs. cobra does so too, later,
-// with errors that are not usage errors.
+// checkFlags makes every command check its flags before it runs. Cobra checks them later, but
+// its errors are not usage errors.
 func checkFlags(cmd *cobra.Command) {
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		for _, check := range []func() error{cmd.ValidateRequiredFlags, cmd.ValidateFlagGroups} {
@@ -154,8 +155,8 @@ func checkFlags(cmd *cobra.Command) {
 	}
 }
 
-// group makes a command that only holds others. cobra's own would take an
-// unknown one for a wish for help, and succeed.
+// group makes a command that only holds subcommands. For an unknown subcommand it fails; a
+// group of cobra would print its help and succeed.
 func group(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
 	cmd.Args = cobra.ArbitraryArgs
 	cmd.SuggestionsMinimumDistance = 2
@@ -172,7 +173,7 @@ func group(cmd *cobra.Command, children ...*cobra.Command) *cobra.Command {
 	return cmd
 }
 
-// positional wants exactly the named arguments, each not empty.
+// positional accepts exactly the named arguments, none of them empty.
 func positional(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
@@ -190,19 +191,19 @@ func positional(names ...string) cobra.PositionalArgs {
 	}
 }
 
-// isTerminal reports whether stream is one that a person looks at.
+// isTerminal reports whether stream is a terminal.
 func isTerminal(stream any) bool {
 	file, isFile := stream.(*os.File)
 	return isFile && term.IsTerminal(descriptor(file))
 }
 
-// terminalWidth returns how many columns the terminal has that a stream goes to; 0 if it goes
-// elsewhere.
+// terminalWidth returns the width in columns of the terminal that a stream goes to, or 0 if the
+// stream is no terminal.
 func terminalWidth(stream any) int {
 	if !isTerminal(stream) {
 		return 0
 	}
-	file, _ := stream.(*os.File) // it is one: see isTerminal
+	file, _ := stream.(*os.File) // isTerminal has checked the type
 	width, _, err := term.GetSize(descriptor(file))
 	if err != nil {
 		return 0

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	// secretPart is what must not show up anywhere but in the one answer.
+	// secretPart is the part of the token that only one answer may contain.
 	secretPart = "Qm4cT9vXz1LrB8sKd0WyHn5uEaGj2oPi7fVtRxM3bZk3jIJKH"
 	testID     = "9fQ2mXc7Lr0TzB4w"
 	testToken  = "scribe_ksk1_" + testID + "_" + secretPart
@@ -40,7 +40,9 @@ func at(offset time.Duration) *timestamppb.Timestamp { return timestamppb.New(no
 
 const day = 24 * time.Hour
 
-// fake is a server whose answers the test chooses.
+// fake is a server that answers with the functions of a test. It is for answers and errors that
+// cannot be had from a real server at will; what a real server gives is tested by the scripts of
+// cmd/keysvc.
 type fake struct {
 	keysvcv1.UnimplementedKeyServiceServer
 	keysvcv1.UnimplementedMemberServiceServer
@@ -140,7 +142,7 @@ func (f *fake) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvc
 	return f.sync(stream)
 }
 
-// start serves f on loopback and returns where.
+// start serves f on loopback and returns the address.
 func start(t *testing.T, f *fake) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -172,7 +174,7 @@ func serveOn(t *testing.T, f *fake, listener net.Listener) {
 	})
 }
 
-// command is a command line and what surrounds it.
+// command is the environment of a command line.
 type command struct {
 	addr  string // KEYSVC_ADDR
 	env   map[string]string
@@ -180,7 +182,7 @@ type command struct {
 	hooks cli.Hooks
 }
 
-// result is what came of it.
+// result is the outcome of a command.
 type result struct {
 	status         int
 	stdout, stderr string
@@ -238,7 +240,7 @@ func golden(t *testing.T, name, text string) {
 	goldenAt(t, filepath.Join("testdata", name), text)
 }
 
-// goldenAt is golden for tests that left the folder of the package.
+// goldenAt is golden for tests that work in another folder.
 func goldenAt(t *testing.T, file, text string) {
 	t.Helper()
 	if *update {
@@ -255,7 +257,7 @@ func goldenAt(t *testing.T, file, text string) {
 	}
 }
 
-func TestUsage(t *testing.T) {
+func TestUsageErrorsNameTheMistakeAndTheHelp(t *testing.T) {
 	tests := []struct {
 		args   []string
 		status int
@@ -300,7 +302,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-func TestTokenAsArgument(t *testing.T) {
+func TestTokenAsArgumentIsRefusedUnread(t *testing.T) {
 	for _, args := range [][]string{
 		{testToken},
 		{"validate", "--scope", "signatures:read", testToken},
@@ -318,7 +320,7 @@ func TestTokenAsArgument(t *testing.T) {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}
-	// What does not look like one is not echoed by validate, either.
+	// Validate does not echo an argument that does not look like a token, either.
 	r := command{}.run(t, "validate", "--scope", "signatures:read", secretPart)
 	if r.status != 1 || r.stdout != "" || !strings.Contains(r.stderr, "standard input") {
 		t.Errorf("%+v", r)

@@ -24,14 +24,14 @@ import (
 const (
 	addressVariable  = "KEYSVC_ADDR"
 	requestIDHeader  = "x-request-id"
-	maxResponseBytes = 64 << 20 // a page of 1,000 keys, each as large as it may be, fits
+	maxResponseBytes = 64 << 20 // room for a page of 1,000 keys of maximum size
 )
 
-// session is one command's conversation with a server.
+// session is the connection of one command to a server.
 type session struct {
 	*app
 	cmd *cobra.Command
-	// address is where the server is, as people write it.
+	// address is the address of the server, as a flag would give it.
 	address    string
 	out        *printer
 	keys       keysvcv1.KeyServiceClient
@@ -43,10 +43,10 @@ type session struct {
 	timeout time.Duration
 }
 
-// clientCommand makes cmd a command that calls a server: it gets the flags that all of them
-// have, and run gets the connection. Nothing is dialled before run makes its first call.
-// formats are those that the command can answer in; the first is the default, and nil means
-// that there is no choice.
+// clientCommand makes cmd a command that calls a server. It adds the flags that all such commands
+// have, and passes the connection to run. The connection is dialled when run makes its first call.
+// formats lists the output formats of the command, the default first; with nil the command has no
+// -o.
 func (a *app) clientCommand(cmd *cobra.Command, formats []outputFormat, run func(ctx context.Context, s *session, args []string) error) *cobra.Command {
 	if cmd.Args == nil {
 		cmd.Args = positional()
@@ -70,8 +70,8 @@ func (a *app) clientCommand(cmd *cobra.Command, formats []outputFormat, run func
 	return cmd
 }
 
-// connect prepares the conversation of a command with the server that --addr or KEYSVC_ADDR
-// names.
+// connect prepares a connection to the server that --addr or KEYSVC_ADDR names. The caller closes
+// it.
 func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grpc.ClientConn, error) {
 	address, err := a.address(cmd)
 	if err != nil {
@@ -95,7 +95,7 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 	}, conn, nil
 }
 
-// address returns where the server is.
+// address returns the address of the server, from --addr, KEYSVC_ADDR or the default.
 func (a *app) address(cmd *cobra.Command) (config.Address, error) {
 	text, source := cmd.Flag("addr").Value.String(), "--addr"
 	if !cmd.Flags().Changed("addr") {
@@ -106,20 +106,20 @@ func (a *app) address(cmd *cobra.Command) (config.Address, error) {
 	}
 	if !strings.ContainsAny(text, ":/") && text != "" {
 		_, port, _ := strings.Cut(config.DefaultAddress, ":")
-		text += ":" + port // as the clients of services do
+		text += ":" + port // clients/keyclient adds the same port
 	}
 	address, err := config.ParseAddress(text)
 	switch {
 	case err != nil:
 		return address, usageError(cmd, "%s: %s", source, err)
 	case !address.Local():
-		return address, &usageErr{fmt.Sprintf("%s: %s is not on this machine, and this version of keysvc has no TLS yet: tokens would travel in the open. Allowed are loopback addresses and unix:///path", source, address)}
+		return address, &commandLineError{fmt.Sprintf("%s: %s is not on this machine, and this version of keysvc has no TLS yet: tokens would travel in the open. Allowed are loopback addresses and unix:///path", source, address)}
 	}
 	return address, nil
 }
 
-// dial prepares a plaintext connection to a local address. Every call on it has
-// the timeout, unless it is a stream, and fails with a *callError.
+// dial prepares a plaintext connection to a local address. The timeout applies to each unary
+// call. Errors of calls are *callError.
 func dial(address config.Address, timeout time.Duration) (*grpc.ClientConn, error) {
 	d := &dialer{address: address}
 	authority := address.Target
@@ -142,12 +142,12 @@ func dial(address config.Address, timeout time.Duration) (*grpc.ClientConn, erro
 	return conn, nil
 }
 
-// dialer connects to one address and remembers how that went.
+// dialer connects to one address and remembers the error of the last attempt.
 type dialer struct {
 	address config.Address
 
 	mu   sync.Mutex
-	last error // of the last attempt
+	last error // nil if the last attempt succeeded
 }
 
 var errNotLoopback = errors.New("the name does not stand for a loopback address, and this version of keysvc has no TLS yet")
@@ -155,7 +155,7 @@ var errNotLoopback = errors.New("the name does not stand for a loopback address,
 func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
 	var system net.Dialer
 	if d.address.Network == "tcp" {
-		// The name localhost is whatever the system says it is.
+		// The system may resolve localhost to any address.
 		system.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
 			if !config.IsLoopback(resolved) {
 				return errNotLoopback
@@ -176,7 +176,7 @@ func (d *dialer) lastError() error {
 	return d.last
 }
 
-// failed returns the error of a call that changes nothing.
+// failed returns the *callError of a call that changes nothing.
 func (d *dialer) failed(err error, header, trailer metadata.MD, timeout time.Duration) *callError {
 	return &callError{
 		status:    status.Convert(err),
@@ -202,8 +202,8 @@ func (d *dialer) intercept(timeout time.Duration) grpc.UnaryClientInterceptor {
 	}
 }
 
-// interceptStream makes errors of streams into what those of other calls are. The
-// timeout is only told.
+// interceptStream makes the errors of streams *callError. The timeout appears in the error; it
+// does not bound the stream.
 func (d *dialer) interceptStream(timeout time.Duration) grpc.StreamClientInterceptor {
 	return func(ctx context.Context, description *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, options ...grpc.CallOption) (grpc.ClientStream, error) {
 		opened, err := open(ctx, description, conn, method, options...)
@@ -214,7 +214,7 @@ func (d *dialer) interceptStream(timeout time.Duration) grpc.StreamClientInterce
 	}
 }
 
-// stream is a stream whose errors are a *callError.
+// stream is a stream whose errors are *callError.
 type stream struct {
 	grpc.ClientStream
 
@@ -228,12 +228,12 @@ func (s *stream) RecvMsg(message any) error {
 	if err == nil || errors.Is(err, io.EOF) {
 		return err
 	}
-	header, _ := s.Header() // the error is about to be told
+	header, _ := s.Header() // err already says what failed
 	return s.dialer.failed(err, header, s.Trailer(), s.timeout)
 }
 
-// isRead reports whether the call of a method, named in full, changes nothing. An
-// unknown one is taken to change something.
+// isRead reports whether a call changes nothing. method is the full name of the method. An
+// unknown method counts as a change.
 func isRead(method string, request any) bool {
 	if rehearsed, can := request.(interface{ GetValidateOnly() bool }); can && rehearsed.GetValidateOnly() {
 		return true

@@ -13,22 +13,22 @@ import (
 
 const confirmHelp = `It asks first at a terminal; elsewhere --yes is needed.`
 
-// yesFlag adds --yes, for changes that are final and for which a person is asked.
+// yesFlag adds --yes, which answers the question before a final change.
 func yesFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("yes", false, "do not ask; needed where there is no terminal to ask at")
 }
 
 var errNobodyToAsk = &refusal{"nothing was changed: there is no terminal to ask at; with --yes it is done without a question"}
 
-// maxAnswerBytes is more than anybody types.
+// maxAnswerBytes bounds the answer to a question.
 const maxAnswerBytes = 4096
 
-// canAsk reports whether a person can be asked: what a pipe happens to hold is no answer, and a
-// question in a file is seen by nobody.
+// canAsk reports whether a person can answer a question. Standard input must be a terminal,
+// because the content of a pipe is no answer; so must standard error, which shows the question.
 func (a *app) canAsk() bool { return isTerminal(a.Stdin) && isTerminal(a.Stderr) }
 
-// confirm asks a question at the terminal and returns nil if the answer is word. Any other
-// answer, and the lack of a terminal, is a *refusal.
+// confirm asks a question at the terminal and returns nil if the answer is word. For any other
+// answer, or without a terminal, it returns a *refusal.
 func (s *session) confirm(ctx context.Context, question, word string) error {
 	if !s.canAsk() {
 		return errNobodyToAsk
@@ -40,11 +40,11 @@ func (s *session) confirm(ctx context.Context, question, word string) error {
 		return bufio.NewReader(io.LimitReader(s.Stdin, maxAnswerBytes)).ReadString('\n')
 	})
 	if err != nil {
-		_, _ = io.WriteString(s.Stderr, "\n") // in place of the Enter that did not come
+		_, _ = io.WriteString(s.Stderr, "\n") // the person did not press Enter
 	}
 	switch {
 	case errors.Is(err, io.EOF):
-		answer = "" // the end of input in the middle of a line is no answer
+		answer = "" // a line without Enter is no answer
 	case err != nil:
 		return fmt.Errorf("read the answer: %w", err)
 	}

@@ -25,14 +25,14 @@ import (
 // errorDomain is the domain of the ErrorInfo that keysvc sends.
 const errorDomain = "keysvc"
 
-// tokenText finds all of what may be a token, with whatever is stuck to it.
+// tokenText finds text that may be a token, with all letters and digits that touch it.
 var tokenText = regexp.MustCompile(`[0-9A-Za-z]*_ksk1_[0-9A-Za-z_]*`)
 
-// redact takes tokens out of a text that goes to a person.
+// redact replaces tokens in a text that is shown to a person.
 func redact(text string) string { return tokenText.ReplaceAllString(text, "[redacted token]") }
 
-// printError writes the one line "error: …" and, indented below it, what else is
-// known. It is the only way of an error to standard error.
+// printError writes the line "error: …" and, indented below it, the details. All errors of
+// the command go to standard error through printError.
 func (a *app) printError(ctx context.Context, err error) {
 	var call *callError
 	lines := []string{err.Error()}
@@ -68,7 +68,7 @@ func (a *app) printError(ctx context.Context, err error) {
 		}
 		text.WriteString(printable(redact(line)) + "\n")
 	}
-	// Where standard error cannot be written to, there is nobody to tell.
+	// If standard error cannot be written to, the error cannot be reported.
 	_, _ = io.WriteString(a.Stderr, text.String())
 }
 
@@ -79,26 +79,26 @@ type callError struct {
 	status    *status.Status
 	address   string
 	requestID string
-	// dial is why no connection came about; nil if one did.
+	// dial is the error of the last attempt to connect; nil if it succeeded.
 	dial error
-	// timeout is the one that the call had.
+	// timeout is the timeout of the call.
 	timeout time.Duration
-	// changes says that the call would have changed something.
+	// changes is set for a call that changes something if it succeeds.
 	changes bool
-	// afterChange says that the command had made its change before this call.
+	// afterChange is set if the command had made its change before this call.
 	afterChange bool
-	// advice says what to do now, a line each. The command knows it.
+	// advice is what the person can do now, a line each. The command adds it.
 	advice []string
 }
 
-// Error returns the first line of what there is to say.
+// Error returns the headline.
 func (e *callError) Error() string { return e.lines()[0] }
 
-// Unwrap gives the status to errors.As and status.FromError.
+// Unwrap returns the status of gRPC, for errors.As and status.FromError.
 func (e *callError) Unwrap() error { return e.status.Err() }
 
-// advise adds what to do now to the error of a call; advice returns "" if it has
-// nothing to say on it.
+// advise adds advice to the error of a call. The function advice returns "" if there is no
+// advice for that error.
 func advise(err error, advice func(*callError) string) error {
 	if call, isCall := errors.AsType[*callError](err); isCall {
 		if text := advice(call); text != "" {
@@ -108,7 +108,7 @@ func advise(err error, advice func(*callError) string) error {
 	return err
 }
 
-// has reports whether keysvc gave the reason.
+// has reports whether the server gave this reason.
 func (e *callError) has(reason keysvcv1.ErrorReason) bool {
 	for _, detail := range e.status.Details() {
 		if info, isInfo := detail.(*errdetails.ErrorInfo); isInfo && info.GetDomain() == errorDomain {
@@ -118,7 +118,7 @@ func (e *callError) has(reason keysvcv1.ErrorReason) bool {
 	return false
 }
 
-// maybeDone reports whether the change may have been made all the same.
+// maybeDone reports whether the change may have been made although the call failed.
 func (e *callError) maybeDone() bool {
 	if !e.changes {
 		return false
@@ -135,7 +135,7 @@ func (e *callError) maybeDone() bool {
 	return false
 }
 
-// lines returns the headline, and then a line for each detail.
+// lines returns the headline and a line for each detail.
 func (e *callError) lines() []string {
 	var reason string
 	var details []string
@@ -151,7 +151,7 @@ func (e *callError) lines() []string {
 			}
 		case *errdetails.BadRequest:
 			for _, violation := range detail.GetFieldViolations() {
-				// A message that says it already need not be repeated.
+				// The message may contain the violation already.
 				if line := violation.GetField() + ": " + violation.GetDescription(); !strings.Contains(e.status.Message(), line) {
 					details = append(details, line)
 				}
@@ -171,8 +171,8 @@ func (e *callError) headline(reason string) string {
 	if reason != "" {
 		return fmt.Sprintf("%s (%s): %s", name, reason, e.status.Message())
 	}
-	// Without a reason it was grpc that failed, here or there. Its own words are
-	// for those who know its inside.
+	// An error without a reason comes from gRPC, in the client or the server. Its message
+	// means little to a person.
 	switch e.status.Code() {
 	case codes.Unavailable:
 		if e.dial != nil {
@@ -199,8 +199,8 @@ func (e *callError) headline(reason string) string {
 	return name + ": " + e.status.Message()
 }
 
-// plainCause says why a connection failed, without the address and the names of
-// system calls.
+// plainCause returns why a connection failed, without the address and the names of system
+// calls.
 func plainCause(err error) string {
 	var number syscall.Errno
 	switch {

@@ -33,7 +33,7 @@ func failure(t *testing.T, code codes.Code, message string, details ...protoadap
 	return s.Err()
 }
 
-func TestServerErrors(t *testing.T) {
+func TestErrorsOfTheServerAreShownWithTheirDetails(t *testing.T) {
 	var answer error
 	c := command{addr: start(t, &fake{getKey: func(ctx context.Context, _ *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
 		if err := grpc.SetHeader(ctx, metadata.Pairs("x-request-id", "req-1")); err != nil {
@@ -92,7 +92,7 @@ func TestServerErrors(t *testing.T) {
 	}
 }
 
-func TestUnimplemented(t *testing.T) {
+func TestServerWithoutTheCallIsTold(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestUnimplemented(t *testing.T) {
 		"error: UNIMPLEMENTED: the server at "+addr+" does not have this call: it is older than this command, or not keysvc\n")
 }
 
-func TestNoServer(t *testing.T) {
+func TestMissingServerIsToldAtOnce(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -126,7 +126,7 @@ func TestNoServer(t *testing.T) {
 	}
 }
 
-func TestAddresses(t *testing.T) {
+func TestOnlyLocalAddressesAreDialled(t *testing.T) {
 	for _, addr := range []string{"10.0.0.1:7480", "keysvc.example.com:7480", ":7480"} {
 		for _, r := range []result{command{}.run(t, "key", "list", "--addr", addr), command{addr: addr}.run(t, "key", "list")} {
 			if r.status != 2 || !strings.Contains(r.stderr, addr+" is not on this machine") {
@@ -150,7 +150,7 @@ func TestAddresses(t *testing.T) {
 		"{\n  \"keys\": [],\n  \"next_page_token\": \"\",\n  \"revision\": \"0\",\n  \"epoch\": \"\"\n}\n", noLiveKeys)
 }
 
-func TestSomethingElseListens(t *testing.T) {
+func TestAnotherProgramAtTheAddressIsTold(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func TestSomethingElseListens(t *testing.T) {
 	}
 }
 
-func TestTimeoutAndInterrupt(t *testing.T) {
+func TestTimeoutAndInterruptTellWhetherAChangeIsInDoubt(t *testing.T) {
 	entered := make(chan struct{}, 1)
 	wait := func(ctx context.Context) error {
 		entered <- struct{}{}
@@ -207,7 +207,7 @@ func TestTimeoutAndInterrupt(t *testing.T) {
 	}
 }
 
-func TestNotUTF8(t *testing.T) {
+func TestTextThatIsNotUTF8IsNotSent(t *testing.T) {
 	addr := start(t, &fake{})
 	command{addr: addr}.run(t, "key", "get", "\xff").want(t, 1, "", "error: a value is not text in UTF-8, so it cannot be sent\n")
 }

@@ -13,24 +13,24 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// choiceValue is a flag with a few allowed values.
+// choiceValue is the value of a flag that allows a few words.
 type choiceValue[T ~string] struct {
 	target  *T
 	allowed []T
 }
 
-// choice adds such a flag; target holds its default.
+// choice adds a flag that allows a few words. target holds the default.
 func choice[T ~string](cmd *cobra.Command, target *T, name, short, usage string, allowed ...T) {
 	value := &choiceValue[T]{target: target, allowed: allowed}
 	cmd.Flags().VarP(value, name, short, usage+": "+value.list())
 	completions(cmd, name, value.words())
 }
 
-// completions tells shells what a flag may be.
+// completions completes a flag with fixed words.
 func completions(cmd *cobra.Command, flag string, words []string) {
 	err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
 	if err != nil {
-		panic(err) // there is no such flag, or it was told before
+		panic(err) // there is no such flag, or it has a completion already
 	}
 }
 
@@ -63,8 +63,8 @@ func (c *choiceValue[T]) Set(text string) error {
 	return nil
 }
 
-// span is a duration that may be given in days, as in 90d or 1d12h. It is more
-// than 0 if it is set.
+// span is the value of a flag for a duration above 0. Days are allowed, as in 90d or 1d12h. 0
+// means that the flag is not set.
 type span time.Duration
 
 func (s *span) String() string {
@@ -95,8 +95,8 @@ func parseSpan(text string) (time.Duration, error) {
 	return duration, err
 }
 
-// overlapValue is how long an old token goes on, 0 included. It is never empty: a
-// variable that a script forgot to set must not end tokens.
+// overlapValue is the value of --overlap: a duration of 0 or more. The empty string is refused,
+// because a shell variable that is not set must not end tokens.
 type overlapValue time.Duration
 
 func (o *overlapValue) String() string {
@@ -119,7 +119,7 @@ func (o *overlapValue) Set(text string) error {
 	return nil
 }
 
-// parseDuration reads a duration, 0 included, that may be given in days.
+// parseDuration reads a duration of 0 or more, with days allowed.
 func parseDuration(text string) (time.Duration, error) {
 	const day = 24 * time.Hour
 	var duration time.Duration
@@ -144,7 +144,7 @@ func parseDuration(text string) (time.Duration, error) {
 	return duration, nil
 }
 
-// instant is a time in RFC 3339.
+// instant is the value of a flag for a time in RFC 3339.
 type instant struct{ time.Time }
 
 func (i *instant) String() string {
@@ -167,8 +167,8 @@ func (i *instant) Set(text string) error {
 	return nil
 }
 
-// timestamp returns the time that either flag gives: absolute, or now moved by
-// relative. nil if neither was set.
+// timestamp returns the time of a pair of flags: absolute if it is set, else now plus
+// direction times relative. It returns nil if neither flag is set.
 func timestamp(absolute instant, now time.Time, relative span, direction int) *timestamppb.Timestamp {
 	switch {
 	case !absolute.IsZero():
@@ -179,8 +179,8 @@ func timestamp(absolute instant, now time.Time, relative span, direction int) *t
 	return nil
 }
 
-// commaList is a flag that can be repeated and takes several values, separated by
-// commas, at a time.
+// commaList is the value of a flag that can be repeated. Each use can give several values,
+// separated by commas.
 type commaList []string
 
 func (c *commaList) String() string { return strings.Join(*c, ",") }
@@ -188,7 +188,7 @@ func (c *commaList) String() string { return strings.Join(*c, ",") }
 // Type names the value in the help text.
 func (*commaList) Type() string { return "list" }
 
-// Set adds what the text lists.
+// Set adds the values in text.
 func (c *commaList) Set(text string) error {
 	for item := range strings.SplitSeq(text, ",") {
 		item = strings.TrimSpace(item)
@@ -200,7 +200,7 @@ func (c *commaList) Set(text string) error {
 	return nil
 }
 
-// labels is a flag of name=value that can be repeated. Values may have commas.
+// labels is the value of a flag name=value that can be repeated. Values may contain commas.
 type labels map[string]string
 
 func (l *labels) String() string { return "" }
@@ -224,8 +224,7 @@ func (l *labels) Set(text string) error {
 	return nil
 }
 
-// optional returns a pointer to the value of a flag, for a field that knows absent
-// from empty; nil if the flag was not set.
+// optional returns value for an optional field of a request, or nil if the flag was not set.
 func optional[T any](cmd *cobra.Command, name string, value *T) *T {
 	if !cmd.Flags().Changed(name) {
 		return nil
@@ -233,7 +232,7 @@ func optional[T any](cmd *cobra.Command, name string, value *T) *T {
 	return value
 }
 
-// required marks flags that a command cannot do without.
+// required marks flags as required.
 func required(cmd *cobra.Command, names ...string) {
 	for _, name := range names {
 		if err := cmd.MarkFlagRequired(name); err != nil {
@@ -255,13 +254,13 @@ const (
 // workspaceFlag adds --workspace, whose default is KEYSVC_WORKSPACE.
 func (a *app) workspaceFlag(cmd *cobra.Command, usage string) *string {
 	workspace := cmd.Flags().String(workspaceFlagName, a.Getenv(workspaceVariable), usage+" (default: "+workspaceVariable+")")
-	// The help is the same everywhere: it does not show what the variable holds here.
+	// The help does not depend on the environment.
 	cmd.Flags().Lookup(workspaceFlagName).DefValue = ""
 	a.complete(cmd, workspaceFlagName, completeWorkspaces)
 	return workspace
 }
 
-// neededWorkspaceFlag is workspaceFlag for a command that cannot do without a workspace.
+// neededWorkspaceFlag is workspaceFlag for a command that fails without a workspace.
 func (a *app) neededWorkspaceFlag(cmd *cobra.Command, usage string) *string {
 	workspace := a.workspaceFlag(cmd, usage)
 	if err := cmd.Flags().SetAnnotation(workspaceFlagName, workspaceNeeded, []string{"true"}); err != nil {

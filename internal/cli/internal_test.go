@@ -32,7 +32,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 	walk((&app{Process: Process{Getenv: func(string) string { return "" }}}).rootCommand())
 }
 
-func TestParseSpan(t *testing.T) {
+func TestParseSpanTakesDaysAndHours(t *testing.T) {
 	const day = 24 * time.Hour
 	tests := []struct {
 		text string
@@ -78,7 +78,7 @@ func FuzzParseSpan(f *testing.F) {
 	})
 }
 
-func TestAway(t *testing.T) {
+func TestAwayRoundsToTheLargestUnit(t *testing.T) {
 	now := time.Date(2026, 11, 23, 6, 2, 0, 0, time.UTC)
 	p := &printer{now: func() time.Time { return now }}
 	tests := []struct {
@@ -112,13 +112,13 @@ func TestAway(t *testing.T) {
 	}
 }
 
-func TestOverlap(t *testing.T) {
+func TestOverlapIsNeverEmpty(t *testing.T) {
 	for _, text := range []string{"0", "0s", "0d", "24h", "7d", "1d12h"} {
 		if err := new(overlapValue).Set(text); err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
-	// Not what a script gives that forgot to set its variable.
+	// A shell variable that is not set gives the empty string.
 	for _, text := range []string{"", " ", "-1h", "d", "none", "1"} {
 		if err := new(overlapValue).Set(text); err == nil {
 			t.Errorf("%q is taken", text)
@@ -126,7 +126,7 @@ func TestOverlap(t *testing.T) {
 	}
 }
 
-func TestPrintable(t *testing.T) {
+func TestPrintableEscapesWhatSteersATerminal(t *testing.T) {
 	for text, want := range map[string]string{
 		"plain, with spaces":     "plain, with spaces",
 		"Ünïcödé 键":              "Ünïcödé 键",

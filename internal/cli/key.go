@@ -100,9 +100,9 @@ type tokenResponse interface {
 	GetKey() *keysvcv1.Key
 }
 
-// issued shows a new token and its key. The token comes first: what fails after
-// that loses nothing. lost says what to do about a token that could not be shown, next
-// is a line on what to do with it.
+// issued writes a new token to standard output and then its key to standard error. The token
+// comes first, so that a later failure does not lose it. lost is the advice if the token could
+// not be written; next is the advice if it could.
 func (s *session) issued(response tokenResponse, lost, next string) error {
 	err := s.out.answer(response, func() error { return s.out.write([]byte(response.GetToken() + "\n")) })
 	if err != nil {

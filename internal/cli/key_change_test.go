@@ -18,11 +18,11 @@ import (
 	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
-// rotatingKey is in the middle of a rotation.
+// rotatingKey returns a key in rotation.
 func rotatingKey() *keysvcv1.Key {
 	key := testKey()
 	key.ExpireTime = at(365 * day)
-	// The server's clock is a little ahead.
+	// The clock of the server is a little ahead.
 	key.Secrets = []*keysvcv1.KeySecret{
 		{CreateTime: at(20 * time.Millisecond), ExpireTime: at(365 * day)},
 		{CreateTime: at(-30 * day), ExpireTime: at(7*day + 20*time.Millisecond)},
@@ -30,7 +30,7 @@ func rotatingKey() *keysvcv1.Key {
 	return key
 }
 
-func TestKeyUpdate(t *testing.T) {
+func TestKeyUpdateNamesWhatItChanges(t *testing.T) {
 	var got *keysvcv1.UpdateKeyRequest
 	c := command{addr: start(t, &fake{updateKey: func(_ context.Context, r *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
 		got = r
@@ -53,7 +53,7 @@ func TestKeyUpdate(t *testing.T) {
 		},
 		{[]string{"--clear-labels"}, &keysvcv1.UpdateKeyRequest{Key: &keysvcv1.Key{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels"}}}},
 		{[]string{"--clear-cidrs"}, &keysvcv1.UpdateKeyRequest{Key: &keysvcv1.Key{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"allowed_cidrs"}}}},
-		// The server says what is wrong with it.
+		// An empty name is sent: the server refuses it.
 		{[]string{"--name", ""}, &keysvcv1.UpdateKeyRequest{Key: &keysvcv1.Key{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"name"}}}},
 		{[]string{"--clear-labels", "--etag", ""}, &keysvcv1.UpdateKeyRequest{Key: &keysvcv1.Key{}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"labels"}}, Etag: new("")}},
 	}
@@ -83,7 +83,7 @@ func TestKeyUpdate(t *testing.T) {
 	}
 }
 
-func TestKeyRotate(t *testing.T) {
+func TestKeyRotateSendsItsFlagsAndPrintsTheTokenAlone(t *testing.T) {
 	var got *keysvcv1.RotateKeyRequest
 	key := rotatingKey()
 	c := command{addr: start(t, &fake{
@@ -121,7 +121,7 @@ func TestKeyRotate(t *testing.T) {
 	if r.status != 0 || !strings.Contains(r.stdout, testToken) || !strings.HasSuffix(r.stderr, "\nAll other tokens of the key have ended.\n") {
 		t.Errorf("%+v", r)
 	}
-	// It is there: absent would be refused.
+	// The field is present: the server refuses a request without it.
 	if want := (&keysvcv1.RotateKeyRequest{WorkspaceId: "acme", KeyId: testID, Overlap: &durationpb.Duration{}}); !proto.Equal(got, want) {
 		t.Errorf("request %v, want %v", got, want)
 	}
@@ -153,9 +153,9 @@ func TestKeyRotate(t *testing.T) {
 	}
 }
 
-// TestLostAnswers sees that a person is told what to do when a token may have been
+// TestLostAnswerComesWithAdvice sees that a person is told what to do when a token may have been
 // issued and nobody got it.
-func TestLostAnswers(t *testing.T) {
+func TestLostAnswerComesWithAdvice(t *testing.T) {
 	answer := failure(t, codes.Unknown, "the store failed", &errdetails.ErrorInfo{Reason: "OUTCOME_UNKNOWN", Domain: "keysvc"})
 	c := command{addr: start(t, &fake{
 		rotateKey: func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
@@ -192,21 +192,21 @@ func TestLostAnswers(t *testing.T) {
 	answer = failure(t, codes.FailedPrecondition, "two secrets", &errdetails.ErrorInfo{Reason: "ROTATION_IN_PROGRESS", Domain: "keysvc"})
 	want(rotate, "FAILED_PRECONDITION (ROTATION_IN_PROGRESS): two secrets", "keysvc key get "+testID+" --workspace acme shows until when; keysvc key finish-rotation ends the old token now")
 
-	// What certainly was not done needs no advice.
+	// A change that was certainly not made needs no advice.
 	answer = failure(t, codes.Unavailable, "not ready", &errdetails.ErrorInfo{Reason: "STORE_UNAVAILABLE", Domain: "keysvc"})
 	want(rotate, "UNAVAILABLE (STORE_UNAVAILABLE): not ready")
 	answer = failure(t, codes.FailedPrecondition, "gone", &errdetails.ErrorInfo{Reason: "KEY_REVOKED", Domain: "keysvc"})
 	want(rotate, "FAILED_PRECONDITION (KEY_REVOKED): gone")
 }
 
-func TestKeyRevokeToken(t *testing.T) {
+func TestRevokeByTokenReadsStandardInput(t *testing.T) {
 	var got *keysvcv1.RevokeTokenRequest
 	f := &fake{revokeToken: func(_ context.Context, r *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
 		got = r
 		return &keysvcv1.RevokeTokenResponse{WorkspaceId: "acme", KeyId: testID, Revision: 9, Epoch: "e1"}, nil
 	}}
 	addr := start(t, f)
-	// The token of the environment is another one; this command must not take it.
+	// This command must not read KEYSVC_TOKEN.
 	c := command{addr: addr, env: map[string]string{"KEYSVC_TOKEN": "another"}}
 	for _, text := range []string{testToken, testToken + "\n", "  " + testToken + "\r\n\n"} {
 		c.stdin = strings.NewReader(text)
@@ -249,8 +249,8 @@ func TestKeyRevokeToken(t *testing.T) {
 	c.run(t, "key", "revoke", "--token-stdin", "--yes").want(t, 6, "", "error: NOT_FOUND: no key has [redacted token]\n")
 }
 
-// TestKeyListInWords has a key for everything that the table says.
-func TestKeyListInWords(t *testing.T) {
+// TestKeyListTellsEveryStateInWords has a key for every state that the table shows.
+func TestKeyListTellsEveryStateInWords(t *testing.T) {
 	var keys []*keysvcv1.Key
 	add := func(name string, change func(*keysvcv1.Key)) {
 		key := testKey()

@@ -28,7 +28,7 @@ func testKey() *keysvcv1.Key {
 	}
 }
 
-func TestKeyCreate(t *testing.T) {
+func TestKeyCreateSendsItsFlagsAndPrintsTheTokenAlone(t *testing.T) {
 	var got *keysvcv1.CreateKeyRequest
 	c := command{addr: start(t, &fake{createKey: func(_ context.Context, r *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
 		got = r
@@ -95,7 +95,7 @@ type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
 
-func TestKeyCreateWhenTheTokenCannotBeWritten(t *testing.T) {
+func TestKeyCreateTellsThatTheTokenIsLost(t *testing.T) {
 	c := command{addr: start(t, &fake{createKey: func(context.Context, *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
 		return &keysvcv1.CreateKeyResponse{Key: testKey(), Token: testToken}, nil
 	}})}
@@ -107,7 +107,7 @@ func TestKeyCreateWhenTheTokenCannotBeWritten(t *testing.T) {
 	}
 }
 
-func TestKeyGet(t *testing.T) {
+func TestKeyGetShowsTheWholeKey(t *testing.T) {
 	key := testKey()
 	c := command{addr: start(t, &fake{getKey: func(_ context.Context, r *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
 		if r.GetKeyId() != testID || r.GetWorkspaceId() != "acme" {
@@ -132,7 +132,7 @@ func TestKeyGet(t *testing.T) {
 	golden(t, "key_get_odd.txt", c.run(t, args...).stdout)
 }
 
-func TestKeyRevoke(t *testing.T) {
+func TestKeyRevokeShowsTheRevokedKey(t *testing.T) {
 	c := command{addr: start(t, &fake{revokeKey: func(_ context.Context, r *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
 		if !proto.Equal(r, &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: testID, ActorMemberId: new("bob")}) {
 			t.Errorf("request %v", r)
@@ -148,7 +148,7 @@ func TestKeyRevoke(t *testing.T) {
 	}
 }
 
-func TestKeyList(t *testing.T) {
+func TestKeyListSendsItsFilters(t *testing.T) {
 	var got *keysvcv1.ListKeysRequest
 	c := command{addr: start(t, &fake{listKeys: func(_ context.Context, r *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
 		got = r
@@ -174,7 +174,7 @@ func TestKeyList(t *testing.T) {
 		t.Errorf("request %v, want %v", got, want)
 	}
 	golden(t, "key_list.json", c.run(t, "key", "list", "-o", "json", "--expiring-before", "2027-01-01T00:00:00Z").stdout)
-	// Without --state, revoked keys are of no interest here.
+	// Without --state, these filters leave out revoked keys.
 	want = &keysvcv1.ListKeysRequest{
 		States:         []keysvcv1.KeyState{keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_SUSPENDED, keysvcv1.KeyState_KEY_STATE_EXPIRED},
 		ExpiringBefore: timestamppb.New(time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)), PageSize: 50,
@@ -232,7 +232,7 @@ func (s *shelf) list(_ context.Context, r *keysvcv1.ListKeysRequest) (*keysvcv1.
 	return response, nil
 }
 
-func TestListPages(t *testing.T) {
+func TestListGoesFromPageToPage(t *testing.T) {
 	s := &shelf{total: 120, perPage: 40}
 	c := command{addr: start(t, &fake{listKeys: s.list})}
 	ids := func(table string) (ids []string) {
@@ -324,8 +324,8 @@ func TestListEndsWhenTheServerGoesInCircles(t *testing.T) {
 	}
 }
 
-// TestListStreams sees the first page before the second was asked for.
-func TestListStreams(t *testing.T) {
+// TestListShowsAPageBeforeItAsksForTheNext sees the first page before the second was asked for.
+func TestListShowsAPageBeforeItAsksForTheNext(t *testing.T) {
 	s := &shelf{total: 2, perPage: 1}
 	reader, writer := io.Pipe()
 	asked := make(chan struct{})

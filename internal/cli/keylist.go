@@ -12,7 +12,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// keyFilters is what the flags of key list ask for.
+// keyFilters holds the flags of key list that select keys.
 type keyFilters struct {
 	workspace, member, scope        *string
 	allWorkspaces, revoked          *bool
@@ -95,7 +95,7 @@ may still be in use somewhere.
 	})
 }
 
-// request returns the request for what the flags ask for.
+// request returns the request for these flags.
 func (f *keyFilters) request(s *session) (*keysvcv1.ListKeysRequest, error) {
 	// Whole seconds, so that the note on how to go on can name them exactly.
 	now := s.Now().Truncate(time.Second)
@@ -128,8 +128,8 @@ func (f *keyFilters) request(s *session) (*keysvcv1.ListKeysRequest, error) {
 	return request, nil
 }
 
-// again returns what to change in the command line to go on with a page token. A page token
-// belongs to its filters, and "30 days from now" will be another filter in a minute.
+// again returns which flags to replace when the list goes on with a page token. A page token is
+// valid for the same filters only, and a filter relative to now changes with time.
 func (f *keyFilters) again(request *keysvcv1.ListKeysRequest) string {
 	var again string
 	if f.expiringWithin != 0 {

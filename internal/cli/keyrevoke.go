@@ -30,7 +30,7 @@ was rotated away is not found: it is harmless already.
 		Example: `  keysvc key revoke 9fQ2mXc7Lr0TzB4w
   keysvc key revoke 9fQ2mXc7Lr0TzB4w --workspace acme --yes
   keysvc key revoke --token-stdin --yes <leaked.txt`,
-		Args: cobra.ArbitraryArgs, // RunE looks at them: which are right depends on the flags
+		Args: cobra.ArbitraryArgs, // RunE checks them, because they depend on the flags
 	}
 	flags := cmd.Flags()
 	workspace := a.workspaceFlag(cmd, "the key's workspace; empty means any")
@@ -67,8 +67,8 @@ was rotated away is not found: it is harmless already.
 	})
 }
 
-// confirmRevoke looks the key up if its workspace is not known or a person is to be asked, and
-// asks.
+// confirmRevoke looks the key up if the request has no workspace or if there is a question to
+// ask, completes the request, and asks unless yes is set.
 func (s *session) confirmRevoke(ctx context.Context, request *keysvcv1.RevokeKeyRequest, yes bool) error {
 	if yes && request.GetWorkspaceId() != "" {
 		return nil
@@ -85,7 +85,7 @@ func (s *session) confirmRevoke(ctx context.Context, request *keysvcv1.RevokeKey
 	return s.confirm(ctx, "Revoke "+keyInWords(key)+" for good? Only yes does:", "yes")
 }
 
-// keyInWords names a key for a question: whose it is, and when it was used.
+// keyInWords describes a key for a question: its owner and its last use.
 func keyInWords(key *keysvcv1.Key) string {
 	used := "never used"
 	if key.GetLastUsedTime() != nil {
@@ -101,7 +101,7 @@ func (s *session) revokeToken(ctx context.Context, actor *string, yes, wait bool
 	if err != nil {
 		return err
 	}
-	// What stuck to a leaked token where it was copied must not hide it.
+	// A leaked token may have been copied with white space around it.
 	text = strings.TrimSpace(text)
 	if text == "" {
 		return errors.New("there is no token on standard input")
@@ -120,8 +120,7 @@ func (s *session) revokeToken(ctx context.Context, actor *string, yes, wait bool
 	})
 }
 
-// ownerInWords names the key of a token for a question, as far as it can be told before the
-// server has seen the token.
+// ownerInWords describes the key of a token for a question. It does not send the token.
 func (s *session) ownerInWords(ctx context.Context, text string) string {
 	for found := range token.Find(text) {
 		if response, err := s.keys.GetKey(ctx, &keysvcv1.GetKeyRequest{KeyId: found.ID()}); err == nil {

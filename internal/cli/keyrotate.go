@@ -98,8 +98,7 @@ func (s *session) confirmEndOfTokens(ctx context.Context, request *keysvcv1.Rota
 	return s.confirm(ctx, "End all tokens of "+keyInWords(response.GetKey())+" at once, for a new one? Only yes does:", "yes")
 }
 
-// rotationAdvice says what to do about a rotation that failed, or that may have been
-// made although its answer is lost.
+// rotationAdvice returns what to do after a rotation that failed or whose outcome is unknown.
 func rotationAdvice(call *callError, request *keysvcv1.RotateKeyRequest, where string) string {
 	const again = "rotate once more with --overlap 0, which ends the old token, too"
 	switch {

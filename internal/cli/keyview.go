@@ -14,7 +14,7 @@ import (
 
 const keyStatePrefix = "KEY_STATE_"
 
-// keyStates returns the states that keys can be in, as people write them.
+// keyStates returns the states of keys as the command line has them.
 func keyStates() []string {
 	var words []string
 	for _, number := range slices.Sorted(maps.Keys(keysvcv1.KeyState_name)) {
@@ -25,22 +25,22 @@ func keyStates() []string {
 	return words
 }
 
-// liveStates are those of keys that work, or will again.
+// liveStates are the states of keys that work, or work again when their member does.
 var liveStates = []keysvcv1.KeyState{keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_SUSPENDED}
 
-// deadStates are those of keys that never work again.
+// deadStates are the states of keys that never work again.
 var deadStates = []keysvcv1.KeyState{keysvcv1.KeyState_KEY_STATE_EXPIRED, keysvcv1.KeyState_KEY_STATE_REVOKED}
 
 func isLive(key *keysvcv1.Key) bool { return slices.Contains(liveStates, key.GetState()) }
 
-// soon is when people should begin to replace a key.
+// soon is how long before its expiry a key should be replaced.
 const soon = 30 * 24 * time.Hour
 
 func (p *printer) expiresSoon(key *keysvcv1.Key) bool {
 	return isLive(key) && key.GetExpireTime() != nil && key.GetExpireTime().AsTime().Before(p.now().Add(soon))
 }
 
-// rotationEnd returns until when the old one of a key's two tokens works; nil if the
+// rotationEnd returns the time until which the old token of a key in rotation works; nil if the
 // key is not in rotation.
 func rotationEnd(key *keysvcv1.Key) *timestamppb.Timestamp {
 	if !isLive(key) || len(key.GetSecrets()) < 2 {
@@ -48,15 +48,15 @@ func rotationEnd(key *keysvcv1.Key) *timestamppb.Timestamp {
 	}
 	end := key.GetSecrets()[1].GetExpireTime()
 	if expiry := key.GetExpireTime(); expiry.AsTime().Before(end.AsTime()) {
-		return expiry // which ends all of them
+		return expiry // no token outlives its key
 	}
 	return end
 }
 
-// stateWidth has room for every state, wherever in the list the first one comes.
+// stateWidth is the width of the longest state.
 const stateWidth = 9
 
-// keyColumns are the columns of a list of keys; the workspace is left out where all have the
+// keyColumns returns the columns of a list of keys. The workspace is left out if all keys have the
 // same.
 func keyColumns(withWorkspace bool) []column {
 	workspace := column{title: "WORKSPACE", cutTo: 9}
@@ -75,11 +75,11 @@ func keyColumns(withWorkspace bool) []column {
 		{title: "CREATED", in: wideOnly},
 		{title: "LAST USED", in: wideOnly},
 		{title: "EXPIRES", in: wideOnly},
-		{title: "SCOPES", in: wideOnly}, // the last one, as there may be many
+		{title: "SCOPES", in: wideOnly}, // last, because there may be many
 	}
 }
 
-// keyRow is a key's line in a list, for keyColumns.
+// keyRow returns the cells of a key for keyColumns.
 func (p *printer) keyRow(key *keysvcv1.Key) []string {
 	state := enumWord(key.GetState(), keyStatePrefix)
 	fullState := state
@@ -113,7 +113,7 @@ func (p *printer) keyRow(key *keysvcv1.Key) []string {
 
 func (p *printer) key(key *keysvcv1.Key) error { return p.write([]byte(p.keyRecord(key))) }
 
-// keyRecord is all there is to know of a key.
+// keyRecord returns a key in full, a line for each field.
 func (p *printer) keyRecord(key *keysvcv1.Key) string {
 	addresses := "anywhere"
 	if len(key.GetAllowedCidrs()) > 0 {
@@ -138,7 +138,7 @@ func (p *printer) keyRecord(key *keysvcv1.Key) string {
 		{"Labels", joinLabels(key.GetLabels())},
 		{"Etag", key.GetEtag()},
 	}
-	// The one token of a key that is not in rotation lives as long as the key does.
+	// A key that is not in rotation has one token, which expires with the key.
 	if end := rotationEnd(key); end != nil {
 		newest, older := key.GetSecrets()[0], key.GetSecrets()[1]
 		fields = append(
@@ -151,8 +151,7 @@ func (p *printer) keyRecord(key *keysvcv1.Key) string {
 	return record(fields...)
 }
 
-// keyStateWords returns the state and, where the rest of the record does not tell it,
-// why.
+// keyStateWords returns the state of a key, with the reason if no other field shows it.
 func keyStateWords(key *keysvcv1.Key) string {
 	word := enumWord(key.GetState(), keyStatePrefix)
 	switch key.GetState() {

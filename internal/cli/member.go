@@ -65,7 +65,7 @@ stays suspended until --state active. A new member needs --role, and is active.
 		case suspended:
 			request.State = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
 		}
-		if err := s.asItIs(ctx, cmd, request); err != nil {
+		if err := s.keepTheRest(ctx, cmd, request); err != nil {
 			return err
 		}
 		response, err := s.members.PutMember(ctx, request)
@@ -76,9 +76,9 @@ stays suspended until --state active. A new member needs --role, and is active.
 	})
 }
 
-// asItIs fills in what no flag says with what the member has now, or with the state that
-// a new member has.
-func (s *session) asItIs(ctx context.Context, cmd *cobra.Command, request *keysvcv1.PutMemberRequest) error {
+// keepTheRest fills in the role or the state that no flag gives: from the member as it is now,
+// or active for a new member.
+func (s *session) keepTheRest(ctx context.Context, cmd *cobra.Command, request *keysvcv1.PutMemberRequest) error {
 	sayRole, sayState := cmd.Flags().Changed("role"), cmd.Flags().Changed("state")
 	switch {
 	case sayRole && sayState:
@@ -200,7 +200,7 @@ To stop the keys for a while, suspend the member: keysvc member put.
 			return errNobodyToAsk
 		}
 		member := args[0]
-		// Removing what is not there succeeds, so that a mistyped id would pass for done.
+		// The removal of an absent member succeeds, so a mistyped id would look like success.
 		before, err := s.members.GetMember(ctx, &keysvcv1.GetMemberRequest{WorkspaceId: *workspace, MemberId: member})
 		call, isCall := errors.AsType[*callError](err)
 		absent := isCall && call.has(keysvcv1.ErrorReason_ERROR_REASON_MEMBER_NOT_FOUND)
@@ -239,8 +239,8 @@ To stop the keys for a while, suspend the member: keysvc member put.
 	})
 }
 
-// confirmMemberRemove asks before a member is removed, with what that ends. It reads no more
-// than a page of keys.
+// confirmMemberRemove asks before a member is removed and says how many live keys that ends. It
+// reads at most one page of keys.
 func (s *session) confirmMemberRemove(ctx context.Context, workspace, member string, absent bool) error {
 	if absent {
 		return s.confirm(ctx, fmt.Sprintf("There is no member %s in workspace %s. Record the removal all the same? Only yes does:", member, workspace), "yes")

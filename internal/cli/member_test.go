@@ -2,7 +2,6 @@ package cli_test
 
 import (
 	"context"
-	"slices"
 	"testing"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -13,6 +12,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
+// What members look like, and which role and state member put keeps, is tested by the scripts of
+// cmd/keysvc.
+
 func testMember(id string) *keysvcv1.Member {
 	return &keysvcv1.Member{
 		WorkspaceId: "acme", MemberId: id, Role: "manager", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
@@ -20,153 +22,54 @@ func testMember(id string) *keysvcv1.Member {
 	}
 }
 
-func TestMemberPut(t *testing.T) {
-	var got *keysvcv1.PutMemberRequest
+// TestMemberCommandsSendTheirFlags: a source version of 0 is sent, and so is the actor, whom no
+// answer shows.
+func TestMemberCommandsSendTheirFlags(t *testing.T) {
+	var put *keysvcv1.PutMemberRequest
+	var removed *keysvcv1.RemoveMemberRequest
 	c := command{addr: start(t, &fake{
 		putMember: func(_ context.Context, r *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
-			got = r
-			return &keysvcv1.PutMemberResponse{Member: testMember(r.GetMemberId()), Revision: 2, Epoch: "e1"}, nil
+			put = r
+			return &keysvcv1.PutMemberResponse{Member: testMember("ann"), Revision: 2, Epoch: "e1"}, nil
 		},
-		getMember: func(_ context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
-			member := testMember(r.GetMemberId())
-			switch r.GetMemberId() {
-			case "new":
-				return nil, failure(t, codes.NotFound, "none", &errdetails.ErrorInfo{Reason: "MEMBER_NOT_FOUND", Domain: "keysvc"})
-			case "gone":
-				member.State = keysvcv1.MemberState_MEMBER_STATE_REMOVED
-			case "sue":
-				member.State = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
-			case "odd":
-				return nil, failure(t, codes.DataLoss, "damaged", &errdetails.ErrorInfo{Reason: "RECORD_DAMAGED", Domain: "keysvc"})
-			}
-			return &keysvcv1.GetMemberResponse{Member: member, Revision: 2, Epoch: "e1"}, nil
-		},
-	})}
-	r := c.run(t, "member", "put", "ann", "--workspace", "acme", "--role", "manager")
-	golden(t, "member.txt", r.stdout)
-	if r.status != 0 || r.stderr != "" {
-		t.Errorf("%+v", r)
-	}
-
-	// What no flag says stays as it is.
-	for _, test := range []struct {
-		member      string
-		flags       []string
-		role, state string
-	}{
-		{"ann", []string{"--role", "owner"}, "owner", "ACTIVE"},
-		{"ann", []string{"--state", "suspended"}, "manager", "SUSPENDED"},
-		{"sue", []string{"--role", "owner"}, "owner", "SUSPENDED"},
-		{"sue", []string{"--role", "owner", "--source-version", "9"}, "owner", "SUSPENDED"},
-		{"sue", []string{"--state", "active"}, "manager", "ACTIVE"},
-		{"sue", []string{"--role", "owner", "--state", "active"}, "owner", "ACTIVE"},
-		{"gone", []string{"--role", "owner"}, "owner", "ACTIVE"},
-		{"new", []string{"--role", "owner"}, "owner", "ACTIVE"},
-		{"new", []string{"--role", "owner", "--state", "suspended"}, "owner", "SUSPENDED"},
-	} {
-		got = nil
-		r := c.run(t, slices.Concat([]string{"member", "put", test.member, "--workspace", "acme"}, test.flags)...)
-		if r.status != 0 || got.GetRole() != test.role || got.GetState().String() != "MEMBER_STATE_"+test.state {
-			t.Errorf("%s %v: %+v, request %v, want %s, %s", test.member, test.flags, r, got, test.role, test.state)
-		}
-	}
-
-	c.run(t, "member", "put", "ann", "--workspace", "acme", "--role", "manager", "--state", "suspended", "--source-version", "0", "--actor", "bob")
-	want := &keysvcv1.PutMemberRequest{
-		WorkspaceId: "acme", MemberId: "ann", Role: "manager", State: keysvcv1.MemberState_MEMBER_STATE_SUSPENDED,
-		SourceVersion: proto.Int64(0), ActorMemberId: new("bob"),
-	}
-	if !proto.Equal(got, want) {
-		t.Errorf("request %v, want %v", got, want)
-	}
-
-	got = nil
-	for _, args := range [][]string{
-		{"ann", "--role", "manager", "--state", "removed"},
-		{"ann", "--role", "manager", "--state", ""},
-		{"ann"},
-		{"new", "--state", "active"},
-		{"gone", "--state", "active"},
-		{"odd", "--role", "owner"},
-	} {
-		status := cli.ExitUsage
-		if args[0] == "odd" {
-			status = cli.ExitFailure
-		}
-		if r := c.run(t, append([]string{"member", "put", "--workspace", "acme"}, args...)...); r.status != status || got != nil {
-			t.Errorf("%v: %+v, request %v", args, r, got)
-		}
-	}
-}
-
-func TestMemberGetAndList(t *testing.T) {
-	c := command{addr: start(t, &fake{
 		getMember: func(_ context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
 			return &keysvcv1.GetMemberResponse{Member: testMember(r.GetMemberId()), Revision: 2, Epoch: "e1"}, nil
 		},
-		listMembers: func(_ context.Context, r *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
-			if r.GetPageToken() == "" {
-				return &keysvcv1.ListMembersResponse{Members: []*keysvcv1.Member{testMember("ann@example.com")}, NextPageToken: "2"}, nil
-			}
-			suspended := testMember("bob")
-			suspended.State = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
-			return &keysvcv1.ListMembersResponse{Members: []*keysvcv1.Member{suspended}}, nil
-		},
-	})}
-	golden(t, "member.txt", c.run(t, "member", "get", "ann", "--workspace", "acme").stdout)
-	golden(t, "member.json", c.run(t, "member", "get", "ann", "--workspace", "acme", "-o", "json").stdout)
-	r := c.run(t, "member", "list", "--workspace", "acme")
-	golden(t, "member_list.txt", r.stdout)
-	if r.status != 0 || r.stderr != "" {
-		t.Errorf("%+v", r)
-	}
-	r = c.run(t, "member", "list", "--workspace", "acme", "--limit", "1")
-	if r.stderr != "there may be more members: go on with --page-token 2, or show all with --all\n" {
-		t.Errorf("%+v", r)
-	}
-}
-
-func TestMemberRemove(t *testing.T) {
-	var got *keysvcv1.RemoveMemberRequest
-	state := keysvcv1.MemberState_MEMBER_STATE_ACTIVE
-	var missing error
-	f := &fake{
-		getMember: func(_ context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
-			member := testMember(r.GetMemberId())
-			member.State = state
-			return &keysvcv1.GetMemberResponse{Member: member}, missing
-		},
 		remove: func(_ context.Context, r *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
-			got = r
+			removed = r
 			return &keysvcv1.RemoveMemberResponse{Revision: 7, Epoch: "e1"}, nil
 		},
+	})}
+	r := c.run(t, "member", "put", "ann", "--workspace", "acme", "--role", "manager", "--state", "suspended", "--source-version", "0", "--actor", "bob")
+	golden(t, "member.txt", r.stdout)
+	golden(t, "member.json", c.run(t, "member", "get", "ann", "--workspace", "acme", "-o", "json").stdout)
+	if want := (&keysvcv1.PutMemberRequest{
+		WorkspaceId: "acme", MemberId: "ann", Role: "manager", State: keysvcv1.MemberState_MEMBER_STATE_SUSPENDED,
+		SourceVersion: proto.Int64(0), ActorMemberId: new("bob"),
+	}); !proto.Equal(put, want) {
+		t.Errorf("request %v, want %v", put, want)
 	}
-	c := command{addr: start(t, f)}
-	const done = "ann is not a member of workspace acme any more: none of the keys of ann works.\n"
 	args := []string{"member", "remove", "ann", "--workspace", "acme", "--yes"}
-	if r := c.run(t, args[:5]...); r.status != cli.ExitRefused || got != nil {
-		t.Errorf("without a question: %+v", r)
-	}
-	c.run(t, args...).want(t, 0, done, "")
-	if want := (&keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: "ann"}); !proto.Equal(got, want) {
-		t.Errorf("request %v", got)
+	c.run(t, args...).want(t, 0, "ann is not a member of workspace acme any more: none of the keys of ann works.\n", "")
+	if want := (&keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: "ann"}); !proto.Equal(removed, want) {
+		t.Errorf("request %v", removed)
 	}
 	c.run(t, append(args, "--source-version", "0", "--actor", "bob", "-o", "json")...).want(t, 0, "{\n  \"revision\": \"7\",\n  \"epoch\": \"e1\"\n}\n", "")
 	want := &keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: "ann", SourceVersion: proto.Int64(0), ActorMemberId: new("bob")}
-	if !proto.Equal(got, want) {
-		t.Errorf("request %v", got)
+	if !proto.Equal(removed, want) {
+		t.Errorf("request %v", removed)
 	}
-	state = keysvcv1.MemberState_MEMBER_STATE_REMOVED
-	c.run(t, args...).want(t, 0, done, "note: ann was removed from workspace acme before\n")
-	// A removal may come before what it removes, so it is pushed all the same.
-	got, missing = nil, failure(t, codes.NotFound, "none", &errdetails.ErrorInfo{Reason: "MEMBER_NOT_FOUND", Domain: "keysvc"})
-	c.run(t, args...).want(t, 0, done, "note: there was no member ann in workspace acme\n")
-	if got == nil {
-		t.Error("nothing was sent")
-	}
-	got, missing = nil, failure(t, codes.Unavailable, "not ready", &errdetails.ErrorInfo{Reason: "STORE_UNAVAILABLE", Domain: "keysvc"})
-	c.run(t, args...).want(t, 8, "", "error: UNAVAILABLE (STORE_UNAVAILABLE): not ready\n")
-	if got != nil {
-		t.Error("removed in spite of an error")
-	}
+}
+
+// TestMemberCommandsChangeNothingAfterAFailedRead: the member must be read before the change.
+func TestMemberCommandsChangeNothingAfterAFailedRead(t *testing.T) {
+	var failed error
+	// A call that the fake has no function for would panic.
+	c := command{addr: start(t, &fake{getMember: func(context.Context, *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
+		return nil, failed
+	}})}
+	failed = failure(t, codes.DataLoss, "damaged", &errdetails.ErrorInfo{Reason: "RECORD_DAMAGED", Domain: "keysvc"})
+	c.run(t, "member", "put", "odd", "--workspace", "acme", "--role", "owner").want(t, cli.ExitFailure, "", "error: DATA_LOSS (RECORD_DAMAGED): damaged\n")
+	failed = failure(t, codes.Unavailable, "not ready", &errdetails.ErrorInfo{Reason: "STORE_UNAVAILABLE", Domain: "keysvc"})
+	c.run(t, "member", "remove", "ann", "--workspace", "acme", "--yes").want(t, cli.ExitUnreachable, "", "error: UNAVAILABLE (STORE_UNAVAILABLE): not ready\n")
 }

@@ -30,7 +30,7 @@ const (
 	formatName  outputFormat = "name"
 )
 
-// The formats of the commands, by what they answer with. The first is the default.
+// The output formats of the commands, by the kind of their answer. The first is the default.
 var (
 	formatsOfAnswers = []outputFormat{formatTable, formatJSON, formatYAML}
 	formatsOfThings  = []outputFormat{formatTable, formatJSON, formatYAML, formatName}
@@ -57,13 +57,15 @@ func outputFlag(cmd *cobra.Command, formats []outputFormat) *outputFormat {
 type printer struct {
 	out    io.Writer
 	format outputFormat
-	// width is how wide the terminal is that the answer goes to; 0 if it goes elsewhere.
+	// width is the width in columns of the terminal that the answer goes to; 0 means that out is
+	// no terminal.
 	width int
-	// now is read when a time is shown, so that what just happened is past.
+	// now is called for each time that is shown, so that a change that was just made lies in
+	// the past.
 	now func() time.Time
 }
 
-// answer writes the response as JSON or YAML or as its id, or calls table.
+// answer writes the response as JSON, as YAML or as its ids; for a table it calls table.
 func (p *printer) answer(response proto.Message, table func() error) error {
 	switch p.format {
 	case formatJSON:
@@ -77,7 +79,7 @@ func (p *printer) answer(response proto.Message, table func() error) error {
 	return table()
 }
 
-// json writes a message. The layout is always the same; that of protojson is made to vary.
+// json writes a message in a fixed layout. The layout of protojson varies on purpose.
 func (p *printer) json(message proto.Message) error {
 	return p.jsonAs(message, func(layout *bytes.Buffer, text []byte) error { return json.Indent(layout, text, "", "  ") })
 }
@@ -160,7 +162,7 @@ func (p *printer) write(text []byte) error {
 // field is a line of a record.
 type field struct{ name, value string }
 
-// record writes one thing, a line for each field that is not empty.
+// record writes a line for each field that is not empty.
 func (p *printer) record(fields ...field) error {
 	return p.write([]byte(record(fields...)))
 }
@@ -175,8 +177,7 @@ func record(fields ...field) string {
 	return t.take()
 }
 
-// printable returns text with what could steer a terminal, or break a line, as
-// escapes.
+// printable escapes the characters of text that could control a terminal or break a line.
 func printable(text string) string {
 	if strings.IndexFunc(text, func(r rune) bool { return !isShown(r) }) < 0 && utf8.ValidString(text) {
 		return text
@@ -195,15 +196,15 @@ func printable(text string) string {
 	return safe.String()
 }
 
-// isShown reports whether a terminal may get a character as it is: the printable ones, and
-// the two joiners that names in Persian and emoji have.
+// isShown reports whether a character is written without an escape: printable characters, and
+// the two joiners that occur in Persian names and in emoji.
 func isShown(r rune) bool {
 	const nonJoiner, joiner = '\u200c', '\u200d'
 	return unicode.IsPrint(r) || r == nonJoiner || r == joiner
 }
 
-// enumWord returns the value of an enum as people write it: "active" for
-// KEY_STATE_ACTIVE, and a number for one that is newer than this command.
+// enumWord returns the value of an enum as the command line has it: "active" for
+// KEY_STATE_ACTIVE, and the number of a value that this command does not know.
 func enumWord(value fmt.Stringer, prefix string) string {
 	return strings.ToLower(strings.TrimPrefix(value.String(), prefix))
 }
@@ -221,7 +222,7 @@ func day(t *timestamppb.Timestamp, absent string) string {
 	return t.AsTime().Format(dateLayout)
 }
 
-// minute returns t, which is past, to the minute and how long ago it was, or absent.
+// minute returns a past time to the minute, with how long ago it was; absent if t is nil.
 func (p *printer) minute(t *timestamppb.Timestamp, absent string) string {
 	if t == nil {
 		return absent
@@ -229,7 +230,7 @@ func (p *printer) minute(t *timestamppb.Timestamp, absent string) string {
 	return t.AsTime().Format(minuteLayout) + ", " + p.away(t)
 }
 
-// deadline is minute for a time that something waits for.
+// deadline is minute for a time in the future.
 func (p *printer) deadline(t *timestamppb.Timestamp, absent string) string {
 	if t == nil {
 		return absent
@@ -237,8 +238,7 @@ func (p *printer) deadline(t *timestamppb.Timestamp, absent string) string {
 	return t.AsTime().Format(minuteLayout) + ", " + p.left(t)
 }
 
-// left is away for a time that something waits for: before it comes, it is not "just
-// now".
+// left is away for a time in the future: until it has come, it is never "just now".
 func (p *printer) left(t *timestamppb.Timestamp) string {
 	if distance := t.AsTime().Sub(p.now()); distance > 0 && distance < time.Minute {
 		return "in less than a minute"
@@ -246,15 +246,15 @@ func (p *printer) left(t *timestamppb.Timestamp) string {
 	return p.away(t)
 }
 
-// away says how far t is from now, in the largest unit of which there are two
-// whole ones. The server's clock may be ahead of this one, so what is less than a
-// minute off, either way, is just now.
+// away returns the distance of t from now, in the largest unit of which it has at least two.
+// A distance below a minute is "just now", before or after: the clock of the server may be
+// ahead.
 func (p *printer) away(t *timestamppb.Timestamp) string {
 	distance := t.AsTime().Sub(p.now())
 	if distance.Abs() < time.Minute {
 		return "just now"
 	}
-	// Rounded, so that what lives 12 days does not end "in 11 days" at once.
+	// Rounded, so that a key that was just made for 12 days ends "in 12 days", not in 11.
 	length := distance.Abs().Round(time.Minute)
 	var words string
 	switch {
@@ -273,8 +273,7 @@ func (p *printer) away(t *timestamppb.Timestamp) string {
 	return words + " ago"
 }
 
-// age returns how far t is from now in a few characters, as in "3h ago" and "in 12d", for
-// tables.
+// age returns the distance of t from now in a few characters, as in "3h ago" and "in 12d".
 func (p *printer) age(t *timestamppb.Timestamp) string {
 	distance := t.AsTime().Sub(p.now())
 	length := distance.Abs().Round(time.Minute)
@@ -295,7 +294,7 @@ func (p *printer) age(t *timestamppb.Timestamp) string {
 	return words + " ago"
 }
 
-// ageLeft is age for a time that something waits for: before it comes, it is not "now".
+// ageLeft is age for a time in the future: until it has come, it is never "now".
 func (p *printer) ageLeft(t *timestamppb.Timestamp) string {
 	if distance := t.AsTime().Sub(p.now()); distance > 0 && distance < time.Minute {
 		return "in <1m"

@@ -18,7 +18,7 @@ error says how to go on. On a terminal the table is cut to its width; -o wide sh
 all columns, and all that is in them. With -o json or yaml a list is one document,
 however many pages it has: jq '.%[1]s[]'. With -o name it is one id a line.`
 
-// paging is the flags of a list.
+// paging holds the flags of a list.
 type paging struct {
 	limit     int
 	pageToken string
@@ -35,7 +35,7 @@ func pagingFlags(cmd *cobra.Command) *paging {
 	return p
 }
 
-// page is what all responses to a list have.
+// page is a response to a list.
 type page interface {
 	proto.Message
 	GetNextPageToken() string
@@ -43,24 +43,24 @@ type page interface {
 
 // listing is one run of a list command.
 type listing[P page] struct {
-	// plural names what is listed.
+	// plural is the noun for the listed things.
 	plural string
-	// columns are those of the table.
+	// columns are the columns of the table.
 	columns []column
 	// fetch gets one page.
 	fetch func(pageSize int32, pageToken string) (P, error)
 	// rows returns the rows of a page, with a cell for each column.
 	rows func(P) [][]string
-	// add adds what a page lists, and its page token, to the pages before it.
+	// add appends the items of page to all, and replaces the page token of all.
 	add func(all, page P)
-	// none is what to say where nothing is listed; "" for a plain sentence.
+	// none completes the note "no keys" of an empty list; "" leaves it.
 	none string
-	// again is what else to change in the command line to go on; "" for nothing.
+	// again names the flags to replace when the list goes on; "" for none.
 	again string
 }
 
-// show writes the list. Tables and names are written page by page as they come; JSON and YAML
-// are one document at the end, whose revision is that of the first page.
+// show writes the list. Tables and ids are written page by page as the pages arrive. JSON and YAML
+// are one document, written at the end, with the revision of the first page.
 func (l listing[P]) show(s *session, p *paging) error {
 	if p.limit < 1 {
 		return usageError(s.cmd, "--limit must be at least 1")
@@ -118,7 +118,7 @@ func (l listing[P]) show(s *session, p *paging) error {
 	return s.note("%s", note)
 }
 
-// note writes a line for people beside the answer.
+// note writes a line for people to standard error.
 func (s *session) note(format string, arguments ...any) error {
 	_, err := fmt.Fprintln(s.Stderr, printable(redact(fmt.Sprintf(format, arguments...))))
 	return err

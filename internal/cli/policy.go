@@ -45,7 +45,7 @@ a policy file again.
 	})
 }
 
-// policy writes the policy as YAML with what else is known in comments.
+// policy writes the policy as YAML, with digest, revision and retired scopes as comments.
 func (p *printer) policy(response *keysvcv1.GetPolicyResponse) error {
 	var text bytes.Buffer
 	fmt.Fprintf(&text, "# %s at revision %d of %s\n", printable(response.GetDigest()), response.GetRevision(), printable(response.GetEpoch()))
@@ -94,7 +94,7 @@ standard error, each with file and line.`,
 	}
 }
 
-// readPolicyFile reads a policy; its mistakes go to standard error.
+// readPolicyFile reads a policy. Its mistakes are written to standard error.
 func (a *app) readPolicyFile(file string) (*policy.Policy, error) {
 	data, err := os.ReadFile(file) //nolint:gosec // G304: the person at the keyboard names it
 	if err != nil {
@@ -107,8 +107,8 @@ func (a *app) readPolicyFile(file string) (*policy.Policy, error) {
 	return p, nil
 }
 
-// policyMistakes writes each mistake on a line that starts with file and line, as
-// editors like it.
+// policyMistakes writes each mistake on a line of its own that starts with file and line, so that
+// editors can follow it.
 func (a *app) policyMistakes(file string, err error) error {
 	var mistakes policy.Errors
 	if !errors.As(err, &mistakes) {

@@ -11,7 +11,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/policy"
 )
 
-func TestPolicyShow(t *testing.T) {
+func TestPolicyShowPrintsAPolicyFile(t *testing.T) {
 	active := policy.Default()
 	c := command{addr: start(t, &fake{getPolicy: func(context.Context, *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
 		return &keysvcv1.GetPolicyResponse{Policy: policyMessage(active), Digest: active.Digest(), RetiredScopes: []string{"old:read"}, Revision: 5, Epoch: "e1"}, nil
@@ -35,7 +35,7 @@ func TestPolicyShow(t *testing.T) {
 	}
 }
 
-func TestPolicyCheck(t *testing.T) {
+func TestPolicyCheckNamesFileAndLine(t *testing.T) {
 	t.Chdir(t.TempDir())
 	write := func(name, text string) {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {

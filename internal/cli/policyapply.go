@@ -99,7 +99,7 @@ func (s *session) applyPolicy(ctx context.Context, request *keysvcv1.ApplyPolicy
 	})
 }
 
-// showPlan writes what applying the policy would change.
+// showPlan writes the plan: the changes that applying the policy would make.
 func (s *session) showPlan(file string, active *keysvcv1.GetPolicyResponse, wanted *policy.Policy, plan *keysvcv1.ApplyPolicyResponse) error {
 	out := s.Stdout
 	if s.out.format == formatJSON {
@@ -116,7 +116,7 @@ func (s *session) showPlan(file string, active *keysvcv1.GetPolicyResponse, want
 	return nil
 }
 
-// planTable lists what differs: + is new, - is gone, ~ is changed.
+// planTable lists the differences: + for new, - for removed, ~ for changed.
 func planTable(active, wanted *policy.Policy, plan *keysvcv1.ApplyPolicyResponse) string {
 	var t table
 	for _, scope := range plan.GetAddedScopes() {
@@ -177,7 +177,7 @@ func retentionDays(p *policy.Policy) string {
 	return count(int64(p.Retention/policy.Day), "day")
 }
 
-// keyEffect says in words how many live keys a policy concerns.
+// keyEffect returns in words how many live keys a policy narrows and widens.
 func keyEffect(response *keysvcv1.ApplyPolicyResponse) string {
 	narrowed, widened := response.GetNarrowedKeys(), response.GetWidenedKeys()
 	switch {
@@ -191,7 +191,7 @@ func keyEffect(response *keysvcv1.ApplyPolicyResponse) string {
 	return count(narrowed, "live key") + " can do less, " + fmt.Sprint(widened) + " can do more."
 }
 
-// policyMessage returns a valid policy as it is sent.
+// policyMessage returns a valid policy as a message of the API.
 func policyMessage(p *policy.Policy) *keysvcv1.Policy {
 	message := &keysvcv1.Policy{
 		TokenPrefix: p.TokenPrefix,

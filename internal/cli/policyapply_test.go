@@ -16,13 +16,13 @@ import (
 	"github.com/scribe-mail/keysvc/internal/policy"
 )
 
-// policyServer has an active policy; what differences it reports, the test chooses.
+// policyServer is a server with an active policy. The test chooses the differences that it reports.
 type policyServer struct {
 	active  *policy.Policy
 	answer  *keysvcv1.ApplyPolicyResponse
 	asked   []*keysvcv1.ApplyPolicyRequest // with validate_only
 	applied []*keysvcv1.ApplyPolicyRequest
-	// failure is what applying ends with.
+	// failure is the error of applying.
 	failure error
 }
 
@@ -79,7 +79,7 @@ func policyMessage(p *policy.Policy) *keysvcv1.Policy {
 	return message
 }
 
-// writePolicy writes a policy file into a new folder that the test works in then.
+// writePolicy writes a policy file into a new folder and makes that the working directory.
 func writePolicy(t *testing.T, p *policy.Policy) string {
 	t.Helper()
 	t.Chdir(t.TempDir())
@@ -101,7 +101,7 @@ func writeChangedPolicy(t *testing.T) string {
 	return writePolicy(t, changedPolicy())
 }
 
-func TestPolicyApply(t *testing.T) {
+func TestPolicyApplyShowsItsPlanFirst(t *testing.T) {
 	p := newPolicyServer()
 	c := command{addr: start(t, p.fake())}
 	goldenFile := func(name string) string {
@@ -122,7 +122,7 @@ func TestPolicyApply(t *testing.T) {
 		t.Errorf("%+v, requests %v", r, p.asked)
 	}
 
-	// What a pipe holds is no answer.
+	// The content of a pipe is no answer.
 	c.stdin = strings.NewReader("yes\n")
 	c.run(t, "policy", "apply", file).want(t, 7, plan, "error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n")
 	if len(p.applied) != 0 {
@@ -160,11 +160,11 @@ func TestPolicyApply(t *testing.T) {
 	}
 }
 
-func TestPolicyApplyWithLittleToDo(t *testing.T) {
+func TestPolicyApplyWithoutChangesAsksNothing(t *testing.T) {
 	p := newPolicyServer()
 	c := command{addr: start(t, p.fake())}
 	file := writePolicy(t, p.active)
-	// Nothing needs no confirmation.
+	// Without a change there is no question.
 	p.answer = &keysvcv1.ApplyPolicyResponse{Digest: p.active.Digest(), Revision: 5, Epoch: "e1"}
 	const nothing = "policy.yaml: nothing to change, this is the active policy\n"
 	c.run(t, "policy", "apply", file).want(t, 0, nothing, "")
@@ -191,7 +191,7 @@ func TestPolicyApplyWithLittleToDo(t *testing.T) {
 	}
 }
 
-func TestPolicyApplyBadFiles(t *testing.T) {
+func TestPolicyApplySendsNoInvalidFile(t *testing.T) {
 	p := newPolicyServer()
 	c := command{addr: start(t, p.fake())}
 	t.Chdir(t.TempDir())
@@ -208,9 +208,9 @@ func TestPolicyApplyBadFiles(t *testing.T) {
 	}
 }
 
-// TestPolicyPlanTimeout: working out a plan changes nothing, and the error says so by
-// not saying otherwise.
-func TestPolicyPlanTimeout(t *testing.T) {
+// TestPolicyPlanThatTimesOutHasChangedNothing: the error of a plan does not say that a change may
+// have been made.
+func TestPolicyPlanThatTimesOutHasChangedNothing(t *testing.T) {
 	p := newPolicyServer()
 	f := p.fake()
 	f.applyPolicy = func(ctx context.Context, _ *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error) {

@@ -76,7 +76,7 @@ func TestServeHasAnExitStatusForAStopThatHangs(t *testing.T) {
 	}}
 	command{hooks: hooks}.run(t, "serve").want(t, cli.ExitStopTimeout, "", "error: stopping: "+server.ErrStopTimeout.Error()+"\n")
 
-	reader, stderr := io.Pipe() // holds nothing
+	reader, stderr := io.Pipe() // has no buffer
 	status := make(chan int, 1)
 	go func() {
 		status <- cli.Main(t.Context(), cli.Process{Args: []string{"serve"}, Stdout: io.Discard, Stderr: stderr}, hooks)
@@ -92,7 +92,7 @@ func TestServeHasAnExitStatusForAStopThatHangs(t *testing.T) {
 	_ = reader.Close()
 }
 
-func TestCheckAndRepairClockCallTheirHooks(t *testing.T) {
+func TestFileCommandsCallTheirHooks(t *testing.T) {
 	c := command{hooks: cli.Hooks{Check: func(_ context.Context, file, anchor string, out io.Writer) error {
 		if _, err := fmt.Fprintln(out, "looked at", file+anchor); err != nil || file != "bad.db" {
 			return err

@@ -13,9 +13,9 @@ import (
 
 // The exit statuses of the command. Validate has 0, 1, 3 and 4 alone.
 const (
-	// ExitOK: the command did what it was asked for. For validate: the token is allowed.
+	// ExitOK: the command succeeded. For validate: the token is allowed.
 	ExitOK = 0
-	// ExitFailure: something failed for which there is no status of its own.
+	// ExitFailure: a failure that has no status of its own.
 	ExitFailure = 1
 	// ExitUsage: the command line is wrong, or the server refused a value of it as invalid.
 	// Nothing was changed.
@@ -28,11 +28,11 @@ const (
 	ExitStopTimeout = 5
 	// ExitNotFound: there is no such key, member or workspace. Nothing was changed.
 	ExitNotFound = 6
-	// ExitRefused: the server refuses to do it as things are, or a person did not confirm it.
-	// Nothing was changed.
+	// ExitRefused: the server refused the call in the state that the store has, or a person did
+	// not confirm the change. Nothing was changed.
 	ExitRefused = 7
-	// ExitUnreachable: no server answered, or not in time. Whether a change was made is in the
-	// error.
+	// ExitUnreachable: no server answered in time. The error says whether the change may have
+	// been made.
 	ExitUnreachable = 8
 )
 
@@ -48,39 +48,38 @@ const exitHelp = `Exit statuses:
   8  no server can be reached, or none answers in time
 "keysvc validate" has 0, 1, 3 and 4 alone: whatever keeps it from an answer is 1.`
 
-// statusError ends a command, that has said all it had to say, with an exit status.
+// statusError ends a command with an exit status and without an error line.
 type statusError int
 
 func (s statusError) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
 
-// usageErr is the error of a command line that cannot be understood.
-type usageErr struct{ text string }
+// commandLineError is the error of a wrong command line.
+type commandLineError struct{ text string }
 
-func (e *usageErr) Error() string { return e.text }
+func (e *commandLineError) Error() string { return e.text }
 
-// usageError returns the error of a command line that cannot be understood, with where help
-// is.
+// usageError returns the error of a wrong command line and names the command that has help.
 func usageError(cmd *cobra.Command, format string, arguments ...any) error {
-	return &usageErr{fmt.Sprintf("%s (see %s --help)", fmt.Sprintf(format, arguments...), cmd.CommandPath())}
+	return &commandLineError{fmt.Sprintf("%s (see %s --help)", fmt.Sprintf(format, arguments...), cmd.CommandPath())}
 }
 
-// refusal is the error of a change that a person did not confirm.
+// refusal is the error of a change that was not confirmed, or cannot be made now.
 type refusal struct{ text string }
 
 func (e *refusal) Error() string { return e.text }
 
-// silence is the error of a server that was reached and says nothing.
+// silence is the error of a server that was reached and did not answer.
 type silence struct{ text string }
 
 func (e *silence) Error() string { return e.text }
 
-// statusOf returns the exit status that an error ends the process with. ctx is the one of the
-// command: after an interrupt, what a call failed with says nothing of the server.
+// statusOf returns the exit status for an error. ctx is the context of the command: after an
+// interrupt, the code of a failed call says nothing about the server.
 func statusOf(ctx context.Context, err error) int {
 	if errors.Is(err, server.ErrStopTimeout) {
 		return ExitStopTimeout
 	}
-	if _, isUsage := errors.AsType[*usageErr](err); isUsage {
+	if _, isUsage := errors.AsType[*commandLineError](err); isUsage {
 		return ExitUsage
 	}
 	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {

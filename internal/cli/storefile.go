@@ -14,8 +14,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// onFile runs the code of a command that works on a store's file which no server has open. It
-// says what is wrong if the file is a folder, or is being served.
+// onFile calls run, the code of a command on a store's file that no server may have open. It
+// returns an error that says so if file is a folder or is being served.
 func (a *app) onFile(cmd *cobra.Command, file string, run func(ctx context.Context) error) error {
 	if info, err := os.Stat(file); err == nil && info.IsDir() {
 		return usageError(cmd, "%s is a folder; FILE is the store's file, which serve --data %s keeps as %s", file, file, filepath.Join(file, "keysvc.db"))
@@ -31,21 +31,21 @@ func (a *app) onFile(cmd *cobra.Command, file string, run func(ctx context.Conte
 	return &refusal{fmt.Sprintf("%s is in use by %s, and nothing was changed: stop that first, then run the command again", file, holder)}
 }
 
-// holderOf returns the process that has a file open, and the name of its program; 0 where that
-// cannot be found out.
+// holderOf returns the id and the program name of a process that has a file open, or 0 if no such
+// process can be found.
 func holderOf(file string) (pid int, name string) {
 	wanted, err := os.Stat(file)
 	if err != nil {
 		return 0, ""
 	}
-	processes, _ := os.ReadDir("/proc") // there is none on some systems
+	processes, _ := os.ReadDir("/proc") // absent on some systems
 	for _, process := range processes {
 		pid, err := strconv.Atoi(process.Name())
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
 		folder := filepath.Join("/proc", process.Name())
-		open, _ := os.ReadDir(filepath.Join(folder, "fd")) // those of other users cannot be read
+		open, _ := os.ReadDir(filepath.Join(folder, "fd")) // fails for processes of other users
 		for _, descriptor := range open {
 			held, err := os.Stat(filepath.Join(folder, "fd", descriptor.Name()))
 			if err != nil || !os.SameFile(held, wanted) {

@@ -6,9 +6,8 @@ import (
 	"github.com/mattn/go-runewidth"
 )
 
-// cellWidth measures text as terminals show it, in columns: 2 for most characters of East Asia
-// and emoji, 0 for what joins the one before. Characters of ambiguous width count as 1, whatever
-// the locale of this process is.
+// cellWidth measures text in columns of a terminal: 2 for most characters of East Asia and for
+// emoji, 0 for combining characters. Characters of ambiguous width count as 1 in every locale.
 var cellWidth = &runewidth.Condition{StrictEmojiNeutral: true}
 
 const (
@@ -16,7 +15,7 @@ const (
 	ellipsis  = "…"
 )
 
-// shownIn tells in which layouts of a table a column is shown.
+// shownIn is the set of layouts that show a column.
 type shownIn int
 
 const (
@@ -30,26 +29,26 @@ const (
 type column struct {
 	title string
 	in    shownIn
-	// least is the width that the column has at least, so that later pages line up.
+	// least is the minimum width, which makes the pages of a list line up.
 	least int
-	// cutTo is how narrow the column may be made for the table to fit the terminal; 0 means
-	// that it is never cut, as what it has is copied.
+	// cutTo is the minimum width when the table is cut to fit the terminal; 0 means that the
+	// column is never cut, because people copy its content.
 	cutTo int
 }
 
-// table lays out rows in columns. Unlike with text/tabwriter, rows can be taken out in between:
-// those that follow keep to the widths so far, so that the pages of a long list line up.
+// table lays out rows in columns. Unlike text/tabwriter it can be emptied in between: later rows
+// keep at least the widths so far, so that the pages of a long list line up.
 type table struct {
-	columns []column // of a table with a header; nil for one without
+	columns []column // nil for a table without a header
 	wide    bool
-	// width is how wide a line may be; 0 means any.
+	// width is the maximum width of a line; 0 means any.
 	width  int
 	widths []int
 	rows   [][]string
 }
 
-// newTable returns a table with a header. width is that of the terminal, 0 for none. A wide
-// table shows more columns, and all of what is in them.
+// newTable returns a table with a header. width is the width of the terminal, 0 for none. A wide
+// table shows more columns and is not cut.
 func newTable(columns []column, wide bool, width int) *table {
 	t := &table{columns: columns, wide: wide, width: width}
 	if wide {
@@ -66,7 +65,7 @@ func newTable(columns []column, wide bool, width int) *table {
 	return t
 }
 
-// shown returns the columns of the layout.
+// shown returns the columns that this table shows.
 func (t *table) shown() []column {
 	var shown []column
 	for _, column := range t.columns {
@@ -90,7 +89,7 @@ func (t *table) shows(c column) bool {
 	return true
 }
 
-// add adds a row. Of a table with a header it has a cell for every column, shown or not.
+// add adds a row. If the table has a header, the row has a cell for every column, shown or not.
 func (t *table) add(cells ...string) {
 	var row []string
 	for i, cell := range cells {
@@ -129,8 +128,8 @@ func (t *table) take() string {
 	return text.String()
 }
 
-// fitted returns the widths of the columns such that a line fits the terminal, as far as the
-// columns may be cut: the widest one is made narrower first.
+// fitted returns the widths of the columns, cut so that a line fits the terminal. The widest
+// column is cut first, and none below its minimum.
 func (t *table) fitted() []int {
 	widths := append([]int(nil), t.widths...)
 	if t.width == 0 {

@@ -16,8 +16,8 @@ func TestTableKeepsItsWidthsFromPageToPage(t *testing.T) {
 	}
 }
 
-// TestTableMeasuresCharactersAsTerminalsDo: those of East Asia and emoji take two columns, and
-// joined ones no more than the one that they join.
+// TestTableMeasuresCharactersAsTerminalsDo: characters of East Asia and emoji take two columns,
+// combining characters none.
 func TestTableMeasuresCharactersAsTerminalsDo(t *testing.T) {
 	rows := newTable([]column{{title: "NAME"}, {title: "X"}}, false, 0)
 	for _, name := range []string{"配置する", "e\u0301te", "👩\u200d💻", "plain"} {

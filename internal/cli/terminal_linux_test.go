@@ -19,7 +19,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
-// openTerminal returns both ends of a new terminal: the person's, and the command's.
+// openTerminal returns both ends of a new terminal: one for the person, one for the command.
 func openTerminal(t *testing.T) (person, terminal *os.File) {
 	t.Helper()
 	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
@@ -43,8 +43,8 @@ func openTerminal(t *testing.T) (person, terminal *os.File) {
 	return person, terminal
 }
 
-// silence turns off the echo: what is typed before the command runs is echoed by the kernel
-// in its own time, also into the middle of what the command shows.
+// silence turns off the echo. The kernel echoes typed text at any time, even in the middle of the
+// output of the command.
 func silence(t *testing.T, terminal *os.File) {
 	t.Helper()
 	settings, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
@@ -71,7 +71,7 @@ func (c command) runAtTerminal(t *testing.T, typed string, args ...string) resul
 	status := at.runTo(t.Context(), &stdout, terminal, args...)
 	closeIt(t, terminal)
 	shown, err := io.ReadAll(person)
-	if err != nil && !errors.Is(err, syscall.EIO) { // which is the end of a terminal
+	if err != nil && !errors.Is(err, syscall.EIO) { // the other end was closed
 		t.Error(err)
 	}
 	return result{status, stdout.String(), strings.ReplaceAll(string(shown), "\r\n", "\n")}
@@ -102,7 +102,7 @@ func TestKeyRevokeAsksWithWhatItIsAbout(t *testing.T) {
 	if r := c.runAtTerminal(t, "yes\n", "key", "revoke", testID); r.status != 0 || r.stderr != question || len(revoked) != 1 || revoked[0] != "acme/"+testID {
 		t.Errorf("%+v, revoked %q", r, revoked)
 	}
-	// What is revoked already needs no question.
+	// For a key that is revoked already there is no question.
 	key.State = keysvcv1.KeyState_KEY_STATE_REVOKED
 	if r := c.runAtTerminal(t, "", "key", "revoke", testID); r.status != 0 || r.stderr != "" || len(revoked) != 2 {
 		t.Errorf("%+v, revoked %q", r, revoked)
@@ -194,7 +194,7 @@ func TestListFitsTheTerminal(t *testing.T) {
 	}
 }
 
-func TestWorkspaceRemoveAtTerminal(t *testing.T) {
+func TestWorkspaceRemoveAsksForTheID(t *testing.T) {
 	removed := 0
 	f := emptyingWorkspace(t, &removed)
 	c := command{addr: start(t, f)}
@@ -221,7 +221,7 @@ func TestWorkspaceRemoveAtTerminal(t *testing.T) {
 	}
 }
 
-func TestPolicyApplyAtTerminal(t *testing.T) {
+func TestPolicyApplyAsksForYes(t *testing.T) {
 	p := newPolicyServer()
 	c := command{addr: start(t, p.fake())}
 	file := writeChangedPolicy(t)
@@ -233,7 +233,7 @@ func TestPolicyApplyAtTerminal(t *testing.T) {
 	if r.status != 0 || len(p.applied) != 1 || !strings.Contains(r.stdout, "\nApplied: the active policy is sha256:") {
 		t.Errorf("%+v", r)
 	}
-	// Where standard error goes to a file, nobody sees the question.
+	// If standard error goes to a file, nobody sees the question.
 	_, terminal := openTerminal(t)
 	c.stdin = terminal
 	if r := c.run(t, "policy", "apply", file); r.status != cli.ExitRefused || len(p.applied) != 1 || !strings.Contains(r.stderr, "no terminal to ask at") {
@@ -241,7 +241,7 @@ func TestPolicyApplyAtTerminal(t *testing.T) {
 	}
 }
 
-func TestInterruptedWhileAsked(t *testing.T) {
+func TestInterruptWhileAskedChangesNothing(t *testing.T) {
 	removed := 0
 	person, terminal := openTerminal(t)
 	c := command{addr: start(t, emptyingWorkspace(t, &removed)), stdin: terminal}

@@ -18,7 +18,7 @@ import (
 
 const (
 	tokenVariable = "KEYSVC_TOKEN" //nolint:gosec // G101: the name of a variable, not a token
-	maxTokenBytes = 512 << 10      // far more than a token has, less than the server takes
+	maxTokenBytes = 512 << 10      // far above the length of a token, below the limit of the server
 )
 
 func (a *app) validateCommand() *cobra.Command {
@@ -45,7 +45,7 @@ no answer.
   KEYSVC_TOKEN=$(cat token.txt) keysvc validate --scope emails:read --workspace acme`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 || len(args) == 1 && args[0] != "-" {
-				// Not echoed: it may well be a token, or a part of one.
+				// The argument is not echoed, because it may be a part of a token.
 				return usageError(cmd, "takes no argument but -; the token comes from standard input or KEYSVC_TOKEN, so that it stays out of the shell's history")
 			}
 			return nil
@@ -96,8 +96,8 @@ no answer.
 	})
 }
 
-// refuse answers on a text that cannot be a token, as the server would, and says what is wrong
-// with it.
+// refuse writes the decision on a text that cannot be a token, without a call. The decision is the
+// one that the server would give; problem says what is wrong with the text.
 func (s *session) refuse(problem string) error {
 	response := &keysvcv1.ValidateKeyResponse{
 		Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED,
@@ -114,8 +114,8 @@ func (s *session) refuse(problem string) error {
 	return statusError(ExitUnauthenticated)
 }
 
-// decision writes the answer on a token in words. The first ones are for programs, too. problem
-// is what is wrong with the form of the token; "" for nothing.
+// decision writes the answer on a token in words, which begin with the names of decision and
+// reason. problem is what is wrong with the form of the token; "" for nothing.
 func (p *printer) decision(scope, problem string, response *keysvcv1.ValidateKeyResponse) error {
 	if response.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED {
 		if problem != "" && response.GetReason() == keysvcv1.Reason_REASON_KEY_INVALID {
@@ -165,7 +165,8 @@ func inWords(reason keysvcv1.Reason, key, scope string) string {
 	return key + " may not pass, for a reason that this command does not know"
 }
 
-// readToken gets the token from where the person put it.
+// readToken reads the token from KEYSVC_TOKEN, standard input or the terminal. With dash it does
+// not read KEYSVC_TOKEN.
 func (s *session) readToken(ctx context.Context, dash bool) (string, error) {
 	piped := !isTerminal(s.Stdin)
 	var text string
@@ -224,9 +225,9 @@ func (s *session) askForToken(ctx context.Context) (string, error) {
 		line, err := term.ReadPassword(descriptor(file))
 		return string(line), err
 	})
-	_, _ = io.WriteString(s.Stderr, "\n") // after the Enter that was not shown
+	_, _ = io.WriteString(s.Stderr, "\n") // the terminal did not show Enter
 	if ctx.Err() != nil {
-		// Whoever still reads leaves the terminal silent.
+		// The read that still waits has turned off the echo.
 		_ = term.Restore(descriptor(file), before)
 	}
 	return text, err
@@ -242,8 +243,7 @@ func holdsData(input io.Reader) bool {
 	return err == nil && (info.Mode().IsRegular() || info.Mode()&os.ModeNamedPipe != 0)
 }
 
-// await runs a read that cannot be interrupted, and stops waiting for it when the
-// context ends.
+// await calls read, which cannot be interrupted, and returns early when the context ends.
 func await(ctx context.Context, read func() (string, error)) (string, error) {
 	type result struct {
 		text string

@@ -23,7 +23,7 @@ func allowed() *keysvcv1.ValidateKeyResponse {
 	}
 }
 
-func TestValidateDecisions(t *testing.T) {
+func TestValidateExitStatusIsTheDecision(t *testing.T) {
 	const (
 		unauthenticated = keysvcv1.Decision_DECISION_UNAUTHENTICATED
 		denied          = keysvcv1.Decision_DECISION_PERMISSION_DENIED
@@ -71,7 +71,7 @@ func TestValidateDecisions(t *testing.T) {
 	golden(t, "validate_details.txt", c.run(t, "validate", "--identity-only", "--details").stdout)
 }
 
-func TestValidateRequest(t *testing.T) {
+func TestValidateSendsItsFlags(t *testing.T) {
 	var got *keysvcv1.ValidateKeyRequest
 	c := command{addr: start(t, &fake{validateKey: func(_ context.Context, r *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
 		got = r
@@ -106,7 +106,7 @@ func TestValidateRequest(t *testing.T) {
 	}
 }
 
-func TestValidateTokenText(t *testing.T) {
+func TestValidateSendsTheTokenAsItIs(t *testing.T) {
 	got := "nothing was sent"
 	addr := start(t, &fake{validateKey: func(_ context.Context, r *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
 		got = r.GetToken()
@@ -139,7 +139,7 @@ func TestValidateTokenText(t *testing.T) {
 		}
 	}
 
-	// What cannot be a token is not sent, and the answer says why.
+	// A text that cannot be a token is not sent, and the answer says why.
 	got = "nothing was sent"
 	for text, problem := range map[string]string{
 		"abc\n\n":                          "ends with white space",
@@ -167,7 +167,7 @@ func TestValidateTokenText(t *testing.T) {
 		}
 	}
 
-	// Both were given: say which one counts.
+	// If both are given, the command says which one counts.
 	file := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(file, []byte("abc"), 0o600); err != nil {
 		t.Fatal(err)

@@ -18,20 +18,19 @@ func waitFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("wait", false, "wait until no cache anywhere answers from before the change")
 }
 
-// position is what every change answers with.
+// position is the position of a change, which every answer to a change has.
 type position interface {
 	GetRevision() int64
 	GetEpoch() string
 }
 
-// change is the answer to one.
+// change is the answer to a change.
 type change interface {
 	proto.Message
 	position
 }
 
-// changed answers a command that has changed something: what was made of it, as answer
-// writes it, and then the wait, if that is wanted.
+// changed writes the answer to a change and then, if wait is set, waits for the caches.
 func (s *session) changed(ctx context.Context, wait bool, response change, table func() error) error {
 	if err := s.out.answer(response, table); err != nil {
 		return err
@@ -39,8 +38,8 @@ func (s *session) changed(ctx context.Context, wait bool, response change, table
 	return s.await(ctx, wait, response)
 }
 
-// await waits until no cache answers from before a change that was made, if that is
-// wanted, and says so.
+// await waits, if wanted is set, until no cache answers from before a change, and reports that
+// on standard error.
 func (s *session) await(ctx context.Context, wanted bool, at position) error {
 	if !wanted {
 		return nil

@@ -36,7 +36,7 @@ With -o json each change is one line of JSON: the API's own SyncEvent.`,
 
 var errGoodbye = errors.New("the server has ended the session, as it stops or the session has become old: run the command again")
 
-// watch shows changes until the stream ends; the error says why it did.
+// watch shows changes until the stream ends, and returns why it ended.
 func (s *session) watch(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -45,7 +45,7 @@ func (s *session) watch(ctx context.Context) error {
 		return err
 	}
 	hello := &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}}
-	// If it fails, receiving says why.
+	// If Send fails, Recv returns the reason.
 	_ = stream.Send(hello)
 	late := time.AfterFunc(s.timeout, func() { cancel(&silence{fmt.Sprintf("the server has not begun a session within %s", s.timeout)}) })
 	defer late.Stop()

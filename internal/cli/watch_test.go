@@ -18,7 +18,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// feedOf is a server whose Sync sends some messages and then ends, or stays.
+// feedOf returns a server whose Sync sends messages and then returns what end returns.
 func feedOf(t *testing.T, end func(context.Context) error, messages ...*keysvcv1.SyncResponse) *fake {
 	t.Helper()
 	return &fake{sync: func(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error {
@@ -43,7 +43,7 @@ func events(events ...*keysvcv1.SyncEvent) *keysvcv1.SyncResponse {
 	return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Events{Events: &keysvcv1.SyncEvents{Events: events}}}
 }
 
-func TestWatch(t *testing.T) {
+func TestWatchShowsEachChangeOnALine(t *testing.T) {
 	messages := []*keysvcv1.SyncResponse{
 		welcomed(),
 		events(
@@ -70,8 +70,9 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: with Ctrl-C well, and with what the server says otherwise.
-func TestWatchEnds(t *testing.T) {
+// TestWatchEndsWellOnlyWhenInterrupted: after Ctrl-C the status is 0; otherwise the error of the
+// server is shown.
+func TestWatchEndsWellOnlyWhenInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	addr := start(t, feedOf(t, func(ctx context.Context) error {
 		cancel()
@@ -92,8 +93,8 @@ func TestWatchEnds(t *testing.T) {
 	command{addr: addr}.run(t, "watch", "--timeout", "50ms").want(t, 8, "", "error: the server has not begun a session within 50ms\n")
 }
 
-// TestWait: each command with --wait awaits the revision of its own change.
-func TestWait(t *testing.T) {
+// TestWaitAwaitsTheRevisionOfTheChange: each command with --wait awaits the revision of its own change.
+func TestWaitAwaitsTheRevisionOfTheChange(t *testing.T) {
 	var awaited *keysvcv1.AwaitRevisionRequest
 	var fails error
 	f := &fake{
@@ -148,7 +149,7 @@ func TestWait(t *testing.T) {
 			if more != "" {
 				want = "no cache anywhere answers from before revision " + revision + " any more (12 applied, 1 lapsed, 0 ms)\n"
 			}
-			if strings.HasPrefix(line, "key rotate") { // it has more to say
+			if strings.HasPrefix(line, "key rotate") { // it also shows the key
 				r.stderr = r.stderr[max(0, len(r.stderr)-len(want)):]
 			}
 			if r.status != 0 || r.stdout == "" || r.stderr != want || (awaited != nil) != (more != "") {

@@ -72,8 +72,8 @@ needed.
 	})
 }
 
-// workspaceHolds says in words what would go with a workspace. It reads no more than
-// a page of each.
+// workspaceHolds returns in words how many members and live keys a workspace has. It reads at most
+// one page of each.
 func (s *session) workspaceHolds(ctx context.Context, workspace string) (string, error) {
 	members, err := s.members.ListMembers(ctx, &keysvcv1.ListMembersRequest{WorkspaceId: workspace, PageSize: maxPageSize})
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// emptyingWorkspace is a server with one workspace of two members; removed counts how
-// often it was removed.
+// emptyingWorkspace returns a server with one workspace of two members. removed counts the calls of
+// RemoveWorkspace.
 func emptyingWorkspace(t *testing.T, removed *int) *fake {
 	t.Helper()
 	return &fake{
@@ -36,11 +36,11 @@ func emptyingWorkspace(t *testing.T, removed *int) *fake {
 	}
 }
 
-func TestWorkspaceRemove(t *testing.T) {
+func TestWorkspaceRemoveNeedsYesWithoutATerminal(t *testing.T) {
 	removed := 0
 	f := emptyingWorkspace(t, &removed)
 	c := command{addr: start(t, f)}
-	// What a pipe holds is no answer.
+	// The content of a pipe is no answer.
 	c.stdin = strings.NewReader("acme\nyes\n")
 	c.run(t, "workspace", "remove", "acme").want(t, 7, "",
 		"error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n")

@@ -52,7 +52,7 @@ workspaces    %d
 	}
 	outcome := "the times that lay in the future were set back"
 	if uses == 0 && repaired == (keys.Repaired{}) && !last.After(at) {
-		outcome = "no time lies in the future: nothing was written"
+		outcome = "no time lies in the future: nothing was changed"
 	}
 	_, err = fmt.Fprintf(out, "last-used     %d\n%s\n", uses, outcome)
 	return err

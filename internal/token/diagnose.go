@@ -45,7 +45,7 @@ func misformed(text string) string {
 		return "has no underscore between key id and secret: a letter is missing or one too many is there"
 	case !ValidPrefix(prefix):
 		return `has something else than a prefix before "_ksk1_"; a prefix is 2 to 12 characters of a-z and 0-9, the first a letter`
-	case !ValidID(tail[len(version):len(version)+idLength]), !allBase62(tail[len(version)+idLength+1:]):
+	case !ValidID(tail[len(version) : len(version)+idLength]), !allBase62(tail[len(version)+idLength+1:]):
 		return "has an underscore where no token has one"
 	}
 	return "has a wrong checksum: a letter was changed, or some were swapped"
