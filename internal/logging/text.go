@@ -103,7 +103,8 @@ func (t *Text) Handle(ctx context.Context, record slog.Record) error {
 	}
 	line := o.buffer.Bytes()
 	if rest, bare := bytes.CutSuffix(line, []byte(" \n")); bare { // a record without attributes
-		line = append(rest, '\n')
+		line = line[:len(rest)+1]
+		line[len(rest)] = '\n'
 	}
 	_, err := o.out.Write(line)
 	return err

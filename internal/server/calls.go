@@ -26,7 +26,7 @@ import (
 const (
 	// connectionTimeout bounds a connection's handshake.
 	connectionTimeout = 10 * time.Second
-	// keepaliveTime is the reportInterval after which a peer is asked whether it is still there, and
+	// keepaliveTime is the silence after which a peer is asked whether it is still there, and
 	// keepaliveTimeout the longest time that its answer may take.
 	keepaliveTime    = time.Minute
 	keepaliveTimeout = 20 * time.Second

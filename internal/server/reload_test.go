@@ -1,10 +1,14 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -113,4 +117,40 @@ func TestLimitsCanBeLoweredBelowWhatIsInFlight(t *testing.T) {
 	if !read.acquire() || read.taken.Load() != 1 {
 		t.Error("there is no slot, though none is taken")
 	}
+}
+
+// TestSIGHUPReloadsARunningProcess sends the signal to this process.
+func TestSIGHUPReloadsARunningProcess(t *testing.T) {
+	settings := everything(t)
+	settings.Dev, settings.Init = false, true
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	reload := func() (config.Settings, error) { return settings, nil }
+	out, log, ended := newNotice("keysvc serves on"), newNotice("the settings were read again"), make(chan error, 1)
+	go func() { ended <- RunWithReload(ctx, settings, reload, out, log) }()
+	<-out.seen
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	<-log.seen
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+// notice is a writer whose seen is closed once it was written a text.
+type notice struct {
+	text string
+	seen chan struct{}
+	once sync.Once
+}
+
+func newNotice(text string) *notice { return &notice{text: text, seen: make(chan struct{})} }
+
+func (n *notice) Write(line []byte) (int, error) {
+	if strings.Contains(string(line), n.text) {
+		n.once.Do(func() { close(n.seen) })
+	}
+	return len(line), nil
 }
