@@ -32,7 +32,7 @@ func TestValidationsBesidePolicyChecks(t *testing.T) {
 	}
 	path := newStore(t)
 	tokens := fill(t, path, count, 0)
-	server := startProcess(t, "TestServer", serverVariable+"="+realServer, fileVariable+"="+path)
+	server := startProcess(t, "TestProcessServer", serverVariable+"="+realServer, fileVariable+"="+path)
 	t.Cleanup(func() { server.end(t) })
 	server.address = server.line(t, "address")
 	load := &walkLoad{

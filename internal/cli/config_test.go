@@ -63,7 +63,7 @@ error: the settings are not valid
 	}
 	command{}.run(t, "config", "check", "--init", "--max-streams=5").want(t, 0, "The settings are valid: 2 are given, 21 have their default\n", "")
 	command{}.run(t, "config", "check", "--config", "absent.yaml").want(t, 1, "", "error: reading the configuration file: open absent.yaml: no such file or directory\n")
-	command{}.run(t, "config", "check", "x").want(t, 1, "", "error: takes flags only, no argument (see keysvc config check --help)\n")
+	command{}.run(t, "config", "check", "x").want(t, cli.ExitUsage, "", "error: takes flags only, no argument (see keysvc config check --help)\n")
 }
 
 func TestConfigShowsNoToken(t *testing.T) {

@@ -76,12 +76,15 @@ func reasonOf(result *status.Status) string {
 	return ""
 }
 
-// severityOf returns how much an answer matters to operators. Validations and health are
-// asked for all the time, and only logged at debug.
+// severityOf returns how much an answer matters to operators. Validations, sessions and health
+// are asked for all the time, and logged at debug only. A session that is refused because there
+// are too many is a warning, because that near-cache cannot work.
 func severityOf(fullMethod string, answer codes.Code) slog.Level {
 	switch callers.Needs(fullMethod) {
 	case callers.Validate, callers.Anyone:
-		return slog.LevelDebug
+		if answer != codes.ResourceExhausted {
+			return slog.LevelDebug
+		}
 	case callers.Nobody, callers.Manage, callers.Report, callers.Audit, callers.Administer, callers.Inspect:
 	}
 	switch answer {

@@ -236,11 +236,13 @@ func TestFilesOfOthersAreRefusedUnchanged(t *testing.T) {
 			t.Errorf("%s: the file was changed", name)
 		}
 	}
-	if _, err := Open(folder, quick); !errors.Is(err, storage.ErrDamaged) {
-		t.Errorf("Open of a folder: %v", err)
+	// A folder is a wrong argument, and no damage.
+	asFolder := folder + " is a folder; a store is a file"
+	if _, err := Open(folder, quick); errors.Is(err, storage.ErrDamaged) || err == nil || err.Error() != asFolder {
+		t.Errorf("Open of a folder: %v, want %s", err, asFolder)
 	}
-	if report, err := Check(t.Context(), folder); err != nil || len(report.Problems) == 0 {
-		t.Errorf("Check of a folder: %+v, %v", report, err)
+	if report, err := Check(t.Context(), folder); err == nil || err.Error() != asFolder {
+		t.Errorf("Check of a folder: %+v, %v, want %s", report, err, asFolder)
 	}
 	missing := filepath.Join(folder, "missing")
 	if _, err := Check(t.Context(), missing); !errors.Is(err, os.ErrNotExist) {
