@@ -49,6 +49,7 @@ func (m *Manager) repairWorkspace(ctx context.Context, actor audit.Actor, worksp
 	_, err := m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
 		record := &storagev1.WorkspaceRecord{
 			WorkspaceId: workspaceID, Incarnation: view.Current.Incarnation, CreateTime: timestamppb.New(earlier(view.Current.Created, now)),
+			RemovalSourceVersion: view.Current.RemovalSourceVersion,
 		}
 		if view.Current.Removed {
 			record.RemoveTime = timestamppb.New(earlier(view.Current.Since(), now))
