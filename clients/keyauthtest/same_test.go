@@ -13,11 +13,12 @@ import (
 	"github.com/scribe-mail/keysvc/clients/internal/validatortest"
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	"github.com/scribe-mail/keysvc/clients/keyclient"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/server/servertest"
 )
 
 var (
-	operations = flag.Int("operations", 1500, "how many changes TestSameAnswersAsKeysvc makes")
+	operations = flag.Int("operations", race.Rounds(1500, 300), "how many changes TestSameAnswersAsKeysvc makes")
 	seed       = flag.Uint64("seed", 1, "what its chance begins with")
 )
 

@@ -10,11 +10,12 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
+	"github.com/scribe-mail/keysvc/internal/race"
 )
 
 // The full campaign is `go test ./internal/keys -run TestRandomOperationsMatchTheModel -operations 100000`.
 var (
-	operationsFlag = flag.Int("operations", 4000, "random operations of the model test")
+	operationsFlag = flag.Int("operations", race.Rounds(4000, 600), "random operations of the model test")
 	seedFlag       = flag.Uint64("seed", 1, "seed of the model test")
 )
 

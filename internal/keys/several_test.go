@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
+	"github.com/scribe-mail/keysvc/internal/race"
 )
 
 // The flags of the tests with several managers. The full campaigns are
@@ -15,8 +16,8 @@ import (
 // `go test ./internal/keys -run TestManyCallersSeeOneHistory -several.calls 100000`.
 var (
 	severalSeed  = flag.Uint64("several.seed", 0, "seed of the tests with several managers, the first of several; 0 draws one")
-	severalRuns  = flag.Int("several.runs", 50, "simulations with several managers")
-	severalCalls = flag.Int("several.calls", 5000, "calls of the test with many callers")
+	severalRuns  = flag.Int("several.runs", race.Rounds(50, 12), "simulations with several managers")
+	severalCalls = flag.Int("several.calls", race.Rounds(5000, 1000), "calls of the test with many callers")
 )
 
 // drawSeed returns the seed of a run, or the first of several.

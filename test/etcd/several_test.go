@@ -6,12 +6,13 @@ import (
 	"testing"
 
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 var (
 	severalSeed  = flag.Uint64("several.seed", 0, "seed of the test with several managers; 0 draws one")
-	severalCalls = flag.Int("several.calls", 1500, "calls of the test with several managers")
+	severalCalls = flag.Int("several.calls", race.Rounds(1500, 500), "calls of the test with several managers")
 )
 
 // fleet is one store for several managers, with a client for each.

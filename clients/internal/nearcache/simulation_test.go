@@ -17,11 +17,12 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/lease"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 var (
-	schedules = flag.Int("schedules", 3000, "how many schedules the simulation runs")
+	schedules = flag.Int("schedules", race.Rounds(3000, 150), "how many schedules the simulation runs")
 	seedFlag  = flag.Uint64("seed", 1, "the first schedule's seed; each next one has the next")
 )
 

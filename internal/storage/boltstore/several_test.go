@@ -8,12 +8,13 @@ import (
 	"testing"
 
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
 var (
 	severalSeed = flag.Uint64("several.seed", 0, "first seed of the test with several managers; 0 draws one")
-	severalRuns = flag.Int("several.runs", 10, "simulations with several managers")
+	severalRuns = flag.Int("several.runs", race.Rounds(10, 3), "simulations with several managers")
 )
 
 // failing is a fleet whose commits fail like those of a bad disk: the handle is closed, and

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -40,7 +41,7 @@ func (s *suite) setting(name string, otherwise int) int {
 // testRandom makes random valid and invalid changes, reopens the store now and then, and
 // compares it with the model.
 func testRandom(s *suite) {
-	operations := s.setting(operationsVariable, 600)
+	operations := s.setting(operationsVariable, race.Rounds(600, 200))
 	seed := s.setting(seedVariable, 1)
 	s.Logf("%s=%d %s=%d", operationsVariable, operations, seedVariable, seed)
 	s.ctx = live(s.T)
