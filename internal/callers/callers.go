@@ -198,7 +198,8 @@ func NewContext(ctx context.Context, identity Identity) context.Context {
 	return context.WithValue(ctx, contextKey{}, identity)
 }
 
-// FromContext returns the caller's identity; the zero Identity if there is none.
+// FromContext returns the caller's identity, or the zero Identity if NewContext did not make ctx
+// or a parent of it.
 func FromContext(ctx context.Context) Identity {
 	identity, _ := ctx.Value(contextKey{}).(Identity)
 	return identity

@@ -175,7 +175,7 @@ var table = []Setting{
 	},
 	{
 		Name: "dev", Group: groupCare, Default: "false",
-		Usage: "make a demonstration workspace with a key, once, and the store if there is none, and print commands to try",
+		Usage: "make a demonstration workspace with a key, once, and a store if the data folder has none, and print commands to try",
 		More:  "Writes a token to `demo-token` in the data folder. Not for production.",
 		kind:  boolean(func(s *Settings) *bool { return &s.Dev }),
 	},

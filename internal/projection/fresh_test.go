@@ -166,8 +166,8 @@ func TestFreshEndsFollowOnAnotherHistory(t *testing.T) {
 	}
 }
 
-// A policy that cannot be read leaves none, whatever the one before it allowed, until a
-// readable one comes.
+// While the active policy cannot be read, every call that needs it is refused, whatever the policy
+// before it allowed.
 func TestUnreadablePolicyDenies(t *testing.T) {
 	store := openStore(t)
 	var head storage.Head

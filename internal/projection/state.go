@@ -206,8 +206,8 @@ func (s *state) put(item storage.Item) {
 	}
 }
 
-// addPolicy makes a policy the active one. A policy that cannot be read leaves none: the policy
-// before it may allow what this one took away.
+// addPolicy makes a policy the active one. If the record cannot be read, the projection has no
+// active policy: the policy before it may allow what this one took away.
 func (s *state) addPolicy(record *storagev1.PolicyRecord) {
 	parsed, err := policy.Parse("stored policy", record.GetDocument())
 	if err != nil {
