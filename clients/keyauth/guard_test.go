@@ -546,7 +546,7 @@ func BenchmarkInterceptor(b *testing.B) {
 		if _, ok := keyauth.PrincipalFrom(ctx); !ok {
 			b.Fatal("no principal")
 		}
-		return nil, nil //nolint:nilnil // the result is not used
+		return nil, nil // the result is not used
 	}
 	b.ReportAllocs()
 	for b.Loop() {

@@ -79,7 +79,7 @@ func newIntercepted(tb testing.TB, validator keyauth.Validator, token string) fu
 		if _, ok := keyauth.PrincipalFrom(ctx); !ok {
 			tb.Error("no principal")
 		}
-		return nil, nil //nolint:nilnil // the result is not used
+		return nil, nil // the result is not used
 	}
 	return func() error {
 		_, err := intercept(ctx, nil, info, handler)

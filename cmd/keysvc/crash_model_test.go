@@ -228,7 +228,7 @@ func newWorker(number int, seed uint64) *worker {
 	}
 	return &worker{
 		number: number,
-		random: rand.New(rand.NewPCG(seed, uint64(number))), //nolint:gosec // reproducible, no secret
+		random: rand.New(rand.NewPCG(seed, uint64(number))),
 		models: []*model{m},
 		counts: make(map[string]int),
 	}

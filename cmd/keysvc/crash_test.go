@@ -34,12 +34,12 @@ const (
 // longer. KEYSVC_CRASH_SEED repeats the choices of the workers of an earlier run.
 func TestKillLosesNothingAcknowledged(t *testing.T) {
 	t.Parallel()
-	rounds := int(number(t, "KEYSVC_CRASH_ROUNDS", crashRounds)) //nolint:gosec // a small number
-	seed := number(t, "KEYSVC_CRASH_SEED", rand.Uint64())        //nolint:gosec // no secret
+	rounds := int(number(t, "KEYSVC_CRASH_ROUNDS", crashRounds))
+	seed := number(t, "KEYSVC_CRASH_SEED", rand.Uint64())
 	t.Logf("KEYSVC_CRASH_ROUNDS=%d KEYSVC_CRASH_SEED=%d", rounds, seed)
 	begin, all := time.Now(), &tally{acknowledged: make(map[string]int)}
 	for first := 0; first < rounds && !t.Failed(); first += storeRounds {
-		c := newCampaign(t, seed+uint64(first), all) //nolint:gosec // a small number
+		c := newCampaign(t, seed+uint64(first), all)
 		for round := first; round < min(first+storeRounds, rounds) && !t.Failed(); round++ {
 			c.round(t)
 			if t.Failed() {
@@ -101,7 +101,7 @@ type campaign struct {
 
 func newCampaign(t *testing.T, seed uint64, all *tally) *campaign {
 	t.Helper()
-	c := &campaign{data: t.TempDir(), random: rand.New(rand.NewPCG(seed, 0)), tally: all} //nolint:gosec // reproducible, no secret
+	c := &campaign{data: t.TempDir(), random: rand.New(rand.NewPCG(seed, 0)), tally: all}
 	for worker := range crashWorkers {
 		c.workers = append(c.workers, newWorker(worker+1, seed))
 	}
@@ -151,7 +151,7 @@ func (c *campaign) round(t *testing.T) {
 		t.Error(err)
 		return
 	}
-	defer s.conn.Close() //nolint:errcheck // its server is gone
+	defer s.conn.Close()
 	c.compare(t, s)
 	if !t.Failed() {
 		c.work(t, s)

@@ -36,9 +36,9 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(folder) //nolint:errcheck // a leftover in the folder for such
+	defer os.RemoveAll(folder)
 	binary = filepath.Join(folder, "keysvc")
-	if output, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil { //nolint:noctx // go test has the deadline
+	if output, err := exec.Command("go", "build", "-o", binary, ".").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building keysvc: %v\n%s", err, output)
 		return 1
 	}
@@ -70,7 +70,7 @@ type process struct {
 // launch starts keysvc. If it still runs at the end of the test, it is killed.
 func launch(t *testing.T, arguments ...string) *process {
 	t.Helper()
-	command := exec.Command(binary, arguments...) //nolint:gosec,noctx // built above; killed below
+	command := exec.Command(binary, arguments...)
 	command.Env = clean()
 	p, err := begin(command)
 	if err != nil {

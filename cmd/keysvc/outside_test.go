@@ -45,7 +45,7 @@ func plumb(t *testing.T, arguments ...string) *plumbed {
 	t.Cleanup(func() { _ = reader.Close() })
 	data, socket := t.TempDir(), filepath.Join(shortDir(t), "s")
 	p := &process{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
-	p.command = exec.Command(binary, append([]string{"serve", "--init", "--data", data, "--listen", "unix://" + socket}, arguments...)...) //nolint:gosec // built above
+	p.command = exec.Command(binary, append([]string{"serve", "--init", "--data", data, "--listen", "unix://" + socket}, arguments...)...)
 	p.command.Env = clean()
 	p.command.Stdout, p.command.Stderr = writer, writer
 	if err := p.command.Start(); err != nil {
@@ -196,7 +196,7 @@ func TestServingGoesOnWithoutDescriptors(t *testing.T) {
 	t.Parallel()
 	data := t.TempDir()
 	p := &process{stdout: newOutput(), stderr: newOutput(), ended: make(chan struct{})}
-	p.command = exec.Command("sh", append([]string{"-c", descriptorsSet, binary}, serveOn(data)...)...) //nolint:gosec // built above
+	p.command = exec.Command("sh", append([]string{"-c", descriptorsSet, binary}, serveOn(data)...)...)
 	p.command.Env = clean()
 	p.command.Stdout, p.command.Stderr = p.stdout, p.stderr
 	if err := p.command.Start(); err != nil {

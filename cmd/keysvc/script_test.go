@@ -96,7 +96,7 @@ func addGrpcurl(folder string) error {
 		}
 	}
 	script += "exec go -C " + modules + " tool grpcurl \"$@\"\n"
-	return os.WriteFile(filepath.Join(folder, "grpcurl"), []byte(script), 0o700) //nolint:gosec // to be run
+	return os.WriteFile(filepath.Join(folder, "grpcurl"), []byte(script), 0o700)
 }
 
 // positive makes a command that has no negation.
@@ -138,7 +138,7 @@ func scriptServe(ts *testscript.TestScript, args []string) {
 		}
 	}
 	data = ts.MkAbs(data)
-	command := exec.Command(binary, append(append(serveOn(data), args...), "--data", data)...) //nolint:gosec,noctx // built above; ended by the script
+	command := exec.Command(binary, append(append(serveOn(data), args...), "--data", data)...)
 	command.Dir = ts.Getenv("WORK")
 	command.Env = clean()
 	p, err := begin(command)
@@ -203,7 +203,7 @@ func scriptIssue(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	command := exec.CommandContext(ctx, binary, args[1:]...) //nolint:gosec // built above
+	command := exec.CommandContext(ctx, binary, args[1:]...)
 	command.Dir = ts.MkAbs(".")
 	command.Env = append(clean(), "KEYSVC_ADDR="+ts.Getenv("KEYSVC_ADDR"))
 	if workspace := ts.Getenv("KEYSVC_WORKSPACE"); workspace != "" {
@@ -252,11 +252,11 @@ func scriptRefuses(ts *testscript.TestScript, args []string) {
 			file = ts.MkAbs(filepath.Join(args[index+1], "keysvc.db"))
 		}
 	}
-	before, _ := os.ReadFile(file) //nolint:gosec // the script's own; there may be none
+	before, _ := os.ReadFile(file) // the file may be absent
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	command := exec.CommandContext(ctx, binary, append([]string{"serve", "--listen", "127.0.0.1:0"}, args[1:]...)...) //nolint:gosec // built above
+	command := exec.CommandContext(ctx, binary, append([]string{"serve", "--listen", "127.0.0.1:0"}, args[1:]...)...)
 	command.Dir, command.Env = ts.MkAbs("."), clean()
 	command.Stdout, command.Stderr = &stdout, &stderr
 	began := time.Now()
@@ -281,7 +281,7 @@ func scriptRefuses(ts *testscript.TestScript, args []string) {
 	if stdout.Len() > 0 {
 		ts.Fatalf("on standard output: %s", stdout.String())
 	}
-	if after, _ := os.ReadFile(file); serverOf(ts).running == nil && !bytes.Equal(before, after) { //nolint:gosec // the script's own
+	if after, _ := os.ReadFile(file); serverOf(ts).running == nil && !bytes.Equal(before, after) {
 		ts.Fatalf("the failed start changed the store's file")
 	}
 }
@@ -307,7 +307,7 @@ func scriptDamage(ts *testscript.TestScript, args []string) {
 
 func scriptOccupy(ts *testscript.TestScript, args []string) {
 	need(ts, args, 2, "occupy NETWORK ADDRESS")
-	listener, err := net.Listen(args[0], args[1]) //nolint:noctx // at once
+	listener, err := net.Listen(args[0], args[1])
 	ts.Check(err)
 	ts.Defer(func() { _ = listener.Close() })
 	ts.Setenv("TAKEN", listener.Addr().String())

@@ -96,7 +96,7 @@ standard error, each with file and line.`,
 
 // readPolicyFile reads a policy. Its mistakes are written to standard error.
 func (a *app) readPolicyFile(file string) (*policy.Policy, error) {
-	data, err := os.ReadFile(file) //nolint:gosec // G304: the person at the keyboard names it
+	data, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}

@@ -51,7 +51,7 @@ func holderOf(file string) (pid int, name string) {
 			if err != nil || !os.SameFile(held, wanted) {
 				continue
 			}
-			comm, _ := os.ReadFile(filepath.Join(folder, "comm")) //nolint:gosec // G304: of the kernel
+			comm, _ := os.ReadFile(filepath.Join(folder, "comm"))
 			return pid, strings.TrimSpace(string(comm))
 		}
 	}

@@ -86,7 +86,7 @@ type reading struct {
 // New returns a clock.
 func New(config Config) *Clock {
 	if config.Wall == nil {
-		config.Wall = time.Now //nolint:forbidigo // this is the clock
+		config.Wall = time.Now
 		if config.Passed == nil {
 			config.Passed = Booted()
 		}
@@ -96,7 +96,7 @@ func New(config Config) *Clock {
 		c.latest.Store(config.Floor.UnixNano())
 	}
 	wall := c.wall()
-	c.bare = wall == wall.Round(0) //nolint:revive // == sees the monotonic part, and Equal does not
+	c.bare = wall == wall.Round(0) // unlike Equal, == sees the monotonic part
 	return c
 }
 

@@ -36,7 +36,7 @@ func (a *attempt) member(ctx context.Context, memberID string) (*storagev1.Membe
 	record, revision, err := a.manager.store.GetMember(ctx, a.workspaceID, memberID)
 	a.read = max(a.read, revision)
 	if errors.Is(err, storage.ErrNotFound) {
-		return nil, nil //nolint:nilnil // documented: nil is "none"
+		return nil, nil
 	}
 	return record, err
 }

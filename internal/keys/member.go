@@ -115,7 +115,7 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberS
 			record.SourceVersion = *spec.SourceVersion
 		}
 		if proto.Equal(record, stored) {
-			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+			return nil, nil // nothing to change
 		}
 		record.UpdateTime = timestamppb.New(now)
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, now, spec.WorkspaceID)

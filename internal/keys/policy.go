@@ -30,7 +30,7 @@ func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *
 	now := m.clock()
 	_, err := m.change(ctx, "", func(view *attempt) (*storage.Change, error) {
 		if view.Policy != nil || view.DamagedPolicy != nil {
-			return nil, nil //nolint:nilnil,nilerr // documented: nil is "nothing to change"; a damaged policy is not replaced
+			return nil, nil //nolint:nilerr // nothing to change: a damaged policy is not replaced
 		}
 		return policyChange(actor, wanted, nil, now), nil
 	})
@@ -121,7 +121,7 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacemen
 		}
 		difference = m.comparePolicies(active, wanted, now)
 		if replacement.ValidateOnly || difference.Digest == active.Digest {
-			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+			return nil, nil // nothing to change
 		}
 		retired := decide.NewScopes(append(slices.Clone(active.Retired), difference.RemovedScopes...)...)
 		change := policyChange(actor, wanted, retired, now)

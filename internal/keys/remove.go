@@ -42,7 +42,7 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, workspace
 			return nil, err
 		}
 		if stored == nil && !isPositive(sourceVersion) {
-			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+			return nil, nil // nothing to change
 		}
 		record := proto.CloneOf(stored)
 		if record == nil {
@@ -56,7 +56,7 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, workspace
 			record.SourceVersion = *sourceVersion
 		}
 		if proto.Equal(record, stored) {
-			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+			return nil, nil // nothing to change
 		}
 		record.UpdateTime = timestamppb.New(now)
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_MEMBER_REMOVED, now, workspaceID)
@@ -100,7 +100,7 @@ func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, worksp
 		}
 		there := view.Current != nil && !view.Current.Removed
 		if repeated || !there && !isPositive(sourceVersion) {
-			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+			return nil, nil // nothing to change
 		}
 		record, err := m.removedWorkspace(workspaceID, view.Current, now)
 		if err != nil {

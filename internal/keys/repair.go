@@ -122,7 +122,7 @@ func (m *Manager) repairKeys(ctx context.Context, actor audit.Actor, workspaceID
 				func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 					before := expireTimeOf(record).AsTime()
 					if !repairKey(record, now) {
-						return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+						return nil, nil // nothing to change
 					}
 					event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID)
 					event.Details = map[string]string{

@@ -184,7 +184,7 @@ func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspa
 				return nil, err
 			}
 			if !overlapping(record, now) {
-				return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+				return nil, nil // nothing to change
 			}
 			record.Secrets = record.GetSecrets()[:1]
 			return audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_ROTATION_FINISHED, now, record.GetWorkspaceId()), nil

@@ -97,7 +97,7 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 		}
 		swept = Swept{Keys: len(change.DeleteKeys), Members: len(change.DeleteMembers)}
 		if swept == (Swept{}) {
-			return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+			return nil, nil // nothing to change
 		}
 		event.Details = map[string]string{}
 		if len(purged) > 0 {

@@ -63,7 +63,7 @@ func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, update KeyUp
 			before := proto.CloneOf(record)
 			wanted.apply(record)
 			if proto.Equal(before, record) {
-				return nil, nil //nolint:nilnil // documented: nil is "nothing to change"
+				return nil, nil // nothing to change
 			}
 			if wanted.masked["scopes"] {
 				if err := m.checkScopesOfMember(view, record); err != nil {

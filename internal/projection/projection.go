@@ -344,11 +344,11 @@ func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 	defer p.mutex.RUnlock()
 	entry := p.state.workspaces[workspaceID]
 	if entry == nil {
-		return nil, nil //nolint:nilnil // documented: nil is "none"
+		return nil, nil
 	}
 	member := entry.members[memberID]
 	if member == nil {
-		return nil, nil //nolint:nilnil // documented: nil is "none"
+		return nil, nil
 	}
 	return member, member.damaged
 }

@@ -21,7 +21,7 @@ func (s *Server) startClock(ctx context.Context) error {
 	settings, position := s.config.Settings, s.position
 	wall, passed := s.config.Now, s.config.Passed
 	if wall == nil {
-		wall = time.Now //nolint:forbidigo // the one clock follows it
+		wall = time.Now
 		if passed == nil {
 			passed = clock.Booted()
 		}

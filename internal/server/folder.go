@@ -36,7 +36,7 @@ func makeFolder(path string) error {
 
 // syncFolder flushes a folder to the disk, so that the names in it are durable.
 func syncFolder(path string) error {
-	folder, err := os.Open(path) //nolint:gosec // the operator names the folder
+	folder, err := os.Open(path)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func newLogHandler(settings config.Settings, level slog.Leveler, out io.Writer) 
 func droppedNotice(settings config.Settings) func(dropped int64) []byte {
 	return func(dropped int64) []byte {
 		var line bytes.Buffer
-		now := time.Now() //nolint:forbidigo // slog stamps its lines the same way
+		now := time.Now() // as slog stamps its own lines
 		record := slog.NewRecord(now, slog.LevelWarn, "log lines were dropped: nobody read them in time, or they could not be written", 0)
 		record.AddAttrs(slog.Int64("dropped", dropped))
 		_ = newLogHandler(settings, settings.LogLevel, &line).Handle(context.Background(), record) // a buffer takes everything

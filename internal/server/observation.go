@@ -17,7 +17,7 @@ import (
 )
 
 // monotonic returns a time to measure a duration from.
-func monotonic() time.Time { return time.Now() } //nolint:forbidigo // durations go by the time that passes
+func monotonic() time.Time { return time.Now() }
 
 // observation is what the door notes of a call until it has an answer.
 type observation struct {

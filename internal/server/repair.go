@@ -20,7 +20,7 @@ import (
 // apply is false it changes nothing. anchor is the path of the store's anchor; "" is the
 // anchor beside the file.
 func RepairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer) error {
-	return repairClock(ctx, file, anchor, apply, out, time.Now) //nolint:forbidigo // the process's clock
+	return repairClock(ctx, file, anchor, apply, out, time.Now)
 }
 
 func repairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer, now func() time.Time) error {

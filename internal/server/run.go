@@ -225,7 +225,7 @@ func readPolicy(file string) (*policy.Policy, error) {
 	if file == "" {
 		return policy.Default(), nil
 	}
-	document, err := os.ReadFile(file) //nolint:gosec // the operator names it
+	document, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}

@@ -143,7 +143,7 @@ func (s *Server) components() []component {
 // load fills the projection with what the store holds.
 func (s *Server) load(ctx context.Context) (err error) {
 	// The store is this process's: whoever served it before has stopped.
-	s.started = time.Now() //nolint:forbidigo // leases go by the time that passes
+	s.started = time.Now() // leases are in monotonic time
 	s.projection = projection.New(observed(s.config.Store, s.hooks), s.log)
 	if s.position, err = s.projection.Load(ctx); err != nil {
 		return fmt.Errorf("loading the store: %w", err)

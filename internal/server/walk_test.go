@@ -1033,7 +1033,7 @@ func TestBadItemsOfABatch(t *testing.T) {
 			bad := response.GetResponses()[1]
 			reason := strings.TrimPrefix(bad.GetError().GetReason().String(), "ERROR_REASON_")
 			if bad.GetDecision() != keysvcv1.Decision_DECISION_UNSPECIFIED || bad.GetPrincipal() != nil || bad.GetKeyId() != "" ||
-				codes.Code(bad.GetError().GetCode()) != c.code || reason != c.reason { //nolint:gosec // a small number
+				codes.Code(bad.GetError().GetCode()) != c.code || reason != c.reason {
 				t.Errorf("got %v, want %s with %s and no decision", bad, c.code, c.reason)
 			}
 			for _, field := range c.violations {
@@ -1329,7 +1329,7 @@ func put(request proto.Message, path string, value any) {
 			message.Mutable(field).Map().Set(protoreflect.ValueOfString(key).MapKey(), protoreflect.ValueOfString(text))
 		}
 	case int:
-		message.Set(field, protoreflect.ValueOfInt32(int32(value))) //nolint:gosec // written in the table
+		message.Set(field, protoreflect.ValueOfInt32(int32(value)))
 	case proto.Message:
 		message.Set(field, protoreflect.ValueOfMessage(value.ProtoReflect()))
 	default:

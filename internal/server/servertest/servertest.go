@@ -67,7 +67,7 @@ func Start(t testing.TB, options Options) *Keysvc {
 		options.File = filepath.Join(t.TempDir(), "keysvc.db")
 	}
 	if options.Listener == nil {
-		listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's
+		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +108,7 @@ func Start(t testing.TB, options Options) *Keysvc {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { keysvc.Conn.Close() }) //nolint:errcheck // it was in use until now
+	t.Cleanup(func() { keysvc.Conn.Close() })
 	keysvc.Keys = keysvcv1.NewKeyServiceClient(keysvc.Conn)
 	keysvc.Members = keysvcv1.NewMemberServiceClient(keysvc.Conn)
 	keysvc.Policies = keysvcv1.NewPolicyServiceClient(keysvc.Conn)

@@ -84,7 +84,7 @@ var hashers = sync.Pool{New: func() any { return integrity.NewHasher() }}
 // elementOf returns the element of a record with a payload, and the payload's hash.
 func elementOf(workspaceID string, id recordID, payload []byte) (integrity.Element, integrity.Hash) {
 	hash := integrity.HashPayload(payload)
-	hasher := hashers.Get().(*integrity.Hasher) //nolint:forcetypeassert,errcheck // the pool has nothing else
+	hasher := hashers.Get().(*integrity.Hasher) //nolint:errcheck // the pool has nothing else
 	defer hashers.Put(hasher)
 	return hasher.Element(kindName(id.kind), workspaceID, id.name, hash), hash
 }

@@ -70,11 +70,11 @@ func (h *keyHasher) exchange(batch *keyBatch) (*keyBatch, error) {
 	return finished, err
 }
 
-// wait waits for the batch that is being computed and returns it; nil if there is none.
+// wait waits for the batch that is being computed and returns it; nil if no batch is.
 func (h *keyHasher) wait() (*keyBatch, error) {
 	finished := h.running
 	if finished == nil {
-		return nil, nil //nolint:nilnil // documented by exchange
+		return nil, nil
 	}
 	h.running = nil
 	return finished, <-finished.done
