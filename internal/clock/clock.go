@@ -96,7 +96,7 @@ func New(config Config) *Clock {
 		c.latest.Store(config.Floor.UnixNano())
 	}
 	wall := c.wall()
-	c.bare = wall == wall.Round(0) // unlike Equal, == sees the monotonic part
+	c.bare = wall.String() == wall.Round(0).String() // String shows the monotonic part, which Round strips
 	return c
 }
 
