@@ -46,8 +46,9 @@ func (h Head) Link(event *storagev1.AuditRecord) {
 	}
 }
 
-// Link makes the change one of a workspace at a head: its event continues the chain that
-// ends there, and every record that it puts names that event.
+// Link sets the change's workspace and the head that the change expects. The event then
+// continues the chain that ends in that head, and every record that the change puts names the
+// event.
 func (c *Change) Link(workspaceID string, head Head) {
 	c.WorkspaceID, c.Expect = workspaceID, head
 	head.Link(c.Event)
@@ -150,7 +151,8 @@ func (c *Change) operations() int {
 
 // DeleteOperations returns how many operations the deletion of a key is.
 func DeleteOperations(key *storagev1.KeyRecord) int {
-	// The record, its id, its position among all keys, and when it was last used.
+	// The record, the index entries of its id and of its rank among all keys, and the time of
+	// the last use.
 	return 4 + len(key.GetRequestIds())
 }
 
@@ -179,13 +181,13 @@ func (c *Change) validateEvent() error {
 	return nil
 }
 
-// validateRecords checks ids, that every record that is put names the change, and that no
-// record occurs twice: the order of two writes to one name is nothing that a transaction
-// promises.
+// validateRecords checks that ids are valid, that every record that is put names the change,
+// and that no record occurs twice. A transaction does not promise an order of two writes to
+// one name.
 func (c *Change) validateRecords() error {
 	for sequence := range c.putSequences() {
 		if sequence != c.Event.GetSequence() {
-			return invalid("a record names audit event %d as its change, which is %d", sequence, c.Event.GetSequence())
+			return invalid("a record has the change_sequence %d; it must be the sequence of the event, %d", sequence, c.Event.GetSequence())
 		}
 	}
 	members := make(map[string]bool)
@@ -233,7 +235,7 @@ func (c *Change) validateKey(key *storagev1.KeyRecord) error {
 			return invalid("%q is not a request id", requestID)
 		}
 		if isNew && !slices.Contains(c.AbsentRequestIDs, requestID) {
-			return invalid("request id %q is new, but need not be absent", requestID)
+			return invalid("request id %q of a new key is not in AbsentRequestIDs", requestID)
 		}
 	}
 	return nil
@@ -257,7 +259,7 @@ func (c *Change) validateRequests() error {
 	return nil
 }
 
-// isID reports whether every backend can make an id part of a name.
+// isID reports whether every backend can use an id as a part of a name.
 func isID(id string) bool {
 	return id != "" && len(id) <= MaxIDBytes && !strings.Contains(id, "\x00")
 }

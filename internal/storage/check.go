@@ -28,15 +28,15 @@ const (
 
 // Checker looks for contradictions in a store: records that are not what their last audit
 // event put, records without an event and events without a record, broken chains, and feed
-// entries that do not match the events. It knows no backend. The caller passes it
-// everything, as of one revision, in this order: the position; the feed entries by
-// ascending revision; every item of Load; every audit event, those of a workspace by
-// ascending sequence. Then Problems returns the result. The zero value is ready for use.
+// entries that do not match the events. It knows no backend. The caller passes the whole store
+// to it, as of one revision, in this order: the position; the feed entries by ascending
+// revision; every item of Load; every audit event, those of a workspace by ascending sequence.
+// Then Problems returns the result. The zero value is ready for use.
 type Checker struct {
 	// Feed is what to expect of the change log.
 	Feed FeedCheck
-	// Schema is the store's; 0 stands for this program's. Events of SchemaFirst list no
-	// records, so records are then compared with the other fields of the events.
+	// Schema is the schema of the store; 0 stands for this program's. In a store of SchemaFirst,
+	// events list no records, so records are compared with the other fields of the events.
 	Schema int32
 
 	position   Position
@@ -55,7 +55,7 @@ type Checker struct {
 // checkedWorkspace is what a Checker knows of one workspace.
 type checkedWorkspace struct {
 	id string
-	// head is the stored head; damagedHead is whether it is unreadable.
+	// head is the stored head; damagedHead reports whether it is unreadable.
 	head          *Head
 	damagedHead   bool
 	record        bool
@@ -66,9 +66,10 @@ type checkedWorkspace struct {
 	feedLast int64 // revision of the last event that the change log has
 	members  map[string]*checkedMember
 	requests map[string]string // request id to key
-	// created are keys that an event created and that do not exist, and the event's sequence.
+	// created maps the id of each key that an event created to the sequence of that event, if
+	// no record of the key names the event. A purge removes its keys from the map.
 	created map[string]int64
-	// lists is whether an event has listed records. From then on every event must.
+	// lists reports whether an event has listed records. From then on every event must.
 	lists bool
 }
 
@@ -78,8 +79,9 @@ type checkedKey struct {
 	workspace                *checkedWorkspace
 	sequence, changeSequence int64
 	damaged                  bool
-	revoked                  bool // the record says so
-	// What the events say.
+	revoked                  bool // in the record
+	// createdSeen, changeSeen and revokedSeen report whether the events have the creation of the
+	// key, the change that its record names, and a revocation.
 	createdSeen, changeSeen, revokedSeen bool
 }
 
@@ -188,19 +190,19 @@ func (c *Checker) damaged(damaged *Damaged) {
 }
 
 func (c *Checker) workspace(id string) *checkedWorkspace {
-	entry := c.workspaces[id]
-	if entry == nil {
+	workspace := c.workspaces[id]
+	if workspace == nil {
 		if c.workspaces == nil {
 			c.workspaces = make(map[string]*checkedWorkspace)
 		}
-		entry = &checkedWorkspace{id: id, members: make(map[string]*checkedMember)}
-		c.workspaces[id] = entry
+		workspace = &checkedWorkspace{id: id, members: make(map[string]*checkedMember)}
+		c.workspaces[id] = workspace
 	}
-	return entry
+	return workspace
 }
 
-// member notes a member's record. A removal may be stored of a member that was never
-// there, in a workspace that was never there: it overtook the push that adds them.
+// member notes a member's record. The record of a removed member needs no workspace: the push
+// that removes a member may arrive before the push that adds the member and the workspace.
 func (c *Checker) member(workspaceID, memberID string, damaged, removed bool) {
 	workspace := c.workspace(workspaceID)
 	workspace.needsRecord = workspace.needsRecord || !removed
@@ -363,7 +365,7 @@ func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRe
 	switch {
 	case key == nil:
 	case key.damaged:
-		return // nothing is known of it
+		return // an unreadable record cannot be compared
 	case key.workspace != workspace:
 		key = nil
 	}
@@ -465,7 +467,7 @@ func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
 	for _, id := range sortedKeys(workspace.members) {
 		member := workspace.members[id]
 		name := recordName{workspace.id, storagev1.RecordKind_RECORD_KIND_MEMBER, id}
-		unlisted := c.Schema != SchemaFirst && !c.record(name).listed // said once, with the records
+		unlisted := c.Schema != SchemaFirst && !c.record(name).listed // finishRecords reports it
 		if !member.put && !member.damaged && !unlisted {
 			c.Problem("%s: no audit event put member %q", title, id)
 		}
@@ -483,7 +485,7 @@ func (c *Checker) finishKey(id string, key *checkedKey) {
 	if !key.createdSeen {
 		c.Problem("key %s: audit event %d did not create it", id, key.sequence)
 	}
-	if !key.changeSeen && c.Schema == SchemaFirst { // later ones list their records
+	if !key.changeSeen && c.Schema == SchemaFirst { // in later schemas finishRecords compares
 		c.Problem("key %s: audit event %d did not change it", id, key.changeSequence)
 	}
 	if key.revoked != key.revokedSeen {

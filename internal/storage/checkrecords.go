@@ -40,14 +40,15 @@ type checkedRecord struct {
 	hash            [sha256.Size]byte // of the payload
 	changed         int64             // the event that the record names
 
-	// What the events say: whether any lists the record, and the last one that does.
+	// listed reports whether an event lists the record; by is the last such event, and after
+	// the hash that it lists, empty for a deletion.
 	listed bool
 	by     int64
 	after  []byte
 }
 
-// nameOf returns the name of the record in an item, and the sequence of the event that the
-// record names. Heads, usage and damage are no records.
+// nameOf returns the name of the record in an item, the record, and the sequence of the event
+// that the record names. record is nil for heads, usage and damage, which no event lists.
 func nameOf(item Item) (name recordName, record proto.Message, changed int64) {
 	switch {
 	case item.Policy != nil:
@@ -79,24 +80,24 @@ func damagedName(damaged *Damaged) recordName {
 }
 
 func (c *Checker) record(name recordName) *checkedRecord {
-	entry := c.records[name]
-	if entry == nil {
+	record := c.records[name]
+	if record == nil {
 		if c.records == nil {
 			c.records = make(map[recordName]*checkedRecord)
 		}
-		entry = &checkedRecord{}
-		c.records[name] = entry
+		record = &checkedRecord{}
+		c.records[name] = record
 	}
-	return entry
+	return record
 }
 
 func (c *Checker) stored(name recordName, hash [sha256.Size]byte, changed int64) {
-	entry := c.record(name)
-	entry.stored, entry.hash, entry.changed = true, hash, changed
+	record := c.record(name)
+	record.stored, record.hash, record.changed = true, hash, changed
 }
 
-// matchRecords takes what an event lists. The hash of a record before the event must be the
-// hash after the previous event that lists it.
+// matchRecords checks what an event lists, and notes it for finishRecords. The hash of a
+// record before the event must be the hash after the previous event that lists the record.
 func (c *Checker) matchRecords(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
 	if c.Schema == SchemaFirst {
 		return
@@ -109,17 +110,17 @@ func (c *Checker) matchRecords(workspace *checkedWorkspace, event *storagev1.Aud
 	for _, change := range event.GetChanges() {
 		workspace.lists = true
 		name := recordName{workspace.id, change.GetKind(), change.GetName()}
-		entry := c.record(name)
+		record := c.record(name)
 		if !isHash(change.GetBefore()) || !isHash(change.GetAfter()) || len(change.GetBefore())+len(change.GetAfter()) == 0 {
 			c.Problem("%s: audit event %d lists it without hashes", name, sequence)
 		}
 		switch {
-		case entry.listed && !bytes.Equal(change.GetBefore(), entry.after):
-			c.Problem("%s: audit event %d found another record than event %d had put", name, sequence, entry.by)
-		case !entry.listed && !upgraded && len(change.GetBefore()) > 0:
+		case record.listed && !bytes.Equal(change.GetBefore(), record.after):
+			c.Problem("%s: audit event %d found another record than event %d had put", name, sequence, record.by)
+		case !record.listed && !upgraded && len(change.GetBefore()) > 0:
 			c.Problem("%s: audit event %d found a record that no event had put", name, sequence)
 		}
-		entry.listed, entry.by, entry.after = true, sequence, change.GetAfter()
+		record.listed, record.by, record.after = true, sequence, change.GetAfter()
 	}
 }
 
@@ -139,18 +140,18 @@ func (c *Checker) finishRecords() {
 		return cmp.Or(cmp.Compare(a.workspaceID, b.workspaceID), cmp.Compare(a.kind, b.kind), cmp.Compare(a.name, b.name))
 	})
 	for _, name := range names {
-		switch entry := c.records[name]; {
-		case entry.damaged: // said already
-		case !entry.listed:
+		switch record := c.records[name]; {
+		case record.damaged: // reported already
+		case !record.listed:
 			c.Problem("%s: no audit event lists it", name)
-		case !entry.stored && len(entry.after) > 0:
-			c.Problem("%s: it is missing; audit event %d put it", name, entry.by)
-		case entry.stored && len(entry.after) == 0:
-			c.Problem("%s: it is there, though audit event %d deleted it", name, entry.by)
-		case entry.stored && !bytes.Equal(entry.hash[:], entry.after):
-			c.Problem("%s: it is not the record that audit event %d put last", name, entry.by)
-		case entry.stored && entry.changed != entry.by:
-			c.Problem("%s: it names audit event %d as its change, but event %d put it", name, entry.changed, entry.by)
+		case !record.stored && len(record.after) > 0:
+			c.Problem("%s: it is missing; audit event %d put it", name, record.by)
+		case record.stored && len(record.after) == 0:
+			c.Problem("%s: it is there, though audit event %d deleted it", name, record.by)
+		case record.stored && !bytes.Equal(record.hash[:], record.after):
+			c.Problem("%s: it is not the record that audit event %d put last", name, record.by)
+		case record.stored && record.changed != record.by:
+			c.Problem("%s: it names audit event %d as its change, but event %d put it", name, record.changed, record.by)
 		}
 	}
 }

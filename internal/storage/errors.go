@@ -13,8 +13,8 @@ var (
 	ErrNotFound = errors.New("storage: not found")
 	// ErrConflict matches every ConflictError.
 	ErrConflict = errors.New("storage: the workspace or the policy has changed meanwhile")
-	// ErrOutcomeUnknown is returned by Commit if the disk or the quorum failed during
-	// the commit: the change took effect or did not, and that will not change.
+	// ErrOutcomeUnknown is returned by Commit if the disk or the quorum failed during the
+	// commit: the change took effect or it did not. If it did not, it never will.
 	ErrOutcomeUnknown = errors.New("storage: the outcome of the commit is unknown")
 	// ErrUnavailable is returned while the store cannot serve: closed, being
 	// reopened, or not reachable. Nothing was changed.
@@ -31,33 +31,33 @@ var (
 	ErrInvalidCursor = errors.New("storage: invalid cursor")
 	// ErrLocked is returned when opening a store that another process serves.
 	ErrLocked = errors.New("storage: in use by another process")
-	// ErrAbsent is returned when opening a store that does not exist, without leave to make
-	// one.
+	// ErrAbsent is returned when opening a store that does not exist, unless a new one was
+	// asked for.
 	ErrAbsent = errors.New("storage: there is no store")
-	// ErrPresent is returned when making a store at a path where there is a store.
+	// ErrPresent is returned when making a store at a path where a store exists.
 	ErrPresent = errors.New("storage: there is a store already")
 	// ErrNewer is returned when opening a store that a newer version has written.
 	ErrNewer = errors.New("storage: written by a newer version")
-	// ErrOlder is returned when opening a store that an older version has written, with a
-	// backend that was not offered then, and so has no upgrade.
+	// ErrOlder is returned when opening a store that an older version has written, if the
+	// backend has no upgrade from that version.
 	ErrOlder = errors.New("storage: written by an older version")
 	// ErrHistoryChanged is returned if the store is no longer the one that was served: its
 	// epoch changed or its revision went back. The process must stop serving it.
-	ErrHistoryChanged = errors.New("storage: the history is another than the one served")
+	ErrHistoryChanged = errors.New("storage: the store no longer has the history that was served")
 	// ErrReplaced is an ErrHistoryChanged: while the store was served, one of its files was
 	// deleted or replaced by another file.
 	ErrReplaced = fmt.Errorf("storage: a file was replaced while it was served: %w", ErrHistoryChanged)
 	// ErrFull is returned by Commit and PutUsage if the disk is full. Commit returns it for a
-	// narrowing change only once the space that is reserved for these is used up. Nothing was
-	// changed. Changes succeed again within a second after space was freed.
+	// narrowing change only after the space that is reserved for narrowing changes was used up.
+	// Nothing was changed. Changes succeed again within a second after space was freed.
 	ErrFull = errors.New("storage: no room left")
 	// ErrAnchor is returned when opening a store that disagrees with its anchor: the store is
 	// behind it or has another history, or the anchor is missing or unreadable. Changes may
 	// be lost, including revocations. Only a person can decide to serve the store as it is
 	// (keysvc anchor accept).
 	ErrAnchor = errors.New("storage: the store does not agree with its anchor")
-	// ErrDamaged matches every DamagedError. It is also returned when opening a store of which
-	// nothing can be served.
+	// ErrDamaged matches every DamagedError. It is also returned when opening a store that is
+	// damaged as a whole, so that nothing of it can be served.
 	ErrDamaged = errors.New("storage: damaged")
 )
 

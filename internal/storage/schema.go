@@ -1,14 +1,15 @@
 package storage
 
-// A schema is a version of the stored form. The header of a store has its schema. A
-// schema newer than the program's is refused with ErrNewer. An older one is upgraded by a
-// backend that was released with it, and refused with ErrOlder by the others.
+// A schema is a version of the stored form. The header of a store has its schema. A store
+// with a newer schema than the program's is refused with ErrNewer. A store with an older
+// schema is upgraded by a backend that existed with that schema, and refused with ErrOlder by
+// the other backends.
 //
 // A new schema needs a constant here that says what it changed, a step of each backend's
 // upgrade, and a committed file of the schema before it, which a test opens.
 const (
 	// SchemaFirst is the form of the first stores. Hashes of secrets are digests of tokens
-	// (scheme 1). Every version opens it.
+	// (scheme 1).
 	SchemaFirst = 1
 	// SchemaIntegrity ties records to the history: every record names its change, every
 	// event lists the records that it put and deleted with the hashes of their payloads, heads

@@ -35,10 +35,10 @@ import (
 // Bounds of one change. They are etcd's default limits (128 operations, 1.5 MiB), less
 // what a backend adds itself.
 const (
-	// MaxOperations is the max number of operations of a change. An operation is each record
-	// that is put, member that is deleted, and id that must be absent or is freed; a new key
-	// is one more, and a key that is deleted is DeleteOperations. This is what a backend with
-	// its indexes in the store writes and compares.
+	// MaxOperations is the max number of operations of a change. Each record that is put, each
+	// member that is deleted, and each id that must be absent or is freed is one operation. A
+	// new key is one more. A key that is deleted is DeleteOperations. A backend that stores its
+	// indexes as well writes or compares this many names.
 	MaxOperations = 100
 	// MaxChangeBytes is the max size of the records of a change together.
 	MaxChangeBytes = 512 << 10
@@ -54,9 +54,10 @@ const (
 	MaxPageBytes = 1 << 20
 )
 
+// Lengths of ids.
 const (
 	// MaxIDBytes is the max length of the id of a workspace, a member or a request. An id
-	// is not empty and holds no NUL byte. Callers may restrict ids further.
+	// is not empty and has no NUL byte. Callers may restrict ids further.
 	MaxIDBytes = 128
 	// KeyIDLength is the length of a key's id, in bytes.
 	KeyIDLength = 16
@@ -66,8 +67,8 @@ const (
 type Position struct {
 	// Revision of the newest change, 0 in a new store.
 	Revision int64
-	// Time is the latest wall time of any change, zero in a new store. It is that of the newest
-	// change, except if the clock went back.
+	// Time is the latest wall time of any change, zero in a new store. It is the time of the
+	// newest change, except after the clock went back.
 	Time time.Time
 	// Hash is the hash of the newest change's audit event; zero if it is not known.
 	Hash [32]byte
@@ -81,15 +82,15 @@ type Barrier struct {
 	Hash [32]byte
 }
 
-// Head serialises the changes of one workspace. It is compared by value. The zero Head is
-// that of a workspace without changes.
+// Head serialises the changes of one workspace. It is compared by value. A workspace without
+// changes has the zero Head.
 type Head struct {
-	// Sequence is that of the workspace's newest audit event. The first event has 1.
+	// Sequence is the sequence of the workspace's newest audit event. The first event has 1.
 	Sequence int64
 	// Hash is the hash of that event, which covers the hash of the event before it.
 	Hash [32]byte
-	// Fence is increased to make sure that a change whose outcome is unknown cannot commit
-	// later.
+	// Fence is raised to keep a change whose outcome is unknown from committing later: that
+	// change still expects the lower fence.
 	Fence int64
 }
 
@@ -103,7 +104,7 @@ type Item struct {
 	Key       *storagev1.KeyRecord
 	// Head is the head of one workspace.
 	Head *WorkspaceHead
-	// Usage is when a key was last used. It comes after the key.
+	// Usage is when a key was last used. Load visits it after the key.
 	Usage *Usage
 	// Damaged stands for a record that is unreadable, stale, left over or missing.
 	Damaged *Damaged
@@ -134,15 +135,15 @@ type Damaged struct {
 	KeyID string
 	// MemberID is set if the record is a member.
 	MemberID string
-	// Head is set if the record is the workspace's head. Without KeyID, MemberID and Head the
-	// record is the workspace's own.
+	// Head is set if the record is the workspace's head. If KeyID, MemberID and Head are all
+	// unset, the record is the workspace's own, or the policy if WorkspaceID is empty.
 	Head bool
 	// Err is a DamagedError that says what is wrong.
 	Err error
 }
 
-// Change is one transaction of one workspace, or of the policy. It holds at least one put
-// or delete, each of another record; MaxOperations and MaxChangeBytes bound it.
+// Change is one transaction of one workspace, or of the policy. It puts or deletes at least
+// one record, and no record twice. MaxOperations and MaxChangeBytes bound it.
 type Change struct {
 	// WorkspaceID names the workspace; empty is the policy's.
 	WorkspaceID string
@@ -158,8 +159,8 @@ type Change struct {
 	Kind    storagev1.FeedKind
 	Subject string
 
-	// Narrows is whether the change only takes away: access, or stored records. Such
-	// changes are committed while the disk is full. Any other change is ErrFull then.
+	// Narrows reports whether the change only takes something away: access, or stored records.
+	// Such a change is committed even while the disk is full. Any other change is ErrFull then.
 	Narrows bool
 
 	// AbsentKeyIDs must not exist in any workspace. They include the ids of all new keys.
@@ -168,24 +169,24 @@ type Change struct {
 	// key gets by this change.
 	AbsentRequestIDs []string
 
-	// FreedRequestIDs are forgotten. They are all request ids that a key in PutKeys loses by
-	// this change.
+	// FreedRequestIDs can be used again after this change. They are all request ids that a key
+	// in PutKeys loses by it.
 	FreedRequestIDs []string
 
-	// PutPolicy, PutWorkspace, PutMembers and PutKeys add or replace records. All of them have
-	// the sequence of Event as their change_sequence. A key keeps its sequence for life, which
-	// is the sequence of the Event that created it.
+	// PutPolicy, PutWorkspace, PutMembers and PutKeys add or replace records. The
+	// change_sequence of each record is the sequence of Event. The sequence of a key is the
+	// sequence of the Event that created the key, and never changes.
 	PutPolicy    *storagev1.PolicyRecord
 	PutWorkspace *storagev1.WorkspaceRecord
 	PutMembers   []*storagev1.MemberRecord
 	PutKeys      []*storagev1.KeyRecord
-	// DeleteKeys and DeleteMembers remove records. They are the records as they are stored.
+	// DeleteKeys and DeleteMembers delete these records, which are given as they are stored.
 	DeleteKeys    []*storagev1.KeyRecord
 	DeleteMembers []*storagev1.MemberRecord
 }
 
-// Committed is a change as watchers see it. A change that puts and deletes nothing raised a
-// fence: only the head has changed.
+// Committed is a change as watchers see it. If it puts and deletes nothing, it raised a fence:
+// only the head has changed.
 type Committed struct {
 	// Revision of the change.
 	Revision int64
@@ -209,12 +210,12 @@ type Query struct {
 	WorkspaceID string
 	// Cursor is Next of the previous page, empty for the first page.
 	Cursor string
-	// Limit is the max number of records, 1 to MaxPage. Bounded replaces another value by the
-	// nearest of these.
+	// Limit is the max number of records, 1 to MaxPage. Bounded replaces any other value by the
+	// nearer of these two.
 	Limit int
 	// MaxBytes is the max size of the records together, in their stored form, 1 to
-	// MaxPageBytes. Bounded replaces another value by MaxPageBytes. A page has its first
-	// record whatever the size.
+	// MaxPageBytes. Bounded replaces any other value by MaxPageBytes. A page has at least one
+	// record, whatever its size.
 	MaxBytes int
 }
 
@@ -228,10 +229,10 @@ func (q Query) Bounded() Query {
 	return q
 }
 
-// Full reports whether a page with records of bytes together has no room for the next
-// record, of next bytes.
-func (q Query) Full(records, bytes, next int) bool {
-	return records >= q.Limit || records > 0 && bytes+next > q.MaxBytes
+// Full reports whether a page has no room for another record. The page has count records of
+// size bytes together, and the other record has next bytes.
+func (q Query) Full(count, size, next int) bool {
+	return count >= q.Limit || count > 0 && size+next > q.MaxBytes
 }
 
 // KeyPage is a page of keys.

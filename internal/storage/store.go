@@ -31,9 +31,9 @@ type Store interface {
 	FeedReader
 	UsageWriter
 
-	// Closer gives the store back. Close waits for the commits in flight and ends all
-	// watches. Changes that have not begun return ErrUnavailable. Closing a closed store
-	// waits as well and is no error.
+	// Closer releases the store. Close waits for the commits in progress and ends all watches.
+	// A commit that has not begun returns ErrUnavailable. Closing a closed store waits as well,
+	// and is not an error.
 	io.Closer
 }
 
@@ -50,8 +50,8 @@ type Source interface {
 	// is visited as Damaged. An error of visit ends Load and is returned. visit must not
 	// call the store.
 	//
-	// Load reopens a backend that went down after a failed commit. Until a Load has
-	// visited everything, every other method but Barrier returns ErrUnavailable: nobody
+	// Load reopens a backend that went down after a failed commit. Until a Load has visited
+	// everything, every method except Load and Barrier returns ErrUnavailable, so that nobody
 	// reads or changes what no projection has seen.
 	Load(ctx context.Context, visit func(Item) error) (Position, error)
 
@@ -66,10 +66,10 @@ type Source interface {
 // BarrierReader reads the newest point of the change log.
 type BarrierReader interface {
 	// Barrier returns a point of the change log that is not before the newest change that
-	// any process acknowledged before the call began. It is linearizable. A backend
-	// that serves one process answers from memory, also while it is down: with the newest
-	// change that it gave to watchers. Errors: ErrUnavailable, ErrHistoryChanged, or the
-	// context's.
+	// any process acknowledged before the call began. It is linearizable. A backend that
+	// serves one process answers from memory, even while it is down: it returns the newest
+	// change that was handed to the watchers. Errors: ErrUnavailable, ErrHistoryChanged, or
+	// the context's.
 	Barrier(ctx context.Context) (Barrier, error)
 }
 
@@ -94,21 +94,23 @@ type Committer interface {
 	//
 	// Errors: a ConflictError, an ExistsError, ErrInvalidChange, ErrFull, ErrUnavailable,
 	// ErrDamaged (of the head, or of a record to be replaced or deleted),
-	// ErrOutcomeUnknown, or the context's if it ended before the commit had begun. Nothing
-	// was changed, except that after ErrOutcomeUnknown the change may have taken effect. If
-	// several errors apply, any one of them is returned.
+	// ErrOutcomeUnknown, or the context's if it ended before the commit had begun. After
+	// ErrOutcomeUnknown the change may have taken effect. After any other error nothing was
+	// changed. If several errors apply, any one of them is returned.
 	Commit(ctx context.Context, change *Change) (int64, error)
 }
 
 // KeyReader reads keys, for people and for the verbs; deciding does not read the store.
 // Its reads are linearizable.
 type KeyReader interface {
-	// GetKey reads one key, of any workspace if workspaceID is empty, and the revision
-	// it was read at. Errors: ErrNotFound, of the returned revision too; ErrDamaged.
+	// GetKey returns one key and the revision at which it was read. If workspaceID is empty,
+	// the key may be of any workspace. Errors: ErrNotFound, with the revision at which there
+	// was no such key; ErrDamaged.
 	GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error)
 
-	// FindRequest returns the key that a request id was used for in a workspace, and the
-	// revision it was read at. Errors: ErrNotFound, of the returned revision too.
+	// FindRequest returns the id of the key that a request id was used for in a workspace, and
+	// the revision at which it was read. Errors: ErrNotFound, with the revision at which the
+	// request id was unused.
 	FindRequest(ctx context.Context, workspaceID, requestID string) (keyID string, revision int64, err error)
 
 	// ListKeys reads a page of keys, newest first: of one workspace by descending
@@ -120,8 +122,8 @@ type KeyReader interface {
 
 // MemberReader reads members. Its reads are linearizable.
 type MemberReader interface {
-	// GetMember reads one member, removed or not, and the revision it was read at.
-	// Errors: ErrNotFound, of the returned revision too; ErrDamaged.
+	// GetMember returns one member, removed or not, and the revision at which it was read.
+	// Errors: ErrNotFound, with the revision at which there was no such member; ErrDamaged.
 	GetMember(ctx context.Context, workspaceID, memberID string) (*storagev1.MemberRecord, int64, error)
 
 	// ListMembers reads a page of a workspace's members, removed or not, by ascending
@@ -131,25 +133,24 @@ type MemberReader interface {
 
 // AuditReader reads audit events. Its reads are linearizable.
 type AuditReader interface {
-	// ListAuditEvents reads a page of one workspace's audit events, newest first; the
-	// empty workspace's are those of the policy.
+	// ListAuditEvents reads a page of one workspace's audit events, newest first. The events
+	// of the policy are those of the empty workspace.
 	ListAuditEvents(ctx context.Context, query Query) (AuditPage, error)
 }
 
 // FeedReader reads the end of the change log.
 type FeedReader interface {
-	// ListFeed returns the newest feed entries, at most limit, in revision order
-	// with no entry missing between them; the last belongs to the store's revision at some
-	// time during the call. It may return fewer or none, if older entries are not kept or one
-	// of them is damaged.
+	// ListFeed returns the newest feed entries, at most limit, in revision order and without a
+	// gap. The last one was the newest of the store at some time during the call. ListFeed may
+	// return fewer entries, or none, if older entries are not kept or one of them is damaged.
 	ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error)
 }
 
 // UsageWriter records when keys were last used.
 type UsageWriter interface {
-	// PutUsage records when keys were last used, outside revisions, audit and Watch. The
-	// later of the given and the stored time stays. Keys that do not exist are skipped.
-	// Errors: ErrFull, ErrUnavailable, ErrOutcomeUnknown, or the context's; some of the
-	// times may have been recorded then, which does no harm.
+	// PutUsage records when keys were last used, outside revisions, audit and Watch. If a
+	// later time is stored, it stays. Keys that do not exist are skipped. Errors: ErrFull,
+	// ErrUnavailable, ErrOutcomeUnknown, or the context's. After an error some of the times may
+	// have been recorded, which does no harm.
 	PutUsage(ctx context.Context, uses []Usage) error
 }

@@ -1,6 +1,6 @@
-// Package anchor keeps in a small separate file how far a store had come. A store that
-// lost its newest changes, because the disk swallowed a write or an older copy was put in
-// its place, looks sound by itself.
+// Package anchor keeps in a small separate file how far a store had come. The store alone
+// cannot show that its newest changes are lost: after the disk swallowed a write, or after an
+// older copy was put in its place, the store looks sound.
 //
 // The file has two slots, each on a page of its own. They are written in turn, so that the
 // previous slot survives an interrupted write. Their disk space is allocated from the
@@ -130,17 +130,26 @@ func newest(file *os.File) (mark Mark, number uint64, err error) {
 	return mark, number, nil
 }
 
-// Create makes an anchor at path, with mode 0600. The file appears complete or not at all.
-// It must not exist.
+// Create makes an anchor at path, with mode 0600. The file appears complete or not at all. If
+// it exists, the error is fs.ErrExist.
 func Create(path string, mark Mark) error { return place(path, mark, os.Link) }
 
-// Replace makes an anchor at path, over the one that may exist.
+// Replace makes an anchor at path, as Create does, and replaces an existing one.
 func Replace(path string, mark Mark) error { return place(path, mark, os.Rename) }
 
-// place writes an anchor under a temporary name and then gives it its own name.
+// checkEpoch returns an error if the epoch of a mark does not fit into a slot.
+func (m Mark) checkEpoch() error {
+	if m.Epoch == "" || len(m.Epoch) > maxEpoch {
+		return fmt.Errorf("anchor: an epoch of %d bytes; 1 to %d are allowed", len(m.Epoch), maxEpoch)
+	}
+	return nil
+}
+
+// place writes an anchor under a temporary name and then moves it to path: name is os.Link or
+// os.Rename.
 func place(path string, mark Mark, name func(from, to string) error) error {
-	if mark.Epoch == "" || len(mark.Epoch) > maxEpoch {
-		return fmt.Errorf("anchor: an epoch of %d bytes; 1 to %d are allowed", len(mark.Epoch), maxEpoch)
+	if err := mark.checkEpoch(); err != nil {
+		return err
 	}
 	temporary, err := os.CreateTemp(filepath.Dir(path), ".keysvc-new-*")
 	if err != nil {
@@ -189,11 +198,11 @@ func Open(path string) (*File, error) {
 // Mark returns the mark that was read or written last.
 func (f *File) Mark() Mark { return f.mark }
 
-// Write makes a mark durable. After an error the previous mark is still in the file, and
-// the next Write writes the same slot. Errors: ErrReplaced, and those of the file system.
+// Write makes a mark durable. After an error the file still has the previous mark, and the
+// next Write writes the same slot again. Errors: ErrReplaced, and those of the file system.
 func (f *File) Write(mark Mark) error {
-	if mark.Epoch == "" || len(mark.Epoch) > maxEpoch {
-		return fmt.Errorf("anchor: an epoch of %d bytes; 1 to %d are allowed", len(mark.Epoch), maxEpoch)
+	if err := mark.checkEpoch(); err != nil {
+		return err
 	}
 	// 1. Write the slot that does not hold the current mark, and sync it.
 	number := f.number + 1
@@ -203,8 +212,8 @@ func (f *File) Write(mark Mark) error {
 	if err := syncData(f.file); err != nil {
 		return err
 	}
-	// 2. Check that the path still names this file, before the mark counts as written:
-	// otherwise the next start would read another anchor.
+	// 2. Check that the path still names this file, before the mark counts as written: the next
+	// start reads the file that the path names.
 	named, err := os.Stat(f.path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -1,10 +1,8 @@
 package boltstore
 
 import (
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"slices"
@@ -25,11 +23,11 @@ type Accepted struct {
 	Position storage.Position
 }
 
-// AcceptAnchor declares a store true as it is, after it was found to disagree with its
-// anchor. No process may serve the store. The store gets a new epoch, so that every cache
-// starts from nothing, and a new anchor. AcceptAnchor refuses a store that agrees with its
-// anchor or has none. Errors: ErrLocked, ErrNewer, ErrDamaged, and those of the file
-// system.
+// AcceptAnchor accepts a store as it is, after the store was found to disagree with its anchor.
+// No process may serve the store. The store gets a new anchor, and a new epoch, so that every
+// cache starts empty. AcceptAnchor refuses a store that agrees with its anchor or has no
+// anchor. Errors: ErrLocked, ErrNewer, ErrDamaged, and those of the file system; a file of an
+// older schema is refused, too.
 func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 	config = config.withDefaults()
 	if config.Anchor == "" {
@@ -51,21 +49,21 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 		}
 		return Accepted{}, err
 	}
-	epoch := make([]byte, epochBytes)
-	if _, err := io.ReadFull(config.Random, epoch); err != nil {
-		return Accepted{}, fmt.Errorf("drawing an epoch: %w", err)
+	epoch, err := newEpoch(config.Random)
+	if err != nil {
+		return Accepted{}, err
 	}
 	file.header.Anchored = true
-	// 1. The store, because a crash after this step leaves a store that still disagrees with
-	// its anchor, so that accepting it can be repeated.
+	// 1. Write the new epoch into the store. This comes first because after a crash here the
+	// store still disagrees with its anchor, so that AcceptAnchor can be repeated.
 	err = guard(func() error {
-		return file.database.Update(func(tx *bolt.Tx) error { return file.setEpoch(tx, hex.EncodeToString(epoch)) })
+		return file.database.Update(func(tx *bolt.Tx) error { return file.setEpoch(tx, epoch) })
 	})
 	if err != nil {
 		return Accepted{}, err
 	}
-	file.header.Epoch = hex.EncodeToString(epoch)
-	// 2. The anchor.
+	file.header.Epoch = epoch
+	// 2. Write the new anchor.
 	mark, err := file.mark()
 	if err != nil {
 		return Accepted{}, err
@@ -76,8 +74,8 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 	return Accepted{Epoch: mark.Epoch, Position: file.position}, nil
 }
 
-// reportAnchor reports how a file compares with its anchor. A copy has no anchor beside it,
-// and that is not a problem of the copy.
+// reportAnchor reports how a file compares with its anchor. A missing anchor is not a problem,
+// because a copy has no anchor beside it.
 func (o *opened) reportAnchor(path string, report *Report) {
 	mark, err := readAnchor(path)
 	switch {
@@ -98,10 +96,10 @@ func (o *opened) reportAnchor(path string, report *Report) {
 	}
 }
 
-// setEpoch begins a new history with what the file holds: it writes another epoch into the
-// header, and a tag for this epoch into each head. A head that is damaged, or whose wrong
-// records are unknown, keeps its old tag, which fails in the new epoch: accepting must not
-// make found damage valid.
+// setEpoch begins a new history with the content of the file: it writes another epoch into the
+// header, and a tag for this epoch into each head. A head keeps its old tag, which is wrong in
+// the new epoch, if the head is damaged or if it is unknown which records are wrong: damage
+// that was found must not become valid.
 func (o *opened) setEpoch(tx *bolt.Tx, epoch string) error {
 	hasher := integrity.NewHasher()
 	for _, id := range slices.Sorted(maps.Keys(o.index.workspaces)) {

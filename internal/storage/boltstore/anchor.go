@@ -30,17 +30,16 @@ const (
 // AnchorOf returns the default path of the anchor of the store at path.
 func AnchorOf(path string) string { return path + ".anchor" }
 
-// anchorWriter writes the anchor after the commits. The committer tells it what was
-// committed, and it answers the changes that wait for the anchor. Its goroutine is the only
-// one that writes the anchor's file, so an anchor on a disk that hangs holds up nothing
-// else.
+// anchorWriter writes the anchor after the commits. The committer hands it each committed
+// group, and anchorWriter answers the changes of the group. Only its own goroutine writes the
+// anchor's file, so a disk that hangs there delays nothing else.
 type anchorWriter struct {
 	log      *slog.Logger
 	file     *anchor.File
 	write    func(anchor.Mark) error
 	replaced func(error)
 
-	// mutex guards the group below. No other lock is held together with it.
+	// mutex guards the group below. No other lock is taken while it is held.
 	mutex sync.Mutex
 	// wanted is the newest committed mark, written the newest mark in the file.
 	wanted, written anchor.Mark
@@ -72,7 +71,7 @@ func (o *opened) mark() (anchor.Mark, error) {
 	return mark, err
 }
 
-// eventHash is the function eventHash in a transaction of its own.
+// eventHash calls the function eventHash in a transaction of its own.
 func (o *opened) eventHash(revision int64) (hash [32]byte, err error) {
 	err = guard(func() error {
 		return o.database.View(func(tx *bolt.Tx) error {
@@ -112,7 +111,7 @@ func (o *opened) compare(path string, mark anchor.Mark) error {
 		return nil
 	}
 	if err == nil {
-		err = errors.New("it is another")
+		err = errors.New("the hashes differ")
 	}
 	return fmt.Errorf("%w: the event at revision %d is not the one that the anchor %s knows: %w", storage.ErrAnchor, mark.Revision, path, err)
 }
@@ -197,8 +196,8 @@ func openAnchor(file *opened, config Config) (*anchorWriter, error) {
 	return a, nil
 }
 
-// start starts the goroutine that writes. It calls replaced if another file took the
-// anchor's path.
+// start starts the goroutine that writes. The goroutine calls replaced if the anchor's path no
+// longer names the file that was opened.
 func (a *anchorWriter) start(replaced func(error)) {
 	a.replaced = replaced
 	go func() {
@@ -217,9 +216,9 @@ func (a *anchorWriter) signal() {
 	}
 }
 
-// committed takes over a committed group, whose newest revision is in mark, and answers it.
-// It answers a group that only creates keys at once: a new key that a crash takes away
-// allows nobody anything. It answers any other group once the anchor has the mark.
+// committed takes over a committed group, whose newest revision is in mark, and answers its
+// changes. A group that only creates keys is answered at once: if a crash takes a new key
+// away, nobody gets more access. Any other group is answered once the anchor has the mark.
 func (a *anchorWriter) committed(mark anchor.Mark, group []*pendingChange) {
 	if a == nil {
 		answer(group)
@@ -408,7 +407,7 @@ func (a *anchorWriter) stop() {
 	select {
 	case <-a.stopped:
 	case <-ctx.Done():
-		a.stall(errors.New("it hangs at the stop"))
+		a.stall(errors.New("a write hangs while the store closes"))
 	}
 	a.release(func(*anchorWaiter) bool { return true }, nil)
 }

@@ -23,8 +23,8 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 	var page storage.AuditPage
 	var damagedHead error
 	position, err := s.read(ctx, func(index *fileIndex) {
-		if entry := index.workspaces[query.WorkspaceID]; entry != nil && revision == 0 {
-			revision, damagedHead = entry.headRevision, entry.damagedHead
+		if workspace := index.workspaces[query.WorkspaceID]; workspace != nil && revision == 0 {
+			revision, damagedHead = workspace.headRevision, workspace.damagedHead
 		}
 	}, func(tx *bolt.Tx) error {
 		if damagedHead != nil {
@@ -97,8 +97,8 @@ func decodeAudit(name string, value []byte) (storage.AuditEvent, int64, error) {
 	return event, previous, nil
 }
 
-// eventHash returns the hash of the audit event of a revision, zero for revision 0.
-// Errors: DamagedError.
+// eventHash returns the hash of the audit event of a revision, zero for revision 0. Errors:
+// DamagedError.
 func eventHash(tx *bolt.Tx, revision int64) (hash [32]byte, err error) {
 	if revision == 0 {
 		return hash, nil
@@ -111,7 +111,7 @@ func eventHash(tx *bolt.Tx, revision int64) (hash [32]byte, err error) {
 		}
 		return storage.HashAudit(event.Encoded), nil
 	}
-	// An event may have been pruned. The feed record has its hash.
+	// An event may have been pruned. The feed entry has the same hash.
 	record := &storagev1.FeedRecord{}
 	if err := get(tx, "feed entry", bucketFeed, name, record); err != nil {
 		return hash, damagedIfMissing(err, "audit event")

@@ -11,8 +11,8 @@
 // commit is in progress.
 //
 // The anchor, a small file beside the store or on another disk, remembers how far the
-// store had come (anchor.go). The checksums of records, and what ties records to audit
-// events, are the subject of integrity.go.
+// store had come (anchor.go). integrity.go explains how a record that is stale or altered is
+// detected.
 package boltstore
 
 import (
@@ -36,9 +36,9 @@ type Config struct {
 	// LockTimeout is how long Open waits for another process to release the file.
 	// Default: 1 s.
 	LockTimeout time.Duration
-	// Create is whether Open makes a store that does not exist. Default: CreateNever.
+	// Create tells Open whether it may make a store. Default: CreateNever.
 	Create Creation
-	// FeedEntries is how many feed records are kept. Default: 65,536.
+	// FeedEntries is how many feed entries are kept. Default: 65,536.
 	FeedEntries int64
 	// Reserve is how many bytes of the disk are kept for narrowing changes, in addition to
 	// the free pages of the file. Default: 64 MiB, room for 10,000 narrowing changes. A
@@ -48,8 +48,8 @@ type Config struct {
 	// AnchorOf the store's file, which detects changes that the disk lost. An anchor on
 	// another disk also detects an older copy of the store that was put in its place.
 	Anchor string
-	// Unanchored opens a store without its anchor: Open neither compares nor writes it. It
-	// is for tools and tests that look at copies.
+	// Unanchored makes Open ignore the anchor: it is neither compared nor written. Tools and
+	// tests that open copies set it.
 	Unanchored bool
 	// Random yields the epoch of a new store. Default: the system's CSPRNG.
 	Random io.Reader
@@ -62,7 +62,7 @@ type Config struct {
 	fault func(written bool) error
 	// upgraded, in tests, is called after each part of an upgrade.
 	upgraded func(part string)
-	// allocate, in tests, is a disk with little space.
+	// allocate, in tests, stands for a disk with little space.
 	allocate func(file *os.File, from, to int64) error
 	// anchorFault, in tests, fails or delays a write of the anchor.
 	anchorFault func(anchor.Mark) error
@@ -103,8 +103,8 @@ type Store struct {
 	epoch  string
 	info   fs.FileInfo // of the file that was opened first
 
-	// Locks are taken in the order reopening, writing, state, ring.mutex. The mutex of anchor
-	// is held alone.
+	// Locks are taken in the order reopening, writing, state, ring.mutex. No other lock is taken
+	// while the mutex of anchor is held.
 
 	// reopening admits one Load at a time to reopen the file.
 	reopening gate
@@ -112,15 +112,15 @@ type Store struct {
 	writing gate
 	// state guards the group below. The committer holds it for writing from before a
 	// transaction may become visible until the index agrees with the file, so that no read
-	// begins on a state that is not durable. It holds state as long as the disk takes to sync;
-	// calls wait for state with their context.
+	// begins on a transaction that is not durable. That takes as long as the disk takes to sync,
+	// so calls wait for state with their context.
 	state    gate
 	file     *opened // nil while the store is down
 	index    *fileIndex
 	position storage.Position
 	closed   bool
-	// unloaded is set from a reopening until a Load has visited everything. Until then the
-	// store answers nothing else.
+	// unloaded is set when the file was reopened, until a Load has visited everything. While it
+	// is set, the store answers only Load and Barrier.
 	unloaded bool
 	// ended is set once this process must not open the store again.
 	ended error
@@ -150,8 +150,8 @@ func Open(path string, config Config) (*Store, error) {
 	if err := create(path, config); err != nil {
 		return nil, err
 	}
-	// Every start syncs the folder: the process that made the store, or renamed an upgraded
-	// one, may have been killed before the name was durable.
+	// Every start syncs the folder: an earlier process may have been killed after it made the
+	// store, or renamed an upgraded file, and before the name was durable.
 	if err := syncFolder(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
@@ -205,7 +205,7 @@ func (s *Store) Close() error {
 }
 
 func (s *Store) close() error {
-	// 1. Refuse new calls. What holds the file already goes on.
+	// 1. Refuse new calls. Calls that have begun to read or write the file go on.
 	s.state.Lock()
 	s.closed = true
 	s.state.Unlock()

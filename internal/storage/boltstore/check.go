@@ -94,8 +94,8 @@ func checkOpened(ctx context.Context, file *opened, report *Report) error {
 	})
 }
 
-// fileChecker passes the content of a file to the Checker, and looks for problems of this
-// backend's own: values under a wrong name.
+// fileChecker passes the content of a file to the Checker, and looks for problems that only
+// this backend can have: names that do not belong, wrong tags of heads, wrong links of events.
 type fileChecker struct {
 	storage.Checker
 	ctx     context.Context //nolint:containedctx // that of one check
@@ -134,7 +134,7 @@ func (c *fileChecker) tags(epoch string, heads map[string]*storagev1.HeadRecord)
 		record := heads[workspaceID]
 		head, _ := storage.HeadOf(workspaceID, record) // decoded before
 		if tag := tagOf(hasher, epoch, workspaceID, head, c.sums[workspaceID]); !bytes.Equal(tag[:], record.GetTag()) {
-			c.Problem("workspace %q: its records are not those that its head stands for", workspaceID)
+			c.Problem("workspace %q: its records do not match the tag of its head", workspaceID)
 		}
 	}
 }
@@ -166,7 +166,7 @@ func (c *fileChecker) names() {
 		}
 		return content.ForEach(func(name, _ []byte) error {
 			if !slices.Contains(allowed, string(name)) {
-				c.Problem("bucket %s: an unknown entry %q", bucket, name)
+				c.Problem("bucket %s: an unknown name %q", bucket, name)
 			}
 			return nil
 		})

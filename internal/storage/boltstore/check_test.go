@@ -120,7 +120,7 @@ func TestCheckReportsEachPlantedProblem(t *testing.T) {
 		}, "feed: it ends at revision 14, the store at 13"},
 		"unknown bucket":                {func(tx *bolt.Tx) error { _, err := tx.CreateBucket([]byte("other")); return err }, `an unknown bucket "other"`},
 		"bucket is missing":             {func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte(bucketFeed)) }, `damaged bucket "feed"`},
-		"unknown entry":                 {func(tx *bolt.Tx) error { return put(tx, bucketMeta, "other", &storagev1.HeaderRecord{}) }, `bucket meta: an unknown entry "other"`},
+		"unknown name":                  {func(tx *bolt.Tx) error { return put(tx, bucketMeta, "other", &storagev1.HeaderRecord{}) }, `bucket meta: an unknown name "other"`},
 		"member under a wrong name":     {func(tx *bolt.Tx) error { return put(tx, bucketMembers, "acme", &storagev1.MemberRecord{}) }, `members: a record under the name "acme"`},
 		"key under a short name":        {func(tx *bolt.Tx) error { return put(tx, bucketKeys, "short", &storagev1.KeyRecord{}) }, "keys: name of 5 bytes"},
 		"audit event under a wrong one": {func(tx *bolt.Tx) error { return put(tx, bucketAudit, number(15)+"x", &storagev1.AuditRecord{}) }, "audit: a record under the name"},

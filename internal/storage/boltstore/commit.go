@@ -21,8 +21,7 @@ import (
 const (
 	// maxGroup is the max number of changes.
 	maxGroup = 512
-	// maxGroupBytes is how many bytes of records close a group: the change that reaches the
-	// bound is still in it.
+	// maxGroupBytes closes a group: once its changes have this many bytes, no other is added.
 	maxGroupBytes = 4 << 20
 )
 
@@ -61,8 +60,8 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 		if pending.state.CompareAndSwap(waiting, withdrawn) {
 			return 0, ctx.Err()
 		}
-		// The committer has taken the change. Only the end of the commit tells the outcome, and
-		// that takes as long as the disk takes.
+		// The committer has taken the change. Only the end of the commit shows the outcome, however
+		// long the disk takes.
 		<-pending.done
 	}
 	return pending.revision, pending.err
@@ -145,8 +144,9 @@ func pick(queued []*pendingChange) (group, rest []*pendingChange) {
 // commitGroup commits a group in one transaction, publishes it in revision order,
 // and answers every change of it.
 func (s *Store) commitGroup(group []*pendingChange) {
-	// 1. Read and compare what the group replaces, before the index is looked at: the hashes
-	// that this finds go into the audit events, and the heads are hashes of these events.
+	// 1. Read the records that the group replaces or deletes. This comes first because their
+	// hashes go into the audit events, and the heads that step 2 computes are hashes of these
+	// events.
 	s.findReplaced(group)
 
 	// 2. Check every change and give it its revision. Refused changes are answered now.
@@ -254,12 +254,12 @@ func planGroup(group []*pendingChange, index *fileIndex, position storage.Positi
 // the outcome is unknown, and the store is down.
 func (s *Store) write(file *opened, plan *groupPlan) error {
 	group, position := plan.accepted, plan.position
-	// Ascending order within each bucket is what makes a large group cheap.
+	// A large group is cheap only if the names in each bucket ascend.
 	slices.SortFunc(plan.writes, func(a, b write) int {
 		return cmp.Or(cmp.Compare(a.bucket, b.bucket), cmp.Compare(a.name, b.name))
 	})
 
-	// 1. Fill the transaction. Readers go on meanwhile: nothing of it is visible to them.
+	// 1. Fill the transaction. Readers go on, because they cannot see it yet.
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	s.state.RLock()
@@ -302,8 +302,8 @@ func (s *Store) write(file *opened, plan *groupPlan) error {
 	}
 	s.room.fitted(narrow(group), nil)
 
-	// 4. Update memory, and publish. Still under the lock: a Load that sees this revision can
-	// watch from it on.
+	// 4. Update memory, and publish. state is still held, so that the ring has this revision
+	// before a Load can see it: a watch that begins there has no gap.
 	for _, pending := range group {
 		pending.follow(s.index)
 	}
@@ -340,7 +340,7 @@ func (s *Store) fill(tx *bolt.Tx, writes []write, position storage.Position) err
 	})
 }
 
-// trimFeed deletes the feed records up to and including a revision.
+// trimFeed deletes the feed entries up to and including a revision.
 func trimFeed(tx *bolt.Tx, upTo int64) error {
 	if upTo < 1 {
 		return nil

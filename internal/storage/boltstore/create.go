@@ -18,17 +18,17 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Creation is whether Open may make a store. A new store is empty and knows no token, so
-// Open makes one only if it is told to.
+// Creation tells Open whether it may make a store. A new store is empty and knows no token, so
+// Open does not make one by default.
 type Creation int
 
 // The values of Creation.
 const (
-	// CreateNever opens an existing store. Open returns storage.ErrAbsent if there is none.
+	// CreateNever opens an existing store. If it does not exist, Open returns storage.ErrAbsent.
 	CreateNever Creation = iota
-	// CreateIfAbsent makes a store if there is none.
+	// CreateIfAbsent opens the store, and makes it if it does not exist.
 	CreateIfAbsent
-	// CreateNew makes a store. Open returns storage.ErrPresent if there is one.
+	// CreateNew makes a store. If it exists, Open returns storage.ErrPresent.
 	CreateNew
 )
 
@@ -59,8 +59,8 @@ func (c Config) mayCreate(path string) (bool, error) {
 	return true, nil
 }
 
-// during adds to an error what was being done, if the error does not say it: bbolt returns
-// the errors of locks, maps and syncs as bare error numbers, and ErrTimeout for a lock.
+// during adds the step that failed to an error that does not name it: bbolt returns the errors
+// of locks, maps and syncs as bare error numbers, and ErrTimeout for a lock.
 func during(step string, err error) error {
 	var number syscall.Errno
 	var named *fs.PathError
@@ -80,7 +80,7 @@ func create(path string, config Config) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(temporary.Name()) //nolint:errcheck // after the link this removes a second name; else a leftover
+	defer os.Remove(temporary.Name()) //nolint:errcheck // the second name of a linked file, or a leftover
 	if err := temporary.Close(); err != nil {
 		return err
 	}
@@ -100,9 +100,9 @@ func create(path string, config Config) error {
 
 // initialise writes an empty store into an empty file.
 func initialise(path string, config Config) error {
-	epoch := make([]byte, epochBytes)
-	if _, err := io.ReadFull(config.Random, epoch); err != nil {
-		return fmt.Errorf("drawing an epoch: %w", err)
+	epoch, err := newEpoch(config.Random)
+	if err != nil {
+		return err
 	}
 	database, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, Timeout: config.LockTimeout})
 	if err != nil {
@@ -116,7 +116,7 @@ func initialise(path string, config Config) error {
 		}
 		header := &storagev1.HeaderRecord{
 			Schema:     storage.Schema,
-			Epoch:      hex.EncodeToString(epoch),
+			Epoch:      epoch,
 			CreateTime: timestamppb.New(config.Now()),
 		}
 		if err := put(tx, bucketMeta, nameHeader, header); err != nil {
@@ -139,5 +139,11 @@ func syncFolder(path string) error {
 	return errors.Join(folder.Sync(), folder.Close())
 }
 
-// epochBytes is the length of the random part of an epoch.
-const epochBytes = 12
+// newEpoch returns a random epoch: 12 bytes in hexadecimal.
+func newEpoch(random io.Reader) (string, error) {
+	epoch := make([]byte, 12)
+	if _, err := io.ReadFull(random, epoch); err != nil {
+		return "", fmt.Errorf("drawing an epoch: %w", err)
+	}
+	return hex.EncodeToString(epoch), nil
+}

@@ -13,13 +13,14 @@ import (
 // damage is what was found wrong with a file when it was opened or loaded. It is never
 // changed.
 type damage struct {
-	// revision at which it was found.
+	// revision of the store when the damage was found.
 	revision int64
-	// heads are the wrong heads, by workspace; workspaces those of which it is unknown which
-	// records are wrong; records the wrong records, by workspace.
-	heads      map[string]error
+	// heads are the errors of wrong heads, by workspace.
+	heads map[string]error
+	// workspaces are the errors of workspaces that have wrong records, if it is unknown which.
 	workspaces map[string]error
-	records    map[string]map[recordID]error
+	// records are the errors of wrong records, by workspace.
+	records map[string]map[recordID]error
 	// lostHeads are the workspaces whose head is missing in the file, in order.
 	lostHeads []string
 	// missing are the records that are missing in the file, in order.
@@ -93,8 +94,8 @@ func (d *damage) judge(item storage.Item) storage.Item {
 	return item
 }
 
-// visitAbsent visits, before the records of a bucket, what is wrong with the bucket and has
-// no value in it.
+// visitAbsent visits the damage that Load does not find as a value of a bucket: lost heads
+// before the keys, missing records and workspaces as a whole before the values of their bucket.
 func (d *damage) visitAbsent(bucket string, visit func(storage.Item) error) error {
 	if bucket == bucketKeys {
 		for _, workspaceID := range d.lostHeads {

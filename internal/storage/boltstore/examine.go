@@ -21,7 +21,7 @@ func (o *opened) verify(tx *bolt.Tx) error {
 	}
 	hasher := integrity.NewHasher()
 	for id, revision := range newest {
-		o.index.workspace(id).isBehind(revision, o.index)
+		o.index.workspace(id).compareNewest(revision, o.index)
 	}
 	for id, entry := range o.index.workspaces {
 		trusted := entry.damagedHead == nil
@@ -39,9 +39,9 @@ func (o *opened) verify(tx *bolt.Tx) error {
 	return nil
 }
 
-// isBehind notes that the workspace has an audit event at revision, which is newer than its
-// head.
-func (w *indexedWorkspace) isBehind(revision int64, index *fileIndex) {
+// compareNewest marks the workspace's head as damaged if the workspace has an audit event at
+// revision, and the head is older.
+func (w *indexedWorkspace) compareNewest(revision int64, index *fileIndex) {
 	if revision <= w.headRevision {
 		return
 	}
@@ -58,8 +58,8 @@ func (w *indexedWorkspace) isBehind(revision int64, index *fileIndex) {
 	w.headRevision = revision
 }
 
-// newestEvents returns, by workspace, the revision of events to which neither a head nor a
-// later event points: the head that pointed to it is stale or lost.
+// newestEvents returns, by workspace, the revision of the newest event to which neither a head
+// nor a later event points. The head that pointed to this event is stale or lost.
 func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
 	// One bit for each revision to which a head or event points.
 	pointed := make([]uint64, o.position.Revision/64+1)
@@ -73,7 +73,8 @@ func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
 	}
 	bucket := tx.Bucket([]byte(bucketAudit))
 	err := bucket.ForEach(func(_, value []byte) error {
-		// The frame is not checked here: a wrong number only adds an event to those below.
+		// The frame is not checked here: a wrong number only leaves one more event for the loop
+		// below.
 		if len(value) > auditHeader {
 			if previous, err := parseNumber(value[len(value)-len(storage.Payload(value)):]); err == nil {
 				point(previous)
@@ -86,7 +87,7 @@ func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
 		for word = ^word; word != 0; word &= word - 1 {
 			revision := int64(index)*64 + int64(bits.TrailingZeros64(word))
 			name := number(revision)
-			// Check reports unreadable events. Here they make no record true.
+			// Unreadable events are skipped, because they prove nothing. Check reports them.
 			if event, _, err := decodeAudit(name, bucket.Get([]byte(name))); err == nil && revision <= o.position.Revision {
 				id := event.Record.GetWorkspaceId()
 				newest[id] = max(newest[id], revision)
@@ -96,8 +97,8 @@ func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
 	return newest, err
 }
 
-// auditHeader is the min size of a stored audit event: the frame, and the revision of the
-// event before it.
+// auditHeader is the min size of a stored audit event: the header of its frame, and the
+// revision of the workspace's previous event.
 const auditHeader = 5 + numberLength
 
 // examination finds out which records of one workspace are wrong.
@@ -122,18 +123,18 @@ type examination struct {
 func (o *opened) examine(tx *bolt.Tx, hasher *integrity.Hasher, entry *indexedWorkspace, trusted bool) {
 	e := &examination{workspace: entry, hasher: hasher, last: make(map[recordID][]byte)}
 	e.collect(tx)
-	told := o.walk(tx, e, trusted)
-	if !told {
+	if !o.walk(tx, e, trusted) {
 		entry.damaged = &storage.DamagedError{
 			Kind: "workspace", Name: entry.id,
-			Problem: "its records are not those that its head stands for, and its audit events do not tell which are wrong",
+			Problem: "its records do not match the tag of its head, and its audit events do not show which records are wrong",
 		}
 		return
 	}
 	o.index.correct(e)
 }
 
-// walk reports whether the events show which records are wrong.
+// walk reads the workspace's events backwards, and reports whether they show which records are
+// wrong.
 func (o *opened) walk(tx *bolt.Tx, e *examination, trusted bool) bool {
 	entry := e.workspace
 	expected := entry.head.Hash[:]
@@ -172,7 +173,7 @@ func (o *opened) walk(tx *bolt.Tx, e *examination, trusted bool) bool {
 	return true
 }
 
-// listed takes over what an event says about a record, unless a newer event has said it.
+// listed takes over what an event lists about a record, if no newer event lists the record.
 func (e *examination) listed(change *storagev1.RecordChange) {
 	id := recordID{change.GetKind(), change.GetName()}
 	if _, newer := e.last[id]; newer {
@@ -227,8 +228,8 @@ func (e *examination) collect(tx *bolt.Tx) {
 	}
 }
 
-// correct sets the index to what the events say: faulty records are noted, and the sum is
-// that of the records as they should be, so that the other records of the workspace can
+// correct sets the index to what the events list. It notes the records that differ, and sets
+// the sum of the records as they should be, so that the other records of the workspace can
 // still be changed.
 func (d *fileIndex) correct(e *examination) {
 	entry := e.workspace

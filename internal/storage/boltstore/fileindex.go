@@ -9,9 +9,9 @@ import (
 )
 
 // fileIndex is what the store keeps in memory about its file: the slot of each key, the
-// request ids that were used, and every head. Thanks to it, names on disk grow with time,
-// and a commit checks everything without reading. Store.state guards it; only the committer
-// changes it.
+// request ids that were used, every head, and what each record should be. Because it knows the
+// slots, the names of keys in the file can ascend with time. A commit checks heads and ids
+// without reading the file. Store.state guards the index; only the committer changes it.
 type fileIndex struct {
 	keys       map[string]indexedKey
 	workspaces map[string]*indexedWorkspace
@@ -50,10 +50,11 @@ type indexedWorkspace struct {
 	members map[string]uint64
 	own     uint64
 	hasOwn  bool
-	// faults are the records that are wrong or missing; missing are only the missing ones.
+	// faults are the errors of records that are unreadable, wrong or missing; missing are only
+	// the missing records.
 	faults  map[recordID]error
 	missing []recordID
-	// damaged is set if it is unknown which records are wrong. Then all count as wrong.
+	// damaged is set if it is unknown which records are wrong. Then all records count as wrong.
 	damaged error
 	// tag is the tag of the stored head. It is set only while the file is being opened.
 	tag []byte
@@ -72,7 +73,7 @@ func newFileIndex() *fileIndex {
 	}
 }
 
-// workspace returns the entry of a workspace. It adds one if there is none.
+// workspace returns a workspace of the index, and adds it if the index does not have it.
 func (d *fileIndex) workspace(id string) *indexedWorkspace {
 	entry := d.workspaces[id]
 	if entry == nil {

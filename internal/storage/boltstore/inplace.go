@@ -9,9 +9,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// checkInPlace returns ErrReplaced unless path still names the file that was opened, which
-// held describes. If another file was renamed over a store that is served, changes would be
-// acknowledged into a file that nobody can open again.
+// checkInPlace returns ErrReplaced if path no longer names the file that was opened, which held
+// describes. If another file was renamed over it, changes would be acknowledged in a file that
+// nobody can open again.
 func checkInPlace(path string, held fs.FileInfo) error {
 	named, err := os.Stat(path)
 	switch {

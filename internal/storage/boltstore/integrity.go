@@ -9,16 +9,17 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// The checksum of a frame shows whether a record is complete, not whether it is the newest.
-// Whether a record is the right one is checked like this:
+// The checksum of a frame shows that a record is complete. It does not show that the record is
+// the newest one of its name. That is checked in three places:
 //
 //  1. When a file is opened, the elements of each workspace's records are added up and
 //     compared with the tag in the workspace's head (examine.go). If they differ, the audit
 //     events are read from the newest one backwards. They list the hash of every record
 //     that was put, and so show which records are stale, missing or left over (damage.go).
-//  2. The index keeps the first eight bytes of the element of each record as it should be.
-//  3. Every record that is read is compared with the index: by reads for people, and by a
-//     commit before it replaces or deletes the record (replaced.go).
+//  2. Reads for people compare each record with the index, which has the first eight bytes of
+//     the element that the record should have.
+//  3. A commit compares a record with the index before it replaces or deletes the record
+//     (replaced.go).
 
 // recordID names a record of a workspace.
 type recordID struct {
@@ -98,8 +99,8 @@ type expectation struct {
 	fault       error // found when the file was opened
 }
 
-// compare returns an error unless the record is the one in the index. stored is whether the
-// file has a record, and element is its element.
+// compare returns an error if the file does not have the record that the index expects. stored
+// reports whether the file has a record of that name, and element is that record's element.
 func (e expectation) compare(element integrity.Element, stored bool) error {
 	switch {
 	case e.fault != nil:
@@ -114,8 +115,8 @@ func (e expectation) compare(element integrity.Element, stored bool) error {
 	return nil
 }
 
-// compareValue compares the value that is stored under the record's name, whose frame is
-// right; nil if nothing is stored.
+// compareValue is compare for the value that is stored under the record's name, nil if nothing
+// is stored. The caller has checked the value's frame.
 func (e expectation) compareValue(value []byte) error {
 	if value == nil {
 		return e.compare(integrity.Element{}, false)
@@ -152,9 +153,9 @@ func (w *indexedWorkspace) hasMember(memberID string) bool {
 	return found
 }
 
-// findKey returns the slot of a key, and what the index holds of its record. The slot is 0
-// if the key does not exist, is of another workspace, or is missing in the file; the last
-// is a fault.
+// findKey returns the slot of a key, and what the index holds of its record. The slot is 0 if
+// the key does not exist, is of another workspace, or is missing in the file. If it is missing,
+// the expectation has a fault.
 func (d *fileIndex) findKey(workspaceID, keyID string) (int64, expectation) {
 	at, found := d.keys[keyID]
 	entry := at.workspace
@@ -167,8 +168,7 @@ func (d *fileIndex) findKey(workspaceID, keyID string) (int64, expectation) {
 	return at.slot, d.expect(entry.id, recordID{kindKey, keyID})
 }
 
-// setElement notes the element of a record that is in the file, or will be. A key must be
-// in the index already.
+// setElement sets the element that a record should have. A key must be in the index already.
 func (d *fileIndex) setElement(entry *indexedWorkspace, id recordID, short uint64) {
 	switch id.kind {
 	case kindKey:
@@ -229,7 +229,7 @@ type observation struct {
 	element     integrity.Element
 }
 
-// observe returns the observation of a stored value, whose frame is right.
+// observe returns the observation of a stored value. The caller has checked its frame.
 func observe(workspaceID string, id recordID, value []byte) observation {
 	element, _ := elementOf(workspaceID, id, storage.Payload(value))
 	return observation{workspaceID, id, element}
@@ -238,8 +238,8 @@ func observe(workspaceID string, id recordID, value []byte) observation {
 // errMoved is the error for a record that was changed after it was read.
 var errMoved = fmt.Errorf("%w: the records are changing too fast to be read", storage.ErrUnavailable)
 
-// confirm compares what a reader found at a revision with the index, which may be ahead of
-// it. It returns errMoved if a workspace has changed since.
+// confirm compares the records that a reader found at a revision with the index, which may be
+// newer. If a record differs because its workspace has changed since, the error is errMoved.
 func (d *fileIndex) confirm(seen []observation, revision int64) error {
 	for _, each := range seen {
 		err := d.expect(each.workspaceID, each.id).compare(each.element, true)

@@ -7,7 +7,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// The buckets of the file, and the names of their values. Audit events, feed records and
+// The buckets of the file, and the names of their values. Audit events, feed entries and
 // new keys have ascending numbers as names, so that a commit appends to three buckets
 // instead of writing pages all over the file.
 //
@@ -18,7 +18,8 @@ import (
 //	heads       workspace, or 0x00 for the policy's → HeadRecord
 //	keys        slot (8 bytes) key id (16) workspace → KeyRecord
 //	usage       slot (8 bytes) → Unix nanoseconds (8 bytes)
-//	audit       revision (8 bytes) → revision before (8 bytes) AuditRecord
+//	audit       revision (8 bytes) → revision of the workspace's previous event (8 bytes)
+//	            AuditRecord
 //	feed        revision (8 bytes) → FeedRecord
 //
 // A slot is a key's number in the order of creation. Only the index in memory knows the

@@ -19,7 +19,7 @@ import (
 )
 
 // errOlder is the error for a file that must be upgraded before it can be used.
-var errOlder = errors.New("storage: of an older schema")
+var errOlder = errors.New("storage: the file has an older schema; a start of the server upgrades it")
 
 // opened is a file that was opened and found sound.
 type opened struct {
@@ -29,7 +29,8 @@ type opened struct {
 	header   *storagev1.HeaderRecord
 	index    *fileIndex
 	position storage.Position
-	// allocated is up to which byte the file has disk space. Guarded by Store.writing.
+	// allocated is how many bytes of the file, from its beginning, have disk space. Store.writing
+	// guards it.
 	allocated int64
 }
 
@@ -159,7 +160,7 @@ func (o *opened) close() error {
 	return err
 }
 
-// checkIsFile refuses paths that bbolt would take for a new file, or wait for.
+// checkIsFile refuses what bbolt would fill as a new file (an empty file) or wait for (a pipe).
 func checkIsFile(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -263,9 +264,9 @@ func (o *opened) readHeads(tx *bolt.Tx) error {
 }
 
 // readWorkspaces adds the records of workspaces and of the policy to the index. It also
-// marks workspaces without a head. Every change puts a head, so theirs is lost, for example
-// because its name is damaged. Such a workspace must not count as new: its chain of events
-// would begin again.
+// marks workspaces without a head. Every change puts a head, so a missing head was lost, for
+// example because its name is damaged. Such a workspace must not count as new: its chain of
+// events would begin again.
 func (o *opened) readWorkspaces(tx *bolt.Tx) error {
 	err := tx.Bucket([]byte(bucketWorkspaces)).ForEach(func(name, value []byte) error {
 		o.readRecord(string(name), recordID{kind: kindWorkspace}, frameName(bucketWorkspaces, string(name)), value)
@@ -292,8 +293,8 @@ func (o *opened) readMembers(tx *bolt.Tx) error {
 	})
 }
 
-// readRecord adds a record other than a key to the workspace's sum. An unreadable record is
-// not added, so that the sum does not match the head's tag.
+// readRecord adds a record other than a key to the index, and to the workspace's sum. An
+// unreadable record is not added: then the sum does not match the head's tag.
 func (o *opened) readRecord(workspaceID string, id recordID, framed string, value []byte) {
 	entry := o.index.workspace(workspaceID)
 	if payload, err := storage.Unframe(kindName(id.kind), framed, value); err == nil {

@@ -68,8 +68,8 @@ type pages struct {
 
 // meta is the content of a meta page.
 type meta struct {
-	pageSize                             int64
-	root, freelist, highWaterMark, newer uint64
+	pageSize                                   int64
+	root, freelist, highWaterMark, transaction uint64
 }
 
 // verifyPages checks the page structure of a file that nobody writes. Errors: DamagedError,
@@ -98,10 +98,9 @@ func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) error {
 	return nil
 }
 
-// readMeta returns the newer of the two meta pages. Both must be good. If one is damaged,
-// nobody can tell whether it was the newer one, and then the change that it stood for,
-// perhaps a revocation, would be undone. A crash damages none of them, because they fit
-// into one sector.
+// readMeta returns the newer of the two meta pages. Both must be good. If one is damaged, it
+// may have been the newer one, and serving the other would undo the newest change, perhaps a
+// revocation. A crash damages neither, because a meta page fits into one sector.
 func readMeta(file io.ReaderAt) (*meta, error) {
 	first, err := readMetaAt(file, 0, 0)
 	if err != nil {
@@ -114,7 +113,7 @@ func readMeta(file io.ReaderAt) (*meta, error) {
 	if first.pageSize != second.pageSize {
 		return nil, damagedPage(1, "another page size than page 0")
 	}
-	if second.newer > first.newer {
+	if second.transaction > first.transaction {
 		return second, nil
 	}
 	return first, nil
@@ -139,7 +138,7 @@ func readMetaAt(file io.ReaderAt, id uint64, offset int64) (*meta, error) {
 		root:          order.Uint64(body[16:]),
 		freelist:      order.Uint64(body[32:]),
 		highWaterMark: order.Uint64(body[40:]),
-		newer:         order.Uint64(body[48:]),
+		transaction:   order.Uint64(body[48:]),
 	}
 	if read.pageSize < minPageSize || read.pageSize > maxPageSize || read.pageSize&(read.pageSize-1) != 0 {
 		return nil, damagedPage(id, "page size %d", read.pageSize)
@@ -174,8 +173,8 @@ func (p *pages) freelist(id uint64) error {
 	return nil
 }
 
-// claim marks a page, and the pages that it overflows to, as used, and reads it; into the
-// buffer if that is large enough.
+// claim marks a page, and the pages that it overflows to, as used, and reads them. It reads
+// into buffer if that is large enough.
 func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
 	if p.read++; p.read%contextInterval == 0 && p.ctx.Err() != nil {
 		return nil, p.ctx.Err()
@@ -210,8 +209,8 @@ func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
 	return page, nil
 }
 
-// tree checks a page and everything below it. Names must not be below low, and must be
-// below high unless high is nil.
+// tree checks a page and everything below it. Names must sort at or after low, and before high;
+// nil is no bound.
 func (p *pages) tree(id uint64, low, high []byte, depth int) error {
 	if depth > maxTreeDepth {
 		return damagedPage(id, "more than %d pages deep", maxTreeDepth)
@@ -305,8 +304,9 @@ func bucketRoot(id uint64, element, value []byte) (uint64, error) {
 	})
 }
 
-// elements visits the elements of a branch or leaf page, after checking that they follow
-// one another without a gap, as bbolt writes them, and that names ascend.
+// elements visits the elements of a branch or leaf page. Before each visit it checks that the
+// element follows on the previous one without a gap, as bbolt writes them, and that names
+// ascend.
 func elements(id uint64, page, low, high []byte, visit func(element, name, value []byte) error) error {
 	leaf, count := order.Uint16(page[8:]) == leafPage, int(order.Uint16(page[10:]))
 	end := int64(pageHeader + count*elementSize)

@@ -29,9 +29,10 @@ type pendingChange struct {
 
 	committed *storage.Committed
 	slots     map[string]int64 // of new keys
-	// untrue is set if a record that the change replaces is not what it should be.
-	untrue error
-	sum    integrity.Sum // of the workspace's records after the change
+	// mismatch is the error with which findReplaced refuses the change, for example because a
+	// record that it replaces is not the one that it should be.
+	mismatch error
+	sum      integrity.Sum // of the workspace's records after the change
 }
 
 // encoded is a record of a change. The caller of Commit encodes it, before the change
@@ -39,15 +40,15 @@ type pendingChange struct {
 type encoded struct {
 	id      recordID
 	bucket  string
-	name    string // empty for keys, whose slot the committer knows
+	name    string // empty for a key: its name begins with a slot, which the committer looks up
 	key     *storagev1.KeyRecord
 	payload []byte // nil to delete
 
-	// listed is what the audit event says about the record. The committer sets the hash of
-	// the record before the change.
+	// listed is what the audit event lists about the record. The committer adds the hash of the
+	// record before the change.
 	listed *storagev1.RecordChange
-	// before and after are the record's elements; after a put, or before a put or delete of
-	// a stored record.
+	// before is the element of the stored record that the change replaces or deletes, after the
+	// element of the record that it puts.
 	before, after integrity.Element
 }
 
@@ -110,7 +111,7 @@ func encode(change *storage.Change) (*pendingChange, error) {
 	return pending, nil
 }
 
-// encodeEvent encodes the audit event, with what is known about the records so far.
+// encodeEvent encodes the audit event with the hashes of records that are known so far.
 func (p *pendingChange) encodeEvent() error {
 	p.change.Event.Changes = make([]*storagev1.RecordChange, len(p.records))
 	for index := range p.records {
@@ -165,8 +166,8 @@ func (p *pendingChange) check(index *fileIndex, newIDs map[string]int64, revisio
 	if err := p.checkPolicy(index.workspaces[""]); err != nil {
 		return err
 	}
-	if p.untrue != nil {
-		return p.untrue
+	if p.mismatch != nil {
+		return p.mismatch
 	}
 	for _, keyID := range p.change.AbsentKeyIDs {
 		_, found := index.keys[keyID]
@@ -185,7 +186,7 @@ func (p *pendingChange) check(index *fileIndex, newIDs map[string]int64, revisio
 	return nil
 }
 
-// checkPolicy compares the policy's head with the expected one, if the change expects any.
+// checkPolicy compares the policy's head with the head that the change expects, if it does.
 func (p *pendingChange) checkPolicy(policy *indexedWorkspace) error {
 	switch {
 	case p.change.ExpectPolicy == nil:
@@ -200,8 +201,8 @@ func (p *pendingChange) checkPolicy(policy *indexedWorkspace) error {
 	return nil
 }
 
-// writes returns what the change writes at a revision of the history that epoch names. It
-// takes the slots of new keys from nextSlot.
+// writes returns the puts and deletes of a change that commits at a revision. It takes the
+// slots of new keys from nextSlot.
 func (p *pendingChange) writes(index *fileIndex, hasher *integrity.Hasher, epoch string, revision int64, nextSlot *int64) ([]write, error) {
 	change := p.change
 	head := change.Expect.After(p.event)
@@ -275,7 +276,7 @@ func (p *pendingChange) slot(index *fileIndex, record encoded, nextSlot *int64) 
 		return 0, fmt.Errorf("%w: key %s to delete is not there", storage.ErrInvalidChange, keyID)
 	}
 	if !p.change.IsNew(record.key) {
-		return 0, fmt.Errorf("%w: key %s is not there, and need not be absent", storage.ErrInvalidChange, keyID)
+		return 0, fmt.Errorf("%w: key %s is not there, and not in AbsentKeyIDs", storage.ErrInvalidChange, keyID)
 	}
 	slot := *nextSlot
 	*nextSlot++

@@ -224,8 +224,8 @@ func keyAt(cursor *bolt.Cursor, slot int64, record *storagev1.KeyRecord) ([]byte
 	return value, decodeKey(name, value, record)
 }
 
-// readPage reads a page, and compares the records that read saw with the index. If a record
-// was changed between the two, readPage reads the page again.
+// readPage reads a page, and then compares its records with the index. If a record was changed
+// between the two, readPage starts over, at most five times; then the error is errMoved.
 func (s *Store) readPage(ctx context.Context, resolve func(*fileIndex), read func(tx *bolt.Tx) ([]observation, error)) (storage.Position, error) {
 	const attempts = 5
 	var position storage.Position
@@ -251,7 +251,7 @@ func (s *Store) readPage(ctx context.Context, resolve func(*fileIndex), read fun
 	return position, err
 }
 
-// parseCursor parses a cursor that is a number. An empty cursor is first.
+// parseCursor parses a cursor that is a number. An empty cursor stands for first.
 func parseCursor(cursor string, first int64) (int64, error) {
 	if cursor == "" {
 		return first, nil
@@ -416,11 +416,11 @@ func (s *Store) read(ctx context.Context, resolve func(*fileIndex), use func(tx 
 	return s.readFile(ctx, false, resolve, use)
 }
 
-// readFile is read, for Load as well if loading is true: only Load may read a file that
-// was reopened, until it has visited everything.
+// readFile is read. loading is true for Load, which alone may read a reopened file until it has
+// visited everything.
 func (s *Store) readFile(ctx context.Context, loading bool, resolve func(*fileIndex), use func(tx *bolt.Tx) error) (storage.Position, error) {
 	// 1. Resolve and begin under one lock, so that the index and the transaction show the same
-	// revision, and no commit is in progress: bbolt shows what it has not synced yet.
+	// revision. No commit is in progress then: bbolt would show what it has not synced yet.
 	var tx *bolt.Tx
 	position, err := s.locked(ctx, loading, func() error {
 		if resolve != nil {

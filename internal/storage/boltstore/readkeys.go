@@ -31,7 +31,7 @@ type keyRead struct {
 
 const keyBatchSize = 2048
 
-// compute computes the fields that follow from the names and values.
+// compute fills in the fields of each key that follow from its name and value.
 func (b *keyBatch) compute(hasher *integrity.Hasher) error {
 	for index := range b.keys {
 		key := &b.keys[index]
@@ -58,7 +58,8 @@ type keyHasher struct {
 	running *keyBatch
 }
 
-// exchange starts a batch and returns the previous one, computed; nil if there was none.
+// exchange starts to compute a batch, and returns the previous batch, which is computed by
+// then; nil if this batch is the first.
 func (h *keyHasher) exchange(batch *keyBatch) (*keyBatch, error) {
 	finished, err := h.wait()
 	batch.done = make(chan error, 1)

@@ -48,8 +48,8 @@ func (s *Store) reopen(ctx context.Context) error {
 	if err := s.checkMark(file); err != nil {
 		return errors.Join(err, file.close())
 	}
-	// 5. Use the file. Only Load may read it until a projection has seen all of it: the failed
-	// commit may have taken effect, and nobody has been told.
+	// 5. Use the file. Only Load may read it until a projection has seen all of it: the change
+	// of the failed commit may be in it, and no watcher has seen that change.
 	s.state.Lock()
 	defer s.state.Unlock()
 	if s.closed {
@@ -61,9 +61,9 @@ func (s *Store) reopen(ctx context.Context) error {
 	return nil
 }
 
-// loaded ends the restriction to Load after a Load has visited all of a reopened file. from
-// is the index that the Load began with: a file that was reopened again since stays
-// restricted.
+// loaded ends the restriction to Load after a Load has visited all of a reopened file. from is
+// the index that the Load began with. If the file was reopened again since then, the
+// restriction stays.
 func (s *Store) loaded(from *fileIndex) {
 	s.state.Lock()
 	defer s.state.Unlock()
@@ -73,8 +73,8 @@ func (s *Store) loaded(from *fileIndex) {
 	}
 }
 
-// checkMark checks that a reopened file has everything that was committed to it, and tells
-// the anchor writer how far it is. Errors: ErrHistoryChanged.
+// checkMark checks that a reopened file has everything that was committed to it, and tells the
+// anchor writer how far the file has come. Errors: ErrHistoryChanged, DamagedError.
 func (s *Store) checkMark(file *opened) error {
 	if s.anchor == nil {
 		return nil
@@ -93,8 +93,8 @@ func (s *Store) checkMark(file *opened) error {
 	return nil
 }
 
-// end takes the store down for good: the next start will open something other than what
-// this process serves.
+// end takes the store down for good: the next start would not open the file, or the anchor,
+// that this process has open.
 func (s *Store) end(err error) {
 	s.state.Lock()
 	defer s.state.Unlock()

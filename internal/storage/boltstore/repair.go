@@ -12,9 +12,9 @@ import (
 
 // RepairTime sets the position's time and the last-used times to now if they are later: the
 // clock was ahead when they were written. No process may serve the file. Records with such
-// times must have been repaired before. If there is nothing to repair, nothing is written. It
-// returns the number of last-used times that were set. Errors: those of Open and of the file
-// system; after one, the file may or may not have been repaired.
+// times must have been repaired before. RepairTime returns the number of last-used times that
+// it set. Errors: those of Open and of the file system; after an error, the file may or may
+// not have been repaired.
 func RepairTime(path string, now time.Time) (uses int, err error) {
 	file, err := openFile(path, Config{}.withDefaults())
 	if err != nil {
@@ -26,7 +26,7 @@ func RepairTime(path string, now time.Time) (uses int, err error) {
 			uses, err = repairUsage(tx, now)
 			switch isAhead := file.position.Time.After(now); {
 			case err == nil && uses == 0 && !isAhead:
-				return errNothingToRepair // a transaction without changes would write the file, too
+				return errNothingToRepair // bbolt writes pages even for a transaction without changes
 			case err != nil || !isAhead:
 				return err
 			}

@@ -19,10 +19,10 @@ type replaced struct {
 	expected expectation
 }
 
-// findReplaced reads the records that the changes of a group replace or delete. Their
-// events list the hashes of these records. It also compares each with the index: a record
-// that was altered in the file must not become true by being listed. What holds here still
-// holds when the group is written, because only the committer changes the index.
+// findReplaced reads the records that the changes of a group replace or delete, and lists their
+// hashes in the events of the changes. It also compares each record with the index: a record
+// that was altered in the file must not become valid by being listed. The result still holds
+// when the group is written, because only the committer changes the index.
 func (s *Store) findReplaced(group []*pendingChange) {
 	var found []replaced
 	for _, pending := range group {
@@ -47,20 +47,20 @@ func (s *Store) findReplaced(group []*pendingChange) {
 	}, func(tx *bolt.Tx) error {
 		for i := range found {
 			if err := found[i].compare(tx); err != nil {
-				found[i].of.untrue = err
+				found[i].of.mismatch = err
 			}
 		}
 		return nil
 	})
 	for _, each := range found {
 		switch {
-		case each.of.untrue != nil:
+		case each.of.mismatch != nil:
 		case err != nil:
 			// commitGroup finds out by itself that the store is down, but not that the file is
 			// damaged.
-			each.of.untrue = err
+			each.of.mismatch = err
 		default:
-			each.of.untrue = each.of.encodeEvent()
+			each.of.mismatch = each.of.encodeEvent()
 		}
 	}
 }

@@ -47,7 +47,8 @@ type reserve struct {
 	log      *slog.Logger
 	began    time.Time
 
-	// full is set from the first change that does not fit until the next one that does.
+	// full is set when a change does not fit. It is cleared when a change that does not narrow
+	// has fitted and roomy is set.
 	full atomic.Bool
 	// refused counts the changes that were refused while full is set.
 	refused atomic.Int64
@@ -56,13 +57,15 @@ type reserve struct {
 
 	// Store.writing guards the group below.
 
-	// failed is whether the disk was full at failedAt, when the file was grown last.
+	// failed reports whether the file was not grown as far as wanted, because the disk was full.
+	// That was at failedAt.
 	failed   bool
 	failedAt time.Time
-	// roomy is whether the reserve is complete, or at least maxGrowth bytes of pages are free.
+	// roomy reports whether the reserve is complete, or at least maxGrowth bytes of pages are
+	// free.
 	roomy bool
-	// extra is how many more bytes the file is grown by once, because an estimate was too
-	// low.
+	// extra is added to the next estimate of what a transaction takes, in bytes, after an
+	// estimate was too low.
 	extra int64
 }
 
@@ -73,7 +76,7 @@ func newReserve(config Config) *reserve {
 }
 
 // admit refuses changes that do not narrow while the disk is full, before they enter the
-// queue. Every roomInterval it admits one change, to find out whether there is space again.
+// queue. Every roomInterval it admits one of them, to find out whether there is space again.
 func (r *reserve) admit(narrows bool) error {
 	if narrows || !r.full.Load() {
 		return nil
@@ -114,9 +117,9 @@ func (r *reserve) open(file *opened) error {
 // growth returns how many bytes a file is grown ahead of need, as bbolt does it.
 func growth(used int64) int64 { return max(minGrowth, min(used, maxGrowth)) }
 
-// prepare limits a write transaction to the space that it may use, before anything was
-// written, and grows the file if little space is left. need is the estimate of how many
-// bytes the transaction takes. writing is held.
+// prepare limits a write transaction to the space that it may use, before anything is written,
+// and grows the file if little space is left. need is the estimate of how many bytes the
+// transaction takes. writing is held.
 func (r *reserve) prepare(file *opened, tx *bolt.Tx, narrows bool, need int64) error {
 	used, free := tx.Size(), int64(file.database.Stats().FreePageN)
 	need += 16*free + r.extra // the list of free pages is written to one run of new pages
@@ -135,8 +138,8 @@ func (r *reserve) prepare(file *opened, tx *bolt.Tx, narrows bool, need int64) e
 	return nil
 }
 
-// grow makes the file longer, up to size, or less far if the disk has less space. writing
-// is held, or the file is not shared yet.
+// grow makes the file size bytes long, or as long as the disk has space. writing is held, or
+// the file is not shared yet.
 func (r *reserve) grow(file *opened, size int64) error {
 	before := file.allocated
 	r.failed = false
@@ -166,7 +169,7 @@ func isNoRoom(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, syscall.EFBIG)
 }
 
-// writeZeros allocates disk space by writing, on systems without a call for it.
+// writeZeros allocates disk space by writing zeros, on systems without a call that allocates.
 func writeZeros(file *os.File, from, to int64) error {
 	zeros := make([]byte, min(1<<20, to-from))
 	for at := from; at < to; at += int64(len(zeros)) {
@@ -177,7 +180,7 @@ func writeZeros(file *os.File, from, to int64) error {
 	return nil
 }
 
-// fitted notes the outcome of a transaction: err is nil, or that of a transaction that did
+// fitted notes whether a transaction fitted: err is nil, or the error of a transaction that did
 // not fit.
 func (r *reserve) fitted(narrows bool, err error) {
 	switch {
@@ -193,8 +196,8 @@ func (r *reserve) fitted(narrows bool, err error) {
 	}
 }
 
-// need estimates how many bytes a group takes: copies of the pages that it touches, and
-// what it adds.
+// need estimates how many bytes a group takes: copies of the pages that it touches, and its
+// values.
 func need(writes []write) int64 {
 	const page = 4096
 	total := int64(32 * page) // roots, branches, the list of free pages
@@ -231,13 +234,15 @@ func (s *Store) mayRetry() bool {
 	return true
 }
 
-// retryWithoutRoom handles a group that did not fit: without the changes that do not
-// narrow, it may fit. Those are refused.
+// retryWithoutRoom handles a group that did not fit.
 func (s *Store) retryWithoutRoom(group []*pendingChange) {
+	// 1. Try the whole group again if it may fit now.
 	if s.mayRetry() {
 		s.commitGroup(group)
 		return
 	}
+	// 2. Refuse the changes that do not narrow, because the others may fit without them. A group
+	// that only narrows is refused as a whole.
 	var rest []*pendingChange
 	if !narrow(group) {
 		for _, pending := range group {
@@ -252,6 +257,7 @@ func (s *Store) retryWithoutRoom(group []*pendingChange) {
 			pending.finish(0, storage.ErrFull)
 		}
 	}
+	// 3. Commit the narrowing changes.
 	if len(rest) > 0 {
 		s.commitGroup(rest)
 	}

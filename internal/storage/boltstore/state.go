@@ -2,11 +2,11 @@ package boltstore
 
 // State is the state of a store, for monitoring.
 type State struct {
-	// Full is whether the disk has space for narrowing changes only.
+	// Full reports whether the disk has space for narrowing changes only.
 	Full bool
 	// Refused is the number of changes that were refused since Full became true.
 	Refused int64
-	// AnchorStalled is whether the anchor cannot be written. Then changes do not wait for it.
+	// AnchorStalled reports whether the anchor cannot be written. Then changes do not wait for it.
 	AnchorStalled bool
 	// AnchorFailures is the number of failed writes since AnchorStalled became true.
 	AnchorFailures int64

@@ -29,8 +29,8 @@ var steps = map[int32]step{storage.SchemaFirst: toIntegrity}
 // step copies a store into a new file in the form of the next schema.
 type step func(from *bolt.Tx, to *copying, now time.Time) error
 
-// copying is a new file that is being written, in transactions of a bounded size. Nobody
-// sees the file before it is complete.
+// copying is a new file that is being written, in transactions of a bounded size. The file has
+// a temporary name until it is complete.
 type copying struct {
 	database *bolt.DB
 	tx       *bolt.Tx
@@ -236,10 +236,10 @@ func (u *upgrading) replace() error {
 	return syncFolder(filepath.Dir(u.path))
 }
 
-// toIntegrity copies a store of SchemaFirst into one of SchemaIntegrity. It appends events
-// to each workspace's chain that list all records of the workspace, within the bounds of a
-// change, and the records name these events. The times that count are not read from the
-// clock, because a wrong clock would put the store into the future.
+// toIntegrity copies a store of SchemaFirst into one of SchemaIntegrity. It appends events to
+// each workspace's chain that list all records of the workspace, within the bounds of a change,
+// and the records name these events. The position and the events get the time of the newest
+// change, not the clock's: a wrong clock would put the store into the future.
 func toIntegrity(from *bolt.Tx, to *copying, now time.Time) error {
 	old := &opened{}
 	if err := old.readHeader(from); err != nil {
@@ -298,11 +298,12 @@ type rewriting struct {
 	workspaces map[string]*rewrittenWorkspace
 }
 
-// rewrittenWorkspace is a workspace with the event that is being filled, nil if there is
-// none.
+// rewrittenWorkspace is a workspace whose records are being rewritten.
 type rewrittenWorkspace struct {
 	indexedWorkspace
 
+	// event is the event that lists the records at present, nil before the first record and
+	// after closeEvent. size is how many bytes these records had.
 	event *storagev1.AuditRecord
 	size  int
 }
@@ -386,7 +387,7 @@ func toVerifiers(key *storagev1.KeyRecord) error {
 	return nil
 }
 
-// openEvent begins an event that lists records.
+// openEvent begins an event to list records in.
 func (r *rewriting) openEvent(entry *rewrittenWorkspace) {
 	entry.event = &storagev1.AuditRecord{
 		WorkspaceId: entry.id,
@@ -402,7 +403,7 @@ func (r *rewriting) openEvent(entry *rewrittenWorkspace) {
 	entry.size = 0
 }
 
-// closeEvent appends the event that is being filled to the chain.
+// closeEvent appends the open event to the chain.
 func (r *rewriting) closeEvent(entry *rewrittenWorkspace) error {
 	encoded, err := storage.Encode(entry.event)
 	if err != nil {

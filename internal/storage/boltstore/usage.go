@@ -103,7 +103,7 @@ func putTimes(tx *bolt.Tx, times []slotTime) error {
 	return nil
 }
 
-// decodeUsage returns a stored time in Unix nanoseconds, 0 if there is none.
+// decodeUsage returns a stored time in Unix nanoseconds, 0 if no time is stored.
 func decodeUsage(name string, value []byte) (int64, error) {
 	if value == nil {
 		return 0, nil
@@ -119,8 +119,8 @@ func decodeUsage(name string, value []byte) (int64, error) {
 	return nanoseconds, nil
 }
 
-// loadUsage visits when the key under keyName was last used. A damaged time counts as none:
-// no decision depends on it, and the next use repairs it.
+// loadUsage visits when the key under keyName was last used. A damaged time is left out: no
+// decision depends on it, and the next use repairs it.
 func loadUsage(tx *bolt.Tx, keyName []byte, visit func(storage.Item) error) error {
 	_, keyID, _, err := parseKeyName(keyName)
 	if err != nil {

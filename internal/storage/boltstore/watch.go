@@ -13,8 +13,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// ringSize is how many changes a watcher may lag behind. One that lags further must load
-// again.
+// ringSize is how many changes the ring holds at most. A watcher that lags further behind than
+// the ring reaches gets ErrGap.
 const ringSize = 1024
 
 // ring holds the newest committed changes for watchers.
@@ -23,8 +23,8 @@ type ring struct {
 	// changes are consecutive; the newest has revision last.
 	changes []*storage.Committed
 	last    int64
-	// published is last with its hash, for readers that take no lock. It does not change
-	// from when the store goes down until it is loaded again.
+	// published is last with its hash, for readers that take no lock. It does not change while
+	// the store is down.
 	published atomic.Pointer[storage.Barrier]
 	// ended is set while the store is down or closed.
 	ended error
@@ -148,7 +148,7 @@ func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecor
 			if err == nil {
 				err = storage.Decode("feed entry", frameName(bucketFeed, string(name)), value, record)
 			}
-			// Records before a damaged or missing one are left out, so that there is no gap.
+			// Entries before a damaged or missing one are left out, so that there is no gap.
 			if count := len(newestFirst); err != nil || record.GetRevision() != revision ||
 				count > 0 && newestFirst[count-1].GetRevision() != revision+1 {
 				return nil //nolint:nilerr // see above

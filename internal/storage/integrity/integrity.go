@@ -1,13 +1,13 @@
-// Package integrity computes what ties the records of a workspace to its head. It detects
-// a record that is stale, put back, missing or left over although its own checksum is
-// right.
+// Package integrity computes the tag that ties the records of a workspace to its head. The tag
+// shows that a record is stale, put back, missing or left over, even if the record's own
+// checksum is right.
 //
 // Each record has an element: a keyed hash of its identity and its payload. The elements
 // of a workspace add up to a Sum. The tag of the head is a keyed hash of the head and the
 // sum. Sums are kept in memory only; they are computed from the records at each load.
 //
-// The keys are derived from a root that is, for now, 32 zero bytes, so everybody can
-// compute them. This detects accidents, not forgery.
+// The keys are derived from a root that is, for now, 32 zero bytes. Everybody can compute
+// them, so tags detect accidents, not forgery.
 //
 // All numbers are big-endian. Strings are preceded by their length in 2 bytes. HKDF is
 // RFC 5869, HMAC RFC 2104.
