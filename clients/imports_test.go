@@ -1,4 +1,4 @@
-// Package clients_test looks after what importers of the packages below inherit.
+// Package clients_test checks which modules a program links if it imports a client package.
 package clients_test
 
 import (
@@ -19,7 +19,7 @@ var light = []string{
 	"golang.org/x/net", "golang.org/x/sys", "golang.org/x/text",
 }
 
-func TestImportersInheritLittle(t *testing.T) {
+func TestImportersLinkOnlyLightModules(t *testing.T) {
 	for _, name := range []string{"keyauth", "keyauthhttp", "keyauthtest", "keyclient", "keycredentials"} {
 		command := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", module+"clients/"+name)
 		text, err := command.Output()
@@ -31,7 +31,7 @@ func TestImportersInheritLittle(t *testing.T) {
 				return path == allowed || strings.HasPrefix(path, strings.TrimSuffix(allowed, "/")+"/")
 			})
 			if !known {
-				t.Errorf("who imports %s links %s", name, path)
+				t.Errorf("importing %s links %s", name, path)
 			}
 		}
 	}

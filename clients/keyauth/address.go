@@ -22,8 +22,8 @@ func (g *Guard) clientAddress(request *Request) netip.Addr {
 // clientAddress returns the presenter's address: the peer's, or, if the peer is a trusted
 // proxy, the last address in X-Forwarded-For that is not a trusted proxy's. Proxies append to
 // that header, so everything to the left of that address may have been written by anybody. If
-// all addresses are trusted proxies', it is the first. An entry that cannot be read, or a
-// missing header, makes the address unknown, and a key that is limited to addresses is refused.
+// all addresses are those of trusted proxies, it is the first. An element that cannot be read, or
+// a missing header, makes the address unknown, and a key that is limited to addresses is refused.
 func clientAddress(peer netip.Addr, forwarded []string, trusted []netip.Prefix) netip.Addr {
 	address := peer.Unmap().WithZone("")
 	if !contains(trusted, address) {
@@ -36,15 +36,15 @@ func clientAddress(peer netip.Addr, forwarded []string, trusted []netip.Prefix) 
 func forwardedAddress(forwarded []string, trusted []netip.Prefix) (address netip.Addr) {
 	for _, line := range slices.Backward(forwarded) {
 		for rest, last := line, false; !last; {
-			var entry string
+			var element string
 			comma := strings.LastIndexByte(rest, ',')
 			last = comma < 0
 			if last {
-				entry = rest
+				element = rest
 			} else {
-				rest, entry = rest[:comma], rest[comma+1:]
+				rest, element = rest[:comma], rest[comma+1:]
 			}
-			if address = parseForwarded(strings.Trim(entry, " \t")); !contains(trusted, address) {
+			if address = parseForwarded(strings.Trim(element, " \t")); !contains(trusted, address) {
 				return address
 			}
 		}
@@ -54,14 +54,14 @@ func forwardedAddress(forwarded []string, trusted []netip.Prefix) (address netip
 
 // parseForwarded reads one element of X-Forwarded-For: an address, which some proxies write
 // with a port or in brackets. It returns the zero Addr for text that cannot be read.
-func parseForwarded(entry string) netip.Addr {
-	if address, err := netip.ParseAddr(entry); err == nil {
+func parseForwarded(element string) netip.Addr {
+	if address, err := netip.ParseAddr(element); err == nil {
 		return address.Unmap().WithZone("")
 	}
-	if withPort, err := netip.ParseAddrPort(entry); err == nil {
+	if withPort, err := netip.ParseAddrPort(element); err == nil {
 		return withPort.Addr().Unmap().WithZone("")
 	}
-	if inner, ok := strings.CutPrefix(entry, "["); ok {
+	if inner, ok := strings.CutPrefix(element, "["); ok {
 		if inner, ok = strings.CutSuffix(inner, "]"); ok {
 			if address, err := netip.ParseAddr(inner); err == nil && address.Is6() {
 				return address.Unmap().WithZone("")
@@ -80,8 +80,8 @@ func contains(prefixes []netip.Prefix, address netip.Addr) bool {
 	return false
 }
 
-// addressOf returns the IP address in a network address; the zero Addr if it has none, as a
-// unix socket's.
+// addressOf returns the IP address in a network address; the zero Addr for an address without
+// one, such as that of a unix socket.
 func addressOf(address net.Addr) netip.Addr {
 	switch address := address.(type) {
 	case nil:

@@ -35,7 +35,7 @@ func (c credential) String() string {
 
 // bearer returns the token of the authorization header, given all its values (RFC 6750 section
 // 2.1, RFC 9110 section 11.4): one value, the scheme in any case, one space or more, and a
-// b64token. Everything else is refused rather than interpreted, several values above all.
+// b64token. Everything else is refused rather than interpreted, above all several values.
 func bearer(values []string) (token string, found credential) {
 	if len(values) == 0 {
 		return "", credentialMissing
@@ -65,7 +65,7 @@ var token68 = func() (set [256]bool) {
 }()
 
 // allToken68 reports whether text is not empty and has only characters of token68. Spaces,
-// commas and control characters are none.
+// commas and control characters are not among them.
 func allToken68(text string) bool {
 	for index := range len(text) {
 		if !token68[text[index]] {

@@ -41,13 +41,14 @@ type Config struct {
 type Guard struct {
 	validator Validator
 	// watcher is the validator; nil if the validator is no Watcher.
-	watcher  Watcher
-	table    Table
-	trusted  []netip.Prefix
-	log      *slog.Logger
-	needsXFF bool
+	watcher Watcher
+	table   Table
+	trusted []netip.Prefix
+	log     *slog.Logger
 	// trustSockets is Config.TrustUnixSockets.
 	trustSockets bool
+	// readsForwarded is set if X-Forwarded-For counts for some connections.
+	readsForwarded bool
 }
 
 // NewGuard returns a Guard that asks a Validator. It returns an error if the validator is nil,
@@ -55,18 +56,18 @@ type Guard struct {
 // is not valid.
 func NewGuard(validator Validator, config Config) (*Guard, error) {
 	if validator == nil {
-		return nil, errors.New("keyauth: validator: is nil; one of keyclient or keyauthtest is required")
+		return nil, errors.New("keyauth: validator: is nil; a Validator of keyclient or keyauthtest is required")
 	}
 	guard := &Guard{validator: validator, table: make(Table), trusted: slices.Clone(config.TrustedProxies), log: config.Log}
 	if watcher, ok := validator.(Watcher); ok {
-		// A Watcher may say that it does not watch, such as a keyclient.Client without a
-		// near-cache.
+		// A Watcher such as a keyclient.Client without a near-cache may report that it does not
+		// watch.
 		if optional, has := validator.(interface{ Watches() bool }); !has || optional.Watches() {
 			guard.watcher = watcher
 		}
 	}
 	guard.trustSockets = config.TrustUnixSockets
-	guard.needsXFF = len(guard.trusted) > 0 || guard.trustSockets
+	guard.readsForwarded = len(guard.trusted) > 0 || guard.trustSockets
 	if guard.log == nil {
 		guard.log = slog.Default()
 	}
@@ -74,7 +75,7 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 		for _, method := range slices.Sorted(maps.Keys(table)) {
 			requirement := table[method]
 			if _, twice := guard.table[method]; twice {
-				return nil, fmt.Errorf("keyauth: %s: is in two tables; one of them must say what it needs", method)
+				return nil, fmt.Errorf("keyauth: %s: is in two tables; leave it in one of them", method)
 			}
 			if !validMethod(method) {
 				return nil, fmt.Errorf("keyauth: %q: is not a method; the form is /package.Service/Method", method)
@@ -130,7 +131,7 @@ type Request struct {
 	Requirement Requirement
 	// Authorization are all values of the authorization header.
 	Authorization []string
-	// WorkspaceID is the Question's.
+	// WorkspaceID is as in Question.
 	WorkspaceID string
 	// Peer is the address of the connection; the zero Addr if it is not known.
 	Peer netip.Addr
@@ -179,8 +180,8 @@ func (g *Guard) watch(ctx context.Context, name string, question Question) error
 		return ctx.Err()
 	}
 	if err == nil && answer.Decision == keysvcv1.Decision_DECISION_ALLOWED {
-		// A Watcher must not return with a yes: nothing is known any more.
-		answer, err = Answer{}, status.Error(codes.Internal, "the watch ended with an answer that is none")
+		// A Watcher must not return ALLOWED: nobody would watch the key from now on.
+		answer, err = Answer{}, status.Error(codes.Internal, "the watch ended although the key is allowed")
 	}
 	if _, refusal := g.judge(ctx, name, &question, answer, err); refusal != nil {
 		return refusal
@@ -202,11 +203,11 @@ func (g *Guard) decide(ctx context.Context, request *Request) (*Principal, Quest
 	return principal, question, refusal
 }
 
-// question makes the Question of a request. The error is a *RefusalError for a request that
-// needs no Validator to be refused.
+// question makes the Question of a request. It returns a refusal if the request is refused without
+// asking the Validator.
 func (g *Guard) question(ctx context.Context, request *Request) (Question, *RefusalError) {
 	if !request.Requirement.IsValid() {
-		g.log.ErrorContext(ctx, "denied: nothing says what this needs; it is in no table", "method", request.Name)
+		g.log.ErrorContext(ctx, "denied: the method is in no table, so it is not known what it needs", "method", request.Name)
 		return Question{}, &RefusalError{Code: codes.PermissionDenied, Reason: keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED}
 	}
 	token, found := bearer(request.Authorization)
@@ -248,7 +249,7 @@ func newPanicError(value any) *panicError {
 // Error implements error.
 func (e *panicError) Error() string { return "the validator panicked: " + e.what }
 
-// judge turns the answer of a Validator into a principal or a refusal.
+// judge returns the principal or the refusal that an answer of a Validator stands for.
 func (g *Guard) judge(ctx context.Context, name string, question *Question, answer Answer, err error) (*Principal, *RefusalError) {
 	if err != nil {
 		return nil, g.failed(ctx, name, question.Requirement.Scope(), question.Token, err)
@@ -270,8 +271,8 @@ func (g *Guard) judge(ctx context.Context, name string, question *Question, answ
 	return nil, g.failed(ctx, name, question.Requirement.Scope(), question.Token, status.Errorf(codes.Internal, "answered with decision %d and no principal", answer.Decision))
 }
 
-// shown returns the reason that the presenter of a PERMISSION_DENIED may know. A reason that
-// tells something of the key, or that this version does not know, is not shown.
+// shown returns the reason that a presenter may know with PERMISSION_DENIED. A reason that reveals
+// something about the key, or that this version does not know, becomes SCOPE_NOT_GRANTED.
 func shown(reason keysvcv1.Reason) keysvcv1.Reason {
 	if reason == keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED || reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE {
 		return reason
@@ -280,24 +281,25 @@ func shown(reason keysvcv1.Reason) keysvcv1.Reason {
 }
 
 // failed returns the refusal for a question without an answer. It is never a 401 or 403,
-// because the error speaks of keysvc or of how this service asked, not of the token.
+// because the error is about keysvc or about this service's question, not about the token.
 func (g *Guard) failed(ctx context.Context, name, scope, token string, err error) *RefusalError {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return &RefusalError{Code: codes.Canceled}
 	}
-	// The end of another context than the caller's, or grpc's status for a closed connection.
+	// ended is set if a context ended that is not the caller's.
 	ended := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 	answered, isStatus := status.FromError(err)
 	code := codes.Internal
 	switch answered.Code() { // every other code is a fault of this service or of keysvc
-	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted, codes.Canceled:
+	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted,
+		codes.Canceled: // grpc's status for a connection that was closed here
 		code = codes.Unavailable
 	case codes.Unknown:
 		if isStatus || ended {
 			code = codes.Unavailable
 		}
 	}
-	// Errors do not hold the token. If one does, the token goes no further.
+	// Errors must not hold the token. If one does, the token is not logged.
 	attributes := []any{
 		"method", name, "scope", scope, "answered", code.String(),
 		"error", strings.ReplaceAll(err.Error(), token, "[token]"),

@@ -146,7 +146,7 @@ func (b *lockedBuffer) String() string {
 	return b.text.String()
 }
 
-// expect checks a status and its ErrorInfo; an empty reason means that there is none.
+// expect checks a status and its ErrorInfo; an empty reason stands for a status without one.
 func expect(t *testing.T, err error, code codes.Code, reason, neededScope string) {
 	t.Helper()
 	answer := status.Convert(err)

@@ -62,7 +62,7 @@ func (g *Guard) request(ctx context.Context, method string) Request {
 		request.Peer = addressOf(from.Addr)
 		request.UnixSocket = from.Addr != nil && strings.HasPrefix(from.Addr.Network(), "unix")
 	}
-	if g.needsXFF {
+	if g.readsForwarded {
 		request.Forwarded = metadata.ValueFromIncomingContext(ctx, forwardedHeader)
 	}
 	return request

@@ -6,7 +6,7 @@
 // that protoc-gen-go-keyscope generates from it, and the interceptors of a Guard. An HTTP
 // service uses the middleware of the package keyauthhttp.
 //
-// Everything that is not known is refused, and so is every zero value.
+// Everything unknown is refused, zero values included.
 package keyauth
 
 import (
@@ -23,7 +23,7 @@ type Principal struct {
 	// WorkspaceID is the only workspace whose data the request may touch: limit every query by
 	// it.
 	WorkspaceID string
-	// MemberID is the member who created the key.
+	// MemberID is the member that the key acts as.
 	MemberID string
 	// Role is the name of the member's present role in the policy.
 	Role string

@@ -148,7 +148,7 @@ func FuzzClientAddress(f *testing.F) {
 	})
 }
 
-func TestAddressOfNetworkAddresses(t *testing.T) {
+func TestAddressOfReturnsTheIPAddressOrNothing(t *testing.T) {
 	for want, address := range map[string]net.Addr{
 		"192.0.2.1":  &net.TCPAddr{IP: net.ParseIP("192.0.2.1"), Port: 1},
 		"2001:db8::": &net.TCPAddr{IP: net.ParseIP("2001:db8::"), Port: 1, Zone: "eth0"},

@@ -33,7 +33,8 @@ func (g *Guard) watched(
 	return err
 }
 
-// refusalOf returns the refusal that ended a stream; nil if there is none.
+// refusalOf returns the refusal that ended a stream; nil if the stream goes on, or ended in
+// another way.
 func refusalOf(ctx context.Context) error {
 	if refusal, ok := context.Cause(ctx).(*RefusalError); ok { //nolint:errorlint // the cause is that error itself, never wrapped
 		return refusal
@@ -74,16 +75,16 @@ func newDirection(call func(message any) error) direction {
 }
 
 // pass makes the call, and returns when the call or the context has ended. The context must end
-// at some time, because the goroutine of the direction runs until then.
-func (l *direction) pass(ctx context.Context, message any) error {
-	l.start.Do(func() { go l.run(ctx) })
+// sooner or later, because the goroutine of the direction runs until then.
+func (d *direction) pass(ctx context.Context, message any) error {
+	d.start.Do(func() { go d.run(ctx) })
 	select {
-	case l.messages <- message:
+	case d.messages <- message:
 	case <-ctx.Done():
 		return ended(ctx)
 	}
 	select {
-	case err := <-l.results:
+	case err := <-d.results:
 		if refusal := refusalOf(ctx); refusal != nil {
 			return refusal
 		}
@@ -93,11 +94,11 @@ func (l *direction) pass(ctx context.Context, message any) error {
 	}
 }
 
-func (l *direction) run(ctx context.Context) {
+func (d *direction) run(ctx context.Context) {
 	for {
 		select {
-		case message := <-l.messages:
-			l.results <- l.call(message)
+		case message := <-d.messages:
+			d.results <- d.call(message)
 		case <-ctx.Done():
 			return
 		}

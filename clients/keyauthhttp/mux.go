@@ -3,8 +3,8 @@
 //
 // A Mux is made from one table of routes. Each route has a pattern of net/http, a requirement
 // and a handler, so no pattern lacks a requirement. The check is part of the handler, so the
-// requirement that counts is always the one written beside the handler that runs: whatever the
-// path looks like (//, .., %2f), and whatever the method is. HEAD needs what GET needs, OPTIONS
+// requirement that counts is always that of the handler that runs, whatever the path looks like
+// (//, .., %2f), and whatever the method is. HEAD needs what GET needs, OPTIONS
 // is not public by itself, and X-HTTP-Method-Override is ignored.
 //
 // The token is read from the Authorization header alone (RFC 6750 section 2.1), never from the
@@ -77,8 +77,8 @@ type Route struct {
 //   - 404 and 405 if no pattern matches, and 307 if http.ServeMux redirects to a clean path or
 //     to one with a slash at its end.
 //
-// 404, 405 and 307 need no token. So everybody can find out which paths exist, which is no
-// secret of a public API, and a flood of requests for other paths does not reach keysvc. No
+// 404, 405 and 307 need no token. So everybody can find out which paths exist; in a public API
+// that is no secret. A flood of requests for other paths does not reach keysvc. No
 // handler runs for them, and a redirect is decided again when it is followed.
 type Mux struct {
 	guard  *keyauth.Guard
@@ -127,7 +127,7 @@ func (m *Mux) add(pattern string, route Route) (err error) {
 	case route.Handler == nil || ok && function == nil:
 		return errors.New("its Handler is nil; one is required")
 	case route.Requirement.IsPublic() && (route.WorkspaceID != nil || route.LongLived):
-		return errors.New("its WorkspaceID and LongLived mean nothing, as it is public; leave them out")
+		return errors.New("its WorkspaceID and LongLived have no effect, as it is public; leave them out")
 	case len(strings.Fields(pattern)) > 1 && strings.Fields(pattern)[0] == http.MethodConnect:
 		return errors.New("its pattern is for CONNECT, which is not served")
 	}
@@ -169,8 +169,8 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 		if route.WorkspaceID != nil {
 			request.WorkspaceID = route.WorkspaceID(withoutAuthorization(r.Context(), r))
 			if !validID(request.WorkspaceID) {
-				// keysvc would call it a bad question, which is no fault of this service. The
-				// empty text would mean any workspace.
+				// keysvc would return INVALID_ARGUMENT, which would become a 500 although this
+				// service is not at fault. The empty text would mean any workspace.
 				m.answer(w, r, Problem{Status: http.StatusNotFound})
 				return
 			}

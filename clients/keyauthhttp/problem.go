@@ -13,7 +13,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// Problem is why a Mux answers in place of a handler.
+// Problem is the reason why a Mux answers in place of a handler.
 type Problem struct {
 	// Status is the HTTP status: 401, 403, 404, 405, 500 or 503.
 	Status int

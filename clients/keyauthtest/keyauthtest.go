@@ -1,5 +1,5 @@
 // Package keyauthtest lets a service test how it handles keys, without a keysvc. Its Validator
-// holds members and keys that the test chose, in memory, and decides with keysvc's own code.
+// holds the members and keys of the test in memory, and decides with keysvc's own code.
 //
 //	validator := keyauthtest.New(t)
 //	token := validator.CreateKey(keyauthtest.Key{Scopes: []string{"signatures:read"}}).Token
@@ -133,10 +133,10 @@ func (v *Validator) change(do func()) {
 	v.wake()
 }
 
-// SetClock sets the clock of the Validator. Call Recheck after that clock has moved.
+// SetClock sets the clock of the Validator. Call Recheck after the clock has moved.
 func (v *Validator) SetClock(now func() time.Time) { v.change(func() { v.now = now }) }
 
-// Recheck makes watchers decide again, because a clock that moves does not tell them.
+// Recheck makes watchers decide again. They do not notice by themselves that the clock has moved.
 func (v *Validator) Recheck() { v.change(func() {}) }
 
 // SetScopes makes these the only scopes that exist. A question for another scope is then an
@@ -145,7 +145,7 @@ func (v *Validator) SetScopes(scopes ...string) {
 	v.change(func() { v.scopes = decide.NewScopes(scopes...) })
 }
 
-// SetRole sets the scopes of a role; "*" is whatever a key was granted.
+// SetRole sets the scopes of a role; "*" stands for whatever a key was granted.
 func (v *Validator) SetRole(role string, scopes ...string) {
 	v.change(func() { v.roles[role] = decide.NewScopes(scopes...) })
 }
@@ -233,7 +233,7 @@ func (v *Validator) RevokeKey(keyID string) {
 	v.changeKey(keyID, func(key *decide.Key) { key.Revoked = true })
 }
 
-// end returns when a secret that begins now ends, in Unix nanoseconds. mutex is held.
+// end returns when a secret that is issued now ends, in Unix nanoseconds. mutex is held.
 func (v *Validator) end(lifetime time.Duration) int64 {
 	if lifetime == 0 {
 		return v.now().AddDate(1, 0, 0).UnixNano()
@@ -270,7 +270,7 @@ func (v *Validator) changeKey(keyID string, change func(key *decide.Key)) {
 }
 
 // Fail makes Validate and Watch return an error, such as status.Error(codes.Unavailable, "")
-// for a keysvc that is down. Fail(nil) ends that.
+// for a keysvc that is down. After Fail(nil) they answer again.
 func (v *Validator) Fail(err error) { v.change(func() { v.failure = err }) }
 
 // Asked returns the questions that were asked so far, in order, without their tokens.

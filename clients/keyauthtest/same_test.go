@@ -18,7 +18,7 @@ import (
 )
 
 var (
-	operations = flag.Int("operations", race.Rounds(1500, 300), "how many changes TestSameAnswersAsKeysvc makes")
+	operations = flag.Int("operations", race.Rounds(1500, 300), "how many changes TestValidatorAnswersAsKeysvcDoes makes")
 	seed       = flag.Uint64("seed", 1, "what its chance begins with")
 )
 
@@ -48,9 +48,9 @@ type bothKey struct {
 	expires, overlap time.Time
 }
 
-// TestSameAnswersAsKeysvc makes the same random changes to a real keysvc and to the Validator
+// TestValidatorAnswersAsKeysvcDoes makes the same random changes to a real keysvc and to the Validator
 // in memory, and asks both the same questions.
-func TestSameAnswersAsKeysvc(t *testing.T) {
+func TestValidatorAnswersAsKeysvcDoes(t *testing.T) {
 	clock := servertest.NewClock(time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC))
 	keysvc := servertest.Start(t, servertest.Options{Now: clock.Now})
 	client, err := keyclient.New(keysvc.Address, keyclient.Config{AllowPlaintext: true, ValidationTimeout: 20 * time.Second})

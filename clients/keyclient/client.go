@@ -59,8 +59,8 @@ type Config struct {
 	// after AwaitRevision. Streams that a keyauth.Guard protects then end when their key does.
 	// The near-cache holds one session with keysvc for the Client's life, so share the Client.
 	NearCache bool
-	// NearCacheEntries is the maximum number of tokens in memory. NearCacheBytes is about the
-	// maximum number of bytes; one token takes some 600. Defaults: 100,000 tokens, and 64 MiB.
+	// NearCacheEntries is the max number of tokens in memory. NearCacheBytes is the approximate
+	// max number of bytes; one token takes some 600. Defaults: 100,000 tokens, and 64 MiB.
 	NearCacheEntries, NearCacheBytes int
 	// NearCacheHooks are called when something happens in the near-cache, for metrics.
 	NearCacheHooks NearCacheHooks
@@ -69,7 +69,7 @@ type Config struct {
 	// Log receives how sessions of the near-cache end, at level debug. Default: nothing is
 	// logged.
 	Log *slog.Logger
-	// DialOptions are added after the Client's own and win over them. They cannot replace the
+	// DialOptions are added after the Client's own, and override them. They cannot replace the
 	// transport credentials.
 	DialOptions []grpc.DialOption
 }
@@ -93,7 +93,7 @@ type Client struct {
 	conn *grpc.ClientConn
 	// validator answers Validate.
 	validator keyauth.Validator
-	// cache is the near-cache, and then the validator; nil without one.
+	// cache is the near-cache, which is then the validator; nil without a near-cache.
 	cache *nearcache.Cache
 }
 

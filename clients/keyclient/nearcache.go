@@ -9,8 +9,8 @@ import "time"
 type NearCacheHooks struct {
 	// Missed is called for a validation that memory could not answer.
 	Missed func()
-	// Filled is called for an answer of the server. kept reports whether the answer was kept.
-	// Not kept are: an answer that an event has overtaken, a refusal, and a grant with a
+	// Filled is called for an answer of the server. kept reports whether its grant was kept. It is
+	// false for an answer that an event has overtaken, for a refusal, and for a grant with a
 	// condition that this version does not know.
 	Filled func(kept bool)
 	// Invalidated is called for a change that was applied. lag is the time since the change was
@@ -26,7 +26,7 @@ type NearCacheHooks struct {
 	SessionEnded func(reason error)
 }
 
-// NearCacheState is the state of a near-cache, for metrics and for people.
+// NearCacheState is the state of a near-cache, for metrics and troubleshooting.
 type NearCacheState struct {
 	// Connected reports whether there is a session with keysvc. Sessions is how many there have
 	// been.
@@ -37,16 +37,16 @@ type NearCacheState struct {
 	Epoch      string
 	Revision   int64
 	Generation uint64
-	// Fresh is for how long memory may still answer if keysvc is not heard of again; 0 if it
-	// may not. Staleness is the server's bound, the length of a lease.
+	// Fresh is how long memory may still answer if no more messages come from keysvc; 0 if it may
+	// not answer. Staleness is the server's bound, the length of a lease.
 	Fresh, Staleness time.Duration
-	// Entries is the number of tokens in memory, Bytes about the memory that they take, and
+	// Entries is the number of tokens in memory, Bytes the approximate memory that they take, and
 	// Watches the number of streams that are watched.
 	Entries, Bytes, Watches int
 	// Hits were answered from memory, Misses were not.
 	Hits, Misses int64
-	// Kept counts answers of keysvc that were kept, Unkept answers that were used once, and
-	// Repeated answers that an event had overtaken, so that keysvc was asked again.
+	// Kept counts answers of keysvc whose grant was kept, Unkept all other answers that were used,
+	// and Repeated answers that an event had overtaken, so that keysvc was asked again.
 	Kept, Unkept, Repeated int64
 	// Refused counts refusals that were repeated from memory, within a second.
 	Refused int64
@@ -55,8 +55,8 @@ type NearCacheState struct {
 	Events, Dropped, Resets int64
 }
 
-// NearCache returns the state of the near-cache; the zero state if there is none. It takes some
-// microseconds.
+// NearCache returns the state of the near-cache; the zero state without a near-cache. The call
+// takes some microseconds.
 func (c *Client) NearCache() NearCacheState {
 	if c.cache == nil {
 		return NearCacheState{}

@@ -202,13 +202,13 @@ func TestNearCacheReportsUses(t *testing.T) {
 	}
 }
 
-// awaiting is a backend whose changes return once no cache answers from before them.
+// awaiting is a backend whose changes return once the answers of all caches reflect them.
 type awaiting struct {
 	*validatortest.Keysvc
 	sync keysvcv1.SyncServiceClient
 }
 
-// await waits until no cache answers from before the newest revision.
+// await waits until the answers of all caches reflect the newest revision.
 func (b awaiting) await(t testing.TB) {
 	t.Helper()
 	// Every answer has the newest revision.

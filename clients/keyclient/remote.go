@@ -48,11 +48,11 @@ func (r *remote) explain(ctx context.Context, err error, text string) error {
 	}
 	switch code := status.Code(err); {
 	case code == codes.DeadlineExceeded:
-		return status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer in time, which is %s at most", r.timeout)
+		return status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer within %s", r.timeout)
 	case code == codes.Canceled:
 		return status.Error(codes.Unavailable, "keyclient: the client was closed")
 	case strings.Contains(err.Error(), text):
-		return status.Error(code, "keyclient: keysvc's error is not shown, as it holds the token")
+		return status.Error(code, "keyclient: keysvc's error is not shown, because it contains the token")
 	}
 	return err
 }

@@ -40,8 +40,8 @@ func reading(text string) keyauth.Question {
 	return keyauth.Question{Token: text, Requirement: keyauth.Scope("signatures:read")}
 }
 
-// The keysvc is newer, broken, or none at all. Its answer is never a yes, and a Guard never
-// makes a 401 or 403 of it.
+// The server is a newer keysvc, a broken keysvc, or another program. Its answer is never a yes,
+// and a Guard never makes a 401 or 403 of it.
 func TestAnswersWithoutSenseAreNeitherYesNorNo(t *testing.T) {
 	text := newToken(t)
 	principal := &keysvcv1.Principal{KeyId: "k", WorkspaceId: "acme", MemberId: "ann", Role: "owner"}

@@ -26,7 +26,7 @@ func parseTarget(target string) (full string, local bool) {
 	if complete := withPort(endpoint); complete != endpoint {
 		endpoint = complete
 		if scheme == "" {
-			scheme = "dns:///" // a host with a port is else taken for a scheme, if it is called unix
+			scheme = "dns:///" // without a scheme, grpc would take a host named unix for the scheme unix
 		}
 	}
 	host, _, err := net.SplitHostPort(endpoint)

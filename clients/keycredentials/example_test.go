@@ -39,5 +39,5 @@ func ExampleSourceFunc() {
 	}
 	_, err = (&http.Client{Transport: tripper}).Get("https://api.example.com/v1/signatures")
 	fmt.Println(err)
-	// Output: Get "https://api.example.com/v1/signatures": keycredentials: the token has at byte 3 what no token has; allowed are letters, digits and _ - . ~ + / =; nothing was sent
+	// Output: Get "https://api.example.com/v1/signatures": keycredentials: the token has a character at byte 3 that no token has; allowed are letters, digits and _ - . ~ + / =; nothing was sent
 }

@@ -83,8 +83,9 @@ func isSecure(connection credentials.AuthInfo) bool {
 	return ok && common.GetCommonAuthInfo().SecurityLevel >= credentials.PrivacyAndIntegrity
 }
 
-// isLoopbackCall reports whether a call goes to this machine: its connection does, and it was
-// dialled as such. A connection alone could lead to a proxy on this machine.
+// isLoopbackCall reports whether a call goes to this machine: its connection goes to a loopback
+// address, and the dialled target names one. The connection alone could lead to a proxy on this
+// machine.
 func isLoopbackCall(ctx context.Context, audience []string) bool {
 	// Before grpc asks for metadata, it puts the connection's peer into the context, in place
 	// of the peer of an incoming call.

@@ -31,7 +31,7 @@ func HTTP(base http.RoundTripper, source Source, hosts []string, given ...Option
 		return nil, errNoSource
 	}
 	if len(hosts) == 0 {
-		return nil, errors.New("keycredentials: hosts: are empty; name those that may get the token")
+		return nil, errors.New("keycredentials: hosts: are empty; at least one host that may get the token is required")
 	}
 	if base == nil {
 		base = http.DefaultTransport
@@ -40,7 +40,7 @@ func HTTP(base http.RoundTripper, source Source, hosts []string, given ...Option
 	for _, host := range hosts {
 		name, ok := parseHost(host)
 		if !ok {
-			return nil, fmt.Errorf("keycredentials: hosts: %q is none; the form is example.com or example.com:8443, in ASCII, without wildcards", host)
+			return nil, fmt.Errorf("keycredentials: hosts: %q is not a host; the form is example.com or example.com:8443, in ASCII, without wildcards", host)
 		}
 		tripper.hosts = append(tripper.hosts, name)
 	}

@@ -62,8 +62,8 @@ type file struct {
 	now  func() time.Time
 
 	mutex sync.Mutex
-	// kept is the newest token; nil before the first. It is a pointer, because fmt prints the
-	// value of an unexported field.
+	// kept is the newest token that was read; nil before the first read. It is a pointer, because
+	// fmt would print the text of an unexported string field.
 	kept *string
 	// looked is when the file was last read.
 	looked time.Time
@@ -119,7 +119,7 @@ func check(text string) error {
 		// token68 of RFC 9110, section 11.2. Another character could end the header and begin
 		// another one.
 		if !isToken68(char) {
-			return fmt.Errorf("the token has at byte %d what no token has; allowed are letters, digits and _ - . ~ + / =", index)
+			return fmt.Errorf("the token has a character at byte %d that no token has; allowed are letters, digits and _ - . ~ + / =", index)
 		}
 	}
 	if token.In(text) {

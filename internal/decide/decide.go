@@ -3,8 +3,8 @@
 // Authorize on a grant that it kept.
 //
 // The package owns its input types and touches nothing else: no clock, no store,
-// no lock. The caller has looked up all of the input at one revision. Every zero
-// value is refused.
+// no lock. The caller looks up all of the input at one revision. The zero value of
+// every input type is refused.
 package decide
 
 import (
@@ -16,8 +16,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// Decision says whether a request may pass. Only Allowed lets it pass; the zero value
-// does not.
+// Decision is the answer to a request. Only Allowed lets the request pass; the zero
+// value does not.
 type Decision uint8
 
 // The decisions. Their numbers are those of the API's enum Decision.
@@ -42,7 +42,8 @@ const (
 	// KeyInvalid covers everything that an outsider could probe for: malformed,
 	// unknown id, wrong or ended secret, another workspace's key.
 	KeyInvalid Reason = 1
-	// KeyRevoked covers removed members and workspaces, too.
+	// KeyRevoked means that the key was revoked, or that its member or workspace was
+	// removed.
 	KeyRevoked Reason = 2
 	// KeyExpired means that the key's expire time has come.
 	KeyExpired Reason = 3
@@ -53,7 +54,7 @@ const (
 	AddressNotAllowed Reason = 5
 	// ScopeNotGranted means that the key does not have the scope.
 	ScopeNotGranted Reason = 6
-	// ScopeBeyondRole means that the key has the scope and the member's role, now,
+	// ScopeBeyondRole means that the key has the scope, but the member's present role
 	// does not.
 	ScopeBeyondRole Reason = 7
 )
@@ -109,7 +110,7 @@ func (s Scopes) Without(other Scopes) Scopes {
 	return rest
 }
 
-// Secret is what is kept of one secret of a key.
+// Secret is the stored part of one secret of a key.
 type Secret struct {
 	// Hash of the token that holds the secret; the zero Hash matches nothing.
 	Hash token.Hash
@@ -129,13 +130,13 @@ type Key struct {
 	// WorkspaceIncarnation and MemberIncarnation are those of the workspace and the
 	// member when the key was created.
 	WorkspaceIncarnation, MemberIncarnation string
-	// Scopes are the granted ones.
+	// Scopes are the scopes that the key was granted.
 	Scopes Scopes
 	// AllowedPrefixes limit the client address; none means no limit.
 	AllowedPrefixes []netip.Prefix
 	// Revoked is set if the key was revoked.
 	Revoked bool
-	// ExpireTime is the newest secret's, in Unix nanoseconds.
+	// ExpireTime is when the newest secret expires, in Unix nanoseconds.
 	ExpireTime int64
 	// Secrets are the newest secret and, while a rotation overlaps, the one before.
 	Secrets [2]Secret
@@ -145,7 +146,7 @@ type Key struct {
 type Member struct {
 	// Incarnation tells this member from a removed one with the same id.
 	Incarnation string
-	// WorkspaceIncarnation is that of the workspace the member was added to.
+	// WorkspaceIncarnation is that of the workspace when the member was added.
 	WorkspaceIncarnation string
 	// Role is the name of the member's role.
 	Role string
@@ -168,12 +169,12 @@ type Workspace struct {
 type Subject struct {
 	// Key is the key with the token's id.
 	Key *Key
-	// Member is the key's.
+	// Member is the member that the key acts as.
 	Member *Member
-	// Workspace is the key's.
+	// Workspace is the workspace of the key.
 	Workspace *Workspace
-	// RoleScopes are the scopes of the member's role now, with all wildcards expanded. A
-	// role that the policy does not have has none.
+	// RoleScopes are the scopes of the member's present role, with all wildcards expanded;
+	// empty if the policy does not have the role.
 	RoleScopes Scopes
 }
 
@@ -256,7 +257,7 @@ func Authenticate(presented token.Token, subject Subject, expectedWorkspace stri
 	case !member.Active:
 		return refused, MemberInactive
 	}
-	// 4. An older secret stops to match when its overlap ends.
+	// 4. An older secret stops matching when its overlap ends.
 	holdsUntil := key.ExpireTime
 	if !newest {
 		holdsUntil = min(holdsUntil, key.Secrets[1].End)
@@ -275,8 +276,8 @@ func Authenticate(presented token.Token, subject Subject, expectedWorkspace stri
 	}, NoReason
 }
 
-// match reports whether the token holds the newest secret of the key, or an older one
-// that has not ended. It always compares both, so that the time it takes does not depend
+// match reports whether the token holds the newest secret of the key, and whether it holds
+// the older secret and that secret has not ended. It always compares both, so that the time it takes does not depend
 // on which one matches. The newest secret matches even when it has expired, so that the
 // reason can be KeyExpired.
 func match(presented token.Token, key *Key, now int64) (newest, older bool) {
@@ -301,8 +302,8 @@ func unixNano(moment time.Time) int64 {
 // Authorize decides whether a grant meets a requirement. It runs again for each request,
 // also on a grant that a near-cache kept.
 //
-// expectedWorkspace is that of Authenticate. address is the presenter's, the zero Addr if
-// it is not known.
+// expectedWorkspace is as for Authenticate. address is the address of the presenter; the
+// zero Addr if it is not known.
 func Authorize(grant *Grant, expectedWorkspace string, requirement Requirement, address netip.Addr, now time.Time) (Decision, Reason) {
 	reason := refusal(grant, expectedWorkspace, requirement, address, now)
 	if reason != NoReason {

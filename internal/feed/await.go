@@ -9,13 +9,13 @@ import (
 
 // Outcome is how a wait for all caches ended.
 type Outcome struct {
-	// Applied counts the clients that have applied the revision. Lapsed counts the clients that
-	// had not when their leases ended.
+	// Applied counts the clients that have applied the revision. Lapsed counts the clients
+	// whose leases ended before they had applied it.
 	Applied, Lapsed int
 }
 
-// Await is a wait until no cache answers from before a revision any more. It belongs to one
-// goroutine.
+// Await is a wait until no cache answers from before a revision any more: until every answer
+// from memory reflects the revision. One goroutine uses it.
 type Await struct {
 	hub     *Hub
 	pending []lease.Pending
@@ -44,8 +44,8 @@ func (h *Hub) Await(revision int64) (*Await, error) {
 	return await, nil
 }
 
-// Poll reports whether the wait is over, and its outcome. If it is not over, call Poll again
-// when changed is closed, and after left at the latest.
+// Poll reports whether the wait is over, and returns its outcome. If the wait is not over, call
+// Poll again when changed is closed, or after left if that is earlier.
 func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed <-chan struct{}) {
 	now := a.hub.config.Now()
 	for len(a.pending) > 0 {
@@ -63,8 +63,8 @@ func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed 
 	return a.outcome, true, 0, nil
 }
 
-// AwaitRevision returns when no cache answers from before a revision any more, after S and a
-// thousandth of it at the latest. Errors: ErrNotPublished, or the context's.
+// AwaitRevision returns when no cache answers from before a revision any more. That takes at most
+// S and a thousandth of S. Errors: ErrNotPublished, or the context's.
 func (h *Hub) AwaitRevision(ctx context.Context, revision int64) (Outcome, error) {
 	await, err := h.Await(revision)
 	if err != nil {

@@ -1,5 +1,5 @@
 // Package feed tells near-caches what has changed, and knows which of them may still answer
-// from before a change. docs/coherence.md has the protocol; S1 and so on are its rules for the
+// from before a change, that is, without reflecting it. docs/coherence.md has the protocol; S1 and so on are its rules for the
 // server.
 //
 // A Hub holds the newest changes in one ring, and each Session is an index into it. So a
@@ -35,8 +35,8 @@ var (
 	ErrStopping = errors.New("feed: stopping")
 	// ErrNotPublished is returned by Await for a revision that was not published yet.
 	ErrNotPublished = errors.New("feed: the revision is not published yet")
-	// ErrBeyond is returned if a client says that it has applied a revision that it was not
-	// sent.
+	// ErrBeyond is returned if a client claims to have applied a revision that was not sent to
+	// it.
 	ErrBeyond = errors.New("feed: applied beyond what was sent")
 	// ErrTooFast is returned if a client sends far more messages than it has to.
 	ErrTooFast = errors.New("feed: too fast")
@@ -76,9 +76,9 @@ type Config struct {
 	// Revision is the store's revision when it was loaded. Publish is called with later changes
 	// only.
 	Revision int64
-	// History are the newest changes that the store has kept, in revision order, with none
-	// missing between them. Changes after Revision are ignored. If the last of the others is
-	// not Revision's, all are ignored.
+	// History are the newest changes that the store has kept, in revision order and without
+	// gaps. Changes after Revision are ignored. If the last change up to Revision is not that
+	// of Revision itself, the whole history is ignored.
 	History []*storagev1.FeedRecord
 	// Started is when this process took over the store. Required.
 	Started time.Time
@@ -163,7 +163,7 @@ func New(config Config) *Hub {
 			break
 		}
 		if record.GetRevision() <= last {
-			hub.ring.clear() // this is no history, so nothing of it is used
+			hub.ring.clear() // not in revision order, so none of it is used
 			return hub
 		}
 		last = record.GetRevision()
@@ -182,7 +182,7 @@ func (h *Hub) Publish(change *storage.Committed) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	if change.Feed.GetRevision() <= h.revision {
-		h.restart(h.revision) // the order is broken: nothing is known any more
+		h.restart(h.revision) // out of order: changes may be missing
 		return
 	}
 	next := eventOf(change.Feed)
@@ -205,8 +205,8 @@ func (h *Hub) Announce() {
 	}
 }
 
-// Restart notes that the store was loaded anew at a revision, and that the changes up to it are
-// not known: all sessions are reset. Like Publish, it is called before a validation can see
+// Restart notes that the store was loaded again at a revision, and that the changes up to that
+// revision are not known. It resets all sessions. Like Publish, it is called before a validation can see
 // that revision.
 func (h *Hub) Restart(revision int64) {
 	h.mutex.Lock()
@@ -262,7 +262,7 @@ func (h *Hub) newest() (hash []byte, revision int64) {
 	return []byte(last.hash), last.revision
 }
 
-// resumes returns the index at which a client's session goes on (S5). ok is false unless it is
+// resumes returns the index at which a client's session goes on (S5). ok reports whether it is
 // certain that the client has seen every change before that index.
 func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible func(string) bool) (index int64, ok bool) {
 	if hello.GetEpoch() != h.config.Epoch || hello.GetRevision() > h.revision ||
@@ -310,24 +310,24 @@ func (h *Hub) Open(hello *keysvcv1.SyncHello, visible func(workspaceID string) b
 	return session, nil
 }
 
-// Snapshot is the state of a Hub, for people who look for a fault.
+// Snapshot is the state of a Hub, for troubleshooting.
 type Snapshot struct {
 	// Sessions is the number of sessions.
 	Sessions int
 	// Revision is the newest published revision.
 	Revision int64
-	// Changes is how many changes the ring holds, and Oldest the revision of the first of them,
-	// 0 if there is none.
+	// Changes is the number of changes in the ring, and Oldest the revision of the oldest one;
+	// 0 if the ring is empty.
 	Changes int
 	Oldest  int64
-	// Unread is how many changes the slowest session has still to be sent. Unapplied is the
-	// lowest revision that a client said it has applied; it is Revision if all clients that
-	// said something are up to date.
+	// Unread is how many changes the slowest session has not been sent yet. Unapplied is the
+	// lowest revision that a client has reported as applied. It is Revision if every client
+	// that has reported one is up to date.
 	Unread    int
 	Unapplied int64
-	// Ahead counts the sessions whose client had applied a revision of this epoch that the
-	// store does not have. More than 0 means that the store was rolled back, or that a caller
-	// does not tell the truth.
+	// Ahead counts the sessions, ended ones included, whose client had applied a revision of
+	// this epoch that the store did not have. More than 0 means that the store was rolled back,
+	// or that a caller lies.
 	Ahead int64
 	// Stopping reports whether Stop was called.
 	Stopping bool

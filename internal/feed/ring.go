@@ -61,8 +61,8 @@ func (e event) message() *keysvcv1.SyncEvent {
 	return message
 }
 
-// ring holds the newest changes. Each change has an index, which is one more than that of the
-// change before it, and stays the same when older changes fall out.
+// ring holds the newest changes. The index of each change is one more than that of the change
+// before it. It stays the same when older changes fall out.
 type ring struct {
 	// events is circular and grows up to size.
 	events []event

@@ -27,7 +27,7 @@ type Session struct {
 	visible func(workspaceID string) bool
 	holder  *lease.Holder
 	ends    time.Time
-	// ahead reports whether the client had applied a revision that the store does not have.
+	// ahead is set if the client had applied a revision that the store does not have.
 	ahead bool
 	// wake has room for one value, which stands for any number of reasons to call Next.
 	wake chan struct{}
@@ -45,11 +45,11 @@ type Session struct {
 	// awaited is the newest revision that an Await waits for. marked is the newest revision
 	// that the client was sent a mark for.
 	awaited, marked int64
-	// nonce is the newest ping's, 0 once it was answered. barrier is the revision to answer it
-	// with.
+	// nonce is that of the newest ping; 0 once the ping was answered. barrier is the revision
+	// of that answer.
 	nonce   uint64
 	barrier int64
-	// allowance is how many messages the client may send at the time counted.
+	// allowance is how many messages the client could send at the time counted.
 	allowance float64
 	counted   time.Time
 	over      bool // Goodbye was sent
@@ -116,9 +116,9 @@ func (s *Session) heard(revision int64, now time.Time) error {
 }
 
 // Ping notes that the client asks for a lease and has applied every change up to a revision.
-// The caller reads arrived after the ping has arrived and before it calls Ping. nonce is not 0.
-// The Pong follows once every change up to the present newest revision was sent; only the
-// newest ping gets one (S2, S3). Errors: ErrBeyond, ErrTooFast, ErrClosed.
+// arrived is a reading of the clock from after the ping has arrived. nonce is not 0. The Pong
+// follows once every change up to the present newest revision was sent. Only the newest ping
+// gets a Pong (S2, S3). Errors: ErrBeyond, ErrTooFast, ErrClosed.
 func (s *Session) Ping(nonce uint64, revision int64, arrived time.Time) error {
 	s.hub.mutex.Lock()
 	defer s.hub.mutex.Unlock()
@@ -141,13 +141,13 @@ func (s *Session) Applied(revision int64) error {
 
 // Step is what the caller does next for a session.
 type Step struct {
-	// Response is the message to send; nil if there is none now. Several sessions may get the
-	// same message, so it must not be changed.
+	// Response is the message to send; nil if there is nothing to send now. Several sessions may
+	// get the same message, so it must not be changed.
 	Response *keysvcv1.SyncResponse
 	// Last reports whether nothing follows: Response is Goodbye, or Goodbye was sent before.
 	Last bool
-	// Wait is set if nothing follows Response for now. Call Next again when Wait yields, and
-	// after Within at the latest.
+	// Wait is set if nothing follows Response for now. Call Next again when Wait yields a value,
+	// or after Within if that is earlier. Within is the time until the session's age ends.
 	Wait   <-chan struct{}
 	Within time.Duration
 }
@@ -169,8 +169,8 @@ func (s *Session) Wake() {
 	}
 }
 
-// take is Next with the hub locked. It returns the changes of a message that only this session
-// sends as own, so that the message is made with the hub unlocked.
+// take is Next with the hub locked. If only this session sends the next message, take returns its
+// changes as own, so that the message is made with the hub unlocked.
 func (s *Session) take() (step Step, own *batch) {
 	h := s.hub
 	h.mutex.Lock()
@@ -216,8 +216,8 @@ func (s *Session) unmarked() bool {
 	return s.awaited > max(s.marked, s.applied) && s.sent >= s.awaited
 }
 
-// mark returns the revision that the client is sent a mark for; 0 if there is none. The hub is
-// locked.
+// mark notes that the client is sent a mark, and returns the mark's revision. If no mark is due, it
+// returns 0 and changes nothing. The hub is locked.
 func (s *Session) mark() int64 {
 	if !s.unmarked() {
 		return 0
@@ -277,8 +277,8 @@ func (b *batch) message() *keysvcv1.SyncResponse {
 }
 
 // Close ends the session. gaveUp reports whether the client closed its half of the stream, and
-// so gave up its lease. If it did not, it may go on answering until the lease ends, and Await
-// waits for it (S3). Closing again does nothing.
+// so gave up its lease. A client that did not give up may go on answering until its lease ends,
+// and Await waits for that (S3). Closing again does nothing.
 func (s *Session) Close(gaveUp bool) {
 	h := s.hub
 	h.mutex.Lock()

@@ -58,8 +58,8 @@ func (a *attempt) requestUnused(ctx context.Context, requestID *string) error {
 	return requestUsed(keyID)
 }
 
-// withoutChange ends an attempt that commits nothing: there is nothing to change, or err refuses
-// it. Both are answers about the workspace and the policy. The commit would have proved that the
+// withoutChange ends an attempt that commits nothing. err is the refusal, or nil if there is nothing
+// to change. Both are answers about the workspace and the policy. A commit would have proved that the
 // view was not out of date; without a commit the steps below prove it. again is set if the
 // workspace or the policy has changed since the view. An error that is not a refusal is returned as
 // it is.
@@ -88,7 +88,7 @@ func (a *attempt) withoutChange(ctx context.Context, err error) (_ Position, aga
 func (a *attempt) diverged(conflict *storage.ConflictError) error {
 	return &storage.DamagedError{
 		Kind: "head", Name: a.workspaceID,
-		Problem: fmt.Sprintf("the head of the workspace or of the policy, of revision %d in the store, is not what the change log said up to revision %d",
+		Problem: fmt.Sprintf("the store has a head of the workspace or of the policy at revision %d that differs from its change log up to revision %d",
 			conflict.Revision, a.Revision),
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -19,20 +20,20 @@ import (
 
 // KeySpec is a key that CreateKey makes.
 type KeySpec struct {
-	// WorkspaceID and MemberID say whose key it is: an active member of the workspace.
+	// WorkspaceID and MemberID name an active member of the workspace, who gets the key.
 	WorkspaceID, MemberID string
-	// Name is what people call the key, in the form of NormalName; 1 to as many characters as
-	// the policy allows.
+	// Name is what people call the key, in the form of NormalName. It has at least 1 character,
+	// and at most Limits.KeyNameCharacters of the policy.
 	Name string
-	// Scopes are 1 to as many of the policy's scopes as the policy allows, all of them within
-	// the member's role.
+	// Scopes are scopes of the policy, all of them within the member's role: at least 1, and at
+	// most Limits.ScopesPerKey of the policy.
 	Scopes []string
 	// AllowedCIDRs are up to MaxCIDRs prefixes that the key may be used from; none means from
 	// anywhere.
 	AllowedCIDRs []string
 	// Labels are up to MaxLabels annotations.
 	Labels map[string]string
-	// ExpireTime is in the future, and a calendar year ahead at most; nil asks for a year.
+	// ExpireTime is in the future, and at most a calendar year ahead; nil asks for a year.
 	ExpireTime *time.Time
 	// RequestID makes a retry safe: a second call with the same id is refused with
 	// REQUEST_ID_USED. Nil for none.
@@ -113,8 +114,8 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 	return m.issuedAt(record, issued, now, position)
 }
 
-// issuedAt returns the answer with a token. It is called after the change is published: a
-// token that is shown works.
+// issuedAt returns the answer with a token. It is called after the change is published, so that
+// the token works when it is shown.
 func (m *Manager) issuedAt(record *storagev1.KeyRecord, issued token.Token, now time.Time, position Position) (*IssuedKey, error) {
 	key, err := m.show(record, now)
 	if err != nil {
@@ -223,13 +224,7 @@ func (m *Manager) activeMember(view *attempt, workspaceID, memberID string) (*pr
 
 // checkWithinRole refuses scopes that the member's role does not have.
 func checkWithinRole(scopes []string, member *projection.Member, active *projection.Policy) error {
-	role := active.Role(member.Role)
-	var beyond []string
-	for _, scope := range scopes {
-		if !role.Contains(scope) {
-			beyond = append(beyond, scope)
-		}
-	}
+	beyond := decide.Scopes(scopes).Without(active.Role(member.Role))
 	if len(beyond) == 0 {
 		return nil
 	}

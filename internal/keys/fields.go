@@ -207,7 +207,7 @@ func checkCIDRs(fields *problem.Fields, cidrs []string) []string {
 }
 
 // clockTolerance is how far beyond a year an expire time may lie, because the caller's clock may
-// be ahead. Such an expire time becomes a year.
+// be ahead. Such an expire time is set back to a year from now.
 const clockTolerance = 5 * time.Minute
 
 // checkTime checks a time that may be left out, and returns it in UTC.
@@ -223,8 +223,8 @@ func checkTime(fields *problem.Fields, field string, asked *time.Time) *time.Tim
 	return &at
 }
 
-// checkExpireTime returns when a secret expires that is issued now, given the time that the
-// caller asked for; nil asks for a year.
+// checkExpireTime checks the expire time that a caller wants for a secret that is issued now, and
+// returns the one that the secret gets; nil asks for a year.
 func checkExpireTime(fields *problem.Fields, wanted *time.Time, now time.Time) time.Time {
 	year := oneYearAfter(now)
 	asked := checkTime(fields, "expire_time", wanted)

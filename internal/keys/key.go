@@ -31,9 +31,9 @@ type Key struct {
 	// LastUsedTime is when a validation last allowed the key; the zero Time if none did.
 	LastUsedTime time.Time
 	// RevokeTime is when the key was revoked; the zero Time if it was not. A key whose member
-	// or workspace was removed counts as revoked without one.
+	// or workspace was removed counts as revoked, but has no RevokeTime.
 	RevokeTime time.Time
-	// Secrets are those that match, newest first: two while a rotation overlaps.
+	// Secrets are the newest secret and, while a rotation overlaps, the one before it.
 	Secrets []KeySecret
 	// Etag changes with every change of the key.
 	Etag string
@@ -41,11 +41,12 @@ type Key struct {
 
 // KeySecret is one secret of a key, without the secret itself.
 type KeySecret struct {
-	// CreateTime is when the secret was issued; ExpireTime when it stops to match.
+	// CreateTime is when the secret was issued; ExpireTime when it stops matching.
 	CreateTime, ExpireTime time.Time
 }
 
-// KeyState says whether a key can be used, and if not, why. The numbers are those of keysvc.v1.KeyState.
+// KeyState is the state of a key: a key can be used if it is active, and every other state tells why
+// it cannot. The numbers are those of keysvc.v1.KeyState.
 type KeyState int32
 
 // The states of a key. If several apply, the state is revoked before expired before suspended.
@@ -116,7 +117,7 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time) (*Key, error)
 	return key, nil
 }
 
-// showAt is show for the key that a change made at a position.
+// showAt is show after a change. It also returns the position of the change.
 func (m *Manager) showAt(record *storagev1.KeyRecord, now time.Time, position Position) (*Key, Position, error) {
 	key, err := m.show(record, now)
 	if err != nil {
@@ -141,7 +142,7 @@ func expireTimeOf(record *storagev1.KeyRecord) *timestamppb.Timestamp {
 	return record.GetSecrets()[0].GetExpireTime()
 }
 
-// endOf returns when a secret stops to match: when it expires, or when its overlap ends, if
+// endOf returns when a secret stops matching: when it expires, or when its overlap ends, if
 // that is earlier.
 func endOf(secret *storagev1.SecretRecord) time.Time {
 	end := secret.GetExpireTime().AsTime()

@@ -13,7 +13,7 @@ const defaultMaxWaiting = 1024
 // locks admits one change at a time to each workspace, from its check until it is
 // published. Changes of different workspaces do not wait for each other.
 type locks struct {
-	// limit is the max number of changes of one workspace that have its turn or wait for it, so
+	// limit is the max number of changes of one workspace that hold its lock or wait for it, so
 	// that one busy workspace does not take the room of all others.
 	limit int
 	mutex sync.Mutex

@@ -1,5 +1,5 @@
-// Package keys holds the verbs: creating, reading and revoking keys, and the changes that the
-// product's directory and operators make around them. A verb checks its arguments, makes one
+// Package keys holds the verbs: creating, reading, rotating and revoking keys, and the changes of
+// members, workspaces and the policy that the product's directory and operators make. A verb checks its arguments, makes one
 // change of the store, and returns when every validation that starts from then on reflects the
 // change.
 //
@@ -102,16 +102,16 @@ func (m *Manager) at(revision int64) Position {
 	return Position{Revision: revision, Epoch: m.projection.Epoch()}
 }
 
-// build checks what is asked for against an attempt's view, and returns the change without
+// build checks what the caller wants against an attempt's view, and returns the change without
 // its links to the workspace's history; nil if there is nothing to change. It runs once for
-// each attempt, so it must not keep anything that an earlier run found out.
+// each attempt, so it must not use anything that it found in an earlier attempt.
 type build func(*attempt) (*storage.Change, error)
 
 // change makes one change of a workspace; the empty workspace is the policy's. Every verb
-// that changes something ends here. Whatever change returns (done, nothing to change, or
+// that changes something calls it. Whatever change returns (done, nothing to change, or
 // refused) is true at a revision that validations already reflect, on every manager of the
-// store. It tries until the context ends: a sweep has no deadline, so nothing may make
-// attempt ask for another try for ever.
+// store. It tries until the context ends. A sweep has no deadline, so attempt must not ask
+// for another try forever.
 func (m *Manager) change(ctx context.Context, workspaceID string, build build) (Position, error) {
 	// 1. Take the workspace's turn. It comes first, so that the steps below see what the
 	// change before this one published: changes of one manager to one workspace then never
@@ -162,9 +162,10 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 	// 4. Commit. The store compares the heads and writes in one step.
 	revision, err := m.store.Commit(ctx, change)
 	// 5. A conflict was caused by a newer change, unless the view of step 1 already showed the
-	// change that the store names. The two then disagree about that change, and no newer view
-	// will end the disagreement. It is the revision of that view that counts: by now the
-	// projection may show the newer change that caused an honest conflict.
+	// change that the store names. Store and projection then disagree about that change, and no
+	// newer view will end the disagreement. Compare with the revision of the view, not with that
+	// of the projection: by now the projection may show the newer change that caused an honest
+	// conflict.
 	if conflict := (*storage.ConflictError)(nil); errors.As(err, &conflict) {
 		if conflict.Revision <= attempt.Revision {
 			return Position{}, false, attempt.diverged(conflict)

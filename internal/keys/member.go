@@ -20,19 +20,19 @@ import (
 type Member struct {
 	// WorkspaceID and MemberID are the product's ids.
 	WorkspaceID, MemberID string
-	// Role is one of the policy's, or was one when the member was put.
+	// Role is a role of the policy, or was one when PutMember set it.
 	Role string
-	// State is removed also for a member whose workspace was removed.
+	// State is MemberRemoved also if the member's workspace was removed.
 	State MemberState
-	// SourceVersion is the highest that the product's directory gave; 0 for none.
+	// SourceVersion is the highest version that the product's directory gave; 0 if it gave none.
 	SourceVersion int64
 	// CreateTime is when the member was added, or added again; UpdateTime when the record last
 	// changed.
 	CreateTime, UpdateTime time.Time
 }
 
-// MemberState says whether the keys of a member can be used. The numbers are those of
-// keysvc.v1.MemberState.
+// MemberState is the state of a member. Keys can be used only while their member is active. The
+// numbers are those of keysvc.v1.MemberState.
 type MemberState int32
 
 // The states of a member.
@@ -68,7 +68,7 @@ type MemberSpec struct {
 	SourceVersion *int64
 }
 
-// PutMember adds a member, or changes role and state of one. Errors: *problem.Error if the
+// PutMember adds a member, or changes the role and state of a member. Errors: *problem.Error if the
 // member is refused, and those of the store and the context.
 func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberSpec) (*Member, Position, error) {
 	active, _, err := m.freshPolicy(ctx)
@@ -88,7 +88,7 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberS
 	now := m.clock()
 	var record *storagev1.MemberRecord
 	position, err := m.change(ctx, spec.WorkspaceID, func(view *attempt) (*storage.Change, error) {
-		// The role was checked against an older policy than that of the view.
+		// The policy of the view may be newer than the one that the role was checked against.
 		if err := checkStillRole(view, spec.Role); err != nil {
 			return nil, err
 		}

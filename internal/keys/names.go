@@ -96,7 +96,7 @@ var (
 	modifiers = &unicode.RangeTable{R32: []unicode.Range32{{Lo: 0x1f3fb, Hi: 0x1f3ff, Stride: 1}}}
 )
 
-// runeAt returns a rune, 0 beyond the end.
+// runeAt returns the rune at an index; 0 if there is no such index.
 func runeAt(runes []rune, index int) rune {
 	if index < 0 || index >= len(runes) {
 		return 0
@@ -115,8 +115,8 @@ func hasStyles(r, next rune) bool {
 	return unicode.In(r, unicode.So, unicode.Sm)
 }
 
-// flags are the regions other than countries that have a flag, as the tags spell them (UTS 51,
-// RGI_Emoji_Tag_Sequence).
+// flags are the regions, other than countries, that have a flag. They are spelled as in the tags
+// (UTS 51, RGI_Emoji_Tag_Sequence).
 var flags = map[string]bool{"gbeng": true, "gbsct": true, "gbwls": true}
 
 // inFlag reports whether the tag at an index belongs to a flag.
@@ -196,8 +196,9 @@ func afterMarks(runes []rune) rune {
 }
 
 // joinsNext and joinsPrevious report whether a letter is joined to the letter after it, or before
-// it. Package precis has the table and does not export it. But it allows a non-joiner only between
-// two letters that would be joined (RFC 5892, appendix A.1), so it is asked about a non-joiner.
+// it. Package precis has the table, but does not export it. It allows a non-joiner only between two
+// letters that would be joined (RFC 5892, appendix A.1), so these functions ask it about a
+// non-joiner.
 func joinsNext(r rune) bool     { return r != 0 && allowsNonJoiner(r, arabicBeh) }
 func joinsPrevious(r rune) bool { return r != 0 && allowsNonJoiner(arabicBeh, r) }
 

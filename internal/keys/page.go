@@ -26,7 +26,7 @@ func pageDigest(kind string, filters any) []byte {
 	// server then refuses older tokens, and the list has to begin again.
 	encoded, err := json.Marshal(filters)
 	if err != nil {
-		encoded = nil // not a time with four digits of years; refused with the fields
+		encoded = nil // a time outside of the years 0 to 9999, which the caller has refused already
 	}
 	digest := sha256.Sum256(append([]byte("keysvc page token v1\x00"+kind+"\x00"), encoded...))
 	return digest[:]
@@ -57,7 +57,7 @@ func parsePageToken(fields *problem.Fields, text string, digest []byte) string {
 		}
 	}
 	fields.AddAs(problem.PageTokenInvalid, "page_token",
-		"is not one that this list gave out with these filters; take next_page_token of the page before, or none for the first page")
+		"was not given out by this list with these filters; next_page_token of the page before is required, or none for the first page")
 	return ""
 }
 

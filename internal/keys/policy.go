@@ -48,7 +48,7 @@ type PolicyReplacement struct {
 	// ReplacesDigest is the digest of the policy that the new one was derived from. If another
 	// policy is active, the replacement is refused with POLICY_CHANGED. Required.
 	ReplacesDigest string
-	// ValidateOnly makes no change, and still says what would change.
+	// ValidateOnly makes no change. The PolicyDifference then tells what would change.
 	ValidateOnly bool
 }
 
@@ -71,13 +71,13 @@ type PolicyDifference struct {
 type RoleDifference struct {
 	// Role is the name.
 	Role string
-	// Kind says what happens to the role.
+	// Kind is what happens to the role.
 	Kind RoleChange
 	// AddedScopes and RemovedScopes are those of the role, sorted.
 	AddedScopes, RemovedScopes []string
 }
 
-// RoleChange says what happens to a role. The numbers are those of keysvc.v1.RoleChangeKind.
+// RoleChange is what happens to a role. The numbers are those of keysvc.v1.RoleChangeKind.
 type RoleChange int32
 
 // What may happen to a role.
@@ -92,7 +92,7 @@ const (
 	RoleRemoved
 )
 
-// ApplyPolicy replaces the active policy, or says what that would change. Errors: *problem.Error if
+// ApplyPolicy replaces the active policy, or only returns what would change. Errors: *problem.Error if
 // the policy is refused, and those of the store and the context.
 func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacement PolicyReplacement) (*PolicyDifference, error) {
 	var fields problem.Fields

@@ -43,16 +43,17 @@ func (m *Manager) GetKey(ctx context.Context, workspaceID, keyID string) (*Key, 
 	}
 }
 
-// isStill reports whether a workspace is as it was at a revision. An answer that was put
-// together before the call, from a record of that revision and from the projection, is then
-// true at that revision. Otherwise both have to be read again.
+// isStill reports whether a workspace has not changed since a revision. If so, an answer that was
+// put together before the call, from a record of that revision and from the projection, is true
+// at that revision. Otherwise both have to be read again.
 func (m *Manager) isStill(workspaceID string, revision int64) bool {
 	return m.projection.Workspace(workspaceID).Changed <= revision
 }
 
 // reached returns once the projection shows the revision of a read. States and last-used times
 // come from the projection, and the next validation must reflect what the caller is told here.
-// err is the read's error; reached returns it after the same wait.
+// err is the error of the read. storage.ErrNotFound is an answer, too, so it is returned after the
+// same wait. Any other error is returned at once.
 func (m *Manager) reached(ctx context.Context, revision int64, err error) error {
 	if err != nil && !errors.Is(err, storage.ErrNotFound) {
 		return err
@@ -63,20 +64,20 @@ func (m *Manager) reached(ctx context.Context, revision int64, err error) error 
 // maxScanned is how many stored keys one page of a filtered list looks at.
 const maxScanned = 10_000
 
-// KeyQuery says which keys ListKeys returns.
+// KeyQuery selects the keys that ListKeys returns.
 type KeyQuery struct {
 	// WorkspaceID is the workspace of the keys; empty means all workspaces.
 	WorkspaceID string
-	// MemberID, if set, is the member of the keys.
+	// MemberID, if set, selects keys of one member.
 	MemberID *string
-	// States, if not empty, are those that the keys may have.
+	// States, if not empty, selects keys in one of these states.
 	States []KeyState
-	// Scope, if set, is a scope that all the keys have.
+	// Scope, if set, selects keys that were granted the scope.
 	Scope *string
-	// ExpiringBefore, if set, is later than the expire time of the keys.
+	// ExpiringBefore, if set, selects keys that expire before it.
 	ExpiringBefore *time.Time
-	// UnusedSince, if set, is later than the last use of the keys; a key that was never used
-	// counts from its creation.
+	// UnusedSince, if set, selects keys that were last used before it. A key that was never used
+	// counts as last used when it was created.
 	UnusedSince *time.Time
 	// PageSize is the max number of keys on a page: up to MaxPageSize, 0 for DefaultPageSize.
 	PageSize int
@@ -87,25 +88,26 @@ type KeyQuery struct {
 
 // KeyPage is one page of a list of keys.
 type KeyPage struct {
-	// Position is that of the first record that the page looked at.
+	// Position is that of the first read of the store for the page.
 	Position
 
 	// Keys are newest first.
 	Keys []*Key
-	// NextPageToken is that of the next page; empty if there is none.
+	// NextPageToken is the PageToken of the next page; empty on the last page.
 	NextPageToken string
 }
 
-// ListKeys reads a page of keys, newest first. A page ends before it is larger than
-// storage.MaxPageBytes, so that any client can take it, but it has at least one key if any is
-// left. Errors: *problem.Error, and those of the store and the context.
+// ListKeys reads a page of keys, newest first. A page ends when its stored keys reach
+// storage.MaxPageBytes, so that any client can take it: it is larger by at most one key. A filtered
+// page also ends after maxScanned stored keys, so it may be empty although another page follows.
+// Errors: *problem.Error, and those of the store and the context.
 func (m *Manager) ListKeys(ctx context.Context, query KeyQuery) (*KeyPage, error) {
 	var fields problem.Fields
 	checkOptionalID(&fields, "workspace_id", query.WorkspaceID)
 	size := pageSize(&fields, query.PageSize)
 	filter := checkFilter(&fields, query)
 	if err := fields.Err(); err != nil {
-		return nil, err // whether a page token belongs to bad filters cannot be said
+		return nil, err // a page token cannot be compared with bad filters
 	}
 	digest := pageDigest("keys", query.filters())
 	cursor := parsePageToken(&fields, query.PageToken, digest)
@@ -242,8 +244,8 @@ func (m *Manager) GetMember(ctx context.Context, workspaceID, memberID string) (
 		if err := m.reached(ctx, revision, err); err != nil {
 			return nil, Position{}, asMemberNotFound(err)
 		}
-		// One look at the workspace gives both what is shown and whether it is still that of
-		// the revision.
+		// The workspace is read once, for the answer and for the comparison: then both are of the
+		// same revision.
 		workspace := m.projection.Workspace(workspaceID)
 		if workspace.Changed <= revision {
 			return showMember(record, workspace.Current), m.at(revision), nil
@@ -251,7 +253,7 @@ func (m *Manager) GetMember(ctx context.Context, workspaceID, memberID string) (
 	}
 }
 
-// MemberQuery says which members ListMembers returns.
+// MemberQuery selects the members that ListMembers returns.
 type MemberQuery struct {
 	// WorkspaceID is the workspace of the members.
 	WorkspaceID string
@@ -269,7 +271,7 @@ type MemberPage struct {
 
 	// Members are by ascending id.
 	Members []*Member
-	// NextPageToken is that of the next page; empty if there is none.
+	// NextPageToken is the PageToken of the next page; empty on the last page.
 	NextPageToken string
 }
 

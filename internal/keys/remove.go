@@ -19,9 +19,9 @@ import (
 // product's directory as in MemberSpec. Errors: *problem.Error, and those of the store and the
 // context.
 //
-// The record of a removed member stays, because outdated pushes are refused by it. Therefore a
-// removal with a source version is also stored for a member that was never added: the removal
-// may have overtaken the push that adds the member.
+// The record of a removed member stays until a sweep deletes it, because outdated pushes are
+// recognized by its source version. Therefore a removal with a source version is also stored for
+// a member that was never added: the removal may have overtaken the push that adds the member.
 func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, workspaceID, memberID string, sourceVersion *int64) (Position, error) {
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", workspaceID)
@@ -119,7 +119,7 @@ func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, worksp
 }
 
 // removedWorkspace returns the record of a workspace that is removed now. A workspace that was
-// removed before keeps its remove time.
+// already removed keeps its remove time.
 func (m *Manager) removedWorkspace(workspaceID string, current *projection.Current, now time.Time) (*storagev1.WorkspaceRecord, error) {
 	if current == nil {
 		record, err := m.newWorkspace(workspaceID, nil, timestamppb.New(now))

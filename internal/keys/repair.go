@@ -18,8 +18,8 @@ type Repaired struct {
 }
 
 // RepairTimes sets back the times that lie in the future because the clock was ahead. The time at
-// which something was created, changed, revoked or removed becomes now. An end keeps its distance
-// from its beginning, so no key lives longer than it was given. Each record is one change with an
+// which something was created, changed, revoked or removed becomes now. The end of a secret or an
+// overlap is set back by as much as its beginning, so no key lives longer than it was given. Each record is one change with an
 // audit event of its own. Earlier audit events and the policy's apply time are not changed. Without
 // apply, RepairTimes only counts. It may be repeated.
 func (m *Manager) RepairTimes(ctx context.Context, actor audit.Actor, apply bool) (Repaired, error) {
@@ -140,11 +140,12 @@ func (m *Manager) repairKeys(ctx context.Context, actor audit.Actor, workspaceID
 	}
 }
 
-// repairKey sets back the times of a key that lie in the future, and reports whether there were any.
+// repairKey sets back the times of a key that lie in the future, and reports whether it changed any.
 func repairKey(record *storagev1.KeyRecord, now time.Time) bool {
 	before := proto.CloneOf(record)
 	record.CreateTime, record.RevokeTime = notAfter(record.GetCreateTime(), now), notAfter(record.GetRevokeTime(), now)
-	// An overlap began when the newest secret was issued, so its end is set back by as much.
+	// An overlap began when the newest secret was issued, so its end is set back by as much as the
+	// creation of that secret.
 	var ahead time.Duration
 	for index, secret := range record.GetSecrets() {
 		if inFuture(secret.GetCreateTime(), now) {
@@ -162,7 +163,7 @@ func repairKey(record *storagev1.KeyRecord, now time.Time) bool {
 	return !proto.Equal(before, record)
 }
 
-// inFuture reports whether a stored time is after now; nil is not.
+// inFuture reports whether a stored time is after now; false for nil.
 func inFuture(stored *timestamppb.Timestamp, now time.Time) bool {
 	return stored != nil && stored.AsTime().After(now)
 }

@@ -17,8 +17,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// RevokeKey ends a key for good. A key that is revoked already is no error, and is not changed.
-// Errors: KEY_NOT_FOUND and other *problem.Error, and those of the store and the context.
+// RevokeKey ends a key for good. Revoking a revoked key changes nothing, and is no error. Errors:
+// KEY_NOT_FOUND and other *problem.Error, and those of the store and the context.
 func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, workspaceID, keyID string) (*Key, Position, error) {
 	if err := checkKeyName(actor, workspaceID, keyID); err != nil {
 		return nil, Position{}, err
@@ -43,9 +43,10 @@ func checkKeyName(actor audit.Actor, workspaceID, keyID string) error {
 	return fields.Err()
 }
 
-// RevokeToken revokes the key that has the secret of the token in text. Whatever the text is,
-// the error is KEY_NOT_FOUND if it does not match a secret that is still valid. Other errors:
-// *problem.Error, and those of the store and the context.
+// RevokeToken revokes the key whose secret is in text, within a token that may have other text
+// around it. The error is KEY_NOT_FOUND if text has no token, or a token without a secret that is
+// still valid. Text with several tokens is refused. Other errors: *problem.Error, and those of the
+// store and the context.
 func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text string) (KeyName, Position, error) {
 	var fields problem.Fields
 	presented := reportedToken(&fields, text)
@@ -138,7 +139,7 @@ func (m *Manager) changeKey(
 	return record, position, err
 }
 
-// without returns those of names that others does not have.
+// without returns the names that are not in others.
 func without(names, others []string) []string {
 	var rest []string
 	for _, name := range names {

@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	// MaxOverlap is how long an old secret may go on to match after a rotation.
+	// MaxOverlap is how long an old secret may go on matching after a rotation.
 	MaxOverlap = 30 * 24 * time.Hour
-	// MaxRequestIDs is how many request ids one key remembers: that of its creation, and the
-	// newest of its rotations. Without a bound, the record of a key that is rotated every day for
+	// MaxRequestIDs is how many request ids one key remembers: that of its creation, and those of
+	// its newest rotations. Without a bound, the record of a key that is rotated every day for
 	// years would become too large for one change to delete.
 	MaxRequestIDs = 64
 )
@@ -31,11 +31,11 @@ const NotADuration = time.Duration(math.MinInt64 + 1)
 type Rotation struct {
 	// WorkspaceID and KeyID name the key.
 	WorkspaceID, KeyID string
-	// Overlap is how long the secret before the new one goes on to match, 0 to MaxOverlap; 0
+	// Overlap is how long the secret before the new one goes on matching, 0 to MaxOverlap; 0
 	// ends all other secrets at once. Required.
 	Overlap *time.Duration
-	// ExpireTime is in the future, and a calendar year ahead at most; nil gives the new secret
-	// as long a life as the one before it was given.
+	// ExpireTime is in the future, and at most a calendar year ahead; nil gives the new secret
+	// the lifetime that the secret before it was given.
 	ExpireTime *time.Time
 	// RequestID is that of KeySpec.
 	RequestID *string
@@ -65,8 +65,9 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 			if err := view.requestUnused(ctx, rotation.RequestID); err != nil {
 				return nil, err
 			}
-			// 2. While the time is not known, refuse an overlap, which would last. A rotation
-			// without one only takes away.
+			// 2. While the time is not known, refuse a rotation with an overlap, because the end
+			// of the overlap would be wrong for good. A rotation without an overlap is allowed,
+			// because it ends the secrets that the key had.
 			if err := m.trusted(); err != nil && overlap > 0 {
 				return nil, err
 			}
@@ -111,8 +112,8 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 	return m.issuedAt(record, issued, now, position)
 }
 
-// remember adds a request id to those of the key. If there are too many, it drops the oldest of
-// the rotations.
+// remember adds a request id to those of the key. If there are too many, it drops the second one:
+// the first one is that of the creation (ADR 0008).
 func remember(record *storagev1.KeyRecord, requestID string) {
 	if len(record.GetRequestIds()) >= MaxRequestIDs {
 		record.RequestIds = slices.Delete(record.GetRequestIds(), 1, 2)
@@ -120,9 +121,9 @@ func remember(record *storagev1.KeyRecord, requestID string) {
 	record.RequestIds = append(record.GetRequestIds(), requestID)
 }
 
-// retire keeps those secrets of a key that go on to match beside a new secret, which expires at
-// until. With an overlap that is the newest one, until the overlap ends or the new secret expires;
-// without an overlap it is none. Error: ROTATION_IN_PROGRESS.
+// retire drops the secrets of a key that end with a rotation. Without an overlap it drops all of
+// them. With an overlap it keeps the newest one, which goes on matching until the overlap ends or the
+// new secret expires; until is when the new secret expires. Error: ROTATION_IN_PROGRESS.
 func retire(record *storagev1.KeyRecord, overlap time.Duration, now, until time.Time) error {
 	if overlap == 0 {
 		record.Secrets = nil
@@ -148,8 +149,8 @@ func overlapping(record *storagev1.KeyRecord, now time.Time) bool {
 	return len(secrets) > 1 && now.Before(endOf(secrets[1]))
 }
 
-// sameLife returns when a secret expires that is issued now and lives as long as another secret was
-// given, but no longer than a year.
+// sameLife returns the expire time of a secret that is issued now with the lifetime that another
+// secret was given, at most a year.
 func sameLife(other *storagev1.SecretRecord, now time.Time) time.Time {
 	given := other.GetExpireTime().AsTime().Sub(other.GetCreateTime().AsTime())
 	until, year := now.Add(given), oneYearAfter(now)
@@ -171,8 +172,8 @@ func checkOverlap(fields *problem.Fields, overlap *time.Duration) time.Duration 
 	return *overlap
 }
 
-// FinishRotation ends the overlap of a live key now. A key that does not overlap is no error, and
-// is not changed. Errors: *problem.Error, and those of the store and the context.
+// FinishRotation ends the overlap of a live key now. Without an overlap it changes nothing, and that
+// is no error. Errors: *problem.Error, and those of the store and the context.
 func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspaceID, keyID string) (*Key, Position, error) {
 	if err := checkKeyName(actor, workspaceID, keyID); err != nil {
 		return nil, Position{}, err

@@ -7,8 +7,8 @@ import (
 )
 
 // MaxSourceVersion is the max version that a directory may give. A directory that counts nanoseconds
-// since 1970 reaches it in 2096. It is below the greatest int64, which a faulty directory may send:
-// once that were stored, every correct push would be refused as outdated.
+// since 1970 reaches it in 2096. It is below the greatest int64, which a faulty directory may send.
+// If that value were stored, every correct push would be refused as outdated.
 const MaxSourceVersion = 4_000_000_000_000_000_000
 
 func checkSourceVersion(fields *problem.Fields, version *int64) {
@@ -17,9 +17,10 @@ func checkSourceVersion(fields *problem.Fields, version *int64) {
 	}
 }
 
-// checkNewer refuses a push of a member that is not newer than the stored member, which is nil if
-// there is none, and than the newest removal of the workspace. same is set if the push changes
-// nothing but the version; then it may also have the stored version. A nil version is not checked.
+// checkNewer refuses a push of a member unless it is newer than the stored member and than the newest
+// removal of the workspace. stored is nil if the member is not stored. same is set if the push changes
+// nothing but the version; such a push may also repeat the stored version. A nil version is not
+// checked.
 func checkNewer(view projection.Workspace, stored *storagev1.MemberRecord, version *int64, same bool) error {
 	if version == nil {
 		return nil
@@ -36,14 +37,14 @@ func checkNewer(view projection.Workspace, stored *storagev1.MemberRecord, versi
 		return outdated("source_version %d is behind the stored %d; the push came late and is not needed",
 			*version, stored.GetSourceVersion())
 	case stored != nil && *version == stored.GetSourceVersion() && !same:
-		return outdated("source_version %d is the stored one, of a member that is not as the push says, or was removed since; "+
-			"what is to replace it needs a higher one", *version)
+		return outdated("source_version %d is the stored version of a member that differs from the push, or was removed since; "+
+			"a push that changes the member needs a higher version", *version)
 	}
 	return nil
 }
 
-// checkRemovalNewer refuses the removal of a workspace if it is not newer than each of the
-// workspace's members and than the removal before. repeated reports that the same removal was made
+// checkRemovalNewer refuses the removal of a workspace unless it is newer than each of the
+// workspace's members and than the removal before. repeated reports whether the same removal was made
 // before. A nil version is not checked.
 func checkRemovalNewer(current *projection.Current, newestMember int64, version *int64) (repeated bool, err error) {
 	if version == nil {

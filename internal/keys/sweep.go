@@ -11,8 +11,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// purgeBatch is the max number of keys, and of members, that one change of a sweep deletes: few
-// enough for the change to stay within its limits, and for changes of others to come in between.
+// purgeBatch is the max number of keys, and of members, that one change of a sweep deletes. It keeps
+// the change within its limits, and lets changes of other callers come in between.
 const purgeBatch = 30
 
 // Swept counts what a sweep deleted.
@@ -52,7 +52,7 @@ func (m *Manager) Sweep(ctx context.Context, actor audit.Actor) (Swept, error) {
 	return swept, nil
 }
 
-// purge deletes one batch of the keys and members of a workspace that died before a time.
+// purge deletes one batch of the keys and members of a workspace that ended before a time.
 func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID string, before time.Time) (Swept, error) {
 	if err := ctx.Err(); err != nil {
 		return Swept{}, err

@@ -20,7 +20,7 @@ type KeyUpdate struct {
 	// WorkspaceID and KeyID name the key.
 	WorkspaceID, KeyID string
 	// Mask names the fields that change (AIP-134): one or more of name, labels, scopes and
-	// allowed_cidrs. A field that it names is replaced by the one below, also by an empty one.
+	// allowed_cidrs. A field that it names is replaced by the one below, even if that is empty.
 	Mask []string
 	// Name, Labels, Scopes and AllowedCIDRs are bounded as those of KeySpec.
 	Name         string
@@ -81,7 +81,7 @@ func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, update KeyUp
 	return m.showAt(record, now, position)
 }
 
-// checkedUpdate is a KeyUpdate whose fields are good, in the form that is stored.
+// checkedUpdate has the fields of a valid KeyUpdate, in the form that is stored.
 type checkedUpdate struct {
 	masked        map[string]bool
 	name          string

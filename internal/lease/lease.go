@@ -1,7 +1,6 @@
-// Package lease holds the rules for answers from memory: how long a process that knew the truth
-// may go on saying it. Near-caches, the server's table of their leases, and a server that
-// answers from its projection all use it. docs/coherence.md derives the rules; C1, S3 and so on
-// are their numbers.
+// Package lease bounds how long a process may answer from memory. Near-caches, the server's table
+// of their leases, and a server that answers from its projection all use it. docs/coherence.md
+// derives the rules; C1, S3 and so on are their numbers.
 //
 // The package reads no clock: the caller passes times.
 package lease
@@ -12,8 +11,8 @@ import (
 	"time"
 )
 
-// Elapsed returns the time that has passed between two readings of one clock: the larger of
-// what its monotonic and its wall part say (C3). The monotonic part does not count while a
+// Elapsed returns the time that has passed between two readings of one clock: by its monotonic
+// part or by its wall part, whichever is larger (C3). The monotonic part does not count while a
 // machine sleeps. The wall part goes back if somebody sets the clock back. Wall clocks must
 // show a year from 1678 to 2262.
 func Elapsed(from, to time.Time) time.Duration {
@@ -47,9 +46,9 @@ func (l Lease) Left(now time.Time) time.Duration {
 	return l.length - Elapsed(l.from, now)
 }
 
-// Freshness is a lease that is renewed again and again. The owner reads its clock, asks for a
-// barrier, and when the barrier is reached, has seen everything that was acknowledged before it
-// asked. The lease then counts from the reading of the clock.
+// Freshness is a lease that is renewed again and again. The owner reads its clock and asks for a
+// barrier. When the barrier is reached, the owner has seen everything that was acknowledged before
+// it asked. The lease then counts from the reading of the clock.
 //
 // Its methods may be called from many goroutines.
 type Freshness struct {
@@ -73,8 +72,8 @@ func (f *Freshness) Ask(now time.Time) (nonce uint64) {
 }
 
 // Answered notes that a barrier was reached, and that everything before it was seen. The lease
-// then has the given length, from the time passed to Ask. It reports whether nonce is the
-// newest question's; if it is not, nothing changes.
+// then has the given length, from the time passed to Ask. Answered reports whether nonce is that
+// of the newest question; if it is not, nothing changes.
 func (f *Freshness) Answered(nonce uint64, length time.Duration) bool {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
@@ -87,15 +86,14 @@ func (f *Freshness) Answered(nonce uint64, length time.Duration) bool {
 	return true
 }
 
-// Open returns when the newest question was asked, and reports whether its answer is still to
-// come.
+// Open returns when the newest question was asked, and reports whether it is still unanswered.
 func (f *Freshness) Open() (asked time.Time, open bool) {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()
 	return f.asked, f.open
 }
 
-// Drop ends the lease. An answer to an open question gives none any more (C9).
+// Drop ends the lease. The answer to an open question then starts no lease (C9).
 func (f *Freshness) Drop() {
 	f.mutex.Lock()
 	defer f.mutex.Unlock()

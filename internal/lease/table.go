@@ -5,13 +5,14 @@ import (
 	"time"
 )
 
-// Table holds the leases that a server gave: which clients may still answer from before a
-// revision, and until when (S3, S4). Its methods may be called from many goroutines.
+// Table holds the leases that a server gave. It knows which clients may still answer from before a
+// revision, that is, without reflecting it, and until when (S3, S4). Its methods may be called from
+// many goroutines.
 //
-// The table errs on the long side. A client must not use its lease for too long, so it counts
-// with Elapsed. The server must not forget a lease too early, so a wall clock that jumps ahead
-// must not end it: where a time has a monotonic part, that part alone counts, and a lease also
-// holds before its own beginning.
+// The table errs on the long side. A client must not use its lease for too long, so the client
+// counts with Elapsed. The server must not forget a lease too early, so a wall clock that jumps
+// ahead must not end the lease in the table: if a time has a monotonic part, only that part counts,
+// and a lease also holds before its own beginning.
 type Table struct {
 	length time.Duration
 
@@ -20,7 +21,7 @@ type Table struct {
 	mutex   sync.Mutex
 	holders map[*Holder]struct{}
 	// departed are the holders that left without giving up their leases, in the order in which
-	// they left. They are forgotten once no lease from before they left can hold.
+	// they left. A holder is forgotten once no lease that it had can hold any more.
 	departed []departure
 }
 
@@ -40,8 +41,8 @@ type Holder struct {
 	// applied is the revision up to which the holder has applied every change.
 	applied int64
 	gaveUp  bool
-	// changed is closed and replaced when applied grows or the lease is given up; nil while
-	// nobody waits for that.
+	// changed is closed when applied grows or the lease is given up; nil while no goroutine
+	// waits for that.
 	changed chan struct{}
 }
 
@@ -69,9 +70,9 @@ func (t *Table) Enter() *Holder {
 	return holder
 }
 
-// Extend gives the holder a lease. arrived is when its question for the lease arrived. The
-// caller holds one lock while it calls Extend and reads the revision that answers the question,
-// so that no change is published between the two.
+// Extend gives the holder a lease. arrived is when the holder's request for the lease arrived. The
+// caller calls Extend and reads the revision that answers the request under one lock, so that no
+// change is published between the two.
 func (h *Holder) Extend(arrived time.Time) {
 	h.table.mutex.Lock()
 	defer h.table.mutex.Unlock()
@@ -91,7 +92,7 @@ func (h *Holder) Applied(revision int64) {
 	}
 }
 
-// GiveUp removes the holder, which has said that its lease is over.
+// GiveUp removes a holder that has given up its lease.
 func (h *Holder) GiveUp() {
 	h.table.mutex.Lock()
 	defer h.table.mutex.Unlock()
@@ -141,13 +142,14 @@ func (h *Holder) signal() {
 type Pending struct {
 	holder   *Holder
 	revision int64
-	// arrived is when the lease was asked for that held when the Pending was made.
+	// arrived is that of the lease that held when the Pending was made. Later leases do not count:
+	// they reflect the revision.
 	arrived time.Time
 }
 
 // Pending returns how many holders have applied a revision, and the holders that may still
-// answer from before it. Call it after the revision was published: then a lease that is given
-// later stands behind the revision, and only the leases that hold now are pending.
+// answer from before it. Call it after the revision was published: leases that are given later
+// reflect the revision, so only the leases that hold now are pending.
 func (t *Table) Pending(revision int64, now time.Time) (applied int, pending []Pending) {
 	t.mutex.Lock()
 	defer t.mutex.Unlock()
@@ -171,7 +173,7 @@ func (t *Table) Pending(revision int64, now time.Time) (applied int, pending []P
 	return applied, pending
 }
 
-// Status is how a Pending stands.
+// Status is the state of a Pending.
 type Status uint8
 
 // The values of Status.
@@ -184,9 +186,9 @@ const (
 	Lapsed
 )
 
-// Status returns how the pending holder stands. While it is Open, left is the longest time that
-// it can stay so, and changed is closed when the holder has said something: call Status again
-// then.
+// Status returns the state of the pending holder. While it is Open, left is the time after which it
+// is not Open any more, and changed is closed if the holder reports something earlier. Call Status
+// again then.
 func (p Pending) Status(now time.Time) (status Status, left time.Duration, changed <-chan struct{}) {
 	t := p.holder.table
 	t.mutex.Lock()

@@ -30,7 +30,7 @@ func Within(ctx context.Context, limit time.Duration) time.Duration {
 	return min(limit, left-min(left/answerPart, answerMax))
 }
 
-// Bound returns a context that ends with ctx, but no later than after Within.
+// Bound returns a context that ends with ctx, or after Within if that is earlier.
 func Bound(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, Within(ctx, limit))
 }

@@ -120,8 +120,9 @@ func (p *Policy) checkRoles(found *mistakes) {
 	}
 }
 
-// scopeProblem says what is wrong with a scope of a role, or returns "". catalogue has every
-// scope that is allowed; if it is not whole, only the form of the scope is checked.
+// scopeProblem returns what is wrong with a scope of a role, or "". catalogue has every scope
+// that is allowed. If whole is false, a part of catalogue is missing, and only the form of the
+// scope is checked.
 func scopeProblem(scope string, catalogue map[string]bool, whole bool) string {
 	name, action, _ := strings.Cut(scope, ":")
 	switch {
@@ -137,8 +138,8 @@ func scopeProblem(scope string, catalogue map[string]bool, whole bool) string {
 	return fmt.Sprintf("but %s has no action %q, allowed are those under resources", name, action)
 }
 
-// checkName checks the form of a name, and that it comes once: firsts maps each name to the
-// first field that has it.
+// checkName checks the form of a name, and that the name is not used twice: firsts maps each name
+// to the first field that has it.
 func checkName(found *mistakes, firsts map[string]string, field, name, also, allowed string) {
 	switch first, repeated := firsts[name]; {
 	case name == "":

@@ -29,7 +29,7 @@ const Day = 24 * time.Hour
 // everything stands for all scopes in a role, and for all actions of a resource.
 const everything = "*"
 
-// Policy says which scopes exist and which of them each role has. A Policy is valid if Parse
+// Policy defines which scopes exist and which of them each role has. A Policy is valid if Parse
 // or Default returned it, or if Validate returned nil. For an invalid policy, the methods
 // that look things up deny whatever is unclear.
 //
@@ -138,7 +138,7 @@ func (p *Policy) RoleScopes(role string) (scopes []string, ok bool) {
 }
 
 // ValidScopeName reports whether text has the form of a scope that a key can have:
-// resource:action, both [a-z][a-z0-9_]{0,63}. Whether a policy has the scope is for HasScope.
+// resource:action, both [a-z][a-z0-9_]{0,63}. HasScope reports whether a policy has the scope.
 func ValidScopeName(text string) bool {
 	resource, action, found := strings.Cut(text, ":")
 	return found && validName(resource, "_") && validName(action, "_")
@@ -150,9 +150,9 @@ const maxNamedScopes = 30
 
 // UnknownScope describes what is wrong with text that names no scope of a catalogue. It names
 // the scopes of the resource that text names, or the first maxNamedScopes of the catalogue if
-// the catalogue does not have that resource. If that leaves scopes out, it gives their number,
-// and where lists the whole catalogue. Text that does not have the form of a scope is not
-// repeated: it may be anything, a token above all.
+// the catalogue does not have that resource. If scopes are left out, it gives their number, and
+// where, the place that lists the whole catalogue. Text that does not have the form of a scope is
+// not repeated, because it may be a token.
 func UnknownScope(text string, catalogue []string, where string) string {
 	if !ValidScopeName(text) {
 		return "is not a scope; resource:action is required, e.g. signatures:read"

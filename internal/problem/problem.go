@@ -9,7 +9,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// Error says what a caller did wrong or has to know. It never contains a token, a secret, or
+// Error tells a caller what it did wrong or has to know. It never contains a token, a secret, or
 // text from a caller that might be one of the two.
 type Error struct {
 	// Reason is for programs; it decides the status code.

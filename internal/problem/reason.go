@@ -2,10 +2,10 @@ package problem
 
 import keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 
-// Reason says for programs why a call is refused. errors.proto describes each.
+// Reason tells programs why a call is refused. errors.proto describes each reason.
 type Reason = keysvcv1.ErrorReason
 
-// The reasons of the API, so that the domain can name them without its messages.
+// The reasons of the API, so that domain packages need not import the API's messages.
 const (
 	FieldInvalid          = keysvcv1.ErrorReason_ERROR_REASON_FIELD_INVALID
 	ScopeUnknown          = keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN

@@ -61,14 +61,14 @@ var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 // retryDelay is how long a caller is told to wait before a retry.
 const retryDelay = 100 * time.Millisecond
 
-// Errors maps errors to statuses, in this one place. The cause of an error, which a caller
-// may not see, is logged here, once.
+// Errors maps errors to statuses; nothing else does. It logs the cause of an error once, because
+// a caller may not see the cause.
 type Errors struct {
 	// Log is where causes go. Required.
 	Log *slog.Logger
 }
 
-// Status returns the error that an RPC is answered with. It is nil for nil.
+// Status returns the error that an RPC is answered with; nil for nil.
 func (e Errors) Status(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
@@ -113,7 +113,7 @@ func (e Errors) problem(ctx context.Context, err error) *problem.Error {
 	case errors.Is(err, storage.ErrFull):
 		// Not logged here: the store has logged it once for all the calls that follow.
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_FULL,
-			"the disk of the store is full; only what takes something away is done; nothing was changed")
+			"the disk of the store is full, so only changes that take something away are made; nothing was changed")
 	case errors.Is(err, storage.ErrUnavailable):
 		e.Log.WarnContext(ctx, "the store is not available", "error", err)
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE,

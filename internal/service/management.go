@@ -55,7 +55,8 @@ func read[Request, Response any](
 	return response, m.errors.Status(ctx, err)
 }
 
-// onBehalf returns the actor with the member that a message names; nil if it names none.
+// onBehalf returns the actor with the member that a message names; memberID is nil if the message
+// names none.
 func onBehalf(actor audit.Actor, memberID *string) audit.Actor {
 	actor.MemberID = memberID
 	return actor
@@ -65,7 +66,7 @@ func onBehalf(actor audit.Actor, memberID *string) audit.Actor {
 // refuse any time after the year 9999.
 var notATime = time.Date(10_000, time.January, 1, 0, 0, 0, 0, time.UTC)
 
-// timeOf returns the time in a message, nil for none.
+// timeOf returns the time in a message; nil for nil.
 func timeOf(stamp *timestamppb.Timestamp) *time.Time {
 	if stamp == nil {
 		return nil
@@ -85,7 +86,7 @@ func stampOf(at time.Time) *timestamppb.Timestamp {
 	return timestamppb.New(at)
 }
 
-// durationOf returns the duration in a message, nil for none.
+// durationOf returns the duration in a message; nil for nil.
 func durationOf(duration *durationpb.Duration) *time.Duration {
 	if duration == nil {
 		return nil

@@ -72,7 +72,7 @@ func (v Verbs) ApplyPolicy(ctx context.Context, actor audit.Actor, request *keys
 	return response, nil
 }
 
-// policyOf returns the policy in a message, nil for none. Nothing is checked.
+// policyOf returns the policy in a message; nil for nil. It checks nothing.
 func policyOf(sent *keysvcv1.Policy) *policy.Policy {
 	if sent == nil {
 		return nil

@@ -96,8 +96,8 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 
 // open begins a session. The barrier is taken after the hello has come, so the session reflects what
 // was acknowledged before. A client that has applied revisions beyond the barrier was served from
-// another history of this store: the store was rolled back. Open Resets such a client; it is
-// logged as well, because an operator must know.
+// another history of this store: the store was rolled back. The hub resets such a client, and open
+// logs an error, because an operator must know.
 func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, visible func(string) bool) (*feed.Session, error) {
 	if err := s.projection.Fresh(ctx); err != nil {
 		return nil, err
@@ -122,11 +122,11 @@ func (s *SyncService) run(
 }
 
 // errOver is the status of a session that was sent its last message.
-var errOver = status.Error(codes.Unavailable, "the server stops, or the session has become old: connect anew")
+var errOver = status.Error(codes.Unavailable, "the server stops, or the session has become old: connect again")
 
-// send sends a session's messages until the session ends. It waits for one thing only, the wake-up
-// of the session, which a change makes, the reader when the stream has ended, and the timer when
-// something is due.
+// send sends a session's messages until the session ends. It waits for the session's wake-ups only.
+// A change wakes the session, and so does the reader when the stream has ended, and the timer when
+// the session's age ends.
 func (s *SyncService) send(
 	stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error,
 ) error {
@@ -134,8 +134,7 @@ func (s *SyncService) send(
 	defer timer.Stop()
 	var due time.Time
 	for {
-		// 1. Take the next message, or the channel that the next wake-up closes. The channel must be
-		// taken before step 2, so that a wake-up between steps 2 and 4 is not missed.
+		// 1. Send the next message, if there is one.
 		step := session.Next()
 		if step.Response != nil {
 			if err := s.encoded.send(stream, step.Response); err != nil {
@@ -145,7 +144,8 @@ func (s *SyncService) send(
 		if step.Last {
 			return errOver
 		}
-		// 2. Look whether the reader has ended. It writes to ended before it wakes the session.
+		// 2. Look whether the reader has ended. It writes to ended before it wakes the session, and
+		// step.Wait keeps a wake-up until step 4, so an end after this look is not missed.
 		select {
 		case err := <-ended:
 			return err
@@ -155,7 +155,7 @@ func (s *SyncService) send(
 		if step.Wait == nil {
 			continue
 		}
-		// 4. Set the timer, unless it will fire earlier anyway, and wait.
+		// 4. Wait. The timer is set unless it still runs: step.Within always leads to the same moment.
 		if now := time.Now(); !now.Before(due) {
 			due = now.Add(step.Within)
 			timer.Reset(step.Within)
@@ -175,8 +175,8 @@ type encodedResponse struct {
 	prepared grpc.PreparedMsg
 }
 
-// send sends a response, and encodes it if it is not the one that was encoded last. The server does
-// not compress, so the encoding is the same for each stream.
+// send sends a response. It encodes the response unless that was the last one to be encoded. The
+// server does not compress, so the encoding is the same for each stream.
 func (e *encoded) send(stream grpc.ServerStream, response *keysvcv1.SyncResponse) error {
 	if response.GetEvents() == nil {
 		return stream.SendMsg(response)
@@ -218,8 +218,8 @@ type syncReader struct {
 	service *SyncService
 	stream  grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]
 	visible func(workspaceID string) bool
-	// hello gets the client's hello. opened gets the session that was opened for it; it is closed
-	// without one if the hello was refused.
+	// hello gets the client's hello. opened gets the session that was opened for the hello. It
+	// is closed when Sync returns, without a session if the hello was refused.
 	hello  chan *keysvcv1.SyncHello
 	opened chan *feed.Session
 	// ended gets the reason when the reader ends.
@@ -311,7 +311,7 @@ func beyond(err error, field string) error {
 		return err
 	}
 	var fields problem.Fields
-	fields.Add(field, "lies beyond what was sent in this session")
+	fields.Add(field, "is beyond what was sent in this session; a revision that was sent, or an earlier one, is required")
 	return fields.Err()
 }
 
@@ -410,7 +410,7 @@ func (s *SyncService) await(ctx context.Context, request *keysvcv1.AwaitRevision
 	}
 	return &keysvcv1.AwaitRevisionResponse{
 		Applied:  int32(outcome.Applied), //nolint:gosec // config bounds the number of sessions
-		Lapsed:   int32(outcome.Lapsed),  //nolint:gosec // as above, and those who left within S
+		Lapsed:   int32(outcome.Lapsed),  //nolint:gosec // as above, and the sessions that ended within S
 		Revision: s.hub.Revision(),
 		Epoch:    s.hub.Epoch(),
 	}, nil
@@ -424,7 +424,7 @@ func (s *SyncService) published(ctx context.Context, revision int64) error {
 	err := s.projection.WaitFor(bounded, revision)
 	if err != nil && ctx.Err() == nil {
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED,
-			"revision %d was not reached in time, which is %s at most and less than the call's deadline", revision, publishedTimeout)
+			"revision %d was not reached in time; the wait takes at most %s, and ends before the call's deadline", revision, publishedTimeout)
 	}
 	return err
 }

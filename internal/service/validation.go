@@ -39,8 +39,8 @@ func NewValidation(validator *validation.Validator, errors Errors) *ValidationSe
 }
 
 // Work returns the kind of work that a message asks for. A message that has to wait for a revision
-// is a Wait; a message that asks for details, which are read from the store, is a Read. So neither
-// takes the room of validations that are answered from memory.
+// is a Wait; a message that asks for details, which are read from the store, is a Read. So these two
+// do not take the slots of validations that are answered from memory.
 func (s *ValidationService) Work(request any) callers.Work {
 	switch request := request.(type) {
 	case *keysvcv1.ValidateKeyRequest:
@@ -91,7 +91,7 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 		if total >= maxBatchBytes {
 			responses[index] = &keysvcv1.ValidateKeyResponse{Error: s.itemError(ctx, problem.New(
 				keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
-				"the answers to the questions before this one are %d bytes, as many as a batch has; ask it again, in another batch", total))}
+				"the answers before this one have %d bytes, as many as fit into one batch; ask again in another batch", total))}
 			continue
 		}
 		response, err := s.validate(ctx, item)
@@ -110,8 +110,8 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 	return &keysvcv1.BatchValidateKeysResponse{Responses: responses}, nil
 }
 
-// itemError returns the error of a batch's item: what the status of a call with this item alone
-// would say.
+// itemError returns the error of a batch's item, with the code, reason and message of a call with
+// this item alone.
 func (s *ValidationService) itemError(ctx context.Context, err error) *keysvcv1.ValidationError {
 	if ended := contextStatus(err); ended != nil {
 		return &keysvcv1.ValidationError{Code: int32(status.Code(ended)), Message: status.Convert(ended).Message()} //nolint:gosec // codes are below 17
@@ -168,7 +168,7 @@ func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, erro
 	case question.Requirement.Scope == "" && !question.Requirement.IdentityOnly:
 		fields.Add("required_scope", "is missing; a scope of the policy is required, or identity_only")
 	case question.Requirement.Scope != "" && question.Requirement.IdentityOnly:
-		fields.Add("identity_only", "is set beside required_scope; exactly one of them must be given")
+		fields.Add("identity_only", "is set beside required_scope; exactly one of the two is required")
 	}
 	keys.CheckWorkspaceID(&fields, question.WorkspaceID)
 	if text := request.GetClientAddress(); text != "" {

@@ -7,15 +7,16 @@ import (
 	"unicode/utf8"
 )
 
-// Diagnose returns what is wrong with a text that was presented as a token, to follow "the
-// text": "begins with Bearer; the token comes after that". It returns "" for a text that Parse
-// accepts. It tells nothing of the text but its form, so that the answer can be shown and logged.
+// Diagnose returns what is wrong with a text that was presented as a token. The answer continues a
+// sentence that begins with "the text", for example "is empty". It is "" for a text that Parse
+// accepts. It reveals only the form of the text, so it can be shown and logged.
 //
-// malformed reports whether the text is for certain no credential. Without it the text only lacks
-// "_ksk1_": it is no token of this form, and a server may know other forms.
+// malformed reports whether the text is certainly not a credential. If it is false although there
+// is a problem, the text lacks "_ksk1_": it is not a token of this form, but a server may know
+// other forms.
 //
-// It is for people who look for their mistake. That Diagnose finds nothing says as little of
-// whether a token is valid as Parse does.
+// Diagnose is for people who look for their mistake. Like Parse, it cannot tell whether a token is
+// valid.
 func Diagnose(text string) (problem string, malformed bool) {
 	if _, err := Parse(text); err == nil {
 		return "", false
@@ -24,7 +25,7 @@ func Diagnose(text string) (problem string, malformed bool) {
 		return problem, true
 	}
 	if !In(text) {
-		return `has no "_ksk1_" in it, as every token of keysvc has: it is something else, or only a part of a token`, false
+		return `has no "_ksk1_" in it, which every token of keysvc has: it is something else, or only a part of a token`, false
 	}
 	return misformed(text), true
 }
@@ -40,19 +41,19 @@ func misformed(text string) string {
 	case len(tail) < tailLength:
 		return fmt.Sprintf("is %s too short: its end is missing", characters(tailLength-len(tail)))
 	case len(tail) > tailLength:
-		return fmt.Sprintf("is %s too long: something stuck to its end", characters(len(tail)-tailLength))
+		return fmt.Sprintf("is %s too long: something was added at its end", characters(len(tail)-tailLength))
 	case tail[len(version)+idLength] != '_':
-		return "has no underscore between key id and secret: a letter is missing or one too many is there"
+		return "has no underscore between key id and secret: a character is missing, or there is one too many"
 	case !ValidPrefix(prefix):
-		return `has something else than a prefix before "_ksk1_"; a prefix is 2 to 12 characters of a-z and 0-9, the first a letter`
+		return `has something other than a prefix before "_ksk1_"; a prefix is 2 to 12 characters of a-z and 0-9, the first a letter`
 	case !ValidID(tail[len(version) : len(version)+idLength]), !allBase62(tail[len(version)+idLength+1:]):
 		return "has an underscore where no token has one"
 	}
 	return "has a wrong checksum: a letter was changed, or some were swapped"
 }
 
-// surrounded returns what stands around a token that belongs to the place where it was copied;
-// "" if nothing does.
+// surrounded returns what was copied along with a token, such as quotes or the name of a header;
+// "" if the text is a token alone, or has another problem.
 func surrounded(text string) string {
 	first, _ := utf8.DecodeRuneInString(text)
 	last, _ := utf8.DecodeLastRuneInString(text)
@@ -83,7 +84,7 @@ func surrounded(text string) string {
 // quotes are the characters that programs and word processors put around text.
 const quotes = "\"'`“”„‘’‚«»‹›"
 
-// notOfTokens reports whether no token has a character.
+// notOfTokens reports whether a character occurs in no token.
 func notOfTokens(r rune) bool {
 	return r != '_' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
 }

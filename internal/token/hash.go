@@ -7,13 +7,13 @@ import (
 	"fmt"
 )
 
-// Scheme says how a token is hashed at rest. The number is stored beside each hash, so a
+// Scheme is how a token is hashed at rest. The number is stored beside each hash, so a
 // number is never reused. 0 is not a scheme.
 type Scheme uint8
 
 // SchemeDigest is the scheme of stores of schema 1: the hash is the digest itself. An upgrade
-// of the store replaces it by SchemeVerifier, and no hash is made or compared with it any
-// more. The number 2 was reserved for a pepper and is unused.
+// of the store replaces such hashes by those of SchemeVerifier. No hash of SchemeDigest is made
+// or compared any more. The number 2 was reserved for a pepper and is unused.
 const SchemeDigest Scheme = 1
 
 // ErrUnknownScheme is returned for a scheme that this build cannot compute.
@@ -25,7 +25,7 @@ const domainTag = "keysvc token v1\x00"
 
 // Hash is what keysvc stores of a token. The zero value is equal to no hash.
 type Hash struct {
-	// Scheme says how Sum was computed.
+	// Scheme is how Sum was computed.
 	Scheme Scheme
 	// Sum is the hash.
 	Sum [sha256.Size]byte

@@ -38,7 +38,7 @@ func KeyID(workspaceID string, nonce [NonceLength]byte) string {
 func NewKeyID(workspaceID string, random io.Reader) (string, error) {
 	var nonce [NonceLength]byte
 	if _, err := io.ReadFull(random, nonce[:]); err != nil {
-		if errors.Is(err, io.EOF) { // which a caller that reads until io.EOF would take for success
+		if errors.Is(err, io.EOF) { // a caller that reads until io.EOF would take io.EOF for success
 			err = io.ErrUnexpectedEOF
 		}
 		return "", fmt.Errorf("token: key id: %w", err)

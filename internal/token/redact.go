@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// MaxTextBytes is the max. length, in bytes, of a text that clients send as a token. A token
-// of this version has less than a hundred bytes; the rest is for newer forms.
+// MaxTextBytes is the max length, in bytes, of a text that clients send as a token. A token of
+// this version has less than a hundred bytes; the rest is for newer forms.
 const MaxTextBytes = 4096
 
 // anyToken matches everything that may be a token, with the letters, digits and underscores

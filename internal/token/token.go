@@ -24,8 +24,8 @@ import (
 // every keysvc installation in a larger text, also where other text touches them, as in
 // TOKEN_scribe_ksk1_… and token%3Dscribe_ksk1_….
 //
-// A match is a token, or a token with letters and digits before it, or not a token. The
-// checksum tells these apart, and where the token begins. Find checks it.
+// A match is a token, or a token with letters and digits before it, or not a token. Only the
+// checksum shows which of these it is, and where the token begins. Find checks it.
 const Pattern = `[a-z][a-z0-9]{1,11}_ksk1_[0-9A-Za-z]{16}_[0-9A-Za-z]{49}`
 
 // ErrMalformed is returned for a text that is not a token. It is never wrapped, and never
@@ -125,9 +125,9 @@ func New(prefix, id string, random io.Reader) (Token, error) {
 	return fromText(string(append(text, crc[:]...))), nil
 }
 
-// NewID draws the public id of a key, 16 base62 digits (95 bits), from random,
-// which must be a cryptographic source such as crypto/rand.Reader. It returns
-// an error if random fails or ends early.
+// NewID draws an id of 16 base62 digits (95 bits), such as an incarnation, from random, which must
+// be a cryptographic source such as crypto/rand.Reader. It returns an error if random fails or ends
+// early. The id of a key is drawn by NewKeyID.
 func NewID(random io.Reader) (string, error) {
 	id, err := appendRandomBase62(make([]byte, 0, idLength), idLength, random)
 	if err != nil {

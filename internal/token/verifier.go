@@ -11,7 +11,7 @@ const SchemeVerifier Scheme = 3
 // verifierTag makes verifiers different from the hashes of any other use of SHA-256.
 const verifierTag = "keysvc verifier v1\x00"
 
-// VerifierOf returns the verifier of a digest, which is what the store has of a token.
+// VerifierOf returns the verifier of a digest. The store holds the verifier, and not the digest.
 func VerifierOf(digest [32]byte) [32]byte {
 	var input [len(verifierTag) + sha256.Size]byte
 	copy(input[copy(input[:], verifierTag):], digest[:])

@@ -1,5 +1,5 @@
-// Package validation answers the question of every request of the product: who does this
-// token act as, and may it do this? It looks the token's key up in the projection, and
+// Package validation answers the question that every request of the product raises: who does
+// this token act as, and may it do this? It looks the token's key up in the projection, and
 // package decide makes the decision. It writes nothing, and reads only memory, except for
 // the details of a key.
 package validation
@@ -68,8 +68,8 @@ type Question struct {
 	WorkspaceID string
 	// Address is that of the presenter; the zero Addr if it is not known.
 	Address netip.Addr
-	// MinRevision and Epoch, if not 0 and empty, are the min revision of the answer, and the
-	// epoch that it belongs to.
+	// MinRevision, if not 0, is the min revision that the answer must reflect. Epoch is then the
+	// epoch of that revision, and otherwise empty.
 	MinRevision int64
 	Epoch       string
 	// WithDetails asks for the answer's Details.
@@ -89,7 +89,7 @@ type Answer struct {
 	Now time.Time
 	// Details are the key's; on Allowed with WithDetails only.
 	Details *storagev1.KeyRecord
-	// Revision is one at which the answer is true.
+	// Revision is a revision at which the answer is true.
 	Revision int64
 }
 
@@ -164,9 +164,9 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	return answer, nil
 }
 
-// doubt returns CLOCK_UNSURE for a token that is allowed now, but may have expired. For any other
-// token it sets the answer's Now to the latest time that it may be, so that a near-cache keeps the
-// grant no longer than that time allows.
+// doubt returns CLOCK_UNSURE for a token that is allowed now, but would not be allowed at the latest
+// time that it may be. For any other token it sets the answer's Now to that time, so that a
+// near-cache keeps the grant no longer than that time allows.
 func (v *Validator) doubt(answer *Answer, question Question) error {
 	if v.latest == nil {
 		return nil
@@ -177,7 +177,7 @@ func (v *Validator) doubt(answer *Answer, question Question) error {
 	}
 	if decision, _ := decide.Authorize(&answer.Grant, question.WorkspaceID, question.Requirement, question.Address, latest); decision != decide.Allowed {
 		return problem.New(problem.ClockUnsure,
-			"whether the token is expired is not known: the server's clock was set forward, and waits for its operator")
+			"it is not known whether the token has expired: the server's clock was set forward, and its operator has to check it")
 	}
 	answer.Now = latest
 	return nil
@@ -230,7 +230,7 @@ func (v *Validator) wait(ctx context.Context, question Question) error {
 	err := v.projection.WaitFor(bounded, question.MinRevision)
 	if err != nil && ctx.Err() == nil {
 		return problem.New(problem.RevisionNotReached,
-			"min_revision %d was not reached in time, which is %s at most and less than the call's deadline", question.MinRevision, maxWait)
+			"min_revision %d was not reached in time; the wait takes at most %s, and ends before the call's deadline", question.MinRevision, maxWait)
 	}
 	return err
 }
@@ -242,10 +242,10 @@ func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (
 	record, _, err := v.details.GetKey(bounded, principal.WorkspaceID, principal.KeyID)
 	switch {
 	case errors.Is(err, storage.ErrNotFound):
-		return nil, storage.ErrUnavailable // purged since the decision; a retry is answered otherwise
+		return nil, storage.ErrUnavailable // purged since the decision; a retry gets another answer
 	case err != nil && bounded.Err() != nil && ctx.Err() == nil:
 		return nil, problem.New(problem.StoreUnavailable,
-			"the store did not give the key's details in time, which is %s at most; without with_details it is not asked", maxWait)
+			"the store did not return the key's details within %s; without with_details it is not asked", maxWait)
 	}
 	return record, err
 }

@@ -19,7 +19,7 @@ const (
 	// for less than longestWait later.
 	firstWait   = 50 * time.Millisecond
 	longestWait = 5 * time.Second
-	// idleAfter is how long nobody must have asked before the lease is no longer renewed.
+	// idleAfter is how long after its last use a cache stops renewing its lease.
 	idleAfter = 30 * time.Second
 	// closeTimeout bounds how long a closed session waits for the server to end the stream.
 	closeTimeout = time.Second
@@ -62,7 +62,8 @@ type Cache struct {
 	wanted chan struct{}
 
 	mutex sync.Mutex
-	// asked is when a question last missed the memory.
+	// asked is when the cache was last known to be in use: when a question missed the memory, or
+	// when active last saw new hits or a watch.
 	asked     time.Time
 	connected bool
 	sessions  int64
@@ -94,8 +95,8 @@ func New(config Config) *Cache {
 	return cache
 }
 
-// Close ends the cache and returns when no goroutine of it runs any more. Questions on their
-// way end with an error.
+// Close ends the cache, and returns when none of its goroutines runs any more. Questions in
+// progress end with an error.
 func (c *Cache) Close() {
 	// 1. End the lease for good, because the server must not hear that it ended while Validate
 	//    still answers from memory (C11).
@@ -103,7 +104,7 @@ func (c *Cache) Close() {
 	// 2. Tell the server: the session's sender sees the end of the context, and closes its half
 	//    of the stream.
 	c.stop()
-	// 3. Wait for the session and for the calls on their way.
+	// 3. Wait for the session and for the calls in progress.
 	c.running.Wait()
 	c.misses.wait()
 }
@@ -305,7 +306,8 @@ func (c *Cache) connect(begun bool) {
 func (c *Cache) receive(response *keysvcv1.SyncResponse, marks chan<- struct{}) error {
 	switch message := response.GetKind().(type) {
 	case *keysvcv1.SyncResponse_Events:
-		// The events are applied before their mark is answered: Applied says that they are.
+		// The events are applied before their mark is answered, because Applied promises that they
+		// were.
 		c.core.Events(message.Events)
 		c.lag(message.Events.GetEvents())
 		if message.Events.GetMark() != 0 {
@@ -319,10 +321,10 @@ func (c *Cache) receive(response *keysvcv1.SyncResponse, marks chan<- struct{}) 
 		c.core.Reset(message.Reset_)
 		c.config.Hooks.reset()
 	default:
-		// A message of a newer server, or a second Welcome: nothing is known any more.
+		// A message of a newer server, or a second Welcome: changes may be missing.
 		c.core.Reset(&keysvcv1.SyncReset{})
 		c.config.Hooks.reset()
-		return errors.New("the server said something that this version does not know")
+		return errors.New("the server sent a message that this version does not know")
 	}
 	return nil
 }
@@ -340,8 +342,8 @@ func (c *Cache) lag(events []*keysvcv1.SyncEvent) {
 	}
 }
 
-// send sends the client's messages until the stream ends or the cache is closed. It is the only
-// sender of the stream.
+// send sends the client's messages after Hello, until the stream ends or the cache is closed. No
+// other goroutine sends on the stream meanwhile.
 func (c *Cache) send(ctx context.Context, stream keysvcv1.SyncService_SyncClient, begun, marks <-chan struct{}) {
 	select {
 	case <-begun:
@@ -388,8 +390,8 @@ func (c *Cache) untilPing() time.Duration {
 }
 
 // farewell reports the last uses, then closes the client's half of the stream. A closed half
-// tells the server that the lease was given up (S3), and Close gave it up before. Nothing else
-// closes the half, because the server would then stop waiting for a client that still answers.
+// tells the server that the lease was given up (S3); Close has given it up before. Nothing else
+// may close the half: the server would stop waiting for a client that still answers from memory.
 func (c *Cache) farewell(stream keysvcv1.SyncService_SyncClient) {
 	if last := c.core.Ping(c.config.Now()); len(last.GetUses()) > 0 {
 		stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: last}}) //nolint:errcheck // the stream ends in any case
@@ -397,8 +399,8 @@ func (c *Cache) farewell(stream keysvcv1.SyncService_SyncClient) {
 	stream.CloseSend() //nolint:errcheck // it never fails
 }
 
-// active returns the number of hits so far, and reports whether somebody asked within
-// idleAfter.
+// active returns the number of hits so far, and reports whether the cache was in use within
+// idleAfter. before is the number that the last call returned.
 func (c *Cache) active(before int64) (hits int64, active bool) {
 	snapshot := c.core.Snapshot(c.config.Now())
 	now := c.config.Now()
@@ -410,8 +412,8 @@ func (c *Cache) active(before int64) (hits int64, active bool) {
 	return snapshot.Hits, now.Sub(c.asked) <= idleAfter
 }
 
-// sleep waits until somebody asks again, and answers marks meanwhile. It reports whether the
-// session goes on.
+// sleep waits until a question misses the memory, and answers marks meanwhile. It reports whether
+// the session goes on.
 func (c *Cache) sleep(ctx context.Context, timer *time.Timer, marks <-chan struct{}, stream keysvcv1.SyncService_SyncClient) bool {
 	timer.Stop()
 	select {

@@ -42,8 +42,8 @@ type scripted struct {
 	applied int
 	closed  int
 	batches []int
-	atOnce  int
-	most    int
+	// atOnce is the number of calls in progress, maxAtOnce its maximum.
+	atOnce, maxAtOnce int
 }
 
 type syncStream = grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]
@@ -104,7 +104,7 @@ func (s *scripted) BatchValidateKeys(ctx context.Context, request *keysvcv1.Batc
 	s.note(func() {
 		s.batches = append(s.batches, len(request.GetRequests()))
 		s.atOnce++
-		s.most = max(s.most, s.atOnce)
+		s.maxAtOnce = max(s.maxAtOnce, s.atOnce)
 	})
 	defer s.note(func() { s.atOnce-- })
 	if s.answer != nil {
@@ -229,7 +229,7 @@ func TestHitsKeepTheLeaseRenewed(t *testing.T) {
 	})
 }
 
-// An argument whose address escapes would cost an allocation.
+// If the address of an argument escaped, a hit would cost an allocation.
 func TestHitAllocatesNothing(t *testing.T) {
 	bubble(t, &scripted{}, Config{}, func(t *testing.T, cache *Cache) {
 		ask(t, cache, 1)
@@ -363,8 +363,8 @@ func TestEqualQuestionsAreAskedOnceInFewCalls(t *testing.T) {
 		for _, size := range server.batches {
 			total += size
 		}
-		if total < different || total > different+different/2 || server.most > maxBatches {
-			t.Errorf("%d askers of %d questions: %d went to the server, in %d calls, %d at once", askers, different, total, len(server.batches), server.most)
+		if total < different || total > different+different/2 || server.maxAtOnce > maxBatches {
+			t.Errorf("%d askers of %d questions: %d went to the server, in %d calls, %d at once", askers, different, total, len(server.batches), server.maxAtOnce)
 		}
 		if len(server.batches) > 40 {
 			t.Errorf("%d calls", len(server.batches))
@@ -372,7 +372,7 @@ func TestEqualQuestionsAreAskedOnceInFewCalls(t *testing.T) {
 	})
 }
 
-// Questions in the queue fail when their time is up.
+// Questions that wait in the queue fail after the timeout, further questions at once.
 func TestQuestionsBeyondTheQueueFailAtOnce(t *testing.T) {
 	server := &scripted{answer: func(ctx context.Context, _ *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error) {
 		<-ctx.Done()
@@ -532,6 +532,35 @@ func TestHooksAreCalled(t *testing.T) {
 		want := []string{"reset", "began", "missed", "filled, kept: true", "invalidated after 3s", "invalidated after 0s", "ended: <nil>"}
 		if fmt.Sprint(told) != fmt.Sprint(want) {
 			t.Errorf("told %q\nwant %q", told, want)
+		}
+	})
+}
+
+// A refusal is kept for a second, but there is no grant in it: the hook reports that nothing was
+// kept, as the counters do.
+func TestFilledHookReportsARefusalAsNotKept(t *testing.T) {
+	server := &scripted{}
+	server.answer = func(_ context.Context, request *keysvcv1.BatchValidateKeysRequest) (*keysvcv1.BatchValidateKeysResponse, error) {
+		response := allowing(request)
+		for _, each := range response.GetResponses() {
+			each.Decision, each.Reason = keysvcv1.Decision_DECISION_UNAUTHENTICATED, keysvcv1.Reason_REASON_KEY_REVOKED
+			each.Principal, each.Grant = nil, nil
+		}
+		return response, nil
+	}
+	var filled []bool
+	bubble(t, server, Config{Hooks: Hooks{Filled: func(kept bool) { filled = append(filled, kept) }}}, func(t *testing.T, cache *Cache) {
+		for range 2 {
+			answer, err := cache.Validate(t.Context(), *question(1))
+			if err != nil || answer.Decision != keysvcv1.Decision_DECISION_UNAUTHENTICATED {
+				t.Fatalf("Validate = %+v, %v", answer, err)
+			}
+		}
+		if snapshot := cache.Snapshot(); snapshot.Kept != 0 || snapshot.Unkept != 1 || snapshot.Refused != 1 {
+			t.Errorf("%+v", snapshot)
+		}
+		if len(filled) != 1 || filled[0] {
+			t.Errorf("the hook was called with %t, want once with false", filled)
 		}
 	})
 }

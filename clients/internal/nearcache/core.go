@@ -1,5 +1,5 @@
-// Package nearcache answers validations from the memory of the calling process, and never
-// accepts a key longer than the protocol of docs/coherence.md allows. C1, C2 and so on are the
+// Package nearcache answers validations from the memory of the calling process. It never accepts a
+// key for longer than the protocol of docs/coherence.md allows. C1, C2 and so on are the
 // protocol's rules for a client.
 //
 // Core decides: it starts no goroutine, sets no timer and knows no gRPC, so a simulation can
@@ -41,7 +41,7 @@ const (
 	// entryBytes is the memory of an entry without what it refers to: 300 bytes of its own, and
 	// its share of the tables.
 	entryBytes = 400
-	// defaultStaleness is S until a server has said another value.
+	// defaultStaleness is S until a server has sent its own value.
 	defaultStaleness = time.Second
 )
 
@@ -83,13 +83,13 @@ type Core struct {
 
 // Counters count what has happened.
 type Counters struct {
-	// Misses counts questions for the server. Of the answers, Kept were kept, Unkept were used
-	// once, and Repeated had to be asked for again.
+	// Misses counts questions for the server. Of its answers, Kept were grants that were kept,
+	// Unkept were used without keeping a grant, and Repeated had to be asked for again.
 	Misses, Kept, Unkept, Repeated atomic.Int64
 	// Events counts the events that came, Dropped the entries that were dropped for them, and
 	// Resets how often everything was dropped.
 	Events, Dropped, Resets atomic.Int64
-	// Refused counts answers with a refusal that was kept.
+	// Refused counts questions that were answered with a kept refusal.
 	Refused atomic.Int64
 }
 
@@ -164,9 +164,9 @@ type Found struct {
 	entry *entry
 }
 
-// Find is the first part of a hit (C2). Its order is the argument: read the lease, find the
-// entry, authorize the request. An event that drops the entry after Find began is followed by a
-// newer lease, so the lease that was read here does not vouch for the dropped entry.
+// Find is the first part of a hit (C2). Its order matters: read the lease, find the entry,
+// authorize the request. If the lease were read last, it might be a lease that was given after an
+// event had dropped the entry, and would wrongly prolong the use of the dropped entry.
 func (c *Core) Find(question *keyauth.Question) (found Found, ok bool) {
 	current := c.freshness.Current()
 	if current == (lease.Lease{}) {
@@ -183,8 +183,8 @@ func (c *Core) Find(question *keyauth.Question) (found Found, ok bool) {
 	return Found{lease: current, entry: entry}, decision == decide.Allowed
 }
 
-// Confirm is the last part of a hit: the caller reads now after Find has returned, so that time
-// which the process spent stopped counts (C2). Nothing but returning the answer may come after
+// Confirm is the last part of a hit. The caller reads now after Find has returned, so that a time
+// in which the process was stopped counts (C2). Nothing but returning the answer may come after
 // Confirm.
 func (f Found) Confirm(now time.Time) bool {
 	return f.lease.Holds(now) && f.entry.life.Holds(now)
@@ -330,8 +330,8 @@ func (c *Core) Events(message *keysvcv1.SyncEvents) {
 	c.applied = max(c.applied, message.GetRevision())
 }
 
-// Pong takes the answer to a ping: every event before it has been applied. It reports whether
-// the answer was to the newest ping, which then gives the lease.
+// Pong takes the answer to a ping. Every event that was sent before it has been applied. Pong
+// reports whether it answers the newest ping; only then does the lease begin.
 func (c *Core) Pong(message *keysvcv1.SyncPong) bool {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
@@ -389,7 +389,8 @@ func (c *Core) drop(change event) {
 	}
 }
 
-// watch returns a channel that receives when a change concerns a principal. end ends that.
+// watch returns a channel that receives a value when a change concerns a principal, until end is
+// called.
 func (c *Core) watch(principal keyauth.Principal) (changed <-chan struct{}, end func()) {
 	begun := &watch{principal: principal, changed: make(chan struct{}, 1)}
 	c.mutex.Lock()
@@ -421,7 +422,7 @@ type Fill struct {
 	generation uint64
 	session    uint64
 	epoch      string
-	// MinRevision and the epoch are sent with the question, unless the epoch is empty.
+	// MinRevision and the epoch are sent with the question if both are set.
 	MinRevision int64
 	sent        time.Time
 }
@@ -446,7 +447,8 @@ const (
 	AskAgain Verdict = iota
 	// UseOnce: the answer may be used, and was not kept.
 	UseOnce
-	// Keep: the answer may be used, and was kept.
+	// Keep: the answer may be used, and was kept: a grant until it ends, a refusal for
+	// refusalLife.
 	Keep
 )
 
@@ -498,8 +500,8 @@ func (c *Core) judge(fill Fill, response *keysvcv1.ValidateKeyResponse, answer k
 		return UseOnce
 	}
 	revision := response.GetRevision()
-	// 3. Nor can an answer from after the revision of a Welcome, if its question was sent
-	//    before that Welcome: it may come from changes that the store has lost (C9).
+	// 3. An answer from after the revision of a Welcome cannot be compared either if its question
+	//    was sent before that Welcome: it may come from changes that the store has lost (C9).
 	if c.sessions != fill.session && revision > c.welcomed {
 		return UseOnce
 	}
@@ -522,7 +524,7 @@ func (c *Core) judge(fill Fill, response *keysvcv1.ValidateKeyResponse, answer k
 	return Keep
 }
 
-// newEntry makes an entry of an answer. It returns nil if the grant may not be kept.
+// newEntry makes an entry of an answer; nil if the grant may not be kept.
 func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sent time.Time) *entry {
 	grant := response.GetGrant()
 	validFor := grant.GetValidFor().AsDuration()
@@ -567,7 +569,7 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 	}
 }
 
-// Snapshot is the state of the cache, see keyclient.NearCacheState.
+// Snapshot is the state of the cache. keyclient.NearCacheState describes the fields.
 type Snapshot struct {
 	Connected  bool
 	Sessions   int64

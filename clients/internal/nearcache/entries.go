@@ -41,8 +41,8 @@ type entry struct {
 // entries are the kept grants, in a hash table of linked lists. Find takes no lock. Changes are
 // made with the Core's mutex held, because one lock must cover dropping for an event and
 // storing an answer (C4); that leaves a cache library little to do. A goroutine that is
-// searching while an entry is removed may still find the entry. It read the lease before, and
-// that lease does not vouch for the state after the event (C2).
+// searching while an entry is removed may still find the entry. That is safe: the goroutine has
+// read its lease before, so it does not use a lease from after the event (C2).
 type entries struct {
 	// maxEntries and maxBytes bound the table.
 	maxEntries, maxBytes int
@@ -50,8 +50,8 @@ type entries struct {
 	buckets []atomic.Pointer[entry]
 	mask    uint64
 	hits    [counterCount]counter
-	// workspaces holds every entry, by workspace, so that an event of one workspace visits its
-	// entries alone.
+	// workspaces holds every entry, by workspace, so that an event of one workspace visits only
+	// the entries of that workspace.
 	workspaces  map[string]map[*entry]struct{}
 	size, bytes int
 }
@@ -74,7 +74,7 @@ func (e *entries) bucket(known *digest) *atomic.Pointer[entry] {
 	return &e.buckets[binary.LittleEndian.Uint64(known[:])&e.mask]
 }
 
-// find returns the entry of a digest, nil if there is none.
+// find returns the entry of a digest; nil if it is not in the table.
 func (e *entries) find(known *digest) *entry {
 	found := e.bucket(known).Load()
 	for found != nil && found.digest != *known {
@@ -84,7 +84,7 @@ func (e *entries) find(known *digest) *entry {
 }
 
 // put stores an entry, in place of an entry with the same digest, and evicts others to make
-// room. It reports whether the entry was stored: one that is larger than maxBytes is not.
+// room. It reports whether the entry was stored: an entry larger than maxBytes is not stored.
 func (e *entries) put(added *entry) bool {
 	if before := e.find(&added.digest); before != nil {
 		e.remove(before)

@@ -13,13 +13,13 @@ import (
 )
 
 const (
-	// maxBatch is how many questions one call carries. maxBatches is how many calls are on
-	// their way at a time.
+	// maxBatch is how many questions one call carries. maxBatches is how many calls are in
+	// progress at a time.
 	maxBatch   = 256
 	maxBatches = 4
 	// maxQueue is how many questions wait for a call.
 	maxQueue = 16384
-	// maxAttempts is how often a question is asked whose answer was outdated when it came.
+	// maxAttempts is how often a question is asked if its answers are outdated when they come.
 	maxAttempts = 3
 )
 
@@ -29,7 +29,7 @@ type misses struct {
 	ctx    context.Context //nolint:containedctx // the cache's own life
 	config Config
 	core   *Core
-	// running waits for the calls on their way.
+	// running waits for the calls in progress.
 	running sync.WaitGroup
 
 	mutex   sync.Mutex
@@ -38,7 +38,7 @@ type misses struct {
 	batches int
 }
 
-// flight is one question for the server. Every request that joined it waits for done.
+// flight is one question for the server. Every caller of ask that joined it waits for done.
 type flight struct {
 	digest   digest
 	question keyauth.Question
@@ -57,11 +57,11 @@ func newMisses(ctx context.Context, config Config, core *Core) *misses {
 	return &misses{ctx: ctx, config: config, core: core, waiting: make(map[digest]*flight)}
 }
 
-// wait returns when no call is on its way. The context has ended.
+// wait returns when no call is in progress. Call it after the context has ended.
 func (m *misses) wait() { m.running.Wait() }
 
-// ask asks the server. It waits for at most Config.Timeout, in the queue and on the way
-// together.
+// ask asks the server. The wait in the queue and for the call together takes at most
+// Config.Timeout.
 func (m *misses) ask(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
 	if answer, answered, err := m.config.WithoutCall(question); answered {
 		return answer, err
@@ -78,10 +78,15 @@ func (m *misses) ask(ctx context.Context, question *keyauth.Question) (keyauth.A
 	case <-ctx.Done():
 		return keyauth.Answer{}, ctx.Err()
 	case <-timer.C:
-		return keyauth.Answer{}, status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer in time, which is %s at most", m.config.Timeout)
+		return keyauth.Answer{}, m.late()
 	case <-m.ctx.Done():
 		return keyauth.Answer{}, errClosed
 	}
+}
+
+// late returns the error for a question that was not answered within Config.Timeout.
+func (m *misses) late() error {
+	return status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer within %s", m.config.Timeout)
 }
 
 var (
@@ -90,7 +95,8 @@ var (
 	errStale  = status.Error(codes.Unavailable, "keyclient: the answers of keysvc were outdated when they came")
 )
 
-// join returns the flight of a question. It begins one if there is none to join.
+// join returns the flight of a question, and begins one if the question does not wait in the
+// queue yet.
 func (m *misses) join(question *keyauth.Question) (*flight, error) {
 	known := m.core.digestQuestion(question)
 	m.mutex.Lock()
@@ -122,8 +128,8 @@ func (m *misses) dispatch() {
 	m.running.Go(m.call)
 }
 
-// take takes the next questions off the queue. From here on no request can join them, because
-// the answer may be read before that request began (C6).
+// take takes the next questions off the queue. From now on no caller can join them, because the
+// answer may be as of a moment before that caller asked (C6).
 func (m *misses) take() []*flight {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
@@ -171,10 +177,10 @@ func (m *misses) send(batch []*flight) {
 	response, err := m.config.Validations.BatchValidateKeys(ctx, request)
 	cancel()
 	if err == nil && len(response.GetResponses()) != len(batch) {
-		err = status.Error(codes.Internal, "keyclient: keysvc answered another number of questions than it was asked")
+		err = status.Error(codes.Internal, "keyclient: keysvc did not answer each question of the batch")
 	}
 	if status.Code(err) == codes.DeadlineExceeded || status.Code(err) == codes.Canceled {
-		err = status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer in time, which is %s at most", m.config.Timeout)
+		err = m.late()
 	}
 	now := m.config.Now()
 	var again []*flight
@@ -198,8 +204,8 @@ func (m *misses) send(batch []*flight) {
 func (m *misses) resolve(each *flight, fill Fill, item *keysvcv1.ValidateKeyResponse, now time.Time) bool {
 	each.attempts++
 	if problem := item.GetError(); problem != nil {
-		// The server has another history. The session will find out; this request need not wait
-		// for it.
+		// The server has another history. The session will notice that; this question need not
+		// wait for it.
 		if problem.GetReason() == keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH && !each.anyRevision {
 			each.anyRevision = true
 			return false
@@ -226,7 +232,7 @@ func (m *misses) resolve(each *flight, fill Fill, item *keysvcv1.ValidateKeyResp
 		fill = Fill{sent: fill.sent}
 	}
 	verdict := m.core.EndFill(fill, &each.question, item, answer, now)
-	m.config.Hooks.filled(verdict == Keep)
+	m.config.Hooks.filled(verdict == Keep && answer.Decision == keysvcv1.Decision_DECISION_ALLOWED)
 	if verdict != AskAgain {
 		each.finish(answer, nil)
 		return true

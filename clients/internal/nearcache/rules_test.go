@@ -59,8 +59,8 @@ func faultsOf(broken ...fault) (set faults) {
 // breaks reports whether the simulation breaks a rule.
 func (s *simulation) breaks(rule fault) bool { return s.broken&(1<<rule) != 0 }
 
-// dropping calls Welcome or Reset of a Core, and puts back what that dropped if the rule is
-// broken that a reset drops everything.
+// dropping calls Welcome or Reset of a Core. If the simulation breaks the rule that a reset drops
+// everything, dropping puts back what the call has dropped.
 func (s *simulation) dropping(client *simulated, call func()) {
 	core := client.core
 	generation, before := core.generation, core.allEntries()

@@ -64,7 +64,7 @@ type simulation struct {
 
 	clients []*simulated
 	trace   []string
-	// violation is the promise that was broken; empty while none was.
+	// violation describes the first promise that was broken; empty as long as all are kept.
 	violation string
 }
 
@@ -77,7 +77,7 @@ type pendingAwait struct {
 // simulated is a client process and its connection.
 type simulated struct {
 	core *Core
-	// session is the server's side of the connection; nil if there is none. Messages wait in
+	// session is the server's side of the connection; nil while not connected. Messages wait in
 	// the queues until they are delivered.
 	session  *feed.Session
 	hub      *feed.Hub
@@ -91,8 +91,8 @@ type simulated struct {
 	hits  []pendingHit
 	fills []*pendingFill
 
-	// sleeps is the fault of the client's clock: the machine sleeps, or else somebody sets the
-	// clock. C3 covers one fault at a time.
+	// sleeps chooses the fault of the client's clock: if it is set, the machine sleeps at times;
+	// otherwise somebody sets the clock. C3 covers one fault at a time.
 	sleeps bool
 	// off is how far the wall clock is ahead. slept is how far the monotonic clock is behind.
 	off, slept time.Duration

@@ -13,7 +13,7 @@ import (
 // Backend is a keysvc, or a stand-in for one, with the Validator under test. Its policy has at
 // least the roles of Roles and their scopes. It has no members and no keys at first.
 //
-// A method that changes something returns once the Validator answers from after the change. A
+// A method that changes something returns once the Validator's answers reflect the change. A
 // failure ends the test.
 type Backend interface {
 	// Validator returns the Validator under test, the same one each time.
@@ -29,7 +29,7 @@ type Backend interface {
 	// CreateKey creates a key of an active member.
 	CreateKey(t testing.TB, key Key) (keyID, token string)
 	// RotateKey gives a key a new secret, and returns the new token. The old token works until
-	// the end of the overlap; not at all if overlap is 0.
+	// the end of the overlap; if overlap is 0, it no longer works.
 	RotateKey(t testing.TB, workspaceID, keyID string, overlap time.Duration) (token string)
 	// RevokeKey revokes a key.
 	RevokeKey(t testing.TB, workspaceID, keyID string)
@@ -38,8 +38,8 @@ type Backend interface {
 	Advance(d time.Duration)
 }
 
-// Counter is a Backend that counts how often its Validator sent a token out of the process. A
-// Validator that answers in the process need not have one.
+// Counter is a Backend that counts how often its Validator sent a token out of the process. The
+// Backend of a Validator that answers within the process need not be a Counter.
 type Counter interface {
 	Backend
 	// Calls returns how many tokens have left the process.
@@ -58,9 +58,9 @@ type Key struct {
 	Lifetime time.Duration
 }
 
-// Roles are the roles that the suite expects of a Backend's policy, with their scopes. A role
-// may have more scopes, but none of those that other roles have here. All scopes here are in
-// the catalogue, and UnknownScope is not.
+// Roles are the roles that the suite expects of a Backend's policy, with their scopes. A role may
+// have more scopes, except those that only other roles have here. The catalogue has all scopes of
+// this map, and does not have UnknownScope.
 var Roles = map[string][]string{
 	"owner":   {"signatures:read", "signatures:write", "financial_documents:read"},
 	"manager": {"signatures:read", "signatures:write"},

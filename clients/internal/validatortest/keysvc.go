@@ -18,7 +18,7 @@ type Keysvc struct {
 	// Keys and Members are clients of the keysvc.
 	Keys    keysvcv1.KeyServiceClient
 	Members keysvcv1.MemberServiceClient
-	// Clock is the keysvc's.
+	// Clock is the clock of the keysvc.
 	Clock interface {
 		Now() time.Time
 		Advance(d time.Duration)

@@ -40,23 +40,23 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		name string
 		run  func(*testing.T, *suite)
 	}{
-		{"allowed", testAllowed},
-		{"tokens that are none", testInvalidTokens},
-		{"workspace", testWorkspace},
-		{"scope not granted", testScopeNotGranted},
-		{"role", testRole},
-		{"identity only", testIdentityOnly},
-		{"suspended", testSuspended},
-		{"removed", testRemoved},
-		{"revoked", testRevoked},
-		{"expired", testExpired},
-		{"rotated", testRotated},
-		{"addresses", testAddresses},
-		{"asked wrongly", testAskedWrongly},
-		{"context ended", testContextEnded},
-		{"asked at once", testConcurrent},
-		{"watch", testWatch},
-		{"watch ends with its context", testWatchContext},
+		{"a granted scope is allowed", testAllowed},
+		{"text that is no valid token is refused", testInvalidTokens},
+		{"keys of other workspaces are unknown", testWorkspace},
+		{"scopes that were not granted are refused", testScopeNotGranted},
+		{"scopes beyond the role are refused", testRole},
+		{"identity only needs no scope", testIdentityOnly},
+		{"keys of suspended members are refused", testSuspended},
+		{"keys of removed members are refused for good", testRemoved},
+		{"revoked keys are refused", testRevoked},
+		{"expired keys are refused", testExpired},
+		{"old secrets work until their overlap ends", testRotated},
+		{"address rules are applied", testAddresses},
+		{"wrong questions are errors", testAskedWrongly},
+		{"the end of the context is returned", testContextEnded},
+		{"concurrent questions are answered", testConcurrent},
+		{"a watch ends when its key is refused", testWatch},
+		{"a watch ends with its context", testWatchContext},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			backend := newBackend(t)
@@ -102,8 +102,8 @@ func (s *suite) allowed(t *testing.T, question keyauth.Question, want keyauth.Pr
 	}
 }
 
-// refused asks, and fails unless the answer is no for the reason. keyID is the key that the
-// answer may name.
+// refused asks, and fails unless the answer is a refusal with the reason. keyID is the key that
+// the answer must name; empty if it must name none.
 func (s *suite) refused(t *testing.T, question keyauth.Question, want keysvcv1.Reason, keyID string) {
 	t.Helper()
 	checkRefused(t, s.ask(t, question), want, keyID)
@@ -127,7 +127,7 @@ func checkRefused(t *testing.T, answer keyauth.Answer, want keysvcv1.Reason, key
 	}
 }
 
-// unanswered asks, and fails unless the answer is an error that tells nothing of the token.
+// unanswered asks, and fails unless there is an error instead of an answer, without the token.
 func (s *suite) unanswered(t *testing.T, ctx context.Context, question keyauth.Question) error {
 	t.Helper()
 	answer, err := s.validator.Validate(ctx, question)
@@ -295,7 +295,7 @@ func testRevoked(t *testing.T, s *suite) {
 	s.allowed(t, reading(text), principal(keyID, "owner"))
 	s.RevokeKey(t, workspace, keyID)
 	s.refused(t, reading(text), keysvcv1.Reason_REASON_KEY_REVOKED, keyID)
-	// Of two reasons, the one about the key comes first.
+	// If two reasons apply, the answer has the reason of the key, not of the scope.
 	s.refused(t, keyauth.Question{Token: text, Requirement: keyauth.Scope(scopeWrite)}, keysvcv1.Reason_REASON_KEY_REVOKED, keyID)
 	s.allowed(t, reading(sparedText), principal(spared, "owner"))
 }
@@ -454,7 +454,7 @@ func wait(t *testing.T, ended <-chan watched) watched {
 	}
 }
 
-// watcher returns the Validator as a Watcher, if it is one to a Guard.
+// watcher returns the Validator as a Watcher, and reports whether a Guard would use it as one.
 func (s *suite) watcher() (keyauth.Watcher, bool) {
 	watcher, watches := s.validator.(keyauth.Watcher)
 	if optional, has := s.validator.(interface{ Watches() bool }); has && !optional.Watches() {
@@ -527,7 +527,7 @@ func testWatchContext(t *testing.T, s *suite) {
 	}
 }
 
-// other returns another base62 digit.
+// other returns a base62 digit that is not digit.
 func other(digit byte) string {
 	if digit == '0' {
 		return "1"
