@@ -77,23 +77,27 @@ type app struct {
 // It is looser than token.Pattern, because a part of a secret must not be shown either.
 var looksLikeToken = regexp.MustCompile(`_ksk1_[0-9A-Za-z]{16}_[0-9A-Za-z]`)
 
-var errTokenArgument = errors.New("an argument looks like a token; arguments are seen by every user of this machine and kept in the shell's history, so none was read. " +
-	"Where a key is named, give its id, the 16 characters after ksk1_. keysvc validate reads a token from standard input or KEYSVC_TOKEN")
+var errTokenArgument = &commandLineError{"an argument looks like a token; arguments are seen by every user of this machine and kept in the shell's history, so none was read. " +
+	"Where a key is named, give its id, the 16 characters after ksk1_. keysvc validate reads a token from standard input or KEYSVC_TOKEN"}
 
 func (a *app) run(ctx context.Context) error {
+	root := a.rootCommand()
 	if slices.ContainsFunc(a.Args, looksLikeToken.MatchString) {
+		command, _, err := root.Find(a.Args)
+		a.validates = err == nil && isValidate(command)
 		return errTokenArgument
 	}
-	root := a.rootCommand()
 	// For nil, cobra would read os.Args.
 	root.SetArgs(append([]string{}, a.Args...))
 	root.SetIn(a.Stdin)
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
 	command, err := root.ExecuteContextC(ctx)
-	a.validates = command.CommandPath() == "keysvc validate"
+	a.validates = isValidate(command)
 	return err
 }
+
+func isValidate(command *cobra.Command) bool { return command.CommandPath() == "keysvc validate" }
 
 func (a *app) rootCommand() *cobra.Command {
 	root := group(&cobra.Command{

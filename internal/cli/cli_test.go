@@ -275,7 +275,7 @@ func TestUsageErrorsNameTheMistakeAndTheHelp(t *testing.T) {
 		{[]string{"key", "list", "--limit", "0"}, 2, "error: --limit must be at least 1 (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--timeout", "0s"}, 2, "error: --timeout must be more than 0 (see keysvc key list --help)\n"},
 		{[]string{"key", "revoke"}, 2, "error: needs exactly KEY_ID besides flags, got 0 arguments (see keysvc key revoke --help)\n"},
-		{[]string{"key", "revoke", "x"}, 7, "error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n"},
+		{[]string{"key", "revoke", "x"}, 7, "error: nothing was changed: there is no terminal to ask at; give --yes to go on without the question\n"},
 		{[]string{"key", "rotate", "x", "--workspace", "acme"}, 2, "error: required flag(s) \"overlap\" not set (see keysvc key rotate --help)\n"},
 		{[]string{"key", "list", "--state", "active", "--revoked"}, 2, "error: if any flags in the group [state revoked] are set none of the others can be; [revoked state] were all set (see keysvc key list --help)\n"},
 		{[]string{"key", "finish-rotation", "x"}, 2, "error: --workspace or KEYSVC_WORKSPACE is needed (see keysvc key finish-rotation --help)\n"},
@@ -305,6 +305,7 @@ func TestUsageErrorsNameTheMistakeAndTheHelp(t *testing.T) {
 func TestTokenAsArgumentIsRefusedUnread(t *testing.T) {
 	for _, args := range [][]string{
 		{testToken},
+		{"key", "revoke", "validate", testToken},
 		{"validate", "--scope", "signatures:read", testToken},
 		{"validate", "--scope", "signatures:read", testToken[:40]},
 		{"validate", "--scope", testToken},
@@ -315,7 +316,11 @@ func TestTokenAsArgumentIsRefusedUnread(t *testing.T) {
 		{"__complete", "key", testToken},
 	} {
 		r := command{}.run(t, args...)
-		if r.status != 1 || r.stdout != "" || !strings.HasPrefix(r.stderr, "error: an argument looks like a token") ||
+		want := cli.ExitUsage
+		if args[0] == "validate" {
+			want = cli.ExitFailure
+		}
+		if r.status != want || r.stdout != "" || !strings.HasPrefix(r.stderr, "error: an argument looks like a token") ||
 			strings.Contains(r.stderr, "_ksk1_") {
 			t.Errorf("%v: %+v", args, r)
 		}

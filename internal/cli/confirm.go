@@ -18,7 +18,7 @@ func yesFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("yes", false, "do not ask; needed where there is no terminal to ask at")
 }
 
-var errNobodyToAsk = &refusal{"nothing was changed: there is no terminal to ask at; with --yes it is done without a question"}
+var errNobodyToAsk = &refusal{"nothing was changed: there is no terminal to ask at; give --yes to go on without the question"}
 
 // maxAnswerBytes bounds the answer to a question.
 const maxAnswerBytes = 4096

@@ -190,7 +190,7 @@ func (e *callError) headline(reason string) string {
 		}
 		return text
 	case codes.Unimplemented:
-		return fmt.Sprintf("%s: the server at %s does not have this call: it is older than this command, or not keysvc", name, e.address)
+		return fmt.Sprintf("%s: the server at %s does not have this call: its listener may be for another purpose, it may be older than this command, or not be keysvc", name, e.address)
 	case codes.Internal:
 		if strings.Contains(e.status.Message(), "invalid UTF-8") {
 			return "a value is not text in UTF-8, so it cannot be sent"

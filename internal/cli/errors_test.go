@@ -102,7 +102,7 @@ func TestServerWithoutTheCallIsTold(t *testing.T) {
 	defer server.Stop()
 	addr := listener.Addr().String()
 	command{addr: addr}.run(t, "policy", "show").want(t, 1, "",
-		"error: UNIMPLEMENTED: the server at "+addr+" does not have this call: it is older than this command, or not keysvc\n")
+		"error: UNIMPLEMENTED: the server at "+addr+" does not have this call: its listener may be for another purpose, it may be older than this command, or not be keysvc\n")
 }
 
 func TestMissingServerIsToldAtOnce(t *testing.T) {

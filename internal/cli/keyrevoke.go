@@ -82,7 +82,7 @@ func (s *session) confirmRevoke(ctx context.Context, request *keysvcv1.RevokeKey
 	if yes || key.GetState() == keysvcv1.KeyState_KEY_STATE_REVOKED {
 		return nil
 	}
-	return s.confirm(ctx, "Revoke "+keyInWords(key)+" for good? Only yes does:", "yes")
+	return s.confirm(ctx, "Revoke "+keyInWords(key)+" for good? Type yes to confirm:", "yes")
 }
 
 // keyInWords describes a key for a question: its owner and its last use.
@@ -107,7 +107,7 @@ func (s *session) revokeToken(ctx context.Context, actor *string, yes, wait bool
 		return errors.New("there is no token on standard input")
 	}
 	if !yes {
-		if err := s.confirm(ctx, "Revoke "+s.ownerInWords(ctx, text)+" for good? Only yes does:", "yes"); err != nil {
+		if err := s.confirm(ctx, "Revoke "+s.ownerInWords(ctx, text)+" for good? Type yes to confirm:", "yes"); err != nil {
 			return err
 		}
 	}

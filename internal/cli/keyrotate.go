@@ -95,7 +95,7 @@ func (s *session) confirmEndOfTokens(ctx context.Context, request *keysvcv1.Rota
 	if err != nil {
 		return err
 	}
-	return s.confirm(ctx, "End all tokens of "+keyInWords(response.GetKey())+" at once, for a new one? Only yes does:", "yes")
+	return s.confirm(ctx, "End all tokens of "+keyInWords(response.GetKey())+" at once, for a new one? Type yes to confirm:", "yes")
 }
 
 // rotationAdvice returns what to do after a rotation that failed or whose outcome is unknown.

@@ -243,7 +243,7 @@ To stop the keys for a while, suspend the member: keysvc member put.
 // reads at most one page of keys.
 func (s *session) confirmMemberRemove(ctx context.Context, workspace, member string, absent bool) error {
 	if absent {
-		return s.confirm(ctx, fmt.Sprintf("There is no member %s in workspace %s. Record the removal all the same? Only yes does:", member, workspace), "yes")
+		return s.confirm(ctx, fmt.Sprintf("There is no member %s in workspace %s. Record the removal all the same? Type yes to confirm:", member, workspace), "yes")
 	}
 	keys, err := s.keys.ListKeys(ctx, &keysvcv1.ListKeysRequest{WorkspaceId: workspace, MemberId: &member, States: liveStates, PageSize: maxPageSize})
 	if err != nil {
@@ -253,7 +253,7 @@ func (s *session) confirmMemberRemove(ctx context.Context, workspace, member str
 	if keys.GetNextPageToken() != "" {
 		ends = "at least " + ends
 	}
-	return s.confirm(ctx, fmt.Sprintf("Remove member %s of workspace %s and end %s for good? Only yes does:", member, workspace, ends), "yes")
+	return s.confirm(ctx, fmt.Sprintf("Remove member %s of workspace %s and end %s for good? Type yes to confirm:", member, workspace, ends), "yes")
 }
 
 const memberStatePrefix = "MEMBER_STATE_"

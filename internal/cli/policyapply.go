@@ -71,7 +71,7 @@ With --dry-run it says what would change.`,
 			return s.out.answer(plan, func() error { return nil })
 		}
 		if !*yes {
-			if err := s.confirm(ctx, "Apply it? Only yes does:", "yes"); err != nil {
+			if err := s.confirm(ctx, "Apply it? Type yes to confirm:", "yes"); err != nil {
 				return err
 			}
 		}

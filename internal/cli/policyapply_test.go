@@ -124,7 +124,7 @@ func TestPolicyApplyShowsItsPlanFirst(t *testing.T) {
 
 	// The content of a pipe is no answer.
 	c.stdin = strings.NewReader("yes\n")
-	c.run(t, "policy", "apply", file).want(t, 7, plan, "error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n")
+	c.run(t, "policy", "apply", file).want(t, 7, plan, "error: nothing was changed: there is no terminal to ask at; give --yes to go on without the question\n")
 	if len(p.applied) != 0 {
 		t.Error("applied without a question")
 	}

@@ -94,7 +94,7 @@ func TestKeyRevokeAsksWithWhatItIsAbout(t *testing.T) {
 		},
 	}
 	c := command{addr: start(t, f)}
-	const question = "Revoke key " + testID + " (\"deploy\" of member ann in workspace acme, last used 2026-11-23 03:02 UTC) for good? Only yes does: "
+	const question = "Revoke key " + testID + " (\"deploy\" of member ann in workspace acme, last used 2026-11-23 03:02 UTC) for good? Type yes to confirm: "
 	c.runAtTerminal(t, "no\n", "key", "revoke", testID).want(t, cli.ExitRefused, "", question+"error: nothing was changed: the answer was not \"yes\"\n")
 	if len(revoked) != 0 {
 		t.Errorf("revoked %q", revoked)
@@ -152,7 +152,7 @@ func TestMemberRemoveAsksWithHowManyKeysEnd(t *testing.T) {
 	}
 	c := command{addr: start(t, f)}
 	args := []string{"member", "remove", "ann", "--workspace", "acme"}
-	const question = "Remove member ann of workspace acme and end 2 live keys for good? Only yes does: "
+	const question = "Remove member ann of workspace acme and end 2 live keys for good? Type yes to confirm: "
 	c.runAtTerminal(t, "y\n", args...).want(t, cli.ExitRefused, "", question+"error: nothing was changed: the answer was not \"yes\"\n")
 	if r := c.runAtTerminal(t, "yes\n", args...); r.status != 0 || r.stderr != question || removed != 1 {
 		t.Errorf("%+v, %d removals", r, removed)
@@ -226,7 +226,7 @@ func TestPolicyApplyAsksForYes(t *testing.T) {
 	c := command{addr: start(t, p.fake())}
 	file := writeChangedPolicy(t)
 	r := c.runAtTerminal(t, "y\n", "policy", "apply", file)
-	if r.status != cli.ExitRefused || len(p.applied) != 0 || !strings.HasSuffix(r.stderr, "Apply it? Only yes does: error: nothing was changed: the answer was not \"yes\"\n") {
+	if r.status != cli.ExitRefused || len(p.applied) != 0 || !strings.HasSuffix(r.stderr, "Apply it? Type yes to confirm: error: nothing was changed: the answer was not \"yes\"\n") {
 		t.Errorf("%+v", r)
 	}
 	r = c.runAtTerminal(t, "yes\n", "policy", "apply", file)

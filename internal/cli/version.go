@@ -15,8 +15,8 @@ func (a *app) versionCommand() *cobra.Command {
 	return a.clientCommand(&cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this command, and of the server",
-		Long: `Print the version of this command, and of the server if one can be reached. That
-there is none is no error.`,
+		Long: `Print the version of this command, and of the server if it can be reached. If it
+cannot, the exit status is 0 all the same.`,
 		Example: `  keysvc version`,
 	}, nil, func(ctx context.Context, s *session, _ []string) error {
 		if err := s.out.line("keysvc %s", version.Text()); err != nil {
@@ -29,7 +29,7 @@ there is none is no error.`,
 		case told != "":
 			return s.out.line("server %s, at %s", told, s.address)
 		case err != nil:
-			return s.note("no version of a server: %s", err)
+			return s.note("the version of the server is not known: %s", err)
 		}
 		return s.out.line("server of an unknown version, at %s", s.address)
 	})

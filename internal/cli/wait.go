@@ -11,11 +11,11 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-const waitHelp = `With --wait the command ends only when no cache of any service answers from before
+const waitHelp = `With --wait the command ends only when no near-cache answers from before
 the change any more, after the server's --staleness at the latest.`
 
 func waitFlag(cmd *cobra.Command) *bool {
-	return cmd.Flags().Bool("wait", false, "wait until no cache anywhere answers from before the change")
+	return cmd.Flags().Bool("wait", false, "wait until no near-cache answers from before the change")
 }
 
 // position is the position of a change, which every answer to a change has.
@@ -52,6 +52,6 @@ func (s *session) await(ctx context.Context, wanted bool, at position) error {
 			return fmt.Sprintf("the change was made, at revision %d; only waiting for the caches failed", at.GetRevision())
 		})
 	}
-	return s.note("no cache anywhere answers from before revision %d any more (%d applied, %d lapsed, %d ms)",
+	return s.note("no near-cache answers from before revision %d any more (%d applied, %d lapsed, %d ms)",
 		at.GetRevision(), response.GetApplied(), response.GetLapsed(), s.Now().Sub(began)/time.Millisecond)
 }

@@ -147,7 +147,7 @@ func TestWaitAwaitsTheRevisionOfTheChange(t *testing.T) {
 			r := c.run(t, strings.Fields(line+more)...)
 			want := ""
 			if more != "" {
-				want = "no cache anywhere answers from before revision " + revision + " any more (12 applied, 1 lapsed, 0 ms)\n"
+				want = "no near-cache answers from before revision " + revision + " any more (12 applied, 1 lapsed, 0 ms)\n"
 			}
 			if strings.HasPrefix(line, "key rotate") { // it also shows the key
 				r.stderr = r.stderr[max(0, len(r.stderr)-len(want)):]

@@ -43,7 +43,7 @@ func TestWorkspaceRemoveNeedsYesWithoutATerminal(t *testing.T) {
 	// The content of a pipe is no answer.
 	c.stdin = strings.NewReader("acme\nyes\n")
 	c.run(t, "workspace", "remove", "acme").want(t, 7, "",
-		"error: nothing was changed: there is no terminal to ask at; with --yes it is done without a question\n")
+		"error: nothing was changed: there is no terminal to ask at; give --yes to go on without the question\n")
 	if removed != 0 {
 		t.Error("removed without a question")
 	}

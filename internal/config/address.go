@@ -33,7 +33,7 @@ func ParseAddress(text string) (Address, error) {
 		return Address{Network: "unix", Target: path}, nil
 	}
 	_, port, err := net.SplitHostPort(text)
-	if err != nil {
+	if err != nil || strings.HasPrefix(text, "unix:") {
 		return Address{}, fmt.Errorf("%q is not an address, allowed are host:port and unix:///path", text)
 	}
 	if _, err := strconv.ParseUint(port, 10, 16); err != nil {

@@ -93,7 +93,7 @@ func number(field func(*Settings) *int, minimum, maximum int) kind {
 	parse := func(text string) (int, error) {
 		value, err := strconv.Atoi(text)
 		if err != nil {
-			return 0, fmt.Errorf("is %s, allowed are %s", strictyaml.Quote(text), allowed)
+			return 0, fmt.Errorf("is %s, allowed are %s, in decimal digits", strictyaml.Quote(text), allowed)
 		}
 		return value, nil
 	}
@@ -124,7 +124,7 @@ func duration(field func(*Settings) *time.Duration, minimum, maximum time.Durati
 		}
 		return nil
 	}
-	k := scalar("duration", field, parse, shortDuration, check, readText)
+	k := scalar("duration", field, parse, shortDuration, check, readDuration)
 	k.allowed = allowed
 	return k
 }
@@ -147,7 +147,7 @@ func level(field func(*Settings) *slog.Level) kind {
 	parse := func(text string) (slog.Level, error) {
 		var value slog.Level
 		if err := value.UnmarshalText([]byte(text)); err != nil {
-			return 0, fmt.Errorf("is %s, allowed are %s", strictyaml.Quote(text), list(words))
+			return 0, fmt.Errorf("is %s, allowed %s", strictyaml.Quote(text), list(words))
 		}
 		return value, nil
 	}
@@ -165,7 +165,7 @@ func word[T ~string](field func(*Settings) *T, allowed ...T) kind {
 	}
 	check := func(value T) error {
 		if !slices.Contains(allowed, value) {
-			return fmt.Errorf("is %s, allowed are %s", strictyaml.Quote(string(value)), list(words))
+			return fmt.Errorf("is %s, allowed %s", strictyaml.Quote(string(value)), list(words))
 		}
 		return nil
 	}
@@ -222,9 +222,14 @@ func notEmpty(what string) func(string) error {
 	}
 }
 
-// readText reads a text. Text gives "" for what is none, so the mistakes tell the two apart.
 func readText(value strictyaml.Value) ([]string, bool) {
 	text, ok := value.TextOK()
+	return []string{text}, ok
+}
+
+// readDuration reads a text. People forget the unit, and YAML then has a number.
+func readDuration(value strictyaml.Value) ([]string, bool) {
+	text, ok := value.TextOf("a time with its unit, as in 1m30s")
 	return []string{text}, ok
 }
 
@@ -248,8 +253,11 @@ func readBool(value strictyaml.Value) ([]string, bool) {
 	return []string{strconv.FormatBool(truth)}, ok
 }
 
-// list writes "a, b and c".
+// list writes "are a, b and c", or "is a" for a single word.
 func list(words []string) string {
 	last := len(words) - 1
-	return strings.Join(words[:last], ", ") + " and " + words[last]
+	if last == 0 {
+		return "is " + words[0]
+	}
+	return "are " + strings.Join(words[:last], ", ") + " and " + words[last]
 }

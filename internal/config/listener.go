@@ -87,7 +87,10 @@ func (s Settings) AllListeners() []Listener {
 // validateListeners returns nil, or a *FieldError for the first listener that is not
 // allowed.
 func (s Settings) validateListeners() error {
-	if s.Listen != "" || len(s.Listeners) == 0 {
+	if s.Listen == "" && len(s.Listeners) == 0 {
+		return &FieldError{Field: "listen", Problem: "is empty, and there is no listener; one of the two is needed"}
+	}
+	if s.Listen != "" {
 		if err := (Listener{Address: s.Listen, Purpose: PurposeAll}).Validate(); err != nil {
 			return &FieldError{Field: "listen", Problem: err.Error()}
 		}

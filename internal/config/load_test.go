@@ -180,13 +180,13 @@ staleness: 1h
 	const want = `k.yaml:1:1: document: has an unknown field "max-stream", allowed are NAMES
 k.yaml:2:14: max-streams: is 0, allowed are 1 to 1048576
 k.yaml:3:12: log-level: is "loud", allowed are debug, info, warn and error
-k.yaml:4:16: drain-timeout: is the number "90", allowed is text, in quotes where YAML would take it for something else
+k.yaml:4:16: drain-timeout: is the number "90", allowed is a time with its unit, as in 1m30s
 k.yaml:5:7: init: is the text "yes", allowed is true or false
 k.yaml:7:3: listener: 0.0.0.0:1 can be reached from other machines, and this version of keysvc has no TLS yet; allowed are loopback (127.0.0.1:7480) and unix:///path
 k.yaml:9:1: document: has max-sessions twice, allowed is once
 k.yaml:10:12: staleness: is 1h0m0s, allowed are 100ms to 1m
 KEYSVC_LISTENER: "" is not purpose=address, as in validation=unix:///run/keysvc/v.sock
-KEYSVC_MAX_IN_FLIGHT: is "many", allowed are 1 to 1048576
+KEYSVC_MAX_IN_FLIGHT: is "many", allowed are 1 to 1048576, in decimal digits
 KEYSVC_DEV: is "maybe", allowed are true and false
 --data: is empty, it must name a folder
 --log-format: is "xml", allowed are text and json
@@ -208,7 +208,9 @@ KEYSVC_DEV: is "maybe", allowed are true and false
 // TestLoadChecksSettingsAgainstEachOther: the origin of the one that is named is known.
 func TestLoadChecksSettingsAgainstEachOther(t *testing.T) {
 	for want, s := range map[string]config.Source{
-		"k.yaml:1:9: listen: ":    source("listen: \"\"\n", nil, nil),
+		"k.yaml:1:9: listen: is empty, and there is no listener": source("listen: \"\"\n", nil, nil),
+		"--store: is \"paper\", allowed is bbolt":               source("", nil, map[string][]string{"store": {"paper"}}),
+		"--dev: needs a listener that serves everything":        source("listen: \"\"\nlistener: [health=127.0.0.1:1]\n", nil, map[string][]string{"dev": {"true"}}),
 		"KEYSVC_LISTENER: ":       source("", map[string]string{"KEYSVC_LISTENER": "health=127.0.0.1:7480"}, nil),
 		"--listener: ":            source("", nil, map[string][]string{"listener": {"health=127.0.0.1:1", "all=127.0.0.1:1"}}),
 		"k.yaml:2: document: is ": source("listen: x\n\tdata: y\n", nil, nil),

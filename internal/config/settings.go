@@ -4,6 +4,7 @@ package config
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 )
 
@@ -33,8 +34,7 @@ type Settings struct {
 	Listen string
 	// Listeners are further addresses, each with a purpose; at most 16.
 	Listeners []Listener
-	// Store is the name of the backend that holds everything. The server knows the names,
-	// and refuses others at the start.
+	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
 	Store string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
 	// Dev is set.
@@ -138,5 +138,12 @@ func (s Settings) Validate() error {
 			return &FieldError{Field: setting.Name, Problem: err.Error()}
 		}
 	}
-	return s.validateListeners()
+	if err := s.validateListeners(); err != nil {
+		return err
+	}
+	servesAll := func(listener Listener) bool { return listener.Purpose == PurposeAll }
+	if s.Dev && !slices.ContainsFunc(s.AllListeners(), servesAll) {
+		return &FieldError{Field: "dev", Problem: "needs a listener that serves everything"}
+	}
+	return nil
 }

@@ -80,7 +80,7 @@ var table = []Setting{
 		Name: "store", Group: groupStore, Default: DefaultStore,
 		Usage: "the `backend` that holds everything",
 		More:  "The only one so far is `bbolt`, a file in the folder `data`.",
-		kind:  text(func(s *Settings) *string { return &s.Store }, notEmpty("a backend")),
+		kind:  word(func(s *Settings) *string { return &s.Store }, DefaultStore),
 	},
 	{
 		Name: "data", Group: groupStore, Default: "./keysvc-data", Path: FolderPath,

@@ -6,11 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -30,19 +27,10 @@ type closableStore interface {
 // the flag that helps.
 type backend func(ctx context.Context, settings config.Settings, log *slog.Logger) (closableStore, error)
 
-// backends are the stores that Settings.Store can name. Nothing else in keysvc names a
-// concrete store, but for the commands that work on a file without a server.
+// backends has a backend for each name that config allows as Settings.Store. Apart from the
+// commands that work on a file without a server, nothing else in keysvc names a concrete store.
 var backends = map[string]backend{
 	config.DefaultStore: openBolt,
-}
-
-// backendOf returns the backend with a name, or a *config.FieldError.
-func backendOf(name string) (backend, error) {
-	if open, known := backends[name]; known {
-		return open, nil
-	}
-	return nil, &config.FieldError{Field: "store", Problem: fmt.Sprintf("is %q, allowed are %s",
-		name, strings.Join(slices.Sorted(maps.Keys(backends)), ", "))}
 }
 
 // openBolt opens the bbolt file in the data folder. It makes folder and file if the

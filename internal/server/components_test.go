@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -212,12 +213,12 @@ func TestStoreIsOpenedByName(t *testing.T) {
 	settings.Store = "paper"
 	var wrong *config.FieldError
 	err := Run(t.Context(), settings, &buffer{}, &buffer{})
-	if !errors.As(err, &wrong) || wrong.Field != "store" || !strings.Contains(wrong.Problem, "allowed are bbolt") {
+	if !errors.As(err, &wrong) || wrong.Field != "store" || !strings.Contains(wrong.Problem, "allowed is bbolt") {
 		t.Errorf("got %v, want a FieldError that names the stores", err)
 	}
-	for name := range backends {
-		if _, err := backendOf(name); err != nil {
-			t.Error(err)
+	for _, setting := range config.Table() {
+		if names := slices.Sorted(maps.Keys(backends)); setting.Name == "store" && !slices.Equal(setting.Words(), names) {
+			t.Errorf("the setting allows %q, the server has %q", setting.Words(), names)
 		}
 	}
 	if _, err := boltstore.Open(filepath.Join(settings.Data, storeFile), boltstore.Config{}); err == nil {

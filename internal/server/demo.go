@@ -61,7 +61,7 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 	err = demoText.Execute(&text, map[string]string{
 		"Address": address,
 		"Target":  quoted(address),
-		"Keysvc":  command(address),
+		"Keysvc":  command(os.Args, address),
 		"File":    quoted(path),
 		"Granted": granted,
 		"Denied":  denied,
@@ -162,11 +162,16 @@ func demoKeyID(text string) string {
 	return "KEY_ID"
 }
 
-// command returns how the person who started this process can run it.
-func command(address string) string {
+// command returns how the person who started this process with the command line args can run
+// keysvc in another terminal, in the same folder.
+func command(args []string, address string) string {
 	name := "keysvc"
-	if path, err := os.Executable(); err == nil && strings.Contains(path, "go-build") {
+	switch {
+	case len(args) == 0:
+	case strings.Contains(args[0], "go-build"):
 		name = "go run ./cmd/keysvc"
+	case strings.ContainsRune(args[0], filepath.Separator):
+		name = quoted(args[0])
 	}
 	if address != config.DefaultAddress {
 		name += " --addr " + quoted(address)

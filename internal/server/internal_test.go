@@ -43,3 +43,20 @@ func newTestDoor(t testing.TB, settings config.Settings) *door {
 	log := slog.New(slog.DiscardHandler)
 	return newDoor(t.Context(), newSlotTable(settings), log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
 }
+
+func TestDemoNamesTheProgramAsItWasStarted(t *testing.T) {
+	for started, want := range map[string]string{
+		"keysvc":                              "keysvc",
+		"./keysvc":                            "./keysvc",
+		"/opt/key svc/keysvc":                 "'/opt/key svc/keysvc'",
+		"/tmp/go-build12/b001/exe/keysvc":     "go run ./cmd/keysvc",
+		"/home/a/.cache/go-build/1a/x/keysvc": "go run ./cmd/keysvc",
+	} {
+		if got := command([]string{started}, config.DefaultAddress); got != want {
+			t.Errorf("%s: got %s, want %s", started, got, want)
+		}
+		if got := command([]string{started}, "127.0.0.1:1"); got != want+" --addr 127.0.0.1:1" {
+			t.Errorf("%s: got %s", started, got)
+		}
+	}
+}

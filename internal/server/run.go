@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"slices"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/config"
@@ -44,7 +43,7 @@ func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer
 // stderr for the log; neither has to be read. For the rest of the process, other signals
 // than SIGINT and SIGTERM do not end it.
 func RunWithReload(ctx context.Context, settings config.Settings, reload Reload, stdout, stderr io.Writer) error {
-	if err := validate(settings); err != nil {
+	if err := settings.Validate(); err != nil {
 		return err
 	}
 	person := logging.NewWriter(stdout, logging.Config{})
@@ -61,20 +60,6 @@ func RunWithReload(ctx context.Context, settings config.Settings, reload Reload,
 	p.level, p.reload = level, reload
 	return p.runBounded(ending, p.components())
 }
-
-// validate checks the settings, and what only this package knows of them.
-func validate(settings config.Settings) error {
-	if err := settings.Validate(); err != nil {
-		return err
-	}
-	_, err := backendOf(settings.Store)
-	if err == nil && settings.Dev && !slices.ContainsFunc(settings.AllListeners(), servesAll) {
-		err = &config.FieldError{Field: "dev", Problem: "needs a listener that serves everything"}
-	}
-	return err
-}
-
-func servesAll(listener config.Listener) bool { return listener.Purpose == config.PurposeAll }
 
 // process is one run of the server, from the start to the end.
 type process struct {
@@ -93,9 +78,8 @@ type process struct {
 
 // newProcess returns a process with valid settings, in which nothing runs yet.
 func newProcess(settings config.Settings, log *slog.Logger, stdout io.Writer, end func()) *process {
-	open, _ := backendOf(settings.Store) // the settings are valid
 	return &process{
-		settings: settings, log: log, stdout: stdout, end: end, openStore: open,
+		settings: settings, log: log, stdout: stdout, end: end, openStore: backends[settings.Store],
 		server: newServer(Config{Settings: settings, Log: log}),
 	}
 }

@@ -53,7 +53,7 @@ func (p *process) reloadSettings(ctx context.Context) {
 	}
 	settings, err := p.reload()
 	if err == nil {
-		err = validate(settings)
+		err = settings.Validate()
 	}
 	if err != nil {
 		p.log.ErrorContext(ctx, "the settings stay as they are: what SIGHUP read is not valid", "error", err)

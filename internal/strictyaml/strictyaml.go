@@ -223,15 +223,20 @@ func (v Value) Texts() []string {
 	return texts
 }
 
-// Text returns a text, "" if the value is none.
+// Text returns a text, or "" if the value is not a text.
 func (v Value) Text() string {
 	text, _ := v.TextOK()
 	return text
 }
 
-// TextOK returns a text, and whether the value is one.
+// TextOK returns a text. ok is false if the value is not a text.
 func (v Value) TextOK() (text string, ok bool) {
-	if !v.is(yaml.ScalarNode, "!!str", "text, in quotes where YAML would take it for something else") {
+	return v.TextOf("text, in quotes where YAML would take it for something else")
+}
+
+// TextOf is TextOK with words for the mistake: what is allowed.
+func (v Value) TextOf(allowed string) (text string, ok bool) {
+	if !v.is(yaml.ScalarNode, "!!str", allowed) {
 		return "", false
 	}
 	return v.node.Value, true
