@@ -39,8 +39,10 @@ type Store interface {
 
 // Source is what a projection starts from and follows.
 type Source interface {
-	// Epoch returns the identity of the store's history. It changes when a store
-	// is created or restored, never while it is open.
+	// Epoch returns the identity of the store's history. It never changes while the store is
+	// open. A new store draws one, and so does `keysvc anchor accept`. A file that was put back
+	// together with its anchor keeps its epoch, so the epoch alone does not show that changes
+	// were lost: compare the hash of a Barrier.
 	Epoch() string
 
 	// Load calls visit for every record that the projection needs, all as of one
