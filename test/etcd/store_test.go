@@ -344,8 +344,8 @@ func (w *heardWatcher) Watch(ctx context.Context, name string, options ...client
 	return w.Watcher.Watch(ctx, name, options...)
 }
 
-// TestStoresAndStrangersShareACluster has two stores and a stranger in one cluster. One
-// store's prefix is the beginning of the other's, except for the separator.
+// TestStoresAndStrangersShareACluster has two stores and another client in one cluster. One
+// store's prefix, without its last slash, is the beginning of the other's.
 func TestStoresAndStrangersShareACluster(t *testing.T) {
 	client := newClient(t)
 	prefix := strings.TrimSuffix(newPrefix(), "/")
@@ -530,8 +530,9 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	// Long enough that on a busy machine nothing fails but what must: both calls while etcd is
-	// down wait so long. A commit that took longer would be done and not known to the model.
+	// Long enough that on a busy machine only the two calls fail that are made while etcd is
+	// down; each of them waits this long. A commit that timed out while etcd is up might be
+	// stored, and the model would lack it.
 	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Timeout: 8 * time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -579,7 +580,7 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 	if server, err = startServer(folder, nil); err != nil {
 		t.Fatal(err)
 	}
-	for { // the fence may come meanwhile; Load waits for etcd
+	for { // until the fence of the failed commit is there, and Load shows the raised head
 		_, err = store.Load(ctx, func(item storage.Item) error {
 			if item.Head != nil {
 				workspace.Head = item.Head.Head
