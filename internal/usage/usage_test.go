@@ -47,7 +47,6 @@ func (s *store) written() int {
 
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
-
 func TestLastNeverGoesBack(t *testing.T) {
 	last := usage.NewLast("k")
 	if !last.Time().IsZero() {
