@@ -96,15 +96,15 @@ func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 		name, value string
 		want        error
 	}{
-		"Newer":     {"data/header", header(&storagev1.HeaderRecord{Schema: storage.Schema + 1, Epoch: "e"}), storage.ErrNewer},
-		"Older":     {"data/header", header(&storagev1.HeaderRecord{Schema: storage.SchemaFirst, Epoch: "e"}), storage.ErrOlder},
-		"NoSchema":  {"data/header", header(&storagev1.HeaderRecord{Epoch: "e"}), storage.ErrDamaged},
-		"NoEpoch":   {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
-		"Garbage":   {"data/header", "garbage", storage.ErrDamaged},
-		"Truncated": {"data/header", "", storage.ErrDamaged},
+		"newer schema":          {"data/header", header(&storagev1.HeaderRecord{Schema: storage.Schema + 1, Epoch: "e"}), storage.ErrNewer},
+		"older schema":          {"data/header", header(&storagev1.HeaderRecord{Schema: storage.SchemaFirst, Epoch: "e"}), storage.ErrOlder},
+		"header without schema": {"data/header", header(&storagev1.HeaderRecord{Epoch: "e"}), storage.ErrDamaged},
+		"header without epoch":  {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
+		"header is garbage":     {"data/header", "garbage", storage.ErrDamaged},
+		"header is empty":       {"data/header", "", storage.ErrDamaged},
 		// Something is stored, so this is not a new store: its header was lost.
-		"NoHeader": {"data/heads/w", "", storage.ErrDamaged},
-		"Foreign":  {"something", "else", storage.ErrDamaged},
+		"header is missing":        {"data/heads/w", "", storage.ErrDamaged},
+		"prefix of something else": {"something", "else", storage.ErrDamaged},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, prefix := newClient(t), newPrefix()
@@ -530,9 +530,9 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	// Long enough that on a busy machine only the two calls fail that are made while etcd is
-	// down; each of them waits this long. A commit that timed out while etcd is up might be
-	// stored, and the model would lack it.
+	// Long enough that even on a busy machine only the two calls without etcd fail. Each of them
+	// waits this long. A commit that timed out while etcd is up might be stored, and the model
+	// would lack it.
 	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Timeout: 8 * time.Second})
 	if err != nil {
 		t.Fatal(err)

@@ -291,7 +291,7 @@ func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecor
 }
 
 // history reads the feed entries from one revision to another. If etcd has compacted revision
-// from, history returns the newest revision that is compacted instead.
+// from, history returns no entries, and the newest revision that etcd has compacted.
 func (s *Store) history(ctx context.Context, from, to int64) (records []*storagev1.FeedRecord, compacted int64, err error) {
 	own, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel() // ends the watch

@@ -249,7 +249,7 @@ func (r *round) restarts() error {
 }
 
 // restart kills a process at a moment, and cuts the power during the life of the next process.
-// Sometimes it kills the next process, too, at most two of them.
+// Sometimes it first kills the next process, too, and the one after that.
 func (r *round) restart(l *life, at, images, depth int) error {
 	left := r.kill(l, at)
 	next := l.after(at, left, r.random.Uint64())

@@ -114,7 +114,7 @@ func (p *product) close() error {
 func full(err error) bool { return errors.Is(err, storage.ErrFull) }
 
 // up returns nil once the store serves again after it went down. Until then only the projection
-// may call Load: any Load ends the restriction to Load, and the projection would miss changes.
+// may call Load, because a Load by anybody else would end the restriction to Load too early.
 func (p *product) up() error {
 	if _, _, err := p.store.GetMember(context.Background(), "nobody's", "nobody"); !errors.Is(err, storage.ErrNotFound) {
 		return err
