@@ -22,8 +22,8 @@ type Actor struct {
 	RequestID string
 }
 
-// NewEvent returns an event with actor, action, time and workspace. The caller fills in the
-// subject of the change; the event is linked to the chain at commit.
+// NewEvent returns an event with actor, action, time and workspace. The caller adds the subject of
+// the change. storage.Change.Link links the event to the chain.
 func NewEvent(actor Actor, action storagev1.AuditAction, now time.Time, workspaceID string) *storagev1.AuditRecord {
 	event := &storagev1.AuditRecord{
 		WorkspaceId: workspaceID,

@@ -16,7 +16,7 @@ func TestNewEventHasActorActionTimeAndWorkspace(t *testing.T) {
 	got := audit.NewEvent(
 		audit.Actor{Caller: "local", MemberID: proto.String("ann"), RequestID: "r1"},
 		storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, "acme")
-	// It has no subject, and no position in the chain, which is set at commit.
+	// It has no subject and no position in the chain: others set these.
 	want := &storagev1.AuditRecord{
 		WorkspaceId: "acme", Time: timestamppb.New(now), Action: storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED,
 		Caller: "local", ActorMemberId: "ann", RequestId: "r1",

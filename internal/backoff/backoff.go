@@ -1,5 +1,5 @@
-// Package backoff spaces attempts that failed. It is the one place of the module that does
-// so: the store's client, the projection and the near-cache all wait with it.
+// Package backoff makes the waits between attempts that fail. Everything in the module that
+// retries waits with it: the client of etcd, the projection, the listener and the near-cache.
 package backoff
 
 import (

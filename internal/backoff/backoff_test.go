@@ -9,8 +9,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/backoff"
 )
 
-// longest returns the longest of the waits that many Backoffs yield after a number of
-// others.
+// longest returns the longest wait that many Backoffs yield after a number of skipped waits.
 func longest(skipped int, prepare func(*backoff.Backoff)) time.Duration {
 	var found time.Duration
 	for range 2000 {

@@ -27,7 +27,8 @@ func damaged(kind string) error {
 	return &storage.DamagedError{Kind: kind, Name: "it", Problem: "checksum mismatch"}
 }
 
-// The store has one damaged record of each kind. What does not depend on it is found.
+// TestFindRefusesWhatDependsOnDamage has one damaged record of each kind. What does not depend
+// on it is found.
 func TestFindRefusesWhatDependsOnDamage(t *testing.T) {
 	var (
 		good       = storagetest.KeyID(1)
@@ -314,8 +315,8 @@ func TestEmptyStoreKnowsNothing(t *testing.T) {
 	}
 }
 
-// Records of a real file are damaged, one of each kind, at any byte. Everything that does not
-// depend on them can be decided.
+// TestDamagedBytesDenyWhatDependsOnThem damages the last byte of a record of each kind in a real
+// file. Everything that does not depend on the record can be decided.
 func TestDamagedBytesDenyWhatDependsOnThem(t *testing.T) {
 	for _, test := range []struct {
 		bucket  string

@@ -23,8 +23,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// Writers change several workspaces at once, each key with every change of its workspace, while
-// readers look.
+// TestReadersSeeWholeRevisionsThatNeverGoBack changes the keys of several workspaces at once
+// while readers find them.
 func TestReadersSeeWholeRevisionsThatNeverGoBack(t *testing.T) {
 	const writers, changes = 3, 30
 	store := openStore(t)
@@ -261,7 +261,8 @@ func (b *breaking) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Co
 	}
 }
 
-// What is committed meanwhile is there afterwards. Until then the projection shows what it had.
+// TestFollowLoadsAgainAfterEveryKindOfBreak commits changes while the projection cannot follow.
+// Until it has loaded again it shows its last state, and afterwards the changes.
 func TestFollowLoadsAgainAfterEveryKindOfBreak(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -270,8 +271,8 @@ func TestFollowLoadsAgainAfterEveryKindOfBreak(t *testing.T) {
 	}{
 		{"store went down", storage.ErrUnavailable, nil},
 		{"gap", storage.ErrGap, nil},
-		{"watch ended without a word", nil, nil},
-		{"some other error", errors.New("cable bitten through"), nil},
+		{"watch ended without an error", nil, nil},
+		{"unknown error", errors.New("cable bitten through"), nil},
 		{"store stays down for a while", storage.ErrUnavailable, []error{storage.ErrUnavailable, storage.ErrUnavailable, storage.ErrUnavailable}},
 		{"policy damaged for a while", storage.ErrUnavailable, []error{damaged("policy")}},
 		{"load timed out", storage.ErrUnavailable, []error{context.DeadlineExceeded}},
@@ -337,7 +338,7 @@ func TestAnotherHistoryEndsFollow(t *testing.T) {
 	}
 	good := holding(7, scribe(), workspaceItem("acme", "first"))
 	for name, then := range map[string]func(func(storage.Item) error) (storage.Position, error){
-		"the store says so": func(func(storage.Item) error) (storage.Position, error) {
+		"the store returns it": func(func(storage.Item) error) (storage.Position, error) {
 			return storage.Position{}, fmt.Errorf("reopening: %w", storage.ErrHistoryChanged)
 		},
 		"the revision went back": holding(6, scribe()),
@@ -365,7 +366,6 @@ func TestAnotherHistoryEndsFollow(t *testing.T) {
 	})
 }
 
-// Whatever it is doing.
 func TestFollowEndsWithItsContext(t *testing.T) {
 	failing := func(context.Context, int64, func(*storage.Committed, error) bool) {}
 	for name, store := range map[string]*fake{
@@ -398,7 +398,8 @@ func TestFollowEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// A store that cannot be loaded or watched is not asked all the time, and yet soon enough.
+// TestFollowRetriesWithBackoff: a store that cannot be loaded or watched gets 20 to 1000 calls
+// of Load in a minute.
 func TestFollowRetriesWithBackoff(t *testing.T) {
 	unavailable := func(func(storage.Item) error) (storage.Position, error) {
 		return storage.Position{}, storage.ErrUnavailable
@@ -431,7 +432,8 @@ func TestFollowRetriesWithBackoff(t *testing.T) {
 	}
 }
 
-// For the race detector.
+// TestReadsRaceWithChangesAndLoads is for the race detector: it calls every read during changes
+// and loads.
 func TestReadsRaceWithChangesAndLoads(t *testing.T) {
 	store := &breaking{Store: openStore(t), broken: make(chan error), refuse: func(int64) error { return nil }}
 	var head storage.Head
@@ -532,8 +534,8 @@ func BenchmarkFind(b *testing.B) {
 	}
 }
 
-// compare fails unless a projection shows what the store holds, compared with its records, read
-// one by one, and with another projection that was just loaded.
+// compare fails the test if a projection does not show what the store holds. It compares the
+// projection with the records, and with another projection that was just loaded.
 func compare(t *testing.T, store storage.Store, p *projection.Projection) {
 	t.Helper()
 	fresh := loaded(t, store)

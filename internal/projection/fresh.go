@@ -13,7 +13,7 @@ import (
 const barrierTimeout = time.Second
 
 // Fresh returns once the projection shows every change that any process acknowledged before the
-// call. Everything that is said from the projection is said after it.
+// call. To answer from the projection, call Fresh first.
 //
 // Why this is enough: a change is acknowledged after it was committed. A barrier is a
 // linearizable read of the newest committed revision. A barrier that begins after the call
@@ -35,7 +35,7 @@ func (p *Projection) Fresh(ctx context.Context) error {
 	if barrier.Revision < before.Revision || barrier.Revision == before.Revision && differ(barrier.Hash, before.Hash) {
 		err := fmt.Errorf("%w: the change log is at revision %d, after %d was applied, or holds another change there",
 			storage.ErrHistoryChanged, barrier.Revision, before.Revision)
-		p.lose(err)
+		p.endFollow(err)
 		return err
 	}
 	// 4. Wait until the projection shows the barrier's revision.
@@ -90,8 +90,8 @@ func (p *Projection) advance(applied storage.Barrier) {
 	}
 }
 
-// lose ends Follow with an error.
-func (p *Projection) lose(err error) {
+// endFollow ends Follow with an error.
+func (p *Projection) endFollow(err error) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	if p.stopFollowing != nil {
@@ -100,8 +100,8 @@ func (p *Projection) lose(err error) {
 }
 
 // barriers shares reads of the store's barrier: all calls that wait share the next read. No
-// call joins a read that has been sent, because that read may have begun before a change was
-// acknowledged that the call must see.
+// call joins a read that has been sent: it may have begun before the acknowledgement of a change
+// that the call must see.
 type barriers struct {
 	store storage.BarrierReader
 	// local is the store, if reading its barrier is free; then no read is shared.
@@ -110,8 +110,7 @@ type barriers struct {
 	mutex sync.Mutex
 	// reading reports whether a read has been sent.
 	reading bool
-	// waiting is the read that is sent after the present one has ended; nil if no call waits
-	// for one.
+	// waiting is the read that is sent after the present read has ended; nil if no call waits.
 	waiting *barrierRead
 }
 

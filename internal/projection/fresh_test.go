@@ -18,8 +18,8 @@ import (
 type asked struct {
 	fake
 
-	// sent receives a channel for each barrier that is asked for. The value that the test sends
-	// on it is the answer.
+	// sent receives a channel for each barrier that is asked for. The test sends the answer on
+	// that channel.
 	sent chan chan storage.Barrier
 	// count is how many barriers were asked for.
 	count atomic.Int64
@@ -46,8 +46,8 @@ func newAsked() *asked {
 	return &asked{fake: fake{load: holding(7, scribe()), watch: idle}, sent: make(chan chan storage.Barrier)}
 }
 
-// Calls that come while a barrier is read share the next one: the present one may have begun
-// before a change that they must see.
+// TestFreshJoinsNoBarrierThatWasSent: calls that come while a barrier is read share the next
+// barrier, because the present one may have begun before a change that they must see.
 func TestFreshJoinsNoBarrierThatWasSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newAsked()
@@ -106,7 +106,7 @@ func TestFreshWaitsForTheBarrier(t *testing.T) {
 	})
 }
 
-// The other calls that wait for the barrier go on.
+// TestFreshEndsWithItsContext: other calls that wait for the same barrier go on.
 func TestFreshEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := newAsked()
@@ -128,7 +128,7 @@ func TestFreshEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// The barrier never returns.
+// TestFreshIsUnavailableWithoutAnAnswer has a barrier that never returns.
 func TestFreshIsUnavailableWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := loaded(t, newAsked())
@@ -138,7 +138,8 @@ func TestFreshIsUnavailableWithoutAnAnswer(t *testing.T) {
 	})
 }
 
-// The barrier is behind what was applied, or has another hash at that revision.
+// TestFreshEndsFollowOnAnotherHistory has a barrier that is behind what was applied, or has
+// another hash at that revision.
 func TestFreshEndsFollowOnAnotherHistory(t *testing.T) {
 	for name, barrier := range map[string]storage.Barrier{
 		"behind":       {Revision: 6},
@@ -166,8 +167,8 @@ func TestFreshEndsFollowOnAnotherHistory(t *testing.T) {
 	}
 }
 
-// While the active policy cannot be read, every call that needs it is refused, whatever the policy
-// before it allowed.
+// TestUnreadablePolicyDenies: from a policy that cannot be read until the next readable one, no
+// policy is active, whatever the policy before allowed.
 func TestUnreadablePolicyDenies(t *testing.T) {
 	store := openStore(t)
 	var head storage.Head

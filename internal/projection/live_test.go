@@ -20,7 +20,7 @@ import (
 // later is after every change of a test and before its keys expire.
 var later = begin.AddDate(0, 1, 0)
 
-// wantLive fails unless a workspace has that many live keys, counted in each way.
+// wantLive fails the test if a workspace does not have that many live keys, counted in each way.
 func wantLive(t *testing.T, p *projection.Projection, workspaceID string, now time.Time, want int) {
 	t.Helper()
 	if got := p.LiveKeys(workspaceID, now, 1<<30); got != want {
@@ -118,7 +118,8 @@ func TestLiveKeysExpireAtTheNanosecond(t *testing.T) {
 	wantLive(t, p, "acme", begin.AddDate(1, 0, 0), 0)
 }
 
-// A damaged key may be live, and refusing one key too many is the safer mistake.
+// TestDamagedKeysCountAsLive: a damaged key may be live, and refusing one key too many is the
+// safer mistake.
 func TestDamagedKeysCountAsLive(t *testing.T) {
 	revoked := keyRecord("acme", "bad", storagetest.KeyID(4), 4)
 	revoked.RevokeTime = timestamppb.New(begin)
@@ -133,8 +134,8 @@ func TestDamagedKeysCountAsLive(t *testing.T) {
 	wantLive(t, p, "acme", later, 3) // ann's, the damaged one, and the live one of the damaged member
 }
 
-// Random changes. The projection that followed them is compared with the store, and with a
-// projection that was just loaded.
+// TestFollowedStateEqualsTheLoadedStore makes random changes, and compares the projection that
+// followed them with the store, and with a projection that was just loaded.
 func TestFollowedStateEqualsTheLoadedStore(t *testing.T) {
 	rounds := 8
 	if testing.Short() {

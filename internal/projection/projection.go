@@ -27,14 +27,14 @@ import (
 type Projection struct {
 	store storage.Source
 	log   *slog.Logger
-	// publisher is told of every change before the projection shows it; nil if there is none.
+	// publisher gets every change before the projection shows it; nil before PublishTo.
 	publisher Publisher
 
 	barriers *barriers
 
 	mutex sync.RWMutex
 	state *state
-	// waiters are the calls that wait for a revision.
+	// waiters are the calls of WaitFor that wait.
 	waiters map[*waiter]struct{}
 	// stopFollowing ends Follow; nil before Follow was called.
 	stopFollowing context.CancelCauseFunc
@@ -49,17 +49,17 @@ type Projection struct {
 	gaveWay func()
 }
 
-// Publisher passes changes on. The projection calls it before readers can see a change: whoever
-// sees a revision, or waited for it, can rely on the publisher having it. One goroutine calls
-// the methods.
+// Publisher passes changes on. The projection calls it before readers can see a change. So if a
+// reader sees a revision, or has waited for it, the publisher has the changes up to it. One
+// goroutine calls the methods.
 type Publisher interface {
 	// Publish is called with each change, in revision order, before the projection shows it.
-	// Announce is called after the projection shows it. The call that made the change waits for
-	// Publish, and not for Announce, so work that takes long belongs into Announce.
+	// Announce is called after that. The call that made the change waits for Publish and not for
+	// Announce, so work that takes long belongs into Announce.
 	Publish(change *storage.Committed)
 	Announce()
-	// Restart is called before the projection shows what was loaded anew at a revision. Changes
-	// up to that revision may never have been published.
+	// Restart is called before the projection shows a state that was loaded anew at a revision.
+	// Some changes up to that revision may never have been published.
 	Restart(revision int64)
 }
 
@@ -75,8 +75,8 @@ func New(store storage.Source, log *slog.Logger) *Projection {
 	return p
 }
 
-// PublishTo sets the publisher. Call it after the first Load, which the publisher is not told
-// of, and before Follow.
+// PublishTo sets the publisher. Call it after the first Load, for which Restart is not called,
+// and before Follow.
 func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 
 // Load fills the projection with what the store holds now, and returns the position that
@@ -133,8 +133,8 @@ func (p *Projection) Follow(ctx context.Context) error {
 	p.mutex.Unlock()
 	retries := backoff.New(firstRetry, longestRetry)
 	for {
-		// 1. Apply changes until the watch ends. Note whether the watch was any use: it brought
-		//    a change, or lasted longer than the longest wait.
+		// 1. Apply changes until the watch ends. A watch was useful if it yielded a change, or
+		//    lasted longer than the longest wait.
 		before := p.Revision()
 		brief := time.AfterFunc(longestRetry, func() {})
 		err := p.watch(ctx)
@@ -142,8 +142,8 @@ func (p *Projection) Follow(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		// 2. Wait if it was not: a load reads the whole store, so a watch that ends at once must
-		//    not make this process load all the time.
+		// 2. Wait if the watch was not useful: a load reads the whole store, so watches that end
+		//    at once must not make this process load all the time.
 		if lasted || p.Revision() > before {
 			retries.Reset()
 		} else if !retries.Wait(ctx) {
@@ -182,14 +182,15 @@ func (p *Projection) watch(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// 1. Tell the publisher, because whoever sees a revision relies on the hub having it
-		//    (S1 of docs/coherence.md).
+		// 1. Publish the change, because readers that see a revision rely on the publisher having
+		//    it (S1 of docs/coherence.md).
 		if p.publisher != nil {
 			p.publisher.Publish(change)
 		}
-		// 2. Show the change. This answers the call that made it.
+		// 2. Show the change. This wakes the call that made it.
 		p.show(ctx, change)
-		// 3. Wake the sessions, last, because that may take long and the call has its answer.
+		// 3. Announce the change. This comes last because it may take long, and the call does not
+		//    wait for it.
 		if p.publisher != nil {
 			p.publisher.Announce()
 		}
@@ -210,7 +211,7 @@ func (p *Projection) show(ctx context.Context, change *storage.Committed) {
 	p.advance(applied)
 }
 
-// logDamagedPolicy logs that nothing can be decided any more, if that is the case.
+// logDamagedPolicy logs, if the policy is damaged, that nothing can be decided any more.
 func (p *Projection) logDamagedPolicy(ctx context.Context, state *state) {
 	if state.damagedPolicy != nil {
 		p.log.ErrorContext(ctx, "the policy cannot be read: everything that depends on it is refused", "error", state.damagedPolicy)
@@ -354,7 +355,7 @@ func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 }
 
 // NewestSourceVersion returns the highest source version of a workspace's members, removed
-// members included; 0 if there is none.
+// members included; 0 for a workspace without members.
 func (p *Projection) NewestSourceVersion(workspaceID string) int64 {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()

@@ -56,7 +56,8 @@ func (p *publisher) expect(t *testing.T, want ...string) {
 	}
 }
 
-// S1; the same for what was loaded anew.
+// TestChangesArePublishedBeforeTheyAreSeen checks S1 of docs/coherence.md, for changes and for a
+// state that was loaded anew.
 func TestChangesArePublishedBeforeTheyAreSeen(t *testing.T) {
 	loading := make(chan struct{})
 	store := &breaking{Store: openStore(t), broken: make(chan error), refuse: func(load int64) error {

@@ -297,8 +297,8 @@ func (s *state) keepUses(older *state) {
 	}
 }
 
-// replace puts entry at the index of before, if that is the right index for it, and reports
-// whether it is.
+// replace puts entry in the place of before, if the order of the keys allows it, and reports
+// whether it has done so.
 func (s *state) replace(before, entry *keyEntry) bool {
 	workspace := entry.workspace
 	index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys)
@@ -342,7 +342,7 @@ func (s *state) removeKey(keyID string) {
 	}
 }
 
-// fill sets a key from its record. A record that makes no sense is damage.
+// fill sets a key from its record. A malformed record is a DamagedError.
 func (s *state) fill(key *decide.Key, record *storagev1.KeyRecord, workspace *workspaceEntry) error {
 	key.ID = record.GetKeyId()
 	key.Workspace = workspace.id

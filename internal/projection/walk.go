@@ -12,7 +12,7 @@ import (
 const stride = 256
 
 // giveWay releases the lock for a moment, so that changes and validations that wait for it come
-// first. The lock is held for reading before and after. What was read of state before may be
+// first. The lock is held for reading before and after. What the caller has read of state may be
 // outdated afterwards.
 func (p *Projection) giveWay() {
 	p.mutex.RUnlock()
@@ -73,9 +73,9 @@ func (w *workspaceEntry) after(last *keyEntry) []*keyEntry {
 	return w.keys[index:min(index+stride, len(w.keys))]
 }
 
-// HasRoom reports whether a workspace has fewer than limit live keys at now: keys that are
-// neither revoked nor expired, nor count as revoked with their member or workspace. A change
-// that relies on it must expect the workspace's head as read before the call.
+// HasRoom reports whether a workspace has fewer than limit live keys at now. A live key is
+// neither revoked nor expired, and does not count as revoked with its member or workspace. A
+// change that relies on the result must expect the workspace's head as read before the call.
 func (p *Projection) HasRoom(workspaceID string, now time.Time, limit int) bool {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
@@ -87,9 +87,8 @@ func (p *Projection) HasRoom(workspaceID string, now time.Time, limit int) bool 
 	return len(entry.keys)-entry.revoked < limit || p.live(entry, now, limit) < limit
 }
 
-// LiveKeys counts the keys of a workspace that are neither revoked nor expired at now, nor
-// count as revoked with their member or workspace. It stops counting at enough, because most
-// callers only ask whether there is room.
+// LiveKeys counts the live keys of a workspace at now, as HasRoom defines them. It stops counting
+// at enough.
 func (p *Projection) LiveKeys(workspaceID string, now time.Time, enough int) int {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
@@ -133,16 +132,15 @@ func (p *Projection) Workspaces() []string {
 
 // Dead is what a sweep may delete.
 type Dead struct {
-	// KeyIDs are keys that have been revoked or expired, or have counted as revoked, for long
-	// enough.
+	// KeyIDs are keys that were revoked or expired, or began to count as revoked, long enough ago.
 	KeyIDs []string
 	// MemberIDs are members that were removed long enough ago and have no key left.
 	MemberIDs []string
 }
 
-// Dead returns the records of a workspace that died before a time, the oldest keys first, at
-// most limit of them. Members come only when no key is left to delete. A change that relies on
-// it must expect the workspace's head as read before the call.
+// Dead returns at most limit records of a workspace that died before a time, the oldest keys
+// first. It returns members only if no key is left to delete. A change that relies on the result
+// must expect the workspace's head as read before the call.
 func (p *Projection) Dead(workspaceID string, before time.Time, limit int) Dead {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()

@@ -121,7 +121,8 @@ func walkMember(id string, state storagev1.MemberRecordState) storage.Item {
 	}}
 }
 
-// A record that nothing touches is counted once, whatever comes and goes.
+// TestWalksGiveWayAfterEachStride also checks that a record that nothing touches is counted once,
+// whatever other records come and go.
 func TestWalksGiveWayAfterEachStride(t *testing.T) {
 	live := steady - (steady+2)/3
 	before := walkTime.AddDate(0, -1, 0)

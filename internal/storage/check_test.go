@@ -22,7 +22,7 @@ type content struct {
 	purged   *storagev1.KeyRecord
 }
 
-// relist changes what an event lists, and nothing else.
+// relist changes the records that an event lists. Its hash stays, so the chain stays sound.
 func (c *content) relist(index int, listed []*storagev1.RecordChange) {
 	c.events[index].Record = proto.CloneOf(c.events[index].Record)
 	c.events[index].Record.Changes = listed

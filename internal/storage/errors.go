@@ -31,8 +31,8 @@ var (
 	ErrInvalidCursor = errors.New("storage: invalid cursor")
 	// ErrLocked is returned when opening a store that another process serves.
 	ErrLocked = errors.New("storage: in use by another process")
-	// ErrAbsent is returned when opening a store that does not exist, unless a new one was
-	// asked for.
+	// ErrAbsent is returned when opening a store that does not exist, if the caller did not ask
+	// for a new one.
 	ErrAbsent = errors.New("storage: there is no store")
 	// ErrPresent is returned when making a store at a path where a store exists.
 	ErrPresent = errors.New("storage: there is a store already")

@@ -38,8 +38,8 @@ func TestFrameCoversNameAndPayload(t *testing.T) {
 	}
 }
 
-// FuzzDecode reads any bytes as a stored key: an error that says damaged, or a record
-// that can be stored and read again.
+// FuzzDecode reads any bytes as a stored key. The result is ErrDamaged, or a record that can be
+// stored and read again.
 func FuzzDecode(f *testing.F) {
 	encoded, err := storage.Encode(&storagev1.KeyRecord{KeyId: "Key0000000000001", WorkspaceId: "w", RequestIds: []string{"r"}})
 	if err != nil {

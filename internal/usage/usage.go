@@ -1,5 +1,5 @@
 // Package usage remembers when keys were last used, and writes the times in batches later.
-// A use costs a request one atomic operation, and the store a small write for each used key
+// Noting a use takes a few atomic operations. The store gets one small write for each used key
 // and interval. A crash may lose the uses of the last interval.
 package usage
 
@@ -21,7 +21,7 @@ type Last struct {
 	keyID string
 	// nanoseconds is the Unix time, 0 if the key was never used.
 	nanoseconds atomic.Int64
-	// waiting is set while a Recorder has still to write it.
+	// waiting is set from Recorder.Used until a flush takes the time to write it.
 	waiting atomic.Bool
 }
 
@@ -63,9 +63,8 @@ type Recorder struct {
 	flushing sync.Mutex
 }
 
-// NewRecorder returns a Recorder that writes to store. flushed is called after each Flush
-// with the number of keys whose times were written, and the error if not all were. nil
-// calls nothing.
+// NewRecorder returns a Recorder that writes to store. flushed is called after each flush with
+// the number of keys whose times were written, and the error if not all were. It may be nil.
 func NewRecorder(store storage.UsageWriter, flushed func(keys int, err error)) *Recorder {
 	if flushed == nil {
 		flushed = func(int, error) {}
@@ -83,15 +82,15 @@ func (r *Recorder) Used(last *Last, at time.Time) {
 	r.waiting = append(r.waiting, last)
 }
 
-// Flush writes what was noted since the last Flush. What cannot be written is noted again
-// for the next one.
+// Flush writes the uses that were noted since the last flush. Uses that cannot be written are
+// noted again for the next flush.
 func (r *Recorder) Flush(ctx context.Context) error {
 	written, err := r.flush(ctx)
 	r.flushed(written, err)
 	return err
 }
 
-// flush is Flush, and returns how many keys' times it wrote.
+// flush is Flush without the call of flushed. It returns the number of keys whose times it wrote.
 func (r *Recorder) flush(ctx context.Context) (written int, err error) {
 	r.flushing.Lock()
 	defer r.flushing.Unlock()
@@ -129,8 +128,8 @@ func (r *Recorder) keep(unwritten []*Last) {
 	}
 }
 
-// Run flushes at every interval until the context ends. The last Flush, at the stop of the
-// process, is left to the caller.
+// Run flushes at every interval until the context ends. The caller makes the last Flush, when the
+// process stops.
 func (r *Recorder) Run(ctx context.Context, interval time.Duration) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()

@@ -47,10 +47,6 @@ func (s *store) written() int {
 
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
-func newRecorder(s *store) *usage.Recorder {
-	return usage.NewRecorder(s, nil)
-}
-
 func TestLastNeverGoesBack(t *testing.T) {
 	last := usage.NewLast("k")
 	if !last.Time().IsZero() {
@@ -67,7 +63,7 @@ func TestLastNeverGoesBack(t *testing.T) {
 // TestUsesOfAKeyAreMergedIntoOneWrite: a thousand uses are one time.
 func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	s := &store{}
-	recorder := newRecorder(s)
+	recorder := usage.NewRecorder(s, nil)
 	last := usage.NewLast("k")
 	for second := range 1000 {
 		recorder.Used(last, noon.Add(time.Duration(second)*time.Second))
@@ -87,7 +83,7 @@ func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 // TestManyKeysTakeFewWrites: a write holds the times of thousands of keys.
 func TestManyKeysTakeFewWrites(t *testing.T) {
 	s := &store{}
-	recorder := newRecorder(s)
+	recorder := usage.NewRecorder(s, nil)
 	const keys = 1_000_000
 	for number := range keys {
 		recorder.Used(usage.NewLast(fmt.Sprint(number)), noon)
@@ -102,7 +98,7 @@ func TestManyKeysTakeFewWrites(t *testing.T) {
 
 func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 	s := &store{fail: errors.New("no disk")}
-	recorder := newRecorder(s)
+	recorder := usage.NewRecorder(s, nil)
 	last := usage.NewLast("k")
 	recorder.Used(last, noon)
 	if err := recorder.Flush(t.Context()); !errors.Is(err, s.fail) {
@@ -121,7 +117,7 @@ func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 // TestNothingIsLostBetweenFlushes: a use during a flush is written by that flush or the next.
 func TestNothingIsLostBetweenFlushes(t *testing.T) {
 	s := &store{}
-	recorder := newRecorder(s)
+	recorder := usage.NewRecorder(s, nil)
 	lasts := make([]*usage.Last, 8)
 	var users sync.WaitGroup
 	for number := range lasts {
@@ -151,7 +147,7 @@ func TestNothingIsLostBetweenFlushes(t *testing.T) {
 func TestRunFlushesAtEachInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &store{}
-		recorder := newRecorder(s)
+		recorder := usage.NewRecorder(s, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { recorder.Run(ctx, time.Minute) })

@@ -29,7 +29,7 @@ func main() {
 }
 
 func run(ctx context.Context) error {
-	// The rest of the flags are the laboratory's.
+	// All flags but this one are passed to command lab.
 	mutants := flag.String("mutants", "", "mutants to run, with commas between, or all: each must be caught")
 	var passed []string
 	for _, name := range []string{"seed", "images", "time", "kinds", "round", "findings", "workers", "keep"} {

@@ -24,7 +24,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// endpoint is that of the server of this test binary.
+// endpoint is the address of the etcd that this test binary runs.
 var endpoint string
 
 func TestMain(m *testing.M) {
@@ -49,7 +49,7 @@ func run(m *testing.M) (code int, err error) {
 	endpoint = endpointOf(server)
 	code = m.Run()
 	stopServer(server)
-	// etcd leaves some of its own behind.
+	// etcd leaves goroutines of this kind behind.
 	err = goleak.Find(
 		goleak.IgnoreTopFunction("go.etcd.io/etcd/pkg/v3/schedule.(*fifo).run"),
 	)

@@ -107,7 +107,7 @@ func (t *transaction) writes() bool {
 
 // What may happen to a transaction.
 
-func loseRequest(*sent) (*clientv3.TxnResponse, error) { return lose() }
+func loseTransaction(*sent) (*clientv3.TxnResponse, error) { return lose() }
 
 func loseAnswer(s *sent) (*clientv3.TxnResponse, error) {
 	if _, err := s.deliver(); err != nil {

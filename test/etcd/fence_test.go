@@ -87,7 +87,7 @@ func (s *shaky) finish() {
 	mustBeSound(s.t, s.prefix)
 }
 
-func TestLostRequestIsFencedAndUnavailable(t *testing.T) {
+func TestLostTransactionIsFencedAndUnavailable(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	// The first change of a workspace, which has no head yet.
@@ -98,7 +98,7 @@ func TestLostRequestIsFencedAndUnavailable(t *testing.T) {
 	// The lost transaction arrives after all, twice.
 	for range 2 {
 		if response, err := late.deliver(); err != nil || response.Succeeded {
-			t.Fatalf("a transaction that was defeated: succeeded %t, %v", response.Succeeded, err)
+			t.Fatalf("a transaction behind its fence: succeeded %t, %v", response.Succeeded, err)
 		}
 	}
 	if _, err := s.Commit(t.Context(), first); !errors.Is(err, storage.ErrConflict) {
@@ -108,7 +108,7 @@ func TestLostRequestIsFencedAndUnavailable(t *testing.T) {
 	second.PutWorkspace = first.PutWorkspace
 	s.do(workspace, second)
 
-	s.next(loseRequest)
+	s.next(loseTransaction)
 	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"), storage.ErrUnavailable)
 	// The ids of the lost change are still free.
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
@@ -119,7 +119,7 @@ func TestLostRequestIsFencedAndUnavailable(t *testing.T) {
 
 	// The policy has a head as well.
 	policy := storagetest.NewWorkspace("")
-	s.next(loseRequest)
+	s.next(loseTransaction)
 	s.lost(policy, storagetest.ApplyPolicy(policy.Head, "policy"), storage.ErrUnavailable)
 	s.do(policy, storagetest.ApplyPolicy(policy.Head, "policy"))
 	s.finish()
@@ -155,9 +155,9 @@ func TestLostAnswerIsResolvedAsCommitted(t *testing.T) {
 	s.finish()
 }
 
-// TestRequestBeforeTheFenceCounts delivers the transaction after the search for its outcome
-// has begun, but before the fence.
-func TestRequestBeforeTheFenceCounts(t *testing.T) {
+// TestTransactionDeliveredBeforeItsFenceCommits delivers the transaction after the search for
+// its outcome has begun, but before the fence.
+func TestTransactionDeliveredBeforeItsFenceCommits(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
@@ -176,9 +176,9 @@ func TestRequestBeforeTheFenceCounts(t *testing.T) {
 
 func TestLostFenceIsRepeated(t *testing.T) {
 	for name, faults := range map[string][]func(*sent) (*clientv3.TxnResponse, error){
-		"Request": {loseRequest, loseRequest, loseRequest},
-		"Answer":  {loseRequest, loseAnswer},
-		"Both":    {loseRequest, loseRequest, loseAnswer},
+		"two fences are lost":                        {loseTransaction, loseTransaction, loseTransaction},
+		"the answer to a fence is lost":              {loseTransaction, loseAnswer},
+		"a fence, and the answer to another is lost": {loseTransaction, loseTransaction, loseAnswer},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newShaky(t, 0)
@@ -192,9 +192,9 @@ func TestLostFenceIsRepeated(t *testing.T) {
 	}
 }
 
-// TestLostRequestOvertakenByAnotherChangeIsAConflict loses a request, and another process
-// changes the workspace before the outcome is looked for.
-func TestLostRequestOvertakenByAnotherChangeIsAConflict(t *testing.T) {
+// TestLostTransactionOvertakenByAnotherChangeIsAConflict loses a transaction, and another
+// process changes the workspace before the outcome is looked for.
+func TestLostTransactionOvertakenByAnotherChangeIsAConflict(t *testing.T) {
 	s := newShaky(t, 0)
 	other := open(t, etcdstore.Config{Client: newClient(t), Prefix: s.prefix})
 	workspace := storagetest.NewWorkspace("w")
@@ -218,7 +218,7 @@ func TestLostRequestOvertakenByAnotherChangeIsAConflict(t *testing.T) {
 // only then is the outcome unknown. Until the outcome is resolved, changes of the workspace
 // are refused. It is resolved once etcd can be reached again.
 func TestOutcomeIsUnknownUntilEtcdAnswers(t *testing.T) {
-	for name, committed := range map[string]bool{"Lost": false, "Committed": true} {
+	for name, committed := range map[string]bool{"the transaction is lost": false, "its answer is lost": true} {
 		t.Run(name, func(t *testing.T) {
 			s := newShaky(t, 200*time.Millisecond)
 			workspace := storagetest.NewWorkspace("w")
@@ -238,7 +238,7 @@ func TestOutcomeIsUnknownUntilEtcdAnswers(t *testing.T) {
 			if _, err := s.Commit(t.Context(), change); !errors.Is(err, storage.ErrOutcomeUnknown) {
 				t.Fatalf("Commit: %v, want ErrOutcomeUnknown", err)
 			}
-			// One search for each workspace is enough, however long etcd is away.
+			// However long etcd is away, a workspace has at most one search for an outcome.
 			if _, err := s.Commit(t.Context(), change); !errors.Is(err, storage.ErrUnavailable) {
 				t.Errorf("Commit while the outcome is looked for: %v, want ErrUnavailable", err)
 			}
@@ -301,7 +301,7 @@ func TestNoSpaceAfterExecutionCountsAsCommitted(t *testing.T) {
 func TestCloseEndsTheSearchForAnOutcome(t *testing.T) {
 	s := newShaky(t, 100*time.Millisecond)
 	workspace := storagetest.NewWorkspace("w")
-	s.set(loseRequest)
+	s.set(loseTransaction)
 	if _, err := s.Commit(t.Context(), workspace.PutMember("member", "admin")); !errors.Is(err, storage.ErrOutcomeUnknown) {
 		t.Fatalf("Commit: %v, want ErrOutcomeUnknown", err)
 	}
@@ -339,7 +339,7 @@ func TestProjectionFollowsTheFence(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
-	s.next(loseRequest)
+	s.next(loseTransaction)
 	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1)), storage.ErrUnavailable)
 	fenced := workspace.Head
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1)))
@@ -362,7 +362,7 @@ func TestProjectionFollowsTheFence(t *testing.T) {
 	world.Put("acme", "ann", "owner", 1)
 	for number := range 3 {
 		memberID := fmt.Sprintf("bob%d", number)
-		s.next(loseRequest)
+		s.next(loseTransaction)
 		if _, err := world.PutMember(t.Context(), keystest.Actor, putMember("acme", memberID)); !errors.Is(err, storage.ErrUnavailable) {
 			t.Errorf("PutMember: %v, want ErrUnavailable", err)
 		}

@@ -28,9 +28,9 @@ func (f fleet) Open(t testing.TB, managers int) []storage.Store {
 	return stores
 }
 
-// TestSeveralManagers: what each of several processes answers reflects what any of them
-// acknowledged.
-func TestSeveralManagers(t *testing.T) {
+// TestSeveralManagersReflectEachOthersChanges: what each of several processes answers reflects
+// what any of them acknowledged.
+func TestSeveralManagersReflectEachOthersChanges(t *testing.T) {
 	seed := *severalSeed
 	if seed == 0 {
 		seed = rand.Uint64()>>32 | 1
@@ -42,7 +42,7 @@ func TestSeveralManagers(t *testing.T) {
 		Restarts: 200,
 	})
 	if len(result.Violations) > 0 {
-		t.Fatalf("%s\nseed %d; again: go -C test test ./etcd -run '^TestSeveralManagers$' -several.calls %d -several.seed %d",
+		t.Fatalf("%s\nseed %d; again: go -C test test ./etcd -run '^TestSeveralManagersReflectEachOthersChanges$' -several.calls %d -several.seed %d",
 			result.Summary(), seed, *severalCalls, seed)
 	}
 }

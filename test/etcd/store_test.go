@@ -96,15 +96,15 @@ func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 		name, value string
 		want        error
 	}{
-		"Newer":     {"data/header", header(&storagev1.HeaderRecord{Schema: storage.Schema + 1, Epoch: "e"}), storage.ErrNewer},
-		"Older":     {"data/header", header(&storagev1.HeaderRecord{Schema: storage.SchemaFirst, Epoch: "e"}), storage.ErrOlder},
-		"NoSchema":  {"data/header", header(&storagev1.HeaderRecord{Epoch: "e"}), storage.ErrDamaged},
-		"NoEpoch":   {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
-		"Garbage":   {"data/header", "garbage", storage.ErrDamaged},
-		"Truncated": {"data/header", "", storage.ErrDamaged},
+		"newer schema":          {"data/header", header(&storagev1.HeaderRecord{Schema: storage.Schema + 1, Epoch: "e"}), storage.ErrNewer},
+		"older schema":          {"data/header", header(&storagev1.HeaderRecord{Schema: storage.SchemaFirst, Epoch: "e"}), storage.ErrOlder},
+		"header without schema": {"data/header", header(&storagev1.HeaderRecord{Epoch: "e"}), storage.ErrDamaged},
+		"header without epoch":  {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
+		"header is garbage":     {"data/header", "garbage", storage.ErrDamaged},
+		"header is empty":       {"data/header", "", storage.ErrDamaged},
 		// Something is stored, so this is not a new store: its header was lost.
-		"NoHeader": {"data/heads/w", "", storage.ErrDamaged},
-		"Foreign":  {"something", "else", storage.ErrDamaged},
+		"header is missing":        {"data/heads/w", "", storage.ErrDamaged},
+		"prefix of something else": {"something", "else", storage.ErrDamaged},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client, prefix := newClient(t), newPrefix()
@@ -344,8 +344,8 @@ func (w *heardWatcher) Watch(ctx context.Context, name string, options ...client
 	return w.Watcher.Watch(ctx, name, options...)
 }
 
-// TestStoresAndStrangersShareACluster has two stores and a stranger in one cluster. One
-// store's prefix is the beginning of the other's, except for the separator.
+// TestStoresAndStrangersShareACluster has two stores and another client in one cluster. One
+// store's prefix, without its last slash, is the beginning of the other's.
 func TestStoresAndStrangersShareACluster(t *testing.T) {
 	client := newClient(t)
 	prefix := strings.TrimSuffix(newPrefix(), "/")
@@ -530,8 +530,9 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	// Long enough that on a busy machine nothing fails but what must: both calls while etcd is
-	// down wait so long. A commit that took longer would be done and not known to the model.
+	// Long enough that even on a busy machine only the two calls without etcd fail. Each of them
+	// waits this long. A commit that timed out while etcd is up might be stored, and the model
+	// would lack it.
 	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Timeout: 8 * time.Second})
 	if err != nil {
 		t.Fatal(err)
@@ -579,7 +580,7 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 	if server, err = startServer(folder, nil); err != nil {
 		t.Fatal(err)
 	}
-	for { // the fence may come meanwhile; Load waits for etcd
+	for { // until the fence of the failed commit is there, and Load shows the raised head
 		_, err = store.Load(ctx, func(item storage.Item) error {
 			if item.Head != nil {
 				workspace.Head = item.Head.Head

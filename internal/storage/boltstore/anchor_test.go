@@ -41,8 +41,8 @@ func grow(t *testing.T, n int) (path string, olderStore, olderAnchor []byte) {
 	return path, olderStore, olderAnchor
 }
 
-// TestAnchorRefusesAStoreThatLostChanges opens stores that disagree with their anchors.
-// None is served. After a person has accepted one, it has a new epoch and is served.
+// TestAnchorRefusesAStoreThatLostChanges opens stores that disagree with their anchors. Open
+// refuses them. After AcceptAnchor the store has a new epoch, and Open opens it.
 func TestAnchorRefusesAStoreThatLostChanges(t *testing.T) {
 	other, _, _ := grow(t, 5)
 	for name, change := range map[string]func(t *testing.T, path string, olderStore, olderAnchor []byte) string{
@@ -133,8 +133,8 @@ func TestStoreAheadOfItsAnchorIsServed(t *testing.T) {
 	}
 }
 
-// TestStoreWithoutAnchorGetsOne opens stores of earlier versions, and one whose process
-// ended between making the anchor and naming it in the header.
+// TestStoreWithoutAnchorGetsOne opens a store of an earlier version, and a store whose process
+// ended after it had made the anchor and before the header said so.
 func TestStoreWithoutAnchorGetsOne(t *testing.T) {
 	path, _ := small(t)
 	bare := readFile(t, path)
@@ -209,8 +209,9 @@ func (s *slowAnchor) newest() int64 {
 	return s.writes[len(s.writes)-1].Revision
 }
 
-// anchoredStore opens a store that has a slow anchor and a workspace with a member.
-func anchoredStore(t *testing.T) (*Store, *slowAnchor, *storagetest.Workspace, func(change *storage.Change) time.Duration) {
+// anchoredStore opens a store that has a slow anchor and a workspace with a member. commit
+// commits a change and returns how long that took.
+func anchoredStore(t *testing.T) (_ *Store, _ *slowAnchor, _ *storagetest.Workspace, commit func(change *storage.Change) time.Duration) {
 	t.Helper()
 	slow := &slowAnchor{}
 	store, err := Open(filepath.Join(t.TempDir(), "store.db"), Config{Create: CreateIfAbsent, anchorFault: slow.fault})
@@ -218,7 +219,7 @@ func anchoredStore(t *testing.T) (*Store, *slowAnchor, *storagetest.Workspace, f
 		t.Fatal(err)
 	}
 	workspace := storagetest.NewWorkspace("w")
-	commit := func(change *storage.Change) time.Duration {
+	commit = func(change *storage.Change) time.Duration {
 		t.Helper()
 		began := time.Now()
 		if _, err := store.Commit(t.Context(), change); err != nil {

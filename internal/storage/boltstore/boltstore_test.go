@@ -21,8 +21,8 @@ var quick = Config{LockTimeout: 100 * time.Millisecond, Create: CreateIfAbsent, 
 
 func TestConformance(t *testing.T) {
 	for name, config := range map[string]Config{
-		"Default":   {},
-		"ShortFeed": {FeedEntries: 5},
+		"default config":             {},
+		"five feed entries are kept": {FeedEntries: 5},
 	} {
 		t.Run(name, func(t *testing.T) { storagetest.Run(t, backend(config)) })
 	}

@@ -204,8 +204,8 @@ func TestDamagedMetaPageIsRefused(t *testing.T) {
 	}
 }
 
-// TestPageWithoutElementsButContentIsRefused sets the count of elements to 0 in every page
-// with one element, so that the page looks empty, including inline pages.
+// TestPageWithoutElementsButContentIsRefused sets the count of elements to 0 in every page with
+// one element, inline pages included, so that the page looks empty.
 func TestPageWithoutElementsButContentIsRefused(t *testing.T) {
 	path, _ := small(t)
 	content := readFile(t, path)

@@ -60,8 +60,8 @@ func TestOpenMakesAStoreOnlyIfConfigured(t *testing.T) {
 	}
 }
 
-// locker is a source of random numbers that locks the file of a new store when it is read
-// for the epoch.
+// locker is a source of random bytes. When Open reads the epoch of a new store from it, it locks
+// the store's file.
 type locker struct {
 	t      *testing.T
 	folder string
@@ -83,7 +83,7 @@ func (l *locker) Read(random []byte) (int, error) {
 	return len(random), nil
 }
 
-// TestOpenDoesNotWaitForALockOnANewStore: a lock that cannot be had is soon an error.
+// TestOpenDoesNotWaitForALockOnANewStore: if the lock is not free, Open soon returns an error.
 func TestOpenDoesNotWaitForALockOnANewStore(t *testing.T) {
 	random := &locker{t: t, folder: t.TempDir()}
 	path := filepath.Join(random.folder, "store.db")

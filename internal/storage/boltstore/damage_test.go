@@ -33,6 +33,7 @@ func campaign(t *testing.T, rounds int) int {
 type victim struct {
 	path    string
 	content []byte
+	// scratch is the path of the damaged copy.
 	scratch string
 	// items are the items of the undamaged store, by title.
 	items map[string]proto.Message
@@ -40,6 +41,8 @@ type victim struct {
 	// events are all audit events of the undamaged store.
 	events map[string]string
 
+	// refused counts the copies that were not opened, damaged those with damaged records, same
+	// those that were read as the undamaged store.
 	refused, damaged, same int
 }
 
@@ -419,7 +422,8 @@ func TestWorkspaceWithLostHeadIsNotNew(t *testing.T) {
 	}
 }
 
-// TestVerifyPagesHonoursContext checks a large file with a context that ended.
+// TestVerifyPagesHonoursContext reads the page at which the context is looked at, with a context
+// that ended.
 func TestVerifyPagesHonoursContext(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()

@@ -52,8 +52,8 @@ func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 		before, after error
 		visible       bool
 	}{
-		"BeforeWriting": {before: broken},
-		"AfterWriting":  {after: broken, visible: true},
+		"fails before it was written": {before: broken},
+		"fails after it was written":  {after: broken, visible: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := t.Context()
@@ -219,7 +219,7 @@ func TestCloseSucceedsWhileDown(t *testing.T) {
 	if _, err := store.Load(t.Context(), func(storage.Item) error { return nil }); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("Load: %v, want ErrUnavailable", err)
 	}
-	mustOpen(t, path, quick) // the file was given back
+	mustOpen(t, path, quick) // the file is no longer locked
 }
 
 // TestReopeningAnotherFileIsErrHistoryChanged puts another file in place while the store is
@@ -264,8 +264,8 @@ func TestReopeningAnotherFileIsErrHistoryChanged(t *testing.T) {
 	}
 }
 
-// TestWaitingChangesShareATransaction lets many workspaces wait during one commit. Their
-// changes share a transaction, with at most one change of each workspace.
+// TestWaitingChangesShareATransaction lets the changes of many workspaces wait during one commit.
+// They share a transaction, with at most one change of each workspace.
 func TestWaitingChangesShareATransaction(t *testing.T) {
 	ctx := t.Context()
 	const workspaces = 100

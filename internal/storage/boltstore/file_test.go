@@ -31,8 +31,7 @@ func TestSecondOpenIsLocked(t *testing.T) {
 	mustOpen(t, path, quick)
 }
 
-// mustBeLocked fails the test if opening and checking do not return ErrLocked within a
-// short time.
+// mustBeLocked fails the test if opening or checking does not return ErrLocked within 5 s.
 func mustBeLocked(t *testing.T, path string) {
 	t.Helper()
 	began := time.Now()
@@ -156,8 +155,8 @@ func mustBeAlone(t *testing.T, folder string) {
 	}
 }
 
-// TestConcurrentOpensMakeOneStore opens a new store many times at the same time. One call
-// serves it, the others find it locked, and it is one store.
+// TestConcurrentOpensMakeOneStore opens a new store many times at the same time. One call opens
+// it, and the others return ErrLocked.
 func TestConcurrentOpensMakeOneStore(t *testing.T) {
 	for range 5 {
 		folder := t.TempDir()

@@ -69,10 +69,12 @@ func TestRecordAlteredWhileServedIsNeitherReadNorReplaced(t *testing.T) {
 	}
 	for name, test := range map[string]struct {
 		bucket, name, from, to string
-		// change replaces the record, and others delete it.
+		// changes replace or delete the record.
 		changes []func(w *world) *storage.Change
-		reads   []func(w *world) error
-		named   string
+		// reads read the record.
+		reads []func(w *world) error
+		// named is the problem that Check must report.
+		named string
 	}{
 		"key": {
 			bucket: bucketKeys, name: keyName(1, keyID, "acme"), from: "emails:read", to: "assets:read",
@@ -170,7 +172,8 @@ func TestRecordAlteredWhileServedIsNeitherReadNorReplaced(t *testing.T) {
 	}
 }
 
-// mustName fails the test if the check does not name a record, or names another one.
+// mustName fails the test if Check does not report a problem that begins with named, or reports
+// another record as wrong.
 func mustName(t testing.TB, path, named string) {
 	t.Helper()
 	report, err := Check(t.Context(), path)
@@ -237,8 +240,8 @@ func newEdited(t *testing.T, changes ...func(w *storagetest.Workspace) *storage.
 	return e
 }
 
-// back restores the value that a name had after a change, or deletes the name if it had
-// none.
+// back returns an edit that restores the value that a name had after a change, or deletes the
+// name if it had no value then.
 func (e *edited) back(change int, bucket, name string) func(tx *bolt.Tx) error {
 	return func(tx *bolt.Tx) error {
 		value := e.values[change][[2]string{bucket, name}]
@@ -327,7 +330,7 @@ func TestLoadVisitsStaleMissingAndSurplusRecordsAsDamaged(t *testing.T) {
 				t.Errorf("Check: %+v, %v", report, err)
 			}
 			store := mustOpen(t, e.path, Config{})
-			for range 2 { // the first Load takes what opening found, after a change it looks again
+			for range 2 { // the first Load uses what opening found; after a change Load examines again
 				_, _, damaged := loadAll(t, store)
 				got := make(map[storage.Damaged]bool)
 				for _, each := range damaged {
@@ -353,8 +356,8 @@ func TestLoadVisitsStaleMissingAndSurplusRecordsAsDamaged(t *testing.T) {
 
 func edits(all ...func(tx *bolt.Tx) error) []func(tx *bolt.Tx) error { return all }
 
-// refuses fails the test if damaged records can be read or changed, or others cannot
-// although their workspace allows it.
+// refuses fails the test if damaged records can be read or changed, or if other records of the
+// workspace cannot be changed although its head is good.
 func (e *edited) refuses(t *testing.T, store *Store, damaged []storage.Damaged) {
 	t.Helper()
 	workspace := *e.workspace
@@ -427,7 +430,7 @@ func TestHashesCoverTheStoredPayload(t *testing.T) {
 	mustBeSound(t, path)
 }
 
-// TestNewEpochKeepsFoundDamage: heads get new tags, and a stale key stays stale.
+// TestNewEpochKeepsFoundDamage: heads get new tags, and a stale key is still found stale.
 func TestNewEpochKeepsFoundDamage(t *testing.T) {
 	var created *storagev1.KeyRecord
 	e := newEdited(t,
@@ -456,8 +459,7 @@ func TestNewEpochKeepsFoundDamage(t *testing.T) {
 	}
 }
 
-// TestOpenLogsFoundDamageBounded: opening logs what it finds wrong, up to a bound.
-func TestOpenLogsFoundDamageBounded(t *testing.T) {
+func TestOpenLogsTheDamageThatItFinds(t *testing.T) {
 	e := newEdited(t,
 		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "admin") },
 		func(w *storagetest.Workspace) *storage.Change { return w.PutMember("member", "manager") },

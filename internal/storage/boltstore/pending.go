@@ -186,7 +186,8 @@ func (p *pendingChange) check(index *fileIndex, newIDs map[string]int64, revisio
 	return nil
 }
 
-// checkPolicy compares the policy's head with the head that the change expects, if it does.
+// checkPolicy compares the policy's head with the head that the change expects, if it expects
+// one.
 func (p *pendingChange) checkPolicy(policy *indexedWorkspace) error {
 	switch {
 	case p.change.ExpectPolicy == nil:

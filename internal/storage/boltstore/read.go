@@ -416,8 +416,8 @@ func (s *Store) read(ctx context.Context, resolve func(*fileIndex), use func(tx 
 	return s.readFile(ctx, false, resolve, use)
 }
 
-// readFile is read. loading is true for Load, which alone may read a reopened file until it has
-// visited everything.
+// readFile is read, also for Load. loading is true for Load, which alone may read a reopened
+// file before a Load has visited everything.
 func (s *Store) readFile(ctx context.Context, loading bool, resolve func(*fileIndex), use func(tx *bolt.Tx) error) (storage.Position, error) {
 	// 1. Resolve and begin under one lock, so that the index and the transaction show the same
 	// revision. No commit is in progress then: bbolt would show what it has not synced yet.

@@ -16,7 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
-// disk is a Config.allocate with space for a file of so many bytes.
+// disk is a Config.allocate with space for a file of room bytes.
 type disk struct{ room atomic.Int64 }
 
 func (d *disk) allocate(file *os.File, from, to int64) error {
@@ -47,10 +47,10 @@ func fill(t *testing.T, store *Store, workspace *storagetest.Workspace) []*stora
 }
 
 // TestFullDiskCommitsNarrowingChanges fills a disk. Then changes that do not narrow are
-// refused, and so are uses. Narrowing changes are committed until the reserve is used up,
-// far more than 10,000 in 64 MiB. The store stays up all the time, the file grows as far as
-// the disk has space, and the store opens in this state. With space again, everything is as
-// before.
+// refused, and last-used times as well. Narrowing changes are committed until the reserve is
+// used up: far more than 10,000 if it has 64 MiB. The store stays up all the time, the file
+// grows as far as the disk has space, and the store opens in this state. Once the disk has
+// space again, all changes are committed.
 func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 	const reserve = 192 << 10
 	const promised = 10_000 * reserve / (64 << 20)
@@ -69,9 +69,9 @@ func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 	if len(keys) < 20 {
 		t.Fatalf("full after %d keys", len(keys))
 	}
-	// Free pages may still have space for some. They are not part of the reserve.
+	// Free pages, which are not part of the reserve, may still have space for some keys.
 	created := len(keys)
-	crowd := func() {
+	createUntilRefused := func() {
 		t.Helper()
 		for refused := 0; refused < 3; {
 			change := workspace.CreateKey(storagetest.KeyID(created))
@@ -86,8 +86,8 @@ func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 			}
 		}
 	}
-	crowd()
-	// Each use takes space, so they soon do not fit.
+	createUntilRefused()
+	// Each PutUsage takes space, so that one of them soon does not fit.
 	for second := int64(1); ; second++ {
 		uses := make([]storage.Usage, len(keys))
 		for index, key := range keys {
@@ -118,7 +118,7 @@ func TestFullDiskCommitsNarrowingChanges(t *testing.T) {
 			t.Fatalf("narrowing %d: %v", narrowed, err)
 		}
 		if narrowed%20 == 0 {
-			crowd()
+			createUntilRefused()
 		}
 		if narrowed == promised/2 {
 			if err := store.Close(); err != nil {

@@ -212,9 +212,9 @@ func TestUpgradeKeepsTokens(t *testing.T) {
 	}
 }
 
-// TestInterruptedUpgradeCanBeRepeated: after every part of an upgrade, the folder is as a
-// crash could leave it. The path must have one of the two files, complete, and opening it
-// must succeed.
+// TestInterruptedUpgradeCanBeRepeated copies the folder after every part of an upgrade, as a
+// crash could leave it. In each copy the path names the old file or the new one, complete, and
+// opening it succeeds.
 func TestInterruptedUpgradeCanBeRepeated(t *testing.T) {
 	path := committed(t, "schema1.db.gz")
 	original := readFile(t, path)

@@ -13,8 +13,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// ringSize is how many changes the ring holds at most. A watcher that lags further behind than
-// the ring reaches gets ErrGap.
+// ringSize is the max number of changes in the ring. A watcher gets ErrGap if the ring no longer
+// has the change that the watcher needs next.
 const ringSize = 1024
 
 // ring holds the newest committed changes for watchers.

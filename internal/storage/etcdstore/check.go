@@ -75,11 +75,10 @@ type checker struct {
 	eventsOf string
 }
 
-// keyEntries is which index entries a key should have, and which were found.
+// keyEntries is what the index entries of a key should contain, and which of them were found.
 type keyEntries struct {
-	name, rank string
-	hasID      bool
-	stands     bool
+	name, rank       string
+	hasID, isOrdered bool
 }
 
 func (c *checker) run(position storage.Position) error {
@@ -122,16 +121,17 @@ func (c *checker) id(name string, pair *mvccpb.KeyValue) error {
 	case err != nil:
 		c.Problem("%v", err)
 	case key == nil:
-		c.Problem("key %s: its id is there, but no record that can be read", keyID)
+		c.Problem("key %s: its id has an index entry, but there is no record that can be read", keyID)
 	case key.name != where.name:
-		c.Problem("key %s: its id points to %q, its record is %q", keyID, where.name, key.name)
+		c.Problem("key %s: the index entry of its id points to %q, its record is %q", keyID, where.name, key.name)
 	default:
 		key.hasID, key.rank = true, where.rank
 	}
 	return nil
 }
 
-// order checks one index entry of the order. The entries of key ids are checked before.
+// order checks one index entry of the order of all keys. The entries of key ids, which have the
+// ranks, are checked before.
 func (c *checker) order(name string, pair *mvccpb.KeyValue) error {
 	where, err := c.store.decodeOrder(pair)
 	if err != nil {
@@ -140,11 +140,11 @@ func (c *checker) order(name string, pair *mvccpb.KeyValue) error {
 	}
 	switch key := c.keys[where.keyID]; {
 	case key == nil:
-		c.Problem("order: key %s stands there, but has no record that can be read", where.keyID)
+		c.Problem("order: key %s has an index entry, but no record that can be read", where.keyID)
 	case key.name != where.name || key.rank != where.rank:
-		c.Problem("key %s: it does not stand where its id says", where.keyID)
+		c.Problem("key %s: its index entries of the order and of the id differ", where.keyID)
 	default:
-		key.stands = true
+		key.isOrdered = true
 	}
 	return nil
 }
@@ -156,7 +156,7 @@ func (c *checker) requestID(name string, pair *mvccpb.KeyValue) error {
 	case err != nil:
 		c.Problem("%v", err)
 	case c.requestIDs[name] != string(keyID):
-		c.Problem("request id %q: it is kept for key %s, whose record does not have it", name, keyID)
+		c.Problem("request id %q: its index entry points to key %s, whose record does not have it", name, keyID)
 	default:
 		delete(c.requestIDs, name)
 	}
@@ -203,7 +203,7 @@ func (c *checker) any(name string, pair *mvccpb.KeyValue) error {
 	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage}, loaded...)
 	if name != nameHeader && name != nameTime &&
 		!slices.ContainsFunc(known, func(folder string) bool { return strings.HasPrefix(name, folder) }) {
-		c.Problem("an unknown entry %q", name)
+		c.Problem("an unknown name %q", name)
 	}
 	return nil
 }
@@ -212,13 +212,13 @@ func (c *checker) any(name string, pair *mvccpb.KeyValue) error {
 func (c *checker) missing() {
 	for keyID, key := range c.keys {
 		if !key.hasID {
-			c.Problem("key %s: its id is not there", keyID)
+			c.Problem("key %s: its id has no index entry", keyID)
 		}
-		if !key.stands {
-			c.Problem("key %s: it does not stand in the order of all keys", keyID)
+		if !key.isOrdered {
+			c.Problem("key %s: the order of all keys has no index entry for it", keyID)
 		}
 	}
 	for name, keyID := range c.requestIDs {
-		c.Problem("request id %q of key %s: it is not kept", name, keyID)
+		c.Problem("request id %q of key %s: it has no index entry", name, keyID)
 	}
 }

@@ -60,7 +60,7 @@ func (s *Store) get(name string, options ...clientv3.OpOption) clientv3.Op {
 	return clientv3.OpGet(s.config.Prefix+name, options...)
 }
 
-// getRevision reads the store's revision: that of the change that put the feed entry.
+// getRevision reads the store's revision, as revision returns it.
 func (s *Store) getRevision() clientv3.Op { return s.get(nameFeedHead, clientv3.WithKeysOnly()) }
 
 // list reads the pairs from one name to the end of a folder, at most limit, at an etcd
@@ -121,8 +121,8 @@ func (s *Store) read(ctx context.Context, parts ...clientv3.Op) (*clientv3.TxnRe
 	})
 }
 
-// repeat makes a request that may be executed twice, until it is answered or the timeout is
-// over. Its errors are those of read.
+// repeat makes a request again and again until it is answered or the timeout is over. The
+// request may be executed more than once. Errors: those of read.
 func (s *Store) repeat(ctx context.Context, request func(context.Context) (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
@@ -146,5 +146,5 @@ func (s *Store) repeat(ctx context.Context, request func(context.Context) (*clie
 	}
 }
 
-// newBackoff returns the waits between attempts at etcd.
+// newBackoff returns the waits between attempts to reach etcd.
 func newBackoff() *backoff.Backoff { return backoff.New(30*time.Millisecond, 1500*time.Millisecond) }

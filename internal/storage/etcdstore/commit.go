@@ -15,8 +15,8 @@ import (
 )
 
 // transaction is a change in the form of one etcd transaction. A change that passes
-// Change.Validate fits into etcd's limits of 128 comparisons and 128 operations: each
-// record and index entry that Validate counts is one of either, and the store adds four.
+// Change.Validate fits into etcd's limits of 128 comparisons and 128 operations: each operation
+// that Validate counts is at most one of either, and the store adds four of either.
 type transaction struct {
 	store  *Store
 	change *storage.Change
@@ -37,8 +37,8 @@ type check struct {
 	judge func(found *mvccpb.KeyValue) error
 }
 
-// Commit implements storage.Store. Once the transaction is sent, the caller's context no
-// longer counts: only the end of the transaction tells the outcome.
+// Commit implements storage.Store. After the transaction was sent, the end of the caller's
+// context no longer ends the call: only the end of the transaction shows the outcome.
 func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, error) {
 	if err := change.Validate(); err != nil {
 		return 0, err
@@ -54,13 +54,14 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	if err != nil {
 		return 0, err
 	}
-	// 2. Build the transaction. It compares the head that step 1 read, so nothing can have come
-	// between the two.
+	// 2. Build the transaction. It compares the head that step 1 read, so a change in between
+	// makes it fail.
 	t, err := s.transaction(change, ranks)
 	if err != nil {
 		return 0, err
 	}
-	// 3. Refuse as long as nothing was sent: up to here the change certainly has no effect.
+	// 3. Refuse the change without a connection, or while the outcome of an earlier one is
+	// unknown. Nothing was sent so far, so the change certainly has no effect.
 	if s.isDown() {
 		return 0, fmt.Errorf("%w: not connected", storage.ErrUnavailable)
 	}
@@ -291,7 +292,7 @@ func (t *transaction) send(ctx context.Context) (*clientv3.TxnResponse, error) {
 	return response, err
 }
 
-// why returns the error of the first comparison that failed.
+// why returns the error of the first comparison that failed. response has what checks read.
 func (t *transaction) why(response *clientv3.TxnResponse) error {
 	for index, check := range t.checks {
 		if err := check.judge(first(response, index)); err != nil {

@@ -4,8 +4,8 @@
 // A commit is one transaction. It compares the workspace's head by value, so a change that
 // was checked against an older head changes nothing. It puts the feed entry last, so a
 // watcher that has seen the feed entry has seen the whole change. The revision of a change
-// is the revision of its transaction. The change log is the history of the name of the feed
-// entry.
+// is the revision of its transaction. The change log is etcd's history of the feed entry, which
+// every change puts under the same name.
 //
 // If the answer to a transaction is lost, the transaction may still be executed later.
 // Commit then raises the fence in the head, which the transaction compares: from then on
@@ -125,7 +125,8 @@ func newStore(ctx context.Context, config Config) *Store {
 	return store
 }
 
-// errNoHeader is the error if there is no store under the prefix, or something else.
+// errNoHeader is the error if the prefix has no header: nothing is stored under it, or something
+// other than a store.
 var errNoHeader error = &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "missing"}
 
 // open reads the header.
@@ -149,7 +150,7 @@ func (s *Store) open(ctx context.Context) error {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}
 	}
 	if header.GetSchema() < storage.Schema {
-		return fmt.Errorf("%w: schema %d under %s; stores in etcd begin with schema %d, and none is upgraded: create the store anew",
+		return fmt.Errorf("%w: schema %d under %s; a store in etcd has at least schema %d and cannot be upgraded: create the store anew",
 			storage.ErrOlder, header.GetSchema(), s.config.Prefix, storage.SchemaIntegrity)
 	}
 	s.header, s.epoch, s.created = string(stored.Value), header.GetEpoch(), stored.CreateRevision
@@ -254,6 +255,15 @@ func raise(number *atomic.Int64, to int64) {
 			return
 		}
 	}
+}
+
+// checkHeader returns errHistory if the first get of a transaction did not find the header that
+// was opened.
+func (s *Store) checkHeader(response *clientv3.TxnResponse) error {
+	if header := first(response, 0); string(header.GetValue()) != s.header {
+		return s.errHistory()
+	}
+	return nil
 }
 
 // errHistory returns the error for a header other than the one that was opened.

@@ -14,8 +14,8 @@ import (
 // errNotFenced is the error if the attempt to raise the fence was not answered either.
 var errNotFenced = errors.New("the fence could not be written")
 
-// resolve finds the outcome of a transaction whose answer was lost, and makes sure that the
-// outcome stays what it is.
+// resolve finds the outcome of a transaction whose answer was lost, and makes the outcome
+// final.
 //
 // If the head is still the expected one, resolve raises the fence in it: the lost
 // transaction compares the head, so it cannot commit any more. If the head is another one,
@@ -32,8 +32,9 @@ func (t *transaction) resolve(ctx context.Context) (int64, error) {
 	if !errors.Is(err, errNotFenced) {
 		return revision, err
 	}
-	// 2. Go on in the background, unless the store is closing. The workspace counts as in
-	// doubt before the caller is answered: no change may begin that this one could overtake.
+	// 2. If the store is not closing, go on in the background. The workspace counts as in doubt
+	// before the caller is answered: no new change of it may begin that the lost transaction
+	// could overtake.
 	if done, counted := t.store.begin(context.WithoutCancel(ctx)); counted == nil {
 		t.store.countInDoubt(t.change.WorkspaceID, 1)
 		go func() {
@@ -50,7 +51,7 @@ func (t *transaction) resolve(ctx context.Context) (int64, error) {
 	return 0, fmt.Errorf("%w: %s", storage.ErrOutcomeUnknown, err.Error())
 }
 
-// resolveUntil tries until the outcome is known, or until the context ends, which is
+// resolveUntil tries until the outcome is known. If the context ends first, the error is
 // errNotFenced.
 func (t *transaction) resolveUntil(ctx context.Context) (int64, error) {
 	retries := newBackoff()
@@ -104,8 +105,7 @@ func (t *transaction) fence(ctx context.Context) (int64, error) {
 }
 
 // look returns the outcome of a transaction that etcd answered with an error. Such a
-// transaction cannot commit later, so there is nothing to fence; and etcd may have no space
-// for a fence.
+// transaction cannot commit later, so it needs no fence, for which etcd may have no space.
 func (t *transaction) look(ctx context.Context, cause error) (int64, error) {
 	s, workspaceID := t.store, t.change.WorkspaceID
 	response, err := s.read(ctx, s.get(nameHeader), s.get(headName(workspaceID)), s.get(auditName(workspaceID, t.head.Sequence)))
@@ -119,11 +119,11 @@ func (t *transaction) look(ctx context.Context, cause error) (int64, error) {
 	return revision, err
 }
 
-// outcome derives the outcome from what was read, once the transaction cannot commit any
-// more: the header, the head, and the audit event under the name that the transaction uses.
+// outcome returns the outcome of a transaction that cannot commit any more. response has the
+// header, the head, and the audit event under the name that the transaction uses.
 func (t *transaction) outcome(response *clientv3.TxnResponse) (int64, error) {
-	if header := first(response, 0); string(header.GetValue()) != t.store.header {
-		return 0, fmt.Errorf("%w: %s", storage.ErrOutcomeUnknown, t.store.errHistory().Error())
+	if err := t.store.checkHeader(response); err != nil {
+		return 0, fmt.Errorf("%w: %s", storage.ErrOutcomeUnknown, err.Error())
 	}
 	event := first(response, 2)
 	if event == nil {

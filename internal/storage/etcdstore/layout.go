@@ -137,7 +137,7 @@ func parseIDEntry(payload []byte) (entry idEntry, ok bool) {
 
 func orderName(rank, keyID string) string { return folderOrder + rank + keyID }
 
-// parseOrderName splits the name of an index entry of the order.
+// parseOrderName splits the name of an index entry of the order of all keys.
 func parseOrderName(name string) (rank, keyID string, ok bool) {
 	rest := strings.TrimPrefix(name, folderOrder)
 	if len(rest) != numberLength+storage.KeyIDLength {
@@ -183,8 +183,7 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// encodeTime returns the stored form of a time. That of the zero time sorts before all
-// others.
+// encodeTime returns the stored form of a time. The zero time sorts before all others.
 func encodeTime(name string, at time.Time) string {
 	value := make([]byte, timeLength, timeStored)
 	if !at.IsZero() {

@@ -12,9 +12,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// ListKeys implements storage.Store. The cursor is the last part of the name of the last
-// key's record, after the workspace. In a list of all workspaces it is the orderKey of the
-// last key.
+// ListKeys implements storage.Store. The cursor is the name of the last key's record, without
+// the folder of the workspace. In a list of all workspaces it is the orderKey of the last key.
 func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyPage, error) {
 	query = query.Bounded()
 	if query.WorkspaceID == "" {
@@ -48,9 +47,9 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	return page, nil
 }
 
-// orderKey sorts the keys of all workspaces: by rank, which the process that created the
-// key gave it, and then by the revision that created it. Only keys that were created at the
-// same time share a rank.
+// orderKey sorts the keys of all workspaces: by rank, which the process that created the key
+// chose, and then by the revision of the creation. Only keys that were created at the same time
+// share a rank.
 type orderKey struct {
 	rank    string // a complement, so that the newest rank sorts first
 	created int64
@@ -111,8 +110,8 @@ func (s *Store) listAll(ctx context.Context, query storage.Query) (storage.KeyPa
 	return page, nil
 }
 
-// order returns at least limit keys that sort after last, or all there are. Keys of one
-// rank are sorted here, so all keys of a rank are read.
+// order returns at least limit keys that sort after last, or all keys that do. It reads whole
+// ranks, because it has to sort the keys of one rank itself.
 func (s *Store) order(ctx context.Context, last orderKey, limit int, at int64) ([]orderKey, error) {
 	var sorted, group []orderKey
 	finish := func() {
@@ -153,11 +152,11 @@ func (s *Store) decodeOrder(pair *mvccpb.KeyValue) (orderKey, error) {
 	name := s.name(pair)
 	rank, keyID, ok := parseOrderName(name)
 	if !ok {
-		return orderKey{}, &storage.DamagedError{Kind: "order", Name: name, Problem: "not the name of an entry"}
+		return orderKey{}, &storage.DamagedError{Kind: "order", Name: name, Problem: "not the name of an index entry"}
 	}
 	record, err := storage.Unframe("order", name, pair.Value)
 	if err != nil {
-		return orderKey{}, &storage.DamagedError{Kind: "key", Name: keyID, Problem: "place in the order: " + problemOf(err)}
+		return orderKey{}, &storage.DamagedError{Kind: "key", Name: keyID, Problem: "index entry of the order: " + problemOf(err)}
 	}
 	return orderKey{rank: rank, created: pair.CreateRevision, keyID: keyID, name: string(record)}, nil
 }

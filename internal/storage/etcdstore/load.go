@@ -13,15 +13,15 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Load implements storage.Store. It fails with ErrUnavailable if etcd compacts its revision
-// before it has finished.
+// Load implements storage.Store. If etcd compacts the revision that Load reads before Load has
+// finished, the error is ErrUnavailable.
 func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
 	ctx, done, err := s.beginRead(ctx)
 	if err != nil {
 		return storage.Position{}, err
 	}
 	defer done()
-	// Loaded before the read: what commits during the read may be missing from it.
+	// This comes before the read, which may miss changes that commit while it runs.
 	newest := s.newest.Load()
 	position, at, err := s.position(ctx)
 	if err != nil {
@@ -45,8 +45,8 @@ func (s *Store) position(ctx context.Context) (_ storage.Position, at int64, err
 	if err != nil {
 		return storage.Position{}, 0, err
 	}
-	if header := first(response, 0); string(header.GetValue()) != s.header {
-		return storage.Position{}, 0, s.errHistory()
+	if err := s.checkHeader(response); err != nil {
+		return storage.Position{}, 0, err
 	}
 	latest, err := decodeTime(nameTime, first(response, 1).GetValue())
 	if err != nil {
@@ -62,11 +62,11 @@ type loader struct {
 	ctx   context.Context //nolint:containedctx // that of one call
 	at    int64
 	visit func(storage.Item) error
-	// isNew is whether there has been no change. Then no record may be stored.
+	// isNew reports whether the store has no change yet. Then no record may be stored.
 	isNew bool
-	// headless are the workspaces for which a record but no head has been read.
+	// headless are the workspaces whose record has been read, and whose head has not.
 	headless map[string]bool
-	// keys are the keys of workspaceID, newest first.
+	// keys are the keys of workspaceID that have been read and not visited, newest first.
 	keys        []storage.Item
 	workspaceID string
 }
@@ -82,8 +82,8 @@ func (l *loader) load() error {
 		if folder != folderHeads {
 			continue
 		}
-		// Every change puts a head, so these heads are lost. Such a workspace must not count as
-		// new: its chain of events would begin again.
+		// Every change puts a head, so the head of a headless workspace was lost. The workspace
+		// must not count as new: its chain of events would begin again.
 		for _, workspaceID := range slices.Sorted(maps.Keys(l.headless)) {
 			err := &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
 			if err := l.visit(storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}); err != nil {
@@ -158,8 +158,7 @@ func (l *loader) flush() error {
 	return nil
 }
 
-// usage visits when a key was last used. A damaged time counts as none: no decision depends
-// on it.
+// usage visits when a key was last used. A damaged time is left out: no decision depends on it.
 func (l *loader) usage(name string, pair *mvccpb.KeyValue) error {
 	at, err := decodeTime(name, pair.Value)
 	if err != nil || at.IsZero() {

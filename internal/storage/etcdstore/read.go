@@ -26,7 +26,7 @@ const (
 	maxAttempts = 3
 )
 
-// repeatRead makes a read of several parts.
+// repeatRead makes a read of several parts, and starts over if etcd is compacted meanwhile.
 func (s *Store) repeatRead(ctx context.Context, read func(ctx context.Context) error) error {
 	ctx, done, err := s.beginRead(ctx)
 	if err != nil {
@@ -41,7 +41,8 @@ func (s *Store) repeatRead(ctx context.Context, read func(ctx context.Context) e
 	return err
 }
 
-// revision returns the store's revision: that of the change that put the feed entry.
+// revision returns the store's revision: the revision of the newest change, which put the feed
+// entry.
 func revision(feedHead *mvccpb.KeyValue) int64 { return feedHead.GetModRevision() }
 
 // GetKey implements storage.Store.
@@ -170,7 +171,7 @@ func after(name string) string { return name + "\x00" }
 func (s *Store) page(ctx context.Context, query storage.Query, from, folder string, give func(at int64, found []*mvccpb.KeyValue, more bool) error) error {
 	return s.repeatRead(ctx, func(ctx context.Context) error {
 		if !validID(query.WorkspaceID) {
-			// Nothing is stored for such an id, but its folder could contain names of others.
+			// Nothing is stored for such an id, but its folder could contain names of other workspaces.
 			response, err := s.read(ctx, s.getRevision())
 			if err != nil {
 				return err
@@ -221,7 +222,7 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 		if !known {
 			return nil
 		}
-		expected, err := s.newestEvent(query.WorkspaceID, first(response, 1))
+		expected, err := newestEvent(query.WorkspaceID, first(response, 1))
 		if err != nil {
 			return err
 		}
@@ -258,8 +259,9 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 	return page, nil
 }
 
-// newestEvent returns the sequence of a workspace's newest audit event, 0 if there is none.
-func (s *Store) newestEvent(workspaceID string, head *mvccpb.KeyValue) (int64, error) {
+// newestEvent returns the sequence of a workspace's newest audit event, 0 if the workspace has
+// no head.
+func newestEvent(workspaceID string, head *mvccpb.KeyValue) (int64, error) {
 	if head == nil {
 		return 0, nil
 	}
@@ -267,7 +269,8 @@ func (s *Store) newestEvent(workspaceID string, head *mvccpb.KeyValue) (int64, e
 	return decoded.Sequence, err
 }
 
-// decodeAudit decodes the audit event with an expected sequence.
+// decodeAudit decodes an audit event. If its name is not that of the expected sequence, the
+// error says that the expected event is missing.
 func decodeAudit(workspaceID, name string, sequence int64, value []byte) (storage.AuditEvent, error) {
 	if name != auditName(workspaceID, sequence) {
 		return storage.AuditEvent{}, missingEvent(workspaceID, sequence)

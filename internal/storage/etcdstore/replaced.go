@@ -63,11 +63,11 @@ func listRecords(change *storage.Change) ([]listed, error) {
 	return records, problem
 }
 
-// completeEvent reads the records that the change replaces or deletes, and lists their
-// hashes in the change's event. It returns the ranks of the keys that are deleted. It reads
-// the head in the same transaction: if the head is the expected one both now and at the
-// commit, no change came in between. It also distinguishes a change that comes too late
-// from one that is wrong.
+// completeEvent reads the records that the change replaces or deletes, and lists their hashes
+// in the change's event. It returns the ranks of the keys that are deleted. It reads the head in
+// the same transaction: if the head is the expected one both now and at the commit, no change
+// came in between. Because it compares the head first, a stale change is a ConflictError even if
+// its records are no longer there.
 func (s *Store) completeEvent(ctx context.Context, change *storage.Change) (ranks map[string]string, err error) {
 	records, err := listRecords(change)
 	if err != nil {
@@ -127,7 +127,7 @@ func (s *Store) completeEvent(ctx context.Context, change *storage.Change) (rank
 			return nil, err
 		}
 		if where.name != keyName(change.WorkspaceID, key.GetSequence(), keyID) {
-			return nil, fmt.Errorf("%w: key %s to delete is stored otherwise", storage.ErrInvalidChange, keyID)
+			return nil, fmt.Errorf("%w: key %s to delete has another workspace or sequence", storage.ErrInvalidChange, keyID)
 		}
 		ranks[keyID] = where.rank
 	}

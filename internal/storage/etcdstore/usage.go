@@ -10,8 +10,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// usageBatch is how many times one transaction records. Each time is a transaction nested
-// three deep, and etcd counts the nested ones against its limit of 128 as well.
+// usageBatch is the max number of keys whose last uses one transaction records. Each use is a
+// transaction nested three deep, and etcd counts the nested ones against its limit of 128 as
+// well.
 const usageBatch = 100
 
 // PutUsage implements storage.Store. etcd itself compares the stored times, so nothing is
@@ -22,7 +23,7 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 		return err
 	}
 	defer done()
-	// etcd refuses to put one name twice.
+	// A transaction must not put one name twice, so only the latest use of each key is kept.
 	latest := make(map[string]storage.Usage, len(uses))
 	for _, use := range uses {
 		if before, twice := latest[use.KeyID]; validID(use.KeyID) && (!twice || before.Time.Before(use.Time)) {
@@ -53,7 +54,8 @@ func (s *Store) putUses(ctx context.Context, uses []storage.Usage) error {
 			[]clientv3.Op{clientv3.OpTxn([]clientv3.Cmp{isKey}, put, nil)},
 			[]clientv3.Op{clientv3.OpTxn([]clientv3.Cmp{isKey, s.holds(name, "<", value)}, put, nil)})
 	}
-	// Recording the same times twice has the effect of once, so a lost answer is repeated.
+	// Recording the same times twice changes nothing, so the transaction is repeated if its
+	// answer is lost.
 	response, err := s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return s.client.Txn(ctx).If(s.holds(nameHeader, "=", s.header)).Then(parts...).Commit()
 	})

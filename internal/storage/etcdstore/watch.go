@@ -33,8 +33,8 @@ func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
 	if err != nil {
 		return storage.Barrier{}, err
 	}
-	if header := first(response, 0); string(header.GetValue()) != s.header {
-		return storage.Barrier{}, s.errHistory()
+	if err := s.checkHeader(response); err != nil {
+		return storage.Barrier{}, err
 	}
 	return barrierOf(first(response, 1)), nil
 }
@@ -95,8 +95,8 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 	}
 }
 
-// beginWatch is beginRead for watches. Close does not wait for them, because the caller of
-// Close may be the one who reads the watch.
+// beginWatch is beginRead for watches. Close does not wait for watches, because the goroutine
+// that calls Close may be reading a watch.
 func (s *Store) beginWatch(ctx context.Context) (_ context.Context, done func(), err error) {
 	counted, err := s.begin(ctx)
 	if err != nil {
@@ -172,8 +172,8 @@ func (s *Store) start(ctx context.Context, after int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if header := first(response, 0); string(header.GetValue()) != s.header {
-		return 0, fmt.Errorf("%w: %w", storage.ErrGap, s.errHistory())
+	if err := s.checkHeader(response); err != nil {
+		return 0, fmt.Errorf("%w: %w", storage.ErrGap, err)
 	}
 	switch newest := revision(first(response, 1)); {
 	case after > newest || after < 0:
@@ -248,7 +248,7 @@ func (b *changeBuilder) remove(name string, event *clientv3.Event) error {
 func (b *changeBuilder) committed() (*storage.Committed, error) {
 	change := &b.change
 	if !b.hasHead || change.Feed.GetWorkspaceId() != change.Head.WorkspaceID {
-		return nil, &storage.DamagedError{Kind: "feed entry", Name: change.Feed.GetWorkspaceId(), Problem: "not of the change it came with"}
+		return nil, &storage.DamagedError{Kind: "feed entry", Name: change.Feed.GetWorkspaceId(), Problem: "it is of another workspace than the change that put it"}
 	}
 	change.Revision, change.Feed.Revision = b.revision, b.revision
 	if b.event != nil {
@@ -259,8 +259,8 @@ func (b *changeBuilder) committed() (*storage.Committed, error) {
 
 // ListFeed implements storage.Store. The change log is the history of one name in etcd,
 // which only a watch can read. The watch begins limit etcd revisions before the newest
-// change. Revisions of other tenants, and those that record uses, count as well, so there
-// may be fewer records.
+// change. Some of these revisions belong to other tenants or record uses, so ListFeed may
+// return fewer than limit entries although older ones are kept.
 func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecord, error) {
 	ctx, done, err := s.beginRead(ctx)
 	if err != nil {
@@ -271,8 +271,8 @@ func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecor
 	if err != nil {
 		return nil, err
 	}
-	if header := first(response, 0); string(header.GetValue()) != s.header {
-		return nil, s.errHistory()
+	if err := s.checkHeader(response); err != nil {
+		return nil, err
 	}
 	newest := revision(first(response, 1))
 	from := max(newest-int64(limit), s.created) + 1
@@ -290,8 +290,8 @@ func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecor
 	return nil, nil
 }
 
-// history reads the feed records from one revision to another. If etcd has compacted
-// revisions from from on, it returns the revision up to which it did.
+// history reads the feed entries from one revision to another. If etcd has compacted revision
+// from, history returns no entries, and the newest revision that etcd has compacted.
 func (s *Store) history(ctx context.Context, from, to int64) (records []*storagev1.FeedRecord, compacted int64, err error) {
 	own, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel() // ends the watch
@@ -307,7 +307,7 @@ func (s *Store) history(ctx context.Context, from, to int64) (records []*storage
 			record := &storagev1.FeedRecord{}
 			err := storage.Decode("feed entry", nameFeedHead, event.Kv.Value, record)
 			if err != nil {
-				records = nil // records before a damaged one are left out, so that there is no gap
+				records = nil // entries before a damaged one are left out, so that there is no gap
 			} else {
 				record.Revision = event.Kv.ModRevision
 				records = append(records, record)

@@ -27,7 +27,7 @@ func testOneWorkspace(s *suite) {
 	s.do(workspace, workspace.CreateKey(KeyID(1)))
 	key := s.getKey("w", KeyID(1))
 	s.do(workspace, workspace.UpdateKey(key, rename("0")))
-	var mutex sync.Mutex // guards head and the order of model
+	var mutex sync.Mutex // guards workspace, and keeps the model's changes in order
 	var conflicts atomic.Int64
 	var group sync.WaitGroup
 	for range callers {
@@ -161,7 +161,8 @@ func (m *Model) key(workspaceID, keyID string) *storagev1.KeyRecord {
 	return m.workspaces[workspaceID].keys[keyID]
 }
 
-// readWhole reads in every way. Change n has the audit event base+n, and n is the name of
+// readWhole reads the store in several ways, and fails the test if it sees a part of a change, or
+// not yet the acknowledged change. Change n has the audit event base+n. It makes n the name of
 // the key and the role of the member.
 func (s *suite) readWhole(base, acknowledged int64) {
 	var key, member string

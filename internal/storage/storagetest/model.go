@@ -23,7 +23,7 @@ type Model struct {
 	revision   int64
 	time       time.Time
 	policy     *storagev1.PolicyRecord
-	workspaces map[string]*modelWorkspace // the policy's is ""
+	workspaces map[string]*modelWorkspace // by id; the empty id is the policy's
 }
 
 type modelWorkspace struct {
@@ -91,8 +91,8 @@ func (m *Model) Revision() int64 {
 	return m.revision
 }
 
-// Compare fails the test if the store does not hold what the model holds, by each way of
-// reading it.
+// Compare fails the test if the store does not hold what the model holds. It reads the store in
+// every way.
 func (m *Model) Compare(t testing.TB, store storage.Store) {
 	t.Helper()
 	m.mutex.Lock()
@@ -280,8 +280,8 @@ func (m *Model) compareEvents(t testing.TB, store storage.Store, id string, work
 	}
 }
 
-// compareAll compares the list of all workspaces' keys. The order within a workspace is
-// exact. The order across workspaces is as exact as the backend can make it.
+// compareAll compares the list of all workspaces' keys. It compares the order within each
+// workspace. The order across workspaces is left to the backend.
 func compareAll(t testing.TB, store storage.Store, want []*storagev1.KeyRecord) {
 	t.Helper()
 	got := ListKeys(t, store, "", 7)
@@ -380,8 +380,8 @@ func allPages[R any](t testing.TB, limit int, read func(cursor string) ([]R, str
 	}
 }
 
-// Check passes a store to a storage.Checker, as far as the interface shows it, and fails
-// the test if there are problems. Nothing may change the store meanwhile.
+// Check passes everything that can be read of a store to a storage.Checker, and fails the test
+// if there are problems. Nothing may change the store meanwhile.
 func Check(t testing.TB, store storage.Store) {
 	t.Helper()
 	checker := &storage.Checker{}

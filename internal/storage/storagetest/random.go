@@ -66,6 +66,7 @@ func testRandom(s *suite) {
 	}
 }
 
+// randomizer makes random changes.
 type randomizer struct {
 	*suite
 
@@ -149,7 +150,7 @@ func (r *randomizer) createKey(workspace *Workspace) {
 	r.do(workspace, change)
 }
 
-// anyKey returns a random key of a workspace, nil if there is none.
+// anyKey returns a random key of a workspace, nil if the workspace has no key.
 func (r *randomizer) anyKey(workspace *Workspace) *storagev1.KeyRecord {
 	keys := newestFirst(r.model.workspaces[workspace.ID].keys)
 	if len(keys) == 0 {

@@ -22,7 +22,7 @@ var readTests = []test{
 	{"AuditPagesAreNewestFirst", testAuditPages},
 	{"LimitsAreBounded", testLimits},
 	{"PagesEndBeforeTheyAreTooLarge", testPageBytes},
-	{"InventedCursorsGiveNothingForeign", testInvalidCursors},
+	{"InventedCursorsNeverShowOtherWorkspaces", testInvalidCursors},
 	{"RecordsOfOtherWorkspacesAreNotFound", testNotOfThisWorkspace},
 	{"RecordsAreNotAliased", testNotAliased},
 	{"EndedContextEndsEveryCall", testContextEnded},
@@ -300,7 +300,7 @@ func testPageBytes(s *suite) {
 	}
 }
 
-// sized fails if a page has several records and these are larger than a bound together.
+// sized fails the test if a page has several records that are larger than a bound together.
 func sized[Record proto.Message](s *suite, bound int, records []Record) {
 	total := 0
 	for _, record := range records {
@@ -337,9 +337,9 @@ func testLimits(s *suite) {
 	}
 }
 
-// testInvalidCursors reads with invented cursors and with cursors of another list. The
-// answer is ErrInvalidCursor or a page of the list that was asked for, because some of them
-// may happen to be valid. It is never damage and never another workspace's page.
+// testInvalidCursors reads with invented cursors and with cursors of another list. The answer
+// is ErrInvalidCursor or, because some of these cursors may happen to be valid, a page of the
+// list that was asked for. It is never ErrDamaged and never another workspace's page.
 func testInvalidCursors(s *suite) {
 	workspace, other := s.begin("w"), s.begin("other")
 	s.commit(ApplyPolicy(storage.Head{}, "policy"))
@@ -429,8 +429,8 @@ func testNotOfThisWorkspace(s *suite) {
 	s.equal("GetKey of any workspace", s.getKey("", KeyID(1)), key)
 }
 
-// testNotAliased keeps records that it has read while the store changes and after it is
-// closed.
+// testNotAliased keeps records that it has read while the store changes and after the store was
+// closed. The records must not change.
 func testNotAliased(s *suite) {
 	workspace := s.begin("w")
 	for index := range 20 {

@@ -24,8 +24,7 @@ func (r Records) Apply(change *storage.Change) []*storagev1.RecordChange {
 	var listed []*storagev1.RecordChange
 	put := func(kind storagev1.RecordKind, name string, record proto.Message) {
 		named := RecordName{kind, name}
-		entry := &storagev1.RecordChange{Kind: kind, Name: name, Before: hashOf(r[named]), After: hashOf(record)}
-		listed = append(listed, entry)
+		listed = append(listed, &storagev1.RecordChange{Kind: kind, Name: name, Before: hashOf(r[named]), After: hashOf(record)})
 		if record == nil {
 			delete(r, named)
 		} else {

@@ -21,8 +21,8 @@ import (
 
 // Backend is the store of one test.
 type Backend struct {
-	// Open opens the store, for the first time and again after it was closed. Then the store
-	// holds what it held before.
+	// Open opens the store for the first time, and again after it was closed. Opened again, the
+	// store holds what it held before.
 	Open func(t testing.TB) storage.Store
 	// Check fails the test if the backend's own check finds a problem in what is stored. It
 	// runs at the end of every test, when the store is closed. May be nil.
@@ -32,7 +32,7 @@ type Backend struct {
 // Factory returns a new backend with an empty store.
 type Factory func(t testing.TB) Backend
 
-// patience is the max duration of everything that does not depend on the test.
+// patience is the max duration of one test, except the random test.
 const patience = 30 * time.Second
 
 // Run runs the whole suite.
@@ -64,7 +64,8 @@ func Run(t *testing.T, factory Factory) {
 	}
 }
 
-// test is one test of the suite. At its end the store must hold what the model holds.
+// test is one test of the suite. When run has returned, the store must hold what the model
+// holds.
 type test struct {
 	name string
 	run  func(s *suite)

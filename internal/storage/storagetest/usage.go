@@ -15,11 +15,11 @@ var usageTests = []test{
 	{"LatestUseStays", testLatestUse},
 	{"ManyUsesAreRecordedAtOnce", testUseOfManyKeys},
 	{"UsesAreOutsideOfRevisionsAndWatch", testUsageOutside},
-	{"UseIsDeletedWithItsKey", testUsageGoes},
+	{"LastUseIsDeletedWithItsKey", testUsageGoes},
 }
 
-// wantUses fails the test if Load does not visit exactly these last uses, each after its
-// key.
+// wantUses fails the test if Load does not visit exactly these last uses, and each of them after
+// its key.
 func (s *suite) wantUses(want map[string]time.Time) {
 	s.Helper()
 	keys, got := make(map[string]bool), make(map[string]time.Time)

@@ -212,8 +212,8 @@ func testWatchGap(s *suite) {
 	s.followOrGap(0, []string{"w", "other", "third"})
 }
 
-// followOrGap watches after a revision. It expects ErrGap, or every change, of these
-// workspaces.
+// followOrGap watches after a revision. It expects ErrGap at once, or one change of each of these
+// workspaces, in this order.
 func (s *suite) followOrGap(after int64, want []string) {
 	s.Helper()
 	seen := 0

@@ -26,25 +26,26 @@ const (
 	SectorSize = 512
 )
 
-// page is the content of a page; nil is zeros. It is never changed, but replaced.
+// page is the content of a page; nil stands for zeros. The content is replaced, never changed.
 type page *[PageSize]byte
 
 // Disk is one folder. The zero value is an empty folder.
 type Disk struct {
 	files []*file // by number; a number is never used again
 	names map[string]int
-	// changes are those of names that are not durable yet, in order, and durable the names
-	// without them.
-	changes []map[string]int // name to number, -1 if it goes
+	// changes are the changes of names that are not durable yet, in order. durable are the names
+	// without these changes.
+	changes []map[string]int // name to number, -1 if the name is removed
 	durable map[string]int
 	clock   int // counts versions
 }
 
 // file is one file.
 type file struct {
+	// seen are the pages as processes see them, kept the durable pages.
 	seen, kept []page
-	// versions are, of each page that is dirty, its contents since it was last clean, in
-	// order; the last one is seen.
+	// versions are the contents of each dirty page since the page was last clean, in order; the
+	// last one is the page in seen.
 	versions map[int][]version
 	size     int64
 	keptSize int64
@@ -67,7 +68,7 @@ const (
 	Allocate               // at least Offset+Size bytes, of which those not written are zeros
 	Punch                  // zeros for Size bytes at Offset
 	Sync                   // of one file
-	FailedSync             // Seed decides what it wrote
+	FailedSync             // of one file; Seed decides what it wrote
 	SyncFolder             // of all names
 	Link                   // Name also as NewName
 	Rename                 // Name to NewName
@@ -113,17 +114,14 @@ func (d *Disk) Clone() *Disk {
 	return clone
 }
 
-// Number returns the number of the file that processes see under a name, -1 if there is
-// none.
+// Number returns the number of the file that processes see under a name, -1 if no file has the
+// name.
 func (d *Disk) Number(name string) int {
 	if number, found := d.names[name]; found {
 		return number
 	}
 	return -1
 }
-
-// Files returns how many files have existed so far.
-func (d *Disk) Files() int { return len(d.files) }
 
 // Size returns the size of a file as processes see it.
 func (d *Disk) Size(number int) int64 { return d.files[number].size }
@@ -138,7 +136,7 @@ func (d *Disk) Dirty() bool {
 	return len(d.changes) > 0
 }
 
-// Apply does what a process did.
+// Apply makes the change of an operation.
 func (d *Disk) Apply(op Op) {
 	switch op.Kind {
 	case Create:
@@ -235,7 +233,7 @@ func (f *file) sync() {
 	clear(f.versions)
 }
 
-// failSync writes some of the dirty pages. None of them is dirty after it.
+// failSync writes some of the dirty pages, and marks all of them as clean.
 func (f *file) failSync(random *rand.Rand) {
 	part := []float64{0, 0.1, 0.5, 0.9}[random.IntN(4)]
 	for _, index := range slices.Sorted(maps.Keys(f.versions)) {
@@ -244,7 +242,7 @@ func (f *file) failSync(random *rand.Rand) {
 		}
 	}
 	clear(f.versions)
-	// The size is kept elsewhere, by the journal, which has not failed.
+	// sizes stay pending: the journal writes them, and has not failed.
 }
 
 func (f *file) keep(index int, content page) {
@@ -254,28 +252,28 @@ func (f *file) keep(index int, content page) {
 	f.kept[index] = content
 }
 
-// Cut says what a power cut left of what was not durable.
+// Cut is which changes a power cut leaves of those that were not durable.
 type Cut int
 
-// The ways in which a power cut can go.
+// The values of Cut.
 const (
-	// Nothing is left of it.
+	// Nothing leaves none of the changes.
 	Nothing Cut = iota
-	// Everything is.
+	// Everything leaves all changes.
 	Everything
-	// Some is left, each page on its own, of any age.
+	// Some leaves a random version of some pages.
 	Some
-	// Older is what was written before some moment.
+	// Older leaves the changes that were made before a random moment.
 	Older
-	// Header is what lies in the first two pages, and little else.
+	// Header leaves the first two pages of a file, and few others.
 	Header
-	// Body is everything but the first two pages.
+	// Body leaves all pages but the first two of a file.
 	Body
-	// Single is one page of it.
+	// Single leaves one page.
 	Single
-	// AllButOne is everything but one page.
+	// AllButOne leaves all pages but one.
 	AllButOne
-	// Cuts is how many ways there are.
+	// Cuts is the number of values.
 	Cuts
 )
 
@@ -325,7 +323,7 @@ func (d *Disk) PowerCut(cut Cut, torn bool, random *rand.Rand) *Disk {
 	return left
 }
 
-// contentOf returns version chosen of a page, or what is durable for -1.
+// contentOf returns the chosen version of a page, or the durable content if chosen is -1.
 func (f *file) contentOf(index, chosen int) page {
 	switch {
 	case chosen >= 0:
@@ -336,7 +334,7 @@ func (f *file) contentOf(index, chosen int) page {
 	return nil
 }
 
-// trim cuts off what lies behind the end.
+// trim cuts off the durable content behind the durable size.
 func (f *file) trim() {
 	pages := int((f.keptSize + PageSize - 1) / PageSize)
 	if pages < len(f.kept) {
@@ -349,7 +347,7 @@ func (f *file) trim() {
 	}
 }
 
-// chooser returns what chooses a version of each dirty page, -1 for none.
+// chooser returns a function that chooses a version of a dirty page, -1 for the durable content.
 func (d *Disk) chooser(cut Cut, random *rand.Rand) func(number, index int, versions []version) int {
 	type place struct{ number, index int }
 	var dirty []place
@@ -424,7 +422,7 @@ func tear(one, other page, random *rand.Rand) page {
 	return mixed
 }
 
-// Restore makes an empty folder hold what processes see.
+// Restore writes what processes see into an empty folder.
 func (d *Disk) Restore(folder string) error {
 	first := make(map[int]string)
 	for _, name := range slices.Sorted(maps.Keys(d.names)) {
@@ -436,7 +434,7 @@ func (d *Disk) Restore(folder string) error {
 			continue
 		}
 		first[number] = name
-		// Mostly with room on the disk for all of it; some, as copies are, with holes.
+		// Most files get disk space for all of their pages; a quarter has holes, as copies may.
 		if err := d.files[number].restore(path, d.clock%4 == 0); err != nil {
 			return err
 		}
@@ -466,8 +464,8 @@ func (f *file) restore(path string, holes bool) error {
 	return out.Truncate(f.size)
 }
 
-// Damage replaces bytes of a file behind everybody's back: what is seen and what is
-// durable.
+// Damage replaces bytes of a file, without an operation, both as processes see them and as they
+// are durable. The rest of the file becomes durable, too.
 func (d *Disk) Damage(number int, offset int64, data []byte) {
 	f := d.files[number]
 	size := f.size
@@ -524,8 +522,8 @@ func (d *Disk) Equal(other *Disk) bool {
 // Names returns the names that processes see, sorted.
 func (d *Disk) Names() []string { return slices.Sorted(maps.Keys(d.names)) }
 
-// Compare says how a real folder differs from what processes see; an error is one of
-// reading. A difference means that something was not recorded.
+// Compare returns an error that says how a real folder differs from what processes see, or why
+// it cannot be read. A difference means that something was not recorded.
 func (d *Disk) Compare(folder string) error {
 	entries, err := os.ReadDir(folder)
 	if err != nil {

@@ -103,8 +103,8 @@ func TestPowerCutTearsPagesBySector(t *testing.T) {
 	}
 }
 
-// TestFailedSyncDropsWhatItDidNotWrite: what a failed sync did not write, a later one does not either,
-// though processes see it.
+// TestFailedSyncDropsWhatItDidNotWrite: processes see pages that a failed sync did not write, but
+// a later sync does not write them either.
 func TestFailedSyncDropsWhatItDidNotWrite(t *testing.T) {
 	lost := false
 	for seed := range uint64(50) {
@@ -130,7 +130,8 @@ func TestFailedSyncDropsWhatItDidNotWrite(t *testing.T) {
 	}
 }
 
-// TestUnsyncedSizesAndNamesAreLostInOrder: a size or a name that was not synced may be lost, in order.
+// TestUnsyncedSizesAndNamesAreLostInOrder: a size or a name that was not synced may be lost; of
+// the changes of names, the newest are lost first.
 func TestUnsyncedSizesAndNamesAreLostInOrder(t *testing.T) {
 	d := made()
 	d.Apply(disk.Op{Kind: disk.Resize, Size: 3 * disk.PageSize})
@@ -151,7 +152,8 @@ func TestUnsyncedSizesAndNamesAreLostInOrder(t *testing.T) {
 	}
 }
 
-// TestRestoreAndCompareSeeEveryDifference writes a disk to a real folder, and notices what is not in the record.
+// TestRestoreAndCompareSeeEveryDifference restores a disk into a real folder. Compare notices a
+// write that was not recorded.
 func TestRestoreAndCompareSeeEveryDifference(t *testing.T) {
 	d := made()
 	d.Apply(disk.Op{Kind: disk.Link, Name: "file", NewName: "link"})

@@ -13,10 +13,10 @@ import (
 
 // This file replaces records by older ones, with a right checksum, in the pages that bbolt
 // has mapped in a running process. Decisions come from the memory of the process and do not
-// change. A record that is read in order to change it must not become true.
+// change. A change that reads such a record must not write it back as valid.
 
-// The layout of bbolt's pages: a header, then an entry for each element, which says how far
-// after it its key begins. The value follows the key.
+// The layout of bbolt's pages: a header, the elements, and their keys and values. An element
+// has the distance from itself to its key. The value follows the key.
 const (
 	pageHeader   = 16
 	elementSize  = 16
@@ -55,8 +55,8 @@ func (r *round) alterations() error {
 	return nil
 }
 
-// earlier chooses a record that had another value at an earlier moment; an empty name if
-// there is none.
+// earlier chooses a record that had another value at an earlier moment. The name is empty if
+// no record had.
 func (r *round) earlier(l *life, before int, left *disk.Disk) (name string, older, newer []byte, err error) {
 	was, err := r.records(l.walk().to(before).PowerCut(disk.Everything, false, r.random))
 	if err != nil {
@@ -98,7 +98,7 @@ func (r *round) verifyAltered(l *life, index int, left *disk.Disk, change func(c
 			return err
 		}
 		r.images++
-		// In place: what the process has mapped is this file.
+		// In place, because the process has mapped this file.
 		err = overwrite(file, content)
 		if err == nil {
 			_, err = r.judgeDamaged(p, l, index)
@@ -125,7 +125,7 @@ func (r *round) verifyAltered(l *life, index int, left *disk.Disk, change func(c
 	})
 }
 
-// overwrite writes the content of a file that is there, and has that size.
+// overwrite replaces the content of a file by content of the same length, in place.
 func overwrite(name string, content []byte) error {
 	file, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
@@ -194,8 +194,8 @@ func alterPage(page, key, from, to []byte) bool {
 	return true
 }
 
-// element returns where key and value of an element are in a page, each from and to. It
-// returns false if they are outside of the page.
+// element returns where the key and the value of an element begin and end in a page. It returns
+// false if they are outside of the page.
 func element(page []byte, entry int) (name, value [2]int, ok bool) {
 	if entry+elementSize > len(page) {
 		return name, value, false

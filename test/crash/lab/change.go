@@ -20,7 +20,7 @@ type attempt struct {
 	call func(ctx context.Context, p *product) (complete func(*model), err error)
 	// effect is what the change does.
 	effect func(*model)
-	// creates is whether the change only creates a key.
+	// creates reports whether the change only creates a key.
 	creates bool
 }
 
@@ -136,8 +136,8 @@ func (c *changer) someScopes(m *model, role string) []string {
 	return some
 }
 
-// key returns an attempt that changes one key, if one fits. Keys whose answer was lost do
-// not.
+// key returns an attempt that changes one key that fits, nil if no key does. Keys whose id was
+// in a lost answer do not fit.
 func (c *changer) key(m *model, what string, fits func(*keyModel) bool, effect func(*keyModel),
 	call func(ctx context.Context, p *product, workspaceID string, key *keyModel) (func(*keyModel), error),
 ) *attempt {
@@ -355,15 +355,15 @@ func install() *attempt {
 	}
 }
 
-// putAnother is a change that always does something.
-func putAnother(p *product) (int64, error) {
+// putAnother makes a change that always has an effect.
+func putAnother(p *product) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := p.install(); err != nil {
-		return 0, err
+		return err
 	}
-	response, err := p.PutMember(ctx, actor, &keysvcv1.PutMemberRequest{
+	_, err := p.PutMember(ctx, actor, &keysvcv1.PutMemberRequest{
 		WorkspaceId: "afterwards", MemberId: "somebody", Role: "admin", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
 	})
-	return response.GetRevision(), err
+	return err
 }

@@ -14,8 +14,8 @@ import (
 
 // A crowd changes a store from many goroutines, so that one transaction holds several
 // changes. Each goroutine (a hand) has a workspace of its own, and knows what may be stored
-// of it. The order differs from run to run, so a seed does not repeat a crowd. The image of
-// a finding is kept instead.
+// of that workspace. The order differs from run to run, so a seed does not repeat a crowd. The
+// image of a finding is kept instead.
 
 // hand is one goroutine of the crowd.
 type hand struct {
@@ -31,16 +31,7 @@ func (h *hand) note(l *life, what string, allowed ...int) {
 
 // allowed returns the states that may be stored after a number of operations; none before
 // the hand has begun.
-func (h *hand) allowed(at int) []int {
-	var allowed []int
-	for _, event := range h.events {
-		if event.at > at {
-			break
-		}
-		allowed = event.allowed
-	}
-	return allowed
-}
+func (h *hand) allowed(at int) []int { return allowedAt(h.events, at) }
 
 // work makes changes.
 func (h *hand) work(l *life, count int) error {
@@ -76,7 +67,8 @@ func (h *hand) work(l *life, count int) error {
 	return nil
 }
 
-// fits returns the allowed state that the store shows, or an error if there is none.
+// fits returns the allowed state that the store shows. If it shows another one, the error says
+// how it differs from the last allowed state.
 func (h *hand) fits(p *product, allowed []int) (int, error) {
 	var problem error
 	for _, index := range allowed {

@@ -22,9 +22,9 @@ import (
 // synced. After that nothing may be ALLOWED that should not be, and a damage that changes
 // an answer must be detected.
 
-// damage changes the folder of a quiet store, as it was after at operations of a life. It
-// returns the folder, which may be a new disk, and what it did; an empty text if there was
-// nothing to do.
+// damage changes left, the folder of a quiet store after the first at operations of a life. It
+// returns the changed folder, which may be another disk, and describes the damage; the text is
+// empty if nothing was damaged.
 type damage func(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, error)
 
 // damages returns the kind that applies a damage to many images.
@@ -102,6 +102,12 @@ func (l *life) writes(number, at int) []int {
 	return found
 }
 
+// recent chooses one of the writes, a recent one rather than an old one, because old writes are
+// mostly overwritten.
+func (r *round) recent(writes []int) int {
+	return writes[len(writes)-1-min(r.random.IntN(len(writes)), r.random.IntN(len(writes)))]
+}
+
 // swallow leaves out one write, or a part of it, that the disk reported as done.
 func swallow(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, error) {
 	number := r.target(left)
@@ -109,8 +115,7 @@ func swallow(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, er
 	if len(writes) == 0 {
 		return nil, "", nil
 	}
-	// The newest writes matter most, because older ones are overwritten.
-	index := writes[len(writes)-1-min(r.random.IntN(len(writes)), r.random.IntN(len(writes)))]
+	index := r.recent(writes)
 	start, end := r.part(l.log[index])
 	now := l.base.Clone()
 	for position, op := range l.log[:at] {
@@ -133,7 +138,7 @@ func misplace(r *round, l *life, at int, left *disk.Disk) (*disk.Disk, string, e
 	if len(writes) == 0 {
 		return nil, "", nil
 	}
-	index := writes[len(writes)-1-min(r.random.IntN(len(writes)), r.random.IntN(len(writes)))]
+	index := r.recent(writes)
 	now, where := l.base.Clone(), int64(0)
 	for position, op := range l.log[:at] {
 		if position == index {
@@ -226,7 +231,6 @@ func (r *round) withFile(d *disk.Disk, use func(folder, file string) error) erro
 
 // records returns all values of the store, by bucket and name.
 func (r *round) records(d *disk.Disk) (map[string][]byte, error) {
-	// records returns all values of the store, by bucket and name.
 	records := make(map[string][]byte)
 	err := r.withFile(d, func(_, file string) error {
 		database, err := bolt.Open(file, 0o600, &bolt.Options{ReadOnly: true, Timeout: time.Second})
@@ -269,7 +273,7 @@ func (r *round) rewrite(d *disk.Disk, change func(*bolt.Tx) error) (*disk.Disk, 
 	return after, err
 }
 
-// verifyDamaged opens a damaged folder. state is what was stored before.
+// verifyDamaged opens a damaged folder. index is the state that was stored before the damage.
 func (r *round) verifyDamaged(l *life, index int, damaged *disk.Disk) error {
 	return r.withFile(damaged, func(folder, _ string) error {
 		quiet := &recorder{folder: folder, quiet: true}
@@ -298,8 +302,8 @@ func (r *round) verifyDamaged(l *life, index int, damaged *disk.Disk) error {
 			if err == nil && (!different || named) {
 				break
 			}
-			// Keys that were created less than a second ago may be missing, unless the
-			// anchor knows of them.
+			// Keys that the anchor does not have yet may be missing. They were created less than a
+			// second ago.
 			if state := &l.states[index]; state.creates && state.revision > anchored && l.states[index-1].model.policy {
 				index--
 				continue

@@ -15,7 +15,7 @@ import (
 // kind is one kind of crash.
 type kind struct {
 	name string
-	// group is plain, for disks that work as they should, or damage.
+	// group is plain, for disks that keep what was synced, or damaged.
 	group string
 	// weight is the kind's share of all images.
 	weight int
@@ -29,7 +29,7 @@ const (
 	damaged = "damage"
 )
 
-// kinds are all of them.
+// kinds lists all kinds.
 var kinds = []kind{
 	{"cut", plain, 20, (*round).cuts},
 	{"create", plain, 10, (*round).creations},
@@ -77,7 +77,7 @@ type round struct {
 	folder string
 	random *rand.Rand
 	names  int
-	// images counts those that were opened, and findings what was found.
+	// images counts the images that were opened. findings describes the broken promises.
 	images   int
 	findings []string
 	keep     func(image *disk.Disk, what string) string
@@ -233,8 +233,8 @@ func (r *round) kills() error {
 	return nil
 }
 
-// restarts kills the process, starts another one, and cuts the power while that one makes
-// durable what it found.
+// restarts kills the process, starts another one, and cuts the power while the new process
+// makes durable what it found.
 func (r *round) restarts() error {
 	l, err := r.first(1+r.random.IntN(20), 0, nil)
 	if err != nil {
@@ -248,8 +248,8 @@ func (r *round) restarts() error {
 	return nil
 }
 
-// restart kills a process at a moment, and cuts the power during the life of the next
-// process, or kills that one too.
+// restart kills a process at a moment, and cuts the power during the life of the next process.
+// Sometimes it first kills the next process, too, and the one after that.
 func (r *round) restart(l *life, at, images, depth int) error {
 	left := r.kill(l, at)
 	next := l.after(at, left, r.random.Uint64())
@@ -287,7 +287,7 @@ func (r *round) recoveries() error {
 	return nil
 }
 
-// failedSyncs lets syncs fail. What they did not write is lost although it is visible.
+// failedSyncs lets syncs fail. Pages that they did not write are lost although they are visible.
 func (r *round) failedSyncs() error {
 	changes := 3 + r.random.IntN(12)
 	failing := &fault{only: "sync", first: 1 + r.random.IntN(2*changes+6), calls: 1 + r.random.IntN(3)*r.random.IntN(2), err: syscall.EIO}
@@ -295,8 +295,8 @@ func (r *round) failedSyncs() error {
 	return r.afterFault(l, failing, err)
 }
 
-// afterFault cuts the power after a fault, and also kills the process and cuts the power
-// after that.
+// afterFault makes images of a life with a fault: by power cuts, and by power cuts after the
+// process was killed.
 func (r *round) afterFault(l *life, failing *fault, err error) error {
 	where := fmt.Sprintf("call %d failed with %v (%s)", failing.first, failing.err, failing.on)
 	if err != nil {
@@ -318,7 +318,7 @@ func (r *round) afterFault(l *life, failing *fault, err error) error {
 	return nil
 }
 
-// failures are what calls end with.
+// failures are the errors that calls end with.
 var failures = []syscall.Errno{syscall.EIO, syscall.ENOSPC, syscall.EMFILE, syscall.EACCES}
 
 // failedCalls lets the calls of a history fail, one call in each round.

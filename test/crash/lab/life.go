@@ -21,12 +21,12 @@ import (
 type state struct {
 	// absent means that there is no store.
 	absent bool
-	// known is whether revision and digest are known.
+	// known reports whether revision and digest are known.
 	known    bool
 	revision int64
 	digest   [32]byte
 	model    *model
-	// creates is whether the only difference from the previous state is a new key.
+	// creates reports whether the only difference from the previous state is a new key.
 	creates bool
 }
 
@@ -56,7 +56,7 @@ type life struct {
 	story []string
 
 	changer *changer
-	elapsed atomic.Int64 // the clock, in seconds since it began
+	elapsed atomic.Int64 // the clock, in seconds since began
 	folder  string
 	rec     *recorder
 	product *product
@@ -68,11 +68,12 @@ type life struct {
 // newLife returns the first life of a store.
 func newLife(seed uint64, bulk int) *life {
 	l := &life{base: &disk.Disk{}, states: []state{{absent: true, known: true, model: newModel(2, 3)}}}
-	l.be(seed, bulk)
+	l.draw(seed, bulk)
 	return l
 }
 
-func (l *life) be(seed uint64, bulk int) {
+// draw makes the life's sources of randomness from a seed.
+func (l *life) draw(seed uint64, bulk int) {
 	l.seed = seed
 	l.random = rand.New(rand.NewPCG(seed, 7))
 	l.dice = newDice(seed)
@@ -90,15 +91,19 @@ func (l *life) after(at int, left *disk.Disk, seed uint64) *life {
 		events: []event{{0, allowed, "begin"}},
 		story:  append(slices.Clone(l.story), fmt.Sprintf("another process begins after operation %d", at)),
 	}
-	next.be(seed, l.changer.bulk)
+	next.draw(seed, l.changer.bulk)
 	next.elapsed.Store(l.elapsed.Load())
 	return next
 }
 
 // allowed returns the states that may be stored after a number of operations.
-func (l *life) allowed(at int) []int {
+func (l *life) allowed(at int) []int { return allowedAt(l.events, at) }
+
+// allowedAt returns the states that the newest event up to a moment allows; none before the
+// first event.
+func allowedAt(events []event, at int) []int {
 	var allowed []int
-	for _, event := range l.events {
+	for _, event := range events {
 		if event.at > at {
 			break
 		}
@@ -138,7 +143,7 @@ func (l *life) begin(folder string, fault *fault) error {
 		if !l.states[allowed[0]].absent {
 			return found("the file is gone")
 		}
-		// It will be made, with an epoch that is not known yet.
+		// The process will make the store. Its epoch is not known yet.
 		l.states = append(l.states, state{model: l.states[0].model})
 		allowed = []int{0, len(l.states) - 1}
 	}
@@ -202,7 +207,7 @@ func (l *life) resolve(what string, allowed []int) error {
 			return l.confirm(what, index)
 		}
 	}
-	return found("revision %d is stored, which is none of what was acknowledged (%s)", revision, l.describe(allowed))
+	return found("revision %d is stored; %s was expected", revision, l.describe(allowed))
 }
 
 // confirm notes that a state is durable and visible.
@@ -221,7 +226,7 @@ func (l *life) describe(allowed []int) string {
 		case state.known:
 			parts = append(parts, fmt.Sprintf("revision %d", state.revision))
 		default:
-			parts = append(parts, "what was under way")
+			parts = append(parts, "the change in progress")
 		}
 	}
 	return strings.Join(parts, " or ")
@@ -230,7 +235,7 @@ func (l *life) describe(allowed []int) string {
 // patience bounds the wait for a store that reopens.
 const patience = 30 * time.Second
 
-// compare asks about every token.
+// compare validates every token, and compares the answers with a state.
 func (l *life) compare(index int) error {
 	if early := l.early.Load(); early != 0 {
 		return found("revision %d showed before it was durable", early)
@@ -238,7 +243,7 @@ func (l *life) compare(index int) error {
 	return compareAnswers(l.product, l.tokens, l.states[index].model.answers(l.tokens))
 }
 
-// compareAnswers compares what tokens get with what they should.
+// compareAnswers compares the answers to tokens with the wanted ones.
 func compareAnswers(p *product, tokens, want []string) error {
 	for number, token := range tokens {
 		for index, scope := range scopes {
@@ -315,7 +320,7 @@ func (l *life) work(count int, fault *fault) error {
 			return err
 		}
 		if l.random.IntN(8) == 0 {
-			// What the comparing has used is written; it is no change.
+			// Write the last-used times of the keys that compare has used. That is not a change.
 			struck := fault.count()
 			if err := l.product.recorder.Flush(context.Background()); err != nil {
 				if fault.count() == struck {
@@ -330,7 +335,7 @@ func (l *life) work(count int, fault *fault) error {
 	return nil
 }
 
-// end stops the process, in order, and checks that all was recorded.
+// end stops the process in order, and checks that every change of a file was recorded.
 func (l *life) end(fault *fault) error {
 	struck := fault.count()
 	err := l.product.close()
@@ -355,17 +360,17 @@ func (l *life) seal() error {
 
 // fault fails calls.
 type fault struct {
-	// first is the number of the first call that fails, and calls how many do.
+	// first is the number of the first call that fails, and calls how many fail from there.
 	first, calls int
-	only         string // a call of this name; all if empty
+	only         string // "sync" fails syncs only; empty fails any call
 	err          error
-	part         int // of a write, what is written before it fails
-	seen, struck int
-	on           string // what was struck
+	part         int    // how many bytes of a write are written before it fails
+	seen, struck int    // how many calls came, and how many of them failed
+	on           string // the name of the first call that failed
 	disarmed     bool
 }
 
-// strike is a recorder's fault.
+// strike is the function recorder.fault.
 func (f *fault) strike(_ int, its *call) (int, error) {
 	if f.disarmed || f.only == "sync" && its.name != "fsync" && its.name != "fdatasync" {
 		return 0, nil
@@ -381,7 +386,7 @@ func (f *fault) strike(_ int, its *call) (int, error) {
 	return f.part, f.err
 }
 
-// count returns how often it struck.
+// count returns how many calls have failed.
 func (f *fault) count() int {
 	if f == nil {
 		return 0
@@ -389,7 +394,7 @@ func (f *fault) count() int {
 	return f.struck
 }
 
-// filled reports whether it has struck as a full disk.
+// filled reports whether a call has failed as on a full disk.
 func (f *fault) filled() bool { return f.count() > 0 && errors.Is(f.err, syscall.ENOSPC) }
 
 // findingError is a broken promise, unlike an error of the laboratory.
@@ -478,8 +483,7 @@ func (l *life) judge(p *product, allowed []int) error {
 // goOn makes a change in a store that was opened, and checks it after that.
 func (l *life) goOn(p *product, folder string) error {
 	p.follow()
-	_, err := putAnother(p)
-	if err != nil {
+	if err := putAnother(p); err != nil {
 		return errors.Join(found("a change after the crash: %v", err), p.close())
 	}
 	if err := p.close(); err != nil {

@@ -62,7 +62,7 @@ func run() error {
 	return lab.run()
 }
 
-// lab runs rounds until there is enough.
+// lab runs rounds until enough images were opened.
 type lab struct {
 	settings
 	chosen []kind
@@ -72,14 +72,14 @@ type lab struct {
 	mutex    sync.Mutex
 	next     map[string]int // the number of a kind's next round
 	images   map[string]int
-	running  map[string]int // the images that are being made, about
+	running  map[string]int // an estimate of the images that are being made
 	findings map[string]int
 	total    int
 	failed   int
 	broken   error
 }
 
-// typical is how many images a round makes, about.
+// typical is about how many images a round makes.
 const typical = 40
 
 // turn is a round of a kind.
@@ -105,7 +105,7 @@ func newLab(s settings) (*lab, error) {
 	return nil, err
 }
 
-// run runs rounds and says in the end what came of them.
+// run runs rounds, and prints a summary at the end.
 func (l *lab) run() error {
 	fmt.Printf("seed %d\n", l.seed)
 	var workers sync.WaitGroup
@@ -127,7 +127,7 @@ func (l *lab) run() error {
 	return nil
 }
 
-// take returns the next round, false if there is enough.
+// take returns the next round, or false if no other round is wanted.
 func (l *lab) take() (turn, bool) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
@@ -138,7 +138,7 @@ func (l *lab) take() (turn, bool) {
 		l.next[""]++
 		return turn{l.chosen[0], l.round}, l.next[""] == 1
 	}
-	// The kind that is farthest behind its part.
+	// The kind that lacks most images of its share.
 	behind := slices.MinFunc(l.chosen, func(a, b kind) int {
 		return (l.images[a.name]+l.running[a.name])*b.weight - (l.images[b.name]+l.running[b.name])*a.weight
 	})

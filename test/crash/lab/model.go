@@ -5,14 +5,13 @@ import (
 	"slices"
 )
 
-// model is what keysvc should hold. A change returns a new model and leaves the old one as
-// it is.
+// model is what keysvc should hold. A change is made in a clone of the model before it.
 type model struct {
 	members []memberModel
 	keys    []keyModel
-	// narrow is whether the active policy takes emails:write from managers.
+	// narrow reports whether the active policy takes emails:write from managers.
 	narrow bool
-	policy bool // there is one
+	policy bool // reports whether the store has a policy
 }
 
 // memberModel is one member.
@@ -24,13 +23,13 @@ type memberModel struct {
 
 // keyModel is one key.
 type keyModel struct {
-	member, since int // its member, and that one's since
+	member, since int // the index of its member, and the member's since at that time
 	id            string
 	scopes        []string
-	elsewhere     bool // it may be used from another address alone
+	elsewhere     bool // the key may be used only from another address
 	revoked       bool
-	// live are the tokens whose secrets count, newest first; an empty one was in an answer
-	// that was lost. ended are those of secrets that no longer count.
+	// live are the tokens that are valid, newest first; an empty one was in an answer that was
+	// lost. ended are the tokens that a rotation ended.
 	live, ended []string
 }
 
@@ -44,7 +43,7 @@ const (
 	financial = "financial_documents:read"
 )
 
-// scopes are those that keys are given here.
+// scopes are the scopes that keys can get here.
 var scopes = []string{assets, emails, financial, signature}
 
 // The reasons of refusals.
@@ -57,7 +56,7 @@ const (
 	scopeBeyondRole   = "SCOPE_BEYOND_ROLE"
 )
 
-// newModel returns what an empty store holds, with the members that will be.
+// newModel returns the model of an empty store. It has the members that changes can add.
 func newModel(workspaces, members int) *model {
 	m := &model{}
 	for workspace := range workspaces {
@@ -85,13 +84,14 @@ func (m *model) may(role, scope string) bool {
 	return false
 }
 
-// dead says that a key is revoked, or counts as such.
+// dead reports whether a key is revoked, or counts as revoked.
 func (m *model) dead(key *keyModel) bool {
 	member := &m.members[key.member]
 	return key.revoked || !member.there || member.since != key.since
 }
 
-// decision returns what a token gets; refused if that cannot be told.
+// decision returns the answer to a token for a scope; refused without a policy, because any
+// refusal is right then.
 func (m *model) decision(token, scope string) string {
 	if !m.policy {
 		return refused

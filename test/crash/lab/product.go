@@ -37,7 +37,7 @@ const storeFile = "keysvc.db"
 // actor makes every change of the laboratory.
 var actor = audit.Actor{Caller: "crash laboratory", RequestID: "request-1"}
 
-// began is when every history begins. The clock moves by what a session says.
+// began is when every history begins. From there, life.elapsed moves the clock.
 var began = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // product is a keysvc without its RPCs, on a real file.
@@ -60,7 +60,7 @@ type config struct {
 	random io.Reader
 }
 
-// start opens the store in a folder, makes one if there is none, and loads it.
+// start opens the store in a folder, makes it if it does not exist, and loads it.
 func start(folder string, config config) (*product, error) {
 	store, err := boltstore.Open(filepath.Join(folder, storeFile), boltstore.Config{
 		// Without a reserve: files stay small, and grow a little at a time.
@@ -83,7 +83,7 @@ func start(folder string, config config) (*product, error) {
 	return p, nil
 }
 
-// follow lets the projection follow the store, which changes need.
+// follow lets the projection follow the store. Changes need that: they wait for the projection.
 func (p *product) follow() {
 	ctx, cancel := context.WithCancel(context.Background())
 	p.following.Go(func() { p.ended = p.projection.Follow(ctx) })
@@ -113,8 +113,8 @@ func (p *product) close() error {
 // changed.
 func full(err error) bool { return errors.Is(err, storage.ErrFull) }
 
-// up reports whether the store serves again after it went down. Only the projection may
-// call Load until then: a Load by anybody else would end the restriction to Load.
+// up returns nil once the store serves again after it went down. Until then only the projection
+// may call Load, because a Load by anybody else would end the restriction to Load too early.
 func (p *product) up() error {
 	if _, _, err := p.store.GetMember(context.Background(), "nobody's", "nobody"); !errors.Is(err, storage.ErrNotFound) {
 		return err

@@ -29,13 +29,14 @@ type call struct {
 // recorder sees every call on the files of one folder, in order, and can let calls fail.
 type recorder struct {
 	folder string
-	// quiet recorders keep nothing; they only spare the real syncs.
+	// quiet recorders record nothing. They only skip the real syncs.
 	quiet bool
-	// fault, if set, is asked before each call, with its number from 1: an error is what
-	// the call ends with. Of a write, the first part bytes are written before.
+	// fault, if set, is called before each call, with the number of the call, from 1. If it
+	// returns an error, the call ends with that error. Of a write, the first part bytes are
+	// written nevertheless.
 	fault func(number int, its *call) (part int, err error)
-	// syncing, if set, is called before each sync of the store's file takes effect. What
-	// shows while the anchor is synced is durable already.
+	// syncing, if set, is called before each sync of the store's file takes effect. It is not
+	// called for the anchor, because what is visible then is durable already.
 	syncing func()
 
 	mutex sync.Mutex
@@ -43,10 +44,10 @@ type recorder struct {
 	log   []disk.Op
 	calls int
 	seeds uint64 // what failing syncs draw from
-	lost  error  // why the record is of no use
+	lost  error  // why the record is incomplete, if it is
 }
 
-// recorders are those that see something now, by folder.
+// recorders are the recorders that are recording, by folder.
 var recorders sync.Map
 
 // handle is the file of a file descriptor.
@@ -55,7 +56,7 @@ type handle struct {
 	file     int // its number, -1 for the folder
 }
 
-// handles are all that are open, by descriptor.
+// handles holds the open handles, by descriptor.
 var handles [1 << 14]atomic.Pointer[handle]
 
 // watch begins to record what happens in a folder whose content is base.
@@ -68,14 +69,14 @@ func watch(folder string, base *disk.Disk) *recorder {
 // end ends the recording. What is still open is no longer seen.
 func (r *recorder) end() { recorders.Delete(r.folder) }
 
-// at returns how many operations there are.
+// at returns how many operations were recorded so far.
 func (r *recorder) at() int {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	return len(r.log)
 }
 
-// number returns the number of a file, -1 if there is none of that name.
+// number returns the number of a file, -1 if no file has that name.
 func (r *recorder) number(name string) int {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
@@ -159,7 +160,7 @@ func (r *recorder) open(its *call, name string, do func() (int, error)) (int, er
 		number = r.disk.Number(name)
 		switch {
 		case number < 0:
-			// Also O_TMPFILE and the like would come here, and Compare would find out.
+			// A file without a name (O_TMPFILE) would come here, too. Compare would notice that.
 			r.apply(disk.Op{Kind: disk.Create, Name: name})
 			number = r.disk.Number(name)
 		case its.flags&os.O_TRUNC != 0:

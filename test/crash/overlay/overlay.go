@@ -123,8 +123,8 @@ func Mutants() []string {
 	return names
 }
 
-// Kinds returns the kinds of crashes that must catch a mutant: what the line "kinds:" says
-// in the prose before its first file.
+// Kinds returns the kinds of crashes that must catch a mutant: the line "kinds:" in the text
+// before the first file of its patch.
 func Kinds(mutant string) (string, error) {
 	patch, err := patches.ReadFile("mutants/" + mutant + ".patch")
 	if err != nil {
@@ -173,7 +173,7 @@ func Apply(root, patch string) (map[string]string, error) {
 				}
 				files[name] = string(text)
 			}
-		case name == "": // what stands before the first file is prose
+		case name == "": // the text before the first file
 		case line[0] == '-':
 			before.WriteString(line[1:])
 		case line[0] == '+':
