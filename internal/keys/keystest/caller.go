@@ -91,8 +91,8 @@ func (c *caller) run() {
 	}
 }
 
-// insist calls a random manager. It repeats the call as clients do, if the outcome is unknown or the
-// store unavailable, and sometimes without a reason.
+// insist calls a random manager. It repeats the call as clients do, if the outcome is unknown or
+// the store unavailable, and sometimes without a reason.
 func (c *caller) insist(request any) *call {
 	number := c.random.IntN(len(c.seats))
 	for attempt := 0; ; attempt++ {
@@ -108,7 +108,8 @@ func (c *caller) insist(request any) *call {
 	}
 }
 
-// follow calls a random manager, mostly another one, with a message whose answer depends on the change.
+// follow calls a random manager, mostly another one, with a message whose answer depends on the
+// change.
 func (c *caller) follow(done *call) {
 	number := (done.seat + c.random.IntN(len(c.seats))) % len(c.seats)
 	c.left--
@@ -122,8 +123,8 @@ func (c *caller) follow(done *call) {
 	}
 }
 
-// outlive issues a secret that expires within seconds, waits until the secret has expired, and sends
-// the same message again.
+// outlive issues a secret that expires within seconds, waits until the secret has expired, and
+// sends the same message again.
 func (c *caller) outlive() {
 	if !c.brief.TryLock() {
 		return

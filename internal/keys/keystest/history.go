@@ -268,7 +268,7 @@ func (j *judgement) broken(rule, format string, arguments ...any) {
 const (
 	ruleChange   = "a change is made once, checked against the state before it, after everything acknowledged"
 	ruleRefusal  = "a refusal reflects what was acknowledged"
-	ruleNothing  = "an answer of nothing to change is right at a revision that validations reflect"
+	ruleNothing  = `the answer "nothing to change" is right at a revision that validations reflect`
 	ruleRead     = "a read reflects what was acknowledged, and holds at one revision"
 	ruleValidate = "a validation reflects what was acknowledged"
 	ruleConflict = "no caller is told of a conflict, and no attempt repeats the heads of the one before"

@@ -53,8 +53,8 @@ func (g *gate) pause(ctx context.Context, _ int, at point) error {
 	}
 }
 
-// maxHold is the max time that a load is held back while a call is repeated, because the repeated call
-// may wait for that load.
+// maxHold is the max time that a load is held back while a call is repeated, because the repeated
+// call may wait for that load.
 const maxHold = 5 * time.Millisecond
 
 // insist calls a verb. Once in 50 calls it makes the commit fail with an unknown outcome, before or

@@ -11,7 +11,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Faults are the rates of a link's faults. A rate of n makes a fault happen once in n calls; 0 is never.
+// Faults are the rates of a link's faults. A rate of n makes a fault happen once in n calls; 0 is
+// never.
 type Faults struct {
 	// Lost is the rate of commits that are made, but answered with ErrOutcomeUnknown.
 	Lost int
@@ -286,8 +287,8 @@ type localLink struct {
 	storage.LocalBarrierReader
 }
 
-// withBarrier returns the link as a store. If the store has a local barrier, the barrier is read without
-// the link.
+// withBarrier returns the link as a store. If the store has a local barrier, the barrier is read
+// without the link.
 func (l *link) withBarrier() storage.Store {
 	if local, is := storage.LocalBarrierOf(l.Store); is {
 		return localLink{l, local}

@@ -137,8 +137,8 @@ func (atOnce) pause(ctx context.Context, _ int, _ point) error { return ctx.Err(
 type delays struct {
 	mutex  sync.Mutex
 	random *rand.Rand
-	// still is the seat whose watch is held back while pauses, which each call of pause decrements, is
-	// more than 0.
+	// still is the seat whose watch is held back while pauses, which each call of pause decrements,
+	// is more than 0.
 	still, pauses int
 }
 

@@ -102,7 +102,7 @@ type Campaign struct {
 // RunSeveral makes concurrent calls of several managers of one store, with delays and faults between
 // managers and store, and compares every answer with what was true. Changes and reads must be
 // linearizable. Validations, and answers that commit nothing, must reflect what any manager acknowledged
-// before they began. Errors that faults cause are no violations.
+// before they began. Errors that faults cause are not violations.
 func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
 	s := openSeveral(t, fleet, campaign)
@@ -113,8 +113,8 @@ func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
 }
 
 // SimulateSeveral does the same as RunSeveral in a bubble of testing/synctest, one step at a time, in an
-// order that the seed decides. Calls can be held back for long, because waiting takes no time. The store must not use
-// the network.
+// order that the seed decides. Calls can be held back for long, because waiting takes no time. The store
+// must not use the network.
 func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
 	var result Result
