@@ -52,6 +52,19 @@ func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 	token, keyID := made.GetToken(), made.GetKey().GetKeyId()
 	s.say("Key %s, shown once: %s", keyID, shorten(token))
 
+	s.requests(ctx, token)
+	if err := s.changes(ctx, keysvc, token, keyID); err != nil {
+		return err
+	}
+	if len(s.surprises) > 0 {
+		return errors.New("not as expected: " + strings.Join(s.surprises, "; "))
+	}
+	s.say("That is all. Run it with --serve to try it yourself.")
+	return nil
+}
+
+// requests makes requests with the key, without a key, and with a token that is not valid.
+func (s *story) requests(ctx context.Context, token string) {
 	s.say("The key may do what its scopes cover.")
 	s.http(ctx, 200, token, "POST", "/v1/signatures", `{"name":"Default","content":"<b>Ann</b>"}`)
 	s.http(ctx, 200, token, "GET", "/v1/signatures", "")
@@ -75,7 +88,11 @@ func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 		_, err := s.signatures.ListSignatures(ctx, &signaturesv1.ListSignaturesRequest{})
 		return err
 	})
+}
 
+// changes changes the member's role and then revokes the key. After each change it makes the requests
+// again, and expects the streams that the key held open to end.
+func (s *story) changes(ctx context.Context, keysvc *keysvc, token, keyID string) error {
 	s.say("A stream is opened with the key.")
 	held, err := s.hold(ctx, token)
 	if err != nil {
@@ -112,10 +129,6 @@ func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 		_, err := s.signatures.ListSignatures(ctx, &signaturesv1.ListSignaturesRequest{})
 		return err
 	})
-	if len(s.surprises) > 0 {
-		return errors.New("not as expected: " + strings.Join(s.surprises, "; "))
-	}
-	s.say("That is all. Run it with --serve to try it yourself.")
 	return nil
 }
 
