@@ -48,8 +48,8 @@ type bothKey struct {
 	expires, overlap time.Time
 }
 
-// TestValidatorAnswersAsKeysvcDoes makes the same random changes to a real keysvc and to the Validator
-// in memory, and asks both the same questions.
+// TestValidatorAnswersAsKeysvcDoes makes the same random changes to a real keysvc and to the
+// Validator in memory, and asks both the same questions.
 func TestValidatorAnswersAsKeysvcDoes(t *testing.T) {
 	clock := servertest.NewClock(time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC))
 	keysvc := servertest.Start(t, servertest.Options{Now: clock.Now})

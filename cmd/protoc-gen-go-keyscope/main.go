@@ -1,6 +1,6 @@
 // Command protoc-gen-go-keyscope is a plugin of buf and protoc. For each service it generates
-// a table of what each method requires of the API key that it is called with. The annotations
-// of keysvc/v1/access.proto say that; a method without an annotation is an error.
+// a table of what each method requires of the API key that it is called with. The requirements come
+// from the annotations of keysvc/v1/access.proto; a method without an annotation is an error.
 //
 // Pin it in the module that uses it:
 //
@@ -61,7 +61,7 @@ func run(in io.Reader, out io.Writer) error {
 		return err
 	}
 	var flags flag.FlagSet
-	file := flags.String("policy", "", "a policy in YAML; other scopes than those of the policy are errors")
+	file := flags.String("policy", "", "a policy in YAML; scopes that it does not have are errors")
 	plugin, err := protogen.Options{ParamFunc: flags.Set}.New(request)
 	if err != nil {
 		return err

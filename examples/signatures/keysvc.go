@@ -19,7 +19,7 @@ import (
 
 // keysvc is a keysvc process with an empty store, and a client of it.
 type keysvc struct {
-	// target is the address that it listens on: a unix socket.
+	// target is the address that the process listens on, a unix socket.
 	target string
 	client *keyclient.Client
 

@@ -52,7 +52,20 @@ func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 	token, keyID := made.GetToken(), made.GetKey().GetKeyId()
 	s.say("Key %s, shown once: %s", keyID, shorten(token))
 
-	s.say("With it, what its scopes cover is allowed.")
+	s.requests(ctx, token)
+	if err := s.changes(ctx, keysvc, token, keyID); err != nil {
+		return err
+	}
+	if len(s.surprises) > 0 {
+		return errors.New("not as expected: " + strings.Join(s.surprises, "; "))
+	}
+	s.say("That is all. Run it with --serve to try it yourself.")
+	return nil
+}
+
+// requests makes requests with the key, without a key, and with a token that is not valid.
+func (s *story) requests(ctx context.Context, token string) {
+	s.say("The key may do what its scopes cover.")
 	s.http(ctx, 200, token, "POST", "/v1/signatures", `{"name":"Default","content":"<b>Ann</b>"}`)
 	s.http(ctx, 200, token, "GET", "/v1/signatures", "")
 	s.grpc(ctx, "OK", token, "GetSignature", func(ctx context.Context) error {
@@ -61,28 +74,32 @@ func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 	})
 	s.http(ctx, 200, token, "POST", "/v1/signatures/sig-1/publish", "")
 
-	s.say("What they do not cover is 403, PERMISSION_DENIED.")
+	s.say("Everything else is refused with 403, PERMISSION_DENIED.")
 	s.http(ctx, 403, token, "DELETE", "/v1/signatures/sig-1", "")
 	s.grpc(ctx, "PermissionDenied", token, "InstallSignature", func(ctx context.Context) error {
 		_, err := s.signatures.InstallSignature(ctx, &signaturesv1.InstallSignatureRequest{Id: "sig-1", Email: "ann@example.com"})
 		return err
 	})
 
-	s.say("No token, or one that is not valid (the second: its last character was changed), is 401, UNAUTHENTICATED.")
+	s.say("A request without a token is refused with 401, UNAUTHENTICATED, and so is a token whose last character was changed.")
 	s.http(ctx, 401, "", "GET", "/v1/signatures", "")
 	s.http(ctx, 401, token[:len(token)-1]+"x", "GET", "/v1/signatures", "")
 	s.grpc(ctx, "Unauthenticated", "", "ListSignatures", func(ctx context.Context) error {
 		_, err := s.signatures.ListSignatures(ctx, &signaturesv1.ListSignaturesRequest{})
 		return err
 	})
+}
 
-	s.say("A stream is held open with it.")
+// changes changes the member's role and then revokes the key. After each change it makes the requests
+// again, and expects the streams that the key held open to end.
+func (s *story) changes(ctx context.Context, keysvc *keysvc, token, keyID string) error {
+	s.say("A stream is opened with the key.")
 	held, err := s.hold(ctx, token)
 	if err != nil {
 		return err
 	}
 
-	s.say("Ann becomes an ordinary member, who has no scopes. Her key acts as she does: now.")
+	s.say("Ann becomes an ordinary member, who has no scopes. Her key loses its scopes at once.")
 	if err := putMember(ctx, keysvc, "member"); err != nil {
 		return err
 	}
@@ -112,10 +129,6 @@ func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 		_, err := s.signatures.ListSignatures(ctx, &signaturesv1.ListSignaturesRequest{})
 		return err
 	})
-	if len(s.surprises) > 0 {
-		return errors.New("not as expected: " + strings.Join(s.surprises, "; "))
-	}
-	s.say("That is all. Run it with --serve to try it yourself.")
 	return nil
 }
 
@@ -223,7 +236,7 @@ func shorten(token string) string {
 	return "…"
 }
 
-// putMember gives the member a role, and returns when every service knows it.
+// putMember gives the member a role, and returns when every service's answers reflect it.
 func putMember(ctx context.Context, keysvc *keysvc, role string) error {
 	put, err := keysvc.client.Members.PutMember(ctx, &keysvcv1.PutMemberRequest{
 		WorkspaceId: workspace, MemberId: member, Role: role, State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
@@ -234,8 +247,8 @@ func putMember(ctx context.Context, keysvc *keysvc, role string) error {
 	return everywhere(ctx, keysvc, put.GetRevision(), put.GetEpoch())
 }
 
-// everywhere returns when no service answers from before a change any more. Without that call,
-// services learn of a change within milliseconds, and within a second whatever fails.
+// everywhere returns when every service's answers reflect a change. Without this call, services
+// learn of a change within milliseconds, and within a second whatever fails.
 func everywhere(ctx context.Context, keysvc *keysvc, revision int64, epoch string) error {
 	_, err := keysvc.client.Sync.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revision, Epoch: epoch})
 	return err
@@ -259,7 +272,7 @@ func stay(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) 
 	fmt.Fprintf(out, `The service is up, with a key of Ann's in acme that may read and write signatures.
 Ctrl-C ends it, and everything is gone.
 
-In another terminal, in this folder (what the token is in does not show in a list of processes):
+In another terminal, in this folder (with these commands, a list of processes does not show the token):
 
   export TOKEN=%[1]s
   key() { echo "Authorization: Bearer $TOKEN"; }

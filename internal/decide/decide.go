@@ -276,10 +276,10 @@ func Authenticate(presented token.Token, subject Subject, expectedWorkspace stri
 	}, NoReason
 }
 
-// match reports whether the token holds the newest secret of the key, and whether it holds
-// the older secret and that secret has not ended. It always compares both, so that the time it takes does not depend
-// on which one matches. The newest secret matches even when it has expired, so that the
-// reason can be KeyExpired.
+// match reports whether the token holds the newest secret of the key, and whether it holds the
+// older secret and that secret has not ended. It always compares both, so that the time it takes
+// does not depend on which one matches. The newest secret matches even when it has expired, so that
+// the reason can be KeyExpired.
 func match(presented token.Token, key *Key, now int64) (newest, older bool) {
 	first, second := &key.Secrets[0], &key.Secrets[1]
 	// One hash is enough for all stored schemes: it does not equal a hash of another scheme.

@@ -52,8 +52,8 @@ type situation struct {
 	now         time.Time
 }
 
-// allowed returns a situation in which nothing speaks against the request, though
-// everything that could is there: an expected workspace, address rules, a scope, and
+// allowed returns a situation in which the request is allowed, although every check has
+// something to compare: an expected workspace, address rules, a scope, and
 // an older secret in overlap, of the token that is returned second.
 func allowed(t testing.TB) (situation, token.Token) {
 	t.Helper()
@@ -94,7 +94,7 @@ func (s *situation) decide() (decision decide.Decision, reason decide.Reason, ke
 	return decision, reason, keyID
 }
 
-// fault is one thing that speaks against a request.
+// fault is one reason to refuse a request.
 type fault struct {
 	name   string
 	reason decide.Reason
@@ -103,8 +103,8 @@ type fault struct {
 	apply func(*testing.T, *situation)
 }
 
-// faults lists them in the order in which they count (design, section 6). Those of one
-// step have the same reason, so their order among each other is nobody's business.
+// faults lists the faults in the order of the checks (design, section 6). The faults of one
+// step have the same reason, so the order among them does not matter.
 var faults = []fault{
 	// Well-formed.
 	{"malformed", decide.KeyInvalid, false, func(_ *testing.T, s *situation) { s.presented = token.Token{} }},
@@ -222,8 +222,8 @@ func TestEachFaultAloneHasItsReason(t *testing.T) {
 	}
 }
 
-// TestOfTwoFaultsTheEarlierCheckDecides applies each two faults, in both orders: the reason is that of the
-// fault that stands earlier in the list.
+// TestOfTwoFaultsTheEarlierCheckDecides applies every pair of faults, in both orders. The reason is that
+// of the fault that is earlier in the list.
 func TestOfTwoFaultsTheEarlierCheckDecides(t *testing.T) {
 	for first := range faults {
 		for second := range faults {
@@ -538,7 +538,7 @@ func TestAddressMustLieInAPrefix(t *testing.T) {
 		{"192.0.2.0/24", "::ffff:192.0.2.7", true},
 		{"192.0.2.0/24", "::ffff:198.51.100.7", false},
 		{"0.0.0.0/0", "::ffff:198.51.100.7", true},
-		// And is nothing that an IPv6 rule speaks of.
+		// It is not in any IPv6 prefix.
 		{"::/0", "::ffff:192.0.2.7", false},
 		{"::/0", "192.0.2.7", false},
 		// The old compatible form is an IPv6 address like any other.
@@ -550,7 +550,7 @@ func TestAddressMustLieInAPrefix(t *testing.T) {
 		{"2001:db8::1/128", "2001:db8::2", false},
 		{"::/0", "2001:db8::1", true},
 		{"::/0", none, false},
-		// A zone says which network card, not who.
+		// A zone names a network interface, not a host.
 		{"fe80::/10", "fe80::1%eth0", true},
 		{"fe80::/10", "fe80::1", true},
 		{"fe80::/10", "2001:db8::1%eth0", false},
@@ -591,7 +591,7 @@ func TestScopeMustBeGrantedAndWithinTheRole(t *testing.T) {
 		{"scope", decide.Requirement{Scope: scope}, decide.NoReason},
 		{"identity", decide.Requirement{IdentityOnly: true}, decide.NoReason},
 		{"neither", decide.Requirement{}, decide.ScopeNotGranted},
-		// Both is no question that the API lets through; the stricter half decides.
+		// The API refuses a question with both; here, the scope decides.
 		{"both, granted", decide.Requirement{Scope: scope, IdentityOnly: true}, decide.NoReason},
 		{"both, not granted", decide.Requirement{Scope: "assets:read", IdentityOnly: true}, decide.ScopeNotGranted},
 		{"role alone has it", decide.Requirement{Scope: "folders:read"}, decide.ScopeNotGranted},

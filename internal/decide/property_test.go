@@ -82,8 +82,8 @@ func mostly[Value any](random *rand.Rand, n int, usual Value, others ...Value) V
 	return usual
 }
 
-// situation draws one. Everything varies, but most things are mostly right: else
-// hardly any situation would be allowed, and nothing would be tested.
+// situation draws a random situation. Everything varies, but most values are mostly right:
+// otherwise hardly any situation would be allowed, and little would be tested.
 func (u *universe) situation(t testing.TB, random *rand.Rand) (situation, []token.Token) {
 	t.Helper()
 	const n = 16
@@ -156,7 +156,7 @@ func (u *universe) situation(t testing.TB, random *rand.Rand) (situation, []toke
 	return s, secrets
 }
 
-// checkProperties holds for any situation.
+// checkProperties checks what must be true of every situation.
 func checkProperties(t testing.TB, random *rand.Rand, s *situation, secrets []token.Token) (passed bool) {
 	t.Helper()
 	want := mayPass(s, secrets)

@@ -15,7 +15,7 @@ type Outcome struct {
 }
 
 // Await is a wait until no cache answers from before a revision any more: until every answer
-// from memory reflects the revision. One goroutine uses it.
+// from memory reflects the revision. Only one goroutine may use it.
 type Await struct {
 	hub     *Hub
 	pending []lease.Pending
@@ -63,7 +63,7 @@ func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed 
 	return a.outcome, true, 0, nil
 }
 
-// AwaitRevision returns when no cache answers from before a revision any more. That takes at most
+// AwaitRevision returns when no cache answers from before a revision any more. It waits for at most
 // S and a thousandth of S. Errors: ErrNotPublished, or the context's.
 func (h *Hub) AwaitRevision(ctx context.Context, revision int64) (Outcome, error) {
 	await, err := h.Await(revision)

@@ -461,15 +461,15 @@ func TestSessionsAreWokenOnlyForWhatConcernsThem(t *testing.T) {
 		wake func(w *world, mine, other *feed.Session)
 		want bool
 	}{
-		"a change":             {func(w *world, _, _ *feed.Session) { w.publish(101) }, true},
-		"a restart":            {func(w *world, _, _ *feed.Session) { w.Restart(100) }, true},
-		"the stop":             {func(w *world, _, _ *feed.Session) { w.Stop() }, true},
-		"its ping":             {func(w *world, mine, _ *feed.Session) { w.ping(mine, 1, 100) }, true},
-		"another's":            {func(w *world, _, other *feed.Session) { w.ping(other, 1, 100) }, false},
-		"its close":            {func(_ *world, mine, _ *feed.Session) { mine.Close(false) }, true},
-		"another's close":      {func(_ *world, _, other *feed.Session) { other.Close(false) }, false},
-		"who has applied it":   {func(w *world, _, _ *feed.Session) { w.await(99) }, false},
-		"who waits for nobody": {func(w *world, _, _ *feed.Session) { w.await(100) }, false},
+		"a change":        {func(w *world, _, _ *feed.Session) { w.publish(101) }, true},
+		"a restart":       {func(w *world, _, _ *feed.Session) { w.Restart(100) }, true},
+		"the stop":        {func(w *world, _, _ *feed.Session) { w.Stop() }, true},
+		"its ping":        {func(w *world, mine, _ *feed.Session) { w.ping(mine, 1, 100) }, true},
+		"another's":       {func(w *world, _, other *feed.Session) { w.ping(other, 1, 100) }, false},
+		"its close":       {func(_ *world, mine, _ *feed.Session) { mine.Close(false) }, true},
+		"another's close": {func(_ *world, _, other *feed.Session) { other.Close(false) }, false},
+		"an Await for a revision that it has applied": {func(w *world, _, _ *feed.Session) { w.await(99) }, false},
+		"an Await without leases":                     {func(w *world, _, _ *feed.Session) { w.await(100) }, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, nil)

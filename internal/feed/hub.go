@@ -1,6 +1,6 @@
-// Package feed tells near-caches what has changed, and knows which of them may still answer
-// from before a change, that is, without reflecting it. docs/coherence.md has the protocol; S1 and so on are its rules for the
-// server.
+// Package feed tells near-caches what has changed, and knows which of them may still answer from
+// before a change, that is, without reflecting it. docs/coherence.md has the protocol; S1 and so on
+// are its rules for the server.
 //
 // A Hub holds the newest changes in one ring, and each Session is an index into it. So a
 // session costs little, and a client that reads slowly keeps nothing in memory: once its index
@@ -206,8 +206,8 @@ func (h *Hub) Announce() {
 }
 
 // Restart notes that the store was loaded again at a revision, and that the changes up to that
-// revision are not known. It resets all sessions. Like Publish, it is called before a validation can see
-// that revision.
+// revision are not known. It resets all sessions. Like Publish, it is called before a validation
+// can see that revision.
 func (h *Hub) Restart(revision int64) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()

@@ -58,11 +58,11 @@ func (a *attempt) requestUnused(ctx context.Context, requestID *string) error {
 	return requestUsed(keyID)
 }
 
-// withoutChange ends an attempt that commits nothing. err is the refusal, or nil if there is nothing
-// to change. Both are answers about the workspace and the policy. A commit would have proved that the
-// view was not out of date; without a commit the steps below prove it. again is set if the
-// workspace or the policy has changed since the view. An error that is not a refusal is returned as
-// it is.
+// withoutChange ends an attempt that commits nothing. err is the refusal, or nil if there is
+// nothing to change. Both are answers about the workspace and the policy. A commit would have
+// proved that the view was not out of date; without a commit the steps below prove it. again is set
+// if the workspace or the policy has changed since the view. An error that is not a refusal is
+// returned as it is.
 func (a *attempt) withoutChange(ctx context.Context, err error) (_ Position, again bool, _ error) {
 	// 1. A failure is not an answer about the workspace.
 	if refused := (*problem.Error)(nil); err != nil && !errors.As(err, &refused) {

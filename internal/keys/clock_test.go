@@ -12,7 +12,8 @@ import (
 )
 
 // TestUntrustedClockRefusesWhatLastsAndPurges: while the clock is not trusted, no key is created,
-// rotated with an overlap, or purged. Retries are still recognized, and what takes away is done.
+// rotated with an overlap, or purged. Retries are still recognized, and changes that only take
+// something away are made.
 func TestUntrustedClockRefusesWhatLastsAndPurges(t *testing.T) {
 	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
 	w.Put("acme", "ann", "owner", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)

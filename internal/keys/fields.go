@@ -34,9 +34,6 @@ const (
 	MaxPageSize     = 1000
 )
 
-// WhereScopesAreListed tells a caller where to see every scope of the active policy.
-const WhereScopesAreListed = "GetPolicy (keysvc policy show)"
-
 // The descriptions below do not repeat what the caller sent, because people paste tokens into
 // the wrong field. Text is repeated only if its form rules out that it is a token.
 
@@ -130,7 +127,7 @@ func checkScopes(fields *problem.Fields, scopes []string, active *projection.Pol
 		case !policy.ValidScopeName(scope):
 			fields.Add(field, "%s", policy.UnknownScope(scope, nil, ""))
 		case !active.Catalogue.Contains(scope):
-			fields.AddAs(problem.ScopeUnknown, field, "%s", policy.UnknownScope(scope, active.Catalogue, WhereScopesAreListed))
+			fields.AddAs(problem.ScopeUnknown, field, "%s", policy.UnknownScope(scope, active.Catalogue, policy.WhereScopesAreListed))
 		case seen[scope]:
 			fields.Add(field, "%q is listed twice; each scope is allowed once", scope)
 		}

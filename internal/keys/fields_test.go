@@ -77,7 +77,7 @@ func TestRotationKeepsTheLifeOfASecretUpToAYear(t *testing.T) {
 	}
 }
 
-// FuzzPageToken: only the very text is taken that was given out for the filters.
+// FuzzPageToken: a list accepts only the exact text that it gave out for the same filters.
 func FuzzPageToken(f *testing.F) {
 	digest := pageDigest("keys", KeyQuery{WorkspaceID: "acme"})
 	f.Add(makePageToken("42", digest))

@@ -1,7 +1,7 @@
 // Package keys holds the verbs: creating, reading, rotating and revoking keys, and the changes of
-// members, workspaces and the policy that the product's directory and operators make. A verb checks its arguments, makes one
-// change of the store, and returns when every validation that starts from then on reflects the
-// change.
+// members, workspaces and the policy that the product's directory and operators make. A verb checks
+// its arguments, makes one change of the store, and returns when every validation that starts from
+// then on reflects the change.
 //
 // The verbs take and return plain values. Package service calls them with the API's messages.
 package keys

@@ -13,7 +13,7 @@ import (
 )
 
 // `make mutants` takes out one rule of the product after the other.
-var mutantsFlag = flag.String("mutants", "", "which rules to take out, a regular expression; empty takes out none")
+var mutantsFlag = flag.String("mutants", "", "which rules to take out, a regular expression; empty skips the test")
 
 // mutant takes one rule out of the product, by replacing text of a file. One of the tests with several
 // managers, or the model test, must then fail.
@@ -218,7 +218,7 @@ func runMutant(t *testing.T, root string, taken mutant) (output string, err erro
 	return output, nil
 }
 
-func firstLines(text string, most int) string {
+func firstLines(text string, limit int) string {
 	lines := strings.Split(text, "\n")
-	return strings.Join(lines[:min(most, len(lines))], "\n")
+	return strings.Join(lines[:min(limit, len(lines))], "\n")
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// meanwhile is a store that calls happens once, between a read and its answer.
+// meanwhile is a store that calls the function happens once, between a read and its answer.
 type meanwhile struct {
 	storage.Store
 

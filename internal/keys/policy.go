@@ -92,8 +92,8 @@ const (
 	RoleRemoved
 )
 
-// ApplyPolicy replaces the active policy, or only returns what would change. Errors: *problem.Error if
-// the policy is refused, and those of the store and the context.
+// ApplyPolicy replaces the active policy, or only returns what would change. Errors: *problem.Error
+// if the policy is refused, and those of the store and the context.
 func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacement PolicyReplacement) (*PolicyDifference, error) {
 	var fields problem.Fields
 	wanted := replacement.Policy

@@ -19,9 +19,9 @@ type Repaired struct {
 
 // RepairTimes sets back the times that lie in the future because the clock was ahead. The time at
 // which something was created, changed, revoked or removed becomes now. The end of a secret or an
-// overlap is set back by as much as its beginning, so no key lives longer than it was given. Each record is one change with an
-// audit event of its own. Earlier audit events and the policy's apply time are not changed. Without
-// apply, RepairTimes only counts. It may be repeated.
+// overlap is set back by as much as its beginning, so no key lives longer than it was given. Each
+// record is one change with an audit event of its own. Earlier audit events and the policy's apply
+// time are not changed. Without apply, RepairTimes only counts. It may be repeated.
 func (m *Manager) RepairTimes(ctx context.Context, actor audit.Actor, apply bool) (Repaired, error) {
 	var repaired Repaired
 	for _, workspaceID := range m.projection.Workspaces() {
@@ -140,7 +140,8 @@ func (m *Manager) repairKeys(ctx context.Context, actor audit.Actor, workspaceID
 	}
 }
 
-// repairKey sets back the times of a key that lie in the future, and reports whether it changed any.
+// repairKey sets back the times of a key that lie in the future, and reports whether it changed
+// any.
 func repairKey(record *storagev1.KeyRecord, now time.Time) bool {
 	before := proto.CloneOf(record)
 	record.CreateTime, record.RevokeTime = notAfter(record.GetCreateTime(), now), notAfter(record.GetRevokeTime(), now)

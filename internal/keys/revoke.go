@@ -43,8 +43,8 @@ func checkKeyName(actor audit.Actor, workspaceID, keyID string) error {
 	return fields.Err()
 }
 
-// RevokeToken revokes the key whose secret is in text, within a token that may have other text
-// around it. The error is KEY_NOT_FOUND if text has no token, or a token without a secret that is
+// RevokeToken revokes the key of the token in text, which may have other text around the token. The
+// error is KEY_NOT_FOUND if text has no token, or a token without a secret that is
 // still valid. Text with several tokens is refused. Other errors: *problem.Error, and those of the
 // store and the context.
 func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text string) (KeyName, Position, error) {

@@ -113,7 +113,7 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 }
 
 // remember adds a request id to those of the key. If there are too many, it drops the second one:
-// the first one is that of the creation (ADR 0008).
+// the first one is that of the creation, if the creation had one (ADR 0008).
 func remember(record *storagev1.KeyRecord, requestID string) {
 	if len(record.GetRequestIds()) >= MaxRequestIDs {
 		record.RequestIds = slices.Delete(record.GetRequestIds(), 1, 2)
@@ -122,8 +122,8 @@ func remember(record *storagev1.KeyRecord, requestID string) {
 }
 
 // retire drops the secrets of a key that end with a rotation. Without an overlap it drops all of
-// them. With an overlap it keeps the newest one, which goes on matching until the overlap ends or the
-// new secret expires; until is when the new secret expires. Error: ROTATION_IN_PROGRESS.
+// them. With an overlap it keeps the newest one, which goes on matching until the overlap or the
+// new secret ends; until is the end of the new secret. Error: ROTATION_IN_PROGRESS.
 func retire(record *storagev1.KeyRecord, overlap time.Duration, now, until time.Time) error {
 	if overlap == 0 {
 		record.Secrets = nil
@@ -172,8 +172,8 @@ func checkOverlap(fields *problem.Fields, overlap *time.Duration) time.Duration 
 	return *overlap
 }
 
-// FinishRotation ends the overlap of a live key now. Without an overlap it changes nothing, and that
-// is no error. Errors: *problem.Error, and those of the store and the context.
+// FinishRotation ends the overlap of a live key now. Without an overlap it changes nothing, and
+// that is no error. Errors: *problem.Error, and those of the store and the context.
 func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspaceID, keyID string) (*Key, Position, error) {
 	if err := checkKeyName(actor, workspaceID, keyID); err != nil {
 		return nil, Position{}, err

@@ -17,10 +17,10 @@ func checkSourceVersion(fields *problem.Fields, version *int64) {
 	}
 }
 
-// checkNewer refuses a push of a member unless it is newer than the stored member and than the newest
-// removal of the workspace. stored is nil if the member is not stored. same is set if the push changes
-// nothing but the version; such a push may also repeat the stored version. A nil version is not
-// checked.
+// checkNewer refuses a push of a member unless it is newer than the stored member and than the
+// newest removal of the workspace. stored is nil if the member is not stored. same is set if the
+// push changes nothing but the version; such a push may also repeat the stored version. A nil
+// version is not checked.
 func checkNewer(view projection.Workspace, stored *storagev1.MemberRecord, version *int64, same bool) error {
 	if version == nil {
 		return nil
@@ -44,8 +44,8 @@ func checkNewer(view projection.Workspace, stored *storagev1.MemberRecord, versi
 }
 
 // checkRemovalNewer refuses the removal of a workspace unless it is newer than each of the
-// workspace's members and than the removal before. repeated reports whether the same removal was made
-// before. A nil version is not checked.
+// workspace's members and than the removal before. repeated reports whether the same removal was
+// made before. A nil version is not checked.
 func checkRemovalNewer(current *projection.Current, newestMember int64, version *int64) (repeated bool, err error) {
 	if version == nil {
 		return false, nil

@@ -11,8 +11,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// purgeBatch is the max number of keys, and of members, that one change of a sweep deletes. It keeps
-// the change within its limits, and lets changes of other callers come in between.
+// purgeBatch is the max number of keys, and of members, that one change of a sweep deletes. It
+// keeps the change within its limits, and lets changes of other callers come in between.
 const purgeBatch = 30
 
 // Swept counts what a sweep deleted.

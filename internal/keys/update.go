@@ -103,6 +103,8 @@ func checkUpdate(update KeyUpdate, actor audit.Actor, active *projection.Policy)
 	}
 	wanted := &checkedUpdate{masked: make(map[string]bool)}
 	for index, path := range update.Mask {
+		// A mask of more than four times the number of fields is refused, too: it only repeats
+		// fields.
 		if index == len(updatable)*4 || !slices.Contains(updatable, path) {
 			fields.Add("update_mask", "names a field that cannot be changed; %s can", strings.Join(updatable, ", "))
 			break

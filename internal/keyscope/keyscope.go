@@ -101,9 +101,9 @@ func readTable(service *protogen.Service, catalogue *policy.Policy) (table, []er
 	return read, problems
 }
 
-// accessOf returns the requirement of an annotation, nil if there is no annotation, or what is
-// wrong with it. It reads the bytes that the compiler wrote (see ParseRequest): they have two
-// values for two option statements, of which decoding keeps only the last.
+// accessOf returns the requirement of an annotation, nil without an annotation, or what is wrong
+// with the annotation. It reads the bytes that the compiler wrote (see ParseRequest): two option
+// statements are two values there, and decoding would keep only the last.
 func accessOf(options proto.Message, extension protoreflect.ExtensionType, catalogue *policy.Policy) (found *needs, problem string) {
 	const unreadable = "cannot be read; was the file made by another version of keysvc/v1/access.proto?"
 	var value []byte
@@ -207,9 +207,9 @@ func write(plugin *protogen.Plugin, file *protogen.File, tables []table, taken n
 		out.P("}")
 		out.P("}")
 		out.P()
-		out.P("// ", newGuard, " returns a Guard for a server of ", full, ",")
-		out.P("// beside what config says: install its interceptors. A server of several services adds")
-		out.P("// the tables of the others to config.")
+		out.P("// ", newGuard, " returns a Guard for a server of ", full, ".")
+		out.P("// Install its interceptors. A server of several services adds the tables of the other")
+		out.P("// services to config.")
 		out.P("func ", newGuard, "(validator ", keyauth("Validator"), ", config ", keyauth("Config"), ") (*", keyauth("Guard"), ", error) {")
 		out.P("config.Tables = append([]", keyauth("Table"), "{", access, "()}, config.Tables...)")
 		out.P("return ", keyauth("NewGuard"), "(validator, config)")

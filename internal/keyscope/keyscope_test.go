@@ -207,9 +207,9 @@ func TestGenerateReportsAPolicyThatCannotBeRead(t *testing.T) {
 	}
 }
 
-// TestBufWithAnAnnotationThatIsGivenTwice runs buf over the statements of
+// TestBufRefusesAnAnnotationThatIsGivenTwice runs buf over the statements of
 // TestGenerateRefusesAnAnnotationThatIsGivenTwice.
-func TestBufWithAnAnnotationThatIsGivenTwice(t *testing.T) {
+func TestBufRefusesAnAnnotationThatIsGivenTwice(t *testing.T) {
 	out, printed, err := generate(t, "twice", "")
 	if err == nil || !strings.Contains(printed, "bad.proto:1") {
 		t.Errorf("%v\n%s", err, printed)

@@ -18,7 +18,7 @@ var begin = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
 
 func newTable() *lease.Table { return lease.NewTable(begin.Add(-time.Hour), length) }
 
-// count counts how pending holders stand at a time.
+// count counts the pending holders by their status at a time.
 func count(all []lease.Pending, now time.Time) (open, applied, lapsed int) {
 	for _, pending := range all {
 		switch status, _, _ := pending.Status(now); status {

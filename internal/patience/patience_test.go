@@ -44,7 +44,7 @@ func TestWithinLeavesTimeForTheAnswer(t *testing.T) {
 	}
 }
 
-// TestBoundEndsWithTheCaller: a wait ends when its caller has left.
+// TestBoundEndsWithTheCaller: the context of a wait ends when that of its caller does.
 func TestBoundEndsWithTheCaller(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	bounded, end := patience.Bound(ctx, time.Hour)

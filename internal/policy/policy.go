@@ -148,6 +148,9 @@ func ValidScopeName(text string) bool {
 // a status that gRPC carries.
 const maxNamedScopes = 30
 
+// WhereScopesAreListed tells a caller of the server where to see every scope of the active policy.
+const WhereScopesAreListed = "GetPolicy (keysvc policy show)"
+
 // UnknownScope describes what is wrong with text that names no scope of a catalogue. It names
 // the scopes of the resource that text names, or the first maxNamedScopes of the catalogue if
 // the catalogue does not have that resource. If scopes are left out, it gives their number, and

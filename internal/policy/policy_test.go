@@ -330,8 +330,8 @@ func TestDigestIsStable(t *testing.T) {
 	}
 }
 
-// TestUnknownScopeSaysHowManyScopesItLeavesOut: the list in the error is not taken for all that
-// there is.
+// TestUnknownScopeSaysHowManyScopesItLeavesOut: the reader must not take the list in the error for
+// the whole catalogue.
 func TestUnknownScopeSaysHowManyScopesItLeavesOut(t *testing.T) {
 	many := make([]string, 100)
 	for number := range many {

@@ -26,8 +26,8 @@ func mapper() (service.Errors, *journal) {
 	return service.Errors{Log: slog.New(log)}, log
 }
 
-// documented reads out of the contract which code each reason comes with: the first word
-// of its comment.
+// documented returns the code that the contract gives each reason: the first word of the
+// reason's comment.
 func documented(t *testing.T) map[string]codes.Code {
 	t.Helper()
 	text, err := os.ReadFile("../../proto/keysvc/v1/errors.proto")
@@ -53,9 +53,8 @@ func documented(t *testing.T) map[string]codes.Code {
 	return result
 }
 
-// TestEveryReasonIsSentWithTheCodeOfTheContract : errors.proto names the
-// code of each reason. The status has it, with the domain and the reason without its prefix. None of
-// them is logged.
+// TestEveryReasonIsSentWithTheCodeOfTheContract: errors.proto names the code of each reason. The
+// status has this code, the domain, and the reason without its prefix. Nothing is logged.
 func TestEveryReasonIsSentWithTheCodeOfTheContract(t *testing.T) {
 	codesOf := documented(t)
 	for number, name := range keysvcv1.ErrorReason_name {

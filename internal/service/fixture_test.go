@@ -34,7 +34,7 @@ const (
 
 var now = time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 
-// world is the validation service over a projection of a store that nobody but a
+// world is the validation service over a projection of a store that only questions with
 // with_details may read.
 type world struct {
 	t       *testing.T
@@ -149,7 +149,7 @@ func (w *world) validate(request *keysvcv1.ValidateKeyRequest) *keysvcv1.Validat
 	return response
 }
 
-// store is what the projection sees. A method that it has not would panic.
+// store is what the projection sees. Methods that it does not define panic.
 type store struct {
 	storage.Store
 

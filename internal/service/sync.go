@@ -155,7 +155,8 @@ func (s *SyncService) send(
 		if step.Wait == nil {
 			continue
 		}
-		// 4. Wait. The timer is set unless it still runs: step.Within always leads to the same moment.
+		// 4. Wait. The timer is set unless it still runs: step.Within always leads to the same
+		// moment.
 		if now := time.Now(); !now.Before(due) {
 			due = now.Add(step.Within)
 			timer.Reset(step.Within)

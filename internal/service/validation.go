@@ -39,8 +39,8 @@ func NewValidation(validator *validation.Validator, errors Errors) *ValidationSe
 }
 
 // Work returns the kind of work that a message asks for. A message that has to wait for a revision
-// is a Wait; a message that asks for details, which are read from the store, is a Read. So these two
-// do not take the slots of validations that are answered from memory.
+// is a Wait; a message that asks for details, which are read from the store, is a Read. So these
+// two do not take the slots of validations that are answered from memory.
 func (s *ValidationService) Work(request any) callers.Work {
 	switch request := request.(type) {
 	case *keysvcv1.ValidateKeyRequest:

@@ -436,8 +436,8 @@ func TestBatchTakes1To256Items(t *testing.T) {
 	}
 }
 
-// TestBatchAnswersEachItemAsIfAlone  mixes good and bad items, in two orders: each is answered at its index, as a
-// call with the item alone would be.
+// TestBatchAnswersEachItemAsIfAlone mixes good and bad items, in two orders. Each is answered at its
+// index, as a call with this item alone would be.
 func TestBatchAnswersEachItemAsIfAlone(t *testing.T) {
 	w := newWorld(t)
 	var requests []*keysvcv1.ValidateKeyRequest
@@ -568,7 +568,7 @@ func TestMinRevisionIsWaitedForWithinASecond(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		revision int64
-		deadline time.Duration   // the caller's; 0 is none
+		deadline time.Duration   // the caller's; 0 for no deadline
 		cancel   time.Duration   // when the caller leaves; 0 is never
 		commits  []time.Duration // when each next revision comes
 		code     codes.Code
@@ -633,7 +633,7 @@ func TestMinRevisionIsWaitedForWithinASecond(t *testing.T) {
 	}
 }
 
-// TestMinRevisionSeesTheChange: the point of it all.
+// TestMinRevisionSeesTheChange: an answer with the min_revision of a change reflects the change.
 func TestMinRevisionSeesTheChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -702,7 +702,7 @@ func TestBatchWaitsOnce(t *testing.T) {
 	})
 }
 
-// TestBatchOfACallerThatLeftIsCancelled ends with the caller.
+// TestBatchOfACallerThatLeftIsCancelled: a batch ends when its caller has left.
 func TestBatchOfACallerThatLeftIsCancelled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -7,8 +7,8 @@ import (
 
 // Find yields the tokens in a text, in their order. Anything may come before or after a
 // token: line breaks, quotes, "Bearer ", other letters and digits. The checksum decides where
-// a token begins, so every token that Find yields is complete. The chance that a text with a
-// wrong checksum passes is 1 in 2^32. A token with something inside it, such as a line break, is
+// a token begins, so every token that Find yields is complete. The chance that other text has a
+// matching checksum is 1 in 2^32. A token with something inside it, such as a line break, is
 // not found.
 //
 // Find is for tokens that leaked. For a text that is presented as a token, use Parse.

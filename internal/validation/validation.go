@@ -164,8 +164,8 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	return answer, nil
 }
 
-// doubt returns CLOCK_UNSURE for a token that is allowed now, but would not be allowed at the latest
-// time that it may be. For any other token it sets the answer's Now to that time, so that a
+// doubt returns CLOCK_UNSURE for a token that is allowed now, but would not be allowed at the
+// latest time that it may be. For any other token it sets the answer's Now to that time, so that a
 // near-cache keeps the grant no longer than that time allows.
 func (v *Validator) doubt(answer *Answer, question Question) error {
 	if v.latest == nil {
@@ -252,6 +252,6 @@ func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (
 
 func unknownScope(scope string, catalogue []string) error {
 	var fields problem.Fields
-	fields.AddAs(problem.ScopeUnknown, "required_scope", "%s", policy.UnknownScope(scope, catalogue, "GetPolicy (keysvc policy show)"))
+	fields.AddAs(problem.ScopeUnknown, "required_scope", "%s", policy.UnknownScope(scope, catalogue, policy.WhereScopesAreListed))
 	return fields.Err()
 }

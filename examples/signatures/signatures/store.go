@@ -1,6 +1,6 @@
 // Package signatures is a small downstream service. It keeps the e-mail signatures of
-// workspaces in memory, and serves them over gRPC and HTTP. It never reads a token: the
-// requests that it sees are allowed, and it limits itself to the principal's workspace.
+// workspaces in memory, and serves them over gRPC and HTTP. It never reads a token: all requests
+// that reach it are allowed, and it limits itself to the principal's workspace.
 package signatures
 
 import (
@@ -35,7 +35,7 @@ type Service struct {
 	mutex      sync.Mutex
 	last       int
 	workspaces map[string]map[string]*signaturesv1.Signature // by workspace, then by id
-	watchers   map[chan *signaturesv1.Signature]string       // to the workspace they watch
+	watchers   map[chan *signaturesv1.Signature]string       // the workspace that each watches
 }
 
 // New returns a Service without signatures. now is the clock.
@@ -47,8 +47,8 @@ func New(now func() time.Time) *Service {
 	}
 }
 
-// workspaceOf returns the one workspace that a request may touch. There is no principal if the
-// server lacks the interceptor.
+// workspaceOf returns the only workspace that a request may touch. It returns an error if the
+// server lacks the interceptor, because there is no principal then.
 func workspaceOf(ctx context.Context) (string, error) {
 	principal, ok := keyauth.PrincipalFrom(ctx)
 	if !ok {

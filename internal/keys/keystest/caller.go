@@ -57,11 +57,11 @@ func (p *pool) pick(random *rand.Rand) (pooled, bool) {
 	return from[random.IntN(len(from))], true
 }
 
-// caller makes random calls, one after the other.
+// caller makes random calls, one after another.
 type caller struct {
 	*several
 
-	number int // the first has 1
+	number int // 1 for the first caller; 0 for setup
 	random *rand.Rand
 	left   int // calls to make
 	ids    int
@@ -91,7 +91,7 @@ func (c *caller) run() {
 	}
 }
 
-// insist makes a call of some manager. It repeats the call as clients do, if the outcome is unknown or
+// insist calls a random manager. It repeats the call as clients do, if the outcome is unknown or
 // the store unavailable, and sometimes without a reason.
 func (c *caller) insist(request any) *call {
 	number := c.random.IntN(len(c.seats))
@@ -108,7 +108,8 @@ func (c *caller) insist(request any) *call {
 	}
 }
 
-// follow makes a call of another manager whose answer depends on the change.
+// follow calls a random manager, mostly another one, with a message whose answer depends on the
+// change.
 func (c *caller) follow(done *call) {
 	number := (done.seat + c.random.IntN(len(c.seats))) % len(c.seats)
 	c.left--
@@ -122,8 +123,8 @@ func (c *caller) follow(done *call) {
 	}
 }
 
-// outlive issues a secret that expires within seconds, waits until it has, and sends the
-// same message again.
+// outlive issues a secret that expires within seconds, waits until the secret has expired, and
+// sends the same message again.
 func (c *caller) outlive() {
 	if !c.brief.TryLock() {
 		return
@@ -338,7 +339,7 @@ func (s *several) prepare() {
 		}
 	}
 	for _, request := range requests {
-		if done := s.house.call(0, request); done.err != nil {
+		if done := s.setup.call(0, request); done.err != nil {
 			s.t.Fatal(done)
 		}
 	}
@@ -358,7 +359,7 @@ func (s *several) checkCalm() []Violation {
 	var violations []Violation
 	want := func(number int, request any) *call {
 		for attempt := 0; ; attempt++ {
-			done := s.house.call(number, request)
+			done := s.setup.call(number, request)
 			again := errors.Is(done.err, storage.ErrOutcomeUnknown) || errors.Is(done.err, storage.ErrUnavailable)
 			if done.err != nil && (!again || attempt == 200) {
 				violations = append(violations, Violation{ruleEnd, done.String()})
@@ -385,7 +386,7 @@ func (s *several) checkCalm() []Violation {
 	return violations
 }
 
-// call makes one call of one manager and notes it.
+// call calls one manager and adds the call to the history.
 func (c *caller) call(number int, request any) *call {
 	made := &call{id: c.newID("call"), seat: number, request: request}
 	ctx, cancel := context.WithTimeout(asCaller(context.Background(), c.number), c.campaign.Deadline)
@@ -405,10 +406,10 @@ func (c *caller) call(number int, request any) *call {
 	return made
 }
 
-// answered is the answer of most verbs.
+// answered is the response of most verbs.
 type answered interface{ GetRevision() int64 }
 
-// note writes an answer into the call.
+// note stores a response in the call, with the answer in words.
 func (c *call) note(response answered, err error, answer func() string) {
 	if c.err = err; err != nil {
 		return

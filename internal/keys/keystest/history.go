@@ -25,8 +25,8 @@ type call struct {
 	seat    int
 	request any
 	at      time.Time // on the clock, when it was sent
-	// floor is the newest revision that callers knew when the call began: of the changes that were
-	// acknowledged before, and, for a call other than a validation, of the reads before.
+	// floor is the newest revision that callers knew when the call began: that of the changes that were
+	// acknowledged before, and for every call but a validation also that of earlier reads.
 	floor int64
 	// begun and ended are moments of the history, which counts them.
 	begun, ended int64
@@ -82,8 +82,8 @@ func describeRequest(request any) string {
 // history has every call of a run, and the revisions that callers knew.
 type history struct {
 	moment atomic.Int64
-	// acknowledged is the newest revision of the answers to changes, seen that of all answers but
-	// those of validations.
+	// acknowledged is the newest revision of the answers to changes. seen is that of all answers
+	// except validations.
 	acknowledged, seen atomic.Int64
 
 	mutex sync.Mutex
@@ -92,7 +92,7 @@ type history struct {
 	commits map[string]int64
 	// tried are the heads that the commits of calls expected.
 	tried map[attempted]bool
-	// again are the calls that had two commits which expected the same heads.
+	// again are the calls that made two commits with the same expected heads.
 	again map[string]bool
 }
 
@@ -194,7 +194,7 @@ type committedChange struct {
 	begun       int64
 }
 
-// readLog reads the committed changes from the store.
+// readLog reads the committed changes from the store's change log, in their order.
 func (h *history) readLog(ctx context.Context, store storage.Store) ([]*committedChange, error) {
 	byID := make(map[string]*call, len(h.calls))
 	for _, each := range h.calls {
@@ -241,7 +241,7 @@ func (h *history) readLog(ctx context.Context, store storage.Store) ([]*committe
 	return log, nil
 }
 
-// judgement is the state of a walk through a history.
+// judgement is the state of a walk through the committed changes.
 type judgement struct {
 	truth      *truth
 	log        []*committedChange
@@ -253,7 +253,7 @@ type judgement struct {
 	current []*claim
 }
 
-// claim is an answer without a change. It must be right at a revision from first to last.
+// claim is an answer that made no change. It must be right at some revision from first to last.
 type claim struct {
 	*call
 	first, last int64
@@ -266,21 +266,22 @@ func (j *judgement) broken(rule, format string, arguments ...any) {
 
 // The rules that a history can break.
 const (
-	ruleChange   = "a change is made once, on what was true, after all that was acknowledged"
+	ruleChange   = "a change is made once, checked against the state before it, after everything acknowledged"
 	ruleRefusal  = "a refusal reflects what was acknowledged"
-	ruleNothing  = "nothing to change only if validations reflect it"
+	ruleNothing  = `the answer "nothing to change" is right at a revision that validations reflect`
 	ruleRead     = "a read reflects what was acknowledged, and holds at one revision"
 	ruleValidate = "a validation reflects what was acknowledged"
-	ruleConflict = "no conflict without an etag, and none repeated before the projection shows it"
-	ruleRetry    = "a retry is known to be one before it is judged"
-	ruleError    = "no error but those of faults"
-	ruleEnd      = "when the faults are over everything works"
+	ruleConflict = "no caller is told of a conflict, and no attempt repeats the heads of the one before"
+	ruleRetry    = "a retry is recognized before it is judged"
+	ruleError    = "only faults cause errors"
+	ruleEnd      = "when the faults are over, everything works"
 )
 
 // judge walks through the committed changes in their order, and compares every answer with what was true
 // at its revision.
 func (h *history) judge(first *truth, log []*committedChange, faulty bool) []Violation {
 	j := &judgement{truth: first, log: log, made: make(map[*call]*committedChange)}
+	// 1. Find the change that each call made.
 	for _, each := range log {
 		if each.call == nil {
 			continue
@@ -290,15 +291,18 @@ func (h *history) judge(first *truth, log []*committedChange, faulty bool) []Vio
 		}
 		j.made[each.call] = each
 	}
+	// 2. Check each call alone. An answer without a change becomes a claim.
 	ceiling := ceilings(log)
 	base := log[0].revision
 	for _, each := range h.calls {
 		if h.again[each.id] {
 			j.broken(ruleConflict, "tried twice against the same head: %s", each)
 		}
-		j.sort(each, base, ceiling(each.ended), faulty)
+		j.classify(each, base, ceiling(each.ended), faulty)
 	}
 	slices.SortFunc(j.open, func(a, b *claim) int { return cmp.Compare(a.first, b.first) })
+	// 3. Make one change after another. After each change, compare the claims whose interval has begun,
+	// and report those whose interval ends before the next change.
 	waiting := j.open
 	for index, each := range log {
 		if each.call != nil {
@@ -360,8 +364,8 @@ func (j *judgement) concerns(each *committedChange, request any) bool {
 	return true
 }
 
-// sort checks what can be checked about a call alone, and adds its claim.
-func (j *judgement) sort(c *call, base, ceiling int64, faulty bool) {
+// classify checks what can be checked about a call alone, and adds its claim.
+func (j *judgement) classify(c *call, base, ceiling int64, faulty bool) {
 	made := j.made[c]
 	var told *problem.Error
 	switch {
@@ -437,7 +441,7 @@ func (j *judgement) unfounded(claimed *claim) {
 	if ReasonOf(claimed.err) == keysvcv1.ErrorReason_ERROR_REASON_FIELD_INVALID {
 		rule = ruleRetry
 	}
-	j.broken(rule, "right at none of the revisions %d to %d, where at last %s is: %s",
+	j.broken(rule, "not right at any revision from %d to %d; at the last one, %s is right: %s",
 		claimed.first, claimed.last, describeVerdict(claimed.wanted), claimed.call)
 }
 
@@ -479,7 +483,7 @@ func (j *judgement) commit(each *committedChange, ceiling int64) {
 	}
 	token := c.token
 	if token == "" {
-		token = "nobody was told: " + c.id
+		token = "not told to anybody: " + c.id
 	}
 	shown := j.truth.apply(c.request, each.keyID, token)
 	if c.err != nil || shown == "" || c.answer == shown {

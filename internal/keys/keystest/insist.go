@@ -53,9 +53,9 @@ func (g *gate) pause(ctx context.Context, _ int, at point) error {
 	}
 }
 
-// impatience is the max time that a load is held back while a call is repeated which may have to wait
-// for the load.
-const impatience = 5 * time.Millisecond
+// maxHold is the max time that a load is held back while a call is repeated, because the repeated
+// call may wait for that load.
+const maxHold = 5 * time.Millisecond
 
 // insist calls a verb. Once in 50 calls it makes the commit fail with an unknown outcome, before or
 // after it is written, and takes the store down. It then repeats the call, as clients do, while the
@@ -76,8 +76,8 @@ func insist[Q any, A answered](r *run, verb func(context.Context, audit.Actor, Q
 		return answer, err
 	}
 	<-arrived
-	hurry := time.AfterFunc(impatience, r.gate.open)
-	defer hurry.Stop()
+	release := time.AfterFunc(maxHold, r.gate.open)
+	defer release.Stop()
 	for errors.Is(err, storage.ErrOutcomeUnknown) || errors.Is(err, storage.ErrUnavailable) {
 		answer, err = verb(ctx, Actor, request)
 	}
@@ -87,10 +87,10 @@ func insist[Q any, A answered](r *run, verb func(context.Context, audit.Actor, Q
 	}
 	r.gate.open()
 	// The model is compared with the projection next, so wait until the load is shown.
-	waiting, cancel := context.WithTimeout(ctx, impatience*1000)
+	waiting, cancel := context.WithTimeout(ctx, maxHold*1000)
 	defer cancel()
 	if err := r.Projection.WaitFor(waiting, lost); err != nil {
-		r.t.Errorf("loading anew: %v", err)
+		r.t.Errorf("loading again: %v", err)
 	}
 	return answer, err
 }

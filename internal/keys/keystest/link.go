@@ -11,11 +11,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// Faults are the rates of a link's faults: a fault happens once in that many calls, 0 for never.
+// Faults are the rates of a link's faults. A rate of n makes a fault happen once in n calls; 0 is
+// never.
 type Faults struct {
-	// Lost is the rate of commits that are made, but answered as of unknown outcome.
+	// Lost is the rate of commits that are made, but answered with ErrOutcomeUnknown.
 	Lost int
-	// Dropped is the rate of commits that are not made, and answered as of unknown outcome.
+	// Dropped is the rate of commits that are not made, and answered with ErrOutcomeUnknown.
 	Dropped int
 	// Down is the rate of lost and dropped commits that also take the store down. It then answers
 	// nothing until it is loaded again.
@@ -36,7 +37,7 @@ const (
 	atStart   point = "start"   // before the first call of a caller, whose number stands for the seat
 	atCall    point = "call"    // before a caller's call of a manager
 	atCommit  point = "commit"  // before a change reaches the store
-	atMade    point = "made"    // before the store's answer to it reaches the manager
+	atMade    point = "made"    // before the store's answer to the change reaches the manager
 	atRead    point = "read"    // before a read reaches the store
 	atAnswer  point = "answer"  // before what was read reaches the manager
 	atWatch   point = "watch"   // before an event reaches the projection
@@ -100,8 +101,8 @@ type link struct {
 	losing int64 // revision of the commit that was lost last
 }
 
-// once reports whether a fault happens now, given its rate.
-func (l *link) once(pick func(Faults) int) bool {
+// happens reports whether a fault happens now, given its rate.
+func (l *link) happens(pick func(Faults) int) bool {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	n := pick(l.faults)
@@ -143,24 +144,24 @@ func (l *link) lost(revision int64) {
 	l.losing = revision
 }
 
-// there holds a call back on its way to the store, and returns an error if the call is to fail.
-func (l *link) there(ctx context.Context, at point) error {
+// toStore holds a call back on its way to the store, and returns an error if the call is to fail.
+func (l *link) toStore(ctx context.Context, at point) error {
 	if err := l.pacer.pause(ctx, l.seat, at); err != nil {
 		return err
 	}
 	if down, _ := l.outage.state(); down {
 		return storage.ErrUnavailable
 	}
-	if at != atCommit && l.once(func(f Faults) int { return f.Unavailable }) {
+	if at != atCommit && l.happens(func(f Faults) int { return f.Unavailable }) {
 		return storage.ErrUnavailable
 	}
 	return nil
 }
 
-// read makes a read of the store, held back on both ways.
+// read reads from the store. It holds the call back before and after the read.
 func read[T any](ctx context.Context, l *link, ask func() (T, error)) (T, error) {
 	var nothing T
-	if err := l.there(ctx, atRead); err != nil {
+	if err := l.toStore(ctx, atRead); err != nil {
 		return nothing, err
 	}
 	answer, err := ask()
@@ -170,7 +171,7 @@ func read[T any](ctx context.Context, l *link, ask func() (T, error)) (T, error)
 	return answer, err
 }
 
-// Load implements storage.Store. It brings a store up that is down.
+// Load implements storage.Store. If the store is down, Load brings it up.
 func (l *link) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
 	if err := l.pacer.pause(ctx, l.seat, atLoad); err != nil {
 		return storage.Position{}, err
@@ -218,7 +219,7 @@ func (l *link) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commit
 			if err == nil {
 				err = l.pacer.pause(watching, l.seat, atWatch)
 			}
-			if err == nil && l.once(func(f Faults) int { return f.Broken }) {
+			if err == nil && l.happens(func(f Faults) int { return f.Broken }) {
 				err = storage.ErrGap
 			}
 			if err != nil && ctx.Err() == nil && watching.Err() != nil {
@@ -237,15 +238,15 @@ func (l *link) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commit
 
 // Commit implements storage.Store.
 func (l *link) Commit(ctx context.Context, change *storage.Change) (int64, error) {
-	if err := l.there(ctx, atCommit); err != nil {
+	if err := l.toStore(ctx, atCommit); err != nil {
 		return 0, err
 	}
-	if l.once(func(f Faults) int { return f.Unavailable }) {
+	if l.happens(func(f Faults) int { return f.Unavailable }) {
 		return 0, storage.ErrUnavailable
 	}
-	dropped := l.once(func(f Faults) int { return f.Dropped })
-	lost := !dropped && l.once(func(f Faults) int { return f.Lost })
-	falls := (lost || dropped) && l.once(func(f Faults) int { return f.Down })
+	dropped := l.happens(func(f Faults) int { return f.Dropped })
+	lost := !dropped && l.happens(func(f Faults) int { return f.Lost })
+	falls := (lost || dropped) && l.happens(func(f Faults) int { return f.Down })
 	if falls && l.fail != nil {
 		// The real store goes down, and answers by itself that the outcome is unknown.
 		l.fail(lost)
@@ -270,7 +271,7 @@ func (l *link) Commit(ctx context.Context, change *storage.Change) (int64, error
 
 // Barrier implements storage.Store.
 func (l *link) Barrier(ctx context.Context) (storage.Barrier, error) {
-	if err := l.there(ctx, atBarrier); err != nil {
+	if err := l.toStore(ctx, atBarrier); err != nil {
 		return storage.Barrier{}, err
 	}
 	barrier, err := l.Store.Barrier(ctx)
@@ -286,8 +287,8 @@ type localLink struct {
 	storage.LocalBarrierReader
 }
 
-// withBarrier returns the link as a store. If the barrier of the store is local, calls of it do not go
-// through the link.
+// withBarrier returns the link as a store. If the store has a local barrier, the barrier is read
+// without the link.
 func (l *link) withBarrier() storage.Store {
 	if local, is := storage.LocalBarrierOf(l.Store); is {
 		return localLink{l, local}

@@ -73,7 +73,7 @@ func (s *simulation) drive(seats int, done <-chan struct{}) {
 			s.hold(seats)
 		}
 		if s.random.IntN(40) == 0 || !s.next() {
-			// No call can be released, or time passes for a change.
+			// Let time pass: now and then, and whenever no call can be released.
 			time.Sleep(time.Duration(1 + s.random.IntN(int(100*time.Millisecond))))
 			if s.random.IntN(4) == 0 {
 				s.held = nil
@@ -137,7 +137,8 @@ func (atOnce) pause(ctx context.Context, _ int, _ point) error { return ctx.Err(
 type delays struct {
 	mutex  sync.Mutex
 	random *rand.Rand
-	// still is the seat whose watch is held back, during the next pauses calls of pause.
+	// still is the seat whose watch is held back while pauses, which each call of pause decrements,
+	// is more than 0.
 	still, pauses int
 }
 

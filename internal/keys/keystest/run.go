@@ -134,7 +134,7 @@ func (r *run) moveClock() {
 	case 0:
 		step *= 24 * 20
 	case 1:
-		step = -step // the wall clock is set back: time stands still
+		step = -step // the wall clock is set back, and the product's time stands still
 	case 2:
 		step *= 24
 	}
@@ -142,8 +142,8 @@ func (r *run) moveClock() {
 	if now := r.Clock.Now().Truncate(time.Microsecond); now.After(r.model.now) {
 		r.Clock.Advance(now.Sub(r.Clock.Now()))
 		r.model.now = now
-		// A call makes the process read the clock. Otherwise it would never know of this time, as
-		// the clock may go back next.
+		// Any call makes the process read the clock. Without one, it would miss this time if the clock
+		// goes back next.
 		r.listAll(&keysvcv1.ListKeysRequest{WorkspaceId: "nowhere"})
 	}
 }
@@ -288,7 +288,7 @@ func (r *run) someScopes() []string {
 	return set
 }
 
-// requestID returns a request id, sometimes one that was used, sometimes none.
+// requestID returns a request id, which may have been used before; nil in half of the cases.
 func (r *run) requestID() *string {
 	if r.chance(2) {
 		return nil
@@ -363,8 +363,8 @@ func (r *run) create() {
 	r.note("created", describeReal(created.GetKey()), r.model.describe(key))
 }
 
-// someKey returns a key, nil if there is none; and the workspace to name it in, which
-// sometimes is another's.
+// someKey returns a random key, and the workspace in which an operation names it; nil if no key is
+// left. Sometimes the workspace is a wrong one, and want is then KEY_NOT_FOUND.
 func (r *run) someKey() (key *modelKey, workspaceID string, want keysvcv1.ErrorReason) {
 	if len(r.model.order) == 0 {
 		return nil, "", none
@@ -670,8 +670,8 @@ func (r *run) applyPolicy(change func(*policy.Policy)) {
 
 func (r *run) restart() {
 	r.Restart(true)
-	// The floor of the clock is the last commit; the model's time may be later than the
-	// wall clock that was set back.
+	// The product's time is now that of the last commit or of the wall clock, which may have been set
+	// back. The model's time may be later than both.
 	if behind := r.model.now.Sub(r.Clock.Now()); behind > 0 {
 		r.Clock.Advance(behind)
 	}

@@ -81,8 +81,8 @@ type Campaign struct {
 	Seed uint64
 	// Managers share the store, each with a projection and a validator of its own.
 	Managers int
-	// Callers is the number of concurrent callers. Each calls random managers, one call after the
-	// other.
+	// Callers is the number of concurrent callers. Each calls random managers, one call after
+	// another.
 	Callers int
 	// Calls is the number of calls of all callers together.
 	Calls int
@@ -90,8 +90,8 @@ type Campaign struct {
 	Workspaces int
 	// Faults are those of the links of all managers.
 	Faults Faults
-	// LocalBarriers makes managers read the store's barrier from memory, and not over their links,
-	// if the store has a local barrier.
+	// LocalBarriers makes managers read the barrier of the store from memory if the store allows
+	// that. Their links then cannot hold the barrier back.
 	LocalBarriers bool
 	// Restarts is the rate at which managers are restarted: once in that many calls; 0 for never.
 	Restarts int
@@ -102,7 +102,7 @@ type Campaign struct {
 // RunSeveral makes concurrent calls of several managers of one store, with delays and faults between
 // managers and store, and compares every answer with what was true. Changes and reads must be
 // linearizable. Validations, and answers that commit nothing, must reflect what any manager acknowledged
-// before they began. It returns the violations, without the errors that faults excuse.
+// before they began. Errors that faults cause are not violations.
 func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
 	s := openSeveral(t, fleet, campaign)
@@ -112,9 +112,9 @@ func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
 	return s.finish()
 }
 
-// SimulateSeveral does the same in a bubble of testing/synctest, one step at a time, in an order that the
-// seed decides. Calls can be held back for long, because waiting takes no time. The store must not use
-// the network.
+// SimulateSeveral does the same as RunSeveral in a bubble of testing/synctest, one step at a time, in an
+// order that the seed decides. Calls can be held back for long, because waiting takes no time. The store
+// must not use the network.
 func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
 	var result Result
@@ -158,10 +158,10 @@ type several struct {
 	outage   *outage
 	history  *history
 	clock    *Clock
-	house    *caller // makes the calls before and after those of the other callers
+	setup    *caller // makes the calls before and after those of the other callers
 	versions atomic.Int64
 	pool     pool
-	// brief admits one caller at a time to the calls that move the clock, and restarting one to
+	// brief admits one caller at a time to the calls that move the clock, restarting one at a time to
 	// restarts.
 	brief, restarting sync.Mutex
 
@@ -201,7 +201,7 @@ func openSeveral(t testing.TB, fleet Fleet, campaign Campaign) *several {
 		seats:    make([]*seat, campaign.Managers),
 		excused:  campaign.Faults.any() || campaign.Restarts > 0,
 	}
-	s.house = &caller{several: s}
+	s.setup = &caller{several: s}
 	s.switchTo(atOnce{})
 	for number := range s.seats {
 		s.start(number, Faults{})

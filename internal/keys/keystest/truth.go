@@ -47,8 +47,8 @@ type trueKey struct {
 	name                      string
 	scopes                    []string
 	revoked                   bool
-	// secrets are the tokens of the live secrets, newest first; a token that no caller was told is
-	// empty.
+	// secrets are the tokens of the live secrets, newest first. A unique text stands for a token
+	// that no caller was told.
 	secrets []string
 }
 
@@ -56,7 +56,7 @@ type trueKey struct {
 type verdict struct {
 	// reason is that of a refusal; unspecified for success.
 	reason keysvcv1.ErrorReason
-	// keyID goes with ALREADY_EXISTS.
+	// keyID is set with REQUEST_ID_USED.
 	keyID string
 	// changes is set if the message changes something.
 	changes bool
@@ -84,7 +84,7 @@ func (s *truth) use(active *policy.Policy) {
 	}
 }
 
-// member returns a member of the workspace, and whether the member is in it now.
+// member returns a member of the workspace, and reports whether the member is in the workspace now.
 func (s *truth) member(workspaceID, memberID string) (trueMember, bool) {
 	workspace := s.workspaces[workspaceID]
 	if workspace == nil || workspace.removed {
@@ -95,8 +95,8 @@ func (s *truth) member(workspaceID, memberID string) (trueMember, bool) {
 	return member, here
 }
 
-// owner returns the member that a key acts as, and whether there is one; without one, the key counts as
-// revoked.
+// owner returns the member that a key acts as, and reports whether that member is still there. If
+// not, the key counts as revoked.
 func (s *truth) owner(key *trueKey) (trueMember, bool) {
 	member, here := s.member(key.workspace, key.member)
 	return member, here && member.life == key.memberLife && s.workspaces[key.workspace].life == key.workspaceLife
@@ -374,8 +374,8 @@ func describeMember(memberID, role string, state keysvcv1.MemberState, version i
 	return fmt.Sprint(memberID, " ", role, " ", state, " ", version)
 }
 
-// apply makes the change of a message for which judge returned changes. keyID and token are those that
-// were issued; token is empty if no caller was told. It returns the answer in words.
+// apply makes the change of a message for which judge has set changes. keyID and token are those
+// that were issued. It returns the answer in words.
 func (s *truth) apply(request any, keyID, token string) string {
 	switch request := request.(type) {
 	case *keysvcv1.PutMemberRequest:

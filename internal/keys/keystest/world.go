@@ -108,8 +108,8 @@ type World struct {
 	stop    func()
 }
 
-// NewWorld returns a world with the built-in policy. random yields ids and secrets;
-// nil is the system's. The store is checked at the end of the test.
+// NewWorld returns a world with the built-in policy. random yields ids and secrets; nil stands
+// for the system's CSPRNG. The store is checked at the end of the test.
 func NewWorld(t testing.TB, backend Backend, random io.Reader) *World {
 	t.Helper()
 	w := &World{
@@ -171,8 +171,8 @@ func (w *World) close() {
 	}
 }
 
-// Restart closes the store, examines it, and opens it again. With flush, last-used
-// times are written before, as at an orderly stop.
+// Restart closes the store, examines it, and opens it again. With flush, it writes the
+// last-used times before, as an orderly stop does.
 func (w *World) Restart(flush bool) {
 	w.t.Helper()
 	if flush {

@@ -22,9 +22,9 @@ func SignaturesServiceAccess() keyauth.Table {
 	}
 }
 
-// NewSignaturesServiceGuard returns a Guard for a server of scribe.signatures.v1.SignaturesService,
-// beside what config says: install its interceptors. A server of several services adds
-// the tables of the others to config.
+// NewSignaturesServiceGuard returns a Guard for a server of scribe.signatures.v1.SignaturesService.
+// Install its interceptors. A server of several services adds the tables of the other
+// services to config.
 func NewSignaturesServiceGuard(validator keyauth.Validator, config keyauth.Config) (*keyauth.Guard, error) {
 	config.Tables = append([]keyauth.Table{SignaturesServiceAccess()}, config.Tables...)
 	return keyauth.NewGuard(validator, config)
