@@ -234,7 +234,7 @@ func newWorker(number int, seed uint64) *worker {
 	}
 }
 
-// pick returns the index of a random element that is fit, -1 if none is.
+// pick returns the index of a random element that is fit, or -1 if no element is.
 func pick[T any](random *rand.Rand, list []T, fit func(*T) bool) int {
 	if len(list) == 0 {
 		return -1
@@ -327,7 +327,7 @@ func (w *worker) resolve(found *stored, decide func(token, scope string) string)
 }
 
 // misjudges returns a token that the models disagree on and for which keysvc decides differently
-// from this model; "" if there is none. Nothing else shows a rotation without overlap.
+// from this model; "" if there is no such token. Nothing else shows a rotation without overlap.
 func (m *model) misjudges(models []*model, decide func(token, scope string) string) string {
 	const scope = "signatures:read"
 	for index := range m.keys {

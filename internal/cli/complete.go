@@ -36,8 +36,8 @@ func (a *app) completeArgument(cmd *cobra.Command, from completer) {
 	}
 }
 
-// completion asks the server. Without an answer it suggests nothing and says nothing: what is
-// written there would land in the middle of the line that a person types.
+// completion asks the server. Without an answer it suggests nothing and writes no error: an error
+// would appear in the middle of the line that the person types.
 func (a *app) completion(from completer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		s, conn, err := a.connect(cmd, completionTimeout)
@@ -51,7 +51,7 @@ func (a *app) completion(from completer) cobra.CompletionFunc {
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		before := typed[:strings.LastIndex(typed, ",")+1] // of a list, what was typed already
+		before := typed[:strings.LastIndex(typed, ",")+1] // the elements of a list that were typed already
 		var fitting []cobra.Completion
 		for _, word := range words {
 			if word = before + word; strings.HasPrefix(word, typed) {

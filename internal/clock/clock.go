@@ -71,8 +71,8 @@ type Clock struct {
 	jump   atomic.Pointer[Jump]
 
 	mutex sync.Mutex // held to replace last
-	// steps is the sum of the steps forward of the wall clock since the time since, which is
-	// one of passed.
+	// steps is the sum of the steps forward of the wall clock since the moment since, a value of
+	// passed.
 	steps, since time.Duration
 }
 

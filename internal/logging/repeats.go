@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// The limits of Repeats: a repeated line is written once in an interval, and of one message
-// so many variants.
+// The limits of Repeats. A line that repeats is written once in repeatsInterval. Of one message,
+// up to repeatsVariants different lines are told apart in that time.
 const (
 	repeatsInterval = 10 * time.Second
 	repeatsVariants = 100
@@ -125,7 +125,7 @@ func (t *repeatsTable) note(from *Repeats, record slog.Record) bool {
 	t.variants[record.Message]++
 	t.lines[key] = &repeated{
 		message: record.Message,
-		timer:   time.AfterFunc(repeatsInterval, func() { t.tell(key) }),
+		timer:   time.AfterFunc(repeatsInterval, func() { t.endInterval(key) }),
 	}
 	return false
 }
@@ -155,9 +155,9 @@ func (t *repeatsTable) key(prefix string, record slog.Record, attributes bool) u
 	return hash.Sum64()
 }
 
-// tell ends an interval. A record that was repeated is handed on once, with the number of
-// repetitions, and another interval begins. A record that was not is forgotten.
-func (t *repeatsTable) tell(key uint64) {
+// endInterval ends the interval of a record. If the record was repeated, it is handed on once,
+// with the number of repetitions, and another interval begins. Otherwise the record is forgotten.
+func (t *repeatsTable) endInterval(key uint64) {
 	t.mutex.Lock()
 	line, found := t.lines[key]
 	if !found {
@@ -178,7 +178,7 @@ func (t *repeatsTable) tell(key uint64) {
 	handOn(next, told)
 }
 
-// take returns the last repetition with the number of all, and sets the count to 0.
+// take returns the last repetition, with the number of all repetitions, and sets the count to 0.
 func (l *repeated) take() (slog.Record, slog.Handler) {
 	told, next := l.last, l.next
 	told.AddAttrs(slog.Int(repeatedKey, l.count))
@@ -191,8 +191,8 @@ func handOn(next slog.Handler, record slog.Record) {
 	_ = next.Handle(context.Background(), record)
 }
 
-// Flush hands on the repetitions that were counted so far, and forgets all records. It is
-// for the end of the process.
+// Flush hands on the repetitions that were counted so far, and forgets all records. Call it at the
+// end of the process.
 func (r *Repeats) Flush() {
 	t := r.table
 	t.mutex.Lock()

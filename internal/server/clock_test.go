@@ -29,7 +29,7 @@ func (m *machine) options() options {
 }
 
 // pass lets a time pass, which the wall clock shows, and sets the wall clock forward or back
-// besides.
+// as well.
 func (m *machine) pass(d, set time.Duration) {
 	m.passed.Add(int64(d))
 	m.testClock.pass(d + set)

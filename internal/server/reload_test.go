@@ -49,8 +49,8 @@ func TestReloadAppliesWhatCanChangeWhileRunning(t *testing.T) {
 	}
 }
 
-// TestReloadAppliesWhatTheTableMarks: who marks another setting as Reloadable applies it, and
-// adds it to the test above.
+// TestReloadAppliesWhatTheTableMarks: whoever marks another setting as Reloadable must apply it in
+// process.apply, and add it to the test above.
 func TestReloadAppliesWhatTheTableMarks(t *testing.T) {
 	var marked []string
 	for _, setting := range config.Table() {

@@ -1356,8 +1356,8 @@ func (b *bench) invoke(t *testing.T, method string, request proto.Message) error
 	return b.call(t, method, request, dynamicResponse(t, method))
 }
 
-// call calls a method with a request and fills in the response. On a stream it sends the
-// request after a hello, if the request is none itself, and the response is the last one.
+// call calls a method with a request and fills in the response. On a stream it sends the request
+// after a hello, unless the request is itself a hello, and the response is the last one.
 func (b *bench) call(t *testing.T, method string, request, response any, options ...grpc.CallOption) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
