@@ -117,7 +117,7 @@ type stored struct {
 	owned   map[string]int              // how many keys each worker has, by the front of their names
 }
 
-// differs returns how the model differs from what is stored; "" if it does not.
+// differs returns how the model differs from what is stored; "" if they are equal.
 func (m *model) differs(from *stored) string {
 	for _, member := range m.members {
 		name := m.workspaces[member.workspace].id + "/" + member.id
@@ -573,7 +573,7 @@ func (w *worker) validate(m *model) *attempt {
 	}
 }
 
-// tokens returns those that are known.
+// tokens returns the tokens that are known.
 func (k *keyModel) tokens() []string {
 	return slices.DeleteFunc(slices.Concat(k.live, k.ended), func(token string) bool { return token == "" })
 }

@@ -154,7 +154,7 @@ func TestOtherSignalsEndNothing(t *testing.T) {
 	s.stop(t)
 }
 
-// TestSIGHUPReadsTheFileAgain: what can change does, and what cannot is named.
+// TestSIGHUPReadsTheFileAgain: settings that can change do, and the log names the others.
 func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "keysvc.yaml")

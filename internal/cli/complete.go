@@ -15,7 +15,7 @@ import (
 const completionTimeout = time.Second
 
 // completer asks the server what a flag or an argument may be. An error means that nothing is
-// suggested. Each suggestion is a word, or a word, a tab and what it is.
+// suggested. Each suggestion is a word, or a word, a tab and a description.
 type completer func(ctx context.Context, s *session) ([]cobra.Completion, error)
 
 // complete completes a flag.
@@ -62,8 +62,8 @@ func (a *app) completion(from completer) cobra.CompletionFunc {
 	}
 }
 
-// suggestion is a word with what it is. Words and descriptions come from the server and are made
-// harmless for the shell's line.
+// suggestion is a word with a description. Both come from the server, so control characters are
+// escaped.
 func suggestion(word, description string) cobra.Completion {
 	return printable(word) + "\t" + printable(description)
 }

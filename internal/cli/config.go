@@ -161,7 +161,7 @@ func (a *app) settingsFlags(cmd *cobra.Command) func() config.Source {
 	}
 }
 
-// completeSetting tells shells what a flag may be.
+// completeSetting registers the values that shells complete for a flag.
 func completeSetting(cmd *cobra.Command, setting config.Setting) {
 	switch setting.Path {
 	case config.FilePath:

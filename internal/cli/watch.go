@@ -16,8 +16,8 @@ func (a *app) watchCommand() *cobra.Command {
 		Use:   "watch",
 		Short: "Show changes as near-caches hear of them",
 		Long: `Show changes as near-caches hear of them, until Ctrl-C. Each change is a line with
-its time, revision and kind, the workspace, and the key or member. The new content is
-not shown.
+its time, revision and kind, the workspace, and the key or member. The new content
+is not shown.
 
 The command ends with an error when the server stops, or when the session has become
 old. --timeout bounds only the wait for the session to begin.

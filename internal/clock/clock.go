@@ -100,8 +100,8 @@ func New(config Config) *Clock {
 	return c
 }
 
-// Steady returns the Now of a Clock whose wall clock is now, and which begins at floor if
-// now is behind it. It follows jumps.
+// Steady returns the method Now of a Clock with the wall clock now and the given floor. It follows
+// jumps.
 func Steady(now func() time.Time, floor time.Time) func() time.Time {
 	return New(Config{Wall: now, Floor: floor}).Now
 }

@@ -78,7 +78,7 @@ type Source struct {
 	ReadFile func(name string) ([]byte, error)
 }
 
-// Loaded are settings, and where each of them came from.
+// Loaded has settings, and the origin of each.
 type Loaded struct {
 	Settings Settings
 	// File is the configuration file; "" if none was named.

@@ -68,7 +68,7 @@ func (s Setting) pageDefault() string {
 	return "`" + s.Default + "`"
 }
 
-// pageText returns what the setting does, as a cell of a table in Markdown.
+// pageText describes the setting in a cell of a table in Markdown.
 func (s Setting) pageText() string {
 	text := strings.ToUpper(s.Usage[:1]) + strings.ReplaceAll(s.Usage[1:], "`", "") + "."
 	if s.More != "" {

@@ -27,13 +27,12 @@ var varying = map[string]bool{
 	"after":       true,
 }
 
-// Repeats is a slog.Handler that keeps floods out of the log. Records are alike if level,
-// message and attributes are equal, except request id, peer and durations. Of warnings and
-// errors that are alike, Repeats hands on the first and counts those that follow within ten
-// seconds; then it hands on the last of them, with their number in the attribute
-// "repeated". Of one message it tells at most a hundred variants apart in ten seconds, and
-// counts all others as one. Records of lower levels pass, except those that it was told to
-// count.
+// Repeats is a slog.Handler that keeps floods out of the log. Records are alike if level, message
+// and attributes are equal, except request id, peer and durations. Of warnings and errors that are
+// alike, Repeats hands on the first, and counts the repetitions of the next ten seconds. Then it
+// hands on the last repetition, with their number in the attribute "repeated". Of one message it
+// tells at most a hundred variants apart in ten seconds, and counts all others as one. Records of
+// lower levels pass, except those that it was told to count.
 type Repeats struct {
 	next slog.Handler
 	// also reports whether a record below warnings is counted; nil counts none.
@@ -57,8 +56,8 @@ type repeatsTable struct {
 type repeated struct {
 	message string
 	timer   *time.Timer
-	// count is the number of repetitions since then, last the newest of them, and next the
-	// handler that it is for.
+	// count is the number of repetitions since then, last the newest repetition, and next the
+	// handler for it.
 	count int
 	last  slog.Record
 	next  slog.Handler

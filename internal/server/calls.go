@@ -55,8 +55,8 @@ type calls struct {
 	working sync.WaitGroup
 }
 
-// newCalls makes the services over what has started, and registers each with the servers
-// that offer it.
+// newCalls makes the services, and registers each with the gRPC servers that offer it. The
+// components before it have started.
 func newCalls(s *Server, validator *validation.Validator) *calls {
 	settings, errors := s.config.Settings, service.Errors{Log: s.log}
 	stopping, beginStop := context.WithCancel(context.Background())

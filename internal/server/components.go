@@ -81,9 +81,9 @@ func (c *components) run(started *running) {
 // while it ran.
 func (c *components) failure() <-chan error { return c.failed }
 
-// stop stops what was started, in reverse order, each component once the one after it has
-// stopped. It goes on when one fails, and returns all errors as one. Each goroutine that
-// components started has ended when it returns. ctx bounds the drain; see component.
+// stop stops the components that were started, in reverse order, one after another. It goes on
+// when one fails, and returns all errors as one. Each goroutine that components started has ended
+// when it returns. ctx bounds the drain; see component.
 func (c *components) stop(ctx context.Context) error {
 	var failed error
 	for _, each := range slices.Backward(c.running) {

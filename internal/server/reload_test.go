@@ -139,7 +139,7 @@ func TestSIGHUPReloadsARunningProcess(t *testing.T) {
 	}
 }
 
-// notice is a writer whose seen is closed once it was written a text.
+// notice is a writer that closes seen when a text was written to it.
 type notice struct {
 	text string
 	seen chan struct{}

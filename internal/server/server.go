@@ -47,7 +47,7 @@ type Store interface {
 	storage.UsageWriter
 }
 
-// Config is what a Server works with.
+// Config configures a Server.
 type Config struct {
 	// Store holds everything. Required; the Server does not close it.
 	Store Store
@@ -226,7 +226,7 @@ func (s *Server) flushLastUses(ctx context.Context) error {
 	return nil
 }
 
-// sweep purges what is past its retention, at every interval.
+// sweep purges records past their retention, at every interval.
 func (s *Server) sweep(ctx context.Context) error {
 	if !s.sweeps {
 		return nil
