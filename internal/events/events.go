@@ -1,6 +1,6 @@
-// Package events names what happens in a keysvc process. The server calls Hooks, from which the
-// log and metrics are made. Hooks has the shape of keyclient.NearCacheHooks: a struct of
-// functions, each of which may be nil.
+// Package events names what happens in a keysvc process. The server calls Hooks. The log is made
+// from these calls, and metrics can be. Hooks has the shape of keyclient.NearCacheHooks: a struct
+// of functions, each of which may be nil.
 //
 // No event holds a token, a secret or a hash. What a caller sent is in an event only if
 // it names something that exists.
