@@ -49,7 +49,7 @@ func BenchmarkDecision(b *testing.B) {
 	}
 }
 
-// startRounds is how many starts TestMeasureStart makes. The fastest one is to be compared.
+// startRounds is how many starts TestMeasureStart makes. Compare the fastest one.
 const startRounds = 3
 
 // TestMeasureStart prints how long a start takes, and its memory. It is no benchmark, because a

@@ -123,8 +123,8 @@ func (l *walkLoad) putMembers(ctx context.Context, t *testing.T) {
 	}
 }
 
-// checkPolicies asks, one call after the other, what a policy would do whose managers may do
-// one thing less.
+// checkPolicies asks, one call after the other, what a policy would change in which managers have
+// one scope less.
 func (l *walkLoad) checkPolicies(ctx context.Context, t *testing.T) {
 	active, err := l.policies.GetPolicy(t.Context(), &keysvcv1.GetPolicyRequest{})
 	if err != nil {

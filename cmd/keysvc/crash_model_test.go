@@ -117,7 +117,7 @@ type stored struct {
 	owned   map[string]int              // how many keys each worker has, by the front of their names
 }
 
-// differs returns how the model differs from what is stored; "" if it does not.
+// differs returns how the model differs from what is stored; "" if they are equal.
 func (m *model) differs(from *stored) string {
 	for _, member := range m.members {
 		name := m.workspaces[member.workspace].id + "/" + member.id
@@ -234,7 +234,7 @@ func newWorker(number int, seed uint64) *worker {
 	}
 }
 
-// pick returns the index of a random element that is fit, -1 if none is.
+// pick returns the index of a random element that is fit, or -1 if no element is.
 func pick[T any](random *rand.Rand, list []T, fit func(*T) bool) int {
 	if len(list) == 0 {
 		return -1
@@ -327,7 +327,7 @@ func (w *worker) resolve(found *stored, decide func(token, scope string) string)
 }
 
 // misjudges returns a token that the models disagree on and for which keysvc decides differently
-// from this model; "" if there is none. Nothing else shows a rotation without overlap.
+// from this model; "" if there is no such token. Nothing else shows a rotation without overlap.
 func (m *model) misjudges(models []*model, decide func(token, scope string) string) string {
 	const scope = "signatures:read"
 	for index := range m.keys {
@@ -573,7 +573,7 @@ func (w *worker) validate(m *model) *attempt {
 	}
 }
 
-// tokens returns those that are known.
+// tokens returns the tokens that are known.
 func (k *keyModel) tokens() []string {
 	return slices.DeleteFunc(slices.Concat(k.live, k.ended), func(token string) bool { return token == "" })
 }

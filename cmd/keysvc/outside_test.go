@@ -154,7 +154,7 @@ func TestOtherSignalsEndNothing(t *testing.T) {
 	s.stop(t)
 }
 
-// TestSIGHUPReadsTheFileAgain: what can change does, and what cannot is named.
+// TestSIGHUPReadsTheFileAgain: settings that can change do, and the log names the others.
 func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "keysvc.yaml")
@@ -179,7 +179,7 @@ func TestSIGHUPReadsTheFileAgain(t *testing.T) {
 	s.stop(t)
 }
 
-func TestQuitTellsWhatEachGoroutineDoes(t *testing.T) {
+func TestSIGQUITWritesTheStackOfEachGoroutine(t *testing.T) {
 	t.Parallel()
 	s := serve(t, t.TempDir())
 	s.signal(t, syscall.SIGQUIT)
@@ -286,8 +286,8 @@ func TestStopOfAHangingStartIsGivenUp(t *testing.T) {
 	}
 }
 
-// TestRefusalsDoNotFloodTheLog: of hundreds of equal warnings the log has one line and, ten seconds
-// later or at the stop, a second line that counts the rest.
+// TestRefusalsDoNotFloodTheLog: for hundreds of equal warnings the log has one line and, ten
+// seconds later or at the stop, a second line that counts the rest.
 func TestRefusalsDoNotFloodTheLog(t *testing.T) {
 	t.Parallel()
 	s := serve(t, t.TempDir(), "--max-sessions", "1")

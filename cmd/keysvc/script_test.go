@@ -23,16 +23,16 @@ import (
 // a shell session. Each runs in a folder of its own, $WORK, with keysvc on the PATH. Beside the
 // commands of testscript they have these:
 //
-//	serve [ARGUMENT...]       start a server with --data data on a free port, make the store if
-//	                          there is none, wait until it serves, and set KEYSVC_ADDR
+//	serve [ARGUMENT...]       start a server with --data data on a free port, make a missing
+//	                          store, wait until it serves, and set KEYSVC_ADDR
 //	stop                      end the server with SIGTERM; its output is then in served.out and
 //	                          served.log
 //	status N COMMAND...       run a command that must end with this exit status
 //	issue NAME ARGUMENT...    run keysvc, whose answer must be a token alone; put the token into
-//	                          the file NAME, what was said beside it into said, and the key's id
+//	                          the file NAME, standard error into the file said, and the key's id
 //	                          into $ID
 //	paste N [STATUS]          run the Nth command that the server printed, as a person would; it
-//	                          must end with the exit status, 0 if none is given
+//	                          must end with the exit status, by default 0
 //	refuses PATTERN ARG...    keysvc serve must fail at once, with one line like PATTERN, and
 //	                          leave the store as it is
 //	damage HOW FILE           damage a store: truncate, begin, rest, header or newer
@@ -40,8 +40,8 @@ import (
 //	stale FILE                leave a socket behind that nobody listens on
 //	mode MODE FILE            expect a file with this mode
 //
-// The condition [root] holds for the super-user. $SHORT is a folder with a path that is short enough for a socket. A server ends with its
-// script.
+// The condition [root] holds for the super-user. $SHORT is a folder with a path that is short
+// enough for a socket. A server is stopped at the end of its script.
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	testscript.Run(t, testscript.Params{

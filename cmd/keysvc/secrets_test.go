@@ -33,7 +33,7 @@ func leaksOf(tokens ...string) leaks {
 	return texts
 }
 
-// in returns the first leak in a text, with 80 bytes around it; "" if there is none.
+// in returns the first leak in a text, with 80 bytes around it; "" if the text has no leak.
 func (l leaks) in(text []byte) string {
 	for _, leak := range l {
 		if at := bytes.Index(text, leak); at >= 0 {

@@ -19,9 +19,9 @@ type Permission uint8
 
 // The permissions.
 const (
-	// Nobody is the need of methods that are not in the table. No identity has it.
+	// Nobody is what methods that are not in the table need. No identity has it.
 	Nobody Permission = iota
-	// Anyone is the need of health, which every caller may ask for, known or not.
+	// Anyone is what health needs: every caller may ask for it, known or not.
 	Anyone
 	// Validate allows asking for decisions.
 	Validate
@@ -198,8 +198,7 @@ func NewContext(ctx context.Context, identity Identity) context.Context {
 	return context.WithValue(ctx, contextKey{}, identity)
 }
 
-// FromContext returns the caller's identity, or the zero Identity if NewContext did not make ctx
-// or a parent of it.
+// FromContext returns the caller's identity; the zero Identity if ctx carries no identity.
 func FromContext(ctx context.Context) Identity {
 	identity, _ := ctx.Value(contextKey{}).(Identity)
 	return identity

@@ -237,7 +237,7 @@ func TestPermissionsAreNamedAsOperatorsWriteThem(t *testing.T) {
 		}
 		seen[name] = true
 	}
-	// These are the names that operators write: section 10 of the design.
+	// Operators will write these names, so they must not change.
 	for _, name := range []string{"validate", "manage", "report", "audit", "administer"} {
 		if !seen[name] {
 			t.Errorf("there is no permission %q", name)

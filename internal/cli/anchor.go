@@ -27,15 +27,15 @@ func anchorFlag(cmd *cobra.Command) *string {
 func (a *app) anchorAcceptCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "accept FILE",
-		Short: "Make a store's file the truth, as it is, although changes may be lost",
-		Long: `Make a store's file the truth, as it is, after a start was refused because it does
-not agree with its anchor. No server may have it open.
+		Short: "Accept a store's file as it is, although changes may be lost",
+		Long: `Accept a store's file as it is, after a start was refused because the file does not
+agree with its anchor. No server may have the file open.
 
-What happened after the file's newest change is lost, and what was revoked or
-removed then works again: look for it in the logs of the product and of keysvc, and
-do it again. The store gets a new epoch, so that every near-cache begins anew, and a
-new anchor. It cannot be undone. If the newest file can still be had, put that in
-place instead.
+All changes after the file's newest one are lost. What they revoked or removed works
+again: find it in the logs of the product and of keysvc, and revoke or remove it
+again. The store gets a new anchor, and a new epoch, so that every near-cache starts
+empty. This cannot be undone. If you still have the newest file, put it in place
+instead.
 
 At a terminal "accept" must be typed; elsewhere --yes is needed.`,
 		Example: `  keysvc anchor accept keysvc-data/keysvc.db

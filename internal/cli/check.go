@@ -10,10 +10,10 @@ func (a *app) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check FILE",
 		Short: "Check a store's file, without a server",
-		Long: `Check a store's file that no server has open: that it is whole, that each index
-entry has its record and the other way round, that the audit events have no gap and
-chain, that the feed agrees with the records, and the file with its anchor. Nothing
-is changed.`,
+		Long: `Check a store's file that no server has open: that each page and record is whole,
+that indexes and records belong together, that the audit events form chains without
+gaps, that the change log agrees with the records, and the file with its anchor.
+Nothing is changed.`,
 		Example: `  keysvc check keysvc-data/keysvc.db`,
 		Args:    positional("FILE"),
 	}

@@ -40,9 +40,9 @@ func at(offset time.Duration) *timestamppb.Timestamp { return timestamppb.New(no
 
 const day = 24 * time.Hour
 
-// fake is a server that answers with the functions of a test. It is for answers and errors that
-// cannot be had from a real server at will; what a real server gives is tested by the scripts of
-// cmd/keysvc.
+// fake is a server that answers with the functions of a test. It gives answers and errors that a
+// test cannot easily get from a real server. The scripts of cmd/keysvc test the answers of a real
+// server.
 type fake struct {
 	keysvcv1.UnimplementedKeyServiceServer
 	keysvcv1.UnimplementedMemberServiceServer

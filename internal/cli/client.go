@@ -235,7 +235,7 @@ func (s *stream) RecvMsg(message any) error {
 // isRead reports whether a call changes nothing. method is the full name of the method. An
 // unknown method counts as a change.
 func isRead(method string, request any) bool {
-	if rehearsed, can := request.(interface{ GetValidateOnly() bool }); can && rehearsed.GetValidateOnly() {
+	if planned, can := request.(interface{ GetValidateOnly() bool }); can && planned.GetValidateOnly() {
 		return true
 	}
 	name := method[strings.LastIndex(method, "/")+1:]

@@ -15,7 +15,7 @@ import (
 const completionTimeout = time.Second
 
 // completer asks the server what a flag or an argument may be. An error means that nothing is
-// suggested. Each suggestion is a word, or a word, a tab and what it is.
+// suggested. Each suggestion is a word, or a word, a tab and a description.
 type completer func(ctx context.Context, s *session) ([]cobra.Completion, error)
 
 // complete completes a flag.
@@ -36,8 +36,8 @@ func (a *app) completeArgument(cmd *cobra.Command, from completer) {
 	}
 }
 
-// completion asks the server. Without an answer it suggests nothing and says nothing: what is
-// written there would land in the middle of the line that a person types.
+// completion asks the server. Without an answer it suggests nothing and writes no error: an error
+// would appear in the middle of the line that the person types.
 func (a *app) completion(from completer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		s, conn, err := a.connect(cmd, completionTimeout)
@@ -51,7 +51,7 @@ func (a *app) completion(from completer) cobra.CompletionFunc {
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		before := typed[:strings.LastIndex(typed, ",")+1] // of a list, what was typed already
+		before := typed[:strings.LastIndex(typed, ",")+1] // the elements of a list that were typed already
 		var fitting []cobra.Completion
 		for _, word := range words {
 			if word = before + word; strings.HasPrefix(word, typed) {
@@ -62,8 +62,8 @@ func (a *app) completion(from completer) cobra.CompletionFunc {
 	}
 }
 
-// suggestion is a word with what it is. Words and descriptions come from the server and are made
-// harmless for the shell's line.
+// suggestion is a word with a description. Both come from the server, so control characters are
+// escaped.
 func suggestion(word, description string) cobra.Completion {
 	return printable(word) + "\t" + printable(description)
 }

@@ -2,9 +2,7 @@ package cli
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -39,7 +37,7 @@ func (a *app) configShowCommand() *cobra.Command {
 		Long: `Show the settings that "keysvc serve" would have with the same flags, the same
 environment and the same file: each with its value and where that came from, a flag,
 a variable, a line of the file, or the default. Secrets are hidden. No server is
-started, and none is asked.`,
+started or asked.`,
 		Example: `  keysvc config show --config /etc/keysvc/keysvc.yaml
   keysvc config show -o json`,
 		Args: positional(),
@@ -50,7 +48,7 @@ started, and none is asked.`,
 	cmd.RunE = func(*cobra.Command, []string) error {
 		loaded, err := source().Load()
 		if err != nil {
-			return a.configMistakes(err)
+			return a.listMistakes(err, "the settings are not valid")
 		}
 		return a.showSettings(loaded, format)
 	}
@@ -72,7 +70,7 @@ the policy, there is "keysvc policy check".`,
 	cmd.RunE = func(*cobra.Command, []string) error {
 		loaded, err := source().Load()
 		if err != nil {
-			return a.configMistakes(err)
+			return a.listMistakes(err, "the settings are not valid")
 		}
 		given := 0
 		for _, setting := range config.Table() {
@@ -101,23 +99,6 @@ Markdown, as this version has them.`,
 			return err
 		},
 	}
-}
-
-// configMistakes writes each mistake on a line of its own to standard error, without
-// "error: " before it, so that editors find file and line.
-func (a *app) configMistakes(err error) error {
-	wrong, isList := errors.AsType[config.Errors](err)
-	if !isList {
-		return err
-	}
-	var text strings.Builder
-	for _, mistake := range wrong {
-		text.WriteString(printable(redact(mistake.Error())) + "\n")
-	}
-	if _, err := a.Stderr.Write([]byte(text.String())); err != nil {
-		return err
-	}
-	return errors.New("the settings are not valid")
 }
 
 // settingsRow is a setting as `config show` writes it.
@@ -156,8 +137,8 @@ func (a *app) showSettings(loaded config.Loaded, format showFormat) error {
 	return out.Flush()
 }
 
-// settingsFlags adds --config and a flag for each setting to the command. It returns what
-// makes the Source of the settings, once the command line is read.
+// settingsFlags adds --config and a flag for each setting to the command. It returns a function
+// that makes the Source of the settings; call it once the command line is parsed.
 func (a *app) settingsFlags(cmd *cobra.Command) func() config.Source {
 	defaults := config.Defaults()
 	if isTerminal(a.Stderr) {
@@ -180,7 +161,7 @@ func (a *app) settingsFlags(cmd *cobra.Command) func() config.Source {
 	}
 }
 
-// completeSetting tells shells what a flag may be.
+// completeSetting registers the values that shells complete for a flag.
 func completeSetting(cmd *cobra.Command, setting config.Setting) {
 	switch setting.Path {
 	case config.FilePath:
@@ -192,15 +173,15 @@ func completeSetting(cmd *cobra.Command, setting config.Setting) {
 	}
 }
 
-// must is for errors that say that there is no such flag.
+// must panics on an error, which can only mean that there is no such flag.
 func must(err error) {
 	if err != nil {
 		panic(err)
 	}
 }
 
-// textFlag records the texts of a flag. What they mean, and whether it is allowed, is for
-// config.Source to say, which words it in the same way for every source.
+// textFlag records the texts of a flag. config.Source parses and checks them, with the same errors
+// for every source.
 type textFlag struct {
 	name, typeName string
 	repeated       bool

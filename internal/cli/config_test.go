@@ -80,7 +80,7 @@ func TestConfigShowsNoToken(t *testing.T) {
 	}
 }
 
-func TestConfigPageIsTheOneOfTheDocs(t *testing.T) {
+func TestConfigPagePrintsSettingsMD(t *testing.T) {
 	command{}.run(t, "config", "page").want(t, 0, string(config.Page()), "")
 }
 

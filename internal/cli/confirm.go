@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-const confirmHelp = `It asks first at a terminal; elsewhere --yes is needed.`
+const confirmHelp = `At a terminal it asks for confirmation; elsewhere --yes is needed.`
 
 // yesFlag adds --yes, which answers the question before a final change.
 func yesFlag(cmd *cobra.Command) *bool {

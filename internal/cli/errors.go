@@ -36,19 +36,10 @@ func redact(text string) string { return tokenText.ReplaceAllString(text, "[reda
 func (a *app) printError(ctx context.Context, err error) {
 	var call *callError
 	lines := []string{err.Error()}
-	var mistakes policy.Errors
-	var settings config.Errors
+	mistakes := mistakesOf(err)
 	switch {
-	case errors.As(err, &mistakes):
-		lines = lines[:0]
-		for _, mistake := range mistakes {
-			lines = append(lines, mistake.Error())
-		}
-	case errors.As(err, &settings):
-		lines = lines[:0]
-		for _, mistake := range settings {
-			lines = append(lines, mistake.Error())
-		}
+	case len(mistakes) > 0:
+		lines = mistakes
 	case errors.As(err, &call) && ctx.Err() != nil:
 		lines = []string{"interrupted"}
 		if call.changes {
@@ -70,6 +61,40 @@ func (a *app) printError(ctx context.Context, err error) {
 	}
 	// If standard error cannot be written to, the error cannot be reported.
 	_, _ = io.WriteString(a.Stderr, text.String())
+}
+
+// listMistakes writes each mistake of a policy file or of settings on a line of its own to standard
+// error, without "error: " before it, so that editors find file and line. It returns an error with
+// the text summary, or err itself if err is not a list of mistakes.
+func (a *app) listMistakes(err error, summary string) error {
+	mistakes := mistakesOf(err)
+	if len(mistakes) == 0 {
+		return err
+	}
+	var text strings.Builder
+	for _, mistake := range mistakes {
+		text.WriteString(printable(redact(mistake)) + "\n")
+	}
+	if _, err := io.WriteString(a.Stderr, text.String()); err != nil {
+		return err
+	}
+	return errors.New(summary)
+}
+
+// mistakesOf returns the mistakes of a policy file or of settings; nil for any other error.
+func mistakesOf(err error) []string {
+	var list []error
+	if wrong, isPolicy := errors.AsType[policy.Errors](err); isPolicy {
+		list = wrong.Unwrap()
+	}
+	if wrong, isSettings := errors.AsType[config.Errors](err); isSettings {
+		list = wrong.Unwrap()
+	}
+	var texts []string
+	for _, mistake := range list {
+		texts = append(texts, mistake.Error())
+	}
+	return texts
 }
 
 const outcomeUnknown = "the change may have been made or not"

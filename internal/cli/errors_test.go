@@ -92,7 +92,7 @@ func TestErrorsOfTheServerAreShownWithTheirDetails(t *testing.T) {
 	}
 }
 
-func TestServerWithoutTheCallIsTold(t *testing.T) {
+func TestUnimplementedNamesPossibleCauses(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +105,7 @@ func TestServerWithoutTheCallIsTold(t *testing.T) {
 		"error: UNIMPLEMENTED: the server at "+addr+" does not have this call: its listener may be for another purpose, it may be older than this command, or not be keysvc\n")
 }
 
-func TestMissingServerIsToldAtOnce(t *testing.T) {
+func TestMissingServerIsReportedAtOnce(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +150,7 @@ func TestOnlyLocalAddressesAreDialled(t *testing.T) {
 		"{\n  \"keys\": [],\n  \"next_page_token\": \"\",\n  \"revision\": \"0\",\n  \"epoch\": \"\"\n}\n", noLiveKeys)
 }
 
-func TestAnotherProgramAtTheAddressIsTold(t *testing.T) {
+func TestAnotherProgramAtTheAddressIsReported(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -173,7 +173,7 @@ func TestAnotherProgramAtTheAddressIsTold(t *testing.T) {
 	}
 }
 
-func TestTimeoutAndInterruptTellWhetherAChangeIsInDoubt(t *testing.T) {
+func TestTimeoutAndInterruptReportAChangeInDoubt(t *testing.T) {
 	entered := make(chan struct{}, 1)
 	wait := func(ctx context.Context) error {
 		entered <- struct{}{}

@@ -32,7 +32,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 	walk((&app{Process: Process{Getenv: func(string) string { return "" }}}).rootCommand())
 }
 
-func TestParseSpanTakesDaysAndHours(t *testing.T) {
+func TestParseSpanAcceptsDaysAndHours(t *testing.T) {
 	const day = 24 * time.Hour
 	tests := []struct {
 		text string

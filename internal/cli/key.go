@@ -31,7 +31,7 @@ func (a *app) keyCommand() *cobra.Command {
 func (a *app) keyCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create",
-		Short: "Create a key and print its token, this once",
+		Short: "Create a key and print its token",
 		Long: `Create a key that acts as a member of a workspace, limited to scopes.
 
 The token goes to standard output, alone on one line; the key and a warning go to
@@ -79,11 +79,11 @@ That includes the token.`,
 			return advise(err, func(call *callError) string {
 				switch {
 				case call.has(keysvcv1.ErrorReason_ERROR_REASON_REQUEST_ID_USED):
-					return "nobody can show a token again: if the answer of then was lost, give that key another token with keysvc key rotate and --overlap 0"
+					return "nobody can show a token again: if that answer was lost, give the key another token with keysvc key rotate and --overlap 0"
 				case call.maybeDone() && request.RequestId != nil:
 					return "repeat it with the same --request-id: there will not be a second key"
 				case call.maybeDone():
-					return "keysvc key list shows whether there is the key; if so, nobody has its token: revoke it"
+					return "keysvc key list shows whether the key was created; if so, nobody has its token: revoke it"
 				}
 				return ""
 			})
@@ -108,7 +108,7 @@ func (s *session) issued(response tokenResponse, lost, next string) error {
 	if err != nil {
 		return fmt.Errorf("%w; the token is lost, so %s", err, lost)
 	}
-	text := s.out.keyRecord(response.GetKey()) + "\nThe token is shown this once: keep it where secrets are kept. Nobody can show it again.\n"
+	text := s.out.keyRecord(response.GetKey()) + "\nThe token is shown only once: keep it where secrets are kept. Nobody can show it again.\n"
 	if next != "" {
 		text += printable(next) + "\n"
 	}
@@ -141,10 +141,11 @@ func (a *app) keyUpdateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "update KEY_ID",
 		Short: "Change the name, scopes, labels or networks of a key",
-		Long: `Change a key that is neither revoked nor expired. What no flag names stays as it is.
+		Long: `Change a key that is neither revoked nor expired. Fields that no flag names stay as
+they are.
 
-Scopes, labels and networks are replaced whole: give all that the key shall have,
-not only what is new. The last scope cannot be taken away; revoke the key instead.
+Scopes, labels and networks are replaced as a whole: give all of them, not only the
+new ones. The last scope cannot be taken away; revoke the key instead.
 
 With --etag the change is refused if the key was changed since it had that etag;
 keysvc key get shows it.
@@ -163,10 +164,10 @@ keysvc key get shows it.
 	flags := cmd.Flags()
 	workspace := a.neededWorkspaceFlag(cmd, "the key's workspace")
 	flags.StringVar(&key.Name, "name", "", "what people call the key")
-	flags.Var(&scopes, "scope", "a scope that the key shall have, in place of all it has; can be repeated, or several with commas")
-	flags.Var(&annotations, "label", "an annotation, in place of all there are; can be repeated")
+	flags.Var(&scopes, "scope", "a scope for the key, in place of those that it has; can be repeated, or several with commas")
+	flags.Var(&annotations, "label", "an annotation, in place of those that the key has; can be repeated")
 	clearLabels := flags.Bool("clear-labels", false, "take all annotations away")
-	flags.Var(&cidrs, "allow-cidr", "a network that the key may be used from, in place of all there are; can be repeated")
+	flags.Var(&cidrs, "allow-cidr", "a network that the key may be used from, in place of those that it has; can be repeated")
 	clearCIDRs := flags.Bool("clear-cidrs", false, "let the key be used from anywhere")
 	etag := flags.String("etag", "", "refuse the change if the key has another etag")
 	wait := waitFlag(cmd)

@@ -182,12 +182,12 @@ func TestLostAnswerComesWithAdvice(t *testing.T) {
 	const unknown = "UNKNOWN (OUTCOME_UNKNOWN): the store failed"
 	want(rotate, unknown, "keysvc key get "+testID+" --workspace acme shows whether there is a new token; if so, nobody has it: rotate once more with --overlap 0, which ends the old token, too")
 	want(withID(rotate), unknown, "repeat it with the same --request-id: if that is refused as used, the rotation was made; then rotate once more with --overlap 0, which ends the old token, too")
-	want(create, unknown, "keysvc key list shows whether there is the key; if so, nobody has its token: revoke it")
+	want(create, unknown, "keysvc key list shows whether the key was created; if so, nobody has its token: revoke it")
 	want(withID(create), unknown, "repeat it with the same --request-id: there will not be a second key")
 
 	answer = failure(t, codes.AlreadyExists, "used", &errdetails.ErrorInfo{Reason: "REQUEST_ID_USED", Domain: "keysvc", Metadata: map[string]string{"key_id": testID}})
-	want(withID(rotate), "ALREADY_EXISTS (REQUEST_ID_USED): used", "key_id: "+testID, "nobody can show a token again: if the answer of then was lost, rotate once more with --overlap 0, which ends the old token, too, and another --request-id")
-	want(withID(create), "ALREADY_EXISTS (REQUEST_ID_USED): used", "key_id: "+testID, "nobody can show a token again: if the answer of then was lost, give that key another token with keysvc key rotate and --overlap 0")
+	want(withID(rotate), "ALREADY_EXISTS (REQUEST_ID_USED): used", "key_id: "+testID, "nobody can show a token again: if that answer was lost, rotate once more with --overlap 0, which ends the old token, too, and another --request-id")
+	want(withID(create), "ALREADY_EXISTS (REQUEST_ID_USED): used", "key_id: "+testID, "nobody can show a token again: if that answer was lost, give the key another token with keysvc key rotate and --overlap 0")
 
 	answer = failure(t, codes.FailedPrecondition, "two secrets", &errdetails.ErrorInfo{Reason: "ROTATION_IN_PROGRESS", Domain: "keysvc"})
 	want(rotate, "FAILED_PRECONDITION (ROTATION_IN_PROGRESS): two secrets", "keysvc key get "+testID+" --workspace acme shows until when; keysvc key finish-rotation ends the old token now")
@@ -249,8 +249,8 @@ func TestRevokeByTokenReadsStandardInput(t *testing.T) {
 	c.run(t, "key", "revoke", "--token-stdin", "--yes").want(t, 6, "", "error: NOT_FOUND: no key has [redacted token]\n")
 }
 
-// TestKeyListTellsEveryStateInWords has a key for every state that the table shows.
-func TestKeyListTellsEveryStateInWords(t *testing.T) {
+// TestKeyListShowsEveryStateInWords has a key for every state that the table shows.
+func TestKeyListShowsEveryStateInWords(t *testing.T) {
 	var keys []*keysvcv1.Key
 	add := func(name string, change func(*keysvcv1.Key)) {
 		key := testKey()

@@ -62,7 +62,7 @@ func TestKeyCreateSendsItsFlagsAndPrintsTheTokenAlone(t *testing.T) {
 	least := []string{"key", "create", "--workspace", "acme", "--member", "ann", "--name", "deploy", "--scope", "emails:read"}
 	r = c.run(t, append(least, "-o", "json", "--expire-time", "2027-03-31T14:00:00+02:00")...)
 	golden(t, "key_create.json", r.stdout)
-	if r.status != 0 || !strings.Contains(r.stderr, "shown this once") {
+	if r.status != 0 || !strings.Contains(r.stderr, "shown only once") {
 		t.Errorf("%+v", r)
 	}
 	if got.RequestId != nil || got.ActorMemberId != nil || got.GetExpireTime().AsTime() != time.Date(2027, 3, 31, 12, 0, 0, 0, time.UTC) {
@@ -95,7 +95,7 @@ type brokenWriter struct{}
 
 func (brokenWriter) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
 
-func TestKeyCreateTellsThatTheTokenIsLost(t *testing.T) {
+func TestKeyCreateReportsThatTheTokenIsLost(t *testing.T) {
 	c := command{addr: start(t, &fake{createKey: func(context.Context, *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
 		return &keysvcv1.CreateKeyResponse{Key: testKey(), Token: testToken}, nil
 	}})}

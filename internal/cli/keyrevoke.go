@@ -19,12 +19,12 @@ func (a *app) keyRevokeCommand() *cobra.Command {
 		Long: `Revoke a key, at once and for good. Repeating it is no error.
 ` + confirmHelp + `
 
-Without a workspace the key is looked up, whichever workspace it belongs to.
+Without a workspace, the key may belong to any workspace.
 
-With --token-stdin the key is the one of a token, for tokens that have leaked: it is
-read from standard input, at a terminal asked for, and shown nowhere. Every token of
-the key stops working, the one of a rotation included. A token that has expired or
-was rotated away is not found: it is harmless already.
+--token-stdin revokes the key of a token that has leaked. The token is read from
+standard input; at a terminal the command asks for it, and does not show it. Every
+token of the key stops working, both of them during a rotation. A token that has
+expired or was rotated away is not found: it is harmless already.
 
 ` + waitHelp + "\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc key revoke 9fQ2mXc7Lr0TzB4w

@@ -14,24 +14,24 @@ import (
 func (a *app) keyRotateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rotate KEY_ID",
-		Short: "Give a key a new token and print it, this once",
-		Long: `Give a key a new token. The key stays what it is, its id included; the old token
-goes on for --overlap, so that it can be replaced wherever it is used. Then end it
-with "keysvc key finish-rotation", or let it end by itself.
+		Short: "Give a key a new token and print it",
+		Long: `Give a key a new token. The key keeps its id and everything else. The old token
+works for --overlap longer, so that it can be replaced wherever it is used. Then end
+the old token with "keysvc key finish-rotation", or let it end by itself.
 
 --overlap 0 ends all other tokens of the key at once.
 ` + confirmHelp + `
-It works on any live key; with another overlap, a key that is in rotation already is
-refused.
+--overlap 0 is allowed for any live key. Any other overlap is refused if the key is
+in rotation already.
 
 The token goes to standard output, alone on one line; the key and a warning go to
 standard error. Nobody can show the token again.
 
-If the answer was lost, nobody has the new token. Whether there is one, "keysvc key
-get" shows, and so does repeating the command with the same --request-id, which is
-refused then. To recover, rotate once more with --overlap 0, which ends the old
-token and the lost one. While the old token is still needed, wait for the end of the
-overlap, and rotate then.
+If the answer was lost, nobody has the new token. "keysvc key get" shows whether it
+was issued. So does repeating the command with the same --request-id: it is refused
+if the token was issued. To recover, rotate once more with --overlap 0, which ends
+the old token and the lost one. If the old token is still needed, rotate after the
+end of the overlap instead.
 
 ` + waitHelp + "\n\n" + jsonHelp + `
 That includes the token.`,
@@ -48,7 +48,7 @@ That includes the token.`,
 	)
 	flags := cmd.Flags()
 	workspace := a.neededWorkspaceFlag(cmd, "the key's workspace")
-	flags.Var(&overlap, "overlap", "how long the old token goes on, as in 24h or 7d, up to 30d; 0 ends all other tokens at once")
+	flags.Var(&overlap, "overlap", "how long the old token still works, as in 24h or 7d, up to 30d; 0 ends all other tokens at once")
 	flags.Var(&expiresIn, "expires-in", "how long the new token lives, as in 90d or 36h (default: as long as the old one was given)")
 	flags.Var(&expireTime, "expire-time", "when the new token expires, as in 2027-03-31T12:00:00Z")
 	requestID := flags.String("request-id", "", "makes it safe to repeat the command: a second rotation with this id is refused")
@@ -103,7 +103,7 @@ func rotationAdvice(call *callError, request *keysvcv1.RotateKeyRequest, where s
 	const again = "rotate once more with --overlap 0, which ends the old token, too"
 	switch {
 	case call.has(keysvcv1.ErrorReason_ERROR_REASON_REQUEST_ID_USED):
-		return "nobody can show a token again: if the answer of then was lost, " + again + ", and another --request-id"
+		return "nobody can show a token again: if that answer was lost, " + again + ", and another --request-id"
 	case call.has(keysvcv1.ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS):
 		return "keysvc key get " + where + " shows until when; keysvc key finish-rotation ends the old token now"
 	case call.maybeDone() && request.RequestId != nil:
@@ -118,7 +118,7 @@ func (a *app) keyFinishRotationCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "finish-rotation KEY_ID",
 		Short: "End a key's old token now",
-		Long: `End the overlap of a rotation now: only the newest token of the key goes on. Where
+		Long: `End the overlap of a rotation now: only the newest token of the key works. If
 there is no overlap, nothing changes.
 
 ` + waitHelp + "\n\n" + jsonHelp + nameHelp,

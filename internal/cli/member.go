@@ -28,11 +28,11 @@ does this over the API; these commands are for trying out and for repairs.`,
 func (a *app) memberPutCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "put MEMBER_ID",
-		Short: "Add a member, or change role and state of one",
-		Long: `Add a member, or change role and state of one. A workspace comes into being with
-its first member. What changes acts on the next validation of every key of the
-member. A flag that is not given leaves what it says as it is: a suspended member
-stays suspended until --state active. A new member needs --role, and is active.
+		Short: "Add a member, or change its role and state",
+		Long: `Add a member, or change its role and state. A workspace is created with its first
+member. A change applies to the next validation of every key of the member. What no
+flag names stays as it is: a suspended member stays suspended until --state active.
+A new member needs --role, and is active.
 
 ` + waitHelp + "\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc member put ann --workspace acme --role manager
@@ -79,11 +79,11 @@ stays suspended until --state active. A new member needs --role, and is active.
 // keepTheRest fills in the role or the state that no flag gives: from the member as it is now,
 // or active for a new member.
 func (s *session) keepTheRest(ctx context.Context, cmd *cobra.Command, request *keysvcv1.PutMemberRequest) error {
-	sayRole, sayState := cmd.Flags().Changed("role"), cmd.Flags().Changed("state")
+	roleGiven, stateGiven := cmd.Flags().Changed("role"), cmd.Flags().Changed("state")
 	switch {
-	case sayRole && sayState:
+	case roleGiven && stateGiven:
 		return nil
-	case !sayRole && !sayState:
+	case !roleGiven && !stateGiven:
 		return usageError(cmd, "nothing to change: --role or --state is needed")
 	}
 	response, err := s.members.GetMember(ctx, &keysvcv1.GetMemberRequest{
@@ -97,11 +97,11 @@ func (s *session) keepTheRest(ctx context.Context, cmd *cobra.Command, request *
 	member := response.GetMember()
 	absent = absent || member.GetState() == keysvcv1.MemberState_MEMBER_STATE_REMOVED
 	switch {
-	case absent && !sayRole:
+	case absent && !roleGiven:
 		return usageError(cmd, "--role is needed: %s is not a member of workspace %s yet", request.GetMemberId(), request.GetWorkspaceId())
 	case absent:
 		request.State = keysvcv1.MemberState_MEMBER_STATE_ACTIVE
-	case sayRole:
+	case roleGiven:
 		request.State = member.GetState()
 	default:
 		request.Role = member.GetRole()
@@ -145,7 +145,7 @@ func (a *app) memberListCommand() *cobra.Command {
 			columns: []column{
 				{title: "MEMBER", cutTo: 16},
 				{title: "ROLE", cutTo: 8},
-				{title: "STATE", least: stateWidth},
+				{title: "STATE", minWidth: stateWidth},
 				{title: "CREATED"},
 				{title: "CHANGED"},
 				{title: "SOURCE VERSION", in: wideOnly},

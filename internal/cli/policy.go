@@ -3,7 +3,6 @@ package cli
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -31,7 +30,7 @@ func (a *app) policyShowCommand() *cobra.Command {
 		Use:   "show",
 		Short: "Show the active policy",
 		Long: `Show the active policy: the stored one that the server decides with. The answer is
-a policy file again.
+itself a policy file.
 
 ` + jsonHelp,
 		Example: `  keysvc policy show >policy.yaml`,
@@ -102,26 +101,9 @@ func (a *app) readPolicyFile(file string) (*policy.Policy, error) {
 	}
 	p, err := policy.Parse(file, data)
 	if err != nil {
-		return nil, a.policyMistakes(file, err)
+		return nil, a.listMistakes(err, file+" is not a valid policy")
 	}
 	return p, nil
-}
-
-// policyMistakes writes each mistake on a line of its own that starts with file and line, so that
-// editors can follow it.
-func (a *app) policyMistakes(file string, err error) error {
-	var mistakes policy.Errors
-	if !errors.As(err, &mistakes) {
-		return err
-	}
-	var text strings.Builder
-	for _, mistake := range mistakes {
-		text.WriteString(printable(redact(mistake.Error())) + "\n")
-	}
-	if _, err := a.Stderr.Write([]byte(text.String())); err != nil {
-		return err
-	}
-	return fmt.Errorf("%s is not a valid policy", file)
 }
 
 func (a *app) policySummary(file string, p *policy.Policy) error {

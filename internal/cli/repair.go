@@ -9,15 +9,15 @@ import (
 func (a *app) repairClockCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "repair-clock FILE",
-		Short: "Put a store right that was changed while the clock was ahead, without a server",
+		Short: "Repair a store that was changed while the clock was ahead, without a server",
 		Long: `Set times that lie in the future back to now, in a store's file that no server has
 open: when keys were made or revoked, members changed, and the store changed last.
-A key that was made then, or got its secret, ends as long after now as it was to end
-after that. Each record that changes has an audit event.
+A key that was created or rotated meanwhile keeps its length: one made for a week
+has a week from now. Each record that changes gets an audit event.
 
 Set the clock right first, and keep a copy of the file. Without --yes nothing is
-changed: it is only told how many records there are. What was purged meanwhile is
-gone for good.`,
+changed, and the command prints how many records it would change. What was purged
+meanwhile is lost for good.`,
 		Example: `  keysvc repair-clock keysvc-data/keysvc.db
   keysvc repair-clock keysvc-data/keysvc.db --yes`,
 		Args: positional("FILE"),

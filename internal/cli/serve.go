@@ -21,7 +21,7 @@ only.
 
 Each flag is also an environment variable, KEYSVC_MAX_STREAMS for --max-streams, and
 a field of the YAML file that --config or KEYSVC_CONFIG names. A flag wins over a
-variable, and a variable over the file; "keysvc config show" prints what holds.`,
+variable, and a variable over the file; "keysvc config show" prints the result.`,
 		Example: `  keysvc serve --dev
   keysvc serve --init --data /var/lib/keysvc --policy policy.yaml
   keysvc serve --config /etc/keysvc/keysvc.yaml`,

@@ -11,7 +11,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server"
 )
 
-// The exit statuses of the command. Validate has 0, 1, 3 and 4 alone.
+// The exit statuses of the command. The command validate uses 0, 1, 3 and 4 only.
 const (
 	// ExitOK: the command succeeded. For validate: the token is allowed.
 	ExitOK = 0
@@ -31,8 +31,8 @@ const (
 	// ExitRefused: the server refused the call in the state that the store has, or a person did
 	// not confirm the change. Nothing was changed.
 	ExitRefused = 7
-	// ExitUnreachable: no server answered in time. The error says whether the change may have
-	// been made.
+	// ExitUnreachable: no server answered in time. If the change may have been made, the error
+	// says so.
 	ExitUnreachable = 8
 )
 
@@ -46,7 +46,7 @@ const exitHelp = `Exit statuses:
   6  not found
   7  refused by the server, or not confirmed
   8  no server can be reached, or none answers in time
-"keysvc validate" has 0, 1, 3 and 4 alone: whatever keeps it from an answer is 1.`
+"keysvc validate" uses 0, 1, 3 and 4 only: if it gets no answer, the status is 1.`
 
 // statusError ends a command with an exit status and without an error line.
 type statusError int

@@ -29,9 +29,9 @@ const (
 type column struct {
 	title string
 	in    shownIn
-	// least is the minimum width, which makes the pages of a list line up.
-	least int
-	// cutTo is the minimum width when the table is cut to fit the terminal; 0 means that the
+	// minWidth is the minimum width, which makes the pages of a list line up.
+	minWidth int
+	// cutTo is the minimum width when the table is cut to fit the terminal. 0 means that the
 	// column is never cut, because people copy its content.
 	cutTo int
 }
@@ -60,7 +60,7 @@ func newTable(columns []column, wide bool, width int) *table {
 	}
 	t.add(titles...)
 	for i, column := range t.shown() {
-		t.widths[i] = max(t.widths[i], column.least)
+		t.widths[i] = max(t.widths[i], column.minWidth)
 	}
 	return t
 }

@@ -30,7 +30,7 @@ func TestTableMeasuresCharactersAsTerminalsDo(t *testing.T) {
 }
 
 func TestTableFitsTheTerminal(t *testing.T) {
-	columns := []column{{title: "ID"}, {title: "MEMBER", cutTo: 6}, {title: "NAME", cutTo: 6}, {title: "STATE", least: 9}, {title: "MORE", in: wideOnly}}
+	columns := []column{{title: "ID"}, {title: "MEMBER", cutTo: 6}, {title: "NAME", cutTo: 6}, {title: "STATE", minWidth: 9}, {title: "MORE", in: wideOnly}}
 	for _, test := range []struct {
 		width int
 		wide  bool

@@ -28,9 +28,9 @@ func (a *app) validateCommand() *cobra.Command {
 		Long: `Ask who a token acts as, and whether it may do something.
 
 The token is read from KEYSVC_TOKEN or, if that is not set or the argument is -,
-from standard input; at a terminal it is asked for. It is never an argument, as
-those are seen by others and kept in the shell's history. One newline at its end
-is dropped.
+from standard input; at a terminal the command asks for it. It is never an argument,
+because others see arguments, and shells keep them in their history. One newline at
+the end of the token is dropped.
 
 A text that cannot be a token is refused without a call. The answer tells what is
 wrong with it: that it begins with Bearer, is quoted, or has a wrong checksum.

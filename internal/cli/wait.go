@@ -11,8 +11,8 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-const waitHelp = `With --wait the command ends only when no near-cache answers from before
-the change any more, after the server's --staleness at the latest.`
+const waitHelp = `With --wait the command ends when no near-cache answers from before the change any
+more, which takes at most the server's --staleness.`
 
 func waitFlag(cmd *cobra.Command) *bool {
 	return cmd.Flags().Bool("wait", false, "wait until no near-cache answers from before the change")
@@ -38,7 +38,7 @@ func (s *session) changed(ctx context.Context, wait bool, response change, table
 	return s.await(ctx, wait, response)
 }
 
-// await waits, if wanted is set, until no cache answers from before a change, and reports that
+// If wanted is set, await waits until no near-cache answers from before a change, and reports that
 // on standard error.
 func (s *session) await(ctx context.Context, wanted bool, at position) error {
 	if !wanted {

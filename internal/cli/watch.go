@@ -15,12 +15,12 @@ func (a *app) watchCommand() *cobra.Command {
 	return a.clientCommand(&cobra.Command{
 		Use:   "watch",
 		Short: "Show changes as near-caches hear of them",
-		Long: `Show changes as near-caches hear of them, until Ctrl-C: a line for each with
-when it was made, its revision, what kind of thing has changed, its workspace, and
-the key or member. What has become of it, the audit log tells.
+		Long: `Show changes as near-caches hear of them, until Ctrl-C. Each change is a line with
+its time, revision and kind, the workspace, and the key or member. The new content
+is not shown.
 
-It ends with an error when the server stops, or when the session has become old.
---timeout bounds only the wait for it to begin.
+The command ends with an error when the server stops, or when the session has become
+old. --timeout bounds only the wait for the session to begin.
 
 With -o json each change is one line of JSON: the API's own SyncEvent.`,
 		Example: `  keysvc watch

@@ -12,7 +12,7 @@ func (a *app) workspaceCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "workspace",
 		Short: "Remove workspaces",
-		Long: `Remove workspaces. One comes into being with its first member; see keysvc member
+		Long: `Remove workspaces. A workspace is created with its first member; see keysvc member
 put.`,
 		Example: `  keysvc workspace remove acme`,
 	},

@@ -71,8 +71,8 @@ type Clock struct {
 	jump   atomic.Pointer[Jump]
 
 	mutex sync.Mutex // held to replace last
-	// steps is the sum of the steps forward of the wall clock since the time since, which is
-	// one of passed.
+	// steps is the sum of the steps forward of the wall clock since the moment since, a value of
+	// passed.
 	steps, since time.Duration
 }
 
@@ -100,8 +100,8 @@ func New(config Config) *Clock {
 	return c
 }
 
-// Steady returns the Now of a Clock whose wall clock is now, and which begins at floor if
-// now is behind it. It follows jumps.
+// Steady returns the method Now of a Clock with the wall clock now and the given floor. It follows
+// jumps.
 func Steady(now func() time.Time, floor time.Time) func() time.Time {
 	return New(Config{Wall: now, Floor: floor}).Now
 }

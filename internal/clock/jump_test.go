@@ -25,8 +25,8 @@ func newMachine(floor time.Time) (*machine, *clock.Clock) {
 // pass lets time pass.
 func (m *machine) pass(d time.Duration) { m.wall, m.passed = m.wall.Add(d), m.passed+d }
 
-// near fails the test if the clock does not show the time after the start, less what it may
-// run slower.
+// near fails the test if the clock does not show the wanted time after the start. The clock may be
+// a thousandth behind, because it may run slower.
 func near(t *testing.T, c *clock.Clock, want time.Duration) {
 	t.Helper()
 	if got := c.Now().Sub(start); got > want || got < want-want.Abs()/1000 {

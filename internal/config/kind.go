@@ -17,7 +17,7 @@ import (
 type kind struct {
 	// name is shown for the value in the help of a flag: "int", "duration", "bool", …
 	name string
-	// allowed says which values are allowed, for people; "" if the setting's own text does.
+	// allowed names the allowed values, for people; "" if the setting's own text names them.
 	allowed string
 	// words are the values that can be completed; nil if there are too many.
 	words []string
@@ -64,8 +64,8 @@ func scalar[T any](
 	}
 }
 
-// fine allows every value.
-func fine[T any](T) error { return nil }
+// anyValue allows every value.
+func anyValue[T any](T) error { return nil }
 
 // text is any text that check accepts.
 func text(field func(*Settings) *string, check func(string) error) kind {
@@ -82,7 +82,7 @@ func boolean(field func(*Settings) *bool) kind {
 		}
 		return value, nil
 	}
-	k := scalar("bool", field, parse, strconv.FormatBool, fine, readBool)
+	k := scalar("bool", field, parse, strconv.FormatBool, anyValue, readBool)
 	k.allowed = "true or false"
 	return k
 }
@@ -152,7 +152,7 @@ func level(field func(*Settings) *slog.Level) kind {
 		return value, nil
 	}
 	format := func(value slog.Level) string { return strings.ToLower(value.String()) }
-	k := scalar("level", field, parse, format, fine, readText)
+	k := scalar("level", field, parse, format, anyValue, readText)
 	k.allowed, k.words = strings.Join(words, ", "), words
 	return k
 }

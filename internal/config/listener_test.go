@@ -76,7 +76,8 @@ func TestValidateNamesTheListenerThatIsWrong(t *testing.T) {
 	}
 }
 
-// FuzzParseListener: what is read is valid, and its text is read as the same.
+// FuzzParseListener: every listener that is parsed is valid, and its String is parsed as the same
+// listener.
 func FuzzParseListener(f *testing.F) {
 	f.Add("all=127.0.0.1:7480")
 	f.Fuzz(func(t *testing.T, text string) {

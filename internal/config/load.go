@@ -20,7 +20,7 @@ const (
 	maxFile = 1 << 20
 )
 
-// OriginKind says which of the sources a value came from.
+// OriginKind is the kind of source that a value came from.
 type OriginKind int
 
 // The sources, in the order of precedence: a later one wins over an earlier one.
@@ -66,7 +66,7 @@ func (o Origin) position() string {
 
 // Source is where Load looks for settings.
 type Source struct {
-	// Defaults are the settings that hold where nothing else is said. Required.
+	// Defaults has the values of the settings that no source gives. Required.
 	Defaults Settings
 	// Flags has the texts of each flag that was given, by name without dashes, in the order
 	// of the command line. FileFlag is one of them.
@@ -78,7 +78,7 @@ type Source struct {
 	ReadFile func(name string) ([]byte, error)
 }
 
-// Loaded are settings, and where each of them came from.
+// Loaded has settings, and the origin of each.
 type Loaded struct {
 	Settings Settings
 	// File is the configuration file; "" if none was named.

@@ -205,12 +205,12 @@ KEYSVC_DEV: is "maybe", allowed are true and false
 	}
 }
 
-// TestLoadChecksSettingsAgainstEachOther: the origin of the one that is named is known.
+// TestLoadChecksSettingsAgainstEachOther: the error has the origin of the setting that it names.
 func TestLoadChecksSettingsAgainstEachOther(t *testing.T) {
 	for want, s := range map[string]config.Source{
 		"k.yaml:1:9: listen: is empty, and there is no listener": source("listen: \"\"\n", nil, nil),
-		"--store: is \"paper\", allowed is bbolt":               source("", nil, map[string][]string{"store": {"paper"}}),
-		"--dev: needs a listener that serves everything":        source("listen: \"\"\nlistener: [health=127.0.0.1:1]\n", nil, map[string][]string{"dev": {"true"}}),
+		"--store: is \"paper\", allowed is bbolt":                source("", nil, map[string][]string{"store": {"paper"}}),
+		"--dev: needs a listener that serves everything":         source("listen: \"\"\nlistener: [health=127.0.0.1:1]\n", nil, map[string][]string{"dev": {"true"}}),
 		"KEYSVC_LISTENER: ":       source("", map[string]string{"KEYSVC_LISTENER": "health=127.0.0.1:7480"}, nil),
 		"--listener: ":            source("", nil, map[string][]string{"listener": {"health=127.0.0.1:1", "all=127.0.0.1:1"}}),
 		"k.yaml:2: document: is ": source("listen: x\n\tdata: y\n", nil, nil),

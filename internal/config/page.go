@@ -20,14 +20,14 @@ The settings of ` + "`keysvc serve`" + `. Each has one name in three places: ` +
 - **The file** is named by ` + "`--config FILE` or `KEYSVC_CONFIG`" + `. It is one YAML document of at most
   1 MiB, read strictly: unknown and repeated fields, values of another type, aliases, anchors
   and tags are refused, with line and column. Durations and addresses are texts, numbers are
-  plain decimal digits, and what is on or off is ` + "`true` or `false`" + `. A file of comments alone is
+  plain decimal digits, and switches are ` + "`true` or `false`" + `. A file of comments alone is
   allowed. Relative paths in it start at the working directory of the process.
 - **Variables**: an empty one counts as not set. Variables that belong to no setting are
   ignored; for a Service named keysvc, Kubernetes sets some that begin with ` + "`KEYSVC_`" + `.
 - **Lists**: the flag can be repeated, the variable has commas between the elements, and the
   file has a YAML list. A list of one source replaces that of a weaker one.
 - **Reload**: on SIGHUP the file is read again, and settings that say *Reloaded* below are
-  taken over. The others need a restart; a warning in the log names those that differ. If the
+  applied. The others need a restart; a warning in the log names those that differ. If the
   file is not valid, the settings stay as they are, and the log has the mistakes.
 
 ` + "`keysvc config show`" + ` prints each setting with its value and where it came from, and
@@ -68,7 +68,7 @@ func (s Setting) pageDefault() string {
 	return "`" + s.Default + "`"
 }
 
-// pageText returns what the setting does, as a cell of a table in Markdown.
+// pageText describes the setting in a cell of a table in Markdown.
 func (s Setting) pageText() string {
 	text := strings.ToUpper(s.Usage[:1]) + strings.ReplaceAll(s.Usage[1:], "`", "") + "."
 	if s.More != "" {

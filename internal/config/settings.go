@@ -42,14 +42,14 @@ type Settings struct {
 	// Anchor is the file that remembers how far the store had come; "" means beside the
 	// store's file. The folder of the anchor must exist.
 	Anchor string
-	// Init makes a new, empty store, and its folder if there is none. The start fails if there
-	// is a store already.
+	// Init makes a new, empty store, and its folder if the folder is missing. The start fails if
+	// there is a store already.
 	Init bool
 	// Policy is a YAML file whose policy an empty store gets; "" means the built-in policy. A
 	// store that has a policy keeps it.
 	Policy string
-	// Dev makes a demonstration workspace, once, and prints commands to try. It makes the
-	// store if there is none.
+	// Dev makes a demonstration workspace, once, and prints commands to try. It makes the store if
+	// the store is missing.
 	Dev bool
 
 	// LogLevel is the lowest level that is logged.
@@ -92,7 +92,7 @@ type Settings struct {
 	Channelz bool
 }
 
-// Defaults returns the settings of a server that was told nothing.
+// Defaults returns the default of every setting.
 func Defaults() Settings {
 	var settings Settings
 	for _, setting := range table {

@@ -8,9 +8,9 @@ import (
 	"time"
 )
 
-// Setting is a row of the table of settings. Everything that is said of a setting is made
-// from its row: the flag, the variable, the key in the file, the default, what is allowed,
-// shell completion, `keysvc config show` and docs/settings.md.
+// Setting is a row of the table of settings. Everything else about a setting is made from its row:
+// the flag, the variable, the key in the file, the default, what is allowed, shell completion,
+// `keysvc config show` and docs/settings.md.
 type Setting struct {
 	// Name is the name of the flag without dashes, and the key in the file: lower-case words
 	// joined by "-". No word is "port" or "service": for a Service named keysvc, Kubernetes
@@ -22,11 +22,11 @@ type Setting struct {
 	More string
 	// Default is the text of the default; "" for none.
 	Default string
-	// Empty says what an empty or missing value stands for; "" if there is none.
+	// Empty says what an empty or missing value stands for; "" if it has no meaning.
 	Empty string
 	// Group is the heading that docs/settings.md has the setting under.
 	Group string
-	// Path says whether the value is the path of a file or a folder.
+	// Path tells if the value is the path of a file or a folder.
 	Path Path
 	// Reloadable is set if a running server takes a new value on SIGHUP.
 	Reloadable bool
@@ -36,7 +36,7 @@ type Setting struct {
 	kind kind
 }
 
-// Path says what a text is the path of.
+// Path is the kind of thing that a text is the path of.
 type Path int
 
 // What a setting can be the path of.
@@ -97,13 +97,13 @@ var table = []Setting{
 		Name: "anchor", Group: groupStore, Empty: "beside the store's file", Path: FilePath,
 		Usage: "the `file` that remembers how far the store had come",
 		More:  "See [the anchor](operations.md#the-anchor).",
-		kind:  text(func(s *Settings) *string { return &s.Anchor }, fine),
+		kind:  text(func(s *Settings) *string { return &s.Anchor }, anyValue),
 	},
 	{
 		Name: "policy", Group: groupStore, Empty: "the built-in policy", Path: FilePath,
 		Usage: "a policy `file` that fills an empty store",
 		More:  "A store that has a policy keeps it; see [policy](operations.md#policy).",
-		kind:  text(func(s *Settings) *string { return &s.Policy }, fine),
+		kind:  text(func(s *Settings) *string { return &s.Policy }, anyValue),
 	},
 	{
 		Name: "log-level", Group: groupLog, Default: "info", Reloadable: true,
@@ -119,7 +119,7 @@ var table = []Setting{
 		Name: "max-in-flight", Group: groupLimits, Default: "4096", Reloadable: true,
 		Usage: "how many requests of one kind to work on at a time",
 		More: "The kinds are validations, changes, reads (validations with details too), and waits for a revision or for caches. " +
-			"More requests are refused with RESOURCE_EXHAUSTED. Changes of one workspace may be a quarter of it, of that at the start. Health is exempt.",
+			"More requests are refused with RESOURCE_EXHAUSTED. The changes of one workspace may take a quarter of the limit that was set at the start. Health is exempt.",
 		kind: number(func(s *Settings) *int { return &s.MaxInFlight }, 1, 1<<20),
 	},
 	{
@@ -145,7 +145,7 @@ var table = []Setting{
 	},
 	{
 		Name: "usage-interval", Group: groupTimes, Default: "1m",
-		Usage: "how often last-used times are written; a crash loses at most so much of them",
+		Usage: "how often last-used times are written; a crash loses at most those of one interval",
 		More:  "See [last-used times](operations.md#last-used-times).",
 		kind:  duration(func(s *Settings) *time.Duration { return &s.UsageInterval }, time.Second, day),
 	},
@@ -169,13 +169,13 @@ var table = []Setting{
 	},
 	{
 		Name: "session-age", Group: groupCaches, Default: "1h",
-		Usage: "how long a near-cache stays connected before it has to connect anew",
+		Usage: "how long a near-cache stays connected before it has to connect again",
 		More:  "Each near-cache has its own time, up to a tenth more or less.",
 		kind:  duration(func(s *Settings) *time.Duration { return &s.SessionAge }, time.Minute, day),
 	},
 	{
 		Name: "dev", Group: groupCare, Default: "false",
-		Usage: "make a demonstration workspace with a key, once, and a store if the data folder has none, and print commands to try",
+		Usage: "make a demonstration workspace with a key, once, and the store if it is missing, and print commands to try",
 		More:  "Writes a token to `demo-token` in the data folder. Not for production.",
 		kind:  boolean(func(s *Settings) *bool { return &s.Dev }),
 	},
@@ -220,7 +220,7 @@ func variable(name string) string {
 // Type names the value in the help of the flag: "int", "duration", "bool", …
 func (s Setting) Type() string { return s.kind.name }
 
-// Allowed says which values are allowed, for people; "" if Usage does.
+// Allowed names the allowed values, for people; "" if Usage names them.
 func (s Setting) Allowed() string { return s.kind.allowed }
 
 // Help returns the help of the flag: what the setting does, which values are allowed, and
@@ -256,7 +256,7 @@ func (s Setting) Show(settings Settings) string {
 	return value
 }
 
-// set changes one setting to the texts, or says what is wrong with them.
+// set changes one setting to the texts. The error names what is wrong with them.
 func (s Setting) set(settings *Settings, texts []string) error {
 	err := s.kind.set(settings, texts)
 	if err != nil && s.Secret {

@@ -86,7 +86,7 @@ func TestNamesOfSettingsCannotCollide(t *testing.T) {
 	}
 }
 
-func TestRowsSayWhatPeopleNeed(t *testing.T) {
+func TestRowsHaveUsageGroupAndDefault(t *testing.T) {
 	for _, setting := range config.Table() {
 		usage := setting.Usage
 		if usage == "" || strings.ToLower(usage[:1]) != usage[:1] || strings.HasSuffix(usage, ".") || strings.Count(usage, "`")%2 != 0 ||

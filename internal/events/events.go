@@ -1,6 +1,6 @@
-// Package events names what happens in a keysvc process. Hooks are called for it, from
-// which the log is made, and metrics can be. It has the shape of
-// keyclient.NearCacheHooks: a struct of functions, each of which may be nil.
+// Package events names what happens in a keysvc process. The server calls Hooks. The log is made
+// from these calls, and metrics can be. Hooks has the shape of keyclient.NearCacheHooks: a struct
+// of functions, each of which may be nil.
 //
 // No event holds a token, a secret or a hash. What a caller sent is in an event only if
 // it names something that exists.
@@ -11,15 +11,14 @@ import (
 	"time"
 )
 
-// Hooks are told what happens. Each may be nil. They are called from many goroutines, and
-// what they do keeps calls waiting: they must return at once, and may call nothing of the
-// server.
+// Hooks are called when something happens. Each may be nil. They are called from many goroutines.
+// Calls wait while a hook runs, so a hook must return at once, and must not call the server.
 type Hooks struct {
-	// CallFinished is called for each call that has an answer, but for validations and for
+	// CallFinished is called for each call that has an answer, except for validations and for
 	// calls that found no slot.
 	CallFinished func(Call)
-	// ValidationFinished is called for each validation that has an answer. If it is nil, a
-	// validation costs no look at the clock.
+	// ValidationFinished is called for each validation that has an answer. If it is nil,
+	// validations do not read the clock.
 	ValidationFinished func(Validation)
 	// CallsRefused is called when calls find no slot: at once for the first of them, then
 	// once a second for those that followed.
@@ -30,8 +29,8 @@ type Hooks struct {
 	// ChangeCommitted is called for each change that is durable, in revision order, before
 	// it is acknowledged.
 	ChangeCommitted func(Change)
-	// StoreDown is called when the store can no longer be followed, and StoreBack when it
-	// was loaded anew. Validations go on from memory between the two.
+	// StoreDown is called when the store can no longer be followed, and StoreBack when it was
+	// loaded again. Validations go on from memory between the two.
 	StoreDown func(reason error)
 	StoreBack func(revision int64)
 
@@ -57,7 +56,8 @@ type Call struct {
 	Method, Service string
 	// Subject is what the call was about.
 	Subject Subject
-	// Caller is who called, and Actor the member on whose behalf; "" if the call named none.
+	// Caller is the identity of the caller, and Actor the member on whose behalf it called; "" if
+	// the call named no member.
 	Caller, Actor string
 	// Peer is the address of the connection, and RequestID the id that audit events have.
 	Peer, RequestID string
@@ -70,8 +70,8 @@ type Call struct {
 	Severity slog.Level
 }
 
-// Subject names what a call or a change is about, as far as it exists. The zero Subject is
-// none.
+// Subject names what a call or a change is about, as far as it exists. The zero Subject names
+// nothing.
 type Subject struct {
 	WorkspaceID, KeyID, MemberID string
 }
@@ -92,7 +92,7 @@ func (s Subject) String() string {
 type Validation struct {
 	// Method is ValidateKey or BatchValidateKeys.
 	Method string
-	// Failed is set if the answer is an error. A decision is none.
+	// Failed is set if the answer is an error. A decision is not an error.
 	Failed bool
 	// Duration is how long the answer took.
 	Duration time.Duration
@@ -111,8 +111,8 @@ type Refusals struct {
 type Panic struct {
 	// RequestID is the call's; "" for validations.
 	RequestID string
-	// Type is the type of the panic's value, and Fault its text if the runtime raised it.
-	// Other values may have the text of a caller, and are not told.
+	// Type is the type of the panic's value, and Fault its text if the runtime raised it. Other
+	// values may contain text of a caller, so their text is left out.
 	Type, Fault string
 	// Stack is where it happened.
 	Stack string
@@ -130,7 +130,7 @@ type Change struct {
 	Time time.Time
 }
 
-// SessionBegan is the begin of a near-cache's session.
+// SessionBegan is the beginning of a near-cache's session.
 type SessionBegan struct {
 	// Resumed is set if the session goes on where an earlier one ended.
 	Resumed bool
@@ -160,7 +160,7 @@ type Sweep struct {
 	Error error
 }
 
-// ClockJump is a step forward of the wall clock that no time has passed for.
+// ClockJump is a step forward of the wall clock in which no time passed.
 type ClockJump struct {
 	// Wall is what the wall clock showed, and ByTimePassed the time without the step.
 	Wall, ByTimePassed time.Time

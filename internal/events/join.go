@@ -1,7 +1,7 @@
 package events
 
-// Join returns hooks that call those of each listener, in the order given. Each function of
-// them can be called, but ValidationFinished: that is nil if no listener has it.
+// Join returns hooks that call those of each listener, in the order given. Every function of the
+// result can be called, except ValidationFinished, which is nil if no listener has it.
 func Join(listeners ...Hooks) Hooks {
 	joined := Hooks{
 		CallFinished:    func(Call) {},
@@ -38,7 +38,8 @@ func Join(listeners ...Hooks) Hooks {
 	return joined
 }
 
-// join makes *to call next after what it called before; alone, if nothing was to be called.
+// join makes *to call the function that it was, and then next. With alone, next takes the place of
+// that function.
 func join[Event any](to *func(Event), next func(Event), alone bool) {
 	before := *to
 	switch {

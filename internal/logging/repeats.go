@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// The limits of Repeats: a repeated line is written once in an interval, and of one message
-// so many variants.
+// The limits of Repeats. A line that repeats is written once in repeatsInterval. Of one message,
+// up to repeatsVariants different lines are told apart in that time.
 const (
 	repeatsInterval = 10 * time.Second
 	repeatsVariants = 100
@@ -27,13 +27,12 @@ var varying = map[string]bool{
 	"after":       true,
 }
 
-// Repeats is a slog.Handler that keeps floods out of the log. Records are alike if level,
-// message and attributes are equal, except request id, peer and durations. Of warnings and
-// errors that are alike, Repeats hands on the first and counts those that follow within ten
-// seconds; then it hands on the last of them, with their number in the attribute
-// "repeated". Of one message it tells at most a hundred variants apart in ten seconds, and
-// counts all others as one. Records of lower levels pass, except those that it was told to
-// count.
+// Repeats is a slog.Handler that keeps floods out of the log. Records are alike if level, message
+// and attributes are equal, except request id, peer and durations. Of warnings and errors that are
+// alike, Repeats hands on the first, and counts the repetitions of the next ten seconds. Then it
+// hands on the last repetition, with their number in the attribute "repeated". Of one message it
+// tells at most a hundred variants apart in ten seconds, and counts all others as one. Records of
+// lower levels pass, except those that it was told to count.
 type Repeats struct {
 	next slog.Handler
 	// also reports whether a record below warnings is counted; nil counts none.
@@ -57,8 +56,8 @@ type repeatsTable struct {
 type repeated struct {
 	message string
 	timer   *time.Timer
-	// count is the number of repetitions since then, last the newest of them, and next the
-	// handler that it is for.
+	// count is the number of repetitions since then, last the newest repetition, and next the
+	// handler for it.
 	count int
 	last  slog.Record
 	next  slog.Handler
@@ -125,7 +124,7 @@ func (t *repeatsTable) note(from *Repeats, record slog.Record) bool {
 	t.variants[record.Message]++
 	t.lines[key] = &repeated{
 		message: record.Message,
-		timer:   time.AfterFunc(repeatsInterval, func() { t.tell(key) }),
+		timer:   time.AfterFunc(repeatsInterval, func() { t.endInterval(key) }),
 	}
 	return false
 }
@@ -155,9 +154,9 @@ func (t *repeatsTable) key(prefix string, record slog.Record, attributes bool) u
 	return hash.Sum64()
 }
 
-// tell ends an interval. A record that was repeated is handed on once, with the number of
-// repetitions, and another interval begins. A record that was not is forgotten.
-func (t *repeatsTable) tell(key uint64) {
+// endInterval ends the interval of a record. If the record was repeated, it is handed on once,
+// with the number of repetitions, and another interval begins. Otherwise the record is forgotten.
+func (t *repeatsTable) endInterval(key uint64) {
 	t.mutex.Lock()
 	line, found := t.lines[key]
 	if !found {
@@ -178,7 +177,7 @@ func (t *repeatsTable) tell(key uint64) {
 	handOn(next, told)
 }
 
-// take returns the last repetition with the number of all, and sets the count to 0.
+// take returns the last repetition, with the number of all repetitions, and sets the count to 0.
 func (l *repeated) take() (slog.Record, slog.Handler) {
 	told, next := l.last, l.next
 	told.AddAttrs(slog.Int(repeatedKey, l.count))
@@ -191,8 +190,8 @@ func handOn(next slog.Handler, record slog.Record) {
 	_ = next.Handle(context.Background(), record)
 }
 
-// Flush hands on the repetitions that were counted so far, and forgets all records. It is
-// for the end of the process.
+// Flush hands on the repetitions that were counted so far, and forgets all records. Call it at the
+// end of the process.
 func (r *Repeats) Flush() {
 	t := r.table
 	t.mutex.Lock()

@@ -15,13 +15,13 @@ import (
 // textTime is how Text writes the time of a line: RFC 3339 with milliseconds.
 const textTime = "2006-01-02T15:04:05.000Z07:00"
 
-// A Sentence says in words what the attributes of a record say. It returns the words, and
-// the keys of the attributes that need not be written beside them.
+// A Sentence puts attributes of a record into words. It returns the words, and the keys of the
+// attributes that need not be written as well.
 type Sentence func(attributes map[string]slog.Value) (text string, said []string)
 
-// TextConfig says how a Text writes.
+// TextConfig configures a Text.
 type TextConfig struct {
-	// Level is the least level that is written.
+	// Level is the lowest level that is written.
 	Level slog.Leveler
 	// Replace is called for each attribute before it is written or given to a Sentence, as
 	// slog.HandlerOptions.ReplaceAttr is. nil replaces nothing.

@@ -22,12 +22,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
-// What no operator needs to set.
+// Bounds that no operator needs to set.
 const (
 	// connectionTimeout bounds a connection's handshake.
 	connectionTimeout = 10 * time.Second
-	// keepaliveTime is the silence after which a peer is asked whether it is still there, and
-	// keepaliveTimeout the longest time that its answer may take.
+	// keepaliveTime is the silence after which a peer gets a ping, and keepaliveTimeout the
+	// longest time that its answer may take.
 	keepaliveTime    = time.Minute
 	keepaliveTimeout = 20 * time.Second
 	// keepaliveMinimum is the shortest time between two pings of a client.
@@ -55,8 +55,8 @@ type calls struct {
 	working sync.WaitGroup
 }
 
-// newCalls makes the services over what has started, and registers each with the servers
-// that offer it.
+// newCalls makes the services, and registers each with the gRPC servers that offer it. The
+// components before it have started.
 func newCalls(s *Server, validator *validation.Validator) *calls {
 	settings, errors := s.config.Settings, service.Errors{Log: s.log}
 	stopping, beginStop := context.WithCancel(context.Background())
@@ -82,7 +82,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 			keysvcv1.RegisterMemberServiceServer(server, memberService)
 			keysvcv1.RegisterPolicyServiceServer(server, policyService)
 		}
-		// The health of what another listener serves can be asked for on each.
+		// Each listener answers health for the services of all listeners.
 		for name := range server.GetServiceInfo() {
 			c.health.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVING)
 		}
@@ -151,7 +151,7 @@ func (c *calls) stop(ctx context.Context) {
 	// ends the streams.
 	c.health.Shutdown()
 	c.hub.Stop()
-	// 2. Streams end: those that only wait would take up the whole drain.
+	// 2. Streams end, because a stream that only waits would use up the whole drain timeout.
 	c.beginStop()
 	// 3. Listeners close, and each server waits for its calls.
 	var draining sync.WaitGroup
@@ -163,7 +163,7 @@ func (c *calls) stop(ctx context.Context) {
 		draining.Wait()
 		close(drained)
 	}()
-	// 4. When the time is over, connections close, and the wait is for handlers only.
+	// 4. When the context ends, connections close, and only handlers are waited for.
 	select {
 	case <-drained:
 	case <-ctx.Done():

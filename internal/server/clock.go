@@ -11,8 +11,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
-// dormant is the longest time since the last commit for which a start trusts the wall clock
-// to purge. After a longer time the wall clock is taken to be ahead.
+// dormant is the longest time since the last commit after which a start still purges. After a
+// longer time the wall clock is assumed to be ahead.
 const dormant = 30 * 24 * time.Hour
 
 // startClock makes the process's clock. It returns an error if the wall clock is behind the
@@ -43,7 +43,7 @@ func (s *Server) startClock(ctx context.Context) error {
 	return nil
 }
 
-// clockTrusted returns the error for callers once the wall clock has jumped, nil before.
+// clockTrusted returns nil until the wall clock has jumped, and then the error for callers.
 func (s *Server) clockTrusted() error {
 	if !s.clockJumped() {
 		return nil
@@ -59,7 +59,7 @@ func (s *Server) clockJumped() bool {
 	if jump == nil {
 		return false
 	}
-	s.sayJump.Do(func() { s.hooks.ClockJumped(events.ClockJump{Wall: jump.Wall, ByTimePassed: jump.Time}) })
+	s.reportJump.Do(func() { s.hooks.ClockJumped(events.ClockJump{Wall: jump.Wall, ByTimePassed: jump.Time}) })
 	return true
 }
 

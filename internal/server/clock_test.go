@@ -28,8 +28,7 @@ func (m *machine) options() options {
 	return options{clock: m.testClock, passed: func() time.Duration { return time.Duration(m.passed.Load()) }}
 }
 
-// pass lets a time pass, which the wall clock shows, and sets the wall clock forward or back
-// besides.
+// pass lets the time d pass, and also sets the wall clock forward or back by set.
 func (m *machine) pass(d, set time.Duration) {
 	m.passed.Add(int64(d))
 	m.testClock.pass(d + set)

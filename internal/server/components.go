@@ -9,7 +9,7 @@ import (
 // component is one part of a process. All parts are in one list: components are started
 // in its order and stopped in reverse.
 type component struct {
-	// name is the component's in errors: what could not be started, or what failed.
+	// name names the component in errors.
 	name string
 	// start makes the component ready; nil if there is nothing to do. A start that returns
 	// an error has undone what it did: stop is not called.
@@ -18,9 +18,9 @@ type component struct {
 	// in the background. It returns when its context ends. An error that it returns before
 	// that makes the process stop.
 	run func(ctx context.Context) error
-	// stop undoes start; nil if there is nothing to do. It is called once run has returned.
-	// Its context ends when calls in flight have had their time; what else takes time has its
-	// own bound, or none: Run gives up on a stop that hangs.
+	// stop undoes start; nil if there is nothing to do. It is called once run has returned. Its
+	// context ends when the drain timeout has passed. Other waits have bounds of their own, or
+	// none, because Run gives up on a stop that hangs.
 	stop func(ctx context.Context) error
 }
 
@@ -43,7 +43,7 @@ type running struct {
 
 func newComponents() *components { return &components{failed: make(chan error, 1)} }
 
-// start starts components in order. If one fails it returns that one's error, and those
+// start starts components in order. If one fails, start returns its error, and the components
 // before it run until stop.
 func (c *components) start(ctx context.Context, list []component) error {
 	for _, each := range list {
@@ -81,9 +81,9 @@ func (c *components) run(started *running) {
 // while it ran.
 func (c *components) failure() <-chan error { return c.failed }
 
-// stop stops what was started, in reverse order, each component once the one after it has
-// stopped. It goes on when one fails, and returns all errors as one. Each goroutine that
-// components started has ended when it returns. ctx bounds the drain; see component.
+// stop stops the components that were started, in reverse order, one after another. It goes on
+// when one fails, and returns all errors as one. Each goroutine that components started has ended
+// when it returns. ctx bounds the drain; see component.
 func (c *components) stop(ctx context.Context) error {
 	var failed error
 	for _, each := range slices.Backward(c.running) {

@@ -162,8 +162,8 @@ func demoKeyID(text string) string {
 	return "KEY_ID"
 }
 
-// command returns how the person who started this process with the command line args can run
-// keysvc in another terminal, in the same folder.
+// command returns the command that runs keysvc in another terminal, in the same folder, for a
+// person who started this process with the command line args.
 func command(args []string, address string) string {
 	name := "keysvc"
 	switch {

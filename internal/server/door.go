@@ -18,8 +18,8 @@ import (
 // door is the interceptor that every call passes before its handler. It handles
 //
 //   - recovery: a panic becomes INTERNAL and one event;
-//   - identity: who calls;
-//   - need: a caller without the permission that the method needs is refused;
+//   - identity: who the caller is;
+//   - permission: a caller without the permission that the method needs is refused;
 //   - slots: a call that finds no slot is refused before it costs anything;
 //   - observation: a request id, and the event that the call has an answer.
 //
@@ -35,7 +35,7 @@ type door struct {
 	// stopping ends when the stop begins.
 	stopping context.Context //nolint:containedctx // the server's own lifetime, not a call's
 
-	// hooks are told of calls, and subjects finds out what these were about.
+	// hooks are called for each call, and subjects finds out what the call was about.
 	hooks    events.Hooks
 	subjects subjects
 }
@@ -75,7 +75,7 @@ func (d *door) unary(
 	return response, err
 }
 
-// validation passes a validation, and tells of it only if a hook wants to know.
+// validation passes a validation, and reports it only if there is a hook for that.
 func (d *door) validation(
 	ctx context.Context, method callers.Method, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
 ) (response any, err error) {
@@ -89,8 +89,8 @@ func (d *door) validation(
 	return response, err
 }
 
-// pass takes a unary call through the door. observed is nil for a validation that nothing
-// is noted of.
+// pass takes a unary call through the door. observed is nil for a validation that is not reported
+// as a call.
 func (d *door) pass(
 	ctx context.Context, method callers.Method, request any, handler grpc.UnaryHandler, observed *observation,
 ) (response any, err error) {
@@ -100,7 +100,7 @@ func (d *door) pass(
 			response, err = nil, d.recovered(ctx, value)
 		}
 	}()
-	// 2. Identity and need are settled before the call can take a slot from others.
+	// 2. Identity and permission are checked before the call can take a slot from other calls.
 	identity := d.identify(ctx)
 	if observed != nil {
 		observed.caller = identity.Name

@@ -10,8 +10,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/logging"
 )
 
-// callFinished is the message of the line about a call, and the attributes of it that a
-// line for people says in words.
+// callFinished is the message of the line about a call. The keys are those of the attributes that
+// a line for people has in words.
 const (
 	callFinished    = "call finished"
 	methodKey       = "method"
@@ -26,8 +26,8 @@ const (
 	millisecondUnit = float64(time.Millisecond)
 )
 
-// logEvents returns hooks that write the log. What the packages below this one log by
-// themselves, such as what a store does about its file, is not repeated.
+// logEvents returns hooks that write the log. They do not repeat what packages below this one log
+// themselves, such as what a store does with its file.
 func logEvents(log *slog.Logger) events.Hooks {
 	ctx := context.Background() // events carry their request id themselves
 	return events.Hooks{
@@ -100,7 +100,7 @@ func callAttributes(call events.Call) []slog.Attr {
 	return append(attributes, slog.Float64(durationKey, float64(call.Duration)/millisecondUnit))
 }
 
-// subjectAttributes returns what the log has of a subject: nothing of what it does not name.
+// subjectAttributes returns what the log has of a subject: the ids that the subject has.
 func subjectAttributes(subject events.Subject) []slog.Attr {
 	var attributes []slog.Attr
 	for _, each := range []slog.Attr{
@@ -113,7 +113,8 @@ func subjectAttributes(subject events.Subject) []slog.Attr {
 	return attributes
 }
 
-// sentences are the lines for people that say in words what their attributes say.
+// sentences has the function that puts the attributes of a line into words, by the message of the
+// line.
 func sentences() map[string]logging.Sentence {
 	return map[string]logging.Sentence{callFinished: callSentence}
 }
@@ -148,8 +149,8 @@ func callSentence(attributes map[string]slog.Value) (text string, said []string)
 	return text, said
 }
 
-// refusedCall reports whether a record tells of a call that was answered with an error:
-// such lines are counted when they come again and again.
+// refusedCall reports whether a record is about a call that was answered with an error.
+// Repetitions of such lines are counted.
 func refusedCall(record slog.Record) (refused bool) {
 	if record.Message != callFinished {
 		return false

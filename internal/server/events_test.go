@@ -150,7 +150,7 @@ func (h *heard) add(format string, values ...any) {
 	h.all = append(h.all, fmt.Sprintf(format, values...))
 }
 
-// since returns what was heard, and forgets it.
+// since returns the events that were heard since the last call.
 func (h *heard) take() []string {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()

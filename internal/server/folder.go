@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// makeFolder makes a folder that only this user may enter, and its missing parents. All of
-// them survive a power cut. A folder that exists stays as it is.
+// makeFolder makes a folder that only this user may enter, and its missing parents, and makes all
+// of them durable. A folder that exists stays as it is.
 func makeFolder(path string) error {
 	path = filepath.Clean(path)
 	info, err := os.Stat(path)

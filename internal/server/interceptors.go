@@ -20,8 +20,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/version"
 )
 
-// recovered turns a panic into INTERNAL. The value of the panic is told only if it cannot
-// be text of a caller.
+// recovered turns a panic into INTERNAL. The value of the panic is reported only if it cannot
+// contain text of a caller.
 func (d *door) recovered(ctx context.Context, value any) error {
 	panicked := events.Panic{RequestID: requestIDOf(ctx), Type: typeName(value), Stack: string(debug.Stack())}
 	if fault, ok := value.(runtime.Error); ok {
@@ -63,10 +63,10 @@ func properRequestID(id string) bool {
 }
 
 // withRequestID returns a context with the call's request id. It sends the caller two headers: the
-// id, and the version of this server. Validations do without both.
+// id, and the version of this server. Validations get neither.
 func withRequestID(ctx context.Context) context.Context {
 	id := newRequestID(ctx)
-	// It fails only after the headers were sent, and they were not.
+	// SetHeader fails only if the headers were sent already, and they were not.
 	_ = grpc.SetHeader(ctx, metadata.Pairs(requestIDHeader, id, version.Header, version.Text()))
 	return context.WithValue(ctx, requestIDKey{}, id)
 }

@@ -8,8 +8,8 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// TestNamesAreStoredComposed: an é is stored as one character, even if it was sent as two.
-func TestNamesAreStoredComposed(t *testing.T) {
+// TestNamesAreStoredInNFC: an é is stored as one character, even if it was sent as two.
+func TestNamesAreStoredInNFC(t *testing.T) {
 	t.Parallel()
 	const sent, stored = "cle\u0301", "cl\u00e9"
 	b := start(t, options{})

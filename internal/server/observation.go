@@ -19,7 +19,7 @@ import (
 // monotonic returns a time to measure a duration from.
 func monotonic() time.Time { return time.Now() }
 
-// observation is what the door notes of a call until it has an answer.
+// observation is what the door remembers of a call until the call has its answer.
 type observation struct {
 	fullMethod string
 	began      time.Time
@@ -32,14 +32,14 @@ func observe(fullMethod string) *observation {
 	return &observation{fullMethod: fullMethod, began: monotonic()}
 }
 
-// refuse notes that the call found no slot. An observation that is nil notes nothing.
+// refuse remembers that the call found no slot. On nil it does nothing.
 func (o *observation) refuse() {
 	if o != nil {
 		o.refused = true
 	}
 }
 
-// finished tells of a call that has its answer. request and response are nil for streams.
+// finished reports a call that has its answer. request and response are nil for streams.
 func (d *door) finished(ctx context.Context, observed *observation, request, response any, err error) {
 	if observed.refused {
 		return

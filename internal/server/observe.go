@@ -72,7 +72,7 @@ func (p publisher) Publish(change *storage.Committed) {
 	p.hooks.ChangeCommitted(events.Change{Revision: change.Revision, Kind: kind, Subject: subject, Time: change.Time})
 }
 
-// kindOf returns the word for a kind of change; "" for changes that put nothing.
+// kindOf returns the word for a kind of change; "" for an unspecified kind.
 func kindOf(kind storagev1.FeedKind) string {
 	switch kind {
 	case storagev1.FeedKind_FEED_KIND_KEY:

@@ -49,8 +49,8 @@ func TestReloadAppliesWhatCanChangeWhileRunning(t *testing.T) {
 	}
 }
 
-// TestReloadAppliesWhatTheTableMarks: who marks another setting as Reloadable applies it, and
-// adds it to the test above.
+// TestReloadAppliesWhatTheTableMarks: whoever marks another setting as Reloadable must apply it in
+// process.apply, and add it to the test above.
 func TestReloadAppliesWhatTheTableMarks(t *testing.T) {
 	var marked []string
 	for _, setting := range config.Table() {
@@ -139,7 +139,7 @@ func TestSIGHUPReloadsARunningProcess(t *testing.T) {
 	}
 }
 
-// notice is a writer whose seen is closed once it was written a text.
+// notice is a writer that closes seen when a text was written to it.
 type notice struct {
 	text string
 	seen chan struct{}

@@ -14,17 +14,16 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
-// RepairClock repairs a store that was changed while the clock was ahead: it sets back the
-// times of records, and of the store itself, that lie in the future. No server may have the
-// file open, and the clock must be right now. RepairClock writes its findings to out. If
-// apply is false it changes nothing. anchor is the path of the store's anchor; "" is the
-// anchor beside the file.
+// RepairClock repairs a store that was changed while the clock was ahead. It sets back those times
+// of records, and of the store itself, that lie in the future. No server may have the file open,
+// and the clock must be right now. RepairClock writes its findings to out. If apply is false it
+// changes nothing. anchor is the path of the store's anchor; "" is the anchor beside the file.
 func RepairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer) error {
 	return repairClock(ctx, file, anchor, apply, out, time.Now)
 }
 
 func repairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer, now func() time.Time) error {
-	if _, err := os.Stat(file); err != nil { // no file is no store to repair
+	if _, err := os.Stat(file); err != nil { // without a file there is nothing to repair
 		return err
 	}
 	last, repaired, err := repairRecords(ctx, file, anchor, apply, now)

@@ -14,17 +14,17 @@ import (
 	"github.com/scribe-mail/keysvc/internal/policy"
 )
 
-// stopGrace is the longest time that a stop may take besides the drain. With what is then
-// written to the log, and said to the person, a stop takes no more than the drain and 5 s.
+// stopGrace is the longest time that a stop may take besides the drain. Together with the last
+// writes to the log and to standard output, a stop takes at most the drain timeout and 5 s.
 const stopGrace = 4 * time.Second
 
-// ErrStopTimeout is returned by Run if the stop did not end in time, usually because the
-// disk hangs. The goroutines that hang are left to the end of the process, which should
-// follow soon. No acknowledged change is lost; last-used times may be.
+// ErrStopTimeout is returned by Run if the stop did not end in time, usually because the disk
+// hangs. The goroutines that hang stay until the process ends, which should be soon. No
+// acknowledged change is lost; last-used times may be.
 var ErrStopTimeout = errors.New("the stop hangs: gave up waiting for the disk or for calls in flight")
 
-// Reload returns the settings anew, as the next start would have them. It is called on
-// SIGHUP.
+// Reload reads the settings again and returns them as the next start would have them. It is called
+// on SIGHUP.
 type Reload func() (config.Settings, error)
 
 // Run is RunWithReload without a Reload: SIGHUP is ignored.
@@ -32,16 +32,16 @@ func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer
 	return RunWithReload(ctx, settings, nil, stdout, stderr)
 }
 
-// RunWithReload serves until the context ends, which is the wish to stop; then it drains,
-// closes, and returns nil. Whatever hangs, it returns within the drain timeout and 5 s
-// after that, with ErrStopTimeout if something did; the same holds for a stop during the
-// start, and for a stop that a failure caused. An error makes sense in one line.
+// RunWithReload serves until the context ends; then it drains, closes, and returns nil. It returns
+// at most the drain timeout and 5 s after the context ended. If something hangs, the error is
+// ErrStopTimeout. The same holds for a stop during the start, and for a stop that a failure
+// caused. The text of an error is one line that makes sense alone.
 //
-// reload is called on each SIGHUP, and the settings that can change while the process
-// runs are applied; settings that are wrong are logged, and those before them stay. If
-// reload is nil, SIGHUP is ignored. stdout is for the person who started the process,
-// stderr for the log; neither has to be read. For the rest of the process, other signals
-// than SIGINT and SIGTERM do not end it.
+// reload is called on each SIGHUP, and the settings that can change while the process runs are
+// applied. If the settings are wrong, the mistakes are logged and nothing changes. If reload is
+// nil, SIGHUP is ignored. stdout is for the person who started the process, and stderr for the
+// log. The process does not wait for the readers of either. RunWithReload makes SIGHUP, SIGPIPE
+// and SIGTTOU neither end nor stop the process, also after it has returned.
 func RunWithReload(ctx context.Context, settings config.Settings, reload Reload, stdout, stderr io.Writer) error {
 	if err := settings.Validate(); err != nil {
 		return err
@@ -53,7 +53,7 @@ func RunWithReload(ctx context.Context, settings config.Settings, reload Reload,
 	log, level, repeats := newProcessLog(settings, lines)
 	defer repeats.Flush()
 
-	// ending ends when somebody wishes the stop, and also when the process stops by itself.
+	// ending ends when ctx ends, and also when the process stops by itself.
 	ending, end := context.WithCancel(ctx)
 	defer end()
 	p := newProcess(settings, log, person, end)
@@ -69,9 +69,9 @@ type process struct {
 	server   *Server
 	// openStore opens the store that is served.
 	openStore backend
-	// end ends the context of run, to say that the stop begins.
+	// end ends the context of run, which starts the stop.
 	end func()
-	// level is the log's, and reload returns the settings anew; either may be nil.
+	// level is the level of the log, and reload reads the settings again; either may be nil.
 	level  *slog.LevelVar
 	reload Reload
 }

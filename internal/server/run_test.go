@@ -161,8 +161,8 @@ func shortFolder(t *testing.T) string {
 	return folder
 }
 
-// failingListener is a listener whose Accept returns the errors that it is sent, and blocks
-// when there is none.
+// failingListener is a listener whose Accept returns the errors that a test sends to it, and
+// blocks until the next one.
 type failingListener struct {
 	net.Listener
 	errors chan error

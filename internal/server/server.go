@@ -47,7 +47,7 @@ type Store interface {
 	storage.UsageWriter
 }
 
-// Config is what a Server works with.
+// Config configures a Server.
 type Config struct {
 	// Store holds everything. Required; the Server does not close it.
 	Store Store
@@ -55,12 +55,12 @@ type Config struct {
 	Settings config.Settings
 	// Policy fills a store that has none. Required.
 	Policy *policy.Policy
-	// Now is the clock; the Server keeps it from going back. Default: time.Now. Leases of
-	// near-caches do not go by it, but by the time that passes.
+	// Now is the wall clock; the Server's own clock follows it and never goes back. Default:
+	// time.Now. Leases of near-caches do not use it; they count the time that passes.
 	Now func() time.Time
-	// Passed returns how much time has passed, whatever the clock is set to: jumps of the
-	// clock are noticed by it. Default: clock.Booted if Now is nil; without it no jump is
-	// noticed.
+	// Passed returns how much time has passed since some moment, whatever the wall clock is set
+	// to. It shows jumps of the wall clock. Default: clock.Booted if Now is nil; without it no
+	// jump is noticed.
 	Passed func() time.Duration
 	// Random yields ids and secrets. Default: the system's CSPRNG.
 	Random io.Reader
@@ -69,7 +69,7 @@ type Config struct {
 	RingSize int
 	// Log receives what operators should know. Default: nothing.
 	Log *slog.Logger
-	// Hooks are told what happens, beside the log. Default: none are.
+	// Hooks are called for what happens, in addition to the log. Default: no hooks.
 	Hooks events.Hooks
 }
 
@@ -85,12 +85,11 @@ type Server struct {
 	parts *components
 
 	projection *projection.Projection
-	// started is when this process took over the store, and position how far the store had
-	// come.
-	started  time.Time
-	position storage.Position
-	clock    *clock.Clock
-	sayJump  sync.Once
+	// started is when this process took over the store, and position the store's position then.
+	started    time.Time
+	position   storage.Position
+	clock      *clock.Clock
+	reportJump sync.Once
 	// sweeps is false if nothing may be purged until a later start.
 	sweeps   bool
 	hub      *feed.Hub
@@ -142,8 +141,8 @@ func (s *Server) components() []component {
 
 // load fills the projection with what the store holds.
 func (s *Server) load(ctx context.Context) (err error) {
-	// The store is this process's: whoever served it before has stopped.
-	s.started = time.Now() // leases are in monotonic time
+	// From here on the store belongs to this process: a process that served it before has stopped.
+	s.started = time.Now() // leases go by the time that passes
 	s.projection = projection.New(observed(s.config.Store, s.hooks), s.log)
 	if s.position, err = s.projection.Load(ctx); err != nil {
 		return fmt.Errorf("loading the store: %w", err)
@@ -174,8 +173,8 @@ func (s *Server) fillFeed(ctx context.Context) error {
 	return nil
 }
 
-// follow applies to the projection what is committed. If it fails, what the projection
-// shows must not be served any longer.
+// follow applies committed changes to the projection. If it fails, the projection must not be
+// served any longer.
 func (s *Server) follow(ctx context.Context) error {
 	err := s.projection.Follow(ctx)
 	if ctx.Err() == nil {
@@ -184,7 +183,7 @@ func (s *Server) follow(ctx context.Context) error {
 	return err
 }
 
-// installPolicy makes what changes records, and gives a store that has no policy its first.
+// installPolicy makes the manager of keys, and stores a policy if the store has no policy.
 func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
 		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted,
@@ -194,7 +193,7 @@ func (s *Server) installPolicy(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("installing it: %w", err)
 	}
-	// If no policy was named, nobody expects the built-in one to be still active.
+	// If the settings name no policy file, nobody expects the built-in policy to be active still.
 	if wanted := s.config.Policy.Digest(); active.Digest != wanted && s.config.Settings.Policy != "" {
 		s.log.WarnContext(ctx, "the store has another policy, which is the one that counts; change it with keysvc policy apply",
 			"active", active.Digest, "given", wanted)
@@ -203,7 +202,7 @@ func (s *Server) installPolicy(ctx context.Context) error {
 	return nil
 }
 
-// recordUses makes what collects last-used times.
+// recordUses makes the recorder of last-used times.
 func (s *Server) recordUses(context.Context) error {
 	s.recorder = usage.NewRecorder(s.config.Store, func(keys int, err error) {
 		s.hooks.UsesFlushed(events.Flush{Keys: keys, Last: s.lastFlush, Error: err})
@@ -217,8 +216,8 @@ func (s *Server) flushUses(ctx context.Context) error {
 	return nil
 }
 
-// flushLastUses writes what was noted since the last interval. It is worth a moment,
-// whatever is left of the drain.
+// flushLastUses writes the last-used times that were noted since the last flush. It may take
+// flushTimeout, even if the drain timeout has passed.
 func (s *Server) flushLastUses(ctx context.Context) error {
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 	defer cancel()
@@ -227,7 +226,7 @@ func (s *Server) flushLastUses(ctx context.Context) error {
 	return nil
 }
 
-// sweep purges what is past its retention, at every interval.
+// sweep purges records past their retention, at every interval.
 func (s *Server) sweep(ctx context.Context) error {
 	if !s.sweeps {
 		return nil
@@ -267,7 +266,7 @@ func (s *Server) watchCalls(ctx context.Context) error {
 // stopCalls drains; see calls.stop.
 func (s *Server) stopCalls(ctx context.Context) error {
 	select {
-	case <-s.distrusted: // watchCalls may not have come to it
+	case <-s.distrusted: // watchCalls may have ended without seeing it
 		s.calls.cutOff()
 	default:
 	}

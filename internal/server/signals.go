@@ -10,18 +10,18 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// signals keeps the process going on signals that are no wish to end it. They stay ignored
-// after its stop.
+// signals keeps signals that are not meant to end the process from ending it. They stay ignored
+// after the component has stopped.
 //
-//   - SIGPIPE comes when the reader of standard output or error has died, and would end
-//     the process in the middle of a call. The write fails instead.
-//   - SIGTTOU comes when a process in the background writes to a terminal that does not
-//     want that, and would stop the process.
+//   - SIGPIPE comes when the reader of standard output or error has died. It would end the
+//     process in the middle of a call. While it is ignored, the write fails instead.
+//   - SIGTTOU comes when a process in the background writes to a terminal that forbids
+//     this. It would stop the process.
 //   - SIGHUP comes from a terminal that closes, or from a person who wants the settings to
 //     be read again: see reloadSettings.
 //
-// SIGINT and SIGTERM are the caller's. The runtime ignores SIGUSR1, SIGUSR2, SIGALRM and
-// the like.
+// SIGINT and SIGTERM are handled by the caller of Run. The runtime ignores SIGUSR1, SIGUSR2,
+// SIGALRM and the like.
 func (p *process) signals() component {
 	hangups := make(chan os.Signal, 1)
 	return component{
@@ -66,11 +66,11 @@ func (p *process) reloadSettings(ctx context.Context) {
 	p.log.InfoContext(ctx, "the settings were read again")
 }
 
-// apply applies the settings that can change while the process runs: those that the table
-// of internal/config marks as Reloadable. It returns the names of the others that differ from
-// the settings of the start; they count from the next start on.
+// apply applies the settings that can change while the process runs: those that the table of
+// internal/config marks as Reloadable. It returns the names of the other settings that differ from
+// those of the start. These apply from the next start on.
 //
-// The share of one workspace of the changes in flight also stays as the start had it.
+// The limit for the changes of one workspace also stays as it was at the start.
 func (p *process) apply(settings config.Settings) (later []string) {
 	merged, _, later := p.settings.Reload(settings)
 	if p.level != nil {

@@ -13,7 +13,7 @@ type slots struct {
 	work callers.Work
 	// limit is the number of slots, and taken how many of them calls have.
 	limit, taken atomic.Int64
-	// refused is how many calls found no slot since the start.
+	// refused is the number of calls since the start that found no slot.
 	refused atomic.Int64
 	// reportedAt is when refusals were last reported, in Unix nanoseconds, and reported how
 	// many there had been by then.

@@ -6,7 +6,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/projection"
 )
 
-// What requests and responses may have that names a subject.
+// Methods of requests and responses that name a subject.
 type (
 	hasWorkspace interface{ GetWorkspaceId() string }
 	hasKeyID     interface{ GetKeyId() string }
@@ -16,7 +16,7 @@ type (
 	hasActor     interface{ GetActorMemberId() string }
 )
 
-// named returns what a message names; messages of other APIs name nothing.
+// named returns the subject that a message names; messages of other APIs name nothing.
 func named(message any) events.Subject {
 	if with, has := message.(hasKey); has && with.GetKey() != nil {
 		return events.Subject{WorkspaceID: with.GetKey().GetWorkspaceId(), KeyID: with.GetKey().GetKeyId()}

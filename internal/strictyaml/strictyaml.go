@@ -273,8 +273,8 @@ func (v Value) Bool() (value, ok bool) {
 	return v.node.Value == "true", true
 }
 
-// is notes the position of the value and reports whether it is of the wanted kind; if not,
-// that is a mistake. An alias is of no kind, so none is ever followed.
+// is notes the position of the value and reports whether it is of the wanted kind; if not, that is
+// a mistake. An alias never has the wanted kind, so no alias is followed.
 func (v Value) is(kind yaml.Kind, tag, allowed string) bool {
 	if v.node == nil {
 		return false

@@ -161,8 +161,8 @@ var (
 
 // Extension fields to descriptorpb.ServiceOptions.
 var (
-	// What the methods of a service need that say nothing themselves. (One name cannot
-	// serve both extensions.)
+	// What those methods of a service need that have no access option of their own. (The two
+	// extensions cannot have the same name.)
 	//
 	//	option (keysvc.v1.default_access) = {identity_only: true};
 	//

@@ -37,8 +37,8 @@ const (
 // are checked with ValidationService, not here.
 //
 // A change is committed together with its audit event before the call is answered. Every
-// validation that starts after the answer reflects the change. A call that would alter
-// nothing commits nothing, and is answered with the current revision.
+// validation that starts after the answer reflects the change. A call that has nothing to
+// change commits nothing, and is answered with the current revision.
 //
 // Errors carry google.rpc.ErrorInfo with the domain "keysvc" and a reason of ErrorReason.
 // Errors for bad input carry google.rpc.BadRequest as well. A call that failed changed
@@ -52,8 +52,7 @@ type KeyServiceClient interface {
 	// member; PERMISSION_DENIED if a scope is beyond the member's role; FAILED_PRECONDITION
 	// if the member is suspended, or the workspace has as many live keys as the policy
 	// allows; ALREADY_EXISTS, with key_id in the metadata, if the request_id was used before;
-	// UNAVAILABLE with reason CLOCK_UNSURE while it is not known whether the server's clock
-	// is right.
+	// UNAVAILABLE with reason CLOCK_UNSURE while the server's clock may be wrong.
 	CreateKey(ctx context.Context, in *CreateKeyRequest, opts ...grpc.CallOption) (*CreateKeyResponse, error)
 	// GetKey returns one key, whatever its state.
 	//
@@ -80,8 +79,7 @@ type KeyServiceClient interface {
 	// Errors: INVALID_ARGUMENT without an overlap, or with one over 30 days; NOT_FOUND as
 	// GetKey; FAILED_PRECONDITION if the key is not live, or has two live secrets already and
 	// the overlap is not 0; ALREADY_EXISTS if the request_id was used before; UNAVAILABLE
-	// with reason CLOCK_UNSURE while it is not known whether the server's clock is right and
-	// the overlap is not 0.
+	// with reason CLOCK_UNSURE if the overlap is not 0 while the server's clock may be wrong.
 	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
 	// FinishRotation ends the overlap now, so that only the newest secret works.
 	//
@@ -96,8 +94,8 @@ type KeyServiceClient interface {
 	// "Bearer " or the name of a variable: the token's checksum shows where the token begins.
 	// (Validation accepts the exact token only.)
 	//
-	// Errors: NOT_FOUND unless the token matches a live secret; INVALID_ARGUMENT for a text
-	// with several tokens.
+	// Errors: NOT_FOUND if the token matches no live secret; INVALID_ARGUMENT for a text with
+	// several tokens.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
 }
 
@@ -197,8 +195,8 @@ func (c *keyServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenReque
 // are checked with ValidationService, not here.
 //
 // A change is committed together with its audit event before the call is answered. Every
-// validation that starts after the answer reflects the change. A call that would alter
-// nothing commits nothing, and is answered with the current revision.
+// validation that starts after the answer reflects the change. A call that has nothing to
+// change commits nothing, and is answered with the current revision.
 //
 // Errors carry google.rpc.ErrorInfo with the domain "keysvc" and a reason of ErrorReason.
 // Errors for bad input carry google.rpc.BadRequest as well. A call that failed changed
@@ -212,8 +210,7 @@ type KeyServiceServer interface {
 	// member; PERMISSION_DENIED if a scope is beyond the member's role; FAILED_PRECONDITION
 	// if the member is suspended, or the workspace has as many live keys as the policy
 	// allows; ALREADY_EXISTS, with key_id in the metadata, if the request_id was used before;
-	// UNAVAILABLE with reason CLOCK_UNSURE while it is not known whether the server's clock
-	// is right.
+	// UNAVAILABLE with reason CLOCK_UNSURE while the server's clock may be wrong.
 	CreateKey(context.Context, *CreateKeyRequest) (*CreateKeyResponse, error)
 	// GetKey returns one key, whatever its state.
 	//
@@ -240,8 +237,7 @@ type KeyServiceServer interface {
 	// Errors: INVALID_ARGUMENT without an overlap, or with one over 30 days; NOT_FOUND as
 	// GetKey; FAILED_PRECONDITION if the key is not live, or has two live secrets already and
 	// the overlap is not 0; ALREADY_EXISTS if the request_id was used before; UNAVAILABLE
-	// with reason CLOCK_UNSURE while it is not known whether the server's clock is right and
-	// the overlap is not 0.
+	// with reason CLOCK_UNSURE if the overlap is not 0 while the server's clock may be wrong.
 	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
 	// FinishRotation ends the overlap now, so that only the newest secret works.
 	//
@@ -256,8 +252,8 @@ type KeyServiceServer interface {
 	// "Bearer " or the name of a variable: the token's checksum shows where the token begins.
 	// (Validation accepts the exact token only.)
 	//
-	// Errors: NOT_FOUND unless the token matches a live secret; INVALID_ARGUMENT for a text
-	// with several tokens.
+	// Errors: NOT_FOUND if the token matches no live secret; INVALID_ARGUMENT for a text with
+	// several tokens.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }

@@ -30,14 +30,14 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// MemberService takes from the product's own directory which members a workspace has, and
-// with which roles. A role change, a suspension or a removal acts on the next validation of
-// every key of the member.
+// MemberService keeps the members of each workspace and their roles, as the product's own
+// directory pushes them. A role change, a suspension or a removal applies to the next
+// validation of every key of the member.
 //
 // A directory that pushes over a queue gives each push a source_version that grows with
 // each change of a workspace. The members of a workspace and its removal share one
-// sequence, because a removal is compared with the members. Then pushes that are reordered
-// or delivered twice do no harm:
+// sequence, because a removal is compared with the members. With these versions, pushes
+// that are reordered or delivered twice do no harm:
 //
 //   - a push with a lower version than the stored one is ABORTED; a removal's version counts;
 //   - a push with the stored version is OK and changes nothing if its content is stored already.
@@ -144,14 +144,14 @@ func (c *memberServiceClient) RemoveWorkspace(ctx context.Context, in *RemoveWor
 // All implementations must embed UnimplementedMemberServiceServer
 // for forward compatibility.
 //
-// MemberService takes from the product's own directory which members a workspace has, and
-// with which roles. A role change, a suspension or a removal acts on the next validation of
-// every key of the member.
+// MemberService keeps the members of each workspace and their roles, as the product's own
+// directory pushes them. A role change, a suspension or a removal applies to the next
+// validation of every key of the member.
 //
 // A directory that pushes over a queue gives each push a source_version that grows with
 // each change of a workspace. The members of a workspace and its removal share one
-// sequence, because a removal is compared with the members. Then pushes that are reordered
-// or delivered twice do no harm:
+// sequence, because a removal is compared with the members. With these versions, pushes
+// that are reordered or delivered twice do no harm:
 //
 //   - a push with a lower version than the stored one is ABORTED; a removal's version counts;
 //   - a push with the stored version is OK and changes nothing if its content is stored already.

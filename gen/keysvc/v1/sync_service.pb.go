@@ -746,7 +746,7 @@ func (x *SyncEvents) GetMark() int64 {
 	return 0
 }
 
-// SyncEvent is one change. It tells what to drop, not the new content.
+// SyncEvent is one change. It names what to drop, and does not have the new content.
 type SyncEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision of the change.
@@ -1005,8 +1005,8 @@ func (x *SyncReset) GetHashRevision() int64 {
 	return 0
 }
 
-// SyncGoodbye tells that the session is about to end, because the server stops or the
-// session has become old.
+// SyncGoodbye announces the end of the session, because the server stops or the session has
+// become old.
 type SyncGoodbye struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1101,10 +1101,10 @@ func (x *AwaitRevisionRequest) GetEpoch() string {
 // AwaitRevisionResponse is how the wait ended.
 type AwaitRevisionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Number of caches that reported to have applied the revision.
+	// Number of caches that reported that they have applied the revision.
 	Applied int32 `protobuf:"varint,1,opt,name=applied,proto3" json:"applied,omitempty"`
-	// Number of caches that had not, and whose leases have ended. After a start of the
-	// server, the leases of the process before count as one.
+	// Number of caches that had not applied it, and whose leases have ended. After a start of
+	// the server, the leases of the process before count as one.
 	Lapsed int32 `protobuf:"varint,2,opt,name=lapsed,proto3" json:"lapsed,omitempty"`
 	// Newest published revision when the wait ended; not less than the requested one.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`

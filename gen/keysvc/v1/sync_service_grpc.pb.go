@@ -27,8 +27,8 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// SyncService keeps near-caches coherent. docs/coherence.md has the protocol, rule by rule,
-// and the Go client of this project implements it. Read that page before you write another
+// SyncService keeps near-caches coherent. docs/coherence.md has the protocol, rule by rule.
+// The Go client of this project implements it. Read that page before you write another
 // client.
 type SyncServiceClient interface {
 	// Sync is one session of a near-cache. The client sends hello first. The server answers
@@ -38,7 +38,7 @@ type SyncServiceClient interface {
 	// RESOURCE_EXHAUSTED if the server has too many sessions; UNAVAILABLE after goodbye, or
 	// if the store is not ready. After any error the client connects again.
 	Sync(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[SyncRequest, SyncResponse], error)
-	// AwaitRevision returns when no cache anywhere answers from before a revision any more:
+	// AwaitRevision returns when no near-cache answers from before a revision any more:
 	// every session has applied the revision, or its lease has ended. This takes at most the
 	// staleness bound and a thousandth of it.
 	//
@@ -83,8 +83,8 @@ func (c *syncServiceClient) AwaitRevision(ctx context.Context, in *AwaitRevision
 // All implementations must embed UnimplementedSyncServiceServer
 // for forward compatibility.
 //
-// SyncService keeps near-caches coherent. docs/coherence.md has the protocol, rule by rule,
-// and the Go client of this project implements it. Read that page before you write another
+// SyncService keeps near-caches coherent. docs/coherence.md has the protocol, rule by rule.
+// The Go client of this project implements it. Read that page before you write another
 // client.
 type SyncServiceServer interface {
 	// Sync is one session of a near-cache. The client sends hello first. The server answers
@@ -94,7 +94,7 @@ type SyncServiceServer interface {
 	// RESOURCE_EXHAUSTED if the server has too many sessions; UNAVAILABLE after goodbye, or
 	// if the store is not ready. After any error the client connects again.
 	Sync(grpc.BidiStreamingServer[SyncRequest, SyncResponse]) error
-	// AwaitRevision returns when no cache anywhere answers from before a revision any more:
+	// AwaitRevision returns when no near-cache answers from before a revision any more:
 	// every session has applied the revision, or its lease has ended. This takes at most the
 	// staleness bound and a thousandth of it.
 	//

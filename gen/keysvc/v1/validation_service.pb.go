@@ -175,14 +175,14 @@ type ValidateKeyRequest struct {
 	// The presenter's IPv4 or IPv6 address, without a port. A key that is limited to
 	// addresses is refused without it.
 	ClientAddress string `protobuf:"bytes,5,opt,name=client_address,json=clientAddress,proto3" json:"client_address,omitempty"`
-	// The answer is to be as of this revision or a later one. Needs epoch. Absent or 0 means
-	// the newest revision of the server, which covers every acknowledged change.
+	// The answer reflects this revision or a later one. Needs epoch. Absent or 0 means the
+	// newest revision of the server, which covers every acknowledged change.
 	MinRevision int64 `protobuf:"varint,6,opt,name=min_revision,json=minRevision,proto3" json:"min_revision,omitempty"`
 	// The epoch that min_revision belongs to.
 	Epoch string `protobuf:"bytes,7,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	// Set the principal's details, too. This reads the store.
+	// Return the principal's details as well. This reads the store.
 	WithDetails bool `protobuf:"varint,8,opt,name=with_details,json=withDetails,proto3" json:"with_details,omitempty"`
-	// Return a grant with ALLOWED, for a near-cache to keep.
+	// Return a grant with DECISION_ALLOWED, for a near-cache to keep.
 	IncludeGrant  bool `protobuf:"varint,9,opt,name=include_grant,json=includeGrant,proto3" json:"include_grant,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -780,8 +780,8 @@ func (x *AllowedAddresses) GetCidrs() []string {
 	return nil
 }
 
-// ValidationError is what was wrong with one request of a batch. It holds what the status
-// of a ValidateKey with that request would.
+// ValidationError is what was wrong with one request of a batch. It has the same content as
+// the status of a ValidateKey with that request.
 type ValidationError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Canonical gRPC status code, for example 3 for INVALID_ARGUMENT.

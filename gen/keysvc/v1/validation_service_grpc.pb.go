@@ -45,8 +45,8 @@ type ValidationServiceClient interface {
 	// FAILED_PRECONDITION if min_revision belongs to another epoch; DATA_LOSS if a stored
 	// record is damaged.
 	ValidateKey(ctx context.Context, in *ValidateKeyRequest, opts ...grpc.CallOption) (*ValidateKeyResponse, error)
-	// BatchValidateKeys decides on up to 256 tokens. A bad one does not affect the others:
-	// its error is in its own response. The status is about the batch as a whole.
+	// BatchValidateKeys decides on up to 256 tokens. A bad request does not affect the
+	// others: its error is in its own response. The status is about the batch as a whole.
 	//
 	// Errors: INVALID_ARGUMENT for an empty batch or more than 256 requests.
 	BatchValidateKeys(ctx context.Context, in *BatchValidateKeysRequest, opts ...grpc.CallOption) (*BatchValidateKeysResponse, error)
@@ -102,8 +102,8 @@ type ValidationServiceServer interface {
 	// FAILED_PRECONDITION if min_revision belongs to another epoch; DATA_LOSS if a stored
 	// record is damaged.
 	ValidateKey(context.Context, *ValidateKeyRequest) (*ValidateKeyResponse, error)
-	// BatchValidateKeys decides on up to 256 tokens. A bad one does not affect the others:
-	// its error is in its own response. The status is about the batch as a whole.
+	// BatchValidateKeys decides on up to 256 tokens. A bad request does not affect the
+	// others: its error is in its own response. The status is about the batch as a whole.
 	//
 	// Errors: INVALID_ARGUMENT for an empty batch or more than 256 requests.
 	BatchValidateKeys(context.Context, *BatchValidateKeysRequest) (*BatchValidateKeysResponse, error)

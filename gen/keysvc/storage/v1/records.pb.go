@@ -328,7 +328,7 @@ type KeyRecord struct {
 	AllowedCidrs []string `protobuf:"bytes,10,rep,name=allowed_cidrs,json=allowedCidrs,proto3" json:"allowed_cidrs,omitempty"`
 	// When the key was created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When the key was revoked. Absent if it was not.
+	// When the key was revoked. Absent if it was not revoked.
 	RevokeTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
 	// The secrets that may still match, newest first: one or two.
 	Secrets []*SecretRecord `protobuf:"bytes,13,rep,name=secrets,proto3" json:"secrets,omitempty"`
@@ -697,7 +697,7 @@ type WorkspaceRecord struct {
 	Incarnation string `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
 	// When the workspace was added, or added again after a removal.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When the workspace was removed. Absent if it was not.
+	// When the workspace was removed. Absent if it was not removed.
 	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
 	// Audit sequence of the event that last changed the record. Since schema 2.
 	ChangeSequence int64 `protobuf:"varint,5,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
@@ -969,12 +969,13 @@ type AuditRecord struct {
 	ActorMemberId string `protobuf:"bytes,7,opt,name=actor_member_id,json=actorMemberId,proto3" json:"actor_member_id,omitempty"`
 	// Id under which the server logged the call.
 	RequestId string `protobuf:"bytes,8,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// The key that was changed. Empty if no key was.
+	// The key that was changed. Empty if no key was changed.
 	KeyId string `protobuf:"bytes,9,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
-	// The member that was changed, or the member of the key that was.
+	// The member that was changed, or the member of the changed key. Empty if neither was
+	// changed.
 	MemberId string `protobuf:"bytes,10,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
-	// What was changed, as text: the names of fields, and their new values if they are no
-	// secrets.
+	// What was changed, as text: the names of fields, and the new values of those that are
+	// not secret.
 	Details map[string]string `protobuf:"bytes,11,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Every record that the change stored or deleted: at least one, each once. Empty in
 	// events from before schema 2.
