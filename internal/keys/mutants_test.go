@@ -173,7 +173,7 @@ func TestEveryMutantAppliesOnce(t *testing.T) {
 // apply returns the text of the mutant's file with the rule taken out.
 func (m mutant) apply(t *testing.T, root string) string {
 	t.Helper()
-	source, err := os.ReadFile(filepath.Join(root, m.file)) //nolint:gosec // a file of this repository
+	source, err := os.ReadFile(filepath.Join(root, m.file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,6 @@ func runMutant(t *testing.T, root string, taken mutant) (output string, err erro
 		{"./internal/storage/boltstore", "^TestSeveralManagersOfFailingFile$"},
 		{"./internal/keys", "^TestManyCallersSeeOneHistory$"},
 	} {
-		//nolint:gosec // the arguments are this file's
 		command := exec.CommandContext(t.Context(), "go", "test", "-vet=off", "-overlay", overlay, "-failfast", "-timeout", "120s",
 			"-run", tests[1], tests[0], "-several.runs", "60")
 		command.Dir = root

@@ -31,7 +31,7 @@ func TestUnknownOutcomeIsToldBeforeTheDeadline(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer store.Close() //nolint:errcheck // a test's
+			defer store.Close()
 			index := projection.New(store, nil)
 			manager := keys.New(keys.Config{Store: store, Projection: index})
 			following, stop := context.WithCancel(t.Context())

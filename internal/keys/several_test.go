@@ -24,7 +24,7 @@ func drawSeed(t *testing.T) uint64 {
 	t.Helper()
 	seed := *severalSeed
 	if seed == 0 {
-		seed = rand.Uint64()>>32 | 1 //nolint:gosec // no secret
+		seed = rand.Uint64()>>32 | 1
 	}
 	t.Logf("seed %d", seed)
 	return seed
@@ -44,7 +44,7 @@ func judge(t *testing.T, seed uint64, result keystest.Result) {
 func TestSeveralManagersReflectEachOthersChanges(t *testing.T) {
 	first := drawSeed(t)
 	answers := make(map[string]int)
-	for run := range uint64(*severalRuns) { //nolint:gosec // a count
+	for run := range uint64(*severalRuns) {
 		seed := first + run
 		result := keystest.SimulateSeveral(t, &keystest.BoltFleet{}, keystest.RandomCampaign(seed))
 		judge(t, seed, result)

@@ -23,7 +23,7 @@ func Within(ctx context.Context, limit time.Duration) time.Duration {
 	if !has {
 		return limit
 	}
-	left := time.Until(deadline) //nolint:forbidigo // deadlines go by the time that passes
+	left := time.Until(deadline)
 	if left <= 0 {
 		return limit
 	}

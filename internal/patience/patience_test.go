@@ -51,7 +51,7 @@ func TestBoundEndsWithTheCaller(t *testing.T) {
 	defer end()
 	cancel()
 	<-bounded.Done()
-	if bounded.Err() != context.Canceled { //nolint:errorlint // it is the context's own
+	if bounded.Err() != context.Canceled {
 		t.Errorf("got %v", bounded.Err())
 	}
 }

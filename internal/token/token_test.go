@@ -133,7 +133,7 @@ func TestParseRefusesMalformedTexts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			parsed, err := Parse(text)
-			if err != ErrMalformed { //nolint:errorlint // exactly the sentinel: nothing of the text is wrapped into it
+			if err != ErrMalformed {
 				t.Errorf("got %v, want exactly ErrMalformed", err)
 			}
 			if !parsed.IsZero() {
@@ -564,7 +564,7 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("Parse(%q): %v, but by pattern and checksum it is %v", text, err, matches)
 			}
 			if err != nil {
-				if err != ErrMalformed || !parsed.IsZero() { //nolint:errorlint // exactly the sentinel
+				if err != ErrMalformed || !parsed.IsZero() {
 					t.Fatalf("Parse(%q) = %v, %v", text, parsed, err)
 				}
 				return

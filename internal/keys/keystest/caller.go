@@ -303,8 +303,8 @@ func policyWith(scopes string) *keysvcv1.Policy {
 		Retention:   durationpb.New(wanted.Retention),
 		Limits: &keysvcv1.PolicyLimits{
 			LiveKeysPerWorkspace: severalLimit,
-			ScopesPerKey:         int32(wanted.Limits.ScopesPerKey),      //nolint:gosec // at most 1,000
-			KeyNameCharacters:    int32(wanted.Limits.KeyNameCharacters), //nolint:gosec // at most 1,024
+			ScopesPerKey:         int32(wanted.Limits.ScopesPerKey),
+			KeyNameCharacters:    int32(wanted.Limits.KeyNameCharacters),
 		},
 	}
 	for _, resource := range wanted.Resources {

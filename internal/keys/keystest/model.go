@@ -123,7 +123,7 @@ func (m *model) state(key *modelKey) keysvcv1.KeyState {
 
 // notLive returns the reason why a key cannot be changed; unspecified if it can.
 func (m *model) notLive(key *modelKey) keysvcv1.ErrorReason {
-	switch m.state(key) { //nolint:exhaustive // the others are live
+	switch m.state(key) { // the other states are live
 	case keysvcv1.KeyState_KEY_STATE_REVOKED:
 		return keysvcv1.ErrorReason_ERROR_REASON_KEY_REVOKED
 	case keysvcv1.KeyState_KEY_STATE_EXPIRED:
@@ -153,7 +153,7 @@ func (m *model) validate(token, scope, workspaceID, address string) keysvcv1.Rea
 				return keysvcv1.Reason_REASON_KEY_INVALID
 			}
 			owner := m.owner(key)
-			switch m.state(key) { //nolint:exhaustive // the others go on
+			switch m.state(key) { // the other states go on
 			case keysvcv1.KeyState_KEY_STATE_REVOKED:
 				return keysvcv1.Reason_REASON_KEY_REVOKED
 			case keysvcv1.KeyState_KEY_STATE_EXPIRED:

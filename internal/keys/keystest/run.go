@@ -42,7 +42,7 @@ const liveLimit = 4
 // on each backend.
 func Run(t testing.TB, backend Backend, seed uint64, operations int) string {
 	t.Helper()
-	source := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // random operations, no secrets
+	source := rand.New(rand.NewPCG(seed, 1))
 	r := &run{
 		World:    NewWorld(t, backend, rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})),
 		random:   source,
@@ -579,7 +579,7 @@ func (r *run) validate() {
 }
 
 func (r *run) list() {
-	request := &keysvcv1.ListKeysRequest{PageSize: int32(1 + r.random.IntN(7))} //nolint:gosec // 1 to 7
+	request := &keysvcv1.ListKeysRequest{PageSize: int32(1 + r.random.IntN(7))}
 	if !r.chance(4) {
 		request.WorkspaceId = pick(r, workspaceIDs)
 	}

@@ -106,7 +106,7 @@ type Campaign struct {
 func RunSeveral(t testing.TB, fleet Fleet, campaign Campaign) Result {
 	t.Helper()
 	s := openSeveral(t, fleet, campaign)
-	s.switchTo(&delays{random: rand.New(rand.NewPCG(campaign.Seed, 2))}) //nolint:gosec // delays, no secrets
+	s.switchTo(&delays{random: rand.New(rand.NewPCG(campaign.Seed, 2))})
 	s.play()
 	s.calm()
 	return s.finish()
@@ -120,8 +120,8 @@ func SimulateSeveral(t *testing.T, fleet Fleet, campaign Campaign) Result {
 	var result Result
 	synctest.Test(t, func(t *testing.T) {
 		s := openSeveral(t, fleet, campaign)
-		synctest.Wait()                                                          // until all projections have caught up
-		schedule := &simulation{random: rand.New(rand.NewPCG(campaign.Seed, 2))} //nolint:gosec // no secrets
+		synctest.Wait() // until all projections have caught up
+		schedule := &simulation{random: rand.New(rand.NewPCG(campaign.Seed, 2))}
 		done := make(chan struct{})
 		s.switchTo(schedule)
 		go func() {
@@ -224,7 +224,7 @@ func openSeveral(t testing.TB, fleet Fleet, campaign Campaign) *several {
 func (s *several) start(number int, faults Faults) {
 	l := &link{
 		Store: s.stores[number], seat: number, pacer: s.pacer, outage: s.outage, history: s.history, faults: faults,
-		random: rand.New(rand.NewPCG(s.campaign.Seed, uint64(100+number))), //nolint:gosec // faults, no secrets
+		random: rand.New(rand.NewPCG(s.campaign.Seed, uint64(100+number))),
 	}
 	if failing, can := s.fleet.(FailingFleet); can {
 		l.fail = failing.Fail
@@ -277,7 +277,7 @@ func (s *several) seat(number int) *seat {
 func (s *several) play() {
 	var callers sync.WaitGroup
 	for number := range s.campaign.Callers {
-		random := rand.New(rand.NewPCG(s.campaign.Seed, uint64(1000+number))) //nolint:gosec // random calls, no secrets
+		random := rand.New(rand.NewPCG(s.campaign.Seed, uint64(1000+number)))
 		caller := &caller{several: s, number: 1 + number, random: random, left: s.campaign.Calls / s.campaign.Callers}
 		callers.Go(caller.run)
 	}
@@ -345,7 +345,7 @@ func (r Result) Summary() string {
 
 // RandomCampaign returns a small campaign, whose managers, callers and faults the seed decides.
 func RandomCampaign(seed uint64) Campaign {
-	random := rand.New(rand.NewPCG(seed, 3)) //nolint:gosec // no secrets
+	random := rand.New(rand.NewPCG(seed, 3))
 	campaign := Campaign{
 		Seed:          seed,
 		Managers:      1 + random.IntN(3),

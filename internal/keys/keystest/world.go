@@ -131,7 +131,7 @@ func (w *World) open() {
 	w.gate = &gate{}
 	w.link = &link{
 		Store: w.backend.Open(w.t), pacer: w.gate, outage: newOutage(), history: newHistory(),
-		random: rand.New(rand.NewPCG(0, 0)), //nolint:gosec // its faults are not random
+		random: rand.New(rand.NewPCG(0, 0)),
 	}
 	store := w.link.withBarrier()
 	w.Store = store
