@@ -41,9 +41,9 @@ tools:
 test: tools
 	$(call both,go test $(TESTFLAGS) ./...,go -C test test $(TESTFLAGS) ./... && go -C test run ./crash -time 25s -kinds plain)
 
-# Without the packages whose tests drive other processes: the race detector sees only its own
-# process, and they would run the same programs once more.
-PROCESS_TESTS := cmd/keysvc|docs|internal/keyscope
+# Without bench, which measures, and without the packages whose tests drive programs that are built
+# without the race detector.
+PROCESS_TESTS := bench|cmd/keysvc|docs|internal/keyscope
 test-race: tools
 	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) ./...)
 
