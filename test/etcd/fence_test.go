@@ -28,6 +28,10 @@ type shaky struct {
 	model  *storagetest.Model
 }
 
+// shortTimeout is the Timeout of tests that let it pass. What must not time out, New above all, has
+// to fit into it on a machine with a load of ten.
+const shortTimeout = 2 * time.Second
+
 func newShaky(t *testing.T, timeout time.Duration) *shaky {
 	t.Helper()
 	client, between := newNetwork(t)
@@ -220,7 +224,7 @@ func TestLostTransactionOvertakenByAnotherChangeIsAConflict(t *testing.T) {
 func TestOutcomeIsUnknownUntilEtcdAnswers(t *testing.T) {
 	for name, committed := range map[string]bool{"the transaction is lost": false, "its answer is lost": true} {
 		t.Run(name, func(t *testing.T) {
-			s := newShaky(t, 200*time.Millisecond)
+			s := newShaky(t, shortTimeout)
 			workspace := storagetest.NewWorkspace("w")
 			s.do(workspace, workspace.PutMember("member", "admin"))
 			var late *sent
@@ -299,7 +303,7 @@ func TestNoSpaceAfterExecutionCountsAsCommitted(t *testing.T) {
 
 // TestCloseEndsTheSearchForAnOutcome closes the store while it looks for an outcome.
 func TestCloseEndsTheSearchForAnOutcome(t *testing.T) {
-	s := newShaky(t, 100*time.Millisecond)
+	s := newShaky(t, shortTimeout)
 	workspace := storagetest.NewWorkspace("w")
 	s.set(loseTransaction)
 	if _, err := s.Commit(t.Context(), workspace.PutMember("member", "admin")); !errors.Is(err, storage.ErrOutcomeUnknown) {
