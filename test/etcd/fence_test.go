@@ -32,6 +32,7 @@ type shaky struct {
 // to fit into it on a machine with a load of ten.
 const shortTimeout = 2 * time.Second
 
+// newShaky returns a store over a network that the test can break. A timeout of 0 is the default.
 func newShaky(t *testing.T, timeout time.Duration) *shaky {
 	t.Helper()
 	client, between := newNetwork(t)
