@@ -17,15 +17,9 @@ import (
 // storeFile is the name of the bbolt store in the data folder.
 const storeFile = "keysvc.db"
 
-// closableStore is a store that this package opens and closes.
-type closableStore interface {
-	storage.Store
-	Close() error
-}
-
 // backend opens a store as the settings say. Its error makes sense in one line, and names
 // the flag that helps.
-type backend func(ctx context.Context, settings config.Settings, log *slog.Logger) (closableStore, error)
+type backend func(ctx context.Context, settings config.Settings, log *slog.Logger) (storage.Store, error)
 
 // backends has a backend for each name that config allows as Settings.Store. Apart from the
 // commands that work on a file without a server, nothing else in keysvc names a concrete store.
@@ -35,7 +29,7 @@ var backends = map[string]backend{
 
 // openBolt opens the bbolt file in the data folder. It makes folder and file if the
 // settings say so.
-func openBolt(ctx context.Context, settings config.Settings, log *slog.Logger) (closableStore, error) {
+func openBolt(ctx context.Context, settings config.Settings, log *slog.Logger) (storage.Store, error) {
 	create := boltstore.CreateNever
 	switch {
 	case settings.Init:

@@ -12,6 +12,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/logging"
 	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // stopGrace is the longest time that a stop may take besides the drain. Together with the last
@@ -169,7 +170,7 @@ func (p *process) listener(wanted config.Listener) component {
 
 // store opens the store.
 func (p *process) store() component {
-	var opened closableStore
+	var opened storage.Store
 	return component{
 		name: "store",
 		start: func(ctx context.Context) (err error) {

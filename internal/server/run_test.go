@@ -47,7 +47,7 @@ func (b *buffer) String() string {
 // hangingStore is a store on a disk that hangs once hang is closed: its writes and its Close
 // wait until release is closed.
 type hangingStore struct {
-	closableStore
+	storage.Store
 	hang, release chan struct{}
 	hangs         chan struct{} // gets a value when a write waits
 }
@@ -66,17 +66,17 @@ func (s *hangingStore) wait() {
 
 func (s *hangingStore) Commit(ctx context.Context, change *storage.Change) (int64, error) {
 	s.wait()
-	return s.closableStore.Commit(ctx, change)
+	return s.Store.Commit(ctx, change)
 }
 
 func (s *hangingStore) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	s.wait()
-	return s.closableStore.PutUsage(ctx, uses)
+	return s.Store.PutUsage(ctx, uses)
 }
 
 func (s *hangingStore) Close() error {
 	s.wait()
-	return s.closableStore.Close()
+	return s.Store.Close()
 }
 
 // TestStopIsBoundedWhileTheDiskHangs stops while a call is in its commit, last-used times
@@ -90,9 +90,9 @@ func TestStopIsBoundedWhileTheDiskHangs(t *testing.T) {
 	log := &buffer{}
 	ctx, stop := context.WithCancel(t.Context())
 	p := newProcess(settings, newLog(settings, log), &buffer{}, stop)
-	p.openStore = func(ctx context.Context, settings config.Settings, log *slog.Logger) (closableStore, error) {
+	p.openStore = func(ctx context.Context, settings config.Settings, log *slog.Logger) (storage.Store, error) {
 		opened, err := openBolt(ctx, settings, log)
-		store.closableStore = opened
+		store.Store = opened
 		return store, err
 	}
 	ended := make(chan error, 1)

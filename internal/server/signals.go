@@ -17,8 +17,8 @@ import (
 //     process in the middle of a call. While it is ignored, the write fails instead.
 //   - SIGTTOU comes when a process in the background writes to a terminal that forbids
 //     this. It would stop the process.
-//   - SIGHUP comes from a terminal that closes, or from a person who wants the settings to
-//     be read again: see reloadSettings.
+//   - SIGHUP comes when a terminal closes. An operator sends it to have the settings read
+//     again: see reloadSettings.
 //
 // SIGINT and SIGTERM are handled by the caller of Run. The runtime ignores SIGUSR1, SIGUSR2,
 // SIGALRM and the like.
