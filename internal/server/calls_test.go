@@ -25,6 +25,7 @@ import (
 	_ "google.golang.org/grpc/channelz/grpc_channelz_v1"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
 )
@@ -196,7 +197,7 @@ func TestEveryServedMethodIsInTheTable(t *testing.T) {
 		methods := found.(protoreflect.ServiceDescriptor).Methods()
 		for index := range methods.Len() {
 			method := "/" + name + "/" + string(methods.Get(index).Name())
-			if callers.Needs(method) == callers.Nobody {
+			if callers.Needs(method) == access.Nobody {
 				t.Errorf("%s is served and has no entry", method)
 			}
 		}

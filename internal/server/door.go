@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -19,7 +20,7 @@ import (
 //
 //   - recovery: a panic becomes INTERNAL and one event;
 //   - identity: who the caller is;
-//   - permission: a caller without the permission that the method needs is refused;
+//   - rights: a caller without the right that the method needs is refused;
 //   - slots: a call that finds no slot is refused before it costs anything;
 //   - observation: a request id, and the event that the call has an answer.
 //
@@ -52,7 +53,7 @@ func newDoor(
 }
 
 // identify returns who makes a call.
-func (d *door) identify(context.Context) callers.Identity {
+func (d *door) identify(context.Context) *callers.Identity {
 	// Until there is TLS, only this machine reaches the listener.
 	return callers.Local()
 }
@@ -100,12 +101,12 @@ func (d *door) pass(
 			response, err = nil, d.recovered(ctx, value)
 		}
 	}()
-	// 2. Identity and permission are checked before the call can take a slot from other calls.
+	// 2. Identity and rights are checked before the call can take a slot from other calls.
 	identity := d.identify(ctx)
 	if observed != nil {
-		observed.caller = identity.Name
+		observed.caller = identity.CallerName()
 	}
-	if !identity.Has(method.Needs) {
+	if !identity.May(method.Needs) {
 		return nil, d.notAllowed(ctx, method.Needs)
 	}
 	// 3. The slot is held until the handler has returned, or panicked.
@@ -144,8 +145,8 @@ func (d *door) passStream(
 		}
 	}()
 	method, identity := callers.Of(info.FullMethod), d.identify(ctx)
-	observed.caller = identity.Name
-	if !identity.Has(method.Needs) {
+	observed.caller = identity.CallerName()
+	if !identity.May(method.Needs) {
 		return d.notAllowed(ctx, method.Needs)
 	}
 	if free := d.slots.of(method.Work); free != nil {
@@ -159,10 +160,10 @@ func (d *door) passStream(
 	return untilStop(d.stopping, server, wrapped, info, handler)
 }
 
-// notAllowed returns the error for a caller without the permission that a method needs.
-func (d *door) notAllowed(ctx context.Context, needs callers.Permission) error {
+// notAllowed returns the error for a caller without the right that a method needs.
+func (d *door) notAllowed(ctx context.Context, needs access.Right) error {
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED,
-		"the caller may not call this method, which needs the permission %q", needs))
+		"the caller may not call this method, which needs the right %q", needs))
 }
 
 // noSlot returns the error for a call that found no slot. Refusals are reported once a

@@ -31,7 +31,7 @@ func TestMethodsThatAreNotInTheTableAreRefused(t *testing.T) {
 		}
 	}
 	_, err := d.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/keysvc.v1.KeyService/GetKey"}, func(ctx context.Context, _ any) (any, error) {
-		return nil, errors.New(callers.FromContext(ctx).Name)
+		return nil, errors.New(callers.FromContext(ctx).CallerName())
 	})
 	if err == nil || err.Error() != "local" {
 		t.Errorf("got %v, want the name of the caller", err)

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/events"
 )
@@ -80,12 +81,8 @@ func reasonOf(result *status.Status) string {
 // are asked for all the time, and logged at debug only. A session that is refused because there
 // are too many is a warning, because that near-cache cannot work.
 func severityOf(fullMethod string, answer codes.Code) slog.Level {
-	switch callers.Needs(fullMethod) {
-	case callers.Validate, callers.Anyone:
-		if answer != codes.ResourceExhausted {
-			return slog.LevelDebug
-		}
-	case callers.Nobody, callers.Manage, callers.Report, callers.Audit, callers.Administer, callers.Inspect:
+	if needs := callers.Needs(fullMethod); (needs == access.Validate || needs == access.Anyone) && answer != codes.ResourceExhausted {
+		return slog.LevelDebug
 	}
 	switch answer {
 	case codes.Internal, codes.DataLoss, codes.Unknown:

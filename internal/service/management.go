@@ -41,7 +41,7 @@ func change[Request, Response any](
 	ctx context.Context, m management, request Request,
 	verb func(context.Context, audit.Actor, Request) (Response, error),
 ) (Response, error) {
-	actor := audit.Actor{Caller: callers.FromContext(ctx).Name, RequestID: m.requestID(ctx)}
+	actor := audit.Actor{Caller: callers.FromContext(ctx).CallerName(), RequestID: m.requestID(ctx)}
 	response, err := verb(ctx, actor, request)
 	return response, m.errors.Status(ctx, err)
 }

@@ -58,7 +58,7 @@ var errGaveUp = errors.New("the client gave up its lease")
 
 // visibleTo returns which workspaces a caller may see; nil means all of them. No caller is
 // restricted yet.
-func visibleTo(callers.Identity) func(workspaceID string) bool { return nil }
+func visibleTo(*callers.Identity) func(workspaceID string) bool { return nil }
 
 // Sync implements keysvcv1.SyncServiceServer. This goroutine sends, and a second one (syncReader)
 // receives. Recv cannot be interrupted, so the goroutine that has to end when the server stops must
@@ -105,7 +105,7 @@ func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, visib
 	session, err := s.hub.Open(hello, visible)
 	if err == nil && session.Ahead() {
 		s.errors.Log.ErrorContext(ctx, "a near-cache has applied changes that this store does not have: the store was rolled back, or the caller is wrong",
-			"caller", callers.FromContext(ctx).Name, "applied", hello.GetRevision(), "revision", s.hub.Revision())
+			"caller", callers.FromContext(ctx).CallerName(), "applied", hello.GetRevision(), "revision", s.hub.Revision())
 	}
 	return session, err
 }
@@ -114,7 +114,7 @@ func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, visib
 func (s *SyncService) run(
 	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error,
 ) error {
-	s.errors.Log.DebugContext(ctx, "sync session began", "caller", callers.FromContext(ctx).Name)
+	s.errors.Log.DebugContext(ctx, "sync session began", "caller", callers.FromContext(ctx).CallerName())
 	err := s.send(stream, session, ended)
 	session.Close(errors.Is(err, errGaveUp))
 	s.errors.Log.DebugContext(ctx, "sync session ended", slog.Any("reason", err))
