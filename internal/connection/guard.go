@@ -47,6 +47,8 @@ const (
 	unreadTimeout      = 30 * time.Second
 	streamProgress     = 4 << 10
 	connectionProgress = 16 << 10
+	// smallWindow is the room in a window that is used, and below which the window may be closed.
+	smallWindow = 1 << 10
 )
 
 // floodKind is a kind of frames that are counted.
@@ -241,14 +243,15 @@ func (g *guard) unread() bool {
 }
 
 // stuck reports whether the window has been closed for unreadTimeout with less progress than
-// progress bytes a second. The window is open again once it is open and the server has not used it:
-// then nothing waits. So a window that opens by a few bytes at a time stays closed.
+// progress bytes a second. It opens again once there is room that the server does not use: then
+// nothing waits. So a window that opens by a few bytes at a time stays closed.
 func (f *flow) stuck(now time.Duration, window int64, progress int64) bool {
 	used := f.sent != f.sentLast
 	f.sentLast = f.sent
-	switch open := f.sent < window; {
-	case open && (!used || !f.closed):
+	switch room := window - f.sent; {
+	case room > 0 && !used:
 		f.closed = false
+	case room >= smallWindow && !f.closed:
 	case !f.closed:
 		f.closed, f.closedSince, f.sentThen = true, now, f.sent
 	default:
