@@ -145,6 +145,24 @@ type Identified interface {
 	CallerIdentity() *Identity
 }
 
+// Presented is what the AuthInfo of a connection implements if the connection knows what its other
+// end proves.
+type Presented interface {
+	// CallerPeer returns what the other end proves. It must not be changed.
+	CallerPeer() *Peer
+}
+
+// PeerFromContext returns what the other end of a call's connection proves; nil if that is not
+// known. It allocates nothing.
+func PeerFromContext(ctx context.Context) *Peer {
+	if peer, has := peer.FromContext(ctx); has {
+		if presented, is := peer.AuthInfo.(Presented); is {
+			return presented.CallerPeer()
+		}
+	}
+	return nil
+}
+
 type (
 	contextKey struct{}
 	liveKey    struct{}

@@ -65,7 +65,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
 	c := &calls{
 		log:    s.log,
-		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}),
+		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.judge),
 		health: health.NewServer(), hub: s.hub,
 		grpc:      make(map[config.Purpose]*grpc.Server),
 		beginStop: beginStop, failed: make(chan error, 1),

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/events"
@@ -20,6 +21,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/reload"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/usage"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -67,6 +69,8 @@ type Config struct {
 	// RingSize is how many changes are kept for near-caches that read slowly or come back.
 	// Default: feed.DefaultRingSize.
 	RingSize int
+	// Ticks say when to look at files that may have changed. Default: a tick every 500 ms.
+	Ticks <-chan time.Time
 	// Log receives what operators should know. Default: nothing.
 	Log *slog.Logger
 	// Hooks are called for what happens, in addition to the log. Default: no hooks.
@@ -79,6 +83,11 @@ type Server struct {
 	log    *slog.Logger
 	hooks  events.Hooks
 	slots  *slotTable
+	// judge says who calls, and files are what is read again while the process runs.
+	judge *callers.TableJudge
+	files *reload.Poller
+	// look gets a value when the files are to be looked at now.
+	look chan struct{}
 	// listeners are those that the component of the calls serves.
 	listeners []servedListener
 	// parts are the components that New started; nil in a process, which starts them.
@@ -107,10 +116,12 @@ func newServer(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{
+	server := &Server{
 		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
-		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}),
+		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}), look: make(chan struct{}, 1),
 	}
+	server.judge = server.newJudge()
+	return server
 }
 
 // New loads the store and returns a server that is ready to Serve. Its errors are
@@ -118,7 +129,7 @@ func newServer(config Config) *Server {
 func New(ctx context.Context, config Config) (*Server, error) {
 	server := newServer(config)
 	server.parts = newComponents()
-	if err := server.parts.start(ctx, server.components()); err != nil {
+	if err := server.parts.start(ctx, append([]component{server.callersFile()}, server.components()...)); err != nil {
 		server.Stop(ctx)
 		return nil, err
 	}
@@ -136,6 +147,7 @@ func (s *Server) components() []component {
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "sweep", run: s.sweep},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
+		{name: "files", run: s.watchFiles},
 	}
 }
 
