@@ -50,6 +50,8 @@ type Identity struct {
 	// Grants are the rights.
 	Grants *access.Grants
 
+	// breaksGlass is set for the owner of the process, if a callers file says who may call.
+	breaksGlass bool
 	// from is the entry of the Table that has the rights; nil for an identity that is built in. It
 	// is a pointer so that the hash in it is not printed.
 	from *entry
@@ -57,6 +59,10 @@ type Identity struct {
 
 // Ended reports whether the credential has ended. A nil identity has ended.
 func (i *Identity) Ended(now time.Time) bool { return i == nil || ended(i.NotAfter, now) }
+
+// BreaksGlass reports whether the caller is the owner of the process, who may do everything although
+// a callers file says who may call. Operators should know of such calls.
+func (i *Identity) BreaksGlass() bool { return i != nil && i.breaksGlass }
 
 // Local returns the identity of callers on a plaintext connection from this machine. It may do
 // everything.

@@ -119,7 +119,7 @@ func (j *TableJudge) user(table *Table, id uint32) (*Identity, error) {
 		return nil, fmt.Errorf("the user id %d stands for users that cannot be told apart", id)
 	case id == j.owner:
 		// A mistake in the callers file must not lock the operator out.
-		return owner(id), nil
+		return owner(id, table != nil), nil
 	}
 	identity, err := table.user(id)
 	if err != nil {
@@ -128,10 +128,12 @@ func (j *TableJudge) user(table *Table, id uint32) (*Identity, error) {
 	return identity, nil
 }
 
-// owner returns the identity of the owner of the process. It may do everything.
-func owner(id uint32) *Identity {
+// owner returns the identity of the owner of the process. It may do everything. past is set if there
+// is a callers file.
+func owner(id uint32, past bool) *Identity {
 	return &Identity{
-		Name: OwnerName, Source: SourceUnix, Credential: Credential{Source: SourceUnix, UserID: id}.String(),
+		breaksGlass: past,
+		Name:        OwnerName, Source: SourceUnix, Credential: Credential{Source: SourceUnix, UserID: id}.String(),
 		Rule: "built in: the owner of the process on the unix socket", Grants: access.Everything(),
 	}
 }

@@ -43,7 +43,11 @@ func (s *Server) useCallersFile(text []byte) error {
 }
 
 // filesChanged applies what was read from changed files to connections and streams that are open.
-func (s *Server) filesChanged(ctx context.Context) { s.calls.door.rejudge(ctx) }
+func (s *Server) filesChanged(ctx context.Context) {
+	// Streams come first: on a connection that ends they could not be told why.
+	s.calls.door.rejudge(ctx)
+	s.connections.Rejudge()
+}
 
 // lookAtFiles has the files looked at now, and not only at the next tick.
 func (s *Server) lookAtFiles() {

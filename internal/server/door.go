@@ -34,7 +34,7 @@ type door struct {
 	workOf func(request any) callers.Work
 	// judge says who calls, live has the streams that are open, and unknown and owner count what is
 	// reported once a second.
-	judge          *callers.TableJudge
+	judge          callers.Judge
 	live           liveStreams
 	unknown, owner counter
 	// stopping ends when the stop begins.
@@ -48,7 +48,7 @@ type door struct {
 // newDoor returns the door of a server.
 func newDoor(
 	stopping context.Context, slots *slotTable, log *slog.Logger, now func() time.Time,
-	errors service.Errors, workOf func(request any) callers.Work, hooks events.Hooks, subjects subjects, judge *callers.TableJudge,
+	errors service.Errors, workOf func(request any) callers.Work, hooks events.Hooks, subjects subjects, judge callers.Judge,
 ) *door {
 	return &door{
 		judge: judge, errors: errors, log: log, now: now, slots: slots, workOf: workOf, stopping: stopping,

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
@@ -33,25 +32,16 @@ func (d *door) identify(ctx context.Context) (caller, error) {
 			return d.identifyToken(ctx, from, sent)
 		}
 	}
-	identity := d.ofConnection(ctx)
-	if identity.Ended(d.now()) {
-		return caller{}, nil
-	}
-	if identity.Name == callers.OwnerName && d.judge.Table() != nil {
-		d.breakGlass(identity)
-	}
-	return caller{identity: identity}, nil
-}
-
-// ofConnection returns the identity of a call's connection; nil if it is not known.
-func (d *door) ofConnection(ctx context.Context) *callers.Identity {
-	if from, has := peer.FromContext(ctx); has {
-		if _, is := from.AuthInfo.(callers.Identified); is {
-			return callers.FromContext(ctx)
+	identity := callers.FromContext(ctx)
+	if identity != nil {
+		if !identity.NotAfter.IsZero() && identity.Ended(d.now()) {
+			return caller{}, nil
+		}
+		if identity.BreaksGlass() {
+			d.breakGlass(identity)
 		}
 	}
-	// Until connections know their callers, only this machine reaches the listener.
-	return callers.Local()
+	return caller{identity: identity}, nil
 }
 
 // identifyToken returns whose token a call has brought.
@@ -108,14 +98,6 @@ func (d *door) mayCall(ctx context.Context, identity *callers.Identity, needs ac
 func (d *door) notKnown(ctx context.Context) error {
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CALLER_UNKNOWN,
 		"keysvc does not know this caller; the log of keysvc says why"))
-}
-
-// peerAddress returns the address of a call's connection.
-func peerAddress(ctx context.Context) string {
-	if from, has := peer.FromContext(ctx); has && from.Addr != nil {
-		return from.Addr.String()
-	}
-	return ""
 }
 
 // counter counts what is reported once a second.

@@ -90,7 +90,13 @@ func (d *door) again(stream *liveStream, before *callers.Identity) *callers.Iden
 	var identity *callers.Identity
 	var err error
 	if stream.byToken {
-		identity, err = d.judge.Again(before)
+		judge, can := d.judge.(interface {
+			Again(earlier *callers.Identity) (*callers.Identity, error)
+		})
+		if !can {
+			return nil
+		}
+		identity, err = judge.Again(before)
 	} else {
 		identity, err = d.judge.Connection(stream.peer)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/keys"
@@ -75,6 +76,11 @@ type Config struct {
 	Log *slog.Logger
 	// Hooks are called for what happens, in addition to the log. Default: no hooks.
 	Hooks events.Hooks
+	// Judge decides who a peer is. Default: the callers file of the settings.
+	Judge callers.Judge
+	// InMemory allows listeners in memory, such as grpc's bufconn, in Serve. Their connections
+	// count as those from this machine. It is for tests.
+	InMemory bool
 }
 
 // Server is a keysvc process without its store. Its components fill it in when they start.
@@ -83,7 +89,7 @@ type Server struct {
 	log    *slog.Logger
 	hooks  events.Hooks
 	slots  *slotTable
-	// judge says who calls, and files are what is read again while the process runs.
+	// judge says who calls by the callers file, and files are what is read again while the process runs.
 	judge *callers.TableJudge
 	files *reload.Poller
 	// look gets a value when the files are to be looked at now.
@@ -106,7 +112,9 @@ type Server struct {
 	recorder *usage.Recorder
 	// lastFlush is set at the stop, before the last flush of last-used times.
 	lastFlush bool
-	calls     *calls
+	// connections are those of all listeners.
+	connections *connection.Set
+	calls       *calls
 	// distrusted is closed when the store cannot be trusted any more.
 	distrusted chan struct{}
 }
@@ -121,6 +129,9 @@ func newServer(config Config) *Server {
 		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}), look: make(chan struct{}, 1),
 	}
 	server.judge = server.newJudge()
+	if config.Judge == nil {
+		server.config.Judge = server.judge
+	}
 	return server
 }
 
@@ -146,6 +157,7 @@ func (s *Server) components() []component {
 		{name: "policy", start: s.installPolicy},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "sweep", run: s.sweep},
+		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
 		{name: "files", run: s.watchFiles},
 	}
@@ -296,7 +308,8 @@ func (s *Server) Serve(listener net.Listener) error {
 // ServePurpose is Serve for a listener that serves one purpose.
 func (s *Server) ServePurpose(listener net.Listener, purpose config.Purpose) error {
 	served := make(chan error, 1)
-	go func() { served <- s.calls.serve(servedListener{Listener: listener, purpose: purpose}) }()
+	wanted := servedListener{Listener: listener, purpose: purpose, connections: s.connectionsOf(listener, purpose)}
+	go func() { served <- s.calls.serve(wanted) }()
 	select {
 	case err := <-served:
 		select {
