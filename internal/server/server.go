@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/clock"
@@ -38,7 +39,7 @@ const (
 )
 
 // systemActor is recorded in audit events for what the process does by itself.
-var systemActor = audit.Actor{Caller: "system"}
+var systemActor = audit.Actor{Caller: "system", Workspaces: access.All()}
 
 // Store is the part of a store that a Server needs.
 type Store interface {
