@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"sync"
@@ -39,35 +40,46 @@ type Paths struct {
 	RefuseDevelopment bool
 }
 
-// Files is a Source that reads files. Reload reads them again.
+// Files is a Source that reads files. Reload reads them again. Each file stands for itself, and the
+// server's certificate with its key: a certificate that was written wrongly does not keep an
+// authority trusted that was taken out of its bundle.
 type Files struct {
-	paths Paths
-	now   func() time.Time
-
+	now     func() time.Time
 	current atomic.Pointer[material]
-	// mu lets one Reload run at a time.
-	mu sync.Mutex
+
+	// mu guards paths, and lets one Reload run at a time.
+	mu    sync.Mutex
+	paths Paths
 }
 
 // material is what a set of files holds. It is not changed once it is made.
 type material struct {
-	// sum is that of the contents of all files.
-	sum   [sha256.Size]byte
-	own   *tls.Certificate
+	own    *tls.Certificate
+	ownSum checksum
+	// pools has the authorities by the name of their file.
+	pools map[string]pool
 	trust *Trust
 }
 
+type pool struct {
+	sum         checksum
+	authorities *x509.CertPool
+}
+
+// checksum is that of the contents of a file, or of two.
+type checksum [sha256.Size]byte
+
 var _ Source = (*Files)(nil)
 
-// OpenFiles reads files. now is the clock; nil means the system's. The error names the file and
-// what is wrong with it.
+// OpenFiles reads files. now is the clock; nil means the system's. The error has a line for each
+// file that cannot be used, with what is wrong with it.
 func OpenFiles(paths Paths, now func() time.Time) (*Files, error) {
 	if now == nil {
 		now = time.Now
 	}
-	f := &Files{paths: paths, now: now}
-	_, err := f.Reload(context.Background())
-	if err != nil {
+	f := &Files{now: now, paths: paths}
+	f.current.Store(&material{trust: &Trust{}})
+	if _, err := f.Reload(context.Background()); err != nil {
 		return nil, err
 	}
 	return f, nil
@@ -79,66 +91,112 @@ func (f *Files) Own() *tls.Certificate { return f.current.Load().own }
 // Trust returns what is trusted.
 func (f *Files) Trust() *Trust { return f.current.Load().trust }
 
-// Reload reads the files again and reports whether they differ from those in use. It takes all
-// files or none: if one of them is missing, half-written, has ended or does not belong to the
-// others, those in use stay, and the error says why.
+// SetPaths names other files. What the old ones said, and the new ones do not name, is no longer
+// trusted from the next Reload on.
+func (f *Files) SetPaths(paths Paths) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.paths = paths
+}
+
+// Reload reads the files again and reports whether what they say differs from what is in use. A
+// file that is missing, half-written, has ended or does not belong to its key leaves in use what
+// it said before; the error then has a line that says why.
 func (f *Files) Reload(context.Context) (changed bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	texts, err := f.paths.read()
-	if err != nil {
-		return false, err
+	current := f.current.Load()
+	next, problems := f.paths.load(current, f.now())
+	if next.same(current) {
+		return false, errors.Join(problems...)
 	}
-	sum := texts.sum()
-	if current := f.current.Load(); current != nil && current.sum == sum {
-		return false, nil
-	}
-	next, err := f.paths.parse(texts, f.now())
-	if err != nil {
-		return false, err
-	}
-	next.sum = sum
 	f.current.Store(next)
-	return true, nil
+	return true, errors.Join(problems...)
 }
 
-// texts are the contents of the files of Paths, in the order of Paths.names.
-type texts [][]byte
+// same reports whether two materials say the same.
+func (m *material) same(other *material) bool {
+	return m.own == other.own && m.trust.DNS == other.trust.DNS && maps.Equal(m.trust.Domains, other.trust.Domains)
+}
 
-// sum covers the lengths too, so that bytes cannot move from one file to the next unseen.
-func (t texts) sum() (sum [sha256.Size]byte) {
+// load reads the files. Those that did not change, or cannot be used, give what they gave before.
+func (p Paths) load(before *material, now time.Time) (*material, []error) {
+	next := &material{pools: map[string]pool{}, trust: &Trust{Domains: map[string]*x509.CertPool{}}}
+	var problems []error
+	if p.Certificate != "" {
+		var err error
+		if next.own, next.ownSum, err = p.loadOwn(before, now); err != nil {
+			problems = append(problems, err)
+		}
+	}
+	load := func(name string) *x509.CertPool {
+		loaded, again := next.pools[name]
+		if !again {
+			var err error
+			if loaded, err = p.loadPool(name, before.pools[name]); err != nil {
+				problems = append(problems, err)
+			}
+			next.pools[name] = loaded
+		}
+		return loaded.authorities
+	}
+	if p.DNS != "" {
+		next.trust.DNS = load(p.DNS)
+	}
+	for _, bundle := range p.Bundles {
+		if authorities := load(bundle.File); authorities != nil {
+			next.trust.Domains[bundle.TrustDomain] = authorities
+		}
+	}
+	return next, problems
+}
+
+func (p Paths) loadOwn(before *material, now time.Time) (*tls.Certificate, checksum, error) {
+	own, sum := before.own, before.ownSum
+	certificate, err := readFile(p.Certificate)
+	if err != nil {
+		return own, sum, err
+	}
+	key, err := readFile(p.Key)
+	if err != nil {
+		return own, sum, err
+	}
+	newSum := sumOf(certificate, key)
+	if own != nil && newSum == sum {
+		return own, sum, nil
+	}
+	parsed, err := p.parseOwn(certificate, key, now)
+	if err != nil {
+		return own, sum, err
+	}
+	return parsed, newSum, nil
+}
+
+func (p Paths) loadPool(name string, before pool) (pool, error) {
+	text, err := readFile(name)
+	if err != nil {
+		return before, err
+	}
+	sum := sumOf(text)
+	if before.authorities != nil && before.sum == sum {
+		return before, nil
+	}
+	authorities, err := p.parseAuthorities(name, text)
+	if err != nil {
+		return before, err
+	}
+	return pool{sum, authorities}, nil
+}
+
+// sumOf covers the lengths too, so that bytes cannot move from one text to the next unseen.
+func sumOf(texts ...[]byte) (sum checksum) {
 	hash := sha256.New()
-	for _, text := range t {
+	for _, text := range texts {
 		_, _ = fmt.Fprintf(hash, "%d:", len(text))
 		_, _ = hash.Write(text)
 	}
 	hash.Sum(sum[:0])
 	return sum
-}
-
-// names returns the names of the files: certificate, key, DNS, and the bundles; "" for a file
-// that is not named.
-func (p Paths) names() []string {
-	names := []string{p.Certificate, p.Key, p.DNS}
-	for _, bundle := range p.Bundles {
-		names = append(names, bundle.File)
-	}
-	return names
-}
-
-func (p Paths) read() (texts, error) {
-	var all texts
-	for _, name := range p.names() {
-		var text []byte
-		if name != "" {
-			var err error
-			if text, err = readFile(name); err != nil {
-				return nil, err
-			}
-		}
-		all = append(all, text)
-	}
-	return all, nil
 }
 
 // maxFile is how large a file may be. The authorities of a browser take a quarter of it.
@@ -158,29 +216,6 @@ func readFile(name string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: has more than %d bytes", name, maxFile)
 	}
 	return text, nil
-}
-
-func (p Paths) parse(texts texts, now time.Time) (*material, error) {
-	next := &material{trust: &Trust{Domains: map[string]*x509.CertPool{}}}
-	var err error
-	if p.Certificate != "" {
-		if next.own, err = p.parseOwn(texts[0], texts[1], now); err != nil {
-			return nil, err
-		}
-	}
-	if p.DNS != "" {
-		if next.trust.DNS, err = p.parseAuthorities(p.DNS, texts[2]); err != nil {
-			return nil, err
-		}
-	}
-	for i, bundle := range p.Bundles {
-		pool, err := p.parseAuthorities(bundle.File, texts[3+i])
-		if err != nil {
-			return nil, err
-		}
-		next.trust.Domains[bundle.TrustDomain] = pool
-	}
-	return next, nil
 }
 
 // parseOwn parses the server's certificate and key. They must belong to each other.

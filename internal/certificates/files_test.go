@@ -102,6 +102,42 @@ func TestFilesAreReadAgainIfTheirContentsChange(t *testing.T) {
 	}
 }
 
+func TestABadCertificateDoesNotKeepAnAuthorityTrusted(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t)
+	files := f.open(t)
+	f.write(t, "server.crt", []byte("-----BEGIN CERT"))
+	f.write(t, "prod.crt", f.stage.PEM())
+	changed, err := files.Reload(context.Background())
+	if !changed || err == nil || !strings.Contains(err.Error(), "server.crt") {
+		t.Errorf("changed %v, error %v", changed, err)
+	}
+	if f.trusts(t, files, f.prod) || !f.trusts(t, files, f.stage) || !files.Own().Leaf.Equal(f.source.own.Leaf) {
+		t.Error("the new bundle and the old certificate are not in use")
+	}
+}
+
+func TestFilesThatAreNoLongerNamedAreNotTrusted(t *testing.T) {
+	t.Parallel()
+	f := newFolder(t)
+	files := f.open(t)
+	f.paths.Bundles = []certificates.Bundle{{TrustDomain: "stage.test", File: filepath.Join(f.path, "missing.crt")}}
+	files.SetPaths(f.paths)
+	changed, err := files.Reload(context.Background())
+	if !changed || err == nil || !strings.Contains(err.Error(), "missing.crt") {
+		t.Errorf("changed %v, error %v", changed, err)
+	}
+	if f.trusts(t, files, f.prod) {
+		t.Error("a trust domain that is no longer named is trusted")
+	}
+	// The missing file is taken as soon as it is there.
+	f.write(t, "missing.crt", f.stage.PEM())
+	reload(t, files, true)
+	if files.Trust().Domains["stage.test"] == nil {
+		t.Error("the new trust domain is not trusted")
+	}
+}
+
 func slicesConcat(texts ...[]byte) []byte { return bytes.Join(texts, nil) }
 
 // Kubernetes and cert-manager swap one symbolic link, and the names in use are links through it.
