@@ -49,7 +49,14 @@ type Identity struct {
 	NotAfter time.Time
 	// Grants are the rights.
 	Grants *access.Grants
+
+	// from is the entry of the Table that has the rights; nil for an identity that is built in. It
+	// is a pointer so that the hash in it is not printed.
+	from *entry
 }
+
+// Ended reports whether the credential has ended. A nil identity has ended.
+func (i *Identity) Ended(now time.Time) bool { return i == nil || ended(i.NotAfter, now) }
 
 // Local returns the identity of callers on a plaintext connection from this machine. It may do
 // everything.
