@@ -215,6 +215,8 @@ func TestARemovedKeyVerifiesNothing(t *testing.T) {
 	if err := verify(t, set, i.good(t, next, "ES256")); err != nil {
 		t.Error(err)
 	}
+	before := i.fetches.Load()
+	await(t.Context(), t, "a further fetch", func() bool { return i.fetches.Load() > before+1 })
 	if changes.Load() != 1 {
 		t.Errorf("%d changes were reported, want 1", changes.Load())
 	}
@@ -404,10 +406,18 @@ func TestBadAnswersOfAnIssuer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	inTheClear := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{es.public()}})
+	}))
+	t.Cleanup(inTheClear.Close)
 	for name, change := range map[string]func(*issuer){
 		"a redirect": func(i *issuer) {
 			i.answer = func(w http.ResponseWriter, r *http.Request) {
-				http.Redirect(w, r, "/keys?again", http.StatusFound)
+				if r.URL.RawQuery == "" {
+					http.Redirect(w, r, "/keys?again", http.StatusFound)
+					return
+				}
+				_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{es.public()}})
 			}
 		},
 		"too much": func(i *issuer) {
@@ -422,7 +432,7 @@ func TestBadAnswersOfAnIssuer(t *testing.T) {
 		"a weak key": func(i *issuer) {
 			i.answer = func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintf(w, `{"keys":[%s]}`, weakKey) }
 		},
-		"keys in the clear":  func(i *issuer) { i.jwks = strings.Replace(i.server.URL, "https", "http", 1) + "/keys" },
+		"keys in the clear":  func(i *issuer) { i.jwks = inTheClear.URL },
 		"another authority":  func(i *issuer) { i.caFile = fileWith(t, string(certificatestest.NewAuthority(t, "other").PEM())) },
 		"a missing CA":       func(i *issuer) { i.caFile = "/nonexistent" },
 		"the wrong token":    func(i *issuer) { i.token = "x" },
