@@ -2,6 +2,9 @@ package callers
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -14,47 +17,48 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// TableConfig configures a TableJudge.
-type TableConfig struct {
-	// Owner is the user id of the process, whose owner always may do everything on a unix socket.
-	Owner uint32
-	// Certificates says what client certificates prove. Default: certificates prove nothing.
-	Certificates CertificateVerifier
-	// Bearers says what tokens of OIDC issuers prove. Default: they prove nothing.
-	Bearers BearerVerifier
-	// Now is the clock. Required.
-	Now func() time.Time
-}
-
 // TableJudge is a Judge that follows a Table, which can be replaced. Without a Table the owner of
 // the process alone may call, on the unix socket, and whoever reaches a plaintext listener on
 // loopback.
 type TableJudge struct {
-	config TableConfig
-	table  atomic.Pointer[Table]
-	// generation grows with each change of what the judge decides by.
-	generation atomic.Int64
-	known      bearerCache
+	owner uint32
+	now   func() time.Time
+	table atomic.Pointer[Table]
+	trust atomic.Pointer[trust]
+	// known are tokens that were decided on, and verified certificates. What they hold is dropped
+	// when it might be decided otherwise.
+	known    memory[*Identity]
+	verified memory[Verified]
+}
+
+// trust is what certificates and tokens are verified with.
+type trust struct {
+	certificates CertificateVerifier
+	bearers      BearerVerifier
 }
 
 var _ Judge = (*TableJudge)(nil)
 
-// NewTableJudge returns a judge without a Table.
-func NewTableJudge(config TableConfig) *TableJudge {
-	return &TableJudge{config: config}
+// NewTableJudge returns a judge without a Table, for which certificates and the tokens of OIDC
+// issuers prove nothing. owner is the user id of the process. now is the clock.
+func NewTableJudge(owner uint32, now func() time.Time) *TableJudge {
+	j := &TableJudge{owner: owner, now: now}
+	j.trust.Store(&trust{})
+	return j
 }
 
 // SetTable replaces the Table. Decisions that were made before stay with connections and streams,
 // until these are judged again.
 func (j *TableJudge) SetTable(table *Table) {
 	j.table.Store(table)
-	j.Forget()
+	j.known.clear()
 }
 
-// Forget drops every remembered decision about a token: call it when what certificates or tokens
-// prove has changed.
-func (j *TableJudge) Forget() {
-	j.generation.Add(1)
+// SetTrust replaces what says what client certificates and tokens of OIDC issuers prove; each may be
+// nil, for nothing. Call it also when what they trust has changed.
+func (j *TableJudge) SetTrust(certificates CertificateVerifier, bearers BearerVerifier) {
+	j.trust.Store(&trust{certificates, bearers})
+	j.verified.clear()
 	j.known.clear()
 }
 
@@ -93,13 +97,10 @@ func (j *TableJudge) loopback(table *Table, peer *Peer) (*Identity, error) {
 	return identity, nil
 }
 
-// inProcess is the address of a connection within the process, as google.golang.org/grpc/test/bufconn
-// names it.
-const inProcess = "bufconn"
-
-// onThisMachine reports whether the address of a peer is loopback.
+// onThisMachine reports whether the address of a peer is loopback, or none: then the connection does
+// not leave the process.
 func onThisMachine(address string) bool {
-	if address == inProcess {
+	if address == "" {
 		return true
 	}
 	host, _, err := net.SplitHostPort(address)
@@ -116,9 +117,9 @@ func (j *TableJudge) user(table *Table, id uint32) (*Identity, error) {
 	case id == unmappedUser() || id == noUser:
 		// In a user namespace this is any user of the machine that has no number here.
 		return nil, fmt.Errorf("the user id %d stands for users that cannot be told apart", id)
-	case id == j.config.Owner:
+	case id == j.owner:
 		// A mistake in the callers file must not lock the operator out.
-		return owner(id), nil
+		return owner(id, table != nil), nil
 	}
 	identity, err := table.user(id)
 	if err != nil {
@@ -127,10 +128,12 @@ func (j *TableJudge) user(table *Table, id uint32) (*Identity, error) {
 	return identity, nil
 }
 
-// owner returns the identity of the owner of the process. It may do everything.
-func owner(id uint32) *Identity {
+// owner returns the identity of the owner of the process. It may do everything. past is set if there
+// is a callers file.
+func owner(id uint32, past bool) *Identity {
 	return &Identity{
-		Name: OwnerName, Source: SourceUnix, Credential: Credential{Source: SourceUnix, UserID: id}.String(),
+		breaksGlass: past,
+		Name:        OwnerName, Source: SourceUnix, Credential: Credential{Source: SourceUnix, UserID: id}.String(),
 		Rule: "built in: the owner of the process on the unix socket", Grants: access.Everything(),
 	}
 }
@@ -144,21 +147,42 @@ func (j *TableJudge) certificate(table *Table, peer *Peer) (*Identity, error) {
 		return nil, errors.New("it has presented no certificate")
 	}
 	serial := fmt.Sprintf("the certificate %x", peer.Certificates[0].SerialNumber)
-	if j.config.Certificates == nil {
-		return nil, fmt.Errorf("%s: no authority is configured", serial)
-	}
 	if err := table.deniesCertificate(peer.Certificates); err != nil {
 		return nil, fmt.Errorf("%s: %w", serial, err)
 	}
-	verified, err := j.config.Certificates.VerifyCertificate(peer.Certificates)
+	verified, err := j.verify(peer.Certificates)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", serial, err)
 	}
-	identity, err := table.certificate(verified, j.config.Now())
+	identity, err := table.certificate(verified, j.now())
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", serial, err)
 	}
 	return identity, nil
+}
+
+// verify returns what a chain of certificates proves. It remembers that, because all connections are
+// judged again, under a lock, when the callers file changes.
+func (j *TableJudge) verify(chain []*x509.Certificate) (Verified, error) {
+	hash := sha256.New()
+	for _, each := range chain {
+		_, _ = hash.Write(binary.BigEndian.AppendUint64(nil, uint64(len(each.Raw))))
+		_, _ = hash.Write(each.Raw)
+	}
+	key := [sha256.Size]byte(hash.Sum(nil))
+	if verified, known := j.verified.get(key); known && !ended(verified.NotAfter, j.now()) {
+		return verified, nil
+	}
+	generation := j.verified.generation()
+	trust := j.trust.Load()
+	if trust.certificates == nil {
+		return Verified{}, errors.New("no authority is configured")
+	}
+	verified, err := trust.certificates.VerifyCertificate(chain)
+	if err == nil {
+		j.verified.put(key, verified, generation)
+	}
+	return verified, err
 }
 
 // certificate returns the identity of a certificate that has been verified, until it ends.
@@ -214,18 +238,17 @@ func (j *TableJudge) Bearer(ctx context.Context, peer *Peer, bearer string) (*Id
 	case len(bearer) > maxBearer:
 		return nil, errors.New("the token is too long")
 	}
-	now := j.config.Now()
-	if known := j.known.get(bearer); known != nil && !known.Ended(now) {
+	now, key := j.now(), hashBearer(bearer)
+	if known, has := j.known.get(key); has && !known.Ended(now) {
 		return known, nil
 	}
-	generation := j.generation.Load()
+	// What is decided by an older table or trust is not remembered.
+	generation := j.known.generation()
 	identity, err := j.bearer(ctx, peer, bearer, now)
 	if err != nil {
 		return nil, err
 	}
-	// What was decided by an older table is not remembered. put takes the cache's lock, and so does
-	// Forget after it has changed the generation.
-	j.known.put(bearer, identity, func() bool { return j.generation.Load() == generation })
+	j.known.put(key, identity, generation)
 	return identity, nil
 }
 
@@ -238,10 +261,11 @@ func (j *TableJudge) bearer(ctx context.Context, peer *Peer, bearer string, now 
 		}
 		return j.table.Load().token(strings.Clone(parsed.ID()), parsed.Hash(), now)
 	}
-	if j.config.Bearers == nil || strings.Count(bearer, ".") != 2 {
+	bearers := j.trust.Load().bearers
+	if bearers == nil || strings.Count(bearer, ".") != 2 {
 		return nil, errors.New("the token is neither a caller token nor that of a configured issuer")
 	}
-	proven, err := j.config.Bearers.VerifyBearer(ctx, hostOf(peer.Address), bearer)
+	proven, err := bearers.VerifyBearer(ctx, hostOf(peer.Address), bearer)
 	if err != nil {
 		return nil, err
 	}
@@ -260,5 +284,5 @@ func hostOf(address string) string {
 // Again judges a stream again whose call has brought a token, by what the token had proved. The
 // token itself is not needed.
 func (j *TableJudge) Again(earlier *Identity) (*Identity, error) {
-	return j.table.Load().again(earlier, j.config.Now())
+	return j.table.Load().again(earlier, j.now())
 }
