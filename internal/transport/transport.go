@@ -8,6 +8,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -152,20 +154,55 @@ type observed struct {
 	report func(error)
 	// used is what the handshake used; nil for plaintext.
 	used *handshakeUse
-	// answered is set once the first read is done. grpc reads from one goroutine.
-	answered bool
+	// reading is held during the first read.
+	reading sync.Mutex
+	// answered is set once the first read is done.
+	answered atomic.Bool
+	failure  error // of the first read
 }
 
 // Read implements net.Conn.
 func (o *observed) Read(into []byte) (int, error) {
+	if o.answered.Load() {
+		return o.Conn.Read(into)
+	}
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	return o.first(into)
+}
+
+func (o *observed) first(into []byte) (int, error) {
 	count, err := o.Conn.Read(into)
-	if !o.answered {
-		o.answered = true
-		if failure := o.judge(into[:count], err); failure != nil {
-			o.report(failure)
-			return count, failure
+	if !o.answered.Load() {
+		o.failure = o.judge(into[:count], err)
+		o.answered.Store(true)
+		o.report(o.failure)
+	}
+	if o.failure != nil {
+		return count, o.failure
+	}
+	return count, err
+}
+
+// Write implements net.Conn. A server that refuses the client may be gone before the client has
+// written anything. Its reason can still be read then.
+func (o *observed) Write(data []byte) (int, error) {
+	count, err := o.Conn.Write(data)
+	if err == nil {
+		return count, nil
+	}
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	if o.answered.Load() {
+		if o.failure != nil {
+			err = o.failure
 		}
-		o.report(nil)
+		return count, err
+	}
+	const wait = time.Second
+	_ = o.Conn.SetReadDeadline(time.Now().Add(wait)) // the connection is broken: nobody reads it later
+	if _, failure := o.first(make([]byte, 1)); failure != nil {
+		err = failure
 	}
 	return count, err
 }
