@@ -62,6 +62,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	stopping, beginStop := context.WithCancel(context.Background())
 	validations := service.NewValidation(validator, errors)
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
+	callerService := service.NewCallers(errors)
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
 	c := &calls{
 		log:    s.log,
@@ -81,6 +82,9 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 			keysvcv1.RegisterKeyServiceServer(server, keyService)
 			keysvcv1.RegisterMemberServiceServer(server, memberService)
 			keysvcv1.RegisterPolicyServiceServer(server, policyService)
+		}
+		if purpose != config.PurposeHealth {
+			keysvcv1.RegisterCallerServiceServer(server, callerService)
 		}
 		// Each listener answers health for the services of all listeners.
 		for name := range server.GetServiceInfo() {
