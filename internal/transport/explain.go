@@ -36,9 +36,9 @@ const (
 	sentenceClosedAfter      = "the server closed the connection right after the TLS handshake; it may have refused this client's certificate, or have too many connections"
 	sentenceNotLoopback      = "the address is not on this machine, and plaintext does not leave it; use TLS (KEYSVC_TLS_CA)"
 	sentenceNoHTTP2          = "the server speaks TLS, but not HTTP/2; it is not keysvc, or a proxy that is not set up for gRPC"
-	sentenceRefused          = "nothing listens there"
-	sentenceNoSocket         = "there is no such socket; keysvc is not running, or listens elsewhere"
-	sentenceSocketPermission = "permission denied: this user may not use the socket; keysvc opens it to a group with socket-group and socket-mode"
+	sentenceRefused          = "connection refused: nothing listens there"
+	sentenceNoSocket         = "no such file or directory: keysvc is not running, or listens elsewhere"
+	sentenceSocketPermission = "permission denied: this user may not use the socket; keysvc opens it to a group with --socket-group and --socket-mode"
 	sentenceTimeout          = "there was no answer in time; the address may be wrong, or a firewall drops the packets"
 	sentenceOldTLS           = "the server does not speak TLS 1.3, and nothing older is used"
 )
@@ -46,9 +46,11 @@ const (
 var (
 	errServerSpeaksTLS = errors.New("transport: the answer to plaintext is an alert of TLS")
 	errSpeaksHTTP1     = errors.New("transport: the answer is HTTP/1")
-	errNotLoopback     = errors.New("transport: plaintext would leave the machine")
 	errNoHTTP2         = errors.New("transport: the server did not choose h2")
 )
+
+// ErrNotLoopback is why plaintext is not sent to an address of another machine.
+var ErrNotLoopback = errors.New("transport: plaintext would leave the machine")
 
 // idError is a server's certificate without the expected SPIFFE id.
 type idError struct {
@@ -110,7 +112,7 @@ func sentence(err error, used *handshakeUse) string {
 		return id.Error()
 	case errors.As(err, &plain):
 		return sentenceServerPlaintext
-	case errors.Is(err, errNotLoopback):
+	case errors.Is(err, ErrNotLoopback):
 		return sentenceNotLoopback
 	case errors.Is(err, errNoHTTP2):
 		return sentenceNoHTTP2

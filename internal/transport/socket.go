@@ -19,7 +19,7 @@ type owner struct {
 // super-user.
 func parseOwner(text string) (owner, error) {
 	if text == "" {
-		own := os.Geteuid() // -1 where there are no user ids
+		own := os.Geteuid()                                // -1 where there are no user ids
 		return owner{anyOf: []uint32{0, uint32(own)}}, nil //nolint:gosec // G115: user ids have 32 bits
 	}
 	number := text

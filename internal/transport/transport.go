@@ -94,7 +94,7 @@ func (c *Credentials) handshake(ctx context.Context, authority string, raw net.C
 		local.SecurityLevel = credentials.PrivacyAndIntegrity // no other user can read or write it
 	case *net.TCPAddr:
 		if c.secured == nil && !address.IP.IsLoopback() {
-			return nil, nil, errNotLoopback
+			return nil, nil, ErrNotLoopback
 		}
 		local.SecurityLevel = credentials.NoSecurity
 	default: // of a dialler of the program's own

@@ -182,20 +182,24 @@ func TestFailedHandshakesAreSaidInASentence(t *testing.T) {
 		{"SPIFFE id of an authority", plain(authorityOfServer), transport.TLS{CAFile: ca, ServerSPIFFEID: workloadID}, "the server's certificate is that of an authority"},
 		{
 			"SPIFFE id of an unknown authority", &tls.Config{Certificates: []tls.Certificate{other.issue(t, workload(t, workloadID))}},
-			transport.TLS{CAFile: ca, ServerSPIFFEID: workloadID}, "the server's certificate is of an unknown authority (CN=other)",
+			transport.TLS{CAFile: ca, ServerSPIFFEID: workloadID},
+			"the server's certificate is of an unknown authority (CN=other)",
 		},
 		{"SPIFFE id, expired", plain(expired(workload(t, workloadID))), transport.TLS{CAFile: ca, ServerSPIFFEID: workloadID}, "the server's certificate is valid from "},
 		{"no client certificate", mutual(), named, "the server asks for a client certificate, and there is none"},
 		{
-			"client certificate of an unknown authority", mutual(), transport.TLS{CAFile: ca, ServerName: "keysvc.test", CertFile: otherCert, KeyFile: otherKey},
+			"client certificate of an unknown authority", mutual(),
+			transport.TLS{CAFile: ca, ServerName: "keysvc.test", CertFile: otherCert, KeyFile: otherKey},
 			"the server does not trust the authority of this client's certificate (CN=other)",
 		},
 		{
-			"expired client certificate", mutual(), transport.TLS{CAFile: ca, ServerName: "keysvc.test", CertFile: expiredCert, KeyFile: expiredKey},
+			"expired client certificate", mutual(),
+			transport.TLS{CAFile: ca, ServerName: "keysvc.test", CertFile: expiredCert, KeyFile: expiredKey},
 			"this client's certificate has expired at ",
 		},
 		{
-			"client certificate that is not for clients", mutual(), transport.TLS{CAFile: ca, ServerName: "keysvc.test", CertFile: serverCert, KeyFile: serverKey},
+			"client certificate that is not for clients", mutual(),
+			transport.TLS{CAFile: ca, ServerName: "keysvc.test", CertFile: serverCert, KeyFile: serverKey},
 			"the server refuses this client's certificate (bad certificate)",
 		},
 	} {
@@ -246,8 +250,8 @@ func TestOtherServersAreSaidInASentence(t *testing.T) {
 		{"TLS to a server that hangs up", answerer(t, read), named, "the server closed the connection during the TLS handshake"},
 		{"plaintext to a server that hangs up", answerer(t, read), nil, "the server closed the connection without a word"},
 		{"HTTP/1", answerer(t, func(conn net.Conn) { read(conn); conn.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n")) }), nil, "the server answers in HTTP/1"},
-		{"nothing listens", unused(t), nil, "nothing listens there"},
-		{"nothing listens, TLS", unused(t), named, "nothing listens there"},
+		{"nothing listens", unused(t), nil, "connection refused: nothing listens there"},
+		{"nothing listens, TLS", unused(t), named, "connection refused: nothing listens there"},
 		{"no such name", "keysvc.invalid:7480", named, "the name keysvc.invalid cannot be looked up: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -288,7 +292,7 @@ func TestOwnerOfASocketIsChecked(t *testing.T) {
 		{"another is expected", path, "4000000000", -1, "the socket belongs to uid "},
 		{"the file is another's", path, "", 4242, "the socket belongs to uid 4242, and not to "},
 		{"the process is another's", path, "4242", 4242, "the process behind the socket belongs to uid 0, and not to uid 4242"},
-		{"no such socket", filepath.Join(folder, "none"), "", -1, "there is no such socket"},
+		{"no such socket", filepath.Join(folder, "none"), "", -1, "no such file or directory: keysvc is not running"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.chown >= 0 {
