@@ -38,11 +38,11 @@ type connection struct {
 func connectionFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	for _, variable := range transport.Variables() {
-		origin := variable.Name
+		fallback := variable.Name
 		if variable.Flag == addressFlagName {
-			origin += ", else ./" + transport.DefaultSocket + ", else " + transport.DefaultAddress
+			fallback += ", else ./" + transport.DefaultSocket + ", else " + transport.DefaultAddress
 		}
-		flags.String(variable.Flag, "", variable.Usage+" (default: "+origin+")")
+		flags.String(variable.Flag, "", variable.Usage+" (default: "+fallback+")")
 		if variable.File {
 			must(cmd.MarkFlagFilename(variable.Flag))
 		}

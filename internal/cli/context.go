@@ -32,6 +32,7 @@ only a context that --context names is used: a token is for its own server.`,
 		a.contextSetCommand(),
 		a.contextShowCommand(),
 		a.contextRemoveCommand(),
+		a.contextPageCommand(),
 	)
 }
 

@@ -11,8 +11,8 @@ type Variable struct {
 	Usage string
 	// File is set if the value is the path of a file.
 	File bool
-	// Command is set if only the command reads the variable, and a service does not.
-	Command bool
+	// Empty says what holds if the variable is not set, for the documentation.
+	Empty string
 }
 
 // The names of the variables.
@@ -41,13 +41,13 @@ const (
 // documentation.
 func Variables() []Variable {
 	return []Variable{
-		{Name: AddressVariable, Flag: "addr", Usage: "where the server is: host:port or unix:///path"},
-		{Name: CAVariable, Flag: "tls-ca", File: true, Usage: "the PEM `file` with the authorities that may issue the server's certificate; without it, those of the system"},
-		{Name: CertVariable, Flag: "tls-cert", File: true, Usage: "the PEM `file` with the client's certificate, and its intermediate ones"},
-		{Name: KeyVariable, Flag: "tls-key", File: true, Usage: "the PEM `file` with the key of the client's certificate"},
-		{Name: ServerNameVariable, Flag: "tls-server-name", Usage: "the `name` in the server's certificate; without it, the host of the address"},
-		{Name: ServerSPIFFEIDVariable, Flag: "tls-server-spiffe-id", Usage: "the SPIFFE `id` of the server, in the place of a name"},
-		{Name: CallerTokenFileVariable, Flag: "caller-token-file", File: true, Usage: "the `file` with the token that says who calls: a caller token, or that of a Kubernetes service account"},
-		{Name: SocketOwnerVariable, Flag: "socket-owner", Usage: "the `user`, by name or number, whom a unix socket must belong to; without it, this user or root"},
+		{Name: AddressVariable, Flag: "addr", Usage: "where the server is: host:port or unix:///path", Empty: "the socket `keysvc-data/keysvc.sock` of the working directory if there is one, otherwise `127.0.0.1:7480`"},
+		{Name: CAVariable, Flag: "tls-ca", File: true, Usage: "the PEM `file` with the authorities that may issue the server's certificate", Empty: "the authorities of the system"},
+		{Name: CertVariable, Flag: "tls-cert", File: true, Usage: "the PEM `file` with the client's certificate, and its intermediate ones", Empty: "no client certificate"},
+		{Name: KeyVariable, Flag: "tls-key", File: true, Usage: "the PEM `file` with the key of the client's certificate", Empty: "no client certificate"},
+		{Name: ServerNameVariable, Flag: "tls-server-name", Usage: "the `name` in the server's certificate", Empty: "the host of the address"},
+		{Name: ServerSPIFFEIDVariable, Flag: "tls-server-spiffe-id", Usage: "the SPIFFE `id` of the server, in the place of a name", Empty: "the server is known by its name"},
+		{Name: CallerTokenFileVariable, Flag: "caller-token-file", File: true, Usage: "the `file` with the token that says who calls: a caller token, or that of a Kubernetes service account", Empty: "no caller token"},
+		{Name: SocketOwnerVariable, Flag: "socket-owner", Usage: "the `user`, by name or number, whom a unix socket must belong to", Empty: "the own user, or root"},
 	}
 }
