@@ -213,7 +213,7 @@ func (c *connection) blame(err error) string {
 }
 
 // workspaceOf returns the workspace that no flag names: that of --context, of KEYSVC_WORKSPACE,
-// or of the context in use; "" if there is none.
+// or of the context in use; "" if there is no such workspace.
 func (a *app) workspaceOf(cmd *cobra.Command) (given, error) {
 	chosen, named, err := a.chosenContext(cmd)
 	variable := given{a.Getenv(workspaceVariable), workspaceVariable}

@@ -85,7 +85,7 @@ func checkSPIFFEID(text string) error {
 type handshakeUse struct {
 	// asked is set if the server asked for a client certificate.
 	asked bool
-	// own is the client's certificate; nil if there is none.
+	// own is the client's certificate; nil if the client has no certificate.
 	own *x509.Certificate
 	now func() time.Time
 }

@@ -258,7 +258,7 @@ func (s *secured) config(authority string, material *material, used *handshakeUs
 		ServerName: hostOf(authority),
 		Time:       s.now,
 		// Unlike Certificates, the function offers the certificate to every server. One that does
-		// not trust its issuer then says so, and not that there is none.
+		// not trust its issuer then says so. It would otherwise ask for a certificate.
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			used.asked = true
 			return &material.certificate, nil
