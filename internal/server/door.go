@@ -115,11 +115,12 @@ func (d *door) pass(
 		work = d.workOf(request)
 	}
 	if free := d.slots.of(work); free != nil {
-		if !free.acquire() {
+		share := free.acquire(identity.CallerName())
+		if share == nil {
 			observed.refuse()
 			return nil, d.noSlot(ctx, free)
 		}
-		defer free.release()
+		defer free.release(share)
 	}
 	if observed != nil {
 		ctx = callers.NewContext(ctx, identity)
@@ -150,11 +151,12 @@ func (d *door) passStream(
 		return d.notAllowed(ctx, method.Needs)
 	}
 	if free := d.slots.of(method.Work); free != nil {
-		if !free.acquire() {
+		share := free.acquire(identity.CallerName())
+		if share == nil {
 			observed.refuse()
 			return d.noSlot(ctx, free)
 		}
-		defer free.release()
+		defer free.release(share)
 	}
 	wrapped := &middleware.WrappedServerStream{ServerStream: stream, WrappedContext: callers.NewContext(ctx, identity)}
 	return untilStop(d.stopping, server, wrapped, info, handler)
@@ -173,5 +175,6 @@ func (d *door) noSlot(ctx context.Context, free *slots) error {
 		d.hooks.CallsRefused(events.Refusals{Work: free.work.String(), Limit: free.limit.Load(), Count: refused})
 	}
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
-		"%d calls of this kind (%s) are in flight, as many as allowed; try again", free.limit.Load(), free.work))
+		"%d calls of this kind (%s) are allowed at a time, a quarter of them to other callers; as many are in flight; try again",
+		free.limit.Load(), free.work))
 }
