@@ -23,6 +23,9 @@ type Hooks struct {
 	// CallsRefused is called when calls find no slot: at once for the first of them, then
 	// once a second for those that followed.
 	CallsRefused func(Refusals)
+	// BytesRefused is called when calls find no room for the bytes of their request or answer: at
+	// once for the first of them, then once a second for those that followed.
+	BytesRefused func(BytesRefused)
 	// HandlerPanicked is called for a panic of a handler, which is answered with INTERNAL.
 	HandlerPanicked func(Panic)
 
@@ -104,6 +107,14 @@ type Refusals struct {
 	Work  string
 	Limit int64
 	// Count is how many were refused since CallsRefused was last called for this kind.
+	Count int64
+}
+
+// BytesRefused are calls that found no room for their bytes.
+type BytesRefused struct {
+	// Limit is how many bytes of requests and answers may be held, and Held how many were.
+	Limit, Held int64
+	// Count is how many calls were refused since BytesRefused was last called.
 	Count int64
 }
 

@@ -10,6 +10,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
+	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -171,10 +172,20 @@ func (d *door) notAllowed(ctx context.Context, needs access.Right) error {
 // noSlot returns the error for a call that found no slot. Refusals are reported once a
 // second.
 func (d *door) noSlot(ctx context.Context, free *slots) error {
-	if refused := free.report(d.now()); refused > 0 {
+	if refused := free.reports.since(d.now(), free.refused.Load()); refused > 0 {
 		d.hooks.CallsRefused(events.Refusals{Work: free.work.String(), Limit: free.limit.Load(), Count: refused})
 	}
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
 		"%d calls of this kind (%s) are allowed at a time, a quarter of them to other callers; as many are in flight; try again",
 		free.limit.Load(), free.work))
+}
+
+// noRoom returns the function that reports calls that found no room for their bytes, once a second.
+func (d *door) noRoom() func(budget.Snapshot) {
+	var reports reports
+	return func(state budget.Snapshot) {
+		if refused := reports.since(d.now(), state.Refused); refused > 0 {
+			d.hooks.BytesRefused(events.BytesRefused{Limit: state.Limit, Held: state.Held, Count: refused})
+		}
+	}
 }

@@ -40,6 +40,10 @@ func logEvents(log *slog.Logger) events.Hooks {
 			log.WarnContext(ctx, "calls are refused: as many are in flight as allowed",
 				"kind", refused.Work, "allowed", refused.Limit, "refused", refused.Count)
 		},
+		BytesRefused: func(refused events.BytesRefused) {
+			log.WarnContext(ctx, "calls are refused: there is no room for their bytes; the callers send much at a time, or do not read their answers",
+				"allowed", refused.Limit, "held", refused.Held, "refused", refused.Count)
+		},
 		HandlerPanicked: func(panicked events.Panic) {
 			described := slog.String("type", panicked.Type)
 			if panicked.Fault != "" {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/events"
@@ -79,6 +80,8 @@ type Server struct {
 	log    *slog.Logger
 	hooks  events.Hooks
 	slots  *slotTable
+	// budget bounds the bytes that calls hold.
+	budget *budget.Budget
 	// listeners are those that the component of the calls serves.
 	listeners []servedListener
 	// parts are the components that New started; nil in a process, which starts them.
@@ -109,7 +112,7 @@ func newServer(config Config) *Server {
 	}
 	return &Server{
 		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
-		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}),
+		slots: newSlotTable(config.Settings), budget: budget.New(int64(config.Settings.MaxBufferedBytes)), distrusted: make(chan struct{}),
 	}
 }
 
@@ -136,6 +139,7 @@ func (s *Server) components() []component {
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "sweep", run: s.sweep},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
+		{name: "half-open calls", run: func(ctx context.Context) error { s.calls.gate.Run(ctx); return nil }},
 	}
 }
 
@@ -308,6 +312,12 @@ func (s *Server) Stop(ctx context.Context) {
 
 // Feed returns the state of the sessions of near-caches.
 func (s *Server) Feed() feed.Snapshot { return s.hub.Snapshot() }
+
+// Buffered returns how many bytes of requests and answers calls hold.
+func (s *Server) Buffered() budget.Snapshot { return s.budget.Snapshot() }
+
+// HalfOpen returns how many calls wait for their request.
+func (s *Server) HalfOpen() int { return s.calls.gate.HalfOpen() }
 
 // Calls returns how many calls are in flight and were refused, by kind.
 func (s *Server) Calls() []Calls { return s.slots.snapshot() }

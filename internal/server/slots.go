@@ -19,9 +19,7 @@ type slots struct {
 	limit, taken atomic.Int64
 	// refused is the number of calls since the start that found no slot.
 	refused atomic.Int64
-	// reportedAt is when refusals were last reported, in Unix nanoseconds, and reported how
-	// many there had been by then.
-	reportedAt, reported atomic.Int64
+	reports reports
 
 	// shares has how many slots each caller has, by name. The map is not changed: share puts
 	// another one in its place, with adding held.
@@ -81,15 +79,21 @@ func (s *slots) share(caller string) *atomic.Int64 {
 // reportInterval is the shortest time between two reports of refusals.
 const reportInterval = time.Second
 
-// report returns how many calls were refused since the last report. It returns 0 if that is
-// less than reportInterval ago.
-func (s *slots) report(now time.Time) int64 {
-	last := s.reportedAt.Load()
-	if last != 0 && now.UnixNano()-last < int64(reportInterval) || !s.reportedAt.CompareAndSwap(last, now.UnixNano()) {
+// reports bounds the rate of reports of refusals.
+type reports struct {
+	// at is when refusals were last reported, in Unix nanoseconds, and count how many there had been
+	// by then.
+	at, count atomic.Int64
+}
+
+// since returns how many calls were refused since the last report, of those since the start. It
+// returns 0 if that is less than reportInterval ago.
+func (r *reports) since(now time.Time, refused int64) int64 {
+	last := r.at.Load()
+	if last != 0 && now.UnixNano()-last < int64(reportInterval) || !r.at.CompareAndSwap(last, now.UnixNano()) {
 		return 0
 	}
-	refused := s.refused.Load()
-	return refused - s.reported.Swap(refused)
+	return refused - r.count.Swap(refused)
 }
 
 // slotTable has the slots of each kind of work, by kind; nil for probes, which have no
