@@ -18,6 +18,8 @@ func Join(listeners ...Hooks) Hooks {
 		SweepDone:       func(Sweep) {},
 		ClockJumped:     func(ClockJump) {},
 		AcceptFailed:    func(error) {},
+
+		ConnectionsClosed: func(ConnectionsClosed) {},
 	}
 	for index, each := range listeners {
 		first := index == 0
@@ -36,6 +38,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.SweepDone, each.SweepDone, first)
 		join(&joined.ClockJumped, each.ClockJumped, first)
 		join(&joined.AcceptFailed, each.AcceptFailed, first)
+		join(&joined.ConnectionsClosed, each.ConnectionsClosed, first)
 	}
 	return joined
 }
