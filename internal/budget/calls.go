@@ -108,14 +108,15 @@ func (c *call) handle(ctx context.Context, request any) (any, error) {
 	if c.holder.Work == callers.Validation {
 		return c.next(ctx, request)
 	}
-	// What was taken for the request stays with the caller that the connection is known as.
-	reserved := Holder{Connection: c.holder.Connection, Caller: callers.FromContext(ctx).CallerName(), Work: c.holder.Work}
+	// What was taken for the request stays with the caller that the connection is known as. A call
+	// may bring a token that says more.
 	if c.taken == 0 {
-		c.holder = reserved
+		c.identified = false
 	}
+	c.identify(ctx)
 	switch c.holder.Work {
 	case callers.Change:
-		if !c.take(changeBytes) {
+		if !c.take(ctx, changeBytes) {
 			return nil, c.gate.noRoom(ctx)
 		}
 	case callers.Read:
@@ -177,6 +178,7 @@ func (c *call) answer(stream grpc.ServerStream, answer any) error {
 
 // hold makes what the call has taken equal to a number of bytes.
 func (c *call) hold(bytes int64) error {
+	c.identify(c.ctx)
 	switch more := bytes - c.taken; {
 	case more <= 0:
 		c.give(-more)

@@ -7,6 +7,7 @@ import (
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 	// It registers the codec that this one uses.
 	encodingproto "google.golang.org/grpc/encoding/proto"
 
@@ -43,7 +44,9 @@ type Gate struct {
 
 // NewGate returns a Gate. Run must run while it is used.
 func NewGate(config Config) *Gate {
-	return &Gate{config: config, elements: &counter{limits: config.Elements}, halfOpen: newHalfOpen()}
+	surplus := config.Status(context.Background(), problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+		"too many calls wait for their request to come; try again"))
+	return &Gate{config: config, elements: &counter{limits: config.Elements}, halfOpen: newHalfOpen(status.Convert(surplus))}
 }
 
 // Run ends the calls whose request does not come, until the context ends.
@@ -96,10 +99,10 @@ func (s Services) RegisterService(description *grpc.ServiceDesc, implementation 
 	s.Server.RegisterService(&gated, implementation)
 }
 
-// holderOf returns who holds what a call takes.
+// holderOf returns who holds what a call takes, without the caller.
 func holderOf(ctx context.Context, work callers.Work) Holder {
 	connection, _ := peer.FromContext(ctx)
-	return Holder{Connection: connection, Caller: callers.FromContext(ctx).CallerName(), Work: work}
+	return Holder{Connection: connection, Work: work}
 }
 
 // noRoom returns the error for a call that found no room.

@@ -82,7 +82,8 @@ func TestRequestsThatDoNotComeAreBounded(t *testing.T) {
 	for range 50 {
 		c.data(c.open(batch), prefixed(announced, []byte{1}), false)
 	}
-	until(t, "the rest is refused", func() bool { return c.count(codes.ResourceExhausted) >= 47 })
+	// Two fit into a quarter of the budget, three times their size each.
+	until(t, "the rest is refused", func() bool { return c.count(codes.ResourceExhausted) == 48 })
 	if held := w.budget.Snapshot().Held; held == 0 || held > limit/4 {
 		t.Errorf("announced requests hold %d bytes, want up to a quarter of %d", held, limit)
 	}

@@ -30,6 +30,8 @@ const (
 type halfOpen struct {
 	// seed makes it hard to guess which connections share a list.
 	seed maphash.Seed
+	// surplus is the status of a call that makes room for another.
+	surplus *status.Status
 	// now counts ticks.
 	now   atomic.Int64
 	lists [lists]halfOpenList
@@ -51,7 +53,9 @@ type halfOpenCall struct {
 	transport    transportStream
 }
 
-func newHalfOpen() *halfOpen { return &halfOpen{seed: maphash.MakeSeed()} }
+func newHalfOpen(surplus *status.Status) *halfOpen {
+	return &halfOpen{seed: maphash.MakeSeed(), surplus: surplus}
+}
 
 // begin notes that the request of a call has begun to come.
 func (h *halfOpen) begin(call *halfOpenCall, connection *peer.Peer, transport transportStream) {
@@ -73,7 +77,7 @@ func (h *halfOpen) begin(call *halfOpenCall, connection *peer.Peer, transport tr
 	list.length++
 	list.mutex.Unlock()
 	if surplus != nil {
-		_ = surplus.WriteStatus(tooManyHalfOpen) // a call that is over is not told
+		_ = surplus.WriteStatus(h.surplus) // a call that is over is not told
 	}
 }
 
@@ -103,11 +107,8 @@ func (l *halfOpenList) remove(call *halfOpenCall) {
 	l.length--
 }
 
-// The statuses of calls whose request did not come.
-var (
-	tooManyHalfOpen = status.New(codes.ResourceExhausted, "too many calls wait for their requests; try again")
-	lateHalfOpen    = status.New(codes.DeadlineExceeded, "the request did not come within "+HalfOpenTimeout.String())
-)
+// lateHalfOpen is the status of a call whose request did not come in time.
+var lateHalfOpen = status.New(codes.DeadlineExceeded, "the request did not come within "+HalfOpenTimeout.String())
 
 // run ends calls that are half-open for too long, until the context ends.
 func (h *halfOpen) run(ctx context.Context) {

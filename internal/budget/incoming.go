@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
@@ -71,7 +72,9 @@ type incoming struct {
 	gate      *Gate
 	transport transportStream
 	holder    Holder
-	prefix    [prefixLength]byte
+	// identified is set if holder has the caller. It is looked up only if bytes are taken.
+	identified bool
+	prefix     [prefixLength]byte
 	// taken is what the newest request holds.
 	taken int64
 }
@@ -96,7 +99,7 @@ func (in *incoming) receive(ctx context.Context, request proto.Message) error {
 	}
 	// 2. Take its bytes from the budget before it comes, because the client is free to send it as
 	// slowly as it likes.
-	if length > small && !in.take(int64(length)*(1+decodedFactor)) {
+	if length > small && !in.take(ctx, int64(length)*(1+decodedFactor)) {
 		return in.gate.noRoom(ctx)
 	}
 	buffer, err := in.read(length)
@@ -157,19 +160,27 @@ func (in *incoming) count(ctx context.Context, request proto.Message, wire []byt
 	if err != nil {
 		return in.gate.config.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_FIELD_INVALID, "the request is nested too deep"))
 	}
-	if elements > 0 && !in.take(int64(elements)*elementBytes) {
+	if elements > 0 && !in.take(ctx, int64(elements)*elementBytes) {
 		return in.gate.noRoom(ctx)
 	}
 	return nil
 }
 
 // take takes bytes for the newest request. It reports whether there was room for them.
-func (in *incoming) take(bytes int64) bool {
+func (in *incoming) take(ctx context.Context, bytes int64) bool {
+	in.identify(ctx)
 	if !in.gate.config.Budget.take(in.holder, bytes) {
 		return false
 	}
 	in.taken += bytes
 	return true
+}
+
+// identify looks up the caller.
+func (in *incoming) identify(ctx context.Context) {
+	if !in.identified {
+		in.holder.Caller, in.identified = callers.FromContext(ctx).CallerName(), true
+	}
 }
 
 // give gives back some of the bytes of the newest request.

@@ -53,6 +53,7 @@ func (g *Gate) stream(service any, inner grpc.ServerStream, work callers.Work, m
 		ServerStream: inner, manyRequests: manyRequests,
 		incoming: incoming{gate: g, transport: transport, holder: holderOf(ctx, work)},
 	}
+	s.identify(ctx) // now, because one goroutine may send while another receives
 	g.halfOpen.begin(&s.waiting, s.holder.Connection, transport)
 	err = handler(service, s)
 	g.halfOpen.end(&s.waiting)
