@@ -393,7 +393,11 @@ func TestSilentSessionsEnd(t *testing.T) {
 
 // Sessions are limited in number and age, clients in their messages.
 func TestSessionsAndMessagesAreLimited(t *testing.T) {
-	w := newWorld(t, func(c *feed.Config) { c.MaxSessions = 2; c.MaxSilence = 2 * time.Hour; c.Random = func() float64 { return 0 } })
+	w := newWorld(t, func(c *feed.Config) {
+		c.MaxSessions = 2
+		c.MaxSilence = 2 * time.Hour
+		c.Random = func() float64 { return 0 }
+	})
 	first := w.join()
 	w.now = w.now.Add(time.Minute)
 	second := w.join()
