@@ -110,9 +110,9 @@ func (c *Conn) End(reason Reason, detail string) {
 		if socket, isTCP := c.raw.(*net.TCPConn); isTCP {
 			_ = socket.SetLinger(0)
 		}
-		_ = c.raw.Close()
-		c.set.forget(c)
 		c.set.report(reason, c.name(), detail)
+		c.set.forget(c)
+		_ = c.raw.Close()
 	})
 }
 

@@ -56,8 +56,8 @@ type source struct {
 	userID  uint32
 }
 
-// unmappedIDs are the ids that the kernel gives for a user that has no id in this user namespace:
-// the overflow id, and -1.
+// The ids that the kernel gives for a user that has no id in this user namespace: the overflow id,
+// and -1.
 const (
 	overflowID = 65534
 	noID       = 1<<32 - 1
@@ -114,11 +114,19 @@ func unixPeer(raw net.Conn) (callers.Peer, source, error) {
 		return callers.Peer{}, source{}, errNotUnix
 	}
 	userID, groupID, err := credentialsOf(socket)
-	switch {
-	case err != nil:
+	if err == nil {
+		err = isMapped(userID)
+	}
+	if err != nil {
 		return callers.Peer{}, source{}, fmt.Errorf("the user of the client: %w", err)
-	case userID == overflowID || userID == noID:
-		return callers.Peer{}, source{}, fmt.Errorf("the user of the client has no id here (%d): is the client in another user namespace?", userID)
 	}
 	return callers.Peer{Source: callers.SourceUnix, UserID: userID, GroupID: groupID}, source{unix: true, userID: userID}, nil
+}
+
+// isMapped returns an error if a user id stands for every user that has no id in this user namespace.
+func isMapped(userID uint32) error {
+	if userID == overflowID || userID == noID {
+		return fmt.Errorf("it has no id here, only %d: is the client in another user namespace?", userID)
+	}
+	return nil
 }

@@ -323,3 +323,6 @@ func (s *Server) Feed() feed.Snapshot { return s.hub.Snapshot() }
 
 // Calls returns how many calls are in flight and were refused, by kind.
 func (s *Server) Calls() []Calls { return s.slots.snapshot() }
+
+// Connections returns how many connections there are.
+func (s *Server) Connections() connection.Counts { return s.connections.Counts() }
