@@ -41,7 +41,7 @@ type socketReader struct {
 	err    error
 }
 
-// newSocketReader returns a readyReader of a socket; nil if raw is none.
+// newSocketReader returns a readyReader of a socket; nil if raw is not a socket.
 func newSocketReader(raw net.Conn) readyReader {
 	var socket syscall.Conn
 	switch raw := raw.(type) { // other types may hold a socket without being one
