@@ -88,16 +88,15 @@ func (l *Listener) peerOf(raw net.Conn) (callers.Peer, source, error) {
 		return callers.Peer{}, source{}, fmt.Errorf("the address of the client: %w", err)
 	}
 	address := remote.Addr().Unmap().WithZone("")
-	peer := callers.Peer{Source: callers.SourceLoopback, Address: raw.RemoteAddr().String(), BearerAllowed: l.Bearers}
-	switch l.Kind {
-	case TLS:
+	peer := callers.Peer{Address: raw.RemoteAddr().String(), BearerAllowed: l.Bearers}
+	switch {
+	case l.Kind == TLS:
 		peer.Source = callers.SourceSPIFFE
-	case Plaintext:
-		peer.Source = ""
+	case l.Kind == Plaintext: // proves nothing
+	case address.IsLoopback():
+		peer.Source = callers.SourceLoopback
 	default:
-		if !address.IsLoopback() {
-			return callers.Peer{}, source{}, errNotLoopback
-		}
+		return callers.Peer{}, source{}, errNotLoopback
 	}
 	if address.Is6() {
 		// Who has one address of a network has them all.

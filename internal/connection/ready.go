@@ -66,7 +66,7 @@ func newSocketReader(raw net.Conn) readyReader {
 func (r *socketReader) readOnce(descriptor uintptr) bool {
 	r.buffer = r.pool.Get(r.size)
 	for {
-		r.n, r.err = syscall.Read(int(descriptor), *r.buffer) //nolint:gosec // a descriptor is an int
+		r.n, r.err = syscall.Read(int(descriptor), *r.buffer)
 		if !errors.Is(r.err, syscall.EINTR) {
 			break
 		}
