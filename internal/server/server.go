@@ -351,3 +351,6 @@ func (s *Server) HalfOpen() int { return s.calls.gate.HalfOpen() }
 
 // Calls returns how many calls are in flight and were refused, by kind.
 func (s *Server) Calls() []Calls { return s.slots.snapshot() }
+
+// Connections returns how many connections there are.
+func (s *Server) Connections() connection.Counts { return s.connections.Counts() }
