@@ -559,3 +559,105 @@ func TestHelloAheadOfTheStoreIsCounted(t *testing.T) {
 		}
 	}
 }
+
+// TestOtherWorkspacesResetTheSession: S7. The reset comes before everything else that is due, even if
+// the workspaces have changed back by then.
+func TestOtherWorkspacesResetTheSession(t *testing.T) {
+	w := newWorld(t, nil)
+	session, err := w.Open(&keysvcv1.SyncHello{}, access.Only("w1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	session.Next()
+	session.See(access.Only("w1"))
+	w.expect(session)
+	w.publish(101, 102) // w3, w1
+	w.ping(session, 1, 100)
+	session.See(access.Only("w2"))
+	w.expect(session, `reset 102 "hash 102"@102`, "pong 1 at 102")
+	w.publish(103, 104, 105) // w2, w3, w1
+	w.expect(session, "events [103] to 105")
+	session.See(access.All())
+	session.See(access.Only("w2"))
+	w.expect(session, `reset 105 "hash 105"@105`)
+}
+
+// TestWelcomeAndResetTellTheWorkspaces: S7, with a change between the two.
+func TestWelcomeAndResetTellTheWorkspaces(t *testing.T) {
+	w := newWorld(t, nil)
+	session, err := w.Open(&keysvcv1.SyncHello{}, access.Only("w1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	session.See(access.All())
+	if got := session.Next().Response.GetWelcome().GetVisibleWorkspaces(); string(got) != string(access.Only("w1").Fingerprint()) {
+		t.Errorf("welcome has %x", got)
+	}
+	step := session.Next()
+	if reset := step.Response.GetReset_(); reset == nil || reset.GetVisibleWorkspaces() != nil || step.Wait == nil {
+		t.Errorf("got %v", step)
+	}
+}
+
+// TestWakesForOtherWorkspaces: a session that waits is told at once.
+func TestWakesForOtherWorkspaces(t *testing.T) {
+	w := newWorld(t, nil)
+	session := w.join()
+	for session.Next().Wait == nil {
+	}
+	wait := session.Next().Wait
+	select {
+	case <-wait: // what is left of the beginning
+	default:
+	}
+	session.See(access.Only("w1"))
+	select {
+	case <-wait:
+	default:
+		t.Error("nobody was woken")
+	}
+	w.expect(session, `reset 100 "hash 100"@100`)
+}
+
+func TestOtherWorkspacesAreNotResumed(t *testing.T) {
+	w := newWorld(t, nil)
+	hello := &keysvcv1.SyncHello{Epoch: "epoch", Revision: 100, AuditHash: hash(100), HashRevision: 100, VisibleWorkspaces: access.Only("w1").Fingerprint()}
+	for _, test := range []struct {
+		now   access.Workspaces
+		reset bool
+	}{
+		{access.Only("w1"), false}, {access.Only("w2"), true}, {access.Only("w1", "w2"), true}, {access.All(), true},
+	} {
+		session, err := w.Open(hello, test.now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := session.Next().Response.GetWelcome().GetReset_(); got != test.reset {
+			t.Errorf("with %v: reset %t", test.now, got)
+		}
+	}
+}
+
+// TestLookForAnOldHashIsBounded: a client whose workspaces are quiet may have a hash that is far
+// behind. It is reset rather than that everybody waits for the look.
+func TestLookForAnOldHashIsBounded(t *testing.T) {
+	w := newWorld(t, func(config *feed.Config) {
+		config.Revision = 10_000
+		config.History = nil
+		for revision := int64(1); revision <= 10_000; revision++ {
+			config.History = append(config.History, record(revision))
+		}
+	})
+	quiet := access.Only("quiet")
+	for at, reset := range map[int64]bool{10_000: false, 6_000: false, 5_800: true, 1: true} {
+		session, err := w.Open(&keysvcv1.SyncHello{
+			Epoch: "epoch", Revision: 10_000, AuditHash: hash(at), HashRevision: at, VisibleWorkspaces: quiet.Fingerprint(),
+		}, quiet)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := session.Next().Response.GetWelcome().GetReset_(); got != reset {
+			t.Errorf("with the hash of %d: reset %t", at, got)
+		}
+	}
+}

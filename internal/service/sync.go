@@ -60,7 +60,7 @@ func NewSync(hub *feed.Hub, projection *projection.Projection, validator *valida
 var errGaveUp = errors.New("the client gave up its lease")
 
 // visibleTo returns the workspaces that the caller of a session hears of: those that it may validate
-// in. Error: CALLER_UNKNOWN or CALLER_NOT_ALLOWED if there is none.
+// in. Error: CALLER_UNKNOWN or CALLER_NOT_ALLOWED for a caller without any.
 func visibleTo(identity *callers.Identity) (access.Workspaces, error) {
 	visible := identity.For(access.Validate)
 	switch {

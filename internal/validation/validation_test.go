@@ -388,3 +388,81 @@ func BenchmarkValidate(b *testing.B) {
 		})
 	}
 }
+
+// neverRead is a DetailsReader that must not be asked.
+type neverRead struct{ t *testing.T }
+
+func (n neverRead) GetKey(context.Context, string, string) (*storagev1.KeyRecord, int64, error) {
+	n.t.Error("the store was read")
+	return nil, 0, storage.ErrNotFound
+}
+
+// TestLimitedCallersValidateInTheirWorkspacesOnly: everything else is refused before anything is
+// waited for, as the revision of these questions never comes and their context has ended.
+func TestLimitedCallersValidateInTheirWorkspacesOnly(t *testing.T) {
+	store, text := newMemory(t)
+	v := validation.New(load(t, store), neverRead{t}, func() time.Time { return now })
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, test := range []struct {
+		workspaces  access.Workspaces
+		workspaceID string
+		want        problem.Reason
+	}{
+		{access.Workspaces{}, "", problem.CallerNotAllowed},
+		{access.Workspaces{}, "acme", problem.CallerNotAllowed},
+		{access.Only("globex"), "", problem.FieldInvalid},
+		{access.Only("globex"), "acme", problem.CallerNotAllowed},
+		{access.Only("globex"), "nowhere", problem.CallerNotAllowed},
+		{access.Only("acme", "globex"), "", problem.FieldInvalid},
+	} {
+		_, err := v.Validate(ended, validation.Question{
+			Workspaces: test.workspaces, Token: text, WorkspaceID: test.workspaceID, MinRevision: 1 << 40, Epoch: "epoch", WithDetails: true,
+		})
+		var told *problem.Error
+		if !errors.As(err, &told) || told.Reason != test.want ||
+			test.want == problem.FieldInvalid && (len(told.Violations) != 1 || told.Violations[0].Field != "workspace_id") {
+			t.Errorf("limited to %v, about %q: %v", test.workspaces, test.workspaceID, err)
+		}
+	}
+	answer, err := v.Validate(t.Context(), validation.Question{Workspaces: access.Only("acme"), Token: text, Requirement: reading, WorkspaceID: "acme"})
+	if err != nil || answer.Decision != decide.Allowed {
+		t.Errorf("in its own workspace: %+v, %v", answer, err)
+	}
+}
+
+// TestForeignKeysAreNoOracle: whatever the state of a key of another workspace is, even damaged, the
+// answer is the one about a key that does not exist.
+func TestForeignKeysAreNoOracle(t *testing.T) {
+	for name, change := range map[string]func(*memory){
+		"active":            func(*memory) {},
+		"revoked":           func(m *memory) { m.items[3].Key.RevokeTime = timestamppb.New(now.Add(-time.Hour)) },
+		"expired":           func(m *memory) { m.items[3].Key.Secrets[0].ExpireTime = timestamppb.New(now.Add(-time.Hour)) },
+		"address rules":     func(m *memory) { m.items[3].Key.AllowedCidrs = []string{"198.51.100.0/24"} },
+		"no such scope":     func(m *memory) { m.items[3].Key.Scopes = []string{"folders:read"} },
+		"damaged":           func(m *memory) { m.items[3].Key.AllowedCidrs = []string{"no prefix"} },
+		"member suspended":  func(m *memory) { m.items[2].Member.State = storagev1.MemberRecordState_MEMBER_RECORD_STATE_SUSPENDED },
+		"member removed":    func(m *memory) { m.items[2].Member.State = storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED },
+		"workspace removed": func(m *memory) { m.items[1].Workspace.RemoveTime = timestamppb.New(now) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			store, text := newMemory(t)
+			change(store)
+			v := validation.New(load(t, store), neverRead{t}, func() time.Time { return now })
+			unknown, err := token.New("scribe", "Key0000000000999", rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ask := func(text string) (validation.Answer, error) {
+				return v.Validate(t.Context(), validation.Question{
+					Workspaces: access.Only("globex"), Token: text, Requirement: reading, WorkspaceID: "globex", WithDetails: true,
+				})
+			}
+			want, wantErr := ask(unknown.Reveal())
+			got, err := ask(text)
+			if wantErr != nil || err != nil || !reflect.DeepEqual(got, want) || got.Reason != decide.KeyInvalid || got.KeyID != "" {
+				t.Errorf("got %+v, %v; an unknown key gets %+v, %v", got, err, want, wantErr)
+			}
+		})
+	}
+}

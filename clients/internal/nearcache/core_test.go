@@ -420,3 +420,48 @@ func (c *Core) findToken(token string) *entry {
 	known := c.digestToken(token)
 	return c.entries.find(&known)
 }
+
+// TestGrantsOfOtherRightsAreNotKept: C12.
+func TestGrantsOfOtherRightsAreNotKept(t *testing.T) {
+	f := newFixture(t, 10)
+	some, others := []byte("0123456789abcdef"), []byte("fedcba9876543210")
+	end := func(number int, visible []byte) Verdict {
+		asked := question(number)
+		asked.WorkspaceID = "w"
+		return f.EndFill(f.BeginFill(f.now), asked, response(func(grant *keysvcv1.Grant) { grant.VisibleWorkspaces = visible }), allowedAs(number), f.now)
+	}
+	expect := func(number int, visible []byte, want Verdict) {
+		t.Helper()
+		if got := end(number, visible); got != want {
+			t.Errorf("a session of %q and a grant of %q: got %d, want %d", f.Hello().GetVisibleWorkspaces(), visible, got, want)
+		}
+	}
+	expect(1, nil, Keep)
+	expect(2, some, UseOnce)
+	f.Reset(&keysvcv1.SyncReset{Revision: 10, VisibleWorkspaces: some})
+	expect(1, nil, UseOnce)
+	expect(2, some, Keep)
+	expect(3, others, UseOnce)
+	f.Welcome(&keysvcv1.SyncWelcome{Epoch: "e", Revision: 10, Reset_: true, Staleness: durationpb.New(time.Second), VisibleWorkspaces: others})
+	expect(3, others, Keep)
+	expect(2, some, UseOnce)
+}
+
+// TestLimitedCallersNameTheWorkspace: C12. Memory answers no question that the server would refuse.
+func TestLimitedCallersNameTheWorkspace(t *testing.T) {
+	f := newFixture(t, 10)
+	f.Reset(&keysvcv1.SyncReset{Revision: 10, VisibleWorkspaces: []byte("0123456789abcdef")})
+	f.renew()
+	asked := question(1)
+	asked.WorkspaceID = "w"
+	grant := response(func(grant *keysvcv1.Grant) { grant.VisibleWorkspaces = []byte("0123456789abcdef") })
+	if got := f.EndFill(f.BeginFill(f.now), asked, grant, allowedAs(1), f.now); got != Keep {
+		t.Fatalf("got %d", got)
+	}
+	if _, found := f.Find(asked); !found {
+		t.Error("a question with the workspace is not answered")
+	}
+	if _, found := f.Find(question(1)); found {
+		t.Error("a question without a workspace is answered")
+	}
+}
