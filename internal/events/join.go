@@ -7,6 +7,7 @@ func Join(listeners ...Hooks) Hooks {
 		CallFinished:    func(Call) {},
 		CallsRefused:    func(Refusals) {},
 		BytesRefused:    func(BytesRefused) {},
+		InvalidTokens:   func(InvalidTokens) {},
 		HandlerPanicked: func(Panic) {},
 		ChangeCommitted: func(Change) {},
 		StoreDown:       func(error) {},
@@ -27,6 +28,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.ValidationFinished, each.ValidationFinished, joined.ValidationFinished == nil)
 		join(&joined.CallsRefused, each.CallsRefused, first)
 		join(&joined.BytesRefused, each.BytesRefused, first)
+		join(&joined.InvalidTokens, each.InvalidTokens, first)
 		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
 		join(&joined.ChangeCommitted, each.ChangeCommitted, first)
 		join(&joined.StoreDown, each.StoreDown, first)
