@@ -6,6 +6,8 @@ func Join(listeners ...Hooks) Hooks {
 	joined := Hooks{
 		CallFinished:    func(Call) {},
 		CallsRefused:    func(Refusals) {},
+		CallersRefused:  func(CallerRefusals) {},
+		OwnerCalled:     func(OwnerCalls) {},
 		BytesRefused:    func(BytesRefused) {},
 		InvalidTokens:   func(InvalidTokens) {},
 		HandlerPanicked: func(Panic) {},
@@ -27,6 +29,8 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.CallFinished, each.CallFinished, first)
 		join(&joined.ValidationFinished, each.ValidationFinished, joined.ValidationFinished == nil)
 		join(&joined.CallsRefused, each.CallsRefused, first)
+		join(&joined.CallersRefused, each.CallersRefused, first)
+		join(&joined.OwnerCalled, each.OwnerCalled, first)
 		join(&joined.BytesRefused, each.BytesRefused, first)
 		join(&joined.InvalidTokens, each.InvalidTokens, first)
 		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
