@@ -11,12 +11,14 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/tally"
 )
 
 // Config is what a Guard protects.
@@ -30,10 +32,24 @@ type Config struct {
 	// TrustUnixSockets makes every peer on a unix socket a trusted proxy. The socket's mode and
 	// folder must then keep everybody else out.
 	TrustUnixSockets bool
+	// InvalidTokens is called when a network has presented many tokens that are not valid: at most
+	// once a minute for one network, and once a second for all of them. It must return at once.
+	// The log has a line in any case. Nobody is refused because of it. Default: nothing is called.
+	InvalidTokens func(InvalidTokens)
 	// Log receives the exact reason of every refusal, which the presenter is not told, and
 	// every failure that keeps a request from being decided. It never receives a token.
 	// Default: slog.Default().
 	Log *slog.Logger
+}
+
+// InvalidTokens are tokens of one network that were no keys' tokens.
+type InvalidTokens struct {
+	// Network is the client address that presented them, or the 64 bits that it begins with if it
+	// is one of IPv6.
+	Network netip.Prefix
+	// Count is how many there were, at least: those of the last minute, half of those of the minute
+	// before, and so on.
+	Count int64
 }
 
 // Guard decides on requests before their handlers see them. Its methods may be called
@@ -45,6 +61,8 @@ type Guard struct {
 	table   Table
 	trusted []netip.Prefix
 	log     *slog.Logger
+	// invalid counts tokens that are not valid.
+	invalid *tally.Tally
 	// trustSockets is Config.TrustUnixSockets.
 	trustSockets bool
 	// readsForwarded is set if X-Forwarded-For counts for some connections.
@@ -71,6 +89,12 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 	if guard.log == nil {
 		guard.log = slog.Default()
 	}
+	guard.invalid = tally.New(time.Now, func(report tally.Report) {
+		guard.log.Warn("many tokens are not valid: somebody guesses, or uses a key that never was", "network", report.Source.String(), "tokens", report.Count)
+		if config.InvalidTokens != nil {
+			config.InvalidTokens(InvalidTokens{Network: report.Source.Network, Count: report.Count})
+		}
+	})
 	for _, table := range config.Tables {
 		for _, method := range slices.Sorted(maps.Keys(table)) {
 			requirement := table[method]
@@ -261,6 +285,9 @@ func (g *Guard) judge(ctx context.Context, name string, question *Question, answ
 		}
 	case keysvcv1.Decision_DECISION_UNAUTHENTICATED:
 		g.log.InfoContext(ctx, "request refused", "method", name, "reason", answer.Reason.String(), "key_id", answer.KeyID)
+		if answer.Reason == keysvcv1.Reason_REASON_KEY_INVALID {
+			g.invalid.Add("", question.ClientAddress)
+		}
 		return nil, &RefusalError{Code: codes.Unauthenticated, Reason: keysvcv1.Reason_REASON_KEY_INVALID}
 	case keysvcv1.Decision_DECISION_PERMISSION_DENIED:
 		g.log.InfoContext(ctx, "request refused", "method", name, "reason", answer.Reason.String(),

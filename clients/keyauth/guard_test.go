@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -553,5 +554,53 @@ func BenchmarkInterceptor(b *testing.B) {
 		if _, err := interceptor(ctx, nil, info, handler); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestManyInvalidTokensAreReported: the network that presents them is named once, and good keys
+// go on.
+func TestManyInvalidTokensAreReported(t *testing.T) {
+	t.Parallel()
+	invalid := keyauth.Answer{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID}
+	var reports []keyauth.InvalidTokens
+	log := &lockedBuffer{}
+	guard, err := keyauth.NewGuard(
+		validatorFunc(func(_ context.Context, question keyauth.Question) (keyauth.Answer, error) {
+			if question.Token == "good" {
+				return keyauth.Answer{Decision: keysvcv1.Decision_DECISION_ALLOWED, Principal: &keyauth.Principal{}}, nil
+			}
+			return invalid, nil
+		}),
+		keyauth.Config{
+			Log:           slog.New(slog.NewTextHandler(log, nil)),
+			InvalidTokens: func(report keyauth.InvalidTokens) { reports = append(reports, report) },
+		},
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admit := func(token string, host int) error {
+		_, err := guard.Admit(t.Context(), keyauth.Request{
+			Name: "test", Requirement: keyauth.IdentityOnly(), Authorization: []string{"Bearer " + token},
+			Peer: netip.MustParseAddr(fmt.Sprintf("2001:db8:1:2::%x", host)),
+		})
+		return err
+	}
+	for host := range 150 {
+		if err := admit(fmt.Sprintf("guess-%d", host), host); err == nil {
+			t.Error("an invalid token was admitted")
+		}
+	}
+	if len(reports) != 1 || reports[0].Network.String() != "2001:db8:1:2::/64" || reports[0].Count != 100 {
+		t.Errorf("got %v", reports)
+	}
+	if lines := strings.Count(log.String(), "many tokens are not valid"); lines != 1 {
+		t.Errorf("%d lines say so, want one", lines)
+	}
+	if strings.Contains(log.String(), "guess-") {
+		t.Error("the log has a token")
+	}
+	if err := admit("good", 1); err != nil {
+		t.Errorf("a good key from there: %v", err)
 	}
 }

@@ -40,9 +40,11 @@ const (
 type call struct {
 	incoming
 	waiting halfOpenCall
-	ctx     context.Context //nolint:containedctx // that of the call
-	next    grpc.UnaryHandler
-	out     mem.BufferSlice
+	// complete is set once the request is complete, or will not be.
+	complete bool
+	ctx      context.Context //nolint:containedctx // that of the call
+	next     grpc.UnaryHandler
+	out      mem.BufferSlice
 	// The methods as functions: making one for each call would cost an allocation.
 	receiving func(request any) error
 	passing   grpc.UnaryServerInterceptor
@@ -69,7 +71,9 @@ func (g *Gate) unary(service any, stream grpc.ServerStream, work callers.Work, m
 	c.gate, c.transport, c.holder, c.ctx = g, transport, holderOf(ctx, work), ctx
 	g.halfOpen.begin(&c.waiting, c.holder.Connection, transport)
 	answer, err := method(service, ctx, c.receiving, c.passing)
-	g.halfOpen.end(&c.waiting) // does nothing if the request was complete
+	if !c.complete {
+		g.halfOpen.end(&c.waiting)
+	}
 	if err == nil {
 		err = c.answer(stream, answer)
 	}
@@ -93,6 +97,7 @@ func (c *call) receiveOnly(request any) error {
 		err = c.ended()
 	}
 	c.gate.halfOpen.end(&c.waiting)
+	c.complete = true
 	return err
 }
 

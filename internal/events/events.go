@@ -32,6 +32,9 @@ type Hooks struct {
 	// BytesRefused is called when calls find no room for the bytes of their request or answer: at
 	// once for the first of them, then once a second for those that followed.
 	BytesRefused func(BytesRefused)
+	// InvalidTokens is called when a source has sent many tokens that are not valid: at most once a
+	// minute for one source, and once a second for all of them.
+	InvalidTokens func(InvalidTokens)
 	// HandlerPanicked is called for a panic of a handler, which is answered with INTERNAL.
 	HandlerPanicked func(Panic)
 
@@ -141,6 +144,16 @@ type BytesRefused struct {
 	// Limit is how many bytes of requests and answers may be held, and Held how many were.
 	Limit, Held int64
 	// Count is how many calls were refused since BytesRefused was last called.
+	Count int64
+}
+
+// InvalidTokens are tokens from one source that were no keys' tokens. Either Caller or Network is set.
+type InvalidTokens struct {
+	// Caller is the name of the caller that asked about them, and Network where their presenters
+	// are, as the callers say: "192.0.2.1/32", or a network of IPv6 with 64 bits.
+	Caller, Network string
+	// Count is how many there were, at least: those of the last minute, half of those of the minute
+	// before, and so on.
 	Count int64
 }
 

@@ -9,6 +9,7 @@ func Join(listeners ...Hooks) Hooks {
 		CallersRefused:  func(CallerRefusals) {},
 		OwnerCalled:     func(OwnerCalls) {},
 		BytesRefused:    func(BytesRefused) {},
+		InvalidTokens:   func(InvalidTokens) {},
 		HandlerPanicked: func(Panic) {},
 		ChangeCommitted: func(Change) {},
 		StoreDown:       func(error) {},
@@ -31,6 +32,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.CallersRefused, each.CallersRefused, first)
 		join(&joined.OwnerCalled, each.OwnerCalled, first)
 		join(&joined.BytesRefused, each.BytesRefused, first)
+		join(&joined.InvalidTokens, each.InvalidTokens, first)
 		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
 		join(&joined.ChangeCommitted, each.ChangeCommitted, first)
 		join(&joined.StoreDown, each.StoreDown, first)

@@ -72,6 +72,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	settings, errors := s.config.Settings, service.Errors{Log: s.log}
 	stopping, beginStop := context.WithCancel(context.Background())
 	validations := service.NewValidation(validator, errors)
+	validations.CountInvalid(newTally(s.hooks).Add)
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
 	callerService := service.NewCallers(errors)
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)

@@ -52,6 +52,13 @@ func logEvents(log *slog.Logger) events.Hooks {
 			log.WarnContext(ctx, "calls are refused: there is no room for their bytes; the callers send much at a time, or do not read their answers",
 				"allowed", refused.Limit, "held", refused.Held, "refused", refused.Count)
 		},
+		InvalidTokens: func(invalid events.InvalidTokens) {
+			source := slog.String(callerKey, invalid.Caller)
+			if invalid.Network != "" {
+				source = slog.String("network", invalid.Network)
+			}
+			log.LogAttrs(ctx, slog.LevelWarn, "many tokens are not valid: somebody guesses, or uses a key that never was", source, slog.Int64("tokens", invalid.Count))
+		},
 		HandlerPanicked: func(panicked events.Panic) {
 			described := slog.String("type", panicked.Type)
 			if panicked.Fault != "" {

@@ -9,6 +9,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/tally"
 )
 
 // observed returns a source that calls StoreDown and StoreBack. The projection follows it.
@@ -104,4 +105,15 @@ func (o sessionObserver) SessionReset() { o.hooks.SessionReset() }
 // SessionEnded implements feed.Observer.
 func (o sessionObserver) SessionEnded(gaveUp bool) {
 	o.hooks.SessionEnded(events.SessionEnded{GaveUp: gaveUp})
+}
+
+// newTally returns the counter of tokens that are not valid. It calls InvalidTokens.
+func newTally(hooks events.Hooks) *tally.Tally {
+	return tally.New(monotonic, func(report tally.Report) {
+		invalid := events.InvalidTokens{Caller: report.Source.Caller, Count: report.Count}
+		if report.Source.Network.IsValid() {
+			invalid.Network = report.Source.Network.String()
+		}
+		hooks.InvalidTokens(invalid)
+	})
 }

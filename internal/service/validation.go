@@ -32,12 +32,19 @@ type ValidationService struct {
 	keysvcv1.UnimplementedValidationServiceServer
 	validator *validation.Validator
 	errors    Errors
+	// invalid counts tokens that are not valid; nil if nobody counts them.
+	invalid func(caller string, address netip.Addr)
 }
 
 // NewValidation returns the service over a Validator.
 func NewValidation(validator *validation.Validator, errors Errors) *ValidationService {
 	return &ValidationService{validator: validator, errors: errors}
 }
+
+// CountInvalid makes the service call a function for each token that is not a key's. It must be
+// called before the service is used. caller is the caller's name, and address that of the
+// presenter; the zero Addr if the caller does not say.
+func (s *ValidationService) CountInvalid(count func(caller string, address netip.Addr)) { s.invalid = count }
 
 // Work returns the kind of work that a message asks for. A message that has to wait for a revision
 // is a Wait; a message that asks for details, which are read from the store, is a Read. So these
@@ -149,6 +156,9 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 		Epoch:    s.validator.Epoch(),
 	}
 	if answer.Decision != decide.Allowed {
+		if answer.Reason == decide.KeyInvalid && s.invalid != nil {
+			s.invalid(callers.FromContext(ctx).CallerName(), question.Address)
+		}
 		return response, nil
 	}
 	response.Principal = showPrincipal(&answer)
