@@ -122,7 +122,9 @@ func (d *door) pass(
 		}
 		defer free.release()
 	}
-	if observed != nil || from.byToken {
+	// 4. The handler asks callers.FromContext. Most connections know their caller, and then a
+	// context with the identity would be one more allocation.
+	if callers.FromContext(ctx) != from.identity {
 		ctx = callers.NewContext(ctx, from.identity)
 	}
 	return handler(ctx, request)
