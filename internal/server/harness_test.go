@@ -78,6 +78,8 @@ type options struct {
 	// clock and passed are server.Config's Now and Passed. Default: a clock at testTime, and none.
 	clock  *testClock
 	passed func() time.Duration
+	// ticks say when files are looked at.
+	ticks <-chan time.Time
 }
 
 // start starts a server, which stops with the test.
@@ -125,7 +127,7 @@ func start(t *testing.T, with options) *bench {
 	}
 	b.server, err = server.New(t.Context(), server.Config{
 		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize, Hooks: with.hooks,
-		InMemory: true,
+		InMemory: true, Ticks: with.ticks,
 	})
 	if err != nil {
 		t.Fatal(err)
