@@ -527,6 +527,10 @@ func checkName(text string) error {
 // reservedNames are the names of callers that are built in.
 var reservedNames = []string{"local", "owner", "system"}
 
+// CheckName returns an error if a text cannot be the name of a caller. The error completes a sentence
+// that begins with the text.
+func CheckName(text string) error { return checkCallerName(text) }
+
 func checkCallerName(text string) error {
 	if slices.Contains(reservedNames, text) {
 		return fmt.Errorf("which is built in; allowed is any name but %s", strings.Join(reservedNames, ", "))
