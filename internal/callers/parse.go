@@ -188,7 +188,7 @@ func (r *reader) readIssuer(value strictyaml.Value) {
 		Name:     r.needed(value, fields["name"], "name", checkName),
 		URL:      r.needed(value, fields["url"], "url", checkIssuerURL),
 		Audience: r.needed(value, fields["audience"], "audience", checkExact),
-		CA:       r.path(fields["ca"]), JWKS: r.path(fields["jwks"]),
+		CA:       r.path(fields["ca"]), JWKS: r.path(fields["jwks"]), TokenFile: r.path(fields["token_file"]),
 		Position: positionOf(value),
 	}
 	for _, each := range fields["algorithms"].List() {
