@@ -158,7 +158,7 @@ func serve(t *testing.T, data string, arguments ...string) *serving {
 
 // serveOn returns the arguments that serve a data folder on a free port, and make a missing store.
 func serveOn(data string) []string {
-	arguments := []string{"serve", "--listen", "127.0.0.1:0", "--data", data}
+	arguments := []string{"serve", "--allow-plaintext", "--listen", "127.0.0.1:0", "--data", data}
 	if _, err := os.Lstat(filepath.Join(data, "keysvc.db")); errors.Is(err, fs.ErrNotExist) {
 		arguments = append(arguments, "--init")
 	}

@@ -261,7 +261,7 @@ func TestStopOfAHangingStartIsGivenUp(t *testing.T) {
 	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, "serve", "--init", "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--policy", pipe, "--drain-timeout", "0s")
+	p := launch(t, "serve", "--init", "--allow-plaintext", "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--policy", pipe, "--drain-timeout", "0s")
 	// Opening without waiting succeeds once the start has opened the pipe for reading.
 	for opening := testContext(t); ; {
 		file, err := os.OpenFile(pipe, os.O_WRONLY|syscall.O_NONBLOCK, 0)

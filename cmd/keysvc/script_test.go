@@ -256,7 +256,7 @@ func scriptRefuses(ts *testscript.TestScript, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	command := exec.CommandContext(ctx, binary, append([]string{"serve", "--listen", "127.0.0.1:0"}, args[1:]...)...)
+	command := exec.CommandContext(ctx, binary, append([]string{"serve", "--allow-plaintext", "--listen", "127.0.0.1:0"}, args[1:]...)...)
 	command.Dir, command.Env = ts.MkAbs("."), clean()
 	command.Stdout, command.Stderr = &stdout, &stderr
 	began := time.Now()

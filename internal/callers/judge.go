@@ -62,7 +62,7 @@ func (j *TableJudge) SetTrust(certificates CertificateVerifier, bearers BearerVe
 	j.known.clear()
 }
 
-// Table returns the table that is in force; nil if there is none.
+// Table returns the table that is in force; nil before the first SetTable.
 func (j *TableJudge) Table() *Table { return j.table.Load() }
 
 // Connection implements Judge.

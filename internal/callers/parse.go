@@ -188,7 +188,7 @@ func (r *reader) readIssuer(value strictyaml.Value) {
 		Name:     r.needed(value, fields["name"], "name", checkName),
 		URL:      r.needed(value, fields["url"], "url", checkIssuerURL),
 		Audience: r.needed(value, fields["audience"], "audience", checkExact),
-		CA:       r.path(fields["ca"]), JWKS: r.path(fields["jwks"]),
+		CA:       r.path(fields["ca"]), JWKS: r.path(fields["jwks"]), TokenFile: r.path(fields["token_file"]),
 		Position: positionOf(value),
 	}
 	for _, each := range fields["algorithms"].List() {
@@ -526,6 +526,10 @@ func checkName(text string) error {
 
 // reservedNames are the names of callers that are built in.
 var reservedNames = []string{"local", "owner", "system"}
+
+// CheckName returns an error if a text cannot be the name of a caller. The error completes a sentence
+// that begins with the text.
+func CheckName(text string) error { return checkCallerName(text) }
 
 func checkCallerName(text string) error {
 	if slices.Contains(reservedNames, text) {

@@ -32,6 +32,7 @@ issuers:
     audience: keysvc
     algorithms: [RS256, ES256]
     ca: ca.crt
+    token_file: /run/token
     jwks: keys.json
 callers:
   - name: gateway
@@ -77,14 +78,14 @@ func TestParseReadsEveryField(t *testing.T) {
 		t.Errorf("trust domains: %+v", got)
 	}
 	issuer := file.Issuers[0]
-	if issuer.CA != "/etc/keysvc/ca.crt" || issuer.JWKS != "/etc/keysvc/keys.json" || !slices.Equal(issuer.Algorithms, []string{"RS256", "ES256"}) || issuer.Audience != "keysvc" {
+	if issuer.CA != "/etc/keysvc/ca.crt" || issuer.JWKS != "/etc/keysvc/keys.json" || issuer.TokenFile != "/run/token" || !slices.Equal(issuer.Algorithms, []string{"RS256", "ES256"}) || issuer.Audience != "keysvc" {
 		t.Errorf("issuer: %+v", issuer)
 	}
 	if file.ClientCA != "/etc/keysvc/ca.pem" || len(file.Callers) != 6 || len(file.Deny) != 6 {
 		t.Errorf("got %+v", file)
 	}
 	backend := file.Callers[1]
-	if backend.Name != "backend" || backend.Credentials[0].ID != "backend.example" || backend.Position.Line != 17 {
+	if backend.Name != "backend" || backend.Credentials[0].ID != "backend.example" || backend.Position.Line != 18 {
 		t.Errorf("backend: %+v", backend)
 	}
 	for right, want := range map[access.Right]access.Workspaces{

@@ -74,7 +74,7 @@ func (c Credential) String() string {
 	return c.ID
 }
 
-// find returns the entry of a credential; nil if there is none.
+// find returns the entry of a credential; nil if no caller has it.
 func (t *Table) find(key credentialKey) *entry {
 	if t == nil {
 		return nil

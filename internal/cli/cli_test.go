@@ -180,6 +180,8 @@ type command struct {
 	env   map[string]string
 	stdin io.Reader
 	hooks cli.Hooks
+	// clock is the clock; nil means one that stands at now.
+	clock func() time.Time
 }
 
 // result is the outcome of a command.
@@ -203,6 +205,9 @@ func (c command) runTo(ctx context.Context, stdout, stderr io.Writer, args ...st
 	if c.stdin == nil {
 		c.stdin = strings.NewReader("")
 	}
+	if c.clock == nil {
+		c.clock = func() time.Time { return now }
+	}
 	return cli.Main(ctx, cli.Process{
 		Args: args,
 		Getenv: func(name string) string {
@@ -214,7 +219,7 @@ func (c command) runTo(ctx context.Context, stdout, stderr io.Writer, args ...st
 		Stdin:  c.stdin,
 		Stdout: stdout,
 		Stderr: stderr,
-		Now:    func() time.Time { return now },
+		Now:    c.clock,
 	}, c.hooks)
 }
 

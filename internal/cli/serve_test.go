@@ -36,15 +36,16 @@ func TestServePassesFlagsToTheServer(t *testing.T) {
 		"--max-message-bytes", "70000", "--max-header-bytes", "8000", "--usage-interval", "5s", "--sweep-interval", "2h",
 		"--anchor", "/a", "--store", "bbolt", "--listener", "health=127.0.0.1:1", "--listener", "validation=unix:///v",
 		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--allow-clock-ahead", "--channelz",
+		"--allow-plaintext", "--callers", "/c", "--socket-mode", "0660", "--socket-group", "mail",
 	)
-	want := config.Settings{
-		Listen: "unix:///run/k.sock", Store: config.DefaultStore, Data: "/d", Policy: "p.yaml", Init: true, Dev: true, LogLevel: slog.LevelDebug,
-		LogFormat: config.LogText, DrainTimeout: 3 * time.Second, MaxInFlight: 5, MaxStreams: 6,
-		MaxMessageBytes: 70000, MaxHeaderBytes: 8000, UsageInterval: 5 * time.Second, SweepInterval: 2 * time.Hour,
-		Staleness: 300 * time.Millisecond, MaxSessions: 7, SessionAge: 3 * time.Hour,
-		AllowClockBehind: true, AllowClockAhead: true, Channelz: true, Anchor: "/a",
-		Listeners: []config.Listener{{Address: "127.0.0.1:1", Purpose: config.PurposeHealth}, {Address: "unix:///v", Purpose: config.PurposeValidation}},
-	}
+	want := config.Defaults()
+	want.Listen, want.Data, want.Policy, want.Anchor, want.Callers = "unix:///run/k.sock", "/d", "p.yaml", "/a", "/c"
+	want.Init, want.Dev, want.AllowClockBehind, want.AllowClockAhead, want.Channelz, want.AllowPlaintext = true, true, true, true, true, true
+	want.LogLevel, want.LogFormat, want.SocketMode, want.SocketGroup = slog.LevelDebug, config.LogText, 0o660, "mail"
+	want.MaxInFlight, want.MaxStreams, want.MaxMessageBytes, want.MaxHeaderBytes, want.MaxSessions = 5, 6, 70000, 8000, 7
+	want.DrainTimeout, want.UsageInterval, want.SweepInterval = 3*time.Second, 5*time.Second, 2*time.Hour
+	want.Staleness, want.SessionAge = 300*time.Millisecond, 3*time.Hour
+	want.Listeners = []config.Listener{{Address: "127.0.0.1:1", Purpose: config.PurposeHealth}, {Address: "unix:///v", Purpose: config.PurposeValidation}}
 	if r.status != 0 || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v, settings %+v", r, got)
 	}

@@ -28,7 +28,7 @@ and which line of the server's configuration gives them.
 		if s.out.format == formatName {
 			return s.out.line("%s", response.GetName())
 		}
-		return s.out.answer(response, func() error { return s.showCaller(response) })
+		return s.out.answer(response, func() error { return s.out.caller(response, s.address) })
 	})
 }
 
@@ -42,26 +42,28 @@ var proofs = map[string]string{
 	"token":    "a caller token",
 }
 
-func (s *session) showCaller(caller *keysvcv1.WhoAmIResponse) error {
+// caller shows a caller, and the server that was asked; "" for none.
+func (p *printer) caller(caller *keysvcv1.WhoAmIResponse, server string) error {
 	proof, known := proofs[caller.GetSource()]
 	if !known {
 		proof = caller.GetSource()
 	}
-	err := s.out.record(
-		field{"Name", caller.GetName()},
-		field{"Proved by", proof},
-		field{"Credential", caller.GetCredential()},
-		field{"Valid until", s.out.deadline(caller.GetNotAfter(), "no end")},
-		field{"Server", s.address},
-		field{"Because of", caller.GetRule()},
-	)
-	if err != nil {
+	fields := []field{
+		{"Name", caller.GetName()},
+		{"Proved by", proof},
+		{"Credential", caller.GetCredential()},
+		{"Valid until", p.deadline(caller.GetNotAfter(), "no end")},
+	}
+	if server != "" {
+		fields = append(fields, field{"Server", server})
+	}
+	if err := p.record(append(fields, field{"Because of", caller.GetRule()})...); err != nil {
 		return err
 	}
 	if len(caller.GetRights()) == 0 {
-		return s.out.line("Rights       none")
+		return p.line("Rights       none")
 	}
-	rows := newTable([]column{{title: "RIGHT"}, {title: "WORKSPACES"}}, false, s.out.width)
+	rows := newTable([]column{{title: "RIGHT"}, {title: "WORKSPACES"}}, false, p.width)
 	for _, right := range caller.GetRights() {
 		workspaces := strings.Join(right.GetWorkspaceIds(), ", ")
 		switch {
@@ -72,5 +74,5 @@ func (s *session) showCaller(caller *keysvcv1.WhoAmIResponse) error {
 		}
 		rows.add(right.GetRight(), workspaces)
 	}
-	return s.out.write([]byte("\n" + rows.take()))
+	return p.write([]byte("\n" + rows.take()))
 }

@@ -71,7 +71,7 @@ const (
 // table has every setting. It is not changed after the start.
 var table = []Setting{
 	{
-		Name: "listen", Group: groupServed, Empty: "`keysvc.sock` in the folder `data`; with `dev`, " + DefaultAddress,
+		Name: "listen", Group: groupServed, Empty: "keysvc.sock in the folder data; with dev, " + DefaultAddress,
 		Usage: "where to listen, and serve everything: an `address` host:port (port 0 means any), unix:///path, or none",
 		More:  "The path of a unix socket is absolute, with at most 103 bytes. TCP needs TLS, except on loopback with `dev` or `allow-plaintext`.",
 		kind:  text(func(s *Settings) *string { return &s.Listen }, checkListen),

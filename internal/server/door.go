@@ -101,7 +101,7 @@ func (d *door) pass(
 		}
 	}()
 	// 2. Identity and rights are checked before the call can take a slot from other calls.
-	from, err := d.identify(ctx)
+	from, err := d.identify(ctx, method.Needs)
 	if err != nil {
 		return nil, err
 	}
@@ -149,8 +149,8 @@ func (d *door) passStream(
 			err = d.recovered(ctx, value)
 		}
 	}()
-	method := callers.Of(info.FullMethod)
-	from, err := d.identify(ctx)
+	method, judged := callers.Of(info.FullMethod), d.live.judged()
+	from, err := d.identify(ctx, method.Needs)
 	if err != nil {
 		return err
 	}
@@ -166,13 +166,13 @@ func (d *door) passStream(
 		}
 		defer free.release(share)
 	}
-	// The stream is judged again while it is open; rejudge ends it with a status.
+	// The stream is judged again while it is open, and ends with a status.
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
-	live := callers.NewLive(from.identity)
-	defer d.live.begin(&liveStream{live: live, needs: method.Needs, peer: callers.PeerFromContext(ctx), byToken: from.byToken, end: end})()
+	open := &liveStream{live: callers.NewLive(from.identity), needs: method.Needs, peer: callers.PeerFromContext(ctx), byToken: from.byToken, end: end}
+	defer d.beginLive(ctx, open, judged)()
 	wrapped := &middleware.WrappedServerStream{
-		ServerStream: stream, WrappedContext: callers.NewLiveContext(callers.NewContext(ctx, from.identity), live),
+		ServerStream: stream, WrappedContext: callers.NewLiveContext(callers.NewContext(ctx, from.identity), open.live),
 	}
 	err = untilStop(d.stopping, server, wrapped, info, handler)
 	if cause := context.Cause(ctx); cause != nil && stream.Context().Err() == nil {

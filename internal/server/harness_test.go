@@ -80,6 +80,8 @@ type options struct {
 	passed func() time.Duration
 	// config changes the rest of the server's configuration.
 	config func(*server.Config)
+	// ticks say when files are looked at.
+	ticks <-chan time.Time
 }
 
 // start starts a server, which stops with the test.
@@ -127,7 +129,7 @@ func start(t *testing.T, with options) *bench {
 	}
 	configured := server.Config{
 		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize, Hooks: with.hooks,
-		InMemory: true,
+		InMemory: true, Ticks: with.ticks,
 	}
 	if with.config != nil {
 		with.config(&configured)

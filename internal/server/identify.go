@@ -23,10 +23,13 @@ type caller struct {
 	byToken bool
 }
 
-// identify returns who makes a call. On a connection that may bring tokens, a token decides alone if
+// identify returns who makes a call that needs a right. On a connection that may bring tokens, a token decides alone if
 // there is one: a wrong token is refused also on a connection that has an identity of its own. The
 // error is a status. For a call without a token identify allocates nothing.
-func (d *door) identify(ctx context.Context) (caller, error) {
+func (d *door) identify(ctx context.Context, needs access.Right) (caller, error) {
+	if needs == access.Anyone {
+		return caller{identity: callers.FromContext(ctx)}, nil // probes do not wait for anything
+	}
 	if from := callers.PeerFromContext(ctx); from != nil && from.BearerAllowed {
 		if sent := metadata.ValueFromIncomingContext(ctx, "authorization"); len(sent) > 0 {
 			return d.identifyToken(ctx, from, sent)

@@ -13,6 +13,8 @@ import (
 type liveStreams struct {
 	mu   sync.Mutex
 	open map[*liveStream]struct{}
+	// rounds is how often all of them were judged again.
+	rounds uint64
 }
 
 // liveStream is a stream that is open.
@@ -28,19 +30,38 @@ type liveStream struct {
 	end context.CancelCauseFunc
 }
 
-// begin notes a stream until the function that it returns is called.
-func (l *liveStreams) begin(stream *liveStream) (ended func()) {
+// judged returns how often all streams were judged again.
+func (l *liveStreams) judged() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rounds
+}
+
+// begin notes a stream whose caller was judged after a call of judged. It reports whether all
+// streams were judged again since then.
+func (l *liveStreams) begin(stream *liveStream, judged uint64) (again bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open == nil {
 		l.open = make(map[*liveStream]struct{})
 	}
 	l.open[stream] = struct{}{}
-	return func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		delete(l.open, stream)
-	}
+	return l.rounds != judged
+}
+
+// end forgets a stream.
+func (l *liveStreams) end(stream *liveStream) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.open, stream)
+}
+
+// round begins another round: it returns all streams that are open, to be judged again.
+func (l *liveStreams) round() []*liveStream {
+	l.mu.Lock()
+	l.rounds++
+	l.mu.Unlock()
+	return l.all()
 }
 
 // all returns the streams that are open.
@@ -54,10 +75,19 @@ func (l *liveStreams) all() []*liveStream {
 	return all
 }
 
+// beginLive notes a stream, whose caller was judged after a call of judged, until the function that
+// it returns is called.
+func (d *door) beginLive(ctx context.Context, stream *liveStream, judged uint64) (ended func()) {
+	if d.live.begin(stream, judged) {
+		d.rejudgeStream(ctx, stream) // the round that was going on may have missed it
+	}
+	return func() { d.live.end(stream) }
+}
+
 // rejudge judges the callers of all streams again, after what the judge decides by has changed. A
 // stream whose caller is not known any more, or lacks the right now, ends.
 func (d *door) rejudge(ctx context.Context) {
-	for _, each := range d.live.all() {
+	for _, each := range d.live.round() {
 		d.rejudgeStream(ctx, each)
 	}
 }
