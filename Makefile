@@ -11,12 +11,14 @@ FUZZTIME  ?= 30s
 SOAKTIME  ?= 1h
 CRASHIMAGES ?= 100000
 CRASHFLAGS  ?=
+HOSTILETIME  ?= 60s
+HOSTILEFLAGS ?=
 TESTFLAGS ?=
 
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants crash bench-quick lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants crash hostile bench-quick lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -95,6 +97,11 @@ bench-quick:
 crash:
 	go -C test run ./crash -images $(CRASHIMAGES) $(CRASHFLAGS)
 	go -C test run ./crash -mutants all -time 2m
+
+# Attacks a built keysvc (test/hostile/README.md), HOSTILETIME for each attack, while a good caller
+# must be served. HOSTILEFLAGS="-attacks pings -seed 7" repeats one.
+hostile:
+	go -C test run ./hostile -time $(HOSTILETIME) $(HOSTILEFLAGS)
 
 lint:
 	$(TOOL) buf lint

@@ -1,0 +1,165 @@
+package attack
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/net/http2"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+// crowdOfConnections is how many connections an attack keeps open, if the server lets it.
+const crowdOfConnections = 4000
+
+// hold opens connections, does something with each of them, and keeps them until the server ends
+// them.
+func (r *Run) hold(ctx context.Context, begin func(ctx context.Context, random *rand.Rand) (*conn, error)) {
+	r.crowd(ctx, crowdOfConnections, func(ctx context.Context, random *rand.Rand) error {
+		c, err := begin(ctx, random)
+		if err == nil {
+			defer c.Close()
+			c.wait(ctx)
+			err = errEnded
+		}
+		rest(ctx, time.Second) // there are very many of them
+		return err
+	})
+}
+
+// silent opens connections and sends nothing.
+func silent(ctx context.Context, r *Run) {
+	r.mute(ctx, "")
+}
+
+// silentAfterPreface sends the preface and no settings.
+func silentAfterPreface(ctx context.Context, r *Run) {
+	r.mute(ctx, http2.ClientPreface)
+}
+
+// mute opens connections, sends a text, and reads until the server ends the connection.
+func (r *Run) mute(ctx context.Context, text string) {
+	r.crowd(ctx, crowdOfConnections, func(ctx context.Context, random *rand.Rand) error {
+		raw, err := r.dial(ctx, random)
+		if err == nil {
+			stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+			defer stop()
+			defer raw.Close()
+			_, _ = raw.Write([]byte(text))
+			var buffer [64]byte
+			for err == nil {
+				_, err = raw.Read(buffer[:])
+			}
+			r.Counted.Ended.Add(1)
+		}
+		rest(ctx, time.Second)
+		return err
+	})
+}
+
+// idle opens connections and says nothing after the settings.
+func idle(ctx context.Context, r *Run) {
+	r.hold(ctx, func(ctx context.Context, random *rand.Rand) (*conn, error) {
+		return r.connect(ctx, random, manner{window: maxWindow})
+	})
+}
+
+// idleAfterCall makes one call on each connection.
+func idleAfterCall(ctx context.Context, r *Run) {
+	headers := r.headers(keysvcv1.ValidationService_ValidateKey_FullMethodName)
+	question := message(&keysvcv1.ValidateKeyRequest{Token: "none", IdentityOnly: true})
+	r.hold(ctx, func(ctx context.Context, random *rand.Rand) (*conn, error) {
+		c, err := r.connect(ctx, random, manner{window: maxWindow})
+		if err != nil {
+			return nil, err
+		}
+		if _, err := c.call(headers, question, true); err != nil {
+			_ = c.Close()
+			return nil, err
+		}
+		return c, nil
+	})
+}
+
+// slowPrefaces sends the preface one byte at a time.
+func slowPrefaces(ctx context.Context, r *Run) {
+	r.crowd(ctx, crowdOfConnections, func(ctx context.Context, random *rand.Rand) error {
+		raw, err := r.dial(ctx, random)
+		if err != nil {
+			rest(ctx, time.Second)
+			return err
+		}
+		stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+		defer stop()
+		defer raw.Close()
+		for i := range len(http2.ClientPreface) {
+			if _, err := raw.Write([]byte(http2.ClientPreface[i : i+1])); err != nil {
+				r.Counted.Ended.Add(1)
+				rest(ctx, time.Second)
+				return err
+			}
+			rest(ctx, 2*time.Second)
+		}
+		return nil
+	})
+}
+
+// churn opens connections, makes a call on each, and closes them at once.
+func churn(ctx context.Context, r *Run) {
+	headers := r.headers(keysvcv1.ValidationService_ValidateKey_FullMethodName)
+	question := message(&keysvcv1.ValidateKeyRequest{Token: "none", IdentityOnly: true})
+	r.crowd(ctx, 64, func(ctx context.Context, random *rand.Rand) error {
+		answered := make(chan struct{}, 1)
+		c, err := r.connect(ctx, random, manner{window: maxWindow, ended: func(uint32) { answered <- struct{}{} }})
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.call(headers, question, true); err != nil {
+			return err
+		}
+		if random.IntN(2) == 0 {
+			return nil // does not wait for the answer
+		}
+		select {
+		case <-answered:
+		case <-c.gone:
+		case <-ctx.Done():
+		}
+		return nil
+	})
+}
+
+// knocks opens connections and closes them at once, without a word.
+func knocks(ctx context.Context, r *Run) {
+	r.crowd(ctx, 64, func(ctx context.Context, random *rand.Rand) error {
+		raw, err := r.dial(ctx, random)
+		if err != nil {
+			return err
+		}
+		return raw.Close()
+	})
+}
+
+// garbage sends what is not HTTP/2.
+func garbage(ctx context.Context, r *Run) {
+	r.crowd(ctx, 16, func(ctx context.Context, random *rand.Rand) error {
+		raw, err := r.dial(ctx, random)
+		if err != nil {
+			return err
+		}
+		defer raw.Close()
+		_ = raw.SetDeadline(time.Now().Add(2 * time.Second))
+		if random.IntN(2) == 0 {
+			_, _ = raw.Write([]byte(http2.ClientPreface))
+		}
+		text := make([]byte, 1+random.IntN(4096))
+		for i := range text {
+			text[i] = byte(random.Uint32())
+		}
+		_, _ = raw.Write(text)
+		_, err = raw.Read(text)
+		return err
+	})
+}

@@ -1,0 +1,81 @@
+package attack
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+)
+
+// All returns all attacks.
+func All() []Attack {
+	attacks := []Attack{
+		// What is held: answers, messages, calls, sessions.
+		{Name: "closed-windows", What: "lists of 1,000 keys with a closed window, 50 streams and more", Slice: true, run: closedWindows},
+		{Name: "trickled-windows", What: "the same, and each window grows by a byte a second", run: trickledWindows},
+		{Name: "unread-answers", What: "the same, with open windows, and nothing is read", Slice: true, run: unreadAnswers},
+		{Name: "lists", What: "lists of 1,000 keys as fast as possible", run: lists},
+		{Name: "empty-batches", What: "1 MiB of empty batch items, 32 at a time", Slice: true, run: emptyBatches},
+		{Name: "large-batches", What: "256 long tokens at a time", run: largeBatches},
+		{Name: "silent-sessions", What: "17 connections and more full of Sync streams without hello", Slice: true, run: silentSessions},
+		{Name: "hello-sessions", What: "17 connections and more full of Sync streams with hello", Slice: true, run: helloSessions},
+		{Name: "deaf-sessions", What: "Sync streams that ask and do not read", run: deafSessions},
+		{Name: "health-watches", What: "17 connections full of Health.Watch", Slice: true, run: healthWatches},
+		{Name: "reflections", What: "reflection streams that ask and do not read", run: reflections},
+		{Name: "awaits", What: "8,000 calls that wait for a revision", run: awaits},
+		{Name: "waiting-validations", What: "8,000 validations that wait for a revision", run: waitingValidations},
+		{Name: "changes", What: "changes of a workspace as fast as possible", run: changes},
+		{Name: "half-open", What: "50,000 calls without a message", Slice: true, run: halfOpen},
+		{Name: "half-messages", What: "messages of 1 MiB that lack their end", Slice: true, run: halfMessages},
+		{Name: "trickled-messages", What: "messages that arrive one byte a second", run: trickledMessages},
+		{Name: "invalid-tokens", What: "validations of one invalid token", run: invalidTokens},
+		{Name: "invalid-addresses", What: "validations of invalid tokens, each from another address", run: invalidAddresses},
+		{Name: "unknown-methods", What: "calls of a method that does not exist", run: unknownMethods},
+		// Frames.
+		{Name: "rapid-resets", What: "calls that are reset at once, on 4 connections", Slice: true, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, nil)},
+		{Name: "reset-requests", What: "the same, with a whole request", run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, message(&keysvcv1.ValidateKeyRequest{Token: "none", IdentityOnly: true}))},
+		{Name: "made-resets", What: "calls that the server is made to reset", Slice: true, run: madeResets},
+		{Name: "pings", What: "PING", Slice: true, run: pings},
+		{Name: "settings", What: "SETTINGS", Slice: true, run: settings},
+		{Name: "settings-acks", What: "acknowledgements of SETTINGS", run: settingsAcks},
+		{Name: "window-settings", What: "SETTINGS that change the windows of 900 streams", run: windowSettings},
+		{Name: "window-updates", What: "WINDOW_UPDATE", run: windowUpdates},
+		{Name: "priorities", What: "PRIORITY", run: priorities},
+		{Name: "empty-data", What: "DATA without data", Slice: true, run: emptyData},
+		{Name: "padded-data", What: "DATA with nothing but padding", run: paddedData},
+		{Name: "stray-resets", What: "RST_STREAM of a stream that never was", run: strayResets},
+		{Name: "go-aways", What: "GOAWAY", run: goAways},
+		{Name: "unknown-frames", What: "frames of an unknown type", run: unknownFrames},
+		{Name: "large-unknown-frames", What: "large frames of an unknown type", run: largeUnknown},
+		{Name: "continuations", What: "header blocks that never end", Slice: true, run: continuations},
+		{Name: "many-fields", What: "calls with 400 header fields", run: manyFields},
+		{Name: "large-fields", What: "calls with 200 KiB of headers", run: largeFields},
+		{Name: "largest-fields", What: "calls with as large headers as are allowed", run: largestFields},
+		{Name: "references", What: "small header blocks that stand for 36 MB", Slice: true, run: references},
+		// Connections.
+		{Name: "silent-connections", What: "4,000 connections without a byte", Slice: true, run: silent},
+		{Name: "silent-after-preface", What: "4,000 connections without settings", run: silentAfterPreface},
+		{Name: "slow-prefaces", What: "4,000 connections whose preface trickles", run: slowPrefaces},
+		{Name: "idle-connections", What: "4,000 connections without a call", Slice: true, run: idle},
+		{Name: "idle-after-call", What: "4,000 connections with one call each", run: idleAfterCall},
+		{Name: "churn", What: "connections that make one call", Slice: true, run: churn},
+		{Name: "knocks", What: "connections that are closed at once", run: knocks},
+		{Name: "garbage", What: "bytes that are not HTTP/2", run: garbage},
+	}
+	single := attacks[:len(attacks):len(attacks)]
+	return append(attacks, Attack{Name: "mixed", What: "three of the others at a time, each for up to 5 s", Slice: true, run: mixed(single)})
+}
+
+// mixed runs three random attacks at a time.
+func mixed(attacks []Attack) func(context.Context, *Run) {
+	return func(ctx context.Context, r *Run) {
+		r.crowd(ctx, 3, func(ctx context.Context, random *rand.Rand) error {
+			attack := attacks[random.IntN(len(attacks))]
+			turn, cancel := context.WithTimeout(ctx, time.Duration(500+random.IntN(4500))*time.Millisecond)
+			defer cancel()
+			attack.run(turn, r)
+			return nil
+		})
+	}
+}
