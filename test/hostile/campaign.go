@@ -5,14 +5,17 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,19 +33,79 @@ const (
 	recovery = 10 * time.Second
 	// late is the longest time in which 99 of 100 validations must be answered.
 	late = 50 * time.Millisecond
+	// othersShare is the part of the machine that others may use while it is decided what is late.
+	othersShare = 0.2
 )
 
-// round is one attack on one server.
-type round struct {
-	attack attack.Attack
-	seed   uint64
-	// lasts is how long the attack lasts, and quiet how long the good caller is alone before it.
+// plan is what all rounds of a campaign have in common.
+type plan struct {
+	seed uint64
+	// lasts is how long each attack lasts, and quiet how long the good caller is alone at the
+	// start of a server.
 	lasts, quiet time.Duration
-	program      string
-	control      *good
-	template     string
-	tokens       []string
-	flags        []string
+	// shared reports whether a server that has withstood an attack is attacked again.
+	shared   bool
+	program  string
+	template string
+	tokens   []string
+	// spared is a server that nobody attacks, and control its caller.
+	spared  *server
+	control *good
+}
+
+// stage is a server with its good caller.
+type stage struct {
+	*server
+	folder string
+	caller *good
+	watch  *observer
+	// quiet is what the caller saw before any attack; memory, counts and kernel are the server's
+	// memory then, what the probe counted, and the memory of the system's sockets.
+	quiet          *experience
+	memory, kernel int64
+	counts         counts
+}
+
+// raise starts a server over a copy of the store, and a good caller, and looks at both in peace.
+func (p plan) raise(ctx context.Context) (*stage, error) {
+	folder, err := os.MkdirTemp("", "keysvc-hostile-round-")
+	if err != nil {
+		return nil, err
+	}
+	st := &stage{folder: folder}
+	if st.server, err = startCopy(ctx, p.program, p.template, filepath.Join(folder, "data")); err != nil {
+		return nil, errors.Join(err, st.close())
+	}
+	if st.caller, err = startGood(ctx, st.server, p.tokens); err != nil {
+		return nil, errors.Join(err, st.close())
+	}
+	// The first calls, which make connections, do not count.
+	pause(ctx, time.Second)
+	st.caller.since()
+	st.watch = observe(ctx, st.server)
+	pause(ctx, p.quiet)
+	st.quiet = st.caller.since()
+	if st.counts, err = st.count(true); err != nil {
+		return nil, errors.Join(fmt.Errorf("the probe: %w", err), st.close())
+	}
+	pause(ctx, 300*time.Millisecond)
+	st.memory, st.kernel = st.watch.peak()
+	return st, nil
+}
+
+// close stops the server and its good caller.
+func (st *stage) close() error {
+	if st.watch != nil {
+		st.watch.stop()
+	}
+	if st.caller != nil {
+		st.caller.stop()
+	}
+	var err error
+	if st.server != nil {
+		err = st.stop()
+	}
+	return errors.Join(err, os.RemoveAll(st.folder))
 }
 
 // outcome is what came of a round.
@@ -56,105 +119,82 @@ type outcome struct {
 	// quiet and during are what the good caller saw before the attack and during it, and control
 	// what another caller of another server saw during it.
 	quiet, during, control *experience
-	// processor is what the server used of a processor during the attack, attacker what the
-	// attacker used.
-	processor, attacker float64
-	did                 string
-	load                string
+	// processor is how many processors the server used during the attack, attacker how many the
+	// attacker used, and others how many were used by what does not belong to the campaign.
+	processor, attacker, others float64
+	did                         string
 	// problems are breaches of promise 16. doubts would be, if the machine had not been so busy
 	// that a server without an attack was late as well.
 	problems, doubts []string
 }
 
-// play attacks one server, and returns what came of it.
-func (r round) play(ctx context.Context) (outcome, error) {
-	result := outcome{name: r.attack.Name}
-	folder, err := os.MkdirTemp("", "keysvc-hostile-round-")
-	if err != nil {
-		return result, err
-	}
-	defer os.RemoveAll(folder)
-	data := filepath.Join(folder, "data")
-	if err := os.CopyFS(data, os.DirFS(r.template)); err != nil {
-		return result, err
-	}
-	_ = os.Chmod(data, 0o700)
-	s, err := startServer(ctx, r.program, data, r.flags...)
-	if err != nil {
-		return result, err
-	}
-	defer func() { _ = s.stop() }()
-	caller, err := startGood(ctx, s, r.tokens)
-	if err != nil {
-		return result, err
-	}
-	defer caller.stop()
-
-	// 1. The good caller is alone. Its first calls, which make connections, do not count.
-	pause(ctx, time.Second)
-	caller.since()
-	pause(ctx, r.quiet)
-	result.quiet = caller.since()
-	if result.counts, err = s.count(true); err != nil {
-		return result, fmt.Errorf("the probe: %w", err)
-	}
-	watch := observe(ctx, s)
-	pause(ctx, time.Second)
-	result.before = watch.peak()
-	kernel := socketMemory()
-
-	// 2. The attack.
-	used := busy(s.Process.Pid)
-	caller.since()
-	r.control.since()
+// play attacks a server, and returns what came of it.
+func (p plan) play(ctx context.Context, st *stage, one attack.Attack) (outcome, error) {
+	result := outcome{name: one.Name, before: st.memory, counts: st.counts, quiet: st.quiet}
+	// 1. The attack.
+	used, mine, all := busy(st.Process.Pid), busy(os.Getpid())+busy(p.spared.Process.Pid), processors()
+	st.watch.peak()
+	st.caller.since()
+	p.control.since()
 	began := time.Now()
-	report, share, err := r.attackServer(ctx, s.address)
+	report, share, err := p.attack(ctx, one, st.address)
 	if err != nil {
 		return result, err
 	}
 	took := time.Since(began)
-	result.during, result.control = caller.since(), r.control.since()
-	result.processor = float64(busy(s.Process.Pid)-used) / float64(took)
-	result.attacker, result.did, result.load = share, report, load()
-	result.peak = watch.peak()
-	result.kernel = watch.peakKernel() - kernel
+	during, control := st.caller.since(), p.control.since()
+	result.processor = float64(busy(st.Process.Pid)-used) / float64(took)
+	mine = busy(os.Getpid()) + busy(p.spared.Process.Pid) - mine
+	result.others = float64(processors()-all-mine)/float64(took) - result.processor - share
+	result.attacker, result.did = share, report.String()
+	result.peak, result.kernel = st.watch.peak()
+	result.kernel -= st.kernel
 
-	// 3. The server becomes what it was.
+	// 2. The server becomes what it was, and the calls that began during the attack end.
 	over := time.Now()
 	for ctx.Err() == nil {
-		result.after, result.settled = resident(s.Process.Pid), time.Since(over)
-		if result.ended, err = s.count(false); err != nil {
+		result.after, result.settled = resident(st.Process.Pid), time.Since(over)
+		if result.ended, err = st.count(false); err != nil || result.settled > recovery {
 			break
 		}
-		if result.after <= result.before+maxLeft && result.ended.Goroutines <= result.counts.Goroutines+maxGoroutines || result.settled > recovery {
+		if result.after <= result.before+maxLeft && result.ended.Goroutines <= result.counts.Goroutines+maxGoroutines && st.caller.settled(during) {
 			break
 		}
-		pause(ctx, 200*time.Millisecond)
+		pause(ctx, 100*time.Millisecond)
 	}
-	watch.stop()
-	pause(ctx, patience-time.Since(over)) // for the calls that began during the attack
-	result.during, result.control = caller.settle(result.during), r.control.settle(result.control)
-	if final, probeErr := s.count(true); probeErr == nil {
+	if final, err := st.count(true); err == nil {
 		result.ended.Heap = final.Heap
 	}
-	result.judge(s.alive())
+	result.during, result.control = st.caller.copied(during), p.control.copied(control)
+	result.judge(st.alive(), report)
 	return result, ctx.Err()
 }
 
-// attackServer runs the attacker in a process of its own, with its share of a processor. It
-// returns what the attacker reports, and how much of a processor it used.
-func (r round) attackServer(ctx context.Context, address string) (string, float64, error) {
+// report is what an attacker says about its attack.
+type report struct {
+	Connections, Refused, Ended, GoneAway, Streams, Answered, Reset, Written int64
+}
+
+func (r report) String() string {
+	return fmt.Sprintf("connections %d (refused %d, ended %d, GOAWAY %d) streams %d (answered %d, reset %d) sent %d KiB",
+		r.Connections, r.Refused, r.Ended, r.GoneAway, r.Streams, r.Answered, r.Reset, r.Written>>10)
+}
+
+// attack runs the attacker in a process of its own, with its share of a processor. It returns
+// what the attacker reports, and how much of a processor it used.
+func (p plan) attack(ctx context.Context, one attack.Attack, address string) (report, float64, error) {
+	var said report
 	self, err := os.Executable()
 	if err != nil {
-		return "", 0, err
+		return said, 0, err
 	}
 	var output, complaints bytes.Buffer
-	attacker := exec.Command(self, "-attacker", r.attack.Name, "-seed", strconv.FormatUint(r.seed, 10), "-time", r.lasts.String(), "-address", address)
+	attacker := exec.Command(self, "-attacker", one.Name, "-seed", strconv.FormatUint(p.seed, 10), "-time", p.lasts.String(), "-address", address)
 	attacker.Env = append(os.Environ(), "GOMAXPROCS=1")
 	attacker.Stdout, attacker.Stderr = &output, &complaints
 	attacker.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := attacker.Start(); err != nil {
-		return "", 0, err
+		return said, 0, err
 	}
 	done, used := make(chan struct{}), make(chan time.Duration)
 	began := time.Now()
@@ -163,22 +203,31 @@ func (r round) attackServer(ctx context.Context, address string) (string, float6
 	go func() { ended <- attacker.Wait() }()
 	select {
 	case err = <-ended:
-	case <-time.After(r.lasts + 20*time.Second):
+	case <-ctx.Done():
 		_ = attacker.Process.Kill()
-		<-ended
+		err = errors.Join(ctx.Err(), <-ended)
+	case <-time.After(p.lasts + 30*time.Second):
+		_ = attacker.Process.Kill()
+		err = errors.Join(errors.New("it did not end"), <-ended)
 	}
 	close(done)
 	share := float64(<-used) / float64(time.Since(began))
-	if err != nil {
-		return "", share, fmt.Errorf("the attacker: %w\n%s", err, complaints.String())
+	if err == nil {
+		err = json.Unmarshal(output.Bytes(), &said)
 	}
-	return strings.TrimSpace(output.String()), share, nil
+	if err != nil {
+		return said, share, fmt.Errorf("the attacker: %w\n%s", err, complaints.String())
+	}
+	return said, share, nil
 }
 
 // judge compares with promise 16.
-func (o *outcome) judge(alive bool) {
+func (o *outcome) judge(alive bool, said report) {
 	complain := func(format string, arguments ...any) {
 		o.problems = append(o.problems, fmt.Sprintf(format, arguments...))
+	}
+	if said.Connections == 0 {
+		complain("the attacker never had a connection: nothing was tested")
 	}
 	if !alive {
 		complain("the server is gone")
@@ -202,7 +251,7 @@ func (o *outcome) judge(alive bool) {
 		complain("no validation was answered")
 	}
 	// What is late may be late because the machine is busy with something else.
-	if percentile(o.control.validations, 0.99) > late/2 || o.control.failed > 0 {
+	if o.others > othersShare*float64(runtime.NumCPU()) || percentile(o.control.validations, 0.99) > late/2 || o.control.failed > 0 {
 		complain = func(format string, arguments ...any) {
 			o.doubts = append(o.doubts, fmt.Sprintf(format, arguments...))
 		}
@@ -218,43 +267,52 @@ func (o *outcome) judge(alive bool) {
 	}
 }
 
+// enough is how much memory a server may have before it is killed, for the machine's sake.
+const enough = 3 << 30
+
 // observer looks at the memory of a server.
 type observer struct {
+	mu           sync.Mutex
+	most, kernel int64
 	end          chan struct{}
-	most, kernel chan int64
 }
 
 // observe begins to look at the memory of a server.
 func observe(ctx context.Context, s *server) *observer {
-	w := &observer{end: make(chan struct{}), most: make(chan int64), kernel: make(chan int64)}
+	w := &observer{end: make(chan struct{})}
 	go func() {
-		var peak, kernel int64
 		ticker := time.NewTicker(50 * time.Millisecond)
 		defer ticker.Stop()
 		for {
 			select {
 			case <-ticker.C:
-				peak, kernel = max(peak, resident(s.Process.Pid)), max(kernel, socketMemory())
-			case w.most <- peak:
-				peak = 0
-			case w.kernel <- kernel:
-				kernel = 0
 			case <-w.end:
 				return
 			case <-ctx.Done():
-				close(w.most)
-				close(w.kernel)
 				return
 			}
+			memory, kernel := resident(s.Process.Pid), socketMemory()
+			if memory > enough {
+				_ = s.Process.Kill()
+			}
+			w.mu.Lock()
+			w.most, w.kernel = max(w.most, memory), max(w.kernel, kernel)
+			w.mu.Unlock()
 		}
 	}()
 	return w
 }
 
-// peak returns the most memory since the last time.
-func (w *observer) peak() int64       { return <-w.most }
-func (w *observer) peakKernel() int64 { return <-w.kernel }
-func (w *observer) stop()             { close(w.end) }
+// peak returns the most memory of the server, and of the system's sockets, since the last time.
+func (w *observer) peak() (memory, kernel int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	memory, kernel = w.most, w.kernel
+	w.most, w.kernel = 0, 0
+	return memory, kernel
+}
+
+func (w *observer) stop() { close(w.end) }
 
 func pause(ctx context.Context, long time.Duration) {
 	select {
@@ -266,7 +324,7 @@ func pause(ctx context.Context, long time.Duration) {
 // table writes what came of the rounds.
 func table(out io.Writer, results []outcome) {
 	fmt.Fprintf(out, "\n%-22s %6s %6s %6s %5s %6s | %6s | %5s %5s %5s %5s %5s %6s %5s %5s %5s | %4s %4s %5s | %s\n",
-		"attack", "before", "peak", "after", "in s", "kernel", "gorout", "quiet", "contr", "p50", "p99", "max", "new", "manag", "refus", "fail", "cpu", "att", "load", "verdict")
+		"attack", "before", "peak", "after", "in s", "kernel", "gorout", "quiet", "contr", "p50", "p99", "max", "new", "manag", "refus", "fail", "cpu", "att", "other", "verdict")
 	for _, o := range results {
 		verdict := "ok"
 		switch {
@@ -276,11 +334,9 @@ func table(out io.Writer, results []outcome) {
 			verdict = "undecided, the machine is busy: " + strings.Join(o.doubts, "; ")
 		}
 		milli := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
-		fmt.Fprintf(out, "%-22s %6d %6d %6d %5.1f %6d | %6d | %5s %5s %5s %5s %5s %6s %5s %5d %5d | %4.2f %4.2f %5s | %s\n",
+		fmt.Fprintf(out, "%-22s %6d %6d %6d %5.1f %6d | %6d | %5s %5s %5s %5s %5s %6s %5s %5d %5d | %4.2f %4.2f %5.2f | %s\n",
 			o.name, o.before>>20, o.peak>>20, o.after>>20, o.settled.Seconds(), o.kernel>>20, o.ended.Goroutines-o.counts.Goroutines,
 			milli(percentile(o.quiet.validations, 0.99)), milli(percentile(o.control.validations, 0.99)), milli(percentile(o.during.validations, 0.5)), milli(percentile(o.during.validations, 0.99)), milli(percentile(o.during.validations, 1)),
-			milli(percentile(o.during.newcomers, 1)), milli(percentile(o.during.management, 0.99)), o.during.refused, o.during.failed, o.processor, o.attacker, o.load, verdict)
+			milli(percentile(o.during.newcomers, 1)), milli(percentile(o.during.management, 0.99)), o.during.refused, o.during.failed, o.processor, o.attacker, o.others, verdict)
 	}
 }
-
-var errBroken = errors.New("promise 16 is broken")

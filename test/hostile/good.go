@@ -46,6 +46,8 @@ type good struct {
 type experience struct {
 	validations, newcomers, management []time.Duration
 	refused, failed                    int
+	// pending is how many calls have not ended.
+	pending int
 	// first is the first failure.
 	first error
 	// sessions is how many sessions of the near-cache ended.
@@ -63,8 +65,8 @@ func startControl(ctx context.Context, s *server, tokens []string) (*good, error
 		return nil, err
 	}
 	g.closed = append(g.closed, func() { _ = connection.Close() })
-	g.every(ctx, 10*time.Millisecond, func(i int) {
-		g.validate(ctx, connection, tokens[i%len(tokens)], func(e *experience, took time.Duration) { e.validations = append(e.validations, took) })
+	g.every(ctx, 10*time.Millisecond, func(e *experience, i int) {
+		g.validate(ctx, e, connection, tokens[i%len(tokens)], func(took time.Duration) { e.validations = append(e.validations, took) })
 	})
 	return g, nil
 }
@@ -76,8 +78,7 @@ func startGood(ctx context.Context, s *server, tokens []string) (*good, error) {
 	cache, err := keyclient.New(s.address, keyclient.Config{AllowPlaintext: true, NearCache: true, NearCacheHooks: keyclient.NearCacheHooks{
 		SessionEnded: func(reason error) {
 			if reason != nil {
-				e := g.now()
-				g.note(func() { e.sessions++ })
+				g.note(func() { g.current.sessions++ })
 			}
 		},
 	}})
@@ -97,22 +98,20 @@ func startGood(ctx context.Context, s *server, tokens []string) (*good, error) {
 		connections = append(connections, connection)
 		g.closed = append(g.closed, func() { _ = connection.Close() })
 	}
-	g.every(ctx, time.Second/rate, func(i int) {
-		g.validate(ctx, connections[i%len(connections)], tokens[i%len(tokens)], func(e *experience, took time.Duration) { e.validations = append(e.validations, took) })
+	g.every(ctx, time.Second/rate, func(e *experience, i int) {
+		g.validate(ctx, e, connections[i%len(connections)], tokens[i%len(tokens)], func(took time.Duration) { e.validations = append(e.validations, took) })
 	})
-	g.every(ctx, time.Second, func(i int) {
-		e := g.now()
+	g.every(ctx, time.Second, func(e *experience, i int) {
 		connection, err := s.dial()
 		if err != nil {
 			g.fail(ctx, e, "a new connection", err)
 			return
 		}
 		defer connection.Close()
-		g.validate(ctx, connection, tokens[i%len(tokens)], func(e *experience, took time.Duration) { e.newcomers = append(e.newcomers, took) })
+		g.validate(ctx, e, connection, tokens[i%len(tokens)], func(took time.Duration) { e.newcomers = append(e.newcomers, took) })
 	})
-	g.every(ctx, 150*time.Millisecond, func(i int) { g.manage(ctx, connections[0], i) })
-	g.every(ctx, 20*time.Millisecond, func(i int) {
-		e := g.now()
+	g.every(ctx, 150*time.Millisecond, func(e *experience, i int) { g.manage(ctx, e, connections[0], i) })
+	g.every(ctx, 20*time.Millisecond, func(e *experience, i int) {
 		answer, err := cache.Validate(ctx, keyauth.Question{Token: tokens[i%len(tokens)], Requirement: keyauth.Scope("signatures:read")})
 		if err == nil && answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
 			err = errors.New(answer.Decision.String())
@@ -125,7 +124,7 @@ func startGood(ctx context.Context, s *server, tokens []string) (*good, error) {
 }
 
 // every starts a call at each tick, however long the calls before it take.
-func (g *good) every(ctx context.Context, interval time.Duration, call func(i int)) {
+func (g *good) every(ctx context.Context, interval time.Duration, call func(e *experience, i int)) {
 	g.running.Go(func() {
 		ticker := time.NewTicker(interval)
 		defer ticker.Stop()
@@ -134,16 +133,21 @@ func (g *good) every(ctx context.Context, interval time.Duration, call func(i in
 			case <-ctx.Done():
 				return
 			case <-ticker.C:
-				g.running.Go(func() { call(i) })
+				g.running.Go(func() {
+					e := g.begin()
+					defer g.note(func() { e.pending-- })
+					call(e, i)
+				})
 			}
 		}
 	})
 }
 
-// now returns the experience of this time. A call belongs to the time in which it began.
-func (g *good) now() *experience {
+// begin notes that a call begins. A call belongs to the time in which it began.
+func (g *good) begin() *experience {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.current.pending++
 	return g.current
 }
 
@@ -171,8 +175,7 @@ func (g *good) fail(ctx context.Context, e *experience, what string, err error) 
 }
 
 // validate validates a token, which must be ALLOWED.
-func (g *good) validate(ctx context.Context, connection *grpc.ClientConn, token string, took func(*experience, time.Duration)) {
-	e := g.now()
+func (g *good) validate(ctx context.Context, e *experience, connection *grpc.ClientConn, token string, took func(time.Duration)) {
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	began := time.Now()
@@ -184,12 +187,11 @@ func (g *good) validate(ctx context.Context, connection *grpc.ClientConn, token 
 		g.fail(ctx, e, "a validation", err)
 		return
 	}
-	g.note(func() { took(e, time.Since(began)) })
+	g.note(func() { took(time.Since(began)) })
 }
 
 // manage makes one call of those that people make.
-func (g *good) manage(ctx context.Context, connection *grpc.ClientConn, i int) {
-	e := g.now()
+func (g *good) manage(ctx context.Context, e *experience, connection *grpc.ClientConn, i int) {
 	limited, cancel := context.WithTimeout(ctx, managing)
 	defer cancel()
 	keys, members := keysvcv1.NewKeyServiceClient(connection), keysvcv1.NewMemberServiceClient(connection)
@@ -219,11 +221,19 @@ func (g *good) since() *experience {
 	return seen
 }
 
-// settle returns a copy of an experience that grows no more.
-func (g *good) settle(e *experience) *experience {
+// settled reports whether all calls that began in some time have ended.
+func (g *good) settled(e *experience) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return e.pending == 0
+}
+
+// copied returns a copy of an experience that grows no more.
+func (g *good) copied(e *experience) *experience {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	settled := *e
+	settled.validations, settled.newcomers, settled.management = slices.Clone(e.validations), slices.Clone(e.newcomers), slices.Clone(e.management)
 	return &settled
 }
 

@@ -62,6 +62,24 @@ func socketMemory() int64 {
 	return 0
 }
 
+// processors returns how much processor time everything on this machine has had since its start.
+func processors() time.Duration {
+	text, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	var ticks int64
+	for i, field := range strings.Fields(first)[1:] {
+		if i == 3 || i == 4 || i > 7 {
+			continue // idle, waiting for a disk, and guests, which count as users
+		}
+		spent, _ := strconv.ParseInt(field, 10, 64)
+		ticks += spent
+	}
+	return time.Duration(ticks) * (time.Second / 100) // USER_HZ
+}
+
 // load returns the system's load average over a minute.
 func load() string {
 	text, err := os.ReadFile("/proc/loadavg")

@@ -76,6 +76,17 @@ func startServer(ctx context.Context, program, folder string, flags ...string) (
 	return s, nil
 }
 
+// startCopy starts keysvc over a copy of a store.
+func startCopy(ctx context.Context, program, template, folder string) (*server, error) {
+	if err := os.CopyFS(folder, os.DirFS(template)); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(folder, 0o700); err != nil {
+		return nil, err
+	}
+	return startServer(ctx, program, folder)
+}
+
 // dial returns a connection of the good caller. Nothing is tried again by itself.
 func (s *server) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+s.address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())

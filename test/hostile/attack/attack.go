@@ -28,6 +28,8 @@ type Attack struct {
 	Name string
 	// What says in a few words what the attack does.
 	What string
+	// Frames reports whether the attack speaks HTTP/2, at least for a while.
+	Frames bool
 	// Slice reports whether the attack is one of the slice that `make test` runs.
 	Slice bool
 	// run attacks until the context ends.

@@ -164,7 +164,7 @@ func deafSessions(ctx context.Context, r *Run) {
 	ping := message(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{Nonce: 1}}})
 	r.keep(ctx, hoard{
 		connections: 4, streams: 500, method: keysvcv1.SyncService_Sync_FullMethodName, message: hello,
-		tend: func(c *conn, stream uint32) error { return c.data(stream, ping, false) },
+		tend: func(c *conn, stream uint32) error { return c.trickle(stream, ping) },
 	})
 }
 
@@ -176,7 +176,7 @@ func reflections(ctx context.Context, r *Run) {
 	ask := message(&grpc_reflection_v1.ServerReflectionRequest{MessageRequest: &grpc_reflection_v1.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: "keysvc.v1.KeyService"}})
 	r.keep(ctx, hoard{
 		connections: 8, streams: 1000, method: grpc_reflection_v1.ServerReflection_ServerReflectionInfo_FullMethodName, message: ask,
-		tend: func(c *conn, stream uint32) error { return c.data(stream, ask, false) },
+		tend: func(c *conn, stream uint32) error { return c.trickle(stream, ask) },
 	})
 }
 
@@ -214,7 +214,7 @@ func invalidAddresses(ctx context.Context, r *Run) {
 			return err
 		}
 		defer c.Close()
-		for ctx.Err() == nil && !c.isGone() {
+		for ctx.Err() == nil && c.await(32*128) {
 			err := c.write(func() error {
 				for range 32 {
 					stream, err := c.open(headers, false)
@@ -244,26 +244,17 @@ func halfOpen(ctx context.Context, r *Run) {
 	r.keep(ctx, hoard{connections: 50, streams: 1000, method: keysvcv1.ValidationService_ValidateKey_FullMethodName, manner: manner{window: maxWindow}})
 }
 
-// halfMessages announce a message as large as it may be, and send all of it but the end.
+// halfMessages announce a message as large as it may be, and send all of it but the last byte.
 func halfMessages(ctx context.Context, r *Run) {
-	most := append(announced(megabyte), make([]byte, 60<<10)...)
-	more := make([]byte, 32<<10)
-	r.keep(ctx, hoard{
-		connections: 8, streams: 500, method: keysvcv1.ValidationService_BatchValidateKeys_FullMethodName, message: most, manner: manner{window: maxWindow},
-		tend: func(c *conn, stream uint32) error {
-			if stream%16 != 1 {
-				return nil
-			}
-			return c.data(stream, more, false)
-		},
-	})
+	most := append(announced(megabyte), make([]byte, megabyte-1)...)
+	r.keep(ctx, hoard{connections: 8, streams: 500, method: keysvcv1.ValidationService_BatchValidateKeys_FullMethodName, message: most, manner: manner{window: maxWindow}})
 }
 
 // trickledMessages send one byte of a message each second.
 func trickledMessages(ctx context.Context, r *Run) {
 	r.keep(ctx, hoard{
 		connections: 10, streams: 500, method: keysvcv1.ValidationService_ValidateKey_FullMethodName, message: announced(megabyte)[:2], manner: manner{window: maxWindow},
-		tend: func(c *conn, stream uint32) error { return c.data(stream, []byte{0}, false) },
+		tend: func(c *conn, stream uint32) error { return c.trickle(stream, []byte{0}) },
 	})
 }
 

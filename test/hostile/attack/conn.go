@@ -47,15 +47,31 @@ type conn struct {
 	// gone is closed when the server ended the connection, or the context ended.
 	gone  chan struct{}
 	ready atomic.Bool
+	// room guards the windows that the server gives: that of the connection, the first one of each
+	// stream, and what differs from it. It is signalled when one grows, and when the connection ends.
+	room       sync.Cond
+	connection int64
+	initial    int64
+	differs    map[uint32]int64
 	// over reports whether it was this side that ended the connection, or the attack is over.
 	over func() bool
 	shut atomic.Bool
+	// forget makes the context forget the connection.
+	forget func() bool
 }
 
 // Close ends the connection.
 func (c *conn) Close() error {
+	c.forget()
+	c.cut()
+	return nil
+}
+
+// cut ends the connection when the context ends.
+func (c *conn) cut() {
 	c.shut.Store(true)
-	return c.Conn.Close()
+	_ = c.Conn.Close()
+	c.wake()
 }
 
 // counted counts what is written.
@@ -77,18 +93,22 @@ func (r *Run) connect(ctx context.Context, random *rand.Rand, manner manner) (*c
 	if err != nil {
 		return nil, err
 	}
-	c := &conn{Conn: raw, run: r, manner: manner, out: bufio.NewWriterSize(counted{raw, r}, 64<<10), next: 1, gone: make(chan struct{})}
+	c := &conn{Conn: raw, run: r, manner: manner, out: bufio.NewWriterSize(counted{raw, r}, 8<<10), next: 1, gone: make(chan struct{})}
+	c.room.L, c.connection, c.initial, c.differs = new(sync.Mutex), 65535, 65535, make(map[uint32]int64)
 	c.over = func() bool { return c.shut.Load() || ctx.Err() != nil }
-	c.framer = http2.NewFramer(c.out, bufio.NewReaderSize(raw, 16<<10))
+	c.framer = http2.NewFramer(c.out, bufio.NewReaderSize(raw, 4<<10))
 	c.framer.AllowIllegalWrites = true
 	c.framer.AllowIllegalReads = true
 	c.framer.SetMaxReadFrameSize(1 << 20)
-	context.AfterFunc(ctx, func() { _ = raw.Close() })
+	c.forget = context.AfterFunc(ctx, c.cut)
 	if manner.deaf {
 		if tcp, ok := raw.(*net.TCPConn); ok {
 			_ = tcp.SetReadBuffer(4 << 10)
 		}
-		go func() { <-ctx.Done(); close(c.gone) }()
+		go func() {
+			<-ctx.Done()
+			close(c.gone)
+		}()
 	} else {
 		go c.read()
 	}
@@ -118,6 +138,7 @@ func (c *conn) write(frames func() error) error {
 
 // read reads frames until the connection ends.
 func (c *conn) read() {
+	defer c.wake()
 	defer close(c.gone)
 	away := false
 	for {
@@ -156,7 +177,15 @@ func (c *conn) read() {
 					return c.framer.WriteWindowUpdate(id, n)
 				})
 			}
+		case *http2.WindowUpdateFrame:
+			c.grow(frame.StreamID, int64(frame.Increment))
 		case *http2.SettingsFrame:
+			if size, found := frame.Value(http2.SettingInitialWindowSize); found {
+				c.room.L.Lock()
+				c.initial = int64(size)
+				c.room.L.Unlock()
+				c.wake()
+			}
 			if !frame.IsAck() && !c.manner.rude {
 				_ = c.write(c.framer.WriteSettingsAck)
 			}
@@ -170,6 +199,9 @@ func (c *conn) read() {
 }
 
 func (c *conn) end(stream uint32) {
+	c.room.L.Lock()
+	delete(c.differs, stream)
+	c.room.L.Unlock()
 	if c.manner.ended != nil {
 		c.manner.ended(stream)
 	}
@@ -202,27 +234,106 @@ func (c *conn) open(headers []byte, end bool) (uint32, error) {
 	return id, c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: headers, EndStream: end, EndHeaders: true})
 }
 
-// data writes data in frames of the size that every server takes. The caller holds writing.
-func (c *conn) data(stream uint32, data []byte, end bool) error {
-	const size = 16 << 10
-	for len(data) > size {
-		if err := c.framer.WriteData(stream, false, data[:size]); err != nil {
-			return err
-		}
-		data = data[size:]
+// grow makes the window of a stream larger, or that of the connection if the stream is 0.
+func (c *conn) grow(stream uint32, increment int64) {
+	c.room.L.Lock()
+	if stream == 0 {
+		c.connection += increment
+	} else {
+		c.differs[stream] += increment
 	}
+	c.room.L.Unlock()
+	c.wake()
+}
+
+// wake lets those that wait for room look again.
+func (c *conn) wake() {
+	c.room.L.Lock()
+	defer c.room.L.Unlock()
+	c.room.Broadcast()
+}
+
+// take takes up to so many bytes of the windows of a stream and of the connection. It waits until
+// there is room for one byte at least, if it may wait. It returns 0 if there is none, or if the
+// connection has ended.
+func (c *conn) take(stream uint32, want int, wait bool) int {
+	c.room.L.Lock()
+	defer c.room.L.Unlock()
+	for {
+		n := min(int64(want), c.connection, c.initial+c.differs[stream])
+		if n > 0 {
+			c.connection -= n
+			c.differs[stream] -= n
+			return int(n)
+		}
+		if !wait || c.isGone() || c.over() {
+			return 0
+		}
+		c.room.Wait()
+	}
+}
+
+// await waits until so many bytes of the connection's window can be taken, and takes them, for
+// attacks that send small messages in bursts. It reports whether the connection goes on.
+func (c *conn) await(want int) bool {
+	c.room.L.Lock()
+	defer c.room.L.Unlock()
+	for c.connection < int64(want) && !c.isGone() && !c.over() {
+		c.room.Wait()
+	}
+	c.connection -= int64(want)
+	return !c.isGone()
+}
+
+// data writes data that is known to fit into the windows. The caller holds writing.
+func (c *conn) data(stream uint32, data []byte, end bool) error {
 	return c.framer.WriteData(stream, end, data)
 }
 
-// call opens a stream, and sends a request.
-func (c *conn) call(headers, message []byte, end bool) (stream uint32, err error) {
-	err = c.write(func() error {
-		if stream, err = c.open(headers, false); err != nil {
+// trickle writes data if it fits into the windows. The caller holds writing.
+func (c *conn) trickle(stream uint32, data []byte) error {
+	n := c.take(stream, len(data), false)
+	if n == 0 {
+		return nil
+	}
+	return c.framer.WriteData(stream, false, data[:n])
+}
+
+// send sends data as fast as the windows allow.
+func (c *conn) send(stream uint32, data []byte, end bool) error {
+	const frame = 16 << 10 // the size that every server takes
+	for len(data) > 0 {
+		n := c.take(stream, min(frame, len(data)), true)
+		if n == 0 {
+			return errEnded
+		}
+		part := data[:n]
+		data = data[n:]
+		if err := c.write(func() error { return c.framer.WriteData(stream, end && len(data) == 0, part) }); err != nil {
 			return err
 		}
-		return c.data(stream, message, end)
+	}
+	return nil
+}
+
+// large is the size from which a message has a goroutine of its own that sends it.
+const large = 16 << 10
+
+// call opens a stream, and sends a request. An empty message without an end is not sent.
+func (c *conn) call(headers, message []byte, end bool) (stream uint32, err error) {
+	bare := len(message) == 0
+	err = c.write(func() error {
+		stream, err = c.open(headers, bare && end)
+		return err
 	})
-	return stream, err
+	switch {
+	case err != nil || bare:
+		return stream, err
+	case len(message) >= large:
+		go func() { _ = c.send(stream, message, end) }()
+		return stream, nil
+	}
+	return stream, c.send(stream, message, end)
 }
 
 // headers returns the header block of a call, with further fields: name, value, name, ….

@@ -132,6 +132,9 @@ func rapidResets(method string, message []byte) func(context.Context, *Run) {
 		headers := r.headers(method)
 		r.flood(ctx, 4, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
 			return func() error {
+				if !c.await(64 * len(message)) {
+					return errEnded
+				}
 				for range 64 {
 					stream, err := c.open(headers, false)
 					if err != nil {
@@ -156,6 +159,9 @@ func madeResets(ctx context.Context, r *Run) {
 	list := r.wholeList()
 	r.flood(ctx, 4, manner{window: maxWindow, generous: true}, func(c *conn, _ *rand.Rand) (func() error, error) {
 		return func() error {
+			if !c.await(32 * len(list)) {
+				return errEnded
+			}
 			for range 32 {
 				stream, err := c.open(headers, false)
 				if err != nil {
