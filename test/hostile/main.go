@@ -75,7 +75,7 @@ func choose(expression string, slice bool) ([]attack.Attack, error) {
 		return nil, err
 	}
 	var attacks []attack.Attack
-	for _, one := range attack.All() {
+	for _, one := range attack.All(false) {
 		if wanted.MatchString(one.Name) && (one.Slice || !slice) {
 			attacks = append(attacks, one)
 		}
@@ -191,7 +191,7 @@ var errUndecided = errors.New("undecided, because the machine is busy: a server 
 
 // beAttacker attacks, and reports what came of it.
 func beAttacker(ctx context.Context, name, address string, seed uint64, lasts time.Duration) error {
-	for _, one := range attack.All() {
+	for _, one := range attack.All(false) {
 		if one.Name != name {
 			continue
 		}

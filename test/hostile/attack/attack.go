@@ -5,6 +5,7 @@ package attack
 
 import (
 	"context"
+	"crypto/tls"
 	"math/rand/v2"
 	"net"
 	"sync/atomic"
@@ -15,6 +16,8 @@ import (
 type Target struct {
 	// Network and Address are those of net.Dial: "tcp" or "unix".
 	Network, Address string
+	// TLS is how to reach a server with TLS; nil for a server without it.
+	TLS *tls.Config
 	// Workspace has 1,000 keys with large labels.
 	Workspace string
 	// Authorization is the value of the header of that name, which says who calls. Empty: no
@@ -30,6 +33,8 @@ type Attack struct {
 	What string
 	// Frames reports whether the attack speaks HTTP/2, at least for a while.
 	Frames bool
+	// TLS reports whether the attack is one on TLS.
+	TLS bool
 	// Slice reports whether the attack is one of the slice that `make test` runs.
 	Slice bool
 	// run attacks until the context ends.
@@ -118,4 +123,21 @@ func (r *Run) dial(ctx context.Context, random *rand.Rand) (net.Conn, error) {
 	}
 	r.Counted.Connections.Add(1)
 	return connection, nil
+}
+
+// secure opens a connection from one of the sources, with TLS if the server has it.
+func (r *Run) secure(ctx context.Context, random *rand.Rand) (net.Conn, error) {
+	raw, err := r.dial(ctx, random)
+	if err != nil || r.target.TLS == nil {
+		return raw, err
+	}
+	limited, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	secured := tls.Client(raw, r.target.TLS)
+	if err := secured.HandshakeContext(limited); err != nil {
+		r.Counted.Refused.Add(1)
+		_ = raw.Close()
+		return nil, err
+	}
+	return secured, nil
 }

@@ -89,7 +89,7 @@ func (c counted) Write(text []byte) (int, error) {
 // connect opens a connection, and sends the preface and the settings. The connection ends
 // with the context.
 func (r *Run) connect(ctx context.Context, random *rand.Rand, manner manner) (*conn, error) {
-	raw, err := r.dial(ctx, random)
+	raw, err := r.secure(ctx, random)
 	if err != nil {
 		return nil, err
 	}

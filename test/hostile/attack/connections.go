@@ -2,7 +2,9 @@ package attack
 
 import (
 	"context"
+	"crypto/tls"
 	"math/rand/v2"
+	"net"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -30,31 +32,15 @@ func (r *Run) hold(ctx context.Context, begin func(ctx context.Context, random *
 
 // silent opens connections and sends nothing.
 func silent(ctx context.Context, r *Run) {
-	r.mute(ctx, "")
+	r.crowd(ctx, crowdOfConnections, func(ctx context.Context, random *rand.Rand) error {
+		return r.dribble(ctx, random, nil, 1, 0)
+	})
 }
 
 // silentAfterPreface sends the preface and no settings.
 func silentAfterPreface(ctx context.Context, r *Run) {
-	r.mute(ctx, http2.ClientPreface)
-}
-
-// mute opens connections, sends a text, and reads until the server ends the connection.
-func (r *Run) mute(ctx context.Context, text string) {
 	r.crowd(ctx, crowdOfConnections, func(ctx context.Context, random *rand.Rand) error {
-		raw, err := r.dial(ctx, random)
-		if err == nil {
-			stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-			defer stop()
-			defer raw.Close()
-			_, _ = raw.Write([]byte(text))
-			var buffer [64]byte
-			for err == nil {
-				_, err = raw.Read(buffer[:])
-			}
-			r.Counted.Ended.Add(1)
-		}
-		rest(ctx, time.Second)
-		return err
+		return r.dribble(ctx, random, []byte(http2.ClientPreface), len(http2.ClientPreface), 0)
 	})
 }
 
@@ -85,23 +71,7 @@ func idleAfterCall(ctx context.Context, r *Run) {
 // slowPrefaces sends the preface one byte at a time.
 func slowPrefaces(ctx context.Context, r *Run) {
 	r.crowd(ctx, crowdOfConnections, func(ctx context.Context, random *rand.Rand) error {
-		raw, err := r.dial(ctx, random)
-		if err != nil {
-			rest(ctx, time.Second)
-			return err
-		}
-		stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
-		defer stop()
-		defer raw.Close()
-		for i := range len(http2.ClientPreface) {
-			if _, err := raw.Write([]byte(http2.ClientPreface[i : i+1])); err != nil {
-				r.Counted.Ended.Add(1)
-				rest(ctx, time.Second)
-				return err
-			}
-			rest(ctx, 2*time.Second)
-		}
-		return nil
+		return r.dribble(ctx, random, []byte(http2.ClientPreface), 1, 2*time.Second)
 	})
 }
 
@@ -140,6 +110,75 @@ func knocks(ctx context.Context, r *Run) {
 		}
 		return raw.Close()
 	})
+}
+
+// handshakes does the server's most expensive work, a TLS handshake, again and again.
+func handshakes(ctx context.Context, r *Run) {
+	r.crowd(ctx, 16, func(ctx context.Context, random *rand.Rand) error {
+		c, err := r.secure(ctx, random)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+}
+
+// halfHandshakes sends a ClientHello and does not go on, so that the server has signed for nothing.
+func halfHandshakes(ctx context.Context, r *Run) {
+	hello := clientHello(r.target.TLS)
+	r.crowd(ctx, crowdOfConnections, func(ctx context.Context, random *rand.Rand) error {
+		return r.dribble(ctx, random, hello, len(hello), 0)
+	})
+}
+
+// slowHandshakes sends a ClientHello one byte at a time.
+func slowHandshakes(ctx context.Context, r *Run) {
+	hello := clientHello(r.target.TLS)
+	r.crowd(ctx, crowdOfConnections, func(ctx context.Context, random *rand.Rand) error {
+		return r.dribble(ctx, random, hello, 1, 500*time.Millisecond)
+	})
+}
+
+// dribble opens a connection, and sends a text in parts with pauses between them. Then it waits
+// for the server to end the connection.
+func (r *Run) dribble(ctx context.Context, random *rand.Rand, text []byte, part int, between time.Duration) error {
+	raw, err := r.dial(ctx, random)
+	if err != nil {
+		rest(ctx, time.Second)
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
+	defer raw.Close()
+	for len(text) > 0 && err == nil {
+		n := min(part, len(text))
+		_, err = counted{raw, r}.Write(text[:n])
+		text = text[n:]
+		rest(ctx, between)
+	}
+	var buffer [512]byte
+	for err == nil {
+		_, err = raw.Read(buffer[:])
+	}
+	if ctx.Err() == nil {
+		r.Counted.Ended.Add(1)
+	}
+	rest(ctx, time.Second)
+	return err
+}
+
+// clientHello returns the first message of a TLS handshake.
+func clientHello(config *tls.Config) []byte {
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	defer theirs.Close()
+	go func() { _ = tls.Client(ours, config).Handshake() }()
+	text := make([]byte, 16<<10)
+	n, err := theirs.Read(text)
+	if err != nil {
+		panic(err) // nothing else closes the pipe
+	}
+	return text[:n]
 }
 
 // garbage sends what is not HTTP/2.

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/net/http2"
 
@@ -57,20 +58,27 @@ func floodOf(write func(framer *http2.Framer) error) func(context.Context, *Run)
 	}
 }
 
-// floodOn is an attack with equal frames on a stream that is open.
+// floodOn is an attack with equal frames on a stream that is open. When the stream ends, a new
+// connection has a new one.
 func floodOn(write func(framer *http2.Framer, stream uint32) error) func(context.Context, *Run) {
 	return func(ctx context.Context, r *Run) {
 		headers := r.headers(keysvcv1.SyncService_Sync_FullMethodName)
-		r.flood(ctx, 4, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
-			var stream uint32
-			err := c.write(func() (err error) {
-				stream, err = c.open(headers, false)
-				return err
-			})
+		r.crowd(ctx, 4, func(ctx context.Context, random *rand.Rand) error {
+			var over atomic.Bool
+			c, err := r.connect(ctx, random, manner{window: maxWindow, ended: func(uint32) { over.Store(true) }})
 			if err != nil {
-				return nil, err
+				return err
 			}
-			return repeated(c, func(framer *http2.Framer) error { return write(framer, stream) })
+			defer c.Close()
+			stream, err := c.call(headers, nil, false)
+			if err != nil {
+				return err
+			}
+			frames, err := repeated(c, func(framer *http2.Framer) error { return write(framer, stream) })
+			for err == nil && ctx.Err() == nil && !c.isGone() && !over.Load() {
+				err = c.write(frames)
+			}
+			return err
 		})
 	}
 }

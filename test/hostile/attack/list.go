@@ -3,13 +3,14 @@ package attack
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// All returns all attacks.
-func All() []Attack {
+// All returns all attacks on a server with or without TLS.
+func All(withTLS bool) []Attack {
 	attacks := []Attack{
 		// What is held: answers, messages, calls, sessions.
 		{Name: "closed-windows", What: "lists of 1,000 keys with a closed window, 50 streams and more", Frames: true, Slice: true, run: closedWindows},
@@ -61,9 +62,15 @@ func All() []Attack {
 		{Name: "idle-after-call", What: "4,000 connections with one call each", Frames: true, run: idleAfterCall},
 		{Name: "churn", What: "connections that make one call", Frames: true, Slice: true, run: churn},
 		{Name: "knocks", What: "connections that are closed at once", run: knocks},
+		{Name: "handshakes", What: "TLS handshakes as fast as possible", TLS: true, Slice: true, run: handshakes},
+		{Name: "half-handshakes", What: "4,000 TLS handshakes that do not go on", TLS: true, Slice: true, run: halfHandshakes},
+		{Name: "slow-handshakes", What: "4,000 TLS handshakes that trickle", TLS: true, run: slowHandshakes},
 		{Name: "garbage", What: "bytes that are not HTTP/2", run: garbage},
 	}
-	single := attacks[:len(attacks):len(attacks)]
+	if !withTLS {
+		attacks = slices.DeleteFunc(attacks, func(one Attack) bool { return one.TLS })
+	}
+	single := slices.Clone(attacks)
 	return append(attacks, Attack{Name: "mixed", What: "three of the others at a time, each for up to 5 s", Slice: true, run: mixed(single)})
 }
 
