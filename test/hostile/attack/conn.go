@@ -22,8 +22,9 @@ const maxWindow = 1<<31 - 1
 // manner is how a connection behaves.
 type manner struct {
 	// window is the window of each stream for the server's answers; 0 is closed. The window of
-	// the connection is always open.
+	// the connection is open, unless the manner is narrow.
 	window uint32
+	narrow bool
 	// deaf connections do not read what the server writes.
 	deaf bool
 	// rude connections read, and neither acknowledge settings nor answer pings.
@@ -116,6 +117,9 @@ func (r *Run) connect(ctx context.Context, random *rand.Rand, manner manner) (*c
 		_, _ = c.out.WriteString(http2.ClientPreface)
 		if err := c.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: manner.window}); err != nil {
 			return err
+		}
+		if manner.narrow {
+			return nil
 		}
 		return c.framer.WriteWindowUpdate(0, maxWindow-65535)
 	})

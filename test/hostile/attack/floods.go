@@ -60,12 +60,14 @@ func floodOf(write func(framer *http2.Framer) error) func(context.Context, *Run)
 
 // floodOn is an attack with equal frames on a stream that is open. When the stream ends, a new
 // connection has a new one.
-func floodOn(write func(framer *http2.Framer, stream uint32) error) func(context.Context, *Run) {
+func floodOn(manner manner, write func(framer *http2.Framer, stream uint32) error) func(context.Context, *Run) {
 	return func(ctx context.Context, r *Run) {
 		headers := r.headers(keysvcv1.SyncService_Sync_FullMethodName)
 		r.crowd(ctx, 4, func(ctx context.Context, random *rand.Rand) error {
 			var over atomic.Bool
-			c, err := r.connect(ctx, random, manner{window: maxWindow, ended: func(uint32) { over.Store(true) }})
+			manner := manner
+			manner.ended = func(uint32) { over.Store(true) }
+			c, err := r.connect(ctx, random, manner)
 			if err != nil {
 				return err
 			}
@@ -95,14 +97,14 @@ var (
 	goAways       = floodOf(func(f *http2.Framer) error { return f.WriteGoAway(0, http2.ErrCodeNo, []byte("goodbye")) })
 	strayResets   = floodOf(func(f *http2.Framer) error { return f.WriteRSTStream(1, http2.ErrCodeCancel) })
 
-	windowUpdates = floodOn(func(f *http2.Framer, stream uint32) error {
+	windowUpdates = floodOn(manner{window: 1000, narrow: true}, func(f *http2.Framer, stream uint32) error {
 		if err := f.WriteWindowUpdate(0, 1); err != nil {
 			return err
 		}
 		return f.WriteWindowUpdate(stream, 1)
 	})
-	emptyData  = floodOn(func(f *http2.Framer, stream uint32) error { return f.WriteData(stream, false, nil) })
-	paddedData = floodOn(func(f *http2.Framer, stream uint32) error {
+	emptyData  = floodOn(manner{window: maxWindow}, func(f *http2.Framer, stream uint32) error { return f.WriteData(stream, false, nil) })
+	paddedData = floodOn(manner{window: maxWindow}, func(f *http2.Framer, stream uint32) error {
 		return f.WriteDataPadded(stream, false, nil, make([]byte, 255))
 	})
 )
