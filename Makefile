@@ -58,14 +58,20 @@ wait "$$second" || status=$$?; \
 cat "$$later"; exit "$$status"
 endef
 
-# Every fuzz target of every package, FUZZTIME each: a time (30s) or a number of
-# inputs (10000x). The awk line turns `go test -list` into "package target" pairs.
+# Every fuzz target of every package, FUZZTIME each: a time (30s) or a number of inputs (10000x).
+# One binary for each package that has targets: `go test -fuzz` would link it once for each target,
+# and `go test -list` those of all packages. New inputs are kept where `go test -fuzz` keeps them.
 fuzz:
-	targets=$$(go test -list '^Fuzz' ./... | awk '/^Fuzz/ {t[n++] = $$1} /^ok/ {for (i = 0; i < n; i++) print $$2, t[i]; n = 0}'); \
-	while read -r package target; do \
-		echo "$$package $$target"; \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null; \
-	done <<<"$$targets"
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; cache=$$(go env GOCACHE)/fuzz; \
+	for package in $$(grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
+		path=$$(cd "$$package" && go list); \
+		(cd "$$package" && go test -c -fuzz=. -o "$$tmp/fuzz.test"); \
+		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' "$$package"/*_test.go | cut -d' ' -f2); do \
+			echo "$$path $$target"; \
+			(cd "$$package" && "$$tmp/fuzz.test" -test.run '^$$' -test.fuzz "^$$target\$$" \
+				-test.fuzztime $(FUZZTIME) -test.fuzzcachedir "$$cache/$$path") </dev/null; \
+		done; \
+	done
 
 # Near-caches on a bad network, and keys that change, for SOAKTIME. Memory and goroutines must
 # not grow.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
@@ -71,7 +72,7 @@ func BenchmarkChanges(b *testing.B) {
 // raiseLimit lets a workspace have as many keys as any policy may allow.
 func (p *process) raiseLimit(tb testing.TB) {
 	tb.Helper()
-	active, err := p.manager.GetPolicy(context.Background(), nil)
+	active, err := p.manager.GetPolicy(context.Background(), access.All(), nil)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -161,7 +162,8 @@ func (p *process) validateUntil(t *testing.T, text string, end <-chan struct{}) 
 		case <-ticker.C:
 			began := time.Now()
 			answer, err := p.validator.Validate(context.Background(), validation.Question{
-				Token: text, Requirement: decide.Requirement{Scope: "signatures:read"},
+				Workspaces: access.All(),
+				Token:      text, Requirement: decide.Requirement{Scope: "signatures:read"},
 			})
 			took = append(took, time.Since(began))
 			if err != nil || answer.Decision != decide.Allowed {

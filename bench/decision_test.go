@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
@@ -37,7 +38,8 @@ func BenchmarkDecision(b *testing.B) {
 					ctx := context.Background()
 					for i := range b.N {
 						answer, err := p.validator.Validate(ctx, validation.Question{
-							Token: which(i), Requirement: decide.Requirement{Scope: "signatures:read"},
+							Workspaces: access.All(),
+							Token:      which(i), Requirement: decide.Requirement{Scope: "signatures:read"},
 						})
 						if err != nil || (answer.Decision == decide.Allowed) != (name == "allowed") {
 							b.Fatal(answer.Decision, err)

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys"
@@ -31,7 +32,7 @@ import (
 )
 
 // actor makes the changes of the benchmarks.
-var actor = audit.Actor{Caller: "bench"}
+var actor = audit.Actor{Caller: "bench", Workspaces: access.All()}
 
 // keysPerWorkspace is how many keys fill puts into a workspace.
 const keysPerWorkspace = 500
@@ -185,7 +186,8 @@ func TestFilledStoreServes(t *testing.T) {
 	defer p.close()
 	for _, text := range tokens {
 		answer, err := p.validator.Validate(t.Context(), validation.Question{
-			Token: text, Requirement: decide.Requirement{Scope: "signatures:read"},
+			Workspaces: access.All(),
+			Token:      text, Requirement: decide.Requirement{Scope: "signatures:read"},
 		})
 		if err != nil || answer.Decision != decide.Allowed {
 			t.Fatal(answer.Decision, answer.Reason, err)

@@ -132,7 +132,10 @@ func (w Workspaces) Union(other Workspaces) Workspaces {
 	return Only(slices.Concat(w.some, other.some)...)
 }
 
-// Fingerprint returns 16 bytes that differ for sets that differ; nil for All. A near-cache
+// FingerprintLength is the length of a fingerprint, in bytes.
+const FingerprintLength = 16
+
+// Fingerprint returns FingerprintLength bytes that differ for sets that differ; nil for All. A near-cache
 // echoes it when it resumes, so that entries of workspaces that its caller no longer sees are dropped.
 func (w Workspaces) Fingerprint() []byte {
 	if w.all {
@@ -144,7 +147,7 @@ func (w Workspaces) Fingerprint() []byte {
 		hash.Write(binary.BigEndian.AppendUint16(nil, uint16(len(each)))) //nolint:gosec // ids have at most 128 bytes
 		hash.Write([]byte(each))
 	}
-	return hash.Sum(nil)[:16]
+	return hash.Sum(nil)[:FingerprintLength]
 }
 
 // String returns "all workspaces", "no workspace", or the names with commas.

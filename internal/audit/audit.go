@@ -9,9 +9,11 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 )
 
-// Actor identifies the source of a change.
+// Actor identifies the source of a change, and says where it may change something. The zero Actor
+// may change nothing.
 type Actor struct {
 	// Caller is the authenticated identity of the caller of keysvc.
 	Caller string
@@ -20,6 +22,9 @@ type Actor struct {
 	MemberID *string
 	// RequestID is the request id that the server logged the call with.
 	RequestID string
+	// Workspaces are those for which the caller has the right that the change needs. They are not
+	// recorded.
+	Workspaces access.Workspaces
 }
 
 // NewEvent returns an event with actor, action, time and workspace. The caller adds the subject of

@@ -156,6 +156,7 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "PolicyService/ApplyPolicy":           access.Administer,
 		service + "SyncService/Sync":                    access.Validate,
 		service + "SyncService/AwaitRevision":           access.Known,
+		service + "CallerService/WhoAmI":                access.Known,
 	}
 	for method, right := range want {
 		if got := callers.Needs(method); got != right {

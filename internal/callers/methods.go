@@ -88,6 +88,8 @@ var methods = map[string]Method{
 	// A caller that may change something, by whichever right, may wait for it.
 	keysvcv1.SyncService_AwaitRevision_FullMethodName: {access.Known, Wait},
 
+	keysvcv1.CallerService_WhoAmI_FullMethodName: {access.Known, Read},
+
 	grpc_health_v1.Health_Check_FullMethodName: {access.Anyone, Probe},
 	grpc_health_v1.Health_List_FullMethodName:  {access.Anyone, Probe},
 	grpc_health_v1.Health_Watch_FullMethodName: {access.Anyone, Probe},

@@ -7,7 +7,7 @@ import (
 )
 
 // Purpose says which services a listener serves. The health service is served for every
-// purpose.
+// purpose, and CallerService for every purpose but PurposeHealth.
 type Purpose string
 
 // The purposes.

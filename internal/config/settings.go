@@ -63,6 +63,12 @@ type Settings struct {
 	// MaxInFlight is the max. number of requests of one kind (validations, changes, reads,
 	// waits) that are worked on at a time; more are refused with RESOURCE_EXHAUSTED.
 	MaxInFlight int
+	// MaxConnections is the max. number of connections, and MaxConnectionsPerSource that of one
+	// address or user; 0 means that sources are not counted.
+	MaxConnections, MaxConnectionsPerSource int
+	// ConnectionAge is how long a connection may be open before its client is asked to connect
+	// again, up to a tenth more or less, and ConnectionIdle how long without a request.
+	ConnectionAge, ConnectionIdle time.Duration
 	// MaxStreams is the max. number of open requests of one connection.
 	MaxStreams int
 	// MaxMessageBytes is the max. size of a request.

@@ -123,6 +123,18 @@ var table = []Setting{
 		kind: number(func(s *Settings) *int { return &s.MaxInFlight }, 1, 1<<20),
 	},
 	{
+		Name: "max-connections", Group: groupLimits, Default: "4096",
+		Usage: "how many connections may be open at a time",
+		More:  "More are closed at once. The user of the process may have 64 more on a unix socket. See [connections](operations.md#connections).",
+		kind:  number(func(s *Settings) *int { return &s.MaxConnections }, 16, 1<<20),
+	},
+	{
+		Name: "max-connections-per-source", Group: groupLimits, Default: "1024",
+		Usage: "how many connections may come from one address, or from one user of a unix socket; 0 if a proxy is in front",
+		More:  "A network of IPv6 (/64) counts as one address. The user of the process itself is exempt on a unix socket.",
+		kind:  number(func(s *Settings) *int { return &s.MaxConnectionsPerSource }, 0, 1<<20),
+	},
+	{
 		Name: "max-streams", Group: groupLimits, Default: "1000",
 		Usage: "how many requests one connection may have open at a time",
 		kind:  number(func(s *Settings) *int { return &s.MaxStreams }, 1, 1<<20),
@@ -142,6 +154,17 @@ var table = []Setting{
 		Name: "drain-timeout", Group: groupTimes, Default: "10s",
 		Usage: "how long requests in flight may take to end at a stop; 0s cuts them off",
 		kind:  duration(func(s *Settings) *time.Duration { return &s.DrainTimeout }, 0, time.Hour),
+	},
+	{
+		Name: "connection-age", Group: groupTimes, Default: "1h",
+		Usage: "how long a connection may be open before its client is asked to open another one",
+		More:  "Each connection has its own time, up to a tenth more or less. Requests in flight go on, sessions of near-caches for at most `session-age`.",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.ConnectionAge }, time.Minute, 7*day),
+	},
+	{
+		Name: "connection-idle", Group: groupTimes, Default: "10m",
+		Usage: "how long a connection may be open without a request",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.ConnectionIdle }, 10*time.Second, 7*day),
 	},
 	{
 		Name: "usage-interval", Group: groupTimes, Default: "1m",

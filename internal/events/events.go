@@ -47,6 +47,9 @@ type Hooks struct {
 	ClockJumped func(ClockJump)
 	// AcceptFailed is called when a listener could not accept a connection.
 	AcceptFailed func(reason error)
+	// ConnectionsClosed is called when the server refuses or ends connections by itself: at once
+	// for the first for a reason, then once a second for those that followed.
+	ConnectionsClosed func(ConnectionsClosed)
 }
 
 // Call is a call that has an answer.
@@ -164,4 +167,14 @@ type Sweep struct {
 type ClockJump struct {
 	// Wall is what the wall clock showed, and ByTimePassed the time without the step.
 	Wall, ByTimePassed time.Time
+}
+
+// ConnectionsClosed are connections that the server has refused or ended for one reason.
+type ConnectionsClosed struct {
+	// Reason is why, and Detail says more; "" if there is no more.
+	Reason, Detail string
+	// Peer names the client of one of the connections: its address, or "uid" and its user id.
+	Peer string
+	// Count is how many were closed since ConnectionsClosed was last called for this reason.
+	Count int64
 }

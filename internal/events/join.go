@@ -17,6 +17,8 @@ func Join(listeners ...Hooks) Hooks {
 		SweepDone:       func(Sweep) {},
 		ClockJumped:     func(ClockJump) {},
 		AcceptFailed:    func(error) {},
+
+		ConnectionsClosed: func(ConnectionsClosed) {},
 	}
 	for index, each := range listeners {
 		first := index == 0
@@ -34,6 +36,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.SweepDone, each.SweepDone, first)
 		join(&joined.ClockJumped, each.ClockJumped, first)
 		join(&joined.AcceptFailed, each.AcceptFailed, first)
+		join(&joined.ConnectionsClosed, each.ConnectionsClosed, first)
 	}
 	return joined
 }

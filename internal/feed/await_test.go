@@ -9,6 +9,7 @@ import (
 	"time"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/feed"
 )
 
@@ -136,7 +137,7 @@ func TestConcurrentSessionsSeeEveryChangeOnceInOrderOrAReset(t *testing.T) {
 	var group sync.WaitGroup
 	for number := range sessions {
 		group.Go(func() {
-			session, err := hub.Open(&keysvcv1.SyncHello{}, nil)
+			session, err := hub.Open(&keysvcv1.SyncHello{}, access.All())
 			if err != nil {
 				t.Error(err)
 				return

@@ -11,6 +11,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -72,7 +73,7 @@ func (w *world) publish(revisions ...int64) {
 // join opens a new session, and takes its Welcome.
 func (w *world) join() *feed.Session {
 	w.Helper()
-	session, err := w.Open(&keysvcv1.SyncHello{}, nil)
+	session, err := w.Open(&keysvcv1.SyncHello{}, access.All())
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -137,28 +138,28 @@ func show(step feed.Step) string {
 // Rule S5.
 func TestOpenResumesOnlyWhatIsCertain(t *testing.T) {
 	const fresh = `welcome 100 reset=true "hash 100"@100`
-	onlyW1 := func(workspaceID string) bool { return workspaceID == "w1" } // 93, 96, 99
+	onlyW1 := access.Only("w1") // 93, 96, 99
 	for _, test := range []struct {
 		name     string
 		epoch    string
 		revision int64
 		hash     []byte
 		at       int64
-		visible  func(string) bool
+		visible  access.Workspaces
 		want     []string
 	}{
-		{"begins", "", 0, nil, 0, nil, []string{fresh}},
-		{"nothing was missed", "epoch", 100, hash(100), 100, nil, []string{`welcome 100 reset=false "hash 100"@100`}},
-		{"some were missed", "epoch", 98, hash(98), 98, nil, []string{`welcome 98 reset=false "hash 98"@98`, "events [99 100] to 100"}},
-		{"the oldest that is known", "epoch", 91, hash(91), 91, nil, []string{`welcome 91 reset=false "hash 91"@91`, "events [92 93 94 95 96 97 98 99 100] to 100"}},
-		{"its hash is no longer known", "epoch", 90, hash(90), 90, nil, []string{fresh}},
-		{"older than the ring", "epoch", 50, hash(50), 50, nil, []string{fresh}},
-		{"another epoch", "other", 100, hash(100), 100, nil, []string{fresh}},
-		{"another hash", "epoch", 100, hash(99), 100, nil, []string{fresh}},
-		{"no hash", "epoch", 100, nil, 0, nil, []string{fresh}},
-		{"beyond what there is", "epoch", 101, hash(100), 100, nil, []string{fresh}},
-		{"the hash of a change that is to come", "epoch", 98, hash(100), 100, nil, []string{fresh}},
-		{"the hash is not the newest's", "epoch", 100, hash(99), 99, nil, []string{fresh}},
+		{"begins", "", 0, nil, 0, access.All(), []string{fresh}},
+		{"nothing was missed", "epoch", 100, hash(100), 100, access.All(), []string{`welcome 100 reset=false "hash 100"@100`}},
+		{"some were missed", "epoch", 98, hash(98), 98, access.All(), []string{`welcome 98 reset=false "hash 98"@98`, "events [99 100] to 100"}},
+		{"the oldest that is known", "epoch", 91, hash(91), 91, access.All(), []string{`welcome 91 reset=false "hash 91"@91`, "events [92 93 94 95 96 97 98 99 100] to 100"}},
+		{"its hash is no longer known", "epoch", 90, hash(90), 90, access.All(), []string{fresh}},
+		{"older than the ring", "epoch", 50, hash(50), 50, access.All(), []string{fresh}},
+		{"another epoch", "other", 100, hash(100), 100, access.All(), []string{fresh}},
+		{"another hash", "epoch", 100, hash(99), 100, access.All(), []string{fresh}},
+		{"no hash", "epoch", 100, nil, 0, access.All(), []string{fresh}},
+		{"beyond what there is", "epoch", 101, hash(100), 100, access.All(), []string{fresh}},
+		{"the hash of a change that is to come", "epoch", 98, hash(100), 100, access.All(), []string{fresh}},
+		{"the hash is not the newest's", "epoch", 100, hash(99), 99, access.All(), []string{fresh}},
 		{"only others' changes came after the hash", "epoch", 98, hash(96), 96, onlyW1, []string{`welcome 98 reset=false "hash 96"@96`, "events [99] to 100"}},
 		{"a change of its own came after the hash", "epoch", 98, hash(93), 93, onlyW1, []string{fresh}},
 		{"the hash is of others' change", "epoch", 98, hash(97), 97, onlyW1, []string{`welcome 98 reset=false "hash 97"@97`, "events [99] to 100"}},
@@ -166,7 +167,7 @@ func TestOpenResumesOnlyWhatIsCertain(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t, nil)
-			session, err := w.Open(&keysvcv1.SyncHello{Epoch: test.epoch, Revision: test.revision, AuditHash: test.hash, HashRevision: test.at}, test.visible)
+			session, err := w.Open(&keysvcv1.SyncHello{Epoch: test.epoch, Revision: test.revision, AuditHash: test.hash, HashRevision: test.at, VisibleWorkspaces: test.visible.Fingerprint()}, test.visible)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -194,7 +195,7 @@ func TestHistoryIsUsedAsFarAsItFits(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t, test.edit)
-			session, err := w.Open(hello, nil)
+			session, err := w.Open(hello, access.All())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -276,7 +277,7 @@ func TestManyChangesComeInBoundedMessages(t *testing.T) {
 // The session's index and revision move past them.
 func TestInvisibleChangesAreLeftOut(t *testing.T) {
 	w := newWorld(t, nil)
-	session, err := w.Open(&keysvcv1.SyncHello{}, func(workspaceID string) bool { return workspaceID == "w1" })
+	session, err := w.Open(&keysvcv1.SyncHello{}, access.Only("w1"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -349,7 +350,7 @@ func TestRestartResetsAllSessions(t *testing.T) {
 	w.expect(current, `reset 106 "hash 106"@106`)
 	w.publish(107)
 	w.expect(current, "events [107] to 107")
-	session, err := w.Open(&keysvcv1.SyncHello{Epoch: "epoch", Revision: 106, AuditHash: hash(106), HashRevision: 106}, nil)
+	session, err := w.Open(&keysvcv1.SyncHello{Epoch: "epoch", Revision: 106, AuditHash: hash(106), HashRevision: 106}, access.All())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -371,7 +372,7 @@ func TestSessionsAndMessagesAreLimited(t *testing.T) {
 	first := w.join()
 	w.now = w.now.Add(time.Minute)
 	second := w.join()
-	if _, err := w.Open(&keysvcv1.SyncHello{}, nil); !errors.Is(err, feed.ErrTooMany) {
+	if _, err := w.Open(&keysvcv1.SyncHello{}, access.All()); !errors.Is(err, feed.ErrTooMany) {
 		t.Errorf("a third: %v", err)
 	}
 	first.Close(false)
@@ -436,7 +437,7 @@ func TestSessionsAndMessagesAreLimited(t *testing.T) {
 func TestStopEndsAllSessionsAndRefusesNewOnes(t *testing.T) {
 	w := newWorld(t, nil)
 	session := w.join()
-	opened, err := w.Open(&keysvcv1.SyncHello{}, nil)
+	opened, err := w.Open(&keysvcv1.SyncHello{}, access.All())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -451,7 +452,7 @@ func TestStopEndsAllSessionsAndRefusesNewOnes(t *testing.T) {
 	if got := show(session.Next()); got != "over" {
 		t.Errorf("got %s", got)
 	}
-	if _, err := w.Open(&keysvcv1.SyncHello{}, nil); !errors.Is(err, feed.ErrStopping) {
+	if _, err := w.Open(&keysvcv1.SyncHello{}, access.All()); !errors.Is(err, feed.ErrStopping) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -517,7 +518,7 @@ func TestHelloAheadOfTheStoreIsCounted(t *testing.T) {
 		ahead    bool
 	}{{"epoch", 102, false}, {"epoch", 103, true}, {"another", 1000, false}, {"", 0, false}, {"epoch", 1000, true}} {
 		before := w.Snapshot().Ahead
-		session, err := w.Open(&keysvcv1.SyncHello{Epoch: test.epoch, Revision: test.revision}, nil)
+		session, err := w.Open(&keysvcv1.SyncHello{Epoch: test.epoch, Revision: test.revision}, access.All())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,7 @@
 package feed
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"math/rand/v2"
@@ -20,6 +21,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/lease"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -50,7 +52,8 @@ type Observer interface {
 	// SessionBegan is called when a session was opened. resumed reports whether it went on from
 	// an earlier one.
 	SessionBegan(resumed bool)
-	// SessionReset is called when a session's index has fallen out of the ring.
+	// SessionReset is called when a session's index has fallen out of the ring, or its visible
+	// workspaces have changed.
 	SessionReset()
 	// SessionEnded is called when a session was closed. gaveUp reports whether its client gave
 	// up the lease.
@@ -262,23 +265,31 @@ func (h *Hub) newest() (hash []byte, revision int64) {
 	return []byte(last.hash), last.revision
 }
 
+// maxUnseen is how many changes that a client may not see resumes looks at. A client that was away
+// for longer is reset, because a look at the whole ring would hold up the changes of everybody.
+const maxUnseen = 4096
+
 // resumes returns the index at which a client's session goes on (S5). ok reports whether it is
-// certain that the client has seen every change before that index.
-func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible func(string) bool) (index int64, ok bool) {
+// certain that the client has seen every change before that index, and keeps nothing of workspaces
+// whose changes it was not told (S7).
+func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible access.Workspaces) (index int64, ok bool) {
 	if hello.GetEpoch() != h.config.Epoch || hello.GetRevision() > h.revision ||
 		hello.GetHashRevision() > hello.GetRevision() || len(hello.GetAuditHash()) == 0 {
+		return 0, false
+	}
+	if !bytes.Equal(hello.GetVisibleWorkspaces(), visible.Fingerprint()) {
 		return 0, false
 	}
 	index = h.ring.after(hello.GetRevision())
 	// The change with the client's hash must be in the ring, and after it no change that the
 	// client should have seen. Hashes are chained per workspace: another history may agree on
 	// this change and differ in later changes of other workspaces.
-	for before := index - 1; before >= h.ring.start; before-- {
+	for before := index - 1; before >= max(h.ring.start, index-maxUnseen); before-- {
 		seen := h.ring.at(before)
 		if seen.revision == hello.GetHashRevision() {
 			return index, seen.hash == string(hello.GetAuditHash())
 		}
-		if seen.revision < hello.GetHashRevision() || visible == nil || visible(seen.workspaceID) {
+		if seen.revision < hello.GetHashRevision() || sees(visible, seen.workspaceID) {
 			return 0, false
 		}
 	}
@@ -286,10 +297,9 @@ func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible func(string) bool) (ind
 }
 
 // Open begins a session, and resumes at the client's revision if it can (S5). The revisions of
-// hello are not negative. visible reports whether the client may hear of a workspace; the
-// policy counts as the workspace "". A nil visible means all. It is called with the hub locked,
-// and must return at once. Errors: ErrTooMany, ErrStopping.
-func (h *Hub) Open(hello *keysvcv1.SyncHello, visible func(workspaceID string) bool) (*Session, error) {
+// hello are not negative. visible are the workspaces that the client may hear of; every client
+// hears of the policy. Session.See changes them. Errors: ErrTooMany, ErrStopping.
+func (h *Hub) Open(hello *keysvcv1.SyncHello, visible access.Workspaces) (*Session, error) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	switch {

@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/lease"
 )
 
@@ -23,10 +24,9 @@ const (
 // Session is one client's index into the ring of a Hub. Its methods may be called from many
 // goroutines. The messages that Next returns are sent in the order in which Next returned them.
 type Session struct {
-	hub     *Hub
-	visible func(workspaceID string) bool
-	holder  *lease.Holder
-	ends    time.Time
+	hub    *Hub
+	holder *lease.Holder
+	ends   time.Time
 	// ahead is set if the client had applied a revision that the store does not have.
 	ahead bool
 	// wake has room for one value, which stands for any number of reasons to call Next.
@@ -34,6 +34,10 @@ type Session struct {
 
 	// The fields below are guarded by the hub's mutex.
 
+	// visible are the workspaces that the client may hear of. unlike is set while they differ from
+	// those that the client was told last: the next message is then Reset (S7).
+	visible access.Workspaces
+	unlike  bool
 	// first is the Welcome; nil once Next has returned it.
 	first *keysvcv1.SyncResponse
 	// next is the index of the next change to send. sent is the revision up to which every
@@ -56,7 +60,7 @@ type Session struct {
 	closed    bool
 }
 
-func newSession(hub *Hub, visible func(string) bool) *Session {
+func newSession(hub *Hub, visible access.Workspaces) *Session {
 	now := hub.config.Now()
 	age := time.Duration(float64(hub.config.MaxAge) * (0.9 + 0.2*hub.config.Random()))
 	return &Session{
@@ -77,7 +81,7 @@ func (s *Session) welcome(index int64, resumed bool, hello *keysvcv1.SyncHello) 
 		welcome.Reset_ = true
 		welcome.AuditHash, welcome.HashRevision = s.hub.newest()
 	}
-	welcome.Revision = s.sent
+	welcome.Revision, welcome.VisibleWorkspaces = s.sent, s.visible.Fingerprint()
 	s.first = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Welcome{Welcome: welcome}}
 }
 
@@ -139,6 +143,27 @@ func (s *Session) Applied(revision int64) error {
 	return s.heard(revision, s.hub.config.Now())
 }
 
+// See changes the workspaces that the client may hear of. If they differ from those before, the
+// client is reset before it is sent anything else (S7): it may hold entries of workspaces whose
+// changes it hears of no longer, and it does not know changes of workspaces that are new to it.
+func (s *Session) See(visible access.Workspaces) {
+	s.hub.mutex.Lock()
+	defer s.hub.mutex.Unlock()
+	if s.visible.Equal(visible) {
+		return
+	}
+	// Once set, unlike stays set until the reset is sent, even if the workspaces change back: what
+	// the client is sent after this moment is no longer complete for either set.
+	s.visible, s.unlike = visible, true
+	s.Wake()
+}
+
+// sees reports whether somebody who may hear of some workspaces hears of a change of a workspace.
+// The policy's changes have the empty workspaceID, and concern everybody.
+func sees(visible access.Workspaces, workspaceID string) bool {
+	return workspaceID == "" || visible.Has(workspaceID)
+}
+
 // Step is what the caller does next for a session.
 type Step struct {
 	// Response is the message to send; nil if there is nothing to send now. Several sessions may
@@ -184,7 +209,7 @@ func (s *Session) take() (step Step, own *batch) {
 		return Step{Response: goodbye, Last: true}, nil
 	case s.first != nil:
 		step.Response, s.first = s.first, nil
-	case s.next < h.ring.start:
+	case s.unlike, s.next < h.ring.start:
 		step.Response = s.reset()
 	// A mark or a pong does not wait for changes after its revision: they may come without end.
 	case s.unmarked():
@@ -197,7 +222,7 @@ func (s *Session) take() (step Step, own *batch) {
 	case s.next < h.ring.end:
 		step.Response, own = s.changes()
 	}
-	if s.next == h.ring.end && !s.unmarked() && !s.unanswered() {
+	if s.next == h.ring.end && !s.unlike && !s.unmarked() && !s.unanswered() {
 		step.Wait, step.Within = s.wake, left
 	}
 	return step, own
@@ -227,11 +252,11 @@ func (s *Session) mark() int64 {
 	return s.marked
 }
 
-// reset moves the session to the newest revision. The hub is locked.
+// reset moves the session to the newest revision, and tells the client what it sees from there. The hub is locked.
 func (s *Session) reset() *keysvcv1.SyncResponse {
 	h := s.hub
-	s.next, s.sent = h.ring.end, h.revision
-	reset := &keysvcv1.SyncReset{Revision: s.sent}
+	s.next, s.sent, s.unlike = h.ring.end, h.revision, false
+	reset := &keysvcv1.SyncReset{Revision: s.sent, VisibleWorkspaces: s.visible.Fingerprint()}
 	reset.AuditHash, reset.HashRevision = h.newest()
 	h.config.Observer.SessionReset()
 	return &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Reset_{Reset_: reset}}
@@ -251,13 +276,13 @@ func (s *Session) changes() (common *keysvcv1.SyncResponse, own *batch) {
 	s.next, s.sent = end, h.ring.at(end-1).revision
 	taken := batch{revision: s.sent, mark: s.mark()}
 	common = h.shared.message
-	small := s.visible == nil && end-begin <= maxShared
+	small := s.visible.IsAll() && end-begin <= maxShared
 	if small && common != nil && h.shared.begin == begin && h.shared.end == end && common.GetEvents().GetMark() == taken.mark {
 		return common, nil
 	}
 	taken.events = make([]event, 0, end-begin)
 	for index := begin; index < end; index++ {
-		if change := h.ring.at(index); s.visible == nil || s.visible(change.workspaceID) {
+		if change := h.ring.at(index); sees(s.visible, change.workspaceID) {
 			taken.events = append(taken.events, *change)
 		}
 	}

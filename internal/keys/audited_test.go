@@ -5,6 +5,7 @@ import (
 	"maps"
 	"testing"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
@@ -20,7 +21,7 @@ func TestAuditEventHasActorAndDetails(t *testing.T) {
 	for state, text := range map[keys.MemberState]string{
 		keys.MemberActive: "MEMBER_STATE_ACTIVE", keys.MemberSuspended: "MEMBER_STATE_SUSPENDED",
 	} {
-		member, position, err := manager.PutMember(t.Context(), audit.Actor{Caller: "import", MemberID: new("eve"), RequestID: "r1"},
+		member, position, err := manager.PutMember(t.Context(), audit.Actor{Caller: "import", MemberID: new("eve"), RequestID: "r1", Workspaces: access.All()},
 			keys.MemberSpec{WorkspaceID: "acme", MemberID: "ann", Role: "owner", State: state})
 		if err != nil || member.State != state || position != (keys.Position{Revision: w.Projection.Revision(), Epoch: w.Store.Epoch()}) {
 			t.Fatalf("PutMember: %+v at %+v, %v", member, position, err)
@@ -44,7 +45,7 @@ func TestAuditEventHasActorAndDetails(t *testing.T) {
 func TestActorMemberIsNilOrAnID(t *testing.T) {
 	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
 	for _, id := range []string{"", "no id"} {
-		_, err := w.Verbs.Manager.RemoveWorkspace(t.Context(), audit.Actor{Caller: "import", MemberID: &id}, "acme", nil)
+		_, err := w.Verbs.Manager.RemoveWorkspace(t.Context(), audit.Actor{Caller: "import", MemberID: &id, Workspaces: access.All()}, "acme", nil)
 		var told *problem.Error
 		if !errors.As(err, &told) || len(told.Violations) != 1 || told.Violations[0].Field != "actor_member_id" {
 			t.Errorf("%q: %v, want a violation of actor_member_id", id, err)

@@ -43,6 +43,9 @@ type KeySpec struct {
 // CreateKey issues a key. Errors: *problem.Error if the key is refused, the error of
 // Config.ClockTrusted, and those of the store and the context.
 func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec) (*IssuedKey, error) {
+	if err := mayChange(actor, "workspace_id", spec.WorkspaceID); err != nil {
+		return nil, err
+	}
 	now := m.clock()
 	if !canLookUpRequest(spec.WorkspaceID, spec.RequestID) {
 		active, _, err := m.freshPolicy(ctx)
@@ -103,10 +106,10 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 			PutKeys:          []*storagev1.KeyRecord{record},
 		}, nil
 	}
-	position, err := m.change(ctx, spec.WorkspaceID, build)
+	position, err := m.change(ctx, actor, spec.WorkspaceID, build)
 	if taken := (*storage.ExistsError)(nil); errors.As(err, &taken) && taken.RequestID == "" {
 		// An id of 95 random bits was drawn twice. Once more is enough.
-		position, err = m.change(ctx, spec.WorkspaceID, build)
+		position, err = m.change(ctx, actor, spec.WorkspaceID, build)
 	}
 	if err != nil {
 		return nil, asRequestUsed(err)

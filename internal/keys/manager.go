@@ -15,6 +15,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/patience"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -23,6 +24,10 @@ import (
 // Manager has the verbs as methods. They may be called from many goroutines. An error that a caller
 // may see is a *problem.Error, with the fields named as in the API; other errors are those of
 // package storage and of the context.
+//
+// A verb that changes something refuses an actor that may not change the workspace with
+// CALLER_NOT_ALLOWED. A verb that reads takes the workspaces that the caller sees, and answers about
+// any other one as about a workspace that does not exist.
 type Manager struct {
 	store      Store
 	projection *projection.Projection
@@ -108,12 +113,17 @@ func (m *Manager) at(revision int64) Position {
 type build func(*attempt) (*storage.Change, error)
 
 // change makes one change of a workspace; the empty workspace is the policy's. Every verb
-// that changes something calls it. Whatever change returns (done, nothing to change, or
+// that changes something calls it, so no change gets past step 1. Whatever change returns (done, nothing to change, or
 // refused) is true at a revision that validations already reflect, on every manager of the
 // store. It tries until the context ends. A sweep has no deadline, so attempt must not ask
 // for another try forever.
-func (m *Manager) change(ctx context.Context, workspaceID string, build build) (Position, error) {
-	// 1. Take the workspace's turn. It comes first, so that the steps below see what the
+func (m *Manager) change(ctx context.Context, actor audit.Actor, workspaceID string, build build) (Position, error) {
+	// 1. Refuse an actor that may not change the workspace, before it can wait for the workspace's
+	// turn or learn anything about the workspace.
+	if !actor.Workspaces.Has(workspaceID) {
+		return Position{}, notAllowed()
+	}
+	// 2. Take the workspace's turn. It comes early, so that the steps below see what the
 	// change before this one published: changes of one manager to one workspace then never
 	// conflict with each other. It is held until the answer is known.
 	release, err := m.locks.acquire(ctx, workspaceID)
@@ -121,14 +131,14 @@ func (m *Manager) change(ctx context.Context, workspaceID string, build build) (
 		return Position{}, err
 	}
 	defer release()
-	// 2. Take a barrier before the first look at the projection, because another process may
+	// 3. Take a barrier before the first look at the projection, because another process may
 	// have acknowledged a change that this projection does not show yet. "Nothing to change"
 	// and refusals commit nothing, so the store would not catch an old view for them. One
 	// barrier is enough: every later view is newer.
 	if err := m.projection.Fresh(ctx); err != nil {
 		return Position{}, err
 	}
-	// 3. Try, and after each conflict try again with a newer view.
+	// 4. Try, and after each conflict try again with a newer view.
 	for {
 		position, again, err := m.attempt(ctx, workspaceID, build)
 		if !again || err != nil {

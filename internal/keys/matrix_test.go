@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -205,7 +206,7 @@ func (c *cell) do(operation string) string {
 			WorkspaceId: c.workspaceID, MemberId: "ann", Name: "another", Scopes: []string{"signatures:read"},
 		})
 	case "get":
-		got, err := c.GetKey(ctx, &keysvcv1.GetKeyRequest{WorkspaceId: c.workspaceID, KeyId: c.keyID})
+		got, err := c.GetKey(ctx, access.All(), &keysvcv1.GetKeyRequest{WorkspaceId: c.workspaceID, KeyId: c.keyID})
 		if err != nil {
 			return err.Error()
 		}
@@ -238,7 +239,8 @@ func (c *cell) do(operation string) string {
 			token = c.old
 		}
 		answer, err := c.Validator.Validate(ctx, validation.Question{
-			Token: token, Requirement: decide.Requirement{Scope: "signatures:read"},
+			Workspaces: access.All(),
+			Token:      token, Requirement: decide.Requirement{Scope: "signatures:read"},
 		})
 		switch {
 		case err != nil:

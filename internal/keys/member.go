@@ -71,6 +71,9 @@ type MemberSpec struct {
 // PutMember adds a member, or changes the role and state of a member. Errors: *problem.Error if the
 // member is refused, and those of the store and the context.
 func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberSpec) (*Member, Position, error) {
+	if err := mayChange(actor, "workspace_id", spec.WorkspaceID); err != nil {
+		return nil, Position{}, err
+	}
 	active, _, err := m.freshPolicy(ctx)
 	if err != nil {
 		return nil, Position{}, err
@@ -87,7 +90,7 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberS
 	}
 	now := m.clock()
 	var record *storagev1.MemberRecord
-	position, err := m.change(ctx, spec.WorkspaceID, func(view *attempt) (*storage.Change, error) {
+	position, err := m.change(ctx, actor, spec.WorkspaceID, func(view *attempt) (*storage.Change, error) {
 		// The policy of the view may be newer than the one that the role was checked against.
 		if err := checkStillRole(view, spec.Role); err != nil {
 			return nil, err

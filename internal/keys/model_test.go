@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/race"
 )
@@ -44,7 +45,7 @@ func TestSweepDeletesInBatchesWhatOneChangeCannotHold(t *testing.T) {
 	if err != nil || swept.Keys != count {
 		t.Fatalf("swept %+v, %v", swept, err)
 	}
-	left, err := w.ListKeys(t.Context(), &keysvcv1.ListKeysRequest{WorkspaceId: "acme"})
+	left, err := w.ListKeys(t.Context(), access.All(), &keysvcv1.ListKeysRequest{WorkspaceId: "acme"})
 	if err != nil || len(left.GetKeys()) != 0 {
 		t.Errorf("%d keys are left, %v", len(left.GetKeys()), err)
 	}

@@ -26,7 +26,7 @@ type mutant struct {
 var mutants = []mutant{
 	{
 		"a change is checked without a barrier", "internal/keys/manager.go",
-		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn Position{}, err\n\t}\n\t// 3. Try", "\t// 3. Try",
+		"\tif err := m.projection.Fresh(ctx); err != nil {\n\t\treturn Position{}, err\n\t}\n\t// 4. Try", "\t// 4. Try",
 	},
 	{
 		"nothing to change and refusals do not wait for what they rest on", "internal/keys/attempt.go",

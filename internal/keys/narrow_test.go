@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -158,7 +159,7 @@ func TestNarrowingChangesSaySo(t *testing.T) {
 	})
 	w.Clock.Advance(91 * 24 * time.Hour)
 	check("a purge", false, func() error {
-		_, err := w.Sweep(ctx, audit.Actor{Caller: "test"})
+		_, err := w.Sweep(ctx, audit.Actor{Caller: "test", Workspaces: access.All()})
 		return err
 	})
 }
@@ -168,7 +169,7 @@ func checkPolicies(t *testing.T, w *keystest.World, check func(string, bool, fun
 	t.Helper()
 	apply := func(edit func(*keysvcv1.Policy)) func() error {
 		return func() error {
-			now, err := w.GetPolicy(t.Context(), &keysvcv1.GetPolicyRequest{})
+			now, err := w.GetPolicy(t.Context(), access.All(), &keysvcv1.GetPolicyRequest{})
 			if err != nil {
 				return err
 			}

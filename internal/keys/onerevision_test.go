@@ -9,6 +9,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -54,7 +55,7 @@ func TestRefusalsRestOnOneState(t *testing.T) {
 	ctx := t.Context()
 	w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
 	store := &meanwhile{Store: w.Store, happens: func() {
-		current, err := w.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
+		current, err := w.GetPolicy(ctx, access.All(), &keysvcv1.GetPolicyRequest{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,11 +91,11 @@ func TestReadsAreOfOneRevision(t *testing.T) {
 	ctx := t.Context()
 	reads := map[string]func(manager *keys.Manager, keyID string) (*keys.Key, error){
 		"GetKey": func(manager *keys.Manager, keyID string) (*keys.Key, error) {
-			got, _, err := manager.GetKey(ctx, "", keyID)
+			got, _, err := manager.GetKey(ctx, access.All(), "", keyID)
 			return got, err
 		},
 		"ListKeys": func(manager *keys.Manager, _ string) (*keys.Key, error) {
-			got, err := manager.ListKeys(ctx, keys.KeyQuery{WorkspaceID: "ListKeys"})
+			got, err := manager.ListKeys(ctx, access.All(), keys.KeyQuery{WorkspaceID: "ListKeys"})
 			if err != nil {
 				return nil, err
 			}

@@ -28,7 +28,7 @@ func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *
 		return nil, err
 	}
 	now := m.clock()
-	_, err := m.change(ctx, "", func(view *attempt) (*storage.Change, error) {
+	_, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
 		if view.Policy != nil || view.DamagedPolicy != nil {
 			return nil, nil //nolint:nilerr // nothing to change: a damaged policy is not replaced
 		}
@@ -92,9 +92,13 @@ const (
 	RoleRemoved
 )
 
-// ApplyPolicy replaces the active policy, or only returns what would change. Errors: *problem.Error
+// ApplyPolicy replaces the active policy, or only returns what would change. The policy concerns all
+// workspaces, so an actor that is limited to some of them is refused. Errors: *problem.Error
 // if the policy is refused, and those of the store and the context.
 func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacement PolicyReplacement) (*PolicyDifference, error) {
+	if err := mayChangeAll(actor); err != nil {
+		return nil, err
+	}
 	var fields problem.Fields
 	wanted := replacement.Policy
 	checkPolicy(&fields, wanted)
@@ -107,7 +111,7 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacemen
 	}
 	now := m.clock()
 	var difference *PolicyDifference
-	position, err := m.change(ctx, "", func(view *attempt) (*storage.Change, error) {
+	position, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
 		active, err := view.ActivePolicy()
 		if err != nil {
 			return nil, err

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -40,7 +41,7 @@ func TestUnknownOutcomeIsToldBeforeTheDeadline(t *testing.T) {
 				t.Fatal(err)
 			}
 			go func() { ended <- index.Follow(following) }()
-			if _, err := manager.InstallPolicy(t.Context(), audit.Actor{Caller: "test"}, policy.Default()); err != nil {
+			if _, err := manager.InstallPolicy(t.Context(), audit.Actor{Caller: "test", Workspaces: access.All()}, policy.Default()); err != nil {
 				t.Fatal(err)
 			}
 			stop()
@@ -52,7 +53,7 @@ func TestUnknownOutcomeIsToldBeforeTheDeadline(t *testing.T) {
 				ctx = bounded
 			}
 			begun := time.Now()
-			_, _, err = manager.PutMember(ctx, audit.Actor{Caller: "test"}, keys.MemberSpec{
+			_, _, err = manager.PutMember(ctx, audit.Actor{Caller: "test", Workspaces: access.All()}, keys.MemberSpec{
 				WorkspaceID: "acme", MemberID: "ann", Role: "owner", State: keys.MemberActive,
 			})
 			if took := time.Since(begun); !errors.Is(err, storage.ErrOutcomeUnknown) || took != takes {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -66,7 +67,7 @@ func narrowings() []narrowing {
 			w.Must(w.RemoveWorkspace(t.Context(), keystest.Actor, &keysvcv1.RemoveWorkspaceRequest{WorkspaceId: "acme"}))
 		}, `workspace "acme"`},
 		{"policy narrowed", func(t *testing.T, w *keystest.World, _ *keysvcv1.Key) {
-			current, err := w.GetPolicy(t.Context(), &keysvcv1.GetPolicyRequest{})
+			current, err := w.GetPolicy(t.Context(), access.All(), &keysvcv1.GetPolicyRequest{})
 			w.Must(nil, err)
 			for _, role := range current.GetPolicy().GetRoles() {
 				if role.GetName() == "manager" {
@@ -174,7 +175,8 @@ func ask(t *testing.T, path, token string) (allowed bool, err error) {
 	}
 	at := func() time.Time { return time.Date(2026, 11, 24, 0, 0, 0, 0, time.UTC) }
 	answer, err := validation.New(index, store, at).Validate(t.Context(), validation.Question{
-		Token: token, Requirement: decide.Requirement{Scope: testedScope},
+		Workspaces: access.All(),
+		Token:      token, Requirement: decide.Requirement{Scope: testedScope},
 	})
 	return answer.Decision == decide.Allowed, err
 }

@@ -9,20 +9,28 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// GetKey reads one key. An empty workspaceID is any workspace. Errors: KEY_NOT_FOUND and other
-// *problem.Error, and those of the store and the context.
-func (m *Manager) GetKey(ctx context.Context, workspaceID, keyID string) (*Key, Position, error) {
+// GetKey reads one key. An empty workspaceID is any workspace, for a caller that sees all of them.
+// Errors: KEY_NOT_FOUND and other *problem.Error, and those of the store and the context.
+func (m *Manager) GetKey(ctx context.Context, visible access.Workspaces, workspaceID, keyID string) (*Key, Position, error) {
+	seen, err := sees(visible, workspaceID)
+	if err != nil {
+		return nil, Position{}, err
+	}
 	var fields problem.Fields
 	checkOptionalID(&fields, "workspace_id", workspaceID)
 	checkKeyID(&fields, keyID)
 	if err := fields.Err(); err != nil {
 		return nil, Position{}, err
+	}
+	if !seen {
+		return nil, Position{}, asKeyNotFound(storage.ErrNotFound)
 	}
 	for {
 		// 1. Read the record, and wait until the projection shows the revision of the read.
@@ -101,7 +109,11 @@ type KeyPage struct {
 // storage.MaxPageBytes, so that any client can take it: it is larger by at most one key. A filtered
 // page also ends after maxScanned stored keys, so it may be empty although another page follows.
 // Errors: *problem.Error, and those of the store and the context.
-func (m *Manager) ListKeys(ctx context.Context, query KeyQuery) (*KeyPage, error) {
+func (m *Manager) ListKeys(ctx context.Context, visible access.Workspaces, query KeyQuery) (*KeyPage, error) {
+	seen, err := sees(visible, query.WorkspaceID)
+	if err != nil {
+		return nil, err
+	}
 	var fields problem.Fields
 	checkOptionalID(&fields, "workspace_id", query.WorkspaceID)
 	size := pageSize(&fields, query.PageSize)
@@ -113,6 +125,10 @@ func (m *Manager) ListKeys(ctx context.Context, query KeyQuery) (*KeyPage, error
 	cursor := parsePageToken(&fields, query.PageToken, digest)
 	if err := fields.Err(); err != nil {
 		return nil, err
+	}
+	if !seen {
+		position, err := m.nothing(ctx)
+		return &KeyPage{Position: position}, err
 	}
 	now := m.clock()
 	result := &KeyPage{Position: m.at(0)}
@@ -139,6 +155,16 @@ func (m *Manager) ListKeys(ctx context.Context, query KeyQuery) (*KeyPage, error
 			return result, nil
 		}
 	}
+}
+
+// nothing returns the position of an answer that holds at any time: that there is nothing to list in
+// a workspace that the caller does not see. Like any other answer, it does not come from before a
+// change that was acknowledged before the call.
+func (m *Manager) nothing(ctx context.Context) (Position, error) {
+	if err := m.projection.Fresh(ctx); err != nil {
+		return Position{}, err
+	}
+	return m.at(m.projection.Revision()), nil
 }
 
 // filters returns the query without what may differ from page to page.
@@ -232,12 +258,19 @@ func lastUse(key *Key) time.Time {
 
 // GetMember reads one member. Errors: MEMBER_NOT_FOUND and other *problem.Error, and those of
 // the store and the context.
-func (m *Manager) GetMember(ctx context.Context, workspaceID, memberID string) (*Member, Position, error) {
+func (m *Manager) GetMember(ctx context.Context, visible access.Workspaces, workspaceID, memberID string) (*Member, Position, error) {
+	seen, err := sees(visible, workspaceID)
+	if err != nil {
+		return nil, Position{}, err
+	}
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", workspaceID)
 	checkID(&fields, "member_id", memberID)
 	if err := fields.Err(); err != nil {
 		return nil, Position{}, err
+	}
+	if !seen {
+		return nil, Position{}, asMemberNotFound(storage.ErrNotFound)
 	}
 	for {
 		record, revision, err := m.store.GetMember(ctx, workspaceID, memberID)
@@ -277,7 +310,11 @@ type MemberPage struct {
 
 // ListMembers reads a page of members by ascending id. The size of a page is bounded as that of
 // ListKeys. Errors: *problem.Error, and those of the store and the context.
-func (m *Manager) ListMembers(ctx context.Context, query MemberQuery) (*MemberPage, error) {
+func (m *Manager) ListMembers(ctx context.Context, visible access.Workspaces, query MemberQuery) (*MemberPage, error) {
+	seen, err := sees(visible, query.WorkspaceID)
+	if err != nil {
+		return nil, err
+	}
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", query.WorkspaceID)
 	size := pageSize(&fields, query.PageSize)
@@ -288,6 +325,10 @@ func (m *Manager) ListMembers(ctx context.Context, query MemberQuery) (*MemberPa
 	cursor := parsePageToken(&fields, query.PageToken, digest)
 	if err := fields.Err(); err != nil {
 		return nil, err
+	}
+	if !seen {
+		position, err := m.nothing(ctx)
+		return &MemberPage{Position: position}, err
 	}
 	for {
 		page, err := m.store.ListMembers(ctx, storage.Query{WorkspaceID: query.WorkspaceID, Cursor: cursor, Limit: size})
@@ -306,9 +347,13 @@ func (m *Manager) ListMembers(ctx context.Context, query MemberQuery) (*MemberPa
 	}
 }
 
-// GetPolicy reads the active policy. Errors: storage.ErrUnavailable in a store without one, and
+// GetPolicy reads the active policy. It belongs to no workspace, so visible need not be all of them,
+// but a caller without any is refused. Errors: CALLER_NOT_ALLOWED, storage.ErrUnavailable in a store without one, and
 // those of the store and the context.
-func (m *Manager) GetPolicy(ctx context.Context) (*projection.Policy, Position, error) {
+func (m *Manager) GetPolicy(ctx context.Context, visible access.Workspaces) (*projection.Policy, Position, error) {
+	if visible.IsEmpty() {
+		return nil, Position{}, notAllowed()
+	}
 	active, revision, err := m.freshPolicy(ctx)
 	if err != nil {
 		return nil, Position{}, err

@@ -23,6 +23,9 @@ import (
 // recognized by its source version. Therefore a removal with a source version is also stored for
 // a member that was never added: the removal may have overtaken the push that adds the member.
 func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, workspaceID, memberID string, sourceVersion *int64) (Position, error) {
+	if err := mayChange(actor, "workspace_id", workspaceID); err != nil {
+		return Position{}, err
+	}
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", workspaceID)
 	checkID(&fields, "member_id", memberID)
@@ -32,7 +35,7 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, workspace
 		return Position{}, err
 	}
 	now := m.clock()
-	return m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
+	return m.change(ctx, actor, workspaceID, func(view *attempt) (*storage.Change, error) {
 		stored, err := view.member(ctx, memberID)
 		if err != nil {
 			return nil, err
@@ -81,6 +84,9 @@ func isPositive(version *int64) bool { return version != nil && *version != 0 }
 // As for members, a removal with a source version is also stored for a workspace that never
 // began, and for a workspace that was removed before with a lower version.
 func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, workspaceID string, sourceVersion *int64) (Position, error) {
+	if err := mayChange(actor, "workspace_id", workspaceID); err != nil {
+		return Position{}, err
+	}
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", workspaceID)
 	checkSourceVersion(&fields, sourceVersion)
@@ -89,7 +95,7 @@ func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, worksp
 		return Position{}, err
 	}
 	now := m.clock()
-	return m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
+	return m.change(ctx, actor, workspaceID, func(view *attempt) (*storage.Change, error) {
 		var newestMember int64
 		if sourceVersion != nil {
 			newestMember = m.projection.NewestSourceVersion(workspaceID)

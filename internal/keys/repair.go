@@ -24,6 +24,9 @@ type Repaired struct {
 // time are not changed. Without apply, RepairTimes only counts. It may be repeated.
 func (m *Manager) RepairTimes(ctx context.Context, actor audit.Actor, apply bool) (Repaired, error) {
 	var repaired Repaired
+	if err := mayChangeAll(actor); err != nil {
+		return repaired, err
+	}
 	for _, workspaceID := range m.projection.Workspaces() {
 		for _, repair := range []func(context.Context, audit.Actor, string, bool, *Repaired) error{
 			m.repairWorkspace, m.repairMembers, m.repairKeys,
@@ -46,7 +49,7 @@ func (m *Manager) repairWorkspace(ctx context.Context, actor audit.Actor, worksp
 	if !apply {
 		return nil
 	}
-	_, err := m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
+	_, err := m.change(ctx, actor, workspaceID, func(view *attempt) (*storage.Change, error) {
 		record := &storagev1.WorkspaceRecord{
 			WorkspaceId: workspaceID, Incarnation: view.Current.Incarnation, CreateTime: timestamppb.New(earlier(view.Current.Created, now)),
 			RemovalSourceVersion: view.Current.RemovalSourceVersion,
@@ -79,7 +82,7 @@ func (m *Manager) repairMembers(ctx context.Context, actor audit.Actor, workspac
 			if !apply {
 				continue
 			}
-			if _, err := m.change(ctx, workspaceID, func(view *attempt) (*storage.Change, error) {
+			if _, err := m.change(ctx, actor, workspaceID, func(view *attempt) (*storage.Change, error) {
 				stored, err := view.member(ctx, found.GetMemberId())
 				if stored == nil || err != nil {
 					return nil, err
@@ -118,7 +121,7 @@ func (m *Manager) repairKeys(ctx context.Context, actor audit.Actor, workspaceID
 			if !apply {
 				continue
 			}
-			if _, _, err := m.changeKey(ctx, workspaceID, found.GetKeyId(),
+			if _, _, err := m.changeKey(ctx, actor, workspaceID, found.GetKeyId(),
 				func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 					before := expireTimeOf(record).AsTime()
 					if !repairKey(record, now) {

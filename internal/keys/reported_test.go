@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -28,7 +29,7 @@ func TestRevokeTokenFindsTheTokenInCopiedText(t *testing.T) {
 	}
 	decision := func(text string) decide.Decision {
 		t.Helper()
-		answer, err := w.Validator.Validate(t.Context(), validation.Question{Token: text, Requirement: decide.Requirement{IdentityOnly: true}})
+		answer, err := w.Validator.Validate(t.Context(), validation.Question{Workspaces: access.All(), Token: text, Requirement: decide.Requirement{IdentityOnly: true}})
 		if err != nil {
 			t.Fatal(err)
 		}

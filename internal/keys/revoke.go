@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -24,7 +25,7 @@ func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, workspaceID,
 		return nil, Position{}, err
 	}
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, workspaceID, keyID,
+	record, position, err := m.changeKey(ctx, actor, workspaceID, keyID,
 		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			return revoke(record, actor, now), nil
 		})
@@ -34,8 +35,11 @@ func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, workspaceID,
 	return m.showAt(record, now, position)
 }
 
-// checkKeyName checks the fields of a verb that names a key and nothing else.
+// checkKeyName checks the right and the fields of a verb that names a key and nothing else.
 func checkKeyName(actor audit.Actor, workspaceID, keyID string) error {
+	if err := mayChange(actor, "workspace_id", workspaceID); err != nil {
+		return err
+	}
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", workspaceID)
 	checkKeyID(&fields, keyID)
@@ -45,9 +49,13 @@ func checkKeyName(actor audit.Actor, workspaceID, keyID string) error {
 
 // RevokeToken revokes the key of the token in text, which may have other text around the token. The
 // error is KEY_NOT_FOUND if text has no token, or a token without a secret that is
-// still valid. Text with several tokens is refused. Other errors: *problem.Error, and those of the
+// still valid, or a token of a workspace that the actor may not change. Text with several tokens is
+// refused. Other errors: *problem.Error, and those of the
 // store and the context.
 func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text string) (KeyName, Position, error) {
+	if actor.Workspaces.IsEmpty() {
+		return KeyName{}, Position{}, notAllowed()
+	}
 	var fields problem.Fields
 	presented := reportedToken(&fields, text)
 	checkActor(&fields, actor)
@@ -60,16 +68,16 @@ func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text strin
 	if err := m.projection.Fresh(ctx); err != nil {
 		return KeyName{}, Position{}, err
 	}
-	name, err := m.keyOf(presented, now)
+	name, err := m.keyOf(presented, actor.Workspaces, now)
 	if err != nil {
 		return KeyName{}, Position{}, err
 	}
 	// 2. Revoke it.
-	_, position, err := m.changeKey(ctx, name.WorkspaceID, name.KeyID,
+	_, position, err := m.changeKey(ctx, actor, name.WorkspaceID, name.KeyID,
 		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			// 3. Compare the secret again in the workspace's turn, because a rotation between
 			// steps 1 and 2 may have ended it.
-			if _, err := m.keyOf(presented, now); err != nil {
+			if _, err := m.keyOf(presented, actor.Workspaces, now); err != nil {
 				return nil, err
 			}
 			event := revoke(record, actor, now)
@@ -85,14 +93,15 @@ func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text strin
 }
 
 // keyOf returns the key that has the token's secret, if the secret is still valid. The key may be
-// revoked. Errors: KEY_NOT_FOUND, and storage.ErrDamaged.
-func (m *Manager) keyOf(presented token.Token, now time.Time) (KeyName, error) {
+// revoked. A key of another workspace than the given ones is not found. Errors: KEY_NOT_FOUND, and
+// storage.ErrDamaged.
+func (m *Manager) keyOf(presented token.Token, workspaces access.Workspaces, now time.Time) (KeyName, error) {
 	found := m.projection.Find(presented.ID())
-	if found.Damaged != nil {
+	if found.Damaged != nil && (found.WorkspaceID == "" || workspaces.Has(found.WorkspaceID)) {
 		return KeyName{}, found.Damaged
 	}
 	grant, reason := decide.Authenticate(presented, found.Subject, "", now)
-	if grant.Principal.KeyID == "" || reason == decide.KeyExpired {
+	if grant.Principal.KeyID == "" || reason == decide.KeyExpired || !workspaces.Has(found.Subject.Key.Workspace) {
 		return KeyName{}, problem.New(problem.KeyNotFound, "the token matches no live secret")
 	}
 	return KeyName{WorkspaceID: found.Subject.Key.Workspace, KeyID: found.Subject.Key.ID}, nil
@@ -110,11 +119,11 @@ func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *stor
 // changeKey changes one key. edit changes a copy of the key's record and returns the audit event;
 // nil if there is nothing to change.
 func (m *Manager) changeKey(
-	ctx context.Context, workspaceID, keyID string,
+	ctx context.Context, actor audit.Actor, workspaceID, keyID string,
 	edit func(*attempt, *storagev1.KeyRecord) (*storagev1.AuditRecord, error),
 ) (*storagev1.KeyRecord, Position, error) {
 	var record *storagev1.KeyRecord
-	position, err := m.change(ctx, workspaceID, func(attempt *attempt) (*storage.Change, error) {
+	position, err := m.change(ctx, actor, workspaceID, func(attempt *attempt) (*storage.Change, error) {
 		stored, err := attempt.key(ctx, keyID)
 		if err != nil {
 			return nil, asKeyNotFound(err)

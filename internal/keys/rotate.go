@@ -44,6 +44,9 @@ type Rotation struct {
 // RotateKey issues a new secret for a live key. Errors: *problem.Error if the rotation is refused,
 // the error of Config.ClockTrusted, and those of the store and the context.
 func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rotation) (*IssuedKey, error) {
+	if err := mayChange(actor, "workspace_id", rotation.WorkspaceID); err != nil {
+		return nil, err
+	}
 	now := m.clock()
 	var fields problem.Fields
 	checkID(&fields, "workspace_id", rotation.WorkspaceID)
@@ -58,7 +61,7 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 		return nil, err
 	}
 	var issued token.Token
-	record, position, err := m.changeKey(ctx, rotation.WorkspaceID, rotation.KeyID,
+	record, position, err := m.changeKey(ctx, actor, rotation.WorkspaceID, rotation.KeyID,
 		func(view *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			// 1. Recognize a retry before anything is judged: the first call has rotated the key
 			// already, and the expire time may have passed since.
@@ -179,7 +182,7 @@ func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspa
 		return nil, Position{}, err
 	}
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, workspaceID, keyID,
+	record, position, err := m.changeKey(ctx, actor, workspaceID, keyID,
 		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err

@@ -28,6 +28,9 @@ type Swept struct {
 // Other errors: those of the store and the context.
 func (m *Manager) Sweep(ctx context.Context, actor audit.Actor) (Swept, error) {
 	var swept Swept
+	if err := mayChangeAll(actor); err != nil {
+		return swept, err
+	}
 	if err := m.trusted(); err != nil {
 		return swept, err
 	}
@@ -63,7 +66,7 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 		return Swept{}, nil
 	}
 	var swept Swept
-	_, err := m.change(ctx, workspaceID, func(attempt *attempt) (*storage.Change, error) {
+	_, err := m.change(ctx, actor, workspaceID, func(attempt *attempt) (*storage.Change, error) {
 		// 2. Look again in the turn, because another process may sweep the same workspace.
 		swept = Swept{}
 		dead := m.projection.Dead(workspaceID, before, purgeBatch)

@@ -35,6 +35,9 @@ type KeyUpdate struct {
 // UpdateKey changes the masked fields of a live key (AIP-134). Errors: *problem.Error if the update
 // is refused, and those of the store and the context.
 func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, update KeyUpdate) (*Key, Position, error) {
+	if err := mayChange(actor, "key.workspace_id", update.WorkspaceID); err != nil {
+		return nil, Position{}, err
+	}
 	active, _, err := m.freshPolicy(ctx)
 	if err != nil {
 		return nil, Position{}, err
@@ -43,7 +46,7 @@ func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, update KeyUp
 		return nil, Position{}, err
 	}
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, update.WorkspaceID, update.KeyID,
+	record, position, err := m.changeKey(ctx, actor, update.WorkspaceID, update.KeyID,
 		func(view *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err

@@ -237,8 +237,10 @@ type Found struct {
 	// Created is when the key was created, in Unix nanoseconds; 0 if there is no such key.
 	Created int64
 	// Damaged is set if a record that the answer depends on cannot be read. Nothing may be
-	// decided then.
-	Damaged error
+	// decided then. WorkspaceID is the workspace of the key in question; empty if that is not known,
+	// or if Damaged is nil.
+	Damaged     error
+	WorkspaceID string
 }
 
 // Find returns what is known about a key id. It reads memory alone, even for an id that does
@@ -255,6 +257,7 @@ func (p *Projection) Find(keyID string) Found {
 		return found
 	}
 	if found.Damaged = entry.problem(); found.Damaged != nil {
+		found.WorkspaceID = entry.workspace.id
 		return found
 	}
 	found.Subject.Key, found.Last, found.Created = &entry.key, entry.last, entry.created

@@ -17,6 +17,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/service"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -24,7 +25,7 @@ import (
 
 // Bounds that no operator needs to set.
 const (
-	// connectionTimeout bounds a connection's handshake.
+	// connectionTimeout bounds the handshake of a connection, up to the client's first SETTINGS.
 	connectionTimeout = 10 * time.Second
 	// keepaliveTime is the silence after which a peer gets a ping, and keepaliveTimeout the
 	// longest time that its answer may take.
@@ -32,12 +33,18 @@ const (
 	keepaliveTimeout = 20 * time.Second
 	// keepaliveMinimum is the shortest time between two pings of a client.
 	keepaliveMinimum = 10 * time.Second
+	// sessionJitter is the part by which a session may be older than session-age, and callGrace
+	// how long calls on a connection past its age may take besides.
+	sessionJitter = 10
+	callGrace     = time.Minute
 )
 
 // servedListener is a listener, and the services that it offers.
 type servedListener struct {
 	net.Listener
 	purpose config.Purpose
+	// connections says what is expected of its connections.
+	connections *connection.Listener
 }
 
 // calls answers calls: it has one gRPC server for each purpose, all behind one door.
@@ -46,7 +53,9 @@ type calls struct {
 	door   *door
 	health *health.Server
 	hub    *feed.Hub
-	grpc   map[config.Purpose]*grpc.Server
+	// connections are those of all listeners.
+	connections *connection.Set
+	grpc        map[config.Purpose]*grpc.Server
 	// beginStop ends the context that lasts until the stop begins.
 	beginStop context.CancelFunc
 	// failed yields the first error of a listener that can be served no longer.
@@ -62,11 +71,12 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	stopping, beginStop := context.WithCancel(context.Background())
 	validations := service.NewValidation(validator, errors)
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
+	callerService := service.NewCallers(errors)
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
 	c := &calls{
 		log:    s.log,
 		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}),
-		health: health.NewServer(), hub: s.hub,
+		health: health.NewServer(), hub: s.hub, connections: s.connections,
 		grpc:      make(map[config.Purpose]*grpc.Server),
 		beginStop: beginStop, failed: make(chan error, 1),
 	}
@@ -81,6 +91,9 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 			keysvcv1.RegisterKeyServiceServer(server, keyService)
 			keysvcv1.RegisterMemberServiceServer(server, memberService)
 			keysvcv1.RegisterPolicyServiceServer(server, policyService)
+		}
+		if purpose != config.PurposeHealth {
+			keysvcv1.RegisterCallerServiceServer(server, callerService)
 		}
 		// Each listener answers health for the services of all listeners.
 		for name := range server.GetServiceInfo() {
@@ -102,13 +115,19 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 // it is answered with UNIMPLEMENTED.
 func (c *calls) newServer(settings config.Settings) *grpc.Server {
 	return grpc.NewServer(
+		grpc.Creds(c.connections.Credentials()),
 		grpc.UnaryInterceptor(c.door.unary),
 		grpc.StreamInterceptor(c.door.stream),
 		grpc.MaxConcurrentStreams(uint32(settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
 		grpc.MaxHeaderListSize(uint32(settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
 		grpc.MaxRecvMsgSize(settings.MaxMessageBytes),
 		grpc.ConnectionTimeout(connectionTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: keepaliveTime, Timeout: keepaliveTimeout,
+			MaxConnectionIdle: settings.ConnectionIdle, MaxConnectionAge: settings.ConnectionAge,
+			// A session that has begun just before lives for its whole age.
+			MaxConnectionAgeGrace: settings.SessionAge + settings.SessionAge/sessionJitter + callGrace,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
 	)
@@ -128,7 +147,7 @@ func (c *calls) begin(listener servedListener) {
 
 // serve answers calls on a listener until stop or cutOff, and closes it.
 func (c *calls) serve(listener servedListener) error {
-	err := c.grpc[listener.purpose].Serve(listener)
+	err := c.grpc[listener.purpose].Serve(c.connections.Listen(listener.Listener, listener.connections))
 	if errors.Is(err, grpc.ErrServerStopped) {
 		return nil
 	}

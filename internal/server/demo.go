@@ -12,6 +12,7 @@ import (
 	"strings"
 	"text/template"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -85,7 +86,7 @@ func (s *Server) demoToken(ctx context.Context, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	known, _, err := s.keys.GetKey(ctx, demoWorkspace, demoKeyID(string(text)))
+	known, _, err := s.keys.GetKey(ctx, access.All(), demoWorkspace, demoKeyID(string(text)))
 	var told *problem.Error
 	switch {
 	case err == nil && known.State != keys.KeyRevoked && known.State != keys.KeyExpired:

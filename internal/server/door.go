@@ -52,11 +52,8 @@ func newDoor(
 	}
 }
 
-// identify returns who makes a call.
-func (d *door) identify(context.Context) *callers.Identity {
-	// Until there is TLS, only this machine reaches the listener.
-	return callers.Local()
-}
+// identify returns who makes a call; nil if nobody knows.
+func (d *door) identify(ctx context.Context) *callers.Identity { return callers.FromContext(ctx) }
 
 // unary is the interceptor of unary calls.
 func (d *door) unary(

@@ -23,7 +23,7 @@ var validateKey = &grpc.UnaryServerInfo{FullMethod: keysvcv1.ValidationService_V
 // TestDoorAllocatesNothingForValidations: every request of the product makes one.
 func TestDoorAllocatesNothingForValidations(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
-	ctx, request, handler := t.Context(), any(&keysvcv1.ValidateKeyRequest{}), answerNothing
+	ctx, request, handler := localContext(t), any(&keysvcv1.ValidateKeyRequest{}), answerNothing
 	pass := func() { _, _ = d.unary(ctx, request, validateKey, handler) }
 	if allocations := testing.AllocsPerRun(1000, pass); allocations != 0 {
 		t.Errorf("%v allocations", allocations)
@@ -40,13 +40,19 @@ func TestDoorAllocatesNothingForValidations(t *testing.T) {
 	}
 }
 
+// localContext returns the context of a call of callers.Local.
+func localContext(t testing.TB) context.Context {
+	t.Helper()
+	return callers.NewContext(t.Context(), callers.Local())
+}
+
 func answerNothing(context.Context, any) (any, error) { return nil, nil }
 
 // BenchmarkDoor measures a validation with the door and without. The difference is what the
 // door costs.
 func BenchmarkDoor(b *testing.B) {
 	d := newTestDoor(b, config.Defaults())
-	ctx, request, handler := b.Context(), any(&keysvcv1.ValidateKeyRequest{}), grpc.UnaryHandler(answerNothing)
+	ctx, request, handler := localContext(b), any(&keysvcv1.ValidateKeyRequest{}), grpc.UnaryHandler(answerNothing)
 	b.Run("handler", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
@@ -91,11 +97,11 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 	d := newDoor(t.Context(), newSlotTable(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
 	request := &keysvcv1.ValidateKeyRequest{}
 	ask := func() error {
-		_, err := d.unary(t.Context(), request, validateKey, answerNothing)
+		_, err := d.unary(localContext(t), request, validateKey, answerNothing)
 		return err
 	}
 	within := func(_ context.Context, _ any) (any, error) {
-		_, err := d.unary(t.Context(), request, validateKey, func(context.Context, any) (any, error) {
+		_, err := d.unary(localContext(t), request, validateKey, func(context.Context, any) (any, error) {
 			for range 10 {
 				if err := ask(); status.Code(err) != codes.ResourceExhausted {
 					t.Errorf("the third: %v", err)
@@ -107,7 +113,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 		})
 		return nil, err
 	}
-	if _, err := d.unary(t.Context(), request, validateKey, within); err != nil {
+	if _, err := d.unary(localContext(t), request, validateKey, within); err != nil {
 		t.Error(err)
 	}
 	if err := ask(); err != nil {
@@ -122,7 +128,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 func TestPanickingHandlersReleaseTheirSlots(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	for _, method := range []string{keysvcv1.ValidationService_ValidateKey_FullMethodName, keysvcv1.KeyService_GetKey_FullMethodName} {
-		_, err := d.unary(t.Context(), &keysvcv1.ValidateKeyRequest{}, &grpc.UnaryServerInfo{FullMethod: method},
+		_, err := d.unary(localContext(t), &keysvcv1.ValidateKeyRequest{}, &grpc.UnaryServerInfo{FullMethod: method},
 			func(context.Context, any) (any, error) { panic("a fault") })
 		if status.Code(err) != codes.Internal {
 			t.Errorf("%s: %v, want INTERNAL", method, err)

@@ -82,6 +82,14 @@ func logEvents(log *slog.Logger) events.Hooks {
 		AcceptFailed: func(reason error) {
 			log.WarnContext(ctx, "a connection cannot be accepted; those that are open go on, and new ones wait", "error", reason)
 		},
+		ConnectionsClosed: func(closed events.ConnectionsClosed) {
+			attributes := []slog.Attr{slog.String("reason", closed.Reason)}
+			if closed.Detail != "" {
+				attributes = append(attributes, slog.String("detail", closed.Detail))
+			}
+			log.LogAttrs(ctx, slog.LevelWarn, "connections are refused or ended",
+				append(attributes, slog.String("peer", closed.Peer), slog.Int64("count", closed.Count))...)
+		},
 	}
 }
 

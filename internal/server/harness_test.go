@@ -125,6 +125,7 @@ func start(t *testing.T, with options) *bench {
 	}
 	b.server, err = server.New(t.Context(), server.Config{
 		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize, Hooks: with.hooks,
+		InMemory: true,
 	})
 	if err != nil {
 		t.Fatal(err)

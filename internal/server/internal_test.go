@@ -22,7 +22,7 @@ import (
 func TestMethodsThatAreNotInTheTableAreRefused(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
 	for _, method := range []string{"", "/keysvc.v1.KeyService/Nothing", "keysvc.v1.KeyService/GetKey", "/keysvc.v1.KeyService/getkey", "/keysvc.v1.KeyService/GetKey/"} {
-		_, err := d.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) {
+		_, err := d.unary(localContext(t), nil, &grpc.UnaryServerInfo{FullMethod: method}, func(context.Context, any) (any, error) {
 			t.Errorf("%q: the handler is called", method)
 			return nil, nil
 		})
@@ -30,7 +30,7 @@ func TestMethodsThatAreNotInTheTableAreRefused(t *testing.T) {
 			t.Errorf("%q: got %v, want PERMISSION_DENIED", method, err)
 		}
 	}
-	_, err := d.unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/keysvc.v1.KeyService/GetKey"}, func(ctx context.Context, _ any) (any, error) {
+	_, err := d.unary(localContext(t), nil, &grpc.UnaryServerInfo{FullMethod: "/keysvc.v1.KeyService/GetKey"}, func(ctx context.Context, _ any) (any, error) {
 		return nil, errors.New(callers.FromContext(ctx).CallerName())
 	})
 	if err == nil || err.Error() != "local" {

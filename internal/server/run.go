@@ -158,7 +158,9 @@ func (p *process) listener(wanted config.Listener) component {
 				return err
 			}
 			opened = newPersistentListener(listener, p.server.hooks.AcceptFailed)
-			p.server.listeners = append(p.server.listeners, servedListener{Listener: opened, purpose: wanted.Purpose})
+			p.server.listeners = append(p.server.listeners, servedListener{
+				Listener: opened, purpose: wanted.Purpose, connections: p.server.connectionsOf(opened, wanted.Purpose),
+			})
 			return nil
 		},
 		stop: func(context.Context) error {

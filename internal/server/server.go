@@ -12,9 +12,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/keys"
@@ -35,7 +38,7 @@ const (
 )
 
 // systemActor is recorded in audit events for what the process does by itself.
-var systemActor = audit.Actor{Caller: "system"}
+var systemActor = audit.Actor{Caller: "system", Workspaces: access.All()}
 
 // Store is the part of a store that a Server needs.
 type Store interface {
@@ -71,6 +74,11 @@ type Config struct {
 	Log *slog.Logger
 	// Hooks are called for what happens, in addition to the log. Default: no hooks.
 	Hooks events.Hooks
+	// Judge decides who a peer is. Default: on this machine everybody is callers.Local().
+	Judge callers.Judge
+	// InMemory allows listeners in memory, such as grpc's bufconn, in Serve. Their connections
+	// count as those from this machine. It is for tests.
+	InMemory bool
 }
 
 // Server is a keysvc process without its store. Its components fill it in when they start.
@@ -97,7 +105,9 @@ type Server struct {
 	recorder *usage.Recorder
 	// lastFlush is set at the stop, before the last flush of last-used times.
 	lastFlush bool
-	calls     *calls
+	// connections are those of all listeners.
+	connections *connection.Set
+	calls       *calls
 	// distrusted is closed when the store cannot be trusted any more.
 	distrusted chan struct{}
 }
@@ -135,6 +145,7 @@ func (s *Server) components() []component {
 		{name: "policy", start: s.installPolicy},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "sweep", run: s.sweep},
+		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
 	}
 }
@@ -284,7 +295,8 @@ func (s *Server) Serve(listener net.Listener) error {
 // ServePurpose is Serve for a listener that serves one purpose.
 func (s *Server) ServePurpose(listener net.Listener, purpose config.Purpose) error {
 	served := make(chan error, 1)
-	go func() { served <- s.calls.serve(servedListener{Listener: listener, purpose: purpose}) }()
+	wanted := servedListener{Listener: listener, purpose: purpose, connections: s.connectionsOf(listener, purpose)}
+	go func() { served <- s.calls.serve(wanted) }()
 	select {
 	case err := <-served:
 		select {

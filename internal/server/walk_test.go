@@ -676,6 +676,10 @@ func walks() []walk {
 		},
 		policyWalk(),
 		{
+			method: keysvcv1.CallerService_WhoAmI_FullMethodName,
+			base:   func(*fixture) proto.Message { return &keysvcv1.WhoAmIRequest{} },
+		},
+		{
 			method: keysvcv1.ValidationService_ValidateKey_FullMethodName,
 			base: func(f *fixture) proto.Message {
 				return &keysvcv1.ValidateKeyRequest{Token: f.key.GetToken(), RequiredScope: "signatures:read", WithDetails: true, IncludeGrant: true}

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys"
 )
@@ -16,42 +17,42 @@ type KeyService struct {
 
 // CreateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) CreateKey(ctx context.Context, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
-	return change(ctx, s.management, request, s.verbs.CreateKey)
+	return change(ctx, s.management, keysvcv1.KeyService_CreateKey_FullMethodName, request, s.verbs.CreateKey)
 }
 
 // GetKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
-	return read(ctx, s.management, request, s.verbs.GetKey)
+	return read(ctx, s.management, keysvcv1.KeyService_GetKey_FullMethodName, request, s.verbs.GetKey)
 }
 
 // ListKeys implements keysvcv1.KeyServiceServer.
 func (s *KeyService) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
-	return read(ctx, s.management, request, s.verbs.ListKeys)
+	return read(ctx, s.management, keysvcv1.KeyService_ListKeys_FullMethodName, request, s.verbs.ListKeys)
 }
 
 // UpdateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) UpdateKey(ctx context.Context, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
-	return change(ctx, s.management, request, s.verbs.UpdateKey)
+	return change(ctx, s.management, keysvcv1.KeyService_UpdateKey_FullMethodName, request, s.verbs.UpdateKey)
 }
 
 // RotateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) RotateKey(ctx context.Context, request *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
-	return change(ctx, s.management, request, s.verbs.RotateKey)
+	return change(ctx, s.management, keysvcv1.KeyService_RotateKey_FullMethodName, request, s.verbs.RotateKey)
 }
 
 // FinishRotation implements keysvcv1.KeyServiceServer.
 func (s *KeyService) FinishRotation(ctx context.Context, request *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
-	return change(ctx, s.management, request, s.verbs.FinishRotation)
+	return change(ctx, s.management, keysvcv1.KeyService_FinishRotation_FullMethodName, request, s.verbs.FinishRotation)
 }
 
 // RevokeKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) RevokeKey(ctx context.Context, request *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
-	return change(ctx, s.management, request, s.verbs.RevokeKey)
+	return change(ctx, s.management, keysvcv1.KeyService_RevokeKey_FullMethodName, request, s.verbs.RevokeKey)
 }
 
 // RevokeToken implements keysvcv1.KeyServiceServer.
 func (s *KeyService) RevokeToken(ctx context.Context, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
-	return change(ctx, s.management, request, s.verbs.RevokeToken)
+	return change(ctx, s.management, keysvcv1.KeyService_RevokeToken_FullMethodName, request, s.verbs.RevokeToken)
 }
 
 // CreateKey calls keys.Manager.CreateKey.
@@ -75,8 +76,8 @@ func (v Verbs) CreateKey(ctx context.Context, actor audit.Actor, request *keysvc
 }
 
 // GetKey calls keys.Manager.GetKey.
-func (v Verbs) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
-	key, position, err := v.Manager.GetKey(ctx, request.GetWorkspaceId(), request.GetKeyId())
+func (v Verbs) GetKey(ctx context.Context, visible access.Workspaces, request *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+	key, position, err := v.Manager.GetKey(ctx, visible, request.GetWorkspaceId(), request.GetKeyId())
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +85,7 @@ func (v Verbs) GetKey(ctx context.Context, request *keysvcv1.GetKeyRequest) (*ke
 }
 
 // ListKeys calls keys.Manager.ListKeys.
-func (v Verbs) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
 	query := keys.KeyQuery{
 		WorkspaceID:    request.GetWorkspaceId(),
 		MemberID:       request.MemberId,
@@ -97,7 +98,7 @@ func (v Verbs) ListKeys(ctx context.Context, request *keysvcv1.ListKeysRequest) 
 	for _, state := range request.GetStates() {
 		query.States = append(query.States, keys.KeyState(state))
 	}
-	page, err := v.Manager.ListKeys(ctx, query)
+	page, err := v.Manager.ListKeys(ctx, visible, query)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/keys"
@@ -35,23 +36,27 @@ func NewManagement(manager *keys.Manager, errors Errors, requestID RequestIDFunc
 	return &KeyService{management: shared}, &MemberService{management: shared}, &PolicyService{management: shared}
 }
 
-// change handles an RPC that changes something. The actor is the authenticated caller; the verb
-// adds the member that the message names.
+// change handles an RPC that changes something. The actor is the authenticated caller, with the
+// workspaces that it has the method's right for; the verb adds the member that the message names.
 func change[Request, Response any](
-	ctx context.Context, m management, request Request,
+	ctx context.Context, m management, method string, request Request,
 	verb func(context.Context, audit.Actor, Request) (Response, error),
 ) (Response, error) {
-	actor := audit.Actor{Caller: callers.FromContext(ctx).CallerName(), RequestID: m.requestID(ctx)}
+	identity := callers.FromContext(ctx)
+	actor := audit.Actor{
+		Caller: identity.CallerName(), RequestID: m.requestID(ctx), Workspaces: identity.For(callers.Needs(method)),
+	}
 	response, err := verb(ctx, actor, request)
 	return response, m.errors.Status(ctx, err)
 }
 
-// read handles an RPC that changes nothing.
+// read handles an RPC that changes nothing. The verb is given the workspaces that the caller has the
+// method's right for.
 func read[Request, Response any](
-	ctx context.Context, m management, request Request,
-	verb func(context.Context, Request) (Response, error),
+	ctx context.Context, m management, method string, request Request,
+	verb func(context.Context, access.Workspaces, Request) (Response, error),
 ) (Response, error) {
-	response, err := verb(ctx, request)
+	response, err := verb(ctx, callers.FromContext(ctx).For(callers.Needs(method)), request)
 	return response, m.errors.Status(ctx, err)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys"
 )
@@ -16,27 +17,27 @@ type MemberService struct {
 
 // PutMember implements keysvcv1.MemberServiceServer.
 func (s *MemberService) PutMember(ctx context.Context, request *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error) {
-	return change(ctx, s.management, request, s.verbs.PutMember)
+	return change(ctx, s.management, keysvcv1.MemberService_PutMember_FullMethodName, request, s.verbs.PutMember)
 }
 
 // GetMember implements keysvcv1.MemberServiceServer.
 func (s *MemberService) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
-	return read(ctx, s.management, request, s.verbs.GetMember)
+	return read(ctx, s.management, keysvcv1.MemberService_GetMember_FullMethodName, request, s.verbs.GetMember)
 }
 
 // ListMembers implements keysvcv1.MemberServiceServer.
 func (s *MemberService) ListMembers(ctx context.Context, request *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
-	return read(ctx, s.management, request, s.verbs.ListMembers)
+	return read(ctx, s.management, keysvcv1.MemberService_ListMembers_FullMethodName, request, s.verbs.ListMembers)
 }
 
 // RemoveMember implements keysvcv1.MemberServiceServer.
 func (s *MemberService) RemoveMember(ctx context.Context, request *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
-	return change(ctx, s.management, request, s.verbs.RemoveMember)
+	return change(ctx, s.management, keysvcv1.MemberService_RemoveMember_FullMethodName, request, s.verbs.RemoveMember)
 }
 
 // RemoveWorkspace implements keysvcv1.MemberServiceServer.
 func (s *MemberService) RemoveWorkspace(ctx context.Context, request *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error) {
-	return change(ctx, s.management, request, s.verbs.RemoveWorkspace)
+	return change(ctx, s.management, keysvcv1.MemberService_RemoveWorkspace_FullMethodName, request, s.verbs.RemoveWorkspace)
 }
 
 // PutMember calls keys.Manager.PutMember.
@@ -55,8 +56,8 @@ func (v Verbs) PutMember(ctx context.Context, actor audit.Actor, request *keysvc
 }
 
 // GetMember calls keys.Manager.GetMember.
-func (v Verbs) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
-	member, position, err := v.Manager.GetMember(ctx, request.GetWorkspaceId(), request.GetMemberId())
+func (v Verbs) GetMember(ctx context.Context, visible access.Workspaces, request *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
+	member, position, err := v.Manager.GetMember(ctx, visible, request.GetWorkspaceId(), request.GetMemberId())
 	if err != nil {
 		return nil, err
 	}
@@ -64,8 +65,8 @@ func (v Verbs) GetMember(ctx context.Context, request *keysvcv1.GetMemberRequest
 }
 
 // ListMembers calls keys.Manager.ListMembers.
-func (v Verbs) ListMembers(ctx context.Context, request *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
-	page, err := v.Manager.ListMembers(ctx, keys.MemberQuery{
+func (v Verbs) ListMembers(ctx context.Context, visible access.Workspaces, request *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
+	page, err := v.Manager.ListMembers(ctx, visible, keys.MemberQuery{
 		WorkspaceID: request.GetWorkspaceId(),
 		PageSize:    int(request.GetPageSize()),
 		PageToken:   request.GetPageToken(),

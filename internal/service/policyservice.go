@@ -6,6 +6,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -19,17 +20,17 @@ type PolicyService struct {
 
 // GetPolicy implements keysvcv1.PolicyServiceServer.
 func (s *PolicyService) GetPolicy(ctx context.Context, request *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
-	return read(ctx, s.management, request, s.verbs.GetPolicy)
+	return read(ctx, s.management, keysvcv1.PolicyService_GetPolicy_FullMethodName, request, s.verbs.GetPolicy)
 }
 
 // ApplyPolicy implements keysvcv1.PolicyServiceServer.
 func (s *PolicyService) ApplyPolicy(ctx context.Context, request *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error) {
-	return change(ctx, s.management, request, s.verbs.ApplyPolicy)
+	return change(ctx, s.management, keysvcv1.PolicyService_ApplyPolicy_FullMethodName, request, s.verbs.ApplyPolicy)
 }
 
 // GetPolicy calls keys.Manager.GetPolicy.
-func (v Verbs) GetPolicy(ctx context.Context, _ *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
-	active, position, err := v.Manager.GetPolicy(ctx)
+func (v Verbs) GetPolicy(ctx context.Context, visible access.Workspaces, _ *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
+	active, position, err := v.Manager.GetPolicy(ctx, visible)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/patience"
@@ -56,9 +57,18 @@ func NewSync(hub *feed.Hub, projection *projection.Projection, validator *valida
 // errGaveUp ends a session whose client has closed its half of the stream.
 var errGaveUp = errors.New("the client gave up its lease")
 
-// visibleTo returns which workspaces a caller may see; nil means all of them. No caller is
-// restricted yet.
-func visibleTo(*callers.Identity) func(workspaceID string) bool { return nil }
+// visibleTo returns the workspaces that the caller of a session hears of: those that it may validate
+// in. Error: CALLER_UNKNOWN or CALLER_NOT_ALLOWED if there is none.
+func visibleTo(identity *callers.Identity) (access.Workspaces, error) {
+	visible := identity.For(access.Validate)
+	switch {
+	case !identity.May(access.Known):
+		return access.Workspaces{}, problem.New(problem.CallerUnknown, "the caller is not known, or no longer")
+	case visible.IsEmpty():
+		return access.Workspaces{}, problem.New(problem.CallerNotAllowed, "the caller may not validate, or no longer")
+	}
+	return visible, nil
+}
 
 // Sync implements keysvcv1.SyncServiceServer. This goroutine sends, and a second one (syncReader)
 // receives. Recv cannot be interrupted, so the goroutine that has to end when the server stops must
@@ -66,7 +76,7 @@ func visibleTo(*callers.Identity) func(workspaceID string) bool { return nil }
 func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error {
 	ctx := stream.Context()
 	reader := &syncReader{
-		service: s, stream: stream, visible: visibleTo(callers.FromContext(ctx)),
+		service: s, stream: stream, live: callers.LiveFromContext(ctx),
 		hello: make(chan *keysvcv1.SyncHello, 1), opened: make(chan *feed.Session, 1), ended: make(chan error, 1),
 	}
 	// The reader ends with the stream, which ends when Sync returns, if not before.
@@ -76,13 +86,14 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 	defer timer.Stop()
 	select {
 	case hello := <-reader.hello:
-		session, err := s.open(ctx, hello, reader.visible)
+		rights := watchRights(reader.live)
+		session, err := s.open(ctx, hello, rights)
 		if err != nil {
 			return s.status(ctx, err)
 		}
 		timer.Stop()
 		reader.opened <- session
-		return s.run(ctx, stream, session, reader.ended)
+		return s.run(ctx, stream, session, rights, reader.ended)
 	case err := <-reader.ended:
 		return s.status(ctx, err)
 	case <-timer.C:
@@ -98,7 +109,11 @@ func (s *SyncService) Sync(stream grpc.BidiStreamingServer[keysvcv1.SyncRequest,
 // was acknowledged before. A client that has applied revisions beyond the barrier was served from
 // another history of this store: the store was rolled back. The hub resets such a client, and open
 // logs an error, because an operator must know.
-func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, visible func(string) bool) (*feed.Session, error) {
+func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, rights *rights) (*feed.Session, error) {
+	visible, err := visibleTo(rights.identity)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.projection.Fresh(ctx); err != nil {
 		return nil, err
 	}
@@ -112,10 +127,10 @@ func (s *SyncService) open(ctx context.Context, hello *keysvcv1.SyncHello, visib
 
 // run sends a session's messages until the session ends, and returns its status.
 func (s *SyncService) run(
-	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error,
+	ctx context.Context, stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, rights *rights, ended <-chan error,
 ) error {
 	s.errors.Log.DebugContext(ctx, "sync session began", "caller", callers.FromContext(ctx).CallerName())
-	err := s.send(stream, session, ended)
+	err := s.send(stream, session, rights, ended)
 	session.Close(errors.Is(err, errGaveUp))
 	s.errors.Log.DebugContext(ctx, "sync session ended", slog.Any("reason", err))
 	return s.status(ctx, err)
@@ -124,17 +139,51 @@ func (s *SyncService) run(
 // errOver is the status of a session that was sent its last message.
 var errOver = status.Error(codes.Unavailable, "the server stops, or the session has become old: connect again")
 
-// send sends a session's messages until the session ends. It waits for the session's wake-ups only.
-// A change wakes the session, and so does the reader when the stream has ended, and the timer when
-// the session's age ends.
+// rights are what the caller of a session was when they were looked at last, and a channel that is
+// closed when the caller's identity changes.
+type rights struct {
+	live     *callers.Live
+	identity *callers.Identity
+	changed  <-chan struct{}
+}
+
+func watchRights(live *callers.Live) *rights {
+	identity, changed := live.Watch()
+	return &rights{live: live, identity: identity, changed: changed}
+}
+
+// refresh looks at the caller again if its identity has changed, and tells the session what the
+// caller sees now (S7). The error ends the session: the caller may no longer validate at all.
+func (r *rights) refresh(session *feed.Session) error {
+	select {
+	case <-r.changed:
+	default:
+		return nil
+	}
+	*r = *watchRights(r.live)
+	visible, err := visibleTo(r.identity)
+	if err == nil {
+		session.See(visible)
+	}
+	return err
+}
+
+// send sends a session's messages until the session ends. It waits for the session's wake-ups, and
+// for a change of the caller's rights. A change of the store wakes the session, and so does the
+// reader when the stream has ended, and the timer when the session's age ends.
 func (s *SyncService) send(
-	stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, ended <-chan error,
+	stream grpc.ServerStreamingServer[keysvcv1.SyncResponse], session *feed.Session, rights *rights, ended <-chan error,
 ) error {
 	timer := time.AfterFunc(helloTimeout, session.Wake)
 	defer timer.Stop()
 	var due time.Time
 	for {
-		// 1. Send the next message, if there is one.
+		// 1. Look at the caller's rights before each message, because a busy session never waits in
+		// step 5.
+		if err := rights.refresh(session); err != nil {
+			return err
+		}
+		// 2. Send the next message, if there is one.
 		step := session.Next()
 		if step.Response != nil {
 			if err := s.encoded.send(stream, step.Response); err != nil {
@@ -144,24 +193,27 @@ func (s *SyncService) send(
 		if step.Last {
 			return errOver
 		}
-		// 2. Look whether the reader has ended. It writes to ended before it wakes the session, and
-		// step.Wait keeps a wake-up until step 4, so an end after this look is not missed.
+		// 3. Look whether the reader has ended. It writes to ended before it wakes the session, and
+		// step.Wait keeps a wake-up until step 5, so an end after this look is not missed.
 		select {
 		case err := <-ended:
 			return err
 		default:
 		}
-		// 3. Wait only if there was nothing to send.
+		// 4. Wait only if there was nothing to send.
 		if step.Wait == nil {
 			continue
 		}
-		// 4. Wait. The timer is set unless it still runs: step.Within always leads to the same
+		// 5. Wait. The timer is set unless it still runs: step.Within always leads to the same
 		// moment.
 		if now := time.Now(); !now.Before(due) {
 			due = now.Add(step.Within)
 			timer.Reset(step.Within)
 		}
-		<-step.Wait
+		select {
+		case <-step.Wait:
+		case <-rights.changed:
+		}
 	}
 }
 
@@ -218,7 +270,7 @@ func (s *SyncService) status(ctx context.Context, err error) error {
 type syncReader struct {
 	service *SyncService
 	stream  grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]
-	visible func(workspaceID string) bool
+	live    *callers.Live
 	// hello gets the client's hello. opened gets the session that was opened for the hello. It
 	// is closed when Sync returns, without a session if the hello was refused.
 	hello  chan *keysvcv1.SyncHello
@@ -286,8 +338,9 @@ func (r *syncReader) take(session *feed.Session, request *keysvcv1.SyncRequest, 
 		}
 		// 1. Record the uses before the pong is sent, so that a client that has the pong sees its
 		// uses recorded.
+		identity, _ := r.live.Watch()
 		for _, use := range kind.Ping.GetUses() {
-			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetTime().AsTime(), r.visible)
+			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetTime().AsTime(), identity.For(access.Validate))
 		}
 		// 2. Take the pong's barrier after the ping has arrived (S2): the pong promises every change
 		// that was acknowledged before.
@@ -345,6 +398,9 @@ func checkHello(hello *keysvcv1.SyncHello) error {
 	}
 	if length := len(hello.GetAuditHash()); length != 0 && length != hashLength {
 		within.Add("audit_hash", "has %d bytes; %d are required, or none", length, hashLength)
+	}
+	if length := len(hello.GetVisibleWorkspaces()); length != 0 && length != access.FingerprintLength {
+		within.Add("visible_workspaces", "has %d bytes; %d are required, or none", length, access.FingerprintLength)
 	}
 	if hello.GetHashRevision() < 0 || hello.GetHashRevision() > max(hello.GetRevision(), 0) {
 		within.Add("hash_revision", "is negative, or beyond revision")

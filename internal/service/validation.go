@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys"
@@ -73,7 +74,7 @@ func (s *ValidationService) work(request *keysvcv1.ValidateKeyRequest) callers.W
 
 // ValidateKey implements keysvcv1.ValidationServiceServer.
 func (s *ValidationService) ValidateKey(ctx context.Context, request *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
-	response, err := s.validate(ctx, request)
+	response, err := s.validate(ctx, workspacesOf(ctx), request)
 	return response, s.errors.Status(ctx, err)
 }
 
@@ -84,6 +85,7 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 		fields.Add("requests", "has %d items; 1 to %d are allowed", count, MaxBatch)
 		return nil, s.errors.Status(ctx, fields.Err())
 	}
+	workspaces := workspacesOf(ctx)
 	ctx, cancel := validation.Together(ctx)
 	defer cancel()
 	responses, total := make([]*keysvcv1.ValidateKeyResponse, len(request.GetRequests())), 0
@@ -94,7 +96,7 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 				"the answers before this one have %d bytes, as many as fit into one batch; ask again in another batch", total))}
 			continue
 		}
-		response, err := s.validate(ctx, item)
+		response, err := s.validate(ctx, workspaces, item)
 		if ctx.Err() != nil {
 			return nil, s.errors.Status(ctx, ctx.Err())
 		}
@@ -124,11 +126,17 @@ func (s *ValidationService) itemError(ctx context.Context, err error) *keysvcv1.
 	}
 }
 
-func (s *ValidationService) validate(ctx context.Context, request *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
+// workspacesOf returns the workspaces that the caller may validate in.
+func workspacesOf(ctx context.Context) access.Workspaces {
+	return callers.FromContext(ctx).For(access.Validate)
+}
+
+func (s *ValidationService) validate(ctx context.Context, workspaces access.Workspaces, request *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
 	question, err := questionOf(request)
 	if err != nil {
 		return nil, err
 	}
+	question.Workspaces = workspaces
 	answer, err := s.validator.Validate(ctx, question)
 	if err != nil {
 		return nil, err
@@ -145,7 +153,7 @@ func (s *ValidationService) validate(ctx context.Context, request *keysvcv1.Vali
 	}
 	response.Principal = showPrincipal(&answer)
 	if request.GetIncludeGrant() {
-		response.Grant = showGrant(&answer)
+		response.Grant = showGrant(&answer, workspaces)
 	}
 	return response, nil
 }
@@ -203,10 +211,13 @@ func showPrincipal(answer *validation.Answer) *keysvcv1.Principal {
 	return principal
 }
 
-func showGrant(answer *validation.Answer) *keysvcv1.Grant {
+// showGrant returns a grant for a near-cache of a caller that may validate in some workspaces.
+func showGrant(answer *validation.Answer, workspaces access.Workspaces) *keysvcv1.Grant {
 	grant := &keysvcv1.Grant{
 		Scopes:   answer.Grant.Effective(),
 		ValidFor: durationpb.New(time.Unix(0, answer.Grant.HoldsUntil).Sub(answer.Now)),
+		// Of the same rights as the answer (S7).
+		VisibleWorkspaces: workspaces.Fingerprint(),
 	}
 	if prefixes := answer.Grant.AllowedPrefixes; len(prefixes) > 0 {
 		allowed := &keysvcv1.AllowedAddresses{}

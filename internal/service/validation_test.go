@@ -196,7 +196,7 @@ func TestValidationsReadNothingFromTheStore(t *testing.T) {
 			w.validate(request)
 		}
 	}
-	if _, err := w.service.BatchValidateKeys(t.Context(), batch); err != nil {
+	if _, err := w.service.BatchValidateKeys(known(t), batch); err != nil {
 		t.Fatal(err)
 	}
 	if w.details.reads != 0 {
@@ -250,11 +250,11 @@ func TestDetailsThatCannotBeReadAreAnError(t *testing.T) {
 			w.details.err = test.err
 			defer w.start()()
 			request := &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true, WithDetails: true}
-			response, err := w.service.ValidateKey(t.Context(), request)
+			response, err := w.service.ValidateKey(known(t), request)
 			if response != nil || read(t, err).code != test.code || read(t, err).info.GetReason() != test.reason {
 				t.Errorf("got %v, %v", response, err)
 			}
-			if _, err := w.service.ValidateKey(t.Context(), &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true}); err != nil {
+			if _, err := w.service.ValidateKey(known(t), &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true}); err != nil {
 				t.Errorf("without details: got %v", err)
 			}
 		})
@@ -395,7 +395,7 @@ func TestBadRequestsNameTheFieldAndNeverTheToken(t *testing.T) {
 	defer w.start()()
 	for _, test := range cases {
 		t.Run(test.name, func(t *testing.T) {
-			response, err := w.service.ValidateKey(t.Context(), test.request)
+			response, err := w.service.ValidateKey(known(t), test.request)
 			if response != nil {
 				t.Errorf("got %v", response)
 			}
@@ -421,7 +421,7 @@ func TestBatchTakes1To256Items(t *testing.T) {
 			for range count {
 				request.Requests = append(request.Requests, &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true})
 			}
-			response, err := w.service.BatchValidateKeys(t.Context(), request)
+			response, err := w.service.BatchValidateKeys(known(t), request)
 			if !fine {
 				refused(t, err, codes.InvalidArgument, "FIELD_INVALID", "requests")
 				return
@@ -451,13 +451,13 @@ func TestBatchAnswersEachItemAsIfAlone(t *testing.T) {
 	defer w.start()()
 	for _, order := range []func(){func() {}, func() { slices.Reverse(requests) }} {
 		order()
-		response, err := w.service.BatchValidateKeys(t.Context(), &keysvcv1.BatchValidateKeysRequest{Requests: requests})
+		response, err := w.service.BatchValidateKeys(known(t), &keysvcv1.BatchValidateKeysRequest{Requests: requests})
 		if err != nil || len(response.GetResponses()) != len(requests) {
 			t.Fatalf("got %d responses, %v", len(response.GetResponses()), err)
 		}
 		refusals := 0
 		for index, got := range response.GetResponses() {
-			want, err := w.service.ValidateKey(t.Context(), requests[index])
+			want, err := w.service.ValidateKey(known(t), requests[index])
 			if err != nil {
 				refusals++
 				alone := read(t, err)
@@ -499,7 +499,7 @@ func TestBatchItemWithoutDetailsFailsAlone(t *testing.T) {
 			defer w.start()()
 			plain := &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true}
 			detailed := &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true, WithDetails: true}
-			response, err := w.service.BatchValidateKeys(t.Context(), &keysvcv1.BatchValidateKeysRequest{
+			response, err := w.service.BatchValidateKeys(known(t), &keysvcv1.BatchValidateKeysRequest{
 				Requests: []*keysvcv1.ValidateKeyRequest{plain, detailed, plain},
 			})
 			if err != nil {
@@ -528,7 +528,7 @@ func TestDetailsOfAStoreThatHangsEndBeforeTheDeadline(t *testing.T) {
 			_, text := w.key("ann", nil, "emails:read")
 			w.details.hangs = true
 			defer w.start()()
-			ctx := t.Context()
+			ctx := known(t)
 			if deadline > 0 {
 				bounded, cancel := context.WithTimeout(ctx, deadline)
 				defer cancel()
@@ -592,7 +592,7 @@ func TestMinRevisionIsWaitedForWithinASecond(t *testing.T) {
 				w := newWorld(t)
 				keyID, text := w.key("ann", nil, "emails:read")
 				defer w.start()()
-				ctx, cancel := context.WithCancel(t.Context())
+				ctx, cancel := context.WithCancel(known(t))
 				defer cancel()
 				if test.deadline > 0 {
 					ctx, cancel = context.WithTimeout(ctx, test.deadline)
@@ -683,7 +683,7 @@ func TestBatchWaitsOnce(t *testing.T) {
 			time.Sleep(500 * time.Millisecond)
 			w.commit(revision + 1)
 		})
-		response, err := w.service.BatchValidateKeys(t.Context(), request)
+		response, err := w.service.BatchValidateKeys(known(t), request)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -708,7 +708,7 @@ func TestBatchOfACallerThatLeftIsCancelled(t *testing.T) {
 		w := newWorld(t)
 		_, text := w.key("ann", nil, "emails:read")
 		defer w.start()()
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(known(t))
 		defer time.AfterFunc(10*time.Millisecond, cancel).Stop()
 		request := &keysvcv1.BatchValidateKeysRequest{}
 		for range 3 {
@@ -728,7 +728,7 @@ func TestDamageIsLogged(t *testing.T) {
 	w := newWorld(t)
 	_, text := w.key("dan", nil, "emails:read")
 	defer w.start()()
-	_, err := w.service.ValidateKey(t.Context(), &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true})
+	_, err := w.service.ValidateKey(known(t), &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true})
 	got := refused(t, err, codes.DataLoss, "RECORD_DAMAGED")
 	if strings.Contains(got.message, "checksum") {
 		t.Errorf("got %q", got.message)

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
@@ -17,9 +18,9 @@ func TestTokensAreRedacted(t *testing.T) {
 	const token = "scribe_ksk1_9fQ2mXc7Lr0TzB4w_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg19xh1J"
 	const secret, hexed = "0123456789ABCDEFGHIJ", "30313233343536373839414243"
 	for name, value := range map[string]any{
-		"question": validation.Question{Token: token, WorkspaceID: "acme"},
-		"pointer":  &validation.Question{Token: token},
-		"odd text": validation.Question{Token: token + "\n"},
+		"question": validation.Question{Workspaces: access.All(), Token: token, WorkspaceID: "acme"},
+		"pointer":  &validation.Question{Workspaces: access.All(), Token: token},
+		"odd text": validation.Question{Workspaces: access.All(), Token: token + "\n"},
 	} {
 		for _, printed := range []any{value, []any{value}, map[string]any{"k": value}, struct{ V any }{value}} {
 			var text strings.Builder

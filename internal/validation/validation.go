@@ -12,6 +12,7 @@ import (
 	"time"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/patience"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -64,7 +65,10 @@ type Question struct {
 	Token string
 	// Requirement is what the presenter's request needs.
 	Requirement decide.Requirement
-	// WorkspaceID is the workspace of the resource; empty means any.
+	// Workspaces are those that the caller may validate in. The zero value refuses every question.
+	Workspaces access.Workspaces
+	// WorkspaceID is the workspace of the resource; empty means any, for a caller that may validate
+	// in all of them.
 	WorkspaceID string
 	// Address is that of the presenter; the zero Addr if it is not known.
 	Address netip.Addr
@@ -102,19 +106,26 @@ func (v *Validator) Reached(revision int64) bool { return v.projection.Revision(
 // Validate decides on a token. Whatever is wrong with the token is in the answer. An error is
 // about the question or the service: *problem.Error, that of the store, or the context's.
 func (v *Validator) Validate(ctx context.Context, question Question) (Answer, error) {
-	// 1. Wait for the revision that the caller demands. That is a lower bound, and step 2 still
+	// 1. Refuse a question about a workspace that the caller may not validate in, before anything is
+	// looked up, so that neither the answer nor its time tells what there is. A caller that is limited
+	// to some workspaces names one of them, and steps 6 and 7 refuse the keys of any other workspace
+	// before they tell what state a key is in.
+	if err := permit(&question); err != nil {
+		return Answer{}, err
+	}
+	// 2. Wait for the revision that the caller demands. That is a lower bound, and step 3 still
 	// has to follow.
 	if question.MinRevision != 0 {
 		if err := v.wait(ctx, question); err != nil {
 			return Answer{}, err
 		}
 	}
-	// 2. Take a barrier before the look-up: every change that was acknowledged before the question
+	// 3. Take a barrier before the look-up: every change that was acknowledged before the question
 	// came, by whatever process, must be reflected.
 	if err := v.projection.Fresh(ctx); err != nil {
 		return Answer{}, err
 	}
-	// 3. Look up key, member, workspace, role and policy in one look, so that all of them are of
+	// 4. Look up key, member, workspace, role and policy in one look, so that all of them are of
 	// one revision. Text that is not a token becomes the zero Token, which has no id and matches
 	// nothing; it takes the same steps as any other.
 	presented, _ := token.Parse(question.Token)
@@ -122,15 +133,17 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	if found.Policy == nil {
 		return Answer{}, cmp.Or(found.Damaged, storage.ErrUnavailable)
 	}
-	// 4. Judge the question before the token: a caller that asks for a scope that does not exist
+	// 5. Judge the question before the token: a caller that asks for a scope that does not exist
 	// has a fault, which must show with any token.
 	if !question.Requirement.IdentityOnly && !found.Policy.Catalogue.Contains(question.Requirement.Scope) {
 		return Answer{}, unknownScope(question.Requirement.Scope, found.Policy.Catalogue)
 	}
-	if found.Damaged != nil {
+	// 6. Nothing is decided on a damaged record. Damage in another workspace than the expected one is
+	// not told, because that would tell that there is a key; step 7 answers as for an unknown key.
+	if found.Damaged != nil && (question.WorkspaceID == "" || found.WorkspaceID == "" || question.WorkspaceID == found.WorkspaceID) {
 		return Answer{}, found.Damaged
 	}
-	// 5. Decide at one moment.
+	// 7. Decide at one moment.
 	answer := Answer{Now: v.now(), Revision: found.Revision}
 	answer.Grant, answer.Reason = decide.Authenticate(presented, found.Subject, question.WorkspaceID, answer.Now)
 	answer.KeyID = answer.Grant.Principal.KeyID
@@ -145,7 +158,7 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 		answer.Grant = decide.Grant{}
 		return answer, nil
 	}
-	// 6. While the clock is in doubt, refuse what its latest time would refuse. That time replaces
+	// 8. While the clock is in doubt, refuse what its latest time would refuse. That time replaces
 	// answer.Now, so the use is recorded with the time of the decision.
 	used := answer.Now
 	if err := v.doubt(&answer, question); err != nil {
@@ -157,7 +170,7 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 			return Answer{}, err
 		}
 	}
-	// 7. Record the use last: only an answer that is given counts.
+	// 9. Record the use last: only an answer that is given counts.
 	if v.recorder != nil {
 		v.recorder.Used(found.Last, used)
 	}
@@ -183,12 +196,25 @@ func (v *Validator) doubt(answer *Answer, question Question) error {
 	return nil
 }
 
+// permit refuses a question that the caller may not ask.
+func permit(question *Question) error {
+	switch {
+	case question.Workspaces.IsAll(), question.WorkspaceID != "" && question.Workspaces.Has(question.WorkspaceID):
+		return nil
+	case question.WorkspaceID == "" && !question.Workspaces.IsEmpty():
+		var fields problem.Fields
+		fields.Add("workspace_id", "is missing; the caller may validate in some workspaces only, and must name one of them")
+		return fields.Err()
+	}
+	return problem.New(problem.CallerNotAllowed, "the caller may not validate, or not in this workspace")
+}
+
 // UsedElsewhere records that a near-cache allowed a key at a time. A time before the key's creation
-// or after now is replaced by the nearer of the two. Keys that do not exist, or belong to a
-// workspace that is not visible, are ignored; if visible is nil, all workspaces are visible.
-func (v *Validator) UsedElsewhere(keyID string, at time.Time, visible func(workspaceID string) bool) {
+// or after now is replaced by the nearer of the two. Keys that do not exist, or belong to
+// another workspace than the given ones, are ignored.
+func (v *Validator) UsedElsewhere(keyID string, at time.Time, workspaces access.Workspaces) {
 	found := v.projection.Find(keyID)
-	if v.recorder == nil || found.Last == nil || visible != nil && !visible(found.Subject.Key.Workspace) {
+	if v.recorder == nil || found.Last == nil || !workspaces.Has(found.Subject.Key.Workspace) {
 		return
 	}
 	if created := time.Unix(0, found.Created); at.Before(created) {

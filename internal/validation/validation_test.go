@@ -16,6 +16,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -144,13 +145,13 @@ func TestOnlyAllowedAnswersHaveAGrant(t *testing.T) {
 		}
 	}
 	t.Run("allowed", func(t *testing.T) {
-		got, err := v.Validate(t.Context(), validation.Question{Token: text, Requirement: reading, WorkspaceID: "acme"})
+		got, err := v.Validate(t.Context(), validation.Question{Workspaces: access.All(), Token: text, Requirement: reading, WorkspaceID: "acme"})
 		check(t, got, err, want)
 	})
 	t.Run("details", func(t *testing.T) {
 		want := want
 		want.Details = reader.record
-		got, err := v.Validate(t.Context(), validation.Question{Token: text, Requirement: identity, WithDetails: true})
+		got, err := v.Validate(t.Context(), validation.Question{Workspaces: access.All(), Token: text, Requirement: identity, WithDetails: true})
 		check(t, got, err, want)
 		if !reflect.DeepEqual(reader.asked, []string{"acme/" + keyID}) {
 			t.Errorf("read %q", reader.asked)
@@ -168,13 +169,13 @@ func TestOnlyAllowedAnswersHaveAGrant(t *testing.T) {
 			}
 		})
 	}
-	refused("garbage", validation.Question{Token: "hello", Requirement: identity}, decide.Unauthenticated, decide.KeyInvalid, "")
-	refused("no token", validation.Question{Requirement: reading}, decide.Unauthenticated, decide.KeyInvalid, "")
-	refused("other workspace", validation.Question{Token: text, Requirement: identity, WorkspaceID: "globex"},
+	refused("garbage", validation.Question{Workspaces: access.All(), Token: "hello", Requirement: identity}, decide.Unauthenticated, decide.KeyInvalid, "")
+	refused("no token", validation.Question{Workspaces: access.All(), Requirement: reading}, decide.Unauthenticated, decide.KeyInvalid, "")
+	refused("other workspace", validation.Question{Workspaces: access.All(), Token: text, Requirement: identity, WorkspaceID: "globex"},
 		decide.Unauthenticated, decide.KeyInvalid, "")
-	refused("not granted", validation.Question{Token: text, Requirement: decide.Requirement{Scope: "emails:write"}},
+	refused("not granted", validation.Question{Workspaces: access.All(), Token: text, Requirement: decide.Requirement{Scope: "emails:write"}},
 		decide.PermissionDenied, decide.ScopeNotGranted, keyID)
-	refused("beyond role", validation.Question{Token: text, Requirement: decide.Requirement{Scope: "financial_documents:read"}},
+	refused("beyond role", validation.Question{Workspaces: access.All(), Token: text, Requirement: decide.Requirement{Scope: "financial_documents:read"}},
 		decide.PermissionDenied, decide.ScopeBeyondRole, keyID)
 }
 
@@ -183,7 +184,7 @@ func TestUnknownScopeIsAnErrorWithAnyToken(t *testing.T) {
 	for _, presented := range []string{text, "", "garbage"} {
 		for _, requirement := range []decide.Requirement{{}, {Scope: "emails:fly"}, {Scope: "*"}} {
 			t.Run(fmt.Sprintf("%.6q %q", presented, requirement.Scope), func(t *testing.T) {
-				answer, err := v.Validate(t.Context(), validation.Question{Token: presented, Requirement: requirement})
+				answer, err := v.Validate(t.Context(), validation.Question{Workspaces: access.All(), Token: presented, Requirement: requirement})
 				var told *problem.Error
 				if !errors.As(err, &told) || told.Reason != keysvcv1.ErrorReason_ERROR_REASON_SCOPE_UNKNOWN {
 					t.Errorf("got %+v, %v", answer, err)
@@ -218,7 +219,7 @@ func TestWithoutPolicyOrRecordThereIsNoDecision(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := validation.New(load(t, &memory{items: test.items}), nil, func() time.Time { return now })
-			answer, err := v.Validate(t.Context(), validation.Question{Token: text, Requirement: identity})
+			answer, err := v.Validate(t.Context(), validation.Question{Workspaces: access.All(), Token: text, Requirement: identity})
 			if !errors.Is(err, test.want) || !reflect.DeepEqual(answer, validation.Answer{}) {
 				t.Errorf("got %+v, %v; want %v", answer, err, test.want)
 			}
@@ -236,7 +237,7 @@ func TestDetailsThatCannotBeReadAreAnError(t *testing.T) {
 	} {
 		v, reader, text := newValidator(t)
 		reader.err = test.err
-		answer, err := v.Validate(t.Context(), validation.Question{Token: text, Requirement: identity, WithDetails: true})
+		answer, err := v.Validate(t.Context(), validation.Question{Workspaces: access.All(), Token: text, Requirement: identity, WithDetails: true})
 		if !errors.Is(err, test.want) || !reflect.DeepEqual(answer, validation.Answer{}) {
 			t.Errorf("%v: got %+v, %v", test.err, answer, err)
 		}
@@ -260,6 +261,7 @@ func TestOnlyAllowedValidationsAreRecorded(t *testing.T) {
 		{Token: text, Requirement: identity, WithDetails: true}, // the answer is an error
 		{Token: text, Requirement: identity, MinRevision: 1, Epoch: "other"},
 	} {
+		question.Workspaces = access.All()
 		_, _ = v.Validate(t.Context(), question)
 	}
 	if got := p.LastUsed(keyID); !got.IsZero() {
@@ -267,7 +269,7 @@ func TestOnlyAllowedValidationsAreRecorded(t *testing.T) {
 	}
 	for range 3 {
 		moment = moment.Add(time.Second)
-		if _, err := v.Validate(t.Context(), validation.Question{Token: text, Requirement: reading}); err != nil {
+		if _, err := v.Validate(t.Context(), validation.Question{Workspaces: access.All(), Token: text, Requirement: reading}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -289,10 +291,10 @@ func TestMinRevisionIsWaitedForWithinASecond(t *testing.T) {
 		reason   keysvcv1.ErrorReason
 		takes    time.Duration
 	}{
-		{"reached", validation.Question{MinRevision: revision, Epoch: "epoch"}, 0, 0},
-		{"not reached", validation.Question{MinRevision: revision + 1, Epoch: "epoch"}, keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED, time.Second},
-		{"other epoch", validation.Question{MinRevision: 1, Epoch: "other"}, keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH, 0},
-		{"no epoch", validation.Question{MinRevision: 1}, keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH, 0},
+		{"reached", validation.Question{Workspaces: access.All(), MinRevision: revision, Epoch: "epoch"}, 0, 0},
+		{"not reached", validation.Question{Workspaces: access.All(), MinRevision: revision + 1, Epoch: "epoch"}, keysvcv1.ErrorReason_ERROR_REASON_REVISION_NOT_REACHED, time.Second},
+		{"other epoch", validation.Question{Workspaces: access.All(), MinRevision: 1, Epoch: "other"}, keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH, 0},
+		{"no epoch", validation.Question{Workspaces: access.All(), MinRevision: 1}, keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -325,7 +327,7 @@ func TestQuestionsOfOneCallShareOneWait(t *testing.T) {
 			revision int64
 			reached  bool
 		}{{revision + 1, false}, {revision + 1, false}, {revision, true}, {revision + 2, false}} {
-			_, err := v.Validate(ctx, validation.Question{Token: text, Requirement: identity, MinRevision: question.revision, Epoch: "epoch"})
+			_, err := v.Validate(ctx, validation.Question{Workspaces: access.All(), Token: text, Requirement: identity, MinRevision: question.revision, Epoch: "epoch"})
 			if (err == nil) != question.reached {
 				t.Errorf("revision %d: got %v", question.revision, err)
 			}
@@ -341,7 +343,7 @@ func TestQuestionsOfOneCallShareOneWait(t *testing.T) {
 func TestDefaultClockIsTheSystems(t *testing.T) {
 	store, text := newMemory(t)
 	before := time.Now()
-	answer, err := validation.New(load(t, store), nil, nil).Validate(t.Context(), validation.Question{Token: text, Requirement: identity})
+	answer, err := validation.New(load(t, store), nil, nil).Validate(t.Context(), validation.Question{Workspaces: access.All(), Token: text, Requirement: identity})
 	if err != nil || answer.Now.Before(before) || answer.Now.After(time.Now()) {
 		t.Errorf("got %+v, %v", answer, err)
 	}
@@ -351,10 +353,10 @@ func questions(text string) map[string]validation.Question {
 	unknown, _ := token.New("scribe", "Key0000000000999", rand.Reader)
 	wrong, _ := token.New("scribe", keyID, rand.Reader)
 	return map[string]validation.Question{
-		"hit":          {Token: text, Requirement: reading, WorkspaceID: "acme", Address: netip.MustParseAddr("192.0.2.1")},
-		"miss":         {Token: unknown.Reveal(), Requirement: reading, WorkspaceID: "acme"},
-		"wrong secret": {Token: wrong.Reveal(), Requirement: reading, WorkspaceID: "acme"},
-		"malformed":    {Token: "garbage", Requirement: reading, WorkspaceID: "acme"},
+		"hit":          {Workspaces: access.All(), Token: text, Requirement: reading, WorkspaceID: "acme", Address: netip.MustParseAddr("192.0.2.1")},
+		"miss":         {Workspaces: access.All(), Token: unknown.Reveal(), Requirement: reading, WorkspaceID: "acme"},
+		"wrong secret": {Workspaces: access.All(), Token: wrong.Reveal(), Requirement: reading, WorkspaceID: "acme"},
+		"malformed":    {Workspaces: access.All(), Token: "garbage", Requirement: reading, WorkspaceID: "acme"},
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/lease"
 	"github.com/scribe-mail/keysvc/internal/race"
@@ -429,7 +430,7 @@ func (s *simulation) deliverToServer(client *simulated) {
 		if s.breaks(ignoreHash) && kind.Hello.GetRevision() > 0 && kind.Hello.GetRevision() <= s.hub.Revision() && kind.Hello.GetHashRevision() > 0 {
 			kind.Hello.AuditHash = s.truth.records[kind.Hello.GetHashRevision()].GetAuditHash()
 		}
-		session, err := s.hub.Open(kind.Hello, nil)
+		session, err := s.hub.Open(kind.Hello, access.All())
 		if err != nil {
 			s.disconnect(client)
 			return

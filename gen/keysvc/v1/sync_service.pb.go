@@ -203,9 +203,12 @@ type SyncHello struct {
 	// welcome or reset, the audit_hash of that message.
 	AuditHash []byte `protobuf:"bytes,3,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
 	// Revision of the event that audit_hash belongs to; not more than `revision`.
-	HashRevision  int64 `protobuf:"varint,4,opt,name=hash_revision,json=hashRevision,proto3" json:"hash_revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	HashRevision int64 `protobuf:"varint,4,opt,name=hash_revision,json=hashRevision,proto3" json:"hash_revision,omitempty"`
+	// The visible_workspaces of the newest welcome or reset. The session is resumed only if
+	// the caller sees the same workspaces now.
+	VisibleWorkspaces []byte `protobuf:"bytes,5,opt,name=visible_workspaces,json=visibleWorkspaces,proto3" json:"visible_workspaces,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SyncHello) Reset() {
@@ -264,6 +267,13 @@ func (x *SyncHello) GetHashRevision() int64 {
 		return x.HashRevision
 	}
 	return 0
+}
+
+func (x *SyncHello) GetVisibleWorkspaces() []byte {
+	if x != nil {
+		return x.VisibleWorkspaces
+	}
+	return nil
 }
 
 // SyncPing asks for a lease. The client reads its clock before it sends the ping, and the
@@ -604,9 +614,13 @@ type SyncWelcome struct {
 	// server does not know it.
 	AuditHash []byte `protobuf:"bytes,5,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
 	// Revision that audit_hash belongs to.
-	HashRevision  int64 `protobuf:"varint,6,opt,name=hash_revision,json=hashRevision,proto3" json:"hash_revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	HashRevision int64 `protobuf:"varint,6,opt,name=hash_revision,json=hashRevision,proto3" json:"hash_revision,omitempty"`
+	// Identifies the set of workspaces whose changes the session has: those that the caller
+	// may validate in. Empty for all workspaces, otherwise 16 opaque bytes. A grant with
+	// another value must not be kept.
+	VisibleWorkspaces []byte `protobuf:"bytes,7,opt,name=visible_workspaces,json=visibleWorkspaces,proto3" json:"visible_workspaces,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SyncWelcome) Reset() {
@@ -679,6 +693,13 @@ func (x *SyncWelcome) GetHashRevision() int64 {
 		return x.HashRevision
 	}
 	return 0
+}
+
+func (x *SyncWelcome) GetVisibleWorkspaces() []byte {
+	if x != nil {
+		return x.VisibleWorkspaces
+	}
+	return nil
 }
 
 // SyncEvents holds consecutive changes. Changes that the caller may not see are left out.
@@ -940,7 +961,8 @@ func (x *SyncPong) GetRevision() int64 {
 	return 0
 }
 
-// SyncReset tells the client to drop everything that it kept, because events are missing.
+// SyncReset tells the client to drop everything that it kept, because events are missing, or
+// because the caller sees other workspaces from now on.
 type SyncReset struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Revision after which the session has every change again.
@@ -949,9 +971,11 @@ type SyncReset struct {
 	// it.
 	AuditHash []byte `protobuf:"bytes,2,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
 	// Revision that audit_hash belongs to.
-	HashRevision  int64 `protobuf:"varint,3,opt,name=hash_revision,json=hashRevision,proto3" json:"hash_revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	HashRevision int64 `protobuf:"varint,3,opt,name=hash_revision,json=hashRevision,proto3" json:"hash_revision,omitempty"`
+	// The set of workspaces whose changes the session has from now on; see SyncWelcome.
+	VisibleWorkspaces []byte `protobuf:"bytes,4,opt,name=visible_workspaces,json=visibleWorkspaces,proto3" json:"visible_workspaces,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *SyncReset) Reset() {
@@ -1003,6 +1027,13 @@ func (x *SyncReset) GetHashRevision() int64 {
 		return x.HashRevision
 	}
 	return 0
+}
+
+func (x *SyncReset) GetVisibleWorkspaces() []byte {
+	if x != nil {
+		return x.VisibleWorkspaces
+	}
+	return nil
 }
 
 // SyncGoodbye announces the end of the session, because the server stops or the session has
@@ -1181,13 +1212,14 @@ const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"\x05hello\x18\x01 \x01(\v2\x14.keysvc.v1.SyncHelloH\x00R\x05hello\x12)\n" +
 	"\x04ping\x18\x02 \x01(\v2\x13.keysvc.v1.SyncPingH\x00R\x04ping\x122\n" +
 	"\aapplied\x18\x03 \x01(\v2\x16.keysvc.v1.SyncAppliedH\x00R\aappliedB\x06\n" +
-	"\x04kind\"\x81\x01\n" +
+	"\x04kind\"\xb0\x01\n" +
 	"\tSyncHello\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x1d\n" +
 	"\n" +
 	"audit_hash\x18\x03 \x01(\fR\tauditHash\x12#\n" +
-	"\rhash_revision\x18\x04 \x01(\x03R\fhashRevision\"c\n" +
+	"\rhash_revision\x18\x04 \x01(\x03R\fhashRevision\x12-\n" +
+	"\x12visible_workspaces\x18\x05 \x01(\fR\x11visibleWorkspaces\"c\n" +
 	"\bSyncPing\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12%\n" +
@@ -1204,7 +1236,7 @@ const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"\x04pong\x18\x04 \x01(\v2\x13.keysvc.v1.SyncPongH\x00R\x04pong\x12,\n" +
 	"\x05reset\x18\x05 \x01(\v2\x14.keysvc.v1.SyncResetH\x00R\x05reset\x122\n" +
 	"\agoodbye\x18\x06 \x01(\v2\x16.keysvc.v1.SyncGoodbyeH\x00R\agoodbyeB\x06\n" +
-	"\x04kind\"\xd2\x01\n" +
+	"\x04kind\"\x81\x02\n" +
 	"\vSyncWelcome\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
@@ -1212,7 +1244,8 @@ const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"\tstaleness\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x12\x1d\n" +
 	"\n" +
 	"audit_hash\x18\x05 \x01(\fR\tauditHash\x12#\n" +
-	"\rhash_revision\x18\x06 \x01(\x03R\fhashRevision\"j\n" +
+	"\rhash_revision\x18\x06 \x01(\x03R\fhashRevision\x12-\n" +
+	"\x12visible_workspaces\x18\a \x01(\fR\x11visibleWorkspaces\"j\n" +
 	"\n" +
 	"SyncEvents\x12,\n" +
 	"\x06events\x18\x01 \x03(\v2\x14.keysvc.v1.SyncEventR\x06events\x12\x1a\n" +
@@ -1230,12 +1263,13 @@ const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\"<\n" +
 	"\bSyncPong\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"k\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\x9a\x01\n" +
 	"\tSyncReset\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x1d\n" +
 	"\n" +
 	"audit_hash\x18\x02 \x01(\fR\tauditHash\x12#\n" +
-	"\rhash_revision\x18\x03 \x01(\x03R\fhashRevision\"\r\n" +
+	"\rhash_revision\x18\x03 \x01(\x03R\fhashRevision\x12-\n" +
+	"\x12visible_workspaces\x18\x04 \x01(\fR\x11visibleWorkspaces\"\r\n" +
 	"\vSyncGoodbye\"H\n" +
 	"\x14AwaitRevisionRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x14\n" +

@@ -170,7 +170,7 @@ type ValidateKeyRequest struct {
 	IdentityOnly bool `protobuf:"varint,3,opt,name=identity_only,json=identityOnly,proto3" json:"identity_only,omitempty"`
 	// The workspace of the resource that the product's request is about, if the caller knows
 	// it. A key of another workspace is then answered as an unknown key. Empty means any
-	// workspace.
+	// workspace. Required of a caller that may validate in some workspaces only.
 	WorkspaceId string `protobuf:"bytes,4,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// The presenter's IPv4 or IPv6 address, without a port. A key that is limited to
 	// addresses is refused without it.
@@ -607,9 +607,13 @@ type Grant struct {
 	ValidFor *durationpb.Duration `protobuf:"bytes,2,opt,name=valid_for,json=validFor,proto3" json:"valid_for,omitempty"`
 	// What else must be true of each request. A cache that does not know one of the
 	// conditions must not keep the grant.
-	Conditions    []*GrantCondition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Conditions []*GrantCondition `protobuf:"bytes,3,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// Identifies the set of workspaces that the caller may validate in; see SyncWelcome. A
+	// cache whose session has another set must not keep the grant: it might not hear of
+	// changes that concern the grant.
+	VisibleWorkspaces []byte `protobuf:"bytes,4,opt,name=visible_workspaces,json=visibleWorkspaces,proto3" json:"visible_workspaces,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Grant) Reset() {
@@ -659,6 +663,13 @@ func (x *Grant) GetValidFor() *durationpb.Duration {
 func (x *Grant) GetConditions() []*GrantCondition {
 	if x != nil {
 		return x.Conditions
+	}
+	return nil
+}
+
+func (x *Grant) GetVisibleWorkspaces() []byte {
+	if x != nil {
+		return x.VisibleWorkspaces
 	}
 	return nil
 }
@@ -885,13 +896,14 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"expireTime\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x92\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc1\x01\n" +
 	"\x05Grant\x12\x16\n" +
 	"\x06scopes\x18\x01 \x03(\tR\x06scopes\x126\n" +
 	"\tvalid_for\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\bvalidFor\x129\n" +
 	"\n" +
 	"conditions\x18\x03 \x03(\v2\x19.keysvc.v1.GrantConditionR\n" +
-	"conditions\"d\n" +
+	"conditions\x12-\n" +
+	"\x12visible_workspaces\x18\x04 \x01(\fR\x11visibleWorkspaces\"d\n" +
 	"\x0eGrantCondition\x12J\n" +
 	"\x11allowed_addresses\x18\x01 \x01(\v2\x1b.keysvc.v1.AllowedAddressesH\x00R\x10allowedAddressesB\x06\n" +
 	"\x04kind\"(\n" +

@@ -40,7 +40,8 @@ type ValidationServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT if neither or both of required_scope and identity_only are
 	// set, if the policy does not have the scope (reason SCOPE_UNKNOWN), or if another field
-	// is malformed; UNAVAILABLE if the server does not reach min_revision within a second, or
+	// is malformed; PERMISSION_DENIED if the caller may not validate in workspace_id;
+	// UNAVAILABLE if the server does not reach min_revision within a second, or
 	// if the server's clock jumped and the token may be expired (reason CLOCK_UNSURE);
 	// FAILED_PRECONDITION if min_revision belongs to another epoch; DATA_LOSS if a stored
 	// record is damaged.
@@ -97,7 +98,8 @@ type ValidationServiceServer interface {
 	//
 	// Errors: INVALID_ARGUMENT if neither or both of required_scope and identity_only are
 	// set, if the policy does not have the scope (reason SCOPE_UNKNOWN), or if another field
-	// is malformed; UNAVAILABLE if the server does not reach min_revision within a second, or
+	// is malformed; PERMISSION_DENIED if the caller may not validate in workspace_id;
+	// UNAVAILABLE if the server does not reach min_revision within a second, or
 	// if the server's clock jumped and the token may be expired (reason CLOCK_UNSURE);
 	// FAILED_PRECONDITION if min_revision belongs to another epoch; DATA_LOSS if a stored
 	// record is damaged.

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -388,7 +389,7 @@ func (s *several) checkCalm() []Violation {
 
 // call calls one manager and adds the call to the history.
 func (c *caller) call(number int, request any) *call {
-	made := &call{id: c.newID("call"), seat: number, request: request}
+	made := &call{id: c.newID("call"), seat: number, request: request, workspaces: access.All()}
 	ctx, cancel := context.WithTimeout(asCaller(context.Background(), c.number), c.campaign.Deadline)
 	defer cancel()
 	_ = c.pacer.pause(ctx, number, atCall)
@@ -419,7 +420,7 @@ func (c *call) note(response answered, err error, answer func() string) {
 
 // ask makes the call.
 func (c *call) ask(ctx context.Context, at *seat) {
-	actor := audit.Actor{Caller: "test", RequestID: c.id}
+	actor := audit.Actor{Caller: "test", RequestID: c.id, Workspaces: c.workspaces}
 	nothing := func() string { return "" }
 	switch request := c.request.(type) {
 	case *keysvcv1.PutMemberRequest:
@@ -463,10 +464,10 @@ func (c *call) ask(ctx context.Context, at *seat) {
 func (c *call) read(ctx context.Context, at *seat) {
 	switch request := c.request.(type) {
 	case *keysvcv1.GetKeyRequest:
-		got, err := at.manager.GetKey(ctx, request)
+		got, err := at.manager.GetKey(ctx, c.workspaces, request)
 		c.note(got, err, func() string { return describeShown(got.GetKey(), true) })
 	case *keysvcv1.ListKeysRequest:
-		got, err := at.manager.ListKeys(ctx, request)
+		got, err := at.manager.ListKeys(ctx, c.workspaces, request)
 		c.note(got, err, func() string {
 			text := ""
 			for index, key := range got.GetKeys() {
@@ -481,14 +482,15 @@ func (c *call) read(ctx context.Context, at *seat) {
 			return text
 		})
 	case *keysvcv1.GetMemberRequest:
-		got, err := at.manager.GetMember(ctx, request)
+		got, err := at.manager.GetMember(ctx, c.workspaces, request)
 		c.note(got, err, func() string { return describeShownMember(got.GetMember()) })
 	case *keysvcv1.GetPolicyRequest:
-		got, err := at.manager.GetPolicy(ctx, request)
+		got, err := at.manager.GetPolicy(ctx, c.workspaces, request)
 		c.note(got, err, got.GetDigest)
 	case *question:
 		answer, err := at.validator.Validate(ctx, validation.Question{
-			Token: request.token, Requirement: decide.Requirement{Scope: request.scope}, WorkspaceID: request.workspaceID,
+			Workspaces: access.All(),
+			Token:      request.token, Requirement: decide.Requirement{Scope: request.scope}, WorkspaceID: request.workspaceID,
 		})
 		if c.err = err; err != nil {
 			return

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -25,6 +26,8 @@ type call struct {
 	seat    int
 	request any
 	at      time.Time // on the clock, when it was sent
+	// workspaces are those that the caller has the right for.
+	workspaces access.Workspaces
 	// floor is the newest revision that callers knew when the call began: that of the changes that were
 	// acknowledged before, and for every call but a validation also that of earlier reads.
 	floor int64

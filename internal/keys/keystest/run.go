@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -565,7 +566,8 @@ func (r *run) validate() {
 	}
 	want := r.model.validate(token, scope, workspaceID, address)
 	question := validation.Question{
-		Token: token, Requirement: decide.Requirement{Scope: scope}, WorkspaceID: workspaceID,
+		Workspaces: access.All(),
+		Token:      token, Requirement: decide.Requirement{Scope: scope}, WorkspaceID: workspaceID,
 	}
 	question.Address, _ = netip.ParseAddr(address)
 	answer, err := r.Validator.Validate(context.Background(), question)
@@ -608,7 +610,7 @@ func (r *run) list() {
 func (r *run) listAll(request *keysvcv1.ListKeysRequest) []string {
 	var ids []string
 	for {
-		page, err := r.ListKeys(context.Background(), request)
+		page, err := r.ListKeys(context.Background(), access.All(), request)
 		if err != nil {
 			r.t.Errorf("list: %v", err)
 			return ids
@@ -645,7 +647,7 @@ func (r *run) narrowOrWiden() {
 func (r *run) applyPolicy(change func(*policy.Policy)) {
 	wanted := policy.Default()
 	change(wanted)
-	active, err := r.GetPolicy(context.Background(), nil)
+	active, err := r.GetPolicy(context.Background(), access.All(), nil)
 	if err != nil {
 		r.t.Errorf("get policy: %v", err)
 		return
@@ -686,7 +688,7 @@ func (r *run) compare() {
 	}
 	for _, id := range r.model.order {
 		key := r.model.keys[id]
-		got, err := r.GetKey(context.Background(), &keysvcv1.GetKeyRequest{KeyId: id})
+		got, err := r.GetKey(context.Background(), access.All(), &keysvcv1.GetKeyRequest{KeyId: id})
 		if err != nil {
 			r.t.Errorf("get %s: %v", id, err)
 			continue
@@ -699,7 +701,7 @@ func (r *run) compare() {
 }
 
 func (r *run) compareMembers(workspaceID string) {
-	page, err := r.ListMembers(context.Background(), &keysvcv1.ListMembersRequest{WorkspaceId: workspaceID})
+	page, err := r.ListMembers(context.Background(), access.All(), &keysvcv1.ListMembersRequest{WorkspaceId: workspaceID})
 	if err != nil {
 		r.t.Errorf("list members: %v", err)
 		return

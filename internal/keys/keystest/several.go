@@ -15,7 +15,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
@@ -208,7 +207,7 @@ func openSeveral(t testing.TB, fleet Fleet, campaign Campaign) *several {
 	}
 	active := policy.Default()
 	for _, each := range s.seats { // as each process does when it starts
-		if _, err := each.manager.InstallPolicy(t.Context(), audit.Actor{Caller: "test", RequestID: "setup"}, active); err != nil {
+		if _, err := each.manager.InstallPolicy(t.Context(), Actor, active); err != nil {
 			t.Fatal(err)
 		}
 	}

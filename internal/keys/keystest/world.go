@@ -14,6 +14,7 @@ import (
 	"time"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/decide"
@@ -29,7 +30,7 @@ import (
 )
 
 // Actor is the actor of every change of these tests.
-var Actor = audit.Actor{Caller: "test", RequestID: "request-1"}
+var Actor = audit.Actor{Caller: "test", RequestID: "request-1", Workspaces: access.All()}
 
 // Clock is a wall clock that a test sets.
 type Clock struct {
@@ -212,7 +213,8 @@ func (w *World) Create(workspaceID, memberID string, scopes ...string) *keysvcv1
 func (w *World) Ask(token, scope string) (decide.Decision, decide.Reason) {
 	w.t.Helper()
 	answer, err := w.Validator.Validate(context.Background(), validation.Question{
-		Token: token, Requirement: decide.Requirement{Scope: scope},
+		Workspaces: access.All(),
+		Token:      token, Requirement: decide.Requirement{Scope: scope},
 	})
 	if err != nil {
 		w.t.Fatal(err)

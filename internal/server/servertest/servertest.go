@@ -82,7 +82,7 @@ func Start(t testing.TB, options Options) *Keysvc {
 		t.Fatal(err)
 	}
 	running, err := server.New(t.Context(), server.Config{
-		Store: store, Settings: settings, Policy: policy.Default(), Now: options.Now, Log: options.Log,
+		Store: store, Settings: settings, Policy: policy.Default(), Now: options.Now, Log: options.Log, InMemory: true,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/access"
 )
 
 // attempt is one change that is tried.
@@ -326,7 +327,7 @@ func (c *changer) applyPolicy(m *model) *attempt {
 		what:   fmt.Sprintf("apply a policy, narrow %t", !m.narrow),
 		effect: func(m *model) { m.narrow = !m.narrow },
 		call: func(ctx context.Context, p *product) (func(*model), error) {
-			now, err := p.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
+			now, err := p.GetPolicy(ctx, access.All(), &keysvcv1.GetPolicyRequest{})
 			if err != nil {
 				return nil, err
 			}

@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/decide"
@@ -35,7 +36,7 @@ import (
 const storeFile = "keysvc.db"
 
 // actor makes every change of the laboratory.
-var actor = audit.Actor{Caller: "crash laboratory", RequestID: "request-1"}
+var actor = audit.Actor{Caller: "crash laboratory", RequestID: "request-1", Workspaces: access.All()}
 
 // began is when every history begins. From there, life.elapsed moves the clock.
 var began = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
@@ -165,7 +166,8 @@ var address = netip.MustParseAddr("10.0.0.1")
 // decide returns the decision on a token as text.
 func (p *product) decide(token, scope string) string {
 	answer, err := p.validator.Validate(context.Background(), validation.Question{
-		Token: token, Requirement: decide.Requirement{Scope: scope}, Address: address,
+		Workspaces: access.All(),
+		Token:      token, Requirement: decide.Requirement{Scope: scope}, Address: address,
 	})
 	if err != nil {
 		return "error: " + err.Error()

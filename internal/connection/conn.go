@@ -1,0 +1,253 @@
+// Package connection has the connections of a keysvc: who is let in, who the peer is while the
+// connection is open, and when the connection must end. It stands between the sockets and gRPC:
+// above TLS and below HTTP/2.
+//
+// A listener that Set.Listen returns bounds how many connections there are. Set.Credentials makes
+// the handshake of each, asks a callers.Judge who the peer is, and puts a guard between the
+// connection and gRPC. Set.Rejudge asks again for every live connection.
+package connection
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
+
+	"github.com/scribe-mail/keysvc/internal/callers"
+)
+
+// Conn is a connection that a Set has let in. gRPC reads and writes it.
+type Conn struct {
+	set      *Set
+	listener *Listener
+	source   source
+	guard    *guard
+	// raw is the socket. stream is what gRPC reads and writes: raw, or TLS over it. It is nil
+	// until the handshake has ended, and does not change after it.
+	raw, stream net.Conn
+	// ready reads raw without a buffer that waits with it; nil if it cannot.
+	ready readyReader
+	// peer is not changed after the handshake.
+	peer callers.Peer
+
+	// identity is who the peer is; nil if it is not known. live has the same for whoever waits for
+	// a change. judged is set once the peer was judged. All three are changed under the set's lock.
+	identity atomic.Pointer[callers.Identity]
+	live     *callers.Live
+	judged   bool
+	// drainLead is how long before the end of its credential the connection is drained.
+	drainLead time.Duration
+
+	// young is the connection's place among those whose client has not sent SETTINGS yet; nil if
+	// it has. The set's lock protects it, and settled is set when it becomes nil.
+	young    *list.Element
+	settled  atomic.Bool
+	accepted time.Duration
+
+	// writing is held while bytes are written. writingSince is the time when a write began, as the
+	// last sweep knew it, plus 1; 0 if none runs.
+	writing      sync.Mutex
+	writingSince atomic.Int64
+	// draining is set once the client was told, or is to be told, to open no more streams here.
+	// told is set once it was; writing protects it.
+	draining atomic.Bool
+	told     bool
+
+	closing sync.Once
+}
+
+var (
+	errHandshake = errors.New("connection: no handshake yet")
+	errEnded     = errors.New("connection: ended by the server")
+)
+
+// FromContext returns the connection of a call; nil if it is not a connection of a Set.
+func FromContext(ctx context.Context) *Conn {
+	if peer, has := peer.FromContext(ctx); has {
+		if info, is := peer.AuthInfo.(Info); is {
+			return info.conn
+		}
+	}
+	return nil
+}
+
+// Peer returns what the connection proves about its other end. It must not be changed.
+func (c *Conn) Peer() *callers.Peer { return &c.peer }
+
+// Live returns the identity of the peer for whoever waits for a change.
+func (c *Conn) Live() *callers.Live { return c.live }
+
+// Identity returns who the peer is now; nil if it is not known, or if its credential has ended.
+func (c *Conn) Identity() *callers.Identity {
+	identity := c.identity.Load()
+	if identity != nil && !identity.NotAfter.IsZero() && !c.set.config.Now().Before(identity.NotAfter) {
+		return nil
+	}
+	return identity
+}
+
+// endOfCredential returns when the peer's credential ends; zero if it does not.
+func (c *Conn) endOfCredential() time.Time {
+	if identity := c.identity.Load(); identity != nil {
+		return identity.NotAfter
+	}
+	return time.Time{}
+}
+
+// End closes the connection at once, and everything that goes on over it. The reason is for the
+// log.
+func (c *Conn) End(reason Reason, detail string) {
+	c.closing.Do(func() {
+		// What the client has not read must not stay in the kernel's buffers for minutes.
+		if socket, isTCP := c.raw.(*net.TCPConn); isTCP {
+			_ = socket.SetLinger(0)
+		}
+		_ = c.raw.Close()
+		c.set.forget(c)
+		c.set.report(reason, c.name(), detail)
+	})
+}
+
+// Drain tells the client to open no more streams on this connection, and a new connection for
+// them. Streams that are open go on.
+func (c *Conn) Drain() {
+	if c.stream != nil && c.draining.CompareAndSwap(false, true) {
+		// A write can wait for the client; but not for longer than the sweep allows.
+		go func() {
+			c.writing.Lock()
+			defer c.writing.Unlock()
+			_ = c.tell()
+		}()
+	}
+}
+
+// goAway is a GOAWAY frame with the highest stream id and NO_ERROR: the client opens no more
+// streams, and no stream of its own is refused (RFC 9113, section 6.8).
+var goAway = []byte{0, 0, 8, frameGoAway, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0}
+
+// tell sends the GOAWAY of a connection that is drained, unless it is in a frame of gRPC: then it
+// must be called again after the next write. c.writing must be held.
+func (c *Conn) tell() error {
+	if c.told || !c.guard.betweenFrames() {
+		return nil
+	}
+	c.told = true
+	c.beginWrite()
+	defer c.writingSince.Store(0)
+	_, err := c.stream.Write(goAway)
+	return err
+}
+
+// Read implements net.Conn. What it returns has passed the guard.
+func (c *Conn) Read(buffer []byte) (int, error) {
+	if c.stream == nil {
+		return 0, errHandshake
+	}
+	n, err := c.stream.Read(buffer)
+	if n > 0 {
+		if bad := c.pass(buffer[:n]); bad != nil {
+			return 0, bad
+		}
+	}
+	return n, err
+}
+
+// readyReader is what gRPC looks for in a connection to read it without a buffer that waits with
+// it.
+type readyReader interface {
+	ReadOnReady(size int, pool mem.BufferPool) (buffer *[]byte, n int, err error)
+}
+
+// pass shows bytes of the client to the guard, and ends the connection if it must.
+func (c *Conn) pass(received []byte) error {
+	if err := c.guard.received(received); err != nil {
+		c.End(reasonOf(err), err.Error())
+		return errEnded
+	}
+	if !c.settled.Load() && c.guard.isSettled() {
+		c.set.settle(c)
+	}
+	return nil
+}
+
+// Write implements net.Conn.
+func (c *Conn) Write(buffer []byte) (int, error) {
+	if c.stream == nil {
+		return 0, errHandshake
+	}
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if err := c.guard.sending(buffer); err != nil {
+		c.End(reasonOf(err), err.Error())
+		return 0, errEnded
+	}
+	c.beginWrite()
+	n, err := c.stream.Write(buffer)
+	c.writingSince.Store(0)
+	if err == nil && c.draining.Load() {
+		err = c.tell()
+	}
+	return n, err
+}
+
+func (c *Conn) beginWrite() { c.writingSince.Store(c.set.swept.Load() + 1) }
+
+// Close implements net.Conn.
+func (c *Conn) Close() error {
+	err := net.ErrClosed
+	c.closing.Do(func() {
+		if c.stream != nil {
+			err = c.stream.Close()
+		} else {
+			err = c.raw.Close()
+		}
+		c.set.forget(c)
+	})
+	return err
+}
+
+// LocalAddr implements net.Conn.
+func (c *Conn) LocalAddr() net.Addr { return c.raw.LocalAddr() }
+
+// RemoteAddr implements net.Conn.
+func (c *Conn) RemoteAddr() net.Addr { return c.raw.RemoteAddr() }
+
+// SetDeadline implements net.Conn.
+func (c *Conn) SetDeadline(deadline time.Time) error { return c.raw.SetDeadline(deadline) }
+
+// SetReadDeadline implements net.Conn.
+func (c *Conn) SetReadDeadline(deadline time.Time) error { return c.raw.SetReadDeadline(deadline) }
+
+// SetWriteDeadline implements net.Conn.
+func (c *Conn) SetWriteDeadline(deadline time.Time) error { return c.raw.SetWriteDeadline(deadline) }
+
+// SyscallConn implements syscall.Conn, for gRPC's channelz. Nobody may read or write through it.
+func (c *Conn) SyscallConn() (syscall.RawConn, error) {
+	if socket, can := c.raw.(syscall.Conn); can {
+		return socket.SyscallConn()
+	}
+	return nil, errors.ErrUnsupported
+}
+
+// name names the peer for the log.
+func (c *Conn) name() string { return nameOf(c.source, c.raw) }
+
+// Info is the AuthInfo of a connection.
+type Info struct {
+	credentials.CommonAuthInfo
+	conn *Conn
+}
+
+// AuthType implements credentials.AuthInfo.
+func (Info) AuthType() string { return "keysvc" }
+
+// CallerIdentity implements callers.Identified.
+func (i Info) CallerIdentity() *callers.Identity { return i.conn.Identity() }

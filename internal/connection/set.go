@@ -1,0 +1,407 @@
+package connection
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/callers"
+)
+
+// Config configures a Set.
+type Config struct {
+	// Judge decides who a peer is. Required. It is called while the set's lock is held, so it must
+	// answer from memory, and must not call the Set.
+	Judge callers.Judge
+	// MaxConnections is the max. number of connections. Required.
+	MaxConnections int
+	// MaxPerSource is the max. number of connections of one address, of one /64 network of IPv6,
+	// or of one user on unix sockets. It must be 0, which means no bound, if addresses are those
+	// of a proxy.
+	MaxPerSource int
+	// MaxStreams and MaxHeaderBytes are what gRPC allows on a connection. Required.
+	MaxStreams, MaxHeaderBytes int
+	// Silence is the longest time that a client may leave unconfirmed what was sent to it.
+	// Required.
+	Silence time.Duration
+	// Now is the wall clock, by which credentials end. Required.
+	Now func() time.Time
+	// Elapsed returns the time that has passed since some moment. It never goes back. Required.
+	Elapsed func() time.Duration
+	// Closed is called for connections that the server refuses or ends by itself: at once for
+	// the first for a reason, then once a second. It must return at once, and must not call
+	// the Set.
+	Closed func(Closed)
+}
+
+const (
+	// sweepInterval is the time between two sweeps.
+	sweepInterval = time.Second
+	// ownersReserve is how many connections the user of this process may have on unix sockets
+	// beside MaxConnections: it must get in while others fill the server.
+	ownersReserve = 64
+	// youngShare is the part of MaxConnections that may be young: a quarter. A connection is young
+	// until its client has sent SETTINGS.
+	youngShare = 4
+	minYoung   = 64
+	// youngPatience is the age from which a young connection is closed to make room for another.
+	youngPatience = time.Second
+	// refillTime is the time in which as many connections may begin as may be open.
+	refillTime = 10 * time.Second
+	// maxSources bounds the number of sources that are remembered.
+	maxSources = 1 << 16
+	// drainLead is how long before the end of its credential a connection is drained; at most
+	// half of what was left of the credential's life at the handshake.
+	drainLead = time.Minute
+)
+
+// Set has the live connections of a process.
+type Set struct {
+	config Config
+	owner  uint32
+	// swept is the time of the last sweep.
+	swept atomic.Int64
+
+	mu    sync.Mutex
+	conns map[*Conn]struct{}
+	// young are the connections whose client has not sent SETTINGS yet, the oldest first.
+	young *list.List
+	// begun counts connections, and sources those of each source.
+	begun   bucket
+	sources map[source]*sourceState
+
+	reports reports
+}
+
+// sourceState is what a Set knows of a source.
+type sourceState struct {
+	open  int
+	begun bucket
+}
+
+// New returns a Set without connections.
+func New(config Config) *Set {
+	return &Set{
+		config: config, owner: uint32(os.Geteuid()), //nolint:gosec // a user id has 32 bits; -1 is nobody's
+		conns: make(map[*Conn]struct{}), young: list.New(), sources: make(map[source]*sourceState),
+		reports: newReports(config.Closed),
+	}
+}
+
+// Listen returns a listener whose Accept returns only connections that the Set lets in.
+func (s *Set) Listen(inner net.Listener, listener *Listener) net.Listener {
+	return &admission{Listener: inner, set: s, listener: listener}
+}
+
+// admission is a net.Listener of a Set.
+type admission struct {
+	net.Listener
+	set      *Set
+	listener *Listener
+}
+
+// Accept implements net.Listener. It closes connections that are too many.
+func (a *admission) Accept() (net.Conn, error) {
+	for {
+		raw, err := a.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if c := a.set.begin(raw, a.listener); c != nil {
+			return c, nil
+		}
+	}
+}
+
+// begin lets a connection in; nil if it was refused, and closed.
+func (s *Set) begin(raw net.Conn, listener *Listener) *Conn {
+	peer, from, err := listener.peerOf(raw)
+	if err != nil {
+		s.refuse(raw, from, ClosedUnknown, err.Error())
+		return nil
+	}
+	now := s.config.Elapsed()
+	c := &Conn{
+		set: s, listener: listener, source: from, raw: raw, peer: peer, accepted: now,
+		guard: newGuard(s.config.Elapsed, s.config.MaxStreams, s.config.MaxHeaderBytes),
+		live:  callers.NewLive(nil),
+	}
+	reason, oldest := s.add(c, now)
+	if oldest != nil {
+		oldest.End(ClosedSlow, "room was needed for another one")
+	}
+	if reason != "" {
+		s.refuse(raw, from, reason, "")
+		return nil
+	}
+	boundSilence(raw, s.config.Silence)
+	return c
+}
+
+// add adds a connection, if there is room for it; otherwise reason says why not. If oldest is not
+// nil, that connection must be ended to make room.
+func (s *Set) add(c *Conn, now time.Duration) (reason Reason, oldest *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	isOwner := c.source.unix && c.source.userID == s.owner
+	most := s.config.MaxConnections
+	if isOwner {
+		most += ownersReserve
+	}
+	state := s.sourceOf(c.source)
+	switch {
+	case len(s.conns) >= most:
+		return ClosedFull, nil
+	case state != nil && !isOwner && s.config.MaxPerSource > 0 && state.open >= s.config.MaxPerSource:
+		return ClosedSourceFull, nil
+	case state != nil && !isOwner && !state.begun.take(rateOf(s.config.MaxPerSource), now, 1):
+		state.begun.give(1)
+		return ClosedSourceFast, nil
+	case !isOwner && !s.begun.take(rateOf(s.config.MaxConnections), now, 1):
+		s.begun.give(1)
+		return ClosedFast, nil
+	}
+	if s.young.Len() >= max(minYoung, s.config.MaxConnections/youngShare) {
+		first := s.young.Front()
+		oldest, _ = first.Value.(*Conn)
+		if oldest == nil || now-oldest.accepted < youngPatience {
+			return ClosedFast, nil
+		}
+		s.young.Remove(first)
+		oldest.young = nil
+	}
+	if state != nil {
+		state.open++
+	}
+	c.young = s.young.PushBack(c)
+	s.conns[c] = struct{}{}
+	return "", oldest
+}
+
+// rateOf returns how many connections may begin, of which so many may be open.
+func rateOf(most int) limit {
+	return limit{burst: int64(most), perSecond: max(1, int64(most)/int64(refillTime/time.Second))}
+}
+
+// sourceOf returns the state of a source; nil if the source is not counted. s.mu must be held.
+func (s *Set) sourceOf(from source) *sourceState {
+	if from == (source{}) || s.config.MaxPerSource == 0 {
+		return nil
+	}
+	state := s.sources[from]
+	if state == nil && len(s.sources) < maxSources {
+		state = &sourceState{}
+		s.sources[from] = state
+	}
+	return state
+}
+
+// refuse closes a connection that was not let in.
+func (s *Set) refuse(raw net.Conn, from source, reason Reason, detail string) {
+	if socket, isTCP := raw.(*net.TCPConn); isTCP {
+		_ = socket.SetLinger(0)
+	}
+	name := nameOf(from, raw)
+	_ = raw.Close()
+	s.report(reason, name, detail)
+}
+
+// forget forgets a connection that was closed.
+func (s *Set) forget(c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, has := s.conns[c]; !has {
+		return
+	}
+	delete(s.conns, c)
+	if c.young != nil {
+		s.young.Remove(c.young)
+		c.young = nil
+	}
+	if state := s.sources[c.source]; state != nil {
+		state.open--
+	}
+}
+
+// settle notes that the client of a connection has sent SETTINGS.
+func (s *Set) settle(c *Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.young != nil {
+		s.young.Remove(c.young)
+		c.young = nil
+	}
+	c.settled.Store(true)
+}
+
+// admit judges the peer of a connection for the first time. The error says why the peer may not
+// come in.
+func (s *Set) admit(c *Conn) error {
+	// While the lock is held no Rejudge runs. So the identity is not older than the last Rejudge,
+	// and the next one finds the connection.
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, has := s.conns[c]; !has {
+		return net.ErrClosed
+	}
+	identity, err := s.judge(&c.peer)
+	if err != nil && !c.needsNoIdentity() {
+		return err
+	}
+	c.judged = true
+	if identity != nil && !identity.NotAfter.IsZero() {
+		c.drainLead = min(drainLead, identity.NotAfter.Sub(s.config.Now())/2)
+	}
+	c.setIdentity(identity) // from here on Sweep looks at the fields of the connection
+	return nil
+}
+
+// judge returns who a peer is, or an error.
+func (s *Set) judge(peer *callers.Peer) (*callers.Identity, error) {
+	identity, err := s.config.Judge.Connection(peer)
+	switch {
+	case err != nil:
+		return nil, err
+	case identity == nil:
+		return nil, errNobody
+	case !identity.NotAfter.IsZero() && !s.config.Now().Before(identity.NotAfter):
+		return nil, errExpired
+	}
+	return identity, nil
+}
+
+var errExpired = errors.New("the credential of the client has ended")
+
+// needsNoIdentity reports whether the connection may be open without an identity of its own.
+func (c *Conn) needsNoIdentity() bool { return c.listener.Bearers || c.listener.Anonymous }
+
+// setIdentity changes who the peer is. The set's lock must be held.
+func (c *Conn) setIdentity(identity *callers.Identity) {
+	if c.identity.Swap(identity) != identity {
+		c.live.Set(identity)
+	}
+}
+
+// Rejudge asks the judge again who the peers of all live connections are, and changes their
+// identities. It closes the connections whose peer is not known any more. When it returns, no call
+// that begins later has an identity of before.
+func (s *Set) Rejudge() {
+	type gone struct {
+		c      *Conn
+		detail string
+	}
+	var unknown []gone
+	s.mu.Lock()
+	for c := range s.conns {
+		if !c.judged {
+			continue
+		}
+		identity, err := s.judge(&c.peer)
+		c.setIdentity(identity)
+		if err != nil && !c.needsNoIdentity() {
+			unknown = append(unknown, gone{c, err.Error()})
+		}
+	}
+	s.mu.Unlock()
+	for _, each := range unknown {
+		each.c.End(ClosedRemoved, each.detail)
+	}
+}
+
+// Run sweeps until the context ends.
+func (s *Set) Run(ctx context.Context) {
+	ticker := time.NewTicker(sweepInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			s.Sweep()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Sweep ends the connections whose credential has ended, and those whose client does not read
+// its answers. It drains those whose credential ends soon. Run calls it once a second.
+func (s *Set) Sweep() {
+	now, wall := s.config.Elapsed(), s.config.Now()
+	s.swept.Store(int64(now))
+	for _, c := range s.snapshot(now) {
+		since := c.writingSince.Load()
+		switch ends := c.endOfCredential(); {
+		case !ends.IsZero() && !wall.Before(ends):
+			s.expire(c)
+		case since != 0 && now-time.Duration(since-1) >= unreadTimeout:
+			c.End(ClosedUnread, "it reads nothing")
+		case c.guard.unread():
+			c.End(ClosedUnread, "its flow-control window stays closed")
+		case !ends.IsZero() && ends.Sub(wall) <= c.drainLead:
+			c.Drain()
+		}
+	}
+	s.reports.flush(now)
+}
+
+// snapshot returns the live connections, and forgets sources of which nothing must be remembered.
+func (s *Set) snapshot(now time.Duration) []*Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for from, state := range s.sources {
+		if state.open == 0 && state.begun.isFull(rateOf(s.config.MaxPerSource), now) {
+			delete(s.sources, from)
+		}
+	}
+	all := make([]*Conn, 0, len(s.conns))
+	for c := range s.conns {
+		all = append(all, c)
+	}
+	return all
+}
+
+// expire takes the identity of a connection whose credential has ended.
+func (s *Set) expire(c *Conn) {
+	s.mu.Lock()
+	c.setIdentity(nil)
+	s.mu.Unlock()
+	if !c.needsNoIdentity() {
+		c.End(ClosedExpired, "")
+	}
+}
+
+// Counts says how many connections there are.
+type Counts struct {
+	// Open is the number of connections, and Young how many of them have not sent SETTINGS yet.
+	Open, Young int
+	// Sources is how many sources are known, and Largest the number of connections of the one
+	// with the most.
+	Sources, Largest int
+}
+
+// Counts returns how many connections there are.
+func (s *Set) Counts() Counts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	counts := Counts{Open: len(s.conns), Young: s.young.Len(), Sources: len(s.sources)}
+	for _, state := range s.sources {
+		counts.Largest = max(counts.Largest, state.open)
+	}
+	return counts
+}
+
+// Each calls a function for each live connection. The function may end the connection.
+func (s *Set) Each(call func(*Conn)) {
+	for _, c := range s.snapshot(s.config.Elapsed()) {
+		call(c)
+	}
+}
+
+// report reports a connection that the server has closed.
+func (s *Set) report(reason Reason, peer, detail string) {
+	s.reports.add(reason, peer, detail, s.config.Elapsed())
+}

@@ -1,0 +1,78 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/connection"
+	"github.com/scribe-mail/keysvc/internal/events"
+)
+
+// makeConnections makes the set of the connections of all listeners.
+func (s *Server) makeConnections(context.Context) error {
+	judge := s.config.Judge
+	if judge == nil {
+		judge = localJudge{}
+	}
+	settings, began := s.config.Settings, monotonic()
+	s.connections = connection.New(connection.Config{
+		Judge:          judge,
+		MaxConnections: settings.MaxConnections, MaxPerSource: settings.MaxConnectionsPerSource,
+		MaxStreams: settings.MaxStreams, MaxHeaderBytes: settings.MaxHeaderBytes,
+		Silence: keepaliveTimeout,
+		Now:     s.clock.Now,
+		Elapsed: func() time.Duration { return monotonic().Sub(began) },
+		Closed: func(closed connection.Closed) {
+			s.hooks.ConnectionsClosed(events.ConnectionsClosed{
+				Reason: string(closed.Reason), Detail: closed.Detail, Peer: closed.Peer, Count: closed.Count,
+			})
+		},
+	})
+	return nil
+}
+
+// sweepConnections ends connections that must end, once a second.
+func (s *Server) sweepConnections(ctx context.Context) error {
+	s.connections.Run(ctx)
+	return nil
+}
+
+// connectionsOf says what is expected of the connections of a listener, by its address.
+func (s *Server) connectionsOf(listener net.Listener, purpose config.Purpose) *connection.Listener {
+	wanted := &connection.Listener{Anonymous: purpose == config.PurposeHealth}
+	switch listener.Addr().(type) {
+	case *net.TCPAddr:
+		wanted.Kind = connection.Loopback
+	case *net.UnixAddr:
+		wanted.Kind = connection.Unix
+	default: // in memory, or of a kind that nobody knows
+		if s.config.InMemory {
+			wanted.Kind = connection.Memory
+		}
+	}
+	return wanted
+}
+
+// localJudge knows everybody who reaches a listener of this machine.
+type localJudge struct{}
+
+var errNoJudge = errors.New("there is no callers file")
+
+// Connection implements callers.Judge.
+func (localJudge) Connection(peer *callers.Peer) (*callers.Identity, error) {
+	switch peer.Source {
+	case callers.SourceLoopback, callers.SourceUnix:
+		return callers.Local(), nil
+	case callers.SourceSPIFFE, callers.SourceDNS, callers.SourceOIDC, callers.SourceToken:
+	}
+	return nil, errNoJudge
+}
+
+// Bearer implements callers.Judge.
+func (localJudge) Bearer(context.Context, *callers.Peer, string) (*callers.Identity, error) {
+	return nil, errNoJudge
+}
