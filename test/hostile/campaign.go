@@ -26,6 +26,9 @@ import (
 const (
 	// maxGrowth is how much memory an attack may take, in bytes, besides its connections.
 	maxGrowth = 64 << 20
+	// maxConnections is the setting of that name, by default. perConnection is what each connection
+	// may cost besides, in bytes.
+	maxConnections, perConnection = 4096, 32 << 10
 	// maxLeft is how much more memory than before there may be when the attack is over, and
 	// maxGoroutines how many more goroutines.
 	maxLeft, maxGoroutines = 16 << 20, 50
@@ -114,6 +117,7 @@ type outcome struct {
 	before, peak  int64
 	after         int64
 	kernel        int64
+	connections   int
 	settled       time.Duration
 	counts, ended counts
 	// quiet and during are what the good caller saw before the attack and during it, and control
@@ -134,6 +138,7 @@ func (p plan) play(ctx context.Context, st *stage, one attack.Attack) (outcome, 
 	// 1. The attack.
 	used, mine, all := busy(st.Process.Pid), busy(os.Getpid())+busy(p.spared.Process.Pid), processors()
 	st.watch.peak()
+	st.watch.peakConnections()
 	st.caller.since()
 	p.control.since()
 	began := time.Now()
@@ -149,6 +154,7 @@ func (p plan) play(ctx context.Context, st *stage, one attack.Attack) (outcome, 
 	result.attacker, result.did = share, report.String()
 	result.peak, result.kernel = st.watch.peak()
 	result.kernel -= st.kernel
+	result.connections = st.watch.peakConnections()
 
 	// 2. The server becomes what it was, and the calls that began during the attack end.
 	over := time.Now()
@@ -166,7 +172,7 @@ func (p plan) play(ctx context.Context, st *stage, one attack.Attack) (outcome, 
 		result.ended.Heap = final.Heap
 	}
 	result.during, result.control = st.caller.copied(during), p.control.copied(control)
-	result.judge(st.alive(), report)
+	result.judge(st.alive(), report, one.Ends > 0 && p.lasts >= one.Ends)
 	return result, ctx.Err()
 }
 
@@ -222,18 +228,25 @@ func (p plan) attack(ctx context.Context, one attack.Attack, address string) (re
 }
 
 // judge compares with promise 16.
-func (o *outcome) judge(alive bool, said report) {
+func (o *outcome) judge(alive bool, said report, ends bool) {
 	complain := func(format string, arguments ...any) {
 		o.problems = append(o.problems, fmt.Sprintf(format, arguments...))
 	}
 	if said.Connections == 0 {
 		complain("the attacker never had a connection: nothing was tested")
 	}
+	if ends && said.Ended+said.GoneAway+said.Refused == 0 {
+		complain("the server ended no connection")
+	}
 	if !alive {
 		complain("the server is gone")
 	}
-	if growth := o.peak - o.before; growth > maxGrowth {
-		complain("memory +%d MiB", growth>>20)
+	if o.connections > maxConnections+100 {
+		complain("%d connections", o.connections)
+	}
+	allowed := int64(maxGrowth + perConnection*min(o.connections, maxConnections))
+	if growth := o.peak - o.before; growth > allowed {
+		complain("memory +%d MiB, of %d", growth>>20, allowed>>20)
 	}
 	if o.after > o.before+maxLeft {
 		complain("memory +%d MiB %.0f s after", (o.after-o.before)>>20, o.settled.Seconds())
@@ -274,6 +287,7 @@ const enough = 3 << 30
 type observer struct {
 	mu           sync.Mutex
 	most, kernel int64
+	connections  int
 	end          chan struct{}
 }
 
@@ -291,12 +305,12 @@ func observe(ctx context.Context, s *server) *observer {
 			case <-ctx.Done():
 				return
 			}
-			memory, kernel := resident(s.Process.Pid), socketMemory()
+			memory, kernel, connections := resident(s.Process.Pid), socketMemory(), descriptors(s.Process.Pid)
 			if memory > enough {
 				_ = s.Process.Kill()
 			}
 			w.mu.Lock()
-			w.most, w.kernel = max(w.most, memory), max(w.kernel, kernel)
+			w.most, w.kernel, w.connections = max(w.most, memory), max(w.kernel, kernel), max(w.connections, connections)
 			w.mu.Unlock()
 		}
 	}()
@@ -312,6 +326,15 @@ func (w *observer) peak() (memory, kernel int64) {
 	return memory, kernel
 }
 
+// peakConnections returns the most connections of the server since the last time.
+func (w *observer) peakConnections() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	connections := w.connections
+	w.connections = 0
+	return connections
+}
+
 func (w *observer) stop() { close(w.end) }
 
 func pause(ctx context.Context, long time.Duration) {
@@ -323,8 +346,8 @@ func pause(ctx context.Context, long time.Duration) {
 
 // table writes what came of the rounds.
 func table(out io.Writer, results []outcome) {
-	fmt.Fprintf(out, "\n%-22s %6s %6s %6s %5s %6s | %6s | %5s %5s %5s %5s %5s %6s %5s %5s %5s | %4s %4s %5s | %s\n",
-		"attack", "before", "peak", "after", "in s", "kernel", "gorout", "quiet", "contr", "p50", "p99", "max", "new", "manag", "refus", "fail", "cpu", "att", "other", "verdict")
+	fmt.Fprintf(out, "\n%-22s %6s %6s %6s %5s %6s | %5s %6s | %5s %5s %5s %5s %5s %6s %5s %5s %5s | %4s %4s %5s | %s\n",
+		"attack", "before", "peak", "after", "in s", "kernel", "conns", "gorout", "quiet", "contr", "p50", "p99", "max", "new", "manag", "refus", "fail", "cpu", "att", "other", "verdict")
 	for _, o := range results {
 		verdict := "ok"
 		switch {
@@ -334,8 +357,8 @@ func table(out io.Writer, results []outcome) {
 			verdict = "undecided, the machine is busy: " + strings.Join(o.doubts, "; ")
 		}
 		milli := func(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
-		fmt.Fprintf(out, "%-22s %6d %6d %6d %5.1f %6d | %6d | %5s %5s %5s %5s %5s %6s %5s %5d %5d | %4.2f %4.2f %5.2f | %s\n",
-			o.name, o.before>>20, o.peak>>20, o.after>>20, o.settled.Seconds(), o.kernel>>20, o.ended.Goroutines-o.counts.Goroutines,
+		fmt.Fprintf(out, "%-22s %6d %6d %6d %5.1f %6d | %5d %6d | %5s %5s %5s %5s %5s %6s %5s %5d %5d | %4.2f %4.2f %5.2f | %s\n",
+			o.name, o.before>>20, o.peak>>20, o.after>>20, o.settled.Seconds(), o.kernel>>20, o.connections, o.ended.Goroutines-o.counts.Goroutines,
 			milli(percentile(o.quiet.validations, 0.99)), milli(percentile(o.control.validations, 0.99)), milli(percentile(o.during.validations, 0.5)), milli(percentile(o.during.validations, 0.99)), milli(percentile(o.during.validations, 1)),
 			milli(percentile(o.during.newcomers, 1)), milli(percentile(o.during.management, 0.99)), o.during.refused, o.during.failed, o.processor, o.attacker, o.others, verdict)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -102,7 +103,11 @@ func startGood(ctx context.Context, s *server, tokens []string) (*good, error) {
 		g.validate(ctx, e, connections[i%len(connections)], tokens[i%len(tokens)], func(took time.Duration) { e.validations = append(e.validations, took) })
 	})
 	g.every(ctx, time.Second, func(e *experience, i int) {
-		connection, err := s.dial()
+		// Whoever begins may have to try more than once to get a connection, as keyclient does.
+		connection, err := s.dial(
+			grpc.WithDefaultCallOptions(grpc.WaitForReady(true)),
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}}),
+		)
 		if err != nil {
 			g.fail(ctx, e, "a new connection", err)
 			return

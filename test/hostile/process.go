@@ -46,6 +46,18 @@ func resident(pid int) int64 {
 	return 0
 }
 
+// descriptors returns how many descriptors a process has open. Nearly all of a server's are
+// connections.
+func descriptors(pid int) int {
+	folder, err := os.Open(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		return 0
+	}
+	defer folder.Close()
+	names, _ := folder.Readdirnames(-1)
+	return len(names)
+}
+
 // socketMemory returns what all TCP sockets of the system hold in the kernel, in bytes.
 func socketMemory() int64 {
 	text, err := os.ReadFile("/proc/net/sockstat")

@@ -88,8 +88,9 @@ func startCopy(ctx context.Context, program, template, folder string) (*server, 
 }
 
 // dial returns a connection of the good caller. Nothing is tried again by itself.
-func (s *server) dial() (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+s.address, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+func (s *server) dial(options ...grpc.DialOption) (*grpc.ClientConn, error) {
+	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+	return grpc.NewClient("passthrough:///"+s.address, options...)
 }
 
 // stop ends the process, and waits until it is gone.

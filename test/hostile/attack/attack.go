@@ -37,6 +37,9 @@ type Attack struct {
 	TLS bool
 	// Slice reports whether the attack is one of the slice that `make test` runs.
 	Slice bool
+	// Ends is how long the server may let the attack go on before it begins to end connections; 0
+	// if it need not end any.
+	Ends time.Duration
 	// run attacks until the context ends.
 	run func(ctx context.Context, r *Run)
 }
@@ -46,6 +49,7 @@ type Run struct {
 	target  Target
 	seed    uint64
 	drawn   atomic.Uint64
+	single  bool
 	Counted Counts
 }
 
@@ -107,14 +111,25 @@ func rest(ctx context.Context, pause time.Duration) bool {
 	}
 }
 
-// sources are the addresses of the attackers on loopback. The good caller has 127.0.0.1.
+// sources are the addresses of the attackers on loopback, from 127.0.0.2 on. The good caller has
+// 127.0.0.1.
 const sources = 8
+
+// alone returns a run that has one source only.
+func (r *Run) alone() *Run {
+	r.single = true
+	return r
+}
 
 // dial opens a connection from one of the sources.
 func (r *Run) dial(ctx context.Context, random *rand.Rand) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: 5 * time.Second}
 	if r.target.Network == "tcp" {
-		dialer.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+random.IntN(sources)))}
+		source := random.IntN(sources)
+		if r.single {
+			source = 0
+		}
+		dialer.LocalAddr = &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+source))}
 	}
 	connection, err := dialer.DialContext(ctx, r.target.Network, r.target.Address)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 )
 
 // crowdOfConnections is how many connections an attack keeps open, if the server lets it.
-const crowdOfConnections = 4000
+const crowdOfConnections = 6000
 
 // hold opens connections, does something with each of them, and keeps them until the server ends
 // them.

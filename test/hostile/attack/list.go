@@ -9,13 +9,21 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
+// How long the server may take to end connections: those that flood it, those whose handshake does
+// not end, and those that do not read their answers.
+const (
+	soon      = time.Second
+	handshake = 15 * time.Second
+	unread    = 45 * time.Second
+)
+
 // All returns all attacks on a server with or without TLS.
 func All(withTLS bool) []Attack {
 	attacks := []Attack{
 		// What is held: answers, messages, calls, sessions.
-		{Name: "closed-windows", What: "lists of 1,000 keys with a closed window, 50 streams and more", Frames: true, Slice: true, run: closedWindows},
-		{Name: "trickled-windows", What: "the same, and each window grows by a byte a second", Frames: true, run: trickledWindows},
-		{Name: "unread-answers", What: "the same, with open windows, and nothing is read", Frames: true, Slice: true, run: unreadAnswers},
+		{Name: "closed-windows", What: "lists of 1,000 keys with a closed window, 50 streams and more", Frames: true, Slice: true, Ends: unread, run: closedWindows},
+		{Name: "trickled-windows", What: "the same, and each window grows by a byte a second", Frames: true, Ends: unread, run: trickledWindows},
+		{Name: "unread-answers", What: "the same, with open windows, and nothing is read", Frames: true, Slice: true, Ends: unread, run: unreadAnswers},
 		{Name: "lists", What: "lists of 1,000 keys as fast as possible", Frames: true, run: lists},
 		{Name: "empty-batches", What: "1 MiB of empty batch items, 32 at a time", Frames: true, Slice: true, run: emptyBatches},
 		{Name: "large-batches", What: "256 long tokens at a time", Frames: true, run: largeBatches},
@@ -34,38 +42,39 @@ func All(withTLS bool) []Attack {
 		{Name: "invalid-addresses", What: "validations of invalid tokens, each from another address", Frames: true, run: invalidAddresses},
 		{Name: "unknown-methods", What: "calls of a method that does not exist", Frames: true, run: unknownMethods},
 		// Frames.
-		{Name: "rapid-resets", What: "calls that are reset at once, on 4 connections", Frames: true, Slice: true, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, nil)},
-		{Name: "reset-requests", What: "the same, with a whole request", Frames: true, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, message(&keysvcv1.ValidateKeyRequest{Token: "none", IdentityOnly: true}))},
-		{Name: "made-resets", What: "calls that the server is made to reset", Frames: true, Slice: true, run: madeResets},
-		{Name: "pings", What: "PING", Frames: true, Slice: true, run: pings},
-		{Name: "settings", What: "SETTINGS", Frames: true, Slice: true, run: settings},
-		{Name: "settings-acks", What: "acknowledgements of SETTINGS", Frames: true, run: settingsAcks},
-		{Name: "window-settings", What: "SETTINGS that change the windows of 900 streams", Frames: true, run: windowSettings},
-		{Name: "window-updates", What: "WINDOW_UPDATE", Frames: true, run: windowUpdates},
-		{Name: "priorities", What: "PRIORITY", Frames: true, run: priorities},
-		{Name: "empty-data", What: "DATA without data", Frames: true, Slice: true, run: emptyData},
-		{Name: "padded-data", What: "DATA with nothing but padding", Frames: true, run: paddedData},
-		{Name: "stray-resets", What: "RST_STREAM of a stream that never was", Frames: true, run: strayResets},
-		{Name: "go-aways", What: "GOAWAY", Frames: true, run: goAways},
-		{Name: "unknown-frames", What: "frames of an unknown type", Frames: true, run: unknownFrames},
-		{Name: "large-unknown-frames", What: "large frames of an unknown type", Frames: true, run: largeUnknown},
-		{Name: "continuations", What: "header blocks that never end", Frames: true, Slice: true, run: continuations},
+		{Name: "rapid-resets", What: "calls that are reset at once, on 4 connections", Frames: true, Slice: true, Ends: soon, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, nil)},
+		{Name: "reset-requests", What: "the same, with a whole request", Frames: true, Ends: soon, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, message(&keysvcv1.ValidateKeyRequest{Token: "none", IdentityOnly: true}))},
+		{Name: "made-resets", What: "calls that the server is made to reset", Frames: true, Slice: true, Ends: soon, run: madeResets},
+		{Name: "pings", What: "PING", Frames: true, Slice: true, Ends: soon, run: pings},
+		{Name: "settings", What: "SETTINGS", Frames: true, Slice: true, Ends: soon, run: settings},
+		{Name: "settings-acks", What: "acknowledgements of SETTINGS", Frames: true, Ends: soon, run: settingsAcks},
+		{Name: "window-settings", What: "SETTINGS that change the windows of 900 streams", Frames: true, Ends: soon, run: windowSettings},
+		{Name: "window-updates", What: "WINDOW_UPDATE", Frames: true, Ends: soon, run: windowUpdates},
+		{Name: "priorities", What: "PRIORITY", Frames: true, Ends: soon, run: priorities},
+		{Name: "empty-data", What: "DATA without data", Frames: true, Slice: true, Ends: soon, run: emptyData},
+		{Name: "padded-data", What: "DATA with nothing but padding", Frames: true, Ends: soon, run: paddedData},
+		{Name: "stray-resets", What: "RST_STREAM of a stream that never was", Frames: true, Ends: soon, run: strayResets},
+		{Name: "go-aways", What: "GOAWAY", Frames: true, Ends: soon, run: goAways},
+		{Name: "unknown-frames", What: "frames of an unknown type", Frames: true, Ends: soon, run: unknownFrames},
+		{Name: "large-unknown-frames", What: "large frames of an unknown type", Frames: true, Ends: soon, run: largeUnknown},
+		{Name: "continuations", What: "header blocks that never end", Frames: true, Slice: true, Ends: soon, run: continuations},
 		{Name: "many-fields", What: "calls with 400 header fields", Frames: true, run: manyFields},
-		{Name: "large-fields", What: "calls with 200 KiB of headers", Frames: true, run: largeFields},
+		{Name: "large-fields", What: "calls with 200 KiB of headers", Frames: true, Ends: soon, run: largeFields},
 		{Name: "largest-fields", What: "calls with as large headers as are allowed", Frames: true, run: largestFields},
 		{Name: "references", What: "small header blocks that stand for 36 MB", Frames: true, Slice: true, run: references},
 		// Connections.
-		{Name: "silent-connections", What: "4,000 connections without a byte", Slice: true, run: silent},
-		{Name: "silent-after-preface", What: "4,000 connections without settings", run: silentAfterPreface},
-		{Name: "slow-prefaces", What: "4,000 connections whose preface trickles", run: slowPrefaces},
-		{Name: "idle-connections", What: "4,000 connections without a call", Frames: true, Slice: true, run: idle},
-		{Name: "idle-after-call", What: "4,000 connections with one call each", Frames: true, run: idleAfterCall},
+		{Name: "silent-connections", What: "6,000 connections without a byte", Slice: true, Ends: handshake, run: silent},
+		{Name: "silent-after-preface", What: "6,000 connections without settings", Ends: handshake, run: silentAfterPreface},
+		{Name: "slow-prefaces", What: "6,000 connections whose preface trickles", Ends: handshake, run: slowPrefaces},
+		{Name: "idle-connections", What: "6,000 connections without a call", Frames: true, Slice: true, run: idle},
+		{Name: "one-source", What: "the same, all from one address", Frames: true, Slice: true, run: func(ctx context.Context, r *Run) { idle(ctx, r.alone()) }},
+		{Name: "idle-after-call", What: "6,000 connections with one call each", Frames: true, run: idleAfterCall},
 		{Name: "churn", What: "connections that make one call", Frames: true, Slice: true, run: churn},
 		{Name: "knocks", What: "connections that are closed at once", run: knocks},
 		{Name: "handshakes", What: "TLS handshakes as fast as possible", TLS: true, Slice: true, run: handshakes},
-		{Name: "half-handshakes", What: "4,000 TLS handshakes that do not go on", TLS: true, Slice: true, run: halfHandshakes},
-		{Name: "slow-handshakes", What: "4,000 TLS handshakes that trickle", TLS: true, run: slowHandshakes},
-		{Name: "garbage", What: "bytes that are not HTTP/2", run: garbage},
+		{Name: "half-handshakes", What: "6,000 TLS handshakes that do not go on", TLS: true, Slice: true, Ends: handshake, run: halfHandshakes},
+		{Name: "slow-handshakes", What: "6,000 TLS handshakes that trickle", TLS: true, Ends: handshake, run: slowHandshakes},
+		{Name: "garbage", What: "bytes that are not HTTP/2", Ends: soon, run: garbage},
 	}
 	if !withTLS {
 		attacks = slices.DeleteFunc(attacks, func(one Attack) bool { return one.TLS })
