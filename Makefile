@@ -18,7 +18,7 @@ TESTFLAGS ?=
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants crash hostile bench-quick lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants bench-quick lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -108,6 +108,10 @@ crash:
 # must be served. HOSTILEFLAGS="-attacks pings -seed 7" repeats one.
 hostile:
 	go -C test run ./hostile -time $(HOSTILETIME) $(HOSTILEFLAGS)
+
+# Takes one bound after another out of keysvc. An attack must break each of these.
+hostile-mutants:
+	go -C test run ./hostile -mutants all $(HOSTILEFLAGS)
 
 lint:
 	$(TOOL) buf lint

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 //go:embed mutants
@@ -28,20 +29,37 @@ func mutantNames() []string {
 	return names
 }
 
-// mutant returns a mutant's patch, and the attacks that must break it: the line "attacks:" in the
-// text before the first file of the patch.
-func mutant(name string) (patch, attacks string, err error) {
+// mutant is a rule that is taken out of keysvc.
+type mutant struct {
+	name, patch string
+	// attacks is a regular expression for the attacks that must break it, and lasts how long each
+	// of them needs.
+	attacks string
+	lasts   time.Duration
+}
+
+// readMutant reads a patch. The text before its first file has the lines "attacks:" and "time:".
+func readMutant(name string) (mutant, error) {
 	text, err := patches.ReadFile("mutants/" + name + ".patch")
 	if err != nil {
-		return "", "", fmt.Errorf("no mutant %q; there are %s", name, strings.Join(mutantNames(), ", "))
+		return mutant{}, fmt.Errorf("no mutant %q; there are %s", name, strings.Join(mutantNames(), ", "))
 	}
-	prose, _, _ := strings.Cut(string(text), "\n--- ")
+	read := mutant{name: name, patch: string(text)}
+	prose, _, _ := strings.Cut(read.patch, "\n--- ")
 	for line := range strings.Lines(prose) {
 		if attacks, found := strings.CutPrefix(line, "attacks: "); found {
-			return string(text), strings.TrimSpace(attacks), nil
+			read.attacks = strings.TrimSpace(attacks)
+		}
+		if lasts, found := strings.CutPrefix(line, "time: "); found {
+			if read.lasts, err = time.ParseDuration(strings.TrimSpace(lasts)); err != nil {
+				return mutant{}, fmt.Errorf("mutant %s: %w", name, err)
+			}
 		}
 	}
-	return "", "", fmt.Errorf("mutant %s does not say which attacks must break it", name)
+	if read.attacks == "" || read.lasts == 0 {
+		return mutant{}, fmt.Errorf("mutant %s does not say which attacks must break it, or how long they last", name)
+	}
+	return read, nil
 }
 
 // hunt attacks mutants. Each must be broken.
@@ -52,16 +70,17 @@ func hunt(ctx context.Context, p plan, wanted string) error {
 	}
 	var survived []string
 	for _, name := range names {
-		patch, expression, err := mutant(name)
+		one, err := readMutant(name)
 		if err != nil {
 			return err
 		}
-		attacks, err := choose(expression, false)
+		attacks, err := choose(one.attacks, false)
 		if err != nil {
 			return fmt.Errorf("mutant %s: %w", name, err)
 		}
 		fmt.Printf("\nmutant %s\n", name)
-		err = campaign(ctx, p, patch, attacks)
+		p.lasts = one.lasts
+		err = campaign(ctx, p, one.patch, attacks)
 		switch {
 		case errors.Is(err, errBroken):
 			fmt.Printf("mutant %s was caught\n", name)

@@ -17,15 +17,15 @@ func TestEveryMutantApplies(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range mutantNames() {
-		patch, attacks, err := mutant(name)
+		one, err := readMutant(name)
 		if err != nil {
 			t.Error(err)
 			continue
 		}
-		if _, err := overlay.Apply(root, patch); err != nil {
+		if _, err := overlay.Apply(root, one.patch); err != nil {
 			t.Errorf("mutant %s: %v", name, err)
 		}
-		if _, err := choose(attacks, false); err != nil {
+		if _, err := choose(one.attacks, false); err != nil {
 			t.Errorf("mutant %s: %v", name, err)
 		}
 	}
