@@ -164,16 +164,18 @@ func (p plan) rounds(ctx context.Context, attacks []attack.Attack) ([]outcome, e
 // conclude returns an error if the promise was broken, or if that could not be decided.
 func conclude(results []outcome, seed uint64, slice bool) error {
 	broken, undecided := 0, 0
+	var problems []string
 	for _, result := range results {
 		switch {
 		case len(result.problems) > 0:
 			broken++
+			problems = append(problems, result.problems...)
 		case len(result.doubts) > 0:
 			undecided++
 		}
 	}
 	if broken > 0 {
-		return fmt.Errorf("%w by %d of %d attacks; repeat with -seed %d", errBroken, broken, len(results), seed)
+		return fmt.Errorf("%w by %d of %d attacks; repeat with -seed %d: %s", errBroken, broken, len(results), seed, strings.Join(problems, "; "))
 	}
 	if undecided > 0 {
 		// The slice runs where other things run, too.

@@ -36,9 +36,12 @@ type mutant struct {
 	// of them needs.
 	attacks string
 	lasts   time.Duration
+	// complaint is a part of what is then found.
+	complaint string
 }
 
-// readMutant reads a patch. The text before its first file has the lines "attacks:" and "time:".
+// readMutant reads a patch. The text before its first file has the lines "attacks:", "time:" and
+// "complaint:".
 func readMutant(name string) (mutant, error) {
 	text, err := patches.ReadFile("mutants/" + name + ".patch")
 	if err != nil {
@@ -55,6 +58,14 @@ func readMutant(name string) (mutant, error) {
 				return mutant{}, fmt.Errorf("mutant %s: %w", name, err)
 			}
 		}
+	}
+	for line := range strings.Lines(prose) {
+		if complaint, found := strings.CutPrefix(line, "complaint: "); found {
+			read.complaint = strings.TrimSpace(complaint)
+		}
+	}
+	if read.complaint == "" {
+		return mutant{}, fmt.Errorf("mutant %s does not say what is found", name)
 	}
 	if read.attacks == "" || read.lasts == 0 {
 		return mutant{}, fmt.Errorf("mutant %s does not say which attacks must break it, or how long they last", name)
@@ -82,9 +93,9 @@ func hunt(ctx context.Context, p plan, wanted string) error {
 		p.lasts = one.lasts
 		err = campaign(ctx, p, one.patch, attacks)
 		switch {
-		case errors.Is(err, errBroken):
+		case errors.Is(err, errBroken) && strings.Contains(err.Error(), one.complaint):
 			fmt.Printf("mutant %s was caught\n", name)
-		case err == nil, errors.Is(err, errUndecided):
+		case err == nil, errors.Is(err, errUndecided), errors.Is(err, errBroken):
 			fmt.Printf("mutant %s SURVIVED\n", name)
 			survived = append(survived, name)
 		default:

@@ -57,6 +57,8 @@ type conn struct {
 	// over reports whether it was this side that ended the connection, or the attack is over.
 	over func() bool
 	shut atomic.Bool
+	// losing makes lost count once.
+	losing sync.Once
 	// forget makes the context forget the connection.
 	forget func() bool
 }
@@ -134,10 +136,27 @@ func (r *Run) connect(ctx context.Context, random *rand.Rand, manner manner) (*c
 func (c *conn) write(frames func() error) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	if err := frames(); err != nil {
-		return err
+	err := frames()
+	if err == nil {
+		err = c.out.Flush()
 	}
-	return c.out.Flush()
+	if err != nil {
+		c.lost()
+	}
+	return err
+}
+
+// lost counts the connection as one that the server has ended, unless this side did.
+func (c *conn) lost() {
+	c.losing.Do(func() {
+		switch {
+		case c.over():
+		case !c.ready.Load():
+			c.run.Counted.Refused.Add(1)
+		default:
+			c.run.Counted.Ended.Add(1)
+		}
+	})
 }
 
 // read reads frames until the connection ends.
@@ -148,13 +167,7 @@ func (c *conn) read() {
 	for {
 		frame, err := c.framer.ReadFrame()
 		if err != nil {
-			switch {
-			case c.over():
-			case !c.ready.Load():
-				c.run.Counted.Refused.Add(1)
-			default:
-				c.run.Counted.Ended.Add(1)
-			}
+			c.lost()
 			_ = c.Close()
 			return
 		}

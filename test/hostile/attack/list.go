@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -57,7 +58,8 @@ func All(withTLS bool) []Attack {
 		{Name: "go-aways", What: "GOAWAY", Frames: true, Ends: soon, run: goAways},
 		{Name: "unknown-frames", What: "frames of an unknown type", Frames: true, Ends: soon, run: unknownFrames},
 		{Name: "large-unknown-frames", What: "large frames of an unknown type", Frames: true, Ends: soon, run: largeUnknown},
-		{Name: "continuations", What: "header blocks that never end", Frames: true, Slice: true, Ends: soon, run: continuations},
+		{Name: "continuations", What: "header blocks that never end", Frames: true, Slice: true, Ends: soon, run: continuations(strings.Repeat("x", 200))},
+		{Name: "empty-continuations", What: "header blocks that never end, of empty frames", Frames: true, Slice: true, Ends: soon, run: continuations("")},
 		{Name: "many-fields", What: "calls with 400 header fields", Frames: true, run: manyFields},
 		{Name: "large-fields", What: "calls with 200 KiB of headers", Frames: true, Ends: soon, run: largeFields},
 		{Name: "largest-fields", What: "calls with as large headers as are allowed", Frames: true, run: largestFields},
