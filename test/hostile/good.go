@@ -76,13 +76,19 @@ func startControl(ctx context.Context, s *server, tokens []string) (*good, error
 func startGood(ctx context.Context, s *server, tokens []string) (*good, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	g := &good{server: s, tokens: tokens, cancel: cancel, current: &experience{}}
-	cache, err := keyclient.New(s.address, keyclient.Config{AllowPlaintext: true, NearCache: true, NearCacheHooks: keyclient.NearCacheHooks{
+	config := keyclient.Config{NearCache: true, NearCacheHooks: keyclient.NearCacheHooks{
 		SessionEnded: func(reason error) {
 			if reason != nil {
 				g.note(func() { g.current.sessions++ })
 			}
 		},
-	}})
+	}}
+	if s.doors.way == plain {
+		config.AllowPlaintext = true
+	} else {
+		config.TransportCredentials = s.doors.good
+	}
+	cache, err := keyclient.New(s.address, config)
 	if err != nil {
 		cancel()
 		return nil, err

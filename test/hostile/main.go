@@ -47,11 +47,13 @@ func run(ctx context.Context) error {
 	mutants := flag.String("mutants", "", "mutants to attack, with commas between, or all: each must be broken")
 	attacker := flag.String("attacker", "", "be the attacker, with this attack")
 	address := flag.String("address", "", "the server that the attacker attacks")
+	path := flag.String("way", string(plain), "how callers reach the server: plain, known (TLS, and the attacker is another caller) or stranger (TLS, and the attacker is nobody)")
+	folder := flag.String("folder", "", "the attacker's certificates")
 	flag.Parse()
 	if *attacker != "" {
-		return beAttacker(ctx, *attacker, *address, *seed, *lasts)
+		return beAttacker(ctx, *attacker, *address, *folder, way(*path), *seed, *lasts)
 	}
-	attacks, err := choose(*wanted, *slice)
+	attacks, err := choose(*wanted, *slice, way(*path))
 	if err != nil {
 		return err
 	}
@@ -61,7 +63,7 @@ func run(ctx context.Context) error {
 		}
 		return nil
 	}
-	p := plan{lasts: *lasts, quiet: *quiet, seed: *seed, shared: *slice}
+	p := plan{lasts: *lasts, quiet: *quiet, seed: *seed, shared: *slice, way: way(*path)}
 	if *mutants != "" {
 		return hunt(ctx, p, *mutants)
 	}
@@ -69,13 +71,13 @@ func run(ctx context.Context) error {
 }
 
 // choose returns the attacks whose whole names fit a regular expression.
-func choose(expression string, slice bool) ([]attack.Attack, error) {
+func choose(expression string, slice bool, w way) ([]attack.Attack, error) {
 	wanted, err := regexp.Compile("^(?:" + expression + ")$")
 	if err != nil {
 		return nil, err
 	}
 	var attacks []attack.Attack
-	for _, one := range attack.All(false) {
+	for _, one := range attack.All(w != plain) {
 		if wanted.MatchString(one.Name) && (one.Slice || !slice) {
 			attacks = append(attacks, one)
 		}
@@ -104,10 +106,13 @@ func campaign(ctx context.Context, p plan, patch string, attacks []attack.Attack
 	if err := os.MkdirAll(filepath.Dir(p.template), 0o700); err != nil {
 		return err
 	}
-	if p.tokens, err = prepare(ctx, p.program, p.template); err != nil {
+	if p.doors, err = openDoors(ctx, p.program, filepath.Join(folder, "certificates"), p.way); err != nil {
 		return err
 	}
-	if p.spared, err = startCopy(ctx, p.program, p.template, filepath.Join(folder, "spared", "data")); err != nil {
+	if p.tokens, err = prepare(ctx, p.program, p.template, p.doors); err != nil {
+		return err
+	}
+	if p.spared, err = startCopy(ctx, p.program, p.template, filepath.Join(folder, "spared", "data"), p.doors); err != nil {
 		return err
 	}
 	defer func() { _ = p.spared.stop() }()
@@ -192,14 +197,18 @@ func conclude(results []outcome, seed uint64, slice bool) error {
 var errUndecided = errors.New("undecided, because the machine is busy: a server that nobody attacks is late as well")
 
 // beAttacker attacks, and reports what came of it.
-func beAttacker(ctx context.Context, name, address string, seed uint64, lasts time.Duration) error {
-	for _, one := range attack.All(false) {
+func beAttacker(ctx context.Context, name, address, folder string, w way, seed uint64, lasts time.Duration) error {
+	secured, err := attackerTLS(folder, w)
+	if err != nil {
+		return err
+	}
+	for _, one := range attack.All(w != plain) {
 		if one.Name != name {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, lasts)
 		defer cancel()
-		r := attack.New(attack.Target{Network: "tcp", Address: address, Workspace: workspace}, seed)
+		r := attack.New(attack.Target{Network: "tcp", Address: address, TLS: secured, Workspace: workspace}, seed)
 		r.Attack(ctx, one)
 		c := &r.Counted
 		return json.NewEncoder(os.Stdout).Encode(report{

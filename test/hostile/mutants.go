@@ -85,7 +85,7 @@ func hunt(ctx context.Context, p plan, wanted string) error {
 		if err != nil {
 			return err
 		}
-		attacks, err := choose(one.attacks, false)
+		attacks, err := choose(one.attacks, false, plain)
 		if err != nil {
 			return fmt.Errorf("mutant %s: %w", name, err)
 		}

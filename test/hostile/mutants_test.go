@@ -25,7 +25,7 @@ func TestEveryMutantApplies(t *testing.T) {
 		if _, err := overlay.Apply(root, one.patch); err != nil {
 			t.Errorf("mutant %s: %v", name, err)
 		}
-		if _, err := choose(one.attacks, false); err != nil {
+		if _, err := choose(one.attacks, false, plain); err != nil {
 			t.Errorf("mutant %s: %v", name, err)
 		}
 	}

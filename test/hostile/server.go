@@ -18,7 +18,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -30,6 +29,7 @@ const workspace, goodWorkspace = "attacked", "good"
 // server is a keysvc in a process of its own.
 type server struct {
 	*exec.Cmd
+	doors   doors
 	address string
 	probe   *os.File
 	answers *json.Decoder
@@ -37,7 +37,7 @@ type server struct {
 }
 
 // startServer starts keysvc over a folder, and waits until it serves.
-func startServer(ctx context.Context, program, folder string, flags ...string) (*server, error) {
+func startServer(ctx context.Context, program, folder string, d doors) (*server, error) {
 	address, err := freeAddress(ctx)
 	if err != nil {
 		return nil, err
@@ -48,14 +48,14 @@ func startServer(ctx context.Context, program, folder string, flags ...string) (
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "probe")
 	defer theirs.Close()
-	s := &server{address: address, probe: os.NewFile(uintptr(pair[0]), "probe"), log: filepath.Join(filepath.Dir(folder), "log")}
+	s := &server{doors: d, address: address, probe: os.NewFile(uintptr(pair[0]), "probe"), log: filepath.Join(filepath.Dir(folder), "log")}
 	s.answers = json.NewDecoder(bufio.NewReader(s.probe))
 	output, err := os.Create(s.log)
 	if err != nil {
 		return nil, err
 	}
 	defer output.Close()
-	s.Cmd = exec.Command(program, append([]string{"serve", "--dev", "--data", folder, "--listen", address, "--log-format", "json"}, flags...)...)
+	s.Cmd = exec.Command(program, append([]string{"serve", "--dev", "--data", folder, "--listen", address, "--log-format", "json"}, d.flags...)...)
 	s.Stdout, s.Stderr = output, output
 	s.ExtraFiles = []*os.File{theirs}
 	s.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -77,19 +77,19 @@ func startServer(ctx context.Context, program, folder string, flags ...string) (
 }
 
 // startCopy starts keysvc over a copy of a store.
-func startCopy(ctx context.Context, program, template, folder string) (*server, error) {
+func startCopy(ctx context.Context, program, template, folder string, d doors) (*server, error) {
 	if err := os.CopyFS(folder, os.DirFS(template)); err != nil {
 		return nil, err
 	}
 	if err := os.Chmod(folder, 0o700); err != nil {
 		return nil, err
 	}
-	return startServer(ctx, program, folder)
+	return startServer(ctx, program, folder, d)
 }
 
 // dial returns a connection of the good caller. Nothing is tried again by itself.
 func (s *server) dial(options ...grpc.DialOption) (*grpc.ClientConn, error) {
-	options = append(options, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+	options = append(options, grpc.WithTransportCredentials(s.doors.good), grpc.WithDisableRetry())
 	return grpc.NewClient("passthrough:///"+s.address, options...)
 }
 
@@ -143,8 +143,8 @@ func freeAddress(ctx context.Context) (string, error) {
 
 // prepare makes a store with 1,000 keys that have large labels, and some tokens for the good
 // caller. It returns the tokens.
-func prepare(ctx context.Context, program, folder string) ([]string, error) {
-	s, err := startServer(ctx, program, folder)
+func prepare(ctx context.Context, program, folder string, d doors) ([]string, error) {
+	s, err := startServer(ctx, program, folder, d)
 	if err != nil {
 		return nil, err
 	}

@@ -356,7 +356,11 @@ func (c *conn) call(headers, message []byte, end bool) (stream uint32, err error
 // headers returns the header block of a call, with further fields: name, value, name, ….
 // Nothing in it goes into the dynamic table, so it can be sent many times.
 func (r *Run) headers(method string, further ...string) []byte {
-	fields := []string{":method", "POST", ":scheme", "http", ":path", method, ":authority", "keysvc", "content-type", "application/grpc", "te", "trailers"}
+	scheme := "http"
+	if r.target.TLS != nil {
+		scheme = "https"
+	}
+	fields := []string{":method", "POST", ":scheme", scheme, ":path", method, ":authority", "keysvc", "content-type", "application/grpc", "te", "trailers"}
 	if r.target.Authorization != "" {
 		fields = append(fields, "authorization", r.target.Authorization)
 	}
