@@ -181,6 +181,22 @@ func madeResets(ctx context.Context, r *Run) {
 	})
 }
 
+// refusedStreams opens more streams than a connection may have open, so that the server refuses each
+// further one.
+func refusedStreams(ctx context.Context, r *Run) {
+	headers := r.headers(keysvcv1.SyncService_Sync_FullMethodName)
+	r.flood(ctx, 4, 0, manner{window: maxWindow}, func(c *conn, _ *rand.Rand) (func() error, error) {
+		return func() error {
+			for range 64 {
+				if _, err := c.open(headers, false); err != nil {
+					return err
+				}
+			}
+			return nil
+		}, nil
+	})
+}
+
 // continuations begins a header block that never ends: CVE-2024-27316. Empty frames cost the
 // server work, and no memory.
 func continuations(value string) func(context.Context, *Run) {

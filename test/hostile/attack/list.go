@@ -46,6 +46,7 @@ func All(withTLS bool) []Attack {
 		{Name: "rapid-resets", What: "calls that are reset at once, on 4 connections", Frames: true, Slice: true, Ends: soon, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, nil)},
 		{Name: "reset-requests", What: "the same, with a whole request", Frames: true, Ends: soon, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, message(&keysvcv1.ValidateKeyRequest{Token: "none", IdentityOnly: true}))},
 		{Name: "made-resets", What: "calls that the server is made to reset", Frames: true, Slice: true, Ends: soon, run: madeResets},
+		{Name: "refused-streams", What: "more streams than may be open", Frames: true, Ends: soon, run: refusedStreams},
 		{Name: "pings", What: "PING", Frames: true, Slice: true, Ends: soon, run: pings},
 		{Name: "settings", What: "SETTINGS", Frames: true, Slice: true, Ends: soon, run: settings},
 		{Name: "settings-acks", What: "acknowledgements of SETTINGS", Frames: true, Ends: soon, run: settingsAcks},
