@@ -26,9 +26,15 @@ import (
 const (
 	// maxGrowth is how much memory an attack may take, in bytes, besides its connections.
 	maxGrowth = 64 << 20
-	// maxConnections is the setting of that name, by default. perConnection is what each connection
-	// may cost besides, in bytes.
-	maxConnections, perConnection = 4096, 32 << 10
+	// maxConnections and maxPerSource are the settings max-connections and
+	// max-connections-per-source, by default. perConnection is what each connection may cost
+	// besides, in bytes. otherDescriptors is more than a server has otherwise, with the good
+	// caller's connections.
+	maxConnections, maxPerSource = 4096, 1024
+	perConnection                = 32 << 10
+	// youngShare is the part of the connections that may have no settings yet: a quarter.
+	youngShare       = 4
+	otherDescriptors = 100
 	// maxLeft is how much more memory than before there may be when the attack is over, and
 	// maxGoroutines how many more goroutines.
 	maxLeft, maxGoroutines = 16 << 20, 50
@@ -174,7 +180,7 @@ func (p plan) play(ctx context.Context, st *stage, one attack.Attack) (outcome, 
 		result.ended.Heap = final.Heap
 	}
 	result.during, result.control = st.caller.copied(during), p.control.copied(control)
-	result.judge(st.alive(), report, one.Ends > 0 && p.lasts >= one.Ends)
+	result.judge(st.alive(), report, one, p.lasts)
 	return result, ctx.Err()
 }
 
@@ -230,7 +236,7 @@ func (p plan) attack(ctx context.Context, one attack.Attack, address string) (re
 }
 
 // judge compares with promise 16.
-func (o *outcome) judge(alive bool, said report, ends bool) {
+func (o *outcome) judge(alive bool, said report, one attack.Attack, lasts time.Duration) {
 	complain := func(format string, arguments ...any) {
 		o.problems = append(o.problems, fmt.Sprintf(format, arguments...))
 	}
@@ -238,14 +244,21 @@ func (o *outcome) judge(alive bool, said report, ends bool) {
 		complain("the attacker never had a connection: nothing was tested")
 	}
 	// A server that ends connections in time has ended at least those with which the attack began.
-	if ended := max(said.Ended, said.GoneAway) + said.Refused; ends && 2*ended < said.Connections {
+	if ended := max(said.Ended, said.GoneAway) + said.Refused; one.Ends > 0 && lasts >= one.Ends && 2*ended < said.Connections {
 		complain("the server ended %d of %d connections", ended, said.Connections)
 	}
 	if !alive {
 		complain("the server is gone")
 	}
-	if o.connections > maxConnections+100 {
-		complain("%d connections", o.connections)
+	most := maxConnections
+	switch {
+	case one.Alone:
+		most = maxPerSource
+	case one.Young:
+		most = maxConnections / youngShare
+	}
+	if o.connections > most+otherDescriptors {
+		complain("%d connections, of %d", o.connections, most)
 	}
 	allowed := int64(maxGrowth + perConnection*min(o.connections, maxConnections))
 	if growth := o.peak - o.before; growth > allowed {

@@ -35,6 +35,10 @@ type Attack struct {
 	Frames bool
 	// TLS reports whether the attack is one on TLS.
 	TLS bool
+	// Young reports whether no connection gets as far as its first settings.
+	Young bool
+	// Alone reports whether all connections come from one address.
+	Alone bool
 	// Slice reports whether the attack is one of the slice that `make test` runs.
 	Slice bool
 	// Ends is how long the server may let the attack go on before it begins to end connections; 0

@@ -66,17 +66,17 @@ func All(withTLS bool) []Attack {
 		{Name: "largest-fields", What: "calls with as large headers as are allowed", Frames: true, run: largestFields},
 		{Name: "references", What: "small header blocks that stand for 36 MB", Frames: true, Slice: true, run: references},
 		// Connections.
-		{Name: "silent-connections", What: "6,000 connections without a byte", Slice: true, Ends: handshake, run: silent},
-		{Name: "silent-after-preface", What: "6,000 connections without settings", Ends: handshake, run: silentAfterPreface},
-		{Name: "slow-prefaces", What: "6,000 connections whose preface trickles", Ends: handshake, run: slowPrefaces},
+		{Name: "silent-connections", What: "6,000 connections without a byte", Slice: true, Ends: handshake, Young: true, run: silent},
+		{Name: "silent-after-preface", What: "6,000 connections without settings", Ends: handshake, Young: true, run: silentAfterPreface},
+		{Name: "slow-prefaces", What: "6,000 connections whose preface trickles", Ends: handshake, Young: true, run: slowPrefaces},
 		{Name: "idle-connections", What: "6,000 connections without a call", Frames: true, Slice: true, run: idle},
-		{Name: "one-source", What: "the same, all from one address", Frames: true, Slice: true, run: func(ctx context.Context, r *Run) { idle(ctx, r.alone()) }},
+		{Name: "one-source", What: "the same, all from one address", Frames: true, Alone: true, Slice: true, run: func(ctx context.Context, r *Run) { idle(ctx, r.alone()) }},
 		{Name: "idle-after-call", What: "6,000 connections with one call each", Frames: true, run: idleAfterCall},
 		{Name: "churn", What: "connections that make one call", Frames: true, Slice: true, run: churn},
 		{Name: "knocks", What: "connections that are closed at once", run: knocks},
 		{Name: "handshakes", What: "TLS handshakes as fast as possible", TLS: true, Slice: true, run: handshakes},
-		{Name: "half-handshakes", What: "6,000 TLS handshakes that do not go on", TLS: true, Slice: true, Ends: handshake, run: halfHandshakes},
-		{Name: "slow-handshakes", What: "6,000 TLS handshakes that trickle", TLS: true, Ends: handshake, run: slowHandshakes},
+		{Name: "half-handshakes", What: "6,000 TLS handshakes that do not go on", TLS: true, Slice: true, Ends: handshake, Young: true, run: halfHandshakes},
+		{Name: "slow-handshakes", What: "6,000 TLS handshakes that trickle", TLS: true, Ends: handshake, Young: true, run: slowHandshakes},
 		{Name: "garbage", What: "bytes that are not HTTP/2", Ends: soon, run: garbage},
 	}
 	if !withTLS {
