@@ -39,9 +39,11 @@ tools:
 
 # Tests the root module and test/, which has the tests that need large libraries, above all an
 # embedded etcd, and runs a slice of the crash laboratory (test/crash/README.md). The two modules
-# are tested side by side, because the tests on etcd mostly wait.
+# are tested side by side, because the tests on etcd mostly wait. Then some hostile clients
+# (test/hostile/README.md) have the machine for themselves, because time is measured there.
 test: tools
 	$(call both,go test $(TESTFLAGS) ./...,go -C test test $(TESTFLAGS) ./... && go -C test run ./crash -time 25s -kinds plain)
+	go -C test run ./hostile -slice -time 1s
 
 # Without bench, which measures, and without the packages whose tests drive programs that are built
 # without the race detector.

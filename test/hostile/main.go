@@ -29,15 +29,15 @@ import (
 func main() {
 	// Children are to end with this process, which holds for the thread that starts them.
 	runtime.LockOSThread()
-	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer cancel()
-	if err := run(ctx); err != nil {
+	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "error:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context) error {
+func run() error {
+	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer cancel()
 	lasts := flag.Duration("time", 60*time.Second, "how long each attack lasts")
 	quiet := flag.Duration("quiet", 3*time.Second, "how long the good caller is alone before each attack")
 	wanted := flag.String("attacks", ".*", "a regular expression for the names of attacks")

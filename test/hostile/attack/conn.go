@@ -347,7 +347,8 @@ func (c *conn) call(headers, message []byte, end bool) (stream uint32, err error
 	case err != nil || bare:
 		return stream, err
 	case len(message) >= large:
-		go func() { _ = c.send(stream, message, end) }()
+		id := stream
+		go func() { _ = c.send(id, message, end) }()
 		return stream, nil
 	}
 	return stream, c.send(stream, message, end)
