@@ -138,7 +138,7 @@ func New(target string, config Config) (*Client, error) {
 		return nil, err
 	}
 	watched := &watch{target: target, log: config.Log, now: config.clock()}
-	secured, err := config.secured(target, local, watched)
+	secured, err := config.secured(local, watched)
 	if err != nil {
 		return nil, err
 	}

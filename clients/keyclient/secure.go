@@ -102,7 +102,7 @@ type securedOptions struct {
 	credentials grpc.DialOption
 }
 
-func (c *Config) secured(target string, local bool, watched *watch) (securedOptions, error) {
+func (c *Config) secured(local bool, watched *watch) (securedOptions, error) {
 	var options securedOptions
 	if c.CallerTokenFile != "" {
 		bearer, err := transport.NewBearer(c.CallerTokenFile, watched.stale, c.clock())
@@ -121,6 +121,9 @@ func (c *Config) secured(target string, local bool, watched *watch) (securedOpti
 		secure := transport.TLS(*c.TLS)
 		settings.TLS = &secure
 		field = "TLS"
+		if c.TLS.ServerName != "" {
+			options.before = append(options.before, grpc.WithAuthority(c.TLS.ServerName))
+		}
 	}
 	own, err := transport.New(settings)
 	if err != nil {

@@ -119,6 +119,9 @@ func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error)
 		grpc.WithUnaryInterceptor(d.intercept(timeout)),
 		grpc.WithStreamInterceptor(d.interceptStream(timeout)),
 	}
+	if settings.secure != nil && settings.secure.ServerName != "" {
+		options = append(options, grpc.WithAuthority(settings.secure.ServerName))
+	}
 	if bearer != nil {
 		options = append(options, grpc.WithPerRPCCredentials(bearer))
 	}

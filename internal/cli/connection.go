@@ -15,7 +15,7 @@ import (
 
 const (
 	addressFlagName = "addr"
-	tokenFlagName   = "caller-token-file" //nolint:gosec // G101: the name of a flag, not a token
+	tokenFlagName   = "caller-token-file"
 	contextFlagName = "context"
 )
 

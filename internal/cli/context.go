@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -82,9 +83,7 @@ func (c *contexts) object() any {
 	list := make([]object, len(c.list))
 	for index, one := range c.list {
 		list[index] = object{"name": one.name}
-		for name, value := range one.values {
-			list[index][name] = value
-		}
+		maps.Copy(list[index], one.values)
 	}
 	return struct {
 		Current  string   `json:"current"`
@@ -116,7 +115,7 @@ func (a *app) contextUseCommand() *cobra.Command {
 	}
 	a.completeContextArgument(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		all, _, err := a.contextNamed(cmd, args[0])
+		all, err := a.contextNamed(cmd, args[0])
 		if err != nil {
 			return err
 		}
@@ -211,7 +210,7 @@ func (a *app) contextRemoveCommand() *cobra.Command {
 	}
 	a.completeContextArgument(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		all, _, err := a.contextNamed(cmd, args[0])
+		all, err := a.contextNamed(cmd, args[0])
 		if err != nil {
 			return err
 		}
@@ -281,17 +280,16 @@ func (a *app) showConnection(c *connection, format showFormat) error {
 	return err
 }
 
-// contextNamed returns the contexts, and the one of a name.
-func (a *app) contextNamed(cmd *cobra.Command, name string) (*contexts, *clientContext, error) {
+// contextNamed returns the contexts, of which one has the name.
+func (a *app) contextNamed(cmd *cobra.Command, name string) (*contexts, error) {
 	all, err := a.readContexts()
 	if err != nil {
-		return nil, nil, a.listMistakes(err, "the contexts are not valid")
+		return nil, a.listMistakes(err, "the contexts are not valid")
 	}
-	one := all.find(name)
-	if one == nil {
-		return nil, nil, usageError(cmd, "there is no context %q%s", name, all.known())
+	if all.find(name) == nil {
+		return nil, usageError(cmd, "there is no context %q%s", name, all.known())
 	}
-	return all, one, nil
+	return all, nil
 }
 
 // save writes the file, and says so on standard error.

@@ -118,7 +118,7 @@ func parseContexts(file string, text []byte) (*contexts, error) {
 	return c, nil
 }
 
-// find returns the context of a name; nil if there is none.
+// find returns the context of a name; nil if no context has it.
 func (c *contexts) find(name string) *clientContext {
 	for _, one := range c.list {
 		if one.name == name {
@@ -168,13 +168,13 @@ func (c *contexts) write() error {
 func (c *contexts) yaml() ([]byte, error) {
 	elements := make([]json.RawMessage, len(c.list))
 	for index, one := range c.list {
-		text := `{"name":` + quoted(one.name)
+		fields := []string{`"name":` + quoted(one.name)}
 		for _, name := range contextFields() {
 			if value := one.values[name]; value != "" {
-				text += "," + quoted(name) + ":" + quoted(value)
+				fields = append(fields, quoted(name)+":"+quoted(value))
 			}
 		}
-		elements[index] = json.RawMessage(text + "}")
+		elements[index] = json.RawMessage("{" + strings.Join(fields, ",") + "}")
 	}
 	document, err := json.Marshal(struct {
 		Current  string            `json:"current,omitempty"`

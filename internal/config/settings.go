@@ -3,6 +3,7 @@
 package config
 
 import (
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"slices"
@@ -45,6 +46,13 @@ type Settings struct {
 	// may call but the owner of the process on a unix socket and, where plaintext is served on
 	// loopback, everybody who reaches it.
 	Callers string
+	// TLSCert and TLSKey are files in PEM: the server's certificate with its intermediates, and its
+	// key. Both are set, or neither is.
+	TLSCert, TLSKey string
+	// SPIFFESocket is the address of the SPIFFE Workload API, "unix:///path"; "" for none.
+	SPIFFESocket string
+	// TLSBearers lets clients connect with TLS and no certificate, because their calls bring tokens.
+	TLSBearers bool
 	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
 	Store string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
@@ -84,6 +92,9 @@ type Settings struct {
 	MaxStreams int
 	// MaxMessageBytes is the max. size of a request.
 	MaxMessageBytes int
+	// MaxBufferedBytes is the max. number of bytes of requests and of answers that are not written
+	// yet, of all calls together.
+	MaxBufferedBytes int
 	// MaxHeaderBytes is the max. size of the headers of a request.
 	MaxHeaderBytes int
 	// UsageInterval is how often last-used times are written: a crash loses at most the
@@ -156,6 +167,12 @@ func (s Settings) Validate() error {
 		}
 	}
 	if err := s.validateListeners(); err != nil {
+		return err
+	}
+	if least := bufferedMessages * s.MaxMessageBytes; s.MaxBufferedBytes < least {
+		return &FieldError{Field: "max-buffered-bytes", Problem: fmt.Sprintf("is %d; with this max-message-bytes at least %d are required", s.MaxBufferedBytes, least)}
+	}
+	if err := s.validateTLS(); err != nil {
 		return err
 	}
 	servesAll := func(listener Listener) bool { return listener.Purpose == PurposeAll }

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -51,6 +52,10 @@ const (
 )
 
 const day = 24 * time.Hour
+
+// bufferedMessages is how many of the largest requests max-buffered-bytes must have room for. One
+// takes three times its size, and callers that are not known have an eighth of the room.
+const bufferedMessages = 32
 
 // The headings of docs/settings.md, in its order.
 const (
@@ -100,6 +105,29 @@ var table = []Setting{
 		Usage: "the `file` that says who may call, and what each may do",
 		More:  "Changes of the file are applied within a second. See [callers](callers.md).",
 		kind:  text(func(s *Settings) *string { return &s.Callers }, anyValue),
+	},
+	{
+		Name: "tls-cert", Group: groupServed, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the server's certificate, its intermediates after it; TCP then serves TLS 1.3",
+		More:  "Needs `tls-key` and `callers`. A new certificate is used within a second. See [TLS](tls.md).",
+		kind:  text(func(s *Settings) *string { return &s.TLSCert }, anyValue),
+	},
+	{
+		Name: "tls-key", Group: groupServed, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the key of that certificate",
+		kind:  text(func(s *Settings) *string { return &s.TLSKey }, anyValue),
+	},
+	{
+		Name: "spiffe-socket", Group: groupServed, Empty: "none",
+		Usage: "the `address` of the SPIFFE Workload API, unix:///path; TCP then serves TLS 1.3",
+		More:  "It gives the server's certificate, if `tls-cert` does not, and the bundles of the trust domains that `callers` has with `workload_api`. See [TLS](tls.md#spire).",
+		kind:  text(func(s *Settings) *string { return &s.SPIFFESocket }, checkSocket),
+	},
+	{
+		Name: "tls-bearers", Group: groupServed, Default: "false",
+		Usage: "let clients connect with TLS and no certificate, because their calls bring tokens",
+		More:  "Needed for caller tokens and for the tokens of `issuers` in `callers`. See [TLS](tls.md#tokens).",
+		kind:  boolean(func(s *Settings) *bool { return &s.TLSBearers }),
 	},
 	{
 		Name: "store", Group: groupStore, Default: DefaultStore,
@@ -169,6 +197,12 @@ var table = []Setting{
 		Usage: "how large a request may be, in bytes",
 		// Below the minimum, requests that the API allows would not fit.
 		kind: number(func(s *Settings) *int { return &s.MaxMessageBytes }, 64<<10, 64<<20),
+	},
+	{
+		Name: "max-buffered-bytes", Group: groupLimits, Default: "67108864",
+		Usage: "how many bytes of requests and answers to hold at a time",
+		More:  "At least " + strconv.Itoa(bufferedMessages) + " times `max-message-bytes`. See [what is held in memory](operations.md#what-is-held-in-memory).",
+		kind:  number(func(s *Settings) *int { return &s.MaxBufferedBytes }, 16<<20, 64<<30),
 	},
 	{
 		Name: "max-header-bytes", Group: groupLimits, Default: "16384",

@@ -169,7 +169,7 @@ func sentenceOfCertificate(err error) string {
 	case !errors.As(err, &invalid):
 		return ""
 	}
-	switch invalid.Reason {
+	switch invalid.Reason { //nolint:exhaustive // the others have one sentence
 	case x509.Expired:
 		if certificate := invalid.Cert; certificate != nil {
 			return fmt.Sprintf("the server's certificate is valid from %s to %s, and not now; it was not renewed, or a clock is wrong",
@@ -180,7 +180,6 @@ func sentenceOfCertificate(err error) string {
 		return "the server's certificate is not one for servers: it lacks the usage serverAuth"
 	case x509.NotAuthorizedToSign, x509.CANotAuthorizedForThisName, x509.CANotAuthorizedForExtKeyUsage:
 		return "the authority of the server's certificate may not issue it: " + strings.TrimPrefix(invalid.Error(), "x509: ")
-	default:
 	}
 	return "the server's certificate is not valid: " + strings.TrimPrefix(invalid.Error(), "x509: ")
 }

@@ -37,6 +37,8 @@ type TLS struct {
 
 // secured makes handshakes with TLS.
 type secured struct {
+	// name is the server's, "" for the host of the address.
+	name     string
 	spiffeID string
 	files    files
 	now      func() time.Time
@@ -59,7 +61,7 @@ func newSecured(config TLS, stale func(error), now func() time.Time) (*secured, 
 	if stale == nil {
 		stale = func(error) {}
 	}
-	s := &secured{spiffeID: config.ServerSPIFFEID, now: now, files: files{ca: config.CAFile, cert: config.CertFile, key: config.KeyFile, stale: stale}}
+	s := &secured{name: config.ServerName, spiffeID: config.ServerSPIFFEID, now: now, files: files{ca: config.CAFile, cert: config.CertFile, key: config.KeyFile, stale: stale}}
 	_, err := s.files.load()
 	return s, err
 }
@@ -222,8 +224,7 @@ type fileError struct {
 
 // Error names the file, and says what is wrong with it.
 func (e *fileError) Error() string {
-	var path *os.PathError
-	if errors.As(e.cause, &path) {
+	if path, is := errors.AsType[*os.PathError](e.cause); is {
 		return "the file " + e.name + " cannot be read: " + path.Err.Error()
 	}
 	return "the file " + e.name + " " + e.cause.Error()

@@ -6,7 +6,9 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // owner is whom a unix socket must belong to.
@@ -38,12 +40,7 @@ func parseOwner(text string) (owner, error) {
 }
 
 func (o owner) allows(uid uint32) bool {
-	for _, allowed := range o.anyOf {
-		if allowed == uid {
-			return true
-		}
-	}
-	return false
+	return slices.Contains(o.anyOf, uid)
 }
 
 // check returns an error if the socket's file, or the process that listens on it, belongs to
@@ -79,17 +76,12 @@ type ownerError struct {
 
 // Error says whose the socket is, and whose it should be.
 func (e *ownerError) Error() string {
-	text := fmt.Sprintf("%s belongs to %s, and not to ", e.what, userText(e.uid))
-	for index, uid := range e.want.anyOf {
-		if index > 0 {
-			if uid == e.want.anyOf[0] {
-				continue
-			}
-			text += " or "
-		}
-		text += userText(uid)
+	var allowed []string
+	for _, uid := range e.want.anyOf {
+		allowed = append(allowed, userText(uid))
 	}
-	return text + "; nothing was sent. If it should, name the owner (KEYSVC_SOCKET_OWNER)"
+	return fmt.Sprintf("%s belongs to %s, and not to %s; nothing was sent. If it should, name the owner (KEYSVC_SOCKET_OWNER)",
+		e.what, userText(e.uid), strings.Join(slices.Compact(allowed), " or "))
 }
 
 func userText(uid uint32) string { return "uid " + strconv.FormatUint(uint64(uid), 10) }

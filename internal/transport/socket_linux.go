@@ -20,7 +20,7 @@ func peerOwner(conn net.Conn) (uid uint32, known bool, err error) {
 	var peer *syscall.Ucred
 	var failed error
 	if err := raw.Control(func(descriptor uintptr) {
-		peer, failed = syscall.GetsockoptUcred(int(descriptor), syscall.SOL_SOCKET, syscall.SO_PEERCRED) //nolint:gosec // G115: a file descriptor
+		peer, failed = syscall.GetsockoptUcred(int(descriptor), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 	}); err != nil {
 		return 0, false, err
 	}

@@ -4,6 +4,7 @@
 package transport
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -37,10 +38,9 @@ type Config struct {
 // Credentials are credentials.TransportCredentials for the connections of a Config. Every error
 // of a handshake is a *Error.
 type Credentials struct {
-	secured    *secured // nil for plaintext
-	owner      owner
-	serverName string
-	report     func(error)
+	secured *secured // nil for plaintext
+	owner   owner
+	report  func(error)
 }
 
 var _ credentials.TransportCredentials = (*Credentials)(nil)
@@ -65,7 +65,6 @@ func New(config Config) (*Credentials, error) {
 	if c.secured, err = newSecured(*config.TLS, config.Stale, config.Now); err != nil {
 		return nil, err
 	}
-	c.serverName = config.TLS.ServerName
 	return c, nil
 }
 
@@ -124,7 +123,7 @@ func (c *Credentials) Info() credentials.ProtocolInfo {
 	if c.secured == nil {
 		return credentials.ProtocolInfo{SecurityProtocol: "local"}
 	}
-	return credentials.ProtocolInfo{SecurityProtocol: "tls", SecurityVersion: "1.3", ServerName: c.serverName}
+	return credentials.ProtocolInfo{SecurityProtocol: "tls"}
 }
 
 // Clone implements credentials.TransportCredentials.
@@ -133,10 +132,10 @@ func (c *Credentials) Clone() credentials.TransportCredentials {
 	return &clone
 }
 
-// OverrideServerName implements credentials.TransportCredentials.
-func (c *Credentials) OverrideServerName(name string) error {
-	c.serverName = name
-	return nil
+// OverrideServerName implements credentials.TransportCredentials. It fails: TLS.ServerName is for
+// that.
+func (*Credentials) OverrideServerName(string) error {
+	return errors.New("transport: the server's name is set in the Config")
 }
 
 // plainInfo describes a connection without TLS.
@@ -255,7 +254,7 @@ func (s *secured) config(authority string, material *material, used *handshakeUs
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{"h2"},
 		RootCAs:    material.roots,
-		ServerName: hostOf(authority),
+		ServerName: cmp.Or(s.name, hostOf(authority)),
 		Time:       s.now,
 		// Unlike Certificates, the function offers the certificate to every server. One that does
 		// not trust its issuer then says so. It would otherwise ask for a certificate.
@@ -267,7 +266,7 @@ func (s *secured) config(authority string, material *material, used *handshakeUs
 	if s.spiffeID != "" {
 		// A SPIFFE id stands in the place of the name, so the name is not verified. The chain and
 		// the id are.
-		config.InsecureSkipVerify = true //nolint:gosec // G402: VerifyConnection verifies
+		config.InsecureSkipVerify = true
 		config.VerifyConnection = func(state tls.ConnectionState) error { return s.verifySPIFFE(state, material.roots) }
 	}
 	return config
