@@ -11,12 +11,14 @@ FUZZTIME  ?= 30s
 SOAKTIME  ?= 1h
 CRASHIMAGES ?= 100000
 CRASHFLAGS  ?=
+HOSTILETIME  ?= 60s
+HOSTILEFLAGS ?=
 TESTFLAGS ?=
 
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants crash bench-quick lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants bench-quick lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -37,9 +39,11 @@ tools:
 
 # Tests the root module and test/, which has the tests that need large libraries, above all an
 # embedded etcd, and runs a slice of the crash laboratory (test/crash/README.md). The two modules
-# are tested side by side, because the tests on etcd mostly wait.
+# are tested side by side, because the tests on etcd mostly wait. Then some hostile clients
+# (test/hostile/README.md) have the machine for themselves, because time is measured there.
 test: tools
 	$(call both,go test $(TESTFLAGS) ./...,go -C test test $(TESTFLAGS) ./... && go -C test run ./crash -time 25s -kinds plain)
+	go -C test run ./hostile -slice -time 1s
 
 # Without bench, which measures, and without the packages whose tests drive programs that are built
 # without the race detector.
@@ -101,6 +105,15 @@ bench-quick:
 crash:
 	go -C test run ./crash -images $(CRASHIMAGES) $(CRASHFLAGS)
 	go -C test run ./crash -mutants all -time 2m
+
+# Attacks a built keysvc (test/hostile/README.md), HOSTILETIME for each attack, while a good caller
+# must be served. HOSTILEFLAGS="-attacks pings -seed 7" repeats one.
+hostile:
+	go -C test run ./hostile -time $(HOSTILETIME) $(HOSTILEFLAGS)
+
+# Takes one bound after another out of keysvc. An attack must break each of these.
+hostile-mutants:
+	go -C test run ./hostile -mutants all $(HOSTILEFLAGS)
 
 lint:
 	$(TOOL) buf lint
