@@ -75,7 +75,10 @@ func TestOldConnectionsAreReplaced(t *testing.T) {
 			}
 		}()
 		validations := keysvcv1.NewValidationServiceClient(client)
-		for range 600 {
+		for i := range 600 {
+			if i%60 == 59 {
+				_ = stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{Nonce: uint64(1000 + i)}}})
+			}
 			if _, err := validations.ValidateKey(t.Context(), &keysvcv1.ValidateKeyRequest{RequiredScope: "signatures:read"}); err != nil {
 				t.Fatalf("a call was lost: %v", err)
 			}
@@ -84,7 +87,14 @@ func TestOldConnectionsAreReplaced(t *testing.T) {
 		if made := dials.Load(); made < 8 || made > 12 {
 			t.Errorf("%d connections in ten minutes", made)
 		}
-		<-ended
+		for nonce, over := uint64(1), false; !over; nonce++ {
+			_ = stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{Nonce: nonce}}})
+			select {
+			case <-ended:
+				over = true
+			case <-time.After(time.Minute): // a session whose client is silent ends early
+			}
+		}
 		if lived := time.Since(began); lived < 54*time.Minute {
 			t.Errorf("the session lived for %s", lived)
 		}
