@@ -27,6 +27,8 @@ import (
 type Process struct {
 	// Args is the command line without the name of the program.
 	Args []string
+	// Program is the name of the program as it was typed; "" means keysvc.
+	Program string
 	// Getenv reads a variable of the environment; nil means there are none.
 	Getenv func(name string) string
 	// Stdin, Stdout and Stderr are the standard streams. Only an *os.File can be a
@@ -107,8 +109,8 @@ func (a *app) rootCommand() *cobra.Command {
 key's token acts as and whether it may do what it asks.
 
 "keysvc serve" is the server. The other commands call a running one, at --addr,
-KEYSVC_ADDR or the address of a context, except for "context", "config", "check",
-"anchor", "repair-clock" and "policy check", which work on files.
+KEYSVC_ADDR or the address of a context, except for "context", "certs", "config",
+"check", "anchor", "repair-clock" and "policy check", which work on files.
 
 Answers go to standard output, as tables or, with -o, as JSON, YAML or bare ids;
 everything else goes to standard error.
@@ -130,6 +132,7 @@ everything else goes to standard error.
 		a.watchCommand(),
 		a.whoAmICommand(),
 		a.contextCommand(),
+		a.certsCommand(),
 		a.configCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),

@@ -3,13 +3,13 @@
 package config
 
 import (
+	"io/fs"
 	"log/slog"
 	"slices"
 	"time"
 )
 
-// DefaultAddress is the address that a server listens on, and a client connects to, by
-// default.
+// DefaultAddress is the address that a server with Settings.Dev listens on by default.
 const DefaultAddress = "127.0.0.1:7480"
 
 // DefaultStore is the backend that is used if no other is named: one bbolt file.
@@ -29,11 +29,22 @@ const (
 // Settings has every setting of `keysvc serve`. The zero value is not valid; start from
 // Defaults.
 type Settings struct {
-	// Listen is the address of the listener that serves everything; see ParseAddress. Until
-	// there is TLS it must be local. "" means none, if Listeners has one.
+	// Listen is the address of the listener that serves everything; see ParseAddress. "" means the
+	// unix socket keysvc.sock in the data folder or, with Dev, DefaultAddress. NoListener means none,
+	// if Listeners has one.
 	Listen string
 	// Listeners are further addresses, each with a purpose; at most 16.
 	Listeners []Listener
+	// SocketMode is the mode of unix sockets, and SocketGroup the name or number of their group;
+	// "" means the group of the process.
+	SocketMode  fs.FileMode
+	SocketGroup string
+	// AllowPlaintext allows plaintext on loopback without Dev.
+	AllowPlaintext bool
+	// Callers is the YAML file that says who may call, and what each may do. "" means that nobody
+	// may call but the owner of the process on a unix socket and, where plaintext is served on
+	// loopback, everybody who reaches it.
+	Callers string
 	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
 	Store string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor

@@ -20,7 +20,11 @@ func TestValidateNamesTheField(t *testing.T) {
 		field  string
 		change func(*config.Settings)
 	}{
-		{"listen", func(s *config.Settings) { s.Listen = "" }},
+		{"listen", func(s *config.Settings) { s.Listen = "none" }},
+		{"listen", func(s *config.Settings) { s.Listen = "127.0.0.1:7480" }},
+		{"socket-mode", func(s *config.Settings) { s.SocketMode = 0 }},
+		{"socket-mode", func(s *config.Settings) { s.SocketMode = 0o700 }},
+		{"socket-mode", func(s *config.Settings) { s.SocketMode = 0o060 }},
 		{"listen", func(s *config.Settings) { s.Listen = ":7480" }},
 		{"listen", func(s *config.Settings) { s.Listen = "0.0.0.0:7480" }},
 		{"listen", func(s *config.Settings) { s.Listen = "keysvc.example.com:7480" }},

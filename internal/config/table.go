@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -65,16 +66,40 @@ const (
 // table has every setting. It is not changed after the start.
 var table = []Setting{
 	{
-		Name: "listen", Group: groupServed, Default: DefaultAddress, Empty: "none; then a listener is needed",
-		Usage: "where to listen, and serve everything: a loopback `address` host:port (port 0 means any) or unix:///path",
-		More:  "The path of a unix socket is absolute, with at most 103 bytes.",
+		Name: "listen", Group: groupServed, Empty: "`keysvc.sock` in the folder `data`; with `dev`, " + DefaultAddress,
+		Usage: "where to listen, and serve everything: an `address` host:port (port 0 means any), unix:///path, or none",
+		More:  "The path of a unix socket is absolute, with at most 103 bytes. TCP needs TLS, except on loopback with `dev` or `allow-plaintext`.",
 		kind:  text(func(s *Settings) *string { return &s.Listen }, checkListen),
 	},
 	{
 		Name: "listener", Group: groupServed, Empty: "none",
 		Usage: "a further `purpose=address` to listen on; purposes are all, validation, management and health",
-		More:  "At most 16. The purpose says which services are served there; health is served by each.",
-		kind:  repeated("listener", func(s *Settings) *[]Listener { return &s.Listeners }, ParseListener, Listener.Validate),
+		More: "At most 16. The purpose says which services are served there; health is served by each. " +
+			"A listener for health serves plaintext, also to other machines.",
+		kind: repeated("listener", func(s *Settings) *[]Listener { return &s.Listeners }, ParseListener, Listener.Validate),
+	},
+	{
+		Name: "socket-mode", Group: groupServed, Default: "0600",
+		Usage: "the `mode` of unix sockets",
+		More:  "Who may write to a socket can connect. Whether such a user may call is for `callers` to say.",
+		kind:  fileMode(func(s *Settings) *fs.FileMode { return &s.SocketMode }),
+	},
+	{
+		Name: "socket-group", Group: groupServed, Empty: "that of the process",
+		Usage: "the `group` of unix sockets, by name or number",
+		kind:  text(func(s *Settings) *string { return &s.SocketGroup }, anyValue),
+	},
+	{
+		Name: "allow-plaintext", Group: groupServed, Default: "false",
+		Usage: "serve plaintext on loopback, where every user of this machine can read it",
+		More:  "Without `callers`, every user of this machine may then do everything. See [callers](callers.md#plaintext).",
+		kind:  boolean(func(s *Settings) *bool { return &s.AllowPlaintext }),
+	},
+	{
+		Name: "callers", Group: groupServed, Empty: "the owner of the process alone", Path: FilePath,
+		Usage: "the `file` that says who may call, and what each may do",
+		More:  "Changes of the file are applied within a second. See [callers](callers.md).",
+		kind:  text(func(s *Settings) *string { return &s.Callers }, anyValue),
 	},
 	{
 		Name: "store", Group: groupStore, Default: DefaultStore,
@@ -221,9 +246,9 @@ var table = []Setting{
 	},
 }
 
-// checkListen accepts "", which Settings.Validate refuses if there is no other listener.
+// checkListen accepts NoListener, which Settings.Validate refuses if there is no other listener.
 func checkListen(text string) error {
-	if text == "" {
+	if text == "" || text == NoListener {
 		return nil
 	}
 	return Listener{Address: text, Purpose: PurposeAll}.Validate()

@@ -13,6 +13,7 @@ import (
 
 // samples has a text of each setting that is not its default.
 var samples = map[string]string{
+	"socket-mode": "0660", "socket-group": "mail", "allow-plaintext": "true", "callers": "/c",
 	"listen": "unix:///run/k.sock", "listener": "health=127.0.0.1:7481", "store": "bbolt", "data": "/d", "init": "true",
 	"anchor": "/a", "policy": "p.yaml", "log-level": "debug", "log-format": "text", "max-in-flight": "5", "max-streams": "6",
 	"max-message-bytes": "70000", "max-header-bytes": "8000", "drain-timeout": "3s", "usage-interval": "5s",

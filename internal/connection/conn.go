@@ -249,5 +249,8 @@ type Info struct {
 // AuthType implements credentials.AuthInfo.
 func (Info) AuthType() string { return "keysvc" }
 
+// CallerPeer implements callers.Presented.
+func (i Info) CallerPeer() *callers.Peer { return i.conn.Peer() }
+
 // CallerIdentity implements callers.Identified.
 func (i Info) CallerIdentity() *callers.Identity { return i.conn.Identity() }

@@ -6,6 +6,8 @@ func Join(listeners ...Hooks) Hooks {
 	joined := Hooks{
 		CallFinished:    func(Call) {},
 		CallsRefused:    func(Refusals) {},
+		CallersRefused:  func(CallerRefusals) {},
+		OwnerCalled:     func(OwnerCalls) {},
 		HandlerPanicked: func(Panic) {},
 		ChangeCommitted: func(Change) {},
 		StoreDown:       func(error) {},
@@ -25,6 +27,8 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.CallFinished, each.CallFinished, first)
 		join(&joined.ValidationFinished, each.ValidationFinished, joined.ValidationFinished == nil)
 		join(&joined.CallsRefused, each.CallsRefused, first)
+		join(&joined.CallersRefused, each.CallersRefused, first)
+		join(&joined.OwnerCalled, each.OwnerCalled, first)
 		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
 		join(&joined.ChangeCommitted, each.ChangeCommitted, first)
 		join(&joined.StoreDown, each.StoreDown, first)

@@ -75,7 +75,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
 	c := &calls{
 		log:    s.log,
-		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}),
+		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.config.Judge),
 		health: health.NewServer(), hub: s.hub, connections: s.connections,
 		grpc:      make(map[config.Purpose]*grpc.Server),
 		beginStop: beginStop, failed: make(chan error, 1),

@@ -2,11 +2,9 @@ package server
 
 import (
 	"context"
-	"errors"
 	"net"
 	"time"
 
-	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/events"
@@ -14,13 +12,9 @@ import (
 
 // makeConnections makes the set of the connections of all listeners.
 func (s *Server) makeConnections(context.Context) error {
-	judge := s.config.Judge
-	if judge == nil {
-		judge = localJudge{}
-	}
 	settings, began := s.config.Settings, monotonic()
 	s.connections = connection.New(connection.Config{
-		Judge:          judge,
+		Judge:          s.config.Judge,
 		MaxConnections: settings.MaxConnections, MaxPerSource: settings.MaxConnectionsPerSource,
 		MaxStreams: settings.MaxStreams, MaxHeaderBytes: settings.MaxHeaderBytes,
 		Silence: keepaliveTimeout,
@@ -47,6 +41,9 @@ func (s *Server) connectionsOf(listener net.Listener, purpose config.Purpose) *c
 	switch listener.Addr().(type) {
 	case *net.TCPAddr:
 		wanted.Kind = connection.Loopback
+		if purpose == config.PurposeHealth {
+			wanted.Kind = connection.Plaintext // probes of other machines, too
+		}
 	case *net.UnixAddr:
 		wanted.Kind = connection.Unix
 	default: // in memory, or of a kind that nobody knows
@@ -55,24 +52,4 @@ func (s *Server) connectionsOf(listener net.Listener, purpose config.Purpose) *c
 		}
 	}
 	return wanted
-}
-
-// localJudge knows everybody who reaches a listener of this machine.
-type localJudge struct{}
-
-var errNoJudge = errors.New("there is no callers file")
-
-// Connection implements callers.Judge.
-func (localJudge) Connection(peer *callers.Peer) (*callers.Identity, error) {
-	switch peer.Source {
-	case callers.SourceLoopback, callers.SourceUnix:
-		return callers.Local(), nil
-	case callers.SourceSPIFFE, callers.SourceDNS, callers.SourceOIDC, callers.SourceToken:
-	}
-	return nil, errNoJudge
-}
-
-// Bearer implements callers.Judge.
-func (localJudge) Bearer(context.Context, *callers.Peer, string) (*callers.Identity, error) {
-	return nil, errNoJudge
 }

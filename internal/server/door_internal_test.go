@@ -94,7 +94,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, nil))
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	d := newDoor(t.Context(), newSlotTable(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
+	d := newDoor(t.Context(), newSlotTable(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{}, callers.NewTableJudge(0, time.Now))
 	request := &keysvcv1.ValidateKeyRequest{}
 	ask := func() error {
 		_, err := d.unary(localContext(t), request, validateKey, answerNothing)

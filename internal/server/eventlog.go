@@ -40,6 +40,14 @@ func logEvents(log *slog.Logger) events.Hooks {
 			log.WarnContext(ctx, "calls are refused: as many are in flight as allowed",
 				"kind", refused.Work, "allowed", refused.Limit, "refused", refused.Count)
 		},
+		CallersRefused: func(refused events.CallerRefusals) {
+			log.WarnContext(ctx, "callers are refused: their tokens prove nothing",
+				"peer", refused.Peer, "error", refused.Reason, "refused", refused.Count)
+		},
+		OwnerCalled: func(calls events.OwnerCalls) {
+			log.WarnContext(ctx, "the owner of the process calls over the unix socket, past the callers file",
+				"credential", calls.Credential, "calls", calls.Count)
+		},
 		HandlerPanicked: func(panicked events.Panic) {
 			described := slog.String("type", panicked.Type)
 			if panicked.Fault != "" {

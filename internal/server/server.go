@@ -23,6 +23,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/reload"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/usage"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -70,11 +71,13 @@ type Config struct {
 	// RingSize is how many changes are kept for near-caches that read slowly or come back.
 	// Default: feed.DefaultRingSize.
 	RingSize int
+	// Ticks say when to look at files that may have changed. Default: a tick every 500 ms.
+	Ticks <-chan time.Time
 	// Log receives what operators should know. Default: nothing.
 	Log *slog.Logger
 	// Hooks are called for what happens, in addition to the log. Default: no hooks.
 	Hooks events.Hooks
-	// Judge decides who a peer is. Default: on this machine everybody is callers.Local().
+	// Judge decides who a peer is. Default: the callers file of the settings.
 	Judge callers.Judge
 	// InMemory allows listeners in memory, such as grpc's bufconn, in Serve. Their connections
 	// count as those from this machine. It is for tests.
@@ -87,6 +90,11 @@ type Server struct {
 	log    *slog.Logger
 	hooks  events.Hooks
 	slots  *slotTable
+	// judge says who calls by the callers file, and files are what is read again while the process runs.
+	judge *callers.TableJudge
+	files *reload.Poller
+	// look gets a value when the files are to be looked at now.
+	look chan struct{}
 	// listeners are those that the component of the calls serves.
 	listeners []servedListener
 	// parts are the components that New started; nil in a process, which starts them.
@@ -117,10 +125,15 @@ func newServer(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{
+	server := &Server{
 		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
-		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}),
+		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}), look: make(chan struct{}, 1),
 	}
+	server.judge = server.newJudge()
+	if config.Judge == nil {
+		server.config.Judge = server.judge
+	}
+	return server
 }
 
 // New loads the store and returns a server that is ready to Serve. Its errors are
@@ -128,7 +141,7 @@ func newServer(config Config) *Server {
 func New(ctx context.Context, config Config) (*Server, error) {
 	server := newServer(config)
 	server.parts = newComponents()
-	if err := server.parts.start(ctx, server.components()); err != nil {
+	if err := server.parts.start(ctx, append([]component{server.callersFile()}, server.components()...)); err != nil {
 		server.Stop(ctx)
 		return nil, err
 	}
@@ -147,6 +160,7 @@ func (s *Server) components() []component {
 		{name: "sweep", run: s.sweep},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
+		{name: "files", run: s.watchFiles},
 	}
 }
 

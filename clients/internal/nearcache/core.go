@@ -7,6 +7,7 @@
 package nearcache
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
@@ -54,8 +55,10 @@ type Core struct {
 	// secret keys the digests, so that nobody can choose tokens that collide.
 	secret    [32]byte
 	freshness lease.Freshness
-	entries   entries
-	counters  Counters
+	// limited is set while only the events of some workspaces come. Changed with mutex held.
+	limited  atomic.Bool
+	entries  entries
+	counters Counters
 
 	// mutex guards everything below, and changes of entries. One mutex covers storing an answer
 	// and dropping entries for an event (C4).
@@ -70,6 +73,8 @@ type Core struct {
 	// hash and hashRevision identify the newest change that was seen.
 	hash         []byte
 	hashRevision int64
+	// visible identifies the workspaces whose events come; empty for all of them (S7).
+	visible []byte
 	// recent are the newest events. It holds every event after the revision covered.
 	recent   []event
 	covered  int64
@@ -172,6 +177,9 @@ func (c *Core) Find(question *keyauth.Question) (found Found, ok bool) {
 	if current == (lease.Lease{}) {
 		return Found{}, false
 	}
+	if question.WorkspaceID == "" && c.limited.Load() {
+		return Found{}, false // the server refuses such a question, so memory does not answer it either (C12)
+	}
 	known := c.digestToken(question.Token)
 	entry := c.entries.find(&known)
 	if entry == nil {
@@ -243,7 +251,9 @@ func (c *Core) Hello() *keysvcv1.SyncHello {
 	if c.epoch == "" {
 		return &keysvcv1.SyncHello{}
 	}
-	return &keysvcv1.SyncHello{Epoch: c.epoch, Revision: c.applied, AuditHash: c.hash, HashRevision: c.hashRevision}
+	return &keysvcv1.SyncHello{
+		Epoch: c.epoch, Revision: c.applied, AuditHash: c.hash, HashRevision: c.hashRevision, VisibleWorkspaces: c.visible,
+	}
 }
 
 // Ping returns a request for a lease. The caller reads now before it calls Ping, and sends the
@@ -282,6 +292,7 @@ func (c *Core) Welcome(message *keysvcv1.SyncWelcome) (reset bool) {
 		c.reset(message.GetRevision(), message.GetAuditHash(), message.GetHashRevision())
 	}
 	c.epoch = message.GetEpoch()
+	c.sees(message.GetVisibleWorkspaces())
 	// 3. Count the session: an answer whose question was sent in an earlier session is
 	//    recognized by that number.
 	c.sessions, c.welcomed = c.sessions+1, message.GetRevision()
@@ -292,12 +303,20 @@ func (c *Core) Welcome(message *keysvcv1.SyncWelcome) (reset bool) {
 	return reset
 }
 
-// Reset drops everything, because the server says that events are missing (C9).
+// Reset drops everything, because the server says that events are missing, or that the events of
+// other workspaces come from now on (C9, S7).
 func (c *Core) Reset(message *keysvcv1.SyncReset) {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
 	c.freshness.Drop()
 	c.reset(message.GetRevision(), message.GetAuditHash(), message.GetHashRevision())
+	c.sees(message.GetVisibleWorkspaces())
+}
+
+// sees notes the workspaces whose events come from now on. mutex is held.
+func (c *Core) sees(visible []byte) {
+	c.visible = visible
+	c.limited.Store(len(visible) > 0)
 }
 
 // reset drops everything and starts a new generation at a revision. mutex is held.
@@ -500,17 +519,22 @@ func (c *Core) judge(fill Fill, response *keysvcv1.ValidateKeyResponse, answer k
 		return UseOnce
 	}
 	revision := response.GetRevision()
-	// 3. An answer from after the revision of a Welcome cannot be compared either if its question
+	// 3. A grant that was given under other rights than those of the session may be of a workspace
+	//    whose events do not come (C12).
+	if allowed && !bytes.Equal(response.GetGrant().GetVisibleWorkspaces(), c.visible) {
+		return UseOnce
+	}
+	// 4. An answer from after the revision of a Welcome cannot be compared either if its question
 	//    was sent before that Welcome: it may come from changes that the store has lost (C9).
 	if c.sessions != fill.session && revision > c.welcomed {
 		return UseOnce
 	}
-	// 4. The ring must reach back to the answer's revision, because an older event may have
+	// 5. The ring must reach back to the answer's revision, because an older event may have
 	//    fallen out of it (C4).
 	if revision < c.covered {
 		return AskAgain
 	}
-	// 5. No applied event after the answer's revision may concern the key: its entry was
+	// 6. No applied event after the answer's revision may concern the key: its entry was
 	//    dropped for that event, and this answer would bring it back (C4).
 	for _, change := range c.recent {
 		if change.revision <= revision || change.kind == keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE {

@@ -25,6 +25,8 @@ const (
 	loseEvents                     // S5: a slow reader misses events
 	stampedLate                    // S6: the answer carries a newer revision than its records
 	stampedEarly                   // S6: the answer carries an older revision than its records
+	otherRightsAtOnce              // S7: a session goes on without a reset when its caller sees other workspaces
+	ignoreRights                   // S7: a session resumes although its caller sees other workspaces
 
 	leaseFromReceipt     // C1: the lease begins when the pong arrives
 	answerAnyNonce       // C1: an old pong answers the newest ping
@@ -45,6 +47,7 @@ const (
 	keepEntriesOnReset   // C9: entries are kept across a reset
 	answersWithoutLease  // C10: an entry is used without a lease
 	closesFirst          // C11: the client answers after it told the server that it ended
+	keepOfOtherRights    // C12: a grant is kept although the session sees other workspaces
 )
 
 // faults is a set of broken rules.
@@ -110,6 +113,9 @@ func (s *simulation) endFill(client *simulated, pending *pendingFill) Verdict {
 	if s.breaks(useLate) {
 		now = fill.sent
 	}
+	if s.breaks(keepOfOtherRights) && pending.reply.GetGrant() != nil {
+		pending.reply.Grant.VisibleWorkspaces = core.visible
+	}
 	question := simulatedQuestion(pending.key)
 	verdict := core.EndFill(fill, question, pending.reply, pending.answer, now)
 	core.recent, core.covered = recent, covered
@@ -134,34 +140,37 @@ func TestEachRuleIsNeeded(t *testing.T) {
 	}
 	const enough = 300_000
 	for name, broken := range map[string]faults{
-		"C1 lease from receipt":       faultsOf(leaseFromReceipt),
-		"C1 nonce":                    faultsOf(answerAnyNonce),
-		"C2 lease last":               faultsOf(leaseReadLast),
-		"C2 clock first":              faultsOf(clockReadFirst),
-		"C2 authorized once":          faultsOf(authorizedOnce),
-		"C3 wall clock only":          faultsOf(wallClockOnly),
-		"C3 monotonic clock only":     faultsOf(monotonicOnly),
-		"C4 ring test":                faultsOf(keepDespiteEvents),
-		"C4 generation":               faultsOf(keepAcrossGeneration, keepDespiteEvents),
-		"C4 min_revision":             faultsOf(noMinRevision, keepDespiteEvents),
-		"C5 entry's end":              faultsOf(noEnd),
-		"C5 keyed by the id":          faultsOf(keyedByID),
-		"C6 joins what was sent":      faultsOf(joinSent),
-		"C7 late answers":             faultsOf(useLate),
-		"C8 unknown kinds":            faultsOf(overlookUnknown),
-		"C9 entries beyond a welcome": faultsOf(keepBeyondWelcome),
-		"C9 entries survive a reset":  faultsOf(keepEntriesOnReset),
-		"C10 no lease":                faultsOf(answersWithoutLease),
-		"C11 closes first":            faultsOf(closesFirst),
-		"S1 acknowledged first":       faultsOf(acknowledgeFirst),
-		"S2 barrier before the ping":  faultsOf(barrierBeforePing),
-		"S2 pong before events":       faultsOf(pongBeforeEvents),
-		"S3 departed forgotten":       faultsOf(forgetDeparted),
-		"S4 earlier lease forgotten":  faultsOf(forgetEarlier),
-		"S5 hash ignored":             faultsOf(ignoreHash),
-		"S5 events lost":              faultsOf(loseEvents),
-		"S6 stamped late":             faultsOf(stampedLate),
-		"S6 stamped early":            faultsOf(stampedEarly),
+		"C1 lease from receipt":        faultsOf(leaseFromReceipt),
+		"C1 nonce":                     faultsOf(answerAnyNonce),
+		"C2 lease last":                faultsOf(leaseReadLast),
+		"C2 clock first":               faultsOf(clockReadFirst),
+		"C2 authorized once":           faultsOf(authorizedOnce),
+		"C3 wall clock only":           faultsOf(wallClockOnly),
+		"C3 monotonic clock only":      faultsOf(monotonicOnly),
+		"C4 ring test":                 faultsOf(keepDespiteEvents),
+		"C4 generation":                faultsOf(keepAcrossGeneration, keepDespiteEvents),
+		"C4 min_revision":              faultsOf(noMinRevision, keepDespiteEvents),
+		"C5 entry's end":               faultsOf(noEnd),
+		"C5 keyed by the id":           faultsOf(keyedByID),
+		"C6 joins what was sent":       faultsOf(joinSent),
+		"C7 late answers":              faultsOf(useLate),
+		"C8 unknown kinds":             faultsOf(overlookUnknown),
+		"C9 entries beyond a welcome":  faultsOf(keepBeyondWelcome),
+		"C9 entries survive a reset":   faultsOf(keepEntriesOnReset),
+		"C10 no lease":                 faultsOf(answersWithoutLease),
+		"C11 closes first":             faultsOf(closesFirst),
+		"C12 grants of other rights":   faultsOf(keepOfOtherRights),
+		"S1 acknowledged first":        faultsOf(acknowledgeFirst),
+		"S2 barrier before the ping":   faultsOf(barrierBeforePing),
+		"S2 pong before events":        faultsOf(pongBeforeEvents),
+		"S3 departed forgotten":        faultsOf(forgetDeparted),
+		"S4 earlier lease forgotten":   faultsOf(forgetEarlier),
+		"S5 hash ignored":              faultsOf(ignoreHash),
+		"S5 events lost":               faultsOf(loseEvents),
+		"S6 stamped late":              faultsOf(stampedLate),
+		"S6 stamped early":             faultsOf(stampedEarly),
+		"S7 no reset":                  faultsOf(otherRightsAtOnce),
+		"S7 resumed with other rights": faultsOf(ignoreRights),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -1,9 +1,12 @@
 package nearcache
 
 import (
+	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +52,10 @@ type simulation struct {
 	now    time.Time
 	// broken are the rules that this run breaks.
 	broken faults
+	// limited is set if the rights of the callers change. tells is how probable it is, in percent,
+	// that a session learns of that in a step.
+	limited bool
+	tells   int
 
 	truth truth
 	hub   *feed.Hub
@@ -95,6 +102,9 @@ type simulated struct {
 	// sleeps chooses the fault of the client's clock: if it is set, the machine sleeps at times;
 	// otherwise somebody sets the clock. C3 covers one fault at a time.
 	sleeps bool
+	// rights are the workspaces that the caller may validate in. told are those that its session
+	// has learnt of.
+	rights, told access.Workspaces
 	// off is how far the wall clock is ahead. slept is how far the monotonic clock is behind.
 	off, slept time.Duration
 }
@@ -132,9 +142,13 @@ func newSimulation(seed uint64, broken faults) *simulation {
 	s.truth.until = make([][simulatedKeys]time.Time, 1)
 	s.truth.records = []*storagev1.FeedRecord{nil}
 	s.truth.acked = []time.Time{s.now}
+	s.limited, s.tells = s.chance(50), 2
+	if s.chance(50) {
+		s.tells = 20
+	}
 	s.startServer()
 	for range 2 {
-		client := &simulated{sleeps: s.chance(50)}
+		client := &simulated{sleeps: s.chance(50), rights: access.All()}
 		if s.breaks(wallClockOnly) || s.breaks(monotonicOnly) {
 			client.sleeps = s.breaks(monotonicOnly)
 		}
@@ -240,7 +254,73 @@ func (s *simulation) wrongQuestion(key int) *keyauth.Question {
 }
 
 func simulatedQuestion(key int) *keyauth.Question {
-	return &keyauth.Question{Token: fmt.Sprint("token", key), Requirement: keyauth.Scope("a:b")}
+	return &keyauth.Question{Token: fmt.Sprint("token", key), Requirement: keyauth.Scope("a:b"), WorkspaceID: simulatedOwner(key).WorkspaceID}
+}
+
+// changeRights gives a caller other workspaces. Validations are answered by them at once. The
+// session learns of them later, as when the connection of a session is judged after another one.
+func (s *simulation) changeRights(client *simulated) {
+	client.rights = [...]access.Workspaces{
+		access.All(), access.Only("w0", "w1"), access.Only("w0"), access.Only("w1"), {},
+	}[s.random.IntN(5)]
+	s.note("a caller may validate in %v", client.rights)
+}
+
+// tellRights lets the session of a caller learn of the caller's workspaces.
+func (s *simulation) tellRights(client *simulated) {
+	switch {
+	case client.session == nil || client.told.Equal(client.rights):
+		return
+	case client.rights.IsEmpty():
+		s.disconnect(client)
+		return
+	case s.breaks(otherRightsAtOnce):
+		// From now on the other events are left out; see seen.
+	default:
+		client.session.See(client.rights)
+	}
+	client.told = client.rights
+	s.note("the session learns that")
+}
+
+// open begins a session on the server.
+func (s *simulation) open(client *simulated, hello *keysvcv1.SyncHello) (*feed.Session, error) {
+	if client.rights.IsEmpty() {
+		return nil, errors.New("the caller may not validate")
+	}
+	client.told = client.rights
+	switch {
+	case s.breaks(otherRightsAtOnce):
+		// The hub tells everything, and seen leaves out what the caller may not see.
+		if bytes.Equal(hello.GetVisibleWorkspaces(), client.told.Fingerprint()) {
+			hello.VisibleWorkspaces = nil
+		} else {
+			hello.Epoch = "" // not resumed
+		}
+		return s.hub.Open(hello, access.All())
+	case s.breaks(ignoreRights):
+		hello.VisibleWorkspaces = client.told.Fingerprint()
+	}
+	return s.hub.Open(hello, client.told)
+}
+
+// seen returns a message as the client is sent it. Only otherRightsAtOnce changes it.
+func (s *simulation) seen(client *simulated, message *keysvcv1.SyncResponse) *keysvcv1.SyncResponse {
+	if !s.breaks(otherRightsAtOnce) {
+		return message
+	}
+	message = proto.CloneOf(message)
+	switch kind := message.GetKind().(type) {
+	case *keysvcv1.SyncResponse_Welcome:
+		kind.Welcome.VisibleWorkspaces = client.told.Fingerprint()
+	case *keysvcv1.SyncResponse_Reset_:
+		kind.Reset_.VisibleWorkspaces = client.told.Fingerprint()
+	case *keysvcv1.SyncResponse_Events:
+		kind.Events.Events = slices.DeleteFunc(kind.Events.Events, func(event *keysvcv1.SyncEvent) bool {
+			return event.GetWorkspaceId() != "" && !client.told.Has(event.GetWorkspaceId())
+		})
+	}
+	return message
 }
 
 // change commits a change: of one key, its member, its workspace, the policy, or of a kind that
@@ -324,6 +404,12 @@ func (s *simulation) step() {
 	client := s.clients[s.random.IntN(len(s.clients))]
 	if s.chance(2) {
 		s.troubleClock(client)
+	}
+	if s.limited && s.chance(3) {
+		s.changeRights(client)
+	}
+	if s.limited && s.chance(s.tells) {
+		s.tellRights(client)
 	}
 	switch pick := s.random.IntN(200); {
 	case pick < 10:
@@ -430,7 +516,7 @@ func (s *simulation) deliverToServer(client *simulated) {
 		if s.breaks(ignoreHash) && kind.Hello.GetRevision() > 0 && kind.Hello.GetRevision() <= s.hub.Revision() && kind.Hello.GetHashRevision() > 0 {
 			kind.Hello.AuditHash = s.truth.records[kind.Hello.GetHashRevision()].GetAuditHash()
 		}
-		session, err := s.hub.Open(kind.Hello, access.All())
+		session, err := s.open(client, kind.Hello)
 		if err != nil {
 			s.disconnect(client)
 			return
@@ -484,7 +570,7 @@ func (s *simulation) deliverToClient(client *simulated) {
 				s.note("events up to %d lost", step.Response.GetEvents().GetRevision())
 				return
 			}
-			client.toClient = append(client.toClient, step.Response)
+			client.toClient = append(client.toClient, s.seen(client, step.Response))
 		}
 		return
 	}
@@ -634,7 +720,7 @@ func (s *simulation) hit(client *simulated) {
 		found, ok := client.core.Find(asked)
 		kept := client.core.findToken(asked.Token)
 		if s.breaks(keyedByID) {
-			found, ok = client.core.Find(&keyauth.Question{Token: simulatedQuestion(key).Token, Requirement: asked.Requirement})
+			found, ok = client.core.Find(&keyauth.Question{Token: simulatedQuestion(key).Token, Requirement: asked.Requirement, WorkspaceID: asked.WorkspaceID})
 		}
 		if s.breaks(authorizedOnce) && kept != nil {
 			found, ok = Found{lease: client.core.freshness.Current(), entry: kept}, true
@@ -681,6 +767,9 @@ func (s *simulation) fill(client *simulated) {
 			return
 		}
 		fill.decided = true
+		if !client.rights.Has(simulatedOwner(fill.key).WorkspaceID) {
+			return // the caller may not ask about the workspace
+		}
 		revision := s.published
 		if s.breaks(noMinRevision) {
 			// A replica that is behind answers.
@@ -701,7 +790,7 @@ func (s *simulation) fill(client *simulated) {
 			}
 			owner := simulatedOwner(fill.key)
 			fill.answer = keyauth.Answer{Decision: keysvcv1.Decision_DECISION_ALLOWED, Principal: &owner}
-			fill.reply.Grant = &keysvcv1.Grant{Scopes: []string{"a:b"}, ValidFor: durationpb.New(validFor)}
+			fill.reply.Grant = &keysvcv1.Grant{Scopes: []string{"a:b"}, ValidFor: durationpb.New(validFor), VisibleWorkspaces: client.rights.Fingerprint()}
 		} else {
 			fill.answer = keyauth.Answer{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED}
 		}
