@@ -50,6 +50,8 @@ type Issuer struct {
 	Algorithms []string
 	// CA is a PEM file with the roots for the connection to the issuer; "" for those of the system.
 	CA string
+	// TokenFile is a file with a token to fetch the issuer's keys with; "" for none.
+	TokenFile string
 	// JWKS is a file with the issuer's keys (RFC 7517). If it is set, nothing is fetched.
 	JWKS string
 	// Position is where it stands.

@@ -180,7 +180,7 @@ func (r *reader) readTrustDomain(value strictyaml.Value) {
 var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 
 func (r *reader) readIssuer(value strictyaml.Value) {
-	fields := value.Mapping("name", "url", "audience", "algorithms", "ca", "jwks")
+	fields := value.Mapping("name", "url", "audience", "algorithms", "ca", "token_file", "jwks")
 	if fields == nil {
 		return
 	}

@@ -71,14 +71,18 @@ type checksum [sha256.Size]byte
 
 var _ Source = (*Files)(nil)
 
-// OpenFiles reads files. now is the clock; nil means the system's. The error has a line for each
-// file that cannot be used, with what is wrong with it.
-func OpenFiles(paths Paths, now func() time.Time) (*Files, error) {
-	if now == nil {
-		now = time.Now
-	}
-	f := &Files{now: now, paths: paths}
+// NewFiles returns a source that knows no files yet; see SetPaths and Reload. now is the clock.
+func NewFiles(now func() time.Time) *Files {
+	f := &Files{now: now}
 	f.current.Store(&material{trust: &Trust{}})
+	return f
+}
+
+// OpenFiles reads files. The error has a line for each file that cannot be used, with what is
+// wrong with it.
+func OpenFiles(paths Paths, now func() time.Time) (*Files, error) {
+	f := NewFiles(now)
+	f.SetPaths(paths)
 	if _, err := f.Reload(context.Background()); err != nil {
 		return nil, err
 	}

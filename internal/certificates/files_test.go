@@ -41,7 +41,7 @@ func (f *folder) write(t *testing.T, name string, text []byte) string {
 
 func (f *folder) open(t *testing.T) *certificates.Files {
 	t.Helper()
-	files, err := certificates.OpenFiles(f.paths, nil)
+	files, err := certificates.OpenFiles(f.paths, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestFilesBehindSwappedLinksAreReadAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	files, err := certificates.OpenFiles(certificates.Paths{Certificate: filepath.Join(volume, "tls.crt"), Key: filepath.Join(volume, "tls.key")}, nil)
+	files, err := certificates.OpenFiles(certificates.Paths{Certificate: filepath.Join(volume, "tls.crt"), Key: filepath.Join(volume, "tls.key")}, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +258,7 @@ func TestBadFilesLeaveTheOldInUse(t *testing.T) {
 			if !files.Own().Leaf.Equal(f.source.own.Leaf) || !f.trusts(t, files, f.prod) {
 				t.Error("the old files are no longer in use")
 			}
-			if _, err := certificates.OpenFiles(f.paths, nil); err == nil {
+			if _, err := certificates.OpenFiles(f.paths, time.Now); err == nil {
 				t.Error("a start accepts what a reload refuses")
 			}
 		})

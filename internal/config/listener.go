@@ -101,9 +101,6 @@ func (s Settings) AllListeners() []Listener {
 	return append(all, s.Listeners...)
 }
 
-// TLS reports whether TCP listeners serve TLS.
-func (s Settings) TLS() bool { return false }
-
 // Plaintext reports whether a listener serves plaintext over TCP. Listeners of health always do,
 // because the probes of Kubernetes speak no TLS.
 func (s Settings) Plaintext(listener Listener) bool {

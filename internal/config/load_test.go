@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
@@ -62,7 +63,10 @@ func TestLoadPrefersFlagThenVariableThenFileThenDefault(t *testing.T) {
 func TestLoadReadsEachSettingFromEachSource(t *testing.T) {
 	for _, setting := range config.Table() {
 		sample := samples[setting.Name]
-		want := load(t, map[string][]string{setting.Name: {sample}})
+		others := companionsOf(setting.Name)
+		given := maps.Clone(others)
+		given[setting.Name] = []string{sample}
+		want := load(t, given)
 		text := sample
 		switch setting.Type() {
 		case "int", "bool":
@@ -73,8 +77,8 @@ func TestLoadReadsEachSettingFromEachSource(t *testing.T) {
 			text = "[" + text + "]"
 		}
 		for from, s := range map[string]config.Source{
-			setting.Variable(): source("", map[string]string{setting.Variable(): sample}, nil),
-			"k.yaml:1":         source(setting.Name+": "+text+"\n", nil, nil),
+			setting.Variable(): source("", map[string]string{setting.Variable(): sample}, others),
+			"k.yaml:1":         source(setting.Name+": "+text+"\n", nil, others),
 		} {
 			loaded, err := s.Load()
 			if err != nil || !reflect.DeepEqual(loaded.Settings, want) || loaded.Origin(setting.Name).String() != from {

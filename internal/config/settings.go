@@ -45,6 +45,13 @@ type Settings struct {
 	// may call but the owner of the process on a unix socket and, where plaintext is served on
 	// loopback, everybody who reaches it.
 	Callers string
+	// TLSCert and TLSKey are files in PEM: the server's certificate with its intermediates, and its
+	// key. Both are set, or neither is.
+	TLSCert, TLSKey string
+	// SPIFFESocket is the address of the SPIFFE Workload API, "unix:///path"; "" for none.
+	SPIFFESocket string
+	// TLSBearers lets clients connect with TLS and no certificate, because their calls bring tokens.
+	TLSBearers bool
 	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
 	Store string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
@@ -156,6 +163,9 @@ func (s Settings) Validate() error {
 		}
 	}
 	if err := s.validateListeners(); err != nil {
+		return err
+	}
+	if err := s.validateTLS(); err != nil {
 		return err
 	}
 	servesAll := func(listener Listener) bool { return listener.Purpose == PurposeAll }

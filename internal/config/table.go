@@ -102,6 +102,29 @@ var table = []Setting{
 		kind:  text(func(s *Settings) *string { return &s.Callers }, anyValue),
 	},
 	{
+		Name: "tls-cert", Group: groupServed, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the server's certificate, its intermediates after it; TCP then serves TLS 1.3",
+		More:  "Needs `tls-key` and `callers`. A new certificate is used within a second. See [TLS](tls.md).",
+		kind:  text(func(s *Settings) *string { return &s.TLSCert }, anyValue),
+	},
+	{
+		Name: "tls-key", Group: groupServed, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the key of that certificate",
+		kind:  text(func(s *Settings) *string { return &s.TLSKey }, anyValue),
+	},
+	{
+		Name: "spiffe-socket", Group: groupServed, Empty: "none",
+		Usage: "the `address` of the SPIFFE Workload API, unix:///path; TCP then serves TLS 1.3",
+		More:  "It gives the server's certificate, if `tls-cert` does not, and the bundles of the trust domains that `callers` has with `workload_api`. See [TLS](tls.md#spire).",
+		kind:  text(func(s *Settings) *string { return &s.SPIFFESocket }, checkSocket),
+	},
+	{
+		Name: "tls-bearers", Group: groupServed, Default: "false",
+		Usage: "let clients connect with TLS and no certificate, because their calls bring tokens",
+		More:  "Needed for caller tokens and for the tokens of `issuers` in `callers`. See [TLS](tls.md#tokens).",
+		kind:  boolean(func(s *Settings) *bool { return &s.TLSBearers }),
+	},
+	{
 		Name: "store", Group: groupStore, Default: DefaultStore,
 		Usage: "the `backend` that holds everything",
 		More:  "The only one so far is `bbolt`, a file in the folder `data`.",

@@ -20,15 +20,23 @@ func (s *Server) newJudge() *callers.TableJudge {
 // callersFile is the component that reads the callers file. It comes before everything that a wrong
 // file should not leave behind.
 func (s *Server) callersFile() component {
-	return component{name: "callers file", start: func(ctx context.Context) error {
+	start := func(ctx context.Context) error {
 		s.files = reload.New(s.log, s.filesChanged)
 		if s.config.Settings.Callers == "" {
 			return nil
 		}
-		return s.files.Add(ctx, reload.Item{
+		err := s.files.Add(ctx, reload.Item{
 			Name: "callers file", Reload: reload.File(s.config.Settings.Callers, maxCallersFile, s.useCallersFile),
 		})
-	}}
+		if err == nil {
+			err = s.proofs.start(ctx)
+		}
+		if err != nil {
+			s.proofs.close()
+		}
+		return err
+	}
+	return component{name: "callers file", start: start, stop: func(context.Context) error { s.proofs.close(); return nil }}
 }
 
 // useCallersFile has the callers judged by a callers file from now on. If it returns an error, they
@@ -38,12 +46,16 @@ func (s *Server) useCallersFile(text []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := s.proofs.use(file); err != nil {
+		return err
+	}
 	s.judge.SetTable(callers.NewTable(file))
 	return nil
 }
 
 // filesChanged applies what was read from changed files to connections and streams that are open.
 func (s *Server) filesChanged(ctx context.Context) {
+	s.judge.SetTrust(s.proofs.verifier(), s.proofs.issuers)
 	// Streams come first: on a connection that ends they could not be told why.
 	s.calls.door.rejudge(ctx)
 	s.connections.Rejudge()
@@ -73,6 +85,8 @@ func (s *Server) watchFiles(ctx context.Context) error {
 			s.calls.door.expire(ctx, s.clock.Now())
 		case <-s.look:
 			s.files.Check(ctx)
+		case <-s.reprove:
+			s.filesChanged(ctx)
 		case <-ctx.Done():
 			return nil
 		}

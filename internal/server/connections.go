@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"time"
 
@@ -40,9 +41,15 @@ func (s *Server) connectionsOf(listener net.Listener, purpose config.Purpose) *c
 	wanted := &connection.Listener{Anonymous: purpose == config.PurposeHealth}
 	switch listener.Addr().(type) {
 	case *net.TCPAddr:
-		wanted.Kind = connection.Loopback
-		if purpose == config.PurposeHealth {
+		switch {
+		case purpose == config.PurposeHealth:
 			wanted.Kind = connection.Plaintext // probes of other machines, too
+		case s.config.Settings.TLS():
+			wanted.Kind = connection.TLS
+			wanted.TLS = func() (*tls.Config, error) { return s.proofs.tls, nil }
+			wanted.Bearers = s.config.Settings.TLSBearers
+		default:
+			wanted.Kind = connection.Loopback
 		}
 	case *net.UnixAddr:
 		wanted.Kind = connection.Unix

@@ -93,8 +93,10 @@ type Server struct {
 	// judge says who calls by the callers file, and files are what is read again while the process runs.
 	judge *callers.TableJudge
 	files *reload.Poller
-	// look gets a value when the files are to be looked at now.
-	look chan struct{}
+	// look gets a value when the files are to be looked at now, and reprove when proofs have changed
+	// that are not files.
+	look, reprove chan struct{}
+	proofs        *proofs
 	// listeners are those that the component of the calls serves.
 	listeners []servedListener
 	// parts are the components that New started; nil in a process, which starts them.
@@ -127,12 +129,13 @@ func newServer(config Config) *Server {
 	}
 	server := &Server{
 		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
-		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}), look: make(chan struct{}, 1),
+		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}), look: make(chan struct{}, 1), reprove: make(chan struct{}, 1),
 	}
 	server.judge = server.newJudge()
 	if config.Judge == nil {
 		server.config.Judge = server.judge
 	}
+	server.proofs = newProofs(server)
 	return server
 }
 
