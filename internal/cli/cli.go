@@ -109,7 +109,7 @@ func (a *app) rootCommand() *cobra.Command {
 key's token acts as and whether it may do what it asks.
 
 "keysvc serve" is the server. The other commands call a running one, at --addr,
-KEYSVC_ADDR or the address of a context, except for "certs", "context", "config",
+KEYSVC_ADDR or the address of a context, except for "context", "certs", "config",
 "check", "anchor", "repair-clock" and "policy check", which work on files.
 
 Answers go to standard output, as tables or, with -o, as JSON, YAML or bare ids;

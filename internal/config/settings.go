@@ -3,6 +3,7 @@
 package config
 
 import (
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"slices"
@@ -91,6 +92,9 @@ type Settings struct {
 	MaxStreams int
 	// MaxMessageBytes is the max. size of a request.
 	MaxMessageBytes int
+	// MaxBufferedBytes is the max. number of bytes of requests and of answers that are not written
+	// yet, of all calls together.
+	MaxBufferedBytes int
 	// MaxHeaderBytes is the max. size of the headers of a request.
 	MaxHeaderBytes int
 	// UsageInterval is how often last-used times are written: a crash loses at most the
@@ -164,6 +168,9 @@ func (s Settings) Validate() error {
 	}
 	if err := s.validateListeners(); err != nil {
 		return err
+	}
+	if least := bufferedMessages * s.MaxMessageBytes; s.MaxBufferedBytes < least {
+		return &FieldError{Field: "max-buffered-bytes", Problem: fmt.Sprintf("is %d; with this max-message-bytes at least %d are required", s.MaxBufferedBytes, least)}
 	}
 	if err := s.validateTLS(); err != nil {
 		return err

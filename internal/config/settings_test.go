@@ -35,6 +35,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"max-in-flight", func(s *config.Settings) { s.MaxInFlight = 0 }},
 		{"max-streams", func(s *config.Settings) { s.MaxStreams = -1 }},
 		{"max-message-bytes", func(s *config.Settings) { s.MaxMessageBytes = 1 << 40 }},
+		{"max-buffered-bytes", func(s *config.Settings) { s.MaxBufferedBytes = 1 << 20 }},
+		{"max-buffered-bytes", func(s *config.Settings) { s.MaxMessageBytes = 3 << 20 }},
 		{"max-header-bytes", func(s *config.Settings) { s.MaxHeaderBytes = 1 }},
 		{"staleness", func(s *config.Settings) { s.Staleness = 0 }},
 		{"staleness", func(s *config.Settings) { s.Staleness = 99 * time.Millisecond }},

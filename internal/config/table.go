@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -51,6 +52,10 @@ const (
 )
 
 const day = 24 * time.Hour
+
+// bufferedMessages is how many of the largest requests max-buffered-bytes must have room for. One
+// takes three times its size, and callers that are not known have an eighth of the room.
+const bufferedMessages = 32
 
 // The headings of docs/settings.md, in its order.
 const (
@@ -192,6 +197,12 @@ var table = []Setting{
 		Usage: "how large a request may be, in bytes",
 		// Below the minimum, requests that the API allows would not fit.
 		kind: number(func(s *Settings) *int { return &s.MaxMessageBytes }, 64<<10, 64<<20),
+	},
+	{
+		Name: "max-buffered-bytes", Group: groupLimits, Default: "67108864",
+		Usage: "how many bytes of requests and answers to hold at a time",
+		More:  "At least " + strconv.Itoa(bufferedMessages) + " times `max-message-bytes`. See [what is held in memory](operations.md#what-is-held-in-memory).",
+		kind:  number(func(s *Settings) *int { return &s.MaxBufferedBytes }, 16<<20, 64<<30),
 	},
 	{
 		Name: "max-header-bytes", Group: groupLimits, Default: "16384",

@@ -29,6 +29,9 @@ type Hooks struct {
 	// OwnerCalled is called when the owner of the process calls over the unix socket although a
 	// callers file says who may call: at once, then once a second.
 	OwnerCalled func(OwnerCalls)
+	// BytesRefused is called when calls find no room for the bytes of their request or answer: at
+	// once for the first of them, then once a second for those that followed.
+	BytesRefused func(BytesRefused)
 	// HandlerPanicked is called for a panic of a handler, which is answered with INTERNAL.
 	HandlerPanicked func(Panic)
 
@@ -130,6 +133,14 @@ type OwnerCalls struct {
 	// Credential is what the owner has proved that with.
 	Credential string
 	// Count is how many calls there were since OwnerCalled was last called.
+	Count int64
+}
+
+// BytesRefused are calls that found no room for their bytes.
+type BytesRefused struct {
+	// Limit is how many bytes of requests and answers may be held, and Held how many were.
+	Limit, Held int64
+	// Count is how many calls were refused since BytesRefused was last called.
 	Count int64
 }
 

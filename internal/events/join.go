@@ -8,6 +8,7 @@ func Join(listeners ...Hooks) Hooks {
 		CallsRefused:    func(Refusals) {},
 		CallersRefused:  func(CallerRefusals) {},
 		OwnerCalled:     func(OwnerCalls) {},
+		BytesRefused:    func(BytesRefused) {},
 		HandlerPanicked: func(Panic) {},
 		ChangeCommitted: func(Change) {},
 		StoreDown:       func(error) {},
@@ -29,6 +30,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.CallsRefused, each.CallsRefused, first)
 		join(&joined.CallersRefused, each.CallersRefused, first)
 		join(&joined.OwnerCalled, each.OwnerCalled, first)
+		join(&joined.BytesRefused, each.BytesRefused, first)
 		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
 		join(&joined.ChangeCommitted, each.ChangeCommitted, first)
 		join(&joined.StoreDown, each.StoreDown, first)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -116,11 +117,12 @@ func (d *door) pass(
 		work = d.workOf(request)
 	}
 	if free := d.slots.of(work); free != nil {
-		if !free.acquire() {
+		share := free.acquire(from.identity.CallerName())
+		if share == nil {
 			observed.refuse()
 			return nil, d.noSlot(ctx, free)
 		}
-		defer free.release()
+		defer free.release(share)
 	}
 	// 4. The handler asks callers.FromContext. Most connections know their caller, and then a
 	// context with the identity would be one more allocation.
@@ -157,11 +159,12 @@ func (d *door) passStream(
 		return err
 	}
 	if free := d.slots.of(method.Work); free != nil {
-		if !free.acquire() {
+		share := free.acquire(from.identity.CallerName())
+		if share == nil {
 			observed.refuse()
 			return d.noSlot(ctx, free)
 		}
-		defer free.release()
+		defer free.release(share)
 	}
 	// The stream is judged again while it is open; rejudge ends it with a status.
 	ctx, end := context.WithCancelCause(ctx)
@@ -181,9 +184,20 @@ func (d *door) passStream(
 // noSlot returns the error for a call that found no slot. Refusals are reported once a
 // second.
 func (d *door) noSlot(ctx context.Context, free *slots) error {
-	if refused := free.report(d.now()); refused > 0 {
+	if refused := free.reports.since(d.now(), free.refused.Load()); refused > 0 {
 		d.hooks.CallsRefused(events.Refusals{Work: free.work.String(), Limit: free.limit.Load(), Count: refused})
 	}
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
-		"%d calls of this kind (%s) are in flight, as many as allowed; try again", free.limit.Load(), free.work))
+		"%d calls of this kind (%s) are allowed at a time, a quarter of them to other callers; as many are in flight; try again",
+		free.limit.Load(), free.work))
+}
+
+// noRoom returns the function that reports calls that found no room for their bytes, once a second.
+func (d *door) noRoom() func(budget.Snapshot) {
+	var reports reports
+	return func(state budget.Snapshot) {
+		if refused := reports.since(d.now(), state.Refused); refused > 0 {
+			d.hooks.BytesRefused(events.BytesRefused{Limit: state.Limit, Held: state.Held, Count: refused})
+		}
+	}
 }

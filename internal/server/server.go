@@ -14,6 +14,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/config"
@@ -97,6 +98,8 @@ type Server struct {
 	// that are not files.
 	look, reprove chan struct{}
 	proofs        *proofs
+	// budget bounds the bytes that calls hold.
+	budget *budget.Budget
 	// listeners are those that the component of the calls serves.
 	listeners []servedListener
 	// parts are the components that New started; nil in a process, which starts them.
@@ -129,7 +132,8 @@ func newServer(config Config) *Server {
 	}
 	server := &Server{
 		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
-		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}), look: make(chan struct{}, 1), reprove: make(chan struct{}, 1),
+		slots: newSlotTable(config.Settings), budget: budget.New(int64(config.Settings.MaxBufferedBytes)),
+		distrusted: make(chan struct{}), look: make(chan struct{}, 1), reprove: make(chan struct{}, 1),
 	}
 	server.judge = server.newJudge()
 	if config.Judge == nil {
@@ -164,6 +168,7 @@ func (s *Server) components() []component {
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
 		{name: "files", run: s.watchFiles},
+		{name: "half-open calls", run: func(ctx context.Context) error { s.calls.gate.Run(ctx); return nil }},
 	}
 }
 
@@ -338,5 +343,14 @@ func (s *Server) Stop(ctx context.Context) {
 // Feed returns the state of the sessions of near-caches.
 func (s *Server) Feed() feed.Snapshot { return s.hub.Snapshot() }
 
+// Buffered returns how many bytes of requests and answers calls hold.
+func (s *Server) Buffered() budget.Snapshot { return s.budget.Snapshot() }
+
+// HalfOpen returns how many calls wait for their request.
+func (s *Server) HalfOpen() int { return s.calls.gate.HalfOpen() }
+
 // Calls returns how many calls are in flight and were refused, by kind.
 func (s *Server) Calls() []Calls { return s.slots.snapshot() }
+
+// Connections returns how many connections there are.
+func (s *Server) Connections() connection.Counts { return s.connections.Counts() }
