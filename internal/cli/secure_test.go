@@ -201,3 +201,51 @@ revoke  none
 	none := serveWho(t, "tcp", "127.0.0.1:0", &whoIs{answer: &keysvcv1.WhoAmIResponse{Name: "x\x1b[31m", Source: "new"}})
 	command{addr: none}.run(t, "whoami").want(t, 0, "Name         x\\x1b[31m\nProved by    new\nValid until  no end\nServer       "+none+"\nRights       none\n", "")
 }
+
+// An address that may be on another machine never gets plaintext, whatever else is said.
+func TestOtherMachinesGetTLS(t *testing.T) {
+	for addr, want := range map[string]string{
+		"keysvc.example.com":         "with TLS 1.3",
+		"10.0.0.1:7480":              "with TLS 1.3",
+		"localhost.example.com:7480": "with TLS 1.3",
+		"0.0.0.0:7480":               "with TLS 1.3",
+		"127.0.0.1:7480":             "in plaintext",
+		"localhost":                  "in plaintext",
+		"unix:///run/keysvc.sock":    "in plaintext, to a socket whose owner is checked",
+	} {
+		r := command{}.run(t, "context", "show", "--addr", addr)
+		if r.status != 0 || r.stderr != "A command connects "+want+".\n" {
+			t.Errorf("%s: %+v", addr, r)
+		}
+	}
+}
+
+// What a context holds is for its own server: another address gets none of it.
+func TestSettingsOfAContextStayWithItsServer(t *testing.T) {
+	home := t.TempDir()
+	c := command{env: map[string]string{"XDG_CONFIG_HOME": home}}
+	if r := c.run(t, "context", "set", "prod", "--addr", "keysvc.example.com", "--caller-token-file", "/token", "--workspace", "acme", "--use"); r.status != 0 {
+		t.Fatalf("%+v", r)
+	}
+	withVariable := command{addr: "other.example.com", env: c.env}
+	token := "caller-token-file  /token"
+	for _, test := range []struct {
+		name string
+		r    result
+		want bool
+	}{
+		{"current", c.run(t, "context", "show"), true},
+		{"--addr", c.run(t, "context", "show", "--addr", "other.example.com"), false},
+		{"KEYSVC_ADDR", withVariable.run(t, "context", "show"), false},
+		{"--context", withVariable.run(t, "context", "show", "--context", "prod"), true},
+		{"--context and --addr", c.run(t, "context", "show", "--context", "prod", "--addr", "other.example.com"), true},
+	} {
+		if test.r.status != 0 || strings.Contains(test.r.stdout, token) != test.want || strings.Contains(test.r.stdout, "acme") != test.want {
+			t.Errorf("%s: %+v", test.name, test.r)
+		}
+	}
+	r := withVariable.run(t, "context", "show", "--context", "prod")
+	if !strings.Contains(r.stdout, "keysvc.example.com") || strings.Contains(r.stdout, "other.example.com") {
+		t.Errorf("--context stands behind KEYSVC_ADDR: %+v", r)
+	}
+}
