@@ -123,6 +123,7 @@ generate:
 	$(TOOL) buf generate
 	$(TOOL) buf generate --template $(EXAMPLE)/buf.gen.yaml
 	page=$$(go run ./cmd/keysvc config page); printf '%s\n' "$$page" >docs/settings.md
+	page=$$(go run ./cmd/keysvc context page); printf '%s\n' "$$page" >docs/client-settings.md
 
 # Checks that gen/ is what the proto files give, and docs/settings.md what the table of settings
 # gives. Generates into another folder and compares, so that the result does not depend on what is
@@ -134,6 +135,7 @@ fresh:
 	diff -r gen "$$tmp/gen"; \
 	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"; \
 	go run ./cmd/keysvc config page | diff docs/settings.md -
+	go run ./cmd/keysvc context page | diff docs/client-settings.md -
 
 # The baseline is an image of the released contract. It is committed because a fresh clone may
 # lack tags, and has no source info, so that a changed comment does not change it. Move it with

@@ -5,18 +5,14 @@ package keyclient
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"os"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/scribe-mail/keysvc/clients/internal/nearcache"
@@ -27,24 +23,30 @@ import (
 // DefaultPort is the port of a target that names none.
 const DefaultPort = "7480"
 
-// AddressVariable is the environment variable that holds the target for FromEnvironment.
-const AddressVariable = "KEYSVC_ADDR"
-
 const (
 	defaultValidationTimeout = time.Second
 	defaultTimeout           = 10 * time.Second
 	maxResponseBytes         = 64 << 20 // fits a page of 1,000 keys of the largest size
 )
 
-// Config is how a Client talks to keysvc. Exactly one of TransportCredentials and
-// AllowPlaintext is required.
+// Config is how a Client talks to keysvc. For a unix socket it needs to say nothing. For any
+// other target, exactly one of TLS, TransportCredentials and AllowPlaintext is required.
 type Config struct {
-	// TransportCredentials secure the connection to a keysvc on another machine. This version
-	// of keysvc serves its own machine only; for others, put a proxy with TLS before it.
+	// TLS secures the connection with certificates from files.
+	TLS *TLS
+	// TransportCredentials secure the connection in another way, for example with certificates
+	// of the SPIFFE Workload API.
 	TransportCredentials credentials.TransportCredentials
 	// AllowPlaintext connects without TLS. The target must be a loopback address, the name
 	// localhost, or a unix socket.
 	AllowPlaintext bool
+	// SocketOwner is the user, by name or number, whom a unix socket and the process behind it
+	// must belong to; nothing is sent to any other. Default: this process's user or root.
+	SocketOwner string
+	// CallerTokenFile is a file with the token that tells keysvc who calls: a caller token, or
+	// the projected token of a Kubernetes service account. It is read again when it changes, and
+	// is never sent over plaintext TCP.
+	CallerTokenFile string
 	// ValidationTimeout bounds Validate, whatever the context's deadline, and those calls of
 	// Validations whose context has no deadline. Retries are included. Default: 1 s.
 	ValidationTimeout time.Duration
@@ -64,14 +66,32 @@ type Config struct {
 	NearCacheEntries, NearCacheBytes int
 	// NearCacheHooks are called when something happens in the near-cache, for metrics.
 	NearCacheHooks NearCacheHooks
-	// Now is the clock of the near-cache, for tests. Default: time.Now.
+	// Now is the clock of the near-cache and of certificates, for tests. Default: time.Now.
 	Now func() time.Time
-	// Log receives how sessions of the near-cache end, at level debug. Default: nothing is
-	// logged.
+	// Log receives why keysvc cannot be reached, and which file cannot be used, at level warn
+	// and at most once in ten seconds each; and how sessions of the near-cache end, at level
+	// debug. Default: nothing is logged.
 	Log *slog.Logger
 	// DialOptions are added after the Client's own, and override them. They cannot replace the
 	// transport credentials.
 	DialOptions []grpc.DialOption
+}
+
+// TLS is how a connection is secured: with TLS 1.3, and nothing older. The files are read for
+// each new connection, so that a new certificate takes effect without a restart. If a file has
+// become unusable, its last good content stays in use.
+type TLS struct {
+	// CAFile has the certificates, in PEM, of the authorities that may issue the server's. If it
+	// is empty, the system's authorities are trusted; with ServerSPIFFEID it is required.
+	CAFile string
+	// CertFile and KeyFile have the client's certificate chain and its key, in PEM. Either both
+	// are set or neither is.
+	CertFile, KeyFile string
+	// ServerName is the DNS name in the server's certificate. Default: the host of the target.
+	ServerName string
+	// ServerSPIFFEID is the SPIFFE id of the server, as in spiffe://example.org/keysvc. If it is
+	// set, the server's certificate must have this URI and no other; its names do not count.
+	ServerSPIFFEID string
 }
 
 // Client is a connection to keysvc, and a keyauth.Validator. Its methods and clients may be
@@ -104,9 +124,8 @@ var _ keyauth.Watcher = (*Client)(nil)
 // "dns:///keysvc.internal". Calls are spread over all addresses of the target. The default port
 // is DefaultPort.
 //
-// New returns an error if the target is empty or malformed, if neither or both of
-// TransportCredentials and AllowPlaintext are set, if plaintext could leave the machine, or if
-// a timeout is negative.
+// New returns an error if the target is empty or malformed, if a field of the Config is wrong,
+// if a file cannot be used, or if plaintext or a token could leave the machine unprotected.
 func New(target string, config Config) (*Client, error) {
 	if target == "" {
 		return nil, fmt.Errorf("keyclient: target: is empty; host:port or unix:///path is required, as in %s", AddressVariable)
@@ -115,24 +134,13 @@ func New(target string, config Config) (*Client, error) {
 		return nil, fmt.Errorf("keyclient: target: %s is a URL; host:port or unix:///path is required", target)
 	}
 	target, local := parseTarget(target)
-	secured := config.TransportCredentials != nil
-	switch {
-	case secured && config.AllowPlaintext:
-		return nil, errors.New("keyclient: AllowPlaintext: is set beside TransportCredentials; exactly one of them must be")
-	case !secured && !config.AllowPlaintext:
-		return nil, errors.New("keyclient: TransportCredentials: are missing; to connect without TLS on this machine, set AllowPlaintext")
-	case !secured && !local:
-		return nil, fmt.Errorf("keyclient: AllowPlaintext: %s can be on another machine; allowed are loopback addresses, localhost and unix:///path; set TransportCredentials for others", target)
-	case config.ValidationTimeout < 0:
-		return nil, fmt.Errorf("keyclient: ValidationTimeout: is %s; allowed are 0 for %s, and more", config.ValidationTimeout, defaultValidationTimeout)
-	case config.Timeout < 0:
-		return nil, fmt.Errorf("keyclient: Timeout: is %s; allowed are 0 for %s, and more", config.Timeout, defaultTimeout)
-	case strings.ContainsFunc(config.UserAgent, func(char rune) bool { return char < ' ' || char > '~' }):
-		return nil, errors.New("keyclient: UserAgent: has a character that is not allowed; allowed are visible ASCII and spaces")
+	if err := config.check(target, local); err != nil {
+		return nil, err
 	}
-	transport := config.TransportCredentials
-	if !secured {
-		transport = insecure.NewCredentials()
+	watched := &watch{target: target, log: config.Log, now: config.clock()}
+	secured, err := config.secured(local, watched)
+	if err != nil {
+		return nil, err
 	}
 	validationTimeout := cmp.Or(config.ValidationTimeout, defaultValidationTimeout)
 	options := []grpc.DialOption{
@@ -144,11 +152,13 @@ func New(target string, config Config) (*Client, error) {
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
-		grpc.WithChainUnaryInterceptor(deadline(validationTimeout, cmp.Or(config.Timeout, defaultTimeout))),
+		grpc.WithChainUnaryInterceptor(watched.intercept, deadline(validationTimeout, cmp.Or(config.Timeout, defaultTimeout))),
+		grpc.WithChainStreamInterceptor(watched.interceptStream),
 		grpc.WithUserAgent(strings.TrimSpace(config.UserAgent + " keysvc-go")),
 	}
+	options = append(options, secured.before...)
 	options = append(options, config.DialOptions...)
-	conn, err := grpc.NewClient(target, append(options, grpc.WithTransportCredentials(transport))...)
+	conn, err := grpc.NewClient(target, append(options, secured.credentials)...)
 	if err != nil {
 		return nil, fmt.Errorf("keyclient: target: %w", err)
 	}
@@ -170,16 +180,6 @@ func New(target string, config Config) (*Client, error) {
 		client.validator = client.cache
 	}
 	return client, nil
-}
-
-// FromEnvironment is New with the target in the environment variable KEYSVC_ADDR, or
-// 127.0.0.1:7480 if the variable is not set.
-func FromEnvironment(config Config) (*Client, error) {
-	target := os.Getenv(AddressVariable)
-	if target == "" {
-		target = net.JoinHostPort("127.0.0.1", DefaultPort)
-	}
-	return New(target, config)
 }
 
 // Validate implements keyauth.Validator. Text that cannot be a token is refused without a call.

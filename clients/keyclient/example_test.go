@@ -2,27 +2,34 @@ package keyclient_test
 
 import (
 	"context"
-	"crypto/tls"
 	"expvar"
 	"fmt"
+	"os"
+	"path/filepath"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	"github.com/scribe-mail/keysvc/clients/keyclient"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// A keysvc behind a proxy that asks for TLS with a client certificate, and a Guard in front of the
-// methods.
+// A keysvc on another machine, which knows its callers by their certificates, and a Guard in front
+// of the methods. The files may be replaced at any time.
 func ExampleNew() {
-	var certificate tls.Certificate // of tls.LoadX509KeyPair
+	folder, err := certificates() // for this example; yours come from cert-manager, step-ca, …
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer os.RemoveAll(folder)
 	keysvc, err := keyclient.New("dns:///keysvc.internal", keyclient.Config{
-		TransportCredentials: credentials.NewTLS(&tls.Config{
-			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{certificate},
-		}),
+		TLS: &keyclient.TLS{
+			CAFile:   filepath.Join(folder, "ca.pem"),
+			CertFile: filepath.Join(folder, "cert.pem"),
+			KeyFile:  filepath.Join(folder, "key.pem"),
+		},
 		UserAgent: "signatures",
 	})
 	if err != nil {
@@ -49,7 +56,7 @@ func ExampleNew_plaintext() {
 	_, err := keyclient.New("keysvc.internal", keyclient.Config{AllowPlaintext: true})
 	fmt.Println(err)
 	// Output:
-	// keyclient: AllowPlaintext: dns:///keysvc.internal:7480 can be on another machine; allowed are loopback addresses, localhost and unix:///path; set TransportCredentials for others
+	// keyclient: AllowPlaintext: dns:///keysvc.internal:7480 can be on another machine; allowed are loopback addresses, localhost and unix:///path; set TLS for others
 }
 
 // On a developer's machine: the keysvc that KEYSVC_ADDR names, 127.0.0.1:7480 without it.

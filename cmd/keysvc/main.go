@@ -14,10 +14,11 @@ func main() {
 	go handle(signalsOfPeople(), cancel)
 
 	os.Exit(cli.Main(ctx, cli.Process{
-		Args:   os.Args[1:],
-		Getenv: os.Getenv,
-		Stdin:  os.Stdin,
-		Stdout: os.Stdout,
-		Stderr: os.Stderr,
+		Args:    os.Args[1:],
+		Program: os.Args[0],
+		Getenv:  os.Getenv,
+		Stdin:   os.Stdin,
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
 	}, cli.DefaultHooks()))
 }

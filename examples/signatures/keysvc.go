@@ -27,6 +27,17 @@ type keysvc struct {
 	process *exec.Cmd
 }
 
+// runningKeysvc returns the keysvc that the variables KEYSVC_… name; see docs/clients.md. The caller
+// that they describe must be allowed to validate tokens, and to manage members and keys of the
+// workspace acme.
+func runningKeysvc() (*keysvc, error) {
+	client, err := keyclient.FromEnvironment(keyclient.Config{AllowPlaintext: true, NearCache: true})
+	if err != nil {
+		return nil, err
+	}
+	return &keysvc{target: os.Getenv(keyclient.AddressVariable), client: client}, nil
+}
+
 // startKeysvc builds and starts a keysvc and waits until it serves.
 func startKeysvc(ctx context.Context) (_ *keysvc, err error) {
 	folder, err := os.MkdirTemp("", "signatures-example-")
@@ -53,7 +64,7 @@ func startKeysvc(ctx context.Context) (_ *keysvc, err error) {
 		return nil, err
 	}
 	k.process = process
-	if k.client, err = keyclient.New(k.target, keyclient.Config{AllowPlaintext: true, NearCache: true}); err != nil {
+	if k.client, err = keyclient.New(k.target, keyclient.Config{NearCache: true}); err != nil {
 		return nil, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, 20*time.Second)
@@ -74,5 +85,7 @@ func (k *keysvc) stop() {
 			k.process.Wait() //nolint:errcheck // it was ended on purpose
 		}
 	}
-	os.RemoveAll(k.folder) //nolint:errcheck // a folder for temporary files
+	if k.folder != "" {
+		os.RemoveAll(k.folder) //nolint:errcheck // a folder for temporary files
+	}
 }

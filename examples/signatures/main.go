@@ -3,7 +3,8 @@
 //
 //	go run ./examples/signatures
 //
-// With --serve it stays up, for curl and grpcurl.
+// With --serve it stays up, for curl and grpcurl. With --running it starts no keysvc, but uses the
+// one that KEYSVC_ADDR and the other variables of clients name.
 package main
 
 import (
@@ -31,6 +32,7 @@ func main() {
 func run(ctx context.Context, arguments []string, out io.Writer) error {
 	flags := flag.NewFlagSet("signatures", flag.ContinueOnError)
 	serve := flags.Bool("serve", false, "stay up and print commands to try, instead of playing the story")
+	running := flags.Bool("running", false, "use the keysvc that KEYSVC_ADDR names, instead of starting one")
 	httpAddress := flags.String("http", "127.0.0.1:8080", "where to serve HTTP with --serve")
 	grpcAddress := flags.String("grpc", "127.0.0.1:8081", "where to serve gRPC with --serve")
 	if err := flags.Parse(arguments); err != nil {
@@ -42,7 +44,11 @@ func run(ctx context.Context, arguments []string, out io.Writer) error {
 	if !*serve {
 		*httpAddress, *grpcAddress = "127.0.0.1:0", "127.0.0.1:0"
 	}
-	keysvc, err := startKeysvc(ctx)
+	start := startKeysvc
+	if *running {
+		start = func(context.Context) (*keysvc, error) { return runningKeysvc() }
+	}
+	keysvc, err := start(ctx)
 	if err != nil {
 		return fmt.Errorf("starting keysvc: %w", err)
 	}

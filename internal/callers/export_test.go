@@ -8,3 +8,10 @@ func Methods() []string {
 	}
 	return names
 }
+
+// Remembered returns how many tokens a judge remembers.
+func (j *TableJudge) Remembered() int {
+	j.known.mu.RLock()
+	defer j.known.mu.RUnlock()
+	return len(j.known.values)
+}

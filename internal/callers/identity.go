@@ -49,7 +49,20 @@ type Identity struct {
 	NotAfter time.Time
 	// Grants are the rights.
 	Grants *access.Grants
+
+	// breaksGlass is set for the owner of the process, if a callers file says who may call.
+	breaksGlass bool
+	// from is the entry of the Table that has the rights; nil for an identity that is built in. It
+	// is a pointer so that the hash in it is not printed.
+	from *entry
 }
+
+// Ended reports whether the credential has ended. A nil identity has ended.
+func (i *Identity) Ended(now time.Time) bool { return i == nil || ended(i.NotAfter, now) }
+
+// BreaksGlass reports whether the caller is the owner of the process, who may do everything although
+// a callers file says who may call. Operators should know of such calls.
+func (i *Identity) BreaksGlass() bool { return i != nil && i.breaksGlass }
 
 // Local returns the identity of callers on a plaintext connection from this machine. It may do
 // everything.
@@ -136,6 +149,24 @@ func (l *Live) Set(identity *Identity) {
 type Identified interface {
 	// CallerIdentity returns the identity as it is now; nil if the caller is not known.
 	CallerIdentity() *Identity
+}
+
+// Presented is what the AuthInfo of a connection implements if the connection knows what its other
+// end proves.
+type Presented interface {
+	// CallerPeer returns what the other end proves. It must not be changed.
+	CallerPeer() *Peer
+}
+
+// PeerFromContext returns what the other end of a call's connection proves; nil if that is not
+// known. It allocates nothing.
+func PeerFromContext(ctx context.Context) *Peer {
+	if peer, has := peer.FromContext(ctx); has {
+		if presented, is := peer.AuthInfo.(Presented); is {
+			return presented.CallerPeer()
+		}
+	}
+	return nil
 }
 
 type (

@@ -27,6 +27,8 @@ import (
 type Process struct {
 	// Args is the command line without the name of the program.
 	Args []string
+	// Program is the name of the program as it was typed; "" means keysvc.
+	Program string
 	// Getenv reads a variable of the environment; nil means there are none.
 	Getenv func(name string) string
 	// Stdin, Stdout and Stderr are the standard streams. Only an *os.File can be a
@@ -75,7 +77,7 @@ type app struct {
 
 // looksLikeToken finds the beginning of a token with at least one character of its secret.
 // It is looser than token.Pattern, because a part of a secret must not be shown either.
-var looksLikeToken = regexp.MustCompile(`_ksk1_[0-9A-Za-z]{16}_[0-9A-Za-z]`)
+var looksLikeToken = regexp.MustCompile(`_ks[kc]1_[0-9A-Za-z]{16}_[0-9A-Za-z]`)
 
 var errTokenArgument = &commandLineError{"an argument looks like a token; arguments are seen by every user of this machine and kept in the shell's history, so none was read. " +
 	"Where a key is named, give its id, the 16 characters after ksk1_. keysvc validate reads a token from standard input or KEYSVC_TOKEN"}
@@ -106,9 +108,9 @@ func (a *app) rootCommand() *cobra.Command {
 		Long: `keysvc issues API keys and decides, for every request of a product, who the
 key's token acts as and whether it may do what it asks.
 
-"keysvc serve" is the server. The other commands call a running one, at --addr or
-KEYSVC_ADDR, except for "config", "check", "anchor", "repair-clock" and "policy
-check", which work on files.
+"keysvc serve" is the server. The other commands call a running one, at --addr,
+KEYSVC_ADDR or the address of a context, except for "context", "certs", "config",
+"check", "anchor", "repair-clock" and "policy check", which work on files.
 
 Answers go to standard output, as tables or, with -o, as JSON, YAML or bare ids;
 everything else goes to standard error.
@@ -128,6 +130,9 @@ everything else goes to standard error.
 		a.workspaceCommand(),
 		a.policyCommand(),
 		a.watchCommand(),
+		a.whoAmICommand(),
+		a.contextCommand(),
+		a.certsCommand(),
 		a.configCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
@@ -136,18 +141,21 @@ everything else goes to standard error.
 	)
 	root.SetVersionTemplate("keysvc {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError(cmd, "%s", err) })
-	checkFlags(root)
+	a.checkFlags(root)
 	return root
 }
 
 // checkFlags makes every command check its flags before it runs. Cobra checks them later, but
 // its errors are not usage errors.
-func checkFlags(cmd *cobra.Command) {
+func (a *app) checkFlags(cmd *cobra.Command) {
 	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
 		for _, check := range []func() error{cmd.ValidateRequiredFlags, cmd.ValidateFlagGroups} {
 			if err := check(); err != nil {
 				return usageError(cmd, "%s", err)
 			}
+		}
+		if err := a.fillWorkspace(cmd); err != nil {
+			return a.listMistakes(err, "the contexts are not valid")
 		}
 		if needed := cmd.Flags().Lookup(workspaceFlagName); needed != nil && needed.Annotations[workspaceNeeded] != nil && needed.Value.String() == "" {
 			return usageError(cmd, "--workspace or %s is needed", workspaceVariable)
@@ -155,7 +163,7 @@ func checkFlags(cmd *cobra.Command) {
 		return nil
 	}
 	for _, child := range cmd.Commands() {
-		checkFlags(child)
+		a.checkFlags(child)
 	}
 }
 

@@ -13,16 +13,15 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/transport"
 )
 
 const (
-	addressVariable  = "KEYSVC_ADDR"
 	requestIDHeader  = "x-request-id"
 	maxResponseBytes = 64 << 20 // room for a page of 1,000 keys of maximum size
 )
@@ -39,6 +38,7 @@ type session struct {
 	policies   keysvcv1.PolicyServiceClient
 	validation keysvcv1.ValidationServiceClient
 	sync       keysvcv1.SyncServiceClient
+	callers    keysvcv1.CallerServiceClient
 	// timeout is how long one call may take.
 	timeout time.Duration
 }
@@ -52,7 +52,8 @@ func (a *app) clientCommand(cmd *cobra.Command, formats []outputFormat, run func
 		cmd.Args = positional()
 	}
 	flags := cmd.Flags()
-	flags.String("addr", "", "where the server is: host:port or unix:///path (default: KEYSVC_ADDR, else "+config.DefaultAddress+")")
+	connectionFlags(cmd)
+	a.contextFlag(cmd)
 	timeout := flags.Duration("timeout", 10*time.Second, "how long one call may take")
 	format := outputFlag(cmd, formats)
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
@@ -70,104 +71,100 @@ func (a *app) clientCommand(cmd *cobra.Command, formats []outputFormat, run func
 	return cmd
 }
 
-// connect prepares a connection to the server that --addr or KEYSVC_ADDR names. The caller closes
-// it.
+// connect prepares a connection to the server that the flags, the environment or a context names.
+// The caller closes it.
 func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grpc.ClientConn, error) {
-	address, err := a.address(cmd)
+	settings, err := a.connection(cmd)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, a.listMistakes(err, "the contexts are not valid")
 	}
-	conn, err := dial(address, timeout)
+	conn, err := dial(settings, timeout)
 	if err != nil {
 		return nil, nil, err
 	}
 	return &session{
 		app:        a,
 		cmd:        cmd,
-		address:    address.String(),
+		address:    settings.address.String(),
 		out:        &printer{out: a.Stdout, width: terminalWidth(a.Stdout), now: a.Now},
 		keys:       keysvcv1.NewKeyServiceClient(conn),
 		members:    keysvcv1.NewMemberServiceClient(conn),
 		policies:   keysvcv1.NewPolicyServiceClient(conn),
 		validation: keysvcv1.NewValidationServiceClient(conn),
 		sync:       keysvcv1.NewSyncServiceClient(conn),
+		callers:    keysvcv1.NewCallerServiceClient(conn),
 		timeout:    timeout,
 	}, conn, nil
 }
 
-// address returns the address of the server, from --addr, KEYSVC_ADDR or the default.
-func (a *app) address(cmd *cobra.Command) (config.Address, error) {
-	text, source := cmd.Flag("addr").Value.String(), "--addr"
-	if !cmd.Flags().Changed("addr") {
-		text, source = a.Getenv(addressVariable), addressVariable
-		if text == "" {
-			text = config.DefaultAddress
-		}
+// dial prepares a connection. The timeout applies to each unary call. Errors of calls are
+// *callError.
+func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error) {
+	d := &dialer{address: settings.address, plaintext: settings.secure == nil}
+	credentials, bearer, err := settings.credentials(d.report)
+	if err != nil {
+		return nil, err
 	}
-	if !strings.ContainsAny(text, ":/") && text != "" {
-		_, port, _ := strings.Cut(config.DefaultAddress, ":")
-		text += ":" + port // clients/keyclient adds the same port
-	}
-	address, err := config.ParseAddress(text)
-	switch {
-	case err != nil:
-		return address, usageError(cmd, "%s: %s", source, err)
-	case !address.Local():
-		return address, &commandLineError{fmt.Sprintf("%s: %s is not on this machine, and this version of keysvc has no TLS yet: tokens would travel in the open. Allowed are loopback addresses and unix:///path", source, address)}
-	}
-	return address, nil
-}
-
-// dial prepares a plaintext connection to a local address. The timeout applies to each unary
-// call. Errors of calls are *callError.
-func dial(address config.Address, timeout time.Duration) (*grpc.ClientConn, error) {
-	d := &dialer{address: address}
-	authority := address.Target
-	if address.Network == "unix" {
+	d.credentials = credentials
+	authority := settings.address.Target
+	if settings.address.Network == "unix" {
 		authority = "localhost"
 	}
-	conn, err := grpc.NewClient("passthrough:///"+authority,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithAuthority(authority),
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(credentials),
 		grpc.WithContextDialer(d.dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
 		grpc.WithUnaryInterceptor(d.intercept(timeout)),
 		grpc.WithStreamInterceptor(d.interceptStream(timeout)),
-	)
+	}
+	if settings.secure != nil && settings.secure.ServerName != "" {
+		options = append(options, grpc.WithAuthority(settings.secure.ServerName))
+	}
+	if bearer != nil {
+		options = append(options, grpc.WithPerRPCCredentials(bearer))
+	}
+	conn, err := grpc.NewClient("passthrough:///"+authority, options...)
 	if err != nil {
-		return nil, fmt.Errorf("connection to %s: %w", address, err)
+		return nil, fmt.Errorf("connection to %s: %w", settings.address, err)
 	}
 	return conn, nil
 }
 
 // dialer connects to one address and remembers the error of the last attempt.
 type dialer struct {
-	address config.Address
+	address     config.Address
+	plaintext   bool
+	credentials *transport.Credentials
 
 	mu   sync.Mutex
 	last error // nil if the last attempt succeeded
 }
 
-var errNotLoopback = errors.New("the name does not stand for a loopback address, and this version of keysvc has no TLS yet")
-
 func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
 	var system net.Dialer
-	if d.address.Network == "tcp" {
+	if d.address.Network == "tcp" && d.plaintext {
 		// The system may resolve localhost to any address.
 		system.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
 			if !config.IsLoopback(resolved) {
-				return errNotLoopback
+				return transport.ErrNotLoopback
 			}
 			return nil
 		}
 	}
 	conn, err := system.DialContext(ctx, d.address.Network, d.address.Target)
+	if err != nil {
+		d.credentials.Report(err)
+	}
+	return conn, err
+}
+
+// report is told of each attempt to connect.
+func (d *dialer) report(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.last = err
-	return conn, err
 }
 
 func (d *dialer) lastError() error {
@@ -239,7 +236,7 @@ func isRead(method string, request any) bool {
 		return true
 	}
 	name := method[strings.LastIndex(method, "/")+1:]
-	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await"} {
+	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await", "WhoAmI"} {
 		if strings.HasPrefix(name, verb) {
 			return true
 		}

@@ -40,6 +40,9 @@ func (a *app) completeArgument(cmd *cobra.Command, from completer) {
 // would appear in the middle of the line that the person types.
 func (a *app) completion(from completer) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if a.fillWorkspace(cmd) != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
 		s, conn, err := a.connect(cmd, completionTimeout)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp

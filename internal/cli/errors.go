@@ -26,7 +26,7 @@ import (
 const errorDomain = "keysvc"
 
 // tokenText finds text that may be a token, with all letters and digits that touch it.
-var tokenText = regexp.MustCompile(`[0-9A-Za-z]*_ksk1_[0-9A-Za-z_]*`)
+var tokenText = regexp.MustCompile(`[0-9A-Za-z]*_ks[kc]1_[0-9A-Za-z_]*`)
 
 // redact replaces tokens in a text that is shown to a person.
 func redact(text string) string { return tokenText.ReplaceAllString(text, "[redacted token]") }
@@ -201,7 +201,11 @@ func (e *callError) headline(reason string) string {
 	switch e.status.Code() {
 	case codes.Unavailable:
 		if e.dial != nil {
-			return fmt.Sprintf("cannot reach keysvc at %s: %s; start a server with \"keysvc serve\", or say with --addr or KEYSVC_ADDR where one is", e.address, plainCause(e.dial))
+			text := fmt.Sprintf("cannot reach keysvc at %s: %s", e.address, e.dial)
+			if errors.Is(e.dial, syscall.ECONNREFUSED) || errors.Is(e.dial, syscall.ENOENT) {
+				text += "; start a server with \"keysvc serve\", or say with --addr or KEYSVC_ADDR where one is"
+			}
+			return text
 		}
 		text := fmt.Sprintf("%s: the connection to %s broke; is it keysvc that listens there?", name, e.address)
 		if e.changes {
@@ -222,17 +226,4 @@ func (e *callError) headline(reason string) string {
 		}
 	}
 	return name + ": " + e.status.Message()
-}
-
-// plainCause returns why a connection failed, without the address and the names of system
-// calls.
-func plainCause(err error) string {
-	var number syscall.Errno
-	switch {
-	case errors.As(err, &number):
-		return number.Error()
-	case errors.Is(err, errNotLoopback):
-		return errNotLoopback.Error()
-	}
-	return err.Error()
 }

@@ -11,6 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/scribe-mail/keysvc/internal/transport"
 )
 
 // choiceValue is the value of a flag that allows a few words.
@@ -246,16 +248,16 @@ func (a *app) actorFlag(cmd *cobra.Command) *string {
 }
 
 const (
-	workspaceVariable = "KEYSVC_WORKSPACE"
+	workspaceVariable = transport.WorkspaceVariable
 	workspaceFlagName = "workspace"
 	workspaceNeeded   = "workspace-needed" // an annotation of the flag
 )
 
-// workspaceFlag adds --workspace, whose default is KEYSVC_WORKSPACE.
+// workspaceFlag adds --workspace, whose default is that of --context, of KEYSVC_WORKSPACE, or of
+// the context in use; see fillWorkspace.
 func (a *app) workspaceFlag(cmd *cobra.Command, usage string) *string {
-	workspace := cmd.Flags().String(workspaceFlagName, a.Getenv(workspaceVariable), usage+" (default: "+workspaceVariable+")")
-	// The help does not depend on the environment.
-	cmd.Flags().Lookup(workspaceFlagName).DefValue = ""
+	workspace := cmd.Flags().String(workspaceFlagName, "", usage+" (default: "+workspaceVariable+", else the context's)")
+	must(cmd.Flags().SetAnnotation(workspaceFlagName, workspaceFlagName, []string{"true"}))
 	a.complete(cmd, workspaceFlagName, completeWorkspaces)
 	return workspace
 }

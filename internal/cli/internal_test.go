@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -149,6 +151,40 @@ func FuzzPrintable(f *testing.F) {
 		got := printable(text)
 		if i := strings.IndexFunc(got, func(r rune) bool { return !unicode.IsPrint(r) && r != '\u200c' && r != '\u200d' }); i >= 0 {
 			t.Errorf("printable(%q) = %q", text, got)
+		}
+	})
+}
+
+// TestClientSettingsPageIsFresh compares docs/client-settings.md with the table. "make generate"
+// writes it.
+func TestClientSettingsPageIsFresh(t *testing.T) {
+	page, err := os.ReadFile("../../docs/client-settings.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(page) != string(clientPage()) {
+		t.Error("docs/client-settings.md is not what the table gives: run make generate")
+	}
+}
+
+// A file of contexts that is read is written with the same meaning, and never makes the command
+// panic.
+func FuzzParseContexts(f *testing.F) {
+	f.Fuzz(func(t *testing.T, text string) {
+		read, err := parseContexts("c.yaml", []byte(text))
+		if err != nil {
+			return
+		}
+		written, err := read.yaml()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := parseContexts("c.yaml", written)
+		if err != nil {
+			t.Fatalf("%q is written as %q: %v", text, written, err)
+		}
+		if !reflect.DeepEqual(read, again) {
+			t.Fatalf("%q is read as %+v, and that as %+v", text, read, again)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strconv"
@@ -154,6 +155,32 @@ func level(field func(*Settings) *slog.Level) kind {
 	format := func(value slog.Level) string { return strings.ToLower(value.String()) }
 	k := scalar("level", field, parse, format, anyValue, readText)
 	k.allowed, k.words = strings.Join(words, ", "), words
+	return k
+}
+
+// fileMode is a mode in octal digits that lets the owner read and write, and nobody execute.
+func fileMode(field func(*Settings) *fs.FileMode) kind {
+	const allowed = "0600 to 0666, in octal digits"
+	parse := func(text string) (fs.FileMode, error) {
+		mode, err := strconv.ParseUint(text, 8, 32)
+		if err != nil {
+			return 0, fmt.Errorf("is %s, allowed are %s", strictyaml.Quote(text), allowed)
+		}
+		return fs.FileMode(mode), nil
+	}
+	format := func(mode fs.FileMode) string { return fmt.Sprintf("%04o", uint32(mode)) }
+	check := func(mode fs.FileMode) error {
+		if mode&^0o666 != 0 || mode&0o600 != 0o600 {
+			return fmt.Errorf("is %s, allowed are %s", format(mode), allowed)
+		}
+		return nil
+	}
+	read := func(value strictyaml.Value) ([]string, bool) {
+		text, ok := value.TextOf(`a mode in quotes, as in "0660"`)
+		return []string{text}, ok
+	}
+	k := scalar("mode", field, parse, format, check, read)
+	k.allowed = allowed
 	return k
 }
 

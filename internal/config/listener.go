@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -34,7 +35,7 @@ const maxListeners = 16
 
 // Listener is an address that a server listens on, and what it serves there.
 type Listener struct {
-	// Address is what ParseAddress reads. Until there is TLS it must be local.
+	// Address is what ParseAddress reads.
 	Address string
 	// Purpose says which services are served.
 	Purpose Purpose
@@ -57,41 +58,87 @@ func ParseListener(text string) (Listener, error) {
 // String returns the form that ParseListener reads.
 func (l Listener) String() string { return string(l.Purpose) + "=" + l.Address }
 
-// Validate returns an error if the purpose is unknown, or the address is malformed or can
-// be reached from other machines.
+// Validate returns an error if the purpose is unknown or the address is malformed. Whether the
+// address may be served is a matter of the other settings.
 func (l Listener) Validate() error {
 	if !slices.Contains(Purposes(), l.Purpose) {
 		return fmt.Errorf("%q is not a purpose, allowed are all, validation, management and health", l.Purpose)
 	}
-	address, err := ParseAddress(l.Address)
+	_, err := ParseAddress(l.Address)
+	return err
+}
+
+// NoListener is the value of Settings.Listen for no such listener.
+const NoListener = "none"
+
+// socketName is the name of the default unix socket, in the data folder.
+const socketName = "keysvc.sock"
+
+// listen returns the address of the listener that serves everything; "" for none.
+func (s Settings) listen() (string, error) {
+	switch {
+	case s.Listen == NoListener:
+		return "", nil
+	case s.Listen != "":
+		return s.Listen, nil
+	case s.Dev:
+		return DefaultAddress, nil
+	}
+	folder, err := filepath.Abs(s.Data)
+	if err != nil {
+		return "", fmt.Errorf("the data folder %s has no absolute path: %w", s.Data, err)
+	}
+	return "unix://" + filepath.Join(folder, socketName), nil
+}
+
+// AllListeners returns every listener of the process: the one of Listen, which serves everything,
+// comes first if there is one, and Listeners follow. The settings must be valid.
+func (s Settings) AllListeners() []Listener {
+	var all []Listener
+	if address, err := s.listen(); err == nil && address != "" {
+		all = append(all, Listener{Address: address, Purpose: PurposeAll})
+	}
+	return append(all, s.Listeners...)
+}
+
+// Plaintext reports whether a listener serves plaintext over TCP. Listeners of health always do,
+// because the probes of Kubernetes speak no TLS.
+func (s Settings) Plaintext(listener Listener) bool {
+	address, err := ParseAddress(listener.Address)
+	return err == nil && address.Network == "tcp" && (listener.Purpose == PurposeHealth || !s.TLS())
+}
+
+// validateServed returns an error if a listener would serve plaintext to whom it must not.
+func (s Settings) validateServed(listener Listener) error {
+	if err := listener.Validate(); err != nil {
+		return err
+	}
+	address, err := ParseAddress(listener.Address)
 	switch {
 	case err != nil:
 		return err
+	case !s.Plaintext(listener) || listener.Purpose == PurposeHealth:
+		return nil
 	case !address.Local():
-		return fmt.Errorf("%s can be reached from other machines, and this version of keysvc has no TLS yet; allowed are loopback (%s) and unix:///path",
-			address, DefaultAddress)
+		return fmt.Errorf("%s can be reached from other machines, and needs TLS; without it, allowed are unix:///path, health=%s, and loopback with --allow-plaintext",
+			address, address)
+	case !s.Dev && !s.AllowPlaintext:
+		return fmt.Errorf("%s would serve plaintext to every user of this machine; allowed are unix:///path, TLS, and plaintext with --allow-plaintext or --dev", address)
 	}
 	return nil
-}
-
-// AllListeners returns every listener of the process: Listen, which serves everything,
-// comes first if it is set, and Listeners follow.
-func (s Settings) AllListeners() []Listener {
-	var all []Listener
-	if s.Listen != "" {
-		all = append(all, Listener{Address: s.Listen, Purpose: PurposeAll})
-	}
-	return append(all, s.Listeners...)
 }
 
 // validateListeners returns nil, or a *FieldError for the first listener that is not
 // allowed.
 func (s Settings) validateListeners() error {
-	if s.Listen == "" && len(s.Listeners) == 0 {
-		return &FieldError{Field: "listen", Problem: "is empty, and there is no listener; one of the two is needed"}
-	}
-	if s.Listen != "" {
-		if err := (Listener{Address: s.Listen, Purpose: PurposeAll}).Validate(); err != nil {
+	first, err := s.listen()
+	switch {
+	case err != nil:
+		return &FieldError{Field: "listen", Problem: err.Error()}
+	case first == "" && len(s.Listeners) == 0:
+		return &FieldError{Field: "listen", Problem: "is none, and there is no listener; one of the two is needed"}
+	case first != "":
+		if err := s.validateServed(Listener{Address: first, Purpose: PurposeAll}); err != nil {
 			return &FieldError{Field: "listen", Problem: err.Error()}
 		}
 	}
@@ -100,7 +147,7 @@ func (s Settings) validateListeners() error {
 	}
 	taken := make(map[string]bool)
 	for _, listener := range s.AllListeners() {
-		if err := listener.Validate(); err != nil {
+		if err := s.validateServed(listener); err != nil {
 			return &FieldError{Field: "listener", Problem: err.Error()}
 		}
 		// Port 0 is another free port each time.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"reflect"
 	"strings"
 	"testing"
@@ -62,7 +63,10 @@ func TestLoadPrefersFlagThenVariableThenFileThenDefault(t *testing.T) {
 func TestLoadReadsEachSettingFromEachSource(t *testing.T) {
 	for _, setting := range config.Table() {
 		sample := samples[setting.Name]
-		want := load(t, map[string][]string{setting.Name: {sample}})
+		others := companionsOf(setting.Name)
+		given := maps.Clone(others)
+		given[setting.Name] = []string{sample}
+		want := load(t, given)
 		text := sample
 		switch setting.Type() {
 		case "int", "bool":
@@ -73,8 +77,8 @@ func TestLoadReadsEachSettingFromEachSource(t *testing.T) {
 			text = "[" + text + "]"
 		}
 		for from, s := range map[string]config.Source{
-			setting.Variable(): source("", map[string]string{setting.Variable(): sample}, nil),
-			"k.yaml:1":         source(setting.Name+": "+text+"\n", nil, nil),
+			setting.Variable(): source("", map[string]string{setting.Variable(): sample}, others),
+			"k.yaml:1":         source(setting.Name+": "+text+"\n", nil, others),
 		} {
 			loaded, err := s.Load()
 			if err != nil || !reflect.DeepEqual(loaded.Settings, want) || loaded.Origin(setting.Name).String() != from {
@@ -104,7 +108,7 @@ drain-timeout: 1m30s
 }
 
 func TestLoadReplacesAListOfAWeakerSource(t *testing.T) {
-	const file = "listener: [health=127.0.0.1:1, health=127.0.0.1:2]\n"
+	const file = "allow-plaintext: true\nlistener: [health=127.0.0.1:1, health=127.0.0.1:2]\n"
 	for name, test := range map[string]struct {
 		variable string
 		flags    []string
@@ -169,7 +173,7 @@ log-level: loud
 drain-timeout: 90
 init: yes
 listener:
-  - health=0.0.0.0:1
+  - health=0.0.0.0
 max-sessions: 1
 max-sessions: 2
 staleness: 1h
@@ -182,7 +186,7 @@ k.yaml:2:14: max-streams: is 0, allowed are 1 to 1048576
 k.yaml:3:12: log-level: is "loud", allowed are debug, info, warn and error
 k.yaml:4:16: drain-timeout: is the number "90", allowed is a time with its unit, as in 1m30s
 k.yaml:5:7: init: is the text "yes", allowed is true or false
-k.yaml:7:3: listener: 0.0.0.0:1 can be reached from other machines, and this version of keysvc has no TLS yet; allowed are loopback (127.0.0.1:7480) and unix:///path
+k.yaml:7:3: listener: "0.0.0.0" is not an address, allowed are host:port and unix:///path
 k.yaml:9:1: document: has max-sessions twice, allowed is once
 k.yaml:10:12: staleness: is 1h0m0s, allowed are 100ms to 1m
 KEYSVC_LISTENER: "" is not purpose=address, as in validation=unix:///run/keysvc/v.sock
@@ -208,10 +212,12 @@ KEYSVC_DEV: is "maybe", allowed are true and false
 // TestLoadChecksSettingsAgainstEachOther: the error has the origin of the setting that it names.
 func TestLoadChecksSettingsAgainstEachOther(t *testing.T) {
 	for want, s := range map[string]config.Source{
-		"k.yaml:1:9: listen: is empty, and there is no listener": source("listen: \"\"\n", nil, nil),
-		"--store: is \"paper\", allowed is bbolt":                source("", nil, map[string][]string{"store": {"paper"}}),
-		"--dev: needs a listener that serves everything":         source("listen: \"\"\nlistener: [health=127.0.0.1:1]\n", nil, map[string][]string{"dev": {"true"}}),
-		"KEYSVC_LISTENER: ":       source("", map[string]string{"KEYSVC_LISTENER": "health=127.0.0.1:7480"}, nil),
+		"k.yaml:1:9: listen: is none, and there is no listener": source("listen: none\n", nil, nil),
+		"k.yaml:1:9: listen: 0.0.0.0:1 can be reached":          source("listen: 0.0.0.0:1\n", nil, nil),
+		"k.yaml:1:14: socket-mode: is the number \"600\"":       source("socket-mode: 600\n", nil, nil),
+		"--store: is \"paper\", allowed is bbolt":               source("", nil, map[string][]string{"store": {"paper"}}),
+		"--dev: needs a listener that serves everything":        source("listen: none\nlistener: [health=127.0.0.1:1]\n", nil, map[string][]string{"dev": {"true"}}),
+		"KEYSVC_LISTENER: ":       source("dev: true\n", map[string]string{"KEYSVC_LISTENER": "health=127.0.0.1:7480"}, nil),
 		"--listener: ":            source("", nil, map[string][]string{"listener": {"health=127.0.0.1:1", "all=127.0.0.1:1"}}),
 		"k.yaml:2: document: is ": source("listen: x\n\tdata: y\n", nil, nil),
 		"k.yaml:1: document: has": source(strings.Repeat("#", 1<<20+1), nil, nil),

@@ -3,13 +3,14 @@
 package config
 
 import (
+	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"time"
 )
 
-// DefaultAddress is the address that a server listens on, and a client connects to, by
-// default.
+// DefaultAddress is the address that a server with Settings.Dev listens on by default.
 const DefaultAddress = "127.0.0.1:7480"
 
 // DefaultStore is the backend that is used if no other is named: one bbolt file.
@@ -29,11 +30,29 @@ const (
 // Settings has every setting of `keysvc serve`. The zero value is not valid; start from
 // Defaults.
 type Settings struct {
-	// Listen is the address of the listener that serves everything; see ParseAddress. Until
-	// there is TLS it must be local. "" means none, if Listeners has one.
+	// Listen is the address of the listener that serves everything; see ParseAddress. "" means the
+	// unix socket keysvc.sock in the data folder or, with Dev, DefaultAddress. NoListener means none,
+	// if Listeners has one.
 	Listen string
 	// Listeners are further addresses, each with a purpose; at most 16.
 	Listeners []Listener
+	// SocketMode is the mode of unix sockets, and SocketGroup the name or number of their group;
+	// "" means the group of the process.
+	SocketMode  fs.FileMode
+	SocketGroup string
+	// AllowPlaintext allows plaintext on loopback without Dev.
+	AllowPlaintext bool
+	// Callers is the YAML file that says who may call, and what each may do. "" means that nobody
+	// may call but the owner of the process on a unix socket and, where plaintext is served on
+	// loopback, everybody who reaches it.
+	Callers string
+	// TLSCert and TLSKey are files in PEM: the server's certificate with its intermediates, and its
+	// key. Both are set, or neither is.
+	TLSCert, TLSKey string
+	// SPIFFESocket is the address of the SPIFFE Workload API, "unix:///path"; "" for none.
+	SPIFFESocket string
+	// TLSBearers lets clients connect with TLS and no certificate, because their calls bring tokens.
+	TLSBearers bool
 	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
 	Store string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
@@ -73,6 +92,9 @@ type Settings struct {
 	MaxStreams int
 	// MaxMessageBytes is the max. size of a request.
 	MaxMessageBytes int
+	// MaxBufferedBytes is the max. number of bytes of requests and of answers that are not written
+	// yet, of all calls together.
+	MaxBufferedBytes int
 	// MaxHeaderBytes is the max. size of the headers of a request.
 	MaxHeaderBytes int
 	// UsageInterval is how often last-used times are written: a crash loses at most the
@@ -145,6 +167,12 @@ func (s Settings) Validate() error {
 		}
 	}
 	if err := s.validateListeners(); err != nil {
+		return err
+	}
+	if least := bufferedMessages * s.MaxMessageBytes; s.MaxBufferedBytes < least {
+		return &FieldError{Field: "max-buffered-bytes", Problem: fmt.Sprintf("is %d; with this max-message-bytes at least %d are required", s.MaxBufferedBytes, least)}
+	}
+	if err := s.validateTLS(); err != nil {
 		return err
 	}
 	servesAll := func(listener Listener) bool { return listener.Purpose == PurposeAll }

@@ -20,7 +20,11 @@ func TestValidateNamesTheField(t *testing.T) {
 		field  string
 		change func(*config.Settings)
 	}{
-		{"listen", func(s *config.Settings) { s.Listen = "" }},
+		{"listen", func(s *config.Settings) { s.Listen = "none" }},
+		{"listen", func(s *config.Settings) { s.Listen = "127.0.0.1:7480" }},
+		{"socket-mode", func(s *config.Settings) { s.SocketMode = 0 }},
+		{"socket-mode", func(s *config.Settings) { s.SocketMode = 0o700 }},
+		{"socket-mode", func(s *config.Settings) { s.SocketMode = 0o060 }},
 		{"listen", func(s *config.Settings) { s.Listen = ":7480" }},
 		{"listen", func(s *config.Settings) { s.Listen = "0.0.0.0:7480" }},
 		{"listen", func(s *config.Settings) { s.Listen = "keysvc.example.com:7480" }},
@@ -31,6 +35,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"max-in-flight", func(s *config.Settings) { s.MaxInFlight = 0 }},
 		{"max-streams", func(s *config.Settings) { s.MaxStreams = -1 }},
 		{"max-message-bytes", func(s *config.Settings) { s.MaxMessageBytes = 1 << 40 }},
+		{"max-buffered-bytes", func(s *config.Settings) { s.MaxBufferedBytes = 1 << 20 }},
+		{"max-buffered-bytes", func(s *config.Settings) { s.MaxMessageBytes = 3 << 20 }},
 		{"max-header-bytes", func(s *config.Settings) { s.MaxHeaderBytes = 1 }},
 		{"staleness", func(s *config.Settings) { s.Staleness = 0 }},
 		{"staleness", func(s *config.Settings) { s.Staleness = 99 * time.Millisecond }},

@@ -2,8 +2,10 @@ package config
 
 import (
 	"errors"
+	"io/fs"
 	"log/slog"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -51,6 +53,10 @@ const (
 
 const day = 24 * time.Hour
 
+// bufferedMessages is how many of the largest requests max-buffered-bytes must have room for. One
+// takes three times its size, and callers that are not known have an eighth of the room.
+const bufferedMessages = 32
+
 // The headings of docs/settings.md, in its order.
 const (
 	groupServed = "What is served, and from where"
@@ -65,16 +71,63 @@ const (
 // table has every setting. It is not changed after the start.
 var table = []Setting{
 	{
-		Name: "listen", Group: groupServed, Default: DefaultAddress, Empty: "none; then a listener is needed",
-		Usage: "where to listen, and serve everything: a loopback `address` host:port (port 0 means any) or unix:///path",
-		More:  "The path of a unix socket is absolute, with at most 103 bytes.",
+		Name: "listen", Group: groupServed, Empty: "`keysvc.sock` in the folder `data`; with `dev`, " + DefaultAddress,
+		Usage: "where to listen, and serve everything: an `address` host:port (port 0 means any), unix:///path, or none",
+		More:  "The path of a unix socket is absolute, with at most 103 bytes. TCP needs TLS, except on loopback with `dev` or `allow-plaintext`.",
 		kind:  text(func(s *Settings) *string { return &s.Listen }, checkListen),
 	},
 	{
 		Name: "listener", Group: groupServed, Empty: "none",
 		Usage: "a further `purpose=address` to listen on; purposes are all, validation, management and health",
-		More:  "At most 16. The purpose says which services are served there; health is served by each.",
-		kind:  repeated("listener", func(s *Settings) *[]Listener { return &s.Listeners }, ParseListener, Listener.Validate),
+		More: "At most 16. The purpose says which services are served there; health is served by each. " +
+			"A listener for health serves plaintext, also to other machines.",
+		kind: repeated("listener", func(s *Settings) *[]Listener { return &s.Listeners }, ParseListener, Listener.Validate),
+	},
+	{
+		Name: "socket-mode", Group: groupServed, Default: "0600",
+		Usage: "the `mode` of unix sockets",
+		More:  "Who may write to a socket can connect. Whether such a user may call is for `callers` to say.",
+		kind:  fileMode(func(s *Settings) *fs.FileMode { return &s.SocketMode }),
+	},
+	{
+		Name: "socket-group", Group: groupServed, Empty: "that of the process",
+		Usage: "the `group` of unix sockets, by name or number",
+		kind:  text(func(s *Settings) *string { return &s.SocketGroup }, anyValue),
+	},
+	{
+		Name: "allow-plaintext", Group: groupServed, Default: "false",
+		Usage: "serve plaintext on loopback, where every user of this machine can read it",
+		More:  "Without `callers`, every user of this machine may then do everything. See [callers](callers.md#plaintext).",
+		kind:  boolean(func(s *Settings) *bool { return &s.AllowPlaintext }),
+	},
+	{
+		Name: "callers", Group: groupServed, Empty: "the owner of the process alone", Path: FilePath,
+		Usage: "the `file` that says who may call, and what each may do",
+		More:  "Changes of the file are applied within a second. See [callers](callers.md).",
+		kind:  text(func(s *Settings) *string { return &s.Callers }, anyValue),
+	},
+	{
+		Name: "tls-cert", Group: groupServed, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the server's certificate, its intermediates after it; TCP then serves TLS 1.3",
+		More:  "Needs `tls-key` and `callers`. A new certificate is used within a second. See [TLS](tls.md).",
+		kind:  text(func(s *Settings) *string { return &s.TLSCert }, anyValue),
+	},
+	{
+		Name: "tls-key", Group: groupServed, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the key of that certificate",
+		kind:  text(func(s *Settings) *string { return &s.TLSKey }, anyValue),
+	},
+	{
+		Name: "spiffe-socket", Group: groupServed, Empty: "none",
+		Usage: "the `address` of the SPIFFE Workload API, unix:///path; TCP then serves TLS 1.3",
+		More:  "It gives the server's certificate, if `tls-cert` does not, and the bundles of the trust domains that `callers` has with `workload_api`. See [TLS](tls.md#spire).",
+		kind:  text(func(s *Settings) *string { return &s.SPIFFESocket }, checkSocket),
+	},
+	{
+		Name: "tls-bearers", Group: groupServed, Default: "false",
+		Usage: "let clients connect with TLS and no certificate, because their calls bring tokens",
+		More:  "Needed for caller tokens and for the tokens of `issuers` in `callers`. See [TLS](tls.md#tokens).",
+		kind:  boolean(func(s *Settings) *bool { return &s.TLSBearers }),
 	},
 	{
 		Name: "store", Group: groupStore, Default: DefaultStore,
@@ -144,6 +197,12 @@ var table = []Setting{
 		Usage: "how large a request may be, in bytes",
 		// Below the minimum, requests that the API allows would not fit.
 		kind: number(func(s *Settings) *int { return &s.MaxMessageBytes }, 64<<10, 64<<20),
+	},
+	{
+		Name: "max-buffered-bytes", Group: groupLimits, Default: "67108864",
+		Usage: "how many bytes of requests and answers to hold at a time",
+		More:  "At least " + strconv.Itoa(bufferedMessages) + " times `max-message-bytes`. See [what is held in memory](operations.md#what-is-held-in-memory).",
+		kind:  number(func(s *Settings) *int { return &s.MaxBufferedBytes }, 16<<20, 64<<30),
 	},
 	{
 		Name: "max-header-bytes", Group: groupLimits, Default: "16384",
@@ -221,9 +280,9 @@ var table = []Setting{
 	},
 }
 
-// checkListen accepts "", which Settings.Validate refuses if there is no other listener.
+// checkListen accepts NoListener, which Settings.Validate refuses if there is no other listener.
 func checkListen(text string) error {
-	if text == "" {
+	if text == "" || text == NoListener {
 		return nil
 	}
 	return Listener{Address: text, Purpose: PurposeAll}.Validate()

@@ -13,12 +13,28 @@ import (
 
 // samples has a text of each setting that is not its default.
 var samples = map[string]string{
+	"socket-mode": "0660", "socket-group": "mail", "allow-plaintext": "true", "callers": "/c",
 	"listen": "unix:///run/k.sock", "listener": "health=127.0.0.1:7481", "store": "bbolt", "data": "/d", "init": "true",
 	"anchor": "/a", "policy": "p.yaml", "log-level": "debug", "log-format": "text", "max-in-flight": "5", "max-streams": "6",
-	"max-message-bytes": "70000", "max-header-bytes": "8000", "drain-timeout": "3s", "usage-interval": "5s",
+	"max-message-bytes": "70000", "max-buffered-bytes": "50000000", "max-header-bytes": "8000", "drain-timeout": "3s", "usage-interval": "5s",
 	"max-connections": "17", "max-connections-per-source": "0", "connection-age": "4h", "connection-idle": "11s",
 	"sweep-interval": "2h", "staleness": "300ms", "max-sessions": "7", "session-age": "3h", "dev": "true",
+	"tls-cert": "/t.crt", "tls-key": "/t.key", "spiffe-socket": "unix:///run/s.sock", "tls-bearers": "true",
 	"allow-clock-behind": "true", "allow-clock-ahead": "true", "channelz": "true",
+}
+
+// companions are the settings that another one needs.
+var companions = map[string][]string{
+	"tls-cert": {"tls-key", "callers"}, "tls-key": {"tls-cert", "callers"}, "spiffe-socket": {"callers"}, "tls-bearers": {"spiffe-socket", "callers"},
+}
+
+// companionsOf returns the companions of a setting with their samples, as flags.
+func companionsOf(name string) map[string][]string {
+	flags := map[string][]string{}
+	for _, companion := range companions[name] {
+		flags[companion] = []string{samples[companion]}
+	}
+	return flags
 }
 
 // load loads with flags alone.
@@ -31,6 +47,9 @@ func load(t *testing.T, flags map[string][]string) config.Settings {
 	return loaded.Settings
 }
 
+// fieldOf has the fields of companions.
+var fieldOf = map[string]string{"tls-cert": "TLSCert", "tls-key": "TLSKey", "spiffe-socket": "SPIFFESocket", "callers": "Callers"}
+
 // TestEachFieldOfSettingsHasOneRow: each row changes one field, and every field has a row.
 func TestEachFieldOfSettingsHasOneRow(t *testing.T) {
 	defaults := reflect.ValueOf(config.Defaults())
@@ -41,9 +60,17 @@ func TestEachFieldOfSettingsHasOneRow(t *testing.T) {
 			t.Errorf("%s has no sample in this test", setting.Name)
 			continue
 		}
-		changed := reflect.ValueOf(load(t, map[string][]string{setting.Name: {sample}}))
+		given, without := companionsOf(setting.Name), map[string]bool{}
+		for companion := range given {
+			without[fieldOf[companion]] = true
+		}
+		given[setting.Name] = []string{sample}
+		changed := reflect.ValueOf(load(t, given))
 		var fields []string
 		for i := range changed.NumField() {
+			if without[changed.Type().Field(i).Name] {
+				continue
+			}
 			if !reflect.DeepEqual(changed.Field(i).Interface(), defaults.Field(i).Interface()) {
 				fields = append(fields, changed.Type().Field(i).Name)
 			}

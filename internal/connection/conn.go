@@ -38,10 +38,9 @@ type Conn struct {
 	// peer is not changed after the handshake.
 	peer callers.Peer
 
-	// identity is who the peer is; nil if it is not known. live has the same for whoever waits for
-	// a change. judged is set once the peer was judged. All three are changed under the set's lock.
+	// identity is who the peer is; nil if it is not known. judged is set once the peer was judged.
+	// Both are changed under the set's lock.
 	identity atomic.Pointer[callers.Identity]
-	live     *callers.Live
 	judged   bool
 	// drainLead is how long before the end of its credential the connection is drained.
 	drainLead time.Duration
@@ -52,8 +51,8 @@ type Conn struct {
 	settled  atomic.Bool
 	accepted time.Duration
 
-	// writing is held while bytes are written. writingSince is the time when a write began, as the
-	// last sweep knew it, plus 1; 0 if none runs.
+	// writing is held while bytes are written. writingSince is the number of the first sweep that
+	// could see the write that runs; 0 if none runs.
 	writing      sync.Mutex
 	writingSince atomic.Int64
 	// draining is set once the client was told, or is to be told, to open no more streams here.
@@ -82,9 +81,6 @@ func FromContext(ctx context.Context) *Conn {
 // Peer returns what the connection proves about its other end. It must not be changed.
 func (c *Conn) Peer() *callers.Peer { return &c.peer }
 
-// Live returns the identity of the peer for whoever waits for a change.
-func (c *Conn) Live() *callers.Live { return c.live }
-
 // Identity returns who the peer is now; nil if it is not known, or if its credential has ended.
 func (c *Conn) Identity() *callers.Identity {
 	identity := c.identity.Load()
@@ -110,9 +106,9 @@ func (c *Conn) End(reason Reason, detail string) {
 		if socket, isTCP := c.raw.(*net.TCPConn); isTCP {
 			_ = socket.SetLinger(0)
 		}
-		_ = c.raw.Close()
-		c.set.forget(c)
 		c.set.report(reason, c.name(), detail)
+		c.set.forget(c)
+		_ = c.raw.Close()
 	})
 }
 
@@ -248,6 +244,9 @@ type Info struct {
 
 // AuthType implements credentials.AuthInfo.
 func (Info) AuthType() string { return "keysvc" }
+
+// CallerPeer implements callers.Presented.
+func (i Info) CallerPeer() *callers.Peer { return i.conn.Peer() }
 
 // CallerIdentity implements callers.Identified.
 func (i Info) CallerIdentity() *callers.Identity { return i.conn.Identity() }

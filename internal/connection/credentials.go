@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 
@@ -66,11 +67,30 @@ func (c *Conn) failed(err error) error {
 		_ = c.Close()
 		return io.EOF
 	case errors.As(err, &unknown):
+		c.linger()
 		c.End(ClosedUnknown, unknown.Error())
 	default:
+		c.linger()
 		c.End(ClosedHandshake, err.Error())
 	}
 	return err
+}
+
+// The bounds of linger.
+const (
+	lingerTime  = time.Second
+	lingerBytes = 64 << 10
+)
+
+// linger gives the client time to read the alert that TLS has sent. If the connection were closed
+// at once, what the client has sent already would make the kernel reset it, and the client would
+// not learn why.
+func (c *Conn) linger() {
+	socket, isTCP := c.raw.(*net.TCPConn)
+	if !isTCP || socket.CloseWrite() != nil || socket.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	_, _ = io.CopyN(io.Discard, socket, lingerBytes)
 }
 
 // unknownError says why nobody knows a client that has presented a certificate.

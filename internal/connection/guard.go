@@ -41,10 +41,10 @@ const (
 	// prematureAge is the age below which a stream that is reset is premature. Older ones cost
 	// the server no more than calls do, because max-streams bounds how many are open at a time.
 	prematureAge = 250 * time.Millisecond
-	// unreadTimeout is how long an answer may wait for the client to open its window, or to read
-	// a segment, if it makes less progress than streamProgress or connectionProgress, in bytes a
-	// second.
-	unreadTimeout      = 30 * time.Second
+	// unreadLooks is for how many looks, one each second, an answer may wait for the client to open
+	// its window or to read from the socket, if less than streamProgress or connectionProgress is
+	// sent, in bytes for each look.
+	unreadLooks        = 30
 	streamProgress     = 4 << 10
 	connectionProgress = 16 << 10
 	// smallWindow is the room in a window that is used, and below which the window may be closed.
@@ -147,11 +147,10 @@ type flow struct {
 	// credit is the sum of the client's WINDOW_UPDATE frames, and sent that of the lengths of the
 	// server's DATA frames.
 	credit, sent int64
-	// closed is set while the window is closed. closedSince is when it was found closed, and
-	// sentThen what sent was then.
-	closed      bool
-	closedSince time.Duration
-	sentThen    int64
+	// closed is for how many looks the window has been closed; 0 if it is open. sentThen is what
+	// sent was at the first of them.
+	closed   int64
+	sentThen int64
 	// sentLast is what sent was at the last look.
 	sentLast int64
 }
@@ -221,20 +220,20 @@ func (g *guard) ended(id uint32) {
 	}
 }
 
-// unread reports whether the client has not read its answers for unreadTimeout. It must be called
-// about once a second.
+// unread reports whether the client has not read its answers for unreadLooks. It must be called once
+// a second. It counts its calls, and not the time that passes: while the whole process stands still,
+// no client is to blame.
 func (g *guard) unread() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	now := g.elapsed()
-	if g.whole.stuck(now, g.whole.credit, connectionProgress) {
+	if g.whole.stuck(g.whole.credit, connectionProgress) {
 		return true
 	}
 	for id, each := range g.streams {
 		if !each.answering {
 			continue
 		}
-		if each.flow.stuck(now, g.initial+each.flow.credit, streamProgress) {
+		if each.flow.stuck(g.initial+each.flow.credit, streamProgress) {
 			return true
 		}
 		g.streams[id] = each
@@ -242,28 +241,24 @@ func (g *guard) unread() bool {
 	return false
 }
 
-// stuck reports whether the window has been closed for unreadTimeout with less progress than
-// progress bytes a second. It opens again once there is room that the server does not use: then
-// nothing waits. So a window that opens by a few bytes at a time stays closed.
-func (f *flow) stuck(now time.Duration, window int64, progress int64) bool {
+// stuck reports whether the window has been closed for unreadLooks with less progress than progress
+// bytes a look. It opens again once there is room that the server does not use: then nothing waits.
+// So a window that opens by a few bytes at a time stays closed.
+func (f *flow) stuck(window, progress int64) bool {
 	used := f.sent != f.sentLast
 	f.sentLast = f.sent
 	switch room := window - f.sent; {
 	case room > 0 && !used:
-		f.closed = false
-	case room >= smallWindow && !f.closed:
-	case !f.closed:
-		f.closed, f.closedSince, f.sentThen = true, now, f.sent
-	default:
-		passed := now - f.closedSince
-		if passed < unreadTimeout {
-			return false
-		}
-		if f.sent-f.sentThen < progress*int64(passed/time.Second) {
-			return true
-		}
-		// The progress counts anew, or a fast start would allow a long pause.
-		f.closedSince, f.sentThen = now, f.sent
+		f.closed = 0
+	case f.closed == 0 && room >= smallWindow:
+	case f.closed == 0:
+		f.closed, f.sentThen = 1, f.sent
+	case f.closed < unreadLooks:
+		f.closed++
+	case f.sent-f.sentThen < progress*f.closed:
+		return true
+	default: // the progress counts anew, or a fast start would allow a long pause
+		f.closed, f.sentThen = 1, f.sent
 	}
 	return false
 }

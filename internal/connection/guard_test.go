@@ -340,7 +340,7 @@ func (w *wire) look(seconds int, each func(second int)) int {
 }
 
 func TestAnswersThatNobodyReadsEndTheConnection(t *testing.T) {
-	const limit = int(unreadTimeout / time.Second)
+	const limit = unreadLooks
 	begin := func(w *wire, id uint32, length int) {
 		if err := w.server(func(f *http2.Framer) error {
 			err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true})

@@ -56,8 +56,8 @@ type source struct {
 	userID  uint32
 }
 
-// unmappedIDs are the ids that the kernel gives for a user that has no id in this user namespace:
-// the overflow id, and -1.
+// The ids that the kernel gives for a user that has no id in this user namespace: the overflow id,
+// and -1.
 const (
 	overflowID = 65534
 	noID       = 1<<32 - 1
@@ -88,16 +88,15 @@ func (l *Listener) peerOf(raw net.Conn) (callers.Peer, source, error) {
 		return callers.Peer{}, source{}, fmt.Errorf("the address of the client: %w", err)
 	}
 	address := remote.Addr().Unmap().WithZone("")
-	peer := callers.Peer{Source: callers.SourceLoopback, Address: raw.RemoteAddr().String(), BearerAllowed: l.Bearers}
-	switch l.Kind {
-	case TLS:
+	peer := callers.Peer{Address: raw.RemoteAddr().String(), BearerAllowed: l.Bearers}
+	switch {
+	case l.Kind == TLS:
 		peer.Source = callers.SourceSPIFFE
-	case Plaintext:
-		peer.Source = ""
+	case l.Kind == Plaintext: // proves nothing
+	case address.IsLoopback():
+		peer.Source = callers.SourceLoopback
 	default:
-		if !address.IsLoopback() {
-			return callers.Peer{}, source{}, errNotLoopback
-		}
+		return callers.Peer{}, source{}, errNotLoopback
 	}
 	if address.Is6() {
 		// Who has one address of a network has them all.
@@ -114,11 +113,19 @@ func unixPeer(raw net.Conn) (callers.Peer, source, error) {
 		return callers.Peer{}, source{}, errNotUnix
 	}
 	userID, groupID, err := credentialsOf(socket)
-	switch {
-	case err != nil:
+	if err == nil {
+		err = isMapped(userID)
+	}
+	if err != nil {
 		return callers.Peer{}, source{}, fmt.Errorf("the user of the client: %w", err)
-	case userID == overflowID || userID == noID:
-		return callers.Peer{}, source{}, fmt.Errorf("the user of the client has no id here (%d): is the client in another user namespace?", userID)
 	}
 	return callers.Peer{Source: callers.SourceUnix, UserID: userID, GroupID: groupID}, source{unix: true, userID: userID}, nil
+}
+
+// isMapped returns an error if a user id stands for every user that has no id in this user namespace.
+func isMapped(userID uint32) error {
+	if userID == overflowID || userID == noID {
+		return fmt.Errorf("it has no id here, only %d: is the client in another user namespace?", userID)
+	}
+	return nil
 }

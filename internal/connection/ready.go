@@ -41,7 +41,7 @@ type socketReader struct {
 	err    error
 }
 
-// newSocketReader returns a readyReader of a socket; nil if raw is none.
+// newSocketReader returns a readyReader of a socket; nil if raw is not a socket.
 func newSocketReader(raw net.Conn) readyReader {
 	var socket syscall.Conn
 	switch raw := raw.(type) { // other types may hold a socket without being one
@@ -66,7 +66,7 @@ func newSocketReader(raw net.Conn) readyReader {
 func (r *socketReader) readOnce(descriptor uintptr) bool {
 	r.buffer = r.pool.Get(r.size)
 	for {
-		r.n, r.err = syscall.Read(int(descriptor), *r.buffer) //nolint:gosec // a descriptor is an int
+		r.n, r.err = syscall.Read(int(descriptor), *r.buffer)
 		if !errors.Is(r.err, syscall.EINTR) {
 			break
 		}

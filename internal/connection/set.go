@@ -64,7 +64,7 @@ const (
 type Set struct {
 	config Config
 	owner  uint32
-	// swept is the time of the last sweep.
+	// swept is the number of sweeps.
 	swept atomic.Int64
 
 	mu    sync.Mutex
@@ -129,7 +129,6 @@ func (s *Set) begin(raw net.Conn, listener *Listener) *Conn {
 	c := &Conn{
 		set: s, listener: listener, source: from, raw: raw, peer: peer, accepted: now,
 		guard: newGuard(s.config.Elapsed, s.config.MaxStreams, s.config.MaxHeaderBytes),
-		live:  callers.NewLive(nil),
 	}
 	reason, oldest := s.add(c, now)
 	if oldest != nil {
@@ -257,7 +256,7 @@ func (s *Set) admit(c *Conn) error {
 	if identity != nil && !identity.NotAfter.IsZero() {
 		c.drainLead = min(drainLead, identity.NotAfter.Sub(s.config.Now())/2)
 	}
-	c.setIdentity(identity) // from here on Sweep looks at the fields of the connection
+	c.identity.Store(identity) // from here on Sweep looks at the fields of the connection
 	return nil
 }
 
@@ -280,13 +279,6 @@ var errExpired = errors.New("the credential of the client has ended")
 // needsNoIdentity reports whether the connection may be open without an identity of its own.
 func (c *Conn) needsNoIdentity() bool { return c.listener.Bearers || c.listener.Anonymous }
 
-// setIdentity changes who the peer is. The set's lock must be held.
-func (c *Conn) setIdentity(identity *callers.Identity) {
-	if c.identity.Swap(identity) != identity {
-		c.live.Set(identity)
-	}
-}
-
 // Rejudge asks the judge again who the peers of all live connections are, and changes their
 // identities. It closes the connections whose peer is not known any more. When it returns, no call
 // that begins later has an identity of before.
@@ -302,7 +294,7 @@ func (s *Set) Rejudge() {
 			continue
 		}
 		identity, err := s.judge(&c.peer)
-		c.setIdentity(identity)
+		c.identity.Store(identity)
 		if err != nil && !c.needsNoIdentity() {
 			unknown = append(unknown, gone{c, err.Error()})
 		}
@@ -331,13 +323,13 @@ func (s *Set) Run(ctx context.Context) {
 // its answers. It drains those whose credential ends soon. Run calls it once a second.
 func (s *Set) Sweep() {
 	now, wall := s.config.Elapsed(), s.config.Now()
-	s.swept.Store(int64(now))
+	sweep := s.swept.Add(1)
 	for _, c := range s.snapshot(now) {
 		since := c.writingSince.Load()
 		switch ends := c.endOfCredential(); {
 		case !ends.IsZero() && !wall.Before(ends):
 			s.expire(c)
-		case since != 0 && now-time.Duration(since-1) >= unreadTimeout:
+		case since != 0 && sweep-since >= unreadLooks:
 			c.End(ClosedUnread, "it reads nothing")
 		case c.guard.unread():
 			c.End(ClosedUnread, "its flow-control window stays closed")
@@ -367,7 +359,7 @@ func (s *Set) snapshot(now time.Duration) []*Conn {
 // expire takes the identity of a connection whose credential has ended.
 func (s *Set) expire(c *Conn) {
 	s.mu.Lock()
-	c.setIdentity(nil)
+	c.identity.Store(nil)
 	s.mu.Unlock()
 	if !c.needsNoIdentity() {
 		c.End(ClosedExpired, "")

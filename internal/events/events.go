@@ -23,6 +23,15 @@ type Hooks struct {
 	// CallsRefused is called when calls find no slot: at once for the first of them, then
 	// once a second for those that followed.
 	CallsRefused func(Refusals)
+	// CallersRefused is called for tokens of callers that prove nothing: at once for the first, then
+	// once a second for those that followed.
+	CallersRefused func(CallerRefusals)
+	// OwnerCalled is called when the owner of the process calls over the unix socket although a
+	// callers file says who may call: at once, then once a second.
+	OwnerCalled func(OwnerCalls)
+	// BytesRefused is called when calls find no room for the bytes of their request or answer: at
+	// once for the first of them, then once a second for those that followed.
+	BytesRefused func(BytesRefused)
 	// HandlerPanicked is called for a panic of a handler, which is answered with INTERNAL.
 	HandlerPanicked func(Panic)
 
@@ -107,6 +116,31 @@ type Refusals struct {
 	Work  string
 	Limit int64
 	// Count is how many were refused since CallsRefused was last called for this kind.
+	Count int64
+}
+
+// CallerRefusals are calls whose token proves nothing.
+type CallerRefusals struct {
+	// Peer is the address that one of them came from, and Reason says why it was refused. Reason
+	// never contains a token.
+	Peer, Reason string
+	// Count is how many were refused since CallersRefused was last called.
+	Count int64
+}
+
+// OwnerCalls are calls of the owner of the process, who may do everything.
+type OwnerCalls struct {
+	// Credential is what the owner has proved that with.
+	Credential string
+	// Count is how many calls there were since OwnerCalled was last called.
+	Count int64
+}
+
+// BytesRefused are calls that found no room for their bytes.
+type BytesRefused struct {
+	// Limit is how many bytes of requests and answers may be held, and Held how many were.
+	Limit, Held int64
+	// Count is how many calls were refused since BytesRefused was last called.
 	Count int64
 }
 

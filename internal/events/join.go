@@ -6,6 +6,9 @@ func Join(listeners ...Hooks) Hooks {
 	joined := Hooks{
 		CallFinished:    func(Call) {},
 		CallsRefused:    func(Refusals) {},
+		CallersRefused:  func(CallerRefusals) {},
+		OwnerCalled:     func(OwnerCalls) {},
+		BytesRefused:    func(BytesRefused) {},
 		HandlerPanicked: func(Panic) {},
 		ChangeCommitted: func(Change) {},
 		StoreDown:       func(error) {},
@@ -25,6 +28,9 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.CallFinished, each.CallFinished, first)
 		join(&joined.ValidationFinished, each.ValidationFinished, joined.ValidationFinished == nil)
 		join(&joined.CallsRefused, each.CallsRefused, first)
+		join(&joined.CallersRefused, each.CallersRefused, first)
+		join(&joined.OwnerCalled, each.OwnerCalled, first)
+		join(&joined.BytesRefused, each.BytesRefused, first)
 		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
 		join(&joined.ChangeCommitted, each.ChangeCommitted, first)
 		join(&joined.StoreDown, each.StoreDown, first)

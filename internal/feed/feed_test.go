@@ -366,9 +366,38 @@ func TestRestartResetsAllSessions(t *testing.T) {
 	}
 }
 
+// A session whose client says nothing for long ends, and one whose client pings now and then stays.
+func TestSilentSessionsEnd(t *testing.T) {
+	w := newWorld(t, nil)
+	silent, idle := w.join(), w.join()
+	if step := silent.Next(); step.Within != 5*time.Minute {
+		t.Errorf("it may be silent for %s", step.Within)
+	}
+	for nonce := range uint64(3) {
+		w.now = w.now.Add(5*time.Minute - 1)
+		w.ping(idle, nonce+1, 100)
+		w.expect(idle, fmt.Sprintf("pong %d at 100", nonce+1))
+		if nonce == 0 {
+			w.expect(silent)
+		}
+	}
+	if got := show(silent.Next()); got != "goodbye last=true" {
+		t.Errorf("silent for a quarter of an hour: %s", got)
+	}
+	w.expect(idle)
+	w.now = w.now.Add(5 * time.Minute)
+	if got := show(idle.Next()); got != "goodbye last=true" {
+		t.Errorf("silent after all: %s", got)
+	}
+}
+
 // Sessions are limited in number and age, clients in their messages.
 func TestSessionsAndMessagesAreLimited(t *testing.T) {
-	w := newWorld(t, func(c *feed.Config) { c.MaxSessions = 2; c.Random = func() float64 { return 0 } })
+	w := newWorld(t, func(c *feed.Config) {
+		c.MaxSessions = 2
+		c.MaxSilence = 2 * time.Hour
+		c.Random = func() float64 { return 0 }
+	})
 	first := w.join()
 	w.now = w.now.Add(time.Minute)
 	second := w.join()

@@ -94,6 +94,10 @@ type Config struct {
 	// MaxAge is after how long a session ends with Goodbye. Each session draws its own age, up
 	// to a tenth more or less. Default: 1 h.
 	MaxAge time.Duration
+	// MaxSilence is after how long without a message of its client a session ends with Goodbye,
+	// like MaxAge up to a tenth more or less. A cache that nobody asks is silent, and connects again.
+	// Default: 5 min.
+	MaxSilence time.Duration
 	// Random returns a number in [0, 1). Default: the generator of math/rand/v2.
 	Random func() float64
 	// Now is the clock of the leases. Its times should have a monotonic part. Without one,
@@ -112,6 +116,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.MaxAge == 0 {
 		c.MaxAge = time.Hour
+	}
+	if c.MaxSilence == 0 {
+		c.MaxSilence = 5 * time.Minute
 	}
 	if c.Random == nil {
 		c.Random = rand.Float64

@@ -27,6 +27,8 @@ type Session struct {
 	hub    *Hub
 	holder *lease.Holder
 	ends   time.Time
+	// silence is how long the client may be silent.
+	silence time.Duration
 	// ahead is set if the client had applied a revision that the store does not have.
 	ahead bool
 	// wake has room for one value, which stands for any number of reasons to call Next.
@@ -44,6 +46,8 @@ type Session struct {
 	// change was sent.
 	next int64
 	sent int64
+	// heardAt is when the newest message of the client came.
+	heardAt time.Time
 	// applied is the revision up to which the client said that it has applied every change.
 	applied int64
 	// awaited is the newest revision that an Await waits for. marked is the newest revision
@@ -62,9 +66,10 @@ type Session struct {
 
 func newSession(hub *Hub, visible access.Workspaces) *Session {
 	now := hub.config.Now()
-	age := time.Duration(float64(hub.config.MaxAge) * (0.9 + 0.2*hub.config.Random()))
+	jitter := 0.9 + 0.2*hub.config.Random()
+	age, silence := time.Duration(float64(hub.config.MaxAge)*jitter), time.Duration(float64(hub.config.MaxSilence)*jitter)
 	return &Session{
-		hub: hub, visible: visible, holder: hub.leases.Enter(), ends: now.Add(age), wake: make(chan struct{}, 1),
+		hub: hub, visible: visible, holder: hub.leases.Enter(), ends: now.Add(age), silence: silence, heardAt: now, wake: make(chan struct{}, 1),
 		allowance: burst, counted: now,
 	}
 }
@@ -113,6 +118,9 @@ func (s *Session) heard(revision int64, now time.Time) error {
 	}
 	if revision > s.sent {
 		return ErrBeyond
+	}
+	if now.After(s.heardAt) {
+		s.heardAt = now
 	}
 	s.applied = max(s.applied, revision)
 	s.holder.Applied(revision)
@@ -200,7 +208,8 @@ func (s *Session) take() (step Step, own *batch) {
 	h := s.hub
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
-	left := s.ends.Sub(h.config.Now())
+	now := h.config.Now()
+	left := min(s.ends.Sub(now), s.heardAt.Add(s.silence).Sub(now))
 	switch {
 	case s.closed, s.over:
 		return Step{Last: true}, nil

@@ -42,7 +42,7 @@ func TestRolledBackStoreIsServedOnceItIsAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	settings := config.Defaults()
-	settings.Data, settings.Anchor, settings.Listen = data, anchor, "127.0.0.1:0"
+	settings.Data, settings.Anchor, settings.Listen = data, anchor, "unix://"+filepath.Join(shortFolder(t), "s")
 	var out bytes.Buffer
 	err := Run(t.Context(), settings, &out, &out)
 	if !errors.Is(err, storage.ErrAnchor) || !strings.Contains(err.Error(), "keysvc anchor accept") || strings.Contains(err.Error(), "\n") {

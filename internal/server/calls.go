@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/feed"
@@ -51,6 +52,7 @@ type servedListener struct {
 type calls struct {
 	log    *slog.Logger
 	door   *door
+	gate   *budget.Gate
 	health *health.Server
 	hub    *feed.Hub
 	// connections are those of all listeners.
@@ -75,13 +77,17 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
 	c := &calls{
 		log:    s.log,
-		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}),
+		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.config.Judge),
 		health: health.NewServer(), hub: s.hub, connections: s.connections,
 		grpc:      make(map[config.Purpose]*grpc.Server),
 		beginStop: beginStop, failed: make(chan error, 1),
 	}
+	c.gate = budget.NewGate(budget.Config{
+		Budget: s.budget, MaxMessageBytes: settings.MaxMessageBytes, Elements: service.ElementLimits(),
+		Unary: c.door.unary, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
+	})
 	for _, purpose := range config.Purposes() {
-		server := c.newServer(settings)
+		server := c.gate.Services(c.newServer(settings))
 		all := purpose == config.PurposeAll
 		if all || purpose == config.PurposeValidation {
 			keysvcv1.RegisterValidationServiceServer(server, validations)
@@ -106,7 +112,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 				channelz.RegisterChannelzServiceToServer(server)
 			}
 		}
-		c.grpc[purpose] = server
+		c.grpc[purpose] = server.Server
 	}
 	return c
 }
@@ -114,13 +120,12 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 // newServer returns a gRPC server without services. A method that is not registered with
 // it is answered with UNIMPLEMENTED.
 func (c *calls) newServer(settings config.Settings) *grpc.Server {
-	return grpc.NewServer(
+	return grpc.NewServer(append(
+		c.gate.Options(), // unary calls come to the door through the gate
 		grpc.Creds(c.connections.Credentials()),
-		grpc.UnaryInterceptor(c.door.unary),
 		grpc.StreamInterceptor(c.door.stream),
 		grpc.MaxConcurrentStreams(uint32(settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
 		grpc.MaxHeaderListSize(uint32(settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
-		grpc.MaxRecvMsgSize(settings.MaxMessageBytes),
 		grpc.ConnectionTimeout(connectionTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			Time: keepaliveTime, Timeout: keepaliveTimeout,
@@ -130,7 +135,7 @@ func (c *calls) newServer(settings config.Settings) *grpc.Server {
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
-	)
+	)...)
 }
 
 // begin serves a listener in a goroutine.

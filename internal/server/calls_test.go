@@ -112,8 +112,8 @@ func TestMessagesAndHeadersAreBounded(t *testing.T) {
 		t.Errorf("a message just below 1 MiB: %v", err)
 	}
 	_, err = b.validation.ValidateKey(ctx, &keysvcv1.ValidateKeyRequest{Token: long(1<<20 + 1), IdentityOnly: true})
-	if status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("a message over 1 MiB: got %v, want RESOURCE_EXHAUSTED", err)
+	if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "1048576 are allowed") {
+		t.Errorf("a message over 1 MiB: got %v, want a refusal that names the limit", err)
 	}
 	header := func(size int) error {
 		_, err := b.policies.GetPolicy(metadata.AppendToOutgoingContext(ctx, "x-filler", long(size)), &keysvcv1.GetPolicyRequest{})

@@ -229,7 +229,7 @@ func TestStoreIsOpenedByName(t *testing.T) {
 func TestDemonstrationNeedsAListenerThatServesEverything(t *testing.T) {
 	settings := everything(t)
 	settings.Listeners = []config.Listener{{Address: settings.Listen, Purpose: config.PurposeManagement}}
-	settings.Listen = ""
+	settings.Listen = config.NoListener
 	var wrong *config.FieldError
 	if err := Run(t.Context(), settings, &buffer{}, &buffer{}); !errors.As(err, &wrong) || wrong.Field != "dev" {
 		t.Errorf("got %v, want a FieldError for dev", err)

@@ -2,11 +2,10 @@ package server
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
 	"net"
 	"time"
 
-	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/events"
@@ -14,13 +13,9 @@ import (
 
 // makeConnections makes the set of the connections of all listeners.
 func (s *Server) makeConnections(context.Context) error {
-	judge := s.config.Judge
-	if judge == nil {
-		judge = localJudge{}
-	}
 	settings, began := s.config.Settings, monotonic()
 	s.connections = connection.New(connection.Config{
-		Judge:          judge,
+		Judge:          s.config.Judge,
 		MaxConnections: settings.MaxConnections, MaxPerSource: settings.MaxConnectionsPerSource,
 		MaxStreams: settings.MaxStreams, MaxHeaderBytes: settings.MaxHeaderBytes,
 		Silence: keepaliveTimeout,
@@ -46,7 +41,16 @@ func (s *Server) connectionsOf(listener net.Listener, purpose config.Purpose) *c
 	wanted := &connection.Listener{Anonymous: purpose == config.PurposeHealth}
 	switch listener.Addr().(type) {
 	case *net.TCPAddr:
-		wanted.Kind = connection.Loopback
+		switch {
+		case purpose == config.PurposeHealth:
+			wanted.Kind = connection.Plaintext // probes of other machines, too
+		case s.config.Settings.TLS():
+			wanted.Kind = connection.TLS
+			wanted.TLS = func() (*tls.Config, error) { return s.proofs.tls, nil }
+			wanted.Bearers = s.config.Settings.TLSBearers
+		default:
+			wanted.Kind = connection.Loopback
+		}
 	case *net.UnixAddr:
 		wanted.Kind = connection.Unix
 	default: // in memory, or of a kind that nobody knows
@@ -55,24 +59,4 @@ func (s *Server) connectionsOf(listener net.Listener, purpose config.Purpose) *c
 		}
 	}
 	return wanted
-}
-
-// localJudge knows everybody who reaches a listener of this machine.
-type localJudge struct{}
-
-var errNoJudge = errors.New("there is no callers file")
-
-// Connection implements callers.Judge.
-func (localJudge) Connection(peer *callers.Peer) (*callers.Identity, error) {
-	switch peer.Source {
-	case callers.SourceLoopback, callers.SourceUnix:
-		return callers.Local(), nil
-	case callers.SourceSPIFFE, callers.SourceDNS, callers.SourceOIDC, callers.SourceToken:
-	}
-	return nil, errNoJudge
-}
-
-// Bearer implements callers.Judge.
-func (localJudge) Bearer(context.Context, *callers.Peer, string) (*callers.Identity, error) {
-	return nil, errNoJudge
 }

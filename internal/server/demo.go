@@ -58,6 +58,11 @@ func (s *Server) seedDemo(ctx context.Context, settings config.Settings, address
 	if err != nil {
 		return err
 	}
+	if settings.TLS() {
+		// How a person reaches it, as whom, is not known here; keysvc certs dev has said it.
+		_, err = fmt.Fprintf(out, "keysvc serves on %s with TLS, with a demo workspace. The token of its key is in %s\nStop with Ctrl-C.\n", address, path)
+		return err
+	}
 	var text bytes.Buffer
 	err = demoText.Execute(&text, map[string]string{
 		"Address": address,

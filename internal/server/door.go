@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
-	"github.com/scribe-mail/keysvc/internal/access"
+	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -33,6 +33,11 @@ type door struct {
 	slots  *slotTable
 	// workOf returns the kind of work of a validation, which depends on what it asks for.
 	workOf func(request any) callers.Work
+	// judge says who calls, live has the streams that are open, and unknown and owner count what is
+	// reported once a second.
+	judge          callers.Judge
+	live           liveStreams
+	unknown, owner counter
 	// stopping ends when the stop begins.
 	stopping context.Context //nolint:containedctx // the server's own lifetime, not a call's
 
@@ -44,16 +49,13 @@ type door struct {
 // newDoor returns the door of a server.
 func newDoor(
 	stopping context.Context, slots *slotTable, log *slog.Logger, now func() time.Time,
-	errors service.Errors, workOf func(request any) callers.Work, hooks events.Hooks, subjects subjects,
+	errors service.Errors, workOf func(request any) callers.Work, hooks events.Hooks, subjects subjects, judge callers.Judge,
 ) *door {
 	return &door{
-		errors: errors, log: log, now: now, slots: slots, workOf: workOf, stopping: stopping,
+		judge: judge, errors: errors, log: log, now: now, slots: slots, workOf: workOf, stopping: stopping,
 		hooks: hooks, subjects: subjects,
 	}
 }
-
-// identify returns who makes a call; nil if nobody knows.
-func (d *door) identify(ctx context.Context) *callers.Identity { return callers.FromContext(ctx) }
 
 // unary is the interceptor of unary calls.
 func (d *door) unary(
@@ -99,12 +101,15 @@ func (d *door) pass(
 		}
 	}()
 	// 2. Identity and rights are checked before the call can take a slot from other calls.
-	identity := d.identify(ctx)
-	if observed != nil {
-		observed.caller = identity.CallerName()
+	from, err := d.identify(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if !identity.May(method.Needs) {
-		return nil, d.notAllowed(ctx, method.Needs)
+	if observed != nil {
+		observed.caller = from.identity.CallerName()
+	}
+	if err := d.mayCall(ctx, from.identity, method.Needs); err != nil {
+		return nil, err
 	}
 	// 3. The slot is held until the handler has returned, or panicked.
 	work := method.Work
@@ -112,16 +117,17 @@ func (d *door) pass(
 		work = d.workOf(request)
 	}
 	if free := d.slots.of(work); free != nil {
-		if !free.acquire() {
+		share := free.acquire(from.identity.CallerName())
+		if share == nil {
 			observed.refuse()
 			return nil, d.noSlot(ctx, free)
 		}
-		defer free.release()
+		defer free.release(share)
 	}
 	// 4. The handler asks callers.FromContext. Most connections know their caller, and then a
 	// context with the identity would be one more allocation.
-	if callers.FromContext(ctx) != identity {
-		ctx = callers.NewContext(ctx, identity)
+	if callers.FromContext(ctx) != from.identity {
+		ctx = callers.NewContext(ctx, from.identity)
 	}
 	return handler(ctx, request)
 }
@@ -143,34 +149,55 @@ func (d *door) passStream(
 			err = d.recovered(ctx, value)
 		}
 	}()
-	method, identity := callers.Of(info.FullMethod), d.identify(ctx)
-	observed.caller = identity.CallerName()
-	if !identity.May(method.Needs) {
-		return d.notAllowed(ctx, method.Needs)
+	method := callers.Of(info.FullMethod)
+	from, err := d.identify(ctx)
+	if err != nil {
+		return err
+	}
+	observed.caller = from.identity.CallerName()
+	if err := d.mayCall(ctx, from.identity, method.Needs); err != nil {
+		return err
 	}
 	if free := d.slots.of(method.Work); free != nil {
-		if !free.acquire() {
+		share := free.acquire(from.identity.CallerName())
+		if share == nil {
 			observed.refuse()
 			return d.noSlot(ctx, free)
 		}
-		defer free.release()
+		defer free.release(share)
 	}
-	wrapped := &middleware.WrappedServerStream{ServerStream: stream, WrappedContext: callers.NewContext(ctx, identity)}
-	return untilStop(d.stopping, server, wrapped, info, handler)
-}
-
-// notAllowed returns the error for a caller without the right that a method needs.
-func (d *door) notAllowed(ctx context.Context, needs access.Right) error {
-	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_CALLER_NOT_ALLOWED,
-		"the caller may not call this method, which needs the right %q", needs))
+	// The stream is judged again while it is open; rejudge ends it with a status.
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	live := callers.NewLive(from.identity)
+	defer d.live.begin(&liveStream{live: live, needs: method.Needs, peer: callers.PeerFromContext(ctx), byToken: from.byToken, end: end})()
+	wrapped := &middleware.WrappedServerStream{
+		ServerStream: stream, WrappedContext: callers.NewLiveContext(callers.NewContext(ctx, from.identity), live),
+	}
+	err = untilStop(d.stopping, server, wrapped, info, handler)
+	if cause := context.Cause(ctx); cause != nil && stream.Context().Err() == nil {
+		return cause
+	}
+	return err
 }
 
 // noSlot returns the error for a call that found no slot. Refusals are reported once a
 // second.
 func (d *door) noSlot(ctx context.Context, free *slots) error {
-	if refused := free.report(d.now()); refused > 0 {
+	if refused := free.reports.since(d.now(), free.refused.Load()); refused > 0 {
 		d.hooks.CallsRefused(events.Refusals{Work: free.work.String(), Limit: free.limit.Load(), Count: refused})
 	}
 	return d.errors.Status(ctx, problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
-		"%d calls of this kind (%s) are in flight, as many as allowed; try again", free.limit.Load(), free.work))
+		"%d calls of this kind (%s) are allowed at a time, a quarter of them to other callers; as many are in flight; try again",
+		free.limit.Load(), free.work))
+}
+
+// noRoom returns the function that reports calls that found no room for their bytes, once a second.
+func (d *door) noRoom() func(budget.Snapshot) {
+	var reports reports
+	return func(state budget.Snapshot) {
+		if refused := reports.since(d.now(), state.Refused); refused > 0 {
+			d.hooks.BytesRefused(events.BytesRefused{Limit: state.Limit, Held: state.Held, Count: refused})
+		}
+	}
 }

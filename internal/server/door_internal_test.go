@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -70,19 +72,65 @@ func BenchmarkDoor(b *testing.B) {
 // TestEveryKindOfWorkHasSlots: calls of a kind without slots would all be refused.
 func TestEveryKindOfWorkHasSlots(t *testing.T) {
 	d := newTestDoor(t, config.Defaults())
-	if free := d.slots.of(callers.NoWork); free == nil || free.acquire() {
+	if free := d.slots.of(callers.NoWork); free == nil || free.acquire("local") != nil {
 		t.Error("NoWork has slots")
 	}
-	if free := d.slots.of(callers.Session + 1); free == nil || free.acquire() {
+	if free := d.slots.of(callers.Session + 1); free == nil || free.acquire("local") != nil {
 		t.Error("unknown work has slots")
 	}
 	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session} {
-		if free := d.slots.of(work); free == nil || free.work != work || !free.acquire() {
+		if free := d.slots.of(work); free == nil || free.work != work || free.acquire("local") == nil {
 			t.Errorf("work of kind %s has no slots", work)
 		}
 	}
 	if d.slots.of(callers.Probe) != nil {
 		t.Error("probes have a bound")
+	}
+}
+
+// TestOneCallerLeavesAQuarterToOthers: whatever one caller does, another gets slots.
+func TestOneCallerLeavesAQuarterToOthers(t *testing.T) {
+	settings := config.Defaults()
+	settings.MaxInFlight = 16
+	d := newTestDoor(t, settings)
+	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session} {
+		free := d.slots.of(work)
+		limit := int(free.limit.Load())
+		take := func(caller string) (taken []*atomic.Int64) {
+			for share := free.acquire(caller); share != nil; share = free.acquire(caller) {
+				taken = append(taken, share)
+			}
+			return taken
+		}
+		first := take("first")
+		if len(first) != limit*3/4 {
+			t.Errorf("%s: alone, one caller gets %d of %d slots, want three quarters", work, len(first), limit)
+		}
+		second := take("second")
+		if len(second) != limit/4 {
+			t.Errorf("%s: the second caller gets %d of %d slots, want a quarter", work, len(second), limit)
+		}
+		for _, share := range append(first, second...) {
+			free.release(share)
+		}
+		if again := take("first"); len(again) != limit*3/4 {
+			t.Errorf("%s: after the release, one caller gets %d of %d slots", work, len(again), limit)
+		}
+	}
+}
+
+// TestSharesOfManyCallersAreForgotten: names that come and go do not fill the memory.
+func TestSharesOfManyCallersAreForgotten(t *testing.T) {
+	free := newTestDoor(t, config.Defaults()).slots.of(callers.Validation)
+	held := free.acquire("held")
+	for index := range 3 * maxShares {
+		free.release(free.acquire(strconv.Itoa(index)))
+	}
+	if known := len(*free.shares.Load()); known > maxShares {
+		t.Errorf("%d callers have a share", known)
+	}
+	if free.share("held") != held {
+		t.Error("a share of which a slot is taken was forgotten")
 	}
 }
 
@@ -94,7 +142,7 @@ func TestTooManyValidationsAreRefused(t *testing.T) {
 	var text bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&text, nil))
 	now := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
-	d := newDoor(t.Context(), newSlotTable(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
+	d := newDoor(t.Context(), newSlotTable(settings), log, func() time.Time { return now }, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{}, callers.NewTableJudge(0, time.Now))
 	request := &keysvcv1.ValidateKeyRequest{}
 	ask := func() error {
 		_, err := d.unary(localContext(t), request, validateKey, answerNothing)

@@ -40,6 +40,18 @@ func logEvents(log *slog.Logger) events.Hooks {
 			log.WarnContext(ctx, "calls are refused: as many are in flight as allowed",
 				"kind", refused.Work, "allowed", refused.Limit, "refused", refused.Count)
 		},
+		CallersRefused: func(refused events.CallerRefusals) {
+			log.WarnContext(ctx, "callers are refused: their tokens prove nothing",
+				"peer", refused.Peer, "error", refused.Reason, "refused", refused.Count)
+		},
+		OwnerCalled: func(calls events.OwnerCalls) {
+			log.WarnContext(ctx, "the owner of the process calls over the unix socket, past the callers file",
+				"credential", calls.Credential, "calls", calls.Count)
+		},
+		BytesRefused: func(refused events.BytesRefused) {
+			log.WarnContext(ctx, "calls are refused: there is no room for their bytes; the callers send much at a time, or do not read their answers",
+				"allowed", refused.Limit, "held", refused.Held, "refused", refused.Count)
+		},
 		HandlerPanicked: func(panicked events.Panic) {
 			described := slog.String("type", panicked.Type)
 			if panicked.Fault != "" {

@@ -78,6 +78,8 @@ type options struct {
 	// clock and passed are server.Config's Now and Passed. Default: a clock at testTime, and none.
 	clock  *testClock
 	passed func() time.Duration
+	// config changes the rest of the server's configuration.
+	config func(*server.Config)
 }
 
 // start starts a server, which stops with the test.
@@ -123,10 +125,14 @@ func start(t *testing.T, with options) *bench {
 	if with.wrap != nil {
 		served = with.wrap(opened)
 	}
-	b.server, err = server.New(t.Context(), server.Config{
+	configured := server.Config{
 		Store: served, Settings: settings, Policy: active, Now: b.clock.Now, Passed: with.passed, Log: log, RingSize: with.ringSize, Hooks: with.hooks,
 		InMemory: true,
-	})
+	}
+	if with.config != nil {
+		with.config(&configured)
+	}
+	b.server, err = server.New(t.Context(), configured)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func TestMethodsThatAreNotInTheTableAreRefused(t *testing.T) {
 func newTestDoor(t testing.TB, settings config.Settings) *door {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	return newDoor(t.Context(), newSlotTable(settings), log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{})
+	return newDoor(t.Context(), newSlotTable(settings), log, time.Now, service.Errors{Log: log}, (&service.ValidationService{}).Work, events.Join(logEvents(log)), subjects{}, callers.NewTableJudge(0, time.Now))
 }
 
 func TestDemoNamesTheProgramAsItWasStarted(t *testing.T) {

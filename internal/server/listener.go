@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/user"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -15,30 +17,31 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// listen opens the listener: on loopback, or on a unix socket of mode 0600.
-func listen(ctx context.Context, text string) (net.Listener, error) {
-	at, err := config.ParseAddress(text)
+// listen opens a listener. What it may serve there is for the settings to say; they are valid.
+func listen(ctx context.Context, wanted config.Listener, settings config.Settings) (net.Listener, error) {
+	at, err := config.ParseAddress(wanted.Address)
 	if err != nil {
 		return nil, err
 	}
 	var listener net.Listener
 	if at.Network == "unix" {
-		listener, err = listenUnix(ctx, at.Target)
+		listener, err = listenUnix(ctx, at.Target, settings)
 	} else {
 		listener, err = (&net.ListenConfig{}).Listen(ctx, at.Network, at.Target)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w; --listen chooses another address", err)
 	}
-	if at.Network == "tcp" && !config.IsLoopback(listener.Addr().String()) {
-		return nil, errors.Join(fmt.Errorf("%s is not a loopback address", text), listener.Close())
+	// A name such as localhost stands for what the system says.
+	if at.Network == "tcp" && at.Local() && wanted.Purpose != config.PurposeHealth && !config.IsLoopback(listener.Addr().String()) {
+		return nil, errors.Join(fmt.Errorf("%s is not a loopback address", wanted.Address), listener.Close())
 	}
 	return listener, nil
 }
 
-// listenUnix opens a socket that only this user can connect to. It replaces a socket that a
+// listenUnix opens a socket with the mode and the group of the settings. It replaces a socket that a
 // process left behind, and returns an error if another process serves the socket.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+func listenUnix(ctx context.Context, path string, settings config.Settings) (net.Listener, error) {
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
 		connection, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path)
 		if err == nil {
@@ -51,10 +54,43 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 			}
 		}
 	}
-	// The mode must be right from the start, not only after a chmod.
+	// The mode must be tight from the start, not only after a chmod.
 	before := syscall.Umask(0o177)
-	defer syscall.Umask(before)
-	return (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	syscall.Umask(before)
+	if err != nil {
+		return nil, err
+	}
+	if err := openSocket(path, settings); err != nil {
+		return nil, errors.Join(err, listener.Close())
+	}
+	return listener, nil
+}
+
+// openSocket gives a socket its group, and then its mode, which may let the group in.
+func openSocket(path string, settings config.Settings) error {
+	if settings.SocketGroup != "" {
+		group, err := groupID(settings.SocketGroup)
+		if err != nil {
+			return fmt.Errorf("--socket-group: %w", err)
+		}
+		if err := os.Lchown(path, -1, group); err != nil {
+			return fmt.Errorf("--socket-group: %w", err)
+		}
+	}
+	return os.Chmod(path, settings.SocketMode)
+}
+
+// groupID returns the number of a group that is given by name or number.
+func groupID(group string) (int, error) {
+	if id, err := strconv.ParseUint(group, 10, 31); err == nil {
+		return int(id), nil
+	}
+	found, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(found.Gid)
 }
 
 // address returns where a listener can be reached, in the form that commands take.

@@ -71,7 +71,7 @@ func (g grpcErrors) Write(line []byte) (int, error) {
 func redact(_ []string, attribute slog.Attr) slog.Attr {
 	switch value := attribute.Value.Any().(type) {
 	case string:
-		if token.In(value) {
+		if token.In(value) || token.CallerIn(value) {
 			attribute.Value = slog.StringValue(token.Redact(value))
 		}
 	case error:

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -98,23 +99,24 @@ func TestLimitsCanBeLoweredBelowWhatIsInFlight(t *testing.T) {
 	settings := config.Defaults()
 	table := newSlotTable(settings)
 	read := table.of(callers.Read)
+	var share *atomic.Int64
 	for range 3 {
-		if !read.acquire() {
+		if share = read.acquire("local"); share == nil {
 			t.Fatal("there is no slot")
 		}
 	}
 	settings.MaxInFlight = 2
 	table.resize(settings)
-	if read.acquire() {
+	if read.acquire("local") != nil {
 		t.Error("a fourth got in")
 	}
-	read.release()
-	if read.acquire() {
+	read.release(share)
+	if read.acquire("local") != nil {
 		t.Error("a third got in")
 	}
-	read.release()
-	read.release()
-	if !read.acquire() || read.taken.Load() != 1 {
+	read.release(share)
+	read.release(share)
+	if read.acquire("local") == nil || read.taken.Load() != 1 {
 		t.Error("there is no slot, though none is taken")
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/config"
@@ -87,11 +88,18 @@ func newProcess(settings config.Settings, log *slog.Logger, stdout io.Writer, en
 
 // components returns everything that the process runs, in the order of the start.
 func (p *process) components() []component {
-	list := []component{p.signals(), p.policyFile()}
+	list := []component{p.signals(), p.policyFile(), p.server.callersFile()}
+	var within []component
 	for _, each := range p.settings.AllListeners() {
-		list = append(list, p.listener(each))
+		if p.inDataFolder(each) {
+			within = append(within, p.listener(each))
+		} else {
+			list = append(list, p.listener(each))
+		}
 	}
 	list = append(list, p.store())
+	// The store makes the data folder.
+	list = append(list, within...)
 	list = append(list, p.server.components()...)
 	return append(list, p.greeting())
 }
@@ -153,7 +161,7 @@ func (p *process) listener(wanted config.Listener) component {
 	return component{
 		name: "listener " + wanted.String(),
 		start: func(ctx context.Context) error {
-			listener, err := listen(ctx, wanted.Address)
+			listener, err := listen(ctx, wanted, p.settings)
 			if err != nil {
 				return err
 			}
@@ -168,6 +176,16 @@ func (p *process) listener(wanted config.Listener) component {
 			return nil
 		},
 	}
+}
+
+// inDataFolder reports whether a listener is a socket in the data folder.
+func (p *process) inDataFolder(wanted config.Listener) bool {
+	address, err := config.ParseAddress(wanted.Address)
+	if err != nil || address.Network != "unix" {
+		return false
+	}
+	folder, err := filepath.Abs(p.settings.Data)
+	return err == nil && filepath.Dir(address.Target) == folder
 }
 
 // store opens the store.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/clock"
 	"github.com/scribe-mail/keysvc/internal/config"
@@ -23,6 +24,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/reload"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/usage"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -70,11 +72,13 @@ type Config struct {
 	// RingSize is how many changes are kept for near-caches that read slowly or come back.
 	// Default: feed.DefaultRingSize.
 	RingSize int
+	// Ticks say when to look at files that may have changed. Default: a tick every 500 ms.
+	Ticks <-chan time.Time
 	// Log receives what operators should know. Default: nothing.
 	Log *slog.Logger
 	// Hooks are called for what happens, in addition to the log. Default: no hooks.
 	Hooks events.Hooks
-	// Judge decides who a peer is. Default: on this machine everybody is callers.Local().
+	// Judge decides who a peer is. Default: the callers file of the settings.
 	Judge callers.Judge
 	// InMemory allows listeners in memory, such as grpc's bufconn, in Serve. Their connections
 	// count as those from this machine. It is for tests.
@@ -87,6 +91,15 @@ type Server struct {
 	log    *slog.Logger
 	hooks  events.Hooks
 	slots  *slotTable
+	// judge says who calls by the callers file, and files are what is read again while the process runs.
+	judge *callers.TableJudge
+	files *reload.Poller
+	// look gets a value when the files are to be looked at now, and reprove when proofs have changed
+	// that are not files.
+	look, reprove chan struct{}
+	proofs        *proofs
+	// budget bounds the bytes that calls hold.
+	budget *budget.Budget
 	// listeners are those that the component of the calls serves.
 	listeners []servedListener
 	// parts are the components that New started; nil in a process, which starts them.
@@ -117,10 +130,17 @@ func newServer(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{
+	server := &Server{
 		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
-		slots: newSlotTable(config.Settings), distrusted: make(chan struct{}),
+		slots: newSlotTable(config.Settings), budget: budget.New(int64(config.Settings.MaxBufferedBytes)),
+		distrusted: make(chan struct{}), look: make(chan struct{}, 1), reprove: make(chan struct{}, 1),
 	}
+	server.judge = server.newJudge()
+	if config.Judge == nil {
+		server.config.Judge = server.judge
+	}
+	server.proofs = newProofs(server)
+	return server
 }
 
 // New loads the store and returns a server that is ready to Serve. Its errors are
@@ -128,7 +148,7 @@ func newServer(config Config) *Server {
 func New(ctx context.Context, config Config) (*Server, error) {
 	server := newServer(config)
 	server.parts = newComponents()
-	if err := server.parts.start(ctx, server.components()); err != nil {
+	if err := server.parts.start(ctx, append([]component{server.callersFile()}, server.components()...)); err != nil {
 		server.Stop(ctx)
 		return nil, err
 	}
@@ -147,6 +167,8 @@ func (s *Server) components() []component {
 		{name: "sweep", run: s.sweep},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
+		{name: "files", run: s.watchFiles},
+		{name: "half-open calls", run: func(ctx context.Context) error { s.calls.gate.Run(ctx); return nil }},
 	}
 }
 
@@ -321,5 +343,14 @@ func (s *Server) Stop(ctx context.Context) {
 // Feed returns the state of the sessions of near-caches.
 func (s *Server) Feed() feed.Snapshot { return s.hub.Snapshot() }
 
+// Buffered returns how many bytes of requests and answers calls hold.
+func (s *Server) Buffered() budget.Snapshot { return s.budget.Snapshot() }
+
+// HalfOpen returns how many calls wait for their request.
+func (s *Server) HalfOpen() int { return s.calls.gate.HalfOpen() }
+
 // Calls returns how many calls are in flight and were refused, by kind.
 func (s *Server) Calls() []Calls { return s.slots.snapshot() }
+
+// Connections returns how many connections there are.
+func (s *Server) Connections() connection.Counts { return s.connections.Counts() }

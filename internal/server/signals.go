@@ -59,6 +59,7 @@ func (p *process) reloadSettings(ctx context.Context) {
 		p.log.ErrorContext(ctx, "the settings stay as they are: what SIGHUP read is not valid", "error", err)
 		return
 	}
+	p.server.lookAtFiles()
 	if later := p.apply(settings); len(later) > 0 {
 		p.log.WarnContext(ctx, "the settings were read again; some need a restart", "at_next_start", strings.Join(later, ", "))
 		return

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"maps"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -8,43 +10,90 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 )
 
-// slots bounds how many calls of one kind of work are in flight. Each call takes a slot.
+// slots bounds how many calls of one kind of work are in flight. Each call takes a slot. The last
+// quarter is for callers that have less than a quarter of the slots each: so no caller can take
+// all of them, and a caller that is alone still has three quarters.
 type slots struct {
 	work callers.Work
 	// limit is the number of slots, and taken how many of them calls have.
 	limit, taken atomic.Int64
 	// refused is the number of calls since the start that found no slot.
 	refused atomic.Int64
-	// reportedAt is when refusals were last reported, in Unix nanoseconds, and reported how
-	// many there had been by then.
-	reportedAt, reported atomic.Int64
+	reports reports
+
+	// shares has how many slots each caller has, by name. The map is not changed: share puts
+	// another one in its place, with adding held.
+	shares atomic.Pointer[map[string]*atomic.Int64]
+	adding sync.Mutex
 }
 
-// acquire takes a slot. It reports whether one was free.
-func (s *slots) acquire() bool {
-	if s.taken.Add(1) <= s.limit.Load() {
-		return true
+// acquire takes a slot for a caller. It returns the caller's share, for release; nil if the caller
+// gets no slot.
+func (s *slots) acquire(caller string) *atomic.Int64 {
+	share := s.share(caller)
+	own, taken, limit := share.Add(1), s.taken.Add(1), s.limit.Load()
+	if quarter := limit / callerShare; taken <= limit && (own <= quarter || taken <= limit-quarter) {
+		return share
 	}
-	s.taken.Add(-1)
+	s.release(share)
 	s.refused.Add(1)
-	return false
+	return nil
 }
 
-// release gives a slot back.
-func (s *slots) release() { s.taken.Add(-1) }
+// release gives a slot of a caller's share back.
+func (s *slots) release(share *atomic.Int64) {
+	share.Add(-1)
+	s.taken.Add(-1)
+}
+
+const (
+	// callerShare is the part of the slots of one kind that one caller leaves to others: a quarter.
+	callerShare = 4
+	// maxShares is how many callers have a share at a time. Beyond that, shares of which nothing
+	// is taken are forgotten.
+	maxShares = 1024
+)
+
+// share returns a caller's share.
+func (s *slots) share(caller string) *atomic.Int64 {
+	if share, has := (*s.shares.Load())[caller]; has {
+		return share
+	}
+	s.adding.Lock()
+	defer s.adding.Unlock()
+	before := *s.shares.Load()
+	if share, has := before[caller]; has {
+		return share
+	}
+	after, share := maps.Clone(before), new(atomic.Int64)
+	if len(after) >= maxShares {
+		// A call that has just looked one of them up may still take a slot of it. That slot is then
+		// not counted in the caller's next share; it is counted in taken.
+		maps.DeleteFunc(after, func(_ string, share *atomic.Int64) bool { return share.Load() == 0 })
+	}
+	after[caller] = share
+	s.shares.Store(&after)
+	return share
+}
 
 // reportInterval is the shortest time between two reports of refusals.
 const reportInterval = time.Second
 
-// report returns how many calls were refused since the last report. It returns 0 if that is
-// less than reportInterval ago.
-func (s *slots) report(now time.Time) int64 {
-	last := s.reportedAt.Load()
-	if last != 0 && now.UnixNano()-last < int64(reportInterval) || !s.reportedAt.CompareAndSwap(last, now.UnixNano()) {
+// reports bounds the rate of reports of refusals.
+type reports struct {
+	// at is when refusals were last reported, in Unix nanoseconds, and count how many there had been
+	// by then.
+	at, count atomic.Int64
+}
+
+// since returns how many calls were refused since the last report, of those since the start. It
+// returns 0 if that is less than reportInterval ago.
+func (r *reports) since(now time.Time, refused int64) int64 {
+	last := r.at.Load()
+	if last != 0 && now.UnixNano()-last < int64(reportInterval) || !r.at.CompareAndSwap(last, now.UnixNano()) {
 		return 0
 	}
-	refused := s.refused.Load()
-	return refused - s.reported.Swap(refused)
+	return refused - r.count.Swap(refused)
 }
 
 // slotTable has the slots of each kind of work, by kind; nil for probes, which have no
@@ -53,10 +102,11 @@ func (s *slots) report(now time.Time) int64 {
 type slotTable [callers.Session + 1]*slots
 
 func newSlotTable(settings config.Settings) *slotTable {
-	table := slotTable{callers.NoWork: {}} // no slots: a method that is not known is refused
+	table := slotTable{} // NoWork has slots of number 0: a method that is not known is refused
 	for work := range table {
-		if work := callers.Work(work); work != callers.NoWork && work != callers.Probe {
+		if work := callers.Work(work); work != callers.Probe {
 			table[work] = &slots{work: work}
+			table[work].shares.Store(&map[string]*atomic.Int64{})
 		}
 	}
 	table.resize(settings)

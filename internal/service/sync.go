@@ -12,9 +12,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
+	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/patience"
@@ -223,10 +225,14 @@ type encoded struct {
 	newest atomic.Pointer[encodedResponse]
 }
 
+// encodedResponse is a response with its encoding. It implements budget.Shared.
 type encodedResponse struct {
-	response *keysvcv1.SyncResponse
-	prepared grpc.PreparedMsg
+	*keysvcv1.SyncResponse
+	wire []byte
 }
+
+// Wire implements budget.Shared.
+func (r *encodedResponse) Wire() []byte { return r.wire }
 
 // send sends a response. It encodes the response unless that was the last one to be encoded. The
 // server does not compress, so the encoding is the same for each stream.
@@ -235,14 +241,15 @@ func (e *encoded) send(stream grpc.ServerStream, response *keysvcv1.SyncResponse
 		return stream.SendMsg(response)
 	}
 	newest := e.newest.Load()
-	if newest == nil || newest.response != response {
-		newest = &encodedResponse{response: response}
-		if err := newest.prepared.Encode(stream, response); err != nil {
-			return err
+	if newest == nil || newest.SyncResponse != response {
+		wire, err := proto.MarshalOptions{}.MarshalAppend(make([]byte, 0, max(proto.Size(response), budget.MinSharedCapacity)), response)
+		if err != nil {
+			return status.Error(codes.Internal, "internal error")
 		}
+		newest = &encodedResponse{SyncResponse: response, wire: wire}
 		e.newest.Store(newest)
 	}
-	return stream.SendMsg(&newest.prepared)
+	return stream.SendMsg(newest)
 }
 
 // status maps the error that ended a session to a status.

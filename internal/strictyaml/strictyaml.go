@@ -172,6 +172,11 @@ func (v Value) Column() int {
 	return v.node.Column
 }
 
+// IsText reports whether the value is a text. It records nothing.
+func (v Value) IsText() bool {
+	return v.node != nil && v.node.Kind == yaml.ScalarNode && v.node.ShortTag() == "!!str"
+}
+
 // Refuse records that the value cannot be used, and why. The rules that are applied later
 // record nothing about it. The value must be Present.
 func (v Value) Refuse(format string, arguments ...any) {

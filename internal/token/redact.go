@@ -9,17 +9,17 @@ import (
 // this version has less than a hundred bytes; the rest is for newer forms.
 const MaxTextBytes = 4096
 
-// anyToken matches everything that may be a token, with the letters, digits and underscores
-// around it.
-var anyToken = regexp.MustCompile(`[0-9A-Za-z]*_ksk1_[0-9A-Za-z_]*`)
+// anyToken matches everything that may be a key's or a caller's token, with the letters, digits and
+// underscores around it.
+var anyToken = regexp.MustCompile(`[0-9A-Za-z]*_ks[kc]1_[0-9A-Za-z_]*`)
 
 // In reports whether text contains something that looks like a token or a part of one.
 func In(text string) bool { return strings.Contains(text, version) }
 
-// Redact replaces everything in text that looks like a token. It is for text from elsewhere
-// that goes to a log or to a person. Text without a token is returned unchanged.
+// Redact replaces everything in text that looks like a key's token or a caller's. It is for text
+// from elsewhere that goes to a log or to a person. Text without a token is returned unchanged.
 func Redact(text string) string {
-	if !In(text) {
+	if !In(text) && !CallerIn(text) {
 		return text
 	}
 	return anyToken.ReplaceAllLiteralString(text, "[redacted token]")

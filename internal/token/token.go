@@ -78,27 +78,33 @@ type Token struct {
 //
 // A token that can be parsed may still be unknown, expired or revoked.
 func Parse(text string) (Token, error) {
-	if len(text) < minLength || len(text) > maxLength {
+	if !wellFormed(text, version) {
 		return Token{}, ErrMalformed
+	}
+	return fromText(text), nil
+}
+
+// wellFormed reports whether a text has the form of a token with a mark, which is version or
+// callerMark, and a matching checksum. It does not allocate.
+func wellFormed(text, mark string) bool {
+	if len(text) < minLength || len(text) > maxLength {
+		return false
 	}
 
 	// From the right: every part after the prefix has a fixed length.
 	prefix, tail := text[:len(text)-tailLength], text[len(text)-tailLength:]
-	head, tail := tail[:len(version)], tail[len(version):]
+	head, tail := tail[:len(mark)], tail[len(mark):]
 	id, tail := tail[:idLength], tail[idLength:]
 	separator, digits := tail[0], tail[1:]
-	if head != version || separator != '_' || !ValidPrefix(prefix) || !ValidID(id) || !allBase62(digits) {
-		return Token{}, ErrMalformed
+	if head != mark || separator != '_' || !ValidPrefix(prefix) || !ValidID(id) || !allBase62(digits) {
+		return false
 	}
 
 	// Digits are compared, not numbers: so a checksum has one spelling, and six digits that
 	// stand for more than 32 bits never match.
 	covered, written := text[:len(text)-checksumLength], text[len(text)-checksumLength:]
 	want := checksum(covered)
-	if written != string(want[:]) {
-		return Token{}, ErrMalformed
-	}
-	return fromText(text), nil
+	return written == string(want[:])
 }
 
 // New makes a token with the given prefix and id and a new secret of 43 base62 digits (256
@@ -106,6 +112,11 @@ func Parse(text string) (Token, error) {
 // crypto/rand.Reader. New returns an error if the prefix or the id is not valid (see
 // ValidPrefix and ValidID), or if random fails or ends early.
 func New(prefix, id string, random io.Reader) (Token, error) {
+	return newMarked(prefix, version, id, random)
+}
+
+// newMarked is New for a mark.
+func newMarked(prefix, mark, id string, random io.Reader) (Token, error) {
 	if !ValidPrefix(prefix) {
 		return Token{}, errors.New("token: prefix: malformed: want 2 to 12 characters of a-z and 0-9, the first a letter")
 	}
@@ -114,7 +125,7 @@ func New(prefix, id string, random io.Reader) (Token, error) {
 	}
 	text := make([]byte, 0, maxLength)
 	text = append(text, prefix...)
-	text = append(text, version...)
+	text = append(text, mark...)
 	text = append(text, id...)
 	text = append(text, '_')
 	text, err := appendRandomBase62(text, secretLength, random)

@@ -1,0 +1,153 @@
+package budget
+
+import (
+	"context"
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+)
+
+const (
+	// HalfOpenTimeout is how long a request may take to come.
+	HalfOpenTimeout = 10 * time.Second
+	// tick is how often calls are looked at.
+	tick = time.Second
+	// lists is the number of lists of half-open calls, and listLength how many calls each may have:
+	// together 4096 calls, which hold about 43 MiB. A connection is always on the same list, so one
+	// connection has at most listLength half-open calls.
+	lists      = 8
+	listLength = 512
+)
+
+// halfOpen knows the calls whose request is not complete. A call that is half-open for
+// HalfOpenTimeout is ended. So is the call that has been half-open for the longest time, if there
+// are too many. Its methods may be called from many goroutines.
+type halfOpen struct {
+	// seed makes it hard to guess which connections share a list.
+	seed maphash.Seed
+	// surplus is the status of a call that makes room for another.
+	surplus *status.Status
+	// now counts ticks.
+	now   atomic.Int64
+	lists [lists]halfOpenList
+}
+
+// halfOpenList is a list of half-open calls, the oldest first.
+type halfOpenList struct {
+	mutex          sync.Mutex
+	oldest, newest *halfOpenCall
+	length         int
+	_              [64]byte // so that two lists do not share a cache line
+}
+
+// halfOpenCall is a call in a list. The fields are guarded by the list's mutex.
+type halfOpenCall struct {
+	list         *halfOpenList
+	older, newer *halfOpenCall
+	since        int64
+	transport    transportStream
+}
+
+func newHalfOpen(surplus *status.Status) *halfOpen {
+	return &halfOpen{seed: maphash.MakeSeed(), surplus: surplus}
+}
+
+// begin notes that the request of a call has begun to come.
+func (h *halfOpen) begin(call *halfOpenCall, connection *peer.Peer, transport transportStream) {
+	list := &h.lists[maphash.Comparable(h.seed, connection)%lists]
+	list.mutex.Lock()
+	var surplus transportStream
+	if list.length >= listLength {
+		surplus = list.oldest.transport
+		list.remove(list.oldest)
+	}
+	call.list, call.transport, call.since = list, transport, h.now.Load()
+	call.older = list.newest
+	if call.older != nil {
+		call.older.newer = call
+	} else {
+		list.oldest = call
+	}
+	list.newest = call
+	list.length++
+	list.mutex.Unlock()
+	if surplus != nil {
+		_ = surplus.WriteStatus(h.surplus) // a call that is over is not told
+	}
+}
+
+// end notes that the request of a call is complete, or that the call is over.
+func (h *halfOpen) end(call *halfOpenCall) {
+	list := call.list
+	list.mutex.Lock()
+	if call.transport != nil {
+		list.remove(call)
+	}
+	list.mutex.Unlock()
+}
+
+// remove takes a call off the list. mutex is held.
+func (l *halfOpenList) remove(call *halfOpenCall) {
+	if call.older != nil {
+		call.older.newer = call.newer
+	} else {
+		l.oldest = call.newer
+	}
+	if call.newer != nil {
+		call.newer.older = call.older
+	} else {
+		l.newest = call.older
+	}
+	call.older, call.newer, call.transport = nil, nil, nil
+	l.length--
+}
+
+// lateHalfOpen is the status of a call whose request did not come in time.
+var lateHalfOpen = status.New(codes.DeadlineExceeded, "the request did not come within "+HalfOpenTimeout.String())
+
+// run ends calls that are half-open for too long, until the context ends.
+func (h *halfOpen) run(ctx context.Context) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			h.sweep(h.now.Add(1) - int64(HalfOpenTimeout/tick))
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweep ends the calls that began before a tick.
+func (h *halfOpen) sweep(before int64) {
+	var late []transportStream
+	for index := range h.lists {
+		list := &h.lists[index]
+		list.mutex.Lock()
+		for list.oldest != nil && list.oldest.since < before {
+			late = append(late, list.oldest.transport)
+			list.remove(list.oldest)
+		}
+		list.mutex.Unlock()
+	}
+	for _, each := range late {
+		_ = each.WriteStatus(lateHalfOpen) // a call that is over is not told
+	}
+}
+
+// length returns how many calls are half-open.
+func (h *halfOpen) length() (calls int) {
+	for index := range h.lists {
+		list := &h.lists[index]
+		list.mutex.Lock()
+		calls += list.length
+		list.mutex.Unlock()
+	}
+	return calls
+}

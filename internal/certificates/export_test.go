@@ -1,0 +1,4 @@
+package certificates
+
+// DevelopmentUnit is what marks the certificates of `keysvc certs dev`.
+const DevelopmentUnit = developmentUnit
