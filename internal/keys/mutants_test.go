@@ -81,6 +81,18 @@ var mutants = []mutant{
 		"if err := v.projection.Fresh(ctx); err != nil {", "if err := ctx.Err(); err != nil {",
 	},
 	{
+		"a caller reads workspaces of others", "internal/keys/permission.go",
+		"return visible.Has(workspaceID), nil", "return true, nil",
+	},
+	{
+		"a caller reports tokens of others", "internal/keys/revoke.go",
+		" || !workspaces.Has(found.Subject.Key.Workspace)", "",
+	},
+	{
+		"a caller validates in workspaces of others", "internal/validation/validation.go",
+		"question.WorkspaceID != \"\" && question.Workspaces.Has(question.WorkspaceID)", "question.WorkspaceID != \"\"",
+	},
+	{
 		"a barrier is not waited for", "internal/projection/fresh.go",
 		"return p.WaitFor(ctx, barrier.Revision)", "return ctx.Err()",
 	},

@@ -44,7 +44,9 @@ func NewValidation(validator *validation.Validator, errors Errors) *ValidationSe
 // CountInvalid makes the service call a function for each token that is not a key's. It must be
 // called before the service is used. caller is the caller's name, and address that of the
 // presenter; the zero Addr if the caller does not say.
-func (s *ValidationService) CountInvalid(count func(caller string, address netip.Addr)) { s.invalid = count }
+func (s *ValidationService) CountInvalid(count func(caller string, address netip.Addr)) {
+	s.invalid = count
+}
 
 // Work returns the kind of work that a message asks for. A message that has to wait for a revision
 // is a Wait; a message that asks for details, which are read from the store, is a Read. So these

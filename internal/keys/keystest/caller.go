@@ -84,6 +84,11 @@ func (c *caller) run() {
 			c.outlive()
 			continue
 		}
+		if c.chance(20) {
+			c.left--
+			c.trespass()
+			continue
+		}
 		request := c.request()
 		done := c.insist(request)
 		if done.err == nil && done.mutation() && c.chance(2) {
@@ -390,6 +395,9 @@ func (s *several) checkCalm() []Violation {
 // call calls one manager and adds the call to the history.
 func (c *caller) call(number int, request any) *call {
 	made := &call{id: c.newID("call"), seat: number, request: request, workspaces: access.All()}
+	if workspaceID := workspaceOf(request); workspaceID != "" && c.random != nil && c.chance(2) {
+		made.workspaces = access.Only(workspaceID, "elsewhere")
+	}
 	ctx, cancel := context.WithTimeout(asCaller(context.Background(), c.number), c.campaign.Deadline)
 	defer cancel()
 	_ = c.pacer.pause(ctx, number, atCall)
@@ -489,7 +497,7 @@ func (c *call) read(ctx context.Context, at *seat) {
 		c.note(got, err, got.GetDigest)
 	case *question:
 		answer, err := at.validator.Validate(ctx, validation.Question{
-			Workspaces: access.All(),
+			Workspaces: c.workspaces,
 			Token:      request.token, Requirement: decide.Requirement{Scope: request.scope}, WorkspaceID: request.workspaceID,
 		})
 		if c.err = err; err != nil {

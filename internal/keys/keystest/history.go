@@ -197,6 +197,14 @@ type committedChange struct {
 	begun       int64
 }
 
+// committed reports whether the store was asked to commit a change of a call.
+func (h *history) committed(id string) bool {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	_, made := h.commits[id]
+	return made
+}
+
 // readLog reads the committed changes from the store's change log, in their order.
 func (h *history) readLog(ctx context.Context, store storage.Store) ([]*committedChange, error) {
 	byID := make(map[string]*call, len(h.calls))

@@ -62,14 +62,14 @@ const maxHold = 5 * time.Millisecond
 // store is being loaded again. The call may fail as unavailable; but if it succeeds, validations must
 // reflect the change.
 func insist[Q any, A answered](r *run, verb func(context.Context, audit.Actor, Q) (A, error), request Q) (A, error) {
-	ctx := context.Background()
+	ctx, actor := context.Background(), r.actor(request)
 	if !r.chance(50) {
-		return verb(ctx, Actor, request)
+		return verb(ctx, actor, request)
 	}
 	written := r.chance(2)
 	arrived := r.gate.shut()
 	r.link.lose(written)
-	answer, err := verb(ctx, Actor, request)
+	answer, err := verb(ctx, actor, request)
 	lost := r.link.found()
 	if !errors.Is(err, storage.ErrOutcomeUnknown) {
 		r.gate.open() // it was refused, or there was nothing to change
@@ -79,7 +79,7 @@ func insist[Q any, A answered](r *run, verb func(context.Context, audit.Actor, Q
 	release := time.AfterFunc(maxHold, r.gate.open)
 	defer release.Stop()
 	for errors.Is(err, storage.ErrOutcomeUnknown) || errors.Is(err, storage.ErrUnavailable) {
-		answer, err = verb(ctx, Actor, request)
+		answer, err = verb(ctx, actor, request)
 	}
 	if shows := r.Projection.Revision(); err == nil && (answer.GetRevision() < lost || shows < lost) {
 		r.t.Errorf("%T after a commit of unknown outcome: OK at revision %d, validations show %d, the change is of %d",

@@ -113,8 +113,10 @@ func (r *run) one() {
 		r.revokeToken()
 	case at < 870:
 		r.update()
-	case at < 920:
+	case at < 910:
 		r.list()
+	case at < 930:
+		r.trespass()
 	case at < 980:
 		r.moveClock()
 	case at < 990:
@@ -341,10 +343,11 @@ func (r *run) create() {
 		want = keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED
 	}
 	name := fmt.Sprintf("key %d", r.step)
-	created, err := r.CreateKey(context.Background(), Actor, &keysvcv1.CreateKeyRequest{
+	request := &keysvcv1.CreateKeyRequest{
 		WorkspaceId: workspaceID, MemberId: memberID, Name: name, Scopes: scopes,
 		AllowedCidrs: cidrs, RequestId: requestID, ExpireTime: asked,
-	})
+	}
+	created, err := r.CreateKey(context.Background(), r.actor(request), request)
 	r.note("create", ReasonOf(err), want)
 	if want != none || err != nil {
 		return
@@ -410,9 +413,10 @@ func (r *run) rotate() {
 	case rotating && overlap > 0:
 		want = keysvcv1.ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS
 	}
-	rotated, err := r.RotateKey(context.Background(), Actor, &keysvcv1.RotateKeyRequest{
+	request := &keysvcv1.RotateKeyRequest{
 		WorkspaceId: workspaceID, KeyId: key.id, Overlap: durationpb.New(overlap), RequestId: requestID, ExpireTime: asked,
-	})
+	}
+	rotated, err := r.RotateKey(context.Background(), r.actor(request), request)
 	r.note("rotate", ReasonOf(err), want)
 	if want != none || err != nil {
 		return
