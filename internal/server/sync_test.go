@@ -501,7 +501,8 @@ func TestSyncEndsSilentAndOldStreams(t *testing.T) {
 		if s.next().GetGoodbye() == nil {
 			t.Error("something else than goodbye came")
 		}
-		if took := time.Since(began); took < 54*time.Minute || took > 66*time.Minute {
+		// A client that says nothing stays for 5 minutes, up to a tenth more or less.
+		if took := time.Since(began); took < 4*time.Minute || took > 6*time.Minute {
 			t.Errorf("it took %s", took)
 		}
 		if err := s.end(); status.Code(err) != codes.Unavailable {
