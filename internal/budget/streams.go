@@ -122,7 +122,8 @@ func (s *stream) SendMsg(response any) error {
 		s.last = newSent(s.gate.config.Budget, s.holder, 0)
 		s.last.shared = true
 	} else {
-		size, err := proto.Size(message), error(nil)
+		size := proto.Size(message)
+		var err error
 		if data, err = encodeInto(buffers.Get(max(size, MinSharedCapacity)), message); err != nil {
 			return err
 		}

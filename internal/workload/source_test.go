@@ -48,7 +48,7 @@ func newAgent(t *testing.T, says *workload.X509SVIDResponse) *agent {
 // serve listens until the function that it returns is called.
 func (a *agent) serve(t *testing.T) (stop func()) {
 	t.Helper()
-	listener, err := net.Listen("unix", a.address) //nolint:noctx // a test
+	listener, err := net.Listen("unix", a.address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,6 @@ func shake(t *testing.T, from certificates.Source, client *tls.Certificate) (ser
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		//nolint:gosec // G402: the test looks at the server's certificate itself
 		connection := tls.Client(far, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*client}})
 		if connection.HandshakeContext(context.Background()) == nil {
 			server = connection.ConnectionState().PeerCertificates[0]
