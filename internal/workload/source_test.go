@@ -130,8 +130,9 @@ func issue(t *testing.T, authority *certificatestest.Authority, id string) *tls.
 }
 
 // shake connects a client over TLS and returns the server's certificate as the client saw it.
-func shake(t *testing.T, from certificates.Source, client *tls.Certificate) (server *x509.Certificate, err error) {
+func shake(t *testing.T, from certificates.Source, client *tls.Certificate) (*x509.Certificate, error) {
 	t.Helper()
+	var server *x509.Certificate
 	config := certificates.Config(certificates.Verifier{Source: from}, false)
 	near, far := net.Pipe()
 	defer func() { _, _ = near.Close(), far.Close() }()
@@ -144,7 +145,7 @@ func shake(t *testing.T, from certificates.Source, client *tls.Certificate) (ser
 			_, _ = connection.Read(make([]byte, 1)) // the server's alert, or the end
 		}
 	}()
-	err = tls.Server(near, config).HandshakeContext(context.Background())
+	err := tls.Server(near, config).HandshakeContext(context.Background())
 	_ = near.Close()
 	<-done
 	return server, err
