@@ -32,8 +32,8 @@ const (
 	maxContinuations = 16
 	// headerSlack is how much longer than max-header-bytes a header block may be.
 	headerSlack = 4 << 10
-	// smallData is the length below which a DATA frame that does not end its stream is small. Each
-	// costs gRPC some hundred bytes, however small it is.
+	// smallData is the length, without padding, below which a DATA frame that does not end its
+	// stream is small. Each costs gRPC some hundred bytes, however small it is.
 	smallData = 256
 	// initialWindow is the flow-control window of connections and streams at the start
 	// (RFC 9113, section 6.9.2).
@@ -309,7 +309,15 @@ func (g *guard) clientData(f frame) error {
 	if _, open := g.streams[f.stream]; !open {
 		return g.count(floodStray, 1)
 	}
-	if f.length < smallData && !f.has(flagEndStream) {
+	if f.has(flagPadded) && f.length > 0 {
+		return nil // value gets the length of the padding
+	}
+	return g.countSmall(f, f.length)
+}
+
+// countSmall counts a DATA frame of the client, which has so many bytes of data, if it is small.
+func (g *guard) countSmall(f frame, data uint32) error {
+	if data < smallData && !f.has(flagEndStream) {
 		return g.count(floodSmall, 1)
 	}
 	return nil
@@ -359,6 +367,10 @@ func (c *clientFrames) value(f frame, id uint16, value uint32) error {
 	g := (*guard)(c)
 	const initialWindowSize = 4 // SETTINGS_INITIAL_WINDOW_SIZE
 	switch {
+	case f.kind == frameData:
+		if _, open := g.streams[f.stream]; open {
+			return g.countSmall(f, f.length-min(f.length, 1+value))
+		}
 	case f.kind == frameSettings && id == initialWindowSize:
 		g.initial = int64(value)
 	case f.kind != frameWindowUpdate:
