@@ -136,7 +136,7 @@ func (c *call) handle(ctx context.Context, request any) (any, error) {
 			}
 			c.taken += bytes
 		}
-	case callers.NoWork, callers.Probe, callers.Validation, callers.Wait, callers.Session:
+	case callers.NoWork, callers.Probe, callers.Validation, callers.Wait, callers.Session, callers.Watch, callers.Inspection:
 	}
 	return c.next(ctx, request)
 }

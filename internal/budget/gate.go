@@ -55,13 +55,15 @@ func (g *Gate) Run(ctx context.Context) { g.halfOpen.run(ctx) }
 // HalfOpen returns how many calls wait for their request.
 func (g *Gate) HalfOpen() int { return g.halfOpen.length() }
 
-// Options returns what a grpc server needs so that its services can be registered with Services.
+// Options returns what a grpc server needs so that its services can be registered with Services. One
+// of them is an interceptor of streams: others must be given as grpc.ChainStreamInterceptor.
 // Windows are static: one that adapts to the client grows to 16 MiB for each stream.
 func (g *Gate) Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.StaticStreamWindowSize(WindowBytes),
 		grpc.StaticConnWindowSize(16 * WindowBytes),
+		grpc.StreamInterceptor(g.await),
 	}
 }
 

@@ -18,11 +18,11 @@ const (
 	// tick is how often calls are looked at.
 	tick = time.Second
 	// lists is the number of lists of half-open calls, and listLength how many calls each may have:
-	// together 4096 calls, which hold about 43 MiB. A connection is always on the same list, so one
+	// together 1024 calls, which hold about 11 MiB. A connection is always on the same list, so one
 	// connection has at most listLength half-open calls.
 	listBits   = 3
 	lists      = 1 << listBits
-	listLength = 512
+	listLength = 128
 )
 
 // halfOpen knows the calls whose request is not complete. A call that is half-open for

@@ -122,7 +122,7 @@ func newWorld(t *testing.T) *world {
 		Refused: func(Snapshot) {}, Stopping: stopping,
 	})
 	server := w.gate.Services(grpc.NewServer(append(w.gate.Options(), grpc.MaxConcurrentStreams(1000), grpc.WaitForHandlers(true),
-		grpc.StreamInterceptor(func(service any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		grpc.ChainStreamInterceptor(func(service any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			return handler(service, known{stream})
 		}))...))
 	keysvcv1.RegisterKeyServiceServer(server, keyService{world: w})

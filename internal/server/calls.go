@@ -124,7 +124,7 @@ func (c *calls) newServer(settings config.Settings) *grpc.Server {
 	return grpc.NewServer(append(
 		c.gate.Options(), // unary calls come to the door through the gate
 		grpc.Creds(c.connections.Credentials()),
-		grpc.StreamInterceptor(c.door.stream),
+		grpc.ChainStreamInterceptor(c.door.stream),
 		grpc.MaxConcurrentStreams(uint32(settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
 		grpc.MaxHeaderListSize(uint32(settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
 		grpc.ConnectionTimeout(connectionTimeout),

@@ -220,7 +220,7 @@ func (s *Server) follow(ctx context.Context) error {
 func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
 		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted,
-		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/workspaceShare),
+		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
 	if err != nil {
