@@ -98,6 +98,17 @@ func (c *Conn) endOfCredential() time.Time {
 	return time.Time{}
 }
 
+// Streams returns how many streams the client has opened that have not ended, without those that are
+// apart.
+func (c *Conn) Streams() int64 { return c.guard.open.Load() }
+
+// Apart takes a stream of the connection out of the numbers that Streams returns, because it is counted
+// elsewhere, until the function that it returns is called.
+func (c *Conn) Apart() (over func()) {
+	c.guard.addApart(-1)
+	return func() { c.guard.addApart(1) }
+}
+
 // End closes the connection at once, and everything that goes on over it. The reason is for the
 // log.
 func (c *Conn) End(reason Reason, detail string) {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -109,7 +110,13 @@ type guard struct {
 	// maxStreams and maxHeaderBytes are the settings.
 	maxStreams, maxHeaderBytes int
 
+	// total counts the open streams of all connections, and open those of this one. Both are
+	// changed under mu.
+	total, open *atomic.Int64
+
 	mu sync.Mutex
+	// over is set once the connection has ended, and counts no more.
+	over bool
 	// now is the time of the piece that is looked at, and nowRead is set if it was read.
 	now     time.Duration
 	nowRead bool
@@ -159,7 +166,7 @@ func newGuard(elapsed func() time.Duration, maxStreams, maxHeaderBytes int) *gua
 	return &guard{
 		elapsed: elapsed, maxStreams: maxStreams, maxHeaderBytes: maxHeaderBytes,
 		in: frameReader{unread: len(preface)}, streams: make(map[uint32]stream), initial: initialWindow,
-		whole: flow{credit: initialWindow},
+		whole: flow{credit: initialWindow}, total: new(atomic.Int64), open: new(atomic.Int64),
 	}
 }
 
@@ -210,9 +217,39 @@ func (g *guard) count(kind floodKind, cost int64) error {
 	return nil
 }
 
+// end takes the streams of a connection that has ended out of the count of all.
+func (g *guard) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.over {
+		g.over = true
+		g.addOpen(-g.open.Load())
+	}
+}
+
+// addApart changes how many streams are counted.
+func (g *guard) addApart(streams int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.over {
+		g.addOpen(streams)
+	}
+}
+
+func (g *guard) addOpen(streams int64) {
+	g.open.Add(streams)
+	g.total.Add(streams)
+}
+
 // ended forgets a stream.
 func (g *guard) ended(id uint32) {
+	if _, open := g.streams[id]; !open {
+		return
+	}
 	delete(g.streams, id)
+	if !g.over {
+		g.addOpen(-1)
+	}
 	// A map never shrinks. A connection that had many streams once should not keep the room.
 	const worthShrinking = 128
 	if len(g.streams) == 0 && g.most > worthShrinking {
@@ -331,6 +368,9 @@ func (g *guard) clientHeaders(f frame) error {
 			g.last = f.stream
 			g.streams[f.stream] = stream{opened: g.time()}
 			g.most = max(g.most, len(g.streams))
+			if !g.over {
+				g.addOpen(1)
+			}
 			// Streams that gRPC has refused are open until its refusal is sent.
 			if len(g.streams) > 2*g.maxStreams+maxContinuations {
 				return errStreams

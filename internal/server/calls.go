@@ -58,6 +58,8 @@ type calls struct {
 	// connections are those of all listeners.
 	connections *connection.Set
 	grpc        map[config.Purpose]*grpc.Server
+	// streams bounds the streams of all connections.
+	streams *streamBound
 	// beginStop ends the context that lasts until the stop begins.
 	beginStop context.CancelFunc
 	// failed yields the first error of a listener that can be served no longer.
@@ -87,6 +89,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		Budget: s.budget, MaxMessageBytes: settings.MaxMessageBytes, Elements: service.ElementLimits(),
 		Unary: c.door.unary, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
 	})
+	c.streams = newStreamBound(s, c.door)
 	for _, purpose := range config.Purposes() {
 		server := c.gate.Services(c.newServer(settings))
 		all := purpose == config.PurposeAll
@@ -125,6 +128,7 @@ func (c *calls) newServer(settings config.Settings) *grpc.Server {
 		c.gate.Options(), // unary calls come to the door through the gate
 		grpc.Creds(c.connections.Credentials()),
 		grpc.ChainStreamInterceptor(c.door.stream),
+		grpc.InTapHandle(c.streams.tap),
 		grpc.MaxConcurrentStreams(uint32(settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
 		grpc.MaxHeaderListSize(uint32(settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
 		grpc.ConnectionTimeout(connectionTimeout),

@@ -54,7 +54,7 @@ const (
 	stayingShare = 4
 	// maxWatches is the max. number of watches of health, and maxInspections that of streams that
 	// tell what is served. Each is about 14 KiB.
-	maxWatches, maxInspections = 1024, 64
+	maxWatches, maxInspections = 512, 64
 	// maxShares is how many callers have a share at a time. Beyond that, shares of which nothing
 	// is taken are forgotten.
 	maxShares = 1024
