@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
@@ -48,20 +49,30 @@ var errStopping = status.New(codes.Unavailable, "the server is stopping")
 // await is an interceptor of streams, and comes before all others: until something of the first
 // request has come, a stream costs as little as any half-open call, and takes no place of a
 // stream that is used.
-func (g *Gate) await(service any, inner grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+func (g *Gate) await(service any, inner grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	ctx := inner.Context()
 	transport, err := transportOf(ctx)
 	if err != nil {
 		return err
 	}
-	o := &opening{ServerStream: inner}
 	connection, _ := peer.FromContext(ctx)
+	work := callers.Of(info.FullMethod).Work
+	place, err := g.config.Places.Take(connection, work)
+	if err != nil {
+		return err
+	}
+	give := sync.OnceFunc(func() { g.config.Places.Give(place) })
+	defer give()
+	o := &opening{ServerStream: inner}
 	g.halfOpen.begin(&o.waiting, connection, transport)
 	defer g.halfOpen.end(&o.waiting)
 	goOn := context.AfterFunc(g.config.Stopping, func() { _ = transport.WriteStatus(errStopping) })
 	o.err = transport.ReadMessageHeader(o.first[:])
 	if !goOn() || o.err != nil && !errors.Is(o.err, io.EOF) {
 		return transportError(o.err)
+	}
+	if work == callers.Session {
+		give()
 	}
 	o.ctx = context.WithValue(ctx, openingKey{}, o)
 	return handler(service, o)

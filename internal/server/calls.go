@@ -85,11 +85,11 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		grpc:      make(map[config.Purpose]*grpc.Server),
 		beginStop: beginStop, failed: make(chan error, 1),
 	}
+	c.streams = newStreamBound(s, c.door)
 	c.gate = budget.NewGate(budget.Config{
 		Budget: s.budget, MaxMessageBytes: settings.MaxMessageBytes, Elements: service.ElementLimits(),
-		Unary: c.door.unary, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
+		Unary: c.door.unary, Places: c.streams, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
 	})
-	c.streams = newStreamBound(s, c.door)
 	for _, purpose := range config.Purposes() {
 		server := c.gate.Services(c.newServer(settings))
 		all := purpose == config.PurposeAll
