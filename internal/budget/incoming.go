@@ -75,6 +75,8 @@ type incoming struct {
 	// identified is set if holder has the caller. It is looked up only if bytes are taken.
 	identified bool
 	prefix     [prefixLength]byte
+	// opening has the first prefix of a stream; nil once that was used, and for unary calls.
+	opening *opening
 	// taken is what the newest request holds.
 	taken int64
 }
@@ -83,7 +85,7 @@ type incoming struct {
 // of the stream; other errors are statuses.
 func (in *incoming) receive(ctx context.Context, request proto.Message) error {
 	// 1. Learn how long the request is.
-	if err := in.transport.ReadMessageHeader(in.prefix[:]); err != nil {
+	if err := in.begin(); err != nil {
 		if errors.Is(err, io.EOF) {
 			return io.EOF
 		}
@@ -122,6 +124,16 @@ func (in *incoming) receive(ctx context.Context, request proto.Message) error {
 		in.give(int64(length))
 	}
 	return nil
+}
+
+// begin reads the prefix of the next request. That of the first request of a stream was read by
+// await.
+func (in *incoming) begin() error {
+	if opening := in.opening; opening != nil {
+		in.opening, in.prefix = nil, opening.first
+		return opening.err
+	}
+	return in.transport.ReadMessageHeader(in.prefix[:])
 }
 
 // read returns the next bytes of the stream. It collects them in one buffer, piece by piece: a
