@@ -90,6 +90,9 @@ type Settings struct {
 	ConnectionAge, ConnectionIdle time.Duration
 	// MaxStreams is the max. number of open requests of one connection.
 	MaxStreams int
+	// MaxOpenStreams is the max. number of open requests of all connections, without the streams of
+	// near-caches.
+	MaxOpenStreams int
 	// MaxMessageBytes is the max. size of a request.
 	MaxMessageBytes int
 	// MaxBufferedBytes is the max. number of bytes of requests and of answers that are not written

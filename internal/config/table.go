@@ -171,8 +171,8 @@ var table = []Setting{
 	{
 		Name: "max-in-flight", Group: groupLimits, Default: "4096", Reloadable: true,
 		Usage: "how many requests of one kind to work on at a time",
-		More: "The kinds are validations, changes, reads (validations with details too), and waits for a revision or for caches. " +
-			"More requests are refused with RESOURCE_EXHAUSTED. The changes of one workspace may take a quarter of the limit that was set at the start. Health is exempt.",
+		More: "Of validations that are answered from memory there may be so many; of changes, reads (validations with details too), and waits for a revision or for caches a quarter each. " +
+			"More requests are refused with RESOURCE_EXHAUSTED. The changes of one workspace may take a quarter of those that were allowed at the start. Health is exempt.",
 		kind: number(func(s *Settings) *int { return &s.MaxInFlight }, 1, 1<<20),
 	},
 	{
@@ -191,6 +191,13 @@ var table = []Setting{
 		Name: "max-streams", Group: groupLimits, Default: "1000",
 		Usage: "how many requests one connection may have open at a time",
 		kind:  number(func(s *Settings) *int { return &s.MaxStreams }, 1, 1<<20),
+	},
+	{
+		Name: "max-open-streams", Group: groupLimits, Default: "2048",
+		Usage: "how many requests may be open at a time on all connections, near-caches aside",
+		More: "Each is about 14 KiB. A connection may have half of what is left, so that one with few requests is served when others have many. " +
+			"Validations may have all of them, and everything else three quarters.",
+		kind: number(func(s *Settings) *int { return &s.MaxOpenStreams }, 16, 1<<20),
 	},
 	{
 		Name: "max-message-bytes", Group: groupLimits, Default: "1048576",
