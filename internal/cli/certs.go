@@ -66,7 +66,7 @@ print three lines to paste: for the server, for a caller that validates, and for
 that manages keys. Nothing of it is for production:
 
 - The certificates last a day. Run the command again for new ones; a server that
-  runs takes them within a second.
+  runs takes them within a second. A callers file that is there already stays.
 - Their authority vouches for localhost and loopback addresses only, and its key is
   not written anywhere.
 - A server that can be reached from other machines refuses them.
@@ -93,6 +93,9 @@ type devFolder struct {
 	Program, Folder, Address, Domain, Until string
 	Callers                                 []devCaller
 }
+
+// devCallersName is the name of the callers file.
+const devCallersName = "callers.yaml"
 
 // devAddress is where the server of certs dev listens. It is not the address of serve --dev, so
 // that both can run.
@@ -164,7 +167,12 @@ func (a *app) makeDevCerts(folder string) error {
 		return err
 	}
 	for _, file := range files {
-		if err := replaceFile(filepath.Join(folder, file.name), file.text); err != nil {
+		path := filepath.Join(folder, file.name)
+		if _, err := os.Lstat(path); file.kept && err == nil {
+			fmt.Fprintf(a.Stderr, "%s stays as it is\n", path)
+			continue
+		}
+		if err := replaceFile(path, file.text); err != nil {
 			return err
 		}
 	}
@@ -174,6 +182,8 @@ func (a *app) makeDevCerts(folder string) error {
 type devFile struct {
 	name string
 	text []byte
+	// kept is set if a file of this name is not replaced.
+	kept bool
 }
 
 // devFiles returns the files of certs dev.
@@ -187,17 +197,19 @@ func (a *app) devFiles(folder string) (files []devFile, until string, err error)
 	if err != nil {
 		return nil, "", err
 	}
+	// People edit the callers file. What they wrote stays right, because ids and names of files are
+	// the same each time.
 	fill := func(name string, form *template.Template, with any) {
 		var text bytes.Buffer
 		err = errors.Join(err, form.Execute(&text, with))
-		files = append(files, devFile{name, text.Bytes()})
+		files = append(files, devFile{name, text.Bytes(), name == devCallersName})
 	}
-	files = append(files, devFile{"ca.crt", set.Authority}, devFile{"server.key", set.Server.Key}, devFile{"server.crt", set.Server.Certificate})
-	fill("callers.yaml", devCallersFile, in)
+	files = append(files, devFile{"ca.crt", set.Authority, false}, devFile{"server.key", set.Server.Key, false}, devFile{"server.crt", set.Server.Certificate, false})
+	fill(devCallersName, devCallersFile, in)
 	fill("keysvc.yaml", devServerFile, in)
 	for _, caller := range in.Callers {
 		pair := set.Clients[caller.Name]
-		files = append(files, devFile{caller.Name + ".key", pair.Key}, devFile{caller.Name + ".crt", pair.Certificate})
+		files = append(files, devFile{caller.Name + ".key", pair.Key, false}, devFile{caller.Name + ".crt", pair.Certificate, false})
 		fill(caller.Name+".env", devVariablesFile, struct {
 			devFolder
 			Caller devCaller

@@ -86,7 +86,7 @@ var table = []Setting{
 	{
 		Name: "socket-mode", Group: groupServed, Default: "0600",
 		Usage: "the `mode` of unix sockets",
-		More:  "Who may write to a socket can connect. Whether such a user may call is for `callers` to say.",
+		More:  "Who may write to a socket, and enter its folder, can connect. Whether such a user may call is for `callers` to say. See [callers](callers.md#a-socket-for-other-users).",
 		kind:  fileMode(func(s *Settings) *fs.FileMode { return &s.SocketMode }),
 	},
 	{

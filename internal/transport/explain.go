@@ -38,7 +38,7 @@ const (
 	sentenceNoHTTP2          = "the server speaks TLS, but not HTTP/2; it is not keysvc, or a proxy that is not set up for gRPC"
 	sentenceRefused          = "connection refused: nothing listens there"
 	sentenceNoSocket         = "no such file or directory: keysvc is not running, or listens elsewhere"
-	sentenceSocketPermission = "permission denied: this user may not use the socket; keysvc opens it to a group with --socket-group and --socket-mode"
+	sentenceSocketPermission = "permission denied: this user may not use the socket; keysvc opens it to a group with --socket-group and --socket-mode, if the group may enter the socket's folder"
 	sentenceTimeout          = "there was no answer in time; the address may be wrong, or a firewall drops the packets"
 	sentenceOldTLS           = "the server does not speak TLS 1.3, and nothing older is used"
 )
@@ -214,7 +214,7 @@ func sentenceOfAlert(alert string, used *handshakeUse) string {
 	withoutOwn := used == nil || used.own == nil
 	switch alert {
 	case "certificate required":
-		return "the server asks for a client certificate, and there is none; name one (KEYSVC_TLS_CERT, KEYSVC_TLS_KEY)"
+		return "the server asks for a client certificate, and there is none; name one (KEYSVC_TLS_CERT, KEYSVC_TLS_KEY), or let keysvc take tokens alone (keysvc serve --tls-bearers)"
 	case "bad certificate", "unsupported certificate", "unknown certificate", "revoked certificate", "access denied":
 		if withoutOwn {
 			return "the server refused the connection (" + alert + "); it may want a client certificate (KEYSVC_TLS_CERT, KEYSVC_TLS_KEY)"
