@@ -150,7 +150,7 @@ func (p *proofs) use(file *callers.File) error {
 // paths names the files: the server's of the settings, and those of a callers file.
 func (p *proofs) paths(file *callers.File) certificates.Paths {
 	settings := p.server.config.Settings
-	paths := certificates.Paths{Certificate: settings.TLSCert, Key: settings.TLSKey, RefuseDevelopment: reachable(settings)}
+	paths := certificates.Paths{Certificate: settings.TLSServerCert, Key: settings.TLSServerKey, RefuseDevelopment: reachable(settings)}
 	if file == nil {
 		return paths
 	}
