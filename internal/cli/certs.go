@@ -169,7 +169,9 @@ func (a *app) makeDevCerts(folder string) error {
 	for _, file := range files {
 		path := filepath.Join(folder, file.name)
 		if _, err := os.Lstat(path); file.kept && err == nil {
-			fmt.Fprintf(a.Stderr, "%s stays as it is\n", path)
+			if _, err := fmt.Fprintf(a.Stderr, "%s stays as it is\n", path); err != nil {
+				return err
+			}
 			continue
 		}
 		if err := replaceFile(path, file.text); err != nil {
