@@ -18,7 +18,7 @@ func BenchmarkGate(b *testing.B) {
 		return handler(ctx, request)
 	}
 	gate := NewGate(Config{
-		Budget: New(limit), MaxMessageBytes: 1 << 20, Unary: pass, Stopping: context.Background(), Refused: func(Snapshot) {},
+		Budget: New(limit), MaxMessageBytes: 1 << 20, Unary: pass, Stopping: context.Background(), Refused: func(Snapshot) {}, Places: &places{},
 		Status: func(_ context.Context, err error) error { return status.Convert(err).Err() },
 	})
 	gated := gate.Services(grpc.NewServer(gate.Options()...))

@@ -38,7 +38,7 @@ const (
 type Holder struct {
 	// Connection is the connection of the call: grpc has one Peer for each.
 	Connection *peer.Peer
-	// Caller is the name of the caller; "" for one that is not known.
+	// Caller is the name of the caller; "" for an unknown caller.
 	Caller string
 	// Work is the kind of work of the call.
 	Work callers.Work
@@ -91,7 +91,7 @@ func (b *Budget) room(work callers.Work) int64 {
 		return b.limit
 	case callers.Change, callers.Wait:
 		return b.limit - b.limit/8
-	case callers.Read, callers.Session, callers.NoWork:
+	case callers.Read, callers.Session, callers.Watch, callers.Inspection, callers.NoWork:
 	}
 	return b.limit / 2
 }

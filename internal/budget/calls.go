@@ -67,8 +67,14 @@ func (g *Gate) unary(service any, stream grpc.ServerStream, work callers.Work, m
 	if err != nil {
 		return err
 	}
+	holder := holderOf(ctx, work)
+	place, err := g.config.Places.Take(holder.Connection, work)
+	if err != nil {
+		return err
+	}
+	defer g.config.Places.Give(place)
 	c := calls.Get().(*call) //nolint:errcheck,forcetypeassert // nothing else is put there
-	c.gate, c.transport, c.holder, c.ctx = g, transport, holderOf(ctx, work), ctx
+	c.gate, c.transport, c.holder, c.ctx = g, transport, holder, ctx
 	g.halfOpen.begin(&c.waiting, c.holder.Connection, transport)
 	answer, err := method(service, ctx, c.receiving, c.passing)
 	if !c.complete {
@@ -136,7 +142,7 @@ func (c *call) handle(ctx context.Context, request any) (any, error) {
 			}
 			c.taken += bytes
 		}
-	case callers.NoWork, callers.Probe, callers.Validation, callers.Wait, callers.Session:
+	case callers.NoWork, callers.Probe, callers.Validation, callers.Wait, callers.Session, callers.Watch, callers.Inspection:
 	}
 	return c.next(ctx, request)
 }

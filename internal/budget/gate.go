@@ -2,6 +2,7 @@ package budget
 
 import (
 	"context"
+	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
@@ -28,10 +29,21 @@ type Config struct {
 	Unary grpc.UnaryServerInterceptor
 	// Status returns the status that an error is answered with.
 	Status func(ctx context.Context, err error) error
+	// Places bounds the calls that are open.
+	Places Places
 	// Refused is called with the Budget's state when a call finds no room. It must return at once.
 	Refused func(Snapshot)
 	// Stopping ends when the server begins to stop.
 	Stopping context.Context //nolint:containedctx // the server's own lifetime, not a call's
+}
+
+// Places bounds the calls that are open. A stream of a near-cache has a place until its first request
+// begins to come. The methods may be called from many goroutines.
+type Places interface {
+	// Take takes a place for a call of a connection. The error is what the call is refused with.
+	Take(connection *peer.Peer, work callers.Work) (share *atomic.Int64, err error)
+	// Give gives the place back, with the share that Take has returned.
+	Give(share *atomic.Int64)
 }
 
 // Gate is the way of every call from grpc to its service, and back. Its methods may be called from
@@ -55,13 +67,15 @@ func (g *Gate) Run(ctx context.Context) { g.halfOpen.run(ctx) }
 // HalfOpen returns how many calls wait for their request.
 func (g *Gate) HalfOpen() int { return g.halfOpen.length() }
 
-// Options returns what a grpc server needs so that its services can be registered with Services.
+// Options returns what a grpc server needs so that its services can be registered with Services. One
+// of them is an interceptor of streams: others must be given as grpc.ChainStreamInterceptor.
 // Windows are static: one that adapts to the client grows to 16 MiB for each stream.
 func (g *Gate) Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.ForceServerCodecV2(codec{}),
 		grpc.StaticStreamWindowSize(WindowBytes),
 		grpc.StaticConnWindowSize(16 * WindowBytes),
+		grpc.StreamInterceptor(g.await),
 	}
 }
 

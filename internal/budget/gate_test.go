@@ -129,8 +129,8 @@ func TestHalfOpenCallsAreBounded(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	c := w.raw(t, 1<<20)
-	for range 900 {
-		c.open(validateKey)
+	for index := range 900 {
+		c.open([]string{validateKey, syncing}[index%2])
 	}
 	until(t, "the rest is refused", func() bool { return c.count(codes.ResourceExhausted) == 900-listLength })
 	if half := w.gate.HalfOpen(); half != listLength {

@@ -18,16 +18,16 @@ const (
 	// tick is how often calls are looked at.
 	tick = time.Second
 	// lists is the number of lists of half-open calls, and listLength how many calls each may have:
-	// together 4096 calls, which hold about 43 MiB. A connection is always on the same list, so one
+	// together 1024 calls, which hold about 11 MiB. A connection is always on the same list, so one
 	// connection has at most listLength half-open calls.
 	listBits   = 3
 	lists      = 1 << listBits
-	listLength = 512
+	listLength = 128
 )
 
 // halfOpen knows the calls whose request is not complete. A call that is half-open for
-// HalfOpenTimeout is ended. So is the call that has been half-open for the longest time, if there
-// are too many. Its methods may be called from many goroutines.
+// HalfOpenTimeout is ended. If there are too many, the connection with the most of them loses the one
+// that has been half-open for the longest time. Its methods may be called from many goroutines.
 type halfOpen struct {
 	// surplus is the status of a call that makes room for another.
 	surplus *status.Status
@@ -41,12 +41,15 @@ type halfOpenList struct {
 	mutex          sync.Mutex
 	oldest, newest *halfOpenCall
 	length         int
-	_              [64]byte // so that two lists do not share a cache line
+	// counted is room to count the calls of each connection, when there are too many.
+	counted map[*peer.Peer]int
+	_       [64]byte // so that two lists do not share a cache line
 }
 
 // halfOpenCall is a call in a list. The fields are guarded by the list's mutex.
 type halfOpenCall struct {
 	list         *halfOpenList
+	connection   *peer.Peer
 	older, newer *halfOpenCall
 	since        int64
 	transport    transportStream
@@ -70,10 +73,11 @@ func (h *halfOpen) begin(call *halfOpenCall, connection *peer.Peer, transport tr
 	list.mutex.Lock()
 	var surplus transportStream
 	if list.length >= listLength {
-		surplus = list.oldest.transport
-		list.remove(list.oldest)
+		makesRoom := list.surplus(connection)
+		surplus = makesRoom.transport
+		list.remove(makesRoom)
 	}
-	call.list, call.transport, call.since = list, transport, h.now.Load()
+	call.list, call.connection, call.transport, call.since = list, connection, transport, h.now.Load()
 	call.older = list.newest
 	if call.older != nil {
 		call.older.newer = call
@@ -86,6 +90,29 @@ func (h *halfOpen) begin(call *halfOpenCall, connection *peer.Peer, transport tr
 	if surplus != nil {
 		_ = surplus.WriteStatus(h.surplus) // a call that is over is not told
 	}
+}
+
+// surplus returns the oldest call of the connection that has the most, the newcomer's call included.
+// mutex is held, and the list is full.
+func (l *halfOpenList) surplus(newcomer *peer.Peer) *halfOpenCall {
+	if l.counted == nil {
+		l.counted = make(map[*peer.Peer]int)
+	}
+	clear(l.counted)
+	most, largest := 0, newcomer
+	l.counted[newcomer] = 1
+	for call := l.oldest; call != nil; call = call.newer {
+		l.counted[call.connection]++
+		if count := l.counted[call.connection]; count > most {
+			most, largest = count, call.connection
+		}
+	}
+	for call := l.oldest; call != nil; call = call.newer {
+		if call.connection == largest {
+			return call
+		}
+	}
+	return l.oldest
 }
 
 // end notes that the request of a call is complete, or that the call is over.
@@ -110,7 +137,7 @@ func (l *halfOpenList) remove(call *halfOpenCall) {
 	} else {
 		l.newest = call.older
 	}
-	call.older, call.newer, call.transport = nil, nil, nil
+	call.older, call.newer, call.transport, call.connection = nil, nil, nil, nil
 	l.length--
 }
 

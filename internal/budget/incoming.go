@@ -75,6 +75,8 @@ type incoming struct {
 	// identified is set if holder has the caller. It is looked up only if bytes are taken.
 	identified bool
 	prefix     [prefixLength]byte
+	// opening has the first prefix of a stream; nil once that was used, and for unary calls.
+	opening *opening
 	// taken is what the newest request holds.
 	taken int64
 }
@@ -83,7 +85,7 @@ type incoming struct {
 // of the stream; other errors are statuses.
 func (in *incoming) receive(ctx context.Context, request proto.Message) error {
 	// 1. Learn how long the request is.
-	if err := in.transport.ReadMessageHeader(in.prefix[:]); err != nil {
+	if err := in.begin(); err != nil {
 		if errors.Is(err, io.EOF) {
 			return io.EOF
 		}
@@ -124,6 +126,16 @@ func (in *incoming) receive(ctx context.Context, request proto.Message) error {
 	return nil
 }
 
+// begin reads the prefix of the next request. That of the first request of a stream was read by
+// await.
+func (in *incoming) begin() error {
+	if opening := in.opening; opening != nil {
+		in.opening, in.prefix = nil, opening.first
+		return opening.err
+	}
+	return in.transport.ReadMessageHeader(in.prefix[:])
+}
+
 // read returns the next bytes of the stream. It collects them in one buffer, piece by piece: a
 // client may send each byte in a frame of its own, which takes fifty times as much.
 func (in *incoming) read(length int) (mem.Buffer, error) {
@@ -152,7 +164,7 @@ func (in *incoming) read(length int) (mem.Buffer, error) {
 // many of them.
 func (in *incoming) count(ctx context.Context, request proto.Message, wire []byte) error {
 	elements, err := in.gate.elements.count(request.ProtoReflect().Descriptor(), wire)
-	if many, is := errors.AsType[*tooMany](err); is {
+	if many, is := errors.AsType[*tooManyError](err); is {
 		var fields problem.Fields
 		fields.Add(many.field, "has more than %d items; %d are allowed", many.allowed, many.allowed)
 		return in.gate.config.Status(ctx, fields.Err())

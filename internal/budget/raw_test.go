@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
@@ -119,10 +120,10 @@ func newWorld(t *testing.T) *world {
 			}
 			return status.Error(codes.InvalidArgument, told.Error())
 		},
-		Refused: func(Snapshot) {}, Stopping: stopping,
+		Refused: func(Snapshot) {}, Places: &places{}, Stopping: stopping,
 	})
 	server := w.gate.Services(grpc.NewServer(append(w.gate.Options(), grpc.MaxConcurrentStreams(1000), grpc.WaitForHandlers(true),
-		grpc.StreamInterceptor(func(service any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+		grpc.ChainStreamInterceptor(func(service any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 			return handler(service, known{stream})
 		}))...))
 	keysvcv1.RegisterKeyServiceServer(server, keyService{world: w})
@@ -144,6 +145,18 @@ func newWorld(t *testing.T) *world {
 	})
 	return w
 }
+
+// places is a Places without a bound.
+type places struct{ taken atomic.Int64 }
+
+// Take implements Places.
+func (p *places) Take(*peer.Peer, callers.Work) (*atomic.Int64, error) {
+	p.taken.Add(1)
+	return &p.taken, nil
+}
+
+// Give implements Places.
+func (p *places) Give(share *atomic.Int64) { share.Add(-1) }
 
 // known is a stream whose caller is known.
 type known struct{ grpc.ServerStream }
@@ -324,7 +337,7 @@ func (c *rawClient) call(method string, request proto.Message) (stream uint32) {
 // prefixed returns bytes of a message that says it has a length.
 func prefixed(length int, wire []byte) []byte {
 	prefix := make([]byte, prefixLength, prefixLength+len(wire))
-	binary.BigEndian.PutUint32(prefix[1:], uint32(length)) //nolint:gosec // small
+	binary.BigEndian.PutUint32(prefix[1:], uint32(length))
 	return append(prefix, wire...)
 }
 

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -26,19 +28,69 @@ type Shared interface {
 // not say when it has written the message.
 const MinSharedCapacity = small + 1
 
+// opening is a stream of which the interceptor of the gate has seen the beginning.
+type opening struct {
+	grpc.ServerStream
+	ctx     context.Context //nolint:containedctx // that of the stream, with the opening
+	waiting halfOpenCall
+	// first is the prefix of the first request, and err the reason why it did not come.
+	first [prefixLength]byte
+	err   error
+}
+
+type openingKey struct{}
+
+// Context implements grpc.ServerStream.
+func (o *opening) Context() context.Context { return o.ctx }
+
+// errStopping is the status of streams that have sent nothing yet when the stop begins.
+var errStopping = status.New(codes.Unavailable, "the server is stopping")
+
+// await is an interceptor of streams, and comes before all others: until something of the first
+// request has come, a stream costs as little as any half-open call, and takes no place of a
+// stream that is used.
+func (g *Gate) await(service any, inner grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	ctx := inner.Context()
+	transport, err := transportOf(ctx)
+	if err != nil {
+		return err
+	}
+	connection, _ := peer.FromContext(ctx)
+	work := callers.Of(info.FullMethod).Work
+	place, err := g.config.Places.Take(connection, work)
+	if err != nil {
+		return err
+	}
+	give := sync.OnceFunc(func() { g.config.Places.Give(place) })
+	defer give()
+	o := &opening{ServerStream: inner}
+	g.halfOpen.begin(&o.waiting, connection, transport)
+	defer g.halfOpen.end(&o.waiting)
+	goOn := context.AfterFunc(g.config.Stopping, func() { _ = transport.WriteStatus(errStopping) })
+	o.err = transport.ReadMessageHeader(o.first[:])
+	if !goOn() || o.err != nil && !errors.Is(o.err, io.EOF) {
+		return transportError(o.err)
+	}
+	if work == callers.Session {
+		give()
+	}
+	o.ctx = context.WithValue(ctx, openingKey{}, o)
+	return handler(service, o)
+}
+
 // stream is a call with several messages one way or both. Its next message is not sent before the
 // last one is written: a stream whose client does not read holds one message, and no queue.
 type stream struct {
 	grpc.ServerStream
 	incoming
-	waiting halfOpenCall
+	waiting *halfOpenCall
 	// manyRequests is set if more than one request may come.
 	manyRequests bool
 	// held is what the newest request holds that has come. over is set when the handler has
 	// returned: a goroutine of the handler may still receive.
 	held atomic.Int64
 	over atomic.Bool
-	// last is the message that was sent last; nil if there is none.
+	// last is the message that was sent last; nil before the first message.
 	last *sent
 	out  mem.BufferSlice
 }
@@ -50,16 +102,18 @@ func (g *Gate) stream(service any, inner grpc.ServerStream, work callers.Work, m
 	if err != nil {
 		return err
 	}
+	opening, is := ctx.Value(openingKey{}).(*opening)
+	if !is {
+		return status.Error(codes.Internal, "internal error; the log has its cause")
+	}
 	s := &stream{
-		ServerStream: inner, manyRequests: manyRequests,
-		incoming: incoming{gate: g, transport: transport, holder: holderOf(ctx, work)},
+		ServerStream: inner, manyRequests: manyRequests, waiting: &opening.waiting,
+		incoming: incoming{gate: g, transport: transport, holder: holderOf(ctx, work), opening: opening},
 	}
 	s.identify(ctx) // now, because one goroutine may send while another receives
-	g.halfOpen.begin(&s.waiting, s.holder.Connection, transport)
 	stop := context.AfterFunc(ctx, func() { s.cutOff(context.Cause(ctx)) })
 	err = handler(service, s)
 	stop()
-	g.halfOpen.end(&s.waiting)
 	s.over.Store(true)
 	s.drop()
 	// The call lasts until its last message is written.
@@ -98,7 +152,7 @@ func (s *stream) RecvMsg(request any) error {
 	case err == nil && !s.manyRequests:
 		err = s.ended()
 	}
-	s.gate.halfOpen.end(&s.waiting)
+	s.gate.halfOpen.end(s.waiting)
 	s.held.Store(s.taken)
 	s.taken = 0
 	if err != nil || s.over.Load() {
@@ -134,7 +188,8 @@ func (s *stream) SendMsg(response any) error {
 		s.last = newSent(s.gate.config.Budget, s.holder, 0)
 		s.last.shared = true
 	} else {
-		size, err := proto.Size(message), error(nil)
+		size := proto.Size(message)
+		var err error
 		if data, err = encodeInto(buffers.Get(max(size, MinSharedCapacity)), message); err != nil {
 			return err
 		}

@@ -29,7 +29,8 @@ type Work uint8
 const (
 	// NoWork is the kind of methods that are not in the table. It has no slots.
 	NoWork Work = iota
-	// Probe is health, which must be answered however busy the server is. It has no bound.
+	// Probe asks for health once, which must be answered however busy the server is. It has no
+	// bound.
 	Probe
 	// Validation decides from memory, without waiting.
 	Validation
@@ -39,8 +40,12 @@ const (
 	Read
 	// Wait is a unary call that waits for a revision, or for caches.
 	Wait
-	// Session is a stream that stays open.
+	// Session is a stream of a near-cache.
 	Session
+	// Watch is a stream that tells of health.
+	Watch
+	// Inspection is a stream that tells what the server serves.
+	Inspection
 )
 
 // String returns the kind's name, as the log has it.
@@ -58,6 +63,10 @@ func (w Work) String() string {
 		return "wait"
 	case Session:
 		return "session"
+	case Watch:
+		return "watch"
+	case Inspection:
+		return "inspection"
 	case NoWork:
 	}
 	return "none"
@@ -95,10 +104,10 @@ var methods = map[string]Method{
 
 	grpc_health_v1.Health_Check_FullMethodName: {access.Anyone, Probe},
 	grpc_health_v1.Health_List_FullMethodName:  {access.Anyone, Probe},
-	grpc_health_v1.Health_Watch_FullMethodName: {access.Anyone, Probe},
+	grpc_health_v1.Health_Watch_FullMethodName: {access.Anyone, Watch},
 
-	grpc_reflection_v1.ServerReflection_ServerReflectionInfo_FullMethodName:      {access.Known, Session},
-	grpc_reflection_v1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: {access.Known, Session},
+	grpc_reflection_v1.ServerReflection_ServerReflectionInfo_FullMethodName:      {access.Known, Inspection},
+	grpc_reflection_v1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: {access.Known, Inspection},
 
 	grpc_channelz_v1.Channelz_GetTopChannels_FullMethodName:   {access.Known, Read},
 	grpc_channelz_v1.Channelz_GetServers_FullMethodName:       {access.Known, Read},

@@ -107,20 +107,20 @@ var table = []Setting{
 		kind:  text(func(s *Settings) *string { return &s.Callers }, anyValue),
 	},
 	{
-		Name: "tls-cert", Group: groupServed, Empty: "none", Path: FilePath,
+		Name: "tls-server-cert", Group: groupServed, Empty: "none", Path: FilePath,
 		Usage: "the PEM `file` of the server's certificate, its intermediates after it; TCP then serves TLS 1.3",
-		More:  "Needs `tls-key` and `callers`. A new certificate is used within a second. See [TLS](tls.md).",
-		kind:  text(func(s *Settings) *string { return &s.TLSCert }, anyValue),
+		More:  "Needs `tls-server-key` and `callers`. A new certificate is used within a second. See [TLS](tls.md).",
+		kind:  text(func(s *Settings) *string { return &s.TLSServerCert }, anyValue),
 	},
 	{
-		Name: "tls-key", Group: groupServed, Empty: "none", Path: FilePath,
+		Name: "tls-server-key", Group: groupServed, Empty: "none", Path: FilePath,
 		Usage: "the PEM `file` of the key of that certificate",
-		kind:  text(func(s *Settings) *string { return &s.TLSKey }, anyValue),
+		kind:  text(func(s *Settings) *string { return &s.TLSServerKey }, anyValue),
 	},
 	{
 		Name: "spiffe-socket", Group: groupServed, Empty: "none",
 		Usage: "the `address` of the SPIFFE Workload API, unix:///path; TCP then serves TLS 1.3",
-		More:  "It gives the server's certificate, if `tls-cert` does not, and the bundles of the trust domains that `callers` has with `workload_api`. See [TLS](tls.md#spire).",
+		More:  "It gives the server's certificate, if `tls-server-cert` does not, and the bundles of the trust domains that `callers` has with `workload_api`. See [TLS](tls.md#spire).",
 		kind:  text(func(s *Settings) *string { return &s.SPIFFESocket }, checkSocket),
 	},
 	{
@@ -171,8 +171,8 @@ var table = []Setting{
 	{
 		Name: "max-in-flight", Group: groupLimits, Default: "4096", Reloadable: true,
 		Usage: "how many requests of one kind to work on at a time",
-		More: "The kinds are validations, changes, reads (validations with details too), and waits for a revision or for caches. " +
-			"More requests are refused with RESOURCE_EXHAUSTED. The changes of one workspace may take a quarter of the limit that was set at the start. Health is exempt.",
+		More: "Of validations that are answered from memory there may be so many; of changes, reads (validations with details too), and waits for a revision or for caches a quarter each. " +
+			"More requests are refused with RESOURCE_EXHAUSTED. The changes of one workspace may take a quarter of those that were allowed at the start. Health is exempt.",
 		kind: number(func(s *Settings) *int { return &s.MaxInFlight }, 1, 1<<20),
 	},
 	{
@@ -191,6 +191,13 @@ var table = []Setting{
 		Name: "max-streams", Group: groupLimits, Default: "1000",
 		Usage: "how many requests one connection may have open at a time",
 		kind:  number(func(s *Settings) *int { return &s.MaxStreams }, 1, 1<<20),
+	},
+	{
+		Name: "max-open-streams", Group: groupLimits, Default: "2048",
+		Usage: "how many requests may be open at a time on all connections, near-caches aside",
+		More: "Each is about 14 KiB. A connection may have half of what is left, so that one with few requests is served when others have many. " +
+			"Validations may have all of them, and everything else three quarters.",
+		kind: number(func(s *Settings) *int { return &s.MaxOpenStreams }, 16, 1<<20),
 	},
 	{
 		Name: "max-message-bytes", Group: groupLimits, Default: "1048576",

@@ -60,6 +60,9 @@ type Conn struct {
 	draining atomic.Bool
 	told     bool
 
+	// places is how many places of the server's the connection's calls have.
+	places atomic.Int64
+
 	closing sync.Once
 }
 
@@ -96,6 +99,28 @@ func (c *Conn) endOfCredential() time.Time {
 		return identity.NotAfter
 	}
 	return time.Time{}
+}
+
+// PlacesOf returns the number of places that the calls of a peer's connection have, which whoever gives
+// them changes. For a connection that is not one of a Set it is a number of nobody's.
+func PlacesOf(from *peer.Peer) *atomic.Int64 {
+	if from != nil {
+		if info, is := from.AuthInfo.(Info); is {
+			return &info.conn.places
+		}
+	}
+	return new(atomic.Int64)
+}
+
+// Streams returns how many streams the client has opened that have not ended, without those that are
+// apart.
+func (c *Conn) Streams() int64 { return c.guard.open.Load() }
+
+// Apart takes a stream of the connection out of the numbers that Streams returns, because it is counted
+// elsewhere, until the function that it returns is called.
+func (c *Conn) Apart() (over func()) {
+	c.guard.addApart(-1)
+	return func() { c.guard.addApart(1) }
 }
 
 // End closes the connection at once, and everything that goes on over it. The reason is for the

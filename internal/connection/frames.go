@@ -21,6 +21,7 @@ const (
 	flagEndStream  = 0x1 // of DATA and HEADERS
 	flagAck        = 0x1 // of SETTINGS and PING
 	flagEndHeaders = 0x4 // of HEADERS and CONTINUATION
+	flagPadded     = 0x8 // of DATA and HEADERS
 )
 
 const (
@@ -48,8 +49,9 @@ type frameSink interface {
 	// reader must not be used any more.
 	begins(frame) error
 	// value is called with the payload of RST_STREAM (the error code) and WINDOW_UPDATE (the
-	// increment), with and without their reserved bit, and with each pair of a SETTINGS frame
-	// without ACK. id is 0 for the first two.
+	// increment), with and without their reserved bit, with the length of the padding of a DATA
+	// frame that has the flag PADDED, and with each pair of a SETTINGS frame without ACK. id is 0
+	// for all but the last.
 	value(of frame, id uint16, value uint32) error
 }
 
@@ -117,7 +119,14 @@ func (r *frameReader) feed(piece []byte, sink frameSink) error {
 
 // payload reads a piece of the current frame's payload.
 func (r *frameReader) payload(piece []byte, sink frameSink) error {
+	first := r.left == r.current.length
 	r.left -= uint32(len(piece)) //nolint:gosec // at most left, which is one
+	if r.current.kind == frameData {
+		if !first || !r.current.has(flagPadded) {
+			return nil
+		}
+		return sink.value(r.current, 0, uint32(piece[0])) // the length of the padding
+	}
 	length := r.wordLength()
 	if length == 0 {
 		return nil

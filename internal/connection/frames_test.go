@@ -45,6 +45,8 @@ func framesOf(stream []byte) seen {
 		payload := make([]byte, min(int(f.length), reader.Len()))
 		_, _ = io.ReadFull(reader, payload)
 		switch {
+		case f.kind == frameData && f.has(flagPadded) && len(payload) > 0:
+			found.values = append(found.values, 0, uint32(payload[0]))
 		case f.kind == frameReset || f.kind == frameWindowUpdate:
 			for ; len(payload) >= 4; payload = payload[4:] {
 				found.values = append(found.values, 0, binary.BigEndian.Uint32(payload))

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,8 +33,8 @@ const (
 	maxContinuations = 16
 	// headerSlack is how much longer than max-header-bytes a header block may be.
 	headerSlack = 4 << 10
-	// smallData is the length below which a DATA frame that does not end its stream is small. Each
-	// costs gRPC some hundred bytes, however small it is.
+	// smallData is the length, without padding, below which a DATA frame that does not end its
+	// stream is small. Each costs gRPC some hundred bytes, however small it is.
 	smallData = 256
 	// initialWindow is the flow-control window of connections and streams at the start
 	// (RFC 9113, section 6.9.2).
@@ -109,7 +110,13 @@ type guard struct {
 	// maxStreams and maxHeaderBytes are the settings.
 	maxStreams, maxHeaderBytes int
 
+	// total counts the open streams of all connections, and open those of this one. Both are
+	// changed under mu.
+	total, open *atomic.Int64
+
 	mu sync.Mutex
+	// over is set once the connection has ended, and counts no more.
+	over bool
 	// now is the time of the piece that is looked at, and nowRead is set if it was read.
 	now     time.Duration
 	nowRead bool
@@ -159,7 +166,7 @@ func newGuard(elapsed func() time.Duration, maxStreams, maxHeaderBytes int) *gua
 	return &guard{
 		elapsed: elapsed, maxStreams: maxStreams, maxHeaderBytes: maxHeaderBytes,
 		in: frameReader{unread: len(preface)}, streams: make(map[uint32]stream), initial: initialWindow,
-		whole: flow{credit: initialWindow},
+		whole: flow{credit: initialWindow}, total: new(atomic.Int64), open: new(atomic.Int64),
 	}
 }
 
@@ -210,9 +217,39 @@ func (g *guard) count(kind floodKind, cost int64) error {
 	return nil
 }
 
+// end takes the streams of a connection that has ended out of the count of all.
+func (g *guard) end() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.over {
+		g.over = true
+		g.addOpen(-g.open.Load())
+	}
+}
+
+// addApart changes how many streams are counted.
+func (g *guard) addApart(streams int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.over {
+		g.addOpen(streams)
+	}
+}
+
+func (g *guard) addOpen(streams int64) {
+	g.open.Add(streams)
+	g.total.Add(streams)
+}
+
 // ended forgets a stream.
 func (g *guard) ended(id uint32) {
+	if _, open := g.streams[id]; !open {
+		return
+	}
 	delete(g.streams, id)
+	if !g.over {
+		g.addOpen(-1)
+	}
 	// A map never shrinks. A connection that had many streams once should not keep the room.
 	const worthShrinking = 128
 	if len(g.streams) == 0 && g.most > worthShrinking {
@@ -309,7 +346,15 @@ func (g *guard) clientData(f frame) error {
 	if _, open := g.streams[f.stream]; !open {
 		return g.count(floodStray, 1)
 	}
-	if f.length < smallData && !f.has(flagEndStream) {
+	if f.has(flagPadded) && f.length > 0 {
+		return nil // value gets the length of the padding
+	}
+	return g.countSmall(f, f.length)
+}
+
+// countSmall counts a DATA frame of the client, which has so many bytes of data, if it is small.
+func (g *guard) countSmall(f frame, data uint32) error {
+	if data < smallData && !f.has(flagEndStream) {
 		return g.count(floodSmall, 1)
 	}
 	return nil
@@ -323,6 +368,9 @@ func (g *guard) clientHeaders(f frame) error {
 			g.last = f.stream
 			g.streams[f.stream] = stream{opened: g.time()}
 			g.most = max(g.most, len(g.streams))
+			if !g.over {
+				g.addOpen(1)
+			}
 			// Streams that gRPC has refused are open until its refusal is sent.
 			if len(g.streams) > 2*g.maxStreams+maxContinuations {
 				return errStreams
@@ -359,6 +407,10 @@ func (c *clientFrames) value(f frame, id uint16, value uint32) error {
 	g := (*guard)(c)
 	const initialWindowSize = 4 // SETTINGS_INITIAL_WINDOW_SIZE
 	switch {
+	case f.kind == frameData:
+		if _, open := g.streams[f.stream]; open {
+			return g.countSmall(f, f.length-min(f.length, 1+value))
+		}
 	case f.kind == frameSettings && id == initialWindowSize:
 		g.initial = int64(value)
 	case f.kind != frameWindowUpdate:

@@ -141,6 +141,18 @@ func TestFloodsEndTheConnection(t *testing.T) {
 			}
 			return w.client(func(f *http2.Framer) error { return f.WriteData(1, false, []byte{1}) })
 		}},
+		"data with nothing but padding": {floodSmall, func(w *wire) error {
+			if w.next == 1 {
+				w.open(false)
+			}
+			return w.client(func(f *http2.Framer) error { return f.WriteDataPadded(1, false, nil, make([]byte, 255)) })
+		}},
+		"single bytes with padding": {floodSmall, func(w *wire) error {
+			if w.next == 1 {
+				w.open(false)
+			}
+			return w.client(func(f *http2.Framer) error { return f.WriteDataPadded(1, false, []byte{1}, make([]byte, 255)) })
+		}},
 		"data for a stream that has ended": {floodStray, func(w *wire) error {
 			if w.next == 1 {
 				w.answer(w.open(true), 60)

@@ -358,6 +358,12 @@ func TestFloodsOverLoopbackEndTheirConnection(t *testing.T) {
 			}
 			_ = h.framer.WriteData(1, false, nil)
 		}, 4000, connection.ClosedFlood},
+		"data with nothing but padding": {func(h *hostile) {
+			if h.next == 1 {
+				h.call("/t/who", nil)
+			}
+			_ = h.framer.WriteDataPadded(1, false, nil, make([]byte, 255))
+		}, 4000, connection.ClosedFlood},
 		"priorities": {func(h *hostile) {
 			_ = h.framer.WritePriority(1, http2.PriorityParam{StreamDep: 3})
 		}, 1000, connection.ClosedFlood},

@@ -66,6 +66,8 @@ type Set struct {
 	owner  uint32
 	// swept is the number of sweeps.
 	swept atomic.Int64
+	// streams is the number of open streams of all connections.
+	streams atomic.Int64
 
 	mu    sync.Mutex
 	conns map[*Conn]struct{}
@@ -130,6 +132,7 @@ func (s *Set) begin(raw net.Conn, listener *Listener) *Conn {
 		set: s, listener: listener, source: from, raw: raw, peer: peer, accepted: now,
 		guard: newGuard(s.config.Elapsed, s.config.MaxStreams, s.config.MaxHeaderBytes),
 	}
+	c.guard.total = &s.streams
 	reason, oldest := s.add(c, now)
 	if oldest != nil {
 		oldest.End(ClosedSlow, "room was needed for another one")
@@ -218,6 +221,7 @@ func (s *Set) forget(c *Conn) {
 		return
 	}
 	delete(s.conns, c)
+	c.guard.end()
 	if c.young != nil {
 		s.young.Remove(c.young)
 		c.young = nil
@@ -385,6 +389,9 @@ func (s *Set) Counts() Counts {
 	}
 	return counts
 }
+
+// Streams returns how many streams are open on all connections, without those that are apart.
+func (s *Set) Streams() int64 { return s.streams.Load() }
 
 // Each calls a function for each live connection. The function may end the connection.
 func (s *Set) Each(call func(*Conn)) {

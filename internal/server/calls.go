@@ -58,6 +58,8 @@ type calls struct {
 	// connections are those of all listeners.
 	connections *connection.Set
 	grpc        map[config.Purpose]*grpc.Server
+	// streams bounds the streams of all connections.
+	streams *streamBound
 	// beginStop ends the context that lasts until the stop begins.
 	beginStop context.CancelFunc
 	// failed yields the first error of a listener that can be served no longer.
@@ -83,9 +85,10 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		grpc:      make(map[config.Purpose]*grpc.Server),
 		beginStop: beginStop, failed: make(chan error, 1),
 	}
+	c.streams = newStreamBound(s, c.door)
 	c.gate = budget.NewGate(budget.Config{
 		Budget: s.budget, MaxMessageBytes: settings.MaxMessageBytes, Elements: service.ElementLimits(),
-		Unary: c.door.unary, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
+		Unary: c.door.unary, Places: c.streams, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
 	})
 	for _, purpose := range config.Purposes() {
 		server := c.gate.Services(c.newServer(settings))
@@ -124,7 +127,8 @@ func (c *calls) newServer(settings config.Settings) *grpc.Server {
 	return grpc.NewServer(append(
 		c.gate.Options(), // unary calls come to the door through the gate
 		grpc.Creds(c.connections.Credentials()),
-		grpc.StreamInterceptor(c.door.stream),
+		grpc.ChainStreamInterceptor(c.door.stream),
+		grpc.InTapHandle(c.streams.tap),
 		grpc.MaxConcurrentStreams(uint32(settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
 		grpc.MaxHeaderListSize(uint32(settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
 		grpc.ConnectionTimeout(connectionTimeout),

@@ -11,6 +11,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/service"
@@ -165,6 +166,9 @@ func (d *door) passStream(
 			return d.noSlot(ctx, free)
 		}
 		defer free.release(share)
+	}
+	if c := connection.FromContext(ctx); c != nil && method.Work == callers.Session {
+		defer c.Apart()() // the slots, and the hub, count it
 	}
 	// The stream is judged again while it is open, and ends with a status.
 	ctx, end := context.WithCancelCause(ctx)

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
@@ -89,7 +90,7 @@ func TestWaitingCallsTakeNoSlotsOfValidations(t *testing.T) {
 			store.gate.wrap(s)
 			return store
 		},
-		settings: func(s *config.Settings) { s.MaxInFlight = most },
+		settings: func(s *config.Settings) { s.MaxInFlight = 4 * most },
 	})
 	b.putMember(t, "acme", "ann", "owner")
 	token := b.create(t, "acme", "ann", "emails:read").GetToken()
@@ -156,7 +157,7 @@ func TestWaitingCallsTakeNoSlotsOfValidations(t *testing.T) {
 		expectError(t, call(), codes.ResourceExhausted, "TOO_MANY_REQUESTS")
 	}
 	b.expectHealth(t, "", grpc_health_v1.HealthCheckResponse_SERVING)
-	if calls := b.callsOf(callers.Validation); calls.Refused != 0 || calls.InFlight != 0 || calls.Limit != most {
+	if calls := b.callsOf(callers.Validation); calls.Refused != 0 || calls.InFlight != 0 || calls.Limit != 4*most {
 		t.Errorf("validations stand at %+v", calls)
 	}
 	if lines := len(b.log.lines("calls are refused")); lines != 3 {
@@ -168,24 +169,39 @@ func TestWaitingCallsTakeNoSlotsOfValidations(t *testing.T) {
 	}
 }
 
-// TestSilentStreamsCountAsSessions: a stream takes a slot before it has said hello.
-func TestSilentStreamsCountAsSessions(t *testing.T) {
+// TestSilentStreamsAreNoSessions: a stream takes a slot once its hello comes, and is half-open before.
+func TestSilentStreamsAreNoSessions(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) { s.MaxInFlight, s.MaxSessions = 1, 1 }})
 	ctx, cancel := context.WithCancel(testContext(t))
 	defer cancel()
-	for index := range 2 {
-		if _, err := b.sync.Sync(ctx); err != nil {
+	var streams []grpc.BidiStreamingClient[keysvcv1.SyncRequest, keysvcv1.SyncResponse]
+	for range 10 {
+		stream, err := b.sync.Sync(ctx)
+		if err != nil {
 			t.Fatal(err)
 		}
-		b.waitInFlight(t, callers.Session, int64(index)+1)
+		streams = append(streams, stream)
 	}
-	third, err := b.sync.Sync(ctx)
-	if err == nil {
-		_, err = third.Recv()
+	waitUntil(t, "10 half-open streams", func() bool { return b.server.HalfOpen() == 10 })
+	if sessions := b.callsOf(callers.Session); sessions.InFlight != 0 {
+		t.Errorf("silent streams have slots: %+v", sessions)
 	}
-	if found := expectError(t, err, codes.ResourceExhausted, "TOO_MANY_REQUESTS"); found.retry == nil {
-		t.Error("without RetryInfo")
+	hello := &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}}
+	refused := 0
+	for _, stream := range streams[:2] {
+		if err := stream.Send(hello); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			refused++
+			if found := expectError(t, err, codes.ResourceExhausted, "TOO_MANY_REQUESTS"); found.retry == nil {
+				t.Error("without RetryInfo")
+			}
+		}
+	}
+	if refused != 1 {
+		t.Errorf("%d of 2 sessions were refused, and there is room for one", refused)
 	}
 	cancel()
 	b.waitInFlight(t, callers.Session, 0)
@@ -201,7 +217,7 @@ func TestOneWorkspaceDoesNotTakeEverySlot(t *testing.T) {
 			store.gate.wrap(s)
 			return store
 		},
-		settings: func(s *config.Settings) { s.MaxInFlight = 8 },
+		settings: func(s *config.Settings) { s.MaxInFlight = 8 * 4 },
 	})
 	b.putMember(t, "acme", "ann", "owner")
 	created := b.create(t, "acme", "ann", "emails:read")

@@ -244,7 +244,7 @@ func openTLS(t *testing.T, head string, clients *certificatestest.Authority, bea
 	if err := os.WriteFile(filepath.Join(folder, "clients.crt"), clients.PEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e := openEntrance(t, folder, head, func(s *config.Settings) { s.TLSCert, s.TLSKey, s.TLSBearers = cert, key, bearers })
+	e := openEntrance(t, folder, head, func(s *config.Settings) { s.TLSServerCert, s.TLSServerKey, s.TLSBearers = cert, key, bearers })
 	over := overTLS{entrance: e, address: e.serve(t), servers: servers}
 	e.nothing = func(t *testing.T) credential {
 		t.Helper()

@@ -33,7 +33,7 @@ func TestReloadAppliesWhatCanChangeWhileRunning(t *testing.T) {
 	var next config.Settings
 	p, log := newReloading(t, func() (config.Settings, error) { return next, nil })
 	next = p.settings
-	next.LogLevel, next.MaxInFlight = slog.LevelDebug, 2
+	next.LogLevel, next.MaxInFlight = slog.LevelDebug, 8
 	next.Staleness, next.Data = 3*time.Second, "/elsewhere"
 	p.reloadSettings(t.Context())
 	if !p.log.Enabled(t.Context(), slog.LevelDebug) {
@@ -76,7 +76,7 @@ func TestReloadOfWrongSettingsKeepsThoseBefore(t *testing.T) {
 			next = p.settings
 			next.LogLevel = slog.LevelDebug
 			p.reloadSettings(t.Context())
-			if p.log.Enabled(t.Context(), slog.LevelDebug) || p.server.slots.of(callers.Read).limit.Load() != int64(p.settings.MaxInFlight) {
+			if p.log.Enabled(t.Context(), slog.LevelDebug) || p.server.slots.of(callers.Read).limit.Load() != int64(p.settings.MaxInFlight)/stayingShare {
 				t.Error("something was applied")
 			}
 			if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, `"level":"ERROR"`) || !strings.Contains(text, `"error":"`) {
@@ -105,7 +105,7 @@ func TestLimitsCanBeLoweredBelowWhatIsInFlight(t *testing.T) {
 			t.Fatal("there is no slot")
 		}
 	}
-	settings.MaxInFlight = 2
+	settings.MaxInFlight = 2 * stayingShare
 	table.resize(settings)
 	if read.acquire("local") != nil {
 		t.Error("a fourth got in")

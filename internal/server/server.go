@@ -168,6 +168,7 @@ func (s *Server) components() []component {
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
 		{name: "files", run: s.watchFiles},
+		{name: "memory", run: s.returnMemory},
 		{name: "half-open calls", run: func(ctx context.Context) error { s.calls.gate.Run(ctx); return nil }},
 	}
 }
@@ -220,7 +221,7 @@ func (s *Server) follow(ctx context.Context) error {
 func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
 		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted,
-		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/workspaceShare),
+		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
 	if err != nil {
@@ -348,6 +349,9 @@ func (s *Server) Buffered() budget.Snapshot { return s.budget.Snapshot() }
 
 // HalfOpen returns how many calls wait for their request.
 func (s *Server) HalfOpen() int { return s.calls.gate.HalfOpen() }
+
+// OpenStreams returns how many streams are open on all connections, without those of near-caches.
+func (s *Server) OpenStreams() int64 { return s.connections.Streams() }
 
 // Calls returns how many calls are in flight and were refused, by kind.
 func (s *Server) Calls() []Calls { return s.slots.snapshot() }

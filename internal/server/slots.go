@@ -49,6 +49,12 @@ func (s *slots) release(share *atomic.Int64) {
 const (
 	// callerShare is the part of the slots of one kind that one caller leaves to others: a quarter.
 	callerShare = 4
+	// stayingShare is the part of max-in-flight that changes, reads and waits may be, each: a
+	// quarter.
+	stayingShare = 4
+	// maxWatches is the max. number of watches of health, and maxInspections that of streams that
+	// tell what is served. Each is about 14 KiB.
+	maxWatches, maxInspections = 512, 64
 	// maxShares is how many callers have a share at a time. Beyond that, shares of which nothing
 	// is taken are forgotten.
 	maxShares = 1024
@@ -99,7 +105,7 @@ func (r *reports) since(now time.Time, refused int64) int64 {
 // slotTable has the slots of each kind of work, by kind; nil for probes, which have no
 // bound. Because each kind has its own, validations are refused only when there are too
 // many validations.
-type slotTable [callers.Session + 1]*slots
+type slotTable [callers.Inspection + 1]*slots
 
 func newSlotTable(settings config.Settings) *slotTable {
 	table := slotTable{} // NoWork has slots of number 0: a method that is not known is refused
@@ -116,12 +122,17 @@ func newSlotTable(settings config.Settings) *slotTable {
 // resize sets the number of slots of each kind. Calls in flight keep theirs.
 func (t *slotTable) resize(settings config.Settings) {
 	limit := int64(settings.MaxInFlight)
-	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait} {
-		t[work].limit.Store(limit)
+	t[callers.Validation].limit.Store(limit)
+	// Validations end by themselves, and at once. What may stay open holds memory as long as it
+	// does, so there may be less of it.
+	for _, work := range []callers.Work{callers.Change, callers.Read, callers.Wait} {
+		t[work].limit.Store(max(1, limit/stayingShare))
 	}
-	// The hub bounds the sessions itself. Streams that have not said hello yet, or are about
-	// to end, are not among its sessions.
-	t[callers.Session].limit.Store(int64(settings.MaxSessions) + limit)
+	t[callers.Watch].limit.Store(maxWatches)
+	t[callers.Inspection].limit.Store(maxInspections)
+	// The hub bounds the sessions itself. Streams whose hello was not handled yet, or which are
+	// about to end, are not among its sessions.
+	t[callers.Session].limit.Store(int64(settings.MaxSessions) + max(1, limit/stayingShare))
 }
 
 // of returns the slots for a kind of work; nil if it has no bound. Unknown kinds have no

@@ -1,0 +1,88 @@
+package server
+
+import (
+	"context"
+	"sync/atomic"
+
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/tap"
+
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/connection"
+	"github.com/scribe-mail/keysvc/internal/events"
+	"github.com/scribe-mail/keysvc/internal/problem"
+)
+
+// streamBound bounds the open calls of all connections, without the sessions of near-caches.
+//
+// A connection may have half as many as there is room for besides. So however many connections there
+// are with as many calls as they get, something is left for one that has few; and all together never
+// have more than the bound.
+type streamBound struct {
+	limit       int64
+	taken       atomic.Int64
+	connections *connection.Set
+	door        *door
+	full        error
+	refused     atomic.Int64
+	reports     reports
+}
+
+const (
+	// freeShare is the part of what is left that a connection may have: one half.
+	freeShare = 2
+	// surplusFactor is how many times more streams than the bound there may be before streams are
+	// refused without a goroutine, and fewStreams how many a connection may have even then. Streams
+	// are more than calls because some wait for their goroutine, or for their refusal to be written.
+	surplusFactor, fewStreams = 2, 64
+)
+
+func newStreamBound(s *Server, d *door) *streamBound {
+	limit := int64(s.config.Settings.MaxOpenStreams)
+	return &streamBound{
+		limit: limit, connections: s.connections, door: d,
+		full: d.errors.Status(context.Background(), problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
+			"%d requests are allowed to be open at a time; there are about as many, or this connection has too large a part of them; try again", limit)),
+	}
+}
+
+// Take implements budget.Places.
+func (b *streamBound) Take(from *peer.Peer, work callers.Work) (*atomic.Int64, error) {
+	share := connection.PlacesOf(from)
+	own, all := share.Add(1), b.taken.Add(1)
+	room := b.limit
+	if work != callers.Validation && work != callers.Probe {
+		room -= b.limit / callerShare
+	}
+	if own > (room-all)/freeShare {
+		b.Give(share)
+		return nil, b.refuse()
+	}
+	return share, nil
+}
+
+// Give implements budget.Places.
+func (b *streamBound) Give(share *atomic.Int64) {
+	share.Add(-1)
+	b.taken.Add(-1)
+}
+
+// refuse returns the error of a call that found no place. Refusals are reported once a second.
+func (b *streamBound) refuse() error {
+	if refused := b.reports.since(b.door.now(), b.refused.Add(1)); refused > 0 {
+		b.door.hooks.CallsRefused(events.Refusals{Work: "open", Limit: b.limit, Count: refused})
+	}
+	return b.full
+}
+
+// tap is what grpc calls for each stream, on the goroutine that reads the connection. The streams that
+// are counted contain this one, and those that have come together with it.
+func (b *streamBound) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	if b.connections.Streams() > surplusFactor*b.limit {
+		if c := connection.FromContext(ctx); c != nil && c.Streams() > fewStreams {
+			return ctx, b.refuse()
+		}
+	}
+	return ctx, nil
+}
