@@ -417,7 +417,7 @@ func outcomeOf(t *testing.T, response proto.Message, err error) outcome {
 			if item.GetDecision() != keysvcv1.Decision_DECISION_UNSPECIFIED {
 				t.Errorf("an item with an error has the decision %s", item.GetDecision())
 			}
-			return outcome{answer: answer(codes.Code(refused.GetCode()).String() + " " + reason), text: prototext.Format(batch)} //nolint:gosec // codes are below 17
+			return outcome{answer: answer(codes.Code(refused.GetCode()).String() + " " + reason), text: prototext.Format(batch)}
 		}
 		return outcome{answer: answer("OK " + item.GetDecision().String()), text: prototext.Format(batch)}
 	}
