@@ -7,6 +7,7 @@ import (
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/budget"
@@ -178,9 +179,15 @@ func (d *door) passStream(
 	wrapped := &middleware.WrappedServerStream{
 		ServerStream: stream, WrappedContext: callers.NewLiveContext(callers.NewContext(ctx, from.identity), open.live),
 	}
+	if method.Work == callers.Inspection {
+		// Its handler waits for requests, and would not notice the stop.
+		defer context.AfterFunc(d.stopping, func() { end(errStopping) })()
+	}
 	err = untilStop(d.stopping, server, wrapped, info, handler)
-	if cause := context.Cause(ctx); cause != nil && stream.Context().Err() == nil {
-		return cause
+	if cause := context.Cause(ctx); cause != nil {
+		if _, isStatus := status.FromError(cause); isStatus { // it was ended here, and not by the client
+			return cause
+		}
 	}
 	return err
 }

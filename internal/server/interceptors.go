@@ -88,5 +88,8 @@ func untilStop(
 		// The handler may have returned before it could send the new status.
 		_ = stream.SendMsg(&grpc_health_v1.HealthCheckResponse{Status: grpc_health_v1.HealthCheckResponse_NOT_SERVING})
 	}
-	return status.Error(codes.Unavailable, "the server is stopping")
+	return errStopping
 }
+
+// errStopping is the status of a stream that the stop has ended.
+var errStopping = status.Error(codes.Unavailable, "the server is stopping")

@@ -740,10 +740,14 @@ func syncWalk() walk {
 		}}
 	}
 	hash := func(name string, length int) badCase { return set("hello.audit_hash", name, make([]byte, length)) }
+	visible := func(name string, length int) badCase {
+		return set("hello.visible_workspaces", name, make([]byte, length))
+	}
 	cases := []badCase{
 		set("hello.epoch", "129 characters", long(129)), set("hello.epoch", "10,000 characters", long(10_000)),
 		set("hello.revision", "negative", int64(-1)), set("hello.revision", "the least", int64(-1<<63)),
 		hash("one byte", 1), hash("31 bytes", 31), hash("33 bytes", 33), hash("10,000 bytes", 10_000),
+		visible("one byte", 1), visible("15 bytes", 15), visible("17 bytes", 17), visible("10,000 bytes", 10_000),
 		set("hello.hash_revision", "negative", int64(-1)), set("hello.hash_revision", "beyond revision", int64(1)),
 		set("ping.nonce", "missing", uint64(0)),
 		set("ping.revision", "negative", int64(-1)), set("ping.revision", "what was never sent", int64(1<<40)),
