@@ -27,6 +27,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/race"
 )
 
 // The matrix calls every method over every way in as every kind of caller:
@@ -468,7 +469,10 @@ func TestCallersGetWhatTheyMayAndNoMore(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			t.Parallel()
 			s := newScene(t, way)
-			for _, right := range access.Rights() {
+			for index, right := range access.Rights() {
+				if index%race.Rounds(1, 4) != 0 {
+					continue // the code is the same for each, so the race detector need not see all
+				}
 				s.withRight(t, right)
 				s.withoutRight(t, right)
 				s.withRightHere(t, right)
