@@ -50,6 +50,8 @@ type Conn struct {
 	young    *list.Element
 	settled  atomic.Bool
 	accepted time.Duration
+	// state is what the set knows of the source; nil if the source is not counted.
+	state *sourceState
 
 	// writing is held while bytes are written. writingSince is the number of the first sweep that
 	// could see the write that runs; 0 if none runs.

@@ -462,6 +462,77 @@ func TestConnectionsAreBounded(t *testing.T) {
 	}
 }
 
+// from opens a connection from an address of the loopback that says hello.
+func (r *running) from(t *testing.T, address string, greets bool) net.Conn {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(address)}}
+	socket, err := dialer.DialContext(t.Context(), "tcp", r.address.String())
+	if err != nil {
+		t.Skipf("this system has no %s: %v", address, err)
+	}
+	t.Cleanup(func() { _ = socket.Close() })
+	if greets {
+		h := hostile{t: t, socket: socket}
+		h.framer = http2.NewFramer(&h.buffer, nil)
+		h.greet()
+		h.flush()
+	}
+	return socket
+}
+
+// TestAFewSourcesDoNotTakeAllConnections: four addresses that take what they can leave a fifth one in, and
+// one of the largest makes room.
+func TestAFewSourcesDoNotTakeAllConnections(t *testing.T) {
+	for name, greets := range map[string]bool{"with SETTINGS": true, "without SETTINGS": false} {
+		t.Run(name, func(t *testing.T) {
+			r := serveLoopback(t, func(c *connection.Config) { c.MaxConnections, c.MaxPerSource = 256, 64 })
+			most := 256
+			if !greets {
+				most = 64 // a quarter may be without SETTINGS
+			}
+			for index := range most {
+				r.from(t, fmt.Sprintf("127.0.0.%d", 2+index%4), greets)
+				if greets {
+					r.clock.pass(time.Second) // the rate of new connections is another bound
+					waitUntil(t, "SETTINGS", func() bool { return r.set.Counts().Young == 0 })
+				}
+			}
+			waitUntil(t, "all connections", func() bool {
+				counts := r.set.Counts()
+				return counts.Open == most && (counts.Young == 0) == greets
+			})
+			if greets {
+				r.clock.pass(time.Minute)
+			}
+			if _, err := ask(t, r.dial(t, nil), "/t/who", ""); err != nil {
+				t.Errorf("a fifth address: %v", err)
+			}
+			if greets {
+				r.expectClosed(t, connection.ClosedFull)
+			} else {
+				r.expectClosed(t, connection.ClosedSlow)
+			}
+			if counts := r.set.Counts(); counts.Open != most {
+				t.Errorf("got %+v, want %d connections", counts, most)
+			}
+		})
+	}
+}
+
+// TestAFewSourcesDoNotTakeAllNewConnections: addresses that connect as fast as they can leave something of
+// the rate to another.
+func TestAFewSourcesDoNotTakeAllNewConnections(t *testing.T) {
+	r := serveLoopback(t, func(c *connection.Config) { c.MaxConnections, c.MaxPerSource = 128, 64 })
+	for index := range 400 {
+		_ = r.from(t, fmt.Sprintf("127.0.0.%d", 2+index%4), false).Close()
+	}
+	waitUntil(t, "no connections", func() bool { return r.set.Counts().Open == 0 })
+	r.expectClosed(t, connection.ClosedFast)
+	if _, err := ask(t, r.dial(t, nil), "/t/who", ""); err != nil {
+		t.Errorf("a fifth address: %v", err)
+	}
+}
+
 // TestNewConnectionsAreBounded opens and closes connections as fast as it can.
 func TestNewConnectionsAreBounded(t *testing.T) {
 	for name, test := range map[string]struct {

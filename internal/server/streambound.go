@@ -33,9 +33,9 @@ const (
 	// freeShare is the part of what is left that a connection may have: one half.
 	freeShare = 2
 	// surplusFactor is how many times more streams than the bound there may be before streams are
-	// refused without a goroutine, and fewStreams how many a connection may have even then. Streams
-	// are more than calls because some wait for their goroutine, or for their refusal to be written.
-	surplusFactor, fewStreams = 2, 64
+	// refused without a goroutine, and surplusOfValidations that for validations. There are more
+	// streams than calls because some wait for their goroutine, or for their refusal to be written.
+	surplusFactor, surplusOfValidations = 2, 3
 )
 
 func newStreamBound(s *Server, d *door) *streamBound {
@@ -52,7 +52,7 @@ func (b *streamBound) Take(from *peer.Peer, work callers.Work) (*atomic.Int64, e
 	share := connection.PlacesOf(from)
 	own, all := share.Add(1), b.taken.Add(1)
 	room := b.limit
-	if work != callers.Validation && work != callers.Probe {
+	if !isLast(work) {
 		room -= b.limit / callerShare
 	}
 	if own > (room-all)/freeShare {
@@ -78,11 +78,20 @@ func (b *streamBound) refuse() error {
 
 // tap is what grpc calls for each stream, on the goroutine that reads the connection. The streams that
 // are counted contain this one, and those that have come together with it.
-func (b *streamBound) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	if b.connections.Streams() > surplusFactor*b.limit {
-		if c := connection.FromContext(ctx); c != nil && c.Streams() > fewStreams {
-			return ctx, b.refuse()
-		}
+func (b *streamBound) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	all := b.connections.Streams()
+	if all < b.limit {
+		return ctx, nil
+	}
+	room := surplusFactor * b.limit
+	if isLast(callers.Of(info.FullMethodName).Work) {
+		room = surplusOfValidations * b.limit
+	}
+	if c := connection.FromContext(ctx); c != nil && c.Streams() > (room-all)/freeShare {
+		return ctx, b.refuse()
 	}
 	return ctx, nil
 }
+
+// isLast reports whether work of a kind is refused last.
+func isLast(work callers.Work) bool { return work == callers.Validation || work == callers.Probe }
