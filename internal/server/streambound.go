@@ -16,7 +16,7 @@ import (
 
 // streamBound bounds the open calls of all connections, without the sessions of near-caches.
 //
-// A connection may have half as many as there is room for besides. So however many connections there
+// A connection may have half as many as there is room for besides, of validations and of all others each. So however many connections there
 // are with as many calls as they get, something is left for one that has few; and all together never
 // have more than the bound.
 type streamBound struct {
@@ -36,6 +36,9 @@ const (
 	// refused without a goroutine, and surplusOfValidations that for validations. There are more
 	// streams than calls because some wait for their goroutine, or for their refusal to be written.
 	surplusFactor, surplusOfValidations = 2, 3
+	// fewStreams is how many streams of a connection always get their goroutine: the streams that a
+	// crowd has sent too much are counted until their refusal is written.
+	fewStreams = 64
 )
 
 func newStreamBound(s *Server, d *door) *streamBound {
@@ -49,7 +52,7 @@ func newStreamBound(s *Server, d *door) *streamBound {
 
 // Take implements budget.Places.
 func (b *streamBound) Take(from *peer.Peer, work callers.Work) (*atomic.Int64, error) {
-	share := connection.PlacesOf(from)
+	share := connection.PlacesOf(from, isLast(work))
 	own, all := share.Add(1), b.taken.Add(1)
 	room := b.limit
 	if !isLast(work) {
@@ -87,7 +90,7 @@ func (b *streamBound) tap(ctx context.Context, info *tap.Info) (context.Context,
 	if isLast(callers.Of(info.FullMethodName).Work) {
 		room = surplusOfValidations * b.limit
 	}
-	if c := connection.FromContext(ctx); c != nil && c.Streams() > (room-all)/freeShare {
+	if c := connection.FromContext(ctx); c != nil && c.Streams() > max(fewStreams, (room-all)/freeShare) {
 		return ctx, b.refuse()
 	}
 	return ctx, nil
