@@ -33,7 +33,7 @@ type opening struct {
 	grpc.ServerStream
 	ctx     context.Context //nolint:containedctx // that of the stream, with the opening
 	waiting halfOpenCall
-	// first is the prefix of the first request; err is why there is none.
+	// first is the prefix of the first request; err is why no request came.
 	first [prefixLength]byte
 	err   error
 }

@@ -16,9 +16,10 @@ import (
 
 // streamBound bounds the open calls of all connections, without the sessions of near-caches.
 //
-// A connection may have half as many as there is room for besides, of validations and of all others each. So however many connections there
-// are with as many calls as they get, something is left for one that has few; and all together never
-// have more than the bound.
+// A connection may have half as many as there is room for besides: so many validations, and so many of
+// all others. So however many connections there are with as many calls as they get, something is left
+// for one that has few. A connection with very few calls is not refused here at all: beyond the bound,
+// the places of each kind of work and of half-open calls bound how many there are.
 type streamBound struct {
 	limit       int64
 	taken       atomic.Int64
@@ -36,6 +37,8 @@ const (
 	// refused without a goroutine, and surplusOfValidations that for validations. There are more
 	// streams than calls because some wait for their goroutine, or for their refusal to be written.
 	surplusFactor, surplusOfValidations = 2, 3
+	// fewCalls and fewValidations are how many a connection may have in any case.
+	fewCalls, fewValidations = 16, 64
 	// fewStreams is how many streams of a connection always get their goroutine: the streams that a
 	// crowd has sent too much are counted until their refusal is written.
 	fewStreams = 64
@@ -54,11 +57,11 @@ func newStreamBound(s *Server, d *door) *streamBound {
 func (b *streamBound) Take(from *peer.Peer, work callers.Work) (*atomic.Int64, error) {
 	share := connection.PlacesOf(from, isLast(work))
 	own, all := share.Add(1), b.taken.Add(1)
-	room := b.limit
+	room, few := b.limit, int64(fewValidations)
 	if !isLast(work) {
-		room -= b.limit / callerShare
+		room, few = b.limit-b.limit/callerShare, fewCalls
 	}
-	if own > (room-all)/freeShare {
+	if own > max(few, (room-all)/freeShare) {
 		b.Give(share)
 		return nil, b.refuse()
 	}
