@@ -90,7 +90,7 @@ type stream struct {
 	// returned: a goroutine of the handler may still receive.
 	held atomic.Int64
 	over atomic.Bool
-	// last is the message that was sent last; nil if there is none.
+	// last is the message that was sent last; nil before the first.
 	last *sent
 	out  mem.BufferSlice
 }
