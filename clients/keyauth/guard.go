@@ -32,6 +32,20 @@ type Config struct {
 	// TrustUnixSockets makes every peer on a unix socket a trusted proxy. The socket's mode and
 	// folder must then keep everybody else out.
 	TrustUnixSockets bool
+	// Workspace returns the workspace of the resource that a call is about. A key of another
+	// workspace is then answered as an unknown key is. A service that may validate in some
+	// workspaces only, by the callers file of keysvc, needs it: such a service must name one of
+	// them in each validation, and without a name each call fails with codes.Internal.
+	//
+	// request is the message of a unary method, and nil for a stream, which is decided before
+	// anything is read from it. ctx does not have the token. Workspace must return the workspace that
+	// the handler itself uses. The empty text means any workspace; the handler must then limit what it
+	// touches by the principal's. Text that cannot be the id of a workspace is answered with
+	// codes.NotFound. Public methods are not asked about, nor are methods in no table.
+	//
+	// It is for the interceptors: Admit takes Request.WorkspaceID, and the routes of keyauthhttp have
+	// a function of their own. Default: any workspace.
+	Workspace func(ctx context.Context, fullMethod string, request any) string
 	// InvalidTokens is called when a network has presented many tokens that are not valid: at most
 	// once a minute for one network, and once a second for all of them. It must return at once.
 	// The log has a line in any case. Nobody is refused because of it. Default: nothing is called.
@@ -63,6 +77,8 @@ type Guard struct {
 	log     *slog.Logger
 	// invalid counts tokens that are not valid.
 	invalid *tally.Tally
+	// workspace is Config.Workspace; it may be nil.
+	workspace func(ctx context.Context, fullMethod string, request any) string
 	// trustSockets is Config.TrustUnixSockets.
 	trustSockets bool
 	// readsForwarded is set if X-Forwarded-For counts for some connections.
@@ -84,6 +100,7 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 			guard.watcher = watcher
 		}
 	}
+	guard.workspace = config.Workspace
 	guard.trustSockets = config.TrustUnixSockets
 	guard.readsForwarded = len(guard.trusted) > 0 || guard.trustSockets
 	if guard.log == nil {
@@ -155,7 +172,8 @@ type Request struct {
 	Requirement Requirement
 	// Authorization are all values of the authorization header.
 	Authorization []string
-	// WorkspaceID is as in Question.
+	// WorkspaceID is as in Question. Text that cannot be the id of a workspace is refused with
+	// codes.NotFound.
 	WorkspaceID string
 	// Peer is the address of the connection; the zero Addr if it is not known.
 	Peer netip.Addr
@@ -240,12 +258,30 @@ func (g *Guard) question(ctx context.Context, request *Request) (Question, *Refu
 		g.log.InfoContext(ctx, "request refused", "method", request.Name, "reason", "no bearer token", "authorization", found.String())
 		return Question{}, &RefusalError{Code: codes.Unauthenticated, Reason: keysvcv1.Reason_REASON_KEY_INVALID, TokenMissing: missing}
 	}
+	if request.WorkspaceID != "" && !validID(request.WorkspaceID) {
+		// keysvc would return INVALID_ARGUMENT, which would become INTERNAL although this service is
+		// not at fault.
+		g.log.InfoContext(ctx, "request refused", "method", request.Name, "reason", "its workspace cannot be the id of one")
+		return Question{}, &RefusalError{Code: codes.NotFound}
+	}
 	return Question{
 		Token:         token,
 		Requirement:   request.Requirement,
 		WorkspaceID:   request.WorkspaceID,
 		ClientAddress: g.clientAddress(request),
 	}, nil
+}
+
+// validID reports whether text can be the id of a workspace: 1 to 128 characters of A-Z a-z 0-9
+// . _ : @ and -.
+func validID(text string) bool {
+	for _, char := range []byte(text) {
+		letter := char >= 'a' && char <= 'z' || char >= 'A' && char <= 'Z'
+		if !letter && (char < '0' || char > '9') && strings.IndexByte("._:@-", char) < 0 {
+			return false
+		}
+	}
+	return text != "" && len(text) <= 128
 }
 
 // guarded calls ask, and turns a panic into an error.

@@ -19,7 +19,7 @@ const (
 // that need the principal, and after those that must see refusals, such as logs and metrics.
 func (g *Guard) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, message any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-		request := g.request(ctx, info.FullMethod)
+		request := g.request(ctx, info.FullMethod, message)
 		principal, _, refusal := g.decide(ctx, &request)
 		if refusal != nil {
 			return nil, refusal
@@ -39,7 +39,7 @@ func (g *Guard) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 func (g *Guard) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	return func(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		ctx := stream.Context()
-		request := g.request(ctx, info.FullMethod)
+		request := g.request(ctx, info.FullMethod, nil)
 		principal, question, refusal := g.decide(ctx, &request)
 		if refusal != nil {
 			return refusal
@@ -51,8 +51,8 @@ func (g *Guard) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	}
 }
 
-// request returns what is known of a call.
-func (g *Guard) request(ctx context.Context, method string) Request {
+// request returns what is known of a call. message is nil for a stream.
+func (g *Guard) request(ctx context.Context, method string, message any) Request {
 	request := Request{
 		Name:          method,
 		Requirement:   g.table[method],
@@ -64,6 +64,9 @@ func (g *Guard) request(ctx context.Context, method string) Request {
 	}
 	if g.readsForwarded {
 		request.Forwarded = metadata.ValueFromIncomingContext(ctx, forwardedHeader)
+	}
+	if g.workspace != nil && request.Requirement.IsValid() && !request.Requirement.IsPublic() {
+		request.WorkspaceID = g.workspace(admit(ctx, nil), method, message) // without the token
 	}
 	return request
 }

@@ -16,7 +16,8 @@ const errorDomain = "keysvc"
 // RefusalError is why a request is refused, as far as the presenter may know.
 type RefusalError struct {
 	// Code is codes.Unauthenticated (HTTP 401), codes.PermissionDenied (403), codes.Unavailable
-	// (503), codes.Internal (500), or codes.Canceled if the presenter cancelled the request.
+	// (503), codes.Internal (500), codes.NotFound (404) if the request names a workspace that cannot
+	// exist, or codes.Canceled if the presenter cancelled the request.
 	Code codes.Code
 	// Reason is REASON_KEY_INVALID with codes.Unauthenticated, the exact reason with
 	// codes.PermissionDenied, and REASON_UNSPECIFIED otherwise.
@@ -46,6 +47,8 @@ func (r *RefusalError) Error() string {
 		return "this is not open to API keys"
 	case r.Code == codes.Unavailable:
 		return "API keys cannot be checked at the moment; try again"
+	case r.Code == codes.NotFound:
+		return "there is no such workspace"
 	case r.Code == codes.Canceled:
 		return "the request was cancelled"
 	}

@@ -32,6 +32,11 @@ type Config struct {
 	// a pattern does not protect anything, because the presenter chooses the Host header.
 	// CONNECT cannot be served.
 	Routes map[string]Route
+	// WorkspaceID is the WorkspaceID of each route that needs a key and has none of its own. A
+	// service that may validate in some workspaces only, by the callers file of keysvc, needs one
+	// for every such route: it must name one of them in each validation, and without a name each
+	// request is answered with 500. Default: keys of all workspaces pass.
+	WorkspaceID func(r *http.Request) string
 	// Realm is the realm in WWW-Authenticate, in printable ASCII without " and \. Default:
 	// "api", because RFC 6750 section 3 does not allow a challenge without a parameter.
 	Realm string
@@ -53,8 +58,8 @@ type Route struct {
 	// WorkspaceID returns the workspace of the resource that a request is about, for example
 	// r.PathValue("workspace_id"). It must return the value that the handler itself uses. A key
 	// of another workspace is then answered with 401, as an unknown key is. Text that cannot be
-	// the id of a workspace, such as the empty text, is answered with 404. If WorkspaceID is
-	// nil, keys of all workspaces pass, and the handler must limit what it touches by the
+	// the id of a workspace, such as the empty text, is answered with 404. If this WorkspaceID and
+	// that of Config are nil, keys of all workspaces pass, and the handler must limit what it touches by the
 	// principal's workspace. It must be nil on public routes.
 	WorkspaceID func(r *http.Request) string
 	// LongLived is set for a handler that keeps requests open, for example to stream events. If
@@ -108,7 +113,11 @@ func NewMux(guard *keyauth.Guard, config Config) (*Mux, error) {
 		wrong = append(wrong, errors.New("keyauthhttp: Routes: are empty; at least one is required"))
 	}
 	for _, pattern := range slices.Sorted(maps.Keys(config.Routes)) {
-		if err := mux.add(pattern, config.Routes[pattern]); err != nil {
+		route := config.Routes[pattern]
+		if route.WorkspaceID == nil && !route.Requirement.IsPublic() {
+			route.WorkspaceID = config.WorkspaceID
+		}
+		if err := mux.add(pattern, route); err != nil {
 			wrong = append(wrong, fmt.Errorf("keyauthhttp: Routes[%q]: %w", pattern, err))
 		}
 	}
@@ -168,9 +177,8 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 		}
 		if route.WorkspaceID != nil {
 			request.WorkspaceID = route.WorkspaceID(withoutAuthorization(r.Context(), r))
-			if !validID(request.WorkspaceID) {
-				// keysvc would return INVALID_ARGUMENT, which would become a 500 although this
-				// service is not at fault. The empty text would mean any workspace.
+			if request.WorkspaceID == "" {
+				// The empty text would mean any workspace.
 				m.answer(w, r, Problem{Status: http.StatusNotFound})
 				return
 			}
@@ -223,16 +231,4 @@ func peerAddress(remote string) netip.Addr {
 		return netip.Addr{}
 	}
 	return withPort.Addr()
-}
-
-// validID reports whether text can be the id of a workspace: 1 to 128 characters of A-Z a-z 0-9
-// . _ : @ and -.
-func validID(text string) bool {
-	for _, char := range []byte(text) {
-		letter := char >= 'a' && char <= 'z' || char >= 'A' && char <= 'Z'
-		if !letter && (char < '0' || char > '9') && strings.IndexByte("._:@-", char) < 0 {
-			return false
-		}
-	}
-	return text != "" && len(text) <= 128
 }

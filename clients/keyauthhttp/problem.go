@@ -60,6 +60,9 @@ func (m *Mux) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		if lacksScope(refusal) {
 			header.Set("WWW-Authenticate", m.challenge(refusal))
 		}
+	case codes.NotFound:
+		m.answer(w, r, Problem{Status: http.StatusNotFound})
+		return
 	case codes.Unavailable, codes.Canceled:
 		// Nobody reads the answer if the presenter cancelled the request; if something else
 		// did, the presenter should try again.

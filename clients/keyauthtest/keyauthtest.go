@@ -71,8 +71,10 @@ type Validator struct {
 	members   map[memberID]*decide.Member
 	roles     map[string]decide.Scopes
 	scopes    decide.Scopes
-	failure   error
-	asked     []Asked
+	// workspaces are those of SetWorkspaces; nil means all.
+	workspaces map[string]bool
+	failure    error
+	asked      []Asked
 	// changed is closed and replaced whenever a field above changes.
 	changed chan struct{}
 }
@@ -143,6 +145,21 @@ func (v *Validator) Recheck() { v.change(func() {}) }
 // error, as it is with keysvc.
 func (v *Validator) SetScopes(scopes ...string) {
 	v.change(func() { v.scopes = decide.NewScopes(scopes...) })
+}
+
+// SetWorkspaces makes the Validator answer as keysvc does a service that may validate in these
+// workspaces only: a question that names none of them is an error, which a Guard answers with
+// codes.Internal. Without ids, the service may validate in all workspaces, which is the default.
+func (v *Validator) SetWorkspaces(ids ...string) {
+	v.change(func() {
+		v.workspaces = nil
+		if len(ids) > 0 {
+			v.workspaces = make(map[string]bool, len(ids))
+		}
+		for _, id := range ids {
+			v.workspaces[id] = true
+		}
+	})
 }
 
 // SetRole sets the scopes of a role; "*" stands for whatever a key was granted.
@@ -324,6 +341,13 @@ func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 	}
 	if scope := requirement.Scope(); scope != "" && v.scopes != nil && !v.scopes.Contains(scope) {
 		return keyauth.Answer{}, status.Errorf(codes.InvalidArgument, "keyauthtest: there is no scope %s; there are %v", scope, v.scopes)
+	}
+	switch {
+	case v.workspaces == nil || v.workspaces[question.WorkspaceID]:
+	case question.WorkspaceID == "":
+		return keyauth.Answer{}, status.Error(codes.InvalidArgument, "keyauthtest: the question names no workspace, and SetWorkspaces limits the service to some")
+	default:
+		return keyauth.Answer{}, status.Errorf(codes.PermissionDenied, "keyauthtest: SetWorkspaces does not allow the service to validate in %q", question.WorkspaceID)
 	}
 	// On an error the token is the zero Token, which matches nothing.
 	presented, _ := token.Parse(question.Token)

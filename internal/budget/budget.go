@@ -38,7 +38,7 @@ const (
 type Holder struct {
 	// Connection is the connection of the call: grpc has one Peer for each.
 	Connection *peer.Peer
-	// Caller is the name of the caller; "" for one that is not known.
+	// Caller is the name of the caller; "" for an unknown caller.
 	Caller string
 	// Work is the kind of work of the call.
 	Work callers.Work

@@ -24,15 +24,15 @@ const (
 	maxDepth = 100
 )
 
-// tooMany says which field of a message has too many elements.
-type tooMany struct {
+// tooManyError says which field of a message has too many elements.
+type tooManyError struct {
 	// field is the path of the field, in the names of the proto file.
 	field          string
 	count, allowed int
 }
 
 // Error implements error.
-func (t *tooMany) Error() string { return "budget: too many elements in " + t.field }
+func (t *tooManyError) Error() string { return "budget: too many elements in " + t.field }
 
 // errTooDeep is returned for a message that is nested too deep.
 var errTooDeep = errors.New("budget: the message is nested too deep")
@@ -131,7 +131,7 @@ type count struct {
 }
 
 // count returns how many elements the repeated fields of a message have, in its nested messages
-// too. It counts at least as many as decoding makes. Errors: *tooMany, errTooDeep. What is
+// too. It counts at least as many as decoding makes. Errors: *tooManyError, errTooDeep. What is
 // malformed ends the count without an error: the decoder will say what is wrong with it.
 func (c *counter) count(descriptor protoreflect.MessageDescriptor, wire []byte) (elements int, err error) {
 	counting := count{counter: c, of: make(map[*member]int)}
@@ -184,17 +184,17 @@ func (c *count) field(field *member, kind protowire.Type, value []byte, depth in
 		c.of[field] += found
 		c.total += found
 		if count := c.of[field]; count > field.limit {
-			return &tooMany{field: field.name, count: count, allowed: field.limit}
+			return &tooManyError{field: field.name, count: count, allowed: field.limit}
 		}
 		if c.total > maxElements {
-			return &tooMany{field: field.name, count: c.total, allowed: maxElements}
+			return &tooManyError{field: field.name, count: c.total, allowed: maxElements}
 		}
 	}
 	if field.message == nil || content == nil {
 		return nil
 	}
 	err := c.message(c.shapeOf(field.message), content, depth+1)
-	if many, is := errors.AsType[*tooMany](err); is {
+	if many, is := errors.AsType[*tooManyError](err); is {
 		many.field = field.path(c.of[field]-1, many.field)
 	}
 	return err

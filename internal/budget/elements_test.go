@@ -103,7 +103,7 @@ func TestTooManyElementsAreNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = counts.count(test.message.ProtoReflect().Descriptor(), wire)
-		many, refused := errors.AsType[*tooMany](err)
+		many, refused := errors.AsType[*tooManyError](err)
 		if refused != (test.field != "") || refused && many.field != test.field {
 			t.Errorf("%T: got %+v, want a refusal of %q", test.message, err, test.field)
 		}
@@ -121,7 +121,7 @@ func TestElementsInPiecesAreCountedTogether(t *testing.T) {
 		wire = append(wire, piece...)
 	}
 	_, err = new(counter).count((&keysvcv1.UpdateKeyRequest{}).ProtoReflect().Descriptor(), wire)
-	if many, is := errors.AsType[*tooMany](err); !is || many.field != "key.scopes" {
+	if many, is := errors.AsType[*tooManyError](err); !is || many.field != "key.scopes" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -164,7 +164,7 @@ func (in *incoming) read(length int) (mem.Buffer, error) {
 // many of them.
 func (in *incoming) count(ctx context.Context, request proto.Message, wire []byte) error {
 	elements, err := in.gate.elements.count(request.ProtoReflect().Descriptor(), wire)
-	if many, is := errors.AsType[*tooMany](err); is {
+	if many, is := errors.AsType[*tooManyError](err); is {
 		var fields problem.Fields
 		fields.Add(many.field, "has more than %d items; %d are allowed", many.allowed, many.allowed)
 		return in.gate.config.Status(ctx, fields.Err())

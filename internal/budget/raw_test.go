@@ -337,7 +337,7 @@ func (c *rawClient) call(method string, request proto.Message) (stream uint32) {
 // prefixed returns bytes of a message that says it has a length.
 func prefixed(length int, wire []byte) []byte {
 	prefix := make([]byte, prefixLength, prefixLength+len(wire))
-	binary.BigEndian.PutUint32(prefix[1:], uint32(length)) //nolint:gosec // small
+	binary.BigEndian.PutUint32(prefix[1:], uint32(length))
 	return append(prefix, wire...)
 }
 

@@ -33,7 +33,7 @@ type opening struct {
 	grpc.ServerStream
 	ctx     context.Context //nolint:containedctx // that of the stream, with the opening
 	waiting halfOpenCall
-	// first is the prefix of the first request; err is why no request came.
+	// first is the prefix of the first request, and err the reason why it did not come.
 	first [prefixLength]byte
 	err   error
 }
@@ -90,7 +90,7 @@ type stream struct {
 	// returned: a goroutine of the handler may still receive.
 	held atomic.Int64
 	over atomic.Bool
-	// last is the message that was sent last; nil before the first.
+	// last is the message that was sent last; nil before the first message.
 	last *sent
 	out  mem.BufferSlice
 }
@@ -111,7 +111,9 @@ func (g *Gate) stream(service any, inner grpc.ServerStream, work callers.Work, m
 		incoming: incoming{gate: g, transport: transport, holder: holderOf(ctx, work), opening: opening},
 	}
 	s.identify(ctx) // now, because one goroutine may send while another receives
+	stop := context.AfterFunc(ctx, func() { s.cutOff(context.Cause(ctx)) })
 	err = handler(service, s)
+	stop()
 	s.over.Store(true)
 	s.drop()
 	// The call lasts until its last message is written.
@@ -119,6 +121,15 @@ func (g *Gate) stream(service any, inner grpc.ServerStream, work callers.Work, m
 		s.last.wait(ctx, g.config.Stopping)
 	}
 	return err
+}
+
+// cutOff ends the stream with the status that its context was ended with, such as that of a caller
+// that was removed. A handler that waits for a request, as that of reflection does, would not notice
+// the end of its context.
+func (s *stream) cutOff(cause error) {
+	if result, is := status.FromError(cause); is {
+		_ = s.transport.WriteStatus(result) // a call that is over is not told
+	}
 }
 
 // drop gives back what the newest request holds.
@@ -177,7 +188,8 @@ func (s *stream) SendMsg(response any) error {
 		s.last = newSent(s.gate.config.Budget, s.holder, 0)
 		s.last.shared = true
 	} else {
-		size, err := proto.Size(message), error(nil)
+		size := proto.Size(message)
+		var err error
 		if data, err = encodeInto(buffers.Get(max(size, MinSharedCapacity)), message); err != nil {
 			return err
 		}

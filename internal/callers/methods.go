@@ -1,6 +1,9 @@
 package callers
 
 import (
+	"maps"
+	"slices"
+
 	"google.golang.org/grpc/channelz/grpc_channelz_v1"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/reflection/grpc_reflection_v1"
@@ -121,3 +124,6 @@ func Of(fullMethod string) Method { return methods[fullMethod] }
 
 // Needs returns what a method needs; access.Nobody if it is not in the table.
 func Needs(fullMethod string) access.Right { return methods[fullMethod].Needs }
+
+// Methods returns the full names of the methods in the table, sorted.
+func Methods() []string { return slices.Sorted(maps.Keys(methods)) }

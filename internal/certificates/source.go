@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/callers"
@@ -25,6 +26,7 @@ func Join(sources ...Source) Source { return joined(sources) }
 
 type joined []Source
 
+// Own returns the certificate of the first source that has one.
 func (j joined) Own() *tls.Certificate {
 	for _, source := range j {
 		if own := source.Own(); own != nil {
@@ -34,11 +36,12 @@ func (j joined) Own() *tls.Certificate {
 	return nil
 }
 
+// Trust returns what all sources trust.
 func (j joined) Trust() *Trust {
 	all := &Trust{Domains: map[string]*x509.CertPool{}}
 	// The first source is the last to write.
-	for i := len(j) - 1; i >= 0; i-- {
-		trust := j[i].Trust()
+	for _, source := range slices.Backward(j) {
+		trust := source.Trust()
 		if trust == nil {
 			continue
 		}

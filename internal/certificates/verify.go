@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -83,10 +84,8 @@ func checkLeaf(leaf *x509.Certificate) error {
 	case leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
 		return errors.New("the certificate may sign certificates or revocation lists")
 	}
-	for _, usage := range leaf.ExtKeyUsage {
-		if usage == x509.ExtKeyUsageClientAuth {
-			return nil
-		}
+	if slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) {
+		return nil
 	}
 	return errors.New("the certificate is not for clients: its extended key usage lacks clientAuth")
 }

@@ -57,7 +57,7 @@ func (w *world) shake(tb testing.TB, client *tls.Config, withoutCertificate bool
 
 func shake(tb testing.TB, server, client *tls.Config) (tls.ConnectionState, error) {
 	tb.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func shake(tb testing.TB, server, client *tls.Config) (tls.ConnectionState, erro
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		connection, err := tls.Dial("tcp", listener.Addr().String(), client) //nolint:noctx // a test
+		connection, err := tls.Dial("tcp", listener.Addr().String(), client)
 		if err == nil {
 			_, _ = io.ReadAll(connection) // session tickets, an alert, or the end
 			_ = connection.Close()

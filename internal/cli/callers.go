@@ -47,13 +47,15 @@ func (a *app) callersCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check a callers file, and who a credential is by it",
-		Long: `Check a callers file, and the files with authorities that it names. Every mistake goes
-to standard error, with line and column. If all is well, show the callers; with --cert,
---token-file or --uid, show who that credential is, what it may do, and because of which
-line. No server is started or asked: "keysvc whoami" asks one.
+		Long: `Check a callers file, and the files with authorities that it names. Every
+mistake goes to standard error, with line and column. If all is well, show the
+callers; with --cert, --token-file or --uid, show who that credential is, what
+it may do, and because of which line. No server is started or asked: "keysvc
+whoami" asks one.
 
-A certificate is verified as a server would verify it now, unless the roots of its trust
-domain come from the SPIFFE Workload API. The signature of an OIDC token is not verified.
+A certificate is verified as a server would verify it now, unless the roots of
+its trust domain come from the SPIFFE Workload API. The signature of an OIDC
+token is not verified.
 
 ` + jsonHelp,
 		Example: `  keysvc callers check --callers callers.yaml
@@ -261,13 +263,13 @@ func (a *app) callersTokenCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "token NAME",
 		Short: "Make a caller token, and the line of the callers file for it",
-		Long: `Make a token that proves to keysvc who calls, over TLS. The token goes to standard
-output, or with --token-out to a new file of mode 0600. It is not shown again. The lines
-for the callers file, which have only its hash, go to standard error, or with --token-out
-to standard output.
+		Long: `Make a token that proves to keysvc who calls, over TLS. The token goes to
+standard output, or with --token-out to a new file of mode 0600. It is not shown
+again. The lines for the callers file, which have only its hash, go to standard
+error, or with --token-out to standard output.
 
-A caller may have two tokens at a time. To replace one, add the line of the new token,
-give the token to the caller, and then remove the old line.`,
+A caller may have two tokens at a time. To replace one, add the line of the new
+token, give the token to the caller, and then remove the old line.`,
 		Example: `  keysvc callers token laptop >laptop.token
   keysvc callers token laptop --token-out laptop.token --expires-in 90d`,
 		Args: positional("NAME"),

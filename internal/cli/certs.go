@@ -102,8 +102,8 @@ var devFunctions = template.FuncMap{"shell": shellWord, "yaml": yamlWord}
 
 var devServerFile = devTemplate(`# Made by keysvc certs dev. Not for production.
 listen: {{.Address}}
-tls-cert: {{yaml (printf "%s/server.crt" .Folder)}}
-tls-key: {{yaml (printf "%s/server.key" .Folder)}}
+tls-server-cert: {{yaml (printf "%s/server.crt" .Folder)}}
+tls-server-key: {{yaml (printf "%s/server.key" .Folder)}}
 callers: {{yaml (printf "%s/callers.yaml" .Folder)}}
 data: {{yaml (printf "%s/data" .Folder)}}
 `)

@@ -46,9 +46,9 @@ type Settings struct {
 	// may call but the owner of the process on a unix socket and, where plaintext is served on
 	// loopback, everybody who reaches it.
 	Callers string
-	// TLSCert and TLSKey are files in PEM: the server's certificate with its intermediates, and its
-	// key. Both are set, or neither is.
-	TLSCert, TLSKey string
+	// TLSServerCert and TLSServerKey are files in PEM: the server's certificate with its
+	// intermediates, and its key. Both are set, or neither is.
+	TLSServerCert, TLSServerKey string
 	// SPIFFESocket is the address of the SPIFFE Workload API, "unix:///path"; "" for none.
 	SPIFFESocket string
 	// TLSBearers lets clients connect with TLS and no certificate, because their calls bring tokens.

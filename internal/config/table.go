@@ -107,20 +107,20 @@ var table = []Setting{
 		kind:  text(func(s *Settings) *string { return &s.Callers }, anyValue),
 	},
 	{
-		Name: "tls-cert", Group: groupServed, Empty: "none", Path: FilePath,
+		Name: "tls-server-cert", Group: groupServed, Empty: "none", Path: FilePath,
 		Usage: "the PEM `file` of the server's certificate, its intermediates after it; TCP then serves TLS 1.3",
-		More:  "Needs `tls-key` and `callers`. A new certificate is used within a second. See [TLS](tls.md).",
-		kind:  text(func(s *Settings) *string { return &s.TLSCert }, anyValue),
+		More:  "Needs `tls-server-key` and `callers`. A new certificate is used within a second. See [TLS](tls.md).",
+		kind:  text(func(s *Settings) *string { return &s.TLSServerCert }, anyValue),
 	},
 	{
-		Name: "tls-key", Group: groupServed, Empty: "none", Path: FilePath,
+		Name: "tls-server-key", Group: groupServed, Empty: "none", Path: FilePath,
 		Usage: "the PEM `file` of the key of that certificate",
-		kind:  text(func(s *Settings) *string { return &s.TLSKey }, anyValue),
+		kind:  text(func(s *Settings) *string { return &s.TLSServerKey }, anyValue),
 	},
 	{
 		Name: "spiffe-socket", Group: groupServed, Empty: "none",
 		Usage: "the `address` of the SPIFFE Workload API, unix:///path; TCP then serves TLS 1.3",
-		More:  "It gives the server's certificate, if `tls-cert` does not, and the bundles of the trust domains that `callers` has with `workload_api`. See [TLS](tls.md#spire).",
+		More:  "It gives the server's certificate, if `tls-server-cert` does not, and the bundles of the trust domains that `callers` has with `workload_api`. See [TLS](tls.md#spire).",
 		kind:  text(func(s *Settings) *string { return &s.SPIFFESocket }, checkSocket),
 	},
 	{

@@ -19,13 +19,13 @@ var samples = map[string]string{
 	"max-message-bytes": "70000", "max-buffered-bytes": "50000000", "max-header-bytes": "8000", "drain-timeout": "3s", "usage-interval": "5s",
 	"max-connections": "17", "max-connections-per-source": "0", "connection-age": "4h", "connection-idle": "11s",
 	"sweep-interval": "2h", "staleness": "300ms", "max-sessions": "7", "session-age": "3h", "dev": "true",
-	"tls-cert": "/t.crt", "tls-key": "/t.key", "spiffe-socket": "unix:///run/s.sock", "tls-bearers": "true",
+	"tls-server-cert": "/t.crt", "tls-server-key": "/t.key", "spiffe-socket": "unix:///run/s.sock", "tls-bearers": "true",
 	"allow-clock-behind": "true", "allow-clock-ahead": "true", "channelz": "true",
 }
 
 // companions are the settings that another one needs.
 var companions = map[string][]string{
-	"tls-cert": {"tls-key", "callers"}, "tls-key": {"tls-cert", "callers"}, "spiffe-socket": {"callers"}, "tls-bearers": {"spiffe-socket", "callers"},
+	"tls-server-cert": {"tls-server-key", "callers"}, "tls-server-key": {"tls-server-cert", "callers"}, "spiffe-socket": {"callers"}, "tls-bearers": {"spiffe-socket", "callers"},
 }
 
 // companionsOf returns the companions of a setting with their samples, as flags.
@@ -48,7 +48,7 @@ func load(t *testing.T, flags map[string][]string) config.Settings {
 }
 
 // fieldOf has the fields of companions.
-var fieldOf = map[string]string{"tls-cert": "TLSCert", "tls-key": "TLSKey", "spiffe-socket": "SPIFFESocket", "callers": "Callers"}
+var fieldOf = map[string]string{"tls-server-cert": "TLSServerCert", "tls-server-key": "TLSServerKey", "spiffe-socket": "SPIFFESocket", "callers": "Callers"}
 
 // TestEachFieldOfSettingsHasOneRow: each row changes one field, and every field has a row.
 func TestEachFieldOfSettingsHasOneRow(t *testing.T) {
@@ -92,11 +92,14 @@ func TestEachFieldOfSettingsHasOneRow(t *testing.T) {
 }
 
 // TestNamesOfSettingsCannotCollide: for a Service named keysvc, or keysvc-data, Kubernetes
-// sets KEYSVC_PORT, KEYSVC_SERVICE_HOST, KEYSVC_PORT_7480_TCP, KEYSVC_DATA_PORT and more; the
-// commands read KEYSVC_ADDR, KEYSVC_TOKEN and KEYSVC_WORKSPACE; --config names the file.
+// sets KEYSVC_PORT, KEYSVC_SERVICE_HOST, KEYSVC_PORT_7480_TCP, KEYSVC_DATA_PORT and more;
+// clients read the variables of docs/client-settings.md; --config names the file.
 func TestNamesOfSettingsCannotCollide(t *testing.T) {
 	form := regexp.MustCompile(`^[a-z]+(-[a-z]+)*$`)
-	taken := map[string]bool{"addr": true, "token": true, "workspace": true, config.FileFlag: true, "output": true, "help": true}
+	taken := map[string]bool{config.FileFlag: true, "output": true, "help": true}
+	for _, variable := range clientVariables(t) {
+		taken[strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(variable, "KEYSVC_"), "_", "-"))] = true
+	}
 	for _, setting := range config.Table() {
 		words := strings.Split(setting.Name, "-")
 		switch {
@@ -112,6 +115,26 @@ func TestNamesOfSettingsCannotCollide(t *testing.T) {
 	if config.FileVariable != "KEYSVC_"+strings.ToUpper(config.FileFlag) {
 		t.Error("the variable of the file is not named as its flag")
 	}
+}
+
+// clientVariables returns the variables that clients read, from their page, because this package
+// does not know the client.
+func clientVariables(t *testing.T) []string {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/client-settings.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, row := range regexp.MustCompile("(?m)^\\| `(KEYSVC_[A-Z_]+)` \\|").FindAllSubmatch(page, -1) {
+		names = append(names, string(row[1]))
+	}
+	for _, name := range []string{"KEYSVC_ADDR", "KEYSVC_TLS_CERT", "KEYSVC_TOKEN"} {
+		if !slices.Contains(names, name) {
+			t.Fatalf("%s is not among the variables of the page: %v", name, names)
+		}
+	}
+	return names
 }
 
 func TestRowsHaveUsageGroupAndDefault(t *testing.T) {

@@ -12,12 +12,14 @@ func TestSettingsForTLSMustFitEachOther(t *testing.T) {
 		change func(*config.Settings)
 		field  string
 	}{
-		"certificate, key, callers":  {func(s *config.Settings) { s.TLSCert, s.TLSKey, s.Callers = "c", "k", "f" }, ""},
-		"Workload API and callers":   {func(s *config.Settings) { s.SPIFFESocket, s.Callers = "unix:///s", "f" }, ""},
-		"off loopback":               {func(s *config.Settings) { s.TLSCert, s.TLSKey, s.Callers, s.Listen = "c", "k", "f", "0.0.0.0:7443" }, ""},
-		"no key":                     {func(s *config.Settings) { s.TLSCert, s.Callers = "c", "f" }, "tls-key"},
-		"no certificate":             {func(s *config.Settings) { s.TLSKey, s.Callers = "k", "f" }, "tls-cert"},
-		"no callers":                 {func(s *config.Settings) { s.TLSCert, s.TLSKey = "c", "k" }, "callers"},
+		"certificate, key, callers": {func(s *config.Settings) { s.TLSServerCert, s.TLSServerKey, s.Callers = "c", "k", "f" }, ""},
+		"Workload API and callers":  {func(s *config.Settings) { s.SPIFFESocket, s.Callers = "unix:///s", "f" }, ""},
+		"off loopback": {func(s *config.Settings) {
+			s.TLSServerCert, s.TLSServerKey, s.Callers, s.Listen = "c", "k", "f", "0.0.0.0:7443"
+		}, ""},
+		"no key":                     {func(s *config.Settings) { s.TLSServerCert, s.Callers = "c", "f" }, "tls-server-key"},
+		"no certificate":             {func(s *config.Settings) { s.TLSServerKey, s.Callers = "k", "f" }, "tls-server-cert"},
+		"no callers":                 {func(s *config.Settings) { s.TLSServerCert, s.TLSServerKey = "c", "k" }, "callers"},
 		"tokens in the clear":        {func(s *config.Settings) { s.TLSBearers, s.Callers = true, "f" }, "tls-bearers"},
 		"Workload API over TCP":      {func(s *config.Settings) { s.SPIFFESocket, s.Callers = "10.0.0.1:80", "f" }, "spiffe-socket"},
 		"plaintext for others still": {func(s *config.Settings) { s.Listen = "0.0.0.0:7443" }, "listen"},

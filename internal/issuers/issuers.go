@@ -144,9 +144,7 @@ func (s *Set) follow(issuer Issuer) *member {
 func (s *Set) Close() { _ = s.Use(nil) }
 
 func (i Issuer) equal(other Issuer) bool {
-	same := slices.Equal(i.Algorithms, other.Algorithms)
-	i.Algorithms, other.Algorithms = nil, nil
-	return same && i.Name == other.Name && i.URL == other.URL && i.Audience == other.Audience &&
+	return slices.Equal(i.Algorithms, other.Algorithms) && i.Name == other.Name && i.URL == other.URL && i.Audience == other.Audience &&
 		i.CA == other.CA && i.TokenFile == other.TokenFile && i.JWKS == other.JWKS
 }
 

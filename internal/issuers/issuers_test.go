@@ -359,7 +359,7 @@ func TestTheTokenForTheKeysDoesNotGoToAnotherHost(t *testing.T) {
 			t.Fatal(err)
 		}
 		client.Trust(t, i.caFile)
-		_, _ = client.Get(elsewhere.URL) //nolint:noctx,bodyclose // the answer is empty
+		_, _ = client.Get(elsewhere.URL) //nolint:bodyclose // the answer is empty
 		if got := <-seen; got != test.want {
 			t.Errorf("with the authorities %q the other host got %q", test.ca, got)
 		}

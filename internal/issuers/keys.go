@@ -113,7 +113,7 @@ func (k *keys) follow(ctx context.Context) {
 			}
 		case ctx.Err() == nil && err.Error() != lastError:
 			lastError = err.Error()
-			log.Warn("the issuer's keys cannot be read; those read last stay in use, for a day at most", "error", lastError)
+			log.WarnContext(ctx, "the issuer's keys cannot be read; those read last stay in use, for a day at most", "error", lastError)
 		}
 		timer := time.NewTimer(next)
 		select {
@@ -125,7 +125,7 @@ func (k *keys) follow(ctx context.Context) {
 	}
 }
 
-// fetch fetches the keys once, and lets those go on who wait for that.
+// fetch fetches the keys once, and ends the waits for that.
 func (k *keys) fetch(ctx context.Context, log *slog.Logger) error {
 	began := k.options.Now()
 	k.mu.Lock()
@@ -152,7 +152,7 @@ func (k *keys) fetch(ctx context.Context, log *slog.Logger) error {
 	next := &keySet{sum: sha256.Sum256(text), byID: byID, fetched: began}
 	k.current.Store(next)
 	if before == nil || before.sum != next.sum {
-		log.Info("the issuer's keys have been read", "keys", len(byID))
+		log.InfoContext(ctx, "the issuer's keys have been read", "keys", len(byID))
 	}
 	if before != nil && before.sum != next.sum && k.options.Changed != nil {
 		k.options.Changed()

@@ -21,6 +21,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -269,6 +270,12 @@ func checkNames(t *testing.T, file narrowed) {
 func TestStalePagesNeverAllowAToken(t *testing.T) {
 	outcomes := make(map[string]int)
 	size := os.Getpagesize()
+	// Opening a file has no more than one goroutine that matters, so the race detector need not
+	// see all of them.
+	tried, each := 0, 1
+	if race.Enabled() {
+		each = 4
+	}
 	for _, n := range narrowings() {
 		file := narrow(t, n)
 		seen := make(map[string]bool)
@@ -280,6 +287,9 @@ func TestStalePagesNeverAllowAToken(t *testing.T) {
 					continue
 				}
 				seen[string(stale[begin:begin+size])] = true
+				if tried++; tried%each != 0 {
+					continue
+				}
 				outcomes[tryStale(t, file, begin/size, newFile(t, stale))]++
 			}
 		}

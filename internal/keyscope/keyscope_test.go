@@ -28,7 +28,6 @@ const root = "../.."
 func generate(t *testing.T, folder, options string) (out, printed string, err error) {
 	t.Helper()
 	workspace, out := t.TempDir(), t.TempDir()
-	plugin := buildPlugin(t)
 	for from, to := range map[string]string{filepath.Join("testdata", folder): "things", root + "/proto": "keysvc"} {
 		if err := os.CopyFS(filepath.Join(workspace, to), os.DirFS(from)); err != nil {
 			t.Fatal(err)
@@ -39,29 +38,34 @@ func generate(t *testing.T, folder, options string) (out, printed string, err er
 		t.Fatal(err)
 	}
 	template := fmt.Sprintf(`{"version":"v2","plugins":[{"local":%q,"out":%q,"opt":[%s]}]}`, plugin, out, options)
-	tools, err := filepath.Abs(root + "/tools/go.mod")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The command runs in this folder, because go needs a module; buf gets the folder to read.
-	command := exec.CommandContext(t.Context(), "go", "tool", "-modfile="+tools, "buf",
-		"generate", filepath.Join(workspace, "things"), "--template", template)
+	command := exec.CommandContext(t.Context(), buf, "generate", filepath.Join(workspace, "things"), "--template", template)
 	text, err := command.CombinedOutput()
 	return out, string(text), err
 }
 
-func buildPlugin(t *testing.T) string {
-	t.Helper()
-	plugin := filepath.Join(t.TempDir(), "protoc-gen-go-keyscope")
-	run(t, exec.CommandContext(t.Context(), "go", "build", "-o", plugin, root+"/cmd/protoc-gen-go-keyscope"))
-	return plugin
-}
+// plugin is the path of the built plugin, and buf that of buf. TestMain sets them.
+var plugin, buf string
 
-func run(t *testing.T, command *exec.Cmd) {
-	t.Helper()
-	if text, err := command.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", command, err, text)
+// TestMain builds the plugin and finds buf, once for all tests.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	folder, err := os.MkdirTemp("", "keyscope")
+	if err != nil {
+		panic(err)
 	}
+	plugin = filepath.Join(folder, "protoc-gen-go-keyscope")
+	if text, err := exec.Command("go", "build", "-o", plugin, root+"/cmd/protoc-gen-go-keyscope").CombinedOutput(); err != nil {
+		panic(fmt.Sprintf("building the plugin: %v\n%s", err, text))
+	}
+	// With -n, go builds the tool if it must, and prints where it is.
+	path, err := exec.Command("go", "tool", "-modfile="+root+"/tools/go.mod", "-n", "buf").Output()
+	if err != nil {
+		panic(fmt.Sprintf("looking for buf: %v", err))
+	}
+	buf = strings.TrimSpace(string(path))
+	status := m.Run()
+	_ = os.RemoveAll(folder)
+	os.Exit(status)
 }
 
 // golden compares a text with a file of testdata.
@@ -134,7 +138,6 @@ func TestGenerateRefusesAnAnnotationThatIsGivenTwice(t *testing.T) {
 		}
 		return options
 	}
-	plugin := buildPlugin(t)
 	for name, test := range map[string]struct {
 		method, service []byte
 		problem         string

@@ -53,7 +53,7 @@ func message(name string, nested ...string) *descriptorpb.DescriptorProto {
 }
 
 // runPlugin returns the answer of the built plugin to a request.
-func runPlugin(t *testing.T, plugin string, request *pluginpb.CodeGeneratorRequest) *pluginpb.CodeGeneratorResponse {
+func runPlugin(t *testing.T, request *pluginpb.CodeGeneratorRequest) *pluginpb.CodeGeneratorResponse {
 	t.Helper()
 	text, err := proto.Marshal(request)
 	if err != nil {
@@ -104,7 +104,6 @@ func declared(t *testing.T, name, text string) []string {
 // TestGenerateAvoidsNamesOfProtocGenGo: the generated file is in one package with the code that
 // protoc-gen-go generates from the same files.
 func TestGenerateAvoidsNamesOfProtocGenGo(t *testing.T) {
-	plugin := buildPlugin(t)
 	note := message("Note")
 	for name, test := range map[string]struct {
 		files []*descriptorpb.FileDescriptorProto
@@ -135,7 +134,7 @@ func TestGenerateAvoidsNamesOfProtocGenGo(t *testing.T) {
 			for _, file := range test.files {
 				request.FileToGenerate = append(request.FileToGenerate, file.GetName())
 			}
-			response := runPlugin(t, plugin, request)
+			response := runPlugin(t, request)
 			if response.Error != nil {
 				t.Fatal(response.GetError())
 			}
@@ -167,7 +166,7 @@ func TestGenerateAvoidsNamesOfProtocGenGo(t *testing.T) {
 func TestPluginAcceptsTheEditionsOfProtocGenGo(t *testing.T) {
 	file := notes("a.proto", []*descriptorpb.DescriptorProto{message("Note")}, "Notes")
 	file.Syntax, file.Edition = proto.String("editions"), gengo.SupportedEditionsMaximum.Enum()
-	response := runPlugin(t, buildPlugin(t), &pluginpb.CodeGeneratorRequest{
+	response := runPlugin(t, &pluginpb.CodeGeneratorRequest{
 		FileToGenerate: []string{"a.proto"}, Parameter: proto.String("paths=source_relative"),
 		ProtoFile: []*descriptorpb.FileDescriptorProto{file},
 	})

@@ -60,13 +60,13 @@ func (p *Poller) Add(ctx context.Context, item Item) error {
 func (p *Poller) Check(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	any := false
+	news := false
 	for _, item := range p.items {
 		changed, err := item.Reload(ctx)
-		any = any || changed && err == nil
+		news = news || changed && err == nil
 		p.report(ctx, item.Name, changed, err)
 	}
-	if any && p.changed != nil {
+	if news && p.changed != nil {
 		p.changed(ctx)
 	}
 }

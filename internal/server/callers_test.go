@@ -41,7 +41,14 @@ func startCallers(t *testing.T, list string) *callersBench {
 // write replaces the callers of the file.
 func (b *callersBench) write(t *testing.T, list string) {
 	t.Helper()
-	if err := os.WriteFile(b.callers, []byte("version: 1\ncallers:\n"+list), 0o600); err != nil {
+	b.replace(t, "version: 1\ncallers:\n"+list)
+}
+
+// replace replaces the file at once. The server may be reading it.
+func (b *callersBench) replace(t *testing.T, text string) {
+	t.Helper()
+	next := b.callers + ".next"
+	if err := errors.Join(os.WriteFile(next, []byte(text), 0o600), os.Rename(next, b.callers)); err != nil {
 		t.Fatal(err)
 	}
 }

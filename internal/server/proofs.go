@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"maps"
 	"sync/atomic"
 	"time"
 
@@ -73,9 +74,7 @@ func (p *proofs) Trust() *certificates.Trust {
 		return trust
 	}
 	both := &certificates.Trust{Domains: map[string]*x509.CertPool{}, DNS: trust.DNS}
-	for domain, authorities := range trust.Domains {
-		both.Domains[domain] = authorities
-	}
+	maps.Copy(both.Domains, trust.Domains)
 	said := p.workload.Trust().Domains
 	for _, domain := range domains {
 		both.Domains[domain] = said[domain] // nil, for nobody, until the API knows the domain
@@ -151,7 +150,7 @@ func (p *proofs) use(file *callers.File) error {
 // paths names the files: the server's of the settings, and those of a callers file.
 func (p *proofs) paths(file *callers.File) certificates.Paths {
 	settings := p.server.config.Settings
-	paths := certificates.Paths{Certificate: settings.TLSCert, Key: settings.TLSKey, RefuseDevelopment: reachable(settings)}
+	paths := certificates.Paths{Certificate: settings.TLSServerCert, Key: settings.TLSServerKey, RefuseDevelopment: reachable(settings)}
 	if file == nil {
 		return paths
 	}

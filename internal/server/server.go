@@ -168,6 +168,7 @@ func (s *Server) components() []component {
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
 		{name: "files", run: s.watchFiles},
+		{name: "memory", run: s.returnMemory},
 		{name: "half-open calls", run: func(ctx context.Context) error { s.calls.gate.Run(ctx); return nil }},
 	}
 }

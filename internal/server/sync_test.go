@@ -471,7 +471,8 @@ func TestStopSaysGoodbye(t *testing.T) {
 	}
 }
 
-// TestSyncEndsSilentAndOldStreams: a stream without a hello ends, and an old session ends.
+// TestSyncEndsSilentAndOldStreams: a stream without a hello ends, a session whose client says
+// nothing ends, and one whose client goes on pinging ends when it is old.
 func TestSyncEndsSilentAndOldStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := start(t, options{})
@@ -506,6 +507,41 @@ func TestSyncEndsSilentAndOldStreams(t *testing.T) {
 		// A client that says nothing stays for 5 minutes, up to a tenth more or less.
 		if took := time.Since(began); took < 4*time.Minute || took > 6*time.Minute {
 			t.Errorf("it took %s", took)
+		}
+		if err := s.end(); status.Code(err) != codes.Unavailable {
+			t.Errorf("got %v", err)
+		}
+
+		// A client that pings stays for session-age, an hour, up to a tenth more or less.
+		began = time.Now()
+		stream, err = b.sync.Sync(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = &session{T: t, stream: stream}
+		s.send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Hello{Hello: &keysvcv1.SyncHello{}}})
+		revision, pongs := s.next().GetWelcome().GetRevision(), 0
+		over := make(chan struct{})
+		go func() {
+			ticker := time.NewTicker(time.Minute)
+			defer ticker.Stop()
+			for {
+				_ = stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{Nonce: 1, Revision: revision}}})
+				select {
+				case <-ticker.C:
+				case <-over:
+					return
+				}
+			}
+		}()
+		for response := s.next(); response.GetGoodbye() == nil; response = s.next() {
+			if response.GetPong() != nil {
+				pongs++
+			}
+		}
+		close(over)
+		if took := time.Since(began); took < 54*time.Minute || took > 66*time.Minute || pongs < 50 {
+			t.Errorf("it took %s, and %d pings were answered", took, pongs)
 		}
 		if err := s.end(); status.Code(err) != codes.Unavailable {
 			t.Errorf("got %v", err)

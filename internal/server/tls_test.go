@@ -48,7 +48,7 @@ trust_domains:
     rights: [validate]
 `))
 	s.bench = start(t, options{clock: &testClock{now: time.Now()}, settings: func(settings *config.Settings) {
-		settings.TLSCert, settings.TLSKey, settings.Callers = cert, key, filepath.Join(s.folder, "callers.yaml")
+		settings.TLSServerCert, settings.TLSServerKey, settings.Callers = cert, key, filepath.Join(s.folder, "callers.yaml")
 		settings.TLSBearers = bearers
 	}})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

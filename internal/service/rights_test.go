@@ -83,7 +83,7 @@ func newSyncing(t *testing.T, identity *callers.Identity) *syncing {
 type liveStream struct {
 	grpc.ServerStream
 
-	ctx context.Context //nolint:containedctx // as grpc's own streams have it
+	ctx context.Context
 }
 
 func (s *liveStream) Context() context.Context { return s.ctx }

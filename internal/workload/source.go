@@ -110,6 +110,7 @@ func (s *Source) follow(ctx context.Context) {
 // strategy waits as the rest of keysvc does between attempts.
 type strategy struct{}
 
+// NewBackoff implements workloadapi.BackoffStrategy.
 func (strategy) NewBackoff() workloadapi.Backoff {
 	return backoff.New(shortestWait, longestWait)
 }

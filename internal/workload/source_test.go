@@ -48,7 +48,7 @@ func newAgent(t *testing.T, says *workload.X509SVIDResponse) *agent {
 // serve listens until the function that it returns is called.
 func (a *agent) serve(t *testing.T) (stop func()) {
 	t.Helper()
-	listener, err := net.Listen("unix", a.address) //nolint:noctx // a test
+	listener, err := net.Listen("unix", a.address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,22 +130,22 @@ func issue(t *testing.T, authority *certificatestest.Authority, id string) *tls.
 }
 
 // shake connects a client over TLS and returns the server's certificate as the client saw it.
-func shake(t *testing.T, from certificates.Source, client *tls.Certificate) (server *x509.Certificate, err error) {
+func shake(t *testing.T, from certificates.Source, client *tls.Certificate) (*x509.Certificate, error) {
 	t.Helper()
+	var server *x509.Certificate
 	config := certificates.Config(certificates.Verifier{Source: from}, false)
 	near, far := net.Pipe()
 	defer func() { _, _ = near.Close(), far.Close() }()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		//nolint:gosec // G402: the test looks at the server's certificate itself
 		connection := tls.Client(far, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*client}})
 		if connection.HandshakeContext(context.Background()) == nil {
 			server = connection.ConnectionState().PeerCertificates[0]
 			_, _ = connection.Read(make([]byte, 1)) // the server's alert, or the end
 		}
 	}()
-	err = tls.Server(near, config).HandshakeContext(context.Background())
+	err := tls.Server(near, config).HandshakeContext(context.Background())
 	_ = near.Close()
 	<-done
 	return server, err

@@ -5,7 +5,9 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -114,6 +116,22 @@ func Start(t testing.TB, options Options) *Keysvc {
 	keysvc.Policies = keysvcv1.NewPolicyServiceClient(keysvc.Conn)
 	keysvc.Validation = keysvcv1.NewValidationServiceClient(keysvc.Conn)
 	return keysvc
+}
+
+// Limited starts a keysvc, lets prepare fill its store, and starts it again for a caller that may
+// validate in these workspaces, and do nothing else.
+func Limited(t testing.TB, prepare func(*Keysvc), workspaces ...string) *Keysvc {
+	t.Helper()
+	folder := t.TempDir()
+	file, callers := filepath.Join(folder, "keysvc.db"), filepath.Join(folder, "callers.yaml")
+	text := "version: 1\ncallers:\n  - name: service\n    loopback: true\n    rights: [validate]\n    workspaces: [" + strings.Join(workspaces, ", ") + "]\n"
+	if err := os.WriteFile(callers, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	full := Start(t, Options{File: file})
+	prepare(full)
+	full.Stop()
+	return Start(t, Options{File: file, Settings: func(settings *config.Settings) { settings.Callers = callers }})
 }
 
 // dial connects to a listener, which may be in memory.

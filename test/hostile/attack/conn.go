@@ -271,7 +271,7 @@ func (c *conn) wake() {
 }
 
 // take takes up to so many bytes of the windows of a stream and of the connection. It waits until
-// there is room for one byte at least, if it may wait. It returns 0 if there is none, or if the
+// there is room for one byte at least, if it may wait. It returns 0 if there is no room, or if the
 // connection has ended.
 func (c *conn) take(stream uint32, want int, wait bool) int {
 	c.room.L.Lock()
