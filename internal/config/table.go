@@ -195,7 +195,7 @@ var table = []Setting{
 	{
 		Name: "max-open-streams", Group: groupLimits, Default: "2048",
 		Usage: "how many requests may be open at a time on all connections, near-caches aside",
-		More: "Each is about 14 KiB. A connection may have half of what is left, so that one with few requests is served when others have many. " +
+		More: "Each is about 14 KiB. A connection may have half of what is left, so that one with few requests is served when others have many: up to 16, or 64 validations, in any case. " +
 			"Validations may have all of them, and everything else three quarters.",
 		kind: number(func(s *Settings) *int { return &s.MaxOpenStreams }, 16, 1<<20),
 	},

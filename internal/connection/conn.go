@@ -50,6 +50,8 @@ type Conn struct {
 	young    *list.Element
 	settled  atomic.Bool
 	accepted time.Duration
+	// state is what the set knows of the source; nil if the source is not counted.
+	state *sourceState
 
 	// writing is held while bytes are written. writingSince is the number of the first sweep that
 	// could see the write that runs; 0 if none runs.
@@ -60,8 +62,8 @@ type Conn struct {
 	draining atomic.Bool
 	told     bool
 
-	// places is how many places of the server's the connection's calls have.
-	places atomic.Int64
+	// places is how many places of the server's the connection's calls have, of two kinds.
+	places [2]atomic.Int64
 
 	closing sync.Once
 }
@@ -101,12 +103,16 @@ func (c *Conn) endOfCredential() time.Time {
 	return time.Time{}
 }
 
-// PlacesOf returns the number of places that the calls of a peer's connection have, which whoever gives
-// them changes. For a connection that is not one of a Set it is a number of nobody's.
-func PlacesOf(from *peer.Peer) *atomic.Int64 {
+// PlacesOf returns the number of places that the calls of a peer's connection have: of those calls that
+// are refused last, or of the others. The server that gives the places changes the number. A connection
+// that is not one of a Set gets a number of its own each time.
+func PlacesOf(from *peer.Peer, last bool) *atomic.Int64 {
 	if from != nil {
 		if info, is := from.AuthInfo.(Info); is {
-			return &info.conn.places
+			if last {
+				return &info.conn.places[1]
+			}
+			return &info.conn.places[0]
 		}
 	}
 	return new(atomic.Int64)

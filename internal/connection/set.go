@@ -82,8 +82,9 @@ type Set struct {
 
 // sourceState is what a Set knows of a source.
 type sourceState struct {
-	open  int
-	begun bucket
+	// open is how many connections the source has, and young how many of them are young.
+	open, young int
+	begun       bucket
 }
 
 // New returns a Set without connections.
@@ -133,9 +134,9 @@ func (s *Set) begin(raw net.Conn, listener *Listener) *Conn {
 		guard: newGuard(s.config.Elapsed, s.config.MaxStreams, s.config.MaxHeaderBytes),
 	}
 	c.guard.total = &s.streams
-	reason, oldest := s.add(c, now)
-	if oldest != nil {
-		oldest.End(ClosedSlow, "room was needed for another one")
+	reason, ends := s.add(c, now)
+	for _, each := range ends {
+		each.c.End(each.reason, "room was needed for another one")
 	}
 	if reason != "" {
 		s.refuse(raw, from, reason, "")
@@ -145,44 +146,125 @@ func (s *Set) begin(raw net.Conn, listener *Listener) *Conn {
 	return c
 }
 
-// add adds a connection, if there is room for it; otherwise reason says why not. If oldest is not
-// nil, that connection must be ended to make room.
-func (s *Set) add(c *Conn, now time.Duration) (reason Reason, oldest *Conn) {
+// ending is a connection that must be ended to make room, and why.
+type ending struct {
+	c      *Conn
+	reason Reason
+}
+
+// add adds a connection, if there is room for it; otherwise reason says why not. ends must be ended to
+// make room.
+func (s *Set) add(c *Conn, now time.Duration) (reason Reason, ends []ending) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	isOwner := c.source.unix && c.source.userID == s.owner
+	isOwner := s.isOwner(c)
 	most := s.config.MaxConnections
 	if isOwner {
 		most += ownersReserve
 	}
 	state := s.sourceOf(c.source)
-	switch {
-	case len(s.conns) >= most:
-		return ClosedFull, nil
-	case state != nil && !isOwner && s.config.MaxPerSource > 0 && state.open >= s.config.MaxPerSource:
-		return ClosedSourceFull, nil
-	case state != nil && !isOwner && !state.begun.take(rateOf(s.config.MaxPerSource), now, 1):
-		state.begun.give(1)
-		return ClosedSourceFast, nil
-	case !isOwner && !s.begun.take(rateOf(s.config.MaxConnections), now, 1):
-		s.begun.give(1)
+	// 1. What the source may have, and how fast.
+	if state != nil && !isOwner {
+		if s.config.MaxPerSource > 0 && state.open >= s.config.MaxPerSource {
+			return ClosedSourceFull, nil
+		}
+		if !state.begun.take(rateOf(s.config.MaxPerSource), now, 1) {
+			state.begun.give(1)
+			return ClosedSourceFast, nil
+		}
+	}
+	if !isOwner && !s.mayBegin(state, now) {
 		return ClosedFast, nil
 	}
+	// 2. Room among all, and among the young. A source that has more than the newcomer's makes room.
+	if len(s.conns) >= most {
+		largest := s.ofLargestSource(state)
+		if largest == nil {
+			return ClosedFull, nil
+		}
+		ends = append(ends, ending{largest, ClosedFull})
+	}
 	if s.young.Len() >= max(minYoung, s.config.MaxConnections/youngShare) {
-		first := s.young.Front()
-		oldest, _ = first.Value.(*Conn)
-		if oldest == nil || now-oldest.accepted < youngPatience {
+		oldest := s.youngToEnd(state, now)
+		if oldest == nil {
 			return ClosedFast, nil
 		}
-		s.young.Remove(first)
-		oldest.young = nil
+		s.grown(oldest)
+		ends = append(ends, ending{oldest, ClosedSlow})
 	}
-	if state != nil {
+	// 3. The connection is in.
+	if c.state = state; state != nil {
 		state.open++
+		state.young++
 	}
 	c.young = s.young.PushBack(c)
 	s.conns[c] = struct{}{}
-	return "", oldest
+	return "", ends
+}
+
+// isOwner reports whether the user of this process is at the other end of a unix socket.
+func (s *Set) isOwner(c *Conn) bool { return c.source.unix && c.source.userID == s.owner }
+
+// mayBegin counts a new connection of a source. A source may have as much of the rate of all as is left
+// besides: so some sources that connect as fast as they can leave something to others. s.mu must be held.
+func (s *Set) mayBegin(state *sourceState, now time.Duration) bool {
+	rate := rateOf(s.config.MaxConnections)
+	if s.begun.take(rate, now, 1) && (state == nil || state.begun.spent <= rate.burst*times-s.begun.spent) {
+		return true
+	}
+	s.begun.give(1)
+	if state != nil {
+		state.begun.give(1)
+	}
+	return false
+}
+
+// ofLargestSource returns a connection of the source that has the most; nil if no source would still have
+// more than the newcomer's after that connection's end. s.mu must be held.
+func (s *Set) ofLargestSource(newcomer *sourceState) *Conn {
+	if newcomer == nil {
+		return nil
+	}
+	var largest *Conn
+	for c := range s.conns {
+		if c.state != nil && !s.isOwner(c) && c.state.open > newcomer.open+1 && (largest == nil || c.state.open > largest.state.open) {
+			largest = c
+		}
+	}
+	return largest
+}
+
+// youngToEnd returns the oldest young connection of the source that has the most of them, or the
+// oldest of all if no source has more than the newcomer's; nil if that one may still begin. s.mu must be
+// held.
+func (s *Set) youngToEnd(newcomer *sourceState, now time.Duration) *Conn {
+	var largest *Conn
+	for element := s.young.Front(); element != nil; element = element.Next() {
+		c, _ := element.Value.(*Conn)
+		if newcomer != nil && c.state != nil && c.state.young > newcomer.young+1 && (largest == nil || c.state.young > largest.state.young) {
+			largest = c
+		}
+	}
+	if largest != nil {
+		return largest
+	}
+	oldest, _ := s.young.Front().Value.(*Conn)
+	if now-oldest.accepted < youngPatience {
+		return nil
+	}
+	return oldest
+}
+
+// grown takes a connection from the young, if it is one of them. s.mu must be held.
+func (s *Set) grown(c *Conn) {
+	if c.young == nil {
+		return
+	}
+	s.young.Remove(c.young)
+	c.young = nil
+	if c.state != nil {
+		c.state.young--
+	}
 }
 
 // rateOf returns how many connections may begin, of which so many may be open.
@@ -222,12 +304,9 @@ func (s *Set) forget(c *Conn) {
 	}
 	delete(s.conns, c)
 	c.guard.end()
-	if c.young != nil {
-		s.young.Remove(c.young)
-		c.young = nil
-	}
-	if state := s.sources[c.source]; state != nil {
-		state.open--
+	s.grown(c)
+	if c.state != nil {
+		c.state.open--
 	}
 }
 
@@ -235,10 +314,7 @@ func (s *Set) forget(c *Conn) {
 func (s *Set) settle(c *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.young != nil {
-		s.young.Remove(c.young)
-		c.young = nil
-	}
+	s.grown(c)
 	c.settled.Store(true)
 }
 

@@ -16,9 +16,10 @@ import (
 
 // streamBound bounds the open calls of all connections, without the sessions of near-caches.
 //
-// A connection may have half as many as there is room for besides. So however many connections there
-// are with as many calls as they get, something is left for one that has few; and all together never
-// have more than the bound.
+// A connection may have half as many as there is room for besides: so many validations, and so many of
+// all others. So however many connections there are with as many calls as they get, something is left
+// for one that has few. A connection with very few calls is not refused here at all: beyond the bound,
+// the places of each kind of work and of half-open calls bound how many there are.
 type streamBound struct {
 	limit       int64
 	taken       atomic.Int64
@@ -33,9 +34,14 @@ const (
 	// freeShare is the part of what is left that a connection may have: one half.
 	freeShare = 2
 	// surplusFactor is how many times more streams than the bound there may be before streams are
-	// refused without a goroutine, and fewStreams how many a connection may have even then. Streams
-	// are more than calls because some wait for their goroutine, or for their refusal to be written.
-	surplusFactor, fewStreams = 2, 64
+	// refused without a goroutine, and surplusOfValidations that for validations. There are more
+	// streams than calls because some wait for their goroutine, or for their refusal to be written.
+	surplusFactor, surplusOfValidations = 2, 3
+	// fewCalls and fewValidations are how many a connection may have in any case.
+	fewCalls, fewValidations = 16, 64
+	// fewStreams is how many streams of a connection always get their goroutine: the streams that a
+	// crowd has sent too much are counted until their refusal is written.
+	fewStreams = 64
 )
 
 func newStreamBound(s *Server, d *door) *streamBound {
@@ -49,13 +55,13 @@ func newStreamBound(s *Server, d *door) *streamBound {
 
 // Take implements budget.Places.
 func (b *streamBound) Take(from *peer.Peer, work callers.Work) (*atomic.Int64, error) {
-	share := connection.PlacesOf(from)
+	share := connection.PlacesOf(from, isLast(work))
 	own, all := share.Add(1), b.taken.Add(1)
-	room := b.limit
-	if work != callers.Validation && work != callers.Probe {
-		room -= b.limit / callerShare
+	room, few := b.limit, int64(fewValidations)
+	if !isLast(work) {
+		room, few = b.limit-b.limit/callerShare, fewCalls
 	}
-	if own > (room-all)/freeShare {
+	if own > max(few, (room-all)/freeShare) {
 		b.Give(share)
 		return nil, b.refuse()
 	}
@@ -78,11 +84,20 @@ func (b *streamBound) refuse() error {
 
 // tap is what grpc calls for each stream, on the goroutine that reads the connection. The streams that
 // are counted contain this one, and those that have come together with it.
-func (b *streamBound) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	if b.connections.Streams() > surplusFactor*b.limit {
-		if c := connection.FromContext(ctx); c != nil && c.Streams() > fewStreams {
-			return ctx, b.refuse()
-		}
+func (b *streamBound) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	all := b.connections.Streams()
+	if all < b.limit {
+		return ctx, nil
+	}
+	room := surplusFactor * b.limit
+	if isLast(callers.Of(info.FullMethodName).Work) {
+		room = surplusOfValidations * b.limit
+	}
+	if c := connection.FromContext(ctx); c != nil && c.Streams() > max(fewStreams, (room-all)/freeShare) {
+		return ctx, b.refuse()
 	}
 	return ctx, nil
 }
+
+// isLast reports whether work of a kind is refused last.
+func isLast(work callers.Work) bool { return work == callers.Validation || work == callers.Probe }

@@ -54,7 +54,7 @@ func All(withTLS bool) []Attack {
 		{Name: "window-updates", What: "WINDOW_UPDATE", Frames: true, Slice: true, Ends: soon, run: windowUpdates},
 		{Name: "priorities", What: "PRIORITY", Frames: true, Slice: true, Ends: soon, run: priorities},
 		{Name: "empty-data", What: "DATA without data", Frames: true, Slice: true, Ends: soon, run: emptyData},
-		{Name: "padded-data", What: "DATA with nothing but padding", Frames: true, Ends: soon, run: paddedData},
+		{Name: "padded-data", What: "DATA with nothing but padding", Frames: true, Slice: true, Ends: soon, run: paddedData},
 		{Name: "stray-resets", What: "RST_STREAM of a stream that never was", Frames: true, Slice: true, Ends: soon, run: strayResets},
 		{Name: "go-aways", What: "GOAWAY", Frames: true, Ends: soon, run: goAways},
 		{Name: "unknown-frames", What: "frames of an unknown type", Frames: true, Slice: true, Ends: soon, run: unknownFrames},
