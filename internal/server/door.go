@@ -179,10 +179,6 @@ func (d *door) passStream(
 	wrapped := &middleware.WrappedServerStream{
 		ServerStream: stream, WrappedContext: callers.NewLiveContext(callers.NewContext(ctx, from.identity), open.live),
 	}
-	if method.Work == callers.Inspection {
-		// Its handler waits for requests, and would not notice the stop.
-		defer context.AfterFunc(d.stopping, func() { end(errStopping) })()
-	}
 	err = untilStop(d.stopping, server, wrapped, info, handler)
 	if cause := context.Cause(ctx); cause != nil {
 		if _, isStatus := status.FromError(cause); isStatus { // it was ended here, and not by the client

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/version"
@@ -77,11 +78,19 @@ func withRequestID(ctx context.Context) context.Context {
 func untilStop(
 	stopping context.Context, server any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler,
 ) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
-	defer context.AfterFunc(stopping, cancel)()
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	// The handler of reflection waits for requests, and does not notice that its context ends. The
+	// gate of the budget ends a stream whose context ends with a status. Other handlers still have
+	// something to send.
+	inspects := callers.Of(info.FullMethod).Work == callers.Inspection
+	cause := context.Canceled
+	if inspects {
+		cause = errStopping
+	}
+	defer context.AfterFunc(stopping, func() { cancel(cause) })()
 	err := handler(server, &middleware.WrappedServerStream{ServerStream: stream, WrappedContext: ctx})
-	if stopping.Err() == nil || stream.Context().Err() != nil {
+	if stopping.Err() == nil || !inspects && stream.Context().Err() != nil {
 		return err
 	}
 	if info.FullMethod == grpc_health_v1.Health_Watch_FullMethodName {
