@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -58,9 +59,9 @@ func TestMeasureQuick(t *testing.T) {
 		t.Log(describeQuick(servers))
 		return
 	}
-	servers := []*quickServer{newQuickServer(t, "empty", startServer(t, emptyServer)), newQuickServer(t, "keysvc", startBinary(t, after))}
+	servers := []*quickServer{newQuickServer(t, "empty", startServer(t, emptyServer)), newQuickServer(t, "keysvc", startBinary(t, after, "serve", "--dev"))}
 	if before != "" {
-		servers = append(servers, newQuickServer(t, "before", startBinary(t, before)))
+		servers = append(servers, newQuickServer(t, "before", startBinary(t, before, "serve", "--dev")))
 	}
 	for _, server := range servers { // not counted: caches and heaps grow to their usual size
 		server.ask(t, time.Second)
@@ -75,7 +76,9 @@ type quickServer struct {
 	pid       int
 	client    keysvcv1.ValidationServiceClient
 	questions []*keysvcv1.ValidateKeyRequest
-	pairs     []quickCost
+	// callers is how many ask at a time.
+	callers int
+	pairs   []quickCost
 }
 
 // quickCost is the cost of a number of calls: processor time of either side, and time.
@@ -95,8 +98,13 @@ func (c quickCost) plus(other quickCost) quickCost {
 // newQuickServer connects to a server, and creates the keys that it is asked about.
 func newQuickServer(t *testing.T, name string, server *worker) *quickServer {
 	t.Helper()
-	connection := dial(t, server.address)
-	added := &quickServer{name: name, pid: server.Process.Pid, client: keysvcv1.NewValidationServiceClient(connection)}
+	return connectQuickServer(t, name, server, dial(t, server.address))
+}
+
+// connectQuickServer is newQuickServer over a connection.
+func connectQuickServer(t *testing.T, name string, server *worker, connection *grpc.ClientConn) *quickServer {
+	t.Helper()
+	added := &quickServer{name: name, pid: server.Process.Pid, client: keysvcv1.NewValidationServiceClient(connection), callers: quickCallers}
 	question := func(token string) {
 		added.questions = append(added.questions, &keysvcv1.ValidateKeyRequest{Token: token, RequiredScope: quickScope})
 	}
@@ -152,10 +160,10 @@ func (s *quickServer) ask(t *testing.T, slice time.Duration) quickCost {
 	server, client, began := processorTime(t, s.pid), processorTime(t, os.Getpid()), time.Now()
 	var calls, failed atomic.Int64
 	var callers sync.WaitGroup
-	for caller := range quickCallers {
+	for caller := range s.callers {
 		callers.Go(func() {
 			ctx := context.Background()
-			for next := caller; ; next += quickCallers { // at least one call, however slow the machine
+			for next := caller; ; next += s.callers { // at least one call, however slow the machine
 				answer, err := s.client.ValidateKey(ctx, s.questions[next%len(s.questions)])
 				if err != nil || answer.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED {
 					if failed.Add(1) == 1 {
@@ -233,10 +241,10 @@ func spread(sample []float64) string {
 
 // startBinary starts a keysvc of any version on a new file, and stops it when the test ends.
 // Every version takes --dev as "create the store".
-func startBinary(t *testing.T, path string) *worker {
+func startBinary(t *testing.T, path string, arguments ...string) *worker {
 	t.Helper()
-	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), path,
-		"serve", "--dev", "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--log-level", "error")}
+	arguments = append(arguments, "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--log-level", "error")
+	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), path, arguments...)}
 	started.Stderr = os.Stderr
 	for _, variable := range os.Environ() {
 		if !strings.HasPrefix(variable, "KEYSVC_") {

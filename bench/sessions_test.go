@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -179,7 +180,12 @@ func follow(ctx context.Context, connection *grpc.ClientConn, idle bool, began f
 
 func dial(t *testing.T, address string) *grpc.ClientConn {
 	t.Helper()
-	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return dialWith(t, address, insecure.NewCredentials())
+}
+
+func dialWith(t *testing.T, address string, over credentials.TransportCredentials) *grpc.ClientConn {
+	t.Helper()
+	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(over))
 	if err != nil {
 		t.Fatal(err)
 	}

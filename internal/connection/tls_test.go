@@ -109,7 +109,9 @@ func TestCertificatesProveTheCaller(t *testing.T) {
 
 	refused := func(what string, with credentials.TransportCredentials, reason connection.Reason, says string) {
 		t.Helper()
-		_, err := ask(t, r.dial(t, with), "/t/who", "")
+		dialled := r.dial(t, with)
+		_, err := ask(t, dialled, "/t/who", "")
+		_ = dialled.Close() // it would try again
 		if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v, want UNAVAILABLE with %q", what, err, says)
 		}
