@@ -63,7 +63,7 @@ type unaryMethod = func(service any, ctx context.Context, decode func(any) error
 // unary handles a unary call.
 func (g *Gate) unary(service any, stream grpc.ServerStream, work callers.Work, method unaryMethod) error {
 	ctx := stream.Context()
-	transport, err := transportOf(ctx)
+	transport, err := g.transportOf(ctx)
 	if err != nil {
 		return err
 	}
@@ -93,7 +93,7 @@ func (g *Gate) unary(service any, stream grpc.ServerStream, work callers.Work, m
 func (c *call) receiveOnly(request any) error {
 	message, is := request.(proto.Message)
 	if !is {
-		return status.Error(codes.Internal, "internal error; the log has its cause")
+		return c.gate.config.Status(c.ctx, errMessage)
 	}
 	err := c.receive(c.ctx, message)
 	if errors.Is(err, io.EOF) {
@@ -154,7 +154,7 @@ func (c *call) encoding() mem.BufferSlice { return c.out }
 func (c *call) answer(stream grpc.ServerStream, answer any) error {
 	message, is := answer.(proto.Message)
 	if !is {
-		return status.Error(codes.Internal, "internal error; the log has its cause")
+		return c.gate.config.Status(stream.Context(), errMessage)
 	}
 	size := proto.Size(message)
 	if size <= small {

@@ -30,12 +30,20 @@ type transportStream interface {
 	WriteStatus(result *status.Status) error
 }
 
+// What only a mistake in keysvc, or another version of grpc, can bring about. Config.Status logs the
+// error, and the caller is told of an internal error.
+var (
+	errTransport = errors.New("budget: the transport of grpc lacks a method that keysvc needs")
+	errMessage   = errors.New("budget: a message is not one of protobuf")
+	errOpening   = errors.New("budget: the interceptor of streams was passed by")
+)
+
 // transportOf returns the transport's stream of a call.
-func transportOf(ctx context.Context) (transportStream, error) {
+func (g *Gate) transportOf(ctx context.Context) (transportStream, error) {
 	if transport, is := grpc.ServerTransportStreamFromContext(ctx).(transportStream); is {
 		return transport, nil
 	}
-	return nil, status.Error(codes.Internal, "internal error; the log has its cause")
+	return nil, g.config.Status(ctx, errTransport)
 }
 
 const (

@@ -51,7 +51,7 @@ var errStopping = status.New(codes.Unavailable, "the server is stopping")
 // stream that is used.
 func (g *Gate) await(service any, inner grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	ctx := inner.Context()
-	transport, err := transportOf(ctx)
+	transport, err := g.transportOf(ctx)
 	if err != nil {
 		return err
 	}
@@ -98,13 +98,13 @@ type stream struct {
 // stream handles a stream.
 func (g *Gate) stream(service any, inner grpc.ServerStream, work callers.Work, manyRequests bool, handler grpc.StreamHandler) error {
 	ctx := inner.Context()
-	transport, err := transportOf(ctx)
+	transport, err := g.transportOf(ctx)
 	if err != nil {
 		return err
 	}
 	opening, is := ctx.Value(openingKey{}).(*opening)
 	if !is {
-		return status.Error(codes.Internal, "internal error; the log has its cause")
+		return g.config.Status(ctx, errOpening)
 	}
 	s := &stream{
 		ServerStream: inner, manyRequests: manyRequests, waiting: &opening.waiting,
@@ -140,7 +140,7 @@ func (s *stream) drop() { s.gate.config.Budget.give(s.holder, s.held.Swap(0)) }
 func (s *stream) RecvMsg(request any) error {
 	message, is := request.(proto.Message)
 	if !is {
-		return status.Error(codes.Internal, "internal error; the log has its cause")
+		return s.gate.config.Status(s.Context(), errMessage)
 	}
 	s.drop()
 	err := s.receive(s.Context(), message)
@@ -168,7 +168,7 @@ func (s *stream) RecvMsg(request any) error {
 func (s *stream) SendMsg(response any) error {
 	message, is := response.(proto.Message)
 	if !is {
-		return status.Error(codes.Internal, "internal error; the log has its cause")
+		return s.gate.config.Status(s.Context(), errMessage)
 	}
 	// 1. Wait until the message before is written.
 	if s.last != nil && !s.last.isGone() {

@@ -105,18 +105,11 @@ func (d *door) notKnown(ctx context.Context) error {
 
 // counter counts what is reported once a second.
 type counter struct {
-	// unreported is how often it has happened since the last report, and reportedAt when that was, in
-	// Unix nanoseconds.
-	unreported, reportedAt atomic.Int64
+	// total is how often it has happened since the start.
+	total   atomic.Int64
+	reports reports
 }
 
 // count counts once more. It returns how often it has happened since the last report, this one
 // included; 0 if that is less than reportInterval ago.
-func (c *counter) count(now time.Time) int64 {
-	c.unreported.Add(1)
-	last := c.reportedAt.Load()
-	if last != 0 && now.UnixNano()-last < int64(reportInterval) || !c.reportedAt.CompareAndSwap(last, now.UnixNano()) {
-		return 0
-	}
-	return c.unreported.Swap(0)
-}
+func (c *counter) count(now time.Time) int64 { return c.reports.since(now, c.total.Add(1)) }

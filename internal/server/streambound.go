@@ -26,8 +26,7 @@ type streamBound struct {
 	connections *connection.Set
 	door        *door
 	full        error
-	refused     atomic.Int64
-	reports     reports
+	refused     counter
 }
 
 const (
@@ -76,7 +75,7 @@ func (b *streamBound) Give(share *atomic.Int64) {
 
 // refuse returns the error of a call that found no place. Refusals are reported once a second.
 func (b *streamBound) refuse() error {
-	if refused := b.reports.since(b.door.now(), b.refused.Add(1)); refused > 0 {
+	if refused := b.refused.count(b.door.now()); refused > 0 {
 		b.door.hooks.CallsRefused(events.Refusals{Work: "open", Limit: b.limit, Count: refused})
 	}
 	return b.full
