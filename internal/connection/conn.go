@@ -62,6 +62,12 @@ type Conn struct {
 	draining atomic.Bool
 	told     bool
 
+	// wakes ends a pause in reading, and pausing is set while there is one.
+	wakes   chan struct{}
+	pausing atomic.Bool
+	// stalled belongs to the goroutine that reads.
+	stalled stall
+
 	// places is how many places of the server's the connection's calls have, of two kinds.
 	places [2]atomic.Int64
 
@@ -129,6 +135,13 @@ func (c *Conn) Apart() (over func()) {
 	return func() { c.guard.addApart(1) }
 }
 
+// Waits takes a call of the connection out of those that wait for an answer, until the function that it
+// returns is called: the call waits for something else than a processor.
+func (c *Conn) Waits() (over func()) {
+	c.guard.addApartWaiting(-1)
+	return func() { c.guard.addApartWaiting(1) }
+}
+
 // End closes the connection at once, and everything that goes on over it. The reason is for the
 // log.
 func (c *Conn) End(reason Reason, detail string) {
@@ -140,6 +153,7 @@ func (c *Conn) End(reason Reason, detail string) {
 		c.set.report(reason, c.name(), detail)
 		c.set.forget(c)
 		_ = c.raw.Close()
+		c.wake()
 	})
 }
 
@@ -173,12 +187,32 @@ func (c *Conn) tell() error {
 	return err
 }
 
+// ping asks the client for a sign of life: if it has left, its system says so now. Otherwise nobody
+// would notice before everything is read that the client has sent.
+func (c *Conn) ping() {
+	if !c.writing.TryLock() {
+		return
+	}
+	defer c.writing.Unlock()
+	if c.guard.betweenFrames() && c.guard.sending(pingFrame) == nil {
+		c.beginWrite()
+		defer c.writingSince.Store(0)
+		_, _ = c.stream.Write(pingFrame) // the next read fails, too
+	}
+}
+
+// pingFrame is a PING frame (RFC 9113, section 6.7).
+var pingFrame = []byte{0, 0, 8, framePing, 0, 0, 0, 0, 0, 'a', 'r', 'e', ' ', 'y', 'o', 'u', '?'}
+
 // Read implements net.Conn. What it returns has passed the guard.
 func (c *Conn) Read(buffer []byte) (int, error) {
 	if c.stream == nil {
 		return 0, errHandshake
 	}
-	n, err := c.stream.Read(buffer)
+	if err := c.pause(); err != nil {
+		return 0, err
+	}
+	n, err := c.stream.Read(buffer[:c.set.pace.most(len(buffer))])
 	if n > 0 {
 		if bad := c.pass(buffer[:n]); bad != nil {
 			return 0, bad
@@ -219,6 +253,7 @@ func (c *Conn) Write(buffer []byte) (int, error) {
 	c.beginWrite()
 	n, err := c.stream.Write(buffer)
 	c.writingSince.Store(0)
+	c.wake()
 	if err == nil && c.draining.Load() {
 		err = c.tell()
 	}
@@ -237,6 +272,7 @@ func (c *Conn) Close() error {
 			err = c.raw.Close()
 		}
 		c.set.forget(c)
+		c.wake()
 	})
 	return err
 }

@@ -105,7 +105,9 @@ func (c *Conn) handshakeTLS() (*tls.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	over := tls.Server(c.raw, used)
+	turn := &inTurn{Conn: c.raw, from: c.source, turns: c.set.handshakes}
+	defer turn.finish()
+	over := tls.Server(turn, used)
 	if err := over.HandshakeContext(context.Background()); err != nil {
 		return nil, fmt.Errorf("TLS: %w", err)
 	}

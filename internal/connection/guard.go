@@ -113,6 +113,8 @@ type guard struct {
 	// total counts the open streams of all connections, and open those of this one. Both are
 	// changed under mu.
 	total, open *atomic.Int64
+	// pace counts the streams of all connections that wait, and that fail.
+	pace *pace
 
 	mu sync.Mutex
 	// over is set once the connection has ended, and counts no more.
@@ -135,6 +137,11 @@ type guard struct {
 	streams map[uint32]stream
 	// most is the largest number of streams since the map was made.
 	most int
+	// waiting is how many streams wait for an answer, and failed counts those that have failed.
+	waiting int64
+	failed  bucket
+	// answers is how many streams were answered.
+	answers int64
 	// initial is the client's SETTINGS_INITIAL_WINDOW_SIZE.
 	initial int64
 	// whole is the flow control of the connection.
@@ -146,7 +153,9 @@ type stream struct {
 	opened time.Duration
 	// answering is set once the server has sent headers.
 	answering bool
-	flow      flow
+	// answered is set once the server has sent data.
+	answered bool
+	flow     flow
 }
 
 // flow is the flow control of what the server sends on a stream, or on a connection.
@@ -166,7 +175,7 @@ func newGuard(elapsed func() time.Duration, maxStreams, maxHeaderBytes int) *gua
 	return &guard{
 		elapsed: elapsed, maxStreams: maxStreams, maxHeaderBytes: maxHeaderBytes,
 		in: frameReader{unread: len(preface)}, streams: make(map[uint32]stream), initial: initialWindow,
-		whole: flow{credit: initialWindow}, total: new(atomic.Int64), open: new(atomic.Int64),
+		whole: flow{credit: initialWindow}, total: new(atomic.Int64), open: new(atomic.Int64), pace: new(pace),
 	}
 }
 
@@ -222,8 +231,9 @@ func (g *guard) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.over {
-		g.over = true
 		g.addOpen(-g.open.Load())
+		g.addWaiting(-g.waiting)
+		g.over = true
 	}
 }
 
@@ -241,12 +251,78 @@ func (g *guard) addOpen(streams int64) {
 	g.total.Add(streams)
 }
 
-// ended forgets a stream.
-func (g *guard) ended(id uint32) {
-	if _, open := g.streams[id]; !open {
-		return
+// addWaiting changes how many streams wait for an answer.
+func (g *guard) addWaiting(streams int64) {
+	if !g.over {
+		g.waiting += streams
+		g.pace.waiting.Add(streams)
+	}
+}
+
+// answered returns how many streams were answered.
+func (g *guard) answered() int64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.answers
+}
+
+// addApartWaiting changes how many streams count among those that wait for an answer.
+func (g *guard) addApartWaiting(streams int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.addWaiting(streams)
+}
+
+// fail counts a stream that has failed.
+func (g *guard) fail() {
+	if g.pace.mostFailed > 0 {
+		g.failed.take(g.pace.shares().failed, g.time(), 1)
+		g.pace.fail(g.time(), 1)
+	}
+}
+
+// countStream counts a stream that is one of a flood. There is less patience with floods while too many
+// streams fail, because connections are read so slowly then that each would go on for long.
+func (g *guard) countStream(kind floodKind) error {
+	g.fail()
+	limit := floods[kind].limit
+	if _, failed := g.pace.tooMany(g.time()); failed {
+		limit.burst, limit.perSecond = limit.burst/impatience, limit.perSecond/impatience
+	}
+	if !g.floods[kind].take(limit, g.time(), 1) {
+		return floodError{kind}
+	}
+	return nil
+}
+
+// ahead returns how long the client must wait until no more of its streams count than its share; 0 or
+// less if it need not wait. waiting and failed report which of them count. An answer may make the
+// time shorter.
+func (g *guard) ahead(share shares, waiting, failed bool) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if waiting && g.waiting > share.waiting {
+		return longestPause
+	}
+	if failed {
+		g.failed.refill(share.failed, g.elapsed())
+		const most = int64(time.Hour / time.Second) // so that nothing overflows
+		surplus := min(g.failed.spent/times-share.failed.burst, most)
+		return time.Duration(surplus) * time.Second / time.Duration(share.failed.perSecond)
+	}
+	return 0
+}
+
+// ended forgets a stream. It reports whether the stream was open and without an answer.
+func (g *guard) ended(id uint32) (failed bool) {
+	each, open := g.streams[id]
+	if !open {
+		return false
 	}
 	delete(g.streams, id)
+	if !each.answered {
+		g.addWaiting(-1)
+	}
 	if !g.over {
 		g.addOpen(-1)
 	}
@@ -255,6 +331,7 @@ func (g *guard) ended(id uint32) {
 	if len(g.streams) == 0 && g.most > worthShrinking {
 		g.streams, g.most = make(map[uint32]stream), 0
 	}
+	return !each.answered
 }
 
 // unread reports whether the client has not read its answers for unreadLooks. It must be called once
@@ -370,6 +447,7 @@ func (g *guard) clientHeaders(f frame) error {
 			g.most = max(g.most, len(g.streams))
 			if !g.over {
 				g.addOpen(1)
+				g.addWaiting(1)
 			}
 			// Streams that gRPC has refused are open until its refusal is sent.
 			if len(g.streams) > 2*g.maxStreams+maxContinuations {
@@ -399,7 +477,7 @@ func (g *guard) clientReset(f frame) error {
 			return nil
 		}
 	}
-	return g.count(floodResets, 1)
+	return g.countStream(floodResets)
 }
 
 // value implements frameSink.
@@ -439,6 +517,11 @@ func (s *serverFrames) begins(f frame) error {
 		g.whole.sent += int64(f.length)
 		if each, open := g.streams[f.stream]; open {
 			each.flow.sent += int64(f.length)
+			if !each.answered {
+				each.answered = true
+				g.answers++
+				g.addWaiting(-1)
+			}
 			g.streams[f.stream] = each
 		}
 	case frameHeaders:
@@ -459,7 +542,9 @@ func (s *serverFrames) begins(f frame) error {
 		g.floods[floodResets].give(1)
 		g.floods[floodSmall].give(1)
 		g.floods[floodStray].give(8)
-		g.ended(f.stream)
+		if g.ended(f.stream) {
+			g.fail()
+		}
 	}
 	return nil
 }
@@ -471,15 +556,18 @@ func (s *serverFrames) value(f frame, _ uint16, code uint32) error {
 	}
 	g := (*guard)(s)
 	reset, open := g.streams[f.stream]
-	g.ended(f.stream)
+	failed := g.ended(f.stream)
 	const noError, cancel = 0x0, 0x8
 	switch {
 	case code != noError && code != cancel:
-		return g.count(floodFaults, 1)
+		return g.countStream(floodFaults)
 	case !open: // the answer was sent, and the client has not ended the stream
 	case g.time()-reset.opened < prematureAge:
 		// The deadline of the call has passed. A short deadline costs the server what a reset does.
-		return g.count(floodResets, 1)
+		return g.countStream(floodResets)
+	case failed:
+		g.fail()
+		fallthrough
 	default:
 		g.floods[floodResets].give(1) // for the client's reset, which comes at the same time
 	}

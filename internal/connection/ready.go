@@ -14,11 +14,13 @@ import (
 // an error.
 func (c *Conn) ReadOnReady(size int, pool mem.BufferPool) (buffer *[]byte, n int, err error) {
 	if c.ready == nil {
-		buffer = pool.Get(size)
+		buffer = pool.Get(c.set.pace.most(size))
 		n, err = c.Read(*buffer)
-	} else if buffer, n, err = c.ready.ReadOnReady(size, pool); n > 0 {
-		if bad := c.pass((*buffer)[:n]); bad != nil {
-			n, err = 0, bad
+	} else if err = c.pause(); err == nil {
+		if buffer, n, err = c.ready.ReadOnReady(c.set.pace.most(size), pool); n > 0 {
+			if bad := c.pass((*buffer)[:n]); bad != nil {
+				n, err = 0, bad
+			}
 		}
 	}
 	if n == 0 && buffer != nil {

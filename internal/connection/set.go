@@ -26,6 +26,10 @@ type Config struct {
 	MaxPerSource int
 	// MaxStreams and MaxHeaderBytes are what gRPC allows on a connection. Required.
 	MaxStreams, MaxHeaderBytes int
+	// MaxFailed is how many streams of all connections may have failed lately before a connection that
+	// has more than its share of them is read more slowly; half of it is forgotten each second. 0
+	// means no bound, for streams that wait for an answer neither.
+	MaxFailed int
 	// Silence is the longest time that a client may leave unconfirmed what was sent to it.
 	// Required.
 	Silence time.Duration
@@ -68,6 +72,9 @@ type Set struct {
 	swept atomic.Int64
 	// streams is the number of open streams of all connections.
 	streams atomic.Int64
+	pace    *pace
+	// handshakes are the turns of those that compute.
+	handshakes *turns
 
 	mu    sync.Mutex
 	conns map[*Conn]struct{}
@@ -92,7 +99,7 @@ func New(config Config) *Set {
 	return &Set{
 		config: config, owner: uint32(os.Geteuid()), //nolint:gosec // a user id has 32 bits; -1 is nobody's
 		conns: make(map[*Conn]struct{}), young: list.New(), sources: make(map[source]*sourceState),
-		reports: newReports(config.Closed),
+		reports: newReports(config.Closed), pace: newPace(config.MaxFailed), handshakes: newTurns(),
 	}
 }
 
@@ -131,9 +138,9 @@ func (s *Set) begin(raw net.Conn, listener *Listener) *Conn {
 	now := s.config.Elapsed()
 	c := &Conn{
 		set: s, listener: listener, source: from, raw: raw, peer: peer, accepted: now,
-		guard: newGuard(s.config.Elapsed, s.config.MaxStreams, s.config.MaxHeaderBytes),
+		guard: newGuard(s.config.Elapsed, s.config.MaxStreams, s.config.MaxHeaderBytes), wakes: make(chan struct{}, 1),
 	}
-	c.guard.total = &s.streams
+	c.guard.total, c.guard.pace = &s.streams, s.pace
 	reason, ends := s.add(c, now)
 	for _, each := range ends {
 		each.c.End(each.reason, "room was needed for another one")
@@ -199,6 +206,7 @@ func (s *Set) add(c *Conn, now time.Duration) (reason Reason, ends []ending) {
 	}
 	c.young = s.young.PushBack(c)
 	s.conns[c] = struct{}{}
+	s.pace.connections.Add(1)
 	return "", ends
 }
 
@@ -234,22 +242,24 @@ func (s *Set) ofLargestSource(newcomer *sourceState) *Conn {
 	return largest
 }
 
-// youngToEnd returns the oldest young connection of the source that has the most of them, or the
-// oldest of all if no source has more than the newcomer's; nil if that one may still begin. s.mu must be
-// held.
+// youngToEnd returns the oldest young connection of the source that has the most of them. If no source has
+// more than the newcomer's, it returns the oldest of those sources that have as many; nil if that
+// one may still begin. s.mu must be held.
 func (s *Set) youngToEnd(newcomer *sourceState, now time.Duration) *Conn {
-	var largest *Conn
+	var largest, oldest *Conn
 	for element := s.young.Front(); element != nil; element = element.Next() {
 		c, _ := element.Value.(*Conn)
 		if newcomer != nil && c.state != nil && c.state.young > newcomer.young+1 && (largest == nil || c.state.young > largest.state.young) {
 			largest = c
 		}
+		if oldest == nil && (newcomer == nil || c.state == nil || c.state.young >= newcomer.young) {
+			oldest = c
+		}
 	}
-	if largest != nil {
+	switch {
+	case largest != nil:
 		return largest
-	}
-	oldest, _ := s.young.Front().Value.(*Conn)
-	if now-oldest.accepted < youngPatience {
+	case oldest == nil || now-oldest.accepted < youngPatience:
 		return nil
 	}
 	return oldest
@@ -303,6 +313,7 @@ func (s *Set) forget(c *Conn) {
 		return
 	}
 	delete(s.conns, c)
+	s.pace.connections.Add(-1)
 	c.guard.end()
 	s.grown(c)
 	if c.state != nil {

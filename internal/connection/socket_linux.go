@@ -32,6 +32,23 @@ func boundSilence(raw net.Conn, silence time.Duration) {
 	}
 }
 
+// hasLeft reports whether the peer has closed its end of a connection, even if there is something to
+// read before that end.
+func hasLeft(raw net.Conn) bool {
+	socket, is := raw.(syscall.Conn)
+	if !is {
+		return false
+	}
+	left := false
+	_ = control(socket, func(descriptor int) error { // a closed socket is noticed by the next read
+		polled := []unix.PollFd{{Fd: int32(descriptor), Events: unix.POLLRDHUP}} //nolint:gosec // a descriptor is small
+		n, err := unix.Poll(polled, 0)
+		left = n > 0
+		return err
+	})
+	return left
+}
+
 // control calls a function with the descriptor of a socket.
 func control(socket syscall.Conn, call func(descriptor int) error) error {
 	raw, err := socket.SyscallConn()

@@ -92,3 +92,29 @@ func TestAFewSourcesDoNotTakeAllNewConnections(t *testing.T) {
 		t.Errorf("a fifth address: %v", err)
 	}
 }
+
+// TestACrowdMakesRoomForItself: addresses that fill the room for connections without SETTINGS do not drive out
+// the only one of another address, even if it is the oldest.
+func TestACrowdMakesRoomForItself(t *testing.T) {
+	r := serveLoopback(t, func(c *connection.Config) { c.MaxConnections, c.MaxPerSource = 256, 64 })
+	oldest := r.from(t, "127.0.0.2", false)
+	for index := range 63 {
+		r.from(t, fmt.Sprintf("127.0.0.%d", 3+index%3), false)
+	}
+	waitUntil(t, "64 connections", func() bool { return r.set.Counts().Young == 64 })
+	for index := range 30 {
+		r.clock.pass(2 * time.Second)
+		r.from(t, fmt.Sprintf("127.0.0.%d", 3+index%3), false)
+		r.expectClosed(t, connection.ClosedSlow)
+	}
+	h := hostile{t: t, socket: oldest}
+	h.framer = http2.NewFramer(&h.buffer, nil)
+	h.greet()
+	if !h.flush() {
+		t.Fatal("the oldest was ended")
+	}
+	_ = oldest.SetReadDeadline(time.Now().Add(patience))
+	if n, err := oldest.Read(make([]byte, 1)); n != 1 {
+		t.Errorf("the oldest: %v", err)
+	}
+}

@@ -18,9 +18,10 @@ func (s *Server) makeConnections(context.Context) error {
 		Judge:          s.config.Judge,
 		MaxConnections: settings.MaxConnections, MaxPerSource: settings.MaxConnectionsPerSource,
 		MaxStreams: settings.MaxStreams, MaxHeaderBytes: settings.MaxHeaderBytes,
-		Silence: keepaliveTimeout,
-		Now:     s.clock.Now,
-		Elapsed: func() time.Duration { return monotonic().Sub(began) },
+		MaxFailed: settings.MaxOpenStreams / 2,
+		Silence:   keepaliveTimeout,
+		Now:       s.clock.Now,
+		Elapsed:   func() time.Duration { return monotonic().Sub(began) },
 		Closed: func(closed connection.Closed) {
 			s.hooks.ConnectionsClosed(events.ConnectionsClosed{
 				Reason: string(closed.Reason), Detail: closed.Detail, Peer: closed.Peer, Count: closed.Count,

@@ -126,6 +126,11 @@ func (d *door) pass(
 		}
 		defer free.release(share)
 	}
+	if work == callers.Wait || work == callers.Change { // for another change, and for the disk
+		if c := connection.FromContext(ctx); c != nil {
+			defer c.Waits()()
+		}
+	}
 	// 4. The handler asks callers.FromContext. Most connections know their caller, and then a
 	// context with the identity would be one more allocation.
 	if callers.FromContext(ctx) != from.identity {
