@@ -105,7 +105,8 @@ func (b *Budget) admits(holder Holder, bytes int64) bool {
 	case holder.Caller == "":
 		return own <= b.limit/8
 	}
-	return own <= room/4 || b.held+bytes <= room-room/4
+	// What one caller may hold leaves a quarter of the smallest room to others, too.
+	return own <= b.limit/2-b.limit/8 && (own <= room/4 || b.held+bytes <= room-room/4)
 }
 
 // take takes a number of bytes. It reports whether there was room for them.

@@ -23,6 +23,8 @@ const (
 	// is put together, and pageBytes the most that it takes for a page.
 	itemBytes = 8 << 10
 	pageBytes = 4 << 20
+	// largePage is from how many bytes on a page is made in turn.
+	largePage = 256 << 10
 	// changeBytes is what a change takes for its answer before anything is changed.
 	changeBytes = 8 << 10
 )
@@ -45,6 +47,8 @@ type call struct {
 	ctx      context.Context //nolint:containedctx // that of the call
 	next     grpc.UnaryHandler
 	out      mem.BufferSlice
+	// inTurn is set while the call makes a large page.
+	inTurn bool
 	// The methods as functions: making one for each call would cost an allocation.
 	receiving func(request any) error
 	passing   grpc.UnaryServerInterceptor
@@ -83,6 +87,7 @@ func (g *Gate) unary(service any, stream grpc.ServerStream, work callers.Work, m
 	if err == nil {
 		err = c.answer(stream, answer)
 	}
+	c.endTurn()
 	c.incoming.give(c.taken)
 	*c = call{receiving: c.receiving, passing: c.passing, handling: c.handling}
 	calls.Put(c)
@@ -141,10 +146,37 @@ func (c *call) handle(ctx context.Context, request any) (any, error) {
 				return nil, c.gate.noRoom(ctx)
 			}
 			c.taken += bytes
+			if bytes >= largePage {
+				c.beginTurn(ctx)
+			}
 		}
 	case callers.NoWork, callers.Probe, callers.Validation, callers.Wait, callers.Session, callers.Watch, callers.Inspection:
 	}
 	return c.next(ctx, request)
+}
+
+// beginTurn waits until it is the call's turn to make a large page, for roomTimeout at most: the pages
+// before it may wait for a store.
+//
+// A page of 1,000 keys takes a processor for milliseconds. If the server made as many at a time as are
+// asked for, a validation would wait until each of them has had its share of the processors.
+func (c *call) beginTurn(ctx context.Context) {
+	timer := time.NewTimer(roomTimeout)
+	defer timer.Stop()
+	select {
+	case c.gate.turns <- struct{}{}:
+		c.inTurn = true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+}
+
+// endTurn lets another call make a large page.
+func (c *call) endTurn() {
+	if c.inTurn {
+		c.inTurn = false
+		<-c.gate.turns
+	}
 }
 
 // encoding implements encoded.
@@ -167,6 +199,7 @@ func (c *call) answer(stream grpc.ServerStream, answer any) error {
 	}
 	// 1. Encode it, and hold its buffer and nothing else.
 	data, err := encodeInto(buffers.Get(size), message)
+	c.endTurn()
 	if err != nil {
 		return err
 	}

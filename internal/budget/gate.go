@@ -2,6 +2,7 @@ package budget
 
 import (
 	"context"
+	"runtime"
 	"sync/atomic"
 
 	"google.golang.org/grpc"
@@ -52,13 +53,18 @@ type Gate struct {
 	config   Config
 	elements *counter
 	halfOpen *halfOpen
+	// turns holds one for each large page that is being made: on half of the processors at most.
+	turns chan struct{}
 }
 
 // NewGate returns a Gate. Run must run while it is used.
 func NewGate(config Config) *Gate {
 	surplus := config.Status(context.Background(), problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
 		"too many calls wait for their request to come; try again"))
-	return &Gate{config: config, elements: &counter{limits: config.Elements}, halfOpen: newHalfOpen(status.Convert(surplus))}
+	return &Gate{
+		config: config, elements: &counter{limits: config.Elements}, halfOpen: newHalfOpen(status.Convert(surplus)),
+		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
+	}
 }
 
 // Run ends the calls whose request does not come, until the context ends.
