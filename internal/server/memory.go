@@ -3,36 +3,52 @@ package server
 import (
 	"context"
 	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"time"
 )
 
 const (
-	// collectAfter is the shortest time between a garbage collection and one that returnMemory
-	// begins.
-	collectAfter = 5 * time.Second
-	// leastGarbage is the fewest bytes that must have been allocated since the last collection.
-	leastGarbage = 16 << 20
-	// garbageShare is the part of the live heap that must have been allocated since the last
-	// collection: a quarter. Go by itself waits for as much as the live heap.
+	// returnAfter is the shortest time between a garbage collection and one that returnMemory
+	// begins, and between two times when returnMemory returns memory.
+	returnAfter = 4 * time.Second
+	// leastGarbage is the fewest bytes that must have been allocated since the last collection, and
+	// garbageShare the part of the live heap: a quarter. Go by itself waits for as much as the live
+	// heap.
+	leastGarbage = 4 << 20
 	garbageShare = 4
+	// leastIdle is the fewest bytes of free memory that are returned, and idleShare the part of the
+	// live heap: a half. A server with steady work uses it again before idleLooks looks are over,
+	// one each second.
+	leastIdle = 8 << 20
+	idleShare = 2
+	idleLooks = 3
+	// leastCrowd is the size of a crowd whose end is noticed, in bytes, and crowdLooks for how many
+	// looks it must have been gone.
+	leastCrowd = 8 << 20
+	crowdLooks = 2
+	// bytesPerConnection and bytesPerStream are about what each costs.
+	bytesPerConnection, bytesPerStream = 32 << 10, 14 << 10
 )
 
-// returnMemory collects garbage when a load has ended. Go collects when the heap has grown to twice
-// what was live at the last collection. If that was in the middle of an attack, a quiet server
-// would keep the attack's memory for minutes. A server with much to do collects more often than
-// that by itself, and returnMemory does nothing.
+// returnMemory collects garbage and returns free memory to the system when a load has ended. Go
+// collects when the heap has grown to twice what was live at the last collection, and returns memory
+// slowly. After an attack, a quiet server would keep the attack's memory for minutes.
 func (s *Server) returnMemory(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
-	var collected collections
+	var seen heaps
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-ticker.C:
-			if collected.due(readHeap(), now) {
-				runtime.GC()
+			heap := readHeap()
+			heap.crowd = uint64(s.connections.Counts().Open*bytesPerConnection) + //nolint:gosec // not negative
+				uint64(max(0, s.connections.Streams())*bytesPerStream+s.budget.Snapshot().Held) //nolint:gosec // not negative
+			if seen.due(heap, now) {
+				runtime.GC()         // what pools hold is dropped at the second collection
+				debug.FreeOSMemory() // which this begins with
 			}
 		}
 	}
@@ -41,30 +57,64 @@ func (s *Server) returnMemory(ctx context.Context) error {
 // heap is what the runtime tells about the heap.
 type heap struct {
 	// cycles is how many collections have ended, and live how many bytes were live at the last of
-	// them. allocated is how many bytes were allocated since the start.
-	cycles, live, allocated uint64
+	// them. allocated is how many bytes were allocated since the start, and idle how many are free
+	// and were not returned to the system. crowd is about how many bytes connections, streams, and
+	// messages take.
+	cycles, live, allocated, idle, crowd uint64
 }
 
 // readHeap asks the runtime.
 func readHeap() heap {
-	samples := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}, {Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}
+	samples := []metrics.Sample{
+		{Name: "/gc/cycles/total:gc-cycles"},
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/gc/heap/allocs:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"},
+	}
 	metrics.Read(samples)
-	return heap{cycles: samples[0].Value.Uint64(), live: samples[1].Value.Uint64(), allocated: samples[2].Value.Uint64()}
+	return heap{
+		cycles: samples[0].Value.Uint64(), live: samples[1].Value.Uint64(), allocated: samples[2].Value.Uint64(),
+		idle: samples[3].Value.Uint64(),
+	}
 }
 
-// collections remembers the last collection.
-type collections struct {
-	// last is the heap when the last collection was noticed, at a time. at is zero before the first
-	// look.
+// heaps remembers what was seen of the heap.
+type heaps struct {
+	// last is the heap when the last collection was noticed, at a time, which is zero before the
+	// first look.
 	last heap
 	at   time.Time
+	// idle is for how many looks much memory has been free, and returned when memory was returned.
+	idle     int
+	returned time.Time
+	// most is the largest crowd since memory was returned, and gone for how many looks the crowd has
+	// been much smaller.
+	most uint64
+	gone int
 }
 
-// due reports whether it is time to collect.
-func (c *collections) due(now heap, at time.Time) bool {
-	if c.at.IsZero() || now.cycles != c.last.cycles {
-		c.last, c.at = now, at
+// due reports whether it is time to collect garbage and to return memory. It must be called once a
+// second.
+func (h *heaps) due(now heap, at time.Time) bool {
+	if now.idle >= max(leastIdle, now.live/idleShare) {
+		h.idle++
+	} else {
+		h.idle = 0
+	}
+	garbage := false
+	if h.at.IsZero() || now.cycles != h.last.cycles {
+		h.last, h.at = now, at
+	} else {
+		garbage = at.Sub(h.at) >= returnAfter && now.allocated-h.last.allocated >= max(leastGarbage, now.live/garbageShare)
+	}
+	if h.most = max(h.most, now.crowd); h.most-now.crowd >= leastCrowd {
+		h.gone++
+	} else {
+		h.gone = 0
+	}
+	if !garbage && h.idle < idleLooks && h.gone < crowdLooks || at.Sub(h.returned) < returnAfter {
 		return false
 	}
-	return at.Sub(c.at) >= collectAfter && now.allocated-c.last.allocated >= max(leastGarbage, now.live/garbageShare)
+	h.returned, h.idle, h.most, h.gone = at, 0, now.crowd, 0
+	return true
 }
