@@ -251,9 +251,9 @@ var table = []Setting{
 		kind:  duration(func(s *Settings) *time.Duration { return &s.Staleness }, 100*time.Millisecond, time.Minute),
 	},
 	{
-		Name: "max-sessions", Group: groupCaches, Default: "16384",
+		Name: "max-sessions", Group: groupCaches, Default: "1500",
 		Usage: "how many near-caches may be connected at a time",
-		More:  "More are refused with RESOURCE_EXHAUSTED.",
+		More:  "Each costs about 40 KiB. More are refused with RESOURCE_EXHAUSTED.",
 		kind:  number(func(s *Settings) *int { return &s.MaxSessions }, 1, 1<<20),
 	},
 	{

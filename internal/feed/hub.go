@@ -89,7 +89,7 @@ type Config struct {
 	Staleness time.Duration
 	// RingSize is how many changes are kept. Default: DefaultRingSize.
 	RingSize int
-	// MaxSessions is how many sessions there may be at a time. Default: 16,384.
+	// MaxSessions is how many sessions there may be at a time. Default: 1,500.
 	MaxSessions int
 	// MaxAge is after how long a session ends with Goodbye. Each session draws its own age, up
 	// to a tenth more or less. Default: 1 h.
@@ -112,7 +112,7 @@ func (c Config) withDefaults() Config {
 		c.RingSize = DefaultRingSize
 	}
 	if c.MaxSessions == 0 {
-		c.MaxSessions = 16384
+		c.MaxSessions = 1500
 	}
 	if c.MaxAge == 0 {
 		c.MaxAge = time.Hour

@@ -52,6 +52,9 @@ const (
 	// stayingShare is the part of max-in-flight that changes, reads and waits may be, each: a
 	// quarter.
 	stayingShare = 4
+	// openingShare is the part of max-sessions that streams may have besides that are no sessions
+	// yet: an eighth.
+	openingShare = 8
 	// maxWatches is the max. number of watches of health, and maxInspections that of streams that
 	// tell what is served. Each is about 14 KiB.
 	maxWatches, maxInspections = 512, 64
@@ -131,8 +134,10 @@ func (t *slotTable) resize(settings config.Settings) {
 	t[callers.Watch].limit.Store(maxWatches)
 	t[callers.Inspection].limit.Store(maxInspections)
 	// The hub bounds the sessions itself. Streams whose hello was not handled yet, or which are
-	// about to end, are not among its sessions.
-	t[callers.Session].limit.Store(int64(settings.MaxSessions) + max(1, limit/stayingShare))
+	// about to end, are not among its sessions. With them, three quarters of the slots are still
+	// fewer than the sessions: one caller leaves some to others.
+	opening := max(1, min(limit/stayingShare, int64(settings.MaxSessions)/openingShare))
+	t[callers.Session].limit.Store(int64(settings.MaxSessions) + opening)
 }
 
 // of returns the slots for a kind of work; nil if it has no bound. Unknown kinds have no
