@@ -169,15 +169,18 @@ func (p plan) play(ctx context.Context, st *stage, one attack.Attack) (outcome, 
 	for ctx.Err() == nil {
 		result.after, result.settled = resident(st.Process.Pid), time.Since(over)
 		if result.ended, err = st.count(false); err != nil || result.settled > recovery {
+			if final, err := st.count(true); err == nil {
+				result.ended.Heap = final.Heap
+			}
 			break
 		}
 		if result.after <= result.before+maxLeft && result.ended.Goroutines <= result.counts.Goroutines+maxGoroutines && st.caller.settled(during) {
-			break
+			final, err := st.count(true) // collects garbage, so it comes last
+			if result.ended.Heap = final.Heap; err != nil || final.Heap <= result.counts.Heap+maxLeft {
+				break
+			}
 		}
 		pause(ctx, 100*time.Millisecond)
-	}
-	if final, err := st.count(true); err == nil {
-		result.ended.Heap = final.Heap
 	}
 	result.during, result.control = st.caller.copied(during), p.control.copied(control)
 	result.judge(st.alive(), report, one, p.lasts)

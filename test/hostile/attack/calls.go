@@ -110,8 +110,8 @@ func trickledWindows(ctx context.Context, r *Run) {
 }
 
 func unreadAnswers(ctx context.Context, r *Run) {
-	// A deaf connection hears of no ended stream, so it opens its streams once, and begins anew
-	// when it notices nothing for ten seconds.
+	// A deaf connection hears of no ended stream, so it opens its streams once. It notices that the
+	// server has ended it when it can send nothing more.
 	headers, list := r.headers(keysvcv1.KeyService_ListKeys_FullMethodName), r.wholeList()
 	r.crowd(ctx, 4, func(ctx context.Context, random *rand.Rand) error {
 		c, err := r.connect(ctx, random, manner{window: maxWindow, deaf: true})
@@ -124,7 +124,11 @@ func unreadAnswers(ctx context.Context, r *Run) {
 				return err
 			}
 		}
-		rest(ctx, 10*time.Second)
+		for rest(ctx, time.Second) {
+			if err := c.write(func() error { return c.framer.WritePing(false, [8]byte{}) }); err != nil {
+				return err
+			}
+		}
 		return nil
 	})
 }

@@ -3,8 +3,11 @@ package attack
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -198,7 +201,9 @@ func garbage(ctx context.Context, r *Run) {
 			text[i] = byte(random.Uint32())
 		}
 		_, _ = raw.Write(text)
-		_, err = raw.Read(text)
-		return err
+		if _, err = io.Copy(io.Discard, raw); !errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
+			r.Counted.Ended.Add(1)
+		}
+		return errEnded
 	})
 }

@@ -11,11 +11,13 @@ import (
 )
 
 // How long the server may take to end connections: those that flood it, those whose handshake does
-// not end, and those that do not read their answers.
+// not end, those that do not read their answers, and those whose calls come to nothing, because the
+// server reads them slowly.
 const (
 	soon      = time.Second
 	handshake = 15 * time.Second
 	unread    = 45 * time.Second
+	stalled   = 25 * time.Second
 )
 
 // All returns all attacks on a server with or without TLS.
@@ -46,11 +48,11 @@ func All(withTLS bool) []Attack {
 		{Name: "rapid-resets", What: "calls that are reset at once, on 4 connections", Frames: true, Ends: soon, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, nil)},
 		{Name: "reset-requests", What: "the same, with a whole request", Frames: true, Ends: soon, run: rapidResets(keysvcv1.ValidationService_ValidateKey_FullMethodName, message(&keysvcv1.ValidateKeyRequest{Token: "none", IdentityOnly: true}))},
 		{Name: "made-resets", What: "calls that the server is made to reset", Frames: true, Ends: soon, run: madeResets},
-		{Name: "refused-streams", What: "more streams than may be open", Frames: true, Ends: 5 * time.Second, run: refusedStreams},
+		{Name: "refused-streams", What: "more streams than may be open", Frames: true, Ends: stalled, run: refusedStreams},
 		{Name: "pings", What: "PING", Frames: true, Slice: true, Ends: soon, run: pings},
 		{Name: "settings", What: "SETTINGS", Frames: true, Slice: true, Ends: soon, run: settings},
 		{Name: "settings-acks", What: "acknowledgements of SETTINGS", Frames: true, Ends: soon, run: settingsAcks},
-		{Name: "window-settings", What: "SETTINGS that change the windows of 900 streams", Frames: true, Ends: soon, run: windowSettings},
+		{Name: "window-settings", What: "SETTINGS that change the windows of 900 streams", Frames: true, Ends: stalled, run: windowSettings},
 		{Name: "window-updates", What: "WINDOW_UPDATE", Frames: true, Slice: true, Ends: soon, run: windowUpdates},
 		{Name: "priorities", What: "PRIORITY", Frames: true, Slice: true, Ends: soon, run: priorities},
 		{Name: "empty-data", What: "DATA without data", Frames: true, Slice: true, Ends: soon, run: emptyData},
