@@ -91,7 +91,9 @@ type Set struct {
 type sourceState struct {
 	// open is how many connections the source has, and young how many of them are young.
 	open, young int
-	begun       bucket
+	// begun counts connections against the rate of the source, and part against its part of the rate of
+	// all.
+	begun, part bucket
 }
 
 // New returns a Set without connections.
@@ -217,14 +219,28 @@ func (s *Set) isOwner(c *Conn) bool { return c.source.unix && c.source.userID ==
 // besides: so some sources that connect as fast as they can leave something to others. s.mu must be held.
 func (s *Set) mayBegin(state *sourceState, now time.Duration) bool {
 	rate := rateOf(s.config.MaxConnections)
-	if s.begun.take(rate, now, 1) && (state == nil || state.begun.spent <= rate.burst*times-s.begun.spent) {
+	may := s.begun.take(rate, now, 1)
+	if state == nil {
+		if !may {
+			s.begun.give(1)
+		}
+		return may
+	}
+	state.part.take(s.partOf(rate), now, 1)
+	if may && state.part.spent <= rate.burst*times-s.begun.spent {
 		return true
 	}
 	s.begun.give(1)
-	if state != nil {
-		state.begun.give(1)
-	}
+	state.begun.give(1)
+	state.part.give(1)
 	return false
+}
+
+// partOf returns the part of a source of the rate of all. All parts come back as fast as the whole does. If
+// they came back faster, each source would seem to have had little, and the fastest would get what is left.
+// s.mu must be held.
+func (s *Set) partOf(rate limit) limit {
+	return limit{burst: rate.burst, perSecond: max(1, rate.perSecond/int64(max(1, len(s.sources))))}
 }
 
 // ofLargestSource returns a connection of the source that has the most; nil if no source would still have
@@ -436,7 +452,7 @@ func (s *Set) snapshot(now time.Duration) []*Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for from, state := range s.sources {
-		if state.open == 0 && state.begun.isFull(rateOf(s.config.MaxPerSource), now) {
+		if state.open == 0 && state.begun.isFull(rateOf(s.config.MaxPerSource), now) && state.part.isFull(s.partOf(rateOf(s.config.MaxConnections)), now) {
 			delete(s.sources, from)
 		}
 	}

@@ -91,6 +91,29 @@ func TestAFewSourcesDoNotTakeAllNewConnections(t *testing.T) {
 	if _, err := ask(t, r.dial(t, nil), "/t/who", ""); err != nil {
 		t.Errorf("a fifth address: %v", err)
 	}
+	// They go on, and a fifth address gets in at each attempt.
+	for step := range 200 {
+		r.clock.pass(100 * time.Millisecond)
+		for index := range 8 {
+			if socket := r.from(t, fmt.Sprintf("127.0.0.%d", 2+index%4), true); socket != nil {
+				_ = socket.SetReadDeadline(time.Now().Add(patience))
+				_, _ = socket.Read(make([]byte, 1))
+				_ = socket.Close()
+			}
+		}
+		if step%10 != 0 {
+			continue
+		}
+		socket := r.from(t, "127.0.0.9", true)
+		if socket == nil {
+			t.Fatalf("a fifth address is refused at step %d", step)
+		}
+		_ = socket.SetReadDeadline(time.Now().Add(patience))
+		if _, err := socket.Read(make([]byte, 1)); err != nil {
+			t.Fatalf("a fifth address is refused at step %d: %v", step, err)
+		}
+		_ = socket.Close()
+	}
 }
 
 // TestACrowdMakesRoomForItself: addresses that fill the room for connections without SETTINGS do not drive out
