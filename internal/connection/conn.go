@@ -65,8 +65,10 @@ type Conn struct {
 	// wakes ends a pause in reading, and pausing is set while there is one.
 	wakes   chan struct{}
 	pausing atomic.Bool
-	// stalled belongs to the goroutine that reads.
+	// stalled and piece belong to the goroutine that reads. piece is what it reads into, if it cannot
+	// wait for something to read.
 	stalled stall
+	piece   []byte
 
 	// places is how many places of the server's the connection's calls have, of two kinds.
 	places [2]atomic.Int64

@@ -14,8 +14,15 @@ import (
 // an error.
 func (c *Conn) ReadOnReady(size int, pool mem.BufferPool) (buffer *[]byte, n int, err error) {
 	if c.ready == nil {
-		buffer = pool.Get(c.set.pace.most(size))
-		n, err = c.Read(*buffer)
+		// TLS reads into a small buffer of the connection. A buffer of the pool has 32 KiB, and would
+		// wait with the connection.
+		if c.piece == nil {
+			c.piece = make([]byte, piece)
+		}
+		if n, err = c.Read(c.piece[:min(size, piece)]); n > 0 {
+			buffer = pool.Get(size)
+			copy(*buffer, c.piece[:n])
+		}
 	} else if err = c.pause(); err == nil {
 		if buffer, n, err = c.ready.ReadOnReady(c.set.pace.most(size), pool); n > 0 {
 			if bad := c.pass((*buffer)[:n]); bad != nil {

@@ -129,7 +129,6 @@ func (c *calls) newServer(settings config.Settings) *grpc.Server {
 		grpc.Creds(c.connections.Credentials()),
 		grpc.ChainStreamInterceptor(c.door.stream),
 		grpc.InTapHandle(c.streams.tap),
-		grpc.SharedWriteBuffer(true), // or each connection keeps 32 KiB
 		grpc.MaxConcurrentStreams(uint32(settings.MaxStreams)),  //nolint:gosec // validated: at most 2^20
 		grpc.MaxHeaderListSize(uint32(settings.MaxHeaderBytes)), //nolint:gosec // validated: at most 2^20
 		grpc.ConnectionTimeout(connectionTimeout),
