@@ -176,7 +176,7 @@ var table = []Setting{
 		kind: number(func(s *Settings) *int { return &s.MaxInFlight }, 1, 1<<20),
 	},
 	{
-		Name: "max-connections", Group: groupLimits, Default: "4096",
+		Name: "max-connections", Group: groupLimits, Default: "2048",
 		Usage: "how many connections may be open at a time",
 		More:  "More are closed at once. The user of the process may have 64 more on a unix socket. See [connections](operations.md#connections).",
 		kind:  number(func(s *Settings) *int { return &s.MaxConnections }, 16, 1<<20),

@@ -30,7 +30,7 @@ const (
 	// max-connections-per-source, by default. perConnection is what each connection may cost
 	// besides, in bytes. otherDescriptors is more than a server has otherwise, with the good
 	// caller's connections.
-	maxConnections, maxPerSource = 4096, 1024
+	maxConnections, maxPerSource = 2048, 1024
 	perConnection                = 32 << 10
 	// youngShare is the part of the connections that may have no settings yet: a quarter.
 	youngShare       = 4
