@@ -35,16 +35,21 @@ func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyau
 	defer cancel()
 	response, err := r.validations.ValidateKey(bounded, request(question))
 	if err != nil {
-		return keyauth.Answer{}, r.explain(ctx, err, question.Token)
+		return keyauth.Answer{}, r.explain(ctx, bounded, err, question.Token)
 	}
 	return answer(response)
 }
 
-// explain returns the error for the caller. It never holds the token. A deadline or
-// cancellation that is not the caller's becomes codes.Unavailable.
-func (r *remote) explain(ctx context.Context, err error, text string) error {
+// explain returns the error for the caller, whose context is ctx; bounded is that of the call. The error
+// never holds the token. A deadline or cancellation that is not the caller's becomes codes.Unavailable.
+func (r *remote) explain(ctx, bounded context.Context, err error, text string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	// The server knows the deadline, too, and may say that it has passed before ctx does.
+	own, has := ctx.Deadline()
+	if ends, _ := bounded.Deadline(); has && own.Equal(ends) && status.Code(err) == codes.DeadlineExceeded {
+		return context.DeadlineExceeded
 	}
 	switch code := status.Code(err); {
 	case code == codes.DeadlineExceeded:
