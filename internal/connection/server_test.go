@@ -471,9 +471,14 @@ func TestNewConnectionsAreBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := serveLoopback(t, test.config)
 			for range 100 {
-				_ = r.attack(t).socket.Close()
-				// Another bound is that of connections without SETTINGS.
-				waitUntil(t, "few connections", func() bool { return r.set.Counts().Young < 32 })
+				h := r.attack(t)
+				h.greet() // another bound is that of connections without SETTINGS
+				h.flush()
+				if _, err := h.socket.Read(make([]byte, 1)); err != nil {
+					t.Errorf("refused: %v", err)
+				}
+				_ = h.socket.Close()
+				waitUntil(t, "SETTINGS", func() bool { return r.set.Counts().Young == 0 })
 			}
 			waitUntil(t, "no connections", func() bool { return r.set.Counts().Open == 0 })
 			r.expectNothingClosed(t)
