@@ -311,14 +311,13 @@ func (s *Set) sourceOf(from source) *sourceState {
 	return state
 }
 
-// refuse closes a connection that was not let in.
+// refuse closes a connection that was not let in. It is counted before its client can see the end.
 func (s *Set) refuse(raw net.Conn, from source, reason Reason, detail string) {
 	if socket, isTCP := raw.(*net.TCPConn); isTCP {
 		_ = socket.SetLinger(0)
 	}
-	name := nameOf(from, raw)
+	s.report(reason, nameOf(from, raw), detail)
 	_ = raw.Close()
-	s.report(reason, name, detail)
 }
 
 // forget forgets a connection that was closed.
