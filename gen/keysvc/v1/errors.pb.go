@@ -102,6 +102,12 @@ const (
 	// that is expired by only one of the two times is not decided on. Changes that only take
 	// away are still made.
 	ErrorReason_ERROR_REASON_CLOCK_UNSURE ErrorReason = 30
+	// FAILED_PRECONDITION. The server takes digests only (setting `tokens: refuse`), and the request
+	// has a token.
+	ErrorReason_ERROR_REASON_TOKENS_REFUSED ErrorReason = 31
+	// UNAVAILABLE. Audit events cannot be written to the sink, so changes that do not only take away
+	// are refused. Nothing was changed.
+	ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE ErrorReason = 32
 )
 
 // Enum value maps for ErrorReason.
@@ -138,6 +144,8 @@ var (
 		28: "ERROR_REASON_NOT_IMPLEMENTED",
 		29: "ERROR_REASON_STORE_FULL",
 		30: "ERROR_REASON_CLOCK_UNSURE",
+		31: "ERROR_REASON_TOKENS_REFUSED",
+		32: "ERROR_REASON_AUDIT_SINK_UNAVAILABLE",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -171,6 +179,8 @@ var (
 		"ERROR_REASON_NOT_IMPLEMENTED":         28,
 		"ERROR_REASON_STORE_FULL":              29,
 		"ERROR_REASON_CLOCK_UNSURE":            30,
+		"ERROR_REASON_TOKENS_REFUSED":          31,
+		"ERROR_REASON_AUDIT_SINK_UNAVAILABLE":  32,
 	}
 )
 
@@ -205,7 +215,7 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\x9f\b\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xe9\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12\x1e\n" +
@@ -238,7 +248,9 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\x15ERROR_REASON_INTERNAL\x10\x1b\x12 \n" +
 	"\x1cERROR_REASON_NOT_IMPLEMENTED\x10\x1c\x12\x1b\n" +
 	"\x17ERROR_REASON_STORE_FULL\x10\x1d\x12\x1d\n" +
-	"\x19ERROR_REASON_CLOCK_UNSURE\x10\x1eB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\x19ERROR_REASON_CLOCK_UNSURE\x10\x1e\x12\x1f\n" +
+	"\x1bERROR_REASON_TOKENS_REFUSED\x10\x1f\x12'\n" +
+	"#ERROR_REASON_AUDIT_SINK_UNAVAILABLE\x10 B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_errors_proto_rawDescOnce sync.Once

@@ -50,6 +50,15 @@ type CreateKeyRequest struct {
 	// The member on whose behalf the caller acts, for the audit event. It is recorded, not
 	// authorised. 1 to 128 characters of [A-Za-z0-9._:@-].
 	ActorMemberId *string `protobuf:"bytes,9,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	// The digest of a token whose secret the caller has drawn, 32 bytes; see
+	// ValidateKeyRequest.token_digest. keysvc then never sees the token, and the answer has none.
+	// It needs the right issue_local, and key_id_nonce. Empty lets keysvc draw the secret. A
+	// repeated call with the same request_id and the same digest is answered with OK again.
+	TokenDigest []byte `protobuf:"bytes,10,opt,name=token_digest,json=tokenDigest,proto3" json:"token_digest,omitempty"`
+	// 16 random bytes that the key id of the token was made from, with token_digest: the id is 16
+	// base62 digits of a hash over the workspace and the nonce (ADR 0003). So no id of another
+	// workspace can be registered.
+	KeyIdNonce    []byte `protobuf:"bytes,11,opt,name=key_id_nonce,json=keyIdNonce,proto3" json:"key_id_nonce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -147,6 +156,20 @@ func (x *CreateKeyRequest) GetActorMemberId() string {
 	return ""
 }
 
+func (x *CreateKeyRequest) GetTokenDigest() []byte {
+	if x != nil {
+		return x.TokenDigest
+	}
+	return nil
+}
+
+func (x *CreateKeyRequest) GetKeyIdNonce() []byte {
+	if x != nil {
+		return x.KeyIdNonce
+	}
+	return nil
+}
+
 // CreateKeyResponse holds the new key and its token. No other call returns the token.
 type CreateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -157,7 +180,10 @@ type CreateKeyResponse struct {
 	// Revision of the commit that created the key.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
-	Epoch         string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Whether the server used token_digest. A client that sent a digest and sees false has created
+	// a key with a token of the server's: it should revoke that key.
+	ByDigest      bool `protobuf:"varint,5,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -218,6 +244,13 @@ func (x *CreateKeyResponse) GetEpoch() string {
 		return x.Epoch
 	}
 	return ""
+}
+
+func (x *CreateKeyResponse) GetByDigest() bool {
+	if x != nil {
+		return x.ByDigest
+	}
+	return false
 }
 
 // GetKeyRequest names one key.
@@ -284,9 +317,14 @@ type GetKeyResponse struct {
 	// Revision that the key was read at.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
-	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Epoch string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The present role of the key's member. Empty if the member was removed.
+	Role string `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`
+	// The effective scopes, sorted: those that were granted to the key and that the role has now.
+	// Empty if the member was removed.
+	EffectiveScopes []string `protobuf:"bytes,5,rep,name=effective_scopes,json=effectiveScopes,proto3" json:"effective_scopes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetKeyResponse) Reset() {
@@ -340,6 +378,20 @@ func (x *GetKeyResponse) GetEpoch() string {
 	return ""
 }
 
+func (x *GetKeyResponse) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *GetKeyResponse) GetEffectiveScopes() []string {
+	if x != nil {
+		return x.EffectiveScopes
+	}
+	return nil
+}
+
 // ListKeysRequest selects keys. A key must pass all filters; an absent filter passes every
 // key.
 type ListKeysRequest struct {
@@ -364,7 +416,10 @@ type ListKeysRequest struct {
 	PageSize int32 `protobuf:"varint,7,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// The next_page_token of the page before, with the same filters. Empty for the first
 	// page.
-	PageToken     string `protobuf:"bytes,8,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,8,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only keys with, or without, a secret that the caller of keysvc has drawn; see
+	// KeySecret.issued_locally.
+	IssuedLocally *bool `protobuf:"varint,9,opt,name=issued_locally,json=issuedLocally,proto3,oneof" json:"issued_locally,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -453,6 +508,13 @@ func (x *ListKeysRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListKeysRequest) GetIssuedLocally() bool {
+	if x != nil && x.IssuedLocally != nil {
+		return *x.IssuedLocally
+	}
+	return false
 }
 
 // ListKeysResponse is one page of keys.
@@ -686,6 +748,9 @@ type RotateKeyRequest struct {
 	RequestId *string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3,oneof" json:"request_id,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,6,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	// The digest of the new token, whose secret the caller has drawn; see
+	// CreateKeyRequest.token_digest. The token's key id is key_id.
+	TokenDigest   []byte `protobuf:"bytes,7,opt,name=token_digest,json=tokenDigest,proto3" json:"token_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -762,6 +827,13 @@ func (x *RotateKeyRequest) GetActorMemberId() string {
 	return ""
 }
 
+func (x *RotateKeyRequest) GetTokenDigest() []byte {
+	if x != nil {
+		return x.TokenDigest
+	}
+	return nil
+}
+
 // RotateKeyResponse holds the key and its new token. No other call returns the token.
 type RotateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -772,7 +844,9 @@ type RotateKeyResponse struct {
 	// Revision of the commit that rotated the key.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
-	Epoch         string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Whether the server used token_digest; see CreateKeyResponse.by_digest.
+	ByDigest      bool `protobuf:"varint,5,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -833,6 +907,13 @@ func (x *RotateKeyResponse) GetEpoch() string {
 		return x.Epoch
 	}
 	return ""
+}
+
+func (x *RotateKeyResponse) GetByDigest() bool {
+	if x != nil {
+		return x.ByDigest
+	}
+	return false
 }
 
 // FinishRotationRequest names the key whose overlap ends.
@@ -1094,10 +1175,15 @@ func (x *RevokeKeyResponse) GetEpoch() string {
 // RevokeTokenRequest holds a token that was found where it should not be.
 type RevokeTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The plaintext credential, with or without text around it.
+	// The plaintext credential, with or without text around it. Leave it empty if token_digest is
+	// set.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,2,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	// The digest of the token, in place of token; see ValidateKeyRequest.token_digest.
+	TokenDigest []byte `protobuf:"bytes,3,opt,name=token_digest,json=tokenDigest,proto3" json:"token_digest,omitempty"`
+	// The key id in the token, with token_digest.
+	KeyId         string `protobuf:"bytes,4,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1142,6 +1228,20 @@ func (x *RevokeTokenRequest) GetToken() string {
 func (x *RevokeTokenRequest) GetActorMemberId() string {
 	if x != nil && x.ActorMemberId != nil {
 		return *x.ActorMemberId
+	}
+	return ""
+}
+
+func (x *RevokeTokenRequest) GetTokenDigest() []byte {
+	if x != nil {
+		return x.TokenDigest
+	}
+	return nil
+}
+
+func (x *RevokeTokenRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
 	}
 	return ""
 }
@@ -1223,7 +1323,7 @@ var File_keysvc_v1_key_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkeysvc/v1/key_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\"\xd0\x03\n" +
+	"\x1bkeysvc/v1/key_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\"\x9a\x04\n" +
 	"\x10CreateKeyRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x12\n" +
@@ -1235,24 +1335,31 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\rallowed_cidrs\x18\a \x03(\tR\fallowedCidrs\x12\"\n" +
 	"\n" +
 	"request_id\x18\b \x01(\tH\x00R\trequestId\x88\x01\x01\x12+\n" +
-	"\x0factor_member_id\x18\t \x01(\tH\x01R\ractorMemberId\x88\x01\x01\x1a9\n" +
+	"\x0factor_member_id\x18\t \x01(\tH\x01R\ractorMemberId\x88\x01\x01\x12&\n" +
+	"\ftoken_digest\x18\n" +
+	" \x01(\fB\x03\x80\x01\x01R\vtokenDigest\x12 \n" +
+	"\fkey_id_nonce\x18\v \x01(\fR\n" +
+	"keyIdNonce\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\r\n" +
 	"\v_request_idB\x12\n" +
-	"\x10_actor_member_id\"\x82\x01\n" +
+	"\x10_actor_member_id\"\x9f\x01\n" +
 	"\x11CreateKeyResponse\x12 \n" +
 	"\x03key\x18\x01 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\x12\x19\n" +
 	"\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\tR\x05epoch\"I\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\x1b\n" +
+	"\tby_digest\x18\x05 \x01(\bR\bbyDigest\"I\n" +
 	"\rGetKeyRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x15\n" +
-	"\x06key_id\x18\x02 \x01(\tR\x05keyId\"d\n" +
+	"\x06key_id\x18\x02 \x01(\tR\x05keyId\"\xa3\x01\n" +
 	"\x0eGetKeyResponse\x12 \n" +
 	"\x03key\x18\x01 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"\xf6\x02\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12\x12\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12)\n" +
+	"\x10effective_scopes\x18\x05 \x03(\tR\x0feffectiveScopes\"\xb5\x03\n" +
 	"\x0fListKeysRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\tmember_id\x18\x02 \x01(\tH\x00R\bmemberId\x88\x01\x01\x12+\n" +
@@ -1262,10 +1369,12 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\funused_since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\vunusedSince\x12\x1b\n" +
 	"\tpage_size\x18\a \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\b \x01(\tR\tpageTokenB\f\n" +
+	"page_token\x18\b \x01(\tR\tpageToken\x12*\n" +
+	"\x0eissued_locally\x18\t \x01(\bH\x02R\rissuedLocally\x88\x01\x01B\f\n" +
 	"\n" +
 	"_member_idB\b\n" +
-	"\x06_scope\"\x90\x01\n" +
+	"\x06_scopeB\x11\n" +
+	"\x0f_issued_locally\"\x90\x01\n" +
 	"\x10ListKeysResponse\x12\"\n" +
 	"\x04keys\x18\x01 \x03(\v2\x0e.keysvc.v1.KeyR\x04keys\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
@@ -1282,7 +1391,7 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x11UpdateKeyResponse\x12 \n" +
 	"\x03key\x18\x01 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"\xb2\x02\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"\xda\x02\n" +
 	"\x10RotateKeyRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x123\n" +
@@ -1291,14 +1400,16 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"expireTime\x12\"\n" +
 	"\n" +
 	"request_id\x18\x05 \x01(\tH\x00R\trequestId\x88\x01\x01\x12+\n" +
-	"\x0factor_member_id\x18\x06 \x01(\tH\x01R\ractorMemberId\x88\x01\x01B\r\n" +
+	"\x0factor_member_id\x18\x06 \x01(\tH\x01R\ractorMemberId\x88\x01\x01\x12&\n" +
+	"\ftoken_digest\x18\a \x01(\fB\x03\x80\x01\x01R\vtokenDigestB\r\n" +
 	"\v_request_idB\x12\n" +
-	"\x10_actor_member_id\"\x82\x01\n" +
+	"\x10_actor_member_id\"\x9f\x01\n" +
 	"\x11RotateKeyResponse\x12 \n" +
 	"\x03key\x18\x01 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\x12\x19\n" +
 	"\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01R\x05token\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\tR\x05epoch\"\x92\x01\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\x1b\n" +
+	"\tby_digest\x18\x05 \x01(\bR\bbyDigest\"\x92\x01\n" +
 	"\x15FinishRotationRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12+\n" +
@@ -1316,10 +1427,12 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x11RevokeKeyResponse\x12 \n" +
 	"\x03key\x18\x01 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"p\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"\xaf\x01\n" +
 	"\x12RevokeTokenRequest\x12\x19\n" +
 	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12+\n" +
-	"\x0factor_member_id\x18\x02 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
+	"\x0factor_member_id\x18\x02 \x01(\tH\x00R\ractorMemberId\x88\x01\x01\x12&\n" +
+	"\ftoken_digest\x18\x03 \x01(\fB\x03\x80\x01\x01R\vtokenDigest\x12\x15\n" +
+	"\x06key_id\x18\x04 \x01(\tR\x05keyIdB\x12\n" +
 	"\x10_actor_member_id\"\x81\x01\n" +
 	"\x13RevokeTokenResponse\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x15\n" +

@@ -23,6 +23,75 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// StopReason is why a key stopped working.
+type StopReason int32
+
+const (
+	// The key works.
+	StopReason_STOP_REASON_UNSPECIFIED StopReason = 0
+	// The key was revoked by its id.
+	StopReason_STOP_REASON_REVOKED StopReason = 1
+	// The key was revoked by its token, which somebody had reported.
+	StopReason_STOP_REASON_REPORTED StopReason = 2
+	// The key's expire_time has passed.
+	StopReason_STOP_REASON_EXPIRED StopReason = 3
+	// The key's member was removed.
+	StopReason_STOP_REASON_MEMBER_REMOVED StopReason = 4
+	// The key's workspace was removed.
+	StopReason_STOP_REASON_WORKSPACE_REMOVED StopReason = 5
+	// The key's member is suspended. The key works again when the member is active again.
+	StopReason_STOP_REASON_MEMBER_SUSPENDED StopReason = 6
+)
+
+// Enum value maps for StopReason.
+var (
+	StopReason_name = map[int32]string{
+		0: "STOP_REASON_UNSPECIFIED",
+		1: "STOP_REASON_REVOKED",
+		2: "STOP_REASON_REPORTED",
+		3: "STOP_REASON_EXPIRED",
+		4: "STOP_REASON_MEMBER_REMOVED",
+		5: "STOP_REASON_WORKSPACE_REMOVED",
+		6: "STOP_REASON_MEMBER_SUSPENDED",
+	}
+	StopReason_value = map[string]int32{
+		"STOP_REASON_UNSPECIFIED":       0,
+		"STOP_REASON_REVOKED":           1,
+		"STOP_REASON_REPORTED":          2,
+		"STOP_REASON_EXPIRED":           3,
+		"STOP_REASON_MEMBER_REMOVED":    4,
+		"STOP_REASON_WORKSPACE_REMOVED": 5,
+		"STOP_REASON_MEMBER_SUSPENDED":  6,
+	}
+)
+
+func (x StopReason) Enum() *StopReason {
+	p := new(StopReason)
+	*p = x
+	return p
+}
+
+func (x StopReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StopReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_keysvc_v1_resources_proto_enumTypes[0].Descriptor()
+}
+
+func (StopReason) Type() protoreflect.EnumType {
+	return &file_keysvc_v1_resources_proto_enumTypes[0]
+}
+
+func (x StopReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StopReason.Descriptor instead.
+func (StopReason) EnumDescriptor() ([]byte, []int) {
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{0}
+}
+
 // KeyState is whether a key can be used. If several states apply, revoked comes before
 // expired, and expired before suspended.
 type KeyState int32
@@ -69,11 +138,11 @@ func (x KeyState) String() string {
 }
 
 func (KeyState) Descriptor() protoreflect.EnumDescriptor {
-	return file_keysvc_v1_resources_proto_enumTypes[0].Descriptor()
+	return file_keysvc_v1_resources_proto_enumTypes[1].Descriptor()
 }
 
 func (KeyState) Type() protoreflect.EnumType {
-	return &file_keysvc_v1_resources_proto_enumTypes[0]
+	return &file_keysvc_v1_resources_proto_enumTypes[1]
 }
 
 func (x KeyState) Number() protoreflect.EnumNumber {
@@ -82,7 +151,7 @@ func (x KeyState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use KeyState.Descriptor instead.
 func (KeyState) EnumDescriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{0}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{1}
 }
 
 // MemberState is whether a member's keys work.
@@ -127,11 +196,11 @@ func (x MemberState) String() string {
 }
 
 func (MemberState) Descriptor() protoreflect.EnumDescriptor {
-	return file_keysvc_v1_resources_proto_enumTypes[1].Descriptor()
+	return file_keysvc_v1_resources_proto_enumTypes[2].Descriptor()
 }
 
 func (MemberState) Type() protoreflect.EnumType {
-	return &file_keysvc_v1_resources_proto_enumTypes[1]
+	return &file_keysvc_v1_resources_proto_enumTypes[2]
 }
 
 func (x MemberState) Number() protoreflect.EnumNumber {
@@ -140,7 +209,7 @@ func (x MemberState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MemberState.Descriptor instead.
 func (MemberState) EnumDescriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{1}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{2}
 }
 
 // Key is the stored record of an API key. It never holds the token or a secret: the token
@@ -186,7 +255,16 @@ type Key struct {
 	// refused if the key was changed meanwhile.
 	Etag string `protobuf:"bytes,13,opt,name=etag,proto3" json:"etag,omitempty"`
 	// The key's present secrets, newest first: one, or two during the overlap of a rotation.
-	Secrets       []*KeySecret `protobuf:"bytes,14,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	Secrets []*KeySecret `protobuf:"bytes,14,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	// Who created the key. Absent for keys that were created before keysvc recorded it in the key.
+	CreatedBy *ChangedBy `protobuf:"bytes,15,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// Who revoked the key. Absent if it was not revoked, or before keysvc recorded it in the key.
+	RevokedBy *ChangedBy `protobuf:"bytes,16,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
+	// When the key stopped working: the earliest of its revocation, its expiry, and the removal or
+	// suspension of its member or workspace. Absent if it works, or if the time is not known.
+	StopTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=stop_time,json=stopTime,proto3" json:"stop_time,omitempty"`
+	// Why the key stopped working. Unspecified if it works.
+	StopReason    StopReason `protobuf:"varint,18,opt,name=stop_reason,json=stopReason,proto3,enum=keysvc.v1.StopReason" json:"stop_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -319,6 +397,90 @@ func (x *Key) GetSecrets() []*KeySecret {
 	return nil
 }
 
+func (x *Key) GetCreatedBy() *ChangedBy {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return nil
+}
+
+func (x *Key) GetRevokedBy() *ChangedBy {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return nil
+}
+
+func (x *Key) GetStopTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StopTime
+	}
+	return nil
+}
+
+func (x *Key) GetStopReason() StopReason {
+	if x != nil {
+		return x.StopReason
+	}
+	return StopReason_STOP_REASON_UNSPECIFIED
+}
+
+// ChangedBy is who made a change.
+type ChangedBy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the caller of keysvc, as its callers file or the server calls it.
+	Caller string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	// The member on whose behalf the caller said it acted. keysvc has not checked that. Empty if the
+	// caller named none.
+	ActorMemberId string `protobuf:"bytes,2,opt,name=actor_member_id,json=actorMemberId,proto3" json:"actor_member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangedBy) Reset() {
+	*x = ChangedBy{}
+	mi := &file_keysvc_v1_resources_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangedBy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangedBy) ProtoMessage() {}
+
+func (x *ChangedBy) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_resources_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangedBy.ProtoReflect.Descriptor instead.
+func (*ChangedBy) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ChangedBy) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ChangedBy) GetActorMemberId() string {
+	if x != nil {
+		return x.ActorMemberId
+	}
+	return ""
+}
+
 // KeySecret is the lifetime of one of a key's secrets. It holds nothing of the secret
 // itself.
 type KeySecret struct {
@@ -327,14 +489,17 @@ type KeySecret struct {
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When the secret stops matching: at its own expiry or at the end of its overlap,
 	// whichever comes first.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Whether the caller of keysvc has drawn the secret and sent its digest. keysvc then cannot know
+	// how well the secret was drawn.
+	IssuedLocally bool `protobuf:"varint,3,opt,name=issued_locally,json=issuedLocally,proto3" json:"issued_locally,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KeySecret) Reset() {
 	*x = KeySecret{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[1]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -346,7 +511,7 @@ func (x *KeySecret) String() string {
 func (*KeySecret) ProtoMessage() {}
 
 func (x *KeySecret) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[1]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -359,7 +524,7 @@ func (x *KeySecret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySecret.ProtoReflect.Descriptor instead.
 func (*KeySecret) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{1}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *KeySecret) GetCreateTime() *timestamppb.Timestamp {
@@ -374,6 +539,13 @@ func (x *KeySecret) GetExpireTime() *timestamppb.Timestamp {
 		return x.ExpireTime
 	}
 	return nil
+}
+
+func (x *KeySecret) GetIssuedLocally() bool {
+	if x != nil {
+		return x.IssuedLocally
+	}
+	return false
 }
 
 // Member is a person or a service account in one workspace, as the product's directory last
@@ -402,7 +574,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[2]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -414,7 +586,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[2]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -427,7 +599,7 @@ func (x *Member) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Member.ProtoReflect.Descriptor instead.
 func (*Member) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{2}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Member) GetWorkspaceId() string {
@@ -501,7 +673,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[3]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +685,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[3]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +698,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{3}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Policy) GetTokenPrefix() string {
@@ -578,7 +750,7 @@ type PolicyResource struct {
 
 func (x *PolicyResource) Reset() {
 	*x = PolicyResource{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[4]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -590,7 +762,7 @@ func (x *PolicyResource) String() string {
 func (*PolicyResource) ProtoMessage() {}
 
 func (x *PolicyResource) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[4]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -603,7 +775,7 @@ func (x *PolicyResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyResource.ProtoReflect.Descriptor instead.
 func (*PolicyResource) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{4}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PolicyResource) GetName() string {
@@ -634,7 +806,7 @@ type PolicyRole struct {
 
 func (x *PolicyRole) Reset() {
 	*x = PolicyRole{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[5]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +818,7 @@ func (x *PolicyRole) String() string {
 func (*PolicyRole) ProtoMessage() {}
 
 func (x *PolicyRole) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[5]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +831,7 @@ func (x *PolicyRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRole.ProtoReflect.Descriptor instead.
 func (*PolicyRole) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{5}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PolicyRole) GetName() string {
@@ -692,7 +864,7 @@ type PolicyLimits struct {
 
 func (x *PolicyLimits) Reset() {
 	*x = PolicyLimits{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[6]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +876,7 @@ func (x *PolicyLimits) String() string {
 func (*PolicyLimits) ProtoMessage() {}
 
 func (x *PolicyLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[6]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +889,7 @@ func (x *PolicyLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyLimits.ProtoReflect.Descriptor instead.
 func (*PolicyLimits) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PolicyLimits) GetLiveKeysPerWorkspace() int32 {
@@ -745,7 +917,7 @@ var File_keysvc_v1_resources_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x19keysvc/v1/resources.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x05\n" +
+	"\x19keysvc/v1/resources.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x06\n" +
 	"\x03Key\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1b\n" +
@@ -764,15 +936,26 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\x06labels\x18\v \x03(\v2\x1a.keysvc.v1.Key.LabelsEntryR\x06labels\x12#\n" +
 	"\rallowed_cidrs\x18\f \x03(\tR\fallowedCidrs\x12\x12\n" +
 	"\x04etag\x18\r \x01(\tR\x04etag\x12.\n" +
-	"\asecrets\x18\x0e \x03(\v2\x14.keysvc.v1.KeySecretR\asecrets\x1a9\n" +
+	"\asecrets\x18\x0e \x03(\v2\x14.keysvc.v1.KeySecretR\asecrets\x123\n" +
+	"\n" +
+	"created_by\x18\x0f \x01(\v2\x14.keysvc.v1.ChangedByR\tcreatedBy\x123\n" +
+	"\n" +
+	"revoked_by\x18\x10 \x01(\v2\x14.keysvc.v1.ChangedByR\trevokedBy\x127\n" +
+	"\tstop_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\bstopTime\x126\n" +
+	"\vstop_reason\x18\x12 \x01(\x0e2\x15.keysvc.v1.StopReasonR\n" +
+	"stopReason\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"K\n" +
+	"\tChangedBy\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12&\n" +
+	"\x0factor_member_id\x18\x02 \x01(\tR\ractorMemberId\"\xac\x01\n" +
 	"\tKeySecret\x12;\n" +
 	"\vcreate_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xab\x02\n" +
+	"expireTime\x12%\n" +
+	"\x0eissued_locally\x18\x03 \x01(\bR\rissuedLocally\"\xab\x02\n" +
 	"\x06Member\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x12\n" +
@@ -799,7 +982,16 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\fPolicyLimits\x125\n" +
 	"\x17live_keys_per_workspace\x18\x01 \x01(\x05R\x14liveKeysPerWorkspace\x12$\n" +
 	"\x0escopes_per_key\x18\x02 \x01(\x05R\fscopesPerKey\x12.\n" +
-	"\x13key_name_characters\x18\x03 \x01(\x05R\x11keyNameCharacters*\x82\x01\n" +
+	"\x13key_name_characters\x18\x03 \x01(\x05R\x11keyNameCharacters*\xda\x01\n" +
+	"\n" +
+	"StopReason\x12\x1b\n" +
+	"\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13STOP_REASON_REVOKED\x10\x01\x12\x18\n" +
+	"\x14STOP_REASON_REPORTED\x10\x02\x12\x17\n" +
+	"\x13STOP_REASON_EXPIRED\x10\x03\x12\x1e\n" +
+	"\x1aSTOP_REASON_MEMBER_REMOVED\x10\x04\x12!\n" +
+	"\x1dSTOP_REASON_WORKSPACE_REMOVED\x10\x05\x12 \n" +
+	"\x1cSTOP_REASON_MEMBER_SUSPENDED\x10\x06*\x82\x01\n" +
 	"\bKeyState\x12\x19\n" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10KEY_STATE_ACTIVE\x10\x01\x12\x17\n" +
@@ -824,44 +1016,50 @@ func file_keysvc_v1_resources_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_resources_proto_rawDescData
 }
 
-var file_keysvc_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_keysvc_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_keysvc_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_keysvc_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_keysvc_v1_resources_proto_goTypes = []any{
-	(KeyState)(0),                 // 0: keysvc.v1.KeyState
-	(MemberState)(0),              // 1: keysvc.v1.MemberState
-	(*Key)(nil),                   // 2: keysvc.v1.Key
-	(*KeySecret)(nil),             // 3: keysvc.v1.KeySecret
-	(*Member)(nil),                // 4: keysvc.v1.Member
-	(*Policy)(nil),                // 5: keysvc.v1.Policy
-	(*PolicyResource)(nil),        // 6: keysvc.v1.PolicyResource
-	(*PolicyRole)(nil),            // 7: keysvc.v1.PolicyRole
-	(*PolicyLimits)(nil),          // 8: keysvc.v1.PolicyLimits
-	nil,                           // 9: keysvc.v1.Key.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
+	(StopReason)(0),               // 0: keysvc.v1.StopReason
+	(KeyState)(0),                 // 1: keysvc.v1.KeyState
+	(MemberState)(0),              // 2: keysvc.v1.MemberState
+	(*Key)(nil),                   // 3: keysvc.v1.Key
+	(*ChangedBy)(nil),             // 4: keysvc.v1.ChangedBy
+	(*KeySecret)(nil),             // 5: keysvc.v1.KeySecret
+	(*Member)(nil),                // 6: keysvc.v1.Member
+	(*Policy)(nil),                // 7: keysvc.v1.Policy
+	(*PolicyResource)(nil),        // 8: keysvc.v1.PolicyResource
+	(*PolicyRole)(nil),            // 9: keysvc.v1.PolicyRole
+	(*PolicyLimits)(nil),          // 10: keysvc.v1.PolicyLimits
+	nil,                           // 11: keysvc.v1.Key.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
 }
 var file_keysvc_v1_resources_proto_depIdxs = []int32{
-	0,  // 0: keysvc.v1.Key.state:type_name -> keysvc.v1.KeyState
-	10, // 1: keysvc.v1.Key.create_time:type_name -> google.protobuf.Timestamp
-	10, // 2: keysvc.v1.Key.expire_time:type_name -> google.protobuf.Timestamp
-	10, // 3: keysvc.v1.Key.last_used_time:type_name -> google.protobuf.Timestamp
-	10, // 4: keysvc.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
-	9,  // 5: keysvc.v1.Key.labels:type_name -> keysvc.v1.Key.LabelsEntry
-	3,  // 6: keysvc.v1.Key.secrets:type_name -> keysvc.v1.KeySecret
-	10, // 7: keysvc.v1.KeySecret.create_time:type_name -> google.protobuf.Timestamp
-	10, // 8: keysvc.v1.KeySecret.expire_time:type_name -> google.protobuf.Timestamp
-	1,  // 9: keysvc.v1.Member.state:type_name -> keysvc.v1.MemberState
-	10, // 10: keysvc.v1.Member.create_time:type_name -> google.protobuf.Timestamp
-	10, // 11: keysvc.v1.Member.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 12: keysvc.v1.Policy.resources:type_name -> keysvc.v1.PolicyResource
-	7,  // 13: keysvc.v1.Policy.roles:type_name -> keysvc.v1.PolicyRole
-	8,  // 14: keysvc.v1.Policy.limits:type_name -> keysvc.v1.PolicyLimits
-	11, // 15: keysvc.v1.Policy.retention:type_name -> google.protobuf.Duration
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	1,  // 0: keysvc.v1.Key.state:type_name -> keysvc.v1.KeyState
+	12, // 1: keysvc.v1.Key.create_time:type_name -> google.protobuf.Timestamp
+	12, // 2: keysvc.v1.Key.expire_time:type_name -> google.protobuf.Timestamp
+	12, // 3: keysvc.v1.Key.last_used_time:type_name -> google.protobuf.Timestamp
+	12, // 4: keysvc.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
+	11, // 5: keysvc.v1.Key.labels:type_name -> keysvc.v1.Key.LabelsEntry
+	5,  // 6: keysvc.v1.Key.secrets:type_name -> keysvc.v1.KeySecret
+	4,  // 7: keysvc.v1.Key.created_by:type_name -> keysvc.v1.ChangedBy
+	4,  // 8: keysvc.v1.Key.revoked_by:type_name -> keysvc.v1.ChangedBy
+	12, // 9: keysvc.v1.Key.stop_time:type_name -> google.protobuf.Timestamp
+	0,  // 10: keysvc.v1.Key.stop_reason:type_name -> keysvc.v1.StopReason
+	12, // 11: keysvc.v1.KeySecret.create_time:type_name -> google.protobuf.Timestamp
+	12, // 12: keysvc.v1.KeySecret.expire_time:type_name -> google.protobuf.Timestamp
+	2,  // 13: keysvc.v1.Member.state:type_name -> keysvc.v1.MemberState
+	12, // 14: keysvc.v1.Member.create_time:type_name -> google.protobuf.Timestamp
+	12, // 15: keysvc.v1.Member.update_time:type_name -> google.protobuf.Timestamp
+	8,  // 16: keysvc.v1.Policy.resources:type_name -> keysvc.v1.PolicyResource
+	9,  // 17: keysvc.v1.Policy.roles:type_name -> keysvc.v1.PolicyRole
+	10, // 18: keysvc.v1.Policy.limits:type_name -> keysvc.v1.PolicyLimits
+	13, // 19: keysvc.v1.Policy.retention:type_name -> google.protobuf.Duration
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_resources_proto_init() }
@@ -874,8 +1072,8 @@ func file_keysvc_v1_resources_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_resources_proto_rawDesc), len(file_keysvc_v1_resources_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   8,
+			NumEnums:      3,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

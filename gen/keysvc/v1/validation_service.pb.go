@@ -161,7 +161,8 @@ func (Reason) EnumDescriptor() ([]byte, []int) {
 // ValidateKeyRequest holds a token and what the product's request needs.
 type ValidateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The text that the presenter sent, without "Bearer " in front.
+	// The text that the presenter sent, without "Bearer " in front. Leave it empty if
+	// token_digest is set. A server with `tokens: refuse` refuses it with TOKENS_REFUSED.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The scope that the product's request needs. Exactly one of this and identity_only must
 	// be set.
@@ -183,7 +184,16 @@ type ValidateKeyRequest struct {
 	// Return the principal's details as well. This reads the store.
 	WithDetails bool `protobuf:"varint,8,opt,name=with_details,json=withDetails,proto3" json:"with_details,omitempty"`
 	// Return a grant with DECISION_ALLOWED, for a near-cache to keep.
-	IncludeGrant  bool `protobuf:"varint,9,opt,name=include_grant,json=includeGrant,proto3" json:"include_grant,omitempty"`
+	IncludeGrant bool `protobuf:"varint,9,opt,name=include_grant,json=includeGrant,proto3" json:"include_grant,omitempty"`
+	// The digest of the presented token, 32 bytes, in place of token: SHA-256 of the bytes
+	// `keysvc token v1`, a zero byte, and the token without its last 6 characters (ADR 0003). So
+	// keysvc never sees the token. For a text without "_ksk1_" it is SHA-256 of the text, with an
+	// empty key_id. INVALID_ARGUMENT if token is set as well, or for another length. Send it only
+	// to a server that answers with by_digest; an older server takes the message for an empty
+	// token.
+	TokenDigest []byte `protobuf:"bytes,10,opt,name=token_digest,json=tokenDigest,proto3" json:"token_digest,omitempty"`
+	// The key id in the token, with token_digest: 16 characters of [0-9A-Za-z].
+	KeyId         string `protobuf:"bytes,11,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -281,6 +291,20 @@ func (x *ValidateKeyRequest) GetIncludeGrant() bool {
 	return false
 }
 
+func (x *ValidateKeyRequest) GetTokenDigest() []byte {
+	if x != nil {
+		return x.TokenDigest
+	}
+	return nil
+}
+
+func (x *ValidateKeyRequest) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
 // ValidateKeyResponse is the answer about one token.
 type ValidateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -301,7 +325,11 @@ type ValidateKeyResponse struct {
 	Grant *Grant `protobuf:"bytes,7,opt,name=grant,proto3" json:"grant,omitempty"`
 	// What was wrong with this request of a batch. Set in a batch only, with
 	// DECISION_UNSPECIFIED.
-	Error         *ValidationError `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
+	Error *ValidationError `protobuf:"bytes,8,opt,name=error,proto3" json:"error,omitempty"`
+	// Whether the server used token_digest. A client that sent a digest and sees false has asked a
+	// server that does not know digests: the answer is about an empty token, and must be treated as
+	// UNAVAILABLE.
+	ByDigest      bool `protobuf:"varint,9,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -390,6 +418,13 @@ func (x *ValidateKeyResponse) GetError() *ValidationError {
 		return x.Error
 	}
 	return nil
+}
+
+func (x *ValidateKeyResponse) GetByDigest() bool {
+	if x != nil {
+		return x.ByDigest
+	}
+	return false
 }
 
 // BatchValidateKeysRequest holds up to 256 requests.
@@ -860,7 +895,7 @@ var File_keysvc_v1_validation_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\n" +
-	"\"keysvc/v1/validation_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keysvc/v1/errors.proto\"\xc6\x02\n" +
+	"\"keysvc/v1/validation_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keysvc/v1/errors.proto\"\x85\x03\n" +
 	"\x12ValidateKeyRequest\x12\x19\n" +
 	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12%\n" +
 	"\x0erequired_scope\x18\x02 \x01(\tR\rrequiredScope\x12#\n" +
@@ -870,7 +905,10 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\fmin_revision\x18\x06 \x01(\x03R\vminRevision\x12\x14\n" +
 	"\x05epoch\x18\a \x01(\tR\x05epoch\x12!\n" +
 	"\fwith_details\x18\b \x01(\bR\vwithDetails\x12#\n" +
-	"\rinclude_grant\x18\t \x01(\bR\fincludeGrant\"\xc8\x02\n" +
+	"\rinclude_grant\x18\t \x01(\bR\fincludeGrant\x12&\n" +
+	"\ftoken_digest\x18\n" +
+	" \x01(\fB\x03\x80\x01\x01R\vtokenDigest\x12\x15\n" +
+	"\x06key_id\x18\v \x01(\tR\x05keyId\"\xe5\x02\n" +
 	"\x13ValidateKeyResponse\x12/\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x13.keysvc.v1.DecisionR\bdecision\x12)\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x11.keysvc.v1.ReasonR\x06reason\x12\x15\n" +
@@ -879,7 +917,8 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\brevision\x18\x05 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\tR\x05epoch\x12&\n" +
 	"\x05grant\x18\a \x01(\v2\x10.keysvc.v1.GrantR\x05grant\x120\n" +
-	"\x05error\x18\b \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error\"U\n" +
+	"\x05error\x18\b \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error\x12\x1b\n" +
+	"\tby_digest\x18\t \x01(\bR\bbyDigest\"U\n" +
 	"\x18BatchValidateKeysRequest\x129\n" +
 	"\brequests\x18\x01 \x03(\v2\x1d.keysvc.v1.ValidateKeyRequestR\brequests\"Y\n" +
 	"\x19BatchValidateKeysResponse\x12<\n" +

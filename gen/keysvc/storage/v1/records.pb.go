@@ -336,8 +336,14 @@ type KeyRecord struct {
 	RequestIds []string `protobuf:"bytes,14,rep,name=request_ids,json=requestIds,proto3" json:"request_ids,omitempty"`
 	// Audit sequence of the event that last changed the record. The etag is made from it.
 	ChangeSequence int64 `protobuf:"varint,15,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Who created the key. Absent in records of earlier versions.
+	CreatedBy *ChangedByRecord `protobuf:"bytes,16,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// Who revoked the key. Absent if it was not revoked, and in records of earlier versions.
+	RevokedBy *ChangedByRecord `protobuf:"bytes,17,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
+	// Whether the key was revoked by its token.
+	Reported      bool `protobuf:"varint,18,opt,name=reported,proto3" json:"reported,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *KeyRecord) Reset() {
@@ -475,6 +481,82 @@ func (x *KeyRecord) GetChangeSequence() int64 {
 	return 0
 }
 
+func (x *KeyRecord) GetCreatedBy() *ChangedByRecord {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return nil
+}
+
+func (x *KeyRecord) GetRevokedBy() *ChangedByRecord {
+	if x != nil {
+		return x.RevokedBy
+	}
+	return nil
+}
+
+func (x *KeyRecord) GetReported() bool {
+	if x != nil {
+		return x.Reported
+	}
+	return false
+}
+
+// ChangedByRecord is who made a change.
+type ChangedByRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identity of the caller of keysvc.
+	Caller string `protobuf:"bytes,1,opt,name=caller,proto3" json:"caller,omitempty"`
+	// Member on whose behalf the caller acted. Empty if none was named.
+	ActorMemberId string `protobuf:"bytes,2,opt,name=actor_member_id,json=actorMemberId,proto3" json:"actor_member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangedByRecord) Reset() {
+	*x = ChangedByRecord{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangedByRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangedByRecord) ProtoMessage() {}
+
+func (x *ChangedByRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangedByRecord.ProtoReflect.Descriptor instead.
+func (*ChangedByRecord) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ChangedByRecord) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ChangedByRecord) GetActorMemberId() string {
+	if x != nil {
+		return x.ActorMemberId
+	}
+	return ""
+}
+
 // SecretRecord is one secret of a key, as a hash.
 type SecretRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -490,13 +572,15 @@ type SecretRecord struct {
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// When the secret's overlap ends. Absent for the newest secret.
 	OverlapEndTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=overlap_end_time,json=overlapEndTime,proto3" json:"overlap_end_time,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Whether the caller of keysvc has drawn the secret.
+	IssuedLocally bool `protobuf:"varint,6,opt,name=issued_locally,json=issuedLocally,proto3" json:"issued_locally,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SecretRecord) Reset() {
 	*x = SecretRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[1]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -508,7 +592,7 @@ func (x *SecretRecord) String() string {
 func (*SecretRecord) ProtoMessage() {}
 
 func (x *SecretRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[1]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -521,7 +605,7 @@ func (x *SecretRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretRecord.ProtoReflect.Descriptor instead.
 func (*SecretRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{1}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *SecretRecord) GetScheme() uint32 {
@@ -559,6 +643,13 @@ func (x *SecretRecord) GetOverlapEndTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SecretRecord) GetIssuedLocally() bool {
+	if x != nil {
+		return x.IssuedLocally
+	}
+	return false
+}
+
 // MemberRecord is a member as it is stored. The record of a removed member is kept for the
 // retention time, so that an outdated push cannot add the member again.
 type MemberRecord struct {
@@ -589,7 +680,7 @@ type MemberRecord struct {
 
 func (x *MemberRecord) Reset() {
 	*x = MemberRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[2]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -601,7 +692,7 @@ func (x *MemberRecord) String() string {
 func (*MemberRecord) ProtoMessage() {}
 
 func (x *MemberRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[2]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -614,7 +705,7 @@ func (x *MemberRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRecord.ProtoReflect.Descriptor instead.
 func (*MemberRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{2}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *MemberRecord) GetWorkspaceId() string {
@@ -710,7 +801,7 @@ type WorkspaceRecord struct {
 
 func (x *WorkspaceRecord) Reset() {
 	*x = WorkspaceRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[3]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +813,7 @@ func (x *WorkspaceRecord) String() string {
 func (*WorkspaceRecord) ProtoMessage() {}
 
 func (x *WorkspaceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[3]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +826,7 @@ func (x *WorkspaceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceRecord.ProtoReflect.Descriptor instead.
 func (*WorkspaceRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{3}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *WorkspaceRecord) GetWorkspaceId() string {
@@ -798,7 +889,7 @@ type PolicyRecord struct {
 
 func (x *PolicyRecord) Reset() {
 	*x = PolicyRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -810,7 +901,7 @@ func (x *PolicyRecord) String() string {
 func (*PolicyRecord) ProtoMessage() {}
 
 func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -823,7 +914,7 @@ func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRecord.ProtoReflect.Descriptor instead.
 func (*PolicyRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PolicyRecord) GetDocument() []byte {
@@ -879,7 +970,7 @@ type HeadRecord struct {
 
 func (x *HeadRecord) Reset() {
 	*x = HeadRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +982,7 @@ func (x *HeadRecord) String() string {
 func (*HeadRecord) ProtoMessage() {}
 
 func (x *HeadRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +995,7 @@ func (x *HeadRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRecord.ProtoReflect.Descriptor instead.
 func (*HeadRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HeadRecord) GetAuditSequence() int64 {
@@ -979,14 +1070,20 @@ type AuditRecord struct {
 	Details map[string]string `protobuf:"bytes,11,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Every record that the change stored or deleted: at least one, each once. Empty in
 	// events from before schema 2.
-	Changes       []*RecordChange `protobuf:"bytes,12,rep,name=changes,proto3" json:"changes,omitempty"`
+	Changes []*RecordChange `protobuf:"bytes,12,rep,name=changes,proto3" json:"changes,omitempty"`
+	// What the caller proved its identity with, for example "uid 1000" or "certificate 4f2a…". Empty
+	// in events of earlier versions.
+	CallerCredential string `protobuf:"bytes,13,opt,name=caller_credential,json=callerCredential,proto3" json:"caller_credential,omitempty"`
+	// Every field that the change altered, with its values before and after. No secret, and no hash
+	// of one. Empty in events of earlier versions, which have details.
+	Fields        []*FieldChange `protobuf:"bytes,14,rep,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -998,7 +1095,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1011,7 +1108,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AuditRecord) GetWorkspaceId() string {
@@ -1098,6 +1195,85 @@ func (x *AuditRecord) GetChanges() []*RecordChange {
 	return nil
 }
 
+func (x *AuditRecord) GetCallerCredential() string {
+	if x != nil {
+		return x.CallerCredential
+	}
+	return ""
+}
+
+func (x *AuditRecord) GetFields() []*FieldChange {
+	if x != nil {
+		return x.Fields
+	}
+	return nil
+}
+
+// FieldChange is a field of a record, before and after a change.
+type FieldChange struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path of the field, for example `scopes`, `labels.team`, `member.role` or
+	// `roles.manager.scopes`.
+	Field string `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	// The values before the change, in their order. Empty if the field was not set.
+	Before []string `protobuf:"bytes,2,rep,name=before,proto3" json:"before,omitempty"`
+	// The values after the change, in their order. Empty if the field is not set any more.
+	After         []string `protobuf:"bytes,3,rep,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FieldChange) Reset() {
+	*x = FieldChange{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FieldChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FieldChange) ProtoMessage() {}
+
+func (x *FieldChange) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
+func (*FieldChange) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *FieldChange) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *FieldChange) GetBefore() []string {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *FieldChange) GetAfter() []string {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
 // RecordChange is what a change did to one record of its workspace. Hashes are SHA-256 of
 // the stored payload, which is the record without the frame's checksum.
 type RecordChange struct {
@@ -1116,7 +1292,7 @@ type RecordChange struct {
 
 func (x *RecordChange) Reset() {
 	*x = RecordChange{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1304,7 @@ func (x *RecordChange) String() string {
 func (*RecordChange) ProtoMessage() {}
 
 func (x *RecordChange) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1317,7 @@ func (x *RecordChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordChange.ProtoReflect.Descriptor instead.
 func (*RecordChange) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RecordChange) GetKind() RecordKind {
@@ -1192,7 +1368,7 @@ type FeedRecord struct {
 
 func (x *FeedRecord) Reset() {
 	*x = FeedRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1380,7 @@ func (x *FeedRecord) String() string {
 func (*FeedRecord) ProtoMessage() {}
 
 func (x *FeedRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1393,7 @@ func (x *FeedRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRecord.ProtoReflect.Descriptor instead.
 func (*FeedRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FeedRecord) GetRevision() int64 {
@@ -1274,7 +1450,7 @@ type HeaderRecord struct {
 
 func (x *HeaderRecord) Reset() {
 	*x = HeaderRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1462,7 @@ func (x *HeaderRecord) String() string {
 func (*HeaderRecord) ProtoMessage() {}
 
 func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1475,7 @@ func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderRecord.ProtoReflect.Descriptor instead.
 func (*HeaderRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HeaderRecord) GetSchema() int32 {
@@ -1343,7 +1519,7 @@ type PositionRecord struct {
 
 func (x *PositionRecord) Reset() {
 	*x = PositionRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1531,7 @@ func (x *PositionRecord) String() string {
 func (*PositionRecord) ProtoMessage() {}
 
 func (x *PositionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1544,7 @@ func (x *PositionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PositionRecord.ProtoReflect.Descriptor instead.
 func (*PositionRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PositionRecord) GetRevision() int64 {
@@ -1389,7 +1565,7 @@ var File_keysvc_storage_v1_records_proto protoreflect.FileDescriptor
 
 const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaf\x05\n" +
+	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x06\n" +
 	"\tKeyRecord\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1b\n" +
@@ -1409,10 +1585,18 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\asecrets\x18\r \x03(\v2\x1f.keysvc.storage.v1.SecretRecordR\asecrets\x12\x1f\n" +
 	"\vrequest_ids\x18\x0e \x03(\tR\n" +
 	"requestIds\x12'\n" +
-	"\x0fchange_sequence\x18\x0f \x01(\x03R\x0echangeSequence\x1a9\n" +
+	"\x0fchange_sequence\x18\x0f \x01(\x03R\x0echangeSequence\x12A\n" +
+	"\n" +
+	"created_by\x18\x10 \x01(\v2\".keysvc.storage.v1.ChangedByRecordR\tcreatedBy\x12A\n" +
+	"\n" +
+	"revoked_by\x18\x11 \x01(\v2\".keysvc.storage.v1.ChangedByRecordR\trevokedBy\x12\x1a\n" +
+	"\breported\x18\x12 \x01(\bR\breported\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfa\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\x0fChangedByRecord\x12\x16\n" +
+	"\x06caller\x18\x01 \x01(\tR\x06caller\x12&\n" +
+	"\x0factor_member_id\x18\x02 \x01(\tR\ractorMemberId\"\xa1\x02\n" +
 	"\fSecretRecord\x12\x16\n" +
 	"\x06scheme\x18\x01 \x01(\rR\x06scheme\x12\x12\n" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12;\n" +
@@ -1420,7 +1604,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12D\n" +
-	"\x10overlap_end_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0eoverlapEndTime\"\xbf\x03\n" +
+	"\x10overlap_end_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0eoverlapEndTime\x12%\n" +
+	"\x0eissued_locally\x18\x06 \x01(\bR\rissuedLocally\"\xbf\x03\n" +
 	"\fMemberRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12 \n" +
@@ -1458,7 +1643,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x05fence\x18\x03 \x01(\x03R\x05fence\x12\x1a\n" +
 	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x10\n" +
 	"\x03tag\x18\x05 \x01(\fR\x03tag\x12&\n" +
-	"\x0ftag_key_version\x18\x06 \x01(\rR\rtagKeyVersion\"\xaa\x04\n" +
+	"\x0ftag_key_version\x18\x06 \x01(\rR\rtagKeyVersion\"\x8f\x05\n" +
 	"\vAuditRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x03R\bsequence\x12#\n" +
@@ -1473,10 +1658,16 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\tmember_id\x18\n" +
 	" \x01(\tR\bmemberId\x12E\n" +
 	"\adetails\x18\v \x03(\v2+.keysvc.storage.v1.AuditRecord.DetailsEntryR\adetails\x129\n" +
-	"\achanges\x18\f \x03(\v2\x1f.keysvc.storage.v1.RecordChangeR\achanges\x1a:\n" +
+	"\achanges\x18\f \x03(\v2\x1f.keysvc.storage.v1.RecordChangeR\achanges\x12+\n" +
+	"\x11caller_credential\x18\r \x01(\tR\x10callerCredential\x126\n" +
+	"\x06fields\x18\x0e \x03(\v2\x1e.keysvc.storage.v1.FieldChangeR\x06fields\x1a:\n" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\vFieldChange\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
+	"\x06before\x18\x02 \x03(\tR\x06before\x12\x14\n" +
+	"\x05after\x18\x03 \x03(\tR\x05after\"\x83\x01\n" +
 	"\fRecordChange\x121\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1d.keysvc.storage.v1.RecordKindR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -1548,54 +1739,59 @@ func file_keysvc_storage_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(MemberRecordState)(0),        // 0: keysvc.storage.v1.MemberRecordState
 	(RecordKind)(0),               // 1: keysvc.storage.v1.RecordKind
 	(AuditAction)(0),              // 2: keysvc.storage.v1.AuditAction
 	(FeedKind)(0),                 // 3: keysvc.storage.v1.FeedKind
 	(*KeyRecord)(nil),             // 4: keysvc.storage.v1.KeyRecord
-	(*SecretRecord)(nil),          // 5: keysvc.storage.v1.SecretRecord
-	(*MemberRecord)(nil),          // 6: keysvc.storage.v1.MemberRecord
-	(*WorkspaceRecord)(nil),       // 7: keysvc.storage.v1.WorkspaceRecord
-	(*PolicyRecord)(nil),          // 8: keysvc.storage.v1.PolicyRecord
-	(*HeadRecord)(nil),            // 9: keysvc.storage.v1.HeadRecord
-	(*AuditRecord)(nil),           // 10: keysvc.storage.v1.AuditRecord
-	(*RecordChange)(nil),          // 11: keysvc.storage.v1.RecordChange
-	(*FeedRecord)(nil),            // 12: keysvc.storage.v1.FeedRecord
-	(*HeaderRecord)(nil),          // 13: keysvc.storage.v1.HeaderRecord
-	(*PositionRecord)(nil),        // 14: keysvc.storage.v1.PositionRecord
-	nil,                           // 15: keysvc.storage.v1.KeyRecord.LabelsEntry
-	nil,                           // 16: keysvc.storage.v1.AuditRecord.DetailsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*ChangedByRecord)(nil),       // 5: keysvc.storage.v1.ChangedByRecord
+	(*SecretRecord)(nil),          // 6: keysvc.storage.v1.SecretRecord
+	(*MemberRecord)(nil),          // 7: keysvc.storage.v1.MemberRecord
+	(*WorkspaceRecord)(nil),       // 8: keysvc.storage.v1.WorkspaceRecord
+	(*PolicyRecord)(nil),          // 9: keysvc.storage.v1.PolicyRecord
+	(*HeadRecord)(nil),            // 10: keysvc.storage.v1.HeadRecord
+	(*AuditRecord)(nil),           // 11: keysvc.storage.v1.AuditRecord
+	(*FieldChange)(nil),           // 12: keysvc.storage.v1.FieldChange
+	(*RecordChange)(nil),          // 13: keysvc.storage.v1.RecordChange
+	(*FeedRecord)(nil),            // 14: keysvc.storage.v1.FeedRecord
+	(*HeaderRecord)(nil),          // 15: keysvc.storage.v1.HeaderRecord
+	(*PositionRecord)(nil),        // 16: keysvc.storage.v1.PositionRecord
+	nil,                           // 17: keysvc.storage.v1.KeyRecord.LabelsEntry
+	nil,                           // 18: keysvc.storage.v1.AuditRecord.DetailsEntry
+	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
 }
 var file_keysvc_storage_v1_records_proto_depIdxs = []int32{
-	15, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
-	17, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
-	17, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
-	5,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
-	17, // 4: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
-	17, // 5: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
-	17, // 6: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
-	0,  // 7: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
-	17, // 8: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
-	17, // 9: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
-	17, // 10: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
-	17, // 11: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
-	17, // 12: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
-	17, // 13: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	2,  // 14: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
-	16, // 15: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
-	11, // 16: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
-	1,  // 17: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
-	3,  // 18: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
-	17, // 19: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
-	17, // 20: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	17, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
+	19, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
+	19, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
+	6,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
+	5,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
+	5,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
+	19, // 6: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
+	19, // 7: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
+	19, // 8: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
+	0,  // 9: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
+	19, // 10: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
+	19, // 11: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
+	19, // 12: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
+	19, // 13: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
+	19, // 14: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
+	19, // 15: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	2,  // 16: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
+	18, // 17: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
+	13, // 18: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
+	12, // 19: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
+	1,  // 20: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
+	3,  // 21: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
+	19, // 22: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
+	19, // 23: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_storage_v1_records_proto_init() }
@@ -1609,7 +1805,7 @@ func file_keysvc_storage_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_storage_v1_records_proto_rawDesc), len(file_keysvc_storage_v1_records_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   13,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
