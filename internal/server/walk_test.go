@@ -573,6 +573,16 @@ func walks() []walk {
 				"key.secrets":             "as member_id",
 				"key.secrets.create_time": "as member_id",
 				"key.secrets.expire_time": "as member_id",
+
+				"key.secrets.issued_locally":     "as member_id",
+				"key.created_by":                 "as member_id",
+				"key.created_by.caller":          "as member_id",
+				"key.created_by.actor_member_id": "as member_id",
+				"key.revoked_by":                 "as member_id",
+				"key.revoked_by.caller":          "as member_id",
+				"key.revoked_by.actor_member_id": "as member_id",
+				"key.stop_time":                  "as member_id",
+				"key.stop_reason":                "as member_id",
 			},
 		},
 		{
