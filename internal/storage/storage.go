@@ -301,6 +301,16 @@ type AuditScan struct {
 	Revision int64
 }
 
+// RefusalPage is a page of refusals.
+type RefusalPage struct {
+	// Refusals, newest first.
+	Refusals []*storagev1.RefusalRecord
+	// Next is the cursor of the next page; empty on the last.
+	Next string
+	// Revision that the page was read at. Refusals have no revision.
+	Revision int64
+}
+
 // AuditEvent is a stored audit event with the bytes that its hash covers.
 type AuditEvent struct {
 	// Revision of the event's change. ScanAuditEvents sets it; ListAuditEvents leaves it 0.

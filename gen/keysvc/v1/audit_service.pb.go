@@ -56,6 +56,10 @@ const (
 	AuditAction_AUDIT_ACTION_CHANGE_REFUSED AuditAction = 100
 	// A caller was refused: it is not known, or may not do this.
 	AuditAction_AUDIT_ACTION_CALLER_REFUSED AuditAction = 101
+	// A connection was refused before its first call.
+	AuditAction_AUDIT_ACTION_CONNECTION_REFUSED AuditAction = 102
+	// Too much was refused to record it one by one: the event has only times and a count.
+	AuditAction_AUDIT_ACTION_OTHERS_REFUSED AuditAction = 103
 )
 
 // Enum value maps for AuditAction.
@@ -76,23 +80,27 @@ var (
 		12:  "AUDIT_ACTION_CLOCK_REPAIRED",
 		100: "AUDIT_ACTION_CHANGE_REFUSED",
 		101: "AUDIT_ACTION_CALLER_REFUSED",
+		102: "AUDIT_ACTION_CONNECTION_REFUSED",
+		103: "AUDIT_ACTION_OTHERS_REFUSED",
 	}
 	AuditAction_value = map[string]int32{
-		"AUDIT_ACTION_UNSPECIFIED":       0,
-		"AUDIT_ACTION_KEY_CREATED":       1,
-		"AUDIT_ACTION_KEY_UPDATED":       2,
-		"AUDIT_ACTION_KEY_ROTATED":       3,
-		"AUDIT_ACTION_ROTATION_FINISHED": 4,
-		"AUDIT_ACTION_KEY_REVOKED":       5,
-		"AUDIT_ACTION_MEMBER_PUT":        6,
-		"AUDIT_ACTION_MEMBER_REMOVED":    7,
-		"AUDIT_ACTION_WORKSPACE_REMOVED": 8,
-		"AUDIT_ACTION_POLICY_APPLIED":    9,
-		"AUDIT_ACTION_PURGED":            10,
-		"AUDIT_ACTION_UPGRADED":          11,
-		"AUDIT_ACTION_CLOCK_REPAIRED":    12,
-		"AUDIT_ACTION_CHANGE_REFUSED":    100,
-		"AUDIT_ACTION_CALLER_REFUSED":    101,
+		"AUDIT_ACTION_UNSPECIFIED":        0,
+		"AUDIT_ACTION_KEY_CREATED":        1,
+		"AUDIT_ACTION_KEY_UPDATED":        2,
+		"AUDIT_ACTION_KEY_ROTATED":        3,
+		"AUDIT_ACTION_ROTATION_FINISHED":  4,
+		"AUDIT_ACTION_KEY_REVOKED":        5,
+		"AUDIT_ACTION_MEMBER_PUT":         6,
+		"AUDIT_ACTION_MEMBER_REMOVED":     7,
+		"AUDIT_ACTION_WORKSPACE_REMOVED":  8,
+		"AUDIT_ACTION_POLICY_APPLIED":     9,
+		"AUDIT_ACTION_PURGED":             10,
+		"AUDIT_ACTION_UPGRADED":           11,
+		"AUDIT_ACTION_CLOCK_REPAIRED":     12,
+		"AUDIT_ACTION_CHANGE_REFUSED":     100,
+		"AUDIT_ACTION_CALLER_REFUSED":     101,
+		"AUDIT_ACTION_CONNECTION_REFUSED": 102,
+		"AUDIT_ACTION_OTHERS_REFUSED":     103,
 	}
 )
 
@@ -339,7 +347,9 @@ type ListAuditEventsRequest struct {
 	// Only events with a later revision; 0 means all. To follow what happens, give the revision of an
 	// earlier answer.
 	AfterRevision int64 `protobuf:"varint,7,opt,name=after_revision,json=afterRevision,proto3" json:"after_revision,omitempty"`
-	// Events of changes and callers that were refused, instead of changes that were made.
+	// Events of calls and connections that were refused, instead of changes that were made: at most
+	// the newest 10,000, bounded in rate. Their ids are those that the caller named, and revisions are
+	// numbers of their own. A server whose store keeps no such events answers UNIMPLEMENTED.
 	Refused bool `protobuf:"varint,8,opt,name=refused,proto3" json:"refused,omitempty"`
 	// The maximum number of events in a page: 0 means 50, more than 1,000 is taken as 1,000, a
 	// negative number is refused. A page may have fewer events, or none, though another page follows.
@@ -457,7 +467,8 @@ type ListAuditEventsResponse struct {
 	Events []*AuditEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
 	// The page_token for the next page. Empty on the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Revision that the page was read at. To follow what happens, use that of the first page.
+	// Revision that the page was read at, or the number of the newest refusal. To follow what happens,
+	// use that of the first page.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
 	Epoch         string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
@@ -527,7 +538,7 @@ func (x *ListAuditEventsResponse) GetEpoch() string {
 // one.
 type AuditEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Revision of the change. Of what was refused, a number that grows with each event.
+	// Revision of the change. Of what was refused, the number of the event among those.
 	Revision int64 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The workspace. Empty for changes of the policy, and if the refused call named none.
 	WorkspaceId string `protobuf:"bytes,2,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
@@ -565,7 +576,7 @@ type AuditEvent struct {
 	Hash []byte `protobuf:"bytes,15,opt,name=hash,proto3" json:"hash,omitempty"`
 	// Hash of the workspace's event before this one. Empty for the first event.
 	PreviousHash []byte `protobuf:"bytes,16,opt,name=previous_hash,json=previousHash,proto3" json:"previous_hash,omitempty"`
-	// What was refused. Set only with the actions CHANGE_REFUSED and CALLER_REFUSED.
+	// What was refused, and how often. Set with the actions that end in REFUSED only.
 	Refusal       *AuditRefusal `protobuf:"bytes,17,opt,name=refusal,proto3" json:"refusal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -861,15 +872,15 @@ func (x *AuditedRecord) GetDeleted() bool {
 // AuditRefusal is what was refused, and how often.
 type AuditRefusal struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Full name of the RPC, for example `/keysvc.v1.KeyService/CreateKey`. Empty if a connection was
-	// refused before its first call.
+	// Name of the RPC, for example `keysvc.v1.KeyService/CreateKey`. Empty for a connection.
 	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
-	// Name of the gRPC code that was answered, for example `PERMISSION_DENIED`.
+	// Name of the code that was answered, for example `PERMISSION_DENIED`. Empty for a connection.
 	Code string `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
-	// Name of the ErrorReason without its prefix, for example `SCOPE_BEYOND_ROLE`. Empty if the answer
-	// had none.
+	// Reason of the error without its prefix, for example `SCOPE_BEYOND_ROLE`, or why the connection
+	// was refused.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	// Where the call came from: address and port, or the uid of a unix socket's peer.
+	// Where the call came from: an address without its port, or "unix" for a socket. Empty if it is
+	// not known.
 	Peer string `protobuf:"bytes,4,opt,name=peer,proto3" json:"peer,omitempty"`
 	// How many equal refusals the event stands for: 1 or more.
 	Count int64 `protobuf:"varint,5,opt,name=count,proto3" json:"count,omitempty"`
@@ -1324,7 +1335,7 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\bKeyCheck\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.keysvc.v1.KeyCheckKindR\x04kind\x124\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1a.keysvc.v1.KeyCheckOutcomeR\aoutcome\x12 \n" +
-	"\vdescription\x18\x03 \x01(\tR\vdescription*\xe1\x03\n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription*\xa7\x04\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -1341,7 +1352,9 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\x15AUDIT_ACTION_UPGRADED\x10\v\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CHANGE_REFUSED\x10d\x12\x1f\n" +
-	"\x1bAUDIT_ACTION_CALLER_REFUSED\x10e*\xb8\x01\n" +
+	"\x1bAUDIT_ACTION_CALLER_REFUSED\x10e\x12#\n" +
+	"\x1fAUDIT_ACTION_CONNECTION_REFUSED\x10f\x12\x1f\n" +
+	"\x1bAUDIT_ACTION_OTHERS_REFUSED\x10g*\xb8\x01\n" +
 	"\x11AuditedRecordKind\x12#\n" +
 	"\x1fAUDITED_RECORD_KIND_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aAUDITED_RECORD_KIND_POLICY\x10\x01\x12!\n" +

@@ -58,3 +58,24 @@ func (f *AuditFile) ScanAuditEvents(ctx context.Context, query storage.AuditQuer
 	page.Revision = f.file.position.Revision
 	return page, ctx.Err()
 }
+
+// ListRefusals reads a page of what was refused, as Store.ListRefusals does.
+func (f *AuditFile) ListRefusals(ctx context.Context, query storage.Query) (storage.RefusalPage, error) {
+	query = query.Bounded()
+	before, err := parseCursor(query.Cursor, math.MaxInt64)
+	if err != nil {
+		return storage.RefusalPage{}, err
+	}
+	var page storage.RefusalPage
+	err = guard(func() error {
+		return f.file.database.View(func(tx *bolt.Tx) (err error) {
+			page, err = listRefusals(ctx, tx, query, before)
+			return err
+		})
+	})
+	if err != nil {
+		return storage.RefusalPage{}, err
+	}
+	page.Revision = f.file.position.Revision
+	return page, nil
+}

@@ -300,6 +300,68 @@ func (FeedKind) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
+// RefusalKind is what was refused.
+type RefusalKind int32
+
+const (
+	// Not a kind.
+	RefusalKind_REFUSAL_KIND_UNSPECIFIED RefusalKind = 0
+	// A change by a caller that is known and may make such changes.
+	RefusalKind_REFUSAL_KIND_CHANGE RefusalKind = 1
+	// A call, because the caller is not known or has no right to make it.
+	RefusalKind_REFUSAL_KIND_CALLER RefusalKind = 2
+	// A connection, before its first call.
+	RefusalKind_REFUSAL_KIND_CONNECTION RefusalKind = 3
+	// Refusals of any kind that were too many to be recorded one by one. All other fields but
+	// the times and the count are empty.
+	RefusalKind_REFUSAL_KIND_OTHERS RefusalKind = 4
+)
+
+// Enum value maps for RefusalKind.
+var (
+	RefusalKind_name = map[int32]string{
+		0: "REFUSAL_KIND_UNSPECIFIED",
+		1: "REFUSAL_KIND_CHANGE",
+		2: "REFUSAL_KIND_CALLER",
+		3: "REFUSAL_KIND_CONNECTION",
+		4: "REFUSAL_KIND_OTHERS",
+	}
+	RefusalKind_value = map[string]int32{
+		"REFUSAL_KIND_UNSPECIFIED": 0,
+		"REFUSAL_KIND_CHANGE":      1,
+		"REFUSAL_KIND_CALLER":      2,
+		"REFUSAL_KIND_CONNECTION":  3,
+		"REFUSAL_KIND_OTHERS":      4,
+	}
+)
+
+func (x RefusalKind) Enum() *RefusalKind {
+	p := new(RefusalKind)
+	*p = x
+	return p
+}
+
+func (x RefusalKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RefusalKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_keysvc_storage_v1_records_proto_enumTypes[4].Descriptor()
+}
+
+func (RefusalKind) Type() protoreflect.EnumType {
+	return &file_keysvc_storage_v1_records_proto_enumTypes[4]
+}
+
+func (x RefusalKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RefusalKind.Descriptor instead.
+func (RefusalKind) EnumDescriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
 // KeyRecord is a key as it is stored. It holds hashes of secrets, never a secret.
 type KeyRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1431,6 +1493,192 @@ func (x *FeedRecord) GetAuditHash() []byte {
 	return nil
 }
 
+// RefusalRecord is a call or a connection that was refused, or several equal ones: all fields
+// but the times, the request id and the count are equal. Refusals are a stream of their own,
+// outside of revisions, the chains of audit events and the feed. They are bounded in number and
+// rate, so some may be missing. Ids are those that the caller named, if they have the form of
+// one; they need not exist. No text that may be a token is recorded.
+type RefusalRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the record in the stream. It grows; the store sets it.
+	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// When the first was refused.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// When the last was refused.
+	LastTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	// How many there were, at least 1.
+	Count int64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	// What was refused.
+	Kind RefusalKind `protobuf:"varint,5,opt,name=kind,proto3,enum=keysvc.storage.v1.RefusalKind" json:"kind,omitempty"`
+	// The RPC, for example "keysvc.v1.KeyService/RevokeKey". Empty for a connection.
+	Method string `protobuf:"bytes,6,opt,name=method,proto3" json:"method,omitempty"`
+	// Identity of the caller of keysvc. Empty if it is not known.
+	Caller string `protobuf:"bytes,7,opt,name=caller,proto3" json:"caller,omitempty"`
+	// What the caller proved its identity with; see AuditRecord.
+	CallerCredential string `protobuf:"bytes,8,opt,name=caller_credential,json=callerCredential,proto3" json:"caller_credential,omitempty"`
+	// Member on whose behalf the caller said it acted. Empty if none was named.
+	ActorMemberId string `protobuf:"bytes,9,opt,name=actor_member_id,json=actorMemberId,proto3" json:"actor_member_id,omitempty"`
+	// Address of the peer, without its port; "unix" for a socket. Empty if it is not known.
+	Peer string `protobuf:"bytes,10,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Id under which the server logged the first call. Empty if it has none.
+	RequestId string `protobuf:"bytes,11,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The workspace, key and member that the call named. Empty if none was named.
+	WorkspaceId string `protobuf:"bytes,12,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// See workspace_id.
+	KeyId string `protobuf:"bytes,13,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// See workspace_id.
+	MemberId string `protobuf:"bytes,14,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	// Name of the code in google.rpc, for example "PERMISSION_DENIED". Empty for a connection that
+	// ended before a call.
+	Code string `protobuf:"bytes,15,opt,name=code,proto3" json:"code,omitempty"`
+	// Reason of the error, as in ErrorInfo, or why the connection was refused.
+	Reason        string `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusalRecord) Reset() {
+	*x = RefusalRecord{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusalRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusalRecord) ProtoMessage() {}
+
+func (x *RefusalRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusalRecord.ProtoReflect.Descriptor instead.
+func (*RefusalRecord) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RefusalRecord) GetSequence() int64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RefusalRecord) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *RefusalRecord) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
+func (x *RefusalRecord) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RefusalRecord) GetKind() RefusalKind {
+	if x != nil {
+		return x.Kind
+	}
+	return RefusalKind_REFUSAL_KIND_UNSPECIFIED
+}
+
+func (x *RefusalRecord) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetCallerCredential() string {
+	if x != nil {
+		return x.CallerCredential
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetActorMemberId() string {
+	if x != nil {
+		return x.ActorMemberId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // HeaderRecord identifies a store.
 type HeaderRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1450,7 +1698,7 @@ type HeaderRecord struct {
 
 func (x *HeaderRecord) Reset() {
 	*x = HeaderRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1462,7 +1710,7 @@ func (x *HeaderRecord) String() string {
 func (*HeaderRecord) ProtoMessage() {}
 
 func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1723,7 @@ func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderRecord.ProtoReflect.Descriptor instead.
 func (*HeaderRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HeaderRecord) GetSchema() int32 {
@@ -1519,7 +1767,7 @@ type PositionRecord struct {
 
 func (x *PositionRecord) Reset() {
 	*x = PositionRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1779,7 @@ func (x *PositionRecord) String() string {
 func (*PositionRecord) ProtoMessage() {}
 
 func (x *PositionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1792,7 @@ func (x *PositionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PositionRecord.ProtoReflect.Descriptor instead.
 func (*PositionRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PositionRecord) GetRevision() int64 {
@@ -1680,7 +1928,26 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\x0e2\x1b.keysvc.storage.v1.FeedKindR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x1d\n" +
 	"\n" +
-	"audit_hash\x18\x05 \x01(\fR\tauditHash\"\x95\x01\n" +
+	"audit_hash\x18\x05 \x01(\fR\tauditHash\"\x99\x04\n" +
+	"\rRefusalRecord\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x127\n" +
+	"\tlast_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x03R\x05count\x122\n" +
+	"\x04kind\x18\x05 \x01(\x0e2\x1e.keysvc.storage.v1.RefusalKindR\x04kind\x12\x16\n" +
+	"\x06method\x18\x06 \x01(\tR\x06method\x12\x16\n" +
+	"\x06caller\x18\a \x01(\tR\x06caller\x12+\n" +
+	"\x11caller_credential\x18\b \x01(\tR\x10callerCredential\x12&\n" +
+	"\x0factor_member_id\x18\t \x01(\tR\ractorMemberId\x12\x12\n" +
+	"\x04peer\x18\n" +
+	" \x01(\tR\x04peer\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\v \x01(\tR\trequestId\x12!\n" +
+	"\fworkspace_id\x18\f \x01(\tR\vworkspaceId\x12\x15\n" +
+	"\x06key_id\x18\r \x01(\tR\x05keyId\x12\x1b\n" +
+	"\tmember_id\x18\x0e \x01(\tR\bmemberId\x12\x12\n" +
+	"\x04code\x18\x0f \x01(\tR\x04code\x12\x16\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\"\x95\x01\n" +
 	"\fHeaderRecord\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\x05R\x06schema\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12;\n" +
@@ -1724,7 +1991,13 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x10FEED_KIND_MEMBER\x10\x02\x12\x17\n" +
 	"\x13FEED_KIND_WORKSPACE\x10\x03\x12\x14\n" +
 	"\x10FEED_KIND_POLICY\x10\x04\x12\x13\n" +
-	"\x0fFEED_KIND_PURGE\x10\x05B?Z=github.com/scribe-mail/keysvc/gen/keysvc/storage/v1;storagev1b\x06proto3"
+	"\x0fFEED_KIND_PURGE\x10\x05*\x93\x01\n" +
+	"\vRefusalKind\x12\x1c\n" +
+	"\x18REFUSAL_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13REFUSAL_KIND_CHANGE\x10\x01\x12\x17\n" +
+	"\x13REFUSAL_KIND_CALLER\x10\x02\x12\x1b\n" +
+	"\x17REFUSAL_KIND_CONNECTION\x10\x03\x12\x17\n" +
+	"\x13REFUSAL_KIND_OTHERS\x10\x04B?Z=github.com/scribe-mail/keysvc/gen/keysvc/storage/v1;storagev1b\x06proto3"
 
 var (
 	file_keysvc_storage_v1_records_proto_rawDescOnce sync.Once
@@ -1738,60 +2011,65 @@ func file_keysvc_storage_v1_records_proto_rawDescGZIP() []byte {
 	return file_keysvc_storage_v1_records_proto_rawDescData
 }
 
-var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(MemberRecordState)(0),        // 0: keysvc.storage.v1.MemberRecordState
 	(RecordKind)(0),               // 1: keysvc.storage.v1.RecordKind
 	(AuditAction)(0),              // 2: keysvc.storage.v1.AuditAction
 	(FeedKind)(0),                 // 3: keysvc.storage.v1.FeedKind
-	(*KeyRecord)(nil),             // 4: keysvc.storage.v1.KeyRecord
-	(*ChangedByRecord)(nil),       // 5: keysvc.storage.v1.ChangedByRecord
-	(*SecretRecord)(nil),          // 6: keysvc.storage.v1.SecretRecord
-	(*MemberRecord)(nil),          // 7: keysvc.storage.v1.MemberRecord
-	(*WorkspaceRecord)(nil),       // 8: keysvc.storage.v1.WorkspaceRecord
-	(*PolicyRecord)(nil),          // 9: keysvc.storage.v1.PolicyRecord
-	(*HeadRecord)(nil),            // 10: keysvc.storage.v1.HeadRecord
-	(*AuditRecord)(nil),           // 11: keysvc.storage.v1.AuditRecord
-	(*FieldChange)(nil),           // 12: keysvc.storage.v1.FieldChange
-	(*RecordChange)(nil),          // 13: keysvc.storage.v1.RecordChange
-	(*FeedRecord)(nil),            // 14: keysvc.storage.v1.FeedRecord
-	(*HeaderRecord)(nil),          // 15: keysvc.storage.v1.HeaderRecord
-	(*PositionRecord)(nil),        // 16: keysvc.storage.v1.PositionRecord
-	nil,                           // 17: keysvc.storage.v1.KeyRecord.LabelsEntry
-	nil,                           // 18: keysvc.storage.v1.AuditRecord.DetailsEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(RefusalKind)(0),              // 4: keysvc.storage.v1.RefusalKind
+	(*KeyRecord)(nil),             // 5: keysvc.storage.v1.KeyRecord
+	(*ChangedByRecord)(nil),       // 6: keysvc.storage.v1.ChangedByRecord
+	(*SecretRecord)(nil),          // 7: keysvc.storage.v1.SecretRecord
+	(*MemberRecord)(nil),          // 8: keysvc.storage.v1.MemberRecord
+	(*WorkspaceRecord)(nil),       // 9: keysvc.storage.v1.WorkspaceRecord
+	(*PolicyRecord)(nil),          // 10: keysvc.storage.v1.PolicyRecord
+	(*HeadRecord)(nil),            // 11: keysvc.storage.v1.HeadRecord
+	(*AuditRecord)(nil),           // 12: keysvc.storage.v1.AuditRecord
+	(*FieldChange)(nil),           // 13: keysvc.storage.v1.FieldChange
+	(*RecordChange)(nil),          // 14: keysvc.storage.v1.RecordChange
+	(*FeedRecord)(nil),            // 15: keysvc.storage.v1.FeedRecord
+	(*RefusalRecord)(nil),         // 16: keysvc.storage.v1.RefusalRecord
+	(*HeaderRecord)(nil),          // 17: keysvc.storage.v1.HeaderRecord
+	(*PositionRecord)(nil),        // 18: keysvc.storage.v1.PositionRecord
+	nil,                           // 19: keysvc.storage.v1.KeyRecord.LabelsEntry
+	nil,                           // 20: keysvc.storage.v1.AuditRecord.DetailsEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 }
 var file_keysvc_storage_v1_records_proto_depIdxs = []int32{
-	17, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
-	19, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
-	6,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
-	5,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	5,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	19, // 6: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 7: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
-	19, // 8: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
+	19, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
+	21, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
+	21, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
+	7,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
+	6,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
+	6,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
+	21, // 6: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
+	21, // 7: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
+	21, // 8: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
 	0,  // 9: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
-	19, // 10: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 11: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
-	19, // 12: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 13: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
-	19, // 14: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
-	19, // 15: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	21, // 10: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
+	21, // 11: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
+	21, // 12: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
+	21, // 13: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
+	21, // 14: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
+	21, // 15: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
 	2,  // 16: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
-	18, // 17: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
-	13, // 18: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
-	12, // 19: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
+	20, // 17: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
+	14, // 18: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
+	13, // 19: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
 	1,  // 20: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
 	3,  // 21: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
-	19, // 22: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 23: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	21, // 22: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
+	21, // 23: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
+	4,  // 24: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
+	21, // 25: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
+	21, // 26: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
+	27, // [27:27] is the sub-list for method output_type
+	27, // [27:27] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_storage_v1_records_proto_init() }
@@ -1804,8 +2082,8 @@ func file_keysvc_storage_v1_records_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_storage_v1_records_proto_rawDesc), len(file_keysvc_storage_v1_records_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   15,
+			NumEnums:      5,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
