@@ -138,6 +138,11 @@ type AuditReader interface {
 	// ListAuditEvents reads a page of one workspace's audit events, newest first. The events
 	// of the policy are those of the empty workspace.
 	ListAuditEvents(ctx context.Context, query Query) (AuditPage, error)
+
+	// ScanAuditEvents reads a page of audit events by descending revision: of one workspace, of
+	// the policy, or of all. It goes on behind events that are missing, because old ones may have
+	// been pruned. A damaged event in the page is ErrDamaged.
+	ScanAuditEvents(ctx context.Context, query AuditQuery) (AuditScan, error)
 }
 
 // FeedReader reads the end of the change log.
