@@ -34,6 +34,8 @@ type Manager struct {
 	now        func() time.Time
 	random     io.Reader
 	trusted    func() error // Config.ClockTrusted
+	// tokensRefused is Config.TokensRefused.
+	tokensRefused bool
 	locks      locks
 }
 
@@ -57,6 +59,9 @@ type Config struct {
 	// otherwise. While it returns an error, no key is created or rotated with an overlap, and
 	// nothing is purged. Default: the clock is always trusted.
 	ClockTrusted func() error
+	// TokensRefused makes the verbs take digests only: no token is reported, and none is drawn and
+	// given out.
+	TokensRefused bool
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 	// MaxWaiting is the max number of changes of one workspace that are in flight; more are
@@ -73,6 +78,8 @@ func New(config Config) *Manager {
 		random:     config.Random,
 		locks:      locks{limit: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
 		trusted:    config.ClockTrusted,
+
+		tokensRefused: config.TokensRefused,
 	}
 	if manager.now == nil {
 		manager.now = time.Now
