@@ -235,7 +235,7 @@ func TestRotateBeginsWithThePosition(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := file.Append(eventText(t, revision), markOf(t, revision)); err != nil {
+		if err := file.Append(eventText(t, revision), markOf(t, revision), nil); err != nil {
 			t.Fatal(err)
 		}
 		if revision == 2 {
@@ -291,7 +291,7 @@ func TestReopenCutsWhatFailed(t *testing.T) {
 				},
 			}})
 			failing = true
-			if err := file.Append(eventText(t, 1), markOf(t, 1)); err == nil {
+			if err := file.Append(eventText(t, 1), markOf(t, 1), nil); err == nil {
 				t.Fatal("Append: no error")
 			}
 			failing = false
@@ -299,7 +299,7 @@ func TestReopenCutsWhatFailed(t *testing.T) {
 				t.Fatal(err)
 			}
 			for revision := int64(1); revision <= 2; revision++ {
-				if err := file.Append(eventText(t, revision), markOf(t, revision)); err != nil {
+				if err := file.Append(eventText(t, revision), markOf(t, revision), nil); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -327,7 +327,7 @@ func TestReserveIsKept(t *testing.T) {
 	}
 	disk = 0
 	large := bytes.Repeat([]byte("x"), 1<<20)
-	if err := file.Append(large, markOf(t, 1)); err != nil || !file.Full() {
+	if err := file.Append(large, markOf(t, 1), nil); err != nil || !file.Full() {
 		t.Errorf("Append: %v; full %t, want true", err, file.Full())
 	}
 	disk = 1 << 30
@@ -344,13 +344,13 @@ func TestDeletedFileIsNoticed(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if err := file.Append(eventText(t, 1), markOf(t, 1)); !errors.Is(err, sink.ErrReplaced) {
+	if err := file.Append(eventText(t, 1), markOf(t, 1), nil); !errors.Is(err, sink.ErrReplaced) {
 		t.Fatalf("Append: %v, want ErrReplaced", err)
 	}
 	if err := file.Reopen(); err != nil {
 		t.Fatal(err)
 	}
-	if err := file.Append(eventText(t, 1), markOf(t, 1)); err != nil {
+	if err := file.Append(eventText(t, 1), markOf(t, 1), nil); err != nil {
 		t.Fatal(err)
 	}
 	if tail, err := sink.ReadTail(path); err != nil || tail.Last != markOf(t, 1) {
