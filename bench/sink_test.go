@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -19,10 +20,10 @@ func TestMeasureSink(t *testing.T) {
 	if testing.Short() || !*measure {
 		t.Skip("prints figures only; ask for them with -measure")
 	}
-	const rounds, slice = 21, 500 * time.Millisecond
+	const rounds, slice = 61, 300 * time.Millisecond
 	plain := start(t, newStore(t))
 	defer plain.close()
-	sunk := startWith(t, newStore(t), boltstore.Config{Create: boltstore.CreateIfAbsent, Sink: filepath.Join(t.TempDir(), "audit.jsonl")})
+	sunk := startWith(t, newStore(t), boltstore.Config{Create: boltstore.CreateIfAbsent, Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Sink: filepath.Join(t.TempDir(), "audit.jsonl")})
 	defer sunk.close()
 	for _, p := range []*process{plain, sunk} {
 		p.raiseLimit(t)
