@@ -163,8 +163,7 @@ func (t *sinkTarget) write(mark anchor.Mark, groups []*anchorWaiter) error {
 					return err
 				}
 			}
-			event := storage.AuditEvent{Record: pending.change.Event, Encoded: pending.event}
-			if err := t.add(sink.EventLine(mark.Epoch, revision, event, false), t.confirm); err != nil {
+			if err := t.add(pending.line(mark.Epoch), t.confirm); err != nil {
 				return err
 			}
 			next = revision + 1
@@ -180,6 +179,14 @@ func (t *sinkTarget) write(mark anchor.Mark, groups []*anchorWaiter) error {
 	t.handled = mark.Revision
 	t.noteRoom()
 	return nil
+}
+
+// line returns the line of a committed change, whose hash is known.
+func (p *pendingChange) line(epoch string) sink.Line {
+	return sink.Line{
+		Mark: anchor.Mark{Epoch: epoch, Revision: p.committed.Revision, Hash: p.committed.Head.Head.Hash},
+		Time: p.committed.Time, Event: &storage.AuditEvent{Record: p.change.Event, Encoded: p.event},
+	}
 }
 
 // confirm refuses lines whose changes were answered before the lines were durable: they have to say

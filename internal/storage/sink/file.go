@@ -150,7 +150,11 @@ func (f *File) Supported() bool { return !f.unsupported }
 
 // Reserve allocates disk space behind the last line, if less than the reserve is allocated.
 func (f *File) Reserve() {
-	if f.options.Reserve < 0 || f.unsupported || f.allocated >= f.size+f.options.Reserve {
+	if f.options.Reserve < 0 || f.unsupported {
+		return
+	}
+	if f.allocated >= f.size+f.options.Reserve {
+		f.full = false
 		return
 	}
 	to := f.size + f.options.Reserve + reserveStep
@@ -179,7 +183,6 @@ func (f *File) Reserve() {
 // confirm is not nil, it is called then, and the lines count only if it returns nil. After an error
 // only Reopen may be called. Errors: ErrReplaced, that of confirm, and those of the file system.
 func (f *File) Append(lines []byte, mark anchor.Mark, confirm func() error) error {
-	f.Reserve()
 	if written, err := f.options.Disk.Write(f.file, lines, f.size); err != nil {
 		return err
 	} else if written < len(lines) {
@@ -197,7 +200,7 @@ func (f *File) Append(lines []byte, mark anchor.Mark, confirm func() error) erro
 		}
 	}
 	f.size, f.mark = f.size+int64(len(lines)), mark
-	f.full = f.full || f.options.Reserve > 0 && !f.unsupported && f.allocated < f.size+f.options.Reserve
+	f.Reserve()
 	return nil
 }
 

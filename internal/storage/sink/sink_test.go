@@ -325,12 +325,18 @@ func TestReserveIsKept(t *testing.T) {
 	if file.Full() { // the step of 4 MiB does not fit, but the reserve does
 		t.Error("full although the reserve is allocated")
 	}
+	disk = 1 << 40
+	for revision := int64(1); revision <= 100; revision++ { // past the step
+		if err := file.Append(bytes.Repeat([]byte("x"), 100<<10), markOf(t, revision), nil); err != nil || file.Full() {
+			t.Fatalf("Append: %v; full %t, want false", err, file.Full())
+		}
+	}
 	disk = 0
-	large := bytes.Repeat([]byte("x"), 1<<20)
+	large := bytes.Repeat([]byte("x"), 5<<20)
 	if err := file.Append(large, markOf(t, 1), nil); err != nil || !file.Full() {
 		t.Errorf("Append: %v; full %t, want true", err, file.Full())
 	}
-	disk = 1 << 30
+	disk = 1 << 40
 	file.Reserve()
 	if file.Full() {
 		t.Error("still full after space was freed")
