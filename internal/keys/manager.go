@@ -33,7 +33,8 @@ type Manager struct {
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
-	trusted    func() error // Config.ClockTrusted
+	trusted    func() error     // Config.ClockTrusted
+	latest     func() time.Time // Config.LatestTime
 	locks      locks
 }
 
@@ -42,6 +43,7 @@ type Store interface {
 	storage.Committer
 	storage.KeyReader
 	storage.MemberReader
+	storage.AuditReader
 }
 
 // Config is what New makes a Manager from.
@@ -57,6 +59,9 @@ type Config struct {
 	// otherwise. While it returns an error, no key is created or rotated with an overlap, and
 	// nothing is purged. Default: the clock is always trusted.
 	ClockTrusted func() error
+	// LatestTime returns the latest time that it may be while the clock is in doubt, and the zero
+	// Time while it is not. Default: the clock is never in doubt.
+	LatestTime func() time.Time
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 	// MaxWaiting is the max number of changes of one workspace that are in flight; more are
@@ -73,12 +78,16 @@ func New(config Config) *Manager {
 		random:     config.Random,
 		locks:      locks{limit: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
 		trusted:    config.ClockTrusted,
+		latest:     config.LatestTime,
 	}
 	if manager.now == nil {
 		manager.now = time.Now
 	}
 	if manager.trusted == nil {
 		manager.trusted = func() error { return nil }
+	}
+	if manager.latest == nil {
+		manager.latest = func() time.Time { return time.Time{} }
 	}
 	if manager.random == nil {
 		manager.random = rand.Reader
