@@ -50,6 +50,7 @@ type Store interface {
 	storage.Committer
 	storage.KeyReader
 	storage.MemberReader
+	storage.AuditReader
 	storage.FeedReader
 	storage.UsageWriter
 }
@@ -229,7 +230,7 @@ func (s *Server) follow(ctx context.Context) error {
 // installPolicy makes the manager of keys, and stores a policy if the store has no policy.
 func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
-		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted,
+		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
 		TokensRefused: s.config.Settings.Tokens == config.TokensRefused,
 		Random:        s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})

@@ -184,7 +184,8 @@ type RefusalWriter interface {
 // RefusalReader reads what was refused.
 type RefusalReader interface {
 	// ListRefusals reads a page of refusals, newest first: of one workspace, or all of them if
-	// query.WorkspaceID is empty. A damaged record in the page is ErrDamaged.
+	// query.WorkspaceID is empty. A cursor is a sequence in decimal digits: the page has the
+	// refusals below it. A damaged record in the page is ErrDamaged.
 	ListRefusals(ctx context.Context, query Query) (RefusalPage, error)
 }
 
