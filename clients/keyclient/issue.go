@@ -1,6 +1,7 @@
 package keyclient
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -69,9 +70,8 @@ func (c *Client) RotateLocally(ctx context.Context, request *keysvcv1.RotateKeyR
 // request_id if there is none.
 //
 // If an answer is lost, Create asks again, with the same request_id and digest, which creates no
-// second key. If the context ends, or no attempt brings an answer, the error has
-// codes.Unavailable, codes.Unknown or codes.DeadlineExceeded, or is the context's: a key may then
-// exist whose token nobody has. The error names it; revoke it.
+// second key. If the context ends, or no attempt brings an answer, the error is a *LostAnswerError: a
+// key may then exist whose token nobody has. Revoke it.
 //
 // If keysvc does not know digests, the key that it has created is revoked, and the error has
 // codes.Unavailable.
@@ -177,20 +177,29 @@ func again[Response any](ctx context.Context, keyID string, call func(context.Co
 		switch {
 		case attempt < issueAttempts && waits.Wait(ctx):
 		case lost: // a refusal of this attempt does not say what became of the lost one
-			return response, unanswered(ctx, keyID, err)
+			return response, &LostAnswerError{KeyID: keyID, Err: cmp.Or(ctx.Err(), err)}
 		default:
 			return response, err
 		}
 	}
 }
 
-// unanswered returns the error for a change of a key whose outcome is not known.
-func unanswered(ctx context.Context, keyID string, err error) error {
-	if ctx.Err() != nil {
-		return fmt.Errorf("keyclient: it is not known whether key %s was changed, and its new token is lost: %w", keyID, ctx.Err())
-	}
-	return status.Errorf(status.Code(err), "keyclient: it is not known whether key %s was changed, and its new token is lost: %s", keyID, status.Convert(err).Message())
+// LostAnswerError is the error of a key that was issued locally if no attempt has brought an answer.
+// The key may have been created, or rotated, and nobody has its new token.
+type LostAnswerError struct {
+	// KeyID is the key.
+	KeyID string
+	// Err is the last error of a call, or that of the context.
+	Err error
 }
+
+// Error names the key.
+func (e *LostAnswerError) Error() string {
+	return fmt.Sprintf("keyclient: it is not known whether key %s was issued, and its new token is lost: %v", e.KeyID, e.Err)
+}
+
+// Unwrap returns Err, so that status.Code returns the code of the last call.
+func (e *LostAnswerError) Unwrap() error { return e.Err }
 
 // prefix returns the prefix of the tokens.
 func (i Issuer) prefix(ctx context.Context) (string, error) {
