@@ -19,7 +19,7 @@ import (
 // A backend may offer more than Store, as an interface of its own that is declared in this
 // package: LocalBarrierReader, RefusalStore and SinkReopener. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
-// LocalBarrierOf, RefusalsOf and SinkReopenerOf, and work without it if the store has none. A wrapper that
+// LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
 // A wrapper that wants to keep one implements its interface as well.
 type Store interface {
@@ -197,7 +197,8 @@ type RefusalWriter interface {
 // RefusalReader reads what was refused.
 type RefusalReader interface {
 	// ListRefusals reads a page of refusals, newest first: of one workspace, or all of them if
-	// query.WorkspaceID is empty. A damaged record in the page is ErrDamaged.
+	// query.WorkspaceID is empty. A cursor is a sequence in decimal digits: the page has the
+	// refusals below it. A damaged record in the page is ErrDamaged.
 	ListRefusals(ctx context.Context, query Query) (RefusalPage, error)
 }
 

@@ -549,8 +549,8 @@ type AuditEvent struct {
 	Time *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
 	// What was done.
 	Action AuditAction `protobuf:"varint,5,opt,name=action,proto3,enum=keysvc.v1.AuditAction" json:"action,omitempty"`
-	// Name of the caller of keysvc, as the callers file or the server calls it. Empty for what the
-	// server did by itself, and for a caller that is not known.
+	// Name of the caller of keysvc, as the callers file or the server calls it: `system` for what the
+	// server did by itself. Empty for a caller that is not known.
 	Caller string `protobuf:"bytes,6,opt,name=caller,proto3" json:"caller,omitempty"`
 	// What the caller proved its identity with, for example "uid 1000". Empty in events of earlier
 	// versions.

@@ -298,7 +298,6 @@ func (s *Store) write(file *opened, plan *groupPlan) error {
 		err = s.commit(tx)
 	}
 	if isNoRoomInFile(err) {
-		s.room.fitted(narrow(group), err)
 		return errNoRoom
 	}
 
