@@ -217,7 +217,8 @@ type Requirement struct {
 // long as a known one. Its hashes are zero and match nothing.
 var decoy Key
 
-// Authenticate decides who a token acts as, or why it acts as nobody. The order of the
+// Authenticate decides who a token acts as, or why it acts as nobody. The token itself is presented
+// or its digest, and the answer is the same. The order of the
 // checks is part of the contract: until a secret has matched and the workspace is the
 // expected one, the only reason is KeyInvalid, so that unknown, wrong and foreign
 // tokens look alike.
@@ -225,7 +226,7 @@ var decoy Key
 // expectedWorkspace is the workspace of the resource that is asked for; empty means
 // any. With NoReason the whole grant is set. With KeyInvalid the grant is zero. With any
 // other reason, only the KeyID of the grant's principal is set.
-func Authenticate(presented token.Token, subject Subject, expectedWorkspace string, now time.Time) (Grant, Reason) {
+func Authenticate(presented token.Presented, subject Subject, expectedWorkspace string, now time.Time) (Grant, Reason) {
 	nanoseconds := unixNano(now)
 	key := subject.Key
 	if key == nil {
@@ -288,15 +289,15 @@ func (s *Subject) lostMember() bool {
 		s.Member.WorkspaceIncarnation != s.Key.WorkspaceIncarnation
 }
 
-// match reports whether the token holds the newest secret of the key, and whether it holds the
+// match reports whether what is presented holds the newest secret of the key, and whether it holds the
 // older secret and that secret has not ended. It always compares both, so that the time it takes
 // does not depend on which one matches. The newest secret matches even when it has expired, so that
 // the reason can be KeyExpired.
-func match(presented token.Token, key *Key, now int64) (newest, older bool) {
+func match(presented token.Presented, key *Key, now int64) (newest, older bool) {
 	first, second := &key.Secrets[0], &key.Secrets[1]
 	// One hash is enough for all stored schemes: it does not equal a hash of another scheme.
-	// The zero Token has the zero Hash, which equals nothing.
-	hash, _ := presented.Hash(token.SchemeVerifier)
+	// The zero Presented has the zero Hash, which equals nothing.
+	hash := presented.Hash()
 	newest = hash.Equal(first.Hash)
 	older = hash.Equal(second.Hash) && now < second.End
 	return newest, older

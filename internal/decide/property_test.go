@@ -173,7 +173,7 @@ func checkProperties(t testing.TB, random *rand.Rand, s *situation, secrets []to
 	checkExplained(t, s, decision, reason)
 	// A kept grant is allowed only if a new Authenticate would be allowed, as long as nothing
 	// but the time and the request change.
-	grant, reason := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
+	grant, reason := decide.Authenticate(s.presented.Presented(), s.subject, s.expected, s.now)
 	if reason != decide.NoReason {
 		return want
 	}

@@ -75,9 +75,10 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	stopping, beginStop := context.WithCancel(context.Background())
 	validations := service.NewValidation(validator, errors)
 	validations.CountInvalid(newTally(s.hooks).Add)
+	validations.CountForms(&s.forms.counted)
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
 	callerService := service.NewCallers(errors)
-	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
+	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf, &s.forms.counted)
 	auditService := service.NewAudit(s.keys, errors)
 	c := &calls{
 		log:    s.log,

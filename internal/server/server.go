@@ -117,6 +117,8 @@ type Server struct {
 	hub      *feed.Hub
 	keys     *keys.Manager
 	recorder *usage.Recorder
+	// forms are what callers present, owned by the component of that name.
+	forms forms
 	// lastFlush is set at the stop, before the last flush of last-used times.
 	lastFlush bool
 	// connections are those of all listeners.
@@ -166,6 +168,7 @@ func (s *Server) components() []component {
 		{name: "policy", start: s.installPolicy},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "sweep", run: s.sweep},
+		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
 		{name: "files", run: s.watchFiles},
@@ -222,7 +225,8 @@ func (s *Server) follow(ctx context.Context) error {
 func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
 		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
-		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
+		TokensRefused: s.config.Settings.Tokens == config.TokensRefused,
+		Random:        s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
 	if err != nil {
@@ -277,6 +281,9 @@ func (s *Server) startCalls(context.Context) error {
 	validator := validation.New(s.projection, s.config.Store, s.clock.Now)
 	validator.DoubtTime(s.clock.Latest)
 	validator.RecordTo(s.recorder)
+	if s.config.Settings.Tokens == config.TokensRefused {
+		validator.RefuseTokens()
+	}
 	s.calls = newCalls(s, validator)
 	for _, listener := range s.listeners {
 		s.calls.begin(listener)

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // The walk of bad input tries, for every field of every request, everything that can be wrong
@@ -90,9 +91,9 @@ type fixture struct {
 	foreignPage, page, memberPage, foreignMemberPage string
 	// eventPage and foreignEventPage are the same of ListAuditEvents.
 	eventPage, foreignEventPage string
-	digest                                           string
-	policy                                           *keysvcv1.Policy
-	epoch                                            string
+	digest                      string
+	policy                      *keysvcv1.Policy
+	epoch                       string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -487,6 +488,7 @@ func walks() []walk {
 					},
 				}},
 				expireTimes("expire_time"), labelMaps("labels"), cidrLists("allowed_cidrs"), requestIDs("request_id"), actor(),
+				localCases(),
 			),
 		},
 		{
@@ -530,6 +532,8 @@ func walks() []walk {
 					set("states", "not the page token's", []protoreflect.EnumNumber{1}),
 					set("expiring_before", "not the page token's", timestamppb.New(testTime)),
 					set("unused_since", "not the page token's", timestamppb.New(testTime)),
+					set("issued_locally", "not the page token's", true),
+					set("issued_locally", "not the page token's either", false),
 				),
 			),
 		},
@@ -585,6 +589,16 @@ func walks() []walk {
 				"key.secrets":             "as member_id",
 				"key.secrets.create_time": "as member_id",
 				"key.secrets.expire_time": "as member_id",
+
+				"key.secrets.issued_locally":     "as member_id",
+				"key.created_by":                 "as member_id",
+				"key.created_by.caller":          "as member_id",
+				"key.created_by.actor_member_id": "as member_id",
+				"key.revoked_by":                 "as member_id",
+				"key.revoked_by.caller":          "as member_id",
+				"key.revoked_by.actor_member_id": "as member_id",
+				"key.stop_time":                  "as member_id",
+				"key.stop_reason":                "as member_id",
 			},
 		},
 		{
@@ -603,6 +617,10 @@ func walks() []walk {
 					set("overlap", "too many nanoseconds", &durationpb.Duration{Nanos: 2e9}),
 				},
 				expireTimes("expire_time"), requestIDs("request_id"), actor(),
+				digests("token_digest", nil),
+				[]badCase{{path: "token_digest", name: "of a secret of the key", edit: func(f *fixture, request proto.Message) {
+					put(request, "token_digest", digestOf(f.key.GetToken()))
+				}}},
 			),
 		},
 		{
@@ -626,7 +644,9 @@ func walks() []walk {
 				as(codes.NotFound, "KEY_NOT_FOUND", notAField, slices.DeleteFunc(eachBadToken("token"), func(c badCase) bool {
 					return wrappedTokens[c.name]
 				})...),
-				actor(),
+				actor(), presentedCases(),
+				as(codes.NotFound, "KEY_NOT_FOUND", notAField, digestInPlace("token_digest", "unknown", bytes.Repeat([]byte{1}, 32), "0123456789abcdef"),
+					digestInPlace("token_digest", "without a key id", bytes.Repeat([]byte{1}, 32), "")),
 			),
 		},
 		{
@@ -756,6 +776,72 @@ func walks() []walk {
 	}
 }
 
+// digestOf returns the digest of a token; that of a foreign text if text is not a token.
+func digestOf(text string) []byte {
+	digest := token.ForeignDigest(text)
+	if parsed, err := token.Parse(text); err == nil {
+		digest = parsed.Digest()
+	}
+	return digest[:]
+}
+
+// digests returns the cases of a field with a digest. prepare, if it is not nil, completes the request.
+func digests(path string, prepare func(proto.Message)) []badCase {
+	var cases []badCase
+	for name, digest := range map[string][]byte{
+		"one byte": {1}, "31 bytes": bytes.Repeat([]byte{1}, 31), "33 bytes": bytes.Repeat([]byte{1}, 33),
+		"64 bytes": bytes.Repeat([]byte("0f"), 32), "10,000 bytes": bytes.Repeat([]byte{1}, 10_000), "zeros": make([]byte, 32),
+	} {
+		cases = append(cases, badCase{path: path, name: name, edit: func(_ *fixture, request proto.Message) {
+			if prepare != nil {
+				prepare(request)
+			}
+			put(request, path, digest)
+		}})
+	}
+	return cases
+}
+
+// localCases are those of a key whose secret the caller draws.
+func localCases() []badCase {
+	digest, nonce := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 16)
+	cases := digests("token_digest", func(request proto.Message) { put(request, "key_id_nonce", nonce) })
+	for name, wrong := range map[string][]byte{"missing": nil, "one byte": {1}, "15 bytes": nonce[1:], "17 bytes": append(slices.Clone(nonce), 0), "10,000 bytes": make([]byte, 10_000)} {
+		cases = append(cases, badCase{path: "key_id_nonce", name: name, edit: func(_ *fixture, request proto.Message) {
+			put(request, "token_digest", digest)
+			put(request, "key_id_nonce", wrong)
+		}})
+	}
+	return append(cases, set("key_id_nonce", "without a digest", nonce))
+}
+
+// digestInPlace returns a case with a digest and a key id in the place of the token.
+func digestInPlace(path, name string, digest []byte, keyID string) badCase {
+	return badCase{path: path, name: name, edit: func(_ *fixture, request proto.Message) {
+		put(request, "token", "")
+		put(request, "token_digest", digest)
+		put(request, "key_id", keyID)
+	}}
+}
+
+// presentedCases are those of a digest in the place of a token.
+func presentedCases() []badCase {
+	digest := bytes.Repeat([]byte{1}, 32)
+	cases := append(digests("token_digest", func(request proto.Message) { put(request, "token", "") }),
+		set("token_digest", "beside the token", digest),
+		set("key_id", "beside the token", "0123456789abcdef"),
+		badCase{path: "key_id", name: "without a digest", edit: func(_ *fixture, request proto.Message) {
+			put(request, "token", "")
+			put(request, "key_id", "0123456789abcdef")
+		}},
+	)
+	for _, name := range slices.Sorted(maps.Keys(wrongCharacters)) {
+		cases = append(cases, digestInPlace("key_id", name, digest, wrongCharacters[name]))
+	}
+	return append(cases, digestInPlace("key_id", "15 characters", digest, long(15)), digestInPlace("key_id", "17 characters", digest, long(17)),
+		digestInPlace("key_id", "10,000 characters", digest, long(10_000)))
+}
+
 // syncWalk is the walk of the first message of Sync, and of later ones. The path of a case
 // says which message it is about; invoke sends a hello before all others.
 func syncWalk() walk {
@@ -819,6 +905,7 @@ func syncWalk() walk {
 // requirementCases are the mistakes in what a request needs.
 func requirementCases() []badCase {
 	return slices.Concat(
+		presentedCases(),
 		[]badCase{
 			set("required_scope", "missing", ""),
 			set("identity_only", "with a scope", true),

@@ -16,6 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/token"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
@@ -34,6 +35,7 @@ type ValidationService struct {
 	errors    Errors
 	// invalid counts tokens that are not valid; nil if nobody counts them.
 	invalid func(caller string, address netip.Addr)
+	forms   *Forms
 }
 
 // NewValidation returns the service over a Validator.
@@ -47,6 +49,10 @@ func NewValidation(validator *validation.Validator, errors Errors) *ValidationSe
 func (s *ValidationService) CountInvalid(count func(caller string, address netip.Addr)) {
 	s.invalid = count
 }
+
+// CountForms makes the service count the forms of tokens. It must be called before the service is
+// used.
+func (s *ValidationService) CountForms(forms *Forms) { s.forms = forms }
 
 // Work returns the kind of work that a message asks for. A message that has to wait for a revision
 // is a Wait; a message that asks for details, which are read from the store, is a Read. So these
@@ -146,6 +152,8 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 		return nil, err
 	}
 	question.Workspaces = workspaces
+	byDigest := question.Digest.ByDigest()
+	s.forms.count(ctx, byDigest)
 	answer, err := s.validator.Validate(ctx, question)
 	if err != nil {
 		return nil, err
@@ -156,6 +164,7 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 		KeyId:    answer.KeyID,
 		Revision: answer.Revision,
 		Epoch:    s.validator.Epoch(),
+		ByDigest: byDigest,
 	}
 	if answer.Decision != decide.Allowed {
 		if answer.Reason == decide.KeyInvalid && s.invalid != nil {
@@ -184,6 +193,7 @@ func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, erro
 		WithDetails: request.GetWithDetails(),
 	}
 	var fields problem.Fields
+	question.Digest = keys.CheckPresented(&fields, question.Token, request.GetKeyId(), token.DigestFrom(request.GetTokenDigest()))
 	keys.CheckRequirement(&fields, question.Requirement)
 	keys.CheckWorkspaceID(&fields, question.WorkspaceID)
 	question.Address = addressOf(&fields, request.GetClientAddress())
