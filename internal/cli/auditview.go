@@ -101,6 +101,44 @@ func auditChanges(event *keysvcv1.AuditEvent) string {
 	return strings.Join(words, "; ")
 }
 
+// valueOf returns the value of a line: "-" if there is no value at all, and "" if there is no
+// other.
+func valueOf(list []string, line int) string {
+	switch {
+	case line < len(list):
+		return list[line]
+	case line == 0:
+		return "-"
+	}
+	return ""
+}
+
+const (
+	// maxBriefFields and maxBriefValues bound what auditBrief tells.
+	maxBriefFields = 3
+	maxBriefValues = 60
+)
+
+// auditBrief returns what an event changed, in a few words: values only of fields that were set
+// before and are short.
+func auditBrief(event *keysvcv1.AuditEvent) string {
+	var words []string
+	for _, field := range event.GetFields() {
+		word := fmt.Sprintf("%s: %s → %s", field.GetField(), values(field.GetBefore()), values(field.GetAfter()))
+		switch {
+		case len(field.GetBefore()) == 0 && len(event.GetFields()) > 1:
+			continue
+		case len(word) > maxBriefValues:
+			word = field.GetField()
+		}
+		words = append(words, word)
+	}
+	if more := len(words) - maxBriefFields; more > 0 {
+		words = append(words[:maxBriefFields], fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(words, "; ")
+}
+
 func values(list []string) string { return orDash(strings.Join(list, ", ")) }
 
 // asClaimed returns the member on whose behalf a caller said that it acted, with the warning that
@@ -166,7 +204,12 @@ func (p *printer) auditTables(event *keysvcv1.AuditEvent) string {
 	if len(event.GetFields())+len(event.GetDetails()) > 0 {
 		changed := newTable([]column{{title: "CHANGED"}, {title: "BEFORE"}, {title: "AFTER"}}, true, 0)
 		for _, field := range event.GetFields() {
-			changed.add(field.GetField(), values(field.GetBefore()), values(field.GetAfter()))
+			// A value on each line, because there may be many.
+			name, before, after := field.GetField(), field.GetBefore(), field.GetAfter()
+			for line := range max(len(before), len(after), 1) {
+				changed.add(name, valueOf(before, line), valueOf(after, line))
+				name = ""
+			}
 		}
 		if len(event.GetFields()) == 0 {
 			for _, name := range slices.Sorted(maps.Keys(event.GetDetails())) {

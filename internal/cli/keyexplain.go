@@ -68,7 +68,7 @@ func (p *printer) explanation(request *keysvcv1.ExplainKeyRequest, response *key
 		text = fmt.Sprintf("%s: %s, %s",
 			strings.TrimPrefix(response.GetDecision().String(), "DECISION_"),
 			strings.TrimPrefix(response.GetReason().String(), "REASON_"),
-			inWords(response.GetReason(), "key "+key.GetKeyId(), request.GetRequiredScope()))
+			strings.ReplaceAll(inWords(response.GetReason(), "key "+key.GetKeyId(), request.GetRequiredScope()), "--client-address", "--address"))
 	}
 	if err := p.line("%s", text); err != nil {
 		return err
@@ -105,7 +105,7 @@ func (p *printer) explanation(request *keysvcv1.ExplainKeyRequest, response *key
 		screen.WriteString("\nWhat changed last, newest first (times in UTC):\n")
 		var changes table
 		for _, event := range response.GetChanges() {
-			changes.add("  "+second(event.GetTime()), auditAction(event), auditSubject(event), "by "+who(event), auditChanges(event))
+			changes.add("  "+second(event.GetTime()), auditAction(event), auditSubject(event), "by "+who(event), auditBrief(event))
 		}
 		screen.WriteString(changes.take())
 	}
