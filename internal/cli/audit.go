@@ -65,8 +65,9 @@ func (a *app) auditListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List audit events, newest first",
-		Long: `List audit events, newest first: who changed what, when, and on whose behalf. Filters
-narrow each other. Times are in UTC. keysvc audit show shows one event in full.
+		Long: `List audit events, newest first: who changed what, when, and on whose behalf.
+Filters narrow each other. Times are in UTC. keysvc audit show shows one event in
+full.
 
 CALLER is the service that made the call, which has proved its identity. FOR is the
 member on whose behalf it said that it acted: a claim that keysvc has not checked.
@@ -257,8 +258,8 @@ func (a *app) auditShowCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "show REVISION",
 		Short: "Show one audit event in full, before and after",
-		Long: `Show one audit event in full: who did it, and every field that was changed, before and
-after. keysvc audit list -o wide and keysvc watch show revisions.
+		Long: `Show one audit event in full: who did it, and every field that was changed, before
+and after. keysvc audit list and keysvc watch show revisions.
 
 With --refused, REVISION is the number of a refusal. With --file the event is read
 from a store's file that no server has open.
@@ -284,7 +285,7 @@ from a store's file that no server has open.
 			return err
 		}
 		if len(response.GetEvents()) == 0 {
-			return fmt.Errorf("there is no event of revision %d%s; it may be older than events are kept", revision, inWorkspace(*workspace))
+			return &absence{fmt.Sprintf("there is no event of revision %d%s; it may be older than events are kept", revision, inWorkspace(*workspace))}
 		}
 		event := response.GetEvents()[0]
 		return s.out.answer(event, func() error { return s.out.auditEvent(event) })

@@ -15,8 +15,8 @@ func (a *app) keyExplainCommand() *cobra.Command {
 		Use:   "explain KEY_ID {--scope SCOPE | --identity-only}",
 		Short: "Say what a request with a key's token is answered, and why",
 		Long: `Say what a request with a key's token is answered, and why: each check in its order,
-what would have to change, and what changed last and by whom. No token is needed, and
-the question does not count as a use of the key.
+what would have to change, and what changed last and by whom. No token is needed,
+and the question does not count as a use of the key.
 
 That the token is the key's newest one is assumed: keysvc validate says whether a
 token is. A key that is limited to networks is refused without --address.

@@ -316,7 +316,7 @@ func (s *sentences) revocation() string {
 	return text
 }
 
-// removal says whether the key's workspace or member was removed.
+// removal tells of the key's workspace or member that it was removed, or was not.
 func (s *sentences) removal(passed bool, reason StopReason) string {
 	if passed {
 		return "was not removed since the key was created"
