@@ -324,4 +324,3 @@ func cutField(field *storagev1.FieldChange, limit int) *storagev1.FieldChange {
 	cut.AfterOmitted = int32(len(field.GetAfter()) - len(cut.GetAfter()))    //nolint:gosec // see above
 	return cut
 }
-

@@ -58,6 +58,7 @@ type fake struct {
 	rotateKey   func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error)
 	finish      func(context.Context, *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error)
 	revokeKey   func(context.Context, *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error)
+	old         bool // does not know digests
 	revokeToken func(context.Context, *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error)
 	putMember   func(context.Context, *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error)
 	getMember   func(context.Context, *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error)
@@ -73,7 +74,11 @@ type fake struct {
 }
 
 func (f *fake) CreateKey(ctx context.Context, r *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
-	return f.createKey(ctx, r)
+	response, err := f.createKey(ctx, r)
+	if response != nil && !f.old {
+		response.ByDigest = len(r.GetTokenDigest()) > 0
+	}
+	return response, err
 }
 
 func (f *fake) GetKey(ctx context.Context, r *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
@@ -109,7 +114,11 @@ func (f *fake) ListAuditEvents(ctx context.Context, r *keysvcv1.ListAuditEventsR
 }
 
 func (f *fake) ValidateKey(ctx context.Context, r *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
-	return f.validateKey(ctx, r)
+	response, err := f.validateKey(ctx, r)
+	if response != nil && !f.old {
+		response.ByDigest = len(r.GetTokenDigest()) > 0
+	}
+	return response, err
 }
 
 func (f *fake) UpdateKey(ctx context.Context, r *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
@@ -117,7 +126,11 @@ func (f *fake) UpdateKey(ctx context.Context, r *keysvcv1.UpdateKeyRequest) (*ke
 }
 
 func (f *fake) RotateKey(ctx context.Context, r *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
-	return f.rotateKey(ctx, r)
+	response, err := f.rotateKey(ctx, r)
+	if response != nil && !f.old {
+		response.ByDigest = len(r.GetTokenDigest()) > 0
+	}
+	return response, err
 }
 
 func (f *fake) FinishRotation(ctx context.Context, r *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
@@ -125,7 +138,11 @@ func (f *fake) FinishRotation(ctx context.Context, r *keysvcv1.FinishRotationReq
 }
 
 func (f *fake) RevokeToken(ctx context.Context, r *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
-	return f.revokeToken(ctx, r)
+	response, err := f.revokeToken(ctx, r)
+	if response != nil && !f.old {
+		response.ByDigest = len(r.GetTokenDigest()) > 0
+	}
+	return response, err
 }
 
 func (f *fake) RemoveMember(ctx context.Context, r *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {

@@ -17,8 +17,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: LocalBarrierReader and RefusalStore. An optional behaviour never changes what Store
-// promises. Users find it with the function that is declared beside the interface, here
+// package: LocalBarrierReader, RefusalStore and SinkReopener. An optional behaviour never changes
+// what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
 // A wrapper that wants to keep one implements its interface as well.
@@ -88,13 +88,26 @@ func LocalBarrierOf(store BarrierReader) (LocalBarrierReader, bool) {
 	return local, has
 }
 
+// SinkReopener is an optional behaviour of stores that write an audit sink.
+type SinkReopener interface {
+	// ReopenSink goes over to the file that the path of the audit sink names, after the present file
+	// was renamed. It returns before that is done, and does nothing if there is no sink.
+	ReopenSink()
+}
+
+// SinkReopenerOf returns what reopens the sink of a store and reports whether the store can do it.
+func SinkReopenerOf(store Store) (SinkReopener, bool) {
+	reopener, has := store.(SinkReopener)
+	return reopener, has
+}
+
 // Committer makes changes.
 type Committer interface {
 	// Commit makes one change and returns its revision once it is durable and handed
 	// to the watchers. It lists in the change's event what it put and deleted, with the
 	// hashes before and after.
 	//
-	// Errors: a ConflictError, an ExistsError, ErrInvalidChange, ErrFull, ErrUnavailable,
+	// Errors: a ConflictError, an ExistsError, ErrInvalidChange, ErrFull, ErrSink, ErrUnavailable,
 	// ErrDamaged (of the head, or of a record to be replaced or deleted),
 	// ErrOutcomeUnknown, or the context's if it ended before the commit had begun. After
 	// ErrOutcomeUnknown the change may have taken effect. After any other error nothing was

@@ -77,8 +77,7 @@ func (s *Store) writeAside(ctx context.Context, file *opened, bytes int64, fill 
 		err = s.commit(tx)
 	}
 	if isNoRoomInFile(err) {
-		s.room.fitted(false, err)
-		return storage.ErrFull
+		return storage.ErrFull // no change is refused because of this: the estimate may have been too low
 	}
 	if err == nil {
 		err = s.checkCommitted()

@@ -122,7 +122,7 @@ func (f *File) begin(isNew bool) error {
 		if err != nil {
 			return err
 		}
-		if err := f.Append(line, f.mark); err != nil {
+		if err := f.Append(line, f.mark, nil); err != nil {
 			return err
 		}
 	} else if err := f.options.Disk.Sync(f.file); err != nil {
@@ -150,7 +150,11 @@ func (f *File) Supported() bool { return !f.unsupported }
 
 // Reserve allocates disk space behind the last line, if less than the reserve is allocated.
 func (f *File) Reserve() {
-	if f.options.Reserve < 0 || f.unsupported || f.allocated >= f.size+f.options.Reserve {
+	if f.options.Reserve < 0 || f.unsupported {
+		return
+	}
+	if f.allocated >= f.size+f.options.Reserve {
+		f.full = false
 		return
 	}
 	to := f.size + f.options.Reserve + reserveStep
@@ -175,10 +179,10 @@ func (f *File) Reserve() {
 	}
 }
 
-// Append appends whole lines, the last of which has the position mark, and makes them durable.
-// After an error only Reopen may be called. Errors: ErrReplaced, and those of the file system.
-func (f *File) Append(lines []byte, mark anchor.Mark) error {
-	f.Reserve()
+// Append appends whole lines, the last of which has the position mark, and makes them durable. If
+// confirm is not nil, it is called then, and the lines count only if it returns nil. After an error
+// only Reopen may be called. Errors: ErrReplaced, that of confirm, and those of the file system.
+func (f *File) Append(lines []byte, mark anchor.Mark, confirm func() error) error {
 	if written, err := f.options.Disk.Write(f.file, lines, f.size); err != nil {
 		return err
 	} else if written < len(lines) {
@@ -187,21 +191,27 @@ func (f *File) Append(lines []byte, mark anchor.Mark) error {
 	if err := f.options.Disk.Sync(f.file); err != nil {
 		return err
 	}
-	// A file that was renamed is written on until Rotate, but not one that a person deleted or put
-	// another one in the place of: the next start reads the file that the path names.
-	held, err := f.file.Stat()
-	if err != nil {
-		return err
-	}
-	if stat, known := held.Sys().(*syscall.Stat_t); known && stat.Nlink == 0 {
+	if f.Moved() {
 		return fmt.Errorf("%w: %s", ErrReplaced, f.path)
 	}
-	if named, err := os.Stat(f.path); err == nil && !os.SameFile(named, f.info) {
-		return fmt.Errorf("%w: %s", ErrReplaced, f.path)
+	if confirm != nil {
+		if err := confirm(); err != nil {
+			return err
+		}
 	}
 	f.size, f.mark = f.size+int64(len(lines)), mark
-	f.full = f.full || f.options.Reserve > 0 && !f.unsupported && f.allocated < f.size+f.options.Reserve
+	f.Reserve()
 	return nil
+}
+
+// Moved reports whether the file was deleted, or its path names another one. A file that was only
+// renamed is written on until Rotate.
+func (f *File) Moved() bool {
+	named, err := os.Stat(f.path)
+	if err == nil {
+		return !os.SameFile(named, f.info)
+	}
+	return f.deleted()
 }
 
 // Reopen opens the file again after a failed Append. What the failed Append may have written is

@@ -19,10 +19,13 @@ package sink
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,87 +78,69 @@ const (
 	typeAnchor = "anchor"
 )
 
-// anchorText is an anchor's line in JSON.
-type anchorText struct {
-	Type     string `json:"type"`
-	Format   int    `json:"format"`
-	Epoch    string `json:"epoch"`
-	Revision int64  `json:"revision"`
-	Hash     string `json:"hash"`
-	Time     string `json:"time"`
-}
-
-// eventText is an event's line in JSON.
-type eventText struct {
-	Type             string            `json:"type"`
-	Format           int               `json:"format"`
-	Epoch            string            `json:"epoch"`
-	Revision         int64             `json:"revision"`
-	WorkspaceID      string            `json:"workspace_id,omitempty"`
-	Sequence         int64             `json:"sequence"`
-	Hash             string            `json:"hash"`
-	PreviousHash     string            `json:"previous_hash,omitempty"`
-	Time             string            `json:"time"`
-	Action           string            `json:"action"`
-	Caller           string            `json:"caller"`
-	CallerCredential string            `json:"caller_credential,omitempty"`
-	ActorMemberID    string            `json:"actor_member_id,omitempty"`
-	RequestID        string            `json:"request_id,omitempty"`
-	KeyID            string            `json:"key_id,omitempty"`
-	MemberID         string            `json:"member_id,omitempty"`
-	Fields           []fieldText       `json:"fields,omitempty"`
-	Details          map[string]string `json:"details,omitempty"`
-	Late             bool              `json:"late,omitempty"`
-	Encoded          []byte            `json:"encoded"`
-}
-
-// fieldText is a field before and after a change.
-type fieldText struct {
-	Field  string   `json:"field"`
-	Before []string `json:"before,omitempty"`
-	After  []string `json:"after,omitempty"`
-}
-
 // Append appends the line, with its line feed, to text.
 func (l Line) Append(text []byte) ([]byte, error) {
-	hash := hex.EncodeToString(l.Mark.Hash[:])
-	at := l.Time.UTC().Format(time.RFC3339Nano)
+	o := &object{text: text}
 	if l.Event == nil {
-		return appendJSON(text, anchorText{typeAnchor, format, l.Mark.Epoch, l.Mark.Revision, hash, at})
+		o.begin(typeAnchor, l.Mark)
+		o.hex("hash", l.Mark.Hash[:])
+		o.time("time", l.Time)
+		return o.end()
 	}
 	record := l.Event.Record
-	shown := eventText{
-		Type: typeEvent, Format: format, Epoch: l.Mark.Epoch, Revision: l.Mark.Revision,
-		WorkspaceID: record.GetWorkspaceId(), Sequence: record.GetSequence(), Hash: hash,
-		PreviousHash: hex.EncodeToString(record.GetPreviousHash()), Time: at,
-		Action: strings.TrimPrefix(record.GetAction().String(), "AUDIT_ACTION_"),
-		Caller: record.GetCaller(), CallerCredential: record.GetCallerCredential(),
-		ActorMemberID: record.GetActorMemberId(), RequestID: record.GetRequestId(),
-		KeyID: record.GetKeyId(), MemberID: record.GetMemberId(),
-		Details: record.GetDetails(), Late: l.Late, Encoded: l.Event.Encoded,
+	o.begin(typeEvent, l.Mark)
+	o.optional("workspace_id", record.GetWorkspaceId())
+	o.number("sequence", record.GetSequence())
+	o.hex("hash", l.Mark.Hash[:])
+	if previous := record.GetPreviousHash(); len(previous) > 0 {
+		o.hex("previous_hash", previous)
 	}
-	for _, field := range record.GetFields() {
-		shown.Fields = append(shown.Fields, fieldText{field.GetField(), field.GetBefore(), field.GetAfter()})
+	o.time("time", l.Time)
+	o.string("action", strings.TrimPrefix(record.GetAction().String(), "AUDIT_ACTION_"))
+	o.string("caller", record.GetCaller())
+	o.optional("caller_credential", record.GetCallerCredential())
+	o.optional("actor_member_id", record.GetActorMemberId())
+	o.optional("request_id", record.GetRequestId())
+	o.optional("key_id", record.GetKeyId())
+	o.optional("member_id", record.GetMemberId())
+	if fields := record.GetFields(); len(fields) > 0 {
+		o.name("fields")
+		for index, field := range fields {
+			o.text = append(o.text, "[,"[min(index, 1)])
+			o.text = append(o.text, `{"field":`...)
+			o.quote(field.GetField())
+			o.list("before", field.GetBefore())
+			o.list("after", field.GetAfter())
+			o.text = append(o.text, '}')
+		}
+		o.text = append(o.text, ']')
 	}
-	return appendJSON(text, shown)
-}
-
-// appendJSON appends a value as one line of JSON.
-func appendJSON(text []byte, value any) ([]byte, error) {
-	buffer := bytes.NewBuffer(text)
-	encoder := json.NewEncoder(buffer)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(value); err != nil {
-		return text, err
+	if details := record.GetDetails(); len(details) > 0 {
+		o.name("details")
+		for index, name := range slices.Sorted(maps.Keys(details)) {
+			o.text = append(o.text, "{,"[min(index, 1)])
+			o.quote(name)
+			o.text = append(o.text, ':')
+			o.quote(details[name])
+		}
+		o.text = append(o.text, '}')
 	}
-	return buffer.Bytes(), nil
+	if l.Late {
+		o.name("late")
+		o.text = append(o.text, "true"...)
+	}
+	o.name("encoded")
+	o.text = append(o.text, '"')
+	o.text = base64.StdEncoding.AppendEncode(o.text, l.Event.Encoded)
+	o.text = append(o.text, '"')
+	return o.end()
 }
 
 // Parse reads a line, with or without its line feed. It accepts only what Append makes: it makes
 // the line anew from what it read, and compares the two. The error is ErrLine.
 func Parse(text []byte) (Line, error) {
 	text = bytes.TrimSuffix(text, []byte("\n"))
-	var shown eventText // it has every field of anchorText
+	var shown parsed
 	if err := json.Unmarshal(text, &shown); err != nil {
 		return Line{}, fmt.Errorf("%w: %w", ErrLine, err)
 	}
@@ -173,8 +158,20 @@ func Parse(text []byte) (Line, error) {
 	return line, nil
 }
 
+// parsed are the fields of a line from which the others follow.
+type parsed struct {
+	Type     string `json:"type"`
+	Format   int    `json:"format"`
+	Epoch    string `json:"epoch"`
+	Revision int64  `json:"revision"`
+	Hash     string `json:"hash"`
+	Time     string `json:"time"`
+	Late     bool   `json:"late"`
+	Encoded  []byte `json:"encoded"`
+}
+
 // line returns the line that was parsed. The caller checks the readable fields of an event.
-func (t eventText) line() (Line, error) {
+func (t parsed) line() (Line, error) {
 	if t.Epoch == "" || t.Revision < 0 {
 		return Line{}, errors.New("no epoch, or a negative revision")
 	}

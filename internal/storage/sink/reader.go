@@ -14,8 +14,8 @@ import (
 )
 
 // ErrTorn is the error for the end of a file that is not a whole line. A server that is being
-// killed leaves such an end, and repairs it at its next start. The file may also be one that is
-// being written.
+// killed leaves such an end, and repairs it at its next start. A server may also be writing the
+// file.
 var ErrTorn = errors.New("sink: the file ends in the middle of a line")
 
 // LineError is the error of one line. errors.Is finds ErrLine or ErrTorn in it.

@@ -235,7 +235,7 @@ func TestRotateBeginsWithThePosition(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := file.Append(eventText(t, revision), markOf(t, revision)); err != nil {
+		if err := file.Append(eventText(t, revision), markOf(t, revision), nil); err != nil {
 			t.Fatal(err)
 		}
 		if revision == 2 {
@@ -291,7 +291,7 @@ func TestReopenCutsWhatFailed(t *testing.T) {
 				},
 			}})
 			failing = true
-			if err := file.Append(eventText(t, 1), markOf(t, 1)); err == nil {
+			if err := file.Append(eventText(t, 1), markOf(t, 1), nil); err == nil {
 				t.Fatal("Append: no error")
 			}
 			failing = false
@@ -299,7 +299,7 @@ func TestReopenCutsWhatFailed(t *testing.T) {
 				t.Fatal(err)
 			}
 			for revision := int64(1); revision <= 2; revision++ {
-				if err := file.Append(eventText(t, revision), markOf(t, revision)); err != nil {
+				if err := file.Append(eventText(t, revision), markOf(t, revision), nil); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -325,12 +325,18 @@ func TestReserveIsKept(t *testing.T) {
 	if file.Full() { // the step of 4 MiB does not fit, but the reserve does
 		t.Error("full although the reserve is allocated")
 	}
+	disk = 1 << 40
+	for revision := int64(1); revision <= 100; revision++ { // past the step
+		if err := file.Append(bytes.Repeat([]byte("x"), 100<<10), markOf(t, revision), nil); err != nil || file.Full() {
+			t.Fatalf("Append: %v; full %t, want false", err, file.Full())
+		}
+	}
 	disk = 0
-	large := bytes.Repeat([]byte("x"), 1<<20)
-	if err := file.Append(large, markOf(t, 1)); err != nil || !file.Full() {
+	large := bytes.Repeat([]byte("x"), 5<<20)
+	if err := file.Append(large, markOf(t, 1), nil); err != nil || !file.Full() {
 		t.Errorf("Append: %v; full %t, want true", err, file.Full())
 	}
-	disk = 1 << 30
+	disk = 1 << 40
 	file.Reserve()
 	if file.Full() {
 		t.Error("still full after space was freed")
@@ -344,13 +350,13 @@ func TestDeletedFileIsNoticed(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if err := file.Append(eventText(t, 1), markOf(t, 1)); !errors.Is(err, sink.ErrReplaced) {
+	if err := file.Append(eventText(t, 1), markOf(t, 1), nil); !errors.Is(err, sink.ErrReplaced) {
 		t.Fatalf("Append: %v, want ErrReplaced", err)
 	}
 	if err := file.Reopen(); err != nil {
 		t.Fatal(err)
 	}
-	if err := file.Append(eventText(t, 1), markOf(t, 1)); err != nil {
+	if err := file.Append(eventText(t, 1), markOf(t, 1), nil); err != nil {
 		t.Fatal(err)
 	}
 	if tail, err := sink.ReadTail(path); err != nil || tail.Last != markOf(t, 1) {
