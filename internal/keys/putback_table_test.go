@@ -85,7 +85,7 @@ func putBack(t *testing.T, files map[string][]byte) {
 
 // outcome is what happens to a file that was tampered with.
 type outcome struct {
-	allowed                             bool
+	allowed                              bool
 	refused, dataLoss, checked, verified bool
 }
 
