@@ -130,6 +130,13 @@ var table = []Setting{
 		kind:  boolean(func(s *Settings) *bool { return &s.TLSBearers }),
 	},
 	{
+		Name: "tokens", Group: groupServed, Default: string(TokensAccepted),
+		Usage: "accept tokens from callers, or refuse them and take digests only",
+		More: "With `refuse` no token comes to this server or leaves it: callers send digests, and draw the secrets of new keys themselves. " +
+			"Not with `dev`. See [operations](operations.md#without-tokens).",
+		kind: word(func(s *Settings) *Tokens { return &s.Tokens }, TokensAccepted, TokensRefused),
+	},
+	{
 		Name: "store", Group: groupStore, Default: DefaultStore,
 		Usage: "the `backend` that holds everything",
 		More:  "The only one so far is `bbolt`, a file in the folder `data`.",
@@ -151,6 +158,13 @@ var table = []Setting{
 		Usage: "the `file` that remembers how far the store had come",
 		More:  "See [the anchor](operations.md#the-anchor).",
 		kind:  text(func(s *Settings) *string { return &s.Anchor }, anyValue),
+	},
+	{
+		Name: "audit-sink", Group: groupStore, Empty: "none", Path: FilePath,
+		Usage: "the `file` that gets a line of JSON for each audit event, before the change is answered; off ends it",
+		More: "It is the store's anchor as well. SIGHUP opens the file again. `off` serves a store without the sink that it had. " +
+			"See [the audit sink](operations.md#the-audit-sink).",
+		kind: text(func(s *Settings) *string { return &s.AuditSink }, anyValue),
 	},
 	{
 		Name: "policy", Group: groupStore, Empty: "the built-in policy", Path: FilePath,

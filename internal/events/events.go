@@ -38,6 +38,9 @@ type Hooks struct {
 	// InvalidTokens is called when a source has sent many tokens that are not valid: at most once a
 	// minute for one source, and once a second for all of them.
 	InvalidTokens func(InvalidTokens)
+	// TokensPresented is called once a minute if callers sent tokens since, where they could send
+	// digests; and at the stop.
+	TokensPresented func(TokensPresented)
 	// HandlerPanicked is called for a panic of a handler, which is answered with INTERNAL.
 	HandlerPanicked func(Panic)
 
@@ -160,6 +163,17 @@ type InvalidTokens struct {
 	// Count is how many there were, at least: those of the last minute, half of those of the minute
 	// before, and so on.
 	Count int64
+}
+
+// TokensPresented are the forms in which callers have presented tokens, or asked for new ones.
+type TokensPresented struct {
+	// Tokens and Digests are how many came in each form: since the last report, or since the start
+	// if Last is set. Items of a batch count one by one, and refused ones count too.
+	Tokens, Digests int64
+	// Caller is the name of the caller that sent a token last; "" for none.
+	Caller string
+	// Last is set for the report at the stop.
+	Last bool
 }
 
 // Panic is a panic of a handler.

@@ -13,6 +13,7 @@ func Join(listeners ...Hooks) Hooks {
 		OwnerCalled:     func(OwnerCalls) {},
 		BytesRefused:    func(BytesRefused) {},
 		InvalidTokens:   func(InvalidTokens) {},
+		TokensPresented: func(TokensPresented) {},
 		HandlerPanicked: func(Panic) {},
 		ChangeCommitted: func(Change) {},
 		StoreDown:       func(error) {},
@@ -37,6 +38,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.OwnerCalled, each.OwnerCalled, first)
 		join(&joined.BytesRefused, each.BytesRefused, first)
 		join(&joined.InvalidTokens, each.InvalidTokens, first)
+		join(&joined.TokensPresented, each.TokensPresented, first)
 		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
 		join(&joined.ChangeCommitted, each.ChangeCommitted, first)
 		join(&joined.StoreDown, each.StoreDown, first)

@@ -63,6 +63,8 @@ type ChangedBy struct {
 type KeySecret struct {
 	// CreateTime is when the secret was issued; ExpireTime when it stops matching.
 	CreateTime, ExpireTime time.Time
+	// IssuedLocally is set if the caller of keysvc drew the secret.
+	IssuedLocally bool
 }
 
 // KeyState is the state of a key: a key can be used if it is active, and every other state tells why
@@ -118,7 +120,8 @@ type IssuedKey struct {
 
 	// Key is the key as it is at Position.
 	Key *Key
-	// Token holds the new secret. Nothing else ever shows it.
+	// Token holds the new secret. Nothing else ever shows it. It is zero if the caller drew the
+	// secret.
 	Token token.Token
 }
 
@@ -163,7 +166,9 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 		if index > 0 && !now.Before(endOf(secret)) {
 			continue // the overlap is over; the next change of the key drops the secret
 		}
-		key.Secrets = append(key.Secrets, KeySecret{CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret)})
+		key.Secrets = append(key.Secrets, KeySecret{
+			CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret), IssuedLocally: secret.GetIssuedLocally(),
+		})
 	}
 	return key, nil
 }

@@ -33,8 +33,11 @@ type Manager struct {
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
-	trusted    func() error // Config.ClockTrusted
-	locks      locks
+	// tokensRefused is Config.TokensRefused.
+	tokensRefused bool
+	trusted       func() error     // Config.ClockTrusted
+	latest        func() time.Time // Config.LatestTime
+	locks         locks
 }
 
 // Store is the part of a store that the verbs need.
@@ -42,6 +45,7 @@ type Store interface {
 	storage.Committer
 	storage.KeyReader
 	storage.MemberReader
+	storage.AuditReader
 }
 
 // Config is what New makes a Manager from.
@@ -57,6 +61,12 @@ type Config struct {
 	// otherwise. While it returns an error, no key is created or rotated with an overlap, and
 	// nothing is purged. Default: the clock is always trusted.
 	ClockTrusted func() error
+	// TokensRefused makes the verbs take digests only: no token is reported, and none is drawn and
+	// given out.
+	TokensRefused bool
+	// LatestTime returns the latest time that it may be while the clock is in doubt, and the zero
+	// Time while it is not. Default: the clock is never in doubt.
+	LatestTime func() time.Time
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 	// MaxWaiting is the max number of changes of one workspace that are in flight; more are
@@ -67,18 +77,23 @@ type Config struct {
 // New returns a Manager.
 func New(config Config) *Manager {
 	manager := &Manager{
-		store:      config.Store,
-		projection: config.Projection,
-		now:        config.Now,
-		random:     config.Random,
-		locks:      locks{limit: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
-		trusted:    config.ClockTrusted,
+		store:         config.Store,
+		projection:    config.Projection,
+		now:           config.Now,
+		random:        config.Random,
+		locks:         locks{limit: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
+		trusted:       config.ClockTrusted,
+		tokensRefused: config.TokensRefused,
+		latest:        config.LatestTime,
 	}
 	if manager.now == nil {
 		manager.now = time.Now
 	}
 	if manager.trusted == nil {
 		manager.trusted = func() error { return nil }
+	}
+	if manager.latest == nil {
+		manager.latest = func() time.Time { return time.Time{} }
 	}
 	if manager.random == nil {
 		manager.random = rand.Reader

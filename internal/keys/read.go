@@ -110,6 +110,8 @@ type KeyQuery struct {
 	// UnusedSince, if set, selects keys that were last used before it. A key that was never used
 	// counts as last used when it was created.
 	UnusedSince *time.Time
+	// IssuedLocally, if set, selects keys with, or without, a secret that the caller of keysvc drew.
+	IssuedLocally *bool
 	// PageSize is the max number of keys on a page: up to MaxPageSize, 0 for DefaultPageSize.
 	PageSize int
 	// PageToken is NextPageToken of the page before, given with the same filters; empty for the
@@ -226,6 +228,7 @@ type keyFilter struct {
 	states          map[KeyState]bool
 	expiringBefore  *time.Time
 	unusedSince     *time.Time
+	issuedLocally   *bool
 }
 
 func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
@@ -250,6 +253,7 @@ func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
 		filter.states[state] = true
 	}
 	filter.expiringBefore = checkTime(fields, "expiring_before", query.ExpiringBefore)
+	filter.issuedLocally = query.IssuedLocally
 	filter.unusedSince = checkTime(fields, "unused_since", query.UnusedSince)
 	return filter
 }
@@ -266,6 +270,9 @@ func (f *keyFilter) admits(key *Key) bool {
 		return false
 	}
 	if f.expiringBefore != nil && !key.ExpireTime.Before(*f.expiringBefore) {
+		return false
+	}
+	if f.issuedLocally != nil && *f.issuedLocally != slices.ContainsFunc(key.Secrets, func(s KeySecret) bool { return s.IssuedLocally }) {
 		return false
 	}
 	return f.unusedSince == nil || lastUse(key).Before(*f.unusedSince)

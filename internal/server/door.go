@@ -70,6 +70,7 @@ func (d *door) unary(
 		}
 	} else {
 		ctx = withRequestID(ctx)
+		method.Needs = callers.NeedsOf(info.FullMethod, request)
 	}
 	observed := observe(info.FullMethod)
 	response, err = d.pass(ctx, method, info.FullMethod, request, handler, observed)

@@ -125,4 +125,3 @@ func TestAStoreWithoutRefusalsServes(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
-

@@ -110,7 +110,7 @@ func TestKeyInMessagesHasEveryField(t *testing.T) {
 	shown := showKey(&keys.Key{
 		ID: "id", WorkspaceID: "acme", MemberID: "ann", Name: "n", Scopes: []string{"a:b"}, Labels: map[string]string{"k": "v"},
 		AllowedCIDRs: []string{"192.0.2.0/24"}, State: keys.KeyActive, CreateTime: at, ExpireTime: at, LastUsedTime: at, RevokeTime: at,
-		Secrets: []keys.KeySecret{{CreateTime: at, ExpireTime: at}}, Etag: "1",
+		Secrets: []keys.KeySecret{{CreateTime: at, ExpireTime: at, IssuedLocally: true}}, Etag: "1",
 		CreatedBy: &keys.ChangedBy{Caller: "backend", MemberID: "eve"}, RevokedBy: &keys.ChangedBy{Caller: "local"},
 		StopTime: at, StopReason: keys.StopReported,
 	})

@@ -79,41 +79,48 @@ func (s *Store) ListRefusals(ctx context.Context, query storage.Query) (storage.
 		return storage.RefusalPage{}, err
 	}
 	var page storage.RefusalPage
-	position, err := s.read(ctx, nil, func(tx *bolt.Tx) error {
-		bucket := tx.Bucket([]byte(bucketRefusals))
-		if bucket == nil {
-			return nil
-		}
-		cursor, total := bucket.Cursor(), 0
-		name, value := cursor.Seek([]byte(number(before)))
-		if name == nil {
-			name, value = cursor.Last()
-		} else {
-			name, value = cursor.Prev()
-		}
-		for ; name != nil; name, value = cursor.Prev() {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			refusal, err := decodeRefusal(string(name), value)
-			if err != nil {
-				return err
-			}
-			if query.WorkspaceID != "" && refusal.GetWorkspaceId() != query.WorkspaceID {
-				continue
-			}
-			if query.Full(len(page.Refusals), total, len(value)) {
-				page.Next = strconv.FormatInt(page.Refusals[len(page.Refusals)-1].GetSequence(), 10)
-				return nil
-			}
-			page.Refusals, total = append(page.Refusals, refusal), total+len(value)
-		}
-		return nil
+	position, err := s.read(ctx, nil, func(tx *bolt.Tx) (err error) {
+		page, err = listRefusals(ctx, tx, query, before)
+		return err
 	})
 	if err != nil {
 		return storage.RefusalPage{}, err
 	}
 	page.Revision = position.Revision
+	return page, nil
+}
+
+// listRefusals reads a page of refusals with sequences below before.
+func listRefusals(ctx context.Context, tx *bolt.Tx, query storage.Query, before int64) (storage.RefusalPage, error) {
+	var page storage.RefusalPage
+	bucket := tx.Bucket([]byte(bucketRefusals))
+	if bucket == nil {
+		return page, nil
+	}
+	cursor, total := bucket.Cursor(), 0
+	name, value := cursor.Seek([]byte(number(before)))
+	if name == nil {
+		name, value = cursor.Last()
+	} else {
+		name, value = cursor.Prev()
+	}
+	for ; name != nil; name, value = cursor.Prev() {
+		if err := ctx.Err(); err != nil {
+			return page, err
+		}
+		refusal, err := decodeRefusal(string(name), value)
+		if err != nil {
+			return page, err
+		}
+		if query.WorkspaceID != "" && refusal.GetWorkspaceId() != query.WorkspaceID {
+			continue
+		}
+		if query.Full(len(page.Refusals), total, len(value)) {
+			page.Next = strconv.FormatInt(page.Refusals[len(page.Refusals)-1].GetSequence(), 10)
+			return page, nil
+		}
+		page.Refusals, total = append(page.Refusals, refusal), total+len(value)
+	}
 	return page, nil
 }
 
