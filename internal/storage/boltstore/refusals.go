@@ -149,14 +149,14 @@ func (c *fileChecker) refusals() error {
 	before := int64(0)
 	return c.each(bucketRefusals, func(name string, value []byte) {
 		c.report.Refusals++
-		refusal, err := decodeRefusal(name, value)
-		if err != nil {
+		if _, err := decodeRefusal(name, value); err != nil {
 			c.Problem("%v", err)
-			return
 		}
-		if sequence := refusal.GetSequence(); before > 0 && sequence != before+1 {
-			c.Problem("refusal %d: it follows on %d", sequence, before)
+		if sequence, err := parseNumber([]byte(name)); err == nil {
+			if before > 0 && sequence != before+1 {
+				c.Problem("refusal %d: it follows on %d", sequence, before)
+			}
+			before = sequence
 		}
-		before = refusal.GetSequence()
 	})
 }
