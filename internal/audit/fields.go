@@ -253,7 +253,7 @@ func PolicyFields(before, after *policy.Policy, retiredBefore, retiredAfter []st
 	return altered
 }
 
-// exists names a thing that is there, "" for one that is not.
+// exists returns a word for a thing that is there, and "" otherwise.
 func exists(there bool) string {
 	if there {
 		return "exists"
