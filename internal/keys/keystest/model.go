@@ -1,6 +1,7 @@
 package keystest
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -153,6 +154,21 @@ func (m *model) stopped(key *modelKey) (at time.Time, why keysvcv1.StopReason) {
 		note(member.since, keysvcv1.StopReason_STOP_REASON_MEMBER_SUSPENDED)
 	}
 	return at, why
+}
+
+// effect renders the role of a key's member, and what the key may do with it.
+func (m *model) effect(key *modelKey) string {
+	owner := m.owner(key)
+	if owner == nil {
+		return fmt.Sprint("", []string{})
+	}
+	var scopes []string
+	for _, scope := range key.scopes {
+		if slices.Contains(m.roles[owner.role], scope) {
+			scopes = append(scopes, scope)
+		}
+	}
+	return fmt.Sprint(owner.role, scopes)
 }
 
 // notLive returns the reason why a key cannot be changed; unspecified if it can.

@@ -705,6 +705,7 @@ func (r *run) compare() {
 			continue
 		}
 		r.note("key", describeReal(got.GetKey()), r.model.describe(key))
+		r.note("effect", fmt.Sprint(got.GetRole(), got.GetEffectiveScopes()), r.model.effect(key))
 	}
 	for _, workspaceID := range workspaceIDs {
 		r.compareMembers(workspaceID)
