@@ -54,6 +54,20 @@ func rotationEnd(key *keysvcv1.Key) *timestamppb.Timestamp {
 	return end
 }
 
+// issuedLocally reports whether a caller of keysvc has drawn a present secret of the key.
+func issuedLocally(key *keysvcv1.Key) bool {
+	return slices.ContainsFunc(key.GetSecrets(), (*keysvcv1.KeySecret).GetIssuedLocally)
+}
+
+// issuedInWords says when a secret was issued, and by whom if it was not keysvc.
+func (p *printer) issuedInWords(secret *keysvcv1.KeySecret) string {
+	words := "issued " + p.minute(secret.GetCreateTime(), "-")
+	if secret.GetIssuedLocally() {
+		words += ", locally"
+	}
+	return words
+}
+
 // stateWidth is the width of the longest state.
 const stateWidth = 9
 
@@ -93,6 +107,9 @@ func (p *printer) keyRow(key *keysvcv1.Key) []string {
 		}
 		state, fullState = state+", rotating", state+", in rotation until "+until
 	}
+	if issuedLocally(key) {
+		state, fullState = state+", local", fullState+", issued locally"
+	}
 	used, fullUsed := "never used", "never used"
 	if last := key.GetLastUsedTime(); last != nil {
 		used, fullUsed = p.age(last), day(last, "")+" ("+p.away(last)+")"
@@ -127,6 +144,10 @@ func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 	if p.expiresSoon(key) {
 		expires = key.GetExpireTime().AsTime().Format(minuteLayout) + ", soon: " + p.left(key.GetExpireTime())
 	}
+	issuer := ""
+	if issuedLocally(key) {
+		issuer = "issued locally: a caller of keysvc drew the secret, and keysvc cannot know how well"
+	}
 	fields := []field{
 		{"Key", key.GetKeyId()},
 		{"Name", key.GetName()},
@@ -142,6 +163,7 @@ func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 		{"Revoked", p.minute(key.GetRevokeTime(), "")},
 		{"Revoked by", changedBy(key.GetRevokedBy())},
 		{"Stopped", stopWords(key, p.minute(key.GetStopTime(), ""))},
+		{"Token", issuer},
 		{"Labels", joinLabels(key.GetLabels())},
 		{"Etag", key.GetEtag()},
 	}
@@ -151,8 +173,8 @@ func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 		fields = append(
 			fields,
 			field{"In rotation", "until " + p.deadline(end, "-") + "; till then two tokens work"},
-			field{"New token", fmt.Sprintf("issued %s; expires %s", p.minute(newest.GetCreateTime(), "-"), p.deadline(newest.GetExpireTime(), "-"))},
-			field{"Old token", fmt.Sprintf("issued %s; ends %s", p.minute(older.GetCreateTime(), "-"), p.deadline(end, "-"))},
+			field{"New token", fmt.Sprintf("%s; expires %s", p.issuedInWords(newest), p.deadline(newest.GetExpireTime(), "-"))},
+			field{"Old token", fmt.Sprintf("%s; ends %s", p.issuedInWords(older), p.deadline(end, "-"))},
 		)
 	}
 	return record(append(fields, more...)...)

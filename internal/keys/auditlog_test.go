@@ -100,6 +100,8 @@ func TestAuditEventsPassEveryFilter(t *testing.T) {
 		"at no time":     {&keysvcv1.ListAuditEventsRequest{Since: stamp, Until: stamp}, []string{}},
 		"later":          {&keysvcv1.ListAuditEventsRequest{AfterRevision: s.revision}, []string{removed, revoked}},
 		"after all":      {&keysvcv1.ListAuditEventsRequest{AfterRevision: s.revision + 100}, []string{}},
+		"earlier":        {&keysvcv1.ListAuditEventsRequest{BeforeRevision: 3}, []string{put, policy}},
+		"exactly one":    {&keysvcv1.ListAuditEventsRequest{BeforeRevision: s.revision + 1, AfterRevision: s.revision - 1}, []string{otherMade}},
 		"several":        {&keysvcv1.ListAuditEventsRequest{KeyId: s.key, Caller: "guard", AfterRevision: s.revision}, []string{revoked}},
 		"nothing passes": {&keysvcv1.ListAuditEventsRequest{KeyId: s.other, Caller: "guard"}, []string{}},
 	} {

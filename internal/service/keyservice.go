@@ -184,6 +184,7 @@ func (v Verbs) RevokeToken(ctx context.Context, actor audit.Actor, request *keys
 	}
 	return &keysvcv1.RevokeTokenResponse{
 		WorkspaceId: name.WorkspaceID, KeyId: name.KeyID, Revision: position.Revision, Epoch: position.Epoch,
+		ByDigest: len(request.GetTokenDigest()) > 0,
 	}, nil
 }
 

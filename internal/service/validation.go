@@ -153,7 +153,9 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 	}
 	question.Workspaces = workspaces
 	byDigest := question.Digest.ByDigest()
-	s.forms.count(ctx, byDigest)
+	if byDigest || question.Token != "" {
+		s.forms.count(ctx, byDigest)
+	}
 	answer, err := s.validator.Validate(ctx, question)
 	if err != nil {
 		return nil, err

@@ -108,8 +108,7 @@ func TestAuditScanGoesOnBehindPrunedEvents(t *testing.T) {
 	}
 }
 
-// TestAuditFileIsOfNoServer opens the file of a store that is being served, and one that is
-// not a store's.
+// TestAuditFileIsOfNoServer opens the file of a store while the store is open, and after that.
 func TestAuditFileIsOfNoServer(t *testing.T) {
 	path, _ := small(t)
 	store := mustOpen(t, path, quick)
