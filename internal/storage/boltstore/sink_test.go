@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -88,6 +89,8 @@ type sunkStore struct {
 	slow       *slowSink
 	workspace  *storagetest.Workspace
 	path, sink string
+	// fault is the store's Config.fault.
+	fault func(written bool) error
 }
 
 func openSunk(t *testing.T) *sunkStore {
@@ -105,7 +108,7 @@ func openSunk(t *testing.T) *sunkStore {
 func (s *sunkStore) open(t *testing.T) {
 	t.Helper()
 	var err error
-	s.Store, err = Open(s.path, Config{Create: CreateIfAbsent, Sink: s.sink, SinkReserve: 64 << 10, sinkDisk: s.slow.disk()})
+	s.Store, err = Open(s.path, Config{Create: CreateIfAbsent, Sink: s.sink, SinkReserve: 64 << 10, sinkDisk: s.slow.disk(), fault: s.fault})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -251,6 +254,47 @@ func TestSinkThatFails(t *testing.T) {
 	}
 }
 
+// TestQueuedChangeIsRefused: a change that is in the queue when the sink fails is refused, too,
+// before its commit.
+func TestQueuedChangeIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openSunk(t)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var hold atomic.Pointer[chan struct{}]
+		s.fault = func(written bool) error {
+			if wait := hold.Load(); wait != nil && !written {
+				<-*wait
+			}
+			return nil
+		}
+		s.open(t)
+		defer s.Close()
+		s.slow.set(nil, syscall.EIO, 0)
+		commit := make(chan struct{})
+		hold.Store(&commit)
+		other, third := storagetest.NewWorkspace("other"), storagetest.NewWorkspace("third")
+		outcomes := make([]error, 3)
+		var group sync.WaitGroup
+		narrowing := third.PutMember("member", "admin")
+		narrowing.Narrows = true
+		for index, change := range []*storage.Change{s.workspace.CreateKey(storagetest.KeyID(1)), other.PutMember("member", "admin"), narrowing} {
+			group.Go(func() { _, outcomes[index] = s.Commit(t.Context(), change) })
+			synctest.Wait() // the first is being committed, and the others are queued
+		}
+		s.Store.sink.stall(syscall.EIO)
+		close(commit)
+		group.Wait()
+		if outcomes[0] != nil || !errors.Is(outcomes[1], storage.ErrSink) || outcomes[2] != nil {
+			t.Errorf("outcomes %v, want nil, ErrSink, nil", outcomes)
+		}
+		s.slow.set(nil, nil, 0)
+		time.Sleep(time.Second)
+		mustHave(t, "anchor 0,1,2 late,3 late", s.sink)
+	})
+}
+
 // TestFullSinkRefusesWhatDoesNotNarrow: when the reserve cannot be kept, narrowing changes still get
 // their lines before they are answered.
 func TestFullSinkRefusesWhatDoesNotNarrow(t *testing.T) {
@@ -296,6 +340,10 @@ func TestStartBringsStoreAndSinkTogether(t *testing.T) {
 		"a torn line": {func(t *testing.T, s *sunkStore, lines [][]byte) {
 			t.Helper()
 			writeFile(t, s.sink, append(bytes.Join(lines[:3], nil), lines[3][:50]...))
+		}, "anchor 0,1,2,3 late"},
+		"blocks that never reached the disk": {func(t *testing.T, s *sunkStore, lines [][]byte) {
+			t.Helper()
+			writeFile(t, s.sink, append(bytes.Join(lines[:3], nil), make([]byte, 9000)...))
 		}, "anchor 0,1,2,3 late"},
 		"only the first line, torn": {func(t *testing.T, s *sunkStore, lines [][]byte) {
 			t.Helper()
