@@ -451,7 +451,7 @@ func (s *Store) closeSink() error {
 	return s.sinkTarget.Close()
 }
 
-// sinkPath returns the path of the sink, empty if there is none.
+// sinkPath returns the path of the sink, empty if the store has no sink.
 func (s *Store) sinkPath() string {
 	if s.sinkTarget == nil {
 		return ""
