@@ -91,13 +91,18 @@ type sunkStore struct {
 	path, sink string
 	// fault is the store's Config.fault.
 	fault func(written bool) error
+	// wait is the store's Config.wait.
+	wait time.Duration
 }
 
-func openSunk(t *testing.T) *sunkStore {
+// patient is for tests on the real clock, which must not depend on a disk that is slow at times.
+const patient = time.Minute
+
+func openSunk(t *testing.T, wait time.Duration) *sunkStore {
 	t.Helper()
 	folder := t.TempDir()
 	s := &sunkStore{
-		slow: &slowSink{}, workspace: storagetest.NewWorkspace("w"),
+		wait: wait, slow: &slowSink{}, workspace: storagetest.NewWorkspace("w"),
 		path: filepath.Join(folder, "store.db"), sink: filepath.Join(folder, "audit"),
 	}
 	s.open(t)
@@ -108,7 +113,7 @@ func openSunk(t *testing.T) *sunkStore {
 func (s *sunkStore) open(t *testing.T) {
 	t.Helper()
 	var err error
-	s.Store, err = Open(s.path, Config{Create: CreateIfAbsent, Sink: s.sink, SinkReserve: 64 << 10, sinkDisk: s.slow.disk(), fault: s.fault})
+	s.Store, err = Open(s.path, Config{Create: CreateIfAbsent, Sink: s.sink, SinkReserve: 64 << 10, sinkDisk: s.slow.disk(), fault: s.fault, wait: s.wait})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -184,7 +189,7 @@ func mustHave(t *testing.T, want string, files ...string) {
 // TestEveryChangeWaitsForTheSink: even a new key is answered only once its line is durable.
 func TestEveryChangeWaitsForTheSink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := openSunk(t)
+		s := openSunk(t, 0)
 		defer s.Close()
 		hold := make(chan struct{})
 		s.slow.set(hold, nil, 0)
@@ -217,7 +222,7 @@ func TestSinkThatFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := openSunk(t)
+				s := openSunk(t, 0)
 				defer s.Close()
 				var hold chan struct{}
 				want := time.Duration(0)
@@ -258,7 +263,7 @@ func TestSinkThatFails(t *testing.T) {
 // before its commit.
 func TestQueuedChangeIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := openSunk(t)
+		s := openSunk(t, 0)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -299,7 +304,7 @@ func TestQueuedChangeIsRefused(t *testing.T) {
 // their lines before they are answered.
 func TestFullSinkRefusesWhatDoesNotNarrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := openSunk(t)
+		s := openSunk(t, 0)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -366,7 +371,7 @@ func TestStartBringsStoreAndSinkTogether(t *testing.T) {
 		}, "anchor 3"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := openSunk(t)
+			s := openSunk(t, patient)
 			s.commit(t, s.workspace.CreateKey(storagetest.KeyID(1)))
 			s.commit(t, s.narrowed())
 			if err := s.Close(); err != nil {
@@ -426,7 +431,7 @@ func TestStartIsRefusedIfTheStoreDisagreesWithItsSink(t *testing.T) {
 		}, "is not there", "anchor 3,4"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := openSunk(t)
+			s := openSunk(t, patient)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -560,7 +565,7 @@ func TestOtherFileIsNotASink(t *testing.T) {
 
 // TestSinkIsRotatedUnderLoad renames the sink again and again while many workspaces change.
 func TestSinkIsRotatedUnderLoad(t *testing.T) {
-	s := openSunk(t)
+	s := openSunk(t, patient)
 	defer s.Close()
 	var group sync.WaitGroup
 	for number := range 8 {
@@ -607,7 +612,7 @@ func TestSinkIsRotatedUnderLoad(t *testing.T) {
 // TestOneSyncForAGroup: the lines of changes that were committed meanwhile are synced together.
 func TestOneSyncForAGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := openSunk(t)
+		s := openSunk(t, 0)
 		defer s.Close()
 		hold := make(chan struct{})
 		s.slow.set(hold, nil, 0)
@@ -638,7 +643,7 @@ func TestUnknownOutcomeIsInTheSink(t *testing.T) {
 	injected := &faults{}
 	folder := t.TempDir()
 	file := filepath.Join(folder, "audit")
-	store := mustOpen(t, filepath.Join(folder, "store.db"), Config{Sink: file, fault: injected.fault})
+	store := mustOpen(t, filepath.Join(folder, "store.db"), Config{Sink: file, fault: injected.fault, wait: patient})
 	defer store.Close()
 	workspace := storagetest.NewWorkspace("w")
 	first := workspace.PutMember("member", "admin")
