@@ -51,7 +51,13 @@ type process struct {
 // start opens a store and everything above it.
 func start(tb testing.TB, path string) *process {
 	tb.Helper()
-	store, err := boltstore.Open(path, boltstore.Config{Create: boltstore.CreateIfAbsent})
+	return startWith(tb, path, boltstore.Config{Create: boltstore.CreateIfAbsent})
+}
+
+// startWith is start with a config of the store.
+func startWith(tb testing.TB, path string, config boltstore.Config) *process {
+	tb.Helper()
+	store, err := boltstore.Open(path, config)
 	if err != nil {
 		tb.Fatal(err)
 	}

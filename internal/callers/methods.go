@@ -96,6 +96,9 @@ var methods = map[string]Method{
 	keysvcv1.PolicyService_GetPolicy_FullMethodName:   {access.Known, Read},
 	keysvcv1.PolicyService_ApplyPolicy_FullMethodName: {access.Administer, Change},
 
+	keysvcv1.AuditService_ListAuditEvents_FullMethodName: {access.Audit, Read},
+	keysvcv1.AuditService_ExplainKey_FullMethodName:      {access.Audit, Read},
+
 	keysvcv1.SyncService_Sync_FullMethodName: {access.Validate, Session},
 	// A caller that may change something, by whichever right, may wait for it.
 	keysvcv1.SyncService_AwaitRevision_FullMethodName: {access.Known, Wait},

@@ -4,6 +4,8 @@ import (
 	"context"
 
 	"github.com/spf13/cobra"
+
+	"github.com/scribe-mail/keysvc/internal/server"
 )
 
 func (a *app) anchorCommand() *cobra.Command {
@@ -11,17 +13,21 @@ func (a *app) anchorCommand() *cobra.Command {
 		Use:   "anchor",
 		Short: "Accept a store that does not agree with its anchor",
 		Long: `The anchor is a small file that remembers how far a store had come: its epoch,
-its newest revision, and the hash of that change. A store that does not agree with
-it has lost changes, revocations among them, and is not served.`,
+its newest revision, and the hash of that change. The last line of the audit sink
+says the same. A store that does not agree with it has lost changes, revocations
+among them, and is not served.`,
 		Example: `  keysvc anchor accept keysvc-data/keysvc.db`,
 	},
 		a.anchorAcceptCommand(),
 	)
 }
 
-// anchorFlag adds --anchor, the path of the anchor of a store's file.
-func anchorFlag(cmd *cobra.Command) *string {
-	return cmd.Flags().String("anchor", "", "the anchor's file (default: FILE.anchor)")
+// outsideFlags adds --anchor and --audit-sink, the paths of what a store's file is compared with.
+func outsideFlags(cmd *cobra.Command) *server.Outside {
+	outside := &server.Outside{}
+	cmd.Flags().StringVar(&outside.Anchor, "anchor", "", "the anchor's file (default: FILE.anchor)")
+	cmd.Flags().StringVar(&outside.Sink, "audit-sink", "", "the audit sink's file, or off (default: the one that FILE had)")
+	return outside
 }
 
 func (a *app) anchorAcceptCommand() *cobra.Command {
@@ -29,12 +35,13 @@ func (a *app) anchorAcceptCommand() *cobra.Command {
 		Use:   "accept FILE",
 		Short: "Accept a store's file as it is, although changes may be lost",
 		Long: `Accept a store's file as it is, after a start was refused because the file does not
-agree with its anchor. No server may have the file open.
+agree with its anchor or its audit sink, or because one of them is lost. No server
+may have the file open.
 
 All changes after the file's newest one are lost. What they revoked or removed works
 again: find it in the logs of the product and of keysvc, and revoke or remove it
-again. The store gets a new anchor, and a new epoch, so that every near-cache starts
-empty. This cannot be undone. If you still have the newest file, put it in place
+again. The store gets a new epoch, so that every near-cache starts empty, and a new
+anchor or a line in its audit sink. With --audit-sink off it has no sink any more. This cannot be undone. If you still have the newest file, put it in place
 instead.
 
 At a terminal "accept" must be typed; elsewhere --yes is needed.`,
@@ -43,14 +50,14 @@ At a terminal "accept" must be typed; elsewhere --yes is needed.`,
 		Args: positional("FILE"),
 	}
 	yes := yesFlag(cmd)
-	anchor := anchorFlag(cmd)
+	outside := outsideFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if a.hooks.AcceptAnchor == nil {
 			return errNoHook
 		}
 		s := &session{app: a, cmd: cmd}
 		return a.onFile(cmd, args[0], func(ctx context.Context) error {
-			return a.hooks.AcceptAnchor(ctx, args[0], *anchor, a.Stdout, func() error {
+			return a.hooks.AcceptAnchor(ctx, args[0], *outside, a.Stdout, func() error {
 				if *yes {
 					return nil
 				}

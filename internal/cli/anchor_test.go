@@ -8,19 +8,20 @@ import (
 	"testing"
 
 	"github.com/scribe-mail/keysvc/internal/cli"
+	"github.com/scribe-mail/keysvc/internal/server"
 )
 
 func TestAnchorAcceptNeedsAnAnswerOrYes(t *testing.T) {
 	accepted := 0
-	c := command{hooks: cli.Hooks{AcceptAnchor: func(_ context.Context, file, anchor string, out io.Writer, confirm func() error) error {
+	c := command{hooks: cli.Hooks{AcceptAnchor: func(_ context.Context, file string, outside server.Outside, out io.Writer, confirm func() error) error {
 		if err := confirm(); err != nil {
 			return err
 		}
 		accepted++
-		_, err := fmt.Fprintln(out, "accepted", file, anchor)
+		_, err := fmt.Fprintln(out, "accepted", file, outside.Anchor+outside.Sink)
 		return err
 	}}}
-	c.run(t, "anchor", "accept", "a.db", "--yes", "--anchor", "b").want(t, 0, "accepted a.db b\n", "")
+	c.run(t, "anchor", "accept", "a.db", "--yes", "--anchor", "b", "--audit-sink", "c").want(t, 0, "accepted a.db bc\n", "")
 	if r := c.run(t, "anchor", "accept", "a.db"); r.status != 7 || !strings.Contains(r.stderr, "no terminal to ask at") || accepted != 1 {
 		t.Errorf("%+v, accepted %d times", r, accepted)
 	}

@@ -19,17 +19,16 @@ type Hooks struct {
 	// makes sense alone.
 	Serve func(ctx context.Context, settings config.Settings, reload server.Reload, stdout, stderr io.Writer) error
 	// Check reads a store's file and writes its findings to out. No server may have the
-	// file open. It returns an error if the file cannot be read or is not sound. anchor
-	// is the path of the anchor; "" means FILE.anchor.
-	Check func(ctx context.Context, file, anchor string, out io.Writer) error
-	// AcceptAnchor accepts a store's file that does not agree with its anchor. No server
-	// may have the file open. It writes its findings to out and calls confirm before it
+	// file open. It returns an error if the file cannot be read or is not sound.
+	Check func(ctx context.Context, file string, outside server.Outside, out io.Writer) error
+	// AcceptAnchor accepts a store's file that does not agree with its anchor or its audit sink. No
+	// server may have the file open. It writes its findings to out and calls confirm before it
 	// changes anything; it returns the error of confirm.
-	AcceptAnchor func(ctx context.Context, file, anchor string, out io.Writer, confirm func() error) error
+	AcceptAnchor func(ctx context.Context, file string, outside server.Outside, out io.Writer, confirm func() error) error
 	// RepairClock finds times in a store's file that lie in the future, writes how many
 	// there are to out and, if apply is set, sets them to now. No server may have the
-	// file open. anchor is as for Check.
-	RepairClock func(ctx context.Context, file, anchor string, apply bool, out io.Writer) error
+	// file open.
+	RepairClock func(ctx context.Context, file string, outside server.Outside, apply bool, out io.Writer) error
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.

@@ -140,7 +140,7 @@ func (a *app) keyGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error { return s.out.key(response.GetKey()) })
+		return s.out.answer(response, func() error { return s.out.keyAnswer(response) })
 	})
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -87,8 +88,10 @@ func keyColumns(withWorkspace bool) []column {
 		{title: "EXPIRES", in: narrowOnly},
 		{title: "STATE", minWidth: stateWidth, in: wideOnly},
 		{title: "CREATED", in: wideOnly},
+		{title: "CREATED BY", in: wideOnly},
 		{title: "LAST USED", in: wideOnly},
 		{title: "EXPIRES", in: wideOnly},
+		{title: "STOPPED", in: wideOnly},
 		{title: "SCOPES", in: wideOnly}, // last, because there may be many
 	}
 }
@@ -124,14 +127,15 @@ func (p *printer) keyRow(key *keysvcv1.Key) []string {
 	return []string{
 		key.GetKeyId(), key.GetWorkspaceId(), key.GetMemberId(), key.GetName(),
 		state, used, expires,
-		fullState, day(key.GetCreateTime(), "-"), fullUsed, fullExpires, strings.Join(key.GetScopes(), ", "),
+		fullState, day(key.GetCreateTime(), "-"), cmp.Or(changedBy(key.GetCreatedBy()), "-"), fullUsed, fullExpires,
+		cmp.Or(stopWords(key, day(key.GetStopTime(), "")), "-"), strings.Join(key.GetScopes(), ", "),
 	}
 }
 
 func (p *printer) key(key *keysvcv1.Key) error { return p.write([]byte(p.keyRecord(key))) }
 
-// keyRecord returns a key in full, a line for each field.
-func (p *printer) keyRecord(key *keysvcv1.Key) string {
+// keyRecord returns a key in full, a line for each field, and then those of more.
+func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 	addresses := "anywhere"
 	if len(key.GetAllowedCidrs()) > 0 {
 		addresses = strings.Join(key.GetAllowedCidrs(), ", ")
@@ -153,9 +157,12 @@ func (p *printer) keyRecord(key *keysvcv1.Key) string {
 		{"Scopes", strings.Join(key.GetScopes(), ", ")},
 		{"Usable from", addresses},
 		{"Created", p.minute(key.GetCreateTime(), "")},
+		{"Created by", changedBy(key.GetCreatedBy())},
 		{"Last used", p.minute(key.GetLastUsedTime(), "never used")},
 		{"Expires", expires},
 		{"Revoked", p.minute(key.GetRevokeTime(), "")},
+		{"Revoked by", changedBy(key.GetRevokedBy())},
+		{"Stopped", stopWords(key, p.minute(key.GetStopTime(), ""))},
 		{"Token", issuer},
 		{"Labels", joinLabels(key.GetLabels())},
 		{"Etag", key.GetEtag()},
@@ -170,7 +177,51 @@ func (p *printer) keyRecord(key *keysvcv1.Key) string {
 			field{"Old token", fmt.Sprintf("%s; ends %s", p.issuedInWords(older), p.deadline(end, "-"))},
 		)
 	}
-	return record(fields...)
+	return record(append(fields, more...)...)
+}
+
+// changedBy returns who made a change: the caller, and the member that it named; "" for nil.
+func changedBy(by *keysvcv1.ChangedBy) string {
+	if by.GetActorMemberId() == "" {
+		return by.GetCaller()
+	}
+	return by.GetCaller() + ", for " + by.GetActorMemberId()
+}
+
+// stopReasons are why a key stopped, in words.
+var stopReasons = map[keysvcv1.StopReason]string{
+	keysvcv1.StopReason_STOP_REASON_REVOKED:           "revoked",
+	keysvcv1.StopReason_STOP_REASON_REPORTED:          "revoked by its token, which was reported",
+	keysvcv1.StopReason_STOP_REASON_EXPIRED:           "expired",
+	keysvcv1.StopReason_STOP_REASON_MEMBER_REMOVED:    "its member was removed",
+	keysvcv1.StopReason_STOP_REASON_WORKSPACE_REMOVED: "its workspace was removed",
+	keysvcv1.StopReason_STOP_REASON_MEMBER_SUSPENDED:  "its member is suspended",
+}
+
+// stopWords returns when and why a key stopped; "" if it works. at is the time in words, "" if it is
+// not known.
+func stopWords(key *keysvcv1.Key, at string) string {
+	reason := key.GetStopReason()
+	if reason == keysvcv1.StopReason_STOP_REASON_UNSPECIFIED {
+		return ""
+	}
+	why := stopReasons[reason]
+	if why == "" {
+		why = enumWord(reason, "STOP_REASON_")
+	}
+	if at == "" {
+		return why
+	}
+	return at + ": " + why
+}
+
+// keyAnswer shows the answer of GetKey: the key, and what it may do now.
+func (p *printer) keyAnswer(answer *keysvcv1.GetKeyResponse) error {
+	if answer.GetRole() == "" {
+		return p.key(answer.GetKey())
+	}
+	effective := cmp.Or(strings.Join(answer.GetEffectiveScopes(), ", "), "none")
+	return p.write([]byte(p.keyRecord(answer.GetKey(), field{"Role now", answer.GetRole()}, field{"Scopes now", effective})))
 }
 
 // keyStateWords returns the state of a key, with the reason if no other field shows it.
@@ -180,7 +231,7 @@ func keyStateWords(key *keysvcv1.Key) string {
 	case keysvcv1.KeyState_KEY_STATE_SUSPENDED:
 		return word + ", as its member is; it works again when the member does"
 	case keysvcv1.KeyState_KEY_STATE_REVOKED:
-		if key.GetRevokeTime() == nil {
+		if key.GetRevokeTime() == nil && key.GetStopReason() == keysvcv1.StopReason_STOP_REASON_UNSPECIFIED {
 			return word + ", as its member or workspace was removed"
 		}
 	case keysvcv1.KeyState_KEY_STATE_UNSPECIFIED, keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_EXPIRED:

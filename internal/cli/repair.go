@@ -23,13 +23,13 @@ meanwhile is lost for good.`,
 		Args: positional("FILE"),
 	}
 	yes := cmd.Flags().Bool("yes", false, "do it")
-	anchor := anchorFlag(cmd)
+	outside := outsideFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if a.hooks.RepairClock == nil {
 			return errNoHook
 		}
 		return a.onFile(cmd, args[0], func(ctx context.Context) error {
-			return a.hooks.RepairClock(ctx, args[0], *anchor, *yes, a.Stdout)
+			return a.hooks.RepairClock(ctx, args[0], *outside, *yes, a.Stdout)
 		})
 	}
 	return cmd

@@ -34,12 +34,12 @@ func TestServePassesFlagsToTheServer(t *testing.T) {
 		t, "serve", "--listen", "unix:///run/k.sock", "--data", "/d", "--policy", "p.yaml", "--init", "--dev", "--log-level", "debug",
 		"--log-format", "text", "--drain-timeout", "3s", "--max-in-flight", "5", "--max-streams", "6",
 		"--max-message-bytes", "70000", "--max-header-bytes", "8000", "--usage-interval", "5s", "--sweep-interval", "2h",
-		"--anchor", "/a", "--store", "bbolt", "--listener", "health=127.0.0.1:1", "--listener", "validation=unix:///v",
+		"--anchor", "/a", "--audit-sink", "/s", "--store", "bbolt", "--listener", "health=127.0.0.1:1", "--listener", "validation=unix:///v",
 		"--staleness", "300ms", "--max-sessions", "7", "--session-age", "3h", "--allow-clock-behind", "--allow-clock-ahead", "--channelz",
 		"--allow-plaintext", "--callers", "/c", "--socket-mode", "0660", "--socket-group", "mail",
 	)
 	want := config.Defaults()
-	want.Listen, want.Data, want.Policy, want.Anchor, want.Callers = "unix:///run/k.sock", "/d", "p.yaml", "/a", "/c"
+	want.Listen, want.Data, want.Policy, want.Anchor, want.AuditSink, want.Callers = "unix:///run/k.sock", "/d", "p.yaml", "/a", "/s", "/c"
 	want.Init, want.Dev, want.AllowClockBehind, want.AllowClockAhead, want.Channelz, want.AllowPlaintext = true, true, true, true, true, true
 	want.LogLevel, want.LogFormat, want.SocketMode, want.SocketGroup = slog.LevelDebug, config.LogText, 0o660, "mail"
 	want.MaxInFlight, want.MaxStreams, want.MaxMessageBytes, want.MaxHeaderBytes, want.MaxSessions = 5, 6, 70000, 8000, 7
@@ -94,17 +94,17 @@ func TestServeHasAnExitStatusForAStopThatHangs(t *testing.T) {
 }
 
 func TestFileCommandsCallTheirHooks(t *testing.T) {
-	c := command{hooks: cli.Hooks{Check: func(_ context.Context, file, anchor string, out io.Writer) error {
-		if _, err := fmt.Fprintln(out, "looked at", file+anchor); err != nil || file != "bad.db" {
+	c := command{hooks: cli.Hooks{Check: func(_ context.Context, file string, outside server.Outside, out io.Writer) error {
+		if _, err := fmt.Fprintln(out, "looked at", file+outside.Anchor+outside.Sink); err != nil || file != "bad.db" {
 			return err
 		}
 		return errors.New("bad.db is damaged")
 	}}}
 	c.run(t, "check", "good.db").want(t, 0, "looked at good.db\n", "")
 	c.run(t, "check", "bad.db").want(t, 1, "looked at bad.db\n", "error: bad.db is damaged\n")
-	c.run(t, "check", "good.db", "--anchor", ".anchor").want(t, 0, "looked at good.db.anchor\n", "")
-	c = command{hooks: cli.Hooks{RepairClock: func(_ context.Context, file, anchor string, apply bool, out io.Writer) error {
-		_, err := fmt.Fprintln(out, "looked at", file+anchor, apply)
+	c.run(t, "check", "good.db", "--anchor", ".anchor", "--audit-sink", ".sink").want(t, 0, "looked at good.db.anchor.sink\n", "")
+	c = command{hooks: cli.Hooks{RepairClock: func(_ context.Context, file string, outside server.Outside, apply bool, out io.Writer) error {
+		_, err := fmt.Fprintln(out, "looked at", file+outside.Anchor, apply)
 		return err
 	}}}
 	c.run(t, "repair-clock", "a.db").want(t, 0, "looked at a.db false\n", "")

@@ -160,6 +160,13 @@ var table = []Setting{
 		kind:  text(func(s *Settings) *string { return &s.Anchor }, anyValue),
 	},
 	{
+		Name: "audit-sink", Group: groupStore, Empty: "none", Path: FilePath,
+		Usage: "the `file` that gets a line of JSON for each audit event, before the change is answered; off ends it",
+		More: "It is the store's anchor as well. SIGHUP opens the file again. `off` serves a store without the sink that it had. " +
+			"See [the audit sink](operations.md#the-audit-sink).",
+		kind: text(func(s *Settings) *string { return &s.AuditSink }, anyValue),
+	},
+	{
 		Name: "policy", Group: groupStore, Empty: "the built-in policy", Path: FilePath,
 		Usage: "a policy `file` that fills an empty store",
 		More:  "A store that has a policy keeps it; see [policy](operations.md#policy).",

@@ -20,6 +20,9 @@ type Hooks struct {
 	// ValidationFinished is called for each validation that has an answer. If it is nil,
 	// validations do not read the clock.
 	ValidationFinished func(Validation)
+	// ValidationRefused is called for each validation that is refused because of who called. It has
+	// no subject and no request id.
+	ValidationRefused func(Call)
 	// CallsRefused is called when calls find no slot: at once for the first of them, then
 	// once a second for those that followed.
 	CallsRefused func(Refusals)
@@ -77,6 +80,8 @@ type Call struct {
 	// Caller is the identity of the caller, and Actor the member on whose behalf it called; "" if
 	// the call named no member.
 	Caller, Actor string
+	// Credential is what the caller has proved its identity with. It is no secret.
+	Credential string
 	// Peer is the address of the connection, and RequestID the id that audit events have.
 	Peer, RequestID string
 	// Code is the answer's, as in "NOT_FOUND", and Reason that of the error, as in

@@ -4,8 +4,11 @@ package events
 // result can be called, except ValidationFinished, which is nil if no listener has it.
 func Join(listeners ...Hooks) Hooks {
 	joined := Hooks{
-		CallFinished:    func(Call) {},
-		CallsRefused:    func(Refusals) {},
+		CallFinished: func(Call) {},
+		CallsRefused: func(Refusals) {},
+
+		ValidationRefused: func(Call) {},
+
 		CallersRefused:  func(CallerRefusals) {},
 		OwnerCalled:     func(OwnerCalls) {},
 		BytesRefused:    func(BytesRefused) {},
@@ -29,6 +32,7 @@ func Join(listeners ...Hooks) Hooks {
 		first := index == 0
 		join(&joined.CallFinished, each.CallFinished, first)
 		join(&joined.ValidationFinished, each.ValidationFinished, joined.ValidationFinished == nil)
+		join(&joined.ValidationRefused, each.ValidationRefused, first)
 		join(&joined.CallsRefused, each.CallsRefused, first)
 		join(&joined.CallersRefused, each.CallersRefused, first)
 		join(&joined.OwnerCalled, each.OwnerCalled, first)

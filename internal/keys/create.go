@@ -100,14 +100,14 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 		// 5. Draw a new id and secret for each attempt, if the caller has not drawn them. The
 		// secret of an attempt that lost a conflict was never stored, and its token must not be
 		// shown.
-		record = wanted.record(view, member, now)
+		record = wanted.record(view, member, actor, now)
 		record.KeyId = localID
 		if issued, err = m.issue(record, spec.Digest, active.TokenPrefix, now, *wanted.ExpireTime); err != nil {
 			return nil, err
 		}
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, wanted.WorkspaceID)
 		event.KeyId, event.MemberId = record.GetKeyId(), record.GetMemberId()
-		event.Details = describe(record)
+		event.Fields = audit.KeyFields(nil, record)
 		return &storage.Change{
 			Event:            event,
 			Kind:             storagev1.FeedKind_FEED_KIND_KEY,
@@ -128,13 +128,13 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 	if err != nil {
 		return nil, asRequestUsed(err)
 	}
-	return m.issuedAt(record, issued, now, position)
+	return m.issuedAt(ctx, record, issued, now, position)
 }
 
 // issuedAt returns the answer with a token. It is called after the change is published, so that
 // the token works when it is shown.
-func (m *Manager) issuedAt(record *storagev1.KeyRecord, issued token.Token, now time.Time, position Position) (*IssuedKey, error) {
-	key, err := m.show(record, now)
+func (m *Manager) issuedAt(ctx context.Context, record *storagev1.KeyRecord, issued token.Token, now time.Time, position Position) (*IssuedKey, error) {
+	key, position, err := m.showAt(ctx, record, now, position)
 	if err != nil {
 		return nil, err
 	}
@@ -172,7 +172,7 @@ func checkCreate(spec KeySpec, actor audit.Actor, active *projection.Policy, now
 }
 
 // record returns the key to store, still without id and secret.
-func (k *KeySpec) record(view *attempt, member *projection.Member, now time.Time) *storagev1.KeyRecord {
+func (k *KeySpec) record(view *attempt, member *projection.Member, actor audit.Actor, now time.Time) *storagev1.KeyRecord {
 	sequence := view.Head.Sequence + 1
 	record := &storagev1.KeyRecord{
 		WorkspaceId:          k.WorkspaceID,
@@ -186,6 +186,7 @@ func (k *KeySpec) record(view *attempt, member *projection.Member, now time.Time
 		Labels:               k.Labels,
 		AllowedCidrs:         k.AllowedCIDRs,
 		CreateTime:           timestamppb.New(now),
+		CreatedBy:            audit.ChangedBy(actor),
 	}
 	if k.RequestID != nil {
 		record.RequestIds = []string{*k.RequestID}
@@ -275,17 +276,4 @@ func requestUsed(keyID string) error {
 		"the request id was used for key %s; its token was shown then and cannot be shown again: revoke or rotate the key", keyID)
 	used.Metadata = map[string]string{"key_id": keyID}
 	return used
-}
-
-// describe returns the details of a key for an audit event.
-func describe(record *storagev1.KeyRecord) map[string]string {
-	details := map[string]string{
-		"name":        record.GetName(),
-		"scopes":      strings.Join(record.GetScopes(), " "),
-		"expire_time": expireTimeOf(record).AsTime().Format(time.RFC3339Nano),
-	}
-	if len(record.GetAllowedCidrs()) > 0 {
-		details["allowed_cidrs"] = strings.Join(record.GetAllowedCidrs(), " ")
-	}
-	return details
 }

@@ -32,7 +32,7 @@ func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, workspaceID,
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return m.showAt(record, now, position)
+	return m.showAt(ctx, record, now, position)
 }
 
 // checkKeyName checks the right and the fields of a verb that names a key and nothing else.
@@ -83,9 +83,7 @@ func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, reported R
 				return nil, err
 			}
 			event := revoke(record, actor, now)
-			if event != nil {
-				event.Details = map[string]string{"reported": "by token"}
-			}
+			record.Reported = record.GetReported() || event != nil
 			return event, nil
 		})
 	if err != nil {
@@ -122,7 +120,7 @@ func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *stor
 	if record.GetRevokeTime() != nil {
 		return nil
 	}
-	record.RevokeTime = timestamppb.New(now)
+	record.RevokeTime, record.RevokedBy = timestamppb.New(now), audit.ChangedBy(actor)
 	return audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED, now, record.GetWorkspaceId())
 }
 
@@ -144,6 +142,7 @@ func (m *Manager) changeKey(
 			return nil, err
 		}
 		event.KeyId, event.MemberId = record.GetKeyId(), record.GetMemberId()
+		event.Fields = audit.KeyFields(stored, record)
 		record.ChangeSequence = attempt.Head.Sequence + 1
 		return &storage.Change{
 			Event:            event,

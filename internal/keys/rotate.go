@@ -116,16 +116,13 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 				return nil, err
 			}
 			event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_ROTATED, now, record.GetWorkspaceId())
-			event.Details = map[string]string{
-				"overlap":     overlap.String(),
-				"expire_time": until.Format(time.RFC3339Nano),
-			}
+			event.Details = map[string]string{"overlap": overlap.String()}
 			return event, nil
 		})
 	if err != nil {
 		return nil, asRequestUsed(err)
 	}
-	return m.issuedAt(record, issued, now, position)
+	return m.issuedAt(ctx, record, issued, now, position)
 }
 
 // remember adds a request id to those of the key. If there are too many, it drops the second one:
@@ -209,5 +206,5 @@ func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspa
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return m.showAt(record, now, position)
+	return m.showAt(ctx, record, now, position)
 }

@@ -49,25 +49,25 @@ func TestRolledBackStoreIsServedOnceItIsAccepted(t *testing.T) {
 		t.Errorf("Run: %v, want ErrAnchor and what to do", err)
 	}
 	out.Reset()
-	if err := Check(t.Context(), file, anchor, &out); err == nil || !strings.Contains(out.String(), "problem: anchor: ") {
+	if err := Check(t.Context(), file, Outside{Anchor: anchor}, &out); err == nil || !strings.Contains(out.String(), "problem: anchor: ") {
 		t.Errorf("Check: %v\n%s", err, &out)
 	}
 	out.Reset()
 	no := errors.New("no")
-	if err := AcceptAnchor(t.Context(), file, anchor, &out, func() error { return no }); !errors.Is(err, no) {
+	if err := AcceptAnchor(t.Context(), file, Outside{Anchor: anchor}, &out, func() error { return no }); !errors.Is(err, no) {
 		t.Errorf("AcceptAnchor that was not confirmed: %v", err)
 	}
-	if err := Check(t.Context(), file, anchor, &out); err == nil {
+	if err := Check(t.Context(), file, Outside{Anchor: anchor}, &out); err == nil {
 		t.Error("it was accepted without a person's word")
 	}
-	if err := AcceptAnchor(t.Context(), file, anchor, &out, func() error { return nil }); err != nil || !strings.Contains(out.String(), "Accepted at revision 2, with the new epoch ") {
+	if err := AcceptAnchor(t.Context(), file, Outside{Anchor: anchor}, &out, func() error { return nil }); err != nil || !strings.Contains(out.String(), "Accepted at revision 2, with the new epoch ") {
 		t.Errorf("AcceptAnchor: %v\n%s", err, &out)
 	}
 	out.Reset()
-	if err := Check(t.Context(), file, anchor, &out); err != nil || !strings.Contains(out.String(), "anchor        agrees, at revision 2\n") {
+	if err := Check(t.Context(), file, Outside{Anchor: anchor}, &out); err != nil || !strings.Contains(out.String(), "anchor        agrees, at revision 2\n") {
 		t.Errorf("Check: %v\n%s", err, &out)
 	}
-	if err := AcceptAnchor(t.Context(), filepath.Join(data, "missing"), anchor, &out, func() error { return nil }); !errors.Is(err, os.ErrNotExist) {
+	if err := AcceptAnchor(t.Context(), filepath.Join(data, "missing"), Outside{Anchor: anchor}, &out, func() error { return nil }); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("AcceptAnchor of a file that is not there: %v", err)
 	}
 }

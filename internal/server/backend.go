@@ -43,12 +43,12 @@ func openBolt(ctx context.Context, settings config.Settings, log *slog.Logger) (
 		}
 	}
 	file := filepath.Join(settings.Data, storeFile)
-	store, err := boltstore.Open(file, boltstore.Config{Log: log, Create: create, Anchor: settings.Anchor})
+	store, err := boltstore.Open(file, boltstore.Config{Log: log, Create: create, Anchor: settings.Anchor, Sink: settings.AuditSink})
 	switch {
 	case errors.Is(err, storage.ErrAbsent):
 		return nil, fmt.Errorf("%w; --data names the folder of a store, and --init makes a new, empty one there", err)
 	case errors.Is(err, storage.ErrAnchor):
-		return nil, fmt.Errorf("%w; %s", err, anchorHint(file, settings.Anchor))
+		return nil, fmt.Errorf("%w; %s", err, anchorHint(file, settings))
 	case errors.Is(err, storage.ErrPresent):
 		return nil, fmt.Errorf("%w; start without --init", err)
 	case err != nil:
@@ -58,15 +58,17 @@ func openBolt(ctx context.Context, settings config.Settings, log *slog.Logger) (
 	return store, nil
 }
 
-// anchorHint says what to do about a file that does not agree with its anchor. anchor is
-// Settings.Anchor.
-func anchorHint(file, anchor string) string {
+// anchorHint says what to do about a file that does not agree with its anchor or its audit sink.
+func anchorHint(file string, settings config.Settings) string {
 	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
-		return "put the file back; move the anchor away only if an empty store is really wanted"
+		return "put the file back; move its anchor and its audit sink away only if an empty store is really wanted"
 	}
 	accept := "keysvc anchor accept " + file
-	if anchor != "" {
-		accept += " --anchor " + anchor
+	if settings.Anchor != "" {
+		accept += " --anchor " + settings.Anchor
 	}
-	return "put the newest file, or its anchor, in place; only if there is none, " + accept + " serves what there is, without what was revoked since"
+	if settings.AuditSink != "" {
+		accept += " --audit-sink " + settings.AuditSink
+	}
+	return "give or put in place what is missing, or the newest file; only if there is none, " + accept + " serves what there is, without what was revoked since"
 }

@@ -79,6 +79,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
 	callerService := service.NewCallers(errors)
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf, &s.forms.counted)
+	auditService := service.NewAudit(s.keys, errors)
 	c := &calls{
 		log:    s.log,
 		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.config.Judge),
@@ -102,6 +103,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 			keysvcv1.RegisterKeyServiceServer(server, keyService)
 			keysvcv1.RegisterMemberServiceServer(server, memberService)
 			keysvcv1.RegisterPolicyServiceServer(server, policyService)
+			keysvcv1.RegisterAuditServiceServer(server, auditService)
 		}
 		if purpose != config.PurposeHealth {
 			keysvcv1.RegisterCallerServiceServer(server, callerService)

@@ -9,11 +9,19 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 )
 
+// Outside is what a store's file is compared with.
+type Outside struct {
+	// Anchor is the path of the file's anchor; "" is the anchor beside the file.
+	Anchor string
+	// Sink is the path of the file's audit sink; "" is the one that the file had when it was served
+	// last, and "off" is none.
+	Sink string
+}
+
 // Check examines a store's file, which no server may have open, and writes its findings to
-// out. anchor is the path of the file's anchor; "" is the anchor beside the file. Check
-// returns an error if the file cannot be examined or is not sound.
-func Check(ctx context.Context, file, anchor string, out io.Writer) error {
-	sound, err := examine(ctx, file, anchor, out)
+// out. Check returns an error if the file cannot be examined or is not sound.
+func Check(ctx context.Context, file string, outside Outside, out io.Writer) error {
+	sound, err := examine(ctx, file, outside, out)
 	if err == nil && !sound {
 		return fmt.Errorf("%s is not sound", file)
 	}
@@ -21,11 +29,11 @@ func Check(ctx context.Context, file, anchor string, out io.Writer) error {
 }
 
 // examine writes its findings in a file to out, and reports whether the file is sound.
-func examine(ctx context.Context, file, anchor string, out io.Writer) (sound bool, err error) {
-	if anchor == "" {
-		anchor = boltstore.AnchorOf(file)
+func examine(ctx context.Context, file string, outside Outside, out io.Writer) (sound bool, err error) {
+	if outside.Sink == boltstore.SinkOff {
+		outside.Sink = ""
 	}
-	report, err := boltstore.CheckAnchored(ctx, file, anchor)
+	report, err := boltstore.CheckAnchored(ctx, file, outside.Anchor, outside.Sink)
 	if err != nil {
 		return false, err
 	}
@@ -38,8 +46,9 @@ keys          %d
 audit events  %d
 feed entries  %d
 anchor        %s
+audit sink    %s
 `, report.Schema, report.Epoch, report.Position.Revision,
-		report.Workspaces, report.Members, report.Keys, report.AuditEvents, report.FeedEntries, report.Anchor)
+		report.Workspaces, report.Members, report.Keys, report.AuditEvents, report.FeedEntries, report.Anchor, report.Sink)
 	for _, problem := range report.Problems {
 		_, more := fmt.Fprintln(out, "problem:", problem)
 		err = errors.Join(err, more)
@@ -47,19 +56,19 @@ anchor        %s
 	return len(report.Problems) == 0, err
 }
 
-// AcceptAnchor makes a store's file the truth after it did not agree with its anchor. No
-// server may have the file open. AcceptAnchor writes its findings to out, calls confirm, and
+// AcceptAnchor makes a store's file the truth after it did not agree with its anchor or its audit
+// sink. No server may have the file open. AcceptAnchor writes its findings to out, calls confirm, and
 // changes nothing if confirm returns an error.
-func AcceptAnchor(ctx context.Context, file, anchor string, out io.Writer, confirm func() error) error {
+func AcceptAnchor(ctx context.Context, file string, outside Outside, out io.Writer, confirm func() error) error {
 	// Problems that examine finds are written to out and are no error: opening the file below
 	// decides whether it can be served.
-	if _, err := examine(ctx, file, anchor, out); err != nil {
+	if _, err := examine(ctx, file, outside, out); err != nil {
 		return err
 	}
 	if err := confirm(); err != nil {
 		return err
 	}
-	accepted, err := boltstore.AcceptAnchor(file, boltstore.Config{Anchor: anchor})
+	accepted, err := boltstore.AcceptAnchor(file, boltstore.Config{Anchor: outside.Anchor, Sink: outside.Sink})
 	if err != nil {
 		return err
 	}

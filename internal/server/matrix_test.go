@@ -88,7 +88,7 @@ type place struct {
 
 // rows returns the matrix. A method without a row fails TestEveryMethodIsInTheMatrix.
 func rows() []row {
-	return slices.Concat(validationRows(), keyRows(), digestRows(), memberRows(), anyoneRows(), channelzRows())
+	return slices.Concat(validationRows(), keyRows(), digestRows(), memberRows(), auditRows(), anyoneRows(), channelzRows())
 }
 
 func validationRows() []row {
@@ -246,6 +246,23 @@ func memberRows() []row {
 			method: keysvcv1.PolicyService_ApplyPolicy_FullMethodName, needs: access.Administer, right: isOK, elsewhere: isNotAllowed, everything: true,
 			request: func(s *scene, _ place) proto.Message {
 				return &keysvcv1.ApplyPolicyRequest{Policy: s.policy, ReplacesDigest: s.digest, ValidateOnly: true}
+			},
+		},
+	}
+}
+
+func auditRows() []row {
+	return []row{
+		{
+			method: keysvcv1.AuditService_ListAuditEvents_FullMethodName, needs: access.Audit, right: isOK, elsewhere: isOK,
+			request: func(_ *scene, p place) proto.Message {
+				return &keysvcv1.ListAuditEventsRequest{WorkspaceId: p.workspace, KeyId: p.key}
+			},
+		},
+		{
+			method: keysvcv1.AuditService_ExplainKey_FullMethodName, needs: access.Audit, right: isOK, elsewhere: noKey, finds: true,
+			request: func(_ *scene, p place) proto.Message {
+				return &keysvcv1.ExplainKeyRequest{WorkspaceId: p.workspace, KeyId: p.key, RequiredScope: "emails:read"}
 			},
 		},
 	}

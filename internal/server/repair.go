@@ -17,16 +17,16 @@ import (
 // RepairClock repairs a store that was changed while the clock was ahead. It sets back those times
 // of records, and of the store itself, that lie in the future. No server may have the file open,
 // and the clock must be right now. RepairClock writes its findings to out. If apply is false it
-// changes nothing. anchor is the path of the store's anchor; "" is the anchor beside the file.
-func RepairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer) error {
-	return repairClock(ctx, file, anchor, apply, out, time.Now)
+// changes nothing.
+func RepairClock(ctx context.Context, file string, outside Outside, apply bool, out io.Writer) error {
+	return repairClock(ctx, file, outside, apply, out, time.Now)
 }
 
-func repairClock(ctx context.Context, file, anchor string, apply bool, out io.Writer, now func() time.Time) error {
+func repairClock(ctx context.Context, file string, outside Outside, apply bool, out io.Writer, now func() time.Time) error {
 	if _, err := os.Stat(file); err != nil { // without a file there is nothing to repair
 		return err
 	}
-	last, repaired, err := repairRecords(ctx, file, anchor, apply, now)
+	last, repaired, err := repairRecords(ctx, file, outside, apply, now)
 	if err != nil {
 		return err
 	}
@@ -59,8 +59,11 @@ workspaces    %d
 
 // repairRecords repairs the records. It returns the time of the store's last change, and
 // how many records were repaired or would be.
-func repairRecords(ctx context.Context, file, anchor string, apply bool, now func() time.Time) (last time.Time, repaired keys.Repaired, err error) {
-	store, err := boltstore.Open(file, boltstore.Config{Now: now, Anchor: anchor})
+func repairRecords(ctx context.Context, file string, outside Outside, apply bool, now func() time.Time) (last time.Time, repaired keys.Repaired, err error) {
+	if outside.Sink == "" {
+		outside.Sink = boltstore.SinkAsBefore
+	}
+	store, err := boltstore.Open(file, boltstore.Config{Now: now, Anchor: outside.Anchor, Sink: outside.Sink})
 	if err != nil {
 		return last, repaired, err
 	}

@@ -64,7 +64,7 @@ func TestRepairClockSetsFutureTimesBack(t *testing.T) {
 	repair := func(apply bool) string {
 		t.Helper()
 		var out bytes.Buffer
-		if err := server.RepairClockAt(t.Context(), file, "", apply, &out, clock.Now); err != nil {
+		if err := server.RepairClockAt(t.Context(), file, server.Outside{}, apply, &out, clock.Now); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()
@@ -118,7 +118,7 @@ func TestRepairClockSetsFutureTimesBack(t *testing.T) {
 // TestRepairClockMakesNoFile: a wrong path is an error.
 func TestRepairClockMakesNoFile(t *testing.T) {
 	t.Parallel()
-	if err := server.RepairClock(t.Context(), t.TempDir()+"/none.db", "", true, &bytes.Buffer{}); err == nil {
+	if err := server.RepairClock(t.Context(), t.TempDir()+"/none.db", server.Outside{}, true, &bytes.Buffer{}); err == nil {
 		t.Error("there is no such file")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/config"
@@ -73,6 +74,8 @@ type process struct {
 	openStore backend
 	// end ends the context of run, which starts the stop.
 	end func()
+	// opened is the store, once it is open.
+	opened atomic.Pointer[storage.Store]
 	// level is the level of the log, and reload reads the settings again; either may be nil.
 	level  *slog.LevelVar
 	reload Reload
@@ -196,6 +199,7 @@ func (p *process) store() component {
 		start: func(ctx context.Context) (err error) {
 			if opened, err = p.openStore(ctx, p.settings, p.log); err == nil {
 				p.server.config.Store = opened
+				p.opened.Store(&opened)
 			}
 			return err
 		},

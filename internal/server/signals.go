@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // signals keeps signals that are not meant to end the process from ending it. They stay ignored
@@ -18,7 +19,7 @@ import (
 //   - SIGTTOU comes when a process in the background writes to a terminal that forbids
 //     this. It would stop the process.
 //   - SIGHUP comes when a terminal closes. An operator sends it to have the settings read
-//     again: see reloadSettings.
+//     again, and logrotate to have the audit sink opened again: see reloadSettings and reopenSink.
 //
 // SIGINT and SIGTERM are handled by the caller of Run. The runtime ignores SIGUSR1, SIGUSR2,
 // SIGALRM and the like.
@@ -35,12 +36,23 @@ func (p *process) signals() component {
 			for {
 				select {
 				case <-hangups:
+					p.reopenSink()
 					p.reloadSettings(ctx)
 				case <-ctx.Done():
 					return nil
 				}
 			}
 		},
+	}
+}
+
+// reopenSink lets the store go over to the next file of its audit sink. It does not depend on the
+// settings, which may not be valid at the time.
+func (p *process) reopenSink() {
+	if opened := p.opened.Load(); opened != nil {
+		if reopener, has := storage.SinkReopenerOf(*opened); has {
+			reopener.ReopenSink()
+		}
 	}
 }
 

@@ -89,9 +89,11 @@ type fixture struct {
 	// ListMembers. Both are valid only for the requests that they come from. page and members are
 	// valid for the base requests.
 	foreignPage, page, memberPage, foreignMemberPage string
-	digest                                           string
-	policy                                           *keysvcv1.Policy
-	epoch                                            string
+	// eventPage and foreignEventPage are the same of ListAuditEvents.
+	eventPage, foreignEventPage string
+	digest                      string
+	policy                      *keysvcv1.Policy
+	epoch                       string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -123,6 +125,7 @@ func newFixture(t *testing.T) *fixture {
 	f.foreignPage = f.listKeys(t, &keysvcv1.ListKeysRequest{WorkspaceId: "other", PageSize: 1})
 	f.memberPage = f.listMembers(t, "acme")
 	f.foreignMemberPage = f.listMembers(t, "other")
+	f.eventPage, f.foreignEventPage = f.listEvents(t, "acme"), f.listEvents(t, "other")
 	current, err := f.policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -143,6 +146,15 @@ func (f *fixture) listKeys(t *testing.T, request *keysvcv1.ListKeysRequest) stri
 func (f *fixture) listMembers(t *testing.T, workspaceID string) string {
 	t.Helper()
 	response, err := f.members.ListMembers(testContext(t), &keysvcv1.ListMembersRequest{WorkspaceId: workspaceID, PageSize: 1})
+	if err != nil || response.GetNextPageToken() == "" {
+		t.Fatalf("no page token: %v", err)
+	}
+	return response.GetNextPageToken()
+}
+
+func (f *fixture) listEvents(t *testing.T, workspaceID string) string {
+	t.Helper()
+	response, err := f.audit.ListAuditEvents(testContext(t), &keysvcv1.ListAuditEventsRequest{WorkspaceId: workspaceID, PageSize: 1})
 	if err != nil || response.GetNextPageToken() == "" {
 		t.Fatalf("no page token: %v", err)
 	}
@@ -578,7 +590,15 @@ func walks() []walk {
 				"key.secrets.create_time": "as member_id",
 				"key.secrets.expire_time": "as member_id",
 
-				"key.secrets.issued_locally": "as member_id",
+				"key.secrets.issued_locally":     "as member_id",
+				"key.created_by":                 "as member_id",
+				"key.created_by.caller":          "as member_id",
+				"key.created_by.actor_member_id": "as member_id",
+				"key.revoked_by":                 "as member_id",
+				"key.revoked_by.caller":          "as member_id",
+				"key.revoked_by.actor_member_id": "as member_id",
+				"key.stop_time":                  "as member_id",
+				"key.stop_reason":                "as member_id",
 			},
 		},
 		{
@@ -687,6 +707,26 @@ func walks() []walk {
 			base:   func(*fixture) proto.Message { return &keysvcv1.GetPolicyRequest{} },
 		},
 		policyWalk(),
+		{
+			method: keysvcv1.AuditService_ListAuditEvents_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ListAuditEventsRequest{WorkspaceId: "acme", PageSize: 1, PageToken: f.eventPage}
+			},
+			cases: slices.Concat(without("page_token", slices.Concat(id("workspace_id"), auditFilters())), pageSizes(),
+				pageTokens(func(f *fixture) string { return f.eventPage }, func(f *fixture) string { return f.foreignEventPage }),
+				as(codes.InvalidArgument, "PAGE_TOKEN_INVALID", []string{"page_token"},
+					set("workspace_id", "not the page token's", "other"), set("workspace_id", "none, and not the page token's", ""),
+					set("member_id", "not the page token's", "ann"), set("caller", "not the page token's", "web"),
+					set("after_revision", "not the page token's", int64(1)), set("refused", "not the page token's", true))),
+		},
+		{
+			method: keysvcv1.AuditService_ExplainKey_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ExplainKeyRequest{WorkspaceId: "acme", KeyId: f.key.GetKey().GetKeyId(), RequiredScope: "signatures:read"}
+			},
+			cases: slices.Concat(id("workspace_id"), keyID("key_id"), requirementCases(), addressCases(),
+				as(codes.NotFound, "KEY_NOT_FOUND", notAField, set("workspace_id", "unknown", "nowhere"), set("workspace_id", "another", "other"))),
+		},
 		{
 			method: keysvcv1.CallerService_WhoAmI_FullMethodName,
 			base:   func(*fixture) proto.Message { return &keysvcv1.WhoAmIRequest{} },
@@ -862,7 +902,8 @@ func syncWalk() walk {
 	}
 }
 
-func validationCases() []badCase {
+// requirementCases are the mistakes in what a request needs.
+func requirementCases() []badCase {
 	return slices.Concat(
 		presentedCases(),
 		[]badCase{
@@ -873,16 +914,37 @@ func validationCases() []badCase {
 			set("required_scope", "unknown", "signatures:paint"), set("required_scope", "everything", "*"),
 			set("required_scope", "all of a resource", "signatures:*"), set("required_scope", "capitals", "Signatures:Read"),
 			set("required_scope", "10,000 characters", long(10_000)))...),
-		id("workspace_id"),
-		wrong("client_address", wrongCharacters),
+	)
+}
+
+// addressCases are the mistakes in a client address.
+func addressCases() []badCase {
+	return append(wrong("client_address", wrongCharacters),
+		set("client_address", "a name", "localhost"),
+		set("client_address", "with a port", "192.0.2.1:80"),
+		set("client_address", "IPv6 with a port", "[2001:db8::1]:80"),
+		set("client_address", "a prefix", "192.0.2.0/24"),
+		set("client_address", "out of range", "300.1.1.1"),
+		set("client_address", "two addresses", "192.0.2.1, 192.0.2.2"),
+		set("client_address", "10,000 characters", long(10_000)),
+	)
+}
+
+// auditFilters are the mistakes in the filters of a list of events, except for the workspace.
+func auditFilters() []badCase {
+	key := slices.DeleteFunc(keyID("key_id"), func(c badCase) bool { return c.name == "empty" || c.code == codes.NotFound })
+	return slices.Concat(key, id("member_id"), notTimes("since"), notTimes("until"), []badCase{
+		set("caller", "1,025 bytes", long(1025)),
+		{path: "caller", name: "a token", edit: func(f *fixture, request proto.Message) { put(request, "caller", f.key.GetToken()) }},
+		set("after_revision", "negative", int64(-1)),
+		set("after_revision", "the least", int64(-1<<63)),
+	})
+}
+
+func validationCases() []badCase {
+	return slices.Concat(
+		requirementCases(), id("workspace_id"), addressCases(),
 		[]badCase{
-			set("client_address", "a name", "localhost"),
-			set("client_address", "with a port", "192.0.2.1:80"),
-			set("client_address", "IPv6 with a port", "[2001:db8::1]:80"),
-			set("client_address", "a prefix", "192.0.2.0/24"),
-			set("client_address", "out of range", "300.1.1.1"),
-			set("client_address", "two addresses", "192.0.2.1, 192.0.2.2"),
-			set("client_address", "10,000 characters", long(10_000)),
 			{path: "min_revision", name: "negative", edit: func(f *fixture, request proto.Message) {
 				put(request, "min_revision", int64(-1))
 				put(request, "epoch", f.epoch)

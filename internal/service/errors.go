@@ -116,6 +116,10 @@ func (e Errors) problem(ctx context.Context, err error) *problem.Error {
 		// Not logged here: the store has logged it once for all the calls that follow.
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_FULL,
 			"the disk of the store is full, so only changes that take something away are made; nothing was changed")
+	case errors.Is(err, storage.ErrSink):
+		// Not logged here, as above.
+		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE,
+			"the audit sink cannot be written, so only changes that take something away are made; nothing was changed; try again")
 	case errors.Is(err, storage.ErrUnavailable):
 		e.Log.WarnContext(ctx, "the store is not available", "error", err)
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE,

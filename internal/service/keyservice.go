@@ -88,7 +88,9 @@ func (v Verbs) GetKey(ctx context.Context, visible access.Workspaces, request *k
 	if err != nil {
 		return nil, err
 	}
-	return &keysvcv1.GetKeyResponse{Key: showKey(key), Revision: position.Revision, Epoch: position.Epoch}, nil
+	return &keysvcv1.GetKeyResponse{
+		Key: showKey(key), Role: key.Role, EffectiveScopes: key.EffectiveScopes, Revision: position.Revision, Epoch: position.Epoch,
+	}, nil
 }
 
 // ListKeys calls keys.Manager.ListKeys.
@@ -202,6 +204,10 @@ func showKey(key *keys.Key) *keysvcv1.Key {
 		Labels:       key.Labels,
 		AllowedCidrs: key.AllowedCIDRs,
 		Etag:         key.Etag,
+		CreatedBy:    showChangedBy(key.CreatedBy),
+		RevokedBy:    showChangedBy(key.RevokedBy),
+		StopTime:     stampOf(key.StopTime),
+		StopReason:   keysvcv1.StopReason(key.StopReason),
 	}
 	for _, secret := range key.Secrets {
 		shown.Secrets = append(shown.Secrets, &keysvcv1.KeySecret{
@@ -209,4 +215,12 @@ func showKey(key *keys.Key) *keysvcv1.Key {
 		})
 	}
 	return shown
+}
+
+// showChangedBy returns who made a change as messages have it; nil for nil.
+func showChangedBy(by *keys.ChangedBy) *keysvcv1.ChangedBy {
+	if by == nil {
+		return nil
+	}
+	return &keysvcv1.ChangedBy{Caller: by.Caller, ActorMemberId: by.MemberID}
 }

@@ -45,7 +45,8 @@ func change[Request, Response any](
 ) (Response, error) {
 	identity := callers.FromContext(ctx)
 	actor := audit.Actor{
-		Caller: identity.CallerName(), RequestID: m.requestID(ctx), Workspaces: identity.For(callers.NeedsOf(method, request)),
+		Caller: identity.CallerName(), Credential: identity.CallerCredential(),
+		RequestID: m.requestID(ctx), Workspaces: identity.For(callers.NeedsOf(method, request)),
 	}
 	response, err := verb(ctx, actor, request)
 	return response, m.errors.Status(ctx, err)

@@ -196,20 +196,9 @@ func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, erro
 	}
 	var fields problem.Fields
 	question.Digest = keys.CheckPresented(&fields, question.Token, request.GetKeyId(), token.DigestFrom(request.GetTokenDigest()))
-	switch {
-	case question.Requirement.Scope == "" && !question.Requirement.IdentityOnly:
-		fields.Add("required_scope", "is missing; a scope of the policy is required, or identity_only")
-	case question.Requirement.Scope != "" && question.Requirement.IdentityOnly:
-		fields.Add("identity_only", "is set beside required_scope; exactly one of the two is required")
-	}
+	keys.CheckRequirement(&fields, question.Requirement)
 	keys.CheckWorkspaceID(&fields, question.WorkspaceID)
-	if text := request.GetClientAddress(); text != "" {
-		address, err := netip.ParseAddr(text)
-		if err != nil {
-			fields.Add("client_address", "is not an IPv4 or IPv6 address; one without a port is required")
-		}
-		question.Address = address
-	}
+	question.Address = addressOf(&fields, request.GetClientAddress())
 	if question.MinRevision < 0 {
 		fields.Add("min_revision", "is negative; a revision that keysvc gave is required")
 	}
@@ -217,6 +206,18 @@ func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, erro
 		fields.Add("epoch", "and min_revision must be given together")
 	}
 	return question, fields.Err()
+}
+
+// addressOf returns the client address in a message; the zero Addr for none.
+func addressOf(fields *problem.Fields, text string) netip.Addr {
+	if text == "" {
+		return netip.Addr{}
+	}
+	address, err := netip.ParseAddr(text)
+	if err != nil {
+		fields.Add("client_address", "is not an IPv4 or IPv6 address; one without a port is required")
+	}
+	return address
 }
 
 func showPrincipal(answer *validation.Answer) *keysvcv1.Principal {

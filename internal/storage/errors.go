@@ -47,12 +47,17 @@ var (
 	// ErrReplaced is an ErrHistoryChanged: while the store was served, one of its files was
 	// deleted or replaced by another file.
 	ErrReplaced = fmt.Errorf("storage: a file was replaced while it was served: %w", ErrHistoryChanged)
-	// ErrFull is returned by Commit and PutUsage if the disk is full. Commit returns it for a
-	// narrowing change only after the space that is reserved for narrowing changes was used up.
+	// ErrFull is returned by Commit, PutUsage and PutRefusals if the disk is full. Commit returns
+	// it for a narrowing change only after the space that is reserved for narrowing changes was
+	// used up.
 	// Nothing was changed. Changes succeed again within a second after space was freed.
 	ErrFull = errors.New("storage: no room left")
-	// ErrAnchor is returned when opening a store that disagrees with its anchor: the store is
-	// behind it or has another history, or the anchor is missing or unreadable. Changes may
+	// ErrSink is returned by Commit if the store's audit sink cannot be written, for a change that
+	// does not narrow. Nothing was changed. Changes succeed again within a second after the sink
+	// can be written.
+	ErrSink = errors.New("storage: the audit sink cannot be written")
+	// ErrAnchor is returned when opening a store that disagrees with its anchor or its audit sink:
+	// the store is behind it or has another history, or it is missing or unreadable. Changes may
 	// be lost, including revocations. Only a person can decide to serve the store as it is
 	// (keysvc anchor accept).
 	ErrAnchor = errors.New("storage: the store does not agree with its anchor")

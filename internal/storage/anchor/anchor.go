@@ -209,7 +209,7 @@ func (f *File) Write(mark Mark) error {
 	if _, err := f.file.WriteAt(encode(mark, number), int64(number%slots)*slotStride); err != nil {
 		return err
 	}
-	if err := syncData(f.file); err != nil {
+	if err := SyncData(f.file); err != nil {
 		return err
 	}
 	// 2. Check that the path still names this file, before the mark counts as written: the next

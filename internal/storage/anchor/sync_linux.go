@@ -5,9 +5,8 @@ import (
 	"syscall"
 )
 
-// syncData makes the content of a file durable. The length of the file must not have
-// changed.
-func syncData(file *os.File) error {
+// SyncData makes the content of a file durable, and its length.
+func SyncData(file *os.File) error {
 	connection, err := file.SyscallConn()
 	if err != nil {
 		return err

@@ -4,5 +4,5 @@ package anchor
 
 import "os"
 
-// syncData makes the content of a file durable.
-func syncData(file *os.File) error { return file.Sync() }
+// SyncData makes the content of a file durable, and its length.
+func SyncData(file *os.File) error { return file.Sync() }

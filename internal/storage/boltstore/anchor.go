@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -25,27 +28,32 @@ const (
 	anchorPause = 500 * time.Millisecond
 	// anchorReminder is how often a failure that lasts is logged.
 	anchorReminder = time.Minute
+	// openWait is how long opening waits for the disk of the anchor or of the sink.
+	openWait = 5 * time.Second
 )
 
 // AnchorOf returns the default path of the anchor of the store at path.
 func AnchorOf(path string) string { return path + ".anchor" }
 
-// anchorWriter writes the anchor after the commits. The committer hands it each committed
-// group, and anchorWriter answers the changes of the group. Only its own goroutine writes the
-// anchor's file, so a disk that hangs there delays nothing else.
+// anchorWriter writes outside of the store how far the store has come, after the commits: to the
+// anchor's file or to the audit sink. The committer hands it each committed group, and
+// anchorWriter answers the changes of the group. Only its own goroutine writes, so a disk that
+// hangs there delays nothing else.
 type anchorWriter struct {
-	log      *slog.Logger
-	file     *anchor.File
-	write    func(anchor.Mark) error
-	replaced func(error)
+	log *slog.Logger
+	to  target
+	// ended is called with ErrReplaced if the next start would not find what to has written.
+	ended func(error)
+	// next takes over a group once it may be answered. It is the writer after this one; nil answers.
+	then *anchorWriter
 
 	// mutex guards the group below. No other lock is taken while it is held.
 	mutex sync.Mutex
-	// wanted is the newest committed mark, written the newest mark in the file.
+	// wanted is the newest committed mark, written the newest mark that to has.
 	wanted, written anchor.Mark
 	waiting         []*anchorWaiter
 	// stalled is set from a write that fails or takes too long until the next write that
-	// succeeds. While it is set, no change waits for the anchor.
+	// succeeds. While it is set, no change waits.
 	stalled  bool
 	failures int64
 	reminded time.Time
@@ -53,14 +61,78 @@ type anchorWriter struct {
 
 	wake    chan struct{}
 	stopped chan struct{}
+	// settled is closed after the first write, or the first failure.
+	settled chan struct{}
+	settle  sync.Once
 }
 
-// anchorWaiter is a group of committed changes that waits until the anchor has its
-// revision.
+// target is what an anchorWriter writes. Only the writer's goroutine calls its methods, except
+// waits and words.
+type target interface {
+	// write makes a mark durable. groups are the committed groups that wait for it, in order.
+	write(mark anchor.Mark, groups []*anchorWaiter) error
+	// tend does what is due besides.
+	tend()
+	// waits reports whether a group must wait until its mark is durable.
+	waits(group []*pendingChange) bool
+	// words returns what the log says.
+	words() targetWords
+	// Closer releases the target. Each write was synced.
+	io.Closer
+}
+
+// targetWords is what the log says about a target.
+type targetWords struct {
+	// failed and restored are the messages for the first failure and for the first success after
+	// it. revision is the name of the attribute for the newest durable revision.
+	failed, restored, revision string
+}
+
+// anchorWaiter is a group of committed changes that waits until its mark is durable.
 type anchorWaiter struct {
-	group    []*pendingChange
-	revision int64
-	timer    *time.Timer
+	group []*pendingChange
+	mark  anchor.Mark
+	timer *time.Timer
+}
+
+// newAnchorWriter returns a writer to a target, which has the mark written.
+func newAnchorWriter(log *slog.Logger, to target, written, wanted anchor.Mark) *anchorWriter {
+	a := &anchorWriter{
+		log: log, to: to, written: written, wanted: wanted,
+		wake: make(chan struct{}, 1), stopped: make(chan struct{}), settled: make(chan struct{}),
+	}
+	if written == wanted {
+		a.settle.Do(func() { close(a.settled) })
+	}
+	return a
+}
+
+// anchorFile is the target that is the anchor's file.
+type anchorFile struct {
+	*anchor.File
+	fault func(anchor.Mark) error // in tests
+}
+
+func (f anchorFile) write(mark anchor.Mark, _ []*anchorWaiter) error {
+	if f.fault != nil {
+		if err := f.fault(mark); err != nil {
+			return err
+		}
+	}
+	return f.Write(mark)
+}
+
+func (anchorFile) tend() {}
+
+// waits implements target. If a crash takes a new key away, nobody gets more access.
+func (anchorFile) waits(group []*pendingChange) bool { return !onlyCreates(group) }
+
+func (anchorFile) words() targetWords {
+	return targetWords{
+		failed:   "the anchor cannot be written: changes are answered without it, and what the disk loses of them now is not noticed",
+		restored: "the anchor is written again: changes wait for it",
+		revision: "anchored_revision",
+	}
 }
 
 // mark returns how far the file has come. Errors: DamagedError.
@@ -82,29 +154,29 @@ func (o *opened) eventHash(revision int64) (hash [32]byte, err error) {
 	return hash, err
 }
 
-// checkAnchor compares the file with its anchor. It returns false if the store has no
-// anchor yet. Errors: ErrAnchor.
+// checkAnchor compares the file with its anchor. It returns false if the store has no anchor's
+// file yet, or its sink is its anchor. Errors: ErrAnchor.
 func (o *opened) checkAnchor(path string) (bool, error) {
-	mark, err := readAnchor(path)
+	mark, err := readInTime(func() (anchor.Mark, error) { return anchor.Read(path) })
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && !o.header.GetAnchored():
+	case errors.Is(err, fs.ErrNotExist) && (!o.header.GetAnchored() || o.header.GetSink() != ""):
 		return false, nil
 	case errors.Is(err, fs.ErrNotExist):
 		return false, fmt.Errorf("%w: the anchor %s is not there", storage.ErrAnchor, path)
 	case err != nil:
 		return false, fmt.Errorf("%w: the anchor %s cannot be read: %w", storage.ErrAnchor, path, err)
 	}
-	return true, o.compare(path, mark)
+	return true, o.compare("the anchor "+path, mark)
 }
 
-// compare compares the file with a mark that was read from path. Errors: ErrAnchor.
-func (o *opened) compare(path string, mark anchor.Mark) error {
+// compare compares the file with the mark of something else, which where names. Errors: ErrAnchor.
+func (o *opened) compare(where string, mark anchor.Mark) error {
 	switch {
 	case mark.Epoch != o.header.GetEpoch():
-		return fmt.Errorf("%w: the store has epoch %s, the anchor %s epoch %s", storage.ErrAnchor, o.header.GetEpoch(), path, mark.Epoch)
+		return fmt.Errorf("%w: the store has epoch %s, %s epoch %s", storage.ErrAnchor, o.header.GetEpoch(), where, mark.Epoch)
 	case mark.Revision > o.position.Revision:
-		return fmt.Errorf("%w: the store is at revision %d, the anchor %s at %d: the newest changes are lost",
-			storage.ErrAnchor, o.position.Revision, path, mark.Revision)
+		return fmt.Errorf("%w: the store is at revision %d, %s at %d: the newest changes are lost",
+			storage.ErrAnchor, o.position.Revision, where, mark.Revision)
 	}
 	hash, err := o.eventHash(mark.Revision)
 	if err == nil && hash == mark.Hash {
@@ -113,62 +185,54 @@ func (o *opened) compare(path string, mark anchor.Mark) error {
 	if err == nil {
 		err = errors.New("the hashes differ")
 	}
-	return fmt.Errorf("%w: the event at revision %d is not the one that the anchor %s knows: %w", storage.ErrAnchor, mark.Revision, path, err)
+	return fmt.Errorf("%w: the event at revision %d is not the one that %s knows: %w", storage.ErrAnchor, mark.Revision, where, err)
 }
 
-// readAnchor reads an anchor. It gives up after 5 s.
-func readAnchor(path string) (anchor.Mark, error) {
+// readInTime returns what read returns. It gives up after 5 s.
+func readInTime[T any](read func() (T, error)) (T, error) {
 	type answer struct {
-		mark anchor.Mark
-		err  error
+		value T
+		err   error
 	}
-	read := make(chan answer, 1)
+	answers := make(chan answer, 1)
 	go func() {
-		mark, err := anchor.Read(path)
-		read <- answer{mark, err}
+		value, err := read()
+		answers <- answer{value, err}
 	}()
-	timer := time.NewTimer(5 * anchorWait)
+	timer := time.NewTimer(openWait)
 	defer timer.Stop()
 	select {
-	case answer := <-read:
-		return answer.mark, answer.err
+	case answer := <-answers:
+		return answer.value, answer.err
 	case <-timer.C:
-		return anchor.Mark{}, fmt.Errorf("no answer for %s", 5*anchorWait)
+		var none T
+		return none, fmt.Errorf("no answer for %s", openWait)
 	}
 }
 
-// openAnchor compares the file with its anchor, makes an anchor if the store has none, and
-// returns the writer that keeps it up to date. Errors: ErrAnchor, DamagedError, and those
-// of the file system.
-func openAnchor(file *opened, config Config) (*anchorWriter, error) {
-	// 1. Compare. A store that disagrees with its anchor is not touched.
-	found, err := file.checkAnchor(config.Anchor)
-	if err != nil {
-		return nil, err
-	}
+// openAnchor makes an anchor's file if found is false, and returns the writer that keeps it up to
+// date. The caller has compared the store with its anchor. Errors: DamagedError, and those of the
+// file system.
+func openAnchor(file *opened, config Config, found bool) (*anchorWriter, error) {
 	mark, err := file.mark()
 	if err != nil {
 		return nil, err
 	}
-	// 2. Make the anchor. A crash after this step leaves an anchor that agrees with the store.
+	// 1. Make the anchor. A crash after this step leaves an anchor that agrees with the store.
 	if !found {
 		if err := anchor.Create(config.Anchor, mark); err != nil {
 			return nil, fmt.Errorf("making the anchor: %w", err)
 		}
 	}
 	if !file.header.GetAnchored() {
-		// 3. Make the anchor's name durable, also if a start before this one made the anchor.
-		// This comes before step 4: a header that asks for an anchor whose name a crash took
+		// 2. Make the anchor's name durable, also if a start before this one made the anchor.
+		// This comes before step 3: a header that asks for an anchor whose name a crash took
 		// away would refuse every later start.
 		if err := syncFolder(filepath.Dir(config.Anchor)); err != nil {
 			return nil, err
 		}
-		// 4. From now on the store cannot be opened without the anchor.
-		file.header.Anchored = true
-		err := guard(func() error {
-			return file.database.Update(func(tx *bolt.Tx) error { return put(tx, bucketMeta, nameHeader, file.header) })
-		})
-		if err != nil {
+		// 3. From now on the store cannot be opened without the anchor.
+		if err := file.putHeader(func(header *storagev1.HeaderRecord) { header.Anchored = true }); err != nil {
 			return nil, err
 		}
 	}
@@ -176,33 +240,32 @@ func openAnchor(file *opened, config Config) (*anchorWriter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the anchor: %w", err)
 	}
-	a := &anchorWriter{
-		log:     config.Log,
-		file:    opened,
-		write:   opened.Write,
-		written: opened.Mark(),
-		wanted:  mark,
-		wake:    make(chan struct{}, 1),
-		stopped: make(chan struct{}),
-	}
-	if config.anchorFault != nil {
-		a.write = func(mark anchor.Mark) error {
-			if err := config.anchorFault(mark); err != nil {
-				return err
-			}
-			return opened.Write(mark)
-		}
-	}
-	return a, nil
+	return newAnchorWriter(config.Log, anchorFile{opened, config.anchorFault}, opened.Mark(), mark), nil
 }
 
-// start starts the goroutine that writes. The goroutine calls replaced if the anchor's path no
-// longer names the file that was opened.
-func (a *anchorWriter) start(replaced func(error)) {
-	a.replaced = replaced
+// putHeader changes the header, in memory and in the file.
+func (o *opened) putHeader(change func(*storagev1.HeaderRecord)) error {
+	header := proto.CloneOf(o.header)
+	change(header)
+	err := guard(func() error {
+		return o.database.Update(func(tx *bolt.Tx) error { return put(tx, bucketMeta, nameHeader, header) })
+	})
+	if err == nil {
+		o.header = header
+	}
+	return err
+}
+
+// start starts the goroutine that writes. The goroutine calls ended if the anchor's path no longer
+// names the file that was opened. then is the writer that gets a group after this one, nil if none.
+func (a *anchorWriter) start(ended func(error), then *anchorWriter) {
+	if a == nil {
+		return
+	}
+	a.ended, a.then = ended, then
 	go func() {
 		defer close(a.stopped)
-		defer a.file.Close() //nolint:errcheck // each write was synced
+		defer a.to.Close() //nolint:errcheck // each write was synced
 		for a.next() {
 		}
 	}()
@@ -217,25 +280,26 @@ func (a *anchorWriter) signal() {
 }
 
 // committed takes over a committed group, whose newest revision is in mark, and answers its
-// changes. A group that only creates keys is answered at once: if a crash takes a new key
-// away, nobody gets more access. Any other group is answered once the anchor has the mark.
+// changes: at once if the target does not ask to wait, or once the target has the mark.
 func (a *anchorWriter) committed(mark anchor.Mark, group []*pendingChange) {
 	if a == nil {
 		answer(group)
 		return
 	}
 	a.mutex.Lock()
-	a.wanted = mark
-	waits := !a.stalled && !a.stopping && !onlyCreates(group)
+	if mark.Revision > a.wanted.Revision { // the writer before this one may hand over out of order
+		a.wanted = mark
+	}
+	waits := !a.stalled && !a.stopping && a.to.waits(group)
 	if waits {
-		waiter := &anchorWaiter{group: group, revision: mark.Revision}
+		waiter := &anchorWaiter{group: group, mark: mark}
 		waiter.timer = time.AfterFunc(anchorWait, func() { a.expire(waiter) })
 		a.waiting = append(a.waiting, waiter)
 	}
 	a.mutex.Unlock()
 	a.signal()
 	if !waits {
-		answer(group)
+		a.then.committed(mark, group)
 	}
 }
 
@@ -272,27 +336,45 @@ func answer(group []*pendingChange) {
 func (a *anchorWriter) next() bool {
 	<-a.wake
 	for {
+		a.to.tend()
 		a.mutex.Lock()
-		mark, due, urgent, stopping := a.wanted, a.wanted != a.written, len(a.waiting) > 0, a.stopping
+		due, urgent, stopping := a.wanted != a.written, len(a.waiting) > 0, a.stopping
 		a.mutex.Unlock()
 		switch {
 		case !due:
 			return !stopping
-		case !urgent && !stopping:
+		case !urgent && !stopping && a.hasSettled():
 			if pause := time.NewTimer(anchorPause); !a.idle(pause) {
 				continue // a change waits, or the writer has to end
 			}
-			// The write covers what was committed during the pause.
-			a.mutex.Lock()
-			mark = a.wanted
-			a.mutex.Unlock()
 		}
-		err := a.write(mark)
+		// The write covers what was committed during the pause.
+		a.mutex.Lock()
+		mark, groups := a.wanted, slices.Clone(a.waiting)
+		a.mutex.Unlock()
+		err := a.to.write(mark, groups)
 		a.wrote(mark, err)
 		if err != nil && stopping {
 			return false
 		}
 	}
+}
+
+// hasSettled reports whether there was a write, or a failure.
+func (a *anchorWriter) hasSettled() bool {
+	select {
+	case <-a.settled:
+		return true
+	default:
+		return false
+	}
+}
+
+// isStalled reports whether no change waits.
+func (a *anchorWriter) isStalled() bool {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	return a.stalled
 }
 
 // idle waits until a timer has run out and reports true. It reports false if a change
@@ -317,7 +399,7 @@ func (a *anchorWriter) idle(pause *time.Timer) bool {
 // wrote handles the outcome of a write.
 func (a *anchorWriter) wrote(mark anchor.Mark, err error) {
 	if errors.Is(err, anchor.ErrReplaced) {
-		a.replaced(fmt.Errorf("%w: %w", storage.ErrReplaced, err))
+		a.ended(fmt.Errorf("%w: %w", storage.ErrReplaced, err))
 		a.release(func(*anchorWaiter) bool { return true }, fmt.Errorf("%w: %w: %w", storage.ErrOutcomeUnknown, storage.ErrReplaced, err))
 		a.mutex.Lock()
 		a.written = mark // nothing is left to do
@@ -331,11 +413,12 @@ func (a *anchorWriter) wrote(mark anchor.Mark, err error) {
 	a.mutex.Lock()
 	a.written = mark
 	if a.stalled {
-		a.log.Info("the anchor is written again: changes wait for it", "revision", mark.Revision, "failures", a.failures)
+		a.log.Info(a.to.words().restored, "revision", mark.Revision, "failures", a.failures)
 	}
 	a.stalled, a.failures = false, 0
 	a.mutex.Unlock()
-	a.release(func(waiter *anchorWaiter) bool { return waiter.revision <= mark.Revision }, nil)
+	a.settle.Do(func() { close(a.settled) })
+	a.release(func(waiter *anchorWaiter) bool { return waiter.mark.Revision <= mark.Revision }, nil)
 }
 
 // expire stalls the writer if a group still waits after anchorWait.
@@ -358,11 +441,12 @@ func (a *anchorWriter) stall(err error) {
 	a.failures++
 	if now := time.Now(); !a.stalled || now.Sub(a.reminded) >= anchorReminder {
 		a.reminded = now
-		a.log.Error("the anchor cannot be written: changes are answered without it, and what the disk loses of them now is not noticed",
-			"error", err, "failures", a.failures, "anchored_revision", a.written.Revision, "revision", a.wanted.Revision)
+		words := a.to.words()
+		a.log.Error(words.failed, "error", err, "failures", a.failures, words.revision, a.written.Revision, "revision", a.wanted.Revision)
 	}
 	a.stalled = true
 	a.mutex.Unlock()
+	a.settle.Do(func() { close(a.settled) })
 	a.release(func(*anchorWaiter) bool { return true }, nil)
 }
 
@@ -383,7 +467,7 @@ func (a *anchorWriter) release(chosen func(*anchorWaiter) bool, err error) {
 	for _, waiter := range released {
 		waiter.timer.Stop()
 		if err == nil {
-			answer(waiter.group)
+			a.then.committed(waiter.mark, waiter.group)
 			continue
 		}
 		for _, each := range waiter.group {

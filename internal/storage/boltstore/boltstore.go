@@ -11,7 +11,8 @@
 // commit is in progress.
 //
 // The anchor, a small file beside the store or on another disk, remembers how far the
-// store had come (anchor.go). integrity.go explains how a record that is stale or altered is
+// store had come (anchor.go). The audit sink, a file of JSON lines, gets every audit event, and is
+// an anchor as well (sink.go). integrity.go explains how a record that is stale or altered is
 // detected.
 package boltstore
 
@@ -29,6 +30,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
+	"github.com/scribe-mail/keysvc/internal/storage/sink"
 )
 
 // Config is how a store is opened. The zero value is useful.
@@ -48,7 +50,15 @@ type Config struct {
 	// AnchorOf the store's file, which detects changes that the disk lost. An anchor on
 	// another disk also detects an older copy of the store that was put in its place.
 	Anchor string
-	// Unanchored makes Open ignore the anchor: it is neither compared nor written. Tools and
+	// Sink is the path of the audit sink, a file that gets a line for each audit event before the
+	// change is answered. Default: none. The sink is the store's anchor: without an Anchor, no
+	// anchor's file is written. A store that had a sink is not opened without it, except with
+	// SinkOff or SinkAsBefore.
+	Sink string
+	// SinkReserve is how many bytes of the sink's disk are kept for narrowing changes. Default:
+	// sink.DefaultReserve, room for 10,000. A negative value keeps nothing.
+	SinkReserve int64
+	// Unanchored makes Open ignore anchor and sink: they are neither compared nor written. Tools and
 	// tests that open copies set it.
 	Unanchored bool
 	// Random yields the epoch of a new store. Default: the system's CSPRNG.
@@ -66,6 +76,10 @@ type Config struct {
 	allocate func(file *os.File, from, to int64) error
 	// anchorFault, in tests, fails or delays a write of the anchor.
 	anchorFault func(anchor.Mark) error
+	// sinkDisk, in tests, fails or delays writes of the sink.
+	sinkDisk sink.Disk
+	// anchorGiven reports whether Anchor is not the default.
+	anchorGiven bool
 	// room is the reserve of the store that is opened with this config.
 	room *reserve
 }
@@ -125,9 +139,11 @@ type Store struct {
 	// ended is set once this process must not open the store again.
 	ended error
 
-	ring   *ring
-	room   *reserve
-	anchor *anchorWriter // nil if the store has none
+	ring *ring
+	room *reserve
+	// sink and anchor write after the commits, in this order. Each is nil if the store has none.
+	sink, anchor *anchorWriter
+	sinkTarget   *sinkTarget // of sink
 
 	queue     chan *pendingChange
 	closing   chan struct{} // closed by Close
@@ -136,16 +152,19 @@ type Store struct {
 	closeOnce sync.Once
 }
 
-var _ storage.Store = (*Store)(nil)
+var (
+	_ storage.Store        = (*Store)(nil)
+	_ storage.SinkReopener = (*Store)(nil)
+)
 
 // Open opens the store in the file at path. If config.Create allows it, Open makes a store
 // that does not exist, with mode 0600; the folder must exist. Open upgrades a file of an
 // older schema. Errors: ErrAbsent and ErrPresent, as Creation defines, ErrLocked if another
 // process serves the file, ErrNewer, ErrDamaged, ErrAnchor, and those of the file system.
 func Open(path string, config Config) (*Store, error) {
-	config = config.withDefaults()
-	if config.Anchor == "" {
-		config.Anchor = AnchorOf(path)
+	config, err := config.withDefaults().withAnchors(path)
+	if err != nil {
+		return nil, err
 	}
 	if err := create(path, config); err != nil {
 		return nil, err
@@ -176,14 +195,14 @@ func Open(path string, config Config) (*Store, error) {
 		return nil, err
 	}
 	if !config.Unanchored {
-		if store.anchor, err = openAnchor(opened, config); err != nil {
+		if err := store.openAnchors(opened); err != nil {
 			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), opened.close())
 		}
-		store.anchor.start(store.end)
 	}
 	store.use(opened)
 	store.epoch, store.info = opened.header.GetEpoch(), opened.info
 	store.ring = newRing(opened.position)
+	store.startAnchors()
 	store.committer.Go(store.commitLoop)
 	return store, nil
 }
@@ -213,7 +232,9 @@ func (s *Store) close() error {
 	// that a failed commit closes in the background.
 	close(s.closing)
 	s.committer.Wait()
-	// 3. End the anchor writer, after the committer: the last group waits for the anchor too.
+	// 3. End the writers of sink and anchor, after the committer: the last group waits for them,
+	// too. The sink hands its groups to the anchor, so it ends first.
+	s.sink.stop()
 	s.anchor.stop()
 	// 4. Wait for a reopening in progress, which sees closed and closes its file itself.
 	s.reopening.Lock()

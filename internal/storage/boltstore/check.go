@@ -25,9 +25,11 @@ type Report struct {
 	// Position is how far the store has come.
 	Position storage.Position
 	// The numbers of records, readable or not.
-	Workspaces, Members, Keys, AuditEvents, FeedEntries int
+	Workspaces, Members, Keys, AuditEvents, FeedEntries, Refusals int
 	// Anchor says how the file compares with its anchor.
 	Anchor string
+	// Sink says how the file compares with its audit sink.
+	Sink string
 	// Problems describes what is wrong, about a hundred problems at most; then the last line
 	// says how many more there are. The store is sound if Problems is empty.
 	Problems []string
@@ -38,13 +40,18 @@ type Report struct {
 // together. Damage of any extent is reported as problems. An error means that the file
 // could not be examined: ErrLocked, ErrNewer, the context's, or that of the file system.
 func Check(ctx context.Context, path string) (Report, error) {
-	return CheckAnchored(ctx, path, AnchorOf(path))
+	return CheckAnchored(ctx, path, "", "")
 }
 
-// CheckAnchored is Check for a store whose anchor is at anchorPath.
-func CheckAnchored(ctx context.Context, path, anchorPath string) (Report, error) {
+// CheckAnchored is Check for a store whose anchor is at anchorPath and whose audit sink is at
+// sinkPath. An empty anchorPath is AnchorOf the file. If sinkPath is empty, a difference from the
+// sink that the store had is reported and not a problem: the file may be a copy.
+func CheckAnchored(ctx context.Context, path, anchorPath, sinkPath string) (Report, error) {
+	if anchorPath == "" {
+		anchorPath = AnchorOf(path)
+	}
 	var report Report
-	err := check(ctx, path, anchorPath, &report)
+	err := check(ctx, path, anchorPath, sinkPath, &report)
 	switch {
 	case errors.Is(err, storage.ErrLocked):
 		return Report{}, fmt.Errorf("%w: stop the server, or check a copy of the file", err)
@@ -56,7 +63,7 @@ func CheckAnchored(ctx context.Context, path, anchorPath string) (Report, error)
 	return report, nil
 }
 
-func check(ctx context.Context, path, anchorPath string, report *Report) (err error) {
+func check(ctx context.Context, path, anchorPath, sinkPath string, report *Report) (err error) {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -72,6 +79,7 @@ func check(ctx context.Context, path, anchorPath string, report *Report) (err er
 			return err
 		}
 		file.reportAnchor(anchorPath, report)
+		file.reportSink(sinkPath, report)
 		return nil
 	})
 }
@@ -109,7 +117,7 @@ type fileChecker struct {
 func (c *fileChecker) run(file *opened) error {
 	c.Position(file.position)
 	c.names()
-	if err := c.feed(); err != nil {
+	if err := errors.Join(c.feed(), c.refusals()); err != nil {
 		return err
 	}
 	heads, err := c.items()
@@ -157,7 +165,7 @@ func (c *fileChecker) names() {
 		case content == nil:
 			c.Problem("a value outside of the buckets: %s", hex.EncodeToString(bucket))
 			return nil
-		case !slices.Contains(buckets, string(bucket)):
+		case !slices.Contains(buckets, string(bucket)) && string(bucket) != bucketRefusals:
 			c.Problem("an unknown bucket %q", bucket)
 		}
 		allowed, limited := known[string(bucket)]

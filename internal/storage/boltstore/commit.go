@@ -33,6 +33,9 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	if err := s.room.admit(change.Narrows); err != nil {
 		return 0, err
 	}
+	if err := s.admitToSink(change); err != nil {
+		return 0, err
+	}
 	pending, err := encode(change)
 	if err != nil {
 		return 0, err
@@ -144,6 +147,12 @@ func pick(queued []*pendingChange) (group, rest []*pendingChange) {
 // commitGroup commits a group in one transaction, publishes it in revision order,
 // and answers every change of it.
 func (s *Store) commitGroup(group []*pendingChange) {
+	// 0. Refuse what the sink cannot get. Commit has refused it already if the sink failed before
+	// the change entered the queue.
+	if group = s.admitted(group); len(group) == 0 {
+		return
+	}
+
 	// 1. Read the records that the group replaces or deletes. This comes first because their
 	// hashes go into the audit events, and the heads that step 2 computes are hashes of these
 	// events.
@@ -176,12 +185,13 @@ func (s *Store) commitGroup(group []*pendingChange) {
 		pending.finish(0, refusal)
 	}
 
-	// 5. Answer the group. The anchor writer does it after a success, because some changes
-	// are acknowledged only once the anchor has their revision.
+	// 5. Answer the group. The writers of sink and anchor do it after a success, because changes
+	// are acknowledged only once the sink has their events, and some only once the anchor has their
+	// revision.
 	switch {
 	case err == nil:
 		mark := anchor.Mark{Epoch: s.epoch, Revision: plan.position.Revision, Hash: plan.position.Hash}
-		s.anchor.committed(mark, plan.accepted)
+		s.committed(mark, plan.accepted)
 	case errors.Is(err, errNoRoom):
 		s.retryWithoutRoom(plan.accepted)
 	case errors.Is(err, storage.ErrUnavailable):
@@ -288,7 +298,6 @@ func (s *Store) write(file *opened, plan *groupPlan) error {
 		err = s.commit(tx)
 	}
 	if isNoRoomInFile(err) {
-		s.room.fitted(narrow(group), err)
 		return errNoRoom
 	}
 
@@ -331,7 +340,7 @@ func (s *Store) fill(tx *bolt.Tx, writes []write, position storage.Position) err
 			return err
 		}
 	}
-	if err := trimFeed(tx, position.Revision-s.config.FeedEntries); err != nil {
+	if err := trim(tx.Bucket([]byte(bucketFeed)), position.Revision-s.config.FeedEntries); err != nil {
 		return err
 	}
 	return put(tx, bucketMeta, namePosition, &storagev1.PositionRecord{
@@ -340,13 +349,13 @@ func (s *Store) fill(tx *bolt.Tx, writes []write, position storage.Position) err
 	})
 }
 
-// trimFeed deletes the feed entries up to and including a revision.
-func trimFeed(tx *bolt.Tx, upTo int64) error {
+// trim deletes the values of a bucket up to and including a number.
+func trim(bucket *bolt.Bucket, upTo int64) error {
 	if upTo < 1 {
 		return nil
 	}
 	last := []byte(number(upTo))
-	cursor := tx.Bucket([]byte(bucketFeed)).Cursor()
+	cursor := bucket.Cursor()
 	for name, _ := cursor.First(); name != nil && bytes.Compare(name, last) <= 0; name, _ = cursor.First() {
 		if err := cursor.Delete(); err != nil {
 			return err

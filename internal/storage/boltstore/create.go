@@ -16,6 +16,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/sink"
 )
 
 // Creation tells Open whether it may make a store. A new store is empty and knows no token, so
@@ -51,6 +52,14 @@ func (c Config) mayCreate(path string) (bool, error) {
 			return false, fmt.Errorf("%w: %s has gone, and its anchor %s is left", storage.ErrAnchor, path, c.Anchor)
 		case !errors.Is(err, fs.ErrNotExist):
 			return false, err
+		}
+		if c.Sink != "" && c.Sink != SinkOff && c.Sink != SinkAsBefore {
+			switch name, _, err := sink.Newest(c.Sink); {
+			case err == nil:
+				return false, fmt.Errorf("%w: %s has gone, and its audit sink %s is left", storage.ErrAnchor, path, name)
+			case !errors.Is(err, fs.ErrNotExist):
+				return false, err
+			}
 		}
 	}
 	if c.Create != CreateNew && c.Create != CreateIfAbsent {

@@ -123,7 +123,7 @@ func TestTwoChecksShareTheFile(t *testing.T) {
 	want := Report{
 		Schema: storage.Schema, Epoch: report.Epoch, Position: report.Position,
 		Workspaces: 3, Members: 3, Keys: 6, AuditEvents: 14, FeedEntries: 14,
-		Anchor: "none yet: the next start makes one",
+		Anchor: "none yet: the next start makes one", Sink: "none",
 	}
 	if fmt.Sprintf("%+v", report) != fmt.Sprintf("%+v", want) || report.Position.Revision != 14 || len(report.Epoch) != 24 {
 		t.Errorf("Check: %+v, want %+v", report, want)

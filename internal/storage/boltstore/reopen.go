@@ -74,21 +74,26 @@ func (s *Store) loaded(from *fileIndex) {
 }
 
 // checkMark checks that a reopened file has everything that was committed to it, and tells the
-// anchor writer how far the file has come. Errors: ErrHistoryChanged, DamagedError.
+// writers of sink and anchor how far the file has come. Errors: ErrHistoryChanged, DamagedError.
 func (s *Store) checkMark(file *opened) error {
-	if s.anchor == nil {
+	first := s.sink
+	if first == nil {
+		first = s.anchor
+	}
+	if first == nil {
 		return nil
 	}
-	s.anchor.mutex.Lock()
-	known := s.anchor.wanted
-	s.anchor.mutex.Unlock()
-	if err := file.compare("in memory", known); err != nil {
+	first.mutex.Lock()
+	known := first.wanted
+	first.mutex.Unlock()
+	if err := file.compare("the memory of this process", known); err != nil {
 		return fmt.Errorf("%w: %w", storage.ErrHistoryChanged, err)
 	}
 	mark, err := file.mark()
 	if err != nil {
 		return err
 	}
+	s.sink.reopened(mark)
 	s.anchor.reopened(mark)
 	return nil
 }

@@ -12,16 +12,33 @@ type State struct {
 	AnchorFailures int64
 	// AnchoredRevision is the newest revision that the anchor has, 0 without an anchor.
 	AnchoredRevision int64
+	// SinkStalled reports whether the audit sink cannot be written, SinkFull whether its disk has
+	// space for narrowing changes only. In either case only narrowing changes are made.
+	SinkStalled, SinkFull bool
+	// SinkFailures is the number of failed writes since SinkStalled became true. SinkRefused is the
+	// number of changes that were refused because of the sink since the start.
+	SinkFailures, SinkRefused int64
+	// SinkRevision is the newest revision that the sink has, 0 without a sink.
+	SinkRevision int64
 }
 
 // State returns the state of the store.
 func (s *Store) State() State {
 	state := State{Full: s.room.full.Load(), Refused: s.room.refused.Load()}
 	if s.anchor != nil {
-		s.anchor.mutex.Lock()
-		defer s.anchor.mutex.Unlock()
-		state.AnchorStalled, state.AnchorFailures = s.anchor.stalled, s.anchor.failures
-		state.AnchoredRevision = s.anchor.written.Revision
+		state.AnchoredRevision, state.AnchorStalled, state.AnchorFailures = s.anchor.state()
+	}
+	if s.sink != nil {
+		state.SinkRevision, state.SinkStalled, state.SinkFailures = s.sink.state()
+		state.SinkFull, state.SinkRefused = s.sinkTarget.full.Load(), s.sinkTarget.refused.Load()
 	}
 	return state
+}
+
+// state returns the newest revision that was written, whether the writer is stalled, and how many
+// writes have failed since then.
+func (a *anchorWriter) state() (revision int64, stalled bool, failures int64) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	return a.written.Revision, a.stalled, a.failures
 }
