@@ -98,13 +98,11 @@ func listRefusals(ctx context.Context, tx *bolt.Tx, query storage.Query, before 
 		return page, nil
 	}
 	cursor, total := bucket.Cursor(), 0
-	name, value := cursor.Seek([]byte(number(before)))
-	if name == nil {
-		name, value = cursor.Last()
-	} else {
-		name, value = cursor.Prev()
+	step := cursor.Prev
+	if name, _ := cursor.Seek([]byte(number(before))); name == nil {
+		step = cursor.Last
 	}
-	for ; name != nil; name, value = cursor.Prev() {
+	for name, value := step(); name != nil; name, value = cursor.Prev() {
 		if err := ctx.Err(); err != nil {
 			return page, err
 		}
