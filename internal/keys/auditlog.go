@@ -141,8 +141,7 @@ func (q AuditQuery) check() (*auditSelection, error) {
 	} else {
 		refuseToken(&fields, "caller", q.Caller)
 	}
-	q.Since = checkTime(&fields, "since", q.Since)
-	q.Until = checkTime(&fields, "until", q.Until)
+	since, until := checkTime(&fields, "since", q.Since), checkTime(&fields, "until", q.Until)
 	if q.AfterRevision < 0 {
 		fields.Add("after_revision", "is negative; 0 or a revision that keysvc gave is required")
 	}
@@ -153,6 +152,7 @@ func (q AuditQuery) check() (*auditSelection, error) {
 	if err := fields.Err(); err != nil {
 		return nil, err // a page token cannot be compared with bad filters
 	}
+	checked.Since, checked.Until = since, until
 	checked.PageSize, checked.PageToken = 0, ""
 	checked.digest = pageDigest("audit events", checked.AuditQuery)
 	checked.cursor = parsePageToken(&fields, q.PageToken, checked.digest)

@@ -14,7 +14,7 @@ import (
 // VerifyOptions say how VerifyAudit verifies a store.
 type VerifyOptions struct {
 	// Sink are the files of the audit sink, in any order, or patterns of their names. Without one,
-	// the sink is used that the store had when it was served last. "off" is none.
+	// the sink is used that the store had when it was served last. "off" stands for no sink.
 	Sink []string
 	// Copy reports whether the store is a copy that was made while the server went on.
 	Copy bool

@@ -101,7 +101,7 @@ func TestAuditScanGoesOnBehindPrunedEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close() //nolint:errcheck // read-only
+	defer file.Close()
 	got, pages = scanned(t, file, storage.AuditQuery{WorkspaceID: "busy", Limit: 10})
 	if !slices.Equal(got, want) || pages < 2 {
 		t.Errorf("the file: %v in %d pages, want %v in at least 2", got, pages, want)

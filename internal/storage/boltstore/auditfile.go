@@ -44,14 +44,15 @@ func (f *AuditFile) Epoch() string { return f.file.header.GetEpoch() }
 // Newest returns the revision of the newest change.
 func (f *AuditFile) Newest() int64 { return f.file.position.Revision }
 
-// Pruned returns the revision up to which events may be missing because they are old.
-func (f *AuditFile) Pruned() int64 { return f.file.header.GetPrunedRevision() }
+// Pruned returns the revision up to which events may be missing because they are old: 0, because
+// files keep all events so far.
+func (f *AuditFile) Pruned() int64 { return 0 }
 
 // SinkPath returns the path of the audit sink that the file had when it was served last, empty if
 // it had none.
 func (f *AuditFile) SinkPath() string { return f.file.header.GetSink() }
 
-// EncodedEvent returns the stored bytes of the event of a revision, nil if there is none. Errors:
+// EncodedEvent returns the stored bytes of the event of a revision, nil if the file has no such event. Errors:
 // DamagedError.
 func (f *AuditFile) EncodedEvent(revision int64) (encoded []byte, err error) {
 	name := number(revision)

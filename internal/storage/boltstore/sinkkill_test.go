@@ -27,7 +27,7 @@ func TestHelperSinkLoad(t *testing.T) {
 	if folder == "" {
 		return // for TestKillLosesNoLine only
 	}
-	store, err := Open(filepath.Join(folder, "store.db"), Config{Create: CreateIfAbsent, Sink: filepath.Join(folder, "audit"), SinkReserve: 64 << 10})
+	store, err := Open(filepath.Join(folder, "store.db"), Config{Create: CreateIfAbsent, Sink: filepath.Join(folder, "audit"), SinkReserve: 64 << 10, wait: patient})
 	if err != nil {
 		t.Fatalf("Open: %v", err)
 	}

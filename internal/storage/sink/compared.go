@@ -221,7 +221,7 @@ func (b *bitSet) cut(last int64) {
 	}
 }
 
-// before returns the greatest number in the set below the given one, 0 if there is none.
+// before returns the greatest number in the set below the given one, 0 if all are greater.
 func (b bitSet) before(number int64) int64 {
 	if number = min(number, int64(len(b))*64); number <= 0 {
 		return 0

@@ -34,7 +34,7 @@ type Ledger interface {
 	Newest() int64
 	// Pruned returns the revision up to which events may be missing because they are old.
 	Pruned() int64
-	// EncodedEvent returns the stored bytes of the event of a revision, nil if there is none. The
+	// EncodedEvent returns the stored bytes of the event of a revision, nil if the store has no such event. The
 	// error is a DamagedError.
 	EncodedEvent(revision int64) ([]byte, error)
 	// HeadSequences returns the sequence of the newest event of each workspace; "" is the policy's.
@@ -113,7 +113,7 @@ type Finding struct {
 	File string
 	Line int64
 	// Since is the last event that is right before what was found: in the store and in the sink or,
-	// without a sink, in the store. Nil if there is none, or if it is unknown.
+	// without a sink, in the store. Nil if it is unknown.
 	Since *EventPlace
 
 	workspaceID string

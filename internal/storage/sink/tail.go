@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -107,10 +108,13 @@ func isBeginning(text []byte) bool {
 	return bytes.HasPrefix([]byte(first), text) || bytes.HasPrefix(text, []byte(first)) && bytes.Count(text, []byte("\n")) <= 1
 }
 
+// rotatedName matches what a rotation appends to the name of a file.
+var rotatedName = regexp.MustCompile(`^[.-][0-9][0-9A-Za-z:.-]*$`)
+
 // Newest returns the position of the newest line of a sink: of the file at path or, if that is
 // absent or has no line, of the newest file that it was renamed to. These lie in the same folder,
-// and their names begin with the name of the file and "." or "-". Newest returns the name of the file that it
-// found the line in. Errors: fs.ErrNotExist if there is no line; ErrLine; those of the file system.
+// and their names are that of the file and "." or "-", a digit and perhaps more. Newest returns the
+// name of the file that it found the line in. Errors: fs.ErrNotExist if there is no line; ErrLine; those of the file system.
 func Newest(path string) (name string, tail Tail, err error) {
 	tail, err = ReadTail(path)
 	if err == nil && tail.Newest.Epoch != "" || err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -156,7 +160,7 @@ func rotated(path string) ([]string, error) {
 	var files []string
 	for _, entry := range entries {
 		rest, found := strings.CutPrefix(entry.Name(), filepath.Base(path))
-		if found && (strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "-")) && entry.Type().IsRegular() {
+		if found && rotatedName.MatchString(rest) && entry.Type().IsRegular() {
 			files = append(files, filepath.Join(filepath.Dir(path), entry.Name()))
 		}
 	}
