@@ -21,6 +21,8 @@ const (
 	maxFindings = 200
 	// maxNamed is how many events a finding names.
 	maxNamed = 20
+	// maxRevision is the greatest revision that a line may have. No store comes so far.
+	maxRevision = 1 << 62
 	// progressInterval is the number of lines between two calls of CompareOptions.Progress.
 	progressInterval = 10_000
 )
@@ -306,13 +308,13 @@ func placeOf(record *storagev1.AuditRecord, revision int64) EventPlace {
 
 // line takes a readable line.
 func (c *comparison) line(line Line, file string, number int64) {
-	if line.Event == nil {
-		c.anchorLine(line, file, number)
+	revision := line.Mark.Revision
+	if revision > maxRevision || line.Event != nil && revision < 1 {
+		c.alteredLine(file, number, fmt.Errorf("%w: revision %d", ErrLine, revision))
 		return
 	}
-	revision := line.Mark.Revision
-	if revision < 1 {
-		c.alteredLine(file, number, fmt.Errorf("%w: an event of revision %d", ErrLine, revision))
+	if line.Event == nil {
+		c.anchorLine(line, file, number)
 		return
 	}
 	switch {
