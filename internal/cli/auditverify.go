@@ -22,10 +22,10 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify [FILE]",
 		Short: "Check the audit events of a store, and compare them with its audit sink",
-		Long: `Check the audit events in a store's file that no server has open (default:
-` + defaultFile + `): that those of each workspace form a chain without gaps, and that
-each record is the one that its last event put. Then compare the events with the
-lines of the audit sink. Nothing is changed.
+		Long: `Check the audit events in a store's file that no server has open: that those of each
+workspace form a chain without gaps, and that each record is the one that its last
+event put. Then compare the events with the lines of the audit sink. Nothing is
+changed. FILE is ` + defaultFile + ` if it is not given.
 
 It finds events and lines that were altered, removed or moved, an end that was cut,
 a missing workspace, a store that is older than its sink or has another history, and
@@ -164,7 +164,7 @@ func verificationOf(file string, result server.Verification) verification {
 func (v verification) text(out io.Writer) error {
 	var text strings.Builder
 	line := func(name, format string, arguments ...any) {
-		fmt.Fprintf(&text, "%-11s %s\n", name, printable(redact(fmt.Sprintf(format, arguments...))))
+		fmt.Fprintf(&text, "%-12s%s\n", name, printable(redact(fmt.Sprintf(format, arguments...))))
 	}
 	line("store", "%s, epoch %s, revision %d, %d audit events", v.Store.File, v.Store.Epoch, v.Store.Revision, v.Store.AuditEvents)
 	if v.Store.PrunedRevision > 0 {
