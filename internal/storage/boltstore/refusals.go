@@ -98,7 +98,8 @@ func listRefusals(ctx context.Context, tx *bolt.Tx, query storage.Query, before 
 		return page, nil
 	}
 	cursor, total := bucket.Cursor(), 0
-	name, value := cursor.Seek([]byte(number(before)))
+	var value []byte
+	name, _ := cursor.Seek([]byte(number(before)))
 	if name == nil {
 		name, value = cursor.Last()
 	} else {
