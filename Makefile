@@ -15,10 +15,13 @@ HOSTILETIME  ?= 60s
 HOSTILEFLAGS ?=
 TESTFLAGS ?=
 
+# How a binary is built that everybody can build again, byte by byte, with the same version of Go.
+RELEASE := env CGO_ENABLED=0 go build -trimpath -buildvcs=false
+
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants bench-quick lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants bench-quick scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -115,12 +118,37 @@ hostile:
 hostile-mutants:
 	go -C test run ./hostile -mutants all $(HOSTILEFLAGS)
 
+# Runs gitleaks, with our rules, on our tokens in every text that they may stand in. gitleaks has a
+# module of its own (tools/gitleaks), because it and the linters need different versions of a library.
+scanners:
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	go -C tools/gitleaks build -o "$$tmp/gitleaks" github.com/zricethezav/gitleaks/v8; \
+	go test ./docs -run '^TestGitleaks' -count=1 -v -gitleaks "$$tmp/gitleaks"
+
+# Compares what is built in with the known vulnerabilities of Go modules. Without a network there
+# is nothing to compare with, and a line says so.
+vulnerabilities:
+	output=$$($(TOOL) govulncheck ./... 2>&1) && status=0 || status=$$?; \
+	if grep -q '^govulncheck: fetching vulnerabilities:' <<<"$$output"; then \
+		echo "NOT CHECKED: the database of vulnerabilities cannot be reached from here"; \
+	else echo "$$output"; exit "$$status"; fi
+
+# Builds keysvc twice, in two folders and from nothing, and compares the two byte by byte.
+reproducible:
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	for folder in one another/folder; do \
+		mkdir -p "$$tmp/$$folder"; git archive HEAD | tar -x -C "$$tmp/$$folder"; \
+		(cd "$$tmp/$$folder" && GOCACHE="$$tmp/cache/$$folder" $(RELEASE) -o "$$tmp/$$folder/keysvc" ./cmd/keysvc); \
+	done; \
+	sha256sum "$$tmp/one/keysvc"; cmp "$$tmp/one/keysvc" "$$tmp/another/folder/keysvc"
+
 lint:
 	$(TOOL) buf lint
 	$(TOOL) buf format --diff --exit-code
 	$(TOOL) gofumpt -d .
 	go mod tidy -diff
 	go -C tools mod tidy -diff
+	go -C tools/gitleaks mod tidy -diff
 	go -C test mod tidy -diff
 	go vet ./...
 	go -C test vet ./...

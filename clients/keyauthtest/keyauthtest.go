@@ -349,10 +349,9 @@ func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 	default:
 		return keyauth.Answer{}, status.Errorf(codes.PermissionDenied, "keyauthtest: SetWorkspaces does not allow the service to validate in %q", question.WorkspaceID)
 	}
-	// On an error the token is the zero Token, which matches nothing.
-	presented, _ := token.Parse(question.Token)
+	presented := token.Present(question.Token)
 	var subject decide.Subject
-	if key := v.keys[presented.ID()]; key != nil {
+	if key := v.keys[presented.KeyID()]; key != nil {
 		subject = decide.Subject{Key: key, Member: v.members[memberID{key.Workspace, key.Member}], Workspace: &decide.Workspace{}}
 		if subject.Member != nil {
 			subject.RoleScopes = v.roles[subject.Member.Role]

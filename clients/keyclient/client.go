@@ -56,6 +56,10 @@ type Config struct {
 	// UserAgent names the service in the user-agent header, before "keysvc-go" and grpc's own.
 	// It consists of visible ASCII characters and spaces.
 	UserAgent string
+	// SendTokens sends keysvc the tokens that were presented, as earlier versions did. By default
+	// their digests are sent, so that keysvc sees no token; a server that does not know digests is
+	// then codes.Unavailable. Set it only until such a server is upgraded.
+	SendTokens bool
 	// NearCache makes Validate answer from memory where that is safe: a revoked key is not
 	// accepted for longer than the server's staleness bound, 1 s by default, and not at all
 	// after AwaitRevision. Streams that a keyauth.Guard protects then end when their key does.
@@ -113,6 +117,7 @@ type Client struct {
 	conn *grpc.ClientConn
 	// validator answers Validate.
 	validator keyauth.Validator
+	wire      *wire
 	// cache is the near-cache, which is then the validator; nil without a near-cache.
 	cache *nearcache.Cache
 }
@@ -162,7 +167,7 @@ func New(target string, config Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keyclient: target: %w", err)
 	}
-	validations := keysvcv1.NewValidationServiceClient(conn)
+	validations, wire := keysvcv1.NewValidationServiceClient(conn), &wire{tokens: config.SendTokens}
 	client := &Client{
 		Keys:        keysvcv1.NewKeyServiceClient(conn),
 		Members:     keysvcv1.NewMemberServiceClient(conn),
@@ -170,11 +175,12 @@ func New(target string, config Config) (*Client, error) {
 		Validations: validations,
 		Sync:        keysvcv1.NewSyncServiceClient(conn),
 		conn:        conn,
-		validator:   &remote{validations: validations, timeout: validationTimeout},
+		validator:   &remote{validations: validations, timeout: validationTimeout, wire: wire},
+		wire:        wire,
 	}
 	if config.NearCache {
 		client.cache = nearcache.New(nearcache.Config{
-			Sync: client.Sync, Validations: validations, WithoutCall: withoutCall, Request: request, Read: answer,
+			Sync: client.Sync, Validations: validations, WithoutCall: wire.withoutCall, Request: wire.request, Read: wire.answer,
 			MaxEntries: config.NearCacheEntries, MaxBytes: config.NearCacheBytes, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: nearcache.Hooks(config.NearCacheHooks),
 		})
 		client.validator = client.cache
@@ -189,6 +195,11 @@ func New(target string, config Config) (*Client, error) {
 func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	return c.validator.Validate(ctx, question)
 }
+
+// MalformedTokens returns how many texts were refused without a call since New, because they have
+// "_ksk1_" in them and are not tokens: cut, mistyped, or made up. keysvc does not hear of them. The count is for
+// metrics.
+func (c *Client) MalformedTokens() int64 { return c.wire.malformed.Load() }
 
 // Conn returns the connection, for clients of other services of keysvc, such as grpc.health.v1.
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }

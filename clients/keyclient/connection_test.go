@@ -105,7 +105,7 @@ func TestRetriesWaitDifferentTimes(t *testing.T) {
 				if attempts++; attempts == 1 {
 					return status.Error(codes.Unavailable, "for a test")
 				}
-				return stream.SendMsg(&keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED})
+				return stream.SendMsg(&keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, ByDigest: true})
 			}, keyclient.Config{})
 			begun := time.Now()
 			if _, err := client.Validate(t.Context(), reading(newToken(t))); err != nil {
@@ -245,7 +245,7 @@ func TestCallsAreSecuredAndSpread(t *testing.T) {
 			})),
 			grpc.UnknownServiceHandler(func(service any, stream grpc.ServerStream) error {
 				calls[index].Add(1)
-				return answering(&keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED}, nil)(service, stream)
+				return answering(&keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, ByDigest: true}, nil)(service, stream)
 			}))
 		listener, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {

@@ -3,6 +3,7 @@ package keyclient
 import (
 	"context"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -17,10 +18,22 @@ import (
 // maxTokenBytes is the length of the longest text that is sent as a token.
 const maxTokenBytes = token.MaxTextBytes
 
+// tooOld is the beginning of the error of a server that does not know digests.
+const tooOld = "keyclient: keysvc is older than this client and does not know digests; upgrade keysvc first"
+
 // remote is the Validator that makes a call for each question.
 type remote struct {
 	validations keysvcv1.ValidationServiceClient
 	timeout     time.Duration
+	wire        *wire
+}
+
+// wire is what a question becomes on the wire, and what an answer is read from.
+type wire struct {
+	// tokens is set to send tokens in the place of digests.
+	tokens bool
+	// malformed counts the texts that were refused without a call, because they cannot be tokens.
+	malformed atomic.Int64
 }
 
 // Validate implements keyauth.Validator, see Client.Validate.
@@ -28,16 +41,16 @@ func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyau
 	if err := ctx.Err(); err != nil {
 		return keyauth.Answer{}, err
 	}
-	if answer, answered, err := withoutCall(&question); answered {
+	if answer, answered, err := r.wire.withoutCall(&question); answered {
 		return answer, err
 	}
 	bounded, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	response, err := r.validations.ValidateKey(bounded, request(question))
+	response, err := r.validations.ValidateKey(bounded, r.wire.request(question))
 	if err != nil {
 		return keyauth.Answer{}, r.explain(ctx, bounded, err, question.Token)
 	}
-	return answer(response)
+	return r.wire.answer(response)
 }
 
 // explain returns the error for the caller, whose context is ctx; bounded is that of the call. The error
@@ -63,11 +76,14 @@ func (r *remote) explain(ctx, bounded context.Context, err error, text string) e
 }
 
 // withoutCall answers a question that needs no call, and reports whether it did.
-func withoutCall(question *keyauth.Question) (answer keyauth.Answer, answered bool, err error) {
+func (w *wire) withoutCall(question *keyauth.Question) (answer keyauth.Answer, answered bool, err error) {
 	switch {
 	case !question.Requirement.IsValid() || question.Requirement.IsPublic():
 		return keyauth.Answer{}, true, status.Errorf(codes.Internal, "keyclient: %q is nothing to ask keysvc for", question.Requirement)
 	case cannotBeToken(question.Token):
+		if token.In(question.Token) {
+			w.malformed.Add(1)
+		}
 		return keyauth.Answer{
 			Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED,
 			Reason:   keysvcv1.Reason_REASON_KEY_INVALID,
@@ -90,12 +106,17 @@ func cannotBeToken(text string) bool {
 	return err != nil
 }
 
-func request(question keyauth.Question) *keysvcv1.ValidateKeyRequest {
+// request returns the message for a question that needs a call.
+func (w *wire) request(question keyauth.Question) *keysvcv1.ValidateKeyRequest {
 	request := &keysvcv1.ValidateKeyRequest{
-		Token:         question.Token,
 		RequiredScope: question.Requirement.Scope(),
 		IdentityOnly:  question.Requirement.IsIdentityOnly(),
 		WorkspaceId:   question.WorkspaceID,
+	}
+	if w.tokens {
+		request.Token = question.Token
+	} else {
+		request.TokenDigest, request.KeyId = digestOf(question.Token)
 	}
 	if question.ClientAddress.IsValid() {
 		request.ClientAddress = question.ClientAddress.String()
@@ -103,9 +124,25 @@ func request(question keyauth.Question) *keysvcv1.ValidateKeyRequest {
 	return request
 }
 
+// digestOf returns what is sent in the place of a text: the digest of a token and the id of its key,
+// and for any other text its hash and no id. Text with "_ksk1_" in it is a token here, because
+// withoutCall has refused everything else.
+func digestOf(text string) (digest []byte, keyID string) {
+	if parsed, err := token.Parse(text); err == nil {
+		sum := parsed.Digest()
+		return sum[:], parsed.ID()
+	}
+	sum := token.ForeignDigest(text)
+	return sum[:], ""
+}
+
 // answer reads a response. A response that makes no sense is an error, not a no, because it
-// tells nothing about the token.
-func answer(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error) {
+// tells nothing about the token. So is the answer of a server that does not know digests, which has
+// looked at an empty token.
+func (w *wire) answer(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error) {
+	if !w.tokens && !response.GetByDigest() {
+		return keyauth.Answer{}, status.Error(codes.Unavailable, tooOld+", or set SendTokens until then")
+	}
 	answer := keyauth.Answer{Decision: response.GetDecision(), Reason: response.GetReason(), KeyID: response.GetKeyId()}
 	switch answer.Decision {
 	case keysvcv1.Decision_DECISION_UNAUTHENTICATED, keysvcv1.Decision_DECISION_PERMISSION_DENIED:

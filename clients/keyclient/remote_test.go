@@ -52,17 +52,24 @@ func TestAnswersWithoutSenseAreNeitherYesNorNo(t *testing.T) {
 		want     codes.Code
 		public   codes.Code
 	}{
-		{name: "nothing", response: &keysvcv1.ValidateKeyResponse{}, want: codes.Internal, public: codes.Internal},
-		{name: "unknown decision", response: &keysvcv1.ValidateKeyResponse{Decision: 99, Principal: principal}, want: codes.Internal, public: codes.Internal},
-		{name: "negative decision", response: &keysvcv1.ValidateKeyResponse{Decision: -1, Principal: principal}, want: codes.Internal, public: codes.Internal},
+		{name: "nothing", response: &keysvcv1.ValidateKeyResponse{ByDigest: true}, want: codes.Internal, public: codes.Internal},
+		{name: "unknown decision", response: &keysvcv1.ValidateKeyResponse{Decision: 99, Principal: principal, ByDigest: true}, want: codes.Internal, public: codes.Internal},
+		{name: "negative decision", response: &keysvcv1.ValidateKeyResponse{Decision: -1, Principal: principal, ByDigest: true}, want: codes.Internal, public: codes.Internal},
 		{
-			name: "nobody", response: &keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_ALLOWED},
+			name: "nobody", response: &keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_ALLOWED, ByDigest: true},
 			want: codes.Internal, public: codes.Internal,
+		},
+		{
+			// An older keysvc has looked at an empty token.
+			name: "no digest was used", want: codes.Unavailable, public: codes.Unavailable,
+			response: &keysvcv1.ValidateKeyResponse{
+				Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID,
+			},
 		},
 		{
 			name: "no workspace", want: codes.Internal, public: codes.Internal,
 			response: &keysvcv1.ValidateKeyResponse{
-				Decision: keysvcv1.Decision_DECISION_ALLOWED, Principal: &keysvcv1.Principal{KeyId: "k", MemberId: "ann", Role: "owner"},
+				Decision: keysvcv1.Decision_DECISION_ALLOWED, Principal: &keysvcv1.Principal{KeyId: "k", MemberId: "ann", Role: "owner"}, ByDigest: true,
 			},
 		},
 		{name: "asked wrongly", err: status.Error(codes.InvalidArgument, "no such scope"), want: codes.InvalidArgument, public: codes.Internal},

@@ -95,7 +95,7 @@ func serveSecurely(t *testing.T) *secure {
 			s.mu.Lock()
 			s.bearer = strings.Join(metadata.ValueFromIncomingContext(stream.Context(), "authorization"), ",")
 			s.mu.Unlock()
-			return answering(&keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED}, nil)(service, stream)
+			return answering(&keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, ByDigest: true}, nil)(service, stream)
 		}))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

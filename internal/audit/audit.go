@@ -17,6 +17,9 @@ import (
 type Actor struct {
 	// Caller is the authenticated identity of the caller of keysvc.
 	Caller string
+	// Credential is what the caller has proved its identity with, for example "uid 1000". It is no
+	// secret.
+	Credential string
 	// MemberID is the member on whose behalf the caller acts. It is recorded, but keysvc does
 	// not check what the member may do. Nil if the caller named no member.
 	MemberID *string
@@ -36,9 +39,20 @@ func NewEvent(actor Actor, action storagev1.AuditAction, now time.Time, workspac
 		Action:      action,
 		Caller:      actor.Caller,
 		RequestId:   actor.RequestID,
+
+		CallerCredential: actor.Credential,
 	}
 	if actor.MemberID != nil {
 		event.ActorMemberId = *actor.MemberID
 	}
 	return event
+}
+
+// ChangedBy returns the actor as records have it.
+func ChangedBy(actor Actor) *storagev1.ChangedByRecord {
+	by := &storagev1.ChangedByRecord{Caller: actor.Caller}
+	if actor.MemberID != nil {
+		by.ActorMemberId = *actor.MemberID
+	}
+	return by
 }

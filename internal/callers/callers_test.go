@@ -154,6 +154,8 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "MemberService/RemoveWorkspace":       access.Administer,
 		service + "PolicyService/GetPolicy":             access.Known,
 		service + "PolicyService/ApplyPolicy":           access.Administer,
+		service + "AuditService/ListAuditEvents":        access.Audit,
+		service + "AuditService/ExplainKey":             access.Audit,
 		service + "SyncService/Sync":                    access.Validate,
 		service + "SyncService/AwaitRevision":           access.Known,
 		service + "CallerService/WhoAmI":                access.Known,

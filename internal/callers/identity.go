@@ -84,6 +84,14 @@ func (i *Identity) CallerName() string {
 	return i.Name
 }
 
+// CallerCredential returns what the caller has proved its identity with; "" for nil.
+func (i *Identity) CallerCredential() string {
+	if i == nil {
+		return ""
+	}
+	return i.Credential
+}
+
 func (i *Identity) grants() *access.Grants {
 	if i == nil {
 		return nil

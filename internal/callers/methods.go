@@ -96,6 +96,9 @@ var methods = map[string]Method{
 	keysvcv1.PolicyService_GetPolicy_FullMethodName:   {access.Known, Read},
 	keysvcv1.PolicyService_ApplyPolicy_FullMethodName: {access.Administer, Change},
 
+	keysvcv1.AuditService_ListAuditEvents_FullMethodName: {access.Audit, Read},
+	keysvcv1.AuditService_ExplainKey_FullMethodName:      {access.Audit, Read},
+
 	keysvcv1.SyncService_Sync_FullMethodName: {access.Validate, Session},
 	// A caller that may change something, by whichever right, may wait for it.
 	keysvcv1.SyncService_AwaitRevision_FullMethodName: {access.Known, Wait},
@@ -124,6 +127,23 @@ func Of(fullMethod string) Method { return methods[fullMethod] }
 
 // Needs returns what a method needs; access.Nobody if it is not in the table.
 func Needs(fullMethod string) access.Right { return methods[fullMethod].Needs }
+
+// byDigest has the rights that calls need in the place of their method's, if their message has the
+// digest of a token whose secret the caller has drawn.
+var byDigest = map[string]access.Right{
+	keysvcv1.KeyService_CreateKey_FullMethodName: access.IssueLocal,
+	keysvcv1.KeyService_RotateKey_FullMethodName: access.IssueLocal,
+}
+
+// NeedsOf returns what a call with a message needs; access.Nobody if its method is not in the table.
+func NeedsOf(fullMethod string, request any) access.Right {
+	if local, has := byDigest[fullMethod]; has {
+		if message, can := request.(interface{ GetTokenDigest() []byte }); can && len(message.GetTokenDigest()) > 0 {
+			return local
+		}
+	}
+	return Needs(fullMethod)
+}
 
 // Methods returns the full names of the methods in the table, sorted.
 func Methods() []string { return slices.Sorted(maps.Keys(methods)) }

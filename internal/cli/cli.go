@@ -110,8 +110,8 @@ key's token acts as and whether it may do what it asks.
 
 "keysvc serve" is the server. The other commands call a running one, at --addr,
 KEYSVC_ADDR or the address of a context, except for "context", "callers",
-"certs", "config", "check", "anchor", "repair-clock" and "policy check", which work
-on files.
+"certs", "config", "check", "anchor", "repair-clock", "token" and "policy check",
+which work on files and texts.
 
 Answers go to standard output, as tables or, with -o, as JSON, YAML or bare ids;
 everything else goes to standard error.
@@ -127,9 +127,11 @@ everything else goes to standard error.
 		a.serveCommand(),
 		a.keyCommand(),
 		a.validateCommand(),
+		a.tokenCommand(),
 		a.memberCommand(),
 		a.workspaceCommand(),
 		a.policyCommand(),
+		a.auditCommand(),
 		a.watchCommand(),
 		a.whoAmICommand(),
 		a.contextCommand(),

@@ -47,6 +47,7 @@ type fake struct {
 	keysvcv1.UnimplementedKeyServiceServer
 	keysvcv1.UnimplementedMemberServiceServer
 	keysvcv1.UnimplementedPolicyServiceServer
+	keysvcv1.UnimplementedAuditServiceServer
 	keysvcv1.UnimplementedValidationServiceServer
 	keysvcv1.UnimplementedSyncServiceServer
 
@@ -57,6 +58,7 @@ type fake struct {
 	rotateKey   func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error)
 	finish      func(context.Context, *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error)
 	revokeKey   func(context.Context, *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error)
+	old         bool // does not know digests
 	revokeToken func(context.Context, *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error)
 	putMember   func(context.Context, *keysvcv1.PutMemberRequest) (*keysvcv1.PutMemberResponse, error)
 	getMember   func(context.Context, *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error)
@@ -65,13 +67,18 @@ type fake struct {
 	removeAll   func(context.Context, *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error)
 	getPolicy   func(context.Context, *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error)
 	applyPolicy func(context.Context, *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error)
+	listEvents  func(context.Context, *keysvcv1.ListAuditEventsRequest) (*keysvcv1.ListAuditEventsResponse, error)
 	validateKey func(context.Context, *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error)
 	await       func(context.Context, *keysvcv1.AwaitRevisionRequest) (*keysvcv1.AwaitRevisionResponse, error)
 	sync        func(grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error
 }
 
 func (f *fake) CreateKey(ctx context.Context, r *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
-	return f.createKey(ctx, r)
+	response, err := f.createKey(ctx, r)
+	if response != nil && !f.old {
+		response.ByDigest = len(r.GetTokenDigest()) > 0
+	}
+	return response, err
 }
 
 func (f *fake) GetKey(ctx context.Context, r *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
@@ -102,8 +109,16 @@ func (f *fake) GetPolicy(ctx context.Context, r *keysvcv1.GetPolicyRequest) (*ke
 	return f.getPolicy(ctx, r)
 }
 
+func (f *fake) ListAuditEvents(ctx context.Context, r *keysvcv1.ListAuditEventsRequest) (*keysvcv1.ListAuditEventsResponse, error) {
+	return f.listEvents(ctx, r)
+}
+
 func (f *fake) ValidateKey(ctx context.Context, r *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
-	return f.validateKey(ctx, r)
+	response, err := f.validateKey(ctx, r)
+	if response != nil && !f.old {
+		response.ByDigest = len(r.GetTokenDigest()) > 0
+	}
+	return response, err
 }
 
 func (f *fake) UpdateKey(ctx context.Context, r *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
@@ -111,7 +126,11 @@ func (f *fake) UpdateKey(ctx context.Context, r *keysvcv1.UpdateKeyRequest) (*ke
 }
 
 func (f *fake) RotateKey(ctx context.Context, r *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
-	return f.rotateKey(ctx, r)
+	response, err := f.rotateKey(ctx, r)
+	if response != nil && !f.old {
+		response.ByDigest = len(r.GetTokenDigest()) > 0
+	}
+	return response, err
 }
 
 func (f *fake) FinishRotation(ctx context.Context, r *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
@@ -119,7 +138,11 @@ func (f *fake) FinishRotation(ctx context.Context, r *keysvcv1.FinishRotationReq
 }
 
 func (f *fake) RevokeToken(ctx context.Context, r *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
-	return f.revokeToken(ctx, r)
+	response, err := f.revokeToken(ctx, r)
+	if response != nil && !f.old {
+		response.ByDigest = len(r.GetTokenDigest()) > 0
+	}
+	return response, err
 }
 
 func (f *fake) RemoveMember(ctx context.Context, r *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
@@ -159,6 +182,7 @@ func serveOn(t *testing.T, f *fake, listener net.Listener) {
 	keysvcv1.RegisterKeyServiceServer(server, f)
 	keysvcv1.RegisterMemberServiceServer(server, f)
 	keysvcv1.RegisterPolicyServiceServer(server, f)
+	keysvcv1.RegisterAuditServiceServer(server, f)
 	keysvcv1.RegisterValidationServiceServer(server, f)
 	keysvcv1.RegisterSyncServiceServer(server, f)
 	done := make(chan struct{})

@@ -172,6 +172,9 @@ func (e *callError) lines() []string {
 			}
 			reason = detail.GetReason()
 			for _, name := range slices.Sorted(maps.Keys(detail.GetMetadata())) {
+				if name == "by_digest" {
+					continue // it is for clients of servers that know no digests
+				}
 				details = append(details, name+": "+detail.GetMetadata()[name])
 			}
 		case *errdetails.BadRequest:

@@ -21,6 +21,7 @@ func (a *app) keyCommand() *cobra.Command {
 		a.keyCreateCommand(),
 		a.keyGetCommand(),
 		a.keyListCommand(),
+		a.keyExplainCommand(),
 		a.keyUpdateCommand(),
 		a.keyRotateCommand(),
 		a.keyFinishRotationCommand(),
@@ -37,7 +38,7 @@ func (a *app) keyCreateCommand() *cobra.Command {
 The token goes to standard output, alone on one line; the key and a warning go to
 standard error. Nobody can show the token again.
 
-` + jsonHelp + `
+` + localHelp + jsonHelp + `
 That includes the token.`,
 		Example: `  keysvc key create --workspace acme --member ann --name deploy --scope signatures:read >token.txt
   keysvc key create --workspace acme --member ann --name report --scope emails:read,assets:read \
@@ -60,6 +61,7 @@ That includes the token.`,
 	flags.Var(&annotations, "label", "an annotation; can be repeated")
 	flags.Var(&cidrs, "allow-cidr", "a network that the key may be used from, as in 203.0.113.0/24; can be repeated (default: anywhere)")
 	requestID := flags.String("request-id", "", "makes it safe to repeat the command: a second key with this id is refused")
+	local := localFlag(cmd)
 	actor := a.actorFlag(cmd)
 	required(cmd, "member", "name", "scope")
 	cmd.MarkFlagsMutuallyExclusive("expires-in", "expire-time")
@@ -74,7 +76,13 @@ That includes the token.`,
 		request.ExpireTime = timestamp(expireTime, s.Now(), expiresIn, +1)
 		request.RequestId = optional(cmd, "request-id", requestID)
 		request.ActorMemberId = optional(cmd, "actor", actor)
-		response, err := s.keys.CreateKey(ctx, request)
+		var response tokenResponse
+		var err error
+		if *local {
+			response, err = s.createLocally(ctx, request)
+		} else {
+			response, err = s.keys.CreateKey(ctx, request)
+		}
 		if err != nil {
 			return advise(err, func(call *callError) string {
 				switch {
@@ -133,7 +141,7 @@ func (a *app) keyGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error { return s.out.key(response.GetKey()) })
+		return s.out.answer(response, func() error { return s.out.keyAnswer(response) })
 	})
 }
 

@@ -3,6 +3,8 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +18,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/cli"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // rotatingKey returns a key in rotation.
@@ -200,6 +203,10 @@ func TestLostAnswerComesWithAdvice(t *testing.T) {
 }
 
 func TestRevokeByTokenReadsStandardInput(t *testing.T) {
+	other, err := token.New("scribe", testID, rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var got *keysvcv1.RevokeTokenRequest
 	f := &fake{revokeToken: func(_ context.Context, r *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
 		got = r
@@ -208,16 +215,16 @@ func TestRevokeByTokenReadsStandardInput(t *testing.T) {
 	addr := start(t, f)
 	// This command must not read KEYSVC_TOKEN.
 	c := command{addr: addr, env: map[string]string{"KEYSVC_TOKEN": "another"}}
-	for _, text := range []string{testToken, testToken + "\n", "  " + testToken + "\r\n\n"} {
+	for _, text := range []string{testToken, testToken + "\n", "  " + testToken + "\r\n\n", "KEY=" + testToken + ";" + testToken} {
 		c.stdin = strings.NewReader(text)
 		c.run(t, "key", "revoke", "--token-stdin", "--yes").want(t, 0, "Key "+testID+" of workspace acme is revoked: no token of it works any more.\n", "")
-		if !proto.Equal(got, &keysvcv1.RevokeTokenRequest{Token: testToken}) {
+		if !proto.Equal(got, &keysvcv1.RevokeTokenRequest{TokenDigest: digestOf(testToken), KeyId: testID}) {
 			t.Error("another request")
 		}
 	}
 	c.stdin = strings.NewReader(testToken)
 	c.run(t, "key", "revoke", "--token-stdin", "--yes", "--actor", "bob", "-o", "json").want(t, 0,
-		"{\n  \"workspace_id\": \"acme\",\n  \"key_id\": \""+testID+"\",\n  \"revision\": \"9\",\n  \"epoch\": \"e1\"\n}\n", "")
+		"{\n  \"workspace_id\": \"acme\",\n  \"key_id\": \""+testID+"\",\n  \"revision\": \"9\",\n  \"epoch\": \"e1\",\n  \"by_digest\": true\n}\n", "")
 	if got.GetActorMemberId() != "bob" {
 		t.Error("no actor")
 	}
@@ -235,7 +242,7 @@ func TestRevokeByTokenReadsStandardInput(t *testing.T) {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}
-	for _, text := range []string{"", "\n", " \t\n", "\xff"} {
+	for _, text := range []string{"", "\n", " \t\n", "\xff", testToken[1:], testToken + " " + other.Reveal()} {
 		c.stdin = strings.NewReader(text)
 		if r := c.run(t, "key", "revoke", "--token-stdin", "--yes"); r.status != 1 || r.stdout != "" || got != nil {
 			t.Errorf("%q: %+v", text, r)
@@ -243,10 +250,11 @@ func TestRevokeByTokenReadsStandardInput(t *testing.T) {
 	}
 
 	f.revokeToken = func(_ context.Context, r *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
-		return nil, status.Errorf(codes.NotFound, "no key has %s", r.GetToken())
+		info := &errdetails.ErrorInfo{Reason: "KEY_NOT_FOUND", Domain: "keysvc", Metadata: map[string]string{"by_digest": fmt.Sprint(len(r.GetTokenDigest()) > 0)}}
+		return nil, failure(t, codes.NotFound, "the token matches no live secret", info)
 	}
 	c.stdin = strings.NewReader(testToken)
-	c.run(t, "key", "revoke", "--token-stdin", "--yes").want(t, 6, "", "error: NOT_FOUND: no key has [redacted token]\n")
+	c.run(t, "key", "revoke", "--token-stdin", "--yes").want(t, 6, "", "error: NOT_FOUND (KEY_NOT_FOUND): the token matches no live secret\n")
 }
 
 // TestKeyListShowsEveryStateInWords has a key for every state that the table shows.

@@ -24,7 +24,8 @@ func testKey() *keysvcv1.Key {
 		Scopes: []string{"emails:read", "signatures:read"}, State: keysvcv1.KeyState_KEY_STATE_ACTIVE,
 		CreateTime: at(-30 * day), ExpireTime: at(12*day + time.Hour), LastUsedTime: at(-3 * time.Hour),
 		Labels: map[string]string{"team": "web", "a": "1"}, AllowedCidrs: []string{"203.0.113.0/24"}, Etag: "7",
-		Secrets: []*keysvcv1.KeySecret{{CreateTime: at(-30 * day), ExpireTime: at(12 * day)}},
+		Secrets:   []*keysvcv1.KeySecret{{CreateTime: at(-30 * day), ExpireTime: at(12 * day)}},
+		CreatedBy: &keysvcv1.ChangedBy{Caller: "backend", ActorMemberId: "ann"},
 	}
 }
 
@@ -113,11 +114,13 @@ func TestKeyGetShowsTheWholeKey(t *testing.T) {
 		if r.GetKeyId() != testID || r.GetWorkspaceId() != "acme" {
 			t.Errorf("request %v", r)
 		}
-		return &keysvcv1.GetKeyResponse{Key: key, Revision: 9_007_199_254_740_993, Epoch: "e1"}, nil
+		return &keysvcv1.GetKeyResponse{
+			Key: key, Role: "manager", EffectiveScopes: []string{"signatures:read"}, Revision: 9_007_199_254_740_993, Epoch: "e1",
+		}, nil
 	}})}
 	args := []string{"key", "get", testID, "--workspace", "acme"}
 	r := c.run(t, args...)
-	golden(t, "key_get.txt", r.stdout)
+	golden(t, "key_get_now.txt", r.stdout)
 	if r.status != 0 || r.stderr != "" {
 		t.Errorf("%+v", r)
 	}
@@ -139,6 +142,7 @@ func TestKeyRevokeShowsTheRevokedKey(t *testing.T) {
 		}
 		key := testKey()
 		key.State, key.RevokeTime = keysvcv1.KeyState_KEY_STATE_REVOKED, at(0)
+		key.RevokedBy, key.StopTime, key.StopReason = &keysvcv1.ChangedBy{Caller: "local"}, at(0), keysvcv1.StopReason_STOP_REASON_REVOKED
 		return &keysvcv1.RevokeKeyResponse{Key: key}, nil
 	}})}
 	r := c.run(t, "key", "revoke", testID, "--workspace", "acme", "--yes", "--actor", "bob")
@@ -155,6 +159,7 @@ func TestKeyListSendsItsFilters(t *testing.T) {
 		many := testKey()
 		many.KeyId, many.Name, many.State, many.LastUsedTime = "AAAAAAAAAAAAAAAA", "nächtlicher Bericht", keysvcv1.KeyState_KEY_STATE_REVOKED, nil
 		many.Scopes = strings.Fields("a:1 a:2 a:3 a:4 a:5 a:6 a:7 a:8")
+		many.CreatedBy, many.StopTime, many.StopReason = nil, at(-2*day), keysvcv1.StopReason_STOP_REASON_MEMBER_REMOVED
 		return &keysvcv1.ListKeysResponse{Keys: []*keysvcv1.Key{testKey(), many}, Revision: 3, Epoch: "e1"}, nil
 	}})}
 	r := c.run(

@@ -16,6 +16,7 @@ import (
 type keyFilters struct {
 	workspace, member, scope        *string
 	allWorkspaces, revoked          *bool
+	issuedLocally                   *bool
 	states                          commaList
 	expiringWithin, unusedFor       span
 	expiringBeforeAt, unusedSinceAt instant
@@ -49,6 +50,7 @@ may still be in use somewhere.
 	f.member = flags.String("member", "", "only keys of this member")
 	f.scope = flags.String("scope", "", "only keys that were granted this scope")
 	f.revoked = flags.Bool("revoked", false, "list the keys that are revoked or expired, in place of the live ones")
+	f.issuedLocally = flags.Bool("issued-locally", false, "only keys with a secret that a caller of keysvc drew; =false for the others")
 	flags.Var(&f.states, "state", "only keys in one of these states: "+strings.Join(keyStates(), ", "))
 	flags.Var(&f.expiringWithin, "expiring-within", "only keys that expire before so much time has passed, as in 30d, or have expired")
 	flags.Var(&f.expiringBeforeAt, "expiring-before", "the same with a time, as in 2027-03-31T12:00:00Z")
@@ -103,6 +105,7 @@ func (f *keyFilters) request(s *session) (*keysvcv1.ListKeysRequest, error) {
 		WorkspaceId:    *f.workspace,
 		MemberId:       optional(s.cmd, "member", f.member),
 		Scope:          optional(s.cmd, "scope", f.scope),
+		IssuedLocally:  optional(s.cmd, "issued-locally", f.issuedLocally),
 		ExpiringBefore: timestamp(f.expiringBeforeAt, now, f.expiringWithin, +1),
 		UnusedSince:    timestamp(f.unusedSinceAt, now, f.unusedFor, -1),
 	}

@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc/status"
 
+	"github.com/scribe-mail/keysvc/clients/keyclient"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
@@ -22,9 +24,10 @@ func (a *app) keyRevokeCommand() *cobra.Command {
 Without a workspace, the key may belong to any workspace.
 
 --token-stdin revokes the key of a token that has leaked. The token is read from
-standard input; at a terminal the command asks for it, and does not show it. Every
-token of the key stops working, both of them during a rotation. A token that has
-expired or was rotated away is not found: it is harmless already.
+standard input; at a terminal the command asks for it, and does not show it. It may
+have other text around it, and only its digest is sent. Every token of the key stops
+working, both of them during a rotation. A token that has expired or was rotated
+away is not found: it is harmless already.
 
 ` + waitHelp + "\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc key revoke 9fQ2mXc7Lr0TzB4w
@@ -101,23 +104,42 @@ func (s *session) revokeToken(ctx context.Context, actor *string, yes, wait bool
 	if err != nil {
 		return err
 	}
-	// A leaked token may have been copied with white space around it.
-	text = strings.TrimSpace(text)
-	if text == "" {
-		return errors.New("there is no token on standard input")
+	switch count := countTokens(text); {
+	case count == 0:
+		return errors.New("there is no whole token on standard input")
+	case count > 1:
+		return errors.New("there are several tokens on standard input; revoke one at a time")
 	}
 	if !yes {
 		if err := s.confirm(ctx, "Revoke "+s.ownerInWords(ctx, text)+" for good? Type yes to confirm:", "yes"); err != nil {
 			return err
 		}
 	}
-	response, err := s.keys.RevokeToken(ctx, &keysvcv1.RevokeTokenRequest{Token: text, ActorMemberId: actor})
+	response, err := keyclient.RevokeToken(ctx, s.keys, text, actor)
 	if err != nil {
-		return err
+		return inPlainWords(err)
 	}
 	return s.changed(ctx, wait, response, func() error {
 		return s.out.line("Key %s of workspace %s is revoked: no token of it works any more.", response.GetKeyId(), response.GetWorkspaceId())
 	})
+}
+
+// countTokens returns how many different tokens a text has.
+func countTokens(text string) int {
+	seen := map[string]bool{}
+	for found := range token.Find(text) {
+		seen[found.Reveal()] = true
+	}
+	return len(seen)
+}
+
+// inPlainWords returns the error of a client, which has gRPC's words and the client's name in front, as
+// a person reads it. The error of a call stays as it is.
+func inPlainWords(err error) error {
+	if _, isCall := errors.AsType[*callError](err); isCall {
+		return err
+	}
+	return errors.New(strings.TrimPrefix(status.Convert(err).Message(), "keyclient: "))
 }
 
 // ownerInWords describes the key of a token for a question. It does not send the token.

@@ -33,7 +33,7 @@ if the token was issued. To recover, rotate once more with --overlap 0, which en
 the old token and the lost one. If the old token is still needed, rotate after the
 end of the overlap instead.
 
-` + waitHelp + "\n\n" + jsonHelp + `
+` + localHelp + waitHelp + "\n\n" + jsonHelp + `
 That includes the token.`,
 		Example: `  keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 24h >token.txt
   keysvc key rotate 9fQ2mXc7Lr0TzB4w --workspace acme --overlap 7d --expires-in 90d --request-id rotation-7
@@ -52,6 +52,7 @@ That includes the token.`,
 	flags.Var(&expiresIn, "expires-in", "how long the new token lives, as in 90d or 36h (default: as long as the old one was given)")
 	flags.Var(&expireTime, "expire-time", "when the new token expires, as in 2027-03-31T12:00:00Z")
 	requestID := flags.String("request-id", "", "makes it safe to repeat the command: a second rotation with this id is refused")
+	local := localFlag(cmd)
 	yes := yesFlag(cmd)
 	wait := waitFlag(cmd)
 	actor := a.actorFlag(cmd)
@@ -71,7 +72,13 @@ That includes the token.`,
 				return err
 			}
 		}
-		response, err := s.keys.RotateKey(ctx, request)
+		var response revisedToken
+		var err error
+		if *local {
+			response, err = s.rotateLocally(ctx, request)
+		} else {
+			response, err = s.keys.RotateKey(ctx, request)
+		}
 		if err != nil {
 			return advise(err, func(call *callError) string { return rotationAdvice(call, request, where) })
 		}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -53,6 +54,20 @@ func rotationEnd(key *keysvcv1.Key) *timestamppb.Timestamp {
 	return end
 }
 
+// issuedLocally reports whether a caller of keysvc has drawn a present secret of the key.
+func issuedLocally(key *keysvcv1.Key) bool {
+	return slices.ContainsFunc(key.GetSecrets(), (*keysvcv1.KeySecret).GetIssuedLocally)
+}
+
+// issuedInWords says when a secret was issued, and by whom if it was not keysvc.
+func (p *printer) issuedInWords(secret *keysvcv1.KeySecret) string {
+	words := "issued " + p.minute(secret.GetCreateTime(), "-")
+	if secret.GetIssuedLocally() {
+		words += ", locally"
+	}
+	return words
+}
+
 // stateWidth is the width of the longest state.
 const stateWidth = 9
 
@@ -73,8 +88,10 @@ func keyColumns(withWorkspace bool) []column {
 		{title: "EXPIRES", in: narrowOnly},
 		{title: "STATE", minWidth: stateWidth, in: wideOnly},
 		{title: "CREATED", in: wideOnly},
+		{title: "CREATED BY", in: wideOnly},
 		{title: "LAST USED", in: wideOnly},
 		{title: "EXPIRES", in: wideOnly},
+		{title: "STOPPED", in: wideOnly},
 		{title: "SCOPES", in: wideOnly}, // last, because there may be many
 	}
 }
@@ -89,6 +106,9 @@ func (p *printer) keyRow(key *keysvcv1.Key) []string {
 			until = end.AsTime().Format(minuteLayout)
 		}
 		state, fullState = state+", rotating", state+", in rotation until "+until
+	}
+	if issuedLocally(key) {
+		state, fullState = state+", local", fullState+", issued locally"
 	}
 	used, fullUsed := "never used", "never used"
 	if last := key.GetLastUsedTime(); last != nil {
@@ -107,14 +127,15 @@ func (p *printer) keyRow(key *keysvcv1.Key) []string {
 	return []string{
 		key.GetKeyId(), key.GetWorkspaceId(), key.GetMemberId(), key.GetName(),
 		state, used, expires,
-		fullState, day(key.GetCreateTime(), "-"), fullUsed, fullExpires, strings.Join(key.GetScopes(), ", "),
+		fullState, day(key.GetCreateTime(), "-"), cmp.Or(changedBy(key.GetCreatedBy()), "-"), fullUsed, fullExpires,
+		cmp.Or(stopWords(key, day(key.GetStopTime(), "")), "-"), strings.Join(key.GetScopes(), ", "),
 	}
 }
 
 func (p *printer) key(key *keysvcv1.Key) error { return p.write([]byte(p.keyRecord(key))) }
 
-// keyRecord returns a key in full, a line for each field.
-func (p *printer) keyRecord(key *keysvcv1.Key) string {
+// keyRecord returns a key in full, a line for each field, and then those of more.
+func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 	addresses := "anywhere"
 	if len(key.GetAllowedCidrs()) > 0 {
 		addresses = strings.Join(key.GetAllowedCidrs(), ", ")
@@ -122,6 +143,10 @@ func (p *printer) keyRecord(key *keysvcv1.Key) string {
 	expires := p.deadline(key.GetExpireTime(), "")
 	if p.expiresSoon(key) {
 		expires = key.GetExpireTime().AsTime().Format(minuteLayout) + ", soon: " + p.left(key.GetExpireTime())
+	}
+	issuer := ""
+	if issuedLocally(key) {
+		issuer = "issued locally: a caller of keysvc drew the secret, and keysvc cannot know how well"
 	}
 	fields := []field{
 		{"Key", key.GetKeyId()},
@@ -132,9 +157,13 @@ func (p *printer) keyRecord(key *keysvcv1.Key) string {
 		{"Scopes", strings.Join(key.GetScopes(), ", ")},
 		{"Usable from", addresses},
 		{"Created", p.minute(key.GetCreateTime(), "")},
+		{"Created by", changedBy(key.GetCreatedBy())},
 		{"Last used", p.minute(key.GetLastUsedTime(), "never used")},
 		{"Expires", expires},
 		{"Revoked", p.minute(key.GetRevokeTime(), "")},
+		{"Revoked by", changedBy(key.GetRevokedBy())},
+		{"Stopped", stopWords(key, p.minute(key.GetStopTime(), ""))},
+		{"Token", issuer},
 		{"Labels", joinLabels(key.GetLabels())},
 		{"Etag", key.GetEtag()},
 	}
@@ -144,11 +173,55 @@ func (p *printer) keyRecord(key *keysvcv1.Key) string {
 		fields = append(
 			fields,
 			field{"In rotation", "until " + p.deadline(end, "-") + "; till then two tokens work"},
-			field{"New token", fmt.Sprintf("issued %s; expires %s", p.minute(newest.GetCreateTime(), "-"), p.deadline(newest.GetExpireTime(), "-"))},
-			field{"Old token", fmt.Sprintf("issued %s; ends %s", p.minute(older.GetCreateTime(), "-"), p.deadline(end, "-"))},
+			field{"New token", fmt.Sprintf("%s; expires %s", p.issuedInWords(newest), p.deadline(newest.GetExpireTime(), "-"))},
+			field{"Old token", fmt.Sprintf("%s; ends %s", p.issuedInWords(older), p.deadline(end, "-"))},
 		)
 	}
-	return record(fields...)
+	return record(append(fields, more...)...)
+}
+
+// changedBy returns who made a change: the caller, and the member that it named; "" for nil.
+func changedBy(by *keysvcv1.ChangedBy) string {
+	if by.GetActorMemberId() == "" {
+		return by.GetCaller()
+	}
+	return by.GetCaller() + ", for " + by.GetActorMemberId()
+}
+
+// stopReasons are why a key stopped, in words.
+var stopReasons = map[keysvcv1.StopReason]string{
+	keysvcv1.StopReason_STOP_REASON_REVOKED:           "revoked",
+	keysvcv1.StopReason_STOP_REASON_REPORTED:          "revoked by its token, which was reported",
+	keysvcv1.StopReason_STOP_REASON_EXPIRED:           "expired",
+	keysvcv1.StopReason_STOP_REASON_MEMBER_REMOVED:    "its member was removed",
+	keysvcv1.StopReason_STOP_REASON_WORKSPACE_REMOVED: "its workspace was removed",
+	keysvcv1.StopReason_STOP_REASON_MEMBER_SUSPENDED:  "its member is suspended",
+}
+
+// stopWords returns when and why a key stopped; "" if it works. at is the time in words, "" if it is
+// not known.
+func stopWords(key *keysvcv1.Key, at string) string {
+	reason := key.GetStopReason()
+	if reason == keysvcv1.StopReason_STOP_REASON_UNSPECIFIED {
+		return ""
+	}
+	why := stopReasons[reason]
+	if why == "" {
+		why = enumWord(reason, "STOP_REASON_")
+	}
+	if at == "" {
+		return why
+	}
+	return at + ": " + why
+}
+
+// keyAnswer shows the answer of GetKey: the key, and what it may do now.
+func (p *printer) keyAnswer(answer *keysvcv1.GetKeyResponse) error {
+	if answer.GetRole() == "" {
+		return p.key(answer.GetKey())
+	}
+	effective := cmp.Or(strings.Join(answer.GetEffectiveScopes(), ", "), "none")
+	return p.write([]byte(p.keyRecord(answer.GetKey(), field{"Role now", answer.GetRole()}, field{"Scopes now", effective})))
 }
 
 // keyStateWords returns the state of a key, with the reason if no other field shows it.
@@ -158,7 +231,7 @@ func keyStateWords(key *keysvcv1.Key) string {
 	case keysvcv1.KeyState_KEY_STATE_SUSPENDED:
 		return word + ", as its member is; it works again when the member does"
 	case keysvcv1.KeyState_KEY_STATE_REVOKED:
-		if key.GetRevokeTime() == nil {
+		if key.GetRevokeTime() == nil && key.GetStopReason() == keysvcv1.StopReason_STOP_REASON_UNSPECIFIED {
 			return word + ", as its member or workspace was removed"
 		}
 	case keysvcv1.KeyState_KEY_STATE_UNSPECIFIED, keysvcv1.KeyState_KEY_STATE_ACTIVE, keysvcv1.KeyState_KEY_STATE_EXPIRED:

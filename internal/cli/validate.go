@@ -32,8 +32,9 @@ from standard input; at a terminal the command asks for it. It is never an argum
 because others see arguments, and shells keep them in their history. One newline at
 the end of the token is dropped.
 
-A text that cannot be a token is refused without a call. The answer tells what is
-wrong with it: that it begins with Bearer, is quoted, or has a wrong checksum.
+Only the digest of the token is sent. A text that cannot be a token is refused
+without a call. The answer tells what is wrong with it: that it begins with Bearer,
+is quoted, or has a wrong checksum.
 
 The exit status is 0 if the token is allowed, 3 if it is not valid
 (UNAUTHENTICATED), 4 if it may not do this (PERMISSION_DENIED), and 1 if there is
@@ -75,8 +76,8 @@ no answer.
 		if malformed {
 			return s.refuse(problem)
 		}
-		request.Token, request.WorkspaceId = text, *workspace
-		response, err := s.validation.ValidateKey(ctx, request)
+		request.WorkspaceId = *workspace
+		response, err := s.validateByDigest(ctx, text, request)
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package cli_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/cli"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 func allowed() *keysvcv1.ValidateKeyResponse {
@@ -80,7 +82,7 @@ func TestValidateSendsItsFlags(t *testing.T) {
 	c.stdin = strings.NewReader(testToken)
 	c.run(t, "validate", "--scope", "emails:read", "--workspace", "acme", "--client-address", "203.0.113.7", "--details", "--min-revision", "5", "--epoch", "e1")
 	want := &keysvcv1.ValidateKeyRequest{
-		Token: testToken, RequiredScope: "emails:read", WorkspaceId: "acme", ClientAddress: "203.0.113.7",
+		TokenDigest: digestOf(testToken), KeyId: testID, RequiredScope: "emails:read", WorkspaceId: "acme", ClientAddress: "203.0.113.7",
 		WithDetails: true, MinRevision: 5, Epoch: "e1",
 	}
 	if !proto.Equal(got, want) {
@@ -106,10 +108,26 @@ func TestValidateSendsItsFlags(t *testing.T) {
 	}
 }
 
-func TestValidateSendsTheTokenAsItIs(t *testing.T) {
+// digestOf returns the digest of a token.
+func digestOf(text string) []byte {
+	parsed, err := token.Parse(text)
+	if err != nil {
+		panic(err)
+	}
+	digest := parsed.Digest()
+	return digest[:]
+}
+
+// hashOf returns what is sent of a foreign text.
+func hashOf(text string) string {
+	hash := sha256.Sum256([]byte(text))
+	return string(hash[:])
+}
+
+func TestValidateSendsTheHashOfTheTextAsItIs(t *testing.T) {
 	got := "nothing was sent"
 	addr := start(t, &fake{validateKey: func(_ context.Context, r *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
-		got = r.GetToken()
+		got = string(r.GetTokenDigest()) + r.GetKeyId() + r.GetToken()
 		return &keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID}, nil
 	}})
 	long := strings.Repeat("x", 16<<10)
@@ -134,7 +152,7 @@ func TestValidateSendsTheTokenAsItIs(t *testing.T) {
 			args = append(args, "-")
 		}
 		got = "nothing was sent"
-		if r := c.run(t, args...); r.status != 3 || got != test.sent {
+		if r := c.run(t, args...); r.status != 3 || got != hashOf(test.sent) {
 			t.Errorf("stdin %.20q, env %q: %+v, sent %.20q", test.stdin, test.env, r, got)
 		}
 	}
@@ -178,7 +196,7 @@ func TestValidateSendsTheTokenAsItIs(t *testing.T) {
 	}
 	defer closeIt(t, stdin)
 	c := command{addr: addr, stdin: stdin, env: map[string]string{"KEYSVC_TOKEN": "def"}}
-	if r := c.run(t, "validate", "--identity-only"); got != "def" || !strings.HasPrefix(r.stderr, "note: the token is taken from KEYSVC_TOKEN") {
+	if r := c.run(t, "validate", "--identity-only"); got != hashOf("def") || !strings.HasPrefix(r.stderr, "note: the token is taken from KEYSVC_TOKEN") {
 		t.Errorf("%+v, sent %q", r, got)
 	}
 }

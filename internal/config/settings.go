@@ -27,6 +27,17 @@ const (
 	LogJSON LogFormat = "json"
 )
 
+// Tokens says in which form callers may present tokens.
+type Tokens string
+
+// What Tokens can be.
+const (
+	// TokensAccepted takes tokens and digests.
+	TokensAccepted Tokens = "accept"
+	// TokensRefused takes digests only, and gives out no token.
+	TokensRefused Tokens = "refuse"
+)
+
 // Settings has every setting of `keysvc serve`. The zero value is not valid; start from
 // Defaults.
 type Settings struct {
@@ -53,6 +64,8 @@ type Settings struct {
 	SPIFFESocket string
 	// TLSBearers lets clients connect with TLS and no certificate, because their calls bring tokens.
 	TLSBearers bool
+	// Tokens says whether callers may send tokens and get them, or digests only.
+	Tokens Tokens
 	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
 	Store string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
@@ -182,6 +195,9 @@ func (s Settings) Validate() error {
 		return err
 	}
 	servesAll := func(listener Listener) bool { return listener.Purpose == PurposeAll }
+	if s.Dev && s.Tokens == TokensRefused {
+		return &FieldError{Field: "tokens", Problem: "is refuse; with dev it must be accept, because the key of the demo workspace and the commands to try have a token"}
+	}
 	if s.Dev && !slices.ContainsFunc(s.AllListeners(), servesAll) {
 		return &FieldError{Field: "dev", Problem: "needs a listener that serves everything"}
 	}

@@ -31,6 +31,8 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"listen", func(s *config.Settings) { s.Listen = "unix://relative.sock" }},
 		{"data", func(s *config.Settings) { s.Data = "" }},
 		{"log-format", func(s *config.Settings) { s.LogFormat = "xml" }},
+		{"tokens", func(s *config.Settings) { s.Tokens = "maybe" }},
+		{"tokens", func(s *config.Settings) { s.Tokens, s.Dev = config.TokensRefused, true }},
 		{"drain-timeout", func(s *config.Settings) { s.DrainTimeout = -time.Second }},
 		{"max-in-flight", func(s *config.Settings) { s.MaxInFlight = 0 }},
 		{"max-streams", func(s *config.Settings) { s.MaxStreams = -1 }},

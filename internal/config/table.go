@@ -130,6 +130,13 @@ var table = []Setting{
 		kind:  boolean(func(s *Settings) *bool { return &s.TLSBearers }),
 	},
 	{
+		Name: "tokens", Group: groupServed, Default: string(TokensAccepted),
+		Usage: "accept tokens from callers, or refuse them and take digests only",
+		More: "With `refuse` no token comes to this server or leaves it: callers send digests, and draw the secrets of new keys themselves. " +
+			"Not with `dev`. See [operations](operations.md#without-tokens).",
+		kind: word(func(s *Settings) *Tokens { return &s.Tokens }, TokensAccepted, TokensRefused),
+	},
+	{
 		Name: "store", Group: groupStore, Default: DefaultStore,
 		Usage: "the `backend` that holds everything",
 		More:  "The only one so far is `bbolt`, a file in the folder `data`.",

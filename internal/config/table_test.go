@@ -19,7 +19,7 @@ var samples = map[string]string{
 	"max-message-bytes": "70000", "max-buffered-bytes": "50000000", "max-header-bytes": "8000", "drain-timeout": "3s", "usage-interval": "5s",
 	"max-connections": "17", "max-connections-per-source": "0", "connection-age": "4h", "connection-idle": "11s",
 	"sweep-interval": "2h", "staleness": "300ms", "max-sessions": "7", "session-age": "3h", "dev": "true",
-	"tls-server-cert": "/t.crt", "tls-server-key": "/t.key", "spiffe-socket": "unix:///run/s.sock", "tls-bearers": "true",
+	"tls-server-cert": "/t.crt", "tls-server-key": "/t.key", "spiffe-socket": "unix:///run/s.sock", "tls-bearers": "true", "tokens": "refuse",
 	"allow-clock-behind": "true", "allow-clock-ahead": "true", "channelz": "true",
 }
 

@@ -217,7 +217,8 @@ type Requirement struct {
 // long as a known one. Its hashes are zero and match nothing.
 var decoy Key
 
-// Authenticate decides who a token acts as, or why it acts as nobody. The order of the
+// Authenticate decides who a token acts as, or why it acts as nobody. The token itself is presented
+// or its digest, and the answer is the same. The order of the
 // checks is part of the contract: until a secret has matched and the workspace is the
 // expected one, the only reason is KeyInvalid, so that unknown, wrong and foreign
 // tokens look alike.
@@ -225,7 +226,7 @@ var decoy Key
 // expectedWorkspace is the workspace of the resource that is asked for; empty means
 // any. With NoReason the whole grant is set. With KeyInvalid the grant is zero. With any
 // other reason, only the KeyID of the grant's principal is set.
-func Authenticate(presented token.Token, subject Subject, expectedWorkspace string, now time.Time) (Grant, Reason) {
+func Authenticate(presented token.Presented, subject Subject, expectedWorkspace string, now time.Time) (Grant, Reason) {
 	nanoseconds := unixNano(now)
 	key := subject.Key
 	if key == nil {
@@ -237,37 +238,38 @@ func Authenticate(presented token.Token, subject Subject, expectedWorkspace stri
 	if !newest && !older {
 		return Grant{}, KeyInvalid
 	}
-	// 2. The workspace comes second, because one tenant's service must not learn the state of
+	// 2. An older secret stops matching when its overlap ends.
+	holdsUntil := key.ExpireTime
+	if !newest {
+		holdsUntil = min(holdsUntil, key.Secrets[1].End)
+	}
+	return identify(&subject, expectedWorkspace, holdsUntil, nanoseconds)
+}
+
+// identify decides who a token acts as that holds a secret of the subject's key.
+func identify(subject *Subject, expectedWorkspace string, holdsUntil, now int64) (Grant, Reason) {
+	key := subject.Key
+	// 1. The workspace comes first, because one tenant's service must not learn the state of
 	// another tenant's key.
 	if expectedWorkspace != "" && expectedWorkspace != key.Workspace {
 		return Grant{}, KeyInvalid
 	}
-	// 3. What is final comes before what can be undone: revoked, expired, suspended.
+	// 2. What is final comes before what can be undone: revoked, expired, suspended.
 	refused := Grant{Principal: Principal{KeyID: key.ID}}
-	workspace, member := subject.Workspace, subject.Member
 	switch {
-	case key.Revoked,
-		workspace == nil, member == nil,
-		workspace.Removed, workspace.Incarnation != key.WorkspaceIncarnation,
-		member.Removed, member.Incarnation != key.MemberIncarnation,
-		member.WorkspaceIncarnation != key.WorkspaceIncarnation:
+	case key.Revoked, subject.lostWorkspace(), subject.lostMember():
 		return refused, KeyRevoked
-	case nanoseconds >= key.ExpireTime:
+	case now >= key.ExpireTime:
 		return refused, KeyExpired
-	case !member.Active:
+	case !subject.Member.Active:
 		return refused, MemberInactive
-	}
-	// 4. An older secret stops matching when its overlap ends.
-	holdsUntil := key.ExpireTime
-	if !newest {
-		holdsUntil = min(holdsUntil, key.Secrets[1].End)
 	}
 	return Grant{
 		Principal: Principal{
 			KeyID:       key.ID,
 			WorkspaceID: key.Workspace,
 			MemberID:    key.Member,
-			Role:        member.Role,
+			Role:        subject.Member.Role,
 		},
 		Granted:         key.Scopes,
 		Role:            subject.RoleScopes,
@@ -276,15 +278,26 @@ func Authenticate(presented token.Token, subject Subject, expectedWorkspace stri
 	}, NoReason
 }
 
-// match reports whether the token holds the newest secret of the key, and whether it holds the
+// lostWorkspace reports whether the key's workspace was removed since the key was created.
+func (s *Subject) lostWorkspace() bool {
+	return s.Workspace == nil || s.Workspace.Removed || s.Workspace.Incarnation != s.Key.WorkspaceIncarnation
+}
+
+// lostMember reports whether the key's member was removed since the key was created.
+func (s *Subject) lostMember() bool {
+	return s.Member == nil || s.Member.Removed || s.Member.Incarnation != s.Key.MemberIncarnation ||
+		s.Member.WorkspaceIncarnation != s.Key.WorkspaceIncarnation
+}
+
+// match reports whether what is presented holds the newest secret of the key, and whether it holds the
 // older secret and that secret has not ended. It always compares both, so that the time it takes
 // does not depend on which one matches. The newest secret matches even when it has expired, so that
 // the reason can be KeyExpired.
-func match(presented token.Token, key *Key, now int64) (newest, older bool) {
+func match(presented token.Presented, key *Key, now int64) (newest, older bool) {
 	first, second := &key.Secrets[0], &key.Secrets[1]
 	// One hash is enough for all stored schemes: it does not equal a hash of another scheme.
-	// The zero Token has the zero Hash, which equals nothing.
-	hash, _ := presented.Hash(token.SchemeVerifier)
+	// The zero Presented has the zero Hash, which equals nothing.
+	hash := presented.Hash()
 	newest = hash.Equal(first.Hash)
 	older = hash.Equal(second.Hash) && now < second.End
 	return newest, older
@@ -319,10 +332,10 @@ func refusal(grant *Grant, expectedWorkspace string, requirement Requirement, ad
 	if expectedWorkspace != "" && expectedWorkspace != grant.Principal.WorkspaceID {
 		return KeyInvalid
 	}
-	if len(grant.AllowedPrefixes) > 0 && !within(address, grant.AllowedPrefixes) {
+	if !admits(grant.AllowedPrefixes, address) {
 		return AddressNotAllowed
 	}
-	if requirement.IdentityOnly && requirement.Scope == "" {
+	if requirement.needsNoScope() {
 		return NoReason
 	}
 	if requirement.Scope == "" || !grant.Granted.Contains(requirement.Scope) {
@@ -332,6 +345,14 @@ func refusal(grant *Grant, expectedWorkspace string, requirement Requirement, ad
 		return ScopeBeyondRole
 	}
 	return NoReason
+}
+
+// needsNoScope reports whether any valid token meets the requirement.
+func (r Requirement) needsNoScope() bool { return r.IdentityOnly && r.Scope == "" }
+
+// admits reports whether a key with these prefixes may be used from an address.
+func admits(prefixes []netip.Prefix, address netip.Addr) bool {
+	return len(prefixes) == 0 || within(address, prefixes)
 }
 
 // within reports whether address lies in one of the prefixes. An IPv4 address that is

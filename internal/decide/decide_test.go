@@ -85,7 +85,7 @@ func allowed(t testing.TB) (situation, token.Token) {
 
 // decide runs both functions, as the server does. keyID is what may be told.
 func (s *situation) decide() (decision decide.Decision, reason decide.Reason, keyID string) {
-	grant, reason := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
+	grant, reason := decide.Authenticate(s.presented.Presented(), s.subject, s.expected, s.now)
 	keyID = grant.Principal.KeyID
 	if reason != decide.NoReason {
 		return reason.Decision(), reason, keyID
@@ -254,7 +254,7 @@ func (f *fault) expect(t *testing.T, s *situation) {
 		t.Errorf("key id: got %q, want %q", told, want)
 	}
 	// Nothing but the id is told of a key whose token is refused.
-	grant, refused := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
+	grant, refused := decide.Authenticate(s.presented.Presented(), s.subject, s.expected, s.now)
 	if refused != decide.NoReason {
 		grant.Principal.KeyID = ""
 		if grant.Principal != (decide.Principal{}) || grant.Granted != nil || grant.Role != nil ||
@@ -288,7 +288,7 @@ func TestOfTwoFaultsOfAKeptGrantTheEarlierCheckDecides(t *testing.T) {
 	fresh := func(t *testing.T) *kept {
 		t.Helper()
 		s, _ := allowed(t)
-		grant, reason := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
+		grant, reason := decide.Authenticate(s.presented.Presented(), s.subject, s.expected, s.now)
 		if reason != decide.NoReason {
 			t.Fatalf("got reason %d", reason)
 		}
@@ -319,7 +319,7 @@ func TestZeroValuesDeny(t *testing.T) {
 		t.Helper()
 		s, _ := allowed(t)
 		s.subject.Key.AllowedPrefixes = nil
-		grant, _ := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
+		grant, _ := decide.Authenticate(s.presented.Presented(), s.subject, s.expected, s.now)
 		return grant
 	}
 	identity := decide.Requirement{IdentityOnly: true}
@@ -343,7 +343,7 @@ func TestZeroValuesDeny(t *testing.T) {
 
 	authenticate := func(name string, presented token.Token, subject decide.Subject, now time.Time) {
 		t.Run(name, func(t *testing.T) {
-			if grant, reason := decide.Authenticate(presented, subject, "", now); reason == decide.NoReason || grant.HoldsUntil != 0 {
+			if grant, reason := decide.Authenticate(presented.Presented(), subject, "", now); reason == decide.NoReason || grant.HoldsUntil != 0 {
 				t.Errorf("got reason %d, %+v", reason, grant)
 			}
 		})
@@ -403,7 +403,7 @@ func TestSecretsEndAtTheNanosecond(t *testing.T) {
 			key := s.subject.Key
 			key.ExpireTime, key.Secrets[0].End = at(test.expires), at(test.expires)
 			key.Secrets[1].End = at(test.olderEnds)
-			grant, reason := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
+			grant, reason := decide.Authenticate(s.presented.Presented(), s.subject, s.expected, s.now)
 			if reason != test.reason {
 				t.Fatalf("got reason %d, want %d", reason, test.reason)
 			}
@@ -500,7 +500,7 @@ func TestOtherWorkspacesKeyIsInvalid(t *testing.T) {
 			}
 			// Authorize checks the workspace again, because a near-cache keeps the grant.
 			s.expected = ""
-			grant, _ := decide.Authenticate(s.presented, s.subject, "", s.now)
+			grant, _ := decide.Authenticate(s.presented.Presented(), s.subject, "", s.now)
 			if _, reason := decide.Authorize(&grant, test.expected, s.requirement, s.address, s.now); reason != test.reason {
 				t.Errorf("kept: got reason %d, want %d", reason, test.reason)
 			}
@@ -620,7 +620,7 @@ func TestScopeMustBeGrantedAndWithinTheRole(t *testing.T) {
 
 func TestGrantOfANearCacheDecidesAlike(t *testing.T) {
 	s, _ := allowed(t)
-	grant, _ := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
+	grant, _ := decide.Authenticate(s.presented.Presented(), s.subject, s.expected, s.now)
 	if want := (decide.Principal{KeyID: keyID, WorkspaceID: "acme", MemberID: "ann", Role: "admin"}); grant.Principal != want {
 		t.Errorf("principal: got %+v, want %+v", grant.Principal, want)
 	}
@@ -752,7 +752,7 @@ func BenchmarkDecide(b *testing.B) {
 	}
 	b.Run("kept grant", func(b *testing.B) {
 		b.ReportAllocs()
-		grant, _ := decide.Authenticate(hit.presented, hit.subject, hit.expected, now)
+		grant, _ := decide.Authenticate(hit.presented.Presented(), hit.subject, hit.expected, now)
 		for b.Loop() {
 			if decision, _ := decide.Authorize(&grant, hit.expected, hit.requirement, hit.address, now); decision != decide.Allowed {
 				b.Fatalf("got decision %d", decision)

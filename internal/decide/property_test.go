@@ -170,9 +170,10 @@ func checkProperties(t testing.TB, random *rand.Rand, s *situation, secrets []to
 	if (told != "") != (reason != decide.KeyInvalid) {
 		t.Errorf("reason %d, but key id %q", reason, told)
 	}
+	checkExplained(t, s, decision, reason)
 	// A kept grant is allowed only if a new Authenticate would be allowed, as long as nothing
 	// but the time and the request change.
-	grant, reason := decide.Authenticate(s.presented, s.subject, s.expected, s.now)
+	grant, reason := decide.Authenticate(s.presented.Presented(), s.subject, s.expected, s.now)
 	if reason != decide.NoReason {
 		return want
 	}
@@ -185,6 +186,42 @@ func checkProperties(t testing.TB, random *rand.Rand, s *situation, secrets []to
 		t.Errorf("kept: decision %d, but the rules say %t: %+v", decision, now, later)
 	}
 	return want
+}
+
+// reasonOf is the reason that a failed check gives.
+var reasonOf = map[decide.Check]decide.Reason{
+	decide.NotRevoked: decide.KeyRevoked, decide.WorkspaceExists: decide.KeyRevoked, decide.MemberExists: decide.KeyRevoked,
+	decide.NotExpired: decide.KeyExpired, decide.MemberActive: decide.MemberInactive,
+	decide.AddressAllowed: decide.AddressNotAllowed, decide.ScopeGranted: decide.ScopeNotGranted,
+	decide.ScopeWithinRole: decide.ScopeBeyondRole,
+}
+
+// checkExplained checks that an explanation gives the decision on a token that holds a secret of the
+// key, and that its first failed step gives the reason.
+func checkExplained(t testing.TB, s *situation, decision decide.Decision, reason decide.Reason) {
+	t.Helper()
+	explained, why, steps := decide.Explain(s.subject, s.requirement, s.address, s.now)
+	if reason != decide.KeyInvalid && (explained != decision || why != reason) {
+		t.Errorf("explained as %d, %d; the decision is %d, %d: %+v", explained, why, decision, reason, s)
+	}
+	if s.subject.Key == nil {
+		if why != decide.KeyInvalid || len(steps) > 0 {
+			t.Errorf("explained without a key: %d, %v", why, steps)
+		}
+		return
+	}
+	first := decide.NoReason
+	for index, step := range steps {
+		if step.Check != decide.Check(index+1) || step.Outcome < decide.Passed || step.Outcome > decide.NotApplicable {
+			t.Errorf("step %d is %+v", index, step)
+		}
+		if step.Outcome == decide.Failed && first == decide.NoReason {
+			first = reasonOf[step.Check]
+		}
+	}
+	if len(steps) != len(reasonOf) || first != why {
+		t.Errorf("the steps %v give %d, the reason is %d: %+v", steps, first, why, s)
+	}
 }
 
 func TestRandomSituationsAreDecidedAsTheRulesSay(t *testing.T) {

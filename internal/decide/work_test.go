@@ -23,16 +23,16 @@ func TestOnlyTheVerifierSchemeMatches(t *testing.T) {
 		for index := range 2 {
 			var key Key
 			key.Secrets[index] = Secret{Hash: token.Hash{Scheme: scheme, Sum: right.Sum}, End: math.MaxInt64}
-			newest, older := match(presented, &key, 0)
+			newest, older := match(presented.Presented(), &key, 0)
 			if want := scheme == token.SchemeVerifier; (newest || older) != want {
 				t.Errorf("scheme %d, secret %d: matches: %t, want %t", scheme, index, newest || older, want)
 			}
 		}
 	}
-	if newest, older := match(presented, &decoy, 0); newest || older {
+	if newest, older := match(presented.Presented(), &decoy, 0); newest || older {
 		t.Error("the decoy matches")
 	}
-	if newest, older := match(token.Token{}, &decoy, 0); newest || older {
+	if newest, older := match(token.Presented{}, &decoy, 0); newest || older {
 		t.Error("no token matches the decoy")
 	}
 }

@@ -20,6 +20,9 @@ type Hooks struct {
 	// ValidationFinished is called for each validation that has an answer. If it is nil,
 	// validations do not read the clock.
 	ValidationFinished func(Validation)
+	// ValidationRefused is called for each validation that is refused because of who called. It has
+	// no subject and no request id.
+	ValidationRefused func(Call)
 	// CallsRefused is called when calls find no slot: at once for the first of them, then
 	// once a second for those that followed.
 	CallsRefused func(Refusals)
@@ -35,6 +38,9 @@ type Hooks struct {
 	// InvalidTokens is called when a source has sent many tokens that are not valid: at most once a
 	// minute for one source, and once a second for all of them.
 	InvalidTokens func(InvalidTokens)
+	// TokensPresented is called once a minute if callers sent tokens since, where they could send
+	// digests; and at the stop.
+	TokensPresented func(TokensPresented)
 	// HandlerPanicked is called for a panic of a handler, which is answered with INTERNAL.
 	HandlerPanicked func(Panic)
 
@@ -74,6 +80,8 @@ type Call struct {
 	// Caller is the identity of the caller, and Actor the member on whose behalf it called; "" if
 	// the call named no member.
 	Caller, Actor string
+	// Credential is what the caller has proved its identity with. It is no secret.
+	Credential string
 	// Peer is the address of the connection, and RequestID the id that audit events have.
 	Peer, RequestID string
 	// Code is the answer's, as in "NOT_FOUND", and Reason that of the error, as in
@@ -155,6 +163,17 @@ type InvalidTokens struct {
 	// Count is how many there were, at least: those of the last minute, half of those of the minute
 	// before, and so on.
 	Count int64
+}
+
+// TokensPresented are the forms in which callers have presented tokens, or asked for new ones.
+type TokensPresented struct {
+	// Tokens and Digests are how many came in each form: since the last report, or since the start
+	// if Last is set. Items of a batch count one by one, and refused ones count too.
+	Tokens, Digests int64
+	// Caller is the name of the caller that sent a token last; "" for none.
+	Caller string
+	// Last is set for the report at the stop.
+	Last bool
 }
 
 // Panic is a panic of a handler.

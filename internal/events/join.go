@@ -4,12 +4,16 @@ package events
 // result can be called, except ValidationFinished, which is nil if no listener has it.
 func Join(listeners ...Hooks) Hooks {
 	joined := Hooks{
-		CallFinished:    func(Call) {},
-		CallsRefused:    func(Refusals) {},
+		CallFinished: func(Call) {},
+		CallsRefused: func(Refusals) {},
+
+		ValidationRefused: func(Call) {},
+
 		CallersRefused:  func(CallerRefusals) {},
 		OwnerCalled:     func(OwnerCalls) {},
 		BytesRefused:    func(BytesRefused) {},
 		InvalidTokens:   func(InvalidTokens) {},
+		TokensPresented: func(TokensPresented) {},
 		HandlerPanicked: func(Panic) {},
 		ChangeCommitted: func(Change) {},
 		StoreDown:       func(error) {},
@@ -28,11 +32,13 @@ func Join(listeners ...Hooks) Hooks {
 		first := index == 0
 		join(&joined.CallFinished, each.CallFinished, first)
 		join(&joined.ValidationFinished, each.ValidationFinished, joined.ValidationFinished == nil)
+		join(&joined.ValidationRefused, each.ValidationRefused, first)
 		join(&joined.CallsRefused, each.CallsRefused, first)
 		join(&joined.CallersRefused, each.CallersRefused, first)
 		join(&joined.OwnerCalled, each.OwnerCalled, first)
 		join(&joined.BytesRefused, each.BytesRefused, first)
 		join(&joined.InvalidTokens, each.InvalidTokens, first)
+		join(&joined.TokensPresented, each.TokensPresented, first)
 		join(&joined.HandlerPanicked, each.HandlerPanicked, first)
 		join(&joined.ChangeCommitted, each.ChangeCommitted, first)
 		join(&joined.StoreDown, each.StoreDown, first)

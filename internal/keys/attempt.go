@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -56,6 +57,18 @@ func (a *attempt) requestUnused(ctx context.Context, requestID *string) error {
 		return err
 	}
 	return requestUsed(keyID)
+}
+
+// eventRoom is how many bytes of an event its fields do not take: ids, details and the hashes of
+// storage.MaxOperations records.
+const eventRoom = 32 << 10
+
+// fitEvent leaves values out of the fields of an event that would make its change larger than a
+// change may be, as that of a large policy can. The event says how many.
+func fitEvent(change *storage.Change) {
+	if audit.FieldBytes(change.Event.GetFields()) > eventRoom {
+		audit.Cut(change.Event, storage.MaxChangeBytes-change.RecordBytes()-eventRoom)
+	}
 }
 
 // withoutChange ends an attempt that commits nothing. err is the refusal, or nil if there is

@@ -36,8 +36,12 @@ type KeySpec struct {
 	// ExpireTime is in the future, and at most a calendar year ahead; nil asks for a year.
 	ExpireTime *time.Time
 	// RequestID makes a retry safe: a second call with the same id is refused with
-	// REQUEST_ID_USED. Nil for none.
+	// REQUEST_ID_USED, or succeeds as the first one did if both have the same Digest. Nil for none.
 	RequestID *string
+	// Digest is that of a token whose secret the caller has drawn; zero lets the Manager draw it.
+	// KeyIDNonce are then the token.NonceLength bytes that the key's id is made from.
+	Digest     token.Digest
+	KeyIDNonce []byte
 }
 
 // CreateKey issues a key. Errors: *problem.Error if the key is refused, the error of
@@ -45,6 +49,9 @@ type KeySpec struct {
 func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec) (*IssuedKey, error) {
 	if err := mayChange(actor, "workspace_id", spec.WorkspaceID); err != nil {
 		return nil, err
+	}
+	if m.tokensRefused && spec.Digest.IsZero() {
+		return nil, errTokensRefused("draw the secret, and send token_digest and key_id_nonce")
 	}
 	now := m.clock()
 	if !canLookUpRequest(spec.WorkspaceID, spec.RequestID) {
@@ -56,10 +63,12 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 	}
 	var record *storagev1.KeyRecord
 	var issued token.Token
+	localID := checkLocal(new(problem.Fields), spec.WorkspaceID, spec.Digest, spec.KeyIDNonce) // step 3 checks it
 	build := func(view *attempt) (*storage.Change, error) {
 		// 1. Recognize a retry before anything is judged: the first call may have used up what
 		// this one would need, or its expire time may have passed since.
 		if err := view.requestUnused(ctx, spec.RequestID); err != nil {
+			record, err = view.repeated(ctx, err, localID, spec.Digest, false)
 			return nil, err
 		}
 		// 2. Refuse while the time is not known, because an expire time cannot be judged then.
@@ -88,15 +97,17 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 			return nil, problem.New(problem.LimitReached,
 				"the workspace has %d live keys, as many as the policy allows; revoke one first", allowed)
 		}
-		// 5. Draw a new id and secret for each attempt. The secret of an attempt that lost a
-		// conflict was never stored, and its token must not be shown.
-		record = wanted.record(view, member, now)
-		if issued, err = m.issue(record, active.TokenPrefix, now, *wanted.ExpireTime); err != nil {
+		// 5. Draw a new id and secret for each attempt, if the caller has not drawn them. The
+		// secret of an attempt that lost a conflict was never stored, and its token must not be
+		// shown.
+		record = wanted.record(view, member, actor, now)
+		record.KeyId = localID
+		if issued, err = m.issue(record, spec.Digest, active.TokenPrefix, now, *wanted.ExpireTime); err != nil {
 			return nil, err
 		}
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, wanted.WorkspaceID)
 		event.KeyId, event.MemberId = record.GetKeyId(), record.GetMemberId()
-		event.Details = describe(record)
+		event.Fields = audit.KeyFields(nil, record)
 		return &storage.Change{
 			Event:            event,
 			Kind:             storagev1.FeedKind_FEED_KIND_KEY,
@@ -108,19 +119,22 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 	}
 	position, err := m.change(ctx, actor, spec.WorkspaceID, build)
 	if taken := (*storage.ExistsError)(nil); errors.As(err, &taken) && taken.RequestID == "" {
+		if localID != "" {
+			return nil, errIDTaken()
+		}
 		// An id of 95 random bits was drawn twice. Once more is enough.
 		position, err = m.change(ctx, actor, spec.WorkspaceID, build)
 	}
 	if err != nil {
 		return nil, asRequestUsed(err)
 	}
-	return m.issuedAt(record, issued, now, position)
+	return m.issuedAt(ctx, record, issued, now, position)
 }
 
 // issuedAt returns the answer with a token. It is called after the change is published, so that
 // the token works when it is shown.
-func (m *Manager) issuedAt(record *storagev1.KeyRecord, issued token.Token, now time.Time, position Position) (*IssuedKey, error) {
-	key, err := m.show(record, now)
+func (m *Manager) issuedAt(ctx context.Context, record *storagev1.KeyRecord, issued token.Token, now time.Time, position Position) (*IssuedKey, error) {
+	key, position, err := m.showAt(ctx, record, now, position)
 	if err != nil {
 		return nil, err
 	}
@@ -151,13 +165,14 @@ func checkCreate(spec KeySpec, actor audit.Actor, active *projection.Policy, now
 	wanted.Scopes = checkScopes(&fields, spec.Scopes, active)
 	wanted.AllowedCIDRs = checkCIDRs(&fields, spec.AllowedCIDRs)
 	wanted.Labels = maps.Clone(spec.Labels)
+	checkLocal(&fields, spec.WorkspaceID, spec.Digest, spec.KeyIDNonce)
 	expireTime := checkExpireTime(&fields, spec.ExpireTime, now)
 	wanted.ExpireTime = &expireTime
 	return &wanted, fields.Err()
 }
 
 // record returns the key to store, still without id and secret.
-func (k *KeySpec) record(view *attempt, member *projection.Member, now time.Time) *storagev1.KeyRecord {
+func (k *KeySpec) record(view *attempt, member *projection.Member, actor audit.Actor, now time.Time) *storagev1.KeyRecord {
 	sequence := view.Head.Sequence + 1
 	record := &storagev1.KeyRecord{
 		WorkspaceId:          k.WorkspaceID,
@@ -171,6 +186,7 @@ func (k *KeySpec) record(view *attempt, member *projection.Member, now time.Time
 		Labels:               k.Labels,
 		AllowedCidrs:         k.AllowedCIDRs,
 		CreateTime:           timestamppb.New(now),
+		CreatedBy:            audit.ChangedBy(actor),
 	}
 	if k.RequestID != nil {
 		record.RequestIds = []string{*k.RequestID}
@@ -178,9 +194,14 @@ func (k *KeySpec) record(view *attempt, member *projection.Member, now time.Time
 	return record
 }
 
-// issue draws a new secret, puts its hash before the hashes that the record has, and returns
-// the token. A record without an id gets one.
-func (m *Manager) issue(record *storagev1.KeyRecord, prefix string, now, expireTime time.Time) (token.Token, error) {
+// issue puts the hash of a new secret before the hashes that the record has. The secret is that of a
+// digest that the caller sent; without a digest, issue draws it and returns the token. A record
+// without an id gets one.
+func (m *Manager) issue(record *storagev1.KeyRecord, digest token.Digest, prefix string, now, expireTime time.Time) (token.Token, error) {
+	if !digest.IsZero() {
+		addSecret(record, digest.Hash(), true, now, expireTime)
+		return token.Token{}, nil
+	}
 	if record.GetKeyId() == "" {
 		id, err := token.NewKeyID(record.GetWorkspaceId(), m.random)
 		if err != nil {
@@ -196,13 +217,19 @@ func (m *Manager) issue(record *storagev1.KeyRecord, prefix string, now, expireT
 	if err != nil {
 		return token.Token{}, err
 	}
-	record.Secrets = append([]*storagev1.SecretRecord{{
-		Scheme:     uint32(hash.Scheme),
-		Hash:       hash.Sum[:],
-		CreateTime: timestamppb.New(now),
-		ExpireTime: timestamppb.New(expireTime),
-	}}, record.GetSecrets()...)
+	addSecret(record, hash, false, now, expireTime)
 	return issued, nil
+}
+
+// addSecret puts a secret before those that the record has.
+func addSecret(record *storagev1.KeyRecord, hash token.Hash, locally bool, now, expireTime time.Time) {
+	record.Secrets = append([]*storagev1.SecretRecord{{
+		Scheme:        uint32(hash.Scheme),
+		Hash:          hash.Sum[:],
+		CreateTime:    timestamppb.New(now),
+		ExpireTime:    timestamppb.New(expireTime),
+		IssuedLocally: locally,
+	}}, record.GetSecrets()...)
 }
 
 // activeMember returns a member of the workspace who can be given keys.
@@ -249,17 +276,4 @@ func requestUsed(keyID string) error {
 		"the request id was used for key %s; its token was shown then and cannot be shown again: revoke or rotate the key", keyID)
 	used.Metadata = map[string]string{"key_id": keyID}
 	return used
-}
-
-// describe returns the details of a key for an audit event.
-func describe(record *storagev1.KeyRecord) map[string]string {
-	details := map[string]string{
-		"name":        record.GetName(),
-		"scopes":      strings.Join(record.GetScopes(), " "),
-		"expire_time": expireTimeOf(record).AsTime().Format(time.RFC3339Nano),
-	}
-	if len(record.GetAllowedCidrs()) > 0 {
-		details["allowed_cidrs"] = strings.Join(record.GetAllowedCidrs(), " ")
-	}
-	return details
 }

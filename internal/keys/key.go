@@ -1,6 +1,7 @@
 package keys
 
 import (
+	"context"
 	"strconv"
 	"time"
 
@@ -37,12 +38,33 @@ type Key struct {
 	Secrets []KeySecret
 	// Etag changes with every change of the key.
 	Etag string
+	// CreatedBy and RevokedBy are who created and revoked the key; nil if that is not known, or if
+	// the key was not revoked.
+	CreatedBy, RevokedBy *ChangedBy
+	// StopTime is when the key stopped working; the zero Time if it works, or if that is not known.
+	StopTime time.Time
+	// StopReason is why the key stopped working.
+	StopReason StopReason
+	// Role and EffectiveScopes are set by GetKey only: the present role of the key's member, empty if
+	// the member was removed, and the granted scopes that the role has now.
+	Role            string
+	EffectiveScopes []string
+}
+
+// ChangedBy is who made a change.
+type ChangedBy struct {
+	// Caller is the name of the caller of keysvc.
+	Caller string
+	// MemberID is the member on whose behalf the caller said it acted; empty if it named none.
+	MemberID string
 }
 
 // KeySecret is one secret of a key, without the secret itself.
 type KeySecret struct {
 	// CreateTime is when the secret was issued; ExpireTime when it stops matching.
 	CreateTime, ExpireTime time.Time
+	// IssuedLocally is set if the caller of keysvc drew the secret.
+	IssuedLocally bool
 }
 
 // KeyState is the state of a key: a key can be used if it is active, and every other state tells why
@@ -63,6 +85,27 @@ const (
 	KeyRevoked
 )
 
+// StopReason is why a key stopped working. The numbers are those of keysvc.v1.StopReason.
+type StopReason int32
+
+// The reasons why a key stopped working.
+const (
+	// StopUnspecified is the reason of a key that works.
+	StopUnspecified StopReason = iota
+	// StopRevoked keys were revoked by their ids.
+	StopRevoked
+	// StopReported keys were revoked by their tokens.
+	StopReported
+	// StopExpired keys are past their expire time.
+	StopExpired
+	// StopMemberRemoved keys had a member who was removed.
+	StopMemberRemoved
+	// StopWorkspaceRemoved keys had a workspace that was removed.
+	StopWorkspaceRemoved
+	// StopMemberSuspended keys work again when their member is active again.
+	StopMemberSuspended
+)
+
 // KeyName names a key.
 type KeyName struct {
 	// WorkspaceID is the workspace of the key.
@@ -77,7 +120,8 @@ type IssuedKey struct {
 
 	// Key is the key as it is at Position.
 	Key *Key
-	// Token holds the new secret. Nothing else ever shows it.
+	// Token holds the new secret. Nothing else ever shows it. It is zero if the caller drew the
+	// secret.
 	Token token.Token
 }
 
@@ -86,10 +130,16 @@ func etagOf(record *storagev1.KeyRecord) string {
 	return strconv.FormatInt(record.GetChangeSequence(), 36)
 }
 
-// show returns a stored key as callers see it at now. The error is set if the record of the
-// key's member is damaged.
-func (m *Manager) show(record *storagev1.KeyRecord, now time.Time) (*Key, error) {
-	state, err := m.stateOf(record, now)
+// show returns a stored key as callers see it at now. read reads the record of the key's member, if
+// the answer needs it. The error is set if the record of the key's member is damaged, or is that of
+// read.
+func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberReader) (*Key, error) {
+	owner, err := m.ownerOf(record)
+	if err != nil {
+		return nil, err
+	}
+	state := owner.state(record, now)
+	stopTime, stopReason, err := owner.stopped(record, now, read)
 	if err != nil {
 		return nil, err
 	}
@@ -107,19 +157,41 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time) (*Key, error)
 		Labels:       record.GetLabels(),
 		AllowedCIDRs: record.GetAllowedCidrs(),
 		Etag:         etagOf(record),
+		CreatedBy:    changedBy(record.GetCreatedBy()),
+		RevokedBy:    changedBy(record.GetRevokedBy()),
+		StopTime:     stopTime,
+		StopReason:   stopReason,
 	}
 	for index, secret := range record.GetSecrets() {
 		if index > 0 && !now.Before(endOf(secret)) {
 			continue // the overlap is over; the next change of the key drops the secret
 		}
-		key.Secrets = append(key.Secrets, KeySecret{CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret)})
+		key.Secrets = append(key.Secrets, KeySecret{
+			CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret), IssuedLocally: secret.GetIssuedLocally(),
+		})
 	}
 	return key, nil
 }
 
-// showAt is show after a change. It also returns the position of the change.
-func (m *Manager) showAt(record *storagev1.KeyRecord, now time.Time, position Position) (*Key, Position, error) {
-	key, err := m.show(record, now)
+// changedBy returns who made a change, nil if that is not stored.
+func changedBy(stored *storagev1.ChangedByRecord) *ChangedBy {
+	if stored == nil {
+		return nil
+	}
+	return &ChangedBy{Caller: stored.GetCaller(), MemberID: stored.GetActorMemberId()}
+}
+
+// showAt is show after a change. It also returns the position of the change. The change is made, so
+// a member that cannot be read is no error: then it is not known when the member was removed or
+// suspended.
+func (m *Manager) showAt(ctx context.Context, record *storagev1.KeyRecord, now time.Time, position Position) (*Key, Position, error) {
+	key, err := m.show(record, now, func(workspaceID, memberID string) (*storagev1.MemberRecord, error) {
+		member, _, err := m.store.GetMember(ctx, workspaceID, memberID)
+		if err != nil {
+			return nil, nil //nolint:nilerr // see above
+		}
+		return member, nil
+	})
 	if err != nil {
 		return nil, Position{}, err
 	}
@@ -155,19 +227,9 @@ func endOf(secret *storagev1.SecretRecord) time.Time {
 // stateOf computes the state of a key: revoked before expired before suspended. The error is
 // set if the record of the key's member is damaged.
 func (m *Manager) stateOf(record *storagev1.KeyRecord, now time.Time) (KeyState, error) {
-	workspace := m.projection.Workspace(record.GetWorkspaceId()).Current
-	member, err := m.projection.Member(record.GetWorkspaceId(), record.GetMemberId())
-	switch {
-	case err != nil:
+	owner, err := m.ownerOf(record)
+	if err != nil {
 		return KeyStateUnspecified, err
-	case record.GetRevokeTime() != nil,
-		workspace == nil, workspace.Removed, workspace.Incarnation != record.GetWorkspaceIncarnation(),
-		member == nil, member.Removed, member.Incarnation != record.GetMemberIncarnation():
-		return KeyRevoked, nil
-	case !now.Before(expireTimeOf(record).AsTime()):
-		return KeyExpired, nil
-	case !member.Active:
-		return KeySuspended, nil
 	}
-	return KeyActive, nil
+	return owner.state(record, now), nil
 }

@@ -33,8 +33,11 @@ type Manager struct {
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
-	trusted    func() error // Config.ClockTrusted
-	locks      locks
+	// tokensRefused is Config.TokensRefused.
+	tokensRefused bool
+	trusted       func() error     // Config.ClockTrusted
+	latest        func() time.Time // Config.LatestTime
+	locks         locks
 }
 
 // Store is the part of a store that the verbs need.
@@ -42,6 +45,7 @@ type Store interface {
 	storage.Committer
 	storage.KeyReader
 	storage.MemberReader
+	storage.AuditReader
 }
 
 // Config is what New makes a Manager from.
@@ -57,6 +61,12 @@ type Config struct {
 	// otherwise. While it returns an error, no key is created or rotated with an overlap, and
 	// nothing is purged. Default: the clock is always trusted.
 	ClockTrusted func() error
+	// TokensRefused makes the verbs take digests only: no token is reported, and none is drawn and
+	// given out.
+	TokensRefused bool
+	// LatestTime returns the latest time that it may be while the clock is in doubt, and the zero
+	// Time while it is not. Default: the clock is never in doubt.
+	LatestTime func() time.Time
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 	// MaxWaiting is the max number of changes of one workspace that are in flight; more are
@@ -67,18 +77,23 @@ type Config struct {
 // New returns a Manager.
 func New(config Config) *Manager {
 	manager := &Manager{
-		store:      config.Store,
-		projection: config.Projection,
-		now:        config.Now,
-		random:     config.Random,
-		locks:      locks{limit: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
-		trusted:    config.ClockTrusted,
+		store:         config.Store,
+		projection:    config.Projection,
+		now:           config.Now,
+		random:        config.Random,
+		locks:         locks{limit: cmp.Or(config.MaxWaiting, defaultMaxWaiting)},
+		trusted:       config.ClockTrusted,
+		tokensRefused: config.TokensRefused,
+		latest:        config.LatestTime,
 	}
 	if manager.now == nil {
 		manager.now = time.Now
 	}
 	if manager.trusted == nil {
 		manager.trusted = func() error { return nil }
+	}
+	if manager.latest == nil {
+		manager.latest = func() time.Time { return time.Time{} }
 	}
 	if manager.random == nil {
 		manager.random = rand.Reader
@@ -163,15 +178,17 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 	if change == nil || err != nil {
 		return attempt.withoutChange(ctx, err)
 	}
-	// 3. Let the commit expect the heads of the view, because the check holds for them alone:
+	// 3. Keep the change within its limits. This comes after build, which knows nothing of them.
+	fitEvent(change)
+	// 4. Let the commit expect the heads of the view, because the check holds for them alone:
 	// the workspace's, and the policy's if the change is not the policy's own.
 	change.Link(workspaceID, attempt.Head)
 	if workspaceID != "" {
 		change.ExpectPolicy = &attempt.PolicyHead
 	}
-	// 4. Commit. The store compares the heads and writes in one step.
+	// 5. Commit. The store compares the heads and writes in one step.
 	revision, err := m.store.Commit(ctx, change)
-	// 5. A conflict was caused by a newer change, unless the view of step 1 already showed the
+	// 6. A conflict was caused by a newer change, unless the view of step 1 already showed the
 	// change that the store names. Store and projection then disagree about that change, and no
 	// newer view will end the disagreement. Compare with the revision of the view, not with that
 	// of the projection: by now the projection may show the newer change that caused an honest
@@ -182,7 +199,7 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 		}
 		return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)
 	}
-	// 6. An id that is taken is an answer about the store, so validations must reflect the
+	// 7. An id that is taken is an answer about the store, so validations must reflect the
 	// revision that it was found at before the caller hears it.
 	if exists := (*storage.ExistsError)(nil); errors.As(err, &exists) {
 		if err := m.projection.WaitFor(ctx, exists.Revision); err != nil {
@@ -192,7 +209,7 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 	if err != nil {
 		return Position{}, false, err
 	}
-	// 7. Answer only when this manager's validations reflect the change. Those of other
+	// 8. Answer only when this manager's validations reflect the change. Those of other
 	// managers take a barrier, which is not older than this commit.
 	position, err := m.published(ctx, revision)
 	return position, false, err

@@ -47,14 +47,6 @@ const (
 	MemberRemoved
 )
 
-// auditedStates are the states as audit events name them.
-var auditedStates = map[MemberState]string{
-	MemberStateUnspecified: "MEMBER_STATE_UNSPECIFIED",
-	MemberActive:           "MEMBER_STATE_ACTIVE",
-	MemberSuspended:        "MEMBER_STATE_SUSPENDED",
-	MemberRemoved:          "MEMBER_STATE_REMOVED",
-}
-
 // MemberSpec is a member as PutMember makes it.
 type MemberSpec struct {
 	// WorkspaceID and MemberID are the product's ids; a workspace begins with its first member.
@@ -113,6 +105,9 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberS
 		} else if record, workspace, err = m.addMember(view, spec, stored, now); err != nil {
 			return nil, err
 		}
+		if record.GetState() != state {
+			record.StateTime = timestamppb.New(now)
+		}
 		record.Role, record.State = spec.Role, state
 		if spec.SourceVersion != nil {
 			record.SourceVersion = *spec.SourceVersion
@@ -123,7 +118,10 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberS
 		record.UpdateTime = timestamppb.New(now)
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, now, spec.WorkspaceID)
 		event.MemberId = record.GetMemberId()
-		event.Details = map[string]string{"role": record.GetRole(), "state": auditedStates[spec.State]}
+		event.Fields = audit.MemberFields(stored, record)
+		if workspace != nil {
+			event.Fields = append(event.Fields, audit.WorkspaceFields(workspaceRecord(spec.WorkspaceID, view.Current), workspace)...)
+		}
 		return &storage.Change{
 			Event:        event,
 			Kind:         storagev1.FeedKind_FEED_KIND_MEMBER,
@@ -157,6 +155,7 @@ func (m *Manager) addMember(
 		return nil, nil, err
 	}
 	record.CreateTime = timestamppb.New(now)
+	record.Ended = endedMember(stored)
 	return record, workspace, nil
 }
 
@@ -182,6 +181,7 @@ func (m *Manager) newWorkspace(workspaceID string, earlier *projection.Current, 
 	record := &storagev1.WorkspaceRecord{WorkspaceId: workspaceID, Incarnation: incarnation, CreateTime: now}
 	if earlier != nil {
 		record.RemovalSourceVersion = earlier.RemovalSourceVersion
+		record.Ended = endedWorkspace(earlier)
 	}
 	return record, nil
 }

@@ -22,6 +22,7 @@ func narrowsKey(before, after *storagev1.KeyRecord) bool {
 	rest.ChangeSequence, rest.RequestIds = after.GetChangeSequence(), after.GetRequestIds()
 	rest.Scopes, rest.AllowedCidrs, rest.Labels = after.GetScopes(), after.GetAllowedCidrs(), after.GetLabels()
 	rest.Secrets, rest.RevokeTime = after.GetSecrets(), after.GetRevokeTime()
+	rest.RevokedBy, rest.Reported = after.GetRevokedBy(), after.GetReported()
 	if before.GetRevokeTime() != nil || !proto.Equal(rest, after) {
 		return false
 	}

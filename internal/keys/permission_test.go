@@ -334,21 +334,21 @@ func TestForeignTokensCannotBeReported(t *testing.T) {
 	live, revoked := w.Create("other", "ann", "signatures:read"), w.Create("other", "ann", "signatures:read")
 	w.Must(w.RevokeToken(t.Context(), keystest.Actor, &keysvcv1.RevokeTokenRequest{Token: revoked.GetToken()}))
 	manager, limited := w.Verbs.Manager, actorIn(access.Only("acme"))
-	_, _, want := manager.RevokeToken(t.Context(), keystest.Actor, "no token")
+	_, _, want := manager.RevokeToken(t.Context(), keystest.Actor, keys.Reported{Text: "no token"})
 	before := w.Projection.Revision()
 	for name, text := range map[string]string{"live": live.GetToken(), "revoked": revoked.GetToken(), "nothing": "no token"} {
-		_, _, err := manager.RevokeToken(t.Context(), limited, text)
+		_, _, err := manager.RevokeToken(t.Context(), limited, keys.Reported{Text: text})
 		if keystest.ReasonOf(err) != problem.KeyNotFound || err.Error() != want.Error() {
 			t.Errorf("%s: %v, want %v", name, err, want)
 		}
 	}
-	if _, _, err := manager.RevokeToken(t.Context(), actorIn(access.Workspaces{}), live.GetToken()); keystest.ReasonOf(err) != problem.CallerNotAllowed {
+	if _, _, err := manager.RevokeToken(t.Context(), actorIn(access.Workspaces{}), keys.Reported{Text: live.GetToken()}); keystest.ReasonOf(err) != problem.CallerNotAllowed {
 		t.Errorf("without the right: %v", err)
 	}
 	if after := w.Projection.Revision(); after != before {
 		t.Errorf("the revision went from %d to %d", before, after)
 	}
-	if name, _, err := manager.RevokeToken(t.Context(), actorIn(access.Only("acme", "other")), live.GetToken()); err != nil || name.WorkspaceID != "other" {
+	if name, _, err := manager.RevokeToken(t.Context(), actorIn(access.Only("acme", "other")), keys.Reported{Text: live.GetToken()}); err != nil || name.WorkspaceID != "other" {
 		t.Errorf("with the right: %+v, %v", name, err)
 	}
 }

@@ -32,7 +32,7 @@ func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *
 		if view.Policy != nil || view.DamagedPolicy != nil {
 			return nil, nil //nolint:nilerr // nothing to change: a damaged policy is not replaced
 		}
-		return policyChange(actor, wanted, nil, now), nil
+		return policyChange(actor, nil, wanted, nil, now), nil
 	})
 	if err != nil {
 		return nil, err
@@ -128,7 +128,7 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacemen
 			return nil, nil // nothing to change
 		}
 		retired := decide.NewScopes(append(slices.Clone(active.Retired), difference.RemovedScopes...)...)
-		change := policyChange(actor, wanted, retired, now)
+		change := policyChange(actor, active, wanted, retired, now)
 		change.Narrows = narrowsPolicy(active, wanted)
 		return change, nil
 	})
@@ -217,10 +217,16 @@ func (m *Manager) comparePolicies(active *projection.Policy, wanted *policy.Poli
 	return difference
 }
 
-// policyChange returns the change that makes wanted the active policy.
-func policyChange(actor audit.Actor, wanted *policy.Policy, retired []string, now time.Time) *storage.Change {
+// policyChange returns the change that makes wanted the active policy. active is the policy before,
+// nil if there was none.
+func policyChange(actor audit.Actor, active *projection.Policy, wanted *policy.Policy, retired []string, now time.Time) *storage.Change {
 	event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED, now, "")
 	event.Details = map[string]string{"digest": wanted.Digest()}
+	if active != nil {
+		event.Fields = audit.PolicyFields(active.Policy, wanted, active.Retired, retired)
+	} else {
+		event.Fields = audit.PolicyFields(nil, wanted, nil, retired)
+	}
 	return &storage.Change{
 		Event: event,
 		Kind:  storagev1.FeedKind_FEED_KIND_POLICY,

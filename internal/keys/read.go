@@ -9,7 +9,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
+	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -39,16 +41,37 @@ func (m *Manager) GetKey(ctx context.Context, visible access.Workspaces, workspa
 			return nil, Position{}, asKeyNotFound(err)
 		}
 		// 2. Put the answer together from the record and the projection.
-		key, err := m.show(record, m.clock())
+		key, err := m.show(record, m.clock(), m.readMember(ctx))
 		if err != nil {
 			return nil, Position{}, err
 		}
-		// 3. Look last whether the workspace changed since the read: then the answer mixes two
-		// revisions, and both are read again.
-		if m.isStill(record.GetWorkspaceId(), revision) {
+		if err := m.showEffect(record, key); err != nil {
+			return nil, Position{}, err
+		}
+		// 3. Look last whether the workspace or the policy changed since the read: then the answer
+		// mixes two revisions, and all is read again.
+		if m.isStill(record.GetWorkspaceId(), revision) && m.isStill("", revision) {
 			return key, m.at(revision), nil
 		}
 	}
+}
+
+// showEffect adds the member's role and the effective scopes to a key. Errors:
+// storage.ErrDamaged.
+func (m *Manager) showEffect(record *storagev1.KeyRecord, key *Key) error {
+	view := m.projection.Workspace(record.GetWorkspaceId())
+	owner, err := m.ownerOf(record)
+	switch {
+	case err != nil:
+		return err
+	case view.DamagedPolicy != nil:
+		return view.DamagedPolicy
+	case view.Policy == nil, owner.workspaceIsGone(record), owner.memberIsGone(record):
+		return nil
+	}
+	key.Role = owner.member.Role
+	key.EffectiveScopes = view.Policy.Role(key.Role).Intersect(decide.NewScopes(record.GetScopes()...))
+	return nil
 }
 
 // isStill reports whether a workspace has not changed since a revision. If so, an answer that was
@@ -87,6 +110,8 @@ type KeyQuery struct {
 	// UnusedSince, if set, selects keys that were last used before it. A key that was never used
 	// counts as last used when it was created.
 	UnusedSince *time.Time
+	// IssuedLocally, if set, selects keys with, or without, a secret that the caller of keysvc drew.
+	IssuedLocally *bool
 	// PageSize is the max number of keys on a page: up to MaxPageSize, 0 for DefaultPageSize.
 	PageSize int
 	// PageToken is NextPageToken of the page before, given with the same filters; empty for the
@@ -185,7 +210,7 @@ func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time
 		}
 		shown := make([]*Key, 0, len(page.Keys))
 		for _, record := range page.Keys {
-			key, err := m.show(record, now)
+			key, err := m.show(record, now, m.readMember(ctx))
 			if err != nil {
 				return page, nil, err
 			}
@@ -203,6 +228,7 @@ type keyFilter struct {
 	states          map[KeyState]bool
 	expiringBefore  *time.Time
 	unusedSince     *time.Time
+	issuedLocally   *bool
 }
 
 func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
@@ -227,6 +253,7 @@ func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
 		filter.states[state] = true
 	}
 	filter.expiringBefore = checkTime(fields, "expiring_before", query.ExpiringBefore)
+	filter.issuedLocally = query.IssuedLocally
 	filter.unusedSince = checkTime(fields, "unused_since", query.UnusedSince)
 	return filter
 }
@@ -243,6 +270,9 @@ func (f *keyFilter) admits(key *Key) bool {
 		return false
 	}
 	if f.expiringBefore != nil && !key.ExpireTime.Before(*f.expiringBefore) {
+		return false
+	}
+	if f.issuedLocally != nil && *f.issuedLocally != slices.ContainsFunc(key.Secrets, func(s KeySecret) bool { return s.IssuedLocally }) {
 		return false
 	}
 	return f.unusedSince == nil || lastUse(key).Before(*f.unusedSince)

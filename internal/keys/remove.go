@@ -54,6 +54,9 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, workspace
 			}
 			record.CreateTime = timestamppb.New(now)
 		}
+		if !removed {
+			record.StateTime = timestamppb.New(now)
+		}
 		record.State = storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED
 		if sourceVersion != nil {
 			record.SourceVersion = *sourceVersion
@@ -64,6 +67,7 @@ func (m *Manager) RemoveMember(ctx context.Context, actor audit.Actor, workspace
 		record.UpdateTime = timestamppb.New(now)
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_MEMBER_REMOVED, now, workspaceID)
 		event.MemberId = memberID
+		event.Fields = audit.MemberFields(stored, record)
 		return &storage.Change{
 			Event:      event,
 			Kind:       storagev1.FeedKind_FEED_KIND_MEMBER,
@@ -115,8 +119,10 @@ func (m *Manager) RemoveWorkspace(ctx context.Context, actor audit.Actor, worksp
 		if sourceVersion != nil {
 			record.RemovalSourceVersion = *sourceVersion
 		}
+		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_WORKSPACE_REMOVED, now, workspaceID)
+		event.Fields = audit.WorkspaceFields(workspaceRecord(workspaceID, view.Current), record)
 		return &storage.Change{
-			Event:        audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_WORKSPACE_REMOVED, now, workspaceID),
+			Event:        event,
 			Kind:         storagev1.FeedKind_FEED_KIND_WORKSPACE,
 			PutWorkspace: record,
 			Narrows:      true,
@@ -135,15 +141,9 @@ func (m *Manager) removedWorkspace(workspaceID string, current *projection.Curre
 		record.RemoveTime = record.GetCreateTime()
 		return record, nil
 	}
-	removed := now
-	if current.Removed {
-		removed = current.Since()
+	record := workspaceRecord(workspaceID, current)
+	if record.GetRemoveTime() == nil {
+		record.RemoveTime = timestamppb.New(now)
 	}
-	return &storagev1.WorkspaceRecord{
-		WorkspaceId:          workspaceID,
-		Incarnation:          current.Incarnation,
-		CreateTime:           timestamppb.New(current.Created),
-		RemoveTime:           timestamppb.New(removed),
-		RemovalSourceVersion: current.RemovalSourceVersion,
-	}, nil
+	return record, nil
 }

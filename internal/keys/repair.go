@@ -50,15 +50,14 @@ func (m *Manager) repairWorkspace(ctx context.Context, actor audit.Actor, worksp
 		return nil
 	}
 	_, err := m.change(ctx, actor, workspaceID, func(view *attempt) (*storage.Change, error) {
-		record := &storagev1.WorkspaceRecord{
-			WorkspaceId: workspaceID, Incarnation: view.Current.Incarnation, CreateTime: timestamppb.New(earlier(view.Current.Created, now)),
-			RemovalSourceVersion: view.Current.RemovalSourceVersion,
-		}
-		if view.Current.Removed {
-			record.RemoveTime = timestamppb.New(earlier(view.Current.Since(), now))
-		}
+		stored := workspaceRecord(workspaceID, view.Current)
+		record := proto.CloneOf(stored)
+		record.CreateTime, record.RemoveTime = notAfter(stored.GetCreateTime(), now), notAfter(stored.GetRemoveTime(), now)
+		repairEnded(record.GetEnded(), now)
+		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID)
+		event.Fields = audit.WorkspaceFields(stored, record)
 		return &storage.Change{
-			Event:        audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID),
+			Event:        event,
 			Kind:         storagev1.FeedKind_FEED_KIND_WORKSPACE,
 			PutWorkspace: record,
 		}, nil
@@ -89,8 +88,11 @@ func (m *Manager) repairMembers(ctx context.Context, actor audit.Actor, workspac
 				}
 				record := proto.CloneOf(stored)
 				record.CreateTime, record.UpdateTime = notAfter(stored.GetCreateTime(), now), notAfter(stored.GetUpdateTime(), now)
+				record.StateTime = notAfter(stored.GetStateTime(), now)
+				repairEnded(record.GetEnded(), now)
 				event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID)
 				event.MemberId = record.GetMemberId()
+				event.Fields = audit.RepairedMemberFields(stored, record)
 				return &storage.Change{
 					Event: event, Kind: storagev1.FeedKind_FEED_KIND_MEMBER, Subject: record.GetMemberId(),
 					PutMembers: []*storagev1.MemberRecord{record},
@@ -123,16 +125,10 @@ func (m *Manager) repairKeys(ctx context.Context, actor audit.Actor, workspaceID
 			}
 			if _, _, err := m.changeKey(ctx, actor, workspaceID, found.GetKeyId(),
 				func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
-					before := expireTimeOf(record).AsTime()
 					if !repairKey(record, now) {
 						return nil, nil // nothing to change
 					}
-					event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID)
-					event.Details = map[string]string{
-						"expire_time":        expireTimeOf(record).AsTime().Format(time.RFC3339Nano),
-						"expire_time_before": before.Format(time.RFC3339Nano),
-					}
-					return event, nil
+					return audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, now, workspaceID), nil
 				}); err != nil {
 				return err
 			}
@@ -165,6 +161,14 @@ func repairKey(record *storagev1.KeyRecord, now time.Time) bool {
 		}
 	}
 	return !proto.Equal(before, record)
+}
+
+// repairEnded sets back the ends of earlier incarnations that lie in the future. A repair of another
+// time of the record brings it here: an end is not after the addition that followed on it.
+func repairEnded(ended []*storagev1.EndedIncarnation, now time.Time) {
+	for _, each := range ended {
+		each.EndTime = notAfter(each.GetEndTime(), now)
+	}
 }
 
 // inFuture reports whether a stored time is after now; false for nil.

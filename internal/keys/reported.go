@@ -5,18 +5,35 @@ import (
 	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// reportedToken returns the token in text that somebody found and copied, with line breaks, quotes
-// or the name of a variable around it; the zero token if the text has none. Text with several
+// Reported is a token that was found where it should not be: Text, or Digest and KeyID.
+type Reported struct {
+	// Text holds the token, with or without other text around it.
+	Text string
+	// Digest and KeyID are those of the token, in the place of Text.
+	Digest token.Digest
+	KeyID  string
+}
+
+// String returns nothing of the token but the id of its key.
+func (r Reported) String() string { return "[reported token] " + r.KeyID }
+
+// GoString returns String.
+func (r Reported) GoString() string { return r.String() }
+
+// token returns the token that was reported; the zero Presented if there is none. Text with several
 // tokens is refused: the answer can name only one key, and the caller might believe that all of
 // them are revoked.
-func reportedToken(fields *problem.Fields, text string) token.Token {
+func (r Reported) token(fields *problem.Fields) token.Presented {
+	if digest := CheckPresented(fields, r.Text, r.KeyID, r.Digest); !r.Digest.IsZero() {
+		return digest
+	}
 	var reported token.Token
-	for found := range token.Find(text) {
+	for found := range token.Find(r.Text) {
 		if !reported.IsZero() && found.Reveal() != reported.Reveal() {
 			fields.Add("token", "holds several tokens; one at a time is allowed")
-			return token.Token{}
+			return token.Presented{}
 		}
 		reported = found
 	}
-	return reported
+	return reported.Presented()
 }

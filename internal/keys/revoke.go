@@ -32,7 +32,7 @@ func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, workspaceID,
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return m.showAt(record, now, position)
+	return m.showAt(ctx, record, now, position)
 }
 
 // checkKeyName checks the right and the fields of a verb that names a key and nothing else.
@@ -47,17 +47,19 @@ func checkKeyName(actor audit.Actor, workspaceID, keyID string) error {
 	return fields.Err()
 }
 
-// RevokeToken revokes the key of the token in text, which may have other text around the token. The
-// error is KEY_NOT_FOUND if text has no token, or a token without a secret that is
-// still valid, or a token of a workspace that the actor may not change. Text with several tokens is
-// refused. Other errors: *problem.Error, and those of the
-// store and the context.
-func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text string) (KeyName, Position, error) {
+// RevokeToken revokes the key of a token that was found. The error is KEY_NOT_FOUND if nothing that
+// is reported is a token, or the token's secret is not valid any more, or the token is of a workspace
+// that the actor may not change. Text with several tokens is refused. Other errors: *problem.Error,
+// and those of the store and the context.
+func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, reported Reported) (KeyName, Position, error) {
 	if actor.Workspaces.IsEmpty() {
 		return KeyName{}, Position{}, notAllowed()
 	}
+	if m.tokensRefused && reported.Text != "" {
+		return KeyName{}, Position{}, errTokensRefused("send token_digest and key_id of the token that was found")
+	}
 	var fields problem.Fields
-	presented := reportedToken(&fields, text)
+	presented := reported.token(&fields)
 	checkActor(&fields, actor)
 	if err := fields.Err(); err != nil {
 		return KeyName{}, Position{}, err
@@ -81,9 +83,7 @@ func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text strin
 				return nil, err
 			}
 			event := revoke(record, actor, now)
-			if event != nil {
-				event.Details = map[string]string{"reported": "by token"}
-			}
+			record.Reported = record.GetReported() || event != nil
 			return event, nil
 		})
 	if err != nil {
@@ -92,17 +92,25 @@ func (m *Manager) RevokeToken(ctx context.Context, actor audit.Actor, text strin
 	return name, position, nil
 }
 
+// ByDigest is the name in the metadata of KEY_NOT_FOUND that tells the client of RevokeToken that the
+// server has looked for a digest. A server that does not know digests has looked for no token at all.
+const ByDigest = "by_digest"
+
 // keyOf returns the key that has the token's secret, if the secret is still valid. The key may be
 // revoked. A key of another workspace than the given ones is not found. Errors: KEY_NOT_FOUND, and
 // storage.ErrDamaged.
-func (m *Manager) keyOf(presented token.Token, workspaces access.Workspaces, now time.Time) (KeyName, error) {
-	found := m.projection.Find(presented.ID())
+func (m *Manager) keyOf(presented token.Presented, workspaces access.Workspaces, now time.Time) (KeyName, error) {
+	found := m.projection.Find(presented.KeyID())
 	if found.Damaged != nil && (found.WorkspaceID == "" || workspaces.Has(found.WorkspaceID)) {
 		return KeyName{}, found.Damaged
 	}
 	grant, reason := decide.Authenticate(presented, found.Subject, "", now)
 	if grant.Principal.KeyID == "" || reason == decide.KeyExpired || !workspaces.Has(found.Subject.Key.Workspace) {
-		return KeyName{}, problem.New(problem.KeyNotFound, "the token matches no live secret")
+		missing := problem.New(problem.KeyNotFound, "the token matches no live secret")
+		if presented.ByDigest() {
+			missing.Metadata = map[string]string{ByDigest: "true"}
+		}
+		return KeyName{}, missing
 	}
 	return KeyName{WorkspaceID: found.Subject.Key.Workspace, KeyID: found.Subject.Key.ID}, nil
 }
@@ -112,7 +120,7 @@ func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *stor
 	if record.GetRevokeTime() != nil {
 		return nil
 	}
-	record.RevokeTime = timestamppb.New(now)
+	record.RevokeTime, record.RevokedBy = timestamppb.New(now), audit.ChangedBy(actor)
 	return audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED, now, record.GetWorkspaceId())
 }
 
@@ -134,6 +142,7 @@ func (m *Manager) changeKey(
 			return nil, err
 		}
 		event.KeyId, event.MemberId = record.GetKeyId(), record.GetMemberId()
+		event.Fields = audit.KeyFields(stored, record)
 		record.ChangeSequence = attempt.Head.Sequence + 1
 		return &storage.Change{
 			Event:            event,

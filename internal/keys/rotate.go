@@ -39,6 +39,9 @@ type Rotation struct {
 	ExpireTime *time.Time
 	// RequestID is that of KeySpec.
 	RequestID *string
+	// Digest is that of the new token, if the caller has drawn its secret; zero lets the Manager
+	// draw it.
+	Digest token.Digest
 }
 
 // RotateKey issues a new secret for a live key. Errors: *problem.Error if the rotation is refused,
@@ -46,6 +49,9 @@ type Rotation struct {
 func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rotation) (*IssuedKey, error) {
 	if err := mayChange(actor, "workspace_id", rotation.WorkspaceID); err != nil {
 		return nil, err
+	}
+	if m.tokensRefused && rotation.Digest.IsZero() {
+		return nil, errTokensRefused("draw the secret, and send token_digest")
 	}
 	now := m.clock()
 	var fields problem.Fields
@@ -56,6 +62,9 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 		checkExpireTime(&fields, rotation.ExpireTime, now)
 	} // otherwise in step 3: a retry is recognized before its expire time is judged
 	checkRequestID(&fields, rotation.RequestID)
+	if !rotation.Digest.IsZero() {
+		checkDigest(&fields, rotation.Digest)
+	}
 	checkActor(&fields, actor)
 	if err := fields.Err(); err != nil {
 		return nil, err
@@ -66,6 +75,7 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 			// 1. Recognize a retry before anything is judged: the first call has rotated the key
 			// already, and the expire time may have passed since.
 			if err := view.requestUnused(ctx, rotation.RequestID); err != nil {
+				_, err = view.repeated(ctx, err, rotation.KeyID, rotation.Digest, true)
 				return nil, err
 			}
 			// 2. While the time is not known, refuse a rotation with an overlap, because the end
@@ -81,6 +91,9 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 				return nil, err
 			}
 			if err := m.checkLive(record, now); err != nil {
+				return nil, err
+			}
+			if err := checkNewSecret(record, rotation.Digest); err != nil {
 				return nil, err
 			}
 			if rotation.RequestID != nil {
@@ -99,20 +112,17 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 			if err != nil {
 				return nil, err
 			}
-			if issued, err = m.issue(record, active.TokenPrefix, now, until); err != nil {
+			if issued, err = m.issue(record, rotation.Digest, active.TokenPrefix, now, until); err != nil {
 				return nil, err
 			}
 			event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_ROTATED, now, record.GetWorkspaceId())
-			event.Details = map[string]string{
-				"overlap":     overlap.String(),
-				"expire_time": until.Format(time.RFC3339Nano),
-			}
+			event.Details = map[string]string{"overlap": overlap.String()}
 			return event, nil
 		})
 	if err != nil {
 		return nil, asRequestUsed(err)
 	}
-	return m.issuedAt(record, issued, now, position)
+	return m.issuedAt(ctx, record, issued, now, position)
 }
 
 // remember adds a request id to those of the key. If there are too many, it drops the second one:
@@ -196,5 +206,5 @@ func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspa
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return m.showAt(record, now, position)
+	return m.showAt(ctx, record, now, position)
 }

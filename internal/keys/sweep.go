@@ -102,6 +102,7 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 		if swept == (Swept{}) {
 			return nil, nil // nothing to change
 		}
+		event.Fields = audit.PurgedFields(change.DeleteKeys, change.DeleteMembers)
 		event.Details = map[string]string{}
 		if len(purged) > 0 {
 			event.Details["key_ids"] = strings.Join(purged, ",")

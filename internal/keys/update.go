@@ -73,15 +73,12 @@ func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, update KeyUp
 					return nil, err
 				}
 			}
-			event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_UPDATED, now, record.GetWorkspaceId())
-			event.Details = describe(record)
-			event.Details["changed"] = strings.Join(slices.Sorted(maps.Keys(wanted.masked)), " ")
-			return event, nil
+			return audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_UPDATED, now, record.GetWorkspaceId()), nil
 		})
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return m.showAt(record, now, position)
+	return m.showAt(ctx, record, now, position)
 }
 
 // checkedUpdate has the fields of a valid KeyUpdate, in the form that is stored.

@@ -460,7 +460,7 @@ func TestReadsRaceWithChangesAndLoads(t *testing.T) {
 					runtime.Gosched()
 				}
 				found := p.Find(keyID)
-				grant, _ := decide.Authenticate(presented, found.Subject, "", begin)
+				grant, _ := decide.Authenticate(presented.Presented(), found.Subject, "", begin)
 				_ = grant.Effective()
 				if found.Last != nil {
 					found.Last.Raise(begin)

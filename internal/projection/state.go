@@ -42,6 +42,8 @@ type Current struct {
 	// RemovalSourceVersion is the highest source version of a removal of the workspace, earlier
 	// removals included.
 	RemovalSourceVersion int64
+	// Ended are the earlier incarnations; nil if there were none. It must not be changed.
+	Ended []*storagev1.EndedIncarnation
 
 	// since is when the workspace was last added or removed, in Unix nanoseconds.
 	since int64
@@ -234,6 +236,7 @@ func (s *state) addWorkspace(record *storagev1.WorkspaceRecord) {
 		since:     nanoseconds(record.GetCreateTime()),
 
 		RemovalSourceVersion: record.GetRemovalSourceVersion(),
+		Ended:                record.GetEnded(),
 	}
 	if current.Removed {
 		current.since = nanoseconds(record.GetRemoveTime())

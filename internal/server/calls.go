@@ -75,9 +75,11 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	stopping, beginStop := context.WithCancel(context.Background())
 	validations := service.NewValidation(validator, errors)
 	validations.CountInvalid(newTally(s.hooks).Add)
+	validations.CountForms(&s.forms.counted)
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
 	callerService := service.NewCallers(errors)
-	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf)
+	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf, &s.forms.counted)
+	auditService := service.NewAudit(s.keys, errors)
 	c := &calls{
 		log:    s.log,
 		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.config.Judge),
@@ -101,6 +103,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 			keysvcv1.RegisterKeyServiceServer(server, keyService)
 			keysvcv1.RegisterMemberServiceServer(server, memberService)
 			keysvcv1.RegisterPolicyServiceServer(server, policyService)
+			keysvcv1.RegisterAuditServiceServer(server, auditService)
 		}
 		if purpose != config.PurposeHealth {
 			keysvcv1.RegisterCallerServiceServer(server, callerService)

@@ -70,9 +70,10 @@ func (d *door) unary(
 		}
 	} else {
 		ctx = withRequestID(ctx)
+		method.Needs = callers.NeedsOf(info.FullMethod, request)
 	}
 	observed := observe(info.FullMethod)
-	response, err = d.pass(ctx, method, request, handler, observed)
+	response, err = d.pass(ctx, method, info.FullMethod, request, handler, observed)
 	d.finished(ctx, observed, request, response, err)
 	return response, err
 }
@@ -82,10 +83,10 @@ func (d *door) validation(
 	ctx context.Context, method callers.Method, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
 ) (response any, err error) {
 	if d.hooks.ValidationFinished == nil {
-		return d.pass(ctx, method, request, handler, nil)
+		return d.pass(ctx, method, info.FullMethod, request, handler, nil)
 	}
 	began := monotonic()
-	response, err = d.pass(ctx, method, request, handler, nil)
+	response, err = d.pass(ctx, method, info.FullMethod, request, handler, nil)
 	_, name := methodOf(info.FullMethod)
 	d.hooks.ValidationFinished(events.Validation{Method: name, Failed: err != nil, Duration: monotonic().Sub(began)})
 	return response, err
@@ -94,7 +95,7 @@ func (d *door) validation(
 // pass takes a unary call through the door. observed is nil for a validation that is not reported
 // as a call.
 func (d *door) pass(
-	ctx context.Context, method callers.Method, request any, handler grpc.UnaryHandler, observed *observation,
+	ctx context.Context, method callers.Method, fullMethod string, request any, handler grpc.UnaryHandler, observed *observation,
 ) (response any, err error) {
 	// 1. Recovery comes before everything that can panic.
 	defer func() {
@@ -104,13 +105,14 @@ func (d *door) pass(
 	}()
 	// 2. Identity and rights are checked before the call can take a slot from other calls.
 	from, err := d.identify(ctx, method.Needs)
+	if err == nil {
+		observed.by(from.identity)
+		err = d.mayCall(ctx, from.identity, method.Needs)
+	}
 	if err != nil {
-		return nil, err
-	}
-	if observed != nil {
-		observed.caller = from.identity.CallerName()
-	}
-	if err := d.mayCall(ctx, from.identity, method.Needs); err != nil {
+		if observed == nil {
+			d.refusedValidation(ctx, fullMethod, from.identity, err)
+		}
 		return nil, err
 	}
 	// 3. The slot is held until the handler has returned, or panicked.
@@ -161,7 +163,7 @@ func (d *door) passStream(
 	if err != nil {
 		return err
 	}
-	observed.caller = from.identity.CallerName()
+	observed.by(from.identity)
 	if err := d.mayCall(ctx, from.identity, method.Needs); err != nil {
 		return err
 	}

@@ -59,6 +59,13 @@ func logEvents(log *slog.Logger) events.Hooks {
 			}
 			log.LogAttrs(ctx, slog.LevelWarn, "many tokens are not valid: somebody guesses, or uses a key that never was", source, slog.Int64("tokens", invalid.Count))
 		},
+		TokensPresented: func(forms events.TokensPresented) {
+			message := "callers send tokens, where they could send digests"
+			if forms.Last {
+				message = "tokens came in these forms since the start"
+			}
+			log.InfoContext(ctx, message, "tokens", forms.Tokens, "digests", forms.Digests, callerKey, forms.Caller)
+		},
 		HandlerPanicked: func(panicked events.Panic) {
 			described := slog.String("type", panicked.Type)
 			if panicked.Fault != "" {

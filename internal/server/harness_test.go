@@ -59,6 +59,7 @@ type bench struct {
 	keys       keysvcv1.KeyServiceClient
 	members    keysvcv1.MemberServiceClient
 	policies   keysvcv1.PolicyServiceClient
+	audit      keysvcv1.AuditServiceClient
 	validation keysvcv1.ValidationServiceClient
 	sync       keysvcv1.SyncServiceClient
 }
@@ -144,6 +145,7 @@ func start(t *testing.T, with options) *bench {
 	b.keys = keysvcv1.NewKeyServiceClient(b.conn)
 	b.members = keysvcv1.NewMemberServiceClient(b.conn)
 	b.policies = keysvcv1.NewPolicyServiceClient(b.conn)
+	b.audit = keysvcv1.NewAuditServiceClient(b.conn)
 	b.validation = keysvcv1.NewValidationServiceClient(b.conn)
 	b.sync = keysvcv1.NewSyncServiceClient(b.conn)
 	return b

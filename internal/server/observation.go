@@ -25,12 +25,20 @@ type observation struct {
 	fullMethod string
 	began      time.Time
 	caller     string
+	credential string
 	// refused is set if the call found no slot: CallsRefused counts it.
 	refused bool
 }
 
 func observe(fullMethod string) *observation {
 	return &observation{fullMethod: fullMethod, began: monotonic()}
+}
+
+// by remembers who called. On nil it does nothing.
+func (o *observation) by(identity *callers.Identity) {
+	if o != nil {
+		o.caller, o.credential = identity.CallerName(), identity.CallerCredential()
+	}
 }
 
 // refuse remembers that the call found no slot. On nil it does nothing.
@@ -47,7 +55,7 @@ func (d *door) finished(ctx context.Context, observed *observation, request, res
 	}
 	result := status.Convert(err)
 	call := events.Call{
-		Caller: observed.caller, RequestID: requestIDOf(ctx),
+		Caller: observed.caller, Credential: observed.credential, RequestID: requestIDOf(ctx),
 		Code: code.Code(result.Code()).String(), Reason: reasonOf(result), Error: result.Message(), //nolint:gosec // 0 to 16
 		Duration: monotonic().Sub(observed.began), Severity: severityOf(observed.fullMethod, result.Code()),
 	}
@@ -59,6 +67,21 @@ func (d *door) finished(ctx context.Context, observed *observation, request, res
 		call.Subject, call.Actor = d.subjects.of(request, response)
 	}
 	d.hooks.CallFinished(call)
+}
+
+// refusedValidation reports a validation that is refused because of who called.
+func (d *door) refusedValidation(ctx context.Context, fullMethod string, identity *callers.Identity, err error) {
+	result := status.Convert(err)
+	call := events.Call{
+		Caller: identity.CallerName(), Credential: identity.CallerCredential(),
+		Code: code.Code(result.Code()).String(), Reason: reasonOf(result), Error: result.Message(), //nolint:gosec // 0 to 16
+		Severity: severityOf(fullMethod, result.Code()),
+	}
+	call.Service, call.Method = methodOf(fullMethod)
+	if from, known := peer.FromContext(ctx); known {
+		call.Peer = from.Addr.String()
+	}
+	d.hooks.ValidationRefused(call)
 }
 
 // methodOf returns the service and the RPC of "/service/RPC".

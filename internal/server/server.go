@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/access"
@@ -24,6 +25,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/refusals"
 	"github.com/scribe-mail/keysvc/internal/reload"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/usage"
@@ -48,6 +50,7 @@ type Store interface {
 	storage.Committer
 	storage.KeyReader
 	storage.MemberReader
+	storage.AuditReader
 	storage.FeedReader
 	storage.UsageWriter
 }
@@ -116,6 +119,10 @@ type Server struct {
 	hub      *feed.Hub
 	keys     *keys.Manager
 	recorder *usage.Recorder
+	// forms are what callers present, owned by the component of that name.
+	forms forms
+	// refusals is nil before the store is open, and if the store keeps none.
+	refusals atomic.Pointer[refusals.Collector]
 	// lastFlush is set at the stop, before the last flush of last-used times.
 	lastFlush bool
 	// connections are those of all listeners.
@@ -131,10 +138,11 @@ func newServer(config Config) *Server {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
 	server := &Server{
-		config: config, log: config.Log, hooks: events.Join(logEvents(config.Log), config.Hooks),
+		config: config, log: config.Log,
 		slots: newSlotTable(config.Settings), budget: budget.New(int64(config.Settings.MaxBufferedBytes)),
 		distrusted: make(chan struct{}), look: make(chan struct{}, 1), reprove: make(chan struct{}, 1),
 	}
+	server.hooks = events.Join(logEvents(config.Log), refusalHooks(&server.refusals), config.Hooks)
 	server.judge = server.newJudge()
 	if config.Judge == nil {
 		server.config.Judge = server.judge
@@ -164,7 +172,9 @@ func (s *Server) components() []component {
 		{name: "change log", run: s.follow},
 		{name: "policy", start: s.installPolicy},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
+		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
 		{name: "sweep", run: s.sweep},
+		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
 		{name: "files", run: s.watchFiles},
@@ -220,8 +230,9 @@ func (s *Server) follow(ctx context.Context) error {
 // installPolicy makes the manager of keys, and stores a policy if the store has no policy.
 func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
-		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted,
-		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
+		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
+		TokensRefused: s.config.Settings.Tokens == config.TokensRefused,
+		Random:        s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
 	if err != nil {
@@ -276,6 +287,9 @@ func (s *Server) startCalls(context.Context) error {
 	validator := validation.New(s.projection, s.config.Store, s.clock.Now)
 	validator.DoubtTime(s.clock.Latest)
 	validator.RecordTo(s.recorder)
+	if s.config.Settings.Tokens == config.TokensRefused {
+		validator.RefuseTokens()
+	}
 	s.calls = newCalls(s, validator)
 	for _, listener := range s.listeners {
 		s.calls.begin(listener)

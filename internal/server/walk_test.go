@@ -24,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // The walk of bad input tries, for every field of every request, everything that can be wrong
@@ -88,9 +89,11 @@ type fixture struct {
 	// ListMembers. Both are valid only for the requests that they come from. page and members are
 	// valid for the base requests.
 	foreignPage, page, memberPage, foreignMemberPage string
-	digest                                           string
-	policy                                           *keysvcv1.Policy
-	epoch                                            string
+	// eventPage and foreignEventPage are the same of ListAuditEvents.
+	eventPage, foreignEventPage string
+	digest                      string
+	policy                      *keysvcv1.Policy
+	epoch                       string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -122,6 +125,7 @@ func newFixture(t *testing.T) *fixture {
 	f.foreignPage = f.listKeys(t, &keysvcv1.ListKeysRequest{WorkspaceId: "other", PageSize: 1})
 	f.memberPage = f.listMembers(t, "acme")
 	f.foreignMemberPage = f.listMembers(t, "other")
+	f.eventPage, f.foreignEventPage = f.listEvents(t, "acme"), f.listEvents(t, "other")
 	current, err := f.policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -142,6 +146,15 @@ func (f *fixture) listKeys(t *testing.T, request *keysvcv1.ListKeysRequest) stri
 func (f *fixture) listMembers(t *testing.T, workspaceID string) string {
 	t.Helper()
 	response, err := f.members.ListMembers(testContext(t), &keysvcv1.ListMembersRequest{WorkspaceId: workspaceID, PageSize: 1})
+	if err != nil || response.GetNextPageToken() == "" {
+		t.Fatalf("no page token: %v", err)
+	}
+	return response.GetNextPageToken()
+}
+
+func (f *fixture) listEvents(t *testing.T, workspaceID string) string {
+	t.Helper()
+	response, err := f.audit.ListAuditEvents(testContext(t), &keysvcv1.ListAuditEventsRequest{WorkspaceId: workspaceID, PageSize: 1})
 	if err != nil || response.GetNextPageToken() == "" {
 		t.Fatalf("no page token: %v", err)
 	}
@@ -475,6 +488,7 @@ func walks() []walk {
 					},
 				}},
 				expireTimes("expire_time"), labelMaps("labels"), cidrLists("allowed_cidrs"), requestIDs("request_id"), actor(),
+				localCases(),
 			),
 		},
 		{
@@ -518,6 +532,8 @@ func walks() []walk {
 					set("states", "not the page token's", []protoreflect.EnumNumber{1}),
 					set("expiring_before", "not the page token's", timestamppb.New(testTime)),
 					set("unused_since", "not the page token's", timestamppb.New(testTime)),
+					set("issued_locally", "not the page token's", true),
+					set("issued_locally", "not the page token's either", false),
 				),
 			),
 		},
@@ -573,6 +589,16 @@ func walks() []walk {
 				"key.secrets":             "as member_id",
 				"key.secrets.create_time": "as member_id",
 				"key.secrets.expire_time": "as member_id",
+
+				"key.secrets.issued_locally":     "as member_id",
+				"key.created_by":                 "as member_id",
+				"key.created_by.caller":          "as member_id",
+				"key.created_by.actor_member_id": "as member_id",
+				"key.revoked_by":                 "as member_id",
+				"key.revoked_by.caller":          "as member_id",
+				"key.revoked_by.actor_member_id": "as member_id",
+				"key.stop_time":                  "as member_id",
+				"key.stop_reason":                "as member_id",
 			},
 		},
 		{
@@ -591,6 +617,10 @@ func walks() []walk {
 					set("overlap", "too many nanoseconds", &durationpb.Duration{Nanos: 2e9}),
 				},
 				expireTimes("expire_time"), requestIDs("request_id"), actor(),
+				digests("token_digest", nil),
+				[]badCase{{path: "token_digest", name: "of a secret of the key", edit: func(f *fixture, request proto.Message) {
+					put(request, "token_digest", digestOf(f.key.GetToken()))
+				}}},
 			),
 		},
 		{
@@ -614,7 +644,9 @@ func walks() []walk {
 				as(codes.NotFound, "KEY_NOT_FOUND", notAField, slices.DeleteFunc(eachBadToken("token"), func(c badCase) bool {
 					return wrappedTokens[c.name]
 				})...),
-				actor(),
+				actor(), presentedCases(),
+				as(codes.NotFound, "KEY_NOT_FOUND", notAField, digestInPlace("token_digest", "unknown", bytes.Repeat([]byte{1}, 32), "0123456789abcdef"),
+					digestInPlace("token_digest", "without a key id", bytes.Repeat([]byte{1}, 32), "")),
 			),
 		},
 		{
@@ -676,6 +708,27 @@ func walks() []walk {
 		},
 		policyWalk(),
 		{
+			method: keysvcv1.AuditService_ListAuditEvents_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ListAuditEventsRequest{WorkspaceId: "acme", PageSize: 1, PageToken: f.eventPage}
+			},
+			cases: slices.Concat(without("page_token", slices.Concat(id("workspace_id"), auditFilters())), pageSizes(),
+				pageTokens(func(f *fixture) string { return f.eventPage }, func(f *fixture) string { return f.foreignEventPage }),
+				as(codes.InvalidArgument, "PAGE_TOKEN_INVALID", []string{"page_token"},
+					set("workspace_id", "not the page token's", "other"), set("workspace_id", "none, and not the page token's", ""),
+					set("member_id", "not the page token's", "ann"), set("caller", "not the page token's", "web"),
+					set("after_revision", "not the page token's", int64(1)),
+					set("before_revision", "not the page token's", int64(1)), set("refused", "not the page token's", true))),
+		},
+		{
+			method: keysvcv1.AuditService_ExplainKey_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ExplainKeyRequest{WorkspaceId: "acme", KeyId: f.key.GetKey().GetKeyId(), RequiredScope: "signatures:read"}
+			},
+			cases: slices.Concat(id("workspace_id"), keyID("key_id"), requirementCases(), addressCases(),
+				as(codes.NotFound, "KEY_NOT_FOUND", notAField, set("workspace_id", "unknown", "nowhere"), set("workspace_id", "another", "other"))),
+		},
+		{
 			method: keysvcv1.CallerService_WhoAmI_FullMethodName,
 			base:   func(*fixture) proto.Message { return &keysvcv1.WhoAmIRequest{} },
 		},
@@ -722,6 +775,72 @@ func walks() []walk {
 		},
 		syncWalk(),
 	}
+}
+
+// digestOf returns the digest of a token; that of a foreign text if text is not a token.
+func digestOf(text string) []byte {
+	digest := token.ForeignDigest(text)
+	if parsed, err := token.Parse(text); err == nil {
+		digest = parsed.Digest()
+	}
+	return digest[:]
+}
+
+// digests returns the cases of a field with a digest. prepare, if it is not nil, completes the request.
+func digests(path string, prepare func(proto.Message)) []badCase {
+	var cases []badCase
+	for name, digest := range map[string][]byte{
+		"one byte": {1}, "31 bytes": bytes.Repeat([]byte{1}, 31), "33 bytes": bytes.Repeat([]byte{1}, 33),
+		"64 bytes": bytes.Repeat([]byte("0f"), 32), "10,000 bytes": bytes.Repeat([]byte{1}, 10_000), "zeros": make([]byte, 32),
+	} {
+		cases = append(cases, badCase{path: path, name: name, edit: func(_ *fixture, request proto.Message) {
+			if prepare != nil {
+				prepare(request)
+			}
+			put(request, path, digest)
+		}})
+	}
+	return cases
+}
+
+// localCases are those of a key whose secret the caller draws.
+func localCases() []badCase {
+	digest, nonce := bytes.Repeat([]byte{1}, 32), bytes.Repeat([]byte{2}, 16)
+	cases := digests("token_digest", func(request proto.Message) { put(request, "key_id_nonce", nonce) })
+	for name, wrong := range map[string][]byte{"missing": nil, "one byte": {1}, "15 bytes": nonce[1:], "17 bytes": append(slices.Clone(nonce), 0), "10,000 bytes": make([]byte, 10_000)} {
+		cases = append(cases, badCase{path: "key_id_nonce", name: name, edit: func(_ *fixture, request proto.Message) {
+			put(request, "token_digest", digest)
+			put(request, "key_id_nonce", wrong)
+		}})
+	}
+	return append(cases, set("key_id_nonce", "without a digest", nonce))
+}
+
+// digestInPlace returns a case with a digest and a key id in the place of the token.
+func digestInPlace(path, name string, digest []byte, keyID string) badCase {
+	return badCase{path: path, name: name, edit: func(_ *fixture, request proto.Message) {
+		put(request, "token", "")
+		put(request, "token_digest", digest)
+		put(request, "key_id", keyID)
+	}}
+}
+
+// presentedCases are those of a digest in the place of a token.
+func presentedCases() []badCase {
+	digest := bytes.Repeat([]byte{1}, 32)
+	cases := append(digests("token_digest", func(request proto.Message) { put(request, "token", "") }),
+		set("token_digest", "beside the token", digest),
+		set("key_id", "beside the token", "0123456789abcdef"),
+		badCase{path: "key_id", name: "without a digest", edit: func(_ *fixture, request proto.Message) {
+			put(request, "token", "")
+			put(request, "key_id", "0123456789abcdef")
+		}},
+	)
+	for _, name := range slices.Sorted(maps.Keys(wrongCharacters)) {
+		cases = append(cases, digestInPlace("key_id", name, digest, wrongCharacters[name]))
+	}
+	return append(cases, digestInPlace("key_id", "15 characters", digest, long(15)), digestInPlace("key_id", "17 characters", digest, long(17)),
+		digestInPlace("key_id", "10,000 characters", digest, long(10_000)))
 }
 
 // syncWalk is the walk of the first message of Sync, and of later ones. The path of a case
@@ -784,7 +903,8 @@ func syncWalk() walk {
 	}
 }
 
-func validationCases() []badCase {
+// requirementCases are the mistakes in what a request needs.
+func requirementCases() []badCase {
 	return slices.Concat(
 		[]badCase{
 			set("required_scope", "missing", ""),
@@ -794,16 +914,38 @@ func validationCases() []badCase {
 			set("required_scope", "unknown", "signatures:paint"), set("required_scope", "everything", "*"),
 			set("required_scope", "all of a resource", "signatures:*"), set("required_scope", "capitals", "Signatures:Read"),
 			set("required_scope", "10,000 characters", long(10_000)))...),
-		id("workspace_id"),
-		wrong("client_address", wrongCharacters),
+	)
+}
+
+// addressCases are the mistakes in a client address.
+func addressCases() []badCase {
+	return append(wrong("client_address", wrongCharacters),
+		set("client_address", "a name", "localhost"),
+		set("client_address", "with a port", "192.0.2.1:80"),
+		set("client_address", "IPv6 with a port", "[2001:db8::1]:80"),
+		set("client_address", "a prefix", "192.0.2.0/24"),
+		set("client_address", "out of range", "300.1.1.1"),
+		set("client_address", "two addresses", "192.0.2.1, 192.0.2.2"),
+		set("client_address", "10,000 characters", long(10_000)),
+	)
+}
+
+// auditFilters are the mistakes in the filters of a list of events, except for the workspace.
+func auditFilters() []badCase {
+	key := slices.DeleteFunc(keyID("key_id"), func(c badCase) bool { return c.name == "empty" || c.code == codes.NotFound })
+	return slices.Concat(key, id("member_id"), notTimes("since"), notTimes("until"), []badCase{
+		set("caller", "1,025 bytes", long(1025)),
+		{path: "caller", name: "a token", edit: func(f *fixture, request proto.Message) { put(request, "caller", f.key.GetToken()) }},
+		set("after_revision", "negative", int64(-1)),
+		set("after_revision", "the least", int64(-1<<63)),
+		set("before_revision", "negative", int64(-1)),
+	})
+}
+
+func validationCases() []badCase {
+	return slices.Concat(
+		presentedCases(), requirementCases(), id("workspace_id"), addressCases(),
 		[]badCase{
-			set("client_address", "a name", "localhost"),
-			set("client_address", "with a port", "192.0.2.1:80"),
-			set("client_address", "IPv6 with a port", "[2001:db8::1]:80"),
-			set("client_address", "a prefix", "192.0.2.0/24"),
-			set("client_address", "out of range", "300.1.1.1"),
-			set("client_address", "two addresses", "192.0.2.1, 192.0.2.2"),
-			set("client_address", "10,000 characters", long(10_000)),
 			{path: "min_revision", name: "negative", edit: func(f *fixture, request proto.Message) {
 				put(request, "min_revision", int64(-1))
 				put(request, "epoch", f.epoch)

@@ -7,6 +7,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // KeyService implements keysvcv1.KeyServiceServer.
@@ -17,6 +18,7 @@ type KeyService struct {
 
 // CreateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) CreateKey(ctx context.Context, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
+	s.forms.count(ctx, len(request.GetTokenDigest()) > 0)
 	return change(ctx, s.management, keysvcv1.KeyService_CreateKey_FullMethodName, request, s.verbs.CreateKey)
 }
 
@@ -37,6 +39,7 @@ func (s *KeyService) UpdateKey(ctx context.Context, request *keysvcv1.UpdateKeyR
 
 // RotateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) RotateKey(ctx context.Context, request *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
+	s.forms.count(ctx, len(request.GetTokenDigest()) > 0)
 	return change(ctx, s.management, keysvcv1.KeyService_RotateKey_FullMethodName, request, s.verbs.RotateKey)
 }
 
@@ -52,6 +55,7 @@ func (s *KeyService) RevokeKey(ctx context.Context, request *keysvcv1.RevokeKeyR
 
 // RevokeToken implements keysvcv1.KeyServiceServer.
 func (s *KeyService) RevokeToken(ctx context.Context, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
+	s.forms.count(ctx, len(request.GetTokenDigest()) > 0)
 	return change(ctx, s.management, keysvcv1.KeyService_RevokeToken_FullMethodName, request, s.verbs.RevokeToken)
 }
 
@@ -66,12 +70,15 @@ func (v Verbs) CreateKey(ctx context.Context, actor audit.Actor, request *keysvc
 		Labels:       request.GetLabels(),
 		ExpireTime:   timeOf(request.GetExpireTime()),
 		RequestID:    request.RequestId,
+		Digest:       token.DigestFrom(request.GetTokenDigest()),
+		KeyIDNonce:   request.GetKeyIdNonce(),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &keysvcv1.CreateKeyResponse{
 		Key: showKey(issued.Key), Token: issued.Token.Reveal(), Revision: issued.Revision, Epoch: issued.Epoch,
+		ByDigest: len(request.GetTokenDigest()) > 0,
 	}, nil
 }
 
@@ -81,7 +88,9 @@ func (v Verbs) GetKey(ctx context.Context, visible access.Workspaces, request *k
 	if err != nil {
 		return nil, err
 	}
-	return &keysvcv1.GetKeyResponse{Key: showKey(key), Revision: position.Revision, Epoch: position.Epoch}, nil
+	return &keysvcv1.GetKeyResponse{
+		Key: showKey(key), Role: key.Role, EffectiveScopes: key.EffectiveScopes, Revision: position.Revision, Epoch: position.Epoch,
+	}, nil
 }
 
 // ListKeys calls keys.Manager.ListKeys.
@@ -92,6 +101,7 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 		Scope:          request.Scope,
 		ExpiringBefore: timeOf(request.GetExpiringBefore()),
 		UnusedSince:    timeOf(request.GetUnusedSince()),
+		IssuedLocally:  request.IssuedLocally,
 		PageSize:       int(request.GetPageSize()),
 		PageToken:      request.GetPageToken(),
 	}
@@ -135,12 +145,14 @@ func (v Verbs) RotateKey(ctx context.Context, actor audit.Actor, request *keysvc
 		Overlap:     durationOf(request.GetOverlap()),
 		ExpireTime:  timeOf(request.GetExpireTime()),
 		RequestID:   request.RequestId,
+		Digest:      token.DigestFrom(request.GetTokenDigest()),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &keysvcv1.RotateKeyResponse{
 		Key: showKey(issued.Key), Token: issued.Token.Reveal(), Revision: issued.Revision, Epoch: issued.Epoch,
+		ByDigest: len(request.GetTokenDigest()) > 0,
 	}, nil
 }
 
@@ -164,12 +176,15 @@ func (v Verbs) RevokeKey(ctx context.Context, actor audit.Actor, request *keysvc
 
 // RevokeToken calls keys.Manager.RevokeToken.
 func (v Verbs) RevokeToken(ctx context.Context, actor audit.Actor, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
-	name, position, err := v.Manager.RevokeToken(ctx, onBehalf(actor, request.ActorMemberId), request.GetToken())
+	name, position, err := v.Manager.RevokeToken(ctx, onBehalf(actor, request.ActorMemberId), keys.Reported{
+		Text: request.GetToken(), Digest: token.DigestFrom(request.GetTokenDigest()), KeyID: request.GetKeyId(),
+	})
 	if err != nil {
 		return nil, err
 	}
 	return &keysvcv1.RevokeTokenResponse{
 		WorkspaceId: name.WorkspaceID, KeyId: name.KeyID, Revision: position.Revision, Epoch: position.Epoch,
+		ByDigest: len(request.GetTokenDigest()) > 0,
 	}, nil
 }
 
@@ -189,11 +204,23 @@ func showKey(key *keys.Key) *keysvcv1.Key {
 		Labels:       key.Labels,
 		AllowedCidrs: key.AllowedCIDRs,
 		Etag:         key.Etag,
+		CreatedBy:    showChangedBy(key.CreatedBy),
+		RevokedBy:    showChangedBy(key.RevokedBy),
+		StopTime:     stampOf(key.StopTime),
+		StopReason:   keysvcv1.StopReason(key.StopReason),
 	}
 	for _, secret := range key.Secrets {
 		shown.Secrets = append(shown.Secrets, &keysvcv1.KeySecret{
-			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime),
+			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime), IssuedLocally: secret.IssuedLocally,
 		})
 	}
 	return shown
+}
+
+// showChangedBy returns who made a change as messages have it; nil for nil.
+func showChangedBy(by *keys.ChangedBy) *keysvcv1.ChangedBy {
+	if by == nil {
+		return nil
+	}
+	return &keysvcv1.ChangedBy{Caller: by.Caller, ActorMemberId: by.MemberID}
 }

@@ -27,12 +27,13 @@ type management struct {
 	verbs     Verbs
 	errors    Errors
 	requestID RequestIDFunc
+	forms     *Forms
 }
 
 // NewManagement returns the three management services over one Manager. requestID
-// returns the id under which a call is logged.
-func NewManagement(manager *keys.Manager, errors Errors, requestID RequestIDFunc) (*KeyService, *MemberService, *PolicyService) {
-	shared := management{verbs: Verbs{manager}, errors: errors, requestID: requestID}
+// returns the id under which a call is logged. forms counts the forms of tokens, and may be nil.
+func NewManagement(manager *keys.Manager, errors Errors, requestID RequestIDFunc, forms *Forms) (*KeyService, *MemberService, *PolicyService) {
+	shared := management{verbs: Verbs{manager}, errors: errors, requestID: requestID, forms: forms}
 	return &KeyService{management: shared}, &MemberService{management: shared}, &PolicyService{management: shared}
 }
 
@@ -44,7 +45,8 @@ func change[Request, Response any](
 ) (Response, error) {
 	identity := callers.FromContext(ctx)
 	actor := audit.Actor{
-		Caller: identity.CallerName(), RequestID: m.requestID(ctx), Workspaces: identity.For(callers.Needs(method)),
+		Caller: identity.CallerName(), Credential: identity.CallerCredential(),
+		RequestID: m.requestID(ctx), Workspaces: identity.For(callers.NeedsOf(method, request)),
 	}
 	response, err := verb(ctx, actor, request)
 	return response, m.errors.Status(ctx, err)

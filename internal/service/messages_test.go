@@ -29,6 +29,11 @@ func TestDomainStatesHaveTheNumbersOfTheAPI(t *testing.T) {
 			int32(keys.MemberStateUnspecified): "UNSPECIFIED", int32(keys.MemberActive): "ACTIVE",
 			int32(keys.MemberSuspended): "SUSPENDED", int32(keys.MemberRemoved): "REMOVED",
 		}},
+		"STOP_REASON_": {keysvcv1.StopReason_name, map[int32]string{
+			int32(keys.StopUnspecified): "UNSPECIFIED", int32(keys.StopRevoked): "REVOKED", int32(keys.StopReported): "REPORTED",
+			int32(keys.StopExpired): "EXPIRED", int32(keys.StopMemberRemoved): "MEMBER_REMOVED",
+			int32(keys.StopWorkspaceRemoved): "WORKSPACE_REMOVED", int32(keys.StopMemberSuspended): "MEMBER_SUSPENDED",
+		}},
 		"ROLE_CHANGE_KIND_": {keysvcv1.RoleChangeKind_name, map[int32]string{
 			int32(keys.RoleChangeUnspecified): "UNSPECIFIED", int32(keys.RoleAdded): "ADDED",
 			int32(keys.RoleChanged): "CHANGED", int32(keys.RoleRemoved): "REMOVED",
@@ -105,8 +110,13 @@ func TestKeyInMessagesHasEveryField(t *testing.T) {
 	shown := showKey(&keys.Key{
 		ID: "id", WorkspaceID: "acme", MemberID: "ann", Name: "n", Scopes: []string{"a:b"}, Labels: map[string]string{"k": "v"},
 		AllowedCIDRs: []string{"192.0.2.0/24"}, State: keys.KeyActive, CreateTime: at, ExpireTime: at, LastUsedTime: at, RevokeTime: at,
-		Secrets: []keys.KeySecret{{CreateTime: at, ExpireTime: at}}, Etag: "1",
+		Secrets: []keys.KeySecret{{CreateTime: at, ExpireTime: at, IssuedLocally: true}}, Etag: "1",
+		CreatedBy: &keys.ChangedBy{Caller: "backend", MemberID: "eve"}, RevokedBy: &keys.ChangedBy{Caller: "local"},
+		StopTime: at, StopReason: keys.StopReported,
 	})
+	if by := shown.GetCreatedBy(); by.GetCaller() != "backend" || by.GetActorMemberId() != "eve" || shown.GetRevokedBy().GetCaller() != "local" {
+		t.Errorf("created by %v, revoked by %v", by, shown.GetRevokedBy())
+	}
 	fields := shown.ProtoReflect().Descriptor().Fields()
 	for index := range fields.Len() {
 		if field := fields.Get(index); !shown.ProtoReflect().Has(field) {

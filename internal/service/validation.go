@@ -16,6 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/token"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
@@ -34,6 +35,7 @@ type ValidationService struct {
 	errors    Errors
 	// invalid counts tokens that are not valid; nil if nobody counts them.
 	invalid func(caller string, address netip.Addr)
+	forms   *Forms
 }
 
 // NewValidation returns the service over a Validator.
@@ -47,6 +49,10 @@ func NewValidation(validator *validation.Validator, errors Errors) *ValidationSe
 func (s *ValidationService) CountInvalid(count func(caller string, address netip.Addr)) {
 	s.invalid = count
 }
+
+// CountForms makes the service count the forms of tokens. It must be called before the service is
+// used.
+func (s *ValidationService) CountForms(forms *Forms) { s.forms = forms }
 
 // Work returns the kind of work that a message asks for. A message that has to wait for a revision
 // is a Wait; a message that asks for details, which are read from the store, is a Read. So these
@@ -146,6 +152,10 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 		return nil, err
 	}
 	question.Workspaces = workspaces
+	byDigest := question.Digest.ByDigest()
+	if byDigest || question.Token != "" {
+		s.forms.count(ctx, byDigest)
+	}
 	answer, err := s.validator.Validate(ctx, question)
 	if err != nil {
 		return nil, err
@@ -156,6 +166,7 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 		KeyId:    answer.KeyID,
 		Revision: answer.Revision,
 		Epoch:    s.validator.Epoch(),
+		ByDigest: byDigest,
 	}
 	if answer.Decision != decide.Allowed {
 		if answer.Reason == decide.KeyInvalid && s.invalid != nil {
@@ -184,20 +195,10 @@ func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, erro
 		WithDetails: request.GetWithDetails(),
 	}
 	var fields problem.Fields
-	switch {
-	case question.Requirement.Scope == "" && !question.Requirement.IdentityOnly:
-		fields.Add("required_scope", "is missing; a scope of the policy is required, or identity_only")
-	case question.Requirement.Scope != "" && question.Requirement.IdentityOnly:
-		fields.Add("identity_only", "is set beside required_scope; exactly one of the two is required")
-	}
+	question.Digest = keys.CheckPresented(&fields, question.Token, request.GetKeyId(), token.DigestFrom(request.GetTokenDigest()))
+	keys.CheckRequirement(&fields, question.Requirement)
 	keys.CheckWorkspaceID(&fields, question.WorkspaceID)
-	if text := request.GetClientAddress(); text != "" {
-		address, err := netip.ParseAddr(text)
-		if err != nil {
-			fields.Add("client_address", "is not an IPv4 or IPv6 address; one without a port is required")
-		}
-		question.Address = address
-	}
+	question.Address = addressOf(&fields, request.GetClientAddress())
 	if question.MinRevision < 0 {
 		fields.Add("min_revision", "is negative; a revision that keysvc gave is required")
 	}
@@ -205,6 +206,18 @@ func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, erro
 		fields.Add("epoch", "and min_revision must be given together")
 	}
 	return question, fields.Err()
+}
+
+// addressOf returns the client address in a message; the zero Addr for none.
+func addressOf(fields *problem.Fields, text string) netip.Addr {
+	if text == "" {
+		return netip.Addr{}
+	}
+	address, err := netip.ParseAddr(text)
+	if err != nil {
+		fields.Add("client_address", "is not an IPv4 or IPv6 address; one without a port is required")
+	}
+	return address
 }
 
 func showPrincipal(answer *validation.Answer) *keysvcv1.Principal {

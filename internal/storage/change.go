@@ -128,6 +128,15 @@ func (c *Change) Validate() error {
 	return c.validateRequests()
 }
 
+// RecordBytes returns the size of the change's records together, without the event.
+func (c *Change) RecordBytes() int {
+	size := 0
+	for record := range c.records() {
+		size += proto.Size(record)
+	}
+	return size
+}
+
 // operations returns the number of operations, as MaxOperations counts them.
 func (c *Change) operations() int {
 	count := len(c.PutMembers) + len(c.DeleteMembers) + len(c.PutKeys) +

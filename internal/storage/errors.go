@@ -47,8 +47,9 @@ var (
 	// ErrReplaced is an ErrHistoryChanged: while the store was served, one of its files was
 	// deleted or replaced by another file.
 	ErrReplaced = fmt.Errorf("storage: a file was replaced while it was served: %w", ErrHistoryChanged)
-	// ErrFull is returned by Commit and PutUsage if the disk is full. Commit returns it for a
-	// narrowing change only after the space that is reserved for narrowing changes was used up.
+	// ErrFull is returned by Commit, PutUsage and PutRefusals if the disk is full. Commit returns
+	// it for a narrowing change only after the space that is reserved for narrowing changes was
+	// used up.
 	// Nothing was changed. Changes succeed again within a second after space was freed.
 	ErrFull = errors.New("storage: no room left")
 	// ErrSink is returned by Commit if the store's audit sink cannot be written, for a change that

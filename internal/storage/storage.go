@@ -265,8 +265,56 @@ type AuditPage struct {
 	Revision int64
 }
 
+// AuditQuery asks for a page of audit events by descending revision.
+type AuditQuery struct {
+	// All asks for the events of all workspaces and of the policy. Without it the page is of
+	// WorkspaceID, which is empty for the policy.
+	All         bool
+	WorkspaceID string
+	// Before and After limit the page to events with a revision below and above these; 0 is no
+	// limit.
+	Before, After int64
+	// Limit and MaxBytes are those of Query.
+	Limit, MaxBytes int
+}
+
+// Bounded returns the query with its limits inside the bounds. Every backend calls it first.
+func (q AuditQuery) Bounded() AuditQuery {
+	bounded := Query{Limit: q.Limit, MaxBytes: q.MaxBytes}.Bounded()
+	q.Limit, q.MaxBytes = bounded.Limit, bounded.MaxBytes
+	return q
+}
+
+// Full is Query.Full.
+func (q AuditQuery) Full(count, size, next int) bool {
+	return Query{Limit: q.Limit, MaxBytes: q.MaxBytes}.Full(count, size, next)
+}
+
+// AuditScan is a page of audit events by descending revision. It may have fewer events than it
+// has room for, or none, though another page follows.
+type AuditScan struct {
+	// Events by descending revision.
+	Events []AuditEvent
+	// Next is Before of the next page; 0 on the last.
+	Next int64
+	// Revision that the page was read at.
+	Revision int64
+}
+
+// RefusalPage is a page of refusals.
+type RefusalPage struct {
+	// Refusals, newest first.
+	Refusals []*storagev1.RefusalRecord
+	// Next is the cursor of the next page; empty on the last.
+	Next string
+	// Revision that the page was read at. Refusals have no revision.
+	Revision int64
+}
+
 // AuditEvent is a stored audit event with the bytes that its hash covers.
 type AuditEvent struct {
+	// Revision of the event's change. ScanAuditEvents sets it; ListAuditEvents leaves it 0.
+	Revision int64
 	// Record is the event.
 	Record *storagev1.AuditRecord
 	// Encoded is the event as it was stored.

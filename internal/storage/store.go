@@ -17,9 +17,9 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: LocalBarrierReader and SinkReopener. An optional behaviour makes a store faster and never
-// changes what Store promises. Users find it with the function that is declared beside the
-// interface, here LocalBarrierOf, and work without it if the store has none. A wrapper that
+// package: LocalBarrierReader, RefusalStore and SinkReopener. An optional behaviour never changes
+// what Store promises. Users find it with the function that is declared beside the interface, here
+// LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
 // A wrapper that wants to keep one implements its interface as well.
 type Store interface {
@@ -151,6 +151,11 @@ type AuditReader interface {
 	// ListAuditEvents reads a page of one workspace's audit events, newest first. The events
 	// of the policy are those of the empty workspace.
 	ListAuditEvents(ctx context.Context, query Query) (AuditPage, error)
+
+	// ScanAuditEvents reads a page of audit events by descending revision: of one workspace, of
+	// the policy, or of all. It goes on behind events that are missing, because old ones may have
+	// been pruned. A damaged event in the page is ErrDamaged.
+	ScanAuditEvents(ctx context.Context, query AuditQuery) (AuditScan, error)
 }
 
 // FeedReader reads the end of the change log.
@@ -168,4 +173,37 @@ type UsageWriter interface {
 	// ErrUnavailable, ErrOutcomeUnknown, or the context's. After an error some of the times may
 	// have been recorded, which does no harm.
 	PutUsage(ctx context.Context, uses []Usage) error
+}
+
+// MaxRefusals is how many refusals a store keeps: the newest ones.
+const MaxRefusals = 10_000
+
+// RefusalStore is an optional behaviour of stores that keep what was refused.
+type RefusalStore interface {
+	RefusalWriter
+	RefusalReader
+}
+
+// RefusalWriter records what was refused.
+type RefusalWriter interface {
+	// PutRefusals appends refusals to the stream and sets their sequences. It is outside
+	// revisions, audit and Watch. Of the stream, the newest MaxRefusals are kept. Errors: ErrFull
+	// on a full disk, as for a change that does not narrow; ErrUnavailable, ErrOutcomeUnknown,
+	// ErrDamaged, or the context's. After ErrOutcomeUnknown the refusals may have been recorded;
+	// after any other error none was.
+	PutRefusals(ctx context.Context, refusals []*storagev1.RefusalRecord) error
+}
+
+// RefusalReader reads what was refused.
+type RefusalReader interface {
+	// ListRefusals reads a page of refusals, newest first: of one workspace, or all of them if
+	// query.WorkspaceID is empty. A cursor is a sequence in decimal digits: the page has the
+	// refusals below it. A damaged record in the page is ErrDamaged.
+	ListRefusals(ctx context.Context, query Query) (RefusalPage, error)
+}
+
+// RefusalsOf returns the stream of refusals of a store and reports whether it has one.
+func RefusalsOf(store any) (RefusalStore, bool) {
+	refusals, has := store.(RefusalStore)
+	return refusals, has
 }

@@ -39,6 +39,7 @@ type Validator struct {
 	now        func() time.Time
 	recorder   *usage.Recorder
 	latest     func() time.Time // DoubtTime's argument; nil if DoubtTime was not called
+	digests    bool             // set by RefuseTokens
 }
 
 // New returns a Validator that decides on a projection. now is the clock; nil means
@@ -59,10 +60,15 @@ func (v *Validator) RecordTo(recorder *usage.Recorder) { v.recorder = recorder }
 // at that time, is answered with CLOCK_UNSURE. Call DoubtTime before the first validation.
 func (v *Validator) DoubtTime(latest func() time.Time) { v.latest = latest }
 
+// RefuseTokens makes the Validator take digests only. Call it before the first validation.
+func (v *Validator) RefuseTokens() { v.digests = true }
+
 // Question is what is asked about a token.
 type Question struct {
-	// Token is the text that was presented, whatever it is.
+	// Token is the text that was presented, whatever it is. It is empty if Digest is set.
 	Token string
+	// Digest is what the caller sent in the place of the text; zero if it sent the text.
+	Digest token.Presented
 	// Requirement is what the presenter's request needs.
 	Requirement decide.Requirement
 	// Workspaces are those that the caller may validate in. The zero value refuses every question.
@@ -113,6 +119,9 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	if err := permit(&question); err != nil {
 		return Answer{}, err
 	}
+	if v.digests && question.Token != "" {
+		return Answer{}, problem.New(problem.TokensRefused, "this server takes no tokens; send token_digest and key_id")
+	}
 	// 2. Wait for the revision that the caller demands. That is a lower bound, and step 3 still
 	// has to follow.
 	if question.MinRevision != 0 {
@@ -126,10 +135,13 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 		return Answer{}, err
 	}
 	// 4. Look up key, member, workspace, role and policy in one look, so that all of them are of
-	// one revision. Text that is not a token becomes the zero Token, which has no id and matches
-	// nothing; it takes the same steps as any other.
-	presented, _ := token.Parse(question.Token)
-	found := v.projection.Find(presented.ID())
+	// one revision. Text that is not a token becomes the zero Presented, which has no id and matches
+	// nothing; it takes the same steps as any other. So does the digest of a foreign text.
+	presented := question.Digest
+	if !presented.ByDigest() {
+		presented = token.Present(question.Token)
+	}
+	found := v.projection.Find(presented.KeyID())
 	if found.Policy == nil {
 		return Answer{}, cmp.Or(found.Damaged, storage.ErrUnavailable)
 	}

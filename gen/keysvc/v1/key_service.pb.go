@@ -1180,7 +1180,9 @@ type RevokeTokenRequest struct {
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,2,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
-	// The digest of the token, in place of token; see ValidateKeyRequest.token_digest.
+	// The digest of the token, in place of token; see ValidateKeyRequest.token_digest. If there is no
+	// such token, the metadata of KEY_NOT_FOUND has by_digest. A server that does not know digests
+	// answers KEY_NOT_FOUND without that, and has looked for nothing.
 	TokenDigest []byte `protobuf:"bytes,3,opt,name=token_digest,json=tokenDigest,proto3" json:"token_digest,omitempty"`
 	// The key id in the token, with token_digest.
 	KeyId         string `protobuf:"bytes,4,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
@@ -1256,7 +1258,9 @@ type RevokeTokenResponse struct {
 	// Revision of the commit.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
-	Epoch         string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// Whether the server used token_digest.
+	ByDigest      bool `protobuf:"varint,5,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1317,6 +1321,13 @@ func (x *RevokeTokenResponse) GetEpoch() string {
 		return x.Epoch
 	}
 	return ""
+}
+
+func (x *RevokeTokenResponse) GetByDigest() bool {
+	if x != nil {
+		return x.ByDigest
+	}
+	return false
 }
 
 var File_keysvc_v1_key_service_proto protoreflect.FileDescriptor
@@ -1433,12 +1444,13 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x0factor_member_id\x18\x02 \x01(\tH\x00R\ractorMemberId\x88\x01\x01\x12&\n" +
 	"\ftoken_digest\x18\x03 \x01(\fB\x03\x80\x01\x01R\vtokenDigest\x12\x15\n" +
 	"\x06key_id\x18\x04 \x01(\tR\x05keyIdB\x12\n" +
-	"\x10_actor_member_id\"\x81\x01\n" +
+	"\x10_actor_member_id\"\x9e\x01\n" +
 	"\x13RevokeTokenResponse\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\tR\x05epoch2\xd5\x04\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\x1b\n" +
+	"\tby_digest\x18\x05 \x01(\bR\bbyDigest2\xd5\x04\n" +
 	"\n" +
 	"KeyService\x12F\n" +
 	"\tCreateKey\x12\x1b.keysvc.v1.CreateKeyRequest\x1a\x1c.keysvc.v1.CreateKeyResponse\x12=\n" +

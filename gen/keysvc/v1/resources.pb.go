@@ -260,8 +260,9 @@ type Key struct {
 	CreatedBy *ChangedBy `protobuf:"bytes,15,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
 	// Who revoked the key. Absent if it was not revoked, or before keysvc recorded it in the key.
 	RevokedBy *ChangedBy `protobuf:"bytes,16,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
-	// When the key stopped working: the earliest of its revocation, its expiry, and the removal or
-	// suspension of its member or workspace. Absent if it works, or if the time is not known.
+	// When the key stopped working: the earliest of its revocation, its expiry, and the removal of
+	// its member or workspace; if there was none of these, the suspension of its member. Absent if it
+	// works, or if the time is not known.
 	StopTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=stop_time,json=stopTime,proto3" json:"stop_time,omitempty"`
 	// Why the key stopped working. Unspecified if it works.
 	StopReason    StopReason `protobuf:"varint,18,opt,name=stop_reason,json=stopReason,proto3,enum=keysvc.v1.StopReason" json:"stop_reason,omitempty"`

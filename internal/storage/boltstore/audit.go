@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"context"
+	"math"
 	"strconv"
 
 	bolt "go.etcd.io/bbolt"
@@ -68,6 +69,94 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 	}
 	page.Revision = position.Revision
 	return page, nil
+}
+
+// ScanAuditEvents implements storage.Store. It visits at most storage.MaxPage events.
+func (s *Store) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (storage.AuditScan, error) {
+	query = query.Bounded()
+	start := int64(math.MaxInt64)
+	if query.Before > 0 {
+		start = query.Before - 1
+	}
+	var page storage.AuditScan
+	var damagedHead error
+	position, err := s.read(ctx, func(index *fileIndex) {
+		if query.All {
+			return
+		}
+		newest := int64(0)
+		if workspace := index.workspaces[query.WorkspaceID]; workspace != nil {
+			newest, damagedHead = workspace.headRevision, workspace.damagedHead
+		}
+		start = min(start, newest)
+	}, func(tx *bolt.Tx) (err error) {
+		if damagedHead != nil {
+			return damagedHead
+		}
+		page, err = scanAudit(ctx, tx.Bucket([]byte(bucketAudit)).Cursor(), query, start)
+		return err
+	})
+	if err != nil {
+		return storage.AuditScan{}, err
+	}
+	page.Revision = position.Revision
+	return page, nil
+}
+
+// scanAudit reads a page of events from the revision start downwards. In the events of one
+// workspace it follows the links from each event to the one before. If that one was pruned, it
+// visits the events of all workspaces until it finds one of this workspace.
+func scanAudit(ctx context.Context, cursor *bolt.Cursor, query storage.AuditQuery, start int64) (storage.AuditScan, error) {
+	var page storage.AuditScan
+	total := 0
+	for visited := 0; start > query.After; visited++ {
+		name, value := atOrBefore(cursor, start)
+		if name == nil {
+			return page, nil
+		}
+		revision, err := parseNumber(name)
+		switch {
+		case err != nil:
+			return page, &storage.DamagedError{Kind: "audit event", Problem: err.Error()}
+		case revision <= query.After:
+			return page, nil
+		case visited == storage.MaxPage || query.Full(len(page.Events), total, len(value)):
+			page.Next = revision + 1
+			return page, nil
+		}
+		event, previous, err := decodeAudit(string(name), value)
+		if err != nil {
+			return page, err
+		}
+		if event.Record.GetWorkspaceId() == query.WorkspaceID || query.All {
+			event.Revision = revision
+			page.Events = append(page.Events, event)
+			total += len(value)
+		} else {
+			previous = revision - 1
+		}
+		if start = revision - 1; !query.All {
+			start = min(start, previous)
+		}
+		if err := ctx.Err(); err != nil {
+			return page, err
+		}
+	}
+	return page, nil
+}
+
+// atOrBefore moves a cursor to the last value whose name is that of a revision or of one before
+// it. The name is nil if no value has such a name.
+func atOrBefore(cursor *bolt.Cursor, revision int64) (name, value []byte) {
+	wanted := []byte(number(revision))
+	name, value = cursor.Seek(wanted)
+	switch {
+	case name == nil:
+		return cursor.Last()
+	case !bytes.Equal(name, wanted):
+		return cursor.Prev()
+	}
+	return name, value
 }
 
 // decodeAudit decodes a stored audit event. It also returns the revision of the workspace's

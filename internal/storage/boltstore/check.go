@@ -25,7 +25,7 @@ type Report struct {
 	// Position is how far the store has come.
 	Position storage.Position
 	// The numbers of records, readable or not.
-	Workspaces, Members, Keys, AuditEvents, FeedEntries int
+	Workspaces, Members, Keys, AuditEvents, FeedEntries, Refusals int
 	// Anchor says how the file compares with its anchor.
 	Anchor string
 	// Sink says how the file compares with its audit sink.
@@ -117,7 +117,7 @@ type fileChecker struct {
 func (c *fileChecker) run(file *opened) error {
 	c.Position(file.position)
 	c.names()
-	if err := c.feed(); err != nil {
+	if err := errors.Join(c.feed(), c.refusals()); err != nil {
 		return err
 	}
 	heads, err := c.items()
@@ -165,7 +165,7 @@ func (c *fileChecker) names() {
 		case content == nil:
 			c.Problem("a value outside of the buckets: %s", hex.EncodeToString(bucket))
 			return nil
-		case !slices.Contains(buckets, string(bucket)):
+		case !slices.Contains(buckets, string(bucket)) && string(bucket) != bucketRefusals:
 			c.Problem("an unknown bucket %q", bucket)
 		}
 		allowed, limited := known[string(bucket)]

@@ -298,7 +298,6 @@ func (s *Store) write(file *opened, plan *groupPlan) error {
 		err = s.commit(tx)
 	}
 	if isNoRoomInFile(err) {
-		s.room.fitted(narrow(group), err)
 		return errNoRoom
 	}
 
@@ -341,7 +340,7 @@ func (s *Store) fill(tx *bolt.Tx, writes []write, position storage.Position) err
 			return err
 		}
 	}
-	if err := trimFeed(tx, position.Revision-s.config.FeedEntries); err != nil {
+	if err := trim(tx.Bucket([]byte(bucketFeed)), position.Revision-s.config.FeedEntries); err != nil {
 		return err
 	}
 	return put(tx, bucketMeta, namePosition, &storagev1.PositionRecord{
@@ -350,13 +349,13 @@ func (s *Store) fill(tx *bolt.Tx, writes []write, position storage.Position) err
 	})
 }
 
-// trimFeed deletes the feed entries up to and including a revision.
-func trimFeed(tx *bolt.Tx, upTo int64) error {
+// trim deletes the values of a bucket up to and including a number.
+func trim(bucket *bolt.Bucket, upTo int64) error {
 	if upTo < 1 {
 		return nil
 	}
 	last := []byte(number(upTo))
-	cursor := tx.Bucket([]byte(bucketFeed)).Cursor()
+	cursor := bucket.Cursor()
 	for name, _ := cursor.First(); name != nil && bytes.Compare(name, last) <= 0; name, _ = cursor.First() {
 		if err := cursor.Delete(); err != nil {
 			return err

@@ -153,6 +153,7 @@ func mustBeDown(t *testing.T, store *Store, workspace *storagetest.Workspace) {
 		"GetMember":       func() error { _, _, err := store.GetMember(ctx, "w", "member"); return err },
 		"ListMembers":     func() error { _, err := store.ListMembers(ctx, query); return err },
 		"ListAuditEvents": func() error { _, err := store.ListAuditEvents(ctx, query); return err },
+		"ScanAuditEvents": func() error { _, err := store.ScanAuditEvents(ctx, storage.AuditQuery{All: true}); return err },
 	} {
 		if err := call(); !errors.Is(err, storage.ErrUnavailable) {
 			t.Errorf("%s while the store is down: %v, want ErrUnavailable", name, err)

@@ -42,6 +42,10 @@ func TestCallsEndWithTheirContextWhileASyncHangs(t *testing.T) {
 			_, err := store.ListAuditEvents(ctx, storage.Query{WorkspaceID: "w", Limit: 1})
 			return err
 		},
+		"ScanAuditEvents": func(ctx context.Context, store *Store) error {
+			_, err := store.ScanAuditEvents(ctx, storage.AuditQuery{All: true})
+			return err
+		},
 		"ListFeed": func(ctx context.Context, store *Store) error {
 			_, err := store.ListFeed(ctx, 1)
 			return err

@@ -21,6 +21,7 @@ import (
 //	audit       revision (8 bytes) → revision of the workspace's previous event (8 bytes)
 //	            AuditRecord
 //	feed        revision (8 bytes) → FeedRecord
+//	refusals    sequence (8 bytes) → RefusalRecord; made with the first refusal
 //
 // A slot is a key's number in the order of creation. Only the index in memory knows the
 // slot of a key id. The name also has the key's id and workspace, so that a damaged record
@@ -35,13 +36,14 @@ const (
 	bucketAudit      = "audit"
 	bucketFeed       = "feed"
 	bucketUsage      = "usage"
+	bucketRefusals   = "refusals"
 
 	nameHeader   = "header"
 	namePosition = "position"
 	nameActive   = "active"
 )
 
-// buckets lists all buckets, in the order in which a commit writes.
+// buckets lists the buckets that every file has, in the order in which a commit writes.
 var buckets = []string{
 	bucketAudit, bucketFeed, bucketHeads, bucketKeys,
 	bucketMembers, bucketMeta, bucketPolicy, bucketUsage, bucketWorkspaces,

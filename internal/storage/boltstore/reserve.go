@@ -241,7 +241,12 @@ func (s *Store) retryWithoutRoom(group []*pendingChange) {
 		s.commitGroup(group)
 		return
 	}
-	// 2. Refuse the changes that do not narrow, because the others may fit without them. A group
+	// 2. Only now the disk is full. Before step 1 that would refuse changes of other callers, although
+	// only an estimate was too low.
+	s.writing.Lock()
+	s.room.fitted(narrow(group), errNoRoom)
+	s.writing.Unlock()
+	// 3. Refuse the changes that do not narrow, because the others may fit without them. A group
 	// that only narrows is refused as a whole.
 	var rest []*pendingChange
 	if !narrow(group) {
@@ -257,7 +262,7 @@ func (s *Store) retryWithoutRoom(group []*pendingChange) {
 			pending.finish(0, storage.ErrFull)
 		}
 	}
-	// 3. Commit the narrowing changes.
+	// 4. Commit the narrowing changes.
 	if len(rest) > 0 {
 		s.commitGroup(rest)
 	}

@@ -12,8 +12,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// PutUsage implements storage.Store. It is the only write that bypasses the committer: it
-// changes nothing that the index or a watcher knows.
+// PutUsage implements storage.Store.
 func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -38,23 +37,34 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	// Ascending, as in all writes.
 	slices.SortFunc(times, func(a, b slotTime) int { return cmp.Compare(a.slot, b.slot) })
 
-	// 2. Fill the transaction, while readers go on.
+	// 2. Write them.
+	return s.writeAside(ctx, file, need(make([]write, len(times))), func(tx *bolt.Tx) error {
+		return putTimes(tx, times)
+	})
+}
+
+// writeAside commits a transaction that bypasses the committer, because it changes nothing that
+// the index or a watcher knows. bytes is the estimate of how much it takes; the reserve is left
+// untouched. Errors: ErrFull, ErrUnavailable, ErrOutcomeUnknown, the context's, or fill's, after
+// which nothing was written.
+func (s *Store) writeAside(ctx context.Context, file *opened, bytes int64, fill func(tx *bolt.Tx) error) error {
+	// 1. Fill the transaction, while readers go on.
 	if err := s.writing.Claim(ctx); err != nil {
 		return err
 	}
 	defer s.writing.Unlock()
 	var tx *bolt.Tx
-	err = guard(func() error {
+	err := guard(func() error {
 		var err error
 		if tx, err = file.database.Begin(true); err != nil {
 			return err
 		}
-		if err := s.room.prepare(file, tx, false, need(make([]write, len(times)))); err != nil {
+		if err := s.room.prepare(file, tx, false, bytes); err != nil {
 			return err
 		}
-		return putTimes(tx, times)
+		return fill(tx)
 	})
-	// 3. Keep readers out, and commit, as in Store.write.
+	// 2. Keep readers out, and commit, as in Store.write.
 	s.state.Lock()
 	defer s.state.Unlock()
 	if s.file != file {
@@ -67,8 +77,7 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 		err = s.commit(tx)
 	}
 	if isNoRoomInFile(err) {
-		s.room.fitted(false, err)
-		return storage.ErrFull
+		return storage.ErrFull // no change is refused because of this: the estimate may have been too low
 	}
 	if err == nil {
 		err = s.checkCommitted()

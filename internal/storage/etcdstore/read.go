@@ -259,6 +259,59 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 	return page, nil
 }
 
+// ScanAuditEvents implements storage.Store. Events are named by their sequence, so etcd sorts
+// them by revision for each page: it reads all events of the workspace, or of all workspaces.
+func (s *Store) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (storage.AuditScan, error) {
+	query = query.Bounded()
+	folder := folderAudit
+	if !query.All {
+		folder = auditFolder(query.WorkspaceID)
+	}
+	var page storage.AuditScan
+	err := s.repeatRead(ctx, func(ctx context.Context) error {
+		page = storage.AuditScan{}
+		parts := []clientv3.Op{s.getRevision()}
+		known := query.All || query.WorkspaceID == "" || validID(query.WorkspaceID)
+		if known && query.Before != 1 {
+			parts = append(parts, s.get(folder, clientv3.WithPrefix(), clientv3.WithLimit(int64(query.Limit)+1),
+				clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend),
+				clientv3.WithMinModRev(query.After+1), clientv3.WithMaxModRev(max(0, query.Before-1))))
+		}
+		response, err := s.read(ctx, parts...)
+		if err != nil {
+			return err
+		}
+		page.Revision = revision(first(response, 0))
+		if len(parts) == 1 {
+			return nil
+		}
+		total := 0
+		for _, pair := range pairs(response, 1) {
+			if query.Full(len(page.Events), total, len(pair.Value)) {
+				page.Next = pair.ModRevision + 1
+				return nil
+			}
+			total += len(pair.Value)
+			name := s.name(pair)
+			workspaceID, sequence, ok := parseAuditName(name)
+			if !ok {
+				return &storage.DamagedError{Kind: "audit event", Name: name, Problem: "not the name of an audit event"}
+			}
+			event, err := decodeAudit(workspaceID, name, sequence, pair.Value)
+			if err != nil {
+				return err
+			}
+			event.Revision = pair.ModRevision
+			page.Events = append(page.Events, event)
+		}
+		return nil
+	})
+	if err != nil {
+		return storage.AuditScan{}, err
+	}
+	return page, nil
+}
+
 // newestEvent returns the sequence of a workspace's newest audit event, 0 if the workspace has
 // no head.
 func newestEvent(workspaceID string, head *mvccpb.KeyValue) (int64, error) {

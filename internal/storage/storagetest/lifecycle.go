@@ -74,7 +74,11 @@ func testClose(s *suite) {
 		"GetMember":       func() error { _, _, err := closed.GetMember(s.ctx, "w", "member"); return err },
 		"ListMembers":     func() error { _, err := closed.ListMembers(s.ctx, query); return err },
 		"ListAuditEvents": func() error { _, err := closed.ListAuditEvents(s.ctx, query); return err },
-		"ListFeed":        func() error { _, err := closed.ListFeed(s.ctx, 1); return err },
+		"ScanAuditEvents": func() error {
+			_, err := closed.ScanAuditEvents(s.ctx, storage.AuditQuery{All: true})
+			return err
+		},
+		"ListFeed": func() error { _, err := closed.ListFeed(s.ctx, 1); return err },
 	} {
 		if err := call(); !errors.Is(err, storage.ErrUnavailable) {
 			s.Errorf("%s after Close: %v, want ErrUnavailable", name, err)

@@ -20,6 +20,7 @@ var readTests = []test{
 	{"KeyPagesAreNewestFirstAndComplete", testKeyPages},
 	{"MemberPagesAreByAscendingID", testMemberPages},
 	{"AuditPagesAreNewestFirst", testAuditPages},
+	{"AuditScansAreByDescendingRevision", testAuditScans},
 	{"LimitsAreBounded", testLimits},
 	{"PagesEndBeforeTheyAreTooLarge", testPageBytes},
 	{"InventedCursorsNeverShowOtherWorkspaces", testInvalidCursors},
@@ -48,6 +49,12 @@ func testEmpty(s *suite) {
 		}
 		if page, err := s.store.ListAuditEvents(s.ctx, storage.Query{WorkspaceID: id, Limit: 5}); err != nil || len(page.Events) > 0 || page.Next != "" {
 			s.Errorf("ListAuditEvents: %+v, %v", page, err)
+		}
+		for _, all := range []bool{false, true} {
+			page, err := s.store.ScanAuditEvents(s.ctx, storage.AuditQuery{WorkspaceID: id, All: all, Limit: 5})
+			if err != nil || len(page.Events) > 0 || page.Next != 0 || page.Revision != 0 {
+				s.Errorf("ScanAuditEvents: %+v, %v", page, err)
+			}
 		}
 	}
 	if _, _, err := s.store.GetMember(s.ctx, "w", "member"); !errors.Is(err, storage.ErrNotFound) {
@@ -228,6 +235,94 @@ func testAuditPages(s *suite) {
 	}
 }
 
+// testAuditScans reads the events of one workspace, of the policy and of all, by pages of any size,
+// between any two revisions.
+func testAuditScans(s *suite) {
+	type made struct {
+		workspaceID        string
+		sequence, revision int64
+	}
+	var all []made
+	workspaces := []*Workspace{NewWorkspace("w"), NewWorkspace("other")}
+	note := func(workspaceID string, sequence, revision int64) {
+		all = append([]made{{workspaceID, sequence, revision}}, all...)
+	}
+	for index := range 9 {
+		for number, workspace := range workspaces[:1+index%2] {
+			change := workspace.PutMember("member", "admin")
+			if index > 1 {
+				change = workspace.CreateKey(KeyID(100*number + index))
+			}
+			note(workspace.ID, change.Event.GetSequence(), s.do(workspace, change))
+		}
+		if index == 4 {
+			note("", 1, s.commit(ApplyPolicy(storage.Head{}, "policy")))
+		}
+	}
+	newest := s.model.Revision()
+	for _, query := range []storage.AuditQuery{
+		{All: true},
+		{WorkspaceID: "w"},
+		{WorkspaceID: "other"},
+		{WorkspaceID: ""},
+		{WorkspaceID: "nobody's"},
+		{All: true, After: all[4].revision},
+		{All: true, Before: all[4].revision},
+		{All: true, Before: all[2].revision, After: all[8].revision},
+		{WorkspaceID: "w", Before: all[2].revision, After: all[8].revision},
+		{WorkspaceID: "other", Before: all[0].revision, After: 1},
+		{All: true, Before: newest + 100},
+		{All: true, Before: 1},
+		{All: true, After: newest},
+		{WorkspaceID: "w", After: newest + 100},
+	} {
+		var want []made
+		for _, event := range all {
+			if (query.All || event.workspaceID == query.WorkspaceID) && event.revision > query.After &&
+				(query.Before == 0 || event.revision < query.Before) {
+				want = append(want, event)
+			}
+		}
+		for _, query.Limit = range []int{1, 2, 5, 100} {
+			var got []made
+			for _, event := range s.scanAudit(query) {
+				got = append(got, made{event.Record.GetWorkspaceId(), event.Record.GetSequence(), event.Revision})
+			}
+			if !slices.Equal(got, want) {
+				s.Errorf("ScanAuditEvents(%+v): %v, want %v", query, got, want)
+			}
+		}
+	}
+	// The bytes of an event are those that its hash covers.
+	page, err := s.store.ScanAuditEvents(s.ctx, storage.AuditQuery{WorkspaceID: "w", Limit: 1})
+	if err != nil || page.Revision != newest || storage.HashAudit(page.Events[0].Encoded) != workspaces[0].Head.Hash {
+		s.Errorf("ScanAuditEvents: %+v, %v; want the event of the head at revision %d", page, err, newest)
+	}
+}
+
+// scanAudit reads all pages of a scan.
+func (s *suite) scanAudit(query storage.AuditQuery) []storage.AuditEvent {
+	s.Helper()
+	var all []storage.AuditEvent
+	for {
+		page, err := s.store.ScanAuditEvents(s.ctx, query)
+		if err != nil {
+			s.Fatalf("ScanAuditEvents(%+v): %v", query, err)
+		}
+		if len(page.Events) > max(1, query.Limit) {
+			s.Fatalf("ScanAuditEvents(%+v): %d events", query, len(page.Events))
+		}
+		all = append(all, page.Events...)
+		if page.Next == 0 {
+			return all
+		}
+		if page.Next <= 0 || query.Before > 0 && page.Next >= query.Before {
+			s.Fatalf("ScanAuditEvents(%+v): the next page begins before %d", query, page.Next)
+		}
+		query.Before = page.Next
+	}
+}
+
 // testPageBytes reads records of very different sizes, bounded by bytes. A page is not
 // larger than the bound, has at least one record, and none is left out.
 func testPageBytes(s *suite) {
@@ -296,6 +391,26 @@ func testPageBytes(s *suite) {
 		})
 		if len(events) != 2*records+1 {
 			s.Errorf("ListAuditEvents by %d bytes: %d events", most, len(events))
+		}
+		scan := storage.AuditQuery{WorkspaceID: "w", Limit: storage.MaxPage, MaxBytes: most}
+		for scanned := 0; ; {
+			page, err := s.store.ScanAuditEvents(s.ctx, scan)
+			if err != nil {
+				s.Fatalf("ScanAuditEvents: %v", err)
+			}
+			var found []*storagev1.AuditRecord
+			for _, event := range page.Events {
+				found = append(found, event.Record)
+			}
+			sized(s, bound, found)
+			scanned, scan.Before = scanned+len(found), page.Next
+			if page.Next > 0 {
+				continue
+			}
+			if scanned != 2*records+1 {
+				s.Errorf("ScanAuditEvents by %d bytes: %d events", most, scanned)
+			}
+			break
 		}
 	}
 }
@@ -512,7 +627,11 @@ func testContextEnded(s *suite) {
 		"GetMember":       func() error { _, _, err := s.store.GetMember(ended, "w", "member"); return err },
 		"ListMembers":     func() error { _, err := s.store.ListMembers(ended, query); return err },
 		"ListAuditEvents": func() error { _, err := s.store.ListAuditEvents(ended, query); return err },
-		"ListFeed":        func() error { _, err := s.store.ListFeed(ended, 1); return err },
+		"ScanAuditEvents": func() error {
+			_, err := s.store.ScanAuditEvents(ended, storage.AuditQuery{All: true})
+			return err
+		},
+		"ListFeed": func() error { _, err := s.store.ListFeed(ended, 1); return err },
 	} {
 		if err := call(); !errors.Is(err, context.Canceled) {
 			s.Errorf("%s: %v, want context.Canceled", name, err)

@@ -1,7 +1,8 @@
 // Package storagetest is the suite that every storage.Store must pass: backends, and
 // wrappers around one. It covers the promises of package storage sentence by sentence, and
 // knows no backend. What a backend promises in addition is tested in its own package, or
-// with the hooks of Backend. No promise can be skipped.
+// with the hooks of Backend. No promise can be skipped. Optional behaviour is tested if the
+// store has it.
 //
 // The package also exports the parts of such tests: valid changes (Workspace), a model to
 // compare with (Model), and Check.
@@ -48,6 +49,7 @@ func Run(t *testing.T, factory Factory) {
 		{"Watch", watchTests},
 		{"Barrier", barrierTests},
 		{"Usage", usageTests},
+		{"Refusals", refusalTests},
 		{"Lifecycle", lifecycleTests},
 		{"Concurrency", concurrencyTests},
 		{"Model", modelTests},

@@ -300,6 +300,68 @@ func (FeedKind) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
+// RefusalKind is what was refused.
+type RefusalKind int32
+
+const (
+	// Not a kind.
+	RefusalKind_REFUSAL_KIND_UNSPECIFIED RefusalKind = 0
+	// A change by a caller that is known and may make such changes.
+	RefusalKind_REFUSAL_KIND_CHANGE RefusalKind = 1
+	// A call, because the caller is not known or has no right to make it.
+	RefusalKind_REFUSAL_KIND_CALLER RefusalKind = 2
+	// A connection, before its first call.
+	RefusalKind_REFUSAL_KIND_CONNECTION RefusalKind = 3
+	// Refusals of any kind that were too many to be recorded one by one. All other fields but
+	// the times and the count are empty.
+	RefusalKind_REFUSAL_KIND_OTHERS RefusalKind = 4
+)
+
+// Enum value maps for RefusalKind.
+var (
+	RefusalKind_name = map[int32]string{
+		0: "REFUSAL_KIND_UNSPECIFIED",
+		1: "REFUSAL_KIND_CHANGE",
+		2: "REFUSAL_KIND_CALLER",
+		3: "REFUSAL_KIND_CONNECTION",
+		4: "REFUSAL_KIND_OTHERS",
+	}
+	RefusalKind_value = map[string]int32{
+		"REFUSAL_KIND_UNSPECIFIED": 0,
+		"REFUSAL_KIND_CHANGE":      1,
+		"REFUSAL_KIND_CALLER":      2,
+		"REFUSAL_KIND_CONNECTION":  3,
+		"REFUSAL_KIND_OTHERS":      4,
+	}
+)
+
+func (x RefusalKind) Enum() *RefusalKind {
+	p := new(RefusalKind)
+	*p = x
+	return p
+}
+
+func (x RefusalKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RefusalKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_keysvc_storage_v1_records_proto_enumTypes[4].Descriptor()
+}
+
+func (RefusalKind) Type() protoreflect.EnumType {
+	return &file_keysvc_storage_v1_records_proto_enumTypes[4]
+}
+
+func (x RefusalKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RefusalKind.Descriptor instead.
+func (RefusalKind) EnumDescriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
 // KeyRecord is a key as it is stored. It holds hashes of secrets, never a secret.
 type KeyRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -674,8 +736,13 @@ type MemberRecord struct {
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Audit sequence of the event that last changed the record. Since schema 2.
 	ChangeSequence int64 `protobuf:"varint,10,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// When the member got its present state: when it was suspended or removed, for example.
+	// Absent in records of earlier versions.
+	StateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=state_time,json=stateTime,proto3" json:"state_time,omitempty"`
+	// Earlier incarnations of the member that were removed, newest first, at most 16.
+	Ended         []*EndedIncarnation `protobuf:"bytes,12,rep,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *MemberRecord) Reset() {
@@ -778,6 +845,76 @@ func (x *MemberRecord) GetChangeSequence() int64 {
 	return 0
 }
 
+func (x *MemberRecord) GetStateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StateTime
+	}
+	return nil
+}
+
+func (x *MemberRecord) GetEnded() []*EndedIncarnation {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+// EndedIncarnation is an incarnation of a member or workspace that was removed before another one
+// with the same id was added.
+type EndedIncarnation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The incarnation.
+	Incarnation string `protobuf:"bytes,1,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// When it was removed.
+	EndTime       *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndedIncarnation) Reset() {
+	*x = EndedIncarnation{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndedIncarnation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndedIncarnation) ProtoMessage() {}
+
+func (x *EndedIncarnation) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndedIncarnation.ProtoReflect.Descriptor instead.
+func (*EndedIncarnation) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EndedIncarnation) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *EndedIncarnation) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
 // WorkspaceRecord is a workspace as it is stored. It is written when the workspace gets its
 // first member, and when it is removed.
 type WorkspaceRecord struct {
@@ -795,13 +932,15 @@ type WorkspaceRecord struct {
 	// Highest source version of a removal of the workspace; 0 if there was none. It is kept
 	// when the workspace is added again.
 	RemovalSourceVersion int64 `protobuf:"varint,6,opt,name=removal_source_version,json=removalSourceVersion,proto3" json:"removal_source_version,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Earlier incarnations of the workspace, newest first, at most 16.
+	Ended         []*EndedIncarnation `protobuf:"bytes,7,rep,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkspaceRecord) Reset() {
 	*x = WorkspaceRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -813,7 +952,7 @@ func (x *WorkspaceRecord) String() string {
 func (*WorkspaceRecord) ProtoMessage() {}
 
 func (x *WorkspaceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -826,7 +965,7 @@ func (x *WorkspaceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceRecord.ProtoReflect.Descriptor instead.
 func (*WorkspaceRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WorkspaceRecord) GetWorkspaceId() string {
@@ -871,6 +1010,13 @@ func (x *WorkspaceRecord) GetRemovalSourceVersion() int64 {
 	return 0
 }
 
+func (x *WorkspaceRecord) GetEnded() []*EndedIncarnation {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
 // PolicyRecord is the active policy.
 type PolicyRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -889,7 +1035,7 @@ type PolicyRecord struct {
 
 func (x *PolicyRecord) Reset() {
 	*x = PolicyRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1047,7 @@ func (x *PolicyRecord) String() string {
 func (*PolicyRecord) ProtoMessage() {}
 
 func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1060,7 @@ func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRecord.ProtoReflect.Descriptor instead.
 func (*PolicyRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PolicyRecord) GetDocument() []byte {
@@ -970,7 +1116,7 @@ type HeadRecord struct {
 
 func (x *HeadRecord) Reset() {
 	*x = HeadRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1128,7 @@ func (x *HeadRecord) String() string {
 func (*HeadRecord) ProtoMessage() {}
 
 func (x *HeadRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1141,7 @@ func (x *HeadRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRecord.ProtoReflect.Descriptor instead.
 func (*HeadRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HeadRecord) GetAuditSequence() int64 {
@@ -1074,8 +1220,9 @@ type AuditRecord struct {
 	// What the caller proved its identity with, for example "uid 1000" or "certificate 4f2a…". Empty
 	// in events of earlier versions.
 	CallerCredential string `protobuf:"bytes,13,opt,name=caller_credential,json=callerCredential,proto3" json:"caller_credential,omitempty"`
-	// Every field that the change altered, with its values before and after. No secret, and no hash
-	// of one. Empty in events of earlier versions, which have details.
+	// Every field that the change altered, with its values before and after, except for what the
+	// event itself says: ids, time, caller and actor. No secret, and no hash of one. Empty in events
+	// of earlier versions, which have details.
 	Fields        []*FieldChange `protobuf:"bytes,14,rep,name=fields,proto3" json:"fields,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1083,7 +1230,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1242,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1255,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AuditRecord) GetWorkspaceId() string {
@@ -1209,7 +1356,10 @@ func (x *AuditRecord) GetFields() []*FieldChange {
 	return nil
 }
 
-// FieldChange is a field of a record, before and after a change.
+// FieldChange is a field of a record, before and after a change. Times are in RFC 3339. Lists of the
+// secrets of a key, such as `secrets.expire_time`, have one value for each secret, newest first,
+// which is empty if it is not set. Of `request_ids` there are only the ids that were dropped and
+// added.
 type FieldChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Path of the field, for example `scopes`, `labels.team`, `member.role` or
@@ -1218,14 +1368,19 @@ type FieldChange struct {
 	// The values before the change, in their order. Empty if the field was not set.
 	Before []string `protobuf:"bytes,2,rep,name=before,proto3" json:"before,omitempty"`
 	// The values after the change, in their order. Empty if the field is not set any more.
-	After         []string `protobuf:"bytes,3,rep,name=after,proto3" json:"after,omitempty"`
+	After []string `protobuf:"bytes,3,rep,name=after,proto3" json:"after,omitempty"`
+	// How many values of before were left out, from its end, because the event would have been
+	// larger than a change may be.
+	BeforeOmitted int32 `protobuf:"varint,4,opt,name=before_omitted,json=beforeOmitted,proto3" json:"before_omitted,omitempty"`
+	// How many values of after were left out.
+	AfterOmitted  int32 `protobuf:"varint,5,opt,name=after_omitted,json=afterOmitted,proto3" json:"after_omitted,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FieldChange) Reset() {
 	*x = FieldChange{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1392,7 @@ func (x *FieldChange) String() string {
 func (*FieldChange) ProtoMessage() {}
 
 func (x *FieldChange) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1405,7 @@ func (x *FieldChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
 func (*FieldChange) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FieldChange) GetField() string {
@@ -1274,6 +1429,20 @@ func (x *FieldChange) GetAfter() []string {
 	return nil
 }
 
+func (x *FieldChange) GetBeforeOmitted() int32 {
+	if x != nil {
+		return x.BeforeOmitted
+	}
+	return 0
+}
+
+func (x *FieldChange) GetAfterOmitted() int32 {
+	if x != nil {
+		return x.AfterOmitted
+	}
+	return 0
+}
+
 // RecordChange is what a change did to one record of its workspace. Hashes are SHA-256 of
 // the stored payload, which is the record without the frame's checksum.
 type RecordChange struct {
@@ -1292,7 +1461,7 @@ type RecordChange struct {
 
 func (x *RecordChange) Reset() {
 	*x = RecordChange{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1473,7 @@ func (x *RecordChange) String() string {
 func (*RecordChange) ProtoMessage() {}
 
 func (x *RecordChange) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1486,7 @@ func (x *RecordChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordChange.ProtoReflect.Descriptor instead.
 func (*RecordChange) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RecordChange) GetKind() RecordKind {
@@ -1368,7 +1537,7 @@ type FeedRecord struct {
 
 func (x *FeedRecord) Reset() {
 	*x = FeedRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1549,7 @@ func (x *FeedRecord) String() string {
 func (*FeedRecord) ProtoMessage() {}
 
 func (x *FeedRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1562,7 @@ func (x *FeedRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRecord.ProtoReflect.Descriptor instead.
 func (*FeedRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FeedRecord) GetRevision() int64 {
@@ -1431,6 +1600,192 @@ func (x *FeedRecord) GetAuditHash() []byte {
 	return nil
 }
 
+// RefusalRecord is a call or a connection that was refused, or several equal ones: all fields
+// but the times, the request id and the count are equal. Refusals are a stream of their own,
+// outside of revisions, the chains of audit events and the feed. They are bounded in number and
+// rate, so some may be missing. Ids are those that the caller named, if they have the form of
+// one; they need not exist. No text that may be a token is recorded.
+type RefusalRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of the record in the stream. It grows; the store sets it.
+	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// When the first was refused.
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// When the last was refused.
+	LastTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	// How many there were, at least 1.
+	Count int64 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	// What was refused.
+	Kind RefusalKind `protobuf:"varint,5,opt,name=kind,proto3,enum=keysvc.storage.v1.RefusalKind" json:"kind,omitempty"`
+	// The RPC, for example "keysvc.v1.KeyService/RevokeKey". Empty for a connection.
+	Method string `protobuf:"bytes,6,opt,name=method,proto3" json:"method,omitempty"`
+	// Identity of the caller of keysvc. Empty if it is not known.
+	Caller string `protobuf:"bytes,7,opt,name=caller,proto3" json:"caller,omitempty"`
+	// What the caller proved its identity with; see AuditRecord.
+	CallerCredential string `protobuf:"bytes,8,opt,name=caller_credential,json=callerCredential,proto3" json:"caller_credential,omitempty"`
+	// Member on whose behalf the caller said it acted. Empty if none was named.
+	ActorMemberId string `protobuf:"bytes,9,opt,name=actor_member_id,json=actorMemberId,proto3" json:"actor_member_id,omitempty"`
+	// Address of the peer, without its port; "unix" for a socket. Empty if it is not known.
+	Peer string `protobuf:"bytes,10,opt,name=peer,proto3" json:"peer,omitempty"`
+	// Id under which the server logged the first call. Empty if it has none.
+	RequestId string `protobuf:"bytes,11,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The workspace, key and member that the call named. Empty if none was named.
+	WorkspaceId string `protobuf:"bytes,12,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// See workspace_id.
+	KeyId string `protobuf:"bytes,13,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// See workspace_id.
+	MemberId string `protobuf:"bytes,14,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	// Name of the code in google.rpc, for example "PERMISSION_DENIED". Empty for a connection that
+	// ended before a call.
+	Code string `protobuf:"bytes,15,opt,name=code,proto3" json:"code,omitempty"`
+	// Reason of the error, as in ErrorInfo, or why the connection was refused.
+	Reason        string `protobuf:"bytes,16,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusalRecord) Reset() {
+	*x = RefusalRecord{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusalRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusalRecord) ProtoMessage() {}
+
+func (x *RefusalRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusalRecord.ProtoReflect.Descriptor instead.
+func (*RefusalRecord) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RefusalRecord) GetSequence() int64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *RefusalRecord) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *RefusalRecord) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
+func (x *RefusalRecord) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *RefusalRecord) GetKind() RefusalKind {
+	if x != nil {
+		return x.Kind
+	}
+	return RefusalKind_REFUSAL_KIND_UNSPECIFIED
+}
+
+func (x *RefusalRecord) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetCallerCredential() string {
+	if x != nil {
+		return x.CallerCredential
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetActorMemberId() string {
+	if x != nil {
+		return x.ActorMemberId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *RefusalRecord) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 // HeaderRecord identifies a store.
 type HeaderRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1453,7 +1808,7 @@ type HeaderRecord struct {
 
 func (x *HeaderRecord) Reset() {
 	*x = HeaderRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1820,7 @@ func (x *HeaderRecord) String() string {
 func (*HeaderRecord) ProtoMessage() {}
 
 func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1833,7 @@ func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderRecord.ProtoReflect.Descriptor instead.
 func (*HeaderRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *HeaderRecord) GetSchema() int32 {
@@ -1529,7 +1884,7 @@ type PositionRecord struct {
 
 func (x *PositionRecord) Reset() {
 	*x = PositionRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1541,7 +1896,7 @@ func (x *PositionRecord) String() string {
 func (*PositionRecord) ProtoMessage() {}
 
 func (x *PositionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1554,7 +1909,7 @@ func (x *PositionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PositionRecord.ProtoReflect.Descriptor instead.
 func (*PositionRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PositionRecord) GetRevision() int64 {
@@ -1615,7 +1970,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12D\n" +
 	"\x10overlap_end_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0eoverlapEndTime\x12%\n" +
-	"\x0eissued_locally\x18\x06 \x01(\bR\rissuedLocally\"\xbf\x03\n" +
+	"\x0eissued_locally\x18\x06 \x01(\bR\rissuedLocally\"\xb5\x04\n" +
 	"\fMemberRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12 \n" +
@@ -1629,7 +1984,13 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\vupdate_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12'\n" +
 	"\x0fchange_sequence\x18\n" +
-	" \x01(\x03R\x0echangeSequence\"\xaf\x02\n" +
+	" \x01(\x03R\x0echangeSequence\x129\n" +
+	"\n" +
+	"state_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tstateTime\x129\n" +
+	"\x05ended\x18\f \x03(\v2#.keysvc.storage.v1.EndedIncarnationR\x05ended\"k\n" +
+	"\x10EndedIncarnation\x12 \n" +
+	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x125\n" +
+	"\bend_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"\xea\x02\n" +
 	"\x0fWorkspaceRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12;\n" +
@@ -1638,7 +1999,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\vremove_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"removeTime\x12'\n" +
 	"\x0fchange_sequence\x18\x05 \x01(\x03R\x0echangeSequence\x124\n" +
-	"\x16removal_source_version\x18\x06 \x01(\x03R\x14removalSourceVersion\"\xb5\x01\n" +
+	"\x16removal_source_version\x18\x06 \x01(\x03R\x14removalSourceVersion\x129\n" +
+	"\x05ended\x18\a \x03(\v2#.keysvc.storage.v1.EndedIncarnationR\x05ended\"\xb5\x01\n" +
 	"\fPolicyRecord\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12%\n" +
 	"\x0eretired_scopes\x18\x02 \x03(\tR\rretiredScopes\x129\n" +
@@ -1673,11 +2035,13 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x06fields\x18\x0e \x03(\v2\x1e.keysvc.storage.v1.FieldChangeR\x06fields\x1a:\n" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x01\n" +
 	"\vFieldChange\x12\x14\n" +
 	"\x05field\x18\x01 \x01(\tR\x05field\x12\x16\n" +
 	"\x06before\x18\x02 \x03(\tR\x06before\x12\x14\n" +
-	"\x05after\x18\x03 \x03(\tR\x05after\"\x83\x01\n" +
+	"\x05after\x18\x03 \x03(\tR\x05after\x12%\n" +
+	"\x0ebefore_omitted\x18\x04 \x01(\x05R\rbeforeOmitted\x12#\n" +
+	"\rafter_omitted\x18\x05 \x01(\x05R\fafterOmitted\"\x83\x01\n" +
 	"\fRecordChange\x121\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1d.keysvc.storage.v1.RecordKindR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -1690,7 +2054,26 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x04kind\x18\x03 \x01(\x0e2\x1b.keysvc.storage.v1.FeedKindR\x04kind\x12\x18\n" +
 	"\asubject\x18\x04 \x01(\tR\asubject\x12\x1d\n" +
 	"\n" +
-	"audit_hash\x18\x05 \x01(\fR\tauditHash\"\xa9\x01\n" +
+	"audit_hash\x18\x05 \x01(\fR\tauditHash\"\x99\x04\n" +
+	"\rRefusalRecord\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12.\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x127\n" +
+	"\tlast_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x03R\x05count\x122\n" +
+	"\x04kind\x18\x05 \x01(\x0e2\x1e.keysvc.storage.v1.RefusalKindR\x04kind\x12\x16\n" +
+	"\x06method\x18\x06 \x01(\tR\x06method\x12\x16\n" +
+	"\x06caller\x18\a \x01(\tR\x06caller\x12+\n" +
+	"\x11caller_credential\x18\b \x01(\tR\x10callerCredential\x12&\n" +
+	"\x0factor_member_id\x18\t \x01(\tR\ractorMemberId\x12\x12\n" +
+	"\x04peer\x18\n" +
+	" \x01(\tR\x04peer\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\v \x01(\tR\trequestId\x12!\n" +
+	"\fworkspace_id\x18\f \x01(\tR\vworkspaceId\x12\x15\n" +
+	"\x06key_id\x18\r \x01(\tR\x05keyId\x12\x1b\n" +
+	"\tmember_id\x18\x0e \x01(\tR\bmemberId\x12\x12\n" +
+	"\x04code\x18\x0f \x01(\tR\x04code\x12\x16\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xa9\x01\n" +
 	"\fHeaderRecord\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\x05R\x06schema\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12;\n" +
@@ -1735,7 +2118,13 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x10FEED_KIND_MEMBER\x10\x02\x12\x17\n" +
 	"\x13FEED_KIND_WORKSPACE\x10\x03\x12\x14\n" +
 	"\x10FEED_KIND_POLICY\x10\x04\x12\x13\n" +
-	"\x0fFEED_KIND_PURGE\x10\x05B?Z=github.com/scribe-mail/keysvc/gen/keysvc/storage/v1;storagev1b\x06proto3"
+	"\x0fFEED_KIND_PURGE\x10\x05*\x93\x01\n" +
+	"\vRefusalKind\x12\x1c\n" +
+	"\x18REFUSAL_KIND_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13REFUSAL_KIND_CHANGE\x10\x01\x12\x17\n" +
+	"\x13REFUSAL_KIND_CALLER\x10\x02\x12\x1b\n" +
+	"\x17REFUSAL_KIND_CONNECTION\x10\x03\x12\x17\n" +
+	"\x13REFUSAL_KIND_OTHERS\x10\x04B?Z=github.com/scribe-mail/keysvc/gen/keysvc/storage/v1;storagev1b\x06proto3"
 
 var (
 	file_keysvc_storage_v1_records_proto_rawDescOnce sync.Once
@@ -1749,60 +2138,70 @@ func file_keysvc_storage_v1_records_proto_rawDescGZIP() []byte {
 	return file_keysvc_storage_v1_records_proto_rawDescData
 }
 
-var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(MemberRecordState)(0),        // 0: keysvc.storage.v1.MemberRecordState
 	(RecordKind)(0),               // 1: keysvc.storage.v1.RecordKind
 	(AuditAction)(0),              // 2: keysvc.storage.v1.AuditAction
 	(FeedKind)(0),                 // 3: keysvc.storage.v1.FeedKind
-	(*KeyRecord)(nil),             // 4: keysvc.storage.v1.KeyRecord
-	(*ChangedByRecord)(nil),       // 5: keysvc.storage.v1.ChangedByRecord
-	(*SecretRecord)(nil),          // 6: keysvc.storage.v1.SecretRecord
-	(*MemberRecord)(nil),          // 7: keysvc.storage.v1.MemberRecord
-	(*WorkspaceRecord)(nil),       // 8: keysvc.storage.v1.WorkspaceRecord
-	(*PolicyRecord)(nil),          // 9: keysvc.storage.v1.PolicyRecord
-	(*HeadRecord)(nil),            // 10: keysvc.storage.v1.HeadRecord
-	(*AuditRecord)(nil),           // 11: keysvc.storage.v1.AuditRecord
-	(*FieldChange)(nil),           // 12: keysvc.storage.v1.FieldChange
-	(*RecordChange)(nil),          // 13: keysvc.storage.v1.RecordChange
-	(*FeedRecord)(nil),            // 14: keysvc.storage.v1.FeedRecord
-	(*HeaderRecord)(nil),          // 15: keysvc.storage.v1.HeaderRecord
-	(*PositionRecord)(nil),        // 16: keysvc.storage.v1.PositionRecord
-	nil,                           // 17: keysvc.storage.v1.KeyRecord.LabelsEntry
-	nil,                           // 18: keysvc.storage.v1.AuditRecord.DetailsEntry
-	(*timestamppb.Timestamp)(nil), // 19: google.protobuf.Timestamp
+	(RefusalKind)(0),              // 4: keysvc.storage.v1.RefusalKind
+	(*KeyRecord)(nil),             // 5: keysvc.storage.v1.KeyRecord
+	(*ChangedByRecord)(nil),       // 6: keysvc.storage.v1.ChangedByRecord
+	(*SecretRecord)(nil),          // 7: keysvc.storage.v1.SecretRecord
+	(*MemberRecord)(nil),          // 8: keysvc.storage.v1.MemberRecord
+	(*EndedIncarnation)(nil),      // 9: keysvc.storage.v1.EndedIncarnation
+	(*WorkspaceRecord)(nil),       // 10: keysvc.storage.v1.WorkspaceRecord
+	(*PolicyRecord)(nil),          // 11: keysvc.storage.v1.PolicyRecord
+	(*HeadRecord)(nil),            // 12: keysvc.storage.v1.HeadRecord
+	(*AuditRecord)(nil),           // 13: keysvc.storage.v1.AuditRecord
+	(*FieldChange)(nil),           // 14: keysvc.storage.v1.FieldChange
+	(*RecordChange)(nil),          // 15: keysvc.storage.v1.RecordChange
+	(*FeedRecord)(nil),            // 16: keysvc.storage.v1.FeedRecord
+	(*RefusalRecord)(nil),         // 17: keysvc.storage.v1.RefusalRecord
+	(*HeaderRecord)(nil),          // 18: keysvc.storage.v1.HeaderRecord
+	(*PositionRecord)(nil),        // 19: keysvc.storage.v1.PositionRecord
+	nil,                           // 20: keysvc.storage.v1.KeyRecord.LabelsEntry
+	nil,                           // 21: keysvc.storage.v1.AuditRecord.DetailsEntry
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_keysvc_storage_v1_records_proto_depIdxs = []int32{
-	17, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
-	19, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
-	6,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
-	5,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	5,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	19, // 6: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 7: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
-	19, // 8: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
+	20, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
+	22, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
+	22, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
+	7,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
+	6,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
+	6,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
+	22, // 6: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
+	22, // 7: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
+	22, // 8: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
 	0,  // 9: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
-	19, // 10: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 11: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
-	19, // 12: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 13: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
-	19, // 14: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
-	19, // 15: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	2,  // 16: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
-	18, // 17: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
-	13, // 18: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
-	12, // 19: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
-	1,  // 20: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
-	3,  // 21: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
-	19, // 22: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
-	19, // 23: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	22, // 10: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
+	22, // 11: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
+	22, // 12: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
+	9,  // 13: keysvc.storage.v1.MemberRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
+	22, // 14: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
+	22, // 15: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
+	22, // 16: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
+	9,  // 17: keysvc.storage.v1.WorkspaceRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
+	22, // 18: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
+	22, // 19: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	2,  // 20: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
+	21, // 21: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
+	15, // 22: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
+	14, // 23: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
+	1,  // 24: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
+	3,  // 25: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
+	22, // 26: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
+	22, // 27: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
+	4,  // 28: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
+	22, // 29: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
+	22, // 30: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_storage_v1_records_proto_init() }
@@ -1815,8 +2214,8 @@ func file_keysvc_storage_v1_records_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_storage_v1_records_proto_rawDesc), len(file_keysvc_storage_v1_records_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   15,
+			NumEnums:      5,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
