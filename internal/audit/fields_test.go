@@ -74,7 +74,9 @@ func TestPolicyFieldsAreThoseThatDiffer(t *testing.T) {
 	after := policy.Default()
 	after.TokenPrefix, after.Limits.ScopesPerKey, after.Retention = "other", 7, 30*policy.Day
 	after.Resources = slices.DeleteFunc(after.Resources, func(resource policy.Resource) bool { return resource.Name == "financial_documents" })
-	after.Roles = slices.DeleteFunc(after.Roles, func(role policy.Role) bool { return role.Name == "member" || role.Name == "owner" || role.Name == "manager" })
+	after.Roles = slices.DeleteFunc(after.Roles, func(role policy.Role) bool {
+		return role.Name == "member" || role.Name == "owner" || role.Name == "manager"
+	})
 	after.Roles = append(after.Roles, policy.Role{Name: "auditor", Scopes: []string{"emails:read"}})
 	fields := audit.PolicyFields(before, after, nil, []string{"financial_documents:read"})
 	for _, field := range fields { // the catalogue is long

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/scribe-mail/keysvc/internal/server"
-	"github.com/scribe-mail/keysvc/internal/storage/sink"
 )
 
 // defaultFile is the store's file that serve keeps unless it is told otherwise.
@@ -63,9 +62,9 @@ With -o json the findings are for programs.`,
 			file = args[0]
 		}
 		return a.onFile(cmd, file, func(ctx context.Context) error {
-			clear := a.progress(&options)
+			remove := a.progress(&options)
 			result, err := a.hooks.VerifyAudit(ctx, file, options)
-			clear()
+			remove()
 			if err != nil {
 				return err
 			}
@@ -131,16 +130,16 @@ type sinkText struct {
 }
 
 type foundText struct {
-	Kind         sink.Kind         `json:"kind"`
-	Text         string            `json:"text"`
-	Revision     int64             `json:"revision,omitempty"`
-	LastRevision int64             `json:"last_revision,omitempty"`
-	Count        int64             `json:"count"`
-	Events       []sink.EventPlace `json:"events,omitempty"`
-	File         string            `json:"file,omitempty"`
-	Line         int64             `json:"line,omitempty"`
+	Kind         string              `json:"kind"`
+	Text         string              `json:"text"`
+	Revision     int64               `json:"revision,omitempty"`
+	LastRevision int64               `json:"last_revision,omitempty"`
+	Count        int64               `json:"count"`
+	Events       []server.EventPlace `json:"events,omitempty"`
+	File         string              `json:"file,omitempty"`
+	Line         int64               `json:"line,omitempty"`
 	// Since is the last event before that is right.
-	Since *sink.EventPlace `json:"right_until,omitempty"`
+	Since *server.EventPlace `json:"right_until,omitempty"`
 }
 
 func verificationOf(file string, result server.Verification) verification {
@@ -154,7 +153,7 @@ func verificationOf(file string, result server.Verification) verification {
 	}
 	for _, each := range result.Findings {
 		shown.Findings = append(shown.Findings, foundText{
-			each.Kind, each.Text, each.Revision, each.LastRevision, each.Count, each.Events, each.File, each.Line, each.Since,
+			string(each.Kind), each.Text, each.Revision, each.LastRevision, each.Count, each.Events, each.File, each.Line, each.Since,
 		})
 	}
 	return shown

@@ -64,7 +64,7 @@ type Settings struct {
 	SPIFFESocket string
 	// TLSBearers lets clients connect with TLS and no certificate, because their calls bring tokens.
 	TLSBearers bool
-	// Tokens says whether callers may send tokens and get them, or digests only.
+	// Tokens tells if callers may send tokens and get them, or digests only.
 	Tokens Tokens
 	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
 	Store string

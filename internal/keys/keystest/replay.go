@@ -233,4 +233,3 @@ func subjectOf(event *storagev1.AuditRecord, field string) (subject, name string
 	}
 	return "key " + event.GetKeyId(), field
 }
-
