@@ -1,6 +1,7 @@
-// Package sink writes and reads audit sinks: files outside of a store with a line of JSON for each
-// audit event. The store's event is the truth, and the sink follows it. Its last line tells how
-// far the store had come, so that a sink is an anchor, too.
+// Package sink writes and reads audit sinks, and compares a store with its sink. A sink is one or
+// several files outside of a store, with a line of JSON for each audit event. The store's event is
+// the truth, and the sink follows it. Its last line tells how far the store had come, so that a sink
+// is an anchor, too.
 //
 // # Format
 //
