@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,30 +17,39 @@ import (
 
 var mutants = flag.String("mutants", "", "a regular expression: the mutants to try")
 
-// applied returns the files that each mutant changes, and the test that must fail with it.
-func applied(t *testing.T, root string) (files map[string]map[string]string, tests map[string]string) {
+// mutant is a fault that the search must notice.
+type mutant struct {
+	// files are the changed files, by their names below the root.
+	files map[string]string
+	// test must fail, and where is a place in which it must find something.
+	test, where string
+}
+
+// applied returns the mutants by their names.
+func applied(t *testing.T, root string) map[string]mutant {
 	t.Helper()
 	patches, err := filepath.Glob("mutants/*.patch")
 	if err != nil || len(patches) == 0 {
 		t.Fatalf("no mutants, %v", err)
 	}
-	files, tests = make(map[string]map[string]string), make(map[string]string)
+	all, says := make(map[string]mutant), regexp.MustCompile(`(?m)^test: (Test\w+)\nwhere: (.+)$`)
 	for _, path := range patches {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		name := strings.TrimSuffix(filepath.Base(path), ".patch")
-		if files[name], err = overlay.Apply(root, string(text)); err != nil {
+		files, err := overlay.Apply(root, string(text))
+		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		test := regexp.MustCompile(`(?m)^test: (Test\w+)$`).FindStringSubmatch(string(text))
-		if test == nil {
-			t.Fatalf("%s does not say which test must fail", name)
+		said := says.FindStringSubmatch(string(text))
+		if said == nil {
+			t.Fatalf("%s does not say which test must find something, and where", name)
 		}
-		tests[name] = test[1]
+		all[name] = mutant{files, said[1], said[2]}
 	}
-	return files, tests
+	return all
 }
 
 // TestEveryMutantApplies: a mutant that no longer fits the product fails here.
@@ -65,16 +75,14 @@ func TestEveryMutantIsNoticed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, tests := applied(t, root)
-	noticed := regexp.MustCompile(`(?m)^.* has \d+ secrets and \d+ tokens`)
-	for name, changed := range files {
+	for name, mutant := range applied(t, root) {
 		if !chosen.MatchString(name) {
 			continue
 		}
 		t.Run(name, func(t *testing.T) {
 			folder := t.TempDir()
 			document := struct{ Replace map[string]string }{make(map[string]string)}
-			for original, text := range changed {
+			for original, text := range mutant.files {
 				copied := filepath.Join(folder, fmt.Sprintf("%d-%s", len(document.Replace), filepath.Base(original)))
 				if err := os.WriteFile(copied, []byte(text), 0o600); err != nil {
 					t.Fatal(err)
@@ -89,11 +97,12 @@ func TestEveryMutantIsNoticed(t *testing.T) {
 			if err := os.WriteFile(list, encoded, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			command := exec.CommandContext(t.Context(), "go", "test", ".", "-count=1", "-run", "^"+tests[name]+"$", "-validations", "300", "-keys", "30")
+			command := exec.CommandContext(t.Context(), "go", "test", ".", "-count=1", "-run", "^"+mutant.test+"$", "-validations", "300", "-keys", "30")
 			command.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -overlay="+list) // go build reads it, too
 			output, err := command.CombinedOutput()
-			lines := noticed.FindAllString(string(output), -1)
-			if err == nil || len(lines) == 0 {
+			lines := regexp.MustCompile(`(?m)^.*: .+ has \d+ secrets and \d+ tokens`).FindAllString(string(output), -1)
+			noticed := slices.ContainsFunc(lines, func(line string) bool { return strings.Contains(line, ": "+mutant.where+" has ") })
+			if err == nil || !noticed {
 				t.Fatalf("not noticed: %v\n%s", err, output)
 			}
 			t.Logf("noticed:\n%s", strings.Join(lines, "\n"))

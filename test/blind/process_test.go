@@ -299,6 +299,13 @@ func (r *recording) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
+// copy returns what came so far.
+func (r *recording) copy() []byte {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	return slices.Clone(r.text)
+}
+
 // between starts a proxy in front of a process.
 func between(t *testing.T, p *process) *proxy {
 	t.Helper()
@@ -348,23 +355,22 @@ func (x *proxy) record() (up, down *recording) {
 	return up, down
 }
 
-// search searches what was received so far, and what was answered.
-func (x *proxy) search(of *index) (received, answered *findings) {
+// search searches what was received so far, and what was answered: as it was on the wire, and unpacked.
+func (x *proxy) search(t *testing.T, of *index) (received, answered *findings) {
+	t.Helper()
 	x.mutex.Lock()
 	defer x.mutex.Unlock()
-	return search(of, x.received...), search(of, x.answered...)
-}
-
-// search searches recordings.
-func search(of *index, recordings ...*recording) *findings {
-	found := newFindings()
-	for _, each := range recordings {
-		each.mutex.Lock()
-		found.bytes += int64(len(each.text))
-		found.piece(of, each.text)
-		each.mutex.Unlock()
+	in := func(recordings []*recording) *findings {
+		found := newFindings()
+		for _, each := range recordings {
+			recorded := each.copy()
+			found.bytes += int64(len(recorded))
+			found.piece(of, recorded)
+			found.piece(of, unpack(t, recorded))
+		}
+		return found
 	}
-	return found
+	return in(x.received), in(x.answered)
 }
 
 // target is the address of the proxy for clients.
