@@ -1,7 +1,6 @@
 package blind_test
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -420,27 +419,34 @@ func (c *campaign) refuse(t *testing.T) {
 	}
 }
 
+// run runs the command and returns what it writes to its standard output. What it writes to its standard
+// error is kept with the logs of the clients.
+func (c *campaign) run(t *testing.T, input string, arguments ...string) (output string, err error) {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), c.program, arguments...)
+	command.Env, command.Stdin, command.Stderr = append(clean(), "KEYSVC_ADDR="+c.proxy.target()), strings.NewReader(input), c.log
+	stdout, err := command.Output()
+	return string(stdout), err
+}
+
 // people does with the command what people do, a token on standard input included.
 func (c *campaign) people(t *testing.T) {
 	t.Helper()
 	run := func(input string, arguments ...string) string {
 		t.Helper()
-		command := exec.CommandContext(t.Context(), c.program, arguments...)
-		var stderr bytes.Buffer
-		command.Env, command.Stdin, command.Stderr = append(clean(), "KEYSVC_ADDR="+c.proxy.target()), strings.NewReader(input), &stderr
-		output, err := command.Output()
+		output, err := c.run(t, input, arguments...)
 		if err != nil {
-			t.Fatalf("keysvc %s: %v\n%s", arguments, err, stderr.String())
+			t.Fatalf("keysvc %s: %v\n%.2000s", arguments, err, c.log.copy())
 		}
-		return string(output)
+		return strings.TrimSpace(output)
 	}
-	made := strings.TrimSpace(run("", "key", "create", "--local", "--workspace", workspace(0), "--member", "ann", "--name", "by hand", "--scope", scope))
+	made := run("", "key", "create", "--local", "--workspace", workspace(0), "--member", "ann", "--name", "by hand", "--scope", scope)
 	parsed, err := token.Parse(made)
 	if err != nil {
 		t.Fatalf("key create --local: %v", err)
 	}
 	c.secrets.addToken("the command's first", made)
-	rotated := strings.TrimSpace(run("", "key", "rotate", "--local", "--overlap", "1h", "--workspace", workspace(0), parsed.ID()))
+	rotated := run("", "key", "rotate", "--local", "--overlap", "1h", "--workspace", workspace(0), parsed.ID())
 	if _, err := token.Parse(rotated); err != nil {
 		t.Fatalf("key rotate --local: %v", err)
 	}
@@ -457,8 +463,20 @@ func (c *campaign) people(t *testing.T) {
 	if err != nil || answer.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED {
 		t.Errorf("by the digest of keysvc token digest: %v, %v", answer, err)
 	}
-	if listed := run("", "key", "list", "--issued-locally", "--workspace", workspace(0)); !strings.Contains(listed, "local") {
-		t.Errorf("key list --issued-locally: %s", listed)
+	// Mistakes: text around a token, cut tokens, and tokens where something else belongs.
+	for _, variant := range []int{0, 1, 7} {
+		if _, err := c.run(t, damaged(made, variant), "validate", "--scope", scope); err == nil {
+			t.Errorf("damaged text %d is valid", variant)
+		}
+	}
+	for _, arguments := range [][]string{
+		{"validate", made}, {"key", "get", made}, {"key", "revoke", "--yes", made}, {"validate", "--scope", made},
+		{"key", "list", "--member", made}, {"member", "put", made, "--workspace", workspace(0), "--role", "owner"},
+		{"key", "create", "--local", "--workspace", workspace(0), "--member", "ann", "--scope", scope, "--name", "for " + made},
+	} {
+		if _, err := c.run(t, "", arguments...); err == nil {
+			t.Errorf("keysvc %s takes a token", strings.Join(arguments[:2], " "))
+		}
 	}
 	run("see TOKEN="+rotated+" in the log\n", "key", "revoke", "--yes", "--wait", "--token-stdin")
 }
