@@ -21,7 +21,7 @@ RELEASE := env CGO_ENABLED=0 go build -trimpath -buildvcs=false
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants blind blind-mutants bench-quick scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants blind blind-mutants bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -102,6 +102,18 @@ bench-quick:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	go build -o "$$tmp/keysvc" ./cmd/keysvc; \
 	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestMeasureQuick$$' -count=1 -v
+
+# Runs this version and BEFORE, the last one whose clients sent tokens, against each other: old
+# clients and new servers, and the other way round. It builds BEFORE in a folder of its own.
+BEFORE ?= 567c7e79ab5a000823bc87a356538a63b2f850c2
+interop:
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	git archive $(BEFORE) >"$$tmp/source.tar" || { echo "interop: the commit $(BEFORE) is not here; name another with BEFORE="; exit 1; }; \
+	mkdir "$$tmp/source"; tar -xf "$$tmp/source.tar" -C "$$tmp/source"; \
+	cp -r cmd/keysvc/testdata/ask "$$tmp/source/ask"; \
+	go -C "$$tmp/source" build -o "$$tmp/keysvc" ./cmd/keysvc; \
+	go -C "$$tmp/source" build -o "$$tmp/ask" ./ask; \
+	KEYSVC_BEFORE="$$tmp" go test ./cmd/keysvc -run '^TestServersBeforeClients$$' -count=1 -v
 
 # Runs the crash laboratory (test/crash/README.md) for CRASHIMAGES images, then the mutants, all
 # of which it must catch. CRASHFLAGS="-seed 7" repeats a campaign.

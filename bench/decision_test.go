@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/token"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
@@ -28,6 +30,28 @@ func BenchmarkDecision(b *testing.B) {
 			defer p.close()
 			loaded := time.Since(began)
 			unknown := tokens[0][:len("scribe_ksk1_")] + "0000000000000000" + tokens[0][len("scribe_ksk1_0000000000000000"):]
+			digests := make([]token.Presented, len(tokens))
+			for i, text := range tokens {
+				parsed, err := token.Parse(text)
+				if err != nil {
+					b.Fatal(err)
+				}
+				digest := parsed.Digest()
+				digests[i] = token.PresentDigest(strings.Clone(parsed.ID()), token.DigestFrom(digest[:]))
+			}
+			b.Run("by digest", func(b *testing.B) {
+				b.ReportAllocs()
+				ctx := context.Background()
+				for i := range b.N {
+					answer, err := p.validator.Validate(ctx, validation.Question{
+						Workspaces: access.All(),
+						Digest:     digests[i%len(digests)], Requirement: decide.Requirement{Scope: "signatures:read"},
+					})
+					if err != nil || answer.Decision != decide.Allowed {
+						b.Fatal(answer.Decision, err)
+					}
+				}
+			})
 			for name, which := range map[string]func(int) string{
 				"allowed":   func(i int) string { return tokens[i%len(tokens)] },
 				"malformed": func(int) string { return unknown },

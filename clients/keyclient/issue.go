@@ -67,7 +67,7 @@ func (c *Client) RotateLocally(ctx context.Context, request *keysvcv1.RotateKeyR
 }
 
 // Create creates a key. It sets token_digest and key_id_nonce in a copy of the request, and
-// request_id if there is none.
+// request_id if the request has no id.
 //
 // If an answer is lost, Create asks again, with the same request_id and digest, which creates no
 // second key. If the context ends, or no attempt brings an answer, the error is a *LostAnswerError: a

@@ -201,8 +201,8 @@ func WorkspaceFields(before, after *storagev1.WorkspaceRecord) []*storagev1.Fiel
 	return altered
 }
 
-// PurgedFields returns what was purged: the name and member of each key, and the role of each
-// member.
+// PurgedFields returns what was purged: the name and member of each key, and the role and state of
+// each member.
 func PurgedFields(keys []*storagev1.KeyRecord, members []*storagev1.MemberRecord) []*storagev1.FieldChange {
 	var purged differences
 	for _, key := range keys {
@@ -211,6 +211,7 @@ func PurgedFields(keys []*storagev1.KeyRecord, members []*storagev1.MemberRecord
 	}
 	for _, member := range members {
 		purged.text("members."+member.GetMemberId()+".role", member.GetRole(), "")
+		purged.text("members."+member.GetMemberId()+".state", memberStates[member.GetState()], "")
 	}
 	return purged
 }
@@ -252,7 +253,7 @@ func PolicyFields(before, after *policy.Policy, retiredBefore, retiredAfter []st
 	return altered
 }
 
-// exists names a thing that is there, "" for one that is not.
+// exists returns a word for a thing that is there, and "" otherwise.
 func exists(there bool) string {
 	if there {
 		return "exists"

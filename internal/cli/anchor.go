@@ -41,8 +41,8 @@ may have the file open.
 All changes after the file's newest one are lost. What they revoked or removed works
 again: find it in the logs of the product and of keysvc, and revoke or remove it
 again. The store gets a new epoch, so that every near-cache starts empty, and a new
-anchor or a line in its audit sink. With --audit-sink off it has no sink any more. This cannot be undone. If you still have the newest file, put it in place
-instead.
+anchor or a line in its audit sink. With --audit-sink off it has no sink any more.
+This cannot be undone. If you still have the newest file, put it in place instead.
 
 At a terminal "accept" must be typed; elsewhere --yes is needed.`,
 		Example: `  keysvc anchor accept keysvc-data/keysvc.db

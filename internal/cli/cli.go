@@ -131,6 +131,7 @@ everything else goes to standard error.
 		a.memberCommand(),
 		a.workspaceCommand(),
 		a.policyCommand(),
+		a.auditCommand(),
 		a.watchCommand(),
 		a.whoAmICommand(),
 		a.contextCommand(),

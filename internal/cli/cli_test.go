@@ -47,6 +47,7 @@ type fake struct {
 	keysvcv1.UnimplementedKeyServiceServer
 	keysvcv1.UnimplementedMemberServiceServer
 	keysvcv1.UnimplementedPolicyServiceServer
+	keysvcv1.UnimplementedAuditServiceServer
 	keysvcv1.UnimplementedValidationServiceServer
 	keysvcv1.UnimplementedSyncServiceServer
 
@@ -66,6 +67,7 @@ type fake struct {
 	removeAll   func(context.Context, *keysvcv1.RemoveWorkspaceRequest) (*keysvcv1.RemoveWorkspaceResponse, error)
 	getPolicy   func(context.Context, *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error)
 	applyPolicy func(context.Context, *keysvcv1.ApplyPolicyRequest) (*keysvcv1.ApplyPolicyResponse, error)
+	listEvents  func(context.Context, *keysvcv1.ListAuditEventsRequest) (*keysvcv1.ListAuditEventsResponse, error)
 	validateKey func(context.Context, *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error)
 	await       func(context.Context, *keysvcv1.AwaitRevisionRequest) (*keysvcv1.AwaitRevisionResponse, error)
 	sync        func(grpc.BidiStreamingServer[keysvcv1.SyncRequest, keysvcv1.SyncResponse]) error
@@ -105,6 +107,10 @@ func (f *fake) ListMembers(ctx context.Context, r *keysvcv1.ListMembersRequest) 
 
 func (f *fake) GetPolicy(ctx context.Context, r *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
 	return f.getPolicy(ctx, r)
+}
+
+func (f *fake) ListAuditEvents(ctx context.Context, r *keysvcv1.ListAuditEventsRequest) (*keysvcv1.ListAuditEventsResponse, error) {
+	return f.listEvents(ctx, r)
 }
 
 func (f *fake) ValidateKey(ctx context.Context, r *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
@@ -176,6 +182,7 @@ func serveOn(t *testing.T, f *fake, listener net.Listener) {
 	keysvcv1.RegisterKeyServiceServer(server, f)
 	keysvcv1.RegisterMemberServiceServer(server, f)
 	keysvcv1.RegisterPolicyServiceServer(server, f)
+	keysvcv1.RegisterAuditServiceServer(server, f)
 	keysvcv1.RegisterValidationServiceServer(server, f)
 	keysvcv1.RegisterSyncServiceServer(server, f)
 	done := make(chan struct{})

@@ -36,6 +36,7 @@ type session struct {
 	keys       keysvcv1.KeyServiceClient
 	members    keysvcv1.MemberServiceClient
 	policies   keysvcv1.PolicyServiceClient
+	audit      keysvcv1.AuditServiceClient
 	validation keysvcv1.ValidationServiceClient
 	sync       keysvcv1.SyncServiceClient
 	callers    keysvcv1.CallerServiceClient
@@ -90,6 +91,7 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 		keys:       keysvcv1.NewKeyServiceClient(conn),
 		members:    keysvcv1.NewMemberServiceClient(conn),
 		policies:   keysvcv1.NewPolicyServiceClient(conn),
+		audit:      keysvcv1.NewAuditServiceClient(conn),
 		validation: keysvcv1.NewValidationServiceClient(conn),
 		sync:       keysvcv1.NewSyncServiceClient(conn),
 		callers:    keysvcv1.NewCallerServiceClient(conn),
@@ -236,7 +238,7 @@ func isRead(method string, request any) bool {
 		return true
 	}
 	name := method[strings.LastIndex(method, "/")+1:]
-	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await", "WhoAmI"} {
+	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await", "WhoAmI", "Explain"} {
 		if strings.HasPrefix(name, verb) {
 			return true
 		}

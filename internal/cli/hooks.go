@@ -29,12 +29,16 @@ type Hooks struct {
 	// there are to out and, if apply is set, sets them to now. No server may have the
 	// file open.
 	RepairClock func(ctx context.Context, file string, outside server.Outside, apply bool, out io.Writer) error
+	// AuditFile opens a store's file and calls use with a function that lists the audit events in
+	// the file. No server may have the file open. It returns the error of use.
+	AuditFile func(ctx context.Context, file string, use func(server.ListAuditEvents) error) error
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
 	return Hooks{
 		Serve: server.RunWithReload, Check: server.Check, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
+		AuditFile: server.AuditFile,
 	}
 }
 

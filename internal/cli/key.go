@@ -21,6 +21,7 @@ func (a *app) keyCommand() *cobra.Command {
 		a.keyCreateCommand(),
 		a.keyGetCommand(),
 		a.keyListCommand(),
+		a.keyExplainCommand(),
 		a.keyUpdateCommand(),
 		a.keyRotateCommand(),
 		a.keyFinishRotationCommand(),

@@ -36,6 +36,7 @@ var (
 	formatsOfThings  = []outputFormat{formatTable, formatJSON, formatYAML, formatName}
 	formatsOfLists   = []outputFormat{formatTable, formatWide, formatJSON, formatYAML, formatName}
 	formatsOfEvents  = []outputFormat{formatTable, formatJSON}
+	formatsOfAudit   = []outputFormat{formatTable, formatWide, formatJSON, formatYAML}
 )
 
 const (

@@ -73,6 +73,11 @@ type silence struct{ text string }
 
 func (e *silence) Error() string { return e.text }
 
+// absence is the error of a thing that was asked for and is not there.
+type absence struct{ text string }
+
+func (e *absence) Error() string { return e.text }
+
 // statusOf returns the exit status for an error. ctx is the context of the command: after an
 // interrupt, the code of a failed call says nothing about the server.
 func statusOf(ctx context.Context, err error) int {
@@ -84,6 +89,9 @@ func statusOf(ctx context.Context, err error) int {
 	}
 	if _, isRefusal := errors.AsType[*refusal](err); isRefusal {
 		return ExitRefused
+	}
+	if _, isAbsence := errors.AsType[*absence](err); isAbsence {
+		return ExitNotFound
 	}
 	if _, isSilence := errors.AsType[*silence](err); isSilence {
 		return ExitUnreachable

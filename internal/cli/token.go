@@ -35,7 +35,7 @@ To keysvc the digest is as good as the token: a caller that may validate can ask
 with it whom the token acts as. To everybody else it is worth nothing.`,
 		Example: `  keysvc token digest <token.txt
   keysvc token digest <token.txt | jq '. + {required_scope: "emails:read"}' |
-    grpcurl -unix -plaintext -d @ keysvc-data/keysvc.sock \
+    grpcurl -plaintext -d @ unix:keysvc-data/keysvc.sock \
       keysvc.v1.ValidationService/ValidateKey`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {

@@ -64,7 +64,7 @@ type Settings struct {
 	SPIFFESocket string
 	// TLSBearers lets clients connect with TLS and no certificate, because their calls bring tokens.
 	TLSBearers bool
-	// Tokens says whether callers may send tokens and get them, or digests only.
+	// Tokens tells if callers may send tokens and get them, or digests only.
 	Tokens Tokens
 	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
 	Store string
@@ -74,8 +74,8 @@ type Settings struct {
 	// Anchor is the file that remembers how far the store had come; "" means beside the
 	// store's file. The folder of the anchor must exist.
 	Anchor string
-	// AuditSink is the path of the file that gets a line for each audit event. Empty is none, and
-	// "off" is none for a store that had one. The folder of the file must exist.
+	// AuditSink is the path of the file that gets a line for each audit event. Empty stands for no
+	// file, and "off" for no file any more. The folder of the file must exist.
 	AuditSink string
 	// Init makes a new, empty store, and its folder if the folder is missing. The start fails if
 	// there is a store already.

@@ -28,7 +28,7 @@ const (
 	ScopeWithinRole Check = 8
 )
 
-// Outcome is what came of a check. The zero value is none.
+// Outcome is what came of a check. The zero value is not an outcome.
 type Outcome uint8
 
 // The outcomes. Their numbers are those of the API's enum KeyCheckOutcome.

@@ -35,8 +35,9 @@ type AuditQuery struct {
 	Caller string
 	// Since and Until select events at or after, and before, these times.
 	Since, Until *time.Time
-	// AfterRevision selects events with a later revision.
-	AfterRevision int64
+	// AfterRevision and BeforeRevision select events with a later and an earlier revision; 0 selects
+	// all.
+	AfterRevision, BeforeRevision int64
 	// Refused asks for what was refused, in place of what was changed.
 	Refused bool
 	// PageSize is the max number of events on a page: up to MaxPageSize, 0 for DefaultPageSize.
@@ -140,15 +141,18 @@ func (q AuditQuery) check() (*auditSelection, error) {
 	} else {
 		refuseToken(&fields, "caller", q.Caller)
 	}
-	q.Since = checkTime(&fields, "since", q.Since)
-	q.Until = checkTime(&fields, "until", q.Until)
+	since, until := checkTime(&fields, "since", q.Since), checkTime(&fields, "until", q.Until)
 	if q.AfterRevision < 0 {
 		fields.Add("after_revision", "is negative; 0 or a revision that keysvc gave is required")
+	}
+	if q.BeforeRevision < 0 {
+		fields.Add("before_revision", "is negative; 0 or a revision that keysvc gave is required")
 	}
 	checked := &auditSelection{AuditQuery: q, size: pageSize(&fields, q.PageSize)}
 	if err := fields.Err(); err != nil {
 		return nil, err // a page token cannot be compared with bad filters
 	}
+	checked.Since, checked.Until = since, until
 	checked.PageSize, checked.PageToken = 0, ""
 	checked.digest = pageDigest("audit events", checked.AuditQuery)
 	checked.cursor = parsePageToken(&fields, q.PageToken, checked.digest)
@@ -167,7 +171,7 @@ func (s *auditSelection) limit(count int) int {
 // events fills a page with changes, and returns the cursor of the next page: the revision below
 // which it begins.
 func (s *auditSelection) events(ctx context.Context, source AuditSource, page *AuditPage) (next string, err error) {
-	before := int64(0)
+	before := s.BeforeRevision
 	if s.cursor != "" {
 		if before, err = strconv.ParseInt(s.cursor, 10, 64); err != nil || before < 1 {
 			return "", storage.ErrInvalidCursor
@@ -242,6 +246,9 @@ func (s *auditSelection) refusals(ctx context.Context, source AuditSource, page 
 		return "", problem.New(problem.NotImplemented, "the store of this server does not keep what was refused")
 	}
 	cursor := s.cursor
+	if cursor == "" && s.BeforeRevision > 0 {
+		cursor = strconv.FormatInt(s.BeforeRevision, 10)
+	}
 	for range maxAuditReads {
 		read, err := reader.ListRefusals(ctx, storage.Query{WorkspaceID: s.WorkspaceID, Cursor: cursor, Limit: s.limit(len(page.Events))})
 		if err != nil {

@@ -3,7 +3,9 @@ package keys_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -100,6 +102,8 @@ func TestAuditEventsPassEveryFilter(t *testing.T) {
 		"at no time":     {&keysvcv1.ListAuditEventsRequest{Since: stamp, Until: stamp}, []string{}},
 		"later":          {&keysvcv1.ListAuditEventsRequest{AfterRevision: s.revision}, []string{removed, revoked}},
 		"after all":      {&keysvcv1.ListAuditEventsRequest{AfterRevision: s.revision + 100}, []string{}},
+		"earlier":        {&keysvcv1.ListAuditEventsRequest{BeforeRevision: 3}, []string{put, policy}},
+		"exactly one":    {&keysvcv1.ListAuditEventsRequest{BeforeRevision: s.revision + 1, AfterRevision: s.revision - 1}, []string{otherMade}},
 		"several":        {&keysvcv1.ListAuditEventsRequest{KeyId: s.key, Caller: "guard", AfterRevision: s.revision}, []string{revoked}},
 		"nothing passes": {&keysvcv1.ListAuditEventsRequest{KeyId: s.other, Caller: "guard"}, []string{}},
 	} {
@@ -205,5 +209,89 @@ func TestAPageOfEventsIsBoundedWork(t *testing.T) {
 	found, _ := read(keys.AuditQuery{Since: &since, PageSize: 5})
 	if want := []int64{events, events - 1, events - 2, events - 3, events - 4}; !slices.Equal(found[:5], want) || len(found) != 11 || found[10] != events-9_000 {
 		t.Errorf("since: %d", found)
+	}
+}
+
+// refusalsOf is a source of refusals, by descending sequence.
+type refusalsOf struct {
+	sourceOf
+
+	refusals []*storagev1.RefusalRecord
+}
+
+func (s *refusalsOf) ListRefusals(_ context.Context, query storage.Query) (storage.RefusalPage, error) {
+	var page storage.RefusalPage
+	before := int64(math.MaxInt64)
+	if query.Cursor != "" {
+		before, _ = strconv.ParseInt(query.Cursor, 10, 64)
+	}
+	for _, refusal := range s.refusals {
+		switch {
+		case refusal.GetSequence() >= before || query.WorkspaceID != "" && refusal.GetWorkspaceId() != query.WorkspaceID:
+		case len(page.Refusals) == query.Limit:
+			page.Next = strconv.FormatInt(page.Refusals[len(page.Refusals)-1].GetSequence(), 10)
+			return page, nil
+		default:
+			page.Refusals = append(page.Refusals, refusal)
+		}
+	}
+	return page, nil
+}
+
+// TestRefusalsPassEveryFilter lists what was refused by pages of any size. The page says how far the
+// stream has come, so that its reader can go on there.
+func TestRefusalsPassEveryFilter(t *testing.T) {
+	source := &refusalsOf{}
+	begin := time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
+	for sequence := int64(9); sequence > 0; sequence-- {
+		first := begin.Add(time.Duration(sequence) * time.Hour)
+		source.refusals = append(source.refusals, &storagev1.RefusalRecord{
+			Sequence: sequence, Time: timestamppb.New(first), LastTime: timestamppb.New(first.Add(time.Hour)), Count: sequence,
+			WorkspaceId: []string{"acme", "other"}[sequence%2], Caller: []string{"web", "guard", ""}[sequence%3],
+			KeyId: fmt.Sprintf("Key%013d", sequence), MemberId: "ann",
+		})
+	}
+	since, until := begin.Add(8*time.Hour), begin.Add(3*time.Hour)
+	for name, test := range map[string]struct {
+		query keys.AuditQuery
+		want  []int64
+	}{
+		"all":         {keys.AuditQuery{}, []int64{9, 8, 7, 6, 5, 4, 3, 2, 1}},
+		"a workspace": {keys.AuditQuery{WorkspaceID: "acme"}, []int64{8, 6, 4, 2}},
+		"a caller":    {keys.AuditQuery{Caller: "web"}, []int64{9, 6, 3}},
+		"a key":       {keys.AuditQuery{KeyID: "Key0000000000004"}, []int64{4}},
+		"a member":    {keys.AuditQuery{MemberID: "bob"}, nil},
+		"later":       {keys.AuditQuery{AfterRevision: 6}, []int64{9, 8, 7}},
+		"exactly one": {keys.AuditQuery{AfterRevision: 5, BeforeRevision: 7}, []int64{6}},
+		"since":       {keys.AuditQuery{Since: &since}, []int64{9, 8, 7}},
+		"until":       {keys.AuditQuery{Until: &until}, []int64{2, 1}},
+	} {
+		test.query.Refused = true
+		for _, test.query.PageSize = range []int{1, 2, 100} {
+			var got []int64
+			for {
+				page, err := keys.ReadAuditLog(t.Context(), source, "epoch", test.query)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if first := test.query.PageToken == ""; first && test.query.BeforeRevision == 0 && test.query.WorkspaceID == "" && page.Revision != 9 {
+					t.Errorf("%s: the stream is at %d, want 9", name, page.Revision)
+				}
+				for _, event := range page.Events {
+					got = append(got, event.Refusal.GetSequence())
+				}
+				if test.query.PageToken = page.NextPageToken; test.query.PageToken == "" {
+					break
+				}
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("%s by %d: %d, want %d", name, test.query.PageSize, got, test.want)
+			}
+		}
+	}
+	// A store that keeps none says so.
+	_, err := keys.ReadAuditLog(t.Context(), &sourceOf{}, "epoch", keys.AuditQuery{Refused: true})
+	if keystest.ReasonOf(err) != problem.NotImplemented {
+		t.Errorf("without a stream: %v", err)
 	}
 }

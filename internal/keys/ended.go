@@ -14,7 +14,7 @@ import (
 const maxEnded = 16
 
 // endedMember returns the earlier incarnations for a member who is added again; stored is the record
-// so far, nil if there is none. An incarnation that was not removed itself ended with its workspace,
+// so far, nil without a record. An incarnation that was not removed itself ended with its workspace,
 // and is not listed.
 func endedMember(stored *storagev1.MemberRecord) []*storagev1.EndedIncarnation {
 	ended := stored.GetEnded()

@@ -152,7 +152,7 @@ func (m *Manager) explain(ctx context.Context, query *ExplainQuery, record *stor
 	explanation := &Explanation{
 		Position: m.at(found.Revision), Decision: decision, Reason: reason, Key: key, MemberState: MemberRemoved,
 	}
-	says := &sentences{query: query, key: key, subject: &found.Subject, policy: found.Policy, revokedBy: record.GetRevokedBy()}
+	says := &sentences{query: query, key: key, subject: &found.Subject, policy: found.Policy}
 	if outcome := steps[decide.MemberActive-1].Outcome; outcome != decide.NotApplicable {
 		explanation.MemberState = MemberSuspended
 		if outcome == decide.Passed {
@@ -240,11 +240,10 @@ func (m *Manager) newest(ctx context.Context, workspaceID string, revision int64
 
 // sentences says in words what the checks of an explanation found.
 type sentences struct {
-	query     *ExplainQuery
-	key       *Key
-	subject   *decide.Subject
-	policy    *projection.Policy
-	revokedBy *storagev1.ChangedByRecord
+	query   *ExplainQuery
+	key     *Key
+	subject *decide.Subject
+	policy  *projection.Policy
 }
 
 // found describes a step.
@@ -258,9 +257,9 @@ func (s *sentences) found(step decide.Step) string {
 		}
 		return "The key was revoked" + s.revocation() + "."
 	case decide.WorkspaceExists:
-		return fmt.Sprintf("Workspace %s %s removed since the key was created.", s.key.WorkspaceID, wasOrNot(!passed))
+		return fmt.Sprintf("Workspace %s %s.", s.key.WorkspaceID, s.removal(passed, StopWorkspaceRemoved))
 	case decide.MemberExists:
-		return fmt.Sprintf("Member %s %s removed since the key was created.", member, wasOrNot(!passed))
+		return fmt.Sprintf("Member %s %s.", member, s.removal(passed, StopMemberRemoved))
 	case decide.NotExpired:
 		verb := "expired"
 		if passed {
@@ -272,7 +271,7 @@ func (s *sentences) found(step decide.Step) string {
 		case decide.Passed:
 			return fmt.Sprintf("Member %s is active.", member)
 		case decide.Failed:
-			return fmt.Sprintf("Member %s is suspended.", member)
+			return fmt.Sprintf("Member %s was suspended%s.", member, s.since(StopMemberSuspended))
 		case decide.NotApplicable:
 		}
 		return "There is no such member any more."
@@ -305,13 +304,32 @@ func (s *sentences) found(step decide.Step) string {
 
 func (s *sentences) revocation() string {
 	text := " at " + inUTC(s.key.RevokeTime)
-	if caller := s.revokedBy.GetCaller(); caller != "" {
-		text += " by " + caller
+	if by := s.key.RevokedBy; by != nil {
+		text += " by " + by.Caller
+		if by.MemberID != "" {
+			text += ", which said that it acted for " + by.MemberID
+		}
 	}
-	if actor := s.revokedBy.GetActorMemberId(); actor != "" {
-		text += ", which said that it acted for " + actor
+	if s.key.StopReason == StopReported {
+		text += ": its token was reported"
 	}
 	return text
+}
+
+// removal tells of the key's workspace or member that it was removed, or was not.
+func (s *sentences) removal(passed bool, reason StopReason) string {
+	if passed {
+		return "was not removed since the key was created"
+	}
+	return "was removed after the key was created" + s.since(reason)
+}
+
+// since says when the key stopped working, if it did so for a reason and the time is known.
+func (s *sentences) since(reason StopReason) string {
+	if s.key.StopReason != reason || s.key.StopTime.IsZero() {
+		return ""
+	}
+	return ", at " + inUTC(s.key.StopTime)
 }
 
 func (s *sentences) address(passed bool) string {
@@ -366,13 +384,6 @@ func (s *sentences) remedy(step decide.Step, final bool) string {
 		return fmt.Sprintf("Give the member a role that has the scope with PutMember: %s; or change the role with ApplyPolicy.", strings.Join(able, ", "))
 	}
 	return ""
-}
-
-func wasOrNot(was bool) string {
-	if was {
-		return "was"
-	}
-	return "was not"
 }
 
 func inUTC(at time.Time) string { return at.UTC().Truncate(time.Second).Format(time.RFC3339) }

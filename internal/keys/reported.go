@@ -20,7 +20,7 @@ func (r Reported) String() string { return "[reported token] " + r.KeyID }
 // GoString returns String.
 func (r Reported) GoString() string { return r.String() }
 
-// token returns the token that was reported; the zero Presented if there is none. Text with several
+// token returns the token that was reported; the zero Presented if nothing was. Text with several
 // tokens is refused: the answer can name only one key, and the caller might believe that all of
 // them are revoked.
 func (r Reported) token(fields *problem.Fields) token.Presented {

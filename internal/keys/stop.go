@@ -47,7 +47,7 @@ func (o owner) state(record *storagev1.KeyRecord, now time.Time) KeyState {
 	return KeyActive
 }
 
-// memberReader reads the record of a member; nil if there is none.
+// memberReader reads the record of a member; nil without a record.
 type memberReader func(workspaceID, memberID string) (*storagev1.MemberRecord, error)
 
 // readMember returns a memberReader for a read of keys.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -53,6 +54,8 @@ type known struct {
 	record *storagev1.RefusalRecord
 	// written is when it was last written; the zero Time if it was not.
 	written time.Time
+	// begun is the number of the record among those of the Collector.
+	begun int64
 }
 
 // Collector collects refusals. Its methods may be called from many goroutines.
@@ -63,6 +66,8 @@ type Collector struct {
 
 	mu    sync.Mutex
 	known map[Refusal]*known
+	// begun is the number of records that were begun.
+	begun int64
 	// second is the second that admitted counts in.
 	second   int64
 	admitted int
@@ -93,10 +98,16 @@ func (c *Collector) Add(refusal Refusal, requestID string, count int64) {
 		}
 	}
 	if found.record == nil {
-		found.record = refusal.record(requestID, now)
+		c.begin(found, refusal.record(requestID, now))
 	}
 	found.record.Count += count
 	found.record.LastTime = timestamppb.New(now)
+}
+
+// begin gives a refusal a record.
+func (c *Collector) begin(known *known, record *storagev1.RefusalRecord) {
+	c.begun++
+	known.record, known.begun = record, c.begun
 }
 
 // admit reports whether a refusal that is not known may become a record of its own.
@@ -119,24 +130,25 @@ func (r Refusal) record(requestID string, now time.Time) *storagev1.RefusalRecor
 	}
 }
 
-// due takes what is to be written now, in the order of time: what was never written, and what was
+// due takes what is to be written now, in the order in which it began: what was never written, and what was
 // counted for repeatInterval; with all, everything.
 func (c *Collector) due(now time.Time, all bool) []*storagev1.RefusalRecord {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var records []*storagev1.RefusalRecord
+	due := make(map[int64]*storagev1.RefusalRecord)
 	for refusal, each := range c.known {
 		switch recent := now.Sub(each.written) < repeatInterval; {
 		case each.record == nil && !recent:
 			delete(c.known, refusal)
 		case each.record != nil && (!recent || all):
-			records = append(records, each.record)
+			due[each.begun] = each.record
 			each.record, each.written = nil, now
 		}
 	}
-	slices.SortStableFunc(records, func(one, other *storagev1.RefusalRecord) int {
-		return one.GetTime().AsTime().Compare(other.GetTime().AsTime())
-	})
+	var records []*storagev1.RefusalRecord
+	for _, begun := range slices.Sorted(maps.Keys(due)) {
+		records = append(records, due[begun])
+	}
 	return records
 }
 
@@ -178,7 +190,7 @@ func (c *Collector) addOthers(count int64, since *timestamppb.Timestamp) {
 		c.known[refusal] = others
 	}
 	if others.record == nil {
-		others.record = &storagev1.RefusalRecord{Kind: refusal.Kind, Time: since}
+		c.begin(others, &storagev1.RefusalRecord{Kind: refusal.Kind, Time: since})
 	}
 	others.record.Count += count
 	others.record.LastTime = timestamppb.New(c.now())

@@ -14,7 +14,7 @@ type Outside struct {
 	// Anchor is the path of the file's anchor; "" is the anchor beside the file.
 	Anchor string
 	// Sink is the path of the file's audit sink; "" is the one that the file had when it was served
-	// last, and "off" is none.
+	// last, and "off" stands for no sink.
 	Sink string
 }
 

@@ -717,7 +717,8 @@ func walks() []walk {
 				as(codes.InvalidArgument, "PAGE_TOKEN_INVALID", []string{"page_token"},
 					set("workspace_id", "not the page token's", "other"), set("workspace_id", "none, and not the page token's", ""),
 					set("member_id", "not the page token's", "ann"), set("caller", "not the page token's", "web"),
-					set("after_revision", "not the page token's", int64(1)), set("refused", "not the page token's", true))),
+					set("after_revision", "not the page token's", int64(1)),
+					set("before_revision", "not the page token's", int64(1)), set("refused", "not the page token's", true))),
 		},
 		{
 			method: keysvcv1.AuditService_ExplainKey_FullMethodName,
@@ -905,7 +906,6 @@ func syncWalk() walk {
 // requirementCases are the mistakes in what a request needs.
 func requirementCases() []badCase {
 	return slices.Concat(
-		presentedCases(),
 		[]badCase{
 			set("required_scope", "missing", ""),
 			set("identity_only", "with a scope", true),
@@ -938,12 +938,13 @@ func auditFilters() []badCase {
 		{path: "caller", name: "a token", edit: func(f *fixture, request proto.Message) { put(request, "caller", f.key.GetToken()) }},
 		set("after_revision", "negative", int64(-1)),
 		set("after_revision", "the least", int64(-1<<63)),
+		set("before_revision", "negative", int64(-1)),
 	})
 }
 
 func validationCases() []badCase {
 	return slices.Concat(
-		requirementCases(), id("workspace_id"), addressCases(),
+		presentedCases(), requirementCases(), id("workspace_id"), addressCases(),
 		[]badCase{
 			{path: "min_revision", name: "negative", edit: func(f *fixture, request proto.Message) {
 				put(request, "min_revision", int64(-1))

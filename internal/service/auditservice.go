@@ -43,16 +43,17 @@ func ReadAuditLog(ctx context.Context, source keys.AuditSource, epoch string, re
 
 func auditQueryOf(request *keysvcv1.ListAuditEventsRequest) keys.AuditQuery {
 	return keys.AuditQuery{
-		WorkspaceID:   request.GetWorkspaceId(),
-		KeyID:         request.GetKeyId(),
-		MemberID:      request.GetMemberId(),
-		Caller:        request.GetCaller(),
-		Since:         timeOf(request.GetSince()),
-		Until:         timeOf(request.GetUntil()),
-		AfterRevision: request.GetAfterRevision(),
-		Refused:       request.GetRefused(),
-		PageSize:      int(request.GetPageSize()),
-		PageToken:     request.GetPageToken(),
+		WorkspaceID:    request.GetWorkspaceId(),
+		KeyID:          request.GetKeyId(),
+		MemberID:       request.GetMemberId(),
+		Caller:         request.GetCaller(),
+		Since:          timeOf(request.GetSince()),
+		Until:          timeOf(request.GetUntil()),
+		AfterRevision:  request.GetAfterRevision(),
+		BeforeRevision: request.GetBeforeRevision(),
+		Refused:        request.GetRefused(),
+		PageSize:       int(request.GetPageSize()),
+		PageToken:      request.GetPageToken(),
 	}
 }
 

@@ -193,6 +193,15 @@ func TestFullStoreIsNotLoggedForEachCall(t *testing.T) {
 	}
 }
 
+// TestFailingSinkIsNotLoggedForEachCall: the store has logged it once.
+func TestFailingSinkIsNotLoggedForEachCall(t *testing.T) {
+	errors, log := mapper()
+	refused(t, errors.Status(t.Context(), fmt.Errorf("committing: %w", storage.ErrSink)), codes.Unavailable, "AUDIT_SINK_UNAVAILABLE")
+	if len(log.entries) != 0 {
+		t.Errorf("logged %+v", log.entries)
+	}
+}
+
 // TestEndedContextsAreNotLogged: a caller that left is no fault.
 func TestEndedContextsAreNotLogged(t *testing.T) {
 	for _, test := range []struct {

@@ -76,7 +76,9 @@ func TestDigestIsPrintedMarshalledAndLoggedRedacted(t *testing.T) {
 	}
 	values := []any{
 		digest, presented, &digest, &presented, Present(vector),
-		holder{digest, presented}, &holder{digest, presented}, []Presented{presented},
+		holder{digest, presented},
+		&holder{digest, presented},
+		[]Presented{presented},
 		map[string]any{"d": digest, "p": presented, "t": holder{digest, Present(vector)}},
 	}
 	var shown strings.Builder

@@ -28,6 +28,7 @@ func (zeros) Read(buffer []byte) (int, error) {
 // hears of the broken client finds its keys.
 func TestWeakLocalSecretIsMarkedAndListed(t *testing.T) {
 	onLinux(t)
+	t.Parallel()
 	c := begin(t)
 	ctx := t.Context()
 	if _, err := c.plain.Members.PutMember(ctx, &keysvcv1.PutMemberRequest{WorkspaceId: "acme", MemberId: "ann", Role: "owner", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE}); err != nil {

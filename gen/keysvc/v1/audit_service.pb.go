@@ -347,6 +347,8 @@ type ListAuditEventsRequest struct {
 	// Only events with a later revision; 0 means all. To follow what happens, give the revision of an
 	// earlier answer.
 	AfterRevision int64 `protobuf:"varint,7,opt,name=after_revision,json=afterRevision,proto3" json:"after_revision,omitempty"`
+	// Only events with an earlier revision; 0 means all.
+	BeforeRevision int64 `protobuf:"varint,11,opt,name=before_revision,json=beforeRevision,proto3" json:"before_revision,omitempty"`
 	// Events of calls and connections that were refused, instead of changes that were made: at most
 	// the newest 10,000, bounded in rate. Their ids are those that the caller named, and revisions are
 	// numbers of their own. A server whose store keeps no such events answers UNIMPLEMENTED.
@@ -435,6 +437,13 @@ func (x *ListAuditEventsRequest) GetUntil() *timestamppb.Timestamp {
 func (x *ListAuditEventsRequest) GetAfterRevision() int64 {
 	if x != nil {
 		return x.AfterRevision
+	}
+	return 0
+}
+
+func (x *ListAuditEventsRequest) GetBeforeRevision() int64 {
+	if x != nil {
+		return x.BeforeRevision
 	}
 	return 0
 }
@@ -1254,7 +1263,7 @@ var File_keysvc_v1_audit_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1dkeysvc/v1/audit_service.proto\x12\tkeysvc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\x1a\"keysvc/v1/validation_service.proto\"\xe8\x02\n" +
+	"\x1dkeysvc/v1/audit_service.proto\x12\tkeysvc.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\x1a\"keysvc/v1/validation_service.proto\"\x91\x03\n" +
 	"\x16ListAuditEventsRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x15\n" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1b\n" +
@@ -1262,7 +1271,8 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\x06caller\x18\x04 \x01(\tR\x06caller\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12%\n" +
-	"\x0eafter_revision\x18\a \x01(\x03R\rafterRevision\x12\x18\n" +
+	"\x0eafter_revision\x18\a \x01(\x03R\rafterRevision\x12'\n" +
+	"\x0fbefore_revision\x18\v \x01(\x03R\x0ebeforeRevision\x12\x18\n" +
 	"\arefused\x18\b \x01(\bR\arefused\x12\x1b\n" +
 	"\tpage_size\x18\t \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +

@@ -1,6 +1,7 @@
 package keystest
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -22,6 +23,8 @@ type model struct {
 	liveLimit  int
 	// lives counts the workspaces and members that were ever added, so that each has a number.
 	lives int
+	// ends are when members and workspaces were removed, by these numbers.
+	ends map[int]time.Time
 }
 
 type modelWorkspace struct {
@@ -61,6 +64,7 @@ type modelMember struct {
 	state               keysvcv1.MemberState
 	version             int64
 	updated             time.Time
+	since               time.Time // of the state
 }
 
 type modelKey struct {
@@ -71,6 +75,7 @@ type modelKey struct {
 	cidrs                     []string
 	created                   time.Time
 	revoked                   *time.Time
+	reported                  bool
 	secrets                   []modelSecret // newest first
 	lastUsed                  time.Time
 	requests                  []string
@@ -83,7 +88,7 @@ type modelSecret struct {
 }
 
 func newModel(now time.Time) *model {
-	return &model{now: now, workspaces: map[string]*modelWorkspace{}, keys: map[string]*modelKey{}}
+	return &model{now: now, workspaces: map[string]*modelWorkspace{}, keys: map[string]*modelKey{}, ends: map[int]time.Time{}}
 }
 
 // member returns a member who is in the workspace now, nil otherwise.
@@ -119,6 +124,51 @@ func (m *model) state(key *modelKey) keysvcv1.KeyState {
 		return keysvcv1.KeyState_KEY_STATE_SUSPENDED
 	}
 	return keysvcv1.KeyState_KEY_STATE_ACTIVE
+}
+
+// stopped returns when and why a key stopped working.
+func (m *model) stopped(key *modelKey) (at time.Time, why keysvcv1.StopReason) {
+	note := func(when time.Time, reason keysvcv1.StopReason) {
+		if why == keysvcv1.StopReason_STOP_REASON_UNSPECIFIED || !when.IsZero() && (at.IsZero() || when.Before(at)) {
+			at, why = when, reason
+		}
+	}
+	workspace := m.workspaces[key.workspace]
+	member := workspace.members[key.member]
+	switch {
+	case key.revoked != nil && key.reported:
+		note(*key.revoked, keysvcv1.StopReason_STOP_REASON_REPORTED)
+	case key.revoked != nil:
+		note(*key.revoked, keysvcv1.StopReason_STOP_REASON_REVOKED)
+	}
+	if workspace.removed || workspace.life != key.workspaceLife {
+		note(m.ends[key.workspaceLife], keysvcv1.StopReason_STOP_REASON_WORKSPACE_REMOVED)
+	}
+	if member == nil || member.state == keysvcv1.MemberState_MEMBER_STATE_REMOVED || member.life != key.memberLife {
+		note(m.ends[key.memberLife], keysvcv1.StopReason_STOP_REASON_MEMBER_REMOVED)
+	}
+	if !m.now.Before(key.secrets[0].expire) {
+		note(key.secrets[0].expire, keysvcv1.StopReason_STOP_REASON_EXPIRED)
+	}
+	if why == keysvcv1.StopReason_STOP_REASON_UNSPECIFIED && member.state == keysvcv1.MemberState_MEMBER_STATE_SUSPENDED {
+		note(member.since, keysvcv1.StopReason_STOP_REASON_MEMBER_SUSPENDED)
+	}
+	return at, why
+}
+
+// effect renders the role of a key's member, and what the key may do with it.
+func (m *model) effect(key *modelKey) string {
+	owner := m.owner(key)
+	if owner == nil {
+		return fmt.Sprint("", []string{})
+	}
+	var scopes []string
+	for _, scope := range key.scopes {
+		if slices.Contains(m.roles[owner.role], scope) {
+			scopes = append(scopes, scope)
+		}
+	}
+	return fmt.Sprint(owner.role, scopes)
 }
 
 // notLive returns the reason why a key cannot be changed; unspecified if it can.
@@ -272,6 +322,9 @@ func (m *model) describe(key *modelKey) string {
 	if key.revoked != nil {
 		text.WriteString(" revoked " + key.revoked.Format(time.RFC3339Nano))
 	}
+	if at, why := m.stopped(key); why != keysvcv1.StopReason_STOP_REASON_UNSPECIFIED {
+		text.WriteString(" stopped " + at.Format(time.RFC3339Nano) + " " + why.String())
+	}
 	if !key.lastUsed.IsZero() {
 		text.WriteString(" used " + key.lastUsed.Format(time.RFC3339Nano))
 	}
@@ -292,6 +345,16 @@ func describeReal(key *keysvcv1.Key) string {
 		" expires " + key.GetExpireTime().AsTime().Format(time.RFC3339Nano))
 	if key.GetRevokeTime() != nil {
 		text.WriteString(" revoked " + key.GetRevokeTime().AsTime().Format(time.RFC3339Nano))
+	}
+	if why := key.GetStopReason(); why != keysvcv1.StopReason_STOP_REASON_UNSPECIFIED {
+		var at time.Time
+		if key.GetStopTime() != nil {
+			at = key.GetStopTime().AsTime()
+		}
+		text.WriteString(" stopped " + at.Format(time.RFC3339Nano) + " " + why.String())
+	}
+	if key.GetCreatedBy().GetCaller() == "" || (key.GetRevokedBy().GetCaller() != "") != (key.GetRevokeTime() != nil) {
+		text.WriteString(" created or revoked by nobody")
 	}
 	if key.GetLastUsedTime() != nil {
 		text.WriteString(" used " + key.GetLastUsedTime().AsTime().Format(time.RFC3339Nano))

@@ -189,6 +189,9 @@ func (r *run) putMember() {
 		r.model.lives++
 		next = modelMember{life: r.model.lives, workspaceLife: workspace.life, version: before.version}
 	}
+	if next.state != state {
+		next.since = r.now()
+	}
 	next.role, next.state = role, state
 	if version != nil {
 		next.version = *version
@@ -235,6 +238,9 @@ func (r *run) removeMember() {
 		workspace.members[memberID] = stored
 	}
 	next := *stored
+	if next.state != keysvcv1.MemberState_MEMBER_STATE_REMOVED {
+		r.model.ends[next.life] = r.now()
+	}
 	next.state = keysvcv1.MemberState_MEMBER_STATE_REMOVED
 	if version != nil {
 		next.version = *version
@@ -273,6 +279,7 @@ func (r *run) removeWorkspace() {
 	}
 	if !workspace.removed {
 		workspace.removed, workspace.since = true, r.now()
+		r.model.ends[workspace.life] = r.now()
 	}
 	if version != nil {
 		workspace.removal = *version
@@ -467,15 +474,15 @@ func (r *run) revoke() {
 	revoked, err := insist(r, r.RevokeKey, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspaceID, KeyId: key.id})
 	r.note("revoke", ReasonOf(err), want)
 	if want == none && err == nil {
-		r.markRevoked(key)
+		r.markRevoked(key, false)
 		r.note("revoked", describeReal(revoked.GetKey()), r.model.describe(key))
 	}
 }
 
-func (r *run) markRevoked(key *modelKey) {
+func (r *run) markRevoked(key *modelKey, reported bool) {
 	if key.revoked == nil {
 		now := r.now()
-		key.revoked = &now
+		key.revoked, key.reported = &now, reported
 	}
 }
 
@@ -498,7 +505,7 @@ func (r *run) revokeToken() {
 	_, err := insist(r, r.RevokeToken, &keysvcv1.RevokeTokenRequest{Token: token})
 	r.note("revoke token", ReasonOf(err), want)
 	if owner != nil {
-		r.markRevoked(owner)
+		r.markRevoked(owner, true)
 	}
 }
 
@@ -698,10 +705,12 @@ func (r *run) compare() {
 			continue
 		}
 		r.note("key", describeReal(got.GetKey()), r.model.describe(key))
+		r.note("effect", fmt.Sprint(got.GetRole(), got.GetEffectiveScopes()), r.model.effect(key))
 	}
 	for _, workspaceID := range workspaceIDs {
 		r.compareMembers(workspaceID)
 	}
+	r.replayEvents()
 }
 
 func (r *run) compareMembers(workspaceID string) {

@@ -42,6 +42,8 @@ func AnchorOf(path string) string { return path + ".anchor" }
 type anchorWriter struct {
 	log *slog.Logger
 	to  target
+	// wait is how long a group waits at most.
+	wait time.Duration
 	// ended is called with ErrReplaced if the next start would not find what to has written.
 	ended func(error)
 	// next takes over a group once it may be answered. It is the writer after this one; nil answers.
@@ -96,9 +98,9 @@ type anchorWaiter struct {
 }
 
 // newAnchorWriter returns a writer to a target, which has the mark written.
-func newAnchorWriter(log *slog.Logger, to target, written, wanted anchor.Mark) *anchorWriter {
+func newAnchorWriter(config Config, to target, written, wanted anchor.Mark) *anchorWriter {
 	a := &anchorWriter{
-		log: log, to: to, written: written, wanted: wanted,
+		log: config.Log, to: to, wait: config.wait, written: written, wanted: wanted,
 		wake: make(chan struct{}, 1), stopped: make(chan struct{}), settled: make(chan struct{}),
 	}
 	if written == wanted {
@@ -240,7 +242,7 @@ func openAnchor(file *opened, config Config, found bool) (*anchorWriter, error) 
 	if err != nil {
 		return nil, fmt.Errorf("opening the anchor: %w", err)
 	}
-	return newAnchorWriter(config.Log, anchorFile{opened, config.anchorFault}, opened.Mark(), mark), nil
+	return newAnchorWriter(config, anchorFile{opened, config.anchorFault}, opened.Mark(), mark), nil
 }
 
 // putHeader changes the header, in memory and in the file.
@@ -293,7 +295,7 @@ func (a *anchorWriter) committed(mark anchor.Mark, group []*pendingChange) {
 	waits := !a.stalled && !a.stopping && a.to.waits(group)
 	if waits {
 		waiter := &anchorWaiter{group: group, mark: mark}
-		waiter.timer = time.AfterFunc(anchorWait, func() { a.expire(waiter) })
+		waiter.timer = time.AfterFunc(a.wait, func() { a.expire(waiter) })
 		a.waiting = append(a.waiting, waiter)
 	}
 	a.mutex.Unlock()
@@ -430,7 +432,7 @@ func (a *anchorWriter) expire(waiter *anchorWaiter) {
 	}
 	a.mutex.Unlock()
 	if waits {
-		a.stall(fmt.Errorf("no answer for %s", anchorWait))
+		a.stall(fmt.Errorf("no answer for %s", a.wait))
 	}
 }
 

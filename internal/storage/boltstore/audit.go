@@ -146,7 +146,7 @@ func scanAudit(ctx context.Context, cursor *bolt.Cursor, query storage.AuditQuer
 }
 
 // atOrBefore moves a cursor to the last value whose name is that of a revision or of one before
-// it. The name is nil if there is none.
+// it. The name is nil if no value has such a name.
 func atOrBefore(cursor *bolt.Cursor, revision int64) (name, value []byte) {
 	wanted := []byte(number(revision))
 	name, value = cursor.Seek(wanted)

@@ -101,15 +101,14 @@ func TestAuditScanGoesOnBehindPrunedEvents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close() //nolint:errcheck // read-only
+	defer file.Close()
 	got, pages = scanned(t, file, storage.AuditQuery{WorkspaceID: "busy", Limit: 10})
 	if !slices.Equal(got, want) || pages < 2 {
 		t.Errorf("the file: %v in %d pages, want %v in at least 2", got, pages, want)
 	}
 }
 
-// TestAuditFileIsOfNoServer opens the file of a store that is being served, and one that is
-// not a store's.
+// TestAuditFileIsOfNoServer opens the file of a store while the store is open, and after that.
 func TestAuditFileIsOfNoServer(t *testing.T) {
 	path, _ := small(t)
 	store := mustOpen(t, path, quick)

@@ -78,6 +78,8 @@ type Config struct {
 	anchorFault func(anchor.Mark) error
 	// sinkDisk, in tests, fails or delays writes of the sink.
 	sinkDisk sink.Disk
+	// wait, in tests, is how long a change waits for anchor or sink. Default: anchorWait.
+	wait time.Duration
 	// anchorGiven reports whether Anchor is not the default.
 	anchorGiven bool
 	// room is the reserve of the store that is opened with this config.
@@ -93,6 +95,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Reserve == 0 {
 		c.Reserve = defaultReserve
+	}
+	if c.wait == 0 {
+		c.wait = anchorWait
 	}
 	if c.allocate == nil {
 		c.allocate = allocate

@@ -98,13 +98,11 @@ func listRefusals(ctx context.Context, tx *bolt.Tx, query storage.Query, before 
 		return page, nil
 	}
 	cursor, total := bucket.Cursor(), 0
-	name, value := cursor.Seek([]byte(number(before)))
-	if name == nil {
-		name, value = cursor.Last()
-	} else {
-		name, value = cursor.Prev()
+	step := cursor.Prev
+	if name, _ := cursor.Seek([]byte(number(before))); name == nil {
+		step = cursor.Last
 	}
-	for ; name != nil; name, value = cursor.Prev() {
+	for name, value := step(); name != nil; name, value = cursor.Prev() {
 		if err := ctx.Err(); err != nil {
 			return page, err
 		}
@@ -149,14 +147,14 @@ func (c *fileChecker) refusals() error {
 	before := int64(0)
 	return c.each(bucketRefusals, func(name string, value []byte) {
 		c.report.Refusals++
-		refusal, err := decodeRefusal(name, value)
-		if err != nil {
+		if _, err := decodeRefusal(name, value); err != nil {
 			c.Problem("%v", err)
-			return
 		}
-		if sequence := refusal.GetSequence(); before > 0 && sequence != before+1 {
-			c.Problem("refusal %d: it follows on %d", sequence, before)
+		if sequence, err := parseNumber([]byte(name)); err == nil {
+			if before > 0 && sequence != before+1 {
+				c.Problem("refusal %d: it follows on %d", sequence, before)
+			}
+			before = sequence
 		}
-		before = refusal.GetSequence()
 	})
 }

@@ -438,7 +438,7 @@ func (s *Store) openSink(file *opened, found sinkTail) error {
 		last = mark
 		log.Info("the audit sink has every event", "path", found.path, "revision", mark.Revision)
 	}
-	s.sink = newAnchorWriter(log, s.sinkTarget, last, mark)
+	s.sink = newAnchorWriter(s.config, s.sinkTarget, last, mark)
 	s.sinkTarget.overtaken = s.sink.isStalled
 	return nil
 }
@@ -451,7 +451,7 @@ func (s *Store) closeSink() error {
 	return s.sinkTarget.Close()
 }
 
-// sinkPath returns the path of the sink, empty if there is none.
+// sinkPath returns the path of the sink, empty if the store has no sink.
 func (s *Store) sinkPath() string {
 	if s.sinkTarget == nil {
 		return ""

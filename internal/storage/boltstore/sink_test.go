@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -88,13 +89,20 @@ type sunkStore struct {
 	slow       *slowSink
 	workspace  *storagetest.Workspace
 	path, sink string
+	// fault is the store's Config.fault.
+	fault func(written bool) error
+	// wait is the store's Config.wait.
+	wait time.Duration
 }
 
-func openSunk(t *testing.T) *sunkStore {
+// patient is for tests on the real clock, which must not depend on a disk that is slow at times.
+const patient = time.Minute
+
+func openSunk(t *testing.T, wait time.Duration) *sunkStore {
 	t.Helper()
 	folder := t.TempDir()
 	s := &sunkStore{
-		slow: &slowSink{}, workspace: storagetest.NewWorkspace("w"),
+		wait: wait, slow: &slowSink{}, workspace: storagetest.NewWorkspace("w"),
 		path: filepath.Join(folder, "store.db"), sink: filepath.Join(folder, "audit"),
 	}
 	s.open(t)
@@ -105,7 +113,7 @@ func openSunk(t *testing.T) *sunkStore {
 func (s *sunkStore) open(t *testing.T) {
 	t.Helper()
 	var err error
-	s.Store, err = Open(s.path, Config{Create: CreateIfAbsent, Sink: s.sink, SinkReserve: 64 << 10, sinkDisk: s.slow.disk()})
+	s.Store, err = Open(s.path, Config{Create: CreateIfAbsent, Sink: s.sink, SinkReserve: 64 << 10, sinkDisk: s.slow.disk(), fault: s.fault, wait: s.wait})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -181,7 +189,7 @@ func mustHave(t *testing.T, want string, files ...string) {
 // TestEveryChangeWaitsForTheSink: even a new key is answered only once its line is durable.
 func TestEveryChangeWaitsForTheSink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := openSunk(t)
+		s := openSunk(t, 0)
 		defer s.Close()
 		hold := make(chan struct{})
 		s.slow.set(hold, nil, 0)
@@ -214,7 +222,7 @@ func TestSinkThatFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := openSunk(t)
+				s := openSunk(t, 0)
 				defer s.Close()
 				var hold chan struct{}
 				want := time.Duration(0)
@@ -251,11 +259,52 @@ func TestSinkThatFails(t *testing.T) {
 	}
 }
 
+// TestQueuedChangeIsRefused: a change that is in the queue when the sink fails is refused, too,
+// before its commit.
+func TestQueuedChangeIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openSunk(t, 0)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var hold atomic.Pointer[chan struct{}]
+		s.fault = func(written bool) error {
+			if wait := hold.Load(); wait != nil && !written {
+				<-*wait
+			}
+			return nil
+		}
+		s.open(t)
+		defer s.Close()
+		s.slow.set(nil, syscall.EIO, 0)
+		commit := make(chan struct{})
+		hold.Store(&commit)
+		other, third := storagetest.NewWorkspace("other"), storagetest.NewWorkspace("third")
+		outcomes := make([]error, 3)
+		var group sync.WaitGroup
+		narrowing := third.PutMember("member", "admin")
+		narrowing.Narrows = true
+		for index, change := range []*storage.Change{s.workspace.CreateKey(storagetest.KeyID(1)), other.PutMember("member", "admin"), narrowing} {
+			group.Go(func() { _, outcomes[index] = s.Commit(t.Context(), change) })
+			synctest.Wait() // the first is being committed, and the others are queued
+		}
+		s.Store.sink.stall(syscall.EIO)
+		close(commit)
+		group.Wait()
+		if outcomes[0] != nil || !errors.Is(outcomes[1], storage.ErrSink) || outcomes[2] != nil {
+			t.Errorf("outcomes %v, want nil, ErrSink, nil", outcomes)
+		}
+		s.slow.set(nil, nil, 0)
+		time.Sleep(time.Second)
+		mustHave(t, "anchor 0,1,2 late,3 late", s.sink)
+	})
+}
+
 // TestFullSinkRefusesWhatDoesNotNarrow: when the reserve cannot be kept, narrowing changes still get
 // their lines before they are answered.
 func TestFullSinkRefusesWhatDoesNotNarrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := openSunk(t)
+		s := openSunk(t, 0)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -297,6 +346,10 @@ func TestStartBringsStoreAndSinkTogether(t *testing.T) {
 			t.Helper()
 			writeFile(t, s.sink, append(bytes.Join(lines[:3], nil), lines[3][:50]...))
 		}, "anchor 0,1,2,3 late"},
+		"blocks that never reached the disk": {func(t *testing.T, s *sunkStore, lines [][]byte) {
+			t.Helper()
+			writeFile(t, s.sink, append(bytes.Join(lines[:3], nil), make([]byte, 9000)...))
+		}, "anchor 0,1,2,3 late"},
 		"only the first line, torn": {func(t *testing.T, s *sunkStore, lines [][]byte) {
 			t.Helper()
 			if err := os.Rename(s.sink, s.sink+".1"); err != nil {
@@ -318,7 +371,7 @@ func TestStartBringsStoreAndSinkTogether(t *testing.T) {
 		}, "anchor 3"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := openSunk(t)
+			s := openSunk(t, patient)
 			s.commit(t, s.workspace.CreateKey(storagetest.KeyID(1)))
 			s.commit(t, s.narrowed())
 			if err := s.Close(); err != nil {
@@ -378,7 +431,7 @@ func TestStartIsRefusedIfTheStoreDisagreesWithItsSink(t *testing.T) {
 		}, "is not there", "anchor 3,4"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := openSunk(t)
+			s := openSunk(t, patient)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -512,7 +565,7 @@ func TestOtherFileIsNotASink(t *testing.T) {
 
 // TestSinkIsRotatedUnderLoad renames the sink again and again while many workspaces change.
 func TestSinkIsRotatedUnderLoad(t *testing.T) {
-	s := openSunk(t)
+	s := openSunk(t, patient)
 	defer s.Close()
 	var group sync.WaitGroup
 	for number := range 8 {
@@ -559,7 +612,7 @@ func TestSinkIsRotatedUnderLoad(t *testing.T) {
 // TestOneSyncForAGroup: the lines of changes that were committed meanwhile are synced together.
 func TestOneSyncForAGroup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := openSunk(t)
+		s := openSunk(t, 0)
 		defer s.Close()
 		hold := make(chan struct{})
 		s.slow.set(hold, nil, 0)
@@ -590,7 +643,7 @@ func TestUnknownOutcomeIsInTheSink(t *testing.T) {
 	injected := &faults{}
 	folder := t.TempDir()
 	file := filepath.Join(folder, "audit")
-	store := mustOpen(t, filepath.Join(folder, "store.db"), Config{Sink: file, fault: injected.fault})
+	store := mustOpen(t, filepath.Join(folder, "store.db"), Config{Sink: file, fault: injected.fault, wait: patient})
 	defer store.Close()
 	workspace := storagetest.NewWorkspace("w")
 	first := workspace.PutMember("member", "admin")

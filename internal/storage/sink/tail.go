@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
@@ -106,10 +107,13 @@ func isBeginning(text []byte) bool {
 	return bytes.HasPrefix([]byte(first), text) || bytes.HasPrefix(text, []byte(first)) && bytes.Count(text, []byte("\n")) <= 1
 }
 
+// rotatedName matches what a rotation appends to the name of a file.
+var rotatedName = regexp.MustCompile(`^[.-][0-9][0-9A-Za-z:.-]*$`)
+
 // Newest returns the position of the newest line of a sink: of the file at path or, if that is
 // absent or has no line, of the newest file that it was renamed to. These lie in the same folder,
-// and their names begin with the name of the file and "." or "-". Newest returns the name of the file that it
-// found the line in. Errors: fs.ErrNotExist if there is no line; ErrLine; those of the file system.
+// and their names are that of the file and "." or "-", a digit and perhaps more. Newest returns the
+// name of the file that it found the line in. Errors: fs.ErrNotExist if there is no line; ErrLine; those of the file system.
 func Newest(path string) (name string, tail Tail, err error) {
 	tail, err = ReadTail(path)
 	if err == nil && tail.Newest.Epoch != "" || err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -123,8 +127,7 @@ func Newest(path string) (name string, tail Tail, err error) {
 	var rotated []string
 	for _, entry := range entries {
 		rest, found := strings.CutPrefix(entry.Name(), base)
-		if found && (strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "-")) &&
-			entry.Type().IsRegular() && !strings.HasSuffix(rest, ".gz") {
+		if found && rotatedName.MatchString(rest) && entry.Type().IsRegular() {
 			rotated = append(rotated, filepath.Join(filepath.Dir(path), entry.Name()))
 		}
 	}
@@ -132,6 +135,9 @@ func Newest(path string) (name string, tail Tail, err error) {
 		return "", Tail{}, err
 	}
 	for index := len(rotated) - 1; index >= 0; index-- {
+		if strings.HasSuffix(rotated[index], ".gz") {
+			continue
+		}
 		each, err := ReadTail(rotated[index])
 		if err == nil && each.Newest.Epoch != "" {
 			return rotated[index], each, nil

@@ -1801,12 +1801,9 @@ type HeaderRecord struct {
 	Anchored bool `protobuf:"varint,10,opt,name=anchored,proto3" json:"anchored,omitempty"`
 	// Path of the store's audit sink. Such a store is not served without its sink, which is its
 	// anchor. Empty if it has none.
-	Sink string `protobuf:"bytes,11,opt,name=sink,proto3" json:"sink,omitempty"`
-	// Audit events up to this revision were pruned, except the last event of each record and each
-	// workspace. 0 if none was pruned.
-	PrunedRevision int64 `protobuf:"varint,12,opt,name=pruned_revision,json=prunedRevision,proto3" json:"pruned_revision,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	Sink          string `protobuf:"bytes,11,opt,name=sink,proto3" json:"sink,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeaderRecord) Reset() {
@@ -1872,13 +1869,6 @@ func (x *HeaderRecord) GetSink() string {
 		return x.Sink
 	}
 	return ""
-}
-
-func (x *HeaderRecord) GetPrunedRevision() int64 {
-	if x != nil {
-		return x.PrunedRevision
-	}
-	return 0
 }
 
 // PositionRecord is the position of a store. It is stored with every commit.
@@ -2083,7 +2073,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x06key_id\x18\r \x01(\tR\x05keyId\x12\x1b\n" +
 	"\tmember_id\x18\x0e \x01(\tR\bmemberId\x12\x12\n" +
 	"\x04code\x18\x0f \x01(\tR\x04code\x12\x16\n" +
-	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xd2\x01\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xa9\x01\n" +
 	"\fHeaderRecord\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\x05R\x06schema\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12;\n" +
@@ -2091,8 +2081,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"createTime\x12\x1a\n" +
 	"\banchored\x18\n" +
 	" \x01(\bR\banchored\x12\x12\n" +
-	"\x04sink\x18\v \x01(\tR\x04sink\x12'\n" +
-	"\x0fpruned_revision\x18\f \x01(\x03R\x0eprunedRevision\"\\\n" +
+	"\x04sink\x18\v \x01(\tR\x04sink\"\\\n" +
 	"\x0ePositionRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time*\x9c\x01\n" +
