@@ -3,10 +3,10 @@ package blind_test
 
 import (
 	"encoding/base64"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,12 +20,15 @@ import (
 )
 
 var (
-	validations = flag.Int("validations", race.Rounds(1000, 300), "how many texts are presented")
-	keys        = flag.Int("keys", race.Rounds(100, 30), "how many keys are created")
+	validations = flag.Int("validations", 1000, "how many texts are presented")
+	keys        = flag.Int("keys", 100, "how many keys are created")
 )
 
 func onLinux(t *testing.T) {
 	t.Helper()
+	if race.Enabled() {
+		t.Skip("the program is built without the race detector; `make test` runs this")
+	}
 	if runtime.GOOS != "linux" {
 		t.Skipf("NOT CHECKED on %s: this test reads the memory of another process, in the way of Linux", runtime.GOOS)
 	}
@@ -37,7 +40,7 @@ type places map[string]*findings
 // gather searches every place of a running process.
 func (c *campaign) gather(t *testing.T) places {
 	t.Helper()
-	all := places{"memory": c.memory(t, c.secrets), "log of the clients": newFindings()}
+	all := places{"memory": c.memory(t, c.secrets), "log of the clients": withDigests()}
 	all["log of the clients"].piece(c.secrets, c.log.copy())
 	all["received"], all["answered"] = c.proxy.search(t, c.secrets)
 	for name, found := range c.files(t, c.secrets) {
@@ -50,14 +53,14 @@ func (c *campaign) gather(t *testing.T) places {
 func (c *campaign) gatherRest(t *testing.T, all places) {
 	t.Helper()
 	for name, found := range c.files(t, c.secrets) {
-		if folder, file := filepath.Split(name); folder == "cwd/" && strings.HasPrefix(file, "core") {
+		if isCore(name) {
 			name = "core"
 		}
 		all[name] = found
 	}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		found := all[name]
-		t.Logf("%-32s %9d bytes: %d ids, %d secrets, %d tokens", name, found.bytes, len(found.ids), len(found.secrets), len(found.tokens))
+		t.Logf("%-32s %9d bytes: %d ids, %d secrets, %d tokens, %d digests", name, found.bytes, len(found.ids), len(found.secrets), len(found.tokens), len(found.digests))
 	}
 }
 
@@ -78,9 +81,14 @@ func (all places) expectIDs(t *testing.T, keys []*key) {
 	}
 }
 
-// expectNothing reports what has a secret.
+// expectNothing reports what has a secret, and what has a digest although digests are only received.
 func (all places) expectNothing(t *testing.T, but ...string) {
 	t.Helper()
+	for name, found := range all {
+		if (len(found.digests) > 0) != (name == "received") {
+			t.Errorf("%s has %d digests", name, len(found.digests))
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		if found := all[name]; !found.nothing() && !slices.Contains(but, name) {
 			t.Errorf("%s has %d secrets and %d tokens, such as %.400s", name, len(found.secrets), len(found.tokens), fmt.Sprint(found.secrets, found.tokens))
@@ -174,6 +182,24 @@ func TestSearchFindsEveryForm(t *testing.T) {
 				if found.secrets["it"] == nil {
 					t.Errorf("%s is not found at %d, between %q", name, at, filler)
 				}
+			}
+		}
+	}
+	// Digests, which are found only where they are looked for.
+	x.addDigest("it", text)
+	digest := drawn.Digest()
+	for name, plant := range map[string]string{
+		"bytes": string(digest[:]), "hex": fmt.Sprintf("%x", digest), "HEX": fmt.Sprintf("%X", digest), "JSON": base64.StdEncoding.EncodeToString(digest[:]),
+		"base64": base64.URLEncoding.EncodeToString(append([]byte("y"), digest[:]...)), "more base64": base64.StdEncoding.EncodeToString(append([]byte("yz"), digest[:]...)),
+	} {
+		for _, at := range []int{0, 3, pieceBytes - 20} {
+			found, blind := withDigests(), newFindings()
+			planted := strings.Repeat("\x00", at) + plant + "/"
+			if err := errors.Join(found.all(x, strings.NewReader(planted)), blind.all(x, strings.NewReader(planted))); err != nil {
+				t.Fatal(err)
+			}
+			if len(found.digests) != 1 || !found.nothing() || len(blind.digests) != 0 || !blind.nothing() {
+				t.Errorf("a digest as %s at %d: %v and %v", name, at, found, blind)
 			}
 		}
 	}

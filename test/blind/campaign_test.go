@@ -126,6 +126,7 @@ func (c *campaign) issue(t *testing.T, keys int) {
 		}
 		one := &key{workspaceID: made.Key.GetWorkspaceId(), keyID: made.Key.GetKeyId(), live: made.Reveal()}
 		c.secrets.addToken("first of "+one.keyID, one.live)
+		c.secrets.addDigest("first of "+one.keyID, one.live)
 		c.secrets.addID(one.keyID)
 		c.keys[number] = one
 		if number%3 == 0 {
@@ -144,6 +145,7 @@ func (c *campaign) issue(t *testing.T, keys int) {
 		}
 		one.live = rotated.Reveal()
 		c.secrets.addToken("second of "+one.keyID, one.live)
+		c.secrets.addDigest("second of "+one.keyID, one.live)
 		return nil
 	})
 }
@@ -478,6 +480,9 @@ func (c *campaign) people(t *testing.T) {
 			t.Errorf("keysvc %s takes a token", strings.Join(arguments[:2], " "))
 		}
 	}
+	// Questions after an incident.
+	run("", "audit", "list", "--workspace", workspace(0))
+	run("", "key", "explain", parsed.ID(), "--scope", scope)
 	run("see TOKEN="+rotated+" in the log\n", "key", "revoke", "--yes", "--wait", "--token-stdin")
 }
 

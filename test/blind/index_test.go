@@ -29,18 +29,20 @@ const (
 	asText = iota
 	asBase64
 	asHex
-	asID // not a secret: the id of a key
+	asID     // not a secret: the id of a key
+	asDigest // not a secret, but nothing to keep: the digest of a token
 )
 
-var forms = [...]string{asText: "text", asBase64: "base64", asHex: "hex", asID: "id"}
+var forms = [...]string{asText: "text", asBase64: "base64", asHex: "hex", asID: "id", asDigest: "digest"}
 
 // index finds every window of every text that was added to it, in one pass over what is searched.
 type index struct {
 	mutex    sync.Mutex
 	subjects []string
 	numbers  map[string]int32
-	windows  map[[window]byte]entry
-	filter   [1 << filterBits / 64]uint64
+	// windows has texts of base62 digits, and bytes has all others.
+	windows, bytes map[[window]byte]entry
+	filter         [1 << filterBits / 64]uint64
 }
 
 // entry is what a window is a part of.
@@ -50,7 +52,7 @@ type entry struct {
 }
 
 func newIndex() *index {
-	return &index{windows: make(map[[window]byte]entry), numbers: make(map[string]int32)}
+	return &index{windows: make(map[[window]byte]entry), bytes: make(map[[window]byte]entry), numbers: make(map[string]int32)}
 }
 
 // addSecret adds a secret in all forms: as it is, and in base64 and hex with anything before it. subject
@@ -59,15 +61,15 @@ func (x *index) addSecret(subject, secret string) {
 	x.mutex.Lock()
 	defer x.mutex.Unlock()
 	if number, added := x.number(subject); added {
-		x.add(number, asText, secret)
+		x.add(x.windows, number, asText, secret)
 		for before, cut := range []int{0, 2, 3} {
 			// The first characters mix bits of the secret with bits of what is before it.
 			encoded := base64.RawStdEncoding.EncodeToString([]byte("xx"[:before] + secret))
-			x.add(number, asBase64, encoded[cut:(before+len(secret))*8/6])
+			x.add(x.windows, number, asBase64, encoded[cut:(before+len(secret))*8/6])
 		}
 		encoded := hex.EncodeToString([]byte(secret))
-		x.add(number, asHex, encoded)
-		x.add(number, asHex, strings.ToUpper(encoded))
+		x.add(x.windows, number, asHex, encoded)
+		x.add(x.windows, number, asHex, strings.ToUpper(encoded))
 	}
 }
 
@@ -76,12 +78,34 @@ func (x *index) addToken(subject, text string) {
 	x.addSecret(subject, text[len(text)-secretLength-6:len(text)-6])
 }
 
+// addDigest adds the digest of a token as bytes, in hex, and in base64 with anything before it.
+func (x *index) addDigest(keyID, text string) {
+	x.mutex.Lock()
+	defer x.mutex.Unlock()
+	parsed, err := token.Parse(text)
+	if err != nil {
+		panic(err) // the callers have issued it
+	}
+	digest := parsed.Digest()
+	number, _ := x.number("digest of " + keyID)
+	x.add(x.bytes, number, asDigest, string(digest[:]))
+	encoded := hex.EncodeToString(digest[:])
+	x.add(x.windows, number, asDigest, encoded)
+	x.add(x.windows, number, asDigest, strings.ToUpper(encoded))
+	for before, cut := range []int{0, 2, 3} {
+		joined := append([]byte("xx"[:before]), digest[:]...)
+		for _, encoding := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+			x.add(x.bytes, number, asDigest, encoding.EncodeToString(joined)[cut:len(joined)*8/6])
+		}
+	}
+}
+
 // addID adds the id of a key. It is no secret: where it is found, the search works.
 func (x *index) addID(keyID string) {
 	x.mutex.Lock()
 	defer x.mutex.Unlock()
 	if number, added := x.number(keyID); added {
-		x.add(number, asID, keyID)
+		x.add(x.windows, number, asID, keyID)
 	}
 }
 
@@ -94,10 +118,10 @@ func (x *index) number(subject string) (number int32, added bool) {
 	return number, true
 }
 
-func (x *index) add(subject int32, form uint8, text string) {
+func (x *index) add(to map[[window]byte]entry, subject int32, form uint8, text string) {
 	for at := 0; at+window <= len(text); at++ {
 		piece := [window]byte([]byte(text[at:]))
-		x.windows[piece] = entry{subject, form}
+		to[piece] = entry{subject, form}
 		bit := hash(piece[:]) >> (64 - filterBits)
 		x.filter[bit/64] |= 1 << (bit % 64)
 	}
@@ -156,6 +180,22 @@ func (x *index) search(text []byte, found func(entry)) {
 	}
 }
 
+// searchBytes is search for the texts that have other characters than base62 digits. It is slower.
+func (x *index) searchBytes(text []byte, found func(entry)) {
+	sum := uint64(0)
+	for at, c := range text {
+		sum = sum*factor + uint64(c)
+		if at >= window {
+			sum -= uint64(text[at-window]) * leaving
+		}
+		if bit := sum >> (64 - filterBits); at >= window-1 && x.filter[bit/64]&(1<<(bit%64)) != 0 {
+			if of, is := x.bytes[[window]byte(text[at-window+1:])]; is {
+				found(of)
+			}
+		}
+	}
+}
+
 // findings are what was found in one place.
 type findings struct {
 	// secrets are the secrets that were found, each with the forms.
@@ -164,12 +204,22 @@ type findings struct {
 	tokens map[string]bool
 	// ids are the ids of keys that were found.
 	ids map[string]bool
+	// digests are the digests of tokens that were found; nil if nobody looks for them.
+	digests map[string]bool
 	// bytes is how much was searched.
 	bytes int64
 }
 
+// newFindings returns the findings of a place that may have digests, because they are sent to it.
 func newFindings() *findings {
 	return &findings{secrets: make(map[string]map[string]bool), tokens: make(map[string]bool), ids: make(map[string]bool)}
+}
+
+// withDigests returns the findings of a place in which digests are looked for, too.
+func withDigests() *findings {
+	found := newFindings()
+	found.digests = make(map[string]bool)
+	return found
 }
 
 // nothing reports whether neither a secret nor a token was found.
@@ -185,17 +235,27 @@ const (
 
 // piece searches a piece of a place.
 func (f *findings) piece(x *index, text []byte) {
-	x.search(text, func(of entry) {
+	found := func(of entry) {
 		subject := x.subjects[of.subject]
-		if of.form == asID {
+		switch {
+		case of.form == asID:
 			f.ids[subject] = true
+			return
+		case of.form == asDigest && f.digests != nil:
+			f.digests[subject] = true
+			return
+		case of.form == asDigest:
 			return
 		}
 		if f.secrets[subject] == nil {
 			f.secrets[subject] = make(map[string]bool)
 		}
 		f.secrets[subject][forms[of.form]] = true
-	})
+	}
+	x.search(text, found)
+	if f.digests != nil {
+		x.searchBytes(text, found)
+	}
 	for from := 0; ; {
 		next := bytes.Index(text[from:], []byte(mark))
 		if next < 0 {

@@ -100,7 +100,7 @@ func TestEveryMutantIsNoticed(t *testing.T) {
 			command := exec.CommandContext(t.Context(), "go", "test", ".", "-count=1", "-run", "^"+mutant.test+"$", "-validations", "300", "-keys", "30")
 			command.Env = append(os.Environ(), "GOFLAGS=-buildvcs=false -overlay="+list) // go build reads it, too
 			output, err := command.CombinedOutput()
-			lines := regexp.MustCompile(`(?m)^.*: .+ has \d+ secrets and \d+ tokens`).FindAllString(string(output), -1)
+			lines := regexp.MustCompile(`(?m)^.*: .+ has \d+ (?:secrets and \d+ tokens|digests)`).FindAllString(string(output), -1)
 			noticed := slices.ContainsFunc(lines, func(line string) bool { return strings.Contains(line, ": "+mutant.where+" has ") })
 			if err == nil || !noticed {
 				t.Fatalf("not noticed: %v\n%s", err, output)

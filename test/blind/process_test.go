@@ -132,7 +132,7 @@ func clean() []string {
 // shortDir returns a new folder with a path that is short enough for the address of a socket.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	folder, err := os.MkdirTemp("", "ks") //nolint:usetesting // t.TempDir is too long for the address of a socket
+	folder, err := os.MkdirTemp("", "ks")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,11 +229,17 @@ func (p *process) files(t *testing.T, x *index) map[string]*findings {
 	t.Helper()
 	all := make(map[string]*findings)
 	err := filepath.WalkDir(p.folder, func(path string, item fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // the process has removed it meanwhile
+		}
 		if err != nil || !item.Type().IsRegular() {
 			return err
 		}
 		file, err := os.Open(path)
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
 			return err
 		}
 		defer file.Close()
@@ -241,13 +247,22 @@ func (p *process) files(t *testing.T, x *index) map[string]*findings {
 		if err != nil {
 			return err
 		}
-		all[name] = newFindings()
+		all[name] = withDigests()
+		if isCore(name) {
+			all[name] = newFindings() // it is memory
+		}
 		return errors.Join(all[name].all(x, strings.NewReader(path)), all[name].all(x, file))
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// isCore reports whether a file is the core of the process.
+func isCore(name string) bool {
+	folder, file := filepath.Split(name)
+	return folder == "cwd/" && strings.HasPrefix(file, "core")
 }
 
 // crash ends the process with SIGABRT, so that it writes its stacks and a core.
@@ -361,7 +376,7 @@ func (x *proxy) search(t *testing.T, of *index) (received, answered *findings) {
 	x.mutex.Lock()
 	defer x.mutex.Unlock()
 	in := func(recordings []*recording) *findings {
-		found := newFindings()
+		found := withDigests()
 		for _, each := range recordings {
 			recorded := each.copy()
 			found.bytes += int64(len(recorded))
