@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
@@ -134,13 +135,13 @@ func Newest(path string) (name string, tail Tail, err error) {
 	if rotated, err = Order(rotated); err != nil {
 		return "", Tail{}, err
 	}
-	for index := len(rotated) - 1; index >= 0; index-- {
-		if strings.HasSuffix(rotated[index], ".gz") {
+	for _, file := range slices.Backward(rotated) {
+		if strings.HasSuffix(file, ".gz") {
 			continue
 		}
-		each, err := ReadTail(rotated[index])
+		each, err := ReadTail(file)
 		if err == nil && each.Newest.Epoch != "" {
-			return rotated[index], each, nil
+			return file, each, nil
 		}
 	}
 	return "", Tail{}, fmt.Errorf("%w: no line in %s", fs.ErrNotExist, path)
