@@ -472,8 +472,12 @@ func (c *campaign) people(t *testing.T) {
 		}
 	}
 	for _, arguments := range [][]string{
-		{"validate", made}, {"key", "get", made}, {"key", "revoke", "--yes", made}, {"validate", "--scope", made},
-		{"key", "list", "--member", made}, {"member", "put", made, "--workspace", workspace(0), "--role", "owner"},
+		{"validate", made},
+		{"key", "get", made},
+		{"key", "revoke", "--yes", made},
+		{"validate", "--scope", made},
+		{"key", "list", "--member", made},
+		{"member", "put", made, "--workspace", workspace(0), "--role", "owner"},
 		{"key", "create", "--local", "--workspace", workspace(0), "--member", "ann", "--scope", scope, "--name", "for " + made},
 	} {
 		if _, err := c.run(t, "", arguments...); err == nil {
