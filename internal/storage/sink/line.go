@@ -20,6 +20,7 @@ package sink
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -27,6 +28,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -97,7 +99,8 @@ func (l Line) Append(text []byte) ([]byte, error) {
 		o.hex("previous_hash", previous)
 	}
 	o.time("time", l.Time)
-	o.string("action", strings.TrimPrefix(record.GetAction().String(), "AUDIT_ACTION_"))
+	action := int32(record.GetAction())
+	o.string("action", strings.TrimPrefix(cmp.Or(storagev1.AuditAction_name[action], strconv.Itoa(int(action))), "AUDIT_ACTION_"))
 	o.string("caller", record.GetCaller())
 	o.optional("caller_credential", record.GetCallerCredential())
 	o.optional("actor_member_id", record.GetActorMemberId())
