@@ -1,0 +1,20 @@
+//go:build linux
+
+package main
+
+import (
+	"runtime"
+	"testing"
+	"time"
+)
+
+// TestSinkSurvivesASliceOfTheCampaign plays a few short rounds, none of which needs a file system of
+// its own.
+func TestSinkSurvivesASliceOfTheCampaign(t *testing.T) {
+	// Children end with the thread that starts them.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := campaign(t.Context(), plan{lasts: time.Hour, rounds: 3, seed: 1, disks: []string{diskPlain}, quick: true}, ""); err != nil {
+		t.Error(err)
+	}
+}
