@@ -62,6 +62,8 @@ type life struct {
 	// widened when the last change that does not narrow was acknowledged.
 	refusals        int
 	newest, widened time.Time
+	// slow reports whether an answer took so long that it may not have waited for the sink to the end.
+	slow bool
 }
 
 // record records an answer.
@@ -69,6 +71,7 @@ func (l *life) record(a answer) {
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	l.answers = append(l.answers, a)
+	l.slow = l.slow || a.answered.Sub(a.sent) > 900*time.Millisecond
 	switch {
 	case a.result == refused:
 		l.refusals++

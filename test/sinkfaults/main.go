@@ -72,8 +72,9 @@ func run() error {
 	seed := flag.Uint64("seed", rand.Uint64N(1_000_000), "the seed of all choices")
 	kinds := flag.String("disks", strings.Join(diskKinds, ","), "the sink's disks, with commas between")
 	mutants := flag.String("mutants", "", "mutants to break, with commas between, or all: each must be caught")
+	quick := flag.Bool("quick", false, "play short rounds, as the slice does that make test runs")
 	flag.Parse()
-	p := plan{lasts: *lasts, rounds: *rounds, seed: *seed, disks: strings.Split(*kinds, ",")}
+	p := plan{lasts: *lasts, rounds: *rounds, seed: *seed, disks: strings.Split(*kinds, ","), quick: *quick}
 	if *mutants != "" {
 		return hunt(ctx, p, *mutants)
 	}

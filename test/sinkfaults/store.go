@@ -149,8 +149,13 @@ func (s *store) round(ctx context.Context, number int) (what string, err error) 
 	if err := s.end(l, run, r, kills); err != nil {
 		return "", err
 	}
-	if s.stalls[l.number] = logged(s.logPath, logBegan, "the audit sink cannot be written"); s.stalls[l.number] {
+	s.stalls[l.number] = logged(s.logPath, logBegan, "the audit sink cannot be written")
+	if s.stalls[l.number] {
 		note("sink down")
+	}
+	// A kill can come before the log has said it.
+	if kills && (fault.name() != "" || l.refusals > 0 || l.slow) {
+		s.stalls[l.number] = true
 	}
 	s.answers = append(s.answers, l.answers...)
 	if kills {
@@ -239,7 +244,7 @@ func (s *store) live(ctx context.Context, l *life, run *server, fault fault, r *
 	}
 	if fault.refuses() {
 		since := time.Now()
-		err := l.await(ctx, run, "after the fault "+fault.name()+" no change is made that does not only take away", 20*time.Second, func() bool { return l.widened.After(since) })
+		err := l.await(ctx, run, "after the fault "+fault.name()+" no change is made that does not only take away", patience, func() bool { return l.widened.After(since) })
 		if err != nil {
 			return err
 		}
