@@ -6,11 +6,16 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/scribe-mail/keysvc/internal/race"
 )
 
 // TestSinkSurvivesASliceOfTheCampaign plays a few short rounds, none of which needs a file system of
 // its own.
 func TestSinkSurvivesASliceOfTheCampaign(t *testing.T) {
+	if race.Enabled() {
+		t.Skip("the server is built without the race detector")
+	}
 	// Children end with the thread that starts them.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

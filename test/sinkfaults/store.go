@@ -219,7 +219,7 @@ func (s *store) live(ctx context.Context, l *life, run *server, fault fault, r *
 		lifted = true
 		return fault.lift(s, run)
 	}
-	defer lift() //nolint:errcheck // reported below, unless another error comes first
+	defer lift()
 	if fault.refuses() {
 		// From the first refusal on the server knows that the sink is down.
 		err := l.await(ctx, run, "no change is refused during the fault "+fault.name(), patience, func() bool { return l.newest.After(applied) })
