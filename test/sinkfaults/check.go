@@ -329,14 +329,19 @@ func (s *store) checkAnswers(epoch string, events []event, late map[string]bool,
 			s.tally.unknown++
 		}
 		for _, w := range s.windows {
-			if a.result != acknowledged || a.life != w.life || a.sent.Before(w.from) || a.answered.After(w.to) {
+			if a.result != acknowledged || a.life != w.life || a.answered.After(w.to) {
 				continue
 			}
-			s.tally.narrowed++
-			if !a.narrows {
+			inside := !a.sent.Before(w.from)
+			if inside {
+				s.tally.narrowed++
+			}
+			if inside && !a.narrows {
 				problems.add("%s: acknowledged while the sink could not be written", a)
 			}
-			if isThere && !late[a.actor] {
+			// The changes that met the failure are acknowledged, too.
+			met := !w.broken.IsZero() && !a.sent.Before(w.broken)
+			if isThere && (inside || met) && !late[a.actor] {
 				problems.add("%s: answered while the sink could not be written, and its line does not say that it is late", a)
 			}
 		}

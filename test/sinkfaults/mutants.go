@@ -7,6 +7,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -32,9 +33,15 @@ func mutantNames() []string {
 // mutant is a rule that is taken out of keysvc.
 type mutant struct {
 	name, patch string
-	// disks are the disks on which it must be caught, and complaint is a part of what is then said.
-	disks     []string
-	complaint string
+	// disks are the disks on which it must be caught. complaints are parts of what is said when it is
+	// caught; one of them suffices.
+	disks      []string
+	complaints []string
+}
+
+// saidBy reports whether an error complains of the mutant.
+func (m mutant) saidBy(err error) bool {
+	return slices.ContainsFunc(m.complaints, func(complaint string) bool { return strings.Contains(err.Error(), complaint) })
 }
 
 // readMutant reads a patch. The text before its first file has the lines "disks:" and "complaint:".
@@ -52,10 +59,10 @@ func readMutant(name string) (mutant, error) {
 	}
 	for line := range strings.Lines(prose + "\n") {
 		if complaint, found := strings.CutPrefix(line, "complaint: "); found {
-			read.complaint = strings.TrimSpace(complaint)
+			read.complaints = append(read.complaints, strings.TrimSpace(complaint))
 		}
 	}
-	if len(read.disks) == 0 || read.complaint == "" {
+	if len(read.disks) == 0 || len(read.complaints) == 0 {
 		return mutant{}, fmt.Errorf("mutant %s does not say on which disks it is caught, or what is then said", name)
 	}
 	return read, nil
@@ -78,7 +85,7 @@ func hunt(ctx context.Context, p plan, wanted string) error {
 		began := time.Now()
 		err = campaign(ctx, p, one.patch)
 		switch {
-		case errors.Is(err, errBroken) && strings.Contains(err.Error(), one.complaint):
+		case errors.Is(err, errBroken) && one.saidBy(err):
 			report = append(report, fmt.Sprintf("%s: caught in %.0f s: %s", name, time.Since(began).Seconds(), firstLine(err)))
 		case err == nil, errors.Is(err, errBroken), errors.Is(err, errNoDisk):
 			report = append(report, fmt.Sprintf("%s: SURVIVED: %v", name, err))

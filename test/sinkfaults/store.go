@@ -41,6 +41,9 @@ type store struct {
 type window struct {
 	life     int
 	from, to time.Time
+	// broken is when the fault was in place, before the first refusal. It is the zero time if the server
+	// was killed during the fault: lines that were being written then can be whole, and not late.
+	broken time.Time
 }
 
 // tally counts what was seen.
@@ -211,6 +214,10 @@ func (s *store) live(ctx context.Context, l *life, run *server, fault fault, r *
 	if err := fault.apply(s, run); err != nil {
 		return err
 	}
+	broken := time.Now()
+	if killedInFault {
+		broken = time.Time{}
+	}
 	lifted := false
 	lift := func() error {
 		if lifted {
@@ -232,7 +239,7 @@ func (s *store) live(ctx context.Context, l *life, run *server, fault fault, r *
 		return err
 	}
 	if fault.down() {
-		s.windows = append(s.windows, window{l.number, from, time.Now()})
+		s.windows = append(s.windows, window{l.number, from, time.Now(), broken})
 	}
 	if killedInFault {
 		l.ending.Store(true)
