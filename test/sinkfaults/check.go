@@ -123,15 +123,13 @@ func lines(name string, visit func(text []byte) error) (torn bool, err error) {
 	return false, nil
 }
 
-// afterEnd checks the sink before the next start. It has a line of every change that was acknowledged,
-// unless the server has said that it could not be written.
-func (s *store) afterEnd(l *life, killed bool) error {
+// present returns what is in the sink now, by actor, and which files have a line.
+func (s *store) present() (found map[string]line, hasLine map[string]bool, err error) {
 	files, err := s.files()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	found := make(map[string]line)
-	hasLine := make(map[string]bool)
+	found, hasLine = make(map[string]line), make(map[string]bool)
 	for _, name := range files {
 		_, err := lines(name, func(text []byte) error {
 			var one line
@@ -145,8 +143,22 @@ func (s *store) afterEnd(l *life, killed bool) error {
 			return nil
 		})
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
+	}
+	return found, hasLine, nil
+}
+
+// afterEnd checks the sink before the next start. It has a line of every change that was acknowledged,
+// unless the server has said that it could not be written.
+func (s *store) afterEnd(l *life, killed bool) error {
+	found, hasLine, err := s.present()
+	if err != nil {
+		return err
+	}
+	files, err := s.files()
+	if err != nil {
+		return err
 	}
 	if killed {
 		// The next start does not write to a file that was renamed, and goes on in the next one.
@@ -339,8 +351,9 @@ func (s *store) checkAnswers(epoch string, events []event, late map[string]bool,
 			if inside && !a.narrows {
 				problems.add("%s: acknowledged while the sink could not be written", a)
 			}
-			// The changes that met the failure are acknowledged, too.
-			met := !w.broken.IsZero() && !a.sent.Before(w.broken)
+			// The changes that met the failure were answered before the sink had their lines, too.
+			_, before := w.found[a.actor]
+			met := a.answered.Before(w.read) && !before
 			if isThere && (inside || met) && !late[a.actor] {
 				problems.add("%s: answered while the sink could not be written, and its line does not say that it is late", a)
 			}

@@ -41,9 +41,11 @@ type store struct {
 type window struct {
 	life     int
 	from, to time.Time
-	// broken is when the fault was in place, before the first refusal. It is the zero time if the server
-	// was killed during the fault: lines that were being written then can be whole, and not late.
-	broken time.Time
+	// read is when the sink was read last before the fault was lifted, and found has what it had then, by
+	// actor. read is the zero time if the server was killed during the fault: a line that was being
+	// written then can be whole, and not late.
+	read  time.Time
+	found map[string]line
 }
 
 // tally counts what was seen.
@@ -214,10 +216,6 @@ func (s *store) live(ctx context.Context, l *life, run *server, fault fault, r *
 	if err := fault.apply(s, run); err != nil {
 		return err
 	}
-	broken := time.Now()
-	if killedInFault {
-		broken = time.Time{}
-	}
 	lifted := false
 	lift := func() error {
 		if lifted {
@@ -239,7 +237,16 @@ func (s *store) live(ctx context.Context, l *life, run *server, fault fault, r *
 		return err
 	}
 	if fault.down() {
-		s.windows = append(s.windows, window{l.number, from, time.Now(), broken})
+		w := window{life: l.number, from: from, read: time.Now()}
+		var err error
+		if w.found, _, err = s.present(); err != nil {
+			return err
+		}
+		if killedInFault {
+			w.read = time.Time{}
+		}
+		w.to = time.Now()
+		s.windows = append(s.windows, w)
 	}
 	if killedInFault {
 		l.ending.Store(true)
@@ -286,7 +293,7 @@ func (s *store) files() ([]string, error) {
 		return nil, err
 	}
 	slices.Sort(files) // their numbers have as many digits
-	if _, err := os.Stat(s.sink); err == nil {
+	if info, err := os.Stat(s.sink); err == nil && info.Mode().IsRegular() {
 		files = append(files, s.sink)
 	}
 	return files, nil
