@@ -21,7 +21,7 @@ RELEASE := env CGO_ENABLED=0 go build -trimpath -buildvcs=false
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants blind blind-mutants bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants blind blind-mutants bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -138,6 +138,15 @@ blind-mutants:
 # Takes one bound after another out of keysvc. An attack must break each of these.
 hostile-mutants:
 	go -C test run ./hostile -mutants all $(HOSTILEFLAGS)
+
+# Breaks the audit sink of a built keysvc under load (test/sinkfaults/README.md), for SINKFAULTSTIME.
+# As root it also fills and freezes file systems of its own. SINKFAULTSFLAGS="-seed 7" repeats a run.
+sink-faults:
+	go -C test run ./sinkfaults -time $(SINKFAULTSTIME) $(SINKFAULTSFLAGS)
+
+# Takes one rule after another out of keysvc. The rounds must catch each of these.
+sink-faults-mutants:
+	go -C test run ./sinkfaults -mutants all $(SINKFAULTSFLAGS)
 
 # Runs gitleaks, with our rules, on our tokens in every text that they may stand in. gitleaks has a
 # module of its own (tools/gitleaks), because it and the linters need different versions of a library.

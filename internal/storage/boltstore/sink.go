@@ -1,7 +1,6 @@
 package boltstore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -284,12 +283,24 @@ func (o *opened) eventsBetween(from, to int64, log *slog.Logger) (events []sunkE
 
 // eventsBetween calls the function eventsBetween on the newest durable state.
 func (s *Store) eventsBetween(from, to int64) (events []sunkEvent, end int64, err error) {
-	// The sink may read a reopened file before a Load has: it must get what nobody was told, too.
-	_, readErr := s.readFile(context.Background(), true, nil, func(tx *bolt.Tx) error {
+	// The sink may read a reopened file before a Load has: it must get what nobody was told, too. And
+	// it reads while the store closes, to catch up.
+	s.state.RLock()
+	file := s.file
+	var tx *bolt.Tx
+	if file != nil {
+		tx, err = file.database.Begin(false)
+	}
+	s.state.RUnlock()
+	if file == nil || err != nil {
+		return nil, 0, errors.Join(storage.ErrUnavailable, err)
+	}
+	defer tx.Rollback() //nolint:errcheck // of a read transaction: nothing to lose
+	err = guard(func() error {
 		events, end = eventsBetween(tx, from, to, s.config.Log)
 		return nil
 	})
-	return events, end, readErr
+	return events, end, err
 }
 
 // sinkTail is the end of a store's sink, which may be in several files.

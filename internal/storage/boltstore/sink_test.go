@@ -259,6 +259,21 @@ func TestSinkThatFails(t *testing.T) {
 	}
 }
 
+// TestStopBringsStoreAndSinkTogether: a stop writes the lines that are missing, too.
+func TestStopBringsStoreAndSinkTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openSunk(t, 0)
+		s.slow.set(nil, syscall.EIO, 0)
+		s.commit(t, s.narrowed())
+		s.commit(t, s.narrowed())
+		s.slow.set(nil, nil, 0)
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		mustHave(t, "anchor 0,1,2 late,3 late", s.sink)
+	})
+}
+
 // TestQueuedChangeIsRefused: a change that is in the queue when the sink fails is refused, too,
 // before its commit.
 func TestQueuedChangeIsRefused(t *testing.T) {

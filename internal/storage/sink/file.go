@@ -98,8 +98,11 @@ func Open(path string, tail Tail, mark anchor.Mark, options Options) (*File, err
 	if f.info, err = file.Stat(); err == nil && !f.info.Mode().IsRegular() {
 		err = fmt.Errorf("sink: %s is not a regular file", path)
 	}
-	if err == nil {
-		err = f.begin(tail.Last.Epoch == "")
+	if isNew := tail.Last.Epoch == ""; err == nil {
+		if err = f.begin(isNew); err != nil && isNew {
+			// The lines go on in another file, so a start must not take this one for the newest.
+			err = errors.Join(err, file.Truncate(0))
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, file.Close())

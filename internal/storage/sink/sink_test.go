@@ -264,6 +264,42 @@ func TestRotateBeginsWithThePosition(t *testing.T) {
 	}
 }
 
+// TestFailedRotateLeavesNoNewestLine: if the next file cannot be used after its first line was
+// written, the present file goes on, and what is left of the next one is not taken for the newest.
+func TestFailedRotateLeavesNoNewestLine(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "sink")
+	if err := os.Mkdir(folder, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path, rotating := filepath.Join(folder, "audit"), false
+	file := open(t, path, sink.Options{Reserve: -1, Disk: sink.Disk{Sync: func(*os.File) error {
+		if rotating { // the folder is renamed while the next file is being made
+			return os.Rename(folder, folder+"-away")
+		}
+		return nil
+	}}})
+	if err := errors.Join(file.Append(eventText(t, 1), markOf(t, 1), nil), os.Rename(path, path+".1")); err != nil {
+		t.Fatal(err)
+	}
+	rotating = true
+	if err := file.Rotate(); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("Rotate: %v, want ErrNotExist", err)
+	}
+	rotating = false
+	if err := errors.Join(file.Append(eventText(t, 2), markOf(t, 2), nil), os.Rename(folder+"-away", folder)); err != nil {
+		t.Fatal(err)
+	}
+	if name, tail, err := sink.Newest(path); err != nil || name != path+".1" || tail.Newest != markOf(t, 2) {
+		t.Errorf("Newest: %s, %+v, %v; want the line of revision 2", name, tail, err)
+	}
+	if err := file.Rotate(); err != nil {
+		t.Fatal(err)
+	}
+	if tail, err := sink.ReadTail(path); err != nil || tail.Last != markOf(t, 2) {
+		t.Errorf("ReadTail: %+v, %v", tail, err)
+	}
+}
+
 // TestReopenCutsWhatFailed: after a failed write or sync, what may have been written is cut.
 func TestReopenCutsWhatFailed(t *testing.T) {
 	broken := errors.New("the disk is broken")
