@@ -24,6 +24,7 @@ func (a *app) auditCommand() *cobra.Command {
 	},
 		a.auditListCommand(),
 		a.auditShowCommand(),
+		a.auditVerifyCommand(),
 	)
 }
 

@@ -32,13 +32,16 @@ type Hooks struct {
 	// AuditFile opens a store's file and calls use with a function that lists the audit events in
 	// the file. No server may have the file open. It returns the error of use.
 	AuditFile func(ctx context.Context, file string, use func(server.ListAuditEvents) error) error
+	// VerifyAudit checks the audit events in a store's file and compares them with its audit sink.
+	// No server may have the file open.
+	VerifyAudit func(ctx context.Context, file string, options server.VerifyOptions) (server.Verification, error)
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
 	return Hooks{
 		Serve: server.RunWithReload, Check: server.Check, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
-		AuditFile: server.AuditFile,
+		AuditFile: server.AuditFile, VerifyAudit: server.VerifyAudit,
 	}
 }
 

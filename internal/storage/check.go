@@ -12,6 +12,24 @@ import (
 // maxProblems is how many problems a Checker describes. It only counts the rest.
 const maxProblems = 100
 
+// Place is where a Checker found a problem, as far as that is known.
+type Place struct {
+	// WorkspaceID is the workspace; empty is the policy's, or unknown.
+	WorkspaceID string
+	// Sequence of the audit event, and Revision of its change; 0 if unknown.
+	Sequence, Revision int64
+}
+
+// Problem is a problem that a Checker found.
+type Problem struct {
+	Place
+	// Record reports whether a record is wrong, and the place is that of the last event that put
+	// it. Otherwise the event of the place is wrong, or the workspace's event before it.
+	Record bool
+	// Text says what is wrong.
+	Text string
+}
+
 // FeedCheck is what a Checker expects of the change log.
 type FeedCheck int
 
@@ -47,7 +65,7 @@ type Checker struct {
 	keys       map[string]*checkedKey
 	records    map[recordName]*checkedRecord
 
-	problems []string
+	problems []Problem
 	more     int
 	finished bool
 }
@@ -275,16 +293,17 @@ func (c *Checker) AuditEvent(event AuditEvent) {
 	workspace := c.workspace(record.GetWorkspaceId())
 	sequence := record.GetSequence()
 	if !workspace.chain.Follows(record) {
+		place := Place{workspace.id, sequence, event.Revision}
 		if sequence != workspace.chain.Sequence+1 {
-			c.Problem("workspace %q: audit event %d follows on %d", workspace.id, sequence, workspace.chain.Sequence)
+			c.ProblemAt(place, "workspace %q: audit event %d follows on %d", workspace.id, sequence, workspace.chain.Sequence)
 		} else {
-			c.Problem("workspace %q: audit event %d does not chain to the one before it", workspace.id, sequence)
+			c.ProblemAt(place, "workspace %q: audit event %d does not chain to the one before it", workspace.id, sequence)
 		}
 	}
 	workspace.chain = Head{Sequence: sequence, Hash: HashAudit(event.Encoded)}
 	c.matchFeed(workspace, record)
 	c.matchKey(workspace, record)
-	c.matchRecords(workspace, record)
+	c.matchRecords(workspace, record, event.Revision)
 	if member := workspace.members[record.GetMemberId()]; member != nil {
 		switch record.GetAction() { //nolint:exhaustive // the others do not write members
 		case storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT:
@@ -392,24 +411,48 @@ func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRe
 
 // Problem adds a problem that the caller has found.
 func (c *Checker) Problem(format string, arguments ...any) {
+	c.ProblemAt(Place{}, format, arguments...)
+}
+
+// ProblemAt adds a problem that the caller has found at a place.
+func (c *Checker) ProblemAt(place Place, format string, arguments ...any) {
+	c.add(Problem{Place: place, Text: fmt.Sprintf(format, arguments...)})
+}
+
+// recordProblem adds a problem of a record that the event of a place has put.
+func (c *Checker) recordProblem(place Place, format string, arguments ...any) {
+	c.add(Problem{Place: place, Record: true, Text: fmt.Sprintf(format, arguments...)})
+}
+
+func (c *Checker) add(problem Problem) {
 	if len(c.problems) == maxProblems {
 		c.more++
 		return
 	}
-	c.problems = append(c.problems, fmt.Sprintf(format, arguments...))
+	c.problems = append(c.problems, problem)
 }
 
 // Problems ends the check and returns what was found: at most a hundred problems, and then
 // how many more there are. It returns nothing if the store is sound.
 func (c *Checker) Problems() []string {
+	located, more := c.Located()
+	var texts []string
+	for _, problem := range located {
+		texts = append(texts, problem.Text)
+	}
+	if more > 0 {
+		texts = append(texts, fmt.Sprintf("and %d more", more))
+	}
+	return texts
+}
+
+// Located is Problems with the places, and how many problems more there are.
+func (c *Checker) Located() (problems []Problem, more int) {
 	if !c.finished {
 		c.finished = true
 		c.finish()
 	}
-	if c.more == 0 {
-		return slices.Clone(c.problems)
-	}
-	return append(slices.Clone(c.problems), fmt.Sprintf("and %d more", c.more))
+	return slices.Clone(c.problems), c.more
 }
 
 func (c *Checker) finish() {
@@ -445,14 +488,15 @@ func (c *Checker) finish() {
 
 func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
 	title := fmt.Sprintf("workspace %q", workspace.id)
+	place := Place{WorkspaceID: workspace.id, Sequence: workspace.chain.Sequence}
 	switch {
 	case workspace.damagedHead:
 	case workspace.head == nil:
-		c.Problem("%s: it has no head", title)
+		c.ProblemAt(place, "%s: it has no head", title)
 	case workspace.head.Sequence != workspace.chain.Sequence:
-		c.Problem("%s: its head is at audit event %d, the last one is %d", title, workspace.head.Sequence, workspace.chain.Sequence)
+		c.ProblemAt(place, "%s: its head is at audit event %d, the last one is %d", title, workspace.head.Sequence, workspace.chain.Sequence)
 	case workspace.head.Hash != workspace.chain.Hash:
-		c.Problem("%s: its head has another hash than the last audit event", title)
+		c.ProblemAt(place, "%s: its head has another hash than the last audit event", title)
 	}
 	if workspace.id == "" {
 		if !c.policy {
@@ -476,7 +520,7 @@ func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
 		if key := c.keys[id]; key != nil && key.workspace == workspace {
 			c.Problem("%s: event %d created key %s, whose record says event %d", title, workspace.created[id], id, key.sequence)
 		} else {
-			c.Problem("%s: key %s, created by event %d, is not there and was not purged", title, id, workspace.created[id])
+			c.ProblemAt(Place{WorkspaceID: workspace.id, Sequence: workspace.created[id]}, "%s: key %s, created by event %d, is not there and was not purged", title, id, workspace.created[id])
 		}
 	}
 }

@@ -40,11 +40,11 @@ type checkedRecord struct {
 	hash            [sha256.Size]byte // of the payload
 	changed         int64             // the event that the record names
 
-	// listed reports whether an event lists the record; by is the last such event, and after
-	// the hash that it lists, empty for a deletion.
-	listed bool
-	by     int64
-	after  []byte
+	// listed reports whether an event lists the record; by is the last such event,
+	// revision that of its change if it is known, and after the hash that it lists, empty for a deletion.
+	listed       bool
+	by, revision int64
+	after        []byte
 }
 
 // nameOf returns the name of the record in an item, the record, and the sequence of the event
@@ -98,7 +98,7 @@ func (c *Checker) stored(name recordName, hash [sha256.Size]byte, changed int64)
 
 // matchRecords checks what an event lists, and notes it for finishRecords. The hash of a
 // record before the event must be the hash after the previous event that lists the record.
-func (c *Checker) matchRecords(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
+func (c *Checker) matchRecords(workspace *checkedWorkspace, event *storagev1.AuditRecord, revision int64) {
 	if c.Schema == SchemaFirst {
 		return
 	}
@@ -116,11 +116,11 @@ func (c *Checker) matchRecords(workspace *checkedWorkspace, event *storagev1.Aud
 		}
 		switch {
 		case record.listed && !bytes.Equal(change.GetBefore(), record.after):
-			c.Problem("%s: audit event %d found another record than event %d had put", name, sequence, record.by)
+			c.ProblemAt(Place{workspace.id, sequence, revision}, "%s: audit event %d found another record than event %d had put", name, sequence, record.by)
 		case !record.listed && !upgraded && len(change.GetBefore()) > 0:
-			c.Problem("%s: audit event %d found a record that no event had put", name, sequence)
+			c.ProblemAt(Place{workspace.id, sequence, revision}, "%s: audit event %d found a record that no event had put", name, sequence)
 		}
-		record.listed, record.by, record.after = true, sequence, change.GetAfter()
+		record.listed, record.by, record.revision, record.after = true, sequence, revision, change.GetAfter()
 	}
 }
 
@@ -140,18 +140,20 @@ func (c *Checker) finishRecords() {
 		return cmp.Or(cmp.Compare(a.workspaceID, b.workspaceID), cmp.Compare(a.kind, b.kind), cmp.Compare(a.name, b.name))
 	})
 	for _, name := range names {
-		switch record := c.records[name]; {
+		record := c.records[name]
+		place := Place{name.workspaceID, record.by, record.revision}
+		switch {
 		case record.damaged: // reported already
 		case !record.listed:
-			c.Problem("%s: no audit event lists it", name)
+			c.recordProblem(place, "%s: no audit event lists it", name)
 		case !record.stored && len(record.after) > 0:
-			c.Problem("%s: it is missing; audit event %d put it", name, record.by)
+			c.recordProblem(place, "%s: it is missing; audit event %d put it", name, record.by)
 		case record.stored && len(record.after) == 0:
-			c.Problem("%s: it is there, though audit event %d deleted it", name, record.by)
+			c.recordProblem(place, "%s: it is there, though audit event %d deleted it", name, record.by)
 		case record.stored && !bytes.Equal(record.hash[:], record.after):
-			c.Problem("%s: it is not the record that audit event %d put last", name, record.by)
+			c.recordProblem(place, "%s: it is not the record that audit event %d put last", name, record.by)
 		case record.stored && record.changed != record.by:
-			c.Problem("%s: it names audit event %d as its change, but event %d put it", name, record.changed, record.by)
+			c.recordProblem(place, "%s: it names audit event %d as its change, but event %d put it", name, record.changed, record.by)
 		}
 	}
 }

@@ -172,6 +172,9 @@ func (w *World) close() {
 	}
 }
 
+// Stop closes the store, and leaves it closed until Restart.
+func (w *World) Stop() { w.close() }
+
 // Restart closes the store, examines it, and opens it again. With flush, it writes the
 // last-used times before, as an orderly stop does.
 func (w *World) Restart(flush bool) {

@@ -159,7 +159,7 @@ func (o *opened) reportAnchor(path string, report *Report) {
 	case report.Anchor != "":
 	case err != nil:
 		report.Anchor = "does not agree: a start is refused"
-		report.Problems = append(report.Problems, "anchor: "+err.Error())
+		report.problem("anchor: " + err.Error())
 	default:
 		report.Anchor = fmt.Sprintf("agrees, at revision %d", mark.Revision)
 	}
@@ -183,7 +183,7 @@ func (o *opened) reportSink(path string, report *Report) {
 		report.Sink = fmt.Sprintf("%s, which does not agree, as with a copy: a start is refused", named)
 	default:
 		report.Sink = "does not agree: a start is refused"
-		report.Problems = append(report.Problems, "audit sink: "+err.Error())
+		report.problem("audit sink: " + err.Error())
 	}
 }
 

@@ -1,12 +1,15 @@
 package boltstore
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math"
+	"strconv"
 
 	bolt "go.etcd.io/bbolt"
 
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -37,6 +40,60 @@ func (f *AuditFile) Close() error { return f.file.close() }
 
 // Epoch returns the identity of the store's history.
 func (f *AuditFile) Epoch() string { return f.file.header.GetEpoch() }
+
+// Newest returns the revision of the newest change.
+func (f *AuditFile) Newest() int64 { return f.file.position.Revision }
+
+// Pruned returns the revision up to which events may be missing because they are old: 0, because
+// files keep all events so far.
+func (f *AuditFile) Pruned() int64 { return 0 }
+
+// SinkPath returns the path of the audit sink that the file had when it was served last, empty if
+// it had none.
+func (f *AuditFile) SinkPath() string { return f.file.header.GetSink() }
+
+// EncodedEvent returns the stored bytes of the event of a revision, nil if the file has no such event. Errors:
+// DamagedError.
+func (f *AuditFile) EncodedEvent(revision int64) (encoded []byte, err error) {
+	name := number(revision)
+	err = guard(func() error {
+		return f.file.database.View(func(tx *bolt.Tx) error {
+			value := tx.Bucket([]byte(bucketAudit)).Get([]byte(name))
+			if value == nil {
+				return nil
+			}
+			payload, err := storage.Unframe("audit event", frameName(bucketAudit, name), value)
+			if err == nil && len(payload) < numberLength {
+				err = &storage.DamagedError{Kind: "audit event", Name: strconv.FormatInt(revision, 10), Problem: "too short"}
+			}
+			if err == nil {
+				encoded = bytes.Clone(payload[numberLength:])
+			}
+			return err
+		})
+	})
+	return encoded, err
+}
+
+// HeadSequences returns the sequence of the newest event of each workspace, 0 if its head is
+// damaged; "" is the policy's.
+func (f *AuditFile) HeadSequences() (map[string]int64, error) {
+	heads := make(map[string]int64)
+	err := guard(func() error {
+		return f.file.database.View(func(tx *bolt.Tx) error {
+			return tx.Bucket([]byte(bucketHeads)).ForEach(func(name, value []byte) error {
+				record := &storagev1.HeadRecord{}
+				_, err := decodeHead(string(name), value, record)
+				if err != nil {
+					record.AuditSequence = 0 // Check reports the damage
+				}
+				heads[parseHeadName(string(name))] = record.GetAuditSequence()
+				return nil
+			})
+		})
+	})
+	return heads, err
+}
 
 // ScanAuditEvents reads a page of audit events, as Store.ScanAuditEvents does.
 func (f *AuditFile) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (storage.AuditScan, error) {

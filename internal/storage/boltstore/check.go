@@ -33,6 +33,16 @@ type Report struct {
 	// Problems describes what is wrong, about a hundred problems at most; then the last line
 	// says how many more there are. The store is sound if Problems is empty.
 	Problems []string
+	// Located are the problems again, with the places where they are known. More is how many more
+	// there are.
+	Located []storage.Problem
+	More    int
+}
+
+// problem adds a problem that the Checker has not found.
+func (r *Report) problem(text string) {
+	r.Problems = append(r.Problems, text)
+	r.Located = append(r.Located, storage.Problem{Text: text})
 }
 
 // Check examines the file of a store that no process serves, and changes nothing: the
@@ -56,7 +66,7 @@ func CheckAnchored(ctx context.Context, path, anchorPath, sinkPath string) (Repo
 	case errors.Is(err, storage.ErrLocked):
 		return Report{}, fmt.Errorf("%w: stop the server, or check a copy of the file", err)
 	case errors.Is(err, storage.ErrDamaged):
-		report.Problems = append(report.Problems, err.Error())
+		report.problem(err.Error())
 	case err != nil:
 		return Report{}, err
 	}
@@ -98,6 +108,7 @@ func checkOpened(ctx context.Context, file *opened, report *Report) error {
 		}
 		err := checker.run(file)
 		report.Problems = checker.Problems()
+		report.Located, report.More = checker.Located()
 		return err
 	})
 }
@@ -270,7 +281,7 @@ func (c *fileChecker) audit(newest int64, heads map[string]int64) error {
 			return
 		}
 		if revision != before+1 {
-			c.Problem("audit: revision %d follows on %d", revision, before)
+			c.ProblemAt(storage.Place{Revision: revision}, "audit: revision %d follows on %d", revision, before)
 		}
 		before = revision
 		event, previous, err := decodeAudit(name, value)
@@ -283,6 +294,7 @@ func (c *fileChecker) audit(newest int64, heads map[string]int64) error {
 			c.Problem("audit: revision %d points back to %d, the one before it is %d", revision, previous, last[workspaceID])
 		}
 		last[workspaceID] = revision
+		event.Revision = revision
 		c.AuditEvent(event)
 	})
 	if err != nil {

@@ -144,7 +144,7 @@ func (r *Reader) text() ([]byte, error) {
 }
 
 // Order returns files in the order in which they were written: by the time, and then by the
-// revision, of their first lines. Files without a first line come last, in the given order.
+// revision, of their first readable lines. Files without one come last, in the given order.
 // Errors: those of the file system.
 func Order(files []string) ([]string, error) {
 	type dated struct {
@@ -157,7 +157,11 @@ func Order(files []string) ([]string, error) {
 	for _, name := range files {
 		reader := NewReader(name)
 		line, err := reader.Next()
-		if broken := (*LineError)(nil); err != nil && !errors.As(err, &broken) && !errors.Is(err, io.EOF) {
+		broken := (*LineError)(nil)
+		for errors.As(err, &broken) {
+			line, err = reader.Next()
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, errors.Join(err, reader.Close())
 		}
 		all = append(all, dated{name, err == nil, line.Time, line.Mark.Revision})

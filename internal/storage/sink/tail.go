@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
@@ -119,29 +120,49 @@ func Newest(path string) (name string, tail Tail, err error) {
 	if err == nil && tail.Newest.Epoch != "" || err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return path, tail, err
 	}
-	entries, err := os.ReadDir(filepath.Dir(path))
+	files, err := rotated(path)
 	if err != nil {
 		return "", Tail{}, err
 	}
-	base := filepath.Base(path)
-	var rotated []string
-	for _, entry := range entries {
-		rest, found := strings.CutPrefix(entry.Name(), base)
-		if found && rotatedName.MatchString(rest) && entry.Type().IsRegular() {
-			rotated = append(rotated, filepath.Join(filepath.Dir(path), entry.Name()))
-		}
-	}
-	if rotated, err = Order(rotated); err != nil {
+	files = slices.DeleteFunc(files, func(name string) bool { return strings.HasSuffix(name, ".gz") })
+	if files, err = Order(files); err != nil {
 		return "", Tail{}, err
 	}
-	for index := len(rotated) - 1; index >= 0; index-- {
-		if strings.HasSuffix(rotated[index], ".gz") {
-			continue
-		}
-		each, err := ReadTail(rotated[index])
+	for index := len(files) - 1; index >= 0; index-- {
+		each, err := ReadTail(files[index])
 		if err == nil && each.Newest.Epoch != "" {
-			return rotated[index], each, nil
+			return files[index], each, nil
 		}
 	}
 	return "", Tail{}, fmt.Errorf("%w: no line in %s", fs.ErrNotExist, path)
+}
+
+// Files returns the files of the sink that is written at path, as far as they lie in its folder: the
+// file of this name, and those that it was renamed to, compressed ones included. It returns none if
+// there are none. Errors: those of the file system.
+func Files(path string) ([]string, error) {
+	files, err := rotated(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+		files = append(files, path)
+	}
+	return files, nil
+}
+
+// rotated returns the files that the file at path was renamed to.
+func rotated(path string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, entry := range entries {
+		rest, found := strings.CutPrefix(entry.Name(), filepath.Base(path))
+		if found && rotatedName.MatchString(rest) && entry.Type().IsRegular() {
+			files = append(files, filepath.Join(filepath.Dir(path), entry.Name()))
+		}
+	}
+	return files, nil
 }

@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/scribe-mail/keysvc/internal/server"
+	"github.com/scribe-mail/keysvc/internal/storage/sink"
+)
+
+// defaultFile is the store's file that serve keeps unless it is told otherwise.
+const defaultFile = "keysvc-data/keysvc.db"
+
+func (a *app) auditVerifyCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verify [FILE]",
+		Short: "Check the audit events of a store, and compare them with its audit sink",
+		Long: `Check the audit events in a store's file that no server has open (default:
+` + defaultFile + `): that those of each workspace form a chain without gaps, and that
+each record is the one that its last event put. Then compare the events with the
+lines of the audit sink. Nothing is changed.
+
+It finds events and lines that were altered, removed or moved, an end that was cut,
+a missing workspace, a store that is older than its sink or has another history, and
+a missing file of the sink. It says which event it is and since when: after the last
+event that is right on both sides.
+
+--sink may be given several times, and may be a pattern in quotes; the order of the
+files does not matter. Without it, the sink is read that FILE had when it was served
+last, with the files that it was renamed to beside it.
+
+A file that is served is locked: verify a copy, with --copy if the server went on
+meanwhile. The exit status is 0 if everything is right and 1 if something was found.
+With -o json the findings are for programs.`,
+		Example: `  keysvc audit verify
+  keysvc audit verify backup.db --copy --sink '/var/log/keysvc/audit.jsonl*'
+  keysvc audit verify backup.db --sink off -o json`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usageError(cmd, "needs at most one FILE besides flags, got %d arguments; a pattern of --sink must be in quotes", len(args))
+			}
+			return nil
+		},
+	}
+	var options server.VerifyOptions
+	flags := cmd.Flags()
+	flags.StringArrayVar(&options.Sink, "sink", nil, "a file of the audit sink, or a pattern; off for none (default: the one FILE had)")
+	flags.BoolVar(&options.Copy, "copy", false, "FILE is a copy, and the sink may go on after it")
+	format := outputFlag(cmd, formatsOfEvents)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if a.hooks.VerifyAudit == nil {
+			return errNoHook
+		}
+		file := defaultFile
+		if len(args) == 1 {
+			file = args[0]
+		}
+		return a.onFile(cmd, file, func(ctx context.Context) error {
+			clear := a.progress(&options)
+			result, err := a.hooks.VerifyAudit(ctx, file, options)
+			clear()
+			if err != nil {
+				return err
+			}
+			shown := verificationOf(file, result)
+			if *format == formatJSON {
+				err = json.NewEncoder(a.Stdout).Encode(shown)
+			} else {
+				err = shown.text(a.Stdout)
+			}
+			if err == nil && !shown.Right {
+				err = fmt.Errorf("%s: %d findings", file, int64(len(shown.Findings))+int64(shown.More))
+			}
+			return err
+		})
+	}
+	return cmd
+}
+
+// progress shows on a terminal how far the sink was read, and returns what removes the text.
+func (a *app) progress(options *server.VerifyOptions) (remove func()) {
+	if !isTerminal(a.Stderr) {
+		return func() {}
+	}
+	shown := false
+	options.Progress = func(lines int64) {
+		shown = true
+		_, _ = fmt.Fprintf(a.Stderr, "\r%d lines of the audit sink read", lines)
+	}
+	return func() {
+		if shown {
+			_, _ = fmt.Fprint(a.Stderr, "\r\x1b[K")
+		}
+	}
+}
+
+// verification is the answer of audit verify in JSON.
+type verification struct {
+	// Right reports whether nothing was found.
+	Right bool      `json:"right"`
+	Store storeText `json:"store"`
+	Sink  *sinkText `json:"sink"`
+
+	Findings []foundText `json:"findings"`
+	// More is how many findings more there are.
+	More  int      `json:"more"`
+	Notes []string `json:"notes"`
+}
+
+type storeText struct {
+	File           string `json:"file"`
+	Epoch          string `json:"epoch"`
+	Revision       int64  `json:"revision"`
+	AuditEvents    int64  `json:"audit_events"`
+	PrunedRevision int64  `json:"pruned_revision"`
+}
+
+type sinkText struct {
+	Files         []string `json:"files"`
+	Epoch         string   `json:"epoch"`
+	Lines         int64    `json:"lines"`
+	AfterRevision int64    `json:"after_revision"`
+	LastRevision  int64    `json:"last_revision"`
+}
+
+type foundText struct {
+	Kind         sink.Kind         `json:"kind"`
+	Text         string            `json:"text"`
+	Revision     int64             `json:"revision,omitempty"`
+	LastRevision int64             `json:"last_revision,omitempty"`
+	Count        int64             `json:"count"`
+	Events       []sink.EventPlace `json:"events,omitempty"`
+	File         string            `json:"file,omitempty"`
+	Line         int64             `json:"line,omitempty"`
+	// Since is the last event before that is right.
+	Since *sink.EventPlace `json:"right_until,omitempty"`
+}
+
+func verificationOf(file string, result server.Verification) verification {
+	shown := verification{
+		Right:    len(result.Findings) == 0 && result.More == 0,
+		Store:    storeText{file, result.Epoch, result.Revision, result.AuditEvents, result.Pruned},
+		Findings: []foundText{}, More: result.More, Notes: append([]string{}, result.Notes...),
+	}
+	if len(result.Files) > 0 {
+		shown.Sink = &sinkText{result.Files, result.Comparison.Epoch, result.Lines, result.Begin, result.End}
+	}
+	for _, each := range result.Findings {
+		shown.Findings = append(shown.Findings, foundText{
+			each.Kind, each.Text, each.Revision, each.LastRevision, each.Count, each.Events, each.File, each.Line, each.Since,
+		})
+	}
+	return shown
+}
+
+// text writes the answer for a person.
+func (v verification) text(out io.Writer) error {
+	var text strings.Builder
+	line := func(name, format string, arguments ...any) {
+		fmt.Fprintf(&text, "%-11s %s\n", name, printable(redact(fmt.Sprintf(format, arguments...))))
+	}
+	line("store", "%s, epoch %s, revision %d, %d audit events", v.Store.File, v.Store.Epoch, v.Store.Revision, v.Store.AuditEvents)
+	if v.Store.PrunedRevision > 0 {
+		line("", "old events up to revision %d were deleted", v.Store.PrunedRevision)
+	}
+	if v.Sink == nil {
+		line("audit sink", "none")
+	} else {
+		for _, file := range v.Sink.Files {
+			line("audit sink", "%s", file)
+		}
+		line("", "%d lines, the events of the revisions %d to %d", v.Sink.Lines, v.Sink.AfterRevision+1, v.Sink.LastRevision)
+	}
+	for _, note := range v.Notes {
+		line("note", "%s", note)
+	}
+	for _, found := range v.Findings {
+		line("found", "%s", found.Text)
+		if found.File != "" {
+			line("", "at %s:%s", found.File, strconv.FormatInt(found.Line, 10))
+		}
+		if found.Since != nil {
+			line("", "since %s at the earliest: right until %s", found.Since.Time.UTC().Format(time.RFC3339), found.Since)
+		}
+	}
+	switch {
+	case v.More > 0:
+		line("", "and %d findings more", v.More)
+	case v.Right:
+		line("result", "everything is right")
+	}
+	_, err := io.WriteString(out, text.String())
+	return err
+}
