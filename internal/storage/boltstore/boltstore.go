@@ -70,6 +70,8 @@ type Config struct {
 
 	// fault, in tests, fails a commit before or after it was written.
 	fault func(written bool) error
+	// pruned, in tests, is called after each slice of PruneAudit.
+	pruned func()
 	// upgraded, in tests, is called after each part of an upgrade.
 	upgraded func(part string)
 	// allocate, in tests, stands for a disk with little space.
@@ -129,6 +131,8 @@ type Store struct {
 	reopening gate
 	// writing admits one write transaction at a time: the committer's, or one of PutUsage.
 	writing gate
+	// pruning admits one PruneAudit at a time. It is taken before the other locks.
+	pruning gate
 	// state guards the group below. The committer holds it for writing from before a
 	// transaction may become visible until the index agrees with the file, so that no read
 	// begins on a transaction that is not durable. That takes as long as the disk takes to sync,
@@ -160,6 +164,7 @@ type Store struct {
 var (
 	_ storage.Store        = (*Store)(nil)
 	_ storage.SinkReopener = (*Store)(nil)
+	_ storage.AuditPruner  = (*Store)(nil)
 )
 
 // Open opens the store in the file at path. If config.Create allows it, Open makes a store
@@ -185,6 +190,7 @@ func Open(path string, config Config) (*Store, error) {
 		room:      config.room,
 		state:     newGate(),
 		writing:   newGate(),
+		pruning:   newGate(),
 		reopening: newGate(),
 		queue:     make(chan *pendingChange, 1024),
 		closing:   make(chan struct{}),

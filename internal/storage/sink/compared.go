@@ -127,8 +127,10 @@ func (c *comparison) missingWorkspaces() error {
 		c.found = slices.DeleteFunc(c.found, func(finding *Finding) bool {
 			return finding.Kind == KindMissingInStore && finding.workspaceID == id
 		})
-		c.add(Finding{Kind: KindWorkspace, Revision: workspace.first.Revision, LastRevision: workspace.last.Revision,
-			Events: []EventPlace{workspace.first, workspace.last}})
+		c.add(Finding{
+			Kind: KindWorkspace, Revision: workspace.first.Revision, LastRevision: workspace.last.Revision,
+			Events: []EventPlace{workspace.first, workspace.last},
+		})
 	}
 	return nil
 }

@@ -326,8 +326,10 @@ func (c *comparison) line(line Line, file string, number int64) {
 		c.Begin = revision - 1
 		c.altered = nil
 	case c.previous.Epoch != line.Mark.Epoch:
-		c.add(Finding{Kind: KindEpoch, Revision: revision, File: file, Line: number,
-			Text: fmt.Sprintf("the epoch changes from %s to %s without an anchor's line that says so", c.previous.Epoch, line.Mark.Epoch)})
+		c.add(Finding{
+			Kind: KindEpoch, Revision: revision, File: file, Line: number,
+			Text: fmt.Sprintf("the epoch changes from %s to %s without an anchor's line that says so", c.previous.Epoch, line.Mark.Epoch),
+		})
 		c.previous.Epoch = line.Mark.Epoch
 	case number == 1 && file != c.file && c.file != "":
 		c.add(Finding{Kind: KindLine, File: file, Line: number, Text: "the file does not begin with an anchor's line, which was removed"})
@@ -381,16 +383,22 @@ func (c *comparison) anchorLine(line Line, file string, number int64) {
 	case mark == before:
 		c.settle(mark.Revision + 1)
 	case mark.Revision == before.Revision:
-		c.add(Finding{Kind: KindDiffers, Revision: mark.Revision, File: file, Line: number, broken: true,
-			Text: "the anchor's line has another event at this revision than the line before it"})
+		c.add(Finding{
+			Kind: KindDiffers, Revision: mark.Revision, File: file, Line: number, broken: true,
+			Text: "the anchor's line has another event at this revision than the line before it",
+		})
 	case mark.Revision < before.Revision:
-		c.add(Finding{Kind: KindOrder, Revision: mark.Revision, LastRevision: before.Revision, File: file, Line: number,
-			Text: fmt.Sprintf("the anchor's line stands at revision %d, and the lines before it, in %s, go to %d", mark.Revision, c.file, before.Revision)})
+		c.add(Finding{
+			Kind: KindOrder, Revision: mark.Revision, LastRevision: before.Revision, File: file, Line: number,
+			Text: fmt.Sprintf("the anchor's line stands at revision %d, and the lines before it, in %s, go to %d", mark.Revision, c.file, before.Revision),
+		})
 	default:
 		if c.settle(mark.Revision + 1); !c.seen.has(mark.Revision) {
-			gap := c.add(Finding{Kind: KindGap, Revision: before.Revision + 1, LastRevision: mark.Revision, Count: mark.Revision - before.Revision,
+			gap := c.add(Finding{
+				Kind: KindGap, Revision: before.Revision + 1, LastRevision: mark.Revision, Count: mark.Revision - before.Revision,
 				File: file, Line: number, Text: fmt.Sprintf("%s ends at revision %d, and %s begins at %d: a file between them is missing, or the first of the two was cut",
-					c.file, before.Revision, file, mark.Revision)})
+					c.file, before.Revision, file, mark.Revision),
+			})
 			for revision := gap.Revision; revision <= min(mark.Revision, c.store.Newest()); revision++ {
 				gap.name(c.stored(revision))
 				c.see(revision)
@@ -482,7 +490,9 @@ func (c *comparison) event(event *storage.AuditEvent, place EventPlace, file str
 // the workspace's event before it.
 func (c *comparison) chain(chains bool, place EventPlace, file string, number int64) {
 	if !chains {
-		c.add(Finding{Kind: KindChain, Revision: place.Revision, File: file, Line: number, Events: []EventPlace{place},
-			Text: "the event does not chain to the line of the workspace before it: one of the two was altered, or one between them removed"})
+		c.add(Finding{
+			Kind: KindChain, Revision: place.Revision, File: file, Line: number, Events: []EventPlace{place},
+			Text: "the event does not chain to the line of the workspace before it: one of the two was altered, or one between them removed",
+		})
 	}
 }
