@@ -35,8 +35,10 @@ type agingStore struct {
 	random     *rand.Rand
 	workspaces []*storagetest.Workspace
 	keys       map[*storagetest.Workspace][]*storagev1.KeyRecord
-	policy     storage.Head
-	made       int
+	// first has the first member of each workspace.
+	first  map[*storagetest.Workspace]*storagev1.MemberRecord
+	policy storage.Head
+	made   int
 }
 
 // openAging returns a store that has come through 200 days of random changes.
@@ -47,6 +49,7 @@ func openAging(t *testing.T, changes int) *agingStore {
 		path: filepath.Join(folder, "store.db"), sink: filepath.Join(folder, "audit"),
 		begin: time.Date(2026, time.January, 1, 0, 0, 0, 0, time.UTC), step: 200 * 24 * time.Hour / time.Duration(changes),
 		random: rand.New(rand.NewPCG(1, 2)), keys: make(map[*storagetest.Workspace][]*storagev1.KeyRecord),
+		first: make(map[*storagetest.Workspace]*storagev1.MemberRecord),
 	}
 	a.now = a.begin
 	a.config = Config{
@@ -75,7 +78,9 @@ func (a *agingStore) open(t *testing.T) {
 }
 
 // days returns the time so many days after the first change.
-func (a *agingStore) days(days int) time.Time { return a.begin.Add(time.Duration(days) * 24 * time.Hour) }
+func (a *agingStore) days(days int) time.Time {
+	return a.begin.Add(time.Duration(days) * 24 * time.Hour)
+}
 
 func (a *agingStore) commit(t *testing.T, change *storage.Change) {
 	t.Helper()
@@ -100,6 +105,7 @@ func (a *agingStore) change(t *testing.T) {
 	switch choice := a.random.IntN(20); {
 	case w.Head.Sequence == 0:
 		change = w.PutMember("member", "admin")
+		a.first[w] = change.PutMembers[0]
 	case choice == 0:
 		change = storagetest.ApplyPolicy(a.policy, fmt.Sprintf("document %d", a.made))
 		a.commit(t, change)
@@ -109,6 +115,10 @@ func (a *agingStore) change(t *testing.T) {
 		change = w.PutMember(fmt.Sprintf("member%d", a.random.IntN(5)), "viewer")
 	case choice == 3 && number == 1:
 		change = w.RemoveWorkspace()
+	case choice == 3 && a.first[w] != nil && number > 1:
+		// The event that put this member also put the workspace's record, which stays.
+		change = w.DeleteMembers(a.first[w])
+		delete(a.first, w)
 	case choice < 9 || len(keys) == 0:
 		a.made++
 		change = w.CreateKey(storagetest.KeyID(a.made))
