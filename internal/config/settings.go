@@ -77,6 +77,9 @@ type Settings struct {
 	// AuditSink is the path of the file that gets a line for each audit event. Empty stands for no
 	// file, and "off" for no file any more. The folder of the file must exist.
 	AuditSink string
+	// AuditRetentionDays is for how many days the store keeps audit events that the sink has: 1 to
+	// 36500, or 0 for ever. The last event of each record stays.
+	AuditRetentionDays int
 	// Init makes a new, empty store, and its folder if the folder is missing. The start fails if
 	// there is a store already.
 	Init bool

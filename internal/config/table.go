@@ -167,6 +167,13 @@ var table = []Setting{
 		kind: text(func(s *Settings) *string { return &s.AuditSink }, anyValue),
 	},
 	{
+		Name: "audit-retention-days", Group: groupStore, Default: "90",
+		Usage: "for how many days the store keeps audit events that the audit sink has; 0 for ever",
+		More: "The last event of each record stays. Without a sink all events stay. " +
+			"See [the audit sink](operations.md#the-audit-sink).",
+		kind: number(func(s *Settings) *int { return &s.AuditRetentionDays }, 0, 36500),
+	},
+	{
 		Name: "policy", Group: groupStore, Empty: "the built-in policy", Path: FilePath,
 		Usage: "a policy `file` that fills an empty store",
 		More:  "A store that has a policy keeps it; see [policy](operations.md#policy).",

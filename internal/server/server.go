@@ -115,7 +115,9 @@ type Server struct {
 	clock      *clock.Clock
 	reportJump sync.Once
 	// sweeps is false if nothing may be purged until a later start.
-	sweeps   bool
+	sweeps bool
+	// pruned is when sweep looked for old audit events last.
+	pruned   time.Time
 	hub      *feed.Hub
 	keys     *keys.Manager
 	recorder *usage.Recorder
@@ -271,15 +273,35 @@ func (s *Server) flushLastUses(ctx context.Context) error {
 	return nil
 }
 
-// sweep purges records past their retention, at every interval.
+// sweep purges records past their retention, at every interval, and old audit events once a day.
 func (s *Server) sweep(ctx context.Context) error {
 	if !s.sweeps {
 		return nil
 	}
 	s.keys.SweepEvery(ctx, systemActor, s.config.Settings.SweepInterval, func(swept keys.Swept, err error) {
 		s.hooks.SweepDone(events.Sweep{Keys: swept.Keys, Members: swept.Members, Error: err})
+		s.pruneAudit(ctx)
 	})
 	return nil
+}
+
+// pruneInterval is how often old audit events are looked for.
+const pruneInterval = 24 * time.Hour
+
+// pruneAudit deletes old audit events if the store can, the clock is right as far as anybody knows,
+// and the last time was a day ago.
+func (s *Server) pruneAudit(ctx context.Context) {
+	days, now := s.config.Settings.AuditRetentionDays, s.clock.Now()
+	pruner, can := storage.AuditPrunerOf(s.config.Store)
+	if !can || days == 0 || s.clockTrusted() != nil || now.Sub(s.pruned) < pruneInterval {
+		return
+	}
+	s.pruned = now
+	deleted, err := pruner.PruneAudit(ctx, now.AddDate(0, 0, -days))
+	if ctx.Err() != nil {
+		err = nil
+	}
+	s.hooks.AuditPruned(events.Prune{Events: deleted, Error: err})
 }
 
 // startCalls makes the services, and begins to serve the listeners.

@@ -114,7 +114,7 @@ type AuditPruner interface {
 
 // AuditPrunerOf returns what prunes the audit events of a store and reports whether the store can do
 // it.
-func AuditPrunerOf(store Store) (AuditPruner, bool) {
+func AuditPrunerOf(store any) (AuditPruner, bool) {
 	pruner, has := store.(AuditPruner)
 	return pruner, has
 }

@@ -75,7 +75,7 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 }
 
 // behindPruned returns the revision of a workspace's newest event before the one of a cursor, which is
-// not there; 0 if there is none. If that event was not pruned, the error is ErrInvalidCursor.
+// not there, or 0. If that event was not pruned, the error is ErrInvalidCursor.
 func behindPruned(ctx context.Context, tx *bolt.Tx, workspaceID string, revision int64) (int64, error) {
 	pruned, err := revisionMark(tx, namePruned)
 	if err != nil {

@@ -106,7 +106,7 @@ func (s *Store) kept() int64 {
 }
 
 // newestBefore returns the revision of the newest event up to a revision that is older than a time,
-// found as if the times ascended. It returns 0 if there is none.
+// found as if the times ascended, or 0.
 func newestBefore(cursor *bolt.Cursor, before time.Time, upTo int64) (int64, error) {
 	found := int64(0)
 	for low, high := int64(1), upTo; low <= high; {
@@ -150,7 +150,7 @@ type namedRecord struct {
 
 // auditRun is what a pruning knows of a workspace.
 type auditRun struct {
-	// before is the newest event that stays, last the newest one that was visited; 0 if there is none.
+	// before is the newest event that stays, last the newest one that was visited, or 0.
 	before, last int64
 	// pending are the events after before. They may be deleted once a later one is linked to before.
 	pending []int64
@@ -222,7 +222,7 @@ func (p *pruning) slice(ctx context.Context, from int64) (int64, error) {
 }
 
 // visitEvents reads pruneSlice events from one revision to another, and returns the revision at
-// which the next slice begins, 0 if there is none. Unreadable events are left out: they stay.
+// which the next slice begins, 0 after the last. Unreadable events are left out: they stay.
 func visitEvents(tx *bolt.Tx, from, upTo int64) (visited []visitedEvent, next int64) {
 	hasher := integrity.NewHasher()
 	cursor := tx.Bucket([]byte(bucketAudit)).Cursor()
@@ -290,7 +290,7 @@ func (p *pruning) decide(index *fileIndex, visited []visitedEvent, slice *pruned
 			}
 		}
 	}
-	// The last one that is pending may turn out to be the newest old event of its workspace.
+	// The last pending event may turn out to be the newest old event of its workspace.
 	for _, event := range visited {
 		run := p.runs[event.workspaceID]
 		if last := len(run.pending) - 1; last > 0 {

@@ -36,9 +36,10 @@ type agingStore struct {
 	workspaces []*storagetest.Workspace
 	keys       map[*storagetest.Workspace][]*storagev1.KeyRecord
 	// first has the first member of each workspace.
-	first  map[*storagetest.Workspace]*storagev1.MemberRecord
-	policy storage.Head
-	made   int
+	first     map[*storagetest.Workspace]*storagev1.MemberRecord
+	policy    storage.Head
+	made      int
+	committed int
 }
 
 // openAging returns a store that has come through 200 days of random changes.
@@ -85,6 +86,9 @@ func (a *agingStore) days(days int) time.Time {
 func (a *agingStore) commit(t *testing.T, change *storage.Change) {
 	t.Helper()
 	change.Event.Time = timestamppb.New(a.now)
+	if a.committed++; a.committed == 150 { // the clock was wrong for a while
+		change.Event.Time = timestamppb.New(a.days(300))
+	}
 	a.now = a.now.Add(a.step)
 	if _, err := a.Commit(t.Context(), change); err != nil {
 		t.Fatal(err)
@@ -565,4 +569,53 @@ func TestStaleRecordIsFoundInAPrunedStore(t *testing.T) {
 	if err != nil || deleted == 0 || count() != before {
 		t.Errorf("%d events were deleted, of the workspace with damage %d: %v", deleted, before-count(), err)
 	}
+}
+
+// TestEventOfTheSinksLastLineIsNotPruned prunes while the line of a newer event is being written. The
+// next start compares the event of the last line.
+func TestEventOfTheSinksLastLineIsNotPruned(t *testing.T) {
+	a := openAging(t, 100)
+	if err := a.Store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	slow := &slowSink{}
+	a.config.sinkDisk = slow.disk()
+	committed := make(chan struct{}, 1)
+	a.config.fault = func(written bool) error {
+		if written {
+			select {
+			case committed <- struct{}{}:
+			default:
+			}
+		}
+		return nil
+	}
+	a.open(t)
+	w := a.workspaces[0]
+	change := w.PutMember("member9", "viewer")
+	a.commit(t, change)
+	w.Follow(change)
+	<-committed
+	last := a.position.Revision
+	hold := make(chan struct{})
+	slow.set(hold, nil, 0)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		change := w.PutMember("member9", "admin")
+		change.Event.Time = timestamppb.New(a.now)
+		if _, err := a.Commit(context.Background(), change); err != nil {
+			t.Errorf("Commit: %v", err)
+		}
+	}()
+	<-committed
+	deleted, err := a.PruneAudit(t.Context(), a.days(1000))
+	if err != nil || deleted == 0 || events(t, a.Store)[last] == nil {
+		t.Errorf("%d events were deleted; revision %d is there: %v; %v", deleted, last, events(t, a.Store)[last] != nil, err)
+	}
+	slow.set(nil, nil, 0)
+	close(hold)
+	<-done
+	a.config.fault = nil
+	a.clean(t)
 }
