@@ -231,10 +231,12 @@ type Sweep struct {
 	Error error
 }
 
-// Prune is one search for old audit events.
+// Prune is one search for old audit events, and for old files of the audit sink.
 type Prune struct {
 	// Events is how many were deleted.
 	Events int64
+	// Files are the files of the audit sink that were deleted.
+	Files []string
 	// Error says why the search broke off; nil if it did not.
 	Error error
 }

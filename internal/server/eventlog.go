@@ -105,6 +105,9 @@ func logEvents(log *slog.Logger) events.Hooks {
 			if prune.Error != nil {
 				log.WarnContext(ctx, "deleting old audit events broke off; the next day's goes on", "error", prune.Error)
 			}
+			if len(prune.Files) > 0 {
+				log.InfoContext(ctx, "old files of the audit sink were deleted", "files", prune.Files)
+			}
 			if prune.Events > 0 {
 				log.InfoContext(ctx, "audit events past their retention were deleted; the audit sink has them", "events", prune.Events)
 			}

@@ -48,7 +48,7 @@ func TestAuditEventsArePrunedOnceADay(t *testing.T) {
 	// 2. An error is told.
 	store.err = errors.New("broken")
 	hours(24)
-	if len(told) != 3 || told[1] != (events.Prune{Events: 7}) || told[2].Error == nil {
+	if len(told) != 3 || told[1].Events != 7 || told[1].Error != nil || told[2].Error == nil {
 		t.Errorf("told: %v", told)
 	}
 	// 3. 0 keeps them for ever.

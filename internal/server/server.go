@@ -5,6 +5,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -288,20 +289,27 @@ func (s *Server) sweep(ctx context.Context) error {
 // pruneInterval is how often old audit events are looked for.
 const pruneInterval = 24 * time.Hour
 
-// pruneAudit deletes old audit events if the store can, the clock is right as far as anybody knows,
-// and the last time was a day ago.
+// pruneAudit deletes old audit events of the store, and old files of its sink, if the store can, the
+// clock is right as far as anybody knows, and the last time was a day ago.
 func (s *Server) pruneAudit(ctx context.Context) {
-	days, now := s.config.Settings.AuditRetentionDays, s.clock.Now()
-	pruner, can := storage.AuditPrunerOf(s.config.Store)
-	if !can || days == 0 || s.clockTrusted() != nil || now.Sub(s.pruned) < pruneInterval {
+	settings, now := s.config.Settings, s.clock.Now()
+	if s.clockTrusted() != nil || now.Sub(s.pruned) < pruneInterval {
 		return
 	}
 	s.pruned = now
-	deleted, err := pruner.PruneAudit(ctx, now.AddDate(0, 0, -days))
-	if ctx.Err() != nil {
-		err = nil
+	var prune events.Prune
+	if pruner, can := storage.AuditPrunerOf(s.config.Store); can && settings.AuditRetentionDays > 0 {
+		prune.Events, prune.Error = pruner.PruneAudit(ctx, now.AddDate(0, 0, -settings.AuditRetentionDays))
 	}
-	s.hooks.AuditPruned(events.Prune{Events: deleted, Error: err})
+	if trimmer, can := storage.SinkTrimmerOf(s.config.Store); can && settings.AuditSinkKeepDays > 0 {
+		var err error
+		prune.Files, err = trimmer.TrimSink(ctx, now.AddDate(0, 0, -settings.AuditSinkKeepDays))
+		prune.Error = errors.Join(prune.Error, err)
+	}
+	if ctx.Err() != nil {
+		prune.Error = nil
+	}
+	s.hooks.AuditPruned(prune)
 }
 
 // startCalls makes the services, and begins to serve the listeners.

@@ -18,7 +18,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, LocalBarrierReader, RefusalStore and SinkReopener. An optional behaviour never changes
+// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener and
+// SinkTrimmer. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
@@ -117,6 +118,20 @@ type AuditPruner interface {
 func AuditPrunerOf(store any) (AuditPruner, bool) {
 	pruner, has := store.(AuditPruner)
 	return pruner, has
+}
+
+// SinkTrimmer is an optional behaviour of stores that write an audit sink.
+type SinkTrimmer interface {
+	// TrimSink deletes the files that the sink's file was renamed to and whose lines are all older
+	// than a time, and returns their names. Errors: those of the file system; some of the files may
+	// have been deleted.
+	TrimSink(ctx context.Context, before time.Time) ([]string, error)
+}
+
+// SinkTrimmerOf returns what trims the sink of a store and reports whether the store can do it.
+func SinkTrimmerOf(store any) (SinkTrimmer, bool) {
+	trimmer, has := store.(SinkTrimmer)
+	return trimmer, has
 }
 
 // Committer makes changes.

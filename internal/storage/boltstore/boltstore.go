@@ -58,6 +58,9 @@ type Config struct {
 	// SinkReserve is how many bytes of the sink's disk are kept for narrowing changes. Default:
 	// sink.DefaultReserve, room for 10,000. A negative value keeps nothing.
 	SinkReserve int64
+	// SinkMaxBytes is the length from which on the sink's file is renamed, and a new one begins.
+	// Default: any length.
+	SinkMaxBytes int64
 	// Unanchored makes Open ignore anchor and sink: they are neither compared nor written. Tools and
 	// tests that open copies set it.
 	Unanchored bool
@@ -165,6 +168,7 @@ var (
 	_ storage.Store        = (*Store)(nil)
 	_ storage.SinkReopener = (*Store)(nil)
 	_ storage.AuditPruner  = (*Store)(nil)
+	_ storage.SinkTrimmer  = (*Store)(nil)
 )
 
 // Open opens the store in the file at path. If config.Create allows it, Open makes a store
