@@ -21,7 +21,7 @@ RELEASE := env CGO_ENABLED=0 go build -trimpath -buildvcs=false
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants blind blind-mutants bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -125,6 +125,15 @@ crash:
 # must be served. HOSTILEFLAGS="-attacks pings -seed 7" repeats one.
 hostile:
 	go -C test run ./hostile -time $(HOSTILETIME) $(HOSTILEFLAGS)
+
+# Searches all that a built keysvc had, memory and a core included, for the secrets of its keys
+# (test/blind/README.md).
+blind:
+	go -C test test ./blind -count=1 -timeout 0 -v -validations 10000 -keys 1000
+
+# Puts faults into clients and server. The search must notice each.
+blind-mutants:
+	go -C test test ./blind -count=1 -timeout 0 -v -run '^TestEveryMutantIsNoticed$$' -mutants '$(MUTANTS)'
 
 # Takes one bound after another out of keysvc. An attack must break each of these.
 hostile-mutants:

@@ -63,6 +63,7 @@ func TestCommandsOfReadmeDoWhatItSays(t *testing.T) {
 		"UNAUTHENTICATED: KEY_INVALID", "status 3",
 		"ALLOWED", "status 0", // after the rotation
 		"UNAUTHENTICATED: KEY_REVOKED", "status 3",
+		"UNAUTHENTICATED: KEY_REVOKED", // key explain
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q\n%s\n%s\n%s", got, want, script.String(), output, complaints.String())

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/scribe-mail/keysvc/internal/server"
-	"github.com/scribe-mail/keysvc/internal/storage/sink"
 )
 
 // defaultFile is the store's file that serve keeps unless it is told otherwise.
@@ -22,10 +21,10 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify [FILE]",
 		Short: "Check the audit events of a store, and compare them with its audit sink",
-		Long: `Check the audit events in a store's file that no server has open (default:
-` + defaultFile + `): that those of each workspace form a chain without gaps, and that
-each record is the one that its last event put. Then compare the events with the
-lines of the audit sink. Nothing is changed.
+		Long: `Check the audit events in a store's file that no server has open: that those of each
+workspace form a chain without gaps, and that each record is the one that its last
+event put. Then compare the events with the lines of the audit sink. Nothing is
+changed. FILE is ` + defaultFile + ` if it is not given.
 
 It finds events and lines that were altered, removed or moved, an end that was cut,
 a missing workspace, a store that is older than its sink or has another history, and
@@ -63,9 +62,9 @@ With -o json the findings are for programs.`,
 			file = args[0]
 		}
 		return a.onFile(cmd, file, func(ctx context.Context) error {
-			clear := a.progress(&options)
+			remove := a.progress(&options)
 			result, err := a.hooks.VerifyAudit(ctx, file, options)
-			clear()
+			remove()
 			if err != nil {
 				return err
 			}
@@ -131,16 +130,16 @@ type sinkText struct {
 }
 
 type foundText struct {
-	Kind         sink.Kind         `json:"kind"`
-	Text         string            `json:"text"`
-	Revision     int64             `json:"revision,omitempty"`
-	LastRevision int64             `json:"last_revision,omitempty"`
-	Count        int64             `json:"count"`
-	Events       []sink.EventPlace `json:"events,omitempty"`
-	File         string            `json:"file,omitempty"`
-	Line         int64             `json:"line,omitempty"`
+	Kind         string              `json:"kind"`
+	Text         string              `json:"text"`
+	Revision     int64               `json:"revision,omitempty"`
+	LastRevision int64               `json:"last_revision,omitempty"`
+	Count        int64               `json:"count"`
+	Events       []server.EventPlace `json:"events,omitempty"`
+	File         string              `json:"file,omitempty"`
+	Line         int64               `json:"line,omitempty"`
 	// Since is the last event before that is right.
-	Since *sink.EventPlace `json:"right_until,omitempty"`
+	Since *server.EventPlace `json:"right_until,omitempty"`
 }
 
 func verificationOf(file string, result server.Verification) verification {
@@ -154,7 +153,7 @@ func verificationOf(file string, result server.Verification) verification {
 	}
 	for _, each := range result.Findings {
 		shown.Findings = append(shown.Findings, foundText{
-			each.Kind, each.Text, each.Revision, each.LastRevision, each.Count, each.Events, each.File, each.Line, each.Since,
+			string(each.Kind), each.Text, each.Revision, each.LastRevision, each.Count, each.Events, each.File, each.Line, each.Since,
 		})
 	}
 	return shown
@@ -164,7 +163,7 @@ func verificationOf(file string, result server.Verification) verification {
 func (v verification) text(out io.Writer) error {
 	var text strings.Builder
 	line := func(name, format string, arguments ...any) {
-		fmt.Fprintf(&text, "%-11s %s\n", name, printable(redact(fmt.Sprintf(format, arguments...))))
+		fmt.Fprintf(&text, "%-12s%s\n", name, printable(redact(fmt.Sprintf(format, arguments...))))
 	}
 	line("store", "%s, epoch %s, revision %d, %d audit events", v.Store.File, v.Store.Epoch, v.Store.Revision, v.Store.AuditEvents)
 	if v.Store.PrunedRevision > 0 {

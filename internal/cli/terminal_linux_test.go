@@ -17,6 +17,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/cli"
+	"github.com/scribe-mail/keysvc/internal/server"
 )
 
 // openTerminal returns both ends of a new terminal: one for the person, one for the command.
@@ -263,4 +264,18 @@ func TestInterruptWhileAskedChangesNothing(t *testing.T) {
 	if status := <-status; status != 1 || !strings.HasSuffix(shown, " for good: \r\nerror: interrupted\r\n") || removed != 0 {
 		t.Errorf("status %d, %q, %d calls", status, shown, removed)
 	}
+}
+
+// TestAuditVerifyShowsItsProgressAtATerminal: what is shown is removed at the end, and programs get
+// none of it.
+func TestAuditVerifyShowsItsProgressAtATerminal(t *testing.T) {
+	c := command{hooks: cli.Hooks{VerifyAudit: func(_ context.Context, _ string, options server.VerifyOptions) (server.Verification, error) {
+		if options.Progress != nil {
+			options.Progress(10_000)
+		}
+		return server.Verification{Epoch: "e1", Revision: 7, AuditEvents: 7}, nil
+	}}}
+	const answer = "store       a.db, epoch e1, revision 7, 7 audit events\naudit sink  none\nresult      everything is right\n"
+	c.runAtTerminal(t, "", "audit", "verify", "a.db").want(t, cli.ExitOK, answer, "\r10000 lines of the audit sink read\r\x1b[K")
+	c.run(t, "audit", "verify", "a.db").want(t, cli.ExitOK, answer, "")
 }

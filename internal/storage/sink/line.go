@@ -1,6 +1,7 @@
-// Package sink writes and reads audit sinks: files outside of a store with a line of JSON for each
-// audit event. The store's event is the truth, and the sink follows it. Its last line tells how
-// far the store had come, so that a sink is an anchor, too.
+// Package sink writes and reads audit sinks, and compares a store with its sink. A sink is one or
+// several files outside of a store, with a line of JSON for each audit event. The store's event is
+// the truth, and the sink follows it. Its last line tells how far the store had come, so that a sink
+// is an anchor, too.
 //
 // # Format
 //
@@ -19,6 +20,7 @@ package sink
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -26,6 +28,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -96,7 +99,8 @@ func (l Line) Append(text []byte) ([]byte, error) {
 		o.hex("previous_hash", previous)
 	}
 	o.time("time", l.Time)
-	o.string("action", strings.TrimPrefix(record.GetAction().String(), "AUDIT_ACTION_"))
+	action := int32(record.GetAction())
+	o.string("action", strings.TrimPrefix(cmp.Or(storagev1.AuditAction_name[action], strconv.Itoa(int(action))), "AUDIT_ACTION_"))
 	o.string("caller", record.GetCaller())
 	o.optional("caller_credential", record.GetCallerCredential())
 	o.optional("actor_member_id", record.GetActorMemberId())

@@ -128,10 +128,10 @@ func Newest(path string) (name string, tail Tail, err error) {
 	if files, err = Order(files); err != nil {
 		return "", Tail{}, err
 	}
-	for index := len(files) - 1; index >= 0; index-- {
-		each, err := ReadTail(files[index])
+	for _, file := range slices.Backward(files) {
+		each, err := ReadTail(file)
 		if err == nil && each.Newest.Epoch != "" {
-			return files[index], each, nil
+			return file, each, nil
 		}
 	}
 	return "", Tail{}, fmt.Errorf("%w: no line in %s", fs.ErrNotExist, path)
