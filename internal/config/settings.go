@@ -77,6 +77,15 @@ type Settings struct {
 	// AuditSink is the path of the file that gets a line for each audit event. Empty stands for no
 	// file, and "off" for no file any more. The folder of the file must exist.
 	AuditSink string
+	// AuditRetentionDays is for how many days the store keeps audit events that the sink has: 1 to
+	// 36500, or 0 for ever. The last event of each record stays.
+	AuditRetentionDays int
+	// AuditSinkMaxBytes is the length of the sink's file from which on the server renames it and
+	// begins a new one; 0 for any.
+	AuditSinkMaxBytes int
+	// AuditSinkKeepDays is for how many days the files that the sink's file was renamed to are kept
+	// after their last line: 1 to 36500, or 0 for ever.
+	AuditSinkKeepDays int
 	// Init makes a new, empty store, and its folder if the folder is missing. The start fails if
 	// there is a store already.
 	Init bool

@@ -167,6 +167,25 @@ var table = []Setting{
 		kind: text(func(s *Settings) *string { return &s.AuditSink }, anyValue),
 	},
 	{
+		Name: "audit-retention-days", Group: groupStore, Default: "90",
+		Usage: "for how many days the store keeps audit events that the audit sink has; 0 for ever",
+		More: "The last event of each record stays. Without a sink all events stay. " +
+			"See [the audit sink](operations.md#the-audit-sink).",
+		kind: number(func(s *Settings) *int { return &s.AuditRetentionDays }, 0, 36500),
+	},
+	{
+		Name: "audit-sink-max-bytes", Group: groupStore, Default: "0",
+		Usage: "the length from which on the audit sink is renamed and begun anew; 0 for never",
+		More:  "The name gets the time behind it. See [the audit sink](operations.md#the-audit-sink).",
+		kind:  number(func(s *Settings) *int { return &s.AuditSinkMaxBytes }, 0, 1<<40),
+	},
+	{
+		Name: "audit-sink-keep-days", Group: groupStore, Default: "0",
+		Usage: "for how many days renamed files of the audit sink are kept; 0 for ever",
+		More:  "From the last line of each file on. Once a day the server deletes older ones, also those of logrotate.",
+		kind:  number(func(s *Settings) *int { return &s.AuditSinkKeepDays }, 0, 36500),
+	},
+	{
 		Name: "policy", Group: groupStore, Empty: "the built-in policy", Path: FilePath,
 		Usage: "a policy `file` that fills an empty store",
 		More:  "A store that has a policy keeps it; see [policy](operations.md#policy).",

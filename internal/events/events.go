@@ -61,6 +61,8 @@ type Hooks struct {
 	UsesFlushed func(Flush)
 	// SweepDone is called at the end of each sweep.
 	SweepDone func(Sweep)
+	// AuditPruned is called after each search for old audit events.
+	AuditPruned func(Prune)
 	// ClockJumped is called once, when the wall clock was set forward.
 	ClockJumped func(ClockJump)
 	// AcceptFailed is called when a listener could not accept a connection.
@@ -226,6 +228,16 @@ type Sweep struct {
 	// Keys and Members are how many records were purged.
 	Keys, Members int
 	// Error says why the sweep broke off; nil if it did not.
+	Error error
+}
+
+// Prune is one search for old audit events, and for old files of the audit sink.
+type Prune struct {
+	// Events is how many were deleted.
+	Events int64
+	// Files are the files of the audit sink that were deleted.
+	Files []string
+	// Error says why the search broke off; nil if it did not.
 	Error error
 }
 

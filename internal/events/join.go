@@ -23,6 +23,7 @@ func Join(listeners ...Hooks) Hooks {
 		SessionEnded:    func(SessionEnded) {},
 		UsesFlushed:     func(Flush) {},
 		SweepDone:       func(Sweep) {},
+		AuditPruned:     func(Prune) {},
 		ClockJumped:     func(ClockJump) {},
 		AcceptFailed:    func(error) {},
 
@@ -48,6 +49,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.SessionEnded, each.SessionEnded, first)
 		join(&joined.UsesFlushed, each.UsesFlushed, first)
 		join(&joined.SweepDone, each.SweepDone, first)
+		join(&joined.AuditPruned, each.AuditPruned, first)
 		join(&joined.ClockJumped, each.ClockJumped, first)
 		join(&joined.AcceptFailed, each.AcceptFailed, first)
 		join(&joined.ConnectionsClosed, each.ConnectionsClosed, first)

@@ -43,7 +43,7 @@ func openBolt(ctx context.Context, settings config.Settings, log *slog.Logger) (
 		}
 	}
 	file := filepath.Join(settings.Data, storeFile)
-	store, err := boltstore.Open(file, boltstore.Config{Log: log, Create: create, Anchor: settings.Anchor, Sink: settings.AuditSink})
+	store, err := boltstore.Open(file, boltstore.Config{Log: log, Create: create, Anchor: settings.Anchor, Sink: settings.AuditSink, SinkMaxBytes: int64(settings.AuditSinkMaxBytes)})
 	switch {
 	case errors.Is(err, storage.ErrAbsent):
 		return nil, fmt.Errorf("%w; --data names the folder of a store, and --init makes a new, empty one there", err)

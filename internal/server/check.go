@@ -37,18 +37,22 @@ func examine(ctx context.Context, file string, outside Outside, out io.Writer) (
 	if err != nil {
 		return false, err
 	}
+	pruned := ""
+	if report.Pruned > 0 {
+		pruned = fmt.Sprintf(" (old ones were deleted, up to revision %d)", report.Pruned)
+	}
 	_, err = fmt.Fprintf(out, `schema        %d
 epoch         %s
 revision      %d
 workspaces    %d
 members       %d
 keys          %d
-audit events  %d
+audit events  %d%s
 feed entries  %d
 anchor        %s
 audit sink    %s
 `, report.Schema, report.Epoch, report.Position.Revision,
-		report.Workspaces, report.Members, report.Keys, report.AuditEvents, report.FeedEntries, report.Anchor, report.Sink)
+		report.Workspaces, report.Members, report.Keys, report.AuditEvents, pruned, report.FeedEntries, report.Anchor, report.Sink)
 	for _, problem := range report.Problems {
 		_, more := fmt.Fprintln(out, "problem:", problem)
 		err = errors.Join(err, more)

@@ -102,6 +102,17 @@ func logEvents(log *slog.Logger) events.Hooks {
 				log.InfoContext(ctx, "records past their retention were purged", "keys", sweep.Keys, "members", sweep.Members)
 			}
 		},
+		AuditPruned: func(prune events.Prune) {
+			if prune.Error != nil {
+				log.WarnContext(ctx, "deleting old audit events broke off; the next day's goes on", "error", prune.Error)
+			}
+			if len(prune.Files) > 0 {
+				log.InfoContext(ctx, "old files of the audit sink were deleted", "files", prune.Files)
+			}
+			if prune.Events > 0 {
+				log.InfoContext(ctx, "audit events past their retention were deleted; the audit sink has them", "events", prune.Events)
+			}
+		},
 		ClockJumped: func(jump events.ClockJump) {
 			log.ErrorContext(ctx, "the wall clock was set forward, and nobody knows if it is right: until a restart no key is created or rotated with an overlap, and nothing is purged",
 				"wall", jump.Wall, "by_time_passed", jump.ByTimePassed, "ahead", jump.Wall.Sub(jump.ByTimePassed).Round(time.Second).String())

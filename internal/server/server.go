@@ -5,6 +5,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -115,7 +116,9 @@ type Server struct {
 	clock      *clock.Clock
 	reportJump sync.Once
 	// sweeps is false if nothing may be purged until a later start.
-	sweeps   bool
+	sweeps bool
+	// pruned is when sweep looked for old audit events last.
+	pruned   time.Time
 	hub      *feed.Hub
 	keys     *keys.Manager
 	recorder *usage.Recorder
@@ -271,15 +274,42 @@ func (s *Server) flushLastUses(ctx context.Context) error {
 	return nil
 }
 
-// sweep purges records past their retention, at every interval.
+// sweep purges records past their retention, at every interval, and old audit events once a day.
 func (s *Server) sweep(ctx context.Context) error {
 	if !s.sweeps {
 		return nil
 	}
 	s.keys.SweepEvery(ctx, systemActor, s.config.Settings.SweepInterval, func(swept keys.Swept, err error) {
 		s.hooks.SweepDone(events.Sweep{Keys: swept.Keys, Members: swept.Members, Error: err})
+		s.pruneAudit(ctx)
 	})
 	return nil
+}
+
+// pruneInterval is how often old audit events are looked for.
+const pruneInterval = 24 * time.Hour
+
+// pruneAudit deletes old audit events of the store, and old files of its sink, if the store can, the
+// clock is right as far as anybody knows, and the last time was a day ago.
+func (s *Server) pruneAudit(ctx context.Context) {
+	settings, now := s.config.Settings, s.clock.Now()
+	if s.clockTrusted() != nil || now.Sub(s.pruned) < pruneInterval {
+		return
+	}
+	s.pruned = now
+	var prune events.Prune
+	if pruner, can := storage.AuditPrunerOf(s.config.Store); can && settings.AuditRetentionDays > 0 {
+		prune.Events, prune.Error = pruner.PruneAudit(ctx, now.AddDate(0, 0, -settings.AuditRetentionDays))
+	}
+	if trimmer, can := storage.SinkTrimmerOf(s.config.Store); can && settings.AuditSinkKeepDays > 0 {
+		var err error
+		prune.Files, err = trimmer.TrimSink(ctx, now.AddDate(0, 0, -settings.AuditSinkKeepDays))
+		prune.Error = errors.Join(prune.Error, err)
+	}
+	if ctx.Err() != nil {
+		prune.Error = nil
+	}
+	s.hooks.AuditPruned(prune)
 }
 
 // startCalls makes the services, and begins to serve the listeners.

@@ -56,6 +56,10 @@ type Checker struct {
 	// Schema is the schema of the store; 0 stands for this program's. In a store of SchemaFirst,
 	// events list no records, so records are compared with the other fields of the events.
 	Schema int32
+	// Pruned is the revision up to which old events may have been deleted; 0 if there are all. If it is
+	// not 0, events need their revisions. The newest event of each workspace up to this revision, and
+	// the last event of each record, are there nevertheless.
+	Pruned int64
 
 	position   Position
 	feed       map[[32]byte]*storagev1.FeedRecord // by hash of the event, until the event is seen
@@ -89,6 +93,10 @@ type checkedWorkspace struct {
 	created map[string]int64
 	// lists reports whether an event has listed records. From then on every event must.
 	lists bool
+	// gap reports whether events were missing, and may have been pruned. prunedTo is the sequence of
+	// the newest event that was seen up to the revision Pruned.
+	gap      bool
+	prunedTo int64
 }
 
 type checkedMember struct{ damaged, removed, put bool }
@@ -292,7 +300,10 @@ func (c *Checker) AuditEvent(event AuditEvent) {
 	record := event.Record
 	workspace := c.workspace(record.GetWorkspaceId())
 	sequence := record.GetSequence()
-	if !workspace.chain.Follows(record) {
+	inPruned := event.Revision > 0 && event.Revision <= c.Pruned
+	if isGap := inPruned && sequence > workspace.chain.Sequence+1; isGap {
+		workspace.gap = true
+	} else if !workspace.chain.Follows(record) {
 		place := Place{workspace.id, sequence, event.Revision}
 		if sequence != workspace.chain.Sequence+1 {
 			c.ProblemAt(place, "workspace %q: audit event %d follows on %d", workspace.id, sequence, workspace.chain.Sequence)
@@ -301,6 +312,9 @@ func (c *Checker) AuditEvent(event AuditEvent) {
 		}
 	}
 	workspace.chain = Head{Sequence: sequence, Hash: HashAudit(event.Encoded)}
+	if inPruned {
+		workspace.prunedTo = sequence
+	}
 	c.matchFeed(workspace, record)
 	c.matchKey(workspace, record)
 	c.matchRecords(workspace, record, event.Revision)
@@ -462,7 +476,9 @@ func (c *Checker) finish() {
 		}
 		left := make([]int64, 0, len(c.feed))
 		for _, entry := range c.feed {
-			left = append(left, entry.GetRevision())
+			if entry.GetRevision() > c.Pruned {
+				left = append(left, entry.GetRevision())
+			}
 		}
 		slices.Sort(left)
 		for _, revision := range left {
@@ -512,11 +528,14 @@ func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
 		member := workspace.members[id]
 		name := recordName{workspace.id, storagev1.RecordKind_RECORD_KIND_MEMBER, id}
 		unlisted := c.Schema != SchemaFirst && !c.record(name).listed // finishRecords reports it
-		if !member.put && !member.damaged && !unlisted {
+		if !member.put && !member.damaged && !unlisted && !workspace.gap {
 			c.Problem("%s: no audit event put member %q", title, id)
 		}
 	}
 	for _, id := range sortedKeys(workspace.created) {
+		if workspace.gap && workspace.created[id] <= workspace.prunedTo {
+			continue // the event that purged the key may have been pruned
+		}
 		if key := c.keys[id]; key != nil && key.workspace == workspace {
 			c.Problem("%s: event %d created key %s, whose record says event %d", title, workspace.created[id], id, key.sequence)
 		} else {
@@ -526,13 +545,14 @@ func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
 }
 
 func (c *Checker) finishKey(id string, key *checkedKey) {
-	if !key.createdSeen {
+	isPruned := key.workspace.gap && key.sequence <= key.workspace.prunedTo
+	if !key.createdSeen && !isPruned {
 		c.Problem("key %s: audit event %d did not create it", id, key.sequence)
 	}
 	if !key.changeSeen && c.Schema == SchemaFirst { // in later schemas finishRecords compares
 		c.Problem("key %s: audit event %d did not change it", id, key.changeSequence)
 	}
-	if key.revoked != key.revokedSeen {
+	if key.revoked != key.revokedSeen && !(key.revoked && isPruned) {
 		c.Problem("key %s: revoked is %t in the record and %t in the audit events", id, key.revoked, key.revokedSeen)
 	}
 }

@@ -179,3 +179,31 @@ func TestCheckerReportsEachPlantedProblem(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckerAcceptsGapsOnlyInWhatWasPruned leaves out the third of four events.
+func TestCheckerAcceptsGapsOnlyInWhatWasPruned(t *testing.T) {
+	for pruned, want := range map[int64]string{
+		0:  "audit event 4 follows on 2",
+		30: "audit event 4 follows on 2", // the newest event up to there is always kept
+		40: "",
+	} {
+		c := sound(t)
+		checker := &storage.Checker{Feed: storage.FeedSparse, Pruned: pruned}
+		checker.Position(c.position)
+		for _, entry := range c.feed {
+			checker.Entry(entry)
+		}
+		for _, item := range c.items {
+			checker.Item(item)
+		}
+		for index, event := range c.events {
+			if event.Revision = int64(index+1) * 10; index != 2 {
+				checker.AuditEvent(event)
+			}
+		}
+		problems := checker.Problems()
+		if (want == "") != (len(problems) == 0) || !strings.Contains(strings.Join(problems, "\n"), want) {
+			t.Errorf("pruned up to %d: %q, want %q", pruned, problems, want)
+		}
+	}
+}

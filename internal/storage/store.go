@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"iter"
+	"time"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 )
@@ -17,7 +18,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: LocalBarrierReader, RefusalStore and SinkReopener. An optional behaviour never changes
+// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener and
+// SinkTrimmer. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
@@ -99,6 +101,37 @@ type SinkReopener interface {
 func SinkReopenerOf(store Store) (SinkReopener, bool) {
 	reopener, has := store.(SinkReopener)
 	return reopener, has
+}
+
+// AuditPruner is an optional behaviour of stores that can let go of old audit events.
+type AuditPruner interface {
+	// PruneAudit deletes audit events of before a time that the store's audit sink has, and returns
+	// how many. These stay: the last event of each record that exists, and events that the store needs
+	// to check itself. Without a sink all stay. PruneAudit yields to commits, and may be called again
+	// after it broke off. Errors: ErrFull, ErrUnavailable, ErrOutcomeUnknown, ErrDamaged, or the
+	// context's. After an error some of the events may have been deleted.
+	PruneAudit(ctx context.Context, before time.Time) (int64, error)
+}
+
+// AuditPrunerOf returns what prunes the audit events of a store and reports whether the store can do
+// it.
+func AuditPrunerOf(store any) (AuditPruner, bool) {
+	pruner, has := store.(AuditPruner)
+	return pruner, has
+}
+
+// SinkTrimmer is an optional behaviour of stores that write an audit sink.
+type SinkTrimmer interface {
+	// TrimSink deletes the files that the sink's file was renamed to and whose lines are all older
+	// than a time, and returns their names. Errors: those of the file system; some of the files may
+	// have been deleted.
+	TrimSink(ctx context.Context, before time.Time) ([]string, error)
+}
+
+// SinkTrimmerOf returns what trims the sink of a store and reports whether the store can do it.
+func SinkTrimmerOf(store any) (SinkTrimmer, bool) {
+	trimmer, has := store.(SinkTrimmer)
+	return trimmer, has
 }
 
 // Committer makes changes.

@@ -64,7 +64,13 @@ func AcceptAnchor(path string, config Config) (accepted Accepted, err error) {
 	// 1. Write the new epoch into the store. This comes first because after a crash here the
 	// store still disagrees with its anchor, so that AcceptAnchor can be repeated.
 	err = guard(func() error {
-		return file.database.Update(func(tx *bolt.Tx) error { return file.setEpoch(tx, epoch) })
+		return file.database.Update(func(tx *bolt.Tx) error {
+			// What the sink has of the events so far is not known, so they are never pruned.
+			if err := putRevisionMark(tx, nameUnsunk, file.position.Revision); err != nil {
+				return err
+			}
+			return file.setEpoch(tx, epoch)
+		})
 	})
 	if err != nil {
 		return Accepted{}, err

@@ -32,6 +32,12 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 			return damagedHead
 		}
 		bucket, total := tx.Bucket([]byte(bucketAudit)), 0
+		if query.Cursor != "" && bucket.Get([]byte(number(revision))) == nil {
+			var err error
+			if revision, err = behindPruned(ctx, tx, query.WorkspaceID, revision); err != nil {
+				return err
+			}
+		}
 		for revision > 0 {
 			name := number(revision)
 			value := bucket.Get([]byte(name))
@@ -40,9 +46,6 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 				return nil
 			}
 			total += len(value)
-			if value == nil && len(page.Events) == 0 && query.Cursor != "" {
-				return storage.ErrInvalidCursor
-			}
 			event, previous, err := decodeAudit(name, value)
 			if err != nil {
 				return err
@@ -69,6 +72,32 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 	}
 	page.Revision = position.Revision
 	return page, nil
+}
+
+// behindPruned returns the revision of a workspace's newest event before the one of a cursor, which is
+// not there, or 0. If that event was not pruned, the error is ErrInvalidCursor.
+func behindPruned(ctx context.Context, tx *bolt.Tx, workspaceID string, revision int64) (int64, error) {
+	pruned, err := revisionMark(tx, namePruned)
+	if err != nil {
+		return 0, err
+	}
+	if revision > pruned {
+		return 0, storage.ErrInvalidCursor
+	}
+	cursor := tx.Bucket([]byte(bucketAudit)).Cursor()
+	for name, value := atOrBefore(cursor, revision); name != nil; name, value = cursor.Prev() {
+		event, _, err := decodeAudit(string(name), value)
+		if err != nil {
+			return 0, err
+		}
+		if event.Record.GetWorkspaceId() == workspaceID {
+			return parseNumber(name)
+		}
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+	}
+	return 0, nil
 }
 
 // ScanAuditEvents implements storage.Store. It visits at most storage.MaxPage events.

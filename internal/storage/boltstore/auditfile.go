@@ -15,7 +15,10 @@ import (
 
 // AuditFile reads the audit events in the file of a store that no process serves. It changes
 // nothing.
-type AuditFile struct{ file *opened }
+type AuditFile struct {
+	file   *opened
+	pruned int64
+}
 
 // OpenAudit opens a file, and checks its pages. The caller closes it. Errors: ErrLocked,
 // ErrNewer, ErrDamaged, the context's, or that of the file system.
@@ -27,12 +30,21 @@ func OpenAudit(ctx context.Context, path string) (*AuditFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = guard(func() error { return file.database.View(file.readHeader) })
+	pruned := int64(0)
+	err = guard(func() error {
+		return file.database.View(func(tx *bolt.Tx) error {
+			if err := file.readHeader(tx); err != nil {
+				return err
+			}
+			pruned, _ = revisionMark(tx, namePruned) // Check reports an unreadable one
+			return nil
+		})
+	})
 	if err != nil {
 		_ = file.close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return &AuditFile{file: file}, nil
+	return &AuditFile{file: file, pruned: pruned}, nil
 }
 
 // Close closes the file.
@@ -44,9 +56,8 @@ func (f *AuditFile) Epoch() string { return f.file.header.GetEpoch() }
 // Newest returns the revision of the newest change.
 func (f *AuditFile) Newest() int64 { return f.file.position.Revision }
 
-// Pruned returns the revision up to which events may be missing because they are old: 0, because
-// files keep all events so far.
-func (f *AuditFile) Pruned() int64 { return 0 }
+// Pruned returns the revision up to which events may be missing because they are old.
+func (f *AuditFile) Pruned() int64 { return f.pruned }
 
 // SinkPath returns the path of the audit sink that the file had when it was served last, empty if
 // it had none.

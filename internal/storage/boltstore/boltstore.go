@@ -58,6 +58,9 @@ type Config struct {
 	// SinkReserve is how many bytes of the sink's disk are kept for narrowing changes. Default:
 	// sink.DefaultReserve, room for 10,000. A negative value keeps nothing.
 	SinkReserve int64
+	// SinkMaxBytes is the length from which on the sink's file is renamed, and a new one begins.
+	// Default: any length.
+	SinkMaxBytes int64
 	// Unanchored makes Open ignore anchor and sink: they are neither compared nor written. Tools and
 	// tests that open copies set it.
 	Unanchored bool
@@ -70,6 +73,8 @@ type Config struct {
 
 	// fault, in tests, fails a commit before or after it was written.
 	fault func(written bool) error
+	// pruned, in tests, is called after each slice of PruneAudit.
+	pruned func()
 	// upgraded, in tests, is called after each part of an upgrade.
 	upgraded func(part string)
 	// allocate, in tests, stands for a disk with little space.
@@ -129,6 +134,8 @@ type Store struct {
 	reopening gate
 	// writing admits one write transaction at a time: the committer's, or one of PutUsage.
 	writing gate
+	// pruning admits one PruneAudit at a time. It is taken before the other locks.
+	pruning gate
 	// state guards the group below. The committer holds it for writing from before a
 	// transaction may become visible until the index agrees with the file, so that no read
 	// begins on a transaction that is not durable. That takes as long as the disk takes to sync,
@@ -160,6 +167,8 @@ type Store struct {
 var (
 	_ storage.Store        = (*Store)(nil)
 	_ storage.SinkReopener = (*Store)(nil)
+	_ storage.AuditPruner  = (*Store)(nil)
+	_ storage.SinkTrimmer  = (*Store)(nil)
 )
 
 // Open opens the store in the file at path. If config.Create allows it, Open makes a store
@@ -185,6 +194,7 @@ func Open(path string, config Config) (*Store, error) {
 		room:      config.room,
 		state:     newGate(),
 		writing:   newGate(),
+		pruning:   newGate(),
 		reopening: newGate(),
 		queue:     make(chan *pendingChange, 1024),
 		closing:   make(chan struct{}),

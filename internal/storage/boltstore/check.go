@@ -26,6 +26,8 @@ type Report struct {
 	Position storage.Position
 	// The numbers of records, readable or not.
 	Workspaces, Members, Keys, AuditEvents, FeedEntries, Refusals int
+	// Pruned is the revision up to which old audit events may have been deleted.
+	Pruned int64
 	// Anchor says how the file compares with its anchor.
 	Anchor string
 	// Sink says how the file compares with its audit sink.
@@ -102,6 +104,13 @@ func checkOpened(ctx context.Context, file *opened, report *Report) error {
 		}
 		report.Schema, report.Epoch, report.Position = file.header.GetSchema(), file.header.GetEpoch(), file.position
 		checker := &fileChecker{Checker: storage.Checker{Feed: storage.FeedDense, Schema: file.header.GetSchema()}, ctx: ctx, tx: tx, report: report}
+		for _, name := range []string{namePruned, nameUnsunk} {
+			if _, err := revisionMark(tx, name); err != nil {
+				checker.Problem("%v", err)
+			}
+		}
+		checker.Pruned, _ = revisionMark(tx, namePruned) // reported above
+		report.Pruned = checker.Pruned
 		// The channel must be drained: its sender uses the transaction.
 		for problem := range tx.Check() {
 			checker.Problem("bbolt: %v", problem)
@@ -170,7 +179,7 @@ func (c *fileChecker) stored(item storage.Item, value []byte) {
 
 // names looks for buckets and names that do not belong in the file.
 func (c *fileChecker) names() {
-	known := map[string][]string{bucketMeta: {nameHeader, namePosition}, bucketPolicy: {nameActive}}
+	known := map[string][]string{bucketMeta: {nameHeader, namePosition, namePruned, nameUnsunk}, bucketPolicy: {nameActive}}
 	err := c.tx.ForEach(func(bucket []byte, content *bolt.Bucket) error {
 		switch {
 		case content == nil:
@@ -269,7 +278,8 @@ func (c *fileChecker) items() (map[string]*storagev1.HeadRecord, error) {
 }
 
 // audit passes on the audit events and checks their links: each points to the workspace's
-// previous one, the head points to the last, and each revision has one.
+// previous one, the head points to the last, and each revision has one, except those that were
+// pruned.
 func (c *fileChecker) audit(newest int64, heads map[string]int64) error {
 	last := make(map[string]int64)
 	before := int64(0)
@@ -280,7 +290,7 @@ func (c *fileChecker) audit(newest int64, heads map[string]int64) error {
 			c.Problem("audit: a record under the name %s", hex.EncodeToString([]byte(name)))
 			return
 		}
-		if revision != before+1 {
+		if revision != before+1 && revision-1 > c.Pruned {
 			c.ProblemAt(storage.Place{Revision: revision}, "audit: revision %d follows on %d", revision, before)
 		}
 		before = revision

@@ -63,28 +63,33 @@ func (w *indexedWorkspace) compareNewest(revision int64, index *fileIndex) {
 func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
 	// One bit for each revision to which a head or event points.
 	pointed := make([]uint64, o.position.Revision/64+1)
-	point := func(revision int64) {
+	// Another one for each revision that has an event: old events were pruned.
+	present := make([]uint64, len(pointed))
+	set := func(bits []uint64, revision int64) {
 		if revision > 0 && revision <= o.position.Revision {
-			pointed[revision/64] |= 1 << (revision % 64)
+			bits[revision/64] |= 1 << (revision % 64)
 		}
 	}
 	for _, entry := range o.index.workspaces {
-		point(entry.headRevision)
+		set(pointed, entry.headRevision)
 	}
 	bucket := tx.Bucket([]byte(bucketAudit))
-	err := bucket.ForEach(func(_, value []byte) error {
+	err := bucket.ForEach(func(name, value []byte) error {
+		if revision, err := parseNumber(name); err == nil {
+			set(present, revision)
+		}
 		// The frame is not checked here: a wrong number only leaves one more event for the loop
 		// below.
 		if len(value) > auditHeader {
 			if previous, err := parseNumber(value[len(value)-len(storage.Payload(value)):]); err == nil {
-				point(previous)
+				set(pointed, previous)
 			}
 		}
 		return nil
 	})
 	newest := make(map[string]int64)
 	for index, word := range pointed {
-		for word = ^word; word != 0; word &= word - 1 {
+		for word = present[index] &^ word; word != 0; word &= word - 1 {
 			revision := int64(index)*64 + int64(bits.TrailingZeros64(word))
 			name := number(revision)
 			// Unreadable events are skipped, because they prove nothing. Check reports them.
@@ -142,14 +147,24 @@ func (o *opened) walk(tx *bolt.Tx, e *examination, trusted bool) bool {
 		expected = nil
 	}
 	bucket := tx.Bucket([]byte(bucketAudit))
+	pruned, err := revisionMark(tx, namePruned)
+	if err != nil {
+		pruned = 0 // then the walk ends at the first gap
+	}
+	following := int64(0) // the sequence of the event that was read last, if it is in what was pruned
 	for revision := entry.headRevision; revision > 0; {
 		name := number(revision)
 		event, previous, err := decodeAudit(name, bucket.Get([]byte(name)))
 		if err != nil || event.Record.GetWorkspaceId() != entry.id || previous >= revision {
 			return false
 		}
-		if hash := storage.HashAudit(event.Encoded); expected != nil && !bytes.Equal(hash[:], expected) {
+		// The event before one in what was pruned may be older than the one that it chains to.
+		isGap := event.Record.GetSequence() < following-1
+		if hash := storage.HashAudit(event.Encoded); !isGap && expected != nil && !bytes.Equal(hash[:], expected) {
 			return false
+		}
+		if following = 0; revision <= pruned {
+			following = event.Record.GetSequence()
 		}
 		for _, change := range event.Record.GetChanges() {
 			e.listed(change)

@@ -11,14 +11,15 @@ import (
 // new keys have ascending numbers as names, so that a commit appends to three buckets
 // instead of writing pages all over the file.
 //
-//	meta        "header" → HeaderRecord, "position" → PositionRecord
+//	meta        "header" → HeaderRecord, "position" → PositionRecord,
+//	            "pruned", "unsunk" → revision (8 bytes), see prune.go; 0 if it is not there
 //	policy      "active" → PolicyRecord
 //	workspaces  workspace → WorkspaceRecord
 //	members     workspace 0x00 member → MemberRecord
 //	heads       workspace, or 0x00 for the policy's → HeadRecord
 //	keys        slot (8 bytes) key id (16) workspace → KeyRecord
 //	usage       slot (8 bytes) → Unix nanoseconds (8 bytes)
-//	audit       revision (8 bytes) → revision of the workspace's previous event (8 bytes)
+//	audit       revision (8 bytes) → revision of the workspace's previous event in the file (8 bytes)
 //	            AuditRecord
 //	feed        revision (8 bytes) → FeedRecord
 //	refusals    sequence (8 bytes) → RefusalRecord; made with the first refusal
@@ -40,6 +41,8 @@ const (
 
 	nameHeader   = "header"
 	namePosition = "position"
+	namePruned   = "pruned"
+	nameUnsunk   = "unsunk"
 	nameActive   = "active"
 )
 

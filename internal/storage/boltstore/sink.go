@@ -73,6 +73,11 @@ type sinkTarget struct {
 	lines []byte
 	last  anchor.Mark
 
+	// maxBytes is the length from which on a new file begins, 0 for any. After a failure nextRoll says
+	// when to try again.
+	maxBytes int64
+	nextRoll time.Time
+
 	// rotate is set by a call that asks for the file to be opened again.
 	rotate atomic.Bool
 	// full reports whether the disk has space for narrowing changes only.
@@ -114,8 +119,22 @@ func (t *sinkTarget) tend() {
 			t.log.Info("the audit sink was opened again", "path", t.file.Path(), "revision", t.file.Mark().Revision)
 		}
 	}
+	t.roll()
 	t.file.Reserve()
 	t.noteRoom()
+}
+
+// roll begins a new file if the present one is too long.
+func (t *sinkTarget) roll() {
+	if t.maxBytes <= 0 || t.file.Size() < t.maxBytes || time.Now().Before(t.nextRoll) {
+		return
+	}
+	if err := t.file.Roll(); err != nil {
+		t.nextRoll = time.Now().Add(anchorReminder)
+		t.log.Error("the audit sink stays in its present file, which is too long: the next one cannot be made", "path", t.file.Path(), "error", err)
+		return
+	}
+	t.log.Info("the audit sink goes on in a new file", "path", t.file.Path(), "revision", t.file.Mark().Revision)
 }
 
 // noteRoom takes over whether the disk has space.
@@ -439,7 +458,7 @@ func (s *Store) openSink(file *opened, found sinkTail) error {
 		log.Warn("the file system of the audit sink cannot allocate disk space ahead: when it is full, only some changes that take something away are still made",
 			"path", found.path)
 	}
-	s.sinkTarget = &sinkTarget{file: opened, log: log, read: func(from, to int64) ([]sunkEvent, int64, error) {
+	s.sinkTarget = &sinkTarget{file: opened, log: log, maxBytes: s.config.SinkMaxBytes, read: func(from, to int64) ([]sunkEvent, int64, error) {
 		return file.eventsBetween(from, to, log)
 	}}
 	if file.header.GetSink() == "" {
@@ -534,4 +553,23 @@ func (s *Store) ReopenSink() {
 		s.sinkTarget.rotate.Store(true)
 		s.sink.signal()
 	}
+}
+
+// TrimSink implements storage.SinkTrimmer.
+func (s *Store) TrimSink(ctx context.Context, before time.Time) (removed []string, err error) {
+	path := s.sinkPath()
+	if path == "" || s.sink.isStalled() {
+		return nil, nil
+	}
+	expired, err := sink.Expired(path, before)
+	for _, name := range expired {
+		if err := ctx.Err(); err != nil {
+			return removed, err
+		}
+		if err := os.Remove(name); err != nil {
+			return removed, err
+		}
+		removed = append(removed, name)
+	}
+	return removed, err
 }

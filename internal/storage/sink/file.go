@@ -277,6 +277,31 @@ func (f *File) Rotate() error {
 	return f.replace(tail)
 }
 
+// rolledName is what Roll appends to the name of a file, with the time of the renaming.
+const rolledName = ".20060102T150405.000000000Z"
+
+// Size returns the length of the durable part of the file.
+func (f *File) Size() int64 { return f.size }
+
+// Roll renames the file to its name with the present time, and goes over to the next file, as Rotate
+// does. If the path names no file any more, Roll only does the second. After an error the present file
+// stays in use. Errors: fs.ErrExist if there is a file of the new name; those of the file system.
+func (f *File) Roll() error {
+	switch named, err := os.Stat(f.path); {
+	case err == nil && os.SameFile(named, f.info):
+		name := f.path + f.options.Now().UTC().Format(rolledName)
+		if _, err := os.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(fmt.Errorf("sink: %s: %w", name, fs.ErrExist), err)
+		}
+		if err := os.Rename(f.path, name); err != nil {
+			return err
+		}
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return f.Rotate()
+}
+
 // replace goes over to the file that the path names.
 func (f *File) replace(tail Tail) error {
 	next, err := Open(f.path, tail, f.mark, f.options)

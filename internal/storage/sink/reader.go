@@ -147,13 +147,28 @@ func (r *Reader) text() ([]byte, error) {
 // revision, of their first readable lines. Files without one come last, in the given order.
 // Errors: those of the file system.
 func Order(files []string) ([]string, error) {
-	type dated struct {
-		name     string
-		known    bool
-		at       time.Time
-		revision int64
+	all, err := dated(files)
+	if err != nil {
+		return nil, err
 	}
-	all := make([]dated, 0, len(files))
+	ordered := make([]string, 0, len(all))
+	for _, each := range all {
+		ordered = append(ordered, each.name)
+	}
+	return ordered, nil
+}
+
+// datedFile is a file with the time and the revision of its first readable line, if it has one.
+type datedFile struct {
+	name     string
+	known    bool
+	at       time.Time
+	revision int64
+}
+
+// dated returns files in the order of Order.
+func dated(files []string) ([]datedFile, error) {
+	all := make([]datedFile, 0, len(files))
 	for _, name := range files {
 		reader := NewReader(name)
 		line, err := reader.Next()
@@ -164,12 +179,12 @@ func Order(files []string) ([]string, error) {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, errors.Join(err, reader.Close())
 		}
-		all = append(all, dated{name, err == nil, line.Time, line.Mark.Revision})
+		all = append(all, datedFile{name, err == nil, line.Time, line.Mark.Revision})
 		if err := reader.Close(); err != nil {
 			return nil, err
 		}
 	}
-	slices.SortStableFunc(all, func(a, b dated) int {
+	slices.SortStableFunc(all, func(a, b datedFile) int {
 		switch {
 		case a.known != b.known && a.known:
 			return -1
@@ -178,9 +193,26 @@ func Order(files []string) ([]string, error) {
 		}
 		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.revision, b.revision))
 	})
-	ordered := make([]string, 0, len(all))
-	for _, each := range all {
-		ordered = append(ordered, each.name)
+	return all, nil
+}
+
+// Expired returns those of the files that the sink at path was renamed to whose lines are all older
+// than a time: the file after it begins before that time. Neither the file at path nor the newest one
+// is among them. Errors: those of the file system.
+func Expired(path string, before time.Time) ([]string, error) {
+	files, err := Files(path)
+	if err != nil {
+		return nil, err
 	}
-	return ordered, nil
+	all, err := dated(files)
+	if err != nil {
+		return nil, err
+	}
+	var expired []string
+	for index, each := range all[:max(0, len(all)-1)] {
+		if next := all[index+1]; each.name != path && each.known && next.known && next.at.Before(before) {
+			expired = append(expired, each.name)
+		}
+	}
+	return expired, nil
 }
