@@ -76,8 +76,9 @@ member on whose behalf it said that it acted: a claim that keysvc has not checke
 With --refused the list is of calls and connections that were refused: the newest
 10,000 at most. Equal ones are one event with a count.
 
-With --follow the newest events come oldest first, and after them new ones as they
-come, until Ctrl-C. With -o json each event is then one line.
+With --follow the newest events come oldest first (50, or all since --since), and
+after them new ones as they come, until Ctrl-C. With -o json each event is then one
+line.
 
 With --file the events are read from a store's file that no server has open. Nothing
 is changed.
@@ -188,8 +189,8 @@ var errOtherHistory = errors.New("the server has another store now, or one that 
 func (s *session) follow(ctx context.Context, list server.ListAuditEvents, request *keysvcv1.ListAuditEventsRequest, pages *paging, every time.Duration) error {
 	lines := newTable(auditColumns(request.GetWorkspaceId() == "", request.GetRefused()), s.out.format == formatWide, s.out.width)
 	limit := pages.limit
-	if pages.all {
-		limit = math.MaxInt
+	if pages.all || request.GetSince() != nil && !pages.limited() {
+		limit = math.MaxInt // a time was asked for, and all that is since then
 	}
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()

@@ -159,6 +159,17 @@ func verificationOf(file string, result server.Verification) verification {
 	return shown
 }
 
+// resultWords says what is right.
+func (v verification) resultWords() string {
+	switch {
+	case v.Sink == nil:
+		return "the store is right; there is no audit sink to compare it with"
+	case v.Sink.AfterRevision > 0:
+		return fmt.Sprintf("what was compared is right: the events after revision %d", v.Sink.AfterRevision)
+	}
+	return "everything is right"
+}
+
 // text writes the answer for a person.
 func (v verification) text(out io.Writer) error {
 	var text strings.Builder
@@ -175,7 +186,11 @@ func (v verification) text(out io.Writer) error {
 		for _, file := range v.Sink.Files {
 			line("audit sink", "%s", file)
 		}
-		line("", "%d lines, the events of the revisions %d to %d", v.Sink.Lines, v.Sink.AfterRevision+1, v.Sink.LastRevision)
+		if v.Sink.LastRevision > v.Sink.AfterRevision {
+			line("", "%d lines, the events of the revisions %d to %d", v.Sink.Lines, v.Sink.AfterRevision+1, v.Sink.LastRevision)
+		} else {
+			line("", "%d lines, and no event", v.Sink.Lines)
+		}
 	}
 	for _, note := range v.Notes {
 		line("note", "%s", note)
@@ -193,7 +208,7 @@ func (v verification) text(out io.Writer) error {
 	case v.More > 0:
 		line("", "and %d findings more", v.More)
 	case v.Right:
-		line("result", "everything is right")
+		line("result", "%s", v.resultWords())
 	}
 	_, err := io.WriteString(out, text.String())
 	return err

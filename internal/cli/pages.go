@@ -23,6 +23,8 @@ type paging struct {
 	limit     int
 	pageToken string
 	all       bool
+	// limited reports whether limit was given.
+	limited func() bool
 }
 
 func pagingFlags(cmd *cobra.Command) *paging {
@@ -32,6 +34,7 @@ func pagingFlags(cmd *cobra.Command) *paging {
 	flags.StringVar(&p.pageToken, "page-token", "", "go on where an earlier list, with the same filters, ended")
 	flags.BoolVar(&p.all, "all", false, "show all there are")
 	cmd.MarkFlagsMutuallyExclusive("limit", "all")
+	p.limited = func() bool { return flags.Changed("limit") }
 	return p
 }
 

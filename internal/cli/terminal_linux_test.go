@@ -275,7 +275,7 @@ func TestAuditVerifyShowsItsProgressAtATerminal(t *testing.T) {
 		}
 		return server.Verification{Epoch: "e1", Revision: 7, AuditEvents: 7}, nil
 	}}}
-	const answer = "store       a.db, epoch e1, revision 7, 7 audit events\naudit sink  none\nresult      everything is right\n"
+	const answer = "store       a.db, epoch e1, revision 7, 7 audit events\naudit sink  none\nresult      the store is right; there is no audit sink to compare it with\n"
 	c.runAtTerminal(t, "", "audit", "verify", "a.db").want(t, cli.ExitOK, answer, "\r10000 lines of the audit sink read\r\x1b[K")
 	c.run(t, "audit", "verify", "a.db").want(t, cli.ExitOK, answer, "")
 }

@@ -48,7 +48,7 @@ func openBolt(ctx context.Context, settings config.Settings, log *slog.Logger) (
 	case errors.Is(err, storage.ErrAbsent):
 		return nil, fmt.Errorf("%w; --data names the folder of a store, and --init makes a new, empty one there", err)
 	case errors.Is(err, storage.ErrAnchor):
-		return nil, fmt.Errorf("%w; %s", err, anchorHint(file, settings))
+		return nil, fmt.Errorf("%w; %s", err, anchorHint(err, file, settings))
 	case errors.Is(err, storage.ErrPresent):
 		return nil, fmt.Errorf("%w; start without --init", err)
 	case err != nil:
@@ -59,7 +59,10 @@ func openBolt(ctx context.Context, settings config.Settings, log *slog.Logger) (
 }
 
 // anchorHint says what to do about a file that does not agree with its anchor or its audit sink.
-func anchorHint(file string, settings config.Settings) string {
+func anchorHint(err error, file string, settings config.Settings) string {
+	if errors.Is(err, storage.ErrSinkNotGiven) {
+		return "name it with --audit-sink, or give --audit-sink off to go on without a sink"
+	}
 	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
 		return "put the file back; move its anchor and its audit sink away only if an empty store is really wanted"
 	}

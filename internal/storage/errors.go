@@ -61,6 +61,9 @@ var (
 	// be lost, including revocations. Only a person can decide to serve the store as it is
 	// (keysvc anchor accept).
 	ErrAnchor = errors.New("storage: the store does not agree with its anchor")
+	// ErrSinkNotGiven is returned together with ErrAnchor when opening a store that has an audit sink
+	// without naming the sink. Nothing was found to be lost.
+	ErrSinkNotGiven = errors.New("none is given")
 	// ErrDamaged matches every DamagedError. It is also returned when opening a store that is
 	// damaged as a whole, so that nothing of it can be served.
 	ErrDamaged = errors.New("storage: damaged")

@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -334,43 +335,45 @@ type sinkTail struct {
 	from   string
 }
 
-// findSink looks for the sink that is to be written at path: the file of this name, or what it was
-// renamed to, or the one that the header names. Errors: those of the file system.
-func (o *opened) findSink(path string) (sinkTail, error) {
+// findSink looks for the sink at path: the file of this name, or what it was renamed to. Errors: those
+// of the file system.
+func findSink(path string) (sinkTail, error) {
 	return readInTime(func() (sinkTail, error) {
 		found := sinkTail{path: path}
-		for _, place := range []string{path, o.header.GetSink()} {
-			if place == "" {
-				continue
-			}
-			name, tail, err := sink.Newest(place)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if err != nil {
-				return found, err
-			}
-			found.newest, found.from = tail.Newest, name
-			if name == path {
-				found.tail = tail
-			}
-			break
+		if path == "" {
+			return found, nil
+		}
+		name, tail, err := sink.Newest(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return found, nil
+		}
+		if err != nil {
+			return found, err
+		}
+		found.newest, found.from = tail.Newest, name
+		if name == path {
+			found.tail = tail
 		}
 		return found, nil
 	})
 }
 
 // checkSink compares the file with its sink: what is to be written at path, or the sink that the
-// header names if path is empty. Errors: ErrAnchor.
+// header names if path is empty. A store that has a sink does not begin another one: the one that it
+// leaves behind would grow stale, and an old copy of the store would agree with it. Errors: ErrAnchor.
 func (o *opened) checkSink(path string) (sinkTail, error) {
-	found, err := o.findSink(path)
+	named := o.header.GetSink()
+	found, err := findSink(cmp.Or(path, named))
 	switch {
 	case err != nil:
 		return found, fmt.Errorf("%w: the audit sink %s cannot be read: %w", storage.ErrAnchor, path, err)
 	case found.newest.Epoch != "":
 		return found, o.compare("the audit sink "+found.from, found.newest)
-	case o.header.GetSink() != "":
-		return found, fmt.Errorf("%w: the audit sink %s is not there", storage.ErrAnchor, o.header.GetSink())
+	case named != "" && path != "" && path != named:
+		return found, fmt.Errorf("%w: the store has the audit sink %s, and there is none at %s: give the former, or move it there first",
+			storage.ErrAnchor, named, path)
+	case named != "":
+		return found, fmt.Errorf("%w: the audit sink %s is not there", storage.ErrAnchor, named)
 	}
 	return found, nil
 }
@@ -391,7 +394,7 @@ func (s *Store) openAnchors(file *opened) error {
 	switch config.Sink {
 	case "", SinkOff:
 		if before != "" && config.Sink == "" {
-			return fmt.Errorf("%w: the store has an audit sink, %s, and none is given", storage.ErrAnchor, before)
+			return fmt.Errorf("%w: the store has an audit sink, %s, and %w", storage.ErrAnchor, before, storage.ErrSinkNotGiven)
 		}
 		if _, err := file.checkSink(""); err != nil {
 			return err

@@ -382,8 +382,12 @@ func TestStartBringsStoreAndSinkTogether(t *testing.T) {
 		}, "anchor 2,3 late"},
 		"moved": {func(t *testing.T, s *sunkStore, lines [][]byte) {
 			t.Helper()
+			before := s.sink
 			s.sink = filepath.Join(t.TempDir(), "elsewhere")
-		}, "anchor 3"},
+			if err := os.Rename(before, s.sink); err != nil {
+				t.Fatal(err)
+			}
+		}, "anchor 0,1,2,3"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openSunk(t, patient)
@@ -444,6 +448,10 @@ func TestStartIsRefusedIfTheStoreDisagreesWithItsSink(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, "is not there", "anchor 3,4"},
+		// The sink that is left behind would grow stale, and agree with an old copy of the store.
+		"another path": {func(_ *testing.T, s *sunkStore, _ []byte) {
+			s.sink += "-mistyped"
+		}, "there is none at", "anchor 3,4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := openSunk(t, patient)

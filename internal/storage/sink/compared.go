@@ -66,6 +66,9 @@ func (c *comparison) finish() error {
 		c.note("the sink goes on after the copy of the store: with %d events, up to revision %d", c.behind.Count, c.behind.LastRevision)
 		c.found = slices.DeleteFunc(c.found, func(finding *Finding) bool { return finding == c.behind })
 	}
+	if c.Lines > 0 && c.End <= c.Begin && newest > 0 && len(c.found) == 0 {
+		c.add(Finding{Kind: KindNothingCompared, Text: "no event was compared: the files have none; give the older files of the sink, too"})
+	}
 	if c.Begin > 0 {
 		c.note("the files begin after revision %d; older events were not compared", c.Begin)
 	}

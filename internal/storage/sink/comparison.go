@@ -74,6 +74,8 @@ const (
 	KindWorkspace Kind = "workspace_missing"
 	// KindStore is a contradiction within the store, as keysvc check finds it.
 	KindStore Kind = "store"
+	// KindNothingCompared is a sink of which no file has an event, although the store has some.
+	KindNothingCompared Kind = "nothing_compared"
 	// KindEpoch is a sink of another history of a store.
 	KindEpoch Kind = "other_epoch"
 )
