@@ -51,7 +51,7 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 		return nil, err
 	}
 	if m.tokensRefused && spec.Digest.IsZero() {
-		return nil, errTokensRefused("draw the secret, and send token_digest and key_id_nonce")
+		return nil, errTokensRefused("draw the secret, and send token_digest and key_id_nonce (keysvc key create --local)")
 	}
 	now := m.clock()
 	if !canLookUpRequest(spec.WorkspaceID, spec.RequestID) {

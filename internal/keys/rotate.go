@@ -51,7 +51,7 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 		return nil, err
 	}
 	if m.tokensRefused && rotation.Digest.IsZero() {
-		return nil, errTokensRefused("draw the secret, and send token_digest")
+		return nil, errTokensRefused("draw the secret, and send token_digest (keysvc key rotate --local)")
 	}
 	now := m.clock()
 	var fields problem.Fields
