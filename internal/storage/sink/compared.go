@@ -198,7 +198,7 @@ func (f *Finding) describe() {
 		default:
 			f.Text += " and, of this workspace, in all later ones: one of the two was written anew from there on"
 		}
-	case KindLine, KindOrder, KindGap, KindChain, KindEpoch, KindStore: // have their text
+	case KindNothingCompared, KindLine, KindOrder, KindGap, KindChain, KindEpoch, KindStore: // have their text
 	}
 	if f.Count > 1 && f.Kind != KindWorkspace {
 		f.Text += fmt.Sprintf(" (%d events, the last of revision %d)", f.Count, f.LastRevision)
