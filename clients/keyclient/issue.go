@@ -245,12 +245,9 @@ func (c *Client) RevokeToken(ctx context.Context, text string, actor *string) (*
 
 // RevokeToken is Client.RevokeToken with a client of keysvc's KeyService.
 func RevokeToken(ctx context.Context, keys keysvcv1.KeyServiceClient, text string, actor *string) (*keysvcv1.RevokeTokenResponse, error) {
-	var reported token.Token
-	for found := range token.Find(text) {
-		if !reported.IsZero() && found.Reveal() != reported.Reveal() {
-			return nil, status.Error(codes.InvalidArgument, "keyclient: the text has several tokens; one at a time is allowed")
-		}
-		reported = found
+	reported, several := token.FindOnly(text)
+	if several {
+		return nil, status.Error(codes.InvalidArgument, "keyclient: the text has several tokens; one at a time is allowed")
 	}
 	if reported.IsZero() {
 		return nil, status.Error(codes.NotFound, "keyclient: the text has no token")

@@ -107,7 +107,7 @@ func errIDTaken() error {
 	return fields.Err()
 }
 
-// hashOf returns the hash in a stored secret; the zero Hash if the record has none that is whole.
+// hashOf returns the hash in a stored secret; the zero Hash if the stored hash is malformed.
 func hashOf(secret *storagev1.SecretRecord) token.Hash {
 	scheme := secret.GetScheme()
 	if len(secret.GetHash()) != token.DigestLength || scheme > math.MaxUint8 {

@@ -27,13 +27,9 @@ func (r Reported) token(fields *problem.Fields) token.Presented {
 	if digest := CheckPresented(fields, r.Text, r.KeyID, r.Digest); !r.Digest.IsZero() {
 		return digest
 	}
-	var reported token.Token
-	for found := range token.Find(r.Text) {
-		if !reported.IsZero() && found.Reveal() != reported.Reveal() {
-			fields.Add("token", "holds several tokens; one at a time is allowed")
-			return token.Presented{}
-		}
-		reported = found
+	reported, several := token.FindOnly(r.Text)
+	if several {
+		fields.Add("token", "holds several tokens; one at a time is allowed")
 	}
 	return reported.Presented()
 }

@@ -28,6 +28,18 @@ func Find(text string) iter.Seq[Token] {
 	}
 }
 
+// FindOnly returns the only token in a text, which may occur in it repeatedly; the zero Token if there
+// is no token. several reports whether the text has different tokens; then the Token is zero, too.
+func FindOnly(text string) (only Token, several bool) {
+	for found := range Find(text) {
+		if !only.IsZero() && found.Reveal() != only.Reveal() {
+			return Token{}, true
+		}
+		only = found
+	}
+	return only, false
+}
+
 // around returns the token whose "_ksk1_" is at the given index of a text. If several
 // beginnings fit, which takes a collision of checksums, around returns the longest token.
 func around(text string, at int) (Token, bool) {

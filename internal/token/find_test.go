@@ -42,6 +42,24 @@ func TestPatternFindsWhatFindFinds(t *testing.T) {
 	}
 }
 
+func TestFindOnlyTellsSeveralTokensFromOne(t *testing.T) {
+	const second = "ab_ksk1_0000000000000000_00000000000000000000000000000000000000000003zFKvH"
+	for text, want := range map[string]struct {
+		only    string
+		several bool
+	}{
+		"nothing here":                       {"", false},
+		"x " + vector + "\n":                 {vector, false},
+		vector + " and once more " + vector:  {vector, false},
+		vector + " " + second:                {"", true},
+		vector + " " + second + " " + vector: {"", true},
+	} {
+		if only, several := FindOnly(text); only.Reveal() != want.only || several != want.several {
+			t.Errorf("%q: got %s, %t", text, only, several)
+		}
+	}
+}
+
 func TestFindYieldsSeveralTokensInOrder(t *testing.T) {
 	const second = "ab_ksk1_0000000000000000_00000000000000000000000000000000000000000003zFKvH"
 	for _, text := range []string{
