@@ -218,7 +218,6 @@ func (w *world) raw(t *testing.T, window uint32) *rawClient {
 	c := &rawClient{t: t, conn: conn, framer: http2.NewFramer(conn, conn), next: 1, statuses: make(map[uint32]string), windows: make(map[uint32]int)}
 	c.encoder = hpack.NewEncoder(&c.block)
 	c.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
-	c.reading.Go(c.read)
 	t.Cleanup(c.close)
 	if _, err := conn.Write([]byte(http2.ClientPreface)); err != nil {
 		t.Fatal(err)
@@ -226,6 +225,8 @@ func (w *world) raw(t *testing.T, window uint32) *rawClient {
 	c.write(func() error {
 		return c.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: window})
 	})
+	// Only now: the reader acknowledges the server's settings, and nothing may go before the preface.
+	c.reading.Go(c.read)
 	return c
 }
 

@@ -104,16 +104,8 @@ func (r *Run) connect(ctx context.Context, random *rand.Rand, manner manner) (*c
 	c.framer.AllowIllegalReads = true
 	c.framer.SetMaxReadFrameSize(1 << 20)
 	c.forget = context.AfterFunc(ctx, c.cut)
-	if manner.deaf {
-		if tcp, ok := raw.(*net.TCPConn); ok {
-			_ = tcp.SetReadBuffer(4 << 10)
-		}
-		go func() {
-			<-ctx.Done()
-			close(c.gone)
-		}()
-	} else {
-		go c.read()
+	if tcp, ok := raw.(*net.TCPConn); ok && manner.deaf {
+		_ = tcp.SetReadBuffer(4 << 10)
 	}
 	err = c.write(func() error {
 		_, _ = c.out.WriteString(http2.ClientPreface)
@@ -128,6 +120,15 @@ func (r *Run) connect(ctx context.Context, random *rand.Rand, manner manner) (*c
 	if err != nil {
 		_ = raw.Close()
 		return nil, err
+	}
+	// Only now: the reader acknowledges the server's settings, and nothing may go before the preface.
+	if manner.deaf {
+		go func() {
+			<-ctx.Done()
+			close(c.gone)
+		}()
+	} else {
+		go c.read()
 	}
 	return c, nil
 }
