@@ -232,9 +232,13 @@ func (d *difference) forget(keyID string) {
 
 func pick[Value any](d *difference, values ...Value) Value { return values[d.random.IntN(len(values))] }
 
-func (d *difference) workspaceID() string { return fmt.Sprintf("w%d", d.random.IntN(len(d.workspaces))) }
-func (d *difference) memberID() string    { return fmt.Sprintf("member%d", d.random.IntN(6)) }
-func (d *difference) incarnation() string { return pick(d, "first", "first", "first", "second", "third", "") }
+func (d *difference) workspaceID() string {
+	return fmt.Sprintf("w%d", d.random.IntN(len(d.workspaces)))
+}
+func (d *difference) memberID() string { return fmt.Sprintf("member%d", d.random.IntN(6)) }
+func (d *difference) incarnation() string {
+	return pick(d, "first", "first", "first", "second", "third", "")
+}
 
 // moment returns a time near diffTime. Some times cannot be held in 52 bits of microseconds.
 func (d *difference) moment() *timestamppb.Timestamp {
@@ -599,4 +603,3 @@ func (i *interned[Value]) counts() map[uint32]uint32 {
 	}
 	return counts
 }
-

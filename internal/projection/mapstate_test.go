@@ -391,6 +391,7 @@ func (s *mapState) addDamaged(damaged *storage.Damaged) {
 		s.workspace(workspace).damaged = damaged.Err
 	}
 }
+
 // HasRoom reports whether a workspace has fewer than limit live keys at now. A live key is
 // neither revoked nor expired, and does not count as revoked with its member or workspace. A
 // change that relies on the result must expect the workspace's head as read before the call.
@@ -501,6 +502,7 @@ func (w *mapWorkspace) isGone(member *mapMember, before int64) bool {
 	return w.current != nil && (w.current.Removed || w.current.Incarnation != member.WorkspaceIncarnation) &&
 		w.current.since < before && member.updated < before
 }
+
 // mapFound is what the projection knows about one key id, as of one revision.
 type mapFound struct {
 	// Subject is what decide needs; empty if there is no such key.
@@ -597,6 +599,7 @@ func (s *mapState) LastUsed(keyID string) time.Time {
 	}
 	return time.Time{}
 }
+
 // Effect counts the live keys whose effective scopes would shrink, and those whose effective
 // scopes would grow, if the roles had these scopes instead of the active policy's. A key can
 // count as both. A key that changes during the count counts as it was before or after.
@@ -622,4 +625,3 @@ func (s *mapState) Effect(roles map[string]decide.Scopes, now time.Time) (narrow
 	}
 	return narrowed, widened
 }
-
