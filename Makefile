@@ -25,7 +25,7 @@ BENCH_BEFORE ?=
 # they take together, and where stores and figures are kept.
 BENCH       ?=
 BENCH_TIME  ?= 13m
-BENCH_CACHE ?= bench/cache
+BENCH_CACHE ?= .bench
 
 .PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
 
@@ -110,7 +110,7 @@ bench-quick:
 	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestMeasureQuick$$' -count=1 -v
 
 # Makes the measurements of docs/performance.md, each beside its baseline, in at most a quarter of an
-# hour: BENCH='validate/tcp/.*' only some of them. The figures are written into bench/cache/figures.json,
+# hour: BENCH='validate/tcp/.*' only some of them. The figures are written into .bench/figures.json,
 # and those of other measurements are kept if they are of this commit. Nothing is judged.
 bench:
 	$(call bench,)

@@ -77,10 +77,13 @@ func TestBench(t *testing.T) {
 	}
 	now := figures.Report{Machine: machine(t), Go: runtime.Version(), Commit: os.Getenv(commitVariable), Time: time.Now().UTC().Format(time.RFC3339)}
 	if report.Machine == now.Machine && report.Go == now.Go && report.Commit == now.Commit {
-		now.Figures = report.Figures // those of other measurements are kept
+		now.Figures, now.Profiles = report.Figures, report.Profiles // those of other measurements are kept
 	}
-	measureAll(t, newLab(t, binary, cache, func(keys int) int { return keys }), chosen, time.Now().Add(whole), func(name string, made []figures.Figure) {
-		now.Put(name, made)
+	measureAll(t, newLab(t, binary, cache, func(keys int) int { return keys }), chosen, time.Now().Add(whole), func(b *bench) {
+		now.Put(b.name, b.figures)
+		if b.profileText != "" {
+			now.PutProfile(b.name, b.profileText)
+		}
 		if err := now.Write(out); err != nil {
 			t.Fatal(err)
 		}
@@ -89,7 +92,7 @@ func TestBench(t *testing.T) {
 }
 
 // measureAll makes measurements in the time until a deadline, and keeps the figures of each.
-func measureAll(t *testing.T, l *lab, chosen []measurement, deadline time.Time, keep func(name string, made []figures.Figure)) {
+func measureAll(t *testing.T, l *lab, chosen []measurement, deadline time.Time, keep func(*bench)) {
 	t.Helper()
 	began := time.Now()
 	for index, each := range chosen {
@@ -112,7 +115,7 @@ func measureAll(t *testing.T, l *lab, chosen []measurement, deadline time.Time, 
 			b.figures[at].Noise = noiseOf(b.figures[at], noise)
 		}
 		fmt.Printf("%4.0f s  %s\n", time.Since(began).Seconds(), describe(b.figures))
-		keep(each.name, b.figures)
+		keep(b)
 	}
 }
 
@@ -124,6 +127,8 @@ type bench struct {
 	// time is how long to measure.
 	time    time.Duration
 	figures []figures.Figure
+	// profileText is the output of pprof, if the measurement makes a profile.
+	profileText string
 }
 
 // rounds returns how many rounds of a length fit into the time.
@@ -223,7 +228,7 @@ func machine(t *testing.T) figures.Machine {
 
 // eachKind matches one measurement of each kind.
 var eachKind = regexp.MustCompile(`^(validate/(tcp|unix|tls)/1000/16|(sizes|half|start|heap)/1000000|mixed/(alone|all)|lists/.*|` +
-	`tuned/validate|allocations|batch/64|client/(single|merged)/64|nearcache/(hit/one|changes)|changes/64/64|sink/.*|sessions/.*)$`)
+	`tuned/validate|allocations|profile/1000|batch/64|client/(single|merged)/64|nearcache/(hit/one|changes)|changes/64/64|sink/.*|sessions/.*)$`)
 
 // smoke runs every kind of measurement once, with few keys.
 func smoke(t *testing.T) {
@@ -242,7 +247,7 @@ func smoke(t *testing.T) {
 	}
 	made := make(map[string][]figures.Figure)
 	l := newLab(t, binary, filepath.Join(folder, "cache"), func(keys int) int { return min(keys, tokens+keys/1_000) })
-	measureAll(t, l, chosen, time.Now(), func(name string, added []figures.Figure) { made[name] = added })
+	measureAll(t, l, chosen, time.Now(), func(b *bench) { made[b.name] = b.figures })
 	for _, each := range chosen {
 		if len(made[each.name]) == 0 {
 			t.Errorf("%s has no figure", each.name)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -27,8 +28,11 @@ const hitsMethod = "/test.v1.Signatures/Get"
 
 // clientConfig returns the configuration of a keyclient that merges calls, or does not.
 func clientConfig(merging bool) keyclient.Config {
-	_ = merging // the client has no such switch yet
-	return keyclient.Config{}
+	var config keyclient.Config
+	if field := reflect.ValueOf(&config).Elem().FieldByName("SeparateCalls"); field.IsValid() { // a client of before always makes separate calls
+		field.SetBool(!merging)
+	}
+	return config
 }
 
 // hits lets goroutines pass requests through the interceptor of a service, from incoming metadata
@@ -80,7 +84,7 @@ func (g *generator) hits(next order) (outcome, error) {
 			for time.Since(began) < next.Time {
 				for range 256 { // the clock is read by the interceptor itself, too; this reading is for free
 					if _, err := intercept(requests[number%len(requests)], nil, info, handler); err != nil {
-						failed.Store(&err)
+						failed.Store(new(err)) // &err would allocate in every round
 						return
 					}
 					number++

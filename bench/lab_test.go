@@ -194,7 +194,7 @@ func (l *lab) serve(name, folder string, secured bool, more ...string) *target {
 
 // inTest returns a server in a test binary, whose memory can be read, with the store of a number
 // of keys. The real one with that store is stopped.
-func (l *lab) inTest(keys int) *target {
+func (l *lab) inTest(keys int, flags ...string) *target {
 	l.t.Helper()
 	name := fmt.Sprintf("in test %d", keys)
 	if known := l.targets[name]; known != nil {
@@ -203,7 +203,7 @@ func (l *lab) inTest(keys int) *target {
 	l.stop(fmt.Sprintf("keysvc %d false", keys))
 	l.stop(fmt.Sprintf("keysvc %d true", keys))
 	started := &target{
-		worker: startProcess(l.t, "TestProcessServer", serverVariable+"="+realServer, fileVariable+"="+filepath.Join(l.store(keys), "keysvc.db")),
+		worker: startProcessWith(l.t, "TestProcessServer", flags, serverVariable+"="+realServer, fileVariable+"="+filepath.Join(l.store(keys), "keysvc.db")),
 		keys:   l.scale(keys),
 	}
 	started.addresses = map[string]string{overTCP: started.line(l.t, "address")}

@@ -55,6 +55,7 @@ func measurements() []measurement {
 	add(8, false, (*bench).tunedCall, "tuned", "empty")
 	add(8, false, (*bench).tunedValidate, "tuned", "validate")
 	add(6, false, (*bench).allocations, "allocations")
+	add(5, false, func(b *bench) { b.profile(small) }, "profile", small)
 	for _, size := range []int{64, 256} {
 		add(8, false, func(b *bench) { b.batch(size) }, "batch", size)
 	}

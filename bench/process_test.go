@@ -78,7 +78,13 @@ type worker struct {
 // when its input ends.
 func startProcess(t *testing.T, test string, environment ...string) *worker {
 	t.Helper()
-	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^"+test+"$", "-test.v")}
+	return startProcessWith(t, test, nil, environment...)
+}
+
+// startProcessWith is startProcess with further flags of the test binary.
+func startProcessWith(t *testing.T, test string, flags []string, environment ...string) *worker {
+	t.Helper()
+	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], append(flags, "-test.run", "^"+test+"$", "-test.v")...)}
 	started.Env = append(os.Environ(), environment...)
 	started.Stderr = os.Stderr
 	var err error

@@ -33,10 +33,10 @@ func ratio(figure Figure) Spread {
 // goals are the goals, in the order of the issue.
 var goals = []goal{
 	{text: "ready at 1,000,000 keys, warm page cache, head tags on", binding: true, before: "6–8 s", measurement: "start/1000000", name: "ready", value: median, atMost: true, want: 0.9, unit: "s"},
-	{text: "ready at 10,000,000 keys", binding: true, measurement: "start/10000000", name: "ready", value: median, atMost: true, want: 9, unit: "s"},
+	{text: "ready at 10,000,000 keys", measurement: "start/10000000", name: "ready", value: median, atMost: true, want: 9, unit: "s"},
 	{text: "heap a key at 1,000,000 keys, all that a process keeps", binding: true, before: "600 B", measurement: "heap/1000000", name: "heap a key", value: median, atMost: true, want: 100, unit: "B"},
 	{text: "ValidateKey through keyclient with merging, 64 callers ÷ empty calls", binding: true, measurement: "client/merged/64", name: "throughput", value: ratio, want: 2},
-	{text: "the same, a lone caller ÷ without merging", binding: true, measurement: "client/merged/1", name: "throughput", value: ratio, want: 0.95},
+	{text: "the same, a lone caller ÷ without merging", measurement: "client/merged/1", name: "throughput", value: ratio, want: 0.95},
 	{text: "ValidateKey, 1,000 keys, 64 callers ÷ empty calls, plaintext", before: "0.75", measurement: "validate/tcp/1000/64", name: "throughput", value: ratio, want: 1.1},
 	{text: "the same over TLS", measurement: "validate/tls/1000/64", name: "throughput", value: ratio, want: 1.1},
 	{text: "the same ÷ empty calls with every tuning", measurement: "tuned/validate", name: "throughput", value: ratio, want: 0.95},

@@ -16,6 +16,7 @@ var section = regexp.MustCompile(`(?s)(<!-- figures: ([a-z ]+) -->\n).*?(<!-- en
 func Fill(page string, report *Report) (string, error) {
 	tables := map[string]func(*Report) string{
 		"machine": machineText, "goals": goalTable, "validations": validationTable, "everything": everythingTable,
+		"profile": profileText,
 	}
 	var unknown error
 	filled := section.ReplaceAllStringFunc(page, func(found string) string {
@@ -91,6 +92,15 @@ func everythingTable(report *Report) string {
 		fmt.Fprintf(&text, "| `%s` | %s | %s | %s | %s | %s |\n", figure.Measurement, figure.Name, withSpread(figure.Spread, figure.Unit), baseline, compared, noise)
 	}
 	return text.String()
+}
+
+// profileText is the profile of a server with 1,000 keys, as pprof prints it.
+func profileText(report *Report) string {
+	lines := report.Profiles["profile/1000"]
+	if len(lines) == 0 {
+		return "Nothing has been measured yet.\n"
+	}
+	return "```text\n" + strings.Join(lines, "\n") + "\n```\n"
 }
 
 func thousands(digits string) string {

@@ -135,7 +135,7 @@ func niceStep(highest float64) float64 {
 // number writes a number for people: with three digits, and thousands apart.
 func number(value float64) string {
 	switch magnitude := math.Abs(value); {
-	case magnitude >= 1000:
+	case magnitude >= 999.5:
 		digits := fmt.Sprintf("%.0f", value)
 		for at := len(digits) - 3; at > 0 && digits[at-1] != '-'; at -= 3 {
 			digits = digits[:at] + "," + digits[at:]

@@ -23,6 +23,8 @@ type Report struct {
 	Time string `json:"time"`
 	// Figures are sorted by measurement, then in the order in which they were added.
 	Figures []Figure `json:"figures"`
+	// Profiles are the first lines of `pprof -top`, by measurement.
+	Profiles map[string][]string `json:"profiles,omitempty"`
 }
 
 // Machine is a machine.
@@ -81,6 +83,24 @@ func (r *Report) Put(measurement string, added []Figure) {
 	r.Figures = slices.DeleteFunc(r.Figures, func(each Figure) bool { return each.Measurement == measurement })
 	r.Figures = append(r.Figures, added...)
 	slices.SortStableFunc(r.Figures, func(a, b Figure) int { return compareNames(a.Measurement, b.Measurement) })
+}
+
+// profileLines is how many lines of a profile are kept.
+const profileLines = 30
+
+// PutProfile adds the output of `pprof -top` of a measurement. Lines that name the machine are left
+// out.
+func (r *Report) PutProfile(measurement, text string) {
+	if r.Profiles == nil {
+		r.Profiles = make(map[string][]string)
+	}
+	var kept []string
+	for line := range strings.Lines(text) {
+		if line = strings.TrimRight(line, "\n"); len(kept) < profileLines && !strings.HasPrefix(line, "File:") && !strings.HasPrefix(line, "Build ID:") {
+			kept = append(kept, line)
+		}
+	}
+	r.Profiles[measurement] = kept
 }
 
 // Find returns a figure, or nil if it was not measured.
