@@ -27,7 +27,7 @@ BENCH       ?=
 BENCH_TIME  ?= 13m
 BENCH_CACHE ?= .bench
 
-.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -72,16 +72,21 @@ endef
 # Every fuzz target of every package, FUZZTIME each: a time (30s) or a number of inputs (10000x).
 # One binary for each package that has targets: `go test -fuzz` would link it once for each target,
 # and `go test -list` those of all packages. New inputs are kept where `go test -fuzz` keeps them.
+# There are as many packages at a time as processors, because linking and a short slice use one each.
 fuzz:
-	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; cache=$$(go env GOCACHE)/fuzz; \
-	for package in $$(grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
-		path=$$(cd "$$package" && go list); \
-		(cd "$$package" && go test -c -fuzz=. -o "$$tmp/fuzz.test"); \
-		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' "$$package"/*_test.go | cut -d' ' -f2); do \
-			echo "$$path $$target"; \
-			(cd "$$package" && "$$tmp/fuzz.test" -test.run '^$$' -test.fuzz "^$$target\$$" \
-				-test.fuzztime $(FUZZTIME) -test.fuzzcachedir "$$cache/$$path") </dev/null; \
-		done; \
+	grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u | \
+		xargs -I {} -P "$$(getconf _NPROCESSORS_ONLN)" $(MAKE) -s --no-print-directory fuzz-package PACKAGE={}
+
+# The targets of one package. Its output comes at the end.
+fuzz-package:
+	tmp=$$(mktemp -d); trap 'cat "$$tmp/output" >&3; rm -rf "$$tmp"' EXIT; cache=$$(go env GOCACHE)/fuzz; \
+	exec 3>&1 >"$$tmp/output" 2>&1; \
+	cd "$(PACKAGE)"; path=$$(go list); \
+	go test -c -fuzz=. -o "$$tmp/fuzz.test"; \
+	for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' *_test.go | cut -d' ' -f2); do \
+		echo "$$path $$target"; \
+		"$$tmp/fuzz.test" -test.run '^$$' -test.parallel 1 -test.fuzz "^$$target\$$" \
+			-test.fuzztime $(FUZZTIME) -test.fuzzcachedir "$$cache/$$path" </dev/null; \
 	done
 
 # Near-caches on a bad network, and keys that change, for SOAKTIME. Memory and goroutines must
