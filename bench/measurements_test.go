@@ -94,9 +94,11 @@ func (b *bench) validate(over string, keys, callers int) {
 	server := b.lab.keysvc(keys, over == overTLS)
 	under, measured := b.pairs(slice, b.validations(b.lab.baseline(baselineServer), over, callers), b.validations(server, over, callers))
 	b.compare(emptyCall, under, measured, 1)
-	rss, anonymous := residentMemory(server.Process.Pid)
-	b.add("resident memory", "MiB", []float64{rss}, "", nil)
-	b.add("anonymous memory", "MiB", []float64{anonymous}, "", nil)
+	if over == overTCP && callers == 64 {
+		resident, anonymous := residentMemory(server.Process.Pid)
+		b.add("resident memory", "MiB", []float64{resident}, "", nil)
+		b.add("anonymous memory", "MiB", []float64{anonymous}, "", nil)
+	}
 }
 
 // tunedCall compares the empty server with every tuning with the stock one.

@@ -56,9 +56,9 @@ func (b *bench) half(keys int) {
 // empty calls at the same rate.
 func (b *bench) mixed(work string) {
 	server := b.lab.keysvc(large, false)
-	alone := b.open(server, mixedShare*b.capacity(server))
+	rate := mixedShare * b.capacity(server)
+	alone := b.open(server, rate)
 	if work == "alone" {
-		rate := mixedShare * b.capacity(server)
 		under, over := b.pairs(openSlice, b.open(b.lab.baseline(baselineServer), rate), alone)
 		b.addOpen(emptyCall, under, over)
 		return

@@ -51,6 +51,11 @@ func machineText(report *Report) string {
 // validationName is the name of a measurement of ValidateKey: transport, keys and callers.
 var validationName = regexp.MustCompile(`^validate/([a-z]+)/(\d+)/(\d+)$`)
 
+// inValidationTable are the figures of such a measurement that validationTable shows.
+var inValidationTable = map[string]bool{
+	"throughput": true, "p50": true, "p99": true, "p99.9": true, "server's processor": true, "client's processor": true,
+}
+
 // validationTable has a line for each measurement of ValidateKey.
 func validationTable(report *Report) string {
 	var text strings.Builder
@@ -77,7 +82,7 @@ func everythingTable(report *Report) string {
 	var text strings.Builder
 	text.WriteString("| measurement | | median (spread) | baseline | ÷ baseline | |\n|---|---|---|---|---|---|\n")
 	for _, figure := range report.Figures {
-		if validationName.MatchString(figure.Measurement) {
+		if validationName.MatchString(figure.Measurement) && inValidationTable[figure.Name] {
 			continue
 		}
 		baseline, compared := "–", "–"

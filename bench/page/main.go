@@ -30,6 +30,9 @@ func run(source, page string) error {
 	if err != nil {
 		return err
 	}
+	if len(report.Figures) == 0 {
+		return fmt.Errorf("%s: no figures; make bench measures them", source)
+	}
 	text, err := os.ReadFile(page)
 	if err != nil {
 		return err
