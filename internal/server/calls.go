@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -38,6 +39,10 @@ const (
 	// how long calls on a connection past its age may take besides.
 	sessionJitter = 10
 	callGrace     = time.Minute
+	// callWorkers is how many goroutines for calls there are for each processor. A new goroutine begins
+	// with a small stack, and to let it grow in each call takes an eighth of the server's processor.
+	// Calls beyond that number, and all calls while sessions hold these goroutines, get new ones.
+	callWorkers = 32
 )
 
 // servedListener is a listener, and the services that it offers.
@@ -93,7 +98,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		Unary: c.door.unary, Places: c.streams, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
 	})
 	for _, purpose := range config.Purposes() {
-		server := c.gate.Services(c.newServer(settings))
+		server := c.gate.Services(c.newServer(settings, purpose))
 		all := purpose == config.PurposeAll
 		if all || purpose == config.PurposeValidation {
 			keysvcv1.RegisterValidationServiceServer(server, validations)
@@ -124,9 +129,13 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	return c
 }
 
-// newServer returns a gRPC server without services. A method that is not registered with
-// it is answered with UNIMPLEMENTED.
-func (c *calls) newServer(settings config.Settings) *grpc.Server {
+// newServer returns a gRPC server for a purpose, without services. A method that is not registered
+// with it is answered with UNIMPLEMENTED.
+func (c *calls) newServer(settings config.Settings, purpose config.Purpose) *grpc.Server {
+	workers := 0
+	if purpose == config.PurposeAll || purpose == config.PurposeValidation {
+		workers = callWorkers * runtime.GOMAXPROCS(0)
+	}
 	return grpc.NewServer(append(
 		c.gate.Options(), // unary calls come to the door through the gate
 		grpc.Creds(c.connections.Credentials()),
@@ -143,6 +152,7 @@ func (c *calls) newServer(settings config.Settings) *grpc.Server {
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
+		grpc.NumStreamWorkers(uint32(workers)), //nolint:gosec // a small number
 	)...)
 }
 

@@ -23,6 +23,9 @@ const (
 	leastIdle = 8 << 20
 	idleShare = 2
 	idleLooks = 3
+	// quiet is how few bytes a server allocates from one look to the next that has nothing to do: about
+	// a hundred calls.
+	quiet = 1 << 20
 	// leastCrowd is the size of a crowd whose end is noticed, in bytes, and crowdLooks for how many
 	// looks it must have been gone.
 	leastCrowd = 8 << 20
@@ -31,9 +34,9 @@ const (
 	bytesPerConnection, bytesPerStream = 32 << 10, 14 << 10
 )
 
-// returnMemory collects garbage and returns free memory to the system when a load has ended. Go
-// collects when the heap has grown to twice what was live at the last collection, and returns memory
-// slowly. After an attack, a quiet server would keep the attack's memory for minutes.
+// returnMemory collects garbage and returns free memory to the system when a load has ended. By itself
+// Go collects when there is much garbage (see collectLess), and returns memory slowly. After an attack,
+// a quiet server would keep the attack's memory for minutes.
 func (s *Server) returnMemory(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
@@ -46,9 +49,12 @@ func (s *Server) returnMemory(ctx context.Context) error {
 			heap := readHeap()
 			heap.crowd = uint64(s.connections.Counts().Open*bytesPerConnection) + //nolint:gosec // not negative
 				uint64(max(0, s.connections.Streams())*bytesPerStream+s.budget.Snapshot().Held) //nolint:gosec // not negative
-			if seen.due(heap, now) {
-				runtime.GC()         // what pools hold is dropped at the second collection
-				debug.FreeOSMemory() // which this begins with
+			collect, release := seen.due(heap, now)
+			if collect {
+				runtime.GC() // what pools hold is dropped at the second collection
+			}
+			if release {
+				debug.FreeOSMemory() // which begins with one
 			}
 		}
 	}
@@ -59,8 +65,8 @@ type heap struct {
 	// cycles is how many collections have ended, and live how many bytes were live at the last of
 	// them. allocated is how many bytes were allocated since the start, and idle how many are free
 	// and were not returned to the system. crowd is about how many bytes connections, streams, and
-	// messages take.
-	cycles, live, allocated, idle, crowd uint64
+	// messages take. room is how many bytes may be allocated before the next collection.
+	cycles, live, allocated, idle, crowd, room uint64
 }
 
 // readHeap asks the runtime.
@@ -70,11 +76,14 @@ func readHeap() heap {
 		{Name: "/gc/heap/live:bytes"},
 		{Name: "/gc/heap/allocs:bytes"},
 		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/gc/heap/goal:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
 	}
 	metrics.Read(samples)
+	goal, used := samples[4].Value.Uint64(), samples[5].Value.Uint64()
 	return heap{
 		cycles: samples[0].Value.Uint64(), live: samples[1].Value.Uint64(), allocated: samples[2].Value.Uint64(),
-		idle: samples[3].Value.Uint64(),
+		idle: samples[3].Value.Uint64(), room: goal - min(goal, used),
 	}
 }
 
@@ -84,6 +93,8 @@ type heaps struct {
 	// first look.
 	last heap
 	at   time.Time
+	// allocated is how many bytes had been allocated since the start at the last look.
+	allocated uint64
 	// idle is for how many looks much memory has been free, and returned when memory was returned.
 	idle     int
 	returned time.Time
@@ -93,10 +104,16 @@ type heaps struct {
 	gone int
 }
 
-// due reports whether it is time to collect garbage and to return memory. It must be called once a
-// second.
-func (h *heaps) due(now heap, at time.Time) bool {
-	if now.idle >= max(leastIdle, now.live/idleShare) {
+// due reports whether it is time to collect garbage, and whether it is time to return memory as well.
+// It must be called once a second.
+func (h *heaps) due(now heap, at time.Time) (collect, release bool) {
+	// A server with something to do uses free memory again before the next collection.
+	isQuiet, spare := !h.at.IsZero() && now.allocated-h.allocated < quiet, now.idle
+	if !isQuiet {
+		spare -= min(spare, now.room)
+	}
+	h.allocated = now.allocated
+	if spare >= max(leastIdle, now.live/idleShare) {
 		h.idle++
 	} else {
 		h.idle = 0
@@ -112,9 +129,10 @@ func (h *heaps) due(now heap, at time.Time) bool {
 	} else {
 		h.gone = 0
 	}
-	if !garbage && h.idle < idleLooks && h.gone < crowdLooks || at.Sub(h.returned) < returnAfter {
-		return false
+	ended := garbage && isQuiet || h.idle >= idleLooks || h.gone >= crowdLooks
+	if !ended || at.Sub(h.returned) < returnAfter {
+		return garbage, false
 	}
 	h.returned, h.idle, h.most, h.gone = at, 0, now.crowd, 0
-	return true
+	return true, true
 }

@@ -44,11 +44,13 @@ func Run(ctx context.Context, settings config.Settings, stdout, stderr io.Writer
 // applied. If the settings are wrong, the mistakes are logged and nothing changes. If reload is
 // nil, SIGHUP is ignored. stdout is for the person who started the process, and stderr for the
 // log. The process does not wait for the readers of either. RunWithReload makes SIGHUP, SIGPIPE
-// and SIGTTOU neither end nor stop the process, also after it has returned.
+// and SIGTTOU neither end nor stop the process, also after it has returned. Likewise the process goes on
+// to collect garbage less often than by Go's default, if GOGC is not set.
 func RunWithReload(ctx context.Context, settings config.Settings, reload Reload, stdout, stderr io.Writer) error {
 	if err := settings.Validate(); err != nil {
 		return err
 	}
+	collectLess()
 	person := logging.NewWriter(stdout, logging.Config{})
 	defer person.Close()
 	lines := logging.NewWriter(stderr, logging.Config{Notice: droppedNotice(settings)})
