@@ -305,4 +305,3 @@ func FuzzPack(f *testing.F) {
 		}
 	})
 }
-

@@ -158,11 +158,23 @@ func (s *IDs) Hold(id string, by Holder) (number uint32, before bool) {
 			s.index.Insert(hash, number, s.hashOf)
 		}
 	}
+	return number, s.join(number, by)
+}
+
+// Join makes a holder hold a number that another holder holds.
+func (s *IDs) Join(number uint32, by Holder) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	s.join(number, by)
+}
+
+// join makes a holder hold a number, and reports whether it did before.
+func (s *IDs) join(number uint32, by Holder) (before bool) {
 	s.held[by].Grow(number / 64)
 	word, bit := s.held[by].At(number/64), uint64(1)<<(number%64)
 	before = *word&bit != 0
 	*word |= bit
-	return number, before
+	return before
 }
 
 // other returns the number of an id that is not 16 base62 characters.
