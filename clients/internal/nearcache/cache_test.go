@@ -160,6 +160,7 @@ func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.
 		}
 		cache := New(config)
 		defer cache.Close()
+		cache.want(time.Now()) // as the first question does
 		synctest.Wait()
 		test(t, cache)
 	})
@@ -243,6 +244,51 @@ func TestHitAllocatesNothing(t *testing.T) {
 	})
 }
 
+// use lets time pass in which the cache is used.
+func use(cache *Cache, during time.Duration) {
+	for began := time.Now(); time.Since(began) < during; time.Sleep(10 * time.Second) {
+		cache.want(time.Now())
+	}
+}
+
+// A service that asks nothing holds no session, and a session that the server ends because nothing
+// comes is not opened again before the next question.
+func TestSessionsBeginWithAQuestion(t *testing.T) {
+	server := &scripted{}
+	server.session = func(stream syncStream) error {
+		if err := stream.Send(welcome()); err != nil {
+			return err
+		}
+		timer := time.AfterFunc(5*time.Minute, func() { stream.Send(farewell()) }) // the client was silent
+		defer timer.Stop()
+		ended := make(chan error, 1)
+		go func() { ended <- server.serve(stream) }()
+		select {
+		case err := <-ended:
+			return err
+		case <-time.After(5*time.Minute + time.Second):
+			return status.Error(codes.Unavailable, "goodbye")
+		}
+	}
+	opened := func() (count int) {
+		server.note(func() { count = len(server.opened) })
+		return count
+	}
+	bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
+		silent := New(cache.config)
+		defer silent.Close()
+		time.Sleep(time.Hour)
+		if count := opened(); count != 1 || cache.Snapshot().Connected {
+			t.Errorf("%d sessions in an hour in which nothing was asked after the first minute", count)
+		}
+		ask(t, cache, 1)
+		synctest.Wait()
+		if count := opened(); count != 2 || !cache.Snapshot().Connected {
+			t.Errorf("%d sessions after a question; want one more", count)
+		}
+	})
+}
+
 // The second server accepts a session and then ends it at once.
 func TestRefusedSessionsAreRetriedWithBackoff(t *testing.T) {
 	for name, session := range map[string]func(syncStream) error{
@@ -254,7 +300,7 @@ func TestRefusedSessionsAreRetriedWithBackoff(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := &scripted{session: session}
 			bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
-				time.Sleep(10 * time.Minute)
+				use(cache, 10*time.Minute)
 				server.note(func() {
 					// With full jitter, an average of 2.5 s between attempts.
 					if count := len(server.opened); count < 150 || count > 400 {
@@ -298,7 +344,7 @@ func TestGoodbyeIsFollowedByTheNextSessionAtOnce(t *testing.T) {
 		}
 	}
 	bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
-		time.Sleep(4 * time.Minute)
+		use(cache, 4*time.Minute)
 		server.note(func() {
 			if len(server.opened) != 4 {
 				t.Fatalf("%d sessions", len(server.opened))
