@@ -195,7 +195,7 @@ func New(target string, config Config) (*Client, error) {
 	}
 	if !config.WithoutNearCache {
 		client.cache = nearcache.New(nearcache.Config{
-			Sync: client.Sync, Validations: validations, WithoutCall: wire.withoutCall, Request: wire.request, Read: wire.answer,
+			Sync: client.Sync, Ask: merger.Ask, WithoutCall: wire.withoutCall, Request: wire.request, Read: wire.answer,
 			MaxEntries: config.NearCacheEntries, MaxBytes: config.NearCacheBytes, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: nearcache.Hooks(config.NearCacheHooks),
 		})
 		client.validator = client.cache
@@ -208,7 +208,8 @@ func New(target string, config Config) (*Client, error) {
 // within the ValidationTimeout or was not reached; codes.Internal if the question or the answer
 // makes no sense; otherwise keysvc's status.
 func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
-	return c.validator.Validate(ctx, question)
+	answer, err := c.validator.Validate(ctx, question)
+	return answer, hideToken(err, question.Token)
 }
 
 // MalformedTokens returns how many texts were refused without a call since New, because they have
@@ -226,9 +227,10 @@ func (c *Client) Watches() bool { return c.cache != nil }
 // Watch asks once, and then waits for the context to end.
 func (c *Client) Watch(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	if c.cache != nil {
-		return c.cache.Watch(ctx, question)
+		answer, err := c.cache.Watch(ctx, question)
+		return answer, hideToken(err, question.Token)
 	}
-	answer, err := c.validator.Validate(ctx, question)
+	answer, err := c.Validate(ctx, question)
 	if err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
 		return answer, err
 	}

@@ -134,20 +134,12 @@ func TestClientSendsTokensOnlyIfTold(t *testing.T) {
 // empty tokens.
 func TestOldServerIsUnavailableToANearCache(t *testing.T) {
 	client := serve(t, func(_ any, stream grpc.ServerStream) error {
-		if method, _ := grpc.MethodFromServerStream(stream); method != keysvcv1.ValidationService_BatchValidateKeys_FullMethodName {
+		if method, _ := grpc.MethodFromServerStream(stream); method != keysvcv1.ValidationService_ValidateKey_FullMethodName {
 			return status.Error(codes.Unimplemented, "no sessions")
 		}
-		var request keysvcv1.BatchValidateKeysRequest
-		if err := stream.RecvMsg(&request); err != nil {
-			return err
-		}
-		response := &keysvcv1.BatchValidateKeysResponse{}
-		for range request.GetRequests() {
-			response.Responses = append(response.Responses, &keysvcv1.ValidateKeyResponse{
-				Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID, Revision: 1, Epoch: "e",
-			})
-		}
-		return stream.SendMsg(response)
+		return answering(&keysvcv1.ValidateKeyResponse{
+			Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID, Revision: 1, Epoch: "e",
+		}, nil)(nil, stream)
 	}, keyclient.Config{ValidationTimeout: patience})
 	for range 3 { // never from memory either
 		if answer, err := client.Validate(t.Context(), reading(newToken(t))); status.Code(err) != codes.Unavailable || answer != (keyauth.Answer{}) || !strings.Contains(err.Error(), "does not know digests") {

@@ -27,9 +27,10 @@ const (
 
 // Config is what a Cache works with.
 type Config struct {
-	// Sync and Validations are clients of the same keysvc. Required.
-	Sync        keysvcv1.SyncServiceClient
-	Validations keysvcv1.ValidationServiceClient
+	// Sync is a client of keysvc. Ask asks the same keysvc a question, as merge.Merger.Ask does.
+	// Both are required.
+	Sync keysvcv1.SyncServiceClient
+	Ask  func(ctx context.Context, request *keysvcv1.ValidateKeyRequest, sending func()) (*keysvcv1.ValidateKeyResponse, error)
 	// WithoutCall answers a question that needs no call. Request makes the message for a
 	// question. Read reads a response and returns an error if the response makes no sense. All
 	// are required.
