@@ -260,7 +260,10 @@ func spread(sample []float64) string {
 // Every version takes --dev as "create the store".
 func startBinary(t *testing.T, path string, arguments ...string) *worker {
 	t.Helper()
-	arguments = append(arguments, "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--log-level", "error")
+	arguments = append(arguments, "--listen", "127.0.0.1:0", "--log-level", "error")
+	if !slices.Contains(arguments, "--data") {
+		arguments = append(arguments, "--data", t.TempDir())
+	}
 	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), path, arguments...)}
 	started.Stderr = os.Stderr
 	for _, variable := range os.Environ() {

@@ -1,15 +1,18 @@
 package projection
 
 import (
+	"context"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 )
 
 // Effect counts the live keys whose effective scopes would shrink, and those whose effective
 // scopes would grow, if the roles had these scopes instead of the active policy's. A key can
-// count as both. A key that changes during the count counts as it was before or after.
-func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narrowed, widened int64) {
+// count as both. A key that changes during the count counts as it was before or after. The work of the
+// context gives way.
+func (p *Projection) Effect(ctx context.Context, roles map[string]decide.Scopes, now time.Time) (narrowed, widened int64) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	effects := effects{after: roles, known: make(map[combination]effect)}
@@ -17,7 +20,7 @@ func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narr
 		effects.before = p.state.policy.roles
 	}
 	nanoseconds := now.UnixNano()
-	for _, entry := range inPieces(p, p.state.keys) {
+	for _, entry := range inPieces(p, p.state.keys, giveway.From(ctx)) {
 		workspace := entry.workspace
 		if entry.problem() != nil || workspace.current == nil || workspace.current.Removed ||
 			!workspace.isLive(&entry.key, nanoseconds) {

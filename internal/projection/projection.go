@@ -364,7 +364,7 @@ func (p *Projection) NewestSourceVersion(workspaceID string) int64 {
 	defer p.mutex.RUnlock()
 	var newest int64
 	if entry := p.state.workspaces[workspaceID]; entry != nil {
-		for _, member := range inPieces(p, entry.members) {
+		for _, member := range inPieces(p, entry.members, nil) {
 			newest = max(newest, member.SourceVersion)
 		}
 	}

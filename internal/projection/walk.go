@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"slices"
 	"time"
+
+	"github.com/scribe-mail/keysvc/internal/giveway"
 )
 
 // stride is how many records a walk visits before it gives way. A validation can wait behind a
@@ -14,12 +16,16 @@ const stride = 256
 // giveWay releases the lock for a moment, so that changes and validations that wait for it come
 // first. The lock is held for reading before and after. What the caller has read of state may be
 // outdated afterwards.
-func (p *Projection) giveWay() {
+func (p *Projection) giveWay() { p.giveWayAs(nil) }
+
+// giveWayAs is giveWay for work that may pause.
+func (p *Projection) giveWayAs(work *giveway.Work) {
 	p.mutex.RUnlock()
 	if p.gaveWay != nil {
 		p.gaveWay()
 	}
 	// A walk is never urgent, so goroutines that wait for a processor come first, too.
+	work.GiveWay()
 	runtime.Gosched()
 	p.mutex.RLock()
 }
@@ -27,7 +33,7 @@ func (p *Projection) giveWay() {
 // inPieces visits a map of the state, and gives way after every stride. The lock is held for
 // reading. A record that stays during the walk is visited once; a record that comes or goes
 // meanwhile may be visited or not.
-func inPieces[Key comparable, Value any](p *Projection, records map[Key]Value) iter.Seq2[Key, Value] {
+func inPieces[Key comparable, Value any](p *Projection, records map[Key]Value, work *giveway.Work) iter.Seq2[Key, Value] {
 	return func(yield func(Key, Value) bool) {
 		visited := 0
 		for key, value := range records {
@@ -35,7 +41,7 @@ func inPieces[Key comparable, Value any](p *Projection, records map[Key]Value) i
 				return
 			}
 			if visited++; visited%stride == 0 {
-				p.giveWay()
+				p.giveWayAs(work)
 			}
 		}
 	}
@@ -122,7 +128,7 @@ func (p *Projection) Workspaces() []string {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	ids := make([]string, 0, len(p.state.workspaces))
-	for id := range inPieces(p, p.state.workspaces) {
+	for id := range inPieces(p, p.state.workspaces, nil) {
 		if id != "" {
 			ids = append(ids, id)
 		}
@@ -170,7 +176,7 @@ func (p *Projection) Dead(workspaceID string, before time.Time, limit int) Dead 
 func (p *Projection) deadMembers(workspace *workspaceEntry, before int64, limit int) []string {
 	var owners map[string]bool
 	var dead []string
-	for id, member := range inPieces(p, workspace.members) {
+	for id, member := range inPieces(p, workspace.members, nil) {
 		if len(dead) == limit {
 			break
 		}
