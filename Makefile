@@ -21,7 +21,13 @@ RELEASE := env CGO_ENABLED=0 go build -trimpath -buildvcs=false
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
-.PHONY: run tools test test-race fuzz soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants blind blind-mutants bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
+# Which measurements `make bench` makes (a regular expression for their names; all, if empty), how long
+# they take together, and where stores and figures are kept.
+BENCH       ?=
+BENCH_TIME  ?= 13m
+BENCH_CACHE ?= .bench
+
+.PHONY: run tools test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -66,16 +72,21 @@ endef
 # Every fuzz target of every package, FUZZTIME each: a time (30s) or a number of inputs (10000x).
 # One binary for each package that has targets: `go test -fuzz` would link it once for each target,
 # and `go test -list` those of all packages. New inputs are kept where `go test -fuzz` keeps them.
+# There are as many packages at a time as processors, because linking and a short slice use one each.
 fuzz:
-	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; cache=$$(go env GOCACHE)/fuzz; \
-	for package in $$(grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u); do \
-		path=$$(cd "$$package" && go list); \
-		(cd "$$package" && go test -c -fuzz=. -o "$$tmp/fuzz.test"); \
-		for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' "$$package"/*_test.go | cut -d' ' -f2); do \
-			echo "$$path $$target"; \
-			(cd "$$package" && "$$tmp/fuzz.test" -test.run '^$$' -test.fuzz "^$$target\$$" \
-				-test.fuzztime $(FUZZTIME) -test.fuzzcachedir "$$cache/$$path") </dev/null; \
-		done; \
+	grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n1 dirname | sort -u | \
+		xargs -I {} -P "$$(getconf _NPROCESSORS_ONLN)" $(MAKE) -s --no-print-directory fuzz-package PACKAGE={}
+
+# The targets of one package. Its output comes at the end.
+fuzz-package:
+	tmp=$$(mktemp -d); trap 'cat "$$tmp/output" >&3; rm -rf "$$tmp"' EXIT; cache=$$(go env GOCACHE)/fuzz; \
+	exec 3>&1 >"$$tmp/output" 2>&1; \
+	cd "$(PACKAGE)"; path=$$(go list); \
+	go test -c -fuzz=. -o "$$tmp/fuzz.test"; \
+	for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' *_test.go | cut -d' ' -f2); do \
+		echo "$$path $$target"; \
+		"$$tmp/fuzz.test" -test.run '^$$' -test.parallel 1 -test.fuzz "^$$target\$$" \
+			-test.fuzztime $(FUZZTIME) -test.fuzzcachedir "$$cache/$$path" </dev/null; \
 	done
 
 # Near-caches on a bad network, and keys that change, for SOAKTIME. Memory and goroutines must
@@ -102,6 +113,43 @@ bench-quick:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	go build -o "$$tmp/keysvc" ./cmd/keysvc; \
 	BENCH_AFTER="$$tmp/keysvc" BENCH_BEFORE="$(abspath $(BENCH_BEFORE))" go test ./bench -run '^TestMeasureQuick$$' -count=1 -v
+
+# Makes the measurements of docs/performance.md, each beside its baseline, in at most a quarter of an
+# hour: BENCH='validate/tcp/.*' only some of them. The figures are written into .bench/figures.json,
+# and those of other measurements are kept if they are of this commit. Nothing is judged.
+bench:
+	$(call bench,)
+
+# The same with 10,000,000 keys as well. The first run makes their store (14 GB), which is kept.
+bench-full: BENCH_TIME := 40m
+bench-full:
+	$(call bench,1)
+
+define bench
+tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+go build -o "$$tmp/keysvc" ./cmd/keysvc; \
+BENCH_AFTER="$$tmp/keysvc" BENCH_FULL=$(1) BENCH_ONLY='$(BENCH)' BENCH_TIME=$(BENCH_TIME) BENCH_CACHE="$(abspath $(BENCH_CACHE))" \
+	BENCH_OUT="$(abspath $(BENCH_CACHE))/figures.json" BENCH_COMMIT="$$(git describe --always --dirty --abbrev=12 --exclude '*')" \
+	go test ./bench -run '^TestBench$$' -count=1 -timeout 0 -v
+endef
+
+# Makes the tables and plots of docs/performance.md from the last figures of `make bench`.
+bench-page:
+	go run ./bench/page $(BENCH_CACHE)/figures.json docs/performance.md
+
+# Compares the parts with those of another checkout, BENCH_OLD: the Go benchmarks that match PARTS in
+# the package BENCH_PACKAGE, in turn, by benchstat.
+BENCH_OLD     ?= ../before
+BENCH_PACKAGE ?= ./bench
+PARTS         ?= Decision
+bench-parts:
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	go -C "$(BENCH_OLD)" test -c -o "$$tmp/old.test" $(BENCH_PACKAGE); \
+	go test -c -o "$$tmp/new.test" $(BENCH_PACKAGE); \
+	for round in 1 2 3 4 5 6; do for side in old new; do \
+		(cd $(BENCH_PACKAGE) && "$$tmp/$$side.test" -test.run '^$$' -test.bench '$(PARTS)' -test.benchmem -test.benchtime 300ms >>"$$tmp/$$side.txt"); \
+	done; done; \
+	$(TOOL) benchstat "$$tmp/old.txt" "$$tmp/new.txt"
 
 # Runs this version and BEFORE, the last one whose clients sent tokens, against each other: old
 # clients and new servers, and the other way round. It builds BEFORE in a folder of its own.

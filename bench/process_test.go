@@ -27,6 +27,9 @@ const (
 	floorServer = "floor"
 	// emptyServer answers validations without deciding.
 	emptyServer = "empty"
+	// baselineServer does so for TestBench, over TCP, TLS and a unix socket. tunedServer is the same
+	// with every tuning.
+	baselineServer, tunedServer = "baseline", "tuned"
 )
 
 // TestProcessServer is the server of other tests, in its own process, so that it can be stopped
@@ -48,6 +51,8 @@ func TestProcessServer(t *testing.T) {
 		fmt.Println("address", startFloor(t))
 	case emptyServer:
 		fmt.Println("address", startEmpty(t))
+	case baselineServer, tunedServer:
+		startBaseline(t, os.Getenv(serverVariable) == tunedServer)
 	default:
 		fmt.Println("address", servertest.Start(t, options).Address)
 	}
@@ -55,7 +60,7 @@ func TestProcessServer(t *testing.T) {
 		runtime.GC()
 		var memory runtime.MemStats
 		runtime.ReadMemStats(&memory)
-		fmt.Println("memory", memory.HeapInuse+memory.StackInuse, runtime.NumGoroutine())
+		fmt.Println("memory", memory.HeapInuse+memory.StackInuse, runtime.NumGoroutine(), memory.HeapAlloc, memory.Mallocs, memory.TotalAlloc)
 	}
 }
 
@@ -73,7 +78,13 @@ type worker struct {
 // when its input ends.
 func startProcess(t *testing.T, test string, environment ...string) *worker {
 	t.Helper()
-	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], "-test.run", "^"+test+"$", "-test.v")}
+	return startProcessWith(t, test, nil, environment...)
+}
+
+// startProcessWith is startProcess with further flags of the test binary.
+func startProcessWith(t *testing.T, test string, flags []string, environment ...string) *worker {
+	t.Helper()
+	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), os.Args[0], append(flags, "-test.run", "^"+test+"$", "-test.v")...)}
 	started.Env = append(os.Environ(), environment...)
 	started.Stderr = os.Stderr
 	var err error
@@ -132,7 +143,18 @@ func (w *worker) line(t *testing.T, word string) string {
 // memory returns the memory of a server in bytes, and the number of its goroutines.
 func memory(t *testing.T, server *worker) (bytes, goroutines int64) {
 	t.Helper()
+	read := readMemory(t, server)
+	return read.inUse, read.goroutines
+}
+
+// memoryStats is the memory of a server: heap and stacks in use, what the heap holds after a
+// collection, how many objects and bytes were allocated since the start, and how many goroutines
+// there are.
+type memoryStats struct{ inUse, goroutines, heap, mallocs, allocated int64 }
+
+func readMemory(t *testing.T, server *worker) (read memoryStats) {
+	t.Helper()
 	server.write(t, "")
-	fmt.Sscan(server.line(t, "memory"), &bytes, &goroutines)
-	return bytes, goroutines
+	fmt.Sscan(server.line(t, "memory"), &read.inUse, &read.goroutines, &read.heap, &read.mallocs, &read.allocated)
+	return read
 }

@@ -260,10 +260,15 @@ func spread(sample []float64) string {
 // Every version takes --dev as "create the store".
 func startBinary(t *testing.T, path string, arguments ...string) *worker {
 	t.Helper()
-	arguments = append(arguments, "--listen", "127.0.0.1:0", "--log-level", "error")
-	if !slices.Contains(arguments, "--data") {
-		arguments = append(arguments, "--data", t.TempDir())
-	}
+	started := runBinary(t, path, append(arguments, "--listen", "127.0.0.1:0", "--data", t.TempDir(), "--log-level", "error")...)
+	t.Cleanup(func() { started.terminate(t) })
+	started.address, _, _ = strings.Cut(started.line(t, "keysvc serves on"), ",")
+	return started
+}
+
+// runBinary starts a keysvc, without the settings of this process's environment.
+func runBinary(t *testing.T, path string, arguments ...string) *worker {
+	t.Helper()
 	started := &worker{Cmd: exec.CommandContext(context.WithoutCancel(t.Context()), path, arguments...)}
 	started.Stderr = os.Stderr
 	for _, variable := range os.Environ() {
@@ -278,14 +283,16 @@ func startBinary(t *testing.T, path string, arguments ...string) *worker {
 	if err := started.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		_ = started.Process.Signal(syscall.SIGTERM)
-		_, _ = io.Copy(io.Discard, started.stdout)
-		if err := started.Wait(); err != nil {
-			t.Errorf("%s: %v", path, err)
-		}
-	})
 	started.lines = bufio.NewScanner(started.stdout)
-	started.address, _, _ = strings.Cut(started.line(t, "keysvc serves on"), ",")
 	return started
+}
+
+// terminate stops a keysvc in order.
+func (w *worker) terminate(t *testing.T) {
+	t.Helper()
+	_ = w.Process.Signal(syscall.SIGTERM)
+	_, _ = io.Copy(io.Discard, w.stdout)
+	if err := w.Wait(); err != nil {
+		t.Errorf("%s: %v", w.Path, err)
+	}
 }

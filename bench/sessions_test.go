@@ -41,62 +41,94 @@ type heard struct {
 }
 
 func measureSessions(t *testing.T, server *worker, connections, each, rounds int, idle bool) {
-	control := dial(t, server.address)
-	keys, members, feed := keysvcv1.NewKeyServiceClient(control), keysvcv1.NewMemberServiceClient(control), keysvcv1.NewSyncServiceClient(control)
-	ctx, cancel := context.WithCancel(t.Context())
-	var clients sync.WaitGroup
-	defer clients.Wait()
-	defer cancel()
-	if _, err := members.PutMember(ctx, &keysvcv1.PutMemberRequest{
-		WorkspaceId: "w", MemberId: "ann", Role: "owner", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
-	}); err != nil {
-		t.Fatal(err)
-	}
 	before, _ := memory(t, server)
-	hears := make(chan heard, connections*each)
-	var began sync.WaitGroup
-	for range connections {
-		connection := dial(t, server.address)
-		for range each {
-			began.Add(1)
-			clients.Go(func() {
-				if err := follow(ctx, connection, idle, began.Done, hears); ctx.Err() == nil {
-					t.Errorf("a session ended: %v", err)
-				}
-			})
-		}
-	}
-	began.Wait()
+	load := startSessions(t, server.address, connections, each, idle)
+	defer load.end()
 	after, goroutines := memory(t, server)
 	var asked, acknowledged, awaited []time.Duration
 	for round := range 2 * rounds {
-		made, err := keys.CreateKey(ctx, &keysvcv1.CreateKeyRequest{WorkspaceId: "w", MemberId: "ann", Name: "bench", Scopes: []string{"signatures:read"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		collect(hears, made.GetRevision(), connections*each)
-		start := time.Now()
-		revoked, err := keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: "w", KeyId: made.GetKey().GetKeyId()})
-		if err != nil {
-			t.Fatal(err)
-		}
-		end := time.Now()
+		took := load.revoke(t, round%2 == 0) // every second revision is awaited, which costs each session an answer
 		if round%2 == 0 {
-			// Every second revision is awaited. That costs each session an answer.
-			if _, err := feed.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revoked.GetRevision(), Epoch: revoked.GetEpoch()}); err != nil {
-				t.Fatal(err)
-			}
-			awaited = append(awaited, time.Since(end))
-		}
-		last := collect(hears, revoked.GetRevision(), connections*each)
-		if round%2 == 1 {
-			asked, acknowledged = append(asked, last.Sub(start)), append(acknowledged, last.Sub(end))
+			awaited = append(awaited, took.awaited)
+		} else {
+			asked, acknowledged = append(asked, took.asked), append(acknowledged, took.acknowledged)
 		}
 	}
 	t.Logf("last session, since the revoke was asked for: %s", shares(asked))
 	t.Logf("last session, since it was acknowledged:      %s", shares(acknowledged))
 	t.Logf("AwaitRevision, called then:                   %s", shares(awaited[1:])) // the first wait includes the leases from before the start
 	t.Logf("a session holds %d bytes of the server's memory, and %d goroutines run there", (after-before)/int64(connections*each), goroutines)
+}
+
+// sessionLoad is sessions with a server that hear of each revoke.
+type sessionLoad struct {
+	keys  keysvcv1.KeyServiceClient
+	feed  keysvcv1.SyncServiceClient
+	hears chan heard
+	count int
+	end   func()
+}
+
+// startSessions starts so many sessions on each of some connections, and waits until they have begun.
+func startSessions(t *testing.T, address string, connections, each int, idle bool) *sessionLoad {
+	t.Helper()
+	control := dial(t, address)
+	load := &sessionLoad{
+		keys: keysvcv1.NewKeyServiceClient(control), feed: keysvcv1.NewSyncServiceClient(control),
+		hears: make(chan heard, connections*each), count: connections * each,
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := keysvcv1.NewMemberServiceClient(control).PutMember(ctx, &keysvcv1.PutMemberRequest{
+		WorkspaceId: "w", MemberId: "ann", Role: "owner", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var clients, began sync.WaitGroup
+	load.end = func() { cancel(); clients.Wait() }
+	for range connections {
+		connection := dial(t, address)
+		for range each {
+			began.Add(1)
+			clients.Go(func() {
+				if err := follow(ctx, connection, idle, began.Done, load.hears); ctx.Err() == nil {
+					t.Errorf("a session ended: %v", err)
+				}
+			})
+		}
+	}
+	began.Wait()
+	return load
+}
+
+// revokeTimes are how long it took until the last session had heard of a revoke, since the call and
+// since its acknowledgement, and how long AwaitRevision took.
+type revokeTimes struct{ asked, acknowledged, awaited time.Duration }
+
+// revoke creates a key and revokes it. If await is set, it then calls AwaitRevision.
+func (l *sessionLoad) revoke(t *testing.T, await bool) revokeTimes {
+	t.Helper()
+	ctx := t.Context()
+	made, err := l.keys.CreateKey(ctx, &keysvcv1.CreateKeyRequest{WorkspaceId: "w", MemberId: "ann", Name: "bench", Scopes: []string{"signatures:read"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	collect(l.hears, made.GetRevision(), l.count)
+	start := time.Now()
+	revoked, err := l.keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: "w", KeyId: made.GetKey().GetKeyId()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := time.Now()
+	var took revokeTimes
+	if await {
+		if _, err := l.feed.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revoked.GetRevision(), Epoch: revoked.GetEpoch()}); err != nil {
+			t.Fatal(err)
+		}
+		took.awaited = time.Since(end)
+	}
+	last := collect(l.hears, revoked.GetRevision(), l.count)
+	took.asked, took.acknowledged = last.Sub(start), last.Sub(end)
+	return took
 }
 
 // collect waits until a number of sessions have received a revision, and returns when the last

@@ -101,7 +101,10 @@ func startFilled(t *testing.T, count int) (*worker, []string) {
 	path := filepath.Join(t.TempDir(), "keysvc.db")
 	tokens := fill(t, path, count, 0)
 	if binary := os.Getenv(afterVariable); binary != "" {
-		return startBinary(t, binary, "serve", "--dev", "--data", filepath.Dir(path)), tokens
+		server := runBinary(t, binary, "serve", "--dev", "--listen", "127.0.0.1:0", "--data", filepath.Dir(path), "--log-level", "error")
+		t.Cleanup(func() { server.terminate(t) })
+		server.address, _, _ = strings.Cut(server.line(t, "keysvc serves on"), ",")
+		return server, tokens
 	}
 	server := startProcess(t, "TestProcessServer", serverVariable+"="+realServer, fileVariable+"="+path)
 	t.Cleanup(func() { server.end(t) })

@@ -77,8 +77,9 @@ With --refused the list is of calls and connections that were refused: the newes
 10,000 at most. Equal ones are one event with a count.
 
 With --follow the newest events come oldest first (50, or all since --since), and
-after them new ones as they come, until Ctrl-C. With -o json each event is then one
-line.
+after them new ones as they come, until Ctrl-C.
+
+With -o jsonl, and with --follow -o json, each event is one line of JSON.
 
 With --file the events are read from a store's file that no server has open. Nothing
 is changed.
@@ -87,7 +88,7 @@ is changed.
 		Example: `  keysvc audit list --workspace acme --since 24h
   keysvc audit list --key 9fQ2mXc7Lr0TzB4w
   keysvc audit list --refused --caller web
-  keysvc audit list --follow -o json | jq -r .action
+  keysvc audit list --follow -o jsonl | jq -r .action
   keysvc audit list --file keysvc-data/keysvc.db --all -o json`,
 	}
 	f := &auditFilters{}
@@ -113,7 +114,7 @@ is changed.
 		}
 		switch {
 		case s.out.format == formatYAML:
-			return usageError(cmd, "--follow writes a table or, with -o json, a line for each event")
+			return usageError(cmd, "--follow writes a table or, with -o jsonl, a line for each event")
 		case *every <= 0:
 			return usageError(cmd, "--interval must be more than 0")
 		case pages.limit < 1:
@@ -241,8 +242,9 @@ func newestEvents(ctx context.Context, list server.ListAuditEvents, request *key
 
 // followed shows events of follow.
 func (s *session) followed(events []*keysvcv1.AuditEvent, lines *table) error {
+	asLines := s.out.format == formatJSON || s.out.format == formatLines
 	for _, event := range events {
-		if s.out.format == formatJSON {
+		if asLines {
 			if err := s.out.jsonLine(event); err != nil {
 				return err
 			}
@@ -250,7 +252,7 @@ func (s *session) followed(events []*keysvcv1.AuditEvent, lines *table) error {
 		}
 		lines.add(auditRow(event)...)
 	}
-	if s.out.format == formatJSON {
+	if asLines {
 		return nil
 	}
 	return s.out.write([]byte(lines.take()))

@@ -27,6 +27,7 @@ const (
 	formatWide  outputFormat = "wide"
 	formatJSON  outputFormat = "json"
 	formatYAML  outputFormat = "yaml"
+	formatLines outputFormat = "jsonl"
 	formatName  outputFormat = "name"
 )
 
@@ -36,7 +37,7 @@ var (
 	formatsOfThings  = []outputFormat{formatTable, formatJSON, formatYAML, formatName}
 	formatsOfLists   = []outputFormat{formatTable, formatWide, formatJSON, formatYAML, formatName}
 	formatsOfEvents  = []outputFormat{formatTable, formatJSON}
-	formatsOfAudit   = []outputFormat{formatTable, formatWide, formatJSON, formatYAML}
+	formatsOfAudit   = []outputFormat{formatTable, formatWide, formatJSON, formatLines, formatYAML}
 )
 
 const (
@@ -66,13 +67,16 @@ type printer struct {
 	now func() time.Time
 }
 
-// answer writes the response as JSON, as YAML or as its ids; for a table it calls table.
+// answer writes the response as JSON, as YAML, as lines of JSON or as its ids; for a table it calls
+// table.
 func (p *printer) answer(response proto.Message, table func() error) error {
 	switch p.format {
 	case formatJSON:
 		return p.json(response)
 	case formatYAML:
 		return p.yaml(response)
+	case formatLines:
+		return p.jsonLines(response)
 	case formatName:
 		return p.names(response)
 	case formatTable, formatWide:
@@ -87,6 +91,22 @@ func (p *printer) json(message proto.Message) error {
 
 // jsonLine writes a message on one line.
 func (p *printer) jsonLine(message proto.Message) error { return p.jsonAs(message, json.Compact) }
+
+// jsonLines writes each event of a response on one line.
+func (p *printer) jsonLines(response proto.Message) error {
+	list, has := response.(interface {
+		GetEvents() []*keysvcv1.AuditEvent
+	})
+	if !has {
+		return p.jsonLine(response)
+	}
+	for _, event := range list.GetEvents() {
+		if err := p.jsonLine(event); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (p *printer) jsonAs(message proto.Message, lay func(layout *bytes.Buffer, text []byte) error) error {
 	text, err := jsonText(message)
