@@ -307,7 +307,7 @@ func TestEmptyStoreKnowsNothing(t *testing.T) {
 	if got := p.Dead("acme", begin, 10); got.KeyIDs != nil || got.MemberIDs != nil {
 		t.Errorf("got %+v", got)
 	}
-	if narrowed, widened := p.Effect(nil, begin); narrowed != 0 || widened != 0 {
+	if narrowed, widened := p.Effect(t.Context(), nil, begin); narrowed != 0 || widened != 0 {
 		t.Errorf("got %d, %d", narrowed, widened)
 	}
 	if got := p.LastUsed(storagetest.KeyID(1)); !got.IsZero() {

@@ -13,6 +13,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -314,7 +315,9 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 			err := allKeys(ctx, cursor, before, add)
 			return seen, err
 		}
+		work := giveway.From(ctx)
 		for _, slot := range slots {
+			work.GiveWay() // no lock is held in a transaction that reads
 			record := &storagev1.KeyRecord{}
 			value, err := keyAt(cursor, slot, record)
 			if err != nil {
@@ -336,6 +339,7 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 // allKeys passes the keys of all workspaces to add, from the slot below before downwards,
 // until add returns false.
 func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64, []byte) bool) error {
+	work := giveway.From(ctx)
 	var value []byte
 	name, _ := cursor.Seek([]byte(number(before)))
 	if name == nil {
@@ -347,6 +351,7 @@ func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*s
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		work.GiveWay()
 		record := &storagev1.KeyRecord{}
 		if err := decodeKey(name, value, record); err != nil {
 			return err
