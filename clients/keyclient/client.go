@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
+	"github.com/scribe-mail/keysvc/clients/internal/merge"
 	"github.com/scribe-mail/keysvc/clients/internal/nearcache"
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -60,6 +61,12 @@ type Config struct {
 	// their digests are sent, so that keysvc sees no token; a server that does not know digests is
 	// then codes.Unavailable. Set it only until such a server is upgraded.
 	SendTokens bool
+	// SeparateCalls makes a call for each question of Validate. By default questions that are asked
+	// while calls are under way go together in the next call, so that many callers get several
+	// times as many answers. Nothing waits if less is asked. A merged call has no values and no
+	// outgoing metadata of its callers' contexts, such as a trace. The calls of Validations are
+	// never merged.
+	SeparateCalls bool
 	// NearCache makes Validate answer from memory where that is safe: a revoked key is not
 	// accepted for longer than the server's staleness bound, 1 s by default, and not at all
 	// after AwaitRevision. Streams that a keyauth.Guard protects then end when their key does.
@@ -118,6 +125,7 @@ type Client struct {
 	// validator answers Validate.
 	validator keyauth.Validator
 	wire      *wire
+	merger    *merge.Merger
 	// cache is the near-cache, which is then the validator; nil without a near-cache.
 	cache *nearcache.Cache
 }
@@ -168,6 +176,7 @@ func New(target string, config Config) (*Client, error) {
 		return nil, fmt.Errorf("keyclient: target: %w", err)
 	}
 	validations, wire := keysvcv1.NewValidationServiceClient(conn), &wire{tokens: config.SendTokens}
+	merger := merge.New(merge.Config{Validations: validations, Timeout: validationTimeout, Separate: config.SeparateCalls})
 	client := &Client{
 		Keys:        keysvcv1.NewKeyServiceClient(conn),
 		Members:     keysvcv1.NewMemberServiceClient(conn),
@@ -175,7 +184,8 @@ func New(target string, config Config) (*Client, error) {
 		Validations: validations,
 		Sync:        keysvcv1.NewSyncServiceClient(conn),
 		conn:        conn,
-		validator:   &remote{validations: validations, timeout: validationTimeout, wire: wire},
+		merger:      merger,
+		validator:   &remote{merger: merger, wire: wire},
 		wire:        wire,
 	}
 	if config.NearCache {
@@ -227,7 +237,9 @@ func (c *Client) Close() error {
 	if c.cache != nil {
 		c.cache.Close()
 	}
-	return c.conn.Close()
+	err := c.conn.Close()
+	c.merger.Close()
+	return err
 }
 
 // serviceConfig spreads calls over all addresses, and repeats calls that change nothing.

@@ -4,12 +4,12 @@ import (
 	"context"
 	"strings"
 	"sync/atomic"
-	"time"
 	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/scribe-mail/keysvc/clients/internal/merge"
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/token"
@@ -21,11 +21,10 @@ const maxTokenBytes = token.MaxTextBytes
 // tooOld is the beginning of the error of a server that does not know digests.
 const tooOld = "keyclient: keysvc is older than this client and does not know digests; upgrade keysvc first"
 
-// remote is the Validator that makes a call for each question.
+// remote is the Validator that asks keysvc each question.
 type remote struct {
-	validations keysvcv1.ValidationServiceClient
-	timeout     time.Duration
-	wire        *wire
+	merger *merge.Merger
+	wire   *wire
 }
 
 // wire is what a question becomes on the wire, and what an answer is read from.
@@ -44,33 +43,17 @@ func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyau
 	if answer, answered, err := r.wire.withoutCall(&question); answered {
 		return answer, err
 	}
-	bounded, cancel := context.WithTimeout(ctx, r.timeout)
-	defer cancel()
-	response, err := r.validations.ValidateKey(bounded, r.wire.request(question))
+	response, err := r.merger.Ask(ctx, r.wire.request(question), nil)
 	if err != nil {
-		return keyauth.Answer{}, r.explain(ctx, bounded, err, question.Token)
+		return keyauth.Answer{}, hideToken(err, question.Token)
 	}
 	return r.wire.answer(response)
 }
 
-// explain returns the error for the caller, whose context is ctx; bounded is that of the call. The error
-// never holds the token. A deadline or cancellation that is not the caller's becomes codes.Unavailable.
-func (r *remote) explain(ctx, bounded context.Context, err error, text string) error {
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	// The server knows the deadline, too, and may say that it has passed before ctx does.
-	own, has := ctx.Deadline()
-	if ends, _ := bounded.Deadline(); has && own.Equal(ends) && status.Code(err) == codes.DeadlineExceeded {
-		return context.DeadlineExceeded
-	}
-	switch code := status.Code(err); {
-	case code == codes.DeadlineExceeded:
-		return status.Errorf(codes.Unavailable, "keyclient: keysvc did not answer within %s", r.timeout)
-	case code == codes.Canceled:
-		return status.Error(codes.Unavailable, "keyclient: the client was closed")
-	case strings.Contains(err.Error(), text):
-		return status.Error(code, "keyclient: keysvc's error is not shown, because it contains the token")
+// hideToken returns an error of keysvc, or another one if that error contains a token.
+func hideToken(err error, text string) error {
+	if strings.Contains(err.Error(), text) {
+		return status.Error(status.Code(err), "keyclient: keysvc's error is not shown, because it contains the token")
 	}
 	return err
 }

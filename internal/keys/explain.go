@@ -134,13 +134,14 @@ func (m *Manager) explain(ctx context.Context, query *ExplainQuery, record *stor
 		return nil, fields.Err()
 	case found.Damaged != nil:
 		return nil, found.Damaged
-	case found.Subject.Key == nil:
+	case !found.Exists:
 		return nil, nil
 	}
 	now := m.now()
-	decision, reason, steps := decide.Explain(found.Subject, query.Requirement, query.Address, now)
+	subject := found.Subject()
+	decision, reason, steps := decide.Explain(subject, query.Requirement, query.Address, now)
 	if latest := m.latest(); decision == decide.Allowed && !latest.IsZero() {
-		if later, _, _ := decide.Explain(found.Subject, query.Requirement, query.Address, latest); later != decide.Allowed {
+		if later, _, _ := decide.Explain(subject, query.Requirement, query.Address, latest); later != decide.Allowed {
 			return nil, problem.New(problem.ClockUnsure,
 				"it is not known whether the key has expired: the server's clock was set forward, and its operator has to check it")
 		}
@@ -152,14 +153,14 @@ func (m *Manager) explain(ctx context.Context, query *ExplainQuery, record *stor
 	explanation := &Explanation{
 		Position: m.at(found.Revision), Decision: decision, Reason: reason, Key: key, MemberState: MemberRemoved,
 	}
-	says := &sentences{query: query, key: key, subject: &found.Subject, policy: found.Policy}
+	says := &sentences{query: query, key: key, subject: &subject, policy: found.Policy}
 	if outcome := steps[decide.MemberActive-1].Outcome; outcome != decide.NotApplicable {
 		explanation.MemberState = MemberSuspended
 		if outcome == decide.Passed {
 			explanation.MemberState = MemberActive
 		}
-		explanation.Role = found.Subject.Member.Role
-		explanation.EffectiveScopes = found.Subject.Key.Scopes.Intersect(found.Subject.RoleScopes)
+		explanation.Role = subject.Member.Role
+		explanation.EffectiveScopes = subject.Key.Scopes.Intersect(subject.RoleScopes)
 	}
 	final := slices.ContainsFunc(steps, func(step decide.Step) bool {
 		return step.Check <= decide.NotExpired && step.Outcome == decide.Failed

@@ -104,15 +104,16 @@ func (m *Manager) keyOf(presented token.Presented, workspaces access.Workspaces,
 	if found.Damaged != nil && (found.WorkspaceID == "" || workspaces.Has(found.WorkspaceID)) {
 		return KeyName{}, found.Damaged
 	}
-	grant, reason := decide.Authenticate(presented, found.Subject, "", now)
-	if grant.Principal.KeyID == "" || reason == decide.KeyExpired || !workspaces.Has(found.Subject.Key.Workspace) {
+	subject := found.Subject()
+	grant, reason := decide.Authenticate(presented, subject, "", now)
+	if grant.Principal.KeyID == "" || reason == decide.KeyExpired || !workspaces.Has(subject.Key.Workspace) {
 		missing := problem.New(problem.KeyNotFound, "the token matches no live secret")
 		if presented.ByDigest() {
 			missing.Metadata = map[string]string{ByDigest: "true"}
 		}
 		return KeyName{}, missing
 	}
-	return KeyName{WorkspaceID: found.Subject.Key.Workspace, KeyID: found.Subject.Key.ID}, nil
+	return KeyName{WorkspaceID: subject.Key.Workspace, KeyID: subject.Key.ID}, nil
 }
 
 // revoke marks a key as revoked and returns the event; nil if the key was revoked before.

@@ -12,18 +12,27 @@ import (
 func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narrowed, widened int64) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
+	s := p.state
+	s.walks.Add(1)
+	defer s.walks.Add(-1)
 	effects := effects{after: roles, known: make(map[combination]effect)}
-	if p.state.policy != nil {
-		effects.before = p.state.policy.roles
+	if s.policy != nil {
+		effects.before = s.policy.roles
 	}
 	nanoseconds := now.UnixNano()
-	for _, entry := range inPieces(p, p.state.keys) {
-		workspace := entry.workspace
-		if entry.problem() != nil || workspace.current == nil || workspace.current.Removed ||
-			!workspace.isLive(&entry.key, nanoseconds) {
+	for number := uint32(1); number <= s.highest; number++ {
+		if number%stride == 0 {
+			p.giveWay()
+		}
+		if !s.has(number) || s.problem(number) != nil {
 			continue
 		}
-		found := effects.of(entry.key.Scopes, workspace.members[entry.key.Member].Role)
+		key := s.records.At(number)
+		if current := s.workspaceOf(key).current; current == nil || current.Removed || !s.isLive(key, nanoseconds) {
+			continue
+		}
+		role := s.names.get(s.lives.At(s.presentLife(key.life)).role)
+		found := effects.of(s.scopes.get(s.rareOf(key).scopes), role)
 		if found.narrows {
 			narrowed++
 		}

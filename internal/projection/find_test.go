@@ -85,7 +85,7 @@ func TestFindRefusesWhatDependsOnDamage(t *testing.T) {
 			if found.Damaged != nil && !errors.Is(found.Damaged, storage.ErrDamaged) {
 				t.Errorf("%v is not ErrDamaged", found.Damaged)
 			}
-			subject := found.Subject
+			subject := found.Subject()
 			if (subject.Key != nil) != test.key || (subject.Member != nil) != test.member || (subject.Workspace != nil) != test.workspace {
 				t.Errorf("found %+v", subject)
 			}
@@ -214,8 +214,8 @@ func TestMalformedKeyRecordsAreDamage(t *testing.T) {
 			p := loaded(t, &fake{load: holding(7, scribe(), workspaceItem("acme", "first"), memberItem("acme", "ann"), storage.Item{Key: record})})
 			found := p.Find(keyID)
 			if test.damaged {
-				if !errors.Is(found.Damaged, storage.ErrDamaged) || found.Subject.Key != nil {
-					t.Errorf("got %v, %+v; want it damaged", found.Damaged, found.Subject.Key)
+				if !errors.Is(found.Damaged, storage.ErrDamaged) || found.Exists {
+					t.Errorf("got %v, %+v; want it damaged", found.Damaged, found.Subject().Key)
 				}
 				return
 			}
@@ -225,8 +225,8 @@ func TestMalformedKeyRecordsAreDamage(t *testing.T) {
 				Secrets: [2]decide.Secret{{Hash: hashOf(newest), End: year.UnixNano()}},
 			}
 			test.want(want)
-			if found.Damaged != nil || !reflect.DeepEqual(found.Subject.Key, want) {
-				t.Errorf("got %v, %+v; want %+v", found.Damaged, found.Subject.Key, want)
+			if found.Damaged != nil || !reflect.DeepEqual(found.Subject().Key, want) {
+				t.Errorf("got %v, %+v; want %+v", found.Damaged, found.Subject().Key, want)
 			}
 		})
 	}
@@ -250,7 +250,7 @@ func TestUnknownMemberStateDenies(t *testing.T) {
 			p := loaded(t, &fake{load: holding(
 				7, scribe(), workspaceItem("acme", "first"), item, storage.Item{Key: keyRecord("acme", "ann", keyID, 1)},
 			)})
-			if got := p.Find(keyID).Subject.Member; got.Active != test.active || got.Removed != test.removed {
+			if got := subjectOf(p, keyID).Member; got.Active != test.active || got.Removed != test.removed {
 				t.Errorf("got %+v", got)
 			}
 		})
@@ -267,21 +267,21 @@ func TestRolesAreLookedUpInTheActivePolicy(t *testing.T) {
 	commit(t, store, acme, acme.CreateKey(keyID))
 	p := loaded(t, store)
 	follow(t, p)
-	if got := p.Find(keyID).Subject.RoleScopes; got.Contains("financial_documents:read") || !got.Contains("emails:read") {
+	if got := subjectOf(p, keyID).RoleScopes; got.Contains("financial_documents:read") || !got.Contains("emails:read") {
 		t.Errorf("manager: got %q", got)
 	}
 	waitFor(t, p, commit(t, store, acme, acme.PutMember("member", "wizard")))
-	if got := p.Find(keyID).Subject.RoleScopes; got != nil {
+	if got := subjectOf(p, keyID).RoleScopes; got != nil {
 		t.Errorf("a role that the policy does not have: got %q", got)
 	}
 	waitFor(t, p, applyPolicy(t, store, &head, func(wanted *policy.Policy) {
 		wanted.Roles = append(wanted.Roles, policy.Role{Name: "wizard", Scopes: []string{"emails:*"}})
 	}))
 	found := p.Find(keyID)
-	if got := found.Subject.RoleScopes; !reflect.DeepEqual(got, decide.Scopes{"emails:delete", "emails:read", "emails:write"}) {
+	if got := found.Subject().RoleScopes; !reflect.DeepEqual(got, decide.Scopes{"emails:delete", "emails:read", "emails:write"}) {
 		t.Errorf("once the policy has it: got %q", got)
 	}
-	if !reflect.DeepEqual(found.Policy.Role("wizard"), found.Subject.RoleScopes) || found.Policy.Role("nobody") != nil {
+	if !reflect.DeepEqual(found.Policy.Role("wizard"), found.Subject().RoleScopes) || found.Policy.Role("nobody") != nil {
 		t.Error("Policy.Role says something else")
 	}
 	if current, revision, err := p.Policy(); err != nil || current != found.Policy || revision != found.Revision {
@@ -292,7 +292,7 @@ func TestRolesAreLookedUpInTheActivePolicy(t *testing.T) {
 func TestEmptyStoreKnowsNothing(t *testing.T) {
 	p := loaded(t, openStore(t))
 	found := p.Find(storagetest.KeyID(1))
-	if found.Policy != nil || found.Damaged != nil || found.Last != nil || found.Revision != 0 || !reflect.DeepEqual(found.Subject, decide.Subject{}) {
+	if found.Policy != nil || found.Damaged != nil || !found.Last.IsZero() || found.Revision != 0 || !reflect.DeepEqual(found.Subject(), decide.Subject{}) {
 		t.Errorf("got %+v", found)
 	}
 	if got := p.Workspace("acme"); got.Head != (storage.Head{}) || got.Current != nil || got.Damaged != nil || got.Has(nil) {
@@ -357,7 +357,7 @@ func TestDamagedBytesDenyWhatDependsOnThem(t *testing.T) {
 			if test.bucket != "keys" && test.bucket != "members" && p.Workspace("bad").Damaged == nil {
 				t.Error("the workspace may be changed")
 			}
-			if found := p.Find(storagetest.KeyID(1)); found.Damaged != nil || found.Subject.Member == nil || p.Workspace("good").Damaged != nil {
+			if found := p.Find(storagetest.KeyID(1)); found.Damaged != nil || found.Subject().Member == nil || p.Workspace("good").Damaged != nil {
 				t.Errorf("the other workspace: got %+v", found)
 			}
 		})

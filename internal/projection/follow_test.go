@@ -89,7 +89,7 @@ func TestReadersSeeWholeRevisionsThatNeverGoBack(t *testing.T) {
 					return
 				}
 				last = found.Revision
-				if key := found.Subject.Key; key != nil {
+				if key := found.Subject().Key; key != nil {
 					number := int(key.ExpireTime / int64(time.Second))
 					if key.Scopes[0] == "emails:read" {
 						number = 0
@@ -301,15 +301,15 @@ func TestFollowLoadsAgainAfterEveryKindOfBreak(t *testing.T) {
 			before := commit(t, store, acme, create)
 			p := loaded(t, store)
 			follow(t, p)
-			used := p.Find(storagetest.KeyID(1)).Last
-			used.Raise(begin)
+			used, at := p.Find(storagetest.KeyID(1)).Last, begin.Add(time.Hour).Truncate(time.Microsecond)
+			used.Raise(at)
 
 			store.broken <- test.ends
 			<-reloading
 			commit(t, store, acme, acme.RevokeKey(create.PutKeys[0]))
 			newest := commit(t, store, acme, acme.CreateKey(storagetest.KeyID(2)))
 			found := p.Find(storagetest.KeyID(1))
-			if found.Revision != before || found.Subject.Key == nil || found.Subject.Key.Revoked {
+			if found.Revision != before || !found.Exists || found.Subject().Key.Revoked {
 				t.Errorf("while the store is down: got %+v", found)
 			}
 			close(resume)
@@ -318,12 +318,17 @@ func TestFollowLoadsAgainAfterEveryKindOfBreak(t *testing.T) {
 				t.Errorf("%d loads", got)
 			}
 			found = p.Find(storagetest.KeyID(1))
-			if found.Subject.Key == nil || !found.Subject.Key.Revoked || p.Find(storagetest.KeyID(2)).Subject.Key == nil {
+			if !found.Exists || !found.Subject().Key.Revoked || !p.Find(storagetest.KeyID(2)).Exists {
 				t.Errorf("after the reload: got %+v", found)
 			}
 			// Uses that are not stored yet survive the load.
-			if found.Last != used || !p.LastUsed(storagetest.KeyID(1)).Equal(begin) {
-				t.Errorf("last used: got %s", p.LastUsed(storagetest.KeyID(1)))
+			if got := p.LastUsed(storagetest.KeyID(1)); !got.Equal(at) {
+				t.Errorf("last used: got %s, want %s", got, at)
+			}
+			// A validation that found the key before the load notes its use after it.
+			at = at.Add(time.Second)
+			if got := p.LastUsed(storagetest.KeyID(1)); !used.Raise(at) || !p.LastUsed(storagetest.KeyID(1)).Equal(at) {
+				t.Errorf("last used: got %s before and %s after, want %s", got, p.LastUsed(storagetest.KeyID(1)), at)
 			}
 			// Following goes on.
 			waitFor(t, p, commit(t, store, acme, acme.PutMember("other", "admin")))
@@ -460,9 +465,9 @@ func TestReadsRaceWithChangesAndLoads(t *testing.T) {
 					runtime.Gosched()
 				}
 				found := p.Find(keyID)
-				grant, _ := decide.Authenticate(presented.Presented(), found.Subject, "", begin)
+				grant, _ := decide.Authenticate(presented.Presented(), found.Subject(), "", begin)
 				_ = grant.Effective()
-				if found.Last != nil {
+				if !found.Last.IsZero() {
 					found.Last.Raise(begin)
 				}
 				_ = p.Workspace("acme").Has(&projection.Member{})
@@ -583,11 +588,11 @@ func compare(t *testing.T, store storage.Store, p *projection.Projection) {
 func compareKey(t *testing.T, p, fresh *projection.Projection, record *storagev1.KeyRecord) {
 	t.Helper()
 	got, want := p.Find(record.GetKeyId()), fresh.Find(record.GetKeyId())
-	if got.Damaged != nil || got.Subject.Key == nil || !reflect.DeepEqual(got.Subject, want.Subject) || got.Last == nil {
+	if got.Damaged != nil || got.Subject().Key == nil || !reflect.DeepEqual(got.Subject(), want.Subject()) || got.Last.IsZero() {
 		t.Errorf("key %s: got %+v, want %+v", record.GetKeyId(), got, want)
 		return
 	}
-	key := got.Subject.Key
+	key := got.Subject().Key
 	if key.Workspace != record.GetWorkspaceId() || key.Member != record.GetMemberId() ||
 		key.WorkspaceIncarnation != record.GetWorkspaceIncarnation() || key.MemberIncarnation != record.GetMemberIncarnation() ||
 		!slices.Equal(key.Scopes, record.GetScopes()) || key.Revoked != (record.GetRevokeTime() != nil) ||

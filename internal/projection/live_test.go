@@ -160,7 +160,7 @@ func TestFollowedStateEqualsTheLoadedStore(t *testing.T) {
 					waitFor(t, p, revision)
 					compare(t, store, p)
 					for _, keyID := range c.purged {
-						if found := p.Find(keyID); found.Subject.Key != nil || found.Last != nil || found.Damaged != nil {
+						if found := p.Find(keyID); found.Exists || !found.Last.IsZero() || found.Damaged != nil {
 							t.Errorf("purged key %s: got %+v", keyID, found)
 						}
 					}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,8 +39,10 @@ type Projection struct {
 	waiters map[*waiter]struct{}
 	// stopFollowing ends Follow; nil before Follow was called.
 	stopFollowing context.CancelCauseFunc
-	// loaded reports whether a Load has succeeded.
+	// loaded reports whether a Load has succeeded, and left are states that are no longer shown,
+	// and may still be walked over. Only Load and Follow use them.
 	loaded bool
+	left   []*state
 
 	// applied is the revision of state, and the hash of its newest change, for readers without
 	// the lock. It is set after state.
@@ -69,8 +72,9 @@ func New(store storage.Source, log *slog.Logger) *Projection {
 		log = slog.New(slog.DiscardHandler)
 	}
 	p := &Projection{
-		store: store, log: log, barriers: newBarriers(store), state: newState(), waiters: make(map[*waiter]struct{}),
+		store: store, log: log, barriers: newBarriers(store), waiters: make(map[*waiter]struct{}),
 	}
+	p.state = newState(p, storage.Expected{})
 	p.applied.Store(&storage.Barrier{})
 	return p
 }
@@ -86,33 +90,75 @@ func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 // be decided.
 func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	// 1. Read the store into a state that nobody sees yet.
-	fresh := newState()
-	position, err := p.store.Load(ctx, fresh.add)
+	fresh, position, err := p.read(ctx)
+	if err == nil {
+		err = p.check(fresh, position)
+	}
 	if err != nil {
+		fresh.giveUp(p.state)
 		return storage.Position{}, err
 	}
-	fresh.revision, fresh.loaded = position.Revision, position.Revision
-	// 2. Check it, because a state that was shown is never taken back.
-	if !p.loaded && fresh.damagedPolicy != nil {
-		return storage.Position{}, fresh.damagedPolicy
-	}
-	if before := p.Revision(); position.Revision < before {
-		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, before)
-	}
-	// 3. Tell the publisher before the state is shown, as watch does with a change.
+	// 2. Tell the publisher before the state is shown, as watch does with a change.
 	if p.publisher != nil {
 		p.publisher.Restart(position.Revision)
 	}
-	// 4. Take over the last uses. This visits every key, so it comes before the lock; reading
+	// 3. Take over the last uses. This visits every key, so it comes before the lock; reading
 	//    p.state needs no lock here, because this goroutine alone changes it.
-	fresh.keepUses(p.state)
-	// 5. Show the state, then its revision, and wake the calls that wait for it.
+	before := p.state
+	fresh.keepUses(before)
+	// 4. Show the state, then its revision, and wake the calls that wait for it.
+	p.swap(ctx, fresh, position)
+	// 5. Take over the uses that were noted since step 3. Uses after this note themselves in the
+	//    new state as well, because they see that theirs was replaced (usage.Last).
+	fresh.keepUses(before)
+	p.left = append(p.left, before)
+	p.tidy()
+	return position, nil
+}
+
+// tidy gives up states that are no longer shown, once no walk goes over them.
+func (p *Projection) tidy() {
+	p.left = slices.DeleteFunc(p.left, func(before *state) bool {
+		if before.walks.Load() > 0 {
+			return false
+		}
+		before.giveUp(p.state)
+		return true
+	})
+}
+
+// read reads the store into a state. The state is not nil even if there is an error.
+func (p *Projection) read(ctx context.Context) (fresh *state, position storage.Position, err error) {
+	fresh = newState(p, storage.Expected{})
+	if loader, is := storage.ViewLoaderOf(p.store); is {
+		position, err = loader.LoadViews(ctx, func(expected storage.Expected) { fresh = newState(p, expected) },
+			func(item storage.Item) error { return fresh.add(item) })
+	} else {
+		position, err = p.store.Load(ctx, fresh.add)
+	}
+	fresh.revision, fresh.loaded = position.Revision, position.Revision
+	return fresh, position, err
+}
+
+// check checks a state before it is shown, because a state that was shown is never taken back.
+func (p *Projection) check(fresh *state, position storage.Position) error {
+	if !p.loaded && fresh.damagedPolicy != nil {
+		return fresh.damagedPolicy
+	}
+	if before := p.Revision(); position.Revision < before {
+		return fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, before)
+	}
+	return nil
+}
+
+// swap shows a state in the place of the present one.
+func (p *Projection) swap(ctx context.Context, fresh *state, position storage.Position) {
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
 	p.logDamagedPolicy(ctx, fresh)
+	p.state.replaced.Store(true)
 	p.state, p.loaded = fresh, true
 	p.advance(storage.Barrier{Revision: position.Revision, Hash: position.Hash})
-	return position, nil
 }
 
 // The waits between two attempts to follow the store.
@@ -189,6 +235,7 @@ func (p *Projection) watch(ctx context.Context) error {
 		}
 		// 2. Show the change. This wakes the call that made it.
 		p.show(ctx, change)
+		p.tidy()
 		// 3. Announce the change. This comes last because it may take long, and the call does not
 		//    wait for it.
 		if p.publisher != nil {
@@ -224,50 +271,75 @@ func (p *Projection) Epoch() string { return p.store.Epoch() }
 // Revision returns the revision that the projection shows.
 func (p *Projection) Revision() int64 { return p.applied.Load().Revision }
 
-// Found is what the projection knows about one key id, as of one revision.
+// Found is what the projection knows about one key id, as of one revision. It is a copy, which no
+// later change touches.
 type Found struct {
-	// Subject is what decide needs; empty if there is no such key.
-	Subject decide.Subject
+	// Exists reports whether there is such a key.
+	Exists bool
 	// Policy is the active policy; nil if the store has none, or if it is damaged.
 	Policy *Policy
 	// Revision is the revision that all of this is as of.
 	Revision int64
-	// Last is when the key was last used; nil if there is no such key.
-	Last *usage.Last
-	// Created is when the key was created, in Unix nanoseconds; 0 if there is no such key.
-	Created int64
+	// Last is when the key was last used; zero if there is no such key.
+	Last usage.Last
 	// Damaged is set if a record that the answer depends on cannot be read. Nothing may be
 	// decided then. WorkspaceID is the workspace of the key in question; empty if that is not known,
 	// or if Damaged is nil.
 	Damaged     error
 	WorkspaceID string
+
+	key                     decide.Key
+	member                  decide.Member
+	workspace               decide.Workspace
+	hasMember, hasWorkspace bool
+	roleScopes              decide.Scopes
+}
+
+// Subject returns what decide needs; empty if there is no such key. It lies in f.
+func (f *Found) Subject() decide.Subject {
+	subject := decide.Subject{RoleScopes: f.roleScopes}
+	if f.Exists {
+		subject.Key = &f.key
+	}
+	if f.hasMember {
+		subject.Member = &f.member
+	}
+	if f.hasWorkspace {
+		subject.Workspace = &f.workspace
+	}
+	return subject
 }
 
 // Find returns what is known about a key id. It reads memory alone, even for an id that does
-// not exist, and does not allocate.
-func (p *Projection) Find(keyID string) Found {
+// not exist, and does not allocate. What it returns contains keyID.
+func (p *Projection) Find(keyID string) (found Found) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
-	found := Found{Policy: p.state.policy, Revision: p.state.revision, Damaged: p.state.damagedPolicy}
+	s := p.state
+	found.Policy, found.Revision, found.Damaged = s.policy, s.revision, s.damagedPolicy
 	if found.Damaged != nil {
 		return found
 	}
-	entry := p.state.keys[keyID]
-	if entry == nil {
+	number := s.find(keyID)
+	if number == 0 {
 		return found
 	}
-	if found.Damaged = entry.problem(); found.Damaged != nil {
-		found.WorkspaceID = entry.workspace.id
+	of := s.workspaceOf(s.records.At(number))
+	if found.Damaged = s.problem(number); found.Damaged != nil {
+		found.WorkspaceID = of.id
 		return found
 	}
-	found.Subject.Key, found.Last, found.Created = &entry.key, entry.last, entry.created
-	if entry.workspace.current != nil {
-		found.Subject.Workspace = &entry.workspace.current.Workspace
+	found.Exists = true
+	found.Last = s.lastOf(keyID, number)
+	s.key(&found.key, keyID, number)
+	if found.hasWorkspace = of.current != nil; found.hasWorkspace {
+		found.workspace = of.current.Workspace
 	}
-	if member := entry.workspace.members[entry.key.Member]; member != nil {
-		found.Subject.Member = &member.Member
-		if p.state.policy != nil {
-			found.Subject.RoleScopes = p.state.policy.roles[member.Role]
+	present := s.presentLife(s.records.At(number).life)
+	if found.hasMember = present != 0; found.hasMember {
+		found.member = s.member(s.lives.At(present))
+		if s.policy != nil {
+			found.roleScopes = s.policy.roles[found.member.Role]
 		}
 	}
 	return found
@@ -346,15 +418,17 @@ func (w Workspace) Has(member *Member) bool {
 func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
-	entry := p.state.workspaces[workspaceID]
+	s := p.state
+	entry := s.workspaces[workspaceID]
 	if entry == nil {
 		return nil, nil
 	}
-	member := entry.members[memberID]
-	if member == nil {
+	number := s.currentLife(entry, memberID)
+	if number == 0 {
 		return nil, nil
 	}
-	return member, member.damaged
+	life := s.lives.At(number)
+	return &Member{Member: s.member(life), SourceVersion: life.sourceVersion}, s.damagedLives[number]
 }
 
 // NewestSourceVersion returns the highest source version of a workspace's members, removed
@@ -362,10 +436,11 @@ func (p *Projection) Member(workspaceID, memberID string) (*Member, error) {
 func (p *Projection) NewestSourceVersion(workspaceID string) int64 {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
+	s := p.state
 	var newest int64
-	if entry := p.state.workspaces[workspaceID]; entry != nil {
-		for _, member := range inPieces(p, entry.members) {
-			newest = max(newest, member.SourceVersion)
+	if entry := s.workspaces[workspaceID]; entry != nil {
+		for number := range p.inOrder(s, &entry.members) {
+			newest = max(newest, s.lives.At(number).sourceVersion)
 		}
 	}
 	return newest
@@ -375,8 +450,8 @@ func (p *Projection) NewestSourceVersion(workspaceID string) int64 {
 func (p *Projection) LastUsed(keyID string) time.Time {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
-	if entry := p.state.keys[keyID]; entry != nil {
-		return entry.last.Time()
+	if number := p.state.find(keyID); number != 0 {
+		return p.state.words.At(number).Time()
 	}
 	return time.Time{}
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -189,4 +190,10 @@ func secretOf(t testing.TB, of token.Token, expires time.Time) *storagev1.Secret
 		t.Fatal(err)
 	}
 	return &storagev1.SecretRecord{Scheme: uint32(hash.Scheme), Hash: hash.Sum[:], ExpireTime: timestamppb.New(expires)}
+}
+
+// subjectOf returns what decide gets of a key.
+func subjectOf(p *projection.Projection, keyID string) decide.Subject {
+	found := p.Find(keyID)
+	return found.Subject()
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -87,10 +88,15 @@ func TestChangesArePublishedBeforeTheyAreSeen(t *testing.T) {
 	told.expect(t, "publish 2", "publish 3", "restart 5", "publish 6")
 	found := p.Find(storagetest.KeyID(4))
 	key, _, err := store.GetKey(t.Context(), "acme", storagetest.KeyID(4))
-	if err != nil || found.Created != key.GetCreateTime().AsTime().UnixNano() || found.Created == 0 {
-		t.Errorf("created at %d, %v", found.Created, err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if found := p.Find(storagetest.KeyID(99)); found.Created != 0 {
-		t.Errorf("an unknown key was created at %d", found.Created)
+	// A near-cache whose clock is wrong reports a use before the creation: it counts as of then.
+	found.Last.Raise(key.GetCreateTime().AsTime().AddDate(-1, 0, 0))
+	if got := p.LastUsed(storagetest.KeyID(4)); got.Before(key.GetCreateTime().AsTime()) || got.Sub(key.GetCreateTime().AsTime()) > time.Microsecond {
+		t.Errorf("used at %s, created at %s", got, key.GetCreateTime().AsTime())
+	}
+	if found := p.Find(storagetest.KeyID(99)); !found.Last.IsZero() || found.Last.Raise(begin) {
+		t.Error("an unknown key was used")
 	}
 }

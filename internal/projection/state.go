@@ -1,19 +1,19 @@
 package projection
 
 import (
-	"cmp"
+	"hash/maphash"
 	"net/netip"
-	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/storage"
-	"github.com/scribe-mail/keysvc/internal/token"
 	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
@@ -57,59 +57,63 @@ type Member struct {
 	decide.Member
 	// SourceVersion is the highest source version of the member.
 	SourceVersion int64
-
-	// updated is when the record last changed, in Unix nanoseconds.
-	updated int64
-	damaged error
 }
 
-// state is the index as of one revision.
+// state is the index as of one revision. How keys and members are held is in record.go.
 type state struct {
+	projection *Projection
+
 	revision int64
 	// loaded is the revision of the Load that the state began with.
 	loaded int64
 	policy *Policy
 	// damagedPolicy is set if the policy's record cannot be read; policy is nil then.
 	damagedPolicy error
-	keys          map[string]*keyEntry
-	workspaces    map[string]*workspaceEntry
-	// scopes holds each set of scopes once, because most keys of a product share a few sets.
-	scopes map[string]decide.Scopes
+
+	// ids has the numbers of the keys; records and words are at these numbers, up to highest. A
+	// number without a key has a record without a life.
+	ids     *flat.IDs
+	records flat.Chunks[record]
+	words   flat.Chunks[usage.Word]
+	highest uint32
+	rares   flat.Arena[rare]
+	seconds flat.Arena[second]
+	times   flat.Arena[extraTimes]
+
+	// members finds the lives by workspace and id of the member.
+	lives   flat.Arena[life]
+	members *flat.Index
+	texts   *flat.Texts
+	seed    maphash.Seed
+
+	// scopes, networks and names hold what many records have in common.
+	scopes   *interned[decide.Scopes]
+	networks *interned[[]netip.Prefix]
+	names    *interned[string]
+
+	// workspaces are all workspaces by id, and numbered has them by number.
+	workspaces map[string]*workspace
+	numbered   []*workspace
+
+	// damagedKeys and damagedLives say why a record cannot be read.
+	damagedKeys, damagedLives map[uint32]error
+
+	// replaced is set once another state is shown. walks is how many walks go over the state.
+	replaced atomic.Bool
+	walks    atomic.Int32
+	// view and joined are used again by each put.
+	view   storage.KeyView
+	joined []byte
 }
 
-// keyEntry is one key. An entry is replaced, never changed.
-type keyEntry struct {
-	key       decide.Key
-	sequence  int64
-	workspace *workspaceEntry
-	// created and revoked are when the key was created and revoked, in Unix nanoseconds.
-	created, revoked int64
-	// last is shared by all entries of one key.
-	last    *usage.Last
-	damaged error
-}
-
-// problem returns the first damage that an answer about the key depends on.
-func (e *keyEntry) problem() error {
-	if e.damaged != nil {
-		return e.damaged
-	}
-	if e.workspace.damaged != nil {
-		return e.workspace.damaged
-	}
-	if member := e.workspace.members[e.key.Member]; member != nil {
-		return member.damaged
-	}
-	return nil
-}
-
-// workspaceEntry is one workspace. The policy's, with an empty id, has only a head.
-type workspaceEntry struct {
+// workspace is one workspace. The policy's, with an empty id, has only a head.
+type workspace struct {
 	id      string
+	number  uint32
 	current *Current // nil if there is no record; replaced, never changed
-	members map[string]*Member
-	// keys are ordered by sequence. revoked counts the keys that were revoked themselves.
-	keys    []*keyEntry
+	// members are the current lives, and keys the keys.
+	members, keys list
+	// revoked counts the keys that were revoked themselves.
 	revoked int
 	head    storage.Head
 	// changed is the revision of the newest change since the Load; 0 if there was none.
@@ -118,48 +122,35 @@ type workspaceEntry struct {
 	damagedHead error
 }
 
-// isLive reports whether a key of the workspace is neither revoked nor expired.
-func (w *workspaceEntry) isLive(key *decide.Key, now int64) bool {
-	if key.Revoked || now >= key.ExpireTime || key.WorkspaceIncarnation != w.current.Incarnation {
-		return false
+// newState returns an empty state for what a load is expected to bring.
+func newState(p *Projection, expected storage.Expected) *state {
+	s := &state{
+		projection: p, ids: expected.IDs,
+		members: flat.NewIndex(expected.Keys / 8), seed: maphash.MakeSeed(),
+		scopes: newInterned[decide.Scopes](), networks: newInterned[[]netip.Prefix](), names: newInterned[string](),
+		workspaces: make(map[string]*workspace), numbered: []*workspace{nil},
+		damagedKeys: make(map[uint32]error), damagedLives: make(map[uint32]error),
 	}
-	member := w.members[key.Member]
-	// A key of a damaged member counts as live, because it may be.
-	return member != nil && (member.damaged != nil || !member.Removed && member.Incarnation == key.MemberIncarnation)
+	if s.ids == nil {
+		s.ids = flat.NewIDs(expected.Keys)
+	}
+	s.texts = flat.NewTexts(func(number uint32) *flat.Text {
+		if number > s.lives.Highest() {
+			return nil
+		}
+		return &s.lives.At(number).texts
+	})
+	return s
 }
 
-// diedBefore reports whether a key stopped being live before a time, in Unix nanoseconds, and
-// can never be live again.
-func (w *workspaceEntry) diedBefore(entry *keyEntry, before int64) bool {
-	key := &entry.key
-	if key.Revoked && entry.revoked < before || key.ExpireTime < before {
-		return true
-	}
-	if w.current == nil || w.current.Removed || w.current.Incarnation != key.WorkspaceIncarnation {
-		return w.current != nil && w.current.since < before
-	}
-	member := w.members[key.Member]
-	if member == nil || member.damaged != nil {
-		return false
-	}
-	// If the member was removed and added again, only the time of the addition is known.
-	return (member.Removed || member.Incarnation != key.MemberIncarnation) && member.updated < before
-}
-
-func newState() *state {
-	return &state{
-		keys:       make(map[string]*keyEntry),
-		workspaces: make(map[string]*workspaceEntry),
-		scopes:     make(map[string]decide.Scopes),
-	}
-}
-
-func (s *state) workspace(id string) *workspaceEntry {
+// workspace returns a workspace, and adds it if the state does not have it.
+func (s *state) workspace(id string) *workspace {
 	entry := s.workspaces[id]
 	if entry == nil {
 		id = strings.Clone(id)
-		entry = &workspaceEntry{id: id, members: make(map[string]*Member)}
+		entry = &workspace{id: id, number: uint32(len(s.numbered))} //nolint:gosec // G115: fewer than keys
 		s.workspaces[id] = entry
+		s.numbered = append(s.numbered, entry)
 	}
 	return entry
 }
@@ -173,7 +164,7 @@ func (s *state) apply(change *storage.Committed) {
 		s.removeKey(record.GetKeyId())
 	}
 	for _, record := range change.DeletedMembers {
-		delete(s.workspace(record.GetWorkspaceId()).members, record.GetMemberId())
+		s.removeMember(s.workspace(record.GetWorkspaceId()), record.GetMemberId())
 	}
 	changed := s.workspace(change.Head.WorkspaceID)
 	changed.head, changed.changed = change.Head.Head, change.Revision
@@ -195,13 +186,16 @@ func (s *state) put(item storage.Item) {
 		s.addWorkspace(item.Workspace)
 	case item.Member != nil:
 		s.addMember(item.Member)
+	case item.KeyView != nil:
+		s.addKey(item.KeyView)
 	case item.Key != nil:
-		s.addKey(item.Key)
+		s.view.Set(item.Key)
+		s.addKey(&s.view)
 	case item.Head != nil:
 		s.workspace(item.Head.WorkspaceID).head = item.Head.Head
 	case item.Usage != nil:
-		if entry := s.keys[item.Usage.KeyID]; entry != nil {
-			entry.last.Raise(item.Usage.Time)
+		if number := s.find(item.Usage.KeyID); number != 0 {
+			s.words.At(number).Raise(item.Usage.Time)
 		}
 	case item.Damaged != nil:
 		s.addDamaged(item.Damaged)
@@ -244,188 +238,27 @@ func (s *state) addWorkspace(record *storagev1.WorkspaceRecord) {
 	s.workspace(record.GetWorkspaceId()).current = current
 }
 
-func (s *state) addMember(record *storagev1.MemberRecord) {
-	s.workspace(record.GetWorkspaceId()).members[record.GetMemberId()] = &Member{
-		Member: decide.Member{
-			Incarnation:          record.GetIncarnation(),
-			WorkspaceIncarnation: record.GetWorkspaceIncarnation(),
-			Role:                 record.GetRole(),
-			// A state that this program does not know is neither of the two, and denies.
-			Active:  record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE,
-			Removed: record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED,
-		},
-		SourceVersion: record.GetSourceVersion(),
-		updated:       nanoseconds(record.GetUpdateTime()),
-	}
-}
-
-func (s *state) addKey(record *storagev1.KeyRecord) {
-	entry := &keyEntry{
-		sequence: record.GetSequence(), workspace: s.workspace(record.GetWorkspaceId()), created: nanoseconds(record.GetCreateTime()),
-	}
-	entry.damaged = s.fill(&entry.key, record, entry.workspace)
-	if record.GetRevokeTime() != nil {
-		entry.revoked = nanoseconds(record.GetRevokeTime())
-	}
-	s.insert(entry)
-}
-
-// insert adds or replaces a key.
-func (s *state) insert(entry *keyEntry) {
-	workspace := entry.workspace
-	if before := s.keys[entry.key.ID]; before != nil {
-		entry.last = before.last
-		if s.replace(before, entry) {
-			return
-		}
-		s.removeKey(entry.key.ID)
-	} else {
-		entry.last = usage.NewLast(entry.key.ID)
-	}
-	s.keys[entry.key.ID] = entry
-	index, _ := slices.BinarySearchFunc(workspace.keys, entry, compareKeys)
-	workspace.keys = slices.Insert(workspace.keys, index, entry)
-	if entry.key.Revoked {
-		workspace.revoked++
-	}
-}
-
-// keepUses takes over the last uses from an older state, because they may not be stored yet.
-func (s *state) keepUses(older *state) {
-	for id, entry := range s.keys {
-		if before := older.keys[id]; before != nil {
-			before.last.Raise(entry.last.Time())
-			entry.last = before.last
-		}
-	}
-}
-
-// replace puts entry in the place of before, if the order of the keys allows it, and reports
-// whether it has done so.
-func (s *state) replace(before, entry *keyEntry) bool {
-	workspace := entry.workspace
-	index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys)
-	if before.workspace != workspace || !found || workspace.keys[index] != before {
-		return false
-	}
-	s.keys[entry.key.ID], workspace.keys[index] = entry, entry
-	workspace.revoked += count(entry.key.Revoked) - count(before.key.Revoked)
-	return true
-}
-
-func count(yes bool) int {
-	if yes {
-		return 1
-	}
-	return 0
-}
-
-// compareKeys orders the keys of a workspace by sequence.
-func compareKeys(a, b *keyEntry) int {
-	return cmp.Or(cmp.Compare(a.sequence, b.sequence), cmp.Compare(a.key.ID, b.key.ID))
-}
-
-func (s *state) removeKey(keyID string) {
-	entry := s.keys[keyID]
-	if entry == nil {
-		return
-	}
-	delete(s.keys, keyID)
-	workspace := entry.workspace
-	switch index, found := slices.BinarySearchFunc(workspace.keys, entry, compareKeys); {
-	case found && index == 0:
-		// Sweeps delete the oldest keys first, and may delete many: the others are not moved.
-		workspace.keys[0] = nil
-		workspace.keys = workspace.keys[1:]
-	case found:
-		workspace.keys = slices.Delete(workspace.keys, index, index+1)
-	}
-	if entry.key.Revoked {
-		workspace.revoked--
-	}
-}
-
-// fill sets a key from its record. A malformed record is a DamagedError.
-func (s *state) fill(key *decide.Key, record *storagev1.KeyRecord, workspace *workspaceEntry) error {
-	key.ID = record.GetKeyId()
-	key.Workspace = workspace.id
-	key.Member = record.GetMemberId()
-	key.WorkspaceIncarnation = record.GetWorkspaceIncarnation()
-	key.MemberIncarnation = record.GetMemberIncarnation()
-	// Share the strings that most keys have in common with their workspace and member.
-	if workspace.current != nil && workspace.current.Incarnation == key.WorkspaceIncarnation {
-		key.WorkspaceIncarnation = workspace.current.Incarnation
-	}
-	if member := workspace.members[key.Member]; member != nil && member.Incarnation == key.MemberIncarnation {
-		key.MemberIncarnation = member.Incarnation
-	}
-	key.Scopes = s.share(record.GetScopes())
-	key.Revoked = record.GetRevokeTime() != nil
-	damaged := func(problem string) error {
-		return &storage.DamagedError{Kind: "key", Name: key.ID, Problem: problem}
-	}
-	for _, cidr := range record.GetAllowedCidrs() {
-		prefix, err := netip.ParsePrefix(cidr)
-		if err != nil {
-			return damaged("an allowed CIDR is malformed")
-		}
-		key.AllowedPrefixes = append(key.AllowedPrefixes, prefix)
-	}
-	secrets := record.GetSecrets()
-	if len(secrets) < 1 || len(secrets) > len(key.Secrets) {
-		return damaged("it has neither one secret nor two")
-	}
-	for index, secret := range secrets {
-		if len(secret.GetHash()) != 32 || secret.GetScheme() > 255 || secret.GetExpireTime() == nil {
-			return damaged("a secret is malformed")
-		}
-		key.Secrets[index] = decide.Secret{
-			Hash: token.Hash{
-				Scheme: token.Scheme(secret.GetScheme()), //nolint:gosec // G115: checked above
-				Sum:    [32]byte(secret.GetHash()),
-			},
-			End: end(secret),
-		}
-	}
-	key.ExpireTime = nanoseconds(secrets[0].GetExpireTime())
-	return nil
-}
-
-// end returns when a secret stops matching, in Unix nanoseconds.
-func end(secret *storagev1.SecretRecord) int64 {
-	expires := nanoseconds(secret.GetExpireTime())
-	if secret.GetOverlapEndTime() != nil {
-		return min(expires, nanoseconds(secret.GetOverlapEndTime()))
-	}
-	return expires
-}
-
-func nanoseconds(stamp *timestamppb.Timestamp) int64 { return stamp.AsTime().UnixNano() }
-
-// share returns the set of scopes with these names, which all keys with equal scopes share.
-func (s *state) share(names []string) decide.Scopes {
-	joined := strings.Join(names, " ")
-	set, found := s.scopes[joined]
-	if !found {
-		set = decide.NewScopes(names...)
-		s.scopes[joined] = set
-	}
-	return set
-}
-
 func (s *state) addDamaged(damaged *storage.Damaged) {
 	switch workspace := damaged.WorkspaceID; {
 	case workspace == "" && damaged.KeyID == "" && !damaged.Head:
 		s.policy, s.damagedPolicy = nil, damaged.Err
 	case damaged.KeyID != "":
-		entry := &keyEntry{workspace: s.workspace(workspace), damaged: damaged.Err}
-		entry.key.ID = damaged.KeyID
-		s.insert(entry)
+		s.addDamagedKey(s.workspace(workspace), damaged.KeyID, damaged.Err)
 	case damaged.MemberID != "":
-		s.workspace(workspace).members[damaged.MemberID] = &Member{damaged: damaged.Err}
+		number := s.setLife(s.workspace(workspace), []byte(damaged.MemberID), nil, nil)
+		s.lives.At(number).flags |= lifeDamaged
+		s.damagedLives[number] = damaged.Err
 	case damaged.Head:
 		s.workspace(workspace).damagedHead = damaged.Err
 	default:
 		s.workspace(workspace).damaged = damaged.Err
 	}
+}
+
+// nanoseconds returns a time in Unix nanoseconds.
+func nanoseconds(stamp *timestamppb.Timestamp) int64 { return stamp.AsTime().UnixNano() }
+
+// name returns the number of an interned name.
+func (s *state) name(text []byte) uint32 {
+	return s.names.hold(text, func() string { return string(text) })
 }

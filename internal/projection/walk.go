@@ -24,53 +24,25 @@ func (p *Projection) giveWay() {
 	p.mutex.RLock()
 }
 
-// inPieces visits a map of the state, and gives way after every stride. The lock is held for
-// reading. A record that stays during the walk is visited once; a record that comes or goes
-// meanwhile may be visited or not.
-func inPieces[Key comparable, Value any](p *Projection, records map[Key]Value) iter.Seq2[Key, Value] {
-	return func(yield func(Key, Value) bool) {
-		visited := 0
-		for key, value := range records {
-			if !yield(key, value) {
+// inOrder visits the numbers of a list of a state, in their order, and gives way after every
+// stride. The lock is held for reading. A number that stays in the list during the walk is visited
+// once; one that comes or goes meanwhile may be visited or not.
+func (p *Projection) inOrder(s *state, l *list) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		s.walks.Add(1)
+		defer s.walks.Add(-1)
+		here := l.begin()
+		defer l.end(here)
+		for visited := 1; here.place < len(l.numbers); visited++ {
+			here.place++
+			if !yield(l.numbers[here.place-1]) {
 				return
 			}
-			if visited++; visited%stride == 0 {
+			if visited%stride == 0 {
 				p.giveWay()
 			}
 		}
 	}
-}
-
-// keysOf visits the keys of a workspace, the oldest first, and gives way as inPieces does.
-func (p *Projection) keysOf(workspace *workspaceEntry) iter.Seq[*keyEntry] {
-	return func(yield func(*keyEntry) bool) {
-		for piece := workspace.first(); len(piece) > 0; {
-			// The walk goes on after this key. An index would be wrong after giving way.
-			last := piece[len(piece)-1]
-			for _, entry := range piece {
-				if !yield(entry) {
-					return
-				}
-			}
-			if len(piece) < stride {
-				return
-			}
-			p.giveWay()
-			piece = workspace.after(last)
-		}
-	}
-}
-
-// first returns the first keys of the workspace, at most a stride.
-func (w *workspaceEntry) first() []*keyEntry { return w.keys[:min(stride, len(w.keys))] }
-
-// after returns the keys after a key, at most a stride.
-func (w *workspaceEntry) after(last *keyEntry) []*keyEntry {
-	index, found := slices.BinarySearchFunc(w.keys, last, compareKeys)
-	if found {
-		index++
-	}
-	return w.keys[index:min(index+stride, len(w.keys))]
 }
 
 // HasRoom reports whether a workspace has fewer than limit live keys at now. A live key is
@@ -84,7 +56,7 @@ func (p *Projection) HasRoom(workspaceID string, now time.Time, limit int) bool 
 		return limit > 0
 	}
 	// Most workspaces are so far from their limit that nothing has to be counted.
-	return len(entry.keys)-entry.revoked < limit || p.live(entry, now, limit) < limit
+	return len(entry.keys.numbers)-entry.revoked < limit || p.live(p.state, entry, now, limit) < limit
 }
 
 // LiveKeys counts the live keys of a workspace at now, as HasRoom defines them. It stops counting
@@ -96,21 +68,21 @@ func (p *Projection) LiveKeys(workspaceID string, now time.Time, enough int) int
 	if entry == nil {
 		return 0
 	}
-	return p.live(entry, now, enough)
+	return p.live(p.state, entry, now, enough)
 }
 
 // live counts live keys, up to enough. mutex is held for reading, and released between strides.
-func (p *Projection) live(workspace *workspaceEntry, now time.Time, enough int) int {
+func (p *Projection) live(s *state, of *workspace, now time.Time, enough int) int {
 	nanoseconds, count := now.UnixNano(), 0
-	for entry := range p.keysOf(workspace) {
+	for number := range p.inOrder(s, &of.keys) {
 		if count >= enough {
 			break
 		}
-		if workspace.current == nil || workspace.current.Removed {
+		if of.current == nil || of.current.Removed {
 			return 0
 		}
 		// A damaged key counts: it may be live, and refusing a new key is the safer mistake.
-		if entry.damaged != nil || workspace.isLive(&entry.key, nanoseconds) {
+		if key := s.records.At(number); key.ends&flagDamaged != 0 || s.isLive(key, nanoseconds) {
 			count++
 		}
 	}
@@ -121,10 +93,14 @@ func (p *Projection) live(workspace *workspaceEntry, now time.Time, enough int) 
 func (p *Projection) Workspaces() []string {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
-	ids := make([]string, 0, len(p.state.workspaces))
-	for id := range inPieces(p, p.state.workspaces) {
-		if id != "" {
+	s := p.state
+	ids := make([]string, 0, len(s.numbered))
+	for number := 1; number < len(s.numbered); number++ { // workspaces are only ever added
+		if id := s.numbered[number].id; id != "" {
 			ids = append(ids, id)
+		}
+		if number%stride == 0 {
+			p.giveWay()
 		}
 	}
 	return ids
@@ -145,21 +121,22 @@ func (p *Projection) Dead(workspaceID string, before time.Time, limit int) Dead 
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	var dead Dead
-	entry := p.state.workspaces[workspaceID]
+	s := p.state
+	entry := s.workspaces[workspaceID]
 	if entry == nil {
 		return dead
 	}
 	nanoseconds := before.UnixNano()
-	for key := range p.keysOf(entry) {
+	for number := range p.inOrder(s, &entry.keys) {
 		if len(dead.KeyIDs) == limit {
 			return dead
 		}
-		if key.damaged == nil && entry.diedBefore(key, nanoseconds) {
-			dead.KeyIDs = append(dead.KeyIDs, key.key.ID)
+		if key := s.records.At(number); key.ends&flagDamaged == 0 && s.diedBefore(key, nanoseconds) {
+			dead.KeyIDs = append(dead.KeyIDs, s.ids.ID(number))
 		}
 	}
 	if len(dead.KeyIDs) == 0 {
-		dead.MemberIDs = p.deadMembers(entry, nanoseconds, limit)
+		dead.MemberIDs = p.deadMembers(s, entry, nanoseconds, limit)
 	}
 	return dead
 }
@@ -167,21 +144,20 @@ func (p *Projection) Dead(workspaceID string, before time.Time, limit int) Dead 
 // deadMembers returns members that were removed before a time, in Unix nanoseconds, by
 // themselves or with their workspace, and have no keys. mutex is held for reading, and released
 // between strides.
-func (p *Projection) deadMembers(workspace *workspaceEntry, before int64, limit int) []string {
+func (p *Projection) deadMembers(s *state, of *workspace, before int64, limit int) []string {
 	var owners map[string]bool
 	var dead []string
-	for id, member := range inPieces(p, workspace.members) {
+	for number := range p.inOrder(s, &of.members) {
 		if len(dead) == limit {
 			break
 		}
-		if member.damaged != nil || !workspace.isGone(member, before) {
+		member := s.lives.At(number)
+		if member.flags&lifeDamaged != 0 || !s.isGone(of, member, before) {
 			continue
 		}
+		id, _ := s.textsOf(member)
 		if owners == nil {
-			owners = make(map[string]bool)
-			for entry := range p.keysOf(workspace) {
-				owners[entry.key.Member] = true
-			}
+			owners = p.owners(s, of)
 		}
 		if !owners[id] {
 			dead = append(dead, id)
@@ -191,11 +167,22 @@ func (p *Projection) deadMembers(workspace *workspaceEntry, before int64, limit 
 	return dead
 }
 
+// owners returns the ids of all members that have keys. mutex is held for reading, and released
+// between strides.
+func (p *Projection) owners(s *state, of *workspace) map[string]bool {
+	owners := make(map[string]bool)
+	for number := range p.inOrder(s, &of.keys) {
+		id, _ := s.textsOf(s.lives.At(s.records.At(number).life))
+		owners[id] = true
+	}
+	return owners
+}
+
 // isGone reports whether a member was removed before a time, in Unix nanoseconds.
-func (w *workspaceEntry) isGone(member *Member, before int64) bool {
-	if member.Removed && member.updated < before {
+func (s *state) isGone(of *workspace, member *life, before int64) bool {
+	if member.flags&lifeRemoved != 0 && member.updated < before {
 		return true
 	}
-	return w.current != nil && (w.current.Removed || w.current.Incarnation != member.WorkspaceIncarnation) &&
-		w.current.since < before && member.updated < before
+	return of.current != nil && (of.current.Removed || of.current.Incarnation != s.names.get(member.workspaceIncarnation)) &&
+		of.current.since < before && member.updated < before
 }

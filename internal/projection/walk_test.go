@@ -99,7 +99,7 @@ func (c *crowd) remove(t *testing.T) {
 	id := c.present[index]
 	c.present = slices.Delete(c.present, index, index+1)
 	c.state.removeKey(id)
-	delete(c.state.workspace("big").members, id)
+	c.state.removeMember(c.state.workspace("big"), id)
 }
 
 func walkKey(id string, sequence int64, revoked bool) storage.Item {

@@ -47,6 +47,24 @@ func (s *observedSource) Watch(ctx context.Context, after int64) iter.Seq2[*stor
 // Load implements storage.Source.
 func (s *observedSource) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
 	position, err := s.Source.Load(ctx, visit)
+	return s.loaded(position, err)
+}
+
+// LoadViews implements storage.ViewLoader.
+func (s *observedSource) LoadViews(
+	ctx context.Context, expect func(storage.Expected), visit func(storage.Item) error,
+) (storage.Position, error) {
+	loader, is := storage.ViewLoaderOf(s.Source)
+	if !is {
+		expect(storage.Expected{})
+		return s.Load(ctx, visit)
+	}
+	position, err := loader.LoadViews(ctx, expect, visit)
+	return s.loaded(position, err)
+}
+
+// loaded reports the store as back if a load has succeeded.
+func (s *observedSource) loaded(position storage.Position, err error) (storage.Position, error) {
 	if err == nil && s.down.Swap(false) {
 		s.hooks.StoreBack(position.Revision)
 	}

@@ -63,7 +63,7 @@ func (s subjects) existing(subject events.Subject) events.Subject {
 	if s.projection == nil {
 		return events.Subject{}
 	}
-	if subject.KeyID != "" && s.projection.Find(subject.KeyID).Subject.Key == nil {
+	if subject.KeyID != "" && !s.projection.Find(subject.KeyID).Exists {
 		subject.KeyID = ""
 	}
 	if subject.WorkspaceID == "" || s.projection.Workspace(subject.WorkspaceID).Current == nil {

@@ -65,3 +65,21 @@ func checksum(name string, payload []byte) uint32 {
 	sum := crc32.Update(0, castagnoli, []byte(name))
 	return crc32.Update(sum, castagnoli, payload)
 }
+
+// Frames checks frames under names that begin with the same text, without building the names.
+type Frames struct{ sum uint32 }
+
+// FramesUnder returns the Frames for names that begin with prefix.
+func FramesUnder(prefix string) Frames {
+	return Frames{crc32.Update(0, castagnoli, []byte(prefix))}
+}
+
+// Payload is Unframe for a value under prefix and name. It reports whether the value is a frame.
+func (f Frames) Payload(name, value []byte) (payload []byte, is bool) {
+	if len(value) < frameHeader || value[0] != frameFormat {
+		return nil, false
+	}
+	payload = value[frameHeader:]
+	sum := crc32.Update(crc32.Update(f.sum, castagnoli, name), castagnoli, payload)
+	return payload, binary.BigEndian.Uint32(value[1:]) == sum
+}

@@ -102,6 +102,8 @@ type Item struct {
 	Workspace *storagev1.WorkspaceRecord
 	Member    *storagev1.MemberRecord
 	Key       *storagev1.KeyRecord
+	// KeyView is a key as ViewLoader visits it, in the place of Key.
+	KeyView *KeyView
 	// Head is the head of one workspace.
 	Head *WorkspaceHead
 	// Usage is when a key was last used. Load visits it after the key.

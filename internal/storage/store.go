@@ -7,6 +7,7 @@ import (
 	"time"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/flat"
 )
 
 // Store is what a backend implements: the sum of the roles below. A package that uses a
@@ -18,8 +19,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener and
-// SinkTrimmer. An optional behaviour never changes
+// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer and
+// ViewLoader. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
@@ -65,6 +66,31 @@ type Source interface {
 	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
 
 	BarrierReader
+}
+
+// ViewLoader is the optional behaviour of a Source that loads a million keys in a moment, because
+// it neither decodes nor copies their records.
+type ViewLoader interface {
+	// LoadViews is Load, with these differences. Before the first item, expect is called once. Keys
+	// come as Item.KeyView. What visit gets is valid until it returns, and may be used again for the
+	// next item. visit may be called from several goroutines, though never from two at once.
+	LoadViews(ctx context.Context, expect func(Expected), visit func(Item) error) (Position, error)
+}
+
+// Expected is what a load will visit.
+type Expected struct {
+	// Keys is about how many keys will come.
+	Keys int
+	// IDs are the numbers that the store's own directory gives to keys. The projection uses the same
+	// numbers, so that the process has one index of ids and not two. Nil if the store does not
+	// share them.
+	IDs *flat.IDs
+}
+
+// ViewLoaderOf returns the ViewLoader of a source and reports whether it is one.
+func ViewLoaderOf(source any) (ViewLoader, bool) {
+	loader, is := source.(ViewLoader)
+	return loader, is
 }
 
 // BarrierReader reads the newest point of the change log.

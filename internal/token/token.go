@@ -107,6 +107,23 @@ func wellFormed(text, mark string) bool {
 	return written == string(want[:])
 }
 
+// SecretText is the number of bytes after the head of a token, see Outline.
+const SecretText = secretLength + checksumLength
+
+// Outline cuts a text that is outlined like a token into its head, which may be logged, and the
+// SecretText bytes of its secret and checksum. ok is false for any other text. Outline looks at
+// lengths and at "_ksk1_" only: what it cuts need not be a token. It does not allocate.
+func Outline(text string) (head, secret string, ok bool) {
+	if len(text) < minLength || len(text) > maxLength {
+		return "", "", false
+	}
+	if mark := len(text) - tailLength; text[mark:mark+len(version)] != version {
+		return "", "", false
+	}
+	cut := len(text) - SecretText
+	return text[:cut], text[cut:], true
+}
+
 // New makes a token with the given prefix and id and a new secret of 43 base62 digits (256
 // bits). The secret is drawn from random, which must be a cryptographic source such as
 // crypto/rand.Reader. New returns an error if the prefix or the id is not valid (see

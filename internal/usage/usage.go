@@ -6,49 +6,15 @@ package usage
 import (
 	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // batch is the largest number of keys in one write: large enough to share the cost of a
 // commit, small enough that changes do not wait long behind it.
 const batch = 4096
-
-// Last is the time when one key was last used. Changes of the key's record keep it.
-type Last struct {
-	keyID string
-	// nanoseconds is the Unix time, 0 if the key was never used.
-	nanoseconds atomic.Int64
-	// waiting is set from Recorder.Used until a flush takes the time to write it.
-	waiting atomic.Bool
-}
-
-// NewLast returns the Last of a key that was never used.
-func NewLast(keyID string) *Last { return &Last{keyID: keyID} }
-
-// Time returns the time when the key was last used; zero if it never was.
-func (l *Last) Time() time.Time {
-	if nanoseconds := l.nanoseconds.Load(); nanoseconds > 0 {
-		return time.Unix(0, nanoseconds).UTC()
-	}
-	return time.Time{}
-}
-
-// Raise moves the time forward to at, never back, and reports whether it moved.
-func (l *Last) Raise(at time.Time) bool {
-	nanoseconds := at.UnixNano()
-	for {
-		last := l.nanoseconds.Load()
-		if nanoseconds <= last {
-			return false
-		}
-		if l.nanoseconds.CompareAndSwap(last, nanoseconds) {
-			return true
-		}
-	}
-}
 
 // Recorder collects uses and writes them. Its methods may be called from many
 // goroutines.
@@ -57,8 +23,11 @@ type Recorder struct {
 	// flushed is told how each Flush ended.
 	flushed func(keys int, err error)
 
-	mutex   sync.Mutex
-	waiting []*Last
+	mutex sync.Mutex
+	// table is where the words of the keys are. A Recorder serves one projection.
+	table Table
+	// waiting are the keys whose words wait for a write.
+	waiting []flat.ID
 	// flushing admits one Flush at a time.
 	flushing sync.Mutex
 }
@@ -73,13 +42,14 @@ func NewRecorder(store storage.UsageWriter, flushed func(keys int, err error)) *
 }
 
 // Used notes that a key was used.
-func (r *Recorder) Used(last *Last, at time.Time) {
-	if !last.Raise(at) || last.waiting.Load() || last.waiting.Swap(true) {
+func (r *Recorder) Used(last Last, at time.Time) {
+	if moved, waits := last.raise(at, waiting); !moved || waits {
 		return
 	}
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	r.waiting = append(r.waiting, last)
+	r.table = last.table
+	r.waiting = append(r.waiting, last.id)
 }
 
 // Flush writes the uses that were noted since the last flush. Uses that cannot be written are
@@ -95,37 +65,41 @@ func (r *Recorder) flush(ctx context.Context) (written int, err error) {
 	r.flushing.Lock()
 	defer r.flushing.Unlock()
 	r.mutex.Lock()
-	waiting := r.waiting
+	ids, table := r.waiting, r.table
 	r.waiting = nil
 	r.mutex.Unlock()
-	for len(waiting) > 0 {
-		next := waiting[:min(batch, len(waiting))]
+	for len(ids) > 0 {
+		next := ids[:min(batch, len(ids))]
 		uses := make([]storage.Usage, 0, len(next))
-		for _, last := range next {
-			// The flag is cleared before the time is read: a use in between is then noted again
-			// rather than lost.
-			last.waiting.Store(false)
-			uses = append(uses, storage.Usage{KeyID: last.keyID, Time: last.Time()})
+		table.Words(next, func(id flat.ID, word *Word) {
+			if at := word.Take(); !at.IsZero() { // zero if the key was purged, and created again
+				uses = append(uses, storage.Usage{KeyID: id.String(), Time: at})
+			}
+		})
+		if len(uses) > 0 {
+			if err := r.store.PutUsage(ctx, uses); err != nil {
+				r.keep(table, next, ids[len(next):])
+				return written, err
+			}
 		}
-		if err := r.store.PutUsage(ctx, uses); err != nil {
-			r.keep(waiting)
-			return written, err
-		}
-		written += len(next)
-		waiting = waiting[len(next):]
+		written += len(uses)
+		ids = ids[len(next):]
 	}
 	return written, nil
 }
 
-// keep notes again the uses that could not be written.
-func (r *Recorder) keep(unwritten []*Last) {
+// keep notes again the uses that could not be written. Those that were taken wait again, if no use
+// has noted them since; the others still do.
+func (r *Recorder) keep(table Table, taken, others []flat.ID) {
+	var again []flat.ID
+	table.Words(taken, func(id flat.ID, word *Word) {
+		if word.Wait() {
+			again = append(again, id)
+		}
+	})
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
-	for _, last := range unwritten {
-		if !last.waiting.Swap(true) {
-			r.waiting = append(r.waiting, last)
-		}
-	}
+	r.waiting = append(append(r.waiting, again...), others...)
 }
 
 // Run flushes at every interval until the context ends. The caller makes the last Flush, when the

@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/usage"
 )
@@ -45,10 +46,71 @@ func (s *store) written() int {
 	return s.writes
 }
 
+// table keeps the words of keys with numbers. It is replaced by next once next is set.
+type table struct {
+	mutex sync.Mutex
+	words map[flat.ID]*usage.Word
+	next  *table
+}
+
+// idOf returns the id of the key with a number.
+func idOf(number int) flat.ID {
+	id, is := flat.Pack(fmt.Sprintf("Key%013d", number))
+	if !is {
+		panic("not an id")
+	}
+	return id
+}
+
+func keyID(number int) string { return idOf(number).String() }
+
+// key returns the Last of a key, which is new if the table does not have it.
+func (t *table) key(number int) usage.Last {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	id := idOf(number)
+	if t.words == nil {
+		t.words = make(map[flat.ID]*usage.Word)
+	}
+	if t.words[id] == nil {
+		t.words[id] = &usage.Word{}
+		t.words[id].Begin(noon.AddDate(-1, 0, 0))
+	}
+	return usage.LastOf(t, t.words[id], id)
+}
+
+func (t *table) Replaced() bool { return t.newest() != t }
+
+func (t *table) newest() *table {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	if t.next != nil {
+		return t.next
+	}
+	return t
+}
+
+func (t *table) Find(id flat.ID) (last usage.Last) {
+	now := t.newest()
+	now.Words([]flat.ID{id}, func(id flat.ID, word *usage.Word) { last = usage.LastOf(now, word, id) })
+	return last
+}
+
+func (t *table) Words(ids []flat.ID, visit func(id flat.ID, word *usage.Word)) {
+	now := t.newest()
+	now.mutex.Lock()
+	defer now.mutex.Unlock()
+	for _, id := range ids {
+		if word := now.words[id]; word != nil {
+			visit(id, word)
+		}
+	}
+}
+
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 func TestLastNeverGoesBack(t *testing.T) {
-	last := usage.NewLast("k")
+	last := new(table).key(1)
 	if !last.Time().IsZero() {
 		t.Errorf("a new one says %v", last.Time())
 	}
@@ -64,7 +126,7 @@ func TestLastNeverGoesBack(t *testing.T) {
 func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	s := &store{}
 	recorder := usage.NewRecorder(s, nil)
-	last := usage.NewLast("k")
+	last := new(table).key(1)
 	for second := range 1000 {
 		recorder.Used(last, noon.Add(time.Duration(second)*time.Second))
 	}
@@ -74,7 +136,7 @@ func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	if err := recorder.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]time.Time{"k": noon.Add(999 * time.Second)}
+	want := map[string]time.Time{keyID(1): noon.Add(999 * time.Second)}
 	if s.writes != 1 || !maps.EqualFunc(s.times, want, time.Time.Equal) {
 		t.Errorf("%d writes, %v", s.writes, s.times)
 	}
@@ -85,8 +147,9 @@ func TestManyKeysTakeFewWrites(t *testing.T) {
 	s := &store{}
 	recorder := usage.NewRecorder(s, nil)
 	const keys = 1_000_000
+	used := &table{}
 	for number := range keys {
-		recorder.Used(usage.NewLast(fmt.Sprint(number)), noon)
+		recorder.Used(used.key(number), noon)
 	}
 	if err := recorder.Flush(t.Context()); err != nil {
 		t.Fatal(err)
@@ -99,7 +162,7 @@ func TestManyKeysTakeFewWrites(t *testing.T) {
 func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 	s := &store{fail: errors.New("no disk")}
 	recorder := usage.NewRecorder(s, nil)
-	last := usage.NewLast("k")
+	last := new(table).key(1)
 	recorder.Used(last, noon)
 	if err := recorder.Flush(t.Context()); !errors.Is(err, s.fail) {
 		t.Errorf("got %v", err)
@@ -109,7 +172,7 @@ func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 	if err := recorder.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if !s.times["k"].Equal(noon.Add(time.Second)) {
+	if !s.times[keyID(1)].Equal(noon.Add(time.Second)) {
 		t.Errorf("got %v", s.times)
 	}
 }
@@ -118,10 +181,10 @@ func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 func TestNothingIsLostBetweenFlushes(t *testing.T) {
 	s := &store{}
 	recorder := usage.NewRecorder(s, nil)
-	lasts := make([]*usage.Last, 8)
+	lasts, used := make([]usage.Last, 8), &table{}
 	var users sync.WaitGroup
 	for number := range lasts {
-		lasts[number] = usage.NewLast(fmt.Sprint(number))
+		lasts[number] = used.key(number)
 		users.Go(func() {
 			for step := range 2000 {
 				recorder.Used(lasts[number], noon.Add(time.Duration(step)))
@@ -138,8 +201,8 @@ func TestNothingIsLostBetweenFlushes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for number, last := range lasts {
-		if !s.times[fmt.Sprint(number)].Equal(last.Time()) {
-			t.Errorf("key %d: stored %v, used %v", number, s.times[fmt.Sprint(number)], last.Time())
+		if !s.times[keyID(number)].Equal(last.Time()) {
+			t.Errorf("key %d: stored %v, used %v", number, s.times[keyID(number)], last.Time())
 		}
 	}
 }
@@ -151,7 +214,7 @@ func TestRunFlushesAtEachInterval(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { recorder.Run(ctx, time.Minute) })
-		recorder.Used(usage.NewLast("k"), noon)
+		recorder.Used(new(table).key(1), noon)
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
 		if writes := s.written(); writes != 0 {
@@ -165,4 +228,90 @@ func TestRunFlushesAtEachInterval(t *testing.T) {
 		cancel()
 		running.Wait()
 	})
+}
+
+// TestFailedWriteKeepsAllUses: the uses of many keys are several writes, of which the first fails.
+func TestFailedWriteKeepsAllUses(t *testing.T) {
+	s := &store{fail: errors.New("no disk")}
+	recorder := usage.NewRecorder(s, nil)
+	const keys = 10_000
+	used := &table{}
+	for number := range keys {
+		recorder.Used(used.key(number), noon)
+	}
+	if err := recorder.Flush(t.Context()); !errors.Is(err, s.fail) {
+		t.Errorf("got %v", err)
+	}
+	s.fail = nil
+	recorder.Used(used.key(keys-1), noon.Add(time.Second))
+	if err := recorder.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.times) != keys || !s.times[keyID(keys-1)].Equal(noon.Add(time.Second)) {
+		t.Errorf("%d times, want %d", len(s.times), keys)
+	}
+}
+
+// TestLastOfAPurgedKeyMarksNoOther: the word of a purged key is given to another key.
+func TestLastOfAPurgedKeyMarksNoOther(t *testing.T) {
+	s := &store{}
+	recorder := usage.NewRecorder(s, nil)
+	used := &table{}
+	purged := used.key(1)
+	recorder.Used(purged, noon)
+	word := used.words[idOf(1)]
+	delete(used.words, idOf(1))
+	used.words[idOf(2)] = word
+	word.Begin(noon)
+	if purged.Raise(noon.Add(time.Hour)) || !purged.Time().IsZero() || !word.Time().IsZero() {
+		t.Errorf("the other key was used at %s", word.Time())
+	}
+	recorder.Used(purged, noon.Add(time.Hour))
+	if err := recorder.Flush(t.Context()); err != nil || len(s.times) != 0 {
+		t.Errorf("%v was written, %v", s.times, err)
+	}
+	recorder.Used(used.key(2), noon.Add(time.Minute))
+	if err := recorder.Flush(t.Context()); err != nil || len(s.times) != 1 || !s.times[keyID(2)].Equal(noon.Add(time.Minute)) {
+		t.Errorf("%v was written, %v", s.times, err)
+	}
+}
+
+// TestUseInAReplacedTableIsNotedInTheNextOne: a validation may find a key, and note its use after
+// the projection was loaded anew.
+func TestUseInAReplacedTableIsNotedInTheNextOne(t *testing.T) {
+	s := &store{}
+	recorder := usage.NewRecorder(s, nil)
+	before, after := &table{}, &table{}
+	early, now := before.key(1), after.key(1)
+	before.next = after
+	recorder.Used(early, noon)
+	if !now.Time().Equal(noon) {
+		t.Errorf("got %s", now.Time())
+	}
+	if err := recorder.Flush(t.Context()); err != nil || !s.times[keyID(1)].Equal(noon) {
+		t.Errorf("%v was written, %v", s.times, err)
+	}
+	gone := before.key(2)
+	recorder.Used(gone, noon)
+	if err := recorder.Flush(t.Context()); err != nil || len(s.times) != 1 {
+		t.Errorf("%v was written, %v", s.times, err)
+	}
+}
+
+// TestFirstUseIsNotBeforeTheCreation: a near-cache may have a wrong clock.
+func TestFirstUseIsNotBeforeTheCreation(t *testing.T) {
+	var word usage.Word
+	created := noon.Add(7 * time.Nanosecond)
+	word.Begin(noon.AddDate(1, 0, 0))
+	word.SetCreated(created)
+	if !word.Time().IsZero() {
+		t.Errorf("a new one says %s", word.Time())
+	}
+	if !word.Raise(noon.AddDate(-1, 0, 0)) || word.Time().Before(created) || word.Time().Sub(created) > time.Microsecond {
+		t.Errorf("got %s", word.Time())
+	}
+	word.SetCreated(noon.AddDate(1, 0, 0))
+	if !word.Raise(noon.Add(time.Millisecond)) || !word.Time().Equal(noon.Add(time.Millisecond)) {
+		t.Errorf("got %s", word.Time())
+	}
 }

@@ -157,7 +157,7 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	}
 	// 7. Decide at one moment.
 	answer := Answer{Now: v.now(), Revision: found.Revision}
-	answer.Grant, answer.Reason = decide.Authenticate(presented, found.Subject, question.WorkspaceID, answer.Now)
+	answer.Grant, answer.Reason = decide.Authenticate(presented, found.Subject(), question.WorkspaceID, answer.Now)
 	answer.KeyID = answer.Grant.Principal.KeyID
 	if answer.Reason != decide.NoReason {
 		answer.Decision = answer.Reason.Decision()
@@ -222,15 +222,12 @@ func permit(question *Question) error {
 }
 
 // UsedElsewhere records that a near-cache allowed a key at a time. A time before the key's creation
-// or after now is replaced by the nearer of the two. Keys that do not exist, or belong to
+// (see usage.Word) or after now is replaced by the nearer of the two. Keys that do not exist, or belong to
 // another workspace than the given ones, are ignored.
 func (v *Validator) UsedElsewhere(keyID string, at time.Time, workspaces access.Workspaces) {
 	found := v.projection.Find(keyID)
-	if v.recorder == nil || found.Last == nil || !workspaces.Has(found.Subject.Key.Workspace) {
+	if v.recorder == nil || !found.Exists || !workspaces.Has(found.Subject().Key.Workspace) {
 		return
-	}
-	if created := time.Unix(0, found.Created); at.Before(created) {
-		at = created
 	}
 	if now := v.now(); at.After(now) {
 		at = now

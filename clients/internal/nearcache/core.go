@@ -8,7 +8,6 @@ package nearcache
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"math"
@@ -46,15 +45,14 @@ const (
 	defaultStaleness = time.Second
 )
 
-// digest identifies a token, or a question.
+// digest identifies the secret part of a token, or a question.
 type digest [sha256.Size]byte
 
 // Core is the state of the cache. Its methods may be called from many goroutines, with one
 // exception: the messages of the server are passed to it one after another, in their order.
 type Core struct {
-	// secret keys the digests, so that nobody can choose tokens that collide.
-	secret    [32]byte
-	freshness lease.Freshness
+	identities identities
+	freshness  lease.Freshness
 	// limited is set while only the events of some workspaces come. Changed with mutex held.
 	limited  atomic.Bool
 	entries  entries
@@ -122,30 +120,19 @@ type watch struct {
 // bytes.
 func NewCore(maxEntries, maxBytes int) *Core {
 	core := &Core{
-		staleness: defaultStaleness,
-		refusals:  make(map[digest]refusal),
-		watches:   make(map[*watch]struct{}),
+		identities: newIdentities(),
+		staleness:  defaultStaleness,
+		refusals:   make(map[digest]refusal),
+		watches:    make(map[*watch]struct{}),
 	}
 	core.entries.init(maxEntries, maxBytes)
-	if _, err := rand.Read(core.secret[:]); err != nil {
-		panic(err) // crypto/rand does not fail
-	}
 	return core
-}
-
-// digestToken returns the digest of a token (C5). It does not allocate for a token of the usual
-// length.
-func (c *Core) digestToken(token string) digest {
-	var buffer [192]byte
-	text := append(buffer[:0], c.secret[:]...)
-	text = append(text, token...)
-	return sha256.Sum256(text)
 }
 
 // digestQuestion returns the digest of a question: token, requirement, workspace and address.
 func (c *Core) digestQuestion(question *keyauth.Question) digest {
 	var buffer [512]byte
-	text := append(buffer[:0], c.secret[:]...)
+	text := append(buffer[:0], c.identities.text[:]...)
 	address := question.ClientAddress.As16()
 	text = append(text, address[:]...)
 	flags := byte(0)
@@ -180,7 +167,7 @@ func (c *Core) Find(question *keyauth.Question) (found Found, ok bool) {
 	if question.WorkspaceID == "" && c.limited.Load() {
 		return Found{}, false // the server refuses such a question, so memory does not answer it either (C12)
 	}
-	known := c.digestToken(question.Token)
+	known := c.identities.of(question.Token)
 	entry := c.entries.find(&known)
 	if entry == nil {
 		return Found{}, false
@@ -400,7 +387,13 @@ func (c *Core) drop(change event) {
 	case keysvcv1.SyncEventKind_SYNC_EVENT_KIND_POLICY, keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED,
 		keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE:
 	}
-	c.counters.Dropped.Add(int64(c.entries.drop(workspace, func(principal *keyauth.Principal) bool { return c.concerns(change, principal) })))
+	dropped := 0
+	if change.kind == keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY && workspace != "" {
+		dropped = c.entries.dropKey(workspace, change.subject)
+	} else {
+		dropped = c.entries.drop(workspace, func(principal *keyauth.Principal) bool { return c.concerns(change, principal) })
+	}
+	c.counters.Dropped.Add(int64(dropped))
 	for watch := range c.watches {
 		if c.concerns(change, &watch.principal) {
 			signal(watch.changed)
@@ -481,7 +474,7 @@ func (c *Core) EndFill(fill Fill, question *keyauth.Question, response *keysvcv1
 	verdict := c.judge(fill, response, answer, now)
 	if verdict == Keep && allowed {
 		if kept := newEntry(response, answer, fill.sent); kept != nil {
-			kept.digest = c.digestToken(question.Token)
+			kept.identify(c.identities.of(question.Token))
 			if c.entries.put(kept) {
 				c.counters.Kept.Add(1)
 				return Keep
@@ -591,6 +584,12 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 		revision: response.GetRevision(),
 		life:     lease.New(sent, min(validFor, maxLife)),
 	}
+}
+
+// identify sets the identity that the entry is found by.
+func (e *entry) identify(known identity) {
+	e.identity = known.retained()
+	e.bytes += len(known.head)
 }
 
 // Snapshot is the state of the cache. keyclient.NearCacheState describes the fields.

@@ -417,7 +417,7 @@ func BenchmarkHit(b *testing.B) {
 
 // findToken returns the entry of a token; nil if it is not in memory.
 func (c *Core) findToken(token string) *entry {
-	known := c.digestToken(token)
+	known := c.identities.of(token)
 	return c.entries.find(&known)
 }
 

@@ -1,7 +1,6 @@
 package nearcache
 
 import (
-	"maps"
 	"math"
 	"slices"
 	"testing"
@@ -80,11 +79,8 @@ func (s *simulation) dropping(client *simulated, call func()) {
 }
 
 // allEntries returns the entries that a Core has.
-func (c *Core) allEntries() (all []*entry) {
-	for _, of := range c.entries.workspaces {
-		all = slices.AppendSeq(all, maps.Keys(of))
-	}
-	return all
+func (c *Core) allEntries() []*entry {
+	return slices.Collect(c.entries.all(""))
 }
 
 // beginFill is BeginFill of the client's Core.

@@ -224,7 +224,7 @@ func TestOneFlippedByteIsRefusedOrReadsAsStored(t *testing.T) {
 		damaged[position] ^= mask
 		// Open begins with this check, which refuses most pages. Opening the file as well would
 		// only take time.
-		if err := verifyPages(t.Context(), bytes.NewReader(damaged), int64(len(damaged))); err != nil && index >= len(records) && quickly < len(positions)/2 && position%16 != 0 {
+		if _, err := verifyPages(t.Context(), bytes.NewReader(damaged), int64(len(damaged))); err != nil && index >= len(records) && quickly < len(positions)/2 && position%16 != 0 {
 			quickly++
 			v.refused++
 			continue
@@ -449,7 +449,7 @@ func TestWorkspaceWithLostHeadIsNotNew(t *testing.T) {
 func TestVerifyPagesHonoursContext(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
-	p := &pages{ctx: ended, read: contextInterval - 1}
+	p := &pageWalk{pages: &pages{ctx: ended}, read: contextInterval - 1}
 	if _, err := p.claim(0, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("claim: %v, want context.Canceled", err)
 	}

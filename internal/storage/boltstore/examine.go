@@ -61,35 +61,28 @@ func (w *indexedWorkspace) compareNewest(revision int64, index *fileIndex) {
 // newestEvents returns, by workspace, the revision of the newest event to which neither a head
 // nor a later event points. The head that pointed to this event is stale or lost.
 func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
-	// One bit for each revision to which a head or event points.
-	pointed := make([]uint64, o.position.Revision/64+1)
-	// Another one for each revision that has an event: old events were pruned.
-	present := make([]uint64, len(pointed))
-	set := func(bits []uint64, revision int64) {
-		if revision > 0 && revision <= o.position.Revision {
-			bits[revision/64] |= 1 << (revision % 64)
-		}
+	// 1. Read the events on all processors. Each one notes what it finds apart.
+	bucket := tx.Bucket([]byte(bucketAudit))
+	ranges := numberRanges(bucket)
+	all := make([]*eventLinks, workerCount())
+	for worker := range all {
+		all[worker] = newEventLinks(o.position.Revision)
+	}
+	err := inParallel(len(ranges), func(worker, part int) error {
+		return ranges[part].each(tx.Bucket([]byte(bucketAudit)), all[worker].add)
+	})
+	// 2. Put together what they have found, and what the heads point to.
+	links := all[0]
+	for _, other := range all[1:] {
+		links.merge(other)
 	}
 	for _, entry := range o.index.workspaces {
-		set(pointed, entry.headRevision)
+		links.point(entry.headRevision)
 	}
-	bucket := tx.Bucket([]byte(bucketAudit))
-	err := bucket.ForEach(func(name, value []byte) error {
-		if revision, err := parseNumber(name); err == nil {
-			set(present, revision)
-		}
-		// The frame is not checked here: a wrong number only leaves one more event for the loop
-		// below.
-		if len(value) > auditHeader {
-			if previous, err := parseNumber(value[len(value)-len(storage.Payload(value)):]); err == nil {
-				set(pointed, previous)
-			}
-		}
-		return nil
-	})
+	// 3. Read the events to which nothing points.
 	newest := make(map[string]int64)
-	for index, word := range pointed {
-		for word = present[index] &^ word; word != 0; word &= word - 1 {
+	for index, word := range links.pointed {
+		for word = links.present[index] &^ word; word != 0; word &= word - 1 {
 			revision := int64(index)*64 + int64(bits.TrailingZeros64(word))
 			name := number(revision)
 			// Unreadable events are skipped, because they prove nothing. Check reports them.
@@ -100,6 +93,51 @@ func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
 		}
 	}
 	return newest, err
+}
+
+// eventLinks are revisions of audit events, with a bit for each.
+type eventLinks struct {
+	// pointed are the revisions to which a head or an event points; present are those that have an
+	// event: old events were pruned.
+	pointed, present []uint64
+	newest           int64
+}
+
+// newEventLinks returns an eventLinks for revisions up to newest.
+func newEventLinks(newest int64) *eventLinks {
+	words := newest/64 + 1
+	return &eventLinks{pointed: make([]uint64, words), present: make([]uint64, words), newest: newest}
+}
+
+func (l *eventLinks) set(bits []uint64, revision int64) {
+	if revision > 0 && revision <= l.newest {
+		bits[revision/64] |= 1 << (revision % 64)
+	}
+}
+
+// point notes that a head or an event points to a revision.
+func (l *eventLinks) point(revision int64) { l.set(l.pointed, revision) }
+
+// add notes an event. Its frame is not checked: a wrong number only leaves one more event that
+// newestEvents looks at.
+func (l *eventLinks) add(name, value []byte) error {
+	if revision, err := parseNumber(name); err == nil {
+		l.set(l.present, revision)
+	}
+	if len(value) > auditHeader {
+		if previous, err := parseNumber(storage.Payload(value)); err == nil {
+			l.point(previous)
+		}
+	}
+	return nil
+}
+
+// merge takes over what another one has noted.
+func (l *eventLinks) merge(other *eventLinks) {
+	for index := range l.present {
+		l.pointed[index] |= other.pointed[index]
+		l.present[index] |= other.present[index]
+	}
 }
 
 // auditHeader is the min size of a stored audit event: the header of its frame, and the
@@ -127,7 +165,7 @@ type examination struct {
 // wrong.
 func (o *opened) examine(tx *bolt.Tx, hasher *integrity.Hasher, entry *indexedWorkspace, trusted bool) {
 	e := &examination{workspace: entry, hasher: hasher, last: make(map[recordID][]byte)}
-	e.collect(tx)
+	e.collect(tx, o.index)
 	if !o.walk(tx, e, trusted) {
 		entry.damaged = &storage.DamagedError{
 			Kind: "workspace", Name: entry.id,
@@ -208,7 +246,7 @@ func (e *examination) element(id recordID, hash integrity.Hash) integrity.Elemen
 }
 
 // collect reads the hashes of the workspace's records.
-func (e *examination) collect(tx *bolt.Tx) {
+func (e *examination) collect(tx *bolt.Tx, index *fileIndex) {
 	e.stored, e.unreadable = make(map[recordID]integrity.Hash), make(map[recordID]error)
 	add := func(bucket string, id recordID, name, value []byte) {
 		if value == nil {
@@ -235,8 +273,8 @@ func (e *examination) collect(tx *bolt.Tx) {
 		add(bucketMembers, recordID{kindMember, string(name[len(prefix):])}, name, value)
 	}
 	keys := tx.Bucket([]byte(bucketKeys)).Cursor()
-	for _, slot := range e.workspace.slots {
-		name, value := keys.Seek([]byte(number(slot)))
+	for _, each := range e.workspace.keys {
+		name, value := keys.Seek([]byte(number(index.slot(each))))
 		if _, keyID, _, err := parseKeyName(name); err == nil {
 			add(bucketKeys, recordID{kindKey, keyID}, name, value)
 		}
@@ -255,9 +293,7 @@ func (d *fileIndex) correct(e *examination) {
 		_, unreadable := e.unreadable[id]
 		if len(after) > 0 {
 			short := e.element(id, integrity.Hash(after)).Short()
-			if _, found := d.keys[id.name]; id.kind != kindKey || found {
-				d.setElement(entry, id, short)
-			}
+			d.setElement(entry, id, short) // of a key that is missing, the index has none
 		}
 		switch {
 		case unreadable, stored && bytes.Equal(hash[:], after):

@@ -1,9 +1,13 @@
 package boltstore
 
 import (
+	"cmp"
+	"encoding/binary"
+	"hash/maphash"
 	"maps"
 	"slices"
 
+	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
@@ -12,10 +16,24 @@ import (
 // request ids that were used, every head, and what each record should be. Because it knows the
 // slots, the names of keys in the file can ascend with time. A commit checks heads and ids
 // without reading the file. Store.state guards the index; only the committer changes it.
+//
+// What the index holds of keys and members has no pointers: the garbage collector would visit
+// them, millions of them in a large store.
 type fileIndex struct {
-	keys       map[string]indexedKey
+	// ids gives each key a number. A projection may use the same numbers.
+	ids *flat.IDs
+	// keys are the keys by number.
+	keys flat.Chunks[packedKey]
+	// farSlots are the slots, by number, that do not fit into a packedKey.
+	farSlots map[uint32]int64
+	// requestCounts is how many request ids a key has, by number; a key without any is not in it.
+	requestCounts map[uint32]int
+	members       memberElements
+
 	workspaces map[string]*indexedWorkspace
-	nextSlot   int64
+	// numbered are the workspaces by their number.
+	numbered []*indexedWorkspace
+	nextSlot int64
 	// lostHeads are the ids of workspaces whose head is missing in the file.
 	lostHeads []string
 	// lostKeys are the ids of keys whose record is missing in the file, and their workspaces.
@@ -26,30 +44,39 @@ type fileIndex struct {
 
 // indexedKey is what the index holds of one key.
 type indexedKey struct {
+	number    uint32
 	slot      int64
 	workspace *indexedWorkspace
-	// requestIDs is how many request ids the key has.
-	requestIDs int
 	// element is the beginning of the record's element (integrity.Element.Short).
 	element uint64
 }
 
+// packedKey is an indexedKey in memory: 17 bytes without padding.
+type packedKey struct {
+	slot      [5]byte
+	workspace [4]byte // its number
+	element   [8]byte
+}
+
+// farSlot stands for a slot that does not fit: only a damaged name has one, or a store in which a
+// million keys were created each second for a fortnight.
+const farSlot = 1<<40 - 1
+
 // indexedWorkspace is what the index holds of one workspace. The empty id is the policy's.
 type indexedWorkspace struct {
-	id string
+	id     string
+	number uint32
 	// head is the workspace's newest head, which revision headRevision put.
 	head         storage.Head
 	headRevision int64
 	// damagedHead is set if the stored head is unreadable or stale. Then every change is
 	// refused.
 	damagedHead error
-	// sum is the sum of the workspace's records as they should be. members and own hold the
-	// beginnings of the elements of the members' records, and of the workspace's own record
-	// (the policy in the empty workspace), as they should be.
-	sum     integrity.Sum
-	members map[string]uint64
-	own     uint64
-	hasOwn  bool
+	// sum is the sum of the workspace's records as they should be. own is the beginning of the
+	// element of the workspace's own record (the policy in the empty workspace), as it should be.
+	sum    integrity.Sum
+	own    uint64
+	hasOwn bool
 	// faults are the errors of records that are unreadable, wrong or missing; missing are only
 	// the missing records.
 	faults  map[recordID]error
@@ -58,18 +85,21 @@ type indexedWorkspace struct {
 	damaged error
 	// tag is the tag of the stored head. It is set only while the file is being opened.
 	tag []byte
-	// slots of the workspace's keys, ascending.
-	slots []int64
+	// keys are the numbers of the workspace's keys by ascending slot.
+	keys []uint32
 	// requestIDs maps each used request id to the id of its key.
 	requestIDs map[string]string
 }
 
-func newFileIndex() *fileIndex {
+// newFileIndex returns an index for about that many keys.
+func newFileIndex(keys int) *fileIndex {
 	return &fileIndex{
-		keys:       make(map[string]indexedKey),
-		workspaces: make(map[string]*indexedWorkspace),
-		lostKeys:   make(map[string]*indexedWorkspace),
-		nextSlot:   1,
+		ids:           flat.NewIDs(keys),
+		requestCounts: make(map[uint32]int),
+		members:       newMemberElements(),
+		workspaces:    make(map[string]*indexedWorkspace),
+		lostKeys:      make(map[string]*indexedWorkspace),
+		nextSlot:      1,
 	}
 }
 
@@ -77,69 +107,195 @@ func newFileIndex() *fileIndex {
 func (d *fileIndex) workspace(id string) *indexedWorkspace {
 	entry := d.workspaces[id]
 	if entry == nil {
-		entry = &indexedWorkspace{id: id}
+		entry = &indexedWorkspace{id: id, number: uint32(len(d.numbered))} //nolint:gosec // G115: far fewer
 		d.workspaces[id] = entry
+		d.numbered = append(d.numbered, entry)
 	}
 	return entry
 }
 
-// addKey adds a key. Keys are added in the order of their slots.
-func (d *fileIndex) addKey(workspaceID, keyID string, slot int64, element uint64) {
-	entry := d.workspace(workspaceID)
-	d.keys[keyID] = indexedKey{slot: slot, workspace: entry, element: element}
-	entry.slots = append(entry.slots, slot)
+// key returns a key of the index, and reports whether the index has it.
+func (d *fileIndex) key(keyID string) (indexedKey, bool) {
+	number := d.ids.Find(keyID, flat.Store)
+	if number == 0 {
+		return indexedKey{}, false
+	}
+	packed := d.keys.At(number)
+	return indexedKey{
+		number:    number,
+		slot:      d.slot(number),
+		workspace: d.numbered[binary.LittleEndian.Uint32(packed.workspace[:])],
+		element:   binary.LittleEndian.Uint64(packed.element[:]),
+	}, true
+}
+
+// slot returns the slot of the key with a number.
+func (d *fileIndex) slot(number uint32) int64 {
+	var slot [8]byte
+	copy(slot[:], d.keys.At(number).slot[:])
+	if slot := int64(binary.LittleEndian.Uint64(slot[:])); slot != farSlot { //nolint:gosec // G115: five bytes
+		return slot
+	}
+	return d.farSlots[number]
+}
+
+// addKey adds a key and reports whether the index did not have it. Keys are added in the order of
+// their slots.
+func (d *fileIndex) addKey(entry *indexedWorkspace, keyID string, slot int64, element uint64) bool {
+	number, before := d.ids.Hold(keyID, flat.Store)
+	if before {
+		return false
+	}
+	d.keys.Grow(number)
+	packed := d.keys.At(number)
+	var fitting [8]byte
+	binary.LittleEndian.PutUint64(fitting[:], uint64(min(slot, farSlot))) //nolint:gosec // G115: never negative
+	copy(packed.slot[:], fitting[:])
+	if slot >= farSlot {
+		if d.farSlots == nil {
+			d.farSlots = make(map[uint32]int64)
+		}
+		d.farSlots[number] = slot
+	}
+	binary.LittleEndian.PutUint32(packed.workspace[:], entry.number)
+	binary.LittleEndian.PutUint64(packed.element[:], element)
+	entry.keys = append(entry.keys, number)
 	d.nextSlot = max(d.nextSlot, slot+1)
+	return true
 }
 
 // removeKey removes a key and its request ids.
 func (d *fileIndex) removeKey(keyID string, requestIDs []string) {
-	at, found := d.keys[keyID]
+	at, found := d.key(keyID)
 	if !found {
 		return
 	}
 	for _, requestID := range requestIDs {
 		if at.workspace.requestIDs[requestID] == keyID {
 			delete(at.workspace.requestIDs, requestID)
-			at.requestIDs--
+			d.requestCounts[at.number]--
 		}
 	}
-	d.keys[keyID] = at
 	d.setRequestIDs(keyID, nil)
-	delete(d.keys, keyID)
-	if index, found := slices.BinarySearch(at.workspace.slots, at.slot); found {
-		at.workspace.slots = slices.Delete(at.workspace.slots, index, index+1)
+	keys := at.workspace.keys
+	if index, found := d.search(keys, at.slot); found {
+		at.workspace.keys = slices.Delete(keys, index, index+1)
 	}
+	delete(d.farSlots, at.number)
+	d.ids.Release(at.number, flat.Store)
+}
+
+// search returns the place of the first key whose slot is not below slot, and whether it has that
+// slot. The keys ascend by slot.
+func (d *fileIndex) search(keys []uint32, slot int64) (int, bool) {
+	return slices.BinarySearchFunc(keys, slot, func(number uint32, slot int64) int { return cmp.Compare(d.slot(number), slot) })
 }
 
 // setRequestIDs replaces the request ids of a key.
 func (d *fileIndex) setRequestIDs(keyID string, requestIDs []string) {
-	at := d.keys[keyID]
+	at, found := d.key(keyID)
+	if !found {
+		return
+	}
 	used, kept := at.workspace.requestIDs, 0
 	for _, requestID := range requestIDs {
 		if used[requestID] == keyID {
 			kept++
 		}
 	}
-	if kept < at.requestIDs { // rare: keys keep their request ids
+	if kept < d.requestCounts[at.number] { // rare: keys keep their request ids
 		maps.DeleteFunc(used, func(_, by string) bool { return by == keyID })
 	}
-	if len(requestIDs) > 0 && used == nil {
+	if len(requestIDs) == 0 {
+		delete(d.requestCounts, at.number)
+		return
+	}
+	if used == nil {
 		used = make(map[string]string)
 		at.workspace.requestIDs = used
 	}
 	for _, requestID := range requestIDs {
 		used[requestID] = keyID
 	}
-	at.requestIDs = len(requestIDs)
-	d.keys[keyID] = at
+	d.requestCounts[at.number] = len(requestIDs)
 }
 
-// page returns up to limit+1 slots of the workspace below before, newest first. The
+// fit gives back the memory that the lists of keys had to spare for growing, once all keys were
+// added.
+func (d *fileIndex) fit() {
+	for _, entry := range d.numbered {
+		entry.keys = append(make([]uint32, 0, len(entry.keys)), entry.keys...)
+	}
+}
+
+// page returns up to limit+1 slots of a workspace below before, newest first. The
 // additional slot shows that there is another page.
-func (w *indexedWorkspace) page(before int64, limit int) []int64 {
-	end, _ := slices.BinarySearch(w.slots, before)
-	start := max(0, end-limit-1)
-	page := slices.Clone(w.slots[start:end])
-	slices.Reverse(page)
+func (d *fileIndex) page(entry *indexedWorkspace, before int64, limit int) []int64 {
+	end, _ := d.search(entry.keys, before)
+	numbers := entry.keys[max(0, end-limit-1):end]
+	page := make([]int64, 0, len(numbers))
+	for _, number := range slices.Backward(numbers) {
+		page = append(page, d.slot(number))
+	}
 	return page
+}
+
+// memberElements holds the beginnings of the elements of all members' records, as they should be.
+// It knows members by a hash of workspace and member with a random seed: two of them in one
+// place are as unlikely as two records with the same element.
+type memberElements struct {
+	seed    maphash.Seed
+	index   *flat.Index
+	records flat.Arena[memberElement]
+}
+
+type memberElement struct{ hash, element uint64 }
+
+func newMemberElements() memberElements {
+	return memberElements{seed: maphash.MakeSeed(), index: flat.NewIndex(1 << 20)}
+}
+
+func (m *memberElements) hash(workspaceID, memberID string) uint64 {
+	var hash maphash.Hash
+	hash.SetSeed(m.seed)
+	_, _ = hash.WriteString(workspaceID)
+	_ = hash.WriteByte(0)
+	_, _ = hash.WriteString(memberID)
+	return hash.Sum64()
+}
+
+func (m *memberElements) hashOf(number uint32) uint64 { return m.records.At(number).hash }
+
+// find returns the number of a member's record, 0 if there is none.
+func (m *memberElements) find(hash uint64) uint32 {
+	return m.index.Find(hash, func(number uint32) bool { return m.hashOf(number) == hash })
+}
+
+// get returns the element of a member, and reports whether there is one.
+func (m *memberElements) get(workspaceID, memberID string) (element uint64, found bool) {
+	number := m.find(m.hash(workspaceID, memberID))
+	if number == 0 {
+		return 0, false
+	}
+	return m.records.At(number).element, true
+}
+
+// set sets the element of the member with a hash.
+func (m *memberElements) set(hash, element uint64) {
+	number := m.find(hash)
+	if number == 0 {
+		number = m.records.Add()
+		m.records.At(number).hash = hash
+		m.index.Insert(hash, number, m.hashOf)
+	}
+	m.records.At(number).element = element
+}
+
+// remove removes a member.
+func (m *memberElements) remove(workspaceID, memberID string) {
+	hash := m.hash(workspaceID, memberID)
+	if number := m.find(hash); number != 0 {
+		m.index.Remove(hash, number, m.hashOf)
+		m.records.Free(number)
+	}
 }

@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"encoding/binary"
 	"fmt"
 	"sync"
 
@@ -138,26 +139,21 @@ func (d *fileIndex) expect(workspaceID string, id recordID) expectation {
 	}
 	switch id.kind {
 	case kindKey:
-		at, found := d.keys[id.name]
+		at, found := d.key(id.name)
 		expected.short, expected.there = at.element, found && at.workspace == entry
 	case kindMember:
-		expected.short, expected.there = entry.members[id.name], entry.hasMember(id.name)
+		expected.short, expected.there = d.members.get(workspaceID, id.name)
 	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 		expected.short, expected.there = entry.own, entry.hasOwn
 	}
 	return expected
 }
 
-func (w *indexedWorkspace) hasMember(memberID string) bool {
-	_, found := w.members[memberID]
-	return found
-}
-
 // findKey returns the slot of a key, and what the index holds of its record. The slot is 0 if
 // the key does not exist, is of another workspace, or is missing in the file. If it is missing,
 // the expectation has a fault.
 func (d *fileIndex) findKey(workspaceID, keyID string) (int64, expectation) {
-	at, found := d.keys[keyID]
+	at, found := d.key(keyID)
 	entry := at.workspace
 	if !found {
 		entry = d.lostKeys[keyID]
@@ -168,18 +164,16 @@ func (d *fileIndex) findKey(workspaceID, keyID string) (int64, expectation) {
 	return at.slot, d.expect(entry.id, recordID{kindKey, keyID})
 }
 
-// setElement sets the element that a record should have. A key must be in the index already.
+// setElement sets the element that a record should have. A key that is not in the index is not
+// added.
 func (d *fileIndex) setElement(entry *indexedWorkspace, id recordID, short uint64) {
 	switch id.kind {
 	case kindKey:
-		at := d.keys[id.name]
-		at.element = short
-		d.keys[id.name] = at
-	case kindMember:
-		if entry.members == nil {
-			entry.members = make(map[string]uint64)
+		if at, found := d.key(id.name); found {
+			binary.LittleEndian.PutUint64(d.keys.At(at.number).element[:], short)
 		}
-		entry.members[id.name] = short
+	case kindMember:
+		d.members.set(d.members.hash(entry.id, id.name), short)
 	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 		entry.own, entry.hasOwn = short, true
 	}

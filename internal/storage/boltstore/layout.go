@@ -79,15 +79,20 @@ func keyName(slot int64, keyID, workspaceID string) string {
 
 // parseKeyName splits the name of a key's record.
 func parseKeyName(name []byte) (slot int64, keyID, workspaceID string, err error) {
-	slot, err = parseNumber(name)
+	slot, err = checkKeyName(name)
 	if err != nil {
 		return 0, "", "", err
 	}
-	if len(name) <= numberLength+keyIDLength {
-		return 0, "", "", fmt.Errorf("name of %d bytes is not that of a key", len(name))
-	}
-	// Two strings instead of two parts of one, because the index keeps the first in memory.
 	return slot, string(name[numberLength : numberLength+keyIDLength]), string(name[numberLength+keyIDLength:]), nil
+}
+
+// checkKeyName checks the name of a key's record, and returns the slot.
+func checkKeyName(name []byte) (slot int64, err error) {
+	slot, err = parseNumber(name)
+	if err == nil && len(name) <= numberLength+keyIDLength {
+		err = fmt.Errorf("name of %d bytes is not that of a key", len(name))
+	}
+	return slot, err
 }
 
 // memberName returns the name of a member's record. Ids contain no NUL byte.

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"runtime/debug"
+	"slices"
+	"sync"
 	"syscall"
 
 	bolt "go.etcd.io/bbolt"
@@ -29,6 +32,8 @@ type opened struct {
 	header   *storagev1.HeaderRecord
 	index    *fileIndex
 	position storage.Position
+	// keyCount is how many keys the file has, as far as that is known before they are read.
+	keyCount int
 	// allocated is how many bytes of the file, from its beginning, have disk space. Store.writing
 	// guards it.
 	allocated int64
@@ -50,6 +55,7 @@ func openFile(path string, config Config) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
+	result.keyCount = checked.keyCount
 	// 2. Read header, records and events. Nothing is written to a file of another schema.
 	err = guard(func() error { return result.database.View(result.read) })
 	// 3. Reserve disk space, before anything has to be written.
@@ -78,7 +84,7 @@ func openPages(ctx context.Context, path string, config Config) (*opened, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := verifyPages(ctx, result.file, result.info.Size()); err != nil {
+	if result.keyCount, err = verifyPages(ctx, result.file, result.info.Size()); err != nil {
 		_ = result.close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -219,7 +225,7 @@ func (o *opened) read(tx *bolt.Tx) error {
 	if o.header.GetSchema() < storage.Schema {
 		return errOlder
 	}
-	o.index = newFileIndex()
+	o.index = newFileIndex(o.keyCount)
 	for _, read := range []func(*bolt.Tx) error{o.checkNewest, o.readHeads, o.readKeys, o.readMembers, o.readWorkspaces, o.verify} {
 		if err := read(tx); err != nil {
 			return err
@@ -284,21 +290,66 @@ func (o *opened) readWorkspaces(tx *bolt.Tx) error {
 	return err
 }
 
-// readMembers adds the members to the index.
+// readMembers adds the members to the index, and to the sum of each workspace. They are read on all
+// processors, in ranges of equally many workspaces.
 func (o *opened) readMembers(tx *bolt.Tx) error {
-	return tx.Bucket([]byte(bucketMembers)).ForEach(func(name, value []byte) error {
-		workspaceID, memberID, _ := cutMemberName(string(name))
-		o.readRecord(workspaceID, recordID{kindMember, memberID}, frameName(bucketMembers, string(name)), value)
-		return nil
+	ranges := memberRanges(slices.Sorted(maps.Keys(o.index.workspaces)))
+	var adding sync.Mutex // guards the index
+	return inParallel(len(ranges), func(_, part int) error {
+		var read []memberRead
+		err := ranges[part].each(tx.Bucket([]byte(bucketMembers)), func(name, value []byte) error {
+			workspaceID, memberID, _ := cutMemberName(string(name))
+			member := memberRead{workspaceID: workspaceID, memberID: memberID}
+			if payload, err := storage.Unframe(integrity.KindMember, frameName(bucketMembers, string(name)), value); err == nil {
+				member.element, _ = elementOf(workspaceID, recordID{kindMember, memberID}, payload)
+				member.readable = true
+			}
+			read = append(read, member)
+			return nil
+		})
+		adding.Lock()
+		defer adding.Unlock()
+		for _, member := range read {
+			o.addRecord(member.workspaceID, recordID{kindMember, member.memberID}, member.element, member.readable)
+		}
+		return err
 	})
+}
+
+// memberRead is one member's record.
+type memberRead struct {
+	workspaceID, memberID string
+	readable              bool
+	element               integrity.Element
+}
+
+// memberRanges divides the names of members. The ids of workspaces are sorted.
+func memberRanges(workspaceIDs []string) []nameRange {
+	const workspaces = 256 // of one range
+	ranges := []nameRange{{}}
+	for index := workspaces; index < len(workspaceIDs); index += workspaces {
+		bound := []byte(memberName(workspaceIDs[index], ""))
+		ranges[len(ranges)-1].high = bound
+		ranges = append(ranges, nameRange{low: bound})
+	}
+	return ranges
 }
 
 // readRecord adds a record other than a key to the index, and to the workspace's sum. An
 // unreadable record is not added: then the sum does not match the head's tag.
 func (o *opened) readRecord(workspaceID string, id recordID, framed string, value []byte) {
+	var element integrity.Element
+	payload, err := storage.Unframe(kindName(id.kind), framed, value)
+	if err == nil {
+		element, _ = elementOf(workspaceID, id, payload)
+	}
+	o.addRecord(workspaceID, id, element, err == nil)
+}
+
+// addRecord adds the element of a record to the index, and to the workspace's sum.
+func (o *opened) addRecord(workspaceID string, id recordID, element integrity.Element, readable bool) {
 	entry := o.index.workspace(workspaceID)
-	if payload, err := storage.Unframe(kindName(id.kind), framed, value); err == nil {
-		element, _ := elementOf(workspaceID, id, payload)
+	if readable {
 		entry.sum = entry.sum.Add(element)
 		o.index.setElement(entry, id, element.Short())
 	}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io"
+	"math/bits"
+	"slices"
 	"strconv"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -49,21 +51,16 @@ const (
 
 var order = binary.NativeEndian
 
-// States of a page below the high water mark.
-const (
-	pageUnknown = iota
-	pageUsed
-	pageFree
-)
-
-// pages checks the page structure of one file.
+// pages checks the page structure of one file. Several goroutines check parts of the tree, each
+// with a walk of its own.
 type pages struct {
-	ctx    context.Context //nolint:containedctx // that of one check
-	file   io.ReaderAt
-	size   int64
-	states []uint8
-	leaf   []byte // the buffer of leaves, which are read one at a time
-	read   int
+	ctx  context.Context //nolint:containedctx // that of one check
+	file io.ReaderAt
+	size int64
+	// count is the number of pages below the high water mark.
+	count uint64
+	// free has the free pages.
+	free pageSet
 }
 
 // meta is the content of a meta page.
@@ -72,30 +69,104 @@ type meta struct {
 	root, freelist, highWaterMark, transaction uint64
 }
 
-// verifyPages checks the page structure of a file that nobody writes. Errors: DamagedError,
-// the context's, and those of reading.
-func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) error {
+// pageSet is a set of pages, with a bit for each.
+type pageSet []uint64
+
+func newPageSet(count uint64) pageSet { return make(pageSet, count/64+1) }
+
+func (s pageSet) has(id uint64) bool { return s[id/64]&(1<<(id%64)) != 0 }
+func (s pageSet) add(id uint64)      { s[id/64] |= 1 << (id % 64) }
+
+// verifyPages checks the page structure of a file that nobody writes, and returns how many keys
+// the file has. Errors: DamagedError, the context's, and those of reading.
+func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) (keys int, err error) {
 	newest, err := readMeta(file)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if newest.highWaterMark < 4 || newest.highWaterMark > uint64(fileSize/newest.pageSize) { //nolint:gosec // sizes are positive
-		return damagedPage(0, "the file is truncated: %d bytes for %d pages", fileSize, newest.highWaterMark)
+		return 0, damagedPage(0, "the file is truncated: %d bytes for %d pages", fileSize, newest.highWaterMark)
 	}
-	p := &pages{ctx: ctx, file: file, size: newest.pageSize, states: make([]uint8, newest.highWaterMark)}
-	p.states[0], p.states[1] = pageUsed, pageUsed
-	if err := p.freelist(newest.freelist); err != nil {
-		return err
+	p := &pages{ctx: ctx, file: file, size: newest.pageSize, count: newest.highWaterMark, free: newPageSet(newest.highWaterMark)}
+	// 1. Note the free pages.
+	top := p.newWalk()
+	top.used.add(0)
+	top.used.add(1)
+	if err := top.freelist(newest.freelist); err != nil {
+		return 0, err
 	}
-	if err := p.tree(newest.root, nil, nil, 0); err != nil {
-		return err
+	// 2. Check the upper part of the tree, level by level, until there are enough subtrees.
+	subtrees := []subtree{{id: newest.root}}
+	for enough := 32 * workerCount(); 0 < len(subtrees) && len(subtrees) < enough; {
+		var below []subtree
+		for _, each := range subtrees {
+			children, err := top.page(each)
+			if err != nil {
+				return 0, err
+			}
+			below = append(below, children...)
+		}
+		subtrees = below
 	}
-	for id, state := range p.states {
-		if state == pageUnknown {
-			return damagedPage(uint64(id), "neither used nor free")
+	// 3. Check the subtrees.
+	walks := make([]*pageWalk, workerCount())
+	for worker := range walks {
+		walks[worker] = p.newWalk()
+	}
+	err = inParallel(len(subtrees), func(worker, part int) error { return walks[worker].tree(subtrees[part]) })
+	if err != nil {
+		return 0, err
+	}
+	// 4. Check that each page is used once or free. Each walk has looked at its own pages; one that
+	// two walks use shows only now.
+	walks = append(walks, top)
+	for _, walk := range walks {
+		keys += walk.keys
+	}
+	return keys, p.checkUse(walks)
+}
+
+// checkUse checks that each page is free or used by one walk.
+func (p *pages) checkUse(walks []*pageWalk) error {
+	for index := range p.free {
+		once, twice := p.free[index], uint64(0)
+		for _, walk := range walks {
+			twice |= once & walk.used[index]
+			once |= walk.used[index]
+		}
+		first := uint64(index) * 64
+		if twice != 0 {
+			return damagedPage(first+uint64(bits.TrailingZeros64(twice)), "used twice, or free and used")
+		}
+		if unknown := first + uint64(bits.TrailingZeros64(^once)); ^once != 0 && unknown < p.count {
+			return damagedPage(unknown, "neither used nor free")
 		}
 	}
 	return nil
+}
+
+// pageWalk is what one goroutine knows of the pages.
+type pageWalk struct {
+	*pages
+
+	// used has the pages that this walk has found in use.
+	used pageSet
+	leaf []byte // the buffer of leaves, which are read one at a time
+	read int
+	// keys is how many keys were seen.
+	keys int
+}
+
+func (p *pages) newWalk() *pageWalk { return &pageWalk{pages: p, used: newPageSet(p.count)} }
+
+// subtree is a page and everything below it. Names must sort at or after low, and before high; nil
+// is no bound.
+type subtree struct {
+	id        uint64
+	low, high []byte
+	depth     int
+	// isKeys reports whether the page belongs to the bucket of keys.
+	isKeys bool
 }
 
 // readMeta returns the newer of the two meta pages. Both must be good. If one is damaged, it
@@ -146,8 +217,8 @@ func readMetaAt(file io.ReaderAt, id uint64, offset int64) (*meta, error) {
 	return read, nil
 }
 
-// freelist marks the free pages.
-func (p *pages) freelist(id uint64) error {
+// freelist notes the free pages.
+func (p *pageWalk) freelist(id uint64) error {
 	page, err := p.claim(id, nil)
 	if err != nil {
 		return err
@@ -165,25 +236,26 @@ func (p *pages) freelist(id uint64) error {
 	before := uint64(1)
 	for index := range count {
 		free := order.Uint64(list[8*index:])
-		if free <= before || free >= uint64(len(p.states)) || p.states[free] != pageUnknown {
+		if free <= before || free >= p.count || p.used.has(free) {
 			return damagedPage(id, "page %d cannot be free", free)
 		}
-		p.states[free], before = pageFree, free
+		p.free.add(free)
+		before = free
 	}
 	return nil
 }
 
 // claim marks a page, and the pages that it overflows to, as used, and reads them. It reads
 // into buffer if that is large enough.
-func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
+func (p *pageWalk) claim(id uint64, buffer []byte) ([]byte, error) {
 	if p.read++; p.read%contextInterval == 0 && p.ctx.Err() != nil {
 		return nil, p.ctx.Err()
 	}
-	if id >= uint64(len(p.states)) {
+	if id >= p.count {
 		return nil, damagedPage(id, "beyond the end")
 	}
-	offset := int64(id) * p.size                        //nolint:gosec // below the high water mark
-	page := append(buffer[:0], make([]byte, p.size)...) //nolint:gocritic // the buffer is reused, the page is not
+	offset := int64(id) * p.size //nolint:gosec // below the high water mark
+	page := slices.Grow(buffer[:0], int(p.size))[:p.size]
 	if err := readFull(p.file, page, id, offset); err != nil {
 		return nil, err
 	}
@@ -191,14 +263,14 @@ func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
 		return nil, damagedPage(id, "it says that it is page %d", order.Uint64(page))
 	}
 	overflow := uint64(order.Uint32(page[12:]))
-	if overflow >= uint64(len(p.states))-id {
+	if overflow >= p.count-id {
 		return nil, damagedPage(id, "overflows beyond the end")
 	}
 	for used := id; used <= id+overflow; used++ {
-		if p.states[used] != pageUnknown {
+		if p.used.has(used) || p.free.has(used) {
 			return nil, damagedPage(used, "used twice, or free and used")
 		}
-		p.states[used] = pageUsed
+		p.used.add(used)
 	}
 	if overflow > 0 {
 		page = append(page, make([]byte, int64(overflow)*p.size)...) //nolint:gosec // within the file
@@ -209,68 +281,66 @@ func (p *pages) claim(id uint64, buffer []byte) ([]byte, error) {
 	return page, nil
 }
 
-// tree checks a page and everything below it. Names must sort at or after low, and before high;
-// nil is no bound.
-func (p *pages) tree(id uint64, low, high []byte, depth int) error {
-	if depth > maxTreeDepth {
-		return damagedPage(id, "more than %d pages deep", maxTreeDepth)
-	}
-	page, err := p.claim(id, p.leaf)
+// tree checks a page and everything below it.
+func (p *pageWalk) tree(tree subtree) error {
+	below, err := p.page(tree)
 	if err != nil {
 		return err
 	}
-	p.leaf = page
-	switch order.Uint16(page[8:]) {
-	case leafPage:
-		var roots []uint64
-		err := elements(id, page, low, high, func(element []byte, _, value []byte) error {
-			root, err := bucketRoot(id, element, value)
-			if root != 0 {
-				roots = append(roots, root)
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		for _, root := range roots {
-			if err := p.tree(root, nil, nil, depth+1); err != nil {
-				return err
-			}
-		}
-		return nil
-	case branchPage:
-		p.leaf = nil // the pages below need another buffer
-		return p.branch(id, page, low, high, depth)
-	default:
-		return damagedPage(id, "neither branch nor leaf")
-	}
-}
-
-// branch checks the pages below a branch page.
-func (p *pages) branch(id uint64, page, low, high []byte, depth int) error {
-	var names [][]byte
-	var children []uint64
-	err := elements(id, page, low, high, func(element, name, _ []byte) error {
-		names, children = append(names, name), append(children, order.Uint64(element[8:]))
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	if len(children) == 0 {
-		return damagedPage(id, "a branch without children")
-	}
-	for index, child := range children {
-		end := high
-		if index+1 < len(names) {
-			end = names[index+1]
-		}
-		if err := p.tree(child, names[index], end, depth+1); err != nil {
+	for _, child := range below {
+		if err := p.tree(child); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// page checks a page and returns what is below it.
+func (p *pageWalk) page(tree subtree) ([]subtree, error) {
+	if tree.depth > maxTreeDepth {
+		return nil, damagedPage(tree.id, "more than %d pages deep", maxTreeDepth)
+	}
+	page, err := p.claim(tree.id, p.leaf)
+	if err != nil {
+		return nil, err
+	}
+	p.leaf = page
+	switch order.Uint16(page[8:]) {
+	case leafPage:
+		var roots []subtree
+		err := elements(tree.id, page, tree.low, tree.high, func(element, name, value []byte) error {
+			root, err := bucketRoot(tree.id, element, value)
+			if root != 0 {
+				roots = append(roots, subtree{id: root, depth: tree.depth + 1, isKeys: string(name) == bucketKeys})
+			}
+			return err
+		})
+		if tree.isKeys {
+			p.keys += int(order.Uint16(page[10:]))
+		}
+		return roots, err
+	case branchPage:
+		p.leaf = nil // the subtrees keep names in this buffer
+		return children(tree, page)
+	default:
+		return nil, damagedPage(tree.id, "neither branch nor leaf")
+	}
+}
+
+// children returns the subtrees below a branch page.
+func children(tree subtree, page []byte) ([]subtree, error) {
+	var below []subtree
+	err := elements(tree.id, page, tree.low, tree.high, func(element, name, _ []byte) error {
+		if last := len(below) - 1; last >= 0 {
+			below[last].high = name
+		}
+		below = append(below, subtree{id: order.Uint64(element[8:]), low: name, high: tree.high, depth: tree.depth + 1, isKeys: tree.isKeys})
+		return nil
+	})
+	if err == nil && len(below) == 0 {
+		err = damagedPage(tree.id, "a branch without children")
+	}
+	return below, err
 }
 
 // bucketRoot returns the root page of a leaf element that is a bucket. It returns 0 for

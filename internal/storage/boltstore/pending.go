@@ -170,7 +170,7 @@ func (p *pendingChange) check(index *fileIndex, newIDs map[string]int64, revisio
 		return p.mismatch
 	}
 	for _, keyID := range p.change.AbsentKeyIDs {
-		_, found := index.keys[keyID]
+		_, found := index.key(keyID)
 		if added := newIDs[keyID]; found || added > 0 {
 			return &storage.ExistsError{KeyID: keyID, Revision: max(revision, added)}
 		}
@@ -267,7 +267,7 @@ func (p *pendingChange) addUp() {
 // slot returns the slot of a key's record: its own, or the next one for a new key.
 func (p *pendingChange) slot(index *fileIndex, record encoded, nextSlot *int64) (int64, error) {
 	keyID := record.key.GetKeyId()
-	if at, found := index.keys[keyID]; found {
+	if at, found := index.key(keyID); found {
 		if at.workspace.id != p.change.WorkspaceID {
 			return 0, fmt.Errorf("%w: key %s is of another workspace", storage.ErrInvalidChange, keyID)
 		}
@@ -291,13 +291,13 @@ func (p *pendingChange) follow(index *fileIndex) {
 	entry.head, entry.headRevision, entry.sum = p.committed.Head.Head, p.committed.Revision, p.sum
 	for _, record := range p.records {
 		if slot, isNew := p.slots[record.id.name]; isNew && record.id.kind == kindKey {
-			index.addKey(entry.id, record.id.name, slot, record.after.Short())
+			index.addKey(entry, record.id.name, slot, record.after.Short())
 			continue
 		}
 		if record.payload != nil {
 			index.setElement(entry, record.id, record.after.Short())
 		} else if record.id.kind == kindMember {
-			delete(entry.members, record.id.name)
+			index.members.remove(entry.id, record.id.name)
 		}
 	}
 	for _, key := range p.change.PutKeys {

@@ -32,15 +32,15 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 	}
 	var from *fileIndex
 	var known *damage
+	verified := &opened{}
 	position, err := s.readFile(ctx, true, func(index *fileIndex) {
-		from = index
+		from, verified.keyCount = index, index.ids.Len()
 		// The damage that was found when the file was opened is complete until a commit.
 		if index.damage.revision == s.position.Revision {
 			known = index.damage
 		}
 	}, func(tx *bolt.Tx) error {
 		if known == nil {
-			verified := &opened{}
 			if err := verified.read(tx); err != nil {
 				return err
 			}
@@ -287,7 +287,7 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 	position, err := s.readPage(ctx, func(index *fileIndex) {
 		page, seen, last, total = storage.KeyPage{}, nil, 0, 0
 		if entry := index.workspaces[query.WorkspaceID]; entry != nil {
-			slots = entry.page(before, query.Limit)
+			slots = index.page(entry, before, query.Limit)
 		}
 	}, func(tx *bolt.Tx) ([]observation, error) {
 		cursor := tx.Bucket([]byte(bucketKeys)).Cursor()

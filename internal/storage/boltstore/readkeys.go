@@ -1,7 +1,9 @@
 package boltstore
 
 import (
+	"bytes"
 	"encoding/hex"
+	"sync"
 
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -10,127 +12,214 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// keyBatch is a batch of a file's keys, with what can be computed of each key alone.
-// Hashing takes about as long as filling the maps of the index. So one goroutine hashes a
-// batch while another one adds the previous batch to the maps.
-type keyBatch struct {
-	keys []keyRead
-	done chan error
+// nameRange are names of a bucket: from low on and before high; nil is no bound.
+type nameRange struct{ low, high []byte }
+
+// Bounds of the parts of a bucket that are read at a time.
+const (
+	partNames = 4096
+	maxParts  = 4096
+)
+
+// numberRanges divides a bucket whose names begin with numbers. Numbers are given out one after the
+// other, so ranges of equally many numbers have about equally many names.
+func numberRanges(bucket *bolt.Bucket) []nameRange {
+	cursor := bucket.Cursor()
+	first, _ := cursor.First()
+	last, _ := cursor.Last()
+	low, err := parseNumber(first)
+	high, err2 := parseNumber(last)
+	if err != nil || err2 != nil {
+		return []nameRange{{}} // there are none, or whoever reads them reports the damage
+	}
+	count := min((high-low)/partNames+1, maxParts)
+	step := (high-low)/count + 1
+	ranges := make([]nameRange, count)
+	for index := range ranges[1:] {
+		bound := []byte(number(low + step*int64(index+1)))
+		ranges[index].high, ranges[index+1].low = bound, bound
+	}
+	return ranges
 }
 
-// keyRead is one key's record. Name and value are bbolt's memory.
-type keyRead struct {
-	name, value []byte
-	slot        int64
-	keyID       string
-	workspaceID string
-	readable    bool
-	element     integrity.Element
-	requestIDs  []string
-}
-
-const keyBatchSize = 2048
-
-// compute fills in the fields of each key that follow from its name and value.
-func (b *keyBatch) compute(hasher *integrity.Hasher) error {
-	for index := range b.keys {
-		key := &b.keys[index]
-		var err error
-		if key.slot, key.keyID, key.workspaceID, err = parseKeyName(key.name); err != nil {
-			return &storage.DamagedError{Kind: "key", Name: hex.EncodeToString(key.name), Problem: err.Error()}
+// each visits the names of a range.
+func (r nameRange) each(bucket *bolt.Bucket, visit func(name, value []byte) error) error {
+	cursor := bucket.Cursor()
+	name, value := cursor.First()
+	if r.low != nil {
+		name, value = cursor.Seek(r.low)
+	}
+	for ; name != nil && (r.high == nil || bytes.Compare(name, r.high) < 0); name, value = cursor.Next() {
+		if err := visit(name, value); err != nil {
+			return err
 		}
-		payload, err := storage.Unframe("key", frameName(bucketKeys, string(key.name)), key.value)
-		if err != nil {
-			continue // reads of this key return the damage
-		}
-		if key.requestIDs, err = requestIDsOf(payload); err != nil {
-			return &storage.DamagedError{Kind: "key", Name: key.keyID, Problem: err.Error()}
-		}
-		key.element = hasher.Element(integrity.KindKey, key.workspaceID, key.keyID, integrity.HashPayload(payload))
-		key.readable = true
 	}
 	return nil
 }
 
-// keyHasher computes batches in the background, one at a time.
-type keyHasher struct {
-	hasher  *integrity.Hasher
-	running *keyBatch
+// keyPart is what was read of a range of keys.
+type keyPart struct {
+	keys []keyRead
+	// requests are the request ids of the keys that have some.
+	requests []keyRequests
 }
 
-// exchange starts to compute a batch, and returns the previous batch, which is computed by
-// then; nil if this batch is the first.
-func (h *keyHasher) exchange(batch *keyBatch) (*keyBatch, error) {
-	finished, err := h.wait()
-	batch.done = make(chan error, 1)
-	h.running = batch
-	go func() {
-		// guard catches a fault in mapped memory only in its own goroutine.
-		batch.done <- guard(func() error { return batch.compute(h.hasher) })
-	}()
-	return finished, err
+// keyRead is one key's record.
+type keyRead struct {
+	name      []byte // bbolt's memory
+	slot      int64
+	workspace *indexedWorkspace
+	element   uint64
 }
 
-// wait waits for the batch that is being computed and returns it; nil if no batch is.
-func (h *keyHasher) wait() (*keyBatch, error) {
-	finished := h.running
-	if finished == nil {
-		return nil, nil
+type keyRequests struct {
+	keyID      string
+	requestIDs []string
+}
+
+// strayKey is a key of a workspace that has no head.
+type strayKey struct {
+	keyID, workspaceID string
+	slot               int64
+	readable           bool
+	element            integrity.Element
+	requestIDs         []string
+}
+
+var keyParts = sync.Pool{New: func() any { return &keyPart{} }}
+
+// keyReader reads keys in one goroutine. It computes what follows from each key alone: that is
+// nearly all the work of opening a large file.
+type keyReader struct {
+	index  *fileIndex
+	hasher *integrity.Hasher
+	frames storage.Frames
+	// sums are the sums of the keys that this reader has read, by the number of their workspace.
+	sums []integrity.Sum
+}
+
+func newKeyReader(index *fileIndex) *keyReader {
+	return &keyReader{
+		index: index, hasher: integrity.NewHasher(), frames: storage.FramesUnder(frameName(bucketKeys, "")),
+		sums: make([]integrity.Sum, len(index.numbered)),
 	}
-	h.running = nil
-	return finished, <-finished.done
+}
+
+// read reads a range of keys. Keys of workspaces without a head are returned apart. The index is
+// only read.
+func (r *keyReader) read(bucket *bolt.Bucket, names nameRange) (*keyPart, []strayKey, error) {
+	part := keyParts.Get().(*keyPart) //nolint:errcheck // the pool has nothing else
+	part.keys, part.requests = part.keys[:0], part.requests[:0]
+	var strays []strayKey
+	err := names.each(bucket, func(name, value []byte) error {
+		slot, err := checkKeyName(name)
+		if err != nil {
+			return &storage.DamagedError{Kind: "key", Name: hex.EncodeToString(name), Problem: err.Error()}
+		}
+		keyID := name[numberLength : numberLength+keyIDLength]
+		workspace := r.index.workspaces[string(name[numberLength+keyIDLength:])]
+		payload, readable := r.frames.Payload(name, value)
+		var element integrity.Element
+		var requestIDs []string
+		if readable { // reads of another key return the damage
+			if requestIDs, err = requestIDsOf(payload); err != nil {
+				return &storage.DamagedError{Kind: "key", Name: string(keyID), Problem: err.Error()}
+			}
+			workspaceID := string(name[numberLength+keyIDLength:])
+			element = r.hasher.Element(integrity.KindKey, workspaceID, string(keyID), integrity.HashPayload(payload))
+		}
+		if workspace == nil {
+			strays = append(strays, strayKey{string(keyID), string(name[numberLength+keyIDLength:]), slot, readable, element, requestIDs})
+			return nil
+		}
+		if readable {
+			r.sums[workspace.number] = r.sums[workspace.number].Add(element)
+		}
+		if len(requestIDs) > 0 {
+			part.requests = append(part.requests, keyRequests{string(keyID), requestIDs})
+		}
+		part.keys = append(part.keys, keyRead{name, slot, workspace, element.Short()})
+		return nil
+	})
+	return part, strays, err
 }
 
 // readKeys adds the keys to the index, and to the sum of each workspace.
 func (o *opened) readKeys(tx *bolt.Tx) error {
-	aside := &keyHasher{hasher: integrity.NewHasher()}
-	defer aside.wait() //nolint:errcheck // after an error or a panic: the batch must not outlive the transaction
-	batch := &keyBatch{}
-	next := func() error {
-		finished, err := aside.exchange(batch)
-		if err != nil || finished == nil {
+	ranges := numberRanges(tx.Bucket([]byte(bucketKeys)))
+	readers := make([]*keyReader, workerCount())
+	strays := make([][]strayKey, len(ranges))
+	var order inOrder
+	// 1. Read ranges on all processors, and add them to the index in the order of the slots.
+	err := inParallel(len(ranges), func(worker, part int) error {
+		if readers[worker] == nil {
+			readers[worker] = newKeyReader(o.index)
+		}
+		read, apart, err := readers[worker].read(tx.Bucket([]byte(bucketKeys)), ranges[part])
+		if err != nil {
 			return err
 		}
-		return o.addKeys(finished)
-	}
-	cursor := tx.Bucket([]byte(bucketKeys)).Cursor()
-	for name, value := cursor.First(); name != nil; name, value = cursor.Next() {
-		if batch.keys = append(batch.keys, keyRead{name: name, value: value}); len(batch.keys) < keyBatchSize {
-			continue
-		}
-		if err := next(); err != nil {
-			return err
-		}
-		batch = &keyBatch{keys: make([]keyRead, 0, keyBatchSize)}
-	}
-	if err := next(); err != nil {
-		return err
-	}
-	last, err := aside.wait()
+		strays[part] = apart
+		return order.done(part, func() error { return o.addKeys(read) })
+	})
 	if err != nil {
 		return err
 	}
-	return o.addKeys(last)
-}
-
-// addKeys adds a batch to the index.
-func (o *opened) addKeys(batch *keyBatch) error {
-	for index := range batch.keys {
-		key := &batch.keys[index]
-		if _, twice := o.index.keys[key.keyID]; twice {
-			return &storage.DamagedError{Kind: "key", Name: key.keyID, Problem: "stored twice"}
-		}
-		o.index.addKey(key.workspaceID, key.keyID, key.slot, key.element.Short())
-		if !key.readable {
+	// 2. Add up what the readers have added up.
+	for _, reader := range readers {
+		if reader == nil {
 			continue
 		}
-		entry := o.index.keys[key.keyID].workspace
-		entry.sum = entry.sum.Add(key.element)
+		for number, sum := range reader.sums {
+			entry := o.index.numbered[number]
+			entry.sum = entry.sum.Plus(sum)
+		}
+	}
+	// 3. Add the keys of workspaces without a head. This comes last because the readers use the map
+	// of workspaces. The order of slots holds in each workspace, and that is where it matters.
+	for _, apart := range strays {
+		if err := o.addStrays(apart); err != nil {
+			return err
+		}
+	}
+	o.index.fit()
+	return nil
+}
+
+// addKeys adds a range of keys to the index.
+func (o *opened) addKeys(part *keyPart) error {
+	for index := range part.keys {
+		key := &part.keys[index]
+		keyID := key.name[numberLength : numberLength+keyIDLength]
+		if !o.index.addKey(key.workspace, string(keyID), key.slot, key.element) {
+			return storedTwice(string(keyID))
+		}
+	}
+	for _, each := range part.requests {
+		o.index.setRequestIDs(each.keyID, each.requestIDs)
+	}
+	keyParts.Put(part)
+	return nil
+}
+
+func (o *opened) addStrays(strays []strayKey) error {
+	for _, key := range strays {
+		entry := o.index.workspace(key.workspaceID)
+		if !o.index.addKey(entry, key.keyID, key.slot, key.element.Short()) {
+			return storedTwice(key.keyID)
+		}
+		if key.readable {
+			entry.sum = entry.sum.Add(key.element)
+		}
 		if len(key.requestIDs) > 0 {
 			o.index.setRequestIDs(key.keyID, key.requestIDs)
 		}
 	}
 	return nil
+}
+
+func storedTwice(keyID string) error {
+	return &storage.DamagedError{Kind: "key", Name: keyID, Problem: "stored twice"}
 }
 
 // requestIDsOf reads the request ids of an encoded KeyRecord without decoding the rest.

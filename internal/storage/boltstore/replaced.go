@@ -40,7 +40,7 @@ func (s *Store) findReplaced(group []*pendingChange) {
 		for i := range found {
 			each := &found[i]
 			each.expected = index.expect(each.of.change.WorkspaceID, each.record.id)
-			if at, found := index.keys[each.record.id.name]; found && at.workspace.id == each.of.change.WorkspaceID {
+			if at, found := index.key(each.record.id.name); found && at.workspace.id == each.of.change.WorkspaceID {
 				each.slot = at.slot
 			}
 		}

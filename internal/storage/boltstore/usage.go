@@ -26,7 +26,7 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	_, err := s.lookUp(ctx, func(index *fileIndex) {
 		file = s.file
 		for _, use := range uses {
-			if at, found := index.keys[use.KeyID]; found {
+			if at, found := index.key(use.KeyID); found {
 				times = append(times, slotTime{at.slot, use.Time.UnixNano()})
 			}
 		}

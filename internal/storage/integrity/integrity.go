@@ -92,6 +92,16 @@ func (s Sum) Remove(element Element) Sum {
 	return s
 }
 
+// Plus returns the sum of the records of both sums.
+func (s Sum) Plus(other Sum) Sum {
+	var carry uint64
+	for index := range s.words {
+		s.words[index], carry = bits.Add64(s.words[index], other.words[index], carry)
+	}
+	s.count += other.count
+	return s
+}
+
 // word returns a digit of the element in base 2^64; 0 is the lowest.
 func (e Element) word(index int) uint64 {
 	return binary.BigEndian.Uint64(e[len(e)-8*(index+1):])

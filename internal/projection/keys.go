@@ -1,0 +1,347 @@
+package projection
+
+import (
+	"bytes"
+	"net/netip"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/flat"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/token"
+)
+
+// find returns the number of a key; 0 if there is no such key.
+func (s *state) find(keyID string) uint32 {
+	number := s.ids.Find(keyID, flat.Projection)
+	if !s.has(number) {
+		return 0
+	}
+	return number
+}
+
+// has reports whether there is a key with a number. Another state that shares the IDs may have keys
+// that this one does not have.
+func (s *state) has(number uint32) bool {
+	return number != 0 && number <= s.highest && s.records.At(number).life != 0
+}
+
+// workspaceOf returns the workspace of a key.
+func (s *state) workspaceOf(key *record) *workspace {
+	return s.numbered[s.lives.At(key.life).workspace]
+}
+
+// addKey adds or replaces a key. A malformed record is kept as damaged.
+func (s *state) addKey(view *storage.KeyView) {
+	of := s.workspace(string(view.WorkspaceID)) // does not allocate if there is one
+	number := s.place(of, view.KeyID, view.Number, view.MemberID, view.MemberIncarnation, view.WorkspaceIncarnation)
+	key := s.records.At(number)
+	if view.Revoked {
+		key.ends |= flagRevoked
+		of.revoked++
+	}
+	s.words.At(number).SetCreated(time.Unix(0, view.CreateTime))
+	if problem := s.fill(key, view); problem != "" {
+		s.damage(number, &storage.DamagedError{Kind: "key", Name: string(view.KeyID), Problem: problem})
+	}
+	if view.LastUsed > 0 {
+		s.words.At(number).Raise(time.Unix(0, view.LastUsed))
+	}
+}
+
+// addDamagedKey adds a key of which nothing but its workspace is known.
+func (s *state) addDamagedKey(of *workspace, keyID string, problem error) {
+	s.damage(s.place(of, []byte(keyID), 0, nil, nil, nil), problem)
+}
+
+// damage marks a key as one that cannot be read.
+func (s *state) damage(number uint32, problem error) {
+	s.records.At(number).ends |= flagDamaged
+	s.damagedKeys[number] = problem
+}
+
+// place returns the number of a key, whose record has a life and nothing else. If the state has the
+// key, the key keeps its number and last use, and what its record referred to is given back.
+func (s *state) place(of *workspace, keyID []byte, known uint32, memberID, incarnation, workspaceIncarnation []byte) uint32 {
+	number := s.hold(keyID, known)
+	s.records.Grow(number)
+	s.words.Grow(number)
+	s.highest = max(s.highest, number)
+	// 1. The new life is found before the old one is given up, because it is the same for most keys.
+	life := s.lifeOf(of, memberID, incarnation, workspaceIncarnation)
+	s.lives.At(life).keys++
+	// 2. Keep the place in the order of the workspace, unless the key is new there.
+	key := s.records.At(number)
+	if key.life != 0 && s.workspaceOf(key) == of {
+		s.clear(number)
+	} else {
+		if key.life != 0 {
+			s.workspaceOf(key).keys.remove(number)
+			s.clear(number)
+		} else {
+			s.words.At(number).Begin(time.Unix(0, 0))
+		}
+		of.keys.add(number)
+	}
+	key.life = life
+	return number
+}
+
+// hold returns the number of an id, which the store may have told.
+func (s *state) hold(keyID []byte, known uint32) uint32 {
+	if known != 0 {
+		s.ids.Join(known, flat.Projection)
+		return known
+	}
+	number, _ := s.ids.Hold(string(keyID), flat.Projection)
+	return number
+}
+
+// clear makes the record of a key zero, and gives back what it refers to.
+func (s *state) clear(number uint32) {
+	key := s.records.At(number)
+	if key.ends&flagRevoked != 0 {
+		s.workspaceOf(key).revoked--
+	}
+	if key.ends&flagRare != 0 {
+		more := *s.rares.At(key.more)
+		s.rares.Free(key.more)
+		s.scopes.drop(more.scopes)
+		s.networks.drop(more.networks)
+		if more.second != 0 {
+			s.seconds.Free(more.second)
+		}
+		if more.times != 0 {
+			s.times.Free(more.times)
+		}
+	} else {
+		s.scopes.drop(key.more)
+	}
+	if key.ends&flagDamaged != 0 {
+		delete(s.damagedKeys, number)
+	}
+	life := key.life
+	*key = record{}
+	s.lives.At(life).keys--
+	s.freeLife(life)
+}
+
+func (s *state) removeKey(keyID string) {
+	number := s.find(keyID)
+	if number == 0 {
+		return
+	}
+	s.workspaceOf(s.records.At(number)).keys.remove(number)
+	s.clear(number)
+	s.ids.Release(number, flat.Projection)
+}
+
+// fill sets a record, which has a life and flagRevoked, from what is stored. It returns what is
+// wrong with a malformed record.
+func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
+	more := rare{scopes: s.scopeSet(view.Scopes)}
+	// Whatever is wrong further on, the numbers in more belong to the key, and clear gives them back.
+	defer func() {
+		if more == (rare{scopes: more.scopes}) {
+			key.more = more.scopes
+			return
+		}
+		key.ends |= flagRare
+		key.more = s.rares.Add()
+		*s.rares.At(key.more) = more
+	}()
+	if view.Revoked {
+		more.times = s.times.Add()
+		s.times.At(more.times).revoked = view.RevokeTime
+	}
+	if bytes.IndexByte(view.MemberID, 0) >= 0 {
+		return "its member is malformed"
+	}
+	var isSound bool
+	if more.networks, isSound = s.networkSet(view.AllowedCIDRs); !isSound {
+		return "an allowed CIDR is malformed"
+	}
+	if len(view.Secrets) < 1 || len(view.Secrets) > 2 {
+		return "it has neither one secret nor two"
+	}
+	for index := range view.Secrets {
+		if secret := &view.Secrets[index]; len(secret.Hash) != 32 || secret.Scheme > 255 || !secret.HasExpireTime {
+			return "a secret is malformed"
+		}
+	}
+	newest := &view.Secrets[0]
+	key.sum = [32]byte(newest.Hash)
+	key.ends |= uint64(newest.Scheme) << expireBits
+	expire, can := packExpire(newest.ExpireTime)
+	if !can {
+		key.ends |= flagExact
+		if more.times == 0 {
+			more.times = s.times.Add()
+		}
+		s.times.At(more.times).expire = newest.ExpireTime
+	}
+	key.ends |= expire
+	// The end of the newest secret is the key's expire time, even if it has an overlap, which no
+	// sound record has.
+	if len(view.Secrets) == 2 {
+		more.second = s.seconds.Add()
+		*s.seconds.At(more.second) = second{sum: [32]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
+		more.secondScheme = uint8(view.Secrets[1].Scheme) //nolint:gosec // G115: checked above
+	}
+	return ""
+}
+
+// end returns when a secret stops matching, in Unix nanoseconds.
+func end(secret *storage.SecretView) int64 {
+	if secret.HasOverlapEndTime {
+		return min(secret.ExpireTime, secret.OverlapEndTime)
+	}
+	return secret.ExpireTime
+}
+
+// scopeSet returns the number of a set of scopes.
+func (s *state) scopeSet(names [][]byte) uint32 {
+	return s.scopes.hold(s.join(names), func() decide.Scopes {
+		scopes := make([]string, len(names))
+		for index, name := range names {
+			scopes[index] = string(name)
+		}
+		return decide.NewScopes(scopes...)
+	})
+}
+
+// networkSet returns the number of a set of networks, and reports whether all of them are sound.
+func (s *state) networkSet(cidrs [][]byte) (number uint32, isSound bool) {
+	isSound = true
+	number = s.networks.hold(s.join(cidrs), func() []netip.Prefix {
+		prefixes := make([]netip.Prefix, len(cidrs))
+		for index, cidr := range cidrs {
+			var err error
+			if prefixes[index], err = netip.ParsePrefix(string(cidr)); err != nil {
+				return nil
+			}
+		}
+		return prefixes
+	})
+	return number, number == 0 || s.networks.get(number) != nil
+}
+
+// join returns texts as one text, which no other texts have. It is valid until the next call.
+func (s *state) join(texts [][]byte) []byte {
+	s.joined = s.joined[:0]
+	for _, text := range texts {
+		s.joined = append(append(s.joined, text...), 0)
+	}
+	return s.joined
+}
+
+// key sets what decide needs of a key. keyID is its id.
+func (s *state) key(key *decide.Key, keyID string, number uint32) {
+	found := s.records.At(number)
+	more := s.rareOf(found)
+	life := s.lives.At(found.life)
+	key.ID, key.Workspace = keyID, s.numbered[life.workspace].id
+	key.Member, key.MemberIncarnation = s.textsOf(life)
+	key.WorkspaceIncarnation = s.names.get(life.workspaceIncarnation)
+	key.Scopes, key.AllowedPrefixes = s.scopes.get(more.scopes), s.networks.get(more.networks)
+	key.Revoked = found.ends&flagRevoked != 0
+	key.ExpireTime = s.expireOf(found)
+	key.Secrets[0] = decide.Secret{
+		Hash: token.Hash{Scheme: token.Scheme(found.ends >> expireBits), Sum: found.sum}, End: key.ExpireTime, //nolint:gosec // G115: the low 8 bits are meant
+	}
+	if more.second != 0 {
+		older := s.seconds.At(more.second)
+		key.Secrets[1] = decide.Secret{Hash: token.Hash{Scheme: token.Scheme(more.secondScheme), Sum: older.sum}, End: older.end}
+	}
+}
+
+// rareOf returns the rare of a key. For a key without one it has the scopes.
+func (s *state) rareOf(key *record) rare {
+	if key.ends&flagRare == 0 {
+		return rare{scopes: key.more}
+	}
+	return *s.rares.At(key.more)
+}
+
+// expireOf returns when a key expires, in Unix nanoseconds.
+func (s *state) expireOf(key *record) int64 {
+	if key.ends&flagExact != 0 {
+		return s.times.At(s.rareOf(key).times).expire
+	}
+	return int64(key.ends&expireMask) * int64(time.Microsecond) //nolint:gosec // G115: 52 bits
+}
+
+// problem returns the first damage that an answer about a key depends on.
+func (s *state) problem(number uint32) error {
+	key := s.records.At(number)
+	if key.ends&flagDamaged != 0 {
+		return s.damagedKeys[number]
+	}
+	if damaged := s.workspaceOf(key).damaged; damaged != nil {
+		return damaged
+	}
+	if present := s.presentLife(key.life); present != 0 && s.lives.At(present).flags&lifeDamaged != 0 {
+		return s.damagedLives[present]
+	}
+	return nil
+}
+
+// isLive reports whether a key that is not damaged is neither revoked nor expired. Its workspace is
+// there and was not removed.
+func (s *state) isLive(key *record, now int64) bool {
+	life := s.lives.At(key.life)
+	if key.ends&flagRevoked != 0 || now >= s.expireOf(key) ||
+		s.names.get(life.workspaceIncarnation) != s.numbered[life.workspace].current.Incarnation {
+		return false
+	}
+	present := s.presentLife(key.life)
+	if present == 0 {
+		return false
+	}
+	// A key of a damaged member counts as live, because it may be.
+	member := s.lives.At(present)
+	return member.flags&lifeDamaged != 0 || member.flags&lifeRemoved == 0 && s.isSameMember(key.life, present)
+}
+
+// isSameMember reports whether two lives of a member have the same incarnation.
+func (s *state) isSameMember(one, other uint32) bool {
+	if one == other {
+		return true
+	}
+	_, first := s.textsOf(s.lives.At(one))
+	_, second := s.textsOf(s.lives.At(other))
+	return first == second
+}
+
+// diedBefore reports whether a key that is not damaged stopped being live before a time, in Unix
+// nanoseconds, and can never be live again.
+func (s *state) diedBefore(key *record, before int64) bool {
+	if key.ends&flagRevoked != 0 && s.times.At(s.rareOf(key).times).revoked < before || s.expireOf(key) < before {
+		return true
+	}
+	life := s.lives.At(key.life)
+	current := s.numbered[life.workspace].current
+	if current == nil || current.Removed || current.Incarnation != s.names.get(life.workspaceIncarnation) {
+		return current != nil && current.since < before
+	}
+	present := s.presentLife(key.life)
+	if present == 0 || s.lives.At(present).flags&lifeDamaged != 0 {
+		return false
+	}
+	// If the member was removed and added again, only the time of the addition is known.
+	member := s.lives.At(present)
+	return (member.flags&lifeRemoved != 0 || !s.isSameMember(key.life, present)) && member.updated < before
+}
+
+// giveUp gives back the numbers of the keys of this state that another state does not have. The
+// state is not used any more.
+func (s *state) giveUp(kept *state) {
+	if s.ids != kept.ids {
+		return
+	}
+	for number := uint32(1); number <= s.highest; number++ {
+		if s.has(number) && !kept.has(number) {
+			s.ids.Release(number, flat.Projection)
+		}
+	}
+}

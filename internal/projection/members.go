@@ -1,0 +1,146 @@
+package projection
+
+import (
+	"hash/maphash"
+	"strings"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/decide"
+)
+
+// addMember stores a member's record: its life becomes the current one.
+func (s *state) addMember(record *storagev1.MemberRecord) {
+	number := s.setLife(s.workspace(record.GetWorkspaceId()), []byte(record.GetMemberId()),
+		[]byte(record.GetIncarnation()), []byte(record.GetWorkspaceIncarnation()))
+	life := s.lives.At(number)
+	switch record.GetState() { //nolint:exhaustive // a state that this program does not know is neither of the two, and denies
+	case storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE:
+		life.flags |= lifeActive
+	case storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED:
+		life.flags |= lifeRemoved
+	}
+	life.role = s.name([]byte(record.GetRole()))
+	life.sourceVersion, life.updated = record.GetSourceVersion(), nanoseconds(record.GetUpdateTime())
+}
+
+// setLife makes the life of a member with these incarnations the current one, and returns its
+// number. It has no state yet, and no role.
+func (s *state) setLife(of *workspace, memberID, incarnation, workspaceIncarnation []byte) uint32 {
+	number := s.lifeOf(of, memberID, incarnation, workspaceIncarnation)
+	if before := s.currentLife(of, string(memberID)); before != number {
+		s.endLife(of, before)
+		of.members.add(number)
+	}
+	life := s.lives.At(number)
+	s.names.drop(life.role)
+	life.role, life.flags, life.updated, life.sourceVersion = 0, lifeCurrent, 0, 0
+	delete(s.damagedLives, number)
+	return number
+}
+
+// removeMember removes the record of a member.
+func (s *state) removeMember(of *workspace, memberID string) {
+	s.endLife(of, s.currentLife(of, memberID))
+}
+
+// endLife makes a life that is current a former one. The number may be 0.
+func (s *state) endLife(of *workspace, number uint32) {
+	if number == 0 {
+		return
+	}
+	life := s.lives.At(number)
+	life.flags = 0
+	delete(s.damagedLives, number)
+	of.members.remove(number)
+	s.freeLife(number)
+}
+
+// lifeOf returns the number of the life of a member with these incarnations. A life that is not
+// known is a former one, of which there is no record any more.
+func (s *state) lifeOf(of *workspace, memberID, incarnation, workspaceIncarnation []byte) uint32 {
+	hash := s.memberHash(of.number, string(memberID))
+	number := s.members.Find(hash, func(number uint32) bool {
+		life := s.lives.At(number)
+		if life.workspace != of.number || s.names.get(life.workspaceIncarnation) != string(workspaceIncarnation) {
+			return false
+		}
+		id, its := s.textsOf(life)
+		return id == string(memberID) && its == string(incarnation)
+	})
+	if number != 0 {
+		return number
+	}
+	number = s.lives.Add()
+	life := s.lives.At(number)
+	life.workspace, life.workspaceIncarnation = of.number, s.name(workspaceIncarnation)
+	s.joined = append(append(append(s.joined[:0], memberID...), 0), incarnation...)
+	life.texts = s.texts.Add(number, string(s.joined))
+	s.members.Insert(hash, number, s.hashOfLife)
+	return number
+}
+
+// freeLife removes a life that is neither current nor has keys.
+func (s *state) freeLife(number uint32) {
+	life := s.lives.At(number)
+	if life.flags&lifeCurrent != 0 || life.keys > 0 {
+		return
+	}
+	s.members.Remove(s.hashOfLife(number), number, s.hashOfLife)
+	s.names.drop(life.workspaceIncarnation)
+	s.names.drop(life.role)
+	texts := life.texts
+	s.lives.Free(number)
+	s.texts.Drop(texts)
+}
+
+// currentLife returns the number of the life that a member's record has; 0 if there is no record.
+func (s *state) currentLife(of *workspace, memberID string) uint32 {
+	return s.members.Find(s.memberHash(of.number, memberID), func(number uint32) bool {
+		life := s.lives.At(number)
+		if life.workspace != of.number || life.flags&lifeCurrent == 0 {
+			return false
+		}
+		id, _ := s.textsOf(life)
+		return id == memberID
+	})
+}
+
+// presentLife returns the number of the life that the record of a life's member has now; 0 if there
+// is no record. For most keys that is the life itself.
+func (s *state) presentLife(number uint32) uint32 {
+	life := s.lives.At(number)
+	if life.flags&lifeCurrent != 0 {
+		return number
+	}
+	id, _ := s.textsOf(life)
+	return s.currentLife(s.numbered[life.workspace], id)
+}
+
+// textsOf returns the id and the incarnation of a life's member. An id has no NUL.
+func (s *state) textsOf(life *life) (id, incarnation string) {
+	id, incarnation, _ = strings.Cut(s.texts.Get(life.texts), "\x00")
+	return id, incarnation
+}
+
+// member returns a life's member as decide sees it.
+func (s *state) member(life *life) decide.Member {
+	_, incarnation := s.textsOf(life)
+	return decide.Member{
+		Incarnation:          incarnation,
+		WorkspaceIncarnation: s.names.get(life.workspaceIncarnation),
+		Role:                 s.names.get(life.role),
+		Active:               life.flags&lifeActive != 0,
+		Removed:              life.flags&lifeRemoved != 0,
+	}
+}
+
+// memberHash returns the seeded hash of a member.
+func (s *state) memberHash(workspace uint32, memberID string) uint64 {
+	return maphash.String(s.seed, memberID) + uint64(workspace)*0x9e3779b97f4a7c15
+}
+
+func (s *state) hashOfLife(number uint32) uint64 {
+	life := s.lives.At(number)
+	id, _ := s.textsOf(life)
+	return s.memberHash(life.workspace, id)
+}
