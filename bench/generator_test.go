@@ -267,6 +267,9 @@ func (g *generator) clientCall(next order) (func(ctx context.Context, number int
 	if err != nil {
 		return nil, err
 	}
+	if client.Watches() {
+		return nil, errors.New("this client has a near-cache, so no call would be measured")
+	}
 	spread, err := population.Spread(tokens, max(next.Keys, tokens))
 	if err != nil {
 		return nil, err
