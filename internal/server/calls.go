@@ -42,7 +42,8 @@ const (
 	callGrace     = time.Minute
 	// callWorkers is how many goroutines for calls there are for each processor. A new goroutine begins
 	// with a small stack, and to let it grow in each call takes an eighth of the server's processor.
-	// Calls beyond that number, and all calls while sessions hold these goroutines, get new ones.
+	// Calls beyond that number, and all calls while sessions hold these goroutines, get new ones, whose
+	// stack the gate lets grow early.
 	callWorkers = 32
 )
 
