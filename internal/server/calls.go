@@ -155,7 +155,7 @@ func (c *calls) newServer(settings config.Settings, purpose config.Purpose) *grp
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
-		grpc.NumStreamWorkers(uint32(workers)), //nolint:gosec // a small number
+		grpc.NumStreamWorkers(uint32(workers)),
 	)...)
 }
 
