@@ -267,6 +267,9 @@ func (g *generator) clientCall(next order) (func(ctx context.Context, number int
 	if err != nil {
 		return nil, err
 	}
+	if client.Watches() {
+		return nil, errors.New("this client has a near-cache, so no call would be measured")
+	}
 	spread, err := population.Spread(tokens, max(next.Keys, tokens))
 	if err != nil {
 		return nil, err
@@ -485,7 +488,7 @@ func raiseLimit(ctx context.Context, policies keysvcv1.PolicyServiceClient) erro
 func (g *generator) beside(next order) {
 	ctx, cancel := context.WithCancel(g.t.Context())
 	connection := g.connection(next)
-	load := &walkLoad{members: keysvcv1.NewMemberServiceClient(connection), policies: keysvcv1.NewPolicyServiceClient(connection)}
+	members, policies := keysvcv1.NewMemberServiceClient(connection), keysvcv1.NewPolicyServiceClient(connection)
 	keys := keysvcv1.NewKeyServiceClient(connection)
 	var working sync.WaitGroup
 	work := func(what func() error) {
@@ -507,12 +510,12 @@ func (g *generator) beside(next order) {
 		})
 	}
 	if next.Policies {
-		working.Go(func() { load.checkPolicies(ctx, g.t) })
+		work(func() error { return dryRuns(ctx, policies) })
 	}
 	if next.Changes > 0 {
 		work(func() error {
 			return paced(ctx, next.Changes, 1, func(number int) error {
-				_, err := load.members.PutMember(ctx, newMember(0, []string{"manager", "admin"}[number%2]))
+				_, err := members.PutMember(ctx, newMember(0, []string{"manager", "admin"}[number%2]))
 				return err
 			})
 		})
@@ -530,6 +533,29 @@ func (g *generator) beside(next order) {
 		})
 	}
 	g.stop = func() { cancel(); working.Wait() }
+}
+
+// dryRuns asks what a policy would change in which managers have one scope less, one call after the
+// other.
+func dryRuns(ctx context.Context, policies keysvcv1.PolicyServiceClient) error {
+	active, err := policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
+	if err != nil {
+		return err
+	}
+	wanted := active.GetPolicy()
+	for _, role := range wanted.GetRoles() {
+		if role.GetName() == population.Role {
+			role.Scopes = role.GetScopes()[1:]
+		}
+	}
+	for ctx.Err() == nil {
+		if _, err := policies.ApplyPolicy(ctx, &keysvcv1.ApplyPolicyRequest{
+			Policy: wanted, ReplacesDigest: active.GetDigest(), ValidateOnly: true,
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // paced calls a function at a rate, with so many calls at a time, until the context ends.

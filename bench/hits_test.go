@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"reflect"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -28,11 +27,7 @@ const hitsMethod = "/test.v1.Signatures/Get"
 
 // clientConfig returns the configuration of a keyclient that merges calls, or does not.
 func clientConfig(merging bool) keyclient.Config {
-	var config keyclient.Config
-	if field := reflect.ValueOf(&config).Elem().FieldByName("SeparateCalls"); field.IsValid() { // a client of before always makes separate calls
-		field.SetBool(!merging)
-	}
-	return config
+	return keyclient.Config{SeparateCalls: !merging}
 }
 
 // hits lets goroutines pass requests through the interceptor of a service, from incoming metadata

@@ -245,6 +245,7 @@ func (l *lab) store(keys int) string {
 		if err := os.MkdirAll(made, 0o700); err != nil {
 			l.t.Fatal(err)
 		}
+		l.t.Logf("making a store of %d keys, which is kept in %s", l.scale(keys), kept)
 		began := time.Now()
 		if err := population.Fill(filepath.Join(made, "keysvc.db"), l.scale(keys), func(stored int) {
 			if stored%1_000_000 == 0 {

@@ -21,15 +21,17 @@ const slice = 250 * time.Millisecond
 // measurements returns all measurements, in an order in which servers are seldom restarted.
 func measurements() []measurement {
 	var all []measurement
+	store := small // the largest store that the next measurements need
 	add := func(wants float64, full bool, run func(*bench), name ...any) {
 		parts := make([]string, len(name))
 		for index, part := range name {
 			parts[index] = fmt.Sprint(part)
 		}
-		all = append(all, measurement{name: strings.Join(parts, "/"), wants: wants, full: full, run: run})
+		all = append(all, measurement{name: strings.Join(parts, "/"), wants: wants, full: full, keys: store, run: run})
 	}
 	for _, keys := range []int{small, large, largest} {
 		full := keys == largest
+		store = keys
 		for _, over := range []string{overTCP, overUnix, overTLS} {
 			for _, callers := range []int{1, 16, 64, 256} {
 				add(7, full, func(b *bench) { b.validate(over, keys, callers) }, "validate", over, keys, callers)
@@ -52,6 +54,7 @@ func measurements() []measurement {
 			all[len(all)-1].wants, all[len(all)-1].whole = map[int]float64{large: 12, largest: 60}[keys], true
 		}
 	}
+	store = small
 	add(8, false, (*bench).tunedCall, "tuned", "empty")
 	add(8, false, (*bench).tunedValidate, "tuned", "validate")
 	add(6, false, (*bench).allocations, "allocations")

@@ -25,6 +25,17 @@ var loaded = []string{bucketPolicy, bucketWorkspaces, bucketMembers, bucketHeads
 
 // Load implements storage.Store.
 func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
+	return s.load(ctx, nil, func(tx *bolt.Tx, known *damage) error { return load(ctx, tx, known, visit) })
+}
+
+// LoadViews implements storage.ViewLoader.
+func (s *Store) LoadViews(ctx context.Context, expect func(storage.Expected), visit func(storage.Item) error) (storage.Position, error) {
+	return s.load(ctx, expect, func(tx *bolt.Tx, known *damage) error { return loadViews(ctx, tx, known, visit) })
+}
+
+// load runs use in a read transaction for a Load. known is what is wrong with the file, and expect,
+// which may be nil, is told what will be visited.
+func (s *Store) load(ctx context.Context, expect func(storage.Expected), use func(tx *bolt.Tx, known *damage) error) (storage.Position, error) {
 	if err := ctx.Err(); err != nil {
 		return storage.Position{}, err
 	}
@@ -47,7 +58,10 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 			}
 			known = verified.index.damage
 		}
-		return load(ctx, tx, known, visit)
+		if expect != nil {
+			expect(storage.Expected{Keys: verified.keyCount, IDs: from.ids})
+		}
+		return use(tx, known)
 	})
 	if err == nil {
 		s.loaded(from)
@@ -58,7 +72,12 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 // load visits every record that the projection needs. Records that are known to be wrong
 // are visited as damaged.
 func load(ctx context.Context, tx *bolt.Tx, known *damage, visit func(storage.Item) error) error {
-	for _, bucket := range loaded {
+	return loadBuckets(ctx, tx, known, loaded, visit)
+}
+
+// loadBuckets is load for some of the buckets.
+func loadBuckets(ctx context.Context, tx *bolt.Tx, known *damage, some []string, visit func(storage.Item) error) error {
+	for _, bucket := range some {
 		if err := known.visitAbsent(bucket, visit); err != nil {
 			return err
 		}
