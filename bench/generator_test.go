@@ -28,6 +28,9 @@ import (
 // generatorVariable makes TestProcessGenerator generate load. It is the folder of the certificates.
 const generatorVariable = "KEYSVC_BENCH_GENERATOR"
 
+// patience is how long to wait on a machine that has stalled. Nothing is judged by it.
+const patience = time.Minute
+
 // tokens is how many different tokens are asked about, at every size.
 const tokens = 1_000
 
@@ -296,7 +299,7 @@ func (g *generator) client(next order, kind string, config keyclient.Config) (*k
 	if known := g.clients[name]; known != nil {
 		return known, nil
 	}
-	config.AllowPlaintext = true
+	config.AllowPlaintext, config.ValidationTimeout = true, patience
 	client, err := keyclient.New(next.Address, config)
 	if err != nil {
 		return nil, err
@@ -341,7 +344,7 @@ func (g *generator) connect(next order) {
 	}
 	connection := g.connection(next)
 	connection.Connect()
-	ctx, cancel := context.WithTimeout(g.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(g.t.Context(), patience)
 	defer cancel()
 	for state := connection.GetState(); state.String() != "READY" && connection.WaitForStateChange(ctx, state); state = connection.GetState() {
 		connection.Connect()

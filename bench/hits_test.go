@@ -56,7 +56,7 @@ func (g *generator) hits(next order) (outcome, error) {
 		return nil, nil // the result is not used
 	}
 	// All of them are in memory before time is measured: ask until a round has no miss.
-	for misses, deadline := int64(-1), time.Now().Add(10*time.Second); misses != client.NearCache().Misses; {
+	for misses, deadline := int64(-1), time.Now().Add(patience); misses != client.NearCache().Misses; {
 		misses = client.NearCache().Misses
 		for _, request := range requests {
 			if _, err := intercept(request, nil, info, handler); err != nil {
@@ -158,10 +158,10 @@ func (g *generator) lease(next order) (outcome, error) {
 	})
 	select {
 	case <-warm:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		stop()
 		working.Wait()
-		return outcome{}, errors.New("a key was not validated for ten seconds")
+		return outcome{}, errors.New("a near-cache does not validate a key")
 	}
 	if _, err := keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: made.GetKey().GetWorkspaceId(), KeyId: made.GetKey().GetKeyId()}); err != nil {
 		return outcome{}, err

@@ -14,7 +14,7 @@ const mixedShare, halfShare = 0.3, 0.5
 const openSlice = 1500 * time.Millisecond
 
 // openCallers is the most calls at a time of an open loop. The rest wait, and their time counts.
-const openCallers = 1_000
+const openCallers = 512
 
 // capacity returns how many validations a second a server does at most.
 func (b *bench) capacity(server *target) float64 {
