@@ -50,7 +50,7 @@ func TestMeasureMerging(t *testing.T) {
 		name     string
 		separate bool
 	}{{"separate", true}, {"merged", false}} {
-		client, err := keyclient.New(real.address, keyclient.Config{AllowPlaintext: true, SeparateCalls: each.separate})
+		client, err := keyclient.New(real.address, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true, SeparateCalls: each.separate})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestMeasureMerging(t *testing.T) {
 // mergingTokens makes keys, and returns their tokens.
 func mergingTokens(t *testing.T, server *worker) (tokens []string) {
 	t.Helper()
-	client, err := keyclient.New(server.address, keyclient.Config{AllowPlaintext: true})
+	client, err := keyclient.New(server.address, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true})
 	if err != nil {
 		t.Fatal(err)
 	}

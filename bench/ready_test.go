@@ -98,13 +98,14 @@ func startReady(t *testing.T, binary, folder, text string) (serving, allowed tim
 	started := &worker{Cmd: command, lines: bufio.NewScanner(stdout)}
 	started.address, _, _ = strings.Cut(started.line(t, "keysvc serves on"), ",")
 	serving = time.Since(began) // the greeting follows on the health of SERVING
+	processor := processorTime(t, command.Process.Pid)
 	answer, err := keysvcv1.NewValidationServiceClient(dial(t, started.address)).ValidateKey(t.Context(), &keysvcv1.ValidateKeyRequest{
 		Token: text, RequiredScope: quickScope,
 	})
 	if err != nil || answer.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED {
 		t.Fatal(answer.GetReason(), err)
 	}
-	return serving, time.Since(began), memoryOf(command.Process.Pid)
+	return serving, time.Since(began), fmt.Sprintf("%.3f s of processor, %s", processor.Seconds(), memoryOf(command.Process.Pid))
 }
 
 // memoryOf returns the lines of a process's status that tell its memory; empty where there are none.

@@ -50,7 +50,7 @@ func TestProcessClients(t *testing.T) {
 	}
 	clients := make([]*keyclient.Client, clientCount)
 	for index := range clients {
-		client, err := keyclient.New(address, keyclient.Config{AllowPlaintext: true, NearCache: true})
+		client, err := keyclient.New(address, keyclient.Config{AllowPlaintext: true})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -70,7 +70,7 @@ func TestNothingGrowsUnderLoad(t *testing.T) {
 		if index%2 == 1 {
 			address = startProxy(t, server.address)
 		}
-		client, err := keyclient.New(address, keyclient.Config{AllowPlaintext: true, NearCache: true, NearCacheEntries: len(s.keys) / 2})
+		client, err := keyclient.New(address, keyclient.Config{AllowPlaintext: true, NearCacheEntries: len(s.keys) / 2})
 		if err != nil {
 			t.Fatal(err)
 		}

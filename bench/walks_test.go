@@ -46,8 +46,8 @@ func TestValidationsBesidePolicyChecks(t *testing.T) {
 		beside []func(context.Context, *testing.T)
 	}{
 		{name: "idle"},
-		{name: "PutMember every " + putInterval.String(), beside: []func(context.Context, *testing.T){load.putMembers}},
-		{name: "the same and ApplyPolicy", beside: []func(context.Context, *testing.T){load.putMembers, load.checkPolicies}},
+		{name: "PutMember every " + putInterval.String(), beside: []func(context.Context, *testing.T){load.putMembersSlowly}},
+		{name: "the same and ApplyPolicy", beside: []func(context.Context, *testing.T){load.putMembersSlowly, load.checkPolicies}},
 	}
 	took := make([][]time.Duration, len(kinds))
 	for range rounds {
@@ -101,9 +101,13 @@ func (l *walkLoad) run(t *testing.T, round time.Duration, beside []func(context.
 	return slices.Concat(took...)
 }
 
-// putMembers changes the role of a member now and then.
-func (l *walkLoad) putMembers(ctx context.Context, t *testing.T) {
-	ticker := time.NewTicker(putInterval)
+func (l *walkLoad) putMembersSlowly(ctx context.Context, t *testing.T) {
+	l.putMembers(ctx, t, putInterval)
+}
+
+// putMembers changes the role of a member at every interval.
+func (l *walkLoad) putMembers(ctx context.Context, t *testing.T, interval time.Duration) {
+	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for i := 0; ; i++ {
 		select {

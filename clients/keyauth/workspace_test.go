@@ -43,7 +43,7 @@ func TestLimitedServiceNamesWorkspaces(t *testing.T) {
 	}
 	memory.SetWorkspaces("acme")
 	connected := func(nearCache bool) keyauth.Validator {
-		client, err := keyclient.New(keysvc.Address, keyclient.Config{AllowPlaintext: true, ValidationTimeout: 20 * time.Second, NearCache: nearCache})
+		client, err := keyclient.New(keysvc.Address, keyclient.Config{AllowPlaintext: true, ValidationTimeout: 20 * time.Second, WithoutNearCache: !nearCache})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -46,7 +46,7 @@ type bench struct {
 func newBench(t testing.TB) *bench {
 	t.Helper()
 	keysvc := servertest.Start(t, servertest.Options{})
-	client, err := keyclient.New(keysvc.Address, keyclient.Config{AllowPlaintext: true, ValidationTimeout: patience})
+	client, err := keyclient.New(keysvc.Address, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true, ValidationTimeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}

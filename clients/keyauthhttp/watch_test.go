@@ -129,7 +129,7 @@ func TestLongLivedRequestEndsWithItsKey(t *testing.T) {
 // A request that is not long-lived is decided once.
 func TestNearCacheEndsLongLivedRequestsOnly(t *testing.T) {
 	bench := newBench(t)
-	near, err := keyclient.New(bench.Address, keyclient.Config{AllowPlaintext: true, NearCache: true})
+	near, err := keyclient.New(bench.Address, keyclient.Config{AllowPlaintext: true})
 	if err != nil {
 		t.Fatal(err)
 	}

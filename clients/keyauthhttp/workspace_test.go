@@ -21,7 +21,7 @@ func TestLimitedServiceNamesWorkspaces(t *testing.T) {
 			_, *token = full.CreateKey(t, name, member, "signatures:read")
 		}
 	}, "acme")
-	client, err := keyclient.New(keysvc.Address, keyclient.Config{AllowPlaintext: true, ValidationTimeout: patience})
+	client, err := keyclient.New(keysvc.Address, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true, ValidationTimeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -354,10 +354,11 @@ func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 	if key := v.keys[presented.KeyID()]; key != nil {
 		subject = decide.Subject{Key: key, Member: v.members[memberID{key.Workspace, key.Member}], Workspace: &decide.Workspace{}}
 		if subject.Member != nil {
-			subject.RoleScopes = v.roles[subject.Member.Role]
-			if subject.RoleScopes.Contains(everything) {
-				subject.RoleScopes = key.Scopes
+			scopes := v.roles[subject.Member.Role]
+			if scopes.Contains(everything) {
+				scopes = key.Scopes
 			}
+			subject.RoleScopes = &scopes
 		}
 	}
 	now := v.now()

@@ -53,7 +53,7 @@ type bothKey struct {
 func TestValidatorAnswersAsKeysvcDoes(t *testing.T) {
 	clock := servertest.NewClock(time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC))
 	keysvc := servertest.Start(t, servertest.Options{Now: clock.Now})
-	client, err := keyclient.New(keysvc.Address, keyclient.Config{AllowPlaintext: true, ValidationTimeout: 20 * time.Second})
+	client, err := keyclient.New(keysvc.Address, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true, ValidationTimeout: 20 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ func BenchmarkInterceptor(b *testing.B) {
 	keysvc := servertest.Start(b, servertest.Options{})
 	keysvc.PutMember(b, "acme", "ann", "admin")
 	_, token := keysvc.CreateKey(b, "acme", "ann", "signatures:read")
-	near := newClient(b, keysvc.Address, keyclient.Config{NearCache: true})
+	near := newClient(b, keysvc.Address, keyclient.Config{})
 	fresh(b, near)
 	for _, each := range []struct {
 		name      string
@@ -33,7 +33,7 @@ func BenchmarkInterceptor(b *testing.B) {
 		{"Hit/Parallel1", near, 1},
 		{"Hit/Parallel4", near, 4},
 		{"Hit/Parallel16", near, 16},
-		{"Call", newClient(b, keysvc.Address, keyclient.Config{}), 0},
+		{"Call", newClient(b, keysvc.Address, keyclient.Config{WithoutNearCache: true}), 0},
 	} {
 		b.Run(each.name, func(b *testing.B) {
 			intercepted := newIntercepted(b, each.validator, token)
@@ -92,7 +92,7 @@ func TestInterceptorAllocatesLittleOnAHit(t *testing.T) {
 	keysvc := servertest.Start(t, servertest.Options{})
 	keysvc.PutMember(t, "acme", "ann", "admin")
 	_, token := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
-	client := newClient(t, keysvc.Address, keyclient.Config{NearCache: true})
+	client := newClient(t, keysvc.Address, keyclient.Config{})
 	fresh(t, client)
 	intercepted := newIntercepted(t, client, token)
 	if err := intercepted(); err != nil {

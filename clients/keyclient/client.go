@@ -67,11 +67,16 @@ type Config struct {
 	// outgoing metadata of its callers' contexts, such as a trace. The calls of Validations are
 	// never merged.
 	SeparateCalls bool
-	// NearCache makes Validate answer from memory where that is safe: a revoked key is not
-	// accepted for longer than the server's staleness bound, 1 s by default, and not at all
-	// after AwaitRevision. Streams that a keyauth.Guard protects then end when their key does.
-	// The near-cache holds one session with keysvc for the Client's life, so share the Client.
-	NearCache bool
+	// WithoutNearCache makes Validate ask keysvc each time. By default it answers from memory where
+	// that is safe: a revoked key is not accepted for longer than the server's staleness bound, 1 s
+	// by default, and not at all after AwaitRevision. Streams that a keyauth.Guard protects then end
+	// when their key does, or if keysvc cannot be reached for that long.
+	//
+	// The near-cache begins with the first call of Validate or Watch, and holds a session with keysvc
+	// while it is used, so share the Client. A Client that only manages keys holds none. Set this
+	// for a program that asks about each token once, such as a command; and in tests that revoke a
+	// key and expect the very next request to be refused.
+	WithoutNearCache bool
 	// NearCacheEntries is the max number of tokens in memory. NearCacheBytes is the approximate
 	// max number of bytes; one token takes some 600. Defaults: 100,000 tokens, and 64 MiB.
 	NearCacheEntries, NearCacheBytes int
@@ -188,9 +193,9 @@ func New(target string, config Config) (*Client, error) {
 		validator:   &remote{merger: merger, wire: wire},
 		wire:        wire,
 	}
-	if config.NearCache {
+	if !config.WithoutNearCache {
 		client.cache = nearcache.New(nearcache.Config{
-			Sync: client.Sync, Validations: validations, WithoutCall: wire.withoutCall, Request: wire.request, Read: wire.answer,
+			Sync: client.Sync, Ask: merger.Ask, WithoutCall: wire.withoutCall, Request: wire.request, Read: wire.answer,
 			MaxEntries: config.NearCacheEntries, MaxBytes: config.NearCacheBytes, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: nearcache.Hooks(config.NearCacheHooks),
 		})
 		client.validator = client.cache
@@ -203,7 +208,8 @@ func New(target string, config Config) (*Client, error) {
 // within the ValidationTimeout or was not reached; codes.Internal if the question or the answer
 // makes no sense; otherwise keysvc's status.
 func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
-	return c.validator.Validate(ctx, question)
+	answer, err := c.validator.Validate(ctx, question)
+	return answer, hideToken(err, question.Token)
 }
 
 // MalformedTokens returns how many texts were refused without a call since New, because they have
@@ -214,16 +220,17 @@ func (c *Client) MalformedTokens() int64 { return c.wire.malformed.Load() }
 // Conn returns the connection, for clients of other services of keysvc, such as grpc.health.v1.
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
 
-// Watches reports whether Watch notices changes: it does with a near-cache.
+// Watches reports whether Watch notices changes: it does unless WithoutNearCache is set.
 func (c *Client) Watches() bool { return c.cache != nil }
 
 // Watch implements keyauth.Watcher. Without a near-cache the Client is not told of changes:
 // Watch asks once, and then waits for the context to end.
 func (c *Client) Watch(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	if c.cache != nil {
-		return c.cache.Watch(ctx, question)
+		answer, err := c.cache.Watch(ctx, question)
+		return answer, hideToken(err, question.Token)
 	}
-	answer, err := c.validator.Validate(ctx, question)
+	answer, err := c.Validate(ctx, question)
 	if err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
 		return answer, err
 	}

@@ -77,7 +77,7 @@ func TestReadsAreRepeatedAndChangesAreNot(t *testing.T) {
 						}
 						attempts++
 						return status.Error(test.code, "for a test")
-					}, keyclient.Config{})
+					}, keyclient.Config{WithoutNearCache: true})
 					want := 1
 					if reads[method] {
 						want = test.attempts
@@ -106,7 +106,7 @@ func TestRetriesWaitDifferentTimes(t *testing.T) {
 					return status.Error(codes.Unavailable, "for a test")
 				}
 				return stream.SendMsg(&keysvcv1.ValidateKeyResponse{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, ByDigest: true})
-			}, keyclient.Config{})
+			}, keyclient.Config{WithoutNearCache: true})
 			begun := time.Now()
 			if _, err := client.Validate(t.Context(), reading(newToken(t))); err != nil {
 				t.Error(err)
@@ -126,7 +126,7 @@ func TestIdleClientKeepsItsConnection(t *testing.T) {
 		listener := bufconn.Listen(1 << 20)
 		keysvc := servertest.Start(t, servertest.Options{Listener: listener, File: file})
 		var dials atomic.Int64
-		client := newClient(t, bufferedTarget, keyclient.Config{DialOptions: []grpc.DialOption{dialer(listener, &dials)}})
+		client := newClient(t, bufferedTarget, keyclient.Config{WithoutNearCache: true, DialOptions: []grpc.DialOption{dialer(listener, &dials)}})
 		for range 5 {
 			answer, err := client.Validate(t.Context(), reading(newToken(t)))
 			if err != nil || answer.Decision != keysvcv1.Decision_DECISION_UNAUTHENTICATED {
@@ -155,7 +155,7 @@ func TestClientOutlivesItsServer(t *testing.T) {
 	keysvc := start()
 	keysvc.PutMember(t, "acme", "ann", "owner")
 	_, text := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
-	client := newClient(t, "unix://"+socket, keyclient.Config{})
+	client := newClient(t, "unix://"+socket, keyclient.Config{WithoutNearCache: true})
 	allowed := func(ctx context.Context) error {
 		answer, err := client.Validate(ctx, reading(text))
 		if err == nil && answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {
@@ -259,6 +259,7 @@ func TestCallsAreSecuredAndSpread(t *testing.T) {
 		resolve := manual.NewBuilderWithScheme("test")
 		resolve.InitialState(resolver.State{Addresses: addresses})
 		return newClient(t, "test:///"+name, keyclient.Config{
+			WithoutNearCache:     true,
 			TransportCredentials: credentials.NewTLS(&tls.Config{MinVersion: tls.VersionTLS13, RootCAs: authority.pool, Certificates: certificates}),
 			ValidationTimeout:    patience,
 			DialOptions:          []grpc.DialOption{grpc.WithResolvers(resolve)},
@@ -295,7 +296,7 @@ func BenchmarkValidate(b *testing.B) {
 	keysvc := servertest.Start(b, servertest.Options{})
 	keysvc.PutMember(b, "acme", "ann", "owner")
 	_, text := keysvc.CreateKey(b, "acme", "ann", "signatures:read")
-	client := newClient(b, keysvc.Address, keyclient.Config{ValidationTimeout: patience})
+	client := newClient(b, keysvc.Address, keyclient.Config{WithoutNearCache: true, ValidationTimeout: patience})
 	for _, test := range []struct{ name, text string }{
 		{"call", text},
 		{"refused without a call", text[:len(text)-1]},

@@ -69,6 +69,7 @@ func TestClientKeepsTheContract(t *testing.T) {
 		return backend{
 			Keysvc: &validatortest.Keysvc{
 				Under: newClient(t, keysvc.Address, keyclient.Config{
+					WithoutNearCache:  true,
 					ValidationTimeout: patience, DialOptions: []grpc.DialOption{counter.option()},
 				}),
 				Keys: keysvc.Keys, Members: keysvc.Members, Clock: clock,

@@ -41,7 +41,7 @@ func TestRevisionThatDoesNotComeIsAnErrorOfItsItem(t *testing.T) {
 		keysvc.PutMember(t, "acme", "ann", "owner")
 		_, token := keysvc.CreateKey(t, "acme", "ann", "emails:read")
 		calls := new(atomic.Int64)
-		client := newClient(t, bufferedTarget, keyclient.Config{DialOptions: []grpc.DialOption{
+		client := newClient(t, bufferedTarget, keyclient.Config{WithoutNearCache: true, DialOptions: []grpc.DialOption{
 			dialer(listener, new(atomic.Int64)), grpc.WithStatsHandler(attempts{begun: calls}),
 		}})
 		plain := &keysvcv1.ValidateKeyRequest{Token: token, RequiredScope: "emails:read"}

@@ -96,7 +96,7 @@ func TestClientSendsTokensOnlyIfTold(t *testing.T) {
 		for _, told := range []bool{false, true} {
 			tap := &wiretap{}
 			client := newClient(t, keysvc.Address, keyclient.Config{
-				NearCache: cached, SendTokens: told, ValidationTimeout: patience, DialOptions: []grpc.DialOption{tap.option()},
+				WithoutNearCache: !cached, SendTokens: told, ValidationTimeout: patience, DialOptions: []grpc.DialOption{tap.option()},
 			})
 			for text, want := range map[string]keysvcv1.Decision{
 				made.GetToken(): keysvcv1.Decision_DECISION_ALLOWED,
@@ -134,21 +134,13 @@ func TestClientSendsTokensOnlyIfTold(t *testing.T) {
 // empty tokens.
 func TestOldServerIsUnavailableToANearCache(t *testing.T) {
 	client := serve(t, func(_ any, stream grpc.ServerStream) error {
-		if method, _ := grpc.MethodFromServerStream(stream); method != keysvcv1.ValidationService_BatchValidateKeys_FullMethodName {
+		if method, _ := grpc.MethodFromServerStream(stream); method != keysvcv1.ValidationService_ValidateKey_FullMethodName {
 			return status.Error(codes.Unimplemented, "no sessions")
 		}
-		var request keysvcv1.BatchValidateKeysRequest
-		if err := stream.RecvMsg(&request); err != nil {
-			return err
-		}
-		response := &keysvcv1.BatchValidateKeysResponse{}
-		for range request.GetRequests() {
-			response.Responses = append(response.Responses, &keysvcv1.ValidateKeyResponse{
-				Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID, Revision: 1, Epoch: "e",
-			})
-		}
-		return stream.SendMsg(response)
-	}, keyclient.Config{NearCache: true, ValidationTimeout: patience})
+		return answering(&keysvcv1.ValidateKeyResponse{
+			Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_INVALID, Revision: 1, Epoch: "e",
+		}, nil)(nil, stream)
+	}, keyclient.Config{ValidationTimeout: patience})
 	for range 3 { // never from memory either
 		if answer, err := client.Validate(t.Context(), reading(newToken(t))); status.Code(err) != codes.Unavailable || answer != (keyauth.Answer{}) || !strings.Contains(err.Error(), "does not know digests") {
 			t.Errorf("answered %+v, %v", answer, err)
@@ -161,7 +153,7 @@ func TestOldServerIsUnavailableToANearCache(t *testing.T) {
 func TestIssueLocallyKeepsTheTokenHere(t *testing.T) {
 	keysvc := keysvcWithMember(t)
 	tap := &wiretap{}
-	client := newClient(t, keysvc.Address, keyclient.Config{ValidationTimeout: patience, DialOptions: []grpc.DialOption{tap.option()}})
+	client := newClient(t, keysvc.Address, keyclient.Config{WithoutNearCache: true, ValidationTimeout: patience, DialOptions: []grpc.DialOption{tap.option()}})
 	made, err := client.IssueLocally(t.Context(), newKey())
 	if err != nil {
 		t.Fatal(err)
@@ -226,7 +218,7 @@ func TestIssueLocallySurvivesLostAnswers(t *testing.T) {
 		}
 		return nil
 	}}
-	client := newClient(t, keysvc.Address, keyclient.Config{ValidationTimeout: patience, DialOptions: []grpc.DialOption{tap.option()}})
+	client := newClient(t, keysvc.Address, keyclient.Config{WithoutNearCache: true, ValidationTimeout: patience, DialOptions: []grpc.DialOption{tap.option()}})
 	issuer := keyclient.Issuer{Keys: client.Keys, Prefix: "scribe"}
 	made, err := issuer.Create(t.Context(), newKey())
 	if err != nil {
@@ -261,7 +253,7 @@ func TestIssueLocallyNamesTheKeyIfNobodyAnswers(t *testing.T) {
 			calls++
 			return err
 		}
-		client := newClient(t, keysvc.Address, keyclient.Config{DialOptions: []grpc.DialOption{tap.option()}})
+		client := newClient(t, keysvc.Address, keyclient.Config{WithoutNearCache: true, DialOptions: []grpc.DialOption{tap.option()}})
 		made, err := keyclient.Issuer{Keys: client.Keys, Prefix: "scribe"}.Create(t.Context(), newKey())
 		if made != nil || status.Code(err) == codes.OK {
 			t.Fatalf("%s: %v, %v", name, made, err)
@@ -272,7 +264,7 @@ func TestIssueLocallyNamesTheKeyIfNobodyAnswers(t *testing.T) {
 		}
 	}
 	// A refusal with no lost answer before it is itself.
-	client := newClient(t, keysvc.Address, keyclient.Config{})
+	client := newClient(t, keysvc.Address, keyclient.Config{WithoutNearCache: true})
 	bad := newKey()
 	bad.MemberId = "nobody"
 	if _, err := client.IssueLocally(t.Context(), bad); status.Code(err) != codes.NotFound || strings.Contains(err.Error(), "not known") {
@@ -319,7 +311,7 @@ func TestOldServerThatIssuesATokenIsUndone(t *testing.T) {
 			return answer(stream, &keysvcv1.RevokeTokenRequest{}, nil, status.Error(codes.NotFound, "the token matches no live secret"))
 		}
 		return status.Error(codes.Unimplemented, method)
-	}, keyclient.Config{})
+	}, keyclient.Config{WithoutNearCache: true})
 	issuer := keyclient.Issuer{Keys: client.Keys, Prefix: "scribe"}
 	made, err := issuer.Create(t.Context(), newKey())
 	if made != nil || status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "does not know digests") {
@@ -351,7 +343,7 @@ func answer(stream grpc.ServerStream, request, response proto.Message, err error
 func TestRevokeTokenAnswersWithoutACallWhatItCan(t *testing.T) {
 	keysvc := keysvcWithMember(t)
 	tap := &wiretap{}
-	client := newClient(t, keysvc.Address, keyclient.Config{DialOptions: []grpc.DialOption{tap.option()}})
+	client := newClient(t, keysvc.Address, keyclient.Config{WithoutNearCache: true, DialOptions: []grpc.DialOption{tap.option()}})
 	one, two := newToken(t), newToken(t)
 	for name, test := range map[string]struct {
 		text string

@@ -99,7 +99,7 @@ func ExampleClient_Validate() {
 func ExampleClient_NearCache() {
 	var lag expvar.Float // the lag of the last change, in seconds
 	keysvc, err := keyclient.New("127.0.0.1:7480", keyclient.Config{
-		AllowPlaintext: true, NearCache: true,
+		AllowPlaintext: true,
 		NearCacheHooks: keyclient.NearCacheHooks{Invalidated: func(behind time.Duration) { lag.Set(behind.Seconds()) }},
 	})
 	if err != nil {

@@ -45,15 +45,18 @@ func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyau
 	}
 	response, err := r.merger.Ask(ctx, r.wire.request(question), nil)
 	if err != nil {
-		return keyauth.Answer{}, hideToken(err, question.Token)
+		return keyauth.Answer{}, err
 	}
 	return r.wire.answer(response)
 }
 
 // hideToken returns an error of keysvc, or another one if that error contains a token.
 func hideToken(err error, text string) error {
-	if strings.Contains(err.Error(), text) {
-		return status.Error(status.Code(err), "keyclient: keysvc's error is not shown, because it contains the token")
+	if err == nil || text == "" {
+		return err
+	}
+	if answered, ok := status.FromError(err); ok && strings.Contains(err.Error(), text) {
+		return status.Error(answered.Code(), "keyclient: keysvc's error is not shown, because it contains the token")
 	}
 	return err
 }

@@ -85,7 +85,7 @@ func TestAnswersWithoutSenseAreNeitherYesNorNo(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client := serve(t, answering(test.response, test.err), keyclient.Config{})
+				client := serve(t, answering(test.response, test.err), keyclient.Config{WithoutNearCache: true})
 				answer, err := client.Validate(t.Context(), reading(text))
 				if status.Code(err) != test.want || answer != (keyauth.Answer{}) {
 					t.Fatalf("answered %+v, %v; want %v", answer, err, test.want)
@@ -130,7 +130,7 @@ func TestValidateEndsAtTheEarlierOfTimeoutAndDeadline(t *testing.T) {
 				client := serve(t, func(_ any, stream grpc.ServerStream) error {
 					<-stream.Context().Done()
 					return status.FromContextError(stream.Context().Err()).Err()
-				}, keyclient.Config{ValidationTimeout: test.timeout})
+				}, keyclient.Config{WithoutNearCache: true, ValidationTimeout: test.timeout})
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				if test.own != 0 {
@@ -161,7 +161,7 @@ func TestCallsWithoutADeadlineGetOne(t *testing.T) {
 		client := serve(t, func(_ any, stream grpc.ServerStream) error {
 			<-stream.Context().Done()
 			return status.FromContextError(stream.Context().Err()).Err()
-		}, keyclient.Config{})
+		}, keyclient.Config{WithoutNearCache: true})
 		longer, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		validate := func(ctx context.Context) error {
@@ -200,7 +200,7 @@ func TestClosedClientIsUnavailable(t *testing.T) {
 			close(asked)
 			<-stream.Context().Done()
 			return status.FromContextError(stream.Context().Err()).Err()
-		}, keyclient.Config{})
+		}, keyclient.Config{WithoutNearCache: true})
 		failed := make(chan error, 1)
 		go func() {
 			_, err := client.Validate(t.Context(), reading(newToken(t)))
@@ -226,7 +226,7 @@ func TestUserAgentNamesTheService(t *testing.T) {
 			md, _ := metadata.FromIncomingContext(stream.Context())
 			seen = strings.Join(md.Get("user-agent"), "|")
 			return status.Error(codes.NotFound, "")
-		}, keyclient.Config{UserAgent: "signatures/3"})
+		}, keyclient.Config{WithoutNearCache: true, UserAgent: "signatures/3"})
 		if _, err := client.Validate(t.Context(), reading(newToken(t))); status.Code(err) != codes.NotFound {
 			t.Fatal(err)
 		}

@@ -118,7 +118,7 @@ func TestClientSpeaksTLSWithFilesAndToken(t *testing.T) {
 	named := &keyclient.TLS{CAFile: s.file("ca.pem"), CertFile: s.file("cert.pem"), KeyFile: s.file("key.pem"), ServerName: "keysvc.test"}
 	for name, open := range map[string]func() (*keyclient.Client, error){
 		"by configuration": func() (*keyclient.Client, error) {
-			return keyclient.New(s.address, keyclient.Config{TLS: named, CallerTokenFile: token, ValidationTimeout: patience})
+			return keyclient.New(s.address, keyclient.Config{WithoutNearCache: true, TLS: named, CallerTokenFile: token, ValidationTimeout: patience})
 		},
 		"by environment": func() (*keyclient.Client, error) {
 			t.Setenv("KEYSVC_ADDR", s.address)
@@ -127,7 +127,7 @@ func TestClientSpeaksTLSWithFilesAndToken(t *testing.T) {
 			t.Setenv("KEYSVC_TLS_KEY", named.KeyFile)
 			t.Setenv("KEYSVC_TLS_SERVER_NAME", named.ServerName)
 			t.Setenv("KEYSVC_CALLER_TOKEN_FILE", token)
-			return keyclient.FromEnvironment(keyclient.Config{AllowPlaintext: true, ValidationTimeout: patience})
+			return keyclient.FromEnvironment(keyclient.Config{WithoutNearCache: true, AllowPlaintext: true, ValidationTimeout: patience})
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -160,14 +160,14 @@ func TestFromEnvironmentChoosesTheWayByTheTarget(t *testing.T) {
 		config    keyclient.Config
 		want      string // of the error; "" for none
 	}{
-		{"another machine", map[string]string{"KEYSVC_ADDR": "keysvc.internal"}, keyclient.Config{AllowPlaintext: true}, ""},
-		{"another machine, wrong file", map[string]string{"KEYSVC_ADDR": "keysvc.internal", "KEYSVC_TLS_CA": "/nowhere"}, keyclient.Config{AllowPlaintext: true}, "the file /nowhere"},
-		{"this machine", map[string]string{"KEYSVC_ADDR": "127.0.0.1:1"}, keyclient.Config{}, "set AllowPlaintext"},
-		{"this machine, with TLS", map[string]string{"KEYSVC_ADDR": "127.0.0.1:1", "KEYSVC_TLS_SERVER_NAME": "keysvc.test"}, keyclient.Config{}, ""},
-		{"this machine, with a token", map[string]string{"KEYSVC_ADDR": "127.0.0.1:1", "KEYSVC_CALLER_TOKEN_FILE": "/nowhere"}, keyclient.Config{AllowPlaintext: true}, "in plaintext"},
-		{"a socket", map[string]string{"KEYSVC_ADDR": "unix:///run/s", "KEYSVC_TLS_CA": "/nowhere"}, keyclient.Config{}, ""},
-		{"a socket of an unknown user", map[string]string{"KEYSVC_ADDR": "unix:///run/s", "KEYSVC_SOCKET_OWNER": "no such user"}, keyclient.Config{}, "SocketOwner"},
-		{"the program knows better", map[string]string{"KEYSVC_ADDR": "unix:///run/s", "KEYSVC_SOCKET_OWNER": "no such user"}, keyclient.Config{SocketOwner: "0"}, ""},
+		{"another machine", map[string]string{"KEYSVC_ADDR": "keysvc.internal"}, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true}, ""},
+		{"another machine, wrong file", map[string]string{"KEYSVC_ADDR": "keysvc.internal", "KEYSVC_TLS_CA": "/nowhere"}, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true}, "the file /nowhere"},
+		{"this machine", map[string]string{"KEYSVC_ADDR": "127.0.0.1:1"}, keyclient.Config{WithoutNearCache: true}, "set AllowPlaintext"},
+		{"this machine, with TLS", map[string]string{"KEYSVC_ADDR": "127.0.0.1:1", "KEYSVC_TLS_SERVER_NAME": "keysvc.test"}, keyclient.Config{WithoutNearCache: true}, ""},
+		{"this machine, with a token", map[string]string{"KEYSVC_ADDR": "127.0.0.1:1", "KEYSVC_CALLER_TOKEN_FILE": "/nowhere"}, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true}, "in plaintext"},
+		{"a socket", map[string]string{"KEYSVC_ADDR": "unix:///run/s", "KEYSVC_TLS_CA": "/nowhere"}, keyclient.Config{WithoutNearCache: true}, ""},
+		{"a socket of an unknown user", map[string]string{"KEYSVC_ADDR": "unix:///run/s", "KEYSVC_SOCKET_OWNER": "no such user"}, keyclient.Config{WithoutNearCache: true}, "SocketOwner"},
+		{"the program knows better", map[string]string{"KEYSVC_ADDR": "unix:///run/s", "KEYSVC_SOCKET_OWNER": "no such user"}, keyclient.Config{WithoutNearCache: true, SocketOwner: "0"}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for name, value := range test.variables {
@@ -201,7 +201,7 @@ func TestFromEnvironmentFindsTheSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	servertest.Start(t, servertest.Options{Listener: listener, File: filepath.Join(t.TempDir(), "keysvc.db")})
-	client, err := keyclient.FromEnvironment(keyclient.Config{ValidationTimeout: patience})
+	client, err := keyclient.FromEnvironment(keyclient.Config{WithoutNearCache: true, ValidationTimeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestFromEnvironmentFindsTheSocket(t *testing.T) {
 	if err != nil || answer.Decision != keysvcv1.Decision_DECISION_UNAUTHENTICATED {
 		t.Fatalf("answered %+v, %v", answer, err)
 	}
-	other, err := keyclient.FromEnvironment(keyclient.Config{SocketOwner: "4000000000", ValidationTimeout: patience})
+	other, err := keyclient.FromEnvironment(keyclient.Config{WithoutNearCache: true, SocketOwner: "4000000000", ValidationTimeout: patience})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +249,8 @@ func TestFailedConnectionIsSaidInErrorAndLog(t *testing.T) {
 	now := time.Now()
 	log := &lines{}
 	client, err := keyclient.New(s.address, keyclient.Config{
-		TLS: &keyclient.TLS{CAFile: s.file("ca.pem"), ServerName: "keysvc.test"}, ValidationTimeout: patience, Log: slog.New(log),
+		WithoutNearCache: true,
+		TLS:              &keyclient.TLS{CAFile: s.file("ca.pem"), ServerName: "keysvc.test"}, ValidationTimeout: patience, Log: slog.New(log),
 		Now: func() time.Time { mu.Lock(); defer mu.Unlock(); return now },
 	})
 	if err != nil {

@@ -31,7 +31,7 @@ type keysvc struct {
 // that they describe must be allowed to validate tokens, and to manage members and keys of the
 // workspace acme.
 func runningKeysvc() (*keysvc, error) {
-	client, err := keyclient.FromEnvironment(keyclient.Config{AllowPlaintext: true, NearCache: true})
+	client, err := keyclient.FromEnvironment(keyclient.Config{AllowPlaintext: true})
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func startKeysvc(ctx context.Context) (_ *keysvc, err error) {
 		return nil, err
 	}
 	k.process = process
-	if k.client, err = keyclient.New(k.target, keyclient.Config{NearCache: true}); err != nil {
+	if k.client, err = keyclient.New(k.target, keyclient.Config{}); err != nil {
 		return nil, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, 20*time.Second)

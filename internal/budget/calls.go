@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 )
 
 const (
@@ -47,6 +48,8 @@ type call struct {
 	ctx      context.Context //nolint:containedctx // that of the call
 	next     grpc.UnaryHandler
 	out      mem.BufferSlice
+	// work is set while the call does what gives way to validations.
+	work *giveway.Work
 	// inTurn is set while the call makes a large page.
 	inTurn bool
 	// The methods as functions: making one for each call would cost an allocation.
@@ -135,6 +138,10 @@ func (c *call) handle(ctx context.Context, request any) (any, error) {
 		if !c.take(ctx, changeBytes) {
 			return nil, c.gate.noRoom(ctx)
 		}
+		// The effects of a policy are counted over all keys.
+		if checked, is := request.(interface{ GetValidateOnly() bool }); is && checked.GetValidateOnly() {
+			ctx = c.givingWay(ctx)
+		}
 	case callers.Read:
 		if list, is := request.(paged); is {
 			size := int64(list.GetPageSize())
@@ -148,6 +155,7 @@ func (c *call) handle(ctx context.Context, request any) (any, error) {
 			c.taken += bytes
 			if bytes >= largePage {
 				c.beginTurn(ctx)
+				ctx = c.givingWay(ctx)
 			}
 		}
 	case callers.NoWork, callers.Probe, callers.Validation, callers.Wait, callers.Session, callers.Watch, callers.Inspection:
@@ -171,6 +179,16 @@ func (c *call) beginTurn(ctx context.Context) {
 	}
 }
 
+// givingWay returns a context for what gives way to validations.
+func (c *call) givingWay(ctx context.Context) context.Context {
+	if c.gate.config.Urgent == nil {
+		return ctx
+	}
+	ctx = giveway.NewContext(ctx, c.gate.config.Urgent)
+	c.work = giveway.From(ctx)
+	return ctx
+}
+
 // endTurn lets another call make a large page.
 func (c *call) endTurn() {
 	if c.inTurn {
@@ -188,6 +206,7 @@ func (c *call) answer(stream grpc.ServerStream, answer any) error {
 	if !is {
 		return c.gate.config.Status(stream.Context(), errMessage)
 	}
+	c.work.GiveWay()
 	size := proto.Size(message)
 	if size <= small {
 		data, err := proto.MarshalOptions{UseCachedSize: true}.Marshal(message)
@@ -198,6 +217,7 @@ func (c *call) answer(stream grpc.ServerStream, answer any) error {
 		return stream.SendMsg(c)
 	}
 	// 1. Encode it, and hold its buffer and nothing else.
+	c.work.GiveWay()
 	data, err := encodeInto(buffers.Get(size), message)
 	c.endTurn()
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
-// Config configures a Gate. All fields are required.
+// Config configures a Gate. All fields are required but Urgent.
 type Config struct {
 	// Budget is what calls take bytes from.
 	Budget *Budget
@@ -34,6 +34,9 @@ type Config struct {
 	Places Places
 	// Refused is called with the Budget's state when a call finds no room. It must return at once.
 	Refused func(Snapshot)
+	// Urgent returns how many validations have begun so far. Large pages, and policies that are only
+	// checked, give way to them. Nil if nothing is urgent.
+	Urgent func() int64
 	// Stopping ends when the server begins to stop.
 	Stopping context.Context //nolint:containedctx // the server's own lifetime, not a call's
 }

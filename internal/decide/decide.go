@@ -174,8 +174,18 @@ type Subject struct {
 	// Workspace is the workspace of the key.
 	Workspace *Workspace
 	// RoleScopes are the scopes of the member's present role, with all wildcards expanded;
-	// empty if the policy does not have the role.
-	RoleScopes Scopes
+	// nil if the policy does not have the role. It is a pointer like the other fields, so that
+	// the compiler sees that a Grant holds what the subject points to and never the subject, which
+	// can lie on the stack of a validation.
+	RoleScopes *Scopes
+}
+
+// roleScopes returns the scopes of the member's present role.
+func (s *Subject) roleScopes() Scopes {
+	if s.RoleScopes == nil {
+		return nil
+	}
+	return *s.RoleScopes
 }
 
 // Principal is who a valid token acts as.
@@ -272,7 +282,7 @@ func identify(subject *Subject, expectedWorkspace string, holdsUntil, now int64)
 			Role:        subject.Member.Role,
 		},
 		Granted:         key.Scopes,
-		Role:            subject.RoleScopes,
+		Role:            subject.roleScopes(),
 		AllowedPrefixes: key.AllowedPrefixes,
 		HoldsUntil:      holdsUntil,
 	}, NoReason

@@ -74,7 +74,7 @@ func allowed(t testing.TB) (situation, token.Token) {
 			},
 			Member:     &decide.Member{Incarnation: "m1", WorkspaceIncarnation: "w1", Role: "admin", Active: true},
 			Workspace:  &decide.Workspace{Incarnation: "w1"},
-			RoleScopes: decide.NewScopes(scope, "folders:read"),
+			RoleScopes: scopesOf(scope, "folders:read"),
 		},
 		expected:    "acme",
 		requirement: decide.Requirement{Scope: scope},
@@ -173,12 +173,18 @@ var faults = []fault{
 	{"nothing required", decide.ScopeNotGranted, true, func(_ *testing.T, s *situation) { s.requirement = decide.Requirement{} }},
 	// Within the role.
 	{"scope beyond role", decide.ScopeBeyondRole, true, func(_ *testing.T, s *situation) {
-		s.subject.RoleScopes = decide.NewScopes("folders:read")
+		s.subject.RoleScopes = scopesOf("folders:read")
 	}},
 	{"unknown role", decide.ScopeBeyondRole, true, func(_ *testing.T, s *situation) {
 		s.editMember(func(member *decide.Member) { member.Role = "wizard" })
 		s.subject.RoleScopes = nil
 	}},
+}
+
+// scopesOf returns a set of scopes.
+func scopesOf(names ...string) *decide.Scopes {
+	set := decide.NewScopes(names...)
+	return &set
 }
 
 // edit changes the key if no other fault has removed it.

@@ -85,7 +85,7 @@ func (s *Subject) steps(requirement Requirement, address netip.Addr, now int64) 
 	if !requirement.needsNoScope() {
 		steps[6].Outcome = passedIf(requirement.Scope != "" && s.Key.Scopes.Contains(requirement.Scope))
 		if hasMember {
-			steps[7].Outcome = passedIf(s.RoleScopes.Contains(requirement.Scope))
+			steps[7].Outcome = passedIf(s.roleScopes().Contains(requirement.Scope))
 		}
 	}
 	return steps

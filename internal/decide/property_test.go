@@ -33,7 +33,7 @@ func mayPass(s *situation, secrets []token.Token) bool {
 	})
 	scope := s.requirement.Scope
 	mayDo := scope == "" && s.requirement.IdentityOnly ||
-		scope != "" && slices.Contains(key.Scopes, scope) && slices.Contains(s.subject.RoleScopes, scope)
+		scope != "" && slices.Contains(key.Scopes, scope) && slices.Contains(*s.subject.RoleScopes, scope)
 	return matches && here && alive && moment < key.ExpireTime && member.Active && near && mayDo
 }
 
@@ -137,7 +137,7 @@ func (u *universe) situation(t testing.TB, random *rand.Rand) (situation, []toke
 				Incarnation: mostly(random, n, "w1", "w2", ""),
 				Removed:     mostly(random, n, false, true),
 			}, nil),
-			RoleScopes: some(),
+			RoleScopes: scopesOf(some()...),
 		},
 		expected: mostly(random, n, "acme", "globex", ""),
 		requirement: decide.Requirement{

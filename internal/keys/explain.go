@@ -160,7 +160,7 @@ func (m *Manager) explain(ctx context.Context, query *ExplainQuery, record *stor
 			explanation.MemberState = MemberActive
 		}
 		explanation.Role = subject.Member.Role
-		explanation.EffectiveScopes = subject.Key.Scopes.Intersect(subject.RoleScopes)
+		explanation.EffectiveScopes = found.EffectiveScopes()
 	}
 	final := slices.ContainsFunc(steps, func(step decide.Step) bool {
 		return step.Check <= decide.NotExpired && step.Outcome == decide.Failed

@@ -86,7 +86,7 @@ var mutants = []mutant{
 	},
 	{
 		"a caller reports tokens of others", "internal/keys/revoke.go",
-		" || !workspaces.Has(found.Subject.Key.Workspace)", "",
+		" || !workspaces.Has(subject.Key.Workspace)", "",
 	},
 	{
 		"a caller validates in workspaces of others", "internal/validation/validation.go",

@@ -123,7 +123,7 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacemen
 		if err := checkNotRetired(wanted, active); err != nil {
 			return nil, err
 		}
-		difference = m.comparePolicies(active, wanted, now)
+		difference = m.comparePolicies(ctx, active, wanted, now)
 		if replacement.ValidateOnly || difference.Digest == active.Digest {
 			return nil, nil // nothing to change
 		}
@@ -180,7 +180,7 @@ func checkNotRetired(wanted *policy.Policy, active *projection.Policy) error {
 }
 
 // comparePolicies returns what changes if wanted replaces the active policy.
-func (m *Manager) comparePolicies(active *projection.Policy, wanted *policy.Policy, now time.Time) *PolicyDifference {
+func (m *Manager) comparePolicies(ctx context.Context, active *projection.Policy, wanted *policy.Policy, now time.Time) *PolicyDifference {
 	before, after := active.Catalogue, decide.Scopes(wanted.Scopes())
 	difference := &PolicyDifference{
 		Digest:        wanted.Digest(),
@@ -213,7 +213,7 @@ func (m *Manager) comparePolicies(active *projection.Policy, wanted *policy.Poli
 		}
 		difference.Roles = append(difference.Roles, change)
 	}
-	difference.NarrowedKeys, difference.WidenedKeys = m.projection.Effect(roles, now)
+	difference.NarrowedKeys, difference.WidenedKeys = m.projection.Effect(ctx, roles, now)
 	return difference
 }
 

@@ -12,6 +12,7 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -208,8 +209,9 @@ func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time
 		if err := m.reached(ctx, page.Revision, err); err != nil {
 			return page, nil, err
 		}
-		shown := make([]*Key, 0, len(page.Keys))
+		shown, work := make([]*Key, 0, len(page.Keys)), giveway.From(ctx)
 		for _, record := range page.Keys {
+			work.GiveWay()
 			key, err := m.show(record, now, m.readMember(ctx))
 			if err != nil {
 				return page, nil, err

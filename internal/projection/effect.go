@@ -1,15 +1,18 @@
 package projection
 
 import (
+	"context"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 )
 
 // Effect counts the live keys whose effective scopes would shrink, and those whose effective
 // scopes would grow, if the roles had these scopes instead of the active policy's. A key can
-// count as both. A key that changes during the count counts as it was before or after.
-func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narrowed, widened int64) {
+// count as both. A key that changes during the count counts as it was before or after. The work of the
+// context gives way.
+func (p *Projection) Effect(ctx context.Context, roles map[string]decide.Scopes, now time.Time) (narrowed, widened int64) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	s := p.state
@@ -19,10 +22,10 @@ func (p *Projection) Effect(roles map[string]decide.Scopes, now time.Time) (narr
 	if s.policy != nil {
 		effects.before = s.policy.roles
 	}
-	nanoseconds := now.UnixNano()
+	nanoseconds, work := now.UnixNano(), giveway.From(ctx)
 	for number := uint32(1); number <= s.highest; number++ {
 		if number%stride == 0 {
-			p.giveWay()
+			p.giveWayAs(work)
 		}
 		if !s.has(number) || s.problem(number) != nil {
 			continue

@@ -267,7 +267,7 @@ func TestRolesAreLookedUpInTheActivePolicy(t *testing.T) {
 	commit(t, store, acme, acme.CreateKey(keyID))
 	p := loaded(t, store)
 	follow(t, p)
-	if got := subjectOf(p, keyID).RoleScopes; got.Contains("financial_documents:read") || !got.Contains("emails:read") {
+	if got := *subjectOf(p, keyID).RoleScopes; got.Contains("financial_documents:read") || !got.Contains("emails:read") {
 		t.Errorf("manager: got %q", got)
 	}
 	waitFor(t, p, commit(t, store, acme, acme.PutMember("member", "wizard")))
@@ -278,10 +278,10 @@ func TestRolesAreLookedUpInTheActivePolicy(t *testing.T) {
 		wanted.Roles = append(wanted.Roles, policy.Role{Name: "wizard", Scopes: []string{"emails:*"}})
 	}))
 	found := p.Find(keyID)
-	if got := found.Subject().RoleScopes; !reflect.DeepEqual(got, decide.Scopes{"emails:delete", "emails:read", "emails:write"}) {
+	if got := *found.Subject().RoleScopes; !reflect.DeepEqual(got, decide.Scopes{"emails:delete", "emails:read", "emails:write"}) {
 		t.Errorf("once the policy has it: got %q", got)
 	}
-	if !reflect.DeepEqual(found.Policy.Role("wizard"), found.Subject().RoleScopes) || found.Policy.Role("nobody") != nil {
+	if !reflect.DeepEqual(found.Policy.Role("wizard"), *found.Subject().RoleScopes) || found.Policy.Role("nobody") != nil {
 		t.Error("Policy.Role says something else")
 	}
 	if current, revision, err := p.Policy(); err != nil || current != found.Policy || revision != found.Revision {
@@ -307,7 +307,7 @@ func TestEmptyStoreKnowsNothing(t *testing.T) {
 	if got := p.Dead("acme", begin, 10); got.KeyIDs != nil || got.MemberIDs != nil {
 		t.Errorf("got %+v", got)
 	}
-	if narrowed, widened := p.Effect(nil, begin); narrowed != 0 || widened != 0 {
+	if narrowed, widened := p.Effect(t.Context(), nil, begin); narrowed != 0 || widened != 0 {
 		t.Errorf("got %d, %d", narrowed, widened)
 	}
 	if got := p.LastUsed(storagetest.KeyID(1)); !got.IsZero() {

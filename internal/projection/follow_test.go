@@ -474,7 +474,7 @@ func TestReadsRaceWithChangesAndLoads(t *testing.T) {
 				_, _ = p.Member("acme", "member")
 				_ = p.LiveKeys("acme", begin, 10)
 				_ = p.Dead("acme", begin, 10)
-				_, _ = p.Effect(nil, begin)
+				_, _ = p.Effect(t.Context(), nil, begin)
 				_, _, _ = p.Policy()
 				_ = p.Workspaces()
 				_ = p.LastUsed(keyID)

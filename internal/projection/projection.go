@@ -297,7 +297,10 @@ type Found struct {
 
 // Subject returns what decide needs; empty if there is no such key. It lies in f.
 func (f *Found) Subject() decide.Subject {
-	subject := decide.Subject{RoleScopes: f.roleScopes}
+	var subject decide.Subject
+	if f.roleScopes != nil {
+		subject.RoleScopes = &f.roleScopes
+	}
 	if f.Exists {
 		subject.Key = &f.key
 	}
@@ -309,6 +312,9 @@ func (f *Found) Subject() decide.Subject {
 	}
 	return subject
 }
+
+// EffectiveScopes returns the scopes of the key that its member's role has, too.
+func (f *Found) EffectiveScopes() decide.Scopes { return f.key.Scopes.Intersect(f.roleScopes) }
 
 // Find returns what is known about a key id. It reads memory alone, even for an id that does
 // not exist, and does not allocate. What it returns contains keyID.

@@ -181,7 +181,7 @@ func (s *state) add(item storage.Item) error {
 func (s *state) put(item storage.Item) {
 	switch {
 	case item.Policy != nil:
-		s.addPolicy(item.Policy)
+		s.policy, s.damagedPolicy = preparePolicy(item.Policy)
 	case item.Workspace != nil:
 		s.addWorkspace(item.Workspace)
 	case item.Member != nil:
@@ -202,13 +202,12 @@ func (s *state) put(item storage.Item) {
 	}
 }
 
-// addPolicy makes a policy the active one. If the record cannot be read, the projection has no
-// active policy: the policy before it may allow what this one took away.
-func (s *state) addPolicy(record *storagev1.PolicyRecord) {
+// preparePolicy returns the policy of a record, or why the record cannot be read. Then the projection
+// has no active policy: the policy before it may allow what this one took away.
+func preparePolicy(record *storagev1.PolicyRecord) (*Policy, error) {
 	parsed, err := policy.Parse("stored policy", record.GetDocument())
 	if err != nil {
-		s.policy, s.damagedPolicy = nil, &storage.DamagedError{Kind: "policy", Name: "active", Problem: err.Error()}
-		return
+		return nil, &storage.DamagedError{Kind: "policy", Name: "active", Problem: err.Error()}
 	}
 	prepared := &Policy{
 		Policy:    parsed,
@@ -220,7 +219,7 @@ func (s *state) addPolicy(record *storagev1.PolicyRecord) {
 	for _, role := range parsed.Roles {
 		prepared.roles[role.Name], _ = parsed.RoleScopes(role.Name)
 	}
-	s.policy, s.damagedPolicy = prepared, nil
+	return prepared, nil
 }
 
 func (s *state) addWorkspace(record *storagev1.WorkspaceRecord) {

@@ -51,16 +51,12 @@ func (s *state) keepUses(older *state) {
 		if !older.has(number) {
 			continue
 		}
-		at := older.words.At(number).Time()
-		if at.IsZero() {
-			continue
-		}
 		here := number
 		if s.ids != older.ids {
 			here = s.find(older.ids.ID(number))
 		}
 		if s.has(here) {
-			s.words.At(here).Raise(at)
+			s.words.At(here).Follow(older.words.At(number))
 		}
 	}
 }

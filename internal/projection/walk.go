@@ -5,6 +5,8 @@ import (
 	"runtime"
 	"slices"
 	"time"
+
+	"github.com/scribe-mail/keysvc/internal/giveway"
 )
 
 // stride is how many records a walk visits before it gives way. A validation can wait behind a
@@ -14,12 +16,16 @@ const stride = 256
 // giveWay releases the lock for a moment, so that changes and validations that wait for it come
 // first. The lock is held for reading before and after. What the caller has read of state may be
 // outdated afterwards.
-func (p *Projection) giveWay() {
+func (p *Projection) giveWay() { p.giveWayAs(nil) }
+
+// giveWayAs is giveWay for work that may pause.
+func (p *Projection) giveWayAs(work *giveway.Work) {
 	p.mutex.RUnlock()
 	if p.gaveWay != nil {
 		p.gaveWay()
 	}
 	// A walk is never urgent, so goroutines that wait for a processor come first, too.
+	work.GiveWay()
 	runtime.Gosched()
 	p.mutex.RLock()
 }

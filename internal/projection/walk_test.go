@@ -131,7 +131,7 @@ func TestWalksGiveWayAfterEachStride(t *testing.T) {
 		walk   func(t *testing.T, c *crowd)
 	}{
 		"Effect": {steady, func(t *testing.T, c *crowd) {
-			narrowed, widened := c.Effect(map[string]decide.Scopes{"admin": decide.NewScopes("emails:read")}, walkTime)
+			narrowed, widened := c.Effect(t.Context(), map[string]decide.Scopes{"admin": decide.NewScopes("emails:read")}, walkTime)
 			if narrowed != int64(live) || widened != 0 {
 				t.Errorf("%d keys narrowed and %d widened, want %d and 0", narrowed, widened, live)
 			}

@@ -18,6 +18,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/budget"
+	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/feed"
@@ -96,6 +97,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	c.gate = budget.NewGate(budget.Config{
 		Budget: s.budget, MaxMessageBytes: settings.MaxMessageBytes, Elements: service.ElementLimits(),
 		Unary: c.door.unary, Places: c.streams, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
+		Urgent: s.slots.of(callers.Validation).begun.Load,
 	})
 	for _, purpose := range config.Purposes() {
 		server := c.gate.Services(c.newServer(settings, purpose))

@@ -17,9 +17,10 @@ type slots struct {
 	work callers.Work
 	// limit is the number of slots, and taken how many of them calls have.
 	limit, taken atomic.Int64
-	// refused is the number of calls since the start that found no slot.
-	refused atomic.Int64
-	reports reports
+	// begun is the number of calls since the start that found a slot, and refused that of those that
+	// did not.
+	begun, refused atomic.Int64
+	reports        reports
 
 	// shares has how many slots each caller has, by name. The map is not changed: share puts
 	// another one in its place, with adding held.
@@ -33,6 +34,7 @@ func (s *slots) acquire(caller string) *atomic.Int64 {
 	share := s.share(caller)
 	own, taken, limit := share.Add(1), s.taken.Add(1), s.limit.Load()
 	if quarter := limit / callerShare; taken <= limit && (own <= quarter || taken <= limit-quarter) {
+		s.begun.Add(1)
 		return share
 	}
 	s.release(share)

@@ -6,6 +6,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
@@ -113,7 +114,9 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 		return nil, err
 	}
 	response := &keysvcv1.ListKeysResponse{NextPageToken: page.NextPageToken, Revision: page.Revision, Epoch: page.Epoch}
+	work := giveway.From(ctx)
 	for _, key := range page.Keys {
+		work.GiveWay()
 		response.Keys = append(response.Keys, showKey(key))
 	}
 	return response, nil

@@ -87,9 +87,13 @@ func (w *Word) Time() time.Time {
 	return time.UnixMicro(int64(bits & timeMask)).UTC() //nolint:gosec // G115: 52 bits
 }
 
-// Earliest returns the earliest time that a use can have now: the last use, or the creation.
-func (w *Word) Earliest() time.Time {
-	return time.UnixMicro(int64(w.bits.Load() & timeMask)).UTC() //nolint:gosec // G115: 52 bits
+// Follow takes over what an older word of the same key has: the last use, or else the creation.
+func (w *Word) Follow(older *Word) {
+	if at := older.Time(); !at.IsZero() {
+		w.Raise(at)
+		return
+	}
+	w.SetCreated(time.UnixMicro(int64(older.bits.Load() & timeMask))) //nolint:gosec // G115: 52 bits
 }
 
 // Take returns Time for a write, and ends that the word waits for one. A use after Take is noted

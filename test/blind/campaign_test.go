@@ -61,8 +61,8 @@ func begin(t *testing.T, arguments ...string) *campaign {
 	t.Helper()
 	c := &campaign{process: start(t, arguments...), secrets: newIndex(), log: new(recording)}
 	c.proxy = between(t, c.process)
-	c.plain = c.client(t, keyclient.Config{})
-	c.near = c.client(t, keyclient.Config{NearCache: true})
+	c.plain = c.client(t, keyclient.Config{WithoutNearCache: true})
+	c.near = c.client(t, keyclient.Config{})
 	var err error
 	if c.guard, err = keyauth.NewGuard(c.plain, keyauth.Config{Log: c.logger()}); err != nil {
 		t.Fatal(err)

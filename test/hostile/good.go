@@ -76,7 +76,7 @@ func startControl(ctx context.Context, s *server, tokens []string) (*good, error
 func startGood(ctx context.Context, s *server, tokens []string) (*good, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	g := &good{server: s, tokens: tokens, cancel: cancel, current: &experience{}}
-	config := keyclient.Config{NearCache: true, NearCacheHooks: keyclient.NearCacheHooks{
+	config := keyclient.Config{NearCacheHooks: keyclient.NearCacheHooks{
 		SessionEnded: func(reason error) {
 			if reason != nil {
 				g.note(func() { g.current.sessions++ })

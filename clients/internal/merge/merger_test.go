@@ -471,7 +471,7 @@ func TestCloseEndsWhatWaits(t *testing.T) {
 // for a time. Each caller gets the answer to its own question, as of a revision that is not older
 // than the question, or an error that it may get; and none waits past its deadline.
 func TestEveryCallerGetsItsOwnAnswer(t *testing.T) {
-	for seed := range race.Rounds(40, 5) {
+	for seed := range race.Rounds(20, 4) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { randomCallers(t, uint64(seed)) })
 	}
 }

@@ -27,9 +27,10 @@ const (
 
 // Config is what a Cache works with.
 type Config struct {
-	// Sync and Validations are clients of the same keysvc. Required.
-	Sync        keysvcv1.SyncServiceClient
-	Validations keysvcv1.ValidationServiceClient
+	// Sync is a client of keysvc. Ask asks the same keysvc a question, as merge.Merger.Ask does.
+	// Both are required.
+	Sync keysvcv1.SyncServiceClient
+	Ask  func(ctx context.Context, request *keysvcv1.ValidateKeyRequest, sending func()) (*keysvcv1.ValidateKeyResponse, error)
 	// WithoutCall answers a question that needs no call. Request makes the message for a
 	// question. Read reads a response and returns an error if the response makes no sense. All
 	// are required.
@@ -71,7 +72,8 @@ type Cache struct {
 
 var _ keyauth.Watcher = (*Cache)(nil)
 
-// New returns a Cache and starts its first session. The caller closes the Cache.
+// New returns a Cache. Its first session begins with the first question. The caller closes the
+// Cache.
 func New(config Config) *Cache {
 	if config.MaxEntries <= 0 {
 		config.MaxEntries = 100_000
@@ -88,7 +90,7 @@ func New(config Config) *Cache {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
-	cache := &Cache{config: config, core: NewCore(config.MaxEntries, config.MaxBytes), wanted: make(chan struct{}, 1), asked: config.Now()}
+	cache := &Cache{config: config, core: NewCore(config.MaxEntries, config.MaxBytes), wanted: make(chan struct{}, 1)}
 	cache.ctx, cache.stop = context.WithCancel(context.Background())
 	cache.misses = newMisses(cache.ctx, config, cache.core)
 	cache.running.Go(cache.run)
@@ -205,10 +207,10 @@ func (c *Core) period() time.Duration {
 	return c.staleness
 }
 
-// run holds one session after another until Close.
+// run holds one session after another until Close, while the cache is in use.
 func (c *Cache) run() {
 	retries := backoff.New(firstWait, longestWait)
-	for c.ctx.Err() == nil {
+	for c.untilUsed() {
 		began := c.config.Now()
 		welcome, farewell, err := c.session()
 		if c.ctx.Err() != nil {
@@ -229,6 +231,26 @@ func (c *Cache) run() {
 		}
 		retries.Wait(c.ctx)
 	}
+}
+
+// untilUsed waits until the cache was in use within idleAfter. It reports whether the cache is still
+// open. So a service that asks nothing opens no session, and a server that ends an idle session
+// is left in peace.
+func (c *Cache) untilUsed() (open bool) {
+	for c.ctx.Err() == nil {
+		select {
+		case <-c.wanted: // perhaps an older wake-up, so asked decides
+		default:
+		}
+		if _, active := c.active(c.core.entries.hitCount()); active {
+			return true
+		}
+		select {
+		case <-c.wanted:
+		case <-c.ctx.Done():
+		}
+	}
+	return false
 }
 
 // session holds one session. It reports whether the server sent Welcome, and whether it sent
@@ -409,7 +431,7 @@ func (c *Cache) active(before int64) (hits int64, active bool) {
 	if snapshot.Hits != before || snapshot.Watches > 0 {
 		c.asked = now
 	}
-	return snapshot.Hits, now.Sub(c.asked) <= idleAfter
+	return snapshot.Hits, !c.asked.IsZero() && now.Sub(c.asked) <= idleAfter
 }
 
 // sleep waits until a question misses the memory, and answers marks meanwhile. It reports whether

@@ -271,6 +271,7 @@ func (c *Core) Welcome(message *keysvcv1.SyncWelcome) (reset bool) {
 	defer c.mutex.Unlock()
 	// 1. End the lease: it belongs to the session before.
 	c.freshness.Drop()
+	c.entries.open()
 	c.staleness = message.GetStaleness().AsDuration()
 	// 2. Drop everything unless the server resumes at the revision that this client has
 	//    applied.

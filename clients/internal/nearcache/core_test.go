@@ -417,6 +417,9 @@ func BenchmarkHit(b *testing.B) {
 
 // findToken returns the entry of a token; nil if it is not in memory.
 func (c *Core) findToken(token string) *entry {
+	if c.entries.buckets == nil {
+		return nil
+	}
 	known := c.identities.of(token)
 	return c.entries.find(&known)
 }

@@ -49,7 +49,8 @@ type entry struct {
 type entries struct {
 	// maxEntries and maxBytes bound the table.
 	maxEntries, maxBytes int
-	// buckets are a power of two, and more than maxEntries. mask is their number less one.
+	// buckets are a power of two, and more than maxEntries; nil before open. mask is their number
+	// less one.
 	buckets []atomic.Pointer[entry]
 	mask    uint64
 	hits    [counterCount]counter
@@ -68,8 +69,15 @@ type counter struct {
 func (e *entries) init(maxEntries, maxBytes int) {
 	e.maxEntries, e.maxBytes = max(1, maxEntries), maxBytes
 	e.workspaces = make(map[string]map[string]*entry)
-	size := uint64(1) << bits.Len(uint(e.maxEntries))
-	e.buckets, e.mask = make([]atomic.Pointer[entry], size), size-1
+}
+
+// open makes the table. The first Welcome calls it, before there is a lease, so a Client that never
+// asks has none.
+func (e *entries) open() {
+	if e.buckets == nil {
+		size := uint64(1) << bits.Len(uint(e.maxEntries))
+		e.buckets, e.mask = make([]atomic.Pointer[entry], size), size-1
+	}
 }
 
 // bucket returns the list of an identity. Digests are evenly spread.

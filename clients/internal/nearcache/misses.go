@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -13,36 +14,33 @@ import (
 )
 
 const (
-	// maxBatch is how many questions one call carries. maxBatches is how many calls are in
-	// progress at a time.
-	maxBatch   = 256
-	maxBatches = 4
-	// maxQueue is how many questions wait for a call.
-	maxQueue = 16384
+	// maxFlights is how many questions may be on their way.
+	maxFlights = 16384
 	// maxAttempts is how often a question is asked if its answers are outdated when they come.
 	maxAttempts = 3
 )
 
-// misses asks the server what memory cannot answer. Equal questions are asked once, and several
-// questions share one call. A question can be joined until it is sent (C6).
+// misses asks the server what memory cannot answer. Equal questions are asked once: a question can
+// be joined until it is sent (C6). Config.Ask merges questions into calls.
 type misses struct {
 	ctx    context.Context //nolint:containedctx // the cache's own life
 	config Config
 	core   *Core
-	// running waits for the calls in progress.
+	// running waits for the flights.
 	running sync.WaitGroup
 
-	mutex   sync.Mutex
+	mutex sync.Mutex
+	// waiting are the flights that can be joined, and flights is the number of all.
 	waiting map[digest]*flight
-	queue   []*flight
-	batches int
+	flights int
 }
 
-// flight is one question for the server. Every caller of ask that joined it waits for done.
+// flight is one question for the server, with a goroutine of its own: no caller's leaving ends it,
+// because others may have joined, and because the answer is kept. Every caller of ask that joined
+// it waits for done.
 type flight struct {
 	digest   digest
 	question keyauth.Question
-	attempts int
 	// anyRevision is set to ask without min_revision, because the server has another epoch than the
 	// session.
 	anyRevision bool
@@ -57,11 +55,10 @@ func newMisses(ctx context.Context, config Config, core *Core) *misses {
 	return &misses{ctx: ctx, config: config, core: core, waiting: make(map[digest]*flight)}
 }
 
-// wait returns when no call is in progress. Call it after the context has ended.
+// wait returns when no flight is on its way. Call it after the context has ended.
 func (m *misses) wait() { m.running.Wait() }
 
-// ask asks the server. The wait in the queue and for the call together takes at most
-// Config.Timeout.
+// ask asks the server. It takes at most Config.Timeout.
 func (m *misses) ask(ctx context.Context, question *keyauth.Question) (keyauth.Answer, error) {
 	if answer, answered, err := m.config.WithoutCall(question); answered {
 		return answer, err
@@ -95,8 +92,7 @@ var (
 	errStale  = status.Error(codes.Unavailable, "keyclient: the answers of keysvc were outdated when they came")
 )
 
-// join returns the flight of a question, and begins one if the question does not wait in the
-// queue yet.
+// join returns the flight of a question, and begins one if none can be joined.
 func (m *misses) join(question *keyauth.Question) (*flight, error) {
 	known := m.core.digestQuestion(question)
 	m.mutex.Lock()
@@ -109,139 +105,90 @@ func (m *misses) join(question *keyauth.Question) (*flight, error) {
 	if joined := m.waiting[known]; joined != nil {
 		return joined, nil
 	}
-	if len(m.queue) >= maxQueue {
+	if m.flights >= maxFlights {
 		return nil, errBusy
 	}
 	begun := &flight{digest: known, question: *question, done: make(chan struct{})}
 	m.waiting[known] = begun
-	m.queue = append(m.queue, begun)
-	m.dispatch()
+	m.flights++
+	m.running.Go(func() {
+		answer, err := m.fly(begun)
+		m.land(begun)
+		begun.finish(answer, err)
+	})
 	return begun, nil
 }
 
-// dispatch starts a call if there are questions and fewer than maxBatches calls. mutex is held.
-func (m *misses) dispatch() {
-	if len(m.queue) == 0 || m.batches >= maxBatches || m.ctx.Err() != nil {
-		return
-	}
-	m.batches++
-	m.running.Go(m.call)
-}
-
-// take takes the next questions off the queue. From now on no caller can join them, because the
-// answer may be as of a moment before that caller asked (C6).
-func (m *misses) take() []*flight {
+// land notes the end of a flight.
+func (m *misses) land(ended *flight) {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
-	count := min(len(m.queue), maxBatch)
-	taken := m.queue[:count:count]
-	m.queue = m.queue[count:]
-	if len(m.queue) == 0 {
-		m.queue = nil
-	}
-	for _, each := range taken {
-		delete(m.waiting, each.digest)
-	}
-	if count == 0 {
-		m.batches--
-	}
-	return taken
-}
-
-// call asks one batch after another until the queue is empty.
-func (m *misses) call() {
-	for {
-		batch := m.take()
-		if len(batch) == 0 {
-			return
-		}
-		m.send(batch)
+	m.flights--
+	if m.waiting[ended.digest] == ended {
+		delete(m.waiting, ended.digest)
 	}
 }
 
-// send asks the server the questions of one batch.
-func (m *misses) send(batch []*flight) {
-	// The state of the Core is read before the questions are sent: an event that comes after
-	// this line is noticed by EndFill (C4).
+// send returns the state of the Core for a question that is sent now. From now on no caller can
+// join the flight, because the answer may be as of a moment before that caller asked (C6). An event
+// that comes after this is noticed by EndFill (C4).
+func (m *misses) send(sent *flight, request *keysvcv1.ValidateKeyRequest) Fill {
+	m.mutex.Lock()
+	if m.waiting[sent.digest] == sent {
+		delete(m.waiting, sent.digest)
+	}
+	m.mutex.Unlock()
 	fill := m.core.BeginFill(m.config.Now())
-	request := &keysvcv1.BatchValidateKeysRequest{Requests: make([]*keysvcv1.ValidateKeyRequest, len(batch))}
-	for index, each := range batch {
-		item := m.config.Request(each.question)
-		item.IncludeGrant = true
-		if fill.Epoch() != "" && fill.MinRevision > 0 && !each.anyRevision {
-			item.Epoch, item.MinRevision = fill.Epoch(), fill.MinRevision
-		}
-		request.Requests[index] = item
+	if fill.Epoch() != "" && fill.MinRevision > 0 && !sent.anyRevision {
+		request.Epoch, request.MinRevision = fill.Epoch(), fill.MinRevision
 	}
-	ctx, cancel := context.WithTimeout(m.ctx, m.config.Timeout)
-	response, err := m.config.Validations.BatchValidateKeys(ctx, request)
-	cancel()
-	if err == nil && len(response.GetResponses()) != len(batch) {
-		err = status.Error(codes.Internal, "keyclient: keysvc did not answer each question of the batch")
-	}
-	if status.Code(err) == codes.DeadlineExceeded || status.Code(err) == codes.Canceled {
-		err = m.late()
-	}
-	now := m.config.Now()
-	var again []*flight
-	for index, each := range batch {
-		if err != nil {
-			each.finish(keyauth.Answer{}, err)
+	return fill
+}
+
+// fly asks the server until the answer can be used.
+func (m *misses) fly(f *flight) (keyauth.Answer, error) {
+	for attempts := 1; ; {
+		request := m.config.Request(f.question)
+		request.IncludeGrant = true
+		var fill Fill // of the newest sending: the request may be sent in a batch, and then again alone
+		response, err := m.config.Ask(m.ctx, request, func() { fill = m.send(f, request) })
+		switch {
+		case m.ctx.Err() != nil:
+			return keyauth.Answer{}, errClosed
+		case err != nil && !f.anyRevision && reasonOf(err) == keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH:
+			// The server has another history. The session will notice that; this question need not
+			// wait for it.
+			f.anyRevision = true
 			continue
+		case err != nil:
+			return keyauth.Answer{}, err
 		}
-		if !m.resolve(each, fill, response.GetResponses()[index], now) {
-			again = append(again, each)
+		answer, err := m.config.Read(response)
+		if err != nil {
+			return keyauth.Answer{}, err
 		}
-	}
-	if len(again) > 0 {
-		m.mutex.Lock()
-		m.queue = append(again, m.queue...)
-		m.mutex.Unlock()
+		if f.anyRevision {
+			fill = Fill{sent: fill.sent}
+		}
+		verdict := m.core.EndFill(fill, &f.question, response, answer, m.config.Now())
+		m.config.Hooks.filled(verdict == Keep && answer.Decision == keysvcv1.Decision_DECISION_ALLOWED)
+		if verdict != AskAgain {
+			return answer, nil
+		}
+		if attempts++; attempts > maxAttempts {
+			return keyauth.Answer{}, errStale
+		}
 	}
 }
 
-// resolve ends a flight with one response. It reports false if the question must be asked again.
-func (m *misses) resolve(each *flight, fill Fill, item *keysvcv1.ValidateKeyResponse, now time.Time) bool {
-	each.attempts++
-	if problem := item.GetError(); problem != nil {
-		// The server has another history. The session will notice that; this question need not
-		// wait for it.
-		if problem.GetReason() == keysvcv1.ErrorReason_ERROR_REASON_EPOCH_MISMATCH && !each.anyRevision {
-			each.anyRevision = true
-			return false
+// reasonOf returns the reason that keysvc gives for an error.
+func reasonOf(err error) keysvcv1.ErrorReason {
+	for _, detail := range status.Convert(err).Details() {
+		if info, ok := detail.(*errdetails.ErrorInfo); ok {
+			return keysvcv1.ErrorReason(keysvcv1.ErrorReason_value["ERROR_REASON_"+info.GetReason()])
 		}
-		// The answers of the batch were too large together. Each batch gets at least one
-		// answer, so this attempt does not count.
-		if problem.GetReason() == keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS {
-			each.attempts--
-			return false
-		}
-		code := codes.Code(problem.GetCode()) //nolint:gosec // G115: checked in the next line
-		if problem.GetCode() <= 0 || problem.GetCode() > 16 {
-			code = codes.Internal
-		}
-		each.finish(keyauth.Answer{}, status.Error(code, problem.GetMessage()))
-		return true
 	}
-	answer, err := m.config.Read(item)
-	if err != nil {
-		each.finish(keyauth.Answer{}, err)
-		return true
-	}
-	if each.anyRevision {
-		fill = Fill{sent: fill.sent}
-	}
-	verdict := m.core.EndFill(fill, &each.question, item, answer, now)
-	m.config.Hooks.filled(verdict == Keep && answer.Decision == keysvcv1.Decision_DECISION_ALLOWED)
-	if verdict != AskAgain {
-		each.finish(answer, nil)
-		return true
-	}
-	if each.attempts >= maxAttempts {
-		each.finish(keyauth.Answer{}, errStale)
-		return true
-	}
-	return false
+	return keysvcv1.ErrorReason_ERROR_REASON_UNSPECIFIED
 }
 
 func (f *flight) finish(answer keyauth.Answer, err error) {

@@ -166,6 +166,7 @@ type Store struct {
 
 var (
 	_ storage.Store        = (*Store)(nil)
+	_ storage.ViewLoader   = (*Store)(nil)
 	_ storage.SinkReopener = (*Store)(nil)
 	_ storage.AuditPruner  = (*Store)(nil)
 	_ storage.SinkTrimmer  = (*Store)(nil)

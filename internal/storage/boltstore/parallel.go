@@ -45,38 +45,87 @@ func inParallel(parts int, work func(worker, part int) error) error {
 // workerCount is the max number of goroutines of inParallel.
 func workerCount() int { return runtime.GOMAXPROCS(0) }
 
-// inOrder passes on the results of parts in the order of the parts, one at a time. The parts may
-// end in any order, and a part never waits for another one.
-type inOrder struct {
-	mutex   sync.Mutex
+// inOrder is inParallel for parts whose results are passed on in the order of the parts, one at a
+// time. work returns the function that passes its result on, which any of the goroutines may call.
+// Parts wait before they begin if the results of many are waiting, so that memory stays bounded.
+func inOrder(parts int, work func(worker, part int) (pass func() error, err error)) error {
+	results := &orderedResults{most: 2 * workerCount(), waiting: make(map[int]func() error)}
+	results.changed.L = &results.mutex
+	return inParallel(parts, func(worker, part int) (err error) {
+		if !results.begin(part) {
+			return nil
+		}
+		ended := false
+		defer func() { // also after a panic
+			if !ended || err != nil {
+				results.fail()
+			}
+		}()
+		pass, err := work(worker, part)
+		if err == nil {
+			err = results.done(part, pass)
+		}
+		ended = true
+		return err
+	})
+}
+
+// orderedResults are the results of inOrder that wait for those of lower parts.
+type orderedResults struct {
+	most int
+
+	mutex   sync.Mutex // guards the group below
+	changed sync.Cond
 	waiting map[int]func() error
-	next    int
-	passing bool
+	// next is the part whose result is passed on next. passing reports whether a goroutine passes
+	// results on.
+	next            int
+	passing, failed bool
+}
+
+// begin waits until the part may begin, and reports whether no other part has failed. The part that
+// is to be passed on next never waits.
+func (r *orderedResults) begin(part int) bool {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	for part >= r.next+r.most && !r.failed {
+		r.changed.Wait()
+	}
+	return !r.failed
+}
+
+func (r *orderedResults) fail() {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	r.failed = true
+	r.changed.Broadcast()
 }
 
 // done passes on the result of a part as soon as those of all lower parts were passed on: in this
 // call, or in one of another part.
-func (o *inOrder) done(part int, pass func() error) error {
-	o.mutex.Lock()
-	defer o.mutex.Unlock()
-	if o.waiting == nil {
-		o.waiting = make(map[int]func() error)
-	}
-	o.waiting[part] = pass
-	if o.passing {
+func (r *orderedResults) done(part int, pass func() error) error {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	r.waiting[part] = pass
+	if r.passing {
 		return nil
 	}
-	o.passing = true
-	defer func() { o.passing = false }()
-	for pass := o.waiting[o.next]; pass != nil; pass = o.waiting[o.next] {
-		delete(o.waiting, o.next)
-		o.next++
-		o.mutex.Unlock()
-		err := pass()
-		o.mutex.Lock()
-		if err != nil {
-			return err
+	r.passing = true
+	for pass := r.waiting[r.next]; pass != nil && !r.failed; pass = r.waiting[r.next] {
+		delete(r.waiting, r.next)
+		if err := r.unlocked(pass); err != nil {
+			return err // passing stays set: nothing is passed on any more
 		}
+		r.next++
+		r.changed.Broadcast()
 	}
+	r.passing = false
 	return nil
+}
+
+// unlocked calls pass without the mutex, which is held again afterwards, also after a panic.
+func (r *orderedResults) unlocked(pass func() error) error {
+	r.mutex.Unlock()
+	defer r.mutex.Lock()
+	return pass()
 }

@@ -13,6 +13,7 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -24,6 +25,17 @@ var loaded = []string{bucketPolicy, bucketWorkspaces, bucketMembers, bucketHeads
 
 // Load implements storage.Store.
 func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
+	return s.load(ctx, nil, func(tx *bolt.Tx, known *damage) error { return load(ctx, tx, known, visit) })
+}
+
+// LoadViews implements storage.ViewLoader.
+func (s *Store) LoadViews(ctx context.Context, expect func(storage.Expected), visit func(storage.Item) error) (storage.Position, error) {
+	return s.load(ctx, expect, func(tx *bolt.Tx, known *damage) error { return loadViews(ctx, tx, known, visit) })
+}
+
+// load runs use in a read transaction for a Load. known is what is wrong with the file, and expect,
+// which may be nil, is told what will be visited.
+func (s *Store) load(ctx context.Context, expect func(storage.Expected), use func(tx *bolt.Tx, known *damage) error) (storage.Position, error) {
 	if err := ctx.Err(); err != nil {
 		return storage.Position{}, err
 	}
@@ -46,7 +58,10 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 			}
 			known = verified.index.damage
 		}
-		return load(ctx, tx, known, visit)
+		if expect != nil {
+			expect(storage.Expected{Keys: verified.keyCount, IDs: from.ids})
+		}
+		return use(tx, known)
 	})
 	if err == nil {
 		s.loaded(from)
@@ -57,7 +72,12 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 // load visits every record that the projection needs. Records that are known to be wrong
 // are visited as damaged.
 func load(ctx context.Context, tx *bolt.Tx, known *damage, visit func(storage.Item) error) error {
-	for _, bucket := range loaded {
+	return loadBuckets(ctx, tx, known, loaded, visit)
+}
+
+// loadBuckets is load for some of the buckets.
+func loadBuckets(ctx context.Context, tx *bolt.Tx, known *damage, some []string, visit func(storage.Item) error) error {
+	for _, bucket := range some {
 		if err := known.visitAbsent(bucket, visit); err != nil {
 			return err
 		}
@@ -295,7 +315,9 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 			err := allKeys(ctx, cursor, before, add)
 			return seen, err
 		}
+		work := giveway.From(ctx)
 		for _, slot := range slots {
+			work.GiveWay() // no lock is held in a transaction that reads
 			record := &storagev1.KeyRecord{}
 			value, err := keyAt(cursor, slot, record)
 			if err != nil {
@@ -317,6 +339,7 @@ func (s *Store) ListKeys(ctx context.Context, query storage.Query) (storage.KeyP
 // allKeys passes the keys of all workspaces to add, from the slot below before downwards,
 // until add returns false.
 func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*storagev1.KeyRecord, int64, []byte) bool) error {
+	work := giveway.From(ctx)
 	var value []byte
 	name, _ := cursor.Seek([]byte(number(before)))
 	if name == nil {
@@ -328,6 +351,7 @@ func allKeys(ctx context.Context, cursor *bolt.Cursor, before int64, add func(*s
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		work.GiveWay()
 		record := &storagev1.KeyRecord{}
 		if err := decodeKey(name, value, record); err != nil {
 			return err

@@ -17,8 +17,8 @@ type nameRange struct{ low, high []byte }
 
 // Bounds of the parts of a bucket that are read at a time.
 const (
-	partNames = 4096
-	maxParts  = 4096
+	partNames = 1024
+	maxParts  = 16384
 )
 
 // numberRanges divides a bucket whose names begin with numbers. Numbers are given out one after the
@@ -149,18 +149,14 @@ func (o *opened) readKeys(tx *bolt.Tx) error {
 	ranges := numberRanges(tx.Bucket([]byte(bucketKeys)))
 	readers := make([]*keyReader, workerCount())
 	strays := make([][]strayKey, len(ranges))
-	var order inOrder
 	// 1. Read ranges on all processors, and add them to the index in the order of the slots.
-	err := inParallel(len(ranges), func(worker, part int) error {
+	err := inOrder(len(ranges), func(worker, part int) (func() error, error) {
 		if readers[worker] == nil {
 			readers[worker] = newKeyReader(o.index)
 		}
 		read, apart, err := readers[worker].read(tx.Bucket([]byte(bucketKeys)), ranges[part])
-		if err != nil {
-			return err
-		}
 		strays[part] = apart
-		return order.done(part, func() error { return o.addKeys(read) })
+		return func() error { return o.addKeys(read) }, err
 	})
 	if err != nil {
 		return err

@@ -20,7 +20,7 @@ import (
 )
 
 func main() {
-	client, err := keyclient.New(os.Args[1], keyclient.Config{AllowPlaintext: true, NearCache: os.Args[2] == "near", ValidationTimeout: 20 * time.Second})
+	client, err := keyclient.New(os.Args[1], keyclient.Config{AllowPlaintext: true, WithoutNearCache: os.Args[2] != "near", ValidationTimeout: 20 * time.Second})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
