@@ -25,16 +25,17 @@ import (
 // hitsMethod is the method of the service whose requests are answered from memory.
 const hitsMethod = "/test.v1.Signatures/Get"
 
-// clientConfig returns the configuration of a keyclient that merges calls, or does not.
+// clientConfig returns the configuration of a keyclient that merges calls, or does not, and answers
+// nothing from memory.
 func clientConfig(merging bool) keyclient.Config {
-	return keyclient.Config{SeparateCalls: !merging}
+	return keyclient.Config{SeparateCalls: !merging, WithoutNearCache: true}
 }
 
 // hits lets goroutines pass requests through the interceptor of a service, from incoming metadata
 // to the principal in the context, and answers from the near-cache. Callers is the number of
 // goroutines, and Batch that of different tokens.
 func (g *generator) hits(next order) (outcome, error) {
-	client, err := g.client(next, orderHits, keyclient.Config{NearCache: true})
+	client, err := g.client(next, orderHits, keyclient.Config{})
 	if err != nil {
 		return outcome{}, err
 	}
@@ -129,7 +130,7 @@ func hash(duration time.Duration) outcome {
 // lease creates a key, lets a near-cache validate it all the time, and revokes it. The outcome's Max
 // is when the last validation began that was ALLOWED, after the acknowledgement of the revoke.
 func (g *generator) lease(next order) (outcome, error) {
-	client, err := g.client(next, orderHits, keyclient.Config{NearCache: true})
+	client, err := g.client(next, orderHits, keyclient.Config{})
 	if err != nil {
 		return outcome{}, err
 	}
