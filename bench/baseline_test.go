@@ -77,8 +77,8 @@ func (c constant) ValidateKey(context.Context, *keysvcv1.ValidateKeyRequest) (*k
 }
 
 // tunedOptions is every tuning that grpc-go offers a server whose answer is known: workers instead of
-// a goroutine for each call, one write buffer for many connections, and a codec that neither decodes
-// nor encodes. tunedEnvironment is the rest.
+// a goroutine for each call, and a codec that neither decodes nor encodes. tunedEnvironment is the
+// rest.
 func tunedOptions(t *testing.T, answer *keysvcv1.ValidateKeyResponse) []grpc.ServerOption {
 	t.Helper()
 	encoded, err := encoding.GetCodecV2(proto.Name).Marshal(answer)
@@ -86,7 +86,7 @@ func tunedOptions(t *testing.T, answer *keysvcv1.ValidateKeyResponse) []grpc.Ser
 		t.Fatal(err)
 	}
 	return []grpc.ServerOption{
-		grpc.NumStreamWorkers(64), grpc.SharedWriteBuffer(true), grpc.ForceServerCodecV2(fixed{encoded.Materialize()}),
+		grpc.NumStreamWorkers(64), grpc.ForceServerCodecV2(fixed{encoded.Materialize()}),
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -27,6 +28,9 @@ import (
 
 // generatorVariable makes TestProcessGenerator generate load. It is the folder of the certificates.
 const generatorVariable = "KEYSVC_BENCH_GENERATOR"
+
+// patience is how long to wait on a machine that has stalled. Nothing is judged by it.
+const patience = time.Minute
 
 // tokens is how many different tokens are asked about, at every size.
 const tokens = 1_000
@@ -64,7 +68,8 @@ type order struct {
 	Keys int
 	// Callers are that many callers of a closed loop, or the most calls at a time in an open loop.
 	Callers int
-	// Rate is the calls a second of an open loop; 0 for a closed loop.
+	// Rate is the calls a second of an open loop; 0 for a closed loop. An open loop of ValidateKey has
+	// openConnections, as many services would; everything else has one connection.
 	Rate float64
 	// Time is how long to do it.
 	Time time.Duration
@@ -123,8 +128,11 @@ type generator struct {
 	connections map[string]*grpc.ClientConn
 	clients     map[string]*keyclient.Client
 	questions   map[int][]*keysvcv1.ValidateKeyRequest
-	// stop ends what is done beside, and besideFailed is its first error.
+	// stop ends what is done beside, since began. changed counts changes and revokes, and besideFailed
+	// is the first error.
 	stop         func()
+	began        time.Time
+	changed      atomic.Int64
 	besideFailed atomic.Pointer[error]
 	// revocable are keys to revoke.
 	revocable []*keysvcv1.RevokeKeyRequest
@@ -160,19 +168,27 @@ func (g *generator) do(next order) (outcome, error) {
 		g.beside(next)
 		return outcome{}, nil
 	case orderStop:
+		calls, seconds := g.changed.Load(), time.Since(g.began).Seconds()
 		g.stop()
 		g.stop = func() {}
 		if failed := g.besideFailed.Load(); failed != nil {
 			return outcome{}, *failed
 		}
-		return outcome{}, nil
+		return outcome{Calls: calls, Seconds: seconds}, nil
 	}
 	return outcome{}, fmt.Errorf("unknown kind of order: %q", next.Kind)
 }
 
-// connection returns the one connection to an address.
-func (g *generator) connection(next order) *grpc.ClientConn {
-	if connection := g.connections[next.Address]; connection != nil {
+// connection returns the connection to an address.
+func (g *generator) connection(next order) *grpc.ClientConn { return g.connectionOf(next, 0) }
+
+// openConnections is over how many connections an open loop asks.
+const openConnections = 4
+
+// connectionOf returns the connection with a number to an address.
+func (g *generator) connectionOf(next order, number int) *grpc.ClientConn {
+	name := fmt.Sprint(number, " ", next.Address)
+	if connection := g.connections[name]; connection != nil {
 		return connection
 	}
 	over := insecure.NewCredentials()
@@ -183,7 +199,7 @@ func (g *generator) connection(next order) *grpc.ClientConn {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	g.connections[next.Address] = connection
+	g.connections[name] = connection
 	return connection
 }
 
@@ -221,9 +237,12 @@ func (g *generator) call(next order) (func(ctx context.Context, number int) erro
 	}
 	switch next.Method {
 	case methodValidate:
-		client := keysvcv1.NewValidationServiceClient(g.connection(next))
+		clients := []keysvcv1.ValidationServiceClient{keysvcv1.NewValidationServiceClient(g.connection(next))}
+		for next.Rate > 0 && len(clients) < openConnections {
+			clients = append(clients, keysvcv1.NewValidationServiceClient(g.connectionOf(next, len(clients))))
+		}
 		return func(ctx context.Context, number int) error {
-			answer, err := client.ValidateKey(ctx, asked[number%len(asked)])
+			answer, err := clients[number%len(clients)].ValidateKey(ctx, asked[number%len(asked)])
 			return allowed(answer, err)
 		}, nil
 	case methodBatch:
@@ -296,7 +315,7 @@ func (g *generator) client(next order, kind string, config keyclient.Config) (*k
 	if known := g.clients[name]; known != nil {
 		return known, nil
 	}
-	config.AllowPlaintext = true
+	config.AllowPlaintext, config.ValidationTimeout = true, patience
 	client, err := keyclient.New(next.Address, config)
 	if err != nil {
 		return nil, err
@@ -339,12 +358,17 @@ func (g *generator) connect(next order) {
 	if next.Method == methodClient || next.Method == methodMerged {
 		return
 	}
-	connection := g.connection(next)
-	connection.Connect()
-	ctx, cancel := context.WithTimeout(g.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(g.t.Context(), patience)
 	defer cancel()
-	for state := connection.GetState(); state.String() != "READY" && connection.WaitForStateChange(ctx, state); state = connection.GetState() {
+	for number := range openConnections {
+		connection := g.connectionOf(next, number)
 		connection.Connect()
+		for state := connection.GetState(); state != connectivity.Ready && connection.WaitForStateChange(ctx, state); state = connection.GetState() {
+			connection.Connect()
+		}
+		if next.Rate == 0 {
+			return
+		}
 	}
 }
 
@@ -487,6 +511,8 @@ func raiseLimit(ctx context.Context, policies keysvcv1.PolicyServiceClient) erro
 // beside begins other work, which goes on until stop.
 func (g *generator) beside(next order) {
 	ctx, cancel := context.WithCancel(g.t.Context())
+	g.began = time.Now()
+	g.changed.Store(0)
 	connection := g.connection(next)
 	members, policies := keysvcv1.NewMemberServiceClient(connection), keysvcv1.NewPolicyServiceClient(connection)
 	keys := keysvcv1.NewKeyServiceClient(connection)
@@ -516,6 +542,7 @@ func (g *generator) beside(next order) {
 		work(func() error {
 			return paced(ctx, next.Changes, 1, func(number int) error {
 				_, err := members.PutMember(ctx, newMember(0, []string{"manager", "admin"}[number%2]))
+				g.changed.Add(1)
 				return err
 			})
 		})
@@ -528,6 +555,7 @@ func (g *generator) beside(next order) {
 					return nil
 				}
 				_, err := keys.RevokeKey(ctx, revocable[number])
+				g.changed.Add(1)
 				return err
 			})
 		})

@@ -25,16 +25,17 @@ import (
 // hitsMethod is the method of the service whose requests are answered from memory.
 const hitsMethod = "/test.v1.Signatures/Get"
 
-// clientConfig returns the configuration of a keyclient that merges calls, or does not.
+// clientConfig returns the configuration of a keyclient that merges calls, or does not, and answers
+// nothing from memory.
 func clientConfig(merging bool) keyclient.Config {
-	return keyclient.Config{SeparateCalls: !merging}
+	return keyclient.Config{SeparateCalls: !merging, WithoutNearCache: true}
 }
 
 // hits lets goroutines pass requests through the interceptor of a service, from incoming metadata
 // to the principal in the context, and answers from the near-cache. Callers is the number of
 // goroutines, and Batch that of different tokens.
 func (g *generator) hits(next order) (outcome, error) {
-	client, err := g.client(next, orderHits, keyclient.Config{NearCache: true})
+	client, err := g.client(next, orderHits, keyclient.Config{})
 	if err != nil {
 		return outcome{}, err
 	}
@@ -56,7 +57,7 @@ func (g *generator) hits(next order) (outcome, error) {
 		return nil, nil // the result is not used
 	}
 	// All of them are in memory before time is measured: ask until a round has no miss.
-	for misses, deadline := int64(-1), time.Now().Add(10*time.Second); misses != client.NearCache().Misses; {
+	for misses, deadline := int64(-1), time.Now().Add(patience); misses != client.NearCache().Misses; {
 		misses = client.NearCache().Misses
 		for _, request := range requests {
 			if _, err := intercept(request, nil, info, handler); err != nil {
@@ -129,7 +130,7 @@ func hash(duration time.Duration) outcome {
 // lease creates a key, lets a near-cache validate it all the time, and revokes it. The outcome's Max
 // is when the last validation began that was ALLOWED, after the acknowledgement of the revoke.
 func (g *generator) lease(next order) (outcome, error) {
-	client, err := g.client(next, orderHits, keyclient.Config{NearCache: true})
+	client, err := g.client(next, orderHits, keyclient.Config{})
 	if err != nil {
 		return outcome{}, err
 	}
@@ -158,10 +159,10 @@ func (g *generator) lease(next order) (outcome, error) {
 	})
 	select {
 	case <-warm:
-	case <-time.After(10 * time.Second):
+	case <-time.After(patience):
 		stop()
 		working.Wait()
-		return outcome{}, errors.New("a key was not validated for ten seconds")
+		return outcome{}, errors.New("a near-cache does not validate a key")
 	}
 	if _, err := keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: made.GetKey().GetWorkspaceId(), KeyId: made.GetKey().GetKeyId()}); err != nil {
 		return outcome{}, err

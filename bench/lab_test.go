@@ -18,6 +18,10 @@ import (
 // The transports.
 const overTCP, overTLS, overUnix = "tcp", "tls", "unix"
 
+// The load generators: one that measures, one for what is done beside, which has a low priority, and
+// one that revokes keys.
+const callsGenerator, besideGenerator, revokesGenerator = "calls", "beside", "revokes"
+
 // lab has the processes of TestBench, and starts them when they are needed first.
 type lab struct {
 	t *testing.T
@@ -96,6 +100,9 @@ func (l *lab) generator(name string) *worker {
 		return known
 	}
 	l.generators[name] = startProcess(l.t, "TestProcessGenerator", generatorVariable+"="+l.certificates)
+	if name == besideGenerator { // its own work is not what is measured
+		lowerPriority(l.t, l.generators[name].Cmd)
+	}
 	return l.generators[name]
 }
 

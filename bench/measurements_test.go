@@ -83,7 +83,7 @@ func (b *bench) calls(server *target, over string, callers int, next order) func
 	next.Kind, next.Address, next.Secured, next.Server, next.Keys, next.Callers = orderCalls, server.addresses[over], over == overTLS, server.Process.Pid, server.keys, callers
 	return func(duration time.Duration) outcome {
 		next.Time = duration
-		return b.lab.order("calls", next)
+		return b.lab.order(callsGenerator, next)
 	}
 }
 
@@ -188,7 +188,7 @@ func (b *bench) start(keys int) {
 	var took, hashes, resident, anonymous []float64
 	starts := min(4, 2+int(b.time/time.Second))
 	for len(took) < starts {
-		hashed := b.lab.order("calls", order{Kind: orderHash, Time: 100 * time.Millisecond})
+		hashed := b.lab.order(callsGenerator, order{Kind: orderHash, Time: 100 * time.Millisecond})
 		started := b.lab.serve(name, b.lab.store(keys), false)
 		started.keys = b.lab.scale(keys)
 		took, hashes = append(took, started.ready.Seconds()), append(hashes, hashed.Seconds/float64(hashed.Calls)*1e7)

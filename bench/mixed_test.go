@@ -14,7 +14,7 @@ const mixedShare, halfShare = 0.3, 0.5
 const openSlice = 1500 * time.Millisecond
 
 // openCallers is the most calls at a time of an open loop. The rest wait, and their time counts.
-const openCallers = 1_000
+const openCallers = 512
 
 // capacity returns how many validations a second a server does at most.
 func (b *bench) capacity(server *target) float64 {
@@ -68,10 +68,10 @@ func (b *bench) mixed(work string) {
 	if work == "changes" || work == "all" {
 		beside.Changes = 100
 	}
-	b.lab.order("beside", order{Kind: orderMade, Address: beside.Address, Workspaces: 1})
+	b.lab.order(besideGenerator, order{Kind: orderMade, Address: beside.Address, Workspaces: 1})
 	under, over := b.pairs(openSlice, alone, func(duration time.Duration) outcome {
-		b.lab.order("beside", beside)
-		defer b.lab.order("beside", order{Kind: orderStop})
+		b.lab.order(besideGenerator, beside)
+		defer b.lab.order(besideGenerator, order{Kind: orderStop})
 		return alone(duration)
 	})
 	b.addOpen("alone", under, over)
@@ -87,12 +87,12 @@ func (b *bench) hits(goroutines, count int) {
 }
 
 func (b *bench) hash(duration time.Duration) outcome {
-	return b.lab.order("calls", order{Kind: orderHash, Time: duration})
+	return b.lab.order(callsGenerator, order{Kind: orderHash, Time: duration})
 }
 
 func (b *bench) hitting(server *target, goroutines, count int) func(time.Duration) outcome {
 	return func(duration time.Duration) outcome {
-		return b.lab.order("calls", order{Kind: orderHits, Address: server.addresses[overTCP], Callers: goroutines, Batch: count, Time: duration})
+		return b.lab.order(callsGenerator, order{Kind: orderHits, Address: server.addresses[overTCP], Callers: goroutines, Batch: count, Time: duration})
 	}
 }
 
@@ -102,18 +102,19 @@ func (b *bench) hitsBesideRevokes() {
 	server, rate := b.lab.keysvc(small, false), 1_000.0
 	alone := b.hitting(server, processors(), tokens)
 	address := server.addresses[overTCP]
-	var lasts []float64
+	var lasts, revokes []float64
 	under, over := b.pairs(time.Second, alone, func(duration time.Duration) outcome {
-		b.lab.order("beside", order{Kind: orderMade, Address: address, Workspaces: 64, Revokes: rate, Time: 2 * duration})
-		b.lab.order("beside", order{Kind: orderBeside, Address: address, Revokes: rate})
+		b.lab.order(revokesGenerator, order{Kind: orderMade, Address: address, Workspaces: 64, Revokes: rate, Time: 2 * duration})
+		b.lab.order(revokesGenerator, order{Kind: orderBeside, Address: address, Revokes: rate})
 		measured := alone(duration)
-		last := b.lab.order("calls", order{Kind: orderLeases, Address: address, Time: min(duration, 300*time.Millisecond)})
-		b.lab.order("beside", order{Kind: orderStop})
-		lasts = append(lasts, float64(last.Max.Microseconds())/1e3)
+		last := b.lab.order(callsGenerator, order{Kind: orderLeases, Address: address, Time: min(duration, 300*time.Millisecond)})
+		revoked := b.lab.order(revokesGenerator, order{Kind: orderStop})
+		lasts, revokes = append(lasts, float64(last.Max.Microseconds())/1e3), append(revokes, float64(revoked.Calls)/revoked.Seconds)
 		return measured
 	})
 	rates := func(o outcome) float64 { return float64(o.Calls) / o.Seconds }
 	b.add("decisions", "a second", values(over, rates, 1), "without changes", values(under, rates, 1))
+	b.add("revokes", "a second", revokes, "", nil)
 	b.add("last accepted after a revoke", "ms", lasts, "", nil)
 }
 
@@ -122,7 +123,7 @@ func (b *bench) hitsBesideRevokes() {
 func (b *bench) changes(callers, workspaces int) {
 	server := b.lab.keysvc(0, false)
 	address := server.addresses[overTCP]
-	b.lab.order("calls", order{Kind: orderMade, Address: address, Workspaces: workspaces})
+	b.lab.order(callsGenerator, order{Kind: orderMade, Address: address, Workspaces: workspaces})
 	under, over := b.pairs(500*time.Millisecond, b.sync, b.calls(server, overTCP, callers, order{Method: methodCreate, Workspaces: workspaces}))
 	b.compare("fdatasync of 4 KiB", under, over, 1)
 }
@@ -134,7 +135,7 @@ func (b *bench) sink() {
 	sunk := b.lab.serve(name, fmt.Sprint(b.lab.work, "/sunk"), false, "--init", "--audit-sink", fmt.Sprint(b.lab.work, "/audit.jsonl"))
 	defer b.lab.stop(name)
 	for _, server := range []*target{plain, sunk} {
-		b.lab.order("calls", order{Kind: orderMade, Address: server.addresses[overTCP], Workspaces: 64})
+		b.lab.order(callsGenerator, order{Kind: orderMade, Address: server.addresses[overTCP], Workspaces: 64})
 	}
 	create := order{Method: methodCreate, Workspaces: 64}
 	under, over := b.pairs(500*time.Millisecond, b.calls(plain, overTCP, 64, create), b.calls(sunk, overTCP, 64, create))
