@@ -345,7 +345,7 @@ func (s *mapState) fill(key *decide.Key, record *storagev1.KeyRecord, workspace 
 		}
 		key.Secrets[index] = decide.Secret{
 			Hash: token.Hash{
-				Scheme: token.Scheme(secret.GetScheme()), //nolint:gosec // G115: checked above
+				Scheme: token.Scheme(secret.GetScheme()),
 				Sum:    [32]byte(secret.GetHash()),
 			},
 			End: mapEnd(secret),
