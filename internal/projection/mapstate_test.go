@@ -160,12 +160,6 @@ func (s *mapState) apply(change *storage.Committed) {
 	s.revision = change.Revision
 }
 
-// add is put, as a visitor of Load.
-func (s *mapState) add(item storage.Item) error {
-	s.put(item)
-	return nil
-}
-
 // put stores one record in the mapState.
 func (s *mapState) put(item storage.Item) {
 	switch {
