@@ -65,12 +65,12 @@ func slotsFor(count int) []uint32 {
 
 // tagged returns a number with the bits of its hash.
 func tagged(hash uint64, number uint32) uint32 {
-	return number | uint32(hash>>32)<<numberBits //nolint:gosec // G115: the low bits are meant
+	return number | uint32(hash>>32)<<numberBits
 }
 
 // home returns where a hash belongs in a table.
 func home(hash uint64, slots []uint32) int {
-	return int(hash & 0xffffffff * uint64(len(slots)) >> 32) //nolint:gosec // G115: below len(slots)
+	return int(hash & 0xffffffff * uint64(len(slots)) >> 32)
 }
 
 // Find returns the number with this hash for which is returns true, or 0.

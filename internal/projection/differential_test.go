@@ -574,6 +574,7 @@ func (d *difference) checkSizes() {
 	names := make(map[uint32]uint32)
 	members := 0
 	for _, of := range s.numbered[1:] {
+		d.equal("revoked keys of "+of.id, of.revoked, d.maps.workspace(of.id).revoked)
 		for _, number := range of.members.numbers {
 			lives[number] += 0
 			members++

@@ -26,8 +26,8 @@ func newInterned[Value any]() *interned[Value] {
 }
 
 // hold returns the number of the value of a text, to which one more record refers from now on. If
-// the value is new, it is what make returns.
-func (i *interned[Value]) hold(text []byte, make func() Value) uint32 {
+// the value is new, it is what value returns.
+func (i *interned[Value]) hold(text []byte, value func() Value) uint32 {
 	if len(text) == 0 {
 		return 0
 	}
@@ -35,18 +35,10 @@ func (i *interned[Value]) hold(text []byte, make func() Value) uint32 {
 	number := i.index.Find(hash, func(number uint32) bool { return i.entries.At(number).text == string(text) })
 	if number == 0 {
 		number = i.entries.Add()
-		*i.entries.At(number) = internedEntry[Value]{text: string(text), value: make()}
+		*i.entries.At(number) = internedEntry[Value]{text: string(text), value: value()}
 		i.index.Insert(hash, number, i.hashOf)
 	}
 	i.entries.At(number).count++
-	return number
-}
-
-// again makes one more record refer to a number.
-func (i *interned[Value]) again(number uint32) uint32 {
-	if number != 0 {
-		i.entries.At(number).count++
-	}
 	return number
 }
 

@@ -212,7 +212,6 @@ func (s *state) scopeSet(names [][]byte) uint32 {
 
 // networkSet returns the number of a set of networks, and reports whether all of them are sound.
 func (s *state) networkSet(cidrs [][]byte) (number uint32, isSound bool) {
-	isSound = true
 	number = s.networks.hold(s.join(cidrs), func() []netip.Prefix {
 		prefixes := make([]netip.Prefix, len(cidrs))
 		for index, cidr := range cidrs {
@@ -268,7 +267,7 @@ func (s *state) expireOf(key *record) int64 {
 	if key.ends&flagExact != 0 {
 		return s.times.At(s.rareOf(key).times).expire
 	}
-	return int64(key.ends&expireMask) * int64(time.Microsecond) //nolint:gosec // G115: 52 bits
+	return int64(key.ends&expireMask) * int64(time.Microsecond)
 }
 
 // problem returns the first damage that an answer about a key depends on.

@@ -160,12 +160,6 @@ func (s *mapState) apply(change *storage.Committed) {
 	s.revision = change.Revision
 }
 
-// add is put, as a visitor of Load.
-func (s *mapState) add(item storage.Item) error {
-	s.put(item)
-	return nil
-}
-
 // put stores one record in the mapState.
 func (s *mapState) put(item storage.Item) {
 	switch {
@@ -345,7 +339,7 @@ func (s *mapState) fill(key *decide.Key, record *storagev1.KeyRecord, workspace 
 		}
 		key.Secrets[index] = decide.Secret{
 			Hash: token.Hash{
-				Scheme: token.Scheme(secret.GetScheme()), //nolint:gosec // G115: checked above
+				Scheme: token.Scheme(secret.GetScheme()),
 				Sum:    [32]byte(secret.GetHash()),
 			},
 			End: mapEnd(secret),

@@ -113,7 +113,7 @@ func (v *KeyView) parse(payload []byte) bool {
 	v.reset()
 	fields := fields{rest: payload}
 	for fields.next() {
-		ok := true
+		var ok bool
 		switch fields.number {
 		case 1:
 			v.KeyID, ok = fields.singleText()
@@ -150,8 +150,6 @@ func (v *KeyView) parse(payload []byte) bool {
 			v.ChangeSequence, ok = fields.singleInt64()
 		case 18: // reported
 			_, ok = fields.singleInt64()
-		default:
-			ok = false
 		}
 		if !ok {
 			return false

@@ -27,11 +27,11 @@ const (
 )
 
 // generation is that of a value of a Word.
-func generation(bits uint64) uint16 { return uint16(bits >> timeBits & generationMask) } //nolint:gosec // G115: 10 bits
+func generation(bits uint64) uint16 { return uint16(bits >> timeBits & generationMask) }
 
 // microseconds returns a time as a Word has it: a time before 1970 as 1970, one after 2112 as 2112.
 func microseconds(at time.Time) uint64 {
-	return uint64(min(max(at.UnixMicro(), 0), timeMask)) //nolint:gosec // G115: not negative
+	return uint64(min(max(at.UnixMicro(), 0), timeMask))
 }
 
 // Begin makes the word that of a new key, which was never used. A Last of the key that had the
@@ -84,7 +84,7 @@ func (w *Word) Time() time.Time {
 	if bits&used == 0 {
 		return time.Time{}
 	}
-	return time.UnixMicro(int64(bits & timeMask)).UTC() //nolint:gosec // G115: 52 bits
+	return time.UnixMicro(int64(bits & timeMask)).UTC()
 }
 
 // Follow takes over what an older word of the same key has: the last use, or else the creation.
@@ -93,7 +93,7 @@ func (w *Word) Follow(older *Word) {
 		w.Raise(at)
 		return
 	}
-	w.SetCreated(time.UnixMicro(int64(older.bits.Load() & timeMask))) //nolint:gosec // G115: 52 bits
+	w.SetCreated(time.UnixMicro(int64(older.bits.Load() & timeMask)))
 }
 
 // Take returns Time for a write, and ends that the word waits for one. A use after Take is noted
