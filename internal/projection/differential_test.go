@@ -533,7 +533,7 @@ func (d *difference) compareAll() {
 	d.equal("workspaces", slices.Sorted(slices.Values(d.Workspaces())), slices.Sorted(slices.Values(d.maps.Workspaces())))
 	roles := map[string]decide.Scopes{"owner": decide.NewScopes("emails:read"), "member": decide.NewScopes("emails:read", "emails:write")}
 	now := d.moment().AsTime()
-	narrowed, widened := d.Effect(roles, now)
+	narrowed, widened := d.Effect(context.Background(), roles, now)
 	wantNarrowed, wantWidened := d.maps.Effect(roles, now)
 	d.equal("effect", [2]int64{narrowed, widened}, [2]int64{wantNarrowed, wantWidened})
 	d.checkSizes()

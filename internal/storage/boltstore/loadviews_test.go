@@ -146,7 +146,7 @@ func damageRandomly(t *testing.T, path string, r *rand.Rand) {
 		}
 		name, other := names[r.IntN(len(names))], names[r.IntN(len(names))]
 		value := slices.Clone(bucket.Get(name))
-		switch r.IntN(6) {
+		switch r.IntN(7) {
 		case 0: // a flipped bit
 			value[r.IntN(len(value))] ^= 1 << r.IntN(8)
 			return bucket.Put(name, value)
@@ -163,6 +163,8 @@ func damageRandomly(t *testing.T, path string, r *rand.Rand) {
 				return tx.Bucket([]byte(bucketUsage)).Put([]byte(surplus), frame(bucketUsage, surplus, []byte(number(7))))
 			}
 			return nil
+		case 5: // another record of the name, with a right checksum: its name is followed by another one
+			return bucket.Put(name, frame(bucketKeys, string(name), append(slices.Clone(storage.Payload(value)), 0x3a, 1, 'n')))
 		default: // no record
 			return bucket.Put(name, frame(bucketKeys, string(name), []byte{0xff, 0x01}))
 		}
