@@ -32,13 +32,13 @@ func TestMeasureMerging(t *testing.T) {
 		rounds, slice = 12, 200*time.Millisecond
 	}
 	idle := startServer(t, emptyServer)
-	var real *worker
+	var keysvc *worker
 	if binary := os.Getenv(afterVariable); binary != "" {
-		real = startBinary(t, binary, "serve", "--dev")
+		keysvc = startBinary(t, binary, "serve", "--dev")
 	} else {
-		real = startServer(t, realServer)
+		keysvc = startServer(t, realServer)
 	}
-	tokens := mergingTokens(t, real)
+	tokens := mergingTokens(t, keysvc)
 	emptyClient, emptyRequest := keysvcv1.NewValidationServiceClient(dial(t, idle.address)), &keysvcv1.ValidateKeyRequest{
 		TokenDigest: make([]byte, 32), KeyId: "0123456789abcdef", RequiredScope: quickScope,
 	}
@@ -50,7 +50,7 @@ func TestMeasureMerging(t *testing.T) {
 		name     string
 		separate bool
 	}{{"separate", true}, {"merged", false}} {
-		client, err := keyclient.New(real.address, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true, SeparateCalls: each.separate})
+		client, err := keyclient.New(keysvc.address, keyclient.Config{WithoutNearCache: true, AllowPlaintext: true, SeparateCalls: each.separate})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -217,6 +217,13 @@ func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyau
 // metrics.
 func (c *Client) MalformedTokens() int64 { return c.wire.malformed.Load() }
 
+// Merged returns in how many calls several questions went together since New, and how many questions
+// went so. The counts are for metrics.
+func (c *Client) Merged() (calls, questions int64) {
+	counts := c.merger.Counts()
+	return counts.Batches, counts.Merged
+}
+
 // Conn returns the connection, for clients of other services of keysvc, such as grpc.health.v1.
 func (c *Client) Conn() grpc.ClientConnInterface { return c.conn }
 

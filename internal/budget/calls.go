@@ -69,6 +69,7 @@ type unaryMethod = func(service any, ctx context.Context, decode func(any) error
 
 // unary handles a unary call.
 func (g *Gate) unary(service any, stream grpc.ServerStream, work callers.Work, method unaryMethod) error {
+	growStack()
 	ctx := stream.Context()
 	transport, err := g.transportOf(ctx)
 	if err != nil {

@@ -42,7 +42,8 @@ const (
 	callGrace     = time.Minute
 	// callWorkers is how many goroutines for calls there are for each processor. A new goroutine begins
 	// with a small stack, and to let it grow in each call takes an eighth of the server's processor.
-	// Calls beyond that number, and all calls while sessions hold these goroutines, get new ones.
+	// Calls beyond that number, and all calls while sessions hold these goroutines, get new ones, whose
+	// stack the gate lets grow early.
 	callWorkers = 32
 )
 
@@ -154,7 +155,7 @@ func (c *calls) newServer(settings config.Settings, purpose config.Purpose) *grp
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: keepaliveMinimum, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
-		grpc.NumStreamWorkers(uint32(workers)), //nolint:gosec // a small number
+		grpc.NumStreamWorkers(uint32(workers)),
 	)...)
 }
 

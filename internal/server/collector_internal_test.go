@@ -21,7 +21,7 @@ func TestGarbageGathersByTheBytesWithPointers(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			percent := uint64(test.scan.percent(test.room)) //nolint:gosec // not negative
+			percent := uint64(test.scan.percent(test.room))
 			// As runtime/mgcpacer.go has it.
 			goal := max(test.scan.live+(test.scan.live+test.scan.roots)*percent/100, smallestHeap*percent/100)
 			if slack := max(test.scan.live/50, mib); goal > test.goal+slack || goal < test.goal-slack {

@@ -664,3 +664,22 @@ func TestBase62IsInOrder(t *testing.T) {
 		t.Error("want 0-9A-Za-z in this order")
 	}
 }
+
+// Outline cuts what is outlined like a token, whatever its checksum, and nothing else.
+func TestOutlineCutsHeadAndSecret(t *testing.T) {
+	text := "scribe_ksk1_9fQ2mXc7Lr0TzB4w_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefg19xh1J"
+	for _, outlined := range []string{text, text[:len(text)-1] + "x", "ab" + text[len("scribe"):]} {
+		head, secret, ok := Outline(outlined)
+		if !ok || head+secret != outlined || len(secret) != SecretText || !strings.HasSuffix(head, "_ksk1_9fQ2mXc7Lr0TzB4w_") {
+			t.Errorf("Outline(%q) = %q, %q, %t", outlined, head, secret, ok)
+		}
+	}
+	for _, other := range []string{"", "_ksk1_", text[1 : len(text)-1], text + "x", "a" + text[len("scribe"):], "longlonglonglong" + text, strings.Replace(text, "_ksk1_", "_ksk2_", 1)} {
+		if head, secret, ok := Outline(other); ok && len(head)+len(secret) != len(other) || ok && !strings.Contains(other, "_ksk1_") {
+			t.Errorf("Outline(%q) = %q, %q, %t", other, head, secret, ok)
+		}
+	}
+	if _, _, ok := Outline(text[:len(text)-1]); ok {
+		t.Error("a cut token is outlined like a token")
+	}
+}

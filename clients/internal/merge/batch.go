@@ -3,6 +3,7 @@ package merge
 import (
 	"context"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -35,6 +36,21 @@ type question struct {
 	// timer ends the wait after Config.Timeout.
 	timer *time.Timer
 }
+
+// questions are used questions, to use them again. They belong to one Merger, because the timers and
+// channels of a bubble of synctest must not leave it.
+type questions struct{ pool sync.Pool }
+
+func (q *questions) get() *question {
+	if used, ok := q.pool.Get().(*question); ok {
+		return used
+	}
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	return &question{done: make(chan struct{}, 1), timer: timer}
+}
+
+func (q *questions) put(used *question) { q.pool.Put(used) }
 
 func (q *question) finish(response *keysvcv1.ValidateKeyResponse, err error) {
 	q.response, q.err = response, err
@@ -70,7 +86,7 @@ func (m *Merger) await(ctx context.Context, asked *question, own bool) (*keysvcv
 	response, err := asked.response, asked.err
 	request, sending, deadline, again := asked.request, asked.sending, asked.deadline, asked.again
 	*asked = question{done: asked.done, timer: asked.timer}
-	m.questions.Put(asked)
+	m.questions.put(asked)
 	switch {
 	case again:
 		return m.alone(ctx, deadline, request, sending)
@@ -140,7 +156,7 @@ func (m *Merger) call(sent *batch) (responses []*keysvcv1.ValidateKeyResponse, e
 func (m *Merger) failed(sent *batch, err error) {
 	code := status.Code(err)
 	alone := len(sent.members) == 1
-	switch code { //nolint:exhaustive // the others are below
+	switch code {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.ResourceExhausted, codes.Unauthenticated, codes.PermissionDenied:
 		// The network, the load or this service's identity: each question alone would have failed
 		// in the same way, and asking it again would add to the load.

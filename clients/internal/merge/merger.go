@@ -52,7 +52,7 @@ type Config struct {
 type Merger struct {
 	config Config
 	// questions holds used *question, to use them again.
-	questions sync.Pool
+	questions questions
 	// running waits for the goroutines that send batches.
 	running sync.WaitGroup
 	// timer calls overdue.
@@ -83,11 +83,6 @@ type call struct{ began time.Time }
 // New returns a Merger. The caller closes it.
 func New(config Config) *Merger {
 	m := &Merger{config: config}
-	m.questions.New = func() any {
-		timer := time.NewTimer(time.Hour)
-		timer.Stop()
-		return &question{done: make(chan struct{}, 1), timer: timer}
-	}
 	m.timer = time.AfterFunc(time.Hour, m.overdue)
 	m.timer.Stop()
 	return m
@@ -147,7 +142,7 @@ func (m *Merger) Ask(ctx context.Context, request *keysvcv1.ValidateKeyRequest, 
 		defer m.end(begun)
 		return m.alone(ctx, deadline, request, sending)
 	}
-	asked := m.questions.Get().(*question) //nolint:forcetypeassert // New makes nothing else
+	asked := m.questions.get()
 	asked.request, asked.sending, asked.deadline, asked.size = request, sending, deadline, size
 	m.queue = append(m.queue, asked)
 	m.dispatch(now)
@@ -320,7 +315,7 @@ func (m *Merger) explain(ctx context.Context, own bool, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	switch status.Code(err) { //nolint:exhaustive // every other code is the caller's to see
+	switch status.Code(err) {
 	case codes.DeadlineExceeded:
 		// The server knows the deadline, too, and may say that it has passed before ctx does.
 		if own {

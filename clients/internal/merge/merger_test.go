@@ -324,7 +324,7 @@ func TestFailedBatches(t *testing.T) {
 					release := hold(server)
 					server.batch = func(_ context.Context, answer *keysvcv1.BatchValidateKeysResponse) error {
 						if test.item {
-							answer.Responses[0] = &keysvcv1.ValidateKeyResponse{Error: &keysvcv1.ValidationError{Code: int32(test.batch)}} //nolint:gosec // codes are small
+							answer.Responses[0] = &keysvcv1.ValidateKeyResponse{Error: &keysvcv1.ValidationError{Code: int32(test.batch)}}
 							return nil
 						}
 						return status.Error(test.batch, "no")
@@ -480,7 +480,7 @@ func randomCallers(t *testing.T, seed uint64) {
 	t.Helper()
 	server := &scripted{}
 	var mutex sync.Mutex
-	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // G404: a test
+	random := rand.New(rand.NewPCG(seed, 1))
 	draw := func(below int) int {
 		mutex.Lock()
 		defer mutex.Unlock()

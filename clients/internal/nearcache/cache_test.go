@@ -126,7 +126,7 @@ func (s *scripted) ValidateKey(ctx context.Context, request *keysvcv1.ValidateKe
 	}
 	answer := answers.GetResponses()[0]
 	if problem := answer.GetError(); problem != nil {
-		return nil, status.Error(codes.Code(problem.GetCode()), problem.GetMessage()) //nolint:gosec // G115: codes are small
+		return nil, status.Error(codes.Code(problem.GetCode()), problem.GetMessage())
 	}
 	return answer, nil
 }

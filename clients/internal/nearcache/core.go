@@ -388,7 +388,7 @@ func (c *Core) drop(change event) {
 	case keysvcv1.SyncEventKind_SYNC_EVENT_KIND_POLICY, keysvcv1.SyncEventKind_SYNC_EVENT_KIND_UNSPECIFIED,
 		keysvcv1.SyncEventKind_SYNC_EVENT_KIND_PURGE:
 	}
-	dropped := 0
+	var dropped int
 	if change.kind == keysvcv1.SyncEventKind_SYNC_EVENT_KIND_KEY && workspace != "" {
 		dropped = c.entries.dropKey(workspace, change.subject)
 	} else {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -137,8 +138,9 @@ func (s *Store) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (
 // visits the events of all workspaces until it finds one of this workspace.
 func scanAudit(ctx context.Context, cursor *bolt.Cursor, query storage.AuditQuery, start int64) (storage.AuditScan, error) {
 	var page storage.AuditScan
-	total := 0
+	total, work := 0, giveway.From(ctx)
 	for visited := 0; start > query.After; visited++ {
+		work.GiveWay()
 		name, value := atOrBefore(cursor, start)
 		if name == nil {
 			return page, nil
