@@ -151,6 +151,14 @@ func TestPlotIsWellFormedAndHasEveryBar(t *testing.T) {
 	}
 }
 
+func TestPlotsWithoutFiguresAreEmpty(t *testing.T) {
+	for name, plot := range Plots(new(Report)) {
+		if text, err := plot.SVG(); err != nil || strings.Contains(text, "NaN") || !strings.Contains(text, "nothing has been measured") {
+			t.Errorf("%s: %v\n%s", name, err, text)
+		}
+	}
+}
+
 func TestNumbersAreWrittenForPeople(t *testing.T) {
 	for value, want := range map[float64]string{
 		0: "0", 0.012345: "0.012", 0.5: "0.50", 1.234: "1.23", 12.34: "12.3", 123.4: "123", 1234.5: "1,234", 999.6: "1,000", 12345678: "12,345,678", -1234: "-1,234",

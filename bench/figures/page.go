@@ -113,7 +113,7 @@ func thousands(digits string) string {
 	return number(value)
 }
 
-// Plots returns the plots of a report, by name of the file. A plot without figures is left out.
+// Plots returns the plots of a report, by name of the file. A plot without figures is empty.
 func Plots(report *Report) map[string]Plot {
 	plots := make(map[string]Plot)
 	transports, sizes, callers := []string{"tcp", "tls", "unix"}, []string{"1000", "1000000", "10000000"}, []string{"1", "16", "64", "256"}
@@ -121,9 +121,10 @@ func Plots(report *Report) map[string]Plot {
 		plot.Series = slices.DeleteFunc(plot.Series, func(each Series) bool {
 			return !slices.ContainsFunc(each.Bars, func(bar Spread) bool { return bar.Median != 0 })
 		})
-		if len(plot.Series) > 0 {
-			plots[name] = plot
+		if len(plot.Series) == 0 {
+			plot.Unit = "nothing has been measured yet"
 		}
+		plots[name] = plot
 	}
 	find := func(measurement, name string, value func(Figure) Spread) Spread {
 		if figure := report.Find(measurement, name); figure != nil {

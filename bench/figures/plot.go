@@ -82,6 +82,9 @@ func (p Plot) lay() drawing {
 			highest = math.Max(highest, math.Max(each.High, each.Median))
 		}
 	}
+	if highest == 0 {
+		highest = 1 // nothing was measured
+	}
 	step := niceStep(highest)
 	top := step * math.Ceil(highest*1.02/step)
 	y := func(value float64) float64 { return float64(plotTop) + plotInnerHeight*(1-value/top) }
@@ -92,7 +95,7 @@ func (p Plot) lay() drawing {
 		drawn.Line = &mark{Y: y(p.Line)}
 	}
 	groupWidth := float64(plotInnerWidth) / float64(len(p.Groups))
-	barWidth := groupWidth * (1 - plotGap) / float64(len(p.Series))
+	barWidth := groupWidth * (1 - plotGap) / float64(max(1, len(p.Series)))
 	for index, name := range p.Groups {
 		drawn.Groups = append(drawn.Groups, mark{X: plotLeft + groupWidth*(float64(index)+0.5), Y: float64(plotTop + plotInnerHeight + 18), Text: name})
 	}
