@@ -417,7 +417,7 @@ func BenchmarkHit(b *testing.B) {
 
 // findToken returns the entry of a token; nil if it is not in memory.
 func (c *Core) findToken(token string) *entry {
-	if c.entries.buckets == nil {
+	if c.entries.table.Load() == nil {
 		return nil
 	}
 	known := c.identities.of(token)

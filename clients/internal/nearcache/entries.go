@@ -41,6 +41,13 @@ type entry struct {
 	sibling *entry
 }
 
+// buckets are the lists of a hash table: a power of two, and more than maxEntries. mask is their number
+// less one.
+type buckets struct {
+	first []atomic.Pointer[entry]
+	mask  uint64
+}
+
 // entries are the kept grants, in a hash table of linked lists. Find takes no lock. Changes are
 // made with the Core's mutex held, because one lock must cover dropping for an event and
 // storing an answer (C4); that leaves a cache library little to do. A goroutine that is
@@ -49,11 +56,10 @@ type entry struct {
 type entries struct {
 	// maxEntries and maxBytes bound the table.
 	maxEntries, maxBytes int
-	// buckets are a power of two, and more than maxEntries; nil before open. mask is their number
-	// less one.
-	buckets []atomic.Pointer[entry]
-	mask    uint64
-	hits    [counterCount]counter
+	// table is nil before open. A server that gives a lease before its Welcome breaks the protocol,
+	// and must find no entry.
+	table atomic.Pointer[buckets]
+	hits  [counterCount]counter
 	// workspaces holds every entry by workspace and key id, so that an event visits only what it
 	// concerns: 1,000 revokes a second would otherwise be 1,000 walks over 100,000 entries.
 	workspaces  map[string]map[string]*entry
@@ -74,20 +80,24 @@ func (e *entries) init(maxEntries, maxBytes int) {
 // open makes the table. The first Welcome calls it, before there is a lease, so a Client that never
 // asks has none.
 func (e *entries) open() {
-	if e.buckets == nil {
+	if e.table.Load() == nil {
 		size := uint64(1) << bits.Len(uint(e.maxEntries))
-		e.buckets, e.mask = make([]atomic.Pointer[entry], size), size-1
+		e.table.Store(&buckets{make([]atomic.Pointer[entry], size), size - 1})
 	}
 }
 
 // bucket returns the list of an identity. Digests are evenly spread.
-func (e *entries) bucket(known *identity) *atomic.Pointer[entry] {
-	return &e.buckets[binary.LittleEndian.Uint64(known.digest[:])&e.mask]
+func (b *buckets) bucket(known *identity) *atomic.Pointer[entry] {
+	return &b.first[binary.LittleEndian.Uint64(known.digest[:])&b.mask]
 }
 
 // find returns the entry of an identity; nil if it is not in the table.
 func (e *entries) find(known *identity) *entry {
-	found := e.bucket(known).Load()
+	table := e.table.Load()
+	if table == nil {
+		return nil
+	}
+	found := table.bucket(known).Load()
 	for found != nil && found.identity != *known {
 		found = found.next.Load()
 	}
@@ -95,8 +105,13 @@ func (e *entries) find(known *identity) *entry {
 }
 
 // put stores an entry, in place of an entry with the same identity, and evicts others to make
-// room. It reports whether the entry was stored: an entry larger than maxBytes is not stored.
+// room. It reports whether the entry was stored: an entry larger than maxBytes is not stored, nor any
+// entry before open.
 func (e *entries) put(added *entry) bool {
+	table := e.table.Load()
+	if table == nil {
+		return false
+	}
 	if before := e.find(&added.identity); before != nil {
 		e.remove(before)
 	}
@@ -106,7 +121,7 @@ func (e *entries) put(added *entry) bool {
 	for e.size >= e.maxEntries || e.bytes+added.bytes > e.maxBytes {
 		e.evict()
 	}
-	first := e.bucket(&added.identity)
+	first := table.bucket(&added.identity)
 	added.next.Store(first.Load())
 	first.Store(added)
 	of := e.workspaces[added.principal.WorkspaceID]
@@ -123,7 +138,7 @@ func (e *entries) put(added *entry) bool {
 
 // remove removes an entry.
 func (e *entries) remove(gone *entry) {
-	at := e.bucket(&gone.identity)
+	at := e.table.Load().bucket(&gone.identity)
 	for at.Load() != gone {
 		at = &at.Load().next
 	}

@@ -266,7 +266,7 @@ func (m *memberElements) hash(workspaceID, memberID string) uint64 {
 
 func (m *memberElements) hashOf(number uint32) uint64 { return m.records.At(number).hash }
 
-// find returns the number of a member's record, 0 if there is none.
+// find returns the number of a member's record, or 0.
 func (m *memberElements) find(hash uint64) uint32 {
 	return m.index.Find(hash, func(number uint32) bool { return m.hashOf(number) == hash })
 }

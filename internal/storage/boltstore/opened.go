@@ -56,7 +56,6 @@ func openFile(path string, config Config) (*opened, error) {
 		return nil, err
 	}
 	result.keyCount = checked.keyCount
-	populate(result.database, result.info.Size())
 	// 2. Read header, records and events. Nothing is written to a file of another schema.
 	err = guard(func() error { return result.database.View(result.read) })
 	// 3. Reserve disk space, before anything has to be written.
@@ -85,13 +84,7 @@ func openPages(ctx context.Context, path string, config Config) (*opened, error)
 	if err != nil {
 		return nil, err
 	}
-	err = guard(func() error {
-		mapped, unmap := mapFile(result.file, result.info.Size())
-		defer unmap()
-		result.keyCount, err = verifyMapped(ctx, result.file, mapped, result.info.Size())
-		return err
-	})
-	if err != nil {
+	if result.keyCount, err = verifyPages(ctx, result.file, result.info.Size()); err != nil {
 		_ = result.close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

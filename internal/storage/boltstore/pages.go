@@ -57,8 +57,6 @@ type pages struct {
 	ctx  context.Context //nolint:containedctx // that of one check
 	file io.ReaderAt
 	size int64
-	// mapped is the whole file, if it could be mapped; then its pages are not copied.
-	mapped []byte
 	// count is the number of pages below the high water mark.
 	count uint64
 	// free has the free pages.
@@ -82,12 +80,6 @@ func (s pageSet) add(id uint64)      { s[id/64] |= 1 << (id % 64) }
 // verifyPages checks the page structure of a file that nobody writes, and returns how many keys
 // the file has. Errors: DamagedError, the context's, and those of reading.
 func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) (keys int, err error) {
-	return verifyMapped(ctx, file, nil, fileSize)
-}
-
-// verifyMapped is verifyPages for a file that is mapped as a whole, unless mapped is nil. The caller
-// catches faults of mapped memory.
-func verifyMapped(ctx context.Context, file io.ReaderAt, mapped []byte, fileSize int64) (keys int, err error) {
 	newest, err := readMeta(file)
 	if err != nil {
 		return 0, err
@@ -95,7 +87,7 @@ func verifyMapped(ctx context.Context, file io.ReaderAt, mapped []byte, fileSize
 	if newest.highWaterMark < 4 || newest.highWaterMark > uint64(fileSize/newest.pageSize) { //nolint:gosec // sizes are positive
 		return 0, damagedPage(0, "the file is truncated: %d bytes for %d pages", fileSize, newest.highWaterMark)
 	}
-	p := &pages{ctx: ctx, file: file, mapped: mapped, size: newest.pageSize, count: newest.highWaterMark, free: newPageSet(newest.highWaterMark)}
+	p := &pages{ctx: ctx, file: file, size: newest.pageSize, count: newest.highWaterMark, free: newPageSet(newest.highWaterMark)}
 	// 1. Note the free pages.
 	top := p.newWalk()
 	top.used.add(0)
@@ -263,8 +255,8 @@ func (p *pageWalk) claim(id uint64, buffer []byte) ([]byte, error) {
 		return nil, damagedPage(id, "beyond the end")
 	}
 	offset := int64(id) * p.size //nolint:gosec // below the high water mark
-	page, err := p.readPage(id, offset, buffer)
-	if err != nil {
+	page := slices.Grow(buffer[:0], int(p.size))[:p.size]
+	if err := readFull(p.file, page, id, offset); err != nil {
 		return nil, err
 	}
 	if order.Uint64(page) != id {
@@ -280,25 +272,13 @@ func (p *pageWalk) claim(id uint64, buffer []byte) ([]byte, error) {
 		}
 		p.used.add(used)
 	}
-	switch {
-	case overflow > 0 && p.mapped != nil:
-		page = p.mapped[offset : offset+int64(overflow+1)*p.size] //nolint:gosec // within the file
-	case overflow > 0:
+	if overflow > 0 {
 		page = append(page, make([]byte, int64(overflow)*p.size)...) //nolint:gosec // within the file
 		if err := readFull(p.file, page[p.size:], id, offset+p.size); err != nil {
 			return nil, err
 		}
 	}
 	return page, nil
-}
-
-// readPage returns the first page of those that belong together, without those that it overflows to.
-func (p *pageWalk) readPage(id uint64, offset int64, buffer []byte) ([]byte, error) {
-	if p.mapped != nil {
-		return p.mapped[offset : offset+p.size : offset+p.size], nil
-	}
-	page := slices.Grow(buffer[:0], int(p.size))[:p.size]
-	return page, readFull(p.file, page, id, offset)
 }
 
 // tree checks a page and everything below it.
@@ -324,9 +304,7 @@ func (p *pageWalk) page(tree subtree) ([]subtree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.mapped == nil {
-		p.leaf = page
-	}
+	p.leaf = page
 	switch order.Uint16(page[8:]) {
 	case leafPage:
 		var roots []subtree
