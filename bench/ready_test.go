@@ -78,7 +78,7 @@ func TestMeasureReady(t *testing.T) {
 // startReady starts a binary, and returns after how long it served, and allowed a token.
 func startReady(t *testing.T, binary, folder, text string) (serving, allowed time.Duration, memory string) {
 	t.Helper()
-	command := exec.CommandContext(context.WithoutCancel(t.Context()), binary, "serve", "--dev", "--listen", "127.0.0.1:0", "--data", folder, "--log-level", "error") //nolint:gosec // the binary that is measured
+	command := exec.CommandContext(context.WithoutCancel(t.Context()), binary, "serve", "--dev", "--listen", "127.0.0.1:0", "--data", folder, "--log-level", "error")
 	command.Stderr = os.Stderr
 	stdout, err := command.StdoutPipe()
 	if err != nil {
@@ -169,7 +169,7 @@ func readyStore(t *testing.T, folder string, count int) string {
 
 // populate stores one workspace with its members and keys, and returns the token of the last key.
 func populate(store storage.Store, number, count int) (string, error) {
-	random := mathrand.NewChaCha8([32]byte{byte(number), byte(number >> 8), byte(number >> 16), 1}) //nolint:gosec // a seed
+	random := mathrand.NewChaCha8([32]byte{byte(number), byte(number >> 8), byte(number >> 16), 1})
 	workspaceID := fmt.Sprintf("workspace-%06d", number)
 	now := time.Now().UTC()
 	var head storage.Head

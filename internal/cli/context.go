@@ -62,7 +62,7 @@ func (a *app) contextListCommand() *cobra.Command {
 			return nil
 		case formatJSON, formatYAML:
 			return out.object(all.object())
-		case formatTable, formatWide:
+		case formatTable, formatWide, formatLines:
 		}
 		rows := newTable([]column{{title: "CURRENT"}, {title: "NAME"}, {title: "ADDRESS", cutTo: 12}, {title: "WORKSPACE", cutTo: 9}}, false, out.width)
 		for _, one := range all.list {

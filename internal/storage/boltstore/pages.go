@@ -119,11 +119,16 @@ func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) (keys in
 	}
 	// 4. Check that each page is used once or free. Each walk has looked at its own pages; one that
 	// two walks use shows only now.
-	walks = append(walks, top)
-	for _, walk := range walks {
+	all := append([]*pageWalk{top}, walks...)
+	for _, walk := range all {
 		keys += walk.keys
 	}
-	return keys, p.checkUse(walks)
+	return keys, p.checkUse(all)
+}
+
+// lowestBit returns the number of the lowest bit that is set; 64 if no bit is.
+func lowestBit(word uint64) uint64 {
+	return uint64(bits.TrailingZeros64(word)) //nolint:gosec // G115: at most 64
 }
 
 // checkUse checks that each page is free or used by one walk.
@@ -136,9 +141,9 @@ func (p *pages) checkUse(walks []*pageWalk) error {
 		}
 		first := uint64(index) * 64
 		if twice != 0 {
-			return damagedPage(first+uint64(bits.TrailingZeros64(twice)), "used twice, or free and used")
+			return damagedPage(first+lowestBit(twice), "used twice, or free and used")
 		}
-		if unknown := first + uint64(bits.TrailingZeros64(^once)); ^once != 0 && unknown < p.count {
+		if unknown := first + lowestBit(^once); ^once != 0 && unknown < p.count {
 			return damagedPage(unknown, "neither used nor free")
 		}
 	}
