@@ -177,7 +177,7 @@ func TestUnreadablePolicyDenies(t *testing.T) {
 	commit(t, store, workspace, workspace.PutMember("member", "admin"))
 	commit(t, store, workspace, workspace.CreateKey(storagetest.KeyID(1)))
 	p := loaded(t, store)
-	follow(t, p)
+	stop := follow(t, p)
 	change := storagetest.ApplyPolicy(head, "not a policy")
 	revision, err := store.Commit(t.Context(), change)
 	if err != nil {
@@ -195,6 +195,7 @@ func TestUnreadablePolicyDenies(t *testing.T) {
 	if _, err := p.Workspace("acme").ActivePolicy(); !errors.Is(err, storage.ErrDamaged) {
 		t.Errorf("ActivePolicy: %v", err)
 	}
+	stop() // one goroutine at a time may call Load and Follow
 	if _, err := p.Load(t.Context()); err != nil {
 		t.Errorf("loaded anew: %v: the keys must go on to be refused", err)
 	}
@@ -204,6 +205,7 @@ func TestUnreadablePolicyDenies(t *testing.T) {
 	if _, err := projection.New(store, nil).Load(t.Context()); !errors.Is(err, storage.ErrDamaged) {
 		t.Errorf("a first Load: %v", err)
 	}
+	follow(t, p)
 	head = storagetest.After(change)
 	waitFor(t, p, applyPolicy(t, store, &head, nil))
 	if found := p.Find(storagetest.KeyID(1)); found.Damaged != nil || found.Policy == nil {

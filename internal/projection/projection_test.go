@@ -53,8 +53,8 @@ func loaded(t testing.TB, store storage.Store) *projection.Projection {
 	return p
 }
 
-// follow lets a projection follow until the test ends.
-func follow(t testing.TB, p *projection.Projection) {
+// follow lets a projection follow until the test ends, or stop was called.
+func follow(t testing.TB, p *projection.Projection) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var following sync.WaitGroup
@@ -63,10 +63,12 @@ func follow(t testing.TB, p *projection.Projection) {
 			t.Errorf("Follow ended: %v", err)
 		}
 	})
-	t.Cleanup(func() {
+	stop = func() {
 		cancel()
 		following.Wait()
-	})
+	}
+	t.Cleanup(stop)
+	return stop
 }
 
 // waitFor waits until the projection shows a revision.
