@@ -61,8 +61,10 @@ type anchorWriter struct {
 	reminded time.Time
 	stopping bool
 
-	wake    chan struct{}
-	stopped chan struct{}
+	wake chan struct{}
+	// released gets a value when no group waits any more.
+	released chan struct{}
+	stopped  chan struct{}
 	// settled is closed after the first write, or the first failure.
 	settled chan struct{}
 	settle  sync.Once
@@ -101,7 +103,7 @@ type anchorWaiter struct {
 func newAnchorWriter(config Config, to target, written, wanted anchor.Mark) *anchorWriter {
 	a := &anchorWriter{
 		log: config.Log, to: to, wait: config.wait, written: written, wanted: wanted,
-		wake: make(chan struct{}, 1), stopped: make(chan struct{}), settled: make(chan struct{}),
+		wake: make(chan struct{}, 1), released: make(chan struct{}, 1), stopped: make(chan struct{}), settled: make(chan struct{}),
 	}
 	if written == wanted {
 		a.settle.Do(func() { close(a.settled) })
@@ -452,6 +454,41 @@ func (a *anchorWriter) stall(err error) {
 	a.release(func(*anchorWaiter) bool { return true }, nil)
 }
 
+// awaitWritten waits until no group waits for the target, at most for a time. It returns how many changes
+// were answered meanwhile. Only one goroutine may call it.
+func (a *anchorWriter) awaitWritten(limit time.Duration) (answered int) {
+	if a == nil || limit <= 0 {
+		return 0
+	}
+	before := a.waitingChanges()
+	if before == 0 {
+		return 0
+	}
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		waiting := a.waitingChanges()
+		if waiting == 0 {
+			return before
+		}
+		select {
+		case <-a.released:
+		case <-timer.C:
+			return before - waiting
+		}
+	}
+}
+
+// waitingChanges returns the number of changes that wait for the target.
+func (a *anchorWriter) waitingChanges() (changes int) {
+	a.mutex.Lock()
+	defer a.mutex.Unlock()
+	for _, waiter := range a.waiting {
+		changes += len(waiter.group)
+	}
+	return changes
+}
+
 // release answers the waiting groups that are chosen: with success if err is nil, or with
 // err.
 func (a *anchorWriter) release(chosen func(*anchorWaiter) bool, err error) {
@@ -466,6 +503,12 @@ func (a *anchorWriter) release(chosen func(*anchorWaiter) bool, err error) {
 	}
 	a.waiting = rest
 	a.mutex.Unlock()
+	if len(rest) == 0 {
+		select {
+		case a.released <- struct{}{}:
+		default:
+		}
+	}
 	for _, waiter := range released {
 		waiter.timer.Stop()
 		if err == nil {

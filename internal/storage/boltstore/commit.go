@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -23,6 +24,9 @@ const (
 	maxGroup = 512
 	// maxGroupBytes closes a group: once its changes have this many bytes, no other is added.
 	maxGroupBytes = 4 << 20
+	// maxGather is the max time that the committer waits for the sink before a group. It waits at most
+	// as long as the group before took.
+	maxGather = 20 * time.Millisecond
 )
 
 // Commit implements storage.Store.
@@ -75,6 +79,7 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 func (s *Store) commitLoop() {
 	defer close(s.stopped)
 	var queued []*pendingChange
+	var lasted time.Duration // the commit of the newest group
 	for {
 		if len(queued) == 0 {
 			select {
@@ -85,11 +90,41 @@ func (s *Store) commitLoop() {
 				return
 			}
 		}
-		queued = s.receive(queued)
+		queued = s.gather(queued, min(lasted, maxGather))
 		var group []*pendingChange
 		group, queued = pick(queued)
+		began := time.Now()
 		s.commitGroup(group)
+		lasted = time.Since(began)
 	}
+}
+
+// gather appends what the channel holds. If groups wait for the sink, it waits for more, because
+// each group costs three syncs however large it is: one of the sink, and two of the file.
+func (s *Store) gather(queued []*pendingChange, limit time.Duration) []*pendingChange {
+	// 1. Wait until the sink has been written: a group that began before would have to wait for the
+	// sink after its commit.
+	returning := s.sink.awaitWritten(limit)
+	queued = s.receive(queued)
+	if returning < 2 {
+		return queued
+	}
+	// 2. Wait for most of the callers that were answered now: they often make a change again at
+	// once, and the changes of several workspaces fit into one group.
+	enough := len(queued) + returning*3/4
+	timer := time.NewTimer(limit / 2)
+	defer timer.Stop()
+	for len(queued) < enough {
+		select {
+		case next := <-s.queue:
+			queued = append(queued, next)
+		case <-timer.C:
+			return queued
+		case <-s.closing:
+			return queued
+		}
+	}
+	return queued
 }
 
 // receive appends everything that the channel holds, so that many changes of one
