@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"reflect"
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -20,7 +21,9 @@ import (
 )
 
 func main() {
-	client, err := keyclient.New(os.Args[1], keyclient.Config{AllowPlaintext: true, WithoutNearCache: os.Args[2] != "near", ValidationTimeout: 20 * time.Second})
+	config := keyclient.Config{AllowPlaintext: true, ValidationTimeout: 20 * time.Second}
+	setNearCache(&config, os.Args[2] == "near")
+	client, err := keyclient.New(os.Args[1], config)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -34,4 +37,15 @@ func main() {
 		}
 		fmt.Println(answer.Decision)
 	}
+}
+
+// setNearCache turns the near-cache on or off. The field has one name in this version, and another one
+// in older versions, where the near-cache is off by default.
+func setNearCache(config *keyclient.Config, on bool) {
+	fields := reflect.ValueOf(config).Elem()
+	if field := fields.FieldByName("WithoutNearCache"); field.IsValid() {
+		field.SetBool(!on)
+		return
+	}
+	fields.FieldByName("NearCache").SetBool(on)
 }
