@@ -30,6 +30,12 @@ const (
 	// looks it must have been gone.
 	leastCrowd = 8 << 20
 	crowdLooks = 2
+	// leastBurst is how many bytes are allocated from one look to the next at least in a burst of
+	// work. A burst has ended when less than burstShare of them, a quarter, have been allocated from
+	// one look to the next for burstLooks looks.
+	leastBurst = 8 << 20
+	burstShare = 4
+	burstLooks = 3
 	// bytesPerConnection and bytesPerStream are about what each costs.
 	bytesPerConnection, bytesPerStream = 32 << 10, 14 << 10
 )
@@ -102,17 +108,30 @@ type heaps struct {
 	// been much smaller.
 	most uint64
 	gone int
+	// burst is the most that was allocated from one look to the next since memory was returned, and
+	// calm for how many looks it has been much less.
+	burst uint64
+	calm  int
 }
 
 // due reports whether it is time to collect garbage, and whether it is time to return memory as well.
 // It must be called once a second.
 func (h *heaps) due(now heap, at time.Time) (collect, release bool) {
 	// A server with something to do uses free memory again before the next collection.
-	isQuiet, spare := !h.at.IsZero() && now.allocated-h.allocated < quiet, now.idle
+	var work uint64
+	if !h.at.IsZero() {
+		work = now.allocated - h.allocated
+	}
+	isQuiet, spare := !h.at.IsZero() && work < quiet, now.idle
 	if !isQuiet {
 		spare -= min(spare, now.room)
 	}
 	h.allocated = now.allocated
+	if h.burst = max(h.burst, work); h.burst >= leastBurst && work < h.burst/burstShare {
+		h.calm++
+	} else {
+		h.calm = 0
+	}
 	if spare >= max(leastIdle, now.live/idleShare) {
 		h.idle++
 	} else {
@@ -129,10 +148,10 @@ func (h *heaps) due(now heap, at time.Time) (collect, release bool) {
 	} else {
 		h.gone = 0
 	}
-	ended := garbage && isQuiet || h.idle >= idleLooks || h.gone >= crowdLooks
+	ended := garbage && isQuiet || h.idle >= idleLooks || h.gone >= crowdLooks || h.calm >= burstLooks
 	if !ended || at.Sub(h.returned) < returnAfter {
 		return garbage, false
 	}
-	h.returned, h.idle, h.most, h.gone = at, 0, now.crowd, 0
+	h.returned, h.idle, h.most, h.gone, h.burst, h.calm = at, 0, now.crowd, 0, work, 0
 	return true, true
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -89,6 +90,38 @@ func TestMemoryIsReturnedWhenACrowdHasLeft(t *testing.T) {
 	}
 	if due != 6 { // at look 5, 8 MiB have gone; at look 2 they come back
 		t.Errorf("due at look %d", due)
+	}
+}
+
+// TestMemoryIsReturnedWhenABurstHasEnded has a load that goes on after an attack, and a runtime that
+// collects by itself.
+func TestMemoryIsReturnedWhenABurstHasEnded(t *testing.T) {
+	tests := map[string]struct {
+		work []uint64 // bytes that are allocated from one look to the next
+		due  []int
+	}{
+		"a burst in a steady load":            {[]uint64{2, 2, 30, 2, 2, 2, 2, 2, 2, 2, 2}, []int{6}},
+		"a load that falls slowly":            {[]uint64{30, 20, 10, 8, 7, 7, 7, 2}, []int{7}},
+		"bursts with short pauses":            {[]uint64{30, 2, 2, 30, 2, 2, 30, 2, 2, 30}, nil},
+		"a small burst":                       {[]uint64{1, 7, 1, 1, 1, 1, 1}, nil},
+		"a burst soon after memory came back": {[]uint64{30, 2, 2, 2, 30, 2, 2, 2, 2}, []int{4, 8}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			var seen heaps
+			var due []int
+			now := heap{live: 10 * mib}
+			for look, work := range append([]uint64{0}, test.work...) {
+				now.cycles++
+				now.allocated += work * mib
+				if _, release := seen.due(now, time.Unix(1_800_000_000+int64(look), 0)); release {
+					due = append(due, look)
+				}
+			}
+			if !slices.Equal(due, test.due) {
+				t.Errorf("due at looks %v, want %v", due, test.due)
+			}
+		})
 	}
 }
 
