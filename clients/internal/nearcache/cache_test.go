@@ -23,6 +23,7 @@ import (
 	"github.com/scribe-mail/keysvc/clients/internal/merge"
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/race"
 )
 
 // scripted is a server whose answers a test writes. Each test runs in a bubble: time passes
@@ -418,7 +419,8 @@ func TestUnknownMessagesDropEverything(t *testing.T) {
 func TestEqualQuestionsAreAskedOnceInFewCalls(t *testing.T) {
 	server := &scripted{}
 	bubble(t, server, Config{}, func(t *testing.T, cache *Cache) {
-		const askers, different = 20_000, 2_000
+		different := race.Rounds(2_000, 400)
+		askers := 10 * different
 		var asking sync.WaitGroup
 		for number := range askers {
 			asking.Go(func() { ask(t, cache, number%different) })

@@ -217,9 +217,11 @@ func TestOneFlippedByteIsRefusedOrReadsAsStored(t *testing.T) {
 	if len(records) == 0 {
 		t.Fatal("no copy of the record of a key")
 	}
-	quickly := 0
+	quickly, flipped := 0, 0
+	damaged := bytes.Clone(v.content)
 	for index, position := range append(records, positions...) {
-		damaged := bytes.Clone(v.content)
+		damaged[flipped] = v.content[flipped]
+		flipped = position
 		mask := []byte{1, 0x80, 0xff, byte(1 + random.IntN(255))}[random.IntN(4)]
 		damaged[position] ^= mask
 		// Open begins with this check, which refuses most pages. Opening the file as well would
