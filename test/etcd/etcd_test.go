@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
@@ -174,7 +175,8 @@ func TestConformance(t *testing.T) {
 // TestBoltAndEtcdAnswerAlike makes the same calls over bbolt and over etcd, and compares
 // the answers.
 func TestBoltAndEtcdAnswerAlike(t *testing.T) {
-	const seed, operations = 1, 2000
+	const seed = 1
+	operations := race.Rounds(2000, 500)
 	want := keystest.Run(t, keystest.NewBolt(t), seed, operations)
 	got := keystest.Run(t, backend{newPrefix()}, seed, operations)
 	if got != want {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -109,7 +110,7 @@ func testCloseEndsWatches(s *suite) {
 // what was acknowledged is stored, and nothing else is.
 func testCloseAnswersCommits(s *suite) {
 	const workspaces = 16
-	for round := range 3 {
+	for round := range race.Rounds(3, 1) {
 		store := s.store
 		begun := make(chan struct{}, workspaces)
 		var group sync.WaitGroup
