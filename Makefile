@@ -15,9 +15,6 @@ HOSTILETIME  ?= 60s
 HOSTILEFLAGS ?=
 TESTFLAGS ?=
 
-# How a binary is built that everybody can build again, byte by byte, with the same version of Go.
-RELEASE := env CGO_ENABLED=0 go build -trimpath -buildvcs=false
-
 # An older keysvc, for bench-quick to compare with.
 BENCH_BEFORE ?=
 
@@ -27,7 +24,7 @@ BENCH       ?=
 BENCH_TIME  ?= 13m
 BENCH_CACHE ?= .bench
 
-.PHONY: run tools test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -211,14 +208,24 @@ vulnerabilities:
 		echo "NOT CHECKED: the database of vulnerabilities cannot be reached from here"; \
 	else echo "$$output"; exit "$$status"; fi
 
-# Builds keysvc twice, in two folders and from nothing, and compares the two byte by byte.
+# Makes what a release consists of, in the folder DIST: archives with binary, manual, completions and
+# units of systemd, bills of materials, an image for containers, and checksums. tools/release is a
+# module of its own, because it brings the libraries for images.
+VERSION ?= $(shell git describe --tags --always --dirty)
+DIST    ?= dist
+packages:
+	go -C tools/release run . -source "$(CURDIR)" -output "$(abspath $(DIST))" -version "$(VERSION)" \
+		-commit "$$(git rev-parse HEAD)" -time "$$(git log -1 --format=%ct)"
+
+# Makes the packages of the last commit twice, in two folders and from nothing, and compares them byte
+# by byte.
 reproducible:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
 	for folder in one another/folder; do \
-		mkdir -p "$$tmp/$$folder"; git archive HEAD | tar -x -C "$$tmp/$$folder"; \
-		(cd "$$tmp/$$folder" && GOCACHE="$$tmp/cache/$$folder" $(RELEASE) -o "$$tmp/$$folder/keysvc" ./cmd/keysvc); \
+		git clone -q . "$$tmp/$$folder"; \
+		GOCACHE="$$tmp/cache/$$folder" $(MAKE) -s -C "$$tmp/$$folder" packages VERSION="$(VERSION)" DIST=dist; \
 	done; \
-	sha256sum "$$tmp/one/keysvc"; cmp "$$tmp/one/keysvc" "$$tmp/another/folder/keysvc"
+	cat "$$tmp/one/dist/SHA256SUMS"; diff -r "$$tmp/one/dist" "$$tmp/another/folder/dist"
 
 lint:
 	$(TOOL) buf lint
@@ -227,9 +234,11 @@ lint:
 	go mod tidy -diff
 	go -C tools mod tidy -diff
 	go -C tools/gitleaks mod tidy -diff
+	go -C tools/release mod tidy -diff
 	go -C test mod tidy -diff
 	go vet ./...
 	go -C test vet ./...
+	go -C tools/release vet ./...
 	$(TOOL) golangci-lint run ./...
 	cd test && go tool -modfile=../tools/go.mod golangci-lint run ./...
 

@@ -42,13 +42,7 @@ type Process struct {
 // Main runs one command and returns its exit status. When the context ends, the
 // command stops as soon as it can.
 func Main(ctx context.Context, process Process, hooks Hooks) int {
-	if process.Getenv == nil {
-		process.Getenv = func(string) string { return "" }
-	}
-	if process.Now == nil {
-		process.Now = time.Now
-	}
-	a := &app{Process: process, hooks: hooks, closeStderr: func() bool { return true }}
+	a := newApp(process, hooks)
 	defer func() { a.closeStderr() }()
 	err := a.run(ctx)
 	var status statusError
@@ -73,6 +67,16 @@ type app struct {
 	validates bool
 	// closeStderr flushes Stderr and reports whether everything was written.
 	closeStderr func() bool
+}
+
+func newApp(process Process, hooks Hooks) *app {
+	if process.Getenv == nil {
+		process.Getenv = func(string) string { return "" }
+	}
+	if process.Now == nil {
+		process.Now = time.Now
+	}
+	return &app{Process: process, hooks: hooks, closeStderr: func() bool { return true }}
 }
 
 // looksLikeToken finds the beginning of a token with at least one character of its secret.
@@ -100,6 +104,10 @@ func (a *app) run(ctx context.Context) error {
 }
 
 func isValidate(command *cobra.Command) bool { return command.CommandPath() == "keysvc validate" }
+
+// Root returns the command with all its subcommands, to make pages of the manual and completions of.
+// It must not be executed.
+func Root() *cobra.Command { return newApp(Process{}, Hooks{}).rootCommand() }
 
 func (a *app) rootCommand() *cobra.Command {
 	root := group(&cobra.Command{

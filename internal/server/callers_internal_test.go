@@ -99,13 +99,13 @@ func TestSocketsHaveTheModeAndGroupOfTheSettings(t *testing.T) {
 			t.Errorf("mode %o, group %d", info.Mode().Perm(), owner.Gid)
 		}
 	}
-	opened, err := listen(t.Context(), wanted, settings)
+	opened, err := listen(t.Context(), wanted, settings, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	expect(0o660, -1)
 	// While somebody listens, nobody takes the path.
-	if _, err := listen(t.Context(), wanted, settings); err == nil || !strings.Contains(err.Error(), "served by another process") {
+	if _, err := listen(t.Context(), wanted, settings, nil); err == nil || !strings.Contains(err.Error(), "served by another process") {
 		t.Errorf("a second listener: %v", err)
 	}
 	// A socket that was left behind is replaced.
@@ -117,7 +117,7 @@ func TestSocketsHaveTheModeAndGroupOfTheSettings(t *testing.T) {
 	if os.Geteuid() == 0 {
 		settings.SocketGroup = "4711"
 	}
-	if opened, err = listen(t.Context(), wanted, settings); err != nil {
+	if opened, err = listen(t.Context(), wanted, settings, nil); err != nil {
 		t.Fatal(err)
 	}
 	if os.Geteuid() == 0 {
@@ -127,7 +127,7 @@ func TestSocketsHaveTheModeAndGroupOfTheSettings(t *testing.T) {
 	}
 	_ = opened.Close()
 	settings.SocketGroup = "no-such-group"
-	if _, err := listen(t.Context(), wanted, settings); err == nil || !strings.Contains(err.Error(), "--socket-group") {
+	if _, err := listen(t.Context(), wanted, settings, nil); err == nil || !strings.Contains(err.Error(), "--socket-group") {
 		t.Errorf("an unknown group: %v", err)
 	}
 	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
@@ -138,7 +138,7 @@ func TestSocketsHaveTheModeAndGroupOfTheSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	settings.SocketGroup = ""
-	if _, err := listen(t.Context(), wanted, settings); err == nil {
+	if _, err := listen(t.Context(), wanted, settings, nil); err == nil {
 		t.Error("a file was replaced")
 	}
 }

@@ -15,18 +15,22 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/backoff"
 	"github.com/scribe-mail/keysvc/internal/config"
+	"github.com/scribe-mail/keysvc/internal/systemd"
 )
 
-// listen opens a listener. What it may serve there is for the settings to say; they are valid.
-func listen(ctx context.Context, wanted config.Listener, settings config.Settings) (net.Listener, error) {
+// listen opens a listener, or takes over the one that systemd passed for its address. What it may
+// serve there is for the settings to say; they are valid.
+func listen(ctx context.Context, wanted config.Listener, settings config.Settings, passed *systemd.Sockets) (net.Listener, error) {
 	at, err := config.ParseAddress(wanted.Address)
 	if err != nil {
 		return nil, err
 	}
-	var listener net.Listener
-	if at.Network == "unix" {
+	listener := passed.Take(at.Network, at.Target)
+	switch {
+	case listener != nil:
+	case at.Network == "unix":
 		listener, err = listenUnix(ctx, at.Target, settings)
-	} else {
+	default:
 		listener, err = (&net.ListenConfig{}).Listen(ctx, at.Network, at.Target)
 	}
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/logging"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/systemd"
 )
 
 // stopGrace is the longest time that a stop may take besides the drain. Together with the last
@@ -74,6 +75,8 @@ type process struct {
 	server   *Server
 	// openStore opens the store that is served.
 	openStore backend
+	// sockets are the listeners that systemd passed; nil before the start.
+	sockets *systemd.Sockets
 	// end ends the context of run, which starts the stop.
 	end func()
 	// opened is the store, once it is open.
@@ -93,7 +96,7 @@ func newProcess(settings config.Settings, log *slog.Logger, stdout io.Writer, en
 
 // components returns everything that the process runs, in the order of the start.
 func (p *process) components() []component {
-	list := []component{p.signals(), p.policyFile(), p.server.callersFile()}
+	list := []component{p.signals(), p.policyFile(), p.server.callersFile(), p.receivedSockets()}
 	var within []component
 	for _, each := range p.settings.AllListeners() {
 		if p.inDataFolder(each) {
@@ -105,8 +108,9 @@ func (p *process) components() []component {
 	list = append(list, p.store())
 	// The store makes the data folder.
 	list = append(list, within...)
+	list = append(list, p.noSocketsLeft())
 	list = append(list, p.server.components()...)
-	return append(list, p.greeting())
+	return append(list, p.greeting(), p.serviceManager())
 }
 
 // runBounded runs a list of components. It gives up on a stop that hangs when the context
@@ -166,7 +170,7 @@ func (p *process) listener(wanted config.Listener) component {
 	return component{
 		name: "listener " + wanted.String(),
 		start: func(ctx context.Context) error {
-			listener, err := listen(ctx, wanted, p.settings)
+			listener, err := listen(ctx, wanted, p.settings, p.sockets)
 			if err != nil {
 				return err
 			}

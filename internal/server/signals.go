@@ -9,6 +9,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/systemd"
 )
 
 // signals keeps signals that are not meant to end the process from ending it. They stay ignored
@@ -36,8 +37,10 @@ func (p *process) signals() component {
 			for {
 				select {
 				case <-hangups:
+					p.told(ctx, systemd.Reloading())
 					p.reopenSink()
 					p.reloadSettings(ctx)
+					p.told(ctx, systemd.Ready())
 				case <-ctx.Done():
 					return nil
 				}

@@ -2,15 +2,17 @@
 package version
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
 	"sync"
 )
 
-// release is the name of the release. It is set when a release is built:
-// go build -ldflags "-X github.com/scribe-mail/keysvc/internal/version.release=v1.2.3".
-var release string
+// release is the name of the release, and commit what it was built from. They are set when a release
+// is built: go build -ldflags "-X github.com/scribe-mail/keysvc/internal/version.release=v1.2.3".
+// Otherwise Go tells them.
+var release, commit string
 
 // Header is the name of the response header in which a server tells its version.
 const Header = "keysvc-version"
@@ -20,7 +22,7 @@ const Header = "keysvc-version"
 var Text = sync.OnceValue(text)
 
 func text() string {
-	name, commit, changed := release, "", ""
+	name, source, changed := release, commit, ""
 	if info, known := debug.ReadBuildInfo(); known {
 		if name == "" {
 			name = info.Main.Version
@@ -28,7 +30,7 @@ func text() string {
 		for _, setting := range info.Settings {
 			switch setting.Key {
 			case "vcs.revision":
-				commit = setting.Value
+				source = cmp.Or(source, setting.Value)
 			case "vcs.modified":
 				if setting.Value == "true" {
 					changed = " with changes"
@@ -39,8 +41,8 @@ func text() string {
 	if name == "" {
 		name = "(devel)"
 	}
-	if commit != "" {
-		commit = ", commit " + commit + changed
+	if source != "" {
+		source = ", commit " + source + changed
 	}
-	return fmt.Sprintf("%s%s, %s %s/%s", name, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return fmt.Sprintf("%s%s, %s %s/%s", name, source, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
