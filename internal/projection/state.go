@@ -2,7 +2,6 @@ package projection
 
 import (
 	"hash/maphash"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -86,10 +85,10 @@ type state struct {
 	texts   *flat.Texts
 	seed    maphash.Seed
 
-	// scopes, networks and names hold what many records have in common.
-	scopes   *interned[decide.Scopes]
-	networks *interned[[]netip.Prefix]
-	names    *interned[string]
+	// limits, scopes and names hold what many records have in common.
+	limits *interned[limits]
+	scopes *interned[decide.Scopes]
+	names  *interned[string]
 
 	// workspaces are all workspaces by id, and numbered has them by number.
 	workspaces map[string]*workspace
@@ -127,7 +126,7 @@ func newState(p *Projection, expected storage.Expected) *state {
 	s := &state{
 		projection: p, ids: expected.IDs,
 		members: flat.NewIndex(expected.Keys / 8), seed: maphash.MakeSeed(),
-		scopes: newInterned[decide.Scopes](), networks: newInterned[[]netip.Prefix](), names: newInterned[string](),
+		limits: newInterned[limits](), scopes: newInterned[decide.Scopes](), names: newInterned[string](),
 		workspaces: make(map[string]*workspace), numbered: []*workspace{nil},
 		damagedKeys: make(map[uint32]error), damagedLives: make(map[uint32]error),
 	}
