@@ -2,9 +2,9 @@ package boltstore
 
 import (
 	"cmp"
-	"encoding/binary"
 	"hash/maphash"
 	"maps"
+	"math"
 	"slices"
 
 	"github.com/scribe-mail/keysvc/internal/flat"
@@ -24,6 +24,8 @@ type fileIndex struct {
 	ids *flat.IDs
 	// keys are the keys by number.
 	keys flat.Chunks[packedKey]
+	// firstSlot is the slot of the key that was added first; 0 if there was none.
+	firstSlot int64
 	// farSlots are the slots, by number, that do not fit into a packedKey.
 	farSlots map[uint32]int64
 	// requestCounts is how many request ids a key has, by number; a key without any is not in it.
@@ -51,16 +53,18 @@ type indexedKey struct {
 	element uint64
 }
 
-// packedKey is an indexedKey in memory: 17 bytes without padding.
+// packedKey is an indexedKey in memory: 16 bytes.
 type packedKey struct {
-	slot      [5]byte
-	workspace [4]byte // its number
-	element   [8]byte
+	element uint64
+	// slot is less fileIndex.firstSlot.
+	slot      uint32
+	workspace uint32 // its number
 }
 
-// farSlot stands for a slot that does not fit: only a damaged name has one, or a store in which a
-// million keys were created each second for a fortnight.
-const farSlot = 1<<40 - 1
+// farSlot stands for a slot that does not fit into a packedKey: one more than 4,294,967,294 after
+// the first. Only a damaged name has one, or a store in which keys are created faster than memory
+// can hold them.
+const farSlot = math.MaxUint32
 
 // indexedWorkspace is what the index holds of one workspace. The empty id is the policy's.
 type indexedWorkspace struct {
@@ -121,20 +125,13 @@ func (d *fileIndex) key(keyID string) (indexedKey, bool) {
 		return indexedKey{}, false
 	}
 	packed := d.keys.At(number)
-	return indexedKey{
-		number:    number,
-		slot:      d.slot(number),
-		workspace: d.numbered[binary.LittleEndian.Uint32(packed.workspace[:])],
-		element:   binary.LittleEndian.Uint64(packed.element[:]),
-	}, true
+	return indexedKey{number: number, slot: d.slot(number), workspace: d.numbered[packed.workspace], element: packed.element}, true
 }
 
 // slot returns the slot of the key with a number.
 func (d *fileIndex) slot(number uint32) int64 {
-	var slot [8]byte
-	copy(slot[:], d.keys.At(number).slot[:])
-	if slot := int64(binary.LittleEndian.Uint64(slot[:])); slot != farSlot { //nolint:gosec // G115: five bytes
-		return slot
+	if slot := d.keys.At(number).slot; slot != farSlot {
+		return d.firstSlot + int64(slot)
 	}
 	return d.farSlots[number]
 }
@@ -146,19 +143,20 @@ func (d *fileIndex) addKey(entry *indexedWorkspace, keyID string, slot int64, el
 	if before {
 		return false
 	}
-	d.keys.Grow(number)
-	packed := d.keys.At(number)
-	var fitting [8]byte
-	binary.LittleEndian.PutUint64(fitting[:], uint64(min(slot, farSlot))) //nolint:gosec // G115: never negative
-	copy(packed.slot[:], fitting[:])
-	if slot >= farSlot {
+	if d.firstSlot == 0 {
+		d.firstSlot = slot
+	}
+	packed := packedKey{element: element, slot: farSlot, workspace: entry.number}
+	if after := slot - d.firstSlot; 0 <= after && after < farSlot {
+		packed.slot = uint32(after)
+	} else {
 		if d.farSlots == nil {
 			d.farSlots = make(map[uint32]int64)
 		}
 		d.farSlots[number] = slot
 	}
-	binary.LittleEndian.PutUint32(packed.workspace[:], entry.number)
-	binary.LittleEndian.PutUint64(packed.element[:], element)
+	d.keys.Grow(number)
+	*d.keys.At(number) = packed
 	entry.keys = append(entry.keys, number)
 	d.nextSlot = max(d.nextSlot, slot+1)
 	return true
