@@ -576,7 +576,7 @@ func (d *difference) checkSizes() {
 	members := 0
 	for _, of := range s.numbered[1:] {
 		d.equal("revoked keys of "+of.id, of.revoked, d.maps.workspace(of.id).revoked)
-		for _, number := range of.members.numbers {
+		for number := range s.lists.Backward(&of.members, func(uint32) bool { return false }) {
 			lives[number] += 0
 			members++
 		}

@@ -77,12 +77,12 @@ func (s *state) place(of *workspace, keyID []byte, known uint32, memberID, incar
 		s.clear(number)
 	} else {
 		if key.life != 0 {
-			s.workspaceOf(key).keys.remove(number)
+			s.remove(&s.workspaceOf(key).keys, number)
 			s.clear(number)
 		} else {
 			s.words.At(number).Begin(time.Unix(0, 0))
 		}
-		of.keys.add(number)
+		s.lists.Add(&of.keys, number)
 	}
 	key.life = life
 	return number
@@ -131,7 +131,7 @@ func (s *state) removeKey(keyID string) {
 	if number == 0 {
 		return
 	}
-	s.workspaceOf(s.records.At(number)).keys.remove(number)
+	s.remove(&s.workspaceOf(s.records.At(number)).keys, number)
 	s.clear(number)
 	s.ids.Release(number, flat.Projection)
 }

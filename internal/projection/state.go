@@ -97,6 +97,12 @@ type state struct {
 	// damagedKeys and damagedLives say why a record cannot be read.
 	damagedKeys, damagedLives map[uint32]error
 
+	// lists has the numbers of the lists of the workspaces. removals counts the removals from them, and
+	// walking are the walks over them.
+	lists    flat.Lists
+	removals uint64
+	walking  []*cursor
+
 	// replaced is set once another state is shown. walks is how many walks go over the state.
 	replaced atomic.Bool
 	walks    atomic.Int32
@@ -111,7 +117,7 @@ type workspace struct {
 	number  uint32
 	current *Current // nil if there is no record; replaced, never changed
 	// members are the current lives, and keys the keys.
-	members, keys list
+	members, keys flat.List
 	// revoked counts the keys that were revoked themselves.
 	revoked int
 	head    storage.Head

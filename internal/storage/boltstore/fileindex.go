@@ -1,11 +1,9 @@
 package boltstore
 
 import (
-	"cmp"
 	"hash/maphash"
 	"maps"
 	"math"
-	"slices"
 
 	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -24,6 +22,8 @@ type fileIndex struct {
 	ids *flat.IDs
 	// keys are the keys by number.
 	keys flat.Chunks[packedKey]
+	// lists has the keys of each workspace.
+	lists flat.Lists
 	// firstSlot is the slot of the key that was added first; 0 if there was none.
 	firstSlot int64
 	// farSlots are the slots, by number, that do not fit into a packedKey.
@@ -89,8 +89,8 @@ type indexedWorkspace struct {
 	damaged error
 	// tag is the tag of the stored head. It is set only while the file is being opened.
 	tag []byte
-	// keys are the numbers of the workspace's keys by ascending slot.
-	keys []uint32
+	// keys are the numbers of the workspace's keys by ascending slot, in fileIndex.lists.
+	keys flat.List
 	// requestIDs maps each used request id to the id of its key.
 	requestIDs map[string]string
 }
@@ -157,7 +157,7 @@ func (d *fileIndex) addKey(entry *indexedWorkspace, keyID string, slot int64, el
 	}
 	d.keys.Grow(number)
 	*d.keys.At(number) = packed
-	entry.keys = append(entry.keys, number)
+	d.lists.Add(&entry.keys, number)
 	d.nextSlot = max(d.nextSlot, slot+1)
 	return true
 }
@@ -175,18 +175,9 @@ func (d *fileIndex) removeKey(keyID string, requestIDs []string) {
 		}
 	}
 	d.setRequestIDs(keyID, nil)
-	keys := at.workspace.keys
-	if index, found := d.search(keys, at.slot); found {
-		at.workspace.keys = slices.Delete(keys, index, index+1)
-	}
+	d.lists.Remove(&at.workspace.keys, at.number)
 	delete(d.farSlots, at.number)
 	d.ids.Release(at.number, flat.Store)
-}
-
-// search returns the place of the first key whose slot is not below slot, and whether it has that
-// slot. The keys ascend by slot.
-func (d *fileIndex) search(keys []uint32, slot int64) (int, bool) {
-	return slices.BinarySearchFunc(keys, slot, func(number uint32, slot int64) int { return cmp.Compare(d.slot(number), slot) })
 }
 
 // setRequestIDs replaces the request ids of a key.
@@ -218,22 +209,17 @@ func (d *fileIndex) setRequestIDs(keyID string, requestIDs []string) {
 	d.requestCounts[at.number] = len(requestIDs)
 }
 
-// fit gives back the memory that the lists of keys had to spare for growing, once all keys were
-// added.
-func (d *fileIndex) fit() {
-	for _, entry := range d.numbered {
-		entry.keys = append(make([]uint32, 0, len(entry.keys)), entry.keys...)
-	}
-}
-
 // page returns up to limit+1 slots of a workspace below before, newest first. The
 // additional slot shows that there is another page.
 func (d *fileIndex) page(entry *indexedWorkspace, before int64, limit int) []int64 {
-	end, _ := d.search(entry.keys, before)
-	numbers := entry.keys[max(0, end-limit-1):end]
-	page := make([]int64, 0, len(numbers))
-	for _, number := range slices.Backward(numbers) {
-		page = append(page, d.slot(number))
+	page := make([]int64, 0, min(limit+1, entry.keys.Len()))
+	for number := range d.lists.Backward(&entry.keys, func(number uint32) bool { return d.slot(number) >= before }) {
+		if slot := d.slot(number); slot < before {
+			page = append(page, slot)
+		}
+		if len(page) > limit {
+			break
+		}
 	}
 	return page
 }

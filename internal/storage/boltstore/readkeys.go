@@ -178,7 +178,6 @@ func (o *opened) readKeys(tx *bolt.Tx) error {
 			return err
 		}
 	}
-	o.index.fit()
 	return nil
 }
 
