@@ -21,7 +21,7 @@ func (l *List) Len() int { return int(l.count) }
 // numbers do not lie far apart. The zero Lists are empty.
 //
 // A list is a chain of blocks. A block has its first number, and for each other number the
-// difference to the one before it, as a signed varint.
+// difference to the one before it, as a varint.
 type Lists struct{ blocks Arena[listBlock] }
 
 // blockBytes makes a block 64 bytes.
@@ -45,17 +45,33 @@ func (b *listBlock) numbers(to []uint32) []uint32 {
 			code, size = binary.Uvarint(b.differences[at:b.used])
 		}
 		at += size
-		number += uint32(code>>1) ^ -uint32(code&1) //nolint:gosec // G115: 33 bits, modulo 32
+		number += difference(code)
 		to = append(to, number)
 	}
 	return to
 }
 
+// Of four codes three are for differences from 0 on, and one is for those below, because most
+// differences are positive: -32 to 95 have one byte, -4,096 to 12,287 two.
+func codeOf(difference int64) uint64 {
+	if difference < 0 {
+		return uint64(-difference)*4 - 1
+	}
+	return uint64(difference)/3*4 + uint64(difference)%3
+}
+
+// difference is the inverse of codeOf, modulo 2^32.
+func difference(code uint64) uint32 {
+	if code%4 == 3 {
+		return -uint32(code/4 + 1) //nolint:gosec // G115: modulo 2^32
+	}
+	return uint32(code/4*3 + code%4) //nolint:gosec // G115: modulo 2^32
+}
+
 // add appends a number that follows another, and reports whether it fits.
 func (b *listBlock) add(number, last uint32) bool {
-	difference := int64(number) - int64(last)
 	var code [binary.MaxVarintLen64]byte
-	size := binary.PutVarint(code[:], difference)
+	size := binary.PutUvarint(code[:], codeOf(int64(number)-int64(last)))
 	if int(b.used)+size > blockBytes {
 		return false
 	}

@@ -170,7 +170,7 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 		}
 	}
 	newest := &view.Secrets[0]
-	key.sum = [32]byte(newest.Hash)
+	key.sum = [token.ShortLength]byte(newest.Hash)
 	if scheme = uint32(newest.Scheme); scheme >= wideScheme { //nolint:gosec // G115: checked above
 		scheme, more.scheme = wideScheme, uint8(newest.Scheme) //nolint:gosec // G115: checked above
 	}
@@ -187,7 +187,7 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 	// sound record has.
 	if len(view.Secrets) == 2 {
 		more.second = s.seconds.Add()
-		*s.seconds.At(more.second) = second{sum: [32]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
+		*s.seconds.At(more.second) = second{sum: [token.ShortLength]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
 		more.secondScheme = uint8(view.Secrets[1].Scheme) //nolint:gosec // G115: checked above
 	}
 	return ""
@@ -256,11 +256,11 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	key.Revoked = found.ends&flagRevoked != 0
 	key.ExpireTime = s.expireOf(found)
 	key.Secrets[0] = decide.Secret{
-		Hash: token.Hash{Scheme: token.Scheme(more.scheme), Sum: found.sum}, End: key.ExpireTime,
+		Hash: token.ShortHash{Scheme: token.Scheme(more.scheme), Sum: found.sum}, End: key.ExpireTime,
 	}
 	if more.second != 0 {
 		older := s.seconds.At(more.second)
-		key.Secrets[1] = decide.Secret{Hash: token.Hash{Scheme: token.Scheme(more.secondScheme), Sum: older.sum}, End: older.end}
+		key.Secrets[1] = decide.Secret{Hash: token.ShortHash{Scheme: token.Scheme(more.secondScheme), Sum: older.sum}, End: older.end}
 	}
 }
 
