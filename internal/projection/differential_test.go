@@ -572,7 +572,7 @@ func (d *difference) checkSizes() {
 	d.equal("sets of scopes", s.scopes.counts(), scopes)
 	d.equal("limits", s.limits.counts(), limits)
 	lives := maps.Clone(owners)
-	names := make(map[uint32]uint32)
+	names, terms := make(map[uint32]uint32), make(map[uint32]uint32)
 	members := 0
 	for _, of := range s.numbered[1:] {
 		d.equal("revoked keys of "+of.id, of.revoked, d.maps.workspace(of.id).revoked)
@@ -584,12 +584,13 @@ func (d *difference) checkSizes() {
 	for number, count := range lives {
 		life := s.lives.At(number)
 		d.equal("keys of a life", life.keys, count)
-		names[life.role]++
-		names[life.workspaceIncarnation]++
+		names[life.role()]++
+		terms[life.term]++
 	}
 	delete(names, 0)
 	d.equal("lives", s.lives.Len(), len(lives))
 	d.equal("names", s.names.counts(), names)
+	d.equal("terms", s.terms.counts(), terms)
 	if s.ids != d.shared {
 		d.equal("ids", s.ids.Len(), keys)
 	}

@@ -26,20 +26,26 @@ func newInterned[Value any]() *interned[Value] {
 }
 
 // hold returns the number of the value of a text, to which one more record refers from now on. If
-// the value is new, it is what value returns.
-func (i *interned[Value]) hold(text []byte, value func() Value) uint32 {
+// the value is new, it is what value returns, which may keep its text.
+func (i *interned[Value]) hold(text []byte, value func(text string) Value) uint32 {
 	if len(text) == 0 {
 		return 0
 	}
-	hash := maphash.Bytes(i.seed, text)
-	number := i.index.Find(hash, func(number uint32) bool { return i.entries.At(number).text == string(text) })
+	number := i.find(text)
 	if number == 0 {
 		number = i.entries.Add()
-		*i.entries.At(number) = internedEntry[Value]{text: string(text), value: value()}
-		i.index.Insert(hash, number, i.hashOf)
+		kept := string(text)
+		*i.entries.At(number) = internedEntry[Value]{text: kept, value: value(kept)}
+		i.index.Insert(i.hashOf(number), number, i.hashOf)
 	}
 	i.entries.At(number).count++
 	return number
+}
+
+// find returns the number of the value of a text; 0 if there is none.
+func (i *interned[Value]) find(text []byte) uint32 {
+	hash := maphash.Bytes(i.seed, text)
+	return i.index.Find(hash, func(number uint32) bool { return i.entries.At(number).text == string(text) })
 }
 
 // drop ends that one record refers to a number. It reports whether that was the last one, and the

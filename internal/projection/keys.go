@@ -29,7 +29,7 @@ func (s *state) has(number uint32) bool {
 
 // workspaceOf returns the workspace of a key.
 func (s *state) workspaceOf(key *record) *workspace {
-	return s.numbered[s.lives.At(key.life).workspace]
+	return s.terms.get(s.lives.At(key.life).term).workspace
 }
 
 // addKey adds or replaces a key. A malformed record is kept as damaged.
@@ -210,7 +210,7 @@ func (s *state) limitsOf(scopes, cidrs [][]byte) uint32 {
 	text := binary.AppendUvarint(s.joined[:0], uint64(len(scopes)))
 	text = join(join(text, scopes), cidrs)
 	s.joined = text
-	return s.limits.hold(text, func() limits { return s.newLimits(scopes, cidrs) })
+	return s.limits.hold(text, func(string) limits { return s.newLimits(scopes, cidrs) })
 }
 
 // dropLimits ends that a key has limits.
@@ -229,7 +229,7 @@ func join(text []byte, texts [][]byte) []byte {
 }
 
 func (s *state) newLimits(scopes, cidrs [][]byte) limits {
-	made := limits{scopes: s.scopes.hold(join(nil, scopes), func() decide.Scopes {
+	made := limits{scopes: s.scopes.hold(join(nil, scopes), func(string) decide.Scopes {
 		names := make([]string, len(scopes))
 		for index, name := range scopes {
 			names[index] = string(name)
@@ -248,9 +248,10 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	found := s.records.At(number)
 	more := s.rareOf(found)
 	life := s.lives.At(found.life)
-	key.ID, key.Workspace = keyID, s.numbered[life.workspace].id
+	during := s.terms.get(life.term)
+	key.ID, key.Workspace = keyID, during.workspace.id
 	key.Member, key.MemberIncarnation = s.textsOf(life)
-	key.WorkspaceIncarnation = s.names.get(life.workspaceIncarnation)
+	key.WorkspaceIncarnation = during.incarnation
 	its := s.limits.get(more.limits)
 	key.Scopes, key.AllowedPrefixes = s.scopes.get(its.scopes), its.networks
 	key.Revoked = found.ends&flagRevoked != 0
@@ -290,10 +291,10 @@ func (s *state) problem(number uint32) error {
 	if key.ends&flagDamaged != 0 {
 		return s.damagedKeys[number]
 	}
-	if damaged := s.workspaceOf(key).damaged; damaged != nil {
+	if damaged := s.damagedWorkspaces[s.workspaceOf(key).number]; damaged != nil {
 		return damaged
 	}
-	if present := s.presentLife(key.life); present != 0 && s.lives.At(present).flags&lifeDamaged != 0 {
+	if present := s.presentLife(key.life); present != 0 && s.lives.At(present).standing&lifeDamaged != 0 {
 		return s.damagedLives[present]
 	}
 	return nil
@@ -302,9 +303,8 @@ func (s *state) problem(number uint32) error {
 // isLive reports whether a key that is not damaged is neither revoked nor expired. Its workspace is
 // there and was not removed.
 func (s *state) isLive(key *record, now int64) bool {
-	life := s.lives.At(key.life)
-	if key.ends&flagRevoked != 0 || now >= s.expireOf(key) ||
-		s.names.get(life.workspaceIncarnation) != s.numbered[life.workspace].current.Incarnation {
+	during := s.terms.get(s.lives.At(key.life).term)
+	if key.ends&flagRevoked != 0 || now >= s.expireOf(key) || during.incarnation != during.workspace.current.Incarnation {
 		return false
 	}
 	present := s.presentLife(key.life)
@@ -313,7 +313,7 @@ func (s *state) isLive(key *record, now int64) bool {
 	}
 	// A key of a damaged member counts as live, because it may be.
 	member := s.lives.At(present)
-	return member.flags&lifeDamaged != 0 || member.flags&lifeRemoved == 0 && s.isSameMember(key.life, present)
+	return member.standing&lifeDamaged != 0 || member.standing&lifeRemoved == 0 && s.isSameMember(key.life, present)
 }
 
 // isSameMember reports whether two lives of a member have the same incarnation.
@@ -332,18 +332,18 @@ func (s *state) diedBefore(key *record, before int64) bool {
 	if key.ends&flagRevoked != 0 && s.times.At(s.rareOf(key).times).revoked < before || s.expireOf(key) < before {
 		return true
 	}
-	life := s.lives.At(key.life)
-	current := s.numbered[life.workspace].current
-	if current == nil || current.Removed || current.Incarnation != s.names.get(life.workspaceIncarnation) {
+	during := s.terms.get(s.lives.At(key.life).term)
+	current := during.workspace.current
+	if current == nil || current.Removed || current.Incarnation != during.incarnation {
 		return current != nil && current.since < before
 	}
 	present := s.presentLife(key.life)
-	if present == 0 || s.lives.At(present).flags&lifeDamaged != 0 {
+	if present == 0 || s.lives.At(present).standing&lifeDamaged != 0 {
 		return false
 	}
 	// If the member was removed and added again, only the time of the addition is known.
 	member := s.lives.At(present)
-	return (member.flags&lifeRemoved != 0 || !s.isSameMember(key.life, present)) && member.updated < before
+	return (member.standing&lifeRemoved != 0 || !s.isSameMember(key.life, present)) && member.updated < before
 }
 
 // giveUp gives back the numbers of the keys of this state that another state does not have. The

@@ -396,7 +396,7 @@ func (p *Projection) Workspace(workspaceID string) Workspace {
 	if entry := p.state.workspaces[workspaceID]; entry != nil {
 		result.Head, result.Current = entry.head, entry.current
 		result.Changed = max(entry.changed, p.state.loaded)
-		result.Damaged = errors.Join(entry.damaged, entry.damagedHead)
+		result.Damaged = errors.Join(p.state.damagedWorkspaces[entry.number], p.state.damagedHeads[entry.number])
 	}
 	return result
 }

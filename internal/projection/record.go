@@ -103,7 +103,7 @@ type extraTimes struct {
 	revoked, expire int64
 }
 
-// life is a member from its addition to its removal: a member that was removed and added again has
+// life is a member, in 32 bytes, from its addition to its removal: a member that was removed and added again has
 // another incarnation and is another life. Keys belong to a life, because a key does not come back
 // with its member. At most one life of a member is current: the one in its record. Lives that are
 // neither current nor have keys are removed.
@@ -113,19 +113,26 @@ type life struct {
 	updated, sourceVersion int64
 	// texts are the member's id and its incarnation, with a NUL in between.
 	texts flat.Text
-	// workspace is the number of the workspace.
-	workspace uint32
-	// workspaceIncarnation and role are numbers of interned names.
-	workspaceIncarnation, role uint32
+	// term is the number of the interned term that the life belongs to.
+	term uint32
 	// keys is how many keys belong to the life.
 	keys uint32
-	// flags are those that begin with life.
-	flags uint32
+	// standing is the number of the interned name of the role, and the flags that begin with life.
+	standing uint32
+}
+
+// role returns the number of the role's name.
+func (l *life) role() uint32 { return l.standing & flat.MaxNumber }
+
+// term is a workspace from its addition to its removal.
+type term struct {
+	workspace   *workspace
+	incarnation string
 }
 
 const (
 	// lifeCurrent: the member's record is that of this life.
-	lifeCurrent = 1 << iota
+	lifeCurrent = 1 << (numberBits + iota)
 	// lifeActive and lifeRemoved are the member's state.
 	lifeActive
 	lifeRemoved
