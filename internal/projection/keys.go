@@ -109,10 +109,10 @@ func (s *state) clear(number uint32) {
 		s.rares.Free(key.number())
 		s.dropLimits(more.limits)
 		if more.second != 0 {
-			s.seconds.Free(more.second)
+			s.seconds.Free(more.second & flat.MaxNumber)
 		}
-		if more.times != 0 {
-			s.times.Free(more.times)
+		if more.exact != 0 {
+			s.exacts.Free(more.exact)
 		}
 	} else {
 		s.dropLimits(key.number())
@@ -152,8 +152,7 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 		key.more = number | scheme<<numberBits
 	}()
 	if view.Revoked {
-		more.times = s.times.Add()
-		s.times.At(more.times).revoked = view.RevokeTime
+		s.exactOf(&more).revoked = view.RevokeTime
 	}
 	if bytes.IndexByte(view.MemberID, 0) >= 0 {
 		return "its member is malformed"
@@ -171,26 +170,46 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 	}
 	newest := &view.Secrets[0]
 	key.sum = [token.ShortLength]byte(newest.Hash)
-	if scheme = uint32(newest.Scheme); scheme >= wideScheme { //nolint:gosec // G115: checked above
-		scheme, more.scheme = wideScheme, uint8(newest.Scheme) //nolint:gosec // G115: checked above
-	}
+	scheme = s.packScheme(&more, 0, newest)
 	expire, can := packExpire(newest.ExpireTime)
 	if !can {
 		key.ends |= flagExact
-		if more.times == 0 {
-			more.times = s.times.Add()
-		}
-		s.times.At(more.times).expire = newest.ExpireTime
+		s.exactOf(&more).expire = newest.ExpireTime
 	}
 	key.ends |= expire
 	// The end of the newest secret is the key's expire time, even if it has an overlap, which no
 	// sound record has.
 	if len(view.Secrets) == 2 {
-		more.second = s.seconds.Add()
-		*s.seconds.At(more.second) = second{sum: [token.ShortLength]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
-		more.secondScheme = uint8(view.Secrets[1].Scheme) //nolint:gosec // G115: checked above
+		number := s.seconds.Add()
+		*s.seconds.At(number) = second{sum: [token.ShortLength]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
+		more.second = number | s.packScheme(&more, 1, &view.Secrets[1])<<numberBits
 	}
 	return ""
+}
+
+// exactOf returns the exact of a rare, which gets one if it has none.
+func (s *state) exactOf(more *rare) *exact {
+	if more.exact == 0 {
+		more.exact = s.exacts.Add()
+	}
+	return s.exacts.At(more.exact)
+}
+
+// packScheme returns the scheme of a secret in four bits. A scheme that has more is put into exact.
+func (s *state) packScheme(more *rare, index int, secret *storage.SecretView) uint32 {
+	if secret.Scheme < wideScheme {
+		return uint32(secret.Scheme)
+	}
+	s.exactOf(more).schemes[index] = uint8(secret.Scheme) //nolint:gosec // G115: the caller has checked it
+	return wideScheme
+}
+
+// schemeOf is the inverse of packScheme. packed has the scheme above numberBits.
+func (s *state) schemeOf(more rare, index int, packed uint32) token.Scheme {
+	if scheme := packed >> numberBits; scheme != wideScheme {
+		return token.Scheme(scheme)
+	}
+	return token.Scheme(s.exacts.At(more.exact).schemes[index])
 }
 
 // end returns when a secret stops matching, in Unix nanoseconds.
@@ -257,30 +276,26 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	key.Revoked = found.ends&flagRevoked != 0
 	key.ExpireTime = s.expireOf(found)
 	key.Secrets[0] = decide.Secret{
-		Hash: token.ShortHash{Scheme: token.Scheme(more.scheme), Sum: found.sum}, End: key.ExpireTime,
+		Hash: token.ShortHash{Scheme: s.schemeOf(more, 0, found.more), Sum: found.sum}, End: key.ExpireTime,
 	}
 	if more.second != 0 {
-		older := s.seconds.At(more.second)
-		key.Secrets[1] = decide.Secret{Hash: token.ShortHash{Scheme: token.Scheme(more.secondScheme), Sum: older.sum}, End: older.end}
+		older := s.seconds.At(more.second & flat.MaxNumber)
+		key.Secrets[1] = decide.Secret{Hash: token.ShortHash{Scheme: s.schemeOf(more, 1, more.second), Sum: older.sum}, End: older.end}
 	}
 }
 
-// rareOf returns the rare of a key, with the limits and the scheme that most keys have elsewhere.
+// rareOf returns the rare of a key. For a key without one it has the limits.
 func (s *state) rareOf(key *record) rare {
-	more := rare{limits: key.number()}
-	if key.ends&flagRare != 0 {
-		more = *s.rares.At(key.number())
+	if key.ends&flagRare == 0 {
+		return rare{limits: key.number()}
 	}
-	if scheme := key.more >> numberBits; scheme != wideScheme {
-		more.scheme = uint8(scheme)
-	}
-	return more
+	return *s.rares.At(key.number())
 }
 
 // expireOf returns when a key expires, in Unix nanoseconds.
 func (s *state) expireOf(key *record) int64 {
 	if key.ends&flagExact != 0 {
-		return s.times.At(s.rareOf(key).times).expire
+		return s.exacts.At(s.rareOf(key).exact).expire
 	}
 	return firstExpire + int64(key.ends&expireMask)
 }
@@ -329,7 +344,7 @@ func (s *state) isSameMember(one, other uint32) bool {
 // diedBefore reports whether a key that is not damaged stopped being live before a time, in Unix
 // nanoseconds, and can never be live again.
 func (s *state) diedBefore(key *record, before int64) bool {
-	if key.ends&flagRevoked != 0 && s.times.At(s.rareOf(key).times).revoked < before || s.expireOf(key) < before {
+	if key.ends&flagRevoked != 0 && s.exacts.At(s.rareOf(key).exact).revoked < before || s.expireOf(key) < before {
 		return true
 	}
 	during := s.terms.get(s.lives.At(key.life).term)

@@ -51,7 +51,7 @@ const (
 
 	// flagRare: more is the number of a rare.
 	flagRare = 1 << 60
-	// flagExact: the expire time is in extraTimes, because bits 0–59 cannot hold it.
+	// flagExact: the expire time is in exact, because bits 0–59 cannot hold it.
 	flagExact = 1 << 61
 	// flagRevoked: the key was revoked.
 	flagRevoked = 1 << 62
@@ -62,7 +62,7 @@ const (
 // The parts of record.more: numbers have 28 bits (flat.MaxNumber), schemes the rest.
 const (
 	numberBits = 28
-	// wideScheme in record.more says that the scheme is in the key's rare. keysvc has few schemes.
+	// wideScheme says that the scheme is in exact. keysvc has few schemes.
 	wideScheme = 1<<(32-numberBits) - 1
 )
 
@@ -82,11 +82,10 @@ type limits struct {
 type rare struct {
 	// limits is the number of a limits.
 	limits uint32
-	// second is the number of a second, and times of an extraTimes.
-	second, times uint32
-	// scheme is the scheme of the newest secret if record.more says wideScheme, and secondScheme
-	// that of the second.
-	scheme, secondScheme uint8
+	// second is the number of a second, with its scheme above numberBits as in record.more.
+	second uint32
+	// exact is the number of an exact.
+	exact uint32
 }
 
 // second is the older secret of a key in rotation.
@@ -97,10 +96,12 @@ type second struct {
 	end int64
 }
 
-// extraTimes are times of a key, in Unix nanoseconds.
-type extraTimes struct {
+// exact is what does not fit elsewhere. Times are in Unix nanoseconds.
+type exact struct {
 	// revoked is when the key was revoked; expire is the expire time, if flagExact is set.
 	revoked, expire int64
+	// schemes are those of the secrets that have wideScheme.
+	schemes [2]uint8
 }
 
 // life is a member, in 32 bytes, from its addition to its removal: a member that was removed and added again has

@@ -77,7 +77,7 @@ type state struct {
 	highest uint32
 	rares   flat.Arena[rare]
 	seconds flat.Arena[second]
-	times   flat.Arena[extraTimes]
+	exacts  flat.Arena[exact]
 
 	// members finds the lives by workspace and id of the member.
 	lives   flat.Arena[life]
