@@ -13,6 +13,7 @@ type interned[Value any] struct {
 	seed    maphash.Seed
 	entries flat.Arena[internedEntry[Value]]
 	index   *flat.Index
+	none    Value
 }
 
 type internedEntry[Value any] struct {
@@ -63,12 +64,13 @@ func (i *interned[Value]) drop(number uint32) (isGone bool) {
 	return true
 }
 
-// get returns the value of a number; zero for 0.
-func (i *interned[Value]) get(number uint32) (value Value) {
+// get returns the value of a number; zero for 0. It must not be changed, and is zero after the last
+// drop of the number.
+func (i *interned[Value]) get(number uint32) *Value {
 	if number == 0 {
-		return value
+		return &i.none
 	}
-	return i.entries.At(number).value
+	return &i.entries.At(number).value
 }
 
 func (i *interned[Value]) hashOf(number uint32) uint64 {

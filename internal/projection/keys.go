@@ -234,8 +234,8 @@ func (s *state) limitsOf(scopes, cidrs [][]byte) uint32 {
 
 // dropLimits ends that a key has limits.
 func (s *state) dropLimits(number uint32) {
-	if its := s.limits.get(number); s.limits.drop(number) {
-		s.scopes.drop(its.scopes)
+	if scopes := s.limits.get(number).scopes; s.limits.drop(number) {
+		s.scopes.drop(scopes)
 	}
 }
 
@@ -272,7 +272,7 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	key.Member, key.MemberIncarnation = s.textsOf(life)
 	key.WorkspaceIncarnation = during.incarnation
 	its := s.limits.get(more.limits)
-	key.Scopes, key.AllowedPrefixes = s.scopes.get(its.scopes), its.networks
+	key.Scopes, key.AllowedPrefixes = *s.scopes.get(its.scopes), its.networks
 	key.Revoked = found.ends&flagRevoked != 0
 	key.ExpireTime = s.expireOf(found)
 	key.Secrets[0] = decide.Secret{
@@ -306,11 +306,13 @@ func (s *state) problem(number uint32) error {
 	if key.ends&flagDamaged != 0 {
 		return s.damagedKeys[number]
 	}
-	if damaged := s.damagedWorkspaces[s.workspaceOf(key).number]; damaged != nil {
-		return damaged
+	if len(s.damagedWorkspaces) > 0 {
+		if damaged := s.damagedWorkspaces[s.workspaceOf(key).number]; damaged != nil {
+			return damaged
+		}
 	}
-	if present := s.presentLife(key.life); present != 0 && s.lives.At(present).standing&lifeDamaged != 0 {
-		return s.damagedLives[present]
+	if len(s.damagedLives) > 0 {
+		return s.damagedLives[s.presentLife(key.life)]
 	}
 	return nil
 }

@@ -146,10 +146,15 @@ func (s *state) textsOf(life *life) (id, incarnation string) {
 // member returns a life's member as decide sees it.
 func (s *state) member(life *life) decide.Member {
 	_, incarnation := s.textsOf(life)
+	return s.memberAs(life, incarnation)
+}
+
+// memberAs is member if the incarnation is known.
+func (s *state) memberAs(life *life, incarnation string) decide.Member {
 	return decide.Member{
 		Incarnation:          incarnation,
 		WorkspaceIncarnation: s.terms.get(life.term).incarnation,
-		Role:                 s.names.get(life.role()),
+		Role:                 *s.names.get(life.role()),
 		Active:               life.standing&lifeActive != 0,
 		Removed:              life.standing&lifeRemoved != 0,
 	}
