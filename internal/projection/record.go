@@ -11,17 +11,21 @@ import (
 // The table that decisions are made from has no pointer for each key or member, so that the
 // garbage collector has nothing to visit, however many there are. What a key takes, in bytes:
 //
-//	 48    record   verifier, times, flags; numbers of its life and of its scopes
+//	 32    record   half of the verifier, times, flags; numbers of its life and of its limits
 //	  8    usage.Word  when the key was last used
-//	 18    flat.IDs    the id (12) and its index (5); shared with the store's directory
-//	  5    list     the key's place among the keys of its workspace
-//	+20    rare     a key with two secrets, with networks, that was revoked, or is unusual otherwise
-//	+40    second   a key in rotation
-//	+16    extraTimes  a key that was revoked, or has a time that record cannot hold
+//	 17    flat.IDs    the id (12) and its index (5); shared with the store's directory
+//	1–3    flat.Lists  the key's place among the keys of its workspace
+//	+12    rare     a key with two secrets, that was revoked, or is unusual otherwise
+//	+24    second   a key in rotation
+//	+24    exact    a key that was revoked, or has a time or scheme that record cannot hold
 //
-// What a member takes: 40 for a life, about 45 for its texts, 5 for the index and 5 for a list.
-// Everything that many keys or members have in common is held once (interned): sets of scopes,
-// sets of networks, roles and incarnations of workspaces. A workspace is an ordinary struct.
+// What a member takes: 32 for a life, about 36 for its texts, 5 for the index and 6 for a list. A
+// workspace is an ordinary struct of 128 bytes, with about as much for what it refers to.
+// Everything that many keys or members have in common is held once (interned): limits, which are
+// scopes and networks, and roles and terms, which are incarnations of workspaces.
+//
+// A last-used time for each secret would belong beside usage.Word, in words of the seconds; an index
+// of expire times would be a flat.Lists by day.
 //
 // A key has the same number in the records, in the words and in the IDs. Numbers of purged keys
 // and members, and what only they referred to, are used again.
