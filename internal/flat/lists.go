@@ -28,7 +28,7 @@ type Lists struct{ blocks Arena[listBlock] }
 const blockBytes = 50
 
 type listBlock struct {
-	next, previous uint32 // 0 if there is none
+	next, previous uint32 // 0 means no block
 	first          uint32
 	used, count    uint8
 	differences    [blockBytes]byte

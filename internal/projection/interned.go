@@ -43,7 +43,7 @@ func (i *interned[Value]) hold(text []byte, value func(text string) Value) uint3
 	return number
 }
 
-// find returns the number of the value of a text; 0 if there is none.
+// find returns the number of the value of a text; 0 if nothing has it.
 func (i *interned[Value]) find(text []byte) uint32 {
 	hash := maphash.Bytes(i.seed, text)
 	return i.index.Find(hash, func(number uint32) bool { return i.entries.At(number).text == string(text) })
