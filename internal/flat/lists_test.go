@@ -97,7 +97,7 @@ func TestListsMergeBlocks(t *testing.T) {
 	before := lists.Blocks()
 	random := rand.New(rand.NewPCG(3, 4))
 	for _, index := range random.Perm(10_000)[:9_000] {
-		lists.Remove(&list, uint32(index+1)) //nolint:gosec // G115: below 10,000
+		lists.Remove(&list, uint32(index+1))
 	}
 	if after := lists.Blocks(); before > 200 || after > before/4 {
 		t.Errorf("%d blocks for 10,000 numbers, %d for 1,000 of them", before, after)

@@ -198,7 +198,7 @@ func (s *state) exactOf(more *rare) *exact {
 // packScheme returns the scheme of a secret in four bits. A scheme that has more is put into exact.
 func (s *state) packScheme(more *rare, index int, secret *storage.SecretView) uint32 {
 	if secret.Scheme < wideScheme {
-		return uint32(secret.Scheme)
+		return secret.Scheme
 	}
 	s.exactOf(more).schemes[index] = uint8(secret.Scheme) //nolint:gosec // G115: the caller has checked it
 	return wideScheme

@@ -221,7 +221,7 @@ func heapOf(t *testing.T, build func() *Projection) float64 {
 		runtime.GC()
 		var stats runtime.MemStats
 		runtime.ReadMemStats(&stats)
-		return int64(stats.HeapAlloc) //nolint:gosec // G115: far less
+		return int64(stats.HeapAlloc)
 	}
 	before := kept()
 	built := build()

@@ -16,12 +16,12 @@ func TestDirectoryKeepsSlotsThatAreFarApart(t *testing.T) {
 	entry := index.workspace("acme")
 	slots := []int64{7, 8, 7 + math.MaxUint32 - 1, 7 + math.MaxUint32, 7 + math.MaxUint32 + 1, 1 << 40, math.MaxInt64 - 1}
 	for number, slot := range slots {
-		if !index.addKey(entry, fmt.Sprintf("Key%013d", number), slot, uint64(number)) { //nolint:gosec // G115: small
+		if !index.addKey(entry, fmt.Sprintf("Key%013d", number), slot, uint64(number)) {
 			t.Fatal("added twice")
 		}
 	}
 	for number, slot := range slots {
-		if at, found := index.key(fmt.Sprintf("Key%013d", number)); !found || at.slot != slot || at.element != uint64(number) || at.workspace != entry { //nolint:gosec // G115: small
+		if at, found := index.key(fmt.Sprintf("Key%013d", number)); !found || at.slot != slot || at.element != uint64(number) || at.workspace != entry {
 			t.Errorf("key %d: got %+v, %t, want slot %d", number, at, found, slot)
 		}
 	}
@@ -54,7 +54,7 @@ func TestHeapOfTheDirectory(t *testing.T) {
 		runtime.GC()
 		var stats runtime.MemStats
 		runtime.ReadMemStats(&stats)
-		return int64(stats.HeapAlloc) //nolint:gosec // G115: far less
+		return int64(stats.HeapAlloc)
 	}
 	before := kept()
 	index := newFileIndex(0)
