@@ -543,7 +543,7 @@ func (d *difference) compareAll() {
 func (d *difference) checkSizes() {
 	d.t.Helper()
 	s := d.state
-	scopes, networks := make(map[uint32]uint32), make(map[uint32]uint32)
+	scopes, limits := make(map[uint32]uint32), make(map[uint32]uint32)
 	owners := make(map[uint32]uint32)
 	rares, seconds, times, keys := 0, 0, 0, 0
 	for number := uint32(1); number <= s.highest; number++ {
@@ -554,8 +554,9 @@ func (d *difference) checkSizes() {
 		key := s.records.At(number)
 		owners[key.life]++
 		more := s.rareOf(key)
-		scopes[more.scopes]++
-		networks[more.networks]++
+		if limits[more.limits]++; limits[more.limits] == 1 {
+			scopes[s.limits.get(more.limits).scopes]++
+		}
 		rares += int(key.ends >> 60 & 1)
 		if more.second != 0 {
 			seconds++
@@ -565,17 +566,17 @@ func (d *difference) checkSizes() {
 		}
 	}
 	delete(scopes, 0)
-	delete(networks, 0)
+	delete(limits, 0)
 	d.equal("keys", keys, len(d.maps.keys))
 	d.equal("sizes of rares, seconds, times", [3]int{s.rares.Len(), s.seconds.Len(), s.times.Len()}, [3]int{rares, seconds, times})
 	d.equal("sets of scopes", s.scopes.counts(), scopes)
-	d.equal("sets of networks", s.networks.counts(), networks)
+	d.equal("limits", s.limits.counts(), limits)
 	lives := maps.Clone(owners)
 	names := make(map[uint32]uint32)
 	members := 0
 	for _, of := range s.numbered[1:] {
 		d.equal("revoked keys of "+of.id, of.revoked, d.maps.workspace(of.id).revoked)
-		for _, number := range of.members.numbers {
+		for number := range s.lists.Backward(&of.members, func(uint32) bool { return false }) {
 			lives[number] += 0
 			members++
 		}

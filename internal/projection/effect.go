@@ -35,7 +35,7 @@ func (p *Projection) Effect(ctx context.Context, roles map[string]decide.Scopes,
 			continue
 		}
 		role := s.names.get(s.lives.At(s.presentLife(key.life)).role)
-		found := effects.of(s.scopes.get(s.rareOf(key).scopes), role)
+		found := effects.of(s.scopes.get(s.limits.get(s.rareOf(key).limits).scopes), role)
 		if found.narrows {
 			narrowed++
 		}

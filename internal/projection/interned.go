@@ -42,16 +42,19 @@ func (i *interned[Value]) hold(text []byte, value func() Value) uint32 {
 	return number
 }
 
-// drop ends that one record refers to a number.
-func (i *interned[Value]) drop(number uint32) {
+// drop ends that one record refers to a number. It reports whether that was the last one, and the
+// value is gone.
+func (i *interned[Value]) drop(number uint32) (isGone bool) {
 	if number == 0 {
-		return
+		return false
 	}
 	entry := i.entries.At(number)
-	if entry.count--; entry.count == 0 {
-		i.index.Remove(i.hashOf(number), number, i.hashOf)
-		i.entries.Free(number)
+	if entry.count--; entry.count > 0 {
+		return false
 	}
+	i.index.Remove(i.hashOf(number), number, i.hashOf)
+	i.entries.Free(number)
+	return true
 }
 
 // get returns the value of a number; zero for 0.

@@ -2,6 +2,7 @@ package projection
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -76,12 +77,12 @@ func (s *state) place(of *workspace, keyID []byte, known uint32, memberID, incar
 		s.clear(number)
 	} else {
 		if key.life != 0 {
-			s.workspaceOf(key).keys.remove(number)
+			s.remove(&s.workspaceOf(key).keys, number)
 			s.clear(number)
 		} else {
 			s.words.At(number).Begin(time.Unix(0, 0))
 		}
-		of.keys.add(number)
+		s.lists.Add(&of.keys, number)
 	}
 	key.life = life
 	return number
@@ -104,10 +105,9 @@ func (s *state) clear(number uint32) {
 		s.workspaceOf(key).revoked--
 	}
 	if key.ends&flagRare != 0 {
-		more := *s.rares.At(key.more)
-		s.rares.Free(key.more)
-		s.scopes.drop(more.scopes)
-		s.networks.drop(more.networks)
+		more := *s.rares.At(key.number())
+		s.rares.Free(key.number())
+		s.dropLimits(more.limits)
 		if more.second != 0 {
 			s.seconds.Free(more.second)
 		}
@@ -115,7 +115,7 @@ func (s *state) clear(number uint32) {
 			s.times.Free(more.times)
 		}
 	} else {
-		s.scopes.drop(key.more)
+		s.dropLimits(key.number())
 	}
 	if key.ends&flagDamaged != 0 {
 		delete(s.damagedKeys, number)
@@ -131,7 +131,7 @@ func (s *state) removeKey(keyID string) {
 	if number == 0 {
 		return
 	}
-	s.workspaceOf(s.records.At(number)).keys.remove(number)
+	s.remove(&s.workspaceOf(s.records.At(number)).keys, number)
 	s.clear(number)
 	s.ids.Release(number, flat.Projection)
 }
@@ -139,16 +139,17 @@ func (s *state) removeKey(keyID string) {
 // fill sets a record, which has a life and flagRevoked, from what is stored. It returns what is
 // wrong with a malformed record.
 func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
-	more := rare{scopes: s.scopeSet(view.Scopes)}
+	more := rare{limits: s.limitsOf(view.Scopes, view.AllowedCIDRs)}
+	scheme := uint32(0)
 	// Whatever is wrong further on, the numbers in more belong to the key, and clear gives them back.
 	defer func() {
-		if more == (rare{scopes: more.scopes}) {
-			key.more = more.scopes
-			return
+		number := more.limits
+		if more != (rare{limits: more.limits}) {
+			key.ends |= flagRare
+			number = s.rares.Add()
+			*s.rares.At(number) = more
 		}
-		key.ends |= flagRare
-		key.more = s.rares.Add()
-		*s.rares.At(key.more) = more
+		key.more = number | scheme<<numberBits
 	}()
 	if view.Revoked {
 		more.times = s.times.Add()
@@ -157,8 +158,7 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 	if bytes.IndexByte(view.MemberID, 0) >= 0 {
 		return "its member is malformed"
 	}
-	var isSound bool
-	if more.networks, isSound = s.networkSet(view.AllowedCIDRs); !isSound {
+	if s.limits.get(more.limits).damaged {
 		return "an allowed CIDR is malformed"
 	}
 	if len(view.Secrets) < 1 || len(view.Secrets) > 2 {
@@ -170,8 +170,10 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 		}
 	}
 	newest := &view.Secrets[0]
-	key.sum = [32]byte(newest.Hash)
-	key.ends |= uint64(newest.Scheme) << expireBits
+	key.sum = [token.ShortLength]byte(newest.Hash)
+	if scheme = uint32(newest.Scheme); scheme >= wideScheme { //nolint:gosec // G115: checked above
+		scheme, more.scheme = wideScheme, uint8(newest.Scheme) //nolint:gosec // G115: checked above
+	}
 	expire, can := packExpire(newest.ExpireTime)
 	if !can {
 		key.ends |= flagExact
@@ -185,7 +187,7 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 	// sound record has.
 	if len(view.Secrets) == 2 {
 		more.second = s.seconds.Add()
-		*s.seconds.At(more.second) = second{sum: [32]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
+		*s.seconds.At(more.second) = second{sum: [token.ShortLength]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
 		more.secondScheme = uint8(view.Secrets[1].Scheme) //nolint:gosec // G115: checked above
 	}
 	return ""
@@ -199,39 +201,46 @@ func end(secret *storage.SecretView) int64 {
 	return secret.ExpireTime
 }
 
-// scopeSet returns the number of a set of scopes.
-func (s *state) scopeSet(names [][]byte) uint32 {
-	return s.scopes.hold(s.join(names), func() decide.Scopes {
-		scopes := make([]string, len(names))
-		for index, name := range names {
-			scopes[index] = string(name)
-		}
-		return decide.NewScopes(scopes...)
-	})
-}
-
-// networkSet returns the number of a set of networks, and reports whether all of them are sound.
-func (s *state) networkSet(cidrs [][]byte) (number uint32, isSound bool) {
-	number = s.networks.hold(s.join(cidrs), func() []netip.Prefix {
-		prefixes := make([]netip.Prefix, len(cidrs))
-		for index, cidr := range cidrs {
-			var err error
-			if prefixes[index], err = netip.ParsePrefix(string(cidr)); err != nil {
-				return nil
-			}
-		}
-		return prefixes
-	})
-	return number, number == 0 || s.networks.get(number) != nil
-}
-
-// join returns texts as one text, which no other texts have. It is valid until the next call.
-func (s *state) join(texts [][]byte) []byte {
-	s.joined = s.joined[:0]
-	for _, text := range texts {
-		s.joined = append(append(s.joined, text...), 0)
+// limitsOf returns the number of the limits with these scopes and networks.
+func (s *state) limitsOf(scopes, cidrs [][]byte) uint32 {
+	if len(scopes)+len(cidrs) == 0 {
+		return 0
 	}
-	return s.joined
+	// No other scopes and networks have the same text: each has its length before it.
+	text := binary.AppendUvarint(s.joined[:0], uint64(len(scopes)))
+	text = join(join(text, scopes), cidrs)
+	s.joined = text
+	return s.limits.hold(text, func() limits { return s.newLimits(scopes, cidrs) })
+}
+
+// dropLimits ends that a key has limits.
+func (s *state) dropLimits(number uint32) {
+	if its := s.limits.get(number); s.limits.drop(number) {
+		s.scopes.drop(its.scopes)
+	}
+}
+
+// join appends texts to a text, each behind its length.
+func join(text []byte, texts [][]byte) []byte {
+	for _, each := range texts {
+		text = append(binary.AppendUvarint(text, uint64(len(each))), each...)
+	}
+	return text
+}
+
+func (s *state) newLimits(scopes, cidrs [][]byte) limits {
+	made := limits{scopes: s.scopes.hold(join(nil, scopes), func() decide.Scopes {
+		names := make([]string, len(scopes))
+		for index, name := range scopes {
+			names[index] = string(name)
+		}
+		return decide.NewScopes(names...)
+	})}
+	for _, cidr := range cidrs {
+		prefix, err := netip.ParsePrefix(string(cidr))
+		made.networks, made.damaged = append(made.networks, prefix), made.damaged || err != nil
+	}
+	return made
 }
 
 // key sets what decide needs of a key. keyID is its id.
@@ -242,24 +251,29 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	key.ID, key.Workspace = keyID, s.numbered[life.workspace].id
 	key.Member, key.MemberIncarnation = s.textsOf(life)
 	key.WorkspaceIncarnation = s.names.get(life.workspaceIncarnation)
-	key.Scopes, key.AllowedPrefixes = s.scopes.get(more.scopes), s.networks.get(more.networks)
+	its := s.limits.get(more.limits)
+	key.Scopes, key.AllowedPrefixes = s.scopes.get(its.scopes), its.networks
 	key.Revoked = found.ends&flagRevoked != 0
 	key.ExpireTime = s.expireOf(found)
 	key.Secrets[0] = decide.Secret{
-		Hash: token.Hash{Scheme: token.Scheme(found.ends >> expireBits), Sum: found.sum}, End: key.ExpireTime, //nolint:gosec // G115: the low 8 bits are meant
+		Hash: token.ShortHash{Scheme: token.Scheme(more.scheme), Sum: found.sum}, End: key.ExpireTime,
 	}
 	if more.second != 0 {
 		older := s.seconds.At(more.second)
-		key.Secrets[1] = decide.Secret{Hash: token.Hash{Scheme: token.Scheme(more.secondScheme), Sum: older.sum}, End: older.end}
+		key.Secrets[1] = decide.Secret{Hash: token.ShortHash{Scheme: token.Scheme(more.secondScheme), Sum: older.sum}, End: older.end}
 	}
 }
 
-// rareOf returns the rare of a key. For a key without one it has the scopes.
+// rareOf returns the rare of a key, with the limits and the scheme that most keys have elsewhere.
 func (s *state) rareOf(key *record) rare {
-	if key.ends&flagRare == 0 {
-		return rare{scopes: key.more}
+	more := rare{limits: key.number()}
+	if key.ends&flagRare != 0 {
+		more = *s.rares.At(key.number())
 	}
-	return *s.rares.At(key.more)
+	if scheme := key.more >> numberBits; scheme != wideScheme {
+		more.scheme = uint8(scheme)
+	}
+	return more
 }
 
 // expireOf returns when a key expires, in Unix nanoseconds.
@@ -267,7 +281,7 @@ func (s *state) expireOf(key *record) int64 {
 	if key.ends&flagExact != 0 {
 		return s.times.At(s.rareOf(key).times).expire
 	}
-	return int64(key.ends&expireMask) * int64(time.Microsecond)
+	return firstExpire + int64(key.ends&expireMask)
 }
 
 // problem returns the first damage that an answer about a key depends on.

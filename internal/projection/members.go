@@ -29,7 +29,7 @@ func (s *state) setLife(of *workspace, memberID, incarnation, workspaceIncarnati
 	number := s.lifeOf(of, memberID, incarnation, workspaceIncarnation)
 	if before := s.currentLife(of, string(memberID)); before != number {
 		s.endLife(of, before)
-		of.members.add(number)
+		s.lists.Add(&of.members, number)
 	}
 	life := s.lives.At(number)
 	s.names.drop(life.role)
@@ -51,7 +51,7 @@ func (s *state) endLife(of *workspace, number uint32) {
 	life := s.lives.At(number)
 	life.flags = 0
 	delete(s.damagedLives, number)
-	of.members.remove(number)
+	s.remove(&of.members, number)
 	s.freeLife(number)
 }
 

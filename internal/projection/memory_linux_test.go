@@ -145,8 +145,8 @@ func TestMeasureHeap(t *testing.T) {
 	t.Logf("%d keys: %.1f bytes and %.4f objects of heap a key; %s of processor for a load, %s of them for parsing", *measure,
 		float64(after-bytes)/float64(*measure), float64(objectsAfter-objects)/float64(*measure), took, parsing)
 	s := p.state
-	t.Logf("%d lives, %d sets of scopes, %d sets of networks, %d names, %d bytes of texts",
-		s.lives.Len(), s.scopes.entries.Len(), s.networks.entries.Len(), s.names.entries.Len(), s.texts.Bytes())
+	t.Logf("%d lives, %d sets of scopes, %d limits, %d names, %d bytes of texts",
+		s.lives.Len(), s.scopes.entries.Len(), s.limits.entries.Len(), s.names.entries.Len(), s.texts.Bytes())
 	runtime.KeepAlive(p)
 }
 

@@ -1,9 +1,11 @@
 package projection
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/flat"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
 // The table that decisions are made from has no pointer for each key or member, so that the
@@ -24,31 +26,32 @@ import (
 // A key has the same number in the records, in the words and in the IDs. Numbers of purged keys
 // and members, and what only they referred to, are used again.
 
-// record is a key, in 48 bytes. It is changed in place, and read only under Projection.mutex.
+// record is a key, in 32 bytes, which lie in one cache line. It is changed in place, and read only under Projection.mutex.
 type record struct {
-	// sum is the verifier of the newest secret.
-	sum [32]byte
-	// ends holds the expire time, the scheme of sum, and flags (see the constants).
+	// sum is the beginning of the verifier of the newest secret.
+	sum [token.ShortLength]byte
+	// ends holds the expire time and flags (see the constants).
 	ends uint64
 	// life is the number of the life of a member that the key belongs to. It is 0 if there is no key.
 	life uint32
-	// more is the number of a set of scopes, or of a rare if flagRare is set.
+	// more is the number of a limits, or of a rare if flagRare is set; above numberBits it has the
+	// scheme of sum, if that is below wideScheme.
 	more uint32
 }
 
 // The parts of record.ends.
 //
-//	bits 0–51   when the newest secret expires, in Unix microseconds, if flagExact is not set
-//	bits 52–59  scheme of the newest secret
+//	bits 0–59   when the newest secret expires, in nanoseconds since firstExpire, if flagExact is
+//	            not set
 //	bits 60–63  flags
 const (
-	expireBits = 52
-	expireMask = 1<<expireBits - 1
+	expireMask = 1<<60 - 1
+	// firstExpire is 2020-01-01T00:00:00Z in Unix nanoseconds. 60 bits are 36 years.
+	firstExpire = 1_577_836_800 * int64(time.Second)
 
 	// flagRare: more is the number of a rare.
 	flagRare = 1 << 60
-	// flagExact: the expire time is in extraTimes, because bits 0–51 cannot hold it: it is not a
-	// whole microsecond, or before 1970, or after 2112.
+	// flagExact: the expire time is in extraTimes, because bits 0–59 cannot hold it.
 	flagExact = 1 << 61
 	// flagRevoked: the key was revoked.
 	flagRevoked = 1 << 62
@@ -56,20 +59,40 @@ const (
 	flagDamaged = 1 << 63
 )
 
+// The parts of record.more: numbers have 28 bits (flat.MaxNumber), schemes the rest.
+const (
+	numberBits = 28
+	// wideScheme in record.more says that the scheme is in the key's rare. keysvc has few schemes.
+	wideScheme = 1<<(32-numberBits) - 1
+)
+
+// number returns record.more without the scheme.
+func (r *record) number() uint32 { return r.more & flat.MaxNumber }
+
+// limits are what a key is limited to. Most keys have the limits of other keys, too.
+type limits struct {
+	// scopes is the number of an interned set.
+	scopes   uint32
+	networks []netip.Prefix
+	// damaged is set if a network cannot be read.
+	damaged bool
+}
+
 // rare is what few keys have. Each number is 0 if the key does not have it.
 type rare struct {
-	// scopes and networks are the numbers of interned sets.
-	scopes, networks uint32
+	// limits is the number of a limits.
+	limits uint32
 	// second is the number of a second, and times of an extraTimes.
 	second, times uint32
-	// secondScheme is the scheme of the second.
-	secondScheme uint8
+	// scheme is the scheme of the newest secret if record.more says wideScheme, and secondScheme
+	// that of the second.
+	scheme, secondScheme uint8
 }
 
 // second is the older secret of a key in rotation.
 type second struct {
-	// sum is its verifier.
-	sum [32]byte
+	// sum is the beginning of its verifier.
+	sum [token.ShortLength]byte
 	// end is when it stops matching, in Unix nanoseconds.
 	end int64
 }
@@ -112,9 +135,8 @@ const (
 
 // packExpire returns a time in Unix nanoseconds as record.ends has it, and reports whether it can.
 func packExpire(nanoseconds int64) (bits uint64, can bool) {
-	microseconds := nanoseconds / int64(time.Microsecond)
-	if nanoseconds%int64(time.Microsecond) != 0 || microseconds < 0 || microseconds > expireMask {
+	if nanoseconds < firstExpire || nanoseconds > firstExpire+expireMask {
 		return 0, false
 	}
-	return uint64(microseconds), true
+	return uint64(nanoseconds - firstExpire), true
 }

@@ -2,7 +2,6 @@ package projection
 
 import (
 	"hash/maphash"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -86,10 +85,10 @@ type state struct {
 	texts   *flat.Texts
 	seed    maphash.Seed
 
-	// scopes, networks and names hold what many records have in common.
-	scopes   *interned[decide.Scopes]
-	networks *interned[[]netip.Prefix]
-	names    *interned[string]
+	// limits, scopes and names hold what many records have in common.
+	limits *interned[limits]
+	scopes *interned[decide.Scopes]
+	names  *interned[string]
 
 	// workspaces are all workspaces by id, and numbered has them by number.
 	workspaces map[string]*workspace
@@ -97,6 +96,12 @@ type state struct {
 
 	// damagedKeys and damagedLives say why a record cannot be read.
 	damagedKeys, damagedLives map[uint32]error
+
+	// lists has the numbers of the lists of the workspaces. removals counts the removals from them, and
+	// walking are the walks over them.
+	lists    flat.Lists
+	removals uint64
+	walking  []*cursor
 
 	// replaced is set once another state is shown. walks is how many walks go over the state.
 	replaced atomic.Bool
@@ -112,7 +117,7 @@ type workspace struct {
 	number  uint32
 	current *Current // nil if there is no record; replaced, never changed
 	// members are the current lives, and keys the keys.
-	members, keys list
+	members, keys flat.List
 	// revoked counts the keys that were revoked themselves.
 	revoked int
 	head    storage.Head
@@ -127,7 +132,7 @@ func newState(p *Projection, expected storage.Expected) *state {
 	s := &state{
 		projection: p, ids: expected.IDs,
 		members: flat.NewIndex(expected.Keys / 8), seed: maphash.MakeSeed(),
-		scopes: newInterned[decide.Scopes](), networks: newInterned[[]netip.Prefix](), names: newInterned[string](),
+		limits: newInterned[limits](), scopes: newInterned[decide.Scopes](), names: newInterned[string](),
 		workspaces: make(map[string]*workspace), numbered: []*workspace{nil},
 		damagedKeys: make(map[uint32]error), damagedLives: make(map[uint32]error),
 	}

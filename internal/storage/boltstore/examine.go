@@ -262,7 +262,7 @@ func (e *examination) collect(tx *bolt.Tx, index *fileIndex) {
 		add(bucketMembers, recordID{kindMember, string(name[len(prefix):])}, name, value)
 	}
 	keys := tx.Bucket([]byte(bucketKeys)).Cursor()
-	for _, each := range e.workspace.keys {
+	for each := range index.lists.Backward(&e.workspace.keys, func(uint32) bool { return false }) {
 		name, value := keys.Seek([]byte(number(index.slot(each))))
 		if _, keyID, _, err := parseKeyName(name); err == nil {
 			add(bucketKeys, recordID{kindKey, keyID}, name, value)

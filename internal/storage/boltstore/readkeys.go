@@ -161,7 +161,6 @@ func (s *scan) endKeys() {
 			s.index.setRequestIDs(key.keyID, key.requestIDs)
 		}
 	}
-	s.index.fit()
 }
 
 func storedTwice(keyID string) error {
