@@ -161,13 +161,6 @@ func (s *IDs) Hold(id string, by Holder) (number uint32, before bool) {
 	return number, s.join(number, by)
 }
 
-// Join makes a holder hold a number that another holder holds.
-func (s *IDs) Join(number uint32, by Holder) {
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	s.join(number, by)
-}
-
 // join makes a holder hold a number, and reports whether it did before.
 func (s *IDs) join(number uint32, by Holder) (before bool) {
 	s.held[by].Grow(number / 64)

@@ -60,12 +60,7 @@ func (s *state) endLife(of *workspace, number uint32) {
 func (s *state) lifeOf(of *workspace, memberID, incarnation, workspaceIncarnation []byte) uint32 {
 	hash := s.memberHash(of.number, string(memberID))
 	number := s.members.Find(hash, func(number uint32) bool {
-		life := s.lives.At(number)
-		if life.workspace != of.number || s.names.get(life.workspaceIncarnation) != string(workspaceIncarnation) {
-			return false
-		}
-		id, its := s.textsOf(life)
-		return id == string(memberID) && its == string(incarnation)
+		return s.isLife(number, of, memberID, incarnation, workspaceIncarnation)
 	})
 	if number != 0 {
 		return number
@@ -77,6 +72,20 @@ func (s *state) lifeOf(of *workspace, memberID, incarnation, workspaceIncarnatio
 	life.texts = s.texts.Add(number, string(s.joined))
 	s.members.Insert(hash, number, s.hashOfLife)
 	return number
+}
+
+// isLife reports whether a number, which may be 0, is that of the life of a member with these
+// incarnations.
+func (s *state) isLife(number uint32, of *workspace, memberID, incarnation, workspaceIncarnation []byte) bool {
+	if number == 0 {
+		return false
+	}
+	life := s.lives.At(number)
+	if life.workspace != of.number || s.names.get(life.workspaceIncarnation) != string(workspaceIncarnation) {
+		return false
+	}
+	id, its := s.textsOf(life)
+	return id == string(memberID) && its == string(incarnation)
 }
 
 // freeLife removes a life that is neither current nor has keys.

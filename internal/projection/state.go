@@ -75,6 +75,8 @@ type state struct {
 	records flat.Chunks[record]
 	words   flat.Chunks[usage.Word]
 	highest uint32
+	// guess is the number that the next key of a load probably has.
+	guess   uint32
 	rares   flat.Arena[rare]
 	seconds flat.Arena[second]
 	times   flat.Arena[extraTimes]
@@ -120,7 +122,10 @@ type workspace struct {
 	members, keys flat.List
 	// revoked counts the keys that were revoked themselves.
 	revoked int
-	head    storage.Head
+	// latest is the number of the life of the key that was added last, which may be freed by now; 0 if
+	// there was none.
+	latest uint32
+	head   storage.Head
 	// changed is the revision of the newest change since the Load; 0 if there was none.
 	changed     int64
 	damaged     error

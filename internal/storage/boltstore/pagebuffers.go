@@ -60,7 +60,7 @@ func (p *pageWalk) fetch(trees []subtree) ([][]byte, error) {
 			}
 			last = next
 		}
-		buffer := p.buffers.take(int(last-first+1) * int(p.size)) //nolint:gosec // at most maxRun pages
+		buffer := p.buffers.take(int(last-first+1) * int(p.size))                    //nolint:gosec // at most maxRun pages
 		if err := readFull(p.file, buffer, first, int64(first)*p.size); err != nil { //nolint:gosec // below the high water mark
 			return nil, err
 		}
