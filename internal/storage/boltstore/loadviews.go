@@ -14,21 +14,54 @@ import (
 // loadViews is load for storage.ViewLoader: parts of the keys are read on all processors, and visited
 // in the order of their slots. file is the transaction's file: its pages are read as in a scan.
 func loadViews(ctx context.Context, tx *bolt.Tx, file io.ReaderAt, known *damage, visit func(storage.Item) error) error {
-	others := loaded[:len(loaded)-1]
-	if err := loadBuckets(ctx, tx, known, others, visit); err != nil {
-		return err
-	}
-	if err := known.visitAbsent(bucketKeys, visit); err != nil {
-		return err
-	}
 	p := pagesOf(ctx, tx, file)
-	walks := p.newWalks()
-	readers := make([]*viewReader, len(walks))
-	for worker, walk := range walks {
-		readers[worker] = &viewReader{tx: tx, known: known, walk: walk, visit: visit}
+	for _, bucket := range loaded {
+		if err := known.visitAbsent(bucket, visit); err != nil {
+			return err
+		}
+		walks := p.newWalks()
+		readers := make([]valueReader, len(walks))
+		for worker, walk := range walks {
+			if bucket == bucketKeys {
+				readers[worker] = &viewReader{tx: tx, known: known, walk: walk, visit: visit}
+			} else {
+				readers[worker] = &itemReader{bucket: bucket, known: known, visit: visit}
+			}
+		}
+		found := bucketOfTransaction(bucket, tx.Bucket([]byte(bucket)))
+		err := p.parts(walks, []foundBucket{found}, func(worker int, _ string) valueReader { return readers[worker] })
+		if err != nil {
+			return err
+		}
 	}
-	keys := bucketOfTransaction(bucketKeys, tx.Bucket([]byte(bucketKeys)))
-	return p.parts(walks, []foundBucket{keys}, func(worker int, _ string) valueReader { return readers[worker] })
+	return ctx.Err()
+}
+
+// itemReader reads records other than keys, as load does, in one goroutine.
+type itemReader struct {
+	bucket string
+	known  *damage
+	visit  func(storage.Item) error
+	items  []storage.Item
+}
+
+// add implements valueReader.
+func (r *itemReader) add(name, value []byte) {
+	r.items = append(r.items, r.known.judge(decode(r.bucket, string(name), value)))
+}
+
+// end implements valueReader.
+func (r *itemReader) end() func() error {
+	items := r.items
+	r.items = nil
+	return func() error {
+		for _, item := range items {
+			if err := r.visit(item); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 // viewReader reads keys, with the times of their last uses, in one goroutine. Both buckets have the

@@ -6,13 +6,17 @@ import (
 
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // keyPart is what was read of a part of the keys.
 type keyPart struct {
+	ids  []flat.ID
 	keys []keyRead
+	// isOdd is set if some id is not that of a key; its place in ids is zero.
+	isOdd bool
 	// requests are the request ids of the keys that have some.
 	requests []keyRequests
 	strays   []strayKey
@@ -65,7 +69,7 @@ func newKeyReader(s *scan) *keyReader {
 func (r *keyReader) add(name, value []byte) {
 	if r.part == nil {
 		r.part = keyParts.Get().(*keyPart) //nolint:errcheck // the pool has nothing else
-		*r.part = keyPart{keys: r.part.keys[:0]}
+		*r.part = keyPart{ids: r.part.ids[:0], keys: r.part.keys[:0]}
 	}
 	slot, err := checkKeyName(name)
 	if err != nil {
@@ -94,6 +98,11 @@ func (r *keyReader) add(name, value []byte) {
 	if len(requestIDs) > 0 {
 		r.part.requests = append(r.part.requests, keyRequests{string(keyID), requestIDs})
 	}
+	id, is := flat.PackBytes(keyID)
+	if !is {
+		r.part.isOdd = true
+	}
+	r.part.ids = append(r.part.ids, id)
 	r.part.keys = append(r.part.keys, keyRead{[keyIDLength]byte(keyID), slot, workspace, element.Short()})
 }
 
@@ -121,12 +130,24 @@ func (s *scan) addKeys(part *keyPart) {
 	if part.problem != nil {
 		s.fail(part.problem)
 	}
-	for index := range part.keys {
-		key := &part.keys[index]
-		if !s.index.addKey(key.workspace, string(key.id[:]), key.slot, key.element) {
-			s.fail(storedTwice(string(key.id[:])))
+	ids := part.ids
+	if part.isOdd { // only in a damaged file
+		ids = nil
+		for index := range part.keys {
+			key := &part.keys[index]
+			if !s.index.addKey(key.workspace, string(key.id[:]), key.slot, key.element) {
+				s.fail(storedTwice(string(key.id[:])))
+			}
 		}
 	}
+	s.index.ids.HoldAll(ids, flat.Store, func(index int, number uint32, before bool) {
+		if before {
+			s.fail(storedTwice(part.ids[index].String()))
+			return
+		}
+		key := &part.keys[index]
+		s.index.place(key.workspace, number, key.slot, key.element)
+	})
 	for _, each := range part.requests {
 		s.index.setRequestIDs(each.keyID, each.requestIDs)
 	}
@@ -173,6 +194,12 @@ func requestIDsOf(payload []byte) ([]string, error) {
 	const field = 14 // KeyRecord.request_ids
 	var requestIDs []string
 	for len(payload) > 0 {
+		// Most fields have a number and a length of one byte each.
+		if len(payload) > 1 && payload[0] < 0x80 && payload[0]&7 == byte(protowire.BytesType) && payload[0]>>3 != field && payload[0]>>3 > 0 &&
+			payload[1] < 0x80 && 2+int(payload[1]) <= len(payload) {
+			payload = payload[2+int(payload[1]):]
+			continue
+		}
 		number, kind, length := protowire.ConsumeTag(payload)
 		if length < 0 {
 			return nil, protowire.ParseError(length)
