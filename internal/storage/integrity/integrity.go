@@ -24,8 +24,10 @@ package integrity
 
 import (
 	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
+	"hash"
 	"math/bits"
 	"sync"
 )
@@ -128,36 +130,9 @@ type Head struct {
 // Hasher computes elements and tags. One goroutine may use it at a time. A Hasher for each
 // goroutine is faster than a shared one.
 type Hasher struct {
-	set, head *keyed
+	set, head hash.Hash
 	data      []byte
-}
-
-// keyed computes HMAC-SHA-256 with one key. crypto/hmac takes 1.6 times as long for messages as short
-// as elements, because it restores the states of its hashes by decoding them.
-type keyed struct {
-	// inner and outer are the blocks that stand before the message and before its hash.
-	inner, outer [sha256.BlockSize]byte
-	hashed       [sha256.BlockSize + sha256.Size]byte
-}
-
-// newKeyed returns a keyed for a key of at most a block.
-func newKeyed(key []byte) *keyed {
-	k := &keyed{}
-	copy(k.inner[:], key)
-	copy(k.outer[:], key)
-	for index := range k.inner {
-		k.inner[index] ^= 0x36
-		k.outer[index] ^= 0x5c
-	}
-	copy(k.hashed[:], k.outer[:])
-	return k
-}
-
-// sum returns the keyed hash of a message that has inner before it.
-func (k *keyed) sum(message []byte) [sha256.Size]byte {
-	hash := sha256.Sum256(message)
-	copy(k.hashed[sha256.BlockSize:], hash[:])
-	return sha256.Sum256(k.hashed[:])
+	result    [sha256.Size]byte
 }
 
 // keys are derived once, because the root does not change while the program runs.
@@ -175,29 +150,37 @@ var keys = sync.OnceValue(func() (derived struct{ set, head []byte }) {
 // NewHasher returns a Hasher.
 func NewHasher() *Hasher {
 	derived := keys()
-	return &Hasher{set: newKeyed(derived.set), head: newKeyed(derived.head)}
+	return &Hasher{set: hmac.New(sha256.New, derived.set), head: hmac.New(sha256.New, derived.head)}
 }
 
 // Element returns the element of a record. name is the key id or member id; it is empty for
 // a workspace and for the policy.
 func (h *Hasher) Element(kind, workspaceID, name string, payload Hash) Element {
-	h.data = append(append(h.data[:0], h.set.inner[:]...), setDomain...)
+	h.data = append(h.data[:0], setDomain...)
 	h.data = appendString(h.data, kind)
 	h.data = appendString(h.data, workspaceID)
 	h.data = appendString(h.data, name)
 	h.data = append(h.data, payload[:]...)
-	return Element(h.set.sum(h.data))
+	return Element(h.mac(h.set))
 }
 
 // Tag returns the tag of a head over the records whose sum is sum.
 func (h *Hasher) Tag(head Head, sum Sum) [sha256.Size]byte {
-	h.data = append(append(h.data[:0], h.head.inner[:]...), headDomain...)
+	h.data = append(h.data[:0], headDomain...)
 	h.data = appendString(h.data, head.Epoch)
 	h.data = appendString(h.data, head.WorkspaceID)
 	h.data = binary.BigEndian.AppendUint64(h.data, uint64(head.Sequence)) //nolint:gosec // never negative
 	h.data = append(h.data, head.EventHash[:]...)
 	h.data = sum.appendTo(h.data)
-	return h.head.sum(h.data)
+	return h.mac(h.head)
+}
+
+// mac returns the keyed hash of data.
+func (h *Hasher) mac(keyed hash.Hash) [sha256.Size]byte {
+	keyed.Reset()
+	keyed.Write(h.data)
+	keyed.Sum(h.result[:0])
+	return h.result
 }
 
 // appendString appends a string with its length. Ids have at most 128 bytes, far less than
@@ -209,11 +192,11 @@ func appendString(data []byte, text string) []byte {
 
 // KeyElement is Element for a key's record.
 func (h *Hasher) KeyElement(workspaceID, keyID, payload []byte) Element {
-	h.data = append(append(h.data[:0], h.set.inner[:]...), setDomain...)
+	h.data = append(h.data[:0], setDomain...)
 	h.data = appendString(h.data, KindKey)
 	h.data = appendString(h.data, string(workspaceID))
 	h.data = appendString(h.data, string(keyID))
 	hash := sha256.Sum256(payload)
 	h.data = append(h.data, hash[:]...)
-	return Element(h.set.sum(h.data))
+	return Element(h.mac(h.set))
 }
