@@ -215,9 +215,6 @@ func (f *fields) next() bool {
 	if len(f.rest) == 0 || f.malformed {
 		return false
 	}
-	if f.short() {
-		return true
-	}
 	number, kind, length := protowire.ConsumeTag(f.rest)
 	if length < 0 {
 		f.malformed = true
@@ -238,26 +235,6 @@ func (f *fields) next() bool {
 	}
 	f.rest = f.rest[length:]
 	return true
-}
-
-// short is next for a field whose number, and whose value or length, take one byte each: nearly all
-// fields do. It reports whether the next one does.
-func (f *fields) short() bool {
-	if len(f.rest) < 2 || f.rest[0]|f.rest[1] >= 0x80 || f.rest[0] < 1<<3 {
-		return false
-	}
-	value := f.rest[1]
-	switch kind := protowire.Type(f.rest[0] & 7); kind { //nolint:exhaustive // next has the others
-	case protowire.VarintType:
-		f.kind, f.integer, f.number, f.rest = kind, uint64(value), protowire.Number(f.rest[0]>>3), f.rest[2:]
-		return true
-	case protowire.BytesType:
-		if end := 2 + int(value); end <= len(f.rest) {
-			f.kind, f.bytes, f.number, f.rest = kind, f.rest[2:end:end], protowire.Number(f.rest[0]>>3), f.rest[end:]
-			return true
-		}
-	}
-	return false
 }
 
 // isSingle reports whether the present field is the first of its number.
