@@ -140,8 +140,8 @@ func (r *recordReader) end() func() error {
 	}
 }
 
-// addRecord adds a record to the index, and to the sum of its workspace. One that is not readable only
-// adds the workspace: then the sum does not match the head's tag.
+// addRecord adds a record to the index, and to the sum of its workspace. If it is not readable, only
+// its workspace is added: then the sum does not match the head's tag.
 func (s *scan) addRecord(read *recordRead) {
 	entry := s.index.workspace(read.workspaceID)
 	if read.readable {
