@@ -133,9 +133,6 @@ func (d *difference) LoadViews(_ context.Context, expect func(storage.Expected),
 			if err := view.Parse(payload); err != nil {
 				return storage.Position{}, err
 			}
-			if d.shared != nil && d.random.IntN(2) == 0 {
-				view.Number = d.shared.Find(item.Key.GetKeyId(), flat.Store)
-			}
 			item = storage.Item{KeyView: &view}
 		}
 		if err := visit(item); err != nil {

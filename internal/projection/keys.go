@@ -35,7 +35,7 @@ func (s *state) workspaceOf(key *record) *workspace {
 // addKey adds or replaces a key. A malformed record is kept as damaged.
 func (s *state) addKey(view *storage.KeyView) {
 	of := s.workspace(string(view.WorkspaceID)) // does not allocate if there is one
-	number := s.place(of, view.KeyID, view.Number, view.MemberID, view.MemberIncarnation, view.WorkspaceIncarnation)
+	number := s.place(of, view.KeyID, view.MemberID, view.MemberIncarnation, view.WorkspaceIncarnation)
 	key := s.records.At(number)
 	if view.Revoked {
 		key.ends |= flagRevoked
@@ -52,7 +52,7 @@ func (s *state) addKey(view *storage.KeyView) {
 
 // addDamagedKey adds a key of which nothing but its workspace is known.
 func (s *state) addDamagedKey(of *workspace, keyID string, problem error) {
-	s.damage(s.place(of, []byte(keyID), 0, nil, nil, nil), problem)
+	s.damage(s.place(of, []byte(keyID), nil, nil, nil), problem)
 }
 
 // damage marks a key as one that cannot be read.
@@ -63,13 +63,18 @@ func (s *state) damage(number uint32, problem error) {
 
 // place returns the number of a key, whose record has a life and nothing else. If the state has the
 // key, the key keeps its number and last use, and what its record referred to is given back.
-func (s *state) place(of *workspace, keyID []byte, known uint32, memberID, incarnation, workspaceIncarnation []byte) uint32 {
-	number := s.hold(keyID, known)
+func (s *state) place(of *workspace, keyID []byte, memberID, incarnation, workspaceIncarnation []byte) uint32 {
+	number := s.hold(keyID)
 	s.records.Grow(number)
 	s.words.Grow(number)
 	s.highest = max(s.highest, number)
 	// 1. The new life is found before the old one is given up, because it is the same for most keys.
-	life := s.lifeOf(of, memberID, incarnation, workspaceIncarnation)
+	// The next key of a workspace often is of the same member.
+	life := of.latest
+	if !s.isLife(life, of, memberID, incarnation, workspaceIncarnation) {
+		life = s.lifeOf(of, memberID, incarnation, workspaceIncarnation)
+		of.latest = life
+	}
 	s.lives.At(life).keys++
 	// 2. Keep the place in the order of the workspace, unless the key is new there.
 	key := s.records.At(number)
@@ -88,13 +93,10 @@ func (s *state) place(of *workspace, keyID []byte, known uint32, memberID, incar
 	return number
 }
 
-// hold returns the number of an id, which the store may have told.
-func (s *state) hold(keyID []byte, known uint32) uint32 {
-	if known != 0 {
-		s.ids.Join(known, flat.Projection)
-		return known
-	}
-	number, _ := s.ids.Hold(string(keyID), flat.Projection)
+// hold returns the number of an id. Keys of a load mostly come in the order of their numbers.
+func (s *state) hold(keyID []byte) uint32 {
+	number, _ := s.ids.HoldNear(string(keyID), s.guess, flat.Projection)
+	s.guess = number + 1
 	return number
 }
 

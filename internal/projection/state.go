@@ -75,6 +75,8 @@ type state struct {
 	records flat.Chunks[record]
 	words   flat.Chunks[usage.Word]
 	highest uint32
+	// guess is the number that the next key of a load probably has.
+	guess   uint32
 	rares   flat.Arena[rare]
 	seconds flat.Arena[second]
 	exacts  flat.Arena[exact]
@@ -116,8 +118,9 @@ type state struct {
 type workspace struct {
 	id     string
 	number uint32
-	// newest is the number of a term, to be tried first. It may be outdated.
-	newest  uint32
+	// latest is the number of the life of the key that was added last, which may be freed by now; 0 if
+	// there was none.
+	latest  uint32
 	current *Current // nil if there is no record; replaced, never changed
 	// members are the current lives, and keys the keys.
 	members, keys flat.List

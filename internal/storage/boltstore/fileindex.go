@@ -143,6 +143,12 @@ func (d *fileIndex) addKey(entry *indexedWorkspace, keyID string, slot int64, el
 	if before {
 		return false
 	}
+	d.place(entry, number, slot, element)
+	return true
+}
+
+// place adds a key whose number the index holds.
+func (d *fileIndex) place(entry *indexedWorkspace, number uint32, slot int64, element uint64) {
 	if d.firstSlot == 0 {
 		d.firstSlot = slot
 	}
@@ -159,7 +165,6 @@ func (d *fileIndex) addKey(entry *indexedWorkspace, keyID string, slot int64, el
 	*d.keys.At(number) = packed
 	d.lists.Add(&entry.keys, number)
 	d.nextSlot = max(d.nextSlot, slot+1)
-	return true
 }
 
 // removeKey removes a key and its request ids.
