@@ -31,7 +31,7 @@ const DefaultRingSize = 65536
 
 // MaxHistory is how many changes are enough for Config.History. They are for clients that knew an
 // earlier process and come back within seconds; a client that missed more is reset.
-const MaxHistory = 16384
+const MaxHistory = 8192
 
 // The errors of a Hub and its sessions.
 var (

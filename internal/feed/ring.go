@@ -15,11 +15,12 @@ type event struct {
 	revision int64
 	// texts are workspace, subject and hash. They are one string, because a ring has many events and
 	// the garbage collector visits every string.
-	texts             string
-	workspaceEnd, end int32
-	kind              keysvcv1.SyncEventKind
+	texts string
 	// time is when the change was made, in Unix nanoseconds; 0 if that is not known.
 	time int64
+	// workspaceEnd and end are where workspace and subject end. An id has at most 128 bytes.
+	workspaceEnd, end uint16
+	kind              keysvcv1.SyncEventKind
 }
 
 func (e *event) workspaceID() string { return e.texts[:e.workspaceEnd] }
@@ -31,8 +32,8 @@ func eventOf(record *storagev1.FeedRecord) event {
 	return event{
 		revision:     record.GetRevision(),
 		texts:        workspaceID + subject + string(record.GetAuditHash()),
-		workspaceEnd: int32(len(workspaceID)),                //nolint:gosec // G115: ids are short
-		end:          int32(len(workspaceID) + len(subject)), //nolint:gosec // G115: ids are short
+		workspaceEnd: uint16(len(workspaceID)),                //nolint:gosec // G115: see above
+		end:          uint16(len(workspaceID) + len(subject)), //nolint:gosec // G115: see above
 		kind:         kindOf(record.GetKind()),
 	}
 }

@@ -3,6 +3,7 @@ package flat
 import (
 	"encoding/binary"
 	"iter"
+	"slices"
 )
 
 // List is numbers in the order in which they were added. The numbers lie in Lists. The zero List is
@@ -28,7 +29,7 @@ type Lists struct{ blocks Arena[listBlock] }
 const blockBytes = 50
 
 type listBlock struct {
-	next, previous uint32 // 0 if there is none
+	next, previous uint32 // 0 means no block
 	first          uint32
 	used, count    uint8
 	differences    [blockBytes]byte
@@ -209,8 +210,8 @@ func (s *Lists) Backward(l *List, skip func(number uint32) bool) iter.Seq[uint32
 				continue
 			}
 			numbers := s.blocks.At(at).numbers(room[:0])
-			for index := len(numbers) - 1; index >= 0; index-- {
-				if !yield(numbers[index]) {
+			for _, number := range slices.Backward(numbers) {
+				if !yield(number) {
 					return
 				}
 			}

@@ -29,7 +29,7 @@ func (s *state) has(number uint32) bool {
 
 // workspaceOf returns the workspace of a key.
 func (s *state) workspaceOf(key *record) *workspace {
-	return s.numbered[s.lives.At(key.life).workspace]
+	return s.terms.get(s.lives.At(key.life).term).workspace
 }
 
 // addKey adds or replaces a key. A malformed record is kept as damaged.
@@ -111,10 +111,10 @@ func (s *state) clear(number uint32) {
 		s.rares.Free(key.number())
 		s.dropLimits(more.limits)
 		if more.second != 0 {
-			s.seconds.Free(more.second)
+			s.seconds.Free(more.second & flat.MaxNumber)
 		}
-		if more.times != 0 {
-			s.times.Free(more.times)
+		if more.exact != 0 {
+			s.exacts.Free(more.exact)
 		}
 	} else {
 		s.dropLimits(key.number())
@@ -154,8 +154,7 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 		key.more = number | scheme<<numberBits
 	}()
 	if view.Revoked {
-		more.times = s.times.Add()
-		s.times.At(more.times).revoked = view.RevokeTime
+		s.exactOf(&more).revoked = view.RevokeTime
 	}
 	if bytes.IndexByte(view.MemberID, 0) >= 0 {
 		return "its member is malformed"
@@ -173,26 +172,46 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 	}
 	newest := &view.Secrets[0]
 	key.sum = [token.ShortLength]byte(newest.Hash)
-	if scheme = uint32(newest.Scheme); scheme >= wideScheme { //nolint:gosec // G115: checked above
-		scheme, more.scheme = wideScheme, uint8(newest.Scheme) //nolint:gosec // G115: checked above
-	}
+	scheme = s.packScheme(&more, 0, newest)
 	expire, can := packExpire(newest.ExpireTime)
 	if !can {
 		key.ends |= flagExact
-		if more.times == 0 {
-			more.times = s.times.Add()
-		}
-		s.times.At(more.times).expire = newest.ExpireTime
+		s.exactOf(&more).expire = newest.ExpireTime
 	}
 	key.ends |= expire
 	// The end of the newest secret is the key's expire time, even if it has an overlap, which no
 	// sound record has.
 	if len(view.Secrets) == 2 {
-		more.second = s.seconds.Add()
-		*s.seconds.At(more.second) = second{sum: [token.ShortLength]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
-		more.secondScheme = uint8(view.Secrets[1].Scheme) //nolint:gosec // G115: checked above
+		number := s.seconds.Add()
+		*s.seconds.At(number) = second{sum: [token.ShortLength]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
+		more.second = number | s.packScheme(&more, 1, &view.Secrets[1])<<numberBits
 	}
 	return ""
+}
+
+// exactOf returns the exact of a rare, which gets one if it has none.
+func (s *state) exactOf(more *rare) *exact {
+	if more.exact == 0 {
+		more.exact = s.exacts.Add()
+	}
+	return s.exacts.At(more.exact)
+}
+
+// packScheme returns the scheme of a secret in four bits. A scheme that has more is put into exact.
+func (s *state) packScheme(more *rare, index int, secret *storage.SecretView) uint32 {
+	if secret.Scheme < wideScheme {
+		return secret.Scheme
+	}
+	s.exactOf(more).schemes[index] = uint8(secret.Scheme) //nolint:gosec // G115: the caller has checked it
+	return wideScheme
+}
+
+// schemeOf is the inverse of packScheme. packed has the scheme above numberBits.
+func (s *state) schemeOf(more rare, index int, packed uint32) token.Scheme {
+	if scheme := packed >> numberBits; scheme != wideScheme {
+		return token.Scheme(scheme)
+	}
+	return token.Scheme(s.exacts.At(more.exact).schemes[index])
 }
 
 // end returns when a secret stops matching, in Unix nanoseconds.
@@ -212,13 +231,13 @@ func (s *state) limitsOf(scopes, cidrs [][]byte) uint32 {
 	text := binary.AppendUvarint(s.joined[:0], uint64(len(scopes)))
 	text = join(join(text, scopes), cidrs)
 	s.joined = text
-	return s.limits.hold(text, func() limits { return s.newLimits(scopes, cidrs) })
+	return s.limits.hold(text, func(string) limits { return s.newLimits(scopes, cidrs) })
 }
 
 // dropLimits ends that a key has limits.
 func (s *state) dropLimits(number uint32) {
-	if its := s.limits.get(number); s.limits.drop(number) {
-		s.scopes.drop(its.scopes)
+	if scopes := s.limits.get(number).scopes; s.limits.drop(number) {
+		s.scopes.drop(scopes)
 	}
 }
 
@@ -231,7 +250,7 @@ func join(text []byte, texts [][]byte) []byte {
 }
 
 func (s *state) newLimits(scopes, cidrs [][]byte) limits {
-	made := limits{scopes: s.scopes.hold(join(nil, scopes), func() decide.Scopes {
+	made := limits{scopes: s.scopes.hold(join(nil, scopes), func(string) decide.Scopes {
 		names := make([]string, len(scopes))
 		for index, name := range scopes {
 			names[index] = string(name)
@@ -250,38 +269,35 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	found := s.records.At(number)
 	more := s.rareOf(found)
 	life := s.lives.At(found.life)
-	key.ID, key.Workspace = keyID, s.numbered[life.workspace].id
+	during := s.terms.get(life.term)
+	key.ID, key.Workspace = keyID, during.workspace.id
 	key.Member, key.MemberIncarnation = s.textsOf(life)
-	key.WorkspaceIncarnation = s.names.get(life.workspaceIncarnation)
+	key.WorkspaceIncarnation = during.incarnation
 	its := s.limits.get(more.limits)
-	key.Scopes, key.AllowedPrefixes = s.scopes.get(its.scopes), its.networks
+	key.Scopes, key.AllowedPrefixes = *s.scopes.get(its.scopes), its.networks
 	key.Revoked = found.ends&flagRevoked != 0
 	key.ExpireTime = s.expireOf(found)
 	key.Secrets[0] = decide.Secret{
-		Hash: token.ShortHash{Scheme: token.Scheme(more.scheme), Sum: found.sum}, End: key.ExpireTime,
+		Hash: token.ShortHash{Scheme: s.schemeOf(more, 0, found.more), Sum: found.sum}, End: key.ExpireTime,
 	}
 	if more.second != 0 {
-		older := s.seconds.At(more.second)
-		key.Secrets[1] = decide.Secret{Hash: token.ShortHash{Scheme: token.Scheme(more.secondScheme), Sum: older.sum}, End: older.end}
+		older := s.seconds.At(more.second & flat.MaxNumber)
+		key.Secrets[1] = decide.Secret{Hash: token.ShortHash{Scheme: s.schemeOf(more, 1, more.second), Sum: older.sum}, End: older.end}
 	}
 }
 
-// rareOf returns the rare of a key, with the limits and the scheme that most keys have elsewhere.
+// rareOf returns the rare of a key. For a key without one it has the limits.
 func (s *state) rareOf(key *record) rare {
-	more := rare{limits: key.number()}
-	if key.ends&flagRare != 0 {
-		more = *s.rares.At(key.number())
+	if key.ends&flagRare == 0 {
+		return rare{limits: key.number()}
 	}
-	if scheme := key.more >> numberBits; scheme != wideScheme {
-		more.scheme = uint8(scheme)
-	}
-	return more
+	return *s.rares.At(key.number())
 }
 
 // expireOf returns when a key expires, in Unix nanoseconds.
 func (s *state) expireOf(key *record) int64 {
 	if key.ends&flagExact != 0 {
-		return s.times.At(s.rareOf(key).times).expire
+		return s.exacts.At(s.rareOf(key).exact).expire
 	}
 	return firstExpire + int64(key.ends&expireMask)
 }
@@ -292,11 +308,13 @@ func (s *state) problem(number uint32) error {
 	if key.ends&flagDamaged != 0 {
 		return s.damagedKeys[number]
 	}
-	if damaged := s.workspaceOf(key).damaged; damaged != nil {
-		return damaged
+	if len(s.damagedWorkspaces) > 0 {
+		if damaged := s.damagedWorkspaces[s.workspaceOf(key).number]; damaged != nil {
+			return damaged
+		}
 	}
-	if present := s.presentLife(key.life); present != 0 && s.lives.At(present).flags&lifeDamaged != 0 {
-		return s.damagedLives[present]
+	if len(s.damagedLives) > 0 {
+		return s.damagedLives[s.presentLife(key.life)]
 	}
 	return nil
 }
@@ -304,9 +322,8 @@ func (s *state) problem(number uint32) error {
 // isLive reports whether a key that is not damaged is neither revoked nor expired. Its workspace is
 // there and was not removed.
 func (s *state) isLive(key *record, now int64) bool {
-	life := s.lives.At(key.life)
-	if key.ends&flagRevoked != 0 || now >= s.expireOf(key) ||
-		s.names.get(life.workspaceIncarnation) != s.numbered[life.workspace].current.Incarnation {
+	during := s.terms.get(s.lives.At(key.life).term)
+	if key.ends&flagRevoked != 0 || now >= s.expireOf(key) || during.incarnation != during.workspace.current.Incarnation {
 		return false
 	}
 	present := s.presentLife(key.life)
@@ -315,7 +332,7 @@ func (s *state) isLive(key *record, now int64) bool {
 	}
 	// A key of a damaged member counts as live, because it may be.
 	member := s.lives.At(present)
-	return member.flags&lifeDamaged != 0 || member.flags&lifeRemoved == 0 && s.isSameMember(key.life, present)
+	return member.standing&lifeDamaged != 0 || member.standing&lifeRemoved == 0 && s.isSameMember(key.life, present)
 }
 
 // isSameMember reports whether two lives of a member have the same incarnation.
@@ -331,21 +348,21 @@ func (s *state) isSameMember(one, other uint32) bool {
 // diedBefore reports whether a key that is not damaged stopped being live before a time, in Unix
 // nanoseconds, and can never be live again.
 func (s *state) diedBefore(key *record, before int64) bool {
-	if key.ends&flagRevoked != 0 && s.times.At(s.rareOf(key).times).revoked < before || s.expireOf(key) < before {
+	if key.ends&flagRevoked != 0 && s.exacts.At(s.rareOf(key).exact).revoked < before || s.expireOf(key) < before {
 		return true
 	}
-	life := s.lives.At(key.life)
-	current := s.numbered[life.workspace].current
-	if current == nil || current.Removed || current.Incarnation != s.names.get(life.workspaceIncarnation) {
+	during := s.terms.get(s.lives.At(key.life).term)
+	current := during.workspace.current
+	if current == nil || current.Removed || current.Incarnation != during.incarnation {
 		return current != nil && current.since < before
 	}
 	present := s.presentLife(key.life)
-	if present == 0 || s.lives.At(present).flags&lifeDamaged != 0 {
+	if present == 0 || s.lives.At(present).standing&lifeDamaged != 0 {
 		return false
 	}
 	// If the member was removed and added again, only the time of the addition is known.
 	member := s.lives.At(present)
-	return (member.flags&lifeRemoved != 0 || !s.isSameMember(key.life, present)) && member.updated < before
+	return (member.standing&lifeRemoved != 0 || !s.isSameMember(key.life, present)) && member.updated < before
 }
 
 // giveUp gives back the numbers of the keys of this state that another state does not have. The

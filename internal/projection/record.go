@@ -11,17 +11,21 @@ import (
 // The table that decisions are made from has no pointer for each key or member, so that the
 // garbage collector has nothing to visit, however many there are. What a key takes, in bytes:
 //
-//	 48    record   verifier, times, flags; numbers of its life and of its scopes
+//	 32    record   half of the verifier, times, flags; numbers of its life and of its limits
 //	  8    usage.Word  when the key was last used
-//	 18    flat.IDs    the id (12) and its index (5); shared with the store's directory
-//	  5    list     the key's place among the keys of its workspace
-//	+20    rare     a key with two secrets, with networks, that was revoked, or is unusual otherwise
-//	+40    second   a key in rotation
-//	+16    extraTimes  a key that was revoked, or has a time that record cannot hold
+//	 17    flat.IDs    the id (12) and its index (5); shared with the store's directory
+//	1–3    flat.Lists  the key's place among the keys of its workspace
+//	+12    rare     a key with two secrets, that was revoked, or is unusual otherwise
+//	+24    second   a key in rotation
+//	+24    exact    a key that was revoked, or has a time or scheme that record cannot hold
 //
-// What a member takes: 40 for a life, about 45 for its texts, 5 for the index and 5 for a list.
-// Everything that many keys or members have in common is held once (interned): sets of scopes,
-// sets of networks, roles and incarnations of workspaces. A workspace is an ordinary struct.
+// What a member takes: 32 for a life, about 36 for its texts, 5 for the index and 6 for a list. A
+// workspace is an ordinary struct of 128 bytes, with about as much for what it refers to.
+// Everything that many keys or members have in common is held once (interned): limits, which are
+// scopes and networks, and roles and terms, which are incarnations of workspaces.
+//
+// A last-used time for each secret would belong beside usage.Word, in words of the seconds; an index
+// of expire times would be a flat.Lists by day.
 //
 // A key has the same number in the records, in the words and in the IDs. Numbers of purged keys
 // and members, and what only they referred to, are used again.
@@ -51,7 +55,7 @@ const (
 
 	// flagRare: more is the number of a rare.
 	flagRare = 1 << 60
-	// flagExact: the expire time is in extraTimes, because bits 0–59 cannot hold it.
+	// flagExact: the expire time is in exact, because bits 0–59 cannot hold it.
 	flagExact = 1 << 61
 	// flagRevoked: the key was revoked.
 	flagRevoked = 1 << 62
@@ -62,7 +66,7 @@ const (
 // The parts of record.more: numbers have 28 bits (flat.MaxNumber), schemes the rest.
 const (
 	numberBits = 28
-	// wideScheme in record.more says that the scheme is in the key's rare. keysvc has few schemes.
+	// wideScheme says that the scheme is in exact. keysvc has few schemes.
 	wideScheme = 1<<(32-numberBits) - 1
 )
 
@@ -82,11 +86,10 @@ type limits struct {
 type rare struct {
 	// limits is the number of a limits.
 	limits uint32
-	// second is the number of a second, and times of an extraTimes.
-	second, times uint32
-	// scheme is the scheme of the newest secret if record.more says wideScheme, and secondScheme
-	// that of the second.
-	scheme, secondScheme uint8
+	// second is the number of a second, with its scheme above numberBits as in record.more.
+	second uint32
+	// exact is the number of an exact.
+	exact uint32
 }
 
 // second is the older secret of a key in rotation.
@@ -97,13 +100,15 @@ type second struct {
 	end int64
 }
 
-// extraTimes are times of a key, in Unix nanoseconds.
-type extraTimes struct {
+// exact is what does not fit elsewhere. Times are in Unix nanoseconds.
+type exact struct {
 	// revoked is when the key was revoked; expire is the expire time, if flagExact is set.
 	revoked, expire int64
+	// schemes are those of the secrets that have wideScheme.
+	schemes [2]uint8
 }
 
-// life is a member from its addition to its removal: a member that was removed and added again has
+// life is a member, in 32 bytes, from its addition to its removal: a member that was removed and added again has
 // another incarnation and is another life. Keys belong to a life, because a key does not come back
 // with its member. At most one life of a member is current: the one in its record. Lives that are
 // neither current nor have keys are removed.
@@ -113,19 +118,26 @@ type life struct {
 	updated, sourceVersion int64
 	// texts are the member's id and its incarnation, with a NUL in between.
 	texts flat.Text
-	// workspace is the number of the workspace.
-	workspace uint32
-	// workspaceIncarnation and role are numbers of interned names.
-	workspaceIncarnation, role uint32
+	// term is the number of the interned term that the life belongs to.
+	term uint32
 	// keys is how many keys belong to the life.
 	keys uint32
-	// flags are those that begin with life.
-	flags uint32
+	// standing is the number of the interned name of the role, and the flags that begin with life.
+	standing uint32
+}
+
+// role returns the number of the role's name.
+func (l *life) role() uint32 { return l.standing & flat.MaxNumber }
+
+// term is a workspace from its addition to its removal.
+type term struct {
+	workspace   *workspace
+	incarnation string
 }
 
 const (
 	// lifeCurrent: the member's record is that of this life.
-	lifeCurrent = 1 << iota
+	lifeCurrent = 1 << (numberBits + iota)
 	// lifeActive and lifeRemoved are the member's state.
 	lifeActive
 	lifeRemoved

@@ -159,7 +159,7 @@ func (p *Projection) deadMembers(s *state, of *workspace, before int64, limit in
 			break
 		}
 		member := s.lives.At(number)
-		if member.flags&lifeDamaged != 0 || !s.isGone(of, member, before) {
+		if member.standing&lifeDamaged != 0 || !s.isGone(of, member, before) {
 			continue
 		}
 		id, _ := s.textsOf(member)
@@ -187,9 +187,9 @@ func (p *Projection) owners(s *state, of *workspace) map[string]bool {
 
 // isGone reports whether a member was removed before a time, in Unix nanoseconds.
 func (s *state) isGone(of *workspace, member *life, before int64) bool {
-	if member.flags&lifeRemoved != 0 && member.updated < before {
+	if member.standing&lifeRemoved != 0 && member.updated < before {
 		return true
 	}
-	return of.current != nil && (of.current.Removed || of.current.Incarnation != s.names.get(member.workspaceIncarnation)) &&
+	return of.current != nil && (of.current.Removed || of.current.Incarnation != s.terms.get(member.term).incarnation) &&
 		of.current.since < before && member.updated < before
 }
