@@ -14,15 +14,14 @@ const (
 	smallestHeap = 4 << 20
 	// collectionInterval is how long it should take from one collection of garbage to the next. The
 	// room for garbage is what is allocated in that time, but leastRoom at least, and at most mostRoom or
-	// a part of the live heap, liveShare, whichever is more. With few keys and twice as much as mostRoom a
-	// validation costs hardly less, with half as much a twentieth more. With 1,000,000 keys a collection
-	// lasts 7 to 20 ms, in which validations wait: beside lists, four of them a second made the p99.
+	// as much as the live heap, whichever is more. With few keys and twice as much as mostRoom a validation
+	// costs hardly less, with half as much a twentieth more. With 1,000,000 keys a collection lasts 7 to 20
+	// ms, in which validations wait: beside lists, four of them a second made the p99.
 	// The room does not shrink before it is roomShare times too large: memory that is returned to the
 	// system, and soon needed again, costs more than collections do.
 	collectionInterval = time.Second
 	leastRoom          = 4 << 20
 	mostRoom           = 32 << 20
-	liveShare          = 2
 	roomShare          = 4
 )
 
@@ -96,7 +95,7 @@ func roomFor(before, allocated uint64, passed time.Duration, most uint64) uint64
 }
 
 // mostRoom returns the most room that there may be for garbage.
-func (s scan) mostRoom() uint64 { return max(mostRoom, s.live/liveShare) }
+func (s scan) mostRoom() uint64 { return max(mostRoom, s.live) }
 
 // percent returns what GOGC must be: the room for garbage, or for as much as may have pointers, as a
 // part of live heap and roots.
