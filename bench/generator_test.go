@@ -92,7 +92,7 @@ type outcome struct {
 	Allocations         uint64
 	// Pages and DryRuns were done beside.
 	Pages, DryRuns int64
-	Error               string
+	Error          string
 }
 
 // TestProcessGenerator is the load generator of TestBench, in its own process. It reads orders and

@@ -9,9 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/scribe-mail/keysvc/internal/server/servertest"
@@ -140,28 +138,6 @@ func (w *worker) line(t *testing.T, word string) string {
 	}
 	t.Fatalf("the process is gone: %v", w.lines.Err())
 	return ""
-}
-
-// otherPriority is by how much the priority of a client that does other work is lower.
-const otherPriority = 10
-
-// lowerPriority lowers the priority of a process.
-func lowerPriority(t *testing.T, command *exec.Cmd) {
-	t.Helper()
-	own, err := syscall.Getpriority(syscall.PRIO_PROCESS, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	// Threads inherit it from the first one. The system call returns 20 less the priority.
-	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", command.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, task := range tasks {
-		if id, err := strconv.Atoi(task.Name()); err == nil {
-			_ = syscall.Setpriority(syscall.PRIO_PROCESS, id, min(19, 20-own+otherPriority))
-		}
-	}
 }
 
 // memory returns the memory of a server in bytes, and the number of its goroutines.

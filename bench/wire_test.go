@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -94,8 +93,13 @@ func dialWire(address string) (*wire, error) {
 	encoder := hpack.NewEncoder(&head)
 	encoder.SetMaxDynamicTableSize(0) // every block stands for itself
 	for _, field := range [][2]string{
-		{":method", "POST"}, {":scheme", "http"}, {":path", keysvcv1.ValidationService_ValidateKey_FullMethodName}, {":authority", address},
-		{"content-type", "application/grpc"}, {"te", "trailers"}, {"user-agent", "keysvc-bench"},
+		{":method", "POST"},
+		{":scheme", "http"},
+		{":path", keysvcv1.ValidationService_ValidateKey_FullMethodName},
+		{":authority", address},
+		{"content-type", "application/grpc"},
+		{"te", "trailers"},
+		{"user-agent", "keysvc-bench"},
 	} {
 		if err := encoder.WriteField(hpack.HeaderField{Name: field[0], Value: field[1]}); err != nil {
 			return nil, err
@@ -198,7 +202,7 @@ func (w *wire) read() {
 // calls are random (exponential) and the same in every round. How long a call takes counts from when
 // it was due, so a server that stalls cannot hide the calls that it delays.
 func (w *wires) run(rate float64, duration time.Duration) (*histogram, error) {
-	runtime.LockOSThread() // nanosleep wakes to the microsecond, and the timers of Go to the millisecond
+	runtime.LockOSThread() // for sleepExactly
 	defer runtime.UnlockOSThread()
 	answered := int64(0)
 	for _, each := range w.connections {
@@ -216,8 +220,7 @@ func (w *wires) run(rate float64, duration time.Duration) (*histogram, error) {
 		}
 		at := began.Add(offset)
 		if left := time.Until(at); left > 0 {
-			pause := syscall.NsecToTimespec(int64(left))
-			_ = syscall.Nanosleep(&pause, nil)
+			sleepExactly(left)
 		}
 		to := w.connections[number%len(w.connections)]
 		to.mutex.Lock()
