@@ -13,8 +13,8 @@ const (
 	// smallestHeap is the size of a heap up to which Go does not collect, with GOGC=100.
 	smallestHeap = 4 << 20
 	// collectionInterval is how long it should take from one collection of garbage to the next. The
-	// room for garbage is what is allocated in that time, but leastRoom at least, and at most mostRoom or
-	// as much as the live heap, whichever is more. With few keys and twice as much as mostRoom a validation
+	// room for garbage is what is allocated in that time, but leastRoom at least, and at most mostRoom, or
+	// as much as the live heap if that is large. With few keys and twice as much as mostRoom a validation
 	// costs hardly less, with half as much a twentieth more. With 1,000,000 keys a collection lasts 7 to 20
 	// ms, in which validations wait: beside lists, four of them a second made the p99.
 	// The room does not shrink before it is roomShare times too large: memory that is returned to the
@@ -22,6 +22,8 @@ const (
 	collectionInterval = time.Second
 	leastRoom          = 4 << 20
 	mostRoom           = 32 << 20
+	// manyKeys is from which live heap on the room may be as large as that.
+	manyKeys = 64 << 20
 	roomShare          = 4
 )
 
@@ -94,8 +96,14 @@ func roomFor(before, allocated uint64, passed time.Duration, most uint64) uint64
 	return room
 }
 
-// mostRoom returns the most room that there may be for garbage.
-func (s scan) mostRoom() uint64 { return max(mostRoom, s.live) }
+// mostRoom returns the most room that there may be for garbage. With few keys it stays mostRoom: a live
+// heap that an attack made must not bring more room with it.
+func (s scan) mostRoom() uint64 {
+	if s.live < manyKeys {
+		return mostRoom
+	}
+	return s.live
+}
 
 // percent returns what GOGC must be: the room for garbage, or for as much as may have pointers, as a
 // part of live heap and roots.
