@@ -23,8 +23,8 @@ const (
 	leastRoom          = 4 << 20
 	mostRoom           = 32 << 20
 	// manyKeys is from which live heap on the room may be as large as that.
-	manyKeys = 64 << 20
-	roomShare          = 4
+	manyKeys  = 64 << 20
+	roomShare = 4
 )
 
 // collectLess makes collections of garbage rarer than Go does by itself, for the rest of the process,
