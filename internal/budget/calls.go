@@ -182,10 +182,10 @@ func (c *call) beginTurn(ctx context.Context) {
 
 // givingWay returns a context for what gives way to validations.
 func (c *call) givingWay(ctx context.Context) context.Context {
-	if c.gate.pacer == nil {
+	if c.gate.config.Urgent == nil {
 		return ctx
 	}
-	ctx = c.gate.pacer.NewContext(ctx)
+	ctx = giveway.NewContext(ctx, c.gate.config.Urgent)
 	c.work = giveway.From(ctx)
 	return ctx
 }

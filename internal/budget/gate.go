@@ -15,7 +15,6 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
-	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/problem"
 )
 
@@ -59,22 +58,16 @@ type Gate struct {
 	halfOpen *halfOpen
 	// turns holds one for each large page that is being made: on half of the processors at most.
 	turns chan struct{}
-	// pacer paces what gives way to validations; nil without Config.Urgent.
-	pacer *giveway.Pacer
 }
 
 // NewGate returns a Gate. Run must run while it is used.
 func NewGate(config Config) *Gate {
 	surplus := config.Status(context.Background(), problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
 		"too many calls wait for their request to come; try again"))
-	gate := &Gate{
+	return &Gate{
 		config: config, elements: &counter{limits: config.Elements}, halfOpen: newHalfOpen(status.Convert(surplus)),
 		turns: make(chan struct{}, max(1, runtime.GOMAXPROCS(0)/2)),
 	}
-	if config.Urgent != nil {
-		gate.pacer = giveway.NewPacer(config.Urgent)
-	}
-	return gate
 }
 
 // Run ends the calls whose request does not come, until the context ends.

@@ -28,7 +28,7 @@ func TestLargeWorkGivesWayToValidations(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			gate := &Gate{config: Config{Budget: New(64 << 20), Urgent: func() int64 { return 0 }}, turns: make(chan struct{}, 1), pacer: giveway.NewPacer(func() int64 { return 0 })}
+			gate := &Gate{config: Config{Budget: New(64 << 20), Urgent: func() int64 { return 0 }}, turns: make(chan struct{}, 1)}
 			c := &call{incoming: incoming{gate: gate, holder: Holder{Connection: &peer.Peer{}, Work: test.work}}}
 			c.next = func(ctx context.Context, _ any) (any, error) {
 				if work := giveway.From(ctx); (work != nil) != test.givesWay || work != c.work {

@@ -5,14 +5,12 @@ package giveway
 
 import (
 	"context"
-	"runtime"
-	"sync"
 	"time"
 )
 
 const (
-	// slice is how long work goes on before it pauses, and pause how long it pauses then at least. The
-	// runtime makes a millisecond of a shorter pause.
+	// slice is how long work goes on before it pauses, and pause how long it pauses then. The runtime
+	// makes a millisecond of a shorter pause.
 	slice = 200 * time.Microsecond
 	pause = time.Millisecond
 	// longest is for how long work pauses at all, and deadlineShare the part of the time until its
@@ -21,42 +19,9 @@ const (
 	deadlineShare = 2
 )
 
-// Pacer paces the work of a process. While there are urgent calls, half of the processors have a slice
-// of it at a time, one of two: two goroutines that each paused for themselves would take twice as much
-// from validations as one.
-type Pacer struct {
-	urgent func() int64
-	// apart is the time from the begin of a slice to that of the next one.
-	apart time.Duration
-
-	mutex sync.Mutex
-	// free is when the next slice may begin.
-	free time.Time
-}
-
-// NewPacer returns a Pacer. urgent returns how many calls have begun so far that work gives way to.
-func NewPacer(urgent func() int64) *Pacer {
-	return &Pacer{urgent: urgent, apart: (slice + pause) / time.Duration(max(1, runtime.GOMAXPROCS(0)/2))}
-}
-
-// wait returns how long work that may not go on at once pauses, until a time at most.
-func (p *Pacer) wait(now, until time.Time) time.Duration {
-	p.mutex.Lock()
-	defer p.mutex.Unlock()
-	begin := now.Add(pause)
-	if begin.Before(p.free) {
-		begin = p.free
-	}
-	if begin.After(until) {
-		return until.Sub(now)
-	}
-	p.free = begin.Add(p.apart)
-	return begin.Sub(now)
-}
-
 // Work is what one goroutine does. A nil Work never pauses.
 type Work struct {
-	pacer *Pacer
+	urgent func() int64
 	// seen is what urgent returned before the last pause, and resumed when that ended.
 	seen    int64
 	resumed time.Time
@@ -66,14 +31,15 @@ type Work struct {
 
 type workKey struct{}
 
-// NewContext returns a context for work of one goroutine that begins now.
-func (p *Pacer) NewContext(ctx context.Context) context.Context {
+// NewContext returns a context for work of one goroutine that begins now. urgent returns how many
+// calls have begun so far that the work gives way to.
+func NewContext(ctx context.Context, urgent func() int64) context.Context {
 	now := time.Now()
 	most := longest
 	if deadline, has := ctx.Deadline(); has {
 		most = min(most, deadline.Sub(now)/deadlineShare)
 	}
-	return context.WithValue(ctx, workKey{}, &Work{pacer: p, seen: p.urgent(), resumed: now, until: now.Add(most)})
+	return context.WithValue(ctx, workKey{}, &Work{urgent: urgent, seen: urgent(), resumed: now, until: now.Add(most)})
 }
 
 // From returns the work of a context; nil if it has none.
@@ -93,9 +59,9 @@ func (w *Work) GiveWay() {
 		return
 	}
 	w.resumed = now
-	if begun := w.pacer.urgent(); begun != w.seen && now.Before(w.until) {
+	if begun := w.urgent(); begun != w.seen && now.Before(w.until) {
 		w.seen = begun
-		time.Sleep(w.pacer.wait(now, w.until))
+		time.Sleep(pause)
 		w.resumed = time.Now()
 	}
 }

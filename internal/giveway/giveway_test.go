@@ -2,9 +2,6 @@ package giveway_test
 
 import (
 	"context"
-	"runtime"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,7 +25,7 @@ func busy(work *giveway.Work, lasts time.Duration, each func()) (paused time.Dur
 func TestWorkPausesForUrgentCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		begun := int64(0)
-		work := giveway.From(giveway.NewPacer(func() int64 { return begun }).NewContext(t.Context()))
+		work := giveway.From(giveway.NewContext(t.Context(), func() int64 { return begun }))
 		if paused := busy(work, 10*time.Millisecond, func() {}); paused != 0 {
 			t.Errorf("paused %s although nothing was urgent", paused)
 		}
@@ -50,29 +47,11 @@ func TestWorkPausesForHalfOfItsTimeAtMost(t *testing.T) {
 			if test.deadline > 0 {
 				ctx, cancel = context.WithTimeout(ctx, test.deadline)
 			}
-			work := giveway.From(giveway.NewPacer(func() int64 { return begun }).NewContext(ctx))
+			work := giveway.From(giveway.NewContext(ctx, func() int64 { return begun }))
 			if paused := busy(work, 2*time.Second, func() { begun++ }); paused < test.most/2 || paused > test.most {
 				t.Errorf("deadline %s: paused %s, want up to %s", test.deadline, paused, test.most)
 			}
 			cancel()
-		}
-	})
-}
-
-// Two goroutines take no more from urgent calls than one.
-func TestWorksShareTheirSlices(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
-	synctest.Test(t, func(t *testing.T) {
-		var begun atomic.Int64
-		pacer := giveway.NewPacer(func() int64 { return begun.Add(1) })
-		var working sync.WaitGroup
-		began := time.Now()
-		for range 2 {
-			working.Go(func() { busy(giveway.From(pacer.NewContext(t.Context())), 10*time.Millisecond, func() {}) })
-		}
-		working.Wait()
-		if took, least := time.Since(began), 95*1200*time.Microsecond; took < least {
-			t.Errorf("20 ms of work took %s beside urgent calls, want at least %s", took, least)
 		}
 	})
 }
