@@ -66,26 +66,49 @@ func (s *state) endLife(of *workspace, number uint32) {
 // lifeOf returns the number of the life of a member with these incarnations. A life that is not
 // known is a former one, of which there is no record any more.
 func (s *state) lifeOf(of *workspace, memberID, incarnation, workspaceIncarnation []byte) uint32 {
+	// 1. Find it.
 	hash := s.memberHash(of.number, string(memberID))
+	of.newest = s.termOf(of, workspaceIncarnation)
 	number := s.members.Find(hash, func(number uint32) bool {
-		return s.isLife(number, of, memberID, incarnation, workspaceIncarnation)
+		life := s.lives.At(number)
+		if life.term != of.newest {
+			return false
+		}
+		id, its := s.textsOf(life)
+		return id == string(memberID) && its == string(incarnation)
 	})
 	if number != 0 {
 		return number
 	}
+	// 2. Or add it.
 	number = s.lives.Add()
 	life := s.lives.At(number)
-	// The text of a term is the number of the workspace and the incarnation.
-	s.joined = append(binary.LittleEndian.AppendUint32(s.joined[:0], of.number), workspaceIncarnation...)
-	life.term = s.terms.hold(s.joined, func(text string) term { return term{of, text[4:]} })
+	life.term = s.terms.hold(s.termText(of, workspaceIncarnation), func(text string) term { return term{of, text[termHead:]} })
 	s.joined = append(append(append(s.joined[:0], memberID...), 0), incarnation...)
 	life.texts = s.texts.Add(number, string(s.joined))
 	s.members.Insert(hash, number, s.hashOfLife)
 	return number
 }
 
-// isLife reports whether a number, which may be 0, is that of the life of a member with these
-// incarnations.
+// termOf returns the number of the term of a workspace with an incarnation; 0 if no life has it.
+func (s *state) termOf(of *workspace, incarnation []byte) uint32 {
+	if during := s.terms.get(of.newest); during.workspace == of && during.incarnation == string(incarnation) {
+		return of.newest
+	}
+	return s.terms.find(s.termText(of, incarnation))
+}
+
+// termHead is the size of the number of the workspace in the text of a term.
+const termHead = 4
+
+// termText returns the text by which a term is interned. It is valid until the next call.
+func (s *state) termText(of *workspace, incarnation []byte) []byte {
+	s.joined = append(binary.LittleEndian.AppendUint32(s.joined[:0], of.number), incarnation...)
+	return s.joined
+}
+
+// isLife reports whether a number, which may be 0 or that of a life that was freed, is that of the life
+// of a member with these incarnations.
 func (s *state) isLife(number uint32, of *workspace, memberID, incarnation, workspaceIncarnation []byte) bool {
 	if number == 0 {
 		return false

@@ -119,15 +119,17 @@ type state struct {
 type workspace struct {
 	id     string
 	number uint32
-	// latest is the number of the life of the key that was added last, which may be freed by now; 0 if
-	// there was none.
-	latest  uint32
+	// newest is the number of a term, to be tried first. It may be outdated.
+	newest  uint32
 	current *Current // nil if there is no record; replaced, never changed
 	// members are the current lives, and keys the keys.
 	members, keys flat.List
 	// revoked counts the keys that were revoked themselves.
 	revoked int
-	head    storage.Head
+	// latest is the number of the life of the key that was added last, which may be freed by now; 0 if
+	// there was none.
+	latest uint32
+	head   storage.Head
 	// changed is the revision of the newest change since the Load; 0 if there was none.
 	changed int64
 }

@@ -78,8 +78,11 @@ func openScanned(path string, config Config) (*opened, *scan, error) {
 		if err := errors.Join(err, checked.close()); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", path, err)
 		}
-		// 2. Open for writing. Nobody else had to wait in between, so another process may have changed the
-		// file. A change writes a meta page.
+		if config.scanned != nil {
+			config.scanned()
+		}
+		// 2. Open for writing. In between nobody held the lock, so another process may have changed the file.
+		// A change writes a meta page.
 		result, err := openDatabase(path, config, false)
 		if err != nil {
 			return nil, nil, err
