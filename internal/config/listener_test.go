@@ -33,7 +33,7 @@ func TestParseListenerNamesWhatIsAllowed(t *testing.T) {
 		"127.0.0.1:7480":            "purpose=address",
 		"=127.0.0.1:7480":           "allowed are all, validation, management, health and metrics",
 		"Validation=127.0.0.1:7480": "allowed are all, validation, management, health and metrics",
-		"metric=127.0.0.1:7480":    "allowed are all, validation, management, health and metrics",
+		"metric=127.0.0.1:7480":     "allowed are all, validation, management, health and metrics",
 		"validation=":               "allowed are host:port and unix:///path",
 		"validation=0.0.0.0":        "allowed are host:port and unix:///path",
 		"health=unix://run/v.sock":  "absolute path",
