@@ -59,8 +59,8 @@ who they are, because no metric names a key, a workspace, a member or a caller. 
 much your product is used, so let only Prometheus reach the listener.
 
 A read takes about a millisecond, and no longer if there are millions of keys: keys are counted when they
-change, and by the hour in which they expire. With metrics on, a validation reads the clock twice and counts
-three numbers; it allocates nothing for that.
+change, and by the hour in which they expire. With metrics on, a validation reads the clock twice and adds to
+four numbers; it allocates nothing for that.
 
 ` + "`deploy/prometheus/alerts.yaml`" + ` has the alert rules, and ` + "`deploy/grafana/keysvc.json`" + ` a dashboard
 for Grafana. The rules take it that Prometheus calls the job ` + "`keysvc`" + `:
