@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"go.uber.org/goleak"
 
 	"github.com/scribe-mail/keysvc/internal/events"
@@ -116,6 +117,20 @@ func TestMetricsCountWhatHappens(t *testing.T) {
 		if strings.Contains(text, "\n"+other) {
 			t.Errorf("%s is there", other)
 		}
+	}
+}
+
+// TestPrometheusFindsNoFaultInTheNames lints what is served as promtool does.
+func TestPrometheusFindsNoFaultInTheNames(t *testing.T) {
+	_, text := ask(t, http.MethodGet, "http://"+serve(t, newMetrics(func() metrics.State {
+		return metrics.State{Store: &metrics.Store{}, Certificate: &metrics.Certificate{}}
+	}))+metrics.Path)
+	problems, err := promlint.New(strings.NewReader(text)).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, problem := range problems {
+		t.Errorf("%s: %s", problem.Metric, problem.Text)
 	}
 }
 
