@@ -25,7 +25,7 @@ func cell() uint64 {
 }
 
 // MaxSet is how many numbers a Set can have.
-const MaxSet = 16
+const MaxSet = 24
 
 // Set is up to MaxSet numbers that only grow. The zero Set is all zero.
 type Set struct {

@@ -66,8 +66,8 @@ var list = []Metric{
 		read: func(r *reading) {
 			r.eachMethod(func(of *method) {
 				for index, code := range codes {
-					if count := of.count(index); count > 0 || index == 0 {
-						r.count(count, of.name, code)
+					if count := of.codes.Count(index); count > 0 || index == 0 {
+						r.count(count, of.Name, code)
 					}
 				}
 			})
@@ -80,7 +80,7 @@ var list = []Metric{
 		read: func(r *reading) {
 			r.eachMethod(func(of *method) {
 				if !of.Stream {
-					r.durations(of.took.Durations(), of.name)
+					r.durations(of.took.Durations(), of.Name)
 				}
 			})
 		},
@@ -92,6 +92,16 @@ var list = []Metric{
 		read: func(r *reading) {
 			for index, reason := range r.config.Reasons {
 				r.count(r.decisions.Count(index), reason.Decision, reason.Name)
+			}
+		},
+	},
+	{
+		Name: "keysvc_near_cache_decisions_total", Kind: Counter, Labels: []string{"decision", "reason"}, Group: groupCalls,
+		Values: "as those of keysvc_decisions_total",
+		Help:   "Decisions that near-caches made from memory. They report these when they ask for a lease, so the last ones before a crash are missing.",
+		read: func(r *reading) {
+			for index, reason := range r.config.Reasons {
+				r.count(r.near[index].Load(), reason.Decision, reason.Name)
 			}
 		},
 	},

@@ -52,10 +52,13 @@ type Metrics struct {
 	rows   []row
 
 	methods map[string]*method
-	// validate and batch are the methods of validations, and other is for methods that are not known.
-	validate, batch, other *method
-	decisions              counters.Set
-	delivery               counters.Histogram
+	// validate is the method that is called most, and other is for methods that are not known.
+	validate, other *method
+	decisions       counters.Set
+	// near counts the decisions of near-caches by the number of their reason, the last one those of
+	// reasons that are not known.
+	near     [counters.MaxSet]atomic.Uint64
+	delivery counters.Histogram
 
 	panics, validationsRefused, invalidTokens, acceptFailures atomic.Uint64
 	storeFailures, sweepFailures, flushFailures               atomic.Uint64
@@ -71,13 +74,13 @@ type Metrics struct {
 
 // New returns Metrics in which nothing was counted yet.
 func New(config Config) *Metrics {
-	m := &Metrics{config: config, methods: make(map[string]*method), other: &method{name: "other"}}
+	m := &Metrics{config: config, methods: make(map[string]*method), other: &method{Method: Method{Name: "other"}}}
 	for _, each := range config.Methods {
 		if m.methods[each.Name] == nil {
-			m.methods[each.Name] = &method{Method: each, name: each.Name}
+			m.methods[each.Name] = &method{Method: each}
 		}
 	}
-	m.validate, m.batch = m.method("ValidateKey"), m.method("BatchValidateKeys")
+	m.validate = m.method("ValidateKey")
 	for _, each := range list {
 		m.rows = append(m.rows, row{Metric: each, description: prometheus.NewDesc(each.Name, each.Help, each.Labels, nil)})
 	}
@@ -88,11 +91,8 @@ func New(config Config) *Metrics {
 type method struct {
 	Method
 
-	name string
-	// codes counts by the number of the code. UNAUTHENTICATED, for which it has no room, is apart.
-	codes           counters.Set
-	unauthenticated atomic.Uint64
-	took            counters.Histogram
+	codes counters.Set // by number
+	took  counters.Histogram
 }
 
 func (m *Metrics) method(name string) *method {
@@ -102,47 +102,47 @@ func (m *Metrics) method(name string) *method {
 	return m.other
 }
 
-// codes are the names of gRPC's codes, by number. The last one has no room in a counters.Set.
+// codes are the names of gRPC's codes, by number.
 var codes = [...]string{
 	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
 	"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
 	"UNAUTHENTICATED",
 }
 
+// unknownCode is what a code that gRPC does not have counts as.
+const unknownCode = 2
+
 // finished counts a call.
 func (m *method) finished(code string, took time.Duration) {
-	switch index := slices.Index(codes[:], code); index {
-	case counters.MaxSet:
-		m.unauthenticated.Add(1)
-	case -1:
-		m.codes.Add(2) // no code of gRPC: UNKNOWN
-	default:
-		m.codes.Add(index)
+	index := slices.Index(codes[:], code)
+	if index < 0 {
+		index = unknownCode
 	}
+	m.codes.Add(index)
 	if !m.Stream {
 		m.took.Observe(took)
 	}
 }
 
-// count returns how many calls had a code.
-func (m *method) count(index int) uint64 {
-	if index == counters.MaxSet {
-		return m.unauthenticated.Load()
-	}
-	return m.codes.Count(index)
-}
-
 // Decided counts a decision, by the number of its reason. It is called for each validation.
 func (m *Metrics) Decided(reason int) { m.decisions.Add(reason) }
+
+// DecidedNear counts decisions that a near-cache has made from memory, by the number of their reason.
+func (m *Metrics) DecidedNear(reason int, count int64) {
+	if reason < 0 || reason >= len(m.config.Reasons) {
+		reason = len(m.near) - 1
+	}
+	m.near[reason].Add(uint64(max(0, count)))
+}
 
 // Hooks returns the hooks that count.
 func (m *Metrics) Hooks() events.Hooks {
 	return events.Hooks{
 		CallFinished: func(call events.Call) { m.method(call.Method).finished(call.Code, call.Duration) },
 		ValidationFinished: func(validation events.Validation) {
-			of := m.validate
-			if validation.Method == m.batch.name {
-				of = m.batch
+			of := m.validate // for most of them without a look into the map
+			if validation.Method != of.Name {
+				of = m.method(validation.Method)
 			}
 			of.finished(validation.Code, validation.Duration)
 		},

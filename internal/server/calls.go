@@ -105,6 +105,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	})
 	if s.metrics != nil {
 		validations.CountDecisions(s.metrics.Decided)
+		sync.CountDecisions(s.metrics.DecidedNear)
 		c.metrics = metrics.NewEndpoint(s.metrics, s.log)
 	}
 	for _, purpose := range config.Purposes() {

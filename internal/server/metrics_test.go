@@ -96,6 +96,15 @@ func TestMetricsServeTheListAndNameNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	if err := stream.Send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{
+		Nonce: 1, Decisions: []*keysvcv1.DecisionCount{{Count: 5}, {Reason: keysvcv1.Reason_REASON_KEY_REVOKED, Count: 2}, {Reason: 99, Count: 1}},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil { // the pong
+		t.Fatal(err)
+	}
+
 	plain, open := read("text/plain"), read("application/openmetrics-text; version=1.0.0")
 	if !strings.HasSuffix(open, "# EOF\n") {
 		t.Errorf("OpenMetrics ends without # EOF: %q", open[max(0, len(open)-100):])
@@ -105,6 +114,8 @@ func TestMetricsServeTheListAndNameNobody(t *testing.T) {
 		`keysvc_decisions_total{decision="PERMISSION_DENIED",reason="SCOPE_NOT_GRANTED"}`: "1",
 		`keysvc_decisions_total{decision="UNAUTHENTICATED",reason="KEY_INVALID"}`:         "1",
 		`keysvc_decisions_total{decision="UNAUTHENTICATED",reason="KEY_REVOKED"}`:         "1",
+		`keysvc_near_cache_decisions_total{decision="ALLOWED",reason="NONE"}`:                "5",
+		`keysvc_near_cache_decisions_total{decision="UNAUTHENTICATED",reason="KEY_REVOKED"}`: "2",
 		`keysvc_calls_total{code="OK",method="CreateKey"}`:                                "2",
 		`keysvc_keys{state="active"}`:                                                     "1",
 		`keysvc_keys{state="revoked"}`:                                                    "1",

@@ -858,6 +858,18 @@ func syncWalk() walk {
 			ping.Uses = slices.Repeat(ping.GetUses(), count)
 		}}
 	}
+	decisions := func(count int) badCase {
+		return badCase{path: "ping.decisions", name: fmt.Sprint(count), edit: func(_ *fixture, request proto.Message) {
+			ping := request.(*keysvcv1.SyncRequest).GetPing()
+			ping.Decisions = slices.Repeat(ping.GetDecisions(), count)
+		}}
+	}
+	decided := func(name string, count int64) badCase {
+		return badCase{
+			path: "ping.decisions.count", name: name, violations: []string{"ping.decisions[0].count"},
+			edit: func(_ *fixture, request proto.Message) { put(request, "ping.decisions[0].count", count) },
+		}
+	}
 	hash := func(name string, length int) badCase { return set("hello.audit_hash", name, make([]byte, length)) }
 	visible := func(name string, length int) badCase {
 		return set("hello.visible_workspaces", name, make([]byte, length))
@@ -872,6 +884,7 @@ func syncWalk() walk {
 		set("ping.revision", "negative", int64(-1)), set("ping.revision", "what was never sent", int64(1<<40)),
 		set("ping.revision", "the most", int64(1<<63-1)),
 		uses(4097), uses(10_000),
+		decisions(17), decisions(10_000), decided("none", 0), decided("negative", -1), decided("too many", 1_000_000_001),
 		set("applied.revision", "negative", int64(-1)), set("applied.revision", "what was never sent", int64(1<<40)),
 		use("time", "missing", nil),
 	}
@@ -894,11 +907,13 @@ func syncWalk() walk {
 		base: func(f *fixture) proto.Message {
 			return &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{
 				Nonce: 1, Uses: []*keysvcv1.KeyUse{{KeyId: f.key.GetKey().GetKeyId(), Time: timestamppb.New(testTime)}},
+				Decisions: []*keysvcv1.DecisionCount{{Count: 1}},
 			}}}
 		},
 		cases: cases,
 		fine: map[string]string{
 			"hello": "first and once; see TestSyncRefusesMessagesOutOfOrder", "ping": "not first; see there", "applied": "as well",
+			"ping.decisions.reason": "a reason that is not known is counted as such",
 		},
 	}
 }

@@ -8,6 +8,7 @@ func ElementLimits() budget.Limits {
 	return budget.Limits{
 		"keysvc.v1.BatchValidateKeysRequest.requests": MaxBatch,
 		"keysvc.v1.SyncPing.uses":                     MaxUses,
+		"keysvc.v1.SyncPing.decisions":                MaxDecisions,
 		// Of all resources and roles of a policy together. The policy's own limits are stricter.
 		"keysvc.v1.PolicyResource.actions": 65536,
 		"keysvc.v1.PolicyRole.scopes":      65536,

@@ -29,6 +29,9 @@ import (
 const (
 	// MaxUses is how many uses one ping may report.
 	MaxUses = 4096
+	// MaxDecisions is how many counts of decisions one ping may report, and maxDecisionCount the largest.
+	MaxDecisions     = 16
+	maxDecisionCount = 1_000_000_000
 	// maxEpochLength is the max length of an epoch, in bytes; real ones are shorter.
 	maxEpochLength = 128
 	// hashLength is the length of an audit event's hash, in bytes.
@@ -48,6 +51,8 @@ type SyncService struct {
 	validator  *validation.Validator
 	errors     Errors
 	encoded    encoded
+	// decided counts decisions of near-caches by the number of their reason; nil if nobody counts them.
+	decided func(reason int, count int64)
 }
 
 // NewSync returns the service over the Hub that the projection publishes to. The uses that clients
@@ -55,6 +60,10 @@ type SyncService struct {
 func NewSync(hub *feed.Hub, projection *projection.Projection, validator *validation.Validator, errors Errors) *SyncService {
 	return &SyncService{hub: hub, projection: projection, validator: validator, errors: errors}
 }
+
+// CountDecisions makes the service call a function for the decisions that near-caches report, with the
+// number of their reason. It must be called before the service is used.
+func (s *SyncService) CountDecisions(count func(reason int, count int64)) { s.decided = count }
 
 // errGaveUp ends a session whose client has closed its half of the stream.
 var errGaveUp = errors.New("the client gave up its lease")
@@ -349,6 +358,11 @@ func (r *syncReader) take(session *feed.Session, request *keysvcv1.SyncRequest, 
 		for _, use := range kind.Ping.GetUses() {
 			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetTime().AsTime(), identity.For(access.Validate))
 		}
+		if r.service.decided != nil {
+			for _, each := range kind.Ping.GetDecisions() {
+				r.service.decided(int(each.GetReason()), each.GetCount())
+			}
+		}
 		// 2. Take the pong's barrier after the ping has arrived (S2): the pong promises every change
 		// that was acknowledged before.
 		if err := r.service.projection.Fresh(r.stream.Context()); err != nil {
@@ -436,6 +450,15 @@ func checkPing(ping *keysvcv1.SyncPing) error {
 		}
 		if use.GetTime().CheckValid() != nil {
 			within.Add("time", "is missing, or no time between the years 1 and 9999")
+		}
+	}
+	if count := len(ping.GetDecisions()); count > MaxDecisions {
+		within.Add("decisions", "has %d items; %d are allowed", count, MaxDecisions)
+		return fields.Err()
+	}
+	for index, each := range ping.GetDecisions() {
+		if count := each.GetCount(); count < 1 || count > maxDecisionCount {
+			within.Within(fmt.Sprintf("decisions[%d]", index)).Add("count", "is %d; 1 to %d are allowed", count, maxDecisionCount)
 		}
 	}
 	return fields.Err()

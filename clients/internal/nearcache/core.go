@@ -77,6 +77,10 @@ type Core struct {
 	recent   []event
 	covered  int64
 	refusals map[digest]refusal
+	// repeated counts answers with kept refusals by their reasons, and hitsReported the hits, as far as
+	// pings have reported the latter and not the former.
+	repeated     map[keysvcv1.Reason]int64
+	hitsReported int64
 	watches  map[*watch]struct{}
 	gaveUp   bool
 
@@ -123,6 +127,7 @@ func NewCore(maxEntries, maxBytes int) *Core {
 		identities: newIdentities(),
 		staleness:  defaultStaleness,
 		refusals:   make(map[digest]refusal),
+		repeated:   make(map[keysvcv1.Reason]int64),
 		watches:    make(map[*watch]struct{}),
 	}
 	core.entries.init(maxEntries, maxBytes)
@@ -249,7 +254,26 @@ func (c *Core) Ping(now time.Time) *keysvcv1.SyncPing {
 	uses := c.takeUses()
 	c.mutex.Lock()
 	defer c.mutex.Unlock()
-	return &keysvcv1.SyncPing{Nonce: c.freshness.Ask(now), Revision: c.applied, Uses: uses}
+	return &keysvcv1.SyncPing{Nonce: c.freshness.Ask(now), Revision: c.applied, Uses: uses, Decisions: c.takeDecisions()}
+}
+
+// maxCount is the largest count in a ping, and maxReasons how many counts there may be besides that of
+// ALLOWED.
+const maxCount, maxReasons = 1_000_000_000, 15
+
+// takeDecisions returns the decisions that were made from memory and not reported yet. Each hit is an
+// ALLOWED. mutex is held.
+func (c *Core) takeDecisions() []*keysvcv1.DecisionCount {
+	var taken []*keysvcv1.DecisionCount
+	if hits := min(maxCount, c.entries.hitCount()-c.hitsReported); hits > 0 {
+		c.hitsReported += hits
+		taken = append(taken, &keysvcv1.DecisionCount{Count: hits})
+	}
+	for reason, count := range c.repeated {
+		taken = append(taken, &keysvcv1.DecisionCount{Reason: reason, Count: min(maxCount, count)})
+	}
+	clear(c.repeated)
+	return taken
 }
 
 // awaitsPong reports whether a ping is open that may still give a lease (C1).
@@ -426,6 +450,9 @@ func (c *Core) Refusal(question *keyauth.Question, now time.Time) (keyauth.Answe
 		return keyauth.Answer{}, false
 	}
 	c.counters.Refused.Add(1)
+	if _, has := c.repeated[kept.answer.Reason]; has || len(c.repeated) < maxReasons {
+		c.repeated[kept.answer.Reason]++
+	}
 	return kept.answer, true
 }
 

@@ -381,6 +381,32 @@ func TestUsesAreReportedOnce(t *testing.T) {
 	}
 }
 
+// TestDecisionsAreReportedOnce: hits as ALLOWED, and repeated refusals by their reason.
+func TestDecisionsAreReportedOnce(t *testing.T) {
+	f := newFixture(t, 10)
+	f.entries.hit()
+	f.entries.hit()
+	refused := keyauth.Answer{Decision: keysvcv1.Decision_DECISION_UNAUTHENTICATED, Reason: keysvcv1.Reason_REASON_KEY_REVOKED}
+	f.EndFill(f.BeginFill(f.now), question(1), response(nil), refused, f.now)
+	if _, ok := f.Refusal(question(1), f.now); !ok {
+		t.Fatal("the refusal is not repeated")
+	}
+	counts := make(map[keysvcv1.Reason]int64)
+	for _, each := range f.Ping(f.now).GetDecisions() {
+		counts[each.GetReason()] += each.GetCount()
+	}
+	if len(counts) != 2 || counts[keysvcv1.Reason_REASON_UNSPECIFIED] != 2 || counts[keysvcv1.Reason_REASON_KEY_REVOKED] != 1 {
+		t.Errorf("got %v, want two allowed and one revoked", counts)
+	}
+	if again := f.Ping(f.now).GetDecisions(); len(again) != 0 {
+		t.Errorf("%v were reported twice", again)
+	}
+	f.entries.hit()
+	if next := f.Ping(f.now).GetDecisions(); len(next) != 1 || next[0].GetCount() != 1 {
+		t.Errorf("got %v, want the new hit", next)
+	}
+}
+
 func TestGiveUpEndsTheLeaseForGood(t *testing.T) {
 	f := newFixture(t, 10)
 	f.keep(1, nil)

@@ -285,7 +285,10 @@ type SyncPing struct {
 	// Revision up to which the client has applied every event.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The keys that were answered from the cache since the last ping; at most 4096.
-	Uses          []*KeyUse `protobuf:"bytes,3,rep,name=uses,proto3" json:"uses,omitempty"`
+	Uses []*KeyUse `protobuf:"bytes,3,rep,name=uses,proto3" json:"uses,omitempty"`
+	// How many questions were answered from memory since the last ping, by reason; at most 16 items. They
+	// are counted for the server's metrics, and serve nothing else.
+	Decisions     []*DecisionCount `protobuf:"bytes,4,rep,name=decisions,proto3" json:"decisions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,6 +344,68 @@ func (x *SyncPing) GetUses() []*KeyUse {
 	return nil
 }
 
+func (x *SyncPing) GetDecisions() []*DecisionCount {
+	if x != nil {
+		return x.Decisions
+	}
+	return nil
+}
+
+// DecisionCount is how often a near-cache decided for a reason.
+type DecisionCount struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The reason; REASON_UNSPECIFIED stands for ALLOWED.
+	Reason Reason `protobuf:"varint,1,opt,name=reason,proto3,enum=keysvc.v1.Reason" json:"reason,omitempty"`
+	// How often. From 1 to 1,000,000,000.
+	Count         int64 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DecisionCount) Reset() {
+	*x = DecisionCount{}
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DecisionCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DecisionCount) ProtoMessage() {}
+
+func (x *DecisionCount) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DecisionCount.ProtoReflect.Descriptor instead.
+func (*DecisionCount) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DecisionCount) GetReason() Reason {
+	if x != nil {
+		return x.Reason
+	}
+	return Reason_REASON_UNSPECIFIED
+}
+
+func (x *DecisionCount) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
 // KeyUse is when a key was last used.
 type KeyUse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -354,7 +419,7 @@ type KeyUse struct {
 
 func (x *KeyUse) Reset() {
 	*x = KeyUse{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[3]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -366,7 +431,7 @@ func (x *KeyUse) String() string {
 func (*KeyUse) ProtoMessage() {}
 
 func (x *KeyUse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[3]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -379,7 +444,7 @@ func (x *KeyUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyUse.ProtoReflect.Descriptor instead.
 func (*KeyUse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{3}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *KeyUse) GetKeyId() string {
@@ -407,7 +472,7 @@ type SyncApplied struct {
 
 func (x *SyncApplied) Reset() {
 	*x = SyncApplied{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[4]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -419,7 +484,7 @@ func (x *SyncApplied) String() string {
 func (*SyncApplied) ProtoMessage() {}
 
 func (x *SyncApplied) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[4]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -432,7 +497,7 @@ func (x *SyncApplied) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncApplied.ProtoReflect.Descriptor instead.
 func (*SyncApplied) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{4}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SyncApplied) GetRevision() int64 {
@@ -462,7 +527,7 @@ type SyncResponse struct {
 
 func (x *SyncResponse) Reset() {
 	*x = SyncResponse{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[5]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -474,7 +539,7 @@ func (x *SyncResponse) String() string {
 func (*SyncResponse) ProtoMessage() {}
 
 func (x *SyncResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[5]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -487,7 +552,7 @@ func (x *SyncResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncResponse.ProtoReflect.Descriptor instead.
 func (*SyncResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{5}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SyncResponse) GetKind() isSyncResponse_Kind {
@@ -625,7 +690,7 @@ type SyncWelcome struct {
 
 func (x *SyncWelcome) Reset() {
 	*x = SyncWelcome{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[6]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -637,7 +702,7 @@ func (x *SyncWelcome) String() string {
 func (*SyncWelcome) ProtoMessage() {}
 
 func (x *SyncWelcome) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[6]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -650,7 +715,7 @@ func (x *SyncWelcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncWelcome.ProtoReflect.Descriptor instead.
 func (*SyncWelcome) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SyncWelcome) GetEpoch() string {
@@ -718,7 +783,7 @@ type SyncEvents struct {
 
 func (x *SyncEvents) Reset() {
 	*x = SyncEvents{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[7]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -730,7 +795,7 @@ func (x *SyncEvents) String() string {
 func (*SyncEvents) ProtoMessage() {}
 
 func (x *SyncEvents) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[7]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -743,7 +808,7 @@ func (x *SyncEvents) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncEvents.ProtoReflect.Descriptor instead.
 func (*SyncEvents) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SyncEvents) GetEvents() []*SyncEvent {
@@ -790,7 +855,7 @@ type SyncEvent struct {
 
 func (x *SyncEvent) Reset() {
 	*x = SyncEvent{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[8]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +867,7 @@ func (x *SyncEvent) String() string {
 func (*SyncEvent) ProtoMessage() {}
 
 func (x *SyncEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[8]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +880,7 @@ func (x *SyncEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncEvent.ProtoReflect.Descriptor instead.
 func (*SyncEvent) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SyncEvent) GetRevision() int64 {
@@ -871,7 +936,7 @@ type SyncMark struct {
 
 func (x *SyncMark) Reset() {
 	*x = SyncMark{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[9]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +948,7 @@ func (x *SyncMark) String() string {
 func (*SyncMark) ProtoMessage() {}
 
 func (x *SyncMark) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[9]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +961,7 @@ func (x *SyncMark) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncMark.ProtoReflect.Descriptor instead.
 func (*SyncMark) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SyncMark) GetRevision() int64 {
@@ -919,7 +984,7 @@ type SyncPong struct {
 
 func (x *SyncPong) Reset() {
 	*x = SyncPong{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[10]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +996,7 @@ func (x *SyncPong) String() string {
 func (*SyncPong) ProtoMessage() {}
 
 func (x *SyncPong) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[10]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1009,7 @@ func (x *SyncPong) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncPong.ProtoReflect.Descriptor instead.
 func (*SyncPong) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{10}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SyncPong) GetNonce() uint64 {
@@ -980,7 +1045,7 @@ type SyncReset struct {
 
 func (x *SyncReset) Reset() {
 	*x = SyncReset{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[11]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -992,7 +1057,7 @@ func (x *SyncReset) String() string {
 func (*SyncReset) ProtoMessage() {}
 
 func (x *SyncReset) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[11]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1005,7 +1070,7 @@ func (x *SyncReset) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncReset.ProtoReflect.Descriptor instead.
 func (*SyncReset) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{11}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *SyncReset) GetRevision() int64 {
@@ -1046,7 +1111,7 @@ type SyncGoodbye struct {
 
 func (x *SyncGoodbye) Reset() {
 	*x = SyncGoodbye{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[12]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1058,7 +1123,7 @@ func (x *SyncGoodbye) String() string {
 func (*SyncGoodbye) ProtoMessage() {}
 
 func (x *SyncGoodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[12]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1071,7 +1136,7 @@ func (x *SyncGoodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncGoodbye.ProtoReflect.Descriptor instead.
 func (*SyncGoodbye) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{12}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{13}
 }
 
 // AwaitRevisionRequest names the revision to wait for.
@@ -1087,7 +1152,7 @@ type AwaitRevisionRequest struct {
 
 func (x *AwaitRevisionRequest) Reset() {
 	*x = AwaitRevisionRequest{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[13]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1164,7 @@ func (x *AwaitRevisionRequest) String() string {
 func (*AwaitRevisionRequest) ProtoMessage() {}
 
 func (x *AwaitRevisionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[13]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1177,7 @@ func (x *AwaitRevisionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitRevisionRequest.ProtoReflect.Descriptor instead.
 func (*AwaitRevisionRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{13}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AwaitRevisionRequest) GetRevision() int64 {
@@ -1147,7 +1212,7 @@ type AwaitRevisionResponse struct {
 
 func (x *AwaitRevisionResponse) Reset() {
 	*x = AwaitRevisionResponse{}
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[14]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1224,7 @@ func (x *AwaitRevisionResponse) String() string {
 func (*AwaitRevisionResponse) ProtoMessage() {}
 
 func (x *AwaitRevisionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_sync_service_proto_msgTypes[14]
+	mi := &file_keysvc_v1_sync_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1237,7 @@ func (x *AwaitRevisionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AwaitRevisionResponse.ProtoReflect.Descriptor instead.
 func (*AwaitRevisionResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{14}
+	return file_keysvc_v1_sync_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AwaitRevisionResponse) GetApplied() int32 {
@@ -1207,7 +1272,7 @@ var File_keysvc_v1_sync_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1ckeysvc/v1/sync_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa2\x01\n" +
+	"\x1ckeysvc/v1/sync_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"keysvc/v1/validation_service.proto\"\xa2\x01\n" +
 	"\vSyncRequest\x12,\n" +
 	"\x05hello\x18\x01 \x01(\v2\x14.keysvc.v1.SyncHelloH\x00R\x05hello\x12)\n" +
 	"\x04ping\x18\x02 \x01(\v2\x13.keysvc.v1.SyncPingH\x00R\x04ping\x122\n" +
@@ -1219,11 +1284,15 @@ const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"\n" +
 	"audit_hash\x18\x03 \x01(\fR\tauditHash\x12#\n" +
 	"\rhash_revision\x18\x04 \x01(\x03R\fhashRevision\x12-\n" +
-	"\x12visible_workspaces\x18\x05 \x01(\fR\x11visibleWorkspaces\"c\n" +
+	"\x12visible_workspaces\x18\x05 \x01(\fR\x11visibleWorkspaces\"\x9b\x01\n" +
 	"\bSyncPing\x12\x14\n" +
 	"\x05nonce\x18\x01 \x01(\x04R\x05nonce\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12%\n" +
-	"\x04uses\x18\x03 \x03(\v2\x11.keysvc.v1.KeyUseR\x04uses\"O\n" +
+	"\x04uses\x18\x03 \x03(\v2\x11.keysvc.v1.KeyUseR\x04uses\x126\n" +
+	"\tdecisions\x18\x04 \x03(\v2\x18.keysvc.v1.DecisionCountR\tdecisions\"P\n" +
+	"\rDecisionCount\x12)\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\x11.keysvc.v1.ReasonR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\"O\n" +
 	"\x06KeyUse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\")\n" +
@@ -1303,52 +1372,56 @@ func file_keysvc_v1_sync_service_proto_rawDescGZIP() []byte {
 }
 
 var file_keysvc_v1_sync_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_keysvc_v1_sync_service_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_keysvc_v1_sync_service_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_keysvc_v1_sync_service_proto_goTypes = []any{
 	(SyncEventKind)(0),            // 0: keysvc.v1.SyncEventKind
 	(*SyncRequest)(nil),           // 1: keysvc.v1.SyncRequest
 	(*SyncHello)(nil),             // 2: keysvc.v1.SyncHello
 	(*SyncPing)(nil),              // 3: keysvc.v1.SyncPing
-	(*KeyUse)(nil),                // 4: keysvc.v1.KeyUse
-	(*SyncApplied)(nil),           // 5: keysvc.v1.SyncApplied
-	(*SyncResponse)(nil),          // 6: keysvc.v1.SyncResponse
-	(*SyncWelcome)(nil),           // 7: keysvc.v1.SyncWelcome
-	(*SyncEvents)(nil),            // 8: keysvc.v1.SyncEvents
-	(*SyncEvent)(nil),             // 9: keysvc.v1.SyncEvent
-	(*SyncMark)(nil),              // 10: keysvc.v1.SyncMark
-	(*SyncPong)(nil),              // 11: keysvc.v1.SyncPong
-	(*SyncReset)(nil),             // 12: keysvc.v1.SyncReset
-	(*SyncGoodbye)(nil),           // 13: keysvc.v1.SyncGoodbye
-	(*AwaitRevisionRequest)(nil),  // 14: keysvc.v1.AwaitRevisionRequest
-	(*AwaitRevisionResponse)(nil), // 15: keysvc.v1.AwaitRevisionResponse
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*DecisionCount)(nil),         // 4: keysvc.v1.DecisionCount
+	(*KeyUse)(nil),                // 5: keysvc.v1.KeyUse
+	(*SyncApplied)(nil),           // 6: keysvc.v1.SyncApplied
+	(*SyncResponse)(nil),          // 7: keysvc.v1.SyncResponse
+	(*SyncWelcome)(nil),           // 8: keysvc.v1.SyncWelcome
+	(*SyncEvents)(nil),            // 9: keysvc.v1.SyncEvents
+	(*SyncEvent)(nil),             // 10: keysvc.v1.SyncEvent
+	(*SyncMark)(nil),              // 11: keysvc.v1.SyncMark
+	(*SyncPong)(nil),              // 12: keysvc.v1.SyncPong
+	(*SyncReset)(nil),             // 13: keysvc.v1.SyncReset
+	(*SyncGoodbye)(nil),           // 14: keysvc.v1.SyncGoodbye
+	(*AwaitRevisionRequest)(nil),  // 15: keysvc.v1.AwaitRevisionRequest
+	(*AwaitRevisionResponse)(nil), // 16: keysvc.v1.AwaitRevisionResponse
+	(Reason)(0),                   // 17: keysvc.v1.Reason
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
 }
 var file_keysvc_v1_sync_service_proto_depIdxs = []int32{
 	2,  // 0: keysvc.v1.SyncRequest.hello:type_name -> keysvc.v1.SyncHello
 	3,  // 1: keysvc.v1.SyncRequest.ping:type_name -> keysvc.v1.SyncPing
-	5,  // 2: keysvc.v1.SyncRequest.applied:type_name -> keysvc.v1.SyncApplied
-	4,  // 3: keysvc.v1.SyncPing.uses:type_name -> keysvc.v1.KeyUse
-	16, // 4: keysvc.v1.KeyUse.time:type_name -> google.protobuf.Timestamp
-	7,  // 5: keysvc.v1.SyncResponse.welcome:type_name -> keysvc.v1.SyncWelcome
-	8,  // 6: keysvc.v1.SyncResponse.events:type_name -> keysvc.v1.SyncEvents
-	10, // 7: keysvc.v1.SyncResponse.mark:type_name -> keysvc.v1.SyncMark
-	11, // 8: keysvc.v1.SyncResponse.pong:type_name -> keysvc.v1.SyncPong
-	12, // 9: keysvc.v1.SyncResponse.reset:type_name -> keysvc.v1.SyncReset
-	13, // 10: keysvc.v1.SyncResponse.goodbye:type_name -> keysvc.v1.SyncGoodbye
-	17, // 11: keysvc.v1.SyncWelcome.staleness:type_name -> google.protobuf.Duration
-	9,  // 12: keysvc.v1.SyncEvents.events:type_name -> keysvc.v1.SyncEvent
-	0,  // 13: keysvc.v1.SyncEvent.kind:type_name -> keysvc.v1.SyncEventKind
-	16, // 14: keysvc.v1.SyncEvent.time:type_name -> google.protobuf.Timestamp
-	1,  // 15: keysvc.v1.SyncService.Sync:input_type -> keysvc.v1.SyncRequest
-	14, // 16: keysvc.v1.SyncService.AwaitRevision:input_type -> keysvc.v1.AwaitRevisionRequest
-	6,  // 17: keysvc.v1.SyncService.Sync:output_type -> keysvc.v1.SyncResponse
-	15, // 18: keysvc.v1.SyncService.AwaitRevision:output_type -> keysvc.v1.AwaitRevisionResponse
-	17, // [17:19] is the sub-list for method output_type
-	15, // [15:17] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	6,  // 2: keysvc.v1.SyncRequest.applied:type_name -> keysvc.v1.SyncApplied
+	5,  // 3: keysvc.v1.SyncPing.uses:type_name -> keysvc.v1.KeyUse
+	4,  // 4: keysvc.v1.SyncPing.decisions:type_name -> keysvc.v1.DecisionCount
+	17, // 5: keysvc.v1.DecisionCount.reason:type_name -> keysvc.v1.Reason
+	18, // 6: keysvc.v1.KeyUse.time:type_name -> google.protobuf.Timestamp
+	8,  // 7: keysvc.v1.SyncResponse.welcome:type_name -> keysvc.v1.SyncWelcome
+	9,  // 8: keysvc.v1.SyncResponse.events:type_name -> keysvc.v1.SyncEvents
+	11, // 9: keysvc.v1.SyncResponse.mark:type_name -> keysvc.v1.SyncMark
+	12, // 10: keysvc.v1.SyncResponse.pong:type_name -> keysvc.v1.SyncPong
+	13, // 11: keysvc.v1.SyncResponse.reset:type_name -> keysvc.v1.SyncReset
+	14, // 12: keysvc.v1.SyncResponse.goodbye:type_name -> keysvc.v1.SyncGoodbye
+	19, // 13: keysvc.v1.SyncWelcome.staleness:type_name -> google.protobuf.Duration
+	10, // 14: keysvc.v1.SyncEvents.events:type_name -> keysvc.v1.SyncEvent
+	0,  // 15: keysvc.v1.SyncEvent.kind:type_name -> keysvc.v1.SyncEventKind
+	18, // 16: keysvc.v1.SyncEvent.time:type_name -> google.protobuf.Timestamp
+	1,  // 17: keysvc.v1.SyncService.Sync:input_type -> keysvc.v1.SyncRequest
+	15, // 18: keysvc.v1.SyncService.AwaitRevision:input_type -> keysvc.v1.AwaitRevisionRequest
+	7,  // 19: keysvc.v1.SyncService.Sync:output_type -> keysvc.v1.SyncResponse
+	16, // 20: keysvc.v1.SyncService.AwaitRevision:output_type -> keysvc.v1.AwaitRevisionResponse
+	19, // [19:21] is the sub-list for method output_type
+	17, // [17:19] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_sync_service_proto_init() }
@@ -1356,12 +1429,13 @@ func file_keysvc_v1_sync_service_proto_init() {
 	if File_keysvc_v1_sync_service_proto != nil {
 		return
 	}
+	file_keysvc_v1_validation_service_proto_init()
 	file_keysvc_v1_sync_service_proto_msgTypes[0].OneofWrappers = []any{
 		(*SyncRequest_Hello)(nil),
 		(*SyncRequest_Ping)(nil),
 		(*SyncRequest_Applied)(nil),
 	}
-	file_keysvc_v1_sync_service_proto_msgTypes[5].OneofWrappers = []any{
+	file_keysvc_v1_sync_service_proto_msgTypes[6].OneofWrappers = []any{
 		(*SyncResponse_Welcome)(nil),
 		(*SyncResponse_Events)(nil),
 		(*SyncResponse_Mark)(nil),
@@ -1375,7 +1449,7 @@ func file_keysvc_v1_sync_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_sync_service_proto_rawDesc), len(file_keysvc_v1_sync_service_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -51,7 +51,7 @@ var alerts = []alert{
 		do: []string{
 			"Look at the log: `commit failed; the store will be reopened` has the error of the disk, `loading anew failed; trying again` why it is not back.",
 			"Look at the disk: `dmesg`, free space, the mount.",
-			"If the file is damaged, run `keysvc check` on a copy, and see *When it fails while running* in operations.md.",
+			"If the file is damaged, run `keysvc check` on a copy, and see [when it fails while running](operations.md#when-it-fails-while-running).",
 		},
 	},
 	{
@@ -189,7 +189,7 @@ var alerts = []alert{
 		means:   "An old copy of the store is served, and keys that were revoked since may be valid again. Or a caller that may validate lies.",
 		do: []string{
 			"Compare `keysvc_revision` with its history in Prometheus: did it go down?",
-			"If it did, stop the server and restore the newest copy: see *Backup and restore* in operations.md.",
+			"If it did, stop the server and restore the newest copy: see [backup and restore](operations.md#backup-and-restore).",
 		},
 	},
 	{
@@ -198,7 +198,7 @@ var alerts = []alert{
 		means:   "Keys cannot be created and nothing is purged until a person has looked. Revoking and validating goes on.",
 		do: []string{
 			"Is the time right now? Then restart keysvc.",
-			"Otherwise set the clock right, and restart keysvc after that. See *The clock* in operations.md.",
+			"Otherwise set the clock right, and restart keysvc after that. See [the clock](operations.md#the-clock).",
 		},
 	},
 	{

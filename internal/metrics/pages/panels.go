@@ -32,7 +32,10 @@ var sections = []section{
 		}},
 	}},
 	{"Validations", []panel{
-		{"Decisions", "reqps", []query{{"sum by (decision, reason) (rate(keysvc_decisions_total" + chosen + "[$__rate_interval]))", "{{decision}} {{reason}}"}}},
+		{"Decisions", "reqps", []query{
+			{"sum by (decision, reason) (rate(keysvc_decisions_total" + chosen + "[$__rate_interval]))", "{{decision}} {{reason}}"},
+			{"sum by (decision, reason) (rate(keysvc_near_cache_decisions_total" + chosen + "[$__rate_interval]))", "near-caches: {{decision}} {{reason}}"},
+		}},
 		{"How long validations take", "s", []query{
 			{`histogram_quantile(0.5, sum by (le) (rate(keysvc_call_duration_seconds_bucket{instance=~"$instance", method="ValidateKey"}[$__rate_interval])))`, "half within"},
 			{`histogram_quantile(0.99, sum by (le) (rate(keysvc_call_duration_seconds_bucket{instance=~"$instance", method="ValidateKey"}[$__rate_interval])))`, "99 % within"},
