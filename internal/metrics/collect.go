@@ -37,11 +37,11 @@ func (r *reading) whole(value int64, labels ...string) { r.value(float64(value),
 func (r *reading) count(value uint64, labels ...string) { r.value(float64(value), labels...) }
 
 // whether is value for 1 or 0.
-func (r *reading) whether(is bool, labels ...string) {
+func (r *reading) whether(is bool) {
 	if is {
-		r.value(1, labels...)
+		r.value(1)
 	} else {
-		r.value(0, labels...)
+		r.value(0)
 	}
 }
 

@@ -87,7 +87,7 @@ var list = []Metric{
 	},
 	{
 		Name: "keysvc_decisions_total", Kind: Counter, Labels: []string{"decision", "reason"}, Group: groupCalls,
-		Values: "the decision and its reason; the reason of ALLOWED is NONE",
+		Values: "the decision and its reason; ALLOWED has the reason NONE",
 		Help:   "Decisions on tokens that this server made. Items of a batch count one by one.",
 		read: func(r *reading) {
 			for index, reason := range r.config.Reasons {

@@ -46,7 +46,7 @@ type census struct {
 	// standings has the standings of standingsInWord keys in a word.
 	standings flat.Chunks[uint32]
 	days      map[int64]*censusDay
-	// near is the day nearNumber, which was used last; nil if there is none.
+	// near is the day nearNumber, which was used last; nil if there is no such day.
 	near       *censusDay
 	nearNumber int64
 	revoked    int64
@@ -202,7 +202,7 @@ func (s *state) memberChanged(of *workspace, memberID string, before memberStand
 
 // hasKeys reports whether a life of a member has keys.
 func (s *state) hasKeys(of *workspace, memberID string) bool {
-	return 0 != s.members.Find(s.memberHash(of.number, memberID), func(number uint32) bool {
+	found := s.members.Find(s.memberHash(of.number, memberID), func(number uint32) bool {
 		life := s.lives.At(number)
 		if life.keys == 0 || s.terms.get(life.term).workspace != of {
 			return false
@@ -210,6 +210,7 @@ func (s *state) hasKeys(of *workspace, memberID string) bool {
 		id, _ := s.textsOf(life)
 		return id == memberID
 	})
+	return found != 0
 }
 
 // recountLater has the keys of a workspace counted anew.
@@ -260,7 +261,7 @@ func (p *Projection) recountNext() bool {
 	return true
 }
 
-// nextStale takes a workspace out of stale; nil if there is none. Projection.mutex is held for reading.
+// nextStale takes a workspace out of stale; nil if no workspace waits. Projection.mutex is held for reading.
 func (c *census) nextStale() *workspace {
 	c.mutex.Lock()
 	defer c.mutex.Unlock()

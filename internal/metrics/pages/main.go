@@ -46,7 +46,7 @@ func metricsPage() []byte {
 
 ## Reading them
 
-A listener of its own serves the metrics, in plaintext HTTP; there is none by default:
+A listener of its own serves the metrics, in plaintext HTTP. By default there is no such listener:
 
 ` + "```sh" + `
 keysvc serve --listener metrics=127.0.0.1:9480

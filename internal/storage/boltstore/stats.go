@@ -53,8 +53,8 @@ func (s *Store) Stats() storage.Stats {
 	}
 	var disk syscall.Statfs_t
 	if syscall.Statfs(filepath.Dir(s.path), &disk) == nil {
-		block := int64(disk.Bsize)
-		stats.DiskFree, stats.DiskSize = int64(disk.Bavail)*block, int64(disk.Blocks)*block //nolint:gosec // less than 2^63
+		block := uint64(disk.Bsize)                                                         //nolint:gosec // G115: not negative
+		stats.DiskFree, stats.DiskSize = int64(disk.Bavail*block), int64(disk.Blocks*block) //nolint:gosec // G115: less than 2^63
 	}
 	return stats
 }
