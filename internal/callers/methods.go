@@ -90,6 +90,7 @@ var methods = map[string]Method{
 	keysvcv1.MemberService_PutMember_FullMethodName:       {access.Directory, Change},
 	keysvcv1.MemberService_GetMember_FullMethodName:       {access.Read, Read},
 	keysvcv1.MemberService_ListMembers_FullMethodName:     {access.Read, Read},
+	keysvcv1.MemberService_ListWorkspaces_FullMethodName:  {access.Read, Read},
 	keysvcv1.MemberService_RemoveMember_FullMethodName:    {access.Directory, Change},
 	keysvcv1.MemberService_RemoveWorkspace_FullMethodName: {access.Administer, Change},
 
@@ -104,6 +105,9 @@ var methods = map[string]Method{
 	keysvcv1.SyncService_AwaitRevision_FullMethodName: {access.Known, Wait},
 
 	keysvcv1.CallerService_WhoAmI_FullMethodName: {access.Known, Read},
+
+	// While the disk hangs, reads may take all their slots, and that is when the status matters.
+	keysvcv1.StatusService_GetStatus_FullMethodName: {access.Known, Wait},
 
 	grpc_health_v1.Health_Check_FullMethodName: {access.Anyone, Probe},
 	grpc_health_v1.Health_List_FullMethodName:  {access.Anyone, Probe},

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -40,6 +41,8 @@ type session struct {
 	validation keysvcv1.ValidationServiceClient
 	sync       keysvcv1.SyncServiceClient
 	callers    keysvcv1.CallerServiceClient
+	statuses   keysvcv1.StatusServiceClient
+	health     grpc_health_v1.HealthClient
 	// timeout is how long one call may take.
 	timeout time.Duration
 }
@@ -95,6 +98,8 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 		validation: keysvcv1.NewValidationServiceClient(conn),
 		sync:       keysvcv1.NewSyncServiceClient(conn),
 		callers:    keysvcv1.NewCallerServiceClient(conn),
+		statuses:   keysvcv1.NewStatusServiceClient(conn),
+		health:     grpc_health_v1.NewHealthClient(conn),
 		timeout:    timeout,
 	}, conn, nil
 }
@@ -238,7 +243,7 @@ func isRead(method string, request any) bool {
 		return true
 	}
 	name := method[strings.LastIndex(method, "/")+1:]
-	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await", "WhoAmI", "Explain"} {
+	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await", "WhoAmI", "Explain", "Check"} {
 		if strings.HasPrefix(name, verb) {
 			return true
 		}

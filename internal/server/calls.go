@@ -84,7 +84,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	validations.CountInvalid(newTally(s.hooks).Add)
 	validations.CountForms(&s.forms.counted)
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
-	callerService := service.NewCallers(errors)
+	callerService, statusService := service.NewCallers(errors), service.NewStatus(s.condition, errors)
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf, &s.forms.counted)
 	auditService := service.NewAudit(s.keys, errors)
 	c := &calls{
@@ -115,6 +115,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		}
 		if purpose != config.PurposeHealth {
 			keysvcv1.RegisterCallerServiceServer(server, callerService)
+			keysvcv1.RegisterStatusServiceServer(server, statusService)
 		}
 		// Each listener answers health for the services of all listeners.
 		for name := range server.GetServiceInfo() {

@@ -231,6 +231,11 @@ func memberRows() []row {
 			},
 		},
 		{
+			// It names no workspace: it lists those that its caller sees.
+			method: keysvcv1.MemberService_ListWorkspaces_FullMethodName, needs: access.Read, right: isOK,
+			request: func(*scene, place) proto.Message { return &keysvcv1.ListWorkspacesRequest{} },
+		},
+		{
 			method: keysvcv1.MemberService_RemoveMember_FullMethodName, needs: access.Directory, right: isOK, elsewhere: isNotAllowed,
 			request: func(_ *scene, p place) proto.Message {
 				return &keysvcv1.RemoveMemberRequest{WorkspaceId: p.workspace, MemberId: p.leaver}
@@ -284,6 +289,10 @@ func anyoneRows() []row {
 		{
 			method: keysvcv1.CallerService_WhoAmI_FullMethodName, needs: access.Known, right: isOK,
 			request: func(*scene, place) proto.Message { return &keysvcv1.WhoAmIRequest{} },
+		},
+		{
+			method: keysvcv1.StatusService_GetStatus_FullMethodName, needs: access.Known, right: isOK,
+			request: func(*scene, place) proto.Message { return &keysvcv1.GetStatusRequest{} },
 		},
 		{
 			method: grpc_reflection_v1.ServerReflection_ServerReflectionInfo_FullMethodName, needs: access.Known, right: isOK,

@@ -110,8 +110,11 @@ type Server struct {
 	parts *components
 
 	projection *projection.Projection
-	// started is when this process took over the store, and position the store's position then.
+	// started is when this process took over the store, began the same by the wall clock, and position
+	// the store's position then. committed is the time of the newest change since, in Unix nanoseconds.
 	started    time.Time
+	began      time.Time
+	committed  atomic.Int64
 	position   storage.Position
 	clock      *clock.Clock
 	reportJump sync.Once
@@ -145,7 +148,7 @@ func newServer(config Config) *Server {
 		slots: newSlotTable(config.Settings), budget: budget.New(int64(config.Settings.MaxBufferedBytes)),
 		distrusted: make(chan struct{}), look: make(chan struct{}, 1), reprove: make(chan struct{}, 1),
 	}
-	server.hooks = events.Join(logEvents(config.Log), refusalHooks(&server.refusals), config.Hooks)
+	server.hooks = events.Join(logEvents(config.Log), refusalHooks(&server.refusals), server.rememberCommits(), config.Hooks)
 	server.judge = server.newJudge()
 	if config.Judge == nil {
 		server.config.Judge = server.judge
@@ -190,6 +193,7 @@ func (s *Server) components() []component {
 func (s *Server) load(ctx context.Context) (err error) {
 	// From here on the store belongs to this process: a process that served it before has stopped.
 	s.started = time.Now() // leases go by the time that passes
+	s.began = s.wallClock()()
 	s.projection = projection.New(observed(s.config.Store, s.hooks), s.log)
 	if s.position, err = s.projection.Load(ctx); err != nil {
 		return fmt.Errorf("loading the store: %w", err)

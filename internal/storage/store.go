@@ -19,8 +19,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer and
-// ViewLoader. An optional behaviour never changes
+// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer,
+// StatusReader and ViewLoader. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.

@@ -28,6 +28,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
 	"github.com/scribe-mail/keysvc/internal/storage/sink"
@@ -156,6 +158,9 @@ type Store struct {
 	// sink and anchor write after the commits, in this order. Each is nil if the store has none.
 	sink, anchor *anchorWriter
 	sinkTarget   *sinkTarget // of sink
+
+	// measuring makes calls of Status share one look at the disk.
+	measuring singleflight.Group
 
 	queue     chan *pendingChange
 	closing   chan struct{} // closed by Close

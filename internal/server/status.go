@@ -1,0 +1,62 @@
+package server
+
+import (
+	"context"
+	"time"
+
+	"github.com/scribe-mail/keysvc/internal/condition"
+	"github.com/scribe-mail/keysvc/internal/events"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/version"
+)
+
+// diskPatience is how long a status waits for the disk.
+const diskPatience = time.Second
+
+// rememberCommits returns the hooks that remember when the newest change was made.
+func (s *Server) rememberCommits() events.Hooks {
+	return events.Hooks{ChangeCommitted: func(change events.Change) {
+		if !change.Time.IsZero() {
+			s.committed.Store(change.Time.UnixNano())
+		}
+	}}
+}
+
+// condition returns how the server is. It reads memory, and waits for the disk for at most
+// diskPatience. All components before the calls have started.
+func (s *Server) condition(ctx context.Context) *condition.Condition {
+	now := s.clock.Now()
+	totals := s.projection.Totals()
+	_, revision, policyErr := s.projection.Policy()
+	c := &condition.Condition{
+		Version: version.Text(), Started: s.began, Now: now,
+		Epoch: s.config.Store.Epoch(), Revision: revision, LastCommit: s.position.Time,
+		Keys: int64(totals.Keys), Members: int64(totals.Members), Workspaces: int64(totals.Workspaces),
+		Damaged: int64(totals.Damaged), PolicyDamaged: policyErr != nil,
+		Clock: condition.Clock{Jumped: s.clockJumped(), WallAhead: s.wallClock()().Sub(now), Purges: s.sweeps},
+	}
+	// States stays nil until the projection counts keys by state, and LastBackup zero until the
+	// server makes backups.
+	if newest := s.committed.Load(); newest != 0 {
+		c.LastCommit = time.Unix(0, newest)
+	}
+	lag := s.hub.Lag()
+	c.Stopping = lag.Stopping
+	c.Sessions = condition.Sessions{
+		Open: int64(lag.Sessions), Limit: int64(lag.Limit), Leased: int64(lag.Leased), Behind: int64(lag.Behind),
+		Unconfirmed: int64(lag.Unconfirmed), Staleness: s.hub.Staleness(), Ahead: lag.Ahead,
+	}
+	if !lag.Oldest.IsZero() {
+		c.Sessions.Lag = max(0, now.Sub(lag.Oldest))
+	}
+	if own := s.proofs.Own(); own != nil && s.config.Settings.TLS() {
+		c.Certificate = &condition.Certificate{Start: own.Leaf.NotBefore, End: own.Leaf.NotAfter}
+	}
+	if store, can := storage.StatusOf(s.config.Store); can {
+		ctx, cancel := context.WithTimeout(ctx, diskPatience)
+		defer cancel()
+		status := store.Status(ctx)
+		c.Store = &status
+	}
+	return c
+}
