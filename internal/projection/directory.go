@@ -2,7 +2,6 @@ package projection
 
 import (
 	"cmp"
-	"errors"
 	"slices"
 	"time"
 )
@@ -55,11 +54,11 @@ func (p *Projection) ListWorkspaces(query WorkspaceQuery) (page []WorkspaceSumma
 		next = found[query.Limit-1].id
 	}
 	for _, each := range found {
-		switch {
-		case each.damaged != nil || each.damagedHead != nil:
-			return nil, "", errors.Join(each.damaged, each.damagedHead)
-		case query.wants(each):
-			page = append(page, WorkspaceSummary{ID: each.id, Current: each.current, Keys: len(each.keys.numbers), Members: len(each.members.numbers)})
+		if damaged := s.damagedWorkspaces[each.number]; damaged != nil {
+			return nil, "", damaged
+		}
+		if query.wants(s, each) {
+			page = append(page, WorkspaceSummary{ID: each.id, Current: each.current, Keys: each.keys.Len(), Members: each.members.Len()})
 		}
 	}
 	return page, next, nil
@@ -70,7 +69,7 @@ func (p *Projection) ListWorkspaces(query WorkspaceQuery) (page []WorkspaceSumma
 func (p *Projection) firstOfAll(s *state, query WorkspaceQuery) firstOf {
 	first := firstOf{limit: query.Limit + 1}
 	for number := 1; number < len(s.numbered); number++ { // workspaces are only ever added
-		if each := s.numbered[number]; each.id > query.After && query.wants(each) {
+		if each := s.numbered[number]; each.id > query.After && query.wants(s, each) {
 			first.add(each)
 		}
 		if number%stride == 0 {
@@ -85,7 +84,7 @@ func (p *Projection) firstOfAll(s *state, query WorkspaceQuery) firstOf {
 func (p *Projection) firstAmong(s *state, query WorkspaceQuery) firstOf {
 	first := firstOf{limit: query.Limit + 1}
 	for index, id := range query.Among {
-		if each := s.workspaces[id]; each != nil && id > query.After && query.wants(each) {
+		if each := s.workspaces[id]; each != nil && id > query.After && query.wants(s, each) {
 			first.add(each)
 		}
 		if (index+1)%stride == 0 {
@@ -97,11 +96,11 @@ func (p *Projection) firstAmong(s *state, query WorkspaceQuery) firstOf {
 
 // wants reports whether a workspace is selected by its state. A damaged one is, because an answer
 // without it would be wrong.
-func (q WorkspaceQuery) wants(of *workspace) bool {
+func (q WorkspaceQuery) wants(s *state, of *workspace) bool {
 	switch {
 	case of.id == "":
 		return false // the policy's
-	case of.damaged != nil:
+	case s.damagedWorkspaces[of.number] != nil:
 		return true
 	case of.current == nil:
 		return false
@@ -158,22 +157,16 @@ func (p *Projection) Totals() Totals {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	s := p.state
-	totals := Totals{Damaged: len(s.damagedKeys) + len(s.damagedLives)}
+	totals := Totals{Damaged: len(s.damagedKeys) + len(s.damagedLives) + len(s.damagedWorkspaces) + len(s.damagedHeads)}
 	if s.damagedPolicy != nil {
 		totals.Damaged++
 	}
 	for number := 1; number < len(s.numbered); number++ {
 		each := s.numbered[number]
-		totals.Keys += len(each.keys.numbers)
-		totals.Members += len(each.members.numbers)
+		totals.Keys += each.keys.Len()
+		totals.Members += each.members.Len()
 		if each.current != nil {
 			totals.Workspaces++
-		}
-		if each.damaged != nil {
-			totals.Damaged++
-		}
-		if each.damagedHead != nil {
-			totals.Damaged++
 		}
 		if number%stride == 0 {
 			p.giveWay()
