@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -122,6 +123,7 @@ func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error)
 		grpc.WithContextDialer(d.dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithConnectParams(connectParams()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
 		grpc.WithUnaryInterceptor(d.intercept(timeout)),
 		grpc.WithStreamInterceptor(d.interceptStream(timeout)),
@@ -137,6 +139,14 @@ func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error)
 		return nil, fmt.Errorf("connection to %s: %w", settings.address, err)
 	}
 	return conn, nil
+}
+
+// connectParams returns how often a connection is tried again. By gRPC's default a command that goes
+// on, such as status --watch, would notice up to two minutes late that the server is back.
+func connectParams() grpc.ConnectParams {
+	params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: 20 * time.Second}
+	params.Backoff.MaxDelay = watchInterval
+	return params
 }
 
 // dialer connects to one address and remembers the error of the last attempt.

@@ -23,8 +23,8 @@ const (
 	// syncWorkers is how many changes member sync makes at a time. The store commits changes of
 	// several workspaces together.
 	syncWorkers = 8
-	// progressInterval is the time between two updates of the progress.
-	progressInterval = 200 * time.Millisecond
+	// planProgressInterval is the time between two updates of the progress.
+	planProgressInterval = 200 * time.Millisecond
 	// maxShownFailures is how many lines that failed are shown.
 	maxShownFailures = 20
 )
@@ -121,7 +121,7 @@ func (s *session) planMembers(ctx context.Context, wanted []roster.Member) (*mem
 		byWorkspace[member.WorkspaceID] = append(byWorkspace[member.WorkspaceID], member)
 	}
 	slices.Sort(workspaces)
-	progress, plan := s.newProgress("workspaces compared", len(workspaces)), &memberPlan{}
+	progress, plan := s.newPlanProgress("workspaces compared", len(workspaces)), &memberPlan{}
 	defer progress.end()
 	for _, workspace := range workspaces {
 		have, err := s.membersOf(ctx, workspace)
@@ -159,7 +159,7 @@ func (s *session) membersOf(ctx context.Context, workspace string) ([]*keysvcv1.
 // does not answer.
 func (s *session) applyMembers(ctx context.Context, file string, plan *memberPlan, actor *string) error {
 	steps := slices.DeleteFunc(slices.Clone(plan.steps), func(step planStep) bool { return step.kind == planOutdated })
-	progress := s.newProgress("changes made", len(steps))
+	progress := s.newPlanProgress("changes made", len(steps))
 	made, failures, err := s.makeSteps(ctx, steps, actor, progress)
 	progress.end()
 	slices.SortStableFunc(failures, func(a, b stepFailure) int { return cmp.Compare(a.step.line, b.step.line) })
@@ -188,7 +188,7 @@ func (s *session) applyMembers(ctx context.Context, file string, plan *memberPla
 
 // makeSteps makes steps, several at a time, and returns how many were made and why others were not.
 // Steps of one kind have ended before those of the next kind begin. err is why it stopped early.
-func (s *session) makeSteps(ctx context.Context, steps []planStep, actor *string, progress *progress) (made int, failures []stepFailure, err error) {
+func (s *session) makeSteps(ctx context.Context, steps []planStep, actor *string, progress *planProgress) (made int, failures []stepFailure, err error) {
 	var mutex sync.Mutex
 	stopped := func() bool {
 		mutex.Lock()
@@ -271,8 +271,8 @@ func (s *session) makeStep(ctx context.Context, step planStep, actor *string) er
 	return err
 }
 
-// progress shows on a terminal how far a command is. Its methods are not called at the same time.
-type progress struct {
+// planProgress shows on a terminal how far a command is. Its methods are not called at the same time.
+type planProgress struct {
 	session *session
 	noun    string
 	done    int
@@ -281,21 +281,21 @@ type progress struct {
 	shown time.Time
 }
 
-func (s *session) newProgress(noun string, of int) *progress {
-	return &progress{session: s, noun: noun, of: of}
+func (s *session) newPlanProgress(noun string, of int) *planProgress {
+	return &planProgress{session: s, noun: noun, of: of}
 }
 
 // step notes that one more is done.
-func (p *progress) step() {
+func (p *planProgress) step() {
 	p.done++
-	if now := p.session.Now(); isTerminal(p.session.Stderr) && now.Sub(p.shown) >= progressInterval {
+	if now := p.session.Now(); isTerminal(p.session.Stderr) && now.Sub(p.shown) >= planProgressInterval {
 		p.shown = now
 		_, _ = fmt.Fprintf(p.session.Stderr, "\r\x1b[K%d of %d %s", p.done, p.of, p.noun) // a progress that cannot be shown does no harm
 	}
 }
 
 // end takes the line away.
-func (p *progress) end() {
+func (p *planProgress) end() {
 	if !p.shown.IsZero() {
 		_, _ = io.WriteString(p.session.Stderr, "\r\x1b[K")
 	}

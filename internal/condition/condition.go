@@ -22,8 +22,8 @@ type Condition struct {
 	LastCommit, LastBackup time.Time
 	// Keys, Members and Workspaces are how many records there are, whatever their state.
 	Keys, Members, Workspaces int64
-	// States are the keys by state, by the numbers of the API's KeyState. Nil if they are not counted.
-	States map[int32]int64
+	// States are the keys by state; nil if they are not counted.
+	States *States
 	// Damaged is how many records cannot be read. PolicyDamaged is set if the policy is one of them.
 	Damaged       int64
 	PolicyDamaged bool
@@ -35,8 +35,17 @@ type Condition struct {
 	Clock Clock
 	// Certificate is the server's own; nil without TLS.
 	Certificate *Certificate
+	// BackupFailures is how many backups have failed since the newest that was complete.
+	BackupFailures int64
 	// Stopping is set once the stop has begun.
 	Stopping bool
+}
+
+// States are the keys by state. Each key that can be read is in one of the first four.
+type States struct {
+	Active, Suspended, Expired, Revoked int64
+	// Within7Days and Within30Days are the active keys that expire so soon.
+	Within7Days, Within30Days int64
 }
 
 // Sessions are the sessions of near-caches.

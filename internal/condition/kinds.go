@@ -61,8 +61,8 @@ var kinds = []kind{
 		return given(c.Damaged > 0 && !c.PolicyDamaged, "%s cannot be read: what depends on them is refused.", count(c.Damaged, "record"))
 	}},
 	{"clock-jumped", Error, "Set the wall clock right if it is wrong, then start the server again.", func(c *Condition) string {
-		return given(c.Clock.Jumped, "The wall clock was set forward by %s: no key is created, and tokens that are expired by one of the two times are not decided on.",
-			length(c.Clock.WallAhead))
+		return given(c.Clock.Jumped, "The wall clock was set forward (it is %s ahead): no key is created, and tokens that are expired by one of the two times are not decided on.",
+			length(max(0, c.Clock.WallAhead)))
 	}},
 	{"certificate-ended", Error, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
 		return given(c.Certificate != nil && !c.Now.Before(c.Certificate.End), "The server's certificate has ended: nobody can connect with TLS.")
@@ -77,6 +77,9 @@ var kinds = []kind{
 		low := c.Store != nil && !c.Store.Silent && c.Store.DiskBytes > 0 && !c.Store.Full &&
 			c.Store.DiskFreeBytes < min(lowDisk, c.Store.DiskBytes/lowDiskShare)
 		return given(low, "The disk of the store is nearly full: %d MiB are free.", freeMiB(c))
+	}},
+	{"backups-failing", Warning, "Look for the reason in the log. Often the disk of the backups is full.", func(c *Condition) string {
+		return given(c.BackupFailures > 0, "%s failed, and none was complete since.", count(c.BackupFailures, "backup"))
 	}},
 	{"certificate-ends-soon", Warning, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
 		if c.Certificate == nil {
@@ -130,5 +133,5 @@ func length(duration time.Duration) string {
 	case duration >= 2*time.Minute:
 		return fmt.Sprintf("%d minutes", duration/time.Minute)
 	}
-	return fmt.Sprintf("%d seconds", max(1, duration/time.Second))
+	return count(int64(duration/time.Second), "second")
 }

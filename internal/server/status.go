@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/condition"
@@ -20,6 +21,32 @@ func (s *Server) rememberCommits() events.Hooks {
 			s.committed.Store(change.Time.UnixNano())
 		}
 	}}
+}
+
+// certificate returns how long the server's certificate holds, with the intermediates that it sends; nil
+// without TLS.
+func (s *Server) certificate() *condition.Certificate {
+	own := s.proofs.Own()
+	if own == nil || !s.config.Settings.TLS() {
+		return nil
+	}
+	var holds *condition.Certificate
+	for _, each := range own.Certificate {
+		parsed, err := x509.ParseCertificate(each)
+		switch {
+		case err != nil: // TLS would not have taken it
+		case holds == nil:
+			holds = &condition.Certificate{Start: parsed.NotBefore, End: parsed.NotAfter}
+		default:
+			if parsed.NotBefore.After(holds.Start) {
+				holds.Start = parsed.NotBefore
+			}
+			if parsed.NotAfter.Before(holds.End) {
+				holds.End = parsed.NotAfter
+			}
+		}
+	}
+	return holds
 }
 
 // condition returns how the server is. It reads memory, and waits for the disk for at most
@@ -49,9 +76,7 @@ func (s *Server) condition(ctx context.Context) *condition.Condition {
 	if !lag.Oldest.IsZero() {
 		c.Sessions.Lag = max(0, now.Sub(lag.Oldest))
 	}
-	if own := s.proofs.Own(); own != nil && s.config.Settings.TLS() {
-		c.Certificate = &condition.Certificate{Start: own.Leaf.NotBefore, End: own.Leaf.NotAfter}
-	}
+	c.Certificate = s.certificate()
 	if store, can := storage.StatusOf(s.config.Store); can {
 		ctx, cancel := context.WithTimeout(ctx, diskPatience)
 		defer cancel()

@@ -2,8 +2,6 @@ package service
 
 import (
 	"context"
-	"maps"
-	"slices"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -59,8 +57,14 @@ func showCondition(c *condition.Condition) *keysvcv1.GetStatusResponse {
 			State: keysvcv1.ClockState_CLOCK_STATE_OK, WallAhead: durationpb.New(c.Clock.WallAhead), Purges: c.Clock.Purges,
 		},
 	}
-	for _, state := range slices.Sorted(maps.Keys(c.States)) {
-		response.Keys.States = append(response.Keys.States, &keysvcv1.KeyStateCount{State: keysvcv1.KeyState(state), Count: c.States[state]})
+	if states := c.States; states != nil {
+		response.Keys.States = []*keysvcv1.KeyStateCount{
+			{State: keysvcv1.KeyState_KEY_STATE_ACTIVE, Count: states.Active},
+			{State: keysvcv1.KeyState_KEY_STATE_SUSPENDED, Count: states.Suspended},
+			{State: keysvcv1.KeyState_KEY_STATE_EXPIRED, Count: states.Expired},
+			{State: keysvcv1.KeyState_KEY_STATE_REVOKED, Count: states.Revoked},
+		}
+		response.Keys.ExpiringWithin_7Days, response.Keys.ExpiringWithin_30Days = &states.Within7Days, &states.Within30Days
 	}
 	if c.Store != nil {
 		response.Store = showStore(c.Store)

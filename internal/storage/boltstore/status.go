@@ -33,12 +33,11 @@ func (s *Store) Status(ctx context.Context) storage.Status {
 func (s *Store) measure() storage.Status {
 	var status storage.Status
 	s.state.RLock()
-	file := s.file
-	status.Down = file == nil || s.unloaded || s.closed
-	s.state.RUnlock()
-	if file != nil {
-		status.FreeBytes = int64(file.database.Stats().FreePageN) * int64(file.database.Info().PageSize)
+	status.Down = s.file == nil || s.unloaded || s.closed
+	if s.file != nil { // bbolt panics if its file is closed
+		status.FreeBytes = int64(s.file.database.Stats().FreePageN) * int64(s.file.database.Info().PageSize)
 	}
+	s.state.RUnlock()
 	if info, err := os.Stat(s.path); err == nil {
 		status.FileBytes = info.Size()
 	}
