@@ -252,6 +252,7 @@ generate:
 	$(TOOL) buf generate --template $(EXAMPLE)/buf.gen.yaml
 	page=$$(go run ./cmd/keysvc config page); printf '%s\n' "$$page" >docs/settings.md
 	page=$$(go run ./cmd/keysvc context page); printf '%s\n' "$$page" >docs/client-settings.md
+	go run ./internal/metrics/pages
 
 # Checks that gen/ is what the proto files give, and docs/settings.md what the table of settings
 # gives. Generates into another folder and compares, so that the result does not depend on what is

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Purpose says which services a listener serves. The health service is served for every
-// purpose, and CallerService for every purpose but PurposeHealth.
+// Purpose says what a listener serves. The health service is served for every purpose but
+// PurposeMetrics, and CallerService for every purpose but these two.
 type Purpose string
 
 // The purposes.
@@ -23,12 +23,18 @@ const (
 	PurposeManagement Purpose = "management"
 	// PurposeHealth serves the health service alone, for probes.
 	PurposeHealth Purpose = "health"
+	// PurposeMetrics serves metrics for Prometheus over HTTP, and nothing else.
+	PurposeMetrics Purpose = "metrics"
 )
 
 // Purposes returns every purpose.
 func Purposes() []Purpose {
-	return []Purpose{PurposeAll, PurposeValidation, PurposeManagement, PurposeHealth}
+	return []Purpose{PurposeAll, PurposeValidation, PurposeManagement, PurposeHealth, PurposeMetrics}
 }
+
+// IsOpen reports whether a listener serves anybody, in plaintext: probes and Prometheus prove no
+// identity, and what they read names nobody.
+func (p Purpose) IsOpen() bool { return p == PurposeHealth || p == PurposeMetrics }
 
 // maxListeners is the largest number of listeners of one process.
 const maxListeners = 16
@@ -62,7 +68,7 @@ func (l Listener) String() string { return string(l.Purpose) + "=" + l.Address }
 // address may be served is a matter of the other settings.
 func (l Listener) Validate() error {
 	if !slices.Contains(Purposes(), l.Purpose) {
-		return fmt.Errorf("%q is not a purpose, allowed are all, validation, management and health", l.Purpose)
+		return fmt.Errorf("%q is not a purpose, allowed are all, validation, management, health and metrics", l.Purpose)
 	}
 	_, err := ParseAddress(l.Address)
 	return err
@@ -101,11 +107,11 @@ func (s Settings) AllListeners() []Listener {
 	return append(all, s.Listeners...)
 }
 
-// Plaintext reports whether a listener serves plaintext over TCP. Listeners of health always do,
-// because the probes of Kubernetes speak no TLS.
+// Plaintext reports whether a listener serves plaintext over TCP. Listeners of health and of metrics always do:
+// the probes of Kubernetes speak no TLS.
 func (s Settings) Plaintext(listener Listener) bool {
 	address, err := ParseAddress(listener.Address)
-	return err == nil && address.Network == "tcp" && (listener.Purpose == PurposeHealth || !s.TLS())
+	return err == nil && address.Network == "tcp" && (listener.Purpose.IsOpen() || !s.TLS())
 }
 
 // validateServed returns an error if a listener would serve plaintext to whom it must not.
@@ -117,7 +123,7 @@ func (s Settings) validateServed(listener Listener) error {
 	switch {
 	case err != nil:
 		return err
-	case !s.Plaintext(listener) || listener.Purpose == PurposeHealth:
+	case !s.Plaintext(listener) || listener.Purpose.IsOpen():
 		return nil
 	case !address.Local():
 		return fmt.Errorf("%s can be reached from other machines, and needs TLS; without it, allowed are unix:///path, health=%s, and loopback with --allow-plaintext",
@@ -126,6 +132,11 @@ func (s Settings) validateServed(listener Listener) error {
 		return fmt.Errorf("%s would serve plaintext to every user of this machine; allowed are unix:///path, TLS, and plaintext with --allow-plaintext or --dev", address)
 	}
 	return nil
+}
+
+// Metrics reports whether a listener serves metrics.
+func (s Settings) Metrics() bool {
+	return slices.ContainsFunc(s.Listeners, func(listener Listener) bool { return listener.Purpose == PurposeMetrics })
 }
 
 // validateListeners returns nil, or a *FieldError for the first listener that is not

@@ -31,9 +31,9 @@ func TestParseListenerNamesWhatIsAllowed(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                          "purpose=address",
 		"127.0.0.1:7480":            "purpose=address",
-		"=127.0.0.1:7480":           "allowed are all, validation, management and health",
-		"Validation=127.0.0.1:7480": "allowed are all, validation, management and health",
-		"metrics=127.0.0.1:7480":    "allowed are all, validation, management and health",
+		"=127.0.0.1:7480":           "allowed are all, validation, management, health and metrics",
+		"Validation=127.0.0.1:7480": "allowed are all, validation, management, health and metrics",
+		"metric=127.0.0.1:7480":     "allowed are all, validation, management, health and metrics",
 		"validation=":               "allowed are host:port and unix:///path",
 		"validation=0.0.0.0":        "allowed are host:port and unix:///path",
 		"health=unix://run/v.sock":  "absolute path",
@@ -95,6 +95,7 @@ func TestPlaintextMustBeAskedFor(t *testing.T) {
 		{config.Listener{"10.0.0.1:1", config.PurposeAll}, true, true, false},
 		{config.Listener{"[::]:1", config.PurposeManagement}, true, true, false},
 		{config.Listener{"10.0.0.1:1", config.PurposeHealth}, false, false, true},
+		{config.Listener{"10.0.0.1:1", config.PurposeMetrics}, false, false, true},
 		{config.Listener{"unix:///run/k.sock", config.PurposeAll}, false, false, true},
 	} {
 		settings := config.Defaults()

@@ -78,9 +78,9 @@ var table = []Setting{
 	},
 	{
 		Name: "listener", Group: groupServed, Empty: "none",
-		Usage: "a further `purpose=address` to listen on; purposes are all, validation, management and health",
-		More: "At most 16. The purpose says which services are served there; health is served by each. " +
-			"A listener for health serves plaintext, also to other machines.",
+		Usage: "a further `purpose=address` to listen on; purposes are all, validation, management, health and metrics",
+		More: "At most 16. The purpose says which services are served there; health is served by each but metrics. " +
+			"A listener for health or for [metrics](metrics.md) serves plaintext, also to other machines.",
 		kind: repeated("listener", func(s *Settings) *[]Listener { return &s.Listeners }, ParseListener, Listener.Validate),
 	},
 	{

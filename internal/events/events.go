@@ -56,6 +56,9 @@ type Hooks struct {
 	SessionBegan func(SessionBegan)
 	SessionReset func()
 	SessionEnded func(SessionEnded)
+	// ChangeDelivered is called when a change was sent to the last near-cache, with the time since its
+	// commit. It is not called for changes that are committed while another one is on its way.
+	ChangeDelivered func(after time.Duration)
 
 	// UsesFlushed is called when last-used times were written, or could not be.
 	UsesFlushed func(Flush)
@@ -117,8 +120,8 @@ func (s Subject) String() string {
 type Validation struct {
 	// Method is ValidateKey or BatchValidateKeys.
 	Method string
-	// Failed is set if the answer is an error. A decision is not an error.
-	Failed bool
+	// Code is the answer's, as in "UNAVAILABLE". A decision is not an error: its code is "OK".
+	Code string
 	// Duration is how long the answer took.
 	Duration time.Duration
 }

@@ -1,5 +1,7 @@
 package events
 
+import "time"
+
 // Join returns hooks that call those of each listener, in the order given. Every function of the
 // result can be called, except ValidationFinished, which is nil if no listener has it.
 func Join(listeners ...Hooks) Hooks {
@@ -21,6 +23,7 @@ func Join(listeners ...Hooks) Hooks {
 		SessionBegan:    func(SessionBegan) {},
 		SessionReset:    func() {},
 		SessionEnded:    func(SessionEnded) {},
+		ChangeDelivered: func(time.Duration) {},
 		UsesFlushed:     func(Flush) {},
 		SweepDone:       func(Sweep) {},
 		AuditPruned:     func(Prune) {},
@@ -47,6 +50,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.SessionBegan, each.SessionBegan, first)
 		joinPlain(&joined.SessionReset, each.SessionReset, first)
 		join(&joined.SessionEnded, each.SessionEnded, first)
+		join(&joined.ChangeDelivered, each.ChangeDelivered, first)
 		join(&joined.UsesFlushed, each.UsesFlushed, first)
 		join(&joined.SweepDone, each.SweepDone, first)
 		join(&joined.AuditPruned, each.AuditPruned, first)

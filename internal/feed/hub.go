@@ -62,6 +62,10 @@ type Observer interface {
 	// SessionEnded is called when a session was closed. gaveUp reports whether its client gave
 	// up the lease.
 	SessionEnded(gaveUp bool)
+	// ChangeDelivered is called when a change was sent to the last of the sessions that were open when
+	// it was published, or the last of these has ended, with the time since Publish. While one change
+	// is on its way, those after it are not measured.
+	ChangeDelivered(after time.Duration)
 }
 
 // noObserver ignores everything.
@@ -75,6 +79,9 @@ func (noObserver) SessionReset() {}
 
 // SessionEnded implements Observer.
 func (noObserver) SessionEnded(bool) {}
+
+// ChangeDelivered implements Observer.
+func (noObserver) ChangeDelivered(time.Duration) {}
 
 // Config is what a Hub begins with.
 type Config struct {
@@ -151,6 +158,19 @@ type Hub struct {
 	ahead    int64
 	stopping bool
 	shared   shared
+	// opened is how many sessions were ever opened, and underway the change whose delivery is measured.
+	opened   int64
+	underway delivery
+}
+
+// delivery is a change on its way to the sessions.
+type delivery struct {
+	revision int64
+	since    time.Time
+	// opened is Hub.opened at the publication, and left how many of those sessions were not sent the
+	// change yet. If left is 0, no change is on its way.
+	opened int64
+	left   int
 }
 
 // shared is the newest message that several sessions send, for the changes with the indexes
@@ -205,6 +225,21 @@ func (h *Hub) Publish(change *storage.Committed) {
 	}
 	h.ring.add(next)
 	h.revision = change.Feed.GetRevision()
+	if h.underway.left == 0 && len(h.sessions) > 0 {
+		h.underway = delivery{revision: h.revision, since: h.config.Now(), opened: h.opened, left: len(h.sessions)}
+	}
+}
+
+// arrived notes that a session was sent more, or was closed. before is what it had been sent until
+// then. mutex is held.
+func (h *Hub) arrived(session *Session, before int64) {
+	way := &h.underway
+	if way.left == 0 || session.number > way.opened || before >= way.revision || session.sent < way.revision && !session.closed {
+		return
+	}
+	if way.left--; way.left == 0 {
+		h.config.Observer.ChangeDelivered(h.config.Now().Sub(way.since))
+	}
 }
 
 // Announce wakes the sessions, to send what was published. It is separate from Publish, because
@@ -258,6 +293,9 @@ func (h *Hub) Staleness() time.Duration { return h.config.Staleness }
 
 // Now returns the time of the clock of the leases.
 func (h *Hub) Now() time.Time { return h.config.Now() }
+
+// OldestLease returns the age of the oldest lease that holds; 0 if none does.
+func (h *Hub) OldestLease() time.Duration { return h.leases.Oldest(h.config.Now()) }
 
 // Revision returns the newest published revision.
 func (h *Hub) Revision() int64 {
@@ -324,6 +362,8 @@ func (h *Hub) Open(hello *keysvcv1.SyncHello, visible access.Workspaces) (*Sessi
 		session.ahead = true
 		h.ahead++
 	}
+	h.opened++
+	session.number = h.opened
 	index, resumed := h.resumes(hello, visible)
 	session.welcome(index, resumed, hello)
 	h.sessions[session] = struct{}{}

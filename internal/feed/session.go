@@ -27,6 +27,8 @@ type Session struct {
 	hub    *Hub
 	holder *lease.Holder
 	ends   time.Time
+	// number counts the sessions of the hub.
+	number int64
 	// silence is how long the client may be silent.
 	silence time.Duration
 	// ahead is set if the client had applied a revision that the store does not have.
@@ -211,7 +213,12 @@ func (s *Session) take() (step Step, own *batch) {
 	h := s.hub
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
-	now := h.config.Now()
+	now, before := h.config.Now(), s.sent
+	defer func() {
+		if s.sent > before {
+			h.arrived(s, before)
+		}
+	}()
 	left := min(s.ends.Sub(now), s.heardAt.Add(s.silence).Sub(now))
 	switch {
 	case s.closed, s.over:
@@ -325,6 +332,7 @@ func (s *Session) Close(gaveUp bool) {
 	}
 	s.closed = true
 	delete(h.sessions, s)
+	h.arrived(s, s.sent)
 	if gaveUp {
 		s.holder.GiveUp()
 	} else {

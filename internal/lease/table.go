@@ -138,6 +138,25 @@ func (h *Holder) signal() {
 	}
 }
 
+// Oldest returns the age of the oldest lease that holds at a time; 0 if none does.
+func (t *Table) Oldest(now time.Time) time.Duration {
+	t.mutex.Lock()
+	defer t.mutex.Unlock()
+	var oldest time.Duration
+	look := func(holder *Holder) {
+		if holder.holds(now) {
+			oldest = max(oldest, now.Sub(holder.arrived))
+		}
+	}
+	for holder := range t.holders {
+		look(holder)
+	}
+	for _, departed := range t.departed {
+		look(departed.holder)
+	}
+	return oldest
+}
+
 // Pending is one holder that may still answer from before a revision.
 type Pending struct {
 	holder   *Holder

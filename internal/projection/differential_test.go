@@ -292,6 +292,9 @@ func (d *difference) step() {
 		d.compareMember(d.workspaceID(), d.memberID())
 	}
 	d.compareWorkspace(id)
+	if d.round%5 == 0 {
+		d.compareCensus()
+	}
 	if d.round%2000 == 0 {
 		d.compareAll()
 	}

@@ -44,6 +44,8 @@ func (s *state) addKey(view *storage.KeyView) {
 	s.words.At(number).SetCreated(time.Unix(0, view.CreateTime))
 	if problem := s.fill(key, view); problem != "" {
 		s.damage(number, &storage.DamagedError{Kind: "key", Name: string(view.KeyID), Problem: problem})
+	} else {
+		s.countKey(number, key)
 	}
 	if view.LastUsed > 0 {
 		s.words.At(number).Raise(time.Unix(0, view.LastUsed))
@@ -103,6 +105,7 @@ func (s *state) hold(keyID []byte) uint32 {
 // clear makes the record of a key zero, and gives back what it refers to.
 func (s *state) clear(number uint32) {
 	key := s.records.At(number)
+	s.uncountKey(number, key)
 	if key.ends&flagRevoked != 0 {
 		s.workspaceOf(key).revoked--
 	}

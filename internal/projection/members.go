@@ -11,7 +11,10 @@ import (
 
 // addMember stores a member's record: its life becomes the current one.
 func (s *state) addMember(record *storagev1.MemberRecord) {
-	number := s.setLife(s.workspace(record.GetWorkspaceId()), []byte(record.GetMemberId()),
+	of := s.workspace(record.GetWorkspaceId())
+	before := s.memberStandingOf(of, record.GetMemberId())
+	defer func() { s.memberChanged(of, record.GetMemberId(), before) }()
+	number := s.setLife(of, []byte(record.GetMemberId()),
 		[]byte(record.GetIncarnation()), []byte(record.GetWorkspaceIncarnation()))
 	life := s.lives.At(number)
 	switch record.GetState() { //nolint:exhaustive // a state that this program does not know is neither of the two, and denies
@@ -31,6 +34,7 @@ func (s *state) setLife(of *workspace, memberID, incarnation, workspaceIncarnati
 	if before := s.currentLife(of, string(memberID)); before != number {
 		s.endLife(of, before)
 		s.lists.Add(&of.members, number)
+		s.census.members++
 	}
 	life := s.lives.At(number)
 	s.names.drop(life.role())
@@ -41,7 +45,9 @@ func (s *state) setLife(of *workspace, memberID, incarnation, workspaceIncarnati
 
 // removeMember removes the record of a member.
 func (s *state) removeMember(of *workspace, memberID string) {
+	before := s.memberStandingOf(of, memberID)
 	s.endLife(of, s.currentLife(of, memberID))
+	s.memberChanged(of, memberID, before)
 }
 
 // endLife makes a life that is current a former one. The number may be 0.
@@ -53,6 +59,7 @@ func (s *state) endLife(of *workspace, number uint32) {
 	life.standing = life.role()
 	delete(s.damagedLives, number)
 	s.remove(&of.members, number)
+	s.census.members--
 	s.freeLife(number)
 }
 

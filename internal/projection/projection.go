@@ -48,6 +48,9 @@ type Projection struct {
 	// the lock. It is set after state.
 	applied atomic.Pointer[storage.Barrier]
 
+	// recount has a value if there are keys for Recount.
+	recount chan struct{}
+
 	// gaveWay is called in tests whenever a walk gives way.
 	gaveWay func()
 }
@@ -73,6 +76,7 @@ func New(store storage.Source, log *slog.Logger) *Projection {
 	}
 	p := &Projection{
 		store: store, log: log, barriers: newBarriers(store), waiters: make(map[*waiter]struct{}),
+		recount: make(chan struct{}, 1),
 	}
 	p.state = newState(p, storage.Expected{})
 	p.applied.Store(&storage.Barrier{})
@@ -158,6 +162,7 @@ func (p *Projection) swap(ctx context.Context, fresh *state, position storage.Po
 	p.logDamagedPolicy(ctx, fresh)
 	p.state.replaced.Store(true)
 	p.state, p.loaded = fresh, true
+	p.signalRecount()
 	p.advance(storage.Barrier{Revision: position.Revision, Hash: position.Hash})
 }
 

@@ -13,6 +13,7 @@ import (
 //
 //	 32    record   half of the verifier, times, flags; numbers of its life and of its limits
 //	  8    usage.Word  when the key was last used
+//	1/4    census      what the key counts as
 //	 17    flat.IDs    the id (12) and its index (5); shared with the store's directory
 //	1–3    flat.Lists  the key's place among the keys of its workspace
 //	+12    rare     a key with two secrets, that was revoked, or is unusual otherwise

@@ -105,6 +105,7 @@ type state struct {
 	lists    flat.Lists
 	removals uint64
 	walking  []*cursor
+	census   census
 
 	// replaced is set once another state is shown. walks is how many walks go over the state.
 	replaced atomic.Bool
@@ -246,7 +247,9 @@ func (s *state) addWorkspace(record *storagev1.WorkspaceRecord) {
 	if current.Removed {
 		current.since = nanoseconds(record.GetRemoveTime())
 	}
-	s.workspace(record.GetWorkspaceId()).current = current
+	of := s.workspace(record.GetWorkspaceId())
+	of.current = current
+	s.recountLater(of)
 }
 
 func (s *state) addDamaged(damaged *storage.Damaged) {
@@ -259,6 +262,7 @@ func (s *state) addDamaged(damaged *storage.Damaged) {
 		number := s.setLife(s.workspace(workspace), []byte(damaged.MemberID), nil, nil)
 		s.lives.At(number).standing |= lifeDamaged
 		s.damagedLives[number] = damaged.Err
+		s.recountLater(s.workspace(workspace))
 	case damaged.Head:
 		s.damagedHeads[s.workspace(workspace).number] = damaged.Err
 	default:

@@ -22,6 +22,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/connection"
 	"github.com/scribe-mail/keysvc/internal/feed"
+	"github.com/scribe-mail/keysvc/internal/metrics"
 	"github.com/scribe-mail/keysvc/internal/service"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
@@ -65,6 +66,8 @@ type calls struct {
 	// connections are those of all listeners.
 	connections *connection.Set
 	grpc        map[config.Purpose]*grpc.Server
+	// metrics serves the listeners of metrics; nil if the settings have none.
+	metrics *metrics.Endpoint
 	// streams bounds the streams of all connections.
 	streams *streamBound
 	// beginStop ends the context that lasts until the stop begins.
@@ -100,7 +103,14 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		Unary: c.door.unary, Places: c.streams, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
 		Urgent: s.slots.of(callers.Validation).begun.Load,
 	})
+	if s.metrics != nil {
+		validations.CountDecisions(s.metrics.Decided)
+		c.metrics = metrics.NewEndpoint(s.metrics, s.log)
+	}
 	for _, purpose := range config.Purposes() {
+		if purpose == config.PurposeMetrics {
+			continue // not over gRPC
+		}
 		server := c.gate.Services(c.newServer(settings, purpose))
 		all := purpose == config.PurposeAll
 		if all || purpose == config.PurposeValidation {
@@ -174,6 +184,9 @@ func (c *calls) begin(listener servedListener) {
 
 // serve answers calls on a listener until stop or cutOff, and closes it.
 func (c *calls) serve(listener servedListener) error {
+	if listener.purpose == config.PurposeMetrics {
+		return c.serveMetrics(listener)
+	}
 	err := c.grpc[listener.purpose].Serve(c.connections.Listen(listener.Listener, listener.connections))
 	if errors.Is(err, grpc.ErrServerStopped) {
 		return nil
@@ -187,6 +200,9 @@ func (c *calls) cutOff() {
 	c.health.Shutdown()
 	for _, server := range c.grpc {
 		c.working.Go(server.Stop)
+	}
+	if c.metrics != nil {
+		c.metrics.Close()
 	}
 }
 
@@ -203,6 +219,9 @@ func (c *calls) stop(ctx context.Context) {
 	var draining sync.WaitGroup
 	for _, server := range c.grpc {
 		draining.Go(server.GracefulStop)
+	}
+	if c.metrics != nil {
+		draining.Go(func() { c.metrics.Shutdown(ctx) })
 	}
 	drained := make(chan struct{})
 	go func() {

@@ -39,11 +39,11 @@ func (s *Server) sweepConnections(ctx context.Context) error {
 
 // connectionsOf says what is expected of the connections of a listener, by its address.
 func (s *Server) connectionsOf(listener net.Listener, purpose config.Purpose) *connection.Listener {
-	wanted := &connection.Listener{Anonymous: purpose == config.PurposeHealth}
+	wanted := &connection.Listener{Anonymous: purpose.IsOpen()}
 	switch listener.Addr().(type) {
 	case *net.TCPAddr:
 		switch {
-		case purpose == config.PurposeHealth:
+		case purpose.IsOpen():
 			wanted.Kind = connection.Plaintext // probes of other machines, too
 		case s.config.Settings.TLS():
 			wanted.Kind = connection.TLS

@@ -88,7 +88,7 @@ func (d *door) validation(
 	began := monotonic()
 	response, err = d.pass(ctx, method, info.FullMethod, request, handler, nil)
 	_, name := methodOf(info.FullMethod)
-	d.hooks.ValidationFinished(events.Validation{Method: name, Failed: err != nil, Duration: monotonic().Sub(began)})
+	d.hooks.ValidationFinished(events.Validation{Method: name, Code: codeName(status.Code(err)), Duration: monotonic().Sub(began)})
 	return response, err
 }
 

@@ -32,7 +32,7 @@ func TestDoorAllocatesNothingForValidations(t *testing.T) {
 	}
 	finished := 0
 	d.hooks.ValidationFinished = func(validation events.Validation) {
-		if validation.Method != "ValidateKey" || validation.Failed || validation.Duration <= 0 {
+		if validation.Method != "ValidateKey" || validation.Code != "OK" || validation.Duration <= 0 {
 			t.Errorf("got %+v", validation)
 		}
 		finished++

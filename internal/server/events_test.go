@@ -184,7 +184,7 @@ func TestHooksHearOfCallsAndValidations(t *testing.T) {
 		settings: func(s *config.Settings) { s.LogLevel = slog.LevelInfo },
 		hooks: events.Hooks{
 			CallFinished:       func(call events.Call) { h.add("%s %s by %s %s", call.Method, call.Subject, call.Caller, call.Code) },
-			ValidationFinished: func(validation events.Validation) { h.add("%s failed %t", validation.Method, validation.Failed) },
+			ValidationFinished: func(validation events.Validation) { h.add("%s %s", validation.Method, validation.Code) },
 			UsesFlushed: func(flush events.Flush) {
 				h.add("flushed %d, last %t, %v", flush.Keys, flush.Last, flush.Error)
 			},
@@ -201,7 +201,7 @@ func TestHooksHearOfCallsAndValidations(t *testing.T) {
 	want := []string{
 		"PutMember acme/ann by local OK",
 		"CreateKey acme/" + key.GetKey().GetKeyId() + " by local OK",
-		"ValidateKey failed false", "ValidateKey failed true",
+		"ValidateKey OK", "ValidateKey FAILED_PRECONDITION",
 		"flushed 1, last true, <nil>",
 	}
 	if got := h.take(); !slices.Equal(got, want) {

@@ -37,7 +37,7 @@ func listen(ctx context.Context, wanted config.Listener, settings config.Setting
 		return nil, fmt.Errorf("%w; --listen chooses another address", err)
 	}
 	// A name such as localhost stands for what the system says.
-	if at.Network == "tcp" && at.Local() && wanted.Purpose != config.PurposeHealth && !config.IsLoopback(listener.Addr().String()) {
+	if at.Network == "tcp" && at.Local() && !wanted.Purpose.IsOpen() && !config.IsLoopback(listener.Addr().String()) {
 		return nil, errors.Join(fmt.Errorf("%s is not a loopback address", wanted.Address), listener.Close())
 	}
 	return listener, nil

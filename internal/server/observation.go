@@ -56,7 +56,7 @@ func (d *door) finished(ctx context.Context, observed *observation, request, res
 	result := status.Convert(err)
 	call := events.Call{
 		Caller: observed.caller, Credential: observed.credential, RequestID: requestIDOf(ctx),
-		Code: code.Code(result.Code()).String(), Reason: reasonOf(result), Error: result.Message(), //nolint:gosec // 0 to 16
+		Code: codeName(result.Code()), Reason: reasonOf(result), Error: result.Message(),
 		Duration: monotonic().Sub(observed.began), Severity: severityOf(observed.fullMethod, result.Code()),
 	}
 	call.Service, call.Method = methodOf(observed.fullMethod)
@@ -74,7 +74,7 @@ func (d *door) refusedValidation(ctx context.Context, fullMethod string, identit
 	result := status.Convert(err)
 	call := events.Call{
 		Caller: identity.CallerName(), Credential: identity.CallerCredential(),
-		Code: code.Code(result.Code()).String(), Reason: reasonOf(result), Error: result.Message(), //nolint:gosec // 0 to 16
+		Code: codeName(result.Code()), Reason: reasonOf(result), Error: result.Message(),
 		Severity: severityOf(fullMethod, result.Code()),
 	}
 	call.Service, call.Method = methodOf(fullMethod)
@@ -82,6 +82,14 @@ func (d *door) refusedValidation(ctx context.Context, fullMethod string, identit
 		call.Peer = from.Addr.String()
 	}
 	d.hooks.ValidationRefused(call)
+}
+
+// codeName returns the name of a code, as in "NOT_FOUND".
+func codeName(of codes.Code) string {
+	if of == codes.OK { // without a look into the descriptor
+		return okCode
+	}
+	return code.Code(of).String() //nolint:gosec // 0 to 16
 }
 
 // methodOf returns the service and the RPC of "/service/RPC".

@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"sync/atomic"
+	"time"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/events"
@@ -124,6 +125,9 @@ func (o sessionObserver) SessionReset() { o.hooks.SessionReset() }
 func (o sessionObserver) SessionEnded(gaveUp bool) {
 	o.hooks.SessionEnded(events.SessionEnded{GaveUp: gaveUp})
 }
+
+// ChangeDelivered implements feed.Observer.
+func (o sessionObserver) ChangeDelivered(after time.Duration) { o.hooks.ChangeDelivered(after) }
 
 // newTally returns the counter of tokens that are not valid. It calls InvalidTokens.
 func newTally(hooks events.Hooks) *tally.Tally {

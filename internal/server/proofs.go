@@ -167,7 +167,7 @@ func (p *proofs) paths(file *callers.File) certificates.Paths {
 func reachable(settings config.Settings) bool {
 	for _, listener := range settings.AllListeners() {
 		address, err := config.ParseAddress(listener.Address)
-		if settings.TLS() && listener.Purpose != config.PurposeHealth && (err != nil || !address.Local()) {
+		if settings.TLS() && !listener.Purpose.IsOpen() && (err != nil || !address.Local()) {
 			return true
 		}
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/metrics"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/refusals"
@@ -94,7 +95,9 @@ type Server struct {
 	config Config
 	log    *slog.Logger
 	hooks  events.Hooks
-	slots  *slotTable
+	// metrics count what happens; nil if no listener serves them.
+	metrics *metrics.Metrics
+	slots   *slotTable
 	// judge says who calls by the callers file, and files are what is read again while the process runs.
 	judge *callers.TableJudge
 	files *reload.Poller
@@ -148,7 +151,12 @@ func newServer(config Config) *Server {
 		slots: newSlotTable(config.Settings), budget: budget.New(int64(config.Settings.MaxBufferedBytes)),
 		distrusted: make(chan struct{}), look: make(chan struct{}, 1), reprove: make(chan struct{}, 1),
 	}
-	server.hooks = events.Join(logEvents(config.Log), refusalHooks(&server.refusals), server.rememberCommits(), config.Hooks)
+	listeners := []events.Hooks{logEvents(config.Log), refusalHooks(&server.refusals), server.rememberCommits(), config.Hooks}
+	if config.Settings.Metrics() { // otherwise validations need not read the clock
+		server.metrics = newMetrics(server)
+		listeners = append(listeners, server.metrics.Hooks())
+	}
+	server.hooks = events.Join(listeners...)
 	server.judge = server.newJudge()
 	if config.Judge == nil {
 		server.config.Judge = server.judge
@@ -176,6 +184,7 @@ func (s *Server) components() []component {
 		{name: "clock", start: s.startClock, run: s.watchClock},
 		{name: "feed", start: s.fillFeed},
 		{name: "change log", run: s.follow},
+		{name: "census of keys", run: func(ctx context.Context) error { s.projection.Recount(ctx); return nil }},
 		{name: "policy", start: s.installPolicy},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},

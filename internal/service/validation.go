@@ -36,6 +36,8 @@ type ValidationService struct {
 	// invalid counts tokens that are not valid; nil if nobody counts them.
 	invalid func(caller string, address netip.Addr)
 	forms   *Forms
+	// decided counts decisions by their reasons; nil if nobody counts them.
+	decided func(reason int)
 }
 
 // NewValidation returns the service over a Validator.
@@ -49,6 +51,10 @@ func NewValidation(validator *validation.Validator, errors Errors) *ValidationSe
 func (s *ValidationService) CountInvalid(count func(caller string, address netip.Addr)) {
 	s.invalid = count
 }
+
+// CountDecisions makes the service call a function for each decision, with the number of its reason.
+// It must be called before the service is used.
+func (s *ValidationService) CountDecisions(count func(reason int)) { s.decided = count }
 
 // CountForms makes the service count the forms of tokens. It must be called before the service is
 // used.
@@ -159,6 +165,9 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 	answer, err := s.validator.Validate(ctx, question)
 	if err != nil {
 		return nil, err
+	}
+	if s.decided != nil {
+		s.decided(int(answer.Reason))
 	}
 	response := &keysvcv1.ValidateKeyResponse{
 		Decision: keysvcv1.Decision(answer.Decision),

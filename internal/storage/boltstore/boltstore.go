@@ -155,8 +155,9 @@ type Store struct {
 	// ended is set once this process must not open the store again.
 	ended error
 
-	ring *ring
-	room *reserve
+	ring  *ring
+	room  *reserve
+	times times
 	// sink and anchor write after the commits, in this order. Each is nil if the store has none.
 	sink, anchor *anchorWriter
 	sinkTarget   *sinkTarget // of sink
@@ -177,6 +178,7 @@ var (
 	_ storage.SinkReopener = (*Store)(nil)
 	_ storage.AuditPruner  = (*Store)(nil)
 	_ storage.SinkTrimmer  = (*Store)(nil)
+	_ storage.StatsReader  = (*Store)(nil)
 )
 
 // Open opens the store in the file at path. If config.Create allows it, Open makes a store

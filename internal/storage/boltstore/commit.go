@@ -47,6 +47,7 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
+	pending.queued = time.Now()
 	select {
 	case s.queue <- pending:
 	case <-s.closing:
@@ -94,6 +95,9 @@ func (s *Store) commitLoop() {
 		var group []*pendingChange
 		group, queued = pick(queued)
 		began := time.Now()
+		for _, pending := range group {
+			s.times.queue.Observe(began.Sub(pending.queued))
+		}
 		s.commitGroup(group)
 		lasted = time.Since(began)
 	}
@@ -305,6 +309,7 @@ func (s *Store) write(file *opened, plan *groupPlan) error {
 	})
 
 	// 1. Fill the transaction. Readers go on, because they cannot see it yet.
+	began := time.Now()
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	s.state.RLock()
@@ -345,6 +350,7 @@ func (s *Store) write(file *opened, plan *groupPlan) error {
 		return err
 	}
 	s.room.fitted(narrow(group), nil)
+	s.times.committed(tx, time.Since(began))
 
 	// 4. Update memory, and publish. state is still held, so that the ring has this revision
 	// before a Load can see it: a watch that begins there has no gap.

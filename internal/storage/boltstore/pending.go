@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -20,6 +21,8 @@ type pendingChange struct {
 	size    int // of event and records, encoded, in bytes
 	// state is waiting until the committer takes the change or the caller withdraws it.
 	state atomic.Int32
+	// queued is when the change entered the queue.
+	queued time.Time
 	// done is closed when revision and err are set.
 	done     chan struct{}
 	revision int64

@@ -64,6 +64,8 @@ type reserve struct {
 	// roomy reports whether the reserve is complete, or at least maxGrowth bytes of pages are
 	// free.
 	roomy bool
+	// seen is the file at the newest transaction, for Stats.
+	seen fileSizes
 	// extra is added to the next estimate of what a transaction takes, in bytes, after an
 	// estimate was too low.
 	extra int64
@@ -96,6 +98,7 @@ func (r *reserve) open(file *opened) error {
 	if err := file.database.View(func(tx *bolt.Tx) error { used = tx.Size(); return nil }); err != nil {
 		return err
 	}
+	defer func() { r.seen.set(used, file.allocated, freeBytes(file)) }()
 	file.database.AllocSize = 0 // bbolt must not grow the file further than MaxSize
 	file.allocated = used
 	size := file.info.Size()
@@ -129,6 +132,7 @@ func (r *reserve) prepare(file *opened, tx *bolt.Tx, narrows bool, need int64) e
 			return err
 		}
 	}
+	r.seen.set(used, file.allocated, freeBytes(file))
 	r.roomy = file.allocated >= ahead || free*int64(file.database.Info().PageSize) >= maxGrowth
 	limit := file.allocated
 	if !narrows {
