@@ -146,6 +146,7 @@ everything else goes to standard error.
 		a.callersCommand(),
 		a.certsCommand(),
 		a.configCommand(),
+		a.backupCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
 		a.repairClockCommand(),

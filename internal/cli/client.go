@@ -40,6 +40,7 @@ type session struct {
 	validation keysvcv1.ValidationServiceClient
 	sync       keysvcv1.SyncServiceClient
 	callers    keysvcv1.CallerServiceClient
+	backups    keysvcv1.BackupServiceClient
 	// timeout is how long one call may take.
 	timeout time.Duration
 }
@@ -95,6 +96,7 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 		validation: keysvcv1.NewValidationServiceClient(conn),
 		sync:       keysvcv1.NewSyncServiceClient(conn),
 		callers:    keysvcv1.NewCallerServiceClient(conn),
+		backups:    keysvcv1.NewBackupServiceClient(conn),
 		timeout:    timeout,
 	}, conn, nil
 }
