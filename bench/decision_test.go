@@ -3,8 +3,6 @@ package bench
 import (
 	"context"
 	"fmt"
-	"math"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -73,35 +71,4 @@ func BenchmarkDecision(b *testing.B) {
 			}
 		})
 	}
-}
-
-// startRounds is how many starts TestMeasureStart makes. Compare the fastest one.
-const startRounds = 3
-
-// TestMeasureStart prints how long a start takes, and its memory. It is no benchmark, because a
-// start is too slow to repeat often.
-func TestMeasureStart(t *testing.T) {
-	if testing.Short() || !*measure {
-		t.Skip("prints figures only; ask for them with -measure")
-	}
-	path := newStore(t)
-	began := time.Now()
-	fill(t, path, 1_000_000, 0)
-	t.Logf("filled with 1,000,000 keys in %.1f s", time.Since(began).Seconds())
-	fastest := time.Duration(math.MaxInt64)
-	for range startRounds {
-		var before, after runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&before)
-		began = time.Now()
-		p := start(t, path)
-		took := time.Since(began)
-		runtime.GC()
-		runtime.ReadMemStats(&after)
-		t.Logf("a start with 1,000,000 keys takes %.2f s and holds %d bytes a key",
-			took.Seconds(), (after.HeapAlloc-before.HeapAlloc)/1_000_000)
-		p.close()
-		fastest = min(fastest, took)
-	}
-	t.Logf("the fastest of %d: %.2f s", startRounds, fastest.Seconds())
 }

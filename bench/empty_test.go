@@ -35,7 +35,7 @@ func startEmpty(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer(serverTLS(t)...)
+	server := grpc.NewServer()
 	keysvcv1.RegisterValidationServiceServer(server, empty{})
 	go server.Serve(listener) // it ends with Stop
 	t.Cleanup(server.Stop)

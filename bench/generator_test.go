@@ -49,6 +49,7 @@ const (
 // The methods of orderCalls.
 const (
 	methodValidate = "validate"
+	methodWire     = "wire" // ValidateKey by wires, an open loop
 	methodBatch    = "batch"
 	methodClient   = "client" // keyclient's Validate, each call for itself
 	methodMerged   = "merged" // keyclient's Validate, merged
@@ -68,8 +69,8 @@ type order struct {
 	Keys int
 	// Callers are that many callers of a closed loop, or the most calls at a time in an open loop.
 	Callers int
-	// Rate is the calls a second of an open loop; 0 for a closed loop. An open loop of ValidateKey has
-	// openConnections, as many services would; everything else has one connection.
+	// Rate is the calls a second of methodWire, which has openConnections, as many services would.
+	// Everything else is a closed loop over one connection.
 	Rate float64
 	// Time is how long to do it.
 	Time time.Duration
@@ -89,7 +90,9 @@ type outcome struct {
 	// How long the calls took; in an open loop since they were due.
 	P50, P99, P999, Max time.Duration
 	Allocations         uint64
-	Error               string
+	// Pages and DryRuns were done beside.
+	Pages, DryRuns int64
+	Error          string
 }
 
 // TestProcessGenerator is the load generator of TestBench, in its own process. It reads orders and
@@ -101,7 +104,8 @@ func TestProcessGenerator(t *testing.T) {
 	}
 	g := &generator{
 		t: t, over: credentials.NewTLS(clientTLS(t, folder)), connections: make(map[string]*grpc.ClientConn),
-		clients: make(map[string]*keyclient.Client), questions: make(map[int][]*keysvcv1.ValidateKeyRequest), stop: func() {},
+		clients: make(map[string]*keyclient.Client), questions: make(map[int][]*keysvcv1.ValidateKeyRequest),
+		wires: make(map[string]*wires), stop: func() {},
 	}
 	defer g.close()
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
@@ -128,11 +132,14 @@ type generator struct {
 	connections map[string]*grpc.ClientConn
 	clients     map[string]*keyclient.Client
 	questions   map[int][]*keysvcv1.ValidateKeyRequest
-	// stop ends what is done beside, since began. changed counts changes and revokes, and besideFailed
-	// is the first error.
+	wires       map[string]*wires
+	// stop ends what is done beside, since began. changed counts changes and revokes, pages and dryRuns
+	// the rest, and besideFailed is the first error.
 	stop         func()
 	began        time.Time
 	changed      atomic.Int64
+	pages        atomic.Int64
+	dryRuns      atomic.Int64
 	besideFailed atomic.Pointer[error]
 	// revocable are keys to revoke.
 	revocable []*keysvcv1.RevokeKeyRequest
@@ -140,6 +147,9 @@ type generator struct {
 
 func (g *generator) close() {
 	g.stop()
+	for _, each := range g.wires {
+		each.close()
+	}
 	for _, client := range g.clients {
 		_ = client.Close()
 	}
@@ -151,6 +161,9 @@ func (g *generator) close() {
 func (g *generator) do(next order) (outcome, error) {
 	switch next.Kind {
 	case orderCalls:
+		if next.Method == methodWire {
+			return g.measured(next, nil)
+		}
 		call, err := g.call(next)
 		if err != nil {
 			return outcome{}, err
@@ -168,27 +181,20 @@ func (g *generator) do(next order) (outcome, error) {
 		g.beside(next)
 		return outcome{}, nil
 	case orderStop:
-		calls, seconds := g.changed.Load(), time.Since(g.began).Seconds()
+		done := outcome{Calls: g.changed.Load(), Pages: g.pages.Load(), DryRuns: g.dryRuns.Load(), Seconds: time.Since(g.began).Seconds()}
 		g.stop()
 		g.stop = func() {}
 		if failed := g.besideFailed.Load(); failed != nil {
 			return outcome{}, *failed
 		}
-		return outcome{Calls: calls, Seconds: seconds}, nil
+		return done, nil
 	}
 	return outcome{}, fmt.Errorf("unknown kind of order: %q", next.Kind)
 }
 
 // connection returns the connection to an address.
-func (g *generator) connection(next order) *grpc.ClientConn { return g.connectionOf(next, 0) }
-
-// openConnections is over how many connections an open loop asks.
-const openConnections = 4
-
-// connectionOf returns the connection with a number to an address.
-func (g *generator) connectionOf(next order, number int) *grpc.ClientConn {
-	name := fmt.Sprint(number, " ", next.Address)
-	if connection := g.connections[name]; connection != nil {
+func (g *generator) connection(next order) *grpc.ClientConn {
+	if connection := g.connections[next.Address]; connection != nil {
 		return connection
 	}
 	over := insecure.NewCredentials()
@@ -199,7 +205,7 @@ func (g *generator) connectionOf(next order, number int) *grpc.ClientConn {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	g.connections[name] = connection
+	g.connections[next.Address] = connection
 	return connection
 }
 
@@ -237,12 +243,9 @@ func (g *generator) call(next order) (func(ctx context.Context, number int) erro
 	}
 	switch next.Method {
 	case methodValidate:
-		clients := []keysvcv1.ValidationServiceClient{keysvcv1.NewValidationServiceClient(g.connection(next))}
-		for next.Rate > 0 && len(clients) < openConnections {
-			clients = append(clients, keysvcv1.NewValidationServiceClient(g.connectionOf(next, len(clients))))
-		}
+		client := keysvcv1.NewValidationServiceClient(g.connection(next))
 		return func(ctx context.Context, number int) error {
-			answer, err := clients[number%len(clients)].ValidateKey(ctx, asked[number%len(asked)])
+			answer, err := client.ValidateKey(ctx, asked[number%len(asked)])
 			return allowed(answer, err)
 		}, nil
 	case methodBatch:
@@ -270,14 +273,34 @@ func (g *generator) call(next order) (func(ctx context.Context, number int) erro
 			return err
 		}, nil
 	case methodList:
-		client, page := keysvcv1.NewKeyServiceClient(g.connection(next)), ""
+		connection, page := g.connection(next), ""
 		return func(ctx context.Context, _ int) error {
-			answer, err := client.ListKeys(ctx, &keysvcv1.ListKeysRequest{PageSize: 1000, PageToken: page})
-			page = answer.GetNextPageToken()
+			var answer kept
+			err := connection.Invoke(ctx, keysvcv1.KeyService_ListKeys_FullMethodName,
+				&keysvcv1.ListKeysRequest{PageSize: 1000, PageToken: page}, &answer, grpc.ForceCodecV2(keeping{}))
+			if err == nil {
+				page, err = pageToken(answer.data)
+			}
 			return err
 		}, nil
 	}
 	return nil, fmt.Errorf("unknown method: %q", next.Method)
+}
+
+// wire asks ValidateKey in an open loop.
+func (g *generator) wire(next order) (*histogram, error) {
+	asked, err := g.about(next.Keys)
+	if err != nil {
+		return nil, err
+	}
+	known := g.wires[next.Address]
+	if known == nil {
+		if known, err = dialWires(next.Address, asked); err != nil {
+			return nil, err
+		}
+		g.wires[next.Address] = known
+	}
+	return known.run(next.Rate, next.Time)
 }
 
 // clientCall is call through keyclient.
@@ -331,7 +354,7 @@ func allowed(answer *keysvcv1.ValidateKeyResponse, err error) error {
 	return err
 }
 
-// measured makes calls for a time, and measures them.
+// measured makes calls for a time, and measures them. call is nil for methodWire.
 func (g *generator) measured(next order, call func(ctx context.Context, number int) error) (outcome, error) {
 	g.connect(next)
 	server, client, began := time.Duration(0), processorTime(g.t, os.Getpid()), time.Now()
@@ -340,10 +363,13 @@ func (g *generator) measured(next order, call func(ctx context.Context, number i
 	}
 	var took *histogram
 	var err error
-	if next.Rate > 0 {
-		took, err = openLoop(next, call)
+	if next.Method == methodWire {
+		took, err = g.wire(next)
 	} else {
 		took, err = closedLoop(next, call)
+	}
+	if err != nil {
+		return outcome{}, err
 	}
 	result := outcome{Calls: took.total, Seconds: time.Since(began).Seconds(), Client: processorTime(g.t, os.Getpid()) - client}
 	if next.Server != 0 {
@@ -355,20 +381,15 @@ func (g *generator) measured(next order, call func(ctx context.Context, number i
 
 // connect waits until there is a connection, so that the first call does not count it.
 func (g *generator) connect(next order) {
-	if next.Method == methodClient || next.Method == methodMerged {
+	if next.Method == methodClient || next.Method == methodMerged || next.Method == methodWire {
 		return
 	}
 	ctx, cancel := context.WithTimeout(g.t.Context(), patience)
 	defer cancel()
-	for number := range openConnections {
-		connection := g.connectionOf(next, number)
+	connection := g.connection(next)
+	connection.Connect()
+	for state := connection.GetState(); state != connectivity.Ready && connection.WaitForStateChange(ctx, state); state = connection.GetState() {
 		connection.Connect()
-		for state := connection.GetState(); state != connectivity.Ready && connection.WaitForStateChange(ctx, state); state = connection.GetState() {
-			connection.Connect()
-		}
-		if next.Rate == 0 {
-			return
-		}
 	}
 }
 
@@ -395,50 +416,6 @@ func closedLoop(next order, call func(ctx context.Context, number int) error) (*
 			}
 		})
 	}
-	calling.Wait()
-	for index := range each[1:] {
-		each[0].merge(&each[index+1])
-	}
-	return &each[0], context.Cause(ctx)
-}
-
-// openLoop makes calls when they are due, whether or not the earlier ones have ended. The times
-// between two calls are random (exponential) and the same in every round. How long a call takes
-// counts from when it was due, so a server that stalls cannot hide the calls that it delays.
-func openLoop(next order, call func(ctx context.Context, number int) error) (*histogram, error) {
-	type due struct {
-		number int
-		at     time.Time
-	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	queue := make(chan due, int(next.Rate*next.Time.Seconds())+1_000)
-	each := make([]histogram, next.Callers)
-	var calling sync.WaitGroup
-	for caller := range next.Callers {
-		calling.Go(func() {
-			for one := range queue {
-				if err := call(ctx, one.number); err != nil {
-					cancel(err)
-					return
-				}
-				each[caller].add(time.Since(one.at))
-			}
-		})
-	}
-	random := mathrand.New(mathrand.NewPCG(3, 4))
-	began := time.Now()
-	var offset time.Duration
-	for number := 0; ctx.Err() == nil; number++ {
-		offset += time.Duration(random.ExpFloat64() / next.Rate * float64(time.Second))
-		if offset >= next.Time && number > 0 {
-			break
-		}
-		at := began.Add(offset)
-		time.Sleep(time.Until(at))
-		queue <- due{number, at} // never waits: the queue has room for all
-	}
-	close(queue)
 	calling.Wait()
 	for index := range each[1:] {
 		each[0].merge(&each[index+1])
@@ -513,6 +490,8 @@ func (g *generator) beside(next order) {
 	ctx, cancel := context.WithCancel(g.t.Context())
 	g.began = time.Now()
 	g.changed.Store(0)
+	g.pages.Store(0)
+	g.dryRuns.Store(0)
 	connection := g.connection(next)
 	members, policies := keysvcv1.NewMemberServiceClient(connection), keysvcv1.NewPolicyServiceClient(connection)
 	keys := keysvcv1.NewKeyServiceClient(connection)
@@ -531,12 +510,13 @@ func (g *generator) beside(next order) {
 				if err := list(ctx, 0); err != nil {
 					return err
 				}
+				g.pages.Add(1)
 			}
 			return nil
 		})
 	}
 	if next.Policies {
-		work(func() error { return dryRuns(ctx, policies) })
+		work(func() error { return g.dryRun(ctx, policies) })
 	}
 	if next.Changes > 0 {
 		work(func() error {
@@ -563,9 +543,9 @@ func (g *generator) beside(next order) {
 	g.stop = func() { cancel(); working.Wait() }
 }
 
-// dryRuns asks what a policy would change in which managers have one scope less, one call after the
+// dryRun asks what a policy would change in which managers have one scope less, one call after the
 // other.
-func dryRuns(ctx context.Context, policies keysvcv1.PolicyServiceClient) error {
+func (g *generator) dryRun(ctx context.Context, policies keysvcv1.PolicyServiceClient) error {
 	active, err := policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
 	if err != nil {
 		return err
@@ -582,6 +562,7 @@ func dryRuns(ctx context.Context, policies keysvcv1.PolicyServiceClient) error {
 		}); err != nil {
 			return err
 		}
+		g.dryRuns.Add(1)
 	}
 	return nil
 }

@@ -16,7 +16,8 @@ const openSlice = 1500 * time.Millisecond
 // openCallers is the most calls at a time of an open loop. The rest wait, and their time counts.
 const openCallers = 512
 
-// capacity returns how many validations a second a server does at most.
+// capacity returns how many validations a second a server does at most, for 64 callers of a client of
+// grpc-go on the same processors.
 func (b *bench) capacity(server *target) float64 {
 	b.validations(server, overTCP, 64)(min(slice, b.time))
 	most := b.validations(server, overTCP, 64)(min(2*time.Second, b.time))
@@ -25,7 +26,7 @@ func (b *bench) capacity(server *target) float64 {
 
 // open returns a function that asks a server at a rate.
 func (b *bench) open(server *target, rate float64) func(time.Duration) outcome {
-	return b.calls(server, overTCP, openCallers, order{Method: methodValidate, Rate: rate})
+	return b.calls(server, overTCP, openCallers, order{Method: methodWire, Rate: rate})
 }
 
 // addOpen adds the figures of an open loop.
@@ -42,6 +43,15 @@ func (b *bench) addOpen(baseline string, under, over []outcome) {
 		b.add(each.name, "µs", values(over, each.of, 1), baseline, values(under, each.of, 1))
 	}
 	b.add("rate", "a second", values(over, func(o outcome) float64 { return float64(o.Calls) / o.Seconds }, 1), "", nil)
+	for _, each := range []struct {
+		name string
+		of   func(outcome) float64
+	}{
+		{"processors of the server", func(o outcome) float64 { return o.Server.Seconds() / o.Seconds }},
+		{"processors of the client", func(o outcome) float64 { return o.Client.Seconds() / o.Seconds }},
+	} {
+		b.add(each.name, "", values(over, each.of, 1), baseline, values(under, each.of, 1))
+	}
 }
 
 // half compares a number of keys with 1,000 keys, at half the capacity of these.
@@ -69,12 +79,19 @@ func (b *bench) mixed(work string) {
 		beside.Changes = 100
 	}
 	b.lab.order(besideGenerator, order{Kind: orderMade, Address: beside.Address, Workspaces: 1})
+	var pages, dryRuns, changes []float64
 	under, over := b.pairs(openSlice, alone, func(duration time.Duration) outcome {
 		b.lab.order(besideGenerator, beside)
-		defer b.lab.order(besideGenerator, order{Kind: orderStop})
-		return alone(duration)
+		measured := alone(duration)
+		done := b.lab.order(besideGenerator, order{Kind: orderStop})
+		pages, dryRuns = append(pages, float64(done.Pages)/done.Seconds), append(dryRuns, float64(done.DryRuns)/done.Seconds)
+		changes = append(changes, float64(done.Calls)/done.Seconds)
+		return measured
 	})
 	b.addOpen("alone", under, over)
+	b.add("pages beside", "a second", pages, "", nil)
+	b.add("dry runs beside", "a second", dryRuns, "", nil)
+	b.add("changes beside", "a second", changes, "", nil)
 }
 
 // hits measures requests that are answered from memory, with a number of goroutines and of tokens.

@@ -67,9 +67,14 @@ var token68 = func() (set [256]uint8) {
 // allToken68 reports whether text is not empty and has only characters of token68. Spaces,
 // commas and control characters are not among them.
 func allToken68(text string) bool {
-	all := uint8(1)
-	for index := range len(text) {
-		all &= token68[text[index]] // without a branch for each character: every request comes here
+	all, rest := uint8(1), text
+	// Every request comes here: eight characters at a time, and without a branch for each.
+	for ; len(rest) >= 8; rest = rest[8:] {
+		all &= token68[rest[0]] & token68[rest[1]] & token68[rest[2]] & token68[rest[3]] &
+			token68[rest[4]] & token68[rest[5]] & token68[rest[6]] & token68[rest[7]]
+	}
+	for index := range len(rest) {
+		all &= token68[rest[index]]
 	}
 	return all == 1 && text != ""
 }

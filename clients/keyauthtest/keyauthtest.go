@@ -410,5 +410,5 @@ func (v *Validator) newSecret(keyID string, end int64) (secret decide.Secret, pl
 	if err != nil {
 		v.t.Fatalf("keyauthtest: %v", err)
 	}
-	return decide.Secret{Hash: hash, End: end}, made.Reveal()
+	return decide.Secret{Hash: hash.Short(), End: end}, made.Reveal()
 }

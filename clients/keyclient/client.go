@@ -209,7 +209,7 @@ func New(target string, config Config) (*Client, error) {
 // makes no sense; otherwise keysvc's status.
 func (c *Client) Validate(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	answer, err := c.validator.Validate(ctx, question)
-	return answer, hideToken(err, question.Token)
+	return answer, merge.HideToken(err, question.Token)
 }
 
 // MalformedTokens returns how many texts were refused without a call since New, because they have
@@ -235,7 +235,7 @@ func (c *Client) Watches() bool { return c.cache != nil }
 func (c *Client) Watch(ctx context.Context, question keyauth.Question) (keyauth.Answer, error) {
 	if c.cache != nil {
 		answer, err := c.cache.Watch(ctx, question)
-		return answer, hideToken(err, question.Token)
+		return answer, merge.HideToken(err, question.Token)
 	}
 	answer, err := c.Validate(ctx, question)
 	if err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED {

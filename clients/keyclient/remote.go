@@ -2,7 +2,6 @@ package keyclient
 
 import (
 	"context"
-	"strings"
 	"sync/atomic"
 	"unicode/utf8"
 
@@ -48,17 +47,6 @@ func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyau
 		return keyauth.Answer{}, err
 	}
 	return r.wire.answer(response)
-}
-
-// hideToken returns an error of keysvc, or another one if that error contains a token.
-func hideToken(err error, text string) error {
-	if err == nil || text == "" {
-		return err
-	}
-	if answered, ok := status.FromError(err); ok && strings.Contains(err.Error(), text) {
-		return status.Error(answered.Code(), "keyclient: keysvc's error is not shown, because it contains the token")
-	}
-	return err
 }
 
 // withoutCall answers a question that needs no call, and reports whether it did.

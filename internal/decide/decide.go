@@ -112,8 +112,8 @@ func (s Scopes) Without(other Scopes) Scopes {
 
 // Secret is the stored part of one secret of a key.
 type Secret struct {
-	// Hash of the token that holds the secret; the zero Hash matches nothing.
-	Hash token.Hash
+	// Hash of the token that holds the secret, as memory keeps it; the zero ShortHash matches nothing.
+	Hash token.ShortHash
 	// End is when an older secret stops matching, in Unix nanoseconds: its own
 	// expiry or the end of its overlap, whichever comes first. On the newest secret
 	// it is the key's expire time.
@@ -306,10 +306,10 @@ func (s *Subject) lostMember() bool {
 func match(presented token.Presented, key *Key, now int64) (newest, older bool) {
 	first, second := &key.Secrets[0], &key.Secrets[1]
 	// One hash is enough for all stored schemes: it does not equal a hash of another scheme.
-	// The zero Presented has the zero Hash, which equals nothing.
+	// The zero Presented has the zero Hash, which matches nothing.
 	hash := presented.Hash()
-	newest = hash.Equal(first.Hash)
-	older = hash.Equal(second.Hash) && now < second.End
+	newest = hash.Matches(first.Hash)
+	older = hash.Matches(second.Hash) && now < second.End
 	return newest, older
 }
 

@@ -33,13 +33,13 @@ func newToken(t testing.TB) token.Token {
 	return made
 }
 
-func hashOf(t testing.TB, of token.Token) token.Hash {
+func hashOf(t testing.TB, of token.Token) token.ShortHash {
 	t.Helper()
 	hash, err := of.Hash(token.SchemeVerifier)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return hash
+	return hash.Short()
 }
 
 // situation is everything that a decision depends on.

@@ -29,6 +29,10 @@ import (
 // DefaultRingSize is how many changes a Hub keeps by default: as many as the stored change log.
 const DefaultRingSize = 65536
 
+// MaxHistory is how many changes are enough for Config.History. They are for clients that knew an
+// earlier process and come back within seconds; a client that missed more is reset.
+const MaxHistory = 8192
+
 // The errors of a Hub and its sessions.
 var (
 	// ErrTooMany is returned by Open if there are Config.MaxSessions sessions.
@@ -269,7 +273,7 @@ func (h *Hub) newest() (hash []byte, revision int64) {
 		return nil, 0
 	}
 	last := h.ring.at(h.ring.end - 1)
-	return []byte(last.hash), last.revision
+	return []byte(last.hash()), last.revision
 }
 
 // maxUnseen is how many changes that a client may not see resumes looks at. A client that was away
@@ -294,9 +298,9 @@ func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible access.Workspaces) (ind
 	for before := index - 1; before >= max(h.ring.start, index-maxUnseen); before-- {
 		seen := h.ring.at(before)
 		if seen.revision == hello.GetHashRevision() {
-			return index, seen.hash == string(hello.GetAuditHash())
+			return index, seen.hash() == string(hello.GetAuditHash())
 		}
-		if seen.revision < hello.GetHashRevision() || sees(visible, seen.workspaceID) {
+		if seen.revision < hello.GetHashRevision() || sees(visible, seen.workspaceID()) {
 			return 0, false
 		}
 	}

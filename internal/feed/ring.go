@@ -12,22 +12,29 @@ import (
 
 // event is one change in the ring.
 type event struct {
-	revision    int64
-	workspaceID string
-	subject     string
-	hash        string
-	kind        keysvcv1.SyncEventKind
+	revision int64
+	// texts are workspace, subject and hash. They are one string, because a ring has many events and
+	// the garbage collector visits every string.
+	texts string
 	// time is when the change was made, in Unix nanoseconds; 0 if that is not known.
 	time int64
+	// workspaceEnd and end are where workspace and subject end. An id has at most 128 bytes.
+	workspaceEnd, end uint16
+	kind              keysvcv1.SyncEventKind
 }
 
+func (e *event) workspaceID() string { return e.texts[:e.workspaceEnd] }
+func (e *event) subject() string     { return e.texts[e.workspaceEnd:e.end] }
+func (e *event) hash() string        { return e.texts[e.end:] }
+
 func eventOf(record *storagev1.FeedRecord) event {
+	workspaceID, subject := record.GetWorkspaceId(), record.GetSubject()
 	return event{
-		revision:    record.GetRevision(),
-		workspaceID: record.GetWorkspaceId(),
-		subject:     record.GetSubject(),
-		hash:        string(record.GetAuditHash()),
-		kind:        kindOf(record.GetKind()),
+		revision:     record.GetRevision(),
+		texts:        workspaceID + subject + string(record.GetAuditHash()),
+		workspaceEnd: uint16(len(workspaceID)),                //nolint:gosec // G115: see above
+		end:          uint16(len(workspaceID) + len(subject)), //nolint:gosec // G115: see above
+		kind:         kindOf(record.GetKind()),
 	}
 }
 
@@ -51,9 +58,9 @@ func kindOf(kind storagev1.FeedKind) keysvcv1.SyncEventKind {
 }
 
 // message returns the event as it is sent.
-func (e event) message() *keysvcv1.SyncEvent {
+func (e *event) message() *keysvcv1.SyncEvent {
 	message := &keysvcv1.SyncEvent{
-		Revision: e.revision, WorkspaceId: e.workspaceID, Kind: e.kind, Subject: e.subject, AuditHash: []byte(e.hash),
+		Revision: e.revision, WorkspaceId: e.workspaceID(), Kind: e.kind, Subject: e.subject(), AuditHash: []byte(e.hash()),
 	}
 	if e.time != 0 {
 		message.Time = timestamppb.New(time.Unix(0, e.time))

@@ -291,7 +291,7 @@ func (s *Session) changes() (common *keysvcv1.SyncResponse, own *batch) {
 	}
 	taken.events = make([]event, 0, end-begin)
 	for index := begin; index < end; index++ {
-		if change := h.ring.at(index); sees(s.visible, change.workspaceID) {
+		if change := h.ring.at(index); sees(s.visible, change.workspaceID()) {
 			taken.events = append(taken.events, *change)
 		}
 	}

@@ -4,7 +4,8 @@
 //
 //   - Arena holds records of one size in chunks that never move. A record has a number.
 //   - Index finds numbers by a hash, at about five bytes a record.
-//   - IDs gives each key id a number, at about 18 bytes a key. Several tables can share it.
+//   - IDs gives each key id a number, at about 17 bytes a key. Several tables can share it.
+//   - Lists has lists of numbers, at one to three bytes a number.
 //   - Texts holds short texts, with four bytes for each that a record refers to.
 //
 // Numbers begin at 1, so a record can say "none" with 0.

@@ -138,7 +138,12 @@ func TestIDsEqualTwoSets(t *testing.T) {
 		name, by := names[r.IntN(len(names))], flat.Holder(r.IntN(2))
 		number, has := held[by][name]
 		if r.IntN(2) == 0 {
-			got, before := ids.Hold(name, by)
+			hold := func() (uint32, bool) { return ids.Hold(name, by) }
+			if r.IntN(2) == 0 { // half of the guesses may be right
+				guess := ids.Find(name, 1-by) + r.Uint32N(2)*r.Uint32N(400)
+				hold = func() (uint32, bool) { return ids.HoldNear(name, guess, by) }
+			}
+			got, before := hold()
 			if before != has || has && got != number {
 				t.Fatalf("round %d: hold: got %d, %t; want %d, %t", round, got, before, number, has)
 			}
@@ -304,4 +309,39 @@ func FuzzPack(f *testing.F) {
 			t.Errorf("%q became %q", text, id)
 		}
 	})
+}
+
+// TestHoldAllEqualsHold holds ids in groups, some of them twice.
+func TestHoldAllEqualsHold(t *testing.T) {
+	r := random(t)
+	one, other := flat.NewIDs(100), flat.NewIDs(100)
+	var names []string
+	for range race.Rounds(200, 50) {
+		var ids []flat.ID
+		var group []string
+		for range r.IntN(200) {
+			name := randomID(r)
+			if len(names) > 0 && r.IntN(4) == 0 {
+				name = names[r.IntN(len(names))]
+			}
+			id, _ := flat.PackBytes([]byte(name))
+			ids, group, names = append(ids, id), append(group, name), append(names, name)
+		}
+		next := 0
+		one.HoldAll(ids, flat.Store, func(index int, number uint32, before bool) {
+			wantNumber, wantBefore := other.Hold(group[index], flat.Store)
+			if index != next || number != wantNumber || before != wantBefore {
+				t.Fatalf("%d: %s got %d, %t; want %d, %t", index, group[index], number, before, wantNumber, wantBefore)
+			}
+			next++
+		})
+		if next != len(ids) {
+			t.Fatalf("%d of %d", next, len(ids))
+		}
+	}
+	for _, name := range names {
+		if one.Find(name, flat.Store) != other.Find(name, flat.Store) {
+			t.Fatal(name)
+		}
+	}
 }

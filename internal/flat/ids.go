@@ -26,7 +26,12 @@ var digits = func() (values [256]byte) {
 }()
 
 // Pack returns the ID of a text, and reports whether the text is 16 base62 characters.
-func Pack(text string) (id ID, is bool) {
+func Pack(text string) (id ID, is bool) { return pack(text) }
+
+// PackBytes is Pack for a text in bytes.
+func PackBytes(text []byte) (id ID, is bool) { return pack(text) }
+
+func pack[Text string | []byte](text Text) (id ID, is bool) {
 	if len(text) != idLength {
 		return ID{}, false
 	}
@@ -99,6 +104,8 @@ type IDs struct {
 	// others are ids that are not 16 base62 characters. There are none in a sound store.
 	others     map[string]uint32
 	otherNames map[uint32]string
+	// warmed keeps the compiler from leaving out what HoldAll reads in advance.
+	warmed uint32
 }
 
 // minExpected is for how many keys the index is divided at least. It costs 0.1 MB, and makes a
@@ -159,13 +166,6 @@ func (s *IDs) Hold(id string, by Holder) (number uint32, before bool) {
 		}
 	}
 	return number, s.join(number, by)
-}
-
-// Join makes a holder hold a number that another holder holds.
-func (s *IDs) Join(number uint32, by Holder) {
-	s.mutex.Lock()
-	defer s.mutex.Unlock()
-	s.join(number, by)
 }
 
 // join makes a holder hold a number, and reports whether it did before.

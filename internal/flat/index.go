@@ -6,7 +6,7 @@ import "math/bits"
 // its caller compares, and computes a hash again when a part of the index grows.
 //
 // The index is many small open-addressing tables (segments) with linear probing. The hash picks
-// the segment. A segment grows by a quarter, so it is between 0.68 and 0.85 full, and only the
+// the segment. A segment grows by an eighth, so it is between 0.8 and 0.9 full, and only the
 // records of one segment are hashed again in one insertion. The hash must depend on a random seed,
 // because callers choose names.
 //
@@ -50,7 +50,7 @@ func (x *Index) Reserve(expected int) {
 	each := expected / len(x.segments)
 	for index := range x.segments {
 		if part := &x.segments[index]; part.count == 0 && each > 0 {
-			part.slots = slotsFor(each + each/4)
+			part.slots = slotsFor(each + each/6)
 		}
 	}
 }
@@ -95,8 +95,8 @@ func (x *Index) Find(hash uint64, is func(number uint32) bool) uint32 {
 // hashOf returns the hash of a number that the index has.
 func (x *Index) Insert(hash uint64, number uint32, hashOf func(number uint32) uint64) {
 	part := &x.segments[hash>>x.shift]
-	if size := len(part.slots); int(part.count) >= size*85/100 {
-		part.resize(max(8, size+size/4), hashOf)
+	if size := len(part.slots); int(part.count) >= size*9/10 {
+		part.resize(max(8, size+size/8), hashOf)
 	}
 	part.insert(hash, number)
 	part.count++

@@ -133,9 +133,6 @@ func (d *difference) LoadViews(_ context.Context, expect func(storage.Expected),
 			if err := view.Parse(payload); err != nil {
 				return storage.Position{}, err
 			}
-			if d.shared != nil && d.random.IntN(2) == 0 {
-				view.Number = d.shared.Find(item.Key.GetKeyId(), flat.Store)
-			}
 			item = storage.Item{KeyView: &view}
 		}
 		if err := visit(item); err != nil {
@@ -380,7 +377,7 @@ func (d *difference) put(keyID, id string, of *storedWorkspace, change *storage.
 		KeyId: keyID, WorkspaceId: id, MemberId: d.memberID(), WorkspaceIncarnation: d.incarnation(), MemberIncarnation: d.incarnation(),
 		CreateTime: timestamppb.New(diffTime.AddDate(-2, 0, 0).Add(time.Duration(d.random.IntN(3)))),
 		Scopes:     pick(d, nil, []string{"emails:read"}, []string{"emails:read", "emails:write"}, []string{"emails:write", "emails:read"}, []string{fmt.Sprintf("s:%d", d.random.IntN(1000))}),
-		Secrets:    []*storagev1.SecretRecord{{Scheme: pick(d, uint32(3), 3, 3, 1, 0, 255), Hash: hash(), ExpireTime: d.moment()}},
+		Secrets:    []*storagev1.SecretRecord{{Scheme: pick(d, uint32(3), 3, 3, 1, 0, 14, 15, 16, 255), Hash: hash(), ExpireTime: d.moment()}},
 	}
 	if before := d.keys[keyID]; before != nil {
 		record.Sequence, record.CreateTime = before.GetSequence(), before.GetCreateTime()
@@ -399,7 +396,7 @@ func (d *difference) put(keyID, id string, of *storedWorkspace, change *storage.
 		record.AllowedCidrs = pick(d, []string{"192.0.2.0/24"}, []string{"192.0.2.0/24", "2001:db8::/32"}, []string{fmt.Sprintf("10.0.%d.0/24", d.random.IntN(256))})
 	}
 	if d.random.IntN(4) == 0 {
-		older := &storagev1.SecretRecord{Scheme: pick(d, uint32(3), 1), Hash: hash(), ExpireTime: d.moment()}
+		older := &storagev1.SecretRecord{Scheme: pick(d, uint32(3), 1, 14, 15, 255), Hash: hash(), ExpireTime: d.moment()}
 		if d.random.IntN(4) > 0 {
 			older.OverlapEndTime = d.moment()
 		}
@@ -543,9 +540,9 @@ func (d *difference) compareAll() {
 func (d *difference) checkSizes() {
 	d.t.Helper()
 	s := d.state
-	scopes, networks := make(map[uint32]uint32), make(map[uint32]uint32)
+	scopes, limits := make(map[uint32]uint32), make(map[uint32]uint32)
 	owners := make(map[uint32]uint32)
-	rares, seconds, times, keys := 0, 0, 0, 0
+	rares, seconds, exacts, keys := 0, 0, 0, 0
 	for number := uint32(1); number <= s.highest; number++ {
 		if !s.has(number) {
 			continue
@@ -554,28 +551,29 @@ func (d *difference) checkSizes() {
 		key := s.records.At(number)
 		owners[key.life]++
 		more := s.rareOf(key)
-		scopes[more.scopes]++
-		networks[more.networks]++
+		if limits[more.limits]++; limits[more.limits] == 1 {
+			scopes[s.limits.get(more.limits).scopes]++
+		}
 		rares += int(key.ends >> 60 & 1)
 		if more.second != 0 {
 			seconds++
 		}
-		if more.times != 0 {
-			times++
+		if more.exact != 0 {
+			exacts++
 		}
 	}
 	delete(scopes, 0)
-	delete(networks, 0)
+	delete(limits, 0)
 	d.equal("keys", keys, len(d.maps.keys))
-	d.equal("sizes of rares, seconds, times", [3]int{s.rares.Len(), s.seconds.Len(), s.times.Len()}, [3]int{rares, seconds, times})
+	d.equal("sizes of rares, seconds, exacts", [3]int{s.rares.Len(), s.seconds.Len(), s.exacts.Len()}, [3]int{rares, seconds, exacts})
 	d.equal("sets of scopes", s.scopes.counts(), scopes)
-	d.equal("sets of networks", s.networks.counts(), networks)
+	d.equal("limits", s.limits.counts(), limits)
 	lives := maps.Clone(owners)
-	names := make(map[uint32]uint32)
+	names, terms := make(map[uint32]uint32), make(map[uint32]uint32)
 	members := 0
 	for _, of := range s.numbered[1:] {
 		d.equal("revoked keys of "+of.id, of.revoked, d.maps.workspace(of.id).revoked)
-		for _, number := range of.members.numbers {
+		for number := range s.lists.Backward(&of.members, func(uint32) bool { return false }) {
 			lives[number] += 0
 			members++
 		}
@@ -583,12 +581,13 @@ func (d *difference) checkSizes() {
 	for number, count := range lives {
 		life := s.lives.At(number)
 		d.equal("keys of a life", life.keys, count)
-		names[life.role]++
-		names[life.workspaceIncarnation]++
+		names[life.role()]++
+		terms[life.term]++
 	}
 	delete(names, 0)
 	d.equal("lives", s.lives.Len(), len(lives))
 	d.equal("names", s.names.counts(), names)
+	d.equal("terms", s.terms.counts(), terms)
 	if s.ids != d.shared {
 		d.equal("ids", s.ids.Len(), keys)
 	}

@@ -34,8 +34,8 @@ func (p *Projection) Effect(ctx context.Context, roles map[string]decide.Scopes,
 		if current := s.workspaceOf(key).current; current == nil || current.Removed || !s.isLive(key, nanoseconds) {
 			continue
 		}
-		role := s.names.get(s.lives.At(s.presentLife(key.life)).role)
-		found := effects.of(s.scopes.get(s.rareOf(key).scopes), role)
+		role := *s.names.get(s.lives.At(s.presentLife(key.life)).role())
+		found := effects.of(*s.scopes.get(s.limits.get(s.rareOf(key).limits).scopes), role)
 		if found.narrows {
 			narrowed++
 		}

@@ -135,12 +135,12 @@ func TestMalformedKeyRecordsAreDamage(t *testing.T) {
 	const keyID = "Key0000000000001"
 	newest, older := newToken(t, keyID), newToken(t, keyID)
 	year, week, day := begin.AddDate(1, 0, 0), begin.AddDate(0, 0, 7), begin.AddDate(0, 0, 1)
-	hashOf := func(of token.Token) token.Hash {
+	hashOf := func(of token.Token) token.ShortHash {
 		hash, err := of.Hash(token.SchemeVerifier)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return hash
+		return hash.Short()
 	}
 	overlapping := func(ends, expires time.Time) *storagev1.SecretRecord {
 		secret := secretOf(t, older, expires)

@@ -2,6 +2,7 @@ package projection
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -28,13 +29,13 @@ func (s *state) has(number uint32) bool {
 
 // workspaceOf returns the workspace of a key.
 func (s *state) workspaceOf(key *record) *workspace {
-	return s.numbered[s.lives.At(key.life).workspace]
+	return s.terms.get(s.lives.At(key.life).term).workspace
 }
 
 // addKey adds or replaces a key. A malformed record is kept as damaged.
 func (s *state) addKey(view *storage.KeyView) {
 	of := s.workspace(string(view.WorkspaceID)) // does not allocate if there is one
-	number := s.place(of, view.KeyID, view.Number, view.MemberID, view.MemberIncarnation, view.WorkspaceIncarnation)
+	number := s.place(of, view.KeyID, view.MemberID, view.MemberIncarnation, view.WorkspaceIncarnation)
 	key := s.records.At(number)
 	if view.Revoked {
 		key.ends |= flagRevoked
@@ -51,7 +52,7 @@ func (s *state) addKey(view *storage.KeyView) {
 
 // addDamagedKey adds a key of which nothing but its workspace is known.
 func (s *state) addDamagedKey(of *workspace, keyID string, problem error) {
-	s.damage(s.place(of, []byte(keyID), 0, nil, nil, nil), problem)
+	s.damage(s.place(of, []byte(keyID), nil, nil, nil), problem)
 }
 
 // damage marks a key as one that cannot be read.
@@ -62,13 +63,18 @@ func (s *state) damage(number uint32, problem error) {
 
 // place returns the number of a key, whose record has a life and nothing else. If the state has the
 // key, the key keeps its number and last use, and what its record referred to is given back.
-func (s *state) place(of *workspace, keyID []byte, known uint32, memberID, incarnation, workspaceIncarnation []byte) uint32 {
-	number := s.hold(keyID, known)
+func (s *state) place(of *workspace, keyID []byte, memberID, incarnation, workspaceIncarnation []byte) uint32 {
+	number := s.hold(keyID)
 	s.records.Grow(number)
 	s.words.Grow(number)
 	s.highest = max(s.highest, number)
 	// 1. The new life is found before the old one is given up, because it is the same for most keys.
-	life := s.lifeOf(of, memberID, incarnation, workspaceIncarnation)
+	// The next key of a workspace often is of the same member.
+	life := of.latest
+	if !s.isLife(life, of, memberID, incarnation, workspaceIncarnation) {
+		life = s.lifeOf(of, memberID, incarnation, workspaceIncarnation)
+		of.latest = life
+	}
 	s.lives.At(life).keys++
 	// 2. Keep the place in the order of the workspace, unless the key is new there.
 	key := s.records.At(number)
@@ -76,24 +82,21 @@ func (s *state) place(of *workspace, keyID []byte, known uint32, memberID, incar
 		s.clear(number)
 	} else {
 		if key.life != 0 {
-			s.workspaceOf(key).keys.remove(number)
+			s.remove(&s.workspaceOf(key).keys, number)
 			s.clear(number)
 		} else {
 			s.words.At(number).Begin(time.Unix(0, 0))
 		}
-		of.keys.add(number)
+		s.lists.Add(&of.keys, number)
 	}
 	key.life = life
 	return number
 }
 
-// hold returns the number of an id, which the store may have told.
-func (s *state) hold(keyID []byte, known uint32) uint32 {
-	if known != 0 {
-		s.ids.Join(known, flat.Projection)
-		return known
-	}
-	number, _ := s.ids.Hold(string(keyID), flat.Projection)
+// hold returns the number of an id. Keys of a load mostly come in the order of their numbers.
+func (s *state) hold(keyID []byte) uint32 {
+	number, _ := s.ids.HoldNear(string(keyID), s.guess, flat.Projection)
+	s.guess = number + 1
 	return number
 }
 
@@ -104,18 +107,17 @@ func (s *state) clear(number uint32) {
 		s.workspaceOf(key).revoked--
 	}
 	if key.ends&flagRare != 0 {
-		more := *s.rares.At(key.more)
-		s.rares.Free(key.more)
-		s.scopes.drop(more.scopes)
-		s.networks.drop(more.networks)
+		more := *s.rares.At(key.number())
+		s.rares.Free(key.number())
+		s.dropLimits(more.limits)
 		if more.second != 0 {
-			s.seconds.Free(more.second)
+			s.seconds.Free(more.second & flat.MaxNumber)
 		}
-		if more.times != 0 {
-			s.times.Free(more.times)
+		if more.exact != 0 {
+			s.exacts.Free(more.exact)
 		}
 	} else {
-		s.scopes.drop(key.more)
+		s.dropLimits(key.number())
 	}
 	if key.ends&flagDamaged != 0 {
 		delete(s.damagedKeys, number)
@@ -131,7 +133,7 @@ func (s *state) removeKey(keyID string) {
 	if number == 0 {
 		return
 	}
-	s.workspaceOf(s.records.At(number)).keys.remove(number)
+	s.remove(&s.workspaceOf(s.records.At(number)).keys, number)
 	s.clear(number)
 	s.ids.Release(number, flat.Projection)
 }
@@ -139,26 +141,25 @@ func (s *state) removeKey(keyID string) {
 // fill sets a record, which has a life and flagRevoked, from what is stored. It returns what is
 // wrong with a malformed record.
 func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
-	more := rare{scopes: s.scopeSet(view.Scopes)}
+	more := rare{limits: s.limitsOf(view.Scopes, view.AllowedCIDRs)}
+	scheme := uint32(0)
 	// Whatever is wrong further on, the numbers in more belong to the key, and clear gives them back.
 	defer func() {
-		if more == (rare{scopes: more.scopes}) {
-			key.more = more.scopes
-			return
+		number := more.limits
+		if more != (rare{limits: more.limits}) {
+			key.ends |= flagRare
+			number = s.rares.Add()
+			*s.rares.At(number) = more
 		}
-		key.ends |= flagRare
-		key.more = s.rares.Add()
-		*s.rares.At(key.more) = more
+		key.more = number | scheme<<numberBits
 	}()
 	if view.Revoked {
-		more.times = s.times.Add()
-		s.times.At(more.times).revoked = view.RevokeTime
+		s.exactOf(&more).revoked = view.RevokeTime
 	}
 	if bytes.IndexByte(view.MemberID, 0) >= 0 {
 		return "its member is malformed"
 	}
-	var isSound bool
-	if more.networks, isSound = s.networkSet(view.AllowedCIDRs); !isSound {
+	if s.limits.get(more.limits).damaged {
 		return "an allowed CIDR is malformed"
 	}
 	if len(view.Secrets) < 1 || len(view.Secrets) > 2 {
@@ -170,25 +171,47 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 		}
 	}
 	newest := &view.Secrets[0]
-	key.sum = [32]byte(newest.Hash)
-	key.ends |= uint64(newest.Scheme) << expireBits
+	key.sum = [token.ShortLength]byte(newest.Hash)
+	scheme = s.packScheme(&more, 0, newest)
 	expire, can := packExpire(newest.ExpireTime)
 	if !can {
 		key.ends |= flagExact
-		if more.times == 0 {
-			more.times = s.times.Add()
-		}
-		s.times.At(more.times).expire = newest.ExpireTime
+		s.exactOf(&more).expire = newest.ExpireTime
 	}
 	key.ends |= expire
 	// The end of the newest secret is the key's expire time, even if it has an overlap, which no
 	// sound record has.
 	if len(view.Secrets) == 2 {
-		more.second = s.seconds.Add()
-		*s.seconds.At(more.second) = second{sum: [32]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
-		more.secondScheme = uint8(view.Secrets[1].Scheme) //nolint:gosec // G115: checked above
+		number := s.seconds.Add()
+		*s.seconds.At(number) = second{sum: [token.ShortLength]byte(view.Secrets[1].Hash), end: end(&view.Secrets[1])}
+		more.second = number | s.packScheme(&more, 1, &view.Secrets[1])<<numberBits
 	}
 	return ""
+}
+
+// exactOf returns the exact of a rare, which gets one if it has none.
+func (s *state) exactOf(more *rare) *exact {
+	if more.exact == 0 {
+		more.exact = s.exacts.Add()
+	}
+	return s.exacts.At(more.exact)
+}
+
+// packScheme returns the scheme of a secret in four bits. A scheme that has more is put into exact.
+func (s *state) packScheme(more *rare, index int, secret *storage.SecretView) uint32 {
+	if secret.Scheme < wideScheme {
+		return secret.Scheme
+	}
+	s.exactOf(more).schemes[index] = uint8(secret.Scheme) //nolint:gosec // G115: the caller has checked it
+	return wideScheme
+}
+
+// schemeOf is the inverse of packScheme. packed has the scheme above numberBits.
+func (s *state) schemeOf(more rare, index int, packed uint32) token.Scheme {
+	if scheme := packed >> numberBits; scheme != wideScheme {
+		return token.Scheme(scheme)
+	}
+	return token.Scheme(s.exacts.At(more.exact).schemes[index])
 }
 
 // end returns when a secret stops matching, in Unix nanoseconds.
@@ -199,39 +222,46 @@ func end(secret *storage.SecretView) int64 {
 	return secret.ExpireTime
 }
 
-// scopeSet returns the number of a set of scopes.
-func (s *state) scopeSet(names [][]byte) uint32 {
-	return s.scopes.hold(s.join(names), func() decide.Scopes {
-		scopes := make([]string, len(names))
-		for index, name := range names {
-			scopes[index] = string(name)
-		}
-		return decide.NewScopes(scopes...)
-	})
-}
-
-// networkSet returns the number of a set of networks, and reports whether all of them are sound.
-func (s *state) networkSet(cidrs [][]byte) (number uint32, isSound bool) {
-	number = s.networks.hold(s.join(cidrs), func() []netip.Prefix {
-		prefixes := make([]netip.Prefix, len(cidrs))
-		for index, cidr := range cidrs {
-			var err error
-			if prefixes[index], err = netip.ParsePrefix(string(cidr)); err != nil {
-				return nil
-			}
-		}
-		return prefixes
-	})
-	return number, number == 0 || s.networks.get(number) != nil
-}
-
-// join returns texts as one text, which no other texts have. It is valid until the next call.
-func (s *state) join(texts [][]byte) []byte {
-	s.joined = s.joined[:0]
-	for _, text := range texts {
-		s.joined = append(append(s.joined, text...), 0)
+// limitsOf returns the number of the limits with these scopes and networks.
+func (s *state) limitsOf(scopes, cidrs [][]byte) uint32 {
+	if len(scopes)+len(cidrs) == 0 {
+		return 0
 	}
-	return s.joined
+	// No other scopes and networks have the same text: each has its length before it.
+	text := binary.AppendUvarint(s.joined[:0], uint64(len(scopes)))
+	text = join(join(text, scopes), cidrs)
+	s.joined = text
+	return s.limits.hold(text, func(string) limits { return s.newLimits(scopes, cidrs) })
+}
+
+// dropLimits ends that a key has limits.
+func (s *state) dropLimits(number uint32) {
+	if scopes := s.limits.get(number).scopes; s.limits.drop(number) {
+		s.scopes.drop(scopes)
+	}
+}
+
+// join appends texts to a text, each behind its length.
+func join(text []byte, texts [][]byte) []byte {
+	for _, each := range texts {
+		text = append(binary.AppendUvarint(text, uint64(len(each))), each...)
+	}
+	return text
+}
+
+func (s *state) newLimits(scopes, cidrs [][]byte) limits {
+	made := limits{scopes: s.scopes.hold(join(nil, scopes), func(string) decide.Scopes {
+		names := make([]string, len(scopes))
+		for index, name := range scopes {
+			names[index] = string(name)
+		}
+		return decide.NewScopes(names...)
+	})}
+	for _, cidr := range cidrs {
+		prefix, err := netip.ParsePrefix(string(cidr))
+		made.networks, made.damaged = append(made.networks, prefix), made.damaged || err != nil
+	}
+	return made
 }
 
 // key sets what decide needs of a key. keyID is its id.
@@ -239,35 +269,37 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	found := s.records.At(number)
 	more := s.rareOf(found)
 	life := s.lives.At(found.life)
-	key.ID, key.Workspace = keyID, s.numbered[life.workspace].id
+	during := s.terms.get(life.term)
+	key.ID, key.Workspace = keyID, during.workspace.id
 	key.Member, key.MemberIncarnation = s.textsOf(life)
-	key.WorkspaceIncarnation = s.names.get(life.workspaceIncarnation)
-	key.Scopes, key.AllowedPrefixes = s.scopes.get(more.scopes), s.networks.get(more.networks)
+	key.WorkspaceIncarnation = during.incarnation
+	its := s.limits.get(more.limits)
+	key.Scopes, key.AllowedPrefixes = *s.scopes.get(its.scopes), its.networks
 	key.Revoked = found.ends&flagRevoked != 0
 	key.ExpireTime = s.expireOf(found)
 	key.Secrets[0] = decide.Secret{
-		Hash: token.Hash{Scheme: token.Scheme(found.ends >> expireBits), Sum: found.sum}, End: key.ExpireTime, //nolint:gosec // G115: the low 8 bits are meant
+		Hash: token.ShortHash{Scheme: s.schemeOf(more, 0, found.more), Sum: found.sum}, End: key.ExpireTime,
 	}
 	if more.second != 0 {
-		older := s.seconds.At(more.second)
-		key.Secrets[1] = decide.Secret{Hash: token.Hash{Scheme: token.Scheme(more.secondScheme), Sum: older.sum}, End: older.end}
+		older := s.seconds.At(more.second & flat.MaxNumber)
+		key.Secrets[1] = decide.Secret{Hash: token.ShortHash{Scheme: s.schemeOf(more, 1, more.second), Sum: older.sum}, End: older.end}
 	}
 }
 
-// rareOf returns the rare of a key. For a key without one it has the scopes.
+// rareOf returns the rare of a key. For a key without one it has the limits.
 func (s *state) rareOf(key *record) rare {
 	if key.ends&flagRare == 0 {
-		return rare{scopes: key.more}
+		return rare{limits: key.number()}
 	}
-	return *s.rares.At(key.more)
+	return *s.rares.At(key.number())
 }
 
 // expireOf returns when a key expires, in Unix nanoseconds.
 func (s *state) expireOf(key *record) int64 {
 	if key.ends&flagExact != 0 {
-		return s.times.At(s.rareOf(key).times).expire
+		return s.exacts.At(s.rareOf(key).exact).expire
 	}
-	return int64(key.ends&expireMask) * int64(time.Microsecond)
+	return firstExpire + int64(key.ends&expireMask)
 }
 
 // problem returns the first damage that an answer about a key depends on.
@@ -276,11 +308,13 @@ func (s *state) problem(number uint32) error {
 	if key.ends&flagDamaged != 0 {
 		return s.damagedKeys[number]
 	}
-	if damaged := s.workspaceOf(key).damaged; damaged != nil {
-		return damaged
+	if len(s.damagedWorkspaces) > 0 {
+		if damaged := s.damagedWorkspaces[s.workspaceOf(key).number]; damaged != nil {
+			return damaged
+		}
 	}
-	if present := s.presentLife(key.life); present != 0 && s.lives.At(present).flags&lifeDamaged != 0 {
-		return s.damagedLives[present]
+	if len(s.damagedLives) > 0 {
+		return s.damagedLives[s.presentLife(key.life)]
 	}
 	return nil
 }
@@ -288,9 +322,8 @@ func (s *state) problem(number uint32) error {
 // isLive reports whether a key that is not damaged is neither revoked nor expired. Its workspace is
 // there and was not removed.
 func (s *state) isLive(key *record, now int64) bool {
-	life := s.lives.At(key.life)
-	if key.ends&flagRevoked != 0 || now >= s.expireOf(key) ||
-		s.names.get(life.workspaceIncarnation) != s.numbered[life.workspace].current.Incarnation {
+	during := s.terms.get(s.lives.At(key.life).term)
+	if key.ends&flagRevoked != 0 || now >= s.expireOf(key) || during.incarnation != during.workspace.current.Incarnation {
 		return false
 	}
 	present := s.presentLife(key.life)
@@ -299,7 +332,7 @@ func (s *state) isLive(key *record, now int64) bool {
 	}
 	// A key of a damaged member counts as live, because it may be.
 	member := s.lives.At(present)
-	return member.flags&lifeDamaged != 0 || member.flags&lifeRemoved == 0 && s.isSameMember(key.life, present)
+	return member.standing&lifeDamaged != 0 || member.standing&lifeRemoved == 0 && s.isSameMember(key.life, present)
 }
 
 // isSameMember reports whether two lives of a member have the same incarnation.
@@ -315,21 +348,21 @@ func (s *state) isSameMember(one, other uint32) bool {
 // diedBefore reports whether a key that is not damaged stopped being live before a time, in Unix
 // nanoseconds, and can never be live again.
 func (s *state) diedBefore(key *record, before int64) bool {
-	if key.ends&flagRevoked != 0 && s.times.At(s.rareOf(key).times).revoked < before || s.expireOf(key) < before {
+	if key.ends&flagRevoked != 0 && s.exacts.At(s.rareOf(key).exact).revoked < before || s.expireOf(key) < before {
 		return true
 	}
-	life := s.lives.At(key.life)
-	current := s.numbered[life.workspace].current
-	if current == nil || current.Removed || current.Incarnation != s.names.get(life.workspaceIncarnation) {
+	during := s.terms.get(s.lives.At(key.life).term)
+	current := during.workspace.current
+	if current == nil || current.Removed || current.Incarnation != during.incarnation {
 		return current != nil && current.since < before
 	}
 	present := s.presentLife(key.life)
-	if present == 0 || s.lives.At(present).flags&lifeDamaged != 0 {
+	if present == 0 || s.lives.At(present).standing&lifeDamaged != 0 {
 		return false
 	}
 	// If the member was removed and added again, only the time of the addition is known.
 	member := s.lives.At(present)
-	return (member.flags&lifeRemoved != 0 || !s.isSameMember(key.life, present)) && member.updated < before
+	return (member.standing&lifeRemoved != 0 || !s.isSameMember(key.life, present)) && member.updated < before
 }
 
 // giveUp gives back the numbers of the keys of this state that another state does not have. The

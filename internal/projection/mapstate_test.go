@@ -341,7 +341,7 @@ func (s *mapState) fill(key *decide.Key, record *storagev1.KeyRecord, workspace 
 			Hash: token.Hash{
 				Scheme: token.Scheme(secret.GetScheme()),
 				Sum:    [32]byte(secret.GetHash()),
-			},
+			}.Short(),
 			End: mapEnd(secret),
 		}
 	}

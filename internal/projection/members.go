@@ -1,6 +1,7 @@
 package projection
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"strings"
 
@@ -15,11 +16,11 @@ func (s *state) addMember(record *storagev1.MemberRecord) {
 	life := s.lives.At(number)
 	switch record.GetState() { //nolint:exhaustive // a state that this program does not know is neither of the two, and denies
 	case storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE:
-		life.flags |= lifeActive
+		life.standing |= lifeActive
 	case storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED:
-		life.flags |= lifeRemoved
+		life.standing |= lifeRemoved
 	}
-	life.role = s.name([]byte(record.GetRole()))
+	life.standing |= s.name([]byte(record.GetRole()))
 	life.sourceVersion, life.updated = record.GetSourceVersion(), nanoseconds(record.GetUpdateTime())
 }
 
@@ -29,11 +30,11 @@ func (s *state) setLife(of *workspace, memberID, incarnation, workspaceIncarnati
 	number := s.lifeOf(of, memberID, incarnation, workspaceIncarnation)
 	if before := s.currentLife(of, string(memberID)); before != number {
 		s.endLife(of, before)
-		of.members.add(number)
+		s.lists.Add(&of.members, number)
 	}
 	life := s.lives.At(number)
-	s.names.drop(life.role)
-	life.role, life.flags, life.updated, life.sourceVersion = 0, lifeCurrent, 0, 0
+	s.names.drop(life.role())
+	life.standing, life.updated, life.sourceVersion = lifeCurrent, 0, 0
 	delete(s.damagedLives, number)
 	return number
 }
@@ -49,19 +50,21 @@ func (s *state) endLife(of *workspace, number uint32) {
 		return
 	}
 	life := s.lives.At(number)
-	life.flags = 0
+	life.standing = life.role()
 	delete(s.damagedLives, number)
-	of.members.remove(number)
+	s.remove(&of.members, number)
 	s.freeLife(number)
 }
 
 // lifeOf returns the number of the life of a member with these incarnations. A life that is not
 // known is a former one, of which there is no record any more.
 func (s *state) lifeOf(of *workspace, memberID, incarnation, workspaceIncarnation []byte) uint32 {
+	// 1. Find it.
 	hash := s.memberHash(of.number, string(memberID))
+	of.newest = s.termOf(of, workspaceIncarnation)
 	number := s.members.Find(hash, func(number uint32) bool {
 		life := s.lives.At(number)
-		if life.workspace != of.number || s.names.get(life.workspaceIncarnation) != string(workspaceIncarnation) {
+		if life.term != of.newest {
 			return false
 		}
 		id, its := s.textsOf(life)
@@ -70,24 +73,56 @@ func (s *state) lifeOf(of *workspace, memberID, incarnation, workspaceIncarnatio
 	if number != 0 {
 		return number
 	}
+	// 2. Or add it.
 	number = s.lives.Add()
 	life := s.lives.At(number)
-	life.workspace, life.workspaceIncarnation = of.number, s.name(workspaceIncarnation)
+	life.term = s.terms.hold(s.termText(of, workspaceIncarnation), func(text string) term { return term{of, text[termHead:]} })
 	s.joined = append(append(append(s.joined[:0], memberID...), 0), incarnation...)
 	life.texts = s.texts.Add(number, string(s.joined))
 	s.members.Insert(hash, number, s.hashOfLife)
 	return number
 }
 
+// termOf returns the number of the term of a workspace with an incarnation; 0 if no life has it.
+func (s *state) termOf(of *workspace, incarnation []byte) uint32 {
+	if during := s.terms.get(of.newest); during.workspace == of && during.incarnation == string(incarnation) {
+		return of.newest
+	}
+	return s.terms.find(s.termText(of, incarnation))
+}
+
+// termHead is the size of the number of the workspace in the text of a term.
+const termHead = 4
+
+// termText returns the text by which a term is interned. It is valid until the next call.
+func (s *state) termText(of *workspace, incarnation []byte) []byte {
+	s.joined = append(binary.LittleEndian.AppendUint32(s.joined[:0], of.number), incarnation...)
+	return s.joined
+}
+
+// isLife reports whether a number, which may be 0 or that of a life that was freed, is that of the life
+// of a member with these incarnations.
+func (s *state) isLife(number uint32, of *workspace, memberID, incarnation, workspaceIncarnation []byte) bool {
+	if number == 0 {
+		return false
+	}
+	life := s.lives.At(number)
+	if during := s.terms.get(life.term); during.workspace != of || during.incarnation != string(workspaceIncarnation) {
+		return false
+	}
+	id, its := s.textsOf(life)
+	return id == string(memberID) && its == string(incarnation)
+}
+
 // freeLife removes a life that is neither current nor has keys.
 func (s *state) freeLife(number uint32) {
 	life := s.lives.At(number)
-	if life.flags&lifeCurrent != 0 || life.keys > 0 {
+	if life.standing&lifeCurrent != 0 || life.keys > 0 {
 		return
 	}
 	s.members.Remove(s.hashOfLife(number), number, s.hashOfLife)
-	s.names.drop(life.workspaceIncarnation)
-	s.names.drop(life.role)
+	s.terms.drop(life.term)
+	s.names.drop(life.role())
 	texts := life.texts
 	s.lives.Free(number)
 	s.texts.Drop(texts)
@@ -97,7 +132,7 @@ func (s *state) freeLife(number uint32) {
 func (s *state) currentLife(of *workspace, memberID string) uint32 {
 	return s.members.Find(s.memberHash(of.number, memberID), func(number uint32) bool {
 		life := s.lives.At(number)
-		if life.workspace != of.number || life.flags&lifeCurrent == 0 {
+		if life.standing&lifeCurrent == 0 || s.terms.get(life.term).workspace != of {
 			return false
 		}
 		id, _ := s.textsOf(life)
@@ -109,11 +144,11 @@ func (s *state) currentLife(of *workspace, memberID string) uint32 {
 // is no record. For most keys that is the life itself.
 func (s *state) presentLife(number uint32) uint32 {
 	life := s.lives.At(number)
-	if life.flags&lifeCurrent != 0 {
+	if life.standing&lifeCurrent != 0 {
 		return number
 	}
 	id, _ := s.textsOf(life)
-	return s.currentLife(s.numbered[life.workspace], id)
+	return s.currentLife(s.terms.get(life.term).workspace, id)
 }
 
 // textsOf returns the id and the incarnation of a life's member. An id has no NUL.
@@ -125,12 +160,17 @@ func (s *state) textsOf(life *life) (id, incarnation string) {
 // member returns a life's member as decide sees it.
 func (s *state) member(life *life) decide.Member {
 	_, incarnation := s.textsOf(life)
+	return s.memberAs(life, incarnation)
+}
+
+// memberAs is member if the incarnation is known.
+func (s *state) memberAs(life *life, incarnation string) decide.Member {
 	return decide.Member{
 		Incarnation:          incarnation,
-		WorkspaceIncarnation: s.names.get(life.workspaceIncarnation),
-		Role:                 s.names.get(life.role),
-		Active:               life.flags&lifeActive != 0,
-		Removed:              life.flags&lifeRemoved != 0,
+		WorkspaceIncarnation: s.terms.get(life.term).incarnation,
+		Role:                 *s.names.get(life.role()),
+		Active:               life.standing&lifeActive != 0,
+		Removed:              life.standing&lifeRemoved != 0,
 	}
 }
 
@@ -142,5 +182,5 @@ func (s *state) memberHash(workspace uint32, memberID string) uint64 {
 func (s *state) hashOfLife(number uint32) uint64 {
 	life := s.lives.At(number)
 	id, _ := s.textsOf(life)
-	return s.memberHash(life.workspace, id)
+	return s.memberHash(s.terms.get(life.term).workspace.number, id)
 }

@@ -14,6 +14,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -145,8 +146,8 @@ func TestMeasureHeap(t *testing.T) {
 	t.Logf("%d keys: %.1f bytes and %.4f objects of heap a key; %s of processor for a load, %s of them for parsing", *measure,
 		float64(after-bytes)/float64(*measure), float64(objectsAfter-objects)/float64(*measure), took, parsing)
 	s := p.state
-	t.Logf("%d lives, %d sets of scopes, %d sets of networks, %d names, %d bytes of texts",
-		s.lives.Len(), s.scopes.entries.Len(), s.networks.entries.Len(), s.names.entries.Len(), s.texts.Bytes())
+	t.Logf("%d lives, %d sets of scopes, %d limits, %d names, %d bytes of texts",
+		s.lives.Len(), s.scopes.entries.Len(), s.limits.entries.Len(), s.names.entries.Len(), s.texts.Bytes())
 	runtime.KeepAlive(p)
 }
 
@@ -181,4 +182,50 @@ func BenchmarkFind(b *testing.B) {
 			}
 		})
 	}
+}
+
+// TestHeapOfAKey holds what the projection takes for each key, ids included: after a load, and after
+// all keys were created one after the other.
+func TestHeapOfAKey(t *testing.T) {
+	if race.Enabled() {
+		t.Skip("the race detector needs memory of its own")
+	}
+	const keys = 100_000
+	source := newPopulation(t, keys)
+	loaded := heapOf(t, func() *Projection {
+		p := New(source, nil)
+		if _, err := p.Load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	})
+	grown := heapOf(t, func() *Projection {
+		p := New(source, nil)
+		if _, err := source.LoadViews(t.Context(), func(storage.Expected) {}, p.state.add); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	})
+	t.Logf("%.1f bytes a key after a load, %.1f after %d changes", loaded/keys, grown/keys, keys)
+	const bound = 84.0
+	if loaded > bound*keys || grown > 1.1*bound*keys {
+		t.Errorf("%.1f bytes a key after a load, want at most %.0f; %.1f after changes, want a tenth more at most", loaded/keys, bound, grown/keys)
+	}
+}
+
+// heapOf returns how many bytes of the heap something keeps.
+func heapOf(t *testing.T, build func() *Projection) float64 {
+	t.Helper()
+	kept := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return int64(stats.HeapAlloc)
+	}
+	before := kept()
+	built := build()
+	after := kept()
+	runtime.KeepAlive(built)
+	return float64(after - before)
 }

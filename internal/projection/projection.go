@@ -330,7 +330,8 @@ func (p *Projection) Find(keyID string) (found Found) {
 	if number == 0 {
 		return found
 	}
-	of := s.workspaceOf(s.records.At(number))
+	life := s.records.At(number).life
+	of := s.terms.get(s.lives.At(life).term).workspace
 	if found.Damaged = s.problem(number); found.Damaged != nil {
 		found.WorkspaceID = of.id
 		return found
@@ -341,9 +342,11 @@ func (p *Projection) Find(keyID string) (found Found) {
 	if found.hasWorkspace = of.current != nil; found.hasWorkspace {
 		found.workspace = of.current.Workspace
 	}
-	present := s.presentLife(s.records.At(number).life)
+	present := s.presentLife(life)
 	if found.hasMember = present != 0; found.hasMember {
-		found.member = s.member(s.lives.At(present))
+		if found.member = s.memberAs(s.lives.At(present), found.key.MemberIncarnation); present != life {
+			found.member = s.member(s.lives.At(present))
+		}
 		if s.policy != nil {
 			found.roleScopes = s.policy.roles[found.member.Role]
 		}
@@ -396,7 +399,7 @@ func (p *Projection) Workspace(workspaceID string) Workspace {
 	if entry := p.state.workspaces[workspaceID]; entry != nil {
 		result.Head, result.Current = entry.head, entry.current
 		result.Changed = max(entry.changed, p.state.loaded)
-		result.Damaged = errors.Join(entry.damaged, entry.damagedHead)
+		result.Damaged = errors.Join(p.state.damagedWorkspaces[entry.number], p.state.damagedHeads[entry.number])
 	}
 	return result
 }

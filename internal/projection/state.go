@@ -2,7 +2,6 @@ package projection
 
 import (
 	"hash/maphash"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -76,9 +75,11 @@ type state struct {
 	records flat.Chunks[record]
 	words   flat.Chunks[usage.Word]
 	highest uint32
+	// guess is the number that the next key of a load probably has.
+	guess   uint32
 	rares   flat.Arena[rare]
 	seconds flat.Arena[second]
-	times   flat.Arena[extraTimes]
+	exacts  flat.Arena[exact]
 
 	// members finds the lives by workspace and id of the member.
 	lives   flat.Arena[life]
@@ -86,17 +87,24 @@ type state struct {
 	texts   *flat.Texts
 	seed    maphash.Seed
 
-	// scopes, networks and names hold what many records have in common.
-	scopes   *interned[decide.Scopes]
-	networks *interned[[]netip.Prefix]
-	names    *interned[string]
+	// limits, scopes, terms and names hold what many records have in common.
+	limits *interned[limits]
+	terms  *interned[term]
+	scopes *interned[decide.Scopes]
+	names  *interned[string]
 
 	// workspaces are all workspaces by id, and numbered has them by number.
 	workspaces map[string]*workspace
 	numbered   []*workspace
 
-	// damagedKeys and damagedLives say why a record cannot be read.
-	damagedKeys, damagedLives map[uint32]error
+	// damagedKeys and so on say why a record cannot be read, by the numbers of keys, lives and workspaces.
+	damagedKeys, damagedLives, damagedWorkspaces, damagedHeads map[uint32]error
+
+	// lists has the numbers of the lists of the workspaces. removals counts the removals from them, and
+	// walking are the walks over them.
+	lists    flat.Lists
+	removals uint64
+	walking  []*cursor
 
 	// replaced is set once another state is shown. walks is how many walks go over the state.
 	replaced atomic.Bool
@@ -108,18 +116,21 @@ type state struct {
 
 // workspace is one workspace. The policy's, with an empty id, has only a head.
 type workspace struct {
-	id      string
-	number  uint32
+	id     string
+	number uint32
+	// newest is the number of a term, to be tried first. It may be outdated.
+	newest  uint32
 	current *Current // nil if there is no record; replaced, never changed
 	// members are the current lives, and keys the keys.
-	members, keys list
+	members, keys flat.List
 	// revoked counts the keys that were revoked themselves.
 	revoked int
-	head    storage.Head
+	// latest is the number of the life of the key that was added last, which may be freed by now; 0 if
+	// there was none.
+	latest uint32
+	head   storage.Head
 	// changed is the revision of the newest change since the Load; 0 if there was none.
-	changed     int64
-	damaged     error
-	damagedHead error
+	changed int64
 }
 
 // newState returns an empty state for what a load is expected to bring.
@@ -127,9 +138,10 @@ func newState(p *Projection, expected storage.Expected) *state {
 	s := &state{
 		projection: p, ids: expected.IDs,
 		members: flat.NewIndex(expected.Keys / 8), seed: maphash.MakeSeed(),
-		scopes: newInterned[decide.Scopes](), networks: newInterned[[]netip.Prefix](), names: newInterned[string](),
+		limits: newInterned[limits](), terms: newInterned[term](), scopes: newInterned[decide.Scopes](), names: newInterned[string](),
 		workspaces: make(map[string]*workspace), numbered: []*workspace{nil},
 		damagedKeys: make(map[uint32]error), damagedLives: make(map[uint32]error),
+		damagedWorkspaces: make(map[uint32]error), damagedHeads: make(map[uint32]error),
 	}
 	if s.ids == nil {
 		s.ids = flat.NewIDs(expected.Keys)
@@ -245,12 +257,12 @@ func (s *state) addDamaged(damaged *storage.Damaged) {
 		s.addDamagedKey(s.workspace(workspace), damaged.KeyID, damaged.Err)
 	case damaged.MemberID != "":
 		number := s.setLife(s.workspace(workspace), []byte(damaged.MemberID), nil, nil)
-		s.lives.At(number).flags |= lifeDamaged
+		s.lives.At(number).standing |= lifeDamaged
 		s.damagedLives[number] = damaged.Err
 	case damaged.Head:
-		s.workspace(workspace).damagedHead = damaged.Err
+		s.damagedHeads[s.workspace(workspace).number] = damaged.Err
 	default:
-		s.workspace(workspace).damaged = damaged.Err
+		s.damagedWorkspaces[s.workspace(workspace).number] = damaged.Err
 	}
 }
 
@@ -259,5 +271,5 @@ func nanoseconds(stamp *timestamppb.Timestamp) int64 { return stamp.AsTime().Uni
 
 // name returns the number of an interned name.
 func (s *state) name(text []byte) uint32 {
-	return s.names.hold(text, func() string { return string(text) })
+	return s.names.hold(text, func(text string) string { return text })
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/giveway"
 )
 
@@ -33,15 +34,15 @@ func (p *Projection) giveWayAs(work *giveway.Work) {
 // inOrder visits the numbers of a list of a state, in their order, and gives way after every
 // stride. The lock is held for reading. A number that stays in the list during the walk is visited
 // once; one that comes or goes meanwhile may be visited or not.
-func (p *Projection) inOrder(s *state, l *list) iter.Seq[uint32] {
+func (p *Projection) inOrder(s *state, l *flat.List) iter.Seq[uint32] {
 	return func(yield func(uint32) bool) {
 		s.walks.Add(1)
 		defer s.walks.Add(-1)
-		here := l.begin()
-		defer l.end(here)
-		for visited := 1; here.place < len(l.numbers); visited++ {
-			here.place++
-			if !yield(l.numbers[here.place-1]) {
+		here := s.begin(l)
+		defer s.end(here)
+		for visited := 1; ; visited++ {
+			number := s.next(here)
+			if number == 0 || !yield(number) {
 				return
 			}
 			if visited%stride == 0 {
@@ -62,7 +63,7 @@ func (p *Projection) HasRoom(workspaceID string, now time.Time, limit int) bool 
 		return limit > 0
 	}
 	// Most workspaces are so far from their limit that nothing has to be counted.
-	return len(entry.keys.numbers)-entry.revoked < limit || p.live(p.state, entry, now, limit) < limit
+	return entry.keys.Len()-entry.revoked < limit || p.live(p.state, entry, now, limit) < limit
 }
 
 // LiveKeys counts the live keys of a workspace at now, as HasRoom defines them. It stops counting
@@ -158,7 +159,7 @@ func (p *Projection) deadMembers(s *state, of *workspace, before int64, limit in
 			break
 		}
 		member := s.lives.At(number)
-		if member.flags&lifeDamaged != 0 || !s.isGone(of, member, before) {
+		if member.standing&lifeDamaged != 0 || !s.isGone(of, member, before) {
 			continue
 		}
 		id, _ := s.textsOf(member)
@@ -186,9 +187,9 @@ func (p *Projection) owners(s *state, of *workspace) map[string]bool {
 
 // isGone reports whether a member was removed before a time, in Unix nanoseconds.
 func (s *state) isGone(of *workspace, member *life, before int64) bool {
-	if member.flags&lifeRemoved != 0 && member.updated < before {
+	if member.standing&lifeRemoved != 0 && member.updated < before {
 		return true
 	}
-	return of.current != nil && (of.current.Removed || of.current.Incarnation != s.names.get(member.workspaceIncarnation)) &&
+	return of.current != nil && (of.current.Removed || of.current.Incarnation != s.terms.get(member.term).incarnation) &&
 		of.current.since < before && member.updated < before
 }

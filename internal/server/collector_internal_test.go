@@ -45,8 +45,17 @@ func TestRoomForGarbageIsWhatASecondAllocates(t *testing.T) {
 		{mostRoom, 32 * mib, 5 * time.Second, 32 * mib / 5},
 		{mostRoom, 4 * mib, 4 * time.Second, leastRoom},
 	} {
-		if got := roomFor(test.before, test.allocated, test.passed); got != test.want {
+		if got := roomFor(test.before, test.allocated, test.passed, mostRoom); got != test.want {
 			t.Errorf("%d MiB in %s, after a room of %d: %d, want %d", test.allocated/mib, test.passed, test.before/mib, got, test.want)
+		}
+	}
+}
+
+// With many keys a collection takes longer, so there are fewer of them.
+func TestRoomForGarbageGrowsWithTheLiveHeap(t *testing.T) {
+	for live, want := range map[uint64]uint64{4 * mib: mostRoom, 60 * mib: mostRoom, 200 * mib: 200 * mib} {
+		if got := roomFor(leastRoom, 4000*mib, time.Second, (scan{live: live}).mostRoom()); got != want {
+			t.Errorf("%d MiB live: %d MiB, want %d", live/mib, got/mib, want/mib)
 		}
 	}
 }

@@ -204,7 +204,7 @@ func (s *Server) load(ctx context.Context) (err error) {
 // fillFeed makes the hub, with the changes that the store has kept.
 func (s *Server) fillFeed(ctx context.Context) error {
 	size := cmp.Or(s.config.RingSize, feed.DefaultRingSize)
-	history, err := s.config.Store.ListFeed(ctx, size)
+	history, err := s.config.Store.ListFeed(ctx, min(size, feed.MaxHistory))
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()

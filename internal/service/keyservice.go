@@ -114,6 +114,7 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 		return nil, err
 	}
 	response := &keysvcv1.ListKeysResponse{NextPageToken: page.NextPageToken, Revision: page.Revision, Epoch: page.Epoch}
+	response.Keys = make([]*keysvcv1.Key, 0, len(page.Keys))
 	work := giveway.From(ctx)
 	for _, key := range page.Keys {
 		work.GiveWay()

@@ -34,9 +34,6 @@ type KeyView struct {
 	// LastUsed is when the key was last used; 0 if it never was, or if a Usage item says it. It is
 	// not a part of the record: Parse and Set make it 0, and a source may set it afterwards.
 	LastUsed int64
-	// Number is the key's number in Expected.IDs; 0 if the source does not tell. It is not a part
-	// of the record, either.
-	Number uint32
 }
 
 // SecretView is what tables in memory need of a SecretRecord.

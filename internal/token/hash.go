@@ -59,6 +59,31 @@ func (t Token) Hash(scheme Scheme) (Hash, error) {
 	return Hash{Scheme: scheme, Sum: VerifierOf(t.Digest())}, nil
 }
 
+// ShortLength is the number of bytes of a ShortHash's Sum.
+const ShortLength = 16
+
+// ShortHash is the part of a Hash by which memory recognizes a token: see ADR 0017. The zero value
+// matches no hash.
+type ShortHash struct {
+	// Scheme is that of the Hash.
+	Scheme Scheme
+	// Sum is the beginning of the Hash's Sum.
+	Sum [ShortLength]byte
+}
+
+// Short returns the part of a hash that memory keeps.
+func (h Hash) Short() ShortHash { return ShortHash{h.Scheme, [ShortLength]byte(h.Sum[:ShortLength])} }
+
+// Matches reports whether the hash begins with a short one, in a time that depends on neither. It
+// returns false if a scheme is 0, so two empty records do not match. Another token's hash matches
+// with a probability of 2^-128.
+func (h Hash) Matches(short ShortHash) bool {
+	sameSum := subtle.ConstantTimeCompare(h.Sum[:ShortLength], short.Sum[:])
+	sameScheme := subtle.ConstantTimeByteEq(uint8(h.Scheme), uint8(short.Scheme))
+	noScheme := subtle.ConstantTimeByteEq(uint8(h.Scheme), 0)
+	return sameSum&sameScheme&(1-noScheme) == 1
+}
+
 // Equal reports whether both hashes are the same, in a time that depends on neither. It
 // returns false if a scheme is 0, so two empty records do not match.
 func (h Hash) Equal(other Hash) bool {

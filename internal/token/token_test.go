@@ -411,6 +411,18 @@ func TestEqualComparesSchemeAndSum(t *testing.T) {
 		if test.a.Equal(test.b) != test.want || test.b.Equal(test.a) != test.want {
 			t.Errorf("%s: want %v", test.name, test.want)
 		}
+		if test.a.Matches(test.b.Short()) != (test.want || test.name == "last bit") {
+			t.Errorf("%s: Matches differs", test.name)
+		}
+	}
+	// Each bit of a ShortHash counts.
+	hash := Hash{1, sum}
+	for bit := range 8 * ShortLength {
+		short := hash.Short()
+		short.Sum[bit/8] ^= 1 << (bit % 8)
+		if hash.Matches(short) {
+			t.Errorf("matches although bit %d differs", bit)
+		}
 	}
 }
 

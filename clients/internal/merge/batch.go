@@ -178,11 +178,20 @@ func (m *Merger) failed(sent *batch, err error) {
 		return
 	}
 	for _, each := range sent.members {
-		if each.request.GetToken() != "" && strings.Contains(err.Error(), each.request.GetToken()) {
-			err = status.Error(code, "keyclient: keysvc's error is not shown, because it contains a token")
-		}
+		err = HideToken(err, each.request.GetToken())
 	}
 	for _, each := range sent.members {
 		each.finish(nil, err)
 	}
+}
+
+// HideToken returns an error of keysvc, or another one if that error contains a token.
+func HideToken(err error, text string) error {
+	if err == nil || text == "" {
+		return err
+	}
+	if answered, ok := status.FromError(err); ok && strings.Contains(err.Error(), text) {
+		return status.Error(answered.Code(), "keyclient: keysvc's error is not shown, because it contains the token")
+	}
+	return err
 }

@@ -217,7 +217,8 @@ func TestSlowCallsDoNotHoldOthersBack(t *testing.T) {
 		hangs := false
 		server.note(func() { slow--; hangs = slow >= 0 })
 		if hangs {
-			<-ctx.Done()
+			<-ctx.Done() // at the same moment as the client's
+			return status.FromContextError(ctx.Err()).Err()
 		}
 		return nil
 	}

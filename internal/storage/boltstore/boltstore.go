@@ -73,6 +73,8 @@ type Config struct {
 
 	// fault, in tests, fails a commit before or after it was written.
 	fault func(written bool) error
+	// scanned, in tests, is called when a file was read, before it is opened for writing.
+	scanned func()
 	// pruned, in tests, is called after each slice of PruneAudit.
 	pruned func()
 	// upgraded, in tests, is called after each part of an upgrade.

@@ -358,12 +358,20 @@ func (s *Store) write(file *opened, plan *groupPlan) error {
 	return nil
 }
 
+// fillPercents says how full bbolt leaves a page that it splits, in the buckets to which names are
+// only appended; half is left free in others. Events and entries never change. A key's record grows
+// a little when the key is rotated or revoked.
+var fillPercents = map[string]float64{bucketAudit: 1, bucketFeed: 1, bucketKeys: 0.9}
+
 // fill puts a group's writes into a transaction.
 func (s *Store) fill(tx *bolt.Tx, writes []write, position storage.Position) error {
 	var bucket *bolt.Bucket
 	for index, write := range writes {
 		if index == 0 || writes[index-1].bucket != write.bucket {
 			bucket = tx.Bucket([]byte(write.bucket))
+			if fill, appends := fillPercents[write.bucket]; appends {
+				bucket.FillPercent = fill
+			}
 		}
 		var err error
 		if write.value == nil {

@@ -13,12 +13,9 @@ import (
 )
 
 // verify compares every workspace's records with the tag in its head. Where they differ, it
-// finds out what is wrong.
-func (o *opened) verify(tx *bolt.Tx) error {
-	newest, err := o.newestEvents(tx)
-	if err != nil {
-		return err
-	}
+// finds out what is wrong. links are those of the audit events.
+func (o *opened) verify(tx *bolt.Tx, links []*eventLinks) {
+	newest := o.newestEvents(tx, links)
 	hasher := integrity.NewHasher()
 	for id, revision := range newest {
 		o.index.workspace(id).compareNewest(revision, o.index)
@@ -36,7 +33,6 @@ func (o *opened) verify(tx *bolt.Tx) error {
 		entry.tag = nil
 	}
 	o.index.damage = o.index.findDamage(o.position.Revision)
-	return nil
 }
 
 // compareNewest marks the workspace's head as damaged if the workspace has an audit event at
@@ -60,26 +56,17 @@ func (w *indexedWorkspace) compareNewest(revision int64, index *fileIndex) {
 
 // newestEvents returns, by workspace, the revision of the newest event to which neither a head
 // nor a later event points. The head that pointed to this event is stale or lost.
-func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
-	// 1. Read the events on all processors. Each one notes what it finds apart.
-	bucket := tx.Bucket([]byte(bucketAudit))
-	ranges := numberRanges(bucket)
-	all := make([]*eventLinks, workerCount())
-	for worker := range all {
-		all[worker] = newEventLinks(o.position.Revision)
-	}
-	err := inParallel(len(ranges), func(worker, part int) error {
-		return ranges[part].each(tx.Bucket([]byte(bucketAudit)), all[worker].add)
-	})
-	// 2. Put together what they have found, and what the heads point to.
-	links := all[0]
-	for _, other := range all[1:] {
+func (o *opened) newestEvents(tx *bolt.Tx, found []*eventLinks) map[string]int64 {
+	// 1. Put together what the scan has found, and what the heads point to.
+	links := newEventLinks(o.position.Revision)
+	for _, other := range found {
 		links.merge(other)
 	}
 	for _, entry := range o.index.workspaces {
 		links.point(entry.headRevision)
 	}
-	// 3. Read the events to which nothing points.
+	// 2. Read the events to which nothing points.
+	bucket := tx.Bucket([]byte(bucketAudit))
 	newest := make(map[string]int64)
 	for index, word := range links.pointed {
 		for word = links.present[index] &^ word; word != 0; word &= word - 1 {
@@ -92,7 +79,7 @@ func (o *opened) newestEvents(tx *bolt.Tx) (map[string]int64, error) {
 			}
 		}
 	}
-	return newest, err
+	return newest
 }
 
 // eventLinks are revisions of audit events, with a bit for each.
@@ -120,7 +107,7 @@ func (l *eventLinks) point(revision int64) { l.set(l.pointed, revision) }
 
 // add notes an event. Its frame is not checked: a wrong number only leaves one more event that
 // newestEvents looks at.
-func (l *eventLinks) add(name, value []byte) error {
+func (l *eventLinks) add(name, value []byte) {
 	if revision, err := parseNumber(name); err == nil {
 		l.set(l.present, revision)
 	}
@@ -129,8 +116,10 @@ func (l *eventLinks) add(name, value []byte) error {
 			l.point(previous)
 		}
 	}
-	return nil
 }
+
+// end implements valueReader.
+func (l *eventLinks) end() func() error { return nil }
 
 // merge takes over what another one has noted.
 func (l *eventLinks) merge(other *eventLinks) {
@@ -273,7 +262,7 @@ func (e *examination) collect(tx *bolt.Tx, index *fileIndex) {
 		add(bucketMembers, recordID{kindMember, string(name[len(prefix):])}, name, value)
 	}
 	keys := tx.Bucket([]byte(bucketKeys)).Cursor()
-	for _, each := range e.workspace.keys {
+	for each := range index.lists.Backward(&e.workspace.keys, func(uint32) bool { return false }) {
 		name, value := keys.Seek([]byte(number(index.slot(each))))
 		if _, keyID, _, err := parseKeyName(name); err == nil {
 			add(bucketKeys, recordID{kindKey, keyID}, name, value)

@@ -1,11 +1,9 @@
 package boltstore
 
 import (
-	"cmp"
-	"encoding/binary"
 	"hash/maphash"
 	"maps"
-	"slices"
+	"math"
 
 	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -24,6 +22,10 @@ type fileIndex struct {
 	ids *flat.IDs
 	// keys are the keys by number.
 	keys flat.Chunks[packedKey]
+	// lists has the keys of each workspace.
+	lists flat.Lists
+	// firstSlot is the slot of the key that was added first; 0 if there was none.
+	firstSlot int64
 	// farSlots are the slots, by number, that do not fit into a packedKey.
 	farSlots map[uint32]int64
 	// requestCounts is how many request ids a key has, by number; a key without any is not in it.
@@ -51,16 +53,18 @@ type indexedKey struct {
 	element uint64
 }
 
-// packedKey is an indexedKey in memory: 17 bytes without padding.
+// packedKey is an indexedKey in memory: 16 bytes.
 type packedKey struct {
-	slot      [5]byte
-	workspace [4]byte // its number
-	element   [8]byte
+	element uint64
+	// slot is less fileIndex.firstSlot.
+	slot      uint32
+	workspace uint32 // its number
 }
 
-// farSlot stands for a slot that does not fit: only a damaged name has one, or a store in which a
-// million keys were created each second for a fortnight.
-const farSlot = 1<<40 - 1
+// farSlot stands for a slot that does not fit into a packedKey: one more than 4,294,967,294 after
+// the first. Only a damaged name has one, or a store in which keys are created faster than memory
+// can hold them.
+const farSlot = math.MaxUint32
 
 // indexedWorkspace is what the index holds of one workspace. The empty id is the policy's.
 type indexedWorkspace struct {
@@ -85,8 +89,8 @@ type indexedWorkspace struct {
 	damaged error
 	// tag is the tag of the stored head. It is set only while the file is being opened.
 	tag []byte
-	// keys are the numbers of the workspace's keys by ascending slot.
-	keys []uint32
+	// keys are the numbers of the workspace's keys by ascending slot, in fileIndex.lists.
+	keys flat.List
 	// requestIDs maps each used request id to the id of its key.
 	requestIDs map[string]string
 }
@@ -121,20 +125,13 @@ func (d *fileIndex) key(keyID string) (indexedKey, bool) {
 		return indexedKey{}, false
 	}
 	packed := d.keys.At(number)
-	return indexedKey{
-		number:    number,
-		slot:      d.slot(number),
-		workspace: d.numbered[binary.LittleEndian.Uint32(packed.workspace[:])],
-		element:   binary.LittleEndian.Uint64(packed.element[:]),
-	}, true
+	return indexedKey{number: number, slot: d.slot(number), workspace: d.numbered[packed.workspace], element: packed.element}, true
 }
 
 // slot returns the slot of the key with a number.
 func (d *fileIndex) slot(number uint32) int64 {
-	var slot [8]byte
-	copy(slot[:], d.keys.At(number).slot[:])
-	if slot := int64(binary.LittleEndian.Uint64(slot[:])); slot != farSlot { //nolint:gosec // G115: five bytes
-		return slot
+	if slot := d.keys.At(number).slot; slot != farSlot {
+		return d.firstSlot + int64(slot)
 	}
 	return d.farSlots[number]
 }
@@ -146,22 +143,28 @@ func (d *fileIndex) addKey(entry *indexedWorkspace, keyID string, slot int64, el
 	if before {
 		return false
 	}
-	d.keys.Grow(number)
-	packed := d.keys.At(number)
-	var fitting [8]byte
-	binary.LittleEndian.PutUint64(fitting[:], uint64(min(slot, farSlot))) //nolint:gosec // G115: never negative
-	copy(packed.slot[:], fitting[:])
-	if slot >= farSlot {
+	d.place(entry, number, slot, element)
+	return true
+}
+
+// place adds a key whose number the index holds.
+func (d *fileIndex) place(entry *indexedWorkspace, number uint32, slot int64, element uint64) {
+	if d.firstSlot == 0 {
+		d.firstSlot = slot
+	}
+	packed := packedKey{element: element, slot: farSlot, workspace: entry.number}
+	if after := slot - d.firstSlot; 0 <= after && after < farSlot {
+		packed.slot = uint32(after)
+	} else {
 		if d.farSlots == nil {
 			d.farSlots = make(map[uint32]int64)
 		}
 		d.farSlots[number] = slot
 	}
-	binary.LittleEndian.PutUint32(packed.workspace[:], entry.number)
-	binary.LittleEndian.PutUint64(packed.element[:], element)
-	entry.keys = append(entry.keys, number)
+	d.keys.Grow(number)
+	*d.keys.At(number) = packed
+	d.lists.Add(&entry.keys, number)
 	d.nextSlot = max(d.nextSlot, slot+1)
-	return true
 }
 
 // removeKey removes a key and its request ids.
@@ -177,18 +180,9 @@ func (d *fileIndex) removeKey(keyID string, requestIDs []string) {
 		}
 	}
 	d.setRequestIDs(keyID, nil)
-	keys := at.workspace.keys
-	if index, found := d.search(keys, at.slot); found {
-		at.workspace.keys = slices.Delete(keys, index, index+1)
-	}
+	d.lists.Remove(&at.workspace.keys, at.number)
 	delete(d.farSlots, at.number)
 	d.ids.Release(at.number, flat.Store)
-}
-
-// search returns the place of the first key whose slot is not below slot, and whether it has that
-// slot. The keys ascend by slot.
-func (d *fileIndex) search(keys []uint32, slot int64) (int, bool) {
-	return slices.BinarySearchFunc(keys, slot, func(number uint32, slot int64) int { return cmp.Compare(d.slot(number), slot) })
 }
 
 // setRequestIDs replaces the request ids of a key.
@@ -220,22 +214,17 @@ func (d *fileIndex) setRequestIDs(keyID string, requestIDs []string) {
 	d.requestCounts[at.number] = len(requestIDs)
 }
 
-// fit gives back the memory that the lists of keys had to spare for growing, once all keys were
-// added.
-func (d *fileIndex) fit() {
-	for _, entry := range d.numbered {
-		entry.keys = append(make([]uint32, 0, len(entry.keys)), entry.keys...)
-	}
-}
-
 // page returns up to limit+1 slots of a workspace below before, newest first. The
 // additional slot shows that there is another page.
 func (d *fileIndex) page(entry *indexedWorkspace, before int64, limit int) []int64 {
-	end, _ := d.search(entry.keys, before)
-	numbers := entry.keys[max(0, end-limit-1):end]
-	page := make([]int64, 0, len(numbers))
-	for _, number := range slices.Backward(numbers) {
-		page = append(page, d.slot(number))
+	page := make([]int64, 0, min(limit+1, entry.keys.Len()))
+	for number := range d.lists.Backward(&entry.keys, func(number uint32) bool { return d.slot(number) >= before }) {
+		if slot := d.slot(number); slot < before {
+			page = append(page, slot)
+		}
+		if len(page) > limit {
+			break
+		}
 	}
 	return page
 }

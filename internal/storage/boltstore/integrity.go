@@ -1,7 +1,6 @@
 package boltstore
 
 import (
-	"encoding/binary"
 	"fmt"
 	"sync"
 
@@ -170,7 +169,7 @@ func (d *fileIndex) setElement(entry *indexedWorkspace, id recordID, short uint6
 	switch id.kind {
 	case kindKey:
 		if at, found := d.key(id.name); found {
-			binary.LittleEndian.PutUint64(d.keys.At(at.number).element[:], short)
+			d.keys.At(at.number).element = short
 		}
 	case kindMember:
 		d.members.set(d.members.hash(entry.id, id.name), short)

@@ -3,6 +3,7 @@ package boltstore
 import (
 	"bytes"
 	"context"
+	"io"
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
@@ -10,37 +11,82 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// loadViews is load for storage.ViewLoader: ranges of keys are read on all processors, and visited
-// in the order of their slots.
-func loadViews(ctx context.Context, tx *bolt.Tx, known *damage, visit func(storage.Item) error) error {
-	others := loaded[:len(loaded)-1]
-	if err := loadBuckets(ctx, tx, known, others, visit); err != nil {
-		return err
-	}
-	if err := known.visitAbsent(bucketKeys, visit); err != nil {
-		return err
-	}
-	ranges := numberRanges(tx.Bucket([]byte(bucketKeys)))
-	return inOrder(len(ranges), func(_, part int) (func() error, error) {
-		if err := ctx.Err(); err != nil {
-			return nil, err
+// loadViews is load for storage.ViewLoader: parts of the keys are read on all processors, and visited
+// in the order of their slots. file is the transaction's file: its pages are read as in a scan.
+func loadViews(ctx context.Context, tx *bolt.Tx, file io.ReaderAt, known *damage, visit func(storage.Item) error) error {
+	p := pagesOf(ctx, tx, file)
+	for _, bucket := range loaded {
+		if err := known.visitAbsent(bucket, visit); err != nil {
+			return err
 		}
-		views := viewParts.Get().(*viewPart) //nolint:errcheck // the pool has nothing else
-		err := views.read(tx, known, ranges[part])
-		return func() error {
-			defer viewParts.Put(views)
-			return views.visit(visit)
-		}, err
-	})
+		walks := p.newWalks()
+		readers := make([]valueReader, len(walks))
+		for worker, walk := range walks {
+			if bucket == bucketKeys {
+				readers[worker] = &viewReader{tx: tx, known: known, walk: walk, visit: visit}
+			} else {
+				readers[worker] = &itemReader{bucket: bucket, known: known, visit: visit}
+			}
+		}
+		found := bucketOfTransaction(bucket, tx.Bucket([]byte(bucket)))
+		err := p.parts(walks, []foundBucket{found}, func(worker int, _ string) valueReader { return readers[worker] })
+		if err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
-// viewPart is what was read of a range of keys. Views are used again for other ranges, because
+// itemReader reads records other than keys, as load does, in one goroutine.
+type itemReader struct {
+	bucket string
+	known  *damage
+	visit  func(storage.Item) error
+	items  []storage.Item
+}
+
+// add implements valueReader.
+func (r *itemReader) add(name, value []byte) {
+	r.items = append(r.items, r.known.judge(decode(r.bucket, string(name), value)))
+}
+
+// end implements valueReader.
+func (r *itemReader) end() func() error {
+	items := r.items
+	r.items = nil
+	return func() error {
+		for _, item := range items {
+			if err := r.visit(item); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// viewReader reads keys, with the times of their last uses, in one goroutine. Both buckets have the
+// same order, so the times are found beside the keys.
+type viewReader struct {
+	tx    *bolt.Tx
+	known *damage
+	walk  *pageWalk
+	visit func(storage.Item) error
+
+	part *viewPart
+	// uses is at the time slot, use.
+	uses      *bolt.Cursor
+	slot, use []byte
+}
+
+// viewPart is what was read of a part of the keys. Views are used again for other parts, because
 // their lists keep their memory.
 type viewPart struct {
 	views []storage.KeyView
 	count int
 	// others are the items of keys that are damaged, by the number of views before them.
 	others []otherItem
+	// buffers have what the views refer to.
+	buffers *pageBuffers
 }
 
 type otherItem struct {
@@ -48,7 +94,7 @@ type otherItem struct {
 	item  storage.Item
 }
 
-var viewParts = sync.Pool{New: func() any { return &viewPart{} }}
+var viewParts = sync.Pool{New: func() any { return &viewPart{buffers: &pageBuffers{}} }}
 
 // Frames of values whose names are not built.
 var (
@@ -56,37 +102,45 @@ var (
 	usageFrames = storage.FramesUnder(frameName(bucketUsage, ""))
 )
 
-// read reads a range of keys, with the times of their last uses. Both buckets have the same order,
-// so the times are found beside the keys.
-func (p *viewPart) read(tx *bolt.Tx, known *damage, names nameRange) error {
-	p.count, p.others = 0, p.others[:0]
-	uses := tx.Bucket([]byte(bucketUsage)).Cursor()
-	slot, use := uses.First()
-	if names.low != nil {
-		slot, use = uses.Seek(names.low)
+// add implements valueReader.
+func (r *viewReader) add(name, value []byte) {
+	if r.part == nil {
+		r.part = viewParts.Get().(*viewPart) //nolint:errcheck // the pool has nothing else
+		r.part.count, r.part.others = 0, r.part.others[:0]
+		r.uses = r.tx.Bucket([]byte(bucketUsage)).Cursor()
+		r.slot, r.use = r.uses.Seek(name[:min(numberLength, len(name))])
 	}
-	return names.each(tx.Bucket([]byte(bucketKeys)), func(name, value []byte) error {
-		for slot != nil && len(name) >= numberLength && bytes.Compare(slot, name[:numberLength]) < 0 {
-			slot, use = uses.Next()
+	for r.slot != nil && len(name) >= numberLength && bytes.Compare(r.slot, name[:numberLength]) < 0 {
+		r.slot, r.use = r.uses.Next()
+	}
+	if r.part.add(r.known, name, value) {
+		if r.slot != nil && bytes.Equal(r.slot, name[:numberLength]) {
+			r.part.views[r.part.count-1].LastUsed = usedAt(r.slot, r.use)
 		}
-		var lastUsed int64
-		if len(name) >= numberLength && bytes.Equal(slot, name[:numberLength]) {
-			lastUsed = usedAt(slot, use)
-		}
-		if p.add(known, name, value) {
-			p.views[p.count-1].LastUsed = lastUsed
-			return nil
-		}
-		// A key that is not what it should be is visited as load visits it.
-		add := func(item storage.Item) error {
-			p.others = append(p.others, otherItem{p.count, item})
-			return nil
-		}
-		if err := add(known.judge(decode(bucketKeys, string(name), value))); err != nil {
-			return err
-		}
-		return loadUsage(tx, name, add)
-	})
+		return
+	}
+	// A key that is not what it should be is visited as load visits it.
+	add := func(item storage.Item) error {
+		r.part.others = append(r.part.others, otherItem{r.part.count, item})
+		return nil
+	}
+	_ = add(r.known.judge(decode(bucketKeys, string(name), value))) // neither of them fails
+	_ = loadUsage(r.tx, name, add)
+}
+
+// end implements valueReader.
+func (r *viewReader) end() func() error {
+	part := r.part
+	if part == nil {
+		return nil
+	}
+	// The views lie in the buffers of the walk, so the walk gets others.
+	part.buffers, r.walk.buffers = r.walk.buffers, part.buffers
+	r.part = nil
+	return func() error {
+		defer viewParts.Put(part)
+		return part.visit(r.visit)
+	}
 }
 
 // usedAt returns a stored time in Unix nanoseconds; 0 if it is damaged, as in loadUsage.

@@ -59,7 +59,7 @@ func describeItem(item storage.Item) []string {
 	use := func(keyID string, nanoseconds int64) string { return fmt.Sprintf("use %s %d", keyID, nanoseconds) }
 	view := func(view *storage.KeyView) string {
 		with := *view
-		with.LastUsed, with.Number = 0, 0
+		with.LastUsed = 0
 		with.Scopes, with.AllowedCIDRs, with.RequestIDs, with.Secrets = nil, nil, nil, nil
 		return fmt.Sprintf("key %q %q %q %q %v", fmt.Sprintf("%s", reflect.ValueOf(with)), view.Scopes, view.AllowedCIDRs, view.RequestIDs, view.Secrets)
 	}

@@ -1,16 +1,14 @@
 package boltstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"math"
 	"os"
 	"runtime/debug"
-	"slices"
-	"sync"
 	"syscall"
 
 	bolt "go.etcd.io/bbolt"
@@ -19,7 +17,6 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
-	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // errOlder is the error for a file that must be upgraded before it can be used.
@@ -33,8 +30,6 @@ type opened struct {
 	header   *storagev1.HeaderRecord
 	index    *fileIndex
 	position storage.Position
-	// keyCount is how many keys the file has, as far as that is known before they are read.
-	keyCount int
 	// allocated is how many bytes of the file, from its beginning, have disk space. Store.writing
 	// guards it.
 	allocated int64
@@ -43,22 +38,15 @@ type opened struct {
 // openFile opens an existing file, checks its pages, reads its header and index, and makes
 // durable what it read.
 func openFile(path string, config Config) (*opened, error) {
-	// 1. Check the pages, with the file open for reading only: bbolt uses pages as soon as it
-	// opens a file for writing.
-	checked, err := openPages(context.Background(), path, config)
+	// 1. Check the pages, and read the values. Nothing is written to a file of another schema.
+	result, scanned, err := openScanned(path, config)
 	if err != nil {
 		return nil, err
 	}
-	if err := checked.close(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	result, err := openDatabase(path, config, false)
-	if err != nil {
-		return nil, err
-	}
-	result.keyCount = checked.keyCount
-	// 2. Read header, records and events. Nothing is written to a file of another schema.
-	err = guard(func() error { return result.database.View(result.read) })
+	// 2. Compare what was read: positions, links and tags.
+	err = guard(func() error {
+		return result.database.View(func(tx *bolt.Tx) error { return result.read(context.Background(), tx, scanned) })
+	})
 	// 3. Reserve disk space, before anything has to be written.
 	if err == nil {
 		err = guard(func() error { return config.room.open(result) })
@@ -76,8 +64,55 @@ func openFile(path string, config Config) (*opened, error) {
 	return result, nil
 }
 
+// openScanned opens a file for writing whose pages were checked and whose values were read.
+func openScanned(path string, config Config) (*opened, *scan, error) {
+	const attempts = 3
+	for range attempts {
+		// 1. Check and read, with the file open for reading only: bbolt uses pages as soon as it opens a
+		// file for writing.
+		scanned := &scan{}
+		checked, err := openPagesInto(context.Background(), path, config, scanned)
+		if err != nil {
+			return nil, nil, err
+		}
+		before, err := checked.metaPages()
+		if err := errors.Join(err, checked.close()); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if config.scanned != nil {
+			config.scanned()
+		}
+		// 2. Open for writing. In between nobody held the lock, so another process may have changed the file.
+		// A change writes a meta page.
+		result, err := openDatabase(path, config, false)
+		if err != nil {
+			return nil, nil, err
+		}
+		after, err := result.metaPages()
+		if err == nil && os.SameFile(checked.info, result.info) && bytes.Equal(before, after) {
+			return result, scanned, nil
+		}
+		if err := errors.Join(err, result.close()); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return nil, nil, fmt.Errorf("%w: %s: another process changes it again and again", storage.ErrLocked, path)
+}
+
+// metaPages returns the two meta pages.
+func (o *opened) metaPages() ([]byte, error) {
+	meta := make([]byte, 2*o.database.Info().PageSize)
+	_, err := o.file.ReadAt(meta, 0)
+	return meta, err
+}
+
 // openPages opens a file for reading and checks its pages.
 func openPages(ctx context.Context, path string, config Config) (*opened, error) {
+	return openPagesInto(ctx, path, config, nil)
+}
+
+// openPagesInto is openPages, and hands the values to a scan, unless it is nil.
+func openPagesInto(ctx context.Context, path string, config Config, into *scan) (*opened, error) {
 	if err := checkIsFile(path); err != nil {
 		return nil, err
 	}
@@ -85,7 +120,7 @@ func openPages(ctx context.Context, path string, config Config) (*opened, error)
 	if err != nil {
 		return nil, err
 	}
-	if result.keyCount, err = verifyPages(ctx, result.file, result.info.Size()); err != nil {
+	if err := verifyAndScan(ctx, result.file, result.info.Size(), into); err != nil {
 		_ = result.close()
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -164,8 +199,8 @@ func (o *opened) makeDurable() error {
 
 // rewriteMeta writes both meta pages as they are, and syncs the file.
 func (o *opened) rewriteMeta() error {
-	meta := make([]byte, 2*o.database.Info().PageSize)
-	if _, err := o.file.ReadAt(meta, 0); err != nil {
+	meta, err := o.metaPages()
+	if err != nil {
 		return err
 	}
 	if _, err := o.file.WriteAt(meta, 0); err != nil {
@@ -234,20 +269,32 @@ func (o *opened) readHeader(tx *bolt.Tx) error {
 	return nil
 }
 
-// read checks the header, builds the index, and checks the records against the heads.
-func (o *opened) read(tx *bolt.Tx) error {
+// read checks the header, and checks the records against the heads. The index is that of scanned; nil
+// makes read scan what the transaction shows.
+func (o *opened) read(ctx context.Context, tx *bolt.Tx, scanned *scan) (err error) {
 	if err := o.readHeader(tx); err != nil {
 		return err
 	}
 	if o.header.GetSchema() < storage.Schema {
 		return errOlder
 	}
-	o.index = newFileIndex(o.keyCount)
-	for _, read := range []func(*bolt.Tx) error{o.checkNewest, o.readHeads, o.readKeys, o.readMembers, o.readWorkspaces, o.verify} {
-		if err := read(tx); err != nil {
+	if scanned == nil {
+		if scanned, err = scanTransaction(ctx, tx, o.file); err != nil {
 			return err
 		}
 	}
+	if err := o.checkNewest(tx); err != nil {
+		return err
+	}
+	if scanned.problem != nil {
+		return scanned.problem
+	}
+	if scanned.index == nil {
+		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "it was read in two ways"}
+	}
+	o.index = scanned.index
+	o.index.markLostHeads()
+	o.verify(tx, scanned.links)
 	return nil
 }
 
@@ -266,109 +313,15 @@ func (o *opened) checkNewest(tx *bolt.Tx) error {
 	return nil
 }
 
-// readHeads adds the heads to the index.
-func (o *opened) readHeads(tx *bolt.Tx) error {
-	return tx.Bucket([]byte(bucketHeads)).ForEach(func(name, value []byte) error {
-		entry := o.index.workspace(parseHeadName(string(name)))
-		record := &storagev1.HeadRecord{}
-		entry.head, entry.damagedHead = decodeHead(string(name), value, record)
-		entry.headRevision, entry.tag = record.GetRevision(), record.GetTag()
-		if version := record.GetTagKeyVersion(); version > integrity.KeyVersion {
-			return fmt.Errorf("%w: head tags of version %d, this version knows up to %d", storage.ErrNewer, version, integrity.KeyVersion)
-		}
-		if entry.damagedHead == nil && len(entry.tag) != len(integrity.Hash{}) {
-			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: entry.id, Problem: "it has no tag"}
-		}
-		if entry.headRevision > o.position.Revision {
-			return &storage.DamagedError{Kind: "position", Name: namePosition, Problem: "a head is ahead of it"}
-		}
-		return nil
-	})
-}
-
-// readWorkspaces adds the records of workspaces and of the policy to the index. It also
-// marks workspaces without a head. Every change puts a head, so a missing head was lost, for
-// example because its name is damaged. Such a workspace must not count as new: its chain of
+// markLostHeads marks workspaces without a head. Every change puts a head, so a missing head was lost,
+// for example because its name is damaged. Such a workspace must not count as new: its chain of
 // events would begin again.
-func (o *opened) readWorkspaces(tx *bolt.Tx) error {
-	err := tx.Bucket([]byte(bucketWorkspaces)).ForEach(func(name, value []byte) error {
-		o.readRecord(string(name), recordID{kind: kindWorkspace}, frameName(bucketWorkspaces, string(name)), value)
-		return nil
-	})
-	if value := tx.Bucket([]byte(bucketPolicy)).Get([]byte(nameActive)); err == nil && value != nil {
-		o.readRecord("", recordID{kind: kindPolicy}, frameName(bucketPolicy, nameActive), value)
-	}
-	for id, entry := range o.index.workspaces {
+func (d *fileIndex) markLostHeads() {
+	for id, entry := range d.workspaces {
 		if entry.headRevision == 0 && entry.damagedHead == nil {
 			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: id, Problem: "missing"}
-			o.index.lostHeads = append(o.index.lostHeads, id)
+			d.lostHeads = append(d.lostHeads, id)
 		}
-	}
-	return err
-}
-
-// readMembers adds the members to the index, and to the sum of each workspace. They are read on all
-// processors, in ranges of equally many workspaces.
-func (o *opened) readMembers(tx *bolt.Tx) error {
-	ranges := memberRanges(slices.Sorted(maps.Keys(o.index.workspaces)))
-	var adding sync.Mutex // guards the index
-	return inParallel(len(ranges), func(_, part int) error {
-		var read []memberRead
-		err := ranges[part].each(tx.Bucket([]byte(bucketMembers)), func(name, value []byte) error {
-			workspaceID, memberID, _ := cutMemberName(string(name))
-			member := memberRead{workspaceID: workspaceID, memberID: memberID}
-			if payload, err := storage.Unframe(integrity.KindMember, frameName(bucketMembers, string(name)), value); err == nil {
-				member.element, _ = elementOf(workspaceID, recordID{kindMember, memberID}, payload)
-				member.readable = true
-			}
-			read = append(read, member)
-			return nil
-		})
-		adding.Lock()
-		defer adding.Unlock()
-		for _, member := range read {
-			o.addRecord(member.workspaceID, recordID{kindMember, member.memberID}, member.element, member.readable)
-		}
-		return err
-	})
-}
-
-// memberRead is one member's record.
-type memberRead struct {
-	workspaceID, memberID string
-	readable              bool
-	element               integrity.Element
-}
-
-// memberRanges divides the names of members. The ids of workspaces are sorted.
-func memberRanges(workspaceIDs []string) []nameRange {
-	const workspaces = 256 // of one range
-	ranges := []nameRange{{}}
-	for index := workspaces; index < len(workspaceIDs); index += workspaces {
-		bound := []byte(memberName(workspaceIDs[index], ""))
-		ranges[len(ranges)-1].high = bound
-		ranges = append(ranges, nameRange{low: bound})
-	}
-	return ranges
-}
-
-// readRecord adds a record other than a key to the index, and to the workspace's sum. An
-// unreadable record is not added: then the sum does not match the head's tag.
-func (o *opened) readRecord(workspaceID string, id recordID, framed string, value []byte) {
-	var element integrity.Element
-	payload, err := storage.Unframe(kindName(id.kind), framed, value)
-	if err == nil {
-		element, _ = elementOf(workspaceID, id, payload)
-	}
-	o.addRecord(workspaceID, id, element, err == nil)
-}
-
-// addRecord adds the element of a record to the index, and to the workspace's sum.
-func (o *opened) addRecord(workspaceID string, id recordID, element integrity.Element, readable bool) {
-	entry := o.index.workspace(workspaceID)
-	if readable {
-		entry.sum = entry.sum.Add(element)
-		o.index.setElement(entry, id, element.Short())
 	}
 }
 

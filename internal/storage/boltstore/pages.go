@@ -9,7 +9,6 @@ import (
 	"hash/fnv"
 	"io"
 	"math/bits"
-	"slices"
 	"strconv"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -63,6 +62,10 @@ type pages struct {
 	free pageSet
 }
 
+func newPages(ctx context.Context, file io.ReaderAt, size int64, count uint64) *pages {
+	return &pages{ctx: ctx, file: file, size: size, count: count, free: newPageSet(count)}
+}
+
 // meta is the content of a meta page.
 type meta struct {
 	pageSize                                   int64
@@ -77,53 +80,42 @@ func newPageSet(count uint64) pageSet { return make(pageSet, count/64+1) }
 func (s pageSet) has(id uint64) bool { return s[id/64]&(1<<(id%64)) != 0 }
 func (s pageSet) add(id uint64)      { s[id/64] |= 1 << (id % 64) }
 
-// verifyPages checks the page structure of a file that nobody writes, and returns how many keys
-// the file has. Errors: DamagedError, the context's, and those of reading.
-func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) (keys int, err error) {
+// verifyPages checks the page structure of a file that nobody writes. Errors: DamagedError, the
+// context's, and those of reading.
+func verifyPages(ctx context.Context, file io.ReaderAt, fileSize int64) error {
+	return verifyAndScan(ctx, file, fileSize, nil)
+}
+
+// verifyAndScan is verifyPages, and hands the values in the file to a scan, unless it is nil. What the
+// scan has is good only if there is no error.
+func verifyAndScan(ctx context.Context, file io.ReaderAt, fileSize int64, into *scan) error {
 	newest, err := readMeta(file)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if newest.highWaterMark < 4 || newest.highWaterMark > uint64(fileSize/newest.pageSize) { //nolint:gosec // sizes are positive
-		return 0, damagedPage(0, "the file is truncated: %d bytes for %d pages", fileSize, newest.highWaterMark)
+		return damagedPage(0, "the file is truncated: %d bytes for %d pages", fileSize, newest.highWaterMark)
 	}
-	p := &pages{ctx: ctx, file: file, size: newest.pageSize, count: newest.highWaterMark, free: newPageSet(newest.highWaterMark)}
+	p := newPages(ctx, file, newest.pageSize, newest.highWaterMark)
 	// 1. Note the free pages.
 	top := p.newWalk()
 	top.used.add(0)
 	top.used.add(1)
 	if err := top.freelist(newest.freelist); err != nil {
-		return 0, err
+		return err
 	}
-	// 2. Check the upper part of the tree, level by level, until there are enough subtrees.
-	subtrees := []subtree{{id: newest.root}}
-	for enough := 32 * workerCount(); 0 < len(subtrees) && len(subtrees) < enough; {
-		var below []subtree
-		for _, each := range subtrees {
-			children, err := top.page(each)
-			if err != nil {
-				return 0, err
-			}
-			below = append(below, children...)
-		}
-		subtrees = below
+	// 2. Find the buckets. All of them are in the tree at the root.
+	if err := top.tree(subtree{id: newest.root}); err != nil {
+		return err
 	}
-	// 3. Check the subtrees.
-	walks := make([]*pageWalk, workerCount())
-	for worker := range walks {
-		walks[worker] = p.newWalk()
-	}
-	err = inParallel(len(subtrees), func(worker, part int) error { return walks[worker].tree(subtrees[part]) })
-	if err != nil {
-		return 0, err
+	// 3. Check the trees of the buckets, and read their values.
+	walks := p.newWalks()
+	if err := into.buckets(p, walks, top.found); err != nil {
+		return err
 	}
 	// 4. Check that each page is used once or free. Each walk has looked at its own pages; one that
 	// two walks use shows only now.
-	all := append([]*pageWalk{top}, walks...)
-	for _, walk := range all {
-		keys += walk.keys
-	}
-	return keys, p.checkUse(all)
+	return p.checkUse(append(walks, top))
 }
 
 // lowestBit returns the number of the lowest bit that is set; 64 if no bit is.
@@ -156,13 +148,36 @@ type pageWalk struct {
 
 	// used has the pages that this walk has found in use.
 	used pageSet
-	leaf []byte // the buffer of leaves, which are read one at a time
 	read int
-	// keys is how many keys were seen.
-	keys int
+	// buffers have the pages that the walk has read since they were reset.
+	buffers *pageBuffers
+	// visit, unless it is nil, gets the values of the leaves that are checked. They lie in buffers.
+	visit func(name, value []byte)
+	// found are the buckets that were found in leaves.
+	found []foundBucket
 }
 
-func (p *pages) newWalk() *pageWalk { return &pageWalk{pages: p, used: newPageSet(p.count)} }
+// foundBucket is a bucket in a leaf. Its values are in a tree of pages, or in one page that lies in
+// the leaf.
+type foundBucket struct {
+	name string
+	tree subtree
+	// inline visits the values, if there is no tree.
+	inline func(visit func(name, value []byte))
+}
+
+func (p *pages) newWalk() *pageWalk {
+	return &pageWalk{pages: p, used: newPageSet(p.count), buffers: &pageBuffers{}}
+}
+
+// newWalks returns a walk for each goroutine of inParallel.
+func (p *pages) newWalks() []*pageWalk {
+	walks := make([]*pageWalk, workerCount())
+	for worker := range walks {
+		walks[worker] = p.newWalk()
+	}
+	return walks
+}
 
 // subtree is a page and everything below it. Names must sort at or after low, and before high; nil
 // is no bound.
@@ -170,8 +185,6 @@ type subtree struct {
 	id        uint64
 	low, high []byte
 	depth     int
-	// isKeys reports whether the page belongs to the bucket of keys.
-	isKeys bool
 }
 
 // readMeta returns the newer of the two meta pages. Both must be good. If one is damaged, it
@@ -250,9 +263,9 @@ func (p *pageWalk) freelist(id uint64) error {
 	return nil
 }
 
-// claim marks a page, and the pages that it overflows to, as used, and reads them. It reads
-// into buffer if that is large enough.
-func (p *pageWalk) claim(id uint64, buffer []byte) ([]byte, error) {
+// claim marks a page, and the pages that it overflows to, as used, and returns them. first is the
+// page if it was read already; nil to read it.
+func (p *pageWalk) claim(id uint64, first []byte) ([]byte, error) {
 	if p.read++; p.read%contextInterval == 0 && p.ctx.Err() != nil {
 		return nil, p.ctx.Err()
 	}
@@ -260,9 +273,12 @@ func (p *pageWalk) claim(id uint64, buffer []byte) ([]byte, error) {
 		return nil, damagedPage(id, "beyond the end")
 	}
 	offset := int64(id) * p.size //nolint:gosec // below the high water mark
-	page := slices.Grow(buffer[:0], int(p.size))[:p.size]
-	if err := readFull(p.file, page, id, offset); err != nil {
-		return nil, err
+	page := first
+	if page == nil {
+		page = p.buffers.take(int(p.size))
+		if err := readFull(p.file, page, id, offset); err != nil {
+			return nil, err
+		}
 	}
 	if order.Uint64(page) != id {
 		return nil, damagedPage(id, "it says that it is page %d", order.Uint64(page))
@@ -278,7 +294,9 @@ func (p *pageWalk) claim(id uint64, buffer []byte) ([]byte, error) {
 		p.used.add(used)
 	}
 	if overflow > 0 {
-		page = append(page, make([]byte, int64(overflow)*p.size)...) //nolint:gosec // within the file
+		whole := p.buffers.take(int(p.size) * int(overflow+1)) //nolint:gosec // within the file
+		copy(whole, page)
+		page = whole
 		if err := readFull(p.file, page[p.size:], id, offset+p.size); err != nil {
 			return nil, err
 		}
@@ -287,59 +305,79 @@ func (p *pageWalk) claim(id uint64, buffer []byte) ([]byte, error) {
 }
 
 // tree checks a page and everything below it.
-func (p *pageWalk) tree(tree subtree) error {
-	below, err := p.page(tree)
+func (p *pageWalk) tree(tree subtree) error { return p.treeAt(tree, nil) }
+
+// treeAt is tree for a page that was read already, or is nil.
+func (p *pageWalk) treeAt(tree subtree, page []byte) error {
+	below, err := p.page(tree, page)
+	if err != nil || len(below) == 0 {
+		return err
+	}
+	read, err := p.fetch(below)
 	if err != nil {
 		return err
 	}
-	for _, child := range below {
-		if err := p.tree(child); err != nil {
+	for index, child := range below {
+		if err := p.treeAt(child, read[index]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// page checks a page and returns what is below it.
-func (p *pageWalk) page(tree subtree) ([]subtree, error) {
+// page checks a page and returns what is below it. It visits the values of a leaf. first is as in
+// claim.
+func (p *pageWalk) page(tree subtree, first []byte) ([]subtree, error) {
 	if tree.depth > maxTreeDepth {
 		return nil, damagedPage(tree.id, "more than %d pages deep", maxTreeDepth)
 	}
-	page, err := p.claim(tree.id, p.leaf)
+	page, err := p.claim(tree.id, first)
 	if err != nil {
 		return nil, err
 	}
-	p.leaf = page
 	switch order.Uint16(page[8:]) {
 	case leafPage:
-		var roots []subtree
-		err := elements(tree.id, page, tree.low, tree.high, func(element, name, value []byte) error {
-			root, err := bucketRoot(tree.id, element, value)
-			if root != 0 {
-				roots = append(roots, subtree{id: root, depth: tree.depth + 1, isKeys: string(name) == bucketKeys})
-			}
-			return err
-		})
-		if tree.isKeys {
-			p.keys += int(order.Uint16(page[10:]))
-		}
-		return roots, err
+		return nil, p.leaf(tree, page)
 	case branchPage:
-		p.leaf = nil // the subtrees keep names in this buffer
 		return children(tree, page)
 	default:
 		return nil, damagedPage(tree.id, "neither branch nor leaf")
 	}
 }
 
+// leaf checks a leaf, and visits its values.
+func (p *pageWalk) leaf(tree subtree, page []byte) error {
+	return elements(tree.id, page, tree.low, tree.high, func(element, name, value []byte) error {
+		if order.Uint32(element) == 0 {
+			if p.visit != nil {
+				p.visit(name, value)
+			}
+			return nil
+		}
+		root, err := bucketRoot(tree.id, element, value)
+		if err != nil {
+			return err
+		}
+		bucket := foundBucket{name: string(name), tree: subtree{id: root, depth: tree.depth + 1}}
+		if root == 0 {
+			page := bytes.Clone(value[bucketHeader:])
+			bucket.inline = func(visit func(name, value []byte)) {
+				_ = elements(tree.id, page, nil, nil, func(_, name, value []byte) error { visit(name, value); return nil }) // bucketRoot has checked it
+			}
+		}
+		p.found = append(p.found, bucket)
+		return nil
+	})
+}
+
 // children returns the subtrees below a branch page.
 func children(tree subtree, page []byte) ([]subtree, error) {
-	var below []subtree
+	below := make([]subtree, 0, order.Uint16(page[10:]))
 	err := elements(tree.id, page, tree.low, tree.high, func(element, name, _ []byte) error {
 		if last := len(below) - 1; last >= 0 {
 			below[last].high = name
 		}
-		below = append(below, subtree{id: order.Uint64(element[8:]), low: name, high: tree.high, depth: tree.depth + 1, isKeys: tree.isKeys})
+		below = append(below, subtree{id: order.Uint64(element[8:]), low: name, high: tree.high, depth: tree.depth + 1})
 		return nil
 	})
 	if err == nil && len(below) == 0 {
@@ -348,14 +386,10 @@ func children(tree subtree, page []byte) ([]subtree, error) {
 	return below, err
 }
 
-// bucketRoot returns the root page of a leaf element that is a bucket. It returns 0 for
-// other elements, and for an inline bucket, which it checks.
+// bucketRoot returns the root page of a leaf element that is a bucket. It returns 0 for an inline
+// bucket, which it checks.
 func bucketRoot(id uint64, element, value []byte) (uint64, error) {
-	switch order.Uint32(element) {
-	case 0:
-		return 0, nil
-	case bucketFlag:
-	default:
+	if order.Uint32(element) != bucketFlag {
 		return 0, damagedPage(id, "an element with unknown flags")
 	}
 	if len(value) < bucketHeader {

@@ -62,6 +62,9 @@ func inOrder(parts int, work func(worker, part int) (pass func() error, err erro
 			}
 		}()
 		pass, err := work(worker, part)
+		if pass == nil {
+			pass = func() error { return nil }
+		}
 		if err == nil {
 			err = results.done(part, pass)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"math"
 	"strconv"
 	"strings"
@@ -25,17 +26,19 @@ var loaded = []string{bucketPolicy, bucketWorkspaces, bucketMembers, bucketHeads
 
 // Load implements storage.Store.
 func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
-	return s.load(ctx, nil, func(tx *bolt.Tx, known *damage) error { return load(ctx, tx, known, visit) })
+	return s.load(ctx, nil, func(tx *bolt.Tx, _ io.ReaderAt, known *damage) error { return load(ctx, tx, known, visit) })
 }
 
 // LoadViews implements storage.ViewLoader.
 func (s *Store) LoadViews(ctx context.Context, expect func(storage.Expected), visit func(storage.Item) error) (storage.Position, error) {
-	return s.load(ctx, expect, func(tx *bolt.Tx, known *damage) error { return loadViews(ctx, tx, known, visit) })
+	return s.load(ctx, expect, func(tx *bolt.Tx, file io.ReaderAt, known *damage) error {
+		return loadViews(ctx, tx, file, known, visit)
+	})
 }
 
 // load runs use in a read transaction for a Load. known is what is wrong with the file, and expect,
 // which may be nil, is told what will be visited.
-func (s *Store) load(ctx context.Context, expect func(storage.Expected), use func(tx *bolt.Tx, known *damage) error) (storage.Position, error) {
+func (s *Store) load(ctx context.Context, expect func(storage.Expected), use func(tx *bolt.Tx, file io.ReaderAt, known *damage) error) (storage.Position, error) {
 	if err := ctx.Err(); err != nil {
 		return storage.Position{}, err
 	}
@@ -46,22 +49,22 @@ func (s *Store) load(ctx context.Context, expect func(storage.Expected), use fun
 	var known *damage
 	verified := &opened{}
 	position, err := s.readFile(ctx, true, func(index *fileIndex) {
-		from, verified.keyCount = index, index.ids.Len()
+		from, verified.file, verified.database = index, s.file.file, s.file.database
 		// The damage that was found when the file was opened is complete until a commit.
 		if index.damage.revision == s.position.Revision {
 			known = index.damage
 		}
 	}, func(tx *bolt.Tx) error {
 		if known == nil {
-			if err := verified.read(tx); err != nil {
+			if err := verified.read(ctx, tx, nil); err != nil {
 				return err
 			}
 			known = verified.index.damage
 		}
 		if expect != nil {
-			expect(storage.Expected{Keys: verified.keyCount, IDs: from.ids})
+			expect(storage.Expected{Keys: from.ids.Len(), IDs: from.ids})
 		}
-		return use(tx, known)
+		return use(tx, verified.file, known)
 	})
 	if err == nil {
 		s.loaded(from)

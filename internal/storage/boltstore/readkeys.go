@@ -1,72 +1,31 @@
 package boltstore
 
 import (
-	"bytes"
 	"encoding/hex"
 	"sync"
 
-	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/encoding/protowire"
 
+	"github.com/scribe-mail/keysvc/internal/flat"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// nameRange are names of a bucket: from low on and before high; nil is no bound.
-type nameRange struct{ low, high []byte }
-
-// Bounds of the parts of a bucket that are read at a time.
-const (
-	partNames = 1024
-	maxParts  = 16384
-)
-
-// numberRanges divides a bucket whose names begin with numbers. Numbers are given out one after the
-// other, so ranges of equally many numbers have about equally many names.
-func numberRanges(bucket *bolt.Bucket) []nameRange {
-	cursor := bucket.Cursor()
-	first, _ := cursor.First()
-	last, _ := cursor.Last()
-	low, err := parseNumber(first)
-	high, err2 := parseNumber(last)
-	if err != nil || err2 != nil {
-		return []nameRange{{}} // there are none, or whoever reads them reports the damage
-	}
-	count := min((high-low)/partNames+1, maxParts)
-	step := (high-low)/count + 1
-	ranges := make([]nameRange, count)
-	for index := range ranges[1:] {
-		bound := []byte(number(low + step*int64(index+1)))
-		ranges[index].high, ranges[index+1].low = bound, bound
-	}
-	return ranges
-}
-
-// each visits the names of a range.
-func (r nameRange) each(bucket *bolt.Bucket, visit func(name, value []byte) error) error {
-	cursor := bucket.Cursor()
-	name, value := cursor.First()
-	if r.low != nil {
-		name, value = cursor.Seek(r.low)
-	}
-	for ; name != nil && (r.high == nil || bytes.Compare(name, r.high) < 0); name, value = cursor.Next() {
-		if err := visit(name, value); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// keyPart is what was read of a range of keys.
+// keyPart is what was read of a part of the keys.
 type keyPart struct {
+	ids  []flat.ID
 	keys []keyRead
+	// isOdd is set if some id is not that of a key; its place in ids is zero.
+	isOdd bool
 	// requests are the request ids of the keys that have some.
 	requests []keyRequests
+	strays   []strayKey
+	problem  error
 }
 
 // keyRead is one key's record.
 type keyRead struct {
-	name      []byte // bbolt's memory
+	id        [keyIDLength]byte
 	slot      int64
 	workspace *indexedWorkspace
 	element   uint64
@@ -89,129 +48,140 @@ type strayKey struct {
 var keyParts = sync.Pool{New: func() any { return &keyPart{} }}
 
 // keyReader reads keys in one goroutine. It computes what follows from each key alone: that is
-// nearly all the work of opening a large file.
+// nearly all the work of opening a large file. While keys are read, the index gets no workspaces.
 type keyReader struct {
-	index  *fileIndex
+	scan   *scan
 	hasher *integrity.Hasher
 	frames storage.Frames
 	// sums are the sums of the keys that this reader has read, by the number of their workspace.
 	sums []integrity.Sum
+	part *keyPart
 }
 
-func newKeyReader(index *fileIndex) *keyReader {
+func newKeyReader(s *scan) *keyReader {
 	return &keyReader{
-		index: index, hasher: integrity.NewHasher(), frames: storage.FramesUnder(frameName(bucketKeys, "")),
-		sums: make([]integrity.Sum, len(index.numbered)),
+		scan: s, hasher: integrity.NewHasher(), frames: storage.FramesUnder(frameName(bucketKeys, "")),
+		sums: make([]integrity.Sum, len(s.index.numbered)),
 	}
 }
 
-// read reads a range of keys. Keys of workspaces without a head are returned apart. The index is
-// only read.
-func (r *keyReader) read(bucket *bolt.Bucket, names nameRange) (*keyPart, []strayKey, error) {
-	part := keyParts.Get().(*keyPart) //nolint:errcheck // the pool has nothing else
-	part.keys, part.requests = part.keys[:0], part.requests[:0]
-	var strays []strayKey
-	err := names.each(bucket, func(name, value []byte) error {
-		slot, err := checkKeyName(name)
-		if err != nil {
-			return &storage.DamagedError{Kind: "key", Name: hex.EncodeToString(name), Problem: err.Error()}
-		}
-		keyID := name[numberLength : numberLength+keyIDLength]
-		workspace := r.index.workspaces[string(name[numberLength+keyIDLength:])]
-		payload, readable := r.frames.Payload(name, value)
-		var element integrity.Element
-		var requestIDs []string
-		if readable { // reads of another key return the damage
-			if requestIDs, err = requestIDsOf(payload); err != nil {
-				return &storage.DamagedError{Kind: "key", Name: string(keyID), Problem: err.Error()}
-			}
-			workspaceID := string(name[numberLength+keyIDLength:])
-			element = r.hasher.Element(integrity.KindKey, workspaceID, string(keyID), integrity.HashPayload(payload))
-		}
-		if workspace == nil {
-			strays = append(strays, strayKey{string(keyID), string(name[numberLength+keyIDLength:]), slot, readable, element, requestIDs})
-			return nil
-		}
-		if readable {
-			r.sums[workspace.number] = r.sums[workspace.number].Add(element)
-		}
-		if len(requestIDs) > 0 {
-			part.requests = append(part.requests, keyRequests{string(keyID), requestIDs})
-		}
-		part.keys = append(part.keys, keyRead{name, slot, workspace, element.Short()})
-		return nil
-	})
-	return part, strays, err
-}
-
-// readKeys adds the keys to the index, and to the sum of each workspace.
-func (o *opened) readKeys(tx *bolt.Tx) error {
-	ranges := numberRanges(tx.Bucket([]byte(bucketKeys)))
-	readers := make([]*keyReader, workerCount())
-	strays := make([][]strayKey, len(ranges))
-	// 1. Read ranges on all processors, and add them to the index in the order of the slots.
-	err := inOrder(len(ranges), func(worker, part int) (func() error, error) {
-		if readers[worker] == nil {
-			readers[worker] = newKeyReader(o.index)
-		}
-		read, apart, err := readers[worker].read(tx.Bucket([]byte(bucketKeys)), ranges[part])
-		strays[part] = apart
-		return func() error { return o.addKeys(read) }, err
-	})
+// add implements valueReader. Keys of workspaces without a head are noted apart.
+func (r *keyReader) add(name, value []byte) {
+	if r.part == nil {
+		r.part = keyParts.Get().(*keyPart) //nolint:errcheck // the pool has nothing else
+		*r.part = keyPart{ids: r.part.ids[:0], keys: r.part.keys[:0]}
+	}
+	slot, err := checkKeyName(name)
 	if err != nil {
-		return err
+		r.fail(&storage.DamagedError{Kind: "key", Name: hex.EncodeToString(name), Problem: err.Error()})
+		return
 	}
-	// 2. Add up what the readers have added up.
-	for _, reader := range readers {
-		if reader == nil {
+	keyID, workspaceID := name[numberLength:numberLength+keyIDLength], name[numberLength+keyIDLength:]
+	workspace := r.scan.index.workspaces[string(workspaceID)]
+	payload, readable := r.frames.Payload(name, value)
+	var element integrity.Element
+	var requestIDs []string
+	if readable { // reads of another key return the damage
+		if requestIDs, err = requestIDsOf(payload); err != nil {
+			r.fail(&storage.DamagedError{Kind: "key", Name: string(keyID), Problem: err.Error()})
+			return
+		}
+		element = r.hasher.KeyElement(workspaceID, keyID, payload)
+	}
+	if workspace == nil {
+		r.part.strays = append(r.part.strays, strayKey{string(keyID), string(workspaceID), slot, readable, element, requestIDs})
+		return
+	}
+	if readable {
+		r.sums[workspace.number] = r.sums[workspace.number].Add(element)
+	}
+	if len(requestIDs) > 0 {
+		r.part.requests = append(r.part.requests, keyRequests{string(keyID), requestIDs})
+	}
+	id, is := flat.PackBytes(keyID)
+	if !is {
+		r.part.isOdd = true
+	}
+	r.part.ids = append(r.part.ids, id)
+	r.part.keys = append(r.part.keys, keyRead{[keyIDLength]byte(keyID), slot, workspace, element.Short()})
+}
+
+func (r *keyReader) fail(err error) {
+	if r.part.problem == nil {
+		r.part.problem = err
+	}
+}
+
+// end implements valueReader.
+func (r *keyReader) end() func() error {
+	part := r.part
+	if part == nil {
+		return nil
+	}
+	r.part = nil
+	return func() error {
+		r.scan.addKeys(part)
+		return nil
+	}
+}
+
+// addKeys adds a part of the keys to the index.
+func (s *scan) addKeys(part *keyPart) {
+	if part.problem != nil {
+		s.fail(part.problem)
+	}
+	ids := part.ids
+	if part.isOdd { // only in a damaged file
+		ids = nil
+		for index := range part.keys {
+			key := &part.keys[index]
+			if !s.index.addKey(key.workspace, string(key.id[:]), key.slot, key.element) {
+				s.fail(storedTwice(string(key.id[:])))
+			}
+		}
+	}
+	s.index.ids.HoldAll(ids, flat.Store, func(index int, number uint32, before bool) {
+		if before {
+			s.fail(storedTwice(part.ids[index].String()))
+			return
+		}
+		key := &part.keys[index]
+		s.index.place(key.workspace, number, key.slot, key.element)
+	})
+	for _, each := range part.requests {
+		s.index.setRequestIDs(each.keyID, each.requestIDs)
+	}
+	s.strays = append(s.strays, part.strays...)
+	keyParts.Put(part)
+}
+
+// endKeys ends the reading of keys.
+func (s *scan) endKeys() {
+	// 1. Add up what the readers have added up.
+	for _, readers := range s.readers {
+		reader, has := readers[bucketKeys].(*keyReader)
+		if !has {
 			continue
 		}
 		for number, sum := range reader.sums {
-			entry := o.index.numbered[number]
+			entry := s.index.numbered[number]
 			entry.sum = entry.sum.Plus(sum)
 		}
 	}
-	// 3. Add the keys of workspaces without a head. This comes last because the readers use the map
-	// of workspaces. The order of slots holds in each workspace, and that is where it matters.
-	for _, apart := range strays {
-		if err := o.addStrays(apart); err != nil {
-			return err
-		}
-	}
-	o.index.fit()
-	return nil
-}
-
-// addKeys adds a range of keys to the index.
-func (o *opened) addKeys(part *keyPart) error {
-	for index := range part.keys {
-		key := &part.keys[index]
-		keyID := key.name[numberLength : numberLength+keyIDLength]
-		if !o.index.addKey(key.workspace, string(keyID), key.slot, key.element) {
-			return storedTwice(string(keyID))
-		}
-	}
-	for _, each := range part.requests {
-		o.index.setRequestIDs(each.keyID, each.requestIDs)
-	}
-	keyParts.Put(part)
-	return nil
-}
-
-func (o *opened) addStrays(strays []strayKey) error {
-	for _, key := range strays {
-		entry := o.index.workspace(key.workspaceID)
-		if !o.index.addKey(entry, key.keyID, key.slot, key.element.Short()) {
-			return storedTwice(key.keyID)
+	// 2. Add the keys of workspaces without a head. The order of slots holds in each workspace, and
+	// that is where it matters.
+	for _, key := range s.strays {
+		entry := s.index.workspace(key.workspaceID)
+		if !s.index.addKey(entry, key.keyID, key.slot, key.element.Short()) {
+			s.fail(storedTwice(key.keyID))
 		}
 		if key.readable {
 			entry.sum = entry.sum.Add(key.element)
 		}
 		if len(key.requestIDs) > 0 {
-			o.index.setRequestIDs(key.keyID, key.requestIDs)
+			s.index.setRequestIDs(key.keyID, key.requestIDs)
 		}
 	}
-	return nil
 }
 
 func storedTwice(keyID string) error {
@@ -224,6 +194,12 @@ func requestIDsOf(payload []byte) ([]string, error) {
 	const field = 14 // KeyRecord.request_ids
 	var requestIDs []string
 	for len(payload) > 0 {
+		// Most fields have a number and a length of one byte each.
+		if len(payload) > 1 && payload[0] < 0x80 && payload[0]&7 == byte(protowire.BytesType) && payload[0]>>3 != field && payload[0]>>3 > 0 &&
+			payload[1] < 0x80 && 2+int(payload[1]) <= len(payload) {
+			payload = payload[2+int(payload[1]):]
+			continue
+		}
 		number, kind, length := protowire.ConsumeTag(payload)
 		if length < 0 {
 			return nil, protowire.ParseError(length)

@@ -189,3 +189,14 @@ func appendString(data []byte, text string) []byte {
 	data = binary.BigEndian.AppendUint16(data, uint16(len(text))) //nolint:gosec // see above
 	return append(data, text...)
 }
+
+// KeyElement is Element for a key's record.
+func (h *Hasher) KeyElement(workspaceID, keyID, payload []byte) Element {
+	h.data = append(h.data[:0], setDomain...)
+	h.data = appendString(h.data, KindKey)
+	h.data = appendString(h.data, string(workspaceID))
+	h.data = appendString(h.data, string(keyID))
+	hash := sha256.Sum256(payload)
+	h.data = append(h.data, hash[:]...)
+	return Element(h.mac(h.set))
+}
