@@ -157,6 +157,7 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "PolicyService/ApplyPolicy":           access.Administer,
 		service + "AuditService/ListAuditEvents":        access.Audit,
 		service + "AuditService/ExplainKey":             access.Audit,
+		service + "BackupService/Backup":                access.Administer,
 		service + "SyncService/Sync":                    access.Validate,
 		service + "SyncService/AwaitRevision":           access.Known,
 		service + "CallerService/WhoAmI":                access.Known,

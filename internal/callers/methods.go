@@ -46,6 +46,8 @@ const (
 	Watch
 	// Inspection is a stream that tells what the server serves.
 	Inspection
+	// Backup is a stream that copies the store.
+	Backup
 )
 
 // String returns the kind's name, as the log has it.
@@ -67,6 +69,8 @@ func (w Work) String() string {
 		return "watch"
 	case Inspection:
 		return "inspection"
+	case Backup:
+		return "backup"
 	case NoWork:
 	}
 	return "none"
@@ -99,6 +103,8 @@ var methods = map[string]Method{
 
 	keysvcv1.AuditService_ListAuditEvents_FullMethodName: {access.Audit, Read},
 	keysvcv1.AuditService_ExplainKey_FullMethodName:      {access.Audit, Read},
+
+	keysvcv1.BackupService_Backup_FullMethodName: {access.Administer, Backup},
 
 	keysvcv1.SyncService_Sync_FullMethodName: {access.Validate, Session},
 	// A caller that may change something, by whichever right, may wait for it.

@@ -153,6 +153,7 @@ everything else goes to standard error.
 		a.callersCommand(),
 		a.certsCommand(),
 		a.configCommand(),
+		a.backupCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
 		a.repairClockCommand(),

@@ -42,6 +42,7 @@ type session struct {
 	validation keysvcv1.ValidationServiceClient
 	sync       keysvcv1.SyncServiceClient
 	callers    keysvcv1.CallerServiceClient
+	backups    keysvcv1.BackupServiceClient
 	statuses   keysvcv1.StatusServiceClient
 	health     grpc_health_v1.HealthClient
 	// timeout is how long one call may take.
@@ -99,6 +100,7 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 		validation: keysvcv1.NewValidationServiceClient(conn),
 		sync:       keysvcv1.NewSyncServiceClient(conn),
 		callers:    keysvcv1.NewCallerServiceClient(conn),
+		backups:    keysvcv1.NewBackupServiceClient(conn),
 		statuses:   keysvcv1.NewStatusServiceClient(conn),
 		health:     grpc_health_v1.NewHealthClient(conn),
 		timeout:    timeout,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/backup"
 	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/clock"
@@ -128,6 +129,8 @@ type Server struct {
 	hub      *feed.Hub
 	keys     *keys.Manager
 	recorder *usage.Recorder
+	// backups copies the store.
+	backups *backup.Backups
 	// forms are what callers present, owned by the component of that name.
 	forms forms
 	// refusals is nil before the store is open, and if the store keeps none.
@@ -189,6 +192,7 @@ func (s *Server) components() []component {
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
 		{name: "sweep", run: s.sweep},
+		{name: "backups", start: s.prepareBackups, run: s.backUp},
 		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},

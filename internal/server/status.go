@@ -53,17 +53,21 @@ func (s *Server) certificate() *condition.Certificate {
 // diskPatience. All components before the calls have started.
 func (s *Server) condition(ctx context.Context) *condition.Condition {
 	now := s.clock.Now()
-	totals := s.projection.Totals()
+	totals, census := s.projection.Totals(), s.projection.Census(now)
 	_, revision, policyErr := s.projection.Policy()
 	c := &condition.Condition{
 		Version: version.Text(), Started: s.began, Now: now,
 		Epoch: s.config.Store.Epoch(), Revision: revision, LastCommit: s.position.Time,
 		Keys: int64(totals.Keys), Members: int64(totals.Members), Workspaces: int64(totals.Workspaces),
+		States: &condition.States{
+			Active: census.Active, Suspended: census.Suspended, Expired: census.Expired, Revoked: census.Revoked,
+			Within7Days: census.Within7Days, Within30Days: census.Within30Days,
+		},
 		Damaged: int64(totals.Damaged), PolicyDamaged: policyErr != nil,
 		Clock: condition.Clock{Jumped: s.clockJumped(), WallAhead: s.wallClock()().Sub(now), Purges: s.sweeps},
 	}
-	// States stays nil until the projection counts keys by state, and LastBackup zero until the
-	// server makes backups.
+	backups := s.backups.State()
+	c.LastBackup, c.BackupFailures = backups.Last.Time, int64(backups.Failures)
 	if newest := s.committed.Load(); newest != 0 {
 		c.LastCommit = time.Unix(0, newest)
 	}

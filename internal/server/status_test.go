@@ -40,9 +40,14 @@ func TestStatusCountsAndDatesWhatThereIs(t *testing.T) {
 	last := b.create(t, "other", "bob", "emails:read")
 	b.clock.pass(time.Minute)
 	got := b.status(t)
-	if got.GetKeys().GetTotal() != 2 || got.GetMemberCount() != 2 || got.GetWorkspaceCount() != 2 || len(got.GetKeys().GetStates()) != 0 ||
+	if got.GetKeys().GetTotal() != 2 || got.GetMemberCount() != 2 || got.GetWorkspaceCount() != 2 ||
 		got.GetRevision() != last.GetRevision() || got.GetEpoch() != last.GetEpoch() || got.GetVersion() == "" {
 		t.Errorf("got %s", prototext.Format(got))
+	}
+	states := got.GetKeys().GetStates()
+	if len(states) != 4 || states[0].GetState() != keysvcv1.KeyState_KEY_STATE_ACTIVE || states[0].GetCount() != 2 ||
+		got.GetKeys().GetExpiringWithin_30Days() != 0 || got.GetKeys().ExpiringWithin_7Days == nil {
+		t.Errorf("got %s", prototext.Format(got.GetKeys()))
 	}
 	made := last.GetKey().GetCreateTime().AsTime()
 	// Each reading moves the clock by a microsecond.

@@ -757,6 +757,14 @@ func walks() []walk {
 				as(codes.NotFound, "KEY_NOT_FOUND", notAField, set("workspace_id", "unknown", "nowhere"), set("workspace_id", "another", "other"))),
 		},
 		{
+			method: keysvcv1.BackupService_Backup_FullMethodName,
+			base:   func(*fixture) proto.Message { return &keysvcv1.BackupRequest{} },
+			cases: []badCase{
+				set("bytes_per_second", "negative", int64(-1)), set("bytes_per_second", "less than 64 KiB", int64(65535)),
+				set("bytes_per_second", "more than 1 GiB", int64(1<<30+1)),
+			},
+		},
+		{
 			method: keysvcv1.CallerService_WhoAmI_FullMethodName,
 			base:   func(*fixture) proto.Message { return &keysvcv1.WhoAmIRequest{} },
 		},
@@ -1535,10 +1543,15 @@ func (b *bench) call(t *testing.T, method string, request, response any, options
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if method != keysvcv1.SyncService_Sync_FullMethodName {
+	description := &keysvcv1.SyncService_ServiceDesc.Streams[0]
+	switch method {
+	case keysvcv1.SyncService_Sync_FullMethodName:
+	case keysvcv1.BackupService_Backup_FullMethodName:
+		description = &keysvcv1.BackupService_ServiceDesc.Streams[0]
+	default:
 		return b.conn.Invoke(ctx, method, request, response, options...)
 	}
-	stream, err := b.conn.NewStream(ctx, &keysvcv1.SyncService_ServiceDesc.Streams[0], method, options...)
+	stream, err := b.conn.NewStream(ctx, description, method, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1550,6 +1563,9 @@ func (b *bench) call(t *testing.T, method string, request, response any, options
 			said = []any{hello, request}
 		}
 	case *[]byte:
+		if method != keysvcv1.SyncService_Sync_FullMethodName {
+			break
+		}
 		if decoded := (&keysvcv1.SyncRequest{}); proto.Unmarshal(*request, decoded) != nil && decoded.GetHello() == nil {
 			encoded, err := proto.Marshal(hello)
 			if err != nil {

@@ -2,9 +2,6 @@ package boltstore
 
 import (
 	"context"
-	"os"
-	"path/filepath"
-	"syscall"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -34,19 +31,10 @@ func (s *Store) measure() storage.Status {
 	var status storage.Status
 	s.state.RLock()
 	status.Down = s.file == nil || s.unloaded || s.closed
-	if s.file != nil { // bbolt panics if its file is closed
-		status.FreeBytes = int64(s.file.database.Stats().FreePageN) * int64(s.file.database.Info().PageSize)
-	}
 	s.state.RUnlock()
-	if info, err := os.Stat(s.path); err == nil {
-		status.FileBytes = info.Size()
-	}
-	var disk syscall.Statfs_t
-	if err := syscall.Statfs(filepath.Dir(s.path), &disk); err == nil {
-		block := int64(disk.Bsize)
-		status.DiskFreeBytes = int64(disk.Bavail) * block //nolint:gosec // G115: a disk has fewer than 2^63 bytes
-		status.DiskBytes = int64(disk.Blocks) * block     //nolint:gosec // G115: as above
-	}
+	stats := s.Stats()
+	status.FileBytes, status.FreeBytes = stats.FileBytes, stats.FreeBytes
+	status.DiskFreeBytes, status.DiskBytes = stats.DiskFree, stats.DiskSize
 	return status
 }
 
