@@ -34,15 +34,15 @@ func (a *app) memberSyncCommand() *cobra.Command {
 		Use:   "sync FILE",
 		Short: "Make the members those of a file, after a look at the plan",
 		Long: `Make the members of workspaces those of a file, which is what the product has. The
-plan comes first: which members are added (+), changed (~) and removed (-), and which
-lines would be refused because their source_version is not newer (!). At a terminal
-the plan must be confirmed; elsewhere --yes is needed, unless there is nothing to
-change.
+plan comes first: which members are added (+), changed (~) and removed (-), and
+which lines would be refused because their source_version is not newer (!). At a
+terminal the plan must be confirmed; elsewhere --yes is needed, unless there is
+nothing to change.
 
 FILE is CSV with a header, or JSON lines; - is standard input. The columns are
 workspace, member, role, state (active, suspended or removed; empty means active)
-and source_version (may be empty); state and source_version may be left out. Mistakes
-go to standard error with their lines, and then nothing is changed.
+and source_version (may be empty); state and source_version may be left out.
+Mistakes go to standard error with their lines, and then nothing is changed.
 
 The file must have all members of each workspace that it names: a member that it
 does not have is removed, and the member's keys never work again. Workspaces that it
@@ -180,11 +180,16 @@ func (s *session) applyMembers(ctx context.Context, file string, plan *memberPla
 		return s.out.line("Done: %s made.", count(int64(made), "change"))
 	}
 	text := fmt.Sprintf("%d of %d changes were made; repeat the command for the rest", made, len(steps))
-	if err != nil {
-		return fmt.Errorf("%s: %w", text, err)
+	switch {
+	case err == nil:
+		return errors.New(text)
+	case errors.Is(err, errSyncInterrupted):
+		return fmt.Errorf("%w: %s", err, text)
 	}
-	return errors.New(text)
+	return advise(err, func(*callError) string { return text })
 }
+
+var errSyncInterrupted = errors.New("interrupted")
 
 // makeSteps makes steps, several at a time, and returns how many were made and why others were not.
 // Steps of one kind have ended before those of the next kind begin. err is why it stopped early.
@@ -204,7 +209,7 @@ func (s *session) makeSteps(ctx context.Context, steps []planStep, actor *string
 			made++
 			progress.step()
 		case ctx.Err() != nil:
-			err = errors.New("interrupted")
+			err = errSyncInterrupted
 		case isCall && (call.status.Code() == codes.Unavailable || call.status.Code() == codes.DeadlineExceeded || call.status.Code() == codes.Unauthenticated):
 			err = failed
 		default:

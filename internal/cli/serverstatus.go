@@ -141,7 +141,7 @@ func (s *session) statusText(response *keysvcv1.GetStatusResponse) string {
 	for _, state := range keys.GetStates() {
 		fields = append(fields, field{"  " + enumWord(state.GetState(), keyStatePrefix), fmt.Sprint(state.GetCount())})
 	}
-	if keys.ExpiringWithin_30Days != nil {
+	if keys != nil && keys.ExpiringWithin_30Days != nil {
 		fields = append(fields, field{"  expire soon", fmt.Sprintf("%d within 7 days, %d within 30", keys.GetExpiringWithin_7Days(), keys.GetExpiringWithin_30Days())})
 	}
 	fields = append(fields,

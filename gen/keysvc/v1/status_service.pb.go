@@ -533,10 +533,18 @@ type KeyCounts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All keys, whatever their state. Revoked and expired keys count until they are purged.
 	Total int64 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
-	// The same by state, in the order of KeyState. Empty if the server does not count states.
-	States        []*KeyStateCount `protobuf:"bytes,2,rep,name=states,proto3" json:"states,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The same by state, in the order of KeyState. Empty if the server does not count states. A key
+	// counts as expired from the end of the hour on in which it expires. Keys that cannot be read are
+	// in no state. After a change of a member or a workspace it may take a moment until its keys are
+	// counted anew.
+	States []*KeyStateCount `protobuf:"bytes,2,rep,name=states,proto3" json:"states,omitempty"`
+	// How many active keys expire within 7 days, to the hour. Absent if the server does not count them.
+	ExpiringWithin_7Days *int64 `protobuf:"varint,3,opt,name=expiring_within_7_days,json=expiringWithin7Days,proto3,oneof" json:"expiring_within_7_days,omitempty"`
+	// How many active keys expire within 30 days, to the hour. Absent if the server does not count
+	// them.
+	ExpiringWithin_30Days *int64 `protobuf:"varint,4,opt,name=expiring_within_30_days,json=expiringWithin30Days,proto3,oneof" json:"expiring_within_30_days,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *KeyCounts) Reset() {
@@ -581,6 +589,20 @@ func (x *KeyCounts) GetStates() []*KeyStateCount {
 		return x.States
 	}
 	return nil
+}
+
+func (x *KeyCounts) GetExpiringWithin_7Days() int64 {
+	if x != nil && x.ExpiringWithin_7Days != nil {
+		return *x.ExpiringWithin_7Days
+	}
+	return 0
+}
+
+func (x *KeyCounts) GetExpiringWithin_30Days() int64 {
+	if x != nil && x.ExpiringWithin_30Days != nil {
+		return *x.ExpiringWithin_30Days
+	}
+	return 0
 }
 
 // KeyStateCount is how many keys are in one state.
@@ -1115,10 +1137,14 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"audit_sink\x18\x0e \x01(\v2\x19.keysvc.v1.FollowerStatusR\tauditSink\x121\n" +
 	"\x06anchor\x18\x0f \x01(\v2\x19.keysvc.v1.FollowerStatusR\x06anchor\x12,\n" +
 	"\x05clock\x18\x10 \x01(\v2\x16.keysvc.v1.ClockStatusR\x05clock\x12@\n" +
-	"\fcertificates\x18\x11 \x03(\v2\x1c.keysvc.v1.CertificateStatusR\fcertificates\"S\n" +
+	"\fcertificates\x18\x11 \x03(\v2\x1c.keysvc.v1.CertificateStatusR\fcertificates\"\x80\x02\n" +
 	"\tKeyCounts\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\x03R\x05total\x120\n" +
-	"\x06states\x18\x02 \x03(\v2\x18.keysvc.v1.KeyStateCountR\x06states\"P\n" +
+	"\x06states\x18\x02 \x03(\v2\x18.keysvc.v1.KeyStateCountR\x06states\x128\n" +
+	"\x16expiring_within_7_days\x18\x03 \x01(\x03H\x00R\x13expiringWithin7Days\x88\x01\x01\x12:\n" +
+	"\x17expiring_within_30_days\x18\x04 \x01(\x03H\x01R\x14expiringWithin30Days\x88\x01\x01B\x19\n" +
+	"\x17_expiring_within_7_daysB\x1a\n" +
+	"\x18_expiring_within_30_days\"P\n" +
 	"\rKeyStateCount\x12)\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x13.keysvc.v1.KeyStateR\x05state\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\x03R\x05count\"\x80\x02\n" +
@@ -1262,6 +1288,7 @@ func file_keysvc_v1_status_service_proto_init() {
 		return
 	}
 	file_keysvc_v1_resources_proto_init()
+	file_keysvc_v1_status_service_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
