@@ -96,7 +96,7 @@ func (a *app) readRoster(name string) ([]roster.Member, error) {
 		in = file
 	}
 	members, err := roster.Read(in)
-	mistakes, is := errors.AsType[roster.Mistakes](err)
+	mistakes, is := errors.AsType[roster.LineErrors](err)
 	if !is {
 		return members, err
 	}

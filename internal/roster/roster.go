@@ -48,8 +48,8 @@ type Member struct {
 	SourceVersion *int64
 }
 
-// Mistake is what is wrong with one line.
-type Mistake struct {
+// LineError is what is wrong with one line.
+type LineError struct {
 	// Line is the number of the line, from 1.
 	Line int
 	// Text says what is wrong and what is allowed. It repeats no value of the file.
@@ -57,13 +57,13 @@ type Mistake struct {
 }
 
 // Error returns "line 7: the text".
-func (m Mistake) Error() string { return fmt.Sprintf("line %d: %s", m.Line, m.Text) }
+func (m LineError) Error() string { return fmt.Sprintf("line %d: %s", m.Line, m.Text) }
 
-// Mistakes are what is wrong with a file, by line.
-type Mistakes []Mistake
+// LineErrors are what is wrong with a file, by line.
+type LineErrors []LineError
 
 // Error returns the mistakes, one on each line.
-func (m Mistakes) Error() string {
+func (m LineErrors) Error() string {
 	var lines []string
 	for _, each := range m {
 		lines = append(lines, each.Error())
@@ -88,7 +88,7 @@ var (
 	validRole = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
 )
 
-// Read reads a file. Errors: Mistakes, or that of in.
+// Read reads a file. Errors: LineErrors, or that of in.
 func Read(in io.Reader) ([]Member, error) {
 	r := &reader{lines: make(map[[2]string]int)}
 	buffered := bufio.NewReaderSize(in, maxLine)
@@ -118,14 +118,14 @@ func Read(in io.Reader) ([]Member, error) {
 // reader collects the lines of a file.
 type reader struct {
 	members  []Member
-	mistakes Mistakes
+	mistakes LineErrors
 	// lines has the line of each workspace and member.
 	lines map[[2]string]int
 }
 
 // mistake notes what is wrong with a line and reports whether reading goes on.
 func (r *reader) mistake(line int, format string, arguments ...any) bool {
-	r.mistakes = append(r.mistakes, Mistake{Line: line, Text: fmt.Sprintf(format, arguments...)})
+	r.mistakes = append(r.mistakes, LineError{Line: line, Text: fmt.Sprintf(format, arguments...)})
 	return len(r.mistakes) < maxMistakes
 }
 

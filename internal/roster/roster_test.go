@@ -66,7 +66,7 @@ func TestMistakesNameTheirLine(t *testing.T) {
 		"long line":           {"{}\n{\"role\":\"" + strings.Repeat("a", 64<<10) + "\"}\n", "line 1: workspace must be 1 to 128 characters of [A-Za-z0-9._:@-]\nline 1: member must be 1 to 128 characters of [A-Za-z0-9._:@-]\nline 1: role must be the name of a role, [a-z][a-z0-9_-]{0,63}\nline 2: is longer than 65536 bytes"},
 	} {
 		members, err := roster.Read(strings.NewReader(each.text))
-		if _, is := errors.AsType[roster.Mistakes](err); !is || members != nil || err.Error() != each.want {
+		if _, is := errors.AsType[roster.LineErrors](err); !is || members != nil || err.Error() != each.want {
 			t.Errorf("%s: got %v, %v\nwant %s", name, members, err, each.want)
 		}
 	}
@@ -81,7 +81,7 @@ func TestReadingEndsAfterManyMistakes(t *testing.T) {
 		strings.Repeat("{\n", 1000),
 	} {
 		_, err := roster.Read(strings.NewReader(text))
-		if mistakes, _ := errors.AsType[roster.Mistakes](err); len(mistakes) != 100 {
+		if mistakes, _ := errors.AsType[roster.LineErrors](err); len(mistakes) != 100 {
 			t.Errorf("got %d mistakes", len(mistakes))
 		}
 	}
@@ -116,7 +116,7 @@ func FuzzRead(f *testing.F) {
 	f.Add("\uFEFFrole,member,workspace\n\"owner\",a,b\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		members, err := roster.Read(strings.NewReader(text))
-		if mistakes, is := errors.AsType[roster.Mistakes](err); err != nil && (!is || len(mistakes) == 0 || len(mistakes) > 100+4) {
+		if mistakes, is := errors.AsType[roster.LineErrors](err); err != nil && (!is || len(mistakes) == 0 || len(mistakes) > 100+4) {
 			t.Fatalf("got %v", err)
 		}
 		// What was read is read again from a file that is written plainly.
