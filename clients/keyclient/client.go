@@ -265,6 +265,7 @@ const serviceConfig = `{
 			{"service": "keysvc.v1.KeyService", "method": "ListKeys"},
 			{"service": "keysvc.v1.MemberService", "method": "GetMember"},
 			{"service": "keysvc.v1.MemberService", "method": "ListMembers"},
+			{"service": "keysvc.v1.MemberService", "method": "ListWorkspaces"},
 			{"service": "keysvc.v1.PolicyService", "method": "GetPolicy"},
 			{"service": "keysvc.v1.SyncService", "method": "AwaitRevision"},
 			{"service": "keysvc.v1.ValidationService", "method": "ValidateKey"},

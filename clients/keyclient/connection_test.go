@@ -42,6 +42,7 @@ func TestReadsAreRepeatedAndChangesAreNot(t *testing.T) {
 		"/keysvc.v1.KeyService/ListKeys":                 true,
 		"/keysvc.v1.MemberService/GetMember":             true,
 		"/keysvc.v1.MemberService/ListMembers":           true,
+		"/keysvc.v1.MemberService/ListWorkspaces":        true,
 		"/keysvc.v1.PolicyService/GetPolicy":             true,
 		"/keysvc.v1.SyncService/AwaitRevision":           true,
 		"/keysvc.v1.ValidationService/ValidateKey":       true,

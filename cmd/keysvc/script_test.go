@@ -39,6 +39,7 @@ import (
 //	occupy NETWORK ADDRESS    listen there with a program that is not keysvc, and set $TAKEN
 //	stale FILE                leave a socket behind that nobody listens on
 //	mode MODE FILE            expect a file with this mode
+//	well                      wait until keysvc status finds nothing wrong
 //
 // The condition [root] holds for the super-user. $SHORT is a folder with a path that is short
 // enough for a socket. A server is stopped at the end of its script.
@@ -79,6 +80,7 @@ func TestScripts(t *testing.T) {
 			"occupy":  positive(scriptOccupy),
 			"stale":   positive(scriptStale),
 			"mode":    positive(scriptMode),
+			"well":    positive(scriptWell),
 		},
 	})
 }
@@ -192,6 +194,19 @@ func scriptStatus(ts *testscript.TestScript, args []string) {
 	}
 	if got != want {
 		ts.Fatalf("exit status %d, want %d", got, want)
+	}
+}
+
+// scriptWell waits, because a disk that is busy for a second is something wrong.
+func scriptWell(ts *testscript.TestScript, _ []string) {
+	for began := time.Now(); ; {
+		err := ts.Exec("keysvc", "status")
+		if err == nil {
+			return
+		}
+		if time.Since(began) > patience {
+			ts.Fatalf("it is not well after %s: %v", patience, err)
+		}
 	}
 }
 

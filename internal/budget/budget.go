@@ -91,7 +91,7 @@ func (b *Budget) room(work callers.Work) int64 {
 		return b.limit
 	case callers.Change, callers.Wait:
 		return b.limit - b.limit/8
-	case callers.Read, callers.Session, callers.Watch, callers.Inspection, callers.NoWork:
+	case callers.Read, callers.Session, callers.Watch, callers.Inspection, callers.Backup, callers.NoWork:
 	}
 	return b.limit / 2
 }

@@ -159,7 +159,7 @@ func (c *call) handle(ctx context.Context, request any) (any, error) {
 				ctx = c.givingWay(ctx)
 			}
 		}
-	case callers.NoWork, callers.Probe, callers.Validation, callers.Wait, callers.Session, callers.Watch, callers.Inspection:
+	case callers.NoWork, callers.Probe, callers.Validation, callers.Wait, callers.Session, callers.Watch, callers.Inspection, callers.Backup:
 	}
 	return c.next(ctx, request)
 }

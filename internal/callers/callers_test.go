@@ -150,15 +150,18 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "MemberService/PutMember":             access.Directory,
 		service + "MemberService/GetMember":             access.Read,
 		service + "MemberService/ListMembers":           access.Read,
+		service + "MemberService/ListWorkspaces":        access.Read,
 		service + "MemberService/RemoveMember":          access.Directory,
 		service + "MemberService/RemoveWorkspace":       access.Administer,
 		service + "PolicyService/GetPolicy":             access.Known,
 		service + "PolicyService/ApplyPolicy":           access.Administer,
 		service + "AuditService/ListAuditEvents":        access.Audit,
 		service + "AuditService/ExplainKey":             access.Audit,
+		service + "BackupService/Backup":                access.Administer,
 		service + "SyncService/Sync":                    access.Validate,
 		service + "SyncService/AwaitRevision":           access.Known,
 		service + "CallerService/WhoAmI":                access.Known,
+		service + "StatusService/GetStatus":             access.Known,
 	}
 	for method, right := range want {
 		if got := callers.Needs(method); got != right {

@@ -46,6 +46,8 @@ const (
 	Watch
 	// Inspection is a stream that tells what the server serves.
 	Inspection
+	// Backup is a stream that copies the store.
+	Backup
 )
 
 // String returns the kind's name, as the log has it.
@@ -67,6 +69,8 @@ func (w Work) String() string {
 		return "watch"
 	case Inspection:
 		return "inspection"
+	case Backup:
+		return "backup"
 	case NoWork:
 	}
 	return "none"
@@ -90,6 +94,7 @@ var methods = map[string]Method{
 	keysvcv1.MemberService_PutMember_FullMethodName:       {access.Directory, Change},
 	keysvcv1.MemberService_GetMember_FullMethodName:       {access.Read, Read},
 	keysvcv1.MemberService_ListMembers_FullMethodName:     {access.Read, Read},
+	keysvcv1.MemberService_ListWorkspaces_FullMethodName:  {access.Read, Read},
 	keysvcv1.MemberService_RemoveMember_FullMethodName:    {access.Directory, Change},
 	keysvcv1.MemberService_RemoveWorkspace_FullMethodName: {access.Administer, Change},
 
@@ -99,11 +104,16 @@ var methods = map[string]Method{
 	keysvcv1.AuditService_ListAuditEvents_FullMethodName: {access.Audit, Read},
 	keysvcv1.AuditService_ExplainKey_FullMethodName:      {access.Audit, Read},
 
+	keysvcv1.BackupService_Backup_FullMethodName: {access.Administer, Backup},
+
 	keysvcv1.SyncService_Sync_FullMethodName: {access.Validate, Session},
 	// A caller that may change something, by whichever right, may wait for it.
 	keysvcv1.SyncService_AwaitRevision_FullMethodName: {access.Known, Wait},
 
 	keysvcv1.CallerService_WhoAmI_FullMethodName: {access.Known, Read},
+
+	// While the disk hangs, reads may take all their slots, and that is when the status matters.
+	keysvcv1.StatusService_GetStatus_FullMethodName: {access.Known, Wait},
 
 	grpc_health_v1.Health_Check_FullMethodName: {access.Anyone, Probe},
 	grpc_health_v1.Health_List_FullMethodName:  {access.Anyone, Probe},

@@ -53,7 +53,7 @@ func Main(ctx context.Context, process Process, hooks Hooks) int {
 		return int(status)
 	}
 	a.printError(ctx, err)
-	if a.validates {
+	if a.failsAs1 {
 		return ExitFailure
 	}
 	return statusOf(ctx, err)
@@ -63,8 +63,9 @@ func Main(ctx context.Context, process Process, hooks Hooks) int {
 type app struct {
 	Process
 	hooks Hooks
-	// validates is set when the command is validate, which has exit statuses of its own.
-	validates bool
+	// failsAs1 is set when every failure of the command has the exit status ExitFailure, because its
+	// other statuses are answers.
+	failsAs1 bool
 	// closeStderr flushes Stderr and reports whether everything was written.
 	closeStderr func() bool
 }
@@ -90,7 +91,7 @@ func (a *app) run(ctx context.Context) error {
 	root := a.rootCommand()
 	if slices.ContainsFunc(a.Args, looksLikeToken.MatchString) {
 		command, _, err := root.Find(a.Args)
-		a.validates = err == nil && isValidate(command)
+		a.failsAs1 = err == nil && failsAs1(command)
 		return errTokenArgument
 	}
 	// For nil, cobra would read os.Args.
@@ -99,11 +100,15 @@ func (a *app) run(ctx context.Context) error {
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
 	command, err := root.ExecuteContextC(ctx)
-	a.validates = isValidate(command)
+	a.failsAs1 = failsAs1(command)
 	return err
 }
 
-func isValidate(command *cobra.Command) bool { return command.CommandPath() == "keysvc validate" }
+// failsAs1 reports whether every failure of a command has the exit status ExitFailure.
+func failsAs1(command *cobra.Command) bool {
+	path := command.CommandPath()
+	return path == "keysvc validate" || path == "keysvc health"
+}
 
 // Root returns the command with all its subcommands, to make pages of the manual and completions of.
 // It must not be executed.
@@ -142,10 +147,13 @@ everything else goes to standard error.
 		a.auditCommand(),
 		a.watchCommand(),
 		a.whoAmICommand(),
+		a.statusCommand(),
+		a.healthCommand(),
 		a.contextCommand(),
 		a.callersCommand(),
 		a.certsCommand(),
 		a.configCommand(),
+		a.backupCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
 		a.repairClockCommand(),

@@ -13,6 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -40,6 +42,9 @@ type session struct {
 	validation keysvcv1.ValidationServiceClient
 	sync       keysvcv1.SyncServiceClient
 	callers    keysvcv1.CallerServiceClient
+	backups    keysvcv1.BackupServiceClient
+	statuses   keysvcv1.StatusServiceClient
+	health     grpc_health_v1.HealthClient
 	// timeout is how long one call may take.
 	timeout time.Duration
 }
@@ -95,6 +100,9 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 		validation: keysvcv1.NewValidationServiceClient(conn),
 		sync:       keysvcv1.NewSyncServiceClient(conn),
 		callers:    keysvcv1.NewCallerServiceClient(conn),
+		backups:    keysvcv1.NewBackupServiceClient(conn),
+		statuses:   keysvcv1.NewStatusServiceClient(conn),
+		health:     grpc_health_v1.NewHealthClient(conn),
 		timeout:    timeout,
 	}, conn, nil
 }
@@ -117,6 +125,7 @@ func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error)
 		grpc.WithContextDialer(d.dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
+		grpc.WithConnectParams(connectParams()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
 		grpc.WithUnaryInterceptor(d.intercept(timeout)),
 		grpc.WithStreamInterceptor(d.interceptStream(timeout)),
@@ -132,6 +141,14 @@ func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error)
 		return nil, fmt.Errorf("connection to %s: %w", settings.address, err)
 	}
 	return conn, nil
+}
+
+// connectParams returns how often a connection is tried again. By gRPC's default a command that goes
+// on, such as status --watch, would notice up to two minutes late that the server is back.
+func connectParams() grpc.ConnectParams {
+	params := grpc.ConnectParams{Backoff: backoff.DefaultConfig, MinConnectTimeout: 20 * time.Second}
+	params.Backoff.MaxDelay = watchInterval
+	return params
 }
 
 // dialer connects to one address and remembers the error of the last attempt.
@@ -238,7 +255,7 @@ func isRead(method string, request any) bool {
 		return true
 	}
 	name := method[strings.LastIndex(method, "/")+1:]
-	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await", "WhoAmI", "Explain"} {
+	for _, verb := range []string{"Get", "List", "Validate", "BatchValidate", "Await", "WhoAmI", "Explain", "Check"} {
 		if strings.HasPrefix(name, verb) {
 			return true
 		}

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"time"
 
@@ -79,19 +78,19 @@ func (s *session) workspaceOf() string {
 	return ""
 }
 
-// completeWorkspaces suggests the workspaces of the newest keys: the API has no list of
-// workspaces.
+// completeWorkspaces suggests the first workspaces by id that were not removed.
 func completeWorkspaces(ctx context.Context, s *session) ([]cobra.Completion, error) {
-	response, err := s.keys.ListKeys(ctx, &keysvcv1.ListKeysRequest{PageSize: maxPageSize})
+	response, err := s.members.ListWorkspaces(ctx, &keysvcv1.ListWorkspacesRequest{
+		States: []keysvcv1.WorkspaceState{keysvcv1.WorkspaceState_WORKSPACE_STATE_ACTIVE}, PageSize: maxPageSize,
+	})
 	if err != nil {
 		return nil, err
 	}
 	var workspaces []cobra.Completion
-	for _, key := range response.GetKeys() {
-		workspaces = append(workspaces, printable(key.GetWorkspaceId()))
+	for _, workspace := range response.GetWorkspaces() {
+		workspaces = append(workspaces, printable(workspace.GetWorkspaceId()))
 	}
-	slices.Sort(workspaces)
-	return slices.Compact(workspaces), nil
+	return workspaces, nil
 }
 
 // completeMembers suggests the members of the workspace.

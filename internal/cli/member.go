@@ -15,13 +15,15 @@ func (a *app) memberCommand() *cobra.Command {
 		Use:   "member",
 		Short: "Add, change, look at and remove the members of workspaces",
 		Long: `Add, change, look at and remove the members of workspaces. A product's own directory
-does this over the API; these commands are for trying out and for repairs.`,
+does this over the API; these commands are for trying out and for repairs. "member
+sync" compares all members with those of the product, and repairs what differs.`,
 		Example: `  keysvc member list --workspace acme`,
 	},
 		a.memberPutCommand(),
 		a.memberGetCommand(),
 		a.memberListCommand(),
 		a.memberRemoveCommand(),
+		a.memberSyncCommand(),
 	)
 }
 

@@ -142,7 +142,7 @@ func (p *printer) yaml(message proto.Message) error {
 	return p.write(text)
 }
 
-// names writes the id of each key or member of a response on a line.
+// names writes the id of each key, member or workspace of a response on a line.
 func (p *printer) names(response proto.Message) error {
 	var ids []string
 	switch response := response.(type) {
@@ -153,6 +153,10 @@ func (p *printer) names(response proto.Message) error {
 	case interface{ GetMembers() []*keysvcv1.Member }:
 		for _, member := range response.GetMembers() {
 			ids = append(ids, member.GetMemberId())
+		}
+	case interface{ GetWorkspaces() []*keysvcv1.Workspace }:
+		for _, workspace := range response.GetWorkspaces() {
+			ids = append(ids, workspace.GetWorkspaceId())
 		}
 	case interface{ GetKey() *keysvcv1.Key }:
 		ids = []string{response.GetKey().GetKeyId()}

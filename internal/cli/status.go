@@ -11,11 +11,12 @@ import (
 	"github.com/scribe-mail/keysvc/internal/server"
 )
 
-// The exit statuses of the command. The command validate uses 0, 1, 3 and 4 only.
+// The exit statuses of the command. The command validate uses 0, 1, 3 and 4 only, and health 0 and 1.
 const (
 	// ExitOK: the command succeeded. For validate: the token is allowed.
 	ExitOK = 0
-	// ExitFailure: a failure that has no status of its own.
+	// ExitFailure: a failure that has no status of its own. For status: something is wrong with the
+	// server. For health: the server does not serve.
 	ExitFailure = 1
 	// ExitUsage: the command line is wrong, or the server refused a value of it as invalid.
 	// Nothing was changed.
@@ -37,8 +38,8 @@ const (
 )
 
 const exitHelp = `Exit statuses:
-  0  done; for validate: ALLOWED
-  1  another failure
+  0  done; for validate: ALLOWED; for status: all is well; for health: SERVING
+  1  another failure; for status: something is wrong with the server
   2  usage: the command line is wrong, or a value is invalid
   3  validate: the token is not valid (UNAUTHENTICATED)
   4  validate: the token may not do this (PERMISSION_DENIED)
@@ -46,7 +47,8 @@ const exitHelp = `Exit statuses:
   6  not found
   7  refused by the server, or not confirmed
   8  no server can be reached, or none answers in time
-"keysvc validate" uses 0, 1, 3 and 4 only: if it gets no answer, the status is 1.`
+"keysvc validate" uses 0, 1, 3 and 4 only, and "keysvc health" 0 and 1: if they get
+no answer, the status is 1.`
 
 // statusError ends a command with an exit status and without an error line.
 type statusError int

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -11,13 +12,71 @@ import (
 func (a *app) workspaceCommand() *cobra.Command {
 	return group(&cobra.Command{
 		Use:   "workspace",
-		Short: "Remove workspaces",
-		Long: `Remove workspaces. A workspace is created with its first member; see keysvc member
-put.`,
-		Example: `  keysvc workspace remove acme`,
+		Short: "List and remove workspaces",
+		Long: `List and remove workspaces. A workspace is created with its first member; see keysvc
+member put.`,
+		Example: `  keysvc workspace list`,
 	},
+		a.workspaceListCommand(),
 		a.workspaceRemoveCommand(),
 	)
+}
+
+func (a *app) workspaceListCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List workspaces, with how many keys and members they have",
+		Long: `List workspaces, by their ids, with how many keys and members they have. Keys that
+were revoked or have expired, and members that were removed, count until they are
+purged. A caller that may read some workspaces sees these only. Dates are in UTC.
+
+` + fmt.Sprintf(listHelp, "workspaces") + "\n\n" + jsonHelp,
+		Example: `  keysvc workspace list
+  keysvc workspace list --state active --all -o name`,
+	}
+	type word string
+	const active, removed word = "active", "removed"
+	var state word
+	choice(cmd, &state, "state", "", "only workspaces in this state", active, removed)
+	pages := pagingFlags(cmd)
+	return a.clientCommand(cmd, formatsOfLists, func(ctx context.Context, s *session, _ []string) error {
+		request := &keysvcv1.ListWorkspacesRequest{}
+		switch state {
+		case active:
+			request.States = []keysvcv1.WorkspaceState{keysvcv1.WorkspaceState_WORKSPACE_STATE_ACTIVE}
+		case removed:
+			request.States = []keysvcv1.WorkspaceState{keysvcv1.WorkspaceState_WORKSPACE_STATE_REMOVED}
+		}
+		return listing[*keysvcv1.ListWorkspacesResponse]{
+			plural: "workspaces",
+			columns: []column{
+				{title: "WORKSPACE", cutTo: 16},
+				{title: "STATE", minWidth: len("removed")},
+				{title: "KEYS"},
+				{title: "MEMBERS"},
+				{title: "CREATED"},
+				{title: "REMOVED"},
+			},
+			fetch: func(pageSize int32, pageToken string) (*keysvcv1.ListWorkspacesResponse, error) {
+				request.PageSize, request.PageToken = pageSize, pageToken
+				return s.members.ListWorkspaces(ctx, request)
+			},
+			rows: func(page *keysvcv1.ListWorkspacesResponse) [][]string {
+				var rows [][]string
+				for _, each := range page.GetWorkspaces() {
+					rows = append(rows, []string{
+						each.GetWorkspaceId(), enumWord(each.GetState(), "WORKSPACE_STATE_"), fmt.Sprint(each.GetKeyCount()),
+						fmt.Sprint(each.GetMemberCount()), day(each.GetCreateTime(), "-"), day(each.GetRemoveTime(), "-"),
+					})
+				}
+				return rows
+			},
+			add: func(all, page *keysvcv1.ListWorkspacesResponse) {
+				all.Workspaces = append(all.Workspaces, page.GetWorkspaces()...)
+				all.NextPageToken = page.GetNextPageToken()
+			},
+		}.show(s, pages)
+	})
 }
 
 func (a *app) workspaceRemoveCommand() *cobra.Command {

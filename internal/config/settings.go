@@ -86,6 +86,14 @@ type Settings struct {
 	// AuditSinkKeepDays is for how many days the files that the sink's file was renamed to are kept
 	// after their last line: 1 to 36500, or 0 for ever.
 	AuditSinkKeepDays int
+	// BackupDir is the folder of scheduled backups, which must exist; "" for none.
+	BackupDir string
+	// BackupInterval is the time from one scheduled backup to the next, and BackupKeep how many are
+	// kept, at least 1.
+	BackupInterval time.Duration
+	BackupKeep     int
+	// BackupRate is how many bytes a second a backup is written or sent with.
+	BackupRate int
 	// Init makes a new, empty store, and its folder if the folder is missing. The start fails if
 	// there is a store already.
 	Init bool

@@ -186,6 +186,30 @@ var table = []Setting{
 		kind:  number(func(s *Settings) *int { return &s.AuditSinkKeepDays }, 0, 36500),
 	},
 	{
+		Name: "backup-dir", Group: groupStore, Empty: "no scheduled backups", Path: FolderPath,
+		Usage: "the `folder` of scheduled backups, which must exist",
+		More:  "Use another disk, and no folder that another server uses. See [backups](operations.md#scheduled-backups).",
+		kind:  text(func(s *Settings) *string { return &s.BackupDir }, anyValue),
+	},
+	{
+		Name: "backup-interval", Group: groupStore, Default: "24h",
+		Usage: "the time from one scheduled backup to the next",
+		More:  "Up to a tenth later. A start makes one at once if the newest is older.",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.BackupInterval }, time.Minute, 30*day),
+	},
+	{
+		Name: "backup-keep", Group: groupStore, Default: "7",
+		Usage: "how many scheduled backups to keep",
+		More:  "The oldest is deleted after a new one was made and checked.",
+		kind:  number(func(s *Settings) *int { return &s.BackupKeep }, 1, 10_000),
+	},
+	{
+		Name: "backup-rate", Group: groupStore, Default: "33554432",
+		Usage: "how many bytes a second a backup is written or sent with",
+		More:  "`keysvc backup --rate` says otherwise for one backup.",
+		kind:  number(func(s *Settings) *int { return &s.BackupRate }, 64<<10, 1<<30),
+	},
+	{
 		Name: "policy", Group: groupStore, Empty: "the built-in policy", Path: FilePath,
 		Usage: "a policy `file` that fills an empty store",
 		More:  "A store that has a policy keeps it; see [policy](operations.md#policy).",

@@ -66,6 +66,10 @@ type Hooks struct {
 	SweepDone func(Sweep)
 	// AuditPruned is called after each search for old audit events.
 	AuditPruned func(Prune)
+	// BackupDone is called after each backup that was begun, and BackupsDeleted when old ones were
+	// deleted.
+	BackupDone     func(Backup)
+	BackupsDeleted func(BackupsDeleted)
 	// ClockJumped is called once, when the wall clock was set forward.
 	ClockJumped func(ClockJump)
 	// AcceptFailed is called when a listener could not accept a connection.
@@ -241,6 +245,31 @@ type Prune struct {
 	// Files are the files of the audit sink that were deleted.
 	Files []string
 	// Error says why the search broke off; nil if it did not.
+	Error error
+}
+
+// Backup is a copy of the store that was made, or broke off.
+type Backup struct {
+	// Caller read it, and RequestID is the call's; "" for a scheduled backup. Path is the file of a
+	// scheduled one.
+	Caller, RequestID, Path string
+	// Revision is the newest in the copy, Bytes its size, and SHA256 that of all its bytes in
+	// hexadecimal.
+	Revision, Bytes int64
+	SHA256          string
+	// Copying is how long the store itself was copied, and Duration how long all of it took.
+	Copying, Duration time.Duration
+	// Failures is how many have failed since the last that was complete.
+	Failures int
+	// Error says why it broke off; nil if it is complete, and checked if it is scheduled.
+	Error error
+}
+
+// BackupsDeleted are old scheduled backups.
+type BackupsDeleted struct {
+	// Files are the names of those that were deleted.
+	Files []string
+	// Error says why others were not; nil if all were.
 	Error error
 }
 

@@ -27,6 +27,8 @@ func Join(listeners ...Hooks) Hooks {
 		UsesFlushed:     func(Flush) {},
 		SweepDone:       func(Sweep) {},
 		AuditPruned:     func(Prune) {},
+		BackupDone:      func(Backup) {},
+		BackupsDeleted:  func(BackupsDeleted) {},
 		ClockJumped:     func(ClockJump) {},
 		AcceptFailed:    func(error) {},
 
@@ -54,6 +56,8 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.UsesFlushed, each.UsesFlushed, first)
 		join(&joined.SweepDone, each.SweepDone, first)
 		join(&joined.AuditPruned, each.AuditPruned, first)
+		join(&joined.BackupDone, each.BackupDone, first)
+		join(&joined.BackupsDeleted, each.BackupsDeleted, first)
 		join(&joined.ClockJumped, each.ClockJumped, first)
 		join(&joined.AcceptFailed, each.AcceptFailed, first)
 		join(&joined.ConnectionsClosed, each.ConnectionsClosed, first)

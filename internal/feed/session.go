@@ -50,6 +50,8 @@ type Session struct {
 	sent int64
 	// heardAt is when the newest message of the client came.
 	heardAt time.Time
+	// leasedAt is when the newest ping came; zero before the first.
+	leasedAt time.Time
 	// applied is the revision up to which the client said that it has applied every change.
 	applied int64
 	// awaited is the newest revision that an Await waits for. marked is the newest revision
@@ -140,6 +142,7 @@ func (s *Session) Ping(nonce uint64, revision int64, arrived time.Time) error {
 		return err
 	}
 	s.nonce, s.barrier = nonce, s.hub.revision
+	s.leasedAt = arrived
 	s.holder.Extend(arrived)
 	s.Wake()
 	return nil

@@ -188,8 +188,9 @@ var wholes = map[string]func(ctx context.Context, m *keys.Manager, workspaces ac
 	},
 }
 
-// others are the verbs with tests of their own: RevokeToken and GetPolicy. SweepEvery calls Sweep.
-var others = []string{"RevokeToken", "GetPolicy", "SweepEvery"}
+// others are the verbs with tests of their own: RevokeToken, GetPolicy and ListWorkspaces. SweepEvery
+// calls Sweep.
+var others = []string{"RevokeToken", "GetPolicy", "ListWorkspaces", "SweepEvery"}
 
 func TestEveryVerbIsKnownToTheTestsOfRights(t *testing.T) {
 	manager := reflect.TypeFor[*keys.Manager]()

@@ -87,9 +87,10 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	validations.CountInvalid(newTally(s.hooks).Add)
 	validations.CountForms(&s.forms.counted)
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
-	callerService := service.NewCallers(errors)
+	callerService, statusService := service.NewCallers(errors), service.NewStatus(s.condition, errors)
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf, &s.forms.counted)
 	auditService := service.NewAudit(s.keys, errors)
+	backupService := service.NewBackup(s.backups, errors, s.backupRead)
 	c := &calls{
 		log:    s.log,
 		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.config.Judge),
@@ -123,9 +124,11 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 			keysvcv1.RegisterMemberServiceServer(server, memberService)
 			keysvcv1.RegisterPolicyServiceServer(server, policyService)
 			keysvcv1.RegisterAuditServiceServer(server, auditService)
+			keysvcv1.RegisterBackupServiceServer(server, backupService)
 		}
 		if purpose != config.PurposeHealth {
 			keysvcv1.RegisterCallerServiceServer(server, callerService)
+			keysvcv1.RegisterStatusServiceServer(server, statusService)
 		}
 		// Each listener answers health for the services of all listeners.
 		for name := range server.GetServiceInfo() {

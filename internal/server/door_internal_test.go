@@ -75,10 +75,10 @@ func TestEveryKindOfWorkHasSlots(t *testing.T) {
 	if free := d.slots.of(callers.NoWork); free == nil || free.acquire("local") != nil {
 		t.Error("NoWork has slots")
 	}
-	if free := d.slots.of(callers.Inspection + 1); free == nil || free.acquire("local") != nil {
+	if free := d.slots.of(callers.Backup + 1); free == nil || free.acquire("local") != nil {
 		t.Error("unknown work has slots")
 	}
-	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session, callers.Watch, callers.Inspection} {
+	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session, callers.Watch, callers.Inspection, callers.Backup} {
 		if free := d.slots.of(work); free == nil || free.work != work || free.acquire("local") == nil {
 			t.Errorf("work of kind %s has no slots", work)
 		}
@@ -93,7 +93,7 @@ func TestOneCallerLeavesAQuarterToOthers(t *testing.T) {
 	settings := config.Defaults()
 	settings.MaxInFlight, settings.MaxSessions = 64, 1024
 	d := newTestDoor(t, settings)
-	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session, callers.Watch, callers.Inspection} {
+	for _, work := range []callers.Work{callers.Validation, callers.Change, callers.Read, callers.Wait, callers.Session, callers.Watch, callers.Inspection, callers.Backup} {
 		free := d.slots.of(work)
 		limit := int(free.limit.Load())
 		take := func(caller string) (taken []*atomic.Int64) {

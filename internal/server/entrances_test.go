@@ -372,6 +372,13 @@ func (c *countingStore) Barrier(ctx context.Context) (storage.Barrier, error) {
 	return c.Store.Barrier(ctx)
 }
 
+// Snapshot implements storage.Snapshotter.
+func (c *countingStore) Snapshot(ctx context.Context) (storage.Snapshot, error) {
+	c.asked.Add(1)
+	snapshotter, _ := storage.SnapshotterOf(c.Store)
+	return snapshotter.Snapshot(ctx)
+}
+
 // Commit implements storage.Store.
 func (c *countingStore) Commit(ctx context.Context, change *storage.Change) (int64, error) {
 	c.asked.Add(1)

@@ -113,6 +113,15 @@ func logEvents(log *slog.Logger) events.Hooks {
 				log.InfoContext(ctx, "audit events past their retention were deleted; the audit sink has them", "events", prune.Events)
 			}
 		},
+		BackupDone: func(backup events.Backup) { logBackup(ctx, log, backup) },
+		BackupsDeleted: func(deleted events.BackupsDeleted) {
+			if deleted.Error != nil {
+				log.WarnContext(ctx, "old backups could not be deleted", "error", deleted.Error)
+			}
+			if len(deleted.Files) > 0 {
+				log.InfoContext(ctx, "old backups were deleted", "files", deleted.Files)
+			}
+		},
 		ClockJumped: func(jump events.ClockJump) {
 			log.ErrorContext(ctx, "the wall clock was set forward, and nobody knows if it is right: until a restart no key is created or rotated with an overlap, and nothing is purged",
 				"wall", jump.Wall, "by_time_passed", jump.ByTimePassed, "ahead", jump.Wall.Sub(jump.ByTimePassed).Round(time.Second).String())
@@ -128,6 +137,30 @@ func logEvents(log *slog.Logger) events.Hooks {
 			log.LogAttrs(ctx, slog.LevelWarn, "connections are refused or ended",
 				append(attributes, slog.String("peer", closed.Peer), slog.Int64("count", closed.Count))...)
 		},
+	}
+}
+
+// logBackup logs a backup. What a caller breaks off is that caller's affair; a scheduled backup that
+// fails is an operator's.
+func logBackup(ctx context.Context, log *slog.Logger, backup events.Backup) {
+	var attributes []slog.Attr
+	for _, each := range []slog.Attr{
+		slog.String("file", backup.Path), slog.String(callerKey, backup.Caller), slog.String("request_id", backup.RequestID), slog.String("sha256", backup.SHA256),
+	} {
+		if each.Value.String() != "" {
+			attributes = append(attributes, each)
+		}
+	}
+	switch {
+	case backup.Error == nil:
+		log.LogAttrs(ctx, slog.LevelInfo, "a backup was made", append(attributes,
+			slog.Int64("revision", backup.Revision), slog.Int64("bytes", backup.Bytes),
+			slog.Float64("copying_ms", float64(backup.Copying)/millisecondUnit), slog.Float64(durationKey, float64(backup.Duration)/millisecondUnit))...)
+	case backup.Caller != "":
+		log.LogAttrs(ctx, slog.LevelWarn, "a backup broke off", append(attributes, slog.Any("error", backup.Error))...)
+	default:
+		log.LogAttrs(ctx, slog.LevelError, "a scheduled backup failed; trying again later", append(attributes,
+			slog.Int("failures", backup.Failures), slog.Any("error", backup.Error))...)
 	}
 }
 

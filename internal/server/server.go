@@ -16,6 +16,7 @@ import (
 
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/backup"
 	"github.com/scribe-mail/keysvc/internal/budget"
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/clock"
@@ -113,8 +114,11 @@ type Server struct {
 	parts *components
 
 	projection *projection.Projection
-	// started is when this process took over the store, and position the store's position then.
+	// started is when this process took over the store, began the same by the wall clock, and position
+	// the store's position then. committed is the time of the newest change since, in Unix nanoseconds.
 	started    time.Time
+	began      time.Time
+	committed  atomic.Int64
 	position   storage.Position
 	clock      *clock.Clock
 	reportJump sync.Once
@@ -125,6 +129,8 @@ type Server struct {
 	hub      *feed.Hub
 	keys     *keys.Manager
 	recorder *usage.Recorder
+	// backups copies the store.
+	backups *backup.Backups
 	// forms are what callers present, owned by the component of that name.
 	forms forms
 	// refusals is nil before the store is open, and if the store keeps none.
@@ -148,7 +154,7 @@ func newServer(config Config) *Server {
 		slots: newSlotTable(config.Settings), budget: budget.New(int64(config.Settings.MaxBufferedBytes)),
 		distrusted: make(chan struct{}), look: make(chan struct{}, 1), reprove: make(chan struct{}, 1),
 	}
-	listeners := []events.Hooks{logEvents(config.Log), refusalHooks(&server.refusals), config.Hooks}
+	listeners := []events.Hooks{logEvents(config.Log), refusalHooks(&server.refusals), server.rememberCommits(), config.Hooks}
 	if config.Settings.Metrics() { // otherwise validations need not read the clock
 		server.metrics = newMetrics(server)
 		listeners = append(listeners, server.metrics.Hooks())
@@ -186,6 +192,7 @@ func (s *Server) components() []component {
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
 		{name: "sweep", run: s.sweep},
+		{name: "backups", start: s.prepareBackups, run: s.backUp},
 		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
@@ -199,6 +206,7 @@ func (s *Server) components() []component {
 func (s *Server) load(ctx context.Context) (err error) {
 	// From here on the store belongs to this process: a process that served it before has stopped.
 	s.started = time.Now() // leases go by the time that passes
+	s.began = s.wallClock()()
 	s.projection = projection.New(observed(s.config.Store, s.hooks), s.log)
 	if s.position, err = s.projection.Load(ctx); err != nil {
 		return fmt.Errorf("loading the store: %w", err)

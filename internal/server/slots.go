@@ -60,6 +60,8 @@ const (
 	// maxWatches is the max. number of watches of health, and maxInspections that of streams that
 	// tell what is served. Each is about 14 KiB.
 	maxWatches, maxInspections = 512, 64
+	// maxBackups is the max. number of calls for a backup. Only one of them gets its backup.
+	maxBackups = 8
 	// maxShares is how many callers have a share at a time. Beyond that, shares of which nothing
 	// is taken are forgotten.
 	maxShares = 1024
@@ -110,7 +112,7 @@ func (r *reports) since(now time.Time, refused int64) int64 {
 // slotTable has the slots of each kind of work, by kind; nil for probes, which have no
 // bound. Because each kind has its own, validations are refused only when there are too
 // many validations.
-type slotTable [callers.Inspection + 1]*slots
+type slotTable [callers.Backup + 1]*slots
 
 func newSlotTable(settings config.Settings) *slotTable {
 	table := slotTable{} // NoWork has slots of number 0: a method that is not known is refused
@@ -135,6 +137,7 @@ func (t *slotTable) resize(settings config.Settings) {
 	}
 	t[callers.Watch].limit.Store(maxWatches)
 	t[callers.Inspection].limit.Store(maxInspections)
+	t[callers.Backup].limit.Store(maxBackups)
 	// The hub bounds the sessions itself. Streams whose hello was not handled yet, or which are
 	// about to end, are not among its sessions. With them, three quarters of the slots are still
 	// fewer than the sessions: one caller leaves some to others.

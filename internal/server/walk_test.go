@@ -89,11 +89,13 @@ type fixture struct {
 	// ListMembers. Both are valid only for the requests that they come from. page and members are
 	// valid for the base requests.
 	foreignPage, page, memberPage, foreignMemberPage string
-	// eventPage and foreignEventPage are the same of ListAuditEvents.
-	eventPage, foreignEventPage string
-	digest                      string
-	policy                      *keysvcv1.Policy
-	epoch                       string
+	// eventPage and foreignEventPage are the same of ListAuditEvents, and workspacePage and
+	// foreignWorkspacePage of ListWorkspaces.
+	eventPage, foreignEventPage         string
+	workspacePage, foreignWorkspacePage string
+	digest                              string
+	policy                              *keysvcv1.Policy
+	epoch                               string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -126,6 +128,8 @@ func newFixture(t *testing.T) *fixture {
 	f.memberPage = f.listMembers(t, "acme")
 	f.foreignMemberPage = f.listMembers(t, "other")
 	f.eventPage, f.foreignEventPage = f.listEvents(t, "acme"), f.listEvents(t, "other")
+	f.workspacePage = f.listWorkspaces(t)
+	f.foreignWorkspacePage = f.listWorkspaces(t, keysvcv1.WorkspaceState_WORKSPACE_STATE_ACTIVE)
 	current, err := f.policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -146,6 +150,15 @@ func (f *fixture) listKeys(t *testing.T, request *keysvcv1.ListKeysRequest) stri
 func (f *fixture) listMembers(t *testing.T, workspaceID string) string {
 	t.Helper()
 	response, err := f.members.ListMembers(testContext(t), &keysvcv1.ListMembersRequest{WorkspaceId: workspaceID, PageSize: 1})
+	if err != nil || response.GetNextPageToken() == "" {
+		t.Fatalf("no page token: %v", err)
+	}
+	return response.GetNextPageToken()
+}
+
+func (f *fixture) listWorkspaces(t *testing.T, states ...keysvcv1.WorkspaceState) string {
+	t.Helper()
+	response, err := f.members.ListWorkspaces(testContext(t), &keysvcv1.ListWorkspacesRequest{States: states, PageSize: 1})
 	if err != nil || response.GetNextPageToken() == "" {
 		t.Fatalf("no page token: %v", err)
 	}
@@ -690,6 +703,21 @@ func walks() []walk {
 				as(codes.InvalidArgument, "PAGE_TOKEN_INVALID", []string{"page_token"}, set("workspace_id", "not the page token's", "other"))),
 		},
 		{
+			method: keysvcv1.MemberService_ListWorkspaces_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ListWorkspacesRequest{PageSize: 1, PageToken: f.workspacePage}
+			},
+			cases: slices.Concat(
+				without("page_token", as(codes.InvalidArgument, "FIELD_INVALID", nil,
+					set("states", "unspecified", []protoreflect.EnumNumber{0}),
+					set("states", "unknown", []protoreflect.EnumNumber{1, 99}),
+					set("states", "negative", []protoreflect.EnumNumber{-1}))),
+				pageSizes(),
+				pageTokens(func(f *fixture) string { return f.workspacePage }, func(f *fixture) string { return f.foreignWorkspacePage }),
+				as(codes.InvalidArgument, "PAGE_TOKEN_INVALID", []string{"page_token"},
+					set("states", "not the page token's", []protoreflect.EnumNumber{1}))),
+		},
+		{
 			method: keysvcv1.MemberService_RemoveMember_FullMethodName,
 			base: func(*fixture) proto.Message {
 				return &keysvcv1.RemoveMemberRequest{WorkspaceId: "acme", MemberId: "ann"}
@@ -729,8 +757,20 @@ func walks() []walk {
 				as(codes.NotFound, "KEY_NOT_FOUND", notAField, set("workspace_id", "unknown", "nowhere"), set("workspace_id", "another", "other"))),
 		},
 		{
+			method: keysvcv1.BackupService_Backup_FullMethodName,
+			base:   func(*fixture) proto.Message { return &keysvcv1.BackupRequest{} },
+			cases: []badCase{
+				set("bytes_per_second", "negative", int64(-1)), set("bytes_per_second", "less than 64 KiB", int64(65535)),
+				set("bytes_per_second", "more than 1 GiB", int64(1<<30+1)),
+			},
+		},
+		{
 			method: keysvcv1.CallerService_WhoAmI_FullMethodName,
 			base:   func(*fixture) proto.Message { return &keysvcv1.WhoAmIRequest{} },
+		},
+		{
+			method: keysvcv1.StatusService_GetStatus_FullMethodName,
+			base:   func(*fixture) proto.Message { return &keysvcv1.GetStatusRequest{} },
 		},
 		{
 			method: keysvcv1.ValidationService_ValidateKey_FullMethodName,
@@ -1518,10 +1558,15 @@ func (b *bench) call(t *testing.T, method string, request, response any, options
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if method != keysvcv1.SyncService_Sync_FullMethodName {
+	description := &keysvcv1.SyncService_ServiceDesc.Streams[0]
+	switch method {
+	case keysvcv1.SyncService_Sync_FullMethodName:
+	case keysvcv1.BackupService_Backup_FullMethodName:
+		description = &keysvcv1.BackupService_ServiceDesc.Streams[0]
+	default:
 		return b.conn.Invoke(ctx, method, request, response, options...)
 	}
-	stream, err := b.conn.NewStream(ctx, &keysvcv1.SyncService_ServiceDesc.Streams[0], method, options...)
+	stream, err := b.conn.NewStream(ctx, description, method, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1533,6 +1578,9 @@ func (b *bench) call(t *testing.T, method string, request, response any, options
 			said = []any{hello, request}
 		}
 	case *[]byte:
+		if method != keysvcv1.SyncService_Sync_FullMethodName {
+			break
+		}
 		if decoded := (&keysvcv1.SyncRequest{}); proto.Unmarshal(*request, decoded) != nil && decoded.GetHello() == nil {
 			encoded, err := proto.Marshal(hello)
 			if err != nil {

@@ -30,6 +30,11 @@ func (s *MemberService) ListMembers(ctx context.Context, request *keysvcv1.ListM
 	return read(ctx, s.management, keysvcv1.MemberService_ListMembers_FullMethodName, request, s.verbs.ListMembers)
 }
 
+// ListWorkspaces implements keysvcv1.MemberServiceServer.
+func (s *MemberService) ListWorkspaces(ctx context.Context, request *keysvcv1.ListWorkspacesRequest) (*keysvcv1.ListWorkspacesResponse, error) {
+	return read(ctx, s.management, keysvcv1.MemberService_ListWorkspaces_FullMethodName, request, s.verbs.ListWorkspaces)
+}
+
 // RemoveMember implements keysvcv1.MemberServiceServer.
 func (s *MemberService) RemoveMember(ctx context.Context, request *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
 	return change(ctx, s.management, keysvcv1.MemberService_RemoveMember_FullMethodName, request, s.verbs.RemoveMember)
@@ -77,6 +82,27 @@ func (v Verbs) ListMembers(ctx context.Context, visible access.Workspaces, reque
 	response := &keysvcv1.ListMembersResponse{NextPageToken: page.NextPageToken, Revision: page.Revision, Epoch: page.Epoch}
 	for _, member := range page.Members {
 		response.Members = append(response.Members, showMember(member))
+	}
+	return response, nil
+}
+
+// ListWorkspaces calls keys.Manager.ListWorkspaces.
+func (v Verbs) ListWorkspaces(ctx context.Context, visible access.Workspaces, request *keysvcv1.ListWorkspacesRequest) (*keysvcv1.ListWorkspacesResponse, error) {
+	query := keys.WorkspaceQuery{PageSize: int(request.GetPageSize()), PageToken: request.GetPageToken()}
+	for _, state := range request.GetStates() {
+		query.States = append(query.States, keys.WorkspaceState(state))
+	}
+	page, err := v.Manager.ListWorkspaces(ctx, visible, query)
+	if err != nil {
+		return nil, err
+	}
+	response := &keysvcv1.ListWorkspacesResponse{NextPageToken: page.NextPageToken, Revision: page.Revision, Epoch: page.Epoch}
+	for _, each := range page.Workspaces {
+		response.Workspaces = append(response.Workspaces, &keysvcv1.Workspace{
+			WorkspaceId: each.ID, State: keysvcv1.WorkspaceState(each.State),
+			CreateTime: stampOf(each.CreateTime), RemoveTime: stampOf(each.RemoveTime),
+			KeyCount: int32(each.Keys), MemberCount: int32(each.Members), //nolint:gosec // G115: keys and members have numbers of 32 bits
+		})
 	}
 	return response, nil
 }

@@ -75,7 +75,7 @@ func (s *ValidationService) Work(request any) callers.Work {
 				return callers.Wait
 			case callers.Read:
 				work = callers.Read
-			case callers.NoWork, callers.Probe, callers.Validation, callers.Change, callers.Session, callers.Watch, callers.Inspection:
+			case callers.NoWork, callers.Probe, callers.Validation, callers.Change, callers.Session, callers.Watch, callers.Inspection, callers.Backup:
 			}
 		}
 		return work

@@ -52,6 +52,9 @@ var (
 	// used up.
 	// Nothing was changed. Changes succeed again within a second after space was freed.
 	ErrFull = errors.New("storage: no room left")
+	// ErrNoSpace is returned by Snapshot if the disk has no room for a copy and, beside it, for the
+	// store to grow. Nothing was changed.
+	ErrNoSpace = errors.New("storage: the disk has no room for a copy of the store")
 	// ErrSink is returned by Commit if the store's audit sink cannot be written, for a change that
 	// does not narrow. Nothing was changed. Changes succeed again within a second after the sink
 	// can be written.

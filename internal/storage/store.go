@@ -19,8 +19,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer and
-// ViewLoader. An optional behaviour never changes
+// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer, Snapshotter,
+// StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
@@ -158,6 +158,34 @@ type SinkTrimmer interface {
 func SinkTrimmerOf(store any) (SinkTrimmer, bool) {
 	trimmer, has := store.(SinkTrimmer)
 	return trimmer, has
+}
+
+// Snapshotter is an optional behaviour of stores that can copy themselves while they are served.
+type Snapshotter interface {
+	// Snapshot copies the store as of one revision into a file on the disk of the store, and returns
+	// that copy. However slowly the copy is then read, the store is not held up. The copy has no name,
+	// so it is gone when it is closed, and when the process ends. If ctx has a giveway.Work, Snapshot
+	// gives way. Errors: ErrNoSpace, ErrUnavailable, ErrDamaged, the context's, and those of the file
+	// system.
+	Snapshot(ctx context.Context) (Snapshot, error)
+}
+
+// Snapshot is a copy of a store.
+type Snapshot struct {
+	// Content is the copy: Size bytes of a file as the backend keeps it. Closing it deletes the copy.
+	// Read returns ErrNoSpace when the disk has no room for changes any more: then the copy must make
+	// room.
+	Content io.ReadCloser
+	Size    int64
+	// Epoch and Position are those of the store when it was copied.
+	Epoch    string
+	Position Position
+}
+
+// SnapshotterOf returns what copies a store and reports whether the store can do it.
+func SnapshotterOf(store any) (Snapshotter, bool) {
+	snapshotter, has := store.(Snapshotter)
+	return snapshotter, has
 }
 
 // Committer makes changes.

@@ -683,6 +683,144 @@ func (x *RemoveWorkspaceResponse) GetEpoch() string {
 	return ""
 }
 
+// ListWorkspacesRequest selects workspaces.
+type ListWorkspacesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The states of the workspaces to list. Empty means all.
+	States []WorkspaceState `protobuf:"varint,1,rep,packed,name=states,proto3,enum=keysvc.v1.WorkspaceState" json:"states,omitempty"`
+	// The maximum number of workspaces in a page: 0 means 50, more than 1,000 is taken as 1,000,
+	// a negative number is refused.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before. Empty for the first page.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWorkspacesRequest) Reset() {
+	*x = ListWorkspacesRequest{}
+	mi := &file_keysvc_v1_member_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWorkspacesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWorkspacesRequest) ProtoMessage() {}
+
+func (x *ListWorkspacesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_member_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWorkspacesRequest.ProtoReflect.Descriptor instead.
+func (*ListWorkspacesRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_member_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ListWorkspacesRequest) GetStates() []WorkspaceState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *ListWorkspacesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListWorkspacesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListWorkspacesResponse is one page of workspaces.
+type ListWorkspacesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspaces, by ascending workspace_id.
+	Workspaces []*Workspace `protobuf:"bytes,1,rep,name=workspaces,proto3" json:"workspaces,omitempty"`
+	// The page_token for the next page. Empty on the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Revision that every workspace of the page reflects.
+	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListWorkspacesResponse) Reset() {
+	*x = ListWorkspacesResponse{}
+	mi := &file_keysvc_v1_member_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListWorkspacesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListWorkspacesResponse) ProtoMessage() {}
+
+func (x *ListWorkspacesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_member_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListWorkspacesResponse.ProtoReflect.Descriptor instead.
+func (*ListWorkspacesResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_member_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListWorkspacesResponse) GetWorkspaces() []*Workspace {
+	if x != nil {
+		return x.Workspaces
+	}
+	return nil
+}
+
+func (x *ListWorkspacesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListWorkspacesResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ListWorkspacesResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
 var File_keysvc_v1_member_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_member_service_proto_rawDesc = "" +
@@ -736,12 +874,25 @@ const file_keysvc_v1_member_service_proto_rawDesc = "" +
 	"\x0f_source_version\"K\n" +
 	"\x17RemoveWorkspaceResponse\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\tR\x05epoch2\x98\x03\n" +
+	"\x05epoch\x18\x02 \x01(\tR\x05epoch\"\x86\x01\n" +
+	"\x15ListWorkspacesRequest\x121\n" +
+	"\x06states\x18\x01 \x03(\x0e2\x19.keysvc.v1.WorkspaceStateR\x06states\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"\xa8\x01\n" +
+	"\x16ListWorkspacesResponse\x124\n" +
+	"\n" +
+	"workspaces\x18\x01 \x03(\v2\x14.keysvc.v1.WorkspaceR\n" +
+	"workspaces\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch2\xef\x03\n" +
 	"\rMemberService\x12F\n" +
 	"\tPutMember\x12\x1b.keysvc.v1.PutMemberRequest\x1a\x1c.keysvc.v1.PutMemberResponse\x12F\n" +
 	"\tGetMember\x12\x1b.keysvc.v1.GetMemberRequest\x1a\x1c.keysvc.v1.GetMemberResponse\x12L\n" +
 	"\vListMembers\x12\x1d.keysvc.v1.ListMembersRequest\x1a\x1e.keysvc.v1.ListMembersResponse\x12O\n" +
-	"\fRemoveMember\x12\x1e.keysvc.v1.RemoveMemberRequest\x1a\x1f.keysvc.v1.RemoveMemberResponse\x12X\n" +
+	"\fRemoveMember\x12\x1e.keysvc.v1.RemoveMemberRequest\x1a\x1f.keysvc.v1.RemoveMemberResponse\x12U\n" +
+	"\x0eListWorkspaces\x12 .keysvc.v1.ListWorkspacesRequest\x1a!.keysvc.v1.ListWorkspacesResponse\x12X\n" +
 	"\x0fRemoveWorkspace\x12!.keysvc.v1.RemoveWorkspaceRequest\x1a\".keysvc.v1.RemoveWorkspaceResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
@@ -756,7 +907,7 @@ func file_keysvc_v1_member_service_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_member_service_proto_rawDescData
 }
 
-var file_keysvc_v1_member_service_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_keysvc_v1_member_service_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_keysvc_v1_member_service_proto_goTypes = []any{
 	(*PutMemberRequest)(nil),        // 0: keysvc.v1.PutMemberRequest
 	(*PutMemberResponse)(nil),       // 1: keysvc.v1.PutMemberResponse
@@ -768,29 +919,37 @@ var file_keysvc_v1_member_service_proto_goTypes = []any{
 	(*RemoveMemberResponse)(nil),    // 7: keysvc.v1.RemoveMemberResponse
 	(*RemoveWorkspaceRequest)(nil),  // 8: keysvc.v1.RemoveWorkspaceRequest
 	(*RemoveWorkspaceResponse)(nil), // 9: keysvc.v1.RemoveWorkspaceResponse
-	(MemberState)(0),                // 10: keysvc.v1.MemberState
-	(*Member)(nil),                  // 11: keysvc.v1.Member
+	(*ListWorkspacesRequest)(nil),   // 10: keysvc.v1.ListWorkspacesRequest
+	(*ListWorkspacesResponse)(nil),  // 11: keysvc.v1.ListWorkspacesResponse
+	(MemberState)(0),                // 12: keysvc.v1.MemberState
+	(*Member)(nil),                  // 13: keysvc.v1.Member
+	(WorkspaceState)(0),             // 14: keysvc.v1.WorkspaceState
+	(*Workspace)(nil),               // 15: keysvc.v1.Workspace
 }
 var file_keysvc_v1_member_service_proto_depIdxs = []int32{
-	10, // 0: keysvc.v1.PutMemberRequest.state:type_name -> keysvc.v1.MemberState
-	11, // 1: keysvc.v1.PutMemberResponse.member:type_name -> keysvc.v1.Member
-	11, // 2: keysvc.v1.GetMemberResponse.member:type_name -> keysvc.v1.Member
-	11, // 3: keysvc.v1.ListMembersResponse.members:type_name -> keysvc.v1.Member
-	0,  // 4: keysvc.v1.MemberService.PutMember:input_type -> keysvc.v1.PutMemberRequest
-	2,  // 5: keysvc.v1.MemberService.GetMember:input_type -> keysvc.v1.GetMemberRequest
-	4,  // 6: keysvc.v1.MemberService.ListMembers:input_type -> keysvc.v1.ListMembersRequest
-	6,  // 7: keysvc.v1.MemberService.RemoveMember:input_type -> keysvc.v1.RemoveMemberRequest
-	8,  // 8: keysvc.v1.MemberService.RemoveWorkspace:input_type -> keysvc.v1.RemoveWorkspaceRequest
-	1,  // 9: keysvc.v1.MemberService.PutMember:output_type -> keysvc.v1.PutMemberResponse
-	3,  // 10: keysvc.v1.MemberService.GetMember:output_type -> keysvc.v1.GetMemberResponse
-	5,  // 11: keysvc.v1.MemberService.ListMembers:output_type -> keysvc.v1.ListMembersResponse
-	7,  // 12: keysvc.v1.MemberService.RemoveMember:output_type -> keysvc.v1.RemoveMemberResponse
-	9,  // 13: keysvc.v1.MemberService.RemoveWorkspace:output_type -> keysvc.v1.RemoveWorkspaceResponse
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	12, // 0: keysvc.v1.PutMemberRequest.state:type_name -> keysvc.v1.MemberState
+	13, // 1: keysvc.v1.PutMemberResponse.member:type_name -> keysvc.v1.Member
+	13, // 2: keysvc.v1.GetMemberResponse.member:type_name -> keysvc.v1.Member
+	13, // 3: keysvc.v1.ListMembersResponse.members:type_name -> keysvc.v1.Member
+	14, // 4: keysvc.v1.ListWorkspacesRequest.states:type_name -> keysvc.v1.WorkspaceState
+	15, // 5: keysvc.v1.ListWorkspacesResponse.workspaces:type_name -> keysvc.v1.Workspace
+	0,  // 6: keysvc.v1.MemberService.PutMember:input_type -> keysvc.v1.PutMemberRequest
+	2,  // 7: keysvc.v1.MemberService.GetMember:input_type -> keysvc.v1.GetMemberRequest
+	4,  // 8: keysvc.v1.MemberService.ListMembers:input_type -> keysvc.v1.ListMembersRequest
+	6,  // 9: keysvc.v1.MemberService.RemoveMember:input_type -> keysvc.v1.RemoveMemberRequest
+	10, // 10: keysvc.v1.MemberService.ListWorkspaces:input_type -> keysvc.v1.ListWorkspacesRequest
+	8,  // 11: keysvc.v1.MemberService.RemoveWorkspace:input_type -> keysvc.v1.RemoveWorkspaceRequest
+	1,  // 12: keysvc.v1.MemberService.PutMember:output_type -> keysvc.v1.PutMemberResponse
+	3,  // 13: keysvc.v1.MemberService.GetMember:output_type -> keysvc.v1.GetMemberResponse
+	5,  // 14: keysvc.v1.MemberService.ListMembers:output_type -> keysvc.v1.ListMembersResponse
+	7,  // 15: keysvc.v1.MemberService.RemoveMember:output_type -> keysvc.v1.RemoveMemberResponse
+	11, // 16: keysvc.v1.MemberService.ListWorkspaces:output_type -> keysvc.v1.ListWorkspacesResponse
+	9,  // 17: keysvc.v1.MemberService.RemoveWorkspace:output_type -> keysvc.v1.RemoveWorkspaceResponse
+	12, // [12:18] is the sub-list for method output_type
+	6,  // [6:12] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_member_service_proto_init() }
@@ -808,7 +967,7 @@ func file_keysvc_v1_member_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_member_service_proto_rawDesc), len(file_keysvc_v1_member_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ const (
 	MemberService_GetMember_FullMethodName       = "/keysvc.v1.MemberService/GetMember"
 	MemberService_ListMembers_FullMethodName     = "/keysvc.v1.MemberService/ListMembers"
 	MemberService_RemoveMember_FullMethodName    = "/keysvc.v1.MemberService/RemoveMember"
+	MemberService_ListWorkspaces_FullMethodName  = "/keysvc.v1.MemberService/ListWorkspaces"
 	MemberService_RemoveWorkspace_FullMethodName = "/keysvc.v1.MemberService/RemoveWorkspace"
 )
 
@@ -72,6 +73,14 @@ type MemberServiceClient interface {
 	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what is stored,
 	// see MemberService.
 	RemoveMember(ctx context.Context, in *RemoveMemberRequest, opts ...grpc.CallOption) (*RemoveMemberResponse, error)
+	// ListWorkspaces returns a page of the workspaces that the caller may read, removed workspaces
+	// included, by ascending workspace_id (AIP-158). A workspace that is created or removed while
+	// the pages are read may be missing or not. Each workspace is as it was at the revision of its
+	// page or later.
+	//
+	// Errors: INVALID_ARGUMENT for an unknown state, and for a page token that did not come from
+	// this server or belongs to other states.
+	ListWorkspaces(ctx context.Context, in *ListWorkspacesRequest, opts ...grpc.CallOption) (*ListWorkspacesResponse, error)
 	// RemoveWorkspace removes a workspace with all its members. Their keys never work again.
 	// Repeating it is no error. With a source_version, the removal is stored even for a
 	// workspace that does not exist, because it may have overtaken the push that creates the
@@ -124,6 +133,16 @@ func (c *memberServiceClient) RemoveMember(ctx context.Context, in *RemoveMember
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RemoveMemberResponse)
 	err := c.cc.Invoke(ctx, MemberService_RemoveMember_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *memberServiceClient) ListWorkspaces(ctx context.Context, in *ListWorkspacesRequest, opts ...grpc.CallOption) (*ListWorkspacesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListWorkspacesResponse)
+	err := c.cc.Invoke(ctx, MemberService_ListWorkspaces_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -186,6 +205,14 @@ type MemberServiceServer interface {
 	// Errors: ABORTED (SOURCE_VERSION_OUTDATED) if the push is not newer than what is stored,
 	// see MemberService.
 	RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error)
+	// ListWorkspaces returns a page of the workspaces that the caller may read, removed workspaces
+	// included, by ascending workspace_id (AIP-158). A workspace that is created or removed while
+	// the pages are read may be missing or not. Each workspace is as it was at the revision of its
+	// page or later.
+	//
+	// Errors: INVALID_ARGUMENT for an unknown state, and for a page token that did not come from
+	// this server or belongs to other states.
+	ListWorkspaces(context.Context, *ListWorkspacesRequest) (*ListWorkspacesResponse, error)
 	// RemoveWorkspace removes a workspace with all its members. Their keys never work again.
 	// Repeating it is no error. With a source_version, the removal is stored even for a
 	// workspace that does not exist, because it may have overtaken the push that creates the
@@ -215,6 +242,9 @@ func (UnimplementedMemberServiceServer) ListMembers(context.Context, *ListMember
 }
 func (UnimplementedMemberServiceServer) RemoveMember(context.Context, *RemoveMemberRequest) (*RemoveMemberResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveMember not implemented")
+}
+func (UnimplementedMemberServiceServer) ListWorkspaces(context.Context, *ListWorkspacesRequest) (*ListWorkspacesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListWorkspaces not implemented")
 }
 func (UnimplementedMemberServiceServer) RemoveWorkspace(context.Context, *RemoveWorkspaceRequest) (*RemoveWorkspaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveWorkspace not implemented")
@@ -312,6 +342,24 @@ func _MemberService_RemoveMember_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _MemberService_ListWorkspaces_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListWorkspacesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MemberServiceServer).ListWorkspaces(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MemberService_ListWorkspaces_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MemberServiceServer).ListWorkspaces(ctx, req.(*ListWorkspacesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _MemberService_RemoveWorkspace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RemoveWorkspaceRequest)
 	if err := dec(in); err != nil {
@@ -352,6 +400,10 @@ var MemberService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RemoveMember",
 			Handler:    _MemberService_RemoveMember_Handler,
+		},
+		{
+			MethodName: "ListWorkspaces",
+			Handler:    _MemberService_ListWorkspaces_Handler,
 		},
 		{
 			MethodName: "RemoveWorkspace",

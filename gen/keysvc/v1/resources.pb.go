@@ -212,6 +212,60 @@ func (MemberState) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{2}
 }
 
+// WorkspaceState is whether a workspace's keys can work.
+type WorkspaceState int32
+
+const (
+	// Never sent by the server. A filter with it is refused.
+	WorkspaceState_WORKSPACE_STATE_UNSPECIFIED WorkspaceState = 0
+	// The workspace's keys can work.
+	WorkspaceState_WORKSPACE_STATE_ACTIVE WorkspaceState = 1
+	// The workspace was removed. Its keys never work again, even if a workspace with the same id is
+	// created later.
+	WorkspaceState_WORKSPACE_STATE_REMOVED WorkspaceState = 2
+)
+
+// Enum value maps for WorkspaceState.
+var (
+	WorkspaceState_name = map[int32]string{
+		0: "WORKSPACE_STATE_UNSPECIFIED",
+		1: "WORKSPACE_STATE_ACTIVE",
+		2: "WORKSPACE_STATE_REMOVED",
+	}
+	WorkspaceState_value = map[string]int32{
+		"WORKSPACE_STATE_UNSPECIFIED": 0,
+		"WORKSPACE_STATE_ACTIVE":      1,
+		"WORKSPACE_STATE_REMOVED":     2,
+	}
+)
+
+func (x WorkspaceState) Enum() *WorkspaceState {
+	p := new(WorkspaceState)
+	*p = x
+	return p
+}
+
+func (x WorkspaceState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WorkspaceState) Descriptor() protoreflect.EnumDescriptor {
+	return file_keysvc_v1_resources_proto_enumTypes[3].Descriptor()
+}
+
+func (WorkspaceState) Type() protoreflect.EnumType {
+	return &file_keysvc_v1_resources_proto_enumTypes[3]
+}
+
+func (x WorkspaceState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WorkspaceState.Descriptor instead.
+func (WorkspaceState) EnumDescriptor() ([]byte, []int) {
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{3}
+}
+
 // Key is the stored record of an API key. It never holds the token or a secret: the token
 // is returned by the one call that issued it.
 type Key struct {
@@ -652,6 +706,100 @@ func (x *Member) GetUpdateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// Workspace is what keys and members belong to. It is created with its first member.
+type Workspace struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The product's own id of the workspace: 1 to 128 characters of
+	// [A-Za-z0-9._:@-].
+	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// Whether the workspace's keys can work.
+	State WorkspaceState `protobuf:"varint,2,opt,name=state,proto3,enum=keysvc.v1.WorkspaceState" json:"state,omitempty"`
+	// When the workspace was created, or created again after a removal.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When the workspace was removed. Absent for a workspace that is active.
+	RemoveTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=remove_time,json=removeTime,proto3" json:"remove_time,omitempty"`
+	// How many keys the workspace has, whatever their state. Revoked and expired keys count until
+	// they are purged.
+	KeyCount int32 `protobuf:"varint,5,opt,name=key_count,json=keyCount,proto3" json:"key_count,omitempty"`
+	// How many members the workspace has, whatever their state. Removed members count until they
+	// are purged.
+	MemberCount   int32 `protobuf:"varint,6,opt,name=member_count,json=memberCount,proto3" json:"member_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Workspace) Reset() {
+	*x = Workspace{}
+	mi := &file_keysvc_v1_resources_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Workspace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Workspace) ProtoMessage() {}
+
+func (x *Workspace) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_resources_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Workspace.ProtoReflect.Descriptor instead.
+func (*Workspace) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Workspace) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *Workspace) GetState() WorkspaceState {
+	if x != nil {
+		return x.State
+	}
+	return WorkspaceState_WORKSPACE_STATE_UNSPECIFIED
+}
+
+func (x *Workspace) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Workspace) GetRemoveTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RemoveTime
+	}
+	return nil
+}
+
+func (x *Workspace) GetKeyCount() int32 {
+	if x != nil {
+		return x.KeyCount
+	}
+	return 0
+}
+
+func (x *Workspace) GetMemberCount() int32 {
+	if x != nil {
+		return x.MemberCount
+	}
+	return 0
+}
+
 // Policy is the catalogue of scopes, the scopes of each role, and the limits of every
 // workspace.
 type Policy struct {
@@ -674,7 +822,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[4]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -686,7 +834,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[4]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -699,7 +847,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{4}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Policy) GetTokenPrefix() string {
@@ -751,7 +899,7 @@ type PolicyResource struct {
 
 func (x *PolicyResource) Reset() {
 	*x = PolicyResource{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[5]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -763,7 +911,7 @@ func (x *PolicyResource) String() string {
 func (*PolicyResource) ProtoMessage() {}
 
 func (x *PolicyResource) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[5]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -776,7 +924,7 @@ func (x *PolicyResource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyResource.ProtoReflect.Descriptor instead.
 func (*PolicyResource) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{5}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *PolicyResource) GetName() string {
@@ -807,7 +955,7 @@ type PolicyRole struct {
 
 func (x *PolicyRole) Reset() {
 	*x = PolicyRole{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[6]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +967,7 @@ func (x *PolicyRole) String() string {
 func (*PolicyRole) ProtoMessage() {}
 
 func (x *PolicyRole) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[6]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +980,7 @@ func (x *PolicyRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRole.ProtoReflect.Descriptor instead.
 func (*PolicyRole) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PolicyRole) GetName() string {
@@ -865,7 +1013,7 @@ type PolicyLimits struct {
 
 func (x *PolicyLimits) Reset() {
 	*x = PolicyLimits{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -877,7 +1025,7 @@ func (x *PolicyLimits) String() string {
 func (*PolicyLimits) ProtoMessage() {}
 
 func (x *PolicyLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -890,7 +1038,7 @@ func (x *PolicyLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyLimits.ProtoReflect.Descriptor instead.
 func (*PolicyLimits) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PolicyLimits) GetLiveKeysPerWorkspace() int32 {
@@ -966,7 +1114,16 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\"\xfb\x01\n" +
+	"updateTime\"\x99\x02\n" +
+	"\tWorkspace\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12/\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x19.keysvc.v1.WorkspaceStateR\x05state\x12;\n" +
+	"\vcreate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12;\n" +
+	"\vremove_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"removeTime\x12\x1b\n" +
+	"\tkey_count\x18\x05 \x01(\x05R\bkeyCount\x12!\n" +
+	"\fmember_count\x18\x06 \x01(\x05R\vmemberCount\"\xfb\x01\n" +
 	"\x06Policy\x12!\n" +
 	"\ftoken_prefix\x18\x01 \x01(\tR\vtokenPrefix\x127\n" +
 	"\tresources\x18\x02 \x03(\v2\x19.keysvc.v1.PolicyResourceR\tresources\x12+\n" +
@@ -1003,7 +1160,11 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MEMBER_STATE_ACTIVE\x10\x01\x12\x1a\n" +
 	"\x16MEMBER_STATE_SUSPENDED\x10\x02\x12\x18\n" +
-	"\x14MEMBER_STATE_REMOVED\x10\x03B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\x14MEMBER_STATE_REMOVED\x10\x03*j\n" +
+	"\x0eWorkspaceState\x12\x1f\n" +
+	"\x1bWORKSPACE_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16WORKSPACE_STATE_ACTIVE\x10\x01\x12\x1b\n" +
+	"\x17WORKSPACE_STATE_REMOVED\x10\x02B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_resources_proto_rawDescOnce sync.Once
@@ -1017,50 +1178,55 @@ func file_keysvc_v1_resources_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_resources_proto_rawDescData
 }
 
-var file_keysvc_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_keysvc_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_keysvc_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_keysvc_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_keysvc_v1_resources_proto_goTypes = []any{
 	(StopReason)(0),               // 0: keysvc.v1.StopReason
 	(KeyState)(0),                 // 1: keysvc.v1.KeyState
 	(MemberState)(0),              // 2: keysvc.v1.MemberState
-	(*Key)(nil),                   // 3: keysvc.v1.Key
-	(*ChangedBy)(nil),             // 4: keysvc.v1.ChangedBy
-	(*KeySecret)(nil),             // 5: keysvc.v1.KeySecret
-	(*Member)(nil),                // 6: keysvc.v1.Member
-	(*Policy)(nil),                // 7: keysvc.v1.Policy
-	(*PolicyResource)(nil),        // 8: keysvc.v1.PolicyResource
-	(*PolicyRole)(nil),            // 9: keysvc.v1.PolicyRole
-	(*PolicyLimits)(nil),          // 10: keysvc.v1.PolicyLimits
-	nil,                           // 11: keysvc.v1.Key.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(WorkspaceState)(0),           // 3: keysvc.v1.WorkspaceState
+	(*Key)(nil),                   // 4: keysvc.v1.Key
+	(*ChangedBy)(nil),             // 5: keysvc.v1.ChangedBy
+	(*KeySecret)(nil),             // 6: keysvc.v1.KeySecret
+	(*Member)(nil),                // 7: keysvc.v1.Member
+	(*Workspace)(nil),             // 8: keysvc.v1.Workspace
+	(*Policy)(nil),                // 9: keysvc.v1.Policy
+	(*PolicyResource)(nil),        // 10: keysvc.v1.PolicyResource
+	(*PolicyRole)(nil),            // 11: keysvc.v1.PolicyRole
+	(*PolicyLimits)(nil),          // 12: keysvc.v1.PolicyLimits
+	nil,                           // 13: keysvc.v1.Key.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_keysvc_v1_resources_proto_depIdxs = []int32{
 	1,  // 0: keysvc.v1.Key.state:type_name -> keysvc.v1.KeyState
-	12, // 1: keysvc.v1.Key.create_time:type_name -> google.protobuf.Timestamp
-	12, // 2: keysvc.v1.Key.expire_time:type_name -> google.protobuf.Timestamp
-	12, // 3: keysvc.v1.Key.last_used_time:type_name -> google.protobuf.Timestamp
-	12, // 4: keysvc.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
-	11, // 5: keysvc.v1.Key.labels:type_name -> keysvc.v1.Key.LabelsEntry
-	5,  // 6: keysvc.v1.Key.secrets:type_name -> keysvc.v1.KeySecret
-	4,  // 7: keysvc.v1.Key.created_by:type_name -> keysvc.v1.ChangedBy
-	4,  // 8: keysvc.v1.Key.revoked_by:type_name -> keysvc.v1.ChangedBy
-	12, // 9: keysvc.v1.Key.stop_time:type_name -> google.protobuf.Timestamp
+	14, // 1: keysvc.v1.Key.create_time:type_name -> google.protobuf.Timestamp
+	14, // 2: keysvc.v1.Key.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 3: keysvc.v1.Key.last_used_time:type_name -> google.protobuf.Timestamp
+	14, // 4: keysvc.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
+	13, // 5: keysvc.v1.Key.labels:type_name -> keysvc.v1.Key.LabelsEntry
+	6,  // 6: keysvc.v1.Key.secrets:type_name -> keysvc.v1.KeySecret
+	5,  // 7: keysvc.v1.Key.created_by:type_name -> keysvc.v1.ChangedBy
+	5,  // 8: keysvc.v1.Key.revoked_by:type_name -> keysvc.v1.ChangedBy
+	14, // 9: keysvc.v1.Key.stop_time:type_name -> google.protobuf.Timestamp
 	0,  // 10: keysvc.v1.Key.stop_reason:type_name -> keysvc.v1.StopReason
-	12, // 11: keysvc.v1.KeySecret.create_time:type_name -> google.protobuf.Timestamp
-	12, // 12: keysvc.v1.KeySecret.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 11: keysvc.v1.KeySecret.create_time:type_name -> google.protobuf.Timestamp
+	14, // 12: keysvc.v1.KeySecret.expire_time:type_name -> google.protobuf.Timestamp
 	2,  // 13: keysvc.v1.Member.state:type_name -> keysvc.v1.MemberState
-	12, // 14: keysvc.v1.Member.create_time:type_name -> google.protobuf.Timestamp
-	12, // 15: keysvc.v1.Member.update_time:type_name -> google.protobuf.Timestamp
-	8,  // 16: keysvc.v1.Policy.resources:type_name -> keysvc.v1.PolicyResource
-	9,  // 17: keysvc.v1.Policy.roles:type_name -> keysvc.v1.PolicyRole
-	10, // 18: keysvc.v1.Policy.limits:type_name -> keysvc.v1.PolicyLimits
-	13, // 19: keysvc.v1.Policy.retention:type_name -> google.protobuf.Duration
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	14, // 14: keysvc.v1.Member.create_time:type_name -> google.protobuf.Timestamp
+	14, // 15: keysvc.v1.Member.update_time:type_name -> google.protobuf.Timestamp
+	3,  // 16: keysvc.v1.Workspace.state:type_name -> keysvc.v1.WorkspaceState
+	14, // 17: keysvc.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
+	14, // 18: keysvc.v1.Workspace.remove_time:type_name -> google.protobuf.Timestamp
+	10, // 19: keysvc.v1.Policy.resources:type_name -> keysvc.v1.PolicyResource
+	11, // 20: keysvc.v1.Policy.roles:type_name -> keysvc.v1.PolicyRole
+	12, // 21: keysvc.v1.Policy.limits:type_name -> keysvc.v1.PolicyLimits
+	15, // 22: keysvc.v1.Policy.retention:type_name -> google.protobuf.Duration
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_resources_proto_init() }
@@ -1073,8 +1239,8 @@ func file_keysvc_v1_resources_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_resources_proto_rawDesc), len(file_keysvc_v1_resources_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   9,
+			NumEnums:      4,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

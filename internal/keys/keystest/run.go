@@ -710,7 +710,37 @@ func (r *run) compare() {
 	for _, workspaceID := range workspaceIDs {
 		r.compareMembers(workspaceID)
 	}
+	r.compareWorkspaces()
 	r.replayEvents()
+}
+
+func (r *run) compareWorkspaces() {
+	page, err := r.ListWorkspaces(context.Background(), access.All(), &keysvcv1.ListWorkspacesRequest{})
+	if err != nil {
+		r.t.Errorf("list workspaces: %v", err)
+		return
+	}
+	var got, want []string
+	for _, each := range page.GetWorkspaces() {
+		got = append(got, fmt.Sprint(each.GetWorkspaceId(), each.GetState(), each.GetKeyCount(), each.GetMemberCount()))
+	}
+	for _, workspaceID := range workspaceIDs {
+		workspace := r.model.workspaces[workspaceID]
+		if workspace == nil || workspace.life == 0 { // at most the removal of a member is stored
+			continue
+		}
+		state, keys := keysvcv1.WorkspaceState_WORKSPACE_STATE_ACTIVE, 0
+		if workspace.removed {
+			state = keysvcv1.WorkspaceState_WORKSPACE_STATE_REMOVED
+		}
+		for _, key := range r.model.keys {
+			if key.workspace == workspaceID {
+				keys++
+			}
+		}
+		want = append(want, fmt.Sprint(workspaceID, state, keys, len(workspace.members)))
+	}
+	r.note("workspaces", fmt.Sprint(got), fmt.Sprint(want))
 }
 
 func (r *run) compareMembers(workspaceID string) {

@@ -28,6 +28,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
 	"github.com/scribe-mail/keysvc/internal/storage/sink"
@@ -81,6 +83,8 @@ type Config struct {
 	upgraded func(part string)
 	// allocate, in tests, stands for a disk with little space.
 	allocate func(file *os.File, from, to int64) error
+	// copying, in tests, is called for each piece of a Snapshot, within its read transaction.
+	copying func()
 	// anchorFault, in tests, fails or delays a write of the anchor.
 	anchorFault func(anchor.Mark) error
 	// sinkDisk, in tests, fails or delays writes of the sink.
@@ -160,6 +164,9 @@ type Store struct {
 	sink, anchor *anchorWriter
 	sinkTarget   *sinkTarget // of sink
 
+	// measuring makes calls of Status share one look at the disk.
+	measuring singleflight.Group
+
 	queue     chan *pendingChange
 	closing   chan struct{} // closed by Close
 	stopped   chan struct{} // closed when the committer has ended
@@ -173,6 +180,7 @@ var (
 	_ storage.SinkReopener = (*Store)(nil)
 	_ storage.AuditPruner  = (*Store)(nil)
 	_ storage.SinkTrimmer  = (*Store)(nil)
+	_ storage.Snapshotter  = (*Store)(nil)
 	_ storage.StatsReader  = (*Store)(nil)
 )
 
@@ -218,6 +226,9 @@ func Open(path string, config Config) (*Store, error) {
 		if err := store.openAnchors(opened); err != nil {
 			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), opened.close())
 		}
+	}
+	if err := removeSnapshot(path); err != nil {
+		return nil, errors.Join(err, opened.close())
 	}
 	store.use(opened)
 	store.epoch, store.info = opened.header.GetEpoch(), opened.info

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"runtime/debug"
 	"syscall"
@@ -132,9 +133,10 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 	err := guard(func() error {
 		var err error
 		result.database, err = bolt.Open(path, 0o600, &bolt.Options{
-			Timeout:      config.LockTimeout,
-			FreelistType: bolt.FreelistMapType,
-			ReadOnly:     readOnly,
+			Timeout:         config.LockTimeout,
+			FreelistType:    bolt.FreelistMapType,
+			ReadOnly:        readOnly,
+			InitialMmapSize: mapped(path, readOnly),
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				var err error
 				// Never O_CREATE: a file that has disappeared must not become an empty store.
@@ -163,6 +165,21 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 	default:
 		return nil, fmt.Errorf("%w: %s is not a store of keysvc: %w", storage.ErrDamaged, path, err)
 	}
+}
+
+// mapAhead is how many bytes beyond the end of a file are mapped into memory. It takes addresses, and
+// no memory.
+const mapAhead = 1 << 30
+
+// mapped returns how many bytes of a file bbolt maps when it opens the file; 0 leaves that to bbolt.
+// When a file outgrows what is mapped, a commit waits until all read transactions have ended, and so
+// does every read that begins then: a Snapshot would hold up revokes.
+func mapped(path string, readOnly bool) int {
+	info, err := os.Stat(path)
+	if readOnly || err != nil || math.MaxInt < math.MaxInt64 {
+		return 0 // opening the file reports the error; a process with 32 bits has no addresses to spare
+	}
+	return int(info.Size() + mapAhead)
 }
 
 // makeDurable makes durable what this process reads from the file. A change that another

@@ -1,0 +1,137 @@
+package condition
+
+import (
+	"fmt"
+	"time"
+)
+
+const (
+	// lowDisk and lowDiskShare say when a disk counts as nearly full: if less than lowDisk bytes and
+	// less than one part in lowDiskShare are free. lowDisk is eight times the default reserve.
+	lowDisk      = 512 << 20
+	lowDiskShare = 10
+	// renewal and renewalShare say when a certificate ends soon: if less than renewal and less than
+	// one part in renewalShare of its life is left. What renews certificates by itself does so with
+	// at least a third left.
+	renewal      = 14 * 24 * time.Hour
+	renewalShare = 4
+	// A warning is given once manySessions of ofSessions parts of the sessions are taken.
+	manySessions, ofSessions = 4, 5
+	// clockApart is how far the wall clock may be behind the server's without a warning.
+	clockApart = time.Minute
+)
+
+// kind is a kind of problem.
+type kind struct {
+	id       string
+	severity Severity
+	action   string
+	// describe returns what is wrong; "" if this is not.
+	describe func(*Condition) string
+}
+
+// kinds are all kinds of problems, errors first. docs/operations.md has the same list, and a test
+// compares the two.
+var kinds = []kind{
+	{"stopping", Error, "Ask another server, or start this one again.", func(c *Condition) string {
+		return given(c.Stopping, "The server is stopping: it takes no new calls.")
+	}},
+	{"disk-silent", Error, "Look at the disk and at the machine's log. If the disk does not come back, move the store to another one.", func(c *Condition) string {
+		return given(c.Store != nil && c.Store.Silent, "The disk of the store has not answered for a second: changes wait, validations go on.")
+	}},
+	{"store-down", Error, "Look for the failed commit in the log and repair the disk. The server opens the store again by itself.", func(c *Condition) string {
+		return given(c.Store != nil && c.Store.Down, "A commit failed, and the store is not open again yet: no change is made, and validations answer from what was durable before.")
+	}},
+	{"disk-full", Error, "Make room on the disk of the store, or make the disk larger. The server notices by itself.", func(c *Condition) string {
+		return given(c.Store != nil && c.Store.Full, "The disk of the store is full: only changes that take something away are made.")
+	}},
+	{"sink-failing", Error, "Look for the reason in the log, and repair the disk of the audit sink. The lines that are missing follow by themselves.", func(c *Condition) string {
+		return given(c.Store != nil && c.Store.Sink.Failing, "The audit sink cannot be written: only changes that take something away are made.")
+	}},
+	{"sink-full", Error, "Make room on the disk of the audit sink, or move its old files away.", func(c *Condition) string {
+		return given(c.Store != nil && c.Store.Sink.Full, "The disk of the audit sink is full: only changes that take something away are made.")
+	}},
+	{"anchor-failing", Error, "Look for the reason in the log, and repair the disk of the anchor.", func(c *Condition) string {
+		return given(c.Store != nil && c.Store.Anchor.Failing, "The anchor cannot be written: if the disk of the store loses changes now, nobody notices.")
+	}},
+	{"policy-damaged", Error, "Stop the server, run keysvc check on the store, and restore the newest copy.", func(c *Condition) string {
+		return given(c.PolicyDamaged, "The policy cannot be read: no token is decided on.")
+	}},
+	{"records-damaged", Error, "Stop the server when you can, run keysvc check on the store to see which records, and restore the newest copy.", func(c *Condition) string {
+		return given(c.Damaged > 0 && !c.PolicyDamaged, "%s cannot be read: what depends on them is refused.", count(c.Damaged, "record"))
+	}},
+	{"clock-jumped", Error, "Set the wall clock right if it is wrong, then start the server again.", func(c *Condition) string {
+		return given(c.Clock.Jumped, "The wall clock was set forward (it is %s ahead): no key is created, and tokens that are expired by one of the two times are not decided on.",
+			length(max(0, c.Clock.WallAhead)))
+	}},
+	{"certificate-ended", Error, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
+		return given(c.Certificate != nil && !c.Now.Before(c.Certificate.End), "The server's certificate has ended: nobody can connect with TLS.")
+	}},
+	{"sessions-full", Error, "Raise max-sessions, or find out which service opens so many.", func(c *Condition) string {
+		return given(c.Sessions.Limit > 0 && c.Sessions.Open >= c.Sessions.Limit, "All %d sessions are taken: further near-caches cannot work.", c.Sessions.Limit)
+	}},
+	{"store-rolled-back", Error, "Find out whether an old copy of the store was put back. If so, revoke again what was revoked since.", func(c *Condition) string {
+		return given(c.Sessions.Ahead > 0, "%s knew of later changes than the store has: the store was rolled back, or a caller lies.", count(c.Sessions.Ahead, "near-cache"))
+	}},
+	{"disk-nearly-full", Warning, "Make room on the disk of the store, or make the disk larger.", func(c *Condition) string {
+		low := c.Store != nil && !c.Store.Silent && c.Store.DiskBytes > 0 && !c.Store.Full &&
+			c.Store.DiskFreeBytes < min(lowDisk, c.Store.DiskBytes/lowDiskShare)
+		return given(low, "The disk of the store is nearly full: %d MiB are free.", freeMiB(c))
+	}},
+	{"backups-failing", Warning, "Look for the reason in the log. Often the disk of the backups is full.", func(c *Condition) string {
+		return given(c.BackupFailures > 0, "%s failed, and none was complete since.", count(c.BackupFailures, "backup"))
+	}},
+	{"certificate-ends-soon", Warning, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
+		if c.Certificate == nil {
+			return ""
+		}
+		left, life := c.Certificate.End.Sub(c.Now), c.Certificate.End.Sub(c.Certificate.Start)
+		return given(left > 0 && left < min(renewal, life/renewalShare), "The server's certificate ends in %s.", length(left))
+	}},
+	{"sessions-nearly-full", Warning, "Raise max-sessions before the last one is taken.", func(c *Condition) string {
+		many := c.Sessions.Limit > 0 && c.Sessions.Open < c.Sessions.Limit && c.Sessions.Open*ofSessions >= c.Sessions.Limit*manySessions
+		return given(many, "%d of %d sessions are taken: later near-caches will not work.", c.Sessions.Open, c.Sessions.Limit)
+	}},
+	{"clock-behind", Warning, "Set the wall clock right. Until it is, times run by what passes.", func(c *Condition) string {
+		return given(!c.Clock.Jumped && c.Clock.WallAhead < -clockApart, "The wall clock is %s behind the server's clock.", length(-c.Clock.WallAhead))
+	}},
+	{"purging-off", Warning, "If the wall clock is right, start the server with --allow-clock-ahead, or make any change and start it again.", func(c *Condition) string {
+		return given(!c.Clock.Purges, "The server began long after the newest change, so it purges nothing: the wall clock may be ahead.")
+	}},
+}
+
+// given returns a text if a condition holds, else "".
+func given(holds bool, format string, arguments ...any) string {
+	if !holds {
+		return ""
+	}
+	return fmt.Sprintf(format, arguments...)
+}
+
+func freeMiB(c *Condition) int64 {
+	if c.Store == nil {
+		return 0
+	}
+	return c.Store.DiskFreeBytes >> 20
+}
+
+// count returns "1 record", "2 records".
+func count(number int64, singular string) string {
+	if number == 1 {
+		return "1 " + singular
+	}
+	return fmt.Sprintf("%d %ss", number, singular)
+}
+
+// length returns a duration for people, in the largest unit of which it has at least two.
+func length(duration time.Duration) string {
+	switch {
+	case duration >= 48*time.Hour:
+		return fmt.Sprintf("%d days", duration/(24*time.Hour))
+	case duration >= 2*time.Hour:
+		return fmt.Sprintf("%d hours", duration/time.Hour)
+	case duration >= 2*time.Minute:
+		return fmt.Sprintf("%d minutes", duration/time.Minute)
+	}
+	return count(int64(duration/time.Second), "second")
+}

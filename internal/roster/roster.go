@@ -1,0 +1,306 @@
+// Package roster reads what a product's own directory has: the members of its workspaces, one on
+// each line of a file.
+//
+// A file is CSV (RFC 4180) with a header, or JSON lines: an object on each line. The columns, and
+// the names in the objects, are workspace, member, role, state and source_version. A file whose first
+// character is { is JSON lines.
+package roster
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// State is a member's state.
+type State string
+
+// The states of a member.
+const (
+	// Active is the state of a member whose keys work. It is the default.
+	Active State = "active"
+	// Suspended is the state of a member whose keys do not work for now.
+	Suspended State = "suspended"
+	// Removed is the state of a member that is to be removed. A member of a workspace that the file
+	// has other members of, and that has no line itself, is to be removed, too.
+	Removed State = "removed"
+)
+
+// Member is one line of a file.
+type Member struct {
+	// Line is the number of the line, from 1.
+	Line int
+	// WorkspaceID and MemberID are the product's own ids.
+	WorkspaceID, MemberID string
+	// Role is the name of a role. It may be empty if State is Removed.
+	Role string
+	// State is one of the three.
+	State State
+	// SourceVersion is the directory's version of the member; nil if the line has none.
+	SourceVersion *int64
+}
+
+// LineError is what is wrong with one line.
+type LineError struct {
+	// Line is the number of the line, from 1.
+	Line int
+	// Text says what is wrong and what is allowed. It repeats no value of the file.
+	Text string
+}
+
+// Error returns "line 7: the text".
+func (m LineError) Error() string { return fmt.Sprintf("line %d: %s", m.Line, m.Text) }
+
+// LineErrors are what is wrong with a file, by line.
+type LineErrors []LineError
+
+// Error returns the mistakes, one on each line.
+func (m LineErrors) Error() string {
+	var lines []string
+	for _, each := range m {
+		lines = append(lines, each.Error())
+	}
+	return strings.Join(lines, "\n")
+}
+
+const (
+	// maxMistakes is how many mistakes of a file are reported.
+	maxMistakes = 100
+	// maxLine is the max length of a line of JSON, in bytes.
+	maxLine = 64 << 10
+	// maxSourceVersion is the largest source version.
+	maxSourceVersion = 4_000_000_000_000_000_000
+)
+
+// fieldNames are the names of the columns.
+var fieldNames = []string{"workspace", "member", "role", "state", "source_version"}
+
+var (
+	validID   = regexp.MustCompile(`^[A-Za-z0-9._:@-]{1,128}$`)
+	validRole = regexp.MustCompile(`^[a-z][a-z0-9_-]{0,63}$`)
+)
+
+// Read reads a file. Errors: LineErrors, or that of in.
+func Read(in io.Reader) ([]Member, error) {
+	r := &reader{lines: make(map[[2]string]int)}
+	buffered := bufio.NewReaderSize(in, maxLine)
+	if mark, err := buffered.Peek(3); err == nil && string(mark) == "\uFEFF" {
+		_, _ = buffered.Discard(len(mark))
+	}
+	first, err := buffered.Peek(1)
+	switch {
+	case errors.Is(err, io.EOF):
+		r.mistake(1, "the file is empty; a header of CSV or lines of JSON are required")
+		err = nil
+	case err != nil:
+	case first[0] == '{':
+		err = r.readJSON(buffered)
+	default:
+		err = r.readCSV(buffered)
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case len(r.mistakes) > 0:
+		return nil, r.mistakes
+	}
+	return r.members, nil
+}
+
+// reader collects the lines of a file.
+type reader struct {
+	members  []Member
+	mistakes LineErrors
+	// lines has the line of each workspace and member.
+	lines map[[2]string]int
+}
+
+// mistake notes what is wrong with a line and reports whether reading goes on.
+func (r *reader) mistake(line int, format string, arguments ...any) bool {
+	r.mistakes = append(r.mistakes, LineError{Line: line, Text: fmt.Sprintf(format, arguments...)})
+	return len(r.mistakes) < maxMistakes
+}
+
+// readCSV reads CSV. Errors: those of in.
+func (r *reader) readCSV(in io.Reader) error {
+	records := csv.NewReader(in)
+	records.FieldsPerRecord = -1
+	var header []string
+	for {
+		record, err := records.Read()
+		if wrong, is := errors.AsType[*csv.ParseError](err); is {
+			r.mistake(wrong.StartLine, "is not CSV: %s", wrong.Err)
+			return nil // where the next line begins is not known
+		}
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		line, _ := records.FieldPos(0)
+		switch {
+		case header == nil:
+			if header = record; !r.checkHeader(line, header) {
+				return nil
+			}
+		case len(record) != len(header):
+			if !r.mistake(line, "has %d fields; the header has %d", len(record), len(header)) {
+				return nil
+			}
+		default:
+			fields := make(map[string]string, len(header))
+			for index, name := range header {
+				fields[name] = record[index]
+			}
+			if !r.add(line, fields) {
+				return nil
+			}
+		}
+	}
+}
+
+// checkHeader reports whether a header names every column that is needed, and no other.
+func (r *reader) checkHeader(line int, header []string) bool {
+	for index, name := range header {
+		switch {
+		case !slices.Contains(fieldNames, name):
+			r.mistake(line, "column %d of the header is not known; allowed are %s", index+1, strings.Join(fieldNames, ", "))
+		case slices.Contains(header[:index], name):
+			r.mistake(line, "the header has %s twice", name)
+		}
+	}
+	for _, name := range fieldNames[:3] {
+		if !slices.Contains(header, name) {
+			r.mistake(line, "the header lacks %s", name)
+		}
+	}
+	return len(r.mistakes) == 0
+}
+
+// readJSON reads JSON lines. Errors: those of in.
+func (r *reader) readJSON(in io.Reader) error {
+	lines := bufio.NewScanner(in)
+	lines.Buffer(nil, maxLine)
+	number := 0
+	for lines.Scan() {
+		number++
+		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
+			continue
+		}
+		fields, problem := object(lines.Bytes())
+		if problem != "" {
+			if !r.mistake(number, "%s", problem) {
+				return nil
+			}
+			continue
+		}
+		if !r.add(number, fields) {
+			return nil
+		}
+	}
+	if err := lines.Err(); !errors.Is(err, bufio.ErrTooLong) {
+		return err
+	}
+	r.mistake(number+1, "is longer than %d bytes", maxLine)
+	return nil
+}
+
+// object returns the fields of a line of JSON, or what is wrong with it. encoding/json alone would
+// take names in other cases, and the last of two equal names.
+func object(line []byte) (fields map[string]string, problem string) {
+	const shape = "is not an object of JSON with texts in it"
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.UseNumber()
+	if begin, err := decoder.Token(); err != nil || begin != json.Delim('{') {
+		return nil, shape
+	}
+	fields = make(map[string]string, len(fieldNames))
+	for decoder.More() {
+		token, err := decoder.Token()
+		name, _ := token.(string)
+		if err != nil {
+			return nil, shape
+		}
+		if !slices.Contains(fieldNames, name) {
+			return nil, "has a name that is not known; allowed are " + strings.Join(fieldNames, ", ")
+		}
+		if _, twice := fields[name]; twice {
+			return nil, "has " + name + " twice"
+		}
+		value, err := decoder.Token()
+		if err != nil {
+			return nil, shape
+		}
+		switch value := value.(type) {
+		case string:
+			fields[name] = value
+		case json.Number:
+			if name != "source_version" {
+				return nil, name + " must be a text"
+			}
+			fields[name] = value.String()
+		default:
+			return nil, name + " must be a text"
+		}
+	}
+	if end, err := decoder.Token(); err != nil || end != json.Delim('}') {
+		return nil, shape
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return nil, "has more than one object"
+	}
+	return fields, ""
+}
+
+// add adds a line and reports whether reading goes on.
+func (r *reader) add(line int, fields map[string]string) bool {
+	member := Member{
+		Line: line, WorkspaceID: fields["workspace"], MemberID: fields["member"], Role: fields["role"], State: State(fields["state"]),
+	}
+	if member.State == "" {
+		member.State = Active
+	}
+	goesOn := true
+	wrong := func(format string, arguments ...any) { goesOn = goesOn && r.mistake(line, format, arguments...) }
+	before := len(r.mistakes)
+	if !validID.MatchString(member.WorkspaceID) {
+		wrong("workspace must be 1 to 128 characters of [A-Za-z0-9._:@-]")
+	}
+	if !validID.MatchString(member.MemberID) {
+		wrong("member must be 1 to 128 characters of [A-Za-z0-9._:@-]")
+	}
+	switch member.State {
+	case Active, Suspended, Removed:
+	default:
+		wrong("state must be active, suspended or removed; empty means active")
+	}
+	if !validRole.MatchString(member.Role) && (member.Role != "" || member.State != Removed) {
+		wrong("role must be the name of a role, [a-z][a-z0-9_-]{0,63}")
+	}
+	if text := fields["source_version"]; text != "" {
+		version, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || version < 0 || version > maxSourceVersion {
+			wrong("source_version must be a number from 0 to %d", int64(maxSourceVersion))
+		}
+		member.SourceVersion = &version
+	}
+	if len(r.mistakes) > before {
+		return goesOn
+	}
+	id := [2]string{member.WorkspaceID, member.MemberID}
+	if other, twice := r.lines[id]; twice {
+		return r.mistake(line, "has the workspace and member of line %d", other)
+	}
+	r.lines[id] = line
+	r.members = append(r.members, member)
+	return true
+}

@@ -1,0 +1,48 @@
+package storage
+
+import "context"
+
+// Status is how a store is, for its operator. Numbers that a store cannot know are 0.
+type Status struct {
+	// Silent is set if the disk did not answer before the context ended. Down, FileBytes, FreeBytes,
+	// DiskFreeBytes and DiskBytes are not known then.
+	Silent bool
+	// Down is set while the store makes no change, because it was not opened again since a commit
+	// failed.
+	Down bool
+	// Full is set while the disk is full, so that only changes that narrow are made.
+	Full bool
+	// FileBytes is the size of the file, and FreeBytes how much of it later changes use before the
+	// file grows.
+	FileBytes, FreeBytes int64
+	// ReserveBytes is how much of the disk is kept for changes that narrow.
+	ReserveBytes int64
+	// DiskFreeBytes is how much of the disk this process may still use, and DiskBytes its size.
+	DiskFreeBytes, DiskBytes int64
+	// Sink is the audit sink, and Anchor the anchor's file.
+	Sink, Anchor Follower
+}
+
+// Follower is the state of something that is written after each commit.
+type Follower struct {
+	// On reports whether the store has it. Otherwise all else is zero.
+	On bool
+	// Failing is set from a write that failed, or took too long, until one has succeeded.
+	Failing bool
+	// Full is set while its disk is full.
+	Full bool
+	// Revision is the newest one that it has durably.
+	Revision int64
+}
+
+// StatusReader is an optional behaviour of stores that know how they are.
+type StatusReader interface {
+	// Status returns how the store is. It waits for the disk until ctx ends and does not fail.
+	Status(ctx context.Context) Status
+}
+
+// StatusOf returns what tells how a store is and reports whether the store can do it.
+func StatusOf(store any) (StatusReader, bool) {
+	reader, has := store.(StatusReader)
+	return reader, has
+}
