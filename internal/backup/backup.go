@@ -198,7 +198,6 @@ func (b *Backups) stream(ctx context.Context, rate int64, begin func(Header) err
 		if err := limit.wait(ctx, read); err != nil {
 			return Made{}, err
 		}
-		giveway.From(ctx).GiveWay()
 		if err := send(pieces[:read]); err != nil {
 			return Made{}, err
 		}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -122,9 +123,11 @@ func (s Schedule) untilNext() (time.Duration, error) {
 
 // removeIncomplete deletes files that are not complete. Nobody writes one while the schedule waits.
 func (s Schedule) removeIncomplete() error {
-	incomplete, err := filepath.Glob(filepath.Join(s.Folder, scheduledPrefix+"*"))
-	for _, path := range incomplete {
-		err = errors.Join(err, os.Remove(path))
+	entries, err := os.ReadDir(s.Folder)
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), scheduledPrefix) && entry.Type().IsRegular() {
+			err = errors.Join(err, os.Remove(filepath.Join(s.Folder, entry.Name())))
+		}
 	}
 	return err
 }
