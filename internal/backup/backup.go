@@ -23,7 +23,7 @@ const (
 	ChunkBytes = 64 << 10
 	// MinRate and MaxRate bound how many bytes a second a copy may be read with.
 	MinRate, MaxRate = 64 << 10, 1 << 30
-	// longest bounds a copy: one that is read so slowly keeps disk space from the store.
+	// longest bounds a copy, because a copy that is read so slowly keeps disk space from the store.
 	longest = 24 * time.Hour
 )
 
@@ -64,7 +64,7 @@ type Backups struct {
 type State struct {
 	// Running reports whether one is being made.
 	Running bool
-	// Last is the newest backup that was complete; the zero Made if there is none.
+	// Last is the newest backup that was complete; the zero Made if no backup was.
 	Last Made
 	// Failures is how many have failed since Last, and Failed says when the newest of them did and
 	// Error why.

@@ -70,8 +70,8 @@ type Schedule struct {
 	Deleted func(names []string, err error)
 }
 
-// Run makes backups until the context ends. If the newest one is older than the interval, or there is
-// none, it begins with one.
+// Run makes backups until the context ends. If the newest backup is older than the interval, or
+// the folder has no backup, Run begins with one.
 func (s Schedule) Run(ctx context.Context) {
 	for {
 		wait, err := s.untilNext()
@@ -148,8 +148,8 @@ func (s Schedule) list() ([]string, error) {
 	return names, nil
 }
 
-// deleteOld deletes all but the newest backups, and never the one that was just made: it is the one
-// that is known to be good.
+// deleteOld deletes all but the newest backups, and never the one that was just made, because that
+// backup is known to be good.
 func (s Schedule) deleteOld(made Made) (deleted []string, err error) {
 	names, err := s.list()
 	if err != nil {
