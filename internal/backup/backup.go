@@ -21,8 +21,10 @@ import (
 const (
 	// ChunkBytes is the max. size of one piece of a copy.
 	ChunkBytes = 64 << 10
-	// MinRate and MaxRate bound how many bytes a second a copy may be read with.
-	MinRate, MaxRate = 64 << 10, 1 << 30
+	// MinRate is the least number of bytes a second that a copy may be read with.
+	MinRate = 64 << 10
+	// MaxRate is the greatest.
+	MaxRate = 1 << 30
 	// longest bounds a copy, because a copy that is read so slowly keeps disk space from the store.
 	longest = 24 * time.Hour
 )
