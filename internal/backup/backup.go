@@ -21,9 +21,11 @@ import (
 const (
 	// ChunkBytes is the max. size of one piece of a copy.
 	ChunkBytes = 64 << 10
-	// MinRate and MaxRate bound how many bytes a second a copy may be read with.
-	MinRate, MaxRate = 64 << 10, 1 << 30
-	// longest bounds a copy: one that is read so slowly keeps disk space from the store.
+	// MinRate is the least number of bytes a second that a copy may be read with.
+	MinRate = 64 << 10
+	// MaxRate is the greatest.
+	MaxRate = 1 << 30
+	// longest bounds a copy, because a copy that is read so slowly keeps disk space from the store.
 	longest = 24 * time.Hour
 )
 
@@ -64,7 +66,7 @@ type Backups struct {
 type State struct {
 	// Running reports whether one is being made.
 	Running bool
-	// Last is the newest backup that was complete; the zero Made if there is none.
+	// Last is the newest backup that was complete; the zero Made if no backup was.
 	Last Made
 	// Failures is how many have failed since Last, and Failed says when the newest of them did and
 	// Error why.
@@ -198,7 +200,6 @@ func (b *Backups) stream(ctx context.Context, rate int64, begin func(Header) err
 		if err := limit.wait(ctx, read); err != nil {
 			return Made{}, err
 		}
-		giveway.From(ctx).GiveWay()
 		if err := send(pieces[:read]); err != nil {
 			return Made{}, err
 		}

@@ -110,8 +110,7 @@ func TestOneBackupIsMadeAtATime(t *testing.T) {
 	}
 }
 
-// TestSavedFileIsWholeAndCheckedOrNotThere: one that is not sound gets no name, and one that is there
-// stays.
+// TestSavedFileIsWholeAndCheckedOrNotThere: an unsound copy gets no name, and an existing file stays.
 func TestSavedFileIsWholeAndCheckedOrNotThere(t *testing.T) {
 	folder, from := t.TempDir(), &store{content: []byte("abc")}
 	unsound := errors.New("unsound")

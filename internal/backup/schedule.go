@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -69,8 +70,8 @@ type Schedule struct {
 	Deleted func(names []string, err error)
 }
 
-// Run makes backups until the context ends. If the newest one is older than the interval, or there is
-// none, it begins with one.
+// Run makes backups until the context ends. If the newest backup is older than the interval, or
+// the folder has no backup, Run begins with one.
 func (s Schedule) Run(ctx context.Context) {
 	for {
 		wait, err := s.untilNext()
@@ -122,9 +123,11 @@ func (s Schedule) untilNext() (time.Duration, error) {
 
 // removeIncomplete deletes files that are not complete. Nobody writes one while the schedule waits.
 func (s Schedule) removeIncomplete() error {
-	incomplete, err := filepath.Glob(filepath.Join(s.Folder, scheduledPrefix+"*"))
-	for _, path := range incomplete {
-		err = errors.Join(err, os.Remove(path))
+	entries, err := os.ReadDir(s.Folder)
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), scheduledPrefix) && entry.Type().IsRegular() {
+			err = errors.Join(err, os.Remove(filepath.Join(s.Folder, entry.Name())))
+		}
 	}
 	return err
 }
@@ -145,8 +148,8 @@ func (s Schedule) list() ([]string, error) {
 	return names, nil
 }
 
-// deleteOld deletes all but the newest backups, and never the one that was just made: it is the one
-// that is known to be good.
+// deleteOld deletes all but the newest backups, and never the one that was just made, because that
+// backup is known to be good.
 func (s Schedule) deleteOld(made Made) (deleted []string, err error) {
 	names, err := s.list()
 	if err != nil {

@@ -134,7 +134,10 @@ func (s *session) receiveBackup(ctx context.Context, rate int64) (received *stor
 		return response, err
 	}
 	first, err := receive()
-	if err == nil && first.GetHeader() == nil {
+	switch {
+	case errors.Is(err, io.EOF):
+		err = errCutBackup
+	case err == nil && first.GetHeader() == nil:
 		err = errOddBackup
 	}
 	if err != nil {

@@ -50,7 +50,9 @@ type fake struct {
 	keysvcv1.UnimplementedAuditServiceServer
 	keysvcv1.UnimplementedValidationServiceServer
 	keysvcv1.UnimplementedSyncServiceServer
+	keysvcv1.UnimplementedBackupServiceServer
 
+	backup      func(*keysvcv1.BackupRequest, keysvcv1.BackupService_BackupServer) error
 	createKey   func(context.Context, *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error)
 	getKey      func(context.Context, *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error)
 	listKeys    func(context.Context, *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error)
@@ -185,6 +187,7 @@ func serveOn(t *testing.T, f *fake, listener net.Listener) {
 	keysvcv1.RegisterAuditServiceServer(server, f)
 	keysvcv1.RegisterValidationServiceServer(server, f)
 	keysvcv1.RegisterSyncServiceServer(server, f)
+	keysvcv1.RegisterBackupServiceServer(server, f)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -14,7 +14,7 @@ const progressInterval = 100 * time.Millisecond
 // nothing.
 type progress struct {
 	out   io.Writer
-	width int // of the terminal; 0 if it is none
+	width int // of the terminal; 0 elsewhere
 	now   func() time.Time
 	total int64
 	// began and shown are when it began and when it was shown last.

@@ -279,3 +279,31 @@ func TestAuditVerifyShowsItsProgressAtATerminal(t *testing.T) {
 	c.runAtTerminal(t, "", "audit", "verify", "a.db").want(t, cli.ExitOK, answer, "\r10000 lines of the audit sink read\r\x1b[K")
 	c.run(t, "audit", "verify", "a.db").want(t, cli.ExitOK, answer, "")
 }
+
+// TestBackupShowsItsProgressAtATerminal, within the width of the terminal.
+func TestBackupShowsItsProgressAtATerminal(t *testing.T) {
+	person, terminal := openTerminal(t)
+	if err := unix.IoctlSetWinsize(int(terminal.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 24, Col: 60}); err != nil {
+		t.Fatal(err)
+	}
+	c := backupsOf(t, nil, nil, backupHeader(len(copied)), backupChunk(copied[:5000]), backupChunk(copied[5000:]), backupTrailer(copied))
+	if status := c.runTo(t.Context(), io.Discard, terminal, "backup", t.TempDir()+"/copy.db"); status != 0 {
+		t.Errorf("status %d", status)
+	}
+	text, shown := "", make([]byte, 4096)
+	for !strings.HasSuffix(text, "\n") {
+		read, err := person.Read(shown)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text += string(shown[:read])
+	}
+	if !strings.Contains(text, "\r[====================] 100 %  0.0 of 0.0 MiB") {
+		t.Errorf("the terminal shows %q", text)
+	}
+	for line := range strings.SplitSeq(strings.ReplaceAll(text, "\x1b[K", ""), "\r") {
+		if runewidth.StringWidth(line) > 59 {
+			t.Errorf("%q is too wide", line)
+		}
+	}
+}

@@ -250,9 +250,11 @@ type Prune struct {
 
 // Backup is a copy of the store that was made, or broke off.
 type Backup struct {
-	// Caller read it, and RequestID is the call's; "" for a scheduled backup. Path is the file of a
-	// scheduled one.
-	Caller, RequestID, Path string
+	// Scheduled is set for a backup that no caller has asked for. Path is its file, once it is complete.
+	Scheduled bool
+	Path      string
+	// Caller read it, and RequestID is the call's; "" for a scheduled backup.
+	Caller, RequestID string
 	// Revision is the newest in the copy, Bytes its size, and SHA256 that of all its bytes in
 	// hexadecimal.
 	Revision, Bytes int64

@@ -17,6 +17,8 @@ const (
 	// deadline: a half. So no work takes much longer than that because of its pauses.
 	longest       = 5 * time.Second
 	deadlineShare = 2
+	// forever is longer than any work.
+	forever = 365 * 24 * time.Hour
 )
 
 // Work is what one goroutine does. A nil Work never pauses.
@@ -40,6 +42,13 @@ func NewContext(ctx context.Context, urgent func() int64) context.Context {
 		most = min(most, deadline.Sub(now)/deadlineShare)
 	}
 	return context.WithValue(ctx, workKey{}, &Work{urgent: urgent, seen: urgent(), resumed: now, until: now.Add(most)})
+}
+
+// NewBackground is NewContext for work that nobody waits for, such as checking a backup: it pauses for
+// as long as it takes.
+func NewBackground(ctx context.Context, urgent func() int64) context.Context {
+	now := time.Now()
+	return context.WithValue(ctx, workKey{}, &Work{urgent: urgent, seen: urgent(), resumed: now, until: now.Add(forever)})
 }
 
 // From returns the work of a context; nil if it has none.

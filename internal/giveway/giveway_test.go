@@ -59,3 +59,14 @@ func TestWorkPausesForHalfOfItsTimeAtMost(t *testing.T) {
 func TestNoWorkPausesNever(t *testing.T) {
 	giveway.From(t.Context()).GiveWay()
 }
+
+func TestBackgroundWorkPausesHoweverLongItTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := int64(0)
+		work := giveway.From(giveway.NewBackground(t.Context(), func() int64 { return begun }))
+		time.Sleep(30 * time.Second)
+		if paused := busy(work, 10*time.Millisecond, func() { begun++ }); paused < 45*time.Millisecond {
+			t.Errorf("paused %s in 10 ms of work after 30 s", paused)
+		}
+	})
+}

@@ -157,7 +157,7 @@ func TestBackupThatIsCutMakesRoomForTheNext(t *testing.T) {
 	done := make(chan events.Backup, 8)
 	b := start(t, options{hooks: events.Hooks{BackupDone: func(backup events.Backup) { done <- backup }}})
 	b.putMember(t, "acme", "ann", "owner")
-	for range 100 { // the file is larger than a flow-control window, and the client reads nothing
+	for range 150 { // the file is larger than a flow-control window, and the client reads nothing
 		b.create(t, "acme", "ann", "emails:read")
 	}
 	ctx, cancel := context.WithCancel(testContext(t))
@@ -166,7 +166,7 @@ func TestBackupThatIsCutMakesRoomForTheNext(t *testing.T) {
 		t.Fatal(err)
 	}
 	first, err := stream.Recv()
-	if err != nil || first.GetHeader().GetSize() < 160<<10 {
+	if err != nil || first.GetHeader().GetSize() <= 2*(64<<10) {
 		t.Fatalf("%v, %v; the test needs a larger file", first, err)
 	}
 	_, _, err = b.fetchBackup(t, &keysvcv1.BackupRequest{})
@@ -204,7 +204,7 @@ func TestStopEndsABackup(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{})
 	b.putMember(t, "acme", "ann", "owner")
-	for range 100 {
+	for range 150 {
 		b.create(t, "acme", "ann", "emails:read")
 	}
 	stream, err := keysvcv1.NewBackupServiceClient(b.conn).Backup(testContext(t), &keysvcv1.BackupRequest{BytesPerSecond: 64 << 10})
@@ -241,7 +241,7 @@ func TestScheduledBackupsAreMadeCheckedAndDeleted(t *testing.T) {
 		},
 	})
 	made := waitFor(t, done, "the backup")
-	if made.Error != nil || made.Caller != "" || filepath.Dir(made.Path) != folder {
+	if made.Error != nil || !made.Scheduled || made.Caller != "" || filepath.Dir(made.Path) != folder {
 		t.Fatalf("the event is %+v", made)
 	}
 	if gone := waitFor(t, deleted, "the deletion"); gone.Error != nil || len(gone.Files) != 2 {
@@ -277,4 +277,32 @@ func TestScheduledBackupThatFailsIsAnError(t *testing.T) {
 		t.Errorf("the log has %q", lines)
 	}
 	b.putMember(t, "acme", "ann", "owner")
+}
+
+// TestBackupEndsWithTheRight: when the right is taken away, or is only for some workspaces from then on,
+// a backup that is being sent ends with a status.
+func TestBackupEndsWithTheRight(t *testing.T) {
+	t.Parallel()
+	for name, less := range map[string]string{"taken away": mayValidate, "for a workspace": "- {name: all, loopback: true, rights: [administer], workspaces: [acme]}\n"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := startCallers(t, mayAll)
+			b.putMember(t, "acme", "ann", "owner")
+			for range 150 {
+				b.create(t, "acme", "ann", "emails:read")
+			}
+			stream, err := keysvcv1.NewBackupServiceClient(b.conn).Backup(testContext(t), &keysvcv1.BackupRequest{BytesPerSecond: 64 << 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if first, err := stream.Recv(); err != nil || first.GetHeader().GetSize() <= 2*(64<<10) {
+				t.Fatalf("%v, %v; the test needs a larger file", first, err)
+			}
+			b.change(t, less)
+			for err == nil {
+				_, err = stream.Recv()
+			}
+			expectError(t, err, codes.PermissionDenied, "CALLER_NOT_ALLOWED")
+		})
+	}
 }

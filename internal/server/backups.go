@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -22,20 +23,21 @@ func (s *Server) prepareBackups(context.Context) error {
 	s.backups = backup.New(backup.Config{
 		Store: snapshotter, Rate: int64(s.config.Settings.BackupRate), Urgent: urgent, Now: s.clock.Now,
 		Check: func(ctx context.Context, path string) error {
-			return checkBackup(giveway.NewContext(ctx, urgent), path)
+			return checkBackup(giveway.NewBackground(ctx, urgent), path)
 		},
 	})
 	return nil
 }
 
-// checkBackup examines a backup as `keysvc check` does. Its error names what is wrong first.
+// checkBackup examines a backup as a start would. A check as that of `keysvc check` would take memory that
+// a server does not have.
 func checkBackup(ctx context.Context, path string) error {
-	report, err := boltstore.Check(ctx, path)
+	_, err := boltstore.Verify(ctx, path)
 	switch {
+	case errors.Is(err, storage.ErrDamaged):
+		return fmt.Errorf("the backup is not sound, and neither may the store be: %w", err)
 	case err != nil:
 		return fmt.Errorf("checking the backup: %w", err)
-	case len(report.Problems) > 0:
-		return fmt.Errorf("%w: the backup is not sound, and neither may the store be: %s", storage.ErrDamaged, report.Problems[0])
 	}
 	return nil
 }
@@ -50,7 +52,7 @@ func (s *Server) backUp(ctx context.Context) error {
 		Folder: settings.BackupDir, Interval: settings.BackupInterval, Keep: settings.BackupKeep,
 		Save: s.backups.Save, Fail: s.backups.Fail, Now: s.clock.Now,
 		Jitter: func(most time.Duration) time.Duration { return rand.N(most + 1) }, //nolint:gosec // jitter is no secret
-		Done:   func(made backup.Made, err error) { s.backupDone(made, err, "", "") },
+		Done:   func(made backup.Made, err error) { s.backupDone(made, err, events.Backup{Scheduled: true}) },
 		Deleted: func(names []string, err error) {
 			s.hooks.BackupsDeleted(events.BackupsDeleted{Files: names, Error: err})
 		},
@@ -60,14 +62,14 @@ func (s *Server) backUp(ctx context.Context) error {
 
 // backupRead reports a backup that a caller has read.
 func (s *Server) backupRead(ctx context.Context, made backup.Made, err error) {
-	s.backupDone(made, err, callers.FromContext(ctx).CallerName(), requestIDOf(ctx))
+	s.backupDone(made, err, events.Backup{Caller: callers.FromContext(ctx).CallerName(), RequestID: requestIDOf(ctx)})
 }
 
-func (s *Server) backupDone(made backup.Made, err error, caller, requestID string) {
-	done := events.Backup{
-		Caller: caller, RequestID: requestID, Path: made.Path, Revision: made.Revision, Bytes: made.Size,
-		Copying: made.Copying, Duration: made.Took, Failures: s.backups.State().Failures, Error: err,
-	}
+// backupDone reports a backup. done has what is known of it besides.
+func (s *Server) backupDone(made backup.Made, err error, done events.Backup) {
+	done.Path, done.Revision, done.Bytes = made.Path, made.Revision, made.Size
+	done.Copying, done.Duration = made.Copying, made.Took
+	done.Failures, done.Error = s.backups.State().Failures, err
 	if err == nil {
 		done.SHA256 = hex.EncodeToString(made.SHA256[:])
 	}

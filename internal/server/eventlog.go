@@ -156,7 +156,7 @@ func logBackup(ctx context.Context, log *slog.Logger, backup events.Backup) {
 		log.LogAttrs(ctx, slog.LevelInfo, "a backup was made", append(attributes,
 			slog.Int64("revision", backup.Revision), slog.Int64("bytes", backup.Bytes),
 			slog.Float64("copying_ms", float64(backup.Copying)/millisecondUnit), slog.Float64(durationKey, float64(backup.Duration)/millisecondUnit))...)
-	case backup.Caller != "":
+	case !backup.Scheduled:
 		log.LogAttrs(ctx, slog.LevelWarn, "a backup broke off", append(attributes, slog.Any("error", backup.Error))...)
 	default:
 		log.LogAttrs(ctx, slog.LevelError, "a scheduled backup failed; trying again later", append(attributes,

@@ -227,7 +227,7 @@ func Open(path string, config Config) (*Store, error) {
 			return nil, errors.Join(fmt.Errorf("%s: %w", path, err), opened.close())
 		}
 	}
-	if err := removeSnapshot(path); err != nil {
+	if err := removeSnapshots(filepath.Dir(path)); err != nil {
 		return nil, errors.Join(err, opened.close())
 	}
 	store.use(opened)

@@ -13,13 +13,9 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
-
-// giveWayInterval is after how many records a check gives way.
-const giveWayInterval = 16
 
 // Report is what Check found in a file.
 type Report struct {
@@ -54,8 +50,7 @@ func (r *Report) problem(text string) {
 // Check examines the file of a store that no process serves, and changes nothing: the
 // pages, by a check of its own and by bbolt's, every record, and how the records fit
 // together. Damage of any extent is reported as problems. An error means that the file
-// could not be examined: ErrLocked, ErrNewer, the context's, or that of the file system. If ctx has
-// a giveway.Work, Check gives way between records.
+// could not be examined: ErrLocked, ErrNewer, the context's, or that of the file system.
 func Check(ctx context.Context, path string) (Report, error) {
 	return CheckAnchored(ctx, path, "", "")
 }
@@ -108,9 +103,7 @@ func checkOpened(ctx context.Context, file *opened, report *Report) error {
 			return err
 		}
 		report.Schema, report.Epoch, report.Position = file.header.GetSchema(), file.header.GetEpoch(), file.position
-		checker := &fileChecker{
-			Checker: storage.Checker{Feed: storage.FeedDense, Schema: file.header.GetSchema()}, ctx: ctx, work: giveway.From(ctx), tx: tx, report: report,
-		}
+		checker := &fileChecker{Checker: storage.Checker{Feed: storage.FeedDense, Schema: file.header.GetSchema()}, ctx: ctx, tx: tx, report: report}
 		for _, name := range []string{namePruned, nameUnsunk} {
 			if _, err := revisionMark(tx, name); err != nil {
 				checker.Problem("%v", err)
@@ -134,7 +127,6 @@ func checkOpened(ctx context.Context, file *opened, report *Report) error {
 type fileChecker struct {
 	storage.Checker
 	ctx     context.Context //nolint:containedctx // that of one check
-	work    *giveway.Work
 	tx      *bolt.Tx
 	report  *Report
 	visited int
@@ -217,9 +209,6 @@ func (c *fileChecker) each(bucket string, visit func(name string, value []byte))
 	return c.tx.Bucket([]byte(bucket)).ForEach(func(name, value []byte) error {
 		if c.visited++; c.visited%contextInterval == 0 && c.ctx.Err() != nil {
 			return c.ctx.Err()
-		}
-		if c.visited%giveWayInterval == 0 {
-			c.work.GiveWay()
 		}
 		visit(string(name), value)
 		return nil

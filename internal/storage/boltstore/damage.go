@@ -55,6 +55,21 @@ func (d *fileIndex) findDamage(revision int64) *damage {
 	return found
 }
 
+// first returns one of the errors; nil if nothing is wrong.
+func (d *damage) first() error {
+	for _, errs := range []map[string]error{d.heads, d.workspaces} {
+		for _, workspaceID := range slices.Sorted(maps.Keys(errs)) {
+			return errs[workspaceID]
+		}
+	}
+	for _, workspaceID := range slices.Sorted(maps.Keys(d.records)) {
+		for _, err := range d.records[workspaceID] {
+			return err
+		}
+	}
+	return nil
+}
+
 // log logs what was found: the first 20 problems, and how many more there are.
 func (d *damage) log(log *slog.Logger) {
 	const maxLines = 20

@@ -19,6 +19,9 @@ func newGate() gate { return gate{permits: semaphore.NewWeighted(allPermits)} }
 // Enter locks for reading, or returns the context's error.
 func (g gate) Enter(ctx context.Context) error { return g.permits.Acquire(ctx, 1) }
 
+// TryEnter locks for reading if that needs no wait, and reports whether it has.
+func (g gate) TryEnter() bool { return g.permits.TryAcquire(1) }
+
 // RLock locks for reading, however long that takes.
 func (g gate) RLock() { _ = g.permits.Acquire(context.Background(), 1) }
 

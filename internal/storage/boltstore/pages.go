@@ -11,6 +11,7 @@ import (
 	"math/bits"
 	"strconv"
 
+	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -54,6 +55,7 @@ var order = binary.NativeEndian
 // with a walk of its own.
 type pages struct {
 	ctx  context.Context //nolint:containedctx // that of one check
+	work *giveway.Work   // of the only walk; nil if there are several
 	file io.ReaderAt
 	size int64
 	// count is the number of pages below the high water mark.
@@ -63,7 +65,7 @@ type pages struct {
 }
 
 func newPages(ctx context.Context, file io.ReaderAt, size int64, count uint64) *pages {
-	return &pages{ctx: ctx, file: file, size: size, count: count, free: newPageSet(count)}
+	return &pages{ctx: ctx, work: giveway.From(ctx), file: file, size: size, count: count, free: newPageSet(count)}
 }
 
 // meta is the content of a meta page.
@@ -172,7 +174,7 @@ func (p *pages) newWalk() *pageWalk {
 
 // newWalks returns a walk for each goroutine of inParallel.
 func (p *pages) newWalks() []*pageWalk {
-	walks := make([]*pageWalk, workerCount())
+	walks := make([]*pageWalk, workerCount(p.ctx))
 	for worker := range walks {
 		walks[worker] = p.newWalk()
 	}
@@ -269,6 +271,7 @@ func (p *pageWalk) claim(id uint64, first []byte) ([]byte, error) {
 	if p.read++; p.read%contextInterval == 0 && p.ctx.Err() != nil {
 		return nil, p.ctx.Err()
 	}
+	p.work.GiveWay()
 	if id >= p.count {
 		return nil, damagedPage(id, "beyond the end")
 	}

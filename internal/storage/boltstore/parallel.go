@@ -1,17 +1,19 @@
 package boltstore
 
 import (
+	"context"
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"github.com/scribe-mail/keysvc/internal/giveway"
 )
 
-// inParallel calls work for each part from 0 to parts-1, in ascending order, on as many goroutines
-// as there are processors, and returns when all of them have ended. worker is the number of the
-// goroutine, below workerCount. If calls fail, no further part begins, and the error is that of the
+// inParallel calls work for each part from 0 to parts-1, in ascending order, on a number of goroutines,
+// and returns when all of them have ended. worker is the number of the goroutine. If calls fail, no further part begins, and the error is that of the
 // lowest part: every part below it has begun, and so has been seen. A fault in mapped memory is an
 // error of its part.
-func inParallel(parts int, work func(worker, part int) error) error {
+func inParallel(workers, parts int, work func(worker, part int) error) error {
 	var next atomic.Int64
 	var failed atomic.Bool
 	var mutex sync.Mutex // guards lowest and first
@@ -34,7 +36,7 @@ func inParallel(parts int, work func(worker, part int) error) error {
 		}
 	}
 	var others sync.WaitGroup
-	for worker := 1; worker < min(workerCount(), parts); worker++ {
+	for worker := 1; worker < min(workers, parts); worker++ {
 		others.Go(func() { run(worker) })
 	}
 	run(0)
@@ -42,16 +44,22 @@ func inParallel(parts int, work func(worker, part int) error) error {
 	return first
 }
 
-// workerCount is the max number of goroutines of inParallel.
-func workerCount() int { return runtime.GOMAXPROCS(0) }
+// workerCount is how many goroutines work in parallel: as many as there are processors, and one for
+// work that gives way.
+func workerCount(ctx context.Context) int {
+	if giveway.From(ctx) != nil {
+		return 1
+	}
+	return runtime.GOMAXPROCS(0)
+}
 
 // inOrder is inParallel for parts whose results are passed on in the order of the parts, one at a
 // time. work returns the function that passes its result on, which any of the goroutines may call.
 // Parts wait before they begin if the results of many are waiting, so that memory stays bounded.
-func inOrder(parts int, work func(worker, part int) (pass func() error, err error)) error {
-	results := &orderedResults{most: 2 * workerCount(), waiting: make(map[int]func() error)}
+func inOrder(workers, parts int, work func(worker, part int) (pass func() error, err error)) error {
+	results := &orderedResults{most: 2 * workers, waiting: make(map[int]func() error)}
 	results.changed.L = &results.mutex
-	return inParallel(parts, func(worker, part int) (err error) {
+	return inParallel(workers, parts, func(worker, part int) (err error) {
 		if !results.begin(part) {
 			return nil
 		}

@@ -174,7 +174,7 @@ func (p *pages) parts(walks []*pageWalk, found []foundBucket, reader func(worker
 		}
 	}
 	// 2. Check the parts, and read them.
-	return inOrder(len(all), func(worker, part int) (func() error, error) {
+	return inOrder(len(walks), len(all), func(worker, part int) (func() error, error) {
 		walk, bucket := walks[worker], all[part]
 		into := reader(worker, bucket.name)
 		walk.buffers.reset()

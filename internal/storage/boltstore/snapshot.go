@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 
 	bolt "go.etcd.io/bbolt"
@@ -24,14 +26,27 @@ const (
 	roomBesideCopy = maxGrowth
 )
 
-// snapshotOf returns the name that a snapshot of the file at path has for a moment.
-func snapshotOf(path string) string { return path + ".snapshot" }
+// snapshotPrefix begins the name that a snapshot has for a moment.
+const snapshotPrefix = ".keysvc-snapshot-"
 
-// removeSnapshot removes what a crash has left behind between making a snapshot's file and taking its
-// name away. The store at path is locked.
-func removeSnapshot(path string) error {
-	if err := os.Remove(snapshotOf(path)); !errors.Is(err, fs.ErrNotExist) {
+// removeSnapshots removes what a crash has left in a folder between making the file of a snapshot and
+// taking its name away: an empty file.
+func removeSnapshots(folder string) error {
+	entries, err := os.ReadDir(folder)
+	if err != nil {
 		return err
+	}
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), snapshotPrefix) {
+			continue
+		}
+		path := filepath.Join(folder, entry.Name())
+		if info, err := os.Lstat(path); err != nil || !info.Mode().IsRegular() || info.Size() > 0 {
+			continue
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }
@@ -45,7 +60,7 @@ func removeSnapshot(path string) error {
 // reserve would be none.
 func (s *Store) Snapshot(ctx context.Context) (storage.Snapshot, error) {
 	// 1. Make a file without a name, which no crash leaves behind.
-	file, err := newSnapshotFile(s.path)
+	file, err := newSnapshotFile(filepath.Dir(s.path))
 	if err != nil {
 		return storage.Snapshot{}, fmt.Errorf("making the file of a snapshot: %w", err)
 	}
@@ -57,9 +72,10 @@ func (s *Store) Snapshot(ctx context.Context) (storage.Snapshot, error) {
 	// 3. Copy the pages.
 	var position storage.Position
 	if err == nil {
-		position, err = s.read(ctx, nil, func(tx *bolt.Tx) error {
+		var served *opened
+		position, err = s.read(ctx, func(*fileIndex) { served = s.file }, func(tx *bolt.Tx) error {
 			taken.size = tx.Size()
-			return taken.copyFrom(ctx, tx, s.config.copying)
+			return taken.copyFrom(ctx, tx, func() error { return s.isServed(served) })
 		})
 	}
 	if err != nil {
@@ -68,14 +84,30 @@ func (s *Store) Snapshot(ctx context.Context) (storage.Snapshot, error) {
 	return storage.Snapshot{Content: taken, Size: taken.size, Epoch: s.epoch, Position: position}, nil
 }
 
-// newSnapshotFile makes a file beside the store, and takes its name away.
-func newSnapshotFile(path string) (*os.File, error) {
-	name := snapshotOf(path)
-	file, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+// isServed returns ErrUnavailable if the store has gone down, or over to another handle: it can be
+// opened again only when the transactions of the handle before have ended. isServed does not wait: a
+// commit that holds state may wait for the transaction that it is called in.
+func (s *Store) isServed(file *opened) error {
+	if s.config.copying != nil {
+		s.config.copying()
+	}
+	if !s.state.TryEnter() {
+		return nil
+	}
+	defer s.state.RUnlock()
+	if s.file != file {
+		return storage.ErrUnavailable
+	}
+	return nil
+}
+
+// newSnapshotFile makes a file in a folder, with mode 0600, and takes its name away.
+func newSnapshotFile(folder string) (*os.File, error) {
+	file, err := os.CreateTemp(folder, snapshotPrefix+"*")
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(name); err != nil {
+	if err := os.Remove(file.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Join(err, file.Close())
 	}
 	return file, nil
@@ -89,10 +121,10 @@ type snapshotFile struct {
 	size, read int64
 }
 
-// copyFrom writes the pages of a transaction into the file. copying is called for each piece; it may
-// be nil.
-func (f *snapshotFile) copyFrom(ctx context.Context, tx *bolt.Tx, copying func()) error {
-	gentle := &gentleWriter{ctx: ctx, work: giveway.From(ctx), to: f.file, writing: copying}
+// copyFrom writes the pages of a transaction into the file. It ends with the error of goOn, which is
+// called for each piece.
+func (f *snapshotFile) copyFrom(ctx context.Context, tx *bolt.Tx, goOn func() error) error {
+	gentle := &gentleWriter{ctx: ctx, work: giveway.From(ctx), to: f.file, goOn: goOn}
 	buffered := bufio.NewWriterSize(gentle, copyPiece)
 	if _, err := tx.WriteTo(buffered); err != nil {
 		return noSpace(err)
@@ -126,21 +158,21 @@ func (f *snapshotFile) Read(into []byte) (int, error) {
 // Close implements io.Closer.
 func (f *snapshotFile) Close() error { return f.file.Close() }
 
-// gentleWriter gives way to validations, and ends with its context.
+// gentleWriter gives way to validations, and ends with its context or by goOn.
 type gentleWriter struct {
-	ctx     context.Context //nolint:containedctx // that of one copy
-	work    *giveway.Work
-	to      io.Writer
-	writing func()
+	ctx  context.Context //nolint:containedctx // that of one copy
+	work *giveway.Work
+	to   io.Writer
+	goOn func() error
 }
 
 // Write implements io.Writer.
 func (w *gentleWriter) Write(piece []byte) (int, error) {
-	if err := w.ctx.Err(); err != nil {
+	if err := w.goOn(); err != nil {
 		return 0, err
 	}
-	if w.writing != nil {
-		w.writing()
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
 	}
 	w.work.GiveWay()
 	return w.to.Write(piece)

@@ -1,6 +1,7 @@
 package boltstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -11,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
@@ -223,18 +227,61 @@ func TestSnapshotNeedsRoomBesideIt(t *testing.T) {
 }
 
 // TestOpenRemovesTheSnapshotOfACrash: a process that is killed before it has taken the name away leaves
-// a file, which the next start removes, and which is in nobody's way.
+// an empty file, which the next start removes. A file with a content is somebody's.
 func TestOpenRemovesTheSnapshotOfACrash(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "store.db")
+	folder := t.TempDir()
+	path, empty, other := filepath.Join(folder, "store.db"), filepath.Join(folder, snapshotPrefix+"1"), filepath.Join(folder, snapshotPrefix+"2")
 	store, _ := filled(t, path, Config{}, 1)
 	if err := store.Close(); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, snapshotOf(path), []byte("half of a copy"))
+	writeFile(t, empty, nil)
+	writeFile(t, other, []byte("mine"))
 	mustOpen(t, path, Config{})
-	if _, err := os.Lstat(snapshotOf(path)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(empty); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("it is still there: %v", err)
 	}
+	if content := readFile(t, other); string(content) != "mine" {
+		t.Errorf("a file of somebody else has %q", content)
+	}
+}
+
+// TestSnapshotEndsWhenTheStoreGoesDown: the store can be opened again only when the copy's transaction
+// has ended.
+func TestSnapshotEndsWhenTheStoreGoesDown(t *testing.T) {
+	var store *Store
+	var workspace *storagetest.Workspace
+	failing, copying := false, false
+	config := Config{
+		fault: func(bool) error {
+			if failing {
+				return errors.New("the disk fails")
+			}
+			return nil
+		},
+		copying: func() {
+			if copying {
+				return
+			}
+			copying, failing = true, true
+			if _, err := store.Commit(context.Background(), workspace.CreateKey(storagetest.KeyID(1000))); !errors.Is(err, storage.ErrOutcomeUnknown) {
+				t.Errorf("Commit: %v, want ErrOutcomeUnknown", err)
+			}
+			failing = false
+		},
+	}
+	store, workspace = filled(t, filepath.Join(t.TempDir(), "store.db"), config, 10)
+	if _, err := store.Snapshot(t.Context()); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("Snapshot: %v, want ErrUnavailable", err)
+	}
+	if _, err := store.Load(t.Context(), func(storage.Item) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	snapshot, err := store.Snapshot(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustBeSound(t, keep(t, snapshot))
 }
 
 // TestCopyThatIsPutBackIsRefused: a start on a copy that is behind the anchor fails.
@@ -285,5 +332,47 @@ func TestOpenCopyReadsAFileThatNobodyServes(t *testing.T) {
 	}
 	if string(before) != string(readFile(t, path)) {
 		t.Error("the file was changed")
+	}
+}
+
+// TestVerifyFindsWhatAStartFinds: a damaged page, a missing record and a lost head; and nothing in a sound
+// file, which stays as it is.
+func TestVerifyFindsWhatAStartFinds(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store.db")
+	store, _ := filled(t, path, Config{}, 50)
+	position := store.position
+	if err := store.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := readFile(t, path)
+	work := giveway.NewBackground(t.Context(), func() int64 { return 0 })
+	for name, ctx := range map[string]context.Context{"in parallel": t.Context(), "giving way": work} {
+		got, err := Verify(ctx, path)
+		if err != nil || got != position || string(before) != string(readFile(t, path)) {
+			t.Errorf("%s: %+v, %v, want %+v", name, got, err, position)
+		}
+		for damage, change := range map[string]func(tx *bolt.Tx) error{
+			"a missing key": func(tx *bolt.Tx) error {
+				bucket := tx.Bucket([]byte(bucketKeys))
+				name, _ := bucket.Cursor().First()
+				return bucket.Delete(name)
+			},
+			"a lost head": func(tx *bolt.Tx) error { return tx.Bucket([]byte(bucketHeads)).Delete([]byte(headName("w"))) },
+		} {
+			writeFile(t, path, before)
+			edit(t, path, change)
+			if _, err := Verify(ctx, path); !errors.Is(err, storage.ErrDamaged) {
+				t.Errorf("%s, %s: %v, want ErrDamaged", name, damage, err)
+			}
+		}
+		broken := bytes.Clone(before)
+		for at := 2 * os.Getpagesize(); at < len(broken)/2; at += os.Getpagesize() {
+			broken[at] ^= 1
+		}
+		writeFile(t, path, broken)
+		if _, err := Verify(ctx, path); !errors.Is(err, storage.ErrDamaged) {
+			t.Errorf("%s, damaged pages: %v, want ErrDamaged", name, err)
+		}
+		writeFile(t, path, before)
 	}
 }
