@@ -110,23 +110,23 @@ func TestMetricsServeTheListAndNameNobody(t *testing.T) {
 		t.Errorf("OpenMetrics ends without # EOF: %q", open[max(0, len(open)-100):])
 	}
 	for name, want := range map[string]string{
-		`keysvc_decisions_total{decision="ALLOWED",reason="NONE"}`:                        "1",
-		`keysvc_decisions_total{decision="PERMISSION_DENIED",reason="SCOPE_NOT_GRANTED"}`: "1",
-		`keysvc_decisions_total{decision="UNAUTHENTICATED",reason="KEY_INVALID"}`:         "1",
-		`keysvc_decisions_total{decision="UNAUTHENTICATED",reason="KEY_REVOKED"}`:         "1",
+		`keysvc_decisions_total{decision="ALLOWED",reason="NONE"}`:                           "1",
+		`keysvc_decisions_total{decision="PERMISSION_DENIED",reason="SCOPE_NOT_GRANTED"}`:    "1",
+		`keysvc_decisions_total{decision="UNAUTHENTICATED",reason="KEY_INVALID"}`:            "1",
+		`keysvc_decisions_total{decision="UNAUTHENTICATED",reason="KEY_REVOKED"}`:            "1",
 		`keysvc_near_cache_decisions_total{decision="ALLOWED",reason="NONE"}`:                "5",
 		`keysvc_near_cache_decisions_total{decision="UNAUTHENTICATED",reason="KEY_REVOKED"}`: "2",
-		`keysvc_calls_total{code="OK",method="CreateKey"}`:                                "2",
-		`keysvc_keys{state="active"}`:                                                     "1",
-		`keysvc_keys{state="revoked"}`:                                                    "1",
-		`keysvc_members`:                                                                  "1",
-		`keysvc_workspaces`:                                                               "1",
-		`keysvc_sessions`:                                                                 "1",
-		`keysvc_serving`:                                                                  "1",
-		`keysvc_store_up`:                                                                 "1",
-		`keysvc_changes_total{kind="key"}`:                                                "3",
-		`keysvc_calls_in_flight{work="session"}`:                                          "1",
-		`keysvc_call_duration_seconds_count{method="CreateKey"}`:                          "2",
+		`keysvc_calls_total{code="OK",method="CreateKey"}`:                                   "2",
+		`keysvc_keys{state="active"}`:                                                        "1",
+		`keysvc_keys{state="revoked"}`:                                                       "1",
+		`keysvc_members`:                                                                     "1",
+		`keysvc_workspaces`:                                                                  "1",
+		`keysvc_sessions`:                                                                    "1",
+		`keysvc_serving`:                                                                     "1",
+		`keysvc_store_up`:                                                                    "1",
+		`keysvc_changes_total{kind="key"}`:                                                   "3",
+		`keysvc_calls_in_flight{work="session"}`:                                             "1",
+		`keysvc_call_duration_seconds_count{method="CreateKey"}`:                             "2",
 	} {
 		if got := series(plain, name); got != want {
 			t.Errorf("%s is %q, want %s", name, got, want)

@@ -81,8 +81,8 @@ type Core struct {
 	// pings have reported the latter and not the former.
 	repeated     map[keysvcv1.Reason]int64
 	hitsReported int64
-	watches  map[*watch]struct{}
-	gaveUp   bool
+	watches      map[*watch]struct{}
+	gaveUp       bool
 
 	usesMutex sync.Mutex
 	uses      []*entry
