@@ -65,6 +65,9 @@ is left, and does no harm.`,
 		if err != nil {
 			return err
 		}
+		if err := s.checkRoles(ctx, args[0], wanted); err != nil {
+			return err
+		}
 		plan, err := s.planMembers(ctx, wanted)
 		if err != nil {
 			return err
@@ -96,18 +99,49 @@ func (a *app) readRoster(name string) ([]roster.Member, error) {
 		in = file
 	}
 	members, err := roster.Read(in)
-	mistakes, is := errors.AsType[roster.LineErrors](err)
-	if !is {
-		return members, err
+	if mistakes, is := errors.AsType[roster.LineErrors](err); is {
+		return nil, a.listLines(name, mistakes)
 	}
+	return members, err
+}
+
+// listLines writes the mistakes of a file to standard error, and returns the error for all of them.
+func (a *app) listLines(name string, mistakes roster.LineErrors) error {
 	var text strings.Builder
 	for _, mistake := range mistakes {
 		text.WriteString(printable(fmt.Sprintf("%s:%d: %s", name, mistake.Line, mistake.Text)) + "\n")
 	}
 	if _, err := io.WriteString(a.Stderr, text.String()); err != nil {
-		return nil, err
+		return err
 	}
-	return nil, fmt.Errorf("%s is not a valid list of members; nothing was changed", name)
+	return fmt.Errorf("%s is not a valid list of members; nothing was changed", name)
+}
+
+// checkRoles finds roles that the active policy does not have. The server would refuse them, but only
+// after other changes were made.
+func (s *session) checkRoles(ctx context.Context, name string, wanted []roster.Member) error {
+	active, err := s.policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
+	if err != nil {
+		return err
+	}
+	var roles []string
+	for _, role := range active.GetPolicy().GetRoles() {
+		roles = append(roles, role.GetName())
+	}
+	slices.Sort(roles)
+	var mistakes roster.LineErrors
+	for _, member := range wanted {
+		if member.State != roster.Removed && !slices.Contains(roles, member.Role) {
+			mistakes = append(mistakes, roster.LineError{
+				Line: member.Line,
+				Text: "role: the policy does not have it, allowed are " + strings.Join(roles, ", "),
+			})
+		}
+	}
+	if len(mistakes) == 0 {
+		return nil
+	}
+	return s.listLines(name, mistakes)
 }
 
 // planMembers compares what is wanted with what keysvc has, workspace by workspace.

@@ -27,6 +27,10 @@ type directory struct {
 
 func (d *directory) fake() *fake {
 	return &fake{
+		getPolicy: func(context.Context, *keysvcv1.GetPolicyRequest) (*keysvcv1.GetPolicyResponse, error) {
+			roles := []*keysvcv1.PolicyRole{{Name: "owner"}, {Name: "manager"}}
+			return &keysvcv1.GetPolicyResponse{Policy: &keysvcv1.Policy{Roles: roles}}, nil
+		},
 		listMembers: func(_ context.Context, r *keysvcv1.ListMembersRequest) (*keysvcv1.ListMembersResponse, error) {
 			switch {
 			case len(d.present) <= 2:

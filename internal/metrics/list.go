@@ -107,7 +107,7 @@ var list = []Metric{
 	},
 	{
 		Name: "keysvc_calls_in_flight", Kind: Gauge, Labels: []string{"work"}, Group: groupCalls,
-		Values: "the kind of work: validation, change, read, wait, session, watch or inspection",
+		Values: "the kind of work: validation, change, read, wait, session, watch, inspection or backup",
 		Help:   "Calls that have a slot.",
 		read:   func(r *reading) { r.eachWork(func(w *Work) { r.whole(w.InFlight, w.Name) }) },
 	},
