@@ -228,7 +228,7 @@ var table = []Setting{
 	{
 		Name: "trace-endpoint", Group: groupLog, Empty: "no traces",
 		Usage: "the `URL` of an OpenTelemetry collector that traces are sent to, over OTLP/gRPC",
-		More: "`http://host:port` is plaintext, `https://host:port` is TLS. The variables `OTEL_EXPORTER_OTLP_HEADERS`, `_CERTIFICATE` and so on of OpenTelemetry count as well. " +
+		More: "`http://host:port` is plaintext, `https://host:port` is TLS with the certificates of the system. " +
 			"See [traces](operations.md#traces).",
 		kind: text(func(s *Settings) *string { return &s.TraceEndpoint }, checkCollector),
 	},

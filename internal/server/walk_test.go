@@ -770,7 +770,7 @@ func walks() []walk {
 				return &keysvcv1.ProfileRequest{Kind: keysvcv1.ProfileKind_PROFILE_KIND_CPU, Duration: durationpb.New(time.Second)}
 			},
 			cases: []badCase{
-				set("kind", "none", keysvcv1.ProfileKind_PROFILE_KIND_UNSPECIFIED), set("kind", "unknown", keysvcv1.ProfileKind(99)),
+				set("kind", "none", protoreflect.EnumNumber(0)), set("kind", "unknown", protoreflect.EnumNumber(99)),
 				set("duration", "negative", durationpb.New(-time.Second)), set("duration", "under 1 s", durationpb.New(time.Second-1)),
 				set("duration", "over 5 minutes", durationpb.New(5*time.Minute+1)),
 			},

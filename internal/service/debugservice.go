@@ -20,11 +20,19 @@ const (
 	profileChunk = 64 << 10
 )
 
-// lookups are the profiles of the runtime, by kind. That of the processor takes a time.
-var lookups = map[keysvcv1.ProfileKind]string{
-	keysvcv1.ProfileKind_PROFILE_KIND_HEAP:      "heap",
-	keysvcv1.ProfileKind_PROFILE_KIND_ALLOCS:    "allocs",
-	keysvcv1.ProfileKind_PROFILE_KIND_GOROUTINE: "goroutine",
+// lookupOf returns the name that the runtime has for a kind of profile; "" for that of the processor,
+// and for unknown kinds.
+func lookupOf(kind keysvcv1.ProfileKind) string {
+	switch kind {
+	case keysvcv1.ProfileKind_PROFILE_KIND_HEAP:
+		return "heap"
+	case keysvcv1.ProfileKind_PROFILE_KIND_ALLOCS:
+		return "allocs"
+	case keysvcv1.ProfileKind_PROFILE_KIND_GOROUTINE:
+		return "goroutine"
+	case keysvcv1.ProfileKind_PROFILE_KIND_UNSPECIFIED, keysvcv1.ProfileKind_PROFILE_KIND_CPU:
+	}
+	return ""
 }
 
 // DebugService implements keysvcv1.DebugServiceServer.
@@ -69,7 +77,7 @@ func (s *DebugService) profile(ctx context.Context, request *keysvcv1.ProfileReq
 	}
 	defer s.running.Unlock()
 	made := &bytes.Buffer{}
-	if name, is := lookups[request.GetKind()]; is {
+	if name := lookupOf(request.GetKind()); name != "" {
 		return made, pprof.Lookup(name).WriteTo(made, 0)
 	}
 	if err := pprof.StartCPUProfile(made); err != nil { // something else in the process makes one
@@ -90,8 +98,7 @@ func (s *DebugService) profile(ctx context.Context, request *keysvcv1.ProfileReq
 func profileDuration(request *keysvcv1.ProfileRequest) (time.Duration, error) {
 	var fields problem.Fields
 	kind, duration := request.GetKind(), defaultProfile
-	_, isLookup := lookups[kind]
-	if isCPU := kind == keysvcv1.ProfileKind_PROFILE_KIND_CPU; !isCPU && !isLookup {
+	if isCPU := kind == keysvcv1.ProfileKind_PROFILE_KIND_CPU; !isCPU && lookupOf(kind) == "" {
 		fields.Add("kind", "is %s, allowed are PROFILE_KIND_CPU, _HEAP, _ALLOCS and _GOROUTINE", kind)
 	} else if given := request.GetDuration(); given != nil {
 		duration = given.AsDuration()

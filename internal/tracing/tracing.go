@@ -15,7 +15,7 @@ import (
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracegrpc"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	metric "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -47,10 +47,13 @@ type Tracing struct {
 	handler  stats.Handler
 }
 
-// New returns a Tracing. It does not wait for the collector, so errors are those of the settings, and
-// of the environment: the variables OTEL_EXPORTER_OTLP_… of OpenTelemetry set headers and certificates.
+// New returns a Tracing. It does not wait for the collector, so errors are those of the settings.
 func New(ctx context.Context, config Config) (*Tracing, error) {
-	exporter, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(config.Endpoint))
+	collector, err := newCollector(config.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("tracing: %w", err)
+	}
+	exporter, err := otlptrace.New(ctx, collector)
 	if err != nil {
 		return nil, fmt.Errorf("tracing: %w", err)
 	}
@@ -94,7 +97,7 @@ func (t *Tracing) Stop(ctx context.Context) error {
 	}
 	err := t.provider.Shutdown(ctx)
 	if err != nil {
-		// It goes on trying in a goroutine. With a context that has ended, this breaks it off.
+		// A call may still wait in a goroutine. This ends it.
 		_ = t.exporter.Shutdown(ctx)
 	}
 	return err
