@@ -93,5 +93,8 @@ func (s *Server) conditionInMemory() *condition.Condition {
 		c.Sessions.Lag = max(0, now.Sub(lag.Oldest))
 	}
 	c.Certificate = s.certificate()
+	for _, each := range s.proofs.files.Authorities() {
+		c.Authorities = append(c.Authorities, condition.Authority{TrustDomain: each.TrustDomain, Certificate: condition.Certificate{Start: each.Start, End: each.End}})
+	}
 	return c
 }
