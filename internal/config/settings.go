@@ -94,6 +94,11 @@ type Settings struct {
 	BackupKeep     int
 	// BackupRate is how many bytes a second a backup is written or sent with.
 	BackupRate int
+	// NoticeWebhook is the URL that gets the notices that keys end soon; "" for none. NoticeSecret is the
+	// file with the secrets that they are signed with; both are set, or neither is.
+	NoticeWebhook, NoticeSecret string
+	// NoticeInterval is how often the server looks for notices, and counts the keys that end soon.
+	NoticeInterval time.Duration
 	// Init makes a new, empty store, and its folder if the folder is missing. The start fails if
 	// there is a store already.
 	Init bool
@@ -210,6 +215,9 @@ func (s Settings) Validate() error {
 	}
 	if err := s.validateTLS(); err != nil {
 		return err
+	}
+	if (s.NoticeWebhook == "") != (s.NoticeSecret == "") {
+		return &FieldError{Field: "notice-webhook", Problem: "and notice-secret need each other"}
 	}
 	servesAll := func(listener Listener) bool { return listener.Purpose == PurposeAll }
 	if s.Dev && s.Tokens == TokensRefused {

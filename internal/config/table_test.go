@@ -15,7 +15,7 @@ import (
 var samples = map[string]string{
 	"socket-mode": "0660", "socket-group": "mail", "allow-plaintext": "true", "callers": "/c",
 	"listen": "unix:///run/k.sock", "listener": "health=127.0.0.1:7481", "store": "bbolt", "data": "/d", "init": "true",
-	"anchor": "/a", "audit-sink": "/s", "audit-retention-days": "30", "audit-sink-max-bytes": "9", "audit-sink-keep-days": "8", "backup-dir": "/b", "backup-interval": "7h", "backup-keep": "5", "backup-rate": "70000", "policy": "p.yaml", "log-level": "debug", "log-format": "text", "max-in-flight": "5", "max-streams": "6", "max-open-streams": "18",
+	"anchor": "/a", "audit-sink": "/s", "audit-retention-days": "30", "audit-sink-max-bytes": "9", "audit-sink-keep-days": "8", "backup-dir": "/b", "backup-interval": "7h", "backup-keep": "5", "backup-rate": "70000", "notice-webhook": "https://h/n", "notice-secret": "/n", "notice-interval": "5m", "policy": "p.yaml", "log-level": "debug", "log-format": "text", "max-in-flight": "5", "max-streams": "6", "max-open-streams": "18",
 	"max-message-bytes": "70000", "max-buffered-bytes": "50000000", "max-header-bytes": "8000", "drain-timeout": "3s", "usage-interval": "5s",
 	"max-connections": "17", "max-connections-per-source": "0", "connection-age": "4h", "connection-idle": "11s",
 	"sweep-interval": "2h", "staleness": "300ms", "max-sessions": "7", "session-age": "3h", "dev": "true",
@@ -25,6 +25,7 @@ var samples = map[string]string{
 
 // companions are the settings that another one needs.
 var companions = map[string][]string{
+	"notice-webhook": {"notice-secret"}, "notice-secret": {"notice-webhook"},
 	"tls-server-cert": {"tls-server-key", "callers"}, "tls-server-key": {"tls-server-cert", "callers"}, "spiffe-socket": {"callers"}, "tls-bearers": {"spiffe-socket", "callers"},
 }
 
@@ -48,7 +49,7 @@ func load(t *testing.T, flags map[string][]string) config.Settings {
 }
 
 // fieldOf has the fields of companions.
-var fieldOf = map[string]string{"tls-server-cert": "TLSServerCert", "tls-server-key": "TLSServerKey", "spiffe-socket": "SPIFFESocket", "callers": "Callers"}
+var fieldOf = map[string]string{"tls-server-cert": "TLSServerCert", "tls-server-key": "TLSServerKey", "spiffe-socket": "SPIFFESocket", "callers": "Callers", "notice-webhook": "NoticeWebhook", "notice-secret": "NoticeSecret"}
 
 // TestEachFieldOfSettingsHasOneRow: each row changes one field, and every field has a row.
 func TestEachFieldOfSettingsHasOneRow(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -204,7 +205,7 @@ func (m *Manager) noticesAfter(
 }
 
 // Still returns a notice with its key as it is now; nil if the key was rotated, revoked or purged
-// since. Errors: those of ListNotices.
+// since, or has a newer notice. Errors: those of ListNotices.
 func (m *Manager) Still(ctx context.Context, visible access.Workspaces, notice *Notice) (*Notice, error) {
 	if !visible.Has(notice.Key.WorkspaceID) {
 		return nil, notAllowed()
@@ -212,10 +213,14 @@ func (m *Manager) Still(ctx context.Context, visible access.Workspaces, notice *
 	if err := m.trusted(); err != nil {
 		return nil, err
 	}
+	now, lead := m.clock(), notice.Key.ExpireTime.Sub(notice.DueTime)
+	if newer := slices.Index(noticeLeads, lead) - 1; newer >= 0 && !now.Before(notice.Key.ExpireTime.Add(-noticeLeads[newer])) {
+		return nil, nil
+	}
 	again, _, err := m.notice(ctx, projection.EndingKey{
 		EndingPlace: projection.EndingPlace{Due: notice.DueTime, KeyID: notice.Key.ID}, WorkspaceID: notice.Key.WorkspaceID,
-		Expire: notice.Key.ExpireTime, Lead: notice.Key.ExpireTime.Sub(notice.DueTime),
-	}, m.clock())
+		Expire: notice.Key.ExpireTime, Lead: lead,
+	}, now)
 	return again, err
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -169,6 +170,12 @@ func TestNoticeEndsWithItsReason(t *testing.T) {
 			if err != nil || (still != nil) != (change.want == 1) || still != nil && still.ID != before.ID {
 				t.Errorf("still: %+v, %v", still, err)
 			}
+			if name == "nothing" {
+				w.Clock.Advance(4*noticeDay + time.Minute)
+				if still, err := w.Manager.Still(t.Context(), access.All(), before); still != nil || err != nil {
+					t.Errorf("with a newer notice: %+v, %v", still, err)
+				}
+			}
 			if name != "rotated" {
 				return
 			}
@@ -255,7 +262,7 @@ func TestNoticesAreOfWorkspacesThatTheCallerSees(t *testing.T) {
 // random sizes, over restarts, and compares with what a reader that never sleeps is told.
 func TestNoticesGoOnWhereTheyEnded(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(8) {
+	for seed := range uint64(race.Rounds(5, 1)) {
 		random := rand.New(rand.NewPCG(seed, 15))
 		w := newNoticeWorld(t)
 		leads := keys.NoticeLeads()

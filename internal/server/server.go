@@ -26,6 +26,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/metrics"
+	"github.com/scribe-mail/keysvc/internal/notices"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/refusals"
@@ -80,6 +81,9 @@ type Config struct {
 	RingSize int
 	// Ticks say when to look at files that may have changed. Default: a tick every 500 ms.
 	Ticks <-chan time.Time
+	// Wait waits until notices are looked for again, or sent again, and reports whether the context did
+	// not end meanwhile. Default: notices.Wait.
+	Wait func(ctx context.Context, duration time.Duration) bool
 	// Log receives what operators should know. Default: nothing.
 	Log *slog.Logger
 	// Hooks are called for what happens, in addition to the log. Default: no hooks.
@@ -131,6 +135,10 @@ type Server struct {
 	recorder *usage.Recorder
 	// backups copies the store.
 	backups *backup.Backups
+	// sender sends the notices that keys end; nil if the settings name no receiver. ending are the keys that
+	// end soon, as they were counted last.
+	sender *notices.Sender
+	ending atomic.Pointer[[]projection.EndingCounts]
 	// forms are what callers present, owned by the component of that name.
 	forms forms
 	// refusals is nil before the store is open, and if the store keeps none.
@@ -148,6 +156,9 @@ type Server struct {
 func newServer(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
+	}
+	if config.Wait == nil {
+		config.Wait = notices.Wait
 	}
 	server := &Server{
 		config: config, log: config.Log,
@@ -193,6 +204,8 @@ func (s *Server) components() []component {
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
 		{name: "sweep", run: s.sweep},
 		{name: "backups", start: s.prepareBackups, run: s.backUp},
+		{name: "keys that end", run: s.countEnding},
+		{name: "notices", start: s.prepareNotices, run: s.sendNotices},
 		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},

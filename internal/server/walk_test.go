@@ -95,9 +95,9 @@ type fixture struct {
 	workspacePage, foreignWorkspacePage string
 	// noticePage and foreignNoticePage are the same of ListNotices.
 	noticePage, foreignNoticePage string
-	digest                              string
-	policy                              *keysvcv1.Policy
-	epoch                               string
+	digest                        string
+	policy                        *keysvcv1.Policy
+	epoch                         string
 }
 
 func newFixture(t *testing.T) *fixture {
