@@ -3,6 +3,7 @@ package projection
 import (
 	"cmp"
 	"iter"
+	"math"
 	"slices"
 	"time"
 )
@@ -62,45 +63,81 @@ func (p *Projection) Ending(query EndingQuery) (first []EndingKey, count int) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	s := p.state
+	wanted := query.prepare()
 	found := firstEnding{limit: query.Limit}
+	var room [16]byte
+	id := room[:0]
 	for number := range p.keysOf(s, query.Limited, query.Among) {
-		each, due := query.due(s, number)
-		if !due {
+		expire, lead := wanted.due(s, number)
+		if lead == 0 {
 			continue
 		}
-		if found.isFull() && each.Due.After(found.bound.Due) { // most keys need no id
-			count++
-			continue
-		}
-		each.KeyID = s.ids.ID(number)
-		if each.EndingPlace.Compare(query.After) <= 0 {
-			continue
+		due := expire - int64(lead)
+		if due == wanted.after || found.isFull() && due >= found.bound { // most keys need no id
+			id = s.ids.AppendID(id[:0], number)
+			if due == wanted.after && string(id) <= query.After.KeyID {
+				continue
+			}
+			if found.isFull() && (due > found.bound || due == found.bound && string(id) > found.boundID) {
+				count++
+				continue
+			}
 		}
 		count++
-		each.WorkspaceID = s.workspaceOf(s.records.At(number)).id
+		each := EndingKey{WorkspaceID: s.workspaceOf(s.records.At(number)).id, Expire: time.Unix(0, expire).UTC(), Lead: lead}
+		each.Due, each.KeyID = each.Expire.Add(-lead), s.ids.ID(number)
 		found.add(each)
 	}
 	return found.take(), count
 }
 
-// due returns when a key falls due, without its ids, and reports whether it may belong to the query.
-func (q EndingQuery) due(s *state, number uint32) (EndingKey, bool) {
+// endingFilter is an EndingQuery, prepared for many keys. Times are in Unix nanoseconds.
+type endingFilter struct {
+	leads                       []time.Duration
+	now, after, ended, lastLead int64
+	usedSince                   time.Time
+	inUse                       *bool
+}
+
+func (q *EndingQuery) prepare() *endingFilter {
+	return &endingFilter{
+		leads: q.Leads, now: q.Now.UnixNano(), after: nanosecondsOf(q.After.Due), ended: nanosecondsOf(q.NotEndedBy),
+		lastLead: int64(q.Leads[len(q.Leads)-1]), usedSince: q.UsedSince, inUse: q.InUse,
+	}
+}
+
+// nanosecondsOf returns a time in Unix nanoseconds, and the least number for the zero Time.
+func nanosecondsOf(at time.Time) int64 {
+	if at.IsZero() {
+		return math.MinInt64
+	}
+	return at.UnixNano()
+}
+
+// due returns when a key expires, and the lead that has begun; no lead if the key does not belong to the
+// query. A key that is due at the place itself may or may not belong to it.
+func (f *endingFilter) due(s *state, number uint32) (expire int64, lead time.Duration) {
 	key := s.records.At(number)
 	if key.ends&(flagDamaged|flagRevoked) != 0 {
-		return EndingKey{}, false
+		return 0, 0
 	}
-	expire := s.expireOf(key)
-	left := expire - q.Now.UnixNano()
-	index := slices.IndexFunc(q.Leads, func(lead time.Duration) bool { return left <= int64(lead) })
-	if index < 0 {
-		return EndingKey{}, false
+	expire = s.expireOf(key)
+	left := expire - f.now
+	if left > f.lastLead || expire <= f.ended {
+		return 0, 0
 	}
-	each := EndingKey{Expire: time.Unix(0, expire).UTC(), Lead: q.Leads[index]}
-	each.Due = each.Expire.Add(-each.Lead)
-	if each.Due.Before(q.After.Due) || !each.Expire.After(q.NotEndedBy) || s.standingOf(key) == standingRevoked {
-		return EndingKey{}, false
+	for _, lead = range f.leads {
+		if left <= int64(lead) {
+			break
+		}
 	}
-	return each, q.InUse == nil || *q.InUse == !s.words.At(number).Time().Before(q.UsedSince)
+	if expire-int64(lead) < f.after || s.standingOf(key) == standingRevoked {
+		return 0, 0
+	}
+	if f.inUse != nil && *f.inUse == s.words.At(number).Time().Before(f.usedSince) {
+		return 0, 0
+	}
+	return expire, lead
 }
 
 // keysOf visits the numbers of the keys of all workspaces, or of some. mutex is held for reading, and
@@ -136,21 +173,21 @@ func (p *Projection) keysOf(s *state, limited bool, among []string) iter.Seq[uin
 type firstEnding struct {
 	limit int
 	kept  []EndingKey
-	// bound is the place that no wanted key comes after, once kept had more than limit.
-	bound EndingPlace
+	// bound and boundID are the place that no wanted key comes after, in Unix nanoseconds and by id, once
+	// kept had twice limit.
+	bound   int64
+	boundID string
 }
 
 // isFull reports whether bound is set.
-func (f *firstEnding) isFull() bool { return f.bound.KeyID != "" }
+func (f *firstEnding) isFull() bool { return f.boundID != "" }
 
+// add adds a key that comes before the bound.
 func (f *firstEnding) add(each EndingKey) {
-	if f.isFull() && each.EndingPlace.Compare(f.bound) > 0 {
-		return
-	}
 	// Sorting once for limit additions costs less than keeping the list sorted.
 	if f.kept = append(f.kept, each); len(f.kept) >= 2*f.limit {
 		f.kept = f.take()
-		f.bound = f.kept[f.limit-1].EndingPlace
+		f.bound, f.boundID = f.kept[f.limit-1].Due.UnixNano(), f.kept[f.limit-1].KeyID
 	}
 }
 
