@@ -216,8 +216,11 @@ func (s Settings) Validate() error {
 	if err := s.validateTLS(); err != nil {
 		return err
 	}
-	if (s.NoticeWebhook == "") != (s.NoticeSecret == "") {
-		return &FieldError{Field: "notice-webhook", Problem: "and notice-secret need each other"}
+	switch {
+	case s.NoticeWebhook != "" && s.NoticeSecret == "":
+		return &FieldError{Field: "notice-secret", Problem: "is missing; notice-webhook needs it"}
+	case s.NoticeWebhook == "" && s.NoticeSecret != "":
+		return &FieldError{Field: "notice-webhook", Problem: "is missing; notice-secret is for it alone"}
 	}
 	servesAll := func(listener Listener) bool { return listener.Purpose == PurposeAll }
 	if s.Dev && s.Tokens == TokensRefused {

@@ -83,6 +83,12 @@ const (
 
 var errSecrets = errors.New("one or two lines are required, each whsec_ and the base64 of 24 to 64 random bytes")
 
+// CheckSecretFile returns an error if a file has no secrets that notices can be signed with.
+func CheckSecretFile(path string) error {
+	_, err := readSecrets(path)
+	return err
+}
+
 // readSecrets reads a file of secrets.
 func readSecrets(path string) (secrets, error) {
 	info, err := os.Stat(path)

@@ -85,15 +85,12 @@ type Sender struct {
 	waiting, failures, sent, failed atomic.Int64
 }
 
-// New returns a Sender. The error says that the file of secrets cannot be used.
-func New(config Config) (*Sender, error) {
+// New returns a Sender. CheckSecretFile says whether the file of secrets can be used.
+func New(config Config) *Sender {
 	if config.Wait == nil {
 		config.Wait = Wait
 	}
-	if _, err := readSecrets(config.SecretFile); err != nil {
-		return nil, err
-	}
-	return &Sender{config: config, endpoint: newEndpoint(config.URL, config.SecretFile, config.Now)}, nil
+	return &Sender{config: config, endpoint: newEndpoint(config.URL, config.SecretFile, config.Now)}
 }
 
 // State returns how the Sender is. It may be called from many goroutines.

@@ -194,10 +194,7 @@ func (s *scene) run(ctx context.Context, t *testing.T) *Sender {
 	if s.onWait == nil {
 		s.onWait = func(duration time.Duration) bool { return duration != s.config.Interval }
 	}
-	sender, err := New(s.config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sender := New(s.config)
 	sender.Run(ctx)
 	return sender
 }
@@ -288,10 +285,7 @@ func TestNoticeIsSentUntilItIsTaken(t *testing.T) {
 		states = append(states, sender.State())
 		return duration != s.config.Interval
 	}
-	sender, err := New(s.config)
-	if err != nil {
-		t.Fatal(err)
-	}
+	sender = New(s.config)
 	sender.Run(t.Context())
 	want := append(slices.Repeat([]string{first}, len(statuses)), second)
 	if !slices.Equal(to.got(), want) {
@@ -436,7 +430,7 @@ func TestErrorsTellNoSecret(t *testing.T) {
 	if err := os.WriteFile(s.config.SecretFile, []byte("whsec_hunter2"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(s.config); !errors.Is(err, errSecrets) || strings.Contains(err.Error(), "hunter2") {
+	if err := CheckSecretFile(s.config.SecretFile); !errors.Is(err, errSecrets) || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("got %v", err)
 	}
 	if len(s.attempts) != 3 {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 
 	"github.com/scribe-mail/keysvc/internal/events"
@@ -16,13 +15,23 @@ import (
 // noticesFile is the name of the file in the data folder that has the place in the notices.
 const noticesFile = "keysvc.notices"
 
+// noticeSecret checks the file of secrets before anything is begun.
+func (s *Server) noticeSecret() component {
+	return component{name: "notice-secret", start: func(context.Context) error {
+		if s.config.Settings.NoticeSecret == "" {
+			return nil
+		}
+		return notices.CheckSecretFile(s.config.Settings.NoticeSecret)
+	}}
+}
+
 // prepareNotices makes what sends notices, if the settings name a receiver.
-func (s *Server) prepareNotices(context.Context) (err error) {
+func (s *Server) prepareNotices(context.Context) error {
 	settings := s.config.Settings
 	if settings.NoticeWebhook == "" {
 		return nil
 	}
-	s.sender, err = notices.New(notices.Config{
+	s.sender = notices.New(notices.Config{
 		Source: s.keys, Ready: s.mayNotify, Now: s.clock.Now,
 		URL: settings.NoticeWebhook, SecretFile: settings.NoticeSecret, Interval: settings.NoticeInterval,
 		PlaceFile: filepath.Join(settings.Data, noticesFile), Wait: s.config.Wait,
@@ -35,9 +44,6 @@ func (s *Server) prepareNotices(context.Context) (err error) {
 			s.hooks.NoticeAttempted(done)
 		},
 	})
-	if err != nil {
-		return fmt.Errorf("notice-secret: %w", err)
-	}
 	return nil
 }
 

@@ -184,7 +184,7 @@ func newServer(config Config) *Server {
 func New(ctx context.Context, config Config) (*Server, error) {
 	server := newServer(config)
 	server.parts = newComponents()
-	if err := server.parts.start(ctx, append([]component{server.callersFile()}, server.components()...)); err != nil {
+	if err := server.parts.start(ctx, append([]component{server.callersFile(), server.noticeSecret()}, server.components()...)); err != nil {
 		server.Stop(ctx)
 		return nil, err
 	}
