@@ -85,7 +85,7 @@ type Sender struct {
 	waiting, failures, sent, failed atomic.Int64
 }
 
-// New returns a Sender. CheckSecretFile says whether the file of secrets can be used.
+// New returns a Sender. CheckSecretFile checks the file of secrets.
 func New(config Config) *Sender {
 	if config.Wait == nil {
 		config.Wait = Wait
