@@ -41,10 +41,11 @@ run:
 # test: with an empty build cache, buf alone takes minutes.
 tools:
 	go build ./...
+	go -C test build ./...
 	$(TOOL) buf --version >/dev/null
 
 # Tests the root module and test/, which has the tests that need large libraries, above all an
-# embedded etcd, and runs a slice of the crash laboratory (test/crash/README.md). The two modules
+# etcd, and runs a slice of the crash laboratory (test/crash/README.md). The two modules
 # are tested side by side, because the tests on etcd mostly wait. Then some hostile clients
 # (test/hostile/README.md) have the machine for themselves, because time is measured there.
 test: tools

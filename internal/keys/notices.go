@@ -172,7 +172,7 @@ func (m *Manager) noticesAfter(
 			wanted.Among = []string{query.WorkspaceID}
 		}
 	}
-	found, count := m.projection.Ending(wanted)
+	found, count := m.projection.Ending(ctx, wanted)
 	page.Waiting = count - len(found)
 	// 3. If the page has all that fell due, the next one begins at now. A key that falls due before
 	//    now cannot come later: it was issued noticeMargin earlier. A place never goes back.

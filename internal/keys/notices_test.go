@@ -321,6 +321,7 @@ func TestNoticesSinceATimeHaveEndedKeys(t *testing.T) {
 		t.Errorf("of a key that has ended: %q", got)
 	}
 	for after, want := range map[time.Time][]string{
+		time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC): nil,
 		begin: {"1 of " + id}, begin.Add(59 * noticeDay): nil, time.Date(1, 1, 2, 0, 0, 0, 0, time.UTC): {"1 of " + id},
 	} {
 		w.next = ""

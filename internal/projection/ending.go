@@ -2,10 +2,13 @@ package projection
 
 import (
 	"cmp"
+	"context"
 	"iter"
 	"math"
 	"slices"
 	"time"
+
+	"github.com/scribe-mail/keysvc/internal/giveway"
 )
 
 // EndingQuery selects keys that end soon. A key falls due at each of its leads: so long before its
@@ -58,8 +61,8 @@ type EndingKey struct {
 // Ending returns the first keys of a query in their order, and how many keys there are in all. It
 // visits every key of the workspaces, gives way as walks do, and keeps no more than twice Limit. A
 // key that counts as revoked, or is damaged, does not end soon; a suspended one does. A key that
-// comes, changes or goes meanwhile may be missing.
-func (p *Projection) Ending(query EndingQuery) (first []EndingKey, count int) {
+// comes, changes or goes meanwhile may be missing. The work of the context gives way.
+func (p *Projection) Ending(ctx context.Context, query EndingQuery) (first []EndingKey, count int) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	s := p.state
@@ -67,7 +70,7 @@ func (p *Projection) Ending(query EndingQuery) (first []EndingKey, count int) {
 	found := firstEnding{limit: query.Limit}
 	var room [16]byte
 	id := room[:0]
-	for number := range p.keysOf(s, query.Limited, query.Among) {
+	for number := range p.keysOf(s, query.Limited, query.Among, giveway.From(ctx)) {
 		expire, lead := wanted.due(s, number)
 		if lead == 0 {
 			continue
@@ -106,10 +109,14 @@ func (q *EndingQuery) prepare() *endingFilter {
 	}
 }
 
-// nanosecondsOf returns a time in Unix nanoseconds, and the least number for the zero Time.
+// nanosecondsOf returns a time in Unix nanoseconds, or the nearest number for a time that has none, such as
+// the zero Time.
 func nanosecondsOf(at time.Time) int64 {
-	if at.IsZero() {
+	switch {
+	case at.Before(time.Unix(0, math.MinInt64)):
 		return math.MinInt64
+	case at.After(time.Unix(0, math.MaxInt64)):
+		return math.MaxInt64
 	}
 	return at.UnixNano()
 }
@@ -142,7 +149,7 @@ func (f *endingFilter) due(s *state, number uint32) (expire int64, lead time.Dur
 
 // keysOf visits the numbers of the keys of all workspaces, or of some. mutex is held for reading, and
 // released between strides.
-func (p *Projection) keysOf(s *state, limited bool, among []string) iter.Seq[uint32] {
+func (p *Projection) keysOf(s *state, limited bool, among []string, work *giveway.Work) iter.Seq[uint32] {
 	return func(yield func(uint32) bool) {
 		s.walks.Add(1)
 		defer s.walks.Add(-1)
@@ -152,7 +159,7 @@ func (p *Projection) keysOf(s *state, limited bool, among []string) iter.Seq[uin
 					return
 				}
 				if number%stride == 0 {
-					p.giveWay()
+					p.giveWayAs(work)
 				}
 			}
 			return
@@ -201,12 +208,12 @@ func (f *firstEnding) take() []EndingKey {
 type EndingCounts struct{ InUse, Unused int64 }
 
 // CountEnding counts, for each of the ascending spans, the active keys that expire within it, apart
-// those that were used since a time. It visits every key, and gives way as walks do.
-func (p *Projection) CountEnding(now time.Time, within []time.Duration, usedSince time.Time) []EndingCounts {
+// those that were used since a time. It visits every key. The work of the context gives way.
+func (p *Projection) CountEnding(ctx context.Context, now time.Time, within []time.Duration, usedSince time.Time) []EndingCounts {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	s, counts := p.state, make([]EndingCounts, len(within))
-	for number := range p.keysOf(s, false, nil) {
+	for number := range p.keysOf(s, false, nil, giveway.From(ctx)) {
 		key := s.records.At(number)
 		if key.ends&(flagDamaged|flagRevoked) != 0 {
 			continue

@@ -24,8 +24,8 @@ func TestMeasureEnding(t *testing.T) {
 	for name, now := range map[string]time.Time{"none falls due": diffTime, "all fall due": end.Add(-time.Hour)} {
 		query := EndingQuery{Now: now, Leads: measuredLeads, UsedSince: now.AddDate(0, 0, -30), Limit: 100}
 		for what, look := range map[string]func(){
-			"a page":   func() { p.Ending(query) },
-			"counting": func() { p.CountEnding(now, measuredLeads, query.UsedSince) },
+			"a page":   func() { p.Ending(t.Context(), query) },
+			"counting": func() { p.CountEnding(t.Context(), now, measuredLeads, query.UsedSince) },
 		} {
 			var took []time.Duration
 			for range 11 {

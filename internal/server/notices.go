@@ -6,7 +6,9 @@ import (
 	"errors"
 	"path/filepath"
 
+	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/events"
+	"github.com/scribe-mail/keysvc/internal/giveway"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/notices"
 	"github.com/scribe-mail/keysvc/internal/projection"
@@ -61,16 +63,22 @@ var errClockAhead = errors.New("the wall clock may be far ahead")
 // sendNotices sends notices, if the settings name a receiver.
 func (s *Server) sendNotices(ctx context.Context) error {
 	if s.sender != nil {
-		s.sender.Run(ctx)
+		s.sender.Run(s.background(ctx))
 	}
 	return nil
+}
+
+// background returns a context for work that gives way to validations for as long as it takes. It belongs to
+// one goroutine.
+func (s *Server) background(ctx context.Context) context.Context {
+	return giveway.NewBackground(ctx, s.slots.of(callers.Validation).begun.Load)
 }
 
 // countEnding counts the keys that end soon, at every interval.
 func (s *Server) countEnding(ctx context.Context) error {
 	for {
 		now := s.clock.Now()
-		counts := s.projection.CountEnding(now, keys.NoticeLeads(), keys.UsedSince(now))
+		counts := s.projection.CountEnding(s.background(ctx), now, keys.NoticeLeads(), keys.UsedSince(now))
 		s.ending.Store(&counts)
 		if !s.config.Wait(ctx, s.config.Settings.NoticeInterval) {
 			return nil
