@@ -85,6 +85,7 @@ var methods = map[string]Method{
 	keysvcv1.KeyService_CreateKey_FullMethodName:      {access.Issue, Change},
 	keysvcv1.KeyService_GetKey_FullMethodName:         {access.Read, Read},
 	keysvcv1.KeyService_ListKeys_FullMethodName:       {access.Read, Read},
+	keysvcv1.KeyService_ListNotices_FullMethodName:    {access.Read, Read},
 	keysvcv1.KeyService_UpdateKey_FullMethodName:      {access.Issue, Change},
 	keysvcv1.KeyService_RotateKey_FullMethodName:      {access.Issue, Change},
 	keysvcv1.KeyService_FinishRotation_FullMethodName: {access.Revoke, Change},

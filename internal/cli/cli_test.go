@@ -56,6 +56,7 @@ type fake struct {
 	createKey   func(context.Context, *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error)
 	getKey      func(context.Context, *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error)
 	listKeys    func(context.Context, *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error)
+	listNotices func(context.Context, *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error)
 	updateKey   func(context.Context, *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error)
 	rotateKey   func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error)
 	finish      func(context.Context, *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error)
@@ -89,6 +90,13 @@ func (f *fake) GetKey(ctx context.Context, r *keysvcv1.GetKeyRequest) (*keysvcv1
 
 func (f *fake) ListKeys(ctx context.Context, r *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
 	return f.listKeys(ctx, r)
+}
+
+func (f *fake) ListNotices(ctx context.Context, r *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error) {
+	if f.listNotices == nil {
+		return f.UnimplementedKeyServiceServer.ListNotices(ctx, r)
+	}
+	return f.listNotices(ctx, r)
 }
 
 func (f *fake) RevokeKey(ctx context.Context, r *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {

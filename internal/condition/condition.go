@@ -39,6 +39,9 @@ type Condition struct {
 	Authorities []Authority
 	// BackupFailures is how many backups have failed since the newest that was complete.
 	BackupFailures int64
+	// NoticesWaiting is about how many notices that keys end wait, and NoticeFailures how many attempts to
+	// send one have failed since the last that succeeded.
+	NoticesWaiting, NoticeFailures int64
 	// Stopping is set once the stop has begun.
 	Stopping bool
 }

@@ -174,6 +174,13 @@ func keyRows() []row {
 			},
 		},
 		{
+			// Without a workspace it lists the notices of those that its caller sees.
+			method: keysvcv1.KeyService_ListNotices_FullMethodName, needs: access.Read, right: isOK, elsewhere: isOK,
+			request: func(_ *scene, p place) proto.Message {
+				return &keysvcv1.ListNoticesRequest{WorkspaceId: p.workspace}
+			},
+		},
+		{
 			method: keysvcv1.KeyService_UpdateKey_FullMethodName, needs: access.Issue, right: isOK, elsewhere: isNotAllowed, finds: true,
 			request: func(_ *scene, p place) proto.Message {
 				return &keysvcv1.UpdateKeyRequest{

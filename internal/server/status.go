@@ -80,6 +80,8 @@ func (s *Server) conditionInMemory() *condition.Condition {
 	}
 	backups := s.backups.State()
 	c.LastBackup, c.BackupFailures = backups.Last.Time, int64(backups.Failures)
+	sending := s.Notices()
+	c.NoticesWaiting, c.NoticeFailures = sending.Waiting, sending.Failures
 	if newest := s.committed.Load(); newest != 0 {
 		c.LastCommit = time.Unix(0, newest)
 	}

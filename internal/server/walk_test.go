@@ -93,9 +93,11 @@ type fixture struct {
 	// foreignWorkspacePage of ListWorkspaces.
 	eventPage, foreignEventPage         string
 	workspacePage, foreignWorkspacePage string
-	digest                              string
-	policy                              *keysvcv1.Policy
-	epoch                               string
+	// noticePage and foreignNoticePage are the same of ListNotices.
+	noticePage, foreignNoticePage string
+	digest                        string
+	policy                        *keysvcv1.Policy
+	epoch                         string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -130,6 +132,7 @@ func newFixture(t *testing.T) *fixture {
 	f.eventPage, f.foreignEventPage = f.listEvents(t, "acme"), f.listEvents(t, "other")
 	f.workspacePage = f.listWorkspaces(t)
 	f.foreignWorkspacePage = f.listWorkspaces(t, keysvcv1.WorkspaceState_WORKSPACE_STATE_ACTIVE)
+	f.noticePage, f.foreignNoticePage = f.listNotices(t, "acme"), f.listNotices(t, "other")
 	current, err := f.policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -159,6 +162,15 @@ func (f *fixture) listMembers(t *testing.T, workspaceID string) string {
 func (f *fixture) listWorkspaces(t *testing.T, states ...keysvcv1.WorkspaceState) string {
 	t.Helper()
 	response, err := f.members.ListWorkspaces(testContext(t), &keysvcv1.ListWorkspacesRequest{States: states, PageSize: 1})
+	if err != nil || response.GetNextPageToken() == "" {
+		t.Fatalf("no page token: %v", err)
+	}
+	return response.GetNextPageToken()
+}
+
+func (f *fixture) listNotices(t *testing.T, workspaceID string) string {
+	t.Helper()
+	response, err := f.keys.ListNotices(testContext(t), &keysvcv1.ListNoticesRequest{WorkspaceId: workspaceID, PageSize: 1})
 	if err != nil || response.GetNextPageToken() == "" {
 		t.Fatalf("no page token: %v", err)
 	}
@@ -549,6 +561,18 @@ func walks() []walk {
 					set("issued_locally", "not the page token's either", false),
 				),
 			),
+		},
+		{
+			method: keysvcv1.KeyService_ListNotices_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ListNoticesRequest{WorkspaceId: "acme", PageSize: 1, PageToken: f.noticePage}
+			},
+			cases: slices.Concat(
+				without("page_token", id("workspace_id"), notTimes("due_after")),
+				pageSizes(),
+				pageTokens(func(f *fixture) string { return f.noticePage }, func(f *fixture) string { return f.foreignNoticePage }),
+				as(codes.InvalidArgument, "PAGE_TOKEN_INVALID", []string{"page_token"},
+					set("workspace_id", "not the page token's", "other"), set("in_use", "not the page token's", true))),
 		},
 		{
 			method: keysvcv1.KeyService_UpdateKey_FullMethodName,

@@ -33,6 +33,11 @@ func (s *KeyService) ListKeys(ctx context.Context, request *keysvcv1.ListKeysReq
 	return read(ctx, s.management, keysvcv1.KeyService_ListKeys_FullMethodName, request, s.verbs.ListKeys)
 }
 
+// ListNotices implements keysvcv1.KeyServiceServer.
+func (s *KeyService) ListNotices(ctx context.Context, request *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error) {
+	return read(ctx, s.management, keysvcv1.KeyService_ListNotices_FullMethodName, request, s.verbs.ListNotices)
+}
+
 // UpdateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) UpdateKey(ctx context.Context, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
 	return change(ctx, s.management, keysvcv1.KeyService_UpdateKey_FullMethodName, request, s.verbs.UpdateKey)
@@ -119,6 +124,30 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 	for _, key := range page.Keys {
 		work.GiveWay()
 		response.Keys = append(response.Keys, showKey(key))
+	}
+	return response, nil
+}
+
+// ListNotices calls keys.Manager.ListNotices.
+func (v Verbs) ListNotices(ctx context.Context, visible access.Workspaces, request *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error) {
+	page, err := v.Manager.ListNotices(ctx, visible, keys.NoticeQuery{
+		WorkspaceID: request.GetWorkspaceId(),
+		InUse:       request.InUse,
+		DueAfter:    timeOf(request.GetDueAfter()),
+		PageSize:    int(request.GetPageSize()),
+		PageToken:   request.GetPageToken(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	response := &keysvcv1.ListNoticesResponse{
+		NextPageToken: page.NextPageToken, More: page.Waiting > 0, Revision: page.Revision, Epoch: page.Epoch,
+	}
+	for _, notice := range page.Notices {
+		response.Notices = append(response.Notices, &keysvcv1.Notice{
+			NoticeId: notice.ID, Days: int32(notice.Days), DueTime: stampOf(notice.DueTime), //nolint:gosec // G115: up to 30
+			InUse: notice.InUse, Key: showKey(notice.Key),
+		})
 	}
 	return response, nil
 }

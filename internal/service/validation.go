@@ -195,7 +195,7 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 		}
 		return response, nil
 	}
-	response.Principal = showPrincipal(&answer)
+	response.Principal = showPrincipal(&answer, request.GetIncludeGrant())
 	if request.GetIncludeGrant() {
 		response.Grant = showGrant(&answer, workspaces)
 	}
@@ -241,7 +241,8 @@ func addressOf(fields *problem.Fields, text string) netip.Addr {
 	return address
 }
 
-func showPrincipal(answer *validation.Answer) *keysvcv1.Principal {
+// showPrincipal returns who a token acts as. With a grant it has the token's end, which a near-cache passes on.
+func showPrincipal(answer *validation.Answer, withGrant bool) *keysvcv1.Principal {
 	principal := &keysvcv1.Principal{
 		KeyId:       answer.Grant.Principal.KeyID,
 		WorkspaceId: answer.Grant.Principal.WorkspaceID,
@@ -252,6 +253,8 @@ func showPrincipal(answer *validation.Answer) *keysvcv1.Principal {
 		principal.KeyName = answer.Details.GetName()
 		principal.Labels = answer.Details.GetLabels()
 		principal.Scopes = answer.Grant.Effective()
+	}
+	if answer.Details != nil || withGrant {
 		principal.ExpireTime = timestamppb.New(time.Unix(0, answer.Grant.HoldsUntil))
 	}
 	return principal

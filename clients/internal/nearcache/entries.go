@@ -25,7 +25,9 @@ type entry struct {
 	identity  identity
 	principal keyauth.Principal
 	grant     decide.Grant
-	filled    time.Time
+	// expire is keyauth.Answer.ExpireTime, in Unix nanoseconds; 0 if it is not known.
+	expire int64
+	filled time.Time
 	// revision is the revision that the answer was read at.
 	revision int64
 	life     lease.Lease

@@ -590,6 +590,258 @@ func (x *ListKeysResponse) GetEpoch() string {
 	return ""
 }
 
+// ListNoticesRequest selects notices that keys end soon.
+type ListNoticesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspace to list. Empty means those that the caller may read.
+	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// Only notices of keys in use, or only those of unused ones; see Notice.in_use.
+	InUse *bool `protobuf:"varint,2,opt,name=in_use,json=inUse,proto3,oneof" json:"in_use,omitempty"`
+	// Only notices that fell due after this instant, those of keys that have ended since included.
+	// Absent means the present notice of each key that has not ended. It does not matter with a
+	// page_token.
+	DueAfter *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=due_after,json=dueAfter,proto3" json:"due_after,omitempty"`
+	// The maximum number of notices in a page: 0 means 50, more than 1,000 is taken as 1,000, a
+	// negative number is refused. A page may be shorter, even empty, although more is set.
+	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before, with the same workspace_id and in_use. Empty for
+	// the first page.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNoticesRequest) Reset() {
+	*x = ListNoticesRequest{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNoticesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNoticesRequest) ProtoMessage() {}
+
+func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
+func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListNoticesRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *ListNoticesRequest) GetInUse() bool {
+	if x != nil && x.InUse != nil {
+		return *x.InUse
+	}
+	return false
+}
+
+func (x *ListNoticesRequest) GetDueAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueAfter
+	}
+	return nil
+}
+
+func (x *ListNoticesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListNoticesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListNoticesResponse is one page of notices.
+type ListNoticesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The notices, by due_time.
+	Notices []*Notice `protobuf:"bytes,1,rep,name=notices,proto3" json:"notices,omitempty"`
+	// The page_token to go on with. It is never empty, because more notices will fall due.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Set if more notices have fallen due already.
+	More bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	// Revision that every notice of the page reflects.
+	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNoticesResponse) Reset() {
+	*x = ListNoticesResponse{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNoticesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNoticesResponse) ProtoMessage() {}
+
+func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
+func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListNoticesResponse) GetNotices() []*Notice {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
+func (x *ListNoticesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListNoticesResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *ListNoticesResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ListNoticesResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+// Notice says that a key ends soon.
+type Notice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifies the notice: the same for the same key, end and number of days, at any time and on
+	// any server. 1 to 64 characters of [0-9A-Za-z_].
+	NoticeId string `protobuf:"bytes,1,opt,name=notice_id,json=noticeId,proto3" json:"notice_id,omitempty"`
+	// How many days before the end the notice fell due: 30, 7 or 1.
+	Days int32 `protobuf:"varint,2,opt,name=days,proto3" json:"days,omitempty"`
+	// When the notice fell due: so many days of 24 hours before the key's expire_time.
+	DueTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
+	// Set if the key was used within the 30 days before this answer. The notice of a key that
+	// nobody uses can wait, or be the reason to revoke it.
+	InUse bool `protobuf:"varint,4,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	// The key, as it is now. It may have ended since the notice fell due.
+	Key           *Key `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Notice) GetNoticeId() string {
+	if x != nil {
+		return x.NoticeId
+	}
+	return ""
+}
+
+func (x *Notice) GetDays() int32 {
+	if x != nil {
+		return x.Days
+	}
+	return 0
+}
+
+func (x *Notice) GetDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueTime
+	}
+	return nil
+}
+
+func (x *Notice) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+func (x *Notice) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 // UpdateKeyRequest holds a key's new values, and the names of the fields to change.
 type UpdateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -609,7 +861,7 @@ type UpdateKeyRequest struct {
 
 func (x *UpdateKeyRequest) Reset() {
 	*x = UpdateKeyRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[6]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +873,7 @@ func (x *UpdateKeyRequest) String() string {
 func (*UpdateKeyRequest) ProtoMessage() {}
 
 func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[6]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +886,7 @@ func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpdateKeyRequest) GetKey() *Key {
@@ -680,7 +932,7 @@ type UpdateKeyResponse struct {
 
 func (x *UpdateKeyResponse) Reset() {
 	*x = UpdateKeyResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[7]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +944,7 @@ func (x *UpdateKeyResponse) String() string {
 func (*UpdateKeyResponse) ProtoMessage() {}
 
 func (x *UpdateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[7]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +957,7 @@ func (x *UpdateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyResponse.ProtoReflect.Descriptor instead.
 func (*UpdateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpdateKeyResponse) GetKey() *Key {
@@ -757,7 +1009,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[8]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +1021,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[8]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +1034,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RotateKeyRequest) GetWorkspaceId() string {
@@ -853,7 +1105,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[9]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1117,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[9]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1130,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RotateKeyResponse) GetKey() *Key {
@@ -931,7 +1183,7 @@ type FinishRotationRequest struct {
 
 func (x *FinishRotationRequest) Reset() {
 	*x = FinishRotationRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[10]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1195,7 @@ func (x *FinishRotationRequest) String() string {
 func (*FinishRotationRequest) ProtoMessage() {}
 
 func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[10]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1208,7 @@ func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRotationRequest.ProtoReflect.Descriptor instead.
 func (*FinishRotationRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{10}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FinishRotationRequest) GetWorkspaceId() string {
@@ -995,7 +1247,7 @@ type FinishRotationResponse struct {
 
 func (x *FinishRotationResponse) Reset() {
 	*x = FinishRotationResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[11]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1259,7 @@ func (x *FinishRotationResponse) String() string {
 func (*FinishRotationResponse) ProtoMessage() {}
 
 func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[11]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1272,7 @@ func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRotationResponse.ProtoReflect.Descriptor instead.
 func (*FinishRotationResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{11}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FinishRotationResponse) GetKey() *Key {
@@ -1059,7 +1311,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[12]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1323,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[12]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1336,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{12}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeKeyRequest) GetWorkspaceId() string {
@@ -1123,7 +1375,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[13]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1387,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[13]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1400,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{13}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeKeyResponse) GetKey() *Key {
@@ -1192,7 +1444,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[14]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1456,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[14]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1469,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{14}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeTokenRequest) GetToken() string {
@@ -1267,7 +1519,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[15]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1531,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[15]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1544,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{15}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RevokeTokenResponse) GetWorkspaceId() string {
@@ -1390,7 +1642,27 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x04keys\x18\x01 \x03(\v2\x0e.keysvc.v1.KeyR\x04keys\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\tR\x05epoch\"\xd4\x01\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch\"\xd3\x01\n" +
+	"\x12ListNoticesRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1a\n" +
+	"\x06in_use\x18\x02 \x01(\bH\x00R\x05inUse\x88\x01\x01\x127\n" +
+	"\tdue_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bdueAfter\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageTokenB\t\n" +
+	"\a_in_use\"\xb0\x01\n" +
+	"\x13ListNoticesResponse\x12+\n" +
+	"\anotices\x18\x01 \x03(\v2\x11.keysvc.v1.NoticeR\anotices\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\tR\x05epoch\"\xa9\x01\n" +
+	"\x06Notice\x12\x1b\n" +
+	"\tnotice_id\x18\x01 \x01(\tR\bnoticeId\x12\x12\n" +
+	"\x04days\x18\x02 \x01(\x05R\x04days\x125\n" +
+	"\bdue_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\adueTime\x12\x15\n" +
+	"\x06in_use\x18\x04 \x01(\bR\x05inUse\x12 \n" +
+	"\x03key\x18\x05 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\"\xd4\x01\n" +
 	"\x10UpdateKeyRequest\x12 \n" +
 	"\x03key\x18\x01 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
@@ -1450,12 +1722,13 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\x1b\n" +
-	"\tby_digest\x18\x05 \x01(\bR\bbyDigest2\xd5\x04\n" +
+	"\tby_digest\x18\x05 \x01(\bR\bbyDigest2\xa3\x05\n" +
 	"\n" +
 	"KeyService\x12F\n" +
 	"\tCreateKey\x12\x1b.keysvc.v1.CreateKeyRequest\x1a\x1c.keysvc.v1.CreateKeyResponse\x12=\n" +
 	"\x06GetKey\x12\x18.keysvc.v1.GetKeyRequest\x1a\x19.keysvc.v1.GetKeyResponse\x12C\n" +
-	"\bListKeys\x12\x1a.keysvc.v1.ListKeysRequest\x1a\x1b.keysvc.v1.ListKeysResponse\x12F\n" +
+	"\bListKeys\x12\x1a.keysvc.v1.ListKeysRequest\x1a\x1b.keysvc.v1.ListKeysResponse\x12L\n" +
+	"\vListNotices\x12\x1d.keysvc.v1.ListNoticesRequest\x1a\x1e.keysvc.v1.ListNoticesResponse\x12F\n" +
 	"\tUpdateKey\x12\x1b.keysvc.v1.UpdateKeyRequest\x1a\x1c.keysvc.v1.UpdateKeyResponse\x12F\n" +
 	"\tRotateKey\x12\x1b.keysvc.v1.RotateKeyRequest\x1a\x1c.keysvc.v1.RotateKeyResponse\x12U\n" +
 	"\x0eFinishRotation\x12 .keysvc.v1.FinishRotationRequest\x1a!.keysvc.v1.FinishRotationResponse\x12F\n" +
@@ -1474,7 +1747,7 @@ func file_keysvc_v1_key_service_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_key_service_proto_rawDescData
 }
 
-var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*CreateKeyRequest)(nil),       // 0: keysvc.v1.CreateKeyRequest
 	(*CreateKeyResponse)(nil),      // 1: keysvc.v1.CreateKeyResponse
@@ -1482,61 +1755,70 @@ var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*GetKeyResponse)(nil),         // 3: keysvc.v1.GetKeyResponse
 	(*ListKeysRequest)(nil),        // 4: keysvc.v1.ListKeysRequest
 	(*ListKeysResponse)(nil),       // 5: keysvc.v1.ListKeysResponse
-	(*UpdateKeyRequest)(nil),       // 6: keysvc.v1.UpdateKeyRequest
-	(*UpdateKeyResponse)(nil),      // 7: keysvc.v1.UpdateKeyResponse
-	(*RotateKeyRequest)(nil),       // 8: keysvc.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),      // 9: keysvc.v1.RotateKeyResponse
-	(*FinishRotationRequest)(nil),  // 10: keysvc.v1.FinishRotationRequest
-	(*FinishRotationResponse)(nil), // 11: keysvc.v1.FinishRotationResponse
-	(*RevokeKeyRequest)(nil),       // 12: keysvc.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),      // 13: keysvc.v1.RevokeKeyResponse
-	(*RevokeTokenRequest)(nil),     // 14: keysvc.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),    // 15: keysvc.v1.RevokeTokenResponse
-	nil,                            // 16: keysvc.v1.CreateKeyRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 17: google.protobuf.Timestamp
-	(*Key)(nil),                    // 18: keysvc.v1.Key
-	(KeyState)(0),                  // 19: keysvc.v1.KeyState
-	(*fieldmaskpb.FieldMask)(nil),  // 20: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),    // 21: google.protobuf.Duration
+	(*ListNoticesRequest)(nil),     // 6: keysvc.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),    // 7: keysvc.v1.ListNoticesResponse
+	(*Notice)(nil),                 // 8: keysvc.v1.Notice
+	(*UpdateKeyRequest)(nil),       // 9: keysvc.v1.UpdateKeyRequest
+	(*UpdateKeyResponse)(nil),      // 10: keysvc.v1.UpdateKeyResponse
+	(*RotateKeyRequest)(nil),       // 11: keysvc.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),      // 12: keysvc.v1.RotateKeyResponse
+	(*FinishRotationRequest)(nil),  // 13: keysvc.v1.FinishRotationRequest
+	(*FinishRotationResponse)(nil), // 14: keysvc.v1.FinishRotationResponse
+	(*RevokeKeyRequest)(nil),       // 15: keysvc.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),      // 16: keysvc.v1.RevokeKeyResponse
+	(*RevokeTokenRequest)(nil),     // 17: keysvc.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),    // 18: keysvc.v1.RevokeTokenResponse
+	nil,                            // 19: keysvc.v1.CreateKeyRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 20: google.protobuf.Timestamp
+	(*Key)(nil),                    // 21: keysvc.v1.Key
+	(KeyState)(0),                  // 22: keysvc.v1.KeyState
+	(*fieldmaskpb.FieldMask)(nil),  // 23: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
 }
 var file_keysvc_v1_key_service_proto_depIdxs = []int32{
-	17, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
-	18, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
-	18, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
-	19, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
-	17, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
-	17, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
-	18, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
-	18, // 8: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
-	20, // 9: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
-	18, // 10: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
-	21, // 11: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
-	17, // 12: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	18, // 13: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
-	18, // 14: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
-	18, // 15: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
-	0,  // 16: keysvc.v1.KeyService.CreateKey:input_type -> keysvc.v1.CreateKeyRequest
-	2,  // 17: keysvc.v1.KeyService.GetKey:input_type -> keysvc.v1.GetKeyRequest
-	4,  // 18: keysvc.v1.KeyService.ListKeys:input_type -> keysvc.v1.ListKeysRequest
-	6,  // 19: keysvc.v1.KeyService.UpdateKey:input_type -> keysvc.v1.UpdateKeyRequest
-	8,  // 20: keysvc.v1.KeyService.RotateKey:input_type -> keysvc.v1.RotateKeyRequest
-	10, // 21: keysvc.v1.KeyService.FinishRotation:input_type -> keysvc.v1.FinishRotationRequest
-	12, // 22: keysvc.v1.KeyService.RevokeKey:input_type -> keysvc.v1.RevokeKeyRequest
-	14, // 23: keysvc.v1.KeyService.RevokeToken:input_type -> keysvc.v1.RevokeTokenRequest
-	1,  // 24: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
-	3,  // 25: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
-	5,  // 26: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
-	7,  // 27: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
-	9,  // 28: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
-	11, // 29: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
-	13, // 30: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
-	15, // 31: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
-	24, // [24:32] is the sub-list for method output_type
-	16, // [16:24] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	20, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	19, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
+	21, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
+	21, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
+	22, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
+	20, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
+	20, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
+	21, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
+	20, // 8: keysvc.v1.ListNoticesRequest.due_after:type_name -> google.protobuf.Timestamp
+	8,  // 9: keysvc.v1.ListNoticesResponse.notices:type_name -> keysvc.v1.Notice
+	20, // 10: keysvc.v1.Notice.due_time:type_name -> google.protobuf.Timestamp
+	21, // 11: keysvc.v1.Notice.key:type_name -> keysvc.v1.Key
+	21, // 12: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
+	23, // 13: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
+	21, // 14: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
+	24, // 15: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
+	20, // 16: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	21, // 17: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
+	21, // 18: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
+	21, // 19: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
+	0,  // 20: keysvc.v1.KeyService.CreateKey:input_type -> keysvc.v1.CreateKeyRequest
+	2,  // 21: keysvc.v1.KeyService.GetKey:input_type -> keysvc.v1.GetKeyRequest
+	4,  // 22: keysvc.v1.KeyService.ListKeys:input_type -> keysvc.v1.ListKeysRequest
+	6,  // 23: keysvc.v1.KeyService.ListNotices:input_type -> keysvc.v1.ListNoticesRequest
+	9,  // 24: keysvc.v1.KeyService.UpdateKey:input_type -> keysvc.v1.UpdateKeyRequest
+	11, // 25: keysvc.v1.KeyService.RotateKey:input_type -> keysvc.v1.RotateKeyRequest
+	13, // 26: keysvc.v1.KeyService.FinishRotation:input_type -> keysvc.v1.FinishRotationRequest
+	15, // 27: keysvc.v1.KeyService.RevokeKey:input_type -> keysvc.v1.RevokeKeyRequest
+	17, // 28: keysvc.v1.KeyService.RevokeToken:input_type -> keysvc.v1.RevokeTokenRequest
+	1,  // 29: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
+	3,  // 30: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
+	5,  // 31: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
+	7,  // 32: keysvc.v1.KeyService.ListNotices:output_type -> keysvc.v1.ListNoticesResponse
+	10, // 33: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
+	12, // 34: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
+	14, // 35: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
+	16, // 36: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
+	18, // 37: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
+	29, // [29:38] is the sub-list for method output_type
+	20, // [20:29] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_key_service_proto_init() }
@@ -1548,17 +1830,18 @@ func file_keysvc_v1_key_service_proto_init() {
 	file_keysvc_v1_key_service_proto_msgTypes[0].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[4].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[6].OneofWrappers = []any{}
-	file_keysvc_v1_key_service_proto_msgTypes[8].OneofWrappers = []any{}
-	file_keysvc_v1_key_service_proto_msgTypes[10].OneofWrappers = []any{}
-	file_keysvc_v1_key_service_proto_msgTypes[12].OneofWrappers = []any{}
-	file_keysvc_v1_key_service_proto_msgTypes[14].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[9].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[11].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[13].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[15].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[17].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_key_service_proto_rawDesc), len(file_keysvc_v1_key_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

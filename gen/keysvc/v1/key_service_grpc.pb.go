@@ -22,6 +22,7 @@ const (
 	KeyService_CreateKey_FullMethodName      = "/keysvc.v1.KeyService/CreateKey"
 	KeyService_GetKey_FullMethodName         = "/keysvc.v1.KeyService/GetKey"
 	KeyService_ListKeys_FullMethodName       = "/keysvc.v1.KeyService/ListKeys"
+	KeyService_ListNotices_FullMethodName    = "/keysvc.v1.KeyService/ListNotices"
 	KeyService_UpdateKey_FullMethodName      = "/keysvc.v1.KeyService/UpdateKey"
 	KeyService_RotateKey_FullMethodName      = "/keysvc.v1.KeyService/RotateKey"
 	KeyService_FinishRotation_FullMethodName = "/keysvc.v1.KeyService/FinishRotation"
@@ -65,6 +66,22 @@ type KeyServiceClient interface {
 	// Errors: INVALID_ARGUMENT for a malformed filter, or a page token that did not come from
 	// this server or belongs to other filters.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
+	// ListNotices returns a page of the notices that keys end soon: one 30, one 7 and one 1 day
+	// before a key's expire_time, by the time at which they fell due. A key has at most one notice
+	// at a time, the newest. A notice is for a key that was issued, or rotated, more than its days and
+	// an hour before that end. A key that is revoked, or counts as revoked, has no notice; a suspended
+	// key has notices, because it may be in use again before it ends.
+	//
+	// The list goes on where it ended: the next_page_token of one call is the page_token of the next
+	// one, also days later, and what fell due in between follows. A notice is then missing only if a
+	// newer one took its place, or if the key was rotated, revoked or purged before. Each page
+	// visits the keys of the workspaces that it is for, in memory: ask about once a minute, not
+	// more often.
+	//
+	// Errors: INVALID_ARGUMENT for a malformed field, or a page token that did not come from
+	// this server or belongs to other filters; UNAVAILABLE with reason CLOCK_UNSURE while the
+	// server's clock may be wrong.
+	ListNotices(ctx context.Context, in *ListNoticesRequest, opts ...grpc.CallOption) (*ListNoticesResponse, error)
 	// UpdateKey changes the masked fields of a live key.
 	//
 	// Errors: INVALID_ARGUMENT without a mask, or for a field that cannot be changed;
@@ -131,6 +148,16 @@ func (c *keyServiceClient) ListKeys(ctx context.Context, in *ListKeysRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListKeysResponse)
 	err := c.cc.Invoke(ctx, KeyService_ListKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ListNotices(ctx context.Context, in *ListNoticesRequest, opts ...grpc.CallOption) (*ListNoticesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNoticesResponse)
+	err := c.cc.Invoke(ctx, KeyService_ListNotices_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -223,6 +250,22 @@ type KeyServiceServer interface {
 	// Errors: INVALID_ARGUMENT for a malformed filter, or a page token that did not come from
 	// this server or belongs to other filters.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
+	// ListNotices returns a page of the notices that keys end soon: one 30, one 7 and one 1 day
+	// before a key's expire_time, by the time at which they fell due. A key has at most one notice
+	// at a time, the newest. A notice is for a key that was issued, or rotated, more than its days and
+	// an hour before that end. A key that is revoked, or counts as revoked, has no notice; a suspended
+	// key has notices, because it may be in use again before it ends.
+	//
+	// The list goes on where it ended: the next_page_token of one call is the page_token of the next
+	// one, also days later, and what fell due in between follows. A notice is then missing only if a
+	// newer one took its place, or if the key was rotated, revoked or purged before. Each page
+	// visits the keys of the workspaces that it is for, in memory: ask about once a minute, not
+	// more often.
+	//
+	// Errors: INVALID_ARGUMENT for a malformed field, or a page token that did not come from
+	// this server or belongs to other filters; UNAVAILABLE with reason CLOCK_UNSURE while the
+	// server's clock may be wrong.
+	ListNotices(context.Context, *ListNoticesRequest) (*ListNoticesResponse, error)
 	// UpdateKey changes the masked fields of a live key.
 	//
 	// Errors: INVALID_ARGUMENT without a mask, or for a field that cannot be changed;
@@ -273,6 +316,9 @@ func (UnimplementedKeyServiceServer) GetKey(context.Context, *GetKeyRequest) (*G
 }
 func (UnimplementedKeyServiceServer) ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListKeys not implemented")
+}
+func (UnimplementedKeyServiceServer) ListNotices(context.Context, *ListNoticesRequest) (*ListNoticesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNotices not implemented")
 }
 func (UnimplementedKeyServiceServer) UpdateKey(context.Context, *UpdateKeyRequest) (*UpdateKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateKey not implemented")
@@ -360,6 +406,24 @@ func _KeyService_ListKeys_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KeyServiceServer).ListKeys(ctx, req.(*ListKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ListNotices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNoticesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ListNotices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ListNotices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ListNotices(ctx, req.(*ListNoticesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -472,6 +536,10 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListKeys",
 			Handler:    _KeyService_ListKeys_Handler,
+		},
+		{
+			MethodName: "ListNotices",
+			Handler:    _KeyService_ListNotices_Handler,
 		},
 		{
 			MethodName: "UpdateKey",

@@ -539,7 +539,7 @@ type Principal struct {
 	// The key's labels. With details only.
 	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// When the token stops working: at the key's expiry or at the end of this secret's
-	// overlap, whichever comes first. With details only.
+	// overlap, whichever comes first. With details, and with include_grant.
 	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
