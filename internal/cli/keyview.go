@@ -68,6 +68,14 @@ func (p *printer) issuedInWords(secret *keysvcv1.KeySecret) string {
 	return words
 }
 
+// usedInWords says when a secret was last used.
+func (p *printer) usedInWords(secret *keysvcv1.KeySecret) string {
+	if secret.GetLastUsedTime() == nil {
+		return "no use known"
+	}
+	return "last used " + p.minute(secret.GetLastUsedTime(), "-")
+}
+
 // stateWidth is the width of the longest state.
 const stateWidth = 9
 
@@ -173,8 +181,8 @@ func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 		fields = append(
 			fields,
 			field{"In rotation", "until " + p.deadline(end, "-") + "; till then two tokens work"},
-			field{"New token", fmt.Sprintf("%s; expires %s", p.issuedInWords(newest), p.deadline(newest.GetExpireTime(), "-"))},
-			field{"Old token", fmt.Sprintf("%s; ends %s", p.issuedInWords(older), p.deadline(end, "-"))},
+			field{"New token", fmt.Sprintf("%s; %s; expires %s", p.issuedInWords(newest), p.usedInWords(newest), p.deadline(newest.GetExpireTime(), "-"))},
+			field{"Old token", fmt.Sprintf("%s; %s; ends %s", p.issuedInWords(older), p.usedInWords(older), p.deadline(end, "-"))},
 		)
 	}
 	return record(append(fields, more...)...)

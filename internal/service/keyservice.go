@@ -215,7 +215,8 @@ func showKey(key *keys.Key) *keysvcv1.Key {
 	}
 	for _, secret := range key.Secrets {
 		shown.Secrets = append(shown.Secrets, &keysvcv1.KeySecret{
-			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime), IssuedLocally: secret.IssuedLocally,
+			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime), LastUsedTime: stampOf(secret.LastUsedTime),
+			IssuedLocally: secret.IssuedLocally,
 		})
 	}
 	return shown

@@ -185,7 +185,7 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 	}
 	response.Principal = showPrincipal(&answer)
 	if request.GetIncludeGrant() {
-		response.Grant = showGrant(&answer, workspaces)
+		response.Grant, response.SecretTag = showGrant(&answer, workspaces), answer.Grant.Secret.Tag()
 	}
 	return response, nil
 }

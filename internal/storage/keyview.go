@@ -34,6 +34,14 @@ type KeyView struct {
 	// LastUsed is when the key was last used; 0 if it never was, or if a Usage item says it. It is
 	// not a part of the record: Parse and Set make it 0, and a source may set it afterwards.
 	LastUsed int64
+	// SecretUses are the last uses of the secrets, as Usage.Secrets has them, under the same rules.
+	SecretUses [2]SecretUseView
+}
+
+// SecretUseView is a SecretUse. Its time is 0 if the secret was never used.
+type SecretUseView struct {
+	Tag  uint32
+	Time int64
 }
 
 // SecretView is what tables in memory need of a SecretRecord.
@@ -41,8 +49,9 @@ type SecretView struct {
 	// Scheme and Hash are those of the record.
 	Scheme uint32
 	Hash   []byte
-	// ExpireTime and OverlapEndTime are those of the record, if HasExpireTime and HasOverlapEndTime
-	// are set.
+	// CreateTime is that of the record. ExpireTime and OverlapEndTime are, if HasExpireTime and
+	// HasOverlapEndTime are set.
+	CreateTime                       int64
 	ExpireTime, OverlapEndTime       int64
 	HasExpireTime, HasOverlapEndTime bool
 }
@@ -77,7 +86,7 @@ func (v *KeyView) Set(record *storagev1.KeyRecord) {
 	}
 	for _, secret := range record.GetSecrets() {
 		view := SecretView{
-			Scheme: secret.GetScheme(), Hash: secret.GetHash(),
+			Scheme: secret.GetScheme(), Hash: secret.GetHash(), CreateTime: nanoseconds(secret.GetCreateTime()),
 			HasExpireTime: secret.GetExpireTime() != nil, HasOverlapEndTime: secret.GetOverlapEndTime() != nil,
 		}
 		if view.HasExpireTime {
@@ -166,8 +175,8 @@ func (s *SecretView) parse(encoded []byte) bool {
 			s.Scheme = uint32(scheme) //nolint:gosec // G115: as proto.Unmarshal does
 		case 2:
 			s.Hash, ok = fields.bytes, fields.isSingle() && fields.isBytes()
-		case 3: // create_time
-			_, ok = fields.singleTime()
+		case 3:
+			s.CreateTime, ok = fields.singleTime()
 		case 4:
 			s.HasExpireTime = true
 			s.ExpireTime, ok = fields.singleTime()
