@@ -31,6 +31,8 @@ type Key struct {
 	CreateTime, ExpireTime time.Time
 	// LastUsedTime is when a validation last allowed the key; the zero Time if none did.
 	LastUsedTime time.Time
+	// ImportTime is when the key was imported; the zero Time if keysvc created it.
+	ImportTime time.Time
 	// RevokeTime is when the key was revoked; the zero Time if it was not. A key whose member
 	// or workspace was removed counts as revoked, but has no RevokeTime.
 	RevokeTime time.Time
@@ -157,6 +159,7 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 		CreateTime:   timeOf(record.GetCreateTime()),
 		ExpireTime:   timeOf(expireTimeOf(record)),
 		LastUsedTime: uses.Key(),
+		ImportTime:   timeOf(record.GetImported().GetImportTime()),
 		RevokeTime:   timeOf(record.GetRevokeTime()),
 		Labels:       record.GetLabels(),
 		AllowedCIDRs: record.GetAllowedCidrs(),
@@ -174,6 +177,7 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 			CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret),
 			LastUsedTime:  uses.Secret(hashOf(secret).Short(), timeOf(secret.GetCreateTime())),
 			IssuedLocally: secret.GetIssuedLocally(),
+			Imported:      hashOf(secret).Scheme == token.SchemeForeign,
 		})
 	}
 	return key, nil

@@ -1,6 +1,8 @@
 package keys
 
 import (
+	"strings"
+
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
@@ -30,6 +32,10 @@ func (r Reported) token(fields *problem.Fields) token.Presented {
 	reported, several := token.FindOnly(r.Text)
 	if several {
 		fields.Add("token", "holds several tokens; one at a time is allowed")
+	}
+	if reported.IsZero() && !several {
+		// It may be the token of another system, which has no form by which text around it could be told.
+		return token.Present(strings.TrimSpace(r.Text))
 	}
 	return reported.Presented()
 }

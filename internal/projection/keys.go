@@ -43,7 +43,7 @@ func (s *state) addKey(view *storage.KeyView) {
 		of.revoked++
 	}
 	s.words.At(number).SetCreated(time.Unix(0, view.CreateTime))
-	if problem := s.fill(key, view); problem != "" {
+	if problem := s.fill(number, key, view); problem != "" {
 		s.damage(number, &storage.DamagedError{Kind: "key", Name: string(view.KeyID), Problem: problem})
 	} else {
 		s.countKey(number, key)
@@ -131,6 +131,9 @@ func (s *state) clear(number uint32) {
 		if more.uses != 0 {
 			s.uses.Free(more.uses)
 		}
+		if more.imported != 0 {
+			s.dropImported(more.imported)
+		}
 	} else {
 		s.dropLimits(key.number())
 	}
@@ -155,7 +158,7 @@ func (s *state) removeKey(keyID string) {
 
 // fill sets a record, which has a life and flagRevoked, from what is stored. It returns what is
 // wrong with a malformed record.
-func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
+func (s *state) fill(number uint32, key *record, view *storage.KeyView) (problem string) {
 	more := rare{limits: s.limitsOf(view.Scopes, view.AllowedCIDRs)}
 	scheme := uint32(0)
 	// Whatever is wrong further on, the numbers in more belong to the key, and clear gives them back.
@@ -179,6 +182,12 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 		if secret := &view.Secrets[index]; len(secret.Hash) != 32 || secret.Scheme > 255 || !secret.HasExpireTime {
 			return "a secret is malformed"
 		}
+	}
+	if view.Imported {
+		if len(view.ImportHash) != 32 {
+			return "its import is malformed"
+		}
+		more.imported = s.addImported(number, view.ImportHash)
 	}
 	newest := &view.Secrets[0]
 	key.sum = [token.ShortLength]byte(newest.Hash)

@@ -326,13 +326,14 @@ func (f *Found) EffectiveScopes() decide.Scopes { return f.key.Scopes.Intersect(
 func (p *Projection) Find(keyID string) (found Found) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
+	return p.find(keyID, p.state.find(keyID))
+}
+
+// find is Find for a key that has a number; 0 if there is none. mutex is held.
+func (p *Projection) find(keyID string, number uint32) (found Found) {
 	s := p.state
 	found.Policy, found.Revision, found.Damaged = s.policy, s.revision, s.damagedPolicy
-	if found.Damaged != nil {
-		return found
-	}
-	number := s.find(keyID)
-	if number == 0 {
+	if found.Damaged != nil || number == 0 {
 		return found
 	}
 	life := s.records.At(number).life

@@ -81,6 +81,9 @@ type state struct {
 	seconds flat.Arena[second]
 	exacts  flat.Arena[exact]
 	uses    flat.Arena[secretUses]
+	// imports are the tokens that were imported, and byHash finds them; nil as long as there were none.
+	imports flat.Arena[imported]
+	byHash  *flat.Index
 
 	// members finds the lives by workspace and id of the member.
 	lives   flat.Arena[life]

@@ -139,7 +139,11 @@ func (s *ValidationService) itemError(ctx context.Context, err error) *keysvcv1.
 	if ended := contextStatus(err); ended != nil {
 		return &keysvcv1.ValidationError{Code: int32(status.Code(ended)), Message: status.Convert(ended).Message()} //nolint:gosec // codes are below 17
 	}
-	told := s.errors.problem(ctx, err)
+	return showError(s.errors.problem(ctx, err))
+}
+
+// showError returns the error of one of several requests as messages have it.
+func showError(told *problem.Error) *keysvcv1.ValidationError {
 	return &keysvcv1.ValidationError{
 		Code:    int32(codeOf(told.Reason)), //nolint:gosec // codes are below 17
 		Reason:  told.Reason,

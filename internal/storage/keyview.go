@@ -28,6 +28,9 @@ type KeyView struct {
 	// RevokeTime is when the key was revoked, if Revoked is set.
 	RevokeTime int64
 	Revoked    bool
+	// ImportHash is the hash of the record's import, if Imported is set.
+	ImportHash []byte
+	Imported   bool
 	// Secrets are those of the record, in its order, however many there are.
 	Secrets []SecretView
 
@@ -83,6 +86,9 @@ func (v *KeyView) Set(record *storagev1.KeyRecord) {
 	v.CreateTime = nanoseconds(record.GetCreateTime())
 	if v.Revoked = record.GetRevokeTime() != nil; v.Revoked {
 		v.RevokeTime = nanoseconds(record.GetRevokeTime())
+	}
+	if v.Imported = record.GetImported() != nil; v.Imported {
+		v.ImportHash = record.GetImported().GetHash()
 	}
 	for _, secret := range record.GetSecrets() {
 		view := SecretView{
@@ -156,6 +162,27 @@ func (v *KeyView) parse(payload []byte) bool {
 			v.ChangeSequence, ok = fields.singleInt64()
 		case 18: // reported
 			_, ok = fields.singleInt64()
+		case 20:
+			v.Imported = true
+			ok = fields.isSingle() && fields.isBytes() && v.parseImport(fields.bytes)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return !fields.malformed
+}
+
+// parseImport sets ImportHash from the encoded import of a record.
+func (v *KeyView) parseImport(encoded []byte) bool {
+	fields := fields{rest: encoded}
+	for fields.next() {
+		var ok bool
+		switch fields.number {
+		case 1: // import_time
+			_, ok = fields.singleTime()
+		case 2:
+			v.ImportHash, ok = fields.bytes, fields.isSingle() && fields.isBytes()
 		}
 		if !ok {
 			return false

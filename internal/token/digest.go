@@ -62,6 +62,14 @@ func (d Digest) Hash() Hash {
 	return Hash{Scheme: SchemeVerifier, Sum: VerifierOf(d.sum())}
 }
 
+// ForeignHash is Hash for a ForeignDigest.
+func (d Digest) ForeignHash() Hash {
+	if !d.IsValid() {
+		return Hash{}
+	}
+	return Hash{Scheme: SchemeForeign, Sum: ForeignVerifierOf(d.sum())}
+}
+
 // sum returns the bytes. d must have DigestLength of them.
 func (d Digest) sum() [DigestLength]byte {
 	return [DigestLength]byte(unsafe.Slice(d.first, d.length)) //nolint:gosec // G103: the bytes are never written to; see Token

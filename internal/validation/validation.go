@@ -136,12 +136,12 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	}
 	// 4. Look up key, member, workspace, role and policy in one look, so that all of them are of
 	// one revision. Text that is not a token becomes the zero Presented, which has no id and matches
-	// nothing; it takes the same steps as any other. So does the digest of a foreign text.
+	// nothing; it takes the same steps as any other. A text without "_ksk1_" is looked up as an imported token.
 	presented := question.Digest
 	if !presented.ByDigest() {
 		presented = token.Present(question.Token)
 	}
-	found := v.projection.Find(presented.KeyID())
+	found := v.projection.FindPresented(presented)
 	if found.Policy == nil {
 		return Answer{}, cmp.Or(found.Damaged, storage.ErrUnavailable)
 	}

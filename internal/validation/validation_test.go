@@ -140,8 +140,8 @@ func TestOnlyAllowedAnswersHaveAGrant(t *testing.T) {
 	check := func(t *testing.T, got validation.Answer, err error, want validation.Answer) {
 		t.Helper()
 		got.Grant.Role = nil // the policy's test says what it is
-		if got.Grant.Secret == (token.ShortHash{}) {
-			t.Error("the grant has no secret")
+		if (got.Grant.Secret != token.ShortHash{}) != (got.Decision == decide.Allowed) {
+			t.Errorf("decision %d, and the secret in the grant is %v", got.Decision, got.Grant.Secret != token.ShortHash{})
 		}
 		got.Grant.Secret = token.ShortHash{}
 		if err != nil || !reflect.DeepEqual(got, want) {
