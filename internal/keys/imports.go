@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// MaxImports is how many keys one ImportKeys takes: as many as fit into one change.
-	MaxImports = storage.MaxOperations / 3
+	// MaxImports is how many keys one ImportKeys takes: a new key is three operations of a change.
+	MaxImports = 32
 	// maxImportBytes is how large the records of one ImportKeys may be together. The event lists their
 	// fields as well.
 	maxImportBytes = storage.MaxChangeBytes / 2
