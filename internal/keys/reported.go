@@ -1,8 +1,6 @@
 package keys
 
 import (
-	"strings"
-
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/token"
 )
@@ -35,7 +33,8 @@ func (r Reported) token(fields *problem.Fields) token.Presented {
 	}
 	if reported.IsZero() && !several {
 		// It may be the token of another system, which has no form by which text around it could be told.
-		return token.Present(strings.TrimSpace(r.Text))
+		foreign, _ := token.Foreign(r.Text)
+		return token.Present(foreign)
 	}
 	return reported.Presented()
 }

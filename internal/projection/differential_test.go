@@ -306,6 +306,7 @@ func (d *difference) step() {
 		d.compareMember(d.workspaceID(), d.memberID())
 	}
 	d.compareWorkspace(id)
+	d.compareImported()
 	if d.round%5 == 0 {
 		d.compareCensus()
 	}
@@ -432,6 +433,16 @@ func (d *difference) put(keyID, id string, of *storedWorkspace, change *storage.
 		}
 		record.Secrets = append(record.Secrets, older)
 	}
+	if before := d.keys[keyID]; before.GetImported() != nil {
+		record.Imported = before.GetImported()
+	} else if d.random.IntN(5) == 0 {
+		digest := d.digest()
+		sum := token.ForeignVerifierOf(digest)
+		record.Imported = &storagev1.ImportRecord{ImportTime: d.moment(), Hash: sum[:]}
+		if d.random.IntN(2) == 0 {
+			record.Secrets[0].Scheme, record.Secrets[0].Hash = uint32(token.SchemeForeign), sum[:]
+		}
+	}
 	malformed := d.random.IntN(40)
 	d.vague[keyID] = d.vague[keyID] || malformed < 5
 	switch malformed {
@@ -458,6 +469,37 @@ func (d *difference) put(keyID, id string, of *storedWorkspace, change *storage.
 	}
 	d.secretUses[keyID] = present
 	change.Put = append(change.Put, storage.Item{Key: record})
+}
+
+// digest returns one of the digests of tokens that were imported. There are few, so that several keys have the same.
+func (d *difference) digest() (digest [32]byte) {
+	digest[0] = byte(1 + d.random.IntN(20))
+	return digest
+}
+
+// compareImported looks for the token of another system.
+func (d *difference) compareImported() {
+	d.t.Helper()
+	digest := d.digest()
+	presented := token.PresentDigest("", token.DigestFrom(digest[:]))
+	var owners []string
+	sum := token.ForeignVerifierOf(digest)
+	for keyID, record := range d.keys {
+		if d.maps.keys[keyID].damaged == nil && string(record.GetImported().GetHash()) == string(sum[:]) {
+			owners = append(owners, keyID)
+		}
+	}
+	want := d.Find("")
+	if len(owners) == 1 {
+		want = d.Find(owners[0])
+	}
+	got := d.FindPresented(presented)
+	d.equal("imported token", got.Subject(), want.Subject())
+	d.equal("damage of an imported token", fmt.Sprint(got.Damaged), fmt.Sprint(want.Damaged))
+	key, is := d.Imported(presented.Hash())
+	if is != (len(owners) > 0) || is && (!slices.Contains(owners, key.KeyID) || key.MemberID != d.keys[key.KeyID].GetMemberId() || key.WorkspaceID != d.keys[key.KeyID].GetWorkspaceId()) {
+		d.t.Errorf("round %d: the token was imported for %+v, %t; want one of %q", d.round, key, is, owners)
+	}
 }
 
 // tagOf returns the tag of a secret; 0 if it is malformed.
@@ -654,7 +696,7 @@ func (d *difference) checkSizes() {
 	s := d.state
 	scopes, limits := make(map[uint32]uint32), make(map[uint32]uint32)
 	owners := make(map[uint32]uint32)
-	rares, seconds, exacts, uses, keys := 0, 0, 0, 0, 0
+	rares, seconds, exacts, uses, imports, keys := 0, 0, 0, 0, 0, 0
 	for number := uint32(1); number <= s.highest; number++ {
 		if !s.has(number) {
 			continue
@@ -676,11 +718,14 @@ func (d *difference) checkSizes() {
 		if more.uses != 0 {
 			uses++
 		}
+		if more.imported != 0 {
+			imports++
+		}
 	}
 	delete(scopes, 0)
 	delete(limits, 0)
 	d.equal("keys", keys, len(d.maps.keys))
-	d.equal("sizes of rares, seconds, exacts, uses", [4]int{s.rares.Len(), s.seconds.Len(), s.exacts.Len(), s.uses.Len()}, [4]int{rares, seconds, exacts, uses})
+	d.equal("sizes of rares, seconds, exacts, uses, imports", [5]int{s.rares.Len(), s.seconds.Len(), s.exacts.Len(), s.uses.Len(), s.imports.Len()}, [5]int{rares, seconds, exacts, uses, imports})
 	d.equal("sets of scopes", s.scopes.counts(), scopes)
 	d.equal("limits", s.limits.counts(), limits)
 	lives := maps.Clone(owners)

@@ -663,6 +663,25 @@ func walks() []walk {
 			),
 		},
 		{
+			method: keysvcv1.KeyService_ImportKeys_FullMethodName,
+			base: func(*fixture) proto.Message {
+				return &keysvcv1.ImportKeysRequest{WorkspaceId: "acme", Keys: []*keysvcv1.KeyImport{
+					{TokenSha256: bytes.Repeat([]byte{7}, 32), MemberId: "ann", Name: "imported", Scopes: []string{"emails:read"}},
+				}}
+			},
+			cases: slices.Concat(required("workspace_id"), actor(), []badCase{
+				{path: "keys", name: "empty", edit: func(_ *fixture, request proto.Message) { put(request, "keys", nil) }},
+				{path: "keys", name: "33", edit: func(_ *fixture, request proto.Message) {
+					imported := request.(*keysvcv1.ImportKeysRequest)
+					imported.Keys = slices.Repeat(imported.GetKeys(), 33)
+				}},
+			}),
+			fine: map[string]string{
+				"keys.":         "a key has its own error; see TestImportRefusesEachBadKeyAlone",
+				"validate_only": "both values are fine",
+			},
+		},
+		{
 			method: keysvcv1.MemberService_PutMember_FullMethodName,
 			base: func(*fixture) proto.Message {
 				return &keysvcv1.PutMemberRequest{

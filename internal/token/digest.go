@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"strconv"
+	"strings"
+	"unicode"
 	"unsafe"
 )
 
@@ -40,6 +42,13 @@ func DigestFrom(message []byte) Digest {
 // It goes without a key id.
 func ForeignDigest(text string) [DigestLength]byte {
 	return sha256.Sum256(unsafe.Slice(unsafe.StringData(text), len(text))) //nolint:gosec // G103: the text is only read
+}
+
+// Foreign returns a text that leaked without the white space around it, and reports whether it may be the token
+// of another system: one piece of up to MaxTextBytes, without "_ksk1_".
+func Foreign(text string) (foreign string, is bool) {
+	foreign = strings.TrimSpace(text)
+	return foreign, foreign != "" && len(foreign) <= MaxTextBytes && !In(foreign) && strings.IndexFunc(foreign, unicode.IsSpace) < 0
 }
 
 // IsZero reports whether d is no digest, as in a message without one.
