@@ -156,7 +156,7 @@ last used; this command says it as well, if the caller may read keys.
 	})
 }
 
-// oldTokenInWords says when the old token of a key in rotation was last used; "" if there is none, or if the
+// oldTokenInWords says when the old token of a key in rotation was last used; "" for any other key, and if the
 // caller may not read the key.
 func (s *session) oldTokenInWords(ctx context.Context, workspaceID, keyID string) string {
 	response, err := s.keys.GetKey(ctx, &keysvcv1.GetKeyRequest{WorkspaceId: workspaceID, KeyId: keyID})

@@ -56,8 +56,8 @@ func (p *Projection) FindPresented(presented token.Presented) Found {
 	return p.find(s.ids.ID(number), number)
 }
 
-// findImported returns the number of an imported other than one; 0 if there is none. A search compares
-// hashes in constant time.
+// findImported returns the number of an imported other than one; 0 if the state has no such one. A search
+// compares hashes in constant time.
 func (s *state) findImported(sum [token.ShortLength]byte, other uint32) uint32 {
 	if s.byHash == nil {
 		return 0

@@ -329,7 +329,7 @@ func (p *Projection) Find(keyID string) (found Found) {
 	return p.find(keyID, p.state.find(keyID))
 }
 
-// find is Find for a key that has a number; 0 if there is none. mutex is held.
+// find is Find for a key that has a number; 0 stands for no key. mutex is held.
 func (p *Projection) find(keyID string, number uint32) (found Found) {
 	s := p.state
 	found.Policy, found.Revision, found.Damaged = s.policy, s.revision, s.damagedPolicy

@@ -14,7 +14,7 @@ import (
 var _ usage.Table = (*state)(nil)
 
 // secretUses is when each secret of a key was last used. A key has it while it has two secrets, and
-// afterwards until the one that is left was used later than the other one. For all other keys that
+// afterwards until its last secret was used later than the one that ended. For all other keys that
 // follows from the last use of the key and the creation of the secret.
 type secretUses struct {
 	// times are in Unix microseconds, 0 for never; the first is that of the newest secret. They are raised

@@ -547,6 +547,8 @@ func walks() []walk {
 					set("unused_since", "not the page token's", timestamppb.New(testTime)),
 					set("issued_locally", "not the page token's", true),
 					set("issued_locally", "not the page token's either", false),
+					set("imported", "not the page token's", true),
+					set("imported", "not the page token's either", false),
 				),
 			),
 		},
@@ -604,6 +606,9 @@ func walks() []walk {
 				"key.secrets.expire_time": "as member_id",
 
 				"key.secrets.issued_locally":     "as member_id",
+				"key.secrets.last_used_time":     "as member_id",
+				"key.secrets.imported":           "as member_id",
+				"key.import_time":                "as member_id",
 				"key.created_by":                 "as member_id",
 				"key.created_by.caller":          "as member_id",
 				"key.created_by.actor_member_id": "as member_id",
@@ -973,6 +978,7 @@ func syncWalk() walk {
 		fine: map[string]string{
 			"hello": "first and once; see TestSyncRefusesMessagesOutOfOrder", "ping": "not first; see there", "applied": "as well",
 			"ping.decisions.reason": "a reason that is not known is counted as such",
+			"ping.uses.secret_tag":  "a tag that no secret has counts for the key alone",
 		},
 	}
 }

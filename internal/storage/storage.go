@@ -119,7 +119,7 @@ type Usage struct {
 	// Time of the last use, to the nanosecond.
 	Time time.Time
 	// Secrets are the last uses of the key's secrets, if they do not follow from Time. An entry with
-	// tag 0 is none.
+	// tag 0 is empty.
 	Secrets [2]SecretUse
 }
 
