@@ -154,6 +154,7 @@ everything else goes to standard error.
 		a.certsCommand(),
 		a.configCommand(),
 		a.backupCommand(),
+		a.profileCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
 		a.repairClockCommand(),
