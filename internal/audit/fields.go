@@ -84,6 +84,7 @@ func KeyFields(before, after *storagev1.KeyRecord) []*storagev1.FieldChange {
 	altered.labels(before.GetLabels(), after.GetLabels())
 	altered.list("allowed_cidrs", before.GetAllowedCidrs(), after.GetAllowedCidrs())
 	altered.time("create_time", before.GetCreateTime(), after.GetCreateTime())
+	altered.time("import_time", before.GetImported().GetImportTime(), after.GetImported().GetImportTime())
 	altered.time("revoke_time", before.GetRevokeTime(), after.GetRevokeTime())
 	altered.text("reported", flag(before.GetReported()), flag(after.GetReported()))
 	if !slices.Equal(before.GetRequestIds(), after.GetRequestIds()) {
@@ -91,6 +92,20 @@ func KeyFields(before, after *storagev1.KeyRecord) []*storagev1.FieldChange {
 	}
 	altered.secrets(before.GetSecrets(), after.GetSecrets())
 	return altered
+}
+
+// ImportedFields returns what was imported: the member and the fields of each key.
+func ImportedFields(keys []*storagev1.KeyRecord) []*storagev1.FieldChange {
+	var imported differences
+	for _, key := range keys {
+		prefix := "keys." + key.GetKeyId() + "."
+		imported.text(prefix+"member_id", "", key.GetMemberId())
+		for _, field := range KeyFields(nil, key) {
+			field.Field = prefix + field.GetField()
+			imported = append(imported, field)
+		}
+	}
+	return imported
 }
 
 // labels adds labels, one by one.

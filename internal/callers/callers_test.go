@@ -148,6 +148,7 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "KeyService/RevokeKey":                access.Revoke,
 		service + "KeyService/RevokeToken":              access.Report,
 		service + "KeyService/ListNotices":              access.Read,
+		service + "KeyService/ImportKeys":               access.IssueLocal,
 		service + "MemberService/PutMember":             access.Directory,
 		service + "MemberService/GetMember":             access.Read,
 		service + "MemberService/ListMembers":           access.Read,

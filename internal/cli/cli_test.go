@@ -58,6 +58,7 @@ type fake struct {
 	listKeys    func(context.Context, *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error)
 	listNotices func(context.Context, *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error)
 	updateKey   func(context.Context, *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error)
+	importKeys  func(context.Context, *keysvcv1.ImportKeysRequest) (*keysvcv1.ImportKeysResponse, error)
 	rotateKey   func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error)
 	finish      func(context.Context, *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error)
 	revokeKey   func(context.Context, *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error)
@@ -133,6 +134,10 @@ func (f *fake) ValidateKey(ctx context.Context, r *keysvcv1.ValidateKeyRequest) 
 
 func (f *fake) UpdateKey(ctx context.Context, r *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
 	return f.updateKey(ctx, r)
+}
+
+func (f *fake) ImportKeys(ctx context.Context, r *keysvcv1.ImportKeysRequest) (*keysvcv1.ImportKeysResponse, error) {
+	return f.importKeys(ctx, r)
 }
 
 func (f *fake) RotateKey(ctx context.Context, r *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {

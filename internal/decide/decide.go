@@ -209,6 +209,8 @@ type Grant struct {
 	AllowedPrefixes []netip.Prefix
 	// HoldsUntil is when the token stops working, in Unix nanoseconds.
 	HoldsUntil int64
+	// Secret is the hash of the secret that the token has. A near-cache does not know it.
+	Secret token.ShortHash
 }
 
 // Effective returns the scopes that the token may use: granted to the key and
@@ -249,11 +251,16 @@ func Authenticate(presented token.Presented, subject Subject, expectedWorkspace 
 		return Grant{}, KeyInvalid
 	}
 	// 2. An older secret stops matching when its overlap ends.
-	holdsUntil := key.ExpireTime
+	holdsUntil, secret := key.ExpireTime, &key.Secrets[0]
 	if !newest {
-		holdsUntil = min(holdsUntil, key.Secrets[1].End)
+		secret = &key.Secrets[1]
+		holdsUntil = min(holdsUntil, secret.End)
 	}
-	return identify(&subject, expectedWorkspace, holdsUntil, nanoseconds)
+	grant, reason := identify(&subject, expectedWorkspace, holdsUntil, nanoseconds)
+	if reason == NoReason {
+		grant.Secret = secret.Hash
+	}
+	return grant, reason
 }
 
 // identify decides who a token acts as that holds a secret of the subject's key.

@@ -31,6 +31,8 @@ type Key struct {
 	CreateTime, ExpireTime time.Time
 	// LastUsedTime is when a validation last allowed the key; the zero Time if none did.
 	LastUsedTime time.Time
+	// ImportTime is when the key was imported; the zero Time if keysvc created it.
+	ImportTime time.Time
 	// RevokeTime is when the key was revoked; the zero Time if it was not. A key whose member
 	// or workspace was removed counts as revoked, but has no RevokeTime.
 	RevokeTime time.Time
@@ -63,8 +65,11 @@ type ChangedBy struct {
 type KeySecret struct {
 	// CreateTime is when the secret was issued; ExpireTime when it stops matching.
 	CreateTime, ExpireTime time.Time
-	// IssuedLocally is set if the caller of keysvc drew the secret.
-	IssuedLocally bool
+	// LastUsedTime is when a validation last allowed the secret; the zero Time if none did, or if it is
+	// not known which of two secrets was used.
+	LastUsedTime time.Time
+	// IssuedLocally is set if the caller of keysvc drew the secret, and Imported if another system did.
+	IssuedLocally, Imported bool
 }
 
 // KeyState is the state of a key: a key can be used if it is active, and every other state tells why
@@ -143,6 +148,7 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 	if err != nil {
 		return nil, err
 	}
+	uses := m.projection.LastUses(record.GetKeyId())
 	key := &Key{
 		ID:           record.GetKeyId(),
 		WorkspaceID:  record.GetWorkspaceId(),
@@ -152,7 +158,8 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 		State:        state,
 		CreateTime:   timeOf(record.GetCreateTime()),
 		ExpireTime:   timeOf(expireTimeOf(record)),
-		LastUsedTime: m.projection.LastUsed(record.GetKeyId()),
+		LastUsedTime: uses.Key(),
+		ImportTime:   timeOf(record.GetImported().GetImportTime()),
 		RevokeTime:   timeOf(record.GetRevokeTime()),
 		Labels:       record.GetLabels(),
 		AllowedCIDRs: record.GetAllowedCidrs(),
@@ -167,7 +174,10 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 			continue // the overlap is over; the next change of the key drops the secret
 		}
 		key.Secrets = append(key.Secrets, KeySecret{
-			CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret), IssuedLocally: secret.GetIssuedLocally(),
+			CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret),
+			LastUsedTime:  uses.Secret(hashOf(secret).Short(), timeOf(secret.GetCreateTime())),
+			IssuedLocally: secret.GetIssuedLocally(),
+			Imported:      hashOf(secret).Scheme == token.SchemeForeign,
 		})
 	}
 	return key, nil

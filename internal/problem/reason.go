@@ -37,6 +37,7 @@ const (
 	NotImplemented        = keysvcv1.ErrorReason_ERROR_REASON_NOT_IMPLEMENTED
 	StoreFull             = keysvcv1.ErrorReason_ERROR_REASON_STORE_FULL
 	ClockUnsure           = keysvcv1.ErrorReason_ERROR_REASON_CLOCK_UNSURE
+	TokenKnown            = keysvcv1.ErrorReason_ERROR_REASON_TOKEN_KNOWN
 	TokensRefused         = keysvcv1.ErrorReason_ERROR_REASON_TOKENS_REFUSED
 	AuditSinkUnavailable  = keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE
 )

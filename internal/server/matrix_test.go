@@ -156,6 +156,16 @@ func digestRows() []row {
 func keyRows() []row {
 	return []row{
 		{
+			method: keysvcv1.KeyService_ImportKeys_FullMethodName, needs: access.IssueLocal, right: isOK, elsewhere: isNotAllowed,
+			request: func(_ *scene, p place) proto.Message {
+				hash := make([]byte, 32)
+				_, _ = rand.Read(hash) // never fails
+				return &keysvcv1.ImportKeysRequest{WorkspaceId: p.workspace, Keys: []*keysvcv1.KeyImport{
+					{TokenSha256: hash, MemberId: p.member, Name: "imported", Scopes: []string{"emails:read"}},
+				}}
+			},
+		},
+		{
 			method: keysvcv1.KeyService_CreateKey_FullMethodName, needs: access.Issue, right: isOK, elsewhere: isNotAllowed,
 			request: func(_ *scene, p place) proto.Message {
 				return &keysvcv1.CreateKeyRequest{WorkspaceId: p.workspace, MemberId: p.member, Name: "matrix", Scopes: []string{"emails:read"}}

@@ -559,6 +559,8 @@ func walks() []walk {
 					set("unused_since", "not the page token's", timestamppb.New(testTime)),
 					set("issued_locally", "not the page token's", true),
 					set("issued_locally", "not the page token's either", false),
+					set("imported", "not the page token's", true),
+					set("imported", "not the page token's either", false),
 				),
 			),
 		},
@@ -628,6 +630,9 @@ func walks() []walk {
 				"key.secrets.expire_time": "as member_id",
 
 				"key.secrets.issued_locally":     "as member_id",
+				"key.secrets.last_used_time":     "as member_id",
+				"key.secrets.imported":           "as member_id",
+				"key.import_time":                "as member_id",
 				"key.created_by":                 "as member_id",
 				"key.created_by.caller":          "as member_id",
 				"key.created_by.actor_member_id": "as member_id",
@@ -685,6 +690,25 @@ func walks() []walk {
 				as(codes.NotFound, "KEY_NOT_FOUND", notAField, digestInPlace("token_digest", "unknown", bytes.Repeat([]byte{1}, 32), "0123456789abcdef"),
 					digestInPlace("token_digest", "without a key id", bytes.Repeat([]byte{1}, 32), "")),
 			),
+		},
+		{
+			method: keysvcv1.KeyService_ImportKeys_FullMethodName,
+			base: func(*fixture) proto.Message {
+				return &keysvcv1.ImportKeysRequest{WorkspaceId: "acme", Keys: []*keysvcv1.KeyImport{
+					{TokenSha256: bytes.Repeat([]byte{7}, 32), MemberId: "ann", Name: "imported", Scopes: []string{"emails:read"}},
+				}}
+			},
+			cases: slices.Concat(required("workspace_id"), actor(), []badCase{
+				{path: "keys", name: "empty", edit: func(_ *fixture, request proto.Message) { put(request, "keys", nil) }},
+				{path: "keys", name: "33", edit: func(_ *fixture, request proto.Message) {
+					imported := request.(*keysvcv1.ImportKeysRequest)
+					imported.Keys = slices.Repeat(imported.GetKeys(), 33)
+				}},
+			}),
+			fine: map[string]string{
+				"keys.":         "a key has its own error; see TestImportRefusesEachBadKeyAlone",
+				"validate_only": "both values are fine",
+			},
 		},
 		{
 			method: keysvcv1.MemberService_PutMember_FullMethodName,
@@ -989,6 +1013,7 @@ func syncWalk() walk {
 		fine: map[string]string{
 			"hello": "first and once; see TestSyncRefusesMessagesOutOfOrder", "ping": "not first; see there", "applied": "as well",
 			"ping.decisions.reason": "a reason that is not known is counted as such",
+			"ping.uses.secret_tag":  "a tag that no secret has counts for the key alone",
 		},
 	}
 }

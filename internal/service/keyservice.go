@@ -65,6 +65,41 @@ func (s *KeyService) RevokeToken(ctx context.Context, request *keysvcv1.RevokeTo
 	return change(ctx, s.management, keysvcv1.KeyService_RevokeToken_FullMethodName, request, s.verbs.RevokeToken)
 }
 
+// ImportKeys implements keysvcv1.KeyServiceServer.
+func (s *KeyService) ImportKeys(ctx context.Context, request *keysvcv1.ImportKeysRequest) (*keysvcv1.ImportKeysResponse, error) {
+	return change(ctx, s.management, keysvcv1.KeyService_ImportKeys_FullMethodName, request, s.verbs.ImportKeys)
+}
+
+// ImportKeys calls keys.Manager.ImportKeys.
+func (v Verbs) ImportKeys(ctx context.Context, actor audit.Actor, request *keysvcv1.ImportKeysRequest) (*keysvcv1.ImportKeysResponse, error) {
+	imports := make([]keys.KeyImport, 0, len(request.GetKeys()))
+	for _, key := range request.GetKeys() {
+		imports = append(imports, keys.KeyImport{
+			Digest:       token.DigestFrom(key.GetTokenSha256()),
+			CreateTime:   timeOf(key.GetCreateTime()),
+			MemberID:     key.GetMemberId(),
+			Name:         keys.NormalName(key.GetName()),
+			Scopes:       key.GetScopes(),
+			AllowedCIDRs: key.GetAllowedCidrs(),
+			Labels:       key.GetLabels(),
+			ExpireTime:   timeOf(key.GetExpireTime()),
+		})
+	}
+	results, position, err := v.Manager.ImportKeys(ctx, onBehalf(actor, request.ActorMemberId), request.GetWorkspaceId(), imports, request.GetValidateOnly())
+	if err != nil {
+		return nil, err
+	}
+	response := &keysvcv1.ImportKeysResponse{Revision: position.Revision, Epoch: position.Epoch}
+	for _, result := range results {
+		shown := &keysvcv1.KeyImportResult{KeyId: result.KeyID, Imported: result.Imported}
+		if result.Err != nil {
+			shown.Error = showError(result.Err)
+		}
+		response.Results = append(response.Results, shown)
+	}
+	return response, nil
+}
+
 // CreateKey calls keys.Manager.CreateKey.
 func (v Verbs) CreateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
 	issued, err := v.Manager.CreateKey(ctx, onBehalf(actor, request.ActorMemberId), keys.KeySpec{
@@ -108,6 +143,7 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 		ExpiringBefore: timeOf(request.GetExpiringBefore()),
 		UnusedSince:    timeOf(request.GetUnusedSince()),
 		IssuedLocally:  request.IssuedLocally,
+		Imported:       request.Imported,
 		PageSize:       int(request.GetPageSize()),
 		PageToken:      request.GetPageToken(),
 	}
@@ -233,6 +269,7 @@ func showKey(key *keys.Key) *keysvcv1.Key {
 		CreateTime:   stampOf(key.CreateTime),
 		ExpireTime:   stampOf(key.ExpireTime),
 		LastUsedTime: stampOf(key.LastUsedTime),
+		ImportTime:   stampOf(key.ImportTime),
 		RevokeTime:   stampOf(key.RevokeTime),
 		Labels:       key.Labels,
 		AllowedCidrs: key.AllowedCIDRs,
@@ -244,7 +281,8 @@ func showKey(key *keys.Key) *keysvcv1.Key {
 	}
 	for _, secret := range key.Secrets {
 		shown.Secrets = append(shown.Secrets, &keysvcv1.KeySecret{
-			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime), IssuedLocally: secret.IssuedLocally,
+			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime), LastUsedTime: stampOf(secret.LastUsedTime),
+			IssuedLocally: secret.IssuedLocally, Imported: secret.Imported,
 		})
 	}
 	return shown

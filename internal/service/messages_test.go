@@ -109,8 +109,8 @@ func TestKeyInMessagesHasEveryField(t *testing.T) {
 	at := time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 	shown := showKey(&keys.Key{
 		ID: "id", WorkspaceID: "acme", MemberID: "ann", Name: "n", Scopes: []string{"a:b"}, Labels: map[string]string{"k": "v"},
-		AllowedCIDRs: []string{"192.0.2.0/24"}, State: keys.KeyActive, CreateTime: at, ExpireTime: at, LastUsedTime: at, RevokeTime: at,
-		Secrets: []keys.KeySecret{{CreateTime: at, ExpireTime: at, IssuedLocally: true}}, Etag: "1",
+		AllowedCIDRs: []string{"192.0.2.0/24"}, State: keys.KeyActive, CreateTime: at, ExpireTime: at, LastUsedTime: at, RevokeTime: at, ImportTime: at,
+		Secrets: []keys.KeySecret{{CreateTime: at, ExpireTime: at, LastUsedTime: at, IssuedLocally: true, Imported: true}}, Etag: "1",
 		CreatedBy: &keys.ChangedBy{Caller: "backend", MemberID: "eve"}, RevokedBy: &keys.ChangedBy{Caller: "local"},
 		StopTime: at, StopReason: keys.StopReported,
 	})

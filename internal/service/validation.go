@@ -151,7 +151,11 @@ func (s *ValidationService) itemError(ctx context.Context, err error) *keysvcv1.
 	if ended := contextStatus(err); ended != nil {
 		return &keysvcv1.ValidationError{Code: int32(status.Code(ended)), Message: status.Convert(ended).Message()} //nolint:gosec // codes are below 17
 	}
-	told := s.errors.problem(ctx, err)
+	return showError(s.errors.problem(ctx, err))
+}
+
+// showError returns the error of one of several requests as messages have it.
+func showError(told *problem.Error) *keysvcv1.ValidationError {
 	return &keysvcv1.ValidationError{
 		Code:    int32(codeOf(told.Reason)), //nolint:gosec // codes are below 17
 		Reason:  told.Reason,
@@ -197,7 +201,7 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 	}
 	response.Principal = showPrincipal(&answer, request.GetIncludeGrant())
 	if request.GetIncludeGrant() {
-		response.Grant = showGrant(&answer, workspaces)
+		response.Grant, response.SecretTag = showGrant(&answer, workspaces), answer.Grant.Secret.Tag()
 	}
 	return response, nil
 }

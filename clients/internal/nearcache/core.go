@@ -235,7 +235,9 @@ func (c *Core) takeUses() []*keysvcv1.KeyUse {
 		// The flag is cleared before the time is read: a use in between is reported again
 		// rather than lost.
 		entry.waiting.Store(false)
-		uses = append(uses, &keysvcv1.KeyUse{KeyId: entry.principal.KeyID, Time: timestamppb.New(time.Unix(entry.used.Load(), 0))})
+		uses = append(uses, &keysvcv1.KeyUse{
+			KeyId: entry.principal.KeyID, SecretTag: entry.secretTag, Time: timestamppb.New(time.Unix(entry.used.Load(), 0)),
+		})
 	}
 	return uses
 }
@@ -613,9 +615,10 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 			Granted: scopes, Role: scopes, AllowedPrefixes: prefixes,
 			HoldsUntil: math.MaxInt64, // the entry's life is in the field life
 		},
-		filled:   sent,
-		revision: response.GetRevision(),
-		life:     lease.New(sent, min(validFor, maxLife)),
+		filled:    sent,
+		revision:  response.GetRevision(),
+		secretTag: response.GetSecretTag(),
+		life:      lease.New(sent, min(validFor, maxLife)),
 	}
 }
 

@@ -31,6 +31,8 @@ type entry struct {
 	// revision is the revision that the answer was read at.
 	revision int64
 	life     lease.Lease
+	// secretTag is the ValidateKeyResponse.secret_tag; 0 if the server is older.
+	secretTag uint32
 	// bytes is about how much memory the entry takes.
 	bytes int
 

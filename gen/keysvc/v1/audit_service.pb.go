@@ -52,6 +52,8 @@ const (
 	AuditAction_AUDIT_ACTION_UPGRADED AuditAction = 11
 	// Times in the future were set back to what they would have been with a right clock.
 	AuditAction_AUDIT_ACTION_CLOCK_REPAIRED AuditAction = 12
+	// Keys were imported from another system.
+	AuditAction_AUDIT_ACTION_KEYS_IMPORTED AuditAction = 15
 	// A known caller asked for a change that was refused.
 	AuditAction_AUDIT_ACTION_CHANGE_REFUSED AuditAction = 100
 	// A caller was refused: it is not known, or may not do this.
@@ -78,6 +80,7 @@ var (
 		10:  "AUDIT_ACTION_PURGED",
 		11:  "AUDIT_ACTION_UPGRADED",
 		12:  "AUDIT_ACTION_CLOCK_REPAIRED",
+		15:  "AUDIT_ACTION_KEYS_IMPORTED",
 		100: "AUDIT_ACTION_CHANGE_REFUSED",
 		101: "AUDIT_ACTION_CALLER_REFUSED",
 		102: "AUDIT_ACTION_CONNECTION_REFUSED",
@@ -97,6 +100,7 @@ var (
 		"AUDIT_ACTION_PURGED":             10,
 		"AUDIT_ACTION_UPGRADED":           11,
 		"AUDIT_ACTION_CLOCK_REPAIRED":     12,
+		"AUDIT_ACTION_KEYS_IMPORTED":      15,
 		"AUDIT_ACTION_CHANGE_REFUSED":     100,
 		"AUDIT_ACTION_CALLER_REFUSED":     101,
 		"AUDIT_ACTION_CONNECTION_REFUSED": 102,
@@ -1345,7 +1349,7 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\bKeyCheck\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.keysvc.v1.KeyCheckKindR\x04kind\x124\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1a.keysvc.v1.KeyCheckOutcomeR\aoutcome\x12 \n" +
-	"\vdescription\x18\x03 \x01(\tR\vdescription*\xa7\x04\n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription*\xc7\x04\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -1360,7 +1364,8 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\x13AUDIT_ACTION_PURGED\x10\n" +
 	"\x12\x19\n" +
 	"\x15AUDIT_ACTION_UPGRADED\x10\v\x12\x1f\n" +
-	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x1f\n" +
+	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x1e\n" +
+	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CHANGE_REFUSED\x10d\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CALLER_REFUSED\x10e\x12#\n" +
 	"\x1fAUDIT_ACTION_CONNECTION_REFUSED\x10f\x12\x1f\n" +

@@ -420,6 +420,8 @@ type ListKeysRequest struct {
 	// Only keys with, or without, a secret that the caller of keysvc has drawn; see
 	// KeySecret.issued_locally.
 	IssuedLocally *bool `protobuf:"varint,9,opt,name=issued_locally,json=issuedLocally,proto3,oneof" json:"issued_locally,omitempty"`
+	// Only keys with, or without, a secret that was imported; see KeySecret.imported.
+	Imported      *bool `protobuf:"varint,11,opt,name=imported,proto3,oneof" json:"imported,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -513,6 +515,13 @@ func (x *ListKeysRequest) GetPageToken() string {
 func (x *ListKeysRequest) GetIssuedLocally() bool {
 	if x != nil && x.IssuedLocally != nil {
 		return *x.IssuedLocally
+	}
+	return false
+}
+
+func (x *ListKeysRequest) GetImported() bool {
+	if x != nil && x.Imported != nil {
+		return *x.Imported
 	}
 	return false
 }
@@ -1582,11 +1591,324 @@ func (x *RevokeTokenResponse) GetByDigest() bool {
 	return false
 }
 
+// ImportKeysRequest holds keys of one workspace to import.
+type ImportKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspace that the keys will belong to. Required.
+	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// The keys: 1 to 32.
+	Keys []*KeyImport `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Check the keys and change nothing. The results are those that the call would have without this,
+	// with empty key ids.
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// The member on whose behalf the caller acts; see CreateKeyRequest.
+	ActorMemberId *string `protobuf:"bytes,4,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKeysRequest) Reset() {
+	*x = ImportKeysRequest{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKeysRequest) ProtoMessage() {}
+
+func (x *ImportKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKeysRequest.ProtoReflect.Descriptor instead.
+func (*ImportKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ImportKeysRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *ImportKeysRequest) GetKeys() []*KeyImport {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ImportKeysRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *ImportKeysRequest) GetActorMemberId() string {
+	if x != nil && x.ActorMemberId != nil {
+		return *x.ActorMemberId
+	}
+	return ""
+}
+
+// KeyImport is one key to import.
+type KeyImport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the whole token as its holder presents it, without "Bearer ": 32 bytes. Required.
+	TokenSha256 []byte `protobuf:"bytes,1,opt,name=token_sha256,json=tokenSha256,proto3" json:"token_sha256,omitempty"`
+	// The member whom the key will act as; see CreateKeyRequest.
+	MemberId string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	// What people call the key; see Key.name. Required.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// The scopes to grant; see CreateKeyRequest.
+	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// When the token stops working, unless the key is rotated: later than now, and at most one calendar
+	// year ahead. Absent means a year.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Annotations to keep with the key; see Key.labels.
+	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The addresses that the key may be used from; see Key.allowed_cidrs.
+	AllowedCidrs []string `protobuf:"bytes,7,rep,name=allowed_cidrs,json=allowedCidrs,proto3" json:"allowed_cidrs,omitempty"`
+	// When the other system created the key; not in the future. Absent means now.
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyImport) Reset() {
+	*x = KeyImport{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyImport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyImport) ProtoMessage() {}
+
+func (x *KeyImport) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyImport.ProtoReflect.Descriptor instead.
+func (*KeyImport) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *KeyImport) GetTokenSha256() []byte {
+	if x != nil {
+		return x.TokenSha256
+	}
+	return nil
+}
+
+func (x *KeyImport) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
+}
+
+func (x *KeyImport) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KeyImport) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *KeyImport) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *KeyImport) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *KeyImport) GetAllowedCidrs() []string {
+	if x != nil {
+		return x.AllowedCidrs
+	}
+	return nil
+}
+
+func (x *KeyImport) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+// ImportKeysResponse holds a result for each key.
+type ImportKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The results, in the order of the keys.
+	Results []*KeyImportResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	// Revision of the commit, or the current revision if nothing was changed.
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKeysResponse) Reset() {
+	*x = ImportKeysResponse{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKeysResponse) ProtoMessage() {}
+
+func (x *ImportKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKeysResponse.ProtoReflect.Descriptor instead.
+func (*ImportKeysResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ImportKeysResponse) GetResults() []*KeyImportResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *ImportKeysResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ImportKeysResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+// KeyImportResult is what became of one key.
+type KeyImportResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key that has the token now. Empty with an error.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Whether this call imported the key, or would without validate_only. False with an error, and if
+	// the workspace had the key already.
+	Imported bool `protobuf:"varint,2,opt,name=imported,proto3" json:"imported,omitempty"`
+	// Why the key was not imported. Absent if there is nothing wrong with it.
+	Error         *ValidationError `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyImportResult) Reset() {
+	*x = KeyImportResult{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyImportResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyImportResult) ProtoMessage() {}
+
+func (x *KeyImportResult) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyImportResult.ProtoReflect.Descriptor instead.
+func (*KeyImportResult) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *KeyImportResult) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *KeyImportResult) GetImported() bool {
+	if x != nil {
+		return x.Imported
+	}
+	return false
+}
+
+func (x *KeyImportResult) GetError() *ValidationError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 var File_keysvc_v1_key_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkeysvc/v1/key_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\"\x9a\x04\n" +
+	"\x1bkeysvc/v1/key_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\x1a\"keysvc/v1/validation_service.proto\"\x9a\x04\n" +
 	"\x10CreateKeyRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x12\n" +
@@ -1622,7 +1944,7 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12\x12\n" +
 	"\x04role\x18\x04 \x01(\tR\x04role\x12)\n" +
-	"\x10effective_scopes\x18\x05 \x03(\tR\x0feffectiveScopes\"\xb5\x03\n" +
+	"\x10effective_scopes\x18\x05 \x03(\tR\x0feffectiveScopes\"\xe3\x03\n" +
 	"\x0fListKeysRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\tmember_id\x18\x02 \x01(\tH\x00R\bmemberId\x88\x01\x01\x12+\n" +
@@ -1633,11 +1955,13 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\tpage_size\x18\a \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\b \x01(\tR\tpageToken\x12*\n" +
-	"\x0eissued_locally\x18\t \x01(\bH\x02R\rissuedLocally\x88\x01\x01B\f\n" +
+	"\x0eissued_locally\x18\t \x01(\bH\x02R\rissuedLocally\x88\x01\x01\x12\x1f\n" +
+	"\bimported\x18\v \x01(\bH\x03R\bimported\x88\x01\x01B\f\n" +
 	"\n" +
 	"_member_idB\b\n" +
 	"\x06_scopeB\x11\n" +
-	"\x0f_issued_locally\"\x90\x01\n" +
+	"\x0f_issued_locallyB\v\n" +
+	"\t_imported\"\x90\x01\n" +
 	"\x10ListKeysResponse\x12\"\n" +
 	"\x04keys\x18\x01 \x03(\v2\x0e.keysvc.v1.KeyR\x04keys\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
@@ -1722,7 +2046,35 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\x1b\n" +
-	"\tby_digest\x18\x05 \x01(\bR\bbyDigest2\xa3\x05\n" +
+	"\tby_digest\x18\x05 \x01(\bR\bbyDigest\"\xc6\x01\n" +
+	"\x11ImportKeysRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12(\n" +
+	"\x04keys\x18\x02 \x03(\v2\x14.keysvc.v1.KeyImportR\x04keys\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12+\n" +
+	"\x0factor_member_id\x18\x04 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
+	"\x10_actor_member_id\"\x90\x03\n" +
+	"\tKeyImport\x12&\n" +
+	"\ftoken_sha256\x18\x01 \x01(\fB\x03\x80\x01\x01R\vtokenSha256\x12\x1b\n" +
+	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x12;\n" +
+	"\vexpire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x128\n" +
+	"\x06labels\x18\x06 \x03(\v2 .keysvc.v1.KeyImport.LabelsEntryR\x06labels\x12#\n" +
+	"\rallowed_cidrs\x18\a \x03(\tR\fallowedCidrs\x12;\n" +
+	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
+	"\x12ImportKeysResponse\x124\n" +
+	"\aresults\x18\x01 \x03(\v2\x1a.keysvc.v1.KeyImportResultR\aresults\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"v\n" +
+	"\x0fKeyImportResult\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1a\n" +
+	"\bimported\x18\x02 \x01(\bR\bimported\x120\n" +
+	"\x05error\x18\x03 \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error2\xee\x05\n" +
 	"\n" +
 	"KeyService\x12F\n" +
 	"\tCreateKey\x12\x1b.keysvc.v1.CreateKeyRequest\x1a\x1c.keysvc.v1.CreateKeyResponse\x12=\n" +
@@ -1733,7 +2085,9 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\tRotateKey\x12\x1b.keysvc.v1.RotateKeyRequest\x1a\x1c.keysvc.v1.RotateKeyResponse\x12U\n" +
 	"\x0eFinishRotation\x12 .keysvc.v1.FinishRotationRequest\x1a!.keysvc.v1.FinishRotationResponse\x12F\n" +
 	"\tRevokeKey\x12\x1b.keysvc.v1.RevokeKeyRequest\x1a\x1c.keysvc.v1.RevokeKeyResponse\x12L\n" +
-	"\vRevokeToken\x12\x1d.keysvc.v1.RevokeTokenRequest\x1a\x1e.keysvc.v1.RevokeTokenResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\vRevokeToken\x12\x1d.keysvc.v1.RevokeTokenRequest\x1a\x1e.keysvc.v1.RevokeTokenResponse\x12I\n" +
+	"\n" +
+	"ImportKeys\x12\x1c.keysvc.v1.ImportKeysRequest\x1a\x1d.keysvc.v1.ImportKeysResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_key_service_proto_rawDescOnce sync.Once
@@ -1747,7 +2101,7 @@ func file_keysvc_v1_key_service_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_key_service_proto_rawDescData
 }
 
-var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*CreateKeyRequest)(nil),       // 0: keysvc.v1.CreateKeyRequest
 	(*CreateKeyResponse)(nil),      // 1: keysvc.v1.CreateKeyResponse
@@ -1768,57 +2122,71 @@ var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*RevokeKeyResponse)(nil),      // 16: keysvc.v1.RevokeKeyResponse
 	(*RevokeTokenRequest)(nil),     // 17: keysvc.v1.RevokeTokenRequest
 	(*RevokeTokenResponse)(nil),    // 18: keysvc.v1.RevokeTokenResponse
-	nil,                            // 19: keysvc.v1.CreateKeyRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 20: google.protobuf.Timestamp
-	(*Key)(nil),                    // 21: keysvc.v1.Key
-	(KeyState)(0),                  // 22: keysvc.v1.KeyState
-	(*fieldmaskpb.FieldMask)(nil),  // 23: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),    // 24: google.protobuf.Duration
+	(*ImportKeysRequest)(nil),      // 19: keysvc.v1.ImportKeysRequest
+	(*KeyImport)(nil),              // 20: keysvc.v1.KeyImport
+	(*ImportKeysResponse)(nil),     // 21: keysvc.v1.ImportKeysResponse
+	(*KeyImportResult)(nil),        // 22: keysvc.v1.KeyImportResult
+	nil,                            // 23: keysvc.v1.CreateKeyRequest.LabelsEntry
+	nil,                            // 24: keysvc.v1.KeyImport.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 25: google.protobuf.Timestamp
+	(*Key)(nil),                    // 26: keysvc.v1.Key
+	(KeyState)(0),                  // 27: keysvc.v1.KeyState
+	(*fieldmaskpb.FieldMask)(nil),  // 28: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),    // 29: google.protobuf.Duration
+	(*ValidationError)(nil),        // 30: keysvc.v1.ValidationError
 }
 var file_keysvc_v1_key_service_proto_depIdxs = []int32{
-	20, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	19, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
-	21, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
-	21, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
-	22, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
-	20, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
-	20, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
-	21, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
-	20, // 8: keysvc.v1.ListNoticesRequest.due_after:type_name -> google.protobuf.Timestamp
+	25, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	23, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
+	26, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
+	26, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
+	27, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
+	25, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
+	25, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
+	26, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
+	25, // 8: keysvc.v1.ListNoticesRequest.due_after:type_name -> google.protobuf.Timestamp
 	8,  // 9: keysvc.v1.ListNoticesResponse.notices:type_name -> keysvc.v1.Notice
-	20, // 10: keysvc.v1.Notice.due_time:type_name -> google.protobuf.Timestamp
-	21, // 11: keysvc.v1.Notice.key:type_name -> keysvc.v1.Key
-	21, // 12: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
-	23, // 13: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
-	21, // 14: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
-	24, // 15: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
-	20, // 16: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	21, // 17: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
-	21, // 18: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
-	21, // 19: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
-	0,  // 20: keysvc.v1.KeyService.CreateKey:input_type -> keysvc.v1.CreateKeyRequest
-	2,  // 21: keysvc.v1.KeyService.GetKey:input_type -> keysvc.v1.GetKeyRequest
-	4,  // 22: keysvc.v1.KeyService.ListKeys:input_type -> keysvc.v1.ListKeysRequest
-	6,  // 23: keysvc.v1.KeyService.ListNotices:input_type -> keysvc.v1.ListNoticesRequest
-	9,  // 24: keysvc.v1.KeyService.UpdateKey:input_type -> keysvc.v1.UpdateKeyRequest
-	11, // 25: keysvc.v1.KeyService.RotateKey:input_type -> keysvc.v1.RotateKeyRequest
-	13, // 26: keysvc.v1.KeyService.FinishRotation:input_type -> keysvc.v1.FinishRotationRequest
-	15, // 27: keysvc.v1.KeyService.RevokeKey:input_type -> keysvc.v1.RevokeKeyRequest
-	17, // 28: keysvc.v1.KeyService.RevokeToken:input_type -> keysvc.v1.RevokeTokenRequest
-	1,  // 29: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
-	3,  // 30: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
-	5,  // 31: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
-	7,  // 32: keysvc.v1.KeyService.ListNotices:output_type -> keysvc.v1.ListNoticesResponse
-	10, // 33: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
-	12, // 34: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
-	14, // 35: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
-	16, // 36: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
-	18, // 37: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
-	29, // [29:38] is the sub-list for method output_type
-	20, // [20:29] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	25, // 10: keysvc.v1.Notice.due_time:type_name -> google.protobuf.Timestamp
+	26, // 11: keysvc.v1.Notice.key:type_name -> keysvc.v1.Key
+	26, // 12: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
+	28, // 13: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
+	26, // 14: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
+	29, // 15: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
+	25, // 16: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 17: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
+	26, // 18: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
+	26, // 19: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
+	20, // 20: keysvc.v1.ImportKeysRequest.keys:type_name -> keysvc.v1.KeyImport
+	25, // 21: keysvc.v1.KeyImport.expire_time:type_name -> google.protobuf.Timestamp
+	24, // 22: keysvc.v1.KeyImport.labels:type_name -> keysvc.v1.KeyImport.LabelsEntry
+	25, // 23: keysvc.v1.KeyImport.create_time:type_name -> google.protobuf.Timestamp
+	22, // 24: keysvc.v1.ImportKeysResponse.results:type_name -> keysvc.v1.KeyImportResult
+	30, // 25: keysvc.v1.KeyImportResult.error:type_name -> keysvc.v1.ValidationError
+	0,  // 26: keysvc.v1.KeyService.CreateKey:input_type -> keysvc.v1.CreateKeyRequest
+	2,  // 27: keysvc.v1.KeyService.GetKey:input_type -> keysvc.v1.GetKeyRequest
+	4,  // 28: keysvc.v1.KeyService.ListKeys:input_type -> keysvc.v1.ListKeysRequest
+	6,  // 29: keysvc.v1.KeyService.ListNotices:input_type -> keysvc.v1.ListNoticesRequest
+	9,  // 30: keysvc.v1.KeyService.UpdateKey:input_type -> keysvc.v1.UpdateKeyRequest
+	11, // 31: keysvc.v1.KeyService.RotateKey:input_type -> keysvc.v1.RotateKeyRequest
+	13, // 32: keysvc.v1.KeyService.FinishRotation:input_type -> keysvc.v1.FinishRotationRequest
+	15, // 33: keysvc.v1.KeyService.RevokeKey:input_type -> keysvc.v1.RevokeKeyRequest
+	17, // 34: keysvc.v1.KeyService.RevokeToken:input_type -> keysvc.v1.RevokeTokenRequest
+	19, // 35: keysvc.v1.KeyService.ImportKeys:input_type -> keysvc.v1.ImportKeysRequest
+	1,  // 36: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
+	3,  // 37: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
+	5,  // 38: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
+	7,  // 39: keysvc.v1.KeyService.ListNotices:output_type -> keysvc.v1.ListNoticesResponse
+	10, // 40: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
+	12, // 41: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
+	14, // 42: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
+	16, // 43: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
+	18, // 44: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
+	21, // 45: keysvc.v1.KeyService.ImportKeys:output_type -> keysvc.v1.ImportKeysResponse
+	36, // [36:46] is the sub-list for method output_type
+	26, // [26:36] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_key_service_proto_init() }
@@ -1827,6 +2195,7 @@ func file_keysvc_v1_key_service_proto_init() {
 		return
 	}
 	file_keysvc_v1_resources_proto_init()
+	file_keysvc_v1_validation_service_proto_init()
 	file_keysvc_v1_key_service_proto_msgTypes[0].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[4].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[6].OneofWrappers = []any{}
@@ -1835,13 +2204,14 @@ func file_keysvc_v1_key_service_proto_init() {
 	file_keysvc_v1_key_service_proto_msgTypes[13].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[15].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[17].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_key_service_proto_rawDesc), len(file_keysvc_v1_key_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	KeyService_FinishRotation_FullMethodName = "/keysvc.v1.KeyService/FinishRotation"
 	KeyService_RevokeKey_FullMethodName      = "/keysvc.v1.KeyService/RevokeKey"
 	KeyService_RevokeToken_FullMethodName    = "/keysvc.v1.KeyService/RevokeToken"
+	KeyService_ImportKeys_FullMethodName     = "/keysvc.v1.KeyService/ImportKeys"
 )
 
 // KeyServiceClient is the client API for KeyService service.
@@ -114,6 +115,19 @@ type KeyServiceClient interface {
 	// Errors: NOT_FOUND if the token matches no live secret; INVALID_ARGUMENT for a text with
 	// several tokens.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// ImportKeys takes over tokens that another system has issued, by their SHA-256 hashes: each becomes
+	// the first secret of a new key. Such a token then works like one of keysvc, until the key is
+	// rotated and its overlap has ended. The hash of a token is a credential towards keysvc.
+	//
+	// Each key has its own result: a bad one does not affect the others. A hash that the workspace has for
+	// the same member already is no error, and nothing is changed for it; so a call can be repeated.
+	// It needs the right issue_local.
+	//
+	// Errors: INVALID_ARGUMENT for no key, over 32 keys, or keys that are together too large for one
+	// change; UNAVAILABLE with reason CLOCK_UNSURE while the server's clock may be wrong. Errors of
+	// single keys are those of CreateKey, and ALREADY_EXISTS if another key has the hash (reason
+	// TOKEN_KNOWN), of whatever workspace.
+	ImportKeys(ctx context.Context, in *ImportKeysRequest, opts ...grpc.CallOption) (*ImportKeysResponse, error)
 }
 
 type keyServiceClient struct {
@@ -214,6 +228,16 @@ func (c *keyServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenReque
 	return out, nil
 }
 
+func (c *keyServiceClient) ImportKeys(ctx context.Context, in *ImportKeysRequest, opts ...grpc.CallOption) (*ImportKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImportKeysResponse)
+	err := c.cc.Invoke(ctx, KeyService_ImportKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KeyServiceServer is the server API for KeyService service.
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
@@ -298,6 +322,19 @@ type KeyServiceServer interface {
 	// Errors: NOT_FOUND if the token matches no live secret; INVALID_ARGUMENT for a text with
 	// several tokens.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// ImportKeys takes over tokens that another system has issued, by their SHA-256 hashes: each becomes
+	// the first secret of a new key. Such a token then works like one of keysvc, until the key is
+	// rotated and its overlap has ended. The hash of a token is a credential towards keysvc.
+	//
+	// Each key has its own result: a bad one does not affect the others. A hash that the workspace has for
+	// the same member already is no error, and nothing is changed for it; so a call can be repeated.
+	// It needs the right issue_local.
+	//
+	// Errors: INVALID_ARGUMENT for no key, over 32 keys, or keys that are together too large for one
+	// change; UNAVAILABLE with reason CLOCK_UNSURE while the server's clock may be wrong. Errors of
+	// single keys are those of CreateKey, and ALREADY_EXISTS if another key has the hash (reason
+	// TOKEN_KNOWN), of whatever workspace.
+	ImportKeys(context.Context, *ImportKeysRequest) (*ImportKeysResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }
 
@@ -334,6 +371,9 @@ func (UnimplementedKeyServiceServer) RevokeKey(context.Context, *RevokeKeyReques
 }
 func (UnimplementedKeyServiceServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
+}
+func (UnimplementedKeyServiceServer) ImportKeys(context.Context, *ImportKeysRequest) (*ImportKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportKeys not implemented")
 }
 func (UnimplementedKeyServiceServer) mustEmbedUnimplementedKeyServiceServer() {}
 func (UnimplementedKeyServiceServer) testEmbeddedByValue()                    {}
@@ -518,6 +558,24 @@ func _KeyService_RevokeToken_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_ImportKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ImportKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ImportKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ImportKeys(ctx, req.(*ImportKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KeyService_ServiceDesc is the grpc.ServiceDesc for KeyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -560,6 +618,10 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeToken",
 			Handler:    _KeyService_RevokeToken_Handler,
+		},
+		{
+			MethodName: "ImportKeys",
+			Handler:    _KeyService_ImportKeys_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -329,7 +329,10 @@ type ValidateKeyResponse struct {
 	// Whether the server used token_digest. A client that sent a digest and sees false has asked a
 	// server that does not know digests: the answer is about an empty token, and must be treated as
 	// UNAVAILABLE.
-	ByDigest      bool `protobuf:"varint,9,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
+	ByDigest bool `protobuf:"varint,9,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
+	// Tells the secrets of one key apart, for KeyUse.secret_tag. Set with the grant; never 0 then. It is
+	// 32 bits of a hash, and tells nothing about the token.
+	SecretTag     uint32 `protobuf:"fixed32,12,opt,name=secret_tag,json=secretTag,proto3" json:"secret_tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,6 +428,13 @@ func (x *ValidateKeyResponse) GetByDigest() bool {
 		return x.ByDigest
 	}
 	return false
+}
+
+func (x *ValidateKeyResponse) GetSecretTag() uint32 {
+	if x != nil {
+		return x.SecretTag
+	}
+	return 0
 }
 
 // BatchValidateKeysRequest holds up to 256 requests.
@@ -908,7 +918,7 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\rinclude_grant\x18\t \x01(\bR\fincludeGrant\x12&\n" +
 	"\ftoken_digest\x18\n" +
 	" \x01(\fB\x03\x80\x01\x01R\vtokenDigest\x12\x15\n" +
-	"\x06key_id\x18\v \x01(\tR\x05keyId\"\xe5\x02\n" +
+	"\x06key_id\x18\v \x01(\tR\x05keyId\"\x84\x03\n" +
 	"\x13ValidateKeyResponse\x12/\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x13.keysvc.v1.DecisionR\bdecision\x12)\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x11.keysvc.v1.ReasonR\x06reason\x12\x15\n" +
@@ -918,7 +928,9 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\x05epoch\x18\x06 \x01(\tR\x05epoch\x12&\n" +
 	"\x05grant\x18\a \x01(\v2\x10.keysvc.v1.GrantR\x05grant\x120\n" +
 	"\x05error\x18\b \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error\x12\x1b\n" +
-	"\tby_digest\x18\t \x01(\bR\bbyDigest\"U\n" +
+	"\tby_digest\x18\t \x01(\bR\bbyDigest\x12\x1d\n" +
+	"\n" +
+	"secret_tag\x18\f \x01(\aR\tsecretTag\"U\n" +
 	"\x18BatchValidateKeysRequest\x129\n" +
 	"\brequests\x18\x01 \x03(\v2\x1d.keysvc.v1.ValidateKeyRequestR\brequests\"Y\n" +
 	"\x19BatchValidateKeysResponse\x12<\n" +

@@ -87,7 +87,7 @@ func (r *run) storedFields() (map[string]map[string]fieldsOf, [][]byte) {
 // one life of a member from another.
 var unlisted = []protoreflect.Name{
 	"key_id", "workspace_id", "member_id", "workspace_incarnation", "member_incarnation", "incarnation", "sequence",
-	"change_sequence", "created_by", "revoked_by", "update_time", "state_time", "ended", "hash", "scheme",
+	"change_sequence", "created_by", "revoked_by", "update_time", "state_time", "ended", "hash", "scheme", "imported",
 }
 
 // flatten returns all fields of a record that are set, found by reflection. A new field of a record
