@@ -388,7 +388,7 @@ func TestNoticeThatIsNoLongerTrueIsNotSent(t *testing.T) {
 func TestNothingIsSentWhileTheClockMayBeWrong(t *testing.T) {
 	t.Parallel()
 	jumped := errors.New("jumped")
-	var doubt error = jumped
+	doubt := jumped
 	to := newReceiver(t, func(n int, _ http.ResponseWriter, _ *http.Request) int {
 		if n == 2 {
 			doubt = jumped
