@@ -56,7 +56,7 @@ func addressesIn(path string) func(workspaceID, memberID string) (string, error)
 		if err != nil {
 			return "", err
 		}
-		defer file.Close()
+		defer func() { _ = file.Close() }() // it was only read
 		rows, err := csv.NewReader(file).ReadAll()
 		if err != nil {
 			return "", err

@@ -124,7 +124,8 @@ func TestNoticeIsMailedOnceToTheMember(t *testing.T) {
 		}
 	}
 	text := <-mails
-	parsed, err := mail.ReadMessage(strings.NewReader(text[strings.Index(text, "From:"):]))
+	_, rest, _ := strings.Cut(text, "From:") // behind the envelope
+	parsed, err := mail.ReadMessage(strings.NewReader("From:" + rest))
 	if err != nil || !strings.Contains(text, "RCPT TO:<ann@example.com>") || len(parsed.Header["Bcc"]) > 0 || parsed.Header.Get("To") != `"Ann" <ann@example.com>` ||
 		!strings.Contains(text, "4 March 2021, at 15:00 UTC") || !strings.Contains(text, "last used on 24 February 2021") {
 		t.Errorf("got %s, %v", text, err)

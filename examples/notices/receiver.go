@@ -87,7 +87,7 @@ func (r *Receiver) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 	defer r.mutex.Unlock()
 	if !r.seen[id] {
 		if err := r.Handle(message.Data); err != nil {
-			r.Log.Error("a notice could not be handled; keysvc sends it again", "key", message.Data.KeyID, "error", err)
+			r.Log.ErrorContext(request.Context(), "a notice could not be handled; keysvc sends it again", "key", message.Data.KeyID, "error", err)
 			http.Error(w, "try again", http.StatusServiceUnavailable)
 			return
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/problem"
+	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -164,6 +165,10 @@ func TestNoticeEndsWithItsReason(t *testing.T) {
 			}
 			if got := w.notices(access.All(), keys.NoticeQuery{}); len(got) != change.want {
 				t.Errorf("got %q, want %d", got, change.want)
+			}
+			query := projection.EndingQuery{Now: w.Clock.Now(), Leads: keys.NoticeLeads(), Limit: 1}
+			if _, count := w.Projection.Ending(t.Context(), query); count != change.want {
+				t.Errorf("%d keys end, want %d", count, change.want)
 			}
 			// What was read before tells, too.
 			still, err := w.Manager.Still(t.Context(), access.All(), before)

@@ -93,7 +93,7 @@ func (e *endpoint) send(ctx context.Context, notice *keys.Notice) error {
 		}
 		return &attemptError{problem: err}
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()          // nothing of it is used
 	_, _ = io.CopyN(io.Discard, response.Body, maxAnswer) // so that the connection can be used again
 	if response.StatusCode < 200 || response.StatusCode > 299 {
 		return &attemptError{problem: fmt.Errorf("the receiver answered with status %d", response.StatusCode), after: retryAfter(response.Header)}

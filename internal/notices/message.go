@@ -41,8 +41,19 @@ type data struct {
 	LastUsedTime *time.Time `json:"last_used_time,omitempty"`
 }
 
-// states are the states of keys that have notices.
-var states = map[keys.KeyState]string{keys.KeyActive: "active", keys.KeySuspended: "suspended", keys.KeyExpired: "expired"}
+// stateOf returns the state of a key that has a notice, as messages have it.
+func stateOf(state keys.KeyState) string {
+	switch state {
+	case keys.KeyActive:
+		return "active"
+	case keys.KeySuspended:
+		return "suspended"
+	case keys.KeyExpired:
+		return "expired"
+	case keys.KeyStateUnspecified, keys.KeyRevoked: // have none
+	}
+	return "unknown"
+}
 
 // bodyOf returns the body for a notice.
 func bodyOf(notice *keys.Notice) ([]byte, error) {
@@ -52,7 +63,7 @@ func bodyOf(notice *keys.Notice) ([]byte, error) {
 		Data: data{
 			NoticeID: notice.ID, Days: notice.Days, InUse: notice.InUse,
 			KeyID: key.ID, KeyName: key.Name, WorkspaceID: key.WorkspaceID, MemberID: key.MemberID,
-			State: states[key.State], ExpireTime: key.ExpireTime,
+			State: stateOf(key.State), ExpireTime: key.ExpireTime,
 		},
 	}
 	if !key.LastUsedTime.IsZero() {

@@ -82,6 +82,9 @@ func (s *source) NoticesAfter(_ context.Context, visible access.Workspaces, plac
 			page.Notices = append(page.Notices, each)
 		}
 	}
+	if page.Next.Compare(place) < 0 { // a place never goes back
+		page.Next = place
+	}
 	if page.Waiting > 0 {
 		last := page.Notices[limit-1]
 		page.Next.Due, page.Next.KeyID = last.DueTime, last.Key.ID
@@ -385,7 +388,7 @@ func TestNoticeThatIsNoLongerTrueIsNotSent(t *testing.T) {
 func TestNothingIsSentWhileTheClockMayBeWrong(t *testing.T) {
 	t.Parallel()
 	jumped := errors.New("jumped")
-	var doubt error = jumped
+	doubt := jumped
 	to := newReceiver(t, func(n int, _ http.ResponseWriter, _ *http.Request) int {
 		if n == 2 {
 			doubt = jumped

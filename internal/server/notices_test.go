@@ -160,7 +160,10 @@ func TestDeadReceiverStopsNothing(t *testing.T) {
 		}
 		return texts
 	}
-	waits := func() bool { texts := problems(); return len(texts) == 1 && strings.HasPrefix(texts[0], "notices-waiting: ") }
+	waits := func() bool {
+		texts := problems()
+		return len(texts) == 1 && strings.HasPrefix(texts[0], "notices-waiting: ")
+	}
 	b.lookUntil(t, waits)
 	if text := problems()[0]; !strings.HasSuffix(text, "about 2 notices wait.") {
 		t.Errorf("got %q", text)
