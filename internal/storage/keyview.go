@@ -28,6 +28,8 @@ type KeyView struct {
 	// RevokeTime is when the key was revoked, if Revoked is set.
 	RevokeTime int64
 	Revoked    bool
+	// Held reports whether the key is held.
+	Held bool
 	// Secrets are those of the record, in its order, however many there are.
 	Secrets []SecretView
 
@@ -75,6 +77,7 @@ func (v *KeyView) Set(record *storagev1.KeyRecord) {
 	if v.Revoked = record.GetRevokeTime() != nil; v.Revoked {
 		v.RevokeTime = nanoseconds(record.GetRevokeTime())
 	}
+	v.Held = record.GetHoldTime() != nil
 	for _, secret := range record.GetSecrets() {
 		view := SecretView{
 			Scheme: secret.GetScheme(), Hash: secret.GetHash(),
@@ -147,6 +150,9 @@ func (v *KeyView) parse(payload []byte) bool {
 			v.ChangeSequence, ok = fields.singleInt64()
 		case 18: // reported
 			_, ok = fields.singleInt64()
+		case 19: // hold_time
+			v.Held = true
+			_, ok = fields.singleTime()
 		}
 		if !ok {
 			return false

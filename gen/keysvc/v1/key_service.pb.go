@@ -1330,6 +1330,145 @@ func (x *RevokeTokenResponse) GetByDigest() bool {
 	return false
 }
 
+// ReleaseKeysRequest names the keys to release.
+type ReleaseKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspace of the keys. Required.
+	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// The keys: 1 to 100, each once.
+	KeyIds []string `protobuf:"bytes,2,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	// Whether nothing is to be changed: the answer says which keys would be released.
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// The member on whose behalf the caller acts; see CreateKeyRequest.
+	ActorMemberId *string `protobuf:"bytes,4,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseKeysRequest) Reset() {
+	*x = ReleaseKeysRequest{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseKeysRequest) ProtoMessage() {}
+
+func (x *ReleaseKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseKeysRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ReleaseKeysRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *ReleaseKeysRequest) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
+func (x *ReleaseKeysRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *ReleaseKeysRequest) GetActorMemberId() string {
+	if x != nil && x.ActorMemberId != nil {
+		return *x.ActorMemberId
+	}
+	return ""
+}
+
+// ReleaseKeysResponse says which keys were released.
+type ReleaseKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The keys that were held and are released, or would be with validate_only, in the order of the
+	// request.
+	ReleasedKeyIds []string `protobuf:"bytes,1,rep,name=released_key_ids,json=releasedKeyIds,proto3" json:"released_key_ids,omitempty"`
+	// Revision of the commit, or the current revision if no key was held or nothing was to be
+	// changed.
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseKeysResponse) Reset() {
+	*x = ReleaseKeysResponse{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseKeysResponse) ProtoMessage() {}
+
+func (x *ReleaseKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseKeysResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseKeysResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ReleaseKeysResponse) GetReleasedKeyIds() []string {
+	if x != nil {
+		return x.ReleasedKeyIds
+	}
+	return nil
+}
+
+func (x *ReleaseKeysResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ReleaseKeysResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
 var File_keysvc_v1_key_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_key_service_proto_rawDesc = "" +
@@ -1450,7 +1589,17 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\x1b\n" +
-	"\tby_digest\x18\x05 \x01(\bR\bbyDigest2\xd5\x04\n" +
+	"\tby_digest\x18\x05 \x01(\bR\bbyDigest\"\xb6\x01\n" +
+	"\x12ReleaseKeysRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x17\n" +
+	"\akey_ids\x18\x02 \x03(\tR\x06keyIds\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12+\n" +
+	"\x0factor_member_id\x18\x04 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
+	"\x10_actor_member_id\"q\n" +
+	"\x13ReleaseKeysResponse\x12(\n" +
+	"\x10released_key_ids\x18\x01 \x03(\tR\x0ereleasedKeyIds\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch2\xa3\x05\n" +
 	"\n" +
 	"KeyService\x12F\n" +
 	"\tCreateKey\x12\x1b.keysvc.v1.CreateKeyRequest\x1a\x1c.keysvc.v1.CreateKeyResponse\x12=\n" +
@@ -1460,7 +1609,8 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\tRotateKey\x12\x1b.keysvc.v1.RotateKeyRequest\x1a\x1c.keysvc.v1.RotateKeyResponse\x12U\n" +
 	"\x0eFinishRotation\x12 .keysvc.v1.FinishRotationRequest\x1a!.keysvc.v1.FinishRotationResponse\x12F\n" +
 	"\tRevokeKey\x12\x1b.keysvc.v1.RevokeKeyRequest\x1a\x1c.keysvc.v1.RevokeKeyResponse\x12L\n" +
-	"\vRevokeToken\x12\x1d.keysvc.v1.RevokeTokenRequest\x1a\x1e.keysvc.v1.RevokeTokenResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\vRevokeToken\x12\x1d.keysvc.v1.RevokeTokenRequest\x1a\x1e.keysvc.v1.RevokeTokenResponse\x12L\n" +
+	"\vReleaseKeys\x12\x1d.keysvc.v1.ReleaseKeysRequest\x1a\x1e.keysvc.v1.ReleaseKeysResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_key_service_proto_rawDescOnce sync.Once
@@ -1474,7 +1624,7 @@ func file_keysvc_v1_key_service_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_key_service_proto_rawDescData
 }
 
-var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*CreateKeyRequest)(nil),       // 0: keysvc.v1.CreateKeyRequest
 	(*CreateKeyResponse)(nil),      // 1: keysvc.v1.CreateKeyResponse
@@ -1492,30 +1642,32 @@ var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*RevokeKeyResponse)(nil),      // 13: keysvc.v1.RevokeKeyResponse
 	(*RevokeTokenRequest)(nil),     // 14: keysvc.v1.RevokeTokenRequest
 	(*RevokeTokenResponse)(nil),    // 15: keysvc.v1.RevokeTokenResponse
-	nil,                            // 16: keysvc.v1.CreateKeyRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 17: google.protobuf.Timestamp
-	(*Key)(nil),                    // 18: keysvc.v1.Key
-	(KeyState)(0),                  // 19: keysvc.v1.KeyState
-	(*fieldmaskpb.FieldMask)(nil),  // 20: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),    // 21: google.protobuf.Duration
+	(*ReleaseKeysRequest)(nil),     // 16: keysvc.v1.ReleaseKeysRequest
+	(*ReleaseKeysResponse)(nil),    // 17: keysvc.v1.ReleaseKeysResponse
+	nil,                            // 18: keysvc.v1.CreateKeyRequest.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 19: google.protobuf.Timestamp
+	(*Key)(nil),                    // 20: keysvc.v1.Key
+	(KeyState)(0),                  // 21: keysvc.v1.KeyState
+	(*fieldmaskpb.FieldMask)(nil),  // 22: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),    // 23: google.protobuf.Duration
 }
 var file_keysvc_v1_key_service_proto_depIdxs = []int32{
-	17, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
-	18, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
-	18, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
-	19, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
-	17, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
-	17, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
-	18, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
-	18, // 8: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
-	20, // 9: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
-	18, // 10: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
-	21, // 11: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
-	17, // 12: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	18, // 13: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
-	18, // 14: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
-	18, // 15: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
+	19, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	18, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
+	20, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
+	20, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
+	21, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
+	19, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
+	19, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
+	20, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
+	20, // 8: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
+	22, // 9: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
+	20, // 10: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
+	23, // 11: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
+	19, // 12: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	20, // 13: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
+	20, // 14: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
+	20, // 15: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
 	0,  // 16: keysvc.v1.KeyService.CreateKey:input_type -> keysvc.v1.CreateKeyRequest
 	2,  // 17: keysvc.v1.KeyService.GetKey:input_type -> keysvc.v1.GetKeyRequest
 	4,  // 18: keysvc.v1.KeyService.ListKeys:input_type -> keysvc.v1.ListKeysRequest
@@ -1524,16 +1676,18 @@ var file_keysvc_v1_key_service_proto_depIdxs = []int32{
 	10, // 21: keysvc.v1.KeyService.FinishRotation:input_type -> keysvc.v1.FinishRotationRequest
 	12, // 22: keysvc.v1.KeyService.RevokeKey:input_type -> keysvc.v1.RevokeKeyRequest
 	14, // 23: keysvc.v1.KeyService.RevokeToken:input_type -> keysvc.v1.RevokeTokenRequest
-	1,  // 24: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
-	3,  // 25: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
-	5,  // 26: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
-	7,  // 27: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
-	9,  // 28: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
-	11, // 29: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
-	13, // 30: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
-	15, // 31: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
-	24, // [24:32] is the sub-list for method output_type
-	16, // [16:24] is the sub-list for method input_type
+	16, // 24: keysvc.v1.KeyService.ReleaseKeys:input_type -> keysvc.v1.ReleaseKeysRequest
+	1,  // 25: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
+	3,  // 26: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
+	5,  // 27: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
+	7,  // 28: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
+	9,  // 29: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
+	11, // 30: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
+	13, // 31: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
+	15, // 32: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
+	17, // 33: keysvc.v1.KeyService.ReleaseKeys:output_type -> keysvc.v1.ReleaseKeysResponse
+	25, // [25:34] is the sub-list for method output_type
+	16, // [16:25] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
 	16, // [16:16] is the sub-list for extension extendee
 	0,  // [0:16] is the sub-list for field type_name
@@ -1552,13 +1706,14 @@ func file_keysvc_v1_key_service_proto_init() {
 	file_keysvc_v1_key_service_proto_msgTypes[10].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[12].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[14].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_key_service_proto_rawDesc), len(file_keysvc_v1_key_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	KeyService_FinishRotation_FullMethodName = "/keysvc.v1.KeyService/FinishRotation"
 	KeyService_RevokeKey_FullMethodName      = "/keysvc.v1.KeyService/RevokeKey"
 	KeyService_RevokeToken_FullMethodName    = "/keysvc.v1.KeyService/RevokeToken"
+	KeyService_ReleaseKeys_FullMethodName    = "/keysvc.v1.KeyService/ReleaseKeys"
 )
 
 // KeyServiceClient is the client API for KeyService service.
@@ -97,6 +98,15 @@ type KeyServiceClient interface {
 	// Errors: NOT_FOUND if the token matches no live secret; INVALID_ARGUMENT for a text with
 	// several tokens.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// ReleaseKeys lets held keys of one workspace work again, in one change. A key is held since the
+	// store was restored from a backup, because it may have been revoked or narrowed since. Keys that
+	// are not held stay as they are, and that is no error. If the records of the keys are too large
+	// for one change, only the first keys are released: the answer names them, and the call can be
+	// repeated with the others.
+	//
+	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND, with key_id in the
+	// metadata, if one of the keys is not in the workspace. Then no key was released.
+	ReleaseKeys(ctx context.Context, in *ReleaseKeysRequest, opts ...grpc.CallOption) (*ReleaseKeysResponse, error)
 }
 
 type keyServiceClient struct {
@@ -187,6 +197,16 @@ func (c *keyServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenReque
 	return out, nil
 }
 
+func (c *keyServiceClient) ReleaseKeys(ctx context.Context, in *ReleaseKeysRequest, opts ...grpc.CallOption) (*ReleaseKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseKeysResponse)
+	err := c.cc.Invoke(ctx, KeyService_ReleaseKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KeyServiceServer is the server API for KeyService service.
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
@@ -255,6 +275,15 @@ type KeyServiceServer interface {
 	// Errors: NOT_FOUND if the token matches no live secret; INVALID_ARGUMENT for a text with
 	// several tokens.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// ReleaseKeys lets held keys of one workspace work again, in one change. A key is held since the
+	// store was restored from a backup, because it may have been revoked or narrowed since. Keys that
+	// are not held stay as they are, and that is no error. If the records of the keys are too large
+	// for one change, only the first keys are released: the answer names them, and the call can be
+	// repeated with the others.
+	//
+	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND, with key_id in the
+	// metadata, if one of the keys is not in the workspace. Then no key was released.
+	ReleaseKeys(context.Context, *ReleaseKeysRequest) (*ReleaseKeysResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }
 
@@ -288,6 +317,9 @@ func (UnimplementedKeyServiceServer) RevokeKey(context.Context, *RevokeKeyReques
 }
 func (UnimplementedKeyServiceServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
+}
+func (UnimplementedKeyServiceServer) ReleaseKeys(context.Context, *ReleaseKeysRequest) (*ReleaseKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseKeys not implemented")
 }
 func (UnimplementedKeyServiceServer) mustEmbedUnimplementedKeyServiceServer() {}
 func (UnimplementedKeyServiceServer) testEmbeddedByValue()                    {}
@@ -454,6 +486,24 @@ func _KeyService_RevokeToken_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_ReleaseKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ReleaseKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ReleaseKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ReleaseKeys(ctx, req.(*ReleaseKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KeyService_ServiceDesc is the grpc.ServiceDesc for KeyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -492,6 +542,10 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeToken",
 			Handler:    _KeyService_RevokeToken_Handler,
+		},
+		{
+			MethodName: "ReleaseKeys",
+			Handler:    _KeyService_ReleaseKeys_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
