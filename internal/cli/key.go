@@ -26,6 +26,7 @@ func (a *app) keyCommand() *cobra.Command {
 		a.keyRotateCommand(),
 		a.keyFinishRotationCommand(),
 		a.keyRevokeCommand(),
+		a.keyReleaseCommand(),
 	)
 }
 

@@ -372,8 +372,11 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 		return storagev1.FeedKind_FEED_KIND_POLICY, ""
 	case storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADED:
 		return storagev1.FeedKind_FEED_KIND_PURGE, ""
-	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED:
+	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, storagev1.AuditAction_AUDIT_ACTION_RESTORED,
+		storagev1.AuditAction_AUDIT_ACTION_KEYS_RELEASED:
 		switch {
+		case event.GetWorkspaceId() == "":
+			return storagev1.FeedKind_FEED_KIND_POLICY, ""
 		case event.GetKeyId() != "":
 			return storagev1.FeedKind_FEED_KIND_KEY, event.GetKeyId()
 		case event.GetMemberId() != "":

@@ -132,11 +132,7 @@ func (o *opened) acceptSink(config Config, mark anchor.Mark) error {
 		return err
 	}
 	if last != mark {
-		line, err := sink.AnchorLine(mark, config.Now()).Append(nil)
-		if err == nil {
-			err = file.Append(line, mark, nil)
-		}
-		if err != nil {
+		if err := file.BeginEpoch(mark); err != nil {
 			return errors.Join(err, file.Close())
 		}
 	}

@@ -136,6 +136,7 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 			Timeout:         config.LockTimeout,
 			FreelistType:    bolt.FreelistMapType,
 			ReadOnly:        readOnly,
+			NoSync:          config.Unsynced && !readOnly,
 			InitialMmapSize: mapped(path, readOnly),
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				var err error
