@@ -423,7 +423,20 @@ func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRe
 		return
 	}
 	key.changeSeen = key.changeSeen || key.changeSequence == event.GetSequence()
-	key.revokedSeen = key.revokedSeen || event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED
+	key.revokedSeen = key.revokedSeen || revokes(event)
+}
+
+// revokes reports whether an event has revoked the key that it names.
+func revokes(event *storagev1.AuditRecord) bool {
+	switch event.GetAction() { //nolint:exhaustive // all others leave a key as it is in this respect
+	case storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED:
+		return true
+	case storagev1.AuditAction_AUDIT_ACTION_RESTORED:
+		return slices.ContainsFunc(event.GetFields(), func(field *storagev1.FieldChange) bool {
+			return field.GetField() == "revoke_time" && len(field.GetAfter()) > 0
+		})
+	}
+	return false
 }
 
 // Problem adds a problem that the caller has found.
