@@ -147,6 +147,7 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "KeyService/FinishRotation":           access.Revoke,
 		service + "KeyService/RevokeKey":                access.Revoke,
 		service + "KeyService/RevokeToken":              access.Report,
+		service + "KeyService/ReleaseKeys":              access.Administer,
 		service + "MemberService/PutMember":             access.Directory,
 		service + "MemberService/GetMember":             access.Read,
 		service + "MemberService/ListMembers":           access.Read,

@@ -165,7 +165,7 @@ func (w *world) change() {
 	var err error
 	what := ""
 	switch choice := r.IntN(100); {
-	case choice < 22 || keyID == "":
+	case choice < 20 || keyID == "":
 		what = "create"
 		var issued *keys.IssuedKey
 		spec := keys.KeySpec{WorkspaceID: workspace, MemberID: member, Name: "k", Scopes: w.someScopes(), AllowedCIDRs: w.someCIDRs()}
@@ -176,15 +176,15 @@ func (w *world) change() {
 			w.tokens = append(w.tokens, issued.Token)
 			what += " " + issued.Key.ID
 		}
-	case choice < 40:
+	case choice < 45:
 		what = "update " + keyID
-		mask := []string{pick(r, []string{"scopes", "allowed_cidrs", "name", "labels"})}
+		mask := []string{pick(r, []string{"scopes", "scopes", "allowed_cidrs", "allowed_cidrs", "name", "labels"})}
 		_, _, err = w.manager.UpdateKey(ctx, anybody, keys.KeyUpdate{
 			WorkspaceID: of, KeyID: keyID, Mask: mask, Name: fmt.Sprint("n", r.IntN(5)), Scopes: w.someScopes(), AllowedCIDRs: w.someCIDRs(),
 			Labels: map[string]string{"l": fmt.Sprint(r.IntN(5))},
 		})
 		what += fmt.Sprint(" ", mask)
-	case choice < 55:
+	case choice < 60:
 		overlap := pick(r, []time.Duration{0, time.Hour, 24 * time.Hour, 20 * 24 * time.Hour})
 		what = fmt.Sprintf("rotate %s %s", keyID, overlap)
 		rotation := keys.Rotation{WorkspaceID: of, KeyID: keyID, Overlap: &overlap}
@@ -195,26 +195,26 @@ func (w *world) change() {
 		if issued, err = w.manager.RotateKey(ctx, anybody, rotation); err == nil {
 			w.tokens = append(w.tokens, issued.Token)
 		}
-	case choice < 60:
+	case choice < 65:
 		what = "finish " + keyID
 		_, _, err = w.manager.FinishRotation(ctx, anybody, of, keyID)
-	case choice < 66:
+	case choice < 70:
 		what = "revoke " + keyID
 		_, _, err = w.manager.RevokeKey(ctx, anybody, of, keyID)
-	case choice < 84:
-		spec := keys.MemberSpec{WorkspaceID: workspace, MemberID: member, Role: pick(r, []string{"owner", "admin", "manager", "member"}), State: keys.MemberActive}
-		if r.IntN(4) == 0 {
+	case choice < 86:
+		spec := keys.MemberSpec{WorkspaceID: workspace, MemberID: member, Role: pick(r, []string{"owner", "admin", "admin", "manager", "manager", "member"}), State: keys.MemberActive}
+		if r.IntN(5) == 0 {
 			spec.State = keys.MemberSuspended
 		}
 		what = fmt.Sprintf("put %s/%s %s %d", workspace, member, spec.Role, spec.State)
 		_, _, err = w.manager.PutMember(ctx, anybody, spec)
-	case choice < 89:
+	case choice < 91:
 		what = "remove " + workspace + "/" + member
 		_, err = w.manager.RemoveMember(ctx, anybody, workspace, member, nil)
-	case choice < 90:
+	case choice < 92:
 		what = "remove " + workspace
 		_, err = w.manager.RemoveWorkspace(ctx, anybody, workspace, nil)
-	case choice < 95:
+	case choice < 96:
 		what, err = w.applyPolicy()
 	default: // nothing but time passes
 	}
@@ -240,6 +240,9 @@ func (w *world) someScopes() []string {
 		w.t.Fatal(err)
 	}
 	all := active.Scopes()
+	if of, _ := active.RoleScopes("manager"); len(of) > 0 && w.random.IntN(4) > 0 {
+		all = of // most members have these
+	}
 	w.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	return all[:1+w.random.IntN(min(8, len(all)))]
 }

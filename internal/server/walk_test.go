@@ -422,6 +422,15 @@ func notTimes(path string) []badCase {
 	}
 }
 
+// manyKeyIDs returns n different ids of keys.
+func manyKeyIDs(n int) []string {
+	ids := make([]string, n)
+	for index := range ids {
+		ids[index] = fmt.Sprintf("%016d", index)
+	}
+	return ids
+}
+
 func actor() []badCase { return required("actor_member_id") }
 
 func sourceVersionRange() []badCase {
@@ -649,6 +658,20 @@ func walks() []walk {
 				return &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: f.key.GetKey().GetKeyId()}
 			},
 			cases: slices.Concat(required("workspace_id"), keyID("key_id"), actor()),
+		},
+		{
+			method: keysvcv1.KeyService_ReleaseKeys_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ReleaseKeysRequest{WorkspaceId: "acme", KeyIds: []string{f.key.GetKey().GetKeyId()}}
+			},
+			cases: slices.Concat(
+				required("workspace_id"), actor(),
+				[]badCase{
+					set("key_ids", "none", []string{}), set("key_ids", "101 keys", manyKeyIDs(101)), set("key_ids", "10,000 keys", manyKeyIDs(10_000)),
+					set("key_ids[0]", "empty", ""), set("key_ids[0]", "15 characters", long(15)),
+				},
+				as(codes.NotFound, "KEY_NOT_FOUND", notAField, set("key_ids", "unknown", []string{"0123456789abcdef"})),
+			),
 		},
 		{
 			method: keysvcv1.KeyService_RevokeToken_FullMethodName,
