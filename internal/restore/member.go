@@ -64,7 +64,7 @@ func narrowMember(stored *storagev1.MemberRecord, altered []*alteration, active 
 				role = strings.Join(field.GetAfter(), "")
 				roles = append(roles, role)
 			case "member.source_version":
-				version, _ = strconv.ParseInt(strings.Join(field.GetAfter(), ""), 10, 64) // 0 is none
+				version, _ = strconv.ParseInt(strings.Join(field.GetAfter(), ""), 10, 64) // 0 without one
 			default:
 				if !strings.HasPrefix(name, "member.") {
 					o.unclear = true

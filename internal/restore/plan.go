@@ -70,6 +70,7 @@ type Plan struct {
 	options       Options
 	active        *policy.Policy
 	policyUnclear bool
+	holds         bool // a key is held for another reason than this restore
 	policy        *storage.Change
 	workspaces    map[string]*workspacePlan
 	heads         map[string]storage.Head
@@ -169,6 +170,9 @@ func (p *Plan) judge(since *Since) {
 		p.Doubts = append(p.Doubts, fmt.Sprintf("%d more", since.More))
 	}
 }
+
+// Holds reports whether the restored store may have keys that are held.
+func (p *Plan) Holds() bool { return p.Held > 0 || p.holds }
 
 // note lists what became of a record.
 func (p *Plan) note(line Line, o outcome) {
@@ -273,6 +277,7 @@ func (p *Plan) takeKey(stored *storagev1.KeyRecord, since *Since) error {
 		record, unclear = narrowed.record, narrowed.unclear
 		p.note(Line{WorkspaceID: stored.GetWorkspaceId(), KeyID: stored.GetKeyId()}, narrowed.outcome)
 	}
+	p.holds = p.holds || record.GetHoldTime() != nil
 	changed := !proto.Equal(record, stored)
 	if changed {
 		p.NarrowedKeys++

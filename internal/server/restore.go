@@ -24,11 +24,11 @@ type RestoreOptions struct {
 	// Data is the folder that the store is made in. It is made if it is not there.
 	Data string
 	// Sink is the path of the audit sink that the store had when it was lost. What the file was renamed
-	// to is found beside it. Empty if there is none. The sink is only read.
+	// to is found beside it. Empty if there is no sink. The sink is only read.
 	Sink string
 	// SinkIsComplete is the person's word that the sink has lost none of its last lines.
 	SinkIsComplete bool
-	// Anchor is the path of the anchor's file that the store had; empty if there is none. It can only
+	// Anchor is the path of the anchor's file that the store had; empty if there is no such file. It can only
 	// show that lines of the sink are missing.
 	Anchor string
 	// DryRun plans, and makes nothing.
@@ -151,7 +151,7 @@ func (r *restoring) make(ctx context.Context, file string) error {
 		sunk = r.since.Newest
 	}
 	var err error
-	if r.fresh, err = boltstore.BeginRestored(file, boltstore.Config{Reserve: -1, Now: r.Now}, sunk); err != nil {
+	if r.fresh, err = boltstore.BeginRestored(file, boltstore.Config{Reserve: -1, Now: r.Now}, sunk, r.planned.Holds()); err != nil {
 		return err
 	}
 	if err := r.apply(ctx, file); err != nil {

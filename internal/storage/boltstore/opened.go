@@ -246,8 +246,8 @@ func (o *opened) readHeader(tx *bolt.Tx) error {
 	if err := get(tx, "header", bucketMeta, nameHeader, o.header); err != nil {
 		return damagedIfMissing(err, "header")
 	}
-	if o.header.GetSchema() > storage.Schema {
-		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, o.header.GetSchema(), storage.Schema)
+	if o.header.GetSchema() > storage.Newest {
+		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, o.header.GetSchema(), storage.Newest)
 	}
 	if o.header.GetSchema() < storage.SchemaFirst || o.header.GetEpoch() == "" {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}

@@ -61,9 +61,9 @@ func (f *RecordFile) Close() error { return f.file.close() }
 // BeginRestored makes the file at path, which is a copy of a store, a store of its own: it gets a new
 // epoch, so that no cache takes it for the other one, and neither anchor nor sink. sunk is the
 // position of the newest line of the other store's audit sink: if Open is given that sink, and the
-// sink has no later line, the sink goes on with the new epoch. The epoch of sunk is empty if there is
-// none. No process may serve the file. Errors: those of AcceptAnchor.
-func BeginRestored(path string, config Config, sunk anchor.Mark) (epoch string, err error) {
+// sink has no later line, the sink goes on with the new epoch. The epoch of sunk is empty if no sink was
+// read. holds is set if keys will be held: programs that do not know that refuse the file. No process may serve the file. Errors: those of AcceptAnchor.
+func BeginRestored(path string, config Config, sunk anchor.Mark, holds bool) (epoch string, err error) {
 	config = config.withDefaults()
 	file, err := openFile(path, config)
 	if err != nil {
@@ -79,6 +79,9 @@ func BeginRestored(path string, config Config, sunk anchor.Mark) (epoch string, 
 	}
 	header := proto.CloneOf(file.header)
 	header.Anchored, header.Sink = false, ""
+	if holds {
+		header.Schema = storage.SchemaHeld
+	}
 	header.Restored = &storagev1.RestoredRecord{
 		Time: timestamppb.New(config.Now()), Epoch: from.Epoch, Revision: from.Revision, Hash: from.Hash[:],
 		SinkEpoch: sunk.Epoch, SinkRevision: sunk.Revision, SinkHash: sunk.Hash[:],
