@@ -66,7 +66,7 @@ const (
 // censusDay counts the keys that expire in each hour of a day, active, suspended and held ones.
 type censusDay struct {
 	active, suspended, held [hoursOfDay]uint32
-	keys              int
+	keys                    int
 }
 
 // hourOf returns the hour of a time in Unix nanoseconds, as a number that counts from 1970 on.

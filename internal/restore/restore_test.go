@@ -396,6 +396,17 @@ func (w *world) checkWhole(backup string, narrowed map[string]int) (held int64) 
 			}
 		}
 	}
+	before, _, errBefore := w.records.Policy()
+	after, _, errAfter := again.records.Policy()
+	if errBefore != nil || errAfter != nil {
+		w.t.Fatal(errBefore, errAfter)
+	}
+	if back := after.Catalogue.Without(before.Catalogue); len(back) > 0 {
+		w.t.Errorf("scopes came back: %v", back)
+	}
+	if back := before.Retired.Without(after.Retired); len(back) > 0 {
+		w.t.Errorf("scopes are not retired any more, so they can come back: %v", back)
+	}
 	for _, later := range []time.Duration{time.Hour, 25 * time.Hour, 30 * 24 * time.Hour} {
 		want := w.allowed(w, w.now.Add(later))
 		for question := range again.allowed(w, w.now.Add(later)) {
