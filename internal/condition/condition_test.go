@@ -47,6 +47,7 @@ var broken = map[string]struct {
 	"sessions-full":         {func(c *condition.Condition) { c.Sessions.Open = 100 }, "All 100"},
 	"store-rolled-back":     {func(c *condition.Condition) { c.Sessions.Ahead = 1 }, "1 near-cache knew"},
 	"disk-nearly-full":      {func(c *condition.Condition) { c.Store.DiskFreeBytes = 511 << 20 }, "511 MiB"},
+	"keys-held":             {func(c *condition.Condition) { c.States = &condition.States{Held: 2} }, "keys are held: 2 keys"},
 	"backups-failing":       {func(c *condition.Condition) { c.BackupFailures = 2 }, "2 backups failed"},
 	"certificate-ends-soon": {func(c *condition.Condition) { c.Certificate.End = now.AddDate(0, 0, 14).Add(-time.Second) }, "in 13 days"},
 	"sessions-nearly-full":  {func(c *condition.Condition) { c.Sessions.Open = 80 }, "80 of 100"},

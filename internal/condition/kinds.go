@@ -81,6 +81,9 @@ var kinds = []kind{
 	{"backups-failing", Warning, "Look for the reason in the log. Often the disk of the backups is full.", func(c *Condition) string {
 		return given(c.BackupFailures > 0, "%s failed, and none was complete since.", count(c.BackupFailures, "backup"))
 	}},
+	{"keys-held", Warning, "Find out which of them were revoked since the backup, and release the others with keysvc key release.", func(c *Condition) string {
+		return given(c.States != nil && c.States.Held > 0, "Since the store was restored from a backup, keys are held: %s.", count(heldKeys(c), "key"))
+	}},
 	{"certificate-ends-soon", Warning, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
 		if c.Certificate == nil {
 			return ""
@@ -134,4 +137,12 @@ func length(duration time.Duration) string {
 		return fmt.Sprintf("%d minutes", duration/time.Minute)
 	}
 	return count(int64(duration/time.Second), "second")
+}
+
+// heldKeys returns how many keys are held.
+func heldKeys(c *Condition) int64 {
+	if c.States == nil {
+		return 0
+	}
+	return c.States.Held
 }

@@ -122,7 +122,8 @@ func Make(ctx context.Context, backup Records, since *Since, options Options) (*
 		options.Random = rand.Reader
 	}
 	p := &Plan{
-		Events: since.Lines, CreatedKeys: since.created, options: options,
+		Events: since.Lines, CreatedKeys: since.created, options: options, active: &policy.Policy{},
+		Narrowed: []Line{}, Lost: []Line{},
 		workspaces: make(map[string]*workspacePlan), heads: make(map[string]storage.Head),
 	}
 	// The heads come before the keys: only then is it known whether the events follow on the backup.
@@ -165,7 +166,7 @@ func (p *Plan) judge(since *Since) {
 	if p.policyUnclear {
 		since.doubt("the policy after the backup is not known in full")
 	}
-	p.Complete, p.Doubts = since.IsWhole(), since.Doubts
+	p.Complete, p.Doubts = since.IsWhole(), append([]string{}, since.Doubts...)
 	if since.More > 0 {
 		p.Doubts = append(p.Doubts, fmt.Sprintf("%d more", since.More))
 	}
@@ -242,14 +243,12 @@ func (p *Plan) takeWorkspace(stored *storagev1.WorkspaceRecord, since *Since) {
 
 func (p *Plan) takeMember(stored *storagev1.MemberRecord, since *Since) {
 	p.Members++
-	plan, record, o := p.workspace(stored.GetWorkspaceId()), stored, outcome{}
-	if known := since.workspaces[stored.GetWorkspaceId()]; p.active != nil && (known != nil || p.PolicyNarrowed) {
-		var events []*alteration
-		if known != nil {
-			events = known.members[stored.GetMemberId()]
-		}
-		record, o = narrowMember(stored, events, p.active)
+	var events []*alteration
+	if known := since.workspaces[stored.GetWorkspaceId()]; known != nil {
+		events = known.members[stored.GetMemberId()]
 	}
+	plan := p.workspace(stored.GetWorkspaceId())
+	record, o := narrowMember(stored, events, p.active)
 	plan.standings[stored.GetMemberId()] = standing{
 		incarnation: stored.GetIncarnation(), unclear: o.unclear,
 		removed: record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED,

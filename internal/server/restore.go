@@ -163,7 +163,7 @@ func (r *restoring) make(ctx context.Context, file string) error {
 		return err
 	}
 	r.revision = position.Revision
-	if err := syncFile(file); err != nil {
+	if err := errors.Join(syncFile(file), ctx.Err()); err != nil {
 		return err
 	}
 	if err := os.Link(file, r.target); err != nil {

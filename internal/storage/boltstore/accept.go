@@ -179,6 +179,8 @@ func (o *opened) reportSink(path string, report *Report) {
 	switch {
 	case err == nil && found.newest.Epoch == "":
 		report.Sink = "none at " + path + " yet"
+	case err == nil && found.newest.Epoch != o.header.GetEpoch():
+		report.Sink = fmt.Sprintf("as it was when the store was restored, at revision %d of %s: the next start goes on with it", found.newest.Revision, found.from)
 	case err == nil:
 		report.Sink = fmt.Sprintf("agrees, at revision %d of %s", found.newest.Revision, found.from)
 	case path == "":
