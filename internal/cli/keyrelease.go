@@ -30,9 +30,10 @@ func (a *app) keyReleaseCommand() *cobra.Command {
 may have been revoked or narrowed after the backup, and nobody knows. The plan comes
 first. At a terminal it must be confirmed; elsewhere --yes is needed.
 
-FILE has the ids of the keys, one on a line, as "keysvc key list --state held -o name"
-prints them; what follows # is a comment, and - is standard input. Take out what was
-revoked since the backup. Ids that are not those of held keys are named, and left out.
+FILE has the ids of the keys, one on a line, as "key list --state held -o name"
+prints them; what follows # is a comment, and - is standard input. Take out what
+was revoked since the backup. Ids that are not those of held keys are named, and
+left out.
 
 --all releases all held keys, of one workspace or member if they are given. Revoke
 first what must not come back. Repeating the command releases what is left.`,
