@@ -29,7 +29,7 @@ type Release struct {
 }
 
 // ReleaseKeys lets held keys work again, in one change, and returns them. A key that is not held stays
-// as it is. If the keys are too large for one change, only the first of them are released. Errors: KEY_NOT_FOUND, with key_id in the metadata, and other
+// as it is. If the keys are too large for one change, only the first of them are released. Errors: KEY_NOT_FOUND and other
 // *problem.Error; those of the store and the context.
 func (m *Manager) ReleaseKeys(ctx context.Context, actor audit.Actor, release Release) (released []string, position Position, err error) {
 	if err := mayChange(actor, "workspace_id", release.WorkspaceID); err != nil {
@@ -44,12 +44,10 @@ func (m *Manager) ReleaseKeys(ctx context.Context, actor audit.Actor, release Re
 		size := 0
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEYS_RELEASED, now, release.WorkspaceID)
 		change := &storage.Change{Event: event, Kind: storagev1.FeedKind_FEED_KIND_WORKSPACE}
-		for _, keyID := range release.KeyIDs {
+		for index, keyID := range release.KeyIDs {
 			stored, err := view.key(ctx, keyID)
 			if errors.Is(err, storage.ErrNotFound) {
-				missing := problem.New(problem.KeyNotFound, "there is no key %s in the workspace; no key was released", keyID)
-				missing.Metadata = map[string]string{"key_id": keyID}
-				return nil, missing
+				return nil, problem.New(problem.KeyNotFound, "key_ids[%d] is no key of the workspace; no key was released", index)
 			}
 			if err != nil {
 				return nil, err

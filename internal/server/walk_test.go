@@ -668,10 +668,14 @@ func walks() []walk {
 				required("workspace_id"), actor(),
 				[]badCase{
 					set("key_ids", "none", []string{}), set("key_ids", "101 keys", manyKeyIDs(101)), set("key_ids", "10,000 keys", manyKeyIDs(10_000)),
-					set("key_ids[0]", "empty", ""), set("key_ids[0]", "15 characters", long(15)),
 				},
+				as(codes.InvalidArgument, "FIELD_INVALID", []string{"key_ids[0]"},
+					set("key_ids", "an empty one", []string{""}), set("key_ids", "15 characters", []string{long(15)})),
+				as(codes.InvalidArgument, "FIELD_INVALID", []string{"key_ids[1]"},
+					set("key_ids", "one twice", []string{"0123456789abcdef", "0123456789abcdef"})),
 				as(codes.NotFound, "KEY_NOT_FOUND", notAField, set("key_ids", "unknown", []string{"0123456789abcdef"})),
 			),
+			fine: map[string]string{"validate_only": "a bool"},
 		},
 		{
 			method: keysvcv1.KeyService_RevokeToken_FullMethodName,

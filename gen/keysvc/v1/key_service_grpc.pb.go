@@ -104,8 +104,8 @@ type KeyServiceClient interface {
 	// for one change, only the first keys are released: the answer names them, and the call can be
 	// repeated with the others.
 	//
-	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND, with key_id in the
-	// metadata, if one of the keys is not in the workspace. Then no key was released.
+	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND if one of the keys is
+	// not in the workspace; the message says which one. Then no key was released.
 	ReleaseKeys(ctx context.Context, in *ReleaseKeysRequest, opts ...grpc.CallOption) (*ReleaseKeysResponse, error)
 }
 
@@ -281,8 +281,8 @@ type KeyServiceServer interface {
 	// for one change, only the first keys are released: the answer names them, and the call can be
 	// repeated with the others.
 	//
-	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND, with key_id in the
-	// metadata, if one of the keys is not in the workspace. Then no key was released.
+	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND if one of the keys is
+	// not in the workspace; the message says which one. Then no key was released.
 	ReleaseKeys(context.Context, *ReleaseKeysRequest) (*ReleaseKeysResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }
