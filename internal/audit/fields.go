@@ -86,6 +86,7 @@ func KeyFields(before, after *storagev1.KeyRecord) []*storagev1.FieldChange {
 	altered.time("create_time", before.GetCreateTime(), after.GetCreateTime())
 	altered.time("import_time", before.GetImported().GetImportTime(), after.GetImported().GetImportTime())
 	altered.time("revoke_time", before.GetRevokeTime(), after.GetRevokeTime())
+	altered.time("hold_time", before.GetHoldTime(), after.GetHoldTime())
 	altered.text("reported", flag(before.GetReported()), flag(after.GetReported()))
 	if !slices.Equal(before.GetRequestIds(), after.GetRequestIds()) {
 		altered.list("request_ids", without(before.GetRequestIds(), after.GetRequestIds()), without(after.GetRequestIds(), before.GetRequestIds()))
@@ -106,6 +107,16 @@ func ImportedFields(keys []*storagev1.KeyRecord) []*storagev1.FieldChange {
 		}
 	}
 	return imported
+}
+
+// FieldsOfKey is KeyFields for an event that changes several keys: the names of the fields begin with
+// "keys." and the key's id.
+func FieldsOfKey(before, after *storagev1.KeyRecord) []*storagev1.FieldChange {
+	altered := KeyFields(before, after)
+	for _, field := range altered {
+		field.Field = "keys." + after.GetKeyId() + "." + field.GetField()
+	}
+	return altered
 }
 
 // labels adds labels, one by one.

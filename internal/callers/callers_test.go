@@ -149,6 +149,7 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "KeyService/RevokeToken":              access.Report,
 		service + "KeyService/ListNotices":              access.Read,
 		service + "KeyService/ImportKeys":               access.IssueLocal,
+		service + "KeyService/ReleaseKeys":              access.Administer,
 		service + "MemberService/PutMember":             access.Directory,
 		service + "MemberService/GetMember":             access.Read,
 		service + "MemberService/ListMembers":           access.Read,

@@ -92,6 +92,7 @@ var methods = map[string]Method{
 	keysvcv1.KeyService_RevokeKey_FullMethodName:      {access.Revoke, Change},
 	keysvcv1.KeyService_RevokeToken_FullMethodName:    {access.Report, Change},
 	keysvcv1.KeyService_ImportKeys_FullMethodName:     {access.IssueLocal, Change},
+	keysvcv1.KeyService_ReleaseKeys_FullMethodName:    {access.Administer, Change},
 
 	keysvcv1.MemberService_PutMember_FullMethodName:       {access.Directory, Change},
 	keysvcv1.MemberService_GetMember_FullMethodName:       {access.Read, Read},

@@ -316,7 +316,7 @@ func TestUsageErrorsNameTheMistakeAndTheHelp(t *testing.T) {
 		{[]string{"key", "list", "x"}, 2, "error: takes flags only, no argument (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--bogus"}, 2, "error: unknown flag: --bogus (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "-o", "xml"}, 2, "error: invalid argument \"xml\" for \"-o, --output\" flag: allowed are table, wide, json, yaml or name (see keysvc key list --help)\n"},
-		{[]string{"key", "list", "--state", "gone"}, 2, "error: --state: allowed are active, suspended, expired, revoked (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--state", "gone"}, 2, "error: --state: allowed are active, suspended, expired, revoked, held (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--limit", "0"}, 2, "error: --limit must be at least 1 (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--timeout", "0s"}, 2, "error: --timeout must be more than 0 (see keysvc key list --help)\n"},
 		{[]string{"key", "revoke"}, 2, "error: needs exactly KEY_ID besides flags, got 0 arguments (see keysvc key revoke --help)\n"},

@@ -27,6 +27,7 @@ func (a *app) keyCommand() *cobra.Command {
 		a.keyFinishRotationCommand(),
 		a.keyRevokeCommand(),
 		a.keyImportCommand(),
+		a.keyReleaseCommand(),
 	)
 }
 

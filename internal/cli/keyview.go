@@ -219,6 +219,7 @@ var stopReasons = map[keysvcv1.StopReason]string{
 	keysvcv1.StopReason_STOP_REASON_MEMBER_REMOVED:    "its member was removed",
 	keysvcv1.StopReason_STOP_REASON_WORKSPACE_REMOVED: "its workspace was removed",
 	keysvcv1.StopReason_STOP_REASON_MEMBER_SUSPENDED:  "its member is suspended",
+	keysvcv1.StopReason_STOP_REASON_HELD:              "held since the store was restored from a backup",
 }
 
 // stopWords returns when and why a key stopped; "" if it works. at is the time in words, "" if it is
@@ -253,6 +254,8 @@ func keyStateWords(key *keysvcv1.Key) string {
 	switch key.GetState() {
 	case keysvcv1.KeyState_KEY_STATE_SUSPENDED:
 		return word + ", as its member is; it works again when the member does"
+	case keysvcv1.KeyState_KEY_STATE_HELD:
+		return word + " since the store was restored from a backup; it works again when it is released"
 	case keysvcv1.KeyState_KEY_STATE_REVOKED:
 		if key.GetRevokeTime() == nil && key.GetStopReason() == keysvcv1.StopReason_STOP_REASON_UNSPECIFIED {
 			return word + ", as its member or workspace was removed"

@@ -46,9 +46,9 @@ type Condition struct {
 	Stopping bool
 }
 
-// States are the keys by state. Each key that can be read is in one of the first four.
+// States are the keys by state. Each key that can be read is in one of the first five.
 type States struct {
-	Active, Suspended, Expired, Revoked int64
+	Active, Suspended, Held, Expired, Revoked int64
 	// Within7Days and Within30Days are the active keys that expire so soon.
 	Within7Days, Within30Days int64
 }

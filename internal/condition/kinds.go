@@ -96,6 +96,9 @@ var kinds = []kind{
 		return given(c.NoticeFailures >= manyFailures, "%d attempts to send notices that keys end have failed, about %s.",
 			c.NoticeFailures, waiting(c.NoticesWaiting))
 	}},
+	{"keys-held", Warning, "Find out which of them were revoked since the backup, and release the others with keysvc key release.", func(c *Condition) string {
+		return given(c.States != nil && c.States.Held > 0, "Since the store was restored from a backup, keys are held: %s.", count(heldKeys(c), "key"))
+	}},
 	{"certificate-ends-soon", Warning, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
 		if c.Certificate == nil {
 			return ""
@@ -165,4 +168,12 @@ func length(duration time.Duration) string {
 		return fmt.Sprintf("%d minutes", duration/time.Minute)
 	}
 	return count(int64(duration/time.Second), "second")
+}
+
+// heldKeys returns how many keys are held.
+func heldKeys(c *Condition) int64 {
+	if c.States == nil {
+		return 0
+	}
+	return c.States.Held
 }

@@ -57,13 +57,16 @@ const (
 	// ScopeBeyondRole means that the key has the scope, but the member's present role
 	// does not.
 	ScopeBeyondRole Reason = 7
+	// KeyHeld means that the key may have been narrowed since the backup that the store was
+	// restored from.
+	KeyHeld Reason = 8
 )
 
 // Decision returns the refusal that belongs to the reason. For NoReason it returns
 // Unspecified, which lets nothing pass.
 func (r Reason) Decision() Decision {
 	switch r {
-	case KeyInvalid, KeyRevoked, KeyExpired, MemberInactive:
+	case KeyInvalid, KeyRevoked, KeyExpired, KeyHeld, MemberInactive:
 		return Unauthenticated
 	case AddressNotAllowed, ScopeNotGranted, ScopeBeyondRole:
 		return PermissionDenied
@@ -136,6 +139,8 @@ type Key struct {
 	AllowedPrefixes []netip.Prefix
 	// Revoked is set if the key was revoked.
 	Revoked bool
+	// Held is set if the key waits for a person since the store was restored from a backup.
+	Held bool
 	// ExpireTime is when the newest secret expires, in Unix nanoseconds.
 	ExpireTime int64
 	// Secrets are the newest secret and, while a rotation overlaps, the one before.
@@ -271,13 +276,16 @@ func identify(subject *Subject, expectedWorkspace string, holdsUntil, now int64)
 	if expectedWorkspace != "" && expectedWorkspace != key.Workspace {
 		return Grant{}, KeyInvalid
 	}
-	// 2. What is final comes before what can be undone: revoked, expired, suspended.
+	// 2. What is final comes before what can be undone: revoked, expired, held, suspended. Held
+	// comes before suspended because making the member active again does not help.
 	refused := Grant{Principal: Principal{KeyID: key.ID}}
 	switch {
 	case key.Revoked, subject.lostWorkspace(), subject.lostMember():
 		return refused, KeyRevoked
 	case now >= key.ExpireTime:
 		return refused, KeyExpired
+	case key.Held:
+		return refused, KeyHeld
 	case !subject.Member.Active:
 		return refused, MemberInactive
 	}

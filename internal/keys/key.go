@@ -76,7 +76,8 @@ type KeySecret struct {
 // it cannot. The numbers are those of keysvc.v1.KeyState.
 type KeyState int32
 
-// The states of a key. If several apply, the state is revoked before expired before suspended.
+// The states of a key. If several apply, the state is revoked before expired before held before
+// suspended.
 const (
 	// KeyStateUnspecified is the state of no key.
 	KeyStateUnspecified KeyState = iota
@@ -88,6 +89,8 @@ const (
 	KeyExpired
 	// KeyRevoked keys were revoked, or their member or workspace was removed.
 	KeyRevoked
+	// KeyHeld keys wait for a person since the store was restored from a backup.
+	KeyHeld
 )
 
 // StopReason is why a key stopped working. The numbers are those of keysvc.v1.StopReason.
@@ -109,6 +112,8 @@ const (
 	StopWorkspaceRemoved
 	// StopMemberSuspended keys work again when their member is active again.
 	StopMemberSuspended
+	// StopHeld keys work again when a person has released them.
+	StopHeld
 )
 
 // KeyName names a key.
@@ -234,7 +239,7 @@ func endOf(secret *storagev1.SecretRecord) time.Time {
 	return end
 }
 
-// stateOf computes the state of a key: revoked before expired before suspended. The error is
+// stateOf computes the state of a key: revoked before expired before held before suspended. The error is
 // set if the record of the key's member is damaged.
 func (m *Manager) stateOf(record *storagev1.KeyRecord, now time.Time) (KeyState, error) {
 	owner, err := m.ownerOf(record)

@@ -110,6 +110,10 @@ var changes = map[string]verb{
 		_, _, err := m.RevokeKey(ctx, actorIn(w), workspaceID, keyID)
 		return err
 	},
+	"ReleaseKeys": func(ctx context.Context, m *keys.Manager, w access.Workspaces, workspaceID, keyID string) error {
+		_, _, err := m.ReleaseKeys(ctx, actorIn(w), keys.Release{WorkspaceID: workspaceID, KeyIDs: []string{keyID}})
+		return err
+	},
 	"PutMember": func(ctx context.Context, m *keys.Manager, w access.Workspaces, workspaceID, _ string) error {
 		_, _, err := m.PutMember(ctx, actorIn(w), keys.MemberSpec{WorkspaceID: workspaceID, MemberID: "ann", Role: "none", State: keys.MemberActive})
 		return err

@@ -248,8 +248,8 @@ func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
 		}
 	}
 	for _, state := range query.States {
-		if state < KeyActive || state > KeyRevoked {
-			fields.Add("states", "has an unknown state; active, suspended, expired and revoked are allowed")
+		if state < KeyActive || state > KeyHeld {
+			fields.Add("states", "has an unknown state; active, suspended, held, expired and revoked are allowed")
 			break
 		}
 		if filter.states == nil {

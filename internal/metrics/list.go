@@ -217,11 +217,12 @@ var list = []Metric{
 
 	{
 		Name: "keysvc_keys", Kind: Gauge, Labels: []string{"state"}, Group: groupKeys,
-		Values: "active, suspended (with its member), expired, revoked (also with its member or workspace), damaged",
+		Values: "active, suspended (with its member), held (since a restore), expired, revoked (also with its member or workspace), damaged",
 		Help:   "Keys that are not purged yet, each in one state. A key counts as expired from the end of the hour on in which it expires.",
 		read: func(r *reading) {
 			r.whole(r.Keys.Active, "active")
 			r.whole(r.Keys.Suspended, "suspended")
+			r.whole(r.Keys.Held, "held")
 			r.whole(r.Keys.Expired, "expired")
 			r.whole(r.Keys.Revoked, "revoked")
 			r.whole(r.Keys.Damaged, "damaged")

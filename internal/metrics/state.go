@@ -64,7 +64,7 @@ type Problem struct{ ID, Severity string }
 
 // Keys counts the keys by state. Each key is in one state.
 type Keys struct {
-	Active, Suspended, Expired, Revoked, Damaged int64
+	Active, Suspended, Held, Expired, Revoked, Damaged int64
 	// Within7Days and Within30Days are the active keys that expire so soon.
 	Within7Days, Within30Days int64
 }

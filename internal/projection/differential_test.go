@@ -425,6 +425,9 @@ func (d *difference) put(keyID, id string, of *storedWorkspace, change *storage.
 		record.RevokeTime = d.moment()
 	}
 	if d.random.IntN(4) == 0 {
+		record.HoldTime = d.moment()
+	}
+	if d.random.IntN(4) == 0 {
 		record.AllowedCidrs = pick(d, []string{"192.0.2.0/24"}, []string{"192.0.2.0/24", "2001:db8::/32"}, []string{fmt.Sprintf("10.0.%d.0/24", d.random.IntN(256))})
 	}
 	if d.random.IntN(3) == 0 {

@@ -169,6 +169,9 @@ func (s *state) fill(number uint32, key *record, view *storage.KeyView) (problem
 	if view.Revoked {
 		s.exactOf(&more).revoked = view.RevokeTime
 	}
+	if view.Held {
+		s.exactOf(&more).held = true
+	}
 	if bytes.IndexByte(view.MemberID, 0) >= 0 {
 		return "its member is malformed"
 	}
@@ -295,6 +298,7 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	its := s.limits.get(more.limits)
 	key.Scopes, key.AllowedPrefixes = *s.scopes.get(its.scopes), its.networks
 	key.Revoked = found.ends&flagRevoked != 0
+	key.Held = more.exact != 0 && s.exacts.At(more.exact).held
 	key.ExpireTime = s.expireOf(found)
 	key.Secrets[0] = decide.Secret{
 		Hash: token.ShortHash{Scheme: s.schemeOf(more, 0, found.more), Sum: found.sum}, End: key.ExpireTime,
@@ -327,6 +331,12 @@ func (s *state) rareOf(key *record) rare {
 		return rare{limits: key.number()}
 	}
 	return *s.rares.At(key.number())
+}
+
+// isHeld reports whether a key is held.
+func (s *state) isHeld(key *record) bool {
+	more := s.rareOf(key)
+	return more.exact != 0 && s.exacts.At(more.exact).held
 }
 
 // expireOf returns when a key expires, in Unix nanoseconds.

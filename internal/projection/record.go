@@ -13,14 +13,14 @@ import (
 //
 //	 32    record   half of the verifier, times, flags; numbers of its life and of its limits
 //	  8    usage.Word  when the key was last used
-//	1/4    census      what the key counts as
+//	1/2    census      what the key counts as
 //	 17    flat.IDs    the id (12) and its index (5); shared with the store's directory
 //	1–3    flat.Lists  the key's place among the keys of its workspace
-//	+20    rare     a key with two secrets, that was revoked, or is unusual otherwise
+//	+20    rare     a key with two secrets, that was revoked, is held, or is unusual otherwise
 //	+24    second   a key in rotation
 //	+24    secretUses  a key in rotation, or one whose last use was that of a secret that has ended
 //	+25    imported    a key whose first token another system has issued: 20, and 5 for its index
-//	+24    exact    a key that was revoked, or has a time or scheme that record cannot hold
+//	+24    exact    a key that was revoked, is held, or has a time or scheme that record cannot hold
 //
 // What a member takes: 32 for a life, about 36 for its texts, 5 for the index and 6 for a list. A
 // workspace is an ordinary struct of 128 bytes, with about as much for what it refers to.
@@ -112,6 +112,8 @@ type exact struct {
 	revoked, expire int64
 	// schemes are those of the secrets that have wideScheme.
 	schemes [2]uint8
+	// held is set if the key is held.
+	held bool
 }
 
 // life is a member, in 32 bytes, from its addition to its removal: a member that was removed and added again has

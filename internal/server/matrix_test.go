@@ -218,6 +218,12 @@ func keyRows() []row {
 			},
 		},
 		{
+			method: keysvcv1.KeyService_ReleaseKeys_FullMethodName, needs: access.Administer, right: isOK, elsewhere: isNotAllowed, finds: true,
+			request: func(_ *scene, p place) proto.Message {
+				return &keysvcv1.ReleaseKeysRequest{WorkspaceId: p.workspace, KeyIds: []string{p.key}}
+			},
+		},
+		{
 			// It names no workspace, so it answers as if there were no such key.
 			method: keysvcv1.KeyService_RevokeToken_FullMethodName, needs: access.Report, right: isOK, elsewhere: noKey, finds: true,
 			request: func(_ *scene, p place) proto.Message { return &keysvcv1.RevokeTokenRequest{Token: p.reported} },

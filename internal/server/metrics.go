@@ -77,7 +77,7 @@ func (s *Server) metricsState() metrics.State {
 	census := s.projection.Census(s.clock.Now())
 	state.Members, state.Workspaces = census.Members, census.Workspaces
 	state.Keys = metrics.Keys{
-		Active: census.Active, Suspended: census.Suspended, Expired: census.Expired, Revoked: census.Revoked, Damaged: census.Damaged,
+		Active: census.Active, Suspended: census.Suspended, Held: census.Held, Expired: census.Expired, Revoked: census.Revoked, Damaged: census.Damaged,
 		Within7Days: census.Within7Days, Within30Days: census.Within30Days,
 	}
 	leads := keys.NoticeLeads()

@@ -72,7 +72,7 @@ func (s *Server) conditionInMemory() *condition.Condition {
 		Epoch: s.config.Store.Epoch(), Revision: revision, LastCommit: s.position.Time,
 		Keys: int64(totals.Keys), Members: int64(totals.Members), Workspaces: int64(totals.Workspaces),
 		States: &condition.States{
-			Active: census.Active, Suspended: census.Suspended, Expired: census.Expired, Revoked: census.Revoked,
+			Active: census.Active, Suspended: census.Suspended, Held: census.Held, Expired: census.Expired, Revoked: census.Revoked,
 			Within7Days: census.Within7Days, Within30Days: census.Within30Days,
 		},
 		Damaged: int64(totals.Damaged), PolicyDamaged: policyErr != nil,

@@ -434,6 +434,15 @@ func notTimes(path string) []badCase {
 	}
 }
 
+// manyKeyIDs returns n different ids of keys.
+func manyKeyIDs(n int) []string {
+	ids := make([]string, n)
+	for index := range ids {
+		ids[index] = fmt.Sprintf("%016d", index)
+	}
+	return ids
+}
+
 func actor() []badCase { return required("actor_member_id") }
 
 func sourceVersionRange() []badCase {
@@ -678,6 +687,24 @@ func walks() []walk {
 				return &keysvcv1.RevokeKeyRequest{WorkspaceId: "acme", KeyId: f.key.GetKey().GetKeyId()}
 			},
 			cases: slices.Concat(required("workspace_id"), keyID("key_id"), actor()),
+		},
+		{
+			method: keysvcv1.KeyService_ReleaseKeys_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ReleaseKeysRequest{WorkspaceId: "acme", KeyIds: []string{f.key.GetKey().GetKeyId()}}
+			},
+			cases: slices.Concat(
+				required("workspace_id"), actor(),
+				[]badCase{
+					set("key_ids", "none", []string{}), set("key_ids", "101 keys", manyKeyIDs(101)), set("key_ids", "10,000 keys", manyKeyIDs(10_000)),
+				},
+				as(codes.InvalidArgument, "FIELD_INVALID", []string{"key_ids[0]"},
+					set("key_ids", "an empty one", []string{""}), set("key_ids", "15 characters", []string{long(15)})),
+				as(codes.InvalidArgument, "FIELD_INVALID", []string{"key_ids[1]"},
+					set("key_ids", "one twice", []string{"0123456789abcdef", "0123456789abcdef"})),
+				as(codes.NotFound, "KEY_NOT_FOUND", notAField, set("key_ids", "unknown", []string{"0123456789abcdef"})),
+			),
+			fine: map[string]string{"validate_only": "a bool"},
 		},
 		{
 			method: keysvcv1.KeyService_RevokeToken_FullMethodName,

@@ -100,6 +100,11 @@ func (v Verbs) ImportKeys(ctx context.Context, actor audit.Actor, request *keysv
 	return response, nil
 }
 
+// ReleaseKeys implements keysvcv1.KeyServiceServer.
+func (s *KeyService) ReleaseKeys(ctx context.Context, request *keysvcv1.ReleaseKeysRequest) (*keysvcv1.ReleaseKeysResponse, error) {
+	return change(ctx, s.management, keysvcv1.KeyService_ReleaseKeys_FullMethodName, request, s.verbs.ReleaseKeys)
+}
+
 // CreateKey calls keys.Manager.CreateKey.
 func (v Verbs) CreateKey(ctx context.Context, actor audit.Actor, request *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error) {
 	issued, err := v.Manager.CreateKey(ctx, onBehalf(actor, request.ActorMemberId), keys.KeySpec{
@@ -255,6 +260,17 @@ func (v Verbs) RevokeToken(ctx context.Context, actor audit.Actor, request *keys
 		WorkspaceId: name.WorkspaceID, KeyId: name.KeyID, Revision: position.Revision, Epoch: position.Epoch,
 		ByDigest: len(request.GetTokenDigest()) > 0,
 	}, nil
+}
+
+// ReleaseKeys calls keys.Manager.ReleaseKeys.
+func (v Verbs) ReleaseKeys(ctx context.Context, actor audit.Actor, request *keysvcv1.ReleaseKeysRequest) (*keysvcv1.ReleaseKeysResponse, error) {
+	released, position, err := v.Manager.ReleaseKeys(ctx, onBehalf(actor, request.ActorMemberId), keys.Release{
+		WorkspaceID: request.GetWorkspaceId(), KeyIDs: request.GetKeyIds(), ValidateOnly: request.GetValidateOnly(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.ReleaseKeysResponse{ReleasedKeyIds: released, Revision: position.Revision, Epoch: position.Epoch}, nil
 }
 
 // showKey returns a key as messages have it.

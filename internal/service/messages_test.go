@@ -23,7 +23,7 @@ func TestDomainStatesHaveTheNumbersOfTheAPI(t *testing.T) {
 	}{
 		"KEY_STATE_": {keysvcv1.KeyState_name, map[int32]string{
 			int32(keys.KeyStateUnspecified): "UNSPECIFIED", int32(keys.KeyActive): "ACTIVE", int32(keys.KeySuspended): "SUSPENDED",
-			int32(keys.KeyExpired): "EXPIRED", int32(keys.KeyRevoked): "REVOKED",
+			int32(keys.KeyExpired): "EXPIRED", int32(keys.KeyRevoked): "REVOKED", int32(keys.KeyHeld): "HELD",
 		}},
 		"MEMBER_STATE_": {keysvcv1.MemberState_name, map[int32]string{
 			int32(keys.MemberStateUnspecified): "UNSPECIFIED", int32(keys.MemberActive): "ACTIVE",
@@ -33,6 +33,7 @@ func TestDomainStatesHaveTheNumbersOfTheAPI(t *testing.T) {
 			int32(keys.StopUnspecified): "UNSPECIFIED", int32(keys.StopRevoked): "REVOKED", int32(keys.StopReported): "REPORTED",
 			int32(keys.StopExpired): "EXPIRED", int32(keys.StopMemberRemoved): "MEMBER_REMOVED",
 			int32(keys.StopWorkspaceRemoved): "WORKSPACE_REMOVED", int32(keys.StopMemberSuspended): "MEMBER_SUSPENDED",
+			int32(keys.StopHeld): "HELD",
 		}},
 		"ROLE_CHANGE_KIND_": {keysvcv1.RoleChangeKind_name, map[int32]string{
 			int32(keys.RoleChangeUnspecified): "UNSPECIFIED", int32(keys.RoleAdded): "ADDED",

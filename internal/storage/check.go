@@ -372,8 +372,11 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 		return storagev1.FeedKind_FEED_KIND_POLICY, ""
 	case storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADED:
 		return storagev1.FeedKind_FEED_KIND_PURGE, ""
-	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED:
+	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, storagev1.AuditAction_AUDIT_ACTION_RESTORED,
+		storagev1.AuditAction_AUDIT_ACTION_KEYS_RELEASED:
 		switch {
+		case event.GetWorkspaceId() == "":
+			return storagev1.FeedKind_FEED_KIND_POLICY, ""
 		case event.GetKeyId() != "":
 			return storagev1.FeedKind_FEED_KIND_KEY, event.GetKeyId()
 		case event.GetMemberId() != "":
@@ -431,7 +434,20 @@ func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRe
 		return
 	}
 	key.changeSeen = key.changeSeen || key.changeSequence == event.GetSequence()
-	key.revokedSeen = key.revokedSeen || event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED
+	key.revokedSeen = key.revokedSeen || revokes(event)
+}
+
+// revokes reports whether an event has revoked the key that it names.
+func revokes(event *storagev1.AuditRecord) bool {
+	switch event.GetAction() { //nolint:exhaustive // all others leave a key as it is in this respect
+	case storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED:
+		return true
+	case storagev1.AuditAction_AUDIT_ACTION_RESTORED:
+		return slices.ContainsFunc(event.GetFields(), func(field *storagev1.FieldChange) bool {
+			return field.GetField() == "revoke_time" && len(field.GetAfter()) > 0
+		})
+	}
+	return false
 }
 
 // Problem adds a problem that the caller has found.

@@ -31,6 +31,8 @@ type KeyView struct {
 	// ImportHash is the hash of the record's import, if Imported is set.
 	ImportHash []byte
 	Imported   bool
+	// Held reports whether the key is held.
+	Held bool
 	// Secrets are those of the record, in its order, however many there are.
 	Secrets []SecretView
 
@@ -90,6 +92,7 @@ func (v *KeyView) Set(record *storagev1.KeyRecord) {
 	if v.Imported = record.GetImported() != nil; v.Imported {
 		v.ImportHash = record.GetImported().GetHash()
 	}
+	v.Held = record.GetHoldTime() != nil
 	for _, secret := range record.GetSecrets() {
 		view := SecretView{
 			Scheme: secret.GetScheme(), Hash: secret.GetHash(), CreateTime: nanoseconds(secret.GetCreateTime()),
@@ -162,6 +165,9 @@ func (v *KeyView) parse(payload []byte) bool {
 			v.ChangeSequence, ok = fields.singleInt64()
 		case 18: // reported
 			_, ok = fields.singleInt64()
+		case 19: // hold_time
+			v.Held = true
+			_, ok = fields.singleTime()
 		case 20:
 			v.Imported = true
 			ok = fields.isSingle() && fields.isBytes() && v.parseImport(fields.bytes)

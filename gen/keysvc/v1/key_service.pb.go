@@ -1904,6 +1904,145 @@ func (x *KeyImportResult) GetError() *ValidationError {
 	return nil
 }
 
+// ReleaseKeysRequest names the keys to release.
+type ReleaseKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspace of the keys. Required.
+	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// The keys: 1 to 100, each once.
+	KeyIds []string `protobuf:"bytes,2,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	// Whether nothing is to be changed: the answer says which keys would be released.
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// The member on whose behalf the caller acts; see CreateKeyRequest.
+	ActorMemberId *string `protobuf:"bytes,4,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseKeysRequest) Reset() {
+	*x = ReleaseKeysRequest{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseKeysRequest) ProtoMessage() {}
+
+func (x *ReleaseKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseKeysRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ReleaseKeysRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *ReleaseKeysRequest) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
+func (x *ReleaseKeysRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *ReleaseKeysRequest) GetActorMemberId() string {
+	if x != nil && x.ActorMemberId != nil {
+		return *x.ActorMemberId
+	}
+	return ""
+}
+
+// ReleaseKeysResponse says which keys were released.
+type ReleaseKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The keys that were held and are released, or would be with validate_only, in the order of the
+	// request.
+	ReleasedKeyIds []string `protobuf:"bytes,1,rep,name=released_key_ids,json=releasedKeyIds,proto3" json:"released_key_ids,omitempty"`
+	// Revision of the commit, or the current revision if no key was held or nothing was to be
+	// changed.
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseKeysResponse) Reset() {
+	*x = ReleaseKeysResponse{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseKeysResponse) ProtoMessage() {}
+
+func (x *ReleaseKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseKeysResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseKeysResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ReleaseKeysResponse) GetReleasedKeyIds() []string {
+	if x != nil {
+		return x.ReleasedKeyIds
+	}
+	return nil
+}
+
+func (x *ReleaseKeysResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ReleaseKeysResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
 var File_keysvc_v1_key_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_key_service_proto_rawDesc = "" +
@@ -2074,7 +2213,17 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x0fKeyImportResult\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1a\n" +
 	"\bimported\x18\x02 \x01(\bR\bimported\x120\n" +
-	"\x05error\x18\x03 \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error2\xee\x05\n" +
+	"\x05error\x18\x03 \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error\"\xb6\x01\n" +
+	"\x12ReleaseKeysRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x17\n" +
+	"\akey_ids\x18\x02 \x03(\tR\x06keyIds\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12+\n" +
+	"\x0factor_member_id\x18\x04 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
+	"\x10_actor_member_id\"q\n" +
+	"\x13ReleaseKeysResponse\x12(\n" +
+	"\x10released_key_ids\x18\x01 \x03(\tR\x0ereleasedKeyIds\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch2\xbc\x06\n" +
 	"\n" +
 	"KeyService\x12F\n" +
 	"\tCreateKey\x12\x1b.keysvc.v1.CreateKeyRequest\x1a\x1c.keysvc.v1.CreateKeyResponse\x12=\n" +
@@ -2087,7 +2236,8 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\tRevokeKey\x12\x1b.keysvc.v1.RevokeKeyRequest\x1a\x1c.keysvc.v1.RevokeKeyResponse\x12L\n" +
 	"\vRevokeToken\x12\x1d.keysvc.v1.RevokeTokenRequest\x1a\x1e.keysvc.v1.RevokeTokenResponse\x12I\n" +
 	"\n" +
-	"ImportKeys\x12\x1c.keysvc.v1.ImportKeysRequest\x1a\x1d.keysvc.v1.ImportKeysResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"ImportKeys\x12\x1c.keysvc.v1.ImportKeysRequest\x1a\x1d.keysvc.v1.ImportKeysResponse\x12L\n" +
+	"\vReleaseKeys\x12\x1d.keysvc.v1.ReleaseKeysRequest\x1a\x1e.keysvc.v1.ReleaseKeysResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_key_service_proto_rawDescOnce sync.Once
@@ -2101,7 +2251,7 @@ func file_keysvc_v1_key_service_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_key_service_proto_rawDescData
 }
 
-var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*CreateKeyRequest)(nil),       // 0: keysvc.v1.CreateKeyRequest
 	(*CreateKeyResponse)(nil),      // 1: keysvc.v1.CreateKeyResponse
@@ -2126,42 +2276,44 @@ var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*KeyImport)(nil),              // 20: keysvc.v1.KeyImport
 	(*ImportKeysResponse)(nil),     // 21: keysvc.v1.ImportKeysResponse
 	(*KeyImportResult)(nil),        // 22: keysvc.v1.KeyImportResult
-	nil,                            // 23: keysvc.v1.CreateKeyRequest.LabelsEntry
-	nil,                            // 24: keysvc.v1.KeyImport.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 25: google.protobuf.Timestamp
-	(*Key)(nil),                    // 26: keysvc.v1.Key
-	(KeyState)(0),                  // 27: keysvc.v1.KeyState
-	(*fieldmaskpb.FieldMask)(nil),  // 28: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),    // 29: google.protobuf.Duration
-	(*ValidationError)(nil),        // 30: keysvc.v1.ValidationError
+	(*ReleaseKeysRequest)(nil),     // 23: keysvc.v1.ReleaseKeysRequest
+	(*ReleaseKeysResponse)(nil),    // 24: keysvc.v1.ReleaseKeysResponse
+	nil,                            // 25: keysvc.v1.CreateKeyRequest.LabelsEntry
+	nil,                            // 26: keysvc.v1.KeyImport.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 27: google.protobuf.Timestamp
+	(*Key)(nil),                    // 28: keysvc.v1.Key
+	(KeyState)(0),                  // 29: keysvc.v1.KeyState
+	(*fieldmaskpb.FieldMask)(nil),  // 30: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),    // 31: google.protobuf.Duration
+	(*ValidationError)(nil),        // 32: keysvc.v1.ValidationError
 }
 var file_keysvc_v1_key_service_proto_depIdxs = []int32{
-	25, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	23, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
-	26, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
-	26, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
-	27, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
-	25, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
-	25, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
-	26, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
-	25, // 8: keysvc.v1.ListNoticesRequest.due_after:type_name -> google.protobuf.Timestamp
+	27, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	25, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
+	28, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
+	28, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
+	29, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
+	27, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
+	27, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
+	28, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
+	27, // 8: keysvc.v1.ListNoticesRequest.due_after:type_name -> google.protobuf.Timestamp
 	8,  // 9: keysvc.v1.ListNoticesResponse.notices:type_name -> keysvc.v1.Notice
-	25, // 10: keysvc.v1.Notice.due_time:type_name -> google.protobuf.Timestamp
-	26, // 11: keysvc.v1.Notice.key:type_name -> keysvc.v1.Key
-	26, // 12: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
-	28, // 13: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
-	26, // 14: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
-	29, // 15: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
-	25, // 16: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	26, // 17: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
-	26, // 18: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
-	26, // 19: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
+	27, // 10: keysvc.v1.Notice.due_time:type_name -> google.protobuf.Timestamp
+	28, // 11: keysvc.v1.Notice.key:type_name -> keysvc.v1.Key
+	28, // 12: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
+	30, // 13: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
+	28, // 14: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
+	31, // 15: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
+	27, // 16: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	28, // 17: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
+	28, // 18: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
+	28, // 19: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
 	20, // 20: keysvc.v1.ImportKeysRequest.keys:type_name -> keysvc.v1.KeyImport
-	25, // 21: keysvc.v1.KeyImport.expire_time:type_name -> google.protobuf.Timestamp
-	24, // 22: keysvc.v1.KeyImport.labels:type_name -> keysvc.v1.KeyImport.LabelsEntry
-	25, // 23: keysvc.v1.KeyImport.create_time:type_name -> google.protobuf.Timestamp
+	27, // 21: keysvc.v1.KeyImport.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 22: keysvc.v1.KeyImport.labels:type_name -> keysvc.v1.KeyImport.LabelsEntry
+	27, // 23: keysvc.v1.KeyImport.create_time:type_name -> google.protobuf.Timestamp
 	22, // 24: keysvc.v1.ImportKeysResponse.results:type_name -> keysvc.v1.KeyImportResult
-	30, // 25: keysvc.v1.KeyImportResult.error:type_name -> keysvc.v1.ValidationError
+	32, // 25: keysvc.v1.KeyImportResult.error:type_name -> keysvc.v1.ValidationError
 	0,  // 26: keysvc.v1.KeyService.CreateKey:input_type -> keysvc.v1.CreateKeyRequest
 	2,  // 27: keysvc.v1.KeyService.GetKey:input_type -> keysvc.v1.GetKeyRequest
 	4,  // 28: keysvc.v1.KeyService.ListKeys:input_type -> keysvc.v1.ListKeysRequest
@@ -2172,18 +2324,20 @@ var file_keysvc_v1_key_service_proto_depIdxs = []int32{
 	15, // 33: keysvc.v1.KeyService.RevokeKey:input_type -> keysvc.v1.RevokeKeyRequest
 	17, // 34: keysvc.v1.KeyService.RevokeToken:input_type -> keysvc.v1.RevokeTokenRequest
 	19, // 35: keysvc.v1.KeyService.ImportKeys:input_type -> keysvc.v1.ImportKeysRequest
-	1,  // 36: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
-	3,  // 37: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
-	5,  // 38: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
-	7,  // 39: keysvc.v1.KeyService.ListNotices:output_type -> keysvc.v1.ListNoticesResponse
-	10, // 40: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
-	12, // 41: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
-	14, // 42: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
-	16, // 43: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
-	18, // 44: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
-	21, // 45: keysvc.v1.KeyService.ImportKeys:output_type -> keysvc.v1.ImportKeysResponse
-	36, // [36:46] is the sub-list for method output_type
-	26, // [26:36] is the sub-list for method input_type
+	23, // 36: keysvc.v1.KeyService.ReleaseKeys:input_type -> keysvc.v1.ReleaseKeysRequest
+	1,  // 37: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
+	3,  // 38: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
+	5,  // 39: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
+	7,  // 40: keysvc.v1.KeyService.ListNotices:output_type -> keysvc.v1.ListNoticesResponse
+	10, // 41: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
+	12, // 42: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
+	14, // 43: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
+	16, // 44: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
+	18, // 45: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
+	21, // 46: keysvc.v1.KeyService.ImportKeys:output_type -> keysvc.v1.ImportKeysResponse
+	24, // 47: keysvc.v1.KeyService.ReleaseKeys:output_type -> keysvc.v1.ReleaseKeysResponse
+	37, // [37:48] is the sub-list for method output_type
+	26, // [26:37] is the sub-list for method input_type
 	26, // [26:26] is the sub-list for extension type_name
 	26, // [26:26] is the sub-list for extension extendee
 	0,  // [0:26] is the sub-list for field type_name
@@ -2205,13 +2359,14 @@ func file_keysvc_v1_key_service_proto_init() {
 	file_keysvc_v1_key_service_proto_msgTypes[15].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[17].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[19].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_key_service_proto_rawDesc), len(file_keysvc_v1_key_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   25,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

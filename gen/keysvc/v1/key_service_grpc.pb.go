@@ -29,6 +29,7 @@ const (
 	KeyService_RevokeKey_FullMethodName      = "/keysvc.v1.KeyService/RevokeKey"
 	KeyService_RevokeToken_FullMethodName    = "/keysvc.v1.KeyService/RevokeToken"
 	KeyService_ImportKeys_FullMethodName     = "/keysvc.v1.KeyService/ImportKeys"
+	KeyService_ReleaseKeys_FullMethodName    = "/keysvc.v1.KeyService/ReleaseKeys"
 )
 
 // KeyServiceClient is the client API for KeyService service.
@@ -128,6 +129,15 @@ type KeyServiceClient interface {
 	// single keys are those of CreateKey, and ALREADY_EXISTS if another key has the hash (reason
 	// TOKEN_KNOWN), of whatever workspace.
 	ImportKeys(ctx context.Context, in *ImportKeysRequest, opts ...grpc.CallOption) (*ImportKeysResponse, error)
+	// ReleaseKeys lets held keys of one workspace work again, in one change. A key is held since the
+	// store was restored from a backup, because it may have been revoked or narrowed since. Keys that
+	// are not held stay as they are, and that is no error. If the records of the keys are too large
+	// for one change, only the first keys are released: the answer names them, and the call can be
+	// repeated with the others.
+	//
+	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND if one of the keys is
+	// not in the workspace; the message says which one. Then no key was released.
+	ReleaseKeys(ctx context.Context, in *ReleaseKeysRequest, opts ...grpc.CallOption) (*ReleaseKeysResponse, error)
 }
 
 type keyServiceClient struct {
@@ -238,6 +248,16 @@ func (c *keyServiceClient) ImportKeys(ctx context.Context, in *ImportKeysRequest
 	return out, nil
 }
 
+func (c *keyServiceClient) ReleaseKeys(ctx context.Context, in *ReleaseKeysRequest, opts ...grpc.CallOption) (*ReleaseKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseKeysResponse)
+	err := c.cc.Invoke(ctx, KeyService_ReleaseKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KeyServiceServer is the server API for KeyService service.
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
@@ -335,6 +355,15 @@ type KeyServiceServer interface {
 	// single keys are those of CreateKey, and ALREADY_EXISTS if another key has the hash (reason
 	// TOKEN_KNOWN), of whatever workspace.
 	ImportKeys(context.Context, *ImportKeysRequest) (*ImportKeysResponse, error)
+	// ReleaseKeys lets held keys of one workspace work again, in one change. A key is held since the
+	// store was restored from a backup, because it may have been revoked or narrowed since. Keys that
+	// are not held stay as they are, and that is no error. If the records of the keys are too large
+	// for one change, only the first keys are released: the answer names them, and the call can be
+	// repeated with the others.
+	//
+	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND if one of the keys is
+	// not in the workspace; the message says which one. Then no key was released.
+	ReleaseKeys(context.Context, *ReleaseKeysRequest) (*ReleaseKeysResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }
 
@@ -374,6 +403,9 @@ func (UnimplementedKeyServiceServer) RevokeToken(context.Context, *RevokeTokenRe
 }
 func (UnimplementedKeyServiceServer) ImportKeys(context.Context, *ImportKeysRequest) (*ImportKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ImportKeys not implemented")
+}
+func (UnimplementedKeyServiceServer) ReleaseKeys(context.Context, *ReleaseKeysRequest) (*ReleaseKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseKeys not implemented")
 }
 func (UnimplementedKeyServiceServer) mustEmbedUnimplementedKeyServiceServer() {}
 func (UnimplementedKeyServiceServer) testEmbeddedByValue()                    {}
@@ -576,6 +608,24 @@ func _KeyService_ImportKeys_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_ReleaseKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ReleaseKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ReleaseKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ReleaseKeys(ctx, req.(*ReleaseKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KeyService_ServiceDesc is the grpc.ServiceDesc for KeyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -622,6 +672,10 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ImportKeys",
 			Handler:    _KeyService_ImportKeys_Handler,
+		},
+		{
+			MethodName: "ReleaseKeys",
+			Handler:    _KeyService_ReleaseKeys_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

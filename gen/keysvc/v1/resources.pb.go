@@ -41,6 +41,9 @@ const (
 	StopReason_STOP_REASON_WORKSPACE_REMOVED StopReason = 5
 	// The key's member is suspended. The key works again when the member is active again.
 	StopReason_STOP_REASON_MEMBER_SUSPENDED StopReason = 6
+	// The key is held since the store was restored from a backup. It works again when a person has
+	// released it.
+	StopReason_STOP_REASON_HELD StopReason = 7
 )
 
 // Enum value maps for StopReason.
@@ -53,6 +56,7 @@ var (
 		4: "STOP_REASON_MEMBER_REMOVED",
 		5: "STOP_REASON_WORKSPACE_REMOVED",
 		6: "STOP_REASON_MEMBER_SUSPENDED",
+		7: "STOP_REASON_HELD",
 	}
 	StopReason_value = map[string]int32{
 		"STOP_REASON_UNSPECIFIED":       0,
@@ -62,6 +66,7 @@ var (
 		"STOP_REASON_MEMBER_REMOVED":    4,
 		"STOP_REASON_WORKSPACE_REMOVED": 5,
 		"STOP_REASON_MEMBER_SUSPENDED":  6,
+		"STOP_REASON_HELD":              7,
 	}
 )
 
@@ -93,7 +98,7 @@ func (StopReason) EnumDescriptor() ([]byte, []int) {
 }
 
 // KeyState is whether a key can be used. If several states apply, revoked comes before
-// expired, and expired before suspended.
+// expired, expired before held, and held before suspended.
 type KeyState int32
 
 const (
@@ -107,6 +112,9 @@ const (
 	KeyState_KEY_STATE_EXPIRED KeyState = 3
 	// The key was revoked, or its member or workspace was removed. This is final.
 	KeyState_KEY_STATE_REVOKED KeyState = 4
+	// The store was restored from a backup, and the key may have been revoked or narrowed since that
+	// backup was made. The key works again when a person has released it with ReleaseKeys.
+	KeyState_KEY_STATE_HELD KeyState = 5
 )
 
 // Enum value maps for KeyState.
@@ -117,6 +125,7 @@ var (
 		2: "KEY_STATE_SUSPENDED",
 		3: "KEY_STATE_EXPIRED",
 		4: "KEY_STATE_REVOKED",
+		5: "KEY_STATE_HELD",
 	}
 	KeyState_value = map[string]int32{
 		"KEY_STATE_UNSPECIFIED": 0,
@@ -124,6 +133,7 @@ var (
 		"KEY_STATE_SUSPENDED":   2,
 		"KEY_STATE_EXPIRED":     3,
 		"KEY_STATE_REVOKED":     4,
+		"KEY_STATE_HELD":        5,
 	}
 )
 
@@ -1174,7 +1184,7 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\fPolicyLimits\x125\n" +
 	"\x17live_keys_per_workspace\x18\x01 \x01(\x05R\x14liveKeysPerWorkspace\x12$\n" +
 	"\x0escopes_per_key\x18\x02 \x01(\x05R\fscopesPerKey\x12.\n" +
-	"\x13key_name_characters\x18\x03 \x01(\x05R\x11keyNameCharacters*\xda\x01\n" +
+	"\x13key_name_characters\x18\x03 \x01(\x05R\x11keyNameCharacters*\xf0\x01\n" +
 	"\n" +
 	"StopReason\x12\x1b\n" +
 	"\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -1183,13 +1193,15 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\x13STOP_REASON_EXPIRED\x10\x03\x12\x1e\n" +
 	"\x1aSTOP_REASON_MEMBER_REMOVED\x10\x04\x12!\n" +
 	"\x1dSTOP_REASON_WORKSPACE_REMOVED\x10\x05\x12 \n" +
-	"\x1cSTOP_REASON_MEMBER_SUSPENDED\x10\x06*\x82\x01\n" +
+	"\x1cSTOP_REASON_MEMBER_SUSPENDED\x10\x06\x12\x14\n" +
+	"\x10STOP_REASON_HELD\x10\a*\x96\x01\n" +
 	"\bKeyState\x12\x19\n" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10KEY_STATE_ACTIVE\x10\x01\x12\x17\n" +
 	"\x13KEY_STATE_SUSPENDED\x10\x02\x12\x15\n" +
 	"\x11KEY_STATE_EXPIRED\x10\x03\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x04*z\n" +
+	"\x11KEY_STATE_REVOKED\x10\x04\x12\x12\n" +
+	"\x0eKEY_STATE_HELD\x10\x05*z\n" +
 	"\vMemberState\x12\x1c\n" +
 	"\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MEMBER_STATE_ACTIVE\x10\x01\x12\x1a\n" +

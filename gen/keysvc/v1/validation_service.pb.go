@@ -105,6 +105,9 @@ const (
 	// PERMISSION_DENIED. The key was granted the scope, but the member's role does
 	// not have it now.
 	Reason_REASON_SCOPE_BEYOND_ROLE Reason = 7
+	// UNAUTHENTICATED. The key is held since the store was restored from a backup, because it may
+	// have been revoked or narrowed since. A person can release it.
+	Reason_REASON_KEY_HELD Reason = 8
 )
 
 // Enum value maps for Reason.
@@ -118,6 +121,7 @@ var (
 		5: "REASON_ADDRESS_NOT_ALLOWED",
 		6: "REASON_SCOPE_NOT_GRANTED",
 		7: "REASON_SCOPE_BEYOND_ROLE",
+		8: "REASON_KEY_HELD",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":         0,
@@ -128,6 +132,7 @@ var (
 		"REASON_ADDRESS_NOT_ALLOWED": 5,
 		"REASON_SCOPE_NOT_GRANTED":   6,
 		"REASON_SCOPE_BEYOND_ROLE":   7,
+		"REASON_KEY_HELD":            8,
 	}
 )
 
@@ -968,7 +973,7 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10DECISION_ALLOWED\x10\x01\x12\x1c\n" +
 	"\x18DECISION_UNAUTHENTICATED\x10\x02\x12\x1e\n" +
-	"\x1aDECISION_PERMISSION_DENIED\x10\x03*\xe0\x01\n" +
+	"\x1aDECISION_PERMISSION_DENIED\x10\x03*\xf5\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12REASON_KEY_INVALID\x10\x01\x12\x16\n" +
@@ -977,7 +982,8 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\x16REASON_MEMBER_INACTIVE\x10\x04\x12\x1e\n" +
 	"\x1aREASON_ADDRESS_NOT_ALLOWED\x10\x05\x12\x1c\n" +
 	"\x18REASON_SCOPE_NOT_GRANTED\x10\x06\x12\x1c\n" +
-	"\x18REASON_SCOPE_BEYOND_ROLE\x10\a2\xc1\x01\n" +
+	"\x18REASON_SCOPE_BEYOND_ROLE\x10\a\x12\x13\n" +
+	"\x0fREASON_KEY_HELD\x10\b2\xc1\x01\n" +
 	"\x11ValidationService\x12L\n" +
 	"\vValidateKey\x12\x1d.keysvc.v1.ValidateKeyRequest\x1a\x1e.keysvc.v1.ValidateKeyResponse\x12^\n" +
 	"\x11BatchValidateKeys\x12#.keysvc.v1.BatchValidateKeysRequest\x1a$.keysvc.v1.BatchValidateKeysResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"

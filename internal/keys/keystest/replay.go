@@ -220,12 +220,14 @@ func (r *run) replayField(replayed map[string]fieldsOf, event *storagev1.AuditRe
 // subjectOf returns the record that a field of an event belongs to, and the name of the field there.
 func subjectOf(event *storagev1.AuditRecord, field string) (subject, name string) {
 	switch parts := strings.SplitN(field, ".", 3); {
-	case event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED:
+	case event.GetWorkspaceId() == "":
 		return "policy", field
 	case event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_PURGED && parts[0] == "keys":
 		return "key " + parts[1], parts[2]
 	case event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_PURGED:
 		return "member " + parts[1], "member." + parts[2] // the members of these tests have no dot
+	case parts[0] == "keys": // of a restore, or a release
+		return "key " + parts[1], parts[2]
 	case parts[0] == "member":
 		return "member " + event.GetMemberId(), field
 	case parts[0] == "workspace":

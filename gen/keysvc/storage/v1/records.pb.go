@@ -171,6 +171,11 @@ const (
 	AuditAction_AUDIT_ACTION_UPGRADED AuditAction = 11
 	// Times in the future were set back to what they would have been with a right clock.
 	AuditAction_AUDIT_ACTION_CLOCK_REPAIRED AuditAction = 12
+	// The store was restored from a backup: what was narrowed since was narrowed again, or keys that
+	// may have been narrowed were held.
+	AuditAction_AUDIT_ACTION_RESTORED AuditAction = 13
+	// Held keys were released.
+	AuditAction_AUDIT_ACTION_KEYS_RELEASED AuditAction = 14
 	// Keys were imported from another system.
 	AuditAction_AUDIT_ACTION_KEYS_IMPORTED AuditAction = 15
 )
@@ -191,6 +196,8 @@ var (
 		10: "AUDIT_ACTION_PURGED",
 		11: "AUDIT_ACTION_UPGRADED",
 		12: "AUDIT_ACTION_CLOCK_REPAIRED",
+		13: "AUDIT_ACTION_RESTORED",
+		14: "AUDIT_ACTION_KEYS_RELEASED",
 		15: "AUDIT_ACTION_KEYS_IMPORTED",
 	}
 	AuditAction_value = map[string]int32{
@@ -207,6 +214,8 @@ var (
 		"AUDIT_ACTION_PURGED":            10,
 		"AUDIT_ACTION_UPGRADED":          11,
 		"AUDIT_ACTION_CLOCK_REPAIRED":    12,
+		"AUDIT_ACTION_RESTORED":          13,
+		"AUDIT_ACTION_KEYS_RELEASED":     14,
 		"AUDIT_ACTION_KEYS_IMPORTED":     15,
 	}
 )
@@ -408,6 +417,9 @@ type KeyRecord struct {
 	RevokedBy *ChangedByRecord `protobuf:"bytes,17,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
 	// Whether the key was revoked by its token.
 	Reported bool `protobuf:"varint,18,opt,name=reported,proto3" json:"reported,omitempty"`
+	// When a restore held the key, because it may have been narrowed after the backup. A held key is
+	// refused until a person releases it. Absent if the key is not held.
+	HoldTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=hold_time,json=holdTime,proto3" json:"hold_time,omitempty"`
 	// How the key was imported from another system. Absent if keysvc created it.
 	Imported      *ImportRecord `protobuf:"bytes,20,opt,name=imported,proto3" json:"imported,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -568,6 +580,13 @@ func (x *KeyRecord) GetReported() bool {
 		return x.Reported
 	}
 	return false
+}
+
+func (x *KeyRecord) GetHoldTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HoldTime
+	}
+	return nil
 }
 
 func (x *KeyRecord) GetImported() *ImportRecord {
@@ -1871,7 +1890,9 @@ type HeaderRecord struct {
 	Anchored bool `protobuf:"varint,10,opt,name=anchored,proto3" json:"anchored,omitempty"`
 	// Path of the store's audit sink. Such a store is not served without its sink, which is its
 	// anchor. Empty if it has none.
-	Sink          string `protobuf:"bytes,11,opt,name=sink,proto3" json:"sink,omitempty"`
+	Sink string `protobuf:"bytes,11,opt,name=sink,proto3" json:"sink,omitempty"`
+	// The backup that the store was restored from. Absent if it never was.
+	Restored      *RestoredRecord `protobuf:"bytes,12,opt,name=restored,proto3" json:"restored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1941,6 +1962,115 @@ func (x *HeaderRecord) GetSink() string {
 	return ""
 }
 
+func (x *HeaderRecord) GetRestored() *RestoredRecord {
+	if x != nil {
+		return x.Restored
+	}
+	return nil
+}
+
+// RestoredRecord says what a store was restored from. If its next start goes on with the audit sink
+// that the restore has read, that sink gets an anchor's line for the new epoch.
+type RestoredRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the store was restored.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// The epoch of the backup.
+	Epoch string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The revision of the backup. The changes after it are those of the restore, and later ones.
+	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Hash of the backup's newest event, 32 bytes.
+	Hash []byte `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The position of the newest line of the audit sink that was read. The epoch is empty if no sink
+	// was read.
+	SinkEpoch string `protobuf:"bytes,5,opt,name=sink_epoch,json=sinkEpoch,proto3" json:"sink_epoch,omitempty"`
+	// See sink_epoch.
+	SinkRevision int64 `protobuf:"varint,6,opt,name=sink_revision,json=sinkRevision,proto3" json:"sink_revision,omitempty"`
+	// See sink_epoch; 32 bytes.
+	SinkHash      []byte `protobuf:"bytes,7,opt,name=sink_hash,json=sinkHash,proto3" json:"sink_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoredRecord) Reset() {
+	*x = RestoredRecord{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoredRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoredRecord) ProtoMessage() {}
+
+func (x *RestoredRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoredRecord.ProtoReflect.Descriptor instead.
+func (*RestoredRecord) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RestoredRecord) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *RestoredRecord) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *RestoredRecord) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RestoredRecord) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *RestoredRecord) GetSinkEpoch() string {
+	if x != nil {
+		return x.SinkEpoch
+	}
+	return ""
+}
+
+func (x *RestoredRecord) GetSinkRevision() int64 {
+	if x != nil {
+		return x.SinkRevision
+	}
+	return 0
+}
+
+func (x *RestoredRecord) GetSinkHash() []byte {
+	if x != nil {
+		return x.SinkHash
+	}
+	return nil
+}
+
 // PositionRecord is the position of a store. It is stored with every commit.
 type PositionRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1954,7 +2084,7 @@ type PositionRecord struct {
 
 func (x *PositionRecord) Reset() {
 	*x = PositionRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2096,7 @@ func (x *PositionRecord) String() string {
 func (*PositionRecord) ProtoMessage() {}
 
 func (x *PositionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2109,7 @@ func (x *PositionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PositionRecord.ProtoReflect.Descriptor instead.
 func (*PositionRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PositionRecord) GetRevision() int64 {
@@ -2000,7 +2130,7 @@ var File_keysvc_storage_v1_records_proto protoreflect.FileDescriptor
 
 const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\a\n" +
+	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\a\n" +
 	"\tKeyRecord\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1b\n" +
@@ -2025,7 +2155,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"created_by\x18\x10 \x01(\v2\".keysvc.storage.v1.ChangedByRecordR\tcreatedBy\x12A\n" +
 	"\n" +
 	"revoked_by\x18\x11 \x01(\v2\".keysvc.storage.v1.ChangedByRecordR\trevokedBy\x12\x1a\n" +
-	"\breported\x18\x12 \x01(\bR\breported\x12;\n" +
+	"\breported\x18\x12 \x01(\bR\breported\x127\n" +
+	"\thold_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bholdTime\x12;\n" +
 	"\bimported\x18\x14 \x01(\v2\x1f.keysvc.storage.v1.ImportRecordR\bimported\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -2148,7 +2279,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x06key_id\x18\r \x01(\tR\x05keyId\x12\x1b\n" +
 	"\tmember_id\x18\x0e \x01(\tR\bmemberId\x12\x12\n" +
 	"\x04code\x18\x0f \x01(\tR\x04code\x12\x16\n" +
-	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xa9\x01\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xe8\x01\n" +
 	"\fHeaderRecord\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\x05R\x06schema\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12;\n" +
@@ -2156,7 +2287,17 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"createTime\x12\x1a\n" +
 	"\banchored\x18\n" +
 	" \x01(\bR\banchored\x12\x12\n" +
-	"\x04sink\x18\v \x01(\tR\x04sink\"\\\n" +
+	"\x04sink\x18\v \x01(\tR\x04sink\x12=\n" +
+	"\brestored\x18\f \x01(\v2!.keysvc.storage.v1.RestoredRecordR\brestored\"\xe7\x01\n" +
+	"\x0eRestoredRecord\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\fR\x04hash\x12\x1d\n" +
+	"\n" +
+	"sink_epoch\x18\x05 \x01(\tR\tsinkEpoch\x12#\n" +
+	"\rsink_revision\x18\x06 \x01(\x03R\fsinkRevision\x12\x1b\n" +
+	"\tsink_hash\x18\a \x01(\fR\bsinkHash\"\\\n" +
 	"\x0ePositionRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time*\x9c\x01\n" +
@@ -2171,7 +2312,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x12RECORD_KIND_POLICY\x10\x01\x12\x19\n" +
 	"\x15RECORD_KIND_WORKSPACE\x10\x02\x12\x16\n" +
 	"\x12RECORD_KIND_MEMBER\x10\x03\x12\x13\n" +
-	"\x0fRECORD_KIND_KEY\x10\x04*\xbf\x03\n" +
+	"\x0fRECORD_KIND_KEY\x10\x04*\xfa\x03\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -2186,7 +2327,9 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x13AUDIT_ACTION_PURGED\x10\n" +
 	"\x12\x19\n" +
 	"\x15AUDIT_ACTION_UPGRADED\x10\v\x12\x1f\n" +
-	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x1e\n" +
+	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x19\n" +
+	"\x15AUDIT_ACTION_RESTORED\x10\r\x12\x1e\n" +
+	"\x1aAUDIT_ACTION_KEYS_RELEASED\x10\x0e\x12\x1e\n" +
 	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f*\x92\x01\n" +
 	"\bFeedKind\x12\x19\n" +
 	"\x15FEED_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
@@ -2215,7 +2358,7 @@ func file_keysvc_storage_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(MemberRecordState)(0),        // 0: keysvc.storage.v1.MemberRecordState
 	(RecordKind)(0),               // 1: keysvc.storage.v1.RecordKind
@@ -2237,50 +2380,54 @@ var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(*FeedRecord)(nil),            // 17: keysvc.storage.v1.FeedRecord
 	(*RefusalRecord)(nil),         // 18: keysvc.storage.v1.RefusalRecord
 	(*HeaderRecord)(nil),          // 19: keysvc.storage.v1.HeaderRecord
-	(*PositionRecord)(nil),        // 20: keysvc.storage.v1.PositionRecord
-	nil,                           // 21: keysvc.storage.v1.KeyRecord.LabelsEntry
-	nil,                           // 22: keysvc.storage.v1.AuditRecord.DetailsEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*RestoredRecord)(nil),        // 20: keysvc.storage.v1.RestoredRecord
+	(*PositionRecord)(nil),        // 21: keysvc.storage.v1.PositionRecord
+	nil,                           // 22: keysvc.storage.v1.KeyRecord.LabelsEntry
+	nil,                           // 23: keysvc.storage.v1.AuditRecord.DetailsEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_keysvc_storage_v1_records_proto_depIdxs = []int32{
-	21, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
-	23, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
-	23, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
+	22, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
+	24, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
+	24, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
 	8,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
 	7,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
 	7,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	6,  // 6: keysvc.storage.v1.KeyRecord.imported:type_name -> keysvc.storage.v1.ImportRecord
-	23, // 7: keysvc.storage.v1.ImportRecord.import_time:type_name -> google.protobuf.Timestamp
-	23, // 8: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
-	23, // 9: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
-	23, // 10: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
-	0,  // 11: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
-	23, // 12: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
-	23, // 13: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
-	23, // 14: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
-	10, // 15: keysvc.storage.v1.MemberRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
-	23, // 16: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
-	23, // 17: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
-	23, // 18: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
-	10, // 19: keysvc.storage.v1.WorkspaceRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
-	23, // 20: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
-	23, // 21: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	2,  // 22: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
-	22, // 23: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
-	16, // 24: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
-	15, // 25: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
-	1,  // 26: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
-	3,  // 27: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
-	23, // 28: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
-	23, // 29: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
-	4,  // 30: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
-	23, // 31: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
-	23, // 32: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	24, // 6: keysvc.storage.v1.KeyRecord.hold_time:type_name -> google.protobuf.Timestamp
+	6,  // 7: keysvc.storage.v1.KeyRecord.imported:type_name -> keysvc.storage.v1.ImportRecord
+	24, // 8: keysvc.storage.v1.ImportRecord.import_time:type_name -> google.protobuf.Timestamp
+	24, // 9: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
+	24, // 10: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
+	24, // 11: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
+	0,  // 12: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
+	24, // 13: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
+	24, // 14: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
+	24, // 15: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
+	10, // 16: keysvc.storage.v1.MemberRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
+	24, // 17: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
+	24, // 18: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
+	24, // 19: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
+	10, // 20: keysvc.storage.v1.WorkspaceRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
+	24, // 21: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
+	24, // 22: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	2,  // 23: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
+	23, // 24: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
+	16, // 25: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
+	15, // 26: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
+	1,  // 27: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
+	3,  // 28: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
+	24, // 29: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
+	24, // 30: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
+	4,  // 31: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
+	24, // 32: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
+	20, // 33: keysvc.storage.v1.HeaderRecord.restored:type_name -> keysvc.storage.v1.RestoredRecord
+	24, // 34: keysvc.storage.v1.RestoredRecord.time:type_name -> google.protobuf.Timestamp
+	24, // 35: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_storage_v1_records_proto_init() }
@@ -2294,7 +2441,7 @@ func file_keysvc_storage_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_storage_v1_records_proto_rawDesc), len(file_keysvc_storage_v1_records_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
