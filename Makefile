@@ -209,12 +209,13 @@ vulnerabilities:
 		echo "NOT CHECKED: the database of vulnerabilities cannot be reached from here"; \
 	else echo "$$output"; exit "$$status"; fi
 
-# Makes what a release consists of, in the folder DIST: archives with binary, manual, completions and
-# units of systemd, bills of materials, an image for containers, and checksums. tools/release is a
+# Makes what a release consists of, in the folder DIST: archives with binary, documentation, manual,
+# completions, alert rules and units of systemd, bills of materials, an image for containers, and checksums. tools/release is a
 # module of its own, because it brings the libraries for images.
 VERSION ?= $(shell git describe --tags --always --dirty)
 DIST    ?= dist
 packages:
+	go -C tools/release test .
 	go -C tools/release run . -source "$(CURDIR)" -output "$(abspath $(DIST))" -version "$(VERSION)" \
 		-commit "$$(git rev-parse HEAD)" -time "$$(git log -1 --format=%ct)"
 
