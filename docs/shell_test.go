@@ -10,7 +10,9 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -23,8 +25,8 @@ type session struct {
 	needs string
 	// setup are commands before those of the page.
 	setup string
-	// only are the headings whose sections are run; all, if empty.
-	only []string
+	// only are the sections that are run, by their headings; all, if empty. Those of except are not run.
+	only, except []string
 	// fails are commands that end with another status than 0, as the page says.
 	fails []string
 	// prints are lines of the output, in their order: those that match one of printing.
@@ -66,10 +68,29 @@ var sessions = []session{
 	},
 	{
 		page: "docs/across-machines.md", needs: "openssl",
-		setup: `export KEYSVC_TLS_SERVER_NAME=keysvc.internal.example
-			install -d "$ROOT/var/lib/keysvc" "$ROOT/var/log/keysvc"
-			keysvc serve --init --data "$ROOT/var/lib/keysvc" --audit-sink "$ROOT/var/log/keysvc/audit.jsonl"`,
+		setup:    `export KEYSVC_TLS_SERVER_NAME=keysvc.internal.example` + installed,
 		printing: `^ALLOWED`, prints: []string{"ALLOWED"},
+	},
+	{
+		page: "docs/callers.md",
+		setup: `export KEYSVC_TLS_SERVER_NAME=localhost
+			keysvc certs dev dev-certs >/dev/null`,
+	},
+	{page: "docs/tls.md"},
+	{page: "docs/metrics.md", needs: "curl", setup: `keysvc serve --init`, printing: `^keysvc_serving \d`, prints: []string{"keysvc_serving 1"}},
+	{
+		page: "docs/security.md",
+		setup: `keysvc serve --init
+			keysvc member put ann --workspace acme --role manager >/dev/null
+			keysvc key create --workspace acme --member ann --name leaked --scope emails:read >leaked.txt`,
+	},
+	{
+		page: "docs/clients.md",
+		setup: `export KEYSVC_TLS_SERVER_NAME=localhost
+			keysvc certs dev dev >/dev/null
+			keysvc serve --init --config dev/keysvc.yaml --listen "$IP:7480"
+			keysvc context set staging --addr "$IP:7480" --tls-ca dev/ca.crt --tls-cert dev/admin.crt --tls-key dev/admin.key
+			cp dev/ca.crt ca.pem; cp dev/admin.crt me.pem; cp dev/admin.key me-key.pem`,
 	},
 	{
 		page: "docs/operations.md",
@@ -80,15 +101,34 @@ var sessions = []session{
 			keysvc serve --init --data before --audit-sink "$ROOT/srv/keysvc-lines/audit.jsonl"
 			keysvc member put ann --workspace acme --role manager >/dev/null
 			keysvc backup backup.db >/dev/null`,
-		fails: []string{"backup --file"},
+		except: []string{"Rotation", "Restoring"}, // with other servers, below
+		fails:  []string{"backup --file"},
 	},
 	{
-		page: "docs/upgrade.md",
-		setup: `mkdir new; ln -s "$ROOT/bin/keysvc" new/keysvc
-			cp "$REPOSITORY/deploy/systemd/keysvc.yaml" "$ROOT/etc/keysvc"; install -d "$ROOT/var/lib/keysvc" "$ROOT/var/log/keysvc"
-			keysvc serve --init --listen "unix://$ROOT/s" --data "$ROOT/var/lib/keysvc" --audit-sink "$ROOT/var/log/keysvc/audit.jsonl"`,
+		page: "docs/operations.md", only: []string{"Rotation"},
+		setup: installed,
+	},
+	{
+		page: "docs/operations.md", only: []string{"Restoring"},
+		setup: `mkdir "$ROOT/log"
+			keysvc serve --init --data lost --audit-sink "$ROOT/log/audit.jsonl"
+			new_key >/dev/null
+			keysvc backup "$ROOT/backup/keysvc-2027-03-01.db" >/dev/null
+			keysvc key revoke "$(new_key)" --yes
+			stop`,
+	},
+	{
+		page:  "docs/upgrade.md",
+		setup: `mkdir new; ln -s "$ROOT/bin/keysvc" new/keysvc` + installed,
 	},
 }
+
+// installed is what docs/install.md leads to: settings, a store with a sink, and a server.
+const installed = `
+	cp "$REPOSITORY/deploy/systemd/keysvc.yaml" "$ROOT/etc/keysvc"
+	install -d -m 0700 "$ROOT/var/lib/keysvc" "$ROOT/var/log/keysvc"
+	keysvc serve --init --config "$ROOT/etc/keysvc/keysvc.yaml"
+	keysvc member put ann --workspace acme --role manager >/dev/null`
 
 var (
 	shellBlock = regexp.MustCompile("^ *```sh(?:$| )")
@@ -110,7 +150,7 @@ func TestCommandsOfPagesWork(t *testing.T) {
 		t.Fatalf("%v: %v\n%s", build, err, output)
 	}
 	for _, each := range sessions {
-		t.Run(each.page, func(t *testing.T) {
+		t.Run(strings.Join(append([]string{each.page}, each.only...), "#"), func(t *testing.T) {
 			t.Parallel()
 			runPage(t, each, binary)
 		})
@@ -132,13 +172,21 @@ func runPage(t *testing.T, s session, binary string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(sandbox) })
+	t.Cleanup(func() {
+		// A server is left only if the shell was killed.
+		if number, err := os.ReadFile(filepath.Join(sandbox, "pid")); err == nil {
+			if pid, err := strconv.Atoi(strings.TrimSpace(string(number))); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		_ = os.RemoveAll(sandbox)
+	})
 	// Ports are those of the page, so the address is one that nobody else has.
 	address := fmt.Sprintf("127.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 1+rand.IntN(254)) //nolint:gosec // G404: no secret
 	work := filepath.Join(sandbox, "work")
 	for name, content := range map[string]string{
 		"bin/keysvc": keysvcInShell, "preamble": preamble + s.setup + "\n",
-		"page": moved(script(string(text), s.only), sandbox, address),
+		"page": moved(script(string(text), s.only, s.except), sandbox, address),
 	} {
 		path := filepath.Join(sandbox, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
@@ -156,7 +204,9 @@ func runPage(t *testing.T, s session, binary string) {
 	shell := exec.CommandContext(ctx, "bash", "-c", `. "$ROOT/preamble"; . "$ROOT/page"; stop`)
 	shell.Dir = work
 	shell.Env = append(
-		slices.DeleteFunc(os.Environ(), func(variable string) bool { return strings.HasPrefix(variable, "KEYSVC_") }),
+		slices.DeleteFunc(os.Environ(), func(variable string) bool {
+			return strings.HasPrefix(variable, "KEYSVC_") || strings.HasPrefix(variable, "XDG_")
+		}),
 		"ROOT="+sandbox, "IP="+address, "BINARY="+binary, "HOME="+filepath.Join(sandbox, "home"), "REPOSITORY="+absolute(t, root),
 		"PATH="+filepath.Join(sandbox, "bin")+":"+os.Getenv("PATH"),
 	)
@@ -196,31 +246,32 @@ func runPage(t *testing.T, s session, binary string) {
 }
 
 // script returns the commands of a page, each on the line on which it is in the page.
-func script(text string, only []string) string {
-	var lines []string
-	running, fenced, wanted := false, false, len(only) == 0
+func script(text string, only, except []string) string {
+	var lines, titles []string // titles has the headings that a line is under
+	running, fenced := false, false
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n")
-		switch {
-		case fence.MatchString(line) && !fenced:
-			fenced, running = true, wanted && strings.TrimSpace(line) == "```sh"
-			line = ""
+		command := ""
+		switch title := heading.FindStringSubmatch(line); {
 		case fence.MatchString(line):
-			fenced, running = false, false
-			line = ""
-		case !fenced && strings.HasPrefix(line, "## ") && len(only) > 0:
-			wanted = slices.Contains(only, strings.TrimPrefix(line, "## "))
+			fenced = !fenced
+			under := func(title string) bool { return slices.Contains(titles, title) }
+			wanted := (len(only) == 0 || slices.ContainsFunc(only, under)) && !slices.ContainsFunc(except, under)
+			running = fenced && wanted && strings.TrimSpace(line) == "```sh"
+		case running:
+			command = line
+		case title != nil && !fenced:
+			level := strings.Index(line, " ")
+			titles = append(titles, make([]string, level)...)[:level]
+			titles[level-1] = title[1]
 		}
-		if !running {
-			line = ""
-		}
-		lines = append(lines, line)
+		lines = append(lines, command)
 	}
 	return strings.Join(lines, "\n") + "\n:\n" // the page as a whole does not fail
 }
 
 var (
-	systemPath = regexp.MustCompile(`(unix://|^|[\s=:"'(<>])/(var|etc|usr|run|backup|srv)/`)
+	systemPath = regexp.MustCompile(`(unix://|^|[\s=:"'(<>])/(var|etc|usr|run|backup|srv|log)/`)
 	anyAddress = regexp.MustCompile(`127\.0\.0\.1|0\.0\.0\.0|keysvc\.(?:internal\.example|example\.com)(:\d)`)
 	keyID      = regexp.MustCompile(`\bKEY_ID\b`)
 )
@@ -237,23 +288,30 @@ func moved(commands, folder, address string) string {
 	return strings.Join(lines, "")
 }
 
-// TestBlocksAreRunOrSayWhyNot looks at the pages of sessions: a block of commands that is not run gives its
-// reason, and the reason is all that its first line has.
+// TestBlocksAreRunOrSayWhyNot looks at the README and at the pages of docs: a block of commands is on a page that is
+// run, or gives its reason, and the reason is all that its first line has.
 func TestBlocksAreRunOrSayWhyNot(t *testing.T) {
 	r := checkout(t)
 	blocks := 0
-	for _, each := range sessions {
-		for i, line := range strings.Split(r.read(each.page), "\n") {
-			if !shellBlock.MatchString(line) {
+	for name := range r.files {
+		if name != "README.md" && (!strings.HasPrefix(name, "docs/") || !strings.HasSuffix(name, ".md")) {
+			continue
+		}
+		pasted := slices.ContainsFunc(sessions, func(s session) bool { return s.page == name })
+		for i, line := range strings.Split(r.read(name), "\n") {
+			switch {
+			case !shellBlock.MatchString(line):
 				continue
+			case reasonOf.MatchString(line):
+			case strings.TrimSpace(line) != "```sh":
+				t.Errorf("%s:%d: %q: write ```sh, or ```sh not run: and why", name, i+1, line)
+			case !pasted:
+				t.Errorf("%s:%d: the page is none of sessions: add it there, or write ```sh not run: and why", name, i+1)
 			}
 			blocks++
-			if strings.TrimSpace(line) != "```sh" && !reasonOf.MatchString(line) {
-				t.Errorf("%s:%d: %q: write ```sh, or ```sh not run: and why", each.page, i+1, line)
-			}
 		}
 	}
-	if blocks < 20 {
+	if blocks < 40 {
 		t.Errorf("%d blocks were found; the test looks for another form", blocks)
 	}
 }
@@ -387,7 +445,7 @@ case "$1 $2" in
 	done
 	exit 1
 	;;
-"key revoke" | "key rotate" | "member remove" | "workspace remove" | "policy apply" | "anchor accept" | "member sync")
+"key revoke" | "key rotate" | "key release" | "member remove" | "workspace remove" | "policy apply" | "anchor accept" | "member sync")
 	[[ " $* " == *" --yes "* || " $* " == *" --dry-run "* ]] || set -- "$@" --yes
 	;;
 esac
