@@ -210,12 +210,13 @@ vulnerabilities:
 		echo "NOT CHECKED: the database of vulnerabilities cannot be reached from here"; \
 	else echo "$$output"; exit "$$status"; fi
 
-# Makes what a release consists of, in the folder DIST: archives with binary, manual, completions and
-# units of systemd, bills of materials, an image for containers, and checksums. tools/release is a
+# Makes what a release consists of, in the folder DIST: archives with binary, documentation, manual,
+# completions, alert rules and units of systemd, bills of materials, an image for containers, and checksums. tools/release is a
 # module of its own, because it brings the libraries for images.
 VERSION ?= $(shell git describe --tags --always --dirty)
 DIST    ?= dist
 packages:
+	go -C tools/release test .
 	go -C tools/release run . -source "$(CURDIR)" -output "$(abspath $(DIST))" -version "$(VERSION)" \
 		-commit "$$(git rev-parse HEAD)" -time "$$(git log -1 --format=%ct)"
 
@@ -257,9 +258,13 @@ generate:
 	page=$$(go run ./cmd/keysvc config page); printf '%s\n' "$$page" >docs/settings.md
 	page=$$(go run ./cmd/keysvc context page); printf '%s\n' "$$page" >docs/client-settings.md
 	go run ./internal/metrics/pages
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; $(API_SET); go run ./internal/apipage "$$tmp/api.binpb" >"$$tmp/api.md"; cp "$$tmp/api.md" docs/api.md
 
-# Checks that gen/ is what the proto files give, and docs/settings.md what the table of settings
-# gives. Generates into another folder and compares, so that the result does not depend on what is
+# The proto files with their comments, from which docs/api.md is made.
+API_SET := $(TOOL) buf build proto --as-file-descriptor-set -o "$$tmp/api.binpb"
+
+# Checks that gen/ and docs/api.md are what the proto files give, and docs/settings.md what the table of
+# settings gives. Generates into another folder and compares, so that the result does not depend on what is
 # committed, and the tree stays as it was.
 fresh:
 	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
@@ -267,6 +272,7 @@ fresh:
 	$(TOOL) buf generate -o "$$tmp" --template $(EXAMPLE)/buf.gen.yaml; \
 	diff -r gen "$$tmp/gen"; \
 	diff -r $(EXAMPLE)/gen "$$tmp/$(EXAMPLE)/gen"; \
+	$(API_SET); go run ./internal/apipage "$$tmp/api.binpb" | diff docs/api.md -; \
 	go run ./cmd/keysvc config page | diff docs/settings.md -
 	go run ./cmd/keysvc context page | diff docs/client-settings.md -
 

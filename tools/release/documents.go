@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,15 +15,23 @@ import (
 	"github.com/scribe-mail/keysvc/internal/cli"
 )
 
-// documents returns what every archive has beside the binary: texts, the manual, completions.
+// documents returns what every archive has beside the binary: texts, the documentation, rules and dashboard
+// for metrics, the manifests of Kubernetes, the manual, completions.
 func (r *release) documents() ([]file, error) {
 	var files []file
-	for _, name := range []string{"README.md", "CHANGELOG.md", "LICENSE"} {
+	for _, name := range []string{"README.md", "CHANGELOG.md", "LICENSE", "SECURITY.md"} {
 		content, err := os.ReadFile(filepath.Join(r.source, name))
 		if err != nil {
 			return nil, err
 		}
 		files = append(files, file{name: name, content: content})
+	}
+	for _, folder := range []string{"docs", "deploy/prometheus", "deploy/grafana", "deploy/kubernetes", "proto/keysvc/v1"} {
+		within, err := r.folder(folder, folder)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, slices.DeleteFunc(within, func(each file) bool { return strings.HasSuffix(each.name, ".go") })...)
 	}
 	root := cli.Root()
 	root.DisableAutoGenTag = true
@@ -74,14 +84,21 @@ func completions(root *cobra.Command) ([]file, error) {
 }
 
 // units returns the files for systemd.
-func (r *release) units() (files []file, err error) {
-	folder := filepath.Join(r.source, "deploy", "systemd")
-	err = filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+func (r *release) units() ([]file, error) { return r.folder("deploy/systemd", "systemd") }
+
+// folder returns the files of a folder of the sources, with its folders, under another name.
+func (r *release) folder(source, name string) (files []file, err error) {
+	root := filepath.Join(r.source, filepath.FromSlash(source))
+	err = filepath.WalkDir(root, func(found string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
-		content, err := os.ReadFile(path)
-		files = append(files, file{name: "systemd/" + entry.Name(), content: content})
+		within, err := filepath.Rel(root, found)
+		if err != nil {
+			return err
+		}
+		content, err := os.ReadFile(found)
+		files = append(files, file{name: path.Join(name, filepath.ToSlash(within)), content: content})
 		return err
 	})
 	return files, err
