@@ -106,6 +106,7 @@ var methods = map[string]Method{
 	keysvcv1.AuditService_ExplainKey_FullMethodName:      {access.Audit, Read},
 
 	keysvcv1.BackupService_Backup_FullMethodName: {access.Administer, Backup},
+	keysvcv1.DebugService_Profile_FullMethodName: {access.Administer, Inspection},
 
 	keysvcv1.SyncService_Sync_FullMethodName: {access.Validate, Session},
 	// A caller that may change something, by whichever right, may wait for it.

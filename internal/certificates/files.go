@@ -59,11 +59,23 @@ type material struct {
 	// pools has the authorities by the name of their file.
 	pools map[string]pool
 	trust *Trust
+	// authorities are those of trust.
+	authorities []Authorities
+}
+
+// Authorities are those that certificates of clients are verified with.
+type Authorities struct {
+	// TrustDomain is the SPIFFE trust domain; empty for those of clients without a SPIFFE id.
+	TrustDomain string
+	// Start and End are how long the one holds that ends last.
+	Start, End time.Time
 }
 
 type pool struct {
 	sum         checksum
 	authorities *x509.CertPool
+	// last is the authority that ends last.
+	last *x509.Certificate
 }
 
 // checksum is that of the contents of a file, or of two.
@@ -94,6 +106,9 @@ func (f *Files) Own() *tls.Certificate { return f.current.Load().own }
 
 // Trust returns what is trusted.
 func (f *Files) Trust() *Trust { return f.current.Load().trust }
+
+// Authorities returns those that Trust has, by trust domain.
+func (f *Files) Authorities() []Authorities { return f.current.Load().authorities }
 
 // SetPaths names other files. What the old ones said, and the new ones do not name, is no longer
 // trusted from the next Reload on.
@@ -133,7 +148,7 @@ func (p Paths) load(before *material, now time.Time) (*material, []error) {
 			problems = append(problems, err)
 		}
 	}
-	load := func(name string) *x509.CertPool {
+	load := func(name, domain string) *x509.CertPool {
 		loaded, again := next.pools[name]
 		if !again {
 			var err error
@@ -142,13 +157,16 @@ func (p Paths) load(before *material, now time.Time) (*material, []error) {
 			}
 			next.pools[name] = loaded
 		}
+		if loaded.last != nil {
+			next.authorities = append(next.authorities, Authorities{domain, loaded.last.NotBefore, loaded.last.NotAfter})
+		}
 		return loaded.authorities
 	}
 	if p.DNS != "" {
-		next.trust.DNS = load(p.DNS)
+		next.trust.DNS = load(p.DNS, "")
 	}
 	for _, bundle := range p.Bundles {
-		if authorities := load(bundle.File); authorities != nil {
+		if authorities := load(bundle.File, bundle.TrustDomain); authorities != nil {
 			next.trust.Domains[bundle.TrustDomain] = authorities
 		}
 	}
@@ -185,11 +203,11 @@ func (p Paths) loadPool(name string, before pool) (pool, error) {
 	if before.authorities != nil && before.sum == sum {
 		return before, nil
 	}
-	authorities, err := p.parseAuthorities(name, text)
+	authorities, last, err := p.parseAuthorities(name, text)
 	if err != nil {
 		return before, err
 	}
-	return pool{sum, authorities}, nil
+	return pool{sum, authorities, last}, nil
 }
 
 // sumOf covers the lengths too, so that bytes cannot move from one text to the next unseen.
@@ -259,23 +277,27 @@ func CheckOwn(leaf *x509.Certificate, now time.Time) error {
 func stamp(at time.Time) string { return at.UTC().Format(time.RFC3339) }
 
 // parseAuthorities parses the authorities of clients. A certificate that is no authority would be
-// trusted as itself, without a signature of anybody, so the file is refused.
-func (p Paths) parseAuthorities(name string, text []byte) (*x509.CertPool, error) {
+// trusted as itself, without a signature of anybody, so the file is refused. last is the one that ends
+// last.
+func (p Paths) parseAuthorities(name string, text []byte) (pool *x509.CertPool, last *x509.Certificate, err error) {
 	certificates, err := parsePEM(name, text)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	pool := x509.NewCertPool()
+	pool = x509.NewCertPool()
 	for i, certificate := range certificates {
 		switch {
 		case !certificate.BasicConstraintsValid || !certificate.IsCA:
-			return nil, fmt.Errorf("%s: certificate %d is not that of an authority", name, i+1)
+			return nil, nil, fmt.Errorf("%s: certificate %d is not that of an authority", name, i+1)
 		case p.RefuseDevelopment && Development(certificate):
-			return nil, fmt.Errorf("%s: certificate %d: %w", name, i+1, errDevelopment)
+			return nil, nil, fmt.Errorf("%s: certificate %d: %w", name, i+1, errDevelopment)
 		}
 		pool.AddCert(certificate)
+		if last == nil || certificate.NotAfter.After(last.NotAfter) {
+			last = certificate
+		}
 	}
-	return pool, nil
+	return pool, last, nil
 }
 
 // parsePEM returns the certificates of a file, at least one. A file with anything else in PEM, or

@@ -155,6 +155,7 @@ everything else goes to standard error.
 		a.configCommand(),
 		a.backupCommand(),
 		a.restoreCommand(),
+		a.profileCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
 		a.repairClockCommand(),

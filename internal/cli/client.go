@@ -43,6 +43,7 @@ type session struct {
 	sync       keysvcv1.SyncServiceClient
 	callers    keysvcv1.CallerServiceClient
 	backups    keysvcv1.BackupServiceClient
+	debug      keysvcv1.DebugServiceClient
 	statuses   keysvcv1.StatusServiceClient
 	health     grpc_health_v1.HealthClient
 	// timeout is how long one call may take.
@@ -101,6 +102,7 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 		sync:       keysvcv1.NewSyncServiceClient(conn),
 		callers:    keysvcv1.NewCallerServiceClient(conn),
 		backups:    keysvcv1.NewBackupServiceClient(conn),
+		debug:      keysvcv1.NewDebugServiceClient(conn),
 		statuses:   keysvcv1.NewStatusServiceClient(conn),
 		health:     grpc_health_v1.NewHealthClient(conn),
 		timeout:    timeout,

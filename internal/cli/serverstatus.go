@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -156,7 +157,11 @@ func (s *session) statusText(response *keysvcv1.GetStatusResponse) string {
 		field{"Clock", p.clockText(response)},
 	)
 	for _, certificate := range response.GetCertificates() {
-		fields = append(fields, field{"Certificate", "ends " + p.deadline(certificate.GetExpireTime(), "at no time")})
+		name := "Certificate"
+		if certificate.GetUse() == keysvcv1.CertificateUse_CERTIFICATE_USE_CLIENT_AUTHORITY {
+			name = "Authority of " + cmp.Or(certificate.GetTrustDomain(), "others")
+		}
+		fields = append(fields, field{name, "ends " + p.deadline(certificate.GetExpireTime(), "at no time")})
 	}
 	text.WriteString(record(fields...))
 	return text.String()

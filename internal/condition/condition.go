@@ -35,6 +35,8 @@ type Condition struct {
 	Clock Clock
 	// Certificate is the server's own; nil without TLS.
 	Certificate *Certificate
+	// Authorities are those that verify the certificates of clients: of each file, the one that ends last.
+	Authorities []Authority
 	// BackupFailures is how many backups have failed since the newest that was complete.
 	BackupFailures int64
 	// Stopping is set once the stop has begun.
@@ -77,6 +79,27 @@ type Clock struct {
 
 // Certificate is how long a certificate holds.
 type Certificate struct{ Start, End time.Time }
+
+// Authority is an authority of clients.
+type Authority struct {
+	// TrustDomain is the SPIFFE trust domain; empty for clients without a SPIFFE id.
+	TrustDomain string
+	Certificate
+}
+
+// name names the authority in a sentence.
+func (a *Authority) name() string {
+	if a.TrustDomain == "" {
+		return "clients without a SPIFFE id"
+	}
+	return "the trust domain " + a.TrustDomain
+}
+
+// endsSoon returns how much of a certificate's life is left, and reports whether that is little.
+func (c *Certificate) endsSoon(now time.Time) (left time.Duration, soon bool) {
+	left, life := c.End.Sub(now), c.End.Sub(c.Start)
+	return left, left > 0 && left < min(renewal, life/renewalShare)
+}
 
 // Severity is how bad a problem is. The numbers are those of the API.
 type Severity int32

@@ -43,12 +43,18 @@ var broken = map[string]struct {
 	"clock-jumped": {func(c *condition.Condition) {
 		c.Clock = condition.Clock{Jumped: true, WallAhead: 3 * time.Hour, Purges: true}
 	}, "3 hours ahead"},
-	"certificate-ended":     {func(c *condition.Condition) { c.Certificate.End = now }, "has ended"},
-	"sessions-full":         {func(c *condition.Condition) { c.Sessions.Open = 100 }, "All 100"},
-	"store-rolled-back":     {func(c *condition.Condition) { c.Sessions.Ahead = 1 }, "1 near-cache knew"},
-	"disk-nearly-full":      {func(c *condition.Condition) { c.Store.DiskFreeBytes = 511 << 20 }, "511 MiB"},
+	"certificate-ended": {func(c *condition.Condition) { c.Certificate.End = now }, "has ended"},
+	"sessions-full":     {func(c *condition.Condition) { c.Sessions.Open = 100 }, "All 100"},
+	"store-rolled-back": {func(c *condition.Condition) { c.Sessions.Ahead = 1 }, "1 near-cache knew"},
+	"disk-nearly-full":  {func(c *condition.Condition) { c.Store.DiskFreeBytes = 511 << 20 }, "511 MiB"},
+	"backups-failing":   {func(c *condition.Condition) { c.BackupFailures = 2 }, "2 backups failed"},
+	"authority-ended": {func(c *condition.Condition) {
+		c.Authorities = []condition.Authority{{Certificate: condition.Certificate{Start: now.AddDate(-1, 0, 0), End: now.AddDate(1, 0, 0)}}, {TrustDomain: "prod.example", Certificate: condition.Certificate{End: now}}}
+	}, "prod.example has ended"},
+	"authority-ends-soon": {func(c *condition.Condition) {
+		c.Authorities = []condition.Authority{{Certificate: condition.Certificate{Start: now.AddDate(-1, 0, 0), End: now.AddDate(0, 0, 14).Add(-time.Second)}}}
+	}, "in 13 days"},
 	"keys-held":             {func(c *condition.Condition) { c.States = &condition.States{Held: 2} }, "keys are held: 2 keys"},
-	"backups-failing":       {func(c *condition.Condition) { c.BackupFailures = 2 }, "2 backups failed"},
 	"certificate-ends-soon": {func(c *condition.Condition) { c.Certificate.End = now.AddDate(0, 0, 14).Add(-time.Second) }, "in 13 days"},
 	"sessions-nearly-full":  {func(c *condition.Condition) { c.Sessions.Open = 80 }, "80 of 100"},
 	"clock-behind":          {func(c *condition.Condition) { c.Clock.WallAhead = -2 * time.Minute }, "2 minutes behind"},

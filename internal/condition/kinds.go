@@ -67,6 +67,14 @@ var kinds = []kind{
 	{"certificate-ended", Error, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
 		return given(c.Certificate != nil && !c.Now.Before(c.Certificate.End), "The server's certificate has ended: nobody can connect with TLS.")
 	}},
+	{"authority-ended", Error, "Put the authority's successor into the file that the callers file names. The server reads it by itself.", func(c *Condition) string {
+		for index := range c.Authorities {
+			if !c.Now.Before(c.Authorities[index].End) {
+				return fmt.Sprintf("The last authority of %s has ended: their certificates are refused.", c.Authorities[index].name())
+			}
+		}
+		return ""
+	}},
 	{"sessions-full", Error, "Raise max-sessions, or find out which service opens so many.", func(c *Condition) string {
 		return given(c.Sessions.Limit > 0 && c.Sessions.Open >= c.Sessions.Limit, "All %d sessions are taken: further near-caches cannot work.", c.Sessions.Limit)
 	}},
@@ -88,8 +96,16 @@ var kinds = []kind{
 		if c.Certificate == nil {
 			return ""
 		}
-		left, life := c.Certificate.End.Sub(c.Now), c.Certificate.End.Sub(c.Certificate.Start)
-		return given(left > 0 && left < min(renewal, life/renewalShare), "The server's certificate ends in %s.", length(left))
+		left, soon := c.Certificate.endsSoon(c.Now)
+		return given(soon, "The server's certificate ends in %s.", length(left))
+	}},
+	{"authority-ends-soon", Warning, "Add the authority's successor to the file that the callers file names. The server reads it by itself.", func(c *Condition) string {
+		for index := range c.Authorities {
+			if left, soon := c.Authorities[index].endsSoon(c.Now); soon {
+				return fmt.Sprintf("The last authority of %s ends in %s: their certificates are then refused.", c.Authorities[index].name(), length(left))
+			}
+		}
+		return ""
 	}},
 	{"sessions-nearly-full", Warning, "Raise max-sessions before the last one is taken.", func(c *Condition) string {
 		many := c.Sessions.Limit > 0 && c.Sessions.Open < c.Sessions.Limit && c.Sessions.Open*ofSessions >= c.Sessions.Limit*manySessions

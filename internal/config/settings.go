@@ -86,6 +86,10 @@ type Settings struct {
 	// AuditSinkKeepDays is for how many days the files that the sink's file was renamed to are kept
 	// after their last line: 1 to 36500, or 0 for ever.
 	AuditSinkKeepDays int
+	// TraceEndpoint is the URL of the collector that traces are sent to; "" for none. Of TraceOneIn
+	// calls one is traced.
+	TraceEndpoint string
+	TraceOneIn    int
 	// BackupDir is the folder of scheduled backups, which must exist; "" for none.
 	BackupDir string
 	// BackupInterval is the time from one scheduled backup to the next, and BackupKeep how many are

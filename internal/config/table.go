@@ -226,6 +226,19 @@ var table = []Setting{
 		kind:  word(func(s *Settings) *LogFormat { return &s.LogFormat }, LogText, LogJSON),
 	},
 	{
+		Name: "trace-endpoint", Group: groupLog, Empty: "no traces",
+		Usage: "the `URL` of an OpenTelemetry collector that traces are sent to, over OTLP/gRPC",
+		More: "`http://host:port` is plaintext, `https://host:port` is TLS with the certificates of the system. " +
+			"See [traces](operations.md#traces).",
+		kind: text(func(s *Settings) *string { return &s.TraceEndpoint }, checkCollector),
+	},
+	{
+		Name: "trace-one-in", Group: groupLog, Default: "100",
+		Usage: "of how many calls one is traced",
+		More:  "A call whose caller sends a trace context (`traceparent`) is traced if the caller traces it.",
+		kind:  number(func(s *Settings) *int { return &s.TraceOneIn }, 1, 1_000_000_000),
+	},
+	{
 		Name: "max-in-flight", Group: groupLimits, Default: "4096", Reloadable: true,
 		Usage: "how many requests of one kind to work on at a time",
 		More: "Of validations that are answered from memory there may be so many; of changes, reads (validations with details too), and waits for a revision or for caches a quarter each. " +

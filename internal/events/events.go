@@ -93,6 +93,8 @@ type Call struct {
 	Credential string
 	// Peer is the address of the connection, and RequestID the id that audit events have.
 	Peer, RequestID string
+	// TraceID is the id of the trace that the call belongs to; "" if it is not traced.
+	TraceID string
 	// Code is the answer's, as in "NOT_FOUND", and Reason that of the error, as in
 	// "KEY_NOT_FOUND"; "" if it has none. Error is the message of the error.
 	Code, Reason, Error string

@@ -52,6 +52,8 @@ const (
 const (
 	whenStore       = "The store is a file."
 	whenCertificate = "The server has a certificate."
+	whenBackup      = "The server has made a backup since its start."
+	whenProblem     = "Something is wrong."
 )
 
 // List returns every metric, in the order of docs/metrics.md.
@@ -425,7 +427,31 @@ var list = []Metric{
 		Help: "1 while the anchor cannot be written. Then changes are made without it.",
 		read: ofStore(func(r *reading) { r.whether(r.Store.AnchorFailing) }),
 	},
+	{
+		Name: "keysvc_backup_timestamp_seconds", Kind: Gauge, Group: groupStore, When: whenBackup,
+		Help: "When the newest complete backup was made, in seconds since 1970.",
+		read: func(r *reading) {
+			if !r.Backups.Last.IsZero() {
+				r.whole(r.Backups.Last.Unix())
+			}
+		},
+	},
+	{
+		Name: "keysvc_backup_failures", Kind: Gauge, Group: groupStore,
+		Help: "How many backups have failed since the newest complete one.",
+		read: func(r *reading) { r.whole(r.Backups.Failures) },
+	},
 
+	{
+		Name: "keysvc_problem", Kind: Gauge, Labels: []string{"problem", "severity"}, Group: groupProcess, When: whenProblem,
+		Values: "the kind of problem, as in `keysvc status`; error or warning",
+		Help:   "1 for each thing that is wrong now. What is wrong with the store's file and disk has metrics of its own.",
+		read: func(r *reading) {
+			for _, wrong := range r.Problems {
+				r.whole(1, wrong.ID, wrong.Severity)
+			}
+		},
+	},
 	{
 		Name: "keysvc_serving", Kind: Gauge, Group: groupProcess,
 		Help: "1 if health is SERVING.",

@@ -120,10 +120,36 @@ func TestMetricsCountWhatHappens(t *testing.T) {
 	}
 }
 
+// TestBackupsAndProblemsAreServedIfThereAreAny: without a backup or a problem their series are not there.
+func TestBackupsAndProblemsAreServedIfThereAreAny(t *testing.T) {
+	var state metrics.State
+	address := serve(t, newMetrics(func() metrics.State { return state }))
+	_, text := ask(t, http.MethodGet, "http://"+address+metrics.Path)
+	if strings.Contains(text, "\nkeysvc_problem") || strings.Contains(text, "\nkeysvc_backup_timestamp_seconds") {
+		t.Errorf("a problem or a backup is served:\n%s", text)
+	}
+	state = metrics.State{
+		Backups:  metrics.Backups{Last: time.Unix(1_700_000_000, 0), Failures: 3},
+		Problems: []metrics.Problem{{ID: "backups-failing", Severity: "warning"}, {ID: "policy-damaged", Severity: "error"}},
+	}
+	_, text = ask(t, http.MethodGet, "http://"+address+metrics.Path)
+	for _, want := range []string{
+		"keysvc_backup_timestamp_seconds 1.7e+09", "keysvc_backup_failures 3",
+		`keysvc_problem{problem="backups-failing",severity="warning"} 1`, `keysvc_problem{problem="policy-damaged",severity="error"} 1`,
+	} {
+		if !strings.Contains(text, "\n"+want) {
+			t.Errorf("%s is missing", want)
+		}
+	}
+}
+
 // TestPrometheusFindsNoFaultInTheNames lints what is served as promtool does.
 func TestPrometheusFindsNoFaultInTheNames(t *testing.T) {
 	_, text := ask(t, http.MethodGet, "http://"+serve(t, newMetrics(func() metrics.State {
-		return metrics.State{Store: &metrics.Store{}, Certificate: &metrics.Certificate{}}
+		return metrics.State{
+			Store: &metrics.Store{}, Certificate: &metrics.Certificate{},
+			Backups: metrics.Backups{Last: time.Unix(1, 0)}, Problems: []metrics.Problem{{ID: "one", Severity: "error"}},
+		}
 	}))+metrics.Path)
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil {

@@ -41,7 +41,22 @@ type State struct {
 	Store *Store
 	// Certificate is nil if the server has none.
 	Certificate *Certificate
+	// Backups are those that this process made.
+	Backups Backups
+	// Problems are what is wrong now, apart from the store's file and disk.
+	Problems []Problem
 }
+
+// Backups is how backups went since the start.
+type Backups struct {
+	// Last is when the newest complete one was made; zero if there was none. Failures is how many have
+	// failed since.
+	Last     time.Time
+	Failures int64
+}
+
+// Problem is a kind of problem, with its severity: "error" or "warning".
+type Problem struct{ ID, Severity string }
 
 // Keys counts the keys by state. Each key is in one state.
 type Keys struct {

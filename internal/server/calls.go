@@ -24,6 +24,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/metrics"
 	"github.com/scribe-mail/keysvc/internal/service"
+	"github.com/scribe-mail/keysvc/internal/tracing"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
 
@@ -68,6 +69,8 @@ type calls struct {
 	grpc        map[config.Purpose]*grpc.Server
 	// metrics serves the listeners of metrics; nil if the settings have none.
 	metrics *metrics.Endpoint
+	// tracing makes the spans of calls; nil if there are none.
+	tracing *tracing.Tracing
 	// streams bounds the streams of all connections.
 	streams *streamBound
 	// beginStop ends the context that lasts until the stop begins.
@@ -90,7 +93,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	callerService, statusService := service.NewCallers(errors), service.NewStatus(s.condition, errors)
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf, &s.forms.counted)
 	auditService := service.NewAudit(s.keys, errors)
-	backupService := service.NewBackup(s.backups, errors, s.backupRead)
+	backupService, debugService := service.NewBackup(s.backups, errors, s.backupRead), service.NewDebug(errors)
 	c := &calls{
 		log:    s.log,
 		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.config.Judge),
@@ -104,6 +107,10 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		Unary: c.door.unary, Places: c.streams, Status: errors.Status, Refused: c.door.noRoom(), Stopping: stopping,
 		Urgent: s.slots.of(callers.Validation).begun.Load,
 	})
+	c.door.tracing, c.tracing = s.tracing, s.tracing
+	if s.tracing != nil {
+		validations.TraceDecisions(s.tracing.Decided)
+	}
 	if s.metrics != nil {
 		validations.CountDecisions(s.metrics.Decided)
 		sync.CountDecisions(s.metrics.DecidedNear)
@@ -125,6 +132,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 			keysvcv1.RegisterPolicyServiceServer(server, policyService)
 			keysvcv1.RegisterAuditServiceServer(server, auditService)
 			keysvcv1.RegisterBackupServiceServer(server, backupService)
+			keysvcv1.RegisterDebugServiceServer(server, debugService)
 		}
 		if purpose != config.PurposeHealth {
 			keysvcv1.RegisterCallerServiceServer(server, callerService)
@@ -155,6 +163,7 @@ func (c *calls) newServer(settings config.Settings, purpose config.Purpose) *grp
 	}
 	return grpc.NewServer(append(
 		c.gate.Options(), // unary calls come to the door through the gate
+		c.tracing.ServerOption(),
 		grpc.Creds(c.connections.Credentials()),
 		grpc.ChainStreamInterceptor(c.door.stream),
 		grpc.InTapHandle(c.streams.tap),

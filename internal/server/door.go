@@ -16,6 +16,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/service"
+	"github.com/scribe-mail/keysvc/internal/tracing"
 )
 
 // door is the interceptor that every call passes before its handler. It handles
@@ -46,6 +47,8 @@ type door struct {
 	// hooks are called for each call, and subjects finds out what the call was about.
 	hooks    events.Hooks
 	subjects subjects
+	// tracing knows the traces of calls; nil if there are none.
+	tracing *tracing.Tracing
 }
 
 // newDoor returns the door of a server.

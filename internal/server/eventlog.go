@@ -170,7 +170,7 @@ func callAttributes(call events.Call) []slog.Attr {
 	for _, each := range []slog.Attr{
 		slog.String(callerKey, call.Caller), slog.String(actorKey, call.Actor), slog.String(codeKey, call.Code),
 		slog.String("reason", call.Reason), slog.String("error", call.Error),
-		slog.String("service", call.Service), slog.String("peer", call.Peer), slog.String("request_id", call.RequestID),
+		slog.String("service", call.Service), slog.String("peer", call.Peer), slog.String("request_id", call.RequestID), slog.String("trace_id", call.TraceID),
 	} {
 		if each.Value.String() != "" {
 			attributes = append(attributes, each)

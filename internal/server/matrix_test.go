@@ -283,6 +283,11 @@ func backupRows() []row {
 	return []row{{
 		method: keysvcv1.BackupService_Backup_FullMethodName, needs: access.Administer, right: isOK, elsewhere: isNotAllowed, everything: true,
 		request: func(*scene, place) proto.Message { return &keysvcv1.BackupRequest{} },
+	}, {
+		method: keysvcv1.DebugService_Profile_FullMethodName, needs: access.Administer, right: isOK, elsewhere: isNotAllowed, everything: true,
+		request: func(*scene, place) proto.Message {
+			return &keysvcv1.ProfileRequest{Kind: keysvcv1.ProfileKind_PROFILE_KIND_GOROUTINE}
+		},
 	}}
 }
 

@@ -9,6 +9,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/condition"
 	"github.com/scribe-mail/keysvc/internal/decide"
 	"github.com/scribe-mail/keysvc/internal/metrics"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -81,6 +82,15 @@ func (s *Server) metricsState() metrics.State {
 	if reader, has := storage.StatsOf(s.config.Store); has {
 		stats := metrics.Store(reader.Stats())
 		state.Store = &stats
+	}
+	backups := s.backups.State()
+	state.Backups = metrics.Backups{Last: backups.Last.Time, Failures: int64(backups.Failures)}
+	for _, wrong := range s.conditionInMemory().Problems() {
+		severity := "warning"
+		if wrong.Severity == condition.Error {
+			severity = "error"
+		}
+		state.Problems = append(state.Problems, metrics.Problem{ID: wrong.ID, Severity: severity})
 	}
 	if own := s.proofs.Own(); own != nil && own.Leaf != nil {
 		state.Certificate = &metrics.Certificate{NotBefore: own.Leaf.NotBefore, NotAfter: own.Leaf.NotAfter}

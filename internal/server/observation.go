@@ -55,7 +55,7 @@ func (d *door) finished(ctx context.Context, observed *observation, request, res
 	}
 	result := status.Convert(err)
 	call := events.Call{
-		Caller: observed.caller, Credential: observed.credential, RequestID: requestIDOf(ctx),
+		Caller: observed.caller, Credential: observed.credential, RequestID: requestIDOf(ctx), TraceID: d.tracing.IDOf(ctx),
 		Code: codeName(result.Code()), Reason: reasonOf(result), Error: result.Message(),
 		Duration: monotonic().Sub(observed.began), Severity: severityOf(observed.fullMethod, result.Code()),
 	}

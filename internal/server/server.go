@@ -31,8 +31,10 @@ import (
 	"github.com/scribe-mail/keysvc/internal/refusals"
 	"github.com/scribe-mail/keysvc/internal/reload"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/tracing"
 	"github.com/scribe-mail/keysvc/internal/usage"
 	"github.com/scribe-mail/keysvc/internal/validation"
+	"github.com/scribe-mail/keysvc/internal/version"
 )
 
 const (
@@ -106,6 +108,8 @@ type Server struct {
 	// that are not files.
 	look, reprove chan struct{}
 	proofs        *proofs
+	// tracing makes the spans of calls; nil if the settings name no collector.
+	tracing *tracing.Tracing
 	// budget bounds the bytes that calls hold.
 	budget *budget.Budget
 	// listeners are those that the component of the calls serves.
@@ -183,6 +187,7 @@ func New(ctx context.Context, config Config) (*Server, error) {
 // components returns what runs over a store, in the order of the start.
 func (s *Server) components() []component {
 	return []component{
+		{name: "traces", start: s.trace, stop: s.stopTracing},
 		{name: "projection", start: s.load},
 		{name: "clock", start: s.startClock, run: s.watchClock},
 		{name: "feed", start: s.fillFeed},
@@ -200,6 +205,25 @@ func (s *Server) components() []component {
 		{name: "memory", run: s.returnMemory},
 		{name: "half-open calls", run: func(ctx context.Context) error { s.calls.gate.Run(ctx); return nil }},
 	}
+}
+
+// trace makes what sends traces, if the settings name a collector.
+func (s *Server) trace(ctx context.Context) (err error) {
+	if s.config.Settings.TraceEndpoint == "" {
+		return nil
+	}
+	s.tracing, err = tracing.New(ctx, tracing.Config{
+		Endpoint: s.config.Settings.TraceEndpoint, OneIn: s.config.Settings.TraceOneIn, Version: version.Text(), Log: s.log,
+	})
+	return err
+}
+
+// stopTracing sends the last traces.
+func (s *Server) stopTracing(ctx context.Context) error {
+	if err := s.tracing.Stop(ctx); err != nil {
+		s.log.WarnContext(ctx, "the last traces could not be sent", "error", err)
+	}
+	return nil
 }
 
 // load fills the projection with what the store holds.
@@ -250,7 +274,7 @@ func (s *Server) follow(ctx context.Context) error {
 // installPolicy makes the manager of keys, and stores a policy if the store has no policy.
 func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
-		Store: s.config.Store, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
+		Store: s.tracing.Store(s.config.Store), Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
 		TokensRefused: s.config.Settings.Tokens == config.TokensRefused,
 		Random:        s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
@@ -331,7 +355,7 @@ func (s *Server) pruneAudit(ctx context.Context) {
 
 // startCalls makes the services, and begins to serve the listeners.
 func (s *Server) startCalls(context.Context) error {
-	validator := validation.New(s.projection, s.config.Store, s.clock.Now)
+	validator := validation.New(s.projection, s.tracing.Store(s.config.Store), s.clock.Now)
 	validator.DoubtTime(s.clock.Latest)
 	validator.RecordTo(s.recorder)
 	if s.config.Settings.Tokens == config.TokensRefused {

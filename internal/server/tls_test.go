@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -77,6 +78,12 @@ func (s *secured) write(t *testing.T, name string, text []byte) {
 // client returns a client with a certificate; nil for none.
 func (s *secured) client(t *testing.T, certificate *tls.Certificate) keysvcv1.PolicyServiceClient {
 	t.Helper()
+	return keysvcv1.NewPolicyServiceClient(s.connect(t, certificate))
+}
+
+// connect returns a connection with a certificate; nil for none.
+func (s *secured) connect(t *testing.T, certificate *tls.Certificate) *grpc.ClientConn {
+	t.Helper()
 	config := &tls.Config{RootCAs: s.servers.Pool(), MinVersion: tls.VersionTLS13}
 	if certificate != nil {
 		config.Certificates = []tls.Certificate{*certificate}
@@ -86,7 +93,7 @@ func (s *secured) client(t *testing.T, certificate *tls.Certificate) keysvcv1.Po
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	return keysvcv1.NewPolicyServiceClient(conn)
+	return conn
 }
 
 // ask makes a call that every known caller may make.
@@ -152,6 +159,27 @@ func TestTrustAndCertificatesAreReplacedWhileClientsAreConnected(t *testing.T) {
 		_ = conn.Close()
 	}
 	becomes(t, s.client(t, next.Issue(t, certificatestest.URI(t, "spiffe://prod.test/mailer"))), true)
+}
+
+// TestStatusShowsTheEndsOfCertificates: the server's, and that of the authority of clients that ends last.
+func TestStatusShowsTheEndsOfCertificates(t *testing.T) {
+	t.Parallel()
+	s := startTLS(t, false, "callers:")
+	conn := s.connect(t, s.prod.Issue(t, certificatestest.URI(t, "spiffe://prod.test/mailer")))
+	status, err := keysvcv1.NewStatusServiceClient(conn).GetStatus(testContext(t), &keysvcv1.GetStatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var uses []string
+	for _, each := range status.GetCertificates() {
+		uses = append(uses, each.GetUse().String()+" "+each.GetTrustDomain())
+		if !each.GetStartTime().AsTime().Before(each.GetExpireTime().AsTime()) {
+			t.Errorf("%v holds at no time", each)
+		}
+	}
+	if want := []string{"CERTIFICATE_USE_SERVER ", "CERTIFICATE_USE_CLIENT_AUTHORITY prod.test"}; !slices.Equal(uses, want) {
+		t.Errorf("the certificates are %q, want %q", uses, want)
+	}
 }
 
 func TestTokensOfAnIssuerAreTakenOverTLS(t *testing.T) {

@@ -792,6 +792,17 @@ func walks() []walk {
 			},
 		},
 		{
+			method: keysvcv1.DebugService_Profile_FullMethodName,
+			base: func(*fixture) proto.Message {
+				return &keysvcv1.ProfileRequest{Kind: keysvcv1.ProfileKind_PROFILE_KIND_CPU, Duration: durationpb.New(time.Second)}
+			},
+			cases: []badCase{
+				set("kind", "none", protoreflect.EnumNumber(0)), set("kind", "unknown", protoreflect.EnumNumber(99)),
+				set("duration", "negative", durationpb.New(-time.Second)), set("duration", "under 1 s", durationpb.New(time.Second-1)),
+				set("duration", "over 5 minutes", durationpb.New(5*time.Minute+1)),
+			},
+		},
+		{
 			method: keysvcv1.CallerService_WhoAmI_FullMethodName,
 			base:   func(*fixture) proto.Message { return &keysvcv1.WhoAmIRequest{} },
 		},

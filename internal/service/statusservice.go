@@ -80,6 +80,12 @@ func showCondition(c *condition.Condition) *keysvcv1.GetStatusResponse {
 			StartTime: timestamppb.New(c.Certificate.Start), ExpireTime: timestamppb.New(c.Certificate.End),
 		}}
 	}
+	for _, each := range c.Authorities {
+		response.Certificates = append(response.Certificates, &keysvcv1.CertificateStatus{
+			Use: keysvcv1.CertificateUse_CERTIFICATE_USE_CLIENT_AUTHORITY, TrustDomain: each.TrustDomain,
+			StartTime: timestamppb.New(each.Start), ExpireTime: timestamppb.New(each.End),
+		})
+	}
 	for _, wrong := range c.Problems() {
 		response.Problems = append(response.Problems, &keysvcv1.StatusProblem{
 			ProblemId: wrong.ID, Severity: keysvcv1.ProblemSeverity(wrong.Severity), Description: wrong.Description, Action: wrong.Action,

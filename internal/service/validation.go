@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -38,6 +39,8 @@ type ValidationService struct {
 	forms   *Forms
 	// decided counts decisions by their reasons; nil if nobody counts them.
 	decided func(reason int)
+	// traced notes decisions in the traces of their calls; nil without traces.
+	traced func(ctx context.Context, decision, reason string)
 }
 
 // NewValidation returns the service over a Validator.
@@ -55,6 +58,12 @@ func (s *ValidationService) CountInvalid(count func(caller string, address netip
 // CountDecisions makes the service call a function for each decision, with the number of its reason.
 // It must be called before the service is used.
 func (s *ValidationService) CountDecisions(count func(reason int)) { s.decided = count }
+
+// TraceDecisions makes the service call a function for each decision of ValidateKey, with the names of
+// the decision and its reason. It must be called before the service is used.
+func (s *ValidationService) TraceDecisions(traced func(ctx context.Context, decision, reason string)) {
+	s.traced = traced
+}
 
 // CountForms makes the service count the forms of tokens. It must be called before the service is
 // used.
@@ -96,6 +105,9 @@ func (s *ValidationService) work(request *keysvcv1.ValidateKeyRequest) callers.W
 // ValidateKey implements keysvcv1.ValidationServiceServer.
 func (s *ValidationService) ValidateKey(ctx context.Context, request *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
 	response, err := s.validate(ctx, workspacesOf(ctx), request)
+	if s.traced != nil && err == nil {
+		s.traced(ctx, strings.TrimPrefix(response.GetDecision().String(), "DECISION_"), strings.TrimPrefix(response.GetReason().String(), "REASON_"))
+	}
 	return response, s.errors.Status(ctx, err)
 }
 

@@ -1,20 +1,21 @@
-// Package etcd_test has the tests that need an etcd, an embedded one: the conformance suite
+// Package etcd_test has the tests that need an etcd: the conformance suite
 // of storage, the model test of keys, and the store's own tests.
 package etcd_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"log"
-	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
@@ -43,56 +44,61 @@ func run(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(folder)
-	server, err := startServer(folder, nil)
+	program = filepath.Join(folder, "etcd")
+	if output, err := exec.Command("go", "build", "-o", program, "./server").CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("building etcd: %w\n%s", err, output)
+	}
+	server, err := startServer(folder, 0)
 	if err != nil {
 		return 0, err
 	}
-	endpoint = endpointOf(server)
+	endpoint = server.endpoint()
 	code = m.Run()
-	stopServer(server)
-	// etcd leaves goroutines of this kind behind.
-	err = goleak.Find(
-		goleak.IgnoreTopFunction("go.etcd.io/etcd/pkg/v3/schedule.(*fifo).run"),
-	)
-	return code, err
+	server.stop()
+	return code, goleak.Find()
 }
 
-// startServer starts etcd on sockets in a folder, or starts it again.
-func startServer(folder string, edit func(*embed.Config)) (*embed.Etcd, error) {
-	config := embed.NewConfig()
-	config.Dir = filepath.Join(folder, "data")
-	config.Logger = "zap"
-	config.LogLevel = "panic"
-	config.WatchProgressNotifyInterval = time.Second
-	client := url.URL{Scheme: "unix", Path: filepath.Join(folder, "client")}
-	peer := url.URL{Scheme: "unix", Path: filepath.Join(folder, "peer")}
-	config.ListenClientUrls, config.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}
-	config.ListenPeerUrls, config.AdvertisePeerUrls = []url.URL{peer}, []url.URL{peer}
-	config.InitialCluster = config.InitialClusterFromName(config.Name)
-	if edit != nil {
-		edit(config)
-	}
-	server, err := embed.StartEtcd(config)
+// program is the path of the etcd that the tests run.
+var program string
+
+// server is an etcd in a process of its own.
+type server struct {
+	folder  string
+	process *exec.Cmd
+	input   io.Closer
+}
+
+// startServer starts etcd on sockets in a folder, or starts it again. quota is the max size of its
+// database in bytes; 0 is etcd's default.
+func startServer(folder string, quota int64) (*server, error) {
+	process := exec.Command(program, "-quota", strconv.FormatInt(quota, 10), folder)
+	process.Stderr = os.Stderr
+	input, err := process.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case <-server.Server.ReadyNotify():
-	case err := <-server.Err():
+	output, err := process.StdoutPipe()
+	if err != nil {
 		return nil, err
-	case <-time.After(30 * time.Second):
-		server.Close()
-		return nil, fmt.Errorf("etcd did not start")
 	}
-	return server, nil
+	if err := process.Start(); err != nil {
+		return nil, err
+	}
+	started := &server{folder, process, input}
+	if line, err := bufio.NewReader(output).ReadString('\n'); err != nil || line != "ready\n" {
+		started.stop()
+		return nil, fmt.Errorf("etcd did not start: %q, %w", line, err)
+	}
+	return started, nil
 }
 
-func endpointOf(server *embed.Etcd) string { return server.Config().ListenClientUrls[0].String() }
+// endpoint returns the address of etcd.
+func (s *server) endpoint() string { return "unix://" + filepath.Join(s.folder, "client") }
 
-// stopServer stops etcd; stopping it again does nothing.
-func stopServer(server *embed.Etcd) {
-	server.Close()
-	<-server.Server.StopNotify()
+// stop stops etcd; stopping it again does nothing.
+func (s *server) stop() {
+	s.input.Close()
+	_ = s.process.Wait() // an error says that it was stopped before
 }
 
 // newClient returns a client that is closed at the end of the test.

@@ -31,6 +31,7 @@ func (f fleet) Open(t testing.TB, managers int) []storage.Store {
 // TestSeveralManagersReflectEachOthersChanges: what each of several processes answers reflects
 // what any of them acknowledged.
 func TestSeveralManagersReflectEachOthersChanges(t *testing.T) {
+	t.Parallel()
 	seed := *severalSeed
 	if seed == 0 {
 		seed = rand.Uint64()>>32 | 1

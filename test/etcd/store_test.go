@@ -15,7 +15,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -515,17 +514,18 @@ func TestUnreachableEtcdIsErrUnavailable(t *testing.T) {
 // TestStoreSurvivesARestartOfEtcd stops etcd below a store and starts it again. What was
 // acknowledged is stored, and watches and changes go on.
 func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
+	t.Parallel()
 	folder, err := os.MkdirTemp("", "keysvc-etcd-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(folder)
-	server, err := startServer(folder, nil)
+	server, err := startServer(folder, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { stopServer(server) }()
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpointOf(server)}, Logger: zap.NewNop()})
+	defer func() { server.stop() }()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{server.endpoint()}, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -569,7 +569,7 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 	if err := commit(workspace.CreateKey(storagetest.KeyID(1), "request")); err != nil {
 		t.Fatal(err)
 	}
-	stopServer(server)
+	server.stop()
 	err = commit(workspace.CreateKey(storagetest.KeyID(2)))
 	if !errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrOutcomeUnknown) {
 		t.Errorf("Commit without etcd: %v", err)
@@ -577,7 +577,7 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 	if _, err := store.Load(ctx, func(storage.Item) error { return nil }); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("Load without etcd: %v, want ErrUnavailable", err)
 	}
-	if server, err = startServer(folder, nil); err != nil {
+	if server, err = startServer(folder, 0); err != nil {
 		t.Fatal(err)
 	}
 	for { // until the fence of the failed commit is there, and Load shows the raised head
@@ -608,17 +608,18 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 
 // TestFullEtcdRefusesChangesAndServesReads fills etcd up to its quota.
 func TestFullEtcdRefusesChangesAndServesReads(t *testing.T) {
+	t.Parallel()
 	folder, err := os.MkdirTemp("", "keysvc-etcd-")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(folder)
-	server, err := startServer(folder, func(config *embed.Config) { config.QuotaBackendBytes = 4 << 20 })
+	server, err := startServer(folder, 4<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stopServer(server)
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpointOf(server)}, Logger: zap.NewNop()})
+	defer server.stop()
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{server.endpoint()}, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}

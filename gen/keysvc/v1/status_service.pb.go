@@ -206,6 +206,8 @@ const (
 	CertificateUse_CERTIFICATE_USE_UNSPECIFIED CertificateUse = 0
 	// The server proves itself with it.
 	CertificateUse_CERTIFICATE_USE_SERVER CertificateUse = 1
+	// The certificates of clients are verified with it.
+	CertificateUse_CERTIFICATE_USE_CLIENT_AUTHORITY CertificateUse = 2
 )
 
 // Enum value maps for CertificateUse.
@@ -213,10 +215,12 @@ var (
 	CertificateUse_name = map[int32]string{
 		0: "CERTIFICATE_USE_UNSPECIFIED",
 		1: "CERTIFICATE_USE_SERVER",
+		2: "CERTIFICATE_USE_CLIENT_AUTHORITY",
 	}
 	CertificateUse_value = map[string]int32{
-		"CERTIFICATE_USE_UNSPECIFIED": 0,
-		"CERTIFICATE_USE_SERVER":      1,
+		"CERTIFICATE_USE_UNSPECIFIED":      0,
+		"CERTIFICATE_USE_SERVER":           1,
+		"CERTIFICATE_USE_CLIENT_AUTHORITY": 2,
 	}
 )
 
@@ -373,7 +377,8 @@ type GetStatusResponse struct {
 	Anchor *FollowerStatus `protobuf:"bytes,15,opt,name=anchor,proto3" json:"anchor,omitempty"`
 	// The clock.
 	Clock *ClockStatus `protobuf:"bytes,16,opt,name=clock,proto3" json:"clock,omitempty"`
-	// Certificates that the server uses now. Empty without TLS.
+	// Certificates that the server uses now: its own, and of each file with authorities of clients the
+	// authority that ends last. Empty without TLS.
 	Certificates  []*CertificateStatus `protobuf:"bytes,17,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -980,7 +985,9 @@ type CertificateStatus struct {
 	// When it began to hold. Of a chain, the latest beginning.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// When it ends. Of a chain, the earliest end.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Of an authority of clients, the SPIFFE trust domain; empty for clients without a SPIFFE id.
+	TrustDomain   string `protobuf:"bytes,4,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1034,6 +1041,13 @@ func (x *CertificateStatus) GetExpireTime() *timestamppb.Timestamp {
 		return x.ExpireTime
 	}
 	return nil
+}
+
+func (x *CertificateStatus) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
 }
 
 // StatusProblem is one thing that is wrong, for a person who has not read the code.
@@ -1173,13 +1187,14 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.keysvc.v1.ClockStateR\x05state\x128\n" +
 	"\n" +
 	"wall_ahead\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\twallAhead\x12\x16\n" +
-	"\x06purges\x18\x03 \x01(\bR\x06purges\"\xb8\x01\n" +
+	"\x06purges\x18\x03 \x01(\bR\x06purges\"\xdb\x01\n" +
 	"\x11CertificateStatus\x12+\n" +
 	"\x03use\x18\x01 \x01(\x0e2\x19.keysvc.v1.CertificateUseR\x03use\x129\n" +
 	"\n" +
 	"start_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\"\xa0\x01\n" +
+	"expireTime\x12!\n" +
+	"\ftrust_domain\x18\x04 \x01(\tR\vtrustDomain\"\xa0\x01\n" +
 	"\rStatusProblem\x12\x1d\n" +
 	"\n" +
 	"problem_id\x18\x01 \x01(\tR\tproblemId\x126\n" +
@@ -1203,10 +1218,11 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"ClockState\x12\x1b\n" +
 	"\x17CLOCK_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCLOCK_STATE_OK\x10\x01\x12\x16\n" +
-	"\x12CLOCK_STATE_JUMPED\x10\x02*M\n" +
+	"\x12CLOCK_STATE_JUMPED\x10\x02*s\n" +
 	"\x0eCertificateUse\x12\x1f\n" +
 	"\x1bCERTIFICATE_USE_UNSPECIFIED\x10\x00\x12\x1a\n" +
-	"\x16CERTIFICATE_USE_SERVER\x10\x01*m\n" +
+	"\x16CERTIFICATE_USE_SERVER\x10\x01\x12$\n" +
+	" CERTIFICATE_USE_CLIENT_AUTHORITY\x10\x02*m\n" +
 	"\x0fProblemSeverity\x12 \n" +
 	"\x1cPROBLEM_SEVERITY_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18PROBLEM_SEVERITY_WARNING\x10\x01\x12\x1a\n" +

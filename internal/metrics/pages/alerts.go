@@ -64,6 +64,34 @@ var alerts = []alert{
 		},
 	},
 	{
+		name: "KeysvcProblem", expression: `keysvc_problem{severity="error"} == 1`, lasting: "5m", severity: page,
+		summary: "keysvc says that something is wrong: {{ $labels.problem }}.",
+		means:   "Callers are refused, or a promise does not hold now. The label `problem` is the kind.",
+		do: []string{
+			"Run `keysvc status`: it says what is wrong, what follows from it, and what to do.",
+			"Each kind of problem is in [operations](operations.md#is-it-healthy-how-many-how-fresh).",
+		},
+	},
+	{
+		name: "KeysvcWarning", expression: `keysvc_problem{severity="warning",problem!="backups-failing"} == 1`, lasting: "30m", severity: ticket,
+		summary: "keysvc says that something needs a look: {{ $labels.problem }}.",
+		means:   "Nobody is refused yet. The label `problem` is the kind.",
+		do: []string{
+			"Run `keysvc status`: it says what is wrong, what follows from it, and what to do.",
+			"Each kind of problem is in [operations](operations.md#is-it-healthy-how-many-how-fresh).",
+		},
+	},
+	{
+		name: "KeysvcBackupsFail", expression: `keysvc_backup_failures > 0`, lasting: "1h", severity: ticket,
+		summary: "Backups of keysvc fail.",
+		means:   "Nobody is refused. A restore would go back to an older backup, and hold more keys.",
+		do: []string{
+			"Look at the log for `a scheduled backup failed`: it has the error. `there is no room for a backup` says how much is needed.",
+			"Look at the folder `backup-dir`: its disk, its owner, its mode.",
+			"Make one by hand meanwhile: `keysvc backup FILE`.",
+		},
+	},
+	{
 		name: "KeysvcReserveIncomplete", expression: `keysvc_store_reserve_bytes < keysvc_store_reserve_wanted_bytes`, lasting: "10m", severity: ticket,
 		summary: "keysvc could not reserve all the room that revoking may need.",
 		means:   "Changes are made, and soon the disk is full.",
