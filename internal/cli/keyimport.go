@@ -31,10 +31,10 @@ ended.
 FILE is CSV with a header, or JSON lines; - is standard input. The columns are
 workspace, member, hash (hex or base64), name, scopes, expire_time (at most a year
 ahead; empty means a year), labels, allowed_cidrs and create_time; the last four may
-be left out. Scopes and networks have spaces between them, labels are as in team=web;
-in JSON they may be lists and an object.
+be left out. Scopes and networks have spaces between them, labels are as team=web.
+In JSON they may be lists and an object.
 
-All lines are checked first. Mistakes go to standard error with their lines, and then
+All lines are checked first. Mistakes go to standard error with their lines; then
 nothing is imported. A token that is known already is left as it is, even if it was
 revoked or rotated away: so repeating the command makes what is left, and no harm.
 

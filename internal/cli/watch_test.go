@@ -169,6 +169,9 @@ func TestWaitAwaitsTheRevisionOfTheChange(t *testing.T) {
 		updateKey: func(context.Context, *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
 			return &keysvcv1.UpdateKeyResponse{Key: testKey(), Revision: 16, Epoch: "e1"}, nil
 		},
+		getKey: func(context.Context, *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error) {
+			return &keysvcv1.GetKeyResponse{Key: testKey()}, nil
+		},
 		finish: func(context.Context, *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error) {
 			return &keysvcv1.FinishRotationResponse{Key: testKey(), Revision: 17, Epoch: "e1"}, nil
 		},

@@ -73,7 +73,7 @@ func AllNotices(now time.Time) NoticePlace { return NoticePlace{NotEndedBy: now}
 
 // NoticeQuery selects the notices that ListNotices returns.
 type NoticeQuery struct {
-	// WorkspaceID is the workspace of the keys; empty means all that the caller sees.
+	// WorkspaceID is the workspace of the keys; empty means all, for a caller that sees all.
 	WorkspaceID string
 	// InUse, if set, selects notices of keys in use, or of unused keys.
 	InUse *bool
@@ -103,11 +103,12 @@ type NoticePage struct {
 }
 
 // ListNotices reads a page of the notices that keys of workspaces that the caller sees end soon, by
-// due time. Errors: CALLER_NOT_ALLOWED if the caller sees no workspace, the error of
+// due time. Errors: CALLER_NOT_ALLOWED if the caller sees no workspace, FIELD_INVALID if it sees some and
+// names none, the error of
 // Config.ClockTrusted, other *problem.Error, and those of the store and the context.
 func (m *Manager) ListNotices(ctx context.Context, visible access.Workspaces, query NoticeQuery) (*NoticePage, error) {
-	if visible.IsEmpty() {
-		return nil, notAllowed()
+	if err := named(visible, "workspace_id", query.WorkspaceID); err != nil {
+		return nil, err
 	}
 	var fields problem.Fields
 	checkOptionalID(&fields, "workspace_id", query.WorkspaceID)

@@ -110,6 +110,10 @@ var changes = map[string]verb{
 		_, _, err := m.RevokeKey(ctx, actorIn(w), workspaceID, keyID)
 		return err
 	},
+	"ImportKeys": func(ctx context.Context, m *keys.Manager, w access.Workspaces, workspaceID, _ string) error {
+		_, _, err := m.ImportKeys(ctx, actorIn(w), workspaceID, []keys.KeyImport{{MemberID: "ann", Name: "x", Scopes: []string{"no:scope"}}}, false)
+		return err
+	},
 	"ReleaseKeys": func(ctx context.Context, m *keys.Manager, w access.Workspaces, workspaceID, keyID string) error {
 		_, _, err := m.ReleaseKeys(ctx, actorIn(w), keys.Release{WorkspaceID: workspaceID, KeyIDs: []string{keyID}})
 		return err

@@ -46,6 +46,8 @@ func stateOf(state keys.KeyState) string {
 	switch state {
 	case keys.KeyActive:
 		return "active"
+	case keys.KeyHeld:
+		return "held"
 	case keys.KeySuspended:
 		return "suspended"
 	case keys.KeyExpired:

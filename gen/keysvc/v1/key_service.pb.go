@@ -602,7 +602,7 @@ func (x *ListKeysResponse) GetEpoch() string {
 // ListNoticesRequest selects notices that keys end soon.
 type ListNoticesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The workspace to list. Empty means those that the caller may read.
+	// The workspace to list. Empty means all of them, for callers that are not limited to some.
 	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
 	// Only notices of keys in use, or only those of unused ones; see Notice.in_use.
 	InUse *bool `protobuf:"varint,2,opt,name=in_use,json=inUse,proto3,oneof" json:"in_use,omitempty"`
