@@ -183,6 +183,8 @@ type Request struct {
 	// Forwarded are all values of the X-Forwarded-For header. They count only if the peer is a
 	// trusted proxy.
 	Forwarded []string
+	// ExpireTime, if not nil, is where Admit puts Answer.ExpireTime of a request that may pass.
+	ExpireTime *time.Time
 }
 
 // Admit decides on a request. If the request may pass, it returns a context that has the
@@ -242,6 +244,9 @@ func (g *Guard) decide(ctx context.Context, request *Request) (*Principal, Quest
 	}
 	answer, err := guarded(ctx, question, g.validator.Validate)
 	principal, refusal := g.judge(ctx, request.Name, &question, answer, err)
+	if refusal == nil && request.ExpireTime != nil {
+		*request.ExpireTime = answer.ExpireTime
+	}
 	return principal, question, refusal
 }
 

@@ -557,6 +557,32 @@ func BenchmarkInterceptor(b *testing.B) {
 	}
 }
 
+// TestReasonsOfLaterVersionsAreRefusals: what refuses is the decision, whatever the reason.
+func TestReasonsOfLaterVersionsAreRefusals(t *testing.T) {
+	t.Parallel()
+	for decision, want := range map[keysvcv1.Decision]codes.Code{
+		keysvcv1.Decision_DECISION_UNAUTHENTICATED:   codes.Unauthenticated,
+		keysvcv1.Decision_DECISION_PERMISSION_DENIED: codes.PermissionDenied,
+		keysvcv1.Decision(77):                        codes.Internal,
+	} {
+		guard, err := keyauth.NewGuard(
+			validatorFunc(func(context.Context, keyauth.Question) (keyauth.Answer, error) {
+				return keyauth.Answer{Decision: decision, Reason: keysvcv1.Reason(77), Principal: &keyauth.Principal{}}, nil
+			}),
+			keyauth.Config{Log: slog.New(slog.DiscardHandler)},
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = guard.Admit(t.Context(), keyauth.Request{
+			Name: "test", Requirement: keyauth.IdentityOnly(), Authorization: []string{"Bearer some-token"},
+		})
+		if status.Code(err) != want {
+			t.Errorf("%s with an unknown reason: %v", decision, err)
+		}
+	}
+}
+
 // TestManyInvalidTokensAreReported: the network that presents them is named once, and good keys
 // go on.
 func TestManyInvalidTokensAreReported(t *testing.T) {

@@ -12,6 +12,7 @@ package keyauth
 import (
 	"context"
 	"net/netip"
+	"time"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
@@ -55,6 +56,10 @@ type Answer struct {
 	KeyID string
 	// Principal is set on DECISION_ALLOWED. It is shared: do not change it.
 	Principal *Principal
+	// ExpireTime is when the token stops working, by the clock of keysvc, if it is neither revoked nor
+	// rotated before. It is set on DECISION_ALLOWED, and zero if the Validator does not know it: a
+	// keyclient.Client knows it with a near-cache only.
+	ExpireTime time.Time
 }
 
 // Validator answers questions. keyclient.Client is one, and keyauthtest makes one for tests.

@@ -21,6 +21,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 )
@@ -40,6 +41,12 @@ type Config struct {
 	// Realm is the realm in WWW-Authenticate, in printable ASCII without " and \. Default:
 	// "api", because RFC 6750 section 3 does not allow a challenge without a parameter.
 	Realm string
+	// ExpirationHeader is the name of a header that answers to admitted requests get, such as
+	// "Example-Authentication-Token-Expiration": when the token stops working, as an HTTP date (RFC 9110
+	// section 5.6.7), so that programs can warn of the end of their key. There is no header on public
+	// routes, nor if the Validator does not know the time: see keyauth.Answer.ExpireTime. Default: no
+	// header.
+	ExpirationHeader string
 	// Body makes the body of an answer that the Mux gives in place of a handler; status and
 	// headers are the Mux's. The request that it gets has no Authorization header. Answers to
 	// HEAD are sent without the body. Default: application/json with
@@ -89,7 +96,9 @@ type Mux struct {
 	guard  *keyauth.Guard
 	routes *http.ServeMux
 	realm  string
-	body   func(r *http.Request, problem Problem) (contentType string, body []byte)
+	// expiration is Config.ExpirationHeader in its canonical form.
+	expiration string
+	body       func(r *http.Request, problem Problem) (contentType string, body []byte)
 }
 
 // NewMux returns a Mux. The error names every route that is wrong: its requirement cannot be
@@ -103,6 +112,9 @@ func NewMux(guard *keyauth.Guard, config Config) (*Mux, error) {
 		mux.body = jsonBody
 	}
 	var wrong []error
+	if mux.expiration = http.CanonicalHeaderKey(config.ExpirationHeader); !isHeaderName(mux.expiration) {
+		wrong = append(wrong, fmt.Errorf("keyauthhttp: ExpirationHeader: is %q; allowed are letters, digits and -", config.ExpirationHeader))
+	}
 	if guard == nil {
 		wrong = append(wrong, errors.New("keyauthhttp: guard: is nil; make one with keyauth.NewGuard"))
 	}
@@ -125,6 +137,13 @@ func NewMux(guard *keyauth.Guard, config Config) (*Mux, error) {
 		return nil, errors.Join(wrong...)
 	}
 	return mux, nil
+}
+
+// isHeaderName reports whether a text can be the name of a header that this package adds; "" is allowed.
+func isHeaderName(text string) bool {
+	return !strings.ContainsFunc(text, func(char rune) bool {
+		return (char < 'a' || char > 'z') && (char < 'A' || char > 'Z') && (char < '0' || char > '9') && char != '-'
+	})
 }
 
 // add registers a route.
@@ -183,10 +202,17 @@ func (m *Mux) guarded(pattern string, route Route) http.Handler {
 				return
 			}
 		}
+		if m.expiration != "" {
+			request.ExpireTime = new(time.Time)
+		}
 		ctx, err := m.guard.Admit(r.Context(), request)
 		if err != nil {
 			m.refuse(w, r, err)
 			return
+		}
+		if m.expiration != "" && !request.ExpireTime.IsZero() {
+			// Rounded down: a token never works longer than it says.
+			w.Header().Set(m.expiration, request.ExpireTime.UTC().Format(http.TimeFormat))
 		}
 		if route.LongLived {
 			var stop func()

@@ -98,7 +98,7 @@ func deniedCode(reason keysvcv1.Reason) string {
 	case keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE, keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
 		return strings.ToLower(strings.TrimPrefix(reason.String(), "REASON_"))
 	case keysvcv1.Reason_REASON_UNSPECIFIED, keysvcv1.Reason_REASON_KEY_INVALID, keysvcv1.Reason_REASON_KEY_REVOKED,
-		keysvcv1.Reason_REASON_KEY_EXPIRED, keysvcv1.Reason_REASON_MEMBER_INACTIVE:
+		keysvcv1.Reason_REASON_KEY_EXPIRED, keysvcv1.Reason_REASON_MEMBER_INACTIVE, keysvcv1.Reason_REASON_KEY_HELD:
 	}
 	return "permission_denied"
 }

@@ -376,6 +376,7 @@ func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 			KeyID: grant.Principal.KeyID, WorkspaceID: grant.Principal.WorkspaceID,
 			MemberID: grant.Principal.MemberID, Role: grant.Principal.Role,
 		}
+		answer.ExpireTime = time.Unix(0, grant.HoldsUntil).UTC()
 	}
 	return answer, nil
 }

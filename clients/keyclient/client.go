@@ -263,6 +263,7 @@ const serviceConfig = `{
 		"name": [
 			{"service": "keysvc.v1.KeyService", "method": "GetKey"},
 			{"service": "keysvc.v1.KeyService", "method": "ListKeys"},
+			{"service": "keysvc.v1.KeyService", "method": "ListNotices"},
 			{"service": "keysvc.v1.MemberService", "method": "GetMember"},
 			{"service": "keysvc.v1.MemberService", "method": "ListMembers"},
 			{"service": "keysvc.v1.MemberService", "method": "ListWorkspaces"},

@@ -40,6 +40,7 @@ func TestReadsAreRepeatedAndChangesAreNot(t *testing.T) {
 	reads := map[string]bool{
 		"/keysvc.v1.KeyService/GetKey":                   true,
 		"/keysvc.v1.KeyService/ListKeys":                 true,
+		"/keysvc.v1.KeyService/ListNotices":              true,
 		"/keysvc.v1.MemberService/GetMember":             true,
 		"/keysvc.v1.MemberService/ListMembers":           true,
 		"/keysvc.v1.MemberService/ListWorkspaces":        true,

@@ -3,6 +3,7 @@ package keyclient_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -340,6 +342,35 @@ func answer(stream grpc.ServerStream, request, response proto.Message, err error
 	return stream.SendMsg(response)
 }
 
+// TestImportedTokenGoesAsItsHash: keysvc sees its hash and nothing else, from a client with a near-cache too,
+// which answers it from memory.
+func TestImportedTokenGoesAsItsHash(t *testing.T) {
+	const text = "legacy-live-9fQ2mXc7Lr0TzB4w"
+	keysvc := keysvcWithMember(t)
+	hash := sha256.Sum256([]byte(text))
+	imported, err := keysvc.Keys.ImportKeys(t.Context(), &keysvcv1.ImportKeysRequest{WorkspaceId: "acme", Keys: []*keysvcv1.KeyImport{
+		{TokenSha256: hash[:], MemberId: "ann", Name: "old", Scopes: []string{"signatures:read"}},
+	}})
+	if err != nil || imported.GetResults()[0].GetError() != nil {
+		t.Fatalf("%v, %v", imported, err)
+	}
+	tap := &wiretap{}
+	client := newClient(t, keysvc.Address, keyclient.Config{DialOptions: []grpc.DialOption{tap.option()}})
+	fresh(t, client)
+	for deadline := time.Now().Add(patience); client.NearCache().Hits == 0; {
+		answer, err := client.Validate(t.Context(), reading(text))
+		if err != nil || answer.Decision != keysvcv1.Decision_DECISION_ALLOWED || time.Now().After(deadline) || answer.KeyID != imported.GetResults()[0].GetKeyId() {
+			t.Fatalf("%+v, %v", answer, err)
+		}
+	}
+	if _, err := client.RevokeToken(t.Context(), " "+text+"\n", nil); err != nil {
+		t.Error(err)
+	}
+	if tap.holds(text) {
+		t.Error("the token was sent")
+	}
+}
+
 func TestRevokeTokenAnswersWithoutACallWhatItCan(t *testing.T) {
 	keysvc := keysvcWithMember(t)
 	tap := &wiretap{}
@@ -353,10 +384,11 @@ func TestRevokeTokenAnswersWithoutACallWhatItCan(t *testing.T) {
 		"unknown":              {one, codes.NotFound, true},
 		"twice":                {one + "\n" + one, codes.NotFound, true},
 		"two":                  {one + "\n" + two, codes.InvalidArgument, false},
-		"none":                 {"nothing", codes.NotFound, false},
+		"none":                 {"nothing here", codes.NotFound, false},
+		"of another system":    {"nothing\n", codes.NotFound, true},
 		"a part":               {one[:len(one)-1], codes.NotFound, false},
-		"hex, which is no one": {hex.EncodeToString([]byte(one)), codes.NotFound, false},
-		"base64":               {base64.StdEncoding.EncodeToString([]byte(one)), codes.NotFound, false},
+		"hex, which is no one": {hex.EncodeToString([]byte(one)), codes.NotFound, true},
+		"base64":               {base64.StdEncoding.EncodeToString([]byte(one)), codes.NotFound, true},
 	} {
 		tap.messages = nil
 		response, err := client.RevokeToken(t.Context(), test.text, nil)

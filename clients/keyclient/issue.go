@@ -233,9 +233,10 @@ func (i Issuer) requestID(given *string) (*string, error) {
 }
 
 // RevokeToken revokes the key of a token that was found where it should not be. text may have other
-// text around the token. The token is found here, and only its digest is sent. Text with several
-// tokens is refused with codes.InvalidArgument, and text without one is codes.NotFound, both without a
-// call. actor is the member on whose behalf the caller acts; nil for none.
+// text around the token. The token is found here, and only its digest is sent. A text in one piece without
+// "_ksk1_" may be an imported token of another system; white space around it is ignored. Text with several
+// tokens is refused with codes.InvalidArgument, and any other text without a token is codes.NotFound, both
+// without a call. actor is the member on whose behalf the caller acts; nil for none.
 //
 // The error is codes.NotFound if no live secret matches, and codes.Unavailable if keysvc does not know
 // digests.
@@ -249,10 +250,14 @@ func RevokeToken(ctx context.Context, keys keysvcv1.KeyServiceClient, text strin
 	if several {
 		return nil, status.Error(codes.InvalidArgument, "keyclient: the text has several tokens; one at a time is allowed")
 	}
-	if reported.IsZero() {
-		return nil, status.Error(codes.NotFound, "keyclient: the text has no token")
-	}
 	digest := reported.Digest()
+	if reported.IsZero() {
+		foreign, is := token.Foreign(text)
+		if !is {
+			return nil, status.Error(codes.NotFound, "keyclient: the text has no token")
+		}
+		digest = token.ForeignDigest(foreign)
+	}
 	response, err := keys.RevokeToken(ctx, &keysvcv1.RevokeTokenRequest{TokenDigest: digest[:], KeyId: reported.ID(), ActorMemberId: actor})
 	switch {
 	case err == nil && !response.GetByDigest(), status.Code(err) == codes.NotFound && !lookedFor(err):

@@ -132,6 +132,9 @@ func (w *wire) answer(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, e
 			MemberID:    principal.GetMemberId(),
 			Role:        principal.GetRole(),
 		}
+		if end := principal.GetExpireTime(); end.IsValid() && end != nil {
+			answer.ExpireTime = end.AsTime()
+		}
 		return answer, nil
 	case keysvcv1.Decision_DECISION_UNSPECIFIED:
 	}

@@ -3,6 +3,9 @@ package main_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"io/fs"
 	"os"
@@ -109,7 +112,7 @@ func TestSecretsAreNowhere(t *testing.T) {
 		leaksOf(token).expectNone(t, "what key create says beside the token", got.stderr)
 		tokens = append(tokens, token)
 	}
-	all := leaksOf(tokens...)
+	all := append(leaksOf(tokens...), s.importSecrets(ctx, t)...)
 
 	// Right uses, and wrong ones.
 	for _, token := range tokens {
@@ -231,4 +234,59 @@ func errorText(err error) string {
 	}
 	encoded, _ := proto.Marshal(status.Convert(err).Proto())
 	return err.Error() + string(encoded)
+}
+
+// importSecrets imports a token of another system in every way, right and wrong, presents it, and returns the
+// texts that no output may contain: the token, and its hash in all its forms.
+func (s *serving) importSecrets(ctx context.Context, t *testing.T) leaks {
+	t.Helper()
+	const token = "legacy-live-9fQ2mXc7Lr0TzB4w8sJkVnYpHd3GgUe6Aa1Ww5Zz0Rr2Tt4Yy"
+	hash := sha256.Sum256([]byte(token))
+	inHex := hex.EncodeToString(hash[:])
+	all := append(leaksOf(token), hash[:], []byte(inHex), []byte(strings.ToUpper(inHex)), []byte(base64.StdEncoding.EncodeToString(hash[:])))
+	imported := func(workspaceID, memberID, scope string) *keysvcv1.ImportKeysRequest {
+		return &keysvcv1.ImportKeysRequest{WorkspaceId: workspaceID, Keys: []*keysvcv1.KeyImport{
+			{TokenSha256: hash[:], MemberId: memberID, Name: "old", Scopes: []string{scope}},
+		}}
+	}
+	s.putMember(t, "acme", "bob", "owner")
+	s.putMember(t, "other", "ann", "owner")
+	for _, request := range []*keysvcv1.ImportKeysRequest{
+		imported("acme", "ann", "emails:sing"), imported("acme", "nobody", "emails:read"), imported("acme", "ann", "emails:read"),
+		imported("acme", "ann", "emails:read"), imported("acme", "bob", "emails:read"), imported("other", "ann", "emails:read"),
+	} {
+		response, err := s.keys.ImportKeys(ctx, request)
+		all.expectNone(t, "an import", response.String()+errorText(err))
+	}
+	for _, request := range []*keysvcv1.ValidateKeyRequest{
+		{Token: token, RequiredScope: "emails:read", WithDetails: true, IncludeGrant: true},
+		{TokenDigest: hash[:], RequiredScope: "emails:delete"},
+		{TokenDigest: hash[1:], IdentityOnly: true},
+		{Token: token + "x", IdentityOnly: true},
+	} {
+		response, err := s.validation.ValidateKey(ctx, request)
+		all.expectNone(t, "a decision", response.String()+errorText(err))
+	}
+	file := filepath.Join(t.TempDir(), "keys.csv")
+	for _, lines := range []string{
+		"acme,ann," + inHex + ",old,emails:read", "acme,ann," + inHex + ",old,emails:sing", "acme,bob," + inHex + ",old,emails:read",
+		"acme,ann," + token + ",old,emails:read", "acme,ann," + inHex + ",old", "acme,ann,\"" + inHex, "acme," + inHex + "/," + inHex + ",,",
+	} {
+		if err := os.WriteFile(file, []byte("workspace,member,hash,name,scopes\n"+lines+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got := command(t, "", "key", "import", file, "--addr", s.address)
+		all.expectNone(t, "key import", got.stdout+got.stderr)
+	}
+	for _, arguments := range [][]string{{"key", "list", "--imported", "-o", "json"}, {"audit", "list", "-o", "jsonl"}, {"validate", "--scope", "emails:read", "--details"}} {
+		got := command(t, token, append(arguments, "--addr", s.address)...)
+		if got.status != 0 {
+			t.Errorf("%q: status %d: %s", arguments, got.status, got.stderr)
+		}
+		all.expectNone(t, arguments[0], got.stdout+got.stderr)
+	}
+	if got := command(t, token+"\n", "key", "revoke", "--token-stdin", "--yes", "--addr", s.address); got.status != 0 {
+		t.Errorf("key revoke: %s", got.stderr)
+	}
+	return all
 }

@@ -84,12 +84,38 @@ func KeyFields(before, after *storagev1.KeyRecord) []*storagev1.FieldChange {
 	altered.labels(before.GetLabels(), after.GetLabels())
 	altered.list("allowed_cidrs", before.GetAllowedCidrs(), after.GetAllowedCidrs())
 	altered.time("create_time", before.GetCreateTime(), after.GetCreateTime())
+	altered.time("import_time", before.GetImported().GetImportTime(), after.GetImported().GetImportTime())
 	altered.time("revoke_time", before.GetRevokeTime(), after.GetRevokeTime())
+	altered.time("hold_time", before.GetHoldTime(), after.GetHoldTime())
 	altered.text("reported", flag(before.GetReported()), flag(after.GetReported()))
 	if !slices.Equal(before.GetRequestIds(), after.GetRequestIds()) {
 		altered.list("request_ids", without(before.GetRequestIds(), after.GetRequestIds()), without(after.GetRequestIds(), before.GetRequestIds()))
 	}
 	altered.secrets(before.GetSecrets(), after.GetSecrets())
+	return altered
+}
+
+// ImportedFields returns what was imported: the member and the fields of each key.
+func ImportedFields(keys []*storagev1.KeyRecord) []*storagev1.FieldChange {
+	var imported differences
+	for _, key := range keys {
+		prefix := "keys." + key.GetKeyId() + "."
+		imported.text(prefix+"member_id", "", key.GetMemberId())
+		for _, field := range KeyFields(nil, key) {
+			field.Field = prefix + field.GetField()
+			imported = append(imported, field)
+		}
+	}
+	return imported
+}
+
+// FieldsOfKey is KeyFields for an event that changes several keys: the names of the fields begin with
+// "keys." and the key's id.
+func FieldsOfKey(before, after *storagev1.KeyRecord) []*storagev1.FieldChange {
+	altered := KeyFields(before, after)
+	for _, field := range altered {
+		field.Field = "keys." + after.GetKeyId() + "." + field.GetField()
+	}
 	return altered
 }
 

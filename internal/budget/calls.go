@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/giveway"
@@ -32,6 +33,9 @@ const (
 
 // paged is a request for a page of a list.
 type paged interface{ GetPageSize() int32 }
+
+// walk is a request for a list that visits all keys in memory, however small its page is.
+type walk interface{ GetDueAfter() *timestamppb.Timestamp }
 
 // The sizes of a page that requests of lists stand for.
 const (
@@ -154,7 +158,7 @@ func (c *call) handle(ctx context.Context, request any) (any, error) {
 				return nil, c.gate.noRoom(ctx)
 			}
 			c.taken += bytes
-			if bytes >= largePage {
+			if _, walks := request.(walk); walks || bytes >= largePage {
 				c.beginTurn(ctx)
 				ctx = c.givingWay(ctx)
 			}

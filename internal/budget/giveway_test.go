@@ -19,6 +19,7 @@ func TestLargeWorkGivesWayToValidations(t *testing.T) {
 	}{
 		"a large page":                  {callers.Read, &keysvcv1.ListKeysRequest{PageSize: 1000}, true},
 		"a page of the default size":    {callers.Read, &keysvcv1.ListKeysRequest{}, true},
+		"a small page of notices":       {callers.Read, &keysvcv1.ListNoticesRequest{PageSize: 1}, true},
 		"a small page":                  {callers.Read, &keysvcv1.ListKeysRequest{PageSize: 10}, false},
 		"one key":                       {callers.Read, &keysvcv1.GetKeyRequest{}, false},
 		"a policy that is only checked": {callers.Change, &keysvcv1.ApplyPolicyRequest{ValidateOnly: true}, true},

@@ -182,7 +182,7 @@ func ended(notAfter, now time.Time) bool { return !notAfter.IsZero() && !now.Bef
 // again returns the identity that the bearer of an earlier identity has by this table. The token is
 // not needed: the table finds it by what it had proved.
 func (t *Table) again(earlier *Identity, now time.Time) (*Identity, error) {
-	if earlier.from == nil {
+	if earlier == nil || earlier.from == nil { // nil: the caller was lost before, and the stream is ending
 		return nil, errNoCaller
 	}
 	switch proven := earlier.from.credential; proven.Source {

@@ -56,7 +56,9 @@ type fake struct {
 	createKey   func(context.Context, *keysvcv1.CreateKeyRequest) (*keysvcv1.CreateKeyResponse, error)
 	getKey      func(context.Context, *keysvcv1.GetKeyRequest) (*keysvcv1.GetKeyResponse, error)
 	listKeys    func(context.Context, *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error)
+	listNotices func(context.Context, *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error)
 	updateKey   func(context.Context, *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error)
+	importKeys  func(context.Context, *keysvcv1.ImportKeysRequest) (*keysvcv1.ImportKeysResponse, error)
 	rotateKey   func(context.Context, *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error)
 	finish      func(context.Context, *keysvcv1.FinishRotationRequest) (*keysvcv1.FinishRotationResponse, error)
 	revokeKey   func(context.Context, *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error)
@@ -89,6 +91,13 @@ func (f *fake) GetKey(ctx context.Context, r *keysvcv1.GetKeyRequest) (*keysvcv1
 
 func (f *fake) ListKeys(ctx context.Context, r *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
 	return f.listKeys(ctx, r)
+}
+
+func (f *fake) ListNotices(ctx context.Context, r *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error) {
+	if f.listNotices == nil {
+		return f.UnimplementedKeyServiceServer.ListNotices(ctx, r)
+	}
+	return f.listNotices(ctx, r)
 }
 
 func (f *fake) RevokeKey(ctx context.Context, r *keysvcv1.RevokeKeyRequest) (*keysvcv1.RevokeKeyResponse, error) {
@@ -125,6 +134,10 @@ func (f *fake) ValidateKey(ctx context.Context, r *keysvcv1.ValidateKeyRequest) 
 
 func (f *fake) UpdateKey(ctx context.Context, r *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
 	return f.updateKey(ctx, r)
+}
+
+func (f *fake) ImportKeys(ctx context.Context, r *keysvcv1.ImportKeysRequest) (*keysvcv1.ImportKeysResponse, error) {
+	return f.importKeys(ctx, r)
 }
 
 func (f *fake) RotateKey(ctx context.Context, r *keysvcv1.RotateKeyRequest) (*keysvcv1.RotateKeyResponse, error) {
@@ -303,7 +316,7 @@ func TestUsageErrorsNameTheMistakeAndTheHelp(t *testing.T) {
 		{[]string{"key", "list", "x"}, 2, "error: takes flags only, no argument (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--bogus"}, 2, "error: unknown flag: --bogus (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "-o", "xml"}, 2, "error: invalid argument \"xml\" for \"-o, --output\" flag: allowed are table, wide, json, yaml or name (see keysvc key list --help)\n"},
-		{[]string{"key", "list", "--state", "gone"}, 2, "error: --state: allowed are active, suspended, expired, revoked (see keysvc key list --help)\n"},
+		{[]string{"key", "list", "--state", "gone"}, 2, "error: --state: allowed are active, suspended, expired, revoked, held (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--limit", "0"}, 2, "error: --limit must be at least 1 (see keysvc key list --help)\n"},
 		{[]string{"key", "list", "--timeout", "0s"}, 2, "error: --timeout must be more than 0 (see keysvc key list --help)\n"},
 		{[]string{"key", "revoke"}, 2, "error: needs exactly KEY_ID besides flags, got 0 arguments (see keysvc key revoke --help)\n"},

@@ -35,13 +35,15 @@ type Hooks struct {
 	// VerifyAudit checks the audit events in a store's file and compares them with its audit sink.
 	// No server may have the file open.
 	VerifyAudit func(ctx context.Context, file string, options server.VerifyOptions) (server.Verification, error)
+	// Restore makes a store from a backup.
+	Restore func(ctx context.Context, options server.RestoreOptions) (*server.Restored, error)
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
 	return Hooks{
 		Serve: server.RunWithReload, Check: server.Check, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
-		AuditFile: server.AuditFile, VerifyAudit: server.VerifyAudit,
+		AuditFile: server.AuditFile, VerifyAudit: server.VerifyAudit, Restore: server.Restore,
 	}
 }
 

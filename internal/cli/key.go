@@ -26,6 +26,8 @@ func (a *app) keyCommand() *cobra.Command {
 		a.keyRotateCommand(),
 		a.keyFinishRotationCommand(),
 		a.keyRevokeCommand(),
+		a.keyImportCommand(),
+		a.keyReleaseCommand(),
 	)
 }
 

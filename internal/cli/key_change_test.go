@@ -28,7 +28,7 @@ func rotatingKey() *keysvcv1.Key {
 	// The clock of the server is a little ahead.
 	key.Secrets = []*keysvcv1.KeySecret{
 		{CreateTime: at(20 * time.Millisecond), ExpireTime: at(365 * day)},
-		{CreateTime: at(-30 * day), ExpireTime: at(7*day + 20*time.Millisecond)},
+		{CreateTime: at(-30 * day), ExpireTime: at(7*day + 20*time.Millisecond), LastUsedTime: at(-3 * time.Hour)},
 	}
 	return key
 }
@@ -149,10 +149,12 @@ func TestKeyRotateSendsItsFlagsAndPrintsTheTokenAlone(t *testing.T) {
 		t.Errorf("status %d\n%s\nwant\n%s", code, stderr.String(), lost)
 	}
 
+	key = rotatingKey()
 	r = c.run(t, "key", "finish-rotation", testID, "--workspace", "acme", "--actor", "bob")
 	golden(t, "key_get.txt", r.stdout)
-	if r.status != 0 || r.stderr != "" {
-		t.Errorf("%+v", r)
+	const old = "The old token, which ends now: last used 2026-11-23 03:02 UTC, 3 hours ago.\n"
+	if r.status != 0 || r.stderr != old {
+		t.Errorf("%+v, want %q", r, old)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 type keyFilters struct {
 	workspace, member, scope        *string
 	allWorkspaces, revoked          *bool
-	issuedLocally                   *bool
+	issuedLocally, imported         *bool
 	states                          commaList
 	expiringWithin, unusedFor       span
 	expiringBeforeAt, unusedSinceAt instant
@@ -51,6 +51,7 @@ may still be in use somewhere.
 	f.scope = flags.String("scope", "", "only keys that were granted this scope")
 	f.revoked = flags.Bool("revoked", false, "list the keys that are revoked or expired, in place of the live ones")
 	f.issuedLocally = flags.Bool("issued-locally", false, "only keys with a secret that a caller of keysvc drew; =false for the others")
+	f.imported = flags.Bool("imported", false, "only keys with a token of another system, which are not rotated yet; =false for the others")
 	flags.Var(&f.states, "state", "only keys in one of these states: "+strings.Join(keyStates(), ", "))
 	flags.Var(&f.expiringWithin, "expiring-within", "only keys that expire before so much time has passed, as in 30d, or have expired")
 	flags.Var(&f.expiringBeforeAt, "expiring-before", "the same with a time, as in 2027-03-31T12:00:00Z")
@@ -106,6 +107,7 @@ func (f *keyFilters) request(s *session) (*keysvcv1.ListKeysRequest, error) {
 		MemberId:       optional(s.cmd, "member", f.member),
 		Scope:          optional(s.cmd, "scope", f.scope),
 		IssuedLocally:  optional(s.cmd, "issued-locally", f.issuedLocally),
+		Imported:       optional(s.cmd, "imported", f.imported),
 		ExpiringBefore: timestamp(f.expiringBeforeAt, now, f.expiringWithin, +1),
 		UnusedSince:    timestamp(f.unusedSinceAt, now, f.unusedFor, -1),
 	}

@@ -27,7 +27,7 @@ Without a workspace, the key may belong to any workspace.
 standard input; at a terminal the command asks for it, and does not show it. It may
 have other text around it, and only its digest is sent. Every token of the key stops
 working, both of them during a rotation. A token that has expired or was rotated
-away is not found: it is harmless already.
+away is not found: it is harmless already. An imported token must stand alone.
 
 ` + waitHelp + "\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc key revoke 9fQ2mXc7Lr0TzB4w
@@ -104,8 +104,9 @@ func (s *session) revokeToken(ctx context.Context, actor *string, yes, wait bool
 	if err != nil {
 		return err
 	}
+	_, isForeign := token.Foreign(text)
 	switch count := countTokens(text); {
-	case count == 0:
+	case count == 0 && !isForeign:
 		return errors.New("there is no whole token on standard input")
 	case count > 1:
 		return errors.New("there are several tokens on standard input; revoke one at a time")

@@ -126,7 +126,8 @@ func (a *app) keyFinishRotationCommand() *cobra.Command {
 		Use:   "finish-rotation KEY_ID",
 		Short: "End a key's old token now",
 		Long: `End the overlap of a rotation now: only the newest token of the key works. If
-there is no overlap, nothing changes.
+there is no overlap, nothing changes. "keysvc key get" shows when the old token was
+last used; this command says it as well, if the caller may read keys.
 
 ` + waitHelp + "\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc key finish-rotation 9fQ2mXc7Lr0TzB4w --workspace acme`,
@@ -137,6 +138,7 @@ there is no overlap, nothing changes.
 	actor := a.actorFlag(cmd)
 	a.completeArgument(cmd, completeKeys)
 	return a.clientCommand(cmd, formatsOfThings, func(ctx context.Context, s *session, args []string) error {
+		old := s.oldTokenInWords(ctx, *workspace, args[0])
 		response, err := s.keys.FinishRotation(ctx, &keysvcv1.FinishRotationRequest{
 			WorkspaceId:   *workspace,
 			KeyId:         args[0],
@@ -145,6 +147,21 @@ there is no overlap, nothing changes.
 		if err != nil {
 			return err
 		}
+		if old != "" {
+			if err := s.note("%s", old); err != nil {
+				return err
+			}
+		}
 		return s.changed(ctx, *wait, response, func() error { return s.out.key(response.GetKey()) })
 	})
+}
+
+// oldTokenInWords says when the old token of a key in rotation was last used; "" for any other key, and if the
+// caller may not read the key.
+func (s *session) oldTokenInWords(ctx context.Context, workspaceID, keyID string) string {
+	response, err := s.keys.GetKey(ctx, &keysvcv1.GetKeyRequest{WorkspaceId: workspaceID, KeyId: keyID})
+	if err != nil || rotationEnd(response.GetKey()) == nil {
+		return ""
+	}
+	return "The old token, which ends now: " + s.out.usedInWords(response.GetKey().GetSecrets()[1]) + "."
 }

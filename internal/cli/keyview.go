@@ -59,13 +59,29 @@ func issuedLocally(key *keysvcv1.Key) bool {
 	return slices.ContainsFunc(key.GetSecrets(), (*keysvcv1.KeySecret).GetIssuedLocally)
 }
 
+// isImported reports whether a present secret of the key is the token of another system.
+func isImported(key *keysvcv1.Key) bool {
+	return slices.ContainsFunc(key.GetSecrets(), (*keysvcv1.KeySecret).GetImported)
+}
+
 // issuedInWords says when a secret was issued, and by whom if it was not keysvc.
 func (p *printer) issuedInWords(secret *keysvcv1.KeySecret) string {
 	words := "issued " + p.minute(secret.GetCreateTime(), "-")
 	if secret.GetIssuedLocally() {
 		words += ", locally"
 	}
+	if secret.GetImported() {
+		words = "imported " + p.minute(secret.GetCreateTime(), "-")
+	}
 	return words
+}
+
+// usedInWords says when a secret was last used.
+func (p *printer) usedInWords(secret *keysvcv1.KeySecret) string {
+	if secret.GetLastUsedTime() == nil {
+		return "no use known"
+	}
+	return "last used " + p.minute(secret.GetLastUsedTime(), "-")
 }
 
 // stateWidth is the width of the longest state.
@@ -110,6 +126,9 @@ func (p *printer) keyRow(key *keysvcv1.Key) []string {
 	if issuedLocally(key) {
 		state, fullState = state+", local", fullState+", issued locally"
 	}
+	if isImported(key) {
+		state, fullState = state+", imported", fullState+", with an imported token"
+	}
 	used, fullUsed := "never used", "never used"
 	if last := key.GetLastUsedTime(); last != nil {
 		used, fullUsed = p.age(last), day(last, "")+" ("+p.away(last)+")"
@@ -148,6 +167,9 @@ func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 	if issuedLocally(key) {
 		issuer = "issued locally: a caller of keysvc drew the secret, and keysvc cannot know how well"
 	}
+	if isImported(key) {
+		issuer = "imported: another system issued a token that works; rotate the key to end that"
+	}
 	fields := []field{
 		{"Key", key.GetKeyId()},
 		{"Name", key.GetName()},
@@ -158,6 +180,7 @@ func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 		{"Usable from", addresses},
 		{"Created", p.minute(key.GetCreateTime(), "")},
 		{"Created by", changedBy(key.GetCreatedBy())},
+		{"Imported", p.minute(key.GetImportTime(), "")},
 		{"Last used", p.minute(key.GetLastUsedTime(), "never used")},
 		{"Expires", expires},
 		{"Revoked", p.minute(key.GetRevokeTime(), "")},
@@ -173,8 +196,8 @@ func (p *printer) keyRecord(key *keysvcv1.Key, more ...field) string {
 		fields = append(
 			fields,
 			field{"In rotation", "until " + p.deadline(end, "-") + "; till then two tokens work"},
-			field{"New token", fmt.Sprintf("%s; expires %s", p.issuedInWords(newest), p.deadline(newest.GetExpireTime(), "-"))},
-			field{"Old token", fmt.Sprintf("%s; ends %s", p.issuedInWords(older), p.deadline(end, "-"))},
+			field{"New token", fmt.Sprintf("%s; %s; expires %s", p.issuedInWords(newest), p.usedInWords(newest), p.deadline(newest.GetExpireTime(), "-"))},
+			field{"Old token", fmt.Sprintf("%s; %s; ends %s", p.issuedInWords(older), p.usedInWords(older), p.deadline(end, "-"))},
 		)
 	}
 	return record(append(fields, more...)...)
@@ -196,6 +219,7 @@ var stopReasons = map[keysvcv1.StopReason]string{
 	keysvcv1.StopReason_STOP_REASON_MEMBER_REMOVED:    "its member was removed",
 	keysvcv1.StopReason_STOP_REASON_WORKSPACE_REMOVED: "its workspace was removed",
 	keysvcv1.StopReason_STOP_REASON_MEMBER_SUSPENDED:  "its member is suspended",
+	keysvcv1.StopReason_STOP_REASON_HELD:              "held since the store was restored from a backup",
 }
 
 // stopWords returns when and why a key stopped; "" if it works. at is the time in words, "" if it is
@@ -230,6 +254,8 @@ func keyStateWords(key *keysvcv1.Key) string {
 	switch key.GetState() {
 	case keysvcv1.KeyState_KEY_STATE_SUSPENDED:
 		return word + ", as its member is; it works again when the member does"
+	case keysvcv1.KeyState_KEY_STATE_HELD:
+		return word + " since the store was restored from a backup; it works again when it is released"
 	case keysvcv1.KeyState_KEY_STATE_REVOKED:
 		if key.GetRevokeTime() == nil && key.GetStopReason() == keysvcv1.StopReason_STOP_REASON_UNSPECIFIED {
 			return word + ", as its member or workspace was removed"

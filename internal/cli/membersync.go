@@ -89,6 +89,11 @@ is left, and does no harm.`,
 
 // readRoster reads a file; - is standard input. Its mistakes are written to standard error.
 func (a *app) readRoster(name string) ([]roster.Member, error) {
+	return readLines(a, name, "members", roster.Read)
+}
+
+// readLines reads a file; - is standard input. Its mistakes are written to standard error.
+func readLines[Line any](a *app, name, what string, read func(io.Reader) ([]Line, error)) ([]Line, error) {
 	in := a.Stdin
 	if name != "-" {
 		file, err := os.Open(name)
@@ -98,15 +103,15 @@ func (a *app) readRoster(name string) ([]roster.Member, error) {
 		defer file.Close() //nolint:errcheck // it was only read
 		in = file
 	}
-	members, err := roster.Read(in)
+	lines, err := read(in)
 	if mistakes, is := errors.AsType[roster.LineErrors](err); is {
-		return nil, a.listLines(name, mistakes)
+		return nil, a.listLines(name, what, mistakes)
 	}
-	return members, err
+	return lines, err
 }
 
 // listLines writes the mistakes of a file to standard error, and returns the error for all of them.
-func (a *app) listLines(name string, mistakes roster.LineErrors) error {
+func (a *app) listLines(name, what string, mistakes roster.LineErrors) error {
 	var text strings.Builder
 	for _, mistake := range mistakes {
 		text.WriteString(printable(fmt.Sprintf("%s:%d: %s", name, mistake.Line, mistake.Text)) + "\n")
@@ -114,7 +119,7 @@ func (a *app) listLines(name string, mistakes roster.LineErrors) error {
 	if _, err := io.WriteString(a.Stderr, text.String()); err != nil {
 		return err
 	}
-	return fmt.Errorf("%s is not a valid list of members; nothing was changed", name)
+	return fmt.Errorf("%s is not a valid list of %s; nothing was changed", name, what)
 }
 
 // checkRoles finds roles that the active policy does not have. The server would refuse them, but only
@@ -141,7 +146,7 @@ func (s *session) checkRoles(ctx context.Context, name string, wanted []roster.M
 	if len(mistakes) == 0 {
 		return nil
 	}
-	return s.listLines(name, mistakes)
+	return s.listLines(name, "members", mistakes)
 }
 
 // planMembers compares what is wanted with what keysvc has, workspace by workspace.

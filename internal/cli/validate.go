@@ -156,6 +156,8 @@ func inWords(reason keysvcv1.Reason, key, scope string) string {
 		return key + " has expired"
 	case keysvcv1.Reason_REASON_MEMBER_INACTIVE:
 		return "the member of " + key + " is suspended"
+	case keysvcv1.Reason_REASON_KEY_HELD:
+		return key + " is held since the store was restored from a backup, until it is released (keysvc key release)"
 	case keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
 		return key + " may not be used from this address, or none was given (--client-address)"
 	case keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED:

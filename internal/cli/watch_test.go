@@ -70,6 +70,56 @@ func TestWatchShowsEachChangeOnALine(t *testing.T) {
 	}
 }
 
+// TestWatchShowsNoticesOnLinesOfTheirOwn, page after page, from now on.
+func TestWatchShowsNoticesOnLinesOfTheirOwn(t *testing.T) {
+	for file, args := range map[string][]string{"watch_notices.txt": nil, "watch_notices.json": {"-o", "json"}} {
+		ctx, cancel := context.WithCancel(t.Context())
+		var asked []*keysvcv1.ListNoticesRequest
+		server := feedOf(t, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, welcomed())
+		server.listNotices = func(_ context.Context, r *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error) {
+			asked = append(asked, r)
+			switch len(asked) {
+			case 1:
+				return &keysvcv1.ListNoticesResponse{NextPageToken: "second", More: true, Notices: []*keysvcv1.Notice{
+					{NoticeId: "n1", Days: 30, DueTime: timestamppb.New(time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)), InUse: true, Key: testKey()},
+					{NoticeId: "n2", Days: 1, DueTime: timestamppb.New(time.Date(2027, time.March, 1, 12, 0, 1, 0, time.UTC)), Key: testKey()},
+				}}, nil
+			case 2:
+				return &keysvcv1.ListNoticesResponse{NextPageToken: "third", More: true}, nil
+			}
+			return nil, failure(t, codes.PermissionDenied, "no right", &errdetails.ErrorInfo{Reason: "CALLER_NOT_ALLOWED", Domain: "keysvc"})
+		}
+		var stdout bytes.Buffer
+		stderr := &cancelOn{text: "no right", cancel: cancel}
+		status := command{addr: start(t, server)}.runTo(ctx, &stdout, stderr, append([]string{"watch"}, args...)...)
+		cancel()
+		golden(t, file, stdout.String())
+		if status != 0 || stderr.String() != "changes after revision 6; Ctrl-C ends it\nnotices that keys end are not shown: PERMISSION_DENIED (CALLER_NOT_ALLOWED): no right\n" {
+			t.Errorf("%v: status %d, %q", args, status, stderr.String())
+		}
+		if len(asked) != 3 || asked[0].GetDueAfter() == nil || asked[0].GetPageToken() != "" || asked[1].GetPageToken() != "second" || asked[2].GetPageToken() != "third" {
+			t.Errorf("asked %v", asked)
+		}
+	}
+}
+
+// cancelOn ends a command once it has written a text.
+type cancelOn struct {
+	bytes.Buffer
+
+	text   string
+	cancel context.CancelFunc
+}
+
+// Write implements io.Writer.
+func (c *cancelOn) Write(text []byte) (int, error) {
+	n, err := c.Buffer.Write(text)
+	if strings.Contains(c.String(), c.text) {
+		c.cancel()
+	}
+	return n, err
+}
+
 // TestWatchEndsWellOnlyWhenInterrupted: after Ctrl-C the status is 0; otherwise the error of the
 // server is shown.
 func TestWatchEndsWellOnlyWhenInterrupted(t *testing.T) {

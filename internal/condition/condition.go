@@ -39,13 +39,16 @@ type Condition struct {
 	Authorities []Authority
 	// BackupFailures is how many backups have failed since the newest that was complete.
 	BackupFailures int64
+	// NoticesWaiting is about how many notices that keys end wait, and NoticeFailures how many attempts to
+	// send one have failed since the last that succeeded.
+	NoticesWaiting, NoticeFailures int64
 	// Stopping is set once the stop has begun.
 	Stopping bool
 }
 
-// States are the keys by state. Each key that can be read is in one of the first four.
+// States are the keys by state. Each key that can be read is in one of the first five.
 type States struct {
-	Active, Suspended, Expired, Revoked int64
+	Active, Suspended, Held, Expired, Revoked int64
 	// Within7Days and Within30Days are the active keys that expire so soon.
 	Within7Days, Within30Days int64
 }

@@ -54,6 +54,8 @@ var broken = map[string]struct {
 	"authority-ends-soon": {func(c *condition.Condition) {
 		c.Authorities = []condition.Authority{{Certificate: condition.Certificate{Start: now.AddDate(-1, 0, 0), End: now.AddDate(0, 0, 14).Add(-time.Second)}}}
 	}, "in 13 days"},
+	"notices-waiting":       {func(c *condition.Condition) { c.NoticeFailures, c.NoticesWaiting = 5, 2 }, "2 notices wait"},
+	"keys-held":             {func(c *condition.Condition) { c.States = &condition.States{Held: 2} }, "keys are held: 2 keys"},
 	"certificate-ends-soon": {func(c *condition.Condition) { c.Certificate.End = now.AddDate(0, 0, 14).Add(-time.Second) }, "in 13 days"},
 	"sessions-nearly-full":  {func(c *condition.Condition) { c.Sessions.Open = 80 }, "80 of 100"},
 	"clock-behind":          {func(c *condition.Condition) { c.Clock.WallAhead = -2 * time.Minute }, "2 minutes behind"},

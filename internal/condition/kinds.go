@@ -17,6 +17,9 @@ const (
 	renewalShare = 4
 	// A warning is given once manySessions of ofSessions parts of the sessions are taken.
 	manySessions, ofSessions = 4, 5
+	// manyFailures is from how many failed attempts in a row on there is a warning. The first ones take
+	// less than a minute.
+	manyFailures = 5
 	// clockApart is how far the wall clock may be behind the server's without a warning.
 	clockApart = time.Minute
 )
@@ -89,6 +92,13 @@ var kinds = []kind{
 	{"backups-failing", Warning, "Look for the reason in the log. Often the disk of the backups is full.", func(c *Condition) string {
 		return given(c.BackupFailures > 0, "%s failed, and none was complete since.", count(c.BackupFailures, "backup"))
 	}},
+	{"notices-waiting", Warning, "Look for the reason in the log. Often the receiver at notice-webhook is down, or has another secret.", func(c *Condition) string {
+		return given(c.NoticeFailures >= manyFailures, "%d attempts to send notices that keys end have failed, about %s.",
+			c.NoticeFailures, waiting(c.NoticesWaiting))
+	}},
+	{"keys-held", Warning, "Find out which of them were revoked since the backup, and release the others with keysvc key release.", func(c *Condition) string {
+		return given(c.States != nil && c.States.Held > 0, "Since the store was restored from a backup, keys are held: %s.", count(heldKeys(c), "key"))
+	}},
 	{"certificate-ends-soon", Warning, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
 		if c.Certificate == nil {
 			return ""
@@ -112,7 +122,7 @@ var kinds = []kind{
 		return given(!c.Clock.Jumped && c.Clock.WallAhead < -clockApart, "The wall clock is %s behind the server's clock.", length(-c.Clock.WallAhead))
 	}},
 	{"purging-off", Warning, "If the wall clock is right, start the server with --allow-clock-ahead, or make any change and start it again.", func(c *Condition) string {
-		return given(!c.Clock.Purges, "The server began long after the newest change, so it purges nothing: the wall clock may be ahead.")
+		return given(!c.Clock.Purges, "The server began long after the newest change, so it purges nothing and sends no notices: the wall clock may be ahead.")
 	}},
 }
 
@@ -139,6 +149,14 @@ func count(number int64, singular string) string {
 	return fmt.Sprintf("%d %ss", number, singular)
 }
 
+// waiting returns "1 notice waits", "2 notices wait".
+func waiting(number int64) string {
+	if number == 1 {
+		return "1 notice waits"
+	}
+	return fmt.Sprintf("%d notices wait", number)
+}
+
 // length returns a duration for people, in the largest unit of which it has at least two.
 func length(duration time.Duration) string {
 	switch {
@@ -150,4 +168,12 @@ func length(duration time.Duration) string {
 		return fmt.Sprintf("%d minutes", duration/time.Minute)
 	}
 	return count(int64(duration/time.Second), "second")
+}
+
+// heldKeys returns how many keys are held.
+func heldKeys(c *Condition) int64 {
+	if c.States == nil {
+		return 0
+	}
+	return c.States.Held
 }

@@ -98,6 +98,11 @@ type Settings struct {
 	BackupKeep     int
 	// BackupRate is how many bytes a second a backup is written or sent with.
 	BackupRate int
+	// NoticeWebhook is the URL that gets the notices that keys end soon; "" for none. NoticeSecret is the
+	// file with the secrets that they are signed with; both are set, or neither is.
+	NoticeWebhook, NoticeSecret string
+	// NoticeInterval is how often the server looks for notices, and counts the keys that end soon.
+	NoticeInterval time.Duration
 	// Init makes a new, empty store, and its folder if the folder is missing. The start fails if
 	// there is a store already.
 	Init bool
@@ -214,6 +219,12 @@ func (s Settings) Validate() error {
 	}
 	if err := s.validateTLS(); err != nil {
 		return err
+	}
+	switch {
+	case s.NoticeWebhook != "" && s.NoticeSecret == "":
+		return &FieldError{Field: "notice-secret", Problem: "is missing; notice-webhook needs it"}
+	case s.NoticeWebhook == "" && s.NoticeSecret != "":
+		return &FieldError{Field: "notice-webhook", Problem: "is missing; notice-secret is for it alone"}
 	}
 	servesAll := func(listener Listener) bool { return listener.Purpose == PurposeAll }
 	if s.Dev && s.Tokens == TokensRefused {

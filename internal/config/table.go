@@ -59,13 +59,14 @@ const bufferedMessages = 32
 
 // The headings of docs/settings.md, in its order.
 const (
-	groupServed = "What is served, and from where"
-	groupStore  = "The store"
-	groupLog    = "The log"
-	groupLimits = "Limits"
-	groupTimes  = "Times"
-	groupCaches = "Near-caches"
-	groupCare   = "For special cases"
+	groupServed  = "What is served, and from where"
+	groupStore   = "The store"
+	groupNotices = "Notices that keys end"
+	groupLog     = "The log"
+	groupLimits  = "Limits"
+	groupTimes   = "Times"
+	groupCaches  = "Near-caches"
+	groupCare    = "For special cases"
 )
 
 // table has every setting. It is not changed after the start.
@@ -214,6 +215,24 @@ var table = []Setting{
 		Usage: "a policy `file` that fills an empty store",
 		More:  "A store that has a policy keeps it; see [policy](operations.md#policy).",
 		kind:  text(func(s *Settings) *string { return &s.Policy }, anyValue),
+	},
+	{
+		Name: "notice-webhook", Group: groupNotices, Empty: "none",
+		Usage: "the `URL` that gets the notices that keys end soon: https, or http on loopback",
+		More:  "Needs `notice-secret`. Do not put a secret into the URL: it is not hidden. See [notices](operations.md#notices-that-keys-end).",
+		kind:  text(func(s *Settings) *string { return &s.NoticeWebhook }, checkWebhook),
+	},
+	{
+		Name: "notice-secret", Group: groupNotices, Empty: "none", Path: FilePath,
+		Usage: "the `file` with the secret that notices are signed with: whsec_ and base64",
+		More:  "A second line may have a second secret, for the time of a change. The file is read for each notice.",
+		kind:  text(func(s *Settings) *string { return &s.NoticeSecret }, anyValue),
+	},
+	{
+		Name: "notice-interval", Group: groupNotices, Default: "1h",
+		Usage: "how often to look for keys that end soon",
+		More:  "Each time all keys are visited in memory.",
+		kind:  duration(func(s *Settings) *time.Duration { return &s.NoticeInterval }, time.Second, day),
 	},
 	{
 		Name: "log-level", Group: groupLog, Default: "info", Reloadable: true,

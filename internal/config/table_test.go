@@ -20,11 +20,13 @@ var samples = map[string]string{
 	"max-connections": "17", "max-connections-per-source": "0", "connection-age": "4h", "connection-idle": "11s",
 	"sweep-interval": "2h", "staleness": "300ms", "max-sessions": "7", "session-age": "3h", "dev": "true",
 	"tls-server-cert": "/t.crt", "tls-server-key": "/t.key", "spiffe-socket": "unix:///run/s.sock", "tls-bearers": "true", "tokens": "refuse",
+	"notice-webhook": "https://h/n", "notice-secret": "/n", "notice-interval": "5m",
 	"allow-clock-behind": "true", "allow-clock-ahead": "true", "channelz": "true",
 }
 
 // companions are the settings that another one needs.
 var companions = map[string][]string{
+	"notice-webhook": {"notice-secret"}, "notice-secret": {"notice-webhook"},
 	"tls-server-cert": {"tls-server-key", "callers"}, "tls-server-key": {"tls-server-cert", "callers"}, "spiffe-socket": {"callers"}, "tls-bearers": {"spiffe-socket", "callers"},
 }
 
@@ -48,7 +50,7 @@ func load(t *testing.T, flags map[string][]string) config.Settings {
 }
 
 // fieldOf has the fields of companions.
-var fieldOf = map[string]string{"tls-server-cert": "TLSServerCert", "tls-server-key": "TLSServerKey", "spiffe-socket": "SPIFFESocket", "callers": "Callers"}
+var fieldOf = map[string]string{"tls-server-cert": "TLSServerCert", "tls-server-key": "TLSServerKey", "spiffe-socket": "SPIFFESocket", "callers": "Callers", "notice-webhook": "NoticeWebhook", "notice-secret": "NoticeSecret"}
 
 // TestEachFieldOfSettingsHasOneRow: each row changes one field, and every field has a row.
 func TestEachFieldOfSettingsHasOneRow(t *testing.T) {

@@ -57,13 +57,16 @@ const (
 	// ScopeBeyondRole means that the key has the scope, but the member's present role
 	// does not.
 	ScopeBeyondRole Reason = 7
+	// KeyHeld means that the key may have been narrowed since the backup that the store was
+	// restored from.
+	KeyHeld Reason = 8
 )
 
 // Decision returns the refusal that belongs to the reason. For NoReason it returns
 // Unspecified, which lets nothing pass.
 func (r Reason) Decision() Decision {
 	switch r {
-	case KeyInvalid, KeyRevoked, KeyExpired, MemberInactive:
+	case KeyInvalid, KeyRevoked, KeyExpired, KeyHeld, MemberInactive:
 		return Unauthenticated
 	case AddressNotAllowed, ScopeNotGranted, ScopeBeyondRole:
 		return PermissionDenied
@@ -136,6 +139,8 @@ type Key struct {
 	AllowedPrefixes []netip.Prefix
 	// Revoked is set if the key was revoked.
 	Revoked bool
+	// Held is set if the key waits for a person since the store was restored from a backup.
+	Held bool
 	// ExpireTime is when the newest secret expires, in Unix nanoseconds.
 	ExpireTime int64
 	// Secrets are the newest secret and, while a rotation overlaps, the one before.
@@ -209,6 +214,8 @@ type Grant struct {
 	AllowedPrefixes []netip.Prefix
 	// HoldsUntil is when the token stops working, in Unix nanoseconds.
 	HoldsUntil int64
+	// Secret is the hash of the secret that the token has. A near-cache does not know it.
+	Secret token.ShortHash
 }
 
 // Effective returns the scopes that the token may use: granted to the key and
@@ -249,11 +256,16 @@ func Authenticate(presented token.Presented, subject Subject, expectedWorkspace 
 		return Grant{}, KeyInvalid
 	}
 	// 2. An older secret stops matching when its overlap ends.
-	holdsUntil := key.ExpireTime
+	holdsUntil, secret := key.ExpireTime, &key.Secrets[0]
 	if !newest {
-		holdsUntil = min(holdsUntil, key.Secrets[1].End)
+		secret = &key.Secrets[1]
+		holdsUntil = min(holdsUntil, secret.End)
 	}
-	return identify(&subject, expectedWorkspace, holdsUntil, nanoseconds)
+	grant, reason := identify(&subject, expectedWorkspace, holdsUntil, nanoseconds)
+	if reason == NoReason {
+		grant.Secret = secret.Hash
+	}
+	return grant, reason
 }
 
 // identify decides who a token acts as that holds a secret of the subject's key.
@@ -264,13 +276,16 @@ func identify(subject *Subject, expectedWorkspace string, holdsUntil, now int64)
 	if expectedWorkspace != "" && expectedWorkspace != key.Workspace {
 		return Grant{}, KeyInvalid
 	}
-	// 2. What is final comes before what can be undone: revoked, expired, suspended.
+	// 2. What is final comes before what can be undone: revoked, expired, held, suspended. Held
+	// comes before suspended because making the member active again does not help.
 	refused := Grant{Principal: Principal{KeyID: key.ID}}
 	switch {
 	case key.Revoked, subject.lostWorkspace(), subject.lostMember():
 		return refused, KeyRevoked
 	case now >= key.ExpireTime:
 		return refused, KeyExpired
+	case key.Held:
+		return refused, KeyHeld
 	case !subject.Member.Active:
 		return refused, MemberInactive
 	}

@@ -154,6 +154,10 @@ var faults = []fault{
 	{"expired", decide.KeyExpired, true, func(_ *testing.T, s *situation) {
 		s.edit(func(key *decide.Key) { key.ExpireTime, key.Secrets[0].End = at(0), at(0) })
 	}},
+	// Not held.
+	{"held", decide.KeyHeld, true, func(_ *testing.T, s *situation) {
+		s.edit(func(key *decide.Key) { key.Held = true })
+	}},
 	// Member active.
 	{"member inactive", decide.MemberInactive, true, func(_ *testing.T, s *situation) {
 		s.editMember(func(member *decide.Member) { member.Active = false })
@@ -684,13 +688,13 @@ func TestNumbersAreThoseOfTheAPI(t *testing.T) {
 		"REASON_UNSPECIFIED": decide.NoReason, "REASON_KEY_INVALID": decide.KeyInvalid, "REASON_KEY_REVOKED": decide.KeyRevoked,
 		"REASON_KEY_EXPIRED": decide.KeyExpired, "REASON_MEMBER_INACTIVE": decide.MemberInactive,
 		"REASON_ADDRESS_NOT_ALLOWED": decide.AddressNotAllowed, "REASON_SCOPE_NOT_GRANTED": decide.ScopeNotGranted,
-		"REASON_SCOPE_BEYOND_ROLE": decide.ScopeBeyondRole,
+		"REASON_SCOPE_BEYOND_ROLE": decide.ScopeBeyondRole, "REASON_KEY_HELD": decide.KeyHeld,
 	}
 	compareNumbers(t, keysvcv1.Reason_value, reasons)
 	for name, want := range map[decide.Reason]decide.Decision{
 		decide.NoReason:   decide.Unspecified,
 		decide.KeyInvalid: decide.Unauthenticated, decide.KeyRevoked: decide.Unauthenticated,
-		decide.KeyExpired: decide.Unauthenticated, decide.MemberInactive: decide.Unauthenticated,
+		decide.KeyExpired: decide.Unauthenticated, decide.KeyHeld: decide.Unauthenticated, decide.MemberInactive: decide.Unauthenticated,
 		decide.AddressNotAllowed: decide.PermissionDenied, decide.ScopeNotGranted: decide.PermissionDenied,
 		decide.ScopeBeyondRole: decide.PermissionDenied,
 	} {

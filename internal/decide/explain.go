@@ -2,6 +2,7 @@ package decide
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -26,6 +27,9 @@ const (
 	ScopeGranted Check = 7
 	// ScopeWithinRole checks that the member's present role has the scope.
 	ScopeWithinRole Check = 8
+	// NotHeld checks that the key is not held since a restore. It stands between NotExpired and
+	// MemberActive, and only on a key that is held.
+	NotHeld Check = 9
 )
 
 // Outcome is what came of a check. The zero value is not an outcome.
@@ -87,6 +91,9 @@ func (s *Subject) steps(requirement Requirement, address netip.Addr, now int64) 
 		if hasMember {
 			steps[7].Outcome = passedIf(s.roleScopes().Contains(requirement.Scope))
 		}
+	}
+	if s.Key.Held { // otherwise nobody has to read of a restore
+		steps = slices.Insert(steps, 4, Step{NotHeld, Failed})
 	}
 	return steps
 }

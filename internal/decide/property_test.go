@@ -25,7 +25,7 @@ func mayPass(s *situation, secrets []token.Token) bool {
 	holdsOlder := key.Secrets[1].Hash.Scheme == token.SchemeVerifier && s.presented.Reveal() == secrets[1].Reveal()
 	matches := holdsNewest || holdsOlder && moment < key.Secrets[1].End
 	here := s.expected == "" || s.expected == key.Workspace
-	alive := !key.Revoked && !member.Removed && !workspace.Removed &&
+	alive := !key.Revoked && !key.Held && !member.Removed && !workspace.Removed &&
 		key.MemberIncarnation == member.Incarnation &&
 		key.WorkspaceIncarnation == workspace.Incarnation && workspace.Incarnation == member.WorkspaceIncarnation
 	near := len(key.AllowedPrefixes) == 0 || slices.ContainsFunc(key.AllowedPrefixes, func(prefix netip.Prefix) bool {
@@ -96,6 +96,7 @@ func (u *universe) situation(t testing.TB, random *rand.Rand) (situation, []toke
 		WorkspaceIncarnation: mostly(random, n, "w1", "w2", ""),
 		MemberIncarnation:    mostly(random, n, "m1", "m2", ""),
 		Revoked:              mostly(random, n, false, true),
+		Held:                 mostly(random, n, false, true),
 		ExpireTime:           at(mostly(random, 4, time.Hour, moments...)),
 	}
 	for index := range key.Secrets {
@@ -191,7 +192,7 @@ func checkProperties(t testing.TB, random *rand.Rand, s *situation, secrets []to
 // reasonOf is the reason that a failed check gives.
 var reasonOf = map[decide.Check]decide.Reason{
 	decide.NotRevoked: decide.KeyRevoked, decide.WorkspaceExists: decide.KeyRevoked, decide.MemberExists: decide.KeyRevoked,
-	decide.NotExpired: decide.KeyExpired, decide.MemberActive: decide.MemberInactive,
+	decide.NotExpired: decide.KeyExpired, decide.NotHeld: decide.KeyHeld, decide.MemberActive: decide.MemberInactive,
 	decide.AddressAllowed: decide.AddressNotAllowed, decide.ScopeGranted: decide.ScopeNotGranted,
 	decide.ScopeWithinRole: decide.ScopeBeyondRole,
 }
@@ -211,15 +212,22 @@ func checkExplained(t testing.TB, s *situation, decision decide.Decision, reason
 		return
 	}
 	first := decide.NoReason
+	order := []decide.Check{
+		decide.NotRevoked, decide.WorkspaceExists, decide.MemberExists, decide.NotExpired, decide.NotHeld,
+		decide.MemberActive, decide.AddressAllowed, decide.ScopeGranted, decide.ScopeWithinRole,
+	}
+	if !s.subject.Key.Held { // the step is there only if it fails
+		order = slices.Delete(order, 4, 5)
+	}
 	for index, step := range steps {
-		if step.Check != decide.Check(index+1) || step.Outcome < decide.Passed || step.Outcome > decide.NotApplicable {
+		if step.Check != order[index] || step.Outcome < decide.Passed || step.Outcome > decide.NotApplicable {
 			t.Errorf("step %d is %+v", index, step)
 		}
 		if step.Outcome == decide.Failed && first == decide.NoReason {
 			first = reasonOf[step.Check]
 		}
 	}
-	if len(steps) != len(reasonOf) || first != why {
+	if len(steps) != len(order) || first != why {
 		t.Errorf("the steps %v give %d, the reason is %d: %+v", steps, first, why, s)
 	}
 }

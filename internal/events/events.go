@@ -70,6 +70,8 @@ type Hooks struct {
 	// deleted.
 	BackupDone     func(Backup)
 	BackupsDeleted func(BackupsDeleted)
+	// NoticeAttempted is called after each attempt to send a notice that a key ends.
+	NoticeAttempted func(NoticeAttempt)
 	// ClockJumped is called once, when the wall clock was set forward.
 	ClockJumped func(ClockJump)
 	// AcceptFailed is called when a listener could not accept a connection.
@@ -274,6 +276,18 @@ type BackupsDeleted struct {
 	// Files are the names of those that were deleted.
 	Files []string
 	// Error says why others were not; nil if all were.
+	Error error
+}
+
+// NoticeAttempt is an attempt to send a notice that a key ends.
+type NoticeAttempt struct {
+	// NoticeID, WorkspaceID, KeyID and Days are the notice's; empty if the notices could not be read, or the
+	// place in them could not be read or written.
+	NoticeID, WorkspaceID, KeyID string
+	Days                         int
+	// Failures is how many attempts have failed since the last one that succeeded.
+	Failures int
+	// Error is nil if the receiver has taken the notice.
 	Error error
 }
 

@@ -29,6 +29,7 @@ func Join(listeners ...Hooks) Hooks {
 		AuditPruned:     func(Prune) {},
 		BackupDone:      func(Backup) {},
 		BackupsDeleted:  func(BackupsDeleted) {},
+		NoticeAttempted: func(NoticeAttempt) {},
 		ClockJumped:     func(ClockJump) {},
 		AcceptFailed:    func(error) {},
 
@@ -58,6 +59,7 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.AuditPruned, each.AuditPruned, first)
 		join(&joined.BackupDone, each.BackupDone, first)
 		join(&joined.BackupsDeleted, each.BackupsDeleted, first)
+		join(&joined.NoticeAttempted, each.NoticeAttempted, first)
 		join(&joined.ClockJumped, each.ClockJumped, first)
 		join(&joined.AcceptFailed, each.AcceptFailed, first)
 		join(&joined.ConnectionsClosed, each.ConnectionsClosed, first)

@@ -229,6 +229,16 @@ func (s *IDs) ID(number uint32) string {
 	return s.ids.At(number).String()
 }
 
+// AppendID appends the id of a number to a text.
+func (s *IDs) AppendID(text []byte, number uint32) []byte {
+	s.mutex.RLock()
+	defer s.mutex.RUnlock()
+	if name, is := s.otherNames[number]; is {
+		return append(text, name...)
+	}
+	return s.ids.At(number).Append(text)
+}
+
 // Len returns how many ids have a number.
 func (s *IDs) Len() int {
 	s.mutex.RLock()

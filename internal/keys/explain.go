@@ -154,7 +154,8 @@ func (m *Manager) explain(ctx context.Context, query *ExplainQuery, record *stor
 		Position: m.at(found.Revision), Decision: decision, Reason: reason, Key: key, MemberState: MemberRemoved,
 	}
 	says := &sentences{query: query, key: key, subject: &subject, policy: found.Policy}
-	if outcome := steps[decide.MemberActive-1].Outcome; outcome != decide.NotApplicable {
+	active := slices.IndexFunc(steps, func(step decide.Step) bool { return step.Check == decide.MemberActive })
+	if outcome := steps[active].Outcome; outcome != decide.NotApplicable {
 		explanation.MemberState = MemberSuspended
 		if outcome == decide.Passed {
 			explanation.MemberState = MemberActive
@@ -267,6 +268,8 @@ func (s *sentences) found(step decide.Step) string {
 			verb = "expires"
 		}
 		return fmt.Sprintf("The key %s at %s.", verb, inUTC(s.key.ExpireTime))
+	case decide.NotHeld:
+		return "The key is held" + s.since(StopHeld) + ": the store was restored from a backup, and what was revoked or narrowed since is not known."
 	case decide.MemberActive:
 		switch step.Outcome {
 		case decide.Passed:
@@ -357,6 +360,8 @@ func (s *sentences) remedy(step decide.Step, final bool) string {
 		return "Create another key with CreateKey: this one never works again."
 	case decide.WorkspaceExists, decide.MemberExists:
 		return "Add the member with PutMember, and create another key with CreateKey: this one never works again."
+	case decide.NotHeld:
+		return "Find out what was done to the key since the backup, and release it with ReleaseKeys."
 	case decide.MemberActive:
 		return "Make the member active with PutMember."
 	case decide.AddressAllowed:

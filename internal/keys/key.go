@@ -31,6 +31,8 @@ type Key struct {
 	CreateTime, ExpireTime time.Time
 	// LastUsedTime is when a validation last allowed the key; the zero Time if none did.
 	LastUsedTime time.Time
+	// ImportTime is when the key was imported; the zero Time if keysvc created it.
+	ImportTime time.Time
 	// RevokeTime is when the key was revoked; the zero Time if it was not. A key whose member
 	// or workspace was removed counts as revoked, but has no RevokeTime.
 	RevokeTime time.Time
@@ -63,15 +65,19 @@ type ChangedBy struct {
 type KeySecret struct {
 	// CreateTime is when the secret was issued; ExpireTime when it stops matching.
 	CreateTime, ExpireTime time.Time
-	// IssuedLocally is set if the caller of keysvc drew the secret.
-	IssuedLocally bool
+	// LastUsedTime is when a validation last allowed the secret; the zero Time if none did, or if it is
+	// not known which of two secrets was used.
+	LastUsedTime time.Time
+	// IssuedLocally is set if the caller of keysvc drew the secret, and Imported if another system did.
+	IssuedLocally, Imported bool
 }
 
 // KeyState is the state of a key: a key can be used if it is active, and every other state tells why
 // it cannot. The numbers are those of keysvc.v1.KeyState.
 type KeyState int32
 
-// The states of a key. If several apply, the state is revoked before expired before suspended.
+// The states of a key. If several apply, the state is revoked before expired before held before
+// suspended.
 const (
 	// KeyStateUnspecified is the state of no key.
 	KeyStateUnspecified KeyState = iota
@@ -83,6 +89,8 @@ const (
 	KeyExpired
 	// KeyRevoked keys were revoked, or their member or workspace was removed.
 	KeyRevoked
+	// KeyHeld keys wait for a person since the store was restored from a backup.
+	KeyHeld
 )
 
 // StopReason is why a key stopped working. The numbers are those of keysvc.v1.StopReason.
@@ -104,6 +112,8 @@ const (
 	StopWorkspaceRemoved
 	// StopMemberSuspended keys work again when their member is active again.
 	StopMemberSuspended
+	// StopHeld keys work again when a person has released them.
+	StopHeld
 )
 
 // KeyName names a key.
@@ -143,6 +153,7 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 	if err != nil {
 		return nil, err
 	}
+	uses := m.projection.LastUses(record.GetKeyId())
 	key := &Key{
 		ID:           record.GetKeyId(),
 		WorkspaceID:  record.GetWorkspaceId(),
@@ -152,7 +163,8 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 		State:        state,
 		CreateTime:   timeOf(record.GetCreateTime()),
 		ExpireTime:   timeOf(expireTimeOf(record)),
-		LastUsedTime: m.projection.LastUsed(record.GetKeyId()),
+		LastUsedTime: uses.Key(),
+		ImportTime:   timeOf(record.GetImported().GetImportTime()),
 		RevokeTime:   timeOf(record.GetRevokeTime()),
 		Labels:       record.GetLabels(),
 		AllowedCIDRs: record.GetAllowedCidrs(),
@@ -167,7 +179,10 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 			continue // the overlap is over; the next change of the key drops the secret
 		}
 		key.Secrets = append(key.Secrets, KeySecret{
-			CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret), IssuedLocally: secret.GetIssuedLocally(),
+			CreateTime: timeOf(secret.GetCreateTime()), ExpireTime: endOf(secret),
+			LastUsedTime:  uses.Secret(hashOf(secret).Short(), timeOf(secret.GetCreateTime())),
+			IssuedLocally: secret.GetIssuedLocally(),
+			Imported:      hashOf(secret).Scheme == token.SchemeForeign,
 		})
 	}
 	return key, nil
@@ -224,7 +239,7 @@ func endOf(secret *storagev1.SecretRecord) time.Time {
 	return end
 }
 
-// stateOf computes the state of a key: revoked before expired before suspended. The error is
+// stateOf computes the state of a key: revoked before expired before held before suspended. The error is
 // set if the record of the key's member is damaged.
 func (m *Manager) stateOf(record *storagev1.KeyRecord, now time.Time) (KeyState, error) {
 	owner, err := m.ownerOf(record)

@@ -110,6 +110,10 @@ var changes = map[string]verb{
 		_, _, err := m.RevokeKey(ctx, actorIn(w), workspaceID, keyID)
 		return err
 	},
+	"ReleaseKeys": func(ctx context.Context, m *keys.Manager, w access.Workspaces, workspaceID, keyID string) error {
+		_, _, err := m.ReleaseKeys(ctx, actorIn(w), keys.Release{WorkspaceID: workspaceID, KeyIDs: []string{keyID}})
+		return err
+	},
 	"PutMember": func(ctx context.Context, m *keys.Manager, w access.Workspaces, workspaceID, _ string) error {
 		_, _, err := m.PutMember(ctx, actorIn(w), keys.MemberSpec{WorkspaceID: workspaceID, MemberID: "ann", Role: "none", State: keys.MemberActive})
 		return err
@@ -182,15 +186,19 @@ var wholes = map[string]func(ctx context.Context, m *keys.Manager, workspaces ac
 		_, err := m.Sweep(ctx, actorIn(w))
 		return err
 	},
+	"NoticesAfter": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {
+		_, err := m.NoticesAfter(ctx, w, keys.NoticePlace{}, 1)
+		return err
+	},
 	"RepairTimes": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {
 		_, err := m.RepairTimes(ctx, actorIn(w), false)
 		return err
 	},
 }
 
-// others are the verbs with tests of their own: RevokeToken, GetPolicy and ListWorkspaces. SweepEvery
+// others are the verbs with tests of their own: RevokeToken, GetPolicy, ListWorkspaces, ListNotices and Still. SweepEvery
 // calls Sweep.
-var others = []string{"RevokeToken", "GetPolicy", "ListWorkspaces", "SweepEvery"}
+var others = []string{"RevokeToken", "GetPolicy", "ListWorkspaces", "ListNotices", "Still", "SweepEvery"}
 
 func TestEveryVerbIsKnownToTheTestsOfRights(t *testing.T) {
 	manager := reflect.TypeFor[*keys.Manager]()

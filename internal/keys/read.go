@@ -113,6 +113,8 @@ type KeyQuery struct {
 	UnusedSince *time.Time
 	// IssuedLocally, if set, selects keys with, or without, a secret that the caller of keysvc drew.
 	IssuedLocally *bool
+	// Imported, if set, selects keys with, or without, a secret that was imported.
+	Imported *bool
 	// PageSize is the max number of keys on a page: up to MaxPageSize, 0 for DefaultPageSize.
 	PageSize int
 	// PageToken is NextPageToken of the page before, given with the same filters; empty for the
@@ -231,6 +233,7 @@ type keyFilter struct {
 	expiringBefore  *time.Time
 	unusedSince     *time.Time
 	issuedLocally   *bool
+	imported        *bool
 }
 
 func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
@@ -245,8 +248,8 @@ func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
 		}
 	}
 	for _, state := range query.States {
-		if state < KeyActive || state > KeyRevoked {
-			fields.Add("states", "has an unknown state; active, suspended, expired and revoked are allowed")
+		if state < KeyActive || state > KeyHeld {
+			fields.Add("states", "has an unknown state; active, suspended, held, expired and revoked are allowed")
 			break
 		}
 		if filter.states == nil {
@@ -255,7 +258,7 @@ func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
 		filter.states[state] = true
 	}
 	filter.expiringBefore = checkTime(fields, "expiring_before", query.ExpiringBefore)
-	filter.issuedLocally = query.IssuedLocally
+	filter.issuedLocally, filter.imported = query.IssuedLocally, query.Imported
 	filter.unusedSince = checkTime(fields, "unused_since", query.UnusedSince)
 	return filter
 }
@@ -272,6 +275,9 @@ func (f *keyFilter) admits(key *Key) bool {
 		return false
 	}
 	if f.expiringBefore != nil && !key.ExpireTime.Before(*f.expiringBefore) {
+		return false
+	}
+	if f.imported != nil && *f.imported != slices.ContainsFunc(key.Secrets, func(s KeySecret) bool { return s.Imported }) {
 		return false
 	}
 	if f.issuedLocally != nil && *f.issuedLocally != slices.ContainsFunc(key.Secrets, func(s KeySecret) bool { return s.IssuedLocally }) {

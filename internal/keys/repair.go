@@ -144,6 +144,9 @@ func (m *Manager) repairKeys(ctx context.Context, actor audit.Actor, workspaceID
 func repairKey(record *storagev1.KeyRecord, now time.Time) bool {
 	before := proto.CloneOf(record)
 	record.CreateTime, record.RevokeTime = notAfter(record.GetCreateTime(), now), notAfter(record.GetRevokeTime(), now)
+	if record.GetImported() != nil {
+		record.Imported.ImportTime = notAfter(record.GetImported().GetImportTime(), now)
+	}
 	// An overlap began when the newest secret was issued, so its end is set back by as much as the
 	// creation of that secret.
 	var ahead time.Duration

@@ -31,5 +31,10 @@ func (r Reported) token(fields *problem.Fields) token.Presented {
 	if several {
 		fields.Add("token", "holds several tokens; one at a time is allowed")
 	}
+	if reported.IsZero() && !several {
+		// It may be the token of another system, which has no form by which text around it could be told.
+		foreign, _ := token.Foreign(r.Text)
+		return token.Present(foreign)
+	}
 	return reported.Presented()
 }

@@ -100,7 +100,7 @@ const ByDigest = "by_digest"
 // revoked. A key of another workspace than the given ones is not found. Errors: KEY_NOT_FOUND, and
 // storage.ErrDamaged.
 func (m *Manager) keyOf(presented token.Presented, workspaces access.Workspaces, now time.Time) (KeyName, error) {
-	found := m.projection.Find(presented.KeyID())
+	found := m.projection.FindPresented(presented)
 	if found.Damaged != nil && (found.WorkspaceID == "" || workspaces.Has(found.WorkspaceID)) {
 		return KeyName{}, found.Damaged
 	}

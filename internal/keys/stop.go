@@ -34,13 +34,15 @@ func (o owner) memberIsGone(record *storagev1.KeyRecord) bool {
 	return o.member == nil || o.member.Removed || o.member.Incarnation != record.GetMemberIncarnation()
 }
 
-// state computes the state of a key: revoked before expired before suspended.
+// state computes the state of a key: revoked before expired before held before suspended.
 func (o owner) state(record *storagev1.KeyRecord, now time.Time) KeyState {
 	switch {
 	case record.GetRevokeTime() != nil, o.workspaceIsGone(record), o.memberIsGone(record):
 		return KeyRevoked
 	case !now.Before(expireTimeOf(record).AsTime()):
 		return KeyExpired
+	case record.GetHoldTime() != nil:
+		return KeyHeld
 	case !o.member.Active:
 		return KeySuspended
 	}
@@ -63,7 +65,7 @@ func (m *Manager) readMember(ctx context.Context) memberReader {
 
 // stopped returns when and why a key stopped working: of several reasons that end it for good, the
 // earliest one, where a time that is not known counts as later than those that are known; otherwise
-// the suspension of its member. The projection does not have the times of members, so they are read.
+// that it is held, or the suspension of its member. The projection does not have the times of members, so they are read.
 // The error is that of read.
 func (o owner) stopped(record *storagev1.KeyRecord, now time.Time, read memberReader) (at time.Time, reason StopReason, err error) {
 	note := func(candidate time.Time, why StopReason) {
@@ -91,8 +93,14 @@ func (o owner) stopped(record *storagev1.KeyRecord, now time.Time, read memberRe
 	if expires := expireTimeOf(record).AsTime(); !now.Before(expires) {
 		note(expires, StopExpired)
 	}
-	if reason != StopUnspecified || o.member.Active {
+	if reason != StopUnspecified {
 		return at, reason, nil
+	}
+	if record.GetHoldTime() != nil {
+		return record.GetHoldTime().AsTime(), StopHeld, nil
+	}
+	if o.member.Active {
+		return time.Time{}, StopUnspecified, nil
 	}
 	member, err := read(record.GetWorkspaceId(), record.GetMemberId())
 	if err != nil {

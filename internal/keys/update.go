@@ -160,7 +160,8 @@ func (m *Manager) checkScopesOfMember(view *attempt, record *storagev1.KeyRecord
 	return checkWithinRole(record.GetScopes(), member, view.Policy)
 }
 
-// checkLive refuses a key that is revoked or expired.
+// checkLive refuses a key that is revoked, expired or held. A held key gets no new secret: whether its
+// owner may have one is what the person who releases it decides.
 func (m *Manager) checkLive(record *storagev1.KeyRecord, now time.Time) error {
 	state, err := m.stateOf(record, now)
 	if err != nil {
@@ -171,6 +172,8 @@ func (m *Manager) checkLive(record *storagev1.KeyRecord, now time.Time) error {
 		return nil
 	case KeyExpired:
 		return problem.New(problem.KeyExpired, "the key is expired; create another")
+	case KeyHeld:
+		return problem.New(problem.KeyHeld, "the key is held since the store was restored from a backup; release it first, or revoke it")
 	case KeyRevoked, KeyStateUnspecified:
 	}
 	return problem.New(problem.KeyRevoked, "the key is revoked; create another")

@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -51,6 +52,7 @@ const (
 // The texts of When.
 const (
 	whenStore       = "The store is a file."
+	whenNotices     = "The settings name a notice-webhook."
 	whenCertificate = "The server has a certificate."
 	whenBackup      = "The server has made a backup since its start."
 	whenProblem     = "Something is wrong."
@@ -215,11 +217,12 @@ var list = []Metric{
 
 	{
 		Name: "keysvc_keys", Kind: Gauge, Labels: []string{"state"}, Group: groupKeys,
-		Values: "active, suspended (with its member), expired, revoked (also with its member or workspace), damaged",
+		Values: "active, suspended (with its member), held (since a restore), expired, revoked (also with its member or workspace), damaged",
 		Help:   "Keys that are not purged yet, each in one state. A key counts as expired from the end of the hour on in which it expires.",
 		read: func(r *reading) {
 			r.whole(r.Keys.Active, "active")
 			r.whole(r.Keys.Suspended, "suspended")
+			r.whole(r.Keys.Held, "held")
 			r.whole(r.Keys.Expired, "expired")
 			r.whole(r.Keys.Revoked, "revoked")
 			r.whole(r.Keys.Damaged, "damaged")
@@ -233,6 +236,38 @@ var list = []Metric{
 			r.whole(r.Keys.Within7Days, "7d")
 			r.whole(r.Keys.Within30Days, "30d")
 		},
+	},
+	{
+		Name: "keysvc_keys_ending", Kind: Gauge, Labels: []string{"within", "used"}, Group: groupKeys,
+		Values: "1d, 7d or 30d; true if the key was used within the last 30 days",
+		Help:   "Active keys that expire within the next 1, 7 or 30 days. They are counted at each notice-interval.",
+		When:   "They were counted since the start.",
+		read: func(r *reading) {
+			for _, each := range r.Ending {
+				within := strconv.FormatInt(int64(each.Within/(hoursOfDay*time.Hour)), 10) + "d"
+				r.whole(each.InUse, within, "true")
+				r.whole(each.Unused, within, "false")
+			}
+		},
+	},
+	{
+		Name: "keysvc_notices_total", Kind: Counter, Labels: []string{"outcome"}, Group: groupKeys, When: whenNotices,
+		Values: "sent, or failed: then it is tried again",
+		Help:   "Attempts to send a notice that a key ends.",
+		read: ofNotices(func(r *reading) {
+			r.whole(r.Notices.Sent, "sent")
+			r.whole(r.Notices.Failed, "failed")
+		}),
+	},
+	{
+		Name: "keysvc_notices_waiting", Kind: Gauge, Group: groupKeys, When: whenNotices,
+		Help: "About how many notices have fallen due and were not taken yet.",
+		read: ofNotices(func(r *reading) { r.whole(r.Notices.Waiting) }),
+	},
+	{
+		Name: "keysvc_notice_failures", Kind: Gauge, Group: groupKeys, When: whenNotices,
+		Help: "How many attempts to send a notice have failed since the last one that succeeded.",
+		read: ofNotices(func(r *reading) { r.whole(r.Notices.Failures) }),
 	},
 	{
 		Name: "keysvc_members", Kind: Gauge, Group: groupKeys,
@@ -499,6 +534,18 @@ func (r *reading) eachMethod(call func(*method)) {
 func (r *reading) eachWork(call func(*Work)) {
 	for index := range r.Work {
 		call(&r.Work[index])
+	}
+}
+
+// hoursOfDay is how many hours the days of labels have.
+const hoursOfDay = 24
+
+// ofNotices returns read for a server that sends notices.
+func ofNotices(read func(*reading)) func(*reading) {
+	return func(r *reading) {
+		if r.Notices != nil {
+			read(r)
+		}
 	}
 }
 

@@ -39,6 +39,10 @@ type State struct {
 	Feed Feed
 	// Store is nil if the store tells nothing.
 	Store *Store
+	// Ending are the active keys that end soon.
+	Ending []Ending
+	// Notices is nil if the settings name no receiver of notices.
+	Notices *Notices
 	// Certificate is nil if the server has none.
 	Certificate *Certificate
 	// Backups are those that this process made.
@@ -60,7 +64,7 @@ type Problem struct{ ID, Severity string }
 
 // Keys counts the keys by state. Each key is in one state.
 type Keys struct {
-	Active, Suspended, Expired, Revoked, Damaged int64
+	Active, Suspended, Held, Expired, Revoked, Damaged int64
 	// Within7Days and Within30Days are the active keys that expire so soon.
 	Within7Days, Within30Days int64
 }
@@ -104,6 +108,20 @@ type Store struct {
 	// SinkFailing and AnchorFailing report whether the last write of the audit sink, or of the anchor,
 	// failed or takes too long.
 	SinkFailing, AnchorFailing bool
+}
+
+// Ending are the active keys that end within a time, those that were used lately and the others.
+type Ending struct {
+	Within        time.Duration
+	InUse, Unused int64
+}
+
+// Notices is how sending notices goes.
+type Notices struct {
+	// Waiting is how many wait, Failures how many attempts have failed since the last that succeeded.
+	Waiting, Failures int64
+	// Sent and Failed count attempts since the start.
+	Sent, Failed int64
 }
 
 // Certificate is the server's own.

@@ -23,6 +23,7 @@ const (
 	RequestIDUsed         = keysvcv1.ErrorReason_ERROR_REASON_REQUEST_ID_USED
 	KeyRevoked            = keysvcv1.ErrorReason_ERROR_REASON_KEY_REVOKED
 	KeyExpired            = keysvcv1.ErrorReason_ERROR_REASON_KEY_EXPIRED
+	KeyHeld               = keysvcv1.ErrorReason_ERROR_REASON_KEY_HELD
 	MemberSuspended       = keysvcv1.ErrorReason_ERROR_REASON_MEMBER_SUSPENDED
 	LimitReached          = keysvcv1.ErrorReason_ERROR_REASON_LIMIT_REACHED
 	RotationInProgress    = keysvcv1.ErrorReason_ERROR_REASON_ROTATION_IN_PROGRESS
@@ -37,6 +38,7 @@ const (
 	NotImplemented        = keysvcv1.ErrorReason_ERROR_REASON_NOT_IMPLEMENTED
 	StoreFull             = keysvcv1.ErrorReason_ERROR_REASON_STORE_FULL
 	ClockUnsure           = keysvcv1.ErrorReason_ERROR_REASON_CLOCK_UNSURE
+	TokenKnown            = keysvcv1.ErrorReason_ERROR_REASON_TOKEN_KNOWN
 	TokensRefused         = keysvcv1.ErrorReason_ERROR_REASON_TOKENS_REFUSED
 	AuditSinkUnavailable  = keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE
 )

@@ -10,9 +10,10 @@ import (
 
 // Census counts the keys that are not purged. Each key is in one state.
 type Census struct {
-	// Active keys can be used. Suspended keys would be active if their member was. Expired keys were
-	// not revoked. Revoked are also the keys whose member or workspace was removed.
-	Active, Suspended, Expired, Revoked int64
+	// Active keys can be used. Suspended keys would be active if their member was. Held keys wait for
+	// a person. Expired keys were not revoked. Revoked are also the keys whose member or workspace was
+	// removed.
+	Active, Suspended, Held, Expired, Revoked int64
 	// Damaged keys cannot be read.
 	Damaged int64
 	// Within7Days and Within30Days are the active keys that expire so soon.
@@ -30,9 +31,10 @@ const (
 	standingActive
 	standingSuspended
 	standingRevoked
+	standingHeld
 )
 
-// A census keeps the counts up with each change, so that reading them visits no key. It has two bits
+// A census keeps the counts up with each change, so that reading them visits no key. It has four bits
 // for each key, its standing, and for each hour in which a key expires the number of keys that do.
 //
 // A change of a member or workspace may concern all keys of the workspace. They are counted anew
@@ -56,15 +58,15 @@ type census struct {
 }
 
 const (
-	standingBits    = 2
+	standingBits    = 4
 	standingsInWord = 32 / standingBits
 	hoursOfDay      = 24
 )
 
-// censusDay counts the keys that expire in each hour of a day, active ones and suspended ones.
+// censusDay counts the keys that expire in each hour of a day, active, suspended and held ones.
 type censusDay struct {
-	active, suspended [hoursOfDay]uint32
-	keys              int
+	active, suspended, held [hoursOfDay]uint32
+	keys                    int
 }
 
 // hourOf returns the hour of a time in Unix nanoseconds, as a number that counts from 1970 on.
@@ -110,6 +112,9 @@ func (c *census) add(as standing, expire int64, change int) {
 	case standingSuspended:
 		day := c.day(floor(hour, hoursOfDay), change)
 		day.suspended[hour-floor(hour, hoursOfDay)*hoursOfDay] += uint32(change) //nolint:gosec // modulo 2^32
+	case standingHeld:
+		day := c.day(floor(hour, hoursOfDay), change)
+		day.held[hour-floor(hour, hoursOfDay)*hoursOfDay] += uint32(change) //nolint:gosec // modulo 2^32
 	}
 }
 
@@ -169,6 +174,8 @@ func (s *state) standingOf(key *record) standing {
 		return standingSuspended
 	case flags&lifeRemoved != 0, !s.isSameMember(key.life, present):
 		return standingRevoked
+	case s.isHeld(key):
+		return standingHeld
 	case flags&lifeActive != 0:
 		return standingActive
 	}
@@ -304,14 +311,15 @@ func (p *Projection) Census(now time.Time) Census {
 	present := hourOf(now.UnixNano())
 	for number, day := range s.census.days {
 		for index := range day.active {
-			active, suspended := int64(day.active[index]), int64(day.suspended[index])
+			active, suspended, held := int64(day.active[index]), int64(day.suspended[index]), int64(day.held[index])
 			left := number*hoursOfDay + int64(index) - present
 			if left < 0 {
-				counted.Expired += active + suspended
+				counted.Expired += active + suspended + held
 				continue
 			}
 			counted.Active += active
 			counted.Suspended += suspended
+			counted.Held += held
 			if left <= 7*hoursOfDay {
 				counted.Within7Days += active
 			}

@@ -39,6 +39,9 @@ func (d *difference) compareCensus() {
 			if hours < 0 {
 				return &want.Expired
 			}
+			if key.Held && of.current != nil && member.damaged == nil {
+				return &want.Held
+			}
 			if of.current == nil || member.damaged != nil || !member.Active {
 				return &want.Suspended
 			}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -22,6 +23,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/token"
 	"github.com/scribe-mail/keysvc/internal/usage"
 )
 
@@ -62,7 +64,11 @@ type difference struct {
 	workspaces map[string]*storedWorkspace
 	keys       map[string]*storagev1.KeyRecord
 	ids        []string // of keys
-	uses       map[string]time.Time
+	uses       map[string]storage.Usage
+	// secretUses are the last uses of secrets, by key and tag. What they are is not known of keys in vague,
+	// because their records were damaged in between.
+	secretUses map[string]map[uint32]time.Time
+	vague      map[string]bool
 	// shared are the numbers of the store's directory; nil if the store does not share them.
 	shared *flat.IDs
 	// born counts how often a key was added.
@@ -95,7 +101,8 @@ func newDifference(t *testing.T, seed uint64) *difference {
 	t.Helper()
 	d := &difference{
 		t: t, random: rand.New(rand.NewPCG(seed, 0)), maps: newMapState(), policy: &storagev1.PolicyRecord{Document: policy.Default().Document()},
-		workspaces: make(map[string]*storedWorkspace), keys: make(map[string]*storagev1.KeyRecord), uses: make(map[string]time.Time),
+		workspaces: make(map[string]*storedWorkspace), keys: make(map[string]*storagev1.KeyRecord), uses: make(map[string]storage.Usage),
+		secretUses: make(map[string]map[uint32]time.Time), vague: make(map[string]bool),
 		born: make(map[string]int),
 	}
 	for index := range 6 {
@@ -174,12 +181,13 @@ func (d *difference) items() iter.Seq[storage.Item] {
 		}
 		for _, record := range slices.SortedFunc(maps.Values(d.keys), func(a, b *storagev1.KeyRecord) int { return int(a.GetSequence() - b.GetSequence()) }) {
 			if damaged() {
+				d.vague[record.GetKeyId()] = true
 				yield(storage.Item{Damaged: &storage.Damaged{WorkspaceID: record.GetWorkspaceId(), KeyID: record.GetKeyId(), Err: fmt.Errorf("key %s", record.GetKeyId())}})
 			} else {
 				yield(storage.Item{Key: record})
 			}
-			if at, used := d.uses[record.GetKeyId()]; used {
-				yield(storage.Item{Usage: &storage.Usage{KeyID: record.GetKeyId(), Time: at}})
+			if use, used := d.uses[record.GetKeyId()]; used {
+				yield(storage.Item{Usage: &use})
 			}
 		}
 	}
@@ -217,6 +225,8 @@ func (d *difference) forget(keyID string) {
 	delete(d.keys, keyID)
 	d.ids = slices.DeleteFunc(d.ids, func(each string) bool { return each == keyID })
 	delete(d.uses, keyID)
+	delete(d.secretUses, keyID)
+	delete(d.vague, keyID)
 	d.born[keyID]++
 	d.purged = append(d.purged, keyID)
 	if len(d.purged) > 50 {
@@ -265,7 +275,11 @@ func (d *difference) step() {
 		d.reload()
 		return
 	case choice < 300:
-		d.use()
+		if d.random.IntN(2) == 0 {
+			d.use()
+		} else {
+			d.useSecret(d.keyID())
+		}
 		return
 	case choice < 302:
 		d.change("", func(change *storage.Committed) {
@@ -292,6 +306,7 @@ func (d *difference) step() {
 		d.compareMember(d.workspaceID(), d.memberID())
 	}
 	d.compareWorkspace(id)
+	d.compareImported()
 	if d.round%5 == 0 {
 		d.compareCensus()
 	}
@@ -380,9 +395,23 @@ func (d *difference) put(keyID, id string, of *storedWorkspace, change *storage.
 		KeyId: keyID, WorkspaceId: id, MemberId: d.memberID(), WorkspaceIncarnation: d.incarnation(), MemberIncarnation: d.incarnation(),
 		CreateTime: timestamppb.New(diffTime.AddDate(-2, 0, 0).Add(time.Duration(d.random.IntN(3)))),
 		Scopes:     pick(d, nil, []string{"emails:read"}, []string{"emails:read", "emails:write"}, []string{"emails:write", "emails:read"}, []string{fmt.Sprintf("s:%d", d.random.IntN(1000))}),
-		Secrets:    []*storagev1.SecretRecord{{Scheme: pick(d, uint32(3), 3, 3, 1, 0, 14, 15, 16, 255), Hash: hash(), ExpireTime: d.moment()}},
+		Secrets: []*storagev1.SecretRecord{{
+			Scheme: pick(d, uint32(3), 3, 3, 1, 0, 14, 15, 16, 255), Hash: hash(), ExpireTime: d.moment(),
+			CreateTime: timestamppb.New(diffTime.Add(time.Duration(d.random.Int64N(int64(1000 * time.Hour)))).Truncate(time.Microsecond)),
+		}},
 	}
+	older := &storagev1.SecretRecord{Scheme: pick(d, uint32(3), 1, 14, 15, 255), Hash: hash(), ExpireTime: d.moment(), CreateTime: timestamppb.New(diffTime)}
 	if before := d.keys[keyID]; before != nil {
+		if had := before.GetSecrets(); len(had) > 0 && len(had[0].GetHash()) == 32 && had[0].GetScheme() < 256 && had[0].GetExpireTime() != nil {
+			if d.random.IntN(2) == 0 {
+				record.Secrets[0] = proto.CloneOf(had[0]) // an update, or the end of a rotation
+				if len(had) == 2 {
+					older = proto.CloneOf(had[1])
+				}
+			} else {
+				older = proto.CloneOf(had[0]) // a rotation
+			}
+		}
 		record.Sequence, record.CreateTime = before.GetSequence(), before.GetCreateTime()
 		if d.random.IntN(2) == 0 {
 			record.MemberId, record.MemberIncarnation = before.GetMemberId(), before.GetMemberIncarnation()
@@ -396,16 +425,30 @@ func (d *difference) put(keyID, id string, of *storedWorkspace, change *storage.
 		record.RevokeTime = d.moment()
 	}
 	if d.random.IntN(4) == 0 {
-		record.AllowedCidrs = pick(d, []string{"192.0.2.0/24"}, []string{"192.0.2.0/24", "2001:db8::/32"}, []string{fmt.Sprintf("10.0.%d.0/24", d.random.IntN(256))})
+		record.HoldTime = d.moment()
 	}
 	if d.random.IntN(4) == 0 {
-		older := &storagev1.SecretRecord{Scheme: pick(d, uint32(3), 1, 14, 15, 255), Hash: hash(), ExpireTime: d.moment()}
+		record.AllowedCidrs = pick(d, []string{"192.0.2.0/24"}, []string{"192.0.2.0/24", "2001:db8::/32"}, []string{fmt.Sprintf("10.0.%d.0/24", d.random.IntN(256))})
+	}
+	if d.random.IntN(3) == 0 {
 		if d.random.IntN(4) > 0 {
 			older.OverlapEndTime = d.moment()
 		}
 		record.Secrets = append(record.Secrets, older)
 	}
-	switch d.random.IntN(40) {
+	if before := d.keys[keyID]; before.GetImported() != nil {
+		record.Imported = before.GetImported()
+	} else if d.random.IntN(5) == 0 {
+		digest := d.digest()
+		sum := token.ForeignVerifierOf(digest)
+		record.Imported = &storagev1.ImportRecord{ImportTime: d.moment(), Hash: sum[:]}
+		if d.random.IntN(2) == 0 {
+			record.Secrets[0].Scheme, record.Secrets[0].Hash = uint32(token.SchemeForeign), sum[:]
+		}
+	}
+	malformed := d.random.IntN(40)
+	d.vague[keyID] = d.vague[keyID] || malformed < 5
+	switch malformed {
 	case 0:
 		record.Secrets = nil
 	case 1:
@@ -421,7 +464,101 @@ func (d *difference) put(keyID, id string, of *storedWorkspace, change *storage.
 		d.ids = append(d.ids, keyID)
 	}
 	d.keys[keyID] = record
+	present := make(map[uint32]time.Time)
+	for _, secret := range record.GetSecrets() {
+		if at, used := d.secretUses[keyID][tagOf(secret)]; used {
+			present[tagOf(secret)] = at
+		}
+	}
+	d.secretUses[keyID] = present
 	change.Put = append(change.Put, storage.Item{Key: record})
+}
+
+// digest returns one of the digests of tokens that were imported. There are few, so that several keys have the same.
+func (d *difference) digest() (digest [32]byte) {
+	digest[0] = byte(1 + d.random.IntN(20))
+	return digest
+}
+
+// compareImported looks for the token of another system.
+func (d *difference) compareImported() {
+	d.t.Helper()
+	digest := d.digest()
+	presented := token.PresentDigest("", token.DigestFrom(digest[:]))
+	var owners []string
+	sum := token.ForeignVerifierOf(digest)
+	for keyID, record := range d.keys {
+		if d.maps.keys[keyID].damaged == nil && string(record.GetImported().GetHash()) == string(sum[:]) {
+			owners = append(owners, keyID)
+		}
+	}
+	want := d.Find("")
+	if len(owners) == 1 {
+		want = d.Find(owners[0])
+	}
+	got := d.FindPresented(presented)
+	d.equal("imported token", got.Subject(), want.Subject())
+	d.equal("damage of an imported token", fmt.Sprint(got.Damaged), fmt.Sprint(want.Damaged))
+	key, is := d.Imported(presented.Hash())
+	if is != (len(owners) > 0) || is && (!slices.Contains(owners, key.KeyID) || key.MemberID != d.keys[key.KeyID].GetMemberId() || key.WorkspaceID != d.keys[key.KeyID].GetWorkspaceId()) {
+		d.t.Errorf("round %d: the token was imported for %+v, %t; want one of %q", d.round, key, is, owners)
+	}
+}
+
+// tagOf returns the tag of a secret; 0 if it is malformed.
+func tagOf(secret *storagev1.SecretRecord) uint32 {
+	if len(secret.GetHash()) != 32 {
+		return 0
+	}
+	return token.Hash{Scheme: token.Scheme(secret.GetScheme()), Sum: [32]byte(secret.GetHash())}.Short().Tag()
+}
+
+// useSecret notes a use of one of a key's secrets, as a Recorder does.
+func (d *difference) useSecret(keyID string) {
+	id, is := flat.Pack(keyID)
+	found, secrets := d.Find(keyID), d.keys[keyID].GetSecrets()
+	if !is || !found.Exists || len(secrets) == 0 || d.vague[keyID] {
+		return
+	}
+	secret := secrets[d.random.IntN(len(secrets))]
+	at := diffTime.Add(time.Duration(d.random.Int64N(int64(1000 * time.Hour)))).Truncate(time.Microsecond)
+	if created := secret.GetCreateTime().AsTime(); at.Before(created) {
+		at = created
+	}
+	if found.Last.CountsSecrets() {
+		d.state.RaiseSecret(id, tagOf(secret), at)
+	} else if len(secrets) != 1 {
+		d.t.Errorf("round %d: the uses of the secrets of %s are not counted", d.round, keyID)
+	}
+	found.Last.Raise(at)
+	d.maps.keys[keyID].last.raise(at)
+	d.noteSecret(keyID, secret, at)
+	d.compareKey(keyID)
+}
+
+// noteSecret notes when a secret was used.
+func (d *difference) noteSecret(keyID string, secret *storagev1.SecretRecord, at time.Time) {
+	if d.secretUses[keyID] == nil {
+		d.secretUses[keyID] = make(map[uint32]time.Time)
+	}
+	if tag := tagOf(secret); d.secretUses[keyID][tag].Before(at) {
+		d.secretUses[keyID][tag] = at
+	}
+}
+
+// compareSecrets compares the last uses of a key's secrets.
+func (d *difference) compareSecrets(keyID string) {
+	d.t.Helper()
+	if d.vague[keyID] {
+		return
+	}
+	for _, secret := range d.keys[keyID].GetSecrets() {
+		hash := token.Hash{Scheme: token.Scheme(secret.GetScheme()), Sum: [32]byte(secret.GetHash())}.Short()
+		got, want := d.LastUses(keyID).Secret(hash, secret.GetCreateTime().AsTime()), d.secretUses[keyID][hash.Tag()]
+		if !got.Equal(want) {
+			d.t.Errorf("round %d: last use of a secret of %s: got %s, want %s of %+v", d.round, keyID, got, want, d.LastUses(keyID))
+		}
+	}
 }
 
 // use notes a use with a handle that was found now or earlier.
@@ -449,10 +586,26 @@ func (d *difference) use() {
 	}
 	used.last.Raise(at)
 	used.old.raise(at)
-	if d.keys[used.keyID] != nil && d.born[used.keyID] == used.born && d.random.IntN(2) == 0 {
-		d.uses[used.keyID] = d.LastUsed(used.keyID)
+	if d.keys[used.keyID] != nil && d.born[used.keyID] == used.born {
+		// The use does not say of which secret it was, so it is that of the only one.
+		secrets, at := d.keys[used.keyID].GetSecrets(), at.Truncate(time.Microsecond)
+		if len(secrets) == 1 && !d.LastUses(used.keyID).counted && !at.Before(secrets[0].GetCreateTime().AsTime()) {
+			d.noteSecret(used.keyID, secrets[0], at)
+		}
+		if d.random.IntN(2) == 0 {
+			d.store(used.keyID)
+		}
 	}
 	d.compareKey(used.keyID)
+}
+
+// store stores the last use of a key, as a Recorder does.
+func (d *difference) store(keyID string) {
+	use := storage.Usage{KeyID: keyID, Time: d.LastUsed(keyID)}
+	if number := d.state.find(keyID); number != 0 {
+		use.Secrets = d.state.storedSecretUses(number)
+	}
+	d.uses[keyID] = use
 }
 
 // equal fails the test if two answers differ.
@@ -478,6 +631,7 @@ func (d *difference) compareKey(keyID string) {
 	if at := d.LastUsed(keyID); !at.Equal(d.maps.LastUsed(keyID)) {
 		d.t.Errorf("round %d: last use of %s: got %s, want %s", d.round, keyID, at, d.maps.LastUsed(keyID))
 	}
+	d.compareSecrets(keyID)
 }
 
 func (d *difference) compareMember(workspaceID, memberID string) {
@@ -545,7 +699,7 @@ func (d *difference) checkSizes() {
 	s := d.state
 	scopes, limits := make(map[uint32]uint32), make(map[uint32]uint32)
 	owners := make(map[uint32]uint32)
-	rares, seconds, exacts, keys := 0, 0, 0, 0
+	rares, seconds, exacts, uses, imports, keys := 0, 0, 0, 0, 0, 0
 	for number := uint32(1); number <= s.highest; number++ {
 		if !s.has(number) {
 			continue
@@ -564,11 +718,17 @@ func (d *difference) checkSizes() {
 		if more.exact != 0 {
 			exacts++
 		}
+		if more.uses != 0 {
+			uses++
+		}
+		if more.imported != 0 {
+			imports++
+		}
 	}
 	delete(scopes, 0)
 	delete(limits, 0)
 	d.equal("keys", keys, len(d.maps.keys))
-	d.equal("sizes of rares, seconds, exacts", [3]int{s.rares.Len(), s.seconds.Len(), s.exacts.Len()}, [3]int{rares, seconds, exacts})
+	d.equal("sizes of rares, seconds, exacts, uses, imports", [5]int{s.rares.Len(), s.seconds.Len(), s.exacts.Len(), s.uses.Len(), s.imports.Len()}, [5]int{rares, seconds, exacts, uses, imports})
 	d.equal("sets of scopes", s.scopes.counts(), scopes)
 	d.equal("limits", s.limits.counts(), limits)
 	lives := maps.Clone(owners)

@@ -595,7 +595,7 @@ func compareKey(t *testing.T, p, fresh *projection.Projection, record *storagev1
 	key := got.Subject().Key
 	if key.Workspace != record.GetWorkspaceId() || key.Member != record.GetMemberId() ||
 		key.WorkspaceIncarnation != record.GetWorkspaceIncarnation() || key.MemberIncarnation != record.GetMemberIncarnation() ||
-		!slices.Equal(key.Scopes, record.GetScopes()) || key.Revoked != (record.GetRevokeTime() != nil) ||
+		!slices.Equal(key.Scopes, record.GetScopes()) || key.Revoked != (record.GetRevokeTime() != nil) || key.Held != (record.GetHoldTime() != nil) ||
 		key.ExpireTime != record.GetSecrets()[0].GetExpireTime().AsTime().UnixNano() ||
 		len(key.AllowedPrefixes) != len(record.GetAllowedCidrs()) {
 		t.Errorf("key %+v, want %v", key, record)

@@ -36,19 +36,24 @@ func (s *state) workspaceOf(key *record) *workspace {
 func (s *state) addKey(view *storage.KeyView) {
 	of := s.workspace(string(view.WorkspaceID)) // does not allocate if there is one
 	number := s.place(of, view.KeyID, view.MemberID, view.MemberIncarnation, view.WorkspaceIncarnation)
+	before := s.cleared
 	key := s.records.At(number)
 	if view.Revoked {
 		key.ends |= flagRevoked
 		of.revoked++
 	}
 	s.words.At(number).SetCreated(time.Unix(0, view.CreateTime))
-	if problem := s.fill(key, view); problem != "" {
+	if problem := s.fill(number, key, view); problem != "" {
 		s.damage(number, &storage.DamagedError{Kind: "key", Name: string(view.KeyID), Problem: problem})
 	} else {
 		s.countKey(number, key)
 	}
 	if view.LastUsed > 0 {
 		s.words.At(number).Raise(time.Unix(0, view.LastUsed))
+	}
+	if key.ends&flagDamaged == 0 {
+		s.countSecrets(number, view, before)
+		s.loadSecretUses(number, view.SecretUses)
 	}
 }
 
@@ -80,6 +85,10 @@ func (s *state) place(of *workspace, keyID []byte, memberID, incarnation, worksp
 	s.lives.At(life).keys++
 	// 2. Keep the place in the order of the workspace, unless the key is new there.
 	key := s.records.At(number)
+	s.cleared = LastUses{}
+	if key.life != 0 {
+		s.cleared = s.lastUses(number)
+	}
 	if key.life != 0 && s.workspaceOf(key) == of {
 		s.clear(number)
 	} else {
@@ -119,6 +128,12 @@ func (s *state) clear(number uint32) {
 		if more.exact != 0 {
 			s.exacts.Free(more.exact)
 		}
+		if more.uses != 0 {
+			s.uses.Free(more.uses)
+		}
+		if more.imported != 0 {
+			s.dropImported(more.imported)
+		}
 	} else {
 		s.dropLimits(key.number())
 	}
@@ -143,21 +158,19 @@ func (s *state) removeKey(keyID string) {
 
 // fill sets a record, which has a life and flagRevoked, from what is stored. It returns what is
 // wrong with a malformed record.
-func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
+func (s *state) fill(number uint32, key *record, view *storage.KeyView) (problem string) {
 	more := rare{limits: s.limitsOf(view.Scopes, view.AllowedCIDRs)}
 	scheme := uint32(0)
 	// Whatever is wrong further on, the numbers in more belong to the key, and clear gives them back.
 	defer func() {
-		number := more.limits
-		if more != (rare{limits: more.limits}) {
-			key.ends |= flagRare
-			number = s.rares.Add()
-			*s.rares.At(number) = more
-		}
-		key.more = number | scheme<<numberBits
+		s.setRare(key, more)
+		key.more |= scheme << numberBits
 	}()
 	if view.Revoked {
 		s.exactOf(&more).revoked = view.RevokeTime
+	}
+	if view.Held {
+		s.exactOf(&more).held = true
 	}
 	if bytes.IndexByte(view.MemberID, 0) >= 0 {
 		return "its member is malformed"
@@ -172,6 +185,12 @@ func (s *state) fill(key *record, view *storage.KeyView) (problem string) {
 		if secret := &view.Secrets[index]; len(secret.Hash) != 32 || secret.Scheme > 255 || !secret.HasExpireTime {
 			return "a secret is malformed"
 		}
+	}
+	if view.Imported {
+		if len(view.ImportHash) != 32 {
+			return "its import is malformed"
+		}
+		more.imported = s.addImported(number, view.ImportHash)
 	}
 	newest := &view.Secrets[0]
 	key.sum = [token.ShortLength]byte(newest.Hash)
@@ -279,6 +298,7 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	its := s.limits.get(more.limits)
 	key.Scopes, key.AllowedPrefixes = *s.scopes.get(its.scopes), its.networks
 	key.Revoked = found.ends&flagRevoked != 0
+	key.Held = more.exact != 0 && s.exacts.At(more.exact).held
 	key.ExpireTime = s.expireOf(found)
 	key.Secrets[0] = decide.Secret{
 		Hash: token.ShortHash{Scheme: s.schemeOf(more, 0, found.more), Sum: found.sum}, End: key.ExpireTime,
@@ -289,12 +309,34 @@ func (s *state) key(key *decide.Key, keyID string, number uint32) {
 	}
 }
 
+// setRare makes a record refer to a rare, or to its limits if there is nothing else in it. The scheme stays.
+func (s *state) setRare(key *record, more rare) {
+	scheme := key.more &^ flat.MaxNumber
+	number := more.limits
+	switch {
+	case key.ends&flagRare != 0:
+		number = key.number()
+		*s.rares.At(number) = more
+	case more != (rare{limits: more.limits}):
+		key.ends |= flagRare
+		number = s.rares.Add()
+		*s.rares.At(number) = more
+	}
+	key.more = number | scheme
+}
+
 // rareOf returns the rare of a key. For a key without one it has the limits.
 func (s *state) rareOf(key *record) rare {
 	if key.ends&flagRare == 0 {
 		return rare{limits: key.number()}
 	}
 	return *s.rares.At(key.number())
+}
+
+// isHeld reports whether a key is held.
+func (s *state) isHeld(key *record) bool {
+	more := s.rareOf(key)
+	return more.exact != 0 && s.exacts.At(more.exact).held
 }
 
 // expireOf returns when a key expires, in Unix nanoseconds.

@@ -319,6 +319,7 @@ func (s *mapState) fill(key *decide.Key, record *storagev1.KeyRecord, workspace 
 	}
 	key.Scopes = s.share(record.GetScopes())
 	key.Revoked = record.GetRevokeTime() != nil
+	key.Held = record.GetHoldTime() != nil
 	damaged := func(problem string) error {
 		return &storage.DamagedError{Kind: "key", Name: key.ID, Problem: problem}
 	}

@@ -109,12 +109,12 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	// 3. Take over the last uses. This visits every key, so it comes before the lock; reading
 	//    p.state needs no lock here, because this goroutine alone changes it.
 	before := p.state
-	fresh.keepUses(before)
+	fresh.keepUses(before, false)
 	// 4. Show the state, then its revision, and wake the calls that wait for it.
 	p.swap(ctx, fresh, position)
 	// 5. Take over the uses that were noted since step 3. Uses after this note themselves in the
 	//    new state as well, because they see that theirs was replaced (usage.Last).
-	fresh.keepUses(before)
+	fresh.keepUses(before, true)
 	p.left = append(p.left, before)
 	p.tidy()
 	return position, nil
@@ -326,13 +326,14 @@ func (f *Found) EffectiveScopes() decide.Scopes { return f.key.Scopes.Intersect(
 func (p *Projection) Find(keyID string) (found Found) {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
+	return p.find(keyID, p.state.find(keyID))
+}
+
+// find is Find for a key that has a number; 0 stands for no key. mutex is held.
+func (p *Projection) find(keyID string, number uint32) (found Found) {
 	s := p.state
 	found.Policy, found.Revision, found.Damaged = s.policy, s.revision, s.damagedPolicy
-	if found.Damaged != nil {
-		return found
-	}
-	number := s.find(keyID)
-	if number == 0 {
+	if found.Damaged != nil || number == 0 {
 		return found
 	}
 	life := s.records.At(number).life
@@ -461,11 +462,4 @@ func (p *Projection) NewestSourceVersion(workspaceID string) int64 {
 }
 
 // LastUsed returns when a key was last used; zero if it never was.
-func (p *Projection) LastUsed(keyID string) time.Time {
-	p.mutex.RLock()
-	defer p.mutex.RUnlock()
-	if number := p.state.find(keyID); number != 0 {
-		return p.state.words.At(number).Time()
-	}
-	return time.Time{}
-}
+func (p *Projection) LastUsed(keyID string) time.Time { return p.LastUses(keyID).Key() }

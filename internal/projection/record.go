@@ -13,20 +13,21 @@ import (
 //
 //	 32    record   half of the verifier, times, flags; numbers of its life and of its limits
 //	  8    usage.Word  when the key was last used
-//	1/4    census      what the key counts as
+//	1/2    census      what the key counts as
 //	 17    flat.IDs    the id (12) and its index (5); shared with the store's directory
 //	1–3    flat.Lists  the key's place among the keys of its workspace
-//	+12    rare     a key with two secrets, that was revoked, or is unusual otherwise
+//	+20    rare     a key with two secrets, that was revoked, is held, or is unusual otherwise
 //	+24    second   a key in rotation
-//	+24    exact    a key that was revoked, or has a time or scheme that record cannot hold
+//	+24    secretUses  a key in rotation, or one whose last use was that of a secret that has ended
+//	+25    imported    a key whose first token another system has issued: 20, and 5 for its index
+//	+24    exact    a key that was revoked, is held, or has a time or scheme that record cannot hold
 //
 // What a member takes: 32 for a life, about 36 for its texts, 5 for the index and 6 for a list. A
 // workspace is an ordinary struct of 128 bytes, with about as much for what it refers to.
 // Everything that many keys or members have in common is held once (interned): limits, which are
 // scopes and networks, and roles and terms, which are incarnations of workspaces.
 //
-// A last-used time for each secret would belong beside usage.Word, in words of the seconds; an index
-// of expire times would be a flat.Lists by day.
+// An index of expire times would be a flat.Lists by day.
 //
 // A key has the same number in the records, in the words and in the IDs. Numbers of purged keys
 // and members, and what only they referred to, are used again.
@@ -91,6 +92,10 @@ type rare struct {
 	second uint32
 	// exact is the number of an exact.
 	exact uint32
+	// uses is the number of a secretUses.
+	uses uint32
+	// imported is the number of an imported.
+	imported uint32
 }
 
 // second is the older secret of a key in rotation.
@@ -107,6 +112,8 @@ type exact struct {
 	revoked, expire int64
 	// schemes are those of the secrets that have wideScheme.
 	schemes [2]uint8
+	// held is set if the key is held.
+	held bool
 }
 
 // life is a member, in 32 bytes, from its addition to its removal: a member that was removed and added again has

@@ -80,6 +80,10 @@ type state struct {
 	rares   flat.Arena[rare]
 	seconds flat.Arena[second]
 	exacts  flat.Arena[exact]
+	uses    flat.Arena[secretUses]
+	// imports are the tokens that were imported, and byHash finds them; nil as long as there were none.
+	imports flat.Arena[imported]
+	byHash  *flat.Index
 
 	// members finds the lives by workspace and id of the member.
 	lives   flat.Arena[life]
@@ -113,6 +117,8 @@ type state struct {
 	// view and joined are used again by each put.
 	view   storage.KeyView
 	joined []byte
+	// cleared are the last uses of the key that place has cleared.
+	cleared LastUses
 }
 
 // workspace is one workspace. The policy's, with an empty id, has only a head.
@@ -209,6 +215,14 @@ func (s *state) put(item storage.Item) {
 	case item.Usage != nil:
 		if number := s.find(item.Usage.KeyID); number != 0 {
 			s.words.At(number).Raise(item.Usage.Time)
+			var secrets [2]storage.SecretUseView
+			for index, use := range item.Usage.Secrets {
+				secrets[index].Tag = use.Tag
+				if !use.Time.IsZero() {
+					secrets[index].Time = use.Time.UnixNano()
+				}
+			}
+			s.loadSecretUses(number, secrets)
 		}
 	case item.Damaged != nil:
 		s.addDamaged(item.Damaged)

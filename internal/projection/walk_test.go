@@ -153,6 +153,19 @@ func TestWalksGiveWayAfterEachStride(t *testing.T) {
 				t.Errorf("%d workspaces, want %d", len(ids), steady+1)
 			}
 		}},
+		"Ending": {steady, func(t *testing.T, c *crowd) {
+			query := EndingQuery{Now: walkTime.AddDate(1, 0, -1), Leads: measuredLeads, NotEndedBy: walkTime.AddDate(0, 6, 0), Limit: 10}
+			first, count := c.Ending(t.Context(), query)
+			if count != live || len(first) != 10 || !slices.IsSortedFunc(first, func(a, b EndingKey) int { return a.Compare(b.EndingPlace) }) {
+				t.Errorf("%d keys end, want %d; first come %v", count, live, first)
+			}
+		}},
+		"CountEnding": {steady, func(t *testing.T, c *crowd) {
+			counts := c.CountEnding(t.Context(), walkTime.AddDate(1, 0, -5), measuredLeads, walkTime)
+			if counts[0] != (EndingCounts{}) || counts[1] != (EndingCounts{Unused: int64(live)}) || counts[2] != counts[1] {
+				t.Errorf("got %+v, want %d unused ones", counts, live)
+			}
+		}},
 		"Dead keys": {steady, func(t *testing.T, c *crowd) {
 			dead := c.Dead("big", before, 1<<30)
 			if len(dead.KeyIDs) != steady-live || len(dead.MemberIDs) != 0 || !slices.IsSorted(dead.KeyIDs) {

@@ -1,9 +1,9 @@
-// Package roster reads what a product's own directory has: the members of its workspaces, one on
-// each line of a file.
+// Package roster reads what a product's own directory has, one thing on each line of a file: the
+// members of its workspaces (Read), and the keys of an earlier system (ReadKeys).
 //
 // A file is CSV (RFC 4180) with a header, or JSON lines: an object on each line. The columns, and
-// the names in the objects, are workspace, member, role, state and source_version. A file whose first
-// character is { is JSON lines.
+// the names in the objects, are for members workspace, member, role, state and source_version. A file
+// whose first character is { is JSON lines.
 package roster
 
 import (
@@ -80,8 +80,36 @@ const (
 	maxSourceVersion = 4_000_000_000_000_000_000
 )
 
-// fieldNames are the names of the columns.
-var fieldNames = []string{"workspace", "member", "role", "state", "source_version"}
+// format is what the lines of a file have.
+type format struct {
+	// names are the names of the columns, and the first of them, required, must be there.
+	names    []string
+	required int
+	// kinds are what JSON may have in the place of a text.
+	kinds map[string]kind
+}
+
+// kind is what a field of an object may be beside a text.
+type kind int
+
+const (
+	kindNumber kind = iota + 1
+	kindList
+	kindLabels
+)
+
+// members is the format of Read.
+var members = format{
+	names: []string{"workspace", "member", "role", "state", "source_version"}, required: 3,
+	kinds: map[string]kind{"source_version": kindNumber},
+}
+
+// cell is the value of a field: a text, or what JSON has in its place.
+type cell struct {
+	text   string
+	list   []string
+	labels map[string]string
+}
 
 var (
 	validID   = regexp.MustCompile(`^[A-Za-z0-9._:@-]{1,128}$`)
@@ -90,7 +118,24 @@ var (
 
 // Read reads a file. Errors: LineErrors, or that of in.
 func Read(in io.Reader) ([]Member, error) {
-	r := &reader{lines: make(map[[2]string]int)}
+	r := &reader{format: members}
+	lines := make(map[[2]string]int)
+	var found []Member
+	r.add = func(line int, fields map[string]cell) bool {
+		member, goesOn := r.member(line, fields, lines)
+		if member != nil {
+			found = append(found, *member)
+		}
+		return goesOn
+	}
+	if err := r.read(in); err != nil {
+		return nil, err
+	}
+	return found, nil
+}
+
+// read reads a file. Errors: LineErrors, or that of in.
+func (r *reader) read(in io.Reader) error {
 	buffered := bufio.NewReaderSize(in, maxLine)
 	if mark, err := buffered.Peek(3); err == nil && string(mark) == "\uFEFF" {
 		_, _ = buffered.Discard(len(mark))
@@ -106,21 +151,18 @@ func Read(in io.Reader) ([]Member, error) {
 	default:
 		err = r.readCSV(buffered)
 	}
-	switch {
-	case err != nil:
-		return nil, err
-	case len(r.mistakes) > 0:
-		return nil, r.mistakes
+	if err == nil && len(r.mistakes) > 0 {
+		return r.mistakes
 	}
-	return r.members, nil
+	return err
 }
 
-// reader collects the lines of a file.
+// reader reads the lines of a file.
 type reader struct {
-	members  []Member
+	format   format
 	mistakes LineErrors
-	// lines has the line of each workspace and member.
-	lines map[[2]string]int
+	// add takes a line and reports whether reading goes on.
+	add func(line int, fields map[string]cell) bool
 }
 
 // mistake notes what is wrong with a line and reports whether reading goes on.
@@ -157,9 +199,9 @@ func (r *reader) readCSV(in io.Reader) error {
 				return nil
 			}
 		default:
-			fields := make(map[string]string, len(header))
+			fields := make(map[string]cell, len(header))
 			for index, name := range header {
-				fields[name] = record[index]
+				fields[name] = cell{text: record[index]}
 			}
 			if !r.add(line, fields) {
 				return nil
@@ -172,13 +214,13 @@ func (r *reader) readCSV(in io.Reader) error {
 func (r *reader) checkHeader(line int, header []string) bool {
 	for index, name := range header {
 		switch {
-		case !slices.Contains(fieldNames, name):
-			r.mistake(line, "column %d of the header is not known; allowed are %s", index+1, strings.Join(fieldNames, ", "))
+		case !slices.Contains(r.format.names, name):
+			r.mistake(line, "column %d of the header is not known; allowed are %s", index+1, strings.Join(r.format.names, ", "))
 		case slices.Contains(header[:index], name):
 			r.mistake(line, "the header has %s twice", name)
 		}
 	}
-	for _, name := range fieldNames[:3] {
+	for _, name := range r.format.names[:r.format.required] {
 		if !slices.Contains(header, name) {
 			r.mistake(line, "the header lacks %s", name)
 		}
@@ -196,7 +238,7 @@ func (r *reader) readJSON(in io.Reader) error {
 		if len(bytes.TrimSpace(lines.Bytes())) == 0 {
 			continue
 		}
-		fields, problem := object(lines.Bytes())
+		fields, problem := r.format.object(lines.Bytes())
 		if problem != "" {
 			if !r.mistake(number, "%s", problem) {
 				return nil
@@ -216,22 +258,22 @@ func (r *reader) readJSON(in io.Reader) error {
 
 // object returns the fields of a line of JSON, or what is wrong with it. encoding/json alone would
 // take names in other cases, and the last of two equal names.
-func object(line []byte) (fields map[string]string, problem string) {
+func (f *format) object(line []byte) (fields map[string]cell, problem string) {
 	const shape = "is not an object of JSON with texts in it"
 	decoder := json.NewDecoder(bytes.NewReader(line))
 	decoder.UseNumber()
 	if begin, err := decoder.Token(); err != nil || begin != json.Delim('{') {
 		return nil, shape
 	}
-	fields = make(map[string]string, len(fieldNames))
+	fields = make(map[string]cell, len(f.names))
 	for decoder.More() {
 		token, err := decoder.Token()
 		name, _ := token.(string)
 		if err != nil {
 			return nil, shape
 		}
-		if !slices.Contains(fieldNames, name) {
-			return nil, "has a name that is not known; allowed are " + strings.Join(fieldNames, ", ")
+		if !slices.Contains(f.names, name) {
+			return nil, "has a name that is not known; allowed are " + strings.Join(f.names, ", ")
 		}
 		if _, twice := fields[name]; twice {
 			return nil, "has " + name + " twice"
@@ -240,16 +282,8 @@ func object(line []byte) (fields map[string]string, problem string) {
 		if err != nil {
 			return nil, shape
 		}
-		switch value := value.(type) {
-		case string:
-			fields[name] = value
-		case json.Number:
-			if name != "source_version" {
-				return nil, name + " must be a text"
-			}
-			fields[name] = value.String()
-		default:
-			return nil, name + " must be a text"
+		if fields[name], problem = f.kinds[name].cell(decoder, name, value); problem != "" {
+			return nil, problem
 		}
 	}
 	if end, err := decoder.Token(); err != nil || end != json.Delim('}') {
@@ -261,15 +295,80 @@ func object(line []byte) (fields map[string]string, problem string) {
 	return fields, ""
 }
 
-// add adds a line and reports whether reading goes on.
-func (r *reader) add(line int, fields map[string]string) bool {
+// cell returns the value of a field, which begins with a token of JSON, or what is wrong with it.
+func (k kind) cell(decoder *json.Decoder, name string, value json.Token) (found cell, problem string) {
+	number, isNumber := value.(json.Number)
+	text, isText := value.(string)
+	switch {
+	case isText:
+		return cell{text: text}, ""
+	case isNumber && k == kindNumber:
+		return cell{text: number.String()}, ""
+	case value == json.Delim('[') && k == kindList:
+		found.list, problem = texts(decoder, name)
+		return found, problem
+	case value == json.Delim('{') && k == kindLabels:
+		found.labels, problem = labels(decoder, name)
+		return found, problem
+	}
+	return cell{}, name + map[kind]string{
+		0: " must be a text", kindNumber: " must be a text", kindList: " must be a text or a list of texts", kindLabels: " must be a text or an object of texts",
+	}[k]
+}
+
+// texts reads a list of texts after its bracket. It is not nil.
+func texts(decoder *json.Decoder, name string) (list []string, problem string) {
+	list = []string{}
+	for decoder.More() {
+		value, err := decoder.Token()
+		text, is := value.(string)
+		if err != nil || !is {
+			return nil, name + " must be a list of texts"
+		}
+		list = append(list, text)
+	}
+	if _, err := decoder.Token(); err != nil {
+		return nil, name + " must be a list of texts"
+	}
+	return list, ""
+}
+
+// labels reads an object of texts after its brace. It is not nil.
+func labels(decoder *json.Decoder, name string) (found map[string]string, problem string) {
+	found = make(map[string]string)
+	for decoder.More() {
+		key, err := decoder.Token()
+		label, _ := key.(string)
+		if err != nil {
+			return nil, name + " must be an object of texts"
+		}
+		value, err := decoder.Token()
+		text, is := value.(string)
+		if err != nil || !is {
+			return nil, name + " must be an object of texts"
+		}
+		if _, twice := found[label]; twice {
+			return nil, name + " has a name twice"
+		}
+		found[label] = text
+	}
+	if _, err := decoder.Token(); err != nil {
+		return nil, name + " must be an object of texts"
+	}
+	return found, ""
+}
+
+// member returns the member of a line, nil if the line has mistakes, and reports whether reading goes on. lines
+// has the line of each workspace and member.
+func (r *reader) member(line int, fields map[string]cell, lines map[[2]string]int) (found *Member, goesOn bool) {
 	member := Member{
-		Line: line, WorkspaceID: fields["workspace"], MemberID: fields["member"], Role: fields["role"], State: State(fields["state"]),
+		Line: line, WorkspaceID: fields["workspace"].text, MemberID: fields["member"].text, Role: fields["role"].text,
+		State: State(fields["state"].text),
 	}
 	if member.State == "" {
 		member.State = Active
 	}
-	goesOn := true
+	goesOn = true
 	wrong := func(format string, arguments ...any) { goesOn = goesOn && r.mistake(line, format, arguments...) }
 	before := len(r.mistakes)
 	if !validID.MatchString(member.WorkspaceID) {
@@ -286,7 +385,7 @@ func (r *reader) add(line int, fields map[string]string) bool {
 	if !validRole.MatchString(member.Role) && (member.Role != "" || member.State != Removed) {
 		wrong("role must be the name of a role, [a-z][a-z0-9_-]{0,63}")
 	}
-	if text := fields["source_version"]; text != "" {
+	if text := fields["source_version"].text; text != "" {
 		version, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || version < 0 || version > maxSourceVersion {
 			wrong("source_version must be a number from 0 to %d", int64(maxSourceVersion))
@@ -294,13 +393,12 @@ func (r *reader) add(line int, fields map[string]string) bool {
 		member.SourceVersion = &version
 	}
 	if len(r.mistakes) > before {
-		return goesOn
+		return nil, goesOn
 	}
 	id := [2]string{member.WorkspaceID, member.MemberID}
-	if other, twice := r.lines[id]; twice {
-		return r.mistake(line, "has the workspace and member of line %d", other)
+	if other, twice := lines[id]; twice {
+		return nil, r.mistake(line, "has the workspace and member of line %d", other)
 	}
-	r.lines[id] = line
-	r.members = append(r.members, member)
-	return true
+	lines[id] = line
+	return &member, true
 }

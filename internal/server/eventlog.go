@@ -122,6 +122,7 @@ func logEvents(log *slog.Logger) events.Hooks {
 				log.InfoContext(ctx, "old backups were deleted", "files", deleted.Files)
 			}
 		},
+		NoticeAttempted: func(attempt events.NoticeAttempt) { logNotice(ctx, log, attempt) },
 		ClockJumped: func(jump events.ClockJump) {
 			log.ErrorContext(ctx, "the wall clock was set forward, and nobody knows if it is right: until a restart no key is created or rotated with an overlap, and nothing is purged",
 				"wall", jump.Wall, "by_time_passed", jump.ByTimePassed, "ahead", jump.Wall.Sub(jump.ByTimePassed).Round(time.Second).String())
@@ -161,6 +162,24 @@ func logBackup(ctx context.Context, log *slog.Logger, backup events.Backup) {
 	default:
 		log.LogAttrs(ctx, slog.LevelError, "a scheduled backup failed; trying again later", append(attributes,
 			slog.Int("failures", backup.Failures), slog.Any("error", backup.Error))...)
+	}
+}
+
+// logNotice logs an attempt to send a notice.
+func logNotice(ctx context.Context, log *slog.Logger, attempt events.NoticeAttempt) {
+	var attributes []slog.Attr
+	if attempt.NoticeID != "" {
+		attributes = append(attributes,
+			slog.String("notice", attempt.NoticeID), slog.String("workspace", attempt.WorkspaceID), slog.String("key", attempt.KeyID), slog.Int("days", attempt.Days))
+	}
+	switch {
+	case attempt.Error == nil:
+		log.LogAttrs(ctx, slog.LevelInfo, "a notice that a key ends was sent", attributes...)
+	case attempt.Failures == 0:
+		log.LogAttrs(ctx, slog.LevelWarn, "the place in the notices is not known: all present ones are sent, with the same ids as before", slog.Any("error", attempt.Error))
+	default:
+		log.LogAttrs(ctx, slog.LevelWarn, "notices that keys end could not be sent; trying again",
+			append(attributes, slog.Int("failures", attempt.Failures), slog.Any("error", attempt.Error))...)
 	}
 }
 

@@ -156,6 +156,16 @@ func digestRows() []row {
 func keyRows() []row {
 	return []row{
 		{
+			method: keysvcv1.KeyService_ImportKeys_FullMethodName, needs: access.IssueLocal, right: isOK, elsewhere: isNotAllowed,
+			request: func(_ *scene, p place) proto.Message {
+				hash := make([]byte, 32)
+				_, _ = rand.Read(hash) // never fails
+				return &keysvcv1.ImportKeysRequest{WorkspaceId: p.workspace, Keys: []*keysvcv1.KeyImport{
+					{TokenSha256: hash, MemberId: p.member, Name: "imported", Scopes: []string{"emails:read"}},
+				}}
+			},
+		},
+		{
 			method: keysvcv1.KeyService_CreateKey_FullMethodName, needs: access.Issue, right: isOK, elsewhere: isNotAllowed,
 			request: func(_ *scene, p place) proto.Message {
 				return &keysvcv1.CreateKeyRequest{WorkspaceId: p.workspace, MemberId: p.member, Name: "matrix", Scopes: []string{"emails:read"}}
@@ -171,6 +181,13 @@ func keyRows() []row {
 			method: keysvcv1.KeyService_ListKeys_FullMethodName, needs: access.Read, right: isOK, elsewhere: isOK,
 			request: func(_ *scene, p place) proto.Message {
 				return &keysvcv1.ListKeysRequest{WorkspaceId: p.workspace, MemberId: &p.member}
+			},
+		},
+		{
+			// Without a workspace it lists the notices of those that its caller sees.
+			method: keysvcv1.KeyService_ListNotices_FullMethodName, needs: access.Read, right: isOK, elsewhere: isOK,
+			request: func(_ *scene, p place) proto.Message {
+				return &keysvcv1.ListNoticesRequest{WorkspaceId: p.workspace}
 			},
 		},
 		{
@@ -198,6 +215,12 @@ func keyRows() []row {
 			method: keysvcv1.KeyService_RevokeKey_FullMethodName, needs: access.Revoke, right: isOK, elsewhere: isNotAllowed, finds: true,
 			request: func(_ *scene, p place) proto.Message {
 				return &keysvcv1.RevokeKeyRequest{WorkspaceId: p.workspace, KeyId: p.revoked}
+			},
+		},
+		{
+			method: keysvcv1.KeyService_ReleaseKeys_FullMethodName, needs: access.Administer, right: isOK, elsewhere: isNotAllowed, finds: true,
+			request: func(_ *scene, p place) proto.Message {
+				return &keysvcv1.ReleaseKeysRequest{WorkspaceId: p.workspace, KeyIds: []string{p.key}}
 			},
 		},
 		{

@@ -11,6 +11,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/callers"
 	"github.com/scribe-mail/keysvc/internal/condition"
 	"github.com/scribe-mail/keysvc/internal/decide"
+	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/metrics"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/version"
@@ -76,8 +77,16 @@ func (s *Server) metricsState() metrics.State {
 	census := s.projection.Census(s.clock.Now())
 	state.Members, state.Workspaces = census.Members, census.Workspaces
 	state.Keys = metrics.Keys{
-		Active: census.Active, Suspended: census.Suspended, Expired: census.Expired, Revoked: census.Revoked, Damaged: census.Damaged,
+		Active: census.Active, Suspended: census.Suspended, Held: census.Held, Expired: census.Expired, Revoked: census.Revoked, Damaged: census.Damaged,
 		Within7Days: census.Within7Days, Within30Days: census.Within30Days,
+	}
+	leads := keys.NoticeLeads()
+	for index, each := range s.endingCounts() {
+		state.Ending = append(state.Ending, metrics.Ending{Within: leads[index], InUse: each.InUse, Unused: each.Unused})
+	}
+	if s.sender != nil {
+		sending := metrics.Notices(s.sender.State())
+		state.Notices = &sending
 	}
 	if reader, has := storage.StatsOf(s.config.Store); has {
 		stats := metrics.Store(reader.Stats())

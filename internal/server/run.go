@@ -96,7 +96,7 @@ func newProcess(settings config.Settings, log *slog.Logger, stdout io.Writer, en
 
 // components returns everything that the process runs, in the order of the start.
 func (p *process) components() []component {
-	list := []component{p.signals(), p.policyFile(), p.server.callersFile(), p.receivedSockets()}
+	list := []component{p.signals(), p.policyFile(), p.server.callersFile(), p.server.noticeSecret(), p.receivedSockets()}
 	var within []component
 	for _, each := range p.settings.AllListeners() {
 		if p.inDataFolder(each) {

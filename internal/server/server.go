@@ -26,6 +26,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/metrics"
+	"github.com/scribe-mail/keysvc/internal/notices"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/refusals"
@@ -82,6 +83,9 @@ type Config struct {
 	RingSize int
 	// Ticks say when to look at files that may have changed. Default: a tick every 500 ms.
 	Ticks <-chan time.Time
+	// Wait waits until notices are looked for again, or sent again, and reports whether the context did
+	// not end meanwhile. Default: notices.Wait.
+	Wait func(ctx context.Context, duration time.Duration) bool
 	// Log receives what operators should know. Default: nothing.
 	Log *slog.Logger
 	// Hooks are called for what happens, in addition to the log. Default: no hooks.
@@ -135,6 +139,10 @@ type Server struct {
 	recorder *usage.Recorder
 	// backups copies the store.
 	backups *backup.Backups
+	// sender sends the notices that keys end; nil if the settings name no receiver. ending are the keys that
+	// end soon, as they were counted last.
+	sender *notices.Sender
+	ending atomic.Pointer[[]projection.EndingCounts]
 	// forms are what callers present, owned by the component of that name.
 	forms forms
 	// refusals is nil before the store is open, and if the store keeps none.
@@ -152,6 +160,9 @@ type Server struct {
 func newServer(config Config) *Server {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
+	}
+	if config.Wait == nil {
+		config.Wait = notices.Wait
 	}
 	server := &Server{
 		config: config, log: config.Log,
@@ -177,7 +188,7 @@ func newServer(config Config) *Server {
 func New(ctx context.Context, config Config) (*Server, error) {
 	server := newServer(config)
 	server.parts = newComponents()
-	if err := server.parts.start(ctx, append([]component{server.callersFile()}, server.components()...)); err != nil {
+	if err := server.parts.start(ctx, append([]component{server.callersFile(), server.noticeSecret()}, server.components()...)); err != nil {
 		server.Stop(ctx)
 		return nil, err
 	}
@@ -198,6 +209,8 @@ func (s *Server) components() []component {
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
 		{name: "sweep", run: s.sweep},
 		{name: "backups", start: s.prepareBackups, run: s.backUp},
+		{name: "keys that end", run: s.countEnding},
+		{name: "notices", start: s.prepareNotices, run: s.sendNotices},
 		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},

@@ -72,7 +72,7 @@ func (s *Server) conditionInMemory() *condition.Condition {
 		Epoch: s.config.Store.Epoch(), Revision: revision, LastCommit: s.position.Time,
 		Keys: int64(totals.Keys), Members: int64(totals.Members), Workspaces: int64(totals.Workspaces),
 		States: &condition.States{
-			Active: census.Active, Suspended: census.Suspended, Expired: census.Expired, Revoked: census.Revoked,
+			Active: census.Active, Suspended: census.Suspended, Held: census.Held, Expired: census.Expired, Revoked: census.Revoked,
 			Within7Days: census.Within7Days, Within30Days: census.Within30Days,
 		},
 		Damaged: int64(totals.Damaged), PolicyDamaged: policyErr != nil,
@@ -80,6 +80,8 @@ func (s *Server) conditionInMemory() *condition.Condition {
 	}
 	backups := s.backups.State()
 	c.LastBackup, c.BackupFailures = backups.Last.Time, int64(backups.Failures)
+	sending := s.Notices()
+	c.NoticesWaiting, c.NoticeFailures = sending.Waiting, sending.Failures
 	if newest := s.committed.Load(); newest != 0 {
 		c.LastCommit = time.Unix(0, newest)
 	}

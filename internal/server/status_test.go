@@ -45,7 +45,7 @@ func TestStatusCountsAndDatesWhatThereIs(t *testing.T) {
 		t.Errorf("got %s", prototext.Format(got))
 	}
 	states := got.GetKeys().GetStates()
-	if len(states) != 4 || states[0].GetState() != keysvcv1.KeyState_KEY_STATE_ACTIVE || states[0].GetCount() != 2 ||
+	if len(states) != 5 || states[0].GetState() != keysvcv1.KeyState_KEY_STATE_ACTIVE || states[0].GetCount() != 2 ||
 		got.GetKeys().GetExpiringWithin_30Days() != 0 || got.GetKeys().ExpiringWithin_7Days == nil {
 		t.Errorf("got %s", prototext.Format(got.GetKeys()))
 	}

@@ -93,9 +93,11 @@ type fixture struct {
 	// foreignWorkspacePage of ListWorkspaces.
 	eventPage, foreignEventPage         string
 	workspacePage, foreignWorkspacePage string
-	digest                              string
-	policy                              *keysvcv1.Policy
-	epoch                               string
+	// noticePage and foreignNoticePage are the same of ListNotices.
+	noticePage, foreignNoticePage string
+	digest                        string
+	policy                        *keysvcv1.Policy
+	epoch                         string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -130,6 +132,7 @@ func newFixture(t *testing.T) *fixture {
 	f.eventPage, f.foreignEventPage = f.listEvents(t, "acme"), f.listEvents(t, "other")
 	f.workspacePage = f.listWorkspaces(t)
 	f.foreignWorkspacePage = f.listWorkspaces(t, keysvcv1.WorkspaceState_WORKSPACE_STATE_ACTIVE)
+	f.noticePage, f.foreignNoticePage = f.listNotices(t, "acme"), f.listNotices(t, "other")
 	current, err := f.policies.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
 	if err != nil {
 		t.Fatal(err)
@@ -159,6 +162,15 @@ func (f *fixture) listMembers(t *testing.T, workspaceID string) string {
 func (f *fixture) listWorkspaces(t *testing.T, states ...keysvcv1.WorkspaceState) string {
 	t.Helper()
 	response, err := f.members.ListWorkspaces(testContext(t), &keysvcv1.ListWorkspacesRequest{States: states, PageSize: 1})
+	if err != nil || response.GetNextPageToken() == "" {
+		t.Fatalf("no page token: %v", err)
+	}
+	return response.GetNextPageToken()
+}
+
+func (f *fixture) listNotices(t *testing.T, workspaceID string) string {
+	t.Helper()
+	response, err := f.keys.ListNotices(testContext(t), &keysvcv1.ListNoticesRequest{WorkspaceId: workspaceID, PageSize: 1})
 	if err != nil || response.GetNextPageToken() == "" {
 		t.Fatalf("no page token: %v", err)
 	}
@@ -422,6 +434,15 @@ func notTimes(path string) []badCase {
 	}
 }
 
+// manyKeyIDs returns n different ids of keys.
+func manyKeyIDs(n int) []string {
+	ids := make([]string, n)
+	for index := range ids {
+		ids[index] = fmt.Sprintf("%016d", index)
+	}
+	return ids
+}
+
 func actor() []badCase { return required("actor_member_id") }
 
 func sourceVersionRange() []badCase {
@@ -547,8 +568,22 @@ func walks() []walk {
 					set("unused_since", "not the page token's", timestamppb.New(testTime)),
 					set("issued_locally", "not the page token's", true),
 					set("issued_locally", "not the page token's either", false),
+					set("imported", "not the page token's", true),
+					set("imported", "not the page token's either", false),
 				),
 			),
+		},
+		{
+			method: keysvcv1.KeyService_ListNotices_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ListNoticesRequest{WorkspaceId: "acme", PageSize: 1, PageToken: f.noticePage}
+			},
+			cases: slices.Concat(
+				without("page_token", id("workspace_id"), notTimes("due_after")),
+				pageSizes(),
+				pageTokens(func(f *fixture) string { return f.noticePage }, func(f *fixture) string { return f.foreignNoticePage }),
+				as(codes.InvalidArgument, "PAGE_TOKEN_INVALID", []string{"page_token"},
+					set("workspace_id", "not the page token's", "other"), set("in_use", "not the page token's", true))),
 		},
 		{
 			method: keysvcv1.KeyService_UpdateKey_FullMethodName,
@@ -604,6 +639,9 @@ func walks() []walk {
 				"key.secrets.expire_time": "as member_id",
 
 				"key.secrets.issued_locally":     "as member_id",
+				"key.secrets.last_used_time":     "as member_id",
+				"key.secrets.imported":           "as member_id",
+				"key.import_time":                "as member_id",
 				"key.created_by":                 "as member_id",
 				"key.created_by.caller":          "as member_id",
 				"key.created_by.actor_member_id": "as member_id",
@@ -651,6 +689,24 @@ func walks() []walk {
 			cases: slices.Concat(required("workspace_id"), keyID("key_id"), actor()),
 		},
 		{
+			method: keysvcv1.KeyService_ReleaseKeys_FullMethodName,
+			base: func(f *fixture) proto.Message {
+				return &keysvcv1.ReleaseKeysRequest{WorkspaceId: "acme", KeyIds: []string{f.key.GetKey().GetKeyId()}}
+			},
+			cases: slices.Concat(
+				required("workspace_id"), actor(),
+				[]badCase{
+					set("key_ids", "none", []string{}), set("key_ids", "101 keys", manyKeyIDs(101)), set("key_ids", "10,000 keys", manyKeyIDs(10_000)),
+				},
+				as(codes.InvalidArgument, "FIELD_INVALID", []string{"key_ids[0]"},
+					set("key_ids", "an empty one", []string{""}), set("key_ids", "15 characters", []string{long(15)})),
+				as(codes.InvalidArgument, "FIELD_INVALID", []string{"key_ids[1]"},
+					set("key_ids", "one twice", []string{"0123456789abcdef", "0123456789abcdef"})),
+				as(codes.NotFound, "KEY_NOT_FOUND", notAField, set("key_ids", "unknown", []string{"0123456789abcdef"})),
+			),
+			fine: map[string]string{"validate_only": "a bool"},
+		},
+		{
 			method: keysvcv1.KeyService_RevokeToken_FullMethodName,
 			base:   func(f *fixture) proto.Message { return &keysvcv1.RevokeTokenRequest{Token: f.key.GetToken()} },
 			cases: slices.Concat(
@@ -661,6 +717,25 @@ func walks() []walk {
 				as(codes.NotFound, "KEY_NOT_FOUND", notAField, digestInPlace("token_digest", "unknown", bytes.Repeat([]byte{1}, 32), "0123456789abcdef"),
 					digestInPlace("token_digest", "without a key id", bytes.Repeat([]byte{1}, 32), "")),
 			),
+		},
+		{
+			method: keysvcv1.KeyService_ImportKeys_FullMethodName,
+			base: func(*fixture) proto.Message {
+				return &keysvcv1.ImportKeysRequest{WorkspaceId: "acme", Keys: []*keysvcv1.KeyImport{
+					{TokenSha256: bytes.Repeat([]byte{7}, 32), MemberId: "ann", Name: "imported", Scopes: []string{"emails:read"}},
+				}}
+			},
+			cases: slices.Concat(required("workspace_id"), actor(), []badCase{
+				{path: "keys", name: "empty", edit: func(_ *fixture, request proto.Message) { put(request, "keys", nil) }},
+				{path: "keys", name: "33", edit: func(_ *fixture, request proto.Message) {
+					imported := request.(*keysvcv1.ImportKeysRequest)
+					imported.Keys = slices.Repeat(imported.GetKeys(), 33)
+				}},
+			}),
+			fine: map[string]string{
+				"keys.":         "a key has its own error; see TestImportRefusesEachBadKeyAlone",
+				"validate_only": "both values are fine",
+			},
 		},
 		{
 			method: keysvcv1.MemberService_PutMember_FullMethodName,
@@ -965,6 +1040,7 @@ func syncWalk() walk {
 		fine: map[string]string{
 			"hello": "first and once; see TestSyncRefusesMessagesOutOfOrder", "ping": "not first; see there", "applied": "as well",
 			"ping.decisions.reason": "a reason that is not known is counted as such",
+			"ping.uses.secret_tag":  "a tag that no secret has counts for the key alone",
 		},
 	}
 }

@@ -58,7 +58,9 @@ var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 	keysvcv1.ErrorReason_ERROR_REASON_CLOCK_UNSURE:            codes.Unavailable,
 	keysvcv1.ErrorReason_ERROR_REASON_TOKENS_REFUSED:          codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE:  codes.Unavailable,
+	keysvcv1.ErrorReason_ERROR_REASON_TOKEN_KNOWN:             codes.AlreadyExists,
 	keysvcv1.ErrorReason_ERROR_REASON_BACKUP_RUNNING:          codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_KEY_HELD:                codes.FailedPrecondition,
 }
 
 // retryDelay is how long a caller is told to wait before a retry.

@@ -33,6 +33,11 @@ func (s *KeyService) ListKeys(ctx context.Context, request *keysvcv1.ListKeysReq
 	return read(ctx, s.management, keysvcv1.KeyService_ListKeys_FullMethodName, request, s.verbs.ListKeys)
 }
 
+// ListNotices implements keysvcv1.KeyServiceServer.
+func (s *KeyService) ListNotices(ctx context.Context, request *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error) {
+	return read(ctx, s.management, keysvcv1.KeyService_ListNotices_FullMethodName, request, s.verbs.ListNotices)
+}
+
 // UpdateKey implements keysvcv1.KeyServiceServer.
 func (s *KeyService) UpdateKey(ctx context.Context, request *keysvcv1.UpdateKeyRequest) (*keysvcv1.UpdateKeyResponse, error) {
 	return change(ctx, s.management, keysvcv1.KeyService_UpdateKey_FullMethodName, request, s.verbs.UpdateKey)
@@ -58,6 +63,46 @@ func (s *KeyService) RevokeKey(ctx context.Context, request *keysvcv1.RevokeKeyR
 func (s *KeyService) RevokeToken(ctx context.Context, request *keysvcv1.RevokeTokenRequest) (*keysvcv1.RevokeTokenResponse, error) {
 	s.forms.count(ctx, len(request.GetTokenDigest()) > 0)
 	return change(ctx, s.management, keysvcv1.KeyService_RevokeToken_FullMethodName, request, s.verbs.RevokeToken)
+}
+
+// ImportKeys implements keysvcv1.KeyServiceServer.
+func (s *KeyService) ImportKeys(ctx context.Context, request *keysvcv1.ImportKeysRequest) (*keysvcv1.ImportKeysResponse, error) {
+	return change(ctx, s.management, keysvcv1.KeyService_ImportKeys_FullMethodName, request, s.verbs.ImportKeys)
+}
+
+// ImportKeys calls keys.Manager.ImportKeys.
+func (v Verbs) ImportKeys(ctx context.Context, actor audit.Actor, request *keysvcv1.ImportKeysRequest) (*keysvcv1.ImportKeysResponse, error) {
+	imports := make([]keys.KeyImport, 0, len(request.GetKeys()))
+	for _, key := range request.GetKeys() {
+		imports = append(imports, keys.KeyImport{
+			Digest:       token.DigestFrom(key.GetTokenSha256()),
+			CreateTime:   timeOf(key.GetCreateTime()),
+			MemberID:     key.GetMemberId(),
+			Name:         keys.NormalName(key.GetName()),
+			Scopes:       key.GetScopes(),
+			AllowedCIDRs: key.GetAllowedCidrs(),
+			Labels:       key.GetLabels(),
+			ExpireTime:   timeOf(key.GetExpireTime()),
+		})
+	}
+	results, position, err := v.Manager.ImportKeys(ctx, onBehalf(actor, request.ActorMemberId), request.GetWorkspaceId(), imports, request.GetValidateOnly())
+	if err != nil {
+		return nil, err
+	}
+	response := &keysvcv1.ImportKeysResponse{Revision: position.Revision, Epoch: position.Epoch}
+	for _, result := range results {
+		shown := &keysvcv1.KeyImportResult{KeyId: result.KeyID, Imported: result.Imported}
+		if result.Err != nil {
+			shown.Error = showError(result.Err)
+		}
+		response.Results = append(response.Results, shown)
+	}
+	return response, nil
+}
+
+// ReleaseKeys implements keysvcv1.KeyServiceServer.
+func (s *KeyService) ReleaseKeys(ctx context.Context, request *keysvcv1.ReleaseKeysRequest) (*keysvcv1.ReleaseKeysResponse, error) {
+	return change(ctx, s.management, keysvcv1.KeyService_ReleaseKeys_FullMethodName, request, s.verbs.ReleaseKeys)
 }
 
 // CreateKey calls keys.Manager.CreateKey.
@@ -103,6 +148,7 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 		ExpiringBefore: timeOf(request.GetExpiringBefore()),
 		UnusedSince:    timeOf(request.GetUnusedSince()),
 		IssuedLocally:  request.IssuedLocally,
+		Imported:       request.Imported,
 		PageSize:       int(request.GetPageSize()),
 		PageToken:      request.GetPageToken(),
 	}
@@ -119,6 +165,30 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 	for _, key := range page.Keys {
 		work.GiveWay()
 		response.Keys = append(response.Keys, showKey(key))
+	}
+	return response, nil
+}
+
+// ListNotices calls keys.Manager.ListNotices.
+func (v Verbs) ListNotices(ctx context.Context, visible access.Workspaces, request *keysvcv1.ListNoticesRequest) (*keysvcv1.ListNoticesResponse, error) {
+	page, err := v.Manager.ListNotices(ctx, visible, keys.NoticeQuery{
+		WorkspaceID: request.GetWorkspaceId(),
+		InUse:       request.InUse,
+		DueAfter:    timeOf(request.GetDueAfter()),
+		PageSize:    int(request.GetPageSize()),
+		PageToken:   request.GetPageToken(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	response := &keysvcv1.ListNoticesResponse{
+		NextPageToken: page.NextPageToken, More: page.Waiting > 0, Revision: page.Revision, Epoch: page.Epoch,
+	}
+	for _, notice := range page.Notices {
+		response.Notices = append(response.Notices, &keysvcv1.Notice{
+			NoticeId: notice.ID, Days: int32(notice.Days), DueTime: stampOf(notice.DueTime), //nolint:gosec // G115: up to 30
+			InUse: notice.InUse, Key: showKey(notice.Key),
+		})
 	}
 	return response, nil
 }
@@ -192,6 +262,17 @@ func (v Verbs) RevokeToken(ctx context.Context, actor audit.Actor, request *keys
 	}, nil
 }
 
+// ReleaseKeys calls keys.Manager.ReleaseKeys.
+func (v Verbs) ReleaseKeys(ctx context.Context, actor audit.Actor, request *keysvcv1.ReleaseKeysRequest) (*keysvcv1.ReleaseKeysResponse, error) {
+	released, position, err := v.Manager.ReleaseKeys(ctx, onBehalf(actor, request.ActorMemberId), keys.Release{
+		WorkspaceID: request.GetWorkspaceId(), KeyIDs: request.GetKeyIds(), ValidateOnly: request.GetValidateOnly(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.ReleaseKeysResponse{ReleasedKeyIds: released, Revision: position.Revision, Epoch: position.Epoch}, nil
+}
+
 // showKey returns a key as messages have it.
 func showKey(key *keys.Key) *keysvcv1.Key {
 	shown := &keysvcv1.Key{
@@ -204,6 +285,7 @@ func showKey(key *keys.Key) *keysvcv1.Key {
 		CreateTime:   stampOf(key.CreateTime),
 		ExpireTime:   stampOf(key.ExpireTime),
 		LastUsedTime: stampOf(key.LastUsedTime),
+		ImportTime:   stampOf(key.ImportTime),
 		RevokeTime:   stampOf(key.RevokeTime),
 		Labels:       key.Labels,
 		AllowedCidrs: key.AllowedCIDRs,
@@ -215,7 +297,8 @@ func showKey(key *keys.Key) *keysvcv1.Key {
 	}
 	for _, secret := range key.Secrets {
 		shown.Secrets = append(shown.Secrets, &keysvcv1.KeySecret{
-			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime), IssuedLocally: secret.IssuedLocally,
+			CreateTime: stampOf(secret.CreateTime), ExpireTime: stampOf(secret.ExpireTime), LastUsedTime: stampOf(secret.LastUsedTime),
+			IssuedLocally: secret.IssuedLocally, Imported: secret.Imported,
 		})
 	}
 	return shown

@@ -23,7 +23,7 @@ func TestDomainStatesHaveTheNumbersOfTheAPI(t *testing.T) {
 	}{
 		"KEY_STATE_": {keysvcv1.KeyState_name, map[int32]string{
 			int32(keys.KeyStateUnspecified): "UNSPECIFIED", int32(keys.KeyActive): "ACTIVE", int32(keys.KeySuspended): "SUSPENDED",
-			int32(keys.KeyExpired): "EXPIRED", int32(keys.KeyRevoked): "REVOKED",
+			int32(keys.KeyExpired): "EXPIRED", int32(keys.KeyRevoked): "REVOKED", int32(keys.KeyHeld): "HELD",
 		}},
 		"MEMBER_STATE_": {keysvcv1.MemberState_name, map[int32]string{
 			int32(keys.MemberStateUnspecified): "UNSPECIFIED", int32(keys.MemberActive): "ACTIVE",
@@ -33,6 +33,7 @@ func TestDomainStatesHaveTheNumbersOfTheAPI(t *testing.T) {
 			int32(keys.StopUnspecified): "UNSPECIFIED", int32(keys.StopRevoked): "REVOKED", int32(keys.StopReported): "REPORTED",
 			int32(keys.StopExpired): "EXPIRED", int32(keys.StopMemberRemoved): "MEMBER_REMOVED",
 			int32(keys.StopWorkspaceRemoved): "WORKSPACE_REMOVED", int32(keys.StopMemberSuspended): "MEMBER_SUSPENDED",
+			int32(keys.StopHeld): "HELD",
 		}},
 		"ROLE_CHANGE_KIND_": {keysvcv1.RoleChangeKind_name, map[int32]string{
 			int32(keys.RoleChangeUnspecified): "UNSPECIFIED", int32(keys.RoleAdded): "ADDED",
@@ -109,8 +110,8 @@ func TestKeyInMessagesHasEveryField(t *testing.T) {
 	at := time.Date(2026, time.March, 1, 12, 0, 0, 0, time.UTC)
 	shown := showKey(&keys.Key{
 		ID: "id", WorkspaceID: "acme", MemberID: "ann", Name: "n", Scopes: []string{"a:b"}, Labels: map[string]string{"k": "v"},
-		AllowedCIDRs: []string{"192.0.2.0/24"}, State: keys.KeyActive, CreateTime: at, ExpireTime: at, LastUsedTime: at, RevokeTime: at,
-		Secrets: []keys.KeySecret{{CreateTime: at, ExpireTime: at, IssuedLocally: true}}, Etag: "1",
+		AllowedCIDRs: []string{"192.0.2.0/24"}, State: keys.KeyActive, CreateTime: at, ExpireTime: at, LastUsedTime: at, RevokeTime: at, ImportTime: at,
+		Secrets: []keys.KeySecret{{CreateTime: at, ExpireTime: at, LastUsedTime: at, IssuedLocally: true, Imported: true}}, Etag: "1",
 		CreatedBy: &keys.ChangedBy{Caller: "backend", MemberID: "eve"}, RevokedBy: &keys.ChangedBy{Caller: "local"},
 		StopTime: at, StopReason: keys.StopReported,
 	})

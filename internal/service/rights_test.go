@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -288,6 +289,76 @@ func TestUsesOfForeignKeysAreIgnored(t *testing.T) {
 	}
 	if got := s.Projection.LastUsed(foreign.GetKeyId()); !got.IsZero() {
 		t.Errorf("a foreign key counts as used at %s", got)
+	}
+}
+
+// TestUsesCountForTheirSecrets: of a key in rotation one sees which of its tokens is used, by validations here
+// and by near-caches.
+func TestUsesCountForTheirSecrets(t *testing.T) {
+	s := newSyncing(t, holder(access.Validate, "acme"))
+	created := s.Create("acme", "ann", "signatures:read")
+	s.Clock.Advance(time.Hour)
+	rotated, err := s.Verbs.RotateKey(t.Context(), keystest.Actor, &keysvcv1.RotateKeyRequest{
+		WorkspaceId: "acme", KeyId: created.GetKey().GetKeyId(), Overlap: durationpb.New(24 * time.Hour),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	began := s.Clock.Now()
+	want := func(newest, older time.Duration) {
+		t.Helper()
+		key, err := s.Verbs.GetKey(t.Context(), access.All(), &keysvcv1.GetKeyRequest{KeyId: created.GetKey().GetKeyId()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for index, after := range []time.Duration{newest, older} {
+			var at *timestamppb.Timestamp
+			if after > 0 {
+				at = timestamppb.New(began.Add(after))
+			}
+			if got := key.GetKey().GetSecrets()[index].GetLastUsedTime(); !proto.Equal(got, at) {
+				t.Errorf("secret %d was last used at %v, want %v", index, got, at)
+			}
+		}
+		if got := key.GetKey().GetLastUsedTime().AsTime(); got.Before(began.Add(max(newest, older))) {
+			t.Errorf("the key was last used at %s", got)
+		}
+	}
+	validate := func(after time.Duration, text string) (tag uint32) {
+		t.Helper()
+		s.Clock.Advance(began.Add(after).Sub(s.Clock.Now()))
+		response, err := service.NewValidation(s.Validator, service.Errors{}).ValidateKey(known(t), &keysvcv1.ValidateKeyRequest{Token: text, IdentityOnly: true, IncludeGrant: true})
+		if err != nil || response.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED || response.GetSecretTag() == 0 {
+			t.Fatalf("%v, %v", response, err)
+		}
+		return response.GetSecretTag()
+	}
+	// 1. Validations of the server.
+	older := validate(time.Second, created.GetToken())
+	want(0, time.Second)
+	newest := validate(2*time.Second, rotated.GetToken())
+	want(2*time.Second, time.Second)
+	// 2. Uses of near-caches; one of an earlier version does not say which secret it was.
+	welcome := s.join(&keysvcv1.SyncHello{})
+	s.Clock.Advance(time.Minute)
+	ping := func(nonce uint64, tag uint32, after time.Duration) {
+		t.Helper()
+		s.send(&keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: &keysvcv1.SyncPing{
+			Nonce: nonce, Revision: welcome.GetRevision(),
+			Uses: []*keysvcv1.KeyUse{{KeyId: created.GetKey().GetKeyId(), SecretTag: tag, Time: timestamppb.New(began.Add(after))}},
+		}}})
+		if pong := s.receive().GetPong(); pong.GetNonce() != nonce {
+			t.Fatalf("got %v", pong)
+		}
+	}
+	ping(1, newest, 10*time.Second)
+	ping(2, older, 5*time.Second)
+	ping(3, 0, 20*time.Second)
+	want(10*time.Second, 5*time.Second)
+	// 3. The rotation is finished: what the older secret did is not said of the newest one.
+	finished, err := s.Verbs.FinishRotation(t.Context(), keystest.Actor, &keysvcv1.FinishRotationRequest{WorkspaceId: "acme", KeyId: created.GetKey().GetKeyId()})
+	if got := finished.GetKey().GetSecrets(); err != nil || len(got) != 1 || !got[0].GetLastUsedTime().AsTime().Equal(began.Add(10*time.Second)) {
+		t.Errorf("%v, %v", got, err)
 	}
 }
 

@@ -61,6 +61,7 @@ func showCondition(c *condition.Condition) *keysvcv1.GetStatusResponse {
 		response.Keys.States = []*keysvcv1.KeyStateCount{
 			{State: keysvcv1.KeyState_KEY_STATE_ACTIVE, Count: states.Active},
 			{State: keysvcv1.KeyState_KEY_STATE_SUSPENDED, Count: states.Suspended},
+			{State: keysvcv1.KeyState_KEY_STATE_HELD, Count: states.Held},
 			{State: keysvcv1.KeyState_KEY_STATE_EXPIRED, Count: states.Expired},
 			{State: keysvcv1.KeyState_KEY_STATE_REVOKED, Count: states.Revoked},
 		}

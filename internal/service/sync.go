@@ -356,7 +356,7 @@ func (r *syncReader) take(session *feed.Session, request *keysvcv1.SyncRequest, 
 		// uses recorded.
 		identity, _ := r.live.Watch()
 		for _, use := range kind.Ping.GetUses() {
-			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetTime().AsTime(), identity.For(access.Validate))
+			r.service.validator.UsedElsewhere(use.GetKeyId(), use.GetSecretTag(), use.GetTime().AsTime(), identity.For(access.Validate))
 		}
 		if r.service.decided != nil {
 			for _, each := range kind.Ping.GetDecisions() {

@@ -151,7 +151,11 @@ func (s *ValidationService) itemError(ctx context.Context, err error) *keysvcv1.
 	if ended := contextStatus(err); ended != nil {
 		return &keysvcv1.ValidationError{Code: int32(status.Code(ended)), Message: status.Convert(ended).Message()} //nolint:gosec // codes are below 17
 	}
-	told := s.errors.problem(ctx, err)
+	return showError(s.errors.problem(ctx, err))
+}
+
+// showError returns the error of one of several requests as messages have it.
+func showError(told *problem.Error) *keysvcv1.ValidationError {
 	return &keysvcv1.ValidationError{
 		Code:    int32(codeOf(told.Reason)), //nolint:gosec // codes are below 17
 		Reason:  told.Reason,
@@ -195,9 +199,9 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 		}
 		return response, nil
 	}
-	response.Principal = showPrincipal(&answer)
+	response.Principal = showPrincipal(&answer, request.GetIncludeGrant())
 	if request.GetIncludeGrant() {
-		response.Grant = showGrant(&answer, workspaces)
+		response.Grant, response.SecretTag = showGrant(&answer, workspaces), answer.Grant.Secret.Tag()
 	}
 	return response, nil
 }
@@ -241,7 +245,8 @@ func addressOf(fields *problem.Fields, text string) netip.Addr {
 	return address
 }
 
-func showPrincipal(answer *validation.Answer) *keysvcv1.Principal {
+// showPrincipal returns who a token acts as. With a grant it has the token's end, which a near-cache passes on.
+func showPrincipal(answer *validation.Answer, withGrant bool) *keysvcv1.Principal {
 	principal := &keysvcv1.Principal{
 		KeyId:       answer.Grant.Principal.KeyID,
 		WorkspaceId: answer.Grant.Principal.WorkspaceID,
@@ -252,6 +257,8 @@ func showPrincipal(answer *validation.Answer) *keysvcv1.Principal {
 		principal.KeyName = answer.Details.GetName()
 		principal.Labels = answer.Details.GetLabels()
 		principal.Scopes = answer.Grant.Effective()
+	}
+	if answer.Details != nil || withGrant {
 		principal.ExpireTime = timestamppb.New(time.Unix(0, answer.Grant.HoldsUntil))
 	}
 	return principal

@@ -47,6 +47,7 @@ func decisionCases(w *world) []decisionCase {
 	removed, removedToken := w.key("rob", nil, "emails:read")
 	expired, expiredToken := w.key("ann", year(0), "emails:read")
 	suspended, suspendedToken := w.key("sue", nil, "emails:read")
+	held, heldToken := w.key("sue", func(r *storagev1.KeyRecord) { r.HoldTime = timestamppb.New(now) }, "emails:read")
 	near, nearToken := w.key("ann", func(r *storagev1.KeyRecord) { r.AllowedCidrs = []string{"192.0.2.0/24"} }, "emails:read")
 	ask := func(token string, edit func(*keysvcv1.ValidateKeyRequest)) *keysvcv1.ValidateKeyRequest {
 		request := &keysvcv1.ValidateKeyRequest{Token: token, RequiredScope: "emails:read"}
@@ -81,6 +82,7 @@ func decisionCases(w *world) []decisionCase {
 		{"member removed", ask(removedToken, identity), unauthenticated, keysvcv1.Reason_REASON_KEY_REVOKED, removed},
 		{"expired", ask(expiredToken, nil), unauthenticated, keysvcv1.Reason_REASON_KEY_EXPIRED, expired},
 		{"member suspended", ask(suspendedToken, nil), unauthenticated, keysvcv1.Reason_REASON_MEMBER_INACTIVE, suspended},
+		{"held, and its member suspended", ask(heldToken, nil), unauthenticated, keysvcv1.Reason_REASON_KEY_HELD, held},
 		{"address elsewhere", ask(nearToken, address("198.51.100.1")), denied, keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED, near},
 		{"no address", ask(nearToken, nil), denied, keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED, near},
 		{"scope not granted", ask(goodToken, scope("emails:write")), denied, keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, good},

@@ -316,7 +316,7 @@ func (c *Checker) AuditEvent(event AuditEvent) {
 		workspace.prunedTo = sequence
 	}
 	c.matchFeed(workspace, record)
-	c.matchKey(workspace, record)
+	c.matchKeys(workspace, record)
 	c.matchRecords(workspace, record, event.Revision)
 	if member := workspace.members[record.GetMemberId()]; member != nil {
 		switch record.GetAction() { //nolint:exhaustive // the others do not write members
@@ -362,7 +362,7 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 	switch event.GetAction() {
 	case storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, storagev1.AuditAction_AUDIT_ACTION_KEY_UPDATED,
 		storagev1.AuditAction_AUDIT_ACTION_KEY_ROTATED, storagev1.AuditAction_AUDIT_ACTION_ROTATION_FINISHED,
-		storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED:
+		storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED, storagev1.AuditAction_AUDIT_ACTION_KEYS_IMPORTED:
 		return storagev1.FeedKind_FEED_KIND_KEY, event.GetKeyId()
 	case storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, storagev1.AuditAction_AUDIT_ACTION_MEMBER_REMOVED:
 		return storagev1.FeedKind_FEED_KIND_MEMBER, event.GetMemberId()
@@ -372,8 +372,11 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 		return storagev1.FeedKind_FEED_KIND_POLICY, ""
 	case storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADED:
 		return storagev1.FeedKind_FEED_KIND_PURGE, ""
-	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED:
+	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, storagev1.AuditAction_AUDIT_ACTION_RESTORED,
+		storagev1.AuditAction_AUDIT_ACTION_KEYS_RELEASED:
 		switch {
+		case event.GetWorkspaceId() == "":
+			return storagev1.FeedKind_FEED_KIND_POLICY, ""
 		case event.GetKeyId() != "":
 			return storagev1.FeedKind_FEED_KIND_KEY, event.GetKeyId()
 		case event.GetMemberId() != "":
@@ -385,15 +388,26 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 	return storagev1.FeedKind_FEED_KIND_UNSPECIFIED, ""
 }
 
-// matchKey compares an event with the record of the key that it names.
-func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
-	if event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_PURGED {
+// matchKeys compares an event with the records of the keys that it names.
+func (c *Checker) matchKeys(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
+	switch event.GetAction() {
+	case storagev1.AuditAction_AUDIT_ACTION_PURGED:
 		for keyID := range strings.SplitSeq(event.GetDetails()["key_ids"], ",") {
 			delete(workspace.created, strings.TrimSpace(keyID))
 		}
-		return
+	case storagev1.AuditAction_AUDIT_ACTION_KEYS_IMPORTED:
+		for _, change := range event.GetChanges() {
+			if change.GetKind() == storagev1.RecordKind_RECORD_KIND_KEY {
+				c.matchKey(workspace, event, change.GetName(), true)
+			}
+		}
+	default:
+		c.matchKey(workspace, event, event.GetKeyId(), event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED)
 	}
-	keyID := event.GetKeyId()
+}
+
+// matchKey compares an event with the record of one key. creates is set if the event created it.
+func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRecord, keyID string, creates bool) {
 	key := c.keys[keyID]
 	switch {
 	case key == nil:
@@ -402,7 +416,7 @@ func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRe
 	case key.workspace != workspace:
 		key = nil
 	}
-	if event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED {
+	if creates {
 		switch {
 		case key == nil || key.sequence != event.GetSequence():
 			if workspace.created == nil {
@@ -420,7 +434,20 @@ func (c *Checker) matchKey(workspace *checkedWorkspace, event *storagev1.AuditRe
 		return
 	}
 	key.changeSeen = key.changeSeen || key.changeSequence == event.GetSequence()
-	key.revokedSeen = key.revokedSeen || event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED
+	key.revokedSeen = key.revokedSeen || revokes(event)
+}
+
+// revokes reports whether an event has revoked the key that it names.
+func revokes(event *storagev1.AuditRecord) bool {
+	switch event.GetAction() { //nolint:exhaustive // all others leave a key as it is in this respect
+	case storagev1.AuditAction_AUDIT_ACTION_KEY_REVOKED:
+		return true
+	case storagev1.AuditAction_AUDIT_ACTION_RESTORED:
+		return slices.ContainsFunc(event.GetFields(), func(field *storagev1.FieldChange) bool {
+			return field.GetField() == "revoke_time" && len(field.GetAfter()) > 0
+		})
+	}
+	return false
 }
 
 // Problem adds a problem that the caller has found.

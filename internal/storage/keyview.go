@@ -28,12 +28,25 @@ type KeyView struct {
 	// RevokeTime is when the key was revoked, if Revoked is set.
 	RevokeTime int64
 	Revoked    bool
+	// ImportHash is the hash of the record's import, if Imported is set.
+	ImportHash []byte
+	Imported   bool
+	// Held reports whether the key is held.
+	Held bool
 	// Secrets are those of the record, in its order, however many there are.
 	Secrets []SecretView
 
 	// LastUsed is when the key was last used; 0 if it never was, or if a Usage item says it. It is
 	// not a part of the record: Parse and Set make it 0, and a source may set it afterwards.
 	LastUsed int64
+	// SecretUses are the last uses of the secrets, as Usage.Secrets has them, under the same rules.
+	SecretUses [2]SecretUseView
+}
+
+// SecretUseView is a SecretUse. Its time is 0 if the secret was never used.
+type SecretUseView struct {
+	Tag  uint32
+	Time int64
 }
 
 // SecretView is what tables in memory need of a SecretRecord.
@@ -41,8 +54,9 @@ type SecretView struct {
 	// Scheme and Hash are those of the record.
 	Scheme uint32
 	Hash   []byte
-	// ExpireTime and OverlapEndTime are those of the record, if HasExpireTime and HasOverlapEndTime
-	// are set.
+	// CreateTime is that of the record. ExpireTime and OverlapEndTime are, if HasExpireTime and
+	// HasOverlapEndTime are set.
+	CreateTime                       int64
 	ExpireTime, OverlapEndTime       int64
 	HasExpireTime, HasOverlapEndTime bool
 }
@@ -75,9 +89,13 @@ func (v *KeyView) Set(record *storagev1.KeyRecord) {
 	if v.Revoked = record.GetRevokeTime() != nil; v.Revoked {
 		v.RevokeTime = nanoseconds(record.GetRevokeTime())
 	}
+	if v.Imported = record.GetImported() != nil; v.Imported {
+		v.ImportHash = record.GetImported().GetHash()
+	}
+	v.Held = record.GetHoldTime() != nil
 	for _, secret := range record.GetSecrets() {
 		view := SecretView{
-			Scheme: secret.GetScheme(), Hash: secret.GetHash(),
+			Scheme: secret.GetScheme(), Hash: secret.GetHash(), CreateTime: nanoseconds(secret.GetCreateTime()),
 			HasExpireTime: secret.GetExpireTime() != nil, HasOverlapEndTime: secret.GetOverlapEndTime() != nil,
 		}
 		if view.HasExpireTime {
@@ -147,6 +165,30 @@ func (v *KeyView) parse(payload []byte) bool {
 			v.ChangeSequence, ok = fields.singleInt64()
 		case 18: // reported
 			_, ok = fields.singleInt64()
+		case 19: // hold_time
+			v.Held = true
+			_, ok = fields.singleTime()
+		case 20:
+			v.Imported = true
+			ok = fields.isSingle() && fields.isBytes() && v.parseImport(fields.bytes)
+		}
+		if !ok {
+			return false
+		}
+	}
+	return !fields.malformed
+}
+
+// parseImport sets ImportHash from the encoded import of a record.
+func (v *KeyView) parseImport(encoded []byte) bool {
+	fields := fields{rest: encoded}
+	for fields.next() {
+		var ok bool
+		switch fields.number {
+		case 1: // import_time
+			_, ok = fields.singleTime()
+		case 2:
+			v.ImportHash, ok = fields.bytes, fields.isSingle() && fields.isBytes()
 		}
 		if !ok {
 			return false
@@ -166,8 +208,8 @@ func (s *SecretView) parse(encoded []byte) bool {
 			s.Scheme = uint32(scheme) //nolint:gosec // G115: as proto.Unmarshal does
 		case 2:
 			s.Hash, ok = fields.bytes, fields.isSingle() && fields.isBytes()
-		case 3: // create_time
-			_, ok = fields.singleTime()
+		case 3:
+			s.CreateTime, ok = fields.singleTime()
 		case 4:
 			s.HasExpireTime = true
 			s.ExpireTime, ok = fields.singleTime()

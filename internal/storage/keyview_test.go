@@ -27,13 +27,14 @@ func viewedRecord() *storagev1.KeyRecord {
 		},
 		RequestIds: []string{"r1", "r2"}, ChangeSequence: 9,
 		CreatedBy: &storagev1.ChangedByRecord{Caller: "c", ActorMemberId: "m"}, RevokedBy: &storagev1.ChangedByRecord{}, Reported: true,
+		HoldTime: at(5, 6),
 	}
 }
 
 // describe returns everything that a view has. Nil and empty bytes are the same.
 func describe(v *storage.KeyView) string {
-	text := fmt.Sprintf("%q %q %q %q %q %d %d %q %q %q %d %d %t", v.KeyID, v.WorkspaceID, v.MemberID, v.WorkspaceIncarnation, v.MemberIncarnation,
-		v.Sequence, v.ChangeSequence, v.Scopes, v.AllowedCIDRs, v.RequestIDs, v.CreateTime, v.RevokeTime, v.Revoked)
+	text := fmt.Sprintf("%q %q %q %q %q %d %d %q %q %q %d %d %t %t", v.KeyID, v.WorkspaceID, v.MemberID, v.WorkspaceIncarnation, v.MemberIncarnation,
+		v.Sequence, v.ChangeSequence, v.Scopes, v.AllowedCIDRs, v.RequestIDs, v.CreateTime, v.RevokeTime, v.Revoked, v.Held)
 	for _, secret := range v.Secrets {
 		text += fmt.Sprintf(" {%d %x %d %t %d %t}", secret.Scheme, secret.Hash, secret.ExpireTime, secret.HasExpireTime,
 			secret.OverlapEndTime, secret.HasOverlapEndTime)
@@ -165,7 +166,7 @@ func FuzzKeyView(f *testing.F) {
 
 func BenchmarkKeyViewParse(b *testing.B) {
 	record := viewedRecord()
-	record.RevokeTime, record.RevokedBy, record.AllowedCidrs, record.RequestIds = nil, nil, nil, nil
+	record.RevokeTime, record.RevokedBy, record.AllowedCidrs, record.RequestIds, record.HoldTime = nil, nil, nil, nil, nil
 	record.Secrets = record.Secrets[:1]
 	payload, err := storage.Encode(record)
 	if err != nil {

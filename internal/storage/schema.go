@@ -16,7 +16,12 @@ const (
 	// have tags (package integrity), and secrets are stored as verifiers (scheme 3). Programs
 	// of SchemaFirst refuse it: they would write records that no event lists.
 	SchemaIntegrity = 2
+	// SchemaHeld is SchemaIntegrity with keys that are held (hold_time). Only a restore makes it, and
+	// only if it holds keys: no store is upgraded to it. Programs of SchemaIntegrity refuse it: they
+	// would allow held keys.
+	SchemaHeld = 3
 
-	// Schema is the schema that this program writes.
+	// Schema is the schema that this program gives to new stores, and Newest the newest that it reads.
 	Schema = SchemaIntegrity
+	Newest = SchemaHeld
 )

@@ -118,6 +118,17 @@ type Usage struct {
 	KeyID string
 	// Time of the last use, to the nanosecond.
 	Time time.Time
+	// Secrets are the last uses of the key's secrets, if they do not follow from Time. An entry with
+	// tag 0 is empty.
+	Secrets [2]SecretUse
+}
+
+// SecretUse is when one secret of a key was last used.
+type SecretUse struct {
+	// Tag is the token.ShortHash.Tag of the secret.
+	Tag uint32
+	// Time of the last use, to the nanosecond; zero if it was never used.
+	Time time.Time
 }
 
 // WorkspaceHead is the head of one workspace.

@@ -256,7 +256,8 @@ type FeedReader interface {
 // UsageWriter records when keys were last used.
 type UsageWriter interface {
 	// PutUsage records when keys were last used, outside revisions, audit and Watch. If a
-	// later time is stored, it stays. Keys that do not exist are skipped. Errors: ErrFull,
+	// later time is stored, it stays. The same holds for the time of each secret; secrets that a later
+	// use does not name are forgotten. Keys that do not exist are skipped. Errors: ErrFull,
 	// ErrUnavailable, ErrOutcomeUnknown, or the context's. After an error some of the times may
 	// have been recorded, which does no harm.
 	PutUsage(ctx context.Context, uses []Usage) error

@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"strconv"
+	"strings"
+	"unicode"
 	"unsafe"
 )
 
@@ -39,9 +41,14 @@ func DigestFrom(message []byte) Digest {
 // ForeignDigest returns the digest of a text that is not a token of this form: SHA-256 of the text.
 // It goes without a key id.
 func ForeignDigest(text string) [DigestLength]byte {
-	hash := sha256.New()
-	_, _ = io.WriteString(hash, text) // a hash takes everything
-	return [DigestLength]byte(hash.Sum(nil))
+	return sha256.Sum256(unsafe.Slice(unsafe.StringData(text), len(text))) //nolint:gosec // G103: the text is only read
+}
+
+// Foreign returns a text that leaked without the white space around it, and reports whether it may be the token
+// of another system: one piece of up to MaxTextBytes, without "_ksk1_".
+func Foreign(text string) (foreign string, is bool) {
+	foreign = strings.TrimSpace(text)
+	return foreign, foreign != "" && len(foreign) <= MaxTextBytes && !In(foreign) && strings.IndexFunc(foreign, unicode.IsSpace) < 0
 }
 
 // IsZero reports whether d is no digest, as in a message without one.
@@ -60,6 +67,14 @@ func (d Digest) Hash() Hash {
 		return Hash{}
 	}
 	return Hash{Scheme: SchemeVerifier, Sum: VerifierOf(d.sum())}
+}
+
+// ForeignHash is Hash for a ForeignDigest.
+func (d Digest) ForeignHash() Hash {
+	if !d.IsValid() {
+		return Hash{}
+	}
+	return Hash{Scheme: SchemeForeign, Sum: ForeignVerifierOf(d.sum())}
 }
 
 // sum returns the bytes. d must have DigestLength of them.

@@ -3,6 +3,7 @@ package token
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/binary"
 	"errors"
 	"fmt"
 )
@@ -70,6 +71,30 @@ type ShortHash struct {
 	// Sum is the beginning of the Hash's Sum.
 	Sum [ShortLength]byte
 }
+
+// String returns nothing of the hash.
+func (s ShortHash) String() string { return "[redacted hash]" }
+
+// GoString returns String, so %#v shows no more than %v.
+func (s ShortHash) GoString() string { return s.String() }
+
+// Tag returns a number that tells a hash from the others of the same key, and that may be sent to
+// callers: 32 bits of a hash over the ShortHash, from which nothing follows about the token. It is
+// never 0, except for the zero ShortHash.
+func (s ShortHash) Tag() uint32 {
+	if s == (ShortHash{}) {
+		return 0
+	}
+	var input [len(tagTag) + 1 + ShortLength]byte
+	length := copy(input[:], tagTag)
+	input[length] = byte(s.Scheme)
+	copy(input[length+1:], s.Sum[:])
+	sum := sha256.Sum256(input[:])
+	return max(1, binary.BigEndian.Uint32(sum[:]))
+}
+
+// tagTag makes tags different from the beginnings of other hashes.
+const tagTag = "keysvc secret tag v1\x00"
 
 // Short returns the part of a hash that memory keeps.
 func (h Hash) Short() ShortHash { return ShortHash{h.Scheme, [ShortLength]byte(h.Sum[:ShortLength])} }

@@ -18,10 +18,15 @@ type Presented struct {
 	keyID  string // with a digest
 }
 
-// Present returns the token that a text is; the zero Presented if the text is not a token. It does
-// not allocate.
+// Present returns the token that a text is. A text without "_ksk1_", of up to MaxTextBytes, may be the token
+// of another system, and is presented by its ForeignDigest. For any other text Present returns the zero
+// Presented. It allocates for the token of another system only.
 func Present(text string) Presented {
-	parsed, _ := Parse(text)
+	parsed, err := Parse(text)
+	if err != nil && text != "" && len(text) <= MaxTextBytes && !In(text) {
+		digest := ForeignDigest(text)
+		return PresentDigest("", DigestFrom(digest[:]))
+	}
 	return parsed.Presented()
 }
 
@@ -52,10 +57,15 @@ func (p Presented) IsZero() bool { return p.token.IsZero() && p.digest.IsZero() 
 // ByDigest reports whether p holds a digest in the place of a token.
 func (p Presented) ByDigest() bool { return !p.digest.IsZero() }
 
+// IsForeign reports whether p is the digest of a text that is not a token of this form.
+func (p Presented) IsForeign() bool { return p.ByDigest() && p.keyID == "" }
+
 // Hash returns the hash to compare with what is stored; the zero Hash for the zero Presented. It
 // takes no longer for a digest than for a token, and does not allocate.
 func (p Presented) Hash() Hash {
 	switch {
+	case p.IsForeign():
+		return p.digest.ForeignHash()
 	case p.ByDigest():
 		return p.digest.Hash()
 	case p.token.IsZero():

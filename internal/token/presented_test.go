@@ -41,7 +41,8 @@ func TestWhatIsNoDigestIsNothing(t *testing.T) {
 	digest := digestBytes(t, vectorDigest)
 	for name, presented := range map[string]Presented{
 		"no token":       Present(""),
-		"not a token":    Present("nonsense"),
+		"long text":      Present(strings.Repeat("a", MaxTextBytes+1)),
+		"damaged":        Present("x_ksk1_y"),
 		"wrong checksum": Present(vector[:len(vector)-1] + "K"),
 		"no digest":      PresentDigest(vectorID, DigestFrom(nil)),
 		"short":          PresentDigest(vectorID, DigestFrom(digest[1:])),
@@ -55,6 +56,9 @@ func TestWhatIsNoDigestIsNothing(t *testing.T) {
 		}
 	}
 	foreign := ForeignDigest("sk_live_1")
+	if got := Present("sk_live_1"); !got.IsForeign() || got.Hash() != PresentDigest("", DigestFrom(foreign[:])).Hash() || got.Hash().Scheme != SchemeForeign {
+		t.Errorf("a foreign text is %v", got)
+	}
 	if got := PresentDigest("", DigestFrom(foreign[:])); got.IsZero() || got.KeyID() != "" || !got.ByDigest() {
 		t.Errorf("a foreign text is %v", got)
 	}

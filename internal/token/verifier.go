@@ -17,3 +17,18 @@ func VerifierOf(digest [32]byte) [32]byte {
 	copy(input[copy(input[:], verifierTag):], digest[:])
 	return sha256.Sum256(input[:])
 }
+
+// SchemeForeign is the scheme of tokens that another system has issued, see ForeignDigest. Such a token
+// may be shorter than those of keysvc, and then it can be guessed from its hash.
+const SchemeForeign Scheme = 4
+
+// foreignTag makes the hashes of SchemeForeign different from verifiers, so that neither a text nor a
+// digest is taken for the other.
+const foreignTag = "keysvc foreign v1\x00"
+
+// ForeignVerifierOf returns the hash that is stored of a ForeignDigest.
+func ForeignVerifierOf(digest [32]byte) [32]byte {
+	var input [len(foreignTag) + sha256.Size]byte
+	copy(input[copy(input[:], foreignTag):], digest[:])
+	return sha256.Sum256(input[:])
+}

@@ -15,3 +15,16 @@ func TestVerifierHasItsVector(t *testing.T) {
 		t.Errorf("%x, want %s", got, want)
 	}
 }
+
+// TestForeignVerifierHasItsVector: ADR 0022 has the vector.
+func TestForeignVerifierHasItsVector(t *testing.T) {
+	digest := ForeignDigest("sk_live_1")
+	got := ForeignVerifierOf(digest)
+	const wantDigest, want = "992621cb15795f3e17e7e637aad64ef2cacf8471091104c0153e98355c520261", "1e6e3520b7fccec78f1d5a91db7bb499803c2dfcc47aaebeb9e3751cbbc201ef"
+	if hex.EncodeToString(digest[:]) != wantDigest || hex.EncodeToString(got[:]) != want {
+		t.Errorf("%x and %x, want %s and %s", digest, got, wantDigest, want)
+	}
+	if got == VerifierOf(digest) {
+		t.Error("it is the verifier of a token of keysvc")
+	}
+}

@@ -41,11 +41,20 @@ func NewRecorder(store storage.UsageWriter, flushed func(keys int, err error)) *
 	return &Recorder{store: store, flushed: flushed}
 }
 
-// Used notes that a key was used.
-func (r *Recorder) Used(last Last, at time.Time) {
-	if moved, waits := last.raise(at, waiting); !moved || waits {
+// Used notes that a key was used, with the secret that has a tag; 0 if it is not known which. The tag is
+// needed only if last.CountsSecrets.
+func (r *Recorder) Used(last Last, tag uint32, at time.Time) {
+	// 1. The secret comes before the key: a flush in between is then repeated, because the key's word is
+	// noted again.
+	secretMoved := last.secrets && tag != 0 && last.table.RaiseSecret(last.id, tag, at)
+	moved, waits := last.raise(at, waiting)
+	if secretMoved && !moved { // a later use of the key is known, with its other secret
+		moved, waits = true, !last.word.Wait()
+	}
+	if !moved || waits {
 		return
 	}
+	// 2. Note the key for the next flush.
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	r.table = last.table
@@ -71,9 +80,9 @@ func (r *Recorder) flush(ctx context.Context) (written int, err error) {
 	for len(ids) > 0 {
 		next := ids[:min(batch, len(ids))]
 		uses := make([]storage.Usage, 0, len(next))
-		table.Words(next, func(id flat.ID, word *Word) {
+		table.Words(next, func(id flat.ID, word *Word, secrets [2]storage.SecretUse) {
 			if at := word.Take(); !at.IsZero() { // zero if the key was purged, and created again
-				uses = append(uses, storage.Usage{KeyID: id.String(), Time: at})
+				uses = append(uses, storage.Usage{KeyID: id.String(), Time: at, Secrets: secrets})
 			}
 		})
 		if len(uses) > 0 {
@@ -92,7 +101,7 @@ func (r *Recorder) flush(ctx context.Context) (written int, err error) {
 // has noted them since; the others still do.
 func (r *Recorder) keep(table Table, taken, others []flat.ID) {
 	var again []flat.ID
-	table.Words(taken, func(id flat.ID, word *Word) {
+	table.Words(taken, func(id flat.ID, word *Word, _ [2]storage.SecretUse) {
 		if word.Wait() {
 			again = append(again, id)
 		}

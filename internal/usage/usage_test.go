@@ -19,7 +19,9 @@ import (
 type store struct {
 	mutex  sync.Mutex
 	times  map[string]time.Time
-	writes int
+	// secrets are those of the use that was written last.
+	secrets [2]storage.SecretUse
+	writes  int
 	fail   error
 }
 
@@ -35,6 +37,7 @@ func (s *store) PutUsage(_ context.Context, uses []storage.Usage) error {
 	}
 	for _, use := range uses {
 		s.times[use.KeyID] = use.Time
+		s.secrets = use.Secrets
 	}
 	return nil
 }
@@ -50,7 +53,9 @@ func (s *store) written() int {
 type table struct {
 	mutex sync.Mutex
 	words map[flat.ID]*usage.Word
-	next  *table
+	// secrets are the last uses of the secrets of every key, if there are any.
+	secrets *[2]storage.SecretUse
+	next    *table
 }
 
 // idOf returns the id of the key with a number.
@@ -76,7 +81,7 @@ func (t *table) key(number int) usage.Last {
 		t.words[id] = &usage.Word{}
 		t.words[id].Begin(noon.AddDate(-1, 0, 0))
 	}
-	return usage.LastOf(t, t.words[id], id)
+	return usage.LastOf(t, t.words[id], id, t.secrets != nil)
 }
 
 func (t *table) Replaced() bool { return t.newest() != t }
@@ -92,17 +97,35 @@ func (t *table) newest() *table {
 
 func (t *table) Find(id flat.ID) (last usage.Last) {
 	now := t.newest()
-	now.Words([]flat.ID{id}, func(id flat.ID, word *usage.Word) { last = usage.LastOf(now, word, id) })
+	now.Words([]flat.ID{id}, func(id flat.ID, word *usage.Word, _ [2]storage.SecretUse) {
+		last = usage.LastOf(now, word, id, now.secrets != nil)
+	})
 	return last
 }
 
-func (t *table) Words(ids []flat.ID, visit func(id flat.ID, word *usage.Word)) {
+func (t *table) RaiseSecret(_ flat.ID, tag uint32, at time.Time) (raised bool) {
+	now := t.newest()
+	now.mutex.Lock()
+	defer now.mutex.Unlock()
+	for index := range now.secrets {
+		if secret := &now.secrets[index]; secret.Tag == tag && secret.Time.Before(at) {
+			secret.Time, raised = at, true
+		}
+	}
+	return raised
+}
+
+func (t *table) Words(ids []flat.ID, visit func(id flat.ID, word *usage.Word, secrets [2]storage.SecretUse)) {
 	now := t.newest()
 	now.mutex.Lock()
 	defer now.mutex.Unlock()
 	for _, id := range ids {
 		if word := now.words[id]; word != nil {
-			visit(id, word)
+			var secrets [2]storage.SecretUse
+			if now.secrets != nil {
+				secrets = *now.secrets
+			}
+			visit(id, word, secrets)
 		}
 	}
 }
@@ -128,7 +151,7 @@ func TestUsesOfAKeyAreMergedIntoOneWrite(t *testing.T) {
 	recorder := usage.NewRecorder(s, nil)
 	last := new(table).key(1)
 	for second := range 1000 {
-		recorder.Used(last, noon.Add(time.Duration(second)*time.Second))
+		recorder.Used(last, 0, noon.Add(time.Duration(second)*time.Second))
 	}
 	if err := recorder.Flush(t.Context()); err != nil {
 		t.Fatal(err)
@@ -149,7 +172,7 @@ func TestManyKeysTakeFewWrites(t *testing.T) {
 	const keys = 1_000_000
 	used := &table{}
 	for number := range keys {
-		recorder.Used(used.key(number), noon)
+		recorder.Used(used.key(number), 0, noon)
 	}
 	if err := recorder.Flush(t.Context()); err != nil {
 		t.Fatal(err)
@@ -163,12 +186,12 @@ func TestFailedWriteIsRepeatedByTheNextFlush(t *testing.T) {
 	s := &store{fail: errors.New("no disk")}
 	recorder := usage.NewRecorder(s, nil)
 	last := new(table).key(1)
-	recorder.Used(last, noon)
+	recorder.Used(last, 0, noon)
 	if err := recorder.Flush(t.Context()); !errors.Is(err, s.fail) {
 		t.Errorf("got %v", err)
 	}
 	s.fail = nil
-	recorder.Used(last, noon.Add(time.Second))
+	recorder.Used(last, 0, noon.Add(time.Second))
 	if err := recorder.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +210,7 @@ func TestNothingIsLostBetweenFlushes(t *testing.T) {
 		lasts[number] = used.key(number)
 		users.Go(func() {
 			for step := range 2000 {
-				recorder.Used(lasts[number], noon.Add(time.Duration(step)))
+				recorder.Used(lasts[number], 0, noon.Add(time.Duration(step)))
 			}
 		})
 	}
@@ -214,7 +237,7 @@ func TestRunFlushesAtEachInterval(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { recorder.Run(ctx, time.Minute) })
-		recorder.Used(new(table).key(1), noon)
+		recorder.Used(new(table).key(1), 0, noon)
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
 		if writes := s.written(); writes != 0 {
@@ -237,13 +260,13 @@ func TestFailedWriteKeepsAllUses(t *testing.T) {
 	const keys = 10_000
 	used := &table{}
 	for number := range keys {
-		recorder.Used(used.key(number), noon)
+		recorder.Used(used.key(number), 0, noon)
 	}
 	if err := recorder.Flush(t.Context()); !errors.Is(err, s.fail) {
 		t.Errorf("got %v", err)
 	}
 	s.fail = nil
-	recorder.Used(used.key(keys-1), noon.Add(time.Second))
+	recorder.Used(used.key(keys-1), 0, noon.Add(time.Second))
 	if err := recorder.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -258,7 +281,7 @@ func TestLastOfAPurgedKeyMarksNoOther(t *testing.T) {
 	recorder := usage.NewRecorder(s, nil)
 	used := &table{}
 	purged := used.key(1)
-	recorder.Used(purged, noon)
+	recorder.Used(purged, 0, noon)
 	word := used.words[idOf(1)]
 	delete(used.words, idOf(1))
 	used.words[idOf(2)] = word
@@ -266,11 +289,11 @@ func TestLastOfAPurgedKeyMarksNoOther(t *testing.T) {
 	if purged.Raise(noon.Add(time.Hour)) || !purged.Time().IsZero() || !word.Time().IsZero() {
 		t.Errorf("the other key was used at %s", word.Time())
 	}
-	recorder.Used(purged, noon.Add(time.Hour))
+	recorder.Used(purged, 0, noon.Add(time.Hour))
 	if err := recorder.Flush(t.Context()); err != nil || len(s.times) != 0 {
 		t.Errorf("%v was written, %v", s.times, err)
 	}
-	recorder.Used(used.key(2), noon.Add(time.Minute))
+	recorder.Used(used.key(2), 0, noon.Add(time.Minute))
 	if err := recorder.Flush(t.Context()); err != nil || len(s.times) != 1 || !s.times[keyID(2)].Equal(noon.Add(time.Minute)) {
 		t.Errorf("%v was written, %v", s.times, err)
 	}
@@ -284,7 +307,7 @@ func TestUseInAReplacedTableIsNotedInTheNextOne(t *testing.T) {
 	before, after := &table{}, &table{}
 	early, now := before.key(1), after.key(1)
 	before.next = after
-	recorder.Used(early, noon)
+	recorder.Used(early, 0, noon)
 	if !now.Time().Equal(noon) {
 		t.Errorf("got %s", now.Time())
 	}
@@ -292,7 +315,7 @@ func TestUseInAReplacedTableIsNotedInTheNextOne(t *testing.T) {
 		t.Errorf("%v was written, %v", s.times, err)
 	}
 	gone := before.key(2)
-	recorder.Used(gone, noon)
+	recorder.Used(gone, 0, noon)
 	if err := recorder.Flush(t.Context()); err != nil || len(s.times) != 1 {
 		t.Errorf("%v was written, %v", s.times, err)
 	}
@@ -314,4 +337,30 @@ func TestFirstUseIsNotBeforeTheCreation(t *testing.T) {
 	if !word.Raise(noon.Add(time.Millisecond)) || !word.Time().Equal(noon.Add(time.Millisecond)) {
 		t.Errorf("got %s", word.Time())
 	}
+}
+
+// TestUseOfAnEarlierTimeIsWrittenForItsSecret: a near-cache reports late that the older secret was used.
+func TestUseOfAnEarlierTimeIsWrittenForItsSecret(t *testing.T) {
+	const newest, older, ended = 1, 2, 3
+	store := &store{}
+	recorder := usage.NewRecorder(store, nil)
+	used := &table{secrets: &[2]storage.SecretUse{{Tag: newest}, {Tag: older}}}
+	want := func(writes int, newestAt, olderAt time.Time) {
+		t.Helper()
+		if err := recorder.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := [2]storage.SecretUse{{Tag: newest, Time: newestAt}, {Tag: older, Time: olderAt}}; store.writes != writes || store.secrets != got ||
+			!store.times[keyID(1)].Equal(noon.Add(time.Second)) {
+			t.Errorf("%d writes, the last one of %v and %v; want %d and %v", store.writes, store.times, store.secrets, writes, got)
+		}
+	}
+	recorder.Used(used.key(1), newest, noon.Add(time.Second))
+	want(1, noon.Add(time.Second), time.Time{})
+	recorder.Used(used.key(1), older, noon)
+	want(2, noon.Add(time.Second), noon)
+	recorder.Used(used.key(1), older, noon)
+	recorder.Used(used.key(1), ended, noon)
+	recorder.Used(used.key(1), 0, noon)
+	want(2, noon.Add(time.Second), noon)
 }

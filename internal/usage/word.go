@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/flat"
+	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // Word is when one key was last used, in 8 bytes. The zero Word belongs to no key.
@@ -113,12 +114,18 @@ type Last struct {
 	word       *Word
 	id         flat.ID
 	generation uint16
+	secrets    bool
 }
 
-// LastOf returns the Last of a key whose word is in a table.
-func LastOf(table Table, word *Word, id flat.ID) Last {
-	return Last{table: table, word: word, id: id, generation: generation(word.bits.Load())}
+// LastOf returns the Last of a key whose word is in a table. secrets is set if the table has the last use
+// of each of the key's secrets.
+func LastOf(table Table, word *Word, id flat.ID, secrets bool) Last {
+	return Last{table: table, word: word, id: id, generation: generation(word.bits.Load()), secrets: secrets}
 }
+
+// CountsSecrets reports whether the last use of each secret is kept. Otherwise it follows from the last use
+// of the key.
+func (l Last) CountsSecrets() bool { return l.secrets }
 
 // Table is where words are kept. Its methods may be called from many goroutines.
 type Table interface {
@@ -127,9 +134,12 @@ type Table interface {
 	Replaced() bool
 	// Find returns the Last of a key in the table that is valid now; zero if there is no such key.
 	Find(id flat.ID) Last
-	// Words calls visit with the words of these keys in the table that is valid now. Keys that do
-	// not exist are left out.
-	Words(ids []flat.ID, visit func(id flat.ID, word *Word))
+	// RaiseSecret moves the last use of one secret of a key forward to at, never back, in the table that
+	// is valid now, and reports whether it moved. tag is the token.ShortHash.Tag of the secret.
+	RaiseSecret(id flat.ID, tag uint32, at time.Time) bool
+	// Words calls visit with the words of these keys in the table that is valid now, and with the last
+	// uses of their secrets, if it has them. Keys that do not exist are left out.
+	Words(ids []flat.ID, visit func(id flat.ID, word *Word, secrets [2]storage.SecretUse))
 }
 
 // IsZero reports whether there is no such key.

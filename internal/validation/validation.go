@@ -136,12 +136,12 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	}
 	// 4. Look up key, member, workspace, role and policy in one look, so that all of them are of
 	// one revision. Text that is not a token becomes the zero Presented, which has no id and matches
-	// nothing; it takes the same steps as any other. So does the digest of a foreign text.
+	// nothing; it takes the same steps as any other. A text without "_ksk1_" is looked up as an imported token.
 	presented := question.Digest
 	if !presented.ByDigest() {
 		presented = token.Present(question.Token)
 	}
-	found := v.projection.Find(presented.KeyID())
+	found := v.projection.FindPresented(presented)
 	if found.Policy == nil {
 		return Answer{}, cmp.Or(found.Damaged, storage.ErrUnavailable)
 	}
@@ -184,7 +184,11 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	}
 	// 9. Record the use last: only an answer that is given counts.
 	if v.recorder != nil {
-		v.recorder.Used(found.Last, used)
+		var tag uint32
+		if found.Last.CountsSecrets() {
+			tag = answer.Grant.Secret.Tag()
+		}
+		v.recorder.Used(found.Last, tag, used)
 	}
 	return answer, nil
 }
@@ -221,10 +225,11 @@ func permit(question *Question) error {
 	return problem.New(problem.CallerNotAllowed, "the caller may not validate, or not in this workspace")
 }
 
-// UsedElsewhere records that a near-cache allowed a key at a time. A time before the key's creation
+// UsedElsewhere records that a near-cache allowed a key at a time, with the secret that has a tag; 0 if the
+// near-cache does not say which. A time before the key's creation
 // (see usage.Word) or after now is replaced by the nearer of the two. Keys that do not exist, or belong to
 // another workspace than the given ones, are ignored.
-func (v *Validator) UsedElsewhere(keyID string, at time.Time, workspaces access.Workspaces) {
+func (v *Validator) UsedElsewhere(keyID string, tag uint32, at time.Time, workspaces access.Workspaces) {
 	found := v.projection.Find(keyID)
 	if v.recorder == nil || !found.Exists || !workspaces.Has(found.Subject().Key.Workspace) {
 		return
@@ -232,7 +237,7 @@ func (v *Validator) UsedElsewhere(keyID string, at time.Time, workspaces access.
 	if now := v.now(); at.After(now) {
 		at = now
 	}
-	v.recorder.Used(found.Last, at)
+	v.recorder.Used(found.Last, tag, at)
 }
 
 // sharedWaitKey is the key of the context that the questions of one call share.

@@ -192,9 +192,13 @@ func (f Found) Confirm(now time.Time) bool {
 
 // Answer returns the answer of a hit.
 func (f Found) Answer() keyauth.Answer {
-	return keyauth.Answer{
+	answer := keyauth.Answer{
 		Decision: keysvcv1.Decision_DECISION_ALLOWED, KeyID: f.entry.principal.KeyID, Principal: &f.entry.principal,
 	}
+	if f.entry.expire != 0 {
+		answer.ExpireTime = time.Unix(0, f.entry.expire).UTC()
+	}
+	return answer
 }
 
 // Used notes a hit, which is reported with a later ping (rule 9 of keyauth.Validator).
@@ -231,7 +235,9 @@ func (c *Core) takeUses() []*keysvcv1.KeyUse {
 		// The flag is cleared before the time is read: a use in between is reported again
 		// rather than lost.
 		entry.waiting.Store(false)
-		uses = append(uses, &keysvcv1.KeyUse{KeyId: entry.principal.KeyID, Time: timestamppb.New(time.Unix(entry.used.Load(), 0))})
+		uses = append(uses, &keysvcv1.KeyUse{
+			KeyId: entry.principal.KeyID, SecretTag: entry.secretTag, Time: timestamppb.New(time.Unix(entry.used.Load(), 0)),
+		})
 	}
 	return uses
 }
@@ -601,6 +607,7 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 	return &entry{
 		bytes:     bytes,
 		principal: principal,
+		expire:    expireOf(answer),
 		grant: decide.Grant{
 			Principal: decide.Principal{
 				KeyID: principal.KeyID, WorkspaceID: principal.WorkspaceID, MemberID: principal.MemberID, Role: principal.Role,
@@ -608,10 +615,19 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 			Granted: scopes, Role: scopes, AllowedPrefixes: prefixes,
 			HoldsUntil: math.MaxInt64, // the entry's life is in the field life
 		},
-		filled:   sent,
-		revision: response.GetRevision(),
-		life:     lease.New(sent, min(validFor, maxLife)),
+		filled:    sent,
+		revision:  response.GetRevision(),
+		secretTag: response.GetSecretTag(),
+		life:      lease.New(sent, min(validFor, maxLife)),
 	}
+}
+
+// expireOf returns the ExpireTime of an answer in Unix nanoseconds; 0 for the zero Time.
+func expireOf(answer keyauth.Answer) int64 {
+	if answer.ExpireTime.IsZero() {
+		return 0
+	}
+	return answer.ExpireTime.UnixNano()
 }
 
 // identify sets the identity that the entry is found by.

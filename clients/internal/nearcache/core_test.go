@@ -364,12 +364,14 @@ func TestUsesBeyondTheBoundAreNotedLater(t *testing.T) {
 
 func TestUsesAreReportedOnce(t *testing.T) {
 	f := newFixture(t, 10)
-	f.keep(1, nil)
+	tagged := response(nil)
+	tagged.SecretTag = 7
+	f.EndFill(f.BeginFill(f.now), question(1), tagged, allowedAs(1), f.now)
 	found, _ := f.Find(question(1))
 	f.Used(found, start)
 	f.Used(found, start.Add(5*time.Second))
 	uses := f.Ping(f.now).GetUses()
-	if len(uses) != 1 || uses[0].GetKeyId() != "k1" || !uses[0].GetTime().AsTime().Equal(start.Add(5*time.Second)) {
+	if len(uses) != 1 || uses[0].GetKeyId() != "k1" || uses[0].GetSecretTag() != 7 || !uses[0].GetTime().AsTime().Equal(start.Add(5*time.Second)) {
 		t.Errorf("uses %v", uses)
 	}
 	if uses := f.Ping(f.now).GetUses(); len(uses) != 0 {

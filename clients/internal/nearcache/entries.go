@@ -25,10 +25,14 @@ type entry struct {
 	identity  identity
 	principal keyauth.Principal
 	grant     decide.Grant
-	filled    time.Time
+	// expire is keyauth.Answer.ExpireTime, in Unix nanoseconds; 0 if it is not known.
+	expire int64
+	filled time.Time
 	// revision is the revision that the answer was read at.
 	revision int64
 	life     lease.Lease
+	// secretTag is the ValidateKeyResponse.secret_tag; 0 if the server is older.
+	secretTag uint32
 	// bytes is about how much memory the entry takes.
 	bytes int
 

@@ -52,6 +52,13 @@ const (
 	AuditAction_AUDIT_ACTION_UPGRADED AuditAction = 11
 	// Times in the future were set back to what they would have been with a right clock.
 	AuditAction_AUDIT_ACTION_CLOCK_REPAIRED AuditAction = 12
+	// The store was restored from a backup: what was narrowed since was narrowed again, or keys that
+	// may have been narrowed were held. Fields of keys are named `keys.` and the key's id.
+	AuditAction_AUDIT_ACTION_RESTORED AuditAction = 13
+	// Held keys were released. Fields are named as in AUDIT_ACTION_RESTORED.
+	AuditAction_AUDIT_ACTION_KEYS_RELEASED AuditAction = 14
+	// Keys were imported from another system.
+	AuditAction_AUDIT_ACTION_KEYS_IMPORTED AuditAction = 15
 	// A known caller asked for a change that was refused.
 	AuditAction_AUDIT_ACTION_CHANGE_REFUSED AuditAction = 100
 	// A caller was refused: it is not known, or may not do this.
@@ -78,6 +85,9 @@ var (
 		10:  "AUDIT_ACTION_PURGED",
 		11:  "AUDIT_ACTION_UPGRADED",
 		12:  "AUDIT_ACTION_CLOCK_REPAIRED",
+		13:  "AUDIT_ACTION_RESTORED",
+		14:  "AUDIT_ACTION_KEYS_RELEASED",
+		15:  "AUDIT_ACTION_KEYS_IMPORTED",
 		100: "AUDIT_ACTION_CHANGE_REFUSED",
 		101: "AUDIT_ACTION_CALLER_REFUSED",
 		102: "AUDIT_ACTION_CONNECTION_REFUSED",
@@ -97,6 +107,9 @@ var (
 		"AUDIT_ACTION_PURGED":             10,
 		"AUDIT_ACTION_UPGRADED":           11,
 		"AUDIT_ACTION_CLOCK_REPAIRED":     12,
+		"AUDIT_ACTION_RESTORED":           13,
+		"AUDIT_ACTION_KEYS_RELEASED":      14,
+		"AUDIT_ACTION_KEYS_IMPORTED":      15,
 		"AUDIT_ACTION_CHANGE_REFUSED":     100,
 		"AUDIT_ACTION_CALLER_REFUSED":     101,
 		"AUDIT_ACTION_CONNECTION_REFUSED": 102,
@@ -215,6 +228,9 @@ const (
 	KeyCheckKind_KEY_CHECK_KIND_SCOPE_GRANTED KeyCheckKind = 7
 	// The scope is within the member's role.
 	KeyCheckKind_KEY_CHECK_KIND_SCOPE_WITHIN_ROLE KeyCheckKind = 8
+	// The key is not held since the store was restored from a backup. This check stands between
+	// NOT_EXPIRED and MEMBER_ACTIVE, and only on a key that is held.
+	KeyCheckKind_KEY_CHECK_KIND_NOT_HELD KeyCheckKind = 9
 )
 
 // Enum value maps for KeyCheckKind.
@@ -229,6 +245,7 @@ var (
 		6: "KEY_CHECK_KIND_ADDRESS_ALLOWED",
 		7: "KEY_CHECK_KIND_SCOPE_GRANTED",
 		8: "KEY_CHECK_KIND_SCOPE_WITHIN_ROLE",
+		9: "KEY_CHECK_KIND_NOT_HELD",
 	}
 	KeyCheckKind_value = map[string]int32{
 		"KEY_CHECK_KIND_UNSPECIFIED":       0,
@@ -240,6 +257,7 @@ var (
 		"KEY_CHECK_KIND_ADDRESS_ALLOWED":   6,
 		"KEY_CHECK_KIND_SCOPE_GRANTED":     7,
 		"KEY_CHECK_KIND_SCOPE_WITHIN_ROLE": 8,
+		"KEY_CHECK_KIND_NOT_HELD":          9,
 	}
 )
 
@@ -1345,7 +1363,7 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\bKeyCheck\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.keysvc.v1.KeyCheckKindR\x04kind\x124\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1a.keysvc.v1.KeyCheckOutcomeR\aoutcome\x12 \n" +
-	"\vdescription\x18\x03 \x01(\tR\vdescription*\xa7\x04\n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription*\x82\x05\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -1360,7 +1378,10 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\x13AUDIT_ACTION_PURGED\x10\n" +
 	"\x12\x19\n" +
 	"\x15AUDIT_ACTION_UPGRADED\x10\v\x12\x1f\n" +
-	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x1f\n" +
+	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x19\n" +
+	"\x15AUDIT_ACTION_RESTORED\x10\r\x12\x1e\n" +
+	"\x1aAUDIT_ACTION_KEYS_RELEASED\x10\x0e\x12\x1e\n" +
+	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CHANGE_REFUSED\x10d\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CALLER_REFUSED\x10e\x12#\n" +
 	"\x1fAUDIT_ACTION_CONNECTION_REFUSED\x10f\x12\x1f\n" +
@@ -1370,7 +1391,7 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\x1aAUDITED_RECORD_KIND_POLICY\x10\x01\x12!\n" +
 	"\x1dAUDITED_RECORD_KIND_WORKSPACE\x10\x02\x12\x1e\n" +
 	"\x1aAUDITED_RECORD_KIND_MEMBER\x10\x03\x12\x1b\n" +
-	"\x17AUDITED_RECORD_KIND_KEY\x10\x04*\xc3\x02\n" +
+	"\x17AUDITED_RECORD_KIND_KEY\x10\x04*\xe0\x02\n" +
 	"\fKeyCheckKind\x12\x1e\n" +
 	"\x1aKEY_CHECK_KIND_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aKEY_CHECK_KIND_NOT_REVOKED\x10\x01\x12#\n" +
@@ -1380,7 +1401,8 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\x1cKEY_CHECK_KIND_MEMBER_ACTIVE\x10\x05\x12\"\n" +
 	"\x1eKEY_CHECK_KIND_ADDRESS_ALLOWED\x10\x06\x12 \n" +
 	"\x1cKEY_CHECK_KIND_SCOPE_GRANTED\x10\a\x12$\n" +
-	" KEY_CHECK_KIND_SCOPE_WITHIN_ROLE\x10\b*\x96\x01\n" +
+	" KEY_CHECK_KIND_SCOPE_WITHIN_ROLE\x10\b\x12\x1b\n" +
+	"\x17KEY_CHECK_KIND_NOT_HELD\x10\t*\x96\x01\n" +
 	"\x0fKeyCheckOutcome\x12!\n" +
 	"\x1dKEY_CHECK_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18KEY_CHECK_OUTCOME_PASSED\x10\x01\x12\x1c\n" +

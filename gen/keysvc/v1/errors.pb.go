@@ -110,6 +110,12 @@ const (
 	ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE ErrorReason = 32
 	// FAILED_PRECONDITION. Another backup is being made: try again after it.
 	ErrorReason_ERROR_REASON_BACKUP_RUNNING ErrorReason = 33
+	// FAILED_PRECONDITION. The key is held since the store was restored from a backup: release it
+	// first, or revoke it.
+	ErrorReason_ERROR_REASON_KEY_HELD ErrorReason = 34
+	// ALREADY_EXISTS. Another key has the token that was to be imported, as its present or former
+	// secret. It may be a key of another workspace.
+	ErrorReason_ERROR_REASON_TOKEN_KNOWN ErrorReason = 36
 )
 
 // Enum value maps for ErrorReason.
@@ -149,6 +155,8 @@ var (
 		31: "ERROR_REASON_TOKENS_REFUSED",
 		32: "ERROR_REASON_AUDIT_SINK_UNAVAILABLE",
 		33: "ERROR_REASON_BACKUP_RUNNING",
+		34: "ERROR_REASON_KEY_HELD",
+		36: "ERROR_REASON_TOKEN_KNOWN",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -185,6 +193,8 @@ var (
 		"ERROR_REASON_TOKENS_REFUSED":          31,
 		"ERROR_REASON_AUDIT_SINK_UNAVAILABLE":  32,
 		"ERROR_REASON_BACKUP_RUNNING":          33,
+		"ERROR_REASON_KEY_HELD":                34,
+		"ERROR_REASON_TOKEN_KNOWN":             36,
 	}
 )
 
@@ -219,7 +229,7 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\x8a\t\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xc3\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12\x1e\n" +
@@ -255,7 +265,9 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\x19ERROR_REASON_CLOCK_UNSURE\x10\x1e\x12\x1f\n" +
 	"\x1bERROR_REASON_TOKENS_REFUSED\x10\x1f\x12'\n" +
 	"#ERROR_REASON_AUDIT_SINK_UNAVAILABLE\x10 \x12\x1f\n" +
-	"\x1bERROR_REASON_BACKUP_RUNNING\x10!B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\x1bERROR_REASON_BACKUP_RUNNING\x10!\x12\x19\n" +
+	"\x15ERROR_REASON_KEY_HELD\x10\"\x12\x1c\n" +
+	"\x18ERROR_REASON_TOKEN_KNOWN\x10$B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_errors_proto_rawDescOnce sync.Once

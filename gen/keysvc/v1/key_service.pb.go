@@ -420,6 +420,8 @@ type ListKeysRequest struct {
 	// Only keys with, or without, a secret that the caller of keysvc has drawn; see
 	// KeySecret.issued_locally.
 	IssuedLocally *bool `protobuf:"varint,9,opt,name=issued_locally,json=issuedLocally,proto3,oneof" json:"issued_locally,omitempty"`
+	// Only keys with, or without, a secret that was imported; see KeySecret.imported.
+	Imported      *bool `protobuf:"varint,11,opt,name=imported,proto3,oneof" json:"imported,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -517,6 +519,13 @@ func (x *ListKeysRequest) GetIssuedLocally() bool {
 	return false
 }
 
+func (x *ListKeysRequest) GetImported() bool {
+	if x != nil && x.Imported != nil {
+		return *x.Imported
+	}
+	return false
+}
+
 // ListKeysResponse is one page of keys.
 type ListKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -590,6 +599,258 @@ func (x *ListKeysResponse) GetEpoch() string {
 	return ""
 }
 
+// ListNoticesRequest selects notices that keys end soon.
+type ListNoticesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspace to list. Empty means those that the caller may read.
+	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// Only notices of keys in use, or only those of unused ones; see Notice.in_use.
+	InUse *bool `protobuf:"varint,2,opt,name=in_use,json=inUse,proto3,oneof" json:"in_use,omitempty"`
+	// Only notices that fell due after this instant, those of keys that have ended since included.
+	// Absent means the present notice of each key that has not ended. It does not matter with a
+	// page_token.
+	DueAfter *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=due_after,json=dueAfter,proto3" json:"due_after,omitempty"`
+	// The maximum number of notices in a page: 0 means 50, more than 1,000 is taken as 1,000, a
+	// negative number is refused. A page may be shorter, even empty, although more is set.
+	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// The next_page_token of the page before, with the same workspace_id and in_use. Empty for
+	// the first page.
+	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNoticesRequest) Reset() {
+	*x = ListNoticesRequest{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNoticesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNoticesRequest) ProtoMessage() {}
+
+func (x *ListNoticesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNoticesRequest.ProtoReflect.Descriptor instead.
+func (*ListNoticesRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ListNoticesRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *ListNoticesRequest) GetInUse() bool {
+	if x != nil && x.InUse != nil {
+		return *x.InUse
+	}
+	return false
+}
+
+func (x *ListNoticesRequest) GetDueAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueAfter
+	}
+	return nil
+}
+
+func (x *ListNoticesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListNoticesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListNoticesResponse is one page of notices.
+type ListNoticesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The notices, by due_time.
+	Notices []*Notice `protobuf:"bytes,1,rep,name=notices,proto3" json:"notices,omitempty"`
+	// The page_token to go on with. It is never empty, because more notices will fall due.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	// Set if more notices have fallen due already.
+	More bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	// Revision that every notice of the page reflects.
+	Revision int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListNoticesResponse) Reset() {
+	*x = ListNoticesResponse{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListNoticesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListNoticesResponse) ProtoMessage() {}
+
+func (x *ListNoticesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListNoticesResponse.ProtoReflect.Descriptor instead.
+func (*ListNoticesResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListNoticesResponse) GetNotices() []*Notice {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
+func (x *ListNoticesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListNoticesResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *ListNoticesResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ListNoticesResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+// Notice says that a key ends soon.
+type Notice struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identifies the notice: the same for the same key, end and number of days, at any time and on
+	// any server. 1 to 64 characters of [0-9A-Za-z_].
+	NoticeId string `protobuf:"bytes,1,opt,name=notice_id,json=noticeId,proto3" json:"notice_id,omitempty"`
+	// How many days before the end the notice fell due: 30, 7 or 1.
+	Days int32 `protobuf:"varint,2,opt,name=days,proto3" json:"days,omitempty"`
+	// When the notice fell due: so many days of 24 hours before the key's expire_time.
+	DueTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
+	// Set if the key was used within the 30 days before this answer. The notice of a key that
+	// nobody uses can wait, or be the reason to revoke it.
+	InUse bool `protobuf:"varint,4,opt,name=in_use,json=inUse,proto3" json:"in_use,omitempty"`
+	// The key, as it is now. It may have ended since the notice fell due.
+	Key           *Key `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notice) Reset() {
+	*x = Notice{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notice) ProtoMessage() {}
+
+func (x *Notice) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notice.ProtoReflect.Descriptor instead.
+func (*Notice) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Notice) GetNoticeId() string {
+	if x != nil {
+		return x.NoticeId
+	}
+	return ""
+}
+
+func (x *Notice) GetDays() int32 {
+	if x != nil {
+		return x.Days
+	}
+	return 0
+}
+
+func (x *Notice) GetDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueTime
+	}
+	return nil
+}
+
+func (x *Notice) GetInUse() bool {
+	if x != nil {
+		return x.InUse
+	}
+	return false
+}
+
+func (x *Notice) GetKey() *Key {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
 // UpdateKeyRequest holds a key's new values, and the names of the fields to change.
 type UpdateKeyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -609,7 +870,7 @@ type UpdateKeyRequest struct {
 
 func (x *UpdateKeyRequest) Reset() {
 	*x = UpdateKeyRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[6]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +882,7 @@ func (x *UpdateKeyRequest) String() string {
 func (*UpdateKeyRequest) ProtoMessage() {}
 
 func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[6]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +895,7 @@ func (x *UpdateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyRequest.ProtoReflect.Descriptor instead.
 func (*UpdateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *UpdateKeyRequest) GetKey() *Key {
@@ -680,7 +941,7 @@ type UpdateKeyResponse struct {
 
 func (x *UpdateKeyResponse) Reset() {
 	*x = UpdateKeyResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[7]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +953,7 @@ func (x *UpdateKeyResponse) String() string {
 func (*UpdateKeyResponse) ProtoMessage() {}
 
 func (x *UpdateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[7]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +966,7 @@ func (x *UpdateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateKeyResponse.ProtoReflect.Descriptor instead.
 func (*UpdateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *UpdateKeyResponse) GetKey() *Key {
@@ -757,7 +1018,7 @@ type RotateKeyRequest struct {
 
 func (x *RotateKeyRequest) Reset() {
 	*x = RotateKeyRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[8]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +1030,7 @@ func (x *RotateKeyRequest) String() string {
 func (*RotateKeyRequest) ProtoMessage() {}
 
 func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[8]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +1043,7 @@ func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
 func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RotateKeyRequest) GetWorkspaceId() string {
@@ -853,7 +1114,7 @@ type RotateKeyResponse struct {
 
 func (x *RotateKeyResponse) Reset() {
 	*x = RotateKeyResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[9]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1126,7 @@ func (x *RotateKeyResponse) String() string {
 func (*RotateKeyResponse) ProtoMessage() {}
 
 func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[9]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1139,7 @@ func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
 func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RotateKeyResponse) GetKey() *Key {
@@ -931,7 +1192,7 @@ type FinishRotationRequest struct {
 
 func (x *FinishRotationRequest) Reset() {
 	*x = FinishRotationRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[10]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -943,7 +1204,7 @@ func (x *FinishRotationRequest) String() string {
 func (*FinishRotationRequest) ProtoMessage() {}
 
 func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[10]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -956,7 +1217,7 @@ func (x *FinishRotationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRotationRequest.ProtoReflect.Descriptor instead.
 func (*FinishRotationRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{10}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FinishRotationRequest) GetWorkspaceId() string {
@@ -995,7 +1256,7 @@ type FinishRotationResponse struct {
 
 func (x *FinishRotationResponse) Reset() {
 	*x = FinishRotationResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[11]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1268,7 @@ func (x *FinishRotationResponse) String() string {
 func (*FinishRotationResponse) ProtoMessage() {}
 
 func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[11]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1281,7 @@ func (x *FinishRotationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishRotationResponse.ProtoReflect.Descriptor instead.
 func (*FinishRotationResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{11}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FinishRotationResponse) GetKey() *Key {
@@ -1059,7 +1320,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[12]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1332,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[12]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1345,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{12}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RevokeKeyRequest) GetWorkspaceId() string {
@@ -1123,7 +1384,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[13]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1135,7 +1396,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[13]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1148,7 +1409,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{13}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RevokeKeyResponse) GetKey() *Key {
@@ -1192,7 +1453,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[14]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1465,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[14]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1478,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{14}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeTokenRequest) GetToken() string {
@@ -1267,7 +1528,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[15]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1540,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_key_service_proto_msgTypes[15]
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1553,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{15}
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RevokeTokenResponse) GetWorkspaceId() string {
@@ -1330,11 +1591,463 @@ func (x *RevokeTokenResponse) GetByDigest() bool {
 	return false
 }
 
+// ImportKeysRequest holds keys of one workspace to import.
+type ImportKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspace that the keys will belong to. Required.
+	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// The keys: 1 to 32.
+	Keys []*KeyImport `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	// Check the keys and change nothing. The results are those that the call would have without this,
+	// with empty key ids.
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// The member on whose behalf the caller acts; see CreateKeyRequest.
+	ActorMemberId *string `protobuf:"bytes,4,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKeysRequest) Reset() {
+	*x = ImportKeysRequest{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKeysRequest) ProtoMessage() {}
+
+func (x *ImportKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKeysRequest.ProtoReflect.Descriptor instead.
+func (*ImportKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ImportKeysRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *ImportKeysRequest) GetKeys() []*KeyImport {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *ImportKeysRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *ImportKeysRequest) GetActorMemberId() string {
+	if x != nil && x.ActorMemberId != nil {
+		return *x.ActorMemberId
+	}
+	return ""
+}
+
+// KeyImport is one key to import.
+type KeyImport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 of the whole token as its holder presents it, without "Bearer ": 32 bytes. Required.
+	TokenSha256 []byte `protobuf:"bytes,1,opt,name=token_sha256,json=tokenSha256,proto3" json:"token_sha256,omitempty"`
+	// The member whom the key will act as; see CreateKeyRequest.
+	MemberId string `protobuf:"bytes,2,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
+	// What people call the key; see Key.name. Required.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// The scopes to grant; see CreateKeyRequest.
+	Scopes []string `protobuf:"bytes,4,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// When the token stops working, unless the key is rotated: later than now, and at most one calendar
+	// year ahead. Absent means a year.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Annotations to keep with the key; see Key.labels.
+	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The addresses that the key may be used from; see Key.allowed_cidrs.
+	AllowedCidrs []string `protobuf:"bytes,7,rep,name=allowed_cidrs,json=allowedCidrs,proto3" json:"allowed_cidrs,omitempty"`
+	// When the other system created the key; not in the future. Absent means now.
+	CreateTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyImport) Reset() {
+	*x = KeyImport{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyImport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyImport) ProtoMessage() {}
+
+func (x *KeyImport) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyImport.ProtoReflect.Descriptor instead.
+func (*KeyImport) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *KeyImport) GetTokenSha256() []byte {
+	if x != nil {
+		return x.TokenSha256
+	}
+	return nil
+}
+
+func (x *KeyImport) GetMemberId() string {
+	if x != nil {
+		return x.MemberId
+	}
+	return ""
+}
+
+func (x *KeyImport) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KeyImport) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
+
+func (x *KeyImport) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *KeyImport) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *KeyImport) GetAllowedCidrs() []string {
+	if x != nil {
+		return x.AllowedCidrs
+	}
+	return nil
+}
+
+func (x *KeyImport) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+// ImportKeysResponse holds a result for each key.
+type ImportKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The results, in the order of the keys.
+	Results []*KeyImportResult `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	// Revision of the commit, or the current revision if nothing was changed.
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKeysResponse) Reset() {
+	*x = ImportKeysResponse{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKeysResponse) ProtoMessage() {}
+
+func (x *ImportKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKeysResponse.ProtoReflect.Descriptor instead.
+func (*ImportKeysResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *ImportKeysResponse) GetResults() []*KeyImportResult {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+func (x *ImportKeysResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ImportKeysResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+// KeyImportResult is what became of one key.
+type KeyImportResult struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key that has the token now. Empty with an error.
+	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Whether this call imported the key, or would without validate_only. False with an error, and if
+	// the workspace had the key already.
+	Imported bool `protobuf:"varint,2,opt,name=imported,proto3" json:"imported,omitempty"`
+	// Why the key was not imported. Absent if there is nothing wrong with it.
+	Error         *ValidationError `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeyImportResult) Reset() {
+	*x = KeyImportResult{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeyImportResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeyImportResult) ProtoMessage() {}
+
+func (x *KeyImportResult) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeyImportResult.ProtoReflect.Descriptor instead.
+func (*KeyImportResult) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *KeyImportResult) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *KeyImportResult) GetImported() bool {
+	if x != nil {
+		return x.Imported
+	}
+	return false
+}
+
+func (x *KeyImportResult) GetError() *ValidationError {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+// ReleaseKeysRequest names the keys to release.
+type ReleaseKeysRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspace of the keys. Required.
+	WorkspaceId string `protobuf:"bytes,1,opt,name=workspace_id,json=workspaceId,proto3" json:"workspace_id,omitempty"`
+	// The keys: 1 to 100, each once.
+	KeyIds []string `protobuf:"bytes,2,rep,name=key_ids,json=keyIds,proto3" json:"key_ids,omitempty"`
+	// Whether nothing is to be changed: the answer says which keys would be released.
+	ValidateOnly bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// The member on whose behalf the caller acts; see CreateKeyRequest.
+	ActorMemberId *string `protobuf:"bytes,4,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseKeysRequest) Reset() {
+	*x = ReleaseKeysRequest{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseKeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseKeysRequest) ProtoMessage() {}
+
+func (x *ReleaseKeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseKeysRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseKeysRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *ReleaseKeysRequest) GetWorkspaceId() string {
+	if x != nil {
+		return x.WorkspaceId
+	}
+	return ""
+}
+
+func (x *ReleaseKeysRequest) GetKeyIds() []string {
+	if x != nil {
+		return x.KeyIds
+	}
+	return nil
+}
+
+func (x *ReleaseKeysRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+func (x *ReleaseKeysRequest) GetActorMemberId() string {
+	if x != nil && x.ActorMemberId != nil {
+		return *x.ActorMemberId
+	}
+	return ""
+}
+
+// ReleaseKeysResponse says which keys were released.
+type ReleaseKeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The keys that were held and are released, or would be with validate_only, in the order of the
+	// request.
+	ReleasedKeyIds []string `protobuf:"bytes,1,rep,name=released_key_ids,json=releasedKeyIds,proto3" json:"released_key_ids,omitempty"`
+	// Revision of the commit, or the current revision if no key was held or nothing was to be
+	// changed.
+	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseKeysResponse) Reset() {
+	*x = ReleaseKeysResponse{}
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseKeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseKeysResponse) ProtoMessage() {}
+
+func (x *ReleaseKeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_key_service_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseKeysResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseKeysResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_key_service_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *ReleaseKeysResponse) GetReleasedKeyIds() []string {
+	if x != nil {
+		return x.ReleasedKeyIds
+	}
+	return nil
+}
+
+func (x *ReleaseKeysResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ReleaseKeysResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
 var File_keysvc_v1_key_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkeysvc/v1/key_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\"\x9a\x04\n" +
+	"\x1bkeysvc/v1/key_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\x1a\"keysvc/v1/validation_service.proto\"\x9a\x04\n" +
 	"\x10CreateKeyRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x12\n" +
@@ -1370,7 +2083,7 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12\x12\n" +
 	"\x04role\x18\x04 \x01(\tR\x04role\x12)\n" +
-	"\x10effective_scopes\x18\x05 \x03(\tR\x0feffectiveScopes\"\xb5\x03\n" +
+	"\x10effective_scopes\x18\x05 \x03(\tR\x0feffectiveScopes\"\xe3\x03\n" +
 	"\x0fListKeysRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\tmember_id\x18\x02 \x01(\tH\x00R\bmemberId\x88\x01\x01\x12+\n" +
@@ -1381,16 +2094,38 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\tpage_size\x18\a \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
 	"page_token\x18\b \x01(\tR\tpageToken\x12*\n" +
-	"\x0eissued_locally\x18\t \x01(\bH\x02R\rissuedLocally\x88\x01\x01B\f\n" +
+	"\x0eissued_locally\x18\t \x01(\bH\x02R\rissuedLocally\x88\x01\x01\x12\x1f\n" +
+	"\bimported\x18\v \x01(\bH\x03R\bimported\x88\x01\x01B\f\n" +
 	"\n" +
 	"_member_idB\b\n" +
 	"\x06_scopeB\x11\n" +
-	"\x0f_issued_locally\"\x90\x01\n" +
+	"\x0f_issued_locallyB\v\n" +
+	"\t_imported\"\x90\x01\n" +
 	"\x10ListKeysResponse\x12\"\n" +
 	"\x04keys\x18\x01 \x03(\v2\x0e.keysvc.v1.KeyR\x04keys\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\tR\x05epoch\"\xd4\x01\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch\"\xd3\x01\n" +
+	"\x12ListNoticesRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1a\n" +
+	"\x06in_use\x18\x02 \x01(\bH\x00R\x05inUse\x88\x01\x01\x127\n" +
+	"\tdue_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bdueAfter\x12\x1b\n" +
+	"\tpage_size\x18\x04 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x05 \x01(\tR\tpageTokenB\t\n" +
+	"\a_in_use\"\xb0\x01\n" +
+	"\x13ListNoticesResponse\x12+\n" +
+	"\anotices\x18\x01 \x03(\v2\x11.keysvc.v1.NoticeR\anotices\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\tR\x05epoch\"\xa9\x01\n" +
+	"\x06Notice\x12\x1b\n" +
+	"\tnotice_id\x18\x01 \x01(\tR\bnoticeId\x12\x12\n" +
+	"\x04days\x18\x02 \x01(\x05R\x04days\x125\n" +
+	"\bdue_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\adueTime\x12\x15\n" +
+	"\x06in_use\x18\x04 \x01(\bR\x05inUse\x12 \n" +
+	"\x03key\x18\x05 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\"\xd4\x01\n" +
 	"\x10UpdateKeyRequest\x12 \n" +
 	"\x03key\x18\x01 \x01(\v2\x0e.keysvc.v1.KeyR\x03key\x12;\n" +
 	"\vupdate_mask\x18\x02 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
@@ -1450,17 +2185,59 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\x06key_id\x18\x02 \x01(\tR\x05keyId\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\x1b\n" +
-	"\tby_digest\x18\x05 \x01(\bR\bbyDigest2\xd5\x04\n" +
+	"\tby_digest\x18\x05 \x01(\bR\bbyDigest\"\xc6\x01\n" +
+	"\x11ImportKeysRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12(\n" +
+	"\x04keys\x18\x02 \x03(\v2\x14.keysvc.v1.KeyImportR\x04keys\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12+\n" +
+	"\x0factor_member_id\x18\x04 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
+	"\x10_actor_member_id\"\x90\x03\n" +
+	"\tKeyImport\x12&\n" +
+	"\ftoken_sha256\x18\x01 \x01(\fB\x03\x80\x01\x01R\vtokenSha256\x12\x1b\n" +
+	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x16\n" +
+	"\x06scopes\x18\x04 \x03(\tR\x06scopes\x12;\n" +
+	"\vexpire_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x128\n" +
+	"\x06labels\x18\x06 \x03(\v2 .keysvc.v1.KeyImport.LabelsEntryR\x06labels\x12#\n" +
+	"\rallowed_cidrs\x18\a \x03(\tR\fallowedCidrs\x12;\n" +
+	"\vcreate_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"|\n" +
+	"\x12ImportKeysResponse\x124\n" +
+	"\aresults\x18\x01 \x03(\v2\x1a.keysvc.v1.KeyImportResultR\aresults\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"v\n" +
+	"\x0fKeyImportResult\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x1a\n" +
+	"\bimported\x18\x02 \x01(\bR\bimported\x120\n" +
+	"\x05error\x18\x03 \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error\"\xb6\x01\n" +
+	"\x12ReleaseKeysRequest\x12!\n" +
+	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x17\n" +
+	"\akey_ids\x18\x02 \x03(\tR\x06keyIds\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\x12+\n" +
+	"\x0factor_member_id\x18\x04 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
+	"\x10_actor_member_id\"q\n" +
+	"\x13ReleaseKeysResponse\x12(\n" +
+	"\x10released_key_ids\x18\x01 \x03(\tR\x0ereleasedKeyIds\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch2\xbc\x06\n" +
 	"\n" +
 	"KeyService\x12F\n" +
 	"\tCreateKey\x12\x1b.keysvc.v1.CreateKeyRequest\x1a\x1c.keysvc.v1.CreateKeyResponse\x12=\n" +
 	"\x06GetKey\x12\x18.keysvc.v1.GetKeyRequest\x1a\x19.keysvc.v1.GetKeyResponse\x12C\n" +
-	"\bListKeys\x12\x1a.keysvc.v1.ListKeysRequest\x1a\x1b.keysvc.v1.ListKeysResponse\x12F\n" +
+	"\bListKeys\x12\x1a.keysvc.v1.ListKeysRequest\x1a\x1b.keysvc.v1.ListKeysResponse\x12L\n" +
+	"\vListNotices\x12\x1d.keysvc.v1.ListNoticesRequest\x1a\x1e.keysvc.v1.ListNoticesResponse\x12F\n" +
 	"\tUpdateKey\x12\x1b.keysvc.v1.UpdateKeyRequest\x1a\x1c.keysvc.v1.UpdateKeyResponse\x12F\n" +
 	"\tRotateKey\x12\x1b.keysvc.v1.RotateKeyRequest\x1a\x1c.keysvc.v1.RotateKeyResponse\x12U\n" +
 	"\x0eFinishRotation\x12 .keysvc.v1.FinishRotationRequest\x1a!.keysvc.v1.FinishRotationResponse\x12F\n" +
 	"\tRevokeKey\x12\x1b.keysvc.v1.RevokeKeyRequest\x1a\x1c.keysvc.v1.RevokeKeyResponse\x12L\n" +
-	"\vRevokeToken\x12\x1d.keysvc.v1.RevokeTokenRequest\x1a\x1e.keysvc.v1.RevokeTokenResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\vRevokeToken\x12\x1d.keysvc.v1.RevokeTokenRequest\x1a\x1e.keysvc.v1.RevokeTokenResponse\x12I\n" +
+	"\n" +
+	"ImportKeys\x12\x1c.keysvc.v1.ImportKeysRequest\x1a\x1d.keysvc.v1.ImportKeysResponse\x12L\n" +
+	"\vReleaseKeys\x12\x1d.keysvc.v1.ReleaseKeysRequest\x1a\x1e.keysvc.v1.ReleaseKeysResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_key_service_proto_rawDescOnce sync.Once
@@ -1474,7 +2251,7 @@ func file_keysvc_v1_key_service_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_key_service_proto_rawDescData
 }
 
-var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_keysvc_v1_key_service_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*CreateKeyRequest)(nil),       // 0: keysvc.v1.CreateKeyRequest
 	(*CreateKeyResponse)(nil),      // 1: keysvc.v1.CreateKeyResponse
@@ -1482,61 +2259,88 @@ var file_keysvc_v1_key_service_proto_goTypes = []any{
 	(*GetKeyResponse)(nil),         // 3: keysvc.v1.GetKeyResponse
 	(*ListKeysRequest)(nil),        // 4: keysvc.v1.ListKeysRequest
 	(*ListKeysResponse)(nil),       // 5: keysvc.v1.ListKeysResponse
-	(*UpdateKeyRequest)(nil),       // 6: keysvc.v1.UpdateKeyRequest
-	(*UpdateKeyResponse)(nil),      // 7: keysvc.v1.UpdateKeyResponse
-	(*RotateKeyRequest)(nil),       // 8: keysvc.v1.RotateKeyRequest
-	(*RotateKeyResponse)(nil),      // 9: keysvc.v1.RotateKeyResponse
-	(*FinishRotationRequest)(nil),  // 10: keysvc.v1.FinishRotationRequest
-	(*FinishRotationResponse)(nil), // 11: keysvc.v1.FinishRotationResponse
-	(*RevokeKeyRequest)(nil),       // 12: keysvc.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),      // 13: keysvc.v1.RevokeKeyResponse
-	(*RevokeTokenRequest)(nil),     // 14: keysvc.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),    // 15: keysvc.v1.RevokeTokenResponse
-	nil,                            // 16: keysvc.v1.CreateKeyRequest.LabelsEntry
-	(*timestamppb.Timestamp)(nil),  // 17: google.protobuf.Timestamp
-	(*Key)(nil),                    // 18: keysvc.v1.Key
-	(KeyState)(0),                  // 19: keysvc.v1.KeyState
-	(*fieldmaskpb.FieldMask)(nil),  // 20: google.protobuf.FieldMask
-	(*durationpb.Duration)(nil),    // 21: google.protobuf.Duration
+	(*ListNoticesRequest)(nil),     // 6: keysvc.v1.ListNoticesRequest
+	(*ListNoticesResponse)(nil),    // 7: keysvc.v1.ListNoticesResponse
+	(*Notice)(nil),                 // 8: keysvc.v1.Notice
+	(*UpdateKeyRequest)(nil),       // 9: keysvc.v1.UpdateKeyRequest
+	(*UpdateKeyResponse)(nil),      // 10: keysvc.v1.UpdateKeyResponse
+	(*RotateKeyRequest)(nil),       // 11: keysvc.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),      // 12: keysvc.v1.RotateKeyResponse
+	(*FinishRotationRequest)(nil),  // 13: keysvc.v1.FinishRotationRequest
+	(*FinishRotationResponse)(nil), // 14: keysvc.v1.FinishRotationResponse
+	(*RevokeKeyRequest)(nil),       // 15: keysvc.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),      // 16: keysvc.v1.RevokeKeyResponse
+	(*RevokeTokenRequest)(nil),     // 17: keysvc.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),    // 18: keysvc.v1.RevokeTokenResponse
+	(*ImportKeysRequest)(nil),      // 19: keysvc.v1.ImportKeysRequest
+	(*KeyImport)(nil),              // 20: keysvc.v1.KeyImport
+	(*ImportKeysResponse)(nil),     // 21: keysvc.v1.ImportKeysResponse
+	(*KeyImportResult)(nil),        // 22: keysvc.v1.KeyImportResult
+	(*ReleaseKeysRequest)(nil),     // 23: keysvc.v1.ReleaseKeysRequest
+	(*ReleaseKeysResponse)(nil),    // 24: keysvc.v1.ReleaseKeysResponse
+	nil,                            // 25: keysvc.v1.CreateKeyRequest.LabelsEntry
+	nil,                            // 26: keysvc.v1.KeyImport.LabelsEntry
+	(*timestamppb.Timestamp)(nil),  // 27: google.protobuf.Timestamp
+	(*Key)(nil),                    // 28: keysvc.v1.Key
+	(KeyState)(0),                  // 29: keysvc.v1.KeyState
+	(*fieldmaskpb.FieldMask)(nil),  // 30: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),    // 31: google.protobuf.Duration
+	(*ValidationError)(nil),        // 32: keysvc.v1.ValidationError
 }
 var file_keysvc_v1_key_service_proto_depIdxs = []int32{
-	17, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
-	18, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
-	18, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
-	19, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
-	17, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
-	17, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
-	18, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
-	18, // 8: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
-	20, // 9: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
-	18, // 10: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
-	21, // 11: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
-	17, // 12: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
-	18, // 13: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
-	18, // 14: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
-	18, // 15: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
-	0,  // 16: keysvc.v1.KeyService.CreateKey:input_type -> keysvc.v1.CreateKeyRequest
-	2,  // 17: keysvc.v1.KeyService.GetKey:input_type -> keysvc.v1.GetKeyRequest
-	4,  // 18: keysvc.v1.KeyService.ListKeys:input_type -> keysvc.v1.ListKeysRequest
-	6,  // 19: keysvc.v1.KeyService.UpdateKey:input_type -> keysvc.v1.UpdateKeyRequest
-	8,  // 20: keysvc.v1.KeyService.RotateKey:input_type -> keysvc.v1.RotateKeyRequest
-	10, // 21: keysvc.v1.KeyService.FinishRotation:input_type -> keysvc.v1.FinishRotationRequest
-	12, // 22: keysvc.v1.KeyService.RevokeKey:input_type -> keysvc.v1.RevokeKeyRequest
-	14, // 23: keysvc.v1.KeyService.RevokeToken:input_type -> keysvc.v1.RevokeTokenRequest
-	1,  // 24: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
-	3,  // 25: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
-	5,  // 26: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
-	7,  // 27: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
-	9,  // 28: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
-	11, // 29: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
-	13, // 30: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
-	15, // 31: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
-	24, // [24:32] is the sub-list for method output_type
-	16, // [16:24] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	27, // 0: keysvc.v1.CreateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	25, // 1: keysvc.v1.CreateKeyRequest.labels:type_name -> keysvc.v1.CreateKeyRequest.LabelsEntry
+	28, // 2: keysvc.v1.CreateKeyResponse.key:type_name -> keysvc.v1.Key
+	28, // 3: keysvc.v1.GetKeyResponse.key:type_name -> keysvc.v1.Key
+	29, // 4: keysvc.v1.ListKeysRequest.states:type_name -> keysvc.v1.KeyState
+	27, // 5: keysvc.v1.ListKeysRequest.expiring_before:type_name -> google.protobuf.Timestamp
+	27, // 6: keysvc.v1.ListKeysRequest.unused_since:type_name -> google.protobuf.Timestamp
+	28, // 7: keysvc.v1.ListKeysResponse.keys:type_name -> keysvc.v1.Key
+	27, // 8: keysvc.v1.ListNoticesRequest.due_after:type_name -> google.protobuf.Timestamp
+	8,  // 9: keysvc.v1.ListNoticesResponse.notices:type_name -> keysvc.v1.Notice
+	27, // 10: keysvc.v1.Notice.due_time:type_name -> google.protobuf.Timestamp
+	28, // 11: keysvc.v1.Notice.key:type_name -> keysvc.v1.Key
+	28, // 12: keysvc.v1.UpdateKeyRequest.key:type_name -> keysvc.v1.Key
+	30, // 13: keysvc.v1.UpdateKeyRequest.update_mask:type_name -> google.protobuf.FieldMask
+	28, // 14: keysvc.v1.UpdateKeyResponse.key:type_name -> keysvc.v1.Key
+	31, // 15: keysvc.v1.RotateKeyRequest.overlap:type_name -> google.protobuf.Duration
+	27, // 16: keysvc.v1.RotateKeyRequest.expire_time:type_name -> google.protobuf.Timestamp
+	28, // 17: keysvc.v1.RotateKeyResponse.key:type_name -> keysvc.v1.Key
+	28, // 18: keysvc.v1.FinishRotationResponse.key:type_name -> keysvc.v1.Key
+	28, // 19: keysvc.v1.RevokeKeyResponse.key:type_name -> keysvc.v1.Key
+	20, // 20: keysvc.v1.ImportKeysRequest.keys:type_name -> keysvc.v1.KeyImport
+	27, // 21: keysvc.v1.KeyImport.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 22: keysvc.v1.KeyImport.labels:type_name -> keysvc.v1.KeyImport.LabelsEntry
+	27, // 23: keysvc.v1.KeyImport.create_time:type_name -> google.protobuf.Timestamp
+	22, // 24: keysvc.v1.ImportKeysResponse.results:type_name -> keysvc.v1.KeyImportResult
+	32, // 25: keysvc.v1.KeyImportResult.error:type_name -> keysvc.v1.ValidationError
+	0,  // 26: keysvc.v1.KeyService.CreateKey:input_type -> keysvc.v1.CreateKeyRequest
+	2,  // 27: keysvc.v1.KeyService.GetKey:input_type -> keysvc.v1.GetKeyRequest
+	4,  // 28: keysvc.v1.KeyService.ListKeys:input_type -> keysvc.v1.ListKeysRequest
+	6,  // 29: keysvc.v1.KeyService.ListNotices:input_type -> keysvc.v1.ListNoticesRequest
+	9,  // 30: keysvc.v1.KeyService.UpdateKey:input_type -> keysvc.v1.UpdateKeyRequest
+	11, // 31: keysvc.v1.KeyService.RotateKey:input_type -> keysvc.v1.RotateKeyRequest
+	13, // 32: keysvc.v1.KeyService.FinishRotation:input_type -> keysvc.v1.FinishRotationRequest
+	15, // 33: keysvc.v1.KeyService.RevokeKey:input_type -> keysvc.v1.RevokeKeyRequest
+	17, // 34: keysvc.v1.KeyService.RevokeToken:input_type -> keysvc.v1.RevokeTokenRequest
+	19, // 35: keysvc.v1.KeyService.ImportKeys:input_type -> keysvc.v1.ImportKeysRequest
+	23, // 36: keysvc.v1.KeyService.ReleaseKeys:input_type -> keysvc.v1.ReleaseKeysRequest
+	1,  // 37: keysvc.v1.KeyService.CreateKey:output_type -> keysvc.v1.CreateKeyResponse
+	3,  // 38: keysvc.v1.KeyService.GetKey:output_type -> keysvc.v1.GetKeyResponse
+	5,  // 39: keysvc.v1.KeyService.ListKeys:output_type -> keysvc.v1.ListKeysResponse
+	7,  // 40: keysvc.v1.KeyService.ListNotices:output_type -> keysvc.v1.ListNoticesResponse
+	10, // 41: keysvc.v1.KeyService.UpdateKey:output_type -> keysvc.v1.UpdateKeyResponse
+	12, // 42: keysvc.v1.KeyService.RotateKey:output_type -> keysvc.v1.RotateKeyResponse
+	14, // 43: keysvc.v1.KeyService.FinishRotation:output_type -> keysvc.v1.FinishRotationResponse
+	16, // 44: keysvc.v1.KeyService.RevokeKey:output_type -> keysvc.v1.RevokeKeyResponse
+	18, // 45: keysvc.v1.KeyService.RevokeToken:output_type -> keysvc.v1.RevokeTokenResponse
+	21, // 46: keysvc.v1.KeyService.ImportKeys:output_type -> keysvc.v1.ImportKeysResponse
+	24, // 47: keysvc.v1.KeyService.ReleaseKeys:output_type -> keysvc.v1.ReleaseKeysResponse
+	37, // [37:48] is the sub-list for method output_type
+	26, // [26:37] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_key_service_proto_init() }
@@ -1545,20 +2349,24 @@ func file_keysvc_v1_key_service_proto_init() {
 		return
 	}
 	file_keysvc_v1_resources_proto_init()
+	file_keysvc_v1_validation_service_proto_init()
 	file_keysvc_v1_key_service_proto_msgTypes[0].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[4].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[6].OneofWrappers = []any{}
-	file_keysvc_v1_key_service_proto_msgTypes[8].OneofWrappers = []any{}
-	file_keysvc_v1_key_service_proto_msgTypes[10].OneofWrappers = []any{}
-	file_keysvc_v1_key_service_proto_msgTypes[12].OneofWrappers = []any{}
-	file_keysvc_v1_key_service_proto_msgTypes[14].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[9].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[11].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[13].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[15].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[17].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[19].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[23].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_key_service_proto_rawDesc), len(file_keysvc_v1_key_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

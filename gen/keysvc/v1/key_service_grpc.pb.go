@@ -22,11 +22,14 @@ const (
 	KeyService_CreateKey_FullMethodName      = "/keysvc.v1.KeyService/CreateKey"
 	KeyService_GetKey_FullMethodName         = "/keysvc.v1.KeyService/GetKey"
 	KeyService_ListKeys_FullMethodName       = "/keysvc.v1.KeyService/ListKeys"
+	KeyService_ListNotices_FullMethodName    = "/keysvc.v1.KeyService/ListNotices"
 	KeyService_UpdateKey_FullMethodName      = "/keysvc.v1.KeyService/UpdateKey"
 	KeyService_RotateKey_FullMethodName      = "/keysvc.v1.KeyService/RotateKey"
 	KeyService_FinishRotation_FullMethodName = "/keysvc.v1.KeyService/FinishRotation"
 	KeyService_RevokeKey_FullMethodName      = "/keysvc.v1.KeyService/RevokeKey"
 	KeyService_RevokeToken_FullMethodName    = "/keysvc.v1.KeyService/RevokeToken"
+	KeyService_ImportKeys_FullMethodName     = "/keysvc.v1.KeyService/ImportKeys"
+	KeyService_ReleaseKeys_FullMethodName    = "/keysvc.v1.KeyService/ReleaseKeys"
 )
 
 // KeyServiceClient is the client API for KeyService service.
@@ -65,6 +68,22 @@ type KeyServiceClient interface {
 	// Errors: INVALID_ARGUMENT for a malformed filter, or a page token that did not come from
 	// this server or belongs to other filters.
 	ListKeys(ctx context.Context, in *ListKeysRequest, opts ...grpc.CallOption) (*ListKeysResponse, error)
+	// ListNotices returns a page of the notices that keys end soon: one 30, one 7 and one 1 day
+	// before a key's expire_time, by the time at which they fell due. A key has at most one notice
+	// at a time, the newest. A notice is for a key that was issued, or rotated, more than its days and
+	// an hour before that end. A key that is revoked, or counts as revoked, has no notice; a suspended
+	// key has notices, because it may be in use again before it ends.
+	//
+	// The list goes on where it ended: the next_page_token of one call is the page_token of the next
+	// one, also days later, and what fell due in between follows. A notice is then missing only if a
+	// newer one took its place, or if the key was rotated, revoked or purged before. Each page
+	// visits the keys of the workspaces that it is for, in memory: ask about once a minute, not
+	// more often.
+	//
+	// Errors: INVALID_ARGUMENT for a malformed field, or a page token that did not come from
+	// this server or belongs to other filters; UNAVAILABLE with reason CLOCK_UNSURE while the
+	// server's clock may be wrong.
+	ListNotices(ctx context.Context, in *ListNoticesRequest, opts ...grpc.CallOption) (*ListNoticesResponse, error)
 	// UpdateKey changes the masked fields of a live key.
 	//
 	// Errors: INVALID_ARGUMENT without a mask, or for a field that cannot be changed;
@@ -97,6 +116,28 @@ type KeyServiceClient interface {
 	// Errors: NOT_FOUND if the token matches no live secret; INVALID_ARGUMENT for a text with
 	// several tokens.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// ImportKeys takes over tokens that another system has issued, by their SHA-256 hashes: each becomes
+	// the first secret of a new key. Such a token then works like one of keysvc, until the key is
+	// rotated and its overlap has ended. The hash of a token is a credential towards keysvc.
+	//
+	// Each key has its own result: a bad one does not affect the others. A hash that the workspace has for
+	// the same member already is no error, and nothing is changed for it; so a call can be repeated.
+	// It needs the right issue_local.
+	//
+	// Errors: INVALID_ARGUMENT for no key, over 32 keys, or keys that are together too large for one
+	// change; UNAVAILABLE with reason CLOCK_UNSURE while the server's clock may be wrong. Errors of
+	// single keys are those of CreateKey, and ALREADY_EXISTS if another key has the hash (reason
+	// TOKEN_KNOWN), of whatever workspace.
+	ImportKeys(ctx context.Context, in *ImportKeysRequest, opts ...grpc.CallOption) (*ImportKeysResponse, error)
+	// ReleaseKeys lets held keys of one workspace work again, in one change. A key is held since the
+	// store was restored from a backup, because it may have been revoked or narrowed since. Keys that
+	// are not held stay as they are, and that is no error. If the records of the keys are too large
+	// for one change, only the first keys are released: the answer names them, and the call can be
+	// repeated with the others.
+	//
+	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND if one of the keys is
+	// not in the workspace; the message says which one. Then no key was released.
+	ReleaseKeys(ctx context.Context, in *ReleaseKeysRequest, opts ...grpc.CallOption) (*ReleaseKeysResponse, error)
 }
 
 type keyServiceClient struct {
@@ -131,6 +172,16 @@ func (c *keyServiceClient) ListKeys(ctx context.Context, in *ListKeysRequest, op
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListKeysResponse)
 	err := c.cc.Invoke(ctx, KeyService_ListKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ListNotices(ctx context.Context, in *ListNoticesRequest, opts ...grpc.CallOption) (*ListNoticesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListNoticesResponse)
+	err := c.cc.Invoke(ctx, KeyService_ListNotices_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -187,6 +238,26 @@ func (c *keyServiceClient) RevokeToken(ctx context.Context, in *RevokeTokenReque
 	return out, nil
 }
 
+func (c *keyServiceClient) ImportKeys(ctx context.Context, in *ImportKeysRequest, opts ...grpc.CallOption) (*ImportKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ImportKeysResponse)
+	err := c.cc.Invoke(ctx, KeyService_ImportKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keyServiceClient) ReleaseKeys(ctx context.Context, in *ReleaseKeysRequest, opts ...grpc.CallOption) (*ReleaseKeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseKeysResponse)
+	err := c.cc.Invoke(ctx, KeyService_ReleaseKeys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // KeyServiceServer is the server API for KeyService service.
 // All implementations must embed UnimplementedKeyServiceServer
 // for forward compatibility.
@@ -223,6 +294,22 @@ type KeyServiceServer interface {
 	// Errors: INVALID_ARGUMENT for a malformed filter, or a page token that did not come from
 	// this server or belongs to other filters.
 	ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error)
+	// ListNotices returns a page of the notices that keys end soon: one 30, one 7 and one 1 day
+	// before a key's expire_time, by the time at which they fell due. A key has at most one notice
+	// at a time, the newest. A notice is for a key that was issued, or rotated, more than its days and
+	// an hour before that end. A key that is revoked, or counts as revoked, has no notice; a suspended
+	// key has notices, because it may be in use again before it ends.
+	//
+	// The list goes on where it ended: the next_page_token of one call is the page_token of the next
+	// one, also days later, and what fell due in between follows. A notice is then missing only if a
+	// newer one took its place, or if the key was rotated, revoked or purged before. Each page
+	// visits the keys of the workspaces that it is for, in memory: ask about once a minute, not
+	// more often.
+	//
+	// Errors: INVALID_ARGUMENT for a malformed field, or a page token that did not come from
+	// this server or belongs to other filters; UNAVAILABLE with reason CLOCK_UNSURE while the
+	// server's clock may be wrong.
+	ListNotices(context.Context, *ListNoticesRequest) (*ListNoticesResponse, error)
 	// UpdateKey changes the masked fields of a live key.
 	//
 	// Errors: INVALID_ARGUMENT without a mask, or for a field that cannot be changed;
@@ -255,6 +342,28 @@ type KeyServiceServer interface {
 	// Errors: NOT_FOUND if the token matches no live secret; INVALID_ARGUMENT for a text with
 	// several tokens.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// ImportKeys takes over tokens that another system has issued, by their SHA-256 hashes: each becomes
+	// the first secret of a new key. Such a token then works like one of keysvc, until the key is
+	// rotated and its overlap has ended. The hash of a token is a credential towards keysvc.
+	//
+	// Each key has its own result: a bad one does not affect the others. A hash that the workspace has for
+	// the same member already is no error, and nothing is changed for it; so a call can be repeated.
+	// It needs the right issue_local.
+	//
+	// Errors: INVALID_ARGUMENT for no key, over 32 keys, or keys that are together too large for one
+	// change; UNAVAILABLE with reason CLOCK_UNSURE while the server's clock may be wrong. Errors of
+	// single keys are those of CreateKey, and ALREADY_EXISTS if another key has the hash (reason
+	// TOKEN_KNOWN), of whatever workspace.
+	ImportKeys(context.Context, *ImportKeysRequest) (*ImportKeysResponse, error)
+	// ReleaseKeys lets held keys of one workspace work again, in one change. A key is held since the
+	// store was restored from a backup, because it may have been revoked or narrowed since. Keys that
+	// are not held stay as they are, and that is no error. If the records of the keys are too large
+	// for one change, only the first keys are released: the answer names them, and the call can be
+	// repeated with the others.
+	//
+	// Errors: INVALID_ARGUMENT without a key, or with more than 100; NOT_FOUND if one of the keys is
+	// not in the workspace; the message says which one. Then no key was released.
+	ReleaseKeys(context.Context, *ReleaseKeysRequest) (*ReleaseKeysResponse, error)
 	mustEmbedUnimplementedKeyServiceServer()
 }
 
@@ -274,6 +383,9 @@ func (UnimplementedKeyServiceServer) GetKey(context.Context, *GetKeyRequest) (*G
 func (UnimplementedKeyServiceServer) ListKeys(context.Context, *ListKeysRequest) (*ListKeysResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListKeys not implemented")
 }
+func (UnimplementedKeyServiceServer) ListNotices(context.Context, *ListNoticesRequest) (*ListNoticesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListNotices not implemented")
+}
 func (UnimplementedKeyServiceServer) UpdateKey(context.Context, *UpdateKeyRequest) (*UpdateKeyResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateKey not implemented")
 }
@@ -288,6 +400,12 @@ func (UnimplementedKeyServiceServer) RevokeKey(context.Context, *RevokeKeyReques
 }
 func (UnimplementedKeyServiceServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
+}
+func (UnimplementedKeyServiceServer) ImportKeys(context.Context, *ImportKeysRequest) (*ImportKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ImportKeys not implemented")
+}
+func (UnimplementedKeyServiceServer) ReleaseKeys(context.Context, *ReleaseKeysRequest) (*ReleaseKeysResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReleaseKeys not implemented")
 }
 func (UnimplementedKeyServiceServer) mustEmbedUnimplementedKeyServiceServer() {}
 func (UnimplementedKeyServiceServer) testEmbeddedByValue()                    {}
@@ -360,6 +478,24 @@ func _KeyService_ListKeys_Handler(srv interface{}, ctx context.Context, dec func
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(KeyServiceServer).ListKeys(ctx, req.(*ListKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ListNotices_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListNoticesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ListNotices(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ListNotices_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ListNotices(ctx, req.(*ListNoticesRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -454,6 +590,42 @@ func _KeyService_RevokeToken_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
+func _KeyService_ImportKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ImportKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ImportKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ImportKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ImportKeys(ctx, req.(*ImportKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeyService_ReleaseKeys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseKeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeyServiceServer).ReleaseKeys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeyService_ReleaseKeys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeyServiceServer).ReleaseKeys(ctx, req.(*ReleaseKeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // KeyService_ServiceDesc is the grpc.ServiceDesc for KeyService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -474,6 +646,10 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _KeyService_ListKeys_Handler,
 		},
 		{
+			MethodName: "ListNotices",
+			Handler:    _KeyService_ListNotices_Handler,
+		},
+		{
 			MethodName: "UpdateKey",
 			Handler:    _KeyService_UpdateKey_Handler,
 		},
@@ -492,6 +668,14 @@ var KeyService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeToken",
 			Handler:    _KeyService_RevokeToken_Handler,
+		},
+		{
+			MethodName: "ImportKeys",
+			Handler:    _KeyService_ImportKeys_Handler,
+		},
+		{
+			MethodName: "ReleaseKeys",
+			Handler:    _KeyService_ReleaseKeys_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

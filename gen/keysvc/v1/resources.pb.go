@@ -41,6 +41,9 @@ const (
 	StopReason_STOP_REASON_WORKSPACE_REMOVED StopReason = 5
 	// The key's member is suspended. The key works again when the member is active again.
 	StopReason_STOP_REASON_MEMBER_SUSPENDED StopReason = 6
+	// The key is held since the store was restored from a backup. It works again when a person has
+	// released it.
+	StopReason_STOP_REASON_HELD StopReason = 7
 )
 
 // Enum value maps for StopReason.
@@ -53,6 +56,7 @@ var (
 		4: "STOP_REASON_MEMBER_REMOVED",
 		5: "STOP_REASON_WORKSPACE_REMOVED",
 		6: "STOP_REASON_MEMBER_SUSPENDED",
+		7: "STOP_REASON_HELD",
 	}
 	StopReason_value = map[string]int32{
 		"STOP_REASON_UNSPECIFIED":       0,
@@ -62,6 +66,7 @@ var (
 		"STOP_REASON_MEMBER_REMOVED":    4,
 		"STOP_REASON_WORKSPACE_REMOVED": 5,
 		"STOP_REASON_MEMBER_SUSPENDED":  6,
+		"STOP_REASON_HELD":              7,
 	}
 )
 
@@ -93,7 +98,7 @@ func (StopReason) EnumDescriptor() ([]byte, []int) {
 }
 
 // KeyState is whether a key can be used. If several states apply, revoked comes before
-// expired, and expired before suspended.
+// expired, expired before held, and held before suspended.
 type KeyState int32
 
 const (
@@ -107,6 +112,9 @@ const (
 	KeyState_KEY_STATE_EXPIRED KeyState = 3
 	// The key was revoked, or its member or workspace was removed. This is final.
 	KeyState_KEY_STATE_REVOKED KeyState = 4
+	// The store was restored from a backup, and the key may have been revoked or narrowed since that
+	// backup was made. The key works again when a person has released it with ReleaseKeys.
+	KeyState_KEY_STATE_HELD KeyState = 5
 )
 
 // Enum value maps for KeyState.
@@ -117,6 +125,7 @@ var (
 		2: "KEY_STATE_SUSPENDED",
 		3: "KEY_STATE_EXPIRED",
 		4: "KEY_STATE_REVOKED",
+		5: "KEY_STATE_HELD",
 	}
 	KeyState_value = map[string]int32{
 		"KEY_STATE_UNSPECIFIED": 0,
@@ -124,6 +133,7 @@ var (
 		"KEY_STATE_SUSPENDED":   2,
 		"KEY_STATE_EXPIRED":     3,
 		"KEY_STATE_REVOKED":     4,
+		"KEY_STATE_HELD":        5,
 	}
 )
 
@@ -319,7 +329,10 @@ type Key struct {
 	// works, or if the time is not known.
 	StopTime *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=stop_time,json=stopTime,proto3" json:"stop_time,omitempty"`
 	// Why the key stopped working. Unspecified if it works.
-	StopReason    StopReason `protobuf:"varint,18,opt,name=stop_reason,json=stopReason,proto3,enum=keysvc.v1.StopReason" json:"stop_reason,omitempty"`
+	StopReason StopReason `protobuf:"varint,18,opt,name=stop_reason,json=stopReason,proto3,enum=keysvc.v1.StopReason" json:"stop_reason,omitempty"`
+	// When the key was imported from another system, which has issued its first token; see
+	// KeyService.ImportKeys. Absent if keysvc created the key.
+	ImportTime    *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=import_time,json=importTime,proto3" json:"import_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -480,6 +493,13 @@ func (x *Key) GetStopReason() StopReason {
 	return StopReason_STOP_REASON_UNSPECIFIED
 }
 
+func (x *Key) GetImportTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ImportTime
+	}
+	return nil
+}
+
 // ChangedBy is who made a change.
 type ChangedBy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -548,6 +568,12 @@ type KeySecret struct {
 	// Whether the caller of keysvc has drawn the secret and sent its digest. keysvc then cannot know
 	// how well the secret was drawn.
 	IssuedLocally bool `protobuf:"varint,3,opt,name=issued_locally,json=issuedLocally,proto3" json:"issued_locally,omitempty"`
+	// When a validation of this secret was last answered with DECISION_ALLOWED. Absent if there was none,
+	// or if it is not known which of two secrets was used, as for uses that came from clients of earlier
+	// versions. While the older secret of a key in rotation is used, the rotation should not be finished.
+	LastUsedTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=last_used_time,json=lastUsedTime,proto3" json:"last_used_time,omitempty"`
+	// Whether the secret is the token of another system; see KeyService.ImportKeys.
+	Imported      bool `protobuf:"varint,5,opt,name=imported,proto3" json:"imported,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -599,6 +625,20 @@ func (x *KeySecret) GetExpireTime() *timestamppb.Timestamp {
 func (x *KeySecret) GetIssuedLocally() bool {
 	if x != nil {
 		return x.IssuedLocally
+	}
+	return false
+}
+
+func (x *KeySecret) GetLastUsedTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedTime
+	}
+	return nil
+}
+
+func (x *KeySecret) GetImported() bool {
+	if x != nil {
+		return x.Imported
 	}
 	return false
 }
@@ -1066,7 +1106,7 @@ var File_keysvc_v1_resources_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\n" +
-	"\x19keysvc/v1/resources.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x06\n" +
+	"\x19keysvc/v1/resources.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9c\a\n" +
 	"\x03Key\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1b\n" +
@@ -1092,19 +1132,23 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"revoked_by\x18\x10 \x01(\v2\x14.keysvc.v1.ChangedByR\trevokedBy\x127\n" +
 	"\tstop_time\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\bstopTime\x126\n" +
 	"\vstop_reason\x18\x12 \x01(\x0e2\x15.keysvc.v1.StopReasonR\n" +
-	"stopReason\x1a9\n" +
+	"stopReason\x12;\n" +
+	"\vimport_time\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"importTime\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"K\n" +
 	"\tChangedBy\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12&\n" +
-	"\x0factor_member_id\x18\x02 \x01(\tR\ractorMemberId\"\xac\x01\n" +
+	"\x0factor_member_id\x18\x02 \x01(\tR\ractorMemberId\"\x8a\x02\n" +
 	"\tKeySecret\x12;\n" +
 	"\vcreate_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vexpire_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12%\n" +
-	"\x0eissued_locally\x18\x03 \x01(\bR\rissuedLocally\"\xab\x02\n" +
+	"\x0eissued_locally\x18\x03 \x01(\bR\rissuedLocally\x12@\n" +
+	"\x0elast_used_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\flastUsedTime\x12\x1a\n" +
+	"\bimported\x18\x05 \x01(\bR\bimported\"\xab\x02\n" +
 	"\x06Member\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12\x12\n" +
@@ -1140,7 +1184,7 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\fPolicyLimits\x125\n" +
 	"\x17live_keys_per_workspace\x18\x01 \x01(\x05R\x14liveKeysPerWorkspace\x12$\n" +
 	"\x0escopes_per_key\x18\x02 \x01(\x05R\fscopesPerKey\x12.\n" +
-	"\x13key_name_characters\x18\x03 \x01(\x05R\x11keyNameCharacters*\xda\x01\n" +
+	"\x13key_name_characters\x18\x03 \x01(\x05R\x11keyNameCharacters*\xf0\x01\n" +
 	"\n" +
 	"StopReason\x12\x1b\n" +
 	"\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x17\n" +
@@ -1149,13 +1193,15 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\x13STOP_REASON_EXPIRED\x10\x03\x12\x1e\n" +
 	"\x1aSTOP_REASON_MEMBER_REMOVED\x10\x04\x12!\n" +
 	"\x1dSTOP_REASON_WORKSPACE_REMOVED\x10\x05\x12 \n" +
-	"\x1cSTOP_REASON_MEMBER_SUSPENDED\x10\x06*\x82\x01\n" +
+	"\x1cSTOP_REASON_MEMBER_SUSPENDED\x10\x06\x12\x14\n" +
+	"\x10STOP_REASON_HELD\x10\a*\x96\x01\n" +
 	"\bKeyState\x12\x19\n" +
 	"\x15KEY_STATE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10KEY_STATE_ACTIVE\x10\x01\x12\x17\n" +
 	"\x13KEY_STATE_SUSPENDED\x10\x02\x12\x15\n" +
 	"\x11KEY_STATE_EXPIRED\x10\x03\x12\x15\n" +
-	"\x11KEY_STATE_REVOKED\x10\x04*z\n" +
+	"\x11KEY_STATE_REVOKED\x10\x04\x12\x12\n" +
+	"\x0eKEY_STATE_HELD\x10\x05*z\n" +
 	"\vMemberState\x12\x1c\n" +
 	"\x18MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13MEMBER_STATE_ACTIVE\x10\x01\x12\x1a\n" +
@@ -1210,23 +1256,25 @@ var file_keysvc_v1_resources_proto_depIdxs = []int32{
 	5,  // 8: keysvc.v1.Key.revoked_by:type_name -> keysvc.v1.ChangedBy
 	14, // 9: keysvc.v1.Key.stop_time:type_name -> google.protobuf.Timestamp
 	0,  // 10: keysvc.v1.Key.stop_reason:type_name -> keysvc.v1.StopReason
-	14, // 11: keysvc.v1.KeySecret.create_time:type_name -> google.protobuf.Timestamp
-	14, // 12: keysvc.v1.KeySecret.expire_time:type_name -> google.protobuf.Timestamp
-	2,  // 13: keysvc.v1.Member.state:type_name -> keysvc.v1.MemberState
-	14, // 14: keysvc.v1.Member.create_time:type_name -> google.protobuf.Timestamp
-	14, // 15: keysvc.v1.Member.update_time:type_name -> google.protobuf.Timestamp
-	3,  // 16: keysvc.v1.Workspace.state:type_name -> keysvc.v1.WorkspaceState
-	14, // 17: keysvc.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
-	14, // 18: keysvc.v1.Workspace.remove_time:type_name -> google.protobuf.Timestamp
-	10, // 19: keysvc.v1.Policy.resources:type_name -> keysvc.v1.PolicyResource
-	11, // 20: keysvc.v1.Policy.roles:type_name -> keysvc.v1.PolicyRole
-	12, // 21: keysvc.v1.Policy.limits:type_name -> keysvc.v1.PolicyLimits
-	15, // 22: keysvc.v1.Policy.retention:type_name -> google.protobuf.Duration
-	23, // [23:23] is the sub-list for method output_type
-	23, // [23:23] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	14, // 11: keysvc.v1.Key.import_time:type_name -> google.protobuf.Timestamp
+	14, // 12: keysvc.v1.KeySecret.create_time:type_name -> google.protobuf.Timestamp
+	14, // 13: keysvc.v1.KeySecret.expire_time:type_name -> google.protobuf.Timestamp
+	14, // 14: keysvc.v1.KeySecret.last_used_time:type_name -> google.protobuf.Timestamp
+	2,  // 15: keysvc.v1.Member.state:type_name -> keysvc.v1.MemberState
+	14, // 16: keysvc.v1.Member.create_time:type_name -> google.protobuf.Timestamp
+	14, // 17: keysvc.v1.Member.update_time:type_name -> google.protobuf.Timestamp
+	3,  // 18: keysvc.v1.Workspace.state:type_name -> keysvc.v1.WorkspaceState
+	14, // 19: keysvc.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
+	14, // 20: keysvc.v1.Workspace.remove_time:type_name -> google.protobuf.Timestamp
+	10, // 21: keysvc.v1.Policy.resources:type_name -> keysvc.v1.PolicyResource
+	11, // 22: keysvc.v1.Policy.roles:type_name -> keysvc.v1.PolicyRole
+	12, // 23: keysvc.v1.Policy.limits:type_name -> keysvc.v1.PolicyLimits
+	15, // 24: keysvc.v1.Policy.retention:type_name -> google.protobuf.Duration
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_resources_proto_init() }

@@ -412,7 +412,10 @@ type KeyUse struct {
 	// The key.
 	KeyId string `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
 	// When a request with the key was last answered with ALLOWED.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	// The ValidateKeyResponse.secret_tag of the secret that was used. 0 if it is not known; then the
+	// use counts for the key and for neither of its secrets, if it has two.
+	SecretTag     uint32 `protobuf:"fixed32,3,opt,name=secret_tag,json=secretTag,proto3" json:"secret_tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -459,6 +462,13 @@ func (x *KeyUse) GetTime() *timestamppb.Timestamp {
 		return x.Time
 	}
 	return nil
+}
+
+func (x *KeyUse) GetSecretTag() uint32 {
+	if x != nil {
+		return x.SecretTag
+	}
+	return 0
 }
 
 // SyncApplied reports what the client has applied.
@@ -1292,10 +1302,12 @@ const file_keysvc_v1_sync_service_proto_rawDesc = "" +
 	"\tdecisions\x18\x04 \x03(\v2\x18.keysvc.v1.DecisionCountR\tdecisions\"P\n" +
 	"\rDecisionCount\x12)\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x11.keysvc.v1.ReasonR\x06reason\x12\x14\n" +
-	"\x05count\x18\x02 \x01(\x03R\x05count\"O\n" +
+	"\x05count\x18\x02 \x01(\x03R\x05count\"n\n" +
 	"\x06KeyUse\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12.\n" +
-	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\")\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1d\n" +
+	"\n" +
+	"secret_tag\x18\x03 \x01(\aR\tsecretTag\")\n" +
 	"\vSyncApplied\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\"\xb3\x02\n" +
 	"\fSyncResponse\x122\n" +

@@ -105,6 +105,9 @@ const (
 	// PERMISSION_DENIED. The key was granted the scope, but the member's role does
 	// not have it now.
 	Reason_REASON_SCOPE_BEYOND_ROLE Reason = 7
+	// UNAUTHENTICATED. The key is held since the store was restored from a backup, because it may
+	// have been revoked or narrowed since. A person can release it.
+	Reason_REASON_KEY_HELD Reason = 8
 )
 
 // Enum value maps for Reason.
@@ -118,6 +121,7 @@ var (
 		5: "REASON_ADDRESS_NOT_ALLOWED",
 		6: "REASON_SCOPE_NOT_GRANTED",
 		7: "REASON_SCOPE_BEYOND_ROLE",
+		8: "REASON_KEY_HELD",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":         0,
@@ -128,6 +132,7 @@ var (
 		"REASON_ADDRESS_NOT_ALLOWED": 5,
 		"REASON_SCOPE_NOT_GRANTED":   6,
 		"REASON_SCOPE_BEYOND_ROLE":   7,
+		"REASON_KEY_HELD":            8,
 	}
 )
 
@@ -329,7 +334,10 @@ type ValidateKeyResponse struct {
 	// Whether the server used token_digest. A client that sent a digest and sees false has asked a
 	// server that does not know digests: the answer is about an empty token, and must be treated as
 	// UNAVAILABLE.
-	ByDigest      bool `protobuf:"varint,9,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
+	ByDigest bool `protobuf:"varint,9,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
+	// Tells the secrets of one key apart, for KeyUse.secret_tag. Set with the grant; never 0 then. It is
+	// 32 bits of a hash, and tells nothing about the token.
+	SecretTag     uint32 `protobuf:"fixed32,12,opt,name=secret_tag,json=secretTag,proto3" json:"secret_tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -425,6 +433,13 @@ func (x *ValidateKeyResponse) GetByDigest() bool {
 		return x.ByDigest
 	}
 	return false
+}
+
+func (x *ValidateKeyResponse) GetSecretTag() uint32 {
+	if x != nil {
+		return x.SecretTag
+	}
+	return 0
 }
 
 // BatchValidateKeysRequest holds up to 256 requests.
@@ -539,7 +554,7 @@ type Principal struct {
 	// The key's labels. With details only.
 	Labels map[string]string `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// When the token stops working: at the key's expiry or at the end of this secret's
-	// overlap, whichever comes first. With details only.
+	// overlap, whichever comes first. With details, and with include_grant.
 	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -908,7 +923,7 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\rinclude_grant\x18\t \x01(\bR\fincludeGrant\x12&\n" +
 	"\ftoken_digest\x18\n" +
 	" \x01(\fB\x03\x80\x01\x01R\vtokenDigest\x12\x15\n" +
-	"\x06key_id\x18\v \x01(\tR\x05keyId\"\xe5\x02\n" +
+	"\x06key_id\x18\v \x01(\tR\x05keyId\"\x84\x03\n" +
 	"\x13ValidateKeyResponse\x12/\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x13.keysvc.v1.DecisionR\bdecision\x12)\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x11.keysvc.v1.ReasonR\x06reason\x12\x15\n" +
@@ -918,7 +933,9 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\x05epoch\x18\x06 \x01(\tR\x05epoch\x12&\n" +
 	"\x05grant\x18\a \x01(\v2\x10.keysvc.v1.GrantR\x05grant\x120\n" +
 	"\x05error\x18\b \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error\x12\x1b\n" +
-	"\tby_digest\x18\t \x01(\bR\bbyDigest\"U\n" +
+	"\tby_digest\x18\t \x01(\bR\bbyDigest\x12\x1d\n" +
+	"\n" +
+	"secret_tag\x18\f \x01(\aR\tsecretTag\"U\n" +
 	"\x18BatchValidateKeysRequest\x129\n" +
 	"\brequests\x18\x01 \x03(\v2\x1d.keysvc.v1.ValidateKeyRequestR\brequests\"Y\n" +
 	"\x19BatchValidateKeysResponse\x12<\n" +
@@ -956,7 +973,7 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\x14DECISION_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10DECISION_ALLOWED\x10\x01\x12\x1c\n" +
 	"\x18DECISION_UNAUTHENTICATED\x10\x02\x12\x1e\n" +
-	"\x1aDECISION_PERMISSION_DENIED\x10\x03*\xe0\x01\n" +
+	"\x1aDECISION_PERMISSION_DENIED\x10\x03*\xf5\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12REASON_KEY_INVALID\x10\x01\x12\x16\n" +
@@ -965,7 +982,8 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\x16REASON_MEMBER_INACTIVE\x10\x04\x12\x1e\n" +
 	"\x1aREASON_ADDRESS_NOT_ALLOWED\x10\x05\x12\x1c\n" +
 	"\x18REASON_SCOPE_NOT_GRANTED\x10\x06\x12\x1c\n" +
-	"\x18REASON_SCOPE_BEYOND_ROLE\x10\a2\xc1\x01\n" +
+	"\x18REASON_SCOPE_BEYOND_ROLE\x10\a\x12\x13\n" +
+	"\x0fREASON_KEY_HELD\x10\b2\xc1\x01\n" +
 	"\x11ValidationService\x12L\n" +
 	"\vValidateKey\x12\x1d.keysvc.v1.ValidateKeyRequest\x1a\x1e.keysvc.v1.ValidateKeyResponse\x12^\n" +
 	"\x11BatchValidateKeys\x12#.keysvc.v1.BatchValidateKeysRequest\x1a$.keysvc.v1.BatchValidateKeysResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"

@@ -85,6 +85,7 @@ type modelSecret struct {
 	token           string
 	created, expire time.Time
 	end             time.Time // of its overlap or itself, whichever is first
+	lastUsed        time.Time
 }
 
 func newModel(now time.Time) *model {
@@ -219,7 +220,7 @@ func (m *model) validate(token, scope, workspaceID, address string) keysvcv1.Rea
 			case !slices.Contains(m.roles[owner.role], scope):
 				return keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE
 			}
-			key.lastUsed = m.now
+			key.lastUsed, key.secrets[index].lastUsed = m.now, m.now
 			return keysvcv1.Reason_REASON_UNSPECIFIED
 		}
 	}
@@ -331,6 +332,9 @@ func (m *model) describe(key *modelKey) string {
 	for index, secret := range key.secrets {
 		if index == 0 || m.now.Before(secret.end) {
 			text.WriteString(" secret until " + secret.end.Format(time.RFC3339Nano))
+			if !secret.lastUsed.IsZero() {
+				text.WriteString(" used " + secret.lastUsed.Format(time.RFC3339Nano))
+			}
 		}
 	}
 	return text.String()
@@ -361,6 +365,9 @@ func describeReal(key *keysvcv1.Key) string {
 	}
 	for _, secret := range key.GetSecrets() {
 		text.WriteString(" secret until " + secret.GetExpireTime().AsTime().Format(time.RFC3339Nano))
+		if secret.GetLastUsedTime() != nil {
+			text.WriteString(" used " + secret.GetLastUsedTime().AsTime().Format(time.RFC3339Nano))
+		}
 	}
 	return text.String()
 }

@@ -87,7 +87,7 @@ func (r *run) storedFields() (map[string]map[string]fieldsOf, [][]byte) {
 // one life of a member from another.
 var unlisted = []protoreflect.Name{
 	"key_id", "workspace_id", "member_id", "workspace_incarnation", "member_incarnation", "incarnation", "sequence",
-	"change_sequence", "created_by", "revoked_by", "update_time", "state_time", "ended", "hash", "scheme",
+	"change_sequence", "created_by", "revoked_by", "update_time", "state_time", "ended", "hash", "scheme", "imported",
 }
 
 // flatten returns all fields of a record that are set, found by reflection. A new field of a record
@@ -220,12 +220,14 @@ func (r *run) replayField(replayed map[string]fieldsOf, event *storagev1.AuditRe
 // subjectOf returns the record that a field of an event belongs to, and the name of the field there.
 func subjectOf(event *storagev1.AuditRecord, field string) (subject, name string) {
 	switch parts := strings.SplitN(field, ".", 3); {
-	case event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED:
+	case event.GetWorkspaceId() == "":
 		return "policy", field
 	case event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_PURGED && parts[0] == "keys":
 		return "key " + parts[1], parts[2]
 	case event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_PURGED:
 		return "member " + parts[1], "member." + parts[2] // the members of these tests have no dot
+	case parts[0] == "keys": // of a restore, or a release
+		return "key " + parts[1], parts[2]
 	case parts[0] == "member":
 		return "member " + event.GetMemberId(), field
 	case parts[0] == "workspace":

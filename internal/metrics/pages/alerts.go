@@ -201,6 +201,16 @@ var alerts = []alert{
 		},
 	},
 	{
+		name: "KeysvcNoticesWait", expression: `keysvc_notice_failures > 0 and keysvc_notices_waiting > 0`, lasting: "1h", severity: ticket,
+		summary: "The receiver of keysvc's notices that keys end does not take them.",
+		means:   "Nobody is told that keys end. Nothing else waits for it, and no notice is lost: keysvc tries again, at least every 15 minutes.",
+		do: []string{
+			"Look for `notices that keys end could not be sent` in the log: it has the reason.",
+			"Is the receiver at `notice-webhook` there, and does it have the secret of `notice-secret`?",
+			"Each notice waits for the one before it. A receiver must answer with 200 what it does not want: see [notices](operations.md#notices-that-keys-end).",
+		},
+	},
+	{
 		name: "KeysvcNearCachesLag", lasting: "5m", severity: ticket,
 		expression: `keysvc_session_unread_changes > 1000 or histogram_quantile(0.99, sum by (instance, le) (rate(keysvc_change_delivery_seconds_bucket[5m]))) > 1`,
 		summary:    "A near-cache hears of changes late.",

@@ -132,11 +132,7 @@ func (o *opened) acceptSink(config Config, mark anchor.Mark) error {
 		return err
 	}
 	if last != mark {
-		line, err := sink.AnchorLine(mark, config.Now()).Append(nil)
-		if err == nil {
-			err = file.Append(line, mark, nil)
-		}
-		if err != nil {
+		if err := file.BeginEpoch(mark); err != nil {
 			return errors.Join(err, file.Close())
 		}
 	}
@@ -183,6 +179,8 @@ func (o *opened) reportSink(path string, report *Report) {
 	switch {
 	case err == nil && found.newest.Epoch == "":
 		report.Sink = "none at " + path + " yet"
+	case err == nil && found.newest.Epoch != o.header.GetEpoch():
+		report.Sink = fmt.Sprintf("as it was when the store was restored, at revision %d of %s: the next start goes on with it", found.newest.Revision, found.from)
 	case err == nil:
 		report.Sink = fmt.Sprintf("agrees, at revision %d of %s", found.newest.Revision, found.from)
 	case path == "":

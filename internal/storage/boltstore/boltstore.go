@@ -66,6 +66,9 @@ type Config struct {
 	// Unanchored makes Open ignore anchor and sink: they are neither compared nor written. Tools and
 	// tests that open copies set it.
 	Unanchored bool
+	// Unsynced makes commits durable only when the caller syncs the file after Close. A crash before
+	// that may damage the file, so it must be a copy that nobody else knows yet.
+	Unsynced bool
 	// Random yields the epoch of a new store. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.

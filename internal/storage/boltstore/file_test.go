@@ -275,7 +275,7 @@ func TestOpenInAReadOnlyFolderFails(t *testing.T) {
 
 func TestUnknownSchemasAreRefused(t *testing.T) {
 	for schema, want := range map[int32]error{
-		storage.Schema + 1: storage.ErrNewer,
+		storage.Newest + 1: storage.ErrNewer,
 		1000:               storage.ErrNewer,
 		0:                  storage.ErrDamaged,
 		-1:                 storage.ErrDamaged,

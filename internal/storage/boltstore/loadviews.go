@@ -115,7 +115,8 @@ func (r *viewReader) add(name, value []byte) {
 	}
 	if r.part.add(r.known, name, value) {
 		if r.slot != nil && bytes.Equal(r.slot, name[:numberLength]) {
-			r.part.views[r.part.count-1].LastUsed = usedAt(r.slot, r.use)
+			use, view := usedAt(r.slot, r.use), &r.part.views[r.part.count-1]
+			view.LastUsed, view.SecretUses = use.at, use.secrets
 		}
 		return
 	}
@@ -143,17 +144,17 @@ func (r *viewReader) end() func() error {
 	}
 }
 
-// usedAt returns a stored time in Unix nanoseconds; 0 if it is damaged, as in loadUsage.
-func usedAt(slot, use []byte) int64 {
+// usedAt returns a stored use; the zero one if it is damaged, as in loadUsage.
+func usedAt(slot, use []byte) storedUse {
 	payload, is := usageFrames.Payload(slot, use)
 	if !is {
-		return 0
+		return storedUse{}
 	}
-	nanoseconds, err := parseNumber(payload)
+	stored, err := parseUse(payload)
 	if err != nil {
-		return 0
+		return storedUse{}
 	}
-	return nanoseconds
+	return stored
 }
 
 // add adds the view of a key, and reports whether the key is what it should be.

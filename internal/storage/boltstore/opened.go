@@ -136,6 +136,7 @@ func openDatabase(path string, config Config, readOnly bool) (*opened, error) {
 			Timeout:         config.LockTimeout,
 			FreelistType:    bolt.FreelistMapType,
 			ReadOnly:        readOnly,
+			NoSync:          config.Unsynced && !readOnly,
 			InitialMmapSize: mapped(path, readOnly),
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				var err error
@@ -245,8 +246,8 @@ func (o *opened) readHeader(tx *bolt.Tx) error {
 	if err := get(tx, "header", bucketMeta, nameHeader, o.header); err != nil {
 		return damagedIfMissing(err, "header")
 	}
-	if o.header.GetSchema() > storage.Schema {
-		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, o.header.GetSchema(), storage.Schema)
+	if o.header.GetSchema() > storage.Newest {
+		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, o.header.GetSchema(), storage.Newest)
 	}
 	if o.header.GetSchema() < storage.SchemaFirst || o.header.GetEpoch() == "" {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}

@@ -21,7 +21,7 @@ func (r *metaReader) add(name, value []byte) {
 	}
 	switch string(name) {
 	case nameHeader:
-		if header := (&storagev1.HeaderRecord{}); read(header) && header.GetSchema() == storage.Schema {
+		if header := (&storagev1.HeaderRecord{}); read(header) && header.GetSchema() >= storage.Schema && header.GetSchema() <= storage.Newest {
 			r.scan.header = header
 		}
 	case namePosition:

@@ -50,7 +50,7 @@ func repairUsage(tx *bolt.Tx, now time.Time) (count int, err error) {
 	bucket, latest := tx.Bucket([]byte(bucketUsage)), now.UnixNano()
 	var names []string // a bucket must not be changed while it is walked
 	err = bucket.ForEach(func(name, value []byte) error {
-		if at, err := decodeUsage(string(name), value); err == nil && at > latest {
+		if at, err := decodeUsage(string(name), value); err == nil && at.at > latest {
 			names = append(names, string(name))
 		}
 		return nil

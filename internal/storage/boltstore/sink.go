@@ -368,6 +368,9 @@ func (o *opened) checkSink(path string) (sinkTail, error) {
 	case err != nil:
 		return found, fmt.Errorf("%w: the audit sink %s cannot be read: %w", storage.ErrAnchor, path, err)
 	case found.newest.Epoch != "":
+		if _, goesOn := o.goesOn(found.newest); goesOn {
+			return found, nil
+		}
 		return found, o.compare("the audit sink "+found.from, found.newest)
 	case named != "" && path != "" && path != named:
 		return found, fmt.Errorf("%w: the store has the audit sink %s, and there is none at %s: give the former, or move it there first",
@@ -466,6 +469,11 @@ func (s *Store) openSink(file *opened, found sinkTail) error {
 		return file.eventsBetween(from, to, log)
 	}}
 	if file.header.GetSink() == "" {
+		if from, goesOn := file.goesOn(found.newest); goesOn {
+			if last, err = from, opened.BeginEpoch(from); err != nil {
+				return errors.Join(fmt.Errorf("writing the audit sink %s: %w", found.path, err), opened.Close())
+			}
+		}
 		if err := s.sinkTarget.catchUp(mark.Epoch, last.Revision+1, mark.Revision); err != nil {
 			return errors.Join(fmt.Errorf("writing the audit sink %s: %w", found.path, err), opened.Close())
 		}

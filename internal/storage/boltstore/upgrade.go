@@ -92,7 +92,7 @@ func upgrade(path string, config Config) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	schema := old.header.GetSchema()
-	if schema == storage.Schema {
+	if schema >= storage.Schema {
 		return nil // another process has upgraded it in the meantime
 	}
 	next := steps[schema]

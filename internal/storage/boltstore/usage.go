@@ -3,6 +3,7 @@ package boltstore
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"time"
@@ -22,12 +23,12 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	}
 	// 1. Find the slots.
 	var file *opened
-	times := make([]slotTime, 0, len(uses))
+	times := make([]slotUse, 0, len(uses))
 	_, err := s.lookUp(ctx, func(index *fileIndex) {
 		file = s.file
 		for _, use := range uses {
 			if at, found := index.key(use.KeyID); found {
-				times = append(times, slotTime{at.slot, use.Time.UnixNano()})
+				times = append(times, slotUse{at.slot, use})
 			}
 		}
 	})
@@ -35,7 +36,7 @@ func (s *Store) PutUsage(ctx context.Context, uses []storage.Usage) error {
 		return err
 	}
 	// Ascending, as in all writes.
-	slices.SortFunc(times, func(a, b slotTime) int { return cmp.Compare(a.slot, b.slot) })
+	slices.SortFunc(times, func(a, b slotUse) int { return cmp.Compare(a.slot, b.slot) })
 
 	// 2. Write them.
 	return s.writeAside(ctx, file, need(make([]write, len(times))), func(tx *bolt.Tx) error {
@@ -89,12 +90,15 @@ func (s *Store) writeAside(ctx context.Context, file *opened, bytes int64, fill 
 	return nil
 }
 
-// slotTime is when the key in a slot was last used, in Unix nanoseconds.
-type slotTime struct{ slot, nanoseconds int64 }
+// slotUse is when the key in a slot was last used.
+type slotUse struct {
+	slot int64
+	use  storage.Usage
+}
 
 // putTimes writes the times that are later than the stored ones. A key that was deleted in
 // the meantime has no record, and gets no time.
-func putTimes(tx *bolt.Tx, times []slotTime) error {
+func putTimes(tx *bolt.Tx, times []slotUse) error {
 	bucket := tx.Bucket([]byte(bucketUsage))
 	keys := tx.Bucket([]byte(bucketKeys)).Cursor()
 	for _, each := range times {
@@ -102,30 +106,105 @@ func putTimes(tx *bolt.Tx, times []slotTime) error {
 		if found, _ := keys.Seek([]byte(name)); len(found) < numberLength || string(found[:numberLength]) != name {
 			continue
 		}
-		if stored, err := decodeUsage(name, bucket.Get([]byte(name))); err == nil && stored >= each.nanoseconds {
+		stored, err := decodeUsage(name, bucket.Get([]byte(name)))
+		if err != nil {
+			stored = storedUse{} // the next use overwrites a damaged time
+		}
+		wanted, differs := stored.raise(useOf(each.use))
+		if !differs {
 			continue
 		}
-		if err := bucket.Put([]byte(name), frame(bucketUsage, name, []byte(number(each.nanoseconds)))); err != nil {
+		if err := bucket.Put([]byte(name), frame(bucketUsage, name, wanted.encode())); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// decodeUsage returns a stored time in Unix nanoseconds, 0 if no time is stored.
-func decodeUsage(name string, value []byte) (int64, error) {
+// storedUse is a value of bucketUsage: the last use of a key, and those of its secrets if they do not
+// follow from it. It is stored as a number, which is all that stores of earlier versions have, and a tag
+// and a number for each secret. Times are in Unix nanoseconds, and 0 if there was no use.
+type storedUse struct {
+	at      int64
+	secrets [2]storage.SecretUseView
+}
+
+// useOf returns a use as it is stored.
+func useOf(use storage.Usage) storedUse {
+	stored := storedUse{at: use.Time.UnixNano()}
+	for index, secret := range use.Secrets {
+		stored.secrets[index].Tag = secret.Tag
+		if !secret.Time.IsZero() {
+			stored.secrets[index].Time = secret.Time.UnixNano()
+		}
+	}
+	return stored
+}
+
+// raise returns the later one of each time of two uses, and reports whether it differs from s. The
+// secrets are those of the later use.
+func (s storedUse) raise(use storedUse) (later storedUse, differs bool) {
+	later = storedUse{at: max(s.at, use.at), secrets: use.secrets}
+	if use.secrets == [2]storage.SecretUseView{} && use.at <= s.at {
+		later.secrets = s.secrets
+	}
+	for index := range later.secrets {
+		for _, had := range s.secrets {
+			if had.Tag == later.secrets[index].Tag {
+				later.secrets[index].Time = max(later.secrets[index].Time, had.Time)
+			}
+		}
+	}
+	return later, later != s
+}
+
+// secretUseLength is the length of the last use of a secret: a tag and a number.
+const secretUseLength = 4 + numberLength
+
+// encode returns the payload of the value.
+func (s storedUse) encode() []byte {
+	payload := []byte(number(s.at))
+	for _, secret := range s.secrets {
+		if secret.Tag != 0 {
+			payload = append(binary.BigEndian.AppendUint32(payload, secret.Tag), number(secret.Time)...)
+		}
+	}
+	return payload
+}
+
+// parseUse is the inverse of encode.
+func parseUse(payload []byte) (use storedUse, err error) {
+	if use.at, err = parseNumber(payload); err != nil {
+		return storedUse{}, err
+	}
+	rest := payload[numberLength:]
+	if len(rest)%secretUseLength != 0 || len(rest) > len(use.secrets)*secretUseLength {
+		return storedUse{}, fmt.Errorf("value of %d bytes is not a last use", len(payload))
+	}
+	for index := 0; len(rest) > 0; index++ {
+		use.secrets[index].Tag = binary.BigEndian.Uint32(rest)
+		if use.secrets[index].Time, err = parseNumber(rest[4:]); err != nil {
+			return storedUse{}, err
+		}
+		rest = rest[secretUseLength:]
+	}
+	return use, nil
+}
+
+// decodeUsage returns a stored use, the zero one if none is stored.
+func decodeUsage(name string, value []byte) (storedUse, error) {
 	if value == nil {
-		return 0, nil
+		return storedUse{}, nil
 	}
 	payload, err := storage.Unframe("usage", frameName(bucketUsage, name), value)
 	if err != nil {
-		return 0, err
+		return storedUse{}, err
 	}
-	nanoseconds, err := parseNumber(payload)
+	use, err := parseUse(payload)
 	if err != nil {
-		return 0, &storage.DamagedError{Kind: "usage", Problem: err.Error()}
+		return storedUse{}, &storage.DamagedError{Kind: "usage", Problem: err.Error()}
 	}
-	return nanoseconds, nil
+	return use, nil
 }
 
 // loadUsage visits when the key under keyName was last used. A damaged time is left out: no
@@ -136,9 +215,16 @@ func loadUsage(tx *bolt.Tx, keyName []byte, visit func(storage.Item) error) erro
 		return nil //nolint:nilerr // the key itself is visited as damaged
 	}
 	name := string(keyName[:numberLength])
-	nanoseconds, err := decodeUsage(name, tx.Bucket([]byte(bucketUsage)).Get([]byte(name)))
-	if err != nil || nanoseconds == 0 {
+	stored, err := decodeUsage(name, tx.Bucket([]byte(bucketUsage)).Get([]byte(name)))
+	if err != nil || stored.at == 0 {
 		return nil //nolint:nilerr // see above
 	}
-	return visit(storage.Item{Usage: &storage.Usage{KeyID: keyID, Time: time.Unix(0, nanoseconds).UTC()}})
+	use := storage.Usage{KeyID: keyID, Time: time.Unix(0, stored.at).UTC()}
+	for index, secret := range stored.secrets {
+		use.Secrets[index].Tag = secret.Tag
+		if secret.Time != 0 {
+			use.Secrets[index].Time = time.Unix(0, secret.Time).UTC()
+		}
+	}
+	return visit(storage.Item{Usage: &use})
 }

@@ -185,12 +185,44 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // encodeTime returns the stored form of a time. The zero time sorts before all others.
 func encodeTime(name string, at time.Time) string {
-	value := make([]byte, timeLength, timeStored)
-	if !at.IsZero() {
-		binary.BigEndian.PutUint64(value, uint64(at.Unix())^1<<63)       //nolint:gosec // a signed number, shifted to sort
-		binary.BigEndian.PutUint32(value[8:], uint32(at.Nanosecond())+1) //nolint:gosec // below 1e9
+	value := appendTime(make([]byte, 0, timeStored), at)
+	return string(binary.BigEndian.AppendUint32(value, timeChecksum(name, value)))
+}
+
+func appendTime(value []byte, at time.Time) []byte {
+	if at.IsZero() {
+		return append(value, make([]byte, timeLength)...)
+	}
+	value = binary.BigEndian.AppendUint64(value, uint64(at.Unix())^1<<63)  //nolint:gosec // a signed number, shifted to sort
+	return binary.BigEndian.AppendUint32(value, uint32(at.Nanosecond())+1) //nolint:gosec // below 1e9
+}
+
+// encodeUsage returns the stored form of a use: the time, and a tag and a time for each secret. Uses
+// sort by the time of the key, and then by those of its secrets.
+func encodeUsage(name string, use storage.Usage) string {
+	value := appendTime(nil, use.Time)
+	for _, secret := range use.Secrets {
+		if secret.Tag != 0 {
+			value = appendTime(binary.BigEndian.AppendUint32(value, secret.Tag), secret.Time)
+		}
 	}
 	return string(binary.BigEndian.AppendUint32(value, timeChecksum(name, value)))
+}
+
+// decodeUsage decodes a stored use of a key.
+func decodeUsage(name, keyID string, value []byte) (*storage.Usage, error) {
+	const secretLength = 4 + timeLength
+	length := len(value) - (timeStored - timeLength)
+	if length < timeLength || length > timeLength+2*secretLength || (length-timeLength)%secretLength != 0 ||
+		binary.BigEndian.Uint32(value[length:]) != timeChecksum(name, value[:length]) {
+		return nil, &storage.DamagedError{Kind: "usage", Name: name, Problem: "checksum mismatch"}
+	}
+	use := &storage.Usage{KeyID: keyID, Time: timeAt(value)}
+	for index, rest := 0, value[timeLength:length]; len(rest) > 0; index++ {
+		use.Secrets[index] = storage.SecretUse{Tag: binary.BigEndian.Uint32(rest), Time: timeAt(rest[4:])}
+		rest = rest[secretLength:]
+	}
+	return use, nil
 }
 
 // decodeTime decodes a stored time.
@@ -198,12 +230,17 @@ func decodeTime(name string, value []byte) (time.Time, error) {
 	if len(value) != timeStored || binary.BigEndian.Uint32(value[timeLength:]) != timeChecksum(name, value[:timeLength]) {
 		return time.Time{}, &storage.DamagedError{Kind: "time", Name: name, Problem: "checksum mismatch"}
 	}
+	return timeAt(value), nil
+}
+
+// timeAt is the inverse of appendTime, for the beginning of a value.
+func timeAt(value []byte) time.Time {
 	nanoseconds := binary.BigEndian.Uint32(value[8:])
 	if nanoseconds == 0 {
-		return time.Time{}, nil
+		return time.Time{}
 	}
-	seconds := int64(binary.BigEndian.Uint64(value) ^ 1<<63) //nolint:gosec // see encodeTime
-	return time.Unix(seconds, int64(nanoseconds)-1).UTC(), nil
+	seconds := int64(binary.BigEndian.Uint64(value) ^ 1<<63) //nolint:gosec // see appendTime
+	return time.Unix(seconds, int64(nanoseconds)-1).UTC()
 }
 
 func timeChecksum(name string, value []byte) uint32 {

@@ -160,11 +160,11 @@ func (l *loader) flush() error {
 
 // usage visits when a key was last used. A damaged time is left out: no decision depends on it.
 func (l *loader) usage(name string, pair *mvccpb.KeyValue) error {
-	at, err := decodeTime(name, pair.Value)
-	if err != nil || at.IsZero() {
+	use, err := decodeUsage(name, name[len(folderUsage):], pair.Value)
+	if err != nil || use.Time.IsZero() {
 		return nil //nolint:nilerr // see above
 	}
-	return l.visit(storage.Item{Usage: &storage.Usage{KeyID: name[len(folderUsage):], Time: at}})
+	return l.visit(storage.Item{Usage: use})
 }
 
 // decodeItem decodes a stored record into an item, or into Damaged if it cannot.

@@ -47,7 +47,7 @@ func (s *Store) putUses(ctx context.Context, uses []storage.Usage) error {
 	parts := make([]clientv3.Op, len(uses))
 	for index, use := range uses {
 		name := usageName(use.KeyID)
-		value := encodeTime(name, use.Time)
+		value := encodeUsage(name, use)
 		put := []clientv3.Op{s.put(name, value)}
 		isKey := s.isThere(idName(use.KeyID))
 		parts[index] = clientv3.OpTxn([]clientv3.Cmp{s.isAbsent(name)},

@@ -414,18 +414,18 @@ func (c *comparison) anchorLine(line Line, file string, number int64) {
 	c.file = file
 }
 
-// accepted begins a new epoch. What the lines before it have beyond the accepted revision was given
-// up by a person.
+// accepted begins a new epoch: a person has accepted the store, or restored a copy of it. What the
+// lines before it have beyond that revision was given up; a restore has narrowed it again.
 func (c *comparison) accepted(line Line) {
 	mark, before := line.Mark, c.previous
 	at := line.Time.UTC().Format(time.RFC3339)
 	switch {
 	case mark.Revision < before.Revision:
-		c.note("keysvc anchor accept was run at %s: the store was accepted at revision %d, and the events %d to %d of the sink were given up", at, mark.Revision, mark.Revision+1, before.Revision)
+		c.note("a new epoch begins at %s: the store was accepted or restored at revision %d, and the events %d to %d of the sink were given up", at, mark.Revision, mark.Revision+1, before.Revision)
 	case mark.Revision > before.Revision:
-		c.note("keysvc anchor accept was run at %s: the store was accepted at revision %d, and the sink does not have its events %d to %d", at, mark.Revision, before.Revision+1, mark.Revision)
+		c.note("a new epoch begins at %s: the store was accepted or restored at revision %d, and the sink does not have its events %d to %d", at, mark.Revision, before.Revision+1, mark.Revision)
 	default:
-		c.note("keysvc anchor accept was run at %s, at revision %d", at, mark.Revision)
+		c.note("a new epoch begins at %s, at revision %d: the store was accepted or restored", at, mark.Revision)
 	}
 	c.seen.cut(mark.Revision)
 	c.right.cut(mark.Revision)

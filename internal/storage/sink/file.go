@@ -207,6 +207,17 @@ func (f *File) Append(lines []byte, mark anchor.Mark, confirm func() error) erro
 	return nil
 }
 
+// BeginEpoch appends an anchor's line with another epoch: the lines after it are those of a store that
+// a person has accepted, or restored, at the mark's revision. After an error only Reopen may be called.
+// Errors: those of Append.
+func (f *File) BeginEpoch(mark anchor.Mark) error {
+	line, err := AnchorLine(mark, f.options.Now()).Append(nil)
+	if err != nil {
+		return err
+	}
+	return f.Append(line, mark, nil)
+}
+
 // Moved reports whether the file was deleted, or its path names another one. A file that was only
 // renamed is written on until Rotate.
 func (f *File) Moved() bool {

@@ -13,6 +13,7 @@ import (
 
 var usageTests = []test{
 	{"LatestUseStays", testLatestUse},
+	{"LatestUseOfEachSecretStays", testLatestSecretUse},
 	{"ManyUsesAreRecordedAtOnce", testUseOfManyKeys},
 	{"UsesAreOutsideOfRevisionsAndWatch", testUsageOutside},
 	{"LastUseIsDeletedWithItsKey", testUsageGoes},
@@ -69,6 +70,48 @@ func testLatestUse(s *suite) {
 	)
 	s.reopen()
 	s.wantUses(map[string]time.Time{KeyID(1): later, KeyID(2): at})
+}
+
+func testLatestSecretUse(s *suite) {
+	workspace := s.begin("w")
+	s.create(workspace, KeyID(1))
+	at := now()
+	secrets := func(newest, older time.Time) [2]storage.SecretUse {
+		return [2]storage.SecretUse{{Tag: 1, Time: newest}, {Tag: 1<<32 - 1, Time: older}}
+	}
+	want := func(wanted storage.Usage) {
+		s.Helper()
+		var got storage.Usage
+		_, err := s.store.Load(s.ctx, func(item storage.Item) error {
+			if item.Usage != nil {
+				got = *item.Usage
+			}
+			return nil
+		})
+		same := got.Time.Equal(wanted.Time)
+		for index, secret := range got.Secrets {
+			same = same && secret.Tag == wanted.Secrets[index].Tag && secret.Time.Equal(wanted.Secrets[index].Time)
+		}
+		if err != nil || !same {
+			s.Errorf("Load: %v, %v; want %v", got, err, wanted)
+		}
+	}
+	// 1. A store of an earlier version has the time of the key alone.
+	s.use(storage.Usage{KeyID: KeyID(1), Time: at})
+	want(storage.Usage{KeyID: KeyID(1), Time: at})
+	// 2. Secrets are added, one of which was never used.
+	use := storage.Usage{KeyID: KeyID(1), Time: at.Add(time.Second), Secrets: secrets(time.Time{}, at.Add(time.Second))}
+	s.use(use)
+	want(use)
+	// 3. Both are used, and an earlier use changes nothing.
+	use = storage.Usage{KeyID: KeyID(1), Time: at.Add(time.Minute), Secrets: secrets(at.Add(time.Minute), at.Add(2*time.Second))}
+	s.use(use)
+	s.use(storage.Usage{KeyID: KeyID(1), Time: at, Secrets: secrets(at, at)}, storage.Usage{KeyID: KeyID(1), Time: at})
+	s.reopen()
+	want(use)
+	// 4. Once the secret follows from the key, it is forgotten.
+	s.use(storage.Usage{KeyID: KeyID(1), Time: at.Add(time.Hour)})
+	want(storage.Usage{KeyID: KeyID(1), Time: at.Add(time.Hour)})
 }
 
 // testUseOfManyKeys records more uses than one transaction may have, from many goroutines

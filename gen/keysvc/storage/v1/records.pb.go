@@ -171,6 +171,13 @@ const (
 	AuditAction_AUDIT_ACTION_UPGRADED AuditAction = 11
 	// Times in the future were set back to what they would have been with a right clock.
 	AuditAction_AUDIT_ACTION_CLOCK_REPAIRED AuditAction = 12
+	// The store was restored from a backup: what was narrowed since was narrowed again, or keys that
+	// may have been narrowed were held.
+	AuditAction_AUDIT_ACTION_RESTORED AuditAction = 13
+	// Held keys were released.
+	AuditAction_AUDIT_ACTION_KEYS_RELEASED AuditAction = 14
+	// Keys were imported from another system.
+	AuditAction_AUDIT_ACTION_KEYS_IMPORTED AuditAction = 15
 )
 
 // Enum value maps for AuditAction.
@@ -189,6 +196,9 @@ var (
 		10: "AUDIT_ACTION_PURGED",
 		11: "AUDIT_ACTION_UPGRADED",
 		12: "AUDIT_ACTION_CLOCK_REPAIRED",
+		13: "AUDIT_ACTION_RESTORED",
+		14: "AUDIT_ACTION_KEYS_RELEASED",
+		15: "AUDIT_ACTION_KEYS_IMPORTED",
 	}
 	AuditAction_value = map[string]int32{
 		"AUDIT_ACTION_UNSPECIFIED":       0,
@@ -204,6 +214,9 @@ var (
 		"AUDIT_ACTION_PURGED":            10,
 		"AUDIT_ACTION_UPGRADED":          11,
 		"AUDIT_ACTION_CLOCK_REPAIRED":    12,
+		"AUDIT_ACTION_RESTORED":          13,
+		"AUDIT_ACTION_KEYS_RELEASED":     14,
+		"AUDIT_ACTION_KEYS_IMPORTED":     15,
 	}
 )
 
@@ -403,7 +416,12 @@ type KeyRecord struct {
 	// Who revoked the key. Absent if it was not revoked, and in records of earlier versions.
 	RevokedBy *ChangedByRecord `protobuf:"bytes,17,opt,name=revoked_by,json=revokedBy,proto3" json:"revoked_by,omitempty"`
 	// Whether the key was revoked by its token.
-	Reported      bool `protobuf:"varint,18,opt,name=reported,proto3" json:"reported,omitempty"`
+	Reported bool `protobuf:"varint,18,opt,name=reported,proto3" json:"reported,omitempty"`
+	// When a restore held the key, because it may have been narrowed after the backup. A held key is
+	// refused until a person releases it. Absent if the key is not held.
+	HoldTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=hold_time,json=holdTime,proto3" json:"hold_time,omitempty"`
+	// How the key was imported from another system. Absent if keysvc created it.
+	Imported      *ImportRecord `protobuf:"bytes,20,opt,name=imported,proto3" json:"imported,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -564,6 +582,76 @@ func (x *KeyRecord) GetReported() bool {
 	return false
 }
 
+func (x *KeyRecord) GetHoldTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.HoldTime
+	}
+	return nil
+}
+
+func (x *KeyRecord) GetImported() *ImportRecord {
+	if x != nil {
+		return x.Imported
+	}
+	return nil
+}
+
+// ImportRecord is how a key was imported.
+type ImportRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the key was imported.
+	ImportTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=import_time,json=importTime,proto3" json:"import_time,omitempty"`
+	// The hash of the imported token by scheme 4, 32 bytes. It is kept after the token's secret has ended,
+	// so that the same token is not imported again.
+	Hash          []byte `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportRecord) Reset() {
+	*x = ImportRecord{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportRecord) ProtoMessage() {}
+
+func (x *ImportRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportRecord.ProtoReflect.Descriptor instead.
+func (*ImportRecord) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ImportRecord) GetImportTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ImportTime
+	}
+	return nil
+}
+
+func (x *ImportRecord) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
 // ChangedByRecord is who made a change.
 type ChangedByRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -577,7 +665,7 @@ type ChangedByRecord struct {
 
 func (x *ChangedByRecord) Reset() {
 	*x = ChangedByRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[1]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +677,7 @@ func (x *ChangedByRecord) String() string {
 func (*ChangedByRecord) ProtoMessage() {}
 
 func (x *ChangedByRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[1]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +690,7 @@ func (x *ChangedByRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangedByRecord.ProtoReflect.Descriptor instead.
 func (*ChangedByRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{1}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ChangedByRecord) GetCaller() string {
@@ -622,7 +710,8 @@ func (x *ChangedByRecord) GetActorMemberId() string {
 // SecretRecord is one secret of a key, as a hash.
 type SecretRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How the hash was made. 3 is SHA-256 over a domain tag and the token's digest. 1 is the
+	// How the hash was made. 3 is SHA-256 over a domain tag and the token's digest. 4 is the same
+	// with another tag, over the SHA-256 of a token that another system has issued. 1 is the
 	// digest itself, SHA-256 over a domain tag and the token's text before its checksum, as
 	// stores of schema 1 had it. A secret with any other value, 0 included, never matches.
 	Scheme uint32 `protobuf:"varint,1,opt,name=scheme,proto3" json:"scheme,omitempty"`
@@ -642,7 +731,7 @@ type SecretRecord struct {
 
 func (x *SecretRecord) Reset() {
 	*x = SecretRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[2]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +743,7 @@ func (x *SecretRecord) String() string {
 func (*SecretRecord) ProtoMessage() {}
 
 func (x *SecretRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[2]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +756,7 @@ func (x *SecretRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretRecord.ProtoReflect.Descriptor instead.
 func (*SecretRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{2}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SecretRecord) GetScheme() uint32 {
@@ -747,7 +836,7 @@ type MemberRecord struct {
 
 func (x *MemberRecord) Reset() {
 	*x = MemberRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[3]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +848,7 @@ func (x *MemberRecord) String() string {
 func (*MemberRecord) ProtoMessage() {}
 
 func (x *MemberRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[3]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +861,7 @@ func (x *MemberRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemberRecord.ProtoReflect.Descriptor instead.
 func (*MemberRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{3}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *MemberRecord) GetWorkspaceId() string {
@@ -873,7 +962,7 @@ type EndedIncarnation struct {
 
 func (x *EndedIncarnation) Reset() {
 	*x = EndedIncarnation{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +974,7 @@ func (x *EndedIncarnation) String() string {
 func (*EndedIncarnation) ProtoMessage() {}
 
 func (x *EndedIncarnation) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[4]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +987,7 @@ func (x *EndedIncarnation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndedIncarnation.ProtoReflect.Descriptor instead.
 func (*EndedIncarnation) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{4}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EndedIncarnation) GetIncarnation() string {
@@ -940,7 +1029,7 @@ type WorkspaceRecord struct {
 
 func (x *WorkspaceRecord) Reset() {
 	*x = WorkspaceRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1041,7 @@ func (x *WorkspaceRecord) String() string {
 func (*WorkspaceRecord) ProtoMessage() {}
 
 func (x *WorkspaceRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[5]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1054,7 @@ func (x *WorkspaceRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WorkspaceRecord.ProtoReflect.Descriptor instead.
 func (*WorkspaceRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{5}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WorkspaceRecord) GetWorkspaceId() string {
@@ -1035,7 +1124,7 @@ type PolicyRecord struct {
 
 func (x *PolicyRecord) Reset() {
 	*x = PolicyRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1136,7 @@ func (x *PolicyRecord) String() string {
 func (*PolicyRecord) ProtoMessage() {}
 
 func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[6]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1149,7 @@ func (x *PolicyRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRecord.ProtoReflect.Descriptor instead.
 func (*PolicyRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *PolicyRecord) GetDocument() []byte {
@@ -1116,7 +1205,7 @@ type HeadRecord struct {
 
 func (x *HeadRecord) Reset() {
 	*x = HeadRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1217,7 @@ func (x *HeadRecord) String() string {
 func (*HeadRecord) ProtoMessage() {}
 
 func (x *HeadRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[7]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1230,7 @@ func (x *HeadRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRecord.ProtoReflect.Descriptor instead.
 func (*HeadRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HeadRecord) GetAuditSequence() int64 {
@@ -1230,7 +1319,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1331,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1344,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AuditRecord) GetWorkspaceId() string {
@@ -1380,7 +1469,7 @@ type FieldChange struct {
 
 func (x *FieldChange) Reset() {
 	*x = FieldChange{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1481,7 @@ func (x *FieldChange) String() string {
 func (*FieldChange) ProtoMessage() {}
 
 func (x *FieldChange) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1405,7 +1494,7 @@ func (x *FieldChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
 func (*FieldChange) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FieldChange) GetField() string {
@@ -1461,7 +1550,7 @@ type RecordChange struct {
 
 func (x *RecordChange) Reset() {
 	*x = RecordChange{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1562,7 @@ func (x *RecordChange) String() string {
 func (*RecordChange) ProtoMessage() {}
 
 func (x *RecordChange) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1575,7 @@ func (x *RecordChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordChange.ProtoReflect.Descriptor instead.
 func (*RecordChange) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RecordChange) GetKind() RecordKind {
@@ -1537,7 +1626,7 @@ type FeedRecord struct {
 
 func (x *FeedRecord) Reset() {
 	*x = FeedRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1549,7 +1638,7 @@ func (x *FeedRecord) String() string {
 func (*FeedRecord) ProtoMessage() {}
 
 func (x *FeedRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1562,7 +1651,7 @@ func (x *FeedRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRecord.ProtoReflect.Descriptor instead.
 func (*FeedRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FeedRecord) GetRevision() int64 {
@@ -1646,7 +1735,7 @@ type RefusalRecord struct {
 
 func (x *RefusalRecord) Reset() {
 	*x = RefusalRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1747,7 @@ func (x *RefusalRecord) String() string {
 func (*RefusalRecord) ProtoMessage() {}
 
 func (x *RefusalRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1760,7 @@ func (x *RefusalRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusalRecord.ProtoReflect.Descriptor instead.
 func (*RefusalRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RefusalRecord) GetSequence() int64 {
@@ -1801,14 +1890,16 @@ type HeaderRecord struct {
 	Anchored bool `protobuf:"varint,10,opt,name=anchored,proto3" json:"anchored,omitempty"`
 	// Path of the store's audit sink. Such a store is not served without its sink, which is its
 	// anchor. Empty if it has none.
-	Sink          string `protobuf:"bytes,11,opt,name=sink,proto3" json:"sink,omitempty"`
+	Sink string `protobuf:"bytes,11,opt,name=sink,proto3" json:"sink,omitempty"`
+	// The backup that the store was restored from. Absent if it never was.
+	Restored      *RestoredRecord `protobuf:"bytes,12,opt,name=restored,proto3" json:"restored,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeaderRecord) Reset() {
 	*x = HeaderRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1820,7 +1911,7 @@ func (x *HeaderRecord) String() string {
 func (*HeaderRecord) ProtoMessage() {}
 
 func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1833,7 +1924,7 @@ func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderRecord.ProtoReflect.Descriptor instead.
 func (*HeaderRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *HeaderRecord) GetSchema() int32 {
@@ -1871,6 +1962,115 @@ func (x *HeaderRecord) GetSink() string {
 	return ""
 }
 
+func (x *HeaderRecord) GetRestored() *RestoredRecord {
+	if x != nil {
+		return x.Restored
+	}
+	return nil
+}
+
+// RestoredRecord says what a store was restored from. If its next start goes on with the audit sink
+// that the restore has read, that sink gets an anchor's line for the new epoch.
+type RestoredRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When the store was restored.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// The epoch of the backup.
+	Epoch string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The revision of the backup. The changes after it are those of the restore, and later ones.
+	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Hash of the backup's newest event, 32 bytes.
+	Hash []byte `protobuf:"bytes,4,opt,name=hash,proto3" json:"hash,omitempty"`
+	// The position of the newest line of the audit sink that was read. The epoch is empty if no sink
+	// was read.
+	SinkEpoch string `protobuf:"bytes,5,opt,name=sink_epoch,json=sinkEpoch,proto3" json:"sink_epoch,omitempty"`
+	// See sink_epoch.
+	SinkRevision int64 `protobuf:"varint,6,opt,name=sink_revision,json=sinkRevision,proto3" json:"sink_revision,omitempty"`
+	// See sink_epoch; 32 bytes.
+	SinkHash      []byte `protobuf:"bytes,7,opt,name=sink_hash,json=sinkHash,proto3" json:"sink_hash,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestoredRecord) Reset() {
+	*x = RestoredRecord{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestoredRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestoredRecord) ProtoMessage() {}
+
+func (x *RestoredRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestoredRecord.ProtoReflect.Descriptor instead.
+func (*RestoredRecord) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *RestoredRecord) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *RestoredRecord) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *RestoredRecord) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *RestoredRecord) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *RestoredRecord) GetSinkEpoch() string {
+	if x != nil {
+		return x.SinkEpoch
+	}
+	return ""
+}
+
+func (x *RestoredRecord) GetSinkRevision() int64 {
+	if x != nil {
+		return x.SinkRevision
+	}
+	return 0
+}
+
+func (x *RestoredRecord) GetSinkHash() []byte {
+	if x != nil {
+		return x.SinkHash
+	}
+	return nil
+}
+
 // PositionRecord is the position of a store. It is stored with every commit.
 type PositionRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1884,7 +2084,7 @@ type PositionRecord struct {
 
 func (x *PositionRecord) Reset() {
 	*x = PositionRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1896,7 +2096,7 @@ func (x *PositionRecord) String() string {
 func (*PositionRecord) ProtoMessage() {}
 
 func (x *PositionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1909,7 +2109,7 @@ func (x *PositionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PositionRecord.ProtoReflect.Descriptor instead.
 func (*PositionRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PositionRecord) GetRevision() int64 {
@@ -1930,7 +2130,7 @@ var File_keysvc_storage_v1_records_proto protoreflect.FileDescriptor
 
 const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd1\x06\n" +
+	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\a\n" +
 	"\tKeyRecord\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1b\n" +
@@ -1955,10 +2155,16 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"created_by\x18\x10 \x01(\v2\".keysvc.storage.v1.ChangedByRecordR\tcreatedBy\x12A\n" +
 	"\n" +
 	"revoked_by\x18\x11 \x01(\v2\".keysvc.storage.v1.ChangedByRecordR\trevokedBy\x12\x1a\n" +
-	"\breported\x18\x12 \x01(\bR\breported\x1a9\n" +
+	"\breported\x18\x12 \x01(\bR\breported\x127\n" +
+	"\thold_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bholdTime\x12;\n" +
+	"\bimported\x18\x14 \x01(\v2\x1f.keysvc.storage.v1.ImportRecordR\bimported\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"Q\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
+	"\fImportRecord\x12;\n" +
+	"\vimport_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"importTime\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\"Q\n" +
 	"\x0fChangedByRecord\x12\x16\n" +
 	"\x06caller\x18\x01 \x01(\tR\x06caller\x12&\n" +
 	"\x0factor_member_id\x18\x02 \x01(\tR\ractorMemberId\"\xa1\x02\n" +
@@ -2073,7 +2279,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x06key_id\x18\r \x01(\tR\x05keyId\x12\x1b\n" +
 	"\tmember_id\x18\x0e \x01(\tR\bmemberId\x12\x12\n" +
 	"\x04code\x18\x0f \x01(\tR\x04code\x12\x16\n" +
-	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xa9\x01\n" +
+	"\x06reason\x18\x10 \x01(\tR\x06reason\"\xe8\x01\n" +
 	"\fHeaderRecord\x12\x16\n" +
 	"\x06schema\x18\x01 \x01(\x05R\x06schema\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12;\n" +
@@ -2081,7 +2287,17 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"createTime\x12\x1a\n" +
 	"\banchored\x18\n" +
 	" \x01(\bR\banchored\x12\x12\n" +
-	"\x04sink\x18\v \x01(\tR\x04sink\"\\\n" +
+	"\x04sink\x18\v \x01(\tR\x04sink\x12=\n" +
+	"\brestored\x18\f \x01(\v2!.keysvc.storage.v1.RestoredRecordR\brestored\"\xe7\x01\n" +
+	"\x0eRestoredRecord\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x12\n" +
+	"\x04hash\x18\x04 \x01(\fR\x04hash\x12\x1d\n" +
+	"\n" +
+	"sink_epoch\x18\x05 \x01(\tR\tsinkEpoch\x12#\n" +
+	"\rsink_revision\x18\x06 \x01(\x03R\fsinkRevision\x12\x1b\n" +
+	"\tsink_hash\x18\a \x01(\fR\bsinkHash\"\\\n" +
 	"\x0ePositionRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time*\x9c\x01\n" +
@@ -2096,7 +2312,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x12RECORD_KIND_POLICY\x10\x01\x12\x19\n" +
 	"\x15RECORD_KIND_WORKSPACE\x10\x02\x12\x16\n" +
 	"\x12RECORD_KIND_MEMBER\x10\x03\x12\x13\n" +
-	"\x0fRECORD_KIND_KEY\x10\x04*\x9f\x03\n" +
+	"\x0fRECORD_KIND_KEY\x10\x04*\xfa\x03\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -2111,7 +2327,10 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x13AUDIT_ACTION_PURGED\x10\n" +
 	"\x12\x19\n" +
 	"\x15AUDIT_ACTION_UPGRADED\x10\v\x12\x1f\n" +
-	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f*\x92\x01\n" +
+	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x19\n" +
+	"\x15AUDIT_ACTION_RESTORED\x10\r\x12\x1e\n" +
+	"\x1aAUDIT_ACTION_KEYS_RELEASED\x10\x0e\x12\x1e\n" +
+	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f*\x92\x01\n" +
 	"\bFeedKind\x12\x19\n" +
 	"\x15FEED_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rFEED_KIND_KEY\x10\x01\x12\x14\n" +
@@ -2139,7 +2358,7 @@ func file_keysvc_storage_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(MemberRecordState)(0),        // 0: keysvc.storage.v1.MemberRecordState
 	(RecordKind)(0),               // 1: keysvc.storage.v1.RecordKind
@@ -2147,61 +2366,68 @@ var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(FeedKind)(0),                 // 3: keysvc.storage.v1.FeedKind
 	(RefusalKind)(0),              // 4: keysvc.storage.v1.RefusalKind
 	(*KeyRecord)(nil),             // 5: keysvc.storage.v1.KeyRecord
-	(*ChangedByRecord)(nil),       // 6: keysvc.storage.v1.ChangedByRecord
-	(*SecretRecord)(nil),          // 7: keysvc.storage.v1.SecretRecord
-	(*MemberRecord)(nil),          // 8: keysvc.storage.v1.MemberRecord
-	(*EndedIncarnation)(nil),      // 9: keysvc.storage.v1.EndedIncarnation
-	(*WorkspaceRecord)(nil),       // 10: keysvc.storage.v1.WorkspaceRecord
-	(*PolicyRecord)(nil),          // 11: keysvc.storage.v1.PolicyRecord
-	(*HeadRecord)(nil),            // 12: keysvc.storage.v1.HeadRecord
-	(*AuditRecord)(nil),           // 13: keysvc.storage.v1.AuditRecord
-	(*FieldChange)(nil),           // 14: keysvc.storage.v1.FieldChange
-	(*RecordChange)(nil),          // 15: keysvc.storage.v1.RecordChange
-	(*FeedRecord)(nil),            // 16: keysvc.storage.v1.FeedRecord
-	(*RefusalRecord)(nil),         // 17: keysvc.storage.v1.RefusalRecord
-	(*HeaderRecord)(nil),          // 18: keysvc.storage.v1.HeaderRecord
-	(*PositionRecord)(nil),        // 19: keysvc.storage.v1.PositionRecord
-	nil,                           // 20: keysvc.storage.v1.KeyRecord.LabelsEntry
-	nil,                           // 21: keysvc.storage.v1.AuditRecord.DetailsEntry
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	(*ImportRecord)(nil),          // 6: keysvc.storage.v1.ImportRecord
+	(*ChangedByRecord)(nil),       // 7: keysvc.storage.v1.ChangedByRecord
+	(*SecretRecord)(nil),          // 8: keysvc.storage.v1.SecretRecord
+	(*MemberRecord)(nil),          // 9: keysvc.storage.v1.MemberRecord
+	(*EndedIncarnation)(nil),      // 10: keysvc.storage.v1.EndedIncarnation
+	(*WorkspaceRecord)(nil),       // 11: keysvc.storage.v1.WorkspaceRecord
+	(*PolicyRecord)(nil),          // 12: keysvc.storage.v1.PolicyRecord
+	(*HeadRecord)(nil),            // 13: keysvc.storage.v1.HeadRecord
+	(*AuditRecord)(nil),           // 14: keysvc.storage.v1.AuditRecord
+	(*FieldChange)(nil),           // 15: keysvc.storage.v1.FieldChange
+	(*RecordChange)(nil),          // 16: keysvc.storage.v1.RecordChange
+	(*FeedRecord)(nil),            // 17: keysvc.storage.v1.FeedRecord
+	(*RefusalRecord)(nil),         // 18: keysvc.storage.v1.RefusalRecord
+	(*HeaderRecord)(nil),          // 19: keysvc.storage.v1.HeaderRecord
+	(*RestoredRecord)(nil),        // 20: keysvc.storage.v1.RestoredRecord
+	(*PositionRecord)(nil),        // 21: keysvc.storage.v1.PositionRecord
+	nil,                           // 22: keysvc.storage.v1.KeyRecord.LabelsEntry
+	nil,                           // 23: keysvc.storage.v1.AuditRecord.DetailsEntry
+	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
 }
 var file_keysvc_storage_v1_records_proto_depIdxs = []int32{
-	20, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
-	22, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
-	22, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
-	7,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
-	6,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	6,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	22, // 6: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
-	22, // 7: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
-	22, // 8: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
-	0,  // 9: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
-	22, // 10: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
-	22, // 11: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
-	22, // 12: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
-	9,  // 13: keysvc.storage.v1.MemberRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
-	22, // 14: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
-	22, // 15: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
-	22, // 16: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
-	9,  // 17: keysvc.storage.v1.WorkspaceRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
-	22, // 18: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
-	22, // 19: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	2,  // 20: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
-	21, // 21: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
-	15, // 22: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
-	14, // 23: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
-	1,  // 24: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
-	3,  // 25: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
-	22, // 26: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
-	22, // 27: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
-	4,  // 28: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
-	22, // 29: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
-	22, // 30: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
-	31, // [31:31] is the sub-list for method output_type
-	31, // [31:31] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	22, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
+	24, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
+	24, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
+	8,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
+	7,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
+	7,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
+	24, // 6: keysvc.storage.v1.KeyRecord.hold_time:type_name -> google.protobuf.Timestamp
+	6,  // 7: keysvc.storage.v1.KeyRecord.imported:type_name -> keysvc.storage.v1.ImportRecord
+	24, // 8: keysvc.storage.v1.ImportRecord.import_time:type_name -> google.protobuf.Timestamp
+	24, // 9: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
+	24, // 10: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
+	24, // 11: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
+	0,  // 12: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
+	24, // 13: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
+	24, // 14: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
+	24, // 15: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
+	10, // 16: keysvc.storage.v1.MemberRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
+	24, // 17: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
+	24, // 18: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
+	24, // 19: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
+	10, // 20: keysvc.storage.v1.WorkspaceRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
+	24, // 21: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
+	24, // 22: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	2,  // 23: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
+	23, // 24: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
+	16, // 25: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
+	15, // 26: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
+	1,  // 27: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
+	3,  // 28: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
+	24, // 29: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
+	24, // 30: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
+	4,  // 31: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
+	24, // 32: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
+	20, // 33: keysvc.storage.v1.HeaderRecord.restored:type_name -> keysvc.storage.v1.RestoredRecord
+	24, // 34: keysvc.storage.v1.RestoredRecord.time:type_name -> google.protobuf.Timestamp
+	24, // 35: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_storage_v1_records_proto_init() }
@@ -2215,7 +2441,7 @@ func file_keysvc_storage_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_storage_v1_records_proto_rawDesc), len(file_keysvc_storage_v1_records_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

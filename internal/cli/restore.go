@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/scribe-mail/keysvc/internal/server"
+)
+
+// maxShownLines is how many lines of each list the command shows to people.
+const maxShownLines = 50
+
+func (a *app) restoreCommand() *cobra.Command {
+	var options server.RestoreOptions
+	cmd := &cobra.Command{
+		Use:   "restore BACKUP --data DIR",
+		Short: "Make a store from a backup, without reviving what was revoked since",
+		Long: `Make a store in DIR from BACKUP, a copy that "keysvc backup" has made. It gets a new
+epoch, so that every near-cache starts empty. DIR must have no store. BACKUP and the
+audit sink are only read; the store appears complete or not at all.
+
+With the audit sink of the lost store, everything that was taken away since the
+backup is taken away again: revoked keys, ended secrets, removed and suspended
+members and workspaces, scopes, roles, address rules. What was added since is not
+made again, and is listed.
+
+Keys that may have lost something that is not known are held: their tokens are
+refused with KEY_HELD until a person releases them with "keysvc key release". These
+are all keys if there is no sink, if lines are missing in it, or if nobody says that
+its last lines are there: the sink cannot show that its end was cut off. Give
+--sink-is-complete only if the machine was not lost with the disk of the sink.
+
+Start the server with the same --audit-sink to go on with that sink, or with another
+one. With --dry-run nothing is made; with -o json the plan is for programs.`,
+		Example: `  keysvc restore backup.db --data /var/lib/keysvc --dry-run
+  keysvc restore backup.db --data /var/lib/keysvc --audit-sink /log/audit.jsonl --sink-is-complete`,
+		Args: positional("BACKUP"),
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&options.Data, "data", "", "the folder that the store is made in (required)")
+	flags.StringVar(&options.Sink, "audit-sink", "", "the audit sink of the lost store; its older files are found beside it")
+	flags.BoolVar(&options.SinkIsComplete, "sink-is-complete", false, "the last line of the sink is the last that was written")
+	flags.StringVar(&options.Anchor, "anchor", "", "the anchor of the lost store: it can show that lines of the sink are missing")
+	flags.BoolVar(&options.DryRun, "dry-run", false, "say what would be done, and make nothing")
+	format := outputFlag(cmd, formatsOfEvents)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		switch {
+		case a.hooks.Restore == nil:
+			return errNoHook
+		case options.Data == "":
+			return usageError(cmd, "--data is missing: the folder that the store is made in")
+		case options.Sink == "" && options.SinkIsComplete:
+			return usageError(cmd, "--sink-is-complete needs --audit-sink")
+		}
+		options.Backup = args[0]
+		return a.onFile(cmd, args[0], func(ctx context.Context) error {
+			remove := a.restoreProgress(&options)
+			result, err := a.hooks.Restore(ctx, options)
+			remove()
+			if err != nil {
+				return err
+			}
+			if *format == formatJSON {
+				return json.NewEncoder(a.Stdout).Encode(result)
+			}
+			return restoredText(a.Stdout, result, options)
+		})
+	}
+	return cmd
+}
+
+// restoreProgress shows on a terminal how far a restore is, and returns what removes the text.
+func (a *app) restoreProgress(options *server.RestoreOptions) (remove func()) {
+	if !isTerminal(a.Stderr) {
+		return func() {}
+	}
+	shown := false
+	options.Progress = func(what string, count int64) {
+		shown = true
+		_, _ = fmt.Fprintf(a.Stderr, "\r%d %s\x1b[K", count, what)
+	}
+	return func() {
+		if shown {
+			_, _ = fmt.Fprint(a.Stderr, "\r\x1b[K")
+		}
+	}
+}
+
+// restoredText writes a plan for people.
+func restoredText(out io.Writer, r *server.Restored, options server.RestoreOptions) error {
+	var text strings.Builder
+	line := func(format string, arguments ...any) { fmt.Fprintf(&text, format+"\n", arguments...) }
+	line("backup      revision %d of %s: %d keys, %d members, %d workspaces", r.BackupRevision, r.BackupTime.UTC().Format(time.RFC3339), r.Keys, r.Members, r.Workspaces)
+	if len(r.SinkFiles) > 0 {
+		line("audit sink  %d events since, up to revision %d, in %s", r.Events, r.SinkRevision, strings.Join(r.SinkFiles, ", "))
+	} else {
+		line("audit sink  none")
+	}
+	policy := ""
+	if r.PolicyNarrowed {
+		policy = ", the policy"
+	}
+	line("narrowed    %d keys, %d members, %d workspaces%s", r.NarrowedKeys, r.NarrowedMembers, r.NarrowedWorkspaces, policy)
+	line("held        %d keys", r.Held)
+	line("lost        %d keys that were created since", r.CreatedKeys)
+	for _, doubt := range r.Doubts {
+		line("doubt: %s", printable(redact(doubt)))
+	}
+	planLines(line, "narrowed", r.Narrowed, r.NarrowedMore)
+	planLines(line, "not made again", r.Lost, r.LostMore)
+	switch {
+	case options.DryRun:
+		line("Nothing was made.")
+	case r.Held > 0:
+		line("Made %s at revision %d, with the new epoch %s. Release held keys with \"keysvc key release\".", r.File, r.Revision, r.Epoch)
+	default:
+		line("Made %s at revision %d, with the new epoch %s.", r.File, r.Revision, r.Epoch)
+	}
+	_, err := io.WriteString(out, text.String())
+	return err
+}
+
+// planLines writes the records of a list.
+func planLines(line func(string, ...any), word string, list []server.RestoreLine, more int64) {
+	for index, each := range list {
+		if index == maxShownLines {
+			more += int64(len(list) - index)
+			break
+		}
+		what := "policy"
+		switch {
+		case each.KeyID != "":
+			what = "key " + each.KeyID + " of workspace " + each.WorkspaceID
+		case each.MemberID != "":
+			what = "member " + each.MemberID + " of workspace " + each.WorkspaceID
+		case each.WorkspaceID != "":
+			what = "workspace " + each.WorkspaceID
+		}
+		line("%s: %s: %s", word, printable(what), strings.Join(each.What, ", "))
+	}
+	if more > 0 {
+		line("%s: %d more", word, more)
+	}
+}
