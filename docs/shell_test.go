@@ -182,7 +182,7 @@ func runPage(t *testing.T, s session, binary string) {
 		_ = os.RemoveAll(sandbox)
 	})
 	// Ports are those of the page, so the address is one that nobody else has.
-	address := fmt.Sprintf("127.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 1+rand.IntN(254)) //nolint:gosec // G404: no secret
+	address := fmt.Sprintf("127.%d.%d.%d", 64+rand.IntN(128), rand.IntN(256), 1+rand.IntN(254))
 	work := filepath.Join(sandbox, "work")
 	for name, content := range map[string]string{
 		"bin/keysvc": keysvcInShell, "preamble": preamble + s.setup + "\n",
@@ -192,7 +192,7 @@ func runPage(t *testing.T, s session, binary string) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(content), 0o700); err != nil { //nolint:gosec // G306: a program
+		if err := os.WriteFile(path, []byte(content), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}

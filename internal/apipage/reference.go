@@ -186,14 +186,14 @@ func stream(streaming bool) string {
 
 // right says who may call a method.
 func right(method protoreflect.MethodDescriptor) string {
-	switch needs := callers.Needs(fmt.Sprintf("/%s/%s", method.Parent().FullName(), method.Name())); needs {
-	case access.Anyone:
+	needs := callers.Needs(fmt.Sprintf("/%s/%s", method.Parent().FullName(), method.Name()))
+	if needs == access.Anyone {
 		return "Anyone may call it."
-	case access.Known:
-		return "Any known caller may call it."
-	default:
-		return fmt.Sprintf("Right: `%s`.", needs)
 	}
+	if needs == access.Known {
+		return "Any known caller may call it."
+	}
+	return fmt.Sprintf("Right: `%s`.", needs)
 }
 
 func (r *reference) message(page *strings.Builder, level string, message protoreflect.MessageDescriptor) {
