@@ -87,7 +87,7 @@ first what must not come back. Repeating the command releases what is left.`,
 
 // readKeyIDs reads a list of key ids; - is standard input.
 func (a *app) readKeyIDs(path string) (map[string]bool, error) {
-	in := io.Reader(a.Stdin)
+	in := a.Stdin
 	if path != "-" {
 		file, err := os.Open(path)
 		if err != nil {

@@ -137,7 +137,7 @@ func since(at, created time.Time) int64 {
 }
 
 // setSecretUses gives a key a secretUses if it has none, and sets it.
-func (s *state) setSecretUses(key *record, tags [2]uint32, times [2]int64) *secretUses {
+func (s *state) setSecretUses(key *record, tags [2]uint32, times [2]int64) {
 	more := s.rareOf(key)
 	if more.uses == 0 {
 		more.uses = s.uses.Add()
@@ -148,7 +148,6 @@ func (s *state) setSecretUses(key *record, tags [2]uint32, times [2]int64) *secr
 	for index, at := range times {
 		uses.times[index].Store(at)
 	}
-	return uses
 }
 
 // loadSecretUses takes over the stored last uses of secrets. Those of other secrets than the key has now

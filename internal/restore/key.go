@@ -64,7 +64,11 @@ func narrowKey(stored *storagev1.KeyRecord, altered []*alteration, random func()
 		case event.action == restarts:
 			k.restart(stored)
 		case event.deleted:
-			// It was purged, so it was dead.
+			// It was purged, so it was dead. It must not come back if a clock goes back, either.
+			if k.record.GetRevokeTime() == nil {
+				k.record.RevokeTime, k.record.RevokedBy = timestamppb.New(event.time), event.by
+				k.narrow("purged")
+			}
 		default:
 			k.unclear = k.unclear || event.unclear
 			k.event(event)

@@ -339,7 +339,7 @@ func (w *world) restore(options server.RestoreOptions) (*server.Restored, *serve
 // compares what is allowed: with a whole sink exactly what was allowed all the time, and without one
 // nothing. With -restores 1000 it makes as many histories.
 func TestNothingNarrowedComesBack(t *testing.T) {
-	rounds := race.Rounds(15, 3)
+	rounds := race.Rounds(10, 2)
 	if *restores > 0 {
 		rounds = *restores
 	}

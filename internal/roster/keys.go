@@ -150,7 +150,7 @@ func (c cell) pairs() (found map[string]string, is bool) {
 		}
 		return c.labels, true
 	}
-	for _, word := range strings.Fields(c.text) {
+	for word := range strings.FieldsSeq(c.text) {
 		name, value, is := strings.Cut(word, "=")
 		if _, twice := found[name]; !is || name == "" || twice {
 			return nil, false

@@ -390,20 +390,21 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 
 // matchKeys compares an event with the records of the keys that it names.
 func (c *Checker) matchKeys(workspace *checkedWorkspace, event *storagev1.AuditRecord) {
-	switch event.GetAction() {
-	case storagev1.AuditAction_AUDIT_ACTION_PURGED:
+	if event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_PURGED {
 		for keyID := range strings.SplitSeq(event.GetDetails()["key_ids"], ",") {
 			delete(workspace.created, strings.TrimSpace(keyID))
 		}
-	case storagev1.AuditAction_AUDIT_ACTION_KEYS_IMPORTED:
+		return
+	}
+	if event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEYS_IMPORTED {
 		for _, change := range event.GetChanges() {
 			if change.GetKind() == storagev1.RecordKind_RECORD_KIND_KEY {
 				c.matchKey(workspace, event, change.GetName(), true)
 			}
 		}
-	default:
-		c.matchKey(workspace, event, event.GetKeyId(), event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED)
+		return
 	}
+	c.matchKey(workspace, event, event.GetKeyId(), event.GetAction() == storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED)
 }
 
 // matchKey compares an event with the record of one key. creates is set if the event created it.

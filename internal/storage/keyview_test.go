@@ -28,6 +28,7 @@ func viewedRecord() *storagev1.KeyRecord {
 		RequestIds: []string{"r1", "r2"}, ChangeSequence: 9,
 		CreatedBy: &storagev1.ChangedByRecord{Caller: "c", ActorMemberId: "m"}, RevokedBy: &storagev1.ChangedByRecord{}, Reported: true,
 		HoldTime: at(5, 6),
+		Imported: &storagev1.ImportRecord{ImportTime: at(7, 8), Hash: []byte{1, 2, 3}},
 	}
 }
 
@@ -35,8 +36,9 @@ func viewedRecord() *storagev1.KeyRecord {
 func describe(v *storage.KeyView) string {
 	text := fmt.Sprintf("%q %q %q %q %q %d %d %q %q %q %d %d %t %t", v.KeyID, v.WorkspaceID, v.MemberID, v.WorkspaceIncarnation, v.MemberIncarnation,
 		v.Sequence, v.ChangeSequence, v.Scopes, v.AllowedCIDRs, v.RequestIDs, v.CreateTime, v.RevokeTime, v.Revoked, v.Held)
+	text += fmt.Sprintf(" %t %x", v.Imported, v.ImportHash)
 	for _, secret := range v.Secrets {
-		text += fmt.Sprintf(" {%d %x %d %t %d %t}", secret.Scheme, secret.Hash, secret.ExpireTime, secret.HasExpireTime,
+		text += fmt.Sprintf(" {%d %x %d %d %t %d %t}", secret.Scheme, secret.Hash, secret.CreateTime, secret.ExpireTime, secret.HasExpireTime,
 			secret.OverlapEndTime, secret.HasOverlapEndTime)
 	}
 	return text
@@ -113,6 +115,10 @@ func unusual(t testing.TB) map[string][]byte {
 		"a secret that is no message": field(13, []byte{0x08}),
 		"a hash twice":                field(13, join(field(2, make([]byte, 32)), field(2, []byte("x")))),
 		"an expiry in two parts":      field(13, join(field(4, varint(1, 5)), field(4, varint(2, 6)))),
+		"an import without a hash":    field(20, field(1, varint(1, 5))),
+		"an import with a field more": field(20, join(field(2, []byte("x")), varint(3, 1))),
+		"an import in two parts":      join(field(20, field(1, varint(1, 5))), field(20, field(2, []byte("x")))),
+		"an import that is a number":  varint(20, 1),
 		"a bool that is not 1":        join(varint(18, 77), varint(15, 1<<63)),
 		"field 0":                     {0x00, 0x00},
 		"a field number that is long": {0xff, 0xff, 0xff, 0xff, 0x7f, 0x00},

@@ -17,12 +17,12 @@ import (
 
 // store keeps the times that are written, and fails if fail is set.
 type store struct {
-	mutex  sync.Mutex
-	times  map[string]time.Time
+	mutex sync.Mutex
+	times map[string]time.Time
 	// secrets are those of the use that was written last.
 	secrets [2]storage.SecretUse
 	writes  int
-	fail   error
+	fail    error
 }
 
 func (s *store) PutUsage(_ context.Context, uses []storage.Usage) error {

@@ -42,6 +42,23 @@ func FuzzRequestIDsOf(f *testing.F) {
 	})
 }
 
+// FuzzParseUse reads a last use and writes it again.
+func FuzzParseUse(f *testing.F) {
+	f.Add(storedUse{at: 1}.encode())
+	f.Add(storedUse{at: 7, secrets: [2]storage.SecretUseView{{Tag: 1<<32 - 1, Time: 7}, {Tag: 2}}}.encode())
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		use, err := parseUse(payload)
+		if err != nil {
+			return
+		}
+		again, err := parseUse(use.encode())
+		// A secret without a tag is not written.
+		if err != nil || again.at != use.at || use.secrets[0].Tag != 0 && use.secrets[1].Tag != 0 && again != use {
+			t.Errorf("parseUse(%x) = %+v, and then %+v, %v", payload, use, again, err)
+		}
+	})
+}
+
 // FuzzParseKeyName splits names and builds them again.
 func FuzzParseKeyName(f *testing.F) {
 	f.Add([]byte(keyName(1, "Key0000000000001", "w")))
