@@ -62,3 +62,25 @@ func TestEveryDirectDependencyHasItsReasonInADR0006(t *testing.T) {
 		t.Errorf("%d requirements were found; the test looks for another form", found)
 	}
 }
+
+// TestSizingNamesMeasurementsOfPerformance: the figures of docs/sizing.md that are marked *P* are those of
+// docs/performance.md.
+func TestSizingNamesMeasurementsOfPerformance(t *testing.T) {
+	r := checkout(t)
+	marked := regexp.MustCompile(`\*P\*\s((?:` + "`[^`]+`" + `(?:, )?)+)`)
+	found := 0
+	for _, names := range marked.FindAllStringSubmatch(r.read("docs/sizing.md"), -1) {
+		for _, name := range strings.Split(names[1], ", ") {
+			if name == "" {
+				continue
+			}
+			found++
+			if !strings.Contains(r.read("docs/performance.md"), "\n| "+name+" | ") {
+				t.Errorf("docs/sizing.md: docs/performance.md has no measurement %s", name)
+			}
+		}
+	}
+	if found < 15 {
+		t.Errorf("%d measurements were found; the page has another form", found)
+	}
+}

@@ -167,6 +167,15 @@ func runPage(t *testing.T, s session, binary string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	commands := script(string(text), s.only, s.except)
+	if strings.TrimSpace(commands) == ":" {
+		t.Fatalf("%s has no commands in these sections: %q", s.page, s.only)
+	}
+	for _, title := range s.except {
+		if !strings.Contains(string(text), "# "+title+"\n") {
+			t.Errorf("%s has no section %s", s.page, title)
+		}
+	}
 	// A path of a unix socket has at most 103 bytes, and that of the test's folder may be longer.
 	sandbox, err := os.MkdirTemp("", "ks")
 	if err != nil {
@@ -186,7 +195,7 @@ func runPage(t *testing.T, s session, binary string) {
 	work := filepath.Join(sandbox, "work")
 	for name, content := range map[string]string{
 		"bin/keysvc": keysvcInShell, "preamble": preamble + s.setup + "\n",
-		"page": moved(script(string(text), s.only, s.except), sandbox, address),
+		"page": moved(commands, sandbox, address),
 	} {
 		path := filepath.Join(sandbox, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

@@ -27,6 +27,7 @@ var shown = []struct {
 	{regexp.MustCompile(`(?m)^(Store +ok, file of ).*$`), "${1}64.3 MiB, 16.0 KiB of it free"},
 	{regexp.MustCompile(`(?m)^(Disk +).*$`), "${1}41.3 GiB of 50.0 GiB free"},
 	{regexp.MustCompile(`(?m)^(Certificate +ends ).*$`), "${1}2027-05-30 12:00 UTC, in 90 days"},
+	{regexp.MustCompile(`(?m)^(Authority of \S+ +ends ).*$`), "${1}2027-05-30 12:00 UTC, in 90 days"},
 	{regexp.MustCompile(`\b[A-Z2-7]{26}\b`), "DKCF7CYIZNS2YBKLUSFWQWBXJ2"},
 	{regexp.MustCompile(`\b[0-9a-f]{64}\b`), strings.Repeat("0123456789abcdef", 4)},
 	{regexp.MustCompile(`certificate [0-9a-f:…]+`), "certificate 4f2a…"},
