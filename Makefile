@@ -119,7 +119,7 @@ bench-quick:
 bench:
 	$(call bench,)
 
-# The same with 10,000,000 keys as well. The first run makes their store (14 GB), which is kept.
+# The same with 10,000,000 keys as well. The first run makes their store (7 GB), which is kept.
 bench-full: BENCH_TIME := 40m
 bench-full:
 	$(call bench,1)
