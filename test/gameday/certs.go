@@ -64,8 +64,8 @@ func (d *day) served(authorities string) (string, error) {
 	return fmt.Sprint(connection.ConnectionState().PeerCertificates[0].SerialNumber), nil
 }
 
-// known reports whether the server knows the admin whose certificate is in a folder.
-func (d *day) known(folder string) bool {
+// admits reports whether the server knows the admin whose certificate is in a folder.
+func (d *day) admits(folder string) bool {
 	before := d.quiet
 	d.quiet = true
 	defer func() { d.quiet = before }()

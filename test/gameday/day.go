@@ -65,6 +65,15 @@ func (d *day) check(holds bool, format string, values ...any) {
 	fmt.Printf("  %s %s\n", mark, fmt.Sprintf(format, values...))
 }
 
+// known notes whether something is as it should be that is known not to be. It is no fault.
+func (d *day) known(holds bool, format string, values ...any) {
+	mark := "KNOWN not so:"
+	if holds {
+		mark = "ok   "
+	}
+	fmt.Printf("  %s %s\n", mark, fmt.Sprintf(format, values...))
+}
+
 // until waits until a condition holds, and checks that it does in time.
 func (d *day) until(what string, holds func() bool) {
 	began, most := time.Now(), patience
