@@ -15,7 +15,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// load is services that ask about two keys without a pause: one that is valid, and one that is revoked.
+// load is services that ask about a valid and about a revoked key without a pause.
 type load struct {
 	cancel  context.CancelFunc
 	group   sync.WaitGroup

@@ -22,7 +22,7 @@ func (d *day) begin(o options) error {
 	return nil
 }
 
-// pair returns a key that is valid, and one that is revoked.
+// pair returns a valid and a revoked key.
 func (d *day) pair() (valid, revoked key, err error) {
 	if valid, err = d.create("valid", "ann", "signatures:read"); err != nil {
 		return valid, revoked, err
