@@ -45,7 +45,7 @@ var kinds = []kind{
 	{"store-down", Error, "Look for the failed commit in the log and repair the disk. The server opens the store again by itself.", func(c *Condition) string {
 		return given(c.Store != nil && c.Store.Down, "A commit failed, and the store is not open again yet: no change is made, and validations answer from what was durable before.")
 	}},
-	{"disk-full", Error, "Make room on the disk of the store, or make the disk larger. The server notices by itself.", func(c *Condition) string {
+	{"disk-full", Error, "Make room on the disk of the store, or make the disk larger. The server notices with the next change that needs room.", func(c *Condition) string {
 		return given(c.Store != nil && c.Store.Full, "The disk of the store is full: only changes that take something away are made.")
 	}},
 	{"sink-failing", Error, "Look for the reason in the log, and repair the disk of the audit sink. The lines that are missing follow by themselves.", func(c *Condition) string {

@@ -479,7 +479,7 @@ var list = []Metric{
 	{
 		Name: "keysvc_problem", Kind: Gauge, Labels: []string{"problem", "severity"}, Group: groupProcess, When: whenProblem,
 		Values: "the kind of problem, as in `keysvc status`; error or warning",
-		Help:   "1 for each thing that is wrong now. What is wrong with the store's file and disk has metrics of its own.",
+		Help:   "1 for each thing that is wrong now. To see that the disk hangs, a reading waits for it for a second.",
 		read: func(r *reading) {
 			for _, wrong := range r.Problems {
 				r.whole(1, wrong.ID, wrong.Severity)

@@ -30,8 +30,8 @@ type Config struct {
 	Reasons []Reason
 	// Version is the version of the server.
 	Version string
-	// State returns how the server is now. It is called when the metrics are read, must not wait, and
-	// must not visit each key.
+	// State returns how the server is now. It is called when the metrics are read, must not wait for
+	// longer than a second, and must not visit each key.
 	State func() State
 }
 

@@ -47,7 +47,7 @@ type State struct {
 	Certificate *Certificate
 	// Backups are those that this process made.
 	Backups Backups
-	// Problems are what is wrong now, apart from the store's file and disk.
+	// Problems are what is wrong now.
 	Problems []Problem
 }
 

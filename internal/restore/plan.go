@@ -126,6 +126,10 @@ func Make(ctx context.Context, backup Records, since *Since, options Options) (*
 		Narrowed: []Line{}, Lost: []Line{},
 		workspaces: make(map[string]*workspacePlan), heads: make(map[string]storage.Head),
 	}
+	for _, line := range since.lost {
+		p.note(line, outcome{widened: []string{"created"}})
+	}
+	p.LostMore += since.created - int64(len(since.lost))
 	// The heads come before the keys: only then is it known whether the events follow on the backup.
 	judge := sync.OnceFunc(func() { p.judge(since) })
 	position, err := backup.Load(ctx, func(item storage.Item) error {

@@ -39,8 +39,9 @@ type Since struct {
 	// policy has the events of the policy, and workspaces those of each workspace.
 	policy     []*alteration
 	workspaces map[string]*workspaceSince
-	// created is how many keys were created.
+	// created is how many keys were created, and lost names the first of them.
 	created int64
+	lost    []Line
 }
 
 // workspaceSince has the events of one workspace, by the records that they alter.
@@ -254,7 +255,9 @@ func (f *following) event(event *storage.AuditEvent) {
 		switch change.GetKind() {
 		case storagev1.RecordKind_RECORD_KIND_KEY:
 			if len(change.GetBefore()) == 0 {
-				f.created++ // a key that the backup does not have
+				if f.created++; len(f.lost) < maxListed { // a key that the backup does not have
+					f.lost = append(f.lost, Line{WorkspaceID: record.GetWorkspaceId(), KeyID: name})
+				}
 				continue
 			}
 			altered.take(record, "keys."+name+".", func(field string) bool {

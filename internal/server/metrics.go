@@ -55,7 +55,8 @@ func (c *calls) isServing() bool {
 	return err == nil && answer.GetStatus() == grpc_health_v1.HealthCheckResponse_SERVING
 }
 
-// metricsState returns how the server is now. It waits for nothing but short locks.
+// metricsState returns how the server is now. It waits for nothing but short locks,
+// and for the disk for at most diskPatience.
 func (s *Server) metricsState() metrics.State {
 	bytes, connections, sessions := s.budget.Snapshot(), s.connections.Counts(), s.hub.Snapshot()
 	state := metrics.State{
@@ -94,7 +95,7 @@ func (s *Server) metricsState() metrics.State {
 	}
 	backups := s.backups.State()
 	state.Backups = metrics.Backups{Last: backups.Last.Time, Failures: int64(backups.Failures)}
-	for _, wrong := range s.conditionInMemory().Problems() {
+	for _, wrong := range s.condition(context.Background()).Problems() {
 		severity := "warning"
 		if wrong.Severity == condition.Error {
 			severity = "error"

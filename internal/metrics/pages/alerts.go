@@ -59,7 +59,7 @@ var alerts = []alert{
 		summary: "The disk of keysvc has no room: only changes that take something away are made.",
 		means:   "Keys cannot be created or rotated with an overlap. Revoking works: its room was reserved, for 10,000 changes at least.",
 		do: []string{
-			"Free or add space on the disk of the store. keysvc notices within a second.",
+			"Free or add space on the disk of the store. keysvc notices with the next change that it would have refused, at most a second later; until one is tried, status and this alert stay.",
 			"Do not delete anything in the data folder, except an old `keysvc.db.schema1`.",
 		},
 	},
@@ -98,8 +98,8 @@ var alerts = []alert{
 		do:      []string{"Add space to the disk of the store."},
 	},
 	{
-		name: "KeysvcDiskNearlyFull", expression: `keysvc_disk_size_bytes > 0 and keysvc_disk_free_bytes / keysvc_disk_size_bytes < 0.1`, lasting: "15m", severity: ticket,
-		summary: "Less than a tenth of the disk of keysvc is free.",
+		name: "KeysvcDiskNearlyFull", expression: `keysvc_disk_size_bytes > 0 and keysvc_disk_free_bytes < 536870912 and keysvc_disk_free_bytes / keysvc_disk_size_bytes < 0.1`, lasting: "15m", severity: ticket,
+		summary: "Less than 512 MiB and less than a tenth of the disk of keysvc are free.",
 		means:   "Nothing is refused yet.",
 		do: []string{
 			"Find out what grows. `keysvc_store_file_bytes` is the store's own file, which never shrinks.",
