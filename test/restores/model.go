@@ -108,7 +108,7 @@ type key struct {
 	narrowed bool
 	// readdressed reports whether the key got other address rules since the backup.
 	readdressed bool
-	tokens   []*token // newest first; those of ended secrets are left out
+	tokens      []*token // newest first; those of ended secrets are left out
 }
 
 // token is a token that was issued, whatever became of it.

@@ -18,7 +18,7 @@ func TestNothingComesBackInASliceOfTheCampaign(t *testing.T) {
 	// Children end with the thread that starts them.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := campaign(t.Context(), plan{rounds: 3, lasts: time.Hour, seed: 6}, ""); err != nil {
+	if err := campaign(t.Context(), plan{rounds: 2, lasts: time.Hour, seed: 6}, ""); err != nil {
 		t.Error(err)
 	}
 }
