@@ -340,7 +340,7 @@ func (r *round) checkWhole(ctx context.Context, came restored, revoked map[*key]
 	for index, t := range r.tokens {
 		if revoked[t.key] {
 			if got.powers[index] != 0 {
-				return r.broken(t, "it was revoked in the store that was restored before, and this one allows %v", got.powers[index])
+				return r.broken(t, "it was revoked in the store that was restored before, and now the restored store allows %v", got.powers[index])
 			}
 			continue
 		}
