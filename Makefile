@@ -24,7 +24,7 @@ BENCH       ?=
 BENCH_TIME  ?= 13m
 BENCH_CACHE ?= .bench
 
-.PHONY: run tools test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday restores restores-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -200,6 +200,16 @@ sink-faults-mutants:
 GAMEDAYFLAGS ?=
 gameday:
 	go -C test run ./gameday $(GAMEDAYFLAGS)
+
+# Restores old backups of RESTOREROUNDS random histories (test/restores/README.md): nothing that was taken
+# away may come back. RESTORESFLAGS="-seed 7" repeats a run.
+RESTOREROUNDS ?= 1000
+restores:
+	go -C test run ./restores -rounds $(RESTOREROUNDS) $(RESTORESFLAGS)
+
+# Takes one rule after another out of the restore. The rounds must catch each of these.
+restores-mutants:
+	go -C test run ./restores -mutants all $(RESTORESFLAGS)
 
 # Runs gitleaks, with our rules, on our tokens in every text that they may stand in. gitleaks has a
 # module of its own (tools/gitleaks), because it and the linters need different versions of a library.
