@@ -10,7 +10,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"log"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -23,7 +22,8 @@ func main() {
 	quota := flag.Int64("quota", 0, "max size of the database in bytes; 0 is etcd's default")
 	flag.Parse()
 	if err := run(flag.Arg(0), *quota); err != nil {
-		log.Fatal(err)
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 }
 
