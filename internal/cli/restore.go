@@ -108,7 +108,11 @@ func restoredText(out io.Writer, r *server.Restored, options server.RestoreOptio
 	}
 	line("narrowed    %d keys, %d members, %d workspaces%s", r.NarrowedKeys, r.NarrowedMembers, r.NarrowedWorkspaces, policy)
 	line("held        %d keys", r.Held)
-	line("lost        %d keys that were created since", r.CreatedKeys)
+	if len(r.SinkFiles) > 0 {
+		line("lost        %d keys that were created since", r.CreatedKeys)
+	} else {
+		line("lost        not known without an audit sink; the server needs another path for its own")
+	}
 	for _, doubt := range r.Doubts {
 		line("doubt: %s", printable(redact(doubt)))
 	}

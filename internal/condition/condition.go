@@ -42,6 +42,8 @@ type Condition struct {
 	// NoticesWaiting is about how many notices that keys end wait, and NoticeFailures how many attempts to
 	// send one have failed since the last that succeeded.
 	NoticesWaiting, NoticeFailures int64
+	// FilesRefused are the files, in words, whose changed content is not used because of a mistake in it.
+	FilesRefused []string
 	// Stopping is set once the stop has begun.
 	Stopping bool
 }

@@ -48,6 +48,7 @@ var broken = map[string]struct {
 	"store-rolled-back": {func(c *condition.Condition) { c.Sessions.Ahead = 1 }, "1 near-cache knew"},
 	"disk-nearly-full":  {func(c *condition.Condition) { c.Store.DiskFreeBytes = 511 << 20 }, "511 MiB"},
 	"backups-failing":   {func(c *condition.Condition) { c.BackupFailures = 2 }, "2 backups failed"},
+	"file-refused":      {func(c *condition.Condition) { c.FilesRefused = []string{"callers file"} }, "callers file"},
 	"authority-ended": {func(c *condition.Condition) {
 		c.Authorities = []condition.Authority{{Certificate: condition.Certificate{Start: now.AddDate(-1, 0, 0), End: now.AddDate(1, 0, 0)}}, {TrustDomain: "prod.example", Certificate: condition.Certificate{End: now}}}
 	}, "prod.example has ended"},

@@ -2,6 +2,7 @@ package condition
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -77,6 +78,9 @@ var kinds = []kind{
 			}
 		}
 		return ""
+	}},
+	{"file-refused", Error, "Look for the mistake in the log (a changed file is not used), and mend the file. The server reads it by itself.", func(c *Condition) string {
+		return given(len(c.FilesRefused) > 0, "A changed file has a mistake, and what it said before stays in use: %s.", strings.Join(c.FilesRefused, ", "))
 	}},
 	{"sessions-full", Error, "Raise max-sessions, or find out which service opens so many.", func(c *Condition) string {
 		return given(c.Sessions.Limit > 0 && c.Sessions.Open >= c.Sessions.Limit, "All %d sessions are taken: further near-caches cannot work.", c.Sessions.Limit)

@@ -10,7 +10,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -87,6 +89,13 @@ func (p *Poller) report(ctx context.Context, name string, changed bool, err erro
 		delete(p.failing, name)
 		p.log.InfoContext(ctx, "a file is again as it was", "item", name)
 	}
+}
+
+// Failing returns the names of the items whose files are not used as they are now, sorted.
+func (p *Poller) Failing() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Keys(p.failing))
 }
 
 // Run calls Check at each tick, until the context ends.

@@ -94,7 +94,7 @@ func (s *Server) conditionInMemory() *condition.Condition {
 	if !lag.Oldest.IsZero() {
 		c.Sessions.Lag = max(0, now.Sub(lag.Oldest))
 	}
-	c.Certificate = s.certificate()
+	c.Certificate, c.FilesRefused = s.certificate(), s.files.Failing()
 	for _, each := range s.proofs.files.Authorities() {
 		c.Authorities = append(c.Authorities, condition.Authority{TrustDomain: each.TrustDomain, Certificate: condition.Certificate{Start: each.Start, End: each.End}})
 	}

@@ -159,6 +159,12 @@ func TestTrustAndCertificatesAreReplacedWhileClientsAreConnected(t *testing.T) {
 		_ = conn.Close()
 	}
 	becomes(t, s.client(t, next.Issue(t, certificatestest.URI(t, "spiffe://prod.test/mailer"))), true)
+	// The status says that a file is not used as it is.
+	conn := s.connect(t, next.Issue(t, certificatestest.URI(t, "spiffe://prod.test/mailer")))
+	current, err := keysvcv1.NewStatusServiceClient(conn).GetStatus(testContext(t), &keysvcv1.GetStatusRequest{})
+	if err != nil || !slices.ContainsFunc(current.GetProblems(), func(p *keysvcv1.StatusProblem) bool { return p.GetProblemId() == "file-refused" }) {
+		t.Errorf("the status has %v, %v, and not file-refused", current.GetProblems(), err)
+	}
 }
 
 // TestStatusShowsTheEndsOfCertificates: the server's, and that of the authority of clients that ends last.

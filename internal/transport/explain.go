@@ -31,7 +31,7 @@ const (
 	sentenceServerSpeaksTLS  = "the server speaks TLS, and this client does not; name the authorities of its certificate (KEYSVC_TLS_CA)"
 	sentenceServerPlaintext  = "the server does not speak TLS, and this client does; it listens in plaintext, or is not keysvc"
 	sentenceSpeaksHTTP1      = "the server answers in HTTP/1, and not in gRPC; it is not keysvc, or a proxy that needs TLS or another port"
-	sentenceClosedPlaintext  = "the server closed the connection without a word; it may speak TLS (KEYSVC_TLS_CA), have too many connections, or not be keysvc"
+	sentenceClosedPlaintext  = "the server closed the connection without a word; on a unix socket it may not know this user, on TCP it may speak TLS (KEYSVC_TLS_CA); or it has too many connections, or is not keysvc"
 	sentenceClosedHandshake  = "the server closed the connection during the TLS handshake; it may speak plaintext, have too many connections, or not be keysvc"
 	sentenceClosedAfter      = "the server closed the connection right after the TLS handshake; it may have refused this client's certificate, or have too many connections"
 	sentenceNotLoopback      = "the address is not on this machine, and plaintext does not leave it; use TLS (KEYSVC_TLS_CA)"
