@@ -99,12 +99,8 @@ func KeyFields(before, after *storagev1.KeyRecord) []*storagev1.FieldChange {
 func ImportedFields(keys []*storagev1.KeyRecord) []*storagev1.FieldChange {
 	var imported differences
 	for _, key := range keys {
-		prefix := "keys." + key.GetKeyId() + "."
-		imported.text(prefix+"member_id", "", key.GetMemberId())
-		for _, field := range KeyFields(nil, key) {
-			field.Field = prefix + field.GetField()
-			imported = append(imported, field)
-		}
+		imported.text("keys."+key.GetKeyId()+".member_id", "", key.GetMemberId())
+		imported = append(imported, FieldsOfKey(nil, key)...)
 	}
 	return imported
 }

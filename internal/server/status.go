@@ -52,18 +52,6 @@ func (s *Server) certificate() *condition.Certificate {
 // condition returns how the server is. It reads memory, and waits for the disk for at most
 // diskPatience. All components before the calls have started.
 func (s *Server) condition(ctx context.Context) *condition.Condition {
-	c := s.conditionInMemory()
-	if store, can := storage.StatusOf(s.config.Store); can {
-		ctx, cancel := context.WithTimeout(ctx, diskPatience)
-		defer cancel()
-		status := store.Status(ctx)
-		c.Store = &status
-	}
-	return c
-}
-
-// conditionInMemory is condition without the store's own state.
-func (s *Server) conditionInMemory() *condition.Condition {
 	now := s.clock.Now()
 	totals, census := s.projection.Totals(), s.projection.Census(now)
 	_, revision, policyErr := s.projection.Policy()
@@ -97,6 +85,12 @@ func (s *Server) conditionInMemory() *condition.Condition {
 	c.Certificate, c.FilesRefused = s.certificate(), s.files.Failing()
 	for _, each := range s.proofs.files.Authorities() {
 		c.Authorities = append(c.Authorities, condition.Authority{TrustDomain: each.TrustDomain, Certificate: condition.Certificate{Start: each.Start, End: each.End}})
+	}
+	if store, can := storage.StatusOf(s.config.Store); can {
+		ctx, cancel := context.WithTimeout(ctx, diskPatience)
+		defer cancel()
+		status := store.Status(ctx)
+		c.Store = &status
 	}
 	return c
 }
