@@ -126,6 +126,22 @@ func (s *simulation) endFill(client *simulated, pending *pendingFill) Verdict {
 	return verdict
 }
 
+// caughtBy has the first schedule that catches a broken rule, for those rules where the search takes
+// long. A change of the simulation makes it out of date: TestEachRuleIsNeeded then searches, is slow,
+// and logs the new numbers.
+var caughtBy = map[string]uint64{
+	"C6 joins what was sent":       1731,
+	"C9 entries beyond a welcome":  8407,
+	"C11 closes first":             62374,
+	"C12 grants of other rights":   43134,
+	"S2 barrier before the ping":   4156,
+	"S2 pong before events":        4156,
+	"S3 departed forgotten":        15204,
+	"S4 earlier lease forgotten":   3219,
+	"S6 stamped early":             8407,
+	"S7 resumed with other rights": 6230,
+}
+
 // TestEachRuleIsNeeded breaks one rule at a time. For each, some schedule must break a promise.
 // One part of C9 is not in the table: that a Welcome ends the lease. What the old lease vouches
 // for is true in the next session as well, so that part only shortens the argument, at the cost
@@ -170,7 +186,11 @@ func TestEachRuleIsNeeded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			seed, how, _ := runSchedules(enough, 1, broken)
+			// The schedule that caught it when it was last looked for. It only saves time.
+			seed, how, _ := runSchedules(1, caughtBy[name], broken)
+			if how == "" {
+				seed, how, _ = runSchedules(enough, 1, broken)
+			}
 			if how == "" {
 				t.Fatal("nothing was caught")
 			}
