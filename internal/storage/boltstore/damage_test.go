@@ -33,6 +33,22 @@ func campaign(t *testing.T, rounds int) int {
 	return rounds
 }
 
+// memoryFolder returns a folder for files that are written thousands of times: one in memory, where
+// the system has such a place. What is read there does not depend on a disk.
+func memoryFolder(t *testing.T) string {
+	t.Helper()
+	folder, err := os.MkdirTemp("/dev/shm", "keysvc-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(folder); err != nil {
+			t.Error(err)
+		}
+	})
+	return folder
+}
+
 // victim is a store's file that is damaged in many ways.
 type victim struct {
 	path    string
@@ -52,7 +68,7 @@ type victim struct {
 
 func newVictim(t *testing.T, path string) *victim {
 	t.Helper()
-	v := &victim{path: path, content: readFile(t, path), scratch: filepath.Join(t.TempDir(), "damaged.db")}
+	v := &victim{path: path, content: readFile(t, path), scratch: filepath.Join(memoryFolder(t), "damaged.db")}
 	store := mustOpen(t, path, quick)
 	v.items, v.heads, _ = loadAll(t, store)
 	v.events = make(map[string]string)
