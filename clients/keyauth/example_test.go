@@ -61,7 +61,7 @@ func ExampleNewGuard_refuses() {
 		{"/scribe.signatures.v1.SignaturesService/GetSignature": keyauth.Scope("signatures")},
 	}})
 	fmt.Println(err)
-	// Output: keyauth: /scribe.signatures.v1.SignaturesService/GetSignature: needs "signatures"; allowed are Scope with resource:action, IdentityOnly and Public
+	// Output: keyauth: /scribe.signatures.v1.SignaturesService/GetSignature: needs "signatures"; allowed are Scope with resource:action, AllOf and AnyOf with 1 to 16 of them, IdentityOnly and Public
 }
 
 func ExamplePrincipalFrom() {

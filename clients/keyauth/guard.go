@@ -40,12 +40,18 @@ type Config struct {
 	// request is the message of a unary method, and nil for a stream, which is decided before
 	// anything is read from it. ctx does not have the token. Workspace must return the workspace that
 	// the handler itself uses. The empty text means any workspace; the handler must then limit what it
-	// touches by the principal's. Text that cannot be the id of a workspace is answered with
+	// touches by the principal's. For a unary method whose requirement has a WorkspaceField, that field
+	// is read in its place. Text that cannot be the id of a workspace is answered with
 	// codes.NotFound. Public methods are not asked about, nor are methods in no table.
 	//
 	// It is for the interceptors: Admit takes Request.WorkspaceID, and the routes of keyauthhttp have
 	// a function of their own. Default: any workspace.
 	Workspace func(ctx context.Context, fullMethod string, request any) string
+	// Details asks keysvc for the details of every principal: Scopes, KeyName and ExpireTime of
+	// Principal. Without it they are empty, unless Request.Details asks for them. keysvc then reads its
+	// store for each validation that the near-cache does not answer, so a validation takes longer, and
+	// fails while the store cannot be read. Default: no details.
+	Details bool
 	// InvalidTokens is called when a network has presented many tokens that are not valid: at most
 	// once a minute for one network, and once a second for all of them. It must return at once.
 	// The log has a line in any case. Nobody is refused because of it. Default: nothing is called.
@@ -79,6 +85,8 @@ type Guard struct {
 	invalid *tally.Tally
 	// workspace is Config.Workspace; it may be nil.
 	workspace func(ctx context.Context, fullMethod string, request any) string
+	// details is Config.Details.
+	details bool
 	// trustSockets is Config.TrustUnixSockets.
 	trustSockets bool
 	// readsForwarded is set if X-Forwarded-For counts for some connections.
@@ -101,6 +109,7 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 		}
 	}
 	guard.workspace = config.Workspace
+	guard.details = config.Details
 	guard.trustSockets = config.TrustUnixSockets
 	guard.readsForwarded = len(guard.trusted) > 0 || guard.trustSockets
 	if guard.log == nil {
@@ -122,7 +131,10 @@ func NewGuard(validator Validator, config Config) (*Guard, error) {
 				return nil, fmt.Errorf("keyauth: %q: is not a method; the form is /package.Service/Method", method)
 			}
 			if !requirement.IsValid() {
-				return nil, fmt.Errorf("keyauth: %s: needs %q; allowed are Scope with resource:action, IdentityOnly and Public", method, requirement)
+				return nil, fmt.Errorf("keyauth: %s: needs %q; allowed are Scope with resource:action, AllOf and AnyOf with 1 to 16 of them, IdentityOnly and Public", method, requirement)
+			}
+			if requirement.IsPublic() && requirement.field != "" {
+				return nil, fmt.Errorf("keyauth: %s: is public, so it cannot have a WorkspaceField; leave it out", method)
 			}
 			guard.table[method] = requirement
 		}
@@ -183,6 +195,8 @@ type Request struct {
 	// Forwarded are all values of the X-Forwarded-For header. They count only if the peer is a
 	// trusted proxy.
 	Forwarded []string
+	// Details asks for the details of the principal, as Config.Details does for every request.
+	Details bool
 	// ExpireTime, if not nil, is where Admit puts Answer.ExpireTime of a request that may pass.
 	ExpireTime *time.Time
 }
@@ -269,11 +283,19 @@ func (g *Guard) question(ctx context.Context, request *Request) (Question, *Refu
 		g.log.InfoContext(ctx, "request refused", "method", request.Name, "reason", "its workspace cannot be the id of one")
 		return Question{}, &RefusalError{Code: codes.NotFound}
 	}
+	requirement := request.Requirement
+	if requirement.field != "" && request.WorkspaceID == "" {
+		// A workspace that is not known must not mean any workspace.
+		g.log.InfoContext(ctx, "request refused", "method", request.Name, "reason", "it names no workspace", "field", requirement.field)
+		return Question{}, &RefusalError{Code: codes.NotFound}
+	}
+	requirement.field = "" // for this package only
 	return Question{
 		Token:         token,
-		Requirement:   request.Requirement,
+		Requirement:   requirement,
 		WorkspaceID:   request.WorkspaceID,
 		ClientAddress: g.clientAddress(request),
+		WithDetails:   g.details || request.Details,
 	}, nil
 }
 
@@ -317,7 +339,7 @@ func (e *panicError) Error() string { return "the validator panicked: " + e.what
 // judge returns the principal or the refusal that an answer of a Validator stands for.
 func (g *Guard) judge(ctx context.Context, name string, question *Question, answer Answer, err error) (*Principal, *RefusalError) {
 	if err != nil {
-		return nil, g.failed(ctx, name, question.Requirement.Scope(), question.Token, err)
+		return nil, g.failed(ctx, name, question.Requirement.String(), question.Token, err)
 	}
 	switch answer.Decision {
 	case keysvcv1.Decision_DECISION_ALLOWED:
@@ -332,11 +354,31 @@ func (g *Guard) judge(ctx context.Context, name string, question *Question, answ
 		return nil, &RefusalError{Code: codes.Unauthenticated, Reason: keysvcv1.Reason_REASON_KEY_INVALID}
 	case keysvcv1.Decision_DECISION_PERMISSION_DENIED:
 		g.log.InfoContext(ctx, "request refused", "method", name, "reason", answer.Reason.String(),
-			"key_id", answer.KeyID, "scope", question.Requirement.Scope())
-		return nil, &RefusalError{Code: codes.PermissionDenied, Reason: shown(answer.Reason), Scope: question.Requirement.Scope()}
+			"key_id", answer.KeyID, "scope", question.Requirement.String())
+		return nil, denied(question.Requirement, &answer)
 	case keysvcv1.Decision_DECISION_UNSPECIFIED:
 	}
-	return nil, g.failed(ctx, name, question.Requirement.Scope(), question.Token, status.Errorf(codes.Internal, "answered with decision %d and no principal", answer.Decision))
+	return nil, g.failed(ctx, name, question.Requirement.String(), question.Token, status.Errorf(codes.Internal, "answered with decision %d and no principal", answer.Decision))
+}
+
+// denied returns the refusal for DECISION_PERMISSION_DENIED.
+func denied(requirement Requirement, answer *Answer) *RefusalError {
+	refusal := &RefusalError{Code: codes.PermissionDenied, Reason: shown(answer.Reason), Scope: requirement.Scope()}
+	if refusal.Reason == keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED {
+		return refusal
+	}
+	// Only scopes of the requirement are shown, because the presenter may know those.
+	needed := requirement.Scopes()
+	for _, scope := range needed {
+		if slices.Contains(answer.MissingScopes, scope) {
+			refusal.MissingScopes = append(refusal.MissingScopes, scope)
+		}
+	}
+	refusal.AnyScope = requirement.IsAnyOf()
+	if len(refusal.MissingScopes) == 0 || refusal.AnyScope {
+		refusal.MissingScopes = needed
+	}
+	return refusal
 }
 
 // shown returns the reason that a presenter may know with PERMISSION_DENIED. A reason that reveals

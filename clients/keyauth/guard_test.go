@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -175,13 +176,13 @@ func TestUnaryCallsAreDecidedByTheirRequirement(t *testing.T) {
 		return nil
 	}
 	expect(t, d.call(t.Context(), methodGet, bearer...), codes.OK, "", "")
-	if seen != key.Principal {
+	if !reflect.DeepEqual(seen, key.Principal) {
 		t.Fatalf("principal %+v, want %+v", seen, key.Principal)
 	}
 	expect(t, d.call(t.Context(), methodWho, bearer...), codes.OK, "", "")
 	expect(t, d.call(t.Context(), methodWrite, bearer...), codes.PermissionDenied, "SCOPE_NOT_GRANTED", "signatures:write")
 	expect(t, d.call(t.Context(), methodOpen), codes.OK, "", "")
-	if seen != (keyauth.Principal{}) {
+	if !reflect.DeepEqual(seen, keyauth.Principal{}) {
 		t.Fatalf("a public method has the principal %+v", seen)
 	}
 	expect(t, d.call(t.Context(), "/grpc.health.v1.Health/Check"), codes.OK, "", "")
@@ -510,7 +511,7 @@ func TestAdmitDecidesForOtherTransports(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if principal, ok := keyauth.PrincipalFrom(ctx); !ok || principal != key.Principal {
+	if principal, ok := keyauth.PrincipalFrom(ctx); !ok || !reflect.DeepEqual(principal, key.Principal) {
 		t.Fatalf("principal %+v", principal)
 	}
 	request.Peer = netip.MustParseAddr("192.0.2.1")

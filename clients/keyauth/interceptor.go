@@ -20,6 +20,9 @@ const (
 func (g *Guard) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, message any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		request := g.request(ctx, info.FullMethod, message)
+		if refusal := g.readWorkspace(ctx, &request, message); refusal != nil {
+			return nil, refusal
+		}
 		principal, _, refusal := g.decide(ctx, &request)
 		if refusal != nil {
 			return nil, refusal
@@ -31,6 +34,11 @@ func (g *Guard) UnaryServerInterceptor() grpc.UnaryServerInterceptor {
 // StreamServerInterceptor returns the interceptor for streaming methods. A stream is decided
 // before its handler runs and before anything is read from it.
 //
+// If the requirement has a WorkspaceField, each message is checked when the handler receives it: one
+// that names another workspace than the key's ends the stream as an unknown key does. The handler does
+// not see the message, and cannot send before one has passed. A service that may validate in some
+// workspaces only needs Config.Workspace for its streams nevertheless, because the decision comes first.
+//
 // If the Validator is a Watcher, a stream also ends when its key may no longer do what the
 // stream needs. RecvMsg and SendMsg then fail with the refusal, calls in progress included. The
 // stream's context is cancelled with the refusal as its cause. The presenter gets the refusal
@@ -40,9 +48,14 @@ func (g *Guard) StreamServerInterceptor() grpc.StreamServerInterceptor {
 	return func(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 		ctx := stream.Context()
 		request := g.request(ctx, info.FullMethod, nil)
+		field := request.Requirement.field
+		request.Requirement.field = "" // nothing was read yet
 		principal, question, refusal := g.decide(ctx, &request)
 		if refusal != nil {
 			return refusal
+		}
+		if field != "" {
+			stream, handler = g.inWorkspace(stream, handler, info.FullMethod, field, principal)
 		}
 		if g.watcher == nil || principal == nil {
 			return handler(service, &admittedStream{ServerStream: stream, ctx: admit(ctx, principal)})
@@ -65,7 +78,7 @@ func (g *Guard) request(ctx context.Context, method string, message any) Request
 	if g.readsForwarded {
 		request.Forwarded = metadata.ValueFromIncomingContext(ctx, forwardedHeader)
 	}
-	if g.workspace != nil && request.Requirement.IsValid() && !request.Requirement.IsPublic() {
+	if read := message != nil && request.Requirement.field != ""; !read && g.workspace != nil && request.Requirement.IsValid() && !request.Requirement.IsPublic() {
 		request.WorkspaceID = g.workspace(admit(ctx, nil), method, message) // without the token
 	}
 	return request

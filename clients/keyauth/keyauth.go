@@ -28,6 +28,15 @@ type Principal struct {
 	MemberID string
 	// Role is the name of the member's present role in the policy.
 	Role string
+	// Scopes are the scopes that the key has and its member's role allows, sorted. They are shared:
+	// do not change them. Empty if there are none, or with details off: see Config.Details.
+	Scopes []string
+	// KeyName is what people call the key. Empty with details off: see Config.Details. A service must
+	// not decide by it.
+	KeyName string
+	// ExpireTime is when the token stops working, by the clock of keysvc, if it is neither revoked
+	// nor rotated before. Zero with details off: see Config.Details.
+	ExpireTime time.Time
 }
 
 // Question is what a service asks for each request.
@@ -44,6 +53,10 @@ type Question struct {
 	// ClientAddress is the presenter's address; the zero Addr if it is not known. A key that is
 	// limited to addresses does not accept an unknown address.
 	ClientAddress netip.Addr
+	// WithDetails asks for the details of the principal: Scopes, KeyName and ExpireTime. Without it
+	// they are empty. keysvc reads its store for them, which it does for no other question. A
+	// near-cache keeps them with the grant, until an event of the key, its member or the policy.
+	WithDetails bool
 }
 
 // Answer is the answer of a Validator. The zero Answer is a refusal.
@@ -54,6 +67,10 @@ type Answer struct {
 	Reason keysvcv1.Reason
 	// KeyID is the key's public identifier; empty if keysvc did not tell it.
 	KeyID string
+	// MissingScopes are, with REASON_SCOPE_NOT_GRANTED and REASON_SCOPE_BEYOND_ROLE, the scopes of the
+	// requirement that the token lacks, in the order of the requirement. Of AnyOf that is all of
+	// them: one would do. Empty if keysvc is too old to say.
+	MissingScopes []string
 	// Principal is set on DECISION_ALLOWED. It is shared: do not change it.
 	Principal *Principal
 	// ExpireTime is when the token stops working, by the clock of keysvc, if it is neither revoked nor

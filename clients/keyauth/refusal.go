@@ -23,8 +23,15 @@ type RefusalError struct {
 	// codes.PermissionDenied, and REASON_UNSPECIFIED otherwise.
 	Reason keysvcv1.Reason
 	// Scope is the scope that was needed, with codes.PermissionDenied; empty if no scope would
-	// do.
+	// do, and for AllOf and AnyOf.
 	Scope string
+	// MissingScopes are the scopes that the request needs and the key lacks, with
+	// REASON_SCOPE_NOT_GRANTED and REASON_SCOPE_BEYOND_ROLE, in the order of the requirement: of Scope
+	// that scope, of AllOf exactly those that are missing. Of AnyOf they are all scopes, and
+	// AnyScope is set. Empty for a method that is in no table.
+	MissingScopes []string
+	// AnyScope is set if one of MissingScopes would do.
+	AnyScope bool
 	// TokenMissing is set if the request had no authorization, or another scheme. RFC 6750
 	// section 3.1 wants both answered without an error code.
 	TokenMissing bool
@@ -39,10 +46,10 @@ func (r *RefusalError) Error() string {
 		return "the API key is not valid"
 	case r.Code == codes.PermissionDenied && r.Reason == keysvcv1.Reason_REASON_ADDRESS_NOT_ALLOWED:
 		return "the API key may not be used from this address"
-	case r.Code == codes.PermissionDenied && r.Reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE && r.Scope != "":
-		return "the API key may not do this: its member's role does not have the scope " + r.Scope
-	case r.Code == codes.PermissionDenied && r.Scope != "":
-		return "the API key may not do this: it needs the scope " + r.Scope
+	case r.Code == codes.PermissionDenied && r.Reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE && r.needed() != "":
+		return "the API key may not do this: its member's role does not have " + r.needed()
+	case r.Code == codes.PermissionDenied && r.needed() != "":
+		return "the API key may not do this: it needs " + r.needed()
 	case r.Code == codes.PermissionDenied:
 		return "this is not open to API keys"
 	case r.Code == codes.Unavailable:
@@ -55,16 +62,42 @@ func (r *RefusalError) Error() string {
 	return "internal error"
 }
 
+// needed returns the missing scopes in words; empty if no scope would do.
+func (r *RefusalError) needed() string {
+	switch missing := r.MissingScopes; {
+	case len(missing) == 0 && r.Scope == "":
+		return ""
+	case len(missing) == 0:
+		return "the scope " + r.Scope
+	case len(missing) == 1:
+		return "the scope " + missing[0]
+	case r.AnyScope:
+		return "one of the scopes " + strings.Join(missing, ", ")
+	default:
+		return "the scopes " + strings.Join(missing, ", ")
+	}
+}
+
 // GRPCStatus returns the status for the presenter. UNAUTHENTICATED and PERMISSION_DENIED carry
-// google.rpc.ErrorInfo with the reason, and with the needed scope in its metadata.
+// google.rpc.ErrorInfo with the reason. Its metadata has Scope as "scope", MissingScopes with a space
+// between two as "missing_scopes", and with AnyScope "any_scope" is "true".
 func (r *RefusalError) GRPCStatus() *status.Status {
 	answer := status.New(r.Code, r.Error())
 	if r.Code != codes.Unauthenticated && r.Code != codes.PermissionDenied {
 		return answer
 	}
 	info := &errdetails.ErrorInfo{Domain: errorDomain, Reason: strings.TrimPrefix(r.Reason.String(), "REASON_")}
+	if r.Scope != "" || len(r.MissingScopes) > 0 {
+		info.Metadata = make(map[string]string)
+	}
 	if r.Scope != "" {
-		info.Metadata = map[string]string{"scope": r.Scope}
+		info.Metadata["scope"] = r.Scope
+	}
+	if len(r.MissingScopes) > 0 {
+		info.Metadata["missing_scopes"] = strings.Join(r.MissingScopes, " ")
+	}
+	if r.AnyScope {
+		info.Metadata["any_scope"] = "true"
 	}
 	detailed, err := answer.WithDetails(info)
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -297,7 +298,7 @@ func TestHandlerSeesThePrincipalAndNoToken(t *testing.T) {
 		t.Fatal("the handler did not run")
 	}
 	principal, ok := keyauth.PrincipalFrom(seen.Context())
-	if want := (keyauth.Principal{KeyID: keyID, WorkspaceID: workspace, MemberID: member, Role: "admin"}); !ok || principal != want {
+	if want := (keyauth.Principal{KeyID: keyID, WorkspaceID: workspace, MemberID: member, Role: "admin"}); !ok || !reflect.DeepEqual(principal, want) {
 		t.Errorf("principal: %+v", principal)
 	}
 	if seen.PathValue("id") != "a/b" || seen.Pattern != "GET /v1/signatures/{id}" || seen.URL.RawQuery != "x=1" || seen.Header.Get("X-Other") != "kept" {

@@ -77,7 +77,7 @@ func (m *Mux) challenge(refusal *keyauth.RefusalError) string {
 	challenge := `Bearer realm="` + m.realm + `"`
 	switch {
 	case lacksScope(refusal):
-		challenge += fmt.Sprintf(`, error="insufficient_scope", scope="%s"`, refusal.Scope)
+		challenge += fmt.Sprintf(`, error="insufficient_scope", scope="%s"`, strings.Join(refusal.MissingScopes, " "))
 	case !refusal.TokenMissing:
 		challenge += `, error="invalid_token"`
 	}
@@ -87,7 +87,7 @@ func (m *Mux) challenge(refusal *keyauth.RefusalError) string {
 // lacksScope reports whether another scope would help. It would not if the address is not
 // allowed, and RFC 6750 has no error code for that.
 func lacksScope(refusal *keyauth.RefusalError) bool {
-	return refusal.Code == codes.PermissionDenied && refusal.Scope != "" &&
+	return refusal.Code == codes.PermissionDenied && len(refusal.MissingScopes) > 0 &&
 		(refusal.Reason == keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED || refusal.Reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE)
 }
 

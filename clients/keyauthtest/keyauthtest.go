@@ -40,6 +40,8 @@ type Key struct {
 	// WorkspaceID and MemberID are the owner's. Default: DefaultWorkspace and DefaultMember. A
 	// member that does not exist is added, with DefaultRole.
 	WorkspaceID, MemberID string
+	// Name is what people call the key. It shows in the details of the principal. Default: none.
+	Name string
 	// Scopes are the scopes that the key is granted.
 	Scopes []string
 	// AllowedCIDRs limit the client address. Default: any address.
@@ -68,9 +70,11 @@ type Validator struct {
 	keys  map[string]*decide.Key
 	// lifetimes are the lifetimes of the keys' secrets; 0 is a calendar year.
 	lifetimes map[string]time.Duration
-	members   map[memberID]*decide.Member
-	roles     map[string]decide.Scopes
-	scopes    decide.Scopes
+	// names are the names of the keys that have one.
+	names   map[string]string
+	members map[memberID]*decide.Member
+	roles   map[string]decide.Scopes
+	scopes  decide.Scopes
 	// workspaces are those of SetWorkspaces; nil means all.
 	workspaces map[string]bool
 	failure    error
@@ -103,6 +107,7 @@ func New(t testing.TB) *Validator {
 		now:       time.Now,
 		keys:      make(map[string]*decide.Key),
 		lifetimes: make(map[string]time.Duration),
+		names:     make(map[string]string),
 		members:   make(map[memberID]*decide.Member),
 		roles:     map[string]decide.Scopes{DefaultRole: {everything}},
 		changed:   make(chan struct{}),
@@ -235,6 +240,9 @@ func (v *Validator) CreateKey(key Key) Created {
 		}
 		made.AllowedPrefixes = append(made.AllowedPrefixes, prefix)
 	}
+	if key.Name != "" {
+		v.names[made.ID] = key.Name
+	}
 	secret, plaintext := v.newSecret(made.ID, made.ExpireTime)
 	made.Secrets[0] = secret
 	v.keys[made.ID], v.lifetimes[made.ID] = made, key.Lifetime
@@ -339,8 +347,17 @@ func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 	if !requirement.IsValid() || requirement.IsPublic() {
 		return keyauth.Answer{}, status.Errorf(codes.Internal, "keyauthtest: %q is nothing to ask for", requirement)
 	}
-	if scope := requirement.Scope(); scope != "" && v.scopes != nil && !v.scopes.Contains(scope) {
-		return keyauth.Answer{}, status.Errorf(codes.InvalidArgument, "keyauthtest: there is no scope %s; there are %v", scope, v.scopes)
+	for _, scope := range requirement.Scopes() {
+		if v.scopes != nil && !v.scopes.Contains(scope) {
+			return keyauth.Answer{}, status.Errorf(codes.InvalidArgument, "keyauthtest: there is no scope %s; there are %v", scope, v.scopes)
+		}
+	}
+	needed := decide.Requirement{Scope: requirement.Scope(), IdentityOnly: requirement.IsIdentityOnly()}
+	switch {
+	case requirement.IsAllOf():
+		needed.AllOf = requirement.Scopes()
+	case requirement.IsAnyOf():
+		needed.AnyOf = requirement.Scopes()
 	}
 	switch {
 	case v.workspaces == nil || v.workspaces[question.WorkspaceID]:
@@ -365,8 +382,7 @@ func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 	grant, reason := decide.Authenticate(presented, subject, question.WorkspaceID, now)
 	decision := reason.Decision()
 	if reason == decide.NoReason {
-		decision, reason = decide.Authorize(&grant, question.WorkspaceID,
-			decide.Requirement{Scope: requirement.Scope(), IdentityOnly: requirement.IsIdentityOnly()}, question.ClientAddress, now)
+		decision, reason = decide.Authorize(&grant, question.WorkspaceID, needed, question.ClientAddress, now)
 	}
 	answer := keyauth.Answer{
 		Decision: keysvcv1.Decision(decision), Reason: keysvcv1.Reason(reason), KeyID: grant.Principal.KeyID,
@@ -377,6 +393,13 @@ func (v *Validator) decide(question keyauth.Question) (keyauth.Answer, error) {
 			MemberID: grant.Principal.MemberID, Role: grant.Principal.Role,
 		}
 		answer.ExpireTime = time.Unix(0, grant.HoldsUntil).UTC()
+		if question.WithDetails {
+			answer.Principal.Scopes, answer.Principal.ExpireTime = grant.Effective(), answer.ExpireTime
+			answer.Principal.KeyName = v.names[grant.Principal.KeyID]
+		}
+	}
+	if reason == decide.ScopeNotGranted || reason == decide.ScopeBeyondRole {
+		answer.MissingScopes = needed.Missing(&grant)
 	}
 	return answer, nil
 }

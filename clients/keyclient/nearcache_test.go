@@ -2,6 +2,7 @@ package keyclient_test
 
 import (
 	"errors"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"log/slog"
 	"sync/atomic"
 	"testing"
@@ -272,4 +273,50 @@ func TestNearCacheKeepsTheContract(t *testing.T) {
 			sync:   keysvcv1.NewSyncServiceClient(keysvc.Conn),
 		}
 	})
+}
+
+// TestNearCacheShowsTheNewNameOfAKey: the details that are kept with a grant end with an event of the key.
+func TestNearCacheShowsTheNewNameOfAKey(t *testing.T) {
+	keysvc := servertest.Start(t, servertest.Options{})
+	keysvc.PutMember(t, "acme", "ann", "admin")
+	keyID, token := keysvc.CreateKey(t, "acme", "ann", "signatures:read")
+	counter := &counter{}
+	client := newClient(t, keysvc.Address, keyclient.Config{DialOptions: []grpc.DialOption{counter.option()}})
+	fresh(t, client)
+	ask := func(details bool) keyauth.Principal {
+		t.Helper()
+		answer, err := client.Validate(t.Context(), keyauth.Question{Token: token, Requirement: keyauth.IdentityOnly(), WithDetails: details})
+		if err != nil || answer.Principal == nil {
+			t.Fatalf("Validate = %+v, %v", answer, err)
+		}
+		return *answer.Principal
+	}
+	if lean := ask(false); lean.KeyName != "" || lean.Scopes != nil || !lean.ExpireTime.IsZero() {
+		t.Errorf("details that nobody asked for: %+v", lean)
+	}
+	before := ask(true)
+	if before.KeyName == "" || len(before.Scopes) != 1 || before.ExpireTime.IsZero() {
+		t.Errorf("no details: %+v", before)
+	}
+	calls := counter.calls.Load()
+	if again := ask(true); again.KeyName != before.KeyName || counter.calls.Load() != calls {
+		t.Errorf("%+v, %d calls more", again, counter.calls.Load()-calls)
+	}
+	if lean := ask(false); lean.KeyName != "" || lean.Scopes != nil || !lean.ExpireTime.IsZero() {
+		t.Errorf("details that nobody asked for, from memory: %+v", lean)
+	}
+	renamed, err := keysvc.Keys.UpdateKey(t.Context(), &keysvcv1.UpdateKeyRequest{
+		Key: &keysvcv1.Key{WorkspaceId: "acme", KeyId: keyID, Name: "renamed"}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"name"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := keysvcv1.NewSyncServiceClient(keysvc.Conn).AwaitRevision(t.Context(), &keysvcv1.AwaitRevisionRequest{
+		Revision: renamed.GetRevision(), Epoch: renamed.GetEpoch(),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if after := ask(true); after.KeyName != "renamed" {
+		t.Errorf("after AwaitRevision: %+v", after)
+	}
 }

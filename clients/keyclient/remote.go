@@ -46,7 +46,7 @@ func (r *remote) Validate(ctx context.Context, question keyauth.Question) (keyau
 	if err != nil {
 		return keyauth.Answer{}, err
 	}
-	return r.wire.answer(response)
+	return r.wire.answer(&question, response)
 }
 
 // withoutCall answers a question that needs no call, and reports whether it did.
@@ -86,6 +86,13 @@ func (w *wire) request(question keyauth.Question) *keysvcv1.ValidateKeyRequest {
 		RequiredScope: question.Requirement.Scope(),
 		IdentityOnly:  question.Requirement.IsIdentityOnly(),
 		WorkspaceId:   question.WorkspaceID,
+		WithDetails:   question.WithDetails,
+	}
+	switch {
+	case question.Requirement.IsAllOf():
+		request.AllOf = question.Requirement.Scopes()
+	case question.Requirement.IsAnyOf():
+		request.AnyOf = question.Requirement.Scopes()
 	}
 	if w.tokens {
 		request.Token = question.Token
@@ -113,11 +120,12 @@ func digestOf(text string) (digest []byte, keyID string) {
 // answer reads a response. A response that makes no sense is an error, not a no, because it
 // tells nothing about the token. So is the answer of a server that does not know digests, which has
 // looked at an empty token.
-func (w *wire) answer(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error) {
+func (w *wire) answer(question *keyauth.Question, response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error) {
 	if !w.tokens && !response.GetByDigest() {
 		return keyauth.Answer{}, status.Error(codes.Unavailable, tooOld+", or set SendTokens until then")
 	}
 	answer := keyauth.Answer{Decision: response.GetDecision(), Reason: response.GetReason(), KeyID: response.GetKeyId()}
+	answer.MissingScopes = response.GetMissingScopes()
 	switch answer.Decision {
 	case keysvcv1.Decision_DECISION_UNAUTHENTICATED, keysvcv1.Decision_DECISION_PERMISSION_DENIED:
 		return answer, nil
@@ -134,6 +142,10 @@ func (w *wire) answer(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, e
 		}
 		if end := principal.GetExpireTime(); end.IsValid() && end != nil {
 			answer.ExpireTime = end.AsTime()
+		}
+		if question.WithDetails {
+			answer.Principal.Scopes, answer.Principal.KeyName = principal.GetScopes(), principal.GetKeyName()
+			answer.Principal.ExpireTime = answer.ExpireTime
 		}
 		return answer, nil
 	case keysvcv1.Decision_DECISION_UNSPECIFIED:

@@ -42,6 +42,10 @@ func startService(ctx context.Context, keysvc *keyclient.Client, httpAddress, gr
 	signaturesv1.RegisterSignaturesServiceServer(server, implementation)
 	grpc_health_v1.RegisterHealthServer(server, health.NewServer())
 	reflection.Register(server)
+	// A method that is in no table would be denied to everybody: better to know at start.
+	if err := guard.Covers(server); err != nil {
+		return nil, err
+	}
 	routes, err := implementation.HTTP(guard)
 	if err != nil {
 		return nil, err

@@ -248,6 +248,9 @@ func PolicyFields(before, after *policy.Policy, retiredBefore, retiredAfter []st
 	}
 	altered.text("token_prefix", before.TokenPrefix, after.TokenPrefix)
 	altered.list("catalogue", before.Scopes(), after.Scopes())
+	// Titles and descriptions decide nothing, and all of them would not fit: the event tells only that
+	// they changed.
+	altered.text("titles", before.TitlesDigest(), after.TitlesDigest())
 	names := make(map[string]bool)
 	for _, role := range slices.Concat(before.Roles, after.Roles) {
 		names[role.Name] = true

@@ -84,6 +84,7 @@ func TestPolicyFieldsAreThoseThatDiffer(t *testing.T) {
 	}
 	expect(t, fields, `token_prefix: ["scribe"] -> ["other"]
 catalogue: ["assets:delete"] -> ["assets:delete"]
+titles: ["`+before.TitlesDigest()+`"] -> ["`+after.TitlesDigest()+`"]
 roles.admin.scopes: ["assets:delete"] -> ["assets:delete"]
 roles.auditor: [] -> ["exists"]
 roles.auditor.scopes: [] -> ["emails:read"]

@@ -203,6 +203,29 @@ func TestKeyListSendsItsFilters(t *testing.T) {
 	}
 }
 
+func TestKeyListSearchesAndCounts(t *testing.T) {
+	var got []*keysvcv1.ListKeysRequest
+	total := new(int32(7))
+	c := command{addr: start(t, &fake{listKeys: func(_ context.Context, r *keysvcv1.ListKeysRequest) (*keysvcv1.ListKeysResponse, error) {
+		got = append(got, r)
+		response := &keysvcv1.ListKeysResponse{Keys: []*keysvcv1.Key{testKey()}}
+		if r.GetWithTotalSize() {
+			response.TotalSize, response.NextPageToken = total, "next"
+		}
+		return response, nil
+	}})}
+	list := []string{"key", "list", "--workspace", "acme", "--name", "Back up", "--total", "-o", "name"}
+	id := testKey().GetKeyId() + "\n"
+	c.run(t, list...).want(t, 0, id+id, "7 keys in all\n")
+	if len(got) != 2 || got[0].GetNameContains() != "Back up" || got[1].GetNameContains() != "Back up" || got[1].GetWithTotalSize() {
+		t.Errorf("requests %v", got)
+	}
+	total = nil
+	c.run(t, list...).want(t, 0, id+id, "the keys were not counted: the workspace has more than 10,000 stored\n")
+	c.run(t, "key", "list", "--total").want(t, 2, "",
+		"error: --total counts the keys of one workspace: --workspace is needed (see keysvc key list --help)\n")
+}
+
 // shelf has total keys and gives at most perPage of them at a time; its page
 // tokens are offsets. The page after the first is empty.
 type shelf struct {

@@ -14,8 +14,8 @@ import (
 
 // keyFilters holds the flags of key list that select keys.
 type keyFilters struct {
-	workspace, member, scope        *string
-	allWorkspaces, revoked          *bool
+	workspace, member, scope, name  *string
+	allWorkspaces, revoked, total   *bool
 	issuedLocally, imported         *bool
 	states                          commaList
 	expiringWithin, unusedFor       span
@@ -39,6 +39,7 @@ may still be in use somewhere.
 ` + fmt.Sprintf(listHelp, "keys") + "\n\n" + jsonHelp,
 		Example: `  keysvc key list --workspace acme
   keysvc key list --revoked -o wide
+  keysvc key list --workspace acme --name backup --total
   keysvc key list --expiring-within 30d --state active,suspended
   keysvc key list --expiring-within 30d --unused-for 90d
   keysvc key list --all --unused-for 90d -o name`,
@@ -49,6 +50,8 @@ may still be in use somewhere.
 	f.allWorkspaces = flags.BoolP("all-workspaces", "A", false, "list all workspaces, whatever "+workspaceVariable+" says")
 	f.member = flags.String("member", "", "only keys of this member")
 	f.scope = flags.String("scope", "", "only keys that were granted this scope")
+	f.name = flags.String("name", "", "only keys whose name has this text in it, in any case")
+	f.total = flags.Bool("total", false, "say on standard error how many keys there are on all pages")
 	f.revoked = flags.Bool("revoked", false, "list the keys that are revoked or expired, in place of the live ones")
 	f.issuedLocally = flags.Bool("issued-locally", false, "only keys with a secret that a caller of keysvc drew; =false for the others")
 	f.imported = flags.Bool("imported", false, "only keys with a token of another system, which are not rotated yet; =false for the others")
@@ -71,13 +74,18 @@ may still be in use somewhere.
 		if err != nil {
 			return err
 		}
+		var total *int32
 		list := listing[*keysvcv1.ListKeysResponse]{
 			plural:  "keys",
 			again:   f.again(request),
 			columns: keyColumns(request.GetWorkspaceId() == ""),
 			fetch: func(pageSize int32, pageToken string) (*keysvcv1.ListKeysResponse, error) {
 				request.PageSize, request.PageToken = pageSize, pageToken
-				return s.keys.ListKeys(ctx, request)
+				page, err := s.keys.ListKeys(ctx, request)
+				if err == nil && request.GetWithTotalSize() { // the first page tells
+					total, request.WithTotalSize = page.TotalSize, false
+				}
+				return page, err
 			},
 			rows: func(page *keysvcv1.ListKeysResponse) [][]string {
 				var rows [][]string
@@ -94,7 +102,13 @@ may still be in use somewhere.
 		if slices.Equal(request.GetStates(), liveStates) && len(f.states) == 0 {
 			list.none = " that are live; --revoked lists those that are revoked or expired"
 		}
-		return list.show(s, pages)
+		if err := list.show(s, pages); err != nil || !*f.total {
+			return err
+		}
+		if total == nil {
+			return s.note("the keys were not counted: the workspace has more than 10,000 stored")
+		}
+		return s.note("%s in all", count(int64(*total), "key"))
 	})
 }
 
@@ -108,11 +122,16 @@ func (f *keyFilters) request(s *session) (*keysvcv1.ListKeysRequest, error) {
 		Scope:          optional(s.cmd, "scope", f.scope),
 		IssuedLocally:  optional(s.cmd, "issued-locally", f.issuedLocally),
 		Imported:       optional(s.cmd, "imported", f.imported),
+		NameContains:   *f.name,
+		WithTotalSize:  *f.total,
 		ExpiringBefore: timestamp(f.expiringBeforeAt, now, f.expiringWithin, +1),
 		UnusedSince:    timestamp(f.unusedSinceAt, now, f.unusedFor, -1),
 	}
 	if *f.allWorkspaces {
 		request.WorkspaceId = ""
+	}
+	if *f.total && request.GetWorkspaceId() == "" {
+		return nil, usageError(s.cmd, "--total counts the keys of one workspace: --workspace is needed")
 	}
 	for _, word := range f.states {
 		state, known := keysvcv1.KeyState_value[keyStatePrefix+strings.ToUpper(word)]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -115,7 +116,7 @@ func (a *app) memberGetCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "get MEMBER_ID",
 		Short:   "Show one member",
-		Long:    "Show one member.\n\n" + jsonHelp + nameHelp,
+		Long:    "Show one member, and the scopes that a key of the member can be granted now.\n\n" + jsonHelp + nameHelp,
 		Example: `  keysvc member get ann --workspace acme`,
 		Args:    positional("MEMBER_ID"),
 	}
@@ -126,7 +127,13 @@ func (a *app) memberGetCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return s.out.answer(response, func() error { return s.out.member(response.GetMember()) })
+		return s.out.answer(response, func() error {
+			assignable := "none"
+			if scopes := response.GetAssignableScopes(); len(scopes) > 0 {
+				assignable = strings.Join(scopes, " ")
+			}
+			return s.out.member(response.GetMember(), field{"Can grant", assignable})
+		})
 	})
 }
 
@@ -260,14 +267,15 @@ func (s *session) confirmMemberRemove(ctx context.Context, workspace, member str
 
 const memberStatePrefix = "MEMBER_STATE_"
 
-func (p *printer) member(member *keysvcv1.Member) error {
-	return p.write([]byte(record(
-		field{"Member", member.GetMemberId()},
-		field{"Workspace", member.GetWorkspaceId()},
-		field{"Role", member.GetRole()},
-		field{"State", enumWord(member.GetState(), memberStatePrefix)},
-		field{"Source version", fmt.Sprint(member.GetSourceVersion())},
-		field{"Created", p.minute(member.GetCreateTime(), "")},
-		field{"Changed", p.minute(member.GetUpdateTime(), "")},
-	)))
+// member writes a member, and more fields after it.
+func (p *printer) member(member *keysvcv1.Member, more ...field) error {
+	return p.write([]byte(record(append([]field{
+		{"Member", member.GetMemberId()},
+		{"Workspace", member.GetWorkspaceId()},
+		{"Role", member.GetRole()},
+		{"State", enumWord(member.GetState(), memberStatePrefix)},
+		{"Source version", fmt.Sprint(member.GetSourceVersion())},
+		{"Created", p.minute(member.GetCreateTime(), "")},
+		{"Changed", p.minute(member.GetUpdateTime(), "")},
+	}, more...)...)))
 }

@@ -33,7 +33,9 @@ func TestMemberCommandsSendTheirFlags(t *testing.T) {
 			return &keysvcv1.PutMemberResponse{Member: testMember("ann"), Revision: 2, Epoch: "e1"}, nil
 		},
 		getMember: func(_ context.Context, r *keysvcv1.GetMemberRequest) (*keysvcv1.GetMemberResponse, error) {
-			return &keysvcv1.GetMemberResponse{Member: testMember(r.GetMemberId()), Revision: 2, Epoch: "e1"}, nil
+			return &keysvcv1.GetMemberResponse{
+				Member: testMember(r.GetMemberId()), AssignableScopes: []string{"signatures:read", "emails:read"}, Revision: 2, Epoch: "e1",
+			}, nil
 		},
 		remove: func(_ context.Context, r *keysvcv1.RemoveMemberRequest) (*keysvcv1.RemoveMemberResponse, error) {
 			removed = r
@@ -43,6 +45,7 @@ func TestMemberCommandsSendTheirFlags(t *testing.T) {
 	r := c.run(t, "member", "put", "ann", "--workspace", "acme", "--role", "manager", "--state", "suspended", "--source-version", "0", "--actor", "bob")
 	golden(t, "member.txt", r.stdout)
 	golden(t, "member.json", c.run(t, "member", "get", "ann", "--workspace", "acme", "-o", "json").stdout)
+	golden(t, "member_get.txt", c.run(t, "member", "get", "ann", "--workspace", "acme").stdout)
 	if want := (&keysvcv1.PutMemberRequest{
 		WorkspaceId: "acme", MemberId: "ann", Role: "manager", State: keysvcv1.MemberState_MEMBER_STATE_SUSPENDED,
 		SourceVersion: proto.Int64(0), ActorMemberId: new("bob"),

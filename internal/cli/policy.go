@@ -66,7 +66,12 @@ func policyFrom(message *keysvcv1.Policy) *policy.Policy {
 		Retention: message.GetRetention().AsDuration(),
 	}
 	for _, resource := range message.GetResources() {
-		p.Resources = append(p.Resources, policy.Resource{Name: resource.GetName(), Actions: resource.GetActions()})
+		p.Resources = append(p.Resources, policy.Resource{
+			Name: resource.GetName(), Actions: resource.GetActions(), Title: resource.GetTitle(), Description: resource.GetDescription(),
+		})
+	}
+	for _, action := range message.GetActions() {
+		p.Actions = append(p.Actions, policy.Action{Name: action.GetName(), Title: action.GetTitle(), Description: action.GetDescription()})
 	}
 	for _, role := range message.GetRoles() {
 		p.Roles = append(p.Roles, policy.Role{Name: role.GetName(), Scopes: role.GetScopes()})

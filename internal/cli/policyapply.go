@@ -138,6 +138,9 @@ func planTable(active, wanted *policy.Policy, plan *keysvcv1.ApplyPolicyResponse
 	setting("scopes per key", fmt.Sprint(active.Limits.ScopesPerKey), fmt.Sprint(wanted.Limits.ScopesPerKey), "")
 	setting("characters of a name", fmt.Sprint(active.Limits.KeyNameCharacters), fmt.Sprint(wanted.Limits.KeyNameCharacters), "")
 	setting("retention", retentionDays(active), retentionDays(wanted), "then revoked and expired keys are purged")
+	if active.TitlesDigest() != wanted.TitlesDigest() {
+		t.add("  ~ titles and descriptions", "", "for people; they decide nothing")
+	}
 	if len(t.rows) == 0 {
 		t.add("  ~ only the order of the lists, or how roles are written")
 	}
@@ -203,7 +206,12 @@ func policyMessage(p *policy.Policy) *keysvcv1.Policy {
 		},
 	}
 	for _, resource := range p.Resources {
-		message.Resources = append(message.Resources, &keysvcv1.PolicyResource{Name: resource.Name, Actions: resource.Actions})
+		message.Resources = append(message.Resources, &keysvcv1.PolicyResource{
+			Name: resource.Name, Actions: resource.Actions, Title: resource.Title, Description: resource.Description,
+		})
+	}
+	for _, action := range p.Actions {
+		message.Actions = append(message.Actions, &keysvcv1.PolicyAction{Name: action.Name, Title: action.Title, Description: action.Description})
 	}
 	for _, role := range p.Roles {
 		message.Roles = append(message.Roles, &keysvcv1.PolicyRole{Name: role.Name, Scopes: role.Scopes})

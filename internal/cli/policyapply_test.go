@@ -71,7 +71,12 @@ func policyMessage(p *policy.Policy) *keysvcv1.Policy {
 		Retention: durationpb.New(p.Retention),
 	}
 	for _, resource := range p.Resources {
-		message.Resources = append(message.Resources, &keysvcv1.PolicyResource{Name: resource.Name, Actions: resource.Actions})
+		message.Resources = append(message.Resources, &keysvcv1.PolicyResource{
+			Name: resource.Name, Actions: resource.Actions, Title: resource.Title, Description: resource.Description,
+		})
+	}
+	for _, action := range p.Actions {
+		message.Actions = append(message.Actions, &keysvcv1.PolicyAction{Name: action.Name, Title: action.Title, Description: action.Description})
 	}
 	for _, role := range p.Roles {
 		message.Roles = append(message.Roles, &keysvcv1.PolicyRole{Name: role.Name, Scopes: role.Scopes})

@@ -42,6 +42,7 @@ no answer.
 
 ` + jsonHelp,
 		Example: `  keysvc validate --scope signatures:read <token.txt
+  keysvc validate --all-of emails:read,assets:read <token.txt
   keysvc validate --identity-only --details -o json <token.txt
   KEYSVC_TOKEN=$(cat token.txt) keysvc validate --scope emails:read --workspace acme`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -56,17 +57,29 @@ no answer.
 	flags := cmd.Flags()
 	flags.StringVar(&request.RequiredScope, "scope", "", "the scope that the token needs, as in signatures:read")
 	flags.BoolVar(&request.IdentityOnly, "identity-only", false, "ask only who the token acts as")
+	var allOf, anyOf commaList
+	flags.Var(&allOf, "all-of", "scopes that the token needs, every one; can be repeated, or with commas")
+	flags.Var(&anyOf, "any-of", "scopes of which the token needs one; can be repeated, or with commas")
 	workspace := a.workspaceFlag(cmd, "the workspace that the resource belongs to; empty means any")
 	flags.StringVar(&request.ClientAddress, "client-address", "", "the address of whoever presented the token, without a port")
 	flags.BoolVar(&request.WithDetails, "details", false, "show the key's name, effective scopes and labels too")
 	flags.Int64Var(&request.MinRevision, "min-revision", 0, "answer from this revision or a later one")
 	flags.StringVar(&request.Epoch, "epoch", "", "the epoch that --min-revision belongs to")
 	cmd.MarkFlagsRequiredTogether("min-revision", "epoch")
-	a.complete(cmd, "scope", completeScopes)
+	for _, flag := range []string{"scope", "all-of", "any-of"} {
+		a.complete(cmd, flag, completeScopes)
+	}
 
 	return a.clientCommand(cmd, formatsOfAnswers, func(ctx context.Context, s *session, args []string) error {
-		if (request.GetRequiredScope() != "") == request.GetIdentityOnly() {
-			return usageError(cmd, "exactly one of --scope and --identity-only is needed")
+		request.AllOf, request.AnyOf = allOf, anyOf
+		said := 0
+		for _, given := range []bool{request.GetRequiredScope() != "", request.GetIdentityOnly(), len(allOf) > 0, len(anyOf) > 0} {
+			if given {
+				said++
+			}
+		}
+		if said != 1 {
+			return usageError(cmd, "exactly one of --scope, --all-of, --any-of and --identity-only is needed")
 		}
 		text, err := s.readToken(ctx, len(args) == 1)
 		if err != nil {
@@ -81,7 +94,7 @@ no answer.
 		if err != nil {
 			return err
 		}
-		err = s.out.answer(response, func() error { return s.out.decision(request.GetRequiredScope(), problem, response) })
+		err = s.out.answer(response, func() error { return s.out.decision(request, problem, response) })
 		if err != nil {
 			return err
 		}
@@ -117,7 +130,7 @@ func (s *session) refuse(problem string) error {
 
 // decision writes the answer on a token in words, which begin with the names of decision and
 // reason. problem is what is wrong with the form of the token; "" for nothing.
-func (p *printer) decision(scope, problem string, response *keysvcv1.ValidateKeyResponse) error {
+func (p *printer) decision(request *keysvcv1.ValidateKeyRequest, problem string, response *keysvcv1.ValidateKeyResponse) error {
 	if response.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED {
 		if problem != "" && response.GetReason() == keysvcv1.Reason_REASON_KEY_INVALID {
 			return p.line("UNAUTHENTICATED: KEY_INVALID, the text %s", problem)
@@ -129,7 +142,7 @@ func (p *printer) decision(scope, problem string, response *keysvcv1.ValidateKey
 		return p.line("%s: %s, %s",
 			strings.TrimPrefix(response.GetDecision().String(), "DECISION_"),
 			strings.TrimPrefix(response.GetReason().String(), "REASON_"),
-			inWords(response.GetReason(), key, scope))
+			lackInWords(request, response, key))
 	}
 	who := response.GetPrincipal()
 	err := p.line("ALLOWED key %s acts as member %s (%s) in workspace %s",
@@ -143,6 +156,23 @@ func (p *printer) decision(scope, problem string, response *keysvcv1.ValidateKey
 		field{"Labels", joinLabels(who.GetLabels())},
 		field{"Expires", p.deadline(who.GetExpireTime(), "")},
 	)
+}
+
+// lackInWords is inWords with the missing scopes of several.
+func lackInWords(request *keysvcv1.ValidateKeyRequest, response *keysvcv1.ValidateKeyResponse, key string) string {
+	reason := response.GetReason()
+	scoped := reason == keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED || reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE
+	if !scoped || request.GetRequiredScope() != "" {
+		return inWords(reason, key, request.GetRequiredScope())
+	}
+	lack := key + " lacks " + strings.Join(response.GetMissingScopes(), ", ")
+	if len(request.GetAnyOf()) > 1 {
+		lack += " (one of them would do)"
+	}
+	if reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE {
+		return lack + ": its member's role does not have now what the key was granted"
+	}
+	return lack
 }
 
 // inWords explains why key may not pass.

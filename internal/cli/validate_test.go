@@ -212,3 +212,47 @@ func TestValidateInterruptedWhileReading(t *testing.T) {
 		t.Errorf("status %d, %q", status, stderr.String())
 	}
 }
+
+func TestValidateAsksForSeveralScopes(t *testing.T) {
+	asked := make(chan *keysvcv1.ValidateKeyRequest, 1)
+	reason := keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED
+	c := command{addr: start(t, &fake{validateKey: func(_ context.Context, request *keysvcv1.ValidateKeyRequest) (*keysvcv1.ValidateKeyResponse, error) {
+		asked <- request
+		return &keysvcv1.ValidateKeyResponse{
+			Decision: keysvcv1.Decision_DECISION_PERMISSION_DENIED, Reason: reason, KeyId: "K",
+			MissingScopes: []string{"assets:read", "emails:write"}, ByDigest: true,
+		}, nil
+	}})}
+	for _, test := range []struct {
+		flags    string
+		all, any string
+		reason   keysvcv1.Reason
+		stdout   string
+	}{
+		{
+			"--all-of emails:read,assets:read --all-of emails:write", "emails:read assets:read emails:write", "", keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED,
+			"PERMISSION_DENIED: SCOPE_NOT_GRANTED, key K lacks assets:read, emails:write\n",
+		},
+		{
+			"--any-of assets:read,emails:write", "", "assets:read emails:write", keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE,
+			"PERMISSION_DENIED: SCOPE_BEYOND_ROLE, key K lacks assets:read, emails:write (one of them would do): its member's role does not have now what the key was granted\n",
+		},
+	} {
+		reason = test.reason
+		c.stdin = strings.NewReader(testToken + "\n")
+		r := c.run(t, append([]string{"validate"}, strings.Fields(test.flags)...)...)
+		if r.status != 4 || r.stdout != test.stdout {
+			t.Errorf("%s: %+v", test.flags, r)
+		}
+		request := <-asked
+		if strings.Join(request.GetAllOf(), " ") != test.all || strings.Join(request.GetAnyOf(), " ") != test.any {
+			t.Errorf("%s: asked %v", test.flags, request)
+		}
+	}
+	for _, flags := range []string{"", "--scope a:b --all-of c:d", "--identity-only --any-of c:d", "--all-of a:b --any-of c:d"} {
+		c.stdin = strings.NewReader(testToken + "\n")
+		if r := c.run(t, append([]string{"validate"}, strings.Fields(flags)...)...); r.status == 0 || !strings.Contains(r.stderr, "exactly one of --scope, --all-of, --any-of and --identity-only") {
+			t.Errorf("%q: %+v", flags, r)
+		}
+	}
+}

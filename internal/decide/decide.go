@@ -228,6 +228,48 @@ type Requirement struct {
 	Scope string
 	// IdentityOnly asks for no scope: any valid token will do.
 	IdentityOnly bool
+	// AllOf are scopes that the request needs, every one of them.
+	AllOf []string
+	// AnyOf are scopes of which the request needs at least one.
+	AnyOf []string
+}
+
+// Kinds returns how many of the fields are set. A requirement with any other number than 1 is met
+// by no token.
+func (r *Requirement) Kinds() int {
+	count := 0
+	for _, set := range [...]bool{r.Scope != "", r.IdentityOnly, len(r.AllOf) > 0, len(r.AnyOf) > 0} {
+		if set {
+			count++
+		}
+	}
+	return count
+}
+
+// NeedsNoScope reports whether any valid token meets the requirement.
+func (r *Requirement) NeedsNoScope() bool { return r.IdentityOnly && r.Kinds() == 1 }
+
+// Scopes returns the scopes that the requirement names, in its order.
+func (r *Requirement) Scopes() []string {
+	switch {
+	case r.Scope != "":
+		return []string{r.Scope}
+	case len(r.AllOf) > 0:
+		return r.AllOf
+	}
+	return r.AnyOf
+}
+
+// Missing returns the scopes that the requirement names and the grant does not have in effect, in the
+// order of the requirement. It is for a grant that was refused with ScopeNotGranted or ScopeBeyondRole.
+func (r *Requirement) Missing(grant *Grant) []string {
+	var missing []string
+	for _, scope := range r.Scopes() {
+		if !grant.Granted.Contains(scope) || !grant.Role.Contains(scope) {
+			missing = append(missing, scope)
+		}
+	}
+	return missing
 }
 
 // decoy is compared in place of a key that does not exist, so that an unknown id takes as
@@ -360,20 +402,57 @@ func refusal(grant *Grant, expectedWorkspace string, requirement Requirement, ad
 	if !admits(grant.AllowedPrefixes, address) {
 		return AddressNotAllowed
 	}
-	if requirement.needsNoScope() {
-		return NoReason
-	}
-	if requirement.Scope == "" || !grant.Granted.Contains(requirement.Scope) {
+	if requirement.Kinds() != 1 {
 		return ScopeNotGranted
 	}
-	if !grant.Role.Contains(requirement.Scope) {
+	switch {
+	case requirement.IdentityOnly:
+		return NoReason
+	case len(requirement.AllOf) > 0:
+		return lacksAll(grant, requirement.AllOf)
+	case len(requirement.AnyOf) > 0:
+		return lacksAny(grant, requirement.AnyOf)
+	}
+	return lacks(grant, requirement.Scope)
+}
+
+// lacks returns why a grant does not have a scope in effect; NoReason if it has.
+func lacks(grant *Grant, scope string) Reason {
+	switch {
+	case !grant.Granted.Contains(scope):
+		return ScopeNotGranted
+	case !grant.Role.Contains(scope):
 		return ScopeBeyondRole
 	}
 	return NoReason
 }
 
-// needsNoScope reports whether any valid token meets the requirement.
-func (r Requirement) needsNoScope() bool { return r.IdentityOnly && r.Scope == "" }
+// lacksAll returns why a grant does not have all scopes in effect. A scope that is not granted to the
+// key comes first, because it is checked before the role.
+func lacksAll(grant *Grant, scopes []string) Reason {
+	reason := NoReason
+	for _, scope := range scopes {
+		if why := lacks(grant, scope); why == ScopeNotGranted {
+			return why
+		} else if why != NoReason {
+			reason = why
+		}
+	}
+	return reason
+}
+
+// lacksAny returns why a grant has none of the scopes in effect.
+func lacksAny(grant *Grant, scopes []string) Reason {
+	reason := ScopeNotGranted
+	for _, scope := range scopes {
+		if why := lacks(grant, scope); why == NoReason {
+			return why
+		} else if why == ScopeBeyondRole {
+			reason = why
+		}
+	}
+	return reason
+}
 
 // admits reports whether a key with these prefixes may be used from an address.
 func admits(prefixes []netip.Prefix, address netip.Addr) bool {

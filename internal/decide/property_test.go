@@ -33,7 +33,7 @@ func mayPass(s *situation, secrets []token.Token) bool {
 	})
 	scope := s.requirement.Scope
 	mayDo := scope == "" && s.requirement.IdentityOnly ||
-		scope != "" && slices.Contains(key.Scopes, scope) && slices.Contains(*s.subject.RoleScopes, scope)
+		scope != "" && !s.requirement.IdentityOnly && slices.Contains(key.Scopes, scope) && slices.Contains(*s.subject.RoleScopes, scope)
 	return matches && here && alive && moment < key.ExpireTime && member.Active && near && mayDo
 }
 

@@ -111,13 +111,39 @@ func (q *ExplainQuery) check() error {
 	return fields.Err()
 }
 
-// CheckRequirement checks that a request says what it needs.
+// maxRequired is the largest number of scopes in all_of and any_of.
+const maxRequired = 16
+
+// CheckRequirement checks that a request says what it needs: exactly one of its four fields. A second
+// one is refused, because a server that ignored it could allow what was not meant.
 func CheckRequirement(fields *problem.Fields, requirement decide.Requirement) {
 	switch {
-	case requirement.Scope == "" && !requirement.IdentityOnly:
-		fields.Add("required_scope", "is missing; a scope of the policy is required, or identity_only")
-	case requirement.Scope != "" && requirement.IdentityOnly:
-		fields.Add("identity_only", "is set beside required_scope; exactly one of the two is required")
+	case requirement.Kinds() == 0:
+		fields.Add("required_scope", "is missing; a scope of the policy is required, or one of identity_only, all_of and any_of")
+	case requirement.Kinds() > 1:
+		name := "identity_only"
+		switch {
+		case len(requirement.AnyOf) > 0:
+			name = "any_of"
+		case len(requirement.AllOf) > 0:
+			name = "all_of"
+		}
+		fields.Add(name, "is set beside another requirement; exactly one of required_scope, identity_only, all_of and any_of is required")
+	}
+	checkRequired(fields, "all_of", requirement.AllOf)
+	checkRequired(fields, "any_of", requirement.AnyOf)
+}
+
+func checkRequired(fields *problem.Fields, name string, scopes []string) {
+	if len(scopes) > maxRequired {
+		fields.Add(name, "has %d scopes; 1 to %d are allowed", len(scopes), maxRequired)
+		return
+	}
+	for index, scope := range scopes {
+		// Whether there is such a scope is checked with the policy.
+		if slices.Contains(scopes[:index], scope) {
+			fields.Add(name, "has at index %d a scope that it has before; each is allowed once", index)
+		}
 	}
 }
 

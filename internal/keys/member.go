@@ -29,6 +29,9 @@ type Member struct {
 	// CreateTime is when the member was added, or added again; UpdateTime when the record last
 	// changed.
 	CreateTime, UpdateTime time.Time
+	// AssignableScopes are the scopes that a key of the member can be granted now, in the order of the
+	// policy's catalogue. GetMember alone sets them, for an active member.
+	AssignableScopes []string
 }
 
 // MemberState is the state of a member. Keys can be used only while their member is active. The

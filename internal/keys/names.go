@@ -2,6 +2,7 @@ package keys
 
 import (
 	"slices"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 
@@ -38,6 +39,39 @@ func checkName(fields *problem.Fields, name string, limits policy.Limits) {
 // NormalName returns a name in Unicode's normalization form NFC, in which names are stored: an é
 // that was sent as two characters becomes one.
 func NormalName(name string) string { return norm.NFC.String(name) }
+
+// maxNamePart is how many characters the text that names are searched for has at most.
+const maxNamePart = 128
+
+// checkNamePart checks the text that names are searched for; empty searches for nothing.
+func checkNamePart(fields *problem.Fields, text string) {
+	const field = "name_contains"
+	switch count := utf8.RuneCountInString(text); {
+	case refuseToken(fields, field, text):
+	case count > maxNamePart:
+		fields.Add(field, "has %d characters; 1 to %d are allowed", count, maxNamePart)
+	case !utf8.ValidString(text):
+		fields.Add(field, "is not valid UTF-8")
+	case strings.ContainsFunc(text, unicode.IsControl):
+		fields.Add(field, "has a control character, which no name has; printable ones and the space are allowed")
+	}
+}
+
+// foldName returns a name with one form for characters that differ only in case, by Unicode's simple
+// case folding: no character becomes two.
+func foldName(name string) string { return strings.Map(foldRune, name) }
+
+// foldRune returns the least of the characters that differ from a character only in case.
+func foldRune(r rune) rune {
+	if r < utf8.RuneSelf && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') {
+		return r
+	}
+	least := r
+	for next := unicode.SimpleFold(r); next != r; next = unicode.SimpleFold(next) {
+		least = min(least, next)
+	}
+	return least
+}
 
 func beginsWithMark(text string) bool {
 	first, _ := utf8.DecodeRuneInString(text)

@@ -210,6 +210,9 @@ func checkPolicies(t *testing.T, w *keystest.World, check func(string, bool, fun
 		p.Resources = p.GetResources()[1:]
 		p.Retention = durationpb.New(p.GetRetention().AsDuration() + 24*time.Hour)
 	}))
+	check("other titles", false, apply(func(p *keysvcv1.Policy) {
+		p.GetResources()[0].Title, p.GetActions()[0].Description = "Colleagues", ""
+	}))
 	check("another resource", false, apply(func(p *keysvcv1.Policy) {
 		p.Resources = append(p.GetResources(), &keysvcv1.PolicyResource{Name: "invoices", Actions: []string{"read"}})
 	}))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -93,8 +94,12 @@ func (m *Manager) reached(ctx context.Context, revision int64, err error) error 
 	return cmp.Or(m.projection.WaitFor(ctx, revision), err)
 }
 
-// maxScanned is how many stored keys one page of a filtered list looks at.
-const maxScanned = 10_000
+const (
+	// maxScanned is how many stored keys one page of a filtered list looks at.
+	maxScanned = 10_000
+	// maxCounted is how many stored keys a total looks at. A workspace with more has no total.
+	maxCounted = 10_000
+)
 
 // KeyQuery selects the keys that ListKeys returns.
 type KeyQuery struct {
@@ -115,6 +120,11 @@ type KeyQuery struct {
 	IssuedLocally *bool
 	// Imported, if set, selects keys with, or without, a secret that was imported.
 	Imported *bool
+	// NameContains, if not empty, selects keys whose name has it in it, in any case: 1 to 128 characters,
+	// in Unicode's normalization form NFC, which NormalName returns.
+	NameContains string
+	// WithTotal asks for KeyPage.Total. It needs a WorkspaceID.
+	WithTotal bool
 	// PageSize is the max number of keys on a page: up to MaxPageSize, 0 for DefaultPageSize.
 	PageSize int
 	// PageToken is NextPageToken of the page before, given with the same filters; empty for the
@@ -131,6 +141,9 @@ type KeyPage struct {
 	Keys []*Key
 	// NextPageToken is the PageToken of the next page; empty on the last page.
 	NextPageToken string
+	// Total is how many keys of the workspace pass the filters, on all pages together. It is nil if
+	// nobody asked, and if the workspace has more than 10,000 keys stored: those are not counted.
+	Total *int
 }
 
 // ListKeys reads a page of keys, newest first. A page ends when its stored keys reach
@@ -146,6 +159,9 @@ func (m *Manager) ListKeys(ctx context.Context, visible access.Workspaces, query
 	checkOptionalID(&fields, "workspace_id", query.WorkspaceID)
 	size := pageSize(&fields, query.PageSize)
 	filter := checkFilter(&fields, query)
+	if query.WithTotal && query.WorkspaceID == "" {
+		fields.Add("workspace_id", "is missing; with_total_size needs a workspace")
+	}
 	if err := fields.Err(); err != nil {
 		return nil, err // a page token cannot be compared with bad filters
 	}
@@ -156,14 +172,18 @@ func (m *Manager) ListKeys(ctx context.Context, visible access.Workspaces, query
 	}
 	if !seen {
 		position, err := m.nothing(ctx)
-		return &KeyPage{Position: position}, err
+		page := &KeyPage{Position: position}
+		if query.WithTotal {
+			page.Total = new(int)
+		}
+		return page, err
 	}
 	now := m.clock()
 	result := &KeyPage{Position: m.at(0)}
 	for scanned, room := 0, storage.MaxPageBytes; ; {
 		page, shown, err := m.keysOf(ctx, storage.Query{
 			WorkspaceID: query.WorkspaceID, Cursor: cursor, Limit: size - len(result.Keys), MaxBytes: room,
-		}, now)
+		}, filter, now)
 		if err != nil {
 			return nil, asPageTokenInvalid(err)
 		}
@@ -171,7 +191,7 @@ func (m *Manager) ListKeys(ctx context.Context, visible access.Workspaces, query
 			result.Revision = page.Revision
 		}
 		for index, key := range shown {
-			if filter.admits(key) {
+			if key != nil {
 				result.Keys = append(result.Keys, key)
 				// A stored key, with hashes and incarnations, is larger than the key that is shown.
 				room -= proto.Size(page.Keys[index])
@@ -180,7 +200,39 @@ func (m *Manager) ListKeys(ctx context.Context, visible access.Workspaces, query
 		cursor, scanned = page.Next, scanned+len(page.Keys)
 		if cursor == "" || len(result.Keys) == size || scanned >= maxScanned || room < 1 {
 			result.NextPageToken = makePageToken(cursor, digest)
-			return result, nil
+			break
+		}
+	}
+	if query.WithTotal {
+		if result.Total, err = m.total(ctx, query, filter, now); err != nil {
+			return nil, err
+		}
+	}
+	return result, nil
+}
+
+// total counts the keys of a workspace that pass the filters. It returns nil if the workspace has more
+// than maxCounted keys stored. A key that comes, changes or goes meanwhile may be missing.
+func (m *Manager) total(ctx context.Context, query KeyQuery, filter *keyFilter, now time.Time) (*int, error) {
+	total, cursor := 0, ""
+	for scanned := 0; ; {
+		page, shown, err := m.keysOf(ctx, storage.Query{
+			WorkspaceID: query.WorkspaceID, Cursor: cursor, Limit: min(MaxPageSize, maxCounted+1-scanned),
+		}, filter, now)
+		if err != nil {
+			return nil, err
+		}
+		for _, key := range shown {
+			if key != nil {
+				total++
+			}
+		}
+		cursor, scanned = page.Next, scanned+len(page.Keys)
+		switch {
+		case scanned > maxCounted:
+			return nil, nil //nolint:nilnil // no total is an answer
+		case cursor == "":
+			return &total, nil
 		}
 	}
 }
@@ -197,14 +249,15 @@ func (m *Manager) nothing(ctx context.Context) (Position, error) {
 
 // filters returns the query without what may differ from page to page.
 func (q KeyQuery) filters() KeyQuery {
-	q.PageSize, q.PageToken = 0, ""
+	q.PageSize, q.PageToken, q.WithTotal = 0, "", false
 	return q
 }
 
-// keysOf reads a page of keys and returns them as callers see them. A page of one workspace
+// keysOf reads a page of keys and returns them as callers see them, nil for those that do not pass the
+// filter. A page of one workspace
 // is true at its revision; on a page of all workspaces, each key is as it was at that revision
 // or later.
-func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time) (storage.KeyPage, []*Key, error) {
+func (m *Manager) keysOf(ctx context.Context, query storage.Query, filter *keyFilter, now time.Time) (storage.KeyPage, []*Key, error) {
 	for {
 		// The steps and their order are those of GetKey.
 		page, err := m.store.ListKeys(ctx, query)
@@ -214,9 +267,16 @@ func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time
 		shown, work := make([]*Key, 0, len(page.Keys)), giveway.From(ctx)
 		for _, record := range page.Keys {
 			work.GiveWay()
+			if !filter.admitsName(record.GetName()) { // most keys of a search, and the cheapest to tell
+				shown = append(shown, nil)
+				continue
+			}
 			key, err := m.show(record, now, m.readMember(ctx))
 			if err != nil {
 				return page, nil, err
+			}
+			if !filter.admits(key) {
+				key = nil
 			}
 			shown = append(shown, key)
 		}
@@ -229,6 +289,7 @@ func (m *Manager) keysOf(ctx context.Context, query storage.Query, now time.Time
 // keyFilter is the filters of a KeyQuery, checked.
 type keyFilter struct {
 	memberID, scope string
+	nameContains    string // folded
 	states          map[KeyState]bool
 	expiringBefore  *time.Time
 	unusedSince     *time.Time
@@ -260,10 +321,17 @@ func checkFilter(fields *problem.Fields, query KeyQuery) *keyFilter {
 	filter.expiringBefore = checkTime(fields, "expiring_before", query.ExpiringBefore)
 	filter.issuedLocally, filter.imported = query.IssuedLocally, query.Imported
 	filter.unusedSince = checkTime(fields, "unused_since", query.UnusedSince)
+	checkNamePart(fields, query.NameContains)
+	filter.nameContains = foldName(query.NameContains)
 	return filter
 }
 
-// admits reports whether a key passes every filter.
+// admitsName reports whether a name passes the filter of names.
+func (f *keyFilter) admitsName(name string) bool {
+	return f.nameContains == "" || strings.Contains(foldName(name), f.nameContains)
+}
+
+// admits reports whether a key passes every filter but that of names.
 func (f *keyFilter) admits(key *Key) bool {
 	if f.memberID != "" && key.MemberID != f.memberID {
 		return false
@@ -319,7 +387,15 @@ func (m *Manager) GetMember(ctx context.Context, visible access.Workspaces, work
 		// same revision.
 		workspace := m.projection.Workspace(workspaceID)
 		if workspace.Changed <= revision {
-			return showMember(record, workspace.Current), m.at(revision), nil
+			member := showMember(record, workspace.Current)
+			// Without a policy that can be read nothing can be granted, but the member is there.
+			if member.State == MemberActive && workspace.Policy != nil {
+				member.AssignableScopes = workspace.Policy.ScopesInOrder(member.Role)
+				if !m.isStill("", revision) {
+					continue // the policy changed since the read
+				}
+			}
+			return member, m.at(revision), nil
 		}
 	}
 }

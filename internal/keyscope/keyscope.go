@@ -6,6 +6,9 @@ package keyscope
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"google.golang.org/protobuf/compiler/protogen"
 	"google.golang.org/protobuf/encoding/protowire"
@@ -67,10 +70,13 @@ type row struct {
 	needs
 }
 
-// needs is the requirement of an annotation: a scope or, if scope is "", the requirement
-// that the function of keyauth with the name call returns.
+// needs is the requirement of an annotation: what the function of keyauth with the name call returns
+// for the scopes. In a service's default, call may be "".
 type needs struct {
-	scope, call string
+	call   string
+	scopes []string
+	// field is the path of the field that holds the workspace; "" for none.
+	field string
 }
 
 // readTable reads the annotations of a service.
@@ -87,8 +93,29 @@ func readTable(service *protogen.Service, catalogue *policy.Policy) (table, []er
 			problems = append(problems, at(method.Desc, "method %s: option (keysvc.v1.access) %s", method.Desc.FullName(), problem))
 			continue
 		}
-		if needs == nil {
-			needs = fallback
+		own := needs != nil
+		switch {
+		case own && needs.call == "":
+			problems = append(problems, at(method.Desc, "method %s: option (keysvc.v1.access) %s", method.Desc.FullName(), isEmpty))
+			continue
+		case own && needs.call == "Public" && needs.field != "":
+			problems = append(problems, at(method.Desc,
+				"method %s: option (keysvc.v1.access) has a workspace_field beside public: true; there is no key whose workspace it could be", method.Desc.FullName()))
+			continue
+		case !own && fallback != nil && fallback.call != "":
+			copied := *fallback
+			needs = &copied
+		case own && fallback != nil && needs.field == "":
+			needs.field = fallback.field
+		}
+		if needs != nil && needs.call == "Public" {
+			needs.field = ""
+		}
+		if needs != nil && needs.field != "" {
+			if problem := wrongField(method, needs.field); problem != "" {
+				problems = append(problems, at(method.Desc, "method %s: workspace_field %q %s", method.Desc.FullName(), needs.field, problem))
+				continue
+			}
 		}
 		if needs == nil {
 			problems = append(problems, at(method.Desc,
@@ -126,26 +153,103 @@ func accessOf(options proto.Message, extension protoreflect.ExtensionType, catal
 	if !said {
 		return nil, ""
 	}
-	set := 0
-	for rest := value; len(rest) > 0; set++ {
-		_, _, length := protowire.ConsumeField(rest)
+	set, fields := 0, 0
+	for rest := value; len(rest) > 0; {
+		number, _, length := protowire.ConsumeField(rest)
 		if length < 0 {
 			return nil, unreadable
 		}
+		if number == workspaceField {
+			fields++
+		} else {
+			set++
+		}
 		rest = rest[length:]
 	}
-	if set > 1 {
-		return nil, "sets more than one of required_scope, identity_only and public; keep one"
+	switch {
+	case set > 1:
+		return nil, "sets more than one of required_scope, identity_only, public, all_of and any_of; keep one"
+	case fields > 1:
+		return nil, "sets workspace_field more than once; keep one"
 	}
 	var access keysvcv1.Access
-	if err := proto.Unmarshal(value, &access); err != nil || len(access.ProtoReflect().GetUnknown()) > 0 {
+	if err := proto.Unmarshal(value, &access); err != nil || len(access.ProtoReflect().GetUnknown()) > 0 ||
+		len(access.GetAllOf().ProtoReflect().GetUnknown()) > 0 || len(access.GetAnyOf().ProtoReflect().GetUnknown()) > 0 {
 		return nil, unreadable
+	}
+	if fields > 0 && access.GetWorkspaceField() == "" {
+		return nil, "has an empty workspace_field; leave it out, or name a field of the request"
+	}
+	if access.GetRequirement() == nil && fields > 0 {
+		return &needs{field: access.GetWorkspaceField()}, ""
 	}
 	demanded, problem := readAccess(&access, catalogue)
 	if problem != "" {
 		return nil, problem
 	}
+	demanded.field = access.GetWorkspaceField()
 	return &demanded, ""
+}
+
+// workspaceField is the number of Access.workspace_field.
+const workspaceField = 6
+
+// isEmpty is what is wrong with an annotation without a requirement.
+const isEmpty = "is empty; allowed are required_scope, all_of, any_of, identity_only: true and public: true"
+
+// wrongField returns what is wrong with a path of workspace_field; "" for nothing.
+func wrongField(method *protogen.Method, path string) string {
+	if method.Desc.IsStreamingClient() {
+		return "is on a method that streams its requests, of which only the first may name the workspace; check it in the handler, and name workspace_field only on the methods that have one request"
+	}
+	message := method.Desc.Input()
+	for {
+		name, rest, more := strings.Cut(path, ".")
+		field := message.Fields().ByName(protoreflect.Name(name))
+		switch {
+		case field == nil:
+			return fmt.Sprintf("is not there: message %s has no field %q", message.FullName(), name)
+		case field.IsList() || field.IsMap():
+			return fmt.Sprintf("is not one text: %s is repeated", field.FullName())
+		case !more && field.Kind() != protoreflect.StringKind:
+			return fmt.Sprintf("is not one text: %s is of type %s; a string is required", field.FullName(), field.Kind())
+		case !more:
+			return ""
+		case field.Message() == nil:
+			return fmt.Sprintf("is not there: %s is no message and has no fields", field.FullName())
+		}
+		message, path = field.Message(), rest
+	}
+}
+
+// readScopes returns the requirement of all_of and any_of.
+func readScopes(call, field string, scopes []string, catalogue *policy.Policy) (demanded needs, problem string) {
+	if len(scopes) == 0 || len(scopes) > maxScopes {
+		return needs{}, fmt.Sprintf("has %s with %d scopes; 1 to %d are allowed", field, len(scopes), maxScopes)
+	}
+	for index, scope := range scopes {
+		if problem := wrongScope(field, scope, catalogue); problem != "" {
+			return needs{}, problem
+		}
+		if slices.Contains(scopes[:index], scope) {
+			return needs{}, fmt.Sprintf("has in %s the scope %q twice; keep one", field, scope)
+		}
+	}
+	return needs{call: call, scopes: scopes}, ""
+}
+
+// maxScopes is the largest number of scopes of all_of and any_of.
+const maxScopes = 16
+
+// wrongScope returns what is wrong with a scope; "" for nothing.
+func wrongScope(field, scope string, catalogue *policy.Policy) string {
+	if !policy.ValidScopeName(scope) {
+		return fmt.Sprintf("has the scope %q, which is malformed; the form is resource:action, each of a-z, 0-9 and _", scope)
+	}
+	if catalogue != nil && !catalogue.HasScope(scope) {
+		return "has a scope in " + field + " that does not exist: " + policy.UnknownScope(scope, catalogue.Scopes(), "the policy file")
+	}
+	return ""
 }
 
 // readAccess returns the requirement of an annotation, or what is wrong with it.
@@ -153,13 +257,14 @@ func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (demanded nee
 	switch requirement := access.GetRequirement().(type) {
 	case *keysvcv1.Access_RequiredScope:
 		scope := requirement.RequiredScope
-		if !policy.ValidScopeName(scope) {
-			return needs{}, fmt.Sprintf("has the scope %q, which is malformed; the form is resource:action, each of a-z, 0-9 and _", scope)
+		if problem := wrongScope("required_scope", scope, catalogue); problem != "" {
+			return needs{}, problem
 		}
-		if catalogue != nil && !catalogue.HasScope(scope) {
-			return needs{}, "has a required_scope that does not exist: " + policy.UnknownScope(scope, catalogue.Scopes(), "the policy file")
-		}
-		return needs{scope: scope}, ""
+		return needs{call: "Scope", scopes: []string{scope}}, ""
+	case *keysvcv1.Access_AllOf:
+		return readScopes("AllOf", "all_of", requirement.AllOf.GetScopes(), catalogue)
+	case *keysvcv1.Access_AnyOf:
+		return readScopes("AnyOf", "any_of", requirement.AnyOf.GetScopes(), catalogue)
 	case *keysvcv1.Access_IdentityOnly:
 		if requirement.IdentityOnly {
 			return needs{call: "IdentityOnly"}, ""
@@ -171,7 +276,7 @@ func readAccess(access *keysvcv1.Access, catalogue *policy.Policy) (demanded nee
 		}
 		return needs{}, "has public: false, which says nothing; give a required_scope instead"
 	}
-	return needs{}, "is empty; allowed are required_scope, identity_only: true and public: true"
+	return needs{}, isEmpty
 }
 
 // at returns an error that begins with the file and the line of a declaration.
@@ -198,9 +303,13 @@ func write(plugin *protogen.Plugin, file *protogen.File, tables []table, taken n
 		out.P("func ", access, "() ", keyauth("Table"), " {")
 		out.P("return ", keyauth("Table"), "{")
 		for _, row := range table.rows {
-			needs := keyauth(row.call) + "()"
-			if row.scope != "" {
-				needs = fmt.Sprintf("%s(%q)", keyauth("Scope"), row.scope)
+			quoted := make([]string, len(row.scopes))
+			for index, scope := range row.scopes {
+				quoted[index] = strconv.Quote(scope)
+			}
+			needs := keyauth(row.call) + "(" + strings.Join(quoted, ", ") + ")"
+			if row.field != "" {
+				needs += fmt.Sprintf(".WorkspaceField(%q)", row.field)
 			}
 			out.P(fmt.Sprintf("%q: %s,", fmt.Sprintf("/%s/%s", full, row.method.Desc.Name()), needs))
 		}

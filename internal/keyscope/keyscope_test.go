@@ -144,7 +144,7 @@ func TestGenerateRefusesAnAnnotationThatIsGivenTwice(t *testing.T) {
 	}{
 		"once":             {method: said(scope)},
 		"in pieces":        {method: said(nil, scope)},
-		"two statements":   {method: said(scope, public), problem: "things.proto:1: method things.v1.Things.Get: option (keysvc.v1.access) sets more than one of required_scope, identity_only and public; keep one"},
+		"two statements":   {method: said(scope, public), problem: "things.proto:1: method things.v1.Things.Get: option (keysvc.v1.access) sets more than one of required_scope, identity_only, public, all_of and any_of; keep one"},
 		"one value":        {method: said(slices.Concat(scope, public)), problem: "more than one"},
 		"the same twice":   {method: said(scope, scope), problem: "more than one"},
 		"of the service":   {service: said(scope, public), problem: "service things.v1.Things: option (keysvc.v1.default_access) sets more than one"},

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/scribe-mail/keysvc/internal/strictyaml"
 	"github.com/scribe-mail/keysvc/internal/token"
@@ -18,6 +20,10 @@ const (
 	maxLiveKeysPerWorkspace = 1_000_000
 	maxScopesPerKey         = 1000
 	maxKeyNameCharacters    = 1024
+
+	// maxTitle and maxDescription are in characters.
+	maxTitle       = 64
+	maxDescription = 256
 
 	// maxDocument bounds the canonical document, in bytes, so that the record and its audit
 	// event fit into one commit of the store (512 KiB).
@@ -47,6 +53,7 @@ func (p *Policy) check(found *mistakes) {
 		found.Add("token_prefix", "is %s, allowed are 2 to 12 characters of a-z and 0-9, the first a letter", strictyaml.Quote(p.TokenPrefix))
 	}
 	p.checkResources(found)
+	p.checkActions(found)
 	p.checkRoles(found)
 	checkRange(found, "limits.live_keys_per_workspace", p.Limits.LiveKeysPerWorkspace, maxLiveKeysPerWorkspace)
 	checkRange(found, "limits.scopes_per_key", p.Limits.ScopesPerKey, maxScopesPerKey)
@@ -73,6 +80,7 @@ func (p *Policy) checkResources(found *mistakes) {
 		if len(resource.Actions) == 0 {
 			found.Add(path+".actions", "has none, at least one is needed")
 		}
+		checkWords(found, path, resource.Title, resource.Description)
 		scopes += len(resource.Actions)
 		firstActions := map[string]string{}
 		for j, action := range resource.Actions {
@@ -82,6 +90,57 @@ func (p *Policy) checkResources(found *mistakes) {
 	if scopes > maxScopes {
 		found.Add("resources", "has %d scopes in all, allowed are up to %d", scopes, maxScopes)
 	}
+}
+
+// checkActions checks the titles of actions.
+func (p *Policy) checkActions(found *mistakes) {
+	known := map[string]bool{}
+	for _, resource := range p.Resources {
+		for _, action := range resource.Actions {
+			known[action] = true
+		}
+	}
+	wholeCatalogue := !found.AnyUnread("resources")
+	firsts := map[string]string{}
+	for i, action := range p.Actions {
+		path := fmt.Sprintf("actions[%d]", i)
+		checkName(found, firsts, path+".name", action.Name, "_", allowedName)
+		if wholeCatalogue && validName(action.Name, "_") && !known[action.Name] {
+			found.Add(path+".name", "is %s, but no resource has this action, allowed are those under resources", strictyaml.Quote(action.Name))
+		}
+		checkWords(found, path, action.Title, action.Description)
+	}
+}
+
+// checkWords checks the title and the description of the thing at a path.
+func checkWords(found *mistakes, path, title, description string) {
+	checkText(found, path+".title", title, maxTitle)
+	checkText(found, path+".description", description, maxDescription)
+}
+
+// checkText checks a text for people. The text is not repeated: it may be a token.
+func checkText(found *mistakes, field, text string, maximum int) {
+	switch count := utf8.RuneCountInString(text); {
+	case token.In(text):
+		found.Add(field, "holds what looks like a token, allowed are words for people")
+	case count > maximum:
+		found.Add(field, "has %d characters, allowed are up to %d", count, maximum)
+	case !utf8.ValidString(text):
+		found.Add(field, "is not valid UTF-8, allowed is UTF-8 only")
+	case strings.ContainsFunc(text, showsNothing):
+		found.Add(field, "has a control, invisible or other unprintable character, allowed are printable ones and the space")
+	case text != strings.TrimSpace(text):
+		found.Add(field, "begins or ends with a space, allowed are spaces inside")
+	}
+}
+
+// blank is the empty pattern of Braille, which counts as a symbol and shows nothing.
+const blank = '\u2800'
+
+// showsNothing reports whether a character shows nothing at its place. Unlike in the names of keys,
+// joiners and variation selectors are refused everywhere: the few who write policies can do without.
+func showsNothing(r rune) bool {
+	return r == blank || !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
 func (p *Policy) checkRoles(found *mistakes) {

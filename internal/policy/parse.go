@@ -15,8 +15,8 @@ const (
 )
 
 // Parse reads a policy from a YAML document such as scribe.yaml. token_prefix, limits and
-// retention_days have defaults and can be left out; every other field is required, and
-// unknown fields are refused. filename is for messages only.
+// retention_days have defaults and can be left out, as can titles, descriptions and the actions at
+// the top; every other field is required, and unknown fields are refused. filename is for messages only.
 //
 // The error is an Errors with every mistake, each with its position.
 func Parse(filename string, data []byte) (*Policy, error) {
@@ -47,7 +47,7 @@ func readPolicy(root strictyaml.Value, found *mistakes) *Policy {
 		},
 		Retention: DefaultRetention,
 	}
-	fields := root.Mapping("version", "token_prefix", "resources", "roles", "limits", "retention_days")
+	fields := root.Mapping("version", "token_prefix", "resources", "actions", "roles", "limits", "retention_days")
 	if fields == nil {
 		return p
 	}
@@ -61,6 +61,9 @@ func readPolicy(root strictyaml.Value, found *mistakes) *Policy {
 	}
 	for _, resource := range fields["resources"].List() {
 		p.Resources = append(p.Resources, readResource(resource))
+	}
+	for _, action := range fields["actions"].List() {
+		p.Actions = append(p.Actions, readAction(action))
 	}
 	for i, role := range fields["roles"].List() {
 		p.Roles = append(p.Roles, readRole(role, i, found))
@@ -78,8 +81,16 @@ func readPolicy(root strictyaml.Value, found *mistakes) *Policy {
 }
 
 func readResource(value strictyaml.Value) Resource {
-	fields := value.Mapping("name", "actions")
-	return Resource{Name: fields["name"].Text(), Actions: fields["actions"].Texts()}
+	fields := value.Mapping("name", "title", "description", "actions")
+	return Resource{
+		Name: fields["name"].Text(), Actions: fields["actions"].Texts(),
+		Title: fields["title"].Text(), Description: fields["description"].Text(),
+	}
+}
+
+func readAction(value strictyaml.Value) Action {
+	fields := value.Mapping("name", "title", "description")
+	return Action{Name: fields["name"].Text(), Title: fields["title"].Text(), Description: fields["description"].Text()}
 }
 
 func readRole(value strictyaml.Value, index int, found *mistakes) Role {

@@ -39,6 +39,9 @@ type Policy struct {
 	TokenPrefix string
 	// Resources is the catalogue: at least one, with at most 1,000 scopes in all.
 	Resources []Resource
+	// Actions are titles and descriptions of actions, each an action of some resource, each once. An
+	// action need not be here.
+	Actions []Action
 	// Roles has 1 to 100 roles.
 	Roles []Role
 	// Limits bounds what a workspace and a key may have.
@@ -54,6 +57,18 @@ type Resource struct {
 	Name string
 	// Actions has at least one name of the same form, each once.
 	Actions []string
+	// Title is what people call the resource: at most 64 printable characters. Description says what it
+	// is: at most 256. Both decide nothing, and may be empty.
+	Title, Description string
+}
+
+// Action is how an action is shown to people, on every resource that has it.
+type Action struct {
+	// Name is the name that Resource.Actions has.
+	Name string
+	// Title is what people call the action: at most 64 printable characters. Description says what it
+	// allows: at most 256. Both decide nothing, and may be empty.
+	Title, Description string
 }
 
 // Role is a named set of scopes.
@@ -135,6 +150,21 @@ func (p *Policy) RoleScopes(role string) (scopes []string, ok bool) {
 		}
 	}
 	return slices.Compact(scopes), true
+}
+
+// ScopesInOrder returns what RoleScopes does, in the order of the catalogue; nil if there is no such
+// role.
+func (p *Policy) ScopesInOrder(role string) []string {
+	has, _ := p.RoleScopes(role)
+	var scopes []string
+	for _, resource := range p.Resources {
+		for _, action := range resource.Actions {
+			if scope := scopeName(resource.Name, action); slices.Contains(has, scope) {
+				scopes = append(scopes, scope)
+			}
+		}
+	}
+	return scopes
 }
 
 // ValidScopeName reports whether text has the form of a scope that a key can have:

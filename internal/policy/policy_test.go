@@ -36,7 +36,7 @@ var managerScopes = []string{
 
 // defaultDigest changes only if Scribe's policy or the canonical form changes. Do not change
 // the canonical form: every stored policy would look changed.
-const defaultDigest = "sha256:4bc3d5c9cbf656084d6837f07ab214cbeab261255e2bc74dc3543c57d047cce4"
+const defaultDigest = "sha256:e4da585f89f3f6015c63632959f050e111d34cf00dbf8662ad032785f348ee77"
 
 func TestDefaultIsScribesPolicy(t *testing.T) {
 	p := Default()
@@ -69,7 +69,7 @@ func TestParseFillsInDefaults(t *testing.T) {
 	p := mustParse(t, minimal)
 	want := &Policy{
 		TokenPrefix: "scribe",
-		Resources:   []Resource{{"things", []string{"read", "write"}}},
+		Resources:   []Resource{{Name: "things", Actions: []string{"read", "write"}}},
 		Roles:       []Role{{"boss", []string{"*"}}, {"nobody", nil}},
 		Limits:      Limits{1000, 100, 128},
 		Retention:   90 * Day,
@@ -120,7 +120,7 @@ roles:
 // TestInvalidPolicyDenies: an invalid policy grants nothing that its catalogue does not have.
 func TestInvalidPolicyDenies(t *testing.T) {
 	p := &Policy{
-		Resources: []Resource{{"a", []string{"r", "r", "*"}}, {"*", []string{"r"}}},
+		Resources: []Resource{{Name: "a", Actions: []string{"r", "r", "*"}}, {Name: "*", Actions: []string{"r"}}},
 		Roles:     []Role{{"x", []string{"b:r", "a", "", "*:r", "a:w"}}, {"", []string{"*"}}},
 	}
 	if got, ok := p.RoleScopes("x"); !ok || slices.Contains(got, "b:r") || slices.Contains(got, "a:w") || slices.Contains(got, "a:r") {
@@ -149,7 +149,7 @@ func TestValidateReportsEveryMistake(t *testing.T) {
 	valid := func() *Policy {
 		return &Policy{
 			TokenPrefix: "acme",
-			Resources:   []Resource{{"a", []string{"r", "w"}}, {"b", []string{"r"}}},
+			Resources:   []Resource{{Name: "a", Actions: []string{"r", "w"}}, {Name: "b", Actions: []string{"r"}}},
 			Roles:       []Role{{"x", []string{"*"}}, {"y", []string{"a:*", "b:r"}}, {"z", []string{}}},
 			Limits:      Limits{1_000_000, 1000, 1024},
 			Retention:   3650 * Day,
@@ -213,7 +213,7 @@ limits.key_name_characters: is 1025, allowed are 1 to 1024`},
 
 func TestValidateAtTheLimits(t *testing.T) {
 	p := Default()
-	p.Resources = []Resource{{"a", names(1000)}}
+	p.Resources, p.Actions = []Resource{{Name: "a", Actions: names(1000)}}, nil
 	p.Roles = rolesOf(100)
 	if err := p.Validate(); err != nil {
 		t.Error(err)
@@ -271,8 +271,9 @@ retention_days: 90
 
 func TestParseOfDocumentReturnsAnEqualPolicy(t *testing.T) {
 	awkward := Default()
-	awkward.Resources = []Resource{{"y", []string{"true", "no", "null", "off", "e5", "inf"}}, {"null", []string{"y"}}}
+	awkward.Resources = []Resource{{Name: "y", Actions: []string{"true", "no", "null", "off", "e5", "inf"}}, {Name: "null", Actions: []string{"y"}}}
 	awkward.Roles = []Role{{"yes", []string{"y:*", "null:y", "y:true"}}, {"a-", nil}, {"false", nil}, {"a--b_", nil}}
+	awkward.Actions = []Action{{Name: "y", Title: "y"}, {Name: "null", Title: "null", Description: "- {a: [b]} # \"'\\"}}
 	awkward.TokenPrefix = "no"
 	for _, p := range []*Policy{Default(), awkward} {
 		if err := p.Validate(); err != nil {

@@ -59,7 +59,7 @@ func narrowPolicy(stored *storagev1.PolicyRecord, altered []*alteration) (*polic
 func (p *narrowedPolicy) field(field *storagev1.FieldChange) {
 	after := decide.NewScopes(field.GetAfter()...)
 	switch name := field.GetField(); {
-	case name == "token_prefix":
+	case name == "token_prefix", name == "titles":
 	case name == "catalogue":
 		p.catalogue = p.catalogue.Intersect(after)
 		p.retired = decide.NewScopes(append(p.retired, decide.NewScopes(field.GetBefore()...).Without(after)...)...)
@@ -147,6 +147,9 @@ func (p *narrowedPolicy) finish(had *policy.Policy) {
 			}
 		}
 		p.policy.Resources = resources
+		p.policy.Actions = slices.DeleteFunc(p.policy.Actions, func(action policy.Action) bool {
+			return !slices.ContainsFunc(resources, func(resource policy.Resource) bool { return slices.Contains(resource.Actions, action.Name) })
+		})
 	}
 	var roles []policy.Role
 	for _, role := range p.policy.Roles {

@@ -285,6 +285,9 @@ func (w *world) applyPolicy() (string, error) {
 			}
 		}
 		wanted.Resources = left
+		wanted.Actions = slices.DeleteFunc(wanted.Actions, func(action policy.Action) bool {
+			return !slices.ContainsFunc(left, func(resource policy.Resource) bool { return slices.Contains(resource.Actions, action.Name) })
+		})
 		for index := range wanted.Roles {
 			var scopes []string
 			for _, scope := range wanted.Roles[index].Scopes {

@@ -149,6 +149,8 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 		UnusedSince:    timeOf(request.GetUnusedSince()),
 		IssuedLocally:  request.IssuedLocally,
 		Imported:       request.Imported,
+		NameContains:   keys.NormalName(request.GetNameContains()),
+		WithTotal:      request.GetWithTotalSize(),
 		PageSize:       int(request.GetPageSize()),
 		PageToken:      request.GetPageToken(),
 	}
@@ -160,6 +162,10 @@ func (v Verbs) ListKeys(ctx context.Context, visible access.Workspaces, request 
 		return nil, err
 	}
 	response := &keysvcv1.ListKeysResponse{NextPageToken: page.NextPageToken, Revision: page.Revision, Epoch: page.Epoch}
+	if page.Total != nil {
+		total := int32(*page.Total) //nolint:gosec // 10,000 and less
+		response.TotalSize = &total
+	}
 	response.Keys = make([]*keysvcv1.Key, 0, len(page.Keys))
 	work := giveway.From(ctx)
 	for _, key := range page.Keys {

@@ -66,7 +66,9 @@ func (v Verbs) GetMember(ctx context.Context, visible access.Workspaces, request
 	if err != nil {
 		return nil, err
 	}
-	return &keysvcv1.GetMemberResponse{Member: showMember(member), Revision: position.Revision, Epoch: position.Epoch}, nil
+	return &keysvcv1.GetMemberResponse{
+		Member: showMember(member), AssignableScopes: member.AssignableScopes, Revision: position.Revision, Epoch: position.Epoch,
+	}, nil
 }
 
 // ListMembers calls keys.Manager.ListMembers.

@@ -90,7 +90,12 @@ func policyOf(sent *keysvcv1.Policy) *policy.Policy {
 		read.Retention = *retention
 	}
 	for _, resource := range sent.GetResources() {
-		read.Resources = append(read.Resources, policy.Resource{Name: resource.GetName(), Actions: resource.GetActions()})
+		read.Resources = append(read.Resources, policy.Resource{
+			Name: resource.GetName(), Actions: resource.GetActions(), Title: resource.GetTitle(), Description: resource.GetDescription(),
+		})
+	}
+	for _, action := range sent.GetActions() {
+		read.Actions = append(read.Actions, policy.Action{Name: action.GetName(), Title: action.GetTitle(), Description: action.GetDescription()})
 	}
 	for _, role := range sent.GetRoles() {
 		read.Roles = append(read.Roles, policy.Role{Name: role.GetName(), Scopes: role.GetScopes()})
@@ -110,7 +115,12 @@ func showPolicy(active *policy.Policy) *keysvcv1.Policy {
 		},
 	}
 	for _, resource := range active.Resources {
-		shown.Resources = append(shown.Resources, &keysvcv1.PolicyResource{Name: resource.Name, Actions: resource.Actions})
+		shown.Resources = append(shown.Resources, &keysvcv1.PolicyResource{
+			Name: resource.Name, Actions: resource.Actions, Title: resource.Title, Description: resource.Description,
+		})
+	}
+	for _, action := range active.Actions {
+		shown.Actions = append(shown.Actions, &keysvcv1.PolicyAction{Name: action.Name, Title: action.Title, Description: action.Description})
 	}
 	for _, role := range active.Roles {
 		shown.Roles = append(shown.Roles, &keysvcv1.PolicyRole{Name: role.Name, Scopes: role.Scopes})

@@ -137,7 +137,7 @@ func (s *ValidationService) BatchValidateKeys(ctx context.Context, request *keys
 			response = &keysvcv1.ValidateKeyResponse{Error: s.itemError(ctx, err)}
 		}
 		// All other answers are small: MaxBatch of them need not be counted.
-		if err != nil || item.GetIncludeGrant() || item.GetWithDetails() {
+		if err != nil || len(response.GetMissingScopes()) > 0 || item.GetIncludeGrant() || item.GetWithDetails() {
 			total += proto.Size(response)
 		}
 		responses[index] = response
@@ -194,6 +194,7 @@ func (s *ValidationService) validate(ctx context.Context, workspaces access.Work
 		ByDigest: byDigest,
 	}
 	if answer.Decision != decide.Allowed {
+		response.MissingScopes = answer.Missing
 		if answer.Reason == decide.KeyInvalid && s.invalid != nil {
 			s.invalid(callers.FromContext(ctx).CallerName(), question.Address)
 		}
@@ -213,6 +214,8 @@ func questionOf(request *keysvcv1.ValidateKeyRequest) (validation.Question, erro
 		Requirement: decide.Requirement{
 			Scope:        request.GetRequiredScope(),
 			IdentityOnly: request.GetIdentityOnly(),
+			AllOf:        request.GetAllOf(),
+			AnyOf:        request.GetAnyOf(),
 		},
 		WorkspaceID: request.GetWorkspaceId(),
 		MinRevision: request.GetMinRevision(),

@@ -93,6 +93,9 @@ type Answer struct {
 	Reason   decide.Reason
 	// KeyID is the key's. It is empty if no secret matched, or the key is of another workspace.
 	KeyID string
+	// Missing are the scopes that the requirement names and the token lacks, in the order of the
+	// requirement; with decide.ScopeNotGranted and decide.ScopeBeyondRole only.
+	Missing []string
 	// Grant is that of decide.Authenticate; on Allowed only.
 	Grant decide.Grant
 	// Now is the moment of the decision.
@@ -147,8 +150,8 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	}
 	// 5. Judge the question before the token: a caller that asks for a scope that does not exist
 	// has a fault, which must show with any token.
-	if !question.Requirement.IdentityOnly && !found.Policy.Catalogue.Contains(question.Requirement.Scope) {
-		return Answer{}, unknownScope(question.Requirement.Scope, found.Policy.Catalogue)
+	if err := checkScopes(&question.Requirement, found.Policy.Catalogue); err != nil {
+		return Answer{}, err
 	}
 	// 6. Nothing is decided on a damaged record. Damage in another workspace than the expected one is
 	// not told, because that would tell that there is a key; step 7 answers as for an unknown key.
@@ -167,6 +170,9 @@ func (v *Validator) Validate(ctx context.Context, question Question) (Answer, er
 	answer.Decision, answer.Reason = decide.Authorize(
 		&answer.Grant, question.WorkspaceID, question.Requirement, question.Address, answer.Now)
 	if answer.Decision != decide.Allowed {
+		if answer.Reason == decide.ScopeNotGranted || answer.Reason == decide.ScopeBeyondRole {
+			answer.Missing = question.Requirement.Missing(&answer.Grant)
+		}
 		answer.Grant = decide.Grant{}
 		return answer, nil
 	}
@@ -290,8 +296,22 @@ func (v *Validator) detailsOf(ctx context.Context, principal decide.Principal) (
 	return record, err
 }
 
-func unknownScope(scope string, catalogue []string) error {
+// checkScopes refuses a requirement with a scope that the policy does not have.
+func checkScopes(requirement *decide.Requirement, catalogue decide.Scopes) error {
 	var fields problem.Fields
-	fields.AddAs(problem.ScopeUnknown, "required_scope", "%s", policy.UnknownScope(scope, catalogue, policy.WhereScopesAreListed))
+	check := func(field, scope string) {
+		if !catalogue.Contains(scope) {
+			fields.AddAs(problem.ScopeUnknown, field, "%s", policy.UnknownScope(scope, catalogue, policy.WhereScopesAreListed))
+		}
+	}
+	if !requirement.IdentityOnly && len(requirement.AllOf) == 0 && len(requirement.AnyOf) == 0 {
+		check("required_scope", requirement.Scope)
+	}
+	for _, scope := range requirement.AllOf {
+		check("all_of", scope)
+	}
+	for _, scope := range requirement.AnyOf {
+		check("any_of", scope)
+	}
 	return fields.Err()
 }

@@ -161,13 +161,13 @@ func TestOnlyAllowedAnswersHaveAGrant(t *testing.T) {
 			t.Errorf("read %q", reader.asked)
 		}
 	})
-	refused := func(name string, question validation.Question, decision decide.Decision, reason decide.Reason, keyID string) {
+	refused := func(name string, question validation.Question, decision decide.Decision, reason decide.Reason, keyID string, missing ...string) {
 		t.Run(name, func(t *testing.T) {
 			question.WithDetails = true
 			before := len(reader.asked)
 			got, err := v.Validate(t.Context(), question)
 			// No grant, not even a part of one.
-			check(t, got, err, validation.Answer{Decision: decision, Reason: reason, KeyID: keyID, Now: now, Revision: revision})
+			check(t, got, err, validation.Answer{Decision: decision, Reason: reason, KeyID: keyID, Missing: missing, Now: now, Revision: revision})
 			if len(reader.asked) != before {
 				t.Errorf("read %q", reader.asked[before:])
 			}
@@ -178,9 +178,9 @@ func TestOnlyAllowedAnswersHaveAGrant(t *testing.T) {
 	refused("other workspace", validation.Question{Workspaces: access.All(), Token: text, Requirement: identity, WorkspaceID: "globex"},
 		decide.Unauthenticated, decide.KeyInvalid, "")
 	refused("not granted", validation.Question{Workspaces: access.All(), Token: text, Requirement: decide.Requirement{Scope: "emails:write"}},
-		decide.PermissionDenied, decide.ScopeNotGranted, keyID)
+		decide.PermissionDenied, decide.ScopeNotGranted, keyID, "emails:write")
 	refused("beyond role", validation.Question{Workspaces: access.All(), Token: text, Requirement: decide.Requirement{Scope: "financial_documents:read"}},
-		decide.PermissionDenied, decide.ScopeBeyondRole, keyID)
+		decide.PermissionDenied, decide.ScopeBeyondRole, keyID, "financial_documents:read")
 }
 
 func TestUnknownScopeIsAnErrorWithAnyToken(t *testing.T) {

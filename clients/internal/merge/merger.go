@@ -163,6 +163,12 @@ func measure(request *keysvcv1.ValidateKeyRequest) (size int, mergeable bool) {
 		size += len(text)
 		mergeable = mergeable && utf8.ValidString(text)
 	}
+	for _, scopes := range [...][]string{request.GetAllOf(), request.GetAnyOf()} {
+		for _, scope := range scopes {
+			size += len(scope) + 4 // the tag and the length
+			mergeable = mergeable && utf8.ValidString(scope)
+		}
+	}
 	return size, mergeable && size <= maxItem
 }
 

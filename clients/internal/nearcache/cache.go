@@ -36,7 +36,7 @@ type Config struct {
 	// are required.
 	WithoutCall func(question *keyauth.Question) (answer keyauth.Answer, answered bool, err error)
 	Request     func(question keyauth.Question) *keysvcv1.ValidateKeyRequest
-	Read        func(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error)
+	Read        func(question *keyauth.Question, response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error)
 	// MaxEntries and MaxBytes bound the cache. Default: 100,000 entries, and 64 MiB.
 	MaxEntries, MaxBytes int
 	// Timeout bounds one validation that the server is asked for. Default: 1 s.

@@ -169,7 +169,7 @@ func bubble(t *testing.T, server *scripted, config Config, test func(t *testing.
 		config.Request = func(question keyauth.Question) *keysvcv1.ValidateKeyRequest {
 			return &keysvcv1.ValidateKeyRequest{Token: question.Token, RequiredScope: question.Requirement.Scope()}
 		}
-		config.Read = func(response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error) {
+		config.Read = func(_ *keyauth.Question, response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error) {
 			answer := keyauth.Answer{Decision: response.GetDecision(), Reason: response.GetReason()}
 			if principal := response.GetPrincipal(); principal != nil {
 				answer.Principal = &keyauth.Principal{

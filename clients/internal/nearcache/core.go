@@ -147,8 +147,18 @@ func (c *Core) digestQuestion(question *keyauth.Question) digest {
 	if question.Requirement.IsIdentityOnly() {
 		flags |= 2
 	}
+	if question.Requirement.IsAllOf() {
+		flags |= 4
+	}
+	if question.Requirement.IsAnyOf() {
+		flags |= 8
+	}
+	if question.WithDetails {
+		flags |= 16
+	}
 	text = append(text, flags)
-	for _, part := range []string{question.Requirement.Scope(), question.WorkspaceID, question.Token} {
+	// String has all scopes of the requirement.
+	for _, part := range []string{question.Requirement.String(), question.WorkspaceID, question.Token} {
 		text = binary.AppendUvarint(text, uint64(len(part))) // the length keeps two parts from running together
 		text = append(text, part...)
 	}
@@ -159,6 +169,8 @@ func (c *Core) digestQuestion(question *keyauth.Question) digest {
 type Found struct {
 	lease lease.Lease
 	entry *entry
+	// detailed is set if the principal has details.
+	detailed bool
 }
 
 // Find is the first part of a hit (C2). Its order matters: read the lease, find the entry,
@@ -177,10 +189,23 @@ func (c *Core) Find(question *keyauth.Question) (found Found, ok bool) {
 	if entry == nil {
 		return Found{}, false
 	}
-	decision, _ := decide.Authorize(&entry.grant, question.WorkspaceID,
-		decide.Requirement{Scope: question.Requirement.Scope(), IdentityOnly: question.Requirement.IsIdentityOnly()},
-		question.ClientAddress, entry.filled)
-	return Found{lease: current, entry: entry}, decision == decide.Allowed
+	if question.WithDetails && entry.detailed == nil {
+		return Found{}, false
+	}
+	decision, _ := decide.Authorize(&entry.grant, question.WorkspaceID, needs(question.Requirement), question.ClientAddress, entry.filled)
+	return Found{lease: current, entry: entry, detailed: question.WithDetails}, decision == decide.Allowed
+}
+
+// needs returns a requirement as package decide has it. Only that of several scopes takes memory.
+func needs(requirement keyauth.Requirement) decide.Requirement {
+	needed := decide.Requirement{Scope: requirement.Scope(), IdentityOnly: requirement.IsIdentityOnly()}
+	switch {
+	case requirement.IsAllOf():
+		needed.AllOf = requirement.Scopes()
+	case requirement.IsAnyOf():
+		needed.AnyOf = requirement.Scopes()
+	}
+	return needed
 }
 
 // Confirm is the last part of a hit. The caller reads now after Find has returned, so that a time
@@ -194,6 +219,9 @@ func (f Found) Confirm(now time.Time) bool {
 func (f Found) Answer() keyauth.Answer {
 	answer := keyauth.Answer{
 		Decision: keysvcv1.Decision_DECISION_ALLOWED, KeyID: f.entry.principal.KeyID, Principal: &f.entry.principal,
+	}
+	if f.detailed {
+		answer.Principal = f.entry.detailed
 	}
 	if f.entry.expire != 0 {
 		answer.ExpireTime = time.Unix(0, f.entry.expire).UTC()
@@ -507,7 +535,7 @@ func (c *Core) EndFill(fill Fill, question *keyauth.Question, response *keysvcv1
 	defer c.mutex.Unlock()
 	verdict := c.judge(fill, response, answer, now)
 	if verdict == Keep && allowed {
-		if kept := newEntry(response, answer, fill.sent); kept != nil {
+		if kept := newEntry(question, response, answer, fill.sent); kept != nil {
 			kept.identify(c.identities.of(question.Token))
 			if c.entries.put(kept) {
 				c.counters.Kept.Add(1)
@@ -576,7 +604,7 @@ func (c *Core) judge(fill Fill, response *keysvcv1.ValidateKeyResponse, answer k
 }
 
 // newEntry makes an entry of an answer; nil if the grant may not be kept.
-func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sent time.Time) *entry {
+func newEntry(question *keyauth.Question, response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sent time.Time) *entry {
 	grant := response.GetGrant()
 	validFor := grant.GetValidFor().AsDuration()
 	if grant == nil || validFor <= 0 || len(grant.ProtoReflect().GetUnknown()) > 0 {
@@ -599,14 +627,26 @@ func newEntry(response *keysvcv1.ValidateKeyResponse, answer keyauth.Answer, sen
 	}
 	scopes := decide.NewScopes(grant.GetScopes()...)
 	principal := *answer.Principal
+	var detailed *keyauth.Principal
+	if question.WithDetails {
+		detailed = answer.Principal
+		principal.Scopes, principal.KeyName, principal.ExpireTime = nil, "", time.Time{}
+	}
 	bytes := entryBytes + len(principal.KeyID) + len(principal.WorkspaceID) + len(principal.MemberID) + len(principal.Role) +
 		len(prefixes)*int(unsafe.Sizeof(netip.Prefix{}))
 	for _, scope := range scopes {
 		bytes += len(scope) + int(unsafe.Sizeof(scope))
 	}
+	if detailed != nil {
+		bytes += int(unsafe.Sizeof(*detailed)) + len(detailed.KeyName)
+		for _, scope := range detailed.Scopes {
+			bytes += len(scope) + int(unsafe.Sizeof(scope))
+		}
+	}
 	return &entry{
 		bytes:     bytes,
 		principal: principal,
+		detailed:  detailed,
 		expire:    expireOf(answer),
 		grant: decide.Grant{
 			Principal: decide.Principal{

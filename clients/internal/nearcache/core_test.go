@@ -3,6 +3,7 @@ package nearcache
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"runtime"
 	"testing"
 	"time"
@@ -76,7 +77,7 @@ func TestHitNeedsLeaseEntryScopeAndAddress(t *testing.T) {
 		t.Fatalf("verdict %d", verdict)
 	}
 	found, ok := f.Find(question(1))
-	if !ok || !found.Confirm(f.now) || *found.Answer().Principal != *allowedAs(1).Principal {
+	if !ok || !found.Confirm(f.now) || !reflect.DeepEqual(found.Answer().Principal, allowedAs(1).Principal) {
 		t.Fatalf("Find = %+v, %t", found, ok)
 	}
 	for name, other := range map[string]*keyauth.Question{
@@ -269,7 +270,7 @@ func TestRefusalsAreRepeatedForASecond(t *testing.T) {
 		}
 	}
 	keep()
-	if answer, ok := f.Refusal(question(1), f.now); !ok || answer != refused {
+	if answer, ok := f.Refusal(question(1), f.now); !ok || !reflect.DeepEqual(answer, refused) {
 		t.Errorf("Refusal = %+v, %t", answer, ok)
 	}
 	other := question(1)

@@ -24,7 +24,10 @@ const stackBits, spread = 11, 0x9E3779B97F4A7C15
 type entry struct {
 	identity  identity
 	principal keyauth.Principal
-	grant     decide.Grant
+	// detailed is the principal with details; nil if the question did not ask for them. Questions
+	// without details get principal, so that both are answered as keysvc answers them.
+	detailed *keyauth.Principal
+	grant    decide.Grant
 	// expire is keyauth.Answer.ExpireTime, in Unix nanoseconds; 0 if it is not known.
 	expire int64
 	filled time.Time

@@ -163,7 +163,7 @@ func (m *misses) fly(f *flight) (keyauth.Answer, error) {
 		case err != nil:
 			return keyauth.Answer{}, err
 		}
-		answer, err := m.config.Read(response)
+		answer, err := m.config.Read(&f.question, response)
 		if err != nil {
 			return keyauth.Answer{}, err
 		}

@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -46,6 +48,9 @@ func Run(t *testing.T, newBackend func(t *testing.T) Backend) {
 		{"scopes that were not granted are refused", testScopeNotGranted},
 		{"scopes beyond the role are refused", testRole},
 		{"identity only needs no scope", testIdentityOnly},
+		{"all of several scopes are needed", testAllOf},
+		{"one of several scopes is enough", testAnyOf},
+		{"details are given to who asks for them", testDetails},
 		{"keys of suspended members are refused", testSuspended},
 		{"keys of removed members are refused for good", testRemoved},
 		{"revoked keys are refused", testRevoked},
@@ -94,7 +99,7 @@ func (s *suite) allowed(t *testing.T, question keyauth.Question, want keyauth.Pr
 	if answer.Decision != keysvcv1.Decision_DECISION_ALLOWED || answer.Reason != keysvcv1.Reason_REASON_UNSPECIFIED {
 		t.Fatalf("answered %v, %v; want ALLOWED", answer.Decision, answer.Reason)
 	}
-	if answer.Principal == nil || *answer.Principal != want {
+	if answer.Principal == nil || !reflect.DeepEqual(*answer.Principal, want) {
 		t.Fatalf("principal %+v, want %+v", answer.Principal, want)
 	}
 	if answer.KeyID != want.KeyID {
@@ -134,7 +139,7 @@ func (s *suite) unanswered(t *testing.T, ctx context.Context, question keyauth.Q
 	if err == nil {
 		t.Fatalf("answered %v, %v; want an error", answer.Decision, answer.Reason)
 	}
-	if answer != (keyauth.Answer{}) {
+	if !reflect.DeepEqual(answer, keyauth.Answer{}) {
 		t.Fatalf("an error with an answer: %+v", answer)
 	}
 	if question.Token != "" && strings.Contains(err.Error(), question.Token) {
@@ -268,6 +273,65 @@ func testIdentityOnly(t *testing.T, s *suite) {
 	s.allowed(t, question, principal(keyID, "member"))
 	s.RevokeKey(t, workspace, keyID)
 	s.refused(t, question, keysvcv1.Reason_REASON_KEY_REVOKED, keyID)
+}
+
+// lacks asks, and fails unless the answer is a refusal with the reason and the missing scopes.
+func (s *suite) lacks(t *testing.T, question keyauth.Question, want keysvcv1.Reason, keyID string, missing ...string) {
+	t.Helper()
+	answer := s.ask(t, question)
+	checkRefused(t, answer, want, keyID)
+	if !slices.Equal(answer.MissingScopes, missing) {
+		t.Fatalf("missing scopes %q, want %q", answer.MissingScopes, missing)
+	}
+}
+
+func testAllOf(t *testing.T, s *suite) {
+	const finance = "financial_documents:read"
+	keyID, text := s.key(t, scopeRead, finance)
+	question := keyauth.Question{Token: text, Requirement: keyauth.AllOf(finance, scopeRead)}
+	other := keyauth.Question{Token: text, Requirement: keyauth.AllOf(scopeRead, scopeWrite)}
+	s.allowed(t, question, principal(keyID, "owner"))
+	s.lacks(t, other, keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keyID, scopeWrite)
+	s.lacks(t, keyauth.Question{Token: text, Requirement: keyauth.Scope(scopeWrite)}, keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keyID, scopeWrite)
+	s.allowed(t, question, principal(keyID, "owner"))
+	s.PutMember(t, workspace, member, "manager")
+	s.lacks(t, question, keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE, keyID, finance)
+	// What was not granted comes before what is beyond the role.
+	s.lacks(t, keyauth.Question{Token: text, Requirement: keyauth.AllOf(finance, scopeWrite)}, keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keyID, finance, scopeWrite)
+	s.unanswered(t, t.Context(), keyauth.Question{Token: text, Requirement: keyauth.AllOf(scopeRead, UnknownScope)})
+}
+
+func testAnyOf(t *testing.T, s *suite) {
+	const finance = "financial_documents:read"
+	keyID, text := s.key(t, finance)
+	question := keyauth.Question{Token: text, Requirement: keyauth.AnyOf(scopeWrite, finance)}
+	s.allowed(t, question, principal(keyID, "owner"))
+	s.lacks(t, keyauth.Question{Token: text, Requirement: keyauth.AnyOf(scopeWrite, scopeRead)}, keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keyID, scopeWrite, scopeRead)
+	s.allowed(t, question, principal(keyID, "owner"))
+	// All of the same scopes is another question.
+	s.lacks(t, keyauth.Question{Token: text, Requirement: keyauth.AllOf(scopeWrite, finance)}, keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED, keyID, scopeWrite)
+	s.PutMember(t, workspace, member, "manager")
+	s.lacks(t, question, keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE, keyID, scopeWrite, finance)
+	s.unanswered(t, t.Context(), keyauth.Question{Token: text, Requirement: keyauth.AnyOf(finance, UnknownScope)})
+}
+
+func testDetails(t *testing.T, s *suite) {
+	keyID, text := s.key(t, scopeWrite, scopeRead)
+	question := keyauth.Question{Token: text, Requirement: keyauth.IdentityOnly(), WithDetails: true}
+	for range 2 { // from keysvc, and perhaps from memory
+		s.allowed(t, reading(text), principal(keyID, "owner"))
+		answer := s.ask(t, question)
+		if answer.Principal == nil {
+			t.Fatalf("answered %v, %v; want ALLOWED", answer.Decision, answer.Reason)
+		}
+		if !slices.Equal(answer.Principal.Scopes, []string{scopeRead, scopeWrite}) || answer.Principal.ExpireTime.IsZero() {
+			t.Fatalf("principal %+v, want scopes and expire time", answer.Principal)
+		}
+	}
+	s.PutMember(t, workspace, member, "member")
+	if answer := s.ask(t, question); answer.Principal == nil || len(answer.Principal.Scopes) != 0 {
+		t.Fatalf("principal %+v, want no scopes, because the role has none", answer.Principal)
+	}
 }
 
 func testSuspended(t *testing.T, s *suite) {
@@ -410,7 +474,7 @@ func testConcurrent(t *testing.T, s *suite) {
 		group.Go(func() {
 			for range 50 {
 				answer, err := s.validator.Validate(t.Context(), reading(text))
-				if err != nil || answer.Principal == nil || *answer.Principal != want {
+				if err != nil || answer.Principal == nil || !reflect.DeepEqual(*answer.Principal, want) {
 					t.Errorf("answered %+v, %v", answer, err)
 				}
 				answer, err = s.validator.Validate(t.Context(), reading(revokedText))

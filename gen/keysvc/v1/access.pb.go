@@ -33,9 +33,17 @@ type Access struct {
 	//	*Access_RequiredScope
 	//	*Access_IdentityOnly
 	//	*Access_Public
-	Requirement   isAccess_Requirement `protobuf_oneof:"requirement"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	//	*Access_AllOf
+	//	*Access_AnyOf
+	Requirement isAccess_Requirement `protobuf_oneof:"requirement"`
+	// The field of the request that holds the workspace of what the method is about, for example
+	// `workspace_id`, or `note.workspace_id` for a field of a message in the request. A key of another
+	// workspace is then answered as an unknown key is, before the method runs. The generator refuses a
+	// field that is not there or is not a string. As a default for a service, it holds for those methods
+	// whose option has none.
+	WorkspaceField string `protobuf:"bytes,6,opt,name=workspace_field,json=workspaceField,proto3" json:"workspace_field,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Access) Reset() {
@@ -102,6 +110,31 @@ func (x *Access) GetPublic() bool {
 	return false
 }
 
+func (x *Access) GetAllOf() *Scopes {
+	if x != nil {
+		if x, ok := x.Requirement.(*Access_AllOf); ok {
+			return x.AllOf
+		}
+	}
+	return nil
+}
+
+func (x *Access) GetAnyOf() *Scopes {
+	if x != nil {
+		if x, ok := x.Requirement.(*Access_AnyOf); ok {
+			return x.AnyOf
+		}
+	}
+	return nil
+}
+
+func (x *Access) GetWorkspaceField() string {
+	if x != nil {
+		return x.WorkspaceField
+	}
+	return ""
+}
+
 type isAccess_Requirement interface {
 	isAccess_Requirement()
 }
@@ -122,11 +155,71 @@ type Access_Public struct {
 	Public bool `protobuf:"varint,3,opt,name=public,proto3,oneof"`
 }
 
+type Access_AllOf struct {
+	// A valid key that has every one of these scopes.
+	AllOf *Scopes `protobuf:"bytes,4,opt,name=all_of,json=allOf,proto3,oneof"`
+}
+
+type Access_AnyOf struct {
+	// A valid key that has at least one of these scopes.
+	AnyOf *Scopes `protobuf:"bytes,5,opt,name=any_of,json=anyOf,proto3,oneof"`
+}
+
 func (*Access_RequiredScope) isAccess_Requirement() {}
 
 func (*Access_IdentityOnly) isAccess_Requirement() {}
 
 func (*Access_Public) isAccess_Requirement() {}
+
+func (*Access_AllOf) isAccess_Requirement() {}
+
+func (*Access_AnyOf) isAccess_Requirement() {}
+
+// Scopes is a list of scopes.
+type Scopes struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The scopes: 1 to 16, each written resource:action, each once.
+	Scopes        []string `protobuf:"bytes,1,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scopes) Reset() {
+	*x = Scopes{}
+	mi := &file_keysvc_v1_access_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scopes) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scopes) ProtoMessage() {}
+
+func (x *Scopes) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_access_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scopes.ProtoReflect.Descriptor instead.
+func (*Scopes) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_access_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Scopes) GetScopes() []string {
+	if x != nil {
+		return x.Scopes
+	}
+	return nil
+}
 
 var file_keysvc_v1_access_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
@@ -174,12 +267,17 @@ var File_keysvc_v1_access_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/access.proto\x12\tkeysvc.v1\x1a google/protobuf/descriptor.proto\"\x81\x01\n" +
+	"\x16keysvc/v1/access.proto\x12\tkeysvc.v1\x1a google/protobuf/descriptor.proto\"\x82\x02\n" +
 	"\x06Access\x12'\n" +
 	"\x0erequired_scope\x18\x01 \x01(\tH\x00R\rrequiredScope\x12%\n" +
 	"\ridentity_only\x18\x02 \x01(\bH\x00R\fidentityOnly\x12\x18\n" +
-	"\x06public\x18\x03 \x01(\bH\x00R\x06publicB\r\n" +
-	"\vrequirement:K\n" +
+	"\x06public\x18\x03 \x01(\bH\x00R\x06public\x12*\n" +
+	"\x06all_of\x18\x04 \x01(\v2\x11.keysvc.v1.ScopesH\x00R\x05allOf\x12*\n" +
+	"\x06any_of\x18\x05 \x01(\v2\x11.keysvc.v1.ScopesH\x00R\x05anyOf\x12'\n" +
+	"\x0fworkspace_field\x18\x06 \x01(\tR\x0eworkspaceFieldB\r\n" +
+	"\vrequirement\" \n" +
+	"\x06Scopes\x12\x16\n" +
+	"\x06scopes\x18\x01 \x03(\tR\x06scopes:K\n" +
 	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18܌\x03 \x01(\v2\x11.keysvc.v1.AccessR\x06access:[\n" +
 	"\x0edefault_access\x12\x1f.google.protobuf.ServiceOptions\x18܌\x03 \x01(\v2\x11.keysvc.v1.AccessR\rdefaultAccessB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
@@ -195,22 +293,25 @@ func file_keysvc_v1_access_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_access_proto_rawDescData
 }
 
-var file_keysvc_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_keysvc_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_keysvc_v1_access_proto_goTypes = []any{
 	(*Access)(nil),                      // 0: keysvc.v1.Access
-	(*descriptorpb.MethodOptions)(nil),  // 1: google.protobuf.MethodOptions
-	(*descriptorpb.ServiceOptions)(nil), // 2: google.protobuf.ServiceOptions
+	(*Scopes)(nil),                      // 1: keysvc.v1.Scopes
+	(*descriptorpb.MethodOptions)(nil),  // 2: google.protobuf.MethodOptions
+	(*descriptorpb.ServiceOptions)(nil), // 3: google.protobuf.ServiceOptions
 }
 var file_keysvc_v1_access_proto_depIdxs = []int32{
-	1, // 0: keysvc.v1.access:extendee -> google.protobuf.MethodOptions
-	2, // 1: keysvc.v1.default_access:extendee -> google.protobuf.ServiceOptions
-	0, // 2: keysvc.v1.access:type_name -> keysvc.v1.Access
-	0, // 3: keysvc.v1.default_access:type_name -> keysvc.v1.Access
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	2, // [2:4] is the sub-list for extension type_name
-	0, // [0:2] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	1, // 0: keysvc.v1.Access.all_of:type_name -> keysvc.v1.Scopes
+	1, // 1: keysvc.v1.Access.any_of:type_name -> keysvc.v1.Scopes
+	2, // 2: keysvc.v1.access:extendee -> google.protobuf.MethodOptions
+	3, // 3: keysvc.v1.default_access:extendee -> google.protobuf.ServiceOptions
+	0, // 4: keysvc.v1.access:type_name -> keysvc.v1.Access
+	0, // 5: keysvc.v1.default_access:type_name -> keysvc.v1.Access
+	6, // [6:6] is the sub-list for method output_type
+	6, // [6:6] is the sub-list for method input_type
+	4, // [4:6] is the sub-list for extension type_name
+	2, // [2:4] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_access_proto_init() }
@@ -222,6 +323,8 @@ func file_keysvc_v1_access_proto_init() {
 		(*Access_RequiredScope)(nil),
 		(*Access_IdentityOnly)(nil),
 		(*Access_Public)(nil),
+		(*Access_AllOf)(nil),
+		(*Access_AnyOf)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -229,7 +332,7 @@ func file_keysvc_v1_access_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_access_proto_rawDesc), len(file_keysvc_v1_access_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   1,
+			NumMessages:   2,
 			NumExtensions: 2,
 			NumServices:   0,
 		},

@@ -421,7 +421,13 @@ type ListKeysRequest struct {
 	// KeySecret.issued_locally.
 	IssuedLocally *bool `protobuf:"varint,9,opt,name=issued_locally,json=issuedLocally,proto3,oneof" json:"issued_locally,omitempty"`
 	// Only keys with, or without, a secret that was imported; see KeySecret.imported.
-	Imported      *bool `protobuf:"varint,11,opt,name=imported,proto3,oneof" json:"imported,omitempty"`
+	Imported *bool `protobuf:"varint,11,opt,name=imported,proto3,oneof" json:"imported,omitempty"`
+	// Only keys whose name has this text in it, in any case: 1 to 128 characters. It is compared in
+	// Unicode's normalization form NFC. Empty passes every key. A page looks at a bounded number of
+	// keys, so it may be short, or empty, although next_page_token is set.
+	NameContains string `protobuf:"bytes,12,opt,name=name_contains,json=nameContains,proto3" json:"name_contains,omitempty"`
+	// Return total_size as well. It needs a workspace_id. It may differ from page to page of one list.
+	WithTotalSize bool `protobuf:"varint,13,opt,name=with_total_size,json=withTotalSize,proto3" json:"with_total_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -526,6 +532,20 @@ func (x *ListKeysRequest) GetImported() bool {
 	return false
 }
 
+func (x *ListKeysRequest) GetNameContains() string {
+	if x != nil {
+		return x.NameContains
+	}
+	return ""
+}
+
+func (x *ListKeysRequest) GetWithTotalSize() bool {
+	if x != nil {
+		return x.WithTotalSize
+	}
+	return false
+}
+
 // ListKeysResponse is one page of keys.
 type ListKeysResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -536,7 +556,11 @@ type ListKeysResponse struct {
 	// Revision that the page was read at.
 	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
-	Epoch         string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Epoch string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// With with_total_size: how many keys of the workspace pass the filters, on all pages together
+	// (AIP-158). It is not set for a workspace with more than 10,000 keys stored, revoked and expired
+	// ones included: those are not counted. A key that changes during the call may be missing.
+	TotalSize     *int32 `protobuf:"varint,5,opt,name=total_size,json=totalSize,proto3,oneof" json:"total_size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -597,6 +621,13 @@ func (x *ListKeysResponse) GetEpoch() string {
 		return x.Epoch
 	}
 	return ""
+}
+
+func (x *ListKeysResponse) GetTotalSize() int32 {
+	if x != nil && x.TotalSize != nil {
+		return *x.TotalSize
+	}
+	return 0
 }
 
 // ListNoticesRequest selects notices that keys end soon.
@@ -2083,7 +2114,7 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12\x12\n" +
 	"\x04role\x18\x04 \x01(\tR\x04role\x12)\n" +
-	"\x10effective_scopes\x18\x05 \x03(\tR\x0feffectiveScopes\"\xe3\x03\n" +
+	"\x10effective_scopes\x18\x05 \x03(\tR\x0feffectiveScopes\"\xb0\x04\n" +
 	"\x0fListKeysRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\tmember_id\x18\x02 \x01(\tH\x00R\bmemberId\x88\x01\x01\x12+\n" +
@@ -2095,17 +2126,22 @@ const file_keysvc_v1_key_service_proto_rawDesc = "" +
 	"\n" +
 	"page_token\x18\b \x01(\tR\tpageToken\x12*\n" +
 	"\x0eissued_locally\x18\t \x01(\bH\x02R\rissuedLocally\x88\x01\x01\x12\x1f\n" +
-	"\bimported\x18\v \x01(\bH\x03R\bimported\x88\x01\x01B\f\n" +
+	"\bimported\x18\v \x01(\bH\x03R\bimported\x88\x01\x01\x12#\n" +
+	"\rname_contains\x18\f \x01(\tR\fnameContains\x12&\n" +
+	"\x0fwith_total_size\x18\r \x01(\bR\rwithTotalSizeB\f\n" +
 	"\n" +
 	"_member_idB\b\n" +
 	"\x06_scopeB\x11\n" +
 	"\x0f_issued_locallyB\v\n" +
-	"\t_imported\"\x90\x01\n" +
+	"\t_imported\"\xc3\x01\n" +
 	"\x10ListKeysResponse\x12\"\n" +
 	"\x04keys\x18\x01 \x03(\v2\x0e.keysvc.v1.KeyR\x04keys\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\tR\x05epoch\"\xd3\x01\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch\x12\"\n" +
+	"\n" +
+	"total_size\x18\x05 \x01(\x05H\x00R\ttotalSize\x88\x01\x01B\r\n" +
+	"\v_total_size\"\xd3\x01\n" +
 	"\x12ListNoticesRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1a\n" +
 	"\x06in_use\x18\x02 \x01(\bH\x00R\x05inUse\x88\x01\x01\x127\n" +
@@ -2352,6 +2388,7 @@ func file_keysvc_v1_key_service_proto_init() {
 	file_keysvc_v1_validation_service_proto_init()
 	file_keysvc_v1_key_service_proto_msgTypes[0].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[4].OneofWrappers = []any{}
+	file_keysvc_v1_key_service_proto_msgTypes[5].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[6].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[9].OneofWrappers = []any{}
 	file_keysvc_v1_key_service_proto_msgTypes[11].OneofWrappers = []any{}

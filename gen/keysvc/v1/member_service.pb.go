@@ -241,9 +241,12 @@ type GetMemberResponse struct {
 	// Revision that the member was read at.
 	Revision int64 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
 	// Epoch that the revision belongs to.
-	Epoch         string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Epoch string `protobuf:"bytes,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// The scopes that a key of the member can be granted now: those of the member's role, wildcards
+	// spelt out, in the order of the policy's catalogue. Empty unless the member is active.
+	AssignableScopes []string `protobuf:"bytes,4,rep,name=assignable_scopes,json=assignableScopes,proto3" json:"assignable_scopes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *GetMemberResponse) Reset() {
@@ -295,6 +298,13 @@ func (x *GetMemberResponse) GetEpoch() string {
 		return x.Epoch
 	}
 	return ""
+}
+
+func (x *GetMemberResponse) GetAssignableScopes() []string {
+	if x != nil {
+		return x.AssignableScopes
+	}
+	return nil
 }
 
 // ListMembersRequest names the workspace to list.
@@ -841,11 +851,12 @@ const file_keysvc_v1_member_service_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"R\n" +
 	"\x10GetMemberRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
-	"\tmember_id\x18\x02 \x01(\tR\bmemberId\"p\n" +
+	"\tmember_id\x18\x02 \x01(\tR\bmemberId\"\x9d\x01\n" +
 	"\x11GetMemberResponse\x12)\n" +
 	"\x06member\x18\x01 \x01(\v2\x11.keysvc.v1.MemberR\x06member\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"s\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\x12+\n" +
+	"\x11assignable_scopes\x18\x04 \x03(\tR\x10assignableScopes\"s\n" +
 	"\x12ListMembersRequest\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +

@@ -855,7 +855,9 @@ type Policy struct {
 	Limits *PolicyLimits `protobuf:"bytes,4,opt,name=limits,proto3" json:"limits,omitempty"`
 	// How long revoked and expired keys are kept before they are purged: whole days, 1 to
 	// 3650.
-	Retention     *durationpb.Duration `protobuf:"bytes,5,opt,name=retention,proto3" json:"retention,omitempty"`
+	Retention *durationpb.Duration `protobuf:"bytes,5,opt,name=retention,proto3" json:"retention,omitempty"`
+	// Titles and descriptions of actions, for people. Each must be an action of some resource.
+	Actions       []*PolicyAction `protobuf:"bytes,6,rep,name=actions,proto3" json:"actions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -925,6 +927,13 @@ func (x *Policy) GetRetention() *durationpb.Duration {
 	return nil
 }
 
+func (x *Policy) GetActions() []*PolicyAction {
+	if x != nil {
+		return x.Actions
+	}
+	return nil
+}
+
 // PolicyResource is one resource of the catalogue, with its actions.
 type PolicyResource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -932,7 +941,13 @@ type PolicyResource struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Second halves of the resource's scopes, each [a-z][a-z0-9_]{0,63}. No action implies
 	// another: write does not imply read.
-	Actions       []string `protobuf:"bytes,2,rep,name=actions,proto3" json:"actions,omitempty"`
+	Actions []string `protobuf:"bytes,2,rep,name=actions,proto3" json:"actions,omitempty"`
+	// What people call the resource: at most 64 printable characters. It decides nothing. Empty if the
+	// policy has no title for it.
+	Title string `protobuf:"bytes,3,opt,name=title,proto3" json:"title,omitempty"`
+	// What the resource is, for people: at most 256 printable characters. Empty if the policy does not
+	// say.
+	Description   string `protobuf:"bytes,4,opt,name=description,proto3" json:"description,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -981,6 +996,84 @@ func (x *PolicyResource) GetActions() []string {
 	return nil
 }
 
+func (x *PolicyResource) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *PolicyResource) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+// PolicyAction is how an action is shown to people, on every resource that has it.
+type PolicyAction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the action, as PolicyResource.actions has it.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What people call the action: at most 64 printable characters.
+	Title string `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	// What the action allows, for people: at most 256 printable characters.
+	Description   string `protobuf:"bytes,3,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyAction) Reset() {
+	*x = PolicyAction{}
+	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyAction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyAction) ProtoMessage() {}
+
+func (x *PolicyAction) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyAction.ProtoReflect.Descriptor instead.
+func (*PolicyAction) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *PolicyAction) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PolicyAction) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *PolicyAction) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
 // PolicyRole holds the scopes of a role: what members with the role may do, and what their
 // keys can be granted.
 type PolicyRole struct {
@@ -995,7 +1088,7 @@ type PolicyRole struct {
 
 func (x *PolicyRole) Reset() {
 	*x = PolicyRole{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1007,7 +1100,7 @@ func (x *PolicyRole) String() string {
 func (*PolicyRole) ProtoMessage() {}
 
 func (x *PolicyRole) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[7]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1020,7 +1113,7 @@ func (x *PolicyRole) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyRole.ProtoReflect.Descriptor instead.
 func (*PolicyRole) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *PolicyRole) GetName() string {
@@ -1053,7 +1146,7 @@ type PolicyLimits struct {
 
 func (x *PolicyLimits) Reset() {
 	*x = PolicyLimits{}
-	mi := &file_keysvc_v1_resources_proto_msgTypes[8]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1065,7 +1158,7 @@ func (x *PolicyLimits) String() string {
 func (*PolicyLimits) ProtoMessage() {}
 
 func (x *PolicyLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_resources_proto_msgTypes[8]
+	mi := &file_keysvc_v1_resources_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1078,7 +1171,7 @@ func (x *PolicyLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PolicyLimits.ProtoReflect.Descriptor instead.
 func (*PolicyLimits) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_v1_resources_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PolicyLimits) GetLiveKeysPerWorkspace() int32 {
@@ -1167,16 +1260,23 @@ const file_keysvc_v1_resources_proto_rawDesc = "" +
 	"\vremove_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"removeTime\x12\x1b\n" +
 	"\tkey_count\x18\x05 \x01(\x05R\bkeyCount\x12!\n" +
-	"\fmember_count\x18\x06 \x01(\x05R\vmemberCount\"\xfb\x01\n" +
+	"\fmember_count\x18\x06 \x01(\x05R\vmemberCount\"\xae\x02\n" +
 	"\x06Policy\x12!\n" +
 	"\ftoken_prefix\x18\x01 \x01(\tR\vtokenPrefix\x127\n" +
 	"\tresources\x18\x02 \x03(\v2\x19.keysvc.v1.PolicyResourceR\tresources\x12+\n" +
 	"\x05roles\x18\x03 \x03(\v2\x15.keysvc.v1.PolicyRoleR\x05roles\x12/\n" +
 	"\x06limits\x18\x04 \x01(\v2\x17.keysvc.v1.PolicyLimitsR\x06limits\x127\n" +
-	"\tretention\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tretention\">\n" +
+	"\tretention\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\tretention\x121\n" +
+	"\aactions\x18\x06 \x03(\v2\x17.keysvc.v1.PolicyActionR\aactions\"v\n" +
 	"\x0ePolicyResource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\aactions\x18\x02 \x03(\tR\aactions\"8\n" +
+	"\aactions\x18\x02 \x03(\tR\aactions\x12\x14\n" +
+	"\x05title\x18\x03 \x01(\tR\x05title\x12 \n" +
+	"\vdescription\x18\x04 \x01(\tR\vdescription\"Z\n" +
+	"\fPolicyAction\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\x12 \n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription\"8\n" +
 	"\n" +
 	"PolicyRole\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
@@ -1225,7 +1325,7 @@ func file_keysvc_v1_resources_proto_rawDescGZIP() []byte {
 }
 
 var file_keysvc_v1_resources_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_keysvc_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_keysvc_v1_resources_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_keysvc_v1_resources_proto_goTypes = []any{
 	(StopReason)(0),               // 0: keysvc.v1.StopReason
 	(KeyState)(0),                 // 1: keysvc.v1.KeyState
@@ -1238,43 +1338,45 @@ var file_keysvc_v1_resources_proto_goTypes = []any{
 	(*Workspace)(nil),             // 8: keysvc.v1.Workspace
 	(*Policy)(nil),                // 9: keysvc.v1.Policy
 	(*PolicyResource)(nil),        // 10: keysvc.v1.PolicyResource
-	(*PolicyRole)(nil),            // 11: keysvc.v1.PolicyRole
-	(*PolicyLimits)(nil),          // 12: keysvc.v1.PolicyLimits
-	nil,                           // 13: keysvc.v1.Key.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(*PolicyAction)(nil),          // 11: keysvc.v1.PolicyAction
+	(*PolicyRole)(nil),            // 12: keysvc.v1.PolicyRole
+	(*PolicyLimits)(nil),          // 13: keysvc.v1.PolicyLimits
+	nil,                           // 14: keysvc.v1.Key.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 16: google.protobuf.Duration
 }
 var file_keysvc_v1_resources_proto_depIdxs = []int32{
 	1,  // 0: keysvc.v1.Key.state:type_name -> keysvc.v1.KeyState
-	14, // 1: keysvc.v1.Key.create_time:type_name -> google.protobuf.Timestamp
-	14, // 2: keysvc.v1.Key.expire_time:type_name -> google.protobuf.Timestamp
-	14, // 3: keysvc.v1.Key.last_used_time:type_name -> google.protobuf.Timestamp
-	14, // 4: keysvc.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
-	13, // 5: keysvc.v1.Key.labels:type_name -> keysvc.v1.Key.LabelsEntry
+	15, // 1: keysvc.v1.Key.create_time:type_name -> google.protobuf.Timestamp
+	15, // 2: keysvc.v1.Key.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 3: keysvc.v1.Key.last_used_time:type_name -> google.protobuf.Timestamp
+	15, // 4: keysvc.v1.Key.revoke_time:type_name -> google.protobuf.Timestamp
+	14, // 5: keysvc.v1.Key.labels:type_name -> keysvc.v1.Key.LabelsEntry
 	6,  // 6: keysvc.v1.Key.secrets:type_name -> keysvc.v1.KeySecret
 	5,  // 7: keysvc.v1.Key.created_by:type_name -> keysvc.v1.ChangedBy
 	5,  // 8: keysvc.v1.Key.revoked_by:type_name -> keysvc.v1.ChangedBy
-	14, // 9: keysvc.v1.Key.stop_time:type_name -> google.protobuf.Timestamp
+	15, // 9: keysvc.v1.Key.stop_time:type_name -> google.protobuf.Timestamp
 	0,  // 10: keysvc.v1.Key.stop_reason:type_name -> keysvc.v1.StopReason
-	14, // 11: keysvc.v1.Key.import_time:type_name -> google.protobuf.Timestamp
-	14, // 12: keysvc.v1.KeySecret.create_time:type_name -> google.protobuf.Timestamp
-	14, // 13: keysvc.v1.KeySecret.expire_time:type_name -> google.protobuf.Timestamp
-	14, // 14: keysvc.v1.KeySecret.last_used_time:type_name -> google.protobuf.Timestamp
+	15, // 11: keysvc.v1.Key.import_time:type_name -> google.protobuf.Timestamp
+	15, // 12: keysvc.v1.KeySecret.create_time:type_name -> google.protobuf.Timestamp
+	15, // 13: keysvc.v1.KeySecret.expire_time:type_name -> google.protobuf.Timestamp
+	15, // 14: keysvc.v1.KeySecret.last_used_time:type_name -> google.protobuf.Timestamp
 	2,  // 15: keysvc.v1.Member.state:type_name -> keysvc.v1.MemberState
-	14, // 16: keysvc.v1.Member.create_time:type_name -> google.protobuf.Timestamp
-	14, // 17: keysvc.v1.Member.update_time:type_name -> google.protobuf.Timestamp
+	15, // 16: keysvc.v1.Member.create_time:type_name -> google.protobuf.Timestamp
+	15, // 17: keysvc.v1.Member.update_time:type_name -> google.protobuf.Timestamp
 	3,  // 18: keysvc.v1.Workspace.state:type_name -> keysvc.v1.WorkspaceState
-	14, // 19: keysvc.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
-	14, // 20: keysvc.v1.Workspace.remove_time:type_name -> google.protobuf.Timestamp
+	15, // 19: keysvc.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
+	15, // 20: keysvc.v1.Workspace.remove_time:type_name -> google.protobuf.Timestamp
 	10, // 21: keysvc.v1.Policy.resources:type_name -> keysvc.v1.PolicyResource
-	11, // 22: keysvc.v1.Policy.roles:type_name -> keysvc.v1.PolicyRole
-	12, // 23: keysvc.v1.Policy.limits:type_name -> keysvc.v1.PolicyLimits
-	15, // 24: keysvc.v1.Policy.retention:type_name -> google.protobuf.Duration
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	12, // 22: keysvc.v1.Policy.roles:type_name -> keysvc.v1.PolicyRole
+	13, // 23: keysvc.v1.Policy.limits:type_name -> keysvc.v1.PolicyLimits
+	16, // 24: keysvc.v1.Policy.retention:type_name -> google.protobuf.Duration
+	11, // 25: keysvc.v1.Policy.actions:type_name -> keysvc.v1.PolicyAction
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_resources_proto_init() }
@@ -1288,7 +1390,7 @@ func file_keysvc_v1_resources_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_resources_proto_rawDesc), len(file_keysvc_v1_resources_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

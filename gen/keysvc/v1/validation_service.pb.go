@@ -169,8 +169,8 @@ type ValidateKeyRequest struct {
 	// The text that the presenter sent, without "Bearer " in front. Leave it empty if
 	// token_digest is set. A server with `tokens: refuse` refuses it with TOKENS_REFUSED.
 	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	// The scope that the product's request needs. Exactly one of this and identity_only must
-	// be set.
+	// The scope that the product's request needs. Exactly one of this, identity_only, all_of and
+	// any_of must be set.
 	RequiredScope string `protobuf:"bytes,2,opt,name=required_scope,json=requiredScope,proto3" json:"required_scope,omitempty"`
 	// Ask only which identity the token acts as: every valid token is allowed.
 	IdentityOnly bool `protobuf:"varint,3,opt,name=identity_only,json=identityOnly,proto3" json:"identity_only,omitempty"`
@@ -198,7 +198,13 @@ type ValidateKeyRequest struct {
 	// token.
 	TokenDigest []byte `protobuf:"bytes,10,opt,name=token_digest,json=tokenDigest,proto3" json:"token_digest,omitempty"`
 	// The key id in the token, with token_digest: 16 characters of [0-9A-Za-z].
-	KeyId         string `protobuf:"bytes,11,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyId string `protobuf:"bytes,11,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// Scopes that the product's request needs, every one of them: 1 to 16, each once. An older server
+	// answers INVALID_ARGUMENT.
+	AllOf []string `protobuf:"bytes,12,rep,name=all_of,json=allOf,proto3" json:"all_of,omitempty"`
+	// Scopes of which the product's request needs at least one: 1 to 16, each once. An older server
+	// answers INVALID_ARGUMENT.
+	AnyOf         []string `protobuf:"bytes,13,rep,name=any_of,json=anyOf,proto3" json:"any_of,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -310,6 +316,20 @@ func (x *ValidateKeyRequest) GetKeyId() string {
 	return ""
 }
 
+func (x *ValidateKeyRequest) GetAllOf() []string {
+	if x != nil {
+		return x.AllOf
+	}
+	return nil
+}
+
+func (x *ValidateKeyRequest) GetAnyOf() []string {
+	if x != nil {
+		return x.AnyOf
+	}
+	return nil
+}
+
 // ValidateKeyResponse is the answer about one token.
 type ValidateKeyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -337,7 +357,10 @@ type ValidateKeyResponse struct {
 	ByDigest bool `protobuf:"varint,9,opt,name=by_digest,json=byDigest,proto3" json:"by_digest,omitempty"`
 	// Tells the secrets of one key apart, for KeyUse.secret_tag. Set with the grant; never 0 then. It is
 	// 32 bits of a hash, and tells nothing about the token.
-	SecretTag     uint32 `protobuf:"fixed32,12,opt,name=secret_tag,json=secretTag,proto3" json:"secret_tag,omitempty"`
+	SecretTag uint32 `protobuf:"fixed32,12,opt,name=secret_tag,json=secretTag,proto3" json:"secret_tag,omitempty"`
+	// With SCOPE_NOT_GRANTED and SCOPE_BEYOND_ROLE: the scopes that the request needs and the token
+	// lacks, in the order of the request. Of any_of that is all of them: one would do.
+	MissingScopes []string `protobuf:"bytes,13,rep,name=missing_scopes,json=missingScopes,proto3" json:"missing_scopes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -440,6 +463,13 @@ func (x *ValidateKeyResponse) GetSecretTag() uint32 {
 		return x.SecretTag
 	}
 	return 0
+}
+
+func (x *ValidateKeyResponse) GetMissingScopes() []string {
+	if x != nil {
+		return x.MissingScopes
+	}
+	return nil
 }
 
 // BatchValidateKeysRequest holds up to 256 requests.
@@ -910,7 +940,7 @@ var File_keysvc_v1_validation_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\n" +
-	"\"keysvc/v1/validation_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keysvc/v1/errors.proto\"\x85\x03\n" +
+	"\"keysvc/v1/validation_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16keysvc/v1/errors.proto\"\xb3\x03\n" +
 	"\x12ValidateKeyRequest\x12\x19\n" +
 	"\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01R\x05token\x12%\n" +
 	"\x0erequired_scope\x18\x02 \x01(\tR\rrequiredScope\x12#\n" +
@@ -923,7 +953,9 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\rinclude_grant\x18\t \x01(\bR\fincludeGrant\x12&\n" +
 	"\ftoken_digest\x18\n" +
 	" \x01(\fB\x03\x80\x01\x01R\vtokenDigest\x12\x15\n" +
-	"\x06key_id\x18\v \x01(\tR\x05keyId\"\x84\x03\n" +
+	"\x06key_id\x18\v \x01(\tR\x05keyId\x12\x15\n" +
+	"\x06all_of\x18\f \x03(\tR\x05allOf\x12\x15\n" +
+	"\x06any_of\x18\r \x03(\tR\x05anyOf\"\xab\x03\n" +
 	"\x13ValidateKeyResponse\x12/\n" +
 	"\bdecision\x18\x01 \x01(\x0e2\x13.keysvc.v1.DecisionR\bdecision\x12)\n" +
 	"\x06reason\x18\x02 \x01(\x0e2\x11.keysvc.v1.ReasonR\x06reason\x12\x15\n" +
@@ -935,7 +967,8 @@ const file_keysvc_v1_validation_service_proto_rawDesc = "" +
 	"\x05error\x18\b \x01(\v2\x1a.keysvc.v1.ValidationErrorR\x05error\x12\x1b\n" +
 	"\tby_digest\x18\t \x01(\bR\bbyDigest\x12\x1d\n" +
 	"\n" +
-	"secret_tag\x18\f \x01(\aR\tsecretTag\"U\n" +
+	"secret_tag\x18\f \x01(\aR\tsecretTag\x12%\n" +
+	"\x0emissing_scopes\x18\r \x03(\tR\rmissingScopes\"U\n" +
 	"\x18BatchValidateKeysRequest\x129\n" +
 	"\brequests\x18\x01 \x03(\v2\x1d.keysvc.v1.ValidateKeyRequestR\brequests\"Y\n" +
 	"\x19BatchValidateKeysResponse\x12<\n" +

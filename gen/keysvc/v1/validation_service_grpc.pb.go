@@ -38,9 +38,9 @@ type ValidationServiceClient interface {
 	// ValidateKey decides on one token. It writes nothing. It reads memory alone, unless
 	// with_details is set.
 	//
-	// Errors: INVALID_ARGUMENT if neither or both of required_scope and identity_only are
-	// set, if the policy does not have the scope (reason SCOPE_UNKNOWN), or if another field
-	// is malformed; PERMISSION_DENIED if the caller may not validate in workspace_id;
+	// Errors: INVALID_ARGUMENT if not exactly one of required_scope, identity_only, all_of and any_of
+	// is set, if the policy does not have one of the scopes (reason SCOPE_UNKNOWN), or if another
+	// field is malformed; PERMISSION_DENIED if the caller may not validate in workspace_id;
 	// UNAVAILABLE if the server does not reach min_revision within a second, or
 	// if the server's clock jumped and the token may be expired (reason CLOCK_UNSURE);
 	// FAILED_PRECONDITION if min_revision belongs to another epoch; DATA_LOSS if a stored
@@ -96,9 +96,9 @@ type ValidationServiceServer interface {
 	// ValidateKey decides on one token. It writes nothing. It reads memory alone, unless
 	// with_details is set.
 	//
-	// Errors: INVALID_ARGUMENT if neither or both of required_scope and identity_only are
-	// set, if the policy does not have the scope (reason SCOPE_UNKNOWN), or if another field
-	// is malformed; PERMISSION_DENIED if the caller may not validate in workspace_id;
+	// Errors: INVALID_ARGUMENT if not exactly one of required_scope, identity_only, all_of and any_of
+	// is set, if the policy does not have one of the scopes (reason SCOPE_UNKNOWN), or if another
+	// field is malformed; PERMISSION_DENIED if the caller may not validate in workspace_id;
 	// UNAVAILABLE if the server does not reach min_revision within a second, or
 	// if the server's clock jumped and the token may be expired (reason CLOCK_UNSURE);
 	// FAILED_PRECONDITION if min_revision belongs to another epoch; DATA_LOSS if a stored

@@ -314,7 +314,12 @@ func policyWith(scopes string) *keysvcv1.Policy {
 		},
 	}
 	for _, resource := range wanted.Resources {
-		sent.Resources = append(sent.Resources, &keysvcv1.PolicyResource{Name: resource.Name, Actions: resource.Actions})
+		sent.Resources = append(sent.Resources, &keysvcv1.PolicyResource{
+			Name: resource.Name, Actions: resource.Actions, Title: resource.Title, Description: resource.Description,
+		})
+	}
+	for _, action := range wanted.Actions {
+		sent.Actions = append(sent.Actions, &keysvcv1.PolicyAction{Name: action.Name, Title: action.Title, Description: action.Description})
 	}
 	for _, role := range wanted.Roles {
 		granted := role.Scopes

@@ -141,6 +141,9 @@ func policyFields(record *storagev1.PolicyRecord) fieldsOf {
 		"limits.key_name_characters":     {fmt.Sprint(active.Limits.KeyNameCharacters)},
 		"retention_days":                 {fmt.Sprint(int(active.Retention.Hours() / 24))},
 	}
+	if titles := active.TitlesDigest(); titles != "" {
+		fields["titles"] = []string{titles}
+	}
 	if retired := record.GetRetiredScopes(); len(retired) > 0 {
 		fields["retired_scopes"] = retired
 	}
