@@ -7,29 +7,24 @@ import (
 	"strings"
 )
 
-// clientAddress returns the address of the presenter; the zero Addr behind a unix socket that
-// is not trusted, and if the address cannot be read.
+// clientAddress returns the presenter's address: the peer's, or, if the peer is a trusted proxy, the one
+// that the proxy names in the header that is believed. In X-Forwarded-For it is the last address that is not
+// a trusted proxy's. Proxies append to that header, so everything to the left of that address may have been
+// written by anybody. If all addresses are those of trusted proxies, it is the first. It is the zero Addr
+// behind a unix socket that is not trusted, and if the header is missing or cannot be read; a key that is
+// limited to addresses is then refused.
 func (g *Guard) clientAddress(request *Request) netip.Addr {
-	switch {
-	case !request.UnixSocket, request.Peer.IsValid():
-		return clientAddress(request.Peer, request.Forwarded, g.trusted)
-	case g.trustSockets:
-		return forwardedAddress(request.Forwarded, g.trusted)
+	if request.UnixSocket && !request.Peer.IsValid() {
+		if g.trustSockets {
+			return g.presenter(request.Forwarded)
+		}
+		return netip.Addr{}
 	}
-	return netip.Addr{}
-}
-
-// clientAddress returns the presenter's address: the peer's, or, if the peer is a trusted
-// proxy, the last address in X-Forwarded-For that is not a trusted proxy's. Proxies append to
-// that header, so everything to the left of that address may have been written by anybody. If
-// all addresses are those of trusted proxies, it is the first. An element that cannot be read, or
-// a missing header, makes the address unknown, and a key that is limited to addresses is refused.
-func clientAddress(peer netip.Addr, forwarded []string, trusted []netip.Prefix) netip.Addr {
-	address := peer.Unmap().WithZone("")
-	if !contains(trusted, address) {
+	address := request.Peer.Unmap().WithZone("")
+	if !contains(g.trusted, address) {
 		return address
 	}
-	return forwardedAddress(forwarded, trusted)
+	return g.presenter(request.Forwarded)
 }
 
 // forwardedAddress returns the last address that is not a trusted proxy's.

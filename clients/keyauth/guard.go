@@ -26,9 +26,17 @@ type Config struct {
 	// Tables hold what each method needs. A method that is in no table is denied. Two tables
 	// must not have the same method. Health and Reflection return such tables.
 	Tables []Table
-	// TrustedProxies are the addresses of proxies whose X-Forwarded-For is believed. For every
+	// TrustedProxies are the addresses of proxies whose ForwardedHeader is believed. For every
 	// other peer the client address is that of the connection.
 	TrustedProxies []netip.Prefix
+	// ForwardedHeader is the one header in which trusted proxies say who the presenter is:
+	// "X-Forwarded-For"; "Forwarded" (RFC 7239); or "X-Real-IP", which must have one value with one
+	// address. No other header is read, so the proxies must set this one or append to it, and replace
+	// it in requests from outside if it is X-Real-IP. In gRPC it is read from the metadata. What is malformed
+	// or hidden, such as for=unknown, makes the address unknown, and a key that is limited to addresses
+	// is then refused. It has no effect, and is an error, without TrustedProxies and TrustUnixSockets.
+	// Default: "X-Forwarded-For".
+	ForwardedHeader string
 	// TrustUnixSockets makes every peer on a unix socket a trusted proxy. The socket's mode and
 	// folder must then keep everybody else out.
 	TrustUnixSockets bool
@@ -47,6 +55,19 @@ type Config struct {
 	// It is for the interceptors: Admit takes Request.WorkspaceID, and the routes of keyauthhttp have
 	// a function of their own. Default: any workspace.
 	Workspace func(ctx context.Context, fullMethod string, request any) string
+	// Authenticate accepts other credentials than tokens, such as the session of a cookie in the metadata
+	// cookie. It is asked before the Guard looks for a token; ctx has the metadata without the token. It returns
+	//
+	//   - a principal and true: the call acts as that principal, within its Scopes. Credential says what it was,
+	//     for example "session"; Credential, WorkspaceID and MemberID are required;
+	//   - false: there is no such credential, or it has expired. The Guard then looks for a token;
+	//   - an error: it cannot be known. The call is refused with UNAVAILABLE or INTERNAL by the error's status, or
+	//     as a *RefusalError says; it is never tried as another credential.
+	//
+	// A call with such a credential and an authorization is refused with UNAUTHENTICATED, because nobody knows
+	// as whom it acts. Streams of such a principal are decided once, when they begin. It is for the interceptors;
+	// keyauthhttp has WithAuthenticator. Default: tokens only.
+	Authenticate func(ctx context.Context, fullMethod string) (Principal, bool, error)
 	// Details asks keysvc for the details of every principal: Scopes, KeyName and ExpireTime of
 	// Principal. Without it they are empty, unless Request.Details asks for them. keysvc then reads its
 	// store for each validation that the near-cache does not answer, so a validation takes longer, and
@@ -85,35 +106,41 @@ type Guard struct {
 	invalid *tally.Tally
 	// workspace is Config.Workspace; it may be nil.
 	workspace func(ctx context.Context, fullMethod string, request any) string
+	// authenticate is Config.Authenticate; it may be nil.
+	authenticate func(ctx context.Context, fullMethod string) (Principal, bool, error)
 	// details is Config.Details.
 	details bool
 	// trustSockets is Config.TrustUnixSockets.
 	trustSockets bool
-	// readsForwarded is set if X-Forwarded-For counts for some connections.
+	// readsForwarded is set if forwardedHeader counts for some connections.
 	readsForwarded bool
+	// forwardedHeader is the header of Config.ForwardedHeader.
+	forwardedHeader string
 }
 
 // NewGuard returns a Guard that asks a Validator. It returns an error if the validator is nil,
-// a requirement cannot be met, a name is not a method's, a method is in two tables, or a prefix
-// is not valid.
+// a requirement cannot be met, a name is not a method's, a method is in two tables, a prefix
+// is not valid, or ForwardedHeader is unknown or has no effect.
 func NewGuard(validator Validator, config Config) (*Guard, error) {
 	if validator == nil {
 		return nil, errors.New("keyauth: validator: is nil; a Validator of keyclient or keyauthtest is required")
 	}
 	guard := &Guard{validator: validator, table: make(Table), trusted: slices.Clone(config.TrustedProxies), log: config.Log}
-	if watcher, ok := validator.(Watcher); ok {
-		// A Watcher such as a keyclient.Client without a near-cache may report that it does not
-		// watch.
-		if optional, has := validator.(interface{ Watches() bool }); !has || optional.Watches() {
-			guard.watcher = watcher
-		}
-	}
+	guard.watcher = watcherOf(validator)
+	guard.authenticate = config.Authenticate
 	guard.workspace = config.Workspace
 	guard.details = config.Details
 	guard.trustSockets = config.TrustUnixSockets
 	guard.readsForwarded = len(guard.trusted) > 0 || guard.trustSockets
 	if guard.log == nil {
 		guard.log = slog.Default()
+	}
+	var err error
+	if guard.forwardedHeader, err = forwardedHeader(config.ForwardedHeader); err != nil {
+		return nil, err
+	}
+	if config.ForwardedHeader != "" && !guard.readsForwarded {
+		return nil, fmt.Errorf("keyauth: ForwardedHeader: is %q, which nobody is trusted to send; name proxies in TrustedProxies, or leave it out", config.ForwardedHeader)
 	}
 	guard.invalid = tally.New(time.Now, func(report tally.Report) {
 		guard.log.Warn("many tokens are not valid: somebody guesses, or uses a key that never was", "network", report.Source.String(), "tokens", report.Count)
@@ -192,9 +219,12 @@ type Request struct {
 	// UnixSocket is set if the connection came over a unix socket. It counts only if Peer is
 	// not known, because another middleware may have set Peer.
 	UnixSocket bool
-	// Forwarded are all values of the X-Forwarded-For header. They count only if the peer is a
-	// trusted proxy.
+	// Forwarded are all values of the header that Guard.ForwardedHeader names. They count only if the
+	// peer is a trusted proxy.
 	Forwarded []string
+	// Authenticate, if not nil, looks for another credential than the token: see Config.Authenticate.
+	// It is not printed.
+	Authenticate func(ctx context.Context) (Principal, bool, error) `json:"-"`
 	// Details asks for the details of the principal, as Config.Details does for every request.
 	Details bool
 	// ExpireTime, if not nil, is where Admit puts Answer.ExpireTime of a request that may pass.
@@ -217,12 +247,13 @@ func (g *Guard) Admit(ctx context.Context, request Request) (context.Context, er
 
 // Watch blocks for as long as an admitted request would be admitted again. It then returns the
 // *RefusalError that the request would get, or the context's error. It returns nil at once if
-// there is nothing to watch: the request is public, or the Validator is no Watcher.
+// there is nothing to watch: the request is public, it was admitted by Authenticate, or the Validator is no
+// Watcher.
 //
 // The interceptors call Watch themselves. It is for other transports that keep requests open
 // for long.
 func (g *Guard) Watch(ctx context.Context, request Request) error {
-	if g.watcher == nil || request.Requirement.IsPublic() {
+	if g.watcher == nil || request.Requirement.IsPublic() || request.Authenticate != nil && len(request.Authorization) == 0 {
 		return nil
 	}
 	question, refusal := g.question(ctx, &request)
@@ -251,6 +282,9 @@ func (g *Guard) watch(ctx context.Context, name string, question Question) error
 func (g *Guard) decide(ctx context.Context, request *Request) (*Principal, Question, *RefusalError) {
 	if request.Requirement.IsPublic() {
 		return nil, Question{}, nil
+	}
+	if principal, refusal, found := g.authenticated(ctx, request); found {
+		return principal, Question{}, refusal
 	}
 	question, refusal := g.question(ctx, request)
 	if refusal != nil {

@@ -9,11 +9,8 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// The headers that are read, in lower case as gRPC writes them.
-const (
-	authorizationHeader = "authorization"
-	forwardedHeader     = "x-forwarded-for"
-)
+// authorizationHeader is the header with the token, in lower case as gRPC writes it.
+const authorizationHeader = "authorization"
 
 // UnaryServerInterceptor returns the interceptor for unary methods. Run it before interceptors
 // that need the principal, and after those that must see refusals, such as logs and metrics.
@@ -57,7 +54,7 @@ func (g *Guard) StreamServerInterceptor() grpc.StreamServerInterceptor {
 		if field != "" {
 			stream, handler = g.inWorkspace(stream, handler, info.FullMethod, field, principal)
 		}
-		if g.watcher == nil || principal == nil {
+		if g.watcher == nil || principal == nil || question.Token == "" { // a session has no token
 			return handler(service, &admittedStream{ServerStream: stream, ctx: admit(ctx, principal)})
 		}
 		return g.watched(service, stream, info.FullMethod, principal, question, handler)
@@ -76,10 +73,13 @@ func (g *Guard) request(ctx context.Context, method string, message any) Request
 		request.UnixSocket = from.Addr != nil && strings.HasPrefix(from.Addr.Network(), "unix")
 	}
 	if g.readsForwarded {
-		request.Forwarded = metadata.ValueFromIncomingContext(ctx, forwardedHeader)
+		request.Forwarded = metadata.ValueFromIncomingContext(ctx, g.forwardedHeader)
 	}
 	if read := message != nil && request.Requirement.field != ""; !read && g.workspace != nil && request.Requirement.IsValid() && !request.Requirement.IsPublic() {
 		request.WorkspaceID = g.workspace(admit(ctx, nil), method, message) // without the token
+	}
+	if g.authenticate != nil {
+		request.Authenticate = func(ctx context.Context) (Principal, bool, error) { return g.authenticate(ctx, method) }
 	}
 	return request
 }

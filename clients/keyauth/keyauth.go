@@ -28,6 +28,9 @@ type Principal struct {
 	MemberID string
 	// Role is the name of the member's present role in the policy.
 	Role string
+	// Credential says by what the presenter was known: empty for a key of keysvc, the name of a Link of a
+	// Chain, or what an authenticator said, such as "session".
+	Credential string
 	// Scopes are the scopes that the key has and its member's role allows, sorted. They are shared:
 	// do not change them. Empty if there are none, or with details off: see Config.Details.
 	Scopes []string

@@ -123,11 +123,17 @@ func TestClientAddressTrustsProxiesFromTheRight(t *testing.T) {
 			if test.want != "" {
 				want = netip.MustParseAddr(test.want)
 			}
-			if got := clientAddress(peer, test.forwarded, test.trusted); got != want {
+			if got := clientAddressOf(peer, test.forwarded, test.trusted); got != want {
 				t.Errorf("clientAddress = %v, want %v", got, want)
 			}
 		})
 	}
+}
+
+// clientAddressOf returns the client address behind proxies that send X-Forwarded-For.
+func clientAddressOf(peer netip.Addr, forwarded []string, trusted []netip.Prefix) netip.Addr {
+	guard := &Guard{trusted: trusted, forwardedHeader: headerForwardedFor}
+	return guard.clientAddress(&Request{Peer: peer, Forwarded: forwarded})
 }
 
 func FuzzClientAddress(f *testing.F) {
@@ -137,12 +143,12 @@ func FuzzClientAddress(f *testing.F) {
 	trusted := []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	honest := netip.MustParseAddr("198.51.100.1")
 	f.Fuzz(func(t *testing.T, value string) {
-		got := clientAddress(netip.MustParseAddr("10.0.0.1"), []string{value}, trusted)
+		got := clientAddressOf(netip.MustParseAddr("10.0.0.1"), []string{value}, trusted)
 		if got.Is4In6() || got.Zone() != "" {
 			t.Fatalf("clientAddress(%q) = %v", value, got)
 		}
 		// Whatever a presenter sends, the proxy appends the peer's address.
-		if got := clientAddress(netip.MustParseAddr("10.0.0.1"), []string{value + ", 198.51.100.1"}, trusted); got != honest {
+		if got := clientAddressOf(netip.MustParseAddr("10.0.0.1"), []string{value + ", 198.51.100.1"}, trusted); got != honest {
 			t.Fatalf("clientAddress(%q, …) = %v", value, got)
 		}
 	})

@@ -73,7 +73,7 @@ func ExampleNewMux_nothingSaid() {
 	})
 	fmt.Println(err)
 	// Output:
-	// keyauthhttp: Routes["GET /v1/signatures"]: its Requirement is "nothing said"; allowed are keyauth.Scope with resource:action, keyauth.IdentityOnly and keyauth.Public
+	// keyauthhttp: Routes["GET /v1/signatures"]: its Requirement is "nothing said"; allowed are keyauth.Scope with resource:action, keyauth.AllOf and keyauth.AnyOf with several, keyauth.IdentityOnly and keyauth.Public
 }
 
 // A body of the service's own. The Mux still sets status, WWW-Authenticate and Retry-After.

@@ -1,6 +1,9 @@
 // Package keyauthhttp protects an HTTP service with keysvc. It is the middleware for a
 // keyauth.Guard, and promises what the Guard's gRPC interceptors promise.
 //
+// A service that has a router keeps it, and puts Require in front of each route. A new service
+// can take a Mux in its place, which does not let a route without a requirement start.
+//
 // A Mux is made from one table of routes. Each route has a pattern of net/http, a requirement
 // and a handler, so no pattern lacks a requirement. The check is part of the handler, so the
 // requirement that counts is always that of the handler that runs, whatever the path looks like
@@ -16,12 +19,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/http"
-	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 )
@@ -52,6 +52,13 @@ type Config struct {
 	// HEAD are sent without the body. Default: application/json with
 	// {"error":{"type":…,"code":…,"message":…}}.
 	Body func(r *http.Request, problem Problem) (contentType string, body []byte)
+	// Preflights answers CORS preflights, which browsers send without Authorization: OPTIONS with
+	// Origin and Access-Control-Request-Method, whatever the path. No decision is made on them.
+	// Default: a preflight is routed and decided as every other request, so it mostly gets 405.
+	Preflights http.Handler
+	// Authenticate accepts other credentials than tokens, such as the cookie of a session: see
+	// WithAuthenticator. Default: tokens only.
+	Authenticate func(r *http.Request) (keyauth.Principal, bool, error)
 }
 
 // Route is one entry of a routing table.
@@ -93,33 +100,26 @@ type Route struct {
 // that is no secret. A flood of requests for other paths does not reach keysvc. No
 // handler runs for them, and a redirect is decided again when it is followed.
 type Mux struct {
-	guard  *keyauth.Guard
-	routes *http.ServeMux
-	realm  string
-	// expiration is Config.ExpirationHeader in its canonical form.
-	expiration string
-	body       func(r *http.Request, problem Problem) (contentType string, body []byte)
+	protector  *Protector
+	routes     *http.ServeMux
+	preflights http.Handler
 }
 
 // NewMux returns a Mux. The error names every route that is wrong: its requirement cannot be
 // met, it has no handler, or its pattern is malformed or conflicts with another.
 func NewMux(guard *keyauth.Guard, config Config) (*Mux, error) {
-	mux := &Mux{guard: guard, routes: http.NewServeMux(), realm: config.Realm, body: config.Body}
-	if mux.realm == "" {
-		mux.realm = "api"
-	}
-	if mux.body == nil {
-		mux.body = jsonBody
-	}
 	var wrong []error
-	if mux.expiration = http.CanonicalHeaderKey(config.ExpirationHeader); !isHeaderName(mux.expiration) {
-		wrong = append(wrong, fmt.Errorf("keyauthhttp: ExpirationHeader: is %q; allowed are letters, digits and -", config.ExpirationHeader))
+	base := settings{realm: config.Realm, expiration: config.ExpirationHeader, body: config.Body, authenticate: config.Authenticate}
+	made, err := base.with(nil)
+	if err != nil {
+		wrong = append(wrong, err)
 	}
 	if guard == nil {
 		wrong = append(wrong, errors.New("keyauthhttp: guard: is nil; make one with keyauth.NewGuard"))
 	}
-	if strings.ContainsFunc(mux.realm, func(char rune) bool { return char < ' ' || char > '~' || char == '"' || char == '\\' }) {
-		wrong = append(wrong, fmt.Errorf(`keyauthhttp: Realm: is %q; allowed is printable ASCII without " and \`, mux.realm))
+	mux := &Mux{protector: &Protector{guard: guard, settings: made}, routes: http.NewServeMux(), preflights: config.Preflights}
+	if config.Preflights != nil && isNil(config.Preflights) {
+		wrong = append(wrong, errors.New("keyauthhttp: Preflights: is a nil function; leave it out, or give a handler"))
 	}
 	if len(config.Routes) == 0 {
 		wrong = append(wrong, errors.New("keyauthhttp: Routes: are empty; at least one is required"))
@@ -139,20 +139,18 @@ func NewMux(guard *keyauth.Guard, config Config) (*Mux, error) {
 	return mux, nil
 }
 
-// isHeaderName reports whether a text can be the name of a header that this package adds; "" is allowed.
-func isHeaderName(text string) bool {
-	return !strings.ContainsFunc(text, func(char rune) bool {
-		return (char < 'a' || char > 'z') && (char < 'A' || char > 'Z') && (char < '0' || char > '9') && char != '-'
-	})
+// WriteRefusal answers a request as the Mux does: see the function WriteRefusal. It is for middlewares of one's
+// own that run in front of the Mux.
+func (m *Mux) WriteRefusal(w http.ResponseWriter, r *http.Request, err error) {
+	m.protector.WriteRefusal(w, r, err)
 }
 
 // add registers a route.
 func (m *Mux) add(pattern string, route Route) (err error) {
-	switch function, ok := route.Handler.(http.HandlerFunc); {
+	switch {
 	case !route.Requirement.IsValid():
-		return fmt.Errorf("its Requirement is %q; allowed are keyauth.Scope with resource:action, keyauth.IdentityOnly and keyauth.Public",
-			route.Requirement)
-	case route.Handler == nil || ok && function == nil:
+		return badRequirement(route.Requirement)
+	case isNil(route.Handler):
 		return errors.New("its Handler is nil; one is required")
 	case route.Requirement.IsPublic() && (route.WorkspaceID != nil || route.LongLived):
 		return errors.New("its WorkspaceID and LongLived have no effect, as it is public; leave them out")
@@ -164,16 +162,22 @@ func (m *Mux) add(pattern string, route Route) (err error) {
 			err = fmt.Errorf("its pattern is refused: %v", refused)
 		}
 	}()
-	m.routes.Handle(pattern, m.guarded(pattern, route))
+	made := m.protector.settings
+	made.name, made.workspaceID, made.longLived = pattern, route.WorkspaceID, route.LongLived
+	m.routes.Handle(pattern, &protected{guard: m.protector.guard, settings: made, requirement: route.Requirement, next: route.Handler})
 	return nil
 }
 
 // ServeHTTP implements http.Handler. It panics if a handler does.
 func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodConnect {
+	switch {
+	case r.Method == http.MethodConnect:
 		// http.ServeMux does not clean the path of a CONNECT: it would take /public/../v1 for a
 		// public path, and the handler perhaps not.
-		m.answer(w, r, Problem{Status: http.StatusMethodNotAllowed})
+		m.protector.settings.answer(w, r, Problem{Status: http.StatusMethodNotAllowed})
+		return
+	case m.preflights != nil && isPreflight(r):
+		m.preflights.ServeHTTP(w, withoutAuthorization(r.Context(), r))
 		return
 	}
 	if handler, pattern := m.routes.Handler(r); pattern == "" {
@@ -181,52 +185,6 @@ func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	m.routes.ServeHTTP(w, r)
-}
-
-// guarded returns the handler of a route, with the decision before it.
-func (m *Mux) guarded(pattern string, route Route) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		request := keyauth.Request{
-			Name:          pattern,
-			Requirement:   route.Requirement,
-			Authorization: r.Header.Values("Authorization"),
-			Peer:          peerAddress(r.RemoteAddr),
-			UnixSocket:    isUnixSocket(r),
-			Forwarded:     r.Header.Values("X-Forwarded-For"),
-		}
-		if route.WorkspaceID != nil {
-			request.WorkspaceID = route.WorkspaceID(withoutAuthorization(r.Context(), r))
-			if request.WorkspaceID == "" {
-				// The empty text would mean any workspace.
-				m.answer(w, r, Problem{Status: http.StatusNotFound})
-				return
-			}
-		}
-		if m.expiration != "" {
-			request.ExpireTime = new(time.Time)
-		}
-		ctx, err := m.guard.Admit(r.Context(), request)
-		if err != nil {
-			m.refuse(w, r, err)
-			return
-		}
-		if m.expiration != "" && !request.ExpireTime.IsZero() {
-			// Rounded down: a token never works longer than it says.
-			w.Header().Set(m.expiration, request.ExpireTime.UTC().Format(http.TimeFormat))
-		}
-		if route.LongLived {
-			var stop func()
-			ctx, stop = m.watched(ctx, w, request)
-			defer stop()
-		}
-		admitted := withoutAuthorization(ctx, r)
-		route.Handler.ServeHTTP(w, admitted)
-		if admitted.MultipartForm != nil && r.MultipartForm == nil {
-			// The server removes the files of an upload when it ends its own request, but it
-			// does not see this copy.
-			_ = admitted.MultipartForm.RemoveAll() // as the server does: nobody could be told
-		}
-	})
 }
 
 // withoutAuthorization returns a request without the headers that may hold the token:
@@ -240,21 +198,4 @@ func withoutAuthorization(ctx context.Context, r *http.Request) *http.Request {
 		return strings.HasSuffix(strings.ToLower(name), "authorization")
 	})
 	return stripped
-}
-
-// isUnixSocket reports whether a request came over a unix socket. It asks the server's own
-// address, because another middleware may have copied a header into RemoteAddr.
-func isUnixSocket(r *http.Request) bool {
-	local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
-	return ok && strings.HasPrefix(local.Network(), "unix")
-}
-
-// peerAddress returns the address of a connection; the zero Addr for a unix socket, and for
-// text that another middleware put in its place.
-func peerAddress(remote string) netip.Addr {
-	withPort, err := netip.ParseAddrPort(remote)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return withPort.Addr()
 }

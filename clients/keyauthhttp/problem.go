@@ -13,7 +13,7 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// Problem is the reason why a Mux answers in place of a handler.
+// Problem is the reason why a Mux, or a middleware of Require, answers in place of a handler.
 type Problem struct {
 	// Status is the HTTP status: 401, 403, 404, 405, 500 or 503.
 	Status int
@@ -43,8 +43,32 @@ func jsonBody(_ *http.Request, problem Problem) (contentType string, body []byte
 	return "application/json", append(body, '\n')
 }
 
+// WriteRefusal answers a request that a handler finds is not allowed, exactly as the middleware in front of the
+// handler would: the same status, headers and body. err is a *keyauth.RefusalError, such as Guard.Admit
+// returns and keyauth.Lacks makes; every other error is answered with 500, and is not shown. Realm and body are
+// those of the Mux or Require that admitted the request, and the defaults without them. Write nothing before,
+// and return after.
+func WriteRefusal(w http.ResponseWriter, r *http.Request, err error) {
+	if outer, ok := r.Context().Value(carriedKey{}).(*carried); ok {
+		outer.settings.refuse(w, r, err)
+		return
+	}
+	made, _ := new(settings).with(nil) // the defaults are right
+	made.refuse(w, r, err)
+}
+
+// WriteRefusal answers a request as a middleware of this Protector would. It is for middlewares of one's own,
+// which run in front; handlers use the function of the same name.
+func (p *Protector) WriteRefusal(w http.ResponseWriter, r *http.Request, err error) {
+	if p == nil || p.guard == nil {
+		WriteRefusal(w, r, err)
+		return
+	}
+	p.settings.refuse(w, r, err)
+}
+
 // refuse answers a request that the Guard did not admit.
-func (m *Mux) refuse(w http.ResponseWriter, r *http.Request, err error) {
+func (s *settings) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	var refusal *keyauth.RefusalError
 	if !errors.As(err, &refusal) {
 		refusal = &keyauth.RefusalError{Code: codes.Internal}
@@ -54,14 +78,14 @@ func (m *Mux) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	switch refusal.Code { // every other code is a fault of this service
 	case codes.Unauthenticated:
 		problem.Status, problem.Code = http.StatusUnauthorized, "key_invalid"
-		header.Set("WWW-Authenticate", m.challenge(refusal))
+		header.Set("WWW-Authenticate", s.challenge(refusal))
 	case codes.PermissionDenied:
 		problem.Status, problem.Code = http.StatusForbidden, deniedCode(refusal.Reason)
 		if lacksScope(refusal) {
-			header.Set("WWW-Authenticate", m.challenge(refusal))
+			header.Set("WWW-Authenticate", s.challenge(refusal))
 		}
 	case codes.NotFound:
-		m.answer(w, r, Problem{Status: http.StatusNotFound})
+		s.answer(w, r, Problem{Status: http.StatusNotFound})
 		return
 	case codes.Unavailable, codes.Canceled:
 		// Nobody reads the answer if the presenter cancelled the request; if something else
@@ -69,25 +93,33 @@ func (m *Mux) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		problem.Status = http.StatusServiceUnavailable
 		header.Set("Retry-After", "1")
 	}
-	m.answer(w, r, problem)
+	s.answer(w, r, problem)
 }
 
 // challenge returns the value of WWW-Authenticate (RFC 6750 section 3).
-func (m *Mux) challenge(refusal *keyauth.RefusalError) string {
-	challenge := `Bearer realm="` + m.realm + `"`
+func (s *settings) challenge(refusal *keyauth.RefusalError) string {
+	challenge := `Bearer realm="` + s.realm + `"`
 	switch {
 	case lacksScope(refusal):
-		challenge += fmt.Sprintf(`, error="insufficient_scope", scope="%s"`, strings.Join(refusal.MissingScopes, " "))
+		challenge += fmt.Sprintf(`, error="insufficient_scope", scope="%s"`, strings.Join(missingScopes(refusal), " "))
 	case !refusal.TokenMissing:
 		challenge += `, error="invalid_token"`
 	}
 	return challenge
 }
 
+// missingScopes returns the scopes that would help. A refusal that a handler made may have Scope alone.
+func missingScopes(refusal *keyauth.RefusalError) []string {
+	if len(refusal.MissingScopes) == 0 && refusal.Scope != "" {
+		return []string{refusal.Scope}
+	}
+	return refusal.MissingScopes
+}
+
 // lacksScope reports whether another scope would help. It would not if the address is not
 // allowed, and RFC 6750 has no error code for that.
 func lacksScope(refusal *keyauth.RefusalError) bool {
-	return refusal.Code == codes.PermissionDenied && len(refusal.MissingScopes) > 0 &&
+	return refusal.Code == codes.PermissionDenied && len(missingScopes(refusal)) > 0 &&
 		(refusal.Reason == keysvcv1.Reason_REASON_SCOPE_NOT_GRANTED || refusal.Reason == keysvcv1.Reason_REASON_SCOPE_BEYOND_ROLE)
 }
 
@@ -110,15 +142,15 @@ func (m *Mux) unmatched(w http.ResponseWriter, r *http.Request, handler http.Han
 	said := &unsent{header: make(http.Header)}
 	handler.ServeHTTP(said, r)
 	if said.status != http.StatusMethodNotAllowed {
-		m.answer(w, r, Problem{Status: http.StatusNotFound})
+		m.protector.settings.answer(w, r, Problem{Status: http.StatusNotFound})
 		return
 	}
 	w.Header().Set("Allow", said.header.Get("Allow"))
-	m.answer(w, r, Problem{Status: http.StatusMethodNotAllowed})
+	m.protector.settings.answer(w, r, Problem{Status: http.StatusMethodNotAllowed})
 }
 
 // answer answers in place of a handler. It fills in the fields that follow from the status.
-func (m *Mux) answer(w http.ResponseWriter, r *http.Request, problem Problem) {
+func (s *settings) answer(w http.ResponseWriter, r *http.Request, problem Problem) {
 	switch problem.Status {
 	case http.StatusUnauthorized:
 		problem.Type = "authentication_error"
@@ -136,7 +168,7 @@ func (m *Mux) answer(w http.ResponseWriter, r *http.Request, problem Problem) {
 	if problem.Code == "" {
 		problem.Code = problem.Type
 	}
-	contentType, body := m.body(withoutAuthorization(r.Context(), r), problem)
+	contentType, body := s.body(withoutAuthorization(r.Context(), r), problem)
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(problem.Status)

@@ -15,11 +15,11 @@ var past = time.Unix(1, 0)
 
 // watched returns a context that ends when the request would not be admitted any more. Reading
 // from and writing to the presenter fail from then on. Call stop when the handler has returned.
-func (m *Mux) watched(ctx context.Context, w http.ResponseWriter, request keyauth.Request) (kept context.Context, stop func()) {
+func watched(ctx context.Context, guard *keyauth.Guard, w http.ResponseWriter, request keyauth.Request) (kept context.Context, stop func()) {
 	kept, cancel := context.WithCancelCause(ctx)
 	var watching sync.WaitGroup
 	watching.Go(func() {
-		err := m.guard.Watch(kept, request)
+		err := guard.Watch(kept, request)
 		var refusal *keyauth.RefusalError
 		if kept.Err() != nil || !errors.As(err, &refusal) {
 			return
