@@ -20,7 +20,7 @@ var light = []string{
 }
 
 func TestImportersLinkOnlyLightModules(t *testing.T) {
-	for _, name := range []string{"keyauth", "keyauthhttp", "keyauthtest", "keyclient", "keycredentials"} {
+	for _, name := range []string{"keyauth", "keyauthhttp", "keyauthtest", "keyclient", "keycredentials", "keyscreen"} {
 		command := exec.CommandContext(t.Context(), "go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", module+"clients/"+name)
 		text, err := command.Output()
 		if err != nil {
@@ -30,6 +30,9 @@ func TestImportersLinkOnlyLightModules(t *testing.T) {
 			known := slices.ContainsFunc(light, func(allowed string) bool {
 				return path == allowed || strings.HasPrefix(path, strings.TrimSuffix(allowed, "/")+"/")
 			})
+			if name != "keyscreen" && path == module+"clients/keyscreen" {
+				t.Errorf("importing %s links the settings screen", name)
+			}
 			if !known {
 				t.Errorf("importing %s links %s", name, path)
 			}
