@@ -24,7 +24,7 @@ BENCH       ?=
 BENCH_TIME  ?= 13m
 BENCH_CACHE ?= .bench
 
-.PHONY: run tools test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday restores restores-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools browser test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday restores restores-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -38,11 +38,20 @@ run:
 	exit $${status:-0}
 
 # Compiles what tests build or run, so that it does not count against the time limit of go
-# test: with an empty build cache, buf alone takes minutes.
+# test: with an empty build cache, buf alone takes minutes. Chromium is installed where that is
+# possible (test/browser/README.md); without it the browser tests are skipped, and say so.
 tools:
+	test/browser/install.sh --try
 	go build ./...
 	go -C test build ./...
 	$(TOOL) buf --version >/dev/null
+
+# Gets Chromium and axe-core, and tests the settings screen in every way that members come
+# (test/browser/README.md). BROWSERFLAGS="-pictures $PWD/docs/pictures" also makes the pictures of the docs.
+BROWSERFLAGS ?=
+browser:
+	test/browser/install.sh
+	go -C test test ./browser -count=1 -timeout 20m -v -every-way $(BROWSERFLAGS)
 
 # Tests the root module and test/, which has the tests that need large libraries, above all an
 # etcd, and runs a slice of the crash laboratory (test/crash/README.md). The two modules
@@ -52,9 +61,10 @@ test: tools
 	$(call both,go test $(TESTFLAGS) ./...,go -C test test $(TESTFLAGS) ./... && go -C test run ./crash -time 25s -kinds plain)
 	go -C clients/keymetrics test $(TESTFLAGS) ./...
 	go -C test run ./hostile -slice -time 1s
+	test/browser/install.sh --said
 
 # Without bench, which measures, and without the packages whose tests drive programs that are built
-# without the race detector.
+# without the race detector. Without the browser tests: they would find no other races, and take long.
 #
 # The files of these tests are in memory where there is room: under the race detector nothing is
 # learnt from waiting for a disk, and `make test` runs the same tests on one.
@@ -63,7 +73,7 @@ test-race: tools
 	if [[ -z "$${TMPDIR:-}" && "$$(df --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 4000000 ]]; then \
 		export TMPDIR=/dev/shm; \
 	fi; \
-	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) ./...)
+	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) $$(go -C test list ./... | grep -v /browser$$))
 
 # Runs two commands side by side. The second one's output comes when both have ended.
 define both

@@ -13,7 +13,8 @@ import (
 // registered, before the server begins to serve. A *grpc.Server is such a server.
 func (g *Guard) Covers(server interface {
 	GetServiceInfo() map[string]grpc.ServiceInfo
-}) error {
+},
+) error {
 	var missing []string
 	for service, info := range server.GetServiceInfo() {
 		for _, method := range info.Methods {

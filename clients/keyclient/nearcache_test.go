@@ -2,11 +2,12 @@ package keyclient_test
 
 import (
 	"errors"
-	"google.golang.org/protobuf/types/known/fieldmaskpb"
 	"log/slog"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/scribe-mail/keysvc/clients/keyclient"
@@ -69,7 +70,12 @@ func (v *visit) explain(method string, err error) failure {
 			return failure{status: http.StatusUnprocessableEntity, message: "error.form", fields: fields}
 		}
 	}
-	v.config.Log.ErrorContext(v.r.Context(), "keyscreen: a call to keysvc failed", "method", method, "code", status.Code(err).String(), "reason", reason.String())
+	attributes := []any{"method", method, "code", status.Code(err).String(), "reason", reason.String()}
+	if reason == keysvcv1.ErrorReason_ERROR_REASON_UNSPECIFIED && status.Code(err) == codes.Unavailable {
+		// Of the connection, such as its address and why it failed. Errors of keysvc have a reason.
+		attributes = append(attributes, "error", status.Convert(err).Message())
+	}
+	v.config.Log.ErrorContext(v.r.Context(), "keyscreen: a call to keysvc failed", attributes...)
 	// Without a reason of keysvc the answer was lost on its way.
 	open := reason == keysvcv1.ErrorReason_ERROR_REASON_UNSPECIFIED || reason == keysvcv1.ErrorReason_ERROR_REASON_OUTCOME_UNKNOWN || lost(err)
 	if open && slices.Contains(changes, method) {

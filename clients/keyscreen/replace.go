@@ -53,7 +53,8 @@ func (v *visit) replace(id string) {
 	which := slices.IndexFunc(overlaps, func(known struct {
 		value string
 		long  time.Duration
-	}) bool {
+	},
+	) bool {
 		return known.value == values.Get("overlap")
 	})
 	switch {

@@ -131,12 +131,22 @@ func (v *visit) row(key *keysvcv1.Key, names map[string]string) row {
 	return shown
 }
 
+// endsSoon reports whether a key ends within soon, and has lived for more than half of its time: a key
+// that was made for 30 days needs no attention on its first day.
+func (v *visit) endsSoon(key *keysvcv1.Key) bool {
+	end, begin := key.GetExpireTime().AsTime(), key.GetCreateTime().AsTime()
+	if secrets := v.live(key); len(secrets) > 0 {
+		begin = secrets[0].GetCreateTime().AsTime()
+	}
+	return end.Before(v.soonEnd()) && v.now.Sub(begin) >= end.Sub(v.now)
+}
+
 // state fills in what depends on whether a key works.
 func (v *visit) state(shown *row, key *keysvcv1.Key) {
 	switch key.GetState() {
 	case keysvcv1.KeyState_KEY_STATE_ACTIVE:
 		shown.State, shown.Class = v.T("state.active"), "active"
-		if key.GetExpireTime().AsTime().Before(v.soonEnd()) {
+		if v.endsSoon(key) {
 			shown.State, shown.Class = v.T("state.expiring"), "expiring"
 		}
 	case keysvcv1.KeyState_KEY_STATE_SUSPENDED:

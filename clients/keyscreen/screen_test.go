@@ -110,9 +110,13 @@ func TestFiltersAndPaging(t *testing.T) {
 	p.get("/?search=nothing").want(http.StatusOK, "0 keys", "No key matches", "Show all keys")
 
 	p.post("/new", url.Values{"name": {"short"}, "scope": {"signatures:read"}, "expiry": {"30"}}).want(http.StatusOK, "short")
-	p.get("/?view=expiring").want(http.StatusOK, "1 key", "short", "Expiring soon")
+	if got := p.get("/?view=expiring").want(http.StatusOK, "1 key", "short", "in 30 days"); strings.Contains(got.text(), "Expiring soon") {
+		t.Error("a key that was just made for 30 days needs attention")
+	}
 	p.get("/?view=unused").want(http.StatusOK, "No key matches")
-	p.clock.Advance(91 * 24 * time.Hour)
+	p.clock.Advance(15 * 24 * time.Hour)
+	p.get("/?view=expiring").want(http.StatusOK, "1 key", "short", "Expiring soon")
+	p.clock.Advance(76 * 24 * time.Hour)
 	// The filter stays the same from page to page, although time goes on.
 	unused := p.get("/?view=unused").want(http.StatusOK, "4 keys")
 	p.clock.Advance(time.Minute)

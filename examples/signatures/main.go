@@ -16,6 +16,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/scribe-mail/keysvc/examples/process"
 )
 
 func main() {
@@ -44,16 +46,16 @@ func run(ctx context.Context, arguments []string, out io.Writer) error {
 	if !*serve {
 		*httpAddress, *grpcAddress = "127.0.0.1:0", "127.0.0.1:0"
 	}
-	start := startKeysvc
+	start := process.Start
 	if *running {
-		start = func(context.Context) (*keysvc, error) { return runningKeysvc() }
+		start = func(context.Context) (*process.Keysvc, error) { return process.Running() }
 	}
 	keysvc, err := start(ctx)
 	if err != nil {
 		return fmt.Errorf("starting keysvc: %w", err)
 	}
-	defer keysvc.stop()
-	service, err := startService(ctx, keysvc.client, *httpAddress, *grpcAddress)
+	defer keysvc.Stop()
+	service, err := startService(ctx, keysvc.Client, *httpAddress, *grpcAddress)
 	if err != nil {
 		return fmt.Errorf("starting the service: %w; --grpc and --http choose other addresses", err)
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/scribe-mail/keysvc/examples/process"
 	signaturesv1 "github.com/scribe-mail/keysvc/examples/signatures/gen/scribe/signatures/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
@@ -33,7 +34,7 @@ type story struct {
 }
 
 // play plays the story. The error names the answers that were not the expected ones.
-func play(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) error {
+func play(ctx context.Context, out io.Writer, keysvc *process.Keysvc, service *service) error {
 	conn, err := grpc.NewClient(service.grpcAddress, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return err
@@ -92,7 +93,7 @@ func (s *story) requests(ctx context.Context, token string) {
 
 // changes changes the member's role and then revokes the key. After each change it makes the requests
 // again, and expects the streams that the key held open to end.
-func (s *story) changes(ctx context.Context, keysvc *keysvc, token, keyID string) error {
+func (s *story) changes(ctx context.Context, keysvc *process.Keysvc, token, keyID string) error {
 	s.say("A stream is opened with the key.")
 	held, err := s.hold(ctx, token)
 	if err != nil {
@@ -116,7 +117,7 @@ func (s *story) changes(ctx context.Context, keysvc *keysvc, token, keyID string
 		return err
 	}
 	s.say("The key is revoked, and the stream that it holds open ends.")
-	revoked, err := keysvc.client.Keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: keyID})
+	revoked, err := keysvc.Client.Keys.RevokeKey(ctx, &keysvcv1.RevokeKeyRequest{WorkspaceId: workspace, KeyId: keyID})
 	if err != nil {
 		return err
 	}
@@ -237,8 +238,8 @@ func shorten(token string) string {
 }
 
 // putMember gives the member a role, and returns when every service's answers reflect it.
-func putMember(ctx context.Context, keysvc *keysvc, role string) error {
-	put, err := keysvc.client.Members.PutMember(ctx, &keysvcv1.PutMemberRequest{
+func putMember(ctx context.Context, keysvc *process.Keysvc, role string) error {
+	put, err := keysvc.Client.Members.PutMember(ctx, &keysvcv1.PutMemberRequest{
 		WorkspaceId: workspace, MemberId: member, Role: role, State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE,
 	})
 	if err != nil {
@@ -249,19 +250,19 @@ func putMember(ctx context.Context, keysvc *keysvc, role string) error {
 
 // everywhere returns when every service's answers reflect a change. Without this call, services
 // learn of a change within milliseconds, and within a second whatever fails.
-func everywhere(ctx context.Context, keysvc *keysvc, revision int64, epoch string) error {
-	_, err := keysvc.client.Sync.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revision, Epoch: epoch})
+func everywhere(ctx context.Context, keysvc *process.Keysvc, revision int64, epoch string) error {
+	_, err := keysvc.Client.Sync.AwaitRevision(ctx, &keysvcv1.AwaitRevisionRequest{Revision: revision, Epoch: epoch})
 	return err
 }
 
-func createKey(ctx context.Context, keysvc *keysvc, scopes ...string) (*keysvcv1.CreateKeyResponse, error) {
-	return keysvc.client.Keys.CreateKey(ctx, &keysvcv1.CreateKeyRequest{
+func createKey(ctx context.Context, keysvc *process.Keysvc, scopes ...string) (*keysvcv1.CreateKeyResponse, error) {
+	return keysvc.Client.Keys.CreateKey(ctx, &keysvcv1.CreateKeyRequest{
 		WorkspaceId: workspace, MemberId: member, Name: "example", Scopes: scopes,
 	})
 }
 
 // stay serves until the context ends.
-func stay(ctx context.Context, out io.Writer, keysvc *keysvc, service *service) error {
+func stay(ctx context.Context, out io.Writer, keysvc *process.Keysvc, service *service) error {
 	if err := putMember(ctx, keysvc, "manager"); err != nil {
 		return err
 	}
@@ -290,7 +291,7 @@ The last one ends with its key:
   export KEYSVC_ADDR=%[4]s
   keysvc key list --workspace acme
   keysvc key revoke %[5]s --yes --wait
-`, made.GetToken(), service.httpAddress, service.grpcAddress, keysvc.target, made.GetKey().GetKeyId())
+`, made.GetToken(), service.httpAddress, service.grpcAddress, keysvc.Target, made.GetKey().GetKeyId())
 	<-ctx.Done()
 	return nil
 }

@@ -55,6 +55,7 @@ func chiRouter(protect *keyauthhttp.Protector) http.Handler {
 	router.Get("/healthz", healthy)
 	router.With(protect.Require(keyauth.Scope("signatures:read"))).Get("/v1/notes/{id}", getNote)
 	router.With(protect.Require(keyauth.Scope("signatures:delete"))).Delete("/v1/notes/{id}", deleteNote)
+	router.Method(http.MethodGet, "/me", protect.Me())
 	return router
 }
 
@@ -66,6 +67,7 @@ func ginRouter(protect *keyauthhttp.Protector) http.Handler {
 	router.GET("/healthz", gin.WrapF(healthy))
 	router.GET("/v1/notes/:id", ginMiddleware(protect.Require(keyauth.Scope("signatures:read"))), ginNote)
 	router.DELETE("/v1/notes/:id", ginMiddleware(protect.Require(keyauth.Scope("signatures:delete"))), gin.WrapF(deleteNote))
+	router.GET("/me", gin.WrapH(protect.Me()))
 	return router
 }
 
@@ -81,6 +83,7 @@ func ginMiddleware(middleware func(http.Handler) http.Handler) gin.HandlerFunc {
 		for _, param := range c.Params {
 			c.Request.SetPathValue(param.Key, param.Value)
 		}
+		c.Request.Pattern = c.FullPath() // the name of the route in the log
 		admitted := false
 		middleware(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			admitted = true
@@ -112,6 +115,9 @@ func TestExamplesOfTheDocumentation(t *testing.T) {
 		}
 		if got := get(t, router, "/v1/notes/1", token); got.Code != http.StatusOK || got.Body.String() != "note 1 of acme\n" {
 			t.Errorf("%s: with a key: %d %s", name, got.Code, got.Body)
+		}
+		if got := get(t, router, "/me", token); got.Code != http.StatusOK || !json.Valid(got.Body.Bytes()) {
+			t.Errorf("%s: me: %d %s", name, got.Code, got.Body)
 		}
 		request := httptest.NewRequestWithContext(t.Context(), http.MethodDelete, "/v1/notes/1", http.NoBody)
 		request.Header.Set("Authorization", "Bearer "+token)
