@@ -19,10 +19,16 @@ const (
 	planSuspend
 	planChange
 	planAdd
-	// planOutdated is a line that the server would refuse: its version is not newer than the one
-	// that keysvc has.
+	// planOutdated is a line that the server would refuse: its version is behind the one that keysvc
+	// has.
 	planOutdated
+	// planSameVersion is one that it would refuse because the line has keysvc's version with other
+	// content.
+	planSameVersion
 )
+
+// refused reports whether the server would refuse such a step, so that it is not sent.
+func (k planKind) refused() bool { return k == planOutdated || k == planSameVersion }
 
 // planStep is one difference between what the product has and what keysvc has.
 type planStep struct {
@@ -98,8 +104,10 @@ func compareMember(wanted roster.Member, have *keysvcv1.Member) (kind planKind, 
 	switch {
 	case same && (version == nil || *version <= known || gone):
 		return 0, false // a version behind the stored one with equal content does no harm
-	case version != nil && (*version < known || *version == known && have != nil && known > 0):
+	case version != nil && *version < known:
 		return planOutdated, true
+	case version != nil && *version == known && known > 0:
+		return planSameVersion, true
 	case wanted.State == roster.Removed:
 		return planRemove, true
 	case gone:
@@ -121,7 +129,7 @@ func stateOf(member *keysvcv1.Member) roster.State {
 func (p *memberPlan) text() string {
 	var t table
 	for _, step := range p.steps {
-		signs := map[planKind]string{planRemove: "-", planSuspend: "~", planChange: "~", planAdd: "+", planOutdated: "!"}
+		signs := map[planKind]string{planRemove: "-", planSuspend: "~", planChange: "~", planAdd: "+", planOutdated: "!", planSameVersion: "!"}
 		t.add("  "+signs[step.kind], step.wanted.WorkspaceID, step.wanted.MemberID, step.difference())
 	}
 	return t.take()
@@ -131,6 +139,9 @@ func (p *memberPlan) text() string {
 func (s planStep) difference() string {
 	was := fmt.Sprintf("%s, %s", s.have.GetRole(), stateOf(s.have))
 	will := fmt.Sprintf("%s, %s", s.wanted.Role, s.wanted.State)
+	if s.wanted.State == roster.Removed {
+		will = string(roster.Removed)
+	}
 	switch s.kind {
 	case planRemove:
 		if s.line == 0 {
@@ -144,6 +155,8 @@ func (s planStep) difference() string {
 		return will
 	case planOutdated:
 		return fmt.Sprintf("line %d has source_version %d, and keysvc has %d", s.line, *s.wanted.SourceVersion, s.have.GetSourceVersion())
+	case planSameVersion:
+		return fmt.Sprintf("line %d has source_version %d as keysvc has, with other content: %s → %s", s.line, *s.wanted.SourceVersion, was, will)
 	case planSuspend, planChange:
 	}
 	if was == will {
@@ -158,6 +171,9 @@ func (p *memberPlan) summary() string {
 		p.count(planAdd), p.count(planChange, planSuspend), p.count(planRemove), p.unchanged)
 	if outdated := p.count(planOutdated); outdated > 0 {
 		text += fmt.Sprintf(", %d outdated", outdated)
+	}
+	if same := p.count(planSameVersion); same > 0 {
+		text += fmt.Sprintf(", %d of the same version with other content", same)
 	}
 	return text + "."
 }

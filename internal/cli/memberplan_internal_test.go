@@ -30,11 +30,12 @@ func TestPlanMakesKeysvcHaveWhatTheProductHas(t *testing.T) {
 		{Line: 12, MemberID: "left", State: roster.Removed, SourceVersion: at(9), WorkspaceID: "acme"},
 		{Line: 13, MemberID: "never", State: roster.Removed, WorkspaceID: "acme"},
 		{Line: 14, MemberID: "dead", Role: "owner", State: roster.Active, SourceVersion: at(4), WorkspaceID: "acme"},
+		{Line: 15, MemberID: "goes", State: roster.Removed, SourceVersion: at(4), WorkspaceID: "acme"},
 	}, []*keysvcv1.Member{
 		has("same", "owner", active, 4), has("behind", "owner", active, 4), has("role", "owner", active, 4), has("idle", "owner", active, 4),
 		has("version", "owner", active, 4), has("back", "member", removed, 4), has("late", "owner", active, 4), has("equal", "owner", active, 4),
 		has("leaves", "owner", suspended, 4), has("left", "owner", removed, 4), has("absent", "owner", active, 4), has("gone", "owner", removed, 4),
-		has("dead", "owner", removed, 4),
+		has("dead", "owner", removed, 4), has("goes", "owner", active, 4),
 	})
 	plan.sort()
 	const want = `  -  acme  absent   owner, active; the file does not have the member
@@ -44,14 +45,15 @@ func TestPlanMakesKeysvcHaveWhatTheProductHas(t *testing.T) {
   ~  acme  version  source_version 4 → 9
   +  acme  back     owner, active; was removed before
   +  acme  new      owner, active
-  !  acme  dead     line 14 has source_version 4, and keysvc has 4
-  !  acme  equal    line 10 has source_version 4, and keysvc has 4
   !  acme  late     line 9 has source_version 3, and keysvc has 4
+  !  acme  dead     line 14 has source_version 4 as keysvc has, with other content: owner, removed → owner, active
+  !  acme  equal    line 10 has source_version 4 as keysvc has, with other content: owner, active → admin, active
+  !  acme  goes     line 15 has source_version 4 as keysvc has, with other content: owner, active → removed
 `
 	if got := plan.text(); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	if got, want := plan.summary(), "2 to add, 3 to change, 2 to remove, 4 unchanged, 3 outdated."; got != want {
+	if got, want := plan.summary(), "2 to add, 3 to change, 2 to remove, 4 unchanged, 1 outdated, 3 of the same version with other content."; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	// What the plan makes is what it then finds.

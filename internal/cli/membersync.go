@@ -35,9 +35,9 @@ func (a *app) memberSyncCommand() *cobra.Command {
 		Short: "Make the members those of a file, after a look at the plan",
 		Long: `Make the members of workspaces those of a file, which is what the product has. The
 plan comes first: which members are added (+), changed (~) and removed (-), and
-which lines would be refused because their source_version is not newer (!). At a
-terminal the plan must be confirmed; elsewhere --yes is needed, unless there is
-nothing to change.
+which lines would be refused (!), because their source_version is behind that of
+keysvc, or is the same with other content. At a terminal the plan must be confirmed;
+elsewhere --yes is needed, unless there is nothing to change.
 
 FILE is CSV with a header, or JSON lines; - is standard input. The columns are
 workspace, member, role, state (active, suspended or removed; empty means active)
@@ -75,7 +75,7 @@ is left, and does no harm.`,
 		if err := s.out.write([]byte(plan.text() + plan.summary() + "\n")); err != nil {
 			return err
 		}
-		if *dryRun || len(plan.steps) == plan.count(planOutdated) {
+		if *dryRun || len(plan.steps) == plan.count(planOutdated, planSameVersion) {
 			return nil
 		}
 		if !*yes {
@@ -197,7 +197,7 @@ func (s *session) membersOf(ctx context.Context, workspace string) ([]*keysvcv1.
 // applyMembers makes the steps of a plan. One that fails does not stop the others, unless the server
 // does not answer.
 func (s *session) applyMembers(ctx context.Context, file string, plan *memberPlan, actor *string) error {
-	steps := slices.DeleteFunc(slices.Clone(plan.steps), func(step planStep) bool { return step.kind == planOutdated })
+	steps := slices.DeleteFunc(slices.Clone(plan.steps), func(step planStep) bool { return step.kind.refused() })
 	progress := s.newPlanProgress("changes made", len(steps))
 	made, failures, err := s.makeSteps(ctx, steps, actor, progress)
 	progress.end()

@@ -159,3 +159,22 @@ func TestMemberSyncOnNothingAsksNothing(t *testing.T) {
 		t.Errorf("got %q", d.calls)
 	}
 }
+
+func TestMemberSyncTellsAnOlderVersionFromTheSameOne(t *testing.T) {
+	t.Parallel()
+	newer, equal := testMember("a1"), testMember("a2")
+	newer.SourceVersion, equal.SourceVersion = 8, 7
+	d := &directory{present: []*keysvcv1.Member{newer, equal}}
+	file := filepath.Join(t.TempDir(), "members.csv")
+	if err := os.WriteFile(file, []byte("workspace,member,role,source_version\nacme,a1,owner,7\nacme,a2,owner,7\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// Neither is sent: the server would refuse both.
+	command{addr: start(t, d.fake())}.run(t, "member", "sync", file).want(t, 0, `  !  acme  a1  line 2 has source_version 7, and keysvc has 8
+  !  acme  a2  line 3 has source_version 7 as keysvc has, with other content: manager, active → owner, active
+0 to add, 0 to change, 0 to remove, 0 unchanged, 1 outdated, 1 of the same version with other content.
+`, "")
+	if len(d.calls) != 0 {
+		t.Errorf("got %q", d.calls)
+	}
+}
