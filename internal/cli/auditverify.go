@@ -43,7 +43,7 @@ With -o json the findings are for programs.`,
   keysvc audit verify backup.db --sink off -o json`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
-				return usageError(cmd, "needs at most one FILE besides flags, got %d arguments; a pattern of --sink must be in quotes", len(args))
+				return usageError(cmd, "needs at most one FILE besides flags, got %s; a pattern of --sink must be in quotes", count(int64(len(args)), "argument"))
 			}
 			return nil
 		},
@@ -75,7 +75,7 @@ With -o json the findings are for programs.`,
 				err = shown.text(a.Stdout)
 			}
 			if err == nil && !shown.Right {
-				err = fmt.Errorf("%s: %d findings", file, int64(len(shown.Findings))+int64(shown.More))
+				err = fmt.Errorf("%s: %s", file, count(int64(len(shown.Findings))+int64(shown.More), "finding"))
 			}
 			return err
 		})
@@ -91,7 +91,7 @@ func (a *app) progress(options *server.VerifyOptions) (remove func()) {
 	shown := false
 	options.Progress = func(lines int64) {
 		shown = true
-		_, _ = fmt.Fprintf(a.Stderr, "\r%d lines of the audit sink read", lines)
+		_, _ = fmt.Fprintf(a.Stderr, "\r%s of the audit sink read", count(lines, "line"))
 	}
 	return func() {
 		if shown {
@@ -176,7 +176,7 @@ func (v verification) text(out io.Writer) error {
 	line := func(name, format string, arguments ...any) {
 		fmt.Fprintf(&text, "%-12s%s\n", name, printable(redact(fmt.Sprintf(format, arguments...))))
 	}
-	line("store", "%s, epoch %s, revision %d, %d audit events", v.Store.File, v.Store.Epoch, v.Store.Revision, v.Store.AuditEvents)
+	line("store", "%s, epoch %s, revision %d, %s", v.Store.File, v.Store.Epoch, v.Store.Revision, count(v.Store.AuditEvents, "audit event"))
 	if v.Store.PrunedRevision > 0 {
 		line("", "old events up to revision %d were deleted", v.Store.PrunedRevision)
 	}
@@ -187,9 +187,9 @@ func (v verification) text(out io.Writer) error {
 			line("audit sink", "%s", file)
 		}
 		if v.Sink.LastRevision > v.Sink.AfterRevision {
-			line("", "%d lines, the events of the revisions %d to %d", v.Sink.Lines, v.Sink.AfterRevision+1, v.Sink.LastRevision)
+			line("", "%s, the events of the revisions %d to %d", count(v.Sink.Lines, "line"), v.Sink.AfterRevision+1, v.Sink.LastRevision)
 		} else {
-			line("", "%d lines, and no event", v.Sink.Lines)
+			line("", "%s, and no event", count(v.Sink.Lines, "line"))
 		}
 	}
 	for _, note := range v.Notes {
@@ -206,7 +206,7 @@ func (v verification) text(out io.Writer) error {
 	}
 	switch {
 	case v.More > 0:
-		line("", "and %d findings more", v.More)
+		line("", "and %s more", count(int64(v.More), "finding"))
 	case v.Right:
 		line("result", "%s", v.resultWords())
 	}

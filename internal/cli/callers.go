@@ -142,7 +142,7 @@ func readBounded(name string) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case info.Size() > maxCredentialFile:
-		return nil, fmt.Errorf("%s has %d bytes, allowed are up to %d", name, info.Size(), maxCredentialFile)
+		return nil, fmt.Errorf("%s has %s, allowed are up to %d", name, count(info.Size(), "byte"), maxCredentialFile)
 	}
 	return os.ReadFile(name)
 }

@@ -214,7 +214,7 @@ func positional(names ...string) cobra.PositionalArgs {
 		case len(names) == 0 && len(args) > 0:
 			return usageError(cmd, "takes flags only, no argument")
 		case len(args) != len(names):
-			return usageError(cmd, "needs exactly %s besides flags, got %d arguments", strings.Join(names, " and "), len(args))
+			return usageError(cmd, "needs exactly %s besides flags, got %s", strings.Join(names, " and "), count(int64(len(args)), "argument"))
 		}
 		for i, argument := range args {
 			if argument == "" {

@@ -72,7 +72,7 @@ func (a *app) readContexts() (*contexts, error) {
 	case info.Mode().Perm()&0o022 != 0:
 		return nil, &commandLineError{fmt.Sprintf("%s: others may change it (mode %04o); it says whom a token is sent to. Look at it, then: chmod 600 %[1]s", file, info.Mode().Perm())}
 	case info.Size() > maxContextsBytes:
-		return nil, &commandLineError{fmt.Sprintf("%s: has %d bytes, allowed are up to %d", file, info.Size(), maxContextsBytes)}
+		return nil, &commandLineError{fmt.Sprintf("%s: has %s, allowed are up to %d", file, count(info.Size(), "byte"), maxContextsBytes)}
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -86,7 +86,7 @@ func (r *keyImport) run(ctx context.Context, wanted []roster.Key, dryRun bool) e
 	case len(mistakes) > 0:
 		_ = r.listLines(r.file, "keys", mistakes)
 	}
-	text := fmt.Sprintf("%d of %s were imported; repeat the command for the rest", len(imported), count(int64(len(unknown)), "key"))
+	text := fmt.Sprintf("%d of %s imported; repeat the command for the rest", len(imported), countWere(int64(len(unknown)), "key"))
 	switch {
 	case err == nil:
 		return errors.New(text)

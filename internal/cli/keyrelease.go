@@ -77,7 +77,7 @@ first what must not come back. Repeating the command releases what is left.`,
 			return err
 		}
 		if !*yes {
-			if err := s.confirm(ctx, fmt.Sprintf("Release %d keys? Type yes to confirm:", len(plan.keys)), "yes"); err != nil {
+			if err := s.confirm(ctx, fmt.Sprintf("Release %s? Type yes to confirm:", count(int64(len(plan.keys)), "key")), "yes"); err != nil {
 				return err
 			}
 		}
@@ -116,7 +116,7 @@ func parseKeyIDs(in io.Reader, name string) (map[string]bool, error) {
 		}
 	}
 	if limited.N == 0 {
-		return nil, fmt.Errorf("%s has more than %d bytes; nothing was changed", name, maxListBytes)
+		return nil, fmt.Errorf("%s has more than %s; nothing was changed", name, count(maxListBytes, "byte"))
 	}
 	return ids, lines.Err()
 }
@@ -193,7 +193,7 @@ func (s *session) release(ctx context.Context, plan *releasePlan, actor *string)
 		}
 		response, err := s.keys.ReleaseKeys(ctx, request)
 		if err != nil {
-			return fmt.Errorf("%d of %d keys were released, then: %w", released, len(plan.keys), err)
+			return fmt.Errorf("%d of %s released, then: %w", released, countWere(int64(len(plan.keys)), "key"), err)
 		}
 		released += len(response.GetReleasedKeyIds())
 		// If the keys were too large for one change, the last ones are left. A key that was not held any
@@ -204,5 +204,5 @@ func (s *session) release(ctx context.Context, plan *releasePlan, actor *string)
 		}
 		rest = rest[max(1, done):]
 	}
-	return s.out.line("Released %d keys.", released)
+	return s.out.line("Released %s.", count(int64(released), "key"))
 }

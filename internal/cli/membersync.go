@@ -218,7 +218,7 @@ func (s *session) applyMembers(ctx context.Context, file string, plan *memberPla
 	if left == 0 {
 		return s.out.line("Done: %s made.", count(int64(made), "change"))
 	}
-	text := fmt.Sprintf("%d of %d changes were made; repeat the command for the rest", made, len(steps))
+	text := fmt.Sprintf("%d of %s made; repeat the command for the rest", made, countWere(int64(len(steps)), "change"))
 	switch {
 	case err == nil:
 		return errors.New(text)

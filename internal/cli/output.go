@@ -286,11 +286,11 @@ func (p *printer) away(t *timestamppb.Timestamp) string {
 	case length == time.Minute:
 		words = "a minute"
 	case length < 2*time.Hour:
-		words = fmt.Sprintf("%d minutes", length/time.Minute)
+		words = count(int64(length/time.Minute), "minute")
 	case length < 2*24*time.Hour:
-		words = fmt.Sprintf("%d hours", length/time.Hour)
+		words = count(int64(length/time.Hour), "hour")
 	default:
-		words = fmt.Sprintf("%d days", length/(24*time.Hour))
+		words = count(int64(length/(24*time.Hour)), "day")
 	}
 	if distance > 0 {
 		return "in " + words
@@ -333,4 +333,12 @@ func count(number int64, singular string) string {
 		return "1 " + singular
 	}
 	return fmt.Sprintf("%d %ss", number, singular)
+}
+
+// countWere returns "1 key was", "2 keys were".
+func countWere(number int64, singular string) string {
+	if number == 1 {
+		return count(number, singular) + " was"
+	}
+	return count(number, singular) + " were"
 }

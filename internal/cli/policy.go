@@ -114,11 +114,11 @@ func (a *app) readPolicyFile(file string) (*policy.Policy, error) {
 func (a *app) policySummary(file string, p *policy.Policy) error {
 	fields := []field{
 		{"Policy", file + " is valid"},
-		{"Scopes", fmt.Sprintf("%d of %d resources", len(p.Scopes()), len(p.Resources))},
+		{"Scopes", fmt.Sprintf("%d of %s", len(p.Scopes()), count(int64(len(p.Resources)), "resource"))},
 	}
 	for _, role := range p.Roles {
 		scopes, _ := p.RoleScopes(role.Name)
-		fields = append(fields, field{"Role", fmt.Sprintf("%s: %d scopes", role.Name, len(scopes))})
+		fields = append(fields, field{"Role", role.Name + ": " + count(int64(len(scopes)), "scope")})
 	}
 	out := &printer{out: a.Stdout}
 	return out.record(append(

@@ -91,6 +91,6 @@ func (s *session) profile(ctx context.Context, request *keysvcv1.ProfileRequest,
 	if err = errors.Join(err, file.Discard()); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(s.app.Stdout, "%s  %d bytes: go tool pprof %s\n", path, size, path)
+	_, err = fmt.Fprintf(s.app.Stdout, "%s  %s: go tool pprof %s\n", path, count(int64(size), "byte"), path)
 	return err
 }

@@ -96,9 +96,9 @@ func (a *app) restoreProgress(options *server.RestoreOptions) (remove func()) {
 func restoredText(out io.Writer, r *server.Restored, options server.RestoreOptions) error {
 	var text strings.Builder
 	line := func(format string, arguments ...any) { fmt.Fprintf(&text, format+"\n", arguments...) }
-	line("backup      revision %d of %s: %d keys, %d members, %d workspaces", r.BackupRevision, r.BackupTime.UTC().Format(time.RFC3339), r.Keys, r.Members, r.Workspaces)
+	line("backup      revision %d of %s: %s", r.BackupRevision, r.BackupTime.UTC().Format(time.RFC3339), countRecords(r.Keys, r.Members, r.Workspaces))
 	if len(r.SinkFiles) > 0 {
-		line("audit sink  %d events since, up to revision %d, in %s", r.Events, r.SinkRevision, strings.Join(r.SinkFiles, ", "))
+		line("audit sink  %s since, up to revision %d, in %s", count(r.Events, "event"), r.SinkRevision, strings.Join(r.SinkFiles, ", "))
 	} else {
 		line("audit sink  none")
 	}
@@ -106,10 +106,10 @@ func restoredText(out io.Writer, r *server.Restored, options server.RestoreOptio
 	if r.PolicyNarrowed {
 		policy = ", the policy"
 	}
-	line("narrowed    %d keys, %d members, %d workspaces%s", r.NarrowedKeys, r.NarrowedMembers, r.NarrowedWorkspaces, policy)
-	line("held        %d keys", r.Held)
+	line("narrowed    %s%s", countRecords(r.NarrowedKeys, r.NarrowedMembers, r.NarrowedWorkspaces), policy)
+	line("held        %s", count(r.Held, "key"))
 	if len(r.SinkFiles) > 0 {
-		line("lost        %d keys that were created since", r.CreatedKeys)
+		line("lost        %s created since", count(r.CreatedKeys, "key"))
 	} else {
 		line("lost        not known without an audit sink; the server needs another path for its own")
 	}
@@ -128,6 +128,11 @@ func restoredText(out io.Writer, r *server.Restored, options server.RestoreOptio
 	}
 	_, err := io.WriteString(out, text.String())
 	return err
+}
+
+// countRecords returns "1 key, 2 members, 1 workspace".
+func countRecords(keys, members, workspaces int64) string {
+	return count(keys, "key") + ", " + count(members, "member") + ", " + count(workspaces, "workspace")
 }
 
 // planLines writes the records of a list.

@@ -239,7 +239,7 @@ func ifKnown(number int64, text string) string {
 func bytesText(bytes int64) string {
 	units := []string{"KiB", "MiB", "GiB", "TiB"}
 	if bytes < 1024 {
-		return fmt.Sprintf("%d bytes", bytes)
+		return count(bytes, "byte")
 	}
 	number, unit := float64(bytes)/1024, 0
 	for number >= 1024 && unit < len(units)-1 {

@@ -164,10 +164,7 @@ func (s *session) showNotices(next watched, lines *table) error {
 			}
 			continue
 		}
-		what := fmt.Sprintf("ends in %d days", notice.GetDays())
-		if notice.GetDays() == 1 {
-			what = "ends in 1 day"
-		}
+		what := "ends in " + count(int64(notice.GetDays()), "day")
 		if !notice.GetInUse() {
 			what += ", unused"
 		}

@@ -100,7 +100,7 @@ func restore(d *day) error {
 	d.say("restored with the audit sink")
 	sink := []string{"--audit-sink", d.path("audit.jsonl")}
 	plan := d.must(append([]string{"restore", "yesterday.db", "--data", "data2", "--sink-is-complete", "--dry-run"}, sink...)...)
-	d.check(strings.Contains(plan.text(), "lost        1 keys"), "the plan counts the key that is lost")
+	d.check(strings.Contains(plan.text(), "lost        1 key "), "the plan counts the key that is lost")
 	d.must(append([]string{"restore", "yesterday.db", "--data", "data2", "--sink-is-complete"}, sink...)...)
 	if err := d.start(options{data: d.path("data2"), arguments: sink}); err != nil {
 		return err

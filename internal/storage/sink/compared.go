@@ -63,7 +63,7 @@ func (c *comparison) finish() error {
 		c.add(Finding{Kind: KindEpoch, Text: fmt.Sprintf("the sink ends in epoch %s, and the store has epoch %s: %s", c.Epoch, c.store.Epoch(), text)})
 	}
 	if c.options.Copy && c.behind != nil {
-		c.note("the sink goes on after the copy of the store: with %d events, up to revision %d", c.behind.Count, c.behind.LastRevision)
+		c.note("the sink goes on after the copy of the store: with %s, up to revision %d", events(c.behind.Count), c.behind.LastRevision)
 		c.found = slices.DeleteFunc(c.found, func(finding *Finding) bool { return finding == c.behind })
 	}
 	if c.Lines > 0 && c.End <= c.Begin && newest > 0 && len(c.found) == 0 {
@@ -201,7 +201,7 @@ func (f *Finding) describe() {
 	case KindNothingCompared, KindLine, KindOrder, KindGap, KindChain, KindEpoch, KindStore: // have their text
 	}
 	if f.Count > 1 && f.Kind != KindWorkspace {
-		f.Text += fmt.Sprintf(" (%d events, the last of revision %d)", f.Count, f.LastRevision)
+		f.Text += fmt.Sprintf(" (%s, the last of revision %d)", events(f.Count), f.LastRevision)
 	}
 }
 
@@ -240,4 +240,12 @@ func (b *bitSet) before(number int64) int64 {
 		masked = (*b)[word]
 	}
 	return word*64 + int64(bits.Len64(masked)) - 1
+}
+
+// events returns "1 event", "2 events".
+func events(number int64) string {
+	if number == 1 {
+		return "1 event"
+	}
+	return fmt.Sprintf("%d events", number)
 }
