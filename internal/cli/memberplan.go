@@ -165,6 +165,61 @@ func (s planStep) difference() string {
 	return was + " → " + will
 }
 
+// planShown is a plan and what became of it, for programs.
+type planShown struct {
+	Steps     []stepShown `json:"steps"`
+	Unchanged int         `json:"unchanged"`
+	// Made is how many of the steps were made.
+	Made int `json:"made"`
+}
+
+// stepShown is a step of a plan.
+type stepShown struct {
+	Action      string `json:"action"`
+	Line        int    `json:"line,omitempty"`
+	WorkspaceID string `json:"workspace_id"`
+	MemberID    string `json:"member_id"`
+	// Before is what keysvc has, and After what the file has; nil for nothing.
+	Before *memberShown `json:"before,omitempty"`
+	After  *memberShown `json:"after,omitempty"`
+	// Error is why it failed.
+	Error string `json:"error,omitempty"`
+}
+
+// memberShown is a member as keysvc or the file has it. The version is a text as in the API.
+type memberShown struct {
+	Role          string       `json:"role,omitempty"`
+	State         roster.State `json:"state"`
+	SourceVersion *int64       `json:"source_version,omitempty,string"`
+}
+
+// shown returns the plan for programs, with the steps that failed.
+func (p *memberPlan) shown(made int, failures []stepFailure) planShown {
+	actions := map[planKind]string{
+		planRemove: "remove", planSuspend: "change", planChange: "change", planAdd: "add",
+		planOutdated: "none_outdated", planSameVersion: "none_same_version",
+	}
+	failed := make(map[[2]string]error, len(failures))
+	for _, failure := range failures {
+		failed[[2]string{failure.step.wanted.WorkspaceID, failure.step.wanted.MemberID}] = failure.err
+	}
+	shown := planShown{Steps: []stepShown{}, Unchanged: p.unchanged, Made: made}
+	for _, step := range p.steps {
+		each := stepShown{Action: actions[step.kind], Line: step.line, WorkspaceID: step.wanted.WorkspaceID, MemberID: step.wanted.MemberID}
+		if step.have != nil {
+			each.Before = &memberShown{step.have.GetRole(), stateOf(step.have), new(step.have.GetSourceVersion())}
+		}
+		if step.line > 0 {
+			each.After = &memberShown{step.wanted.Role, step.wanted.State, step.wanted.SourceVersion}
+		}
+		if err := failed[[2]string{each.WorkspaceID, each.MemberID}]; err != nil {
+			each.Error = err.Error()
+		}
+		shown.Steps = append(shown.Steps, each)
+	}
+	return shown
+}
+
 // summary returns the plan in one line.
 func (p *memberPlan) summary() string {
 	text := fmt.Sprintf("%d to add, %d to change, %d to remove, %d unchanged",

@@ -50,9 +50,15 @@ does not name stay as they are.
 
 Changes that take something away are made first. A line that fails does not keep the
 others from being made; the exit status is then 1. Repeating the command makes what
-is left, and does no harm.`,
+is left, and does no harm.
+
+With -o json the answer is the plan with what became of it: for each step its action
+(remove, change, add; none_outdated and none_same_version for lines that would be
+refused), its line, workspace, member, what keysvc had before and what the file has
+after, and the error if it failed. 64-bit numbers are strings.`,
 		Example: `  keysvc member sync members.csv --dry-run
   keysvc member sync members.csv
+  keysvc member sync members.csv --dry-run -o json
   product-export | keysvc member sync - --yes`,
 		Args: positional("FILE"),
 	}
@@ -60,7 +66,7 @@ is left, and does no harm.`,
 	dryRun := cmd.Flags().Bool("dry-run", false, "show the plan and change nothing")
 	actor := a.actorFlag(cmd)
 	cmd.MarkFlagsMutuallyExclusive("yes", "dry-run")
-	return a.clientCommand(cmd, nil, func(ctx context.Context, s *session, args []string) error {
+	return a.clientCommand(cmd, formatsOfEvents, func(ctx context.Context, s *session, args []string) error {
 		wanted, err := a.readRoster(args[0])
 		if err != nil {
 			return err
@@ -72,10 +78,21 @@ is left, and does no harm.`,
 		if err != nil {
 			return err
 		}
-		if err := s.out.write([]byte(plan.text() + plan.summary() + "\n")); err != nil {
-			return err
+		nothing := *dryRun || len(plan.steps) == plan.count(planOutdated, planSameVersion)
+		switch text := plan.text() + plan.summary() + "\n"; {
+		case s.out.format != formatJSON:
+			if err := s.out.write([]byte(text)); err != nil {
+				return err
+			}
+		case nothing:
+			return s.out.plain(plan.shown(0, nil))
+		case !*yes && s.canAsk():
+			// The question needs the plan. The answer follows.
+			if _, err := io.WriteString(s.Stderr, text); err != nil {
+				return err
+			}
 		}
-		if *dryRun || len(plan.steps) == plan.count(planOutdated, planSameVersion) {
+		if nothing {
 			return nil
 		}
 		if !*yes {
@@ -214,8 +231,16 @@ func (s *session) applyMembers(ctx context.Context, file string, plan *memberPla
 			break
 		}
 	}
+	if s.out.format == formatJSON {
+		if err := s.out.plain(plan.shown(made, failures)); err != nil {
+			return err
+		}
+	}
 	left := len(steps) - made
-	if left == 0 {
+	switch {
+	case left == 0 && s.out.format == formatJSON:
+		return nil
+	case left == 0:
 		return s.out.line("Done: %s made.", count(int64(made), "change"))
 	}
 	text := fmt.Sprintf("%d of %s made; repeat the command for the rest", made, countWere(int64(len(steps)), "change"))

@@ -178,3 +178,72 @@ func TestMemberSyncTellsAnOlderVersionFromTheSameOne(t *testing.T) {
 		t.Errorf("got %q", d.calls)
 	}
 }
+
+func TestMemberSyncForPrograms(t *testing.T) {
+	t.Parallel()
+	behind, stays := testMember("a1"), testMember("a2")
+	behind.SourceVersion = 8
+	d := &directory{present: []*keysvcv1.Member{behind, stays, testMember("a3")}}
+	d.fail = func(call string) error {
+		if call == "put b1" {
+			return failure(t, codes.InvalidArgument, "bad")
+		}
+		return nil
+	}
+	file := filepath.Join(t.TempDir(), "members.csv")
+	if err := os.WriteFile(file, []byte("workspace,member,role,source_version\nacme,a1,owner,7\nacme,a2,manager,\nacme,b1,owner,4000000000000000000\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const steps = `{
+  "steps": [
+    {
+      "action": "remove",
+      "workspace_id": "acme",
+      "member_id": "a3",
+      "before": {
+        "role": "manager",
+        "state": "active",
+        "source_version": "4"
+      }
+    },
+    {
+      "action": "add",
+      "line": 4,
+      "workspace_id": "acme",
+      "member_id": "b1",
+      "after": {
+        "role": "owner",
+        "state": "active",
+        "source_version": "4000000000000000000"
+      }%s
+    },
+    {
+      "action": "none_outdated",
+      "line": 2,
+      "workspace_id": "acme",
+      "member_id": "a1",
+      "before": {
+        "role": "manager",
+        "state": "active",
+        "source_version": "8"
+      },
+      "after": {
+        "role": "owner",
+        "state": "active",
+        "source_version": "7"
+      }
+    }
+  ],
+  "unchanged": 1,
+  "made": %d
+}
+`
+	c := command{addr: start(t, d.fake())}
+	c.run(t, "member", "sync", file, "--dry-run", "-o", "json").want(t, 0, fmt.Sprintf(steps, "", 0), "")
+	if len(d.calls) != 0 {
+		t.Errorf("got %q", d.calls)
+	}
+	c.run(t, "member", "sync", file, "--yes", "-o", "json").want(t, cli.ExitFailure, fmt.Sprintf(steps, `,
+      "error": "INVALID_ARGUMENT: bad"`, 1),
+		file+":4: member b1 of workspace acme: INVALID_ARGUMENT: bad\nerror: 1 of 2 changes were made; repeat the command for the rest\n")
+}

@@ -89,6 +89,15 @@ func (p *printer) json(message proto.Message) error {
 	return p.jsonAs(message, func(layout *bytes.Buffer, text []byte) error { return json.Indent(layout, text, "", "  ") })
 }
 
+// plain writes an answer that is no message of the API as JSON, in the same layout.
+func (p *printer) plain(answer any) error {
+	text, err := json.MarshalIndent(answer, "", "  ")
+	if err != nil {
+		return fmt.Errorf("answer as JSON: %w", err)
+	}
+	return p.write(append(text, '\n'))
+}
+
 // jsonLine writes a message on one line.
 func (p *printer) jsonLine(message proto.Message) error { return p.jsonAs(message, json.Compact) }
 
