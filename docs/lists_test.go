@@ -84,3 +84,26 @@ func TestSizingNamesMeasurementsOfPerformance(t *testing.T) {
 		t.Errorf("%d measurements were found; the page has another form", found)
 	}
 }
+
+func TestRecipeForAnAuthorityHasTheStepsThatTheGameDayPlays(t *testing.T) {
+	r := checkout(t)
+	_, recipe, found := strings.Cut(r.read("docs/tls.md"), "\n### Replacing an authority\n")
+	if !found {
+		t.Fatal("docs/tls.md has no recipe for replacing an authority")
+	}
+	recipe, _, _ = strings.Cut(recipe, "\n### ")
+	_, played, _ := strings.Cut(r.read("test/gameday/faults.go"), "\nfunc certificates(")
+	played, _, _ = strings.Cut(played, "\n}\n")
+	steps := regexp.MustCompile(`d\.say\("(\d\. )(.*?)"\)`).FindAllStringSubmatch(played, -1)
+	if len(steps) < 4 {
+		t.Fatalf("%d steps were found; the test looks for another form", len(steps))
+	}
+	for _, step := range steps {
+		line := step[1] + "**" + strings.ToUpper(step[2][:1]) + step[2][1:] + ".**"
+		_, rest, found := strings.Cut(recipe, "\n"+line)
+		if !found {
+			t.Fatalf("docs/tls.md: the recipe for replacing an authority lacks %q, or has it too early", line)
+		}
+		recipe = rest
+	}
+}
