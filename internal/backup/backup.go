@@ -62,11 +62,12 @@ type Backups struct {
 	state State
 }
 
-// State says which backups were made since the start.
+// State says which backups there are, as far as this process knows.
 type State struct {
 	// Running reports whether one is being made.
 	Running bool
-	// Last is the newest backup that was complete; the zero Made if no backup was.
+	// Last is the newest backup that is complete, made since the start or found then; the zero Made if
+	// no backup is known.
 	Last Made
 	// Failures is how many have failed since Last, and Failed says when the newest of them did and
 	// Error why.
@@ -157,6 +158,15 @@ func (b *Backups) make(ctx context.Context, run func(context.Context) (Made, err
 	defer b.mu.Unlock()
 	b.state = State{Last: made}
 	return made, nil
+}
+
+// Found notes a complete backup that an earlier process has made, if no newer one is known.
+func (b *Backups) Found(made Made) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if made.Time.After(b.state.Last.Time) {
+		b.state.Last = made
+	}
 }
 
 // Fail notes that a backup has failed.

@@ -62,6 +62,9 @@ type Schedule struct {
 	Save func(ctx context.Context, folder string) (Made, error)
 	// Fail notes that a backup is due, or may be, and was not begun.
 	Fail func(err error)
+	// Found is called once, when Run begins, with the newest backup in the folder, if there is one; nil for
+	// nobody. It has no digest and no epoch.
+	Found func(Made)
 	// Now is the clock, and Jitter returns a random part of a duration.
 	Now    func() time.Time
 	Jitter func(most time.Duration) time.Duration
@@ -73,6 +76,9 @@ type Schedule struct {
 // Run makes backups until the context ends. If the newest backup is older than the interval, or
 // the folder has no backup, Run begins with one.
 func (s Schedule) Run(ctx context.Context) {
+	if made, found, err := s.newest(); s.Found != nil && err == nil && found {
+		s.Found(made)
+	}
 	for {
 		wait, err := s.untilNext()
 		if err == nil && !sleep(ctx, wait) {
@@ -106,19 +112,34 @@ func (s Schedule) untilNext() (time.Duration, error) {
 	if err := s.removeIncomplete(); err != nil {
 		return 0, err
 	}
+	made, found, err := s.newest()
+	if err != nil || !found {
+		return 0, err
+	}
+	return max(0, made.Time.Add(s.Interval).Sub(s.Now())+s.Jitter(s.Interval/jitterShare)), nil
+}
+
+// newest returns the newest backup in the folder, as far as its name and its size tell. One that was made
+// while the clock was ahead does not count.
+func (s Schedule) newest() (made Made, found bool, err error) {
 	names, err := s.list()
 	if err != nil {
-		return 0, err
+		return Made{}, false, err
 	}
 	now := s.Now()
 	for _, name := range slices.Backward(names) {
-		at, _, _ := parseName(name)
+		at, revision, _ := parseName(name)
 		if at.After(now) {
-			continue // made while the clock was ahead
+			continue
 		}
-		return max(0, at.Add(s.Interval).Sub(now)+s.Jitter(s.Interval/jitterShare)), nil
+		path := filepath.Join(s.Folder, name)
+		info, err := os.Stat(path)
+		if err != nil {
+			continue // somebody has just deleted it
+		}
+		return Made{Header: Header{Size: info.Size(), Revision: revision, Time: at}, Path: path}, true, nil
 	}
-	return 0, nil
+	return Made{}, false, nil
 }
 
 // removeIncomplete deletes files that are not complete. Nobody writes one while the schedule waits.

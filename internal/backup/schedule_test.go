@@ -213,3 +213,50 @@ func TestPaceLetsBytesPassAtItsRate(t *testing.T) {
 		}
 	})
 }
+
+// TestScheduleTellsOfTheNewestBackupAtItsStart has files that are no backup, and one that was made while the
+// clock was ahead.
+func TestScheduleTellsOfTheNewestBackupAtItsStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &diary{folder: t.TempDir()}
+		newest := Header{Time: time.Now().Add(-2 * time.Hour).UTC(), Revision: 8}
+		older, ahead := Header{Time: newest.Time.Add(-time.Hour), Revision: 9}, Header{Time: time.Now().Add(time.Hour), Revision: 10}
+		for _, name := range []string{NameOf(older), NameOf(newest), NameOf(ahead), "keysvc-x.db", scheduledPrefix + "1"} {
+			touch(t, d.folder, name)
+		}
+		var found []Made
+		s := d.schedule(24*time.Hour, 7)
+		s.Found = func(made Made) { found = append(found, made) }
+		runFor(t, s, time.Hour)
+		if want := filepath.Join(d.folder, NameOf(newest)); len(found) != 1 || found[0].Path != want || found[0].Revision != 8 || !found[0].Time.Equal(newest.Time) || found[0].Size != int64(len("older")) {
+			t.Errorf("got %+v, want %s", found, want)
+		}
+		if len(d.at) != 0 {
+			t.Errorf("backups at %v", d.at)
+		}
+		// A folder without one, or that is not there, says nothing.
+		found = nil
+		for _, folder := range []string{t.TempDir(), filepath.Join(d.folder, "absent")} {
+			s.Folder = folder
+			runFor(t, s, time.Second)
+		}
+		if len(found) != 0 {
+			t.Errorf("got %+v", found)
+		}
+	})
+}
+
+func TestFoundBackupIsTheNewestUntilOneIsMade(t *testing.T) {
+	now := time.Date(2027, 3, 1, 12, 0, 0, 0, time.UTC)
+	at := func(hours int) Made { return Made{Header: Header{Time: now.Add(time.Duration(hours) * time.Hour)}} }
+	b := New(Config{Now: func() time.Time { return now }})
+	b.Fail(errors.New("no room"))
+	b.Found(at(-2))
+	if state := b.State(); !state.Last.Time.Equal(at(-2).Time) || state.Failures != 1 {
+		t.Errorf("got %+v", state)
+	}
+	b.Found(at(-3))
+	if state := b.State(); !state.Last.Time.Equal(at(-2).Time) {
+		t.Errorf("got %+v", state)
+	}
+}

@@ -54,7 +54,7 @@ const (
 	whenStore       = "The store is a file."
 	whenNotices     = "The settings name a notice-webhook."
 	whenCertificate = "The server has a certificate."
-	whenBackup      = "The server has made a backup since its start."
+	whenBackup      = "The server has made a backup since its start, or found a scheduled one then."
 	whenProblem     = "Something is wrong."
 )
 

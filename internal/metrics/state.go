@@ -45,16 +45,16 @@ type State struct {
 	Notices *Notices
 	// Certificate is nil if the server has none.
 	Certificate *Certificate
-	// Backups are those that this process made.
+	// Backups are those that this process knows.
 	Backups Backups
 	// Problems are what is wrong now.
 	Problems []Problem
 }
 
-// Backups is how backups went since the start.
+// Backups is how backups went.
 type Backups struct {
-	// Last is when the newest complete one was made; zero if there was none. Failures is how many have
-	// failed since.
+	// Last is when the newest complete one was made, or zero if none is known. Failures is how many have
+	// failed since, or since the start.
 	Last     time.Time
 	Failures int64
 }

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/backup"
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/race"
@@ -257,6 +258,28 @@ func TestScheduledBackupsAreMadeCheckedAndDeleted(t *testing.T) {
 	mustHaveOnly(t, folder, "keysvc-20260103T120000Z-000000000003.db", filepath.Base(made.Path))
 	if state := b.server.Backups(); state.Last.Path != made.Path || state.Failures != 0 {
 		t.Errorf("the state is %+v", state)
+	}
+}
+
+// TestBackupsOfEarlierProcessesAreKnown by the names of their files.
+func TestBackupsOfEarlierProcessesAreKnown(t *testing.T) {
+	t.Parallel()
+	folder, made := t.TempDir(), testTime.Add(-time.Hour)
+	if err := os.WriteFile(filepath.Join(folder, backup.NameOf(backup.Header{Time: made, Revision: 3})), []byte("a copy"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, options{settings: func(s *config.Settings) { s.BackupDir = folder }})
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		status, err := keysvcv1.NewStatusServiceClient(b.conn).GetStatus(testContext(t), &keysvcv1.GetStatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last := status.GetLastBackupTime(); last != nil && last.AsTime().Equal(made) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the last backup is %v, want %v", status.GetLastBackupTime(), made)
+		}
 	}
 }
 

@@ -50,7 +50,7 @@ func (s *Server) backUp(ctx context.Context) error {
 	}
 	backup.Schedule{
 		Folder: settings.BackupDir, Interval: settings.BackupInterval, Keep: settings.BackupKeep,
-		Save: s.backups.Save, Fail: s.backups.Fail, Now: s.clock.Now,
+		Save: s.backups.Save, Fail: s.backups.Fail, Found: s.backups.Found, Now: s.clock.Now,
 		Jitter: func(most time.Duration) time.Duration { return rand.N(most + 1) }, //nolint:gosec // jitter is no secret
 		Done:   func(made backup.Made, err error) { s.backupDone(made, err, events.Backup{Scheduled: true}) },
 		Deleted: func(names []string, err error) {
@@ -76,5 +76,5 @@ func (s *Server) backupDone(made backup.Made, err error, done events.Backup) {
 	s.hooks.BackupDone(done)
 }
 
-// Backups returns which backups were made since the start.
+// Backups returns which backups are known.
 func (s *Server) Backups() backup.State { return s.backups.State() }
