@@ -555,6 +555,14 @@ func walks() []walk {
 						set("states", "10,000 unknown", slices.Repeat([]protoreflect.EnumNumber{99}, 10_000)),
 					},
 					notTimes("expiring_before"), notTimes("unused_since"),
+					[]badCase{
+						set("name_contains", "129 characters", long(129)), set("name_contains", "10,000 characters", long(10_000)),
+						set("name_contains", "a line break", "a\nb"),
+						{path: "with_total_size", name: "of all workspaces", violations: []string{"workspace_id"}, edit: func(_ *fixture, request proto.Message) {
+							put(request, "workspace_id", "")
+							put(request, "with_total_size", true)
+						}},
+					},
 				),
 				pageSizes(),
 				pageTokens(func(f *fixture) string { return f.page }, func(f *fixture) string { return f.foreignPage }),
@@ -570,6 +578,7 @@ func walks() []walk {
 					set("issued_locally", "not the page token's either", false),
 					set("imported", "not the page token's", true),
 					set("imported", "not the page token's either", false),
+					set("name_contains", "not the page token's", "key"),
 				),
 			),
 		},
@@ -1059,6 +1068,36 @@ func requirementCases() []badCase {
 	)
 }
 
+// policyTexts are no titles or descriptions of at most some characters.
+func policyTexts(most int) map[string]string {
+	return map[string]string{
+		"too long": long(most + 1), "10,000 characters": long(10_000), "newline": "a\nb", "NUL": "a\x00", "nothing to see": "\u3164",
+		"space in front": " a", "space behind": "a ",
+	}
+}
+
+// severalScopes are the mistakes in a requirement of several scopes.
+func severalScopes(field string) []badCase {
+	alone := func(name string, scopes ...string) badCase {
+		return badCase{path: field, name: name, edit: func(_ *fixture, request proto.Message) {
+			put(request, "required_scope", "")
+			put(request, field, scopes)
+		}}
+	}
+	many := make([]string, 17)
+	for index := range many {
+		many[index] = fmt.Sprint("emails:a", index)
+	}
+	return slices.Concat(
+		[]badCase{
+			set(field, "beside required_scope", []string{"emails:read"}),
+			alone("the same twice", "emails:read", "emails:read"), alone("17", many...),
+		},
+		as(codes.InvalidArgument, "SCOPE_UNKNOWN", nil,
+			alone("unknown", "emails:read", "signatures:paint"), alone("everything", "*"), alone("empty", ""), alone("newline", "emails:read\n")),
+	)
+}
+
 // addressCases are the mistakes in a client address.
 func addressCases() []badCase {
 	return append(wrong("client_address", wrongCharacters),
@@ -1086,7 +1125,7 @@ func auditFilters() []badCase {
 
 func validationCases() []badCase {
 	return slices.Concat(
-		presentedCases(), requirementCases(), id("workspace_id"), addressCases(),
+		presentedCases(), requirementCases(), severalScopes("all_of"), severalScopes("any_of"), id("workspace_id"), addressCases(),
 		[]badCase{
 			{path: "min_revision", name: "negative", edit: func(f *fixture, request proto.Message) {
 				put(request, "min_revision", int64(-1))
@@ -1194,6 +1233,18 @@ func policyWalk() walk {
 				"newline": "ab\n", "NUL": "ab\x00", "non-ASCII": "ää", "10,000 characters": long(10_000),
 			}),
 			at("policy.resources.name", "policy.resources[8].name", wrong("policy.resources[8].name", policyNames)),
+			at("policy.resources.title", "policy.resources[1].title", wrong("policy.resources[1].title", policyTexts(64))),
+			at("policy.resources.description", "policy.resources[1].description", wrong("policy.resources[1].description", policyTexts(256))),
+			at("policy.actions.name", "policy.actions[1].name", []badCase{
+				set("policy.actions[1].name", "empty", ""), set("policy.actions[1].name", "of no resource", "paint"),
+				set("policy.actions[1].name", "the same twice", "read"), set("policy.actions[1].name", "10,000 characters", long(10_000)),
+			}),
+			at("policy.actions.title", "policy.actions[1].title", wrong("policy.actions[1].title", policyTexts(64))),
+			at("policy.actions.description", "policy.actions[1].description", wrong("policy.actions[1].description", policyTexts(256))),
+			[]badCase{{path: "policy.actions", name: "one without a name", violations: []string{"policy.actions[3].name"}, edit: func(_ *fixture, request proto.Message) {
+				policy := request.(*keysvcv1.ApplyPolicyRequest).GetPolicy()
+				policy.Actions = append(policy.GetActions(), &keysvcv1.PolicyAction{Title: "Paint"})
+			}}},
 			[]badCase{
 				{path: "policy.resources", name: "1,001 scopes", violations: []string{"policy.resources"}, edit: func(_ *fixture, request proto.Message) {
 					many := make([]string, 1001-20)
