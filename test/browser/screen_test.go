@@ -183,10 +183,13 @@ func (w walker) copies(token string) {
 	}
 }
 
-// done closes what is open, and waits for the table.
+// done closes a key that is shown once, and waits for the table. With JavaScript the table behind the dialog
+// is fetched anew then: a click before that would miss a row that moves.
 func (w walker) done(control string) {
 	w.t.Helper()
+	w.until(`(() => { const old = document.querySelector("[data-keyscreen-results]"); if (old) old.dataset.before = "yes"; return true; })()`)
 	w.uses("link", control, "")
+	w.until(`!document.querySelector("[data-keyscreen-results][data-before]")`)
 	w.home()
 }
 
