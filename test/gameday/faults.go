@@ -47,14 +47,14 @@ func fill(d *day) error {
 		return err
 	}
 	d.say("the store has some room in its file; the disk is nearly full")
-	d.sees([]string{"disk-nearly-full"}, []string{"KeysvcDiskNearlyFull"})
+	d.sees([]string{"disk-nearly-full"}, []string{"KeysvcDiskNearlyFull", "KeysvcWarning"})
 	d.say("changes go on, until one finds no room")
 	err = nil
 	for i := 0; err == nil && i < 100_000; i++ {
 		_, err = l.clients[0].Members.PutMember(d.ctx, &keysvcv1.PutMemberRequest{WorkspaceId: "many", MemberId: fmt.Sprintf("member-%d", i), Role: "member", State: keysvcv1.MemberState_MEMBER_STATE_ACTIVE})
 	}
 	d.check(status.Code(err) == codes.ResourceExhausted, "a new member is refused: %v", err)
-	d.sees([]string{"disk-full"}, []string{"KeysvcDiskFull", "KeysvcDiskNearlyFull"})
+	d.sees([]string{"disk-full"}, []string{"KeysvcDiskFull", "KeysvcDiskNearlyFull", "KeysvcProblem"})
 	d.keysvc("status")
 	d.logs("the disk has no room: only changes that take something away are made")
 	d.say("a leaked key can be revoked nevertheless")
