@@ -25,7 +25,7 @@ type viewer struct {
 	policy *keysvcv1.Policy
 }
 
-// enter finds out who asks. If that is nobody who may see the screen, it answers and returns false.
+// enter sets the viewer of a visit. It answers and returns false if the viewer may not see the screen.
 func (v *visit) enter() bool {
 	workspace, member, err := v.config.Session(v.r)
 	switch {

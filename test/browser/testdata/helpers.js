@@ -138,7 +138,7 @@ var databases = async () => {
   return text;
 };
 
-// rowText returns what the row of a key says, in small letters; empty if there is none.
+// rowText returns the text of a key's row in small letters. It is empty if the table has no such row.
 var rowText = (name) => {
   const row = [...document.querySelectorAll("tbody tr")].find((one) => tidy(one.querySelector(".keyscreen-name")?.textContent ?? "") === name);
   return row ? tidy(row.textContent).toLowerCase() : "";
