@@ -16,6 +16,9 @@ const DefaultAddress = "127.0.0.1:7480"
 // DefaultStore is the backend that is used if no other is named: one bbolt file.
 const DefaultStore = "bbolt"
 
+// EtcdStore is the backend that several processes share.
+const EtcdStore = "etcd"
+
 // LogFormat is how log lines are written.
 type LogFormat string
 
@@ -66,8 +69,11 @@ type Settings struct {
 	TLSBearers bool
 	// Tokens tells if callers may send tokens and get them, or digests only.
 	Tokens Tokens
-	// Store is the name of the backend that holds everything: "bbolt", the only one so far.
+	// Store is the name of the backend that holds everything: DefaultStore or EtcdStore.
 	Store string
+	// EtcdEndpoints are the addresses of etcd's members, with commas between, and EtcdPrefix is the
+	// beginning of all names of the store.
+	EtcdEndpoints, EtcdPrefix string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
 	// Dev is set.
 	Data string

@@ -140,8 +140,19 @@ var table = []Setting{
 	{
 		Name: "store", Group: groupStore, Default: DefaultStore,
 		Usage: "the `backend` that holds everything",
-		More:  "The only one so far is `bbolt`, a file in the folder `data`.",
-		kind:  word(func(s *Settings) *string { return &s.Store }, DefaultStore),
+		More:  "`bbolt` is a file in the folder `data`. `etcd` is a cluster that several servers share; see [replication](replication.md).",
+		kind:  word(func(s *Settings) *string { return &s.Store }, DefaultStore, EtcdStore),
+	},
+	{
+		Name: "etcd-endpoints", Group: groupStore, Empty: "none",
+		Usage: "the addresses of etcd's `members`, one host:port or unix:///path for each, with commas between",
+		More:  "Required with `store` etcd, and for nothing else.",
+		kind:  text(func(s *Settings) *string { return &s.EtcdEndpoints }, anyValue),
+	},
+	{
+		Name: "etcd-prefix", Group: groupStore, Default: "/keysvc/",
+		Usage: "the `beginning` of all names of the store in etcd",
+		kind:  text(func(s *Settings) *string { return &s.EtcdPrefix }, notEmpty("a prefix")),
 	},
 	{
 		Name: "data", Group: groupStore, Default: "./keysvc-data", Path: FolderPath,

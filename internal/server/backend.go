@@ -25,6 +25,7 @@ type backend func(ctx context.Context, settings config.Settings, log *slog.Logge
 // commands that work on a file without a server, nothing else in keysvc names a concrete store.
 var backends = map[string]backend{
 	config.DefaultStore: openBolt,
+	config.EtcdStore:    openEtcd,
 }
 
 // openBolt opens the bbolt file in the data folder. It makes folder and file if the

@@ -143,7 +143,7 @@ type backend struct{ prefix string }
 // Open implements keystest.Backend.
 func (b backend) Open(t testing.TB) storage.Store {
 	t.Helper()
-	return open(t, etcdstore.Config{Client: newClient(t), Prefix: b.prefix})
+	return open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: b.prefix})
 }
 
 // Check implements keystest.Backend.
@@ -162,7 +162,7 @@ func mustBeSound(t testing.TB, prefix string) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	report, err := etcdstore.Check(ctx, etcdstore.Config{Client: client, Prefix: prefix})
+	report, err := etcdstore.Check(ctx, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 	if err != nil {
 		t.Fatalf("Check: %v", err)
 	}

@@ -37,7 +37,7 @@ func newShaky(t *testing.T, timeout time.Duration) *shaky {
 	t.Helper()
 	client, between := newNetwork(t)
 	s := &shaky{network: between, t: t, prefix: newPrefix(), model: storagetest.NewModel()}
-	s.Store = open(t, etcdstore.Config{Client: client, Prefix: s.prefix, Timeout: timeout})
+	s.Store = open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: s.prefix, Timeout: timeout})
 	return s
 }
 
@@ -118,7 +118,7 @@ func TestLostTransactionIsFencedAndUnavailable(t *testing.T) {
 	// The ids of the lost change are still free.
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
 	s.next(hang)
-	s.Store = open(t, etcdstore.Config{Client: client(s), Prefix: s.prefix, Timeout: 200 * time.Millisecond})
+	s.Store = open(t, etcdstore.Config{Members: []*clientv3.Client{client(s)}, Prefix: s.prefix, Timeout: 200 * time.Millisecond})
 	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(2)), storage.ErrUnavailable)
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(2)))
 
@@ -201,7 +201,7 @@ func TestLostFenceIsRepeated(t *testing.T) {
 // process changes the workspace before the outcome is looked for.
 func TestLostTransactionOvertakenByAnotherChangeIsAConflict(t *testing.T) {
 	s := newShaky(t, 0)
-	other := open(t, etcdstore.Config{Client: newClient(t), Prefix: s.prefix})
+	other := open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: s.prefix})
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
 	mine, others := workspace.CreateKey(storagetest.KeyID(1)), workspace.CreateKey(storagetest.KeyID(2))

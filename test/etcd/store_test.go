@@ -27,7 +27,7 @@ import (
 func filled(t *testing.T) (client *clientv3.Client, prefix string, workspace *storagetest.Workspace) {
 	t.Helper()
 	client, prefix, workspace = newClient(t), newPrefix(), storagetest.NewWorkspace("w")
-	store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
+	store := open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 	for _, next := range []func() *storage.Change{
 		func() *storage.Change { return workspace.PutMember("member", "admin") },
 		func() *storage.Change { return workspace.CreateKey(storagetest.KeyID(1), "request") },
@@ -68,7 +68,7 @@ func TestConcurrentNewMakesOneStore(t *testing.T) {
 	var group sync.WaitGroup
 	for index := range epochs {
 		group.Go(func() {
-			store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
+			store, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 			if err != nil {
 				t.Errorf("New: %v", err)
 				return
@@ -108,7 +108,7 @@ func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			client, prefix := newClient(t), newPrefix()
 			mustPut(t, client, prefix+test.name, test.value)
-			_, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
+			_, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 			if !errors.Is(err, test.want) {
 				t.Errorf("New: %v, want %v", err, test.want)
 			}
@@ -144,7 +144,7 @@ func TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead(t *testing.T) {
 			// A key with a lost use counts as never used. A lost member counts as purged, and the
 			// member's keys are refused. Everything else must be detected.
 			harmless := strings.HasPrefix(name, "usage/") || kind == "gone" && strings.HasPrefix(name, "data/members/")
-			report, err := etcdstore.Check(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
+			report, err := etcdstore.Check(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 			if err != nil || len(report.Problems) == 0 && !harmless {
 				t.Errorf("%q, %s: the check finds %q, %v", name, kind, report.Problems, err)
 			}
@@ -163,7 +163,7 @@ func TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead(t *testing.T) {
 func readAll(t *testing.T, client *clientv3.Client, prefix string) map[string]string {
 	t.Helper()
 	answers := make(map[string]string)
-	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Prefix: prefix})
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 	if err != nil {
 		return answers
 	}
@@ -207,7 +207,7 @@ func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 		"data/keys/w\x007ffffffffffffffd" + storagetest.KeyID(1): {WorkspaceID: "w", KeyID: storagetest.KeyID(1)},
 	} {
 		client, prefix, workspace := filled(t)
-		store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
+		store := open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 		mustPut(t, client, prefix+name, "garbage")
 		found := 0
 		_, err := store.Load(t.Context(), func(item storage.Item) error {
@@ -252,7 +252,7 @@ func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 // restoring a backup would.
 func TestReplacedStoreIsErrHistoryChanged(t *testing.T) {
 	client, prefix, workspace := filled(t)
-	store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
+	store := open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 	position, err := store.Load(t.Context(), func(storage.Item) error { return nil })
 	if err != nil {
 		t.Fatal(err)
@@ -282,7 +282,7 @@ func TestReplacedStoreIsErrHistoryChanged(t *testing.T) {
 // needs it gets ErrGap, and one that does not goes on.
 func TestCompactionEndsOnlyWatchesThatNeedTheHistory(t *testing.T) {
 	client, prefix, workspace := filled(t)
-	store := open(t, etcdstore.Config{Client: client, Prefix: prefix})
+	store := open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
 	position, err := store.Load(t.Context(), func(storage.Item) error { return nil })
 	if err != nil {
 		t.Fatal(err)
@@ -350,7 +350,7 @@ func TestStoresAndStrangersShareACluster(t *testing.T) {
 	prefix := strings.TrimSuffix(newPrefix(), "/")
 	var stores []*etcdstore.Store
 	for _, each := range []string{prefix + "/", prefix + "0/"} {
-		stores = append(stores, open(t, etcdstore.Config{Client: client, Prefix: each}))
+		stores = append(stores, open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: each}))
 	}
 	if stores[0].Epoch() == stores[1].Epoch() {
 		t.Error("two stores have one epoch")
@@ -405,7 +405,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 	var stores []*etcdstore.Store
 	var workspaces []*storagetest.Workspace
 	for index := range 2 {
-		stores = append(stores, open(t, etcdstore.Config{Client: newClient(t), Prefix: prefix}))
+		stores = append(stores, open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: prefix}))
 		workspaces = append(workspaces, storagetest.NewWorkspace(fmt.Sprint("w", index)))
 		change := workspaces[index].PutMember("member", "admin")
 		mustCommit(t, stores[index], change)
@@ -439,7 +439,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 // reads pages that end within a rank.
 func TestPagesSplitKeysOfOneRank(t *testing.T) {
 	const workspaces, each = 32, 4
-	store := open(t, etcdstore.Config{Client: newClient(t), Prefix: newPrefix()})
+	store := open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: newPrefix()})
 	var mutex sync.Mutex
 	revisions := make(map[string]int64)
 	begun := make(chan struct{})
@@ -496,7 +496,7 @@ func TestUnreachableEtcdIsErrUnavailable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	config := etcdstore.Config{Client: client, Timeout: 300 * time.Millisecond}
+	config := etcdstore.Config{Members: []*clientv3.Client{client}, Timeout: 300 * time.Millisecond}
 	begun := time.Now()
 	if _, err := etcdstore.New(t.Context(), config); !errors.Is(err, storage.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("New: %v, want ErrUnavailable alone", err)
@@ -533,7 +533,7 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 	// Long enough that even on a busy machine only the two calls without etcd fail. Each of them
 	// waits this long. A commit that timed out while etcd is up might be stored, and the model
 	// would lack it.
-	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client, Timeout: 8 * time.Second})
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Timeout: 8 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -624,7 +624,7 @@ func TestFullEtcdRefusesChangesAndServesReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	store, err := etcdstore.New(t.Context(), etcdstore.Config{Client: client})
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -664,7 +664,7 @@ func TestFullEtcdRefusesChangesAndServesReads(t *testing.T) {
 	}
 	// Refused changes have changed nothing.
 	model.Compare(t, store)
-	report, err := etcdstore.Check(t.Context(), etcdstore.Config{Client: client})
+	report, err := etcdstore.Check(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}})
 	if err != nil || len(report.Problems) > 0 {
 		t.Errorf("Check: %v, %v", report.Problems, err)
 	}

@@ -35,8 +35,9 @@ import (
 
 // Config is where a store is and how it is used.
 type Config struct {
-	// Client is connected to the cluster. The store does not close it. Required.
-	Client *clientv3.Client
+	// Members are clients of the cluster, each connected to one member of it, or one to all of them. The
+	// store does not close them. Required.
+	Members []*clientv3.Client
 	// Prefix is the beginning of all names of the store. Nothing else may be stored under it.
 	// Default: "/keysvc/".
 	Prefix string
@@ -120,7 +121,7 @@ func New(ctx context.Context, config Config) (*Store, error) {
 
 func newStore(ctx context.Context, config Config) *Store {
 	config = config.withDefaults()
-	store := &Store{client: config.Client, config: config, inDoubt: make(map[string]int)}
+	store := &Store{client: config.Members[0], config: config, inDoubt: make(map[string]int)}
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
 	return store
 }
