@@ -71,9 +71,20 @@ type Settings struct {
 	Tokens Tokens
 	// Store is the name of the backend that holds everything: DefaultStore or EtcdStore.
 	Store string
-	// EtcdEndpoints are the addresses of etcd's members, with commas between, and EtcdPrefix is the
-	// beginning of all names of the store.
-	EtcdEndpoints, EtcdPrefix string
+	// EtcdEndpoints are the addresses of the members of the etcd cluster, at most 9: at least one with
+	// EtcdStore, none otherwise.
+	EtcdEndpoints []Address
+	// EtcdPrefix is the beginning of all names of the store in etcd. It begins and ends with "/".
+	EtcdPrefix string
+	// EtcdCA is a file with the authorities of etcd's certificates, in PEM. If it is set, TCP to etcd is
+	// TLS; otherwise only a member on loopback or on a unix socket is reached.
+	EtcdCA string
+	// EtcdCert and EtcdKey are files in PEM: the certificate for etcd with its intermediates, and its
+	// key. Both are set, or neither is.
+	EtcdCert, EtcdKey string
+	// EtcdUser is the user of etcd, and EtcdPasswordFile the file with the user's password. Both are
+	// set, or neither is.
+	EtcdUser, EtcdPasswordFile string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
 	// Dev is set.
 	Data string
@@ -224,6 +235,9 @@ func (s Settings) Validate() error {
 		return &FieldError{Field: "max-buffered-bytes", Problem: fmt.Sprintf("is %d; with this max-message-bytes at least %d are required", s.MaxBufferedBytes, least)}
 	}
 	if err := s.validateTLS(); err != nil {
+		return err
+	}
+	if err := s.validateEtcd(); err != nil {
 		return err
 	}
 	switch {
