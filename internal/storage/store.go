@@ -19,8 +19,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer, Snapshotter,
-// StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
+// package: AuditPruner, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
+// Snapshotter, StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
@@ -49,8 +49,8 @@ type Source interface {
 	Epoch() string
 
 	// Load calls visit for every record that the projection needs, all as of one
-	// revision, and returns that revision. The order is: the policy if there is one, then
-	// workspaces, members, heads and keys; a workspace's keys by ascending sequence.
+	// revision, and returns that revision. The order is: the policy if there is one, the settings if
+	// there are any, then workspaces, members, heads and keys; a workspace's keys by ascending sequence.
 	// A record that is damaged, missing, or not the one that its newest audit event put,
 	// is visited as Damaged. An error of visit ends Load and is returned. visit must not
 	// call the store.
@@ -186,6 +186,21 @@ type Snapshot struct {
 func SnapshotterOf(store any) (Snapshotter, bool) {
 	snapshotter, has := store.(Snapshotter)
 	return snapshotter, has
+}
+
+// SettingsKeeper is an optional behaviour of stores that several processes share: they keep the settings
+// that all of these must agree on. Such a store takes Change.PutSettings, and its Load and Watch have
+// Item.Settings.
+type SettingsKeeper interface {
+	// GetSettings returns the settings and the revision at which they were read. It is linearizable.
+	// Errors: ErrNotFound, with the revision at which there were none; ErrDamaged.
+	GetSettings(ctx context.Context) (*storagev1.SettingsRecord, int64, error)
+}
+
+// SettingsKeeperOf returns what keeps the settings in a store and reports whether the store does so.
+func SettingsKeeperOf(store any) (SettingsKeeper, bool) {
+	keeper, has := store.(SettingsKeeper)
+	return keeper, has
 }
 
 // Committer makes changes.

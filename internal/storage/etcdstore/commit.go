@@ -138,12 +138,15 @@ func (t *transaction) putRecord(name string, record proto.Message) error {
 	return err
 }
 
-// records adds the policy, the workspace and the members.
+// records adds the policy, the settings, the workspace and the members.
 func (t *transaction) records() error {
 	var problems []error
 	change := t.change
 	if change.PutPolicy != nil {
 		problems = append(problems, t.putRecord(namePolicy, change.PutPolicy))
+	}
+	if change.PutSettings != nil {
+		problems = append(problems, t.putRecord(nameSettings, change.PutSettings))
 	}
 	if change.PutWorkspace != nil {
 		problems = append(problems, t.putRecord(workspaceName(change.WorkspaceID), change.PutWorkspace))

@@ -210,7 +210,7 @@ func (b *changeBuilder) add(event *clientv3.Event) (whole bool, err error) {
 	case strings.HasPrefix(name, folderAudit) && !deleted:
 		b.event = &storagev1.AuditRecord{}
 		return false, storage.Decode("audit event", name, event.Kv.Value, b.event)
-	case name == namePolicy, strings.HasPrefix(name, folderWorkspaces),
+	case name == namePolicy, name == nameSettings, strings.HasPrefix(name, folderWorkspaces),
 		strings.HasPrefix(name, folderMembers), strings.HasPrefix(name, folderKeys):
 		if deleted {
 			return false, b.remove(name, event)

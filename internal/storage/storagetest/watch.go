@@ -155,11 +155,13 @@ func testWatchContent(s *suite) {
 
 // putRecords returns the records that a change put, ordered by kind.
 func putRecords(change *storage.Committed) []proto.Message {
-	var policies, workspaces, members, keys []proto.Message
+	var policies, settings, workspaces, members, keys []proto.Message
 	for _, item := range change.Put {
 		switch {
 		case item.Policy != nil:
 			policies = append(policies, item.Policy)
+		case item.Settings != nil:
+			settings = append(settings, item.Settings)
 		case item.Workspace != nil:
 			workspaces = append(workspaces, item.Workspace)
 		case item.Member != nil:
@@ -168,7 +170,7 @@ func putRecords(change *storage.Committed) []proto.Message {
 			keys = append(keys, item.Key)
 		}
 	}
-	return append(append(append(policies, workspaces...), members...), keys...)
+	return append(append(append(append(policies, settings...), workspaces...), members...), keys...)
 }
 
 func testWatchCancel(s *suite) {
