@@ -262,10 +262,15 @@ func (s *Server) fillFeed(ctx context.Context) error {
 		s.log.WarnContext(ctx, "the change log could not be read: near-caches begin anew", "error", err)
 		history = nil
 	}
+	staleness, previous, err := s.staleness()
+	if err != nil {
+		return err
+	}
+	_, shared := storage.SettingsKeeperOf(s.config.Store)
 	s.hub = feed.New(feed.Config{
 		Epoch: s.config.Store.Epoch(), Revision: s.position.Revision, History: history, Started: s.started,
-		RingSize:    size,
-		Staleness:   s.config.Settings.Staleness,
+		RingSize:  size,
+		Staleness: staleness, PreviousStaleness: previous, Shared: shared,
 		MaxSessions: s.config.Settings.MaxSessions,
 		MaxAge:      s.config.Settings.SessionAge,
 		Observer:    sessionObserver{s.hooks},
