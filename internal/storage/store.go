@@ -19,8 +19,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer, Snapshotter,
-// StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
+// package: AuditPruner, Fencer, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer,
+// Snapshotter, StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
@@ -200,6 +200,28 @@ type Committer interface {
 	// ErrOutcomeUnknown the change may have taken effect. After any other error nothing was
 	// changed. If several errors apply, any one of them is returned.
 	Commit(ctx context.Context, change *Change) (int64, error)
+}
+
+// Fencer is an optional behaviour of stores that several processes share. There, a transaction whose
+// answer was lost may be executed later, and only the process that sent it knows of it.
+type Fencer interface {
+	// Fence raises the fence of a workspace whose head is still head, and returns the revision of
+	// that change. After that no change can commit that was built on head. So a call that finds
+	// nothing to change calls Fence before it answers (R5 of docs/replication.md). If another call
+	// has raised the fence of head meanwhile, Fence has nothing to do, and returns the revision of
+	// the newest raise. The empty workspace is the policy's.
+	//
+	// Errors: a ConflictError if the head is another one; ErrUnavailable, ErrFull, ErrDamaged (of
+	// the head), or the context's. After an error the fence may have been raised, which does no harm
+	// except that a change that was built on head is a conflict.
+	Fence(ctx context.Context, workspaceID string, head Head) (revision int64, err error)
+}
+
+// FencerOf returns what raises the fences of a store and reports whether the store can do it. A
+// store that cannot serves one process, which waits for the outcome of each of its transactions.
+func FencerOf(store any) (Fencer, bool) {
+	fencer, has := store.(Fencer)
+	return fencer, has
 }
 
 // KeyReader reads keys, for people and for the verbs; deciding does not read the store.

@@ -436,3 +436,69 @@ func TestRandomLossesLoseNothingAcknowledged(t *testing.T) {
 	s.do(workspace, workspace.PutMember("member", "owner"))
 	s.finish()
 }
+
+// TestFenceExcludesChangesThatWereBuiltBefore: a call that finds nothing to change raises the fence,
+// and then no transaction that another process lost can be executed any more.
+func TestFenceExcludesChangesThatWereBuiltBefore(t *testing.T) {
+	for name, answers := range map[string][]func(*sent) (*clientv3.TxnResponse, error){
+		"answered":           nil,
+		"the answer is lost": {loseAnswer},
+		"it is lost":         {loseTransaction, loseTransaction},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShaky(t, 0)
+			other := open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: s.prefix})
+			fencer, is := storage.FencerOf(s.Store)
+			if !is {
+				t.Fatal("the store is no Fencer")
+			}
+			workspace := storagetest.NewWorkspace("w")
+			// A workspace that does not exist yet, and then one that does.
+			for range 2 {
+				before := workspace.Head
+				var late *sent
+				s.next(func(sent *sent) (*clientv3.TxnResponse, error) {
+					late = sent
+					return nil, rpctypes.ErrRequestTooLarge // counts as refused, so this store does not fence it
+				})
+				lost := workspace.PutMember("member", "admin")
+				if _, err := s.Commit(t.Context(), lost); !errors.Is(err, storage.ErrUnavailable) {
+					t.Fatalf("Commit: %v", err)
+				}
+				s.next(answers...)
+				revision, err := fencer.Fence(t.Context(), "w", before)
+				if err != nil {
+					t.Fatalf("Fence: %v", err)
+				}
+				if response, err := late.deliver(); err != nil || response.Succeeded {
+					t.Fatalf("a transaction behind the fence: succeeded %t, %v", response.Succeeded, err)
+				}
+				fenced := before
+				fenced.Fence++
+				if got := s.head("w"); got != fenced {
+					t.Fatalf("the head is %+v, want %+v", got, fenced)
+				}
+				// Somebody else who saw the same head has nothing to raise any more.
+				again, err := other.Fence(t.Context(), "w", before)
+				if err != nil || again != revision || s.head("w") != fenced {
+					t.Fatalf("Fence again: %d, %v, want %d", again, err, revision)
+				}
+				barrier, err := s.Barrier(t.Context())
+				if err != nil || barrier.Revision != revision || barrier.Hash == before.Hash || barrier.Hash == [32]byte{} {
+					t.Fatalf("the barrier is %+v, %v, want revision %d and a hash of its own", barrier, err, revision)
+				}
+				workspace.Head = fenced
+				lost.Link("w", fenced)
+				made := s.do(workspace, lost)
+				var conflict *storage.ConflictError
+				if _, err := fencer.Fence(t.Context(), "w", fenced); !errors.As(err, &conflict) || conflict.Revision != made {
+					t.Fatalf("Fence at an older head: %v, want a conflict with %d", err, made)
+				}
+			}
+			if _, err := fencer.Fence(t.Context(), "nobody", workspace.Head); !errors.Is(err, storage.ErrConflict) {
+				t.Errorf("Fence without a head: %v", err)
+			}
+			s.finish()
+		})
+	}
+}

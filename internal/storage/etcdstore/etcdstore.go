@@ -44,7 +44,7 @@ type Config struct {
 	// Timeout bounds one read with its retries, one transaction, and the search for the
 	// outcome of a transaction before Commit returns. Default: 5 s.
 	Timeout time.Duration
-	// Random yields the epoch of a new store. Default: the system's CSPRNG.
+	// Random yields the epoch of a new store, and the hashes of fences. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.
 	Now func() time.Time
@@ -100,7 +100,10 @@ type Store struct {
 	close   context.CancelFunc
 }
 
-var _ storage.Store = (*Store)(nil)
+var (
+	_ storage.Store  = (*Store)(nil)
+	_ storage.Fencer = (*Store)(nil)
+)
 
 // New opens the store under a prefix, and creates it if nothing is stored there. Errors:
 // ErrNewer, ErrOlder, ErrDamaged, ErrUnavailable, or the context's.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -67,41 +68,92 @@ func (t *transaction) resolveUntil(ctx context.Context) (int64, error) {
 // answer to this attempt is lost too, the next attempt sees whether the fence was raised.
 func (t *transaction) fence(ctx context.Context) (int64, error) {
 	s, change := t.store, t.change
-	expected, err := frameHead(change.WorkspaceID, change.Expect)
-	if err != nil {
-		return 0, err
-	}
-	fenced := change.Expect
-	fenced.Fence++
-	next, err := frameHead(change.WorkspaceID, fenced)
-	if err != nil {
-		return 0, err
-	}
-	// The fence is a change of its own, so that watchers learn the new head; without it every
-	// later change of the workspace would be a conflict. No cache acts on this kind.
-	fence := &storage.Change{WorkspaceID: change.WorkspaceID, Kind: storagev1.FeedKind_FEED_KIND_PURGE}
-	feed, err := storage.Encode(fence.Feed(0, fenced.Hash))
-	if err != nil {
-		return 0, err
-	}
-	// One transaction compares and raises. If it read first and then raised, the lost
-	// transaction could commit in between.
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
-	name := headName(change.WorkspaceID)
-	response, err := s.client.Txn(limited).
-		If(s.holds(nameHeader, "=", s.header), s.holdsHead(change.WorkspaceID, change.Expect, expected)).
-		Then(s.put(name, next), s.putFrame(nameFeedHead, feed)).
-		Else(s.get(nameHeader), s.get(name), s.get(auditName(change.WorkspaceID, t.head.Sequence))).
-		Commit()
+	response, err := s.raiseFence(limited, change.WorkspaceID, change.Expect, s.get(auditName(change.WorkspaceID, t.head.Sequence)))
 	if err != nil {
 		return 0, fmt.Errorf("%w: %s", errNotFenced, err.Error())
 	}
-	raise(&s.seen, response.Header.GetRevision())
 	if response.Succeeded {
 		return 0, fmt.Errorf("%w: the change was lost on its way", storage.ErrUnavailable)
 	}
 	return t.outcome(response)
+}
+
+// Fence implements storage.Fencer.
+func (s *Store) Fence(ctx context.Context, workspaceID string, head storage.Head) (int64, error) {
+	ctx, done, err := s.beginRead(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	response, err := s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.raiseFence(ctx, workspaceID, head)
+	})
+	if err != nil {
+		return 0, err
+	}
+	if response.Succeeded {
+		raise(&s.newest, response.Header.GetRevision())
+		return response.Header.GetRevision(), nil
+	}
+	if err := s.checkHeader(response); err != nil {
+		return 0, err
+	}
+	// Either an earlier attempt of this call raised the fence, or another call, or there was a change.
+	stored := first(response, 1)
+	if stored == nil {
+		return 0, &storage.ConflictError{}
+	}
+	found, err := decodeHead(workspaceID, stored.Value)
+	if err != nil {
+		return 0, err
+	}
+	if found.Sequence != head.Sequence || found.Hash != head.Hash || found.Fence <= head.Fence {
+		return 0, &storage.ConflictError{Revision: stored.ModRevision}
+	}
+	return stored.ModRevision, nil
+}
+
+// raiseFence sends the transaction that raises the fence in a head. If the head is another one, the
+// response has the header, the head, and what reads read.
+//
+// The fence is a change of its own, so that watchers learn the new head; without it every later
+// change of the workspace would be a conflict. No cache acts on its kind. Its feed entry has a hash
+// that was drawn, because there is no event: the hash of the event before it would also fit a fence
+// of another history.
+func (s *Store) raiseFence(ctx context.Context, workspaceID string, head storage.Head, reads ...clientv3.Op) (*clientv3.TxnResponse, error) {
+	expected, err := frameHead(workspaceID, head)
+	if err != nil {
+		return nil, err
+	}
+	raised := head
+	raised.Fence++
+	next, err := frameHead(workspaceID, raised)
+	if err != nil {
+		return nil, err
+	}
+	var drawn [32]byte
+	if _, err := io.ReadFull(s.config.Random, drawn[:]); err != nil {
+		return nil, fmt.Errorf("drawing the hash of a fence: %w", err)
+	}
+	fence := &storage.Change{WorkspaceID: workspaceID, Kind: storagev1.FeedKind_FEED_KIND_PURGE}
+	feed, err := storage.Encode(fence.Feed(0, drawn))
+	if err != nil {
+		return nil, err
+	}
+	// One transaction compares and raises. If it read first and then raised, the lost
+	// transaction could commit in between.
+	name := headName(workspaceID)
+	response, err := s.client.Txn(ctx).
+		If(s.holds(nameHeader, "=", s.header), s.holdsHead(workspaceID, head, expected)).
+		Then(s.put(name, next), s.putFrame(nameFeedHead, feed)).
+		Else(append([]clientv3.Op{s.get(nameHeader), s.get(name)}, reads...)...).
+		Commit()
+	if err == nil {
+		raise(&s.seen, response.Header.GetRevision())
+	}
+	return response, err
 }
 
 // look returns the outcome of a transaction that etcd answered with an error. Such a
