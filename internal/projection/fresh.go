@@ -3,9 +3,9 @@ package projection
 import (
 	"context"
 	"fmt"
-	"sync"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/barrier"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -26,25 +26,18 @@ func (p *Projection) Fresh(ctx context.Context) error {
 	//    before it, unless the store has lost changes.
 	before := p.applied.Load()
 	// 2. Read a barrier that begins after the call.
-	barrier, err := p.barriers.next(ctx)
+	read, err := p.barriers.next(ctx)
 	if err != nil {
 		return err
 	}
-	// 3. If the store has fewer changes than were applied, or another change at that revision,
-	//    end Follow: nothing that the projection shows is certain any more.
-	if barrier.Revision < before.Revision || barrier.Revision == before.Revision && differ(barrier.Hash, before.Hash) {
-		err := fmt.Errorf("%w: the change log is at revision %d, after %d was applied, or holds another change there",
-			storage.ErrHistoryChanged, barrier.Revision, before.Revision)
+	// 3. If the store has fewer changes than were applied, or another change at a revision that was
+	//    applied last, end Follow: nothing that the projection shows is certain any more.
+	if err := barrier.Compare(read, *before, *p.applied.Load()); err != nil {
 		p.endFollow(err)
 		return err
 	}
 	// 4. Wait until the projection shows the barrier's revision.
-	return p.WaitFor(ctx, barrier.Revision)
-}
-
-// differ reports whether two hashes are both known and not equal.
-func differ(a, b [32]byte) bool {
-	return a != b && a != [32]byte{} && b != [32]byte{}
+	return p.WaitFor(ctx, read.Revision)
 }
 
 // WaitFor returns once the projection shows a revision, or with the context's error.
@@ -99,27 +92,12 @@ func (p *Projection) endFollow(err error) {
 	}
 }
 
-// barriers shares reads of the store's barrier: all calls that wait share the next read. No
-// call joins a read that has been sent: it may have begun before the acknowledgement of a change
-// that the call must see.
+// barriers reads the store's barrier. Calls share the reads, as barrier.Queue has it.
 type barriers struct {
 	store storage.BarrierReader
 	// local is the store, if reading its barrier is free; then no read is shared.
 	local storage.LocalBarrierReader
-
-	mutex sync.Mutex
-	// reading reports whether a read has been sent.
-	reading bool
-	// waiting is the read that is sent after the present read has ended; nil if no call waits.
-	waiting *barrierRead
-}
-
-// barrierRead is one read of the barrier.
-type barrierRead struct {
-	// done is closed when barrier and err are set.
-	done    chan struct{}
-	barrier storage.Barrier
-	err     error
+	queue barrier.Queue
 }
 
 func newBarriers(store storage.BarrierReader) *barriers {
@@ -132,41 +110,27 @@ func (b *barriers) next(ctx context.Context) (storage.Barrier, error) {
 	if b.local != nil {
 		return b.local.LocalBarrier(), nil
 	}
-	b.mutex.Lock()
-	if b.waiting == nil {
-		b.waiting = &barrierRead{done: make(chan struct{})}
+	mine, send := b.queue.Join()
+	if send {
+		go b.send() //nolint:gosec // G118: many calls share the read, so none of their contexts ends it; barrierTimeout does
 	}
-	mine := b.waiting
-	if !b.reading {
-		b.reading = true
-		go b.read() //nolint:gosec // G118: many calls share the read, so none of their contexts ends it; barrierTimeout does
-	}
-	b.mutex.Unlock()
 	select {
-	case <-mine.done:
-		return mine.barrier, mine.err
+	case <-mine.Done():
+		return mine.Result()
 	case <-ctx.Done():
 		return storage.Barrier{}, ctx.Err()
 	}
 }
 
-// read sends one read after another until no call waits. One goroutine runs it.
-func (b *barriers) read() {
-	for {
-		b.mutex.Lock()
-		// The read is taken from waiting before it is sent: from here on no call can join it.
-		next := b.waiting
-		b.waiting, b.reading = nil, next != nil
-		b.mutex.Unlock()
-		if next == nil {
-			return
-		}
+// send sends one read after another until no call waits. One goroutine runs it.
+func (b *barriers) send() {
+	for read := b.queue.Take(); read != nil; read = b.queue.Take() {
 		ctx, cancel := context.WithTimeout(context.Background(), barrierTimeout)
-		next.barrier, next.err = b.store.Barrier(ctx)
-		if next.err != nil && ctx.Err() != nil {
-			next.err = fmt.Errorf("%w: the store's barrier took longer than %s", storage.ErrUnavailable, barrierTimeout)
+		newest, err := b.store.Barrier(ctx)
+		if err != nil && ctx.Err() != nil {
+			err = fmt.Errorf("%w: the store's barrier took longer than %s", storage.ErrUnavailable, barrierTimeout)
 		}
 		cancel()
-		close(next.done)
+		read.Finish(newest, err)
 	}
 }
