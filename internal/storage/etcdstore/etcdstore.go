@@ -44,6 +44,9 @@ type Config struct {
 	// Timeout bounds one read with its retries, one transaction, and the search for the
 	// outcome of a transaction before Commit returns. Default: 5 s.
 	Timeout time.Duration
+	// UsageGranularity is how much older than a use a stored time may be that PutUsage leaves as it is.
+	// Default: storage.UsageGranularity; negative: every later time is stored.
+	UsageGranularity time.Duration
 	// Random yields the epoch of a new store. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.
@@ -58,6 +61,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 5 * time.Second
+	}
+	if c.UsageGranularity == 0 {
+		c.UsageGranularity = storage.UsageGranularity
 	}
 	if c.Random == nil {
 		c.Random = rand.Reader
