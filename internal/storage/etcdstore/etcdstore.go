@@ -92,6 +92,9 @@ type Store struct {
 	// revision of the newest change that it has seen.
 	seen, newest atomic.Int64
 
+	// room is what is known of the members.
+	room *room
+
 	// mutex guards closed and inDoubt. It also keeps running.Add from running at the same time
 	// as running.Wait. No other lock is held together with it.
 	mutex  sync.Mutex
@@ -122,12 +125,13 @@ func New(ctx context.Context, config Config) (*Store, error) {
 		store.close()
 		return nil, fmt.Errorf("%s: %w", store.config.Prefix, err)
 	}
+	store.running.Go(store.watchRoom)
 	return store, nil
 }
 
 func newStore(ctx context.Context, config Config) *Store {
 	config = config.withDefaults()
-	store := &Store{client: config.Members[0], config: config, inDoubt: make(map[string]int)}
+	store := &Store{client: config.Members[0], config: config, room: newRoom(config.Members), inDoubt: make(map[string]int)}
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
 	return store
 }

@@ -134,6 +134,9 @@ func (s *Store) putUses(ctx context.Context, uses []storage.Usage) (overtaken []
 	if len(parts) == 0 {
 		return nil, nil
 	}
+	if err := s.admit(false); err != nil {
+		return nil, err
+	}
 	// Recording the same times twice changes nothing, so the transaction is repeated if its
 	// answer is lost.
 	response, err := s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
