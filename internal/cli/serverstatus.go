@@ -156,6 +156,9 @@ func (s *session) statusText(response *keysvcv1.GetStatusResponse) string {
 		field{"Anchor", followerText(response.GetAnchor())},
 		field{"Clock", p.clockText(response)},
 	)
+	for _, member := range store.GetMembers() {
+		fields = append(fields, field{fmt.Sprintf("etcd member %d", member.GetNumber()), memberRoomText(member)})
+	}
 	for _, certificate := range response.GetCertificates() {
 		name := "Certificate"
 		if certificate.GetUse() == keysvcv1.CertificateUse_CERTIFICATE_USE_CLIENT_AUTHORITY {
@@ -201,10 +204,24 @@ func storeStatusText(store *keysvcv1.StoreStatus) string {
 		return "the disk does not answer"
 	case keysvcv1.StoreState_STORE_STATE_UNSPECIFIED:
 		return "not known"
-	case keysvcv1.StoreState_STORE_STATE_OK, keysvcv1.StoreState_STORE_STATE_FULL, keysvcv1.StoreState_STORE_STATE_DOWN:
+	case keysvcv1.StoreState_STORE_STATE_OK, keysvcv1.StoreState_STORE_STATE_FULL, keysvcv1.StoreState_STORE_STATE_DOWN,
+		keysvcv1.StoreState_STORE_STATE_EXHAUSTED:
+	}
+	if members := len(store.GetMembers()); members > 0 {
+		return fmt.Sprintf("%s, in etcd with %s", enumWord(store.GetState(), "STORE_STATE_"), count(int64(members), "member"))
 	}
 	return fmt.Sprintf("%s, file of %s, %s of it free",
 		enumWord(store.GetState(), "STORE_STATE_"), bytesText(store.GetFileBytes()), bytesText(store.GetFreeBytes()))
+}
+
+// memberRoomText returns how a member of the cluster is.
+func memberRoomText(member *keysvcv1.StoreMember) string {
+	text := enumWord(member.GetState(), "STORE_MEMBER_STATE_") + ", database of " + bytesText(member.GetDatabaseBytes()) +
+		", " + bytesText(member.GetFreeBytes()) + " of it free"
+	if quota := member.GetQuotaBytes(); quota > 0 {
+		text += fmt.Sprintf(", %d %% of its quota", 100*member.GetDatabaseBytes()/quota)
+	}
+	return text
 }
 
 func followerText(follower *keysvcv1.FollowerStatus) string {

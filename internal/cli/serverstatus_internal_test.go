@@ -140,6 +140,22 @@ Certificate    ends 2027-05-23 12:00 UTC, in 83 days
 	if got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
+	cluster := s.statusText(&keysvcv1.GetStatusResponse{Store: &keysvcv1.StoreStatus{
+		State: keysvcv1.StoreState_STORE_STATE_EXHAUSTED,
+		Members: []*keysvcv1.StoreMember{
+			{Number: 1, State: keysvcv1.StoreMemberState_STORE_MEMBER_STATE_LEADS, DatabaseBytes: 3 << 20, FreeBytes: 1 << 20, QuotaBytes: 4 << 20},
+			{Number: 2, State: keysvcv1.StoreMemberState_STORE_MEMBER_STATE_SILENT},
+		},
+	}})
+	for _, line := range []string{
+		"Store          exhausted, in etcd with 2 members\n",
+		"etcd member 1  leads, database of 3.0 MiB, 1.0 MiB of it free, 75 % of its quota\n",
+		"etcd member 2  silent, database of 0 bytes, 0 bytes of it free\n",
+	} {
+		if !strings.Contains(cluster, line) {
+			t.Errorf("got\n%s\nwithout\n%s", cluster, line)
+		}
+	}
 	// A server that says less, or what this command does not know.
 	for _, response := range []*keysvcv1.GetStatusResponse{{}, {Store: &keysvcv1.StoreStatus{State: keysvcv1.StoreState_STORE_STATE_SILENT}}, {Store: &keysvcv1.StoreStatus{State: 99}}} {
 		if text := s.statusText(response); !strings.Contains(text, "\nStore ") {

@@ -26,6 +26,12 @@ func well() *condition.Condition {
 	}
 }
 
+// inCluster returns the server with a store in a cluster.
+func inCluster(c *condition.Condition) *condition.Condition {
+	c.Store = &storage.Status{Members: make([]storage.StoreMember, 3)}
+	return c
+}
+
 // broken has for each kind of problem what breaks a server that was well, and a part of the text.
 var broken = map[string]struct {
 	breaks func(*condition.Condition)
@@ -35,6 +41,13 @@ var broken = map[string]struct {
 	"disk-silent":     {func(c *condition.Condition) { *c.Store = storage.Status{Silent: true} }, "not answered"},
 	"store-down":      {func(c *condition.Condition) { c.Store.Down = true }, "no change is made"},
 	"disk-full":       {func(c *condition.Condition) { c.Store.Full, c.Store.DiskFreeBytes = true, 0 }, "is full"},
+	"etcd-down":      {func(c *condition.Condition) { *c = *inCluster(c); c.Store.Down = true }, "knows a leader"},
+	"etcd-exhausted": {func(c *condition.Condition) { *c = *inCluster(c); c.Store.Full, c.Store.Exhausted = true, true }, "not even a revoke"},
+	"etcd-full":      {func(c *condition.Condition) { *c = *inCluster(c); c.Store.Full = true }, "nine tenths"},
+	"etcd-member-silent": {func(c *condition.Condition) {
+		*c = *inCluster(c)
+		c.Store.Members[1].Silent = true
+	}, "1 of the 3 members"},
 	"sink-failing":    {func(c *condition.Condition) { c.Store.Sink.Failing = true }, "audit sink"},
 	"sink-full":       {func(c *condition.Condition) { c.Store.Sink.Full = true }, "audit sink"},
 	"anchor-failing":  {func(c *condition.Condition) { c.Store.Anchor.Failing = true }, "nobody notices"},

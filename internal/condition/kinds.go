@@ -44,10 +44,19 @@ var kinds = []kind{
 		return given(c.Store != nil && c.Store.Silent, "The disk of the store has not answered for a second: changes wait, validations go on.")
 	}},
 	{"store-down", Error, "Look for the failed commit in the log and repair the disk. The server opens the store again by itself.", func(c *Condition) string {
-		return given(c.Store != nil && c.Store.Down, "A commit failed, and the store is not open again yet: no change is made, and validations answer from what was durable before.")
+		return given(c.Store != nil && c.Store.Down && !c.isCluster(), "A commit failed, and the store is not open again yet: no change is made, and validations answer from what was durable before.")
 	}},
 	{"disk-full", Error, "Make room on the disk of the store, or make the disk larger. The server notices with the next change that needs room.", func(c *Condition) string {
-		return given(c.Store != nil && c.Store.Full, "The disk of the store is full: only changes that take something away are made.")
+		return given(c.Store != nil && c.Store.Full && !c.isCluster(), "The disk of the store is full: only changes that take something away are made.")
+	}},
+	{"etcd-down", Error, "Look at the members of etcd, and at the network between. The server goes on by itself once most members see each other and it reaches one of them.", func(c *Condition) string {
+		return given(c.isCluster() && c.Store.Down, "No member of etcd that answers knows a leader: nothing is changed, and no token is decided on.")
+	}},
+	{"etcd-exhausted", Error, "Compact and defragment etcd, or raise its quota, and disarm its alarm (etcdctl alarm disarm).", func(c *Condition) string {
+		return given(c.isCluster() && c.Store.Exhausted, "etcd has no room left: no change is made, not even a revoke.")
+	}},
+	{"etcd-full", Error, "Compact and defragment etcd, or raise its quota, before it has no room for a revoke.", func(c *Condition) string {
+		return given(c.isCluster() && c.Store.Full && !c.Store.Exhausted, "A member of etcd has used nine tenths of its quota: only changes that take something away are made.")
 	}},
 	{"sink-failing", Error, "Look for the reason in the log, and repair the disk of the audit sink. The lines that are missing follow by themselves.", func(c *Condition) string {
 		return given(c.Store != nil && c.Store.Sink.Failing, "The audit sink cannot be written: only changes that take something away are made.")
@@ -93,6 +102,13 @@ var kinds = []kind{
 			c.Store.DiskFreeBytes < min(lowDisk, c.Store.DiskBytes/lowDiskShare)
 		return given(low, "The disk of the store is nearly full: %d MiB are free.", freeMiB(c))
 	}},
+	{"etcd-member-silent", Warning, "Look at that member of etcd. keysvc status shows which one it is; the numbers are those of etcd-endpoints.", func(c *Condition) string {
+		if !c.isCluster() || c.Store.Down {
+			return ""
+		}
+		return given(c.silentMembers() > 0, "%d of the %d members of etcd do not answer: if more of them fail, nothing is changed or decided on.",
+			c.silentMembers(), len(c.Store.Members))
+	}},
 	{"backups-failing", Warning, "Look for the reason in the log. Often the disk of the backups is full.", func(c *Condition) string {
 		return given(c.BackupFailures > 0, "%s failed, and none was complete since.", count(c.BackupFailures, "backup"))
 	}},
@@ -128,6 +144,22 @@ var kinds = []kind{
 	{"purging-off", Warning, "If the wall clock is right, start the server with --allow-clock-ahead, or make any change and start it again.", func(c *Condition) string {
 		return given(!c.Clock.Purges, "The server began long after the newest change, so it purges nothing and sends no notices: the wall clock may be ahead.")
 	}},
+}
+
+// isCluster reports whether the store is in a cluster.
+func (c *Condition) isCluster() bool { return c.Store != nil && len(c.Store.Members) > 0 }
+
+// silentMembers returns how many members of the cluster do not answer.
+func (c *Condition) silentMembers() (silent int) {
+	if c.Store == nil {
+		return 0
+	}
+	for _, member := range c.Store.Members {
+		if member.Silent {
+			silent++
+		}
+	}
+	return silent
 }
 
 // given returns a text if a condition holds, else "".

@@ -160,7 +160,7 @@ type Settings struct {
 	// MaxHeaderBytes is the max. size of the headers of a request.
 	MaxHeaderBytes int
 	// UsageInterval is how often last-used times are written: a crash loses at most the
-	// last-used times of one interval.
+	// last-used times of one interval. UsageEvery is what holds.
 	UsageInterval time.Duration
 	// SweepInterval is how often keys and members past their retention are purged.
 	SweepInterval time.Duration
@@ -180,6 +180,21 @@ type Settings struct {
 	AllowClockAhead bool
 	// Channelz serves grpc's own channelz service, for debugging.
 	Channelz bool
+}
+
+// Intervals of writing last-used times, if the settings say nothing else.
+const (
+	usageInterval     = time.Minute
+	etcdUsageInterval = 10 * time.Minute
+)
+
+// UsageEvery returns how often last-used times are written: UsageInterval, but ten minutes with EtcdStore
+// if UsageInterval is the default. There a time is written once an hour at most.
+func (s Settings) UsageEvery() time.Duration {
+	if s.Store == EtcdStore && s.UsageInterval == usageInterval {
+		return etcdUsageInterval
+	}
+	return s.UsageInterval
 }
 
 // Defaults returns the default of every setting.

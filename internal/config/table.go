@@ -368,7 +368,7 @@ var table = []Setting{
 	{
 		Name: "usage-interval", Group: groupTimes, Default: "1m",
 		Usage: "how often last-used times are written; a crash loses at most those of one interval",
-		More:  "See [last-used times](operations.md#last-used-times).",
+		More:  "With `store` etcd, 1m stands for 10m. See [last-used times](operations.md#last-used-times).",
 		kind:  duration(func(s *Settings) *time.Duration { return &s.UsageInterval }, time.Second, day),
 	},
 	{

@@ -30,6 +30,7 @@ import (
 // any other one as about a workspace that does not exist.
 type Manager struct {
 	store      Store
+	uses       storage.UsageReader // nil if the projection has all uses
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
@@ -52,6 +53,8 @@ type Store interface {
 type Config struct {
 	// Store is where changes go. Required.
 	Store Store
+	// Uses reads last-used times that other processes have recorded. Default: the projection has all.
+	Uses storage.UsageReader
 	// Projection is what changes are checked against. The caller must have its Follow running: a
 	// change returns when the projection shows it. Required.
 	Projection *projection.Projection
@@ -78,6 +81,7 @@ type Config struct {
 func New(config Config) *Manager {
 	manager := &Manager{
 		store:         config.Store,
+		uses:          config.Uses,
 		projection:    config.Projection,
 		now:           config.Now,
 		random:        config.Random,

@@ -230,6 +230,9 @@ func (m *Manager) Still(ctx context.Context, visible access.Workspaces, notice *
 func (m *Manager) notice(ctx context.Context, ending projection.EndingKey, now time.Time) (*Notice, int, error) {
 	record, revision, err := m.store.GetKey(ctx, ending.WorkspaceID, ending.KeyID)
 	err = m.reached(ctx, revision, err)
+	if err == nil {
+		err = m.learnUses(ctx, record)
+	}
 	var key *Key
 	if err == nil {
 		key, err = m.show(record, now, m.readMember(ctx))

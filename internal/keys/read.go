@@ -42,6 +42,9 @@ func (m *Manager) GetKey(ctx context.Context, visible access.Workspaces, workspa
 		if err := m.reached(ctx, revision, err); err != nil {
 			return nil, Position{}, asKeyNotFound(err)
 		}
+		if err := m.learnUses(ctx, record); err != nil {
+			return nil, Position{}, err
+		}
 		// 2. Put the answer together from the record and the projection.
 		key, err := m.show(record, m.clock(), m.readMember(ctx))
 		if err != nil {
@@ -92,6 +95,24 @@ func (m *Manager) reached(ctx context.Context, revision int64, err error) error 
 		return err
 	}
 	return cmp.Or(m.projection.WaitFor(ctx, revision), err)
+}
+
+// learnUses makes the projection know when keys were last used in any process. An answer needs it: a key
+// must not look unused because another process allowed it.
+func (m *Manager) learnUses(ctx context.Context, records ...*storagev1.KeyRecord) error {
+	if m.uses == nil || len(records) == 0 {
+		return nil
+	}
+	keyIDs := make([]string, len(records))
+	for index, record := range records {
+		keyIDs[index] = record.GetKeyId()
+	}
+	uses, err := m.uses.ReadUsage(ctx, keyIDs)
+	if err != nil {
+		return err
+	}
+	m.projection.LearnUses(uses)
+	return nil
 }
 
 const (
@@ -262,6 +283,9 @@ func (m *Manager) keysOf(ctx context.Context, query storage.Query, filter *keyFi
 		// The steps and their order are those of GetKey.
 		page, err := m.store.ListKeys(ctx, query)
 		if err := m.reached(ctx, page.Revision, err); err != nil {
+			return page, nil, err
+		}
+		if err := m.learnUses(ctx, page.Keys...); err != nil {
 			return page, nil, err
 		}
 		shown, work := make([]*Key, 0, len(page.Keys)), giveway.From(ctx)

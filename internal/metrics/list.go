@@ -52,6 +52,7 @@ const (
 // The texts of When.
 const (
 	whenStore       = "The store is a file."
+	whenCluster     = "The store is in etcd."
 	whenNotices     = "The settings name a notice-webhook."
 	whenCertificate = "The server has a certificate."
 	whenBackup      = "The server has made a backup since its start, or found a scheduled one then."
@@ -442,6 +443,35 @@ var list = []Metric{
 		read: ofStore(func(r *reading) { r.whether(r.Store.Full) }),
 	},
 	{
+		Name: "keysvc_etcd_full", Kind: Gauge, Group: groupStore, When: whenCluster,
+		Help: "1 if a member of etcd has used nine tenths of its quota, and only changes are made that take something away.",
+		read: ofMembers(func(r *reading) { r.whether(r.ClusterFull) }),
+	},
+	{
+		Name: "keysvc_etcd_member_up", Kind: Gauge, Labels: []string{"member"}, Group: groupStore, When: whenCluster,
+		Values: valuesMember,
+		Help:   "1 if the member of etcd answers this server.",
+		read:   ofMembers(func(r *reading) { r.eachMember(func(m StoreMember) int64 { return oneIf(m.Up) }) }),
+	},
+	{
+		Name: "keysvc_etcd_database_bytes", Kind: Gauge, Labels: []string{"member"}, Group: groupStore, When: whenCluster,
+		Values: valuesMember,
+		Help:   "The size of the member's database. etcd counts it against the quota until it is defragmented.",
+		read:   ofMembers(func(r *reading) { r.eachMember(func(m StoreMember) int64 { return m.DatabaseBytes }) }),
+	},
+	{
+		Name: "keysvc_etcd_free_bytes", Kind: Gauge, Labels: []string{"member"}, Group: groupStore, When: whenCluster,
+		Values: valuesMember,
+		Help:   "The part of the member's database that is free: a defragmentation gives it back.",
+		read:   ofMembers(func(r *reading) { r.eachMember(func(m StoreMember) int64 { return m.FreeBytes }) }),
+	},
+	{
+		Name: "keysvc_etcd_quota_bytes", Kind: Gauge, Labels: []string{"member"}, Group: groupStore, When: whenCluster,
+		Values: valuesMember,
+		Help:   "The size that the member's database may have; 0 if etcd does not say.",
+		read:   ofMembers(func(r *reading) { r.eachMember(func(m StoreMember) int64 { return m.QuotaBytes }) }),
+	},
+	{
 		Name: "keysvc_disk_free_bytes", Kind: Gauge, Group: groupStore, When: whenStore,
 		Help: "Bytes that are free on the disk of the file.",
 		read: ofStore(func(r *reading) { r.whole(r.Store.DiskFree) }),
@@ -544,6 +574,33 @@ const hoursOfDay = 24
 func ofNotices(read func(*reading)) func(*reading) {
 	return func(r *reading) {
 		if r.Notices != nil {
+			read(r)
+		}
+	}
+}
+
+// valuesMember describes the label member.
+const valuesMember = "the place in etcd-endpoints, from 1"
+
+// eachMember adds a number of each member of the cluster.
+func (r *reading) eachMember(number func(StoreMember) int64) {
+	for index, member := range r.StoreMembers {
+		r.whole(number(member), strconv.Itoa(index+1))
+	}
+}
+
+// oneIf returns 1 or 0.
+func oneIf(is bool) int64 {
+	if is {
+		return 1
+	}
+	return 0
+}
+
+// ofMembers returns a function that reads a metric of the cluster, if the store is in one.
+func ofMembers(read func(*reading)) func(*reading) {
+	return func(r *reading) {
+		if len(r.StoreMembers) > 0 {
 			read(r)
 		}
 	}

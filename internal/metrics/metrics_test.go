@@ -147,7 +147,7 @@ func TestBackupsAndProblemsAreServedIfThereAreAny(t *testing.T) {
 func TestPrometheusFindsNoFaultInTheNames(t *testing.T) {
 	_, text := ask(t, http.MethodGet, "http://"+serve(t, newMetrics(func() metrics.State {
 		return metrics.State{
-			Store: &metrics.Store{}, Certificate: &metrics.Certificate{},
+			Store: &metrics.Store{}, StoreMembers: []metrics.StoreMember{{Up: true}, {QuotaBytes: 1}}, Certificate: &metrics.Certificate{},
 			Backups: metrics.Backups{Last: time.Unix(1, 0)}, Problems: []metrics.Problem{{ID: "one", Severity: "error"}},
 		}
 	}))+metrics.Path)

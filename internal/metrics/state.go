@@ -39,6 +39,10 @@ type State struct {
 	Feed Feed
 	// Store is nil if the store tells nothing.
 	Store *Store
+	// StoreMembers are the members of the cluster that has the store; none for a store in a file.
+	StoreMembers []StoreMember
+	// ClusterFull reports whether only narrowing changes are made, for lack of room in the cluster.
+	ClusterFull bool
 	// Ending are the active keys that end soon.
 	Ending []Ending
 	// Notices is nil if the settings name no receiver of notices.
@@ -108,6 +112,15 @@ type Store struct {
 	// SinkFailing and AnchorFailing report whether the last write of the audit sink, or of the anchor,
 	// failed or takes too long.
 	SinkFailing, AnchorFailing bool
+}
+
+// StoreMember is a member of the cluster that has the store.
+type StoreMember struct {
+	// Up reports whether the member answers. Otherwise the numbers are those of its last answer.
+	Up bool
+	// DatabaseBytes is the size of its database, FreeBytes the part of it that is free, and QuotaBytes the
+	// size that it may have; 0 if that is not known.
+	DatabaseBytes, FreeBytes, QuotaBytes int64
 }
 
 // Ending are the active keys that end within a time, those that were used lately and the others.

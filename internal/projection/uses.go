@@ -172,6 +172,71 @@ func (s *state) loadSecretUses(number uint32, stored [2]storage.SecretUseView) {
 	}
 }
 
+// LearnUses takes over stored last uses that other processes have recorded, as far as they are later than
+// those that are known. They do not wait for a write. Keys that do not exist are skipped.
+func (p *Projection) LearnUses(uses []storage.Usage) {
+	if counted := p.learnUses(uses); len(counted) > 0 {
+		p.mutex.Lock()
+		defer p.mutex.Unlock()
+		for _, use := range counted {
+			if number := p.state.find(use.KeyID); number != 0 {
+				p.state.learnSecretUses(number, use)
+			}
+		}
+	}
+}
+
+// learnUses is LearnUses without the uses whose secrets have no secretUses yet. It returns these.
+func (p *Projection) learnUses(uses []storage.Usage) (counted []storage.Usage) {
+	p.mutex.RLock()
+	defer p.mutex.RUnlock()
+	for _, use := range uses {
+		number := p.state.find(use.KeyID)
+		if number == 0 {
+			continue
+		}
+		more := p.state.rareOf(p.state.records.At(number))
+		if more.uses == 0 && use.Secrets != [2]storage.SecretUse{} {
+			counted = append(counted, use) // before the word is raised, which would speak for the secret
+			continue
+		}
+		for _, secret := range use.Secrets {
+			if more.uses != 0 && secret.Tag != 0 && !secret.Time.IsZero() {
+				p.state.uses.At(more.uses).raise(secret.Tag, secret.Time.UnixMicro())
+			}
+		}
+		p.state.words.At(number).Raise(use.Time)
+	}
+	return counted
+}
+
+// learnSecretUses is learnUses for a key that gets secretUses by it, if one of its secrets is named.
+func (s *state) learnSecretUses(number uint32, use storage.Usage) {
+	if s.records.At(number).ends&flagDamaged == 0 {
+		before, tags := s.lastUses(number), s.tagsOf(s.records.At(number))
+		var times [2]int64
+		known := false
+		for index, tag := range tags {
+			for _, secret := range use.Secrets {
+				if tag != 0 && secret.Tag == tag {
+					known = true
+					if !secret.Time.IsZero() {
+						times[index] = max(times[index], secret.Time.UnixMicro())
+					}
+				}
+			}
+		}
+		if known {
+			// Until now a use of the key was one of its only secret, unless it was before the secret.
+			if at := before.key; !before.counted && at.After(latest(use.Time, time.UnixMicro(times[0]))) {
+				times[0] = at.UnixMicro()
+			}
+			s.setSecretUses(s.records.At(number), tags, times)
+		}
+	}
+	s.words.At(number).Raise(use.Time)
+}
+
 // raise moves the last use of the secrets with a tag forward, and reports whether one moved.
 func (u *secretUses) raise(tag uint32, at int64) (raised bool) {
 	for index, each := range u.tags {

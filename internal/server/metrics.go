@@ -95,7 +95,16 @@ func (s *Server) metricsState() metrics.State {
 	}
 	backups := s.backups.State()
 	state.Backups = metrics.Backups{Last: backups.Last.Time, Failures: int64(backups.Failures)}
-	for _, wrong := range s.condition(context.Background()).Problems() {
+	now := s.condition(context.Background())
+	if now.Store != nil {
+		state.ClusterFull = now.Store.Full
+		for _, member := range now.Store.Members {
+			state.StoreMembers = append(state.StoreMembers, metrics.StoreMember{
+				Up: !member.Silent, DatabaseBytes: member.DatabaseBytes, FreeBytes: member.FreeBytes, QuotaBytes: member.QuotaBytes,
+			})
+		}
+	}
+	for _, wrong := range now.Problems() {
 		severity := "warning"
 		if wrong.Severity == condition.Error {
 			severity = "error"

@@ -291,8 +291,9 @@ func (s *Server) follow(ctx context.Context) error {
 
 // installPolicy makes the manager of keys, and stores a policy if the store has no policy.
 func (s *Server) installPolicy(ctx context.Context) error {
+	uses, _ := storage.UsageReaderOf(s.config.Store)
 	s.keys = keys.New(keys.Config{
-		Store: s.tracing.Store(s.config.Store), Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
+		Store: s.tracing.Store(s.config.Store), Uses: uses, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
 		TokensRefused: s.config.Settings.Tokens == config.TokensRefused,
 		Random:        s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
@@ -319,7 +320,7 @@ func (s *Server) recordUses(context.Context) error {
 
 // flushUses writes last-used times at every interval.
 func (s *Server) flushUses(ctx context.Context) error {
-	s.recorder.Run(ctx, s.config.Settings.UsageInterval)
+	s.recorder.Run(ctx, s.config.Settings.UsageEvery())
 	return nil
 }
 

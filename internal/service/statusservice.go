@@ -105,8 +105,24 @@ func showStore(store *storage.Status) *keysvcv1.StoreStatus {
 		shown.State = keysvcv1.StoreState_STORE_STATE_SILENT
 	case store.Down:
 		shown.State = keysvcv1.StoreState_STORE_STATE_DOWN
+	case store.Exhausted:
+		shown.State = keysvcv1.StoreState_STORE_STATE_EXHAUSTED
 	case store.Full:
 		shown.State = keysvcv1.StoreState_STORE_STATE_FULL
+	}
+	for index, member := range store.Members {
+		state := keysvcv1.StoreMemberState_STORE_MEMBER_STATE_FOLLOWS
+		switch {
+		case member.Silent:
+			state = keysvcv1.StoreMemberState_STORE_MEMBER_STATE_SILENT
+		case member.Leads:
+			state = keysvcv1.StoreMemberState_STORE_MEMBER_STATE_LEADS
+		}
+		// The number, and not the address: any known caller may ask for the status.
+		shown.Members = append(shown.Members, &keysvcv1.StoreMember{
+			Number: int32(index + 1), State: state, //nolint:gosec // the settings allow few members
+			DatabaseBytes: member.DatabaseBytes, FreeBytes: member.FreeBytes, QuotaBytes: member.QuotaBytes,
+		})
 	}
 	return shown
 }

@@ -49,8 +49,10 @@ var (
 	ErrReplaced = fmt.Errorf("storage: a file was replaced while it was served: %w", ErrHistoryChanged)
 	// ErrFull is returned by Commit, PutUsage and PutRefusals if the disk is full. Commit returns
 	// it for a narrowing change only after the space that is reserved for narrowing changes was
-	// used up.
-	// Nothing was changed. Changes succeed again within a second after space was freed.
+	// used up. In a cluster, a member whose database has used nine tenths of its quota counts as full, and
+	// narrowing changes are ErrFull once the quota is used up.
+	// Nothing was changed. Changes succeed again within a second after space was freed, in a
+	// cluster within a few.
 	ErrFull = errors.New("storage: no room left")
 	// ErrNoSpace is returned by Snapshot if the disk has no room for a copy and, beside it, for the
 	// store to grow. Nothing was changed.

@@ -10,8 +10,9 @@ type Status struct {
 	// Down is set while the store makes no change, because it was not opened again since a commit
 	// failed.
 	Down bool
-	// Full is set while the disk is full, so that only changes that narrow are made.
-	Full bool
+	// Full is set while the disk is full, or a member has used nine tenths of its quota, so that only
+	// changes that narrow are made. Exhausted is set while members have no room for these either.
+	Full, Exhausted bool
 	// FileBytes is the size of the file, and FreeBytes how much of it later changes use before the
 	// file grows.
 	FileBytes, FreeBytes int64
@@ -19,8 +20,25 @@ type Status struct {
 	ReserveBytes int64
 	// DiskFreeBytes is how much of the disk this process may still use, and DiskBytes its size.
 	DiskFreeBytes, DiskBytes int64
+	// Members are the members of the cluster that has the store; none for a store in a file. With members,
+	// Down is set while none of them knows a leader, Silent is never set, and the numbers of the file and
+	// of the disk are 0.
+	Members []StoreMember
 	// Sink is the audit sink, and Anchor the anchor's file.
 	Sink, Anchor Follower
+}
+
+// StoreMember is one member of the cluster that has a store.
+type StoreMember struct {
+	// Address is where the member is reached.
+	Address string
+	// Silent is set while the member does not answer. The numbers are then those of its last answer.
+	Silent bool
+	// Leads is set if the member is the leader of the cluster.
+	Leads bool
+	// DatabaseBytes is the size of the member's database, FreeBytes the part of it that can be used again
+	// or given back, and QuotaBytes the size that the database may have; 0 if that is not known.
+	DatabaseBytes, FreeBytes, QuotaBytes int64
 }
 
 // Follower is the state of something that is written after each commit.

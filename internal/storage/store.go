@@ -20,8 +20,8 @@ import (
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this package:
 // AuditPruner, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
-// Snapshotter, StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
-// what Store promises. Users find it with the function that is declared beside the interface, here
+// Snapshotter, StatsReader, StatusReader, UsageReader and ViewLoader. An optional behaviour never
+// changes what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
 // A wrapper that wants to keep one implements its interface as well.
@@ -293,11 +293,32 @@ type FeedReader interface {
 // UsageWriter records when keys were last used.
 type UsageWriter interface {
 	// PutUsage records when keys were last used, outside revisions, audit and Watch. If a
-	// later time is stored, it stays. The same holds for the time of each secret; secrets that a later
+	// later time is stored, it stays, and a store with a UsageReader also leaves a time that is less
+	// than UsageGranularity older. The same holds for the time of each secret; secrets that a later
 	// use does not name are forgotten. Keys that do not exist are skipped. Errors: ErrFull,
 	// ErrUnavailable, ErrOutcomeUnknown, or the context's. After an error some of the times may
 	// have been recorded, which does no harm.
 	PutUsage(ctx context.Context, uses []Usage) error
+}
+
+// UsageGranularity is how much older than a use the stored time of a key may be that a store with a
+// UsageReader leaves as it is. So a key that is used all the time costs one write an hour, however many
+// processes record its uses.
+const UsageGranularity = time.Hour
+
+// UsageReader is an optional behaviour of stores that several processes record uses in: none of them
+// has the uses of all of them in memory.
+type UsageReader interface {
+	// ReadUsage returns when keys were last used, as it is stored now. Keys that were never used, do not
+	// exist, or whose time is damaged, are left out. Errors: ErrUnavailable, or the context's.
+	ReadUsage(ctx context.Context, keyIDs []string) ([]Usage, error)
+}
+
+// UsageReaderOf returns what reads the stored uses of a store, and reports whether the store has uses
+// that are not in the memory of this process.
+func UsageReaderOf(store any) (UsageReader, bool) {
+	reader, has := store.(UsageReader)
+	return reader, has
 }
 
 // MaxRefusals is how many refusals a store keeps: the newest ones.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -46,6 +47,16 @@ func newNetwork(t testing.TB) (*clientv3.Client, *network) {
 	between := &network{KV: client.KV}
 	client.KV = between
 	return client, between
+}
+
+// count returns how many transactions that write are delivered from now on.
+func (n *network) count() func() int64 {
+	var written atomic.Int64
+	n.set(func(s *sent) (*clientv3.TxnResponse, error) {
+		written.Add(1)
+		return s.deliver()
+	})
+	return written.Load
 }
 
 // next sets what happens to the next transactions, one function each. The ones after them

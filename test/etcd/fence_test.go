@@ -292,8 +292,8 @@ func TestNoSpaceAfterExecutionCountsAsCommitted(t *testing.T) {
 	// The first check of the quota: etcd has not executed the transaction, and nothing has to
 	// be fenced.
 	s.next(func(*sent) (*clientv3.TxnResponse, error) { return nil, rpctypes.ErrNoSpace })
-	if _, err := s.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(2))); !errors.Is(err, storage.ErrUnavailable) {
-		t.Errorf("Commit: %v, want ErrUnavailable", err)
+	if _, err := s.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(2))); !errors.Is(err, storage.ErrFull) {
+		t.Errorf("Commit: %v, want ErrFull", err)
 	}
 	if head := s.head("w"); head != workspace.Head {
 		t.Errorf("the head is %+v, want %+v", head, workspace.Head)

@@ -650,8 +650,8 @@ func TestFullEtcdRefusesChangesAndServesReads(t *testing.T) {
 				revision, err := store.Commit(t.Context(), change)
 				if err != nil {
 					refusals.Add(1)
-					if !errors.Is(err, storage.ErrUnavailable) || errors.Is(err, storage.ErrOutcomeUnknown) {
-						t.Errorf("Commit: %v, want ErrUnavailable", err)
+					if !errors.Is(err, storage.ErrFull) || errors.Is(err, storage.ErrOutcomeUnknown) {
+						t.Errorf("Commit: %v, want ErrFull", err)
 					}
 					return
 				}

@@ -31,12 +31,16 @@ const (
 	StoreState_STORE_STATE_UNSPECIFIED StoreState = 0
 	// The store makes every change.
 	StoreState_STORE_STATE_OK StoreState = 1
-	// The disk is full: the store makes only changes that take something away.
+	// The disk is full, or a member of the cluster has used nine tenths of its quota: the store makes only
+	// changes that take something away.
 	StoreState_STORE_STATE_FULL StoreState = 2
-	// The store is being opened again after a failed commit: it makes no change now.
+	// The store is being opened again after a failed commit, or its cluster has no leader: it makes no change
+	// now.
 	StoreState_STORE_STATE_DOWN StoreState = 3
 	// The disk has not answered for a second.
 	StoreState_STORE_STATE_SILENT StoreState = 4
+	// A cluster has no room left, so the store makes no change, not even one that takes something away.
+	StoreState_STORE_STATE_EXHAUSTED StoreState = 5
 )
 
 // Enum value maps for StoreState.
@@ -47,6 +51,7 @@ var (
 		2: "STORE_STATE_FULL",
 		3: "STORE_STATE_DOWN",
 		4: "STORE_STATE_SILENT",
+		5: "STORE_STATE_EXHAUSTED",
 	}
 	StoreState_value = map[string]int32{
 		"STORE_STATE_UNSPECIFIED": 0,
@@ -54,6 +59,7 @@ var (
 		"STORE_STATE_FULL":        2,
 		"STORE_STATE_DOWN":        3,
 		"STORE_STATE_SILENT":      4,
+		"STORE_STATE_EXHAUSTED":   5,
 	}
 )
 
@@ -82,6 +88,63 @@ func (x StoreState) Number() protoreflect.EnumNumber {
 // Deprecated: Use StoreState.Descriptor instead.
 func (StoreState) EnumDescriptor() ([]byte, []int) {
 	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{0}
+}
+
+// StoreMemberState is whether a member of the cluster that has the store answers.
+type StoreMemberState int32
+
+const (
+	// The server did not say, or a client does not know the state: assume the worst.
+	StoreMemberState_STORE_MEMBER_STATE_UNSPECIFIED StoreMemberState = 0
+	// The member follows the cluster's leader.
+	StoreMemberState_STORE_MEMBER_STATE_FOLLOWS StoreMemberState = 1
+	// The member is the cluster's leader.
+	StoreMemberState_STORE_MEMBER_STATE_LEADS StoreMemberState = 2
+	// The member has not answered for some seconds.
+	StoreMemberState_STORE_MEMBER_STATE_SILENT StoreMemberState = 3
+)
+
+// Enum value maps for StoreMemberState.
+var (
+	StoreMemberState_name = map[int32]string{
+		0: "STORE_MEMBER_STATE_UNSPECIFIED",
+		1: "STORE_MEMBER_STATE_FOLLOWS",
+		2: "STORE_MEMBER_STATE_LEADS",
+		3: "STORE_MEMBER_STATE_SILENT",
+	}
+	StoreMemberState_value = map[string]int32{
+		"STORE_MEMBER_STATE_UNSPECIFIED": 0,
+		"STORE_MEMBER_STATE_FOLLOWS":     1,
+		"STORE_MEMBER_STATE_LEADS":       2,
+		"STORE_MEMBER_STATE_SILENT":      3,
+	}
+)
+
+func (x StoreMemberState) Enum() *StoreMemberState {
+	p := new(StoreMemberState)
+	*p = x
+	return p
+}
+
+func (x StoreMemberState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StoreMemberState) Descriptor() protoreflect.EnumDescriptor {
+	return file_keysvc_v1_status_service_proto_enumTypes[1].Descriptor()
+}
+
+func (StoreMemberState) Type() protoreflect.EnumType {
+	return &file_keysvc_v1_status_service_proto_enumTypes[1]
+}
+
+func (x StoreMemberState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StoreMemberState.Descriptor instead.
+func (StoreMemberState) EnumDescriptor() ([]byte, []int) {
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{1}
 }
 
 // FollowerState is whether what is written after the store is up to date.
@@ -129,11 +192,11 @@ func (x FollowerState) String() string {
 }
 
 func (FollowerState) Descriptor() protoreflect.EnumDescriptor {
-	return file_keysvc_v1_status_service_proto_enumTypes[1].Descriptor()
+	return file_keysvc_v1_status_service_proto_enumTypes[2].Descriptor()
 }
 
 func (FollowerState) Type() protoreflect.EnumType {
-	return &file_keysvc_v1_status_service_proto_enumTypes[1]
+	return &file_keysvc_v1_status_service_proto_enumTypes[2]
 }
 
 func (x FollowerState) Number() protoreflect.EnumNumber {
@@ -142,7 +205,7 @@ func (x FollowerState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FollowerState.Descriptor instead.
 func (FollowerState) EnumDescriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{1}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{2}
 }
 
 // ClockState is whether a server trusts its clock.
@@ -182,11 +245,11 @@ func (x ClockState) String() string {
 }
 
 func (ClockState) Descriptor() protoreflect.EnumDescriptor {
-	return file_keysvc_v1_status_service_proto_enumTypes[2].Descriptor()
+	return file_keysvc_v1_status_service_proto_enumTypes[3].Descriptor()
 }
 
 func (ClockState) Type() protoreflect.EnumType {
-	return &file_keysvc_v1_status_service_proto_enumTypes[2]
+	return &file_keysvc_v1_status_service_proto_enumTypes[3]
 }
 
 func (x ClockState) Number() protoreflect.EnumNumber {
@@ -195,7 +258,7 @@ func (x ClockState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ClockState.Descriptor instead.
 func (ClockState) EnumDescriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{2}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{3}
 }
 
 // CertificateUse is what a certificate is used for.
@@ -235,11 +298,11 @@ func (x CertificateUse) String() string {
 }
 
 func (CertificateUse) Descriptor() protoreflect.EnumDescriptor {
-	return file_keysvc_v1_status_service_proto_enumTypes[3].Descriptor()
+	return file_keysvc_v1_status_service_proto_enumTypes[4].Descriptor()
 }
 
 func (CertificateUse) Type() protoreflect.EnumType {
-	return &file_keysvc_v1_status_service_proto_enumTypes[3]
+	return &file_keysvc_v1_status_service_proto_enumTypes[4]
 }
 
 func (x CertificateUse) Number() protoreflect.EnumNumber {
@@ -248,7 +311,7 @@ func (x CertificateUse) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CertificateUse.Descriptor instead.
 func (CertificateUse) EnumDescriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{3}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{4}
 }
 
 // ProblemSeverity is how bad a problem is.
@@ -288,11 +351,11 @@ func (x ProblemSeverity) String() string {
 }
 
 func (ProblemSeverity) Descriptor() protoreflect.EnumDescriptor {
-	return file_keysvc_v1_status_service_proto_enumTypes[4].Descriptor()
+	return file_keysvc_v1_status_service_proto_enumTypes[5].Descriptor()
 }
 
 func (ProblemSeverity) Type() protoreflect.EnumType {
-	return &file_keysvc_v1_status_service_proto_enumTypes[4]
+	return &file_keysvc_v1_status_service_proto_enumTypes[5]
 }
 
 func (x ProblemSeverity) Number() protoreflect.EnumNumber {
@@ -301,7 +364,7 @@ func (x ProblemSeverity) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ProblemSeverity.Descriptor instead.
 func (ProblemSeverity) EnumDescriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{4}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{5}
 }
 
 // GetStatusRequest is empty: the answer is about the server that gets the request.
@@ -766,6 +829,89 @@ func (x *SessionStatus) GetStaleness() *durationpb.Duration {
 	return nil
 }
 
+// StoreMember describes a member of the cluster that has the store. If the member is silent, the numbers
+// are those of its last answer.
+type StoreMember struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The member's place in the list of endpoints in the server's settings; the first one is 1.
+	Number int32 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	// Whether the member answers.
+	State StoreMemberState `protobuf:"varint,2,opt,name=state,proto3,enum=keysvc.v1.StoreMemberState" json:"state,omitempty"`
+	// Size of the member's database, in bytes.
+	DatabaseBytes int64 `protobuf:"varint,3,opt,name=database_bytes,json=databaseBytes,proto3" json:"database_bytes,omitempty"`
+	// Bytes of the database that are free: the member can use them again or give them back.
+	FreeBytes int64 `protobuf:"varint,4,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	// The size that the database may have, in bytes; 0 if the server cannot know it.
+	QuotaBytes    int64 `protobuf:"varint,5,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StoreMember) Reset() {
+	*x = StoreMember{}
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StoreMember) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StoreMember) ProtoMessage() {}
+
+func (x *StoreMember) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StoreMember.ProtoReflect.Descriptor instead.
+func (*StoreMember) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *StoreMember) GetNumber() int32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *StoreMember) GetState() StoreMemberState {
+	if x != nil {
+		return x.State
+	}
+	return StoreMemberState_STORE_MEMBER_STATE_UNSPECIFIED
+}
+
+func (x *StoreMember) GetDatabaseBytes() int64 {
+	if x != nil {
+		return x.DatabaseBytes
+	}
+	return 0
+}
+
+func (x *StoreMember) GetFreeBytes() int64 {
+	if x != nil {
+		return x.FreeBytes
+	}
+	return 0
+}
+
+func (x *StoreMember) GetQuotaBytes() int64 {
+	if x != nil {
+		return x.QuotaBytes
+	}
+	return 0
+}
+
 // StoreStatus describes a store and its disk. Numbers that the server cannot know are 0.
 type StoreStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -780,14 +926,17 @@ type StoreStatus struct {
 	// Bytes of the disk that the server may still use.
 	DiskFreeBytes int64 `protobuf:"varint,5,opt,name=disk_free_bytes,json=diskFreeBytes,proto3" json:"disk_free_bytes,omitempty"`
 	// Size of the disk, in bytes.
-	DiskBytes     int64 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	DiskBytes int64 `protobuf:"varint,6,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// The members of the cluster that has the store, in the order of the settings; none for a store in a
+	// file. With members, the numbers above are 0.
+	Members       []*StoreMember `protobuf:"bytes,7,rep,name=members,proto3" json:"members,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StoreStatus) Reset() {
 	*x = StoreStatus{}
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[5]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +948,7 @@ func (x *StoreStatus) String() string {
 func (*StoreStatus) ProtoMessage() {}
 
 func (x *StoreStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[5]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +961,7 @@ func (x *StoreStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StoreStatus.ProtoReflect.Descriptor instead.
 func (*StoreStatus) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{5}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StoreStatus) GetState() StoreState {
@@ -857,6 +1006,13 @@ func (x *StoreStatus) GetDiskBytes() int64 {
 	return 0
 }
 
+func (x *StoreStatus) GetMembers() []*StoreMember {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
 // FollowerStatus describes what is written after each commit of the store.
 type FollowerStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -870,7 +1026,7 @@ type FollowerStatus struct {
 
 func (x *FollowerStatus) Reset() {
 	*x = FollowerStatus{}
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[6]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +1038,7 @@ func (x *FollowerStatus) String() string {
 func (*FollowerStatus) ProtoMessage() {}
 
 func (x *FollowerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[6]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +1051,7 @@ func (x *FollowerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowerStatus.ProtoReflect.Descriptor instead.
 func (*FollowerStatus) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{6}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FollowerStatus) GetState() FollowerState {
@@ -928,7 +1084,7 @@ type ClockStatus struct {
 
 func (x *ClockStatus) Reset() {
 	*x = ClockStatus{}
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[7]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -940,7 +1096,7 @@ func (x *ClockStatus) String() string {
 func (*ClockStatus) ProtoMessage() {}
 
 func (x *ClockStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[7]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -953,7 +1109,7 @@ func (x *ClockStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClockStatus.ProtoReflect.Descriptor instead.
 func (*ClockStatus) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{7}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ClockStatus) GetState() ClockState {
@@ -994,7 +1150,7 @@ type CertificateStatus struct {
 
 func (x *CertificateStatus) Reset() {
 	*x = CertificateStatus{}
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[8]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1006,7 +1162,7 @@ func (x *CertificateStatus) String() string {
 func (*CertificateStatus) ProtoMessage() {}
 
 func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[8]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1019,7 +1175,7 @@ func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificateStatus.ProtoReflect.Descriptor instead.
 func (*CertificateStatus) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CertificateStatus) GetUse() CertificateUse {
@@ -1068,7 +1224,7 @@ type StatusProblem struct {
 
 func (x *StatusProblem) Reset() {
 	*x = StatusProblem{}
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[9]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1236,7 @@ func (x *StatusProblem) String() string {
 func (*StatusProblem) ProtoMessage() {}
 
 func (x *StatusProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_v1_status_service_proto_msgTypes[9]
+	mi := &file_keysvc_v1_status_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1249,7 @@ func (x *StatusProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusProblem.ProtoReflect.Descriptor instead.
 func (*StatusProblem) Descriptor() ([]byte, []int) {
-	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_v1_status_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StatusProblem) GetProblemId() string {
@@ -1169,7 +1325,15 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"\x06behind\x18\x04 \x01(\x03R\x06behind\x12/\n" +
 	"\x13unconfirmed_changes\x18\x05 \x01(\x03R\x12unconfirmedChanges\x12+\n" +
 	"\x03lag\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x03lag\x127\n" +
-	"\tstaleness\x18\a \x01(\v2\x19.google.protobuf.DurationR\tstaleness\"\xe4\x01\n" +
+	"\tstaleness\x18\a \x01(\v2\x19.google.protobuf.DurationR\tstaleness\"\xbf\x01\n" +
+	"\vStoreMember\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x05R\x06number\x121\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x1b.keysvc.v1.StoreMemberStateR\x05state\x12%\n" +
+	"\x0edatabase_bytes\x18\x03 \x01(\x03R\rdatabaseBytes\x12\x1d\n" +
+	"\n" +
+	"free_bytes\x18\x04 \x01(\x03R\tfreeBytes\x12\x1f\n" +
+	"\vquota_bytes\x18\x05 \x01(\x03R\n" +
+	"quotaBytes\"\x96\x02\n" +
 	"\vStoreStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.keysvc.v1.StoreStateR\x05state\x12\x1d\n" +
 	"\n" +
@@ -1179,7 +1343,8 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"\rreserve_bytes\x18\x04 \x01(\x03R\freserveBytes\x12&\n" +
 	"\x0fdisk_free_bytes\x18\x05 \x01(\x03R\rdiskFreeBytes\x12\x1d\n" +
 	"\n" +
-	"disk_bytes\x18\x06 \x01(\x03R\tdiskBytes\"\\\n" +
+	"disk_bytes\x18\x06 \x01(\x03R\tdiskBytes\x120\n" +
+	"\amembers\x18\a \x03(\v2\x16.keysvc.v1.StoreMemberR\amembers\"\\\n" +
 	"\x0eFollowerStatus\x12.\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.keysvc.v1.FollowerStateR\x05state\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\"\x8c\x01\n" +
@@ -1200,14 +1365,20 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"problem_id\x18\x01 \x01(\tR\tproblemId\x126\n" +
 	"\bseverity\x18\x02 \x01(\x0e2\x1a.keysvc.v1.ProblemSeverityR\bseverity\x12 \n" +
 	"\vdescription\x18\x03 \x01(\tR\vdescription\x12\x16\n" +
-	"\x06action\x18\x04 \x01(\tR\x06action*\x81\x01\n" +
+	"\x06action\x18\x04 \x01(\tR\x06action*\x9c\x01\n" +
 	"\n" +
 	"StoreState\x12\x1b\n" +
 	"\x17STORE_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eSTORE_STATE_OK\x10\x01\x12\x14\n" +
 	"\x10STORE_STATE_FULL\x10\x02\x12\x14\n" +
 	"\x10STORE_STATE_DOWN\x10\x03\x12\x16\n" +
-	"\x12STORE_STATE_SILENT\x10\x04*\x93\x01\n" +
+	"\x12STORE_STATE_SILENT\x10\x04\x12\x19\n" +
+	"\x15STORE_STATE_EXHAUSTED\x10\x05*\x93\x01\n" +
+	"\x10StoreMemberState\x12\"\n" +
+	"\x1eSTORE_MEMBER_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
+	"\x1aSTORE_MEMBER_STATE_FOLLOWS\x10\x01\x12\x1c\n" +
+	"\x18STORE_MEMBER_STATE_LEADS\x10\x02\x12\x1d\n" +
+	"\x19STORE_MEMBER_STATE_SILENT\x10\x03*\x93\x01\n" +
 	"\rFollowerState\x12\x1e\n" +
 	"\x1aFOLLOWER_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FOLLOWER_STATE_OFF\x10\x01\x12\x15\n" +
@@ -1242,60 +1413,64 @@ func file_keysvc_v1_status_service_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_status_service_proto_rawDescData
 }
 
-var file_keysvc_v1_status_service_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_keysvc_v1_status_service_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_keysvc_v1_status_service_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_keysvc_v1_status_service_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_keysvc_v1_status_service_proto_goTypes = []any{
 	(StoreState)(0),               // 0: keysvc.v1.StoreState
-	(FollowerState)(0),            // 1: keysvc.v1.FollowerState
-	(ClockState)(0),               // 2: keysvc.v1.ClockState
-	(CertificateUse)(0),           // 3: keysvc.v1.CertificateUse
-	(ProblemSeverity)(0),          // 4: keysvc.v1.ProblemSeverity
-	(*GetStatusRequest)(nil),      // 5: keysvc.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),     // 6: keysvc.v1.GetStatusResponse
-	(*KeyCounts)(nil),             // 7: keysvc.v1.KeyCounts
-	(*KeyStateCount)(nil),         // 8: keysvc.v1.KeyStateCount
-	(*SessionStatus)(nil),         // 9: keysvc.v1.SessionStatus
-	(*StoreStatus)(nil),           // 10: keysvc.v1.StoreStatus
-	(*FollowerStatus)(nil),        // 11: keysvc.v1.FollowerStatus
-	(*ClockStatus)(nil),           // 12: keysvc.v1.ClockStatus
-	(*CertificateStatus)(nil),     // 13: keysvc.v1.CertificateStatus
-	(*StatusProblem)(nil),         // 14: keysvc.v1.StatusProblem
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(KeyState)(0),                 // 16: keysvc.v1.KeyState
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(StoreMemberState)(0),         // 1: keysvc.v1.StoreMemberState
+	(FollowerState)(0),            // 2: keysvc.v1.FollowerState
+	(ClockState)(0),               // 3: keysvc.v1.ClockState
+	(CertificateUse)(0),           // 4: keysvc.v1.CertificateUse
+	(ProblemSeverity)(0),          // 5: keysvc.v1.ProblemSeverity
+	(*GetStatusRequest)(nil),      // 6: keysvc.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),     // 7: keysvc.v1.GetStatusResponse
+	(*KeyCounts)(nil),             // 8: keysvc.v1.KeyCounts
+	(*KeyStateCount)(nil),         // 9: keysvc.v1.KeyStateCount
+	(*SessionStatus)(nil),         // 10: keysvc.v1.SessionStatus
+	(*StoreMember)(nil),           // 11: keysvc.v1.StoreMember
+	(*StoreStatus)(nil),           // 12: keysvc.v1.StoreStatus
+	(*FollowerStatus)(nil),        // 13: keysvc.v1.FollowerStatus
+	(*ClockStatus)(nil),           // 14: keysvc.v1.ClockStatus
+	(*CertificateStatus)(nil),     // 15: keysvc.v1.CertificateStatus
+	(*StatusProblem)(nil),         // 16: keysvc.v1.StatusProblem
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(KeyState)(0),                 // 18: keysvc.v1.KeyState
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
 }
 var file_keysvc_v1_status_service_proto_depIdxs = []int32{
-	14, // 0: keysvc.v1.GetStatusResponse.problems:type_name -> keysvc.v1.StatusProblem
-	15, // 1: keysvc.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
-	15, // 2: keysvc.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
-	15, // 3: keysvc.v1.GetStatusResponse.last_commit_time:type_name -> google.protobuf.Timestamp
-	15, // 4: keysvc.v1.GetStatusResponse.last_backup_time:type_name -> google.protobuf.Timestamp
-	7,  // 5: keysvc.v1.GetStatusResponse.keys:type_name -> keysvc.v1.KeyCounts
-	9,  // 6: keysvc.v1.GetStatusResponse.sessions:type_name -> keysvc.v1.SessionStatus
-	10, // 7: keysvc.v1.GetStatusResponse.store:type_name -> keysvc.v1.StoreStatus
-	11, // 8: keysvc.v1.GetStatusResponse.audit_sink:type_name -> keysvc.v1.FollowerStatus
-	11, // 9: keysvc.v1.GetStatusResponse.anchor:type_name -> keysvc.v1.FollowerStatus
-	12, // 10: keysvc.v1.GetStatusResponse.clock:type_name -> keysvc.v1.ClockStatus
-	13, // 11: keysvc.v1.GetStatusResponse.certificates:type_name -> keysvc.v1.CertificateStatus
-	8,  // 12: keysvc.v1.KeyCounts.states:type_name -> keysvc.v1.KeyStateCount
-	16, // 13: keysvc.v1.KeyStateCount.state:type_name -> keysvc.v1.KeyState
-	17, // 14: keysvc.v1.SessionStatus.lag:type_name -> google.protobuf.Duration
-	17, // 15: keysvc.v1.SessionStatus.staleness:type_name -> google.protobuf.Duration
-	0,  // 16: keysvc.v1.StoreStatus.state:type_name -> keysvc.v1.StoreState
-	1,  // 17: keysvc.v1.FollowerStatus.state:type_name -> keysvc.v1.FollowerState
-	2,  // 18: keysvc.v1.ClockStatus.state:type_name -> keysvc.v1.ClockState
-	17, // 19: keysvc.v1.ClockStatus.wall_ahead:type_name -> google.protobuf.Duration
-	3,  // 20: keysvc.v1.CertificateStatus.use:type_name -> keysvc.v1.CertificateUse
-	15, // 21: keysvc.v1.CertificateStatus.start_time:type_name -> google.protobuf.Timestamp
-	15, // 22: keysvc.v1.CertificateStatus.expire_time:type_name -> google.protobuf.Timestamp
-	4,  // 23: keysvc.v1.StatusProblem.severity:type_name -> keysvc.v1.ProblemSeverity
-	5,  // 24: keysvc.v1.StatusService.GetStatus:input_type -> keysvc.v1.GetStatusRequest
-	6,  // 25: keysvc.v1.StatusService.GetStatus:output_type -> keysvc.v1.GetStatusResponse
-	25, // [25:26] is the sub-list for method output_type
-	24, // [24:25] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	16, // 0: keysvc.v1.GetStatusResponse.problems:type_name -> keysvc.v1.StatusProblem
+	17, // 1: keysvc.v1.GetStatusResponse.start_time:type_name -> google.protobuf.Timestamp
+	17, // 2: keysvc.v1.GetStatusResponse.server_time:type_name -> google.protobuf.Timestamp
+	17, // 3: keysvc.v1.GetStatusResponse.last_commit_time:type_name -> google.protobuf.Timestamp
+	17, // 4: keysvc.v1.GetStatusResponse.last_backup_time:type_name -> google.protobuf.Timestamp
+	8,  // 5: keysvc.v1.GetStatusResponse.keys:type_name -> keysvc.v1.KeyCounts
+	10, // 6: keysvc.v1.GetStatusResponse.sessions:type_name -> keysvc.v1.SessionStatus
+	12, // 7: keysvc.v1.GetStatusResponse.store:type_name -> keysvc.v1.StoreStatus
+	13, // 8: keysvc.v1.GetStatusResponse.audit_sink:type_name -> keysvc.v1.FollowerStatus
+	13, // 9: keysvc.v1.GetStatusResponse.anchor:type_name -> keysvc.v1.FollowerStatus
+	14, // 10: keysvc.v1.GetStatusResponse.clock:type_name -> keysvc.v1.ClockStatus
+	15, // 11: keysvc.v1.GetStatusResponse.certificates:type_name -> keysvc.v1.CertificateStatus
+	9,  // 12: keysvc.v1.KeyCounts.states:type_name -> keysvc.v1.KeyStateCount
+	18, // 13: keysvc.v1.KeyStateCount.state:type_name -> keysvc.v1.KeyState
+	19, // 14: keysvc.v1.SessionStatus.lag:type_name -> google.protobuf.Duration
+	19, // 15: keysvc.v1.SessionStatus.staleness:type_name -> google.protobuf.Duration
+	1,  // 16: keysvc.v1.StoreMember.state:type_name -> keysvc.v1.StoreMemberState
+	0,  // 17: keysvc.v1.StoreStatus.state:type_name -> keysvc.v1.StoreState
+	11, // 18: keysvc.v1.StoreStatus.members:type_name -> keysvc.v1.StoreMember
+	2,  // 19: keysvc.v1.FollowerStatus.state:type_name -> keysvc.v1.FollowerState
+	3,  // 20: keysvc.v1.ClockStatus.state:type_name -> keysvc.v1.ClockState
+	19, // 21: keysvc.v1.ClockStatus.wall_ahead:type_name -> google.protobuf.Duration
+	4,  // 22: keysvc.v1.CertificateStatus.use:type_name -> keysvc.v1.CertificateUse
+	17, // 23: keysvc.v1.CertificateStatus.start_time:type_name -> google.protobuf.Timestamp
+	17, // 24: keysvc.v1.CertificateStatus.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 25: keysvc.v1.StatusProblem.severity:type_name -> keysvc.v1.ProblemSeverity
+	6,  // 26: keysvc.v1.StatusService.GetStatus:input_type -> keysvc.v1.GetStatusRequest
+	7,  // 27: keysvc.v1.StatusService.GetStatus:output_type -> keysvc.v1.GetStatusResponse
+	27, // [27:28] is the sub-list for method output_type
+	26, // [26:27] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_status_service_proto_init() }
@@ -1310,8 +1485,8 @@ func file_keysvc_v1_status_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_status_service_proto_rawDesc), len(file_keysvc_v1_status_service_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   10,
+			NumEnums:      6,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -142,7 +142,8 @@ func (w *World) open() {
 		w.t.Fatal(err)
 	}
 	steady := clock.Steady(w.Clock.Now, position.Time)
-	w.Verbs.Manager = keys.New(keys.Config{Store: store, Projection: w.Projection, Now: steady, Random: w.random})
+	uses, _ := storage.UsageReaderOf(w.link.Store)
+	w.Verbs.Manager = keys.New(keys.Config{Store: store, Uses: uses, Projection: w.Projection, Now: steady, Random: w.random})
 	w.Recorder = usage.NewRecorder(store, nil)
 	w.Validator = validation.New(w.Projection, store, steady)
 	w.Validator.RecordTo(w.Recorder)

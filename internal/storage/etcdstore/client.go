@@ -122,7 +122,7 @@ func (s *Store) read(ctx context.Context, parts ...clientv3.Op) (*clientv3.TxnRe
 }
 
 // repeat makes a request again and again until it is answered or the timeout is over. The
-// request may be executed more than once. Errors: those of read.
+// request may be executed more than once. Errors: those of read; ErrFull if it writes.
 func (s *Store) repeat(ctx context.Context, request func(context.Context) (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel()
@@ -140,7 +140,9 @@ func (s *Store) repeat(ctx context.Context, request func(context.Context) (*clie
 			return nil, ctx.Err()
 		case errors.Is(err, rpctypes.ErrCompacted):
 			return nil, errCompacted
-		case isRefusal(err) || isFull(err) || !retries.Wait(limited):
+		case isFull(err):
+			return nil, s.ranOut(ctx, false, err)
+		case isRefusal(err) || !retries.Wait(limited):
 			return nil, unavailable(err)
 		}
 	}

@@ -48,6 +48,9 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 		return 0, err
 	}
 	defer done()
+	if err := s.admit(change.Narrows); err != nil {
+		return 0, err
+	}
 	// 1. Read what the change replaces, and list its hashes in the event. This comes first
 	// because the new head is the hash of the event.
 	ranks, err := s.completeEvent(ctx, change)

@@ -44,6 +44,9 @@ type Config struct {
 	// Timeout bounds one read with its retries, one transaction, and the search for the
 	// outcome of a transaction before Commit returns. Default: 5 s.
 	Timeout time.Duration
+	// UsageGranularity is how much older than a use a stored time may be that PutUsage leaves as it is.
+	// Default: storage.UsageGranularity; negative: every later time is stored.
+	UsageGranularity time.Duration
 	// Random yields the epoch of a new store, and the hashes of fences. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.
@@ -58,6 +61,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 5 * time.Second
+	}
+	if c.UsageGranularity == 0 {
+		c.UsageGranularity = storage.UsageGranularity
 	}
 	if c.Random == nil {
 		c.Random = rand.Reader
@@ -85,6 +91,9 @@ type Store struct {
 	// seen is the newest revision of the cluster that the store has seen, and newest the
 	// revision of the newest change that it has seen.
 	seen, newest atomic.Int64
+
+	// room is what is known of the members.
+	room *room
 
 	// mutex guards closed and inDoubt. It also keeps running.Add from running at the same time
 	// as running.Wait. No other lock is held together with it.
@@ -119,12 +128,13 @@ func New(ctx context.Context, config Config) (*Store, error) {
 		store.close()
 		return nil, fmt.Errorf("%s: %w", store.config.Prefix, err)
 	}
+	store.running.Go(store.watchRoom)
 	return store, nil
 }
 
 func newStore(ctx context.Context, config Config) *Store {
 	config = config.withDefaults()
-	store := &Store{client: config.Members[0], config: config, inDoubt: make(map[string]int)}
+	store := &Store{client: config.Members[0], config: config, room: newRoom(config.Members), inDoubt: make(map[string]int)}
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
 	return store
 }

@@ -166,7 +166,7 @@ func (t *transaction) look(ctx context.Context, cause error) (int64, error) {
 	}
 	revision, err := t.outcome(response)
 	if errors.Is(err, storage.ErrUnavailable) {
-		return 0, unavailable(cause)
+		return 0, s.ranOut(ctx, t.change.Narrows, cause)
 	}
 	return revision, err
 }

@@ -59,7 +59,7 @@ func testLatestUse(s *suite) {
 	s.wantUses(map[string]time.Time{KeyID(1): at})
 	s.use(storage.Usage{KeyID: KeyID(1), Time: at.Add(-time.Nanosecond)})
 	s.wantUses(map[string]time.Time{KeyID(1): at})
-	later := at.Add(time.Nanosecond)
+	later := at.Add(storage.UsageGranularity + time.Nanosecond)
 	s.use(storage.Usage{KeyID: KeyID(1), Time: later}, storage.Usage{KeyID: KeyID(1), Time: at})
 	s.wantUses(map[string]time.Time{KeyID(1): later})
 	// Keys that do not exist, and invalid key ids, are skipped.
@@ -100,37 +100,39 @@ func testLatestSecretUse(s *suite) {
 	s.use(storage.Usage{KeyID: KeyID(1), Time: at})
 	want(storage.Usage{KeyID: KeyID(1), Time: at})
 	// 2. Secrets are added, one of which was never used.
-	use := storage.Usage{KeyID: KeyID(1), Time: at.Add(time.Second), Secrets: secrets(time.Time{}, at.Add(time.Second))}
+	const step = storage.UsageGranularity + time.Second
+	use := storage.Usage{KeyID: KeyID(1), Time: at.Add(step), Secrets: secrets(time.Time{}, at.Add(step))}
 	s.use(use)
 	want(use)
 	// 3. Both are used, and an earlier use changes nothing.
-	use = storage.Usage{KeyID: KeyID(1), Time: at.Add(time.Minute), Secrets: secrets(at.Add(time.Minute), at.Add(2*time.Second))}
+	use = storage.Usage{KeyID: KeyID(1), Time: at.Add(3 * step), Secrets: secrets(at.Add(3*step), at.Add(2*step))}
 	s.use(use)
 	s.use(storage.Usage{KeyID: KeyID(1), Time: at, Secrets: secrets(at, at)}, storage.Usage{KeyID: KeyID(1), Time: at})
 	s.reopen()
 	want(use)
 	// 4. Once the secret follows from the key, it is forgotten.
-	s.use(storage.Usage{KeyID: KeyID(1), Time: at.Add(time.Hour)})
-	want(storage.Usage{KeyID: KeyID(1), Time: at.Add(time.Hour)})
+	s.use(storage.Usage{KeyID: KeyID(1), Time: at.Add(5 * step)})
+	want(storage.Usage{KeyID: KeyID(1), Time: at.Add(5 * step)})
 }
 
 // testUseOfManyKeys records more uses than one transaction may have, from many goroutines
 // at the same time, in different orders.
 func testUseOfManyKeys(s *suite) {
 	const keys, callers = 260, 4
+	const step = storage.UsageGranularity + time.Second
 	at := now()
 	want := make(map[string]time.Time)
 	workspace := s.begin("w")
 	for number := range keys {
 		s.create(workspace, KeyID(number))
-		want[KeyID(number)] = at.Add(time.Duration(callers-1) * time.Second)
+		want[KeyID(number)] = at.Add(time.Duration(callers-1) * step)
 	}
 	var group sync.WaitGroup
 	for caller := range callers {
 		group.Go(func() {
 			var uses []storage.Usage
 			for number := range keys {
-				uses = append(uses, storage.Usage{KeyID: KeyID(number), Time: at.Add(time.Duration((caller+number)%callers) * time.Second)})
+				uses = append(uses, storage.Usage{KeyID: KeyID(number), Time: at.Add(time.Duration((caller+number)%callers) * step)})
 			}
 			if err := s.store.PutUsage(s.ctx, uses); err != nil {
 				s.Errorf("PutUsage: %v", err)
