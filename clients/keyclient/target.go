@@ -25,7 +25,7 @@ func parseTargets(target string) (full string, local, several bool, err error) {
 		one = strings.TrimPrefix(one, "dns:///")
 		if strings.HasPrefix(one, "unix:") {
 			one = "unix:" + strings.TrimPrefix(strings.TrimPrefix(one, "unix:"), "//")
-		} else if _, _, err := net.SplitHostPort(one); err != nil {
+		} else if _, _, err := net.SplitHostPort(one); err != nil || strings.Contains(one, "/") {
 			return "", false, false, fmt.Errorf("%q in a list is no server; allowed are host, host:port and unix:///path", each)
 		}
 		if len(elements) > 0 && isUnix(one) != isUnix(elements[0]) {

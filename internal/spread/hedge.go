@@ -116,7 +116,7 @@ func (h *hedge) again(ctx context.Context, route *Route, reply proto.Message, ca
 	defer close(second)
 	answer := reply.ProtoReflect().New().Interface()
 	ctx, own := Follow(ctx)
-	own.except = route
+	own.except, own.hedged = route, true
 	began := time.Now()
 	if h.invoke(ctx, answer) != nil {
 		return // the first may still bring something

@@ -71,9 +71,9 @@ func (p *pickers) Build(info base.PickerBuildInfo) balancer.Picker {
 // server is a server that is connected.
 type server struct {
 	conn balancer.SubConn
-	// done is the function that gRPC calls at the end of each call.
+	// done is the function that gRPC calls at the end of each call of Hedge.
 	done func(balancer.DoneInfo)
-	// answers counts the calls for which something came back.
+	// answers counts the calls of Hedge for which something came back.
 	answers atomic.Int64
 
 	// mutex guards what follows.
@@ -119,7 +119,7 @@ func (s *server) accuse(answers int64) {
 	if s.suspect.Load() && now.Before(s.avoided) {
 		return
 	}
-	s.avoidance = min(max(2*s.avoidance, firstAvoidance), longestAvoidance)
+	s.avoidance = max(s.avoidance, firstAvoidance)
 	s.avoided = now.Add(s.avoidance)
 	s.suspect.Store(true)
 }
@@ -139,7 +139,8 @@ func (s *server) isAvoided(mayFindOut bool) bool {
 	if s.avoided.IsZero() || now.Before(s.avoided) {
 		return !s.avoided.IsZero()
 	}
-	s.avoided = now.Add(max(s.avoidance, firstAvoidance))
+	s.avoidance = min(2*s.avoidance, longestAvoidance)
+	s.avoided = now.Add(s.avoidance)
 	return false
 }
 
@@ -173,7 +174,12 @@ func (p *picker) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
 		}
 	}
 	route.add(picked, len(p.servers))
-	return balancer.PickResult{SubConn: picked.conn, Done: picked.done}, nil
+	result := balancer.PickResult{SubConn: picked.conn}
+	if route != nil && route.hedged {
+		// The end of a stream would say nothing: what it received may be old.
+		result.Done = picked.done
+	}
+	return result, nil
 }
 
 // Route is where one call or stream was sent.
