@@ -19,13 +19,17 @@ import (
 	"github.com/scribe-mail/keysvc/clients/internal/nearcache"
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/spread"
 )
 
 // DefaultPort is the port of a target that names none.
 const DefaultPort = "7480"
 
 const (
-	defaultValidationTimeout = time.Second
+	// defaultValidationTimeout outlives the election of a new leader in etcd, which was measured to take up to 1.45 s and holds
+	// up every validation meanwhile, once more if the first attempt falls into it; and it is no bound of
+	// the server (1 s for a revision, a barrier or details), so that the server's answer comes first.
+	defaultValidationTimeout = 4 * time.Second
 	defaultTimeout           = 10 * time.Second
 	maxResponseBytes         = 64 << 20 // fits a page of 1,000 keys of the largest size
 )
@@ -49,7 +53,9 @@ type Config struct {
 	// is never sent over plaintext TCP.
 	CallerTokenFile string
 	// ValidationTimeout bounds Validate, whatever the context's deadline, and those calls of
-	// Validations whose context has no deadline. Retries are included. Default: 1 s.
+	// Validations whose context has no deadline. Retries are included. Default: 4 s, which is longer than
+	// the election of a new leader in etcd takes, so that none of several servers over etcd fails calls meanwhile.
+	// With one server over a file an answer takes milliseconds, and a shorter time is as good.
 	ValidationTimeout time.Duration
 	// Timeout bounds every other call whose context has no deadline. Retries are included.
 	// Default: 10 s.
@@ -115,6 +121,11 @@ type TLS struct {
 //
 // While there is no connection, calls fail with codes.Unavailable rather than wait for one. The
 // Client tries to connect again after 100 ms at first, and every 5 s later.
+//
+// Of several servers, a Client is connected to all, and spreads its calls. It leaves a server at once whose
+// connection breaks. A server that keeps its connection but says nothing holds up a validation for 250 ms, and another
+// read for 1 s: then another server is asked as well, the first answer counts, and the silent one is left alone except for a call now
+// and then. The near-cache has its session with one of the servers, and resumes it with another one.
 type Client struct {
 	// Keys, Members, Policies, Validations and Sync are the generated clients. A call that only
 	// reads is repeated if keysvc is UNAVAILABLE: up to 4 attempts within some 200 ms. A change
@@ -139,7 +150,9 @@ var _ keyauth.Watcher = (*Client)(nil)
 
 // New returns a Client of the keysvc at a target. It does not wait for a connection. A target
 // is "host", "host:port", "unix:///path", or any other target of grpc, such as
-// "dns:///keysvc.internal". Calls are spread over all addresses of the target. The default port
+// "dns:///keysvc.internal". Several servers that answer alike are a list of hosts or of sockets with commas between, as in
+// "a.internal,b.internal:7480", or a name with several addresses. Calls are spread over all addresses of all
+// of them. The certificate of each server must have its name in the list. The default port
 // is DefaultPort.
 //
 // New returns an error if the target is empty or malformed, if a field of the Config is wrong,
@@ -151,7 +164,10 @@ func New(target string, config Config) (*Client, error) {
 	if strings.HasPrefix(target, "http://") || strings.HasPrefix(target, "https://") {
 		return nil, fmt.Errorf("keyclient: target: %s is a URL; host:port or unix:///path is required", target)
 	}
-	target, local := parseTarget(target)
+	target, local, several, err := parseTargets(target)
+	if err != nil {
+		return nil, fmt.Errorf("keyclient: target: %w", err)
+	}
 	if err := config.check(target, local); err != nil {
 		return nil, err
 	}
@@ -170,9 +186,13 @@ func New(target string, config Config) (*Client, error) {
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
+		grpc.WithResolvers(spread.Resolver()),
 		grpc.WithChainUnaryInterceptor(watched.intercept, deadline(validationTimeout, cmp.Or(config.Timeout, defaultTimeout))),
 		grpc.WithChainStreamInterceptor(watched.interceptStream),
 		grpc.WithUserAgent(strings.TrimSpace(config.UserAgent + " keysvc-go")),
+	}
+	if several {
+		options = append(options, grpc.WithChainUnaryInterceptor(spread.Hedge(hedgeAfter)))
 	}
 	options = append(options, secured.before...)
 	options = append(options, config.DialOptions...)
@@ -195,7 +215,7 @@ func New(target string, config Config) (*Client, error) {
 	}
 	if !config.WithoutNearCache {
 		client.cache = nearcache.New(nearcache.Config{
-			Sync: client.Sync, Ask: merger.Ask, WithoutCall: wire.withoutCall, Request: wire.request, Read: wire.answer,
+			Sync: client.Sync, Follow: follow, Ask: merger.Ask, WithoutCall: wire.withoutCall, Request: wire.request, Read: wire.answer,
 			MaxEntries: config.NearCacheEntries, MaxBytes: config.NearCacheBytes, Timeout: validationTimeout, Now: config.Now, Log: config.Log, Hooks: nearcache.Hooks(config.NearCacheHooks),
 		})
 		client.validator = client.cache
@@ -256,9 +276,37 @@ func (c *Client) Close() error {
 	return err
 }
 
+// follow returns a context for a session, and what reports whether the server of the session is silent although
+// others answer.
+func follow(ctx context.Context) (context.Context, func() bool) {
+	ctx, route := spread.Follow(ctx)
+	return ctx, route.Silent
+}
+
+// How long the first of several servers may take before another one is asked as well. A validation takes milliseconds, also
+// while a member of etcd stands still. A page of keys may take longer.
+const (
+	hedgeValidation = 250 * time.Millisecond
+	hedgeRead       = time.Second
+)
+
+// hedgeAfter returns after which time a call is sent to a second server as well; 0 for a call that changes
+// something, or waits for something.
+func hedgeAfter(method string) time.Duration {
+	switch method {
+	case keysvcv1.ValidationService_ValidateKey_FullMethodName, keysvcv1.ValidationService_BatchValidateKeys_FullMethodName:
+		return hedgeValidation
+	case keysvcv1.KeyService_GetKey_FullMethodName, keysvcv1.KeyService_ListKeys_FullMethodName, keysvcv1.KeyService_ListNotices_FullMethodName,
+		keysvcv1.MemberService_GetMember_FullMethodName, keysvcv1.MemberService_ListMembers_FullMethodName,
+		keysvcv1.MemberService_ListWorkspaces_FullMethodName, keysvcv1.PolicyService_GetPolicy_FullMethodName:
+		return hedgeRead
+	}
+	return 0
+}
+
 // serviceConfig spreads calls over all addresses, and repeats calls that change nothing.
 const serviceConfig = `{
-	"loadBalancingConfig": [{"round_robin": {}}],
+	"loadBalancingConfig": [{"` + spread.Policy + `": {}}],
 	"methodConfig": [{
 		"name": [
 			{"service": "keysvc.v1.KeyService", "method": "GetKey"},

@@ -120,9 +120,9 @@ func TestValidateEndsAtTheEarlierOfTimeoutAndDeadline(t *testing.T) {
 		elapsed     time.Duration
 		want        func(error) bool
 	}{
-		{name: "default", elapsed: time.Second, want: unavailable},
+		{name: "default", elapsed: 4 * time.Second, want: unavailable},
 		{name: "configured", timeout: 250 * time.Millisecond, elapsed: 250 * time.Millisecond, want: unavailable},
-		{name: "request has longer", own: time.Minute, elapsed: time.Second, want: unavailable},
+		{name: "request has longer", own: time.Minute, elapsed: 4 * time.Second, want: unavailable},
 		{name: "request has less", own: 100 * time.Millisecond, elapsed: 100 * time.Millisecond, want: func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }},
 		{name: "request is cancelled", cancel: 100 * time.Millisecond, elapsed: 100 * time.Millisecond, want: func(err error) bool { return errors.Is(err, context.Canceled) }},
 	} {
@@ -179,9 +179,9 @@ func TestCallsWithoutADeadlineGetOne(t *testing.T) {
 			call func(context.Context) error
 			want time.Duration
 		}{
-			{"validation", t.Context(), validate, time.Second},
+			{"validation", t.Context(), validate, 4 * time.Second},
 			{"management", t.Context(), list, 10 * time.Second},
-			{"longer", longer, list, time.Minute - 11*time.Second},
+			{"longer", longer, list, time.Minute - 14*time.Second},
 		} {
 			begun := time.Now()
 			if err := test.call(test.ctx); status.Code(err) != codes.DeadlineExceeded {

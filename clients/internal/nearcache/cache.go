@@ -31,6 +31,9 @@ type Config struct {
 	// Both are required.
 	Sync keysvcv1.SyncServiceClient
 	Ask  func(ctx context.Context, request *keysvcv1.ValidateKeyRequest, sending func()) (*keysvcv1.ValidateKeyResponse, error)
+	// Follow returns a context for the stream of a session, and a function that reports whether the server
+	// of that stream is silent although others answer. Default: no server is.
+	Follow func(ctx context.Context) (followed context.Context, silent func() bool)
 	// WithoutCall answers a question that needs no call. Request makes the message for a
 	// question. Read reads a response and returns an error if the response makes no sense. All
 	// are required.
@@ -39,7 +42,7 @@ type Config struct {
 	Read        func(question *keyauth.Question, response *keysvcv1.ValidateKeyResponse) (keyauth.Answer, error)
 	// MaxEntries and MaxBytes bound the cache. Default: 100,000 entries, and 64 MiB.
 	MaxEntries, MaxBytes int
-	// Timeout bounds one validation that the server is asked for. Default: 1 s.
+	// Timeout bounds one validation that the server is asked for. Default: 4 s.
 	Timeout time.Duration
 	// Now is the clock. Its times should have a monotonic part (C3). Default: time.Now.
 	Now func() time.Time
@@ -82,7 +85,10 @@ func New(config Config) *Cache {
 		config.MaxBytes = 64 << 20
 	}
 	if config.Timeout <= 0 {
-		config.Timeout = time.Second
+		config.Timeout = 4 * time.Second
+	}
+	if config.Follow == nil {
+		config.Follow = func(ctx context.Context) (context.Context, func() bool) { return ctx, func() bool { return false } }
 	}
 	if config.Now == nil {
 		config.Now = time.Now
@@ -265,7 +271,8 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 		context.AfterFunc(ctx, func() { timer.Stop() })
 	})
 	defer abort()
-	stream, err := c.config.Sync.Sync(ctx)
+	followed, silent := c.config.Follow(ctx)
+	stream, err := c.config.Sync.Sync(followed)
 	if err != nil {
 		return false, false, err
 	}
@@ -278,7 +285,11 @@ func (c *Cache) session() (welcome, farewell bool, err error) {
 	marks := make(chan struct{}, 1)
 	begun := make(chan struct{})
 	var sending sync.WaitGroup
-	sending.Go(func() { c.send(ctx, stream, begun, marks) })
+	sending.Go(func() {
+		if c.send(ctx, stream, begun, marks, silent) {
+			cancel() // Recv returns the error
+		}
+	})
 	defer sending.Wait()
 	defer cancel()
 	// 4. Take Welcome.
@@ -365,15 +376,27 @@ func (c *Cache) lag(events []*keysvcv1.SyncEvent) {
 }
 
 // send sends the client's messages after Hello, until the stream ends or the cache is closed. No
-// other goroutine sends on the stream meanwhile.
-func (c *Cache) send(ctx context.Context, stream keysvcv1.SyncService_SyncClient, begun, marks <-chan struct{}) {
-	select {
-	case <-begun:
-	case <-ctx.Done():
-		return
-	case <-c.ctx.Done():
-		stream.CloseSend() //nolint:errcheck // it never fails
-		return
+// other goroutine sends on the stream meanwhile. send reports whether it gave the server up: the server
+// says nothing although others answer, so another one is to take the session over.
+func (c *Cache) send(ctx context.Context, stream keysvcv1.SyncService_SyncClient, begun, marks <-chan struct{}, silent func() bool) (givenUp bool) {
+	for waits := true; waits; {
+		timer := time.NewTimer(c.core.period())
+		select {
+		case <-begun:
+			waits = false
+		case <-timer.C:
+			if silent() {
+				return true
+			}
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-c.ctx.Done():
+			timer.Stop()
+			stream.CloseSend() //nolint:errcheck // it never fails
+			return false
+		}
+		timer.Stop()
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -385,22 +408,25 @@ func (c *Cache) send(ctx context.Context, stream keysvcv1.SyncService_SyncClient
 			message = &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Applied{Applied: c.core.Applied()}}
 		case <-timer.C:
 			timer.Reset(c.untilPing())
+			if silent() && !c.core.freshness.Current().Holds(c.config.Now()) {
+				return true
+			}
 			if c.core.awaitsPong(c.config.Now()) {
 				continue
 			}
 			var active bool
 			if hits, active = c.active(hits); !active && !c.sleep(ctx, timer, marks, stream) {
-				return
+				return false
 			}
 			message = &keysvcv1.SyncRequest{Kind: &keysvcv1.SyncRequest_Ping{Ping: c.core.Ping(c.config.Now())}}
 		case <-ctx.Done():
-			return
+			return false
 		case <-c.ctx.Done():
 			c.farewell(stream)
-			return
+			return false
 		}
 		if stream.Send(message) != nil {
-			return // Recv returns the error
+			return false // Recv returns the error
 		}
 	}
 }
