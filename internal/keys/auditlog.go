@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -168,15 +169,19 @@ func (s *auditSelection) limit(count int) int {
 	return s.size - count
 }
 
-// events fills a page with changes, and returns the cursor of the next page: the revision below
-// which it begins.
+// events fills a page with changes, and returns the cursor of the next page.
 func (s *auditSelection) events(ctx context.Context, source AuditSource, page *AuditPage) (next string, err error) {
-	before := s.BeforeRevision
+	from := auditCursor{before: s.BeforeRevision}
 	if s.cursor != "" {
-		if before, err = strconv.ParseInt(s.cursor, 10, 64); err != nil || before < 1 {
+		var ok bool
+		if from, ok = parseAuditCursor(s.cursor); !ok {
 			return "", storage.ErrInvalidCursor
 		}
 	}
+	before := from.before
+	// at is the revision of the event that was looked at last, and passed how many of its events were. A
+	// migration into etcd gives several events one revision.
+	at, passed := from.before-1, 0
 	room, older := storage.MaxPageBytes, 0
 	for range maxAuditReads {
 		scan, err := source.ScanAuditEvents(ctx, storage.AuditQuery{
@@ -190,9 +195,17 @@ func (s *auditSelection) events(ctx context.Context, source AuditSource, page *A
 			page.Revision = scan.Revision
 		}
 		for _, event := range scan.Events {
-			if len(page.Events) == s.size || room < 1 {
-				return strconv.FormatInt(event.Revision+1, 10), nil
+			if event.Revision != at {
+				at, passed = event.Revision, 0
 			}
+			if at == from.before-1 && passed < from.passed {
+				passed++ // the page before had it
+				continue
+			}
+			if len(page.Events) == s.size || room < 1 {
+				return auditCursor{at + 1, passed}.String(), nil
+			}
+			passed++
 			if older++; s.Since == nil || !timeOf(event.Record.GetTime()).Before(*s.Since) {
 				older = 0
 			}
@@ -211,7 +224,34 @@ func (s *auditSelection) events(ctx context.Context, source AuditSource, page *A
 	if older >= maxAuditReads*storage.MaxPage {
 		return "", nil // all that was read for this page is older, and so is the rest
 	}
-	return strconv.FormatInt(before, 10), nil
+	return auditCursor{before: before}.String(), nil
+}
+
+// auditCursor is where a page of events begins: below a revision, and behind those events of the
+// newest revision there that earlier pages had.
+type auditCursor struct {
+	before int64
+	passed int
+}
+
+// String returns the revision, and after a dot the number if it is not 0.
+func (c auditCursor) String() string {
+	text := strconv.FormatInt(c.before, 10)
+	if c.passed > 0 {
+		text += "." + strconv.Itoa(c.passed)
+	}
+	return text
+}
+
+// parseAuditCursor is the inverse of String.
+func parseAuditCursor(text string) (cursor auditCursor, ok bool) {
+	revision, number, isPart := strings.Cut(text, ".")
+	var err, partErr error
+	cursor.before, err = strconv.ParseInt(revision, 10, 64)
+	if isPart {
+		cursor.passed, partErr = strconv.Atoi(number)
+	}
+	return cursor, err == nil && partErr == nil && cursor.before >= 1 && cursor.String() == text
 }
 
 func shownEvent(event storage.AuditEvent) AuditEvent {

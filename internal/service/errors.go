@@ -59,6 +59,7 @@ var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 	keysvcv1.ErrorReason_ERROR_REASON_TOKENS_REFUSED:          codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE:  codes.Unavailable,
 	keysvcv1.ErrorReason_ERROR_REASON_TOKEN_KNOWN:             codes.AlreadyExists,
+	keysvcv1.ErrorReason_ERROR_REASON_READ_ONLY:               codes.Unavailable,
 	keysvcv1.ErrorReason_ERROR_REASON_BACKUP_RUNNING:          codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_KEY_HELD:                codes.FailedPrecondition,
 }

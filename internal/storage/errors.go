@@ -36,6 +36,11 @@ var (
 	ErrAbsent = errors.New("storage: there is no store")
 	// ErrPresent is returned when making a store at a path where a store exists.
 	ErrPresent = errors.New("storage: there is a store already")
+	// ErrUnfinished is returned when opening a store that a migration is filling, or has begun to fill.
+	ErrUnfinished = errors.New("storage: a migration into this store has not finished")
+	// ErrSourceChanged is returned when a migration is gone on with from another state of its source than
+	// the one that it began with.
+	ErrSourceChanged = errors.New("storage: the source has changed since the migration began")
 	// ErrNewer is returned when opening a store that a newer version has written.
 	ErrNewer = errors.New("storage: written by a newer version")
 	// ErrOlder is returned when opening a store that an older version has written, if the

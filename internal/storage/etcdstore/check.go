@@ -47,6 +47,11 @@ func (s *Store) check(ctx context.Context, report *Report) error {
 	if err := s.open(ctx); err != nil {
 		return err
 	}
+	return s.checkOpened(ctx, report)
+}
+
+// checkOpened checks a store whose header was read.
+func (s *Store) checkOpened(ctx context.Context, report *Report) error {
 	position, at, err := s.position(ctx)
 	if err != nil {
 		return err
@@ -201,7 +206,7 @@ func (c *checker) any(name string, pair *mvccpb.KeyValue) error {
 		return nil
 	}
 	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage}, loaded...)
-	if name != nameHeader && name != nameTime &&
+	if name != nameHeader && name != nameTime && name != nameMigration &&
 		!slices.ContainsFunc(known, func(folder string) bool { return strings.HasPrefix(name, folder) }) {
 		c.Problem("an unknown name %q", name)
 	}

@@ -170,7 +170,7 @@ func (t *transaction) keys(ranks map[string]string) error {
 	// A new key ranks after everything that this process has seen. So keys that were created
 	// one after the other by one process, or after seeing each other, are in that order
 	// (ADR 0009).
-	rank := complement(s.seen.Load())
+	rank := rankAfter(s.seen.Load())
 	for _, keyID := range change.AbsentKeyIDs {
 		t.expect(s.isAbsent(idName(keyID)), idName(keyID), func(found *mvccpb.KeyValue) error {
 			if found == nil {

@@ -86,6 +86,7 @@ type Store struct {
 	// to a history other than the one that was opened.
 	header  string
 	epoch   string
+	schema  int32
 	created int64 // revision of the header
 
 	// seen is the newest revision of the cluster that the store has seen, and newest the
@@ -115,7 +116,7 @@ var (
 )
 
 // New opens the store under a prefix, and creates it if nothing is stored there. Errors:
-// ErrNewer, ErrOlder, ErrDamaged, ErrUnavailable, or the context's.
+// ErrNewer, ErrOlder, ErrDamaged, ErrUnfinished, ErrUnavailable, or the context's.
 func New(ctx context.Context, config Config) (*Store, error) {
 	store := newStore(ctx, config)
 	err := store.open(ctx)
@@ -143,12 +144,20 @@ func newStore(ctx context.Context, config Config) *Store {
 // other than a store.
 var errNoHeader error = &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "missing"}
 
-// open reads the header.
+// open reads the header, unless a migration fills the store.
 func (s *Store) open(ctx context.Context) error {
-	response, err := s.read(ctx, s.get(nameHeader))
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameMigration))
 	if err != nil {
 		return err
 	}
+	if first(response, 1) != nil {
+		return fmt.Errorf("%w; run keysvc migrate again to go on with it", storage.ErrUnfinished)
+	}
+	return s.openHeader(response)
+}
+
+// openHeader takes the header from a transaction whose first get has read it.
+func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 	stored := first(response, 0)
 	if stored == nil {
 		return errNoHeader
@@ -157,8 +166,8 @@ func (s *Store) open(ctx context.Context) error {
 	if err := storage.Decode("header", nameHeader, stored.Value, header); err != nil {
 		return err
 	}
-	if header.GetSchema() > storage.Schema {
-		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, header.GetSchema(), storage.Schema)
+	if header.GetSchema() > storage.Newest {
+		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, header.GetSchema(), storage.Newest)
 	}
 	if header.GetSchema() < 1 || header.GetEpoch() == "" {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}
@@ -167,7 +176,7 @@ func (s *Store) open(ctx context.Context) error {
 		return fmt.Errorf("%w: schema %d under %s; a store in etcd has at least schema %d and cannot be upgraded: create the store anew",
 			storage.ErrOlder, header.GetSchema(), s.config.Prefix, storage.SchemaIntegrity)
 	}
-	s.header, s.epoch, s.created = string(stored.Value), header.GetEpoch(), stored.CreateRevision
+	s.header, s.epoch, s.schema, s.created = string(stored.Value), header.GetEpoch(), header.GetSchema(), stored.CreateRevision
 	return nil
 }
 

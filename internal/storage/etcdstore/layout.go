@@ -30,6 +30,7 @@ import (
 //	data/audit/<workspace> 00 <complement of the sequence>  → AuditRecord
 //	data/feed/head                             → FeedRecord of the newest change
 //	usage/<key id>                             → when the key was last used
+//	migration                                  → MigrationRecord, while the store is filled from another one
 //
 // Ids contain no NUL byte, so no name can be mistaken for another. Watchers follow data/
 // only, so recording uses wakes no watcher. The checksum of a value covers its name without
@@ -51,6 +52,8 @@ const (
 	namePolicy   = "data/policy"
 	nameSettings = "data/settings"
 	nameFeedHead = "data/feed/head"
+
+	nameMigration = "migration"
 )
 
 const (

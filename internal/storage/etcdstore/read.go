@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -260,7 +261,9 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 }
 
 // ScanAuditEvents implements storage.Store. Events are named by their sequence, so etcd sorts
-// them by revision for each page: it reads all events of the workspace, or of all workspaces.
+// them by revision for each page: it reads all events of the workspace, or of all workspaces. A
+// migration has stored several events in one revision. A page has all events of a revision or none, even
+// if it has more than the limit then.
 func (s *Store) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (storage.AuditScan, error) {
 	query = query.Bounded()
 	folder := folderAudit
@@ -285,24 +288,34 @@ func (s *Store) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (
 		if len(parts) == 1 {
 			return nil
 		}
-		total := 0
-		for _, pair := range pairs(response, 1) {
-			if query.Full(len(page.Events), total, len(pair.Value)) {
-				page.Next = pair.ModRevision + 1
+		all := pairs(response, 1)
+		total, more := 0, found(response, 1).GetMore()
+		for len(all) > 0 {
+			revision := all[0].ModRevision
+			group := slices.IndexFunc(all, func(pair *mvccpb.KeyValue) bool { return pair.ModRevision != revision })
+			if group < 0 {
+				group = len(all)
+				if more && len(page.Events) > 0 { // the rest of the revision may be missing
+					page.Next = revision + 1
+					return nil
+				}
+			}
+			size := 0
+			for _, pair := range all[:group] {
+				size += len(pair.Value)
+			}
+			if query.Full(len(page.Events)+group-1, total, size) && len(page.Events) > 0 {
+				page.Next = revision + 1
 				return nil
 			}
-			total += len(pair.Value)
-			name := s.name(pair)
-			workspaceID, sequence, ok := parseAuditName(name)
-			if !ok {
-				return &storage.DamagedError{Kind: "audit event", Name: name, Problem: "not the name of an audit event"}
-			}
-			event, err := decodeAudit(workspaceID, name, sequence, pair.Value)
+			events, err := s.eventsOf(ctx, folder, all[:group], more && group == len(all), response.Header.GetRevision())
 			if err != nil {
 				return err
 			}
-			event.Revision = pair.ModRevision
-			page.Events = append(page.Events, event)
+			page.Events, total, all = append(page.Events, events...), total+size, all[group:]
+			if len(all) == 0 && more {
+				page.Next = revision
+			}
 		}
 		return nil
 	})
@@ -310,6 +323,38 @@ func (s *Store) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (
 		return storage.AuditScan{}, err
 	}
 	return page, nil
+}
+
+// eventsOf returns the events of one revision, the newest first. If there may be more than those that were
+// found, it reads all of them, at an etcd revision.
+func (s *Store) eventsOf(ctx context.Context, folder string, pairsFound []*mvccpb.KeyValue, more bool, at int64) ([]storage.AuditEvent, error) {
+	revision := pairsFound[0].ModRevision
+	if more {
+		response, err := s.read(ctx, s.get(folder, clientv3.WithPrefix(), clientv3.WithRev(at),
+			clientv3.WithMinModRev(revision), clientv3.WithMaxModRev(revision)))
+		if err != nil {
+			return nil, err
+		}
+		pairsFound = pairs(response, 0)
+	}
+	events := make([]storage.AuditEvent, 0, len(pairsFound))
+	for _, pair := range pairsFound {
+		name := s.name(pair)
+		workspaceID, sequence, ok := parseAuditName(name)
+		if !ok {
+			return nil, &storage.DamagedError{Kind: "audit event", Name: name, Problem: "not the name of an audit event"}
+		}
+		event, err := decodeAudit(workspaceID, name, sequence, pair.Value)
+		if err != nil {
+			return nil, err
+		}
+		event.Revision = revision
+		events = append(events, event)
+	}
+	slices.SortFunc(events, func(a, b storage.AuditEvent) int {
+		return placeOf(revision, b.Record).compare(placeOf(revision, a.Record))
+	})
+	return events, nil
 }
 
 // newestEvent returns the sequence of a workspace's newest audit event, 0 if the workspace has

@@ -2211,6 +2211,125 @@ func (x *PositionRecord) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// MigrationRecord says that a store is being filled from another one. A store that has it is not
+// served. The migration's end deletes it.
+type MigrationRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which process fills the store: a random value, new each time that the migration is gone on with.
+	Run string `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
+	// The epoch that the store will have.
+	Epoch string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// When the migration began.
+	BeginTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=begin_time,json=beginTime,proto3" json:"begin_time,omitempty"`
+	// The epoch of the source.
+	SourceEpoch string `protobuf:"bytes,4,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
+	// The revision of the source. A source with another one has changed since the migration began.
+	SourceRevision int64 `protobuf:"varint,5,opt,name=source_revision,json=sourceRevision,proto3" json:"source_revision,omitempty"`
+	// Hash of the source's newest event, 32 bytes.
+	SourceHash []byte `protobuf:"bytes,6,opt,name=source_hash,json=sourceHash,proto3" json:"source_hash,omitempty"`
+	// Version of the stored form of the source, which the store will have.
+	Schema int32 `protobuf:"varint,7,opt,name=schema,proto3" json:"schema,omitempty"`
+	// How many parts of the source are stored, in the order in which they are copied.
+	Copied int64 `protobuf:"varint,8,opt,name=copied,proto3" json:"copied,omitempty"`
+	// Whether everything is copied, so that only the comparison with the source is left.
+	Complete      bool `protobuf:"varint,9,opt,name=complete,proto3" json:"complete,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MigrationRecord) Reset() {
+	*x = MigrationRecord{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MigrationRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MigrationRecord) ProtoMessage() {}
+
+func (x *MigrationRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MigrationRecord.ProtoReflect.Descriptor instead.
+func (*MigrationRecord) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *MigrationRecord) GetRun() string {
+	if x != nil {
+		return x.Run
+	}
+	return ""
+}
+
+func (x *MigrationRecord) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
+func (x *MigrationRecord) GetBeginTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BeginTime
+	}
+	return nil
+}
+
+func (x *MigrationRecord) GetSourceEpoch() string {
+	if x != nil {
+		return x.SourceEpoch
+	}
+	return ""
+}
+
+func (x *MigrationRecord) GetSourceRevision() int64 {
+	if x != nil {
+		return x.SourceRevision
+	}
+	return 0
+}
+
+func (x *MigrationRecord) GetSourceHash() []byte {
+	if x != nil {
+		return x.SourceHash
+	}
+	return nil
+}
+
+func (x *MigrationRecord) GetSchema() int32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *MigrationRecord) GetCopied() int64 {
+	if x != nil {
+		return x.Copied
+	}
+	return 0
+}
+
+func (x *MigrationRecord) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
 var File_keysvc_storage_v1_records_proto protoreflect.FileDescriptor
 
 const file_keysvc_storage_v1_records_proto_rawDesc = "" +
@@ -2391,7 +2510,19 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\tsink_hash\x18\a \x01(\fR\bsinkHash\"\\\n" +
 	"\x0ePositionRecord\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12.\n" +
-	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time*\x9c\x01\n" +
+	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\xad\x02\n" +
+	"\x0fMigrationRecord\x12\x10\n" +
+	"\x03run\x18\x01 \x01(\tR\x03run\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\tR\x05epoch\x129\n" +
+	"\n" +
+	"begin_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tbeginTime\x12!\n" +
+	"\fsource_epoch\x18\x04 \x01(\tR\vsourceEpoch\x12'\n" +
+	"\x0fsource_revision\x18\x05 \x01(\x03R\x0esourceRevision\x12\x1f\n" +
+	"\vsource_hash\x18\x06 \x01(\fR\n" +
+	"sourceHash\x12\x16\n" +
+	"\x06schema\x18\a \x01(\x05R\x06schema\x12\x16\n" +
+	"\x06copied\x18\b \x01(\x03R\x06copied\x12\x1a\n" +
+	"\bcomplete\x18\t \x01(\bR\bcomplete*\x9c\x01\n" +
 	"\x11MemberRecordState\x12#\n" +
 	"\x1fMEMBER_RECORD_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aMEMBER_RECORD_STATE_ACTIVE\x10\x01\x12!\n" +
@@ -2451,7 +2582,7 @@ func file_keysvc_storage_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(MemberRecordState)(0),        // 0: keysvc.storage.v1.MemberRecordState
 	(RecordKind)(0),               // 1: keysvc.storage.v1.RecordKind
@@ -2476,56 +2607,58 @@ var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(*HeaderRecord)(nil),          // 20: keysvc.storage.v1.HeaderRecord
 	(*RestoredRecord)(nil),        // 21: keysvc.storage.v1.RestoredRecord
 	(*PositionRecord)(nil),        // 22: keysvc.storage.v1.PositionRecord
-	nil,                           // 23: keysvc.storage.v1.KeyRecord.LabelsEntry
-	nil,                           // 24: keysvc.storage.v1.AuditRecord.DetailsEntry
-	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
+	(*MigrationRecord)(nil),       // 23: keysvc.storage.v1.MigrationRecord
+	nil,                           // 24: keysvc.storage.v1.KeyRecord.LabelsEntry
+	nil,                           // 25: keysvc.storage.v1.AuditRecord.DetailsEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
 }
 var file_keysvc_storage_v1_records_proto_depIdxs = []int32{
-	23, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
-	25, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
-	25, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
+	24, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
+	26, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
+	26, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
 	8,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
 	7,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
 	7,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	25, // 6: keysvc.storage.v1.KeyRecord.hold_time:type_name -> google.protobuf.Timestamp
+	26, // 6: keysvc.storage.v1.KeyRecord.hold_time:type_name -> google.protobuf.Timestamp
 	6,  // 7: keysvc.storage.v1.KeyRecord.imported:type_name -> keysvc.storage.v1.ImportRecord
-	25, // 8: keysvc.storage.v1.ImportRecord.import_time:type_name -> google.protobuf.Timestamp
-	25, // 9: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
-	25, // 10: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
-	25, // 11: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
+	26, // 8: keysvc.storage.v1.ImportRecord.import_time:type_name -> google.protobuf.Timestamp
+	26, // 9: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
+	26, // 10: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 11: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
 	0,  // 12: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
-	25, // 13: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
-	25, // 14: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
-	25, // 15: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
+	26, // 13: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
+	26, // 14: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
+	26, // 15: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
 	10, // 16: keysvc.storage.v1.MemberRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
-	25, // 17: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
-	25, // 18: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
-	25, // 19: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
+	26, // 17: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
+	26, // 18: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
+	26, // 19: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
 	10, // 20: keysvc.storage.v1.WorkspaceRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
-	25, // 21: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
-	26, // 22: keysvc.storage.v1.SettingsRecord.staleness:type_name -> google.protobuf.Duration
-	26, // 23: keysvc.storage.v1.SettingsRecord.previous_staleness:type_name -> google.protobuf.Duration
-	25, // 24: keysvc.storage.v1.SettingsRecord.change_time:type_name -> google.protobuf.Timestamp
-	25, // 25: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	26, // 21: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
+	27, // 22: keysvc.storage.v1.SettingsRecord.staleness:type_name -> google.protobuf.Duration
+	27, // 23: keysvc.storage.v1.SettingsRecord.previous_staleness:type_name -> google.protobuf.Duration
+	26, // 24: keysvc.storage.v1.SettingsRecord.change_time:type_name -> google.protobuf.Timestamp
+	26, // 25: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
 	2,  // 26: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
-	24, // 27: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
+	25, // 27: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
 	17, // 28: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
 	16, // 29: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
 	1,  // 30: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
 	3,  // 31: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
-	25, // 32: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
-	25, // 33: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
+	26, // 32: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
+	26, // 33: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
 	4,  // 34: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
-	25, // 35: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
+	26, // 35: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
 	21, // 36: keysvc.storage.v1.HeaderRecord.restored:type_name -> keysvc.storage.v1.RestoredRecord
-	25, // 37: keysvc.storage.v1.RestoredRecord.time:type_name -> google.protobuf.Timestamp
-	25, // 38: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	26, // 37: keysvc.storage.v1.RestoredRecord.time:type_name -> google.protobuf.Timestamp
+	26, // 38: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
+	26, // 39: keysvc.storage.v1.MigrationRecord.begin_time:type_name -> google.protobuf.Timestamp
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_storage_v1_records_proto_init() }
@@ -2539,7 +2672,7 @@ func file_keysvc_storage_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_storage_v1_records_proto_rawDesc), len(file_keysvc_storage_v1_records_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
