@@ -60,10 +60,13 @@ type Source interface {
 	// reads or changes what no projection has seen.
 	Load(ctx context.Context, visit func(Item) error) (Position, error)
 
-	// Watch yields every change after the given revision, in revision order and
-	// without gaps, each only once it is durable. It ends with an error: the
-	// context's; ErrGap or ErrUnavailable, after which the caller calls Load again.
-	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
+	// Watch yields every change after a point of the change log that the caller has loaded or
+	// applied, in revision order and without gaps, each only once it is durable. If the hash of the
+	// point is zero, only its revision counts. Watch ends with an error: the context's; ErrGap or
+	// ErrUnavailable, after which the caller calls Load again; ErrHistoryChanged if the store has
+	// fewer changes or had another one at that point, after which the caller must not go on with
+	// what it has.
+	Watch(ctx context.Context, after Barrier) iter.Seq2[*Committed, error]
 
 	BarrierReader
 }
