@@ -19,7 +19,7 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this package:
-// AuditPruner, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
+// AuditPruner, Elector, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
 // Snapshotter, StatsReader, StatusReader, UsageReader and ViewLoader. An optional behaviour never
 // changes what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
@@ -60,10 +60,13 @@ type Source interface {
 	// reads or changes what no projection has seen.
 	Load(ctx context.Context, visit func(Item) error) (Position, error)
 
-	// Watch yields every change after the given revision, in revision order and
-	// without gaps, each only once it is durable. It ends with an error: the
-	// context's; ErrGap or ErrUnavailable, after which the caller calls Load again.
-	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
+	// Watch yields every change after a point of the change log that the caller has loaded or
+	// applied, in revision order and without gaps, each only once it is durable. If the hash of the
+	// point is zero, only its revision counts. Watch ends with an error: the context's; ErrGap or
+	// ErrUnavailable, after which the caller calls Load again; ErrHistoryChanged if the store has
+	// fewer changes or had another one at that point, after which the caller must not go on with
+	// what it has.
+	Watch(ctx context.Context, after Barrier) iter.Seq2[*Committed, error]
 
 	BarrierReader
 }
@@ -127,6 +130,23 @@ type SinkReopener interface {
 func SinkReopenerOf(store Store) (SinkReopener, bool) {
 	reopener, has := store.(SinkReopener)
 	return reopener, has
+}
+
+// Elector is an optional behaviour of stores that several processes serve at a time.
+type Elector interface {
+	// Lead calls work once this process is the one that does the work which one process does at a time, and
+	// again whenever it has become that after it was not. The context of work ends when the process may not
+	// be the one any more; work then returns soon. A process that ends or hangs is replaced within about
+	// 15 s. For a moment two processes may work, so nothing may rest on there being one. Lead returns when ctx
+	// ends, after it has made room for another process, or when the store is closed.
+	Lead(ctx context.Context, work func(ctx context.Context))
+}
+
+// ElectorOf returns what elects a process of a store, and reports whether several processes may serve the
+// store. Otherwise this process does all work.
+func ElectorOf(store any) (Elector, bool) {
+	elector, has := store.(Elector)
+	return elector, has
 }
 
 // AuditPruner is an optional behaviour of stores that can let go of old audit events.

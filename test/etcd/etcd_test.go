@@ -101,10 +101,15 @@ func (s *server) stop() {
 	_ = s.process.Wait() // an error says that it was stopped before
 }
 
+// dial returns a client of one member, as the server has it.
+func dial(endpoint string) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop(), MaxUnaryRetries: 1})
+}
+
 // newClient returns a client that is closed at the end of the test.
 func newClient(t testing.TB) *clientv3.Client {
 	t.Helper()
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
+	client, err := dial(endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}

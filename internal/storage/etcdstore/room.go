@@ -170,11 +170,8 @@ func (s *Store) admit(narrows bool) error {
 }
 
 // ranOut notes that etcd has refused a write for lack of room. It returns ErrFull.
-func (s *Store) ranOut(ctx context.Context, narrows bool, cause error) error {
+func (s *Store) ranOut(cause error) error {
 	s.room.full.Store(true)
-	if narrows {
-		s.config.Log.ErrorContext(ctx, "etcd has no room even for a change that takes something away: it was refused", "error", cause)
-	}
 	select {
 	case s.room.look <- struct{}{}:
 	default: // the members are asked soon
