@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"time"
@@ -49,18 +50,12 @@ func openEtcd(ctx context.Context, settings config.Settings, log *slog.Logger) (
 	backend := &etcdBackend{}
 	defer func() {
 		if err != nil {
-			backend.disconnect()
+			err = errors.Join(err, backend.disconnect())
 		}
 	}()
-	if backend.members, err = cluster.connectAll(); err != nil {
-		return nil, err
-	}
-	// 1. Ask each member how it is. Only this tells why etcd cannot be used, and which member it is.
-	state := askMembers(ctx, settings.EtcdEndpoints, backend.members)
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	if err := state.unusable(); err != nil {
+	// 1. Connect, and ask each member how it is.
+	state, err := backend.connect(ctx, cluster)
+	if err != nil {
 		return nil, err
 	}
 	state.warn(ctx, log)
@@ -84,6 +79,47 @@ func openEtcd(ctx context.Context, settings config.Settings, log *slog.Logger) (
 		return nil, fmt.Errorf("etcd: %w%s", err, state.hint(err))
 	}
 	return backend, nil
+}
+
+// CheckEtcd examines the store in etcd that the settings name, and writes its findings to out. Servers may use
+// it meanwhile. CheckEtcd returns an error if the store cannot be examined or is not sound.
+func CheckEtcd(ctx context.Context, settings config.Settings, out io.Writer) (err error) {
+	cluster, err := newEtcdCluster(settings, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	backend := &etcdBackend{}
+	defer func() { err = errors.Join(err, backend.disconnect()) }()
+	state, err := backend.connect(ctx, cluster)
+	if err != nil {
+		return err
+	}
+	report, err := etcdstore.Check(ctx, etcdstore.Config{Members: backend.members, Connect: cluster.connect, Prefix: settings.EtcdPrefix})
+	if err != nil {
+		return fmt.Errorf("etcd: %w%s", err, state.hint(err))
+	}
+	_, err = fmt.Fprintf(out, "epoch     %s\nrevision  %d\n", report.Epoch, report.Position.Revision)
+	for _, problem := range report.Problems {
+		_, more := fmt.Fprintln(out, "problem:", problem)
+		err = errors.Join(err, more)
+	}
+	if err == nil && len(report.Problems) > 0 {
+		return fmt.Errorf("the store under %s is not sound", settings.EtcdPrefix)
+	}
+	return err
+}
+
+// connect connects to all members, and asks each how it is. Only this tells why etcd cannot be used, and
+// which member it is.
+func (b *etcdBackend) connect(ctx context.Context, cluster *etcdCluster) (state clusterState, err error) {
+	if b.members, err = cluster.connectAll(); err != nil {
+		return nil, err
+	}
+	state = askMembers(ctx, cluster.endpoints, b.members)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return state, state.unusable()
 }
 
 // Close implements io.Closer.

@@ -147,6 +147,14 @@ func TestServeSaysWhatIsWrongWithTheStoreInEtcd(t *testing.T) {
 	fails(t, settings, "there is a store already", "start without --init")
 	settings.Init = false
 	mustServe(t, settings).end()
+	var out bytes.Buffer
+	if err := keysvc.CheckEtcd(t.Context(), settings, &out); err != nil || !strings.HasPrefix(out.String(), "epoch     ") {
+		t.Errorf("CheckEtcd: %v\n%s", err, out.String())
+	}
+	mustPut(t, newClient(t), settings.EtcdPrefix+"data/policy", "garbage")
+	if err := keysvc.CheckEtcd(t.Context(), settings, &out); err == nil || !strings.Contains(err.Error(), "is not sound") || !strings.Contains(out.String(), "problem: ") {
+		t.Errorf("CheckEtcd of a damaged store: %v\n%s", err, out.String())
+	}
 	settings.Dev, settings.EtcdPrefix = true, newPrefix()
 	mustServe(t, settings).end()
 	mustServe(t, settings).end()
