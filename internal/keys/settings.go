@@ -25,7 +25,7 @@ const clocksDiffer = 5 * time.Minute
 type Settings struct {
 	// Staleness is the staleness bound of near-caches.
 	Staleness time.Duration
-	// Previous is a larger bound that was in force before; 0 if there is none.
+	// Previous is a larger bound that was in force before; 0 if no larger one was.
 	Previous time.Duration
 	// Changed is when the bound was last set to another value; zero if that is not known.
 	Changed time.Time

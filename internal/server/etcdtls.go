@@ -59,7 +59,7 @@ func (t *etcdTLS) config(target string) *tls.Config {
 			if own := t.files.Own(); own != nil {
 				return own, nil
 			}
-			return &tls.Certificate{}, nil // etcd says whether it needs one
+			return &tls.Certificate{}, nil // etcd refuses if it needs one
 		},
 		// The authorities may have changed since the configuration was made, so VerifyConnection verifies chain
 		// and name, with what the file has now. Go runs it for each connection, resumed ones included.

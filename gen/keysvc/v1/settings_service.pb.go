@@ -66,7 +66,7 @@ type GetSettingsResponse struct {
 	// The staleness bound: for how long a near-cache may answer without hearing from a server.
 	Staleness *durationpb.Duration `protobuf:"bytes,1,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	// A larger bound that was in force before. A server that starts counts with it at first. Absent if
-	// there is none.
+	// no larger one was.
 	PreviousStaleness *durationpb.Duration `protobuf:"bytes,2,opt,name=previous_staleness,json=previousStaleness,proto3" json:"previous_staleness,omitempty"`
 	// When the bound was last set to another value. Absent if it is not stored.
 	ChangeTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`

@@ -64,7 +64,7 @@ type Config struct {
 	// anew at another member. Each time that this did not help it is doubled, up to 16 times. The
 	// time that the consumer of the watch takes does not count. Default: 500 ms.
 	Stuck time.Duration
-	// Create says whether a store is made if there is none. Default: CreateIfAbsent.
+	// Create is what New does if nothing is stored under the prefix. Default: CreateIfAbsent.
 	Create Create
 	// Random yields the epoch of a new store, and the hashes of fences. Default: the system's CSPRNG.
 	Random io.Reader
@@ -102,16 +102,16 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Create says what New does if nothing is stored under the prefix.
+// Create is what New does if nothing is stored under the prefix.
 type Create int
 
 // The values of Create.
 const (
-	// CreateIfAbsent makes a store if there is none.
+	// CreateIfAbsent opens the store, and makes it if nothing is stored there.
 	CreateIfAbsent Create = iota
-	// CreateNever opens a store that is there.
+	// CreateNever opens the store, and fails if nothing is stored there.
 	CreateNever
-	// CreateNew makes a store where there is none yet.
+	// CreateNew makes a store, and fails if the store is there already.
 	CreateNew
 )
 
@@ -187,7 +187,7 @@ func (s *Store) make(ctx context.Context) error {
 	return nil
 }
 
-// missing returns why there is no header: ErrAbsent if nothing is stored under the prefix.
+// missing returns why the header is missing: ErrAbsent if nothing is stored under the prefix.
 func (s *Store) missing(ctx context.Context) error {
 	response, err := s.read(ctx, clientv3.OpGet(s.config.Prefix, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()))
 	switch {
