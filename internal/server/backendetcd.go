@@ -76,6 +76,10 @@ func openEtcd(ctx context.Context, settings config.Settings, log *slog.Logger) (
 	case errors.Is(err, storage.ErrPresent):
 		return nil, fmt.Errorf("etcd: %w; start without --init", err)
 	case err != nil:
+		// The members may have known a leader that was gone by then.
+		if again := askMembers(ctx, cluster.endpoints, backend.members).unusable(); again != nil && errors.Is(err, storage.ErrUnavailable) && ctx.Err() == nil {
+			return nil, again
+		}
 		return nil, fmt.Errorf("etcd: %w%s", err, state.hint(err))
 	}
 	return backend, nil

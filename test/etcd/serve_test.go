@@ -24,6 +24,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/config"
 	keysvc "github.com/scribe-mail/keysvc/internal/server"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/test/trio"
 )
 
 // settingsFor returns the settings of a server over etcd that makes its store.
@@ -185,6 +186,21 @@ func TestServeGivesUpOnAMemberThatHangs(t *testing.T) {
 	defer listener.Close()
 	hangs := "unix://" + filepath.Join(folder, "hangs")
 	fails(t, settingsFor(t, newPrefix(), hangs), "no member of etcd answers", hangs+": ")
+}
+
+func TestServeSaysThatEtcdHasNoQuorum(t *testing.T) {
+	own := trio.New(t, trio.Config{Programs: &trio.Programs{Etcd: program}})
+	source, err := own.Source("serve")
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings := settingsFor(t, newPrefix(), source.Endpoints()...)
+	mustServe(t, settings).end()
+	settings.Init = false
+	if err := errors.Join(own.Members[1].Kill(), own.Members[2].Kill()); err != nil {
+		t.Fatal(err)
+	}
+	fails(t, settings, "etcd has no quorum", source.Endpoints()[0]+": it answers, and has no leader", source.Endpoints()[1]+": ", source.Endpoints()[2]+": ")
 }
 
 func TestServeSaysThatTheUserIsRefused(t *testing.T) {
