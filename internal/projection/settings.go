@@ -31,7 +31,7 @@ func prepareSettings(record *storagev1.SettingsRecord) (*Settings, error) {
 	if record.GetChangeTime() != nil {
 		settings.Changed = record.GetChangeTime().AsTime()
 	}
-	problem := ""
+	var problem string
 	switch {
 	case record.GetStaleness().CheckValid() != nil || settings.Staleness < storage.MinStaleness || settings.Staleness > storage.MaxStaleness:
 		problem = fmt.Sprintf("a staleness bound of %s", settings.Staleness)

@@ -1,4 +1,4 @@
-package server
+package etcdstore
 
 import (
 	"context"
@@ -14,8 +14,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/status"
-
-	"github.com/scribe-mail/keysvc/internal/config"
 )
 
 // minEtcdVersion is the oldest etcd that the store works with: it is the first that streams a whole
@@ -27,7 +25,7 @@ const memberTimeout = 3 * time.Second
 
 // memberState is what a member says of itself.
 type memberState struct {
-	endpoint config.Address
+	endpoint string
 	version  string
 	// hasLeader reports whether the member knows a leader, and so belongs to a majority.
 	hasLeader bool
@@ -41,7 +39,7 @@ type memberState struct {
 type clusterState []memberState
 
 // askMembers asks all members how they are, at once.
-func askMembers(ctx context.Context, endpoints []config.Address, members []*clientv3.Client) clusterState {
+func askMembers(ctx context.Context, endpoints []string, members []*clientv3.Client) clusterState {
 	ctx, cancel := context.WithTimeout(ctx, memberTimeout)
 	defer cancel()
 	states := make(clusterState, len(members))
@@ -53,7 +51,7 @@ func askMembers(ctx context.Context, endpoints []config.Address, members []*clie
 	return states
 }
 
-func askMember(ctx context.Context, endpoint config.Address, member *clientv3.Client) memberState {
+func askMember(ctx context.Context, endpoint string, member *clientv3.Client) memberState {
 	state := memberState{endpoint: endpoint}
 	// The client's own method would make another connection, and wait for it.
 	answer, err := etcdserverpb.NewMaintenanceClient(member.ActiveConnection()).Status(ctx, &etcdserverpb.StatusRequest{})
@@ -106,9 +104,9 @@ func (c clusterState) warn(ctx context.Context, log *slog.Logger) {
 	for _, member := range c {
 		switch {
 		case member.err != nil:
-			log.WarnContext(ctx, "a member of etcd does not answer", "member", member.endpoint.String(), "error", whyNot(member.err))
+			log.WarnContext(ctx, "a member of etcd does not answer", "member", member.endpoint, "error", whyNot(member.err))
 		case !member.hasLeader:
-			log.WarnContext(ctx, "a member of etcd has no connection to the others", "member", member.endpoint.String())
+			log.WarnContext(ctx, "a member of etcd has no connection to the others", "member", member.endpoint)
 		}
 	}
 	if c.isFull() {

@@ -1,4 +1,4 @@
-package server
+package etcdstore
 
 import (
 	"context"
@@ -9,13 +9,11 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/scribe-mail/keysvc/internal/config"
 )
 
 // TestUnusableEtcdIsToldInOneLine has what no etcd of the tests does by itself, such as an old version.
 func TestUnusableEtcdIsToldInOneLine(t *testing.T) {
-	at := func(host string) config.Address { return config.Address{Network: "tcp", Target: host + ":2379"} }
+	at := func(host string) string { return host + ":2379" }
 	good := memberState{endpoint: at("a"), version: "3.7.3", hasLeader: true}
 	with := func(edit func(*memberState)) memberState {
 		state := good
