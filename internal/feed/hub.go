@@ -100,8 +100,8 @@ type Config struct {
 	Started time.Time
 	// Staleness is S, the length of a lease. Required, more than 0.
 	Staleness time.Duration
-	// PreviousStaleness is a larger S that was in force before, and under which leases may still hold; 0 if
-	// there is none.
+	// PreviousStaleness is a larger S that was in force before, and under which leases may still hold; 0 if no
+	// larger one was.
 	PreviousStaleness time.Duration
 	// Shared is set if other processes over the same store may give leases (R9 of docs/replication.md).
 	// Await then waits for these as well. Each call of it must follow a barrier of the store.
@@ -306,7 +306,7 @@ func (h *Hub) Staleness() time.Duration {
 }
 
 // SetStaleness changes S (R9 of docs/replication.md). previous is the larger S that leases of other
-// processes may have had until now; 0 if there is none. The sessions that were welcomed with another S
+// processes may have had until now; 0 if no larger one was. The sessions that were welcomed with another S
 // get no more Pongs, and end with Goodbye; their clients connect again and resume. Like Publish, it is
 // called before a validation can see the revision of the change. If staleness is 0, S is not known:
 // all sessions end, Open returns ErrNoStaleness, and Await waits for storage.MaxStaleness.

@@ -70,7 +70,11 @@ func TestAwaitOfASharedStoreGoesByTheLargestStaleness(t *testing.T) {
 		{"lowered and raised", func(w *world) { w.SetStaleness(smaller, staleness); w.SetStaleness(staleness, 0) }, whole},
 		{"not known", func(w *world) { w.SetStaleness(0, 0) }, margin(storage.MaxStaleness)},
 		{"not known for long", func(w *world) { w.SetStaleness(0, 0); time.Sleep(time.Hour) }, margin(storage.MaxStaleness)},
-		{"known again", func(w *world) { w.SetStaleness(0, 0); w.SetStaleness(staleness, 0); time.Sleep(margin(storage.MaxStaleness)) }, whole},
+		{"known again", func(w *world) {
+			w.SetStaleness(0, 0)
+			w.SetStaleness(staleness, 0)
+			time.Sleep(margin(storage.MaxStaleness))
+		}, whole},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -93,8 +93,8 @@ func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 // Load fills the projection with what the store holds now, and returns the position that
 // the store had reached. A damaged record is kept as damaged: what depends on it is answered
 // with its error. Errors: the store's; storage.ErrHistoryChanged if the store has fewer
-// changes than were already shown, or another one at that revision; at the first Load, a damaged
-// policy or damaged settings, because nothing could be decided.
+// changes than were already shown, or another one at that revision; at the first Load, a damaged policy
+// or damaged settings, because nothing could be decided.
 func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	// 1. Read the store into a state that nobody sees yet.
 	fresh, position, err := p.read(ctx)

@@ -13,8 +13,8 @@ import (
 type Settings struct {
 	// Staleness is S, the length of the leases of near-caches.
 	Staleness time.Duration
-	// Previous is a larger S that was in force before, and under which leases may still hold; 0 if
-	// there is none.
+	// Previous is a larger S that was in force before, and under which leases may still hold; 0 if no
+	// larger one was.
 	Previous time.Duration
 	// Changed is when S was last set to another value; zero if that is not known.
 	Changed time.Time
@@ -31,7 +31,7 @@ func prepareSettings(record *storagev1.SettingsRecord) (*Settings, error) {
 	if record.GetChangeTime() != nil {
 		settings.Changed = record.GetChangeTime().AsTime()
 	}
-	problem := ""
+	var problem string
 	switch {
 	case record.GetStaleness().CheckValid() != nil || settings.Staleness < storage.MinStaleness || settings.Staleness > storage.MaxStaleness:
 		problem = fmt.Sprintf("a staleness bound of %s", settings.Staleness)

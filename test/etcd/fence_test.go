@@ -35,9 +35,8 @@ const shortTimeout = 2 * time.Second
 // newShaky returns a store over a network that the test can break. A timeout of 0 is the default.
 func newShaky(t *testing.T, timeout time.Duration) *shaky {
 	t.Helper()
-	client, between := newNetwork(t)
-	s := &shaky{network: between, t: t, prefix: newPrefix(), model: storagetest.NewModel()}
-	s.Store = open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: s.prefix, Timeout: timeout})
+	s := &shaky{network: &network{}, t: t, prefix: newPrefix(), model: storagetest.NewModel()}
+	s.Store = open(t, etcdstore.Config{Members: s.clients(t), Prefix: s.prefix, Timeout: timeout})
 	return s
 }
 
@@ -123,7 +122,7 @@ func TestLostTransactionIsFencedAndAConflict(t *testing.T) {
 	// The ids of the lost change are still free.
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
 	s.next(hang)
-	s.Store = open(t, etcdstore.Config{Members: []*clientv3.Client{client(s)}, Prefix: s.prefix, Timeout: 200 * time.Millisecond})
+	s.Store = open(t, etcdstore.Config{Members: s.clients(t), Prefix: s.prefix, Timeout: 200 * time.Millisecond})
 	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(2)))
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(2)))
 
@@ -133,13 +132,6 @@ func TestLostTransactionIsFencedAndAConflict(t *testing.T) {
 	s.lost(policy, storagetest.ApplyPolicy(policy.Head, "policy"))
 	s.do(policy, storagetest.ApplyPolicy(policy.Head, "policy"))
 	s.finish()
-}
-
-// client returns a client behind the store's network.
-func client(s *shaky) *clientv3.Client {
-	client := newClient(s.t)
-	client.KV = s.network
-	return client
 }
 
 func TestLostAnswerIsResolvedAsCommitted(t *testing.T) {
@@ -206,7 +198,7 @@ func TestLostFenceIsRepeated(t *testing.T) {
 // process changes the workspace before the outcome is looked for.
 func TestLostTransactionOvertakenByAnotherChangeIsAConflict(t *testing.T) {
 	s := newShaky(t, 0)
-	other := open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: s.prefix})
+	other := open(t, etcdstore.Config{Members: newClients(t), Prefix: s.prefix})
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
 	mine, others := workspace.CreateKey(storagetest.KeyID(1)), workspace.CreateKey(storagetest.KeyID(2))
@@ -447,7 +439,7 @@ func TestFenceExcludesChangesThatWereBuiltBefore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newShaky(t, 0)
-			other := open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: s.prefix})
+			other := open(t, etcdstore.Config{Members: newClients(t), Prefix: s.prefix})
 			fencer, is := storage.FencerOf(s.Store)
 			if !is {
 				t.Fatal("the store is no Fencer")

@@ -397,7 +397,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 	var stores []*etcdstore.Store
 	var workspaces []*storagetest.Workspace
 	for index := range 2 {
-		stores = append(stores, open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: prefix}))
+		stores = append(stores, open(t, etcdstore.Config{Members: newClients(t), Prefix: prefix}))
 		workspaces = append(workspaces, storagetest.NewWorkspace(fmt.Sprint("w", index)))
 		change := workspaces[index].PutMember("member", "admin")
 		mustCommit(t, stores[index], change)
@@ -431,7 +431,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 // reads pages that end within a rank.
 func TestPagesSplitKeysOfOneRank(t *testing.T) {
 	const workspaces, each = 32, 4
-	store := open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: newPrefix()})
+	store := open(t, etcdstore.Config{Members: newClients(t), Prefix: newPrefix()})
 	var mutex sync.Mutex
 	revisions := make(map[string]int64)
 	begun := make(chan struct{})

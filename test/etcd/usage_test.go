@@ -19,8 +19,8 @@ import (
 // usedKey opens a store with a key in a workspace, and counts the transactions of the store that write.
 func usedKey(t *testing.T) (store *etcdstore.Store, writes func() int64) {
 	t.Helper()
-	client, between := newNetwork(t)
-	store = open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: newPrefix()})
+	between := &network{}
+	store = open(t, etcdstore.Config{Members: between.clients(t), Prefix: newPrefix()})
 	workspace := storagetest.NewWorkspace("w")
 	change := workspace.PutMember("m", "admin")
 	mustCommit(t, store, change)

@@ -1197,7 +1197,7 @@ type SettingsRecord struct {
 	// any other value counts as damaged.
 	Staleness *durationpb.Duration `protobuf:"bytes,1,opt,name=staleness,proto3" json:"staleness,omitempty"`
 	// A larger bound that was in force before, and under which leases may still hold; at most 1 minute.
-	// Absent if there is none.
+	// Absent if no larger one was.
 	PreviousStaleness *durationpb.Duration `protobuf:"bytes,2,opt,name=previous_staleness,json=previousStaleness,proto3" json:"previous_staleness,omitempty"`
 	// When the bound was last set to another value.
 	ChangeTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
