@@ -277,20 +277,23 @@ func TestSlowConsumerIsNoStuckWatch(t *testing.T) {
 		Members: clients, Prefix: newPrefix(), Stuck: stuck,
 		Connect: func(member int) (*clientv3.Client, error) { opened.Add(1); return dial(endpoints[member]) },
 	})
-	workspace, newest := storagetest.NewWorkspace("w"), int64(0)
-	for number := range 4 {
-		change := workspace.PutMember("member", fmt.Sprint("role ", number))
-		newest = mustCommit(t, store, change)
+	workspace, seen := storagetest.NewWorkspace("w"), 0
+	commit := func() {
+		change := workspace.PutMember("member", fmt.Sprint("role ", seen))
+		mustCommit(t, store, change)
 		workspace.Follow(change)
 	}
+	commit()
 	for change, err := range store.Watch(t.Context(), storage.Barrier{}) {
-		if err != nil {
-			t.Fatalf("Watch: %v", err)
+		if err != nil || change.Head.WorkspaceID != "w" {
+			t.Fatalf("Watch: %+v, %v", change, err)
 		}
-		if change.Revision == newest {
+		if seen++; seen == 4 {
 			break
 		}
-		// The consumer is busy for longer than a watch may take.
+		// The next change is there, a caller was told of it, and the consumer is busy for longer than a watch
+		// may take.
+		commit()
 		for begun := time.Now(); time.Since(begun) < stuck*3/2; {
 			if _, err := store.Barrier(t.Context()); err != nil {
 				t.Fatal(err)

@@ -12,7 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
-	"github.com/scribe-mail/keysvc/internal/patience"
+	"github.com/scribe-mail/keysvc/internal/patience" //nolint:depguard // it imports nothing
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 

@@ -10,7 +10,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc"
+	"google.golang.org/grpc" //nolint:depguard // the option of a stream of etcd's API
 
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -110,7 +110,7 @@ func receive(ctx context.Context, client *clientv3.Client, request *etcdserverpb
 		pass(nil, err)
 		return
 	}
-	for pass(watch.Recv()) { //nolint:revive // pass does everything
+	for pass(watch.Recv()) {
 	}
 }
 
@@ -185,4 +185,5 @@ func (e *compactedError) Error() string {
 	return fmt.Sprintf("%v: etcd has been compacted up to revision %d", storage.ErrGap, e.revision)
 }
 
+// Is makes every compactedError an ErrGap.
 func (e *compactedError) Is(target error) bool { return target == storage.ErrGap }

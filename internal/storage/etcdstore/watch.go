@@ -119,7 +119,7 @@ func (f *follower) next(ctx context.Context, err error) {
 		f.patience = min(2*f.patience, maxPatience*f.store.config.Stuck)
 	}
 	// A long outage is logged ever more rarely.
-	if f.broken++; bits.OnesCount(uint(f.broken)) == 1 { //nolint:gosec // positive
+	if f.broken++; bits.OnesCount(uint(f.broken)) == 1 {
 		f.store.config.Log.WarnContext(ctx, "following etcd again",
 			"error", err, "after", f.after.Revision, "member", f.member, "broken", f.broken)
 	}
@@ -188,7 +188,7 @@ func (f *follower) follow(ctx context.Context) error {
 			if change.revision != at {
 				return fmt.Errorf("%w: something other than a change happened at revision %d", storage.ErrGap, change.revision)
 			}
-			whole, err := change.add((*clientv3.Event)(event))
+			whole, err := change.add(event)
 			if err != nil {
 				return fmt.Errorf("%w: revision %d: %w", storage.ErrGap, at, err)
 			}
