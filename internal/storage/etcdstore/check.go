@@ -200,8 +200,8 @@ func (c *checker) any(name string, pair *mvccpb.KeyValue) error {
 		}
 		return nil
 	}
-	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage}, loaded...)
-	if name != nameHeader && name != nameTime &&
+	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage, folderElection}, loaded...)
+	if name != nameHeader && name != nameTime && name != namePruned && name != nameSink &&
 		!slices.ContainsFunc(known, func(folder string) bool { return strings.HasPrefix(name, folder) }) {
 		c.Problem("an unknown name %q", name)
 	}
