@@ -58,6 +58,9 @@ func (s *Store) check(ctx context.Context, report *Report) error {
 		requestIDs: make(map[string]string),
 	}
 	checker.visit = checker.visited
+	if checker.Pruned, _, err = s.prunedMark(ctx); err != nil {
+		return err
+	}
 	err = checker.run(position)
 	report.Problems = checker.Problems()
 	return err
@@ -179,6 +182,7 @@ func (c *checker) audit(name string, pair *mvccpb.KeyValue) error {
 		c.Problem("%v", err)
 		return nil
 	}
+	event.Revision = pair.ModRevision
 	c.events = append(c.events, event)
 	return nil
 }

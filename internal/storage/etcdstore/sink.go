@@ -56,8 +56,8 @@ type auditFollow struct {
 	// after is the revision of the event that was yielded last, and reached is the one that the watch has come
 	// to, which may be that of a fence. from is the etcd revision from which on there are events to watch.
 	after, reached, from int64
-	member         int
-	retries        interface {
+	member               int
+	retries              interface {
 		Wait(ctx context.Context) bool
 		Reset()
 	}
