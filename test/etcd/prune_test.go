@@ -41,7 +41,12 @@ func newPruned(t *testing.T) *pruned {
 	}
 	p.store = open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: p.prefix})
 	for _, workspace := range p.workspaces {
+		// The first event puts the workspace as well, so it stays. Without the event that deleted the member, the
+		// member would count as lost.
+		first := workspace.PutMember("first", "admin")
+		p.commit(workspace, first)
 		p.commit(workspace, workspace.PutMember("m", "admin"))
+		p.commit(workspace, workspace.DeleteMembers(first.PutMembers...))
 	}
 	return p
 }
