@@ -59,10 +59,13 @@ var kinds = []kind{
 		return given(c.isCluster() && c.Store.Full && !c.Store.Exhausted, "A member of etcd has used nine tenths of its quota: only changes that take something away are made.")
 	}},
 	{"sink-failing", Error, "Look for the reason in the log, and repair the disk of the audit sink. The lines that are missing follow by themselves.", func(c *Condition) string {
+		if c.isCluster() {
+			return given(c.Store.Sink.Failing, "The audit sink cannot be written: its lines follow later, and audit events stay in etcd until then.")
+		}
 		return given(c.Store != nil && c.Store.Sink.Failing, "The audit sink cannot be written: only changes that take something away are made.")
 	}},
 	{"sink-full", Error, "Make room on the disk of the audit sink, or move its old files away.", func(c *Condition) string {
-		return given(c.Store != nil && c.Store.Sink.Full, "The disk of the audit sink is full: only changes that take something away are made.")
+		return given(c.Store != nil && c.Store.Sink.Full && !c.isCluster(), "The disk of the audit sink is full: only changes that take something away are made.")
 	}},
 	{"anchor-failing", Error, "Look for the reason in the log, and repair the disk of the anchor.", func(c *Condition) string {
 		return given(c.Store != nil && c.Store.Anchor.Failing, "The anchor cannot be written: if the disk of the store loses changes now, nobody notices.")

@@ -32,6 +32,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/refusals"
 	"github.com/scribe-mail/keysvc/internal/reload"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/sinkwriter"
 	"github.com/scribe-mail/keysvc/internal/tracing"
 	"github.com/scribe-mail/keysvc/internal/usage"
 	"github.com/scribe-mail/keysvc/internal/validation"
@@ -132,6 +133,8 @@ type Server struct {
 	reportJump sync.Once
 	// sweeps is false if nothing may be purged until a later start.
 	sweeps bool
+	// sink writes the audit sink of a store that does not write it; nil without one.
+	sink atomic.Pointer[sinkwriter.Writer]
 	// pruned is when sweep looked for old audit events last.
 	pruned   time.Time
 	hub      *feed.Hub
@@ -208,7 +211,7 @@ func (s *Server) components() []component {
 		{name: "shared settings", start: s.agreeOnSettings},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
-		{name: "sweep", run: s.sweep},
+		{name: "sweep", start: s.prepareSink, run: s.lead},
 		{name: "backups", start: s.prepareBackups, run: s.backUp},
 		{name: "keys that end", run: s.countEnding},
 		{name: "notices", start: s.prepareNotices, run: s.sendNotices},
@@ -335,16 +338,33 @@ func (s *Server) flushLastUses(ctx context.Context) error {
 	return nil
 }
 
+// lead does what one process of those over a store does at a time.
+func (s *Server) lead(ctx context.Context) error {
+	work := func(ctx context.Context) {
+		var working sync.WaitGroup
+		working.Go(func() { s.sweep(ctx) })
+		if writer := s.sink.Load(); writer != nil {
+			working.Go(func() { writer.Run(ctx) })
+		}
+		working.Wait()
+	}
+	if elector, has := storage.ElectorOf(s.config.Store); has {
+		elector.Lead(ctx, work)
+	} else {
+		work(ctx)
+	}
+	return nil
+}
+
 // sweep purges records past their retention, at every interval, and old audit events once a day.
-func (s *Server) sweep(ctx context.Context) error {
+func (s *Server) sweep(ctx context.Context) {
 	if !s.sweeps {
-		return nil
+		return
 	}
 	s.keys.SweepEvery(ctx, systemActor, s.config.Settings.SweepInterval, func(swept keys.Swept, err error) {
 		s.hooks.SweepDone(events.Sweep{Keys: swept.Keys, Members: swept.Members, Error: err})
 		s.pruneAudit(ctx)
 	})
-	return nil
 }
 
 // pruneInterval is how often old audit events are looked for.
@@ -362,7 +382,7 @@ func (s *Server) pruneAudit(ctx context.Context) {
 	if pruner, can := storage.AuditPrunerOf(s.config.Store); can && settings.AuditRetentionDays > 0 {
 		prune.Events, prune.Error = pruner.PruneAudit(ctx, now.AddDate(0, 0, -settings.AuditRetentionDays))
 	}
-	if trimmer, can := storage.SinkTrimmerOf(s.config.Store); can && settings.AuditSinkKeepDays > 0 {
+	if trimmer := s.sinkTrimmer(); trimmer != nil && settings.AuditSinkKeepDays > 0 {
 		var err error
 		prune.Files, err = trimmer.TrimSink(ctx, now.AddDate(0, 0, -settings.AuditSinkKeepDays))
 		prune.Error = errors.Join(prune.Error, err)

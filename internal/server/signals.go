@@ -57,6 +57,9 @@ func (p *process) reopenSink() {
 			reopener.ReopenSink()
 		}
 	}
+	if writer := p.server.sink.Load(); writer != nil {
+		writer.ReopenSink()
+	}
 }
 
 // reloadSettings reads the settings again and applies them. If they cannot be read or are

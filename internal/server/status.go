@@ -90,6 +90,9 @@ func (s *Server) condition(ctx context.Context) *condition.Condition {
 		ctx, cancel := context.WithTimeout(ctx, diskPatience)
 		defer cancel()
 		status := store.Status(ctx)
+		if writer := s.sink.Load(); writer != nil {
+			status.Sink = writer.Status()
+		}
 		c.Store = &status
 	}
 	return c

@@ -19,8 +19,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this package:
-// AuditPruner, Elector, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
-// Snapshotter, StatsReader, StatusReader, UsageReader and ViewLoader. An optional behaviour never
+// AuditFollower, AuditPruner, Elector, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper,
+// SinkReopener, SinkTrimmer, Snapshotter, StatsReader, StatusReader, UsageReader and ViewLoader. An optional behaviour never
 // changes what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
@@ -147,6 +147,28 @@ type Elector interface {
 func ElectorOf(store any) (Elector, bool) {
 	elector, has := store.(Elector)
 	return elector, has
+}
+
+// AuditFollower is an optional behaviour of stores that do not write an audit sink themselves. Another part
+// of the process writes it, after the answers of changes.
+type AuditFollower interface {
+	// FollowAudit yields every audit event after a revision, in the order of revisions and without gaps, each
+	// only once it is durable. Events that cannot be read are left out, and in the log. It ends with an error:
+	// the context's, ErrUnavailable or ErrHistoryChanged. It may be called again to go on.
+	FollowAudit(ctx context.Context, after int64) iter.Seq2[AuditEvent, error]
+	// SinkPosition returns how far an audit sink has the events durably; zero if there is no sink, and
+	// in another history. PruneAudit deletes no event after it. Errors: ErrUnavailable, ErrDamaged, or the context's.
+	SinkPosition(ctx context.Context) (Barrier, error)
+	// PutSinkPosition stores that a sink has all events up to a position durably. It never goes back. It is outside
+	// revisions, audit and Watch. Errors: ErrFull, ErrUnavailable, or the context's.
+	PutSinkPosition(ctx context.Context, position Barrier) error
+}
+
+// AuditFollowerOf returns what follows the audit events of a store, and reports whether the store needs
+// it.
+func AuditFollowerOf(store any) (AuditFollower, bool) {
+	follower, has := store.(AuditFollower)
+	return follower, has
 }
 
 // AuditPruner is an optional behaviour of stores that can let go of old audit events.

@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/projection"

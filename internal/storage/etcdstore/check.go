@@ -63,6 +63,9 @@ func (s *Store) checkOpened(ctx context.Context, report *Report) error {
 		requestIDs: make(map[string]string),
 	}
 	checker.visit = checker.visited
+	if checker.Pruned, _, err = s.prunedMark(ctx); err != nil {
+		return err
+	}
 	err = checker.run(position)
 	report.Problems = checker.Problems()
 	return err
@@ -184,6 +187,7 @@ func (c *checker) audit(name string, pair *mvccpb.KeyValue) error {
 		c.Problem("%v", err)
 		return nil
 	}
+	event.Revision = pair.ModRevision
 	c.events = append(c.events, event)
 	return nil
 }
@@ -205,8 +209,8 @@ func (c *checker) any(name string, pair *mvccpb.KeyValue) error {
 		}
 		return nil
 	}
-	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage}, loaded...)
-	if name != nameHeader && name != nameTime && name != nameMigration &&
+	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage, folderElection}, loaded...)
+	if name != nameHeader && name != nameTime && name != nameMigration && name != namePruned && name != nameSink &&
 		!slices.ContainsFunc(known, func(folder string) bool { return strings.HasPrefix(name, folder) }) {
 		c.Problem("an unknown name %q", name)
 	}

@@ -29,8 +29,11 @@ import (
 //	data/heads/<workspace>, or data/heads/ for the policy's → HeadRecord
 //	data/audit/<workspace> 00 <complement of the sequence>  → AuditRecord
 //	data/feed/head                             → FeedRecord of the newest change
+//	data/pruned                                → revision up to which audit events may be deleted
 //	usage/<key id>                             → when the key was last used
 //	migration                                  → MigrationRecord, while the store is filled from another one
+//	election/<lease>                           → a candidate for the work that one process does at a time
+//	sink                                       → the newest revision that the audit sink has, and its hash
 //
 // Ids contain no NUL byte, so no name can be mistaken for another. Watchers follow data/
 // only, so recording uses wakes no watcher. The checksum of a value covers its name without
@@ -46,6 +49,7 @@ const (
 	folderHeads      = "data/heads/"
 	folderAudit      = "data/audit/"
 	folderUsage      = "usage/"
+	folderElection   = "election/"
 
 	nameHeader   = "data/header"
 	nameTime     = "data/time"
@@ -54,6 +58,8 @@ const (
 	nameFeedHead = "data/feed/head"
 
 	nameMigration = "migration"
+	namePruned    = "data/pruned"
+	nameSink      = "sink"
 )
 
 const (

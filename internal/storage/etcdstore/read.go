@@ -214,9 +214,9 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 		if known {
 			from := auditFolder(query.WorkspaceID)
 			if before > 0 {
-				from = after(auditName(query.WorkspaceID, before))
+				from = auditName(query.WorkspaceID, before)
 			}
-			parts = append(parts, s.get(headName(query.WorkspaceID)), s.list(from, auditFolder(query.WorkspaceID), query.Limit+1, 0))
+			parts = append(parts, s.get(headName(query.WorkspaceID)), s.list(from, auditFolder(query.WorkspaceID), query.Limit+2, 0), s.get(namePruned))
 		}
 		response, err := s.read(ctx, parts...)
 		if err != nil {
@@ -233,26 +233,43 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 		if before > expected {
 			return storage.ErrInvalidCursor
 		}
+		pruned, err := decodeMark(first(response, 3))
+		if err != nil {
+			return err
+		}
+		events := pairs(response, 2)
+		// Events may be missing below one that is old enough to be pruned. The newest one never is missing.
+		mayMiss := false
 		if before > 0 {
 			expected = before - 1
+			if len(events) > 0 && s.name(events[0]) == auditName(query.WorkspaceID, before) {
+				mayMiss = events[0].ModRevision <= pruned
+				events = events[1:]
+			} else {
+				mayMiss = pruned > 0 // the last one of the page before was pruned since
+			}
 		}
 		full, total := false, 0
-		for _, pair := range pairs(response, 2) {
+		for _, pair := range events {
 			if full = query.Full(len(page.Events), total, len(pair.Value)); full {
 				break
 			}
 			total += len(pair.Value)
+			if _, sequence, ok := parseAuditName(s.name(pair)); ok && mayMiss && sequence < expected {
+				expected = sequence
+			}
 			event, err := decodeAudit(query.WorkspaceID, s.name(pair), expected, pair.Value)
 			if err != nil {
 				return err
 			}
 			page.Events = append(page.Events, event)
 			expected--
+			mayMiss = pair.ModRevision <= pruned
 		}
-		if !full && len(page.Events) < query.Limit && expected > 0 {
+		if !full && expected > 0 && !mayMiss {
 			return missingEvent(query.WorkspaceID, expected)
 		}
-		if expected > 0 {
+		if full {
 			page.Next = strconv.FormatInt(expected+1, 10)
 		}
 		return nil

@@ -195,6 +195,10 @@ func (f *follower) follow(ctx context.Context) error {
 			if !whole {
 				continue
 			}
+			if change.pruned {
+				change = nil // PruneAudit has deleted old audit events, which is no change
+				continue
+			}
 			committed, err := change.committed()
 			if err != nil {
 				return fmt.Errorf("%w: revision %d: %w", storage.ErrGap, at, err)
@@ -268,6 +272,7 @@ type changeBuilder struct {
 	change   storage.Committed
 	event    *storagev1.AuditRecord // nil for a fence
 	hasHead  bool
+	pruned   bool // PruneAudit has deleted audit events
 }
 
 // add adds an event, and reports whether it was the last one of its revision.
@@ -275,6 +280,9 @@ func (b *changeBuilder) add(event *clientv3.Event) (whole bool, err error) {
 	name := b.store.name(event.Kv)
 	deleted := event.Type == clientv3.EventTypeDelete
 	switch {
+	case name == namePruned && !deleted:
+		b.pruned = true
+		return true, nil
 	case name == nameFeedHead && !deleted:
 		b.change.Feed = &storagev1.FeedRecord{}
 		return true, storage.Decode("feed entry", name, event.Kv.Value, b.change.Feed)

@@ -1,0 +1,203 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/internal/storage/sink"
+	"github.com/scribe-mail/keysvc/internal/storage/sinkwriter"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+)
+
+// sunk is a store with an audit sink.
+type sunk struct {
+	t         *testing.T
+	prefix    string
+	store     *etcdstore.Store
+	workspace *storagetest.Workspace
+	keys      int
+}
+
+func newSunk(t *testing.T) *sunk {
+	t.Helper()
+	s := &sunk{t: t, prefix: newPrefix(), workspace: storagetest.NewWorkspace("w")}
+	s.store = s.open()
+	s.commit(s.workspace.PutMember("m", "admin"))
+	return s
+}
+
+func (s *sunk) open() *etcdstore.Store {
+	return open(s.t, etcdstore.Config{Members: []*clientv3.Client{newClient(s.t)}, Prefix: s.prefix})
+}
+
+func (s *sunk) commit(change *storage.Change) int64 {
+	s.t.Helper()
+	revision := mustCommit(s.t, s.store, change)
+	s.workspace.Follow(change)
+	return revision
+}
+
+// create creates keys, and returns the revision of the last.
+func (s *sunk) create(count int) (revision int64) {
+	for range count {
+		s.keys++
+		revision = s.commit(s.workspace.CreateKey(storagetest.KeyID(s.keys)))
+	}
+	return revision
+}
+
+// run runs a writer until stop is called.
+func (s *sunk) run(path string) (writer *sinkwriter.Writer, stop func()) {
+	s.t.Helper()
+	writer, err := sinkwriter.New(sinkwriter.Config{Store: s.open(), Path: path})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(s.t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { writer.Run(ctx) })
+	stop = sync.OnceFunc(func() { cancel(); running.Wait() })
+	s.t.Cleanup(stop)
+	return writer, stop
+}
+
+// has waits until a writer has a revision durably.
+func (s *sunk) has(writer *sinkwriter.Writer, revision int64) {
+	s.t.Helper()
+	for end := time.Now().Add(30 * time.Second); writer.Status().Revision < revision; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			s.t.Fatalf("the sink is %+v, want revision %d", writer.Status(), revision)
+		}
+	}
+}
+
+// wantChain fails the test unless the files together have each event of the workspace once, in order.
+func (s *sunk) wantChain(paths ...string) {
+	s.t.Helper()
+	var files []string
+	for _, path := range paths {
+		found, err := sink.Files(path)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	files, err := sink.Order(files)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	reader := sink.NewReader(files...)
+	defer reader.Close()
+	var head storage.Head
+	for {
+		line, err := reader.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if line.Event == nil {
+			continue
+		}
+		if !head.Follows(line.Event.Record) {
+			s.t.Fatalf("event %d follows on event %d", line.Event.Record.GetSequence(), head.Sequence)
+		}
+		head = head.After(line.Event.Encoded)
+	}
+	if head.Sequence != s.workspace.Head.Sequence || head.Hash != s.workspace.Head.Hash {
+		s.t.Errorf("the sink ends at event %d, the store at %d", head.Sequence, s.workspace.Head.Sequence)
+	}
+}
+
+// TestSinkGoesOnAtItsLastLine: the writers of a shared file take turns, overlap for a moment, and each goes on where
+// the one before it ended, also if etcd has been compacted meanwhile.
+func TestSinkGoesOnAtItsLastLine(t *testing.T) {
+	t.Parallel()
+	s := newSunk(t)
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	s.create(5)
+	first, stopFirst := s.run(path)
+	s.has(first, s.create(5))
+	second, stopSecond := s.run(path) // waits for the lock
+	s.has(first, s.create(5))
+	stopFirst()
+	s.has(second, s.create(5))
+	if position, err := s.store.SinkPosition(t.Context()); err != nil || position.Revision == 0 {
+		t.Errorf("the store knows of the sink: %+v, %v", position, err)
+	}
+	stopSecond()
+	// Nobody writes for a while, and the end of a line is torn.
+	torn, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := torn.WriteString(`{"type":"event","for`); err != nil {
+		t.Fatal(err)
+	}
+	torn.Close()
+	newest := s.create(300)
+	if _, err := newClient(t).Compact(t.Context(), newest); err != nil {
+		t.Fatal(err)
+	}
+	third, stopThird := s.run(path)
+	s.has(third, newest)
+	s.has(third, s.create(3))
+	stopThird()
+	s.wantChain(path)
+}
+
+// TestSinksOfSeveralMachines: if each process has a file of its own, the files together have every event.
+func TestSinksOfSeveralMachines(t *testing.T) {
+	t.Parallel()
+	s := newSunk(t)
+	folder := t.TempDir()
+	paths := []string{filepath.Join(folder, "a.jsonl"), filepath.Join(folder, "b.jsonl")}
+	for round := range 4 {
+		s.create(3)
+		writer, stop := s.run(paths[round%2])
+		s.has(writer, s.create(3))
+		stop()
+	}
+	s.wantChain(paths...)
+}
+
+// TestSinkIsAnAnchor: a sink that has an event which the store does not have is not written on.
+func TestSinkIsAnAnchor(t *testing.T) {
+	t.Parallel()
+	s := newSunk(t)
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	writer, stop := s.run(path)
+	s.has(writer, s.create(3))
+	stop()
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Another store of the same name and epoch, whose last event is gone: it was put back.
+	name := s.prefix + "data/audit/w\x00" + fmt.Sprintf("%016x", 1<<63-1-s.workspace.Head.Sequence)
+	if deleted, err := newClient(t).Delete(t.Context(), name); err != nil || deleted.Deleted != 1 {
+		t.Fatalf("deleting the event: %v, %v", deleted, err)
+	}
+	writer, _ = s.run(path)
+	for end := time.Now().Add(20 * time.Second); !writer.Status().Failing; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the sink is not failing")
+		}
+	}
+	if after, err := os.ReadFile(path); err != nil || !slices.Equal(before, after) {
+		t.Errorf("the sink was changed: %v", err)
+	}
+}
