@@ -32,6 +32,7 @@ var broken = map[string]struct {
 	text   string
 }{
 	"stopping":        {func(c *condition.Condition) { c.Stopping = true }, "stopping"},
+	"read-only":       {func(c *condition.Condition) { c.ReadOnly = true }, "no change is made"},
 	"disk-silent":     {func(c *condition.Condition) { *c.Store = storage.Status{Silent: true} }, "not answered"},
 	"store-down":      {func(c *condition.Condition) { c.Store.Down = true }, "no change is made"},
 	"disk-full":       {func(c *condition.Condition) { c.Store.Full, c.Store.DiskFreeBytes = true, 0 }, "is full"},

@@ -13,10 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/patience"
+	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -37,7 +39,10 @@ type Manager struct {
 	tokensRefused bool
 	trusted       func() error     // Config.ClockTrusted
 	latest        func() time.Time // Config.LatestTime
-	locks         locks
+	readOnly      func() bool      // Config.ReadOnly
+	// changing is held for reading by each change, from before it asks readOnly.
+	changing sync.RWMutex
+	locks    locks
 }
 
 // Store is the part of a store that the verbs need.
@@ -67,6 +72,9 @@ type Config struct {
 	// LatestTime returns the latest time that it may be while the clock is in doubt, and the zero
 	// Time while it is not. Default: the clock is never in doubt.
 	LatestTime func() time.Time
+	// ReadOnly reports whether every change is refused, with READ_ONLY, and nothing is swept. Default:
+	// never.
+	ReadOnly func() bool
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 	// MaxWaiting is the max number of changes of one workspace that are in flight; more are
@@ -85,6 +93,10 @@ func New(config Config) *Manager {
 		trusted:       config.ClockTrusted,
 		tokensRefused: config.TokensRefused,
 		latest:        config.LatestTime,
+		readOnly:      config.ReadOnly,
+	}
+	if manager.readOnly == nil {
+		manager.readOnly = func() bool { return false }
 	}
 	if manager.now == nil {
 		manager.now = time.Now
@@ -138,6 +150,12 @@ func (m *Manager) change(ctx context.Context, actor audit.Actor, workspaceID str
 	if !actor.Workspaces.Has(workspaceID) {
 		return Position{}, notAllowed()
 	}
+	// Refuse everything while the store is moved: a change that is not copied would be lost.
+	m.changing.RLock()
+	defer m.changing.RUnlock()
+	if m.readOnly() {
+		return Position{}, problem.New(problem.ReadOnly, "the server is read-only, for example because its store is being moved; nothing was changed; try again later, or at another server")
+	}
 	// 2. Take the workspace's turn. It comes early, so that the steps below see what the
 	// change before this one published: changes of one manager to one workspace then never
 	// conflict with each other. It is held until the answer is known.
@@ -160,6 +178,13 @@ func (m *Manager) change(ctx context.Context, actor audit.Actor, workspaceID str
 			return position, err
 		}
 	}
+}
+
+// Settle waits for the changes that have begun. Once Config.ReadOnly has returned true, no change is made
+// after Settle any more.
+func (m *Manager) Settle() {
+	m.changing.Lock()
+	m.changing.Unlock() //nolint:staticcheck // nothing is done meanwhile: the wait is what is wanted
 }
 
 // attempt tries once to make a change. again reports that the view was out of date; the

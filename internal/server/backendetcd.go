@@ -31,12 +31,8 @@ func openEtcd(ctx context.Context, settings config.Settings, log *slog.Logger) (
 			backend.disconnect()
 		}
 	}()
-	for _, endpoint := range settings.EtcdEndpoints {
-		member, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint.String()}, Logger: zap.NewNop()})
-		if err != nil {
-			return nil, fmt.Errorf("etcd at %s: %w", endpoint, err)
-		}
-		backend.members = append(backend.members, member)
+	if backend.members, err = connectEtcd(settings); err != nil {
+		return nil, err
 	}
 	backend.Store, err = etcdstore.New(ctx, etcdstore.Config{Members: backend.members, Prefix: settings.EtcdPrefix, Log: log})
 	if err != nil {
@@ -48,9 +44,23 @@ func openEtcd(ctx context.Context, settings config.Settings, log *slog.Logger) (
 // Close implements io.Closer.
 func (b *etcdBackend) Close() error { return errors.Join(b.Store.Close(), b.disconnect()) }
 
-func (b *etcdBackend) disconnect() error {
+func (b *etcdBackend) disconnect() error { return disconnectEtcd(b.members) }
+
+// connectEtcd returns a client of each member of the cluster. The caller disconnects them.
+func connectEtcd(settings config.Settings) (members []*clientv3.Client, err error) {
+	for _, endpoint := range settings.EtcdEndpoints {
+		member, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint.String()}, Logger: zap.NewNop()})
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("etcd at %s: %w", endpoint, err), disconnectEtcd(members))
+		}
+		members = append(members, member)
+	}
+	return members, nil
+}
+
+func disconnectEtcd(members []*clientv3.Client) error {
 	var failed []error
-	for _, member := range b.members {
+	for _, member := range members {
 		failed = append(failed, member.Close())
 	}
 	return errors.Join(failed...)

@@ -130,6 +130,11 @@ type Server struct {
 	position   storage.Position
 	clock      *clock.Clock
 	reportJump sync.Once
+	// refusesChanges is set while the settings say read-only, and readOnly once the changes from before have
+	// ended as well.
+	refusesChanges, readOnly atomic.Bool
+	// changing is keys, for setReadOnly, which may come before keys is set.
+	changing atomic.Pointer[keys.Manager]
 	// sweeps is false if nothing may be purged until a later start.
 	sweeps bool
 	// pruned is when sweep looked for old audit events last.
@@ -175,6 +180,8 @@ func newServer(config Config) *Server {
 		listeners = append(listeners, server.metrics.Hooks())
 	}
 	server.hooks = events.Join(listeners...)
+	server.refusesChanges.Store(config.Settings.ReadOnly)
+	server.readOnly.Store(config.Settings.ReadOnly)
 	server.judge = server.newJudge()
 	if config.Judge == nil {
 		server.config.Judge = server.judge
@@ -288,9 +295,10 @@ func (s *Server) follow(ctx context.Context) error {
 func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
 		Store: s.tracing.Store(s.config.Store), Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
-		TokensRefused: s.config.Settings.Tokens == config.TokensRefused,
+		TokensRefused: s.config.Settings.Tokens == config.TokensRefused, ReadOnly: s.refusesChanges.Load,
 		Random:        s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
+	s.changing.Store(s.keys)
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
 	if err != nil {
 		return fmt.Errorf("installing it: %w", err)
@@ -306,7 +314,10 @@ func (s *Server) installPolicy(ctx context.Context) error {
 
 // recordUses makes the recorder of last-used times.
 func (s *Server) recordUses(context.Context) error {
-	s.recorder = usage.NewRecorder(s.config.Store, func(keys int, err error) {
+	s.recorder = usage.NewRecorder(postponedUses{s.config.Store, s}, func(keys int, err error) {
+		if errors.Is(err, errPostponed) {
+			return
+		}
 		s.hooks.UsesFlushed(events.Flush{Keys: keys, Last: s.lastFlush, Error: err})
 	})
 	return nil
@@ -347,7 +358,7 @@ const pruneInterval = 24 * time.Hour
 // clock is right as far as anybody knows, and the last time was a day ago.
 func (s *Server) pruneAudit(ctx context.Context) {
 	settings, now := s.config.Settings, s.clock.Now()
-	if s.clockTrusted() != nil || now.Sub(s.pruned) < pruneInterval {
+	if s.refusesChanges.Load() || s.clockTrusted() != nil || now.Sub(s.pruned) < pruneInterval {
 		return
 	}
 	s.pruned = now

@@ -116,8 +116,9 @@ const (
 	// ALREADY_EXISTS. Another key has the token that was to be imported, as its present or former
 	// secret. It may be a key of another workspace.
 	ErrorReason_ERROR_REASON_TOKEN_KNOWN ErrorReason = 36
-	// FAILED_PRECONDITION. The server is read-only (setting `read-only`), because its store is being moved:
-	// it validates and reads, and makes no change. Nothing was changed.
+	// UNAVAILABLE. The server is read-only (setting `read-only`), for example because its store is being
+	// moved: it validates and reads, and makes no change. Nothing was changed. Try again later, or at
+	// another server.
 	ErrorReason_ERROR_REASON_READ_ONLY ErrorReason = 37
 )
 
