@@ -81,7 +81,9 @@ func (a *app) etcdFlags(cmd *cobra.Command) func() config.Source {
 			completeSetting(cmd, setting)
 		}
 	}
-	return func() config.Source { return config.Source{Defaults: config.Defaults(), Flags: given, Getenv: a.Getenv} }
+	return func() config.Source {
+		return config.Source{Defaults: config.Defaults(), Flags: given, Getenv: a.Getenv}
+	}
 }
 
 // migrate migrates, with a progress bar at a terminal.

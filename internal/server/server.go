@@ -296,7 +296,7 @@ func (s *Server) installPolicy(ctx context.Context) error {
 	s.keys = keys.New(keys.Config{
 		Store: s.tracing.Store(s.config.Store), Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
 		TokensRefused: s.config.Settings.Tokens == config.TokensRefused, ReadOnly: s.refusesChanges.Load,
-		Random:        s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
+		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
 	s.changing.Store(s.keys)
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)

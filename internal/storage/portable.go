@@ -168,4 +168,6 @@ type Importer interface {
 
 // FeedOf returns kind and subject of the feed entry of an event. The subject of a FEED_KIND_PURGE is
 // not known.
-func FeedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject string) { return feedOf(event) }
+func FeedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject string) {
+	return feedOf(event)
+}
