@@ -81,7 +81,7 @@ type keysvcServer struct {
 }
 
 // serve starts keysvc with lines of its settings and waits until it serves.
-func serve(t *testing.T, lines []string, flags ...string) *keysvcServer {
+func serve(t *testing.T, readOnly bool, lines []string, flags ...string) *keysvcServer {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "keysvc-") // the path of a socket is short
 	if err != nil {
@@ -93,7 +93,7 @@ func serve(t *testing.T, lines []string, flags ...string) *keysvcServer {
 		ended: make(chan error, 1),
 	}
 	s.lines = append([]string{"listen: " + s.socket, "log-level: warn"}, lines...)
-	s.write(false)
+	s.write(readOnly)
 	s.process, s.output = command(t, append([]string{"serve", "--config", s.settings}, flags...)...)
 	if err := s.process.Start(); err != nil {
 		t.Fatal(err)
@@ -125,25 +125,30 @@ func (s *keysvcServer) context() context.Context {
 	return ctx
 }
 
-// makeReadOnly switches read-only on, and waits until the status says so.
-func (s *keysvcServer) makeReadOnly() {
+// setReadOnly switches read-only on or off, and waits until the status says so.
+func (s *keysvcServer) setReadOnly(on bool) {
 	s.t.Helper()
-	s.write(true)
+	s.write(on)
 	if err := s.process.Process.Signal(syscall.SIGHUP); err != nil {
 		s.t.Fatal(err)
 	}
-	for ctx := s.context(); ; { // the status is cheap, and the deadline of the calls ends this
-		got, err := keysvcv1.NewStatusServiceClient(s.conn).GetStatus(ctx, &keysvcv1.GetStatusRequest{})
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		if slices.ContainsFunc(got.GetProblems(), func(problem *keysvcv1.StatusProblem) bool { return problem.GetProblemId() == "read-only" }) {
-			break
-		}
+	for ctx := s.context(); s.isReadOnly(ctx) != on; { // the deadline of the calls ends this
+	}
+	if !on {
+		return
 	}
 	if _, err := s.members().PutMember(s.context(), putMember("acme", "late")); status.Code(err) != codes.Unavailable {
 		s.t.Errorf("a change of a read-only server: %v", err)
 	}
+}
+
+func (s *keysvcServer) isReadOnly(ctx context.Context) bool {
+	s.t.Helper()
+	got, err := keysvcv1.NewStatusServiceClient(s.conn).GetStatus(ctx, &keysvcv1.GetStatusRequest{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return slices.ContainsFunc(got.GetProblems(), func(problem *keysvcv1.StatusProblem) bool { return problem.GetProblemId() == "read-only" })
 }
 
 // stop ends the process.
@@ -305,7 +310,7 @@ func TestProcedureFromAFileToEtcdAndBack(t *testing.T) {
 	folder, prefix := t.TempDir(), newPrefix()
 	inEtcd := []string{"store: etcd", "etcd-prefix: " + prefix, "etcd-endpoints: [" + endpoint + "]"}
 	etcdFlags := []string{"--etcd-prefix", prefix, "--etcd-endpoints", endpoint}
-	one := serve(t, []string{"data: " + filepath.Join(folder, "one")}, "--init")
+	one := serve(t, false, []string{"data: " + filepath.Join(folder, "one")}, "--init")
 	if _, err := one.members().PutMember(one.context(), owner("acme", "ann")); err != nil {
 		t.Fatal(err)
 	}
@@ -324,19 +329,21 @@ func TestProcedureFromAFileToEtcdAndBack(t *testing.T) {
 	product.goesOn()
 
 	// To etcd.
-	one.makeReadOnly()
+	one.setReadOnly(true)
 	backup := filepath.Join(folder, "backup.db")
 	must(t, "backup", "--addr", one.socket, backup)
 	said := must(t, append([]string{"migrate", "--from", backup, "--to", "etcd"}, etcdFlags...)...)
 	if !strings.Contains(said, "11 keys") || !strings.Contains(said, "with the new epoch") {
 		t.Errorf("it says:\n%s", said)
 	}
-	two := serve(t, append([]string{"data: " + filepath.Join(folder, "two")}, inEtcd...))
-	three := serve(t, append([]string{"data: " + filepath.Join(folder, "three")}, inEtcd...))
+	two := serve(t, true, append([]string{"data: " + filepath.Join(folder, "two")}, inEtcd...))
+	three := serve(t, true, append([]string{"data: " + filepath.Join(folder, "three")}, inEtcd...))
 	product.goesOn()
 	product.pointTo(two)
 	product.goesOn()
 	one.stop()
+	two.setReadOnly(false)
+	three.setReadOnly(false)
 	product.goesOn()
 	for _, server := range []*keysvcServer{two, three} {
 		server.expect(first.GetToken(), keysvcv1.Reason_REASON_UNSPECIFIED)
@@ -355,16 +362,17 @@ func TestProcedureFromAFileToEtcdAndBack(t *testing.T) {
 	later := three.create("later")
 
 	// And back.
-	two.makeReadOnly()
-	three.makeReadOnly()
+	two.setReadOnly(true)
+	three.setReadOnly(true)
 	file := filepath.Join(folder, "four", "keysvc.db")
 	must(t, append([]string{"migrate", "--from", "etcd", "--to", file}, etcdFlags...)...)
-	four := serve(t, []string{"data: " + filepath.Dir(file)})
+	four := serve(t, true, []string{"data: " + filepath.Dir(file)})
 	product.goesOn()
 	product.pointTo(four)
 	product.goesOn()
 	two.stop()
 	three.stop()
+	four.setReadOnly(false)
 	product.goesOn()
 	four.expect(first.GetToken(), keysvcv1.Reason_REASON_KEY_REVOKED)
 	four.expect(later.GetToken(), keysvcv1.Reason_REASON_UNSPECIFIED)

@@ -16,10 +16,6 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// exportPage is how many pairs an export reads at once. etcd counts the rest of a folder for each page,
-// so pages are large.
-const exportPage = 5000
-
 // Export reads all that a store has while no replica changes it.
 type Export struct {
 	store *Store
@@ -112,7 +108,7 @@ type exporting struct {
 // each visits the pairs in a folder, or of one name, in the order of the names.
 func (x *exporting) each(folder string, visit func(name string, pair *mvccpb.KeyValue) error) error {
 	for from := folder; ; {
-		response, err := x.store.read(x.ctx, x.store.list(from, folder, exportPage, 0))
+		response, err := x.store.read(x.ctx, x.store.list(from, folder, batch, 0))
 		if err != nil {
 			return err
 		}

@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// batch is how many pairs Load and Check read at once.
-	batch = 500
+	// batch is how many pairs Load and Check read at once. etcd counts the rest of a folder for each page,
+	// so pages are large.
+	batch = 5000
 	// gets is how many records one transaction reads by name.
 	gets = 100
 	// maxAttempts is how often a read of several parts is tried, if etcd is compacted before
