@@ -85,6 +85,8 @@ type Store struct {
 	// seen is the newest revision of the cluster that the store has seen, and newest the
 	// revision of the newest change that it has seen.
 	seen, newest atomic.Int64
+	// streaming is the member that streams come from: the next one after each that failed.
+	streaming atomic.Int64
 
 	// mutex guards closed and inDoubt. It also keeps running.Add from running at the same time
 	// as running.Wait. No other lock is held together with it.
