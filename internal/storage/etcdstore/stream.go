@@ -4,227 +4,185 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"runtime"
+	"math"
 	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/encoding"
-	"google.golang.org/grpc/encoding/proto" // also registers the codec for requests
-	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/status"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// A folder of a million pairs is read as one stream of etcd's (RangeStream, since etcd 3.7). Pages would
-// take minutes: for each page etcd counts the rest of the folder. The client's own GetStream makes
-// three values of each pair that the garbage collector has to visit, which takes as long as
-// everything else together. So messages are taken from the connection as they are, and pairs are
-// slices of them.
+// errBroken is the error of a watch that broke off and may be resumed. errStuck is an errBroken: the
+// member has not answered in time.
+var (
+	errBroken = errors.New("the watch has broken off")
+	errStuck  = fmt.Errorf("%w: the member does not answer", errBroken)
+)
 
-// streamStall is how long a member may send nothing before the stream goes on at the next one.
-const streamStall = 2 * time.Second
-
-// pair is a stored pair. It lies in its chunk.
-type pair struct {
-	name, value       []byte // the name is without the store's prefix
-	created, modified int64  // revisions
+// goal is the newest revision of a change that the store has told a caller of. Every watch has to come to it.
+type goal struct {
+	mutex    sync.Mutex
+	revision int64
+	// raised is closed and replaced when revision grows.
+	raised chan struct{}
 }
 
-// chunk is one message of a stream, with about a MiB of pairs.
-type chunk struct {
-	bytes []byte
-	pairs []pair
-	// last reports whether the message ends its stream, and count is how many pairs the stream has
-	// then.
-	last  bool
-	count int64
-
-	decoded
-	// ready is closed once decoded is set.
-	ready chan struct{}
-}
-
-var chunks = sync.Pool{New: func() any { return &chunk{} }}
-
-// release gives the memory of the chunk and of its pairs to other chunks.
-func (c *chunk) release() {
-	clear(c.items)
-	chunks.Put(c)
-}
-
-// rawCodec is etcd's codec, except that a chunk is received as it is.
-type rawCodec struct{ encoding.CodecV2 }
-
-var streamCodec = rawCodec{encoding.GetCodecV2(proto.Name)}
-
-// Unmarshal implements encoding.CodecV2.
-func (c rawCodec) Unmarshal(data mem.BufferSlice, into any) error {
-	received, is := into.(*chunk)
-	if !is {
-		return c.CodecV2.Unmarshal(data, into)
+func (g *goal) raise(revision int64) {
+	g.mutex.Lock()
+	defer g.mutex.Unlock()
+	if revision > g.revision {
+		g.revision = revision
+		close(g.raised)
+		g.raised = make(chan struct{})
 	}
-	size := data.Len()
-	if cap(received.bytes) < size {
-		received.bytes = make([]byte, size+size/8)
-	}
-	received.bytes = received.bytes[:size]
-	data.CopyTo(received.bytes)
-	return nil
 }
 
-// errNoStream is the error of a server that has no streams.
-var errNoStream = fmt.Errorf("%w: this etcd cannot stream: keysvc needs etcd 3.7 or later, and no proxy of etcd's in between", storage.ErrUnavailable)
+// now returns the goal, and a channel that is closed when it is raised.
+func (g *goal) now() (int64, <-chan struct{}) {
+	g.mutex.Lock()
+	defer g.mutex.Unlock()
+	return g.revision, g.raised
+}
 
-// stream reads the pairs from one name up to another, or up to the end of the store if to is empty, in the order of their names, at a revision of
-// etcd. use gets each chunk and owns it. If a member fails or stalls, the stream goes on at the next
-// one, at the same revision. Errors: those of use, the context's, errCompacted, errNoStream, or another
-// ErrUnavailable.
-func (s *Store) stream(ctx context.Context, from, to string, at int64, use func(*chunk) error) error {
-	retries, began := newBackoff(), time.Now()
-	for {
-		number := s.streaming.Load()
-		member := s.config.Members[number%int64(len(s.config.Members))]
-		err := s.streamFrom(ctx, member, from, to, at, func(received *chunk) error {
-			if count := len(received.pairs); count > 0 {
-				from = after(string(received.pairs[count-1].name))
-			}
-			began = time.Now()
-			retries.Reset()
-			return use(received)
-		})
-		var failed *streamError
-		switch {
-		case !errors.As(err, &failed):
-			return err // nil, or the error of use
-		case s.closing.Err() != nil:
-			return storage.ErrUnavailable
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(failed.err, rpctypes.ErrCompacted):
-			return errCompacted
-		case status.Code(failed.err) == codes.Unimplemented:
-			return errNoStream
-		case isRefusal(failed.err) || time.Since(began) > s.config.Timeout || !retries.Wait(ctx):
-			return unavailable(failed.err)
+// stream is a watch at one member.
+//
+// It is the stream of etcd's API and not a watch of etcd's client, because that resumes a watch in
+// silence when the member was restarted, whatever the member has as its data by then.
+type stream struct {
+	messages <-chan message
+	end      func()
+	// patience is how long the member may take, and waited how long it has taken since goal was set.
+	patience, waited time.Duration
+	goal             int64
+}
+
+// message is a message of a watch, or the error that ended it.
+type message struct {
+	response *etcdserverpb.WatchResponse
+	err      error
+}
+
+// newStream begins a watch at one member. A goroutine receives; it ends with the stream. The caller ends
+// the stream.
+func newStream(ctx context.Context, client *clientv3.Client, request *etcdserverpb.WatchCreateRequest, patience time.Duration) *stream {
+	// Without WithRequireLeader, a member that has lost the cluster would keep the watch open and
+	// silent.
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	messages, ended := make(chan message), make(chan struct{})
+	go func() {
+		defer close(ended)
+		receive(ctx, client, request, messages)
+	}()
+	return &stream{messages: messages, patience: patience, end: func() { cancel(); <-ended }}
+}
+
+// connect returns a client for a watch at one member, and what disconnects it again.
+func (s *Store) connect(member int) (_ *clientv3.Client, disconnect func(), err error) {
+	if s.config.Connect == nil {
+		return s.members.clients[member], func() {}, nil
+	}
+	client, err := s.config.Connect(member)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %s", errBroken, err.Error())
+	}
+	return client, func() { _ = client.Close() }, nil
+}
+
+// receive passes on the messages of a watch until it or the context ends. Everything here may wait for the
+// member, even opening the stream.
+func receive(ctx context.Context, client *clientv3.Client, request *etcdserverpb.WatchCreateRequest, messages chan<- message) {
+	pass := func(response *etcdserverpb.WatchResponse, err error) bool {
+		select {
+		case messages <- message{response, err}:
+			return err == nil
+		case <-ctx.Done():
+			return false
 		}
-		s.streaming.CompareAndSwap(number, number+1)
-		s.config.Log.WarnContext(ctx, "reading on at another member of etcd", "error", failed.err)
 	}
-}
-
-// streamError is the error of one attempt of a stream.
-type streamError struct{ err error }
-
-func (e *streamError) Error() string { return e.err.Error() }
-
-var errIncomplete = errors.New("the stream ended too early")
-
-// rangeStream describes RangeStream for grpc.
-var rangeStream = &grpc.StreamDesc{StreamName: "RangeStream", ServerStreams: true}
-
-// streamFrom is one attempt of stream, at one member. An error that is not of use is a streamError.
-func (s *Store) streamFrom(ctx context.Context, member *clientv3.Client, from, to string, at int64, use func(*chunk) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends the stream
-	end := s.config.Prefix + to
-	if to == "" {
-		end = clientv3.GetPrefixRangeEnd(s.config.Prefix)
-	}
-	stalled := time.AfterFunc(streamStall, cancel)
-	defer stalled.Stop()
-	stream, err := member.ActiveConnection().NewStream(ctx, rangeStream, etcdserverpb.KV_RangeStream_FullMethodName,
-		grpc.ForceCodecV2(streamCodec), grpc.MaxCallRecvMsgSize(maxChunk))
+	watch, err := etcdserverpb.NewWatchClient(client.ActiveConnection()).Watch(ctx, grpc.MaxCallRecvMsgSize(math.MaxInt32))
 	if err == nil {
-		err = stream.SendMsg(&etcdserverpb.RangeRequest{
-			Key: []byte(s.config.Prefix + from), RangeEnd: []byte(end), Revision: at,
-		})
+		err = watch.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{CreateRequest: request}})
 	}
-	if err == nil {
-		err = stream.CloseSend()
+	if err != nil {
+		pass(nil, err)
+		return
 	}
-	if err != nil && !errors.Is(err, io.EOF) { // RecvMsg has the error that EOF stands for
-		return &streamError{rpctypes.Error(err)}
+	for pass(watch.Recv()) { //nolint:revive // pass does everything
 	}
-	count, complete := int64(0), false
+}
+
+// begun waits until the member has begun the watch.
+func (w *stream) begun(ctx context.Context) error {
+	response, err := w.next(ctx, nil, 0)
+	if err == nil && !response.GetCreated() {
+		err = fmt.Errorf("%w: it began with another message", errBroken)
+	}
+	w.goal, w.waited = 0, 0
+	return err
+}
+
+// next returns the next message. reached is the revision that the watch has come to. If told is above
+// it, or nil, next waits no longer than the patience allows. The wait counts only here: while the consumer of
+// the watch is busy, nobody waits for the member. Errors: ErrGap, if etcd was compacted; errBroken; the
+// context's.
+func (w *stream) next(ctx context.Context, told *goal, reached int64) (*etcdserverpb.WatchResponse, error) {
 	for {
-		received := chunks.Get().(*chunk) //nolint:errcheck // the pool has nothing else
-		stalled.Reset(streamStall)
-		err := stream.RecvMsg(received)
-		stalled.Stop() // use may take as long as it likes
-		switch {
-		case err == nil:
-			err = received.parse(len(s.config.Prefix))
-		case errors.Is(err, io.EOF) && complete:
-			received.release()
-			return nil
-		case errors.Is(err, io.EOF):
-			err = errIncomplete
+		goal, raised := int64(math.MaxInt64), (<-chan struct{})(nil)
+		if told != nil {
+			goal, raised = told.now()
 		}
-		if err != nil {
-			received.release()
-			return &streamError{rpctypes.Error(err)}
+		if w.goal <= reached { // it has come to the goal before
+			w.goal, w.waited = goal, 0
 		}
-		count += int64(len(received.pairs))
-		if received.last {
-			complete = received.count == count
+		var silent <-chan time.Time
+		if w.goal > reached {
+			raised = nil
+			timer := time.NewTimer(w.patience - w.waited)
+			defer timer.Stop()
+			silent = timer.C
 		}
-		if err := use(received); err != nil {
-			return err
-		}
-	}
-}
-
-// maxChunk is the max size of a message. etcd aims at its limit for requests, 1.5 MiB as a rule.
-const maxChunk = 1 << 30
-
-// piped is stream with decode between the member and pass: decode is called for each chunk, for
-// several at once, and pass then gets them in order, in one goroutine.
-func (s *Store) piped(ctx context.Context, from, to string, at int64, decode func(*chunk), pass func(*chunk) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	// received has the chunks that were received and not passed on. It bounds the memory that they
-	// take, and how many are decoded at once.
-	received := make(chan *chunk, runtime.GOMAXPROCS(0)+2)
-	var streaming error
-	var working sync.WaitGroup
-	working.Go(func() {
-		defer close(received)
-		streaming = s.stream(ctx, from, to, at, func(next *chunk) error {
-			next.ready = make(chan struct{})
-			select {
-			case received <- next:
-			case <-ctx.Done():
-				next.release()
-				return context.Cause(ctx)
+		begun := time.Now()
+		select {
+		case got := <-w.messages:
+			w.waited += time.Since(begun)
+			return got.content()
+		case <-raised:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-silent:
+			select { // this process may have stood still
+			case got := <-w.messages:
+				return got.content()
+			default:
+				return nil, errStuck
 			}
-			working.Go(func() {
-				defer close(next.ready)
-				decode(next)
-			})
-			return nil
-		})
-	})
-	var passing error
-	for next := range received {
-		<-next.ready
-		if passing != nil {
-			next.release()
-			continue
-		}
-		if passing = pass(next); passing != nil {
-			cancel(passing)
 		}
 	}
-	working.Wait()
-	if passing != nil {
-		return passing
-	}
-	return streaming
 }
+
+// content returns the response of a message, or its error.
+func (m message) content() (*etcdserverpb.WatchResponse, error) {
+	switch response := m.response; {
+	case m.err != nil:
+		return nil, fmt.Errorf("%w: %s", errBroken, m.err.Error())
+	case response.GetCompactRevision() != 0:
+		return nil, &compactedError{response.GetCompactRevision()}
+	case response.GetCanceled():
+		return nil, fmt.Errorf("%w: %s", errBroken, response.GetCancelReason())
+	}
+	return m.response, nil
+}
+
+// compactedError is the ErrGap of a watch whose beginning etcd has compacted.
+type compactedError struct {
+	revision int64 // the newest that etcd has compacted
+}
+
+func (e *compactedError) Error() string {
+	return fmt.Sprintf("%v: etcd has been compacted up to revision %d", storage.ErrGap, e.revision)
+}
+
+func (e *compactedError) Is(target error) bool { return target == storage.ErrGap }
