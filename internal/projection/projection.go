@@ -90,7 +90,7 @@ func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 // Load fills the projection with what the store holds now, and returns the position that
 // the store had reached. A damaged record is kept as damaged: what depends on it is answered
 // with its error. Errors: the store's; storage.ErrHistoryChanged if the store has fewer
-// changes than were already shown; at the first Load, a damaged policy, because nothing could
+// changes than were already shown, or another one at that revision; at the first Load, a damaged policy, because nothing could
 // be decided.
 func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	// 1. Read the store into a state that nobody sees yet.
@@ -135,8 +135,11 @@ func (p *Projection) tidy() {
 func (p *Projection) read(ctx context.Context) (fresh *state, position storage.Position, err error) {
 	fresh = newState(p, storage.Expected{})
 	if loader, is := storage.ViewLoaderOf(p.store); is {
-		position, err = loader.LoadViews(ctx, func(expected storage.Expected) { fresh = newState(p, expected) },
-			func(item storage.Item) error { return fresh.add(item) })
+		begin := func(expected storage.Expected) {
+			fresh.giveUp(p.state) // of an attempt before
+			fresh = newState(p, expected)
+		}
+		position, err = loader.LoadViews(ctx, begin, func(item storage.Item) error { return fresh.add(item) })
 	} else {
 		position, err = p.store.Load(ctx, fresh.add)
 	}
@@ -149,8 +152,8 @@ func (p *Projection) check(fresh *state, position storage.Position) error {
 	if !p.loaded && fresh.damagedPolicy != nil {
 		return fresh.damagedPolicy
 	}
-	if before := p.Revision(); position.Revision < before {
-		return fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, before)
+	if before := *p.applied.Load(); position.Revision < before.Revision || position.Barrier().Differs(before) {
+		return fmt.Errorf("%w: revision %d after %d, or another change", storage.ErrHistoryChanged, position.Revision, before.Revision)
 	}
 	return nil
 }
@@ -163,7 +166,7 @@ func (p *Projection) swap(ctx context.Context, fresh *state, position storage.Po
 	p.state.replaced.Store(true)
 	p.state, p.loaded = fresh, true
 	p.signalRecount()
-	p.advance(storage.Barrier{Revision: position.Revision, Hash: position.Hash})
+	p.advance(position.Barrier())
 }
 
 // The waits between two attempts to follow the store.
@@ -192,6 +195,9 @@ func (p *Projection) Follow(ctx context.Context) error {
 		lasted := !brief.Stop()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if errors.Is(err, storage.ErrHistoryChanged) {
+			return err
 		}
 		// 2. Wait if the watch was not useful: a load reads the whole store, so watches that end
 		//    at once must not make this process load all the time.
@@ -229,7 +235,7 @@ func (p *Projection) reload(ctx context.Context, retries *backoff.Backoff) error
 
 // watch applies changes until the watch ends, and returns why it ended.
 func (p *Projection) watch(ctx context.Context) error {
-	for change, err := range p.store.Watch(ctx, p.Revision()) {
+	for change, err := range p.store.Watch(ctx, *p.applied.Load()) {
 		if err != nil {
 			return err
 		}
@@ -252,15 +258,13 @@ func (p *Projection) watch(ctx context.Context) error {
 
 // show applies one change.
 func (p *Projection) show(ctx context.Context, change *storage.Committed) {
-	applied := storage.Barrier{Revision: change.Revision}
-	copy(applied.Hash[:], change.Feed.GetAuditHash())
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
 	p.state.apply(change)
 	if change.Head.WorkspaceID == "" {
 		p.logDamagedPolicy(ctx, p.state)
 	}
-	p.advance(applied)
+	p.advance(change.Barrier())
 }
 
 // logDamagedPolicy logs, if the policy is damaged, that nothing can be decided any more.

@@ -32,7 +32,7 @@ type observedSource struct {
 }
 
 // Watch implements storage.Source.
-func (s *observedSource) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+func (s *observedSource) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		for change, err := range s.Source.Watch(ctx, after) {
 			if err != nil && ctx.Err() == nil && !s.down.Swap(true) {

@@ -396,8 +396,8 @@ func (i *Import) Release(ctx context.Context) (epoch string, revision int64, err
 		return i.store.epoch, position.Revision, err
 	}
 	// If the answer is lost, the record is gone, or it is not: then it is deleted again.
-	response, err := i.store.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return i.store.config.Members[0].Txn(ctx).If(i.store.holds(nameMigration, "=", i.stored)).
+	response, err := i.store.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return member.Txn(ctx).If(i.store.holds(nameMigration, "=", i.stored)).
 			Then(i.store.delete(nameMigration)).Else(i.store.get(nameMigration)).Commit()
 	})
 	if err != nil {

@@ -18,9 +18,6 @@ import (
 )
 
 const (
-	// batch is how many pairs Load and Check read at once. etcd counts the rest of a folder for each page,
-	// so pages are large.
-	batch = 5000
 	// gets is how many records one transaction reads by name.
 	gets = 100
 	// maxAttempts is how often a read of several parts is tried, if etcd is compacted before
@@ -44,8 +41,11 @@ func (s *Store) repeatRead(ctx context.Context, read func(ctx context.Context) e
 }
 
 // revision returns the store's revision: the revision of the newest change, which put the feed
-// entry.
-func revision(feedHead *mvccpb.KeyValue) int64 { return feedHead.GetModRevision() }
+// entry. The caller is told of it, so watches have to come to it.
+func (s *Store) revision(feedHead *mvccpb.KeyValue) int64 {
+	s.told.raise(feedHead.GetModRevision())
+	return feedHead.GetModRevision()
+}
 
 // GetKey implements storage.Store.
 func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
@@ -58,7 +58,7 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 		if err != nil {
 			return err
 		}
-		at = revision(first(response, 0))
+		at = s.revision(first(response, 0))
 		pair := first(response, 1)
 		if pair == nil {
 			return storage.ErrNotFound
@@ -97,7 +97,7 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 		if err != nil {
 			return err
 		}
-		at = revision(first(response, 0))
+		at = s.revision(first(response, 0))
 		pair := first(response, 1)
 		if pair == nil {
 			return storage.ErrNotFound
@@ -121,7 +121,7 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 		if err != nil {
 			return err
 		}
-		at = revision(first(response, 0))
+		at = s.revision(first(response, 0))
 		stored := first(response, 1)
 		if stored == nil {
 			return storage.ErrNotFound
@@ -178,7 +178,7 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 			if err != nil {
 				return err
 			}
-			return give(revision(first(response, 0)), nil, false)
+			return give(s.revision(first(response, 0)), nil, false)
 		}
 		response, err := s.read(ctx, s.getRevision(), s.list(from, folder, query.Limit+1, 0))
 		if err != nil {
@@ -189,7 +189,7 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 			total += len(all[count].Value)
 			count++
 		}
-		return give(revision(first(response, 0)), all[:count], count < len(all))
+		return give(s.revision(first(response, 0)), all[:count], count < len(all))
 	})
 }
 
@@ -220,7 +220,7 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 		if err != nil {
 			return err
 		}
-		page.Revision = revision(first(response, 0))
+		page.Revision = s.revision(first(response, 0))
 		if !known {
 			return nil
 		}
@@ -285,7 +285,7 @@ func (s *Store) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (
 		if err != nil {
 			return err
 		}
-		page.Revision = revision(first(response, 0))
+		page.Revision = s.revision(first(response, 0))
 		if len(parts) == 1 {
 			return nil
 		}
