@@ -42,7 +42,7 @@ The exit status is 1 if source and target differ; what differs is printed.`,
 	const etcd = config.EtcdStore
 	from := cmd.Flags().String("from", "", "the `store` that is copied: a file, or etcd (required)")
 	to := cmd.Flags().String("to", "", "the `store` that is made: etcd, or a file that does not exist (required)")
-	source := a.etcdFlags(cmd)
+	settings := a.someSettingsFlags(cmd, func(setting config.Setting) bool { return strings.HasPrefix(setting.Name, "etcd-") })
 	format := outputFlag(cmd, formatsOfEvents)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		options := server.MigrateOptions{File: *from, ToFile: *from == etcd}
@@ -56,7 +56,9 @@ The exit status is 1 if source and target differ; what differs is printed.`,
 		case options.ToFile:
 			options.File = *to
 		}
-		loaded, err := source().Load()
+		source := settings()
+		source.Flags["store"] = []string{etcd}
+		loaded, err := source.Load()
 		if err != nil {
 			return a.listMistakes(err, "the settings are not valid")
 		}
@@ -64,26 +66,6 @@ The exit status is 1 if source and target differ; what differs is printed.`,
 		return a.onFile(cmd, options.File, func(ctx context.Context) error { return a.migrate(ctx, options, *format) })
 	}
 	return cmd
-}
-
-// etcdFlags adds --config and the flags for a store in etcd to a command. It returns a function that makes
-// the Source of the settings; call it once the command line is parsed.
-func (a *app) etcdFlags(cmd *cobra.Command) func() config.Source {
-	given := map[string][]string{"store": {config.EtcdStore}}
-	flags := cmd.Flags()
-	flags.Var(&textFlag{name: config.FileFlag, given: given}, config.FileFlag, "the YAML `file` with settings (default: "+config.FileVariable+", else none)")
-	must(cmd.MarkFlagFilename(config.FileFlag, "yaml", "yml"))
-	for _, setting := range config.Table() {
-		if strings.HasPrefix(setting.Name, "etcd-") {
-			flags.Var(&textFlag{
-				name: setting.Name, given: given, typeName: setting.Type(), repeated: setting.Repeated(), shown: setting.Show(config.Defaults()),
-			}, setting.Name, setting.Help())
-			completeSetting(cmd, setting)
-		}
-	}
-	return func() config.Source {
-		return config.Source{Defaults: config.Defaults(), Flags: given, Getenv: a.Getenv}
-	}
 }
 
 // migrate migrates, with a progress bar at a terminal.

@@ -43,6 +43,9 @@ type Manager struct {
 	// changing is held for reading by each change, from before it asks readOnly.
 	changing sync.RWMutex
 	locks    locks
+	// settings and staleness are Config.Settings and Config.Staleness.
+	settings  storage.SettingsKeeper
+	staleness time.Duration
 }
 
 // Store is the part of a store that the verbs need.
@@ -75,6 +78,10 @@ type Config struct {
 	// ReadOnly reports whether every change is refused, with READ_ONLY, and nothing is swept. Default:
 	// never.
 	ReadOnly func() bool
+	// Settings is what keeps the settings that all servers over the store share; nil if the store keeps
+	// none. Staleness is the staleness bound then.
+	Settings  storage.SettingsKeeper
+	Staleness time.Duration
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 	// MaxWaiting is the max number of changes of one workspace that are in flight; more are
@@ -94,6 +101,8 @@ func New(config Config) *Manager {
 		tokensRefused: config.TokensRefused,
 		latest:        config.LatestTime,
 		readOnly:      config.ReadOnly,
+		settings:      config.Settings,
+		staleness:     config.Staleness,
 	}
 	if manager.readOnly == nil {
 		manager.readOnly = func() bool { return false }
@@ -145,16 +154,21 @@ type build func(*attempt) (*storage.Change, error)
 // store. It tries until the context ends. A sweep has no deadline, so attempt must not ask
 // for another try forever.
 func (m *Manager) change(ctx context.Context, actor audit.Actor, workspaceID string, build build) (Position, error) {
-	// 1. Refuse an actor that may not change the workspace, before it can wait for the workspace's
-	// turn or learn anything about the workspace.
-	if !actor.Workspaces.Has(workspaceID) {
-		return Position{}, notAllowed()
-	}
-	// Refuse everything while the store is moved: a change that is not copied would be lost.
+	// While the store is moved everything is refused: a change that is not copied would be lost.
 	m.changing.RLock()
 	defer m.changing.RUnlock()
 	if m.readOnly() {
 		return Position{}, problem.New(problem.ReadOnly, "the server is read-only, for example because its store is being moved; nothing was changed; try again later, or at another server")
+	}
+	return m.changeAlways(ctx, actor, workspaceID, build)
+}
+
+// changeAlways is change, also while the server is read-only.
+func (m *Manager) changeAlways(ctx context.Context, actor audit.Actor, workspaceID string, build build) (Position, error) {
+	// 1. Refuse an actor that may not change the workspace, before it can wait for the workspace's
+	// turn or learn anything about the workspace.
+	if !actor.Workspaces.Has(workspaceID) {
+		return Position{}, notAllowed()
 	}
 	// 2. Take the workspace's turn. It comes early, so that the steps below see what the
 	// change before this one published: changes of one manager to one workspace then never

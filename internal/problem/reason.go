@@ -41,5 +41,6 @@ const (
 	TokenKnown            = keysvcv1.ErrorReason_ERROR_REASON_TOKEN_KNOWN
 	TokensRefused         = keysvcv1.ErrorReason_ERROR_REASON_TOKENS_REFUSED
 	ReadOnly              = keysvcv1.ErrorReason_ERROR_REASON_READ_ONLY
+	SettingsNotStored     = keysvcv1.ErrorReason_ERROR_REASON_SETTINGS_NOT_STORED
 	AuditSinkUnavailable  = keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE
 )

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"time"
 
@@ -62,13 +63,21 @@ type MigratedParts struct {
 // is another store; storage.ErrSourceChanged; storage.ErrLocked if the file is served; ErrUnavailable,
 // ErrFull, ErrDamaged, those of the file system, and the context's.
 func Migrate(ctx context.Context, options MigrateOptions) (_ *Migrated, err error) {
-	members, err := connectEtcd(options.Settings)
+	cluster, err := newEtcdCluster(options.Settings, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, disconnectEtcd(members)) }()
-	stored := etcdstore.Config{Members: members, Prefix: options.Settings.EtcdPrefix}
+	backend := &etcdBackend{}
+	defer func() { err = errors.Join(err, backend.disconnect()) }()
+	state, err := backend.connect(ctx, cluster)
+	if err != nil {
+		return nil, err
+	}
+	stored := etcdstore.Config{Members: backend.members, Connect: cluster.connect, Prefix: options.Settings.EtcdPrefix, Timeout: etcdOpenTimeout}
 	source, target, err := options.open(ctx, stored)
+	if errors.Is(err, storage.ErrUnavailable) {
+		err = fmt.Errorf("%w%s", err, state.hint(err))
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -54,6 +54,12 @@ const (
 	MaxPageBytes = 1 << 20
 )
 
+// Bounds of SettingsRecord.staleness.
+const (
+	MinStaleness = 100 * time.Millisecond
+	MaxStaleness = time.Minute
+)
+
 // Lengths of ids.
 const (
 	// MaxIDBytes is the max length of the id of a workspace, a member or a request. An id

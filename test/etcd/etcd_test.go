@@ -86,8 +86,8 @@ type server struct {
 
 // startServer starts etcd on sockets in a folder, or starts it again. quota is the max size of its
 // database in bytes; 0 is etcd's default.
-func startServer(folder string, quota int64) (*server, error) {
-	process := exec.Command(program, "-quota", strconv.FormatInt(quota, 10))
+func startServer(folder string, quota int64, arguments ...string) (*server, error) {
+	process := exec.Command(program, append([]string{"-quota", strconv.FormatInt(quota, 10)}, arguments...)...)
 	process.Dir = folder
 	process.Stderr = os.Stderr
 	input, err := process.StdinPipe()

@@ -31,8 +31,8 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// keysvc returns the path of the keysvc binary, which the first caller builds.
-var keysvc = sync.OnceValues(func() (string, error) {
+// keysvcBinary returns the path of the keysvc binary, which the first caller builds.
+var keysvcBinary = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(filepath.Dir(program), "keysvc")
 	build := exec.Command("go", "build", "-o", path, "./cmd/keysvc")
 	build.Dir = filepath.Join("..", "..")
@@ -42,13 +42,13 @@ var keysvc = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// patience bounds every wait of the tests with processes.
-const patience = time.Minute
+// longest bounds every wait of the tests with processes.
+const longest = time.Minute
 
 // command returns a command of keysvc.
 func command(t *testing.T, arguments ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
-	path, err := keysvc()
+	path, err := keysvcBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -80,8 +80,8 @@ type keysvcServer struct {
 	conn     *grpc.ClientConn
 }
 
-// serve starts keysvc with lines of its settings and waits until it serves.
-func serve(t *testing.T, readOnly bool, lines []string, flags ...string) *keysvcServer {
+// startKeysvc starts keysvc with lines of its settings and waits until it serves.
+func startKeysvc(t *testing.T, readOnly bool, lines []string, flags ...string) *keysvcServer {
 	t.Helper()
 	folder, err := os.MkdirTemp("", "keysvc-") // the path of a socket is short
 	if err != nil {
@@ -120,7 +120,7 @@ func (s *keysvcServer) write(readOnly bool) {
 }
 
 func (s *keysvcServer) context() context.Context {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), longest)
 	s.t.Cleanup(cancel)
 	return ctx
 }
@@ -280,7 +280,7 @@ func (p *product) pointTo(at *keysvcServer) {
 // goesOn waits until so many more questions were answered.
 func (p *product) goesOn() {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(p.t.Context(), longest)
 	defer cancel()
 	for range 50 {
 		select {
@@ -310,7 +310,7 @@ func TestProcedureFromAFileToEtcdAndBack(t *testing.T) {
 	folder, prefix := t.TempDir(), newPrefix()
 	inEtcd := []string{"store: etcd", "etcd-prefix: " + prefix, "etcd-endpoints: [" + endpoint + "]"}
 	etcdFlags := []string{"--etcd-prefix", prefix, "--etcd-endpoints", endpoint}
-	one := serve(t, false, []string{"data: " + filepath.Join(folder, "one")}, "--init")
+	one := startKeysvc(t, false, []string{"data: " + filepath.Join(folder, "one")}, "--init")
 	if _, err := one.members().PutMember(one.context(), owner("acme", "ann")); err != nil {
 		t.Fatal(err)
 	}
@@ -336,8 +336,8 @@ func TestProcedureFromAFileToEtcdAndBack(t *testing.T) {
 	if !strings.Contains(said, "11 keys") || !strings.Contains(said, "with the new epoch") {
 		t.Errorf("it says:\n%s", said)
 	}
-	two := serve(t, true, append([]string{"data: " + filepath.Join(folder, "two")}, inEtcd...))
-	three := serve(t, true, append([]string{"data: " + filepath.Join(folder, "three")}, inEtcd...))
+	two := startKeysvc(t, true, append([]string{"data: " + filepath.Join(folder, "two")}, inEtcd...))
+	three := startKeysvc(t, true, append([]string{"data: " + filepath.Join(folder, "three")}, inEtcd...))
 	product.goesOn()
 	product.pointTo(two)
 	product.goesOn()
@@ -366,7 +366,7 @@ func TestProcedureFromAFileToEtcdAndBack(t *testing.T) {
 	three.setReadOnly(true)
 	file := filepath.Join(folder, "four", "keysvc.db")
 	must(t, append([]string{"migrate", "--from", "etcd", "--to", file}, etcdFlags...)...)
-	four := serve(t, true, []string{"data: " + filepath.Dir(file)})
+	four := startKeysvc(t, true, []string{"data: " + filepath.Dir(file)})
 	product.goesOn()
 	product.pointTo(four)
 	product.goesOn()
@@ -395,12 +395,12 @@ func TestKilledMigrationGoesOn(t *testing.T) {
 		arguments := append(append([]string{"migrate"}, direction...), flags...)
 		began := time.Now()
 		kills, resumed := 0, int64(0)
-		for longest := 100 * time.Millisecond; ; longest += 50 * time.Millisecond {
+		for upTo := 100 * time.Millisecond; ; upTo += 50 * time.Millisecond {
 			run, output := command(t, arguments...)
 			if err := run.Start(); err != nil {
 				t.Fatal(err)
 			}
-			kill := time.AfterFunc(rand.N(longest), func() { _ = run.Process.Kill() })
+			kill := time.AfterFunc(rand.N(upTo), func() { _ = run.Process.Kill() })
 			err := run.Wait()
 			kill.Stop()
 			if err == nil {

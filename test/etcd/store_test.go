@@ -37,7 +37,9 @@ func filled(t *testing.T) (client *clientv3.Client, prefix string, workspace *st
 		mustCommit(t, store, change)
 		workspace.Follow(change)
 	}
-	mustCommit(t, store, storagetest.ApplyPolicy(storage.Head{}, "policy"))
+	policy := storagetest.ApplyPolicy(storage.Head{}, "policy")
+	mustCommit(t, store, policy)
+	mustCommit(t, store, storagetest.PutSettings(storagetest.After(policy), time.Second))
 	if err := store.PutUsage(t.Context(), []storage.Usage{{KeyID: storagetest.KeyID(1), Time: time.Unix(1, 2)}}); err != nil {
 		t.Fatal(err)
 	}
@@ -201,6 +203,7 @@ func readAll(t *testing.T, client *clientv3.Client, prefix string) map[string]st
 func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 	for name, want := range map[string]storage.Damaged{
 		"data/policy":              {},
+		"data/settings":            {Settings: true},
 		"data/workspaces/w":        {WorkspaceID: "w"},
 		"data/members/w\x00member": {WorkspaceID: "w", MemberID: "member"},
 		"data/heads/w":             {WorkspaceID: "w", Head: true},

@@ -120,6 +120,9 @@ const (
 	// moved: it validates and reads, and makes no change. Nothing was changed. Try again later, or at
 	// another server.
 	ErrorReason_ERROR_REASON_READ_ONLY ErrorReason = 37
+	// FAILED_PRECONDITION. The store keeps no settings, because one server alone uses it: change the
+	// setting of that server.
+	ErrorReason_ERROR_REASON_SETTINGS_NOT_STORED ErrorReason = 40
 )
 
 // Enum value maps for ErrorReason.
@@ -162,6 +165,7 @@ var (
 		34: "ERROR_REASON_KEY_HELD",
 		36: "ERROR_REASON_TOKEN_KNOWN",
 		37: "ERROR_REASON_READ_ONLY",
+		40: "ERROR_REASON_SETTINGS_NOT_STORED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -201,6 +205,7 @@ var (
 		"ERROR_REASON_KEY_HELD":                34,
 		"ERROR_REASON_TOKEN_KNOWN":             36,
 		"ERROR_REASON_READ_ONLY":               37,
+		"ERROR_REASON_SETTINGS_NOT_STORED":     40,
 	}
 )
 
@@ -235,7 +240,8 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xdf\t\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\x85\n" +
+	"\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12\x1e\n" +
@@ -274,7 +280,8 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\x1bERROR_REASON_BACKUP_RUNNING\x10!\x12\x19\n" +
 	"\x15ERROR_REASON_KEY_HELD\x10\"\x12\x1c\n" +
 	"\x18ERROR_REASON_TOKEN_KNOWN\x10$\x12\x1a\n" +
-	"\x16ERROR_REASON_READ_ONLY\x10%B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\x16ERROR_REASON_READ_ONLY\x10%\x12$\n" +
+	" ERROR_REASON_SETTINGS_NOT_STORED\x10(B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_errors_proto_rawDescOnce sync.Once

@@ -64,6 +64,8 @@ type Config struct {
 	// anew at another member. Each time that this did not help it is doubled, up to 16 times. The
 	// time that the consumer of the watch takes does not count. Default: 500 ms.
 	Stuck time.Duration
+	// Create says whether a store is made if there is none. Default: CreateIfAbsent.
+	Create Create
 	// Random yields the epoch of a new store, and the hashes of fences. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.
@@ -99,6 +101,19 @@ func (c Config) withDefaults() Config {
 	}
 	return c
 }
+
+// Create says what New does if nothing is stored under the prefix.
+type Create int
+
+// The values of Create.
+const (
+	// CreateIfAbsent makes a store if there is none.
+	CreateIfAbsent Create = iota
+	// CreateNever opens a store that is there.
+	CreateNever
+	// CreateNew makes a store where there is none yet.
+	CreateNew
+)
 
 // Store is a storage.Store in etcd.
 type Store struct {
@@ -137,21 +152,52 @@ var (
 	_ storage.Fencer = (*Store)(nil)
 )
 
-// New opens the store under a prefix, and creates it if nothing is stored there. Errors:
-// ErrNewer, ErrOlder, ErrDamaged, ErrUnfinished, ErrUnavailable, or the context's.
+// New opens the store under a prefix, and creates it as Config.Create says. Errors:
+// ErrAbsent, ErrPresent, ErrNewer, ErrOlder, ErrDamaged, ErrUnfinished, ErrUnavailable, or the context's.
 func New(ctx context.Context, config Config) (*Store, error) {
 	store := newStore(ctx, config)
 	err := store.open(ctx)
-	if errors.Is(err, errNoHeader) {
-		if err = store.create(ctx); err == nil {
-			err = store.open(ctx)
-		}
+	switch {
+	case errors.Is(err, errNoHeader):
+		err = store.make(ctx)
+	case err == nil && config.Create == CreateNew:
+		err = storage.ErrPresent
 	}
 	if err != nil {
 		store.close()
 		return nil, fmt.Errorf("%s: %w", store.config.Prefix, err)
 	}
 	return store, nil
+}
+
+// make makes the store if nothing is stored under the prefix and Config.Create allows it, and opens it.
+func (s *Store) make(ctx context.Context) error {
+	if s.config.Create == CreateNever {
+		return s.missing(ctx)
+	}
+	epoch, err := s.create(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.open(ctx); err != nil {
+		return err
+	}
+	if s.config.Create == CreateNew && s.epoch != epoch { // another process was faster
+		return storage.ErrPresent
+	}
+	return nil
+}
+
+// missing returns why there is no header: ErrAbsent if nothing is stored under the prefix.
+func (s *Store) missing(ctx context.Context) error {
+	response, err := s.read(ctx, clientv3.OpGet(s.config.Prefix, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()))
+	switch {
+	case err != nil:
+		return err
+	case first(response, 0) == nil:
+		return storage.ErrAbsent
+	}
+	return errNoHeader
 }
 
 func newStore(ctx context.Context, config Config) *Store {
@@ -205,19 +251,20 @@ func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 
 // create writes the header of a new store if nothing is stored under the prefix. If two
 // processes try at the same time, one of them succeeds; so an attempt whose outcome is
-// unknown may be repeated.
-func (s *Store) create(ctx context.Context) error {
-	epoch := make([]byte, 12)
-	if _, err := io.ReadFull(s.config.Random, epoch); err != nil {
-		return fmt.Errorf("drawing an epoch: %w", err)
+// unknown may be repeated. create returns the epoch that the store has if it was made by this call.
+func (s *Store) create(ctx context.Context) (epoch string, _ error) {
+	drawn := make([]byte, 12)
+	if _, err := io.ReadFull(s.config.Random, drawn); err != nil {
+		return "", fmt.Errorf("drawing an epoch: %w", err)
 	}
+	epoch = hex.EncodeToString(drawn)
 	header, err := storage.Encode(&storagev1.HeaderRecord{
 		Schema:     storage.Schema,
-		Epoch:      hex.EncodeToString(epoch),
+		Epoch:      epoch,
 		CreateTime: timestamppb.New(s.config.Now()),
 	})
 	if err != nil {
-		return err
+		return "", err
 	}
 	_, err = s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
 		return member.Txn(ctx).
@@ -227,7 +274,7 @@ func (s *Store) create(ctx context.Context) error {
 				s.put(nameHeader, string(storage.Frame(nameHeader, header))),
 			).Commit()
 	})
-	return err
+	return epoch, err
 }
 
 // Epoch implements storage.Store.

@@ -205,7 +205,7 @@ func (l *loader) usage(found pair) error {
 // decodeItem decodes a stored record into an item, or into Damaged if it cannot.
 func decodeItem(name string, value []byte) storage.Item {
 	switch {
-	case name == namePolicy, name == nameSettings:
+	case name == namePolicy:
 		record := &storagev1.PolicyRecord{}
 		if err := storage.Decode("policy", name, value, record); err != nil {
 			return storage.Item{Damaged: &storage.Damaged{Err: err}}
