@@ -33,14 +33,16 @@ func Fill(path string, keys int, progress func(stored int)) error {
 	if err != nil {
 		return err
 	}
-	if err := fill(store, keys, progress); err != nil {
+	if err := FillStore(store, keys, 1, progress); err != nil {
 		_ = store.Close() // the first error says more
 		return err
 	}
 	return store.Close()
 }
 
-func fill(store storage.Store, keys int, progress func(stored int)) error {
+// FillStore is Fill for an empty store that is open. together is how many keys one change creates, 1 to
+// 30: more of them fill a store faster, with fewer events than the verbs would make.
+func FillStore(store storage.Store, keys, together int, progress func(stored int)) error {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	next := make(chan int)
@@ -50,7 +52,7 @@ func fill(store storage.Store, keys int, progress func(stored int)) error {
 		working.Go(func() {
 			for first := range next {
 				count := min(KeysPerWorkspace, keys-first)
-				if err := fillWorkspace(ctx, store, first, count); err != nil {
+				if err := fillWorkspace(ctx, store, first, count, together); err != nil {
 					cancel(err)
 					return
 				}
@@ -81,8 +83,9 @@ type workspace struct {
 	now   time.Time
 }
 
-func fillWorkspace(ctx context.Context, store storage.Store, first, count int) error {
+func fillWorkspace(ctx context.Context, store storage.Store, first, count, together int) error {
 	w := &workspace{store: store, id: workspaceID(first / KeysPerWorkspace), now: time.Now().UTC()}
+	var waiting []Key
 	for number := first; number < first+count; number++ {
 		key, err := At(number)
 		if err != nil {
@@ -93,9 +96,13 @@ func fillWorkspace(ctx context.Context, store storage.Store, first, count int) e
 				return err
 			}
 		}
-		if err := w.createKey(ctx, key); err != nil {
+		if waiting = append(waiting, key); len(waiting) < together && number+1 < first+count {
+			continue
+		}
+		if err := w.createKeys(ctx, waiting); err != nil {
 			return err
 		}
+		waiting = waiting[:0]
 	}
 	return nil
 }
@@ -116,11 +123,28 @@ func (w *workspace) putMember(ctx context.Context, memberID string) error {
 	return w.commit(ctx, storagev1.AuditAction_AUDIT_ACTION_MEMBER_PUT, memberID, "", change)
 }
 
-// createKey adds a key. One in rotation is made with both of its secrets.
-func (w *workspace) createKey(ctx context.Context, key Key) error {
-	id := key.Token.ID()
+// createKeys adds keys in one change.
+func (w *workspace) createKeys(ctx context.Context, keys []Key) error {
+	change := &storage.Change{Kind: storagev1.FeedKind_FEED_KIND_KEY}
+	for _, key := range keys {
+		record, err := w.record(key)
+		if err != nil {
+			return err
+		}
+		change.AbsentKeyIDs = append(change.AbsentKeyIDs, record.GetKeyId())
+		change.PutKeys = append(change.PutKeys, record)
+	}
+	if len(keys) > 1 {
+		return w.commit(ctx, storagev1.AuditAction_AUDIT_ACTION_KEYS_IMPORTED, "", "", change)
+	}
+	change.Subject = keys[0].Token.ID()
+	return w.commit(ctx, storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, keys[0].MemberID, change.Subject, change)
+}
+
+// record returns the record of a key. One in rotation has both of its secrets.
+func (w *workspace) record(key Key) (*storagev1.KeyRecord, error) {
 	record := &storagev1.KeyRecord{
-		KeyId: id, WorkspaceId: w.id, MemberId: key.MemberID,
+		KeyId: key.Token.ID(), WorkspaceId: w.id, MemberId: key.MemberID,
 		WorkspaceIncarnation: incarnationOf(w.id), MemberIncarnation: incarnationOf(key.MemberID),
 		Sequence: w.head.Sequence + 1, Name: fmt.Sprintf("Key %d of the bench", key.Number),
 		Scopes: []string{"folders:read", Scope, "signatures:write"}, AllowedCidrs: key.Networks,
@@ -132,7 +156,7 @@ func (w *workspace) createKey(ctx context.Context, key Key) error {
 		}
 		hash, err := each.Hash(token.SchemeVerifier)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		secret := &storagev1.SecretRecord{
 			Scheme: uint32(hash.Scheme), Hash: hash.Sum[:], CreateTime: timestamppb.New(w.now), ExpireTime: timestamppb.New(w.now.AddDate(1, 0, 0)),
@@ -142,9 +166,7 @@ func (w *workspace) createKey(ctx context.Context, key Key) error {
 		}
 		record.Secrets = append(record.Secrets, secret)
 	}
-	return w.commit(ctx, storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, key.MemberID, id, &storage.Change{
-		Kind: storagev1.FeedKind_FEED_KIND_KEY, Subject: id, AbsentKeyIDs: []string{id}, PutKeys: []*storagev1.KeyRecord{record},
-	})
+	return record, nil
 }
 
 func (w *workspace) commit(ctx context.Context, action storagev1.AuditAction, memberID, keyID string, change *storage.Change) error {

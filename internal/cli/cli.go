@@ -123,8 +123,8 @@ key's token acts as and whether it may do what it asks.
 
 "keysvc serve" is the server. The other commands call a running one, at --addr,
 KEYSVC_ADDR or the address of a context, except for "context", "callers",
-"certs", "config", "check", "restore", "anchor", "repair-clock", "token" and
-"policy check", which work on files and texts.
+"certs", "config", "check", "restore", "migrate", "anchor", "repair-clock",
+"token" and "policy check", which work on files and texts.
 
 Answers go to standard output, as tables or, with -o, as JSON, YAML or bare ids;
 everything else goes to standard error.
@@ -157,6 +157,7 @@ everything else goes to standard error.
 		a.backupCommand(),
 		a.profileCommand(),
 		a.restoreCommand(),
+		a.migrateCommand(),
 		a.checkCommand(),
 		a.anchorCommand(),
 		a.repairClockCommand(),

@@ -39,13 +39,16 @@ type Hooks struct {
 	VerifyAudit func(ctx context.Context, file string, options server.VerifyOptions) (server.Verification, error)
 	// Restore makes a store from a backup.
 	Restore func(ctx context.Context, options server.RestoreOptions) (*server.Restored, error)
+	// Migrate copies a store from a file into etcd, or back, and compares the two. With
+	// server.ErrDiffers it returns what differs.
+	Migrate func(ctx context.Context, options server.MigrateOptions) (*server.Migrated, error)
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
 	return Hooks{
 		Serve: server.RunWithReload, Check: server.Check, CheckEtcd: server.CheckEtcd, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
-		AuditFile: server.AuditFile, VerifyAudit: server.VerifyAudit, Restore: server.Restore,
+		AuditFile: server.AuditFile, VerifyAudit: server.VerifyAudit, Restore: server.Restore, Migrate: server.Migrate,
 	}
 }
 

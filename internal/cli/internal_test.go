@@ -188,3 +188,10 @@ func FuzzParseContexts(f *testing.F) {
 		}
 	})
 }
+
+func TestProgressOfCountedThings(t *testing.T) {
+	bar := &progress{width: 100, total: 200, unit: "parts", label: "copying"}
+	if got, want := bar.line(50, 5*time.Second), "copying   [=====               ]  25 %  50 of 200 parts, 10/s, 15s left"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}

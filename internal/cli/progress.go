@@ -17,6 +17,8 @@ type progress struct {
 	width int // of the terminal; 0 elsewhere
 	now   func() time.Time
 	total int64
+	// unit names what is counted; empty for bytes. label is what is done.
+	unit, label string
 	// began and shown are when it began and when it was shown last.
 	began, shown time.Time
 }
@@ -26,7 +28,15 @@ func (a *app) newProgress(total int64) *progress {
 	return &progress{out: a.Stderr, width: terminalWidth(a.Stderr), now: a.Now, total: total, began: a.Now()}
 }
 
-// show shows that a number of bytes is done.
+// newCount returns a progress bar on standard error for a number of things, for example "parts". label
+// says what is done with them.
+func (a *app) newCount(label, unit string, total int64) *progress {
+	bar := a.newProgress(total)
+	bar.label, bar.unit = label, unit
+	return bar
+}
+
+// show shows how much is done.
 func (p *progress) show(done int64) {
 	if now := p.now(); p.width > 0 && (done >= p.total || now.Sub(p.shown) >= progressInterval) {
 		p.shown = now
@@ -49,11 +59,18 @@ func (p *progress) line(done int64, took time.Duration) string {
 		part = min(1, float64(done)/float64(p.total))
 	}
 	filled := int(part * cells)
-	text := fmt.Sprintf("[%s%s] %3.0f %%  %.1f of %.1f MiB",
-		strings.Repeat("=", filled), strings.Repeat(" ", cells-filled), 100*part, float64(done)/mebi, float64(p.total)/mebi)
+	text := fmt.Sprintf("[%s%s] %3.0f %%  ", strings.Repeat("=", filled), strings.Repeat(" ", cells-filled), 100*part)
+	pace := ""
+	if p.unit == "" {
+		text += fmt.Sprintf("%.1f of %.1f MiB", float64(done)/mebi, float64(p.total)/mebi)
+		pace = fmt.Sprintf("%.1f MiB/s", float64(done)/mebi/took.Seconds())
+	} else {
+		text = fmt.Sprintf("%-9s %s%d of %d %s", p.label, text, done, p.total, p.unit)
+		pace = fmt.Sprintf("%.0f/s", float64(done)/took.Seconds())
+	}
 	if took > 0 && done > 0 {
 		left := time.Duration(float64(took) * (1 - part) / part)
-		text += fmt.Sprintf(", %.1f MiB/s, %s left", float64(done)/mebi/took.Seconds(), left.Round(time.Second))
+		text += fmt.Sprintf(", %s, %s left", pace, left.Round(time.Second))
 	}
 	return text[:min(len(text), max(0, p.width-1))]
 }

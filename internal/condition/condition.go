@@ -44,6 +44,8 @@ type Condition struct {
 	NoticesWaiting, NoticeFailures int64
 	// FilesRefused are the files, in words, whose changed content is not used because of a mistake in it.
 	FilesRefused []string
+	// ReadOnly is set while every change is refused, because the settings say so.
+	ReadOnly bool
 	// Stopping is set once the stop has begun.
 	Stopping bool
 }

@@ -37,6 +37,7 @@ var broken = map[string]struct {
 	breaks func(*condition.Condition)
 	text   string
 }{
+	"read-only":      {func(c *condition.Condition) { c.ReadOnly = true }, "no change is made"},
 	"stopping":       {func(c *condition.Condition) { c.Stopping = true }, "stopping"},
 	"disk-silent":    {func(c *condition.Condition) { *c.Store = storage.Status{Silent: true} }, "not answered"},
 	"store-down":     {func(c *condition.Condition) { c.Store.Down = true }, "no change is made"},

@@ -40,6 +40,9 @@ var kinds = []kind{
 	{"stopping", Error, "Ask another server, or start this one again.", func(c *Condition) string {
 		return given(c.Stopping, "The server is stopping: it takes no new calls.")
 	}},
+	{"read-only", Error, "When the store was moved, or is not to be moved any more, set read-only to false and send SIGHUP.", func(c *Condition) string {
+		return given(c.ReadOnly, "The server is read-only (setting read-only): no change is made, and validations go on.")
+	}},
 	{"disk-silent", Error, "Look at the disk and at the machine's log. If the disk does not come back, move the store to another one.", func(c *Condition) string {
 		return given(c.Store != nil && c.Store.Silent, "The disk of the store has not answered for a second: changes wait, validations go on.")
 	}},

@@ -124,6 +124,8 @@ type Settings struct {
 	NoticeWebhook, NoticeSecret string
 	// NoticeInterval is how often the server looks for notices, and counts the keys that end soon.
 	NoticeInterval time.Duration
+	// ReadOnly refuses every change. Validations and reads go on.
+	ReadOnly bool
 	// Init makes a new, empty store, and its folder if the folder is missing. The start fails if
 	// there is a store already.
 	Init bool

@@ -157,6 +157,13 @@ var table = []Setting{
 		kind:  boolean(func(s *Settings) *bool { return &s.Init }),
 	},
 	{
+		Name: "read-only", Group: groupStore, Default: "false", Reloadable: true,
+		Usage: "refuse every change, while the store is moved; validations and reads go on",
+		More: "Changes are refused with UNAVAILABLE. Nothing is purged or pruned, and last-used times are kept in memory. " +
+			"See [from a file to etcd](operations.md#from-a-file-to-etcd-and-back).",
+		kind: boolean(func(s *Settings) *bool { return &s.ReadOnly }),
+	},
+	{
 		Name: "anchor", Group: groupStore, Empty: "beside the store's file", Path: FilePath,
 		Usage: "the `file` that remembers how far the store had come",
 		More:  "See [the anchor](operations.md#the-anchor).",

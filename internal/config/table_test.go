@@ -14,7 +14,7 @@ import (
 // samples has a text of each setting that is not its default.
 var samples = map[string]string{
 	"socket-mode": "0660", "socket-group": "mail", "allow-plaintext": "true", "callers": "/c",
-	"listen": "unix:///run/k.sock", "listener": "health=127.0.0.1:7481", "store": "etcd", "data": "/d", "init": "true",
+	"listen": "unix:///run/k.sock", "listener": "health=127.0.0.1:7481", "store": "etcd", "data": "/d", "init": "true", "read-only": "true",
 	"anchor": "/a", "audit-sink": "/s", "audit-retention-days": "30", "audit-sink-max-bytes": "9", "audit-sink-keep-days": "8", "backup-dir": "/b", "backup-interval": "7h", "backup-keep": "5", "backup-rate": "70000", "policy": "p.yaml", "log-level": "debug", "log-format": "text", "trace-endpoint": "https://collector:4317", "trace-one-in": "7", "max-in-flight": "5", "max-streams": "6", "max-open-streams": "18",
 	"max-message-bytes": "70000", "max-buffered-bytes": "50000000", "max-header-bytes": "8000", "drain-timeout": "3s", "usage-interval": "5s",
 	"max-connections": "17", "max-connections-per-source": "0", "connection-age": "4h", "connection-idle": "11s",

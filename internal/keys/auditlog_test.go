@@ -166,6 +166,60 @@ func (s *sourceOf) ScanAuditEvents(_ context.Context, query storage.AuditQuery) 
 	return scan, nil
 }
 
+// together is a source whose pages have all events of a revision or none, as etcdstore's.
+type together struct{ sourceOf }
+
+func (s *together) ScanAuditEvents(_ context.Context, query storage.AuditQuery) (storage.AuditScan, error) {
+	var scan storage.AuditScan
+	for index, event := range s.events {
+		if query.Before > 0 && event.Revision >= query.Before || event.Revision <= query.After {
+			continue
+		}
+		if len(scan.Events) >= query.Limit && s.events[index-1].Revision != event.Revision {
+			scan.Next = event.Revision + 1
+			break
+		}
+		scan.Events = append(scan.Events, event)
+	}
+	return scan, nil
+}
+
+// TestEventsOfOneRevisionAreListedOnce: a migration into etcd gives several events one revision.
+func TestEventsOfOneRevisionAreListedOnce(t *testing.T) {
+	source := &together{}
+	for sequence := int64(40); sequence > 0; sequence-- {
+		revision := sequence/7 + 1
+		source.events = append(source.events, storage.AuditEvent{Revision: revision, Record: &storagev1.AuditRecord{Sequence: sequence, Caller: strconv.FormatInt(sequence%2, 10)}})
+	}
+	for _, size := range []int{1, 2, 3, 7, 8, 50} {
+		for _, caller := range []string{"", "1"} {
+			query, last, count := keys.AuditQuery{PageSize: size, Caller: caller}, int64(41), 0
+			for {
+				page, err := keys.ReadAuditLog(t.Context(), source, "epoch", query)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(page.Events) > size {
+					t.Errorf("a page of %d events, want %d at most", len(page.Events), size)
+				}
+				for _, event := range page.Events {
+					if event.Record.GetSequence() >= last {
+						t.Fatalf("size %d: %d follows on %d", size, event.Record.GetSequence(), last)
+					}
+					last = event.Record.GetSequence()
+					count++
+				}
+				if query.PageToken = page.NextPageToken; query.PageToken == "" {
+					break
+				}
+			}
+			if want := map[string]int{"": 40, "1": 20}[caller]; count != want {
+				t.Errorf("size %d, caller %q: %d events, want %d", size, caller, count, want)
+			}
+		}
+	}
+}
+
 // TestAPageOfEventsIsBoundedWork: a page of a filter that nothing passes ends after a number of reads,
 // and the list with a time to begin at ends after 10,000 older events.
 func TestAPageOfEventsIsBoundedWork(t *testing.T) {

@@ -13,10 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/patience"
+	"github.com/scribe-mail/keysvc/internal/problem"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -38,7 +40,10 @@ type Manager struct {
 	tokensRefused bool
 	trusted       func() error     // Config.ClockTrusted
 	latest        func() time.Time // Config.LatestTime
-	locks         locks
+	readOnly      func() bool      // Config.ReadOnly
+	// changing is held for reading by each change, from before it asks readOnly.
+	changing sync.RWMutex
+	locks    locks
 	// settings and staleness are Config.Settings and Config.Staleness.
 	settings  storage.SettingsKeeper
 	staleness time.Duration
@@ -73,6 +78,9 @@ type Config struct {
 	// LatestTime returns the latest time that it may be while the clock is in doubt, and the zero
 	// Time while it is not. Default: the clock is never in doubt.
 	LatestTime func() time.Time
+	// ReadOnly reports whether every change is refused, with READ_ONLY, and nothing is swept. Default:
+	// never.
+	ReadOnly func() bool
 	// Settings is what keeps the settings that all servers over the store share; nil if the store keeps
 	// none. Staleness is the staleness bound then.
 	Settings  storage.SettingsKeeper
@@ -96,8 +104,12 @@ func New(config Config) *Manager {
 		trusted:       config.ClockTrusted,
 		tokensRefused: config.TokensRefused,
 		latest:        config.LatestTime,
+		readOnly:      config.ReadOnly,
 		settings:      config.Settings,
 		staleness:     config.Staleness,
+	}
+	if manager.readOnly == nil {
+		manager.readOnly = func() bool { return false }
 	}
 	if manager.now == nil {
 		manager.now = time.Now
@@ -146,6 +158,17 @@ type build func(*attempt) (*storage.Change, error)
 // store. It tries until the context ends. A sweep has no deadline, so attempt must not ask
 // for another try forever.
 func (m *Manager) change(ctx context.Context, actor audit.Actor, workspaceID string, build build) (Position, error) {
+	// While the store is moved everything is refused: a change that is not copied would be lost.
+	m.changing.RLock()
+	defer m.changing.RUnlock()
+	if m.readOnly() {
+		return Position{}, problem.New(problem.ReadOnly, "the server is read-only, for example because its store is being moved; nothing was changed; try again later, or at another server")
+	}
+	return m.changeAlways(ctx, actor, workspaceID, build)
+}
+
+// changeAlways is change, also while the server is read-only.
+func (m *Manager) changeAlways(ctx context.Context, actor audit.Actor, workspaceID string, build build) (Position, error) {
 	// 1. Refuse an actor that may not change the workspace, before it can wait for the workspace's
 	// turn or learn anything about the workspace.
 	if !actor.Workspaces.Has(workspaceID) {
@@ -173,6 +196,13 @@ func (m *Manager) change(ctx context.Context, actor audit.Actor, workspaceID str
 			return position, err
 		}
 	}
+}
+
+// Settle waits for the changes that have begun. Once Config.ReadOnly has returned true, no change is made
+// after Settle any more.
+func (m *Manager) Settle() {
+	m.changing.Lock()
+	m.changing.Unlock() //nolint:staticcheck // nothing is done meanwhile: the wait is what is wanted
 }
 
 // attempt tries once to make a change. again reports that the view was out of date; the

@@ -27,6 +27,11 @@ func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *
 	if err := wanted.Validate(); err != nil {
 		return nil, err
 	}
+	if m.readOnly() {
+		if active, _, err := m.projection.Policy(); active != nil || err != nil {
+			return active, err
+		}
+	}
 	now := m.clock()
 	_, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
 		if view.Policy != nil || view.DamagedPolicy != nil {

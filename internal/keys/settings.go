@@ -56,10 +56,12 @@ func (m *Manager) GetSettings(ctx context.Context, visible access.Workspaces) (S
 }
 
 // InstallSettings stores the settings of a store that has none yet, and returns those that hold then. In
-// a store that has settings it changes nothing. Errors: those of the store and of the context.
+// a store that has settings it changes nothing. A read-only server does it as well: a store that was filled
+// from a file has none, and no server can go by settings that others do not know. Errors: those of the store and
+// of the context.
 func (m *Manager) InstallSettings(ctx context.Context, actor audit.Actor, staleness time.Duration) (*projection.Settings, error) {
 	now := m.clock()
-	_, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
+	_, err := m.changeAlways(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
 		if view.Settings != nil || view.DamagedSettings != nil {
 			return nil, nil //nolint:nilerr // nothing to change: damaged settings are not replaced
 		}

@@ -24,12 +24,16 @@ type Swept struct {
 // Sweep deletes keys that were revoked or expired, and members that were removed, longer ago than
 // the policy's retention. No validation could allow any of them. It works in small batches with one
 // audit event each, until nothing is left or the context ends. A deletion cannot be undone, so Sweep
-// deletes nothing while the clock is not trusted, and returns the error of Config.ClockTrusted.
+// deletes nothing while the clock is not trusted, and returns the error of Config.ClockTrusted. It does
+// nothing while Config.ReadOnly holds.
 // Other errors: those of the store and the context.
 func (m *Manager) Sweep(ctx context.Context, actor audit.Actor) (Swept, error) {
 	var swept Swept
 	if err := mayChangeAll(actor); err != nil {
 		return swept, err
+	}
+	if m.readOnly() {
+		return swept, nil
 	}
 	if err := m.trusted(); err != nil {
 		return swept, err

@@ -141,8 +141,11 @@ func (p *Projection) tidy() {
 func (p *Projection) read(ctx context.Context) (fresh *state, position storage.Position, err error) {
 	fresh = newState(p, storage.Expected{})
 	if loader, is := storage.ViewLoaderOf(p.store); is {
-		position, err = loader.LoadViews(ctx, func(expected storage.Expected) { fresh = newState(p, expected) },
-			func(item storage.Item) error { return fresh.add(item) })
+		begin := func(expected storage.Expected) {
+			fresh.giveUp(p.state) // of an attempt before
+			fresh = newState(p, expected)
+		}
+		position, err = loader.LoadViews(ctx, begin, func(item storage.Item) error { return fresh.add(item) })
 	} else {
 		position, err = p.store.Load(ctx, fresh.add)
 	}

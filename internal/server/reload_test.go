@@ -33,7 +33,7 @@ func TestReloadAppliesWhatCanChangeWhileRunning(t *testing.T) {
 	var next config.Settings
 	p, log := newReloading(t, func() (config.Settings, error) { return next, nil })
 	next = p.settings
-	next.LogLevel, next.MaxInFlight = slog.LevelDebug, 8
+	next.LogLevel, next.MaxInFlight, next.ReadOnly = slog.LevelDebug, 8, true
 	next.Staleness, next.Data = 3*time.Second, "/elsewhere"
 	p.reloadSettings(t.Context())
 	if !p.log.Enabled(t.Context(), slog.LevelDebug) {
@@ -44,6 +44,9 @@ func TestReloadAppliesWhatCanChangeWhileRunning(t *testing.T) {
 	}
 	if most := p.server.slots.of(callers.Session).limit.Load(); most != 2+int64(p.settings.MaxSessions) {
 		t.Errorf("%d sessions may be in flight, want 2 beside those of the hub", most)
+	}
+	if !p.server.refusesChanges.Load() || !p.server.readOnly.Load() {
+		t.Error("it is not read-only")
 	}
 	if text := log.String(); !strings.Contains(text, `at_next_start":"data, staleness"`) {
 		t.Errorf("the log does not name the settings that wait for a start:\n%s", text)
@@ -59,7 +62,7 @@ func TestReloadAppliesWhatTheTableMarks(t *testing.T) {
 			marked = append(marked, setting.Name)
 		}
 	}
-	if !slices.Equal(marked, []string{"log-level", "max-in-flight"}) {
+	if !slices.Equal(marked, []string{"read-only", "log-level", "max-in-flight"}) {
 		t.Errorf("the table marks %q", marked)
 	}
 }

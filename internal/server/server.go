@@ -131,6 +131,11 @@ type Server struct {
 	position   storage.Position
 	clock      *clock.Clock
 	reportJump sync.Once
+	// refusesChanges is set while the settings say read-only, and readOnly once the changes from before have
+	// ended as well.
+	refusesChanges, readOnly atomic.Bool
+	// changing is keys, for setReadOnly, which may come before keys is set.
+	changing atomic.Pointer[keys.Manager]
 	// sweeps is false if nothing may be purged until a later start.
 	sweeps bool
 	// sink writes the audit sink of a store that does not write it; nil without one.
@@ -178,6 +183,8 @@ func newServer(config Config) *Server {
 		listeners = append(listeners, server.metrics.Hooks())
 	}
 	server.hooks = events.Join(listeners...)
+	server.refusesChanges.Store(config.Settings.ReadOnly)
+	server.readOnly.Store(config.Settings.ReadOnly)
 	server.judge = server.newJudge()
 	if config.Judge == nil {
 		server.config.Judge = server.judge
@@ -297,10 +304,11 @@ func (s *Server) installPolicy(ctx context.Context) error {
 	uses, _ := storage.UsageReaderOf(s.config.Store)
 	s.keys = keys.New(keys.Config{
 		Store: s.tracing.Store(s.config.Store), Uses: uses, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
-		TokensRefused: s.config.Settings.Tokens == config.TokensRefused,
-		Settings:      s.settingsKeeper(), Staleness: s.ownStaleness(),
+		TokensRefused: s.config.Settings.Tokens == config.TokensRefused, ReadOnly: s.refusesChanges.Load,
+		Settings: s.settingsKeeper(), Staleness: s.ownStaleness(),
 		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
+	s.changing.Store(s.keys)
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
 	if err != nil {
 		return fmt.Errorf("installing it: %w", err)
@@ -316,7 +324,10 @@ func (s *Server) installPolicy(ctx context.Context) error {
 
 // recordUses makes the recorder of last-used times.
 func (s *Server) recordUses(context.Context) error {
-	s.recorder = usage.NewRecorder(s.config.Store, func(keys int, err error) {
+	s.recorder = usage.NewRecorder(postponedUses{s.config.Store, s}, func(keys int, err error) {
+		if errors.Is(err, errPostponed) {
+			return
+		}
 		s.hooks.UsesFlushed(events.Flush{Keys: keys, Last: s.lastFlush, Error: err})
 	})
 	return nil
@@ -374,7 +385,7 @@ const pruneInterval = 24 * time.Hour
 // clock is right as far as anybody knows, and the last time was a day ago.
 func (s *Server) pruneAudit(ctx context.Context) {
 	settings, now := s.config.Settings, s.clock.Now()
-	if s.clockTrusted() != nil || now.Sub(s.pruned) < pruneInterval {
+	if s.refusesChanges.Load() || s.clockTrusted() != nil || now.Sub(s.pruned) < pruneInterval {
 		return
 	}
 	s.pruned = now

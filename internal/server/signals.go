@@ -96,5 +96,6 @@ func (p *process) apply(settings config.Settings) (later []string) {
 		p.level.Set(merged.LogLevel)
 	}
 	p.server.slots.resize(merged)
+	p.server.setReadOnly(merged.ReadOnly)
 	return later
 }

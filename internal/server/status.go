@@ -74,7 +74,7 @@ func (s *Server) condition(ctx context.Context) *condition.Condition {
 		c.LastCommit = time.Unix(0, newest)
 	}
 	lag := s.hub.Lag()
-	c.Stopping = lag.Stopping
+	c.Stopping, c.ReadOnly = lag.Stopping, s.readOnly.Load()
 	c.Sessions = condition.Sessions{
 		Open: int64(lag.Sessions), Limit: int64(lag.Limit), Leased: int64(lag.Leased), Behind: int64(lag.Behind),
 		Unconfirmed: int64(lag.Unconfirmed), Staleness: s.hub.Staleness(), Ahead: lag.Ahead,

@@ -74,9 +74,10 @@ type Source interface {
 // ViewLoader is the optional behaviour of a Source that loads a million keys in a moment, because
 // it neither decodes nor copies their records.
 type ViewLoader interface {
-	// LoadViews is Load, with these differences. Before the first item, expect is called once. Keys
-	// come as Item.KeyView. What visit gets is valid until it returns, and may be used again for the
-	// next item. visit may be called from several goroutines, though never from two at once.
+	// LoadViews is Load, with these differences. Before the first item, expect is called; if it is called
+	// again, the load begins anew, and what was visited before does not count. Keys come as
+	// Item.KeyView. What visit gets is valid until it returns, and may be used again for the next item.
+	// visit may be called from several goroutines, though never from two at once.
 	LoadViews(ctx context.Context, expect func(Expected), visit func(Item) error) (Position, error)
 }
 

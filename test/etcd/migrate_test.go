@@ -216,7 +216,7 @@ func TestMigrateToEtcdAndBack(t *testing.T) {
 	}
 	// The store goes on: what was created last is listed first.
 	workspace := storagetest.NewWorkspace("mu")
-	workspace.Head = storedHead(t, store, "mu")
+	workspace.Head = headIn(t, store, "mu")
 	mustCommit(t, store, workspace.CreateKey(storagetest.KeyID(5000), "a new request"))
 	if got := storagetest.ListKeys(t, store, "", 1); got[0].GetKeyId() != storagetest.KeyID(5000) {
 		t.Errorf("the newest key is %s", got[0].GetKeyId())
@@ -240,12 +240,12 @@ func TestMigrateToEtcdAndBack(t *testing.T) {
 		!slices.EqualFunc(got[1:], keys, func(a, b *storagev1.KeyRecord) bool { return a.GetKeyId() == b.GetKeyId() }) {
 		t.Error("the keys of the second file are in another order")
 	}
-	workspace.Head = storedHead(t, again, "mu")
+	workspace.Head = headIn(t, again, "mu")
 	mustCommit(t, again, workspace.CreateKey(storagetest.KeyID(5001)))
 }
 
-// storedHead returns the head of a workspace.
-func storedHead(t *testing.T, store storage.Store, workspaceID string) (head storage.Head) {
+// headIn returns the head of a workspace.
+func headIn(t *testing.T, store storage.Store, workspaceID string) (head storage.Head) {
 	t.Helper()
 	if _, err := store.Load(t.Context(), func(item storage.Item) error {
 		if item.Head != nil && item.Head.WorkspaceID == workspaceID {
@@ -386,7 +386,7 @@ func TestMigrationIsDoneOnce(t *testing.T) {
 		t.Errorf("once %+v, again %+v", file, again)
 	}
 	store := open(t, etcdConfig(t, prefix))
-	mustCommit(t, store, storagetest.ApplyPolicy(storedHead(t, store, ""), "third"))
+	mustCommit(t, store, storagetest.ApplyPolicy(headIn(t, store, ""), "third"))
 	if report, err := tryToEtcd(t.Context(), t, path, prefix); !errors.Is(err, migrate.ErrDiffers) || len(report.Problems) == 0 {
 		t.Errorf("with a target that has changed: %v, %q", err, report.Problems)
 	}
@@ -424,7 +424,7 @@ func TestMigrationNoticesAChangedSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer source.Close()
-	head := storedHead(t, store, "")
+	head := headIn(t, store, "")
 	change := func() {
 		t.Helper()
 		next := storagetest.ApplyPolicy(head, "next")
@@ -505,7 +505,7 @@ func TestMigrationEndsSettings(t *testing.T) {
 	prefix, back, again := newPrefix(), filepath.Join(t.TempDir(), "back.db"), newPrefix()
 	store := open(t, etcdConfig(t, prefix))
 	fillStore(t, store, 10)
-	mustCommit(t, store, storagetest.PutSettings(storedHead(t, store, ""), time.Second))
+	mustCommit(t, store, storagetest.PutSettings(headIn(t, store, ""), time.Second))
 	toFile(t, prefix, back)
 	mustBeSoundFile(t, back)
 	parts := exported(t, openExport(t, back), storage.PortableHead)

@@ -58,8 +58,8 @@ func (s *Store) checkOpened(ctx context.Context, report *Report) error {
 	}
 	report.Epoch, report.Position = s.epoch, position
 	checker := &checker{
-		loader:     loader{store: s, ctx: ctx, at: at, isNew: position.Revision == 0, headless: make(map[string]bool)},
-		keys:       make(map[string]*keyEntries),
+		loader:     loader{store: s, ctx: ctx, at: at, isNew: position.Revision == 0},
+		entries:    make(map[string]*keyEntries),
 		requestIDs: make(map[string]string),
 	}
 	checker.visit = checker.visited
@@ -76,7 +76,7 @@ func (s *Store) checkOpened(ctx context.Context, report *Report) error {
 type checker struct {
 	storage.Checker
 	loader
-	keys       map[string]*keyEntries
+	entries    map[string]*keyEntries
 	requestIDs map[string]string // key ids, by the name of the index entry of the request id
 	// events are the events of workspace eventsOf, newest first.
 	events   []storage.AuditEvent
@@ -96,7 +96,7 @@ func (c *checker) run(position storage.Position) error {
 	}
 	for _, folder := range []struct {
 		name  string
-		visit func(name string, pair *mvccpb.KeyValue) error
+		visit func(pair) error
 	}{{folderIDs, c.id}, {folderOrder, c.order}, {folderRequests, c.requestID}, {folderAudit, c.audit}, {"", c.any}} {
 		if err := c.each(folder.name, folder.visit); err != nil {
 			return err
@@ -112,7 +112,7 @@ func (c *checker) visited(item storage.Item) error {
 	c.Item(item)
 	if key := item.Key; key != nil {
 		name := keyName(key.GetWorkspaceId(), key.GetSequence(), key.GetKeyId())
-		c.keys[key.GetKeyId()] = &keyEntries{name: name}
+		c.entries[key.GetKeyId()] = &keyEntries{name: name}
 		for _, requestID := range key.GetRequestIds() {
 			c.requestIDs[requestName(key.GetWorkspaceId(), requestID)] = key.GetKeyId()
 		}
@@ -121,10 +121,11 @@ func (c *checker) visited(item storage.Item) error {
 }
 
 // id checks one index entry of a key id.
-func (c *checker) id(name string, pair *mvccpb.KeyValue) error {
+func (c *checker) id(found pair) error {
+	name := string(found.name)
 	keyID := name[len(folderIDs):]
-	where, err := decodeID(keyID, pair.Value)
-	key := c.keys[keyID]
+	where, err := decodeID(keyID, found.value)
+	key := c.entries[keyID]
 	switch {
 	case err != nil:
 		c.Problem("%v", err)
@@ -140,13 +141,15 @@ func (c *checker) id(name string, pair *mvccpb.KeyValue) error {
 
 // order checks one index entry of the order of all keys. The entries of key ids, which have the
 // ranks, are checked before.
-func (c *checker) order(name string, pair *mvccpb.KeyValue) error {
-	where, err := c.store.decodeOrder(pair)
+func (c *checker) order(found pair) error {
+	where, err := c.store.decodeOrder(&mvccpb.KeyValue{
+		Key: append([]byte(c.store.config.Prefix), found.name...), Value: found.value, CreateRevision: found.created,
+	})
 	if err != nil {
 		c.Problem("%v", err)
 		return nil
 	}
-	switch key := c.keys[where.keyID]; {
+	switch key := c.entries[where.keyID]; {
 	case key == nil:
 		c.Problem("order: key %s has an index entry, but no record that can be read", where.keyID)
 	case key.name != where.name || key.rank != where.rank:
@@ -158,8 +161,9 @@ func (c *checker) order(name string, pair *mvccpb.KeyValue) error {
 }
 
 // requestID checks one index entry of a request id.
-func (c *checker) requestID(name string, pair *mvccpb.KeyValue) error {
-	keyID, err := storage.Unframe("request", name, pair.Value)
+func (c *checker) requestID(found pair) error {
+	name := string(found.name)
+	keyID, err := storage.Unframe("request", name, found.value)
 	switch {
 	case err != nil:
 		c.Problem("%v", err)
@@ -172,7 +176,8 @@ func (c *checker) requestID(name string, pair *mvccpb.KeyValue) error {
 }
 
 // audit collects the audit events of a workspace, which are stored newest first.
-func (c *checker) audit(name string, pair *mvccpb.KeyValue) error {
+func (c *checker) audit(found pair) error {
+	name := string(found.name)
 	workspaceID, sequence, ok := parseAuditName(name)
 	if !ok {
 		c.Problem("audit: an event under the name %q", name)
@@ -182,12 +187,12 @@ func (c *checker) audit(name string, pair *mvccpb.KeyValue) error {
 		c.flushEvents()
 		c.eventsOf = workspaceID
 	}
-	event, err := decodeAudit(workspaceID, name, sequence, pair.Value)
+	event, err := decodeAudit(workspaceID, name, sequence, found.value)
 	if err != nil {
 		c.Problem("%v", err)
 		return nil
 	}
-	event.Revision = pair.ModRevision
+	event.Revision = found.modified
 	c.events = append(c.events, event)
 	return nil
 }
@@ -202,14 +207,15 @@ func (c *checker) flushEvents() {
 }
 
 // any checks that every name is known.
-func (c *checker) any(name string, pair *mvccpb.KeyValue) error {
+func (c *checker) any(found pair) error {
+	name := string(found.name)
 	if name == nameFeedHead {
-		if err := storage.Decode("feed entry", name, pair.Value, &storagev1.FeedRecord{}); err != nil {
+		if err := storage.Decode("feed entry", name, found.value, &storagev1.FeedRecord{}); err != nil {
 			c.Problem("%v", err)
 		}
 		return nil
 	}
-	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage, folderElection}, loaded...)
+	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage, folderElection, folderKeys}, recordFolders...)
 	if name != nameHeader && name != nameTime && name != nameMigration && name != namePruned && name != nameSink &&
 		!slices.ContainsFunc(known, func(folder string) bool { return strings.HasPrefix(name, folder) }) {
 		c.Problem("an unknown name %q", name)
@@ -219,7 +225,7 @@ func (c *checker) any(name string, pair *mvccpb.KeyValue) error {
 
 // missing reports the index entries that were not found.
 func (c *checker) missing() {
-	for keyID, key := range c.keys {
+	for keyID, key := range c.entries {
 		if !key.hasID {
 			c.Problem("key %s: its id has no index entry", keyID)
 		}

@@ -162,8 +162,7 @@ var (
 )
 
 // New opens the store under a prefix, and creates it as Config.Create says. Errors:
-// ErrAbsent, ErrPresent, ErrNewer, ErrOlder, ErrDamaged, ErrUnfinished,
-// ErrUnavailable, or the context's.
+// ErrAbsent, ErrPresent, ErrNewer, ErrOlder, ErrDamaged, ErrUnfinished, ErrUnavailable, or the context's.
 func New(ctx context.Context, config Config) (*Store, error) {
 	store := newStore(ctx, config)
 	err := store.open(ctx)

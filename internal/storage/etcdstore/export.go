@@ -16,10 +16,6 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// exportPage is how many pairs an export reads at once. etcd counts the rest of a folder for each page,
-// so pages are large.
-const exportPage = 5000
-
 // Export reads all that a store has while no replica changes it.
 type Export struct {
 	store *Store
@@ -73,15 +69,19 @@ func (e *Export) Origin(ctx context.Context) (storage.Origin, error) {
 	return origin, nil
 }
 
-// Export implements storage.Exporter. It reads what is newest, page by page, because etcd may compact an
-// older revision meanwhile. The caller compares the Origin before and after.
+// Export implements storage.Exporter. It reads folders at one revision, and single pairs as they are
+// newest, because etcd may compact the revision meanwhile. The caller compares the Origin before and after.
 func (e *Export) Export(ctx context.Context, visit func(storage.Portable) error) error {
 	ctx, done, err := e.store.beginRead(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	x := &exporting{store: e.store, ctx: ctx, visit: visit, numbers: make(map[string]uint32)}
+	_, at, err := e.store.position(ctx)
+	if err != nil {
+		return err
+	}
+	x := &exporting{store: e.store, ctx: ctx, at: at, visit: visit, numbers: make(map[string]uint32)}
 	for _, part := range []func() error{
 		func() error { return x.each(namePolicy, x.record(storage.PortablePolicy)) },
 		func() error { return x.each(nameSettings, x.record(storage.PortableSettings)) },
@@ -102,6 +102,7 @@ func (e *Export) Export(ctx context.Context, visit func(storage.Portable) error)
 type exporting struct {
 	store *Store
 	ctx   context.Context //nolint:containedctx // that of one call
+	at    int64           // the etcd revision at which folders are read
 	visit func(storage.Portable) error
 	// workspaces are the ids of workspaces, and numbers their indexes, so that lists of a million names
 	// stay small.
@@ -111,22 +112,19 @@ type exporting struct {
 
 // each visits the pairs in a folder, or of one name, in the order of the names.
 func (x *exporting) each(folder string, visit func(name string, pair *mvccpb.KeyValue) error) error {
-	for from := folder; ; {
-		response, err := x.store.read(x.ctx, x.store.list(from, folder, exportPage, 0))
-		if err != nil {
-			return err
-		}
-		for _, pair := range pairs(response, 0) {
-			name := x.store.name(pair)
-			if err := visit(name, pair); err != nil {
+	return x.store.piped(x.ctx, folder, endOf(folder), x.at, func(*chunk) {}, func(some *chunk) error {
+		defer some.release()
+		for _, found := range some.pairs {
+			name := string(found.name)
+			stored := &mvccpb.KeyValue{
+				Key: []byte(x.store.config.Prefix + name), Value: found.value, CreateRevision: found.created, ModRevision: found.modified,
+			}
+			if err := visit(name, stored); err != nil {
 				return err
 			}
-			from = after(name)
 		}
-		if !found(response, 0).GetMore() {
-			return nil
-		}
-	}
+		return nil
+	})
 }
 
 // named reads pairs by name, and visits them in the order of the names. A name that is not there has a nil pair.

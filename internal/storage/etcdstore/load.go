@@ -2,20 +2,35 @@ package etcdstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // Load implements storage.Store. If etcd compacts the revision that Load reads before Load has
-// finished, the error is ErrUnavailable.
+// finished, the error is ErrUnavailable: what was visited cannot be taken back.
 func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
+	return s.load(ctx, func() *loader { return &loader{store: s, visit: visit} })
+}
+
+// LoadViews implements storage.ViewLoader.
+func (s *Store) LoadViews(ctx context.Context, expect func(storage.Expected), visit func(storage.Item) error) (storage.Position, error) {
+	position, err := storage.Position{}, errCompacted
+	for attempt := 0; attempt < maxAttempts && errors.Is(err, errCompacted); attempt++ {
+		position, err = s.load(ctx, func() *loader { return &loader{store: s, visit: visit, expect: expect} })
+	}
+	return position, err
+}
+
+// load is one attempt of a Load.
+func (s *Store) load(ctx context.Context, newLoader func() *loader) (storage.Position, error) {
 	ctx, done, err := s.beginRead(ctx)
 	if err != nil {
 		return storage.Position{}, err
@@ -31,7 +46,8 @@ func (s *Store) Load(ctx context.Context, visit func(storage.Item) error) (stora
 		return storage.Position{}, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, newest)
 	}
 	raise(&s.newest, position.Revision)
-	l := &loader{store: s, ctx: ctx, at: at, visit: visit, isNew: position.Revision == 0, headless: make(map[string]bool)}
+	l := newLoader()
+	l.ctx, l.at, l.isNew = ctx, at, position.Revision == 0
 	if err := l.load(); err != nil {
 		return storage.Position{}, err
 	}
@@ -62,105 +78,124 @@ type loader struct {
 	ctx   context.Context //nolint:containedctx // that of one call
 	at    int64
 	visit func(storage.Item) error
+	// expect is told what will come. If it is not nil, keys are visited as views.
+	expect func(storage.Expected)
 	// isNew reports whether the store has no change yet. Then no record may be stored.
 	isNew bool
 	// headless are the workspaces whose record has been read, and whose head has not.
 	headless map[string]bool
-	// keys are the keys of workspaceID that have been read and not visited, newest first.
-	keys        []storage.Item
-	workspaceID string
+	// memory is what was read.
+	memory *memory
+
+	loadedKeys
 }
 
-// loaded lists what is loaded, in order: folders, or single names.
-var loaded = []string{namePolicy, nameSettings, folderWorkspaces, folderMembers, folderHeads, folderKeys}
+// recordFolders are the folders and names, apart from keys, that hold what is loaded, in order.
+var recordFolders = []string{namePolicy, nameSettings, folderWorkspaces, folderMembers, folderHeads}
 
 func (l *loader) load() error {
-	for _, folder := range loaded {
-		if err := l.each(folder, l.item); err != nil {
+	count, err := l.store.count(l.ctx, folderKeys, l.at)
+	if err != nil {
+		return err
+	}
+	l.memory, l.headless = newMemory(count), make(map[string]bool)
+	if l.expect != nil {
+		l.expect(storage.Expected{Keys: count, IDs: l.memory.ids})
+	}
+	for _, folder := range recordFolders {
+		if err := l.store.piped(l.ctx, folder, endOf(folder), l.at, decodeRecords, l.records); err != nil {
 			return err
 		}
-		if folder != folderHeads {
-			continue
-		}
-		// Every change puts a head, so the head of a headless workspace was lost. The workspace
-		// must not count as new: its chain of events would begin again.
-		for _, workspaceID := range slices.Sorted(maps.Keys(l.headless)) {
-			err := &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
-			if err := l.visit(storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}); err != nil {
-				return err
-			}
+	}
+	// Every change puts a head, so the head of a headless workspace was lost. The workspace
+	// must not count as new: its chain of events would begin again.
+	for _, workspaceID := range slices.Sorted(maps.Keys(l.headless)) {
+		err := &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
+		if err := l.visit(storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}); err != nil {
+			return err
 		}
 	}
-	if err := l.flush(); err != nil {
+	if err := l.keys(); err != nil {
 		return err
 	}
 	return l.each(folderUsage, l.usage)
 }
 
-// each visits the values in a folder, page by page.
-func (l *loader) each(folder string, visit func(name string, pair *mvccpb.KeyValue) error) error {
-	for from := folder; ; {
-		response, err := l.store.read(l.ctx, l.store.list(from, folder, batch, l.at))
-		if err != nil {
-			return err
-		}
-		for _, pair := range pairs(response, 0) {
-			name := l.store.name(pair)
-			if err := visit(name, pair); err != nil {
-				return err
-			}
-			from = after(name)
-		}
-		if !found(response, 0).GetMore() {
-			return nil
-		}
+// endOf returns the end of the range of names in a folder. The empty folder has all names.
+func endOf(folder string) string {
+	if folder == "" {
+		return ""
 	}
+	return clientv3.GetPrefixRangeEnd(folder)
 }
 
-// item visits one record. The keys of a workspace are stored newest first. item collects
-// them, and visits them oldest first once the workspace has no more.
-func (l *loader) item(name string, pair *mvccpb.KeyValue) error {
-	switch {
-	case l.isNew:
-		return &storage.DamagedError{Kind: "feed entry", Name: nameFeedHead, Problem: "missing, though there are records"}
-	case name == namePolicy, name == nameSettings:
-		l.headless[""] = true
-	case strings.HasPrefix(name, folderWorkspaces):
-		l.headless[name[len(folderWorkspaces):]] = true
-	case strings.HasPrefix(name, folderHeads):
-		delete(l.headless, name[len(folderHeads):])
-	case strings.HasPrefix(name, folderKeys):
-		workspaceID, _, _, ok := parseKeyName(name)
-		if !ok {
-			return &storage.DamagedError{Kind: "key", Name: name, Problem: "not the name of a key"}
-		}
-		if workspaceID != l.workspaceID {
-			if err := l.flush(); err != nil {
+// count returns how many pairs a folder has at a revision.
+func (s *Store) count(ctx context.Context, folder string, at int64) (int, error) {
+	response, err := s.read(ctx, s.get(folder, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.config.Prefix+folder)),
+		clientv3.WithCountOnly(), clientv3.WithRev(at)))
+	if err != nil {
+		return 0, err
+	}
+	return int(found(response, 0).GetCount()), nil
+}
+
+// each visits the values in a folder.
+func (l *loader) each(folder string, visit func(pair) error) error {
+	return l.store.piped(l.ctx, folder, endOf(folder), l.at, func(*chunk) {}, func(some *chunk) error {
+		defer some.release()
+		for _, found := range some.pairs {
+			if err := visit(found); err != nil {
 				return err
 			}
-			l.workspaceID = workspaceID
 		}
-		l.keys = append(l.keys, decodeItem(name, pair.Value))
 		return nil
-	}
-	return l.visit(decodeItem(name, pair.Value))
+	})
 }
 
-// flush visits the collected keys.
-func (l *loader) flush() error {
-	for _, item := range slices.Backward(l.keys) {
-		if err := l.visit(item); err != nil {
+// decoded is what a chunk holds, as one goroutine of many has decoded it.
+type decoded struct {
+	// items are those of the pairs, by index.
+	items []storage.Item
+
+	decodedKeys
+}
+
+// decodeRecords decodes a chunk of records that are not keys.
+func decodeRecords(some *chunk) {
+	some.items = some.items[:0]
+	for _, found := range some.pairs {
+		some.items = append(some.items, decodeItem(string(found.name), found.value))
+	}
+}
+
+// records visits the records of a chunk.
+func (l *loader) records(some *chunk) error {
+	defer some.release()
+	for index, found := range some.pairs {
+		name := string(found.name)
+		switch {
+		case l.isNew:
+			return errNotNew
+		case name == namePolicy, name == nameSettings:
+			l.headless[""] = true
+		case strings.HasPrefix(name, folderWorkspaces):
+			l.headless[name[len(folderWorkspaces):]] = true
+		case strings.HasPrefix(name, folderHeads):
+			delete(l.headless, name[len(folderHeads):])
+		}
+		if err := l.visit(some.items[index]); err != nil {
 			return err
 		}
 	}
-	clear(l.keys)
-	l.keys = l.keys[:0]
 	return nil
 }
 
+var errNotNew = &storage.DamagedError{Kind: "feed entry", Name: nameFeedHead, Problem: "missing, though there are records"}
+
 // usage visits when a key was last used. A damaged time is left out: no decision depends on it.
-func (l *loader) usage(name string, pair *mvccpb.KeyValue) error {
-	use, err := decodeUsage(name, name[len(folderUsage):], pair.Value)
+func (l *loader) usage(found pair) error {
+	name := string(found.name)
+	use, err := decodeUsage(name, name[len(folderUsage):], found.value)
 	if err != nil || use.Time.IsZero() {
 		return nil //nolint:nilerr // see above
 	}

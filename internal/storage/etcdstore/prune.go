@@ -95,7 +95,7 @@ func (p *pruning) find(ctx context.Context) (workspaces []string, err error) {
 func (p *pruning) each(ctx context.Context, folder string, visit func(name string, pair *mvccpb.KeyValue) error) error {
 	work := giveway.From(ctx)
 	for from := folder; ; {
-		response, err := p.store.read(ctx, p.store.list(from, folder, batch, 0))
+		response, err := p.store.read(ctx, p.store.list(from, folder, pairsPage, 0))
 		if err != nil {
 			return err
 		}
@@ -111,12 +111,6 @@ func (p *pruning) each(ctx context.Context, folder string, visit func(name strin
 			return nil
 		}
 	}
-}
-
-// recordID names a record within its workspace.
-type recordID struct {
-	kind storagev1.RecordKind
-	name string
 }
 
 // oldEvent is an event that may be deleted.

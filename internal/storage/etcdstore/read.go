@@ -18,8 +18,8 @@ import (
 )
 
 const (
-	// batch is how many pairs Load and Check read at once.
-	batch = 500
+	// pairsPage is how many pairs a walk that gives way reads at once.
+	pairsPage = 500
 	// gets is how many records one transaction reads by name.
 	gets = 100
 	// maxAttempts is how often a read of several parts is tried, if etcd is compacted before

@@ -182,7 +182,7 @@ func (f *auditFollow) read(ctx context.Context) error {
 	var places []place
 	for from := folderAudit; ; {
 		response, err := s.read(ctx, s.get(from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.config.Prefix+folderAudit)),
-			clientv3.WithLimit(batch), clientv3.WithRev(at), clientv3.WithKeysOnly()))
+			clientv3.WithLimit(pairsPage), clientv3.WithRev(at), clientv3.WithKeysOnly()))
 		if err != nil {
 			return err
 		}

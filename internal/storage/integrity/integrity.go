@@ -42,6 +42,7 @@ const (
 	KindWorkspace = "workspace"
 	KindMember    = "member"
 	KindKey       = "key"
+	KindSettings  = "settings"
 )
 
 const (

@@ -1,0 +1,103 @@
+package etcdstore
+
+import (
+	"sync"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
+)
+
+// recordID names a record of a workspace.
+type recordID struct {
+	kind storagev1.RecordKind
+	name string // as in RecordChange
+}
+
+const (
+	kindPolicy    = storagev1.RecordKind_RECORD_KIND_POLICY
+	kindWorkspace = storagev1.RecordKind_RECORD_KIND_WORKSPACE
+	kindMember    = storagev1.RecordKind_RECORD_KIND_MEMBER
+	kindKey       = storagev1.RecordKind_RECORD_KIND_KEY
+	kindSettings  = storagev1.RecordKind_RECORD_KIND_SETTINGS
+)
+
+// kindName returns the name of a kind in elements and errors.
+func kindName(kind storagev1.RecordKind) string {
+	switch kind {
+	case kindPolicy:
+		return integrity.KindPolicy
+	case kindWorkspace:
+		return integrity.KindWorkspace
+	case kindMember:
+		return integrity.KindMember
+	case kindKey:
+		return integrity.KindKey
+	case kindSettings:
+		return integrity.KindSettings
+	case storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	}
+	return "record"
+}
+
+// Problems of records whose checksum is right.
+const (
+	problemStale   = "it is not the record that the newest audit event put"
+	problemMissing = "missing"
+	problemSurplus = "it is there, though an audit event deleted it"
+	problemUnknown = "its records do not match the tag of its head, and its audit events do not show which records are wrong"
+)
+
+// fault returns the error for a record that is not what it should be.
+func fault(workspaceID string, id recordID, problem string) error {
+	name := id.name
+	switch id.kind {
+	case kindPolicy:
+		name = namePolicy
+	case kindWorkspace:
+		name = workspaceID
+	case kindSettings:
+		name = nameSettings
+	case kindMember, kindKey, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	}
+	return &storage.DamagedError{Kind: kindName(id.kind), Name: name, Problem: problem}
+}
+
+// recordOf returns the workspace and the id of the record that a name stands for. ok is false for
+// names of anything else.
+func recordOf(name string) (workspaceID string, id recordID, ok bool) {
+	switch {
+	case name == namePolicy:
+		return "", recordID{kind: kindPolicy}, true
+	case len(name) > len(folderWorkspaces) && name[:len(folderWorkspaces)] == folderWorkspaces:
+		return name[len(folderWorkspaces):], recordID{kind: kindWorkspace}, true
+	case len(name) > len(folderMembers) && name[:len(folderMembers)] == folderMembers:
+		workspaceID, memberID, ok := parseMemberName(name)
+		return workspaceID, recordID{kindMember, memberID}, ok
+	}
+	workspaceID, _, keyID, ok := parseKeyName(name)
+	return workspaceID, recordID{kindKey, keyID}, ok
+}
+
+// damagedItem returns the item for a record that is wrong.
+func damagedItem(workspaceID string, id recordID, err error) storage.Item {
+	damaged := &storage.Damaged{WorkspaceID: workspaceID, Err: err}
+	switch id.kind {
+	case kindMember:
+		damaged.MemberID = id.name
+	case kindKey:
+		damaged.KeyID = id.name
+	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	}
+	return storage.Item{Damaged: damaged}
+}
+
+// hashers are for code that runs in many goroutines.
+var hashers = sync.Pool{New: func() any { return integrity.NewHasher() }}
+
+// elementOf returns the element of a record whose payload has a hash.
+func elementOf(workspaceID string, id recordID, payload integrity.Hash) integrity.Element {
+	hasher := hashers.Get().(*integrity.Hasher) //nolint:errcheck // the pool has nothing else
+	defer hashers.Put(hasher)
+	return hasher.Element(kindName(id.kind), workspaceID, id.name, payload)
+}
