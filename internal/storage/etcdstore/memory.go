@@ -48,6 +48,36 @@ type remembered struct {
 	damagedHead error
 	// tag is the tag of the stored head. It is set only during a Load.
 	tag []byte
+	// outdated is set if changes were missed. Then nothing of this is known.
+	outdated bool
+}
+
+// isAt reports whether the rest is true of a head.
+func (e *remembered) isAt(head storage.Head) bool {
+	return !e.outdated && e.head.Sequence == head.Sequence && e.head.Hash == head.Hash
+}
+
+// problem returns why the record with an id cannot be changed; nil if nothing is wrong.
+func (e *remembered) problem(id recordID) error {
+	switch {
+	case e.damagedHead != nil:
+		return e.damagedHead
+	case e.damaged != nil:
+		return e.damaged
+	}
+	return e.faults[id]
+}
+
+// setFault notes what is wrong with a record; nil if nothing is wrong any more.
+func (e *remembered) setFault(id recordID, err error) {
+	switch {
+	case err == nil:
+		delete(e.faults, id)
+	case e.faults == nil:
+		e.faults = map[recordID]error{id: err}
+	default:
+		e.faults[id] = err
+	}
 }
 
 // newMemory returns a memory for about that many keys.
