@@ -1,9 +1,11 @@
 package etcdstore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -94,6 +96,7 @@ func (c *checker) run(position storage.Position) error {
 	if err := c.load(); err != nil {
 		return err
 	}
+	c.tags()
 	for _, folder := range []struct {
 		name  string
 		visit func(pair) error
@@ -105,6 +108,16 @@ func (c *checker) run(position storage.Position) error {
 	c.flushEvents()
 	c.missing()
 	return nil
+}
+
+// tags compares the records of each workspace with the tag of its head.
+func (c *checker) tags() {
+	for _, workspaceID := range slices.Sorted(maps.Keys(c.memory.workspaces)) {
+		entry := c.memory.workspaces[workspaceID]
+		if entry.damagedHead == nil && !bytes.Equal(entry.tag, c.store.tagOf(workspaceID, entry.head, entry.sum)) {
+			c.Problem("workspace %q: its records do not match the tag of its head", workspaceID)
+		}
+	}
 }
 
 // visited passes on what Load would visit.

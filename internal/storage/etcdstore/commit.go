@@ -14,6 +14,7 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/patience" //nolint:depguard // it imports nothing
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // transaction is a change in the form of one etcd transaction. A change that passes
@@ -24,6 +25,9 @@ type transaction struct {
 	change *storage.Change
 	event  []byte       // the audit event, encoded
 	head   storage.Head // after the change
+	// expected is the head before the change as it is stored, and sum that of the records after it.
+	expected storedHead
+	sum      integrity.Sum
 
 	// If all compares hold, etcd executes parts. Otherwise it reads checks, which show which
 	// comparison failed.
@@ -59,13 +63,18 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	}
 	// 1. Read what the change replaces, and list its hashes in the event. This comes first
 	// because the new head is the hash of the event.
-	ranks, err := s.completeEvent(ctx, change)
+	m := s.memory.Load() // one for the whole call: a Load in between begins with an older one
+	ranks, err := s.completeEvent(ctx, m, change)
 	if err != nil {
 		return 0, err
 	}
-	// 2. Build the transaction. It compares the head that step 1 read, so a change in between
-	// makes it fail.
-	t, err := s.transaction(change, ranks)
+	// 2. Compare what is replaced with the memory, and build the transaction. It compares the head that
+	// step 1 read, so a change in between makes it fail.
+	planned, err := m.plan(change, change.Event.GetChanges())
+	if err != nil {
+		return 0, err
+	}
+	t, err := s.transaction(ctx, change, planned, ranks)
 	if err != nil {
 		return 0, err
 	}
@@ -92,6 +101,7 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	if err != nil {
 		return 0, err
 	}
+	s.done(planned, change.Expect, t.head, revision)
 	raise(&s.newest, revision)
 	s.told.raise(revision)
 	return revision, nil
@@ -99,14 +109,13 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 
 // transaction builds the transaction of a change. ranks are the ranks of the keys to
 // delete.
-func (s *Store) transaction(change *storage.Change, ranks map[string]string) (*transaction, error) {
+func (s *Store) transaction(ctx context.Context, change *storage.Change, planned *plan, ranks map[string]string) (*transaction, error) {
 	event, err := storage.Encode(change.Event)
 	if err != nil {
 		return nil, notEncodable(err)
 	}
-	t := &transaction{store: s, change: change, event: event, head: change.Expect.After(event)}
-	expected, err := frameHead(change.WorkspaceID, change.Expect)
-	if err != nil {
+	t := &transaction{store: s, change: change, event: event, head: change.Expect.After(event), sum: planned.sum}
+	if t.expected, err = s.storedHead(ctx, change.WorkspaceID, change.Expect); err != nil {
 		return nil, err
 	}
 	t.expect(s.holds(nameHeader, "=", s.header), nameHeader, func(found *mvccpb.KeyValue) error {
@@ -115,15 +124,15 @@ func (s *Store) transaction(change *storage.Change, ranks map[string]string) (*t
 		}
 		return s.errHistory()
 	})
-	t.expect(s.holdsHead(change.WorkspaceID, change.Expect, expected), headName(change.WorkspaceID), func(found *mvccpb.KeyValue) error {
+	t.expect(s.holdsHead(change.WorkspaceID, t.expected), headName(change.WorkspaceID), func(found *mvccpb.KeyValue) error {
 		return judgeHead(change.WorkspaceID, change.Expect, found)
 	})
 	if policy := change.ExpectPolicy; policy != nil {
-		stored, err := frameHead("", *policy)
+		stored, err := s.storedHead(ctx, "", *policy)
 		if err != nil {
 			return nil, err
 		}
-		t.expect(s.holdsHead("", *policy, stored), headName(""), func(found *mvccpb.KeyValue) error {
+		t.expect(s.holdsHead("", stored), headName(""), func(found *mvccpb.KeyValue) error {
 			return judgeHead("", *policy, found)
 		})
 	}
@@ -263,7 +272,7 @@ func (t *transaction) requestIDs() {
 // finish adds the audit event, the head and, last, the feed entry.
 func (t *transaction) finish() error {
 	s, change := t.store, t.change
-	head, err := frameHead(change.WorkspaceID, t.head)
+	head, err := frameHead(change.WorkspaceID, t.head, s.tagOf(change.WorkspaceID, t.head, t.sum))
 	if err != nil {
 		return err
 	}
@@ -358,22 +367,12 @@ func judgeHead(workspaceID string, expected storage.Head, found *mvccpb.KeyValue
 	return nil
 }
 
-// holdsHead compares a workspace's head. stored is the stored form of head.
-func (s *Store) holdsHead(workspaceID string, head storage.Head, stored string) clientv3.Cmp {
-	if head == (storage.Head{}) {
+// holdsHead compares a workspace's head with its stored form.
+func (s *Store) holdsHead(workspaceID string, stored storedHead) clientv3.Cmp {
+	if stored.value == "" {
 		return s.isAbsent(headName(workspaceID))
 	}
-	return s.holds(headName(workspaceID), "=", stored)
-}
-
-// frameHead returns the stored form of a head. Heads are compared as bytes, so every
-// version that knows this schema must produce the same bytes. A test fixes them.
-func frameHead(workspaceID string, head storage.Head) (string, error) {
-	payload, err := storage.Encode(head.Record(0))
-	if err != nil {
-		return "", err
-	}
-	return string(storage.Frame(headName(workspaceID), payload)), nil
+	return s.holds(headName(workspaceID), "=", stored.value)
 }
 
 func decodeHead(workspaceID string, value []byte) (storage.Head, error) {

@@ -138,6 +138,8 @@ type Store struct {
 	seen, newest atomic.Int64
 	// told is the newest revision of a change that a caller was told of.
 	told goal
+	// memory is what the records should be. Each Load replaces it.
+	memory atomic.Pointer[memory]
 
 	// room is what is known of the members.
 	room *room
@@ -215,6 +217,7 @@ func newStore(ctx context.Context, config Config) *Store {
 	store := &Store{config: config, room: newRoom(config.Members), inDoubt: make(map[string]int)}
 	store.members.clients, store.members.woken = config.Members, make([]atomic.Int64, len(config.Members))
 	store.told.raised = make(chan struct{})
+	store.memory.Store(newMemory(0))
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
 	return store
 }

@@ -68,7 +68,7 @@ func (t *transaction) fence(ctx context.Context) (int64, error) {
 	s, change := t.store, t.change
 	event := s.get(auditName(change.WorkspaceID, t.head.Sequence))
 	response, err := s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
-		return s.raiseFence(ctx, member, change.WorkspaceID, change.Expect, event)
+		return s.raiseFence(ctx, member, change.WorkspaceID, change.Expect, t.expected, event)
 	})
 	if err != nil {
 		return 0, fmt.Errorf("%w: %s", errNotFenced, err.Error())
@@ -87,8 +87,12 @@ func (s *Store) Fence(ctx context.Context, workspaceID string, head storage.Head
 		return 0, err
 	}
 	defer done()
+	expected, err := s.storedHead(ctx, workspaceID, head)
+	if err != nil {
+		return 0, err
+	}
 	response, err := s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
-		return s.raiseFence(ctx, member, workspaceID, head)
+		return s.raiseFence(ctx, member, workspaceID, head, expected)
 	})
 	if err != nil {
 		return 0, err
@@ -117,21 +121,17 @@ func (s *Store) Fence(ctx context.Context, workspaceID string, head storage.Head
 	return stored.ModRevision, nil
 }
 
-// raiseFence sends the transaction that raises the fence in a head. If the head is another one, the
-// response has the header, the head, and what reads read.
+// raiseFence sends the transaction that raises the fence in a head. expected is the head's stored form; its
+// tag stays, as it does not cover the fence. If the head is another one, the response has the header, the head, and what reads read.
 //
 // The fence is a change of its own, so that watchers learn the new head; without it every later
 // change of the workspace would be a conflict. No cache acts on its kind. Its feed entry has a hash
 // that was drawn, because there is no event: the hash of the event before it would also fit a fence
 // of another history.
-func (s *Store) raiseFence(ctx context.Context, member *clientv3.Client, workspaceID string, head storage.Head, reads ...clientv3.Op) (*clientv3.TxnResponse, error) {
-	expected, err := frameHead(workspaceID, head)
-	if err != nil {
-		return nil, err
-	}
+func (s *Store) raiseFence(ctx context.Context, member *clientv3.Client, workspaceID string, head storage.Head, expected storedHead, reads ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	raised := head
 	raised.Fence++
-	next, err := frameHead(workspaceID, raised)
+	next, err := frameHead(workspaceID, raised, expected.tag)
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +148,7 @@ func (s *Store) raiseFence(ctx context.Context, member *clientv3.Client, workspa
 	// transaction could commit in between.
 	name := headName(workspaceID)
 	return member.Txn(ctx).
-		If(s.holds(nameHeader, "=", s.header), s.holdsHead(workspaceID, head, expected)).
+		If(s.holds(nameHeader, "=", s.header), s.holdsHead(workspaceID, expected)).
 		Then(s.put(name, next), s.putFrame(nameFeedHead, feed)).
 		Else(append([]clientv3.Op{s.get(nameHeader), s.get(name)}, reads...)...).
 		Commit()

@@ -208,7 +208,7 @@ func (i *Import) operations(part storage.Portable) ([]clientv3.Op, error) {
 	case storage.PortablePolicy:
 		return i.putPart(part, integrity.KindPolicy, namePolicy), nil
 	case storage.PortableSettings:
-		return []clientv3.Op{s.putFrame(nameSettings, part.Payload)}, nil
+		return i.putPart(part, integrity.KindSettings, nameSettings), nil
 	case storage.PortableWorkspace:
 		return i.putPart(part, integrity.KindWorkspace, workspaceName(part.WorkspaceID)), nil
 	case storage.PortableMember:
@@ -234,10 +234,10 @@ func (i *Import) operations(part storage.Portable) ([]clientv3.Op, error) {
 	return nil, fmt.Errorf("%w: a store in etcd keeps no %v", storage.ErrInvalidChange, part)
 }
 
-// frameHead returns the stored form of an imported head. i.sums has the sum of the workspace's records,
-// for a tag.
+// frameHead returns the stored form of an imported head. i.sums has the sum of the workspace's records.
 func (i *Import) frameHead(workspaceID string, head storage.Head) (string, error) {
-	return frameHead(workspaceID, head)
+	i.store.epoch = i.record.GetEpoch() // the tag covers it, and the header is written later
+	return frameHead(workspaceID, head, i.store.tagOf(workspaceID, head, i.sums[workspaceID]))
 }
 
 // putPart returns the put of a record, and adds its element to the sum of its workspace.

@@ -1,6 +1,7 @@
 package etcdstore
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"math"
@@ -16,12 +17,13 @@ import (
 // TestHeadsKeepTheirStoredBytes fixes the stored form of heads. Heads are compared as
 // bytes, so another form would make every change of a stored workspace a conflict.
 func TestHeadsKeepTheirStoredBytes(t *testing.T) {
+	tag := "2a20" + strings.Repeat("cd", 32) + "3001"
 	for want, head := range map[string]storage.Head{
-		"01" + "908a67d8" + "0802" + "1220" + strings.Repeat("ab", 32) + "1803": {Sequence: 2, Hash: filled(0xab), Fence: 3},
-		"01" + "d1bdf4ae" + "0801" + "1220" + strings.Repeat("01", 32):          {Sequence: 1, Hash: filled(1)},
-		"01" + "33515e32" + "1220" + strings.Repeat("00", 32) + "1801":          {Fence: 1},
+		"01" + "da0201d1" + "0802" + "1220" + strings.Repeat("ab", 32) + "1803" + tag: {Sequence: 2, Hash: filled(0xab), Fence: 3},
+		"01" + "d3663de0" + "0801" + "1220" + strings.Repeat("01", 32) + tag:          {Sequence: 1, Hash: filled(1)},
+		"01" + "ea7caf5f" + "1220" + strings.Repeat("00", 32) + "1801" + tag:          {Fence: 1},
 	} {
-		framed, err := frameHead("w", head)
+		framed, err := frameHead("w", head, bytes.Repeat([]byte{0xcd}, 32))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
 // Load implements storage.Store. If etcd compacts the revision that Load reads before Load has
@@ -51,6 +52,11 @@ func (s *Store) load(ctx context.Context, newLoader func() *loader) (storage.Pos
 	if err := l.load(); err != nil {
 		return storage.Position{}, err
 	}
+	if err := l.verify(); err != nil {
+		return storage.Position{}, err
+	}
+	l.memory.complete = true
+	s.memory.Store(l.memory)
 	return position, nil
 }
 
@@ -84,8 +90,9 @@ type loader struct {
 	isNew bool
 	// headless are the workspaces whose record has been read, and whose head has not.
 	headless map[string]bool
-	// memory is what was read.
+	// memory is what was read, and shown are the records and heads that were visited as damaged.
 	memory *memory
+	shown  map[string]bool
 
 	loadedKeys
 }
@@ -98,7 +105,7 @@ func (l *loader) load() error {
 	if err != nil {
 		return err
 	}
-	l.memory, l.headless = newMemory(count), make(map[string]bool)
+	l.memory, l.headless, l.shown = newMemory(count), make(map[string]bool), make(map[string]bool)
 	if l.expect != nil {
 		l.expect(storage.Expected{Keys: count, IDs: l.memory.ids})
 	}
@@ -111,7 +118,8 @@ func (l *loader) load() error {
 	// must not count as new: its chain of events would begin again.
 	for _, workspaceID := range slices.Sorted(maps.Keys(l.headless)) {
 		err := &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
-		if err := l.visit(storage.Item{Damaged: &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}}); err != nil {
+		l.memory.workspace(workspaceID).damagedHead = err
+		if err := l.visitDamaged(headName(workspaceID), &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}); err != nil {
 			return err
 		}
 	}
@@ -156,15 +164,22 @@ func (l *loader) each(folder string, visit func(pair) error) error {
 type decoded struct {
 	// items are those of the pairs, by index.
 	items []storage.Item
+	// elements are those of records that are not keys, by index.
+	elements []integrity.Element
 
 	decodedKeys
 }
 
 // decodeRecords decodes a chunk of records that are not keys.
 func decodeRecords(some *chunk) {
-	some.items = some.items[:0]
+	some.items, some.elements = some.items[:0], some.elements[:0]
 	for _, found := range some.pairs {
-		some.items = append(some.items, decodeItem(string(found.name), found.value))
+		name := string(found.name)
+		item, element := decodeItem(name, found.value), integrity.Element{}
+		if workspaceID, id, is := recordOf(name); is && item.Damaged == nil {
+			element = elementOf(workspaceID, id, integrity.HashPayload(storage.Payload(found.value)))
+		}
+		some.items, some.elements = append(some.items, item), append(some.elements, element)
 	}
 }
 
@@ -173,21 +188,51 @@ func (l *loader) records(some *chunk) error {
 	defer some.release()
 	for index, found := range some.pairs {
 		name := string(found.name)
-		switch {
-		case l.isNew:
+		if l.isNew {
 			return errNotNew
-		case name == namePolicy, name == nameSettings:
-			l.headless[""] = true
-		case strings.HasPrefix(name, folderWorkspaces):
-			l.headless[name[len(folderWorkspaces):]] = true
-		case strings.HasPrefix(name, folderHeads):
-			delete(l.headless, name[len(folderHeads):])
 		}
-		if err := l.visit(some.items[index]); err != nil {
+		if name == namePolicy || name == nameSettings {
+			l.headless[""] = true
+		} else if strings.HasPrefix(name, folderWorkspaces) {
+			l.headless[name[len(folderWorkspaces):]] = true
+		}
+		item := some.items[index]
+		if workspaceID, isHead := strings.CutPrefix(name, folderHeads); isHead {
+			delete(l.headless, workspaceID)
+			l.head(workspaceID, found, item)
+		} else if workspaceID, id, is := recordOf(name); is && item.Damaged == nil {
+			entry := l.memory.workspace(workspaceID)
+			entry.sum = entry.sum.Add(some.elements[index])
+			l.memory.put(workspaceID, id, some.elements[index].Short())
+		}
+		if item.Damaged != nil {
+			l.shown[name] = true
+		}
+		if err := l.visit(item); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// head notes a workspace's head.
+func (l *loader) head(workspaceID string, found pair, item storage.Item) {
+	entry := l.memory.workspace(workspaceID)
+	entry.revision = found.modified
+	if item.Damaged != nil {
+		entry.damagedHead = item.Damaged.Err
+		return
+	}
+	entry.head, entry.tag = item.Head.Head, tagIn(workspaceID, found.value)
+}
+
+// visitDamaged visits a damaged record or head, unless it was visited as one before.
+func (l *loader) visitDamaged(name string, damaged *storage.Damaged) error {
+	if l.shown[name] {
+		return nil
+	}
+	l.shown[name] = true
+	return l.visit(storage.Item{Damaged: damaged})
 }
 
 var errNotNew = &storage.DamagedError{Kind: "feed entry", Name: nameFeedHead, Problem: "missing, though there are records"}

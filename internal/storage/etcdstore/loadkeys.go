@@ -286,6 +286,8 @@ func (l *loader) visitRun(each heldRun) error {
 		item := items[index]
 		if key.isView {
 			item = storage.Item{KeyView: &each.of.views[index]}
+		} else if item.Damaged != nil {
+			l.shown[shownName(l.workspaceID, recordID{kindKey, item.Damaged.KeyID})] = true
 		}
 		if err := l.visit(item); err != nil {
 			return err

@@ -40,6 +40,9 @@ type remembered struct {
 	sum    integrity.Sum
 	own    uint64
 	hasOwn bool
+	// settings is the beginning of the element of the settings, which are in the empty workspace only.
+	settings    uint64
+	hasSettings bool
 	// faults are the errors of records that are not what they should be.
 	faults map[recordID]error
 	// damaged is set if it is unknown which records are wrong. Then all count as wrong, and sum is unknown.
@@ -48,6 +51,36 @@ type remembered struct {
 	damagedHead error
 	// tag is the tag of the stored head. It is set only during a Load.
 	tag []byte
+	// outdated is set if changes were missed. Then nothing of this is known.
+	outdated bool
+}
+
+// isAt reports whether the rest is true of a head.
+func (e *remembered) isAt(head storage.Head) bool {
+	return !e.outdated && e.head.Sequence == head.Sequence && e.head.Hash == head.Hash
+}
+
+// problem returns why the record with an id cannot be changed; nil if nothing is wrong.
+func (e *remembered) problem(id recordID) error {
+	switch {
+	case e.damagedHead != nil:
+		return e.damagedHead
+	case e.damaged != nil:
+		return e.damaged
+	}
+	return e.faults[id]
+}
+
+// setFault notes what is wrong with a record; nil if nothing is wrong any more.
+func (e *remembered) setFault(id recordID, err error) {
+	switch {
+	case err == nil:
+		delete(e.faults, id)
+	case e.faults == nil:
+		e.faults = map[recordID]error{id: err}
+	default:
+		e.faults[id] = err
+	}
 }
 
 // newMemory returns a memory for about that many keys.
@@ -75,6 +108,10 @@ func (m *memory) element(workspaceID string, id recordID) (short uint64, there b
 		}
 	case kindMember:
 		return m.members.get(workspaceID, id.name)
+	case kindSettings:
+		if entry := m.workspaces[workspaceID]; entry != nil {
+			return entry.settings, entry.hasSettings
+		}
 	default:
 		if entry := m.workspaces[workspaceID]; entry != nil {
 			return entry.own, entry.hasOwn
@@ -92,6 +129,9 @@ func (m *memory) put(workspaceID string, id recordID, short uint64) {
 		*m.keys.At(number) = short
 	case kindMember:
 		m.members.set(m.members.hash(workspaceID, id.name), short)
+	case kindSettings:
+		entry := m.workspace(workspaceID)
+		entry.settings, entry.hasSettings = short, true
 	default:
 		entry := m.workspace(workspaceID)
 		entry.own, entry.hasOwn = short, true
@@ -109,6 +149,9 @@ func (m *memory) remove(workspaceID string, id recordID, short uint64) {
 		m.ids.Release(m.ids.Find(id.name, flat.Store), flat.Store)
 	case kindMember:
 		m.members.remove(workspaceID, id.name)
+	case kindSettings:
+		entry := m.workspace(workspaceID)
+		entry.settings, entry.hasSettings = 0, false
 	default:
 		entry := m.workspace(workspaceID)
 		entry.own, entry.hasOwn = 0, false

@@ -2,6 +2,7 @@ package etcdstore
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -72,7 +73,9 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 		if workspaceID != "" && !strings.HasPrefix(where.name, keyFolder(workspaceID)) {
 			return storage.ErrNotFound
 		}
-		response, err = s.read(ctx, s.get(where.name, clientv3.WithRev(response.Header.GetRevision())))
+		of, _, _, _ := parseKeyName(where.name)
+		pinned := clientv3.WithRev(response.Header.GetRevision())
+		response, err = s.read(ctx, s.get(where.name, pinned), s.get(headName(of), pinned))
 		if err != nil {
 			return err
 		}
@@ -80,7 +83,10 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 		if stored == nil {
 			return &storage.DamagedError{Kind: "key", Name: keyID, Problem: "missing"}
 		}
-		return decodeKey(where.name, stored.Value, record)
+		if err := decodeKey(where.name, stored.Value, record); err != nil {
+			return err
+		}
+		return s.confirm(of, recordID{kindKey, keyID}, stored, first(response, 1))
 	})
 	if err != nil {
 		return nil, at, err
@@ -119,16 +125,19 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 			return storage.ErrNotFound
 		}
 		name := memberName(workspaceID, memberID)
-		response, err := s.read(ctx, s.getRevision(), s.get(name))
+		response, err := s.read(ctx, s.getRevision(), s.get(name), s.get(headName(workspaceID)))
 		if err != nil {
 			return err
 		}
 		at = s.revision(first(response, 0))
-		stored := first(response, 1)
+		id, stored, head := recordID{kindMember, memberID}, first(response, 1), first(response, 2)
 		if stored == nil {
-			return storage.ErrNotFound
+			return cmp.Or(s.confirm(workspaceID, id, nil, head), error(storage.ErrNotFound))
 		}
-		return decodeMember(name, stored.Value, record)
+		if err := decodeMember(name, stored.Value, record); err != nil {
+			return err
+		}
+		return s.confirm(workspaceID, id, stored, head)
 	})
 	if err != nil {
 		return nil, at, err

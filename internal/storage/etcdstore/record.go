@@ -69,6 +69,8 @@ func recordOf(name string) (workspaceID string, id recordID, ok bool) {
 	switch {
 	case name == namePolicy:
 		return "", recordID{kind: kindPolicy}, true
+	case name == nameSettings:
+		return "", recordID{kind: kindSettings}, true
 	case len(name) > len(folderWorkspaces) && name[:len(folderWorkspaces)] == folderWorkspaces:
 		return name[len(folderWorkspaces):], recordID{kind: kindWorkspace}, true
 	case len(name) > len(folderMembers) && name[:len(folderMembers)] == folderMembers:
@@ -87,6 +89,8 @@ func damagedItem(workspaceID string, id recordID, err error) storage.Item {
 		damaged.MemberID = id.name
 	case kindKey:
 		damaged.KeyID = id.name
+	case kindSettings:
+		damaged.Settings = true
 	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 	}
 	return storage.Item{Damaged: damaged}

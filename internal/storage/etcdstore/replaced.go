@@ -71,9 +71,12 @@ func listRecords(change *storage.Change) ([]listed, error) {
 // the same transaction: if the head is the expected one both now and at the commit, no change
 // came in between. Because it compares the head first, a stale change is a ConflictError even if
 // its records are no longer there.
-func (s *Store) completeEvent(ctx context.Context, change *storage.Change) (ranks map[string]string, err error) {
+func (s *Store) completeEvent(ctx context.Context, m *memory, change *storage.Change) (ranks map[string]string, err error) {
 	records, err := listRecords(change)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.remember(ctx, m, change.WorkspaceID, change.Expect); err != nil {
 		return nil, err
 	}
 	change.Event.Changes = nil
@@ -108,6 +111,11 @@ func (s *Store) completeEvent(ctx context.Context, change *storage.Change) (rank
 		if stored == nil {
 			if record.change.GetKind() == storagev1.RecordKind_RECORD_KIND_MEMBER && len(record.change.GetAfter()) == 0 {
 				return nil, fmt.Errorf("%w: member %s to delete is not there", storage.ErrInvalidChange, record.change.GetName())
+			}
+			if record.change.GetKind() == kindKey {
+				if err := s.checkPlace(ctx, record.name, record.change.GetName()); err != nil {
+					return nil, err
+				}
 			}
 			continue
 		}

@@ -203,6 +203,7 @@ func (f *follower) follow(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("%w: revision %d: %w", storage.ErrGap, at, err)
 			}
+			s.judge(ctx, change, committed)
 			change = nil
 			raise(&s.newest, committed.Revision)
 			f.after, f.broken = committed.Barrier(), 0
@@ -210,6 +211,10 @@ func (f *follower) follow(ctx context.Context) error {
 			if f.left = !f.yield(committed); f.left {
 				return nil
 			}
+		}
+		// A response has all events of a revision.
+		if change != nil {
+			return fmt.Errorf("%w: something other than a change happened at revision %d", storage.ErrGap, change.revision)
 		}
 		if told, _ := s.told.now(); told <= f.after.Revision {
 			f.patience = s.config.Stuck
@@ -272,7 +277,9 @@ type changeBuilder struct {
 	change   storage.Committed
 	event    *storagev1.AuditRecord // nil for a fence
 	hasHead  bool
-	pruned   bool // PruneAudit has deleted audit events
+	pruned   bool   // PruneAudit has deleted audit events
+	head     []byte // the stored head
+	touched  []touched
 }
 
 // add adds an event, and reports whether it was the last one of its revision.
@@ -289,6 +296,7 @@ func (b *changeBuilder) add(event *clientv3.Event) (whole bool, err error) {
 	case strings.HasPrefix(name, folderHeads) && !deleted:
 		workspaceID := name[len(folderHeads):]
 		head, err := decodeHead(workspaceID, event.Kv.Value)
+		b.head = event.Kv.Value
 		b.change.Head, b.hasHead = storage.WorkspaceHead{WorkspaceID: workspaceID, Head: head}, true
 		return false, err
 	case strings.HasPrefix(name, folderAudit) && !deleted:
@@ -296,6 +304,7 @@ func (b *changeBuilder) add(event *clientv3.Event) (whole bool, err error) {
 		return false, storage.Decode("audit event", name, event.Kv.Value, b.event)
 	case name == namePolicy, name == nameSettings, strings.HasPrefix(name, folderWorkspaces),
 		strings.HasPrefix(name, folderMembers), strings.HasPrefix(name, folderKeys):
+		b.touch(name, event)
 		if deleted {
 			return false, b.remove(name, event)
 		}

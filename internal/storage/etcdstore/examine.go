@@ -1,0 +1,341 @@
+package etcdstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
+)
+
+// examination finds out which records of one workspace are wrong.
+type examination struct {
+	store       *Store
+	workspaceID string
+	entry       *remembered
+	at          int64
+	hasher      *integrity.Hasher
+	// stored holds the hashes of the stored records, unreadable the errors of those that cannot be read.
+	stored     map[recordID]integrity.Hash
+	unreadable map[recordID]error
+	// last holds, for each record, the hash from the newest event that lists it; nil if that event deleted
+	// the record.
+	last map[recordID][]byte
+	// sum is the sum of the stored records, corrected by what the events say.
+	sum integrity.Sum
+}
+
+// errEnough ends the reading of events.
+var errEnough = errors.New("the events show what is wrong")
+
+// examine reads a workspace's records at a revision of etcd's, and compares them with the tag in entry. If
+// they do not agree, it reads the events backwards from the newest one, until the records that they list
+// agree with the tag. If the head is damaged, every stored record must be listed by an event. If it
+// remains unknown which records are wrong, all count as wrong.
+func (s *Store) examine(ctx context.Context, workspaceID string, entry *remembered, at int64) (*examination, error) {
+	e := &examination{
+		store: s, workspaceID: workspaceID, entry: entry, at: at, hasher: integrity.NewHasher(),
+		stored: make(map[recordID]integrity.Hash), unreadable: make(map[recordID]error), last: make(map[recordID][]byte),
+	}
+	if err := e.collect(ctx); err != nil {
+		return nil, err
+	}
+	known := e.fits()
+	if !known {
+		var err error
+		if known, err = e.walk(ctx); err != nil {
+			return nil, err
+		}
+	}
+	entry.tag = nil
+	if !known {
+		entry.damaged = &storage.DamagedError{Kind: "workspace", Name: workspaceID, Problem: problemUnknown}
+		if workspaceID == "" {
+			entry.damaged = &storage.DamagedError{Kind: "policy", Name: namePolicy, Problem: problemUnknown}
+		}
+	}
+	return e, nil
+}
+
+// fits reports whether the records agree with the tag.
+func (e *examination) fits() bool {
+	return e.entry.damagedHead == nil && bytes.Equal(e.store.tagOf(e.workspaceID, e.entry.head, e.sum), e.entry.tag)
+}
+
+func (e *examination) element(id recordID, hash integrity.Hash) integrity.Element {
+	return e.hasher.Element(kindName(id.kind), e.workspaceID, id.name, hash)
+}
+
+// collect reads the hashes of the workspace's records.
+func (e *examination) collect(ctx context.Context) error {
+	ranges := [][2]string{{namePolicy, after(namePolicy)}}
+	if e.workspaceID != "" {
+		ranges = [][2]string{
+			{workspaceName(e.workspaceID), after(workspaceName(e.workspaceID))},
+			{memberFolder(e.workspaceID), endOf(memberFolder(e.workspaceID))},
+			{keyFolder(e.workspaceID), endOf(keyFolder(e.workspaceID))},
+		}
+	}
+	for _, each := range ranges {
+		err := e.store.stream(ctx, each[0], each[1], e.at, func(some *chunk) error {
+			defer some.release()
+			for _, found := range some.pairs {
+				e.collected(string(found.name), found.value)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *examination) collected(name string, value []byte) {
+	_, id, ok := recordOf(name)
+	if !ok {
+		return
+	}
+	if item := decodeItem(name, value); item.Damaged != nil {
+		e.unreadable[id] = item.Damaged.Err
+		return
+	}
+	hash := integrity.HashPayload(storage.Payload(value))
+	e.stored[id] = hash
+	e.sum = e.sum.Add(e.element(id, hash))
+}
+
+// walk reads the workspace's events backwards, and reports whether they show which records are wrong. There
+// may be gaps, where events were pruned: the last event of each record is always there.
+func (e *examination) walk(ctx context.Context) (known bool, err error) {
+	trusted := e.entry.damagedHead == nil
+	from, folder := auditFolder(e.workspaceID), auditFolder(e.workspaceID)
+	next := storage.Head{} // the event that the one read last follows
+	if trusted {
+		from, next = auditName(e.workspaceID, e.entry.head.Sequence), e.entry.head
+	}
+	err = e.store.stream(ctx, from, endOf(folder), e.at, func(some *chunk) error {
+		defer some.release()
+		for _, found := range some.pairs {
+			name := string(found.name)
+			_, sequence, ok := parseAuditName(name)
+			if !ok {
+				return errEnough
+			}
+			event, err := decodeAudit(e.workspaceID, name, sequence, found.value)
+			if err != nil || sequence == next.Sequence && storage.HashAudit(event.Encoded) != next.Hash {
+				return errEnough
+			}
+			next = storage.Head{Sequence: sequence - 1}
+			copy(next.Hash[:], event.Record.GetPreviousHash())
+			for _, change := range event.Record.GetChanges() {
+				e.listed(change)
+			}
+			if known = e.fits(); known {
+				return errEnough
+			}
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, errEnough):
+		return known, nil
+	case err != nil || trusted:
+		return false, err
+	}
+	for id := range e.stored {
+		if _, listed := e.last[id]; !listed {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// listed takes over what an event lists about a record, if no newer event lists the record.
+func (e *examination) listed(change *storagev1.RecordChange) {
+	id := recordID{change.GetKind(), change.GetName()}
+	if _, newer := e.last[id]; newer {
+		return
+	}
+	e.last[id] = change.GetAfter()
+	if hash, stored := e.stored[id]; stored {
+		e.sum = e.sum.Remove(e.element(id, hash))
+	}
+	if len(change.GetAfter()) == len(integrity.Hash{}) {
+		e.sum = e.sum.Add(e.element(id, integrity.Hash(change.GetAfter())))
+	}
+}
+
+// correct sets the memory to what the records should be, and notes those that are not. The other records of
+// the workspace can still be changed.
+func (e *examination) correct(m *memory) {
+	e.entry.sum = e.sum
+	for id, hash := range e.stored {
+		m.put(e.workspaceID, id, e.element(id, hash).Short())
+	}
+	for id, err := range e.unreadable {
+		e.entry.setFault(id, err)
+	}
+	for id, after := range e.last {
+		hash, stored := e.stored[id]
+		if len(after) == len(integrity.Hash{}) {
+			m.put(e.workspaceID, id, e.element(id, integrity.Hash(after)).Short())
+		}
+		switch {
+		case e.unreadable[id] != nil, stored && bytes.Equal(hash[:], after):
+		case !stored && len(after) == 0:
+		case stored && len(after) == 0:
+			e.entry.setFault(id, fault(e.workspaceID, id, problemSurplus))
+		case stored:
+			e.entry.setFault(id, fault(e.workspaceID, id, problemStale))
+		default:
+			e.entry.setFault(id, fault(e.workspaceID, id, problemMissing))
+		}
+	}
+}
+
+// verify compares every workspace's records with the tag of its head, and its head with its events. Where
+// they differ, it finds out what is wrong, and visits that as damaged.
+func (l *loader) verify() error {
+	if err := l.findNewerEvents(); err != nil {
+		return err
+	}
+	for _, workspaceID := range slices.Sorted(maps.Keys(l.memory.workspaces)) {
+		entry := l.memory.workspaces[workspaceID]
+		if entry.damagedHead == nil && bytes.Equal(entry.tag, l.store.tagOf(workspaceID, entry.head, entry.sum)) { // head tags are compared
+			entry.tag = nil
+			continue
+		}
+		e, err := l.store.examine(l.ctx, workspaceID, entry, l.at)
+		if err != nil {
+			return err
+		}
+		e.correct(l.memory)
+		if err := l.visitFaults(workspaceID, entry); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// visitFaults visits what is wrong with a workspace.
+func (l *loader) visitFaults(workspaceID string, entry *remembered) error {
+	own := recordID{kind: kindWorkspace}
+	if workspaceID == "" {
+		own = recordID{kind: kindPolicy}
+	}
+	say := func(err error) {
+		l.store.config.Log.ErrorContext(l.ctx, "what is stored is not what it should be", "workspace_id", workspaceID, "error", err)
+	}
+	if err := entry.damagedHead; err != nil {
+		say(err)
+		if err := l.visitDamaged(headName(workspaceID), &storage.Damaged{WorkspaceID: workspaceID, Head: true, Err: err}); err != nil {
+			return err
+		}
+	}
+	if err := entry.damaged; err != nil {
+		say(err)
+		return l.visit(damagedItem(workspaceID, own, err))
+	}
+	for id, err := range entry.faults {
+		say(err)
+		if err := l.visitDamaged(shownName(workspaceID, id), damagedItem(workspaceID, id, err).Damaged); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// shownName returns the name of a record in loader.shown.
+func shownName(workspaceID string, id recordID) string {
+	switch id.kind {
+	case kindPolicy:
+		return namePolicy
+	case kindSettings:
+		return nameSettings
+	case kindWorkspace:
+		return workspaceName(workspaceID)
+	case kindMember:
+		return memberName(workspaceID, id.name)
+	case kindKey, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	}
+	return keyFolder(workspaceID) + id.name
+}
+
+// findNewerEvents marks the heads of workspaces that have events which the head does not know: the head is
+// an older one that was put back, or was lost. The names of a workspace's events are next to each other,
+// the newest first. So between the events of one workspace and the newest event of the next one, as its
+// head says, there must be nothing.
+func (l *loader) findNewerEvents() error {
+	ids := slices.SortedFunc(maps.Keys(l.memory.workspaces), func(a, b string) int {
+		return strings.Compare(a+separator, b+separator)
+	})
+	from := folderAudit
+	var gaps [][2]string
+	for _, id := range ids {
+		if entry := l.memory.workspaces[id]; entry.damagedHead == nil {
+			gaps = append(gaps, [2]string{from, auditName(id, entry.head.Sequence)})
+		} else {
+			gaps = append(gaps, [2]string{from, auditFolder(id)})
+		}
+		from = endOf(auditFolder(id))
+	}
+	gaps = append(gaps, [2]string{from, endOf(folderAudit)})
+	for some := range slices.Chunk(gaps, gets) {
+		parts := make([]clientv3.Op, len(some))
+		for index, gap := range some {
+			parts[index] = l.store.get(gap[0], clientv3.WithRange(l.store.config.Prefix+gap[1]), clientv3.WithCountOnly(), clientv3.WithRev(l.at))
+		}
+		response, err := l.store.read(l.ctx, parts...)
+		if err != nil {
+			return err
+		}
+		for index, gap := range some {
+			if found(response, index).GetCount() == 0 {
+				continue
+			}
+			if err := l.newerEvents(gap[0], gap[1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// newerEvents marks the heads of the workspaces that have events between two names.
+func (l *loader) newerEvents(from, to string) error {
+	for from < to {
+		response, err := l.store.read(l.ctx, l.store.get(from, clientv3.WithRange(l.store.config.Prefix+to),
+			clientv3.WithLimit(1), clientv3.WithKeysOnly(), clientv3.WithRev(l.at)))
+		if err != nil {
+			return err
+		}
+		pair := first(response, 0)
+		if pair == nil {
+			return nil
+		}
+		workspaceID, sequence, ok := parseAuditName(l.store.name(pair))
+		if !ok {
+			from = after(l.store.name(pair))
+			continue // Check names it
+		}
+		entry := l.memory.workspace(workspaceID)
+		switch {
+		case entry.damagedHead != nil:
+		case entry.head.Sequence == 0:
+			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
+		default:
+			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "audit event " + strconv.FormatInt(sequence, 10) + " is ahead of it"}
+		}
+		from = endOf(auditFolder(workspaceID))
+	}
+	return nil
+}

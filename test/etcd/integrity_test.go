@@ -1,0 +1,304 @@
+package etcd_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+)
+
+// guarded is a store with a policy, and a workspace with a member and two keys. The test puts records into
+// etcd behind the store's back.
+type guarded struct {
+	t         *testing.T
+	client    *clientv3.Client
+	prefix    string
+	store     *etcdstore.Store
+	workspace *storagetest.Workspace
+	policy    *storagetest.Workspace
+	key       *storagev1.KeyRecord
+}
+
+func newGuarded(t *testing.T) *guarded {
+	t.Helper()
+	g := &guarded{t: t, client: newClient(t), prefix: newPrefix(), workspace: storagetest.NewWorkspace("w"), policy: storagetest.NewWorkspace("")}
+	g.store = g.open()
+	g.commit(g.policy, storagetest.ApplyPolicy(g.policy.Head, string(policy.Default().Document())))
+	g.commit(g.workspace, g.workspace.PutMember("member", "admin"))
+	create := g.workspace.CreateKey(storagetest.KeyID(1))
+	g.commit(g.workspace, create)
+	g.key = create.PutKeys[0]
+	g.commit(g.workspace, g.workspace.CreateKey(storagetest.KeyID(2)))
+	return g
+}
+
+func (g *guarded) open() *etcdstore.Store {
+	g.t.Helper()
+	return open(g.t, etcdstore.Config{Members: []*clientv3.Client{g.client}, Prefix: g.prefix})
+}
+
+func (g *guarded) commit(workspace *storagetest.Workspace, change *storage.Change) {
+	g.t.Helper()
+	mustCommit(g.t, g.store, change)
+	workspace.Follow(change)
+}
+
+// updateKey commits the first key with an alteration.
+func (g *guarded) updateKey(alter func(record *storagev1.KeyRecord)) {
+	g.t.Helper()
+	change := g.workspace.Change(storagev1.AuditAction_AUDIT_ACTION_KEY_UPDATED, storagev1.FeedKind_FEED_KIND_KEY, g.key.GetKeyId())
+	g.key = proto.CloneOf(g.key)
+	alter(g.key)
+	g.key.ChangeSequence = change.Event.GetSequence()
+	change.PutKeys = []*storagev1.KeyRecord{g.key}
+	g.commit(g.workspace, change)
+}
+
+// putMember commits the member with an alteration.
+func (g *guarded) putMember(alter func(record *storagev1.MemberRecord)) {
+	g.t.Helper()
+	change := g.workspace.PutMember("member", "admin")
+	alter(change.PutMembers[0])
+	g.commit(g.workspace, change)
+}
+
+const (
+	storedPolicy    = "data/policy"
+	storedWorkspace = "data/workspaces/w"
+	storedMember    = "data/members/w\x00member"
+)
+
+func (g *guarded) storedKey() string {
+	return fmt.Sprintf("data/keys/w\x00%016x%s", uint64(1<<63-1-g.key.GetSequence()), g.key.GetKeyId())
+}
+
+// raw returns what is stored under a name.
+func (g *guarded) raw(name string) string {
+	g.t.Helper()
+	response, err := g.client.Get(g.t.Context(), g.prefix+name)
+	if err != nil || len(response.Kvs) != 1 {
+		g.t.Fatalf("%q: %v, %v", name, response, err)
+	}
+	return string(response.Kvs[0].Value)
+}
+
+func (g *guarded) put(name, value string) { mustPut(g.t, g.client, g.prefix+name, value) }
+
+// narrowings are the nine ways to take something away (findings of the first review). name is of the record
+// that is put back afterwards.
+var narrowings = map[string]struct {
+	name   func(*guarded) string
+	narrow func(*guarded)
+	want   string // in the problem
+}{
+	"revoked": {(*guarded).storedKey, func(g *guarded) {
+		g.updateKey(func(record *storagev1.KeyRecord) { record.RevokeTime = timestamppb.Now() })
+	}, "Key0000000000001"},
+	"scope taken": {(*guarded).storedKey, func(g *guarded) {
+		g.updateKey(func(record *storagev1.KeyRecord) { record.Scopes = record.GetScopes()[:0] })
+	}, "Key0000000000001"},
+	"rotated away": {(*guarded).storedKey, func(g *guarded) {
+		g.updateKey(func(record *storagev1.KeyRecord) { record.Secrets[0].Hash = []byte(strings.Repeat("n", 32)) })
+	}, "Key0000000000001"},
+	"network added": {(*guarded).storedKey, func(g *guarded) {
+		g.updateKey(func(record *storagev1.KeyRecord) { record.AllowedCidrs = []string{"10.0.0.0/8"} })
+	}, "Key0000000000001"},
+	"member suspended": {func(*guarded) string { return storedMember }, func(g *guarded) {
+		g.putMember(func(record *storagev1.MemberRecord) {
+			record.State = storagev1.MemberRecordState_MEMBER_RECORD_STATE_SUSPENDED
+		})
+	}, "member"},
+	"member lowered": {func(*guarded) string { return storedMember }, func(g *guarded) {
+		g.putMember(func(record *storagev1.MemberRecord) { record.Role = "member" })
+	}, "member"},
+	"member removed": {func(*guarded) string { return storedMember }, func(g *guarded) {
+		g.putMember(func(record *storagev1.MemberRecord) {
+			record.State = storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED
+		})
+	}, "member"},
+	"workspace removed": {func(*guarded) string { return storedWorkspace }, func(g *guarded) {
+		g.commit(g.workspace, g.workspace.RemoveWorkspace())
+	}, `"w"`},
+	"policy narrowed": {func(*guarded) string { return storedPolicy }, func(g *guarded) {
+		g.commit(g.policy, storagetest.ApplyPolicy(g.policy.Head, string(policy.Default().Document())+"\n# narrower\n"))
+	}, "policy"},
+}
+
+// TestRecordsThatWerePutBackAreDataLoss narrows something, and puts the record from before back: its
+// checksum is right. The check names it, a process that starts does not use it, and a process that runs
+// finds it at once.
+func TestRecordsThatWerePutBackAreDataLoss(t *testing.T) {
+	for name, test := range narrowings {
+		t.Run(name, func(t *testing.T) {
+			g := newGuarded(t)
+			recordName := test.name(g)
+			before := g.raw(recordName)
+			begin, err := g.store.Barrier(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			test.narrow(g)
+			running := projection.New(g.store, nil)
+			if _, err := running.Load(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			// The running process shows the truth, and its watch breaks off at once.
+			for change, err := range g.store.Watch(t.Context(), begin) {
+				switch {
+				case err == nil && len(change.Put) == 1 && change.Put[0].Damaged == nil:
+					g.put(recordName, before)
+				case !errors.Is(err, storage.ErrGap):
+					t.Fatalf("Watch: %v, %v, want ErrGap", change, err)
+				}
+			}
+			g.isFound(running, test.want)
+			g.isRefused(recordName == storedPolicy, test.name(g))
+		})
+	}
+}
+
+// isFound checks that a wrong record is found in each way.
+func (g *guarded) isFound(running *projection.Projection, want string) {
+	t := g.t
+	t.Helper()
+	keyID := g.key.GetKeyId()
+	// 1. The check names it.
+	report, err := etcdstore.Check(t.Context(), etcdstore.Config{Members: []*clientv3.Client{g.client}, Prefix: g.prefix})
+	problems := strings.Join(report.Problems, "\n")
+	if err != nil || !strings.Contains(problems, want) || !strings.Contains(problems, "tag of its head") {
+		t.Errorf("Check: %v\n%s\nwant %s and the tag", err, problems, want)
+	}
+	// 2. The running process shows the truth until it loads anew, and then refuses.
+	if found := running.Find(keyID); found.Damaged != nil {
+		t.Errorf("before it is found: %v", found.Damaged)
+	}
+	_, err = running.Load(t.Context())
+	if found := running.Find(keyID); err != nil || !errors.Is(found.Damaged, storage.ErrDamaged) {
+		t.Errorf("a running process, loaded anew: %v, %v; want ErrDamaged", found.Damaged, err)
+	}
+	// 3. A process that starts does not use it.
+	starting := projection.New(g.open(), nil)
+	_, err = starting.Load(t.Context())
+	if found := starting.Find(keyID); !errors.Is(err, storage.ErrDamaged) && !errors.Is(found.Damaged, storage.ErrDamaged) {
+		t.Errorf("a process that starts: %v, %v; want ErrDamaged", found.Damaged, err)
+	}
+}
+
+// isRefused checks that a wrong record is not changed, and that others are.
+func (g *guarded) isRefused(isPolicy bool, recordName string) {
+	t := g.t
+	t.Helper()
+	// Another process has not loaded anything: it finds out when it commits.
+	for name, store := range map[string]*etcdstore.Store{"running": g.store, "other": g.open()} {
+		var change, sound *storage.Change
+		member := g.workspace.PutMember("other", "admin")
+		switch {
+		case isPolicy:
+			change, sound = storagetest.ApplyPolicy(g.policy.Head, string(policy.Default().Document())), member
+		case strings.HasPrefix(recordName, "data/keys/"):
+			change = g.workspace.Change(storagev1.AuditAction_AUDIT_ACTION_KEY_UPDATED, storagev1.FeedKind_FEED_KIND_KEY, g.key.GetKeyId())
+			record := proto.CloneOf(g.key)
+			record.ChangeSequence = change.Event.GetSequence()
+			change.PutKeys, sound = []*storagev1.KeyRecord{record}, member
+		case recordName == storedMember:
+			change, sound = g.workspace.PutMember("member", "admin"), member
+		default:
+			change, sound = g.workspace.RemoveWorkspace(), member
+		}
+		if _, err := store.Commit(t.Context(), change); !errors.Is(err, storage.ErrDamaged) {
+			t.Errorf("%s: Commit of the wrong record: %v, want ErrDamaged", name, err)
+		}
+		if _, err := store.Commit(t.Context(), sound); err != nil {
+			t.Errorf("%s: Commit of another record: %v", name, err)
+		}
+		g.workspace.Follow(sound)
+	}
+}
+
+// TestAlteredMissingAndLeftOverRecordsAreDataLoss does to a key and a member whatever else can be done.
+func TestAlteredMissingAndLeftOverRecordsAreDataLoss(t *testing.T) {
+	alter := func(g *guarded) {
+		altered := proto.CloneOf(g.key)
+		altered.Scopes = append(altered.GetScopes(), "everything")
+		payload, err := storage.Encode(altered)
+		if err != nil {
+			g.t.Fatal(err)
+		}
+		g.put(g.storedKey(), string(storage.Frame(g.storedKey(), payload)))
+	}
+	remove := func(name func(*guarded) string) func(*guarded) {
+		return func(g *guarded) {
+			if _, err := g.client.Delete(g.t.Context(), g.prefix+name(g)); err != nil {
+				g.t.Fatal(err)
+			}
+		}
+	}
+	leftOver := func(g *guarded) {
+		before := g.raw(g.storedKey())
+		purge := g.workspace.Change(storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.FeedKind_FEED_KIND_PURGE, "")
+		purge.DeleteKeys = []*storagev1.KeyRecord{g.key}
+		g.commit(g.workspace, purge)
+		g.put(g.storedKey(), before)
+	}
+	headBack := func(g *guarded) {
+		head := g.raw("data/heads/w")
+		g.updateKey(func(record *storagev1.KeyRecord) { record.RevokeTime = timestamppb.Now() })
+		g.put("data/heads/w", head)
+	}
+	allBack := func(g *guarded) {
+		head, key := g.raw("data/heads/w"), g.raw(g.storedKey())
+		g.updateKey(func(record *storagev1.KeyRecord) { record.RevokeTime = timestamppb.Now() })
+		g.put("data/heads/w", head)
+		g.put(g.storedKey(), key)
+	}
+	for name, test := range map[string]struct {
+		harm func(*guarded)
+		want storage.Damaged
+	}{
+		"altered":        {alter, storage.Damaged{WorkspaceID: "w", KeyID: storagetest.KeyID(1)}},
+		"missing":        {remove((*guarded).storedKey), storage.Damaged{WorkspaceID: "w", KeyID: storagetest.KeyID(1)}},
+		"missing member": {remove(func(*guarded) string { return storedMember }), storage.Damaged{WorkspaceID: "w", MemberID: "member"}},
+		"left over":      {leftOver, storage.Damaged{WorkspaceID: "w", KeyID: storagetest.KeyID(1)}},
+		// A record and the head of its time fit each other. The event that the head does not know shows it.
+		"head put back":            {headBack, storage.Damaged{WorkspaceID: "w", Head: true}},
+		"head and record put back": {allBack, storage.Damaged{WorkspaceID: "w", KeyID: storagetest.KeyID(1)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuarded(t)
+			test.harm(g)
+			var found []storage.Damaged
+			_, err := g.open().Load(t.Context(), func(item storage.Item) error {
+				if item.Damaged != nil {
+					damaged := *item.Damaged
+					damaged.Err = nil
+					found = append(found, damaged)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatalf("Load: %v", err)
+			}
+			has := false
+			for _, damaged := range found {
+				has = has || damaged == test.want
+			}
+			if !has {
+				t.Errorf("Load visits as damaged %+v, want %+v", found, test.want)
+			}
+			if report, err := etcdstore.Check(t.Context(), etcdstore.Config{Members: []*clientv3.Client{g.client}, Prefix: g.prefix}); err != nil || len(report.Problems) == 0 {
+				t.Errorf("Check: %v, no problems", err)
+			}
+		})
+	}
+}
