@@ -48,12 +48,12 @@ func TestCompareFindsAnotherHistory(t *testing.T) {
 		read, before, now storage.Barrier
 		other             bool
 	}{
-		"nothing new":                             {at(5, 1), at(5, 1), at(5, 1), false},
-		"something new":                           {at(6, 2), at(5, 1), at(5, 1), false},
-		"something new that has come":             {at(6, 2), at(5, 1), at(6, 2), false},
-		"more has come meanwhile":                 {at(6, 2), at(5, 1), at(7, 3), false},
-		"behind":                                  {at(4, 1), at(5, 1), at(5, 1), true},
-		"another change":                          {at(5, 2), at(5, 1), at(5, 1), true},
+		"nothing new":                 {at(5, 1), at(5, 1), at(5, 1), false},
+		"something new":               {at(6, 2), at(5, 1), at(5, 1), false},
+		"something new that has come": {at(6, 2), at(5, 1), at(6, 2), false},
+		"more has come meanwhile":     {at(6, 2), at(5, 1), at(7, 3), false},
+		"behind":                      {at(4, 1), at(5, 1), at(5, 1), true},
+		"another change":              {at(5, 2), at(5, 1), at(5, 1), true},
 		"another change than what came meanwhile": {at(6, 2), at(5, 1), at(6, 3), true},
 		"the applied hash is not known":           {at(5, 2), at(5, 0), at(5, 0), false},
 		"the hash that was read is not known":     {at(5, 0), at(5, 1), at(5, 1), false},
