@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -32,8 +31,8 @@ func openEtcd(ctx context.Context, settings config.Settings, log *slog.Logger) (
 			backend.disconnect()
 		}
 	}()
-	for _, endpoint := range strings.Split(settings.EtcdEndpoints, ",") {
-		member, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
+	for _, endpoint := range settings.EtcdEndpoints {
+		member, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint.String()}, Logger: zap.NewNop()})
 		if err != nil {
 			return nil, fmt.Errorf("etcd at %s: %w", endpoint, err)
 		}

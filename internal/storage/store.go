@@ -19,7 +19,7 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, Fencer, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer,
+// package: AuditPruner, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
 // Snapshotter, StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
@@ -49,8 +49,8 @@ type Source interface {
 	Epoch() string
 
 	// Load calls visit for every record that the projection needs, all as of one
-	// revision, and returns that revision. The order is: the policy if there is one, then
-	// workspaces, members, heads and keys; a workspace's keys by ascending sequence.
+	// revision, and returns that revision. The order is: the policy if there is one, the settings if
+	// there are any, then workspaces, members, heads and keys; a workspace's keys by ascending sequence.
 	// A record that is damaged, missing, or not the one that its newest audit event put,
 	// is visited as Damaged. An error of visit ends Load and is returned. visit must not
 	// call the store.
@@ -60,10 +60,13 @@ type Source interface {
 	// reads or changes what no projection has seen.
 	Load(ctx context.Context, visit func(Item) error) (Position, error)
 
-	// Watch yields every change after the given revision, in revision order and
-	// without gaps, each only once it is durable. It ends with an error: the
-	// context's; ErrGap or ErrUnavailable, after which the caller calls Load again.
-	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
+	// Watch yields every change after a point of the change log that the caller has loaded or
+	// applied, in revision order and without gaps, each only once it is durable. If the hash of the
+	// point is zero, only its revision counts. Watch ends with an error: the context's; ErrGap or
+	// ErrUnavailable, after which the caller calls Load again; ErrHistoryChanged if the store has
+	// fewer changes or had another one at that point, after which the caller must not go on with
+	// what it has.
+	Watch(ctx context.Context, after Barrier) iter.Seq2[*Committed, error]
 
 	BarrierReader
 }
@@ -186,6 +189,21 @@ type Snapshot struct {
 func SnapshotterOf(store any) (Snapshotter, bool) {
 	snapshotter, has := store.(Snapshotter)
 	return snapshotter, has
+}
+
+// SettingsKeeper is an optional behaviour of stores that several processes share: they keep the settings
+// that all of these must agree on. Such a store takes Change.PutSettings, and its Load and Watch have
+// Item.Settings.
+type SettingsKeeper interface {
+	// GetSettings returns the settings and the revision at which they were read. It is linearizable.
+	// Errors: ErrNotFound, with the revision at which there were none; ErrDamaged.
+	GetSettings(ctx context.Context) (*storagev1.SettingsRecord, int64, error)
+}
+
+// SettingsKeeperOf returns what keeps the settings in a store and reports whether the store does so.
+func SettingsKeeperOf(store any) (SettingsKeeper, bool) {
+	keeper, has := store.(SettingsKeeper)
+	return keeper, has
 }
 
 // Committer makes changes.

@@ -23,13 +23,11 @@ var errNotFenced = errors.New("the fence could not be written")
 // the transaction cannot commit any more either; it has committed if its audit event is
 // stored.
 //
-// If etcd does not answer, resolve returns ErrOutcomeUnknown and goes on in the background,
-// so that the outcome becomes final as early as possible.
+// If the context ends before etcd has answered, resolve returns ErrOutcomeUnknown and goes on in the
+// background, so that the outcome becomes final as early as possible.
 func (t *transaction) resolve(ctx context.Context) (int64, error) {
 	// 1. Try for as long as the caller waits.
-	limited, cancel := context.WithTimeout(ctx, t.store.config.Timeout)
-	defer cancel()
-	revision, err := t.resolveUntil(limited)
+	revision, err := t.resolveUntil(ctx)
 	if !errors.Is(err, errNotFenced) {
 		return revision, err
 	}
@@ -64,18 +62,20 @@ func (t *transaction) resolveUntil(ctx context.Context) (int64, error) {
 	}
 }
 
-// fence tries once to raise the fence, and returns the outcome of the transaction. If the
-// answer to this attempt is lost too, the next attempt sees whether the fence was raised.
+// fence raises the fence at one member after another, and returns the outcome of the transaction. If the
+// answer to an attempt is lost too, the next attempt sees whether the fence was raised.
 func (t *transaction) fence(ctx context.Context) (int64, error) {
 	s, change := t.store, t.change
-	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
-	defer cancel()
-	response, err := s.raiseFence(limited, change.WorkspaceID, change.Expect, s.get(auditName(change.WorkspaceID, t.head.Sequence)))
+	event := s.get(auditName(change.WorkspaceID, t.head.Sequence))
+	response, err := s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return s.raiseFence(ctx, member, change.WorkspaceID, change.Expect, event)
+	})
 	if err != nil {
 		return 0, fmt.Errorf("%w: %s", errNotFenced, err.Error())
 	}
 	if response.Succeeded {
-		return 0, fmt.Errorf("%w: the change was lost on its way", storage.ErrUnavailable)
+		raise(&s.newest, response.Header.GetRevision())
+		return 0, &storage.ConflictError{Revision: response.Header.GetRevision()}
 	}
 	return t.outcome(response)
 }
@@ -87,14 +87,15 @@ func (s *Store) Fence(ctx context.Context, workspaceID string, head storage.Head
 		return 0, err
 	}
 	defer done()
-	response, err := s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.raiseFence(ctx, workspaceID, head)
+	response, err := s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return s.raiseFence(ctx, member, workspaceID, head)
 	})
 	if err != nil {
 		return 0, err
 	}
 	if response.Succeeded {
 		raise(&s.newest, response.Header.GetRevision())
+		s.told.raise(response.Header.GetRevision())
 		return response.Header.GetRevision(), nil
 	}
 	if err := s.checkHeader(response); err != nil {
@@ -109,6 +110,7 @@ func (s *Store) Fence(ctx context.Context, workspaceID string, head storage.Head
 	if err != nil {
 		return 0, err
 	}
+	s.told.raise(stored.ModRevision)
 	if found.Sequence != head.Sequence || found.Hash != head.Hash || found.Fence <= head.Fence {
 		return 0, &storage.ConflictError{Revision: stored.ModRevision}
 	}
@@ -122,7 +124,7 @@ func (s *Store) Fence(ctx context.Context, workspaceID string, head storage.Head
 // change of the workspace would be a conflict. No cache acts on its kind. Its feed entry has a hash
 // that was drawn, because there is no event: the hash of the event before it would also fit a fence
 // of another history.
-func (s *Store) raiseFence(ctx context.Context, workspaceID string, head storage.Head, reads ...clientv3.Op) (*clientv3.TxnResponse, error) {
+func (s *Store) raiseFence(ctx context.Context, member *clientv3.Client, workspaceID string, head storage.Head, reads ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	expected, err := frameHead(workspaceID, head)
 	if err != nil {
 		return nil, err
@@ -145,15 +147,11 @@ func (s *Store) raiseFence(ctx context.Context, workspaceID string, head storage
 	// One transaction compares and raises. If it read first and then raised, the lost
 	// transaction could commit in between.
 	name := headName(workspaceID)
-	response, err := s.client.Txn(ctx).
+	return member.Txn(ctx).
 		If(s.holds(nameHeader, "=", s.header), s.holdsHead(workspaceID, head, expected)).
 		Then(s.put(name, next), s.putFrame(nameFeedHead, feed)).
 		Else(append([]clientv3.Op{s.get(nameHeader), s.get(name)}, reads...)...).
 		Commit()
-	if err == nil {
-		raise(&s.seen, response.Header.GetRevision())
-	}
-	return response, err
 }
 
 // look returns the outcome of a transaction that etcd answered with an error. Such a
@@ -179,11 +177,15 @@ func (t *transaction) outcome(response *clientv3.TxnResponse) (int64, error) {
 	}
 	event := first(response, 2)
 	if event == nil {
-		head, err := decodeHead(t.change.WorkspaceID, first(response, 1).GetValue())
-		if err == nil && head.Sequence == t.change.Expect.Sequence {
+		stored := first(response, 1)
+		head, err := decodeHead(t.change.WorkspaceID, stored.GetValue())
+		switch {
+		case t.change.Expect == (storage.Head{}) && stored == nil, err == nil && head == t.change.Expect:
 			return 0, fmt.Errorf("%w: the change was lost on its way", storage.ErrUnavailable)
+		case err != nil:
+			return 0, errors.Join(storage.ErrUnavailable, err)
 		}
-		return 0, errors.Join(storage.ErrUnavailable, err)
+		return 0, &storage.ConflictError{Revision: stored.ModRevision}
 	}
 	encoded, err := storage.Unframe("audit event", t.store.name(event), event.Value)
 	if err != nil {
