@@ -19,7 +19,7 @@ type hastyBackend struct{ *shaky }
 // Open implements keystest.Backend.
 func (b hastyBackend) Open(t testing.TB) storage.Store {
 	t.Helper()
-	return open(t, etcdstore.Config{Members: []*clientv3.Client{client(b.shaky)}, Prefix: b.prefix + "world/", Timeout: shortTimeout})
+	return open(t, etcdstore.Config{Members: b.clients(t), Prefix: b.prefix + "world/", Timeout: shortTimeout})
 }
 
 // Check implements keystest.Backend.

@@ -348,6 +348,9 @@ func (c *cluster) watch(r *replica) {
 			return
 		}
 		r.following = true
+		if !c.breaks(sessionsGoOn) {
+			r.hub.Renew()
+		}
 	case r.applied.revision < newest.revision && c.chance(r.lag):
 		next := c.log[r.applied.revision+1]
 		change := &storage.Committed{Revision: int64(next.revision), Feed: next.feed}
