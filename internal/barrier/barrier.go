@@ -69,15 +69,9 @@ func (r *Read) Result() (storage.Barrier, error) { return r.barrier, r.err }
 // or has another change at a revision that was applied last. before is what was applied before the barrier
 // began, and now what is applied at present. A hash of zeros is not known, and differs from none.
 func Compare(read, before, now storage.Barrier) error {
-	if read.Revision >= before.Revision && !differs(read, before) && !differs(read, now) {
+	if read.Revision >= before.Revision && !read.Differs(before) && !read.Differs(now) {
 		return nil
 	}
 	return fmt.Errorf("%w: the change log is at revision %d, after %d was applied, or holds another change there",
 		storage.ErrHistoryChanged, read.Revision, max(before.Revision, now.Revision))
-}
-
-// differs reports whether two barriers are of one revision and have different hashes.
-func differs(one, other storage.Barrier) bool {
-	unknown := [32]byte{}
-	return one.Revision == other.Revision && one.Hash != other.Hash && one.Hash != unknown && other.Hash != unknown
 }

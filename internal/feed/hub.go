@@ -273,6 +273,19 @@ func (h *Hub) Restart(revision int64) {
 	h.restart(max(revision, h.revision))
 }
 
+// Renew ends all sessions, which resume with another Hello. It is called when the watch of the store was
+// opened anew, before another change is published (S8): the store may have been replaced by an older copy
+// that has everything which was published here. Another process may have answered from what was lost, and a
+// near-cache keeps such an answer until a Welcome (C9).
+func (h *Hub) Renew() {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	for session := range h.sessions {
+		session.renews = true
+	}
+	h.wakeAll()
+}
+
 // restart is Restart. mutex is held.
 func (h *Hub) restart(revision int64) {
 	h.revision = revision

@@ -66,6 +66,7 @@ type Session struct {
 	// allowance is how many messages the client could send at the time counted.
 	allowance float64
 	counted   time.Time
+	renews    bool // Renew was called: the next message is Goodbye
 	over      bool // Goodbye was sent
 	closed    bool
 }
@@ -229,7 +230,7 @@ func (s *Session) take() (step Step, own *batch) {
 	switch {
 	case s.closed, s.over:
 		return Step{Last: true}, nil
-	case h.stopping, left <= 0, s.outdated():
+	case h.stopping, left <= 0, s.renews, s.outdated():
 		s.over = true
 		return Step{Response: goodbye, Last: true}, nil
 	case s.first != nil:

@@ -22,6 +22,9 @@ type attempt struct {
 	workspaceID string
 	// read is the newest revision that a read of the store had.
 	read int64
+	// unclaimed is set by build if "nothing to change" claims nothing about what comes later: the call
+	// only asks what it would change, or nobody is told.
+	unclaimed bool
 }
 
 // key reads a key of the workspace. Errors: storage.ErrNotFound, storage.ErrDamaged.
@@ -93,7 +96,34 @@ func (a *attempt) withoutChange(ctx context.Context, err error) (_ Position, aga
 	if now.Head != a.Head || now.PolicyHead != a.PolicyHead {
 		return Position{}, true, nil
 	}
+	// 4. Raise the fence if there is nothing to change (R5 of docs/replication.md): another process, dead
+	// by now, may have lost a transaction that would take the workspace out of the state that the caller
+	// is told. A refusal claims nothing about what comes later.
+	if fencer := a.manager.fencer; fencer != nil && err == nil && !a.unclaimed {
+		if _, err := fencer.Fence(ctx, a.workspaceID, a.Head); err != nil {
+			again, err := a.conflict(ctx, err)
+			return Position{}, again, err
+		}
+	}
 	return a.manager.at(revision), false, err
+}
+
+// conflict judges the error of a commit or of a fence. If the store has a newer head than the view, it
+// waits until the projection shows that change, and reports that the attempt is to be made again.
+// It returns other errors as they are.
+func (a *attempt) conflict(ctx context.Context, err error) (again bool, _ error) {
+	conflict := (*storage.ConflictError)(nil)
+	if !errors.As(err, &conflict) {
+		return false, err
+	}
+	// A conflict was caused by a newer change, unless the view already showed the change that the
+	// store names. Store and projection then disagree about that change, and no newer view will end
+	// the disagreement. Compare with the revision of the view, not with that of the projection: by now
+	// the projection may show the newer change that caused an honest conflict.
+	if conflict.Revision <= a.Revision {
+		return false, a.diverged(conflict)
+	}
+	return true, a.manager.projection.WaitFor(ctx, conflict.Revision)
 }
 
 // diverged returns the error for a conflict with a change that the view already showed: the

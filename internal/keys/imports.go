@@ -137,6 +137,7 @@ func (i *importing) build(imports []KeyImport) (_ *storage.Change, err error) {
 		fields.Add("keys", "take %d bytes together; at most %d are allowed: import fewer at a time", i.bytes, maxImportBytes)
 		return nil, fields.Err()
 	}
+	i.view.unclaimed = i.dry
 	if i.dry || len(i.records) == 0 {
 		return nil, nil
 	}

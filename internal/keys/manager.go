@@ -31,8 +31,10 @@ import (
 // CALLER_NOT_ALLOWED. A verb that reads takes the workspaces that the caller sees, and answers about
 // any other one as about a workspace that does not exist.
 type Manager struct {
-	store      Store
-	uses       storage.UsageReader // nil if the projection has all uses
+	uses  storage.UsageReader // nil if the projection has all uses
+	store Store
+	// fencer is the store, if it can raise fences; otherwise nil.
+	fencer     storage.Fencer
 	projection *projection.Projection
 	now        func() time.Time
 	random     io.Reader
@@ -111,6 +113,7 @@ func New(config Config) *Manager {
 	if manager.readOnly == nil {
 		manager.readOnly = func() bool { return false }
 	}
+	manager.fencer, _ = storage.FencerOf(config.Store)
 	if manager.now == nil {
 		manager.now = time.Now
 	}
@@ -231,16 +234,10 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 	}
 	// 5. Commit. The store compares the heads and writes in one step.
 	revision, err := m.store.Commit(ctx, change)
-	// 6. A conflict was caused by a newer change, unless the view of step 1 already showed the
-	// change that the store names. Store and projection then disagree about that change, and no
-	// newer view will end the disagreement. Compare with the revision of the view, not with that
-	// of the projection: by now the projection may show the newer change that caused an honest
-	// conflict.
-	if conflict := (*storage.ConflictError)(nil); errors.As(err, &conflict) {
-		if conflict.Revision <= attempt.Revision {
-			return Position{}, false, attempt.diverged(conflict)
-		}
-		return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)
+	// 6. After a conflict look again, unless store and projection disagree.
+	if errors.Is(err, storage.ErrConflict) {
+		again, err := attempt.conflict(ctx, err)
+		return Position{}, again, err
 	}
 	// 7. An id that is taken is an answer about the store, so validations must reflect the
 	// revision that it was found at before the caller hears it.

@@ -41,13 +41,13 @@ var mutants = []mutant{
 		"if now.Head != a.Head || now.PolicyHead != a.PolicyHead {", "if now.Revision < 0 {",
 	},
 	{
-		"a conflict waits for the store's next revision", "internal/keys/manager.go",
-		"m.projection.WaitFor(ctx, conflict.Revision)", "m.projection.WaitFor(ctx, attempt.Revision+1)",
+		"a conflict waits for the store's next revision", "internal/keys/attempt.go",
+		"a.manager.projection.WaitFor(ctx, conflict.Revision)", "a.manager.projection.WaitFor(ctx, a.Revision+1)",
 	},
 	{
-		"a conflict is refused", "internal/keys/manager.go",
-		"return Position{}, true, m.projection.WaitFor(ctx, conflict.Revision)",
-		"return Position{}, false, problem.New(problem.ConcurrentChange, \"\")",
+		"a conflict is refused", "internal/keys/attempt.go",
+		"return true, a.manager.projection.WaitFor(ctx, conflict.Revision)",
+		"return false, problem.New(problem.ConcurrentChange, \"\")",
 	},
 	{
 		"a change does not expect the policy", "internal/keys/manager.go",
@@ -94,12 +94,12 @@ var mutants = []mutant{
 	},
 	{
 		"a barrier is not waited for", "internal/projection/fresh.go",
-		"return p.WaitFor(ctx, barrier.Revision)", "return ctx.Err()",
+		"return p.WaitFor(ctx, read.Revision)", "return ctx.Err()",
 	},
 	{
-		"a barrier is joined that has been sent", "internal/projection/fresh.go",
-		"b.waiting, b.reading = nil, next != nil\n" + "\t\tb.mutex.Unlock()\n\t\tif next == nil {\n\t\t\treturn\n\t\t}\n\t\tctx, cancel := context.WithTimeout(context.Background(), barrierTimeout)\n\t\tnext.barrier, next.err = b.store.Barrier(ctx)\n",
-		"b.reading = next != nil\n" + "\t\tb.mutex.Unlock()\n\t\tif next == nil {\n\t\t\treturn\n\t\t}\n\t\tctx, cancel := context.WithTimeout(context.Background(), barrierTimeout)\n\t\tnext.barrier, next.err = b.store.Barrier(ctx)\n" + "\t\tb.mutex.Lock()\n\t\tb.waiting = nil\n\t\tb.mutex.Unlock()\n",
+		"a barrier is joined that has been sent", "internal/barrier/barrier.go",
+		"\tq.waiting, q.sending = nil, next != nil\n",
+		"\tif next != nil {\n\t\tselect {\n\t\tcase <-next.done:\n\t\t\tnext, q.waiting = nil, nil\n\t\tdefault:\n\t\t}\n\t}\n\tq.sending = next != nil\n",
 	},
 	{
 		"the projection says that it has a change before it does", "internal/projection/projection.go",

@@ -35,6 +35,7 @@ func (m *Manager) InstallPolicy(ctx context.Context, actor audit.Actor, wanted *
 	now := m.clock()
 	_, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
 		if view.Policy != nil || view.DamagedPolicy != nil {
+			view.unclaimed = true
 			return nil, nil //nolint:nilerr // nothing to change: a damaged policy is not replaced
 		}
 		return policyChange(actor, nil, wanted, nil, now), nil
@@ -129,6 +130,7 @@ func (m *Manager) ApplyPolicy(ctx context.Context, actor audit.Actor, replacemen
 			return nil, err
 		}
 		difference = m.comparePolicies(ctx, active, wanted, now)
+		view.unclaimed = replacement.ValidateOnly
 		if replacement.ValidateOnly || difference.Digest == active.Digest {
 			return nil, nil // nothing to change
 		}

@@ -65,6 +65,7 @@ func (m *Manager) ReleaseKeys(ctx context.Context, actor audit.Actor, release Re
 			change.PutKeys = append(change.PutKeys, record)
 			released = append(released, keyID)
 		}
+		view.unclaimed = release.ValidateOnly
 		if len(released) == 0 || release.ValidateOnly {
 			return nil, nil // nothing to change
 		}

@@ -63,6 +63,7 @@ func (m *Manager) InstallSettings(ctx context.Context, actor audit.Actor, stalen
 	now := m.clock()
 	_, err := m.changeAlways(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
 		if view.Settings != nil || view.DamagedSettings != nil {
+			view.unclaimed = true
 			return nil, nil //nolint:nilerr // nothing to change: damaged settings are not replaced
 		}
 		return settingsChange(actor, nil, &storagev1.SettingsRecord{Staleness: durationpb.New(staleness), ChangeTime: timestamppb.New(now)}, now), nil

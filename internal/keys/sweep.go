@@ -73,6 +73,7 @@ func (m *Manager) purge(ctx context.Context, actor audit.Actor, workspaceID stri
 	_, err := m.change(ctx, actor, workspaceID, func(attempt *attempt) (*storage.Change, error) {
 		// 2. Look again in the turn, because another process may sweep the same workspace.
 		swept = Swept{}
+		attempt.unclaimed = true // nobody is told that there was nothing to purge
 		dead := m.projection.Dead(workspaceID, before, purgeBatch)
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_PURGED, m.clock(), workspaceID)
 		change := &storage.Change{Event: event, Kind: storagev1.FeedKind_FEED_KIND_PURGE}

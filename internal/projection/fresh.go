@@ -9,8 +9,9 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// barrierTimeout bounds one read of the store's barrier.
-const barrierTimeout = time.Second
+// barrierTimeout bounds one read of the store's barrier. It outlives an election of the store's leader, in which no
+// read is answered: the calls that wait have deadlines of their own.
+const barrierTimeout = 5 * time.Second
 
 // Fresh returns once the projection shows every change that any process acknowledged before the
 // call. To answer from the projection, call Fresh first.

@@ -70,6 +70,8 @@ type Publisher interface {
 	// Restart is called before the projection shows a state that was loaded anew at a revision.
 	// Some changes up to that revision may never have been published.
 	Restart(revision int64)
+	// Renew is called when the watch of the store was opened anew, before another change is published.
+	Renew()
 }
 
 // New returns an empty projection of a store. Load fills it.
@@ -88,7 +90,12 @@ func New(store storage.Source, log *slog.Logger) *Projection {
 
 // PublishTo sets the publisher. Call it after the first Load, for which Restart is not called,
 // and before Follow.
-func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
+func (p *Projection) PublishTo(publisher Publisher) {
+	p.publisher = publisher
+	if resumer, is := storage.ResumerOf(p.store); is {
+		resumer.OnResume(publisher.Renew)
+	}
+}
 
 // Load fills the projection with what the store holds now, and returns the position that
 // the store had reached. A damaged record is kept as damaged: what depends on it is answered

@@ -44,6 +44,8 @@ func (p *publisher) Settings(settings *projection.Settings) {
 	p.note(told, p.projection.Revision()+1)
 }
 
+func (p *publisher) Renew() {}
+
 func (p *publisher) Restart(revision int64) { p.note(fmt.Sprint("restart ", revision), revision) }
 
 func (p *publisher) note(told string, revision int64) {

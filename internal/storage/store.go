@@ -114,6 +114,20 @@ type LocalBarrierReader interface {
 	LocalBarrier() Barrier
 }
 
+// Resumer is an optional behaviour of stores whose watches go on after they broke off.
+type Resumer interface {
+	// OnResume sets what is called whenever a watch was opened anew, before it yields another change.
+	// The store may have been replaced by an older copy in between, which has everything that the watch has
+	// yielded so far. resumed must return at once.
+	OnResume(resumed func())
+}
+
+// ResumerOf returns the Resumer of a source and reports whether it is one.
+func ResumerOf(source any) (Resumer, bool) {
+	resumer, is := source.(Resumer)
+	return resumer, is
+}
+
 // LocalBarrierOf returns the local barrier of a store and reports whether it has one.
 func LocalBarrierOf(store BarrierReader) (LocalBarrierReader, bool) {
 	local, has := store.(LocalBarrierReader)

@@ -27,7 +27,7 @@ func usedKey(t *testing.T) (store *etcdstore.Store, writes func() int64) {
 	return store, between.count()
 }
 
-func put(t *testing.T, store storage.UsageWriter, uses ...storage.Usage) {
+func putUses(t *testing.T, store storage.UsageWriter, uses ...storage.Usage) {
 	t.Helper()
 	if err := store.PutUsage(t.Context(), uses); err != nil {
 		t.Fatalf("PutUsage: %v", err)
@@ -49,7 +49,7 @@ func TestAUseIsWrittenOnceAnHour(t *testing.T) {
 	store, writes := usedKey(t)
 	at := time.Now().UTC()
 	for minute := range 120 {
-		put(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: at.Add(time.Duration(minute) * time.Minute)})
+		putUses(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: at.Add(time.Duration(minute) * time.Minute)})
 	}
 	if got := writes(); got != 2 {
 		t.Errorf("%d writes in two hours, want 2", got)
@@ -68,17 +68,17 @@ func TestSecretsOfSeveralProcesses(t *testing.T) {
 	secrets := func(newest, older time.Time) [2]storage.SecretUse {
 		return [2]storage.SecretUse{{Tag: 1, Time: newest}, {Tag: 2, Time: older}}
 	}
-	put(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: at, Secrets: secrets(time.Time{}, at)})
+	putUses(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: at, Secrets: secrets(time.Time{}, at)})
 	soon := at.Add(time.Minute)
-	put(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: soon, Secrets: secrets(soon, time.Time{})})
+	putUses(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: soon, Secrets: secrets(soon, time.Time{})})
 	if got := stored(t, store); !got.Time.Equal(soon) || !got.Secrets[0].Time.Equal(soon) || !got.Secrets[1].Time.Equal(at) {
 		t.Errorf("%v; want the key and the new secret used at %s, the old one at %s", got, soon, at)
 	}
 	// The other way around: the use that comes later is the earlier one.
 	before := at.Add(-time.Minute)
 	late := at.Add(2 * time.Hour)
-	put(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: late, Secrets: secrets(late, before)})
-	put(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: late.Add(-time.Second), Secrets: secrets(before, late.Add(-time.Second))})
+	putUses(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: late, Secrets: secrets(late, before)})
+	putUses(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: late.Add(-time.Second), Secrets: secrets(before, late.Add(-time.Second))})
 	if got := stored(t, store); !got.Time.Equal(late) || !got.Secrets[0].Time.Equal(late) || !got.Secrets[1].Time.Equal(late.Add(-time.Second)) {
 		t.Errorf("%v; want the key and the new secret used at %s, the old one a second before", got, late)
 	}
@@ -110,7 +110,7 @@ func TestUsesOfAnotherProcessAreShown(t *testing.T) {
 	if got := shown(&at); len(got) != 1 || !got[0].LastUsedTime.IsZero() {
 		t.Fatalf("before any use the list of unused keys has %d, want the one key, never used", len(got))
 	}
-	put(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: at})
+	putUses(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: at})
 	if got := shown(&at); len(got) != 0 {
 		t.Errorf("%d unused keys after another process recorded a use, want none", len(got))
 	}
@@ -118,7 +118,7 @@ func TestUsesOfAnotherProcessAreShown(t *testing.T) {
 		t.Errorf("the list shows %v, want a use at %s", got, at)
 	}
 	later := at.Add(2 * time.Hour)
-	put(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: later})
+	putUses(t, store, storage.Usage{KeyID: storagetest.KeyID(1), Time: later})
 	if got, _, err := manager.GetKey(ctx, access.All(), "w", storagetest.KeyID(1)); err != nil || !got.LastUsedTime.Equal(later) {
 		t.Errorf("GetKey: %v, %v; want a use at %s", got, err, later)
 	}

@@ -8,6 +8,7 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/feed"
 )
 
 // This file has what callers ask the simulated replicas: changes, validations, and AwaitRevision.
@@ -189,9 +190,14 @@ func (a *call) look(c *cluster, r *replica) (over bool) {
 		a.revision = view.revision
 		return false
 	}
-	owner, former := simulatedOwner(a.key), c.largestStaleness(r)
+	// The clocks of the replicas may differ by more than any S, so a former S counts for as long as this
+	// simulation runs.
+	owner, former := simulatedOwner(a.key), max(view.staleness, view.former)
 	if c.breaks(formerIsTheLast) {
 		former = view.staleness
+	}
+	if former <= a.staleness {
+		former = 0
 	}
 	a.stage = sent
 	a.change = c.send(&transaction{
@@ -351,7 +357,7 @@ func (v *validation) decide(reply *keysvcv1.ValidateKeyResponse, answer keyauth.
 type awaiting struct {
 	revision int
 	fresh    *fresh
-	until    time.Time
+	wait     *feed.Await
 }
 
 func (c *cluster) await(r *replica) {
@@ -359,7 +365,7 @@ func (c *cluster) await(r *replica) {
 }
 
 func (a *awaiting) step(c *cluster, r *replica) (over bool) {
-	if a.until.IsZero() {
+	if a.wait == nil {
 		done, err := a.fresh.poll(c, r)
 		if err != nil {
 			return true
@@ -367,17 +373,11 @@ func (a *awaiting) step(c *cluster, r *replica) (over bool) {
 		if !done || r.applied.revision < a.revision {
 			return false
 		}
-		// The wait for the sessions of all replicas (R9). Those of this one also hear a mark.
-		if _, err := r.hub.Await(int64(a.revision)); err != nil {
+		if a.wait, err = r.awaits.Await(int64(a.revision)); err != nil {
 			return true
 		}
-		largest := c.largestStaleness(r)
-		a.until = c.now.Add(largest + largest/1000)
-		if c.breaks(awaitsOwnSessions) {
-			a.until = c.now
-		}
 	}
-	if c.now.Before(a.until) {
+	if _, over, _, _ := a.wait.Poll(); !over {
 		return false
 	}
 	c.note("awaited %d", a.revision)

@@ -4,9 +4,6 @@ import (
 	"slices"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/durationpb"
-
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/feed"
@@ -24,13 +21,11 @@ type roamer struct {
 // wire is a connection between a client and a replica. Either side may believe that it is open when the
 // other one has closed it.
 type wire struct {
-	client  *roamer
-	replica *replica
-	session *feed.Session
-	// staleness is the S that the session was welcomed with.
-	staleness time.Duration
-	toServer  []*keysvcv1.SyncRequest
-	toClient  []*keysvcv1.SyncResponse
+	client   *roamer
+	replica  *replica
+	session  *feed.Session
+	toServer []*keysvcv1.SyncRequest
+	toClient []*keysvcv1.SyncResponse
 	// busy is set while the replica handles a message. left is set once the client has closed the
 	// connection, and dead once the replica has.
 	busy, left, dead bool
@@ -130,12 +125,11 @@ func (c *cluster) stepConnection(r *replica, connection *wire) {
 		r.operations = append(r.operations, &handling{connection: connection, request: next, arrived: c.now, fresh: c.fresh(r)})
 	case connection.session != nil:
 		step := connection.session.Next()
-		if welcome := step.Response.GetWelcome(); welcome != nil {
-			step.Response = proto.CloneOf(step.Response)
-			step.Response.GetWelcome().Staleness = durationpb.New(connection.staleness)
-		}
 		if step.Response != nil {
 			connection.toClient = append(connection.toClient, step.Response)
+		}
+		if step.Last {
+			c.hangUp(connection)
 		}
 	}
 }
@@ -184,10 +178,6 @@ func (h *handling) step(c *cluster, r *replica) (over bool) {
 		}
 	}
 	connection.busy = false
-	staleness := r.applied.staleness
-	if c.breaks(stalenessOfTheProcess) {
-		staleness = stalenessOf(r)
-	}
 	if hello != nil {
 		session, err := r.hub.Open(hello, access.All())
 		if err != nil {
@@ -197,11 +187,10 @@ func (h *handling) step(c *cluster, r *replica) (over bool) {
 		if session.Ahead() && c.rolledBack.IsZero() {
 			c.violate("a session at %d was reset by a replica that was behind, at %d", hello.GetRevision(), r.applied.revision)
 		}
-		connection.session, connection.staleness = session, staleness
+		connection.session = session
 		return true
 	}
-	if connection.session == nil || connection.staleness != staleness && !c.breaks(pongOfAnotherStaleness) ||
-		connection.session.Ping(ping.GetNonce(), ping.GetRevision(), h.arrived) != nil {
+	if connection.session == nil || connection.session.Ping(ping.GetNonce(), ping.GetRevision(), h.arrived) != nil {
 		c.hangUp(connection)
 	}
 	return true

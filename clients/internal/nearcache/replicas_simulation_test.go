@@ -31,6 +31,7 @@ const (
 	noFenceAtNothing                  // R5: a call that finds nothing to change raises no fence
 	noHistoryCheck                    // R7: neither a barrier nor a watch compares histories
 	fencesLookAlike                   // R7: a fence has the hash of the change before it
+	sessionsGoOn                      // R7: sessions go on when the watch is opened anew
 	stalenessOfTheProcess             // R9: each process has an S of its own
 	pongOfAnotherStaleness            // R9: a session that was welcomed with another S goes on
 	formerIsTheLast                   // R9: the record has the S before, and not the largest that may still count
@@ -224,6 +225,7 @@ var replicaRules = map[string]cut{
 	"R5 fence at nothing to change":         noFenceAtNothing,
 	"R7 history check":                      noHistoryCheck,
 	"R7 a fence's own hash":                 fencesLookAlike,
+	"R7 sessions are renewed":               sessionsGoOn,
 	"R9 S of the record":                    stalenessOfTheProcess,
 	"R9 no pongs of another S":              pongOfAnotherStaleness,
 	"R9 the largest former S in the record": formerIsTheLast,
@@ -235,7 +237,8 @@ var replicaRules = map[string]cut{
 // long. A change of the simulation makes it out of date: the test then searches, and logs the new number.
 var replicaRuleCaughtBy = map[string]uint64{
 	"R9 no pongs of another S":              7451,
-	"R9 the largest former S in the record": 13095,
+	"R7 sessions are renewed":               151682043530803,
+	"R9 the largest former S in the record": 48026,
 }
 
 // TestEachReplicaRuleIsNeeded breaks one rule at a time. For each, a schedule must break a promise, within as

@@ -40,8 +40,7 @@ type stored struct {
 	hash     [32]byte
 	allowed  [simulatedKeys]bool
 	heads    [3]head
-	// staleness is S, and former the largest S that may have been in force since S before the change
-	// of S.
+	// staleness is S, and former a larger S under which leases may still hold; 0 if there is none.
 	staleness, former time.Duration
 	committed, acked  time.Time
 }
@@ -91,7 +90,7 @@ func newCluster(seed uint64, broken cuts, traced bool) *cluster {
 	c := &cluster{random: rand.New(rand.NewPCG(seed, 2)), now: simulationStart, broken: broken, traced: traced}
 	c.changesStaleness = c.chance(50)
 	staleness := c.anyStaleness()
-	first := &stored{staleness: staleness, former: staleness, committed: c.now, acked: c.now}
+	first := &stored{staleness: staleness, committed: c.now, acked: c.now}
 	for key := range first.allowed {
 		first.allowed[key] = true
 	}
@@ -248,13 +247,8 @@ type replica struct {
 	asked       *asked
 	operations  []operation
 	connections []*wire
-	// ended are the values of S that were in force, and when their successors were applied.
-	ended []endedStaleness
-}
-
-type endedStaleness struct {
-	staleness time.Duration
-	at        time.Time
+	// awaits is the hub that AwaitRevision waits with: hub, unless the simulation breaks a rule.
+	awaits *feed.Hub
 }
 
 // asked is a read of the barrier that was sent to one member of the store, or to several (R3).
@@ -280,15 +274,23 @@ type operation interface {
 func (c *cluster) start(number int) *replica {
 	loaded := max(0, len(c.log)-1-c.random.IntN(2))
 	r := &replica{number: number, applied: c.log[loaded], following: true, lag: []int{3, 30, 90}[c.random.IntN(3)]}
-	r.ended = []endedStaleness{{r.applied.former, c.now}}
 	var history []*storagev1.FeedRecord
 	for _, each := range c.log[1:] {
 		history = append(history, each.feed)
 	}
-	r.hub = feed.New(feed.Config{
-		Epoch: "epoch", Revision: int64(loaded), History: history, Started: c.now, Staleness: longestStaleness,
+	config := feed.Config{
+		Epoch: "epoch", Revision: int64(loaded), History: history, Started: c.now,
+		Staleness: r.applied.staleness, PreviousStaleness: r.applied.former, Shared: !c.breaks(awaitsOwnSessions),
 		RingSize: 16, Now: func() time.Time { return c.now }, Random: c.random.Float64,
-	})
+	}
+	if c.breaks(stalenessOfTheProcess) {
+		config.Staleness, config.PreviousStaleness = stalenessOf(r), 0
+	}
+	r.hub = feed.New(config)
+	r.awaits = r.hub
+	if c.breaks(pongOfAnotherStaleness) {
+		r.awaits = feed.New(config)
+	}
 	c.note("replica %d starts at %d", number, loaded)
 	return r
 }
@@ -346,30 +348,22 @@ func (c *cluster) watch(r *replica) {
 			return
 		}
 		r.following = true
+		if !c.breaks(sessionsGoOn) {
+			r.hub.Renew()
+		}
 	case r.applied.revision < newest.revision && c.chance(r.lag):
 		next := c.log[r.applied.revision+1]
-		r.hub.Publish(&storage.Committed{Revision: int64(next.revision), Feed: next.feed})
-		if before := r.applied.staleness; before != next.staleness {
-			r.ended = append(r.ended, endedStaleness{before, c.now})
+		change := &storage.Committed{Revision: int64(next.revision), Feed: next.feed}
+		r.hub.Publish(change)
+		if r.awaits != r.hub {
+			r.awaits.Publish(change)
+		}
+		if r.applied.staleness != next.staleness && !c.breaks(stalenessOfTheProcess) {
+			r.awaits.SetStaleness(next.staleness, next.former)
 		}
 		r.applied = next
 		r.hub.Announce()
 	}
-}
-
-// largestStaleness returns the largest S that was in force since S ago, as far as the replica can know
-// (R9).
-func (c *cluster) largestStaleness(r *replica) time.Duration {
-	if c.breaks(stalenessOfTheProcess) {
-		return stalenessOf(r)
-	}
-	largest := r.applied.staleness
-	for _, each := range r.ended {
-		if c.now.Sub(each.at) < each.staleness+each.staleness/1000 {
-			largest = max(largest, each.staleness)
-		}
-	}
-	return largest
 }
 
 // stalenessOf returns the S that the process of a replica was given, for stalenessOfTheProcess.

@@ -98,6 +98,8 @@ type history struct {
 	tried map[attempted]bool
 	// again are the calls that made two commits with the same expected heads.
 	again map[string]bool
+	// fences has, for the revision of each fence, a moment before it was raised.
+	fences map[int64]int64
 }
 
 // attempted is a commit of a call, with the heads that it expected.
@@ -107,7 +109,17 @@ type attempted struct {
 }
 
 func newHistory() *history {
-	return &history{commits: make(map[string]int64), tried: make(map[attempted]bool), again: make(map[string]bool)}
+	return &history{commits: make(map[string]int64), tried: make(map[attempted]bool), again: make(map[string]bool), fences: make(map[int64]int64)}
+}
+
+// fenced notes that a fence which was asked for at a moment has a revision.
+func (h *history) fenced(revision, begun int64) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	if before, known := h.fences[revision]; known {
+		begun = min(begun, before)
+	}
+	h.fences[revision] = begun
 }
 
 func raise(mark *atomic.Int64, to int64) {
@@ -194,7 +206,7 @@ type committedChange struct {
 	revision    int64
 	workspaceID string
 	keyID       string
-	call        *call // nil for the first policy
+	call        *call // nil for the first policy, and for a fence
 	begun       int64
 }
 
@@ -243,7 +255,11 @@ func (h *history) readLog(ctx context.Context, store storage.Store) ([]*committe
 	for _, record := range feed {
 		found, known := events[string(record.GetAuditHash())]
 		if !known && record.GetKind() == storagev1.FeedKind_FEED_KIND_PURGE && record.GetSubject() == "" {
-			continue // a fence, which has no event and changes nothing that is visible
+			// A fence, which has no event and changes nothing that is visible, except the newest revision.
+			if begun, raised := h.fences[record.GetRevision()]; raised {
+				log = append(log, &committedChange{revision: record.GetRevision(), workspaceID: record.GetWorkspaceId(), begun: begun})
+			}
+			continue
 		}
 		if !known {
 			return nil, fmt.Errorf("revision %d has no audit event", record.GetRevision())

@@ -293,7 +293,41 @@ func (l *link) withBarrier() storage.Store {
 	if local, is := storage.LocalBarrierOf(l.Store); is {
 		return localLink{l, local}
 	}
+	return l.withFence()
+}
+
+// fencingLink is a link to a store that can raise fences.
+type fencingLink struct {
+	*link
+
+	fencer storage.Fencer
+}
+
+// withFence returns the link as a store, which can raise fences if the store behind it can.
+func (l *link) withFence() storage.Store {
+	if fencer, is := storage.FencerOf(l.Store); is {
+		return fencingLink{l, fencer}
+	}
 	return l
+}
+
+// Fence implements storage.Fencer. It is held back and fails like a commit whose outcome is known.
+func (l fencingLink) Fence(ctx context.Context, workspaceID string, head storage.Head) (int64, error) {
+	if err := l.toStore(ctx, atCommit); err != nil {
+		return 0, err
+	}
+	if l.happens(func(f Faults) int { return f.Unavailable }) {
+		return 0, storage.ErrUnavailable
+	}
+	begun := l.history.moment.Add(1)
+	revision, err := l.fencer.Fence(ctx, workspaceID, head)
+	if err == nil {
+		l.history.fenced(revision, begun)
+	}
+	if err := l.pacer.pause(ctx, l.seat, atMade); err != nil {
+		return 0, err
+	}
+	return revision, err
 }
 
 // stored is one record with the revision that it was read at.

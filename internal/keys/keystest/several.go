@@ -228,7 +228,7 @@ func (s *several) start(number int, faults Faults) {
 	if failing, can := s.fleet.(FailingFleet); can {
 		l.fail = failing.Fail
 	}
-	var store storage.Store = l
+	store := l.withFence()
 	if s.campaign.LocalBarriers {
 		store = l.withBarrier()
 	}

@@ -133,6 +133,9 @@ type Store struct {
 	schema  int32
 	created int64 // revision of the header
 
+	// resumed is called when a watch was opened anew; nil before OnResume.
+	resumed atomic.Pointer[func()]
+
 	// seen is the newest revision of the cluster that the store has seen, and newest the
 	// revision of the newest change that it has seen.
 	seen, newest atomic.Int64

@@ -66,6 +66,8 @@ type follower struct {
 	// member is the one that is watched, and patience how long it may take to come to what callers were told of.
 	member   int
 	patience time.Duration
+	// again is set once the watch was open.
+	again bool
 	// broken is how often the watch has broken off since the last change, and retries has the waits.
 	broken  int
 	retries *backoff.Backoff
@@ -105,6 +107,9 @@ func (s *Store) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*sto
 		}
 	}
 }
+
+// OnResume implements storage.Resumer.
+func (s *Store) OnResume(resumed func()) { s.resumed.Store(&resumed) }
 
 // mayResume reports whether the watch is opened again after an error. An outage of etcd, however long,
 // changes no history.
@@ -169,6 +174,10 @@ func (f *follower) follow(ctx context.Context) error {
 	if f.broken > 1 {
 		s.config.Log.InfoContext(ctx, "etcd is followed again", "after", f.after.Revision, "member", f.member)
 	}
+	if resumed := s.resumed.Load(); resumed != nil && f.again {
+		(*resumed)()
+	}
+	f.again = true
 	// 4. Collect the events of one revision until its feed entry arrives, which is the last
 	//    event of a change. Yield only complete changes.
 	var change *changeBuilder
