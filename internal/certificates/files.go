@@ -31,6 +31,9 @@ type Paths struct {
 	// Certificate and Key are the server's: the certificate with its intermediates after it, and
 	// its key, in PEM. Both are set or neither is.
 	Certificate, Key string
+	// ForClient is set if the certificate is what this process shows a server, and not what it shows
+	// clients.
+	ForClient bool
 	// Bundles are the authorities of SPIFFE trust domains, each domain once.
 	Bundles []Bundle
 	// DNS is a file with the authorities of clients without a SPIFFE id, in PEM; "" for none.
@@ -249,7 +252,7 @@ func (p Paths) parseOwn(certificate, key []byte, now time.Time) (*tls.Certificat
 	if err != nil {
 		return nil, fmt.Errorf("%s with %s: %w", p.Certificate, p.Key, err)
 	}
-	if err := CheckOwn(own.Leaf, now); err != nil {
+	if err := checkOwn(own.Leaf, now, p.ForClient); err != nil {
 		return nil, fmt.Errorf("%s: %w", p.Certificate, err)
 	}
 	if p.RefuseDevelopment && Development(own.Leaf) {
@@ -259,17 +262,24 @@ func (p Paths) parseOwn(certificate, key []byte, now time.Time) (*tls.Certificat
 }
 
 // CheckOwn returns an error if clients would refuse a server's certificate whatever they trust.
-func CheckOwn(leaf *x509.Certificate, now time.Time) error {
+func CheckOwn(leaf *x509.Certificate, now time.Time) error { return checkOwn(leaf, now, false) }
+
+// checkOwn is CheckOwn, or the same for a client's certificate.
+func checkOwn(leaf *x509.Certificate, now time.Time, forClient bool) error {
+	usage, name, peers, owner := x509.ExtKeyUsageServerAuth, "serverAuth", "servers", "server's"
+	if forClient {
+		usage, name, peers, owner = x509.ExtKeyUsageClientAuth, "clientAuth", "clients", "client's"
+	}
 	switch {
 	case now.Before(leaf.NotBefore):
 		return fmt.Errorf("the certificate is valid from %s on, now it is %s", stamp(leaf.NotBefore), stamp(now))
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("the certificate has ended at %s, now it is %s", stamp(leaf.NotAfter), stamp(now))
 	case leaf.IsCA:
-		return errors.New("the first certificate is that of an authority; the server's own must come first")
+		return fmt.Errorf("the first certificate is that of an authority; the %s own must come first", owner)
 	case len(leaf.ExtKeyUsage)+len(leaf.UnknownExtKeyUsage) > 0 &&
-		!slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageServerAuth) && !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny):
-		return errors.New("the certificate is not for servers: its extended key usage lacks serverAuth")
+		!slices.Contains(leaf.ExtKeyUsage, usage) && !slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny):
+		return fmt.Errorf("the certificate is not for %s: its extended key usage lacks %s", peers, name)
 	}
 	return nil
 }

@@ -140,6 +140,12 @@ func (a *app) showSettings(loaded config.Loaded, format showFormat) error {
 // settingsFlags adds --config and a flag for each setting to the command. It returns a function
 // that makes the Source of the settings; call it once the command line is parsed.
 func (a *app) settingsFlags(cmd *cobra.Command) func() config.Source {
+	return a.someSettingsFlags(cmd, func(config.Setting) bool { return true })
+}
+
+// someSettingsFlags is settingsFlags with flags for those settings alone that wanted accepts. The variables
+// and the file may have the others.
+func (a *app) someSettingsFlags(cmd *cobra.Command, wanted func(config.Setting) bool) func() config.Source {
 	defaults := config.Defaults()
 	if isTerminal(a.Stderr) {
 		defaults.LogFormat = config.LogText
@@ -149,6 +155,9 @@ func (a *app) settingsFlags(cmd *cobra.Command) func() config.Source {
 	flags.Var(&textFlag{name: config.FileFlag, given: given}, config.FileFlag, "the YAML `file` with settings (default: "+config.FileVariable+", else none)")
 	must(cmd.MarkFlagFilename(config.FileFlag, "yaml", "yml"))
 	for _, setting := range config.Table() {
+		if !wanted(setting) {
+			continue
+		}
 		value := &textFlag{name: setting.Name, given: given, typeName: setting.Type(), repeated: setting.Repeated(), shown: setting.Show(defaults)}
 		flag := flags.VarPF(value, setting.Name, "", setting.Help())
 		if setting.Type() == "bool" {

@@ -21,6 +21,8 @@ type Hooks struct {
 	// Check reads a store's file and writes its findings to out. No server may have the
 	// file open. It returns an error if the file cannot be read or is not sound.
 	Check func(ctx context.Context, file string, outside server.Outside, out io.Writer) error
+	// CheckEtcd is Check for the store in etcd that the settings name, which servers may use meanwhile.
+	CheckEtcd func(ctx context.Context, settings config.Settings, out io.Writer) error
 	// AcceptAnchor accepts a store's file that does not agree with its anchor or its audit sink. No
 	// server may have the file open. It writes its findings to out and calls confirm before it
 	// changes anything; it returns the error of confirm.
@@ -42,7 +44,7 @@ type Hooks struct {
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
 	return Hooks{
-		Serve: server.RunWithReload, Check: server.Check, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
+		Serve: server.RunWithReload, Check: server.Check, CheckEtcd: server.CheckEtcd, AcceptAnchor: server.AcceptAnchor, RepairClock: server.RepairClock,
 		AuditFile: server.AuditFile, VerifyAudit: server.VerifyAudit, Restore: server.Restore,
 	}
 }

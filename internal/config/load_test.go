@@ -215,7 +215,7 @@ func TestLoadChecksSettingsAgainstEachOther(t *testing.T) {
 		"k.yaml:1:9: listen: is none, and there is no listener": source("listen: none\n", nil, nil),
 		"k.yaml:1:9: listen: 0.0.0.0:1 can be reached":          source("listen: 0.0.0.0:1\n", nil, nil),
 		"k.yaml:1:14: socket-mode: is the number \"600\"":       source("socket-mode: 600\n", nil, nil),
-		"--store: is \"paper\", allowed is bbolt":               source("", nil, map[string][]string{"store": {"paper"}}),
+		"--store: is \"paper\", allowed are bbolt and etcd":     source("", nil, map[string][]string{"store": {"paper"}}),
 		"--dev: needs a listener that serves everything":        source("listen: none\nlistener: [health=127.0.0.1:1]\n", nil, map[string][]string{"dev": {"true"}}),
 		"KEYSVC_LISTENER: ":       source("dev: true\n", map[string]string{"KEYSVC_LISTENER": "health=127.0.0.1:7480"}, nil),
 		"--listener: ":            source("", nil, map[string][]string{"listener": {"health=127.0.0.1:1", "all=127.0.0.1:1"}}),

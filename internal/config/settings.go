@@ -16,6 +16,10 @@ const DefaultAddress = "127.0.0.1:7480"
 // DefaultStore is the backend that is used if no other is named: one bbolt file.
 const DefaultStore = "bbolt"
 
+// DefaultStaleness is the staleness bound of near-caches if neither a setting nor the store says
+// another one.
+const DefaultStaleness = time.Second
+
 // EtcdStore is the backend that several processes share.
 const EtcdStore = "etcd"
 
@@ -71,9 +75,20 @@ type Settings struct {
 	Tokens Tokens
 	// Store is the name of the backend that holds everything: DefaultStore or EtcdStore.
 	Store string
-	// EtcdEndpoints are the addresses of etcd's members, with commas between, and EtcdPrefix is the
-	// beginning of all names of the store.
-	EtcdEndpoints, EtcdPrefix string
+	// EtcdEndpoints are the addresses of the members of the etcd cluster, at most 9: at least one with
+	// EtcdStore, none otherwise.
+	EtcdEndpoints []Address
+	// EtcdPrefix is the beginning of all names of the store in etcd. It begins and ends with "/".
+	EtcdPrefix string
+	// EtcdCA is a file with the authorities of etcd's certificates, in PEM. If it is set, TCP to etcd is
+	// TLS; otherwise only a member on loopback or on a unix socket is reached.
+	EtcdCA string
+	// EtcdCert and EtcdKey are files in PEM: the certificate for etcd with its intermediates, and its
+	// key. Both are set, or neither is.
+	EtcdCert, EtcdKey string
+	// EtcdUser is the user of etcd, and EtcdPasswordFile the file with the user's password. Both are
+	// set, or neither is.
+	EtcdUser, EtcdPasswordFile string
 	// Data is the folder of the store's file. Folder and store must exist if neither Init nor
 	// Dev is set.
 	Data string
@@ -154,7 +169,8 @@ type Settings struct {
 	// SweepInterval is how often keys and members past their retention are purged.
 	SweepInterval time.Duration
 	// Staleness is how long a near-cache may answer without hearing from the server. It bounds
-	// how long a near-cache can miss a change that was acknowledged.
+	// how long a near-cache can miss a change that was acknowledged. 0 means that it was not given: then a
+	// store in etcd says it, and otherwise it is DefaultStaleness.
 	Staleness time.Duration
 	// MaxSessions is the max. number of near-caches that are connected at a time.
 	MaxSessions int
@@ -224,6 +240,9 @@ func (s Settings) Validate() error {
 		return &FieldError{Field: "max-buffered-bytes", Problem: fmt.Sprintf("is %d; with this max-message-bytes at least %d are required", s.MaxBufferedBytes, least)}
 	}
 	if err := s.validateTLS(); err != nil {
+		return err
+	}
+	if err := s.validateEtcd(); err != nil {
 		return err
 	}
 	switch {

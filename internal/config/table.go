@@ -61,6 +61,7 @@ const bufferedMessages = 32
 const (
 	groupServed  = "What is served, and from where"
 	groupStore   = "The store"
+	groupEtcd    = "The store in etcd"
 	groupNotices = "Notices that keys end"
 	groupLog     = "The log"
 	groupLimits  = "Limits"
@@ -144,19 +145,9 @@ var table = []Setting{
 		kind:  word(func(s *Settings) *string { return &s.Store }, DefaultStore, EtcdStore),
 	},
 	{
-		Name: "etcd-endpoints", Group: groupStore, Empty: "none",
-		Usage: "the addresses of etcd's `members`, one host:port or unix:///path for each, with commas between",
-		More:  "Required with `store` etcd, and for nothing else.",
-		kind:  text(func(s *Settings) *string { return &s.EtcdEndpoints }, anyValue),
-	},
-	{
-		Name: "etcd-prefix", Group: groupStore, Default: "/keysvc/",
-		Usage: "the `beginning` of all names of the store in etcd",
-		kind:  text(func(s *Settings) *string { return &s.EtcdPrefix }, notEmpty("a prefix")),
-	},
-	{
 		Name: "data", Group: groupStore, Default: "./keysvc-data", Path: FolderPath,
 		Usage: "the `folder` of the store's file",
+		More:  "With `store` etcd the folder has sockets and `demo-token` only.",
 		kind:  text(func(s *Settings) *string { return &s.Data }, notEmpty("a folder")),
 	},
 	{
@@ -226,6 +217,48 @@ var table = []Setting{
 		Usage: "a policy `file` that fills an empty store",
 		More:  "A store that has a policy keeps it; see [policy](operations.md#policy).",
 		kind:  text(func(s *Settings) *string { return &s.Policy }, anyValue),
+	},
+	{
+		Name: "etcd-endpoints", Group: groupEtcd, Empty: "none",
+		Usage: "the `address` of each member of the etcd cluster, with commas between them: host:port or unix:///path",
+		More: "Required with `store` etcd, and for nothing else; at most 9. Name every member, because each is asked by itself: a name that stands for several members hides one that hangs. " +
+			"TCP needs `etcd-ca`, except on loopback.",
+		kind: addresses(func(s *Settings) *[]Address { return &s.EtcdEndpoints }),
+	},
+	{
+		Name: "etcd-prefix", Group: groupEtcd, Default: "/keysvc/",
+		Usage: "the `beginning` of all names of the store in etcd",
+		More:  "Begins and ends with /. Nothing else may be stored under it.",
+		kind:  text(func(s *Settings) *string { return &s.EtcdPrefix }, checkPrefix),
+	},
+	{
+		Name: "etcd-ca", Group: groupEtcd, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the authorities that etcd's certificates are verified with; TCP to etcd is then TLS",
+		More:  "This and the two files below are read for each new connection to etcd. See [replication](replication.md#over-etcd).",
+		kind:  text(func(s *Settings) *string { return &s.EtcdCA }, anyValue),
+	},
+	{
+		Name: "etcd-cert", Group: groupEtcd, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the certificate that the server shows etcd, its intermediates after it",
+		More:  "Needs `etcd-ca` and `etcd-key`.",
+		kind:  text(func(s *Settings) *string { return &s.EtcdCert }, anyValue),
+	},
+	{
+		Name: "etcd-key", Group: groupEtcd, Empty: "none", Path: FilePath,
+		Usage: "the PEM `file` of the key of that certificate",
+		kind:  text(func(s *Settings) *string { return &s.EtcdKey }, anyValue),
+	},
+	{
+		Name: "etcd-user", Group: groupEtcd, Empty: "no authentication by password",
+		Usage: "the `name` of the user of etcd, if etcd has authentication by password switched on",
+		More:  "Needs `etcd-password-file`.",
+		kind:  text(func(s *Settings) *string { return &s.EtcdUser }, anyValue),
+	},
+	{
+		Name: "etcd-password-file", Group: groupEtcd, Empty: "none", Path: FilePath,
+		Usage: "the `file` with the password of that user, in one line",
+		More:  "Nobody but its owner and group may be able to read the file. It is read at the start.",
+		kind:  text(func(s *Settings) *string { return &s.EtcdPasswordFile }, anyValue),
 	},
 	{
 		Name: "notice-webhook", Group: groupNotices, Empty: "none",
@@ -345,10 +378,11 @@ var table = []Setting{
 		kind:  duration(func(s *Settings) *time.Duration { return &s.SweepInterval }, time.Second, day),
 	},
 	{
-		Name: "staleness", Group: groupCaches, Default: "1s",
+		Name: "staleness", Group: groupCaches, Empty: "1s, or what the store in etcd has",
 		Usage: "max. time for which a near-cache can miss a change",
-		More:  "See [near-caches](operations.md#near-caches).",
-		kind:  duration(func(s *Settings) *time.Duration { return &s.Staleness }, 100*time.Millisecond, time.Minute),
+		More: "See [near-caches](operations.md#near-caches). With `store` etcd the value fills an empty store. " +
+			"A store that has another one keeps it, and the server does not start; change it with `keysvc staleness set`.",
+		kind: optionalDuration(func(s *Settings) *time.Duration { return &s.Staleness }, 100*time.Millisecond, time.Minute),
 	},
 	{
 		Name: "max-sessions", Group: groupCaches, Default: "1500",

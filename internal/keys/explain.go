@@ -235,7 +235,7 @@ func concerns(event *storagev1.AuditRecord, key *storagev1.KeyRecord) bool {
 			return change.GetName() == key.GetMemberId()
 		case storagev1.RecordKind_RECORD_KIND_WORKSPACE:
 			return true
-		case storagev1.RecordKind_RECORD_KIND_POLICY, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+		case storagev1.RecordKind_RECORD_KIND_POLICY, storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 		}
 		return false
 	})

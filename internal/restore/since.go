@@ -275,6 +275,7 @@ func (f *following) event(event *storage.AuditEvent) {
 		case storagev1.RecordKind_RECORD_KIND_POLICY:
 			altered.take(record, "", func(string) bool { return true })
 			f.policy = append(f.policy, altered)
+		case storagev1.RecordKind_RECORD_KIND_SETTINGS: // a file keeps none
 		case storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 			f.doubt("the event %d of workspace %q changes a record of an unknown kind", record.GetSequence(), record.GetWorkspaceId())
 		}

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
-	"strings"
-
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -18,7 +15,7 @@ import (
 // etcdBackend is a store in etcd with the connections that it uses.
 type etcdBackend struct {
 	*etcdstore.Store
-	members []*clientv3.Client
+	cluster *etcdstore.Cluster
 }
 
 // openEtcd opens the store in etcd. The data folder is made, because sockets are in it.
@@ -26,33 +23,80 @@ func openEtcd(ctx context.Context, settings config.Settings, log *slog.Logger) (
 	if err := makeFolder(settings.Data); err != nil {
 		return nil, fmt.Errorf("making the data folder: %w", err)
 	}
-	backend := &etcdBackend{}
-	defer func() {
-		if err != nil {
-			backend.disconnect()
-		}
-	}()
-	for _, endpoint := range strings.Split(settings.EtcdEndpoints, ",") {
-		member, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
-		if err != nil {
-			return nil, fmt.Errorf("etcd at %s: %w", endpoint, err)
-		}
-		backend.members = append(backend.members, member)
-	}
-	backend.Store, err = etcdstore.New(ctx, etcdstore.Config{Members: backend.members, Prefix: settings.EtcdPrefix, Log: log})
+	cluster, err := connectEtcd(ctx, settings, log)
 	if err != nil {
-		return nil, fmt.Errorf("etcd: %w", err)
+		return nil, err
 	}
-	return backend, nil
+	cluster.Warn(ctx, log)
+	create := etcdstore.CreateNever
+	switch {
+	case settings.Init:
+		create = etcdstore.CreateNew
+	case settings.Dev:
+		create = etcdstore.CreateIfAbsent
+	}
+	store, err := etcdstore.New(ctx, etcdstore.Config{
+		Members: cluster.Members(), Connect: cluster.Dial, Prefix: settings.EtcdPrefix, Create: create, Log: log,
+	})
+	switch {
+	case err == nil:
+		return &etcdBackend{store, cluster}, nil
+	case errors.Is(err, storage.ErrAbsent):
+		err = fmt.Errorf("etcd: %w; --etcd-prefix names where a store begins, and --init makes a new, empty one there", err)
+	case errors.Is(err, storage.ErrPresent):
+		err = fmt.Errorf("etcd: %w; start without --init", err)
+	default:
+		err = cluster.Explain(ctx, err)
+	}
+	return nil, joinErrors(err, cluster.Close())
 }
 
 // Close implements io.Closer.
-func (b *etcdBackend) Close() error { return errors.Join(b.Store.Close(), b.disconnect()) }
+func (b *etcdBackend) Close() error { return errors.Join(b.Store.Close(), b.cluster.Close()) }
 
-func (b *etcdBackend) disconnect() error {
-	var failed []error
-	for _, member := range b.members {
-		failed = append(failed, member.Close())
+// connectEtcd connects to the members that the settings name. The errors name the setting and the file, or the
+// member.
+func connectEtcd(ctx context.Context, settings config.Settings, log *slog.Logger) (*etcdstore.Cluster, error) {
+	wanted := etcdstore.ClusterConfig{User: settings.EtcdUser}
+	for _, member := range settings.EtcdEndpoints {
+		wanted.Endpoints = append(wanted.Endpoints, member.String())
 	}
-	return errors.Join(failed...)
+	if settings.EtcdCA != "" {
+		secure, err := newEtcdTLS(settings, log)
+		if err != nil {
+			return nil, fmt.Errorf("certificates for etcd: %w", err)
+		}
+		wanted.TLS = secure.config
+	}
+	if settings.EtcdPasswordFile != "" {
+		password, err := readPassword(settings.EtcdPasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("etcd-password-file: %w", err)
+		}
+		wanted.Password = password
+	}
+	return etcdstore.Connect(ctx, wanted)
+}
+
+// CheckEtcd examines the store in etcd that the settings name, and writes its findings to out. Servers may use
+// it meanwhile. CheckEtcd returns an error if the store cannot be examined or is not sound.
+func CheckEtcd(ctx context.Context, settings config.Settings, out io.Writer) (err error) {
+	cluster, err := connectEtcd(ctx, settings, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cluster.Close()) }()
+	report, err := etcdstore.Check(ctx, etcdstore.Config{Members: cluster.Members(), Connect: cluster.Dial, Prefix: settings.EtcdPrefix})
+	if err != nil {
+		return cluster.Explain(ctx, err)
+	}
+	_, err = fmt.Fprintf(out, "epoch     %s\nrevision  %d\n", report.Epoch, report.Position.Revision)
+	for _, problem := range report.Problems {
+		_, more := fmt.Fprintln(out, "problem:", problem)
+		err = errors.Join(err, more)
+	}
+	if err == nil && len(report.Problems) > 0 {
+		return fmt.Errorf("the store under %s is not sound", settings.EtcdPrefix)
+	}
+	return err
 }

@@ -213,7 +213,7 @@ func TestStoreIsOpenedByName(t *testing.T) {
 	settings.Store = "paper"
 	var wrong *config.FieldError
 	err := Run(t.Context(), settings, &buffer{}, &buffer{})
-	if !errors.As(err, &wrong) || wrong.Field != "store" || !strings.Contains(wrong.Problem, "allowed is bbolt") {
+	if !errors.As(err, &wrong) || wrong.Field != "store" || !strings.Contains(wrong.Problem, "allowed are bbolt and etcd") {
 		t.Errorf("got %v, want a FieldError that names the stores", err)
 	}
 	for _, setting := range config.Table() {

@@ -56,6 +56,9 @@ func (c *Change) Link(workspaceID string, head Head) {
 	if c.PutPolicy != nil {
 		c.PutPolicy.ChangeSequence = sequence
 	}
+	if c.PutSettings != nil {
+		c.PutSettings.ChangeSequence = sequence
+	}
 	if c.PutWorkspace != nil {
 		c.PutWorkspace.ChangeSequence = sequence
 	}
@@ -120,7 +123,7 @@ func (c *Change) Validate() error {
 		return invalid("%d bytes; at most %d are allowed", size, MaxChangeBytes)
 	}
 	if c.WorkspaceID == "" && records > 1 {
-		return invalid("the policy, and nothing else, belongs to the empty workspace")
+		return invalid("the empty workspace has changes of the policy or of the settings, and of nothing else")
 	}
 	if err := c.validateRecords(); err != nil {
 		return err
@@ -142,6 +145,9 @@ func (c *Change) operations() int {
 	count := len(c.PutMembers) + len(c.DeleteMembers) + len(c.PutKeys) +
 		len(c.AbsentKeyIDs) + len(c.AbsentRequestIDs) + len(c.FreedRequestIDs)
 	if c.PutPolicy != nil {
+		count++
+	}
+	if c.PutSettings != nil {
 		count++
 	}
 	if c.PutWorkspace != nil {
@@ -182,8 +188,8 @@ func (c *Change) validateEvent() error {
 		return invalid("no kind of change")
 	case len(c.Subject) > MaxIDBytes:
 		return invalid("a subject of %d bytes", len(c.Subject))
-	case c.PutPolicy != nil && c.WorkspaceID != "" || c.PutPolicy == nil && c.WorkspaceID == "":
-		return invalid("the policy, and nothing else, belongs to the empty workspace")
+	case (c.PutPolicy != nil || c.PutSettings != nil) != (c.WorkspaceID == ""):
+		return invalid("the empty workspace has changes of the policy or of the settings, and of nothing else")
 	case c.WorkspaceID != "" && !isID(c.WorkspaceID):
 		return invalid("%q is not the id of a workspace", c.WorkspaceID)
 	}
@@ -279,6 +285,9 @@ func (c *Change) records() func(yield func(proto.Message, string) bool) {
 		if c.PutPolicy != nil && !yield(c.PutPolicy, "") {
 			return
 		}
+		if c.PutSettings != nil && !yield(c.PutSettings, "") {
+			return
+		}
 		if c.PutWorkspace != nil && !yield(c.PutWorkspace, c.PutWorkspace.GetWorkspaceId()) {
 			return
 		}
@@ -303,6 +312,9 @@ func (c *Change) records() func(yield func(proto.Message, string) bool) {
 func (c *Change) putSequences() func(yield func(int64) bool) {
 	return func(yield func(int64) bool) {
 		if c.PutPolicy != nil && !yield(c.PutPolicy.GetChangeSequence()) {
+			return
+		}
+		if c.PutSettings != nil && !yield(c.PutSettings.GetChangeSequence()) {
 			return
 		}
 		if c.PutWorkspace != nil && !yield(c.PutWorkspace.GetChangeSequence()) {
@@ -344,6 +356,9 @@ func (c *Change) Committed(revision int64, head Head) *Committed {
 	}
 	if c.PutPolicy != nil {
 		committed.Put = append(committed.Put, Item{Policy: c.PutPolicy})
+	}
+	if c.PutSettings != nil {
+		committed.Put = append(committed.Put, Item{Settings: c.PutSettings})
 	}
 	if c.PutWorkspace != nil {
 		committed.Put = append(committed.Put, Item{Workspace: c.PutWorkspace})

@@ -65,6 +65,7 @@ type Checker struct {
 	feed       map[[32]byte]*storagev1.FeedRecord // by hash of the event, until the event is seen
 	feedNewest int64
 	policy     bool
+	settings   bool
 	workspaces map[string]*checkedWorkspace
 	keys       map[string]*checkedKey
 	records    map[recordName]*checkedRecord
@@ -165,6 +166,11 @@ func (c *Checker) item(item Item) {
 			c.Problem("policy: there are two")
 		}
 		c.policy = true
+	case item.Settings != nil:
+		if c.settings {
+			c.Problem("settings: there are two")
+		}
+		c.settings = true
 	case item.Workspace != nil:
 		workspace := c.workspace(item.Workspace.GetWorkspaceId())
 		if workspace.record {
@@ -208,6 +214,8 @@ func (c *Checker) damaged(damaged *Damaged) {
 		c.member(damaged.WorkspaceID, damaged.MemberID, true, true)
 	case damaged.Head:
 		c.workspace(damaged.WorkspaceID).damagedHead = true
+	case damaged.Settings:
+		c.settings = true
 	case damaged.WorkspaceID == "":
 		c.policy = true
 	default:
@@ -370,7 +378,8 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 		return storagev1.FeedKind_FEED_KIND_WORKSPACE, ""
 	case storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED:
 		return storagev1.FeedKind_FEED_KIND_POLICY, ""
-	case storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADED:
+	case storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADED,
+		storagev1.AuditAction_AUDIT_ACTION_SETTINGS_CHANGED:
 		return storagev1.FeedKind_FEED_KIND_PURGE, ""
 	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, storagev1.AuditAction_AUDIT_ACTION_RESTORED,
 		storagev1.AuditAction_AUDIT_ACTION_KEYS_RELEASED:
@@ -522,6 +531,9 @@ func (c *Checker) finish() {
 	if c.policy && c.workspaces[""] == nil {
 		c.Problem("policy: it has no head")
 	}
+	if c.settings && c.workspaces[""] == nil {
+		c.Problem("settings: they have no head")
+	}
 	for _, id := range sortedKeys(c.keys) {
 		if key := c.keys[id]; !key.damaged {
 			c.finishKey(id, key)
@@ -543,7 +555,7 @@ func (c *Checker) finishWorkspace(workspace *checkedWorkspace) {
 		c.ProblemAt(place, "%s: its head has another hash than the last audit event", title)
 	}
 	if workspace.id == "" {
-		if !c.policy {
+		if !c.policy && !c.settings {
 			c.Problem("policy: it has a head or audit events, but no record")
 		}
 		if workspace.record || workspace.needsRecord {

@@ -29,6 +29,8 @@ func (n recordName) String() string {
 		return fmt.Sprintf("member %q of workspace %q", n.name, n.workspaceID)
 	case storagev1.RecordKind_RECORD_KIND_KEY:
 		return "key " + n.name
+	case storagev1.RecordKind_RECORD_KIND_SETTINGS:
+		return "settings"
 	case storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 	}
 	return fmt.Sprintf("record %q of kind %d of workspace %q", n.name, n.kind, n.workspaceID)
@@ -53,6 +55,8 @@ func nameOf(item Item) (name recordName, record proto.Message, changed int64) {
 	switch {
 	case item.Policy != nil:
 		return recordName{kind: storagev1.RecordKind_RECORD_KIND_POLICY}, item.Policy, item.Policy.GetChangeSequence()
+	case item.Settings != nil:
+		return recordName{kind: storagev1.RecordKind_RECORD_KIND_SETTINGS}, item.Settings, item.Settings.GetChangeSequence()
 	case item.Workspace != nil:
 		id := item.Workspace.GetWorkspaceId()
 		return recordName{id, storagev1.RecordKind_RECORD_KIND_WORKSPACE, ""}, item.Workspace, item.Workspace.GetChangeSequence()
@@ -73,6 +77,8 @@ func damagedName(damaged *Damaged) recordName {
 		return recordName{damaged.WorkspaceID, storagev1.RecordKind_RECORD_KIND_KEY, damaged.KeyID}
 	case damaged.MemberID != "":
 		return recordName{damaged.WorkspaceID, storagev1.RecordKind_RECORD_KIND_MEMBER, damaged.MemberID}
+	case damaged.Settings:
+		return recordName{kind: storagev1.RecordKind_RECORD_KIND_SETTINGS}
 	case damaged.WorkspaceID == "":
 		return recordName{kind: storagev1.RecordKind_RECORD_KIND_POLICY}
 	}

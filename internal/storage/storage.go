@@ -54,6 +54,12 @@ const (
 	MaxPageBytes = 1 << 20
 )
 
+// Bounds of SettingsRecord.staleness.
+const (
+	MinStaleness = 100 * time.Millisecond
+	MaxStaleness = time.Minute
+)
+
 // Lengths of ids.
 const (
 	// MaxIDBytes is the max length of the id of a workspace, a member or a request. An id
@@ -78,8 +84,24 @@ type Position struct {
 type Barrier struct {
 	// Revision of the newest change, 0 in a new store.
 	Revision int64
-	// Hash is the hash of this change's audit event; zero if it is not known.
+	// Hash is the hash of this change's audit event, or what its feed entry has in the place of one;
+	// zero if it is not known.
 	Hash [32]byte
+}
+
+// Differs reports whether two points of one revision are known to be of different histories.
+func (b Barrier) Differs(other Barrier) bool {
+	return b.Revision == other.Revision && b.Hash != other.Hash && b.Hash != [32]byte{} && other.Hash != [32]byte{}
+}
+
+// Barrier returns the point of the change log that a position is.
+func (p Position) Barrier() Barrier { return Barrier{Revision: p.Revision, Hash: p.Hash} }
+
+// Barrier returns the point of the change log that a change is.
+func (c *Committed) Barrier() Barrier {
+	point := Barrier{Revision: c.Revision}
+	copy(point.Hash[:], c.Feed.GetAuditHash())
+	return point
 }
 
 // Head serialises the changes of one workspace. It is compared by value. A workspace without
@@ -98,6 +120,8 @@ type Head struct {
 type Item struct {
 	// Policy is the active policy.
 	Policy *storagev1.PolicyRecord
+	// Settings are the settings that all processes over the store share.
+	Settings *storagev1.SettingsRecord
 	// Workspace, Member and Key are records of those kinds.
 	Workspace *storagev1.WorkspaceRecord
 	Member    *storagev1.MemberRecord
@@ -148,17 +172,19 @@ type Damaged struct {
 	KeyID string
 	// MemberID is set if the record is a member.
 	MemberID string
-	// Head is set if the record is the workspace's head. If KeyID, MemberID and Head are all
-	// unset, the record is the workspace's own, or the policy if WorkspaceID is empty.
-	Head bool
+	// Head is set if the record is the workspace's head, and Settings if it is the settings. If KeyID,
+	// MemberID, Head and Settings are all unset, the record is the workspace's own, or the policy if
+	// WorkspaceID is empty.
+	Head, Settings bool
 	// Err is a DamagedError that says what is wrong.
 	Err error
 }
 
-// Change is one transaction of one workspace, or of the policy. It puts or deletes at least
+// Change is one transaction of one workspace, of the policy, or of the settings. It puts or deletes at least
 // one record, and no record twice. MaxOperations and MaxChangeBytes bound it.
 type Change struct {
-	// WorkspaceID names the workspace; empty is the policy's.
+	// WorkspaceID names the workspace; empty is that of the policy and of the settings, which have one
+	// head and one chain of events. A change puts one of the two.
 	WorkspaceID string
 	// Expect is the head that the change was checked against.
 	Expect Head
@@ -186,10 +212,12 @@ type Change struct {
 	// in PutKeys loses by it.
 	FreedRequestIDs []string
 
-	// PutPolicy, PutWorkspace, PutMembers and PutKeys add or replace records. The
+	// PutPolicy, PutSettings, PutWorkspace, PutMembers and PutKeys add or replace records. Only a
+	// SettingsKeeper takes PutSettings; elsewhere it is ErrInvalidChange. The
 	// change_sequence of each record is the sequence of Event. The sequence of a key is the
 	// sequence of the Event that created the key, and never changes.
 	PutPolicy    *storagev1.PolicyRecord
+	PutSettings  *storagev1.SettingsRecord
 	PutWorkspace *storagev1.WorkspaceRecord
 	PutMembers   []*storagev1.MemberRecord
 	PutKeys      []*storagev1.KeyRecord

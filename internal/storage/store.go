@@ -19,8 +19,8 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, LocalBarrierReader, RefusalStore, SinkReopener, SinkTrimmer, Snapshotter,
-// StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
+// package: AuditPruner, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
+// Snapshotter, StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
 // embeds Store hides the optional behaviours of the store inside, which is always correct.
@@ -49,8 +49,8 @@ type Source interface {
 	Epoch() string
 
 	// Load calls visit for every record that the projection needs, all as of one
-	// revision, and returns that revision. The order is: the policy if there is one, then
-	// workspaces, members, heads and keys; a workspace's keys by ascending sequence.
+	// revision, and returns that revision. The order is: the policy if there is one, the settings if
+	// there are any, then workspaces, members, heads and keys; a workspace's keys by ascending sequence.
 	// A record that is damaged, missing, or not the one that its newest audit event put,
 	// is visited as Damaged. An error of visit ends Load and is returned. visit must not
 	// call the store.
@@ -60,10 +60,13 @@ type Source interface {
 	// reads or changes what no projection has seen.
 	Load(ctx context.Context, visit func(Item) error) (Position, error)
 
-	// Watch yields every change after the given revision, in revision order and
-	// without gaps, each only once it is durable. It ends with an error: the
-	// context's; ErrGap or ErrUnavailable, after which the caller calls Load again.
-	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
+	// Watch yields every change after a point of the change log that the caller has loaded or
+	// applied, in revision order and without gaps, each only once it is durable. If the hash of the
+	// point is zero, only its revision counts. Watch ends with an error: the context's; ErrGap or
+	// ErrUnavailable, after which the caller calls Load again; ErrHistoryChanged if the store has
+	// fewer changes or had another one at that point, after which the caller must not go on with
+	// what it has.
+	Watch(ctx context.Context, after Barrier) iter.Seq2[*Committed, error]
 
 	BarrierReader
 }
@@ -188,6 +191,21 @@ func SnapshotterOf(store any) (Snapshotter, bool) {
 	return snapshotter, has
 }
 
+// SettingsKeeper is an optional behaviour of stores that several processes share: they keep the settings
+// that all of these must agree on. Such a store takes Change.PutSettings, and its Load and Watch have
+// Item.Settings.
+type SettingsKeeper interface {
+	// GetSettings returns the settings and the revision at which they were read. It is linearizable.
+	// Errors: ErrNotFound, with the revision at which there were none; ErrDamaged.
+	GetSettings(ctx context.Context) (*storagev1.SettingsRecord, int64, error)
+}
+
+// SettingsKeeperOf returns what keeps the settings in a store and reports whether the store does so.
+func SettingsKeeperOf(store any) (SettingsKeeper, bool) {
+	keeper, has := store.(SettingsKeeper)
+	return keeper, has
+}
+
 // Committer makes changes.
 type Committer interface {
 	// Commit makes one change and returns its revision once it is durable and handed
@@ -200,6 +218,28 @@ type Committer interface {
 	// ErrOutcomeUnknown the change may have taken effect. After any other error nothing was
 	// changed. If several errors apply, any one of them is returned.
 	Commit(ctx context.Context, change *Change) (int64, error)
+}
+
+// Fencer is an optional behaviour of stores that several processes share. There, a transaction whose
+// answer was lost may be executed later, and only the process that sent it knows of it.
+type Fencer interface {
+	// Fence raises the fence of a workspace whose head is still head, and returns the revision of
+	// that change. After that no change can commit that was built on head. So a call that finds
+	// nothing to change calls Fence before it answers (R5 of docs/replication.md). If another call
+	// has raised the fence of head meanwhile, Fence has nothing to do, and returns the revision of
+	// the newest raise. The empty workspace is the policy's.
+	//
+	// Errors: a ConflictError if the head is another one; ErrUnavailable, ErrFull, ErrDamaged (of
+	// the head), or the context's. After an error the fence may have been raised, which does no harm
+	// except that a change that was built on head is a conflict.
+	Fence(ctx context.Context, workspaceID string, head Head) (revision int64, err error)
+}
+
+// FencerOf returns what raises the fences of a store and reports whether the store can do it. A
+// store that cannot serves one process, which waits for the outcome of each of its transactions.
+func FencerOf(store any) (Fencer, bool) {
+	fencer, has := store.(Fencer)
+	return fencer, has
 }
 
 // KeyReader reads keys, for people and for the verbs; deciding does not read the store.

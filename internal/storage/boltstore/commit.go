@@ -34,6 +34,9 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	if err := change.Validate(); err != nil {
 		return 0, err
 	}
+	if change.PutSettings != nil { // a file has one server, whose own settings hold
+		return 0, fmt.Errorf("%w: a file keeps no settings", storage.ErrInvalidChange)
+	}
 	if err := s.room.admit(change.Narrows); err != nil {
 		return 0, err
 	}

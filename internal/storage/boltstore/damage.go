@@ -145,7 +145,7 @@ func damagedItem(workspaceID string, id recordID, err error) storage.Item {
 		damaged.MemberID = id.name
 	case kindKey:
 		damaged.KeyID = id.name
-	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 	}
 	return storage.Item{Damaged: damaged}
 }

@@ -54,7 +54,7 @@ func kindName(kind storagev1.RecordKind) string {
 		return integrity.KindMember
 	case kindKey:
 		return integrity.KindKey
-	case storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	case storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 	}
 	return "record"
 }
@@ -67,7 +67,7 @@ func fault(workspaceID string, id recordID, problem string) error {
 		name = nameActive
 	case kindWorkspace:
 		name = workspaceID
-	case kindMember, kindKey, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	case kindMember, kindKey, storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 	}
 	return &storage.DamagedError{Kind: kindName(id.kind), Name: name, Problem: problem}
 }
@@ -142,7 +142,7 @@ func (d *fileIndex) expect(workspaceID string, id recordID) expectation {
 		expected.short, expected.there = at.element, found && at.workspace == entry
 	case kindMember:
 		expected.short, expected.there = d.members.get(workspaceID, id.name)
-	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 		expected.short, expected.there = entry.own, entry.hasOwn
 	}
 	return expected
@@ -173,7 +173,7 @@ func (d *fileIndex) setElement(entry *indexedWorkspace, id recordID, short uint6
 		}
 	case kindMember:
 		d.members.set(d.members.hash(entry.id, id.name), short)
-	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	case kindPolicy, kindWorkspace, storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 		entry.own, entry.hasOwn = short, true
 	}
 }
@@ -203,7 +203,7 @@ func bucketOf(kind storagev1.RecordKind) string {
 		return bucketWorkspaces
 	case kindMember:
 		return bucketMembers
-	case kindKey, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
+	case kindKey, storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 	}
 	return bucketKeys
 }

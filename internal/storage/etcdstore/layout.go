@@ -19,6 +19,7 @@ import (
 //	data/header                                → HeaderRecord
 //	data/time                                  → the latest wall time of any change
 //	data/policy                                → PolicyRecord
+//	data/settings                              → SettingsRecord
 //	data/workspaces/<workspace>                → WorkspaceRecord
 //	data/members/<workspace> 00 <member>       → MemberRecord
 //	data/keys/<workspace> 00 <complement of the sequence> <key id> → KeyRecord
@@ -48,6 +49,7 @@ const (
 	nameHeader   = "data/header"
 	nameTime     = "data/time"
 	namePolicy   = "data/policy"
+	nameSettings = "data/settings"
 	nameFeedHead = "data/feed/head"
 )
 

@@ -72,7 +72,7 @@ type loader struct {
 }
 
 // loaded lists what is loaded, in order: folders, or single names.
-var loaded = []string{namePolicy, folderWorkspaces, folderMembers, folderHeads, folderKeys}
+var loaded = []string{namePolicy, nameSettings, folderWorkspaces, folderMembers, folderHeads, folderKeys}
 
 func (l *loader) load() error {
 	for _, folder := range loaded {
@@ -123,7 +123,7 @@ func (l *loader) item(name string, pair *mvccpb.KeyValue) error {
 	switch {
 	case l.isNew:
 		return &storage.DamagedError{Kind: "feed entry", Name: nameFeedHead, Problem: "missing, though there are records"}
-	case name == namePolicy:
+	case name == namePolicy, name == nameSettings:
 		l.headless[""] = true
 	case strings.HasPrefix(name, folderWorkspaces):
 		l.headless[name[len(folderWorkspaces):]] = true
@@ -176,6 +176,12 @@ func decodeItem(name string, value []byte) storage.Item {
 			return storage.Item{Damaged: &storage.Damaged{Err: err}}
 		}
 		return storage.Item{Policy: record}
+	case name == nameSettings:
+		record := &storagev1.SettingsRecord{}
+		if err := storage.Decode("settings", name, value, record); err != nil {
+			return storage.Item{Damaged: &storage.Damaged{Settings: true, Err: err}}
+		}
+		return storage.Item{Settings: record}
 	case strings.HasPrefix(name, folderWorkspaces):
 		workspaceID := name[len(folderWorkspaces):]
 		record := &storagev1.WorkspaceRecord{}

@@ -38,6 +38,9 @@ func listRecords(change *storage.Change) ([]listed, error) {
 	if change.PutPolicy != nil {
 		add(storagev1.RecordKind_RECORD_KIND_POLICY, "", namePolicy, change.PutPolicy)
 	}
+	if change.PutSettings != nil {
+		add(storagev1.RecordKind_RECORD_KIND_SETTINGS, "", nameSettings, change.PutSettings)
+	}
 	if change.PutWorkspace != nil {
 		add(storagev1.RecordKind_RECORD_KIND_WORKSPACE, "", workspaceName(change.WorkspaceID), change.PutWorkspace)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -180,6 +181,16 @@ func (w *Workspace) DeleteKey(stored ...*storagev1.KeyRecord) *storage.Change {
 	}
 	change.Event.Details = map[string]string{"key_ids": keyIDs}
 	change.DeleteKeys = stored
+	return change
+}
+
+// PutSettings returns the change that sets the staleness bound, at a head of the policy.
+func PutSettings(head storage.Head, staleness time.Duration) *storage.Change {
+	policy := &Workspace{Head: head}
+	change := policy.Change(storagev1.AuditAction_AUDIT_ACTION_SETTINGS_CHANGED, storagev1.FeedKind_FEED_KIND_PURGE, "")
+	change.PutSettings = &storagev1.SettingsRecord{
+		Staleness: durationpb.New(staleness), ChangeTime: change.Event.GetTime(), ChangeSequence: change.Event.GetSequence(),
+	}
 	return change
 }
 

@@ -23,6 +23,7 @@ type Model struct {
 	revision   int64
 	time       time.Time
 	policy     *storagev1.PolicyRecord
+	settings   *storagev1.SettingsRecord
 	workspaces map[string]*modelWorkspace // by id; the empty id is the policy's
 }
 
@@ -62,6 +63,9 @@ func (m *Model) Apply(change *storage.Change, revision int64) {
 	workspace.events = append(workspace.events, storage.AuditEvent{Record: change.Event, Encoded: encoded})
 	if change.PutPolicy != nil {
 		m.policy = change.PutPolicy
+	}
+	if change.PutSettings != nil {
+		m.settings = change.PutSettings
 	}
 	if change.PutWorkspace != nil {
 		workspace.record = change.PutWorkspace
@@ -131,6 +135,9 @@ func (m *Model) compareLoad(t testing.TB, store storage.Store) {
 	if !proto.Equal(loaded.policy, m.policy) {
 		t.Errorf("Load: policy %v, want %v", loaded.policy, m.policy)
 	}
+	if !proto.Equal(loaded.settings, m.settings) {
+		t.Errorf("Load: settings %v, want %v", loaded.settings, m.settings)
+	}
 	for id, got := range loaded.workspaces {
 		want := m.workspaces[id]
 		if want == nil {
@@ -165,14 +172,16 @@ func (m *Model) sortLoaded(t testing.TB, items []storage.Item) *Model {
 		switch {
 		case item.Policy != nil:
 			kind = 1
+		case item.Settings != nil:
+			kind = 2
 		case item.Workspace != nil:
-			id, kind = item.Workspace.GetWorkspaceId(), 2
+			id, kind = item.Workspace.GetWorkspaceId(), 3
 		case item.Member != nil:
-			id, kind = item.Member.GetWorkspaceId(), 3
+			id, kind = item.Member.GetWorkspaceId(), 4
 		case item.Head != nil:
-			id, kind = item.Head.WorkspaceID, 4
+			id, kind = item.Head.WorkspaceID, 5
 		case item.Key != nil:
-			id, kind = item.Key.GetWorkspaceId(), 5
+			id, kind = item.Key.GetWorkspaceId(), 6
 		case item.Usage != nil:
 			continue // the tests of usage check these
 		default:
@@ -196,13 +205,15 @@ func (m *Model) sortLoaded(t testing.TB, items []storage.Item) *Model {
 		case 1:
 			twice, loaded.policy = loaded.policy != nil, item.Policy
 		case 2:
-			twice, workspace.record = workspace.record != nil, item.Workspace
+			twice, loaded.settings = loaded.settings != nil, item.Settings
 		case 3:
+			twice, workspace.record = workspace.record != nil, item.Workspace
+		case 4:
 			memberID := item.Member.GetMemberId()
 			twice, workspace.members[memberID] = workspace.members[memberID] != nil, item.Member
-		case 4:
-			twice, workspace.head, heads[id] = heads[id], item.Head.Head, true
 		case 5:
+			twice, workspace.head, heads[id] = heads[id], item.Head.Head, true
+		case 6:
 			keyID := item.Key.GetKeyId()
 			twice, workspace.keys[keyID] = workspace.keys[keyID] != nil, item.Key
 			if item.Key.GetSequence() < sequences[id] {

@@ -34,6 +34,9 @@ func (r Records) Apply(change *storage.Change) []*storagev1.RecordChange {
 	if change.PutPolicy != nil {
 		put(storagev1.RecordKind_RECORD_KIND_POLICY, "", change.PutPolicy)
 	}
+	if change.PutSettings != nil {
+		put(storagev1.RecordKind_RECORD_KIND_SETTINGS, "", change.PutSettings)
+	}
 	if change.PutWorkspace != nil {
 		put(storagev1.RecordKind_RECORD_KIND_WORKSPACE, "", change.PutWorkspace)
 	}

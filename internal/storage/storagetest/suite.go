@@ -49,6 +49,7 @@ func Run(t *testing.T, factory Factory) {
 		{"Watch", watchTests},
 		{"Barrier", barrierTests},
 		{"Usage", usageTests},
+		{"Settings", settingsTests},
 		{"Refusals", refusalTests},
 		{"Lifecycle", lifecycleTests},
 		{"Concurrency", concurrencyTests},

@@ -9,6 +9,7 @@ package storagev1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -93,6 +94,8 @@ const (
 	RecordKind_RECORD_KIND_MEMBER RecordKind = 3
 	// A key.
 	RecordKind_RECORD_KIND_KEY RecordKind = 4
+	// The settings that all servers of the store share.
+	RecordKind_RECORD_KIND_SETTINGS RecordKind = 5
 )
 
 // Enum value maps for RecordKind.
@@ -103,6 +106,7 @@ var (
 		2: "RECORD_KIND_WORKSPACE",
 		3: "RECORD_KIND_MEMBER",
 		4: "RECORD_KIND_KEY",
+		5: "RECORD_KIND_SETTINGS",
 	}
 	RecordKind_value = map[string]int32{
 		"RECORD_KIND_UNSPECIFIED": 0,
@@ -110,6 +114,7 @@ var (
 		"RECORD_KIND_WORKSPACE":   2,
 		"RECORD_KIND_MEMBER":      3,
 		"RECORD_KIND_KEY":         4,
+		"RECORD_KIND_SETTINGS":    5,
 	}
 )
 
@@ -178,6 +183,8 @@ const (
 	AuditAction_AUDIT_ACTION_KEYS_RELEASED AuditAction = 14
 	// Keys were imported from another system.
 	AuditAction_AUDIT_ACTION_KEYS_IMPORTED AuditAction = 15
+	// A setting that all servers of the store share was set.
+	AuditAction_AUDIT_ACTION_SETTINGS_CHANGED AuditAction = 16
 )
 
 // Enum value maps for AuditAction.
@@ -199,6 +206,7 @@ var (
 		13: "AUDIT_ACTION_RESTORED",
 		14: "AUDIT_ACTION_KEYS_RELEASED",
 		15: "AUDIT_ACTION_KEYS_IMPORTED",
+		16: "AUDIT_ACTION_SETTINGS_CHANGED",
 	}
 	AuditAction_value = map[string]int32{
 		"AUDIT_ACTION_UNSPECIFIED":       0,
@@ -217,6 +225,7 @@ var (
 		"AUDIT_ACTION_RESTORED":          13,
 		"AUDIT_ACTION_KEYS_RELEASED":     14,
 		"AUDIT_ACTION_KEYS_IMPORTED":     15,
+		"AUDIT_ACTION_SETTINGS_CHANGED":  16,
 	}
 )
 
@@ -261,8 +270,8 @@ const (
 	FeedKind_FEED_KIND_WORKSPACE FeedKind = 3
 	// The policy, and so everything.
 	FeedKind_FEED_KIND_POLICY FeedKind = 4
-	// Nothing that a cache may still answer with ALLOWED: dead records were deleted, or
-	// records were written in another form.
+	// Nothing that a cache may still answer with ALLOWED: dead records were deleted, records were
+	// written in another form, or settings were changed.
 	FeedKind_FEED_KIND_PURGE FeedKind = 5
 )
 
@@ -1180,6 +1189,82 @@ func (x *PolicyRecord) GetChangeSequence() int64 {
 	return 0
 }
 
+// SettingsRecord has the settings that all servers of a store share. Only stores that several servers
+// share have one.
+type SettingsRecord struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The staleness bound S, the length of the leases of near-caches: 100 ms to 1 minute. A record with
+	// any other value counts as damaged.
+	Staleness *durationpb.Duration `protobuf:"bytes,1,opt,name=staleness,proto3" json:"staleness,omitempty"`
+	// A larger bound that was in force before, and under which leases may still hold; at most 1 minute.
+	// Absent if no larger one was.
+	PreviousStaleness *durationpb.Duration `protobuf:"bytes,2,opt,name=previous_staleness,json=previousStaleness,proto3" json:"previous_staleness,omitempty"`
+	// When the bound was last set to another value.
+	ChangeTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
+	// Audit sequence, among the policy's own events, of the event that last changed the record.
+	ChangeSequence int64 `protobuf:"varint,4,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *SettingsRecord) Reset() {
+	*x = SettingsRecord{}
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SettingsRecord) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SettingsRecord) ProtoMessage() {}
+
+func (x *SettingsRecord) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SettingsRecord.ProtoReflect.Descriptor instead.
+func (*SettingsRecord) Descriptor() ([]byte, []int) {
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SettingsRecord) GetStaleness() *durationpb.Duration {
+	if x != nil {
+		return x.Staleness
+	}
+	return nil
+}
+
+func (x *SettingsRecord) GetPreviousStaleness() *durationpb.Duration {
+	if x != nil {
+		return x.PreviousStaleness
+	}
+	return nil
+}
+
+func (x *SettingsRecord) GetChangeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ChangeTime
+	}
+	return nil
+}
+
+func (x *SettingsRecord) GetChangeSequence() int64 {
+	if x != nil {
+		return x.ChangeSequence
+	}
+	return 0
+}
+
 // HeadRecord puts the changes of one workspace in order: each change names the head that it
 // was checked against, and stores the next head.
 type HeadRecord struct {
@@ -1205,7 +1290,7 @@ type HeadRecord struct {
 
 func (x *HeadRecord) Reset() {
 	*x = HeadRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1302,7 @@ func (x *HeadRecord) String() string {
 func (*HeadRecord) ProtoMessage() {}
 
 func (x *HeadRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[8]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1315,7 @@ func (x *HeadRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeadRecord.ProtoReflect.Descriptor instead.
 func (*HeadRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{8}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HeadRecord) GetAuditSequence() int64 {
@@ -1319,7 +1404,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1416,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[9]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1429,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{9}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AuditRecord) GetWorkspaceId() string {
@@ -1469,7 +1554,7 @@ type FieldChange struct {
 
 func (x *FieldChange) Reset() {
 	*x = FieldChange{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +1566,7 @@ func (x *FieldChange) String() string {
 func (*FieldChange) ProtoMessage() {}
 
 func (x *FieldChange) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[10]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +1579,7 @@ func (x *FieldChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FieldChange.ProtoReflect.Descriptor instead.
 func (*FieldChange) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{10}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FieldChange) GetField() string {
@@ -1538,7 +1623,7 @@ type RecordChange struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The kind of record.
 	Kind RecordKind `protobuf:"varint,1,opt,name=kind,proto3,enum=keysvc.storage.v1.RecordKind" json:"kind,omitempty"`
-	// The key id or member id. Empty for the workspace's own record and for the policy.
+	// The key id or member id. Empty for the workspace's own record, the policy and the settings.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Hash of the record before the change, 32 bytes. Empty if there was no record.
 	Before []byte `protobuf:"bytes,3,opt,name=before,proto3" json:"before,omitempty"`
@@ -1550,7 +1635,7 @@ type RecordChange struct {
 
 func (x *RecordChange) Reset() {
 	*x = RecordChange{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1647,7 @@ func (x *RecordChange) String() string {
 func (*RecordChange) ProtoMessage() {}
 
 func (x *RecordChange) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[11]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1660,7 @@ func (x *RecordChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RecordChange.ProtoReflect.Descriptor instead.
 func (*RecordChange) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{11}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RecordChange) GetKind() RecordKind {
@@ -1618,7 +1703,7 @@ type FeedRecord struct {
 	// The key id or member id. Empty for workspaces and the policy.
 	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
 	// Hash of the audit event that was committed with the change. It identifies the history
-	// that the record belongs to.
+	// that the record belongs to. A fence has no event; 32 bytes that were drawn take its place.
 	AuditHash     []byte `protobuf:"bytes,5,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1626,7 +1711,7 @@ type FeedRecord struct {
 
 func (x *FeedRecord) Reset() {
 	*x = FeedRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1723,7 @@ func (x *FeedRecord) String() string {
 func (*FeedRecord) ProtoMessage() {}
 
 func (x *FeedRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[12]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1736,7 @@ func (x *FeedRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FeedRecord.ProtoReflect.Descriptor instead.
 func (*FeedRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{12}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FeedRecord) GetRevision() int64 {
@@ -1735,7 +1820,7 @@ type RefusalRecord struct {
 
 func (x *RefusalRecord) Reset() {
 	*x = RefusalRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1747,7 +1832,7 @@ func (x *RefusalRecord) String() string {
 func (*RefusalRecord) ProtoMessage() {}
 
 func (x *RefusalRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[13]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1760,7 +1845,7 @@ func (x *RefusalRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RefusalRecord.ProtoReflect.Descriptor instead.
 func (*RefusalRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{13}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RefusalRecord) GetSequence() int64 {
@@ -1899,7 +1984,7 @@ type HeaderRecord struct {
 
 func (x *HeaderRecord) Reset() {
 	*x = HeaderRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1911,7 +1996,7 @@ func (x *HeaderRecord) String() string {
 func (*HeaderRecord) ProtoMessage() {}
 
 func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[14]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1924,7 +2009,7 @@ func (x *HeaderRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderRecord.ProtoReflect.Descriptor instead.
 func (*HeaderRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{14}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *HeaderRecord) GetSchema() int32 {
@@ -1994,7 +2079,7 @@ type RestoredRecord struct {
 
 func (x *RestoredRecord) Reset() {
 	*x = RestoredRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2006,7 +2091,7 @@ func (x *RestoredRecord) String() string {
 func (*RestoredRecord) ProtoMessage() {}
 
 func (x *RestoredRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[15]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2019,7 +2104,7 @@ func (x *RestoredRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoredRecord.ProtoReflect.Descriptor instead.
 func (*RestoredRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{15}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RestoredRecord) GetTime() *timestamppb.Timestamp {
@@ -2084,7 +2169,7 @@ type PositionRecord struct {
 
 func (x *PositionRecord) Reset() {
 	*x = PositionRecord{}
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[16]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2181,7 @@ func (x *PositionRecord) String() string {
 func (*PositionRecord) ProtoMessage() {}
 
 func (x *PositionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_keysvc_storage_v1_records_proto_msgTypes[16]
+	mi := &file_keysvc_storage_v1_records_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2194,7 @@ func (x *PositionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PositionRecord.ProtoReflect.Descriptor instead.
 func (*PositionRecord) Descriptor() ([]byte, []int) {
-	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{16}
+	return file_keysvc_storage_v1_records_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PositionRecord) GetRevision() int64 {
@@ -2130,7 +2215,7 @@ var File_keysvc_storage_v1_records_proto protoreflect.FileDescriptor
 
 const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\a\n" +
+	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\a\n" +
 	"\tKeyRecord\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1b\n" +
@@ -2212,6 +2297,12 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x0eretired_scopes\x18\x02 \x03(\tR\rretiredScopes\x129\n" +
 	"\n" +
 	"apply_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tapplyTime\x12'\n" +
+	"\x0fchange_sequence\x18\x04 \x01(\x03R\x0echangeSequence\"\xf9\x01\n" +
+	"\x0eSettingsRecord\x127\n" +
+	"\tstaleness\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x12H\n" +
+	"\x12previous_staleness\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11previousStaleness\x12;\n" +
+	"\vchange_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"changeTime\x12'\n" +
 	"\x0fchange_sequence\x18\x04 \x01(\x03R\x0echangeSequence\"\xbe\x01\n" +
 	"\n" +
 	"HeadRecord\x12%\n" +
@@ -2305,14 +2396,15 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x1fMEMBER_RECORD_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aMEMBER_RECORD_STATE_ACTIVE\x10\x01\x12!\n" +
 	"\x1dMEMBER_RECORD_STATE_SUSPENDED\x10\x02\x12\x1f\n" +
-	"\x1bMEMBER_RECORD_STATE_REMOVED\x10\x03*\x89\x01\n" +
+	"\x1bMEMBER_RECORD_STATE_REMOVED\x10\x03*\xa3\x01\n" +
 	"\n" +
 	"RecordKind\x12\x1b\n" +
 	"\x17RECORD_KIND_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12RECORD_KIND_POLICY\x10\x01\x12\x19\n" +
 	"\x15RECORD_KIND_WORKSPACE\x10\x02\x12\x16\n" +
 	"\x12RECORD_KIND_MEMBER\x10\x03\x12\x13\n" +
-	"\x0fRECORD_KIND_KEY\x10\x04*\xfa\x03\n" +
+	"\x0fRECORD_KIND_KEY\x10\x04\x12\x18\n" +
+	"\x14RECORD_KIND_SETTINGS\x10\x05*\x9d\x04\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -2330,7 +2422,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x1bAUDIT_ACTION_CLOCK_REPAIRED\x10\f\x12\x19\n" +
 	"\x15AUDIT_ACTION_RESTORED\x10\r\x12\x1e\n" +
 	"\x1aAUDIT_ACTION_KEYS_RELEASED\x10\x0e\x12\x1e\n" +
-	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f*\x92\x01\n" +
+	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f\x12!\n" +
+	"\x1dAUDIT_ACTION_SETTINGS_CHANGED\x10\x10*\x92\x01\n" +
 	"\bFeedKind\x12\x19\n" +
 	"\x15FEED_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rFEED_KIND_KEY\x10\x01\x12\x14\n" +
@@ -2358,7 +2451,7 @@ func file_keysvc_storage_v1_records_proto_rawDescGZIP() []byte {
 }
 
 var file_keysvc_storage_v1_records_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_keysvc_storage_v1_records_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(MemberRecordState)(0),        // 0: keysvc.storage.v1.MemberRecordState
 	(RecordKind)(0),               // 1: keysvc.storage.v1.RecordKind
@@ -2373,61 +2466,66 @@ var file_keysvc_storage_v1_records_proto_goTypes = []any{
 	(*EndedIncarnation)(nil),      // 10: keysvc.storage.v1.EndedIncarnation
 	(*WorkspaceRecord)(nil),       // 11: keysvc.storage.v1.WorkspaceRecord
 	(*PolicyRecord)(nil),          // 12: keysvc.storage.v1.PolicyRecord
-	(*HeadRecord)(nil),            // 13: keysvc.storage.v1.HeadRecord
-	(*AuditRecord)(nil),           // 14: keysvc.storage.v1.AuditRecord
-	(*FieldChange)(nil),           // 15: keysvc.storage.v1.FieldChange
-	(*RecordChange)(nil),          // 16: keysvc.storage.v1.RecordChange
-	(*FeedRecord)(nil),            // 17: keysvc.storage.v1.FeedRecord
-	(*RefusalRecord)(nil),         // 18: keysvc.storage.v1.RefusalRecord
-	(*HeaderRecord)(nil),          // 19: keysvc.storage.v1.HeaderRecord
-	(*RestoredRecord)(nil),        // 20: keysvc.storage.v1.RestoredRecord
-	(*PositionRecord)(nil),        // 21: keysvc.storage.v1.PositionRecord
-	nil,                           // 22: keysvc.storage.v1.KeyRecord.LabelsEntry
-	nil,                           // 23: keysvc.storage.v1.AuditRecord.DetailsEntry
-	(*timestamppb.Timestamp)(nil), // 24: google.protobuf.Timestamp
+	(*SettingsRecord)(nil),        // 13: keysvc.storage.v1.SettingsRecord
+	(*HeadRecord)(nil),            // 14: keysvc.storage.v1.HeadRecord
+	(*AuditRecord)(nil),           // 15: keysvc.storage.v1.AuditRecord
+	(*FieldChange)(nil),           // 16: keysvc.storage.v1.FieldChange
+	(*RecordChange)(nil),          // 17: keysvc.storage.v1.RecordChange
+	(*FeedRecord)(nil),            // 18: keysvc.storage.v1.FeedRecord
+	(*RefusalRecord)(nil),         // 19: keysvc.storage.v1.RefusalRecord
+	(*HeaderRecord)(nil),          // 20: keysvc.storage.v1.HeaderRecord
+	(*RestoredRecord)(nil),        // 21: keysvc.storage.v1.RestoredRecord
+	(*PositionRecord)(nil),        // 22: keysvc.storage.v1.PositionRecord
+	nil,                           // 23: keysvc.storage.v1.KeyRecord.LabelsEntry
+	nil,                           // 24: keysvc.storage.v1.AuditRecord.DetailsEntry
+	(*timestamppb.Timestamp)(nil), // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 26: google.protobuf.Duration
 }
 var file_keysvc_storage_v1_records_proto_depIdxs = []int32{
-	22, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
-	24, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
-	24, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
+	23, // 0: keysvc.storage.v1.KeyRecord.labels:type_name -> keysvc.storage.v1.KeyRecord.LabelsEntry
+	25, // 1: keysvc.storage.v1.KeyRecord.create_time:type_name -> google.protobuf.Timestamp
+	25, // 2: keysvc.storage.v1.KeyRecord.revoke_time:type_name -> google.protobuf.Timestamp
 	8,  // 3: keysvc.storage.v1.KeyRecord.secrets:type_name -> keysvc.storage.v1.SecretRecord
 	7,  // 4: keysvc.storage.v1.KeyRecord.created_by:type_name -> keysvc.storage.v1.ChangedByRecord
 	7,  // 5: keysvc.storage.v1.KeyRecord.revoked_by:type_name -> keysvc.storage.v1.ChangedByRecord
-	24, // 6: keysvc.storage.v1.KeyRecord.hold_time:type_name -> google.protobuf.Timestamp
+	25, // 6: keysvc.storage.v1.KeyRecord.hold_time:type_name -> google.protobuf.Timestamp
 	6,  // 7: keysvc.storage.v1.KeyRecord.imported:type_name -> keysvc.storage.v1.ImportRecord
-	24, // 8: keysvc.storage.v1.ImportRecord.import_time:type_name -> google.protobuf.Timestamp
-	24, // 9: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
-	24, // 10: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
-	24, // 11: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
+	25, // 8: keysvc.storage.v1.ImportRecord.import_time:type_name -> google.protobuf.Timestamp
+	25, // 9: keysvc.storage.v1.SecretRecord.create_time:type_name -> google.protobuf.Timestamp
+	25, // 10: keysvc.storage.v1.SecretRecord.expire_time:type_name -> google.protobuf.Timestamp
+	25, // 11: keysvc.storage.v1.SecretRecord.overlap_end_time:type_name -> google.protobuf.Timestamp
 	0,  // 12: keysvc.storage.v1.MemberRecord.state:type_name -> keysvc.storage.v1.MemberRecordState
-	24, // 13: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
-	24, // 14: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
-	24, // 15: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
+	25, // 13: keysvc.storage.v1.MemberRecord.create_time:type_name -> google.protobuf.Timestamp
+	25, // 14: keysvc.storage.v1.MemberRecord.update_time:type_name -> google.protobuf.Timestamp
+	25, // 15: keysvc.storage.v1.MemberRecord.state_time:type_name -> google.protobuf.Timestamp
 	10, // 16: keysvc.storage.v1.MemberRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
-	24, // 17: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
-	24, // 18: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
-	24, // 19: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
+	25, // 17: keysvc.storage.v1.EndedIncarnation.end_time:type_name -> google.protobuf.Timestamp
+	25, // 18: keysvc.storage.v1.WorkspaceRecord.create_time:type_name -> google.protobuf.Timestamp
+	25, // 19: keysvc.storage.v1.WorkspaceRecord.remove_time:type_name -> google.protobuf.Timestamp
 	10, // 20: keysvc.storage.v1.WorkspaceRecord.ended:type_name -> keysvc.storage.v1.EndedIncarnation
-	24, // 21: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
-	24, // 22: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	2,  // 23: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
-	23, // 24: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
-	16, // 25: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
-	15, // 26: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
-	1,  // 27: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
-	3,  // 28: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
-	24, // 29: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
-	24, // 30: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
-	4,  // 31: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
-	24, // 32: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
-	20, // 33: keysvc.storage.v1.HeaderRecord.restored:type_name -> keysvc.storage.v1.RestoredRecord
-	24, // 34: keysvc.storage.v1.RestoredRecord.time:type_name -> google.protobuf.Timestamp
-	24, // 35: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	25, // 21: keysvc.storage.v1.PolicyRecord.apply_time:type_name -> google.protobuf.Timestamp
+	26, // 22: keysvc.storage.v1.SettingsRecord.staleness:type_name -> google.protobuf.Duration
+	26, // 23: keysvc.storage.v1.SettingsRecord.previous_staleness:type_name -> google.protobuf.Duration
+	25, // 24: keysvc.storage.v1.SettingsRecord.change_time:type_name -> google.protobuf.Timestamp
+	25, // 25: keysvc.storage.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	2,  // 26: keysvc.storage.v1.AuditRecord.action:type_name -> keysvc.storage.v1.AuditAction
+	24, // 27: keysvc.storage.v1.AuditRecord.details:type_name -> keysvc.storage.v1.AuditRecord.DetailsEntry
+	17, // 28: keysvc.storage.v1.AuditRecord.changes:type_name -> keysvc.storage.v1.RecordChange
+	16, // 29: keysvc.storage.v1.AuditRecord.fields:type_name -> keysvc.storage.v1.FieldChange
+	1,  // 30: keysvc.storage.v1.RecordChange.kind:type_name -> keysvc.storage.v1.RecordKind
+	3,  // 31: keysvc.storage.v1.FeedRecord.kind:type_name -> keysvc.storage.v1.FeedKind
+	25, // 32: keysvc.storage.v1.RefusalRecord.time:type_name -> google.protobuf.Timestamp
+	25, // 33: keysvc.storage.v1.RefusalRecord.last_time:type_name -> google.protobuf.Timestamp
+	4,  // 34: keysvc.storage.v1.RefusalRecord.kind:type_name -> keysvc.storage.v1.RefusalKind
+	25, // 35: keysvc.storage.v1.HeaderRecord.create_time:type_name -> google.protobuf.Timestamp
+	21, // 36: keysvc.storage.v1.HeaderRecord.restored:type_name -> keysvc.storage.v1.RestoredRecord
+	25, // 37: keysvc.storage.v1.RestoredRecord.time:type_name -> google.protobuf.Timestamp
+	25, // 38: keysvc.storage.v1.PositionRecord.time:type_name -> google.protobuf.Timestamp
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_storage_v1_records_proto_init() }
@@ -2441,7 +2539,7 @@ func file_keysvc_storage_v1_records_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_storage_v1_records_proto_rawDesc), len(file_keysvc_storage_v1_records_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
