@@ -24,7 +24,7 @@ BENCH       ?=
 BENCH_TIME  ?= 13m
 BENCH_CACHE ?= .bench
 
-.PHONY: run tools browser test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday restores restores-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools browser test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday cluster restores restores-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -216,6 +216,12 @@ sink-faults-mutants:
 GAMEDAYFLAGS ?=
 gameday:
 	go -C test run ./gameday $(GAMEDAYFLAGS)
+
+# Runs three etcds and three keysvcs on loopback, kills one of each under load, and prints what callers saw
+# (test/cluster/README.md). CLUSTERFLAGS=-full plays the long campaign.
+CLUSTERFLAGS ?=
+cluster:
+	go -C test run ./cluster $(CLUSTERFLAGS)
 
 # Restores old backups of RESTOREROUNDS random histories (test/restores/README.md): nothing that was taken
 # away may come back. RESTORESFLAGS="-seed 7" repeats a run.

@@ -20,13 +20,18 @@ import (
 // Kubernetes bring.
 func TestDeployedSettingsAreValid(t *testing.T) {
 	r := checkout(t)
-	files := manifest(t, r)["ConfigMap"]["data"].(map[string]any)
+	files := manifest(t, r, "deploy/kubernetes/keysvc.yaml")["ConfigMap"]["data"].(map[string]any)
 	if _, err := callers.Parse("callers.yaml", []byte(files["callers.yaml"].(string)), nil); err != nil {
 		t.Errorf("deploy/kubernetes/keysvc.yaml: %v", err)
 	}
+	shared := manifest(t, r, "deploy/kubernetes/keysvc-etcd.yaml")["ConfigMap"]["data"].(map[string]any)
+	if _, err := callers.Parse("callers.yaml", []byte(shared["callers.yaml"].(string)), nil); err != nil {
+		t.Errorf("deploy/kubernetes/keysvc-etcd.yaml: %v", err)
+	}
 	for name, text := range map[string]string{
-		"deploy/kubernetes/keysvc.yaml": files["keysvc.yaml"].(string),
-		"deploy/systemd/keysvc.yaml":    r.read("deploy/systemd/keysvc.yaml"),
+		"deploy/kubernetes/keysvc-etcd.yaml": shared["keysvc.yaml"].(string),
+		"deploy/kubernetes/keysvc.yaml":      files["keysvc.yaml"].(string),
+		"deploy/systemd/keysvc.yaml":         r.read("deploy/systemd/keysvc.yaml"),
 	} {
 		source := config.Source{
 			Defaults: config.Defaults(), Flags: map[string][]string{config.FileFlag: {name}},
@@ -42,11 +47,11 @@ func TestDeployedSettingsAreValid(t *testing.T) {
 	}
 }
 
-// manifest returns the objects of the manifest by their kind.
-func manifest(t *testing.T, r repository) map[string]map[string]any {
+// manifest returns the objects of a manifest by their kind.
+func manifest(t *testing.T, r repository, name string) map[string]map[string]any {
 	t.Helper()
 	objects := make(map[string]map[string]any)
-	for decoder := yaml.NewDecoder(strings.NewReader(r.read("deploy/kubernetes/keysvc.yaml"))); ; {
+	for decoder := yaml.NewDecoder(strings.NewReader(r.read(name))); ; {
 		var object map[string]any
 		err := decoder.Decode(&object)
 		if errors.Is(err, io.EOF) {

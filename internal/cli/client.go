@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/resolver/manual"
 	"google.golang.org/grpc/status"
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -32,7 +34,7 @@ const (
 type session struct {
 	*app
 	cmd *cobra.Command
-	// address is the address of the server, as a flag would give it.
+	// address is the address of the server, or of several, as a flag would give it.
 	address    string
 	out        *printer
 	keys       keysvcv1.KeyServiceClient
@@ -93,7 +95,7 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 	return &session{
 		app:        a,
 		cmd:        cmd,
-		address:    settings.address.String(),
+		address:    settings.server(),
 		out:        &printer{out: a.Stdout, width: terminalWidth(a.Stdout), now: a.Now},
 		keys:       keysvcv1.NewKeyServiceClient(conn),
 		members:    keysvcv1.NewMemberServiceClient(conn),
@@ -114,18 +116,26 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 // dial prepares a connection. The timeout applies to each unary call. Errors of calls are
 // *callError.
 func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error) {
-	d := &dialer{address: settings.address, plaintext: settings.secure == nil}
+	d := &dialer{server: settings.server(), addresses: settings.addresses, plaintext: settings.secure == nil}
 	credentials, bearer, err := settings.credentials(d.report)
 	if err != nil {
 		return nil, err
 	}
 	d.credentials = credentials
-	authority := settings.address.Target
-	if settings.address.Network == "unix" {
-		authority = "localhost"
+	servers := manual.NewBuilderWithScheme("keysvc")
+	var found []resolver.Address
+	for _, each := range settings.addresses {
+		name := each.Target
+		if each.Network == "unix" {
+			name = "localhost"
+		}
+		// The name is what the server's certificate must have.
+		found = append(found, resolver.Address{Addr: each.Target, ServerName: name})
 	}
+	servers.InitialState(resolver.State{Addresses: found})
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(credentials),
+		grpc.WithResolvers(servers),
 		grpc.WithContextDialer(d.dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
@@ -140,9 +150,9 @@ func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error)
 	if bearer != nil {
 		options = append(options, grpc.WithPerRPCCredentials(bearer))
 	}
-	conn, err := grpc.NewClient("passthrough:///"+authority, options...)
+	conn, err := grpc.NewClient("keysvc:///"+found[0].ServerName, options...)
 	if err != nil {
-		return nil, fmt.Errorf("connection to %s: %w", settings.address, err)
+		return nil, fmt.Errorf("connection to %s: %w", settings.server(), err)
 	}
 	return conn, nil
 }
@@ -155,9 +165,10 @@ func connectParams() grpc.ConnectParams {
 	return params
 }
 
-// dialer connects to one address and remembers the error of the last attempt.
+// dialer connects to a server and remembers the error of the last attempt.
 type dialer struct {
-	address     config.Address
+	server      string // as a flag would give it
+	addresses   []config.Address
 	plaintext   bool
 	credentials *transport.Credentials
 
@@ -165,9 +176,10 @@ type dialer struct {
 	last error // nil if the last attempt succeeded
 }
 
-func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
+func (d *dialer) dial(ctx context.Context, target string) (net.Conn, error) {
 	var system net.Dialer
-	if d.address.Network == "tcp" && d.plaintext {
+	network := d.addresses[0].Network // all have the same
+	if network == "tcp" && d.plaintext {
 		// The system may resolve localhost to any address.
 		system.ControlContext = func(_ context.Context, _, resolved string, _ syscall.RawConn) error {
 			if !config.IsLoopback(resolved) {
@@ -176,7 +188,7 @@ func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
 			return nil
 		}
 	}
-	conn, err := system.DialContext(ctx, d.address.Network, d.address.Target)
+	conn, err := system.DialContext(ctx, network, target)
 	if err != nil {
 		d.credentials.Report(err)
 	}
@@ -200,7 +212,7 @@ func (d *dialer) lastError() error {
 func (d *dialer) failed(err error, header, trailer metadata.MD, timeout time.Duration) *callError {
 	return &callError{
 		status:    status.Convert(err),
-		address:   d.address.String(),
+		address:   d.server,
 		requestID: first(header.Get(requestIDHeader), trailer.Get(requestIDHeader)),
 		dial:      d.lastError(),
 		timeout:   timeout,

@@ -25,8 +25,9 @@ type given struct{ text, origin string }
 // connection is where a command connects, and how.
 type connection struct {
 	// values are the settings that are given, by the names of their flags. addr always is.
-	values  map[string]given
-	address config.Address
+	values map[string]given
+	// addresses are the servers, which answer alike: the first one that can be reached is asked.
+	addresses []config.Address
 	// secure is how the connection is secured; nil for plaintext.
 	secure *transport.TLS
 	// context is the name of the context in use; "" for none.
@@ -84,8 +85,8 @@ func (a *app) connection(cmd *cobra.Command) (*connection, error) {
 			return nil, usageError(cmd, "--addr is empty, allowed are host:port and unix:///path")
 		}
 		network, address := transport.Discover()
-		c.address = config.Address{Network: network, Target: address}
-		c.values[addressFlagName] = given{c.address.String(), "default"}
+		c.addresses = []config.Address{{Network: network, Target: address}}
+		c.values[addressFlagName] = given{c.server(), "default"}
 	} else if err := c.parseAddress(cmd); err != nil {
 		return nil, err
 	}
@@ -139,22 +140,43 @@ func (a *app) chosenContext(cmd *cobra.Command) (chosen *clientContext, named bo
 	return chosen, named, nil
 }
 
+// parseAddress reads an address, or several with commas between.
 func (c *connection) parseAddress(cmd *cobra.Command) error {
 	value := c.values[addressFlagName]
-	text := value.text
-	if !strings.ContainsAny(text, ":/") && text != "" {
-		_, port, _ := strings.Cut(transport.DefaultAddress, ":")
-		text += ":" + port // clients/keyclient adds the same port
+	for text := range strings.SplitSeq(value.text, ",") {
+		if text = strings.TrimSpace(text); !strings.ContainsAny(text, ":/") && text != "" {
+			_, port, _ := strings.Cut(transport.DefaultAddress, ":")
+			text += ":" + port // clients/keyclient adds the same port
+		}
+		address, err := config.ParseAddress(text)
+		if err != nil {
+			return usageError(cmd, "%s: %s", value.origin, err)
+		}
+		if host, port, err := net.SplitHostPort(address.Target); address.Network == "tcp" && (err != nil || host == "" || port == "0") {
+			return usageError(cmd, "%s: %q needs a host and a port, as in keysvc.example.com:7480", value.origin, text)
+		}
+		if len(c.addresses) > 0 && c.addresses[0].Network != address.Network {
+			return usageError(cmd, "%s: a list has unix sockets or other servers, not both", value.origin)
+		}
+		c.addresses = append(c.addresses, address)
 	}
-	address, err := config.ParseAddress(text)
-	if err != nil {
-		return usageError(cmd, "%s: %s", value.origin, err)
-	}
-	if host, port, err := net.SplitHostPort(address.Target); address.Network == "tcp" && (err != nil || host == "" || port == "0") {
-		return usageError(cmd, "%s: %q needs a host and a port, as in keysvc.example.com:7480", value.origin, text)
-	}
-	c.address = address
 	return nil
+}
+
+// server returns the addresses as a flag would give them.
+func (c *connection) server() string {
+	var texts []string
+	for _, each := range c.addresses {
+		texts = append(texts, each.String())
+	}
+	return strings.Join(texts, ",")
+}
+
+// isUnix reports whether the server is reached by a unix socket, and isLocal whether it is certainly on this machine.
+func (c *connection) isUnix() bool { return c.addresses[0].Network == "unix" }
+
+func (c *connection) isLocal() bool {
+	return !slices.ContainsFunc(c.addresses, func(each config.Address) bool { return !each.Local() })
 }
 
 // secureIt decides whether the connection is in plaintext or has TLS.
@@ -165,17 +187,17 @@ func (c *connection) secureIt(cmd *cobra.Command) error {
 	}
 	address := c.values[addressFlagName]
 	switch {
-	case c.address.Network == "unix":
+	case c.isUnix():
 		for _, variable := range transport.Variables() {
 			if strings.HasPrefix(variable.Flag, "tls-") && cmd.Flags().Changed(variable.Flag) {
-				return usageError(cmd, "--%s is given, but %s is a unix socket, which has no TLS: its owner is checked instead", variable.Flag, c.address)
+				return usageError(cmd, "--%s is given, but %s is a unix socket, which has no TLS: its owner is checked instead", variable.Flag, c.server())
 			}
 		}
-	case secure != (transport.TLS{}) || !c.address.Local():
+	case secure != (transport.TLS{}) || !c.isLocal():
 		c.secure = &secure
 	case c.values[tokenFlagName].text != "":
 		return &commandLineError{fmt.Sprintf("%s: the caller token would go to %s (%s) in plaintext, where others could read it; give --tls-ca",
-			c.values[tokenFlagName].origin, c.address, address.origin)}
+			c.values[tokenFlagName].origin, c.server(), address.origin)}
 	}
 	return nil
 }

@@ -265,7 +265,7 @@ func (a *app) showConnection(c *connection, format showFormat) error {
 	switch {
 	case c.secure != nil:
 		how = "with TLS 1.3"
-	case c.address.Network == "unix":
+	case c.isUnix():
 		how = "in plaintext, to a socket whose owner is checked"
 	}
 	out := tabwriter.NewWriter(a.Stdout, 0, 0, 2, ' ', 0)

@@ -144,6 +144,12 @@ func TestAddressesThatMakeNoSenseAreRefused(t *testing.T) {
 	serveOn(t, &fake{listKeys: (&shelf{}).list}, listener)
 	command{addr: "10.0.0.1:7480"}.run(t, "key", "list", "--addr", "unix://"+socket, "-o", "json").want(t, 0,
 		"{\n  \"keys\": [],\n  \"next_page_token\": \"\",\n  \"revision\": \"0\",\n  \"epoch\": \"\"\n}\n", noLiveKeys)
+	// The first of several servers that can be reached is asked.
+	nobody := "unix://" + filepath.Join(t.TempDir(), "nobody")
+	command{addr: nobody + ",unix://" + socket}.run(t, "key", "list", "-o", "json").want(t, 0,
+		"{\n  \"keys\": [],\n  \"next_page_token\": \"\",\n  \"revision\": \"0\",\n  \"epoch\": \"\"\n}\n", noLiveKeys)
+	command{}.run(t, "key", "list", "--addr", nobody+",127.0.0.1:7480").want(t, 2, "",
+		"error: --addr: a list has unix sockets or other servers, not both (see keysvc key list --help)\n")
 }
 
 func TestAnotherProgramAtTheAddressIsReported(t *testing.T) {

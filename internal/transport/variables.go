@@ -41,7 +41,7 @@ const (
 // documentation.
 func Variables() []Variable {
 	return []Variable{
-		{Name: AddressVariable, Flag: "addr", Usage: "where the server is: host:port or unix:///path", Empty: "the socket `keysvc-data/keysvc.sock` of the working directory if there is one, otherwise `127.0.0.1:7480`"},
+		{Name: AddressVariable, Flag: "addr", Usage: "where the server is: host:port or unix:///path; several servers over one store with commas between", Empty: "the socket `keysvc-data/keysvc.sock` of the working directory if there is one, otherwise `127.0.0.1:7480`"},
 		{Name: CAVariable, Flag: "tls-ca", File: true, Usage: "the PEM `file` with the authorities that may issue the server's certificate", Empty: "the authorities of the system"},
 		{Name: CertVariable, Flag: "tls-cert", File: true, Usage: "the PEM `file` with the client's certificate, and its intermediate ones", Empty: "no client certificate"},
 		{Name: KeyVariable, Flag: "tls-key", File: true, Usage: "the PEM `file` with the key of the client's certificate", Empty: "no client certificate"},
