@@ -40,6 +40,9 @@ func (p *told) Settings(settings *projection.Settings) {
 }
 
 func (p *told) Publish(change *storage.Committed) { p.note("change %d", change.Revision) }
+// Renew implements projection.Publisher.
+func (p *told) Renew() {}
+
 func (p *told) Announce()                         {}
 func (p *told) Restart(revision int64)            { p.note("restart %d", revision) }
 
