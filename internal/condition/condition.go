@@ -78,6 +78,9 @@ type Clock struct {
 	Jumped bool
 	// WallAhead is how far the wall clock is ahead of the server's.
 	WallAhead time.Duration
+	// Apart is how far the clocks of the other servers are ahead of this server's, negative if they are
+	// behind it, if this server has shown that its clock differs from all of them; 0 if not.
+	Apart time.Duration
 	// Purges is set unless the server began so long after the newest change that it purges nothing.
 	Purges bool
 }

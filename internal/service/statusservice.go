@@ -71,8 +71,12 @@ func showCondition(c *condition.Condition) *keysvcv1.GetStatusResponse {
 		response.Store = showStore(c.Store)
 		response.AuditSink, response.Anchor = showFollower(c.Store.Sink), showFollower(c.Store.Anchor)
 	}
-	if c.Clock.Jumped {
+	switch {
+	case c.Clock.Jumped:
 		response.Clock.State = keysvcv1.ClockState_CLOCK_STATE_JUMPED
+	case c.Clock.Apart != 0:
+		response.Clock.State = keysvcv1.ClockState_CLOCK_STATE_APART
+		response.Clock.OthersAhead = durationpb.New(c.Clock.Apart)
 	}
 	if c.Certificate != nil {
 		response.Certificates = []*keysvcv1.CertificateStatus{{
