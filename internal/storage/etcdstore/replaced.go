@@ -115,6 +115,9 @@ func (s *Store) completeEvent(ctx context.Context, change *storage.Change) (rank
 		if err != nil {
 			return nil, err
 		}
+		if problem := storage.Unread(record.change.GetKind(), payload); problem != "" {
+			return nil, &storage.DamagedError{Kind: "record", Name: record.name, Problem: problem}
+		}
 		hash := sha256.Sum256(payload)
 		record.change.Before = hash[:]
 	}
