@@ -14,7 +14,7 @@ const module = "github.com/scribe-mail/keysvc/"
 // standard library.
 var light = []string{
 	module + "clients/", module + "gen/keysvc/v1",
-	module + "internal/backoff", module + "internal/decide", module + "internal/lease", module + "internal/tally", module + "internal/token", module + "internal/transport",
+	module + "internal/backoff", module + "internal/decide", module + "internal/lease", module + "internal/spread", module + "internal/tally", module + "internal/token", module + "internal/transport",
 	"google.golang.org/grpc", "google.golang.org/protobuf", "google.golang.org/genproto/googleapis/rpc",
 	"golang.org/x/net", "golang.org/x/sys", "golang.org/x/text",
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/scribe-mail/keysvc/clients/internal/nearcache"
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/spread"
 )
 
 // DefaultPort is the port of a target that names none.
@@ -151,7 +152,10 @@ func New(target string, config Config) (*Client, error) {
 	if strings.HasPrefix(target, "http://") || strings.HasPrefix(target, "https://") {
 		return nil, fmt.Errorf("keyclient: target: %s is a URL; host:port or unix:///path is required", target)
 	}
-	target, local := parseTarget(target)
+	target, local, several, err := parseTargets(target)
+	if err != nil {
+		return nil, fmt.Errorf("keyclient: target: %w", err)
+	}
 	if err := config.check(target, local); err != nil {
 		return nil, err
 	}
@@ -170,9 +174,13 @@ func New(target string, config Config) (*Client, error) {
 			MinConnectTimeout: 5 * time.Second,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
+		grpc.WithResolvers(spread.Resolver()),
 		grpc.WithChainUnaryInterceptor(watched.intercept, deadline(validationTimeout, cmp.Or(config.Timeout, defaultTimeout))),
 		grpc.WithChainStreamInterceptor(watched.interceptStream),
 		grpc.WithUserAgent(strings.TrimSpace(config.UserAgent + " keysvc-go")),
+	}
+	if several {
+		options = append(options, grpc.WithChainUnaryInterceptor(spread.Hedge(hedgeAfter)))
 	}
 	options = append(options, secured.before...)
 	options = append(options, config.DialOptions...)
@@ -256,9 +264,30 @@ func (c *Client) Close() error {
 	return err
 }
 
+// How long the first of several servers may take before another one is asked as well. A validation takes milliseconds, also
+// while a member of etcd stands still. A page of keys may take longer.
+const (
+	hedgeValidation = 250 * time.Millisecond
+	hedgeRead       = time.Second
+)
+
+// hedgeAfter returns after which time a call is sent to a second server as well; 0 for a call that changes
+// something, or waits for something.
+func hedgeAfter(method string) time.Duration {
+	switch method {
+	case keysvcv1.ValidationService_ValidateKey_FullMethodName, keysvcv1.ValidationService_BatchValidateKeys_FullMethodName:
+		return hedgeValidation
+	case keysvcv1.KeyService_GetKey_FullMethodName, keysvcv1.KeyService_ListKeys_FullMethodName, keysvcv1.KeyService_ListNotices_FullMethodName,
+		keysvcv1.MemberService_GetMember_FullMethodName, keysvcv1.MemberService_ListMembers_FullMethodName,
+		keysvcv1.MemberService_ListWorkspaces_FullMethodName, keysvcv1.PolicyService_GetPolicy_FullMethodName:
+		return hedgeRead
+	}
+	return 0
+}
+
 // serviceConfig spreads calls over all addresses, and repeats calls that change nothing.
 const serviceConfig = `{
-	"loadBalancingConfig": [{"round_robin": {}}],
+	"loadBalancingConfig": [{"` + spread.Policy + `": {}}],
 	"methodConfig": [{
 		"name": [
 			{"service": "keysvc.v1.KeyService", "method": "GetKey"},

@@ -40,7 +40,7 @@ func FromEnvironment(config Config) (*Client, error) {
 	if config.CallerTokenFile == "" {
 		config.CallerTokenFile = os.Getenv(transport.CallerTokenFileVariable)
 	}
-	if full, local := parseTarget(target); !isUnix(full) && config.TransportCredentials == nil && config.TLS == nil {
+	if full, local, _, err := parseTargets(target); err == nil && !isUnix(full) && config.TransportCredentials == nil && config.TLS == nil {
 		fromVariables := TLS{
 			CAFile: os.Getenv(transport.CAVariable), CertFile: os.Getenv(transport.CertVariable), KeyFile: os.Getenv(transport.KeyVariable),
 			ServerName: os.Getenv(transport.ServerNameVariable), ServerSPIFFEID: os.Getenv(transport.ServerSPIFFEIDVariable),
@@ -55,7 +55,10 @@ func FromEnvironment(config Config) (*Client, error) {
 	return New(target, config)
 }
 
-func isUnix(target string) bool { return strings.HasPrefix(target, "unix:") }
+// isUnix reports whether a target is a unix socket, or a list of them.
+func isUnix(target string) bool {
+	return strings.HasPrefix(strings.TrimPrefix(target, listTarget), "unix:")
+}
 
 // check returns an error that names the field that is wrong.
 func (c *Config) check(target string, local bool) error {

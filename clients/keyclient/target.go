@@ -1,11 +1,57 @@
 package keyclient
 
 import (
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"strings"
+
+	"github.com/scribe-mail/keysvc/internal/spread"
 )
+
+// parseTargets returns the target of grpc for one target or a list with commas between, as parseTarget does for one.
+// It reports whether all are certainly on this machine, and whether the target may be several servers.
+func parseTargets(target string) (full string, local, several bool, err error) {
+	if !strings.Contains(target, ",") {
+		full, local = parseTarget(target)
+		return full, local, maybeSeveral(full), nil
+	}
+	local = true
+	var elements []string
+	for _, each := range strings.Split(target, ",") {
+		one, isLocal := parseTarget(strings.TrimSpace(each))
+		one = strings.TrimPrefix(one, "dns:///")
+		if strings.HasPrefix(one, "unix:") {
+			one = "unix:" + strings.TrimPrefix(strings.TrimPrefix(one, "unix:"), "//")
+		} else if _, _, err := net.SplitHostPort(one); err != nil {
+			return "", false, false, fmt.Errorf("%q in a list is no server; allowed are host, host:port and unix:///path", each)
+		}
+		if len(elements) > 0 && isUnix(one) != isUnix(elements[0]) {
+			return "", false, false, errors.New("a list has unix sockets or other servers, not both")
+		}
+		elements, local = append(elements, one), local && isLocal
+	}
+	return listTarget + strings.Join(elements, ","), local, true, nil
+}
+
+// listTarget is the beginning of a target that is a list.
+const listTarget = spread.Scheme + ":///"
+
+// maybeSeveral reports whether a target of grpc can have more than one address.
+func maybeSeveral(full string) bool {
+	rest := strings.TrimPrefix(full, "dns:///")
+	if isUnix(full) || strings.HasPrefix(full, "passthrough:") {
+		return false
+	}
+	host, _, err := net.SplitHostPort(rest)
+	if err != nil {
+		return true
+	}
+	_, err = netip.ParseAddr(host)
+	return err != nil
+}
 
 // parseTarget returns a target of grpc, with DefaultPort added if it has no port, and reports
 // whether the target is certainly on this machine. The name localhost is (RFC 6761 section

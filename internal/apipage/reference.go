@@ -19,7 +19,7 @@ import (
 const apiPackage = "keysvc.v1"
 
 // first has the services that most readers look for. Those that are not named follow by their names.
-var first = []protoreflect.Name{"ValidationService", "KeyService", "MemberService", "PolicyService", "SyncService", "AuditService"}
+var first = []protoreflect.Name{"ValidationService", "KeyService", "MemberService", "PolicyService", "SettingsService", "SyncService", "AuditService"}
 
 // reference is what the page is made of. Everything has a name of its own within the package, and its
 // heading is that name, so that links to it last.

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -275,6 +276,21 @@ func PolicyFields(before, after *policy.Policy, retiredBefore, retiredAfter []st
 		altered.text(limit.name, number(int64(limit.before)), number(int64(limit.after)))
 	}
 	altered.list("retired_scopes", retiredBefore, retiredAfter)
+	return altered
+}
+
+// SettingsFields returns what a change altered in the settings that all servers share. before is nil
+// for the first ones.
+func SettingsFields(before, after *storagev1.SettingsRecord) []*storagev1.FieldChange {
+	var altered differences
+	duration := func(of *durationpb.Duration) string {
+		if of == nil {
+			return ""
+		}
+		return of.AsDuration().String()
+	}
+	altered.text("staleness", duration(before.GetStaleness()), duration(after.GetStaleness()))
+	altered.text("previous_staleness", duration(before.GetPreviousStaleness()), duration(after.GetPreviousStaleness()))
 	return altered
 }
 

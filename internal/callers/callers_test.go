@@ -158,6 +158,8 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "MemberService/RemoveWorkspace":       access.Administer,
 		service + "PolicyService/GetPolicy":             access.Known,
 		service + "PolicyService/ApplyPolicy":           access.Administer,
+		service + "SettingsService/GetSettings":         access.Known,
+		service + "SettingsService/SetStaleness":        access.Administer,
 		service + "AuditService/ListAuditEvents":        access.Audit,
 		service + "AuditService/ExplainKey":             access.Audit,
 		service + "BackupService/Backup":                access.Administer,

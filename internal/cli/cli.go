@@ -144,6 +144,7 @@ everything else goes to standard error.
 		a.memberCommand(),
 		a.workspaceCommand(),
 		a.policyCommand(),
+		a.stalenessCommand(),
 		a.auditCommand(),
 		a.watchCommand(),
 		a.whoAmICommand(),

@@ -38,6 +38,7 @@ type session struct {
 	keys       keysvcv1.KeyServiceClient
 	members    keysvcv1.MemberServiceClient
 	policies   keysvcv1.PolicyServiceClient
+	settings   keysvcv1.SettingsServiceClient
 	audit      keysvcv1.AuditServiceClient
 	validation keysvcv1.ValidationServiceClient
 	sync       keysvcv1.SyncServiceClient
@@ -97,6 +98,7 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 		keys:       keysvcv1.NewKeyServiceClient(conn),
 		members:    keysvcv1.NewMemberServiceClient(conn),
 		policies:   keysvcv1.NewPolicyServiceClient(conn),
+		settings:   keysvcv1.NewSettingsServiceClient(conn),
 		audit:      keysvcv1.NewAuditServiceClient(conn),
 		validation: keysvcv1.NewValidationServiceClient(conn),
 		sync:       keysvcv1.NewSyncServiceClient(conn),

@@ -130,6 +130,32 @@ func duration(field func(*Settings) *time.Duration, minimum, maximum time.Durati
 	return k
 }
 
+// optionalDuration is a duration that may be missing; its value is 0 then.
+func optionalDuration(field func(*Settings) *time.Duration, minimum, maximum time.Duration) kind {
+	given := duration(field, minimum, maximum)
+	k := given
+	k.set = func(settings *Settings, texts []string) error {
+		if texts[len(texts)-1] == "" {
+			*field(settings) = 0
+			return nil
+		}
+		return given.set(settings, texts)
+	}
+	k.texts = func(settings *Settings) []string {
+		if *field(settings) == 0 {
+			return []string{""}
+		}
+		return given.texts(settings)
+	}
+	k.check = func(settings *Settings) error {
+		if *field(settings) == 0 {
+			return nil
+		}
+		return given.check(settings)
+	}
+	return k
+}
+
 // shortDuration writes 1h for 1h0m0s.
 func shortDuration(value time.Duration) string {
 	text := value.String()

@@ -19,7 +19,7 @@ const (
 	// SyncService.
 	PurposeValidation Purpose = "validation"
 	// PurposeManagement serves what people and backends of the product call: KeyService,
-	// MemberService, PolicyService, AuditService and BackupService, and reflection.
+	// MemberService, PolicyService, SettingsService, AuditService and BackupService, and reflection.
 	PurposeManagement Purpose = "management"
 	// PurposeHealth serves the health service alone, for probes.
 	PurposeHealth Purpose = "health"

@@ -16,6 +16,10 @@ const DefaultAddress = "127.0.0.1:7480"
 // DefaultStore is the backend that is used if no other is named: one bbolt file.
 const DefaultStore = "bbolt"
 
+// DefaultStaleness is the staleness bound of near-caches if neither a setting nor the store says
+// another one.
+const DefaultStaleness = time.Second
+
 // EtcdStore is the backend that several processes share.
 const EtcdStore = "etcd"
 
@@ -165,7 +169,8 @@ type Settings struct {
 	// SweepInterval is how often keys and members past their retention are purged.
 	SweepInterval time.Duration
 	// Staleness is how long a near-cache may answer without hearing from the server. It bounds
-	// how long a near-cache can miss a change that was acknowledged.
+	// how long a near-cache can miss a change that was acknowledged. 0 means that it was not given: then a
+	// store in etcd says it, and otherwise it is DefaultStaleness.
 	Staleness time.Duration
 	// MaxSessions is the max. number of near-caches that are connected at a time.
 	MaxSessions int

@@ -40,7 +40,7 @@ func TestValidateNamesTheField(t *testing.T) {
 		{"max-buffered-bytes", func(s *config.Settings) { s.MaxBufferedBytes = 1 << 20 }},
 		{"max-buffered-bytes", func(s *config.Settings) { s.MaxMessageBytes = 3 << 20 }},
 		{"max-header-bytes", func(s *config.Settings) { s.MaxHeaderBytes = 1 }},
-		{"staleness", func(s *config.Settings) { s.Staleness = 0 }},
+		{"staleness", func(s *config.Settings) { s.Staleness = -1 }},
 		{"staleness", func(s *config.Settings) { s.Staleness = 99 * time.Millisecond }},
 		{"staleness", func(s *config.Settings) { s.Staleness = time.Minute + 1 }},
 		{"max-sessions", func(s *config.Settings) { s.MaxSessions = 0 }},

@@ -378,10 +378,11 @@ var table = []Setting{
 		kind:  duration(func(s *Settings) *time.Duration { return &s.SweepInterval }, time.Second, day),
 	},
 	{
-		Name: "staleness", Group: groupCaches, Default: "1s",
+		Name: "staleness", Group: groupCaches, Empty: "1s, or what the store in etcd has",
 		Usage: "max. time for which a near-cache can miss a change",
-		More:  "See [near-caches](operations.md#near-caches).",
-		kind:  duration(func(s *Settings) *time.Duration { return &s.Staleness }, 100*time.Millisecond, time.Minute),
+		More: "See [near-caches](operations.md#near-caches). With `store` etcd the value fills an empty store. " +
+			"A store that has another one keeps it, and the server does not start; change it with `keysvc staleness set`.",
+		kind: optionalDuration(func(s *Settings) *time.Duration { return &s.Staleness }, 100*time.Millisecond, time.Minute),
 	},
 	{
 		Name: "max-sessions", Group: groupCaches, Default: "1500",

@@ -10,7 +10,7 @@ import (
 // Outcome is how a wait for all caches ended.
 type Outcome struct {
 	// Applied counts the clients that have applied the revision. Lapsed counts the clients
-	// whose leases ended before they had applied it.
+	// whose leases ended before they had applied it; all clients of other processes count as one.
 	Applied, Lapsed int
 }
 
@@ -23,7 +23,8 @@ type Await struct {
 }
 
 // Await asks the clients of all sessions to report when they have applied a revision, and
-// returns the wait for them. Error: ErrNotPublished.
+// returns the wait for them. If the hub is shared, call it behind a barrier of the store that began
+// after the call that asks. Error: ErrNotPublished.
 func (h *Hub) Await(revision int64) (*Await, error) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
@@ -45,7 +46,8 @@ func (h *Hub) Await(revision int64) (*Await, error) {
 }
 
 // Poll reports whether the wait is over, and returns its outcome. If the wait is not over, call
-// Poll again when changed is closed, or after left if that is earlier.
+// Poll again when changed is closed, or after left if that is earlier. changed is nil if nothing can end the
+// wait earlier.
 func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed <-chan struct{}) {
 	now := a.hub.config.Now()
 	for len(a.pending) > 0 {
@@ -64,7 +66,7 @@ func (a *Await) Poll() (outcome Outcome, over bool, left time.Duration, changed 
 }
 
 // AwaitRevision returns when no cache answers from before a revision any more. It waits for at most
-// S and a thousandth of S. Errors: ErrNotPublished, or the context's.
+// S and a thousandth of S, or of a larger S that was in force since S ago. Errors: ErrNotPublished, or the context's.
 func (h *Hub) AwaitRevision(ctx context.Context, revision int64) (Outcome, error) {
 	await, err := h.Await(revision)
 	if err != nil {

@@ -39,6 +39,8 @@ var (
 	ErrTooMany = errors.New("feed: too many sessions")
 	// ErrStopping is returned by Open after Stop was called.
 	ErrStopping = errors.New("feed: stopping")
+	// ErrNoStaleness is returned by Open while S is not known.
+	ErrNoStaleness = errors.New("feed: the staleness bound is not known")
 	// ErrNotPublished is returned by Await for a revision that was not published yet.
 	ErrNotPublished = errors.New("feed: the revision is not published yet")
 	// ErrBeyond is returned if a client claims to have applied a revision that was not sent to
@@ -98,6 +100,12 @@ type Config struct {
 	Started time.Time
 	// Staleness is S, the length of a lease. Required, more than 0.
 	Staleness time.Duration
+	// PreviousStaleness is a larger S that was in force before, and under which leases may still hold; 0 if
+	// there is none.
+	PreviousStaleness time.Duration
+	// Shared is set if other processes over the same store may give leases (R9 of docs/replication.md).
+	// Await then waits for these as well. Each call of it must follow a barrier of the store.
+	Shared bool
 	// RingSize is how many changes are kept. Default: DefaultRingSize.
 	RingSize int
 	// MaxSessions is how many sessions there may be at a time. Default: 1,500.
@@ -153,7 +161,9 @@ type Hub struct {
 	ring  ring
 	// revision is the newest published one.
 	revision int64
-	sessions map[*Session]struct{}
+	// staleness is S; 0 if it is not known.
+	staleness time.Duration
+	sessions  map[*Session]struct{}
 	// ahead counts the clients whose hello was ahead of the store.
 	ahead    int64
 	stopping bool
@@ -185,9 +195,9 @@ func New(config Config) *Hub {
 	config = config.withDefaults()
 	hub := &Hub{
 		config:   config,
-		leases:   lease.NewTable(config.Started, config.Staleness),
+		leases:   lease.NewTable(lease.Config{Started: config.Started, Length: config.Staleness, Longest: config.PreviousStaleness, Shared: config.Shared}),
 		ring:     ring{size: config.RingSize},
-		revision: config.Revision,
+		revision: config.Revision, staleness: config.Staleness,
 		sessions: make(map[*Session]struct{}),
 	}
 	hub.config.History = nil
@@ -288,8 +298,28 @@ func (h *Hub) wakeAll() {
 // Epoch returns the epoch of the revisions.
 func (h *Hub) Epoch() string { return h.config.Epoch }
 
-// Staleness returns S, the length of a lease.
-func (h *Hub) Staleness() time.Duration { return h.config.Staleness }
+// Staleness returns S, the length of a lease; 0 if it is not known.
+func (h *Hub) Staleness() time.Duration {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	return h.staleness
+}
+
+// SetStaleness changes S (R9 of docs/replication.md). previous is the larger S that leases of other
+// processes may have had until now; 0 if there is none. The sessions that were welcomed with another S
+// get no more Pongs, and end with Goodbye; their clients connect again and resume. Like Publish, it is
+// called before a validation can see the revision of the change. If staleness is 0, S is not known:
+// all sessions end, Open returns ErrNoStaleness, and Await waits for storage.MaxStaleness.
+func (h *Hub) SetStaleness(staleness, previous time.Duration) {
+	h.mutex.Lock()
+	defer h.mutex.Unlock()
+	h.staleness = staleness
+	if staleness == 0 {
+		staleness, previous = storage.MaxStaleness, storage.MaxStaleness
+	}
+	h.leases.SetLength(staleness, previous, h.config.Now())
+	h.wakeAll()
+}
 
 // Now returns the time of the clock of the leases.
 func (h *Hub) Now() time.Time { return h.config.Now() }
@@ -347,13 +377,16 @@ func (h *Hub) resumes(hello *keysvcv1.SyncHello, visible access.Workspaces) (ind
 
 // Open begins a session, and resumes at the client's revision if it can (S5). The revisions of
 // hello are not negative. visible are the workspaces that the client may hear of; every client
-// hears of the policy. Session.See changes them. Errors: ErrTooMany, ErrStopping.
+// hears of the policy. Session.See changes them. Errors: ErrTooMany, ErrStopping,
+// ErrNoStaleness.
 func (h *Hub) Open(hello *keysvcv1.SyncHello, visible access.Workspaces) (*Session, error) {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	switch {
 	case h.stopping:
 		return nil, ErrStopping
+	case h.staleness == 0:
+		return nil, ErrNoStaleness
 	case len(h.sessions) >= h.config.MaxSessions:
 		return nil, ErrTooMany
 	}

@@ -28,7 +28,7 @@ func (h *Hub) Lag() Lag {
 	defer h.mutex.Unlock()
 	lag := Lag{Sessions: len(h.sessions), Limit: h.config.MaxSessions, Ahead: h.ahead, Stopping: h.stopping}
 	for session := range h.sessions {
-		if session.leasedAt.IsZero() || now.Sub(session.leasedAt) >= h.config.Staleness {
+		if session.leasedAt.IsZero() || now.Sub(session.leasedAt) >= session.staleness {
 			continue
 		}
 		lag.Leased++

@@ -27,6 +27,8 @@ type Session struct {
 	hub    *Hub
 	holder *lease.Holder
 	ends   time.Time
+	// staleness is the S that the client was welcomed with, more than 0.
+	staleness time.Duration
 	// number counts the sessions of the hub.
 	number int64
 	// silence is how long the client may be silent.
@@ -73,7 +75,7 @@ func newSession(hub *Hub, visible access.Workspaces) *Session {
 	jitter := 0.9 + 0.2*hub.config.Random()
 	age, silence := time.Duration(float64(hub.config.MaxAge)*jitter), time.Duration(float64(hub.config.MaxSilence)*jitter)
 	return &Session{
-		hub: hub, visible: visible, holder: hub.leases.Enter(), ends: now.Add(age), silence: silence, heardAt: now, wake: make(chan struct{}, 1),
+		hub: hub, staleness: hub.staleness, visible: visible, holder: hub.leases.Enter(), ends: now.Add(age), silence: silence, heardAt: now, wake: make(chan struct{}, 1),
 		allowance: burst, counted: now,
 	}
 }
@@ -81,7 +83,7 @@ func newSession(hub *Hub, visible access.Workspaces) *Session {
 // welcome begins the session at the client's revision if it resumes, and at the newest revision
 // otherwise. The hub is locked.
 func (s *Session) welcome(index int64, resumed bool, hello *keysvcv1.SyncHello) {
-	welcome := &keysvcv1.SyncWelcome{Epoch: s.hub.config.Epoch, Staleness: durationpb.New(s.hub.config.Staleness)}
+	welcome := &keysvcv1.SyncWelcome{Epoch: s.hub.config.Epoch, Staleness: durationpb.New(s.staleness)}
 	if resumed {
 		s.next, s.sent = index, hello.GetRevision()
 		welcome.AuditHash, welcome.HashRevision = hello.GetAuditHash(), hello.GetHashRevision()
@@ -101,7 +103,7 @@ func (s *Session) Ahead() bool { return s.ahead }
 // spend takes one message off the client's allowance. Error: ErrTooFast. The hub is locked.
 func (s *Session) spend(now time.Time) error {
 	if passed := now.Sub(s.counted); passed > 0 {
-		s.allowance = min(burst, s.allowance+pingsPerLease*float64(passed)/float64(s.hub.config.Staleness))
+		s.allowance = min(burst, s.allowance+pingsPerLease*float64(passed)/float64(s.staleness))
 		s.counted = now
 	}
 	if s.allowance < 1 {
@@ -134,12 +136,16 @@ func (s *Session) heard(revision int64, now time.Time) error {
 // Ping notes that the client asks for a lease and has applied every change up to a revision.
 // arrived is a reading of the clock from after the ping has arrived. nonce is not 0. The Pong
 // follows once every change up to the present newest revision was sent. Only the newest ping
-// gets a Pong (S2, S3). Errors: ErrBeyond, ErrTooFast, ErrClosed.
+// gets a Pong (S2, S3). If S has changed, no Pong follows (R9). Errors: ErrBeyond, ErrTooFast, ErrClosed.
 func (s *Session) Ping(nonce uint64, revision int64, arrived time.Time) error {
 	s.hub.mutex.Lock()
 	defer s.hub.mutex.Unlock()
 	if err := s.heard(revision, arrived); err != nil {
 		return err
+	}
+	if s.outdated() {
+		s.Wake()
+		return nil
 	}
 	s.nonce, s.barrier = nonce, s.hub.revision
 	s.leasedAt = arrived
@@ -223,7 +229,7 @@ func (s *Session) take() (step Step, own *batch) {
 	switch {
 	case s.closed, s.over:
 		return Step{Last: true}, nil
-	case h.stopping, left <= 0:
+	case h.stopping, left <= 0, s.outdated():
 		s.over = true
 		return Step{Response: goodbye, Last: true}, nil
 	case s.first != nil:
@@ -246,6 +252,10 @@ func (s *Session) take() (step Step, own *batch) {
 	}
 	return step, own
 }
+
+// outdated reports whether the client was welcomed with an S that is not the present one. It gets no more
+// leases: other processes no longer wait for leases of that length (R9). The hub is locked.
+func (s *Session) outdated() bool { return s.staleness != s.hub.staleness }
 
 // goodbye is the last message of every session.
 var goodbye = &keysvcv1.SyncResponse{Kind: &keysvcv1.SyncResponse_Goodbye{Goodbye: &keysvcv1.SyncGoodbye{}}}

@@ -38,6 +38,9 @@ type Manager struct {
 	trusted       func() error     // Config.ClockTrusted
 	latest        func() time.Time // Config.LatestTime
 	locks         locks
+	// settings and staleness are Config.Settings and Config.Staleness.
+	settings  storage.SettingsKeeper
+	staleness time.Duration
 }
 
 // Store is the part of a store that the verbs need.
@@ -67,6 +70,10 @@ type Config struct {
 	// LatestTime returns the latest time that it may be while the clock is in doubt, and the zero
 	// Time while it is not. Default: the clock is never in doubt.
 	LatestTime func() time.Time
+	// Settings is what keeps the settings that all servers over the store share; nil if the store keeps
+	// none. Staleness is the staleness bound then.
+	Settings  storage.SettingsKeeper
+	Staleness time.Duration
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
 	// MaxWaiting is the max number of changes of one workspace that are in flight; more are
@@ -85,6 +92,8 @@ func New(config Config) *Manager {
 		trusted:       config.ClockTrusted,
 		tokensRefused: config.TokensRefused,
 		latest:        config.LatestTime,
+		settings:      config.Settings,
+		staleness:     config.Staleness,
 	}
 	if manager.now == nil {
 		manager.now = time.Now

@@ -186,6 +186,14 @@ var wholes = map[string]func(ctx context.Context, m *keys.Manager, workspaces ac
 		_, err := m.InstallPolicy(ctx, actorIn(w), policy.Default())
 		return err
 	},
+	"InstallSettings": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {
+		_, err := m.InstallSettings(ctx, actorIn(w), time.Second)
+		return err
+	},
+	"SetStaleness": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {
+		_, _, err := m.SetStaleness(ctx, actorIn(w), time.Second)
+		return err
+	},
 	"Sweep": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {
 		_, err := m.Sweep(ctx, actorIn(w))
 		return err
@@ -200,9 +208,9 @@ var wholes = map[string]func(ctx context.Context, m *keys.Manager, workspaces ac
 	},
 }
 
-// others are the verbs with tests of their own: RevokeToken, GetPolicy, ListWorkspaces, ListNotices and Still. SweepEvery
+// others are the verbs with tests of their own: RevokeToken, GetPolicy, GetSettings, ListWorkspaces, ListNotices and Still. SweepEvery
 // calls Sweep.
-var others = []string{"RevokeToken", "GetPolicy", "ListWorkspaces", "ListNotices", "Still", "SweepEvery"}
+var others = []string{"RevokeToken", "GetPolicy", "GetSettings", "ListWorkspaces", "ListNotices", "Still", "SweepEvery"}
 
 func TestEveryVerbIsKnownToTheTestsOfRights(t *testing.T) {
 	manager := reflect.TypeFor[*keys.Manager]()
@@ -281,6 +289,9 @@ func TestForeignWorkspacesAreRefusedBeforeAnythingIsLookedUp(t *testing.T) {
 	}
 	if _, _, err := manager.GetPolicy(ended, access.Workspaces{}); keystest.ReasonOf(err) != problem.CallerNotAllowed {
 		t.Errorf("GetPolicy: %v", err)
+	}
+	if _, _, err := manager.GetSettings(ended, access.Workspaces{}); keystest.ReasonOf(err) != problem.CallerNotAllowed {
+		t.Errorf("GetSettings: %v", err)
 	}
 	if after := w.Projection.Revision(); after != before {
 		t.Errorf("the revision went from %d to %d", before, after)

@@ -16,7 +16,9 @@ const margin = length / 1000
 // holds.
 var begin = time.Date(2027, time.March, 1, 12, 0, 0, 0, time.UTC)
 
-func newTable() *lease.Table { return lease.NewTable(begin.Add(-time.Hour), length) }
+func newTable() *lease.Table {
+	return lease.NewTable(lease.Config{Started: begin.Add(-time.Hour), Length: length})
+}
 
 // count counts the pending holders by their status at a time.
 func count(all []lease.Pending, now time.Time) (open, applied, lapsed int) {
@@ -68,12 +70,12 @@ func TestPendingCountsLeasesThatHold(t *testing.T) {
 }
 
 func TestLeaseOfTheProcessBeforeIsPendingForItsLength(t *testing.T) {
-	table := lease.NewTable(begin, length)
+	table := lease.NewTable(lease.Config{Started: begin, Length: length})
 	for after, want := range map[time.Duration]int{-time.Second: 1, 0: 1, length: 1, length + margin - 1: 1, length + margin: 0} {
 		if _, pending := table.Pending(1, begin.Add(after)); len(pending) != want {
 			t.Errorf("after %s: %d pending, want %d", after, len(pending), want)
 		}
-		table = lease.NewTable(begin, length)
+		table = lease.NewTable(lease.Config{Started: begin, Length: length})
 	}
 }
 

@@ -40,5 +40,6 @@ const (
 	ClockUnsure           = keysvcv1.ErrorReason_ERROR_REASON_CLOCK_UNSURE
 	TokenKnown            = keysvcv1.ErrorReason_ERROR_REASON_TOKEN_KNOWN
 	TokensRefused         = keysvcv1.ErrorReason_ERROR_REASON_TOKENS_REFUSED
+	SettingsNotStored     = keysvcv1.ErrorReason_ERROR_REASON_SETTINGS_NOT_STORED
 	AuditSinkUnavailable  = keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE
 )

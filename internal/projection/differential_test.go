@@ -121,7 +121,9 @@ func (d *difference) Barrier(context.Context) (storage.Barrier, error) {
 	return storage.Barrier{}, errors.New("not used")
 }
 
-func (d *difference) Watch(context.Context, int64) iter.Seq2[*storage.Committed, error] { return nil }
+func (d *difference) Watch(context.Context, storage.Barrier) iter.Seq2[*storage.Committed, error] {
+	return nil
+}
 
 func (d *difference) Load(context.Context, func(storage.Item) error) (storage.Position, error) {
 	return storage.Position{}, errors.New("not used")

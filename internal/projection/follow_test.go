@@ -200,8 +200,8 @@ func TestWaitForReturnsAtItsRevision(t *testing.T) {
 }
 
 // sending returns a watch that yields the changes from a channel.
-func sending(changes <-chan *storage.Committed) func(context.Context, int64, func(*storage.Committed, error) bool) {
-	return func(ctx context.Context, _ int64, yield func(*storage.Committed, error) bool) {
+func sending(changes <-chan *storage.Committed) func(context.Context, storage.Barrier, func(*storage.Committed, error) bool) {
+	return func(ctx context.Context, _ storage.Barrier, yield func(*storage.Committed, error) bool) {
 		for {
 			select {
 			case change := <-changes:
@@ -232,7 +232,7 @@ func (b *breaking) Load(ctx context.Context, visit func(storage.Item) error) (st
 	return b.Store.Load(ctx, visit)
 }
 
-func (b *breaking) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+func (b *breaking) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		watching, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -338,7 +338,7 @@ func TestFollowLoadsAgainAfterEveryKindOfBreak(t *testing.T) {
 }
 
 func TestAnotherHistoryEndsFollow(t *testing.T) {
-	broken := func(_ context.Context, _ int64, yield func(*storage.Committed, error) bool) {
+	broken := func(_ context.Context, _ storage.Barrier, yield func(*storage.Committed, error) bool) {
 		yield(nil, storage.ErrUnavailable)
 	}
 	good := holding(7, scribe(), workspaceItem("acme", "first"))
@@ -372,7 +372,7 @@ func TestAnotherHistoryEndsFollow(t *testing.T) {
 }
 
 func TestFollowEndsWithItsContext(t *testing.T) {
-	failing := func(context.Context, int64, func(*storage.Committed, error) bool) {}
+	failing := func(context.Context, storage.Barrier, func(*storage.Committed, error) bool) {}
 	for name, store := range map[string]*fake{
 		"while watching": {watch: idle},
 		"while loading anew fails": {
@@ -409,7 +409,7 @@ func TestFollowRetriesWithBackoff(t *testing.T) {
 	unavailable := func(func(storage.Item) error) (storage.Position, error) {
 		return storage.Position{}, storage.ErrUnavailable
 	}
-	gap := func(_ context.Context, _ int64, yield func(*storage.Committed, error) bool) {
+	gap := func(_ context.Context, _ storage.Barrier, yield func(*storage.Committed, error) bool) {
 		yield(nil, storage.ErrGap)
 	}
 	for name, store := range map[string]*fake{
@@ -617,5 +617,55 @@ func memberOf(record *storagev1.MemberRecord) decide.Member {
 		Incarnation: record.GetIncarnation(), WorkspaceIncarnation: record.GetWorkspaceIncarnation(), Role: record.GetRole(),
 		Active:  record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE,
 		Removed: record.GetState() == storagev1.MemberRecordState_MEMBER_RECORD_STATE_REMOVED,
+	}
+}
+
+// TestFollowEndsIfTheHistoryIsAnother watches from the very change that was applied last, and ends,
+// without a load, when the store says that it had another one.
+func TestFollowEndsIfTheHistoryIsAnother(t *testing.T) {
+	first, second := [32]byte{1}, [32]byte{2}
+	var asked []storage.Barrier
+	store := &fake{load: func(visit func(storage.Item) error) (storage.Position, error) {
+		if len(asked) > 0 {
+			t.Error("loaded anew")
+		}
+		return storage.Position{Revision: 7, Hash: first}, visit(scribe())
+	}}
+	store.watch = func(_ context.Context, after storage.Barrier, yield func(*storage.Committed, error) bool) {
+		asked = append(asked, after)
+		change := &storage.Committed{
+			Revision: 8, Feed: &storagev1.FeedRecord{WorkspaceId: "acme", AuditHash: second[:]},
+			Head: storage.WorkspaceHead{WorkspaceID: "acme"},
+		}
+		if len(asked) == 1 && yield(change, nil) {
+			yield(nil, fmt.Errorf("%w: another change", storage.ErrHistoryChanged))
+		}
+	}
+	p := loaded(t, store)
+	if err := p.Follow(t.Context()); !errors.Is(err, storage.ErrHistoryChanged) {
+		t.Errorf("Follow: %v, want ErrHistoryChanged", err)
+	}
+	if want := []storage.Barrier{{Revision: 7, Hash: first}}; !slices.Equal(asked, want) {
+		t.Errorf("watched after %v, want %v", asked, want)
+	}
+	if got := p.Revision(); got != 8 {
+		t.Errorf("revision %d, want 8", got)
+	}
+	// A load that shows another change at that revision ends as well.
+	store.load = holding(8, scribe())
+	if _, err := p.Load(t.Context()); err != nil {
+		t.Errorf("Load without a hash: %v", err)
+	}
+	store.load = func(func(storage.Item) error) (storage.Position, error) {
+		return storage.Position{Revision: 8, Hash: first}, nil
+	}
+	if _, err := p.Load(t.Context()); err != nil { // the hash of revision 8 is not known any more
+		t.Errorf("Load: %v", err)
+	}
+	store.load = func(func(storage.Item) error) (storage.Position, error) {
+		return storage.Position{Revision: 8, Hash: second}, nil
+	}
+	if _, err := p.Load(t.Context()); !errors.Is(err, storage.ErrHistoryChanged) {
+		t.Errorf("Load of another change: %v, want ErrHistoryChanged", err)
 	}
 }

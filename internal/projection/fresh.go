@@ -32,7 +32,7 @@ func (p *Projection) Fresh(ctx context.Context) error {
 	}
 	// 3. If the store has fewer changes than were applied, or another change at that revision,
 	//    end Follow: nothing that the projection shows is certain any more.
-	if barrier.Revision < before.Revision || barrier.Revision == before.Revision && differ(barrier.Hash, before.Hash) {
+	if barrier.Revision < before.Revision || barrier.Differs(*before) {
 		err := fmt.Errorf("%w: the change log is at revision %d, after %d was applied, or holds another change there",
 			storage.ErrHistoryChanged, barrier.Revision, before.Revision)
 		p.endFollow(err)
@@ -40,11 +40,6 @@ func (p *Projection) Fresh(ctx context.Context) error {
 	}
 	// 4. Wait until the projection shows the barrier's revision.
 	return p.WaitFor(ctx, barrier.Revision)
-}
-
-// differ reports whether two hashes are both known and not equal.
-func differ(a, b [32]byte) bool {
-	return a != b && a != [32]byte{} && b != [32]byte{}
 }
 
 // WaitFor returns once the projection shows a revision, or with the context's error.

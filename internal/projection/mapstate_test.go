@@ -165,6 +165,7 @@ func (s *mapState) put(item storage.Item) {
 	switch {
 	case item.Policy != nil:
 		s.policy, s.damagedPolicy = preparePolicy(item.Policy)
+	case item.Settings != nil, item.Damaged != nil && item.Damaged.Settings: // no question of this test is about them
 	case item.Workspace != nil:
 		s.addWorkspace(item.Workspace)
 	case item.Member != nil:

@@ -64,6 +64,9 @@ type Publisher interface {
 	// Announce, so work that takes long belongs into Announce.
 	Publish(change *storage.Committed)
 	Announce()
+	// Settings is called with the settings that all processes share before Publish of the change that
+	// put them, and before Restart if there are any. They are nil if they cannot be read.
+	Settings(settings *Settings)
 	// Restart is called before the projection shows a state that was loaded anew at a revision.
 	// Some changes up to that revision may never have been published.
 	Restart(revision int64)
@@ -90,8 +93,8 @@ func (p *Projection) PublishTo(publisher Publisher) { p.publisher = publisher }
 // Load fills the projection with what the store holds now, and returns the position that
 // the store had reached. A damaged record is kept as damaged: what depends on it is answered
 // with its error. Errors: the store's; storage.ErrHistoryChanged if the store has fewer
-// changes than were already shown; at the first Load, a damaged policy, because nothing could
-// be decided.
+// changes than were already shown, or another one at that revision; at the first Load, a damaged policy
+// or damaged settings, because nothing could be decided.
 func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	// 1. Read the store into a state that nobody sees yet.
 	fresh, position, err := p.read(ctx)
@@ -104,6 +107,9 @@ func (p *Projection) Load(ctx context.Context) (storage.Position, error) {
 	}
 	// 2. Tell the publisher before the state is shown, as watch does with a change.
 	if p.publisher != nil {
+		if fresh.settings != nil || fresh.damagedSettings != nil {
+			p.publisher.Settings(fresh.settings)
+		}
 		p.publisher.Restart(position.Revision)
 	}
 	// 3. Take over the last uses. This visits every key, so it comes before the lock; reading
@@ -149,8 +155,11 @@ func (p *Projection) check(fresh *state, position storage.Position) error {
 	if !p.loaded && fresh.damagedPolicy != nil {
 		return fresh.damagedPolicy
 	}
-	if before := p.Revision(); position.Revision < before {
-		return fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, position.Revision, before)
+	if !p.loaded && fresh.damagedSettings != nil {
+		return fresh.damagedSettings
+	}
+	if before := *p.applied.Load(); position.Revision < before.Revision || position.Barrier().Differs(before) {
+		return fmt.Errorf("%w: revision %d after %d, or another change", storage.ErrHistoryChanged, position.Revision, before.Revision)
 	}
 	return nil
 }
@@ -163,7 +172,7 @@ func (p *Projection) swap(ctx context.Context, fresh *state, position storage.Po
 	p.state.replaced.Store(true)
 	p.state, p.loaded = fresh, true
 	p.signalRecount()
-	p.advance(storage.Barrier{Revision: position.Revision, Hash: position.Hash})
+	p.advance(position.Barrier())
 }
 
 // The waits between two attempts to follow the store.
@@ -192,6 +201,9 @@ func (p *Projection) Follow(ctx context.Context) error {
 		lasted := !brief.Stop()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
+		}
+		if errors.Is(err, storage.ErrHistoryChanged) {
+			return err
 		}
 		// 2. Wait if the watch was not useful: a load reads the whole store, so watches that end
 		//    at once must not make this process load all the time.
@@ -229,13 +241,14 @@ func (p *Projection) reload(ctx context.Context, retries *backoff.Backoff) error
 
 // watch applies changes until the watch ends, and returns why it ended.
 func (p *Projection) watch(ctx context.Context) error {
-	for change, err := range p.store.Watch(ctx, p.Revision()) {
+	for change, err := range p.store.Watch(ctx, *p.applied.Load()) {
 		if err != nil {
 			return err
 		}
 		// 1. Publish the change, because readers that see a revision rely on the publisher having
 		//    it (S1 of docs/coherence.md).
 		if p.publisher != nil {
+			p.publishSettings(change)
 			p.publisher.Publish(change)
 		}
 		// 2. Show the change. This wakes the call that made it.
@@ -252,15 +265,13 @@ func (p *Projection) watch(ctx context.Context) error {
 
 // show applies one change.
 func (p *Projection) show(ctx context.Context, change *storage.Committed) {
-	applied := storage.Barrier{Revision: change.Revision}
-	copy(applied.Hash[:], change.Feed.GetAuditHash())
 	p.mutex.Lock()
 	defer p.mutex.Unlock()
 	p.state.apply(change)
 	if change.Head.WorkspaceID == "" {
 		p.logDamagedPolicy(ctx, p.state)
 	}
-	p.advance(applied)
+	p.advance(change.Barrier())
 }
 
 // logDamagedPolicy logs, if the policy is damaged, that nothing can be decided any more.
@@ -382,6 +393,10 @@ type Workspace struct {
 	// DamagedPolicy is set if the policy cannot be read. A change that depends on the policy
 	// must be refused then.
 	DamagedPolicy error
+	// Settings are those that all processes share; nil if the store has none, or if DamagedSettings says
+	// why they cannot be read.
+	Settings        *Settings
+	DamagedSettings error
 	// PolicyHead is the policy's head; the change must expect it.
 	PolicyHead storage.Head
 	// Changed is the revision of the workspace's newest change, or the revision of the newest
@@ -399,6 +414,7 @@ func (p *Projection) Workspace(workspaceID string) Workspace {
 	p.mutex.RLock()
 	defer p.mutex.RUnlock()
 	result := Workspace{Policy: p.state.policy, DamagedPolicy: p.state.damagedPolicy, Revision: p.state.revision}
+	result.Settings, result.DamagedSettings = p.state.settings, p.state.damagedSettings
 	if entry := p.state.workspaces[""]; entry != nil {
 		result.PolicyHead = entry.head
 	}

@@ -114,7 +114,7 @@ type fake struct {
 	storage.Store
 
 	load  func(visit func(storage.Item) error) (storage.Position, error)
-	watch func(ctx context.Context, after int64, yield func(*storage.Committed, error) bool)
+	watch func(ctx context.Context, after storage.Barrier, yield func(*storage.Committed, error) bool)
 }
 
 func (f *fake) Epoch() string { return "epoch" }
@@ -123,7 +123,7 @@ func (f *fake) Load(_ context.Context, visit func(storage.Item) error) (storage.
 	return f.load(visit)
 }
 
-func (f *fake) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+func (f *fake) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) { f.watch(ctx, after, yield) }
 }
 
@@ -140,7 +140,7 @@ func holding(revision int64, items ...storage.Item) func(func(storage.Item) erro
 }
 
 // idle is a watch without changes.
-func idle(ctx context.Context, _ int64, yield func(*storage.Committed, error) bool) {
+func idle(ctx context.Context, _ storage.Barrier, yield func(*storage.Committed, error) bool) {
 	<-ctx.Done()
 	yield(nil, ctx.Err())
 }

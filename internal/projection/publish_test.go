@@ -36,6 +36,14 @@ func (p *publisher) Announce() {
 	}
 }
 
+func (p *publisher) Settings(settings *projection.Settings) {
+	told := "settings that cannot be read"
+	if settings != nil {
+		told = fmt.Sprint("settings ", settings.Staleness, " after ", settings.Previous)
+	}
+	p.note(told, p.projection.Revision()+1)
+}
+
 func (p *publisher) Restart(revision int64) { p.note(fmt.Sprint("restart ", revision), revision) }
 
 func (p *publisher) note(told string, revision int64) {

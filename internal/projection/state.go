@@ -68,6 +68,10 @@ type state struct {
 	policy *Policy
 	// damagedPolicy is set if the policy's record cannot be read; policy is nil then.
 	damagedPolicy error
+	// settings are those that all processes share; nil if there are none, or if damagedSettings says why
+	// they cannot be read.
+	settings        *Settings
+	damagedSettings error
 
 	// ids has the numbers of the keys; records and words are at these numbers, up to highest. A
 	// number without a key has a record without a life.
@@ -204,6 +208,8 @@ func (s *state) put(item storage.Item) {
 	switch {
 	case item.Policy != nil:
 		s.policy, s.damagedPolicy = preparePolicy(item.Policy)
+	case item.Settings != nil, item.Damaged != nil && item.Damaged.Settings:
+		s.settings, s.damagedSettings, _ = settingsOf(item)
 	case item.Workspace != nil:
 		s.addWorkspace(item.Workspace)
 	case item.Member != nil:

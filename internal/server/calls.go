@@ -94,6 +94,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 	sync := service.NewSync(s.hub, s.projection, validator, errors)
 	callerService, statusService := service.NewCallers(errors), service.NewStatus(s.condition, errors)
 	keyService, memberService, policyService := service.NewManagement(s.keys, errors, requestIDOf, &s.forms.counted)
+	settingsService := service.NewSettings(s.keys, errors, requestIDOf)
 	auditService := service.NewAudit(s.keys, errors)
 	backupService, debugService := service.NewBackup(s.backups, errors, s.backupRead), service.NewDebug(errors)
 	c := &calls{
@@ -132,6 +133,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 			keysvcv1.RegisterKeyServiceServer(server, keyService)
 			keysvcv1.RegisterMemberServiceServer(server, memberService)
 			keysvcv1.RegisterPolicyServiceServer(server, policyService)
+			keysvcv1.RegisterSettingsServiceServer(server, settingsService)
 			keysvcv1.RegisterAuditServiceServer(server, auditService)
 			keysvcv1.RegisterBackupServiceServer(server, backupService)
 			keysvcv1.RegisterDebugServiceServer(server, debugService)

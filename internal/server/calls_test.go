@@ -31,7 +31,7 @@ import (
 )
 
 // ours are the services of this API.
-var ours = []string{"keysvc.v1.AuditService", "keysvc.v1.BackupService", "keysvc.v1.CallerService", "keysvc.v1.DebugService", "keysvc.v1.KeyService", "keysvc.v1.MemberService", "keysvc.v1.PolicyService", "keysvc.v1.StatusService", "keysvc.v1.SyncService", "keysvc.v1.ValidationService"}
+var ours = []string{"keysvc.v1.AuditService", "keysvc.v1.BackupService", "keysvc.v1.CallerService", "keysvc.v1.DebugService", "keysvc.v1.KeyService", "keysvc.v1.MemberService", "keysvc.v1.PolicyService", "keysvc.v1.SettingsService", "keysvc.v1.StatusService", "keysvc.v1.SyncService", "keysvc.v1.ValidationService"}
 
 // listing is a call of ListKeys that is in flight; it yields the call's error.
 type listing chan error

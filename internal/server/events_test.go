@@ -243,7 +243,7 @@ type breaking struct {
 }
 
 // Watch implements storage.Store.
-func (s *breaking) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+func (s *breaking) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		within, cancel := context.WithCancel(ctx)
 		defer cancel()

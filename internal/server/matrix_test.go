@@ -275,6 +275,13 @@ func memberRows() []row {
 				return &keysvcv1.ApplyPolicyRequest{Policy: s.policy, ReplacesDigest: s.digest, ValidateOnly: true}
 			},
 		},
+		{ // the store is a file, which keeps no settings
+			method: keysvcv1.SettingsService_SetStaleness_FullMethodName, needs: access.Administer,
+			right: "FailedPrecondition SETTINGS_NOT_STORED", elsewhere: isNotAllowed, everything: true,
+			request: func(*scene, place) proto.Message {
+				return &keysvcv1.SetStalenessRequest{Staleness: durationpb.New(time.Second)}
+			},
+		},
 	}
 }
 
@@ -313,6 +320,10 @@ func anyoneRows() []row {
 		{
 			method: keysvcv1.PolicyService_GetPolicy_FullMethodName, needs: access.Known, right: isOK,
 			request: func(*scene, place) proto.Message { return &keysvcv1.GetPolicyRequest{} },
+		},
+		{
+			method: keysvcv1.SettingsService_GetSettings_FullMethodName, needs: access.Known, right: isOK,
+			request: func(*scene, place) proto.Message { return &keysvcv1.GetSettingsRequest{} },
 		},
 		{
 			method: keysvcv1.SyncService_AwaitRevision_FullMethodName, needs: access.Known, right: isOK,

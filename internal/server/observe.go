@@ -9,6 +9,7 @@ import (
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/feed"
+	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/tally"
 )
@@ -34,7 +35,7 @@ type observedSource struct {
 }
 
 // Watch implements storage.Source.
-func (s *observedSource) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+func (s *observedSource) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		for change, err := range s.Source.Watch(ctx, after) {
 			if err != nil && ctx.Err() == nil && !s.down.Swap(true) {
@@ -82,6 +83,15 @@ type publisher struct {
 	*feed.Hub
 	hooks  events.Hooks
 	follow func(*storage.Committed)
+}
+
+// Settings implements projection.Publisher.
+func (p publisher) Settings(settings *projection.Settings) {
+	if settings == nil {
+		p.SetStaleness(0, 0)
+		return
+	}
+	p.SetStaleness(settings.Staleness, settings.Previous)
 }
 
 // Publish implements projection.Publisher.

@@ -49,7 +49,7 @@ func (b *bench) servePurpose(t *testing.T, purpose config.Purpose) *grpc.ClientC
 func TestListenersServeTheirPurposeOnly(t *testing.T) {
 	t.Parallel()
 	reflection := []string{grpc_reflection_v1.ServerReflection_ServiceDesc.ServiceName, grpc_reflection_v1alpha.ServerReflection_ServiceDesc.ServiceName}
-	management := append([]string{"keysvc.v1.BackupService", "keysvc.v1.CallerService", "keysvc.v1.DebugService", "keysvc.v1.KeyService", "keysvc.v1.MemberService", "keysvc.v1.PolicyService", "keysvc.v1.StatusService"}, reflection...)
+	management := append([]string{"keysvc.v1.BackupService", "keysvc.v1.CallerService", "keysvc.v1.DebugService", "keysvc.v1.KeyService", "keysvc.v1.MemberService", "keysvc.v1.PolicyService", "keysvc.v1.SettingsService", "keysvc.v1.StatusService"}, reflection...)
 	validation := []string{"keysvc.v1.CallerService", "keysvc.v1.ValidationService", "keysvc.v1.StatusService", "keysvc.v1.SyncService"}
 	purposes := map[config.Purpose][]string{
 		config.PurposeAll:        append(slices.Clone(management), validation...),
@@ -61,7 +61,7 @@ func TestListenersServeTheirPurposeOnly(t *testing.T) {
 		t.Error("a purpose is not tested")
 	}
 	services := []grpc.ServiceDesc{
-		keysvcv1.KeyService_ServiceDesc, keysvcv1.MemberService_ServiceDesc, keysvcv1.PolicyService_ServiceDesc,
+		keysvcv1.KeyService_ServiceDesc, keysvcv1.MemberService_ServiceDesc, keysvcv1.PolicyService_ServiceDesc, keysvcv1.SettingsService_ServiceDesc,
 		keysvcv1.ValidationService_ServiceDesc, keysvcv1.SyncService_ServiceDesc, keysvcv1.CallerService_ServiceDesc, keysvcv1.StatusService_ServiceDesc, keysvcv1.BackupService_ServiceDesc, keysvcv1.DebugService_ServiceDesc,
 		grpc_reflection_v1.ServerReflection_ServiceDesc, grpc_reflection_v1alpha.ServerReflection_ServiceDesc,
 	}

@@ -210,6 +210,7 @@ func (s *Server) components() []component {
 		{name: "change log", run: s.follow},
 		{name: "census of keys", run: func(ctx context.Context) error { s.projection.Recount(ctx); return nil }},
 		{name: "policy", start: s.installPolicy},
+		{name: "shared settings", start: s.agreeOnSettings},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
 		{name: "sweep", run: s.sweep},
@@ -268,10 +269,14 @@ func (s *Server) fillFeed(ctx context.Context) error {
 		s.log.WarnContext(ctx, "the change log could not be read: near-caches begin anew", "error", err)
 		history = nil
 	}
+	staleness, previous, err := s.staleness()
+	if err != nil {
+		return err
+	}
 	s.hub = feed.New(feed.Config{
 		Epoch: s.config.Store.Epoch(), Revision: s.position.Revision, History: history, Started: s.started,
-		RingSize:    size,
-		Staleness:   s.config.Settings.Staleness,
+		RingSize:  size,
+		Staleness: staleness, PreviousStaleness: previous, Shared: s.settingsKeeper() != nil,
 		MaxSessions: s.config.Settings.MaxSessions,
 		MaxAge:      s.config.Settings.SessionAge,
 		Observer:    sessionObserver{s.hooks},
@@ -296,7 +301,8 @@ func (s *Server) installPolicy(ctx context.Context) error {
 		Store: ownCommits(s.tracing.Store(s.config.Store), s.others), Projection: s.projection,
 		Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.latestTime,
 		TokensRefused: s.config.Settings.Tokens == config.TokensRefused,
-		Random:        s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
+		Settings:      s.settingsKeeper(), Staleness: s.ownStaleness(),
+		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
 	if err != nil {

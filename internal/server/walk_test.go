@@ -36,6 +36,9 @@ type walk struct {
 	method string
 	// base returns a valid request.
 	base func(*fixture) proto.Message
+	// refused is the reason that the base request is refused for, because the store is a file; "" if it is
+	// answered.
+	refused string
 	// cases are the mistakes to try.
 	cases []badCase
 	// fine are the fields that take any value, each with the reason.
@@ -820,6 +823,22 @@ func walks() []walk {
 		},
 		policyWalk(),
 		{
+			method: keysvcv1.SettingsService_GetSettings_FullMethodName,
+			base:   func(*fixture) proto.Message { return &keysvcv1.GetSettingsRequest{} },
+		},
+		{
+			method: keysvcv1.SettingsService_SetStaleness_FullMethodName, refused: "SETTINGS_NOT_STORED",
+			base: func(*fixture) proto.Message {
+				return &keysvcv1.SetStalenessRequest{Staleness: durationpb.New(time.Second)}
+			},
+			cases: slices.Concat([]badCase{
+				set("staleness", "missing", nil), set("staleness", "0", durationpb.New(0)), set("staleness", "negative", durationpb.New(-time.Second)),
+				set("staleness", "under 100 ms", durationpb.New(100*time.Millisecond-1)), set("staleness", "over a minute", durationpb.New(time.Minute+1)),
+				set("staleness", "two signs", &durationpb.Duration{Seconds: 1, Nanos: -1}),
+				set("staleness", "too large", &durationpb.Duration{Seconds: 1 << 62}),
+			}, actor()),
+		},
+		{
 			method: keysvcv1.AuditService_ListAuditEvents_FullMethodName,
 			base: func(f *fixture) proto.Message {
 				return &keysvcv1.ListAuditEventsRequest{WorkspaceId: "acme", PageSize: 1, PageToken: f.eventPage}
@@ -1339,7 +1358,9 @@ func TestBadInputIsRefusedByField(t *testing.T) {
 					expectUnchanged(t, before, f.dump(t))
 				})
 			}
-			if err := f.invoke(t, walk.method, walk.base(f)); err != nil {
+			if err := f.invoke(t, walk.method, walk.base(f)); walk.refused != "" {
+				expectError(t, err, codes.FailedPrecondition, walk.refused)
+			} else if err != nil {
 				t.Errorf("the request that all of them were derived from is refused, too: %v", err)
 			}
 		})

@@ -172,7 +172,7 @@ func (s *store) Load(_ context.Context, visit func(storage.Item) error) (storage
 	return storage.Position{Revision: revision, Time: now}, nil
 }
 
-func (s *store) Watch(ctx context.Context, _ int64) iter.Seq2[*storage.Committed, error] {
+func (s *store) Watch(ctx context.Context, _ storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		for {
 			select {

@@ -268,6 +268,8 @@ func (s *SyncService) status(ctx context.Context, err error) error {
 		return nil
 	case errors.Is(err, feed.ErrStopping):
 		return errOver
+	case errors.Is(err, feed.ErrNoStaleness):
+		return status.Error(codes.Unavailable, "the staleness bound in the store cannot be read, so no session can begin")
 	case errors.Is(err, feed.ErrTooMany):
 		err = problem.New(keysvcv1.ErrorReason_ERROR_REASON_TOO_MANY_REQUESTS,
 			"there are as many sessions as the server allows; connect to another one, or later")

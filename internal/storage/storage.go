@@ -54,6 +54,12 @@ const (
 	MaxPageBytes = 1 << 20
 )
 
+// Bounds of SettingsRecord.staleness.
+const (
+	MinStaleness = 100 * time.Millisecond
+	MaxStaleness = time.Minute
+)
+
 // Lengths of ids.
 const (
 	// MaxIDBytes is the max length of the id of a workspace, a member or a request. An id
@@ -78,8 +84,24 @@ type Position struct {
 type Barrier struct {
 	// Revision of the newest change, 0 in a new store.
 	Revision int64
-	// Hash is the hash of this change's audit event; zero if it is not known.
+	// Hash is the hash of this change's audit event, or what its feed entry has in the place of one;
+	// zero if it is not known.
 	Hash [32]byte
+}
+
+// Differs reports whether two points of one revision are known to be of different histories.
+func (b Barrier) Differs(other Barrier) bool {
+	return b.Revision == other.Revision && b.Hash != other.Hash && b.Hash != [32]byte{} && other.Hash != [32]byte{}
+}
+
+// Barrier returns the point of the change log that a position is.
+func (p Position) Barrier() Barrier { return Barrier{Revision: p.Revision, Hash: p.Hash} }
+
+// Barrier returns the point of the change log that a change is.
+func (c *Committed) Barrier() Barrier {
+	point := Barrier{Revision: c.Revision}
+	copy(point.Hash[:], c.Feed.GetAuditHash())
+	return point
 }
 
 // Head serialises the changes of one workspace. It is compared by value. A workspace without

@@ -19,7 +19,7 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this
-// package: AuditPruner, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
+// package: AuditPruner, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper, SinkReopener, SinkTrimmer,
 // Snapshotter, StatsReader, StatusReader and ViewLoader. An optional behaviour never changes
 // what Store promises. Users find it with the function that is declared beside the interface, here
 // LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
@@ -60,10 +60,13 @@ type Source interface {
 	// reads or changes what no projection has seen.
 	Load(ctx context.Context, visit func(Item) error) (Position, error)
 
-	// Watch yields every change after the given revision, in revision order and
-	// without gaps, each only once it is durable. It ends with an error: the
-	// context's; ErrGap or ErrUnavailable, after which the caller calls Load again.
-	Watch(ctx context.Context, after int64) iter.Seq2[*Committed, error]
+	// Watch yields every change after a point of the change log that the caller has loaded or
+	// applied, in revision order and without gaps, each only once it is durable. If the hash of the
+	// point is zero, only its revision counts. Watch ends with an error: the context's; ErrGap or
+	// ErrUnavailable, after which the caller calls Load again; ErrHistoryChanged if the store has
+	// fewer changes or had another one at that point, after which the caller must not go on with
+	// what it has.
+	Watch(ctx context.Context, after Barrier) iter.Seq2[*Committed, error]
 
 	BarrierReader
 }
@@ -215,6 +218,28 @@ type Committer interface {
 	// ErrOutcomeUnknown the change may have taken effect. After any other error nothing was
 	// changed. If several errors apply, any one of them is returned.
 	Commit(ctx context.Context, change *Change) (int64, error)
+}
+
+// Fencer is an optional behaviour of stores that several processes share. There, a transaction whose
+// answer was lost may be executed later, and only the process that sent it knows of it.
+type Fencer interface {
+	// Fence raises the fence of a workspace whose head is still head, and returns the revision of
+	// that change. After that no change can commit that was built on head. So a call that finds
+	// nothing to change calls Fence before it answers (R5 of docs/replication.md). If another call
+	// has raised the fence of head meanwhile, Fence has nothing to do, and returns the revision of
+	// the newest raise. The empty workspace is the policy's.
+	//
+	// Errors: a ConflictError if the head is another one; ErrUnavailable, ErrFull, ErrDamaged (of
+	// the head), or the context's. After an error the fence may have been raised, which does no harm
+	// except that a change that was built on head is a conflict.
+	Fence(ctx context.Context, workspaceID string, head Head) (revision int64, err error)
+}
+
+// FencerOf returns what raises the fences of a store and reports whether the store can do it. A
+// store that cannot serves one process, which waits for the outcome of each of its transactions.
+func FencerOf(store any) (Fencer, bool) {
+	fencer, has := store.(Fencer)
+	return fencer, has
 }
 
 // KeyReader reads keys, for people and for the verbs; deciding does not read the store.

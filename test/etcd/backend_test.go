@@ -3,8 +3,6 @@ package etcd_test
 import (
 	"testing"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
@@ -15,7 +13,7 @@ type shakyBackend struct{ *shaky }
 
 // Open implements keystest.Backend.
 func (b shakyBackend) Open(t testing.TB) storage.Store {
-	return open(t, etcdstore.Config{Members: []*clientv3.Client{client(b.shaky)}, Prefix: b.prefix + "world/"})
+	return open(t, etcdstore.Config{Members: b.clients(t), Prefix: b.prefix + "world/"})
 }
 
 // Check implements keystest.Backend.

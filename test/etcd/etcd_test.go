@@ -5,6 +5,7 @@ package etcd_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -14,6 +15,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
@@ -24,10 +26,17 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+	"github.com/scribe-mail/keysvc/test/trio"
 )
 
-// endpoint is the address of the etcd that this test binary runs.
-var endpoint string
+// cluster is the cluster of three members that this test binary runs. Tests that break a member have one of their own.
+var cluster *trio.Trio
+
+// endpoints are the addresses of its members, and endpoint is the first one.
+var (
+	endpoints []string
+	endpoint  string
+)
 
 func TestMain(m *testing.M) {
 	code, err := run(m)
@@ -45,16 +54,23 @@ func run(m *testing.M) (code int, err error) {
 	}
 	defer os.RemoveAll(folder)
 	program = filepath.Join(folder, "etcd")
-	if output, err := exec.Command("go", "build", "-o", program, "./server").CombinedOutput(); err != nil {
+	if output, err := exec.Command("go", "build", "-o", program, "../trio/etcd").CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("building etcd: %w\n%s", err, output)
 	}
-	server, err := startServer(folder, 0)
-	if err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if cluster, err = trio.Start(ctx, trio.Config{Programs: &trio.Programs{Etcd: program}}); err != nil {
 		return 0, err
 	}
-	endpoint = server.endpoint()
-	code = m.Run()
-	server.stop()
+	source, err := cluster.Source("tests")
+	if err == nil {
+		endpoints = source.Endpoints()
+		endpoint = endpoints[0]
+		code = m.Run()
+	}
+	if err := errors.Join(err, cluster.Close()); err != nil {
+		return 0, err
+	}
 	return code, goleak.Find()
 }
 
@@ -71,7 +87,8 @@ type server struct {
 // startServer starts etcd on sockets in a folder, or starts it again. quota is the max size of its
 // database in bytes; 0 is etcd's default.
 func startServer(folder string, quota int64) (*server, error) {
-	process := exec.Command(program, "-quota", strconv.FormatInt(quota, 10), folder)
+	process := exec.Command(program, "-quota", strconv.FormatInt(quota, 10))
+	process.Dir = folder
 	process.Stderr = os.Stderr
 	input, err := process.StdinPipe()
 	if err != nil {
@@ -101,10 +118,30 @@ func (s *server) stop() {
 	_ = s.process.Wait() // an error says that it was stopped before
 }
 
-// newClient returns a client that is closed at the end of the test.
+// dial returns a client of one member, as the server has it.
+func dial(endpoint string) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop(), MaxUnaryRetries: 1})
+}
+
+// newClient returns a client of the first member that is closed at the end of the test.
 func newClient(t testing.TB) *clientv3.Client {
 	t.Helper()
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
+	return clientOf(t, endpoint)
+}
+
+// newClients returns a client of each member.
+func newClients(t testing.TB) []*clientv3.Client {
+	t.Helper()
+	clients := make([]*clientv3.Client, len(endpoints))
+	for index, endpoint := range endpoints {
+		clients[index] = clientOf(t, endpoint)
+	}
+	return clients
+}
+
+func clientOf(t testing.TB, endpoint string) *clientv3.Client {
+	t.Helper()
+	client, err := dial(endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,6 +152,9 @@ func newClient(t testing.TB) *clientv3.Client {
 	})
 	return client
 }
+
+// connect is etcdstore.Config.Connect.
+func connect(member int) (*clientv3.Client, error) { return dial(endpoints[member]) }
 
 var prefixes atomic.Int64
 
@@ -136,14 +176,14 @@ func open(t testing.TB, config etcdstore.Config) *etcdstore.Store {
 	return store
 }
 
-// backend is one store for the suites. It has a new client each time it is opened, as after
+// backend is one store for the suites. It has new clients each time it is opened, as after
 // a restart.
 type backend struct{ prefix string }
 
 // Open implements keystest.Backend.
 func (b backend) Open(t testing.TB) storage.Store {
 	t.Helper()
-	return open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: b.prefix})
+	return open(t, etcdstore.Config{Members: newClients(t), Connect: connect, Prefix: b.prefix})
 }
 
 // Check implements keystest.Backend.
@@ -157,7 +197,7 @@ func mustBeSound(t testing.TB, prefix string) {
 	t.Helper()
 	// Also from clean-ups, when the test's context has ended.
 	ctx := context.WithoutCancel(t.Context())
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
+	client, err := dial(endpoint)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,21 +31,32 @@ func (s *sent) deliver() (*clientv3.TxnResponse, error) {
 // lose is what the sender sees if its transaction or the answer was lost.
 func lose() (*clientv3.TxnResponse, error) { return nil, errLost }
 
-// network decides what happens to transactions that write. Reads pass.
+// network decides what happens to transactions that write, whichever member they are sent to. Reads
+// pass.
 type network struct {
-	clientv3.KV
-
 	mutex sync.Mutex
 	fault func(*sent) (*clientv3.TxnResponse, error)
 }
 
-// newNetwork returns a client, and the network between the client and etcd.
-func newNetwork(t testing.TB) (*clientv3.Client, *network) {
+// clients returns a client of each member behind the network.
+func (n *network) clients(t testing.TB) []*clientv3.Client {
 	t.Helper()
-	client := newClient(t)
-	between := &network{KV: client.KV}
-	client.KV = between
-	return client, between
+	clients := newClients(t)
+	for _, client := range clients {
+		client.KV = &faultyKV{client.KV, n}
+	}
+	return clients
+}
+
+// faultyKV is the network on the way to one member.
+type faultyKV struct {
+	clientv3.KV
+	network *network
+}
+
+// Txn implements clientv3.KV.
+func (kv *faultyKV) Txn(ctx context.Context) clientv3.Txn {
+	return &transaction{network: kv.network, sent: sent{kv: kv.KV, ctx: ctx}}
 }
 
 // next sets what happens to the next transactions, one function each. The ones after them
@@ -71,11 +82,6 @@ func (n *network) set(fault func(*sent) (*clientv3.TxnResponse, error)) {
 	n.fault = fault
 }
 
-// Txn implements clientv3.KV.
-func (n *network) Txn(ctx context.Context) clientv3.Txn {
-	return &transaction{network: n, sent: sent{kv: n.KV, ctx: ctx}}
-}
-
 type transaction struct {
 	network *network
 	sent    sent
@@ -91,7 +97,7 @@ func (t *transaction) Commit() (*clientv3.TxnResponse, error) {
 	fault := t.network.fault
 	t.network.mutex.Unlock()
 	if fault == nil || !t.writes() {
-		return t.network.KV.Txn(t.sent.ctx).If(t.sent.cmps...).Then(t.sent.then...).Else(t.sent.other...).Commit()
+		return t.sent.kv.Txn(t.sent.ctx).If(t.sent.cmps...).Then(t.sent.then...).Else(t.sent.other...).Commit()
 	}
 	return fault(&t.sent)
 }

@@ -35,9 +35,8 @@ const shortTimeout = 2 * time.Second
 // newShaky returns a store over a network that the test can break. A timeout of 0 is the default.
 func newShaky(t *testing.T, timeout time.Duration) *shaky {
 	t.Helper()
-	client, between := newNetwork(t)
-	s := &shaky{network: between, t: t, prefix: newPrefix(), model: storagetest.NewModel()}
-	s.Store = open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: s.prefix, Timeout: timeout})
+	s := &shaky{network: &network{}, t: t, prefix: newPrefix(), model: storagetest.NewModel()}
+	s.Store = open(t, etcdstore.Config{Members: s.clients(t), Prefix: s.prefix, Timeout: timeout})
 	return s
 }
 
@@ -69,12 +68,17 @@ func (s *shaky) head(workspaceID string) storage.Head {
 	return head
 }
 
-// lost commits a change that must fail with an error and must have changed nothing but the
+// lost commits a change that must be a conflict with its own fence and must have changed nothing but the
 // fence. The workspace follows the fence.
-func (s *shaky) lost(workspace *storagetest.Workspace, change *storage.Change, want error) {
+func (s *shaky) lost(workspace *storagetest.Workspace, change *storage.Change) {
 	s.t.Helper()
-	if _, err := s.Commit(s.t.Context(), change); !errors.Is(err, want) {
-		s.t.Fatalf("Commit: %v, want %v", err, want)
+	_, err := s.Commit(s.t.Context(), change)
+	conflict := (*storage.ConflictError)(nil)
+	if !errors.As(err, &conflict) {
+		s.t.Fatalf("Commit: %v, want a conflict", err)
+	}
+	if barrier, err := s.Barrier(s.t.Context()); err != nil || conflict.Revision != barrier.Revision {
+		s.t.Fatalf("the conflict is with revision %d, the fence has %d, %v", conflict.Revision, barrier.Revision, err)
 	}
 	expected := change.Expect
 	expected.Fence++
@@ -92,14 +96,14 @@ func (s *shaky) finish() {
 	mustBeSound(s.t, s.prefix)
 }
 
-func TestLostTransactionIsFencedAndUnavailable(t *testing.T) {
+func TestLostTransactionIsFencedAndAConflict(t *testing.T) {
 	s := newShaky(t, 0)
 	workspace := storagetest.NewWorkspace("w")
 	// The first change of a workspace, which has no head yet.
 	var late *sent
 	s.next(func(sent *sent) (*clientv3.TxnResponse, error) { late = sent; return lose() })
 	first := workspace.PutMember("member", "admin")
-	s.lost(workspace, first, storage.ErrUnavailable)
+	s.lost(workspace, first)
 	// The lost transaction arrives after all, twice.
 	for range 2 {
 		if response, err := late.deliver(); err != nil || response.Succeeded {
@@ -114,27 +118,20 @@ func TestLostTransactionIsFencedAndUnavailable(t *testing.T) {
 	s.do(workspace, second)
 
 	s.next(loseTransaction)
-	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"), storage.ErrUnavailable)
+	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
 	// The ids of the lost change are still free.
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1), "request"))
 	s.next(hang)
-	s.Store = open(t, etcdstore.Config{Members: []*clientv3.Client{client(s)}, Prefix: s.prefix, Timeout: 200 * time.Millisecond})
-	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(2)), storage.ErrUnavailable)
+	s.Store = open(t, etcdstore.Config{Members: s.clients(t), Prefix: s.prefix, Timeout: 200 * time.Millisecond})
+	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(2)))
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(2)))
 
 	// The policy has a head as well.
 	policy := storagetest.NewWorkspace("")
 	s.next(loseTransaction)
-	s.lost(policy, storagetest.ApplyPolicy(policy.Head, "policy"), storage.ErrUnavailable)
+	s.lost(policy, storagetest.ApplyPolicy(policy.Head, "policy"))
 	s.do(policy, storagetest.ApplyPolicy(policy.Head, "policy"))
 	s.finish()
-}
-
-// client returns a client behind the store's network.
-func client(s *shaky) *clientv3.Client {
-	client := newClient(s.t)
-	client.KV = s.network
-	return client
 }
 
 func TestLostAnswerIsResolvedAsCommitted(t *testing.T) {
@@ -149,7 +146,7 @@ func TestLostAnswerIsResolvedAsCommitted(t *testing.T) {
 	if head := s.head("w"); head != workspace.Head || head.Fence != 0 {
 		t.Errorf("the head is %+v, want %+v: nothing had to be fenced", head, workspace.Head)
 	}
-	for change, err := range s.Watch(t.Context(), 0) {
+	for change, err := range s.Watch(t.Context(), storage.Barrier{}) {
 		if err != nil || change.Revision != revisions[0] {
 			t.Fatalf("Watch: %+v, %v; want revision %d", change, err, revisions[0])
 		}
@@ -190,7 +187,7 @@ func TestLostFenceIsRepeated(t *testing.T) {
 			workspace := storagetest.NewWorkspace("w")
 			s.do(workspace, workspace.PutMember("member", "admin"))
 			s.next(faults...)
-			s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1)), storage.ErrUnavailable)
+			s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1)))
 			s.do(workspace, workspace.CreateKey(storagetest.KeyID(1)))
 			s.finish()
 		})
@@ -201,7 +198,7 @@ func TestLostFenceIsRepeated(t *testing.T) {
 // process changes the workspace before the outcome is looked for.
 func TestLostTransactionOvertakenByAnotherChangeIsAConflict(t *testing.T) {
 	s := newShaky(t, 0)
-	other := open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: s.prefix})
+	other := open(t, etcdstore.Config{Members: newClients(t), Prefix: s.prefix})
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
 	mine, others := workspace.CreateKey(storagetest.KeyID(1)), workspace.CreateKey(storagetest.KeyID(2))
@@ -345,11 +342,11 @@ func TestProjectionFollowsTheFence(t *testing.T) {
 	workspace := storagetest.NewWorkspace("w")
 	s.do(workspace, workspace.PutMember("member", "admin"))
 	s.next(loseTransaction)
-	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1)), storage.ErrUnavailable)
+	s.lost(workspace, workspace.CreateKey(storagetest.KeyID(1)))
 	fenced := workspace.Head
 	s.do(workspace, workspace.CreateKey(storagetest.KeyID(1)))
 	var seen []*storage.Committed
-	for change, err := range s.Watch(t.Context(), 0) {
+	for change, err := range s.Watch(t.Context(), storage.Barrier{}) {
 		if err != nil {
 			t.Fatalf("Watch: %v", err)
 		}
@@ -367,15 +364,10 @@ func TestProjectionFollowsTheFence(t *testing.T) {
 	world.Put("acme", "ann", "owner", 1)
 	for number := range 3 {
 		memberID := fmt.Sprintf("bob%d", number)
-		s.next(loseTransaction)
-		if _, err := world.PutMember(t.Context(), keystest.Actor, putMember("acme", memberID)); !errors.Is(err, storage.ErrUnavailable) {
-			t.Errorf("PutMember: %v, want ErrUnavailable", err)
+		s.next(loseTransaction, loseAnswer, loseTransaction)
+		if _, err := world.PutMember(t.Context(), keystest.Actor, putMember("acme", memberID)); err != nil {
+			t.Errorf("PutMember, lost twice: %v", err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		if _, err := world.PutMember(ctx, keystest.Actor, putMember("acme", memberID)); err != nil {
-			t.Errorf("PutMember, again: %v", err)
-		}
-		cancel()
 		s.next(loseAnswer)
 		world.Create("acme", "ann", "signatures:read")
 	}
@@ -420,7 +412,7 @@ func TestRandomLossesLoseNothingAcknowledged(t *testing.T) {
 		case err == nil:
 			s.model.Apply(change, revision)
 			workspace.Follow(change)
-		case errors.Is(err, storage.ErrUnavailable):
+		case errors.Is(err, storage.ErrConflict):
 			lost++
 			fenced := workspace.Head
 			fenced.Fence++
@@ -435,4 +427,70 @@ func TestRandomLossesLoseNothingAcknowledged(t *testing.T) {
 	s.set(nil)
 	s.do(workspace, workspace.PutMember("member", "owner"))
 	s.finish()
+}
+
+// TestFenceExcludesChangesThatWereBuiltBefore: a call that finds nothing to change raises the fence,
+// and then no transaction that another process lost can be executed any more.
+func TestFenceExcludesChangesThatWereBuiltBefore(t *testing.T) {
+	for name, answers := range map[string][]func(*sent) (*clientv3.TxnResponse, error){
+		"answered":           nil,
+		"the answer is lost": {loseAnswer},
+		"it is lost":         {loseTransaction, loseTransaction},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newShaky(t, 0)
+			other := open(t, etcdstore.Config{Members: newClients(t), Prefix: s.prefix})
+			fencer, is := storage.FencerOf(s.Store)
+			if !is {
+				t.Fatal("the store is no Fencer")
+			}
+			workspace := storagetest.NewWorkspace("w")
+			// A workspace that does not exist yet, and then one that does.
+			for range 2 {
+				before := workspace.Head
+				var late *sent
+				s.next(func(sent *sent) (*clientv3.TxnResponse, error) {
+					late = sent
+					return nil, rpctypes.ErrRequestTooLarge // counts as refused, so this store does not fence it
+				})
+				lost := workspace.PutMember("member", "admin")
+				if _, err := s.Commit(t.Context(), lost); !errors.Is(err, storage.ErrUnavailable) {
+					t.Fatalf("Commit: %v", err)
+				}
+				s.next(answers...)
+				revision, err := fencer.Fence(t.Context(), "w", before)
+				if err != nil {
+					t.Fatalf("Fence: %v", err)
+				}
+				if response, err := late.deliver(); err != nil || response.Succeeded {
+					t.Fatalf("a transaction behind the fence: succeeded %t, %v", response.Succeeded, err)
+				}
+				fenced := before
+				fenced.Fence++
+				if got := s.head("w"); got != fenced {
+					t.Fatalf("the head is %+v, want %+v", got, fenced)
+				}
+				// Somebody else who saw the same head has nothing to raise any more.
+				again, err := other.Fence(t.Context(), "w", before)
+				if err != nil || again != revision || s.head("w") != fenced {
+					t.Fatalf("Fence again: %d, %v, want %d", again, err, revision)
+				}
+				barrier, err := s.Barrier(t.Context())
+				if err != nil || barrier.Revision != revision || barrier.Hash == before.Hash || barrier.Hash == [32]byte{} {
+					t.Fatalf("the barrier is %+v, %v, want revision %d and a hash of its own", barrier, err, revision)
+				}
+				workspace.Head = fenced
+				lost.Link("w", fenced)
+				made := s.do(workspace, lost)
+				var conflict *storage.ConflictError
+				if _, err := fencer.Fence(t.Context(), "w", fenced); !errors.As(err, &conflict) || conflict.Revision != made {
+					t.Fatalf("Fence at an older head: %v, want a conflict with %d", err, made)
+				}
+			}
+			if _, err := fencer.Fence(t.Context(), "nobody", workspace.Head); !errors.Is(err, storage.ErrConflict) {
+				t.Errorf("Fence without a head: %v", err)
+			}
+			s.finish()
+		})
+	}
 }

@@ -15,7 +15,7 @@ var (
 	severalCalls = flag.Int("several.calls", race.Rounds(1500, 500), "calls of the test with several managers")
 )
 
-// fleet is one store for several managers, with a client for each.
+// fleet is one store for several managers, with clients for each.
 type fleet struct{ backend }
 
 // Open implements keystest.Fleet.

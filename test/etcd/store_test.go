@@ -37,7 +37,9 @@ func filled(t *testing.T) (client *clientv3.Client, prefix string, workspace *st
 		mustCommit(t, store, change)
 		workspace.Follow(change)
 	}
-	mustCommit(t, store, storagetest.ApplyPolicy(storage.Head{}, "policy"))
+	policy := storagetest.ApplyPolicy(storage.Head{}, "policy")
+	mustCommit(t, store, policy)
+	mustCommit(t, store, storagetest.PutSettings(storagetest.After(policy), time.Second))
 	if err := store.PutUsage(t.Context(), []storage.Usage{{KeyID: storagetest.KeyID(1), Time: time.Unix(1, 2)}}); err != nil {
 		t.Fatal(err)
 	}
@@ -201,6 +203,7 @@ func readAll(t *testing.T, client *clientv3.Client, prefix string) map[string]st
 func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 	for name, want := range map[string]storage.Damaged{
 		"data/policy":              {},
+		"data/settings":            {Settings: true},
 		"data/workspaces/w":        {WorkspaceID: "w"},
 		"data/members/w\x00member": {WorkspaceID: "w", MemberID: "member"},
 		"data/heads/w":             {WorkspaceID: "w", Head: true},
@@ -268,9 +271,9 @@ func TestReplacedStoreIsErrHistoryChanged(t *testing.T) {
 	if _, err := store.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(3))); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("Commit: %v, want ErrUnavailable", err)
 	}
-	for _, err := range store.Watch(t.Context(), position.Revision) {
-		if !errors.Is(err, storage.ErrGap) {
-			t.Errorf("Watch: %v, want ErrGap", err)
+	for _, err := range store.Watch(t.Context(), position.Barrier()) {
+		if !errors.Is(err, storage.ErrHistoryChanged) {
+			t.Errorf("Watch: %v, want ErrHistoryChanged", err)
 		}
 	}
 	if err := store.PutUsage(t.Context(), []storage.Usage{{KeyID: storagetest.KeyID(1), Time: time.Now()}}); !errors.Is(err, storage.ErrUnavailable) {
@@ -299,7 +302,7 @@ func TestCompactionEndsOnlyWatchesThatNeedTheHistory(t *testing.T) {
 	if _, err := client.Compact(t.Context(), newest); err != nil {
 		t.Fatal(err)
 	}
-	for _, err := range store.Watch(t.Context(), 0) {
+	for _, err := range store.Watch(t.Context(), storage.Barrier{}) {
 		if !errors.Is(err, storage.ErrGap) {
 			t.Errorf("Watch: %v, want ErrGap", err)
 		}
@@ -307,40 +310,29 @@ func TestCompactionEndsOnlyWatchesThatNeedTheHistory(t *testing.T) {
 	if records, err := store.ListFeed(t.Context(), 100); err != nil || len(records) > 0 {
 		t.Errorf("ListFeed: %v, %v; want nothing: even the newest entry is gone", records, err)
 	}
-	watcher := &heardWatcher{Watcher: client.Watcher, heard: make(chan struct{})}
-	client.Watcher = watcher
+	heard := make(chan struct{})
+	store = open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix, Connect: func(member int) (*clientv3.Client, error) {
+		close(heard)
+		return dial(endpoint)
+	}})
 	var changing sync.WaitGroup
 	changing.Go(func() {
-		<-watcher.heard
+		<-heard
 		mustPut(t, client, "/others/"+prefix, "x")
 		mustCommit(t, store, workspace.CreateKey(storagetest.KeyID(3)))
 	})
-	for change, err := range store.Watch(t.Context(), position.Revision) {
+	for change, err := range store.Watch(t.Context(), position.Barrier()) {
 		if err != nil || change.Head.WorkspaceID != "w" {
 			t.Errorf("Watch: %+v, %v", change, err)
 		}
 		break
 	}
 	changing.Wait()
-	client.Watcher = watcher.Watcher
 	// What was committed after the compaction is still there.
 	if records, err := store.ListFeed(t.Context(), 100); err != nil || len(records) != 1 || records[0].GetSubject() != storagetest.KeyID(3) {
 		t.Errorf("ListFeed: %v, %v", records, err)
 	}
 	mustBeSound(t, prefix)
-}
-
-// heardWatcher reports when a watch is requested.
-type heardWatcher struct {
-	clientv3.Watcher
-
-	heard chan struct{}
-}
-
-// Watch implements clientv3.Watcher.
-func (w *heardWatcher) Watch(ctx context.Context, name string, options ...clientv3.OpOption) clientv3.WatchChan {
-	defer close(w.heard)
-	return w.Watcher.Watch(ctx, name, options...)
 }
 
 // TestStoresAndStrangersShareACluster has two stores and another client in one cluster. One
@@ -382,7 +374,7 @@ func TestStoresAndStrangersShareACluster(t *testing.T) {
 	for _, store := range stores {
 		group.Go(func() {
 			sequence := int64(0)
-			for change, err := range store.Watch(t.Context(), 0) {
+			for change, err := range store.Watch(t.Context(), storage.Barrier{}) {
 				if err != nil || change.Head.Head.Sequence != sequence+1 {
 					t.Errorf("Watch: %+v, %v after event %d", change, err, sequence)
 					return
@@ -405,7 +397,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 	var stores []*etcdstore.Store
 	var workspaces []*storagetest.Workspace
 	for index := range 2 {
-		stores = append(stores, open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: prefix}))
+		stores = append(stores, open(t, etcdstore.Config{Members: newClients(t), Prefix: prefix}))
 		workspaces = append(workspaces, storagetest.NewWorkspace(fmt.Sprint("w", index)))
 		change := workspaces[index].PutMember("member", "admin")
 		mustCommit(t, stores[index], change)
@@ -439,7 +431,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 // reads pages that end within a rank.
 func TestPagesSplitKeysOfOneRank(t *testing.T) {
 	const workspaces, each = 32, 4
-	store := open(t, etcdstore.Config{Members: []*clientv3.Client{newClient(t)}, Prefix: newPrefix()})
+	store := open(t, etcdstore.Config{Members: newClients(t), Prefix: newPrefix()})
 	var mutex sync.Mutex
 	revisions := make(map[string]int64)
 	begun := make(chan struct{})
@@ -556,7 +548,7 @@ func TestStoreSurvivesARestartOfEtcd(t *testing.T) {
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		defer close(watched)
-		for change, err := range store.Watch(ctx, 0) {
+		for change, err := range store.Watch(ctx, storage.Barrier{}) {
 			if err != nil {
 				if !errors.Is(err, context.Canceled) {
 					t.Errorf("Watch: %v", err)

@@ -59,6 +59,8 @@ const (
 	AuditAction_AUDIT_ACTION_KEYS_RELEASED AuditAction = 14
 	// Keys were imported from another system.
 	AuditAction_AUDIT_ACTION_KEYS_IMPORTED AuditAction = 15
+	// A setting that all servers of the store share was set.
+	AuditAction_AUDIT_ACTION_SETTINGS_CHANGED AuditAction = 16
 	// The schema of a store that several servers share was raised, after each of them had been upgraded.
 	AuditAction_AUDIT_ACTION_UPGRADE_FINISHED AuditAction = 18
 	// A known caller asked for a change that was refused.
@@ -90,6 +92,7 @@ var (
 		13:  "AUDIT_ACTION_RESTORED",
 		14:  "AUDIT_ACTION_KEYS_RELEASED",
 		15:  "AUDIT_ACTION_KEYS_IMPORTED",
+		16:  "AUDIT_ACTION_SETTINGS_CHANGED",
 		18:  "AUDIT_ACTION_UPGRADE_FINISHED",
 		100: "AUDIT_ACTION_CHANGE_REFUSED",
 		101: "AUDIT_ACTION_CALLER_REFUSED",
@@ -113,6 +116,7 @@ var (
 		"AUDIT_ACTION_RESTORED":           13,
 		"AUDIT_ACTION_KEYS_RELEASED":      14,
 		"AUDIT_ACTION_KEYS_IMPORTED":      15,
+		"AUDIT_ACTION_SETTINGS_CHANGED":   16,
 		"AUDIT_ACTION_UPGRADE_FINISHED":   18,
 		"AUDIT_ACTION_CHANGE_REFUSED":     100,
 		"AUDIT_ACTION_CALLER_REFUSED":     101,
@@ -162,6 +166,8 @@ const (
 	AuditedRecordKind_AUDITED_RECORD_KIND_MEMBER AuditedRecordKind = 3
 	// A key.
 	AuditedRecordKind_AUDITED_RECORD_KIND_KEY AuditedRecordKind = 4
+	// The settings that all servers of the store share.
+	AuditedRecordKind_AUDITED_RECORD_KIND_SETTINGS AuditedRecordKind = 5
 )
 
 // Enum value maps for AuditedRecordKind.
@@ -172,6 +178,7 @@ var (
 		2: "AUDITED_RECORD_KIND_WORKSPACE",
 		3: "AUDITED_RECORD_KIND_MEMBER",
 		4: "AUDITED_RECORD_KIND_KEY",
+		5: "AUDITED_RECORD_KIND_SETTINGS",
 	}
 	AuditedRecordKind_value = map[string]int32{
 		"AUDITED_RECORD_KIND_UNSPECIFIED": 0,
@@ -179,6 +186,7 @@ var (
 		"AUDITED_RECORD_KIND_WORKSPACE":   2,
 		"AUDITED_RECORD_KIND_MEMBER":      3,
 		"AUDITED_RECORD_KIND_KEY":         4,
+		"AUDITED_RECORD_KIND_SETTINGS":    5,
 	}
 )
 
@@ -1367,7 +1375,7 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\bKeyCheck\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.keysvc.v1.KeyCheckKindR\x04kind\x124\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1a.keysvc.v1.KeyCheckOutcomeR\aoutcome\x12 \n" +
-	"\vdescription\x18\x03 \x01(\tR\vdescription*\xa5\x05\n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription*\xc8\x05\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -1386,17 +1394,19 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\x15AUDIT_ACTION_RESTORED\x10\r\x12\x1e\n" +
 	"\x1aAUDIT_ACTION_KEYS_RELEASED\x10\x0e\x12\x1e\n" +
 	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f\x12!\n" +
+	"\x1dAUDIT_ACTION_SETTINGS_CHANGED\x10\x10\x12!\n" +
 	"\x1dAUDIT_ACTION_UPGRADE_FINISHED\x10\x12\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CHANGE_REFUSED\x10d\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CALLER_REFUSED\x10e\x12#\n" +
 	"\x1fAUDIT_ACTION_CONNECTION_REFUSED\x10f\x12\x1f\n" +
-	"\x1bAUDIT_ACTION_OTHERS_REFUSED\x10g*\xb8\x01\n" +
+	"\x1bAUDIT_ACTION_OTHERS_REFUSED\x10g*\xda\x01\n" +
 	"\x11AuditedRecordKind\x12#\n" +
 	"\x1fAUDITED_RECORD_KIND_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aAUDITED_RECORD_KIND_POLICY\x10\x01\x12!\n" +
 	"\x1dAUDITED_RECORD_KIND_WORKSPACE\x10\x02\x12\x1e\n" +
 	"\x1aAUDITED_RECORD_KIND_MEMBER\x10\x03\x12\x1b\n" +
-	"\x17AUDITED_RECORD_KIND_KEY\x10\x04*\xe0\x02\n" +
+	"\x17AUDITED_RECORD_KIND_KEY\x10\x04\x12 \n" +
+	"\x1cAUDITED_RECORD_KIND_SETTINGS\x10\x05*\xe0\x02\n" +
 	"\fKeyCheckKind\x12\x1e\n" +
 	"\x1aKEY_CHECK_KIND_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aKEY_CHECK_KIND_NOT_REVOKED\x10\x01\x12#\n" +

@@ -116,6 +116,9 @@ const (
 	// ALREADY_EXISTS. Another key has the token that was to be imported, as its present or former
 	// secret. It may be a key of another workspace.
 	ErrorReason_ERROR_REASON_TOKEN_KNOWN ErrorReason = 36
+	// FAILED_PRECONDITION. The store keeps no settings, because one server alone uses it: change the
+	// setting of that server.
+	ErrorReason_ERROR_REASON_SETTINGS_NOT_STORED ErrorReason = 40
 )
 
 // Enum value maps for ErrorReason.
@@ -157,6 +160,7 @@ var (
 		33: "ERROR_REASON_BACKUP_RUNNING",
 		34: "ERROR_REASON_KEY_HELD",
 		36: "ERROR_REASON_TOKEN_KNOWN",
+		40: "ERROR_REASON_SETTINGS_NOT_STORED",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -195,6 +199,7 @@ var (
 		"ERROR_REASON_BACKUP_RUNNING":          33,
 		"ERROR_REASON_KEY_HELD":                34,
 		"ERROR_REASON_TOKEN_KNOWN":             36,
+		"ERROR_REASON_SETTINGS_NOT_STORED":     40,
 	}
 )
 
@@ -229,7 +234,7 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xc3\t\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xe9\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_FIELD_INVALID\x10\x01\x12\x1e\n" +
@@ -267,7 +272,8 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"#ERROR_REASON_AUDIT_SINK_UNAVAILABLE\x10 \x12\x1f\n" +
 	"\x1bERROR_REASON_BACKUP_RUNNING\x10!\x12\x19\n" +
 	"\x15ERROR_REASON_KEY_HELD\x10\"\x12\x1c\n" +
-	"\x18ERROR_REASON_TOKEN_KNOWN\x10$B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\x18ERROR_REASON_TOKEN_KNOWN\x10$\x12$\n" +
+	" ERROR_REASON_SETTINGS_NOT_STORED\x10(B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_errors_proto_rawDescOnce sync.Once

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/problem"
@@ -241,6 +242,9 @@ func (h *history) readLog(ctx context.Context, store storage.Store) ([]*committe
 	var log []*committedChange
 	for _, record := range feed {
 		found, known := events[string(record.GetAuditHash())]
+		if !known && record.GetKind() == storagev1.FeedKind_FEED_KIND_PURGE && record.GetSubject() == "" {
+			continue // a fence, which has no event and changes nothing that is visible
+		}
 		if !known {
 			return nil, fmt.Errorf("revision %d has no audit event", record.GetRevision())
 		}

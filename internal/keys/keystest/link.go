@@ -197,7 +197,7 @@ func (l *link) Load(ctx context.Context, visit func(storage.Item) error) (storag
 }
 
 // Watch implements storage.Store.
-func (l *link) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+func (l *link) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		down, fell := l.outage.state()
 		if down {

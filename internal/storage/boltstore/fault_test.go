@@ -77,7 +77,7 @@ func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 			watched := make(chan error, 1)
 			started := make(chan struct{})
 			go func() {
-				for change, err := range store.Watch(ctx, 1) {
+				for change, err := range store.Watch(ctx, storage.Barrier{Revision: 1}) {
 					if err != nil {
 						watched <- err
 						return
@@ -113,7 +113,7 @@ func TestFailedCommitIsUnknownUntilReopened(t *testing.T) {
 			// The outcome stays, and the store serves again.
 			after := model.Revision()
 			commit(workspace.CreateKey(storagetest.KeyID(3)))
-			for change, err := range store.Watch(ctx, after) {
+			for change, err := range store.Watch(ctx, storage.Barrier{Revision: after}) {
 				if err != nil || change.Revision != after+1 {
 					t.Errorf("Watch: %+v, %v; want revision %d", change, err, after+1)
 				}
@@ -138,7 +138,7 @@ func mustBeDown(t *testing.T, store *Store, workspace *storagetest.Workspace) {
 	query := storage.Query{WorkspaceID: workspace.ID, Limit: 1}
 	for name, call := range map[string]func() error{
 		"Watch": func() error {
-			for _, err := range store.Watch(ctx, 2) {
+			for _, err := range store.Watch(ctx, storage.Barrier{Revision: 2}) {
 				return err
 			}
 			return nil
@@ -513,13 +513,13 @@ func TestWatchBeyondTheRingIsErrGap(t *testing.T) {
 	for revision := int64(1); revision <= ringSize+1; revision++ {
 		store.ring.publish(&storage.Committed{Revision: revision})
 	}
-	for _, err := range store.Watch(t.Context(), 0) {
+	for _, err := range store.Watch(t.Context(), storage.Barrier{}) {
 		if !errors.Is(err, storage.ErrGap) {
 			t.Errorf("Watch: %v, want ErrGap", err)
 		}
 	}
 	want := int64(ringSize/2 + 1)
-	for change, err := range store.Watch(t.Context(), want-1) {
+	for change, err := range store.Watch(t.Context(), storage.Barrier{Revision: want - 1}) {
 		if err != nil || change.Revision != want {
 			t.Fatalf("Watch: %+v, %v; want revision %d", change, err, want)
 		}

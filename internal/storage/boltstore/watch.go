@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"context"
+	"fmt"
 	"iter"
 	"slices"
 	"sync"
@@ -47,7 +48,8 @@ func (r *ring) publish(change *storage.Committed) {
 	}
 	r.changes = append(r.changes, change)
 	r.last = change.Revision
-	r.published.Store(&storage.Barrier{Revision: change.Revision, Hash: change.Head.Head.Hash})
+	point := change.Barrier()
+	r.published.Store(&point)
 	r.signal()
 }
 
@@ -74,23 +76,38 @@ func (r *ring) signal() {
 	r.wake = make(chan struct{})
 }
 
-// after returns the changes after a revision; if there are none, it returns a channel that
-// is closed when there may be some.
-func (r *ring) after(revision int64) ([]*storage.Committed, <-chan struct{}, error) {
+// after returns the changes after a point of the change log; if there are none, it returns a
+// channel that is closed when there may be some.
+func (r *ring) after(point storage.Barrier) ([]*storage.Committed, <-chan struct{}, error) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	if r.ended != nil {
 		return nil, nil, r.ended
 	}
-	behind := r.last - revision
-	if behind < 0 || behind > int64(len(r.changes)) {
+	behind := r.last - point.Revision
+	switch {
+	case behind < 0:
+		return nil, nil, fmt.Errorf("%w: revision %d after %d", storage.ErrHistoryChanged, r.last, point.Revision)
+	case behind > int64(len(r.changes)) || point.Revision < 0:
 		return nil, nil, storage.ErrGap
-	}
-	if behind == 0 {
+	case point.Differs(r.at(point.Revision)):
+		return nil, nil, fmt.Errorf("%w: revision %d is another change", storage.ErrHistoryChanged, point.Revision)
+	case behind == 0:
 		return nil, r.wake, nil
 	}
 	newest := r.changes[int64(len(r.changes))-behind:]
 	return append([]*storage.Committed(nil), newest...), nil, nil
+}
+
+// at returns what is known of a revision. mutex is held, and the revision is not beyond the newest.
+func (r *ring) at(revision int64) storage.Barrier {
+	if revision == r.last {
+		return *r.published.Load()
+	}
+	if index := int64(len(r.changes)) - (r.last - revision) - 1; index >= 0 {
+		return r.changes[index].Barrier()
+	}
+	return storage.Barrier{Revision: revision}
 }
 
 // Barrier implements storage.Store. The file belongs to this process, so nobody can have
@@ -103,7 +120,7 @@ func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
 func (s *Store) LocalBarrier() storage.Barrier { return *s.ring.published.Load() }
 
 // Watch implements storage.Store.
-func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+func (s *Store) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		for {
 			if err := ctx.Err(); err != nil {
@@ -119,7 +136,7 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 				if !yield(change, nil) {
 					return
 				}
-				after = change.Revision
+				after = change.Barrier()
 			}
 			// The next call of ring.after asks from the newest change that was yielded, so a
 			// change that is published between two calls is not missed.

@@ -1,19 +1,15 @@
 package etcdstore
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/connectivity"
 
-	"github.com/scribe-mail/keysvc/internal/backoff"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -34,19 +30,15 @@ var refusals = []error{
 
 // isRefusal reports whether etcd refused a request, so that the request has had no effect.
 func isRefusal(err error) bool {
-	// An overloaded member refuses too, but only for a while.
-	return errors.Is(err, rpctypes.ErrTooManyRequests) || slices.ContainsFunc(refusals, func(refusal error) bool { return errors.Is(err, refusal) })
+	return slices.ContainsFunc(refusals, func(refusal error) bool { return errors.Is(err, refusal) })
 }
+
+// isOverloaded reports whether a member refused a request for now, so that the request has had no
+// effect. Another member may take it.
+func isOverloaded(err error) bool { return errors.Is(err, rpctypes.ErrTooManyRequests) }
 
 // isFull reports whether etcd says that its quota is used up.
 func isFull(err error) bool { return errors.Is(err, rpctypes.ErrNoSpace) }
-
-// isDown reports whether there is no connection to etcd, so that a request would not even
-// be sent.
-func (s *Store) isDown() bool {
-	connection := s.client.ActiveConnection()
-	return connection != nil && connection.GetState() == connectivity.TransientFailure
-}
 
 // unavailable returns the error for a failure between this process and etcd.
 func unavailable(err error) error {
@@ -112,39 +104,3 @@ func first(response *clientv3.TxnResponse, index int) *mvccpb.KeyValue {
 	}
 	return nil
 }
-
-// read reads all parts in one transaction, at one revision. Errors: the context's,
-// errCompacted, or another ErrUnavailable.
-func (s *Store) read(ctx context.Context, parts ...clientv3.Op) (*clientv3.TxnResponse, error) {
-	return s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).Then(parts...).Commit()
-	})
-}
-
-// repeat makes a request again and again until it is answered or the timeout is over. The
-// request may be executed more than once. Errors: those of read.
-func (s *Store) repeat(ctx context.Context, request func(context.Context) (*clientv3.TxnResponse, error)) (*clientv3.TxnResponse, error) {
-	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
-	defer cancel()
-	retries := newBackoff()
-	for {
-		response, err := request(limited)
-		if err == nil {
-			raise(&s.seen, response.Header.GetRevision())
-			return response, nil
-		}
-		switch {
-		case s.closing.Err() != nil:
-			return nil, storage.ErrUnavailable
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case errors.Is(err, rpctypes.ErrCompacted):
-			return nil, errCompacted
-		case isRefusal(err) || isFull(err) || !retries.Wait(limited):
-			return nil, unavailable(err)
-		}
-	}
-}
-
-// newBackoff returns the waits between attempts to reach etcd.
-func newBackoff() *backoff.Backoff { return backoff.New(30*time.Millisecond, 1500*time.Millisecond) }

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/protobuf/proto"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/patience"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -37,8 +39,12 @@ type check struct {
 	judge func(found *mvccpb.KeyValue) error
 }
 
-// Commit implements storage.Store. After the transaction was sent, the end of the caller's
-// context no longer ends the call: only the end of the transaction shows the outcome.
+// Commit implements storage.Store. After the transaction was sent, a caller who gives up no longer
+// ends the call: only the end of the transaction shows the outcome. But the caller's deadline bounds the
+// search for it.
+//
+// If the transaction was lost and excluded by a fence, the error is a ConflictError with the revision of the fence:
+// nothing was changed, the head is another one now, and the caller makes the change anew.
 func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, error) {
 	if err := change.Validate(); err != nil {
 		return 0, err
@@ -62,18 +68,29 @@ func (s *Store) Commit(ctx context.Context, change *storage.Change) (int64, erro
 	}
 	// 3. Refuse the change without a connection, or while the outcome of an earlier one is
 	// unknown. Nothing was sent so far, so the change certainly has no effect.
-	if s.isDown() {
+	if s.members.allDown() {
 		return 0, fmt.Errorf("%w: not connected", storage.ErrUnavailable)
 	}
 	if s.isInDoubt(change.WorkspaceID) {
 		return 0, fmt.Errorf("%w: the outcome of an earlier change is not known yet", storage.ErrUnavailable)
 	}
-	// 4. Send, and wait for the outcome whatever happens to the caller.
-	revision, err := t.commit(context.WithoutCancel(ctx))
+	// 4. Send, and wait for the outcome whatever happens to the caller, until shortly before the
+	// caller's deadline.
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience.Within(ctx, s.config.Timeout))
+	defer cancel()
+	revision, err := t.commit(limited)
+	conflict, exists := (*storage.ConflictError)(nil), (*storage.ExistsError)(nil)
+	switch {
+	case errors.As(err, &conflict):
+		s.told.raise(conflict.Revision)
+	case errors.As(err, &exists):
+		s.told.raise(exists.Revision)
+	}
 	if err != nil {
 		return 0, err
 	}
 	raise(&s.newest, revision)
+	s.told.raise(revision)
 	return revision, nil
 }
 
@@ -262,35 +279,51 @@ func (t *transaction) finish() error {
 	return nil
 }
 
-// commit sends the transaction and returns its revision, or why it was refused.
+// commit sends the transaction and returns its revision, or why it was refused. Before the context
+// has ended, it returns only what is final.
 func (t *transaction) commit(ctx context.Context) (int64, error) {
-	response, err := t.send(ctx)
-	switch {
-	case err == nil && response.Succeeded:
-		return response.Header.GetRevision(), nil
-	case err == nil:
-		return 0, t.why(response)
-	case isRefusal(err): // etcd has not executed it, and will not
-		return 0, unavailable(err)
-	case isFull(err): // etcd may have executed it, but will not do so later
-		return t.look(ctx, err)
+	s, overloaded := t.store, error(nil)
+	for _, index := range s.members.order(s.members.first()) {
+		response, err := t.send(ctx, index)
+		switch {
+		case err == nil && response.Succeeded:
+			return response.Header.GetRevision(), nil
+		case err == nil:
+			return 0, t.why(response)
+		case isOverloaded(err): // this member has not taken it
+			overloaded = err
+			continue
+		case isRefusal(err): // etcd has not executed it, and will not
+			return 0, unavailable(err)
+		case isFull(err): // etcd may have executed it, but will not do so later
+			return t.look(ctx, err)
+		}
+		// Any other error: etcd may have executed the transaction, or may still do so.
+		s.members.silent(index)
+		s.config.Log.WarnContext(ctx, "the answer to a commit was lost; looking for its outcome",
+			"workspace_id", t.change.WorkspaceID, "member", index, "error", err)
+		return t.resolve(ctx)
 	}
-	// Any other error: etcd may have executed the transaction, or may still do so.
-	t.store.config.Log.WarnContext(ctx, "the answer to a commit was lost; looking for its outcome",
-		"workspace_id", t.change.WorkspaceID, "error", err)
-	return t.resolve(ctx)
+	return 0, unavailable(overloaded)
 }
 
-func (t *transaction) send(ctx context.Context) (*clientv3.TxnResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, t.store.config.Timeout)
+// send sends the transaction to one member, and waits for its answer as long as one attempt lasts. Half of
+// the time is left for the search for the outcome.
+func (t *transaction) send(ctx context.Context, index int) (*clientv3.TxnResponse, error) {
+	s, attempt := t.store, t.store.config.Attempt
+	if deadline, has := ctx.Deadline(); has {
+		attempt = min(attempt, time.Until(deadline)/2)
+	}
+	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
 	reads := make([]clientv3.Op, len(t.checks))
 	for index, check := range t.checks {
 		reads[index] = check.read
 	}
-	response, err := t.store.client.Txn(ctx).If(t.compares...).Then(t.parts...).Else(reads...).Commit()
+	response, err := s.members.clients[index].Txn(ctx).If(t.compares...).Then(t.parts...).Else(reads...).Commit()
 	if err == nil {
-		raise(&t.store.seen, response.Header.GetRevision())
+		s.members.answered(index)
+		raise(&s.seen, response.Header.GetRevision())
 	}
 	return response, err
 }

@@ -11,7 +11,11 @@
 // Commit then raises the fence in the head, which the transaction compares: from then on
 // the transaction either is in the audit log or never will be (fence.go).
 //
-// Reads are linearizable. A read of several parts reads all of them at one revision.
+// Reads are linearizable. A read of several parts reads all of them at one revision. A read that is
+// not answered soon is asked of another member as well (ask.go).
+//
+// A watch is opened only at a point of the change log whose hash is the one that was applied, and is never
+// resumed in silence (stream.go), so the store under it cannot become another one.
 package etcdstore
 
 import (
@@ -36,15 +40,31 @@ import (
 // Config is where a store is and how it is used.
 type Config struct {
 	// Members are clients of the cluster, each connected to one member of it, or one to all of them. The
-	// store does not close them. Required.
+	// store does not close them. A client should return errors at once (MaxUnaryRetries of 1), because the
+	// store asks another member. It must be connected to the member itself: a gRPC proxy of etcd's resumes
+	// watches without the checks of this package. Required.
 	Members []*clientv3.Client
+	// Connect opens one more connection to a member, which is the one with that number in Members. The
+	// store closes it. Each watch has such a connection of its own, so that it does not wait behind
+	// large reads, or on a connection that is dead. Default: watches use the clients in Members.
+	Connect func(member int) (*clientv3.Client, error)
 	// Prefix is the beginning of all names of the store. Nothing else may be stored under it.
 	// Default: "/keysvc/".
 	Prefix string
-	// Timeout bounds one read with its retries, one transaction, and the search for the
-	// outcome of a transaction before Commit returns. Default: 5 s.
+	// Timeout bounds one read with its retries, and one commit with the search for its outcome, of
+	// a caller whose deadline is later or who has none. Default: 5 s.
 	Timeout time.Duration
-	// Random yields the epoch of a new store. Default: the system's CSPRNG.
+	// Attempt is how long a transaction that writes waits for the answer of one member; half of the
+	// time that is left if that is less. Default: 1 s.
+	Attempt time.Duration
+	// Hedge is how long a read waits for an answer before another member is asked as well.
+	// Default: 30 ms.
+	Hedge time.Duration
+	// Stuck is how long a watch may take to come to a revision that a caller was told of, before it is opened
+	// anew at another member. Each time that this did not help it is doubled, up to 16 times. The
+	// time that the consumer of the watch takes does not count. Default: 500 ms.
+	Stuck time.Duration
+	// Random yields the epoch of a new store, and the hashes of fences. Default: the system's CSPRNG.
 	Random io.Reader
 	// Now stamps a new store. Default: time.Now.
 	Now func() time.Time
@@ -58,6 +78,15 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Timeout == 0 {
 		c.Timeout = 5 * time.Second
+	}
+	if c.Attempt == 0 {
+		c.Attempt = time.Second
+	}
+	if c.Hedge == 0 {
+		c.Hedge = 30 * time.Millisecond
+	}
+	if c.Stuck == 0 {
+		c.Stuck = 500 * time.Millisecond
 	}
 	if c.Random == nil {
 		c.Random = rand.Reader
@@ -73,8 +102,8 @@ func (c Config) withDefaults() Config {
 
 // Store is a storage.Store in etcd.
 type Store struct {
-	client *clientv3.Client
-	config Config
+	config  Config
+	members members
 
 	// header is the stored header. Every change compares it, so that nothing is ever committed
 	// to a history other than the one that was opened.
@@ -85,6 +114,8 @@ type Store struct {
 	// seen is the newest revision of the cluster that the store has seen, and newest the
 	// revision of the newest change that it has seen.
 	seen, newest atomic.Int64
+	// told is the newest revision of a change that a caller was told of.
+	told goal
 
 	// mutex guards closed and inDoubt. It also keeps running.Add from running at the same time
 	// as running.Wait. No other lock is held together with it.
@@ -100,7 +131,10 @@ type Store struct {
 	close   context.CancelFunc
 }
 
-var _ storage.Store = (*Store)(nil)
+var (
+	_ storage.Store  = (*Store)(nil)
+	_ storage.Fencer = (*Store)(nil)
+)
 
 // New opens the store under a prefix, and creates it if nothing is stored there. Errors:
 // ErrNewer, ErrOlder, ErrDamaged, ErrUnavailable, or the context's.
@@ -121,7 +155,9 @@ func New(ctx context.Context, config Config) (*Store, error) {
 
 func newStore(ctx context.Context, config Config) *Store {
 	config = config.withDefaults()
-	store := &Store{client: config.Members[0], config: config, inDoubt: make(map[string]int)}
+	store := &Store{config: config, inDoubt: make(map[string]int)}
+	store.members.clients, store.members.woken = config.Members, make([]atomic.Int64, len(config.Members))
+	store.told.raised = make(chan struct{})
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
 	return store
 }
@@ -174,8 +210,8 @@ func (s *Store) create(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).
+	_, err = s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return member.Txn(ctx).
 			If(clientv3.Compare(clientv3.CreateRevision(s.config.Prefix).WithPrefix(), "=", 0)).
 			Then(
 				s.put(nameTime, encodeTime(nameTime, time.Time{})),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -22,13 +23,11 @@ var errNotFenced = errors.New("the fence could not be written")
 // the transaction cannot commit any more either; it has committed if its audit event is
 // stored.
 //
-// If etcd does not answer, resolve returns ErrOutcomeUnknown and goes on in the background,
-// so that the outcome becomes final as early as possible.
+// If the context ends before etcd has answered, resolve returns ErrOutcomeUnknown and goes on in the
+// background, so that the outcome becomes final as early as possible.
 func (t *transaction) resolve(ctx context.Context) (int64, error) {
 	// 1. Try for as long as the caller waits.
-	limited, cancel := context.WithTimeout(ctx, t.store.config.Timeout)
-	defer cancel()
-	revision, err := t.resolveUntil(limited)
+	revision, err := t.resolveUntil(ctx)
 	if !errors.Is(err, errNotFenced) {
 		return revision, err
 	}
@@ -63,45 +62,96 @@ func (t *transaction) resolveUntil(ctx context.Context) (int64, error) {
 	}
 }
 
-// fence tries once to raise the fence, and returns the outcome of the transaction. If the
-// answer to this attempt is lost too, the next attempt sees whether the fence was raised.
+// fence raises the fence at one member after another, and returns the outcome of the transaction. If the
+// answer to an attempt is lost too, the next attempt sees whether the fence was raised.
 func (t *transaction) fence(ctx context.Context) (int64, error) {
 	s, change := t.store, t.change
-	expected, err := frameHead(change.WorkspaceID, change.Expect)
-	if err != nil {
-		return 0, err
-	}
-	fenced := change.Expect
-	fenced.Fence++
-	next, err := frameHead(change.WorkspaceID, fenced)
-	if err != nil {
-		return 0, err
-	}
-	// The fence is a change of its own, so that watchers learn the new head; without it every
-	// later change of the workspace would be a conflict. No cache acts on this kind.
-	fence := &storage.Change{WorkspaceID: change.WorkspaceID, Kind: storagev1.FeedKind_FEED_KIND_PURGE}
-	feed, err := storage.Encode(fence.Feed(0, fenced.Hash))
-	if err != nil {
-		return 0, err
-	}
-	// One transaction compares and raises. If it read first and then raised, the lost
-	// transaction could commit in between.
-	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
-	defer cancel()
-	name := headName(change.WorkspaceID)
-	response, err := s.client.Txn(limited).
-		If(s.holds(nameHeader, "=", s.header), s.holdsHead(change.WorkspaceID, change.Expect, expected)).
-		Then(s.put(name, next), s.putFrame(nameFeedHead, feed)).
-		Else(s.get(nameHeader), s.get(name), s.get(auditName(change.WorkspaceID, t.head.Sequence))).
-		Commit()
+	event := s.get(auditName(change.WorkspaceID, t.head.Sequence))
+	response, err := s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return s.raiseFence(ctx, member, change.WorkspaceID, change.Expect, event)
+	})
 	if err != nil {
 		return 0, fmt.Errorf("%w: %s", errNotFenced, err.Error())
 	}
-	raise(&s.seen, response.Header.GetRevision())
 	if response.Succeeded {
-		return 0, fmt.Errorf("%w: the change was lost on its way", storage.ErrUnavailable)
+		raise(&s.newest, response.Header.GetRevision())
+		return 0, &storage.ConflictError{Revision: response.Header.GetRevision()}
 	}
 	return t.outcome(response)
+}
+
+// Fence implements storage.Fencer.
+func (s *Store) Fence(ctx context.Context, workspaceID string, head storage.Head) (int64, error) {
+	ctx, done, err := s.beginRead(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
+	response, err := s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return s.raiseFence(ctx, member, workspaceID, head)
+	})
+	if err != nil {
+		return 0, err
+	}
+	if response.Succeeded {
+		raise(&s.newest, response.Header.GetRevision())
+		s.told.raise(response.Header.GetRevision())
+		return response.Header.GetRevision(), nil
+	}
+	if err := s.checkHeader(response); err != nil {
+		return 0, err
+	}
+	// Either an earlier attempt of this call raised the fence, or another call, or there was a change.
+	stored := first(response, 1)
+	if stored == nil {
+		return 0, &storage.ConflictError{}
+	}
+	found, err := decodeHead(workspaceID, stored.Value)
+	if err != nil {
+		return 0, err
+	}
+	s.told.raise(stored.ModRevision)
+	if found.Sequence != head.Sequence || found.Hash != head.Hash || found.Fence <= head.Fence {
+		return 0, &storage.ConflictError{Revision: stored.ModRevision}
+	}
+	return stored.ModRevision, nil
+}
+
+// raiseFence sends the transaction that raises the fence in a head. If the head is another one, the
+// response has the header, the head, and what reads read.
+//
+// The fence is a change of its own, so that watchers learn the new head; without it every later
+// change of the workspace would be a conflict. No cache acts on its kind. Its feed entry has a hash
+// that was drawn, because there is no event: the hash of the event before it would also fit a fence
+// of another history.
+func (s *Store) raiseFence(ctx context.Context, member *clientv3.Client, workspaceID string, head storage.Head, reads ...clientv3.Op) (*clientv3.TxnResponse, error) {
+	expected, err := frameHead(workspaceID, head)
+	if err != nil {
+		return nil, err
+	}
+	raised := head
+	raised.Fence++
+	next, err := frameHead(workspaceID, raised)
+	if err != nil {
+		return nil, err
+	}
+	var drawn [32]byte
+	if _, err := io.ReadFull(s.config.Random, drawn[:]); err != nil {
+		return nil, fmt.Errorf("drawing the hash of a fence: %w", err)
+	}
+	fence := &storage.Change{WorkspaceID: workspaceID, Kind: storagev1.FeedKind_FEED_KIND_PURGE}
+	feed, err := storage.Encode(fence.Feed(0, drawn))
+	if err != nil {
+		return nil, err
+	}
+	// One transaction compares and raises. If it read first and then raised, the lost
+	// transaction could commit in between.
+	name := headName(workspaceID)
+	return member.Txn(ctx).
+		If(s.holds(nameHeader, "=", s.header), s.holdsHead(workspaceID, head, expected)).
+		Then(s.put(name, next), s.putFrame(nameFeedHead, feed)).
+		Else(append([]clientv3.Op{s.get(nameHeader), s.get(name)}, reads...)...).
+		Commit()
 }
 
 // look returns the outcome of a transaction that etcd answered with an error. Such a
@@ -127,11 +177,15 @@ func (t *transaction) outcome(response *clientv3.TxnResponse) (int64, error) {
 	}
 	event := first(response, 2)
 	if event == nil {
-		head, err := decodeHead(t.change.WorkspaceID, first(response, 1).GetValue())
-		if err == nil && head.Sequence == t.change.Expect.Sequence {
+		stored := first(response, 1)
+		head, err := decodeHead(t.change.WorkspaceID, stored.GetValue())
+		switch {
+		case t.change.Expect == (storage.Head{}) && stored == nil, err == nil && head == t.change.Expect:
 			return 0, fmt.Errorf("%w: the change was lost on its way", storage.ErrUnavailable)
+		case err != nil:
+			return 0, errors.Join(storage.ErrUnavailable, err)
 		}
-		return 0, errors.Join(storage.ErrUnavailable, err)
+		return 0, &storage.ConflictError{Revision: stored.ModRevision}
 	}
 	encoded, err := storage.Unframe("audit event", t.store.name(event), event.Value)
 	if err != nil {

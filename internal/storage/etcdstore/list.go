@@ -89,7 +89,7 @@ func (s *Store) listAll(ctx context.Context, query storage.Query) (storage.KeyPa
 		if err != nil {
 			return err
 		}
-		page = storage.KeyPage{Revision: revision(first(response, 0))}
+		page = storage.KeyPage{Revision: s.revision(first(response, 0))}
 		at := response.Header.GetRevision()
 		order, err := s.order(ctx, last, query.Limit+1, at)
 		if err != nil {

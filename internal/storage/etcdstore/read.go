@@ -42,8 +42,11 @@ func (s *Store) repeatRead(ctx context.Context, read func(ctx context.Context) e
 }
 
 // revision returns the store's revision: the revision of the newest change, which put the feed
-// entry.
-func revision(feedHead *mvccpb.KeyValue) int64 { return feedHead.GetModRevision() }
+// entry. The caller is told of it, so watches have to come to it.
+func (s *Store) revision(feedHead *mvccpb.KeyValue) int64 {
+	s.told.raise(feedHead.GetModRevision())
+	return feedHead.GetModRevision()
+}
 
 // GetKey implements storage.Store.
 func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
@@ -56,7 +59,7 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 		if err != nil {
 			return err
 		}
-		at = revision(first(response, 0))
+		at = s.revision(first(response, 0))
 		pair := first(response, 1)
 		if pair == nil {
 			return storage.ErrNotFound
@@ -95,7 +98,7 @@ func (s *Store) FindRequest(ctx context.Context, workspaceID, requestID string) 
 		if err != nil {
 			return err
 		}
-		at = revision(first(response, 0))
+		at = s.revision(first(response, 0))
 		pair := first(response, 1)
 		if pair == nil {
 			return storage.ErrNotFound
@@ -119,7 +122,7 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 		if err != nil {
 			return err
 		}
-		at = revision(first(response, 0))
+		at = s.revision(first(response, 0))
 		stored := first(response, 1)
 		if stored == nil {
 			return storage.ErrNotFound
@@ -176,7 +179,7 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 			if err != nil {
 				return err
 			}
-			return give(revision(first(response, 0)), nil, false)
+			return give(s.revision(first(response, 0)), nil, false)
 		}
 		response, err := s.read(ctx, s.getRevision(), s.list(from, folder, query.Limit+1, 0))
 		if err != nil {
@@ -187,7 +190,7 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 			total += len(all[count].Value)
 			count++
 		}
-		return give(revision(first(response, 0)), all[:count], count < len(all))
+		return give(s.revision(first(response, 0)), all[:count], count < len(all))
 	})
 }
 
@@ -218,7 +221,7 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 		if err != nil {
 			return err
 		}
-		page.Revision = revision(first(response, 0))
+		page.Revision = s.revision(first(response, 0))
 		if !known {
 			return nil
 		}
@@ -281,7 +284,7 @@ func (s *Store) ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (
 		if err != nil {
 			return err
 		}
-		page.Revision = revision(first(response, 0))
+		page.Revision = s.revision(first(response, 0))
 		if len(parts) == 1 {
 			return nil
 		}

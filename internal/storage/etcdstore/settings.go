@@ -17,7 +17,7 @@ func (s *Store) GetSettings(ctx context.Context) (*storagev1.SettingsRecord, int
 		if err != nil {
 			return err
 		}
-		at = revision(first(response, 0))
+		at = s.revision(first(response, 0))
 		stored := first(response, 1)
 		if stored == nil {
 			return storage.ErrNotFound

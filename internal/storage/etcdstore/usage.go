@@ -56,8 +56,8 @@ func (s *Store) putUses(ctx context.Context, uses []storage.Usage) error {
 	}
 	// Recording the same times twice changes nothing, so the transaction is repeated if its
 	// answer is lost.
-	response, err := s.repeat(ctx, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).If(s.holds(nameHeader, "=", s.header)).Then(parts...).Commit()
+	response, err := s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
+		return member.Txn(ctx).If(s.holds(nameHeader, "=", s.header)).Then(parts...).Commit()
 	})
 	if err != nil {
 		return err

@@ -5,22 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math/bits"
 	"strings"
+	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
+	"github.com/scribe-mail/keysvc/internal/backoff"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
-
-// errBroken is the error of a watch that broke off and may be resumed.
-var errBroken = errors.New("the watch has broken off")
-
-// maxBroken is how often in a row a watch may break off without a change in between, before
-// Watch returns an error.
-const maxBroken = 5
 
 // Barrier implements storage.Store: it is one linearizable read.
 func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
@@ -36,13 +32,15 @@ func (s *Store) Barrier(ctx context.Context) (storage.Barrier, error) {
 	if err := s.checkHeader(response); err != nil {
 		return storage.Barrier{}, err
 	}
-	return barrierOf(first(response, 1)), nil
+	barrier := barrierOf(first(response, 1))
+	s.told.raise(barrier.Revision)
+	return barrier, nil
 }
 
 // barrierOf returns the point of the change log that a stored feed entry stands for. The
 // hash is unknown if the entry is damaged.
 func barrierOf(feedHead *mvccpb.KeyValue) storage.Barrier {
-	barrier, record := storage.Barrier{Revision: revision(feedHead)}, &storagev1.FeedRecord{}
+	barrier, record := storage.Barrier{Revision: feedHead.GetModRevision()}, &storagev1.FeedRecord{}
 	if feedHead == nil {
 		return barrier
 	}
@@ -53,9 +51,29 @@ func barrierOf(feedHead *mvccpb.KeyValue) storage.Barrier {
 	return barrier
 }
 
-// Watch implements storage.Store. A watch that breaks off, for example because etcd has no
-// leader, is resumed after the newest change that was yielded.
-func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Committed, error] {
+// maxPatience is how many times Config.Stuck a watch may take in the end.
+const maxPatience = 16
+
+// follower is one Watch.
+type follower struct {
+	store *Store
+	// after is the newest change that was yielded, and yield passes changes on.
+	after storage.Barrier
+	yield func(*storage.Committed) bool
+	// left is set when yield has returned false.
+	left bool
+
+	// member is the one that is watched, and patience how long it may take to come to what callers were told of.
+	member   int
+	patience time.Duration
+	// broken is how often the watch has broken off since the last change, and retries has the waits.
+	broken  int
+	retries *backoff.Backoff
+}
+
+// Watch implements storage.Store. A watch that breaks off is resumed after the newest change that was
+// yielded, for as long as etcd is away. A watch that is stuck is opened anew at another member.
+func (s *Store) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		own, done, err := s.beginWatch(ctx)
 		if err != nil {
@@ -63,17 +81,14 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 			return
 		}
 		defer done()
-		retries, broken := newBackoff(), 0
+		f := &follower{
+			store: s, after: after, yield: func(change *storage.Committed) bool { return yield(change, nil) },
+			member: s.members.first(), patience: s.config.Stuck, retries: newBackoff(),
+		}
 		for {
-			left := false
-			err := s.follow(own, after, func(change *storage.Committed) bool {
-				after, broken = change.Revision, 0
-				retries.Reset()
-				left = !yield(change, nil)
-				return !left
-			})
+			err := f.follow(own)
 			switch {
-			case left:
+			case f.left:
 				return
 			case ctx.Err() != nil:
 				yield(nil, ctx.Err())
@@ -81,18 +96,34 @@ func (s *Store) Watch(ctx context.Context, after int64) iter.Seq2[*storage.Commi
 			case s.closing.Err() != nil:
 				yield(nil, storage.ErrUnavailable)
 				return
-			case !errors.Is(err, errBroken):
+			case !f.mayResume(err):
 				yield(nil, err)
 				return
 			}
-			if broken++; broken == maxBroken {
-				yield(nil, unavailable(err))
-				return
-			}
-			s.config.Log.WarnContext(ctx, "following etcd again", "error", err, "after", after)
-			retries.Wait(own)
+			f.next(ctx, err)
+			f.retries.Wait(own)
 		}
 	}
+}
+
+// mayResume reports whether the watch is opened again after an error. An outage of etcd, however long,
+// changes no history.
+func (f *follower) mayResume(err error) bool {
+	return errors.Is(err, errBroken) ||
+		errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrHistoryChanged) && !errors.Is(err, storage.ErrGap)
+}
+
+// next goes on to the next member.
+func (f *follower) next(ctx context.Context, err error) {
+	if errors.Is(err, errStuck) {
+		f.patience = min(2*f.patience, maxPatience*f.store.config.Stuck)
+	}
+	// A long outage is logged ever more rarely.
+	if f.broken++; bits.OnesCount(uint(f.broken)) == 1 { //nolint:gosec // positive
+		f.store.config.Log.WarnContext(ctx, "following etcd again",
+			"error", err, "after", f.after.Revision, "member", f.member, "broken", f.broken)
+	}
+	f.member = f.store.members.order((f.member + 1) % len(f.store.config.Members))[0]
 }
 
 // beginWatch is beginRead for watches. Close does not wait for watches, because the goroutine
@@ -109,32 +140,46 @@ func (s *Store) beginWatch(ctx context.Context) (_ context.Context, done func(),
 
 // follow yields changes until the watch breaks off, yield returns false, or the context
 // ends.
-func (s *Store) follow(ctx context.Context, after int64, yield func(*storage.Committed) bool) error {
-	ctx, cancel := context.WithCancel(ctx) // ends the watch
-	defer cancel()
-	// 1. Find the etcd revision to start at. This also checks the epoch and that there is no
-	// gap.
-	from, err := s.start(ctx, after)
+func (f *follower) follow(ctx context.Context) error {
+	s := f.store
+	// 1. Find the etcd revision to start at.
+	from, err := s.start(ctx, f.after)
 	if err != nil {
 		return err
 	}
-	// 2. Watch. Without WithRequireLeader, a member that has lost the cluster would keep the
-	// watch open and silent.
-	responses := s.client.Watch(clientv3.WithRequireLeader(ctx), s.config.Prefix+folderData,
-		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithPrevKV(), clientv3.WithProgressNotify())
-	// 3. Collect the events of one revision until its feed entry arrives, which is the last
-	// event of a change. Yield only complete changes.
+	// 2. Begin the watch.
+	client, disconnect, err := s.connect(f.member)
+	if err != nil {
+		return err
+	}
+	defer disconnect()
+	watch := newStream(ctx, client, &etcdserverpb.WatchCreateRequest{
+		Key: []byte(s.config.Prefix + folderData), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(s.config.Prefix + folderData)),
+		StartRevision: from, PrevKv: true, ProgressNotify: true,
+	}, f.patience)
+	defer watch.end()
+	if err := watch.begun(ctx); err != nil {
+		return err
+	}
+	// 3. Compare the history. This comes after the beginning: a watch does not survive the replacement of its
+	//    member's data, so what is compared now is what the watch will show.
+	if err := s.compare(ctx, f.after, from-1); err != nil {
+		return err
+	}
+	if f.broken > 1 {
+		s.config.Log.InfoContext(ctx, "etcd is followed again", "after", f.after.Revision, "member", f.member)
+	}
+	// 4. Collect the events of one revision until its feed entry arrives, which is the last
+	//    event of a change. Yield only complete changes.
 	var change *changeBuilder
-	for response := range responses {
-		switch err := response.Err(); {
-		case errors.Is(err, rpctypes.ErrCompacted):
-			return fmt.Errorf("%w: etcd has been compacted beyond it", storage.ErrGap)
-		case err != nil:
-			return fmt.Errorf("%w: %s", errBroken, err.Error())
+	for {
+		response, err := watch.next(ctx, &s.told, f.after.Revision)
+		if err != nil {
+			return err
 		}
-		raise(&s.seen, response.Header.GetRevision())
-		for _, event := range response.Events {
-			at := event.Kv.ModRevision
+		raise(&s.seen, response.GetHeader().GetRevision())
+		for _, event := range response.GetEvents() {
+			at := event.GetKv().GetModRevision()
 			if change == nil {
 				change = &changeBuilder{store: s, revision: at}
 			}
@@ -143,7 +188,7 @@ func (s *Store) follow(ctx context.Context, after int64, yield func(*storage.Com
 			if change.revision != at {
 				return fmt.Errorf("%w: something other than a change happened at revision %d", storage.ErrGap, change.revision)
 			}
-			whole, err := change.add(event)
+			whole, err := change.add((*clientv3.Event)(event))
 			if err != nil {
 				return fmt.Errorf("%w: revision %d: %w", storage.ErrGap, at, err)
 			}
@@ -156,33 +201,64 @@ func (s *Store) follow(ctx context.Context, after int64, yield func(*storage.Com
 			}
 			change = nil
 			raise(&s.newest, committed.Revision)
-			if !yield(committed) {
+			f.after, f.broken = committed.Barrier(), 0
+			f.retries.Reset()
+			if f.left = !f.yield(committed); f.left {
 				return nil
 			}
 		}
+		if told, _ := s.told.now(); told <= f.after.Revision {
+			f.patience = s.config.Stuck
+		}
 	}
-	return errBroken
 }
 
-// start returns the etcd revision at which to start watching after a revision of the store.
+// start returns the etcd revision at which to start watching after a point of the change log.
 // etcd must still have the history from there to the newest change. It may have compacted
 // what others changed since the newest change.
-func (s *Store) start(ctx context.Context, after int64) (int64, error) {
-	response, err := s.read(ctx, s.get(nameHeader), s.getRevision())
+func (s *Store) start(ctx context.Context, after storage.Barrier) (int64, error) {
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameFeedHead))
 	if err != nil {
 		return 0, err
 	}
 	if err := s.checkHeader(response); err != nil {
-		return 0, fmt.Errorf("%w: %w", storage.ErrGap, err)
+		return 0, err
 	}
-	switch newest := revision(first(response, 1)); {
-	case after > newest || after < 0:
+	newest := barrierOf(first(response, 1))
+	switch {
+	case after.Revision < 0:
 		return 0, storage.ErrGap
-	case after == newest:
+	case after.Revision > newest.Revision || after.Differs(newest):
+		return 0, errAnother(after, newest)
+	case after.Revision == newest.Revision:
 		return response.Header.GetRevision() + 1, nil
-	default:
-		return max(after, s.created) + 1, nil
 	}
+	return max(after.Revision, s.created) + 1, nil
+}
+
+// compare compares the feed head at a revision of etcd's with the change that was applied last. Errors:
+// ErrHistoryChanged; ErrGap if etcd has compacted that revision, so that nothing can be compared.
+func (s *Store) compare(ctx context.Context, applied storage.Barrier, at int64) error {
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameFeedHead, clientv3.WithRev(at)))
+	switch {
+	case errors.Is(err, errCompacted):
+		return fmt.Errorf("%w: etcd has been compacted beyond revision %d", storage.ErrGap, at)
+	case err != nil:
+		return err
+	}
+	if err := s.checkHeader(response); err != nil {
+		return err
+	}
+	if stored := barrierOf(first(response, 1)); stored.Revision != applied.Revision || stored.Differs(applied) {
+		return errAnother(applied, stored)
+	}
+	return nil
+}
+
+// errAnother returns the error for a change log that has another change where one was applied.
+func errAnother(applied, stored storage.Barrier) error {
+	return fmt.Errorf("%w: the change log is at revision %d where revision %d was applied, or has another change there",
+		storage.ErrHistoryChanged, stored.Revision, applied.Revision)
 }
 
 // changeBuilder collects the events of one revision.
@@ -274,7 +350,7 @@ func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecor
 	if err := s.checkHeader(response); err != nil {
 		return nil, err
 	}
-	newest := revision(first(response, 1))
+	newest := s.revision(first(response, 1))
 	from := max(newest-int64(limit), s.created) + 1
 	for newest > 0 {
 		records, compacted, err := s.history(ctx, from, newest)
@@ -293,35 +369,50 @@ func (s *Store) ListFeed(ctx context.Context, limit int) ([]*storagev1.FeedRecor
 // history reads the feed entries from one revision to another. If etcd has compacted revision
 // from, history returns no entries, and the newest revision that etcd has compacted.
 func (s *Store) history(ctx context.Context, from, to int64) (records []*storagev1.FeedRecord, compacted int64, err error) {
-	own, cancel := context.WithTimeout(ctx, s.config.Timeout)
-	defer cancel() // ends the watch
-	responses := s.client.Watch(clientv3.WithRequireLeader(own), s.config.Prefix+nameFeedHead, clientv3.WithRev(from))
-	for response := range responses {
-		if err := response.Err(); err != nil {
-			if errors.Is(err, rpctypes.ErrCompacted) {
-				return nil, response.CompactRevision, nil
-			}
-			return nil, 0, unavailable(err)
+	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
+	defer cancel()
+	for _, member := range s.members.order(s.members.first()) {
+		gap := (*compactedError)(nil)
+		switch records, err = s.historyAt(limited, member, from, to); {
+		case err == nil:
+			return records, 0, nil
+		case s.closing.Err() != nil:
+			return nil, 0, storage.ErrUnavailable
+		case ctx.Err() != nil:
+			return nil, 0, ctx.Err()
+		case errors.As(err, &gap):
+			return nil, gap.revision, nil
 		}
-		for _, event := range response.Events {
+	}
+	return nil, 0, unavailable(err)
+}
+
+// historyAt reads the feed entries from one revision to another at one member.
+func (s *Store) historyAt(ctx context.Context, member int, from, to int64) (records []*storagev1.FeedRecord, err error) {
+	request := &etcdserverpb.WatchCreateRequest{Key: []byte(s.config.Prefix + nameFeedHead), StartRevision: from}
+	watch := newStream(ctx, s.members.clients[member], request, s.config.Attempt)
+	defer watch.end()
+	if err := watch.begun(ctx); err != nil {
+		return nil, err
+	}
+	for {
+		watch.waited = 0 // each message may take as long as an attempt
+		response, err := watch.next(ctx, nil, 0)
+		if err != nil {
+			return nil, err
+		}
+		for _, event := range response.GetEvents() {
 			record := &storagev1.FeedRecord{}
-			err := storage.Decode("feed entry", nameFeedHead, event.Kv.Value, record)
+			err := storage.Decode("feed entry", nameFeedHead, event.GetKv().GetValue(), record)
 			if err != nil {
 				records = nil // entries before a damaged one are left out, so that there is no gap
 			} else {
-				record.Revision = event.Kv.ModRevision
+				record.Revision = event.GetKv().GetModRevision()
 				records = append(records, record)
 			}
-			if event.Kv.ModRevision >= to {
-				return records, 0, nil
+			if event.GetKv().GetModRevision() >= to {
+				return records, nil
 			}
 		}
 	}
-	switch {
-	case s.closing.Err() != nil:
-		return nil, 0, storage.ErrUnavailable
-	case ctx.Err() != nil:
-		return nil, 0, ctx.Err()
-	}
-	return nil, 0, unavailable(errBroken)
 }

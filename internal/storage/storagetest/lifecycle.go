@@ -60,7 +60,7 @@ func testClose(s *suite) {
 			return err
 		},
 		"Watch": func() error {
-			for _, err := range closed.Watch(s.ctx, s.model.Revision()) {
+			for _, err := range closed.Watch(s.ctx, at(s.model.Revision())) {
 				return err
 			}
 			return nil

@@ -612,7 +612,7 @@ func testContextEnded(s *suite) {
 			return err
 		},
 		"Watch": func() error {
-			for _, err := range s.store.Watch(ended, s.model.Revision()) {
+			for _, err := range s.store.Watch(ended, at(s.model.Revision())) {
 				return err
 			}
 			return nil

@@ -165,7 +165,7 @@ func testRefusalsOutside(s *suite, store storage.RefusalStore) {
 		s.Errorf("Barrier: %v, %v; want revision %d", barrier, err, before)
 	}
 	revision := s.do(workspace, workspace.PutMember("other", "admin"))
-	for committed, err := range s.store.Watch(s.ctx, before) {
+	for committed, err := range s.store.Watch(s.ctx, at(before)) {
 		if err != nil || committed.Revision != revision {
 			s.Errorf("Watch: revision %v, %v; want %d", committed, err, revision)
 		}

@@ -16,6 +16,7 @@ var watchTests = []test{
 	{"YieldsWhatChangesPutAndDelete", testWatchContent},
 	{"EndsWithItsContext", testWatchCancel},
 	{"UnreachableRevisionIsErrGap", testWatchGap},
+	{"AnotherHistoryIsErrHistoryChanged", testWatchHistory},
 	{"ContinuesLoadWithoutGap", testLoadThenWatch},
 	{"YieldsAllChangesOrErrGap", testWatchManyChanges},
 	{"ListFeedReturnsTheNewestEntries", testListFeed},
@@ -30,7 +31,12 @@ type watcher struct {
 	cancel  context.CancelFunc
 }
 
-func (s *suite) watch(after int64) *watcher {
+func (s *suite) watch(after int64) *watcher { return s.watchAfter(at(after)) }
+
+// at returns a point of the change log whose hash is not known.
+func at(revision int64) storage.Barrier { return storage.Barrier{Revision: revision} }
+
+func (s *suite) watchAfter(after storage.Barrier) *watcher {
 	ctx, cancel := context.WithCancel(s.ctx)
 	w := &watcher{suite: s, changes: make(chan *storage.Committed, 10000), err: make(chan error, 1), cancel: cancel}
 	store := s.store
@@ -185,7 +191,7 @@ func testWatchCancel(s *suite) {
 	stays := s.watch(s.model.Revision())
 	defer stays.cancel()
 	s.create(workspace, KeyID(1))
-	for change, err := range s.store.Watch(s.ctx, 0) {
+	for change, err := range s.store.Watch(s.ctx, at(0)) {
 		if err != nil || change.Head.WorkspaceID != "w" {
 			s.Errorf("Watch: %+v, %v", change, err)
 		}
@@ -203,8 +209,8 @@ func testWatchGap(s *suite) {
 	s.begin("other")
 	for _, ahead := range []int64{1, 1000, 1 << 60} {
 		w := s.watch(s.model.Revision() + ahead)
-		if err := w.end(); !errors.Is(err, storage.ErrGap) {
-			s.Errorf("Watch after a revision of the future: %v, want ErrGap", err)
+		if err := w.end(); !errors.Is(err, storage.ErrHistoryChanged) {
+			s.Errorf("Watch after a revision of the future: %v, want ErrHistoryChanged", err)
 		}
 		w.cancel()
 	}
@@ -214,12 +220,38 @@ func testWatchGap(s *suite) {
 	s.followOrGap(0, []string{"w", "other", "third"})
 }
 
+// testWatchHistory watches after points of the change log, with the right hash and with another one.
+func testWatchHistory(s *suite) {
+	workspace := s.begin("w")
+	var points []storage.Barrier
+	for number := range 4 {
+		s.create(workspace, KeyID(number))
+		points = append(points, s.barrier())
+	}
+	for index, point := range points {
+		w := s.watchAfter(point)
+		if index == len(points)-1 { // the newest
+			s.create(workspace, KeyID(index+1))
+		}
+		if change := w.next(); change.Head.Head.Sequence != int64(index+3) || change.Head.WorkspaceID != "w" {
+			s.Errorf("Watch after point %d: %+v", index, change.Head)
+		}
+		w.cancel()
+		point.Hash[0] ^= 1
+		w = s.watchAfter(point)
+		if err := w.end(); !errors.Is(err, storage.ErrHistoryChanged) {
+			s.Errorf("Watch after another change at revision %d: %v, want ErrHistoryChanged", point.Revision, err)
+		}
+		w.cancel()
+	}
+}
+
 // followOrGap watches after a revision. It expects ErrGap at once, or one change of each of these
 // workspaces, in this order.
 func (s *suite) followOrGap(after int64, want []string) {
 	s.Helper()
 	seen := 0
-	for change, err := range s.store.Watch(s.ctx, after) {
+	for change, err := range s.store.Watch(s.ctx, at(after)) {
 		if err != nil {
 			if !errors.Is(err, storage.ErrGap) || seen > 0 {
 				s.Errorf("Watch: %v after %d changes, want ErrGap at once or all of them", err, seen)
@@ -289,7 +321,7 @@ func testLoadThenWatch(s *suite) {
 			}
 		}()
 		followed, last := 0, position.Revision
-		for change, err := range s.store.Watch(ctx, position.Revision) {
+		for change, err := range s.store.Watch(ctx, position.Barrier()) {
 			if err != nil {
 				if !errors.Is(err, context.Canceled) {
 					s.Errorf("Watch after what Load returned: %v", err)
@@ -317,7 +349,7 @@ func testWatchManyChanges(s *suite) {
 	const workspaces, changes = 64, 25
 	w := s.watch(0)
 	defer w.cancel()
-	slow := s.store.Watch(s.ctx, 0)
+	slow := s.store.Watch(s.ctx, at(0))
 	var group sync.WaitGroup
 	for index := range workspaces {
 		group.Go(func() {

@@ -1767,7 +1767,7 @@ type FeedRecord struct {
 	// The key id or member id. Empty for workspaces and the policy.
 	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
 	// Hash of the audit event that was committed with the change. It identifies the history
-	// that the record belongs to.
+	// that the record belongs to. A fence has no event; 32 bytes that were drawn take its place.
 	AuditHash     []byte `protobuf:"bytes,5,opt,name=audit_hash,json=auditHash,proto3" json:"audit_hash,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

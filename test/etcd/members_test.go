@@ -1,0 +1,540 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+	"github.com/scribe-mail/keysvc/test/trio"
+)
+
+// patience bounds the waits of tests that break members. Only a test that hangs reaches it.
+const patience = 2 * time.Minute
+
+// replica is a store over three members that the test can break, with the wires that lead to them.
+type replica struct {
+	*etcdstore.Store
+	*trio.Source
+
+	t *testing.T
+	// members are the members in the order in which the store knows them.
+	members []*trio.Member
+	// watched are the members that watches were opened at.
+	watched chan *trio.Member
+}
+
+// newReplica returns a store that asks a member first. Its wires have the name, which is used once.
+func newReplica(t *testing.T, cluster *trio.Trio, name string, first *trio.Member, config etcdstore.Config) *replica {
+	t.Helper()
+	source, err := cluster.Source(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &replica{Source: source, t: t, watched: make(chan *trio.Member, 1000)}
+	for offset := range cluster.Members {
+		member := cluster.Members[(first.Index+offset)%len(cluster.Members)]
+		r.members = append(r.members, member)
+		config.Members = append(config.Members, clientOf(t, source.To(member).Address()))
+	}
+	config.Connect = func(index int) (*clientv3.Client, error) {
+		r.watched <- r.members[index]
+		return dial(source.To(r.members[index]).Address())
+	}
+	r.Store = open(t, config)
+	return r
+}
+
+// position loads the store.
+func (r *replica) position(ctx context.Context) storage.Barrier {
+	r.t.Helper()
+	position, err := r.Load(ctx, func(storage.Item) error { return nil })
+	if err != nil {
+		r.t.Fatalf("Load: %v", err)
+	}
+	return position.Barrier()
+}
+
+// following is a watch in a goroutine, which ends with the test.
+type following struct {
+	changes chan *storage.Committed
+	err     chan error
+}
+
+// follow watches a store.
+func (r *replica) follow(ctx context.Context, after storage.Barrier) *following {
+	f := &following{changes: make(chan *storage.Committed, 1000), err: make(chan error, 1)}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() {
+		for change, err := range r.Watch(ctx, after) {
+			if err != nil {
+				f.err <- err
+				return
+			}
+			f.changes <- change
+		}
+	})
+	r.t.Cleanup(func() { cancel(); running.Wait() })
+	return f
+}
+
+// until returns once the watch has yielded a revision.
+func (f *following) until(ctx context.Context, t *testing.T, revision int64) *storage.Committed {
+	t.Helper()
+	for {
+		select {
+		case change := <-f.changes:
+			if change.Revision >= revision {
+				return change
+			}
+		case err := <-f.err:
+			t.Fatalf("Watch: %v", err)
+		case <-ctx.Done():
+			t.Fatalf("Watch has not come to revision %d", revision)
+		}
+	}
+}
+
+// newCluster returns a cluster that the test may break.
+func newCluster(t *testing.T) (*trio.Trio, context.Context) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return trio.New(t, trio.Config{Programs: &trio.Programs{Etcd: program}}), ctx
+}
+
+// counted counts what is sent to a member, and may refuse it.
+type counted struct {
+	clientv3.KV
+	sent atomic.Int64
+	err  atomic.Pointer[error]
+}
+
+// Txn implements clientv3.KV.
+func (c *counted) Txn(ctx context.Context) clientv3.Txn {
+	c.sent.Add(1)
+	if err := c.err.Load(); err != nil {
+		return refusing{*err}
+	}
+	return c.KV.Txn(ctx)
+}
+
+// refusing is a transaction that fails.
+type refusing struct{ err error }
+
+func (r refusing) If(...clientv3.Cmp) clientv3.Txn        { return r }
+func (r refusing) Then(...clientv3.Op) clientv3.Txn       { return r }
+func (r refusing) Else(...clientv3.Op) clientv3.Txn       { return r }
+func (r refusing) Commit() (*clientv3.TxnResponse, error) { return nil, r.err }
+
+// TestHealthyMembersAreAskedOnce: as long as the member that answered last answers in time, nothing is sent to the
+// others. An error goes on to the next member at once, and that one is asked first from then on.
+func TestHealthyMembersAreAskedOnce(t *testing.T) {
+	t.Parallel()
+	const reads = 50
+	clients, counts := newClients(t), make([]*counted, 3)
+	for index, client := range clients {
+		counts[index] = &counted{KV: client.KV}
+		client.KV = counts[index]
+	}
+	store := open(t, etcdstore.Config{Members: clients, Prefix: newPrefix(), Hedge: time.Hour})
+	read := func(want ...int64) {
+		t.Helper()
+		for _, count := range counts {
+			count.sent.Store(0)
+		}
+		for range reads {
+			if _, err := store.Barrier(t.Context()); err != nil {
+				t.Fatalf("Barrier: %v", err)
+			}
+		}
+		for index, count := range counts {
+			if got := count.sent.Load(); got != want[index] {
+				t.Errorf("member %d got %d reads, want %d", index, got, want[index])
+			}
+		}
+	}
+	read(reads, 0, 0)
+	counts[0].err.Store(&errLost)
+	counts[1].err.Store(&errLost)
+	read(1, 1, reads)
+	counts[0].err.Store(nil)
+	read(0, 0, reads)
+	counts[2].err.Store(&errLost)
+	read(reads, 0, 1)
+}
+
+// TestStoppedMemberHoldsNoRead stops a member, which then keeps its connections and answers nothing.
+func TestStoppedMemberHoldsNoRead(t *testing.T) {
+	t.Parallel()
+	cluster, ctx := newCluster(t)
+	leader, err := cluster.Leader(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	follower, err := cluster.Follower(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, victim := range []struct {
+		role   string
+		member *trio.Member
+	}{{"follower", follower}, {"leader", leader}} {
+		r := newReplica(t, cluster, victim.role, victim.member, etcdstore.Config{})
+		workspace := storagetest.NewWorkspace(victim.role)
+		change := workspace.PutMember("member", "admin")
+		mustCommit(t, r, change)
+		workspace.Follow(change)
+		mustCommit(t, r, workspace.CreateKey(storagetest.KeyID(len(victim.role)), "request"))
+		if err := victim.member.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		for what, read := range map[string]func() error{
+			"Barrier": func() error { _, err := r.Barrier(ctx); return err },
+			"GetKey":  func() error { _, _, err := r.GetKey(ctx, victim.role, storagetest.KeyID(len(victim.role))); return err },
+			"ListMembers": func() error {
+				_, err := r.ListMembers(ctx, storage.Query{WorkspaceID: victim.role, Limit: 10})
+				return err
+			},
+			"Load": func() error { _, err := r.Load(ctx, func(storage.Item) error { return nil }); return err },
+		} {
+			longest := time.Duration(0)
+			for range 10 {
+				begun := time.Now()
+				if err := read(); err != nil {
+					t.Errorf("%s, with the %s stopped: %v", what, victim.role, err)
+				}
+				longest = max(longest, time.Since(begun))
+			}
+			// A member that holds reads does so until the timeout of 5 s; an election takes up to 2 s.
+			if longest > 4*time.Second {
+				t.Errorf("%s, with the %s stopped, took %s", what, victim.role, longest)
+			}
+			t.Logf("%s, with the %s stopped: %s at most", what, victim.role, longest)
+		}
+		if err := victim.member.Continue(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestStuckWatchIsOpenedElsewhere stops the member that is watched.
+func TestStuckWatchIsOpenedElsewhere(t *testing.T) {
+	t.Parallel()
+	cluster, ctx := newCluster(t)
+	victim, err := cluster.Follower(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newReplica(t, cluster, "a", victim, etcdstore.Config{})
+	workspace := storagetest.NewWorkspace("w")
+	watch := r.follow(ctx, r.position(ctx))
+	change := workspace.PutMember("member", "admin")
+	watch.until(ctx, t, mustCommit(t, r, change))
+	workspace.Follow(change)
+	if first := <-r.watched; first != victim {
+		t.Fatalf("%s is watched, want %s", first.Name(), victim.Name())
+	}
+	if err := victim.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	other := newReplica(t, cluster, "b", cluster.Members[(victim.Index+1)%3], etcdstore.Config{})
+	revision := mustCommit(t, other, workspace.CreateKey(storagetest.KeyID(1)))
+	begun := time.Now()
+	barrier, err := r.Barrier(ctx)
+	if err != nil || barrier.Revision != revision {
+		t.Fatalf("Barrier: %+v, %v, want revision %d", barrier, err, revision)
+	}
+	watch.until(ctx, t, revision)
+	t.Logf("the watch came to the barrier in %s", time.Since(begun))
+	if second := <-r.watched; second == victim {
+		t.Errorf("%s is watched again", victim.Name())
+	}
+	if err := victim.Continue(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSlowConsumerIsNoStuckWatch: a watch whose consumer takes its time stays where it is.
+func TestSlowConsumerIsNoStuckWatch(t *testing.T) {
+	t.Parallel()
+	const stuck = 300 * time.Millisecond
+	clients := newClients(t)
+	var opened atomic.Int64
+	store := open(t, etcdstore.Config{
+		Members: clients, Prefix: newPrefix(), Stuck: stuck,
+		Connect: func(member int) (*clientv3.Client, error) { opened.Add(1); return dial(endpoints[member]) },
+	})
+	workspace, newest := storagetest.NewWorkspace("w"), int64(0)
+	for number := range 4 {
+		change := workspace.PutMember("member", fmt.Sprint("role ", number))
+		newest = mustCommit(t, store, change)
+		workspace.Follow(change)
+	}
+	for change, err := range store.Watch(t.Context(), storage.Barrier{}) {
+		if err != nil {
+			t.Fatalf("Watch: %v", err)
+		}
+		if change.Revision == newest {
+			break
+		}
+		// The consumer is busy for longer than a watch may take.
+		for begun := time.Now(); time.Since(begun) < stuck*3/2; {
+			if _, err := store.Barrier(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := opened.Load(); got != 1 {
+		t.Errorf("the watch was opened %d times, want once", got)
+	}
+}
+
+// TestCommitGoesOnAtAnotherMemberAndHappensOnce stops the member that a commit is sent to, again and again. The lost
+// transactions arrive when the member continues.
+func TestCommitGoesOnAtAnotherMemberAndHappensOnce(t *testing.T) {
+	t.Parallel()
+	cluster, ctx := newCluster(t)
+	observer := newReplica(t, cluster, "observer", cluster.Members[0], etcdstore.Config{})
+	workspace, model := storagetest.NewWorkspace("w"), storagetest.NewModel()
+	first := workspace.PutMember("member", "admin")
+	model.Apply(first, mustCommit(t, observer, first))
+	workspace.Follow(first)
+	for round := range 4 {
+		leader, err := cluster.Leader(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		victim := leader
+		if round%2 == 0 {
+			if victim, err = cluster.Follower(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := newReplica(t, cluster, fmt.Sprint("r", round), victim, etcdstore.Config{Timeout: 20 * time.Second})
+		create := workspace.CreateKey(storagetest.KeyID(round), fmt.Sprint("request ", round))
+		if err := victim.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		begun, conflicts := time.Now(), 0
+		for {
+			revision, err := r.Commit(ctx, create)
+			if err == nil {
+				model.Apply(create, revision)
+				workspace.Follow(create)
+				break
+			}
+			// The manager does this: it follows the fence, and makes the change anew.
+			if !errors.Is(err, storage.ErrConflict) {
+				t.Fatalf("Commit: %v, want a conflict with the fence", err)
+			}
+			conflicts++
+			workspace.Head = headOf(ctx, t, r, "w")
+			create = workspace.CreateKey(storagetest.KeyID(round), fmt.Sprint("request ", round))
+		}
+		t.Logf("with %s stopped (leader %t): %d conflicts, %s", victim.Name(), victim == leader, conflicts, time.Since(begun))
+		if err := victim.Continue(); err != nil {
+			t.Fatal(err)
+		}
+		if err := victim.Ready(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	model.Compare(t, observer)
+	report, err := etcdstore.Check(ctx, etcdstore.Config{Members: []*clientv3.Client{clientOf(t, observer.Endpoints()[0])}})
+	if err != nil || len(report.Problems) > 0 {
+		t.Errorf("Check: %v, %v", report.Problems, err)
+	}
+	// Every event is of a change that was acknowledged.
+	page, err := observer.ListAuditEvents(ctx, storage.Query{WorkspaceID: "w", Limit: 100})
+	if err != nil || len(page.Events) != 5 {
+		t.Errorf("%d events, %v, want 5", len(page.Events), err)
+	}
+}
+
+// headOf returns a workspace's head.
+func headOf(ctx context.Context, t *testing.T, store storage.Store, workspaceID string) storage.Head {
+	t.Helper()
+	var head storage.Head
+	_, err := store.Load(ctx, func(item storage.Item) error {
+		if item.Head != nil && item.Head.WorkspaceID == workspaceID {
+			head = item.Head.Head
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatalf("Load: %v", err)
+	}
+	return head
+}
+
+// TestOlderDataIsErrHistoryChanged puts an older copy of the cluster's data back under a replica that is cut off. A
+// key was revoked since the copy. The replica must not go on, however many changes were made on the older data meanwhile:
+// none, just as many, or more.
+func TestOlderDataIsErrHistoryChanged(t *testing.T) {
+	t.Parallel()
+	cluster, ctx := newCluster(t)
+	for _, more := range []int{-1, 0, 1, 5} {
+		t.Run(fmt.Sprint(more), func(t *testing.T) {
+			config := etcdstore.Config{Prefix: fmt.Sprintf("/older%d/", more), Timeout: 20 * time.Second}
+			r := newReplica(t, cluster, fmt.Sprint("cut", more), cluster.Members[0], config)
+			other := newReplica(t, cluster, fmt.Sprint("other", more), cluster.Members[1], config)
+			workspace := storagetest.NewWorkspace("w")
+			watch := r.follow(ctx, r.position(ctx))
+			do := func(change *storage.Change) int64 {
+				t.Helper()
+				revision := mustCommit(t, other, change)
+				workspace.Follow(change)
+				return revision
+			}
+			do(workspace.PutMember("member", "admin"))
+			create := workspace.CreateKey(storagetest.KeyID(1))
+			before := do(create)
+			then := *workspace
+			copies := filepath.Join(t.TempDir(), "copies")
+			if err := cluster.CopyData(copies); err != nil {
+				t.Fatal(err)
+			}
+			applied := do(workspace.RevokeKey(create.PutKeys[0]))
+			watch.until(ctx, t, applied)
+			r.Wires.Cut()
+			if err := cluster.PutData(ctx, copies); err != nil {
+				t.Fatal(err)
+			}
+			// The other replica was started anew.
+			other = newReplica(t, cluster, fmt.Sprint("anew", more), cluster.Members[1], config)
+			workspace = &then
+			for newest := before; newest < applied+int64(more); {
+				if newest = do(workspace.PutMember("member", fmt.Sprint("role ", newest))); newest > applied+int64(more) {
+					t.Fatalf("revision %d, want %d", newest, applied+int64(more))
+				}
+			}
+			r.Wires.Mend()
+			select {
+			case err := <-watch.err:
+				if !errors.Is(err, storage.ErrHistoryChanged) {
+					t.Errorf("Watch: %v, want ErrHistoryChanged", err)
+				}
+			case change := <-watch.changes:
+				t.Errorf("Watch went on with %+v", change)
+			case <-ctx.Done():
+				t.Error("Watch stays silent")
+			}
+		})
+	}
+}
+
+// breaks is a log that counts how often watches have broken off.
+type breaks struct {
+	slog.Handler
+	reached chan int64
+}
+
+func (b *breaks) Handle(_ context.Context, record slog.Record) error {
+	record.Attrs(func(attribute slog.Attr) bool {
+		if attribute.Key == "broken" {
+			b.reached <- attribute.Value.Int64()
+		}
+		return true
+	})
+	return nil
+}
+
+func (b *breaks) Enabled(context.Context, slog.Level) bool { return true }
+
+// TestOutageResumesTheWatch: whatever an outage of etcd breaks, the watch goes on afterwards without a load. Only if
+// what was applied last has been compacted meanwhile, the store must be loaded.
+func TestOutageResumesTheWatch(t *testing.T) {
+	t.Parallel()
+	cluster, ctx := newCluster(t)
+	log := &breaks{slog.DiscardHandler, make(chan int64, 1000)}
+	config := etcdstore.Config{Prefix: "/outage/"}
+	r := newReplica(t, cluster, "cut", cluster.Members[0], etcdstore.Config{Prefix: config.Prefix, Timeout: time.Second, Log: slog.New(log)})
+	other := newReplica(t, cluster, "other", cluster.Members[1], config)
+	workspace := storagetest.NewWorkspace("w")
+	watch := r.follow(ctx, r.position(ctx))
+	do := func(change *storage.Change) int64 {
+		t.Helper()
+		revision := mustCommit(t, other, change)
+		workspace.Follow(change)
+		return revision
+	}
+	outage := func() {
+		t.Helper()
+		for broken := int64(0); broken < 8; {
+			select {
+			case broken = <-log.reached:
+			case err := <-watch.err:
+				t.Fatalf("Watch: %v", err)
+			case <-ctx.Done():
+				t.Fatal("the watch does not break off")
+			}
+		}
+	}
+	watch.until(ctx, t, do(workspace.PutMember("member", "admin")))
+	for name, breaking := range map[string][2]func(){
+		"cut":  {r.Wires.Cut, r.Wires.Mend},
+		"held": {r.Wires.Hold, r.Wires.Mend},
+	} {
+		breaking[0]()
+		// A caller of the replica makes it notice wires that are held.
+		ended, asking := make(chan struct{}), sync.WaitGroup{}
+		asking.Go(func() {
+			for {
+				select {
+				case <-ended:
+					return
+				default:
+					_, _ = r.Barrier(ctx)
+				}
+			}
+		})
+		revisions := []int64{do(workspace.PutMember("member", name)), do(workspace.PutMember("member", "admin"))}
+		if name == "cut" {
+			outage()
+		}
+		breaking[1]()
+		var got []int64
+		for len(got) < len(revisions) {
+			select {
+			case change := <-watch.changes:
+				got = append(got, change.Revision)
+			case err := <-watch.err:
+				t.Fatalf("Watch, %s: %v", name, err)
+			case <-ctx.Done():
+				t.Fatalf("Watch, %s: not resumed", name)
+			}
+		}
+		if !slices.Equal(got, revisions) {
+			t.Errorf("Watch, %s: revisions %d, want %d", name, got, revisions)
+		}
+		close(ended)
+		asking.Wait()
+	}
+	r.Wires.Cut()
+	do(workspace.PutMember("member", "owner"))
+	if err := cluster.Compact(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.Wires.Mend()
+	select {
+	case err := <-watch.err:
+		if !errors.Is(err, storage.ErrGap) || errors.Is(err, storage.ErrHistoryChanged) {
+			t.Errorf("Watch after a compaction: %v, want ErrGap", err)
+		}
+	case <-ctx.Done():
+		t.Error("Watch after a compaction stays silent")
+	}
+}
