@@ -17,6 +17,10 @@ type Condition struct {
 	// Epoch is the store's, and Revision what validations reflect.
 	Epoch    string
 	Revision int64
+	// Schema is the store's, NewestSchema the newest that this program reads, and StoreKind what the store is
+	// kept in.
+	Schema, NewestSchema int32
+	StoreKind            string
 	// LastCommit is the time of the newest change, and LastBackup that of the newest backup. Zero if
 	// there was none, or if that is not known.
 	LastCommit, LastBackup time.Time

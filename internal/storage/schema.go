@@ -34,6 +34,23 @@ const (
 	Newest = SchemaHeld
 )
 
+// SchemaOf returns the schema of a store by its settings; settings is nil if it has none.
+func SchemaOf(settings *storagev1.SettingsRecord) int32 {
+	if settings.GetSchema() == 0 {
+		return SchemaIntegrity
+	}
+	return settings.GetSchema()
+}
+
+// CheckSchema returns ErrNewer if the settings of a store say that it has a schema beyond Newest. The store
+// must not be served then.
+func CheckSchema(settings *storagev1.SettingsRecord) error {
+	if schema := SchemaOf(settings); schema > Newest || schema < SchemaIntegrity {
+		return fmt.Errorf("%w: schema %d, this version knows up to %d", ErrNewer, schema, Newest)
+	}
+	return nil
+}
+
 // requiring is a record that says which schema its readers must know at least.
 type requiring interface{ GetMinSchema() uint32 }
 

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -168,7 +169,7 @@ var errNoHeader error = &storage.DamagedError{Kind: "header", Name: nameHeader, 
 
 // open reads the header.
 func (s *Store) open(ctx context.Context) error {
-	response, err := s.read(ctx, s.get(nameHeader))
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameSettings))
 	if err != nil {
 		return err
 	}
@@ -180,8 +181,18 @@ func (s *Store) open(ctx context.Context) error {
 	if err := storage.Decode("header", nameHeader, stored.Value, header); err != nil {
 		return err
 	}
-	if header.GetSchema() > storage.Schema {
-		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, header.GetSchema(), storage.Schema)
+	if header.GetSchema() > storage.Newest {
+		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, header.GetSchema(), storage.Newest)
+	}
+	// The schema is raised in the settings, so that the header, which every transaction compares, stays the same.
+	if pair := first(response, 1); pair != nil {
+		settings := &storagev1.SettingsRecord{}
+		// Settings that cannot be read end the load.
+		if payload, err := storage.Unframe("settings", nameSettings, pair.Value); err == nil && proto.Unmarshal(payload, settings) == nil {
+			if err := storage.CheckSchema(settings); err != nil {
+				return err
+			}
+		}
 	}
 	if header.GetSchema() < 1 || header.GetEpoch() == "" {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}
