@@ -97,7 +97,7 @@ func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 		name, value string
 		want        error
 	}{
-		"newer schema":          {"data/header", header(&storagev1.HeaderRecord{Schema: storage.Schema + 1, Epoch: "e"}), storage.ErrNewer},
+		"newer schema":          {"data/header", header(&storagev1.HeaderRecord{Schema: storage.Newest + 1, Epoch: "e"}), storage.ErrNewer},
 		"older schema":          {"data/header", header(&storagev1.HeaderRecord{Schema: storage.SchemaFirst, Epoch: "e"}), storage.ErrOlder},
 		"header without schema": {"data/header", header(&storagev1.HeaderRecord{Epoch: "e"}), storage.ErrDamaged},
 		"header without epoch":  {"data/header", header(&storagev1.HeaderRecord{Schema: 1}), storage.ErrDamaged},
