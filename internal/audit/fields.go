@@ -290,6 +290,13 @@ func SettingsFields(before, after *storagev1.SettingsRecord) []*storagev1.FieldC
 		return of.AsDuration().String()
 	}
 	altered.text("staleness", duration(before.GetStaleness()), duration(after.GetStaleness()))
+	schema := func(of *storagev1.SettingsRecord) string {
+		if of.GetSchema() == 0 {
+			return ""
+		}
+		return strconv.Itoa(int(of.GetSchema()))
+	}
+	altered.text("schema", schema(before), schema(after))
 	altered.text("previous_staleness", duration(before.GetPreviousStaleness()), duration(after.GetPreviousStaleness()))
 	return altered
 }

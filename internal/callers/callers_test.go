@@ -160,6 +160,7 @@ func TestMethodsNeedTheRightOfTheContract(t *testing.T) {
 		service + "PolicyService/ApplyPolicy":           access.Administer,
 		service + "SettingsService/GetSettings":         access.Known,
 		service + "SettingsService/SetStaleness":        access.Administer,
+		service + "SettingsService/FinishUpgrade":       access.Administer,
 		service + "AuditService/ListAuditEvents":        access.Audit,
 		service + "AuditService/ExplainKey":             access.Audit,
 		service + "BackupService/Backup":                access.Administer,

@@ -104,8 +104,9 @@ var methods = map[string]Method{
 	keysvcv1.PolicyService_GetPolicy_FullMethodName:   {access.Known, Read},
 	keysvcv1.PolicyService_ApplyPolicy_FullMethodName: {access.Administer, Change},
 
-	keysvcv1.SettingsService_GetSettings_FullMethodName:  {access.Known, Read},
-	keysvcv1.SettingsService_SetStaleness_FullMethodName: {access.Administer, Change},
+	keysvcv1.SettingsService_GetSettings_FullMethodName:   {access.Known, Read},
+	keysvcv1.SettingsService_SetStaleness_FullMethodName:  {access.Administer, Change},
+	keysvcv1.SettingsService_FinishUpgrade_FullMethodName: {access.Administer, Change},
 
 	keysvcv1.AuditService_ListAuditEvents_FullMethodName: {access.Audit, Read},
 	keysvcv1.AuditService_ExplainKey_FullMethodName:      {access.Audit, Read},

@@ -21,6 +21,9 @@ const (
 	// Interval is the longest time that should pass between two readings of the clock. A
 	// reading notices that the machine slept even if the wall clock does not show it.
 	Interval = time.Second
+	// Apart is how far a clock may differ from the times of the changes that other processes make. No
+	// time is followed that is further ahead.
+	Apart = time.Minute
 	// slewing is the share of the time that passed by which the clock runs slower while it is
 	// ahead of the wall clock: by 1/2000, until both agree again. Kernels correct clocks at
 	// this speed, too.
@@ -57,6 +60,9 @@ type Config struct {
 //   - It does not follow a jump, a step forward of more than Tolerance in which no time
 //     passed. From the first jump on it only counts the time that passes.
 //
+// With Follow it also goes on from times that other processes have stamped, so that several
+// processes over one store agree about what has happened before.
+//
 // Its times are in UTC and without a monotonic reading. Its methods may be called from
 // many goroutines.
 type Clock struct {
@@ -80,7 +86,18 @@ type Clock struct {
 type reading struct {
 	wall   time.Time     // as it was read, with its monotonic part
 	passed time.Duration // from Config.Passed
-	shown  int64         // the time that the Clock showed, in Unix nanoseconds
+	own    int64         // the time by the clocks of this machine alone, in Unix nanoseconds
+	// led is the time that goes on from the latest one that was followed, in Unix nanoseconds. The
+	// Clock shows it while it is ahead of own; it runs slower then. 0 if nothing was followed.
+	led int64
+}
+
+// lead returns led after elapsed has passed, which may be before the own time; 0 if nothing was followed.
+func (r *reading) lead(elapsed time.Duration) int64 {
+	if r.led <= r.own {
+		return 0
+	}
+	return r.led + int64(elapsed-elapsed/slewing)
 }
 
 // New returns a clock.
@@ -108,20 +125,62 @@ func Steady(now func() time.Time, floor time.Time) func() time.Time {
 
 // Now returns the time.
 func (c *Clock) Now() time.Time {
+	own, led := c.times()
+	return c.show(max(own, led))
+}
+
+// Own returns the time by the clocks of this machine alone, without what Follow was told.
+func (c *Clock) Own() time.Time {
+	own, _ := c.times()
+	return time.Unix(0, own).UTC()
+}
+
+// Follow makes the clock show at least a time that another process has stamped, and go on from there:
+// while it is ahead of its own time it runs slower by 1/2000. It does not follow a time that is more than
+// Apart ahead of its own, because a single wrong clock would then set all others forward. It reports
+// whether the clock shows at least that time now.
+func (c *Clock) Follow(stamp time.Time) bool {
+	if !stamp.After(time.Unix(0, c.latest.Load())) {
+		return true
+	}
+	if !stamp.After(c.Now()) {
+		return true
+	}
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	last := c.read()
+	if stamp.Sub(time.Unix(0, last.own)) > Apart {
+		return false
+	}
+	next := *last
+	next.led = max(next.led, stamp.UnixNano())
+	c.last.Store(&next)
+	c.show(next.led)
+	return true
+}
+
+// times returns the own time, and the time that goes on from what was followed, in Unix nanoseconds.
+func (c *Clock) times() (own, led int64) {
 	wall, last := c.wall(), c.last.Load()
+	elapsed := time.Duration(0)
+	if last != nil && !c.bare {
+		elapsed = max(0, wall.Sub(last.wall))
+		step := time.Duration(wall.UnixNano()-last.wall.UnixNano()) - elapsed
+		if step > noise || step < -noise || elapsed > Interval {
+			last = nil
+		}
+	}
 	if last == nil || c.bare {
-		return c.show(c.read())
+		c.mutex.Lock()
+		defer c.mutex.Unlock()
+		last = c.read()
+		return last.own, last.led
 	}
-	elapsed := max(0, wall.Sub(last.wall))
-	step := time.Duration(wall.UnixNano()-last.wall.UnixNano()) - elapsed
-	if step > noise || step < -noise || elapsed > Interval {
-		return c.show(c.read())
-	}
-	now := last.shown + int64(elapsed)
+	own = last.own + int64(elapsed)
 	if c.jump.Load() == nil {
-		now = follow(last, wall, elapsed)
+		own = follow(last, wall, elapsed)
 	}
-	return c.show(now)
+	return own, last.lead(elapsed)
 }
 
 // Latest returns the later of the wall clock and Now after a jump, because nobody knows
@@ -160,27 +219,24 @@ func (c *Clock) show(now int64) time.Time {
 // follow returns what a Clock that follows the wall clock shows, in Unix nanoseconds, when
 // elapsed has passed since the reading last.
 func follow(last *reading, wall time.Time, elapsed time.Duration) int64 {
-	counted := last.shown + int64(elapsed)
-	if last.shown > last.wall.UnixNano() {
+	counted := last.own + int64(elapsed)
+	if last.own > last.wall.UnixNano() {
 		counted -= int64(elapsed / slewing)
 	}
 	return max(wall.UnixNano(), counted)
 }
 
-// read reads all clocks, replaces the last reading, and returns what the Clock shows, in
-// Unix nanoseconds.
-func (c *Clock) read() int64 {
-	c.mutex.Lock()
-	defer c.mutex.Unlock()
+// read reads all clocks, replaces the last reading, and returns the new one. mutex is held.
+func (c *Clock) read() *reading {
 	last, next := c.last.Load(), &reading{wall: c.wall()}
 	if c.passed != nil {
 		next.passed = c.passed()
 	}
 	if last == nil {
 		c.since = next.passed
-		next.shown = max(next.wall.UnixNano(), c.latest.Load())
+		next.own = max(next.wall.UnixNano(), c.latest.Load())
 		c.last.Store(next)
-		return next.shown
+		return next
 	}
 	explained := max(0, next.passed-last.passed)
 	elapsed := explained
@@ -192,12 +248,13 @@ func (c *Clock) read() int64 {
 			elapsed = explained
 		}
 	}
-	next.shown = last.shown + int64(elapsed)
+	next.own = last.own + int64(elapsed)
 	if c.jump.Load() == nil && !c.jumps(last, next, explained) {
-		next.shown = follow(last, next.wall, elapsed)
+		next.own = follow(last, next.wall, elapsed)
 	}
+	next.led = last.lead(elapsed)
 	c.last.Store(next)
-	return next.shown
+	return next
 }
 
 // jumps reports whether the wall clock has jumped, and remembers the jump. explained is the
@@ -209,14 +266,14 @@ func (c *Clock) jumps(last, next *reading, explained time.Duration) bool {
 	if next.passed-c.since > day {
 		c.steps, c.since = 0, next.passed
 	}
-	// A wall clock that was set back, and then right again, only catches up with what the
-	// Clock shows: that is no step.
-	if step := time.Duration(next.wall.UnixNano() - last.shown - int64(explained)); step > noise {
+	// A wall clock that was set back, and then right again, only catches up with the own time: that is
+	// no step.
+	if step := time.Duration(next.wall.UnixNano() - last.own - int64(explained)); step > noise {
 		c.steps += step
 	}
 	if c.steps <= Tolerance {
 		return false
 	}
-	c.jump.Store(&Jump{Time: time.Unix(0, next.shown).UTC(), Wall: next.wall.Round(0).UTC()})
+	c.jump.Store(&Jump{Time: time.Unix(0, next.own).UTC(), Wall: next.wall.Round(0).UTC()})
 	return true
 }

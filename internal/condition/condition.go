@@ -17,6 +17,10 @@ type Condition struct {
 	// Epoch is the store's, and Revision what validations reflect.
 	Epoch    string
 	Revision int64
+	// Schema is the store's, NewestSchema the newest that this program reads, and StoreKind what the store is
+	// kept in.
+	Schema, NewestSchema int32
+	StoreKind            string
 	// LastCommit is the time of the newest change, and LastBackup that of the newest backup. Zero if
 	// there was none, or if that is not known.
 	LastCommit, LastBackup time.Time
@@ -80,6 +84,9 @@ type Clock struct {
 	Jumped bool
 	// WallAhead is how far the wall clock is ahead of the server's.
 	WallAhead time.Duration
+	// Apart is how far the clocks of the other servers are ahead of this server's, negative if they are
+	// behind it, if this server has shown that its clock differs from all of them; 0 if not.
+	Apart time.Duration
 	// Purges is set unless the server began so long after the newest change that it purges nothing.
 	Purges bool
 }

@@ -57,6 +57,7 @@ var broken = map[string]struct {
 	"clock-jumped": {func(c *condition.Condition) {
 		c.Clock = condition.Clock{Jumped: true, WallAhead: 3 * time.Hour, Purges: true}
 	}, "3 hours ahead"},
+	"clock-apart":       {func(c *condition.Condition) { c.Clock.Apart = -2 * time.Hour }, "2 hours behind this server's"},
 	"certificate-ended": {func(c *condition.Condition) { c.Certificate.End = now }, "has ended"},
 	"sessions-full":     {func(c *condition.Condition) { c.Sessions.Open = 100 }, "All 100"},
 	"store-rolled-back": {func(c *condition.Condition) { c.Sessions.Ahead = 1 }, "1 near-cache knew"},

@@ -83,6 +83,14 @@ var kinds = []kind{
 		return given(c.Clock.Jumped, "The wall clock was set forward (it is %s ahead): no key is created, and tokens that are expired by one of the two times are not decided on.",
 			length(max(0, c.Clock.WallAhead)))
 	}},
+	{"clock-apart", Error, "Find out which server's clock is wrong, and set it right. If it was ahead, start that server again.", func(c *Condition) string {
+		side := "ahead of"
+		if c.Clock.Apart < 0 {
+			side = "behind"
+		}
+		return given(c.Clock.Apart != 0, "The clocks of the other servers are %s %s this server's, and nobody knows which is right: no key is created, and tokens that are expired by one of the two times are not decided on.",
+			length(c.Clock.Apart.Abs()), side)
+	}},
 	{"certificate-ended", Error, "Put a new certificate in the place of the old one. The server reads it by itself.", func(c *Condition) string {
 		return given(c.Certificate != nil && !c.Now.Before(c.Certificate.End), "The server's certificate has ended: nobody can connect with TLS.")
 	}},

@@ -50,8 +50,12 @@ func (s Settings) withoutEtcd() error {
 		name string
 		set  bool
 	}{
-		{"etcd-endpoints", len(s.EtcdEndpoints) > 0}, {"etcd-ca", s.EtcdCA != ""}, {"etcd-cert", s.EtcdCert != ""},
-		{"etcd-key", s.EtcdKey != ""}, {"etcd-user", s.EtcdUser != ""}, {"etcd-password-file", s.EtcdPasswordFile != ""},
+		{"etcd-endpoints", len(s.EtcdEndpoints) > 0},
+		{"etcd-ca", s.EtcdCA != ""},
+		{"etcd-cert", s.EtcdCert != ""},
+		{"etcd-key", s.EtcdKey != ""},
+		{"etcd-user", s.EtcdUser != ""},
+		{"etcd-password-file", s.EtcdPasswordFile != ""},
 	}
 	for _, setting := range given {
 		if setting.set {

@@ -74,6 +74,12 @@ type Hooks struct {
 	NoticeAttempted func(NoticeAttempt)
 	// ClockJumped is called once, when the wall clock was set forward.
 	ClockJumped func(ClockJump)
+	// ClockApart is called when the server's clock differs by more than a minute from those of the other
+	// servers of the store, and when it no longer does.
+	ClockApart func(ClockApart)
+	// ChangeAhead is called for a change that another server has stamped more than a minute ahead of this
+	// server's clock, at most once a minute.
+	ChangeAhead func(ChangeAhead)
 	// AcceptFailed is called when a listener could not accept a connection.
 	AcceptFailed func(reason error)
 	// ConnectionsClosed is called when the server refuses or ends connections by itself: at once
@@ -295,6 +301,22 @@ type NoticeAttempt struct {
 type ClockJump struct {
 	// Wall is what the wall clock showed, and ByTimePassed the time without the step.
 	Wall, ByTimePassed time.Time
+}
+
+// ClockApart is a difference between the clocks of the servers of a store.
+type ClockApart struct {
+	// By is how far the others are ahead of this server's clock, negative if they are behind it; 0 if the
+	// clock is no longer apart.
+	By time.Duration
+}
+
+// ChangeAhead is a change with a time that this server's clock does not follow.
+type ChangeAhead struct {
+	// Revision is that of the change, and Time what it was stamped with.
+	Revision int64
+	Time     time.Time
+	// By is how far that is ahead of this server's clock.
+	By time.Duration
 }
 
 // ConnectionsClosed are connections that the server has refused or ended for one reason.

@@ -31,6 +31,8 @@ func Join(listeners ...Hooks) Hooks {
 		BackupsDeleted:  func(BackupsDeleted) {},
 		NoticeAttempted: func(NoticeAttempt) {},
 		ClockJumped:     func(ClockJump) {},
+		ClockApart:      func(ClockApart) {},
+		ChangeAhead:     func(ChangeAhead) {},
 		AcceptFailed:    func(error) {},
 
 		ConnectionsClosed: func(ConnectionsClosed) {},
@@ -61,6 +63,8 @@ func Join(listeners ...Hooks) Hooks {
 		join(&joined.BackupsDeleted, each.BackupsDeleted, first)
 		join(&joined.NoticeAttempted, each.NoticeAttempted, first)
 		join(&joined.ClockJumped, each.ClockJumped, first)
+		join(&joined.ClockApart, each.ClockApart, first)
+		join(&joined.ChangeAhead, each.ChangeAhead, first)
 		join(&joined.AcceptFailed, each.AcceptFailed, first)
 		join(&joined.ConnectionsClosed, each.ConnectionsClosed, first)
 	}

@@ -33,7 +33,7 @@ import (
 type Manager struct {
 	uses  storage.UsageReader // nil if the projection has all uses
 	store Store
-	// fencer is the store, if it can raise fences; otherwise nil.
+	// fencer is Config.Fencer.
 	fencer     storage.Fencer
 	projection *projection.Projection
 	now        func() time.Time
@@ -65,6 +65,9 @@ type Config struct {
 	Store Store
 	// Uses reads last-used times that other processes have recorded. Default: the projection has all.
 	Uses storage.UsageReader
+	// Fencer raises fences. A wrapper around a store hides that the store can do it, so give it with a
+	// wrapped Store. Default: Store, if it is one.
+	Fencer storage.Fencer
 	// Projection is what changes are checked against. The caller must have its Follow running: a
 	// change returns when the projection shows it. Required.
 	Projection *projection.Projection
@@ -113,7 +116,10 @@ func New(config Config) *Manager {
 	if manager.readOnly == nil {
 		manager.readOnly = func() bool { return false }
 	}
-	manager.fencer, _ = storage.FencerOf(config.Store)
+	manager.fencer = config.Fencer
+	if manager.fencer == nil {
+		manager.fencer, _ = storage.FencerOf(config.Store)
+	}
 	if manager.now == nil {
 		manager.now = time.Now
 	}

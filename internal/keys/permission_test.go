@@ -194,6 +194,10 @@ var wholes = map[string]func(ctx context.Context, m *keys.Manager, workspaces ac
 		_, _, err := m.SetStaleness(ctx, actorIn(w), time.Second)
 		return err
 	},
+	"FinishUpgrade": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {
+		_, _, err := m.FinishUpgrade(ctx, actorIn(w))
+		return err
+	},
 	"Sweep": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {
 		_, err := m.Sweep(ctx, actorIn(w))
 		return err

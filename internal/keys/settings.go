@@ -117,6 +117,42 @@ func (m *Manager) SetStaleness(ctx context.Context, actor audit.Actor, wanted ti
 	return before, position, err
 }
 
+// FinishUpgrade raises the schema of the store to storage.Newest, and returns the one before. Whoever calls
+// it has made sure that every server over the store knows that schema. Errors: CALLER_NOT_ALLOWED,
+// SETTINGS_NOT_STORED, storage.ErrDamaged, and those of the store and the context.
+func (m *Manager) FinishUpgrade(ctx context.Context, actor audit.Actor) (before int32, _ Position, _ error) {
+	if err := mayChangeAll(actor); err != nil {
+		return 0, Position{}, err
+	}
+	var fields problem.Fields
+	checkActor(&fields, actor)
+	if err := fields.Err(); err != nil {
+		return 0, Position{}, err
+	}
+	if m.settings == nil {
+		return 0, Position{}, problem.New(problem.SettingsNotStored,
+			"the store is a file, whose schema is raised when it is opened: nothing is to be done")
+	}
+	now := m.clock()
+	position, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
+		switch {
+		case view.DamagedSettings != nil:
+			return nil, view.DamagedSettings
+		case view.Settings == nil:
+			return nil, storage.ErrUnavailable // a server that starts is about to store them
+		}
+		if before = storage.SchemaOf(view.Settings.Record); before >= storage.Newest {
+			return nil, nil
+		}
+		record := proto.CloneOf(view.Settings.Record)
+		record.Schema = storage.Newest
+		change := settingsChange(actor, view.Settings.Record, record, now)
+		change.Event.Action = storagev1.AuditAction_AUDIT_ACTION_UPGRADE_FINISHED
+		return change, nil
+	})
+	return before, position, err
+}
+
 // previousStaleness returns the largest bound that leases may still have when another bound begins; 0
 // if none is larger (R9 of docs/replication.md). A server that starts then counts with it. It may be the bound
 // before the last one, if that was replaced a short time ago. Times of other servers' changes are

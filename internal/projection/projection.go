@@ -165,6 +165,11 @@ func (p *Projection) check(fresh *state, position storage.Position) error {
 	if !p.loaded && fresh.damagedPolicy != nil {
 		return fresh.damagedPolicy
 	}
+	if fresh.settings != nil {
+		if err := storage.CheckSchema(fresh.settings.Record); err != nil {
+			return err
+		}
+	}
 	if !p.loaded && fresh.damagedSettings != nil {
 		return fresh.damagedSettings
 	}
@@ -239,7 +244,7 @@ func (p *Projection) reload(ctx context.Context, retries *backoff.Backoff) error
 			return context.Cause(ctx)
 		case err == nil:
 			return nil
-		case errors.Is(err, storage.ErrHistoryChanged):
+		case errors.Is(err, storage.ErrHistoryChanged), errors.Is(err, storage.ErrNewer):
 			return err
 		}
 		p.log.ErrorContext(ctx, "loading anew failed; trying again", "error", err)
@@ -253,6 +258,12 @@ func (p *Projection) reload(ctx context.Context, retries *backoff.Backoff) error
 func (p *Projection) watch(ctx context.Context) error {
 	for change, err := range p.store.Watch(ctx, *p.applied.Load()) {
 		if err != nil {
+			return err
+		}
+		// A store that was raised to a schema that this version does not know is shown no longer: what comes
+		// from here on may mean something else.
+		if err := newerSchema(change); err != nil {
+			p.endFollow(err)
 			return err
 		}
 		// 1. Publish the change, because readers that see a revision rely on the publisher having

@@ -71,6 +71,18 @@ func (p *Projection) Settings() (*Settings, int64, error) {
 	return s.settings, s.revision, nil
 }
 
+// newerSchema returns ErrNewer if a change raises the schema beyond what this version knows.
+func newerSchema(change *storage.Committed) error {
+	for _, item := range change.Put {
+		if item.Settings != nil {
+			if err := storage.CheckSchema(item.Settings); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // publishSettings passes on the settings of a change.
 func (p *Projection) publishSettings(change *storage.Committed) {
 	for _, item := range change.Put {

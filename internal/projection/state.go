@@ -202,6 +202,9 @@ func (s *state) add(item storage.Item) error {
 
 // put stores one record in the state.
 func (s *state) put(item storage.Item) {
+	if damaged := storage.NotUnderstood(item); damaged != nil {
+		item = storage.Item{Damaged: damaged}
+	}
 	switch {
 	case item.Policy != nil:
 		s.policy, s.damagedPolicy = preparePolicy(item.Policy)

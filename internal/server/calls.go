@@ -67,6 +67,8 @@ type calls struct {
 	// connections are those of all listeners.
 	connections *connection.Set
 	grpc        map[config.Purpose]*grpc.Server
+	// names are those of the services that health is answered for.
+	names map[string]struct{}
 	// metrics serves the listeners of metrics; nil if the settings have none.
 	metrics *metrics.Endpoint
 	// tracing makes the spans of calls; nil if there are none.
@@ -99,7 +101,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		log:    s.log,
 		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.config.Judge),
 		health: health.NewServer(), hub: s.hub, connections: s.connections,
-		grpc:      make(map[config.Purpose]*grpc.Server),
+		grpc: make(map[config.Purpose]*grpc.Server), names: map[string]struct{}{"": {}},
 		beginStop: beginStop, failed: make(chan error, 1),
 	}
 	c.streams = newStreamBound(s, c.door)
@@ -142,7 +144,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		}
 		// Each listener answers health for the services of all listeners.
 		for name := range server.GetServiceInfo() {
-			c.health.SetServingStatus(name, grpc_health_v1.HealthCheckResponse_SERVING)
+			c.names[name] = struct{}{}
 		}
 		grpc_health_v1.RegisterHealthServer(server, c.health)
 		if all || purpose == config.PurposeManagement {
@@ -153,6 +155,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		}
 		c.grpc[purpose] = server.Server
 	}
+	c.setServing(true)
 	return c
 }
 
@@ -206,6 +209,18 @@ func (c *calls) serve(listener servedListener) error {
 		return nil
 	}
 	return err
+}
+
+// setServing makes the answers about health SERVING or NOT_SERVING. After a stop has begun they stay
+// NOT_SERVING.
+func (c *calls) setServing(serves bool) {
+	state := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+	if serves {
+		state = grpc_health_v1.HealthCheckResponse_SERVING
+	}
+	for name := range c.names {
+		c.health.SetServingStatus(name, state)
+	}
 }
 
 // cutOff closes listeners and connections at once, without waiting for handlers: they may

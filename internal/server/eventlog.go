@@ -127,6 +127,18 @@ func logEvents(log *slog.Logger) events.Hooks {
 			log.ErrorContext(ctx, "the wall clock was set forward, and nobody knows if it is right: until a restart no key is created or rotated with an overlap, and nothing is purged",
 				"wall", jump.Wall, "by_time_passed", jump.ByTimePassed, "ahead", jump.Wall.Sub(jump.ByTimePassed).Round(time.Second).String())
 		},
+		ClockApart: func(apart events.ClockApart) {
+			if apart.By == 0 {
+				log.InfoContext(ctx, "the clock agrees with those of the other servers again")
+				return
+			}
+			log.ErrorContext(ctx, "the clock differs from those of the other servers of the store, and nobody knows which is right: this server says NOT_SERVING, and makes only changes that take something away",
+				"others_ahead", apart.By.Round(time.Second).String())
+		},
+		ChangeAhead: func(change events.ChangeAhead) {
+			log.WarnContext(ctx, "another server has stamped a change far ahead of this server's clock, which does not follow",
+				"revision", change.Revision, "time", change.Time, "ahead", change.By.Round(time.Second).String())
+		},
 		AcceptFailed: func(reason error) {
 			log.WarnContext(ctx, "a connection cannot be accepted; those that are open go on, and new ones wait", "error", reason)
 		},

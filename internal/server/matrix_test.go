@@ -276,6 +276,11 @@ func memberRows() []row {
 			},
 		},
 		{ // the store is a file, which keeps no settings
+			method: keysvcv1.SettingsService_FinishUpgrade_FullMethodName, needs: access.Administer,
+			right: "FailedPrecondition SETTINGS_NOT_STORED", elsewhere: isNotAllowed, everything: true,
+			request: func(*scene, place) proto.Message { return &keysvcv1.FinishUpgradeRequest{} },
+		},
+		{ // the store is a file, which keeps no settings
 			method: keysvcv1.SettingsService_SetStaleness_FullMethodName, needs: access.Administer,
 			right: "FailedPrecondition SETTINGS_NOT_STORED", elsewhere: isNotAllowed, everything: true,
 			request: func(*scene, place) proto.Message {

@@ -14,9 +14,10 @@ import (
 	"github.com/scribe-mail/keysvc/internal/tally"
 )
 
-// observed returns a source that calls StoreDown and StoreBack. The projection follows it.
-func observed(source storage.Source, hooks events.Hooks) storage.Source {
-	watched := &observedSource{Source: source, hooks: hooks}
+// observed returns a source that calls StoreDown and StoreBack, and calls loaded with the position of each
+// load before the projection shows what was loaded. The projection follows it.
+func observed(source storage.Source, hooks events.Hooks, loaded func(storage.Position)) storage.Source {
+	watched := &observedSource{Source: source, hooks: hooks, position: loaded}
 	if local, has := storage.LocalBarrierOf(source); has {
 		return struct {
 			*observedSource
@@ -28,8 +29,9 @@ func observed(source storage.Source, hooks events.Hooks) storage.Source {
 
 type observedSource struct {
 	storage.Source
-	hooks events.Hooks
-	down  atomic.Bool
+	hooks    events.Hooks
+	position func(storage.Position)
+	down     atomic.Bool
 }
 
 // Watch implements storage.Source.
@@ -43,6 +45,13 @@ func (s *observedSource) Watch(ctx context.Context, after storage.Barrier) iter.
 				return
 			}
 		}
+	}
+}
+
+// OnResume implements storage.Resumer, for sources that resume their watches.
+func (s *observedSource) OnResume(call func()) {
+	if resumer, is := storage.ResumerOf(s.Source); is {
+		resumer.OnResume(call)
 	}
 }
 
@@ -67,16 +76,20 @@ func (s *observedSource) LoadViews(
 
 // loaded reports the store as back if a load has succeeded.
 func (s *observedSource) loaded(position storage.Position, err error) (storage.Position, error) {
+	if err == nil {
+		s.position(position)
+	}
 	if err == nil && s.down.Swap(false) {
 		s.hooks.StoreBack(position.Revision)
 	}
 	return position, err
 }
 
-// publisher is the hub, and calls ChangeCommitted.
+// publisher is the hub, and calls ChangeCommitted. Before that it calls follow.
 type publisher struct {
 	*feed.Hub
-	hooks events.Hooks
+	hooks  events.Hooks
+	follow func(*storage.Committed)
 }
 
 // Settings implements projection.Publisher.
@@ -90,6 +103,7 @@ func (p publisher) Settings(settings *projection.Settings) {
 
 // Publish implements projection.Publisher.
 func (p publisher) Publish(change *storage.Committed) {
+	p.follow(change)
 	p.Hub.Publish(change)
 	entry := change.Feed
 	kind, subject := kindOf(entry.GetKind()), events.Subject{WorkspaceID: entry.GetWorkspaceId()}

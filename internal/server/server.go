@@ -84,7 +84,8 @@ type Config struct {
 	RingSize int
 	// Ticks say when to look at files that may have changed. Default: a tick every 500 ms.
 	Ticks <-chan time.Time
-	// Wait waits until notices are looked for again, or sent again, and reports whether the context did
+	// Wait waits until notices are looked for again, or sent again, or until the wall clock is past the
+	// newest change at a start, and reports whether the context did
 	// not end meanwhile. Default: notices.Wait.
 	Wait func(ctx context.Context, duration time.Duration) bool
 	// Log receives what operators should know. Default: nothing.
@@ -136,6 +137,10 @@ type Server struct {
 	refusesChanges, readOnly atomic.Bool
 	// changing is keys, for setReadOnly, which may come before keys is set.
 	changing atomic.Pointer[keys.Manager]
+	// others compares the clock with those of the other servers of the store; nil if there can be none.
+	// reportedAhead is when a change with a time far ahead was reported last.
+	others        *clock.Others
+	reportedAhead time.Time
 	// sweeps is false if nothing may be purged until a later start.
 	sweeps bool
 	// sink writes the audit sink of a store that does not write it; nil without one.
@@ -225,6 +230,7 @@ func (s *Server) components() []component {
 		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
+		{name: "clocks of other servers", run: s.compareClocks},
 		{name: "files", run: s.watchFiles},
 		{name: "memory", run: s.returnMemory},
 		{name: "half-open calls", run: func(ctx context.Context) error { s.calls.gate.Run(ctx); return nil }},
@@ -255,7 +261,7 @@ func (s *Server) load(ctx context.Context) (err error) {
 	// From here on the store belongs to this process: a process that served it before has stopped.
 	s.started = time.Now() // leases go by the time that passes
 	s.began = s.wallClock()()
-	s.projection = projection.New(observed(s.config.Store, s.hooks), s.log)
+	s.projection = projection.New(observed(s.config.Store, s.hooks, s.followLoad), s.log)
 	if s.position, err = s.projection.Load(ctx); err != nil {
 		return fmt.Errorf("loading the store: %w", err)
 	}
@@ -285,7 +291,7 @@ func (s *Server) fillFeed(ctx context.Context) error {
 		MaxAge:      s.config.Settings.SessionAge,
 		Observer:    sessionObserver{s.hooks},
 	})
-	s.projection.PublishTo(publisher{s.hub, s.hooks})
+	s.projection.PublishTo(publisher{s.hub, s.hooks, s.followTime})
 	return nil
 }
 
@@ -302,8 +308,10 @@ func (s *Server) follow(ctx context.Context) error {
 // installPolicy makes the manager of keys, and stores a policy if the store has no policy.
 func (s *Server) installPolicy(ctx context.Context) error {
 	uses, _ := storage.UsageReaderOf(s.config.Store)
+	fencer, _ := storage.FencerOf(s.config.Store)
 	s.keys = keys.New(keys.Config{
-		Store: s.tracing.Store(s.config.Store), Uses: uses, Projection: s.projection, Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.clock.Latest,
+		Store: ownCommits(s.tracing.Store(s.config.Store), s.others), Uses: uses, Fencer: fencer, Projection: s.projection,
+		Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.latestTime,
 		TokensRefused: s.config.Settings.Tokens == config.TokensRefused, ReadOnly: s.refusesChanges.Load,
 		Settings: s.settingsKeeper(), Staleness: s.ownStaleness(),
 		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
@@ -407,7 +415,7 @@ func (s *Server) pruneAudit(ctx context.Context) {
 // startCalls makes the services, and begins to serve the listeners.
 func (s *Server) startCalls(context.Context) error {
 	validator := validation.New(s.projection, s.tracing.Store(s.config.Store), s.clock.Now)
-	validator.DoubtTime(s.clock.Latest)
+	validator.DoubtTime(s.latestTime)
 	validator.RecordTo(s.recorder)
 	if s.config.Settings.Tokens == config.TokensRefused {
 		validator.RefuseTokens()

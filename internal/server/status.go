@@ -66,6 +66,16 @@ func (s *Server) condition(ctx context.Context) *condition.Condition {
 		Damaged: int64(totals.Damaged), PolicyDamaged: policyErr != nil,
 		Clock: condition.Clock{Jumped: s.clockJumped(), WallAhead: s.wallClock()().Sub(now), Purges: s.sweeps},
 	}
+	c.NewestSchema, c.StoreKind = storage.Newest, "bbolt"
+	if s.settingsKeeper() != nil {
+		c.StoreKind = "etcd"
+		if settings, _, err := s.projection.Settings(); err == nil {
+			c.Schema = storage.SchemaOf(settings.Record)
+		}
+	}
+	if s.others != nil {
+		c.Clock.Apart = s.others.By()
+	}
 	backups := s.backups.State()
 	c.LastBackup, c.BackupFailures = backups.Last.Time, int64(backups.Failures)
 	sending := s.Notices()

@@ -827,6 +827,11 @@ func walks() []walk {
 			base:   func(*fixture) proto.Message { return &keysvcv1.GetSettingsRequest{} },
 		},
 		{
+			method: keysvcv1.SettingsService_FinishUpgrade_FullMethodName, refused: "SETTINGS_NOT_STORED",
+			base:  func(*fixture) proto.Message { return &keysvcv1.FinishUpgradeRequest{} },
+			cases: actor(),
+		},
+		{
 			method: keysvcv1.SettingsService_SetStaleness_FullMethodName, refused: "SETTINGS_NOT_STORED",
 			base: func(*fixture) proto.Message {
 				return &keysvcv1.SetStalenessRequest{Staleness: durationpb.New(time.Second)}

@@ -10,6 +10,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/access"
 	"github.com/scribe-mail/keysvc/internal/audit"
 	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // SettingsService implements keysvcv1.SettingsServiceServer.
@@ -31,6 +32,20 @@ func (s *SettingsService) GetSettings(ctx context.Context, request *keysvcv1.Get
 // SetStaleness implements keysvcv1.SettingsServiceServer.
 func (s *SettingsService) SetStaleness(ctx context.Context, request *keysvcv1.SetStalenessRequest) (*keysvcv1.SetStalenessResponse, error) {
 	return change(ctx, s.management, keysvcv1.SettingsService_SetStaleness_FullMethodName, request, s.verbs.SetStaleness)
+}
+
+// FinishUpgrade implements keysvcv1.SettingsServiceServer.
+func (s *SettingsService) FinishUpgrade(ctx context.Context, request *keysvcv1.FinishUpgradeRequest) (*keysvcv1.FinishUpgradeResponse, error) {
+	return change(ctx, s.management, keysvcv1.SettingsService_FinishUpgrade_FullMethodName, request, s.verbs.FinishUpgrade)
+}
+
+// FinishUpgrade calls keys.Manager.FinishUpgrade.
+func (v Verbs) FinishUpgrade(ctx context.Context, actor audit.Actor, request *keysvcv1.FinishUpgradeRequest) (*keysvcv1.FinishUpgradeResponse, error) {
+	before, position, err := v.Manager.FinishUpgrade(ctx, onBehalf(actor, request.ActorMemberId))
+	if err != nil {
+		return nil, err
+	}
+	return &keysvcv1.FinishUpgradeResponse{ReplacedSchema: before, Schema: storage.Newest, Revision: position.Revision, Epoch: position.Epoch}, nil
 }
 
 // GetSettings calls keys.Manager.GetSettings.

@@ -40,6 +40,9 @@ func showCondition(c *condition.Condition) *keysvcv1.GetStatusResponse {
 		StartTime:      timestamppb.New(c.Started),
 		ServerTime:     timestamppb.New(c.Now),
 		Epoch:          c.Epoch,
+		Schema:         c.Schema,
+		NewestSchema:   c.NewestSchema,
+		StoreKind:      c.StoreKind,
 		Revision:       c.Revision,
 		LastCommitTime: stampOf(c.LastCommit),
 		LastBackupTime: stampOf(c.LastBackup),
@@ -71,8 +74,12 @@ func showCondition(c *condition.Condition) *keysvcv1.GetStatusResponse {
 		response.Store = showStore(c.Store)
 		response.AuditSink, response.Anchor = showFollower(c.Store.Sink), showFollower(c.Store.Anchor)
 	}
-	if c.Clock.Jumped {
+	switch {
+	case c.Clock.Jumped:
 		response.Clock.State = keysvcv1.ClockState_CLOCK_STATE_JUMPED
+	case c.Clock.Apart != 0:
+		response.Clock.State = keysvcv1.ClockState_CLOCK_STATE_APART
+		response.Clock.OthersAhead = durationpb.New(c.Clock.Apart)
 	}
 	if c.Certificate != nil {
 		response.Certificates = []*keysvcv1.CertificateStatus{{

@@ -379,7 +379,7 @@ func feedOf(event *storagev1.AuditRecord) (kind storagev1.FeedKind, subject stri
 	case storagev1.AuditAction_AUDIT_ACTION_POLICY_APPLIED:
 		return storagev1.FeedKind_FEED_KIND_POLICY, ""
 	case storagev1.AuditAction_AUDIT_ACTION_PURGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADED,
-		storagev1.AuditAction_AUDIT_ACTION_SETTINGS_CHANGED:
+		storagev1.AuditAction_AUDIT_ACTION_SETTINGS_CHANGED, storagev1.AuditAction_AUDIT_ACTION_UPGRADE_FINISHED:
 		return storagev1.FeedKind_FEED_KIND_PURGE, ""
 	case storagev1.AuditAction_AUDIT_ACTION_CLOCK_REPAIRED, storagev1.AuditAction_AUDIT_ACTION_RESTORED,
 		storagev1.AuditAction_AUDIT_ACTION_KEYS_RELEASED:

@@ -49,7 +49,8 @@ func Unframe(kind, name string, value []byte) ([]byte, error) {
 func Payload(value []byte) []byte { return value[frameHeader:] }
 
 // Decode decodes the record in a value stored under name. The record shares no memory with
-// the value. The error is a DamagedError with the given kind.
+// the value. The error is a DamagedError with the given kind, also for a record that needs a schema beyond
+// Newest.
 func Decode(kind, name string, value []byte, record proto.Message) error {
 	payload, err := Unframe(kind, name, value)
 	if err != nil {
@@ -57,6 +58,11 @@ func Decode(kind, name string, value []byte, record proto.Message) error {
 	}
 	if err := proto.Unmarshal(payload, record); err != nil {
 		return &DamagedError{Kind: kind, Name: name, Problem: "not a record"}
+	}
+	if requiring, is := record.(requiring); is {
+		if problem := requires(uint64(requiring.GetMinSchema())); problem != "" {
+			return &DamagedError{Kind: kind, Name: name, Problem: problem}
+		}
 	}
 	return nil
 }

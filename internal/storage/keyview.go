@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"fmt"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -33,6 +34,8 @@ type KeyView struct {
 	Imported   bool
 	// Held reports whether the key is held.
 	Held bool
+	// MinSchema is that of the record. Parse accepts none beyond Newest.
+	MinSchema uint32
 	// Secrets are those of the record, in its order, however many there are.
 	Secrets []SecretView
 
@@ -63,16 +66,19 @@ type SecretView struct {
 
 // Parse fills the view from the stored bytes of a record, which the caller has checked as Unframe
 // does. It accepts what proto.Unmarshal accepts, and fills in the same: everything that is unusual
-// is left to proto.Unmarshal. The error is that of proto.Unmarshal.
+// is left to proto.Unmarshal. The error is that of proto.Unmarshal, or ErrNewer if the record needs a schema
+// beyond Newest.
 func (v *KeyView) Parse(payload []byte) error {
-	if v.parse(payload) {
-		return nil
+	if !v.parse(payload) {
+		record := &storagev1.KeyRecord{}
+		if err := proto.Unmarshal(payload, record); err != nil {
+			return err
+		}
+		v.Set(record)
 	}
-	record := &storagev1.KeyRecord{}
-	if err := proto.Unmarshal(payload, record); err != nil {
-		return err
+	if problem := requires(uint64(v.MinSchema)); problem != "" {
+		return fmt.Errorf("%w: the key %s", ErrNewer, problem)
 	}
-	v.Set(record)
 	return nil
 }
 
@@ -93,6 +99,7 @@ func (v *KeyView) Set(record *storagev1.KeyRecord) {
 		v.ImportHash = record.GetImported().GetHash()
 	}
 	v.Held = record.GetHoldTime() != nil
+	v.MinSchema = record.GetMinSchema()
 	for _, secret := range record.GetSecrets() {
 		view := SecretView{
 			Scheme: secret.GetScheme(), Hash: secret.GetHash(), CreateTime: nanoseconds(secret.GetCreateTime()),
@@ -171,6 +178,10 @@ func (v *KeyView) parse(payload []byte) bool {
 		case 20:
 			v.Imported = true
 			ok = fields.isSingle() && fields.isBytes() && v.parseImport(fields.bytes)
+		case 21:
+			var schema int64
+			schema, ok = fields.singleInt64()
+			v.MinSchema = uint32(schema) //nolint:gosec // G115: as proto.Unmarshal does
 		}
 		if !ok {
 			return false

@@ -27,8 +27,9 @@ func viewedRecord() *storagev1.KeyRecord {
 		},
 		RequestIds: []string{"r1", "r2"}, ChangeSequence: 9,
 		CreatedBy: &storagev1.ChangedByRecord{Caller: "c", ActorMemberId: "m"}, RevokedBy: &storagev1.ChangedByRecord{}, Reported: true,
-		HoldTime: at(5, 6),
-		Imported: &storagev1.ImportRecord{ImportTime: at(7, 8), Hash: []byte{1, 2, 3}},
+		HoldTime:  at(5, 6),
+		Imported:  &storagev1.ImportRecord{ImportTime: at(7, 8), Hash: []byte{1, 2, 3}},
+		MinSchema: storage.Newest,
 	}
 }
 
@@ -36,7 +37,7 @@ func viewedRecord() *storagev1.KeyRecord {
 func describe(v *storage.KeyView) string {
 	text := fmt.Sprintf("%q %q %q %q %q %d %d %q %q %q %d %d %t %t", v.KeyID, v.WorkspaceID, v.MemberID, v.WorkspaceIncarnation, v.MemberIncarnation,
 		v.Sequence, v.ChangeSequence, v.Scopes, v.AllowedCIDRs, v.RequestIDs, v.CreateTime, v.RevokeTime, v.Revoked, v.Held)
-	text += fmt.Sprintf(" %t %x", v.Imported, v.ImportHash)
+	text += fmt.Sprintf(" %t %x %d", v.Imported, v.ImportHash, v.MinSchema)
 	for _, secret := range v.Secrets {
 		text += fmt.Sprintf(" {%d %x %d %d %t %d %t}", secret.Scheme, secret.Hash, secret.CreateTime, secret.ExpireTime, secret.HasExpireTime,
 			secret.OverlapEndTime, secret.HasOverlapEndTime)
@@ -50,6 +51,9 @@ func checkView(t *testing.T, view *storage.KeyView, payload []byte) {
 	t.Helper()
 	record := &storagev1.KeyRecord{}
 	wantErr := proto.Unmarshal(payload, record)
+	if wantErr == nil && record.GetMinSchema() > storage.Newest {
+		wantErr = storage.ErrNewer
+	}
 	err := view.Parse(payload)
 	if (err != nil) != (wantErr != nil) {
 		t.Fatalf("%x: got %v, want %v", payload, err, wantErr)
@@ -115,6 +119,12 @@ func unusual(t testing.TB) map[string][]byte {
 		"a secret that is no message": field(13, []byte{0x08}),
 		"a hash twice":                field(13, join(field(2, make([]byte, 32)), field(2, []byte("x")))),
 		"an expiry in two parts":      field(13, join(field(4, varint(1, 5)), field(4, varint(2, 6)))),
+		"a schema beyond the newest":  join(whole, varint(21, storage.Newest+1)),
+		"a schema of 2^32 - 1":        varint(21, 1<<32-1),
+		"a schema beyond 32 bits":     varint(21, 1<<32|1),
+		"a schema twice, newer first": join(varint(21, storage.Newest+1), varint(21, 1)),
+		"a schema twice, newer last":  join(varint(21, 1), varint(21, storage.Newest+1)),
+		"a schema as text":            field(21, []byte("4")),
 		"an import without a hash":    field(20, field(1, varint(1, 5))),
 		"an import with a field more": field(20, join(field(2, []byte("x")), varint(3, 1))),
 		"an import in two parts":      join(field(20, field(1, varint(1, 5))), field(20, field(2, []byte("x")))),

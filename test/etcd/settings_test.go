@@ -40,11 +40,12 @@ func (p *told) Settings(settings *projection.Settings) {
 }
 
 func (p *told) Publish(change *storage.Committed) { p.note("change %d", change.Revision) }
+
 // Renew implements projection.Publisher.
 func (p *told) Renew() {}
 
-func (p *told) Announce()                         {}
-func (p *told) Restart(revision int64)            { p.note("restart %d", revision) }
+func (p *told) Announce()              {}
+func (p *told) Restart(revision int64) { p.note("restart %d", revision) }
 
 // TestProjectionTellsOfSettingsBeforeTheirChange: rule R9 of docs/replication.md. A settings record that cannot be
 // used is told as well, so that no lease is given by it.

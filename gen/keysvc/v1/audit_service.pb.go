@@ -61,6 +61,8 @@ const (
 	AuditAction_AUDIT_ACTION_KEYS_IMPORTED AuditAction = 15
 	// A setting that all servers of the store share was set.
 	AuditAction_AUDIT_ACTION_SETTINGS_CHANGED AuditAction = 16
+	// The schema of a store that several servers share was raised, after each of them had been upgraded.
+	AuditAction_AUDIT_ACTION_UPGRADE_FINISHED AuditAction = 18
 	// A known caller asked for a change that was refused.
 	AuditAction_AUDIT_ACTION_CHANGE_REFUSED AuditAction = 100
 	// A caller was refused: it is not known, or may not do this.
@@ -91,6 +93,7 @@ var (
 		14:  "AUDIT_ACTION_KEYS_RELEASED",
 		15:  "AUDIT_ACTION_KEYS_IMPORTED",
 		16:  "AUDIT_ACTION_SETTINGS_CHANGED",
+		18:  "AUDIT_ACTION_UPGRADE_FINISHED",
 		100: "AUDIT_ACTION_CHANGE_REFUSED",
 		101: "AUDIT_ACTION_CALLER_REFUSED",
 		102: "AUDIT_ACTION_CONNECTION_REFUSED",
@@ -114,6 +117,7 @@ var (
 		"AUDIT_ACTION_KEYS_RELEASED":      14,
 		"AUDIT_ACTION_KEYS_IMPORTED":      15,
 		"AUDIT_ACTION_SETTINGS_CHANGED":   16,
+		"AUDIT_ACTION_UPGRADE_FINISHED":   18,
 		"AUDIT_ACTION_CHANGE_REFUSED":     100,
 		"AUDIT_ACTION_CALLER_REFUSED":     101,
 		"AUDIT_ACTION_CONNECTION_REFUSED": 102,
@@ -1371,7 +1375,7 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\bKeyCheck\x12+\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x17.keysvc.v1.KeyCheckKindR\x04kind\x124\n" +
 	"\aoutcome\x18\x02 \x01(\x0e2\x1a.keysvc.v1.KeyCheckOutcomeR\aoutcome\x12 \n" +
-	"\vdescription\x18\x03 \x01(\tR\vdescription*\xa5\x05\n" +
+	"\vdescription\x18\x03 \x01(\tR\vdescription*\xc8\x05\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -1390,7 +1394,8 @@ const file_keysvc_v1_audit_service_proto_rawDesc = "" +
 	"\x15AUDIT_ACTION_RESTORED\x10\r\x12\x1e\n" +
 	"\x1aAUDIT_ACTION_KEYS_RELEASED\x10\x0e\x12\x1e\n" +
 	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f\x12!\n" +
-	"\x1dAUDIT_ACTION_SETTINGS_CHANGED\x10\x10\x12\x1f\n" +
+	"\x1dAUDIT_ACTION_SETTINGS_CHANGED\x10\x10\x12!\n" +
+	"\x1dAUDIT_ACTION_UPGRADE_FINISHED\x10\x12\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CHANGE_REFUSED\x10d\x12\x1f\n" +
 	"\x1bAUDIT_ACTION_CALLER_REFUSED\x10e\x12#\n" +
 	"\x1fAUDIT_ACTION_CONNECTION_REFUSED\x10f\x12\x1f\n" +

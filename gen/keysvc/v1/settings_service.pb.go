@@ -271,6 +271,125 @@ func (x *SetStalenessResponse) GetEpoch() string {
 	return ""
 }
 
+// FinishUpgradeRequest is about the store alone.
+type FinishUpgradeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The member on whose behalf the caller acts; see CreateKeyRequest.
+	ActorMemberId *string `protobuf:"bytes,1,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishUpgradeRequest) Reset() {
+	*x = FinishUpgradeRequest{}
+	mi := &file_keysvc_v1_settings_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishUpgradeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishUpgradeRequest) ProtoMessage() {}
+
+func (x *FinishUpgradeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_settings_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishUpgradeRequest.ProtoReflect.Descriptor instead.
+func (*FinishUpgradeRequest) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_settings_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FinishUpgradeRequest) GetActorMemberId() string {
+	if x != nil && x.ActorMemberId != nil {
+		return *x.ActorMemberId
+	}
+	return ""
+}
+
+// FinishUpgradeResponse says what the schema was and is.
+type FinishUpgradeResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The schema before. It is the same as the new one if there was nothing to change.
+	ReplacedSchema int32 `protobuf:"varint,1,opt,name=replaced_schema,json=replacedSchema,proto3" json:"replaced_schema,omitempty"`
+	// The schema of the store now.
+	Schema int32 `protobuf:"varint,2,opt,name=schema,proto3" json:"schema,omitempty"`
+	// Revision of the commit, or the current revision if there was nothing to change.
+	Revision int64 `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	// Epoch that the revision belongs to.
+	Epoch         string `protobuf:"bytes,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FinishUpgradeResponse) Reset() {
+	*x = FinishUpgradeResponse{}
+	mi := &file_keysvc_v1_settings_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FinishUpgradeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FinishUpgradeResponse) ProtoMessage() {}
+
+func (x *FinishUpgradeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_keysvc_v1_settings_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FinishUpgradeResponse.ProtoReflect.Descriptor instead.
+func (*FinishUpgradeResponse) Descriptor() ([]byte, []int) {
+	return file_keysvc_v1_settings_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *FinishUpgradeResponse) GetReplacedSchema() int32 {
+	if x != nil {
+		return x.ReplacedSchema
+	}
+	return 0
+}
+
+func (x *FinishUpgradeResponse) GetSchema() int32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *FinishUpgradeResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *FinishUpgradeResponse) GetEpoch() string {
+	if x != nil {
+		return x.Epoch
+	}
+	return ""
+}
+
 var File_keysvc_v1_settings_service_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_settings_service_proto_rawDesc = "" +
@@ -292,10 +411,19 @@ const file_keysvc_v1_settings_service_proto_rawDesc = "" +
 	"\x14SetStalenessResponse\x12H\n" +
 	"\x12replaced_staleness\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x11replacedStaleness\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\tR\x05epoch2\xb0\x01\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"W\n" +
+	"\x14FinishUpgradeRequest\x12+\n" +
+	"\x0factor_member_id\x18\x01 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
+	"\x10_actor_member_id\"\x8a\x01\n" +
+	"\x15FinishUpgradeResponse\x12'\n" +
+	"\x0freplaced_schema\x18\x01 \x01(\x05R\x0ereplacedSchema\x12\x16\n" +
+	"\x06schema\x18\x02 \x01(\x05R\x06schema\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\tR\x05epoch2\x84\x02\n" +
 	"\x0fSettingsService\x12L\n" +
 	"\vGetSettings\x12\x1d.keysvc.v1.GetSettingsRequest\x1a\x1e.keysvc.v1.GetSettingsResponse\x12O\n" +
-	"\fSetStaleness\x12\x1e.keysvc.v1.SetStalenessRequest\x1a\x1f.keysvc.v1.SetStalenessResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	"\fSetStaleness\x12\x1e.keysvc.v1.SetStalenessRequest\x1a\x1f.keysvc.v1.SetStalenessResponse\x12R\n" +
+	"\rFinishUpgrade\x12\x1f.keysvc.v1.FinishUpgradeRequest\x1a .keysvc.v1.FinishUpgradeResponseB6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_settings_service_proto_rawDescOnce sync.Once
@@ -309,27 +437,31 @@ func file_keysvc_v1_settings_service_proto_rawDescGZIP() []byte {
 	return file_keysvc_v1_settings_service_proto_rawDescData
 }
 
-var file_keysvc_v1_settings_service_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_keysvc_v1_settings_service_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_keysvc_v1_settings_service_proto_goTypes = []any{
 	(*GetSettingsRequest)(nil),    // 0: keysvc.v1.GetSettingsRequest
 	(*GetSettingsResponse)(nil),   // 1: keysvc.v1.GetSettingsResponse
 	(*SetStalenessRequest)(nil),   // 2: keysvc.v1.SetStalenessRequest
 	(*SetStalenessResponse)(nil),  // 3: keysvc.v1.SetStalenessResponse
-	(*durationpb.Duration)(nil),   // 4: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
+	(*FinishUpgradeRequest)(nil),  // 4: keysvc.v1.FinishUpgradeRequest
+	(*FinishUpgradeResponse)(nil), // 5: keysvc.v1.FinishUpgradeResponse
+	(*durationpb.Duration)(nil),   // 6: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
 }
 var file_keysvc_v1_settings_service_proto_depIdxs = []int32{
-	4, // 0: keysvc.v1.GetSettingsResponse.staleness:type_name -> google.protobuf.Duration
-	4, // 1: keysvc.v1.GetSettingsResponse.previous_staleness:type_name -> google.protobuf.Duration
-	5, // 2: keysvc.v1.GetSettingsResponse.change_time:type_name -> google.protobuf.Timestamp
-	4, // 3: keysvc.v1.SetStalenessRequest.staleness:type_name -> google.protobuf.Duration
-	4, // 4: keysvc.v1.SetStalenessResponse.replaced_staleness:type_name -> google.protobuf.Duration
+	6, // 0: keysvc.v1.GetSettingsResponse.staleness:type_name -> google.protobuf.Duration
+	6, // 1: keysvc.v1.GetSettingsResponse.previous_staleness:type_name -> google.protobuf.Duration
+	7, // 2: keysvc.v1.GetSettingsResponse.change_time:type_name -> google.protobuf.Timestamp
+	6, // 3: keysvc.v1.SetStalenessRequest.staleness:type_name -> google.protobuf.Duration
+	6, // 4: keysvc.v1.SetStalenessResponse.replaced_staleness:type_name -> google.protobuf.Duration
 	0, // 5: keysvc.v1.SettingsService.GetSettings:input_type -> keysvc.v1.GetSettingsRequest
 	2, // 6: keysvc.v1.SettingsService.SetStaleness:input_type -> keysvc.v1.SetStalenessRequest
-	1, // 7: keysvc.v1.SettingsService.GetSettings:output_type -> keysvc.v1.GetSettingsResponse
-	3, // 8: keysvc.v1.SettingsService.SetStaleness:output_type -> keysvc.v1.SetStalenessResponse
-	7, // [7:9] is the sub-list for method output_type
-	5, // [5:7] is the sub-list for method input_type
+	4, // 7: keysvc.v1.SettingsService.FinishUpgrade:input_type -> keysvc.v1.FinishUpgradeRequest
+	1, // 8: keysvc.v1.SettingsService.GetSettings:output_type -> keysvc.v1.GetSettingsResponse
+	3, // 9: keysvc.v1.SettingsService.SetStaleness:output_type -> keysvc.v1.SetStalenessResponse
+	5, // 10: keysvc.v1.SettingsService.FinishUpgrade:output_type -> keysvc.v1.FinishUpgradeResponse
+	8, // [8:11] is the sub-list for method output_type
+	5, // [5:8] is the sub-list for method input_type
 	5, // [5:5] is the sub-list for extension type_name
 	5, // [5:5] is the sub-list for extension extendee
 	0, // [0:5] is the sub-list for field type_name
@@ -341,13 +473,14 @@ func file_keysvc_v1_settings_service_proto_init() {
 		return
 	}
 	file_keysvc_v1_settings_service_proto_msgTypes[2].OneofWrappers = []any{}
+	file_keysvc_v1_settings_service_proto_msgTypes[4].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_keysvc_v1_settings_service_proto_rawDesc), len(file_keysvc_v1_settings_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,8 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	SettingsService_GetSettings_FullMethodName  = "/keysvc.v1.SettingsService/GetSettings"
-	SettingsService_SetStaleness_FullMethodName = "/keysvc.v1.SettingsService/SetStaleness"
+	SettingsService_GetSettings_FullMethodName   = "/keysvc.v1.SettingsService/GetSettings"
+	SettingsService_SetStaleness_FullMethodName  = "/keysvc.v1.SettingsService/SetStaleness"
+	SettingsService_FinishUpgrade_FullMethodName = "/keysvc.v1.SettingsService/FinishUpgrade"
 )
 
 // SettingsServiceClient is the client API for SettingsService service.
@@ -40,6 +41,12 @@ type SettingsServiceClient interface {
 	// Errors: INVALID_ARGUMENT for a bound that is not allowed; FAILED_PRECONDITION with the reason
 	// SETTINGS_NOT_STORED if the store keeps no settings; DATA_LOSS if their record is damaged.
 	SetStaleness(ctx context.Context, in *SetStalenessRequest, opts ...grpc.CallOption) (*SetStalenessResponse, error)
+	// FinishUpgrade raises the schema of the store to the newest one that this server knows. From then on, servers
+	// that do not know it end, and do not start. If the store has that schema, nothing is changed.
+	//
+	// Errors: FAILED_PRECONDITION with the reason SETTINGS_NOT_STORED if the store keeps no settings: the schema of
+	// a file is raised when it is opened; DATA_LOSS if their record is damaged.
+	FinishUpgrade(ctx context.Context, in *FinishUpgradeRequest, opts ...grpc.CallOption) (*FinishUpgradeResponse, error)
 }
 
 type settingsServiceClient struct {
@@ -70,6 +77,16 @@ func (c *settingsServiceClient) SetStaleness(ctx context.Context, in *SetStalene
 	return out, nil
 }
 
+func (c *settingsServiceClient) FinishUpgrade(ctx context.Context, in *FinishUpgradeRequest, opts ...grpc.CallOption) (*FinishUpgradeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FinishUpgradeResponse)
+	err := c.cc.Invoke(ctx, SettingsService_FinishUpgrade_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // SettingsServiceServer is the server API for SettingsService service.
 // All implementations must embed UnimplementedSettingsServiceServer
 // for forward compatibility.
@@ -87,6 +104,12 @@ type SettingsServiceServer interface {
 	// Errors: INVALID_ARGUMENT for a bound that is not allowed; FAILED_PRECONDITION with the reason
 	// SETTINGS_NOT_STORED if the store keeps no settings; DATA_LOSS if their record is damaged.
 	SetStaleness(context.Context, *SetStalenessRequest) (*SetStalenessResponse, error)
+	// FinishUpgrade raises the schema of the store to the newest one that this server knows. From then on, servers
+	// that do not know it end, and do not start. If the store has that schema, nothing is changed.
+	//
+	// Errors: FAILED_PRECONDITION with the reason SETTINGS_NOT_STORED if the store keeps no settings: the schema of
+	// a file is raised when it is opened; DATA_LOSS if their record is damaged.
+	FinishUpgrade(context.Context, *FinishUpgradeRequest) (*FinishUpgradeResponse, error)
 	mustEmbedUnimplementedSettingsServiceServer()
 }
 
@@ -102,6 +125,9 @@ func (UnimplementedSettingsServiceServer) GetSettings(context.Context, *GetSetti
 }
 func (UnimplementedSettingsServiceServer) SetStaleness(context.Context, *SetStalenessRequest) (*SetStalenessResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method SetStaleness not implemented")
+}
+func (UnimplementedSettingsServiceServer) FinishUpgrade(context.Context, *FinishUpgradeRequest) (*FinishUpgradeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FinishUpgrade not implemented")
 }
 func (UnimplementedSettingsServiceServer) mustEmbedUnimplementedSettingsServiceServer() {}
 func (UnimplementedSettingsServiceServer) testEmbeddedByValue()                         {}
@@ -160,6 +186,24 @@ func _SettingsService_SetStaleness_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _SettingsService_FinishUpgrade_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FinishUpgradeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SettingsServiceServer).FinishUpgrade(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: SettingsService_FinishUpgrade_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SettingsServiceServer).FinishUpgrade(ctx, req.(*FinishUpgradeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // SettingsService_ServiceDesc is the grpc.ServiceDesc for SettingsService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -174,6 +218,10 @@ var SettingsService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "SetStaleness",
 			Handler:    _SettingsService_SetStaleness_Handler,
+		},
+		{
+			MethodName: "FinishUpgrade",
+			Handler:    _SettingsService_FinishUpgrade_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -218,6 +218,9 @@ const (
 	ClockState_CLOCK_STATE_OK ClockState = 1
 	// The wall clock was set forward, so nobody knows which time is right.
 	ClockState_CLOCK_STATE_JUMPED ClockState = 2
+	// The clock differs by over a minute from those of all other servers of the store that have made changes
+	// lately, so nobody knows which time is right.
+	ClockState_CLOCK_STATE_APART ClockState = 3
 )
 
 // Enum value maps for ClockState.
@@ -226,11 +229,13 @@ var (
 		0: "CLOCK_STATE_UNSPECIFIED",
 		1: "CLOCK_STATE_OK",
 		2: "CLOCK_STATE_JUMPED",
+		3: "CLOCK_STATE_APART",
 	}
 	ClockState_value = map[string]int32{
 		"CLOCK_STATE_UNSPECIFIED": 0,
 		"CLOCK_STATE_OK":          1,
 		"CLOCK_STATE_JUMPED":      2,
+		"CLOCK_STATE_APART":       3,
 	}
 )
 
@@ -442,7 +447,14 @@ type GetStatusResponse struct {
 	Clock *ClockStatus `protobuf:"bytes,16,opt,name=clock,proto3" json:"clock,omitempty"`
 	// Certificates that the server uses now: its own, and of each file with authorities of clients the
 	// authority that ends last. Empty without TLS.
-	Certificates  []*CertificateStatus `protobuf:"bytes,17,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	Certificates []*CertificateStatus `protobuf:"bytes,17,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// The schema of the store: the version of its stored form. 0 if the server does not say.
+	Schema int32 `protobuf:"varint,20,opt,name=schema,proto3" json:"schema,omitempty"`
+	// The newest schema that the server reads. `keysvc upgrade finish` may raise the schema of a store to
+	// it. 0 if the server does not say.
+	NewestSchema int32 `protobuf:"varint,21,opt,name=newest_schema,json=newestSchema,proto3" json:"newest_schema,omitempty"`
+	// What the store is kept in: "bbolt" or "etcd".
+	StoreKind     string `protobuf:"bytes,22,opt,name=store_kind,json=storeKind,proto3" json:"store_kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -594,6 +606,27 @@ func (x *GetStatusResponse) GetCertificates() []*CertificateStatus {
 		return x.Certificates
 	}
 	return nil
+}
+
+func (x *GetStatusResponse) GetSchema() int32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetNewestSchema() int32 {
+	if x != nil {
+		return x.NewestSchema
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetStoreKind() string {
+	if x != nil {
+		return x.StoreKind
+	}
+	return ""
 }
 
 // KeyCounts is how many keys a server has.
@@ -1077,7 +1110,10 @@ type ClockStatus struct {
 	WallAhead *durationpb.Duration `protobuf:"bytes,2,opt,name=wall_ahead,json=wallAhead,proto3" json:"wall_ahead,omitempty"`
 	// Whether the server purges what is past its retention. A start long after the newest change does
 	// not, until somebody has confirmed the time.
-	Purges        bool `protobuf:"varint,3,opt,name=purges,proto3" json:"purges,omitempty"`
+	Purges bool `protobuf:"varint,3,opt,name=purges,proto3" json:"purges,omitempty"`
+	// How far the clocks of the other servers are ahead of this server's, if the state is
+	// CLOCK_STATE_APART. Negative if they are behind.
+	OthersAhead   *durationpb.Duration `protobuf:"bytes,4,opt,name=others_ahead,json=othersAhead,proto3" json:"others_ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1131,6 +1167,13 @@ func (x *ClockStatus) GetPurges() bool {
 		return x.Purges
 	}
 	return false
+}
+
+func (x *ClockStatus) GetOthersAhead() *durationpb.Duration {
+	if x != nil {
+		return x.OthersAhead
+	}
+	return nil
 }
 
 // CertificateStatus is how long a certificate holds.
@@ -1285,7 +1328,7 @@ var File_keysvc_v1_status_service_proto protoreflect.FileDescriptor
 const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"\n" +
 	"\x1ekeysvc/v1/status_service.proto\x12\tkeysvc.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keysvc/v1/resources.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xd0\x06\n" +
+	"\x10GetStatusRequest\"\xac\a\n" +
 	"\x11GetStatusResponse\x124\n" +
 	"\bproblems\x18\x01 \x03(\v2\x18.keysvc.v1.StatusProblemR\bproblems\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x129\n" +
@@ -1307,7 +1350,11 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"audit_sink\x18\x0e \x01(\v2\x19.keysvc.v1.FollowerStatusR\tauditSink\x121\n" +
 	"\x06anchor\x18\x0f \x01(\v2\x19.keysvc.v1.FollowerStatusR\x06anchor\x12,\n" +
 	"\x05clock\x18\x10 \x01(\v2\x16.keysvc.v1.ClockStatusR\x05clock\x12@\n" +
-	"\fcertificates\x18\x11 \x03(\v2\x1c.keysvc.v1.CertificateStatusR\fcertificates\"\x80\x02\n" +
+	"\fcertificates\x18\x11 \x03(\v2\x1c.keysvc.v1.CertificateStatusR\fcertificates\x12\x16\n" +
+	"\x06schema\x18\x14 \x01(\x05R\x06schema\x12#\n" +
+	"\rnewest_schema\x18\x15 \x01(\x05R\fnewestSchema\x12\x1d\n" +
+	"\n" +
+	"store_kind\x18\x16 \x01(\tR\tstoreKind\"\x80\x02\n" +
 	"\tKeyCounts\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\x03R\x05total\x120\n" +
 	"\x06states\x18\x02 \x03(\v2\x18.keysvc.v1.KeyStateCountR\x06states\x128\n" +
@@ -1347,12 +1394,13 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"\amembers\x18\a \x03(\v2\x16.keysvc.v1.StoreMemberR\amembers\"\\\n" +
 	"\x0eFollowerStatus\x12.\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x18.keysvc.v1.FollowerStateR\x05state\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\x8c\x01\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xca\x01\n" +
 	"\vClockStatus\x12+\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x15.keysvc.v1.ClockStateR\x05state\x128\n" +
 	"\n" +
 	"wall_ahead\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\twallAhead\x12\x16\n" +
-	"\x06purges\x18\x03 \x01(\bR\x06purges\"\xdb\x01\n" +
+	"\x06purges\x18\x03 \x01(\bR\x06purges\x12<\n" +
+	"\fothers_ahead\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\vothersAhead\"\xdb\x01\n" +
 	"\x11CertificateStatus\x12+\n" +
 	"\x03use\x18\x01 \x01(\x0e2\x19.keysvc.v1.CertificateUseR\x03use\x129\n" +
 	"\n" +
@@ -1384,12 +1432,13 @@ const file_keysvc_v1_status_service_proto_rawDesc = "" +
 	"\x12FOLLOWER_STATE_OFF\x10\x01\x12\x15\n" +
 	"\x11FOLLOWER_STATE_OK\x10\x02\x12\x1a\n" +
 	"\x16FOLLOWER_STATE_FAILING\x10\x03\x12\x17\n" +
-	"\x13FOLLOWER_STATE_FULL\x10\x04*U\n" +
+	"\x13FOLLOWER_STATE_FULL\x10\x04*l\n" +
 	"\n" +
 	"ClockState\x12\x1b\n" +
 	"\x17CLOCK_STATE_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eCLOCK_STATE_OK\x10\x01\x12\x16\n" +
-	"\x12CLOCK_STATE_JUMPED\x10\x02*s\n" +
+	"\x12CLOCK_STATE_JUMPED\x10\x02\x12\x15\n" +
+	"\x11CLOCK_STATE_APART\x10\x03*s\n" +
 	"\x0eCertificateUse\x12\x1f\n" +
 	"\x1bCERTIFICATE_USE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16CERTIFICATE_USE_SERVER\x10\x01\x12$\n" +
@@ -1460,17 +1509,18 @@ var file_keysvc_v1_status_service_proto_depIdxs = []int32{
 	2,  // 19: keysvc.v1.FollowerStatus.state:type_name -> keysvc.v1.FollowerState
 	3,  // 20: keysvc.v1.ClockStatus.state:type_name -> keysvc.v1.ClockState
 	19, // 21: keysvc.v1.ClockStatus.wall_ahead:type_name -> google.protobuf.Duration
-	4,  // 22: keysvc.v1.CertificateStatus.use:type_name -> keysvc.v1.CertificateUse
-	17, // 23: keysvc.v1.CertificateStatus.start_time:type_name -> google.protobuf.Timestamp
-	17, // 24: keysvc.v1.CertificateStatus.expire_time:type_name -> google.protobuf.Timestamp
-	5,  // 25: keysvc.v1.StatusProblem.severity:type_name -> keysvc.v1.ProblemSeverity
-	6,  // 26: keysvc.v1.StatusService.GetStatus:input_type -> keysvc.v1.GetStatusRequest
-	7,  // 27: keysvc.v1.StatusService.GetStatus:output_type -> keysvc.v1.GetStatusResponse
-	27, // [27:28] is the sub-list for method output_type
-	26, // [26:27] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	19, // 22: keysvc.v1.ClockStatus.others_ahead:type_name -> google.protobuf.Duration
+	4,  // 23: keysvc.v1.CertificateStatus.use:type_name -> keysvc.v1.CertificateUse
+	17, // 24: keysvc.v1.CertificateStatus.start_time:type_name -> google.protobuf.Timestamp
+	17, // 25: keysvc.v1.CertificateStatus.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 26: keysvc.v1.StatusProblem.severity:type_name -> keysvc.v1.ProblemSeverity
+	6,  // 27: keysvc.v1.StatusService.GetStatus:input_type -> keysvc.v1.GetStatusRequest
+	7,  // 28: keysvc.v1.StatusService.GetStatus:output_type -> keysvc.v1.GetStatusResponse
+	28, // [28:29] is the sub-list for method output_type
+	27, // [27:28] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_keysvc_v1_status_service_proto_init() }

@@ -83,6 +83,9 @@ func (r *replaced) compare(tx *bolt.Tx) error {
 	if err != nil {
 		return fault(workspaceID, record.id, problemOf(err))
 	}
+	if problem := storage.Unread(record.id.kind, payload); problem != "" {
+		return fault(workspaceID, record.id, problem)
+	}
 	element, hash := elementOf(workspaceID, record.id, payload)
 	record.before, record.listed.Before = element, hash[:]
 	return r.expected.compare(element, true)

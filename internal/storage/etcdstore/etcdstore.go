@@ -31,6 +31,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -231,7 +232,7 @@ var errNoHeader error = &storage.DamagedError{Kind: "header", Name: nameHeader, 
 
 // open reads the header, unless a migration fills the store.
 func (s *Store) open(ctx context.Context) error {
-	response, err := s.read(ctx, s.get(nameHeader), s.get(nameMigration))
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameMigration), s.get(nameSettings))
 	if err != nil {
 		return err
 	}
@@ -241,7 +242,8 @@ func (s *Store) open(ctx context.Context) error {
 	return s.openHeader(response)
 }
 
-// openHeader takes the header from a transaction whose first get has read it.
+// openHeader takes the header from a transaction whose gets have read it, the record of a migration, and
+// the settings.
 func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 	stored := first(response, 0)
 	if stored == nil {
@@ -253,6 +255,16 @@ func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 	}
 	if header.GetSchema() > storage.Newest {
 		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, header.GetSchema(), storage.Newest)
+	}
+	// The schema is raised in the settings, so that the header, which every transaction compares, stays the same.
+	if pair := first(response, 2); pair != nil {
+		settings := &storagev1.SettingsRecord{}
+		// Settings that cannot be read end the load.
+		if payload, err := storage.Unframe("settings", nameSettings, pair.Value); err == nil && proto.Unmarshal(payload, settings) == nil {
+			if err := storage.CheckSchema(settings); err != nil {
+				return err
+			}
+		}
 	}
 	if header.GetSchema() < 1 || header.GetEpoch() == "" {
 		return &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "no schema or epoch"}

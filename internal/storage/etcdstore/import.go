@@ -166,7 +166,7 @@ func randomText(random io.Reader) (string, error) {
 
 // openHeader takes the header that Complete has stored.
 func (i *Import) openHeader(ctx context.Context) error {
-	response, err := i.store.read(ctx, i.store.get(nameHeader))
+	response, err := i.store.read(ctx, i.store.get(nameHeader), i.store.get(nameMigration), i.store.get(nameSettings))
 	if err != nil {
 		return err
 	}

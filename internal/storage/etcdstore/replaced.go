@@ -123,6 +123,9 @@ func (s *Store) completeEvent(ctx context.Context, m *memory, change *storage.Ch
 		if err != nil {
 			return nil, err
 		}
+		if problem := storage.Unread(record.change.GetKind(), payload); problem != "" {
+			return nil, &storage.DamagedError{Kind: "record", Name: record.name, Problem: problem}
+		}
 		hash := sha256.Sum256(payload)
 		record.change.Before = hash[:]
 	}

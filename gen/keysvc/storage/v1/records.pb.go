@@ -185,6 +185,8 @@ const (
 	AuditAction_AUDIT_ACTION_KEYS_IMPORTED AuditAction = 15
 	// A setting that all servers of the store share was set.
 	AuditAction_AUDIT_ACTION_SETTINGS_CHANGED AuditAction = 16
+	// The schema of a store that several servers share was raised, after each of them had been upgraded.
+	AuditAction_AUDIT_ACTION_UPGRADE_FINISHED AuditAction = 18
 )
 
 // Enum value maps for AuditAction.
@@ -207,6 +209,7 @@ var (
 		14: "AUDIT_ACTION_KEYS_RELEASED",
 		15: "AUDIT_ACTION_KEYS_IMPORTED",
 		16: "AUDIT_ACTION_SETTINGS_CHANGED",
+		18: "AUDIT_ACTION_UPGRADE_FINISHED",
 	}
 	AuditAction_value = map[string]int32{
 		"AUDIT_ACTION_UNSPECIFIED":       0,
@@ -226,6 +229,7 @@ var (
 		"AUDIT_ACTION_KEYS_RELEASED":     14,
 		"AUDIT_ACTION_KEYS_IMPORTED":     15,
 		"AUDIT_ACTION_SETTINGS_CHANGED":  16,
+		"AUDIT_ACTION_UPGRADE_FINISHED":  18,
 	}
 )
 
@@ -430,7 +434,10 @@ type KeyRecord struct {
 	// refused until a person releases it. Absent if the key is not held.
 	HoldTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=hold_time,json=holdTime,proto3" json:"hold_time,omitempty"`
 	// How the key was imported from another system. Absent if keysvc created it.
-	Imported      *ImportRecord `protobuf:"bytes,20,opt,name=imported,proto3" json:"imported,omitempty"`
+	Imported *ImportRecord `protobuf:"bytes,20,opt,name=imported,proto3" json:"imported,omitempty"`
+	// The lowest schema whose programs understand the record. A program that does not know that schema
+	// treats the record as damaged. 0 if every program of the store understands it.
+	MinSchema     uint32 `protobuf:"varint,21,opt,name=min_schema,json=minSchema,proto3" json:"min_schema,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -603,6 +610,13 @@ func (x *KeyRecord) GetImported() *ImportRecord {
 		return x.Imported
 	}
 	return nil
+}
+
+func (x *KeyRecord) GetMinSchema() uint32 {
+	if x != nil {
+		return x.MinSchema
+	}
+	return 0
 }
 
 // ImportRecord is how a key was imported.
@@ -838,7 +852,10 @@ type MemberRecord struct {
 	// Absent in records of earlier versions.
 	StateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=state_time,json=stateTime,proto3" json:"state_time,omitempty"`
 	// Earlier incarnations of the member that were removed, newest first, at most 16.
-	Ended         []*EndedIncarnation `protobuf:"bytes,12,rep,name=ended,proto3" json:"ended,omitempty"`
+	Ended []*EndedIncarnation `protobuf:"bytes,12,rep,name=ended,proto3" json:"ended,omitempty"`
+	// The lowest schema whose programs understand the record. A program that does not know that schema
+	// treats the record as damaged. 0 if every program of the store understands it.
+	MinSchema     uint32 `protobuf:"varint,13,opt,name=min_schema,json=minSchema,proto3" json:"min_schema,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -957,6 +974,13 @@ func (x *MemberRecord) GetEnded() []*EndedIncarnation {
 	return nil
 }
 
+func (x *MemberRecord) GetMinSchema() uint32 {
+	if x != nil {
+		return x.MinSchema
+	}
+	return 0
+}
+
 // EndedIncarnation is an incarnation of a member or workspace that was removed before another one
 // with the same id was added.
 type EndedIncarnation struct {
@@ -1031,7 +1055,10 @@ type WorkspaceRecord struct {
 	// when the workspace is added again.
 	RemovalSourceVersion int64 `protobuf:"varint,6,opt,name=removal_source_version,json=removalSourceVersion,proto3" json:"removal_source_version,omitempty"`
 	// Earlier incarnations of the workspace, newest first, at most 16.
-	Ended         []*EndedIncarnation `protobuf:"bytes,7,rep,name=ended,proto3" json:"ended,omitempty"`
+	Ended []*EndedIncarnation `protobuf:"bytes,7,rep,name=ended,proto3" json:"ended,omitempty"`
+	// The lowest schema whose programs understand the record. A program that does not know that schema
+	// treats the record as damaged. 0 if every program of the store understands it.
+	MinSchema     uint32 `protobuf:"varint,8,opt,name=min_schema,json=minSchema,proto3" json:"min_schema,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1115,6 +1142,13 @@ func (x *WorkspaceRecord) GetEnded() []*EndedIncarnation {
 	return nil
 }
 
+func (x *WorkspaceRecord) GetMinSchema() uint32 {
+	if x != nil {
+		return x.MinSchema
+	}
+	return 0
+}
+
 // PolicyRecord is the active policy.
 type PolicyRecord struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1127,8 +1161,11 @@ type PolicyRecord struct {
 	// Audit sequence, among the policy's own events, of the event that last changed the
 	// record. Since schema 2.
 	ChangeSequence int64 `protobuf:"varint,4,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The lowest schema whose programs understand the record. A program that does not know that schema
+	// treats the record as damaged. 0 if every program of the store understands it.
+	MinSchema     uint32 `protobuf:"varint,5,opt,name=min_schema,json=minSchema,proto3" json:"min_schema,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PolicyRecord) Reset() {
@@ -1189,6 +1226,13 @@ func (x *PolicyRecord) GetChangeSequence() int64 {
 	return 0
 }
 
+func (x *PolicyRecord) GetMinSchema() uint32 {
+	if x != nil {
+		return x.MinSchema
+	}
+	return 0
+}
+
 // SettingsRecord has the settings that all servers of a store share. Only stores that several servers
 // share have one.
 type SettingsRecord struct {
@@ -1203,8 +1247,14 @@ type SettingsRecord struct {
 	ChangeTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=change_time,json=changeTime,proto3" json:"change_time,omitempty"`
 	// Audit sequence, among the policy's own events, of the event that last changed the record.
 	ChangeSequence int64 `protobuf:"varint,4,opt,name=change_sequence,json=changeSequence,proto3" json:"change_sequence,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Version of the stored form, if it was raised since the store was made. It says which records may be in
+	// the store. A program refuses a version that is newer than it knows. 0 stands for 2.
+	Schema int32 `protobuf:"varint,6,opt,name=schema,proto3" json:"schema,omitempty"`
+	// The lowest schema whose programs understand the record. A program that does not know that schema
+	// treats the record as damaged. 0 if every program of the store understands it.
+	MinSchema     uint32 `protobuf:"varint,7,opt,name=min_schema,json=minSchema,proto3" json:"min_schema,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SettingsRecord) Reset() {
@@ -1261,6 +1311,20 @@ func (x *SettingsRecord) GetChangeTime() *timestamppb.Timestamp {
 func (x *SettingsRecord) GetChangeSequence() int64 {
 	if x != nil {
 		return x.ChangeSequence
+	}
+	return 0
+}
+
+func (x *SettingsRecord) GetSchema() int32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
+}
+
+func (x *SettingsRecord) GetMinSchema() uint32 {
+	if x != nil {
+		return x.MinSchema
 	}
 	return 0
 }
@@ -2334,7 +2398,7 @@ var File_keysvc_storage_v1_records_proto protoreflect.FileDescriptor
 
 const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc7\a\n" +
+	"\x1fkeysvc/storage/v1/records.proto\x12\x11keysvc.storage.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe6\a\n" +
 	"\tKeyRecord\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12!\n" +
 	"\fworkspace_id\x18\x02 \x01(\tR\vworkspaceId\x12\x1b\n" +
@@ -2361,7 +2425,9 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"revoked_by\x18\x11 \x01(\v2\".keysvc.storage.v1.ChangedByRecordR\trevokedBy\x12\x1a\n" +
 	"\breported\x18\x12 \x01(\bR\breported\x127\n" +
 	"\thold_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\bholdTime\x12;\n" +
-	"\bimported\x18\x14 \x01(\v2\x1f.keysvc.storage.v1.ImportRecordR\bimported\x1a9\n" +
+	"\bimported\x18\x14 \x01(\v2\x1f.keysvc.storage.v1.ImportRecordR\bimported\x12\x1d\n" +
+	"\n" +
+	"min_schema\x18\x15 \x01(\rR\tminSchema\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"_\n" +
@@ -2380,7 +2446,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\vexpire_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12D\n" +
 	"\x10overlap_end_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0eoverlapEndTime\x12%\n" +
-	"\x0eissued_locally\x18\x06 \x01(\bR\rissuedLocally\"\xb5\x04\n" +
+	"\x0eissued_locally\x18\x06 \x01(\bR\rissuedLocally\"\xd4\x04\n" +
 	"\fMemberRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12\x1b\n" +
 	"\tmember_id\x18\x02 \x01(\tR\bmemberId\x12 \n" +
@@ -2397,10 +2463,12 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	" \x01(\x03R\x0echangeSequence\x129\n" +
 	"\n" +
 	"state_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tstateTime\x129\n" +
-	"\x05ended\x18\f \x03(\v2#.keysvc.storage.v1.EndedIncarnationR\x05ended\"k\n" +
+	"\x05ended\x18\f \x03(\v2#.keysvc.storage.v1.EndedIncarnationR\x05ended\x12\x1d\n" +
+	"\n" +
+	"min_schema\x18\r \x01(\rR\tminSchema\"k\n" +
 	"\x10EndedIncarnation\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x125\n" +
-	"\bend_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"\xea\x02\n" +
+	"\bend_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"\x89\x03\n" +
 	"\x0fWorkspaceRecord\x12!\n" +
 	"\fworkspace_id\x18\x01 \x01(\tR\vworkspaceId\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12;\n" +
@@ -2410,19 +2478,26 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"removeTime\x12'\n" +
 	"\x0fchange_sequence\x18\x05 \x01(\x03R\x0echangeSequence\x124\n" +
 	"\x16removal_source_version\x18\x06 \x01(\x03R\x14removalSourceVersion\x129\n" +
-	"\x05ended\x18\a \x03(\v2#.keysvc.storage.v1.EndedIncarnationR\x05ended\"\xb5\x01\n" +
+	"\x05ended\x18\a \x03(\v2#.keysvc.storage.v1.EndedIncarnationR\x05ended\x12\x1d\n" +
+	"\n" +
+	"min_schema\x18\b \x01(\rR\tminSchema\"\xd4\x01\n" +
 	"\fPolicyRecord\x12\x1a\n" +
 	"\bdocument\x18\x01 \x01(\fR\bdocument\x12%\n" +
 	"\x0eretired_scopes\x18\x02 \x03(\tR\rretiredScopes\x129\n" +
 	"\n" +
 	"apply_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tapplyTime\x12'\n" +
-	"\x0fchange_sequence\x18\x04 \x01(\x03R\x0echangeSequence\"\xf9\x01\n" +
+	"\x0fchange_sequence\x18\x04 \x01(\x03R\x0echangeSequence\x12\x1d\n" +
+	"\n" +
+	"min_schema\x18\x05 \x01(\rR\tminSchema\"\xb0\x02\n" +
 	"\x0eSettingsRecord\x127\n" +
 	"\tstaleness\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\tstaleness\x12H\n" +
 	"\x12previous_staleness\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x11previousStaleness\x12;\n" +
 	"\vchange_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"changeTime\x12'\n" +
-	"\x0fchange_sequence\x18\x04 \x01(\x03R\x0echangeSequence\"\xbe\x01\n" +
+	"\x0fchange_sequence\x18\x04 \x01(\x03R\x0echangeSequence\x12\x16\n" +
+	"\x06schema\x18\x06 \x01(\x05R\x06schema\x12\x1d\n" +
+	"\n" +
+	"min_schema\x18\a \x01(\rR\tminSchema\"\xbe\x01\n" +
 	"\n" +
 	"HeadRecord\x12%\n" +
 	"\x0eaudit_sequence\x18\x01 \x01(\x03R\rauditSequence\x12\x1d\n" +
@@ -2535,7 +2610,7 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x15RECORD_KIND_WORKSPACE\x10\x02\x12\x16\n" +
 	"\x12RECORD_KIND_MEMBER\x10\x03\x12\x13\n" +
 	"\x0fRECORD_KIND_KEY\x10\x04\x12\x18\n" +
-	"\x14RECORD_KIND_SETTINGS\x10\x05*\x9d\x04\n" +
+	"\x14RECORD_KIND_SETTINGS\x10\x05*\xc0\x04\n" +
 	"\vAuditAction\x12\x1c\n" +
 	"\x18AUDIT_ACTION_UNSPECIFIED\x10\x00\x12\x1c\n" +
 	"\x18AUDIT_ACTION_KEY_CREATED\x10\x01\x12\x1c\n" +
@@ -2554,7 +2629,8 @@ const file_keysvc_storage_v1_records_proto_rawDesc = "" +
 	"\x15AUDIT_ACTION_RESTORED\x10\r\x12\x1e\n" +
 	"\x1aAUDIT_ACTION_KEYS_RELEASED\x10\x0e\x12\x1e\n" +
 	"\x1aAUDIT_ACTION_KEYS_IMPORTED\x10\x0f\x12!\n" +
-	"\x1dAUDIT_ACTION_SETTINGS_CHANGED\x10\x10*\x92\x01\n" +
+	"\x1dAUDIT_ACTION_SETTINGS_CHANGED\x10\x10\x12!\n" +
+	"\x1dAUDIT_ACTION_UPGRADE_FINISHED\x10\x12*\x92\x01\n" +
 	"\bFeedKind\x12\x19\n" +
 	"\x15FEED_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rFEED_KIND_KEY\x10\x01\x12\x14\n" +

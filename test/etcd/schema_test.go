@@ -1,0 +1,133 @@
+package etcd_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/scribe-mail/keysvc/internal/access"
+	"github.com/scribe-mail/keysvc/internal/audit"
+	"github.com/scribe-mail/keysvc/internal/keys"
+	"github.com/scribe-mail/keysvc/internal/policy"
+	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
+)
+
+// followed returns a projection of a store, and what its Follow returns.
+func followed(t *testing.T, store storage.Store) (*projection.Projection, <-chan error) {
+	t.Helper()
+	follower, ended := projection.New(store, nil), make(chan error, 1)
+	if _, err := follower.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	go func() { ended <- follower.Follow(t.Context()) }()
+	return follower, ended
+}
+
+// TestSchemaIsRaisedOnceAndNewerOnesEndAProcess raises the schema as the command does, and then beyond what this
+// version knows: then a process that serves ends without showing the change, and none opens the store.
+func TestSchemaIsRaisedOnceAndNewerOnesEndAProcess(t *testing.T) {
+	client, prefix := newClient(t), newPrefix()
+	open := func() (*etcdstore.Store, error) {
+		return etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
+	}
+	store, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	shown, ended := followed(t, store)
+	actor := audit.Actor{Caller: "test", Workspaces: access.All()}
+	manager := keys.New(keys.Config{Store: store, Projection: shown, Settings: store})
+	if _, err := manager.InstallPolicy(t.Context(), actor, policy.Default()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := manager.InstallSettings(t.Context(), actor, time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for _, before := range []int32{storage.SchemaIntegrity, storage.Newest} {
+		if got, _, err := manager.FinishUpgrade(t.Context(), actor); err != nil || got != before {
+			t.Fatalf("FinishUpgrade: from schema %d, %v; want %d", got, err, before)
+		}
+	}
+	settings, _, err := store.GetSettings(t.Context())
+	if err != nil || settings.GetSchema() != storage.Newest || settings.GetStaleness().AsDuration() != time.Second {
+		t.Fatalf("the settings are %v, %v", settings, err)
+	}
+	again, err := open()
+	if err != nil {
+		t.Fatalf("opening a store of schema %d: %v", storage.Newest, err)
+	}
+	_ = again.Close()
+
+	head := shown.Workspace("").Head
+	change := storagetest.PutSettings(head, time.Second)
+	change.PutSettings.Schema = storage.Newest + 1
+	revision, err := store.Commit(t.Context(), change)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, storage.ErrNewer) {
+		t.Errorf("Follow ended with %v, want ErrNewer", err)
+	}
+	if shown.Revision() >= revision {
+		t.Error("the change is shown")
+	}
+	if _, err := projection.New(store, nil).Load(t.Context()); !errors.Is(err, storage.ErrNewer) {
+		t.Errorf("Load: %v, want ErrNewer", err)
+	}
+	if _, err := open(); !errors.Is(err, storage.ErrNewer) {
+		t.Errorf("New: %v, want ErrNewer", err)
+	}
+}
+
+// TestRecordThatNeedsANewerSchemaIsDamaged stores a key that needs more than this version knows: nobody decides on it, and
+// nobody replaces it.
+func TestRecordThatNeedsANewerSchemaIsDamaged(t *testing.T) {
+	client, prefix := newClient(t), newPrefix()
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	watching, _ := followed(t, store)
+	workspace := &storagetest.Workspace{ID: "acme"}
+	commit := func(change *storage.Change) int64 {
+		t.Helper()
+		revision, err := store.Commit(t.Context(), change)
+		if err != nil {
+			t.Fatal(err)
+		}
+		workspace.Head = storagetest.After(change)
+		return revision
+	}
+	commit(workspace.PutMember("member", "owner"))
+	const keyID = "Key0000000000001"
+	create := workspace.CreateKey(keyID)
+	create.PutKeys[0].MinSchema = storage.Newest + 1
+	revision := commit(create)
+	if err := watching.WaitFor(t.Context(), revision); err != nil {
+		t.Fatal(err)
+	}
+	loaded := projection.New(store, nil)
+	if _, err := loaded.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, reader := range map[string]*projection.Projection{"watching": watching, "loaded": loaded} {
+		if found := reader.Find(keyID); !errors.Is(found.Damaged, storage.ErrDamaged) || found.Exists {
+			t.Errorf("%s: the key is found as %+v", name, found)
+		}
+	}
+	if _, _, err := store.GetKey(t.Context(), "acme", keyID); !errors.Is(err, storage.ErrDamaged) || !strings.Contains(err.Error(), "this version knows up to") {
+		t.Errorf("GetKey: %v", err)
+	}
+	remove := workspace.DeleteKey(create.PutKeys[0])
+	if _, err := store.Commit(t.Context(), remove); !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("deleting it: %v, want ErrDamaged", err)
+	}
+}
