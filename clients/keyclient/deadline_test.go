@@ -70,7 +70,7 @@ func TestRevisionThatDoesNotComeIsAnErrorOfItsItem(t *testing.T) {
 		if _, err := client.Validations.ValidateKey(t.Context(), ahead); status.Code(err) != codes.Unavailable {
 			t.Errorf("got %v, want UNAVAILABLE", err)
 		}
-		if took := time.Since(begun); took >= time.Second || calls.Load() != 1 {
+		if took := time.Since(begun); took > 2*time.Second || calls.Load() != 1 {
 			t.Errorf("it took %s and %d attempts", took, calls.Load())
 		}
 		_, err = client.Sync.AwaitRevision(t.Context(), &keysvcv1.AwaitRevisionRequest{Revision: ahead.GetMinRevision(), Epoch: ahead.GetEpoch()})

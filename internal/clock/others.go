@@ -14,7 +14,7 @@ const (
 	// recent is the largest age of a read of the change log by which a change counts as new.
 	recent = 15 * time.Second
 	// agreement is how long one change whose time agrees with a clock outweighs others whose times do not:
-	// at least two clocks are then of one opinion, and it is another one that is wrong.
+	// at least two clocks are then of one opinion, and the wrong one is another.
 	agreement = time.Minute
 	// maxUnjudged bounds the changes that wait until it is known who made them. Further ones are not judged.
 	maxUnjudged = 4096

@@ -112,8 +112,7 @@ var mutants = []mutant{
 	},
 	{
 		"the barrier lies one behind", "internal/storage/boltstore/watch.go",
-		"r.published.Store(&storage.Barrier{Revision: change.Revision, Hash: change.Head.Head.Hash})",
-		"r.published.Store(&storage.Barrier{Revision: change.Revision - 1})",
+		"point := change.Barrier()", "point := storage.Barrier{Revision: change.Revision - 1}",
 	},
 	{
 		"bbolt does not compare the policy's head", "internal/storage/boltstore/pending.go",

@@ -213,8 +213,8 @@ var wholes = map[string]func(ctx context.Context, m *keys.Manager, workspaces ac
 }
 
 // others are the verbs with tests of their own: RevokeToken, GetPolicy, GetSettings, ListWorkspaces, ListNotices and Still. SweepEvery
-// calls Sweep.
-var others = []string{"RevokeToken", "GetPolicy", "GetSettings", "ListWorkspaces", "ListNotices", "Still", "SweepEvery"}
+// calls Sweep. Settle does nothing for a caller.
+var others = []string{"RevokeToken", "GetPolicy", "GetSettings", "ListWorkspaces", "ListNotices", "Still", "SweepEvery", "Settle"}
 
 func TestEveryVerbIsKnownToTheTestsOfRights(t *testing.T) {
 	manager := reflect.TypeFor[*keys.Manager]()

@@ -27,7 +27,7 @@ func (s *Server) prepareSink(context.Context) error {
 	return nil
 }
 
-// sinkTrimmer returns what deletes old files of the audit sink, nil if there is none.
+// sinkTrimmer returns what deletes old files of the audit sink; nil without a sink.
 func (s *Server) sinkTrimmer() storage.SinkTrimmer {
 	if writer := s.sink.Load(); writer != nil {
 		return writer

@@ -48,7 +48,7 @@ func await(t *testing.T, what string, events <-chan struct{}, within time.Durati
 	return time.Since(began)
 }
 
-// TestOneProcessIsElected: a process that stops makes room at once, and one that is killed is replaced
+// TestOneProcessIsElected: a process that stops makes room at once, and a killed process is replaced
 // once its lease has ended.
 func TestOneProcessIsElected(t *testing.T) {
 	t.Parallel()

@@ -27,7 +27,7 @@ type small struct {
 	keys      int
 }
 
-const smallQuota = 16 << 20
+const smallQuota = 64 << 20
 
 func newSmall(t *testing.T) *small {
 	t.Helper()

@@ -274,7 +274,7 @@ func (m *Member) PutData(source string) error {
 
 func (m *Member) data() string { return filepath.Join(m.folder, "data") }
 
-// CopyData copies the data folders of all members to folders in one that is made. All members stand still
+// CopyData copies the data folders of all members to folders in a folder that CopyData makes. All members stand still
 // meanwhile, so the copies are of one moment.
 func (t *Trio) CopyData(target string) error {
 	var errs []error

@@ -25,8 +25,8 @@ const (
 	publishing               // is committed, and waits until the projection shows it
 )
 
-// call is a call that changes something: a key, all keys of a workspace, all keys, or S. report is set for one
-// that is refused if the key is not allowed.
+// call is a call that changes something: a key, all keys of a workspace, all keys, or S. report is set for a
+// call that is refused if the key is not allowed.
 type call struct {
 	key, workspace int
 	kind           storagev1.FeedKind

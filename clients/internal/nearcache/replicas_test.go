@@ -40,7 +40,7 @@ type stored struct {
 	hash     [32]byte
 	allowed  [simulatedKeys]bool
 	heads    [3]head
-	// staleness is S, and former a larger S under which leases may still hold; 0 if there is none.
+	// staleness is S, and former a larger S under which leases may still hold; 0 without such an S.
 	staleness, former time.Duration
 	committed, acked  time.Time
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// confirm compares a record that was read, nil if there is none, with the memory. head is the head of its
+// confirm compares a record that was read, nil if nothing is stored, with the memory. head is the head of its
 // workspace that was read in the same transaction. Where the memory is at another head, it knows nothing
 // of what was read. The caller has checked the frame of the record.
 func (s *Store) confirm(workspaceID string, id recordID, record, head *mvccpb.KeyValue) error {

@@ -76,7 +76,7 @@ func (e *examination) element(id recordID, hash integrity.Hash) integrity.Elemen
 
 // collect reads the hashes of the workspace's records.
 func (e *examination) collect(ctx context.Context) error {
-	ranges := [][2]string{{namePolicy, after(namePolicy)}}
+	ranges := [][2]string{{namePolicy, after(namePolicy)}, {nameSettings, after(nameSettings)}}
 	if e.workspaceID != "" {
 		ranges = [][2]string{
 			{workspaceName(e.workspaceID), after(workspaceName(e.workspaceID))},

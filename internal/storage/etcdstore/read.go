@@ -247,7 +247,7 @@ func (s *Store) ListAuditEvents(ctx context.Context, query storage.Query) (stora
 			return err
 		}
 		events := pairs(response, 2)
-		// Events may be missing below one that is old enough to be pruned. The newest one never is missing.
+		// Events may be missing below an event that is old enough to be pruned. The newest one never is missing.
 		mayMiss := false
 		if before > 0 {
 			expected = before - 1

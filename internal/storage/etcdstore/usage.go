@@ -43,7 +43,7 @@ func (s *Store) ReadUsage(ctx context.Context, keyIDs []string) ([]storage.Usage
 
 // storedUse is what is stored about the last use of a key.
 type storedUse struct {
-	// revision is that of the stored value, 0 if there is none. The use is nil if it is damaged or zero.
+	// revision is that of the stored value, 0 if nothing is stored. The use is nil if it is damaged or zero.
 	revision int64
 	use      *storage.Usage
 }

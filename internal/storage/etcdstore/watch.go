@@ -63,7 +63,7 @@ type follower struct {
 	// left is set when yield has returned false.
 	left bool
 
-	// member is the one that is watched, and patience how long it may take to come to what callers were told of.
+	// member is the index of the watched one, and patience how long it may take to come to what callers were told of.
 	member   int
 	patience time.Duration
 	// again is set once the watch was open.
