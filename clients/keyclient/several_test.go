@@ -60,7 +60,7 @@ func (s *several) start(index int) {
 	listener := bufconn.Listen(1 << 20)
 	each.server = grpc.NewServer(grpc.UnknownServiceHandler(each.handle))
 	each.listener.Store(listener)
-	go each.server.Serve(listener) //nolint:errcheck // it ends with Stop
+	go each.server.Serve(listener)
 }
 
 func (s *several) kill(index int) { s.servers[index].server.Stop() }

@@ -20,11 +20,11 @@ func parseTargets(target string) (full string, local, several bool, err error) {
 	}
 	local = true
 	var elements []string
-	for _, each := range strings.Split(target, ",") {
+	for each := range strings.SplitSeq(target, ",") {
 		one, isLocal := parseTarget(strings.TrimSpace(each))
 		one = strings.TrimPrefix(one, "dns:///")
-		if strings.HasPrefix(one, "unix:") {
-			one = "unix:" + strings.TrimPrefix(strings.TrimPrefix(one, "unix:"), "//")
+		if path, ok := strings.CutPrefix(one, "unix:"); ok {
+			one = "unix:" + strings.TrimPrefix(path, "//")
 		} else if _, _, err := net.SplitHostPort(one); err != nil || strings.Contains(one, "/") {
 			return "", false, false, fmt.Errorf("%q in a list is no server; allowed are host, host:port and unix:///path", each)
 		}

@@ -60,7 +60,7 @@ func (p *progress) line(done int64, took time.Duration) string {
 	}
 	filled := int(part * cells)
 	text := fmt.Sprintf("[%s%s] %3.0f %%  ", strings.Repeat("=", filled), strings.Repeat(" ", cells-filled), 100*part)
-	pace := ""
+	var pace string
 	if p.unit == "" {
 		text += fmt.Sprintf("%.1f of %.1f MiB", float64(done)/mebi, float64(p.total)/mebi)
 		pace = fmt.Sprintf("%.1f MiB/s", float64(done)/mebi/took.Seconds())

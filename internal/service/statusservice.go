@@ -127,7 +127,7 @@ func showStore(store *storage.Status) *keysvcv1.StoreStatus {
 		}
 		// The number, and not the address: any known caller may ask for the status.
 		shown.Members = append(shown.Members, &keysvcv1.StoreMember{
-			Number: int32(index + 1), State: state, //nolint:gosec // the settings allow few members
+			Number: int32(index + 1), State: state,
 			DatabaseBytes: member.DatabaseBytes, FreeBytes: member.FreeBytes, QuotaBytes: member.QuotaBytes,
 		})
 	}

@@ -62,7 +62,7 @@ func (p *pickers) Build(info base.PickerBuildInfo) balancer.Picker {
 		built.servers = append(built.servers, known)
 	}
 	// Clients that lose a server at the same moment do not all go to the same one next.
-	rand.Shuffle(len(built.servers), func(i, j int) {
+	rand.Shuffle(len(built.servers), func(i, j int) { //nolint:gosec // G404: no secret is drawn
 		built.servers[i], built.servers[j] = built.servers[j], built.servers[i]
 	})
 	return built

@@ -67,7 +67,8 @@ func requires(minSchema uint64) (problem string) {
 // Records that come from Decode and KeyView.Parse are understood.
 func NotUnderstood(item Item) *Damaged {
 	var record requiring
-	kind, damaged := "", &Damaged{}
+	var kind string
+	damaged := &Damaged{}
 	switch {
 	case item.Key != nil:
 		record, kind, damaged.WorkspaceID, damaged.KeyID = item.Key, "key", item.Key.GetWorkspaceId(), item.Key.GetKeyId()

@@ -284,7 +284,7 @@ func (t *Trio) CopyData(target string) error {
 				errs = append(errs, err)
 				continue
 			}
-			defer member.Continue() //nolint:errcheck // it runs
+			defer member.Continue()
 		}
 	}
 	for _, member := range t.Members {

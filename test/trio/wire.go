@@ -16,7 +16,7 @@ type Wire struct {
 	listener net.Listener
 	// dial connects to the process behind the wire.
 	dial    func(context.Context) (net.Conn, error)
-	ctx     context.Context //nolint:containedctx // the wire's own life
+	ctx     context.Context
 	end     context.CancelFunc
 	running sync.WaitGroup
 

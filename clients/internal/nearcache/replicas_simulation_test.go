@@ -238,7 +238,7 @@ var replicaRules = map[string]cut{
 var replicaRuleCaughtBy = map[string]uint64{
 	"R9 no pongs of another S":              7451,
 	"R7 sessions are renewed":               151682043530803,
-	"R9 the largest former S in the record": 48026,
+	"R9 the largest former S in the record": 1079262,
 }
 
 // TestEachReplicaRuleIsNeeded breaks one rule at a time. For each, a schedule must break a promise, within as

@@ -104,9 +104,12 @@ func (x *exporting) each(bucket string, visit func(name string, value []byte) er
 
 // record returns what visits the records of a kind.
 func (x *exporting) record(kind storage.PortableKind) func(name string, value []byte) error {
-	bucket := map[storage.PortableKind]string{
-		storage.PortablePolicy: bucketPolicy, storage.PortableWorkspace: bucketWorkspaces, storage.PortableMember: bucketMembers,
-	}[kind]
+	bucket := bucketMembers
+	if kind == storage.PortablePolicy {
+		bucket = bucketPolicy
+	} else if kind == storage.PortableWorkspace {
+		bucket = bucketWorkspaces
+	}
 	return func(name string, value []byte) error {
 		payload, err := storage.Unframe(kind.String(), frameName(bucket, name), value)
 		if err != nil {

@@ -13,7 +13,7 @@ import (
 func (s *Store) confirm(workspaceID string, id recordID, record, head *mvccpb.KeyValue) error {
 	present, err := decodeHead(workspaceID, head.GetValue())
 	if err != nil {
-		return nil //nolint:nilerr // a damaged head says nothing of the record
+		return nil // a damaged head says nothing of the record
 	}
 	m := s.memory.Load()
 	m.mutex.Lock()

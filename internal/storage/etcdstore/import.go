@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -298,7 +299,7 @@ func (i *Import) commit(ctx context.Context, compare clientv3.Cmp, ops []clientv
 	for attempt := 0; ; attempt++ {
 		own, end := context.WithTimeout(limited, s.config.Timeout)
 		response, err := members[attempt%len(members)].Txn(own).If(compare).
-			Then(append(ops[:len(ops):len(ops)], s.put(nameMigration, stored))...).
+			Then(append(slices.Clip(ops), s.put(nameMigration, stored))...).
 			Else(s.get(nameMigration)).Commit()
 		end()
 		switch {

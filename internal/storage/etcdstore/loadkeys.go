@@ -51,51 +51,51 @@ type keyRun struct {
 var keyFrames = storage.FramesUnder(folderKeys)
 
 // decodeKeys decodes a chunk of keys.
-func (some *chunk) decodeKeys(asViews bool) {
-	count := len(some.pairs)
-	if cap(some.keys) < count {
-		some.keys = make([]decodedKey, count+count/8)
+func (c *chunk) decodeKeys(asViews bool) {
+	count := len(c.pairs)
+	if cap(c.keys) < count {
+		c.keys = make([]decodedKey, count+count/8)
 	}
 	if asViews {
-		for len(some.views) < count {
-			some.views = append(some.views, storage.KeyView{})
+		for len(c.views) < count {
+			c.views = append(c.views, storage.KeyView{})
 		}
 	}
-	some.keys, some.runs = some.keys[:count], some.runs[:0]
-	some.items = some.items[:0]
+	c.keys, c.runs = c.keys[:count], c.runs[:0]
+	c.items = c.items[:0]
 	hasher := hashers.Get().(*integrity.Hasher) //nolint:errcheck // the pool has nothing else
 	defer hashers.Put(hasher)
-	for index := range some.pairs {
-		name, value := some.pairs[index].name, some.pairs[index].value
-		some.items = append(some.items, storage.Item{})
-		key := &some.keys[index]
+	for index := range c.pairs {
+		name, value := c.pairs[index].name, c.pairs[index].value
+		c.items = append(c.items, storage.Item{})
+		key := &c.keys[index]
 		*key = decodedKey{}
 		workspaceID, sequence, keyID, ok := splitKeyName(name)
 		if !ok {
-			some.runs = append(some.runs, keyRun{invalid: name, first: index, after: index + 1})
+			c.runs = append(c.runs, keyRun{invalid: name, first: index, after: index + 1})
 			continue
 		}
-		if last := len(some.runs) - 1; last < 0 || some.runs[last].invalid != nil || !bytes.Equal(some.runs[last].workspaceID, workspaceID) {
-			some.runs = append(some.runs, keyRun{workspaceID: workspaceID, first: index})
+		if last := len(c.runs) - 1; last < 0 || c.runs[last].invalid != nil || !bytes.Equal(c.runs[last].workspaceID, workspaceID) {
+			c.runs = append(c.runs, keyRun{workspaceID: workspaceID, first: index})
 		}
-		run := &some.runs[len(some.runs)-1]
+		run := &c.runs[len(c.runs)-1]
 		run.after = index + 1
 		key.packed, key.isPacked = flat.PackBytes(keyID)
 		payload, isFrame := keyFrames.Payload(name[len(folderKeys):], value)
 		if asViews && isFrame {
-			view := &some.views[index]
+			view := &c.views[index]
 			key.isView = view.Parse(payload) == nil && bytes.Equal(view.KeyID, keyID) &&
 				bytes.Equal(view.WorkspaceID, workspaceID) && view.Sequence == sequence
 		}
 		if !key.isView {
-			some.items[index] = decodeItem(string(name), value)
+			c.items[index] = decodeItem(string(name), value)
 		}
-		if key.readable = key.isView || some.items[index].Key != nil; key.readable {
+		if key.readable = key.isView || c.items[index].Key != nil; key.readable {
 			element := hasher.KeyElement(workspaceID, keyID, payload)
 			key.short, run.sum = element.Short(), run.sum.Add(element)
 		}
 	}
-	some.open = len(some.runs)
+	c.open = len(c.runs)
 }
 
 // splitKeyName is parseKeyName for a name in bytes.

@@ -112,7 +112,7 @@ func (m *memory) element(workspaceID string, id recordID) (short uint64, there b
 		if entry := m.workspaces[workspaceID]; entry != nil {
 			return entry.settings, entry.hasSettings
 		}
-	default:
+	case kindPolicy, kindWorkspace:
 		if entry := m.workspaces[workspaceID]; entry != nil {
 			return entry.own, entry.hasOwn
 		}
@@ -132,7 +132,7 @@ func (m *memory) put(workspaceID string, id recordID, short uint64) {
 	case kindSettings:
 		entry := m.workspace(workspaceID)
 		entry.settings, entry.hasSettings = short, true
-	default:
+	case kindPolicy, kindWorkspace:
 		entry := m.workspace(workspaceID)
 		entry.own, entry.hasOwn = short, true
 	}
@@ -152,7 +152,7 @@ func (m *memory) remove(workspaceID string, id recordID, short uint64) {
 	case kindSettings:
 		entry := m.workspace(workspaceID)
 		entry.settings, entry.hasSettings = 0, false
-	default:
+	case kindPolicy, kindWorkspace:
 		entry := m.workspace(workspaceID)
 		entry.own, entry.hasOwn = 0, false
 	}

@@ -97,7 +97,7 @@ func (r *messageReader) next() bool {
 		return false
 	}
 	r.field, r.kind, r.rest = field, kind, r.rest[length:]
-	switch kind { //nolint:exhaustive // nobody reads the others
+	switch kind { // nobody reads the others
 	case protowire.VarintType:
 		r.number, length = protowire.ConsumeVarint(r.rest)
 	case protowire.BytesType:

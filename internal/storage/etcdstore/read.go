@@ -132,7 +132,7 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 		at = s.revision(first(response, 0))
 		id, stored, head := recordID{kindMember, memberID}, first(response, 1), first(response, 2)
 		if stored == nil {
-			return cmp.Or(s.confirm(workspaceID, id, nil, head), error(storage.ErrNotFound))
+			return cmp.Or(s.confirm(workspaceID, id, nil, head), storage.ErrNotFound)
 		}
 		if err := decodeMember(name, stored.Value, record); err != nil {
 			return err

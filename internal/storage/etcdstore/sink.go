@@ -152,7 +152,7 @@ func (f *auditFollow) watch(ctx context.Context) error {
 func (f *auditFollow) give(pair *mvccpb.KeyValue) {
 	name := f.store.name(pair)
 	f.after = pair.ModRevision
-	event, err := storage.AuditEvent{}, error(missingEvent("", 0))
+	event, err := storage.AuditEvent{}, missingEvent("", 0)
 	if workspaceID, sequence, ok := parseAuditName(name); ok {
 		event, err = decodeAudit(workspaceID, name, sequence, pair.Value)
 	}

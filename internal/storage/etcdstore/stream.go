@@ -10,7 +10,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc" //nolint:depguard // the option of a stream of etcd's API
+	"google.golang.org/grpc"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
 )

@@ -332,7 +332,7 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 	ticker := time.NewTicker(lockInterval)
 	defer ticker.Stop()
 	for {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) //nolint:gosec // a descriptor
+		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
 			return func() { _ = file.Close() }, nil // closing unlocks
 		}
