@@ -64,7 +64,8 @@ test: tools
 	test/browser/install.sh --said
 
 # Without bench, which measures, and without the packages whose tests drive programs that are built
-# without the race detector. Without the browser tests: they would find no other races, and take long.
+# without the race detector: in the module test/ those are cluster and trio. Without the browser tests: they
+# would find no other races, and take long.
 #
 # The files of these tests are in memory where there is room: under the race detector nothing is
 # learnt from waiting for a disk, and `make test` runs the same tests on one.
@@ -73,7 +74,7 @@ test-race: tools
 	if [[ -z "$${TMPDIR:-}" && "$$(df --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 4000000 ]]; then \
 		export TMPDIR=/dev/shm; \
 	fi; \
-	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) $$(go -C test list ./... | grep -v /browser$$))
+	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) $$(go -C test list ./... | grep -vE '/(browser|cluster|trio)$$'))
 
 # Runs two commands side by side. The second one's output comes when both have ended.
 define both

@@ -28,6 +28,7 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	"github.com/scribe-mail/keysvc/clients/keyclient"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/race"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
@@ -306,6 +307,9 @@ func (p *product) stop() {
 // TestProcedureFromAFileToEtcdAndBack plays docs/operations.md#from-a-file-to-etcd-and-back with a product that
 // validates all the time.
 func TestProcedureFromAFileToEtcdAndBack(t *testing.T) {
+	if race.Enabled() {
+		t.Skip("its servers are programs that are built without the race detector")
+	}
 	t.Parallel()
 	folder, prefix := t.TempDir(), newPrefix()
 	inEtcd := []string{"store: etcd", "etcd-prefix: " + prefix, "etcd-endpoints: [" + endpoint + "]"}
@@ -388,6 +392,9 @@ func TestProcedureFromAFileToEtcdAndBack(t *testing.T) {
 // TestKilledMigrationGoesOn kills keysvc migrate with SIGKILL at random moments, again and again, in both
 // directions.
 func TestKilledMigrationGoesOn(t *testing.T) {
+	if race.Enabled() {
+		t.Skip("its servers are programs that are built without the race detector")
+	}
 	t.Parallel()
 	path, prefix, back := newFile(t, 800), newPrefix(), filepath.Join(t.TempDir(), "keysvc.db")
 	flags := []string{"--etcd-prefix", prefix, "--etcd-endpoints", endpoint, "-o", "json"}
