@@ -159,7 +159,8 @@ func (c clusterState) advice() string {
 			return "; etcd does not speak TLS there, and etcd-ca asks for it"
 		case strings.Contains(text, "x509:"):
 			return "; etcd-ca must have the authority of etcd's certificate, and the certificate the name in etcd-endpoints"
-		case strings.Contains(text, "tls:"):
+		// A member that misses a certificate may close the connection before its alert is read.
+		case strings.Contains(text, "tls:"), strings.Contains(text, "broken pipe"), strings.Contains(text, "connection reset"):
 			return "; etcd may ask for a certificate that it trusts: check etcd-cert and etcd-key"
 		case strings.Contains(text, "server preface"), strings.Contains(text, "connection closed"), strings.Contains(text, "EOF"):
 			return "; etcd may speak TLS there: give etcd-ca"
