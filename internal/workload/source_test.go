@@ -35,6 +35,9 @@ type agent struct {
 	mu      sync.Mutex
 	says    *workload.X509SVIDResponse // nil for a workload that has no entry
 	changed chan struct{}
+	silent  chan struct{} // closed by the first call that gets no answer, see refusals
+	// refusals is after how many calls one gets no answer, if silent is not nil.
+	refusals int
 }
 
 func newAgent(t *testing.T, says *workload.X509SVIDResponse) *agent {
@@ -70,7 +73,14 @@ func (a *agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStr
 	for {
 		a.mu.Lock()
 		says, changed := a.says, a.changed
+		isSilent := a.silent != nil && a.refusals == 0
+		a.refusals--
 		a.mu.Unlock()
+		if isSilent {
+			close(a.silent)
+			<-stream.Context().Done()
+			return stream.Context().Err()
+		}
 		if says == nil {
 			return status.Error(codes.PermissionDenied, "no identity issued")
 		}
@@ -214,11 +224,18 @@ func TestWhatTheWorkloadAPISaidLastStaysWhileItIsAway(t *testing.T) {
 	}
 }
 
+// The agent refuses the first call and leaves the second one without an answer: what is told is the
+// refusal, and not that the second call ended with Open.
 func TestOpenEndsIfTheProcessHasNoIdentity(t *testing.T) {
 	t.Parallel()
-	a := newAgent(t, nil)
-	ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
+	a := &agent{
+		address: filepath.Join(t.TempDir(), "agent.sock"), changed: make(chan struct{}),
+		silent: make(chan struct{}), refusals: 1,
+	}
+	t.Cleanup(a.serve(t))
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	go func() { <-a.silent; cancel() }()
 	opened, err := source.Open(ctx, "unix://"+a.address, source.Options{})
 	if err == nil {
 		opened.Close()
