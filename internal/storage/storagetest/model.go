@@ -104,6 +104,8 @@ func (m *Model) Compare(t testing.TB, store storage.Store) {
 	m.compareLoad(t, store)
 	ids := append(slices.Sorted(maps.Keys(m.workspaces)), "nobody's")
 	var all []*storagev1.KeyRecord
+	reads := newReaders()
+	defer reads.wait()
 	for _, id := range ids {
 		workspace := m.workspaces[id]
 		if workspace == nil {
@@ -111,12 +113,32 @@ func (m *Model) Compare(t testing.TB, store storage.Store) {
 		}
 		keys := newestFirst(workspace.keys)
 		all = append(all, keys...)
-		m.compareKeys(t, store, id, keys)
-		m.compareMembers(t, store, id, workspace)
-		m.compareEvents(t, store, id, workspace)
+		m.compareKeys(t, store, reads, id, keys)
+		reads.start(func() { m.compareMembers(t, store, id, workspace) })
+		reads.start(func() { m.compareEvents(t, store, id, workspace) })
 	}
 	compareAll(t, store, all)
 }
+
+// readers are functions that read a store at the same time, because each read may take a network's
+// round trip. They must not end the test, only say that it failed.
+type readers struct {
+	group sync.WaitGroup
+	slots chan struct{}
+}
+
+func newReaders() *readers { return &readers{slots: make(chan struct{}, 16)} }
+
+// start starts a function as soon as there is a free slot.
+func (r *readers) start(read func()) {
+	r.slots <- struct{}{}
+	r.group.Go(func() {
+		defer func() { <-r.slots }()
+		read()
+	})
+}
+
+func (r *readers) wait() { r.group.Wait() }
 
 func (m *Model) compareLoad(t testing.TB, store storage.Store) {
 	t.Helper()
@@ -228,25 +250,30 @@ func (m *Model) sortLoaded(t testing.TB, items []storage.Item) *Model {
 	return loaded
 }
 
-func (m *Model) compareKeys(t testing.TB, store storage.Store, id string, want []*storagev1.KeyRecord) {
+func (m *Model) compareKeys(t testing.TB, store storage.Store, reads *readers, id string, want []*storagev1.KeyRecord) {
 	t.Helper()
 	if id != "" {
-		equalLists(t, "ListKeys of "+id, ListKeys(t, store, id, 3), want)
+		reads.start(func() { equalLists(t, "ListKeys of "+id, ListKeys(t, store, id, 3), want) })
 	}
 	for _, key := range want {
-		for _, asked := range []string{id, ""} {
-			got, revision, err := store.GetKey(live(t), asked, key.GetKeyId())
-			if err != nil || !proto.Equal(got, key) || revision != m.revision {
-				t.Errorf("GetKey(%q, %s) = %v, %d, %v; want %v, %d", asked, key.GetKeyId(), got, revision, err, key, m.revision)
-			}
+		reads.start(func() { m.compareKey(t, store, id, key) })
+	}
+}
+
+func (m *Model) compareKey(t testing.TB, store storage.Store, id string, key *storagev1.KeyRecord) {
+	t.Helper()
+	for _, asked := range []string{id, ""} {
+		got, revision, err := store.GetKey(live(t), asked, key.GetKeyId())
+		if err != nil || !proto.Equal(got, key) || revision != m.revision {
+			t.Errorf("GetKey(%q, %s) = %v, %d, %v; want %v, %d", asked, key.GetKeyId(), got, revision, err, key, m.revision)
 		}
-		if _, _, err := store.GetKey(live(t), "nobody's", key.GetKeyId()); !errors.Is(err, storage.ErrNotFound) {
-			t.Errorf("GetKey of another workspace: %v, want ErrNotFound", err)
-		}
-		for _, requestID := range key.GetRequestIds() {
-			if got, _, err := store.FindRequest(live(t), id, requestID); err != nil || got != key.GetKeyId() {
-				t.Errorf("FindRequest(%q, %q) = %q, %v; want %q", id, requestID, got, err, key.GetKeyId())
-			}
+	}
+	if _, _, err := store.GetKey(live(t), "nobody's", key.GetKeyId()); !errors.Is(err, storage.ErrNotFound) {
+		t.Errorf("GetKey of another workspace: %v, want ErrNotFound", err)
+	}
+	for _, requestID := range key.GetRequestIds() {
+		if got, _, err := store.FindRequest(live(t), id, requestID); err != nil || got != key.GetKeyId() {
+			t.Errorf("FindRequest(%q, %q) = %q, %v; want %q", id, requestID, got, err, key.GetKeyId())
 		}
 	}
 }
@@ -369,23 +396,26 @@ func ListAuditEvents(t testing.TB, store storage.Store, workspaceID string, limi
 	})
 }
 
+// allPages reads all pages. If that fails, so does the test, and what was read is returned.
 func allPages[R any](t testing.TB, limit int, read func(cursor string) ([]R, string, error)) []R {
 	t.Helper()
 	var all []R
 	for cursor := ""; ; {
 		records, next, err := read(cursor)
 		if err != nil {
-			t.Fatalf("reading a page: %v", err)
+			t.Errorf("reading a page: %v", err)
+			return all
 		}
 		if len(records) > limit {
-			t.Fatalf("a page of %d records, asked for %d", len(records), limit)
+			t.Errorf("a page of %d records, asked for %d", len(records), limit)
 		}
 		all = append(all, records...)
 		if next == "" {
 			return all
 		}
 		if len(records) == 0 {
-			t.Fatalf("a page without records that is not the last")
+			t.Errorf("a page without records that is not the last")
+			return all
 		}
 		cursor = next
 	}
