@@ -55,10 +55,10 @@ browser:
 
 # Tests the root module and test/, which has the tests that need large libraries, above all an
 # etcd, and runs a slice of the crash laboratory (test/crash/README.md). The two modules
-# are tested side by side, because the tests on etcd mostly wait. Then some hostile clients
+# are tested side by side, because the tests on etcd mostly wait. These take longest, so they begin first. Then some hostile clients
 # (test/hostile/README.md) have the machine for themselves, because time is measured there.
 test: tools
-	$(call both,go test $(TESTFLAGS) ./...,go -C test test $(TESTFLAGS) ./... && go -C test run ./crash -time 25s -kinds plain)
+	$(call both,go test $(TESTFLAGS) ./...,go -C test test $(TESTFLAGS) ./etcd ./... && go -C test run ./crash -time 25s -kinds plain)
 	go -C clients/keymetrics test $(TESTFLAGS) ./...
 	go -C test run ./hostile -slice -time 1s
 	test/browser/install.sh --said
@@ -74,7 +74,7 @@ test-race: tools
 	if [[ -z "$${TMPDIR:-}" && "$$(df --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 4000000 ]]; then \
 		export TMPDIR=/dev/shm; \
 	fi; \
-	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) $$(go -C test list ./... | grep -vE '/(browser|cluster|trio)$$'))
+	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) $$(go -C test list ./etcd ./... | grep -vE '/(browser|cluster|trio)$$'))
 
 # Runs two commands side by side. The second one's output comes when both have ended.
 define both

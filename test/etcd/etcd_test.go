@@ -6,12 +6,14 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -29,6 +31,9 @@ import (
 	"github.com/scribe-mail/keysvc/test/trio"
 )
 
+// parallel is how many tests run at a time, at least.
+const parallel = 4
+
 // cluster is the cluster of three members that this test binary runs. Tests that break a member have one of their own.
 var cluster *trio.Trio
 
@@ -39,6 +44,12 @@ var (
 )
 
 func TestMain(m *testing.M) {
+	// Most of these tests wait for etcd or for a clock, so more of them run at a time than there
+	// are processors.
+	flag.Parse()
+	if err := flag.Set("test.parallel", strconv.Itoa(max(parallel, runtime.GOMAXPROCS(0)))); err != nil {
+		log.Fatal(err)
+	}
 	code, err := run(m)
 	if err != nil {
 		log.Print(err)

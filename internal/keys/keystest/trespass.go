@@ -49,7 +49,7 @@ func (r *run) trespass() {
 	allowed := slices.DeleteFunc(slices.Clone(workspaceIDs), func(id string) bool { return id == workspaceID || r.chance(2) })
 	actor := Actor
 	actor.Workspaces = access.Only(append(allowed, "elsewhere")...)
-	before := r.Projection.Revision()
+	before := r.events()
 	ctx := context.Background()
 	refused := func(operation string, err error, want keysvcv1.ErrorReason) {
 		r.note("foreign "+operation, ReasonOf(err), want)
@@ -97,9 +97,18 @@ func (r *run) trespass() {
 	case 11:
 		r.trespassByToken(ctx, actor, workspaceID)
 	}
-	if after := r.Projection.Revision(); after != before {
-		r.t.Errorf("a call about a foreign workspace took the revision from %d to %d", before, after)
+	if made := r.events() - before; made != 0 {
+		r.t.Errorf("a call about a foreign workspace made %d audit events", made)
 	}
+}
+
+// events returns how many audit events the workspaces have. A revision would not do: over a slow store the fence
+// of an earlier call may still be raised.
+func (r *run) events() (count int64) {
+	for _, id := range workspaceIDs {
+		count += r.Projection.Workspace(id).Head.Sequence
+	}
+	return count
 }
 
 // trespassByToken asks about a token, and reports it, without a right in its workspace.

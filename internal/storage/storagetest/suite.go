@@ -59,6 +59,7 @@ func Run(t *testing.T, factory Factory) {
 		t.Run(group.name, func(t *testing.T) {
 			for _, test := range group.tests {
 				t.Run(test.name, func(t *testing.T) {
+					t.Parallel() // each has a store of its own, and often waits for it
 					s := newSuite(t, factory)
 					test.run(s)
 					s.finish()
