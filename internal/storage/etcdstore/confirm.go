@@ -31,13 +31,13 @@ func (s *Store) confirm(workspaceID string, id recordID, record, head *mvccpb.Ke
 	expected, there := m.element(workspaceID, id)
 	switch {
 	case record == nil && there:
-		return fault(workspaceID, id, problemMissing)
+		return fault(workspaceID, id, integrity.ProblemMissing)
 	case record == nil:
 		return nil
 	case !there:
-		return fault(workspaceID, id, problemSurplus)
+		return fault(workspaceID, id, integrity.ProblemSurplus)
 	case elementOf(workspaceID, id, integrity.HashPayload(storage.Payload(record.Value))).Short() != expected:
-		return fault(workspaceID, id, problemStale)
+		return fault(workspaceID, id, integrity.ProblemStale)
 	}
 	return nil
 }
