@@ -317,7 +317,7 @@ func (s *Server) installPolicy(ctx context.Context) error {
 		Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.latestTime,
 		TokensRefused: s.config.Settings.Tokens == config.TokensRefused, ReadOnly: s.refusesChanges.Load,
 		Staleness: s.ownStaleness(),
-		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
+		Random:    s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
 	s.changing.Store(s.keys)
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
