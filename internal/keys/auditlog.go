@@ -72,7 +72,7 @@ type AuditPage struct {
 }
 
 // AuditSource is where events are read from: a store, or the file of a store that nobody serves.
-// It may be a storage.RefusalReader as well.
+// It may offer storage.RefusalReader as well.
 type AuditSource interface {
 	ScanAuditEvents(ctx context.Context, query storage.AuditQuery) (storage.AuditScan, error)
 }
@@ -281,7 +281,7 @@ func changesRecord(event *storagev1.AuditRecord, kind storagev1.RecordKind, name
 // refusals fills a page with what was refused, and returns the cursor of the next page: the number
 // below which it begins.
 func (s *auditSelection) refusals(ctx context.Context, source AuditSource, page *AuditPage) (next string, err error) {
-	reader, has := source.(storage.RefusalReader)
+	reader, has := storage.As[storage.RefusalReader](source)
 	if !has {
 		return "", problem.New(problem.NotImplemented, "the store of this server does not keep what was refused")
 	}

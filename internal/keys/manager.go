@@ -31,9 +31,10 @@ import (
 // CALLER_NOT_ALLOWED. A verb that reads takes the workspaces that the caller sees, and answers about
 // any other one as about a workspace that does not exist.
 type Manager struct {
-	uses  storage.UsageReader // nil if the projection has all uses
 	store Store
-	// fencer is Config.Fencer.
+	// uses reads last-used times that other processes have recorded; nil if the projection has all.
+	uses storage.UsageReader
+	// fencer raises fences; nil if the store serves one process.
 	fencer     storage.Fencer
 	projection *projection.Projection
 	now        func() time.Time
@@ -46,9 +47,10 @@ type Manager struct {
 	// changing is held for reading by each change, from before it asks readOnly.
 	changing sync.RWMutex
 	locks    locks
-	// settings and staleness are Config.Settings and Config.Staleness.
-	settings  storage.SettingsKeeper
-	staleness time.Duration
+	// keepsSettings is set if the store keeps the settings that all servers over it share. staleness is
+	// Config.Staleness.
+	keepsSettings bool
+	staleness     time.Duration
 }
 
 // Store is the part of a store that the verbs need.
@@ -61,13 +63,9 @@ type Store interface {
 
 // Config is what New makes a Manager from.
 type Config struct {
-	// Store is where changes go. Required.
+	// Store is where changes go. Of its optional behaviours (storage.As) the verbs use Fencer, RefusalStore,
+	// SettingsKeeper and UsageReader. Required.
 	Store Store
-	// Uses reads last-used times that other processes have recorded. Default: the projection has all.
-	Uses storage.UsageReader
-	// Fencer raises fences. A wrapper around a store hides that the store can do it, so give it with a
-	// wrapped Store. Default: Store, if it is one.
-	Fencer storage.Fencer
 	// Projection is what changes are checked against. The caller must have its Follow running: a
 	// change returns when the projection shows it. Required.
 	Projection *projection.Projection
@@ -86,9 +84,7 @@ type Config struct {
 	// ReadOnly reports whether every change is refused, with READ_ONLY, and nothing is swept. Default:
 	// never.
 	ReadOnly func() bool
-	// Settings is what keeps the settings that all servers over the store share; nil if the store keeps
-	// none. Staleness is the staleness bound then.
-	Settings  storage.SettingsKeeper
+	// Staleness is the staleness bound if the store keeps no settings that all servers over it share.
 	Staleness time.Duration
 	// Random yields ids, secrets and incarnations. Default: the system's CSPRNG.
 	Random io.Reader
@@ -101,7 +97,6 @@ type Config struct {
 func New(config Config) *Manager {
 	manager := &Manager{
 		store:         config.Store,
-		uses:          config.Uses,
 		projection:    config.Projection,
 		now:           config.Now,
 		random:        config.Random,
@@ -110,16 +105,14 @@ func New(config Config) *Manager {
 		tokensRefused: config.TokensRefused,
 		latest:        config.LatestTime,
 		readOnly:      config.ReadOnly,
-		settings:      config.Settings,
 		staleness:     config.Staleness,
 	}
 	if manager.readOnly == nil {
 		manager.readOnly = func() bool { return false }
 	}
-	manager.fencer = config.Fencer
-	if manager.fencer == nil {
-		manager.fencer, _ = storage.FencerOf(config.Store)
-	}
+	manager.fencer, _ = storage.As[storage.Fencer](config.Store)
+	manager.uses, _ = storage.As[storage.UsageReader](config.Store)
+	_, manager.keepsSettings = storage.As[storage.SettingsKeeper](config.Store)
 	if manager.now == nil {
 		manager.now = time.Now
 	}

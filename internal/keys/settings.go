@@ -47,7 +47,7 @@ func (m *Manager) GetSettings(ctx context.Context, visible access.Workspaces) (S
 	switch {
 	case err == nil:
 		return Settings{Staleness: stored.Staleness, Previous: stored.Previous, Changed: stored.Changed, Stored: true}, m.at(revision), nil
-	case errors.Is(err, storage.ErrNotFound) && m.settings == nil:
+	case errors.Is(err, storage.ErrNotFound) && !m.keepsSettings:
 		return Settings{Staleness: m.staleness}, m.at(revision), nil
 	case errors.Is(err, storage.ErrNotFound):
 		return Settings{}, Position{}, storage.ErrUnavailable
@@ -90,7 +90,7 @@ func (m *Manager) SetStaleness(ctx context.Context, actor audit.Actor, wanted ti
 	if err := fields.Err(); err != nil {
 		return 0, Position{}, err
 	}
-	if m.settings == nil {
+	if !m.keepsSettings {
 		return 0, Position{}, problem.New(problem.SettingsNotStored,
 			"the store has one server alone, so the staleness bound is that server's setting staleness: change it there")
 	}
@@ -129,7 +129,7 @@ func (m *Manager) FinishUpgrade(ctx context.Context, actor audit.Actor) (before 
 	if err := fields.Err(); err != nil {
 		return 0, Position{}, err
 	}
-	if m.settings == nil {
+	if !m.keepsSettings {
 		return 0, Position{}, problem.New(problem.SettingsNotStored,
 			"the store is a file, whose schema is raised when it is opened: nothing is to be done")
 	}

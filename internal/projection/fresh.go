@@ -102,7 +102,7 @@ type barriers struct {
 }
 
 func newBarriers(store storage.BarrierReader) *barriers {
-	local, _ := storage.LocalBarrierOf(store)
+	local, _ := storage.As[storage.LocalBarrierReader](store)
 	return &barriers{store: store, local: local}
 }
 

@@ -92,7 +92,7 @@ func New(store storage.Source, log *slog.Logger) *Projection {
 // and before Follow.
 func (p *Projection) PublishTo(publisher Publisher) {
 	p.publisher = publisher
-	if resumer, is := storage.ResumerOf(p.store); is {
+	if resumer, is := storage.As[storage.Resumer](p.store); is {
 		resumer.OnResume(publisher.Renew)
 	}
 }
@@ -147,7 +147,7 @@ func (p *Projection) tidy() {
 // read reads the store into a state. The state is not nil even if there is an error.
 func (p *Projection) read(ctx context.Context) (fresh *state, position storage.Position, err error) {
 	fresh = newState(p, storage.Expected{})
-	if loader, is := storage.ViewLoaderOf(p.store); is {
+	if loader, is := storage.As[storage.ViewLoader](p.store); is {
 		begin := func(expected storage.Expected) {
 			fresh.giveUp(p.state) // of an attempt before
 			fresh = newState(p, expected)

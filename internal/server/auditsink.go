@@ -13,12 +13,12 @@ import (
 // itself.
 func (s *Server) prepareSink(context.Context) error {
 	path := s.config.Settings.AuditSink
-	follower, has := s.config.Store.(sinkwriter.Store)
-	if _, needs := storage.AuditFollowerOf(s.config.Store); !has || !needs || path == "" || path == boltstore.SinkOff {
+	_, needs := storage.As[storage.AuditFollower](s.config.Store)
+	if !needs || path == "" || path == boltstore.SinkOff {
 		return nil
 	}
 	writer, err := sinkwriter.New(sinkwriter.Config{
-		Store: follower, Path: path, MaxBytes: int64(s.config.Settings.AuditSinkMaxBytes), Log: s.log,
+		Store: s.config.Store, Path: path, MaxBytes: int64(s.config.Settings.AuditSinkMaxBytes), Log: s.log,
 	})
 	if err != nil {
 		return fmt.Errorf("the audit sink %s: %w", path, err)
@@ -32,6 +32,6 @@ func (s *Server) sinkTrimmer() storage.SinkTrimmer {
 	if writer := s.sink.Load(); writer != nil {
 		return writer
 	}
-	trimmer, _ := storage.SinkTrimmerOf(s.config.Store)
+	trimmer, _ := storage.As[storage.SinkTrimmer](s.config.Store)
 	return trimmer
 }

@@ -18,7 +18,7 @@ import (
 
 // prepareBackups makes what copies the store.
 func (s *Server) prepareBackups(context.Context) error {
-	snapshotter, _ := storage.SnapshotterOf(s.config.Store)
+	snapshotter, _ := storage.As[storage.Snapshotter](s.config.Store)
 	urgent := s.slots.of(callers.Validation).begun.Load
 	s.backups = backup.New(backup.Config{
 		Store: snapshotter, Rate: int64(s.config.Settings.BackupRate), Urgent: urgent, Now: s.clock.Now,

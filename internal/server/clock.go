@@ -32,7 +32,7 @@ func (s *Server) startClock(ctx context.Context) error {
 			passed = clock.Booted()
 		}
 	}
-	_, alone := storage.LocalBarrierOf(s.config.Store)
+	_, alone := storage.As[storage.LocalBarrierReader](s.config.Store)
 	if !alone && !settings.AllowClockBehind {
 		if err := s.awaitTime(ctx, position.Time, wall); err != nil {
 			return err
@@ -118,7 +118,10 @@ type observedCommits struct {
 	others *clock.Others
 }
 
-// Commit implements storage.Committer.
+// Unwrap implements storage.Wrapper.
+func (c *observedCommits) Unwrap() any { return c.Store }
+
+// Commit implements storage.Committer. A fence needs no such care: it has no time to compare.
 func (c *observedCommits) Commit(ctx context.Context, change *storage.Change) (revision int64, err error) {
 	done := c.others.Commit()
 	defer func() { done(revision) }()

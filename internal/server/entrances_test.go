@@ -375,7 +375,7 @@ func (c *countingStore) Barrier(ctx context.Context) (storage.Barrier, error) {
 // Snapshot implements storage.Snapshotter.
 func (c *countingStore) Snapshot(ctx context.Context) (storage.Snapshot, error) {
 	c.asked.Add(1)
-	snapshotter, _ := storage.SnapshotterOf(c.Store)
+	snapshotter, _ := storage.As[storage.Snapshotter](c.Store)
 	return snapshotter.Snapshot(ctx)
 }
 

@@ -89,7 +89,7 @@ func (s *Server) metricsState() metrics.State {
 		sending := metrics.Notices(s.sender.State())
 		state.Notices = &sending
 	}
-	if reader, has := storage.StatsOf(s.config.Store); has {
+	if reader, has := storage.As[storage.StatsReader](s.config.Store); has {
 		stats := metrics.Store(reader.Stats())
 		state.Store = &stats
 	}

@@ -17,14 +17,7 @@ import (
 // observed returns a source that calls StoreDown and StoreBack, and calls loaded with the position of each
 // load before the projection shows what was loaded. The projection follows it.
 func observed(source storage.Source, hooks events.Hooks, loaded func(storage.Position)) storage.Source {
-	watched := &observedSource{Source: source, hooks: hooks, position: loaded}
-	if local, has := storage.LocalBarrierOf(source); has {
-		return struct {
-			*observedSource
-			storage.LocalBarrierReader
-		}{watched, local}
-	}
-	return watched
+	return &observedSource{Source: source, hooks: hooks, position: loaded}
 }
 
 type observedSource struct {
@@ -33,6 +26,9 @@ type observedSource struct {
 	position func(storage.Position)
 	down     atomic.Bool
 }
+
+// Unwrap implements storage.Wrapper.
+func (s *observedSource) Unwrap() any { return s.Source }
 
 // Watch implements storage.Source.
 func (s *observedSource) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
@@ -48,13 +44,6 @@ func (s *observedSource) Watch(ctx context.Context, after storage.Barrier) iter.
 	}
 }
 
-// OnResume implements storage.Resumer, for sources that resume their watches.
-func (s *observedSource) OnResume(call func()) {
-	if resumer, is := storage.ResumerOf(s.Source); is {
-		resumer.OnResume(call)
-	}
-}
-
 // Load implements storage.Source.
 func (s *observedSource) Load(ctx context.Context, visit func(storage.Item) error) (storage.Position, error) {
 	position, err := s.Source.Load(ctx, visit)
@@ -65,11 +54,7 @@ func (s *observedSource) Load(ctx context.Context, visit func(storage.Item) erro
 func (s *observedSource) LoadViews(
 	ctx context.Context, expect func(storage.Expected), visit func(storage.Item) error,
 ) (storage.Position, error) {
-	loader, is := storage.ViewLoaderOf(s.Source)
-	if !is {
-		expect(storage.Expected{})
-		return s.Load(ctx, visit)
-	}
+	loader, _ := storage.As[storage.ViewLoader](s.Source)
 	position, err := loader.LoadViews(ctx, expect, visit)
 	return s.loaded(position, err)
 }

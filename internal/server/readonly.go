@@ -28,6 +28,9 @@ type postponedUses struct {
 	server *Server
 }
 
+// Unwrap implements storage.Wrapper.
+func (p postponedUses) Unwrap() any { return p.UsageWriter }
+
 // PutUsage implements storage.UsageWriter.
 func (p postponedUses) PutUsage(ctx context.Context, uses []storage.Usage) error {
 	if p.server.refusesChanges.Load() {

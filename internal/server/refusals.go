@@ -28,7 +28,7 @@ var refusedConnections = map[string]bool{
 // collectRefusals makes the collector of refusals. Without it refusals are in the log only, as with
 // a store that keeps none.
 func (s *Server) collectRefusals(context.Context) error {
-	if kept, has := storage.RefusalsOf(s.config.Store); has {
+	if kept, has := storage.As[storage.RefusalStore](s.config.Store); has {
 		s.refusals.Store(refusals.New(kept, s.clock.Now, s.log))
 	}
 	return nil

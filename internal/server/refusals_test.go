@@ -20,7 +20,7 @@ import (
 func (b *bench) refusals(t *testing.T) []string {
 	t.Helper()
 	b.stop(t, patience)
-	kept, has := storage.RefusalsOf(b.store)
+	kept, has := storage.As[storage.RefusalStore](b.store)
 	if !has {
 		t.Fatal("the store keeps no refusals")
 	}

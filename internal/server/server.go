@@ -305,16 +305,19 @@ func (s *Server) follow(ctx context.Context) error {
 	return err
 }
 
+// verbStore returns the store as the verbs use it.
+func (s *Server) verbStore() keys.Store {
+	return ownCommits(s.tracing.Store(s.config.Store), s.others)
+}
+
 // installPolicy makes the manager of keys, and stores a policy if the store has no policy.
 func (s *Server) installPolicy(ctx context.Context) error {
-	uses, _ := storage.UsageReaderOf(s.config.Store)
-	fencer, _ := storage.FencerOf(s.config.Store)
 	s.keys = keys.New(keys.Config{
-		Store: ownCommits(s.tracing.Store(s.config.Store), s.others), Uses: uses, Fencer: fencer, Projection: s.projection,
+		Store: s.verbStore(), Projection: s.projection,
 		Now: s.clock.Now, ClockTrusted: s.clockTrusted, LatestTime: s.latestTime,
 		TokensRefused: s.config.Settings.Tokens == config.TokensRefused, ReadOnly: s.refusesChanges.Load,
-		Settings: s.settingsKeeper(), Staleness: s.ownStaleness(),
-		Random: s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
+		Staleness: s.ownStaleness(),
+		Random:    s.config.Random, MaxWaiting: max(1, s.config.Settings.MaxInFlight/stayingShare/workspaceShare),
 	})
 	s.changing.Store(s.keys)
 	active, err := s.keys.InstallPolicy(ctx, systemActor, s.config.Policy)
@@ -367,7 +370,7 @@ func (s *Server) lead(ctx context.Context) error {
 		}
 		working.Wait()
 	}
-	if elector, has := storage.ElectorOf(s.config.Store); has {
+	if elector, has := storage.As[storage.Elector](s.config.Store); has {
 		elector.Lead(ctx, work)
 	} else {
 		work(ctx)
@@ -398,7 +401,7 @@ func (s *Server) pruneAudit(ctx context.Context) {
 	}
 	s.pruned = now
 	var prune events.Prune
-	if pruner, can := storage.AuditPrunerOf(s.config.Store); can && settings.AuditRetentionDays > 0 {
+	if pruner, can := storage.As[storage.AuditPruner](s.config.Store); can && settings.AuditRetentionDays > 0 {
 		prune.Events, prune.Error = pruner.PruneAudit(ctx, now.AddDate(0, 0, -settings.AuditRetentionDays))
 	}
 	if trimmer := s.sinkTrimmer(); trimmer != nil && settings.AuditSinkKeepDays > 0 {

@@ -14,7 +14,7 @@ import (
 // settingsKeeper returns what keeps the settings that all servers over the store share; nil for a store
 // of one server.
 func (s *Server) settingsKeeper() storage.SettingsKeeper {
-	keeper, _ := storage.SettingsKeeperOf(s.config.Store)
+	keeper, _ := storage.As[storage.SettingsKeeper](s.config.Store)
 	return keeper
 }
 

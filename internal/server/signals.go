@@ -53,7 +53,7 @@ func (p *process) signals() component {
 // settings, which may not be valid at the time.
 func (p *process) reopenSink() {
 	if opened := p.opened.Load(); opened != nil {
-		if reopener, has := storage.SinkReopenerOf(*opened); has {
+		if reopener, has := storage.As[storage.SinkReopener](*opened); has {
 			reopener.ReopenSink()
 		}
 	}

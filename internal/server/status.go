@@ -96,7 +96,7 @@ func (s *Server) condition(ctx context.Context) *condition.Condition {
 	for _, each := range s.proofs.files.Authorities() {
 		c.Authorities = append(c.Authorities, condition.Authority{TrustDomain: each.TrustDomain, Certificate: condition.Certificate{Start: each.Start, End: each.End}})
 	}
-	if store, can := storage.StatusOf(s.config.Store); can {
+	if store, can := storage.As[storage.StatusReader](s.config.Store); can {
 		ctx, cancel := context.WithTimeout(ctx, diskPatience)
 		defer cancel()
 		status := store.Status(ctx)

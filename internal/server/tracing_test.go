@@ -140,14 +140,17 @@ func TestTracesShowCallsDownToTheStoreAndNoSecret(t *testing.T) {
 	}
 }
 
-// TestTracesThatCannotBeSentAreDropped: without a collector calls are answered, the log says it, and the
-// server stops.
+// TestTracesThatCannotBeSentAreDropped: without a collector calls are answered, those of
+// optional behaviours of the store included, the log says it, and the server stops.
 func TestTracesThatCannotBeSentAreDropped(t *testing.T) {
 	t.Parallel()
 	b := start(t, options{settings: func(s *config.Settings) {
 		s.TraceEndpoint, s.TraceOneIn = "http://127.0.0.1:1", 1
 	}})
 	b.putMember(t, "acme", "ann", "admin")
+	if _, err := keysvcv1.NewAuditServiceClient(b.conn).ListAuditEvents(testContext(t), &keysvcv1.ListAuditEventsRequest{Refused: true}); err != nil {
+		t.Errorf("what was refused: %v", err)
+	}
 	b.stop(t, time.Second)
 	if lines := b.log.lines("traces"); len(lines) == 0 {
 		t.Error("the log does not say that traces were not sent")

@@ -8,12 +8,6 @@ type StatsReader interface {
 	Stats() Stats
 }
 
-// StatsOf returns what tells how a store is, and reports whether the store can tell.
-func StatsOf(store any) (StatsReader, bool) {
-	reader, has := store.(StatsReader)
-	return reader, has
-}
-
 // Stats is how a store in a file is.
 type Stats struct {
 	// Commit is how long transactions took, Sync how long the disk took of that, and Queue how long

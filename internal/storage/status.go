@@ -58,9 +58,3 @@ type StatusReader interface {
 	// Status returns how the store is. It waits for the disk until ctx ends and does not fail.
 	Status(ctx context.Context) Status
 }
-
-// StatusOf returns what tells how a store is and reports whether the store can do it.
-func StatusOf(store any) (StatusReader, bool) {
-	reader, has := store.(StatusReader)
-	return reader, has
-}

@@ -19,12 +19,10 @@ import (
 // # Optional behaviour
 //
 // A backend may offer more than Store, as an interface of its own that is declared in this package:
-// AuditFollower, AuditPruner, Elector, Fencer, LocalBarrierReader, RefusalStore, SettingsKeeper,
+// AuditFollower, AuditPruner, Elector, Fencer, LocalBarrierReader, RefusalStore, Resumer, SettingsKeeper,
 // SinkReopener, SinkTrimmer, Snapshotter, StatsReader, StatusReader, UsageReader and ViewLoader. An optional behaviour never
-// changes what Store promises. Users find it with the function that is declared beside the interface, here
-// LocalBarrierOf and RefusalsOf, and work without it if the store has none. A wrapper that
-// embeds Store hides the optional behaviours of the store inside, which is always correct.
-// A wrapper that wants to keep one implements its interface as well.
+// changes what Store promises. Users find it with As, and work without it if the store has none. A
+// type that wraps a store must be a Wrapper, so that As finds what the store inside offers.
 type Store interface {
 	Source
 	Committer
@@ -75,7 +73,7 @@ type Source interface {
 // it neither decodes nor copies their records.
 type ViewLoader interface {
 	// LoadViews is Load, with these differences. Before the first item, expect is called; if it is called
-	// again, the load begins anew, and what was visited before does not count. Keys come as
+	// again, the load begins anew, and what was visited before does not count. Keys may come as
 	// Item.KeyView. What visit gets is valid until it returns, and may be used again for the next item.
 	// visit may be called from several goroutines, though never from two at once.
 	LoadViews(ctx context.Context, expect func(Expected), visit func(Item) error) (Position, error)
@@ -89,12 +87,6 @@ type Expected struct {
 	// numbers, so that the process has one index of ids and not two. Nil if the store does not
 	// share them.
 	IDs *flat.IDs
-}
-
-// ViewLoaderOf returns the ViewLoader of a source and reports whether it is one.
-func ViewLoaderOf(source any) (ViewLoader, bool) {
-	loader, is := source.(ViewLoader)
-	return loader, is
 }
 
 // BarrierReader reads the newest point of the change log.
@@ -122,29 +114,11 @@ type Resumer interface {
 	OnResume(resumed func())
 }
 
-// ResumerOf returns the Resumer of a source and reports whether it is one.
-func ResumerOf(source any) (Resumer, bool) {
-	resumer, is := source.(Resumer)
-	return resumer, is
-}
-
-// LocalBarrierOf returns the local barrier of a store and reports whether it has one.
-func LocalBarrierOf(store BarrierReader) (LocalBarrierReader, bool) {
-	local, has := store.(LocalBarrierReader)
-	return local, has
-}
-
 // SinkReopener is an optional behaviour of stores that write an audit sink.
 type SinkReopener interface {
 	// ReopenSink goes over to the file that the path of the audit sink names, after the present file
 	// was renamed. It returns before that is done, and does nothing if there is no sink.
 	ReopenSink()
-}
-
-// SinkReopenerOf returns what reopens the sink of a store and reports whether the store can do it.
-func SinkReopenerOf(store Store) (SinkReopener, bool) {
-	reopener, has := store.(SinkReopener)
-	return reopener, has
 }
 
 // Elector is an optional behaviour of stores that several processes serve at a time.
@@ -155,13 +129,6 @@ type Elector interface {
 	// 15 s. For a moment two processes may work, so nothing may rest on there being one. Lead returns when ctx
 	// ends, after it has made room for another process, or when the store is closed.
 	Lead(ctx context.Context, work func(ctx context.Context))
-}
-
-// ElectorOf returns what elects a process of a store, and reports whether several processes may serve the
-// store. Otherwise this process does all work.
-func ElectorOf(store any) (Elector, bool) {
-	elector, has := store.(Elector)
-	return elector, has
 }
 
 // AuditFollower is an optional behaviour of stores that do not write an audit sink themselves. Another part
@@ -179,13 +146,6 @@ type AuditFollower interface {
 	PutSinkPosition(ctx context.Context, position Barrier) error
 }
 
-// AuditFollowerOf returns what follows the audit events of a store, and reports whether the store needs
-// it.
-func AuditFollowerOf(store any) (AuditFollower, bool) {
-	follower, has := store.(AuditFollower)
-	return follower, has
-}
-
 // AuditPruner is an optional behaviour of stores that can let go of old audit events.
 type AuditPruner interface {
 	// PruneAudit deletes audit events of before a time that the store's audit sink has, and returns
@@ -196,25 +156,12 @@ type AuditPruner interface {
 	PruneAudit(ctx context.Context, before time.Time) (int64, error)
 }
 
-// AuditPrunerOf returns what prunes the audit events of a store and reports whether the store can do
-// it.
-func AuditPrunerOf(store any) (AuditPruner, bool) {
-	pruner, has := store.(AuditPruner)
-	return pruner, has
-}
-
 // SinkTrimmer is an optional behaviour of stores that write an audit sink.
 type SinkTrimmer interface {
 	// TrimSink deletes the files that the sink's file was renamed to and whose lines are all older
 	// than a time, and returns their names. Errors: those of the file system; some of the files may
 	// have been deleted.
 	TrimSink(ctx context.Context, before time.Time) ([]string, error)
-}
-
-// SinkTrimmerOf returns what trims the sink of a store and reports whether the store can do it.
-func SinkTrimmerOf(store any) (SinkTrimmer, bool) {
-	trimmer, has := store.(SinkTrimmer)
-	return trimmer, has
 }
 
 // Snapshotter is an optional behaviour of stores that can copy themselves while they are served.
@@ -239,12 +186,6 @@ type Snapshot struct {
 	Position Position
 }
 
-// SnapshotterOf returns what copies a store and reports whether the store can do it.
-func SnapshotterOf(store any) (Snapshotter, bool) {
-	snapshotter, has := store.(Snapshotter)
-	return snapshotter, has
-}
-
 // SettingsKeeper is an optional behaviour of stores that several processes share: they keep the settings
 // that all of these must agree on. Such a store takes Change.PutSettings, and its Load and Watch have
 // Item.Settings.
@@ -252,12 +193,6 @@ type SettingsKeeper interface {
 	// GetSettings returns the settings and the revision at which they were read. It is linearizable.
 	// Errors: ErrNotFound, with the revision at which there were none; ErrDamaged.
 	GetSettings(ctx context.Context) (*storagev1.SettingsRecord, int64, error)
-}
-
-// SettingsKeeperOf returns what keeps the settings in a store and reports whether the store does so.
-func SettingsKeeperOf(store any) (SettingsKeeper, bool) {
-	keeper, has := store.(SettingsKeeper)
-	return keeper, has
 }
 
 // Committer makes changes.
@@ -287,13 +222,6 @@ type Fencer interface {
 	// the head), or the context's. After an error the fence may have been raised, which does no harm
 	// except that a change that was built on head is a conflict.
 	Fence(ctx context.Context, workspaceID string, head Head) (revision int64, err error)
-}
-
-// FencerOf returns what raises the fences of a store and reports whether the store can do it. A
-// store that cannot serves one process, which waits for the outcome of each of its transactions.
-func FencerOf(store any) (Fencer, bool) {
-	fencer, has := store.(Fencer)
-	return fencer, has
 }
 
 // KeyReader reads keys, for people and for the verbs; deciding does not read the store.
@@ -371,13 +299,6 @@ type UsageReader interface {
 	ReadUsage(ctx context.Context, keyIDs []string) ([]Usage, error)
 }
 
-// UsageReaderOf returns what reads the stored uses of a store, and reports whether the store has uses
-// that are not in the memory of this process.
-func UsageReaderOf(store any) (UsageReader, bool) {
-	reader, has := store.(UsageReader)
-	return reader, has
-}
-
 // MaxRefusals is how many refusals a store keeps: the newest ones.
 const MaxRefusals = 10_000
 
@@ -403,10 +324,4 @@ type RefusalReader interface {
 	// query.WorkspaceID is empty. A cursor is a sequence in decimal digits: the page has the
 	// refusals below it. A damaged record in the page is ErrDamaged.
 	ListRefusals(ctx context.Context, query Query) (RefusalPage, error)
-}
-
-// RefusalsOf returns the stream of refusals of a store and reports whether it has one.
-func RefusalsOf(store any) (RefusalStore, bool) {
-	refusals, has := store.(RefusalStore)
-	return refusals, has
 }

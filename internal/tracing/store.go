@@ -32,6 +32,9 @@ type tracedStore struct {
 	tracer trace.Tracer
 }
 
+// Unwrap implements storage.Wrapper.
+func (s *tracedStore) Unwrap() any { return s.store }
+
 // begin begins a span, if the call is traced. end ends it.
 func (s *tracedStore) begin(ctx context.Context, method string) (_ context.Context, end func(error)) {
 	if !trace.SpanContextFromContext(ctx).IsSampled() {
@@ -53,6 +56,24 @@ func (s *tracedStore) Commit(ctx context.Context, change *storage.Change) (revis
 	revision, err = s.store.Commit(ctx, change)
 	end(err)
 	return revision, err
+}
+
+// Fence implements storage.Fencer, for stores that have it.
+func (s *tracedStore) Fence(ctx context.Context, workspaceID string, head storage.Head) (revision int64, err error) {
+	ctx, end := s.begin(ctx, "Fence")
+	fencer, _ := storage.As[storage.Fencer](s.store)
+	revision, err = fencer.Fence(ctx, workspaceID, head)
+	end(err)
+	return revision, err
+}
+
+// ReadUsage implements storage.UsageReader, for stores that have it.
+func (s *tracedStore) ReadUsage(ctx context.Context, keyIDs []string) ([]storage.Usage, error) {
+	ctx, end := s.begin(ctx, "ReadUsage")
+	reader, _ := storage.As[storage.UsageReader](s.store)
+	uses, err := reader.ReadUsage(ctx, keyIDs)
+	end(err)
+	return uses, err
 }
 
 // GetKey implements storage.KeyReader.

@@ -11,13 +11,15 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/race"
 )
 
 var (
-	busyCalls    = flag.Int("busy.calls", race.Rounds(600, 150), "calls of the test with many callers of one workspace")
+	busyCalls    = flag.Int("busy.calls", race.Rounds(300, 150), "calls of the test with many callers of one workspace")
 	busyManagers = flag.Int("busy.managers", 3, "managers of that test")
 	busyCallers  = flag.Int("busy.callers", 24, "callers of that test")
 )
@@ -70,7 +72,7 @@ func TestNoCallFailsWhenManyChangeOneWorkspace(t *testing.T) {
 
 // change makes one of several changes of the workspace.
 func change(ctx context.Context, w *keystest.World, keyID string, caller, number int) (err error) {
-	switch number % 4 {
+	switch number % 5 {
 	case 0:
 		_, err = w.PutMember(ctx, keystest.Actor, putMember("acme", fmt.Sprint("member", caller, "-", number)))
 	case 1:
@@ -83,7 +85,10 @@ func change(ctx context.Context, w *keystest.World, keyID string, caller, number
 		_, err = w.PutMember(ctx, keystest.Actor, request)
 	case 3:
 		_, err = w.PutMember(ctx, keystest.Actor, putMember("acme", fmt.Sprint("member", caller, "-", number-3)))
+	case 4: // one key for all, without an etag
+		_, err = w.UpdateKey(ctx, keystest.Actor, &keysvcv1.UpdateKeyRequest{
+			Key: &keysvcv1.Key{WorkspaceId: "acme", KeyId: keyID, Name: fmt.Sprint("key of ", caller, "-", number)}, UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"name"}},
+		})
 	}
-	_ = keyID
 	return err
 }

@@ -440,7 +440,7 @@ func TestFenceExcludesChangesThatWereBuiltBefore(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newShaky(t, 0)
 			other := open(t, etcdstore.Config{Members: newClients(t), Prefix: s.prefix})
-			fencer, is := storage.FencerOf(s.Store)
+			fencer, is := storage.As[storage.Fencer](s.Store)
 			if !is {
 				t.Fatal("the store is no Fencer")
 			}

@@ -79,7 +79,7 @@ func fillStore(t *testing.T, store storage.Store, keys int) {
 		}
 	}
 	mustCommit(t, store, storagetest.ApplyPolicy(storagetest.After(policy), "second"))
-	if refusals, has := storage.RefusalsOf(store); has {
+	if refusals, has := storage.As[storage.RefusalStore](store); has {
 		if err := refusals.PutRefusals(t.Context(), []*storagev1.RefusalRecord{{Count: 1, Caller: "web"}, {Count: 2}}); err != nil {
 			t.Fatal(err)
 		}

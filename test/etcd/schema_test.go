@@ -43,7 +43,7 @@ func TestSchemaIsRaisedOnceAndNewerOnesEndAProcess(t *testing.T) {
 	defer func() { _ = store.Close() }()
 	shown, ended := followed(t, store)
 	actor := audit.Actor{Caller: "test", Workspaces: access.All()}
-	manager := keys.New(keys.Config{Store: store, Projection: shown, Settings: store})
+	manager := keys.New(keys.Config{Store: store, Projection: shown})
 	if _, err := manager.InstallPolicy(t.Context(), actor, policy.Default()); err != nil {
 		t.Fatal(err)
 	}

@@ -335,6 +335,61 @@ func TestCompactionEndsOnlyWatchesThatNeedTheHistory(t *testing.T) {
 	mustBeSound(t, prefix)
 }
 
+// TestWatchShowsWhatWasWrittenSinceTheLoad: something else has written a record after the load and before the watch. The watch
+// breaks off at once, so that the store is loaded anew. If etcd has compacted that time, the watch goes on.
+func TestWatchShowsWhatWasWrittenSinceTheLoad(t *testing.T) {
+	client, prefix, workspace := filled(t)
+	opened := make(chan struct{}, 100)
+	store := open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix, Connect: func(member int) (*clientv3.Client, error) {
+		opened <- struct{}{}
+		return connect(member)
+	}})
+	load := func() storage.Barrier {
+		t.Helper()
+		position, err := store.Load(t.Context(), func(storage.Item) error { return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return position.Barrier()
+	}
+	first := load()
+	mustPut(t, client, prefix+"data/members/w\x00stranger", "x")
+	for change, err := range store.Watch(t.Context(), first) {
+		if !errors.Is(err, storage.ErrGap) {
+			t.Fatalf("Watch: %v, %v, want ErrGap", change, err)
+		}
+	}
+	deleted, err := client.Delete(t.Context(), prefix+"data/members/w\x00stranger")
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := load()
+	mustPut(t, client, "/others/"+prefix, "x")
+	latest, err := client.Put(t.Context(), "/others/"+prefix, "x")
+	if err != nil || latest.Header.GetRevision() <= deleted.Header.GetRevision() {
+		t.Fatal(err)
+	}
+	if _, err := client.Compact(t.Context(), latest.Header.GetRevision()); err != nil {
+		t.Fatal(err)
+	}
+	for len(opened) > 0 {
+		<-opened
+	}
+	var changing sync.WaitGroup
+	changing.Go(func() {
+		<-opened
+		<-opened // the second time, it begins after what was compacted
+		mustCommit(t, store, workspace.CreateKey(storagetest.KeyID(3)))
+	})
+	for change, err := range store.Watch(t.Context(), second) {
+		if err != nil || change.Head.WorkspaceID != "w" {
+			t.Fatalf("Watch after a compaction: %+v, %v", change, err)
+		}
+		break
+	}
+	changing.Wait()
+}
+
 // TestStoresAndStrangersShareACluster has two stores and another client in one cluster. One
 // store's prefix, without its last slash, is the beginning of the other's.
 func TestStoresAndStrangersShareACluster(t *testing.T) {

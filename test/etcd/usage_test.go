@@ -97,7 +97,7 @@ func TestUsesOfAnotherProcessAreShown(t *testing.T) {
 	followed := make(chan error, 1)
 	go func() { followed <- records.Follow(ctx) }()
 	defer func() { cancel(); <-followed }()
-	manager := keys.New(keys.Config{Store: store, Uses: store, Projection: records})
+	manager := keys.New(keys.Config{Store: store, Projection: records})
 	shown := func(unusedSince *time.Time) []*keys.Key {
 		t.Helper()
 		page, err := manager.ListKeys(ctx, access.All(), keys.KeyQuery{WorkspaceID: "w", UnusedSince: unusedSince})

@@ -101,6 +101,13 @@ type link struct {
 	losing int64 // revision of the commit that was lost last
 }
 
+// bare is a store in a file without its optional behaviours, so that its barriers are read through a link,
+// which holds them back.
+type bare struct{ storage.Store }
+
+// Unwrap implements storage.Wrapper.
+func (l *link) Unwrap() any { return l.Store }
+
 // happens reports whether a fault happens now, given its rate.
 func (l *link) happens(pick func(Faults) int) bool {
 	l.mutex.Lock()
@@ -196,6 +203,13 @@ func (l *link) Load(ctx context.Context, visit func(storage.Item) error) (storag
 	return position, nil
 }
 
+// LoadViews implements storage.ViewLoader, for stores that have it, with whole records: views do not
+// outlast a pause, and several worlds over one store must not share its numbers of keys.
+func (l *link) LoadViews(ctx context.Context, expect func(storage.Expected), visit func(storage.Item) error) (storage.Position, error) {
+	expect(storage.Expected{})
+	return l.Load(ctx, visit)
+}
+
 // Watch implements storage.Store.
 func (l *link) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
@@ -281,46 +295,25 @@ func (l *link) Barrier(ctx context.Context) (storage.Barrier, error) {
 	return barrier, err
 }
 
-// localLink is a link to a store whose barrier is read from memory, which no link can hold back.
-type localLink struct {
-	*link
-	storage.LocalBarrierReader
+// LocalBarrier implements storage.LocalBarrierReader, for stores that have it. It reads memory, so it is
+// never held back.
+func (l *link) LocalBarrier() storage.Barrier {
+	local, _ := storage.As[storage.LocalBarrierReader](l.Store)
+	return local.LocalBarrier()
 }
 
-// withBarrier returns the link as a store. If the store has a local barrier, the barrier is read
-// without the link.
-func (l *link) withBarrier() storage.Store {
-	if local, is := storage.LocalBarrierOf(l.Store); is {
-		return localLink{l, local}
-	}
-	return l.withFence()
-}
-
-// fencingLink is a link to a store that can raise fences.
-type fencingLink struct {
-	*link
-
-	fencer storage.Fencer
-}
-
-// withFence returns the link as a store, which can raise fences if the store behind it can.
-func (l *link) withFence() storage.Store {
-	if fencer, is := storage.FencerOf(l.Store); is {
-		return fencingLink{l, fencer}
-	}
-	return l
-}
-
-// Fence implements storage.Fencer. It is held back and fails like a commit whose outcome is known.
-func (l fencingLink) Fence(ctx context.Context, workspaceID string, head storage.Head) (int64, error) {
+// Fence implements storage.Fencer, for stores that have it. It is held back and fails like a commit whose
+// outcome is known.
+func (l *link) Fence(ctx context.Context, workspaceID string, head storage.Head) (int64, error) {
 	if err := l.toStore(ctx, atCommit); err != nil {
 		return 0, err
 	}
 	if l.happens(func(f Faults) int { return f.Unavailable }) {
 		return 0, storage.ErrUnavailable
 	}
+	fencer, _ := storage.As[storage.Fencer](l.Store)
 	begun := l.history.moment.Add(1)
-	revision, err := l.fencer.Fence(ctx, workspaceID, head)
+	revision, err := fencer.Fence(ctx, workspaceID, head)
 	if err == nil {
 		l.history.fenced(revision, begun)
 	}

@@ -221,17 +221,18 @@ func openSeveral(t testing.TB, fleet Fleet, campaign Campaign) *several {
 
 // start starts the manager of a seat.
 func (s *several) start(number int, faults Faults) {
+	inside := s.stores[number]
+	if _, has := storage.As[storage.LocalBarrierReader](inside); has && !s.campaign.LocalBarriers {
+		inside = bare{inside}
+	}
 	l := &link{
-		Store: s.stores[number], seat: number, pacer: s.pacer, outage: s.outage, history: s.history, faults: faults,
+		Store: inside, seat: number, pacer: s.pacer, outage: s.outage, history: s.history, faults: faults,
 		random: rand.New(rand.NewPCG(s.campaign.Seed, uint64(100+number))),
 	}
 	if failing, can := s.fleet.(FailingFleet); can {
 		l.fail = failing.Fail
 	}
-	store := l.withFence()
-	if s.campaign.LocalBarriers {
-		store = l.withBarrier()
-	}
+	store := storage.Store(l)
 	ctx, cancel := context.WithCancel(context.Background())
 	started := &seat{number: number, link: l, projection: projection.New(store, nil), stop: cancel}
 	position, err := started.projection.Load(ctx)

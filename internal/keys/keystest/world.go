@@ -134,7 +134,7 @@ func (w *World) open() {
 		Store: w.backend.Open(w.t), pacer: w.gate, outage: newOutage(), history: newHistory(),
 		random: rand.New(rand.NewPCG(0, 0)),
 	}
-	store := w.link.withBarrier()
+	store := storage.Store(w.link)
 	w.Store = store
 	w.Projection = projection.New(store, nil)
 	position, err := w.Projection.Load(context.Background())
@@ -142,8 +142,7 @@ func (w *World) open() {
 		w.t.Fatal(err)
 	}
 	steady := clock.Steady(w.Clock.Now, position.Time)
-	uses, _ := storage.UsageReaderOf(w.link.Store)
-	w.Verbs.Manager = keys.New(keys.Config{Store: store, Uses: uses, Projection: w.Projection, Now: steady, Random: w.random})
+	w.Verbs.Manager = keys.New(keys.Config{Store: store, Projection: w.Projection, Now: steady, Random: w.random})
 	w.Recorder = usage.NewRecorder(store, nil)
 	w.Validator = validation.New(w.Projection, store, steady)
 	w.Validator.RecordTo(w.Recorder)

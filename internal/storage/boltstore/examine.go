@@ -136,16 +136,7 @@ const auditHeader = 5 + numberLength
 // examination finds out which records of one workspace are wrong.
 type examination struct {
 	workspace *indexedWorkspace
-	hasher    *integrity.Hasher
-	// stored holds the hashes of the records in the file, unreadable the errors of those that
-	// cannot be read.
-	stored     map[recordID]integrity.Hash
-	unreadable map[recordID]error
-	// last holds, for each record, the hash from the newest event that lists it; nil if that
-	// event deleted the record.
-	last map[recordID][]byte
-	// sum is the sum of the stored records, corrected by what the events say.
-	sum integrity.Sum
+	records   *integrity.Examination[recordID]
 }
 
 // examine reads a workspace's events backwards from the newest one, until the records that
@@ -153,12 +144,15 @@ type examination struct {
 // must be listed by an event. If it remains unknown which records are wrong, all count as
 // wrong.
 func (o *opened) examine(tx *bolt.Tx, hasher *integrity.Hasher, entry *indexedWorkspace, trusted bool) {
-	e := &examination{workspace: entry, hasher: hasher, last: make(map[recordID][]byte)}
+	e := &examination{workspace: entry}
+	e.records = integrity.NewExamination(func(id recordID, payload integrity.Hash) integrity.Element {
+		return hasher.Element(integrity.KindName(id.kind), entry.id, id.name, payload)
+	})
 	e.collect(tx, o.index)
-	if !o.walk(tx, e, trusted) {
+	if !o.walk(tx, hasher, e, trusted) {
 		entry.damaged = &storage.DamagedError{
 			Kind: "workspace", Name: entry.id,
-			Problem: "its records do not match the tag of its head, and its audit events do not show which records are wrong",
+			Problem: integrity.ProblemUnknown,
 		}
 		return
 	}
@@ -167,7 +161,7 @@ func (o *opened) examine(tx *bolt.Tx, hasher *integrity.Hasher, entry *indexedWo
 
 // walk reads the workspace's events backwards, and reports whether they show which records are
 // wrong.
-func (o *opened) walk(tx *bolt.Tx, e *examination, trusted bool) bool {
+func (o *opened) walk(tx *bolt.Tx, hasher *integrity.Hasher, e *examination, trusted bool) bool {
 	entry := e.workspace
 	expected := entry.head.Hash[:]
 	if !trusted {
@@ -194,10 +188,13 @@ func (o *opened) walk(tx *bolt.Tx, e *examination, trusted bool) bool {
 			following = event.Record.GetSequence()
 		}
 		for _, change := range event.Record.GetChanges() {
-			e.listed(change)
+			// A file has no settings. If it was filled from a store that had some, an event has deleted them.
+			if change.GetKind() != storagev1.RecordKind_RECORD_KIND_SETTINGS {
+				e.records.List(recordID{change.GetKind(), change.GetName()}, change.GetAfter())
+			}
 		}
 		if trusted {
-			tag := tagOf(e.hasher, o.header.GetEpoch(), entry.id, entry.head, e.sum)
+			tag := tagOf(hasher, o.header.GetEpoch(), entry.id, entry.head, e.records.Sum())
 			if bytes.Equal(tag[:], entry.tag) {
 				return true
 			}
@@ -207,48 +204,21 @@ func (o *opened) walk(tx *bolt.Tx, e *examination, trusted bool) bool {
 	if trusted {
 		return false
 	}
-	for id := range e.stored {
-		if _, listed := e.last[id]; !listed {
-			return false
-		}
-	}
-	return true
-}
-
-// listed takes over what an event lists about a record, if no newer event lists the record.
-func (e *examination) listed(change *storagev1.RecordChange) {
-	id := recordID{change.GetKind(), change.GetName()}
-	if _, newer := e.last[id]; newer {
-		return
-	}
-	e.last[id] = change.GetAfter()
-	if hash, stored := e.stored[id]; stored {
-		e.sum = e.sum.Remove(e.element(id, hash))
-	}
-	if len(change.GetAfter()) == len(integrity.Hash{}) {
-		e.sum = e.sum.Add(e.element(id, integrity.Hash(change.GetAfter())))
-	}
-}
-
-func (e *examination) element(id recordID, hash integrity.Hash) integrity.Element {
-	return e.hasher.Element(kindName(id.kind), e.workspace.id, id.name, hash)
+	return e.records.AllListed()
 }
 
 // collect reads the hashes of the workspace's records.
 func (e *examination) collect(tx *bolt.Tx, index *fileIndex) {
-	e.stored, e.unreadable = make(map[recordID]integrity.Hash), make(map[recordID]error)
 	add := func(bucket string, id recordID, name, value []byte) {
 		if value == nil {
 			return
 		}
-		payload, err := storage.Unframe(kindName(id.kind), frameName(bucket, string(name)), value)
+		payload, err := storage.Unframe(integrity.KindName(id.kind), frameName(bucket, string(name)), value)
 		if err != nil {
-			e.unreadable[id] = fault(e.workspace.id, id, problemOf(err))
+			e.records.Unreadable(id, fault(e.workspace.id, id, problemOf(err)))
 			return
 		}
-		hash := integrity.HashPayload(payload)
-		e.stored[id] = hash
-		e.sum = e.sum.Add(e.element(id, hash))
+		e.records.Stored(id, integrity.HashPayload(payload))
 	}
 	if e.workspace.id == "" {
 		add(bucketPolicy, recordID{kind: kindPolicy}, []byte(nameActive), tx.Bucket([]byte(bucketPolicy)).Get([]byte(nameActive)))
@@ -275,24 +245,18 @@ func (e *examination) collect(tx *bolt.Tx, index *fileIndex) {
 // still be changed.
 func (d *fileIndex) correct(e *examination) {
 	entry := e.workspace
-	entry.sum = e.sum
-	entry.faults = e.unreadable
-	for id, after := range e.last {
-		hash, stored := e.stored[id]
-		_, unreadable := e.unreadable[id]
-		if len(after) > 0 {
-			short := e.element(id, integrity.Hash(after)).Short()
-			d.setElement(entry, id, short) // of a key that is missing, the index has none
+	entry.sum, entry.faults = e.records.Sum(), make(map[recordID]error)
+	for id, verdict := range e.records.Verdicts() {
+		if verdict.Known {
+			d.setElement(entry, id, verdict.Element.Short()) // of a key that is missing, the index has none
 		}
 		switch {
-		case unreadable, stored && bytes.Equal(hash[:], after):
-		case !stored && len(after) == 0:
-		case stored && len(after) == 0:
-			entry.faults[id] = fault(entry.id, id, problemSurplus)
-		case stored:
-			entry.faults[id] = fault(entry.id, id, problemStale)
-		default:
-			entry.faults[id] = fault(entry.id, id, problemMissing)
+		case verdict.Unreadable != nil:
+			entry.faults[id] = verdict.Unreadable
+		case verdict.Problem != "":
+			entry.faults[id] = fault(entry.id, id, verdict.Problem)
+		}
+		if verdict.Problem == integrity.ProblemMissing {
 			entry.missing = append(entry.missing, id)
 			if id.kind == kindKey {
 				d.lostKeys[id.name] = entry

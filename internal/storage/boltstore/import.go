@@ -262,7 +262,7 @@ func (i *Import) Put(ctx context.Context, part storage.Portable) error {
 
 // putPart returns the write of a record, and adds its element to the sum of its workspace.
 func (i *Import) putPart(part storage.Portable, bucket, name string, id recordID) []write {
-	element := i.hasher.Element(kindName(id.kind), part.WorkspaceID, id.name, integrity.HashPayload(part.Payload))
+	element := i.hasher.Element(integrity.KindName(id.kind), part.WorkspaceID, id.name, integrity.HashPayload(part.Payload))
 	i.sums[part.WorkspaceID] = i.sums[part.WorkspaceID].Add(element)
 	return []write{{bucket, name, frame(bucket, name, part.Payload)}}
 }

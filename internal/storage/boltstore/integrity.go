@@ -2,7 +2,6 @@ package boltstore
 
 import (
 	"fmt"
-	"sync"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -43,22 +42,6 @@ func ownRecord(workspaceID string) recordID {
 	return recordID{kind: kindWorkspace}
 }
 
-// kindName returns the name of a kind in elements and errors.
-func kindName(kind storagev1.RecordKind) string {
-	switch kind {
-	case kindPolicy:
-		return integrity.KindPolicy
-	case kindWorkspace:
-		return integrity.KindWorkspace
-	case kindMember:
-		return integrity.KindMember
-	case kindKey:
-		return integrity.KindKey
-	case storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
-	}
-	return "record"
-}
-
 // fault returns the error for a record that is not what it should be.
 func fault(workspaceID string, id recordID, problem string) error {
 	name := id.name
@@ -69,25 +52,13 @@ func fault(workspaceID string, id recordID, problem string) error {
 		name = workspaceID
 	case kindMember, kindKey, storagev1.RecordKind_RECORD_KIND_SETTINGS, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 	}
-	return &storage.DamagedError{Kind: kindName(id.kind), Name: name, Problem: problem}
+	return &storage.DamagedError{Kind: integrity.KindName(id.kind), Name: name, Problem: problem}
 }
-
-// Problems of records whose checksum is right.
-const (
-	problemStale   = "it is not the record that the newest audit event put"
-	problemMissing = "missing"
-	problemSurplus = "it is there, though an audit event deleted it"
-)
-
-// hashers are for code that runs in many goroutines.
-var hashers = sync.Pool{New: func() any { return integrity.NewHasher() }}
 
 // elementOf returns the element of a record with a payload, and the payload's hash.
 func elementOf(workspaceID string, id recordID, payload []byte) (integrity.Element, integrity.Hash) {
 	hash := integrity.HashPayload(payload)
-	hasher := hashers.Get().(*integrity.Hasher) //nolint:errcheck // the pool has nothing else
-	defer hashers.Put(hasher)
-	return hasher.Element(kindName(id.kind), workspaceID, id.name, hash), hash
+	return integrity.ElementOf(id.kind, workspaceID, id.name, hash), hash
 }
 
 // expectation is what the index holds of one record.
@@ -106,11 +77,11 @@ func (e expectation) compare(element integrity.Element, stored bool) error {
 	case e.fault != nil:
 		return e.fault
 	case e.there && !stored:
-		return fault(e.workspaceID, e.id, problemMissing)
+		return fault(e.workspaceID, e.id, integrity.ProblemMissing)
 	case stored && !e.there:
-		return fault(e.workspaceID, e.id, problemSurplus)
+		return fault(e.workspaceID, e.id, integrity.ProblemSurplus)
 	case stored && element.Short() != e.short: // what is read is compared with memory
-		return fault(e.workspaceID, e.id, problemStale)
+		return fault(e.workspaceID, e.id, integrity.ProblemStale)
 	}
 	return nil
 }

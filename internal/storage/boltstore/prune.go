@@ -252,7 +252,7 @@ func visitedEventOf(hasher *integrity.Hasher, revision, previous int64, record *
 	for _, change := range record.GetChanges() {
 		id := recordID{change.GetKind(), change.GetName()}
 		if after := change.GetAfter(); len(after) == len(integrity.Hash{}) {
-			element := hasher.Element(kindName(id.kind), visited.workspaceID, id.name, integrity.Hash(after))
+			element := hasher.Element(integrity.KindName(id.kind), visited.workspaceID, id.name, integrity.Hash(after))
 			visited.put = append(visited.put, putRecord{id, element.Short()})
 		} else {
 			visited.removed = append(visited.removed, id)

@@ -119,7 +119,7 @@ func (r *recordReader) add(name, value []byte) {
 		}
 		read.id = recordID{kind: kindPolicy}
 	}
-	kind := kindName(read.id.kind)
+	kind := integrity.KindName(read.id.kind)
 	payload, err := storage.Unframe(kind, frameName(r.bucket, string(name)), value)
 	if err == nil {
 		read.element = r.hasher.Element(kind, read.workspaceID, read.id.name, integrity.HashPayload(payload))

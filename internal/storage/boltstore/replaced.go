@@ -79,7 +79,7 @@ func (r *replaced) compare(tx *bolt.Tx) error {
 		}
 		return nil
 	}
-	payload, err := storage.Unframe(kindName(record.id.kind), frameName(record.bucket, name), value)
+	payload, err := storage.Unframe(integrity.KindName(record.id.kind), frameName(record.bucket, name), value)
 	if err != nil {
 		return fault(workspaceID, record.id, problemOf(err))
 	}

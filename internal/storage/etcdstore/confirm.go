@@ -7,13 +7,30 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 )
 
-// confirm compares a record that was read, nil if nothing is stored, with the memory. head is the head of its
-// workspace that was read in the same transaction. Where the memory is at another head, it knows nothing
-// of what was read. The caller has checked the frame of the record.
-func (s *Store) confirm(workspaceID string, id recordID, record, head *mvccpb.KeyValue) error {
+// observation is a record as a reader found it.
+type observation struct {
+	id recordID
+	// there is set if something is stored, and short is then the beginning of its element.
+	there bool
+	short uint64
+}
+
+// observe returns the observation of what is stored of a record, nil if nothing is. The caller has checked its
+// frame.
+func observe(workspaceID string, id recordID, stored *mvccpb.KeyValue) observation {
+	if stored == nil {
+		return observation{id: id}
+	}
+	return observation{id, true, elementOf(workspaceID, id, integrity.HashPayload(storage.Payload(stored.Value))).Short()}
+}
+
+// confirm compares records of a workspace that were read with the memory. head is the head of the workspace
+// that was read as of the same revision of etcd's. Where the memory is at another head, it knows nothing
+// of what was read.
+func (s *Store) confirm(workspaceID string, head *mvccpb.KeyValue, seen ...observation) error {
 	present, err := decodeHead(workspaceID, head.GetValue())
 	if err != nil {
-		return nil // a damaged head says nothing of the record
+		return nil // a damaged head says nothing of the records
 	}
 	m := s.memory.Load()
 	m.mutex.Lock()
@@ -22,22 +39,22 @@ func (s *Store) confirm(workspaceID string, id recordID, record, head *mvccpb.Ke
 	if entry == nil || !entry.isAt(present) {
 		return nil
 	}
-	if err := entry.faults[id]; err != nil {
-		return err
-	}
-	if entry.damaged != nil {
-		return entry.damaged
-	}
-	expected, there := m.element(workspaceID, id)
-	switch {
-	case record == nil && there:
-		return fault(workspaceID, id, problemMissing)
-	case record == nil:
-		return nil
-	case !there:
-		return fault(workspaceID, id, problemSurplus)
-	case elementOf(workspaceID, id, integrity.HashPayload(storage.Payload(record.Value))).Short() != expected:
-		return fault(workspaceID, id, problemStale)
+	for _, each := range seen {
+		if err := entry.faults[each.id]; err != nil {
+			return err
+		}
+		if entry.damaged != nil {
+			return entry.damaged
+		}
+		expected, there := m.element(workspaceID, each.id)
+		switch {
+		case there && !each.there:
+			return fault(workspaceID, each.id, integrity.ProblemMissing)
+		case each.there && !there:
+			return fault(workspaceID, each.id, integrity.ProblemSurplus)
+		case there && each.short != expected: // what is read is compared with memory
+			return fault(workspaceID, each.id, integrity.ProblemStale)
+		}
 	}
 	return nil
 }

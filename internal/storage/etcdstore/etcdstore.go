@@ -145,6 +145,9 @@ type Store struct {
 	// memory is what the records should be. Each Load replaces it.
 	memory atomic.Pointer[memory]
 
+	// loaded is where the newest Load has read the store; nil if a watch need not begin there.
+	loaded atomic.Pointer[loaded]
+
 	// room is what is known of the members.
 	room *room
 

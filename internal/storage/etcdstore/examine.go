@@ -22,15 +22,7 @@ type examination struct {
 	workspaceID string
 	entry       *remembered
 	at          int64
-	hasher      *integrity.Hasher
-	// stored holds the hashes of the stored records, unreadable the errors of those that cannot be read.
-	stored     map[recordID]integrity.Hash
-	unreadable map[recordID]error
-	// last holds, for each record, the hash from the newest event that lists it; nil if that event deleted
-	// the record.
-	last map[recordID][]byte
-	// sum is the sum of the stored records, corrected by what the events say.
-	sum integrity.Sum
+	records     *integrity.Examination[recordID]
 }
 
 // errEnough ends the reading of events.
@@ -41,10 +33,11 @@ var errEnough = errors.New("the events show what is wrong")
 // agree with the tag. If the head is damaged, every stored record must be listed by an event. If it
 // remains unknown which records are wrong, all count as wrong.
 func (s *Store) examine(ctx context.Context, workspaceID string, entry *remembered, at int64) (*examination, error) {
-	e := &examination{
-		store: s, workspaceID: workspaceID, entry: entry, at: at, hasher: integrity.NewHasher(),
-		stored: make(map[recordID]integrity.Hash), unreadable: make(map[recordID]error), last: make(map[recordID][]byte),
-	}
+	e := &examination{store: s, workspaceID: workspaceID, entry: entry, at: at}
+	hasher := integrity.NewHasher()
+	e.records = integrity.NewExamination(func(id recordID, payload integrity.Hash) integrity.Element {
+		return hasher.Element(integrity.KindName(id.kind), workspaceID, id.name, payload)
+	})
 	if err := e.collect(ctx); err != nil {
 		return nil, err
 	}
@@ -57,9 +50,9 @@ func (s *Store) examine(ctx context.Context, workspaceID string, entry *remember
 	}
 	entry.tag = nil
 	if !known {
-		entry.damaged = &storage.DamagedError{Kind: "workspace", Name: workspaceID, Problem: problemUnknown}
+		entry.damaged = &storage.DamagedError{Kind: "workspace", Name: workspaceID, Problem: integrity.ProblemUnknown}
 		if workspaceID == "" {
-			entry.damaged = &storage.DamagedError{Kind: "policy", Name: namePolicy, Problem: problemUnknown}
+			entry.damaged = &storage.DamagedError{Kind: "policy", Name: namePolicy, Problem: integrity.ProblemUnknown}
 		}
 	}
 	return e, nil
@@ -67,11 +60,7 @@ func (s *Store) examine(ctx context.Context, workspaceID string, entry *remember
 
 // fits reports whether the records agree with the tag.
 func (e *examination) fits() bool {
-	return e.entry.damagedHead == nil && bytes.Equal(e.store.tagOf(e.workspaceID, e.entry.head, e.sum), e.entry.tag)
-}
-
-func (e *examination) element(id recordID, hash integrity.Hash) integrity.Element {
-	return e.hasher.Element(kindName(id.kind), e.workspaceID, id.name, hash)
+	return e.entry.damagedHead == nil && bytes.Equal(e.store.tagOf(e.workspaceID, e.entry.head, e.records.Sum()), e.entry.tag)
 }
 
 // collect reads the hashes of the workspace's records.
@@ -105,12 +94,10 @@ func (e *examination) collected(name string, value []byte) {
 		return
 	}
 	if item := decodeItem(name, value); item.Damaged != nil {
-		e.unreadable[id] = item.Damaged.Err
+		e.records.Unreadable(id, item.Damaged.Err)
 		return
 	}
-	hash := integrity.HashPayload(storage.Payload(value))
-	e.stored[id] = hash
-	e.sum = e.sum.Add(e.element(id, hash))
+	e.records.Stored(id, integrity.HashPayload(storage.Payload(value)))
 }
 
 // walk reads the workspace's events backwards, and reports whether they show which records are wrong. There
@@ -137,7 +124,7 @@ func (e *examination) walk(ctx context.Context) (known bool, err error) {
 			next = storage.Head{Sequence: sequence - 1}
 			copy(next.Hash[:], event.Record.GetPreviousHash())
 			for _, change := range event.Record.GetChanges() {
-				e.listed(change)
+				e.records.List(recordID{change.GetKind(), change.GetName()}, change.GetAfter())
 			}
 			if known = e.fits(); known {
 				return errEnough
@@ -151,53 +138,22 @@ func (e *examination) walk(ctx context.Context) (known bool, err error) {
 	case err != nil || trusted:
 		return false, err
 	}
-	for id := range e.stored {
-		if _, listed := e.last[id]; !listed {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// listed takes over what an event lists about a record, if no newer event lists the record.
-func (e *examination) listed(change *storagev1.RecordChange) {
-	id := recordID{change.GetKind(), change.GetName()}
-	if _, newer := e.last[id]; newer {
-		return
-	}
-	e.last[id] = change.GetAfter()
-	if hash, stored := e.stored[id]; stored {
-		e.sum = e.sum.Remove(e.element(id, hash))
-	}
-	if len(change.GetAfter()) == len(integrity.Hash{}) {
-		e.sum = e.sum.Add(e.element(id, integrity.Hash(change.GetAfter())))
-	}
+	return e.records.AllListed(), nil
 }
 
 // correct sets the memory to what the records should be, and notes those that are not. The other records of
 // the workspace can still be changed.
 func (e *examination) correct(m *memory) {
-	e.entry.sum = e.sum
-	for id, hash := range e.stored {
-		m.put(e.workspaceID, id, e.element(id, hash).Short())
-	}
-	for id, err := range e.unreadable {
-		e.entry.setFault(id, err)
-	}
-	for id, after := range e.last {
-		hash, stored := e.stored[id]
-		if len(after) == len(integrity.Hash{}) {
-			m.put(e.workspaceID, id, e.element(id, integrity.Hash(after)).Short())
+	e.entry.sum = e.records.Sum()
+	for id, verdict := range e.records.Verdicts() {
+		if verdict.Known {
+			m.put(e.workspaceID, id, verdict.Element.Short())
 		}
 		switch {
-		case e.unreadable[id] != nil, stored && bytes.Equal(hash[:], after):
-		case !stored && len(after) == 0:
-		case stored && len(after) == 0:
-			e.entry.setFault(id, fault(e.workspaceID, id, problemSurplus))
-		case stored:
-			e.entry.setFault(id, fault(e.workspaceID, id, problemStale))
-		default:
-			e.entry.setFault(id, fault(e.workspaceID, id, problemMissing))
+		case verdict.Unreadable != nil:
+			e.entry.setFault(id, verdict.Unreadable)
+		case verdict.Problem != "":
+			e.entry.setFault(id, fault(e.workspaceID, id, verdict.Problem))
 		}
 	}
 }

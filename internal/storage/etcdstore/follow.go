@@ -28,7 +28,7 @@ func (b *changeBuilder) touch(name string, event *clientv3.Event) {
 	}
 	record := touched{id: id, isPut: event.Type == clientv3.EventTypePut}
 	if record.isPut {
-		if payload, err := storage.Unframe(kindName(id.kind), name, event.Kv.Value); err == nil {
+		if payload, err := storage.Unframe(integrity.KindName(id.kind), name, event.Kv.Value); err == nil {
 			hash := integrity.HashPayload(payload)
 			record.after = hash[:]
 		}
@@ -90,7 +90,7 @@ func (b *changeBuilder) compareEvent(workspaceID string) map[recordID]error {
 	for _, each := range b.event.GetChanges() {
 		id := recordID{each.GetKind(), each.GetName()}
 		if listed[id] = each.GetAfter(); len(each.GetAfter()) > 0 {
-			wrong[id] = fault(workspaceID, id, problemMissing) // until it is found below
+			wrong[id] = fault(workspaceID, id, integrity.ProblemMissing) // until it is found below
 		}
 	}
 	for _, record := range b.touched {
@@ -99,9 +99,9 @@ func (b *changeBuilder) compareEvent(workspaceID string) map[recordID]error {
 		case record.isPut && is && bytes.Equal(record.after, after) && len(after) > 0:
 			delete(wrong, record.id)
 		case record.isPut:
-			wrong[record.id] = fault(workspaceID, record.id, problemStale)
+			wrong[record.id] = fault(workspaceID, record.id, integrity.ProblemStale)
 		case !is || len(after) > 0:
-			wrong[record.id] = fault(workspaceID, record.id, problemMissing)
+			wrong[record.id] = fault(workspaceID, record.id, integrity.ProblemMissing)
 		}
 	}
 	return wrong

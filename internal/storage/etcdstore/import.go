@@ -237,8 +237,7 @@ func (i *Import) operations(part storage.Portable) ([]clientv3.Op, error) {
 
 // frameHead returns the stored form of an imported head. i.sums has the sum of the workspace's records.
 func (i *Import) frameHead(workspaceID string, head storage.Head) (string, error) {
-	i.store.epoch = i.record.GetEpoch() // the tag covers it, and the header is written later
-	return frameHead(workspaceID, head, i.store.tagOf(workspaceID, head, i.sums[workspaceID]))
+	return frameHead(workspaceID, head, tagOf(i.record.GetEpoch(), workspaceID, head, i.sums[workspaceID]))
 }
 
 // putPart returns the put of a record, and adds its element to the sum of its workspace.

@@ -3,6 +3,7 @@ package etcdstore
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -164,10 +165,17 @@ func (s *Store) decodeOrder(pair *mvccpb.KeyValue) (orderKey, error) {
 // recordsOf reads the records of keys at an etcd revision, until the page is full.
 func (s *Store) recordsOf(ctx context.Context, query storage.Query, order []orderKey, at int64) ([]*storagev1.KeyRecord, error) {
 	records, total := make([]*storagev1.KeyRecord, 0, len(order)), 0
-	for some := range slices.Chunk(order, gets) {
-		parts := make([]clientv3.Op, len(some))
+	for some := range slices.Chunk(order, gets/2) {
+		parts := make([]clientv3.Op, len(some), gets)
+		heads := make(map[string]int) // where the response has the heads of the workspaces
 		for index, key := range some {
 			parts[index] = s.get(key.name, clientv3.WithRev(at))
+			if of, _, _, _ := parseKeyName(key.name); heads[of] == 0 {
+				heads[of] = len(some) + len(heads)
+			}
+		}
+		for _, of := range slices.SortedFunc(maps.Keys(heads), func(a, b string) int { return heads[a] - heads[b] }) {
+			parts = append(parts, s.get(headName(of), clientv3.WithRev(at)))
 		}
 		response, err := s.read(ctx, parts...)
 		if err != nil {
@@ -184,6 +192,10 @@ func (s *Store) recordsOf(ctx context.Context, query storage.Query, order []orde
 			total += len(stored.Value)
 			record := &storagev1.KeyRecord{}
 			if err := decodeKey(key.name, stored.Value, record); err != nil {
+				return nil, err
+			}
+			of := record.GetWorkspaceId()
+			if err := s.confirm(of, first(response, heads[of]), observe(of, recordID{kindKey, key.keyID}, stored)); err != nil {
 				return nil, err
 			}
 			records = append(records, record)

@@ -57,6 +57,7 @@ func (s *Store) load(ctx context.Context, newLoader func() *loader) (storage.Pos
 	}
 	l.memory.complete = true
 	s.memory.Store(l.memory)
+	s.loaded.Store(&loaded{revision: position.Revision, at: at})
 	return position, nil
 }
 

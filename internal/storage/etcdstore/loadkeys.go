@@ -63,8 +63,8 @@ func (c *chunk) decodeKeys(asViews bool) {
 	}
 	c.keys, c.runs = c.keys[:count], c.runs[:0]
 	c.items = c.items[:0]
-	hasher := hashers.Get().(*integrity.Hasher) //nolint:errcheck // the pool has nothing else
-	defer hashers.Put(hasher)
+	hasher := integrity.Borrow()
+	defer hasher.Return()
 	for index := range c.pairs {
 		name, value := c.pairs[index].name, c.pairs[index].value
 		c.items = append(c.items, storage.Item{})

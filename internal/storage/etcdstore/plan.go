@@ -87,11 +87,11 @@ func (m *memory) plan(change *storage.Change, changes []*storagev1.RecordChange)
 		case record.id.kind == kindKey && record.isPut && change.IsNew(&storagev1.KeyRecord{KeyId: record.id.name}):
 			// The transaction compares that its id is not there.
 		case there && !hasBefore:
-			return nil, fault(change.WorkspaceID, record.id, problemMissing)
+			return nil, fault(change.WorkspaceID, record.id, integrity.ProblemMissing)
 		case !there && hasBefore:
-			return nil, fault(change.WorkspaceID, record.id, problemSurplus)
+			return nil, fault(change.WorkspaceID, record.id, integrity.ProblemSurplus)
 		case there && record.before != expected:
-			return nil, fault(change.WorkspaceID, record.id, problemStale)
+			return nil, fault(change.WorkspaceID, record.id, integrity.ProblemStale)
 		}
 	}
 	return planned, nil

@@ -86,7 +86,7 @@ func (s *Store) GetKey(ctx context.Context, workspaceID, keyID string) (*storage
 		if err := decodeKey(where.name, stored.Value, record); err != nil {
 			return err
 		}
-		return s.confirm(of, recordID{kindKey, keyID}, stored, first(response, 1))
+		return s.confirm(of, first(response, 1), observe(of, recordID{kindKey, keyID}, stored))
 	})
 	if err != nil {
 		return nil, at, err
@@ -132,12 +132,12 @@ func (s *Store) GetMember(ctx context.Context, workspaceID, memberID string) (*s
 		at = s.revision(first(response, 0))
 		id, stored, head := recordID{kindMember, memberID}, first(response, 1), first(response, 2)
 		if stored == nil {
-			return cmp.Or(s.confirm(workspaceID, id, nil, head), storage.ErrNotFound)
+			return cmp.Or(s.confirm(workspaceID, head, observe(workspaceID, id, nil)), storage.ErrNotFound)
 		}
 		if err := decodeMember(name, stored.Value, record); err != nil {
 			return err
 		}
-		return s.confirm(workspaceID, id, stored, head)
+		return s.confirm(workspaceID, head, observe(workspaceID, id, stored))
 	})
 	if err != nil {
 		return nil, at, err
@@ -191,7 +191,7 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 			}
 			return give(s.revision(first(response, 0)), nil, false)
 		}
-		response, err := s.read(ctx, s.getRevision(), s.list(from, folder, query.Limit+1, 0))
+		response, err := s.read(ctx, s.getRevision(), s.list(from, folder, query.Limit+1, 0), s.get(headName(query.WorkspaceID)))
 		if err != nil {
 			return err
 		}
@@ -200,7 +200,16 @@ func (s *Store) page(ctx context.Context, query storage.Query, from, folder stri
 			total += len(all[count].Value)
 			count++
 		}
-		return give(s.revision(first(response, 0)), all[:count], count < len(all))
+		if err := give(s.revision(first(response, 0)), all[:count], count < len(all)); err != nil {
+			return err
+		}
+		seen := make([]observation, 0, count)
+		for _, pair := range all[:count] {
+			if _, id, is := recordOf(s.name(pair)); is {
+				seen = append(seen, observe(query.WorkspaceID, id, pair))
+			}
+		}
+		return s.confirm(query.WorkspaceID, first(response, 2), seen...)
 	})
 }
 

@@ -1,8 +1,6 @@
 package etcdstore
 
 import (
-	"sync"
-
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/integrity"
@@ -22,32 +20,6 @@ const (
 	kindSettings  = storagev1.RecordKind_RECORD_KIND_SETTINGS
 )
 
-// kindName returns the name of a kind in elements and errors.
-func kindName(kind storagev1.RecordKind) string {
-	switch kind {
-	case kindPolicy:
-		return integrity.KindPolicy
-	case kindWorkspace:
-		return integrity.KindWorkspace
-	case kindMember:
-		return integrity.KindMember
-	case kindKey:
-		return integrity.KindKey
-	case kindSettings:
-		return integrity.KindSettings
-	case storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
-	}
-	return "record"
-}
-
-// Problems of records whose checksum is right.
-const (
-	problemStale   = "it is not the record that the newest audit event put"
-	problemMissing = "missing"
-	problemSurplus = "it is there, though an audit event deleted it"
-	problemUnknown = "its records do not match the tag of its head, and its audit events do not show which records are wrong"
-)
-
 // fault returns the error for a record that is not what it should be.
 func fault(workspaceID string, id recordID, problem string) error {
 	name := id.name
@@ -60,7 +32,7 @@ func fault(workspaceID string, id recordID, problem string) error {
 		name = nameSettings
 	case kindMember, kindKey, storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 	}
-	return &storage.DamagedError{Kind: kindName(id.kind), Name: name, Problem: problem}
+	return &storage.DamagedError{Kind: integrity.KindName(id.kind), Name: name, Problem: problem}
 }
 
 // recordOf returns the workspace and the id of the record that a name stands for. ok is false for
@@ -96,12 +68,7 @@ func damagedItem(workspaceID string, id recordID, err error) storage.Item {
 	return storage.Item{Damaged: damaged}
 }
 
-// hashers are for code that runs in many goroutines.
-var hashers = sync.Pool{New: func() any { return integrity.NewHasher() }}
-
 // elementOf returns the element of a record whose payload has a hash.
 func elementOf(workspaceID string, id recordID, payload integrity.Hash) integrity.Element {
-	hasher := hashers.Get().(*integrity.Hasher) //nolint:errcheck // the pool has nothing else
-	defer hashers.Put(hasher)
-	return hasher.Element(kindName(id.kind), workspaceID, id.name, payload)
+	return integrity.ElementOf(id.kind, workspaceID, id.name, payload)
 }

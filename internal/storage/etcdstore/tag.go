@@ -28,11 +28,15 @@ type storedHead struct {
 	tag   []byte
 }
 
-// tagOf returns the tag of a head over the sum of a workspace's records.
+// tagOf returns the tag of a head of this store over the sum of a workspace's records.
 func (s *Store) tagOf(workspaceID string, head storage.Head, sum integrity.Sum) []byte {
-	hasher := hashers.Get().(*integrity.Hasher) //nolint:errcheck // the pool has nothing else
-	defer hashers.Put(hasher)
-	tag := hasher.Tag(integrity.Head{Epoch: s.epoch, WorkspaceID: workspaceID, Sequence: head.Sequence, EventHash: head.Hash}, sum)
+	return tagOf(s.epoch, workspaceID, head, sum)
+}
+
+func tagOf(epoch, workspaceID string, head storage.Head, sum integrity.Sum) []byte {
+	hasher := integrity.Borrow()
+	defer hasher.Return()
+	tag := hasher.Tag(integrity.Head{Epoch: epoch, WorkspaceID: workspaceID, Sequence: head.Sequence, EventHash: head.Hash}, sum)
 	return tag[:]
 }
 

@@ -66,8 +66,8 @@ type follower struct {
 	// member is the index of the watched one, and patience how long it may take to come to what callers were told of.
 	member   int
 	patience time.Duration
-	// again is set once the watch was open.
-	again bool
+	// again is set once the watch was open, and early if it begins where the store was loaded.
+	again, early bool
 	// broken is how often the watch has broken off since the last change, and retries has the waits.
 	broken  int
 	retries *backoff.Backoff
@@ -111,9 +111,19 @@ func (s *Store) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*sto
 // OnResume implements storage.Resumer.
 func (s *Store) OnResume(resumed func()) { s.resumed.Store(&resumed) }
 
+// loaded is where a Load has read the store.
+type loaded struct {
+	// revision is that of the newest change then, and at that of etcd.
+	revision, at int64
+}
+
 // mayResume reports whether the watch is opened again after an error. An outage of etcd, however long,
-// changes no history.
+// changes no history. A watch that began early is opened again later if etcd has compacted that.
 func (f *follower) mayResume(err error) bool {
+	if gap := (*compactedError)(nil); f.early && errors.As(err, &gap) {
+		f.store.loaded.Store(nil)
+		return true
+	}
 	return errors.Is(err, errBroken) ||
 		errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrHistoryChanged) && !errors.Is(err, storage.ErrGap)
 }
@@ -148,10 +158,11 @@ func (s *Store) beginWatch(ctx context.Context) (_ context.Context, done func(),
 func (f *follower) follow(ctx context.Context) error {
 	s := f.store
 	// 1. Find the etcd revision to start at.
-	from, err := s.start(ctx, f.after)
+	from, early, err := s.start(ctx, f.after)
 	if err != nil {
 		return err
 	}
+	f.early = early
 	// 2. Begin the watch.
 	client, disconnect, err := s.connect(f.member)
 	if err != nil {
@@ -233,25 +244,29 @@ func (f *follower) follow(ctx context.Context) error {
 
 // start returns the etcd revision at which to start watching after a point of the change log.
 // etcd must still have the history from there to the newest change. It may have compacted
-// what others changed since the newest change.
-func (s *Store) start(ctx context.Context, after storage.Barrier) (int64, error) {
+// what others changed since the newest change. If that change was the newest one when the store was loaded, the
+// watch starts early, where the load has read: it shows what something else has written since.
+func (s *Store) start(ctx context.Context, after storage.Barrier) (from int64, early bool, err error) {
 	response, err := s.read(ctx, s.get(nameHeader), s.get(nameFeedHead))
 	if err != nil {
-		return 0, err
+		return 0, false, err
 	}
 	if err := s.checkHeader(response); err != nil {
-		return 0, err
+		return 0, false, err
 	}
+	loaded := s.loaded.Load()
 	newest := barrierOf(first(response, 1))
 	switch {
 	case after.Revision < 0:
-		return 0, storage.ErrGap
+		return 0, false, storage.ErrGap
 	case after.Revision > newest.Revision || after.Differs(newest):
-		return 0, errAnother(after, newest)
+		return 0, false, errAnother(after, newest)
+	case after.Revision == newest.Revision && loaded != nil && loaded.revision == after.Revision:
+		return loaded.at + 1, true, nil
 	case after.Revision == newest.Revision:
-		return response.Header.GetRevision() + 1, nil
+		return response.Header.GetRevision() + 1, false, nil
 	}
-	return max(after.Revision, s.created) + 1, nil
+	return max(after.Revision, s.created) + 1, false, nil
 }
 
 // compare compares the feed head at a revision of etcd's with the change that was applied last. Errors:
@@ -260,7 +275,7 @@ func (s *Store) compare(ctx context.Context, applied storage.Barrier, at int64) 
 	response, err := s.read(ctx, s.get(nameHeader), s.get(nameFeedHead, clientv3.WithRev(at)))
 	switch {
 	case errors.Is(err, errCompacted):
-		return fmt.Errorf("%w: etcd has been compacted beyond revision %d", storage.ErrGap, at)
+		return &compactedError{at}
 	case err != nil:
 		return err
 	}

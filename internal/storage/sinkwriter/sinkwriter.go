@@ -36,9 +36,8 @@ const (
 	lockInterval = 200 * time.Millisecond
 )
 
-// Store is the part of a store that a Writer needs.
+// Store is the part of a store that a Writer needs. It must offer storage.AuditFollower.
 type Store interface {
-	storage.AuditFollower
 	storage.AuditReader
 	// Epoch returns the identity of the store's history.
 	Epoch() string
@@ -58,7 +57,8 @@ type Config struct {
 
 // Writer writes a sink.
 type Writer struct {
-	config Config
+	config   Config
+	follower storage.AuditFollower
 	// reopen is set by a call that asks for the file to be opened again.
 	reopen atomic.Bool
 
@@ -71,11 +71,15 @@ func New(config Config) (*Writer, error) {
 	if config.Log == nil {
 		config.Log = slog.New(slog.DiscardHandler)
 	}
+	follower, has := storage.As[storage.AuditFollower](config.Store)
+	if !has {
+		return nil, errors.New("the audit events of this store cannot be followed")
+	}
 	var err error
 	if config.Path, err = filepath.Abs(config.Path); err != nil {
 		return nil, err
 	}
-	return &Writer{config: config, status: storage.Follower{On: true}}, nil
+	return &Writer{config: config, follower: follower, status: storage.Follower{On: true}}, nil
 }
 
 // Status returns how the sink is. Its revision is 0 unless this process writes it.
@@ -158,7 +162,7 @@ func (w *Writer) write(ctx context.Context, worked func()) error {
 	events, failed := make(chan storage.AuditEvent, 1024), make(chan error, 1)
 	go func() {
 		defer close(events)
-		for event, err := range w.config.Store.FollowAudit(own, file.Mark().Revision) {
+		for event, err := range w.follower.FollowAudit(own, file.Mark().Revision) {
 			if err != nil {
 				failed <- err
 				return
@@ -264,7 +268,7 @@ func (b *batch) raise(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	if err := b.writer.config.Store.PutSinkPosition(ctx, storage.Barrier{Revision: mark.Revision, Hash: mark.Hash}); err != nil {
+	if err := b.writer.follower.PutSinkPosition(ctx, storage.Barrier{Revision: mark.Revision, Hash: mark.Hash}); err != nil {
 		return err
 	}
 	b.raised = mark.Revision
@@ -273,7 +277,7 @@ func (b *batch) raise(ctx context.Context) error {
 
 // open opens the file where its next line belongs.
 func (w *Writer) open(ctx context.Context) (*sink.File, error) {
-	position, err := w.config.Store.SinkPosition(ctx)
+	position, err := w.follower.SinkPosition(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ var refusalTests = []test{
 
 func withRefusals(run func(s *suite, refusals storage.RefusalStore)) func(s *suite) {
 	return func(s *suite) {
-		if refusals, has := storage.RefusalsOf(s.store); has {
+		if refusals, has := storage.As[storage.RefusalStore](s.store); has {
 			run(s, refusals)
 		}
 	}
@@ -120,7 +120,7 @@ func testRefusalPages(s *suite, store storage.RefusalStore) {
 		}
 	}
 	s.reopen()
-	reopened, _ := storage.RefusalsOf(s.store)
+	reopened, _ := storage.As[storage.RefusalStore](s.store)
 	s.putRefusals(reopened, refusals("w", 11, 1))
 	if got := s.listRefusals(reopened, storage.Query{Limit: 4}); !slices.Equal(got, down(11, 1)) {
 		s.Errorf("ListRefusals, reopened: %v", got)

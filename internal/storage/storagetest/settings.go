@@ -21,14 +21,14 @@ var settingsTests = []test{
 
 func withSettings(run func(s *suite, keeper storage.SettingsKeeper)) func(s *suite) {
 	return func(s *suite) {
-		if keeper, has := storage.SettingsKeeperOf(s.store); has {
+		if keeper, has := storage.As[storage.SettingsKeeper](s.store); has {
 			run(s, keeper)
 		}
 	}
 }
 
 func testNoSettings(s *suite) {
-	if _, has := storage.SettingsKeeperOf(s.store); !has {
+	if _, has := storage.As[storage.SettingsKeeper](s.store); !has {
 		s.refused(PutSettings(storage.Head{}, time.Second), storage.ErrInvalidChange)
 	}
 }
