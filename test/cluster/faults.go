@@ -49,8 +49,9 @@ func (w *world) faults(ctx context.Context) error {
 		return err
 	}
 	defer l.stop()
-	w.say("\n%d calls a second spread over three replicas, deadline %v; %d near-caches\n", w.plan.rate, deadline, caches)
-	w.say("%-28s %7s %7s %8s %8s %8s %8s  %-16s %6s", "phase", "calls", "failed", "p50", "p99", "p99.9", "longest", "cached (failed)", "resets")
+	w.say("\n%d validations and %d changes a second spread over three replicas, deadline %v; %d near-caches\n", w.plan.rate, replicas*changeRate, deadline, caches)
+	w.say("%-28s %7s %7s %8s %8s %8s %8s  %-16s %-16s %8s %8s %6s", "phase", "calls", "failed", "p50", "p99", "p99.9", "longest", "cached (failed)",
+		"changes (failed)", "p50", "longest", "resets")
 	l.next(ctx, "nothing happens")
 	follower := func(ctx context.Context) (target, error) { return w.cluster.Follower(ctx) }
 	leader := func(ctx context.Context) (target, error) { return w.cluster.Leader(ctx) }
@@ -139,6 +140,14 @@ func (w *world) judge(p *phase, f fault) {
 	if f.bound > 0 {
 		w.inTime(p.spread.at(0.999) <= f.bound, "%s: p99.9 is %v, more than %v", f.name, p.spread.at(0.999).Round(time.Millisecond), f.bound)
 	}
+	for index := range p.changes {
+		if changes := &p.changes[index]; index != f.away {
+			w.promise(changes.failed == 0, "%s: %d changes through replica %d failed, the first %s", f.name, changes.failed, index, changes.lost)
+			if f.bound > 0 || f.away >= 0 {
+				w.inTime(changes.at(0.999) <= followerBound, "%s: a change through replica %d took %v", f.name, index, changes.at(0.999).Round(time.Millisecond))
+			}
+		}
+	}
 	if f.away < 0 {
 		return
 	}
@@ -151,9 +160,14 @@ func (w *world) judge(p *phase, f fault) {
 }
 
 func (w *world) row(p *phase) {
-	w.say("%-28s %7d %7d %8s %8s %8s %8s  %6d (%d)%7s %6d", p.name, len(p.spread.took), p.spread.failed,
-		short(p.spread.at(0.5)), short(p.spread.at(0.99)), short(p.spread.at(0.999)), short(p.spread.at(1)), len(p.cached.took), p.cached.failed, "", p.resets)
+	changes := p.changed()
+	w.say("%-28s %7d %7d %8s %8s %8s %8s  %-16s %-16s %8s %8s %6d", p.name, len(p.spread.took), p.spread.failed,
+		short(p.spread.at(0.5)), short(p.spread.at(0.99)), short(p.spread.at(0.999)), short(p.spread.at(1)), p.cached.counts(),
+		changes.counts(), short(changes.at(0.5)), short(changes.at(1)), p.resets)
 }
+
+// counts returns how many calls there were, and how many failed.
+func (s *series) counts() string { return fmt.Sprintf("%d (%d)", len(s.took), s.failed) }
 
 func short(d time.Duration) string {
 	if d >= time.Second {
