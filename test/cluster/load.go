@@ -91,6 +91,26 @@ func (s *series) between(after, before time.Time) int {
 	return count
 }
 
+// again returns how long after a moment the first call was ALLOWED; the deadline if none was.
+func (s *series) again(from time.Time) time.Duration {
+	first := deadline
+	for _, each := range s.allowed {
+		first = min(first, each.ended.Sub(from))
+	}
+	return first
+}
+
+// lateAfter returns how long the calls that began after a moment took; the longest of a thousand is left out.
+func (s *series) lateAfter(moment time.Time) time.Duration {
+	var later series
+	for _, each := range s.allowed {
+		if each.began.After(moment) {
+			later.took = append(later.took, each.ended.Sub(each.began))
+		}
+	}
+	return later.at(0.999)
+}
+
 func (s *series) at(part float64) time.Duration {
 	if len(s.took) == 0 {
 		return 0
