@@ -226,10 +226,10 @@ func (s *Server) components() []component {
 		{name: "shared settings", start: s.agreeOnSettings},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
+		{name: "notices", start: s.prepareNotices},
 		{name: "sweep", start: s.prepareSink, run: s.lead},
 		{name: "backups", start: s.prepareBackups, run: s.backUp},
 		{name: "keys that end", run: s.countEnding},
-		{name: "notices", start: s.prepareNotices, run: s.sendNotices},
 		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
@@ -369,6 +369,9 @@ func (s *Server) lead(ctx context.Context) error {
 		working.Go(func() { s.sweep(ctx) })
 		if writer := s.sink.Load(); writer != nil {
 			working.Go(func() { writer.Run(ctx) })
+		}
+		if s.sender != nil {
+			working.Go(func() { s.sender.Run(s.background(ctx)) })
 		}
 		working.Wait()
 	}
