@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/clock"
-	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 	"github.com/scribe-mail/keysvc/internal/tracing"
@@ -52,7 +51,7 @@ func TestServersWrappersKeepWhatAStoreOffers(t *testing.T) {
 		}
 		return map[string]any{
 			"the verbs":      s.verbStore(),
-			"the projection": observed(inside, events.Hooks{}, nil),
+			"the projection": observed(inside, &outages{}, nil),
 			"last uses":      postponedUses{inside, s},
 		}
 	}
