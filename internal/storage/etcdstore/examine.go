@@ -67,7 +67,7 @@ func (s *Store) examine(ctx context.Context, workspaceID string, entry *remember
 
 // fits reports whether the records agree with the tag.
 func (e *examination) fits() bool {
-	return e.entry.damagedHead == nil && bytes.Equal(e.store.tagOf(e.workspaceID, e.entry.head, e.sum), e.entry.tag)
+	return e.entry.damagedHead == nil && e.store.isTag(e.entry.tag, e.workspaceID, e.entry.head, e.sum)
 }
 
 func (e *examination) element(id recordID, hash integrity.Hash) integrity.Element {
@@ -210,7 +210,7 @@ func (l *loader) verify() error {
 	}
 	for _, workspaceID := range slices.Sorted(maps.Keys(l.memory.workspaces)) {
 		entry := l.memory.workspaces[workspaceID]
-		if entry.damagedHead == nil && bytes.Equal(entry.tag, l.store.tagOf(workspaceID, entry.head, entry.sum)) { // head tags are compared
+		if entry.damagedHead == nil && l.store.isTag(entry.tag, workspaceID, entry.head, entry.sum) { // head tags are compared
 			entry.tag = nil
 			continue
 		}

@@ -383,7 +383,7 @@ func (i *Import) Exporter(context.Context) (storage.Exporter, error) {
 // Check implements storage.Importer.
 func (i *Import) Check(ctx context.Context) ([]string, error) {
 	var report Report
-	err := i.store.checkOpened(ctx, &report)
+	err := i.store.checkOpened(ctx, &report, &checker{})
 	if errors.Is(err, storage.ErrDamaged) {
 		return append(report.Problems, err.Error()), nil
 	}

@@ -30,9 +30,13 @@ type storedHead struct {
 
 // tagOf returns the tag of a head over the sum of a workspace's records.
 func (s *Store) tagOf(workspaceID string, head storage.Head, sum integrity.Sum) []byte {
+	return tagOfEpoch(s.epoch, workspaceID, head, sum)
+}
+
+func tagOfEpoch(epoch, workspaceID string, head storage.Head, sum integrity.Sum) []byte {
 	hasher := hashers.Get().(*integrity.Hasher) //nolint:errcheck // the pool has nothing else
 	defer hashers.Put(hasher)
-	tag := hasher.Tag(integrity.Head{Epoch: s.epoch, WorkspaceID: workspaceID, Sequence: head.Sequence, EventHash: head.Hash}, sum)
+	tag := hasher.Tag(integrity.Head{Epoch: epoch, WorkspaceID: workspaceID, Sequence: head.Sequence, EventHash: head.Hash}, sum)
 	return tag[:]
 }
 

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -306,17 +307,38 @@ func (w *Writer) open(ctx context.Context) (*sink.File, error) {
 	return sink.Open(w.config.Path, sink.Tail{}, known, sink.Options{})
 }
 
+// Compare compares the store with the last line of the sink, if the file has all lines that any process has written, as far as
+// that is known. The error is ErrAnchor if the store does not have the event of that line: it was put back, or
+// is another one. Other errors are those of the store and of the file system.
+func (w *Writer) Compare(ctx context.Context) error {
+	position, err := w.config.Store.SinkPosition(ctx)
+	if err != nil {
+		return err
+	}
+	_, tail, err := sink.Newest(w.config.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case tail.Newest.Epoch != w.config.Store.Epoch() || tail.Newest.Revision < position.Revision:
+		return nil
+	}
+	return w.compare(ctx, tail.Newest)
+}
+
 // compare compares the store with the last line of the sink. The error is ErrAnchor if the store does not have
 // the line's event: it was put back, or is another one.
 func (w *Writer) compare(ctx context.Context, mark anchor.Mark) error {
 	if mark.Revision == 0 {
 		return nil
 	}
+	// Events that were imported together have one revision, and are one page.
 	page, err := w.config.Store.ScanAuditEvents(ctx, storage.AuditQuery{All: true, After: mark.Revision - 1, Before: mark.Revision + 1, Limit: 1})
 	if err != nil {
 		return err
 	}
-	if len(page.Events) != 1 || storage.HashAudit(page.Events[0].Encoded) != mark.Hash {
+	if !slices.ContainsFunc(page.Events, func(event storage.AuditEvent) bool { return storage.HashAudit(event.Encoded) == mark.Hash }) {
 		return fmt.Errorf("%w: it does not have the event of revision %d as the last line of the audit sink %s has it: an older copy of the store may have been put back",
 			storage.ErrAnchor, mark.Revision, w.config.Path)
 	}
