@@ -251,3 +251,54 @@ func forged(t *testing.T, line sink.Line) []byte {
 	}
 	return text
 }
+
+// TestSinkOfImportedEvents: events that were imported share revisions. A writer that ended between two of them goes on with the
+// next one, also if etcd has compacted that revision.
+func TestSinkOfImportedEvents(t *testing.T) {
+	// Not parallel: it compacts the etcd of all tests, and others read its history.
+	prefix := newPrefix()
+	report := toEtcd(t, newFile(t, 150), prefix)
+	v := &verified{&pruned{t: t, prefix: prefix, store: open(t, etcdConfig(t, prefix))}, filepath.Join(t.TempDir(), "audit.jsonl")}
+	v.newest = allEvents(t, v.store, 1)[0].Revision
+	for _, cut := range []int{0, 3, 50, 101, 151} {
+		if cut == 50 { // from here on the past is compacted
+			if _, err := newClient(t).Compact(t.Context(), report.Revision+1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if cut > 0 {
+			text, err := os.ReadFile(v.path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What the store remembers is behind what is durable.
+			if _, err := newClient(t).Delete(t.Context(), prefix+"sink"); err != nil {
+				t.Fatal(err)
+			}
+			lines := bytes.SplitAfter(text, []byte("\n"))
+			if err := os.WriteFile(v.path, bytes.Join(lines[:len(lines)-cut], nil), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		v.write()
+		v.until(report.Counts[storage.PortableEvent] + 1)
+		v.want("written on")
+	}
+}
+
+// until writes until the sink has a number of lines.
+func (v *verified) until(lines int64) {
+	v.t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; {
+		text, err := os.ReadFile(v.path)
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		if got := int64(bytes.Count(text, []byte("\n"))); got == lines {
+			return
+		} else if got > lines || time.Now().After(end) {
+			v.t.Fatalf("%d lines, want %d", got, lines)
+		}
+		v.write()
+	}
+}
