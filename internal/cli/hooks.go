@@ -34,6 +34,8 @@ type Hooks struct {
 	// there are to out and, if apply is set, sets them to now. No server may have the
 	// file open.
 	RepairClock func(ctx context.Context, file string, outside server.Outside, apply bool, out io.Writer) error
+	// RepairClockEtcd is RepairClock for the store in etcd that the settings name.
+	RepairClockEtcd func(ctx context.Context, settings config.Settings, apply bool, out io.Writer) error
 	// AuditFile opens a store's file and calls use with a function that lists the audit events in
 	// the file. No server may have the file open. It returns the error of use.
 	AuditFile func(ctx context.Context, file string, use func(server.ListAuditEvents) error) error
@@ -54,7 +56,7 @@ type Hooks struct {
 // DefaultHooks returns the hooks of the keysvc binary.
 func DefaultHooks() Hooks {
 	return Hooks{
-		Serve: server.RunWithReload, Check: server.Check, CheckEtcd: server.CheckEtcd, AcceptAnchor: server.AcceptAnchor, AcceptEtcd: server.AcceptEtcd, RepairClock: server.RepairClock,
+		Serve: server.RunWithReload, Check: server.Check, CheckEtcd: server.CheckEtcd, AcceptAnchor: server.AcceptAnchor, AcceptEtcd: server.AcceptEtcd, RepairClock: server.RepairClock, RepairClockEtcd: server.RepairClockEtcd,
 		AuditFile: server.AuditFile, VerifyAudit: server.VerifyAudit, VerifyAuditEtcd: server.VerifyAuditEtcd,
 		Restore: server.Restore, RestoreEtcd: server.RestoreEtcd, Migrate: server.Migrate,
 	}
