@@ -53,7 +53,7 @@ type Import struct {
 	hasEvent  bool
 	lastEvent []byte // the newest event of all, encoded
 	// newestOld is the name of the newest event before which events may be missing, because the source has pruned
-	// them; empty if there is none. No younger event has the same revision.
+	// them; empty if there is no such event. No younger event has the same revision.
 	newestOld string
 	isOld     bool // the event put last is old
 

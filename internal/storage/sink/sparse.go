@@ -187,8 +187,8 @@ func (c *sparse) line(line Line, file string, number int64) {
 	c.lines[id] = append(c.lines[id], event)
 }
 
-// isFormer reports whether a line is of an epoch that a person has ended: the sink has lines of the store's epoch, and this
-// is none of them. What such a line has, and the store does not, was given up.
+// isFormer reports whether a line is of an epoch that a person has ended: the sink has lines of the store's epoch, and this line is not
+// one of them. What such a line has, and the store does not, was given up.
 func (c *sparse) isFormer(line sparseLine) bool {
 	return c.epochs[c.store.Epoch] && line.epoch != c.store.Epoch
 }
