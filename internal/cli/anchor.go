@@ -32,8 +32,8 @@ func outsideFlags(cmd *cobra.Command) *server.Outside {
 
 func (a *app) anchorAcceptCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "accept FILE",
-		Short: "Accept a store's file as it is, although changes may be lost",
+		Use:   "accept [FILE]",
+		Short: "Accept a store as it is, although changes may be lost",
 		Long: `Accept a store's file as it is, after a start was refused because the file does not
 agree with its anchor or its audit sink, or because one of them is lost. No server
 may have the file open.
@@ -44,25 +44,42 @@ again. The store gets a new epoch, so that every near-cache starts empty, and a 
 anchor or a line in its audit sink. With --audit-sink off it has no sink any more.
 This cannot be undone. If you still have the newest file, put it in place instead.
 
+With --store etcd, accept the store in etcd, after etcd was put back to a snapshot.
+Stop all servers first. "keysvc restore --store etcd" takes away again what the
+audit sink knows to be revoked since; this command does not.
+
 At a terminal "accept" must be typed; elsewhere --yes is needed.`,
 		Example: `  keysvc anchor accept keysvc-data/keysvc.db
-  keysvc anchor accept /var/lib/keysvc/keysvc.db --anchor /mnt/other/keysvc.anchor --yes`,
-		Args: positional("FILE"),
+  keysvc anchor accept /var/lib/keysvc/keysvc.db --anchor /mnt/other/keysvc.anchor --yes
+  keysvc anchor accept --store etcd --etcd-endpoints 127.0.0.1:2379 --audit-sink audit.jsonl`,
+		Args: fileOrEtcd("FILE"),
 	}
+	inEtcd := a.etcdFlags(cmd)
 	yes := yesFlag(cmd)
 	outside := outsideFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if a.hooks.AcceptAnchor == nil {
+		if a.hooks.AcceptAnchor == nil || a.hooks.AcceptEtcd == nil && len(args) == 0 {
 			return errNoHook
 		}
 		s := &session{app: a, cmd: cmd}
+		confirm := func() error {
+			if *yes {
+				return nil
+			}
+			return s.confirm(cmd.Context(), "Type accept to serve it as it is:", "accept")
+		}
+		if len(args) == 0 {
+			settings, err := inEtcd()
+			if err != nil {
+				return err
+			}
+			if outside.Anchor != "" {
+				return usageError(cmd, "--anchor is for a store in a file: over etcd the audit sink is the anchor")
+			}
+			return a.hooks.AcceptEtcd(cmd.Context(), settings, outside.Sink, a.Stdout, confirm)
+		}
 		return a.onFile(cmd, args[0], func(ctx context.Context) error {
-			return a.hooks.AcceptAnchor(ctx, args[0], *outside, a.Stdout, func() error {
-				if *yes {
-					return nil
-				}
-				return s.confirm(ctx, "Type accept to serve it as it is:", "accept")
-			})
+			return a.hooks.AcceptAnchor(ctx, args[0], *outside, a.Stdout, confirm)
 		})
 	}
 	return cmd

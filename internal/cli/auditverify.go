@@ -37,10 +37,15 @@ last, with the files that it was renamed to beside it.
 
 A file that is served is locked: verify a copy, with --copy if the server went on
 meanwhile. The exit status is 0 if everything is right and 1 if something was found.
-With -o json the findings are for programs.`,
+With -o json the findings are for programs.
+
+With --store etcd, the store is the one in etcd. Servers may go on meanwhile. Each
+server may have a sink of its own: give the files of all. Events that were deleted
+because they are old must be in the sink, and its lines close the chain.`,
 		Example: `  keysvc audit verify
   keysvc audit verify backup.db --copy --sink '/var/log/keysvc/audit.jsonl*'
-  keysvc audit verify backup.db --sink off -o json`,
+  keysvc audit verify backup.db --sink off -o json
+  keysvc audit verify --store etcd --etcd-endpoints 127.0.0.1:2379 --sink 'audit.jsonl*'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 1 {
 				return usageError(cmd, "needs at most one FILE besides flags, got %s; a pattern of --sink must be in quotes", count(int64(len(args)), "argument"))
@@ -49,6 +54,7 @@ With -o json the findings are for programs.`,
 		},
 	}
 	var options server.VerifyOptions
+	inEtcd := a.etcdFlags(cmd)
 	flags := cmd.Flags()
 	flags.StringArrayVar(&options.Sink, "sink", nil, "a file of the audit sink, or a pattern; off for none (default: the one FILE had)")
 	flags.BoolVar(&options.Copy, "copy", false, "FILE is a copy, and the sink may go on after it")
@@ -57,27 +63,44 @@ With -o json the findings are for programs.`,
 		if a.hooks.VerifyAudit == nil {
 			return errNoHook
 		}
-		file := defaultFile
-		if len(args) == 1 {
-			file = args[0]
-		}
-		return a.onFile(cmd, file, func(ctx context.Context) error {
+		verify := func(store string, run func() (server.Verification, error)) error {
 			remove := a.progress(&options)
-			result, err := a.hooks.VerifyAudit(ctx, file, options)
+			result, err := run()
 			remove()
 			if err != nil {
 				return err
 			}
-			shown := verificationOf(file, result)
+			shown := verificationOf(store, result)
 			if *format == formatJSON {
 				err = json.NewEncoder(a.Stdout).Encode(shown)
 			} else {
 				err = shown.text(a.Stdout)
 			}
 			if err == nil && !shown.Right {
-				err = fmt.Errorf("%s: %s", file, count(int64(len(shown.Findings))+int64(shown.More), "finding"))
+				err = fmt.Errorf("%s: %s", store, count(int64(len(shown.Findings))+int64(shown.More), "finding"))
 			}
 			return err
+		}
+		if cmd.Flags().Changed("store") {
+			settings, err := inEtcd()
+			switch {
+			case err != nil:
+				return err
+			case len(args) > 0:
+				return usageError(cmd, "takes FILE or --store, not both")
+			case options.Copy:
+				return usageError(cmd, "--copy is for a store in a file: over etcd, servers may go on")
+			case a.hooks.VerifyAuditEtcd == nil:
+				return errNoHook
+			}
+			return verify("etcd "+settings.EtcdPrefix, func() (server.Verification, error) { return a.hooks.VerifyAuditEtcd(cmd.Context(), settings, options) })
+		}
+		file := defaultFile
+		if len(args) == 1 {
+			file = args[0]
+		}
+		return a.onFile(cmd, file, func(ctx context.Context) error {
+			return verify(file, func() (server.Verification, error) { return a.hooks.VerifyAudit(ctx, file, options) })
 		})
 	}
 	return cmd

@@ -22,23 +22,20 @@ With --store etcd, check the store in etcd in the same way, as of one revision;
 servers may go on meanwhile. The settings of etcd are those of "keysvc serve".`,
 		Example: `  keysvc check keysvc-data/keysvc.db
   keysvc check --store etcd --etcd-endpoints 127.0.0.1:2379`,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil // for a store in etcd
-			}
-			return positional("FILE")(cmd, args)
-		},
+		Args: fileOrEtcd("FILE"),
 	}
-	source := a.someSettingsFlags(cmd, func(setting config.Setting) bool {
-		return setting.Name == "store" || strings.HasPrefix(setting.Name, "etcd-")
-	})
+	inEtcd := a.etcdFlags(cmd)
 	outside := outsideFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if a.hooks.Check == nil {
 			return errNoHook
 		}
 		if len(args) == 0 {
-			return a.checkEtcd(cmd, source())
+			settings, err := inEtcd()
+			if err != nil {
+				return err
+			}
+			return a.hooks.CheckEtcd(cmd.Context(), settings, a.Stdout)
 		}
 		return a.onFile(cmd, args[0], func(ctx context.Context) error {
 			return a.hooks.Check(ctx, args[0], *outside, a.Stdout)
@@ -47,14 +44,33 @@ servers may go on meanwhile. The settings of etcd are those of "keysvc serve".`,
 	return cmd
 }
 
-// checkEtcd checks the store in etcd that the settings name.
-func (a *app) checkEtcd(cmd *cobra.Command, source config.Source) error {
-	loaded, err := source.Load()
-	if err != nil {
-		return err
+// fileOrEtcd is positional for a command that works on a store's file, which is named, or on the store in etcd.
+func fileOrEtcd(name string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return nil // for a store in etcd
+		}
+		if cmd.Flags().Changed("store") {
+			return usageError(cmd, "takes %s or --store, not both", name)
+		}
+		return positional(name)(cmd, args)
 	}
-	if loaded.Settings.Store != config.EtcdStore {
-		return usageError(cmd, "needs FILE, the store's file, or --store etcd with --etcd-endpoints")
+}
+
+// etcdFlags adds --store and the flags of etcd, as serve has them, to a command that works on a file as well. The
+// function that it returns returns the settings of the store in etcd, or a usage error if they name none.
+func (a *app) etcdFlags(cmd *cobra.Command) func() (config.Settings, error) {
+	source := a.someSettingsFlags(cmd, func(setting config.Setting) bool {
+		return setting.Name == "store" || strings.HasPrefix(setting.Name, "etcd-")
+	})
+	return func() (config.Settings, error) {
+		loaded, err := source().Load()
+		if err != nil {
+			return config.Settings{}, err
+		}
+		if loaded.Settings.Store != config.EtcdStore {
+			return config.Settings{}, usageError(cmd, "needs the store's file, or --store etcd with --etcd-endpoints")
+		}
+		return loaded.Settings, nil
 	}
-	return a.hooks.CheckEtcd(cmd.Context(), loaded.Settings, a.Stdout)
 }

@@ -19,7 +19,7 @@ const maxShownLines = 50
 func (a *app) restoreCommand() *cobra.Command {
 	var options server.RestoreOptions
 	cmd := &cobra.Command{
-		Use:   "restore BACKUP --data DIR",
+		Use:   "restore [BACKUP --data DIR]",
 		Short: "Make a store from a backup, without reviving what was revoked since",
 		Long: `Make a store in DIR from BACKUP, a copy that "keysvc backup" has made. It gets a new
 epoch, so that every near-cache starts empty. DIR must have no store. BACKUP and the
@@ -37,11 +37,19 @@ its last lines are there: the sink cannot show that its end was cut off. Give
 --sink-is-complete only if the machine was not lost with the disk of the sink.
 
 Start the server with the same --audit-sink to go on with that sink, or with another
-one. With --dry-run nothing is made; with -o json the plan is for programs.`,
+one. With --dry-run nothing is made; with -o json the plan is for programs.
+
+With --store etcd, and without BACKUP, the store is the one in etcd, which was put
+back to a snapshot of etcd before. Stop all servers first. The store gets a new epoch,
+and loses again what was taken away since the snapshot; the sink goes on. Here
+--sink-is-complete says that no line is missing anywhere in the sink: revisions have
+gaps, so a missing line shows only if the workspace has a later one.`,
 		Example: `  keysvc restore backup.db --data /var/lib/keysvc --dry-run
-  keysvc restore backup.db --data /var/lib/keysvc --audit-sink /log/audit.jsonl --sink-is-complete`,
-		Args: positional("BACKUP"),
+  keysvc restore backup.db --data /var/lib/keysvc --audit-sink /log/audit.jsonl --sink-is-complete
+  keysvc restore --store etcd --etcd-endpoints 127.0.0.1:2379 --audit-sink /log/audit.jsonl --dry-run`,
+		Args: fileOrEtcd("BACKUP"),
 	}
+	inEtcd := a.etcdFlags(cmd)
 	flags := cmd.Flags()
 	flags.StringVar(&options.Data, "data", "", "the folder that the store is made in (required)")
 	flags.StringVar(&options.Sink, "audit-sink", "", "the audit sink of the lost store; its older files are found beside it")
@@ -51,17 +59,18 @@ one. With --dry-run nothing is made; with -o json the plan is for programs.`,
 	format := outputFlag(cmd, formatsOfEvents)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		switch {
-		case a.hooks.Restore == nil:
+		case a.hooks.Restore == nil || a.hooks.RestoreEtcd == nil && len(args) == 0:
 			return errNoHook
-		case options.Data == "":
+		case len(args) == 0 && (options.Data != "" || options.Anchor != ""):
+			return usageError(cmd, "--data and --anchor need BACKUP, and are not for a store in etcd")
+		case len(args) > 0 && options.Data == "":
 			return usageError(cmd, "--data is missing: the folder that the store is made in")
 		case options.Sink == "" && options.SinkIsComplete:
 			return usageError(cmd, "--sink-is-complete needs --audit-sink")
 		}
-		options.Backup = args[0]
-		return a.onFile(cmd, args[0], func(ctx context.Context) error {
+		run := func(restore func() (*server.Restored, error)) error {
 			remove := a.restoreProgress(&options)
-			result, err := a.hooks.Restore(ctx, options)
+			result, err := restore()
 			remove()
 			if err != nil {
 				return err
@@ -70,6 +79,17 @@ one. With --dry-run nothing is made; with -o json the plan is for programs.`,
 				return json.NewEncoder(a.Stdout).Encode(result)
 			}
 			return restoredText(a.Stdout, result, options)
+		}
+		if len(args) == 0 {
+			settings, err := inEtcd()
+			if err != nil {
+				return err
+			}
+			return run(func() (*server.Restored, error) { return a.hooks.RestoreEtcd(cmd.Context(), settings, options) })
+		}
+		options.Backup = args[0]
+		return a.onFile(cmd, args[0], func(ctx context.Context) error {
+			return run(func() (*server.Restored, error) { return a.hooks.Restore(ctx, options) })
 		})
 	}
 	return cmd

@@ -128,7 +128,7 @@ func (m *migration) isUnchanged() error {
 	if err != nil {
 		return fmt.Errorf("reading the source: %w", err)
 	}
-	if before := m.report.Origin; now.Epoch != before.Epoch || now.Position != before.Position {
+	if before := m.report.Origin; now.Epoch != before.Epoch || now.Position != before.Position || now.Pruned != before.Pruned {
 		return fmt.Errorf("%w: it went from revision %d to %d; make the servers over it read-only first",
 			storage.ErrSourceChanged, before.Position.Revision, now.Position.Revision)
 	}

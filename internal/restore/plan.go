@@ -179,6 +179,9 @@ func (p *Plan) judge(since *Since) {
 // Holds reports whether the restored store may have keys that are held.
 func (p *Plan) Holds() bool { return p.Held > 0 || p.holds }
 
+// Position returns how far the backup had come.
+func (p *Plan) Position() storage.Position { return p.position }
+
 // note lists what became of a record.
 func (p *Plan) note(line Line, o outcome) {
 	add := func(list *[]Line, more *int64, what []string) {

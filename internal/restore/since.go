@@ -73,6 +73,17 @@ type alteration struct {
 // that were read. What is wrong with the sink becomes a doubt. Errors: those of the file system, and
 // the context's.
 func Follow(ctx context.Context, files []string, from anchor.Mark, progress func(lines int64)) (*Since, error) {
+	return follow(ctx, files, from, false, progress)
+}
+
+// FollowSparse is Follow for the sink of a store whose revisions have gaps, because others use them as well. It
+// notices that an event is missing by the workspace's next event alone. So the person's word that the sink is complete is also about
+// the last line of each workspace.
+func FollowSparse(ctx context.Context, files []string, from anchor.Mark, progress func(lines int64)) (*Since, error) {
+	return follow(ctx, files, from, true, progress)
+}
+
+func follow(ctx context.Context, files []string, from anchor.Mark, sparse bool, progress func(lines int64)) (*Since, error) {
 	since := &Since{From: from, workspaces: make(map[string]*workspaceSince)}
 	if len(files) == 0 {
 		since.doubt("no audit sink was read")
@@ -85,7 +96,7 @@ func Follow(ctx context.Context, files []string, from anchor.Mark, progress func
 	since.Files = ordered
 	reader := sink.NewReader(ordered...)
 	defer reader.Close() //nolint:errcheck // only read
-	f := &following{Since: since}
+	f := &following{Since: since, sparse: sparse}
 	for count := int64(1); ; count++ {
 		line, err := reader.Next()
 		name, number := reader.Where()
@@ -140,6 +151,16 @@ type following struct {
 	// at is the position that the next line must follow on. Its epoch is empty until the position of
 	// the backup was found.
 	at anchor.Mark
+	// sparse is set if revisions may be missing, and several events may have one.
+	sparse bool
+}
+
+// follows reports whether an event may be the next one.
+func (f *following) follows(mark anchor.Mark) bool {
+	if f.sparse {
+		return mark.Epoch == f.at.Epoch && mark.Revision >= f.at.Revision
+	}
+	return mark.Epoch == f.at.Epoch && mark.Revision == f.at.Revision+1
 }
 
 // line takes a line of a file.
@@ -166,7 +187,7 @@ func (f *following) line(line sink.Line, where string) {
 		f.anchor(line.Mark, where)
 		return
 	}
-	if line.Mark.Epoch != f.at.Epoch || line.Mark.Revision != f.at.Revision+1 {
+	if !f.follows(line.Mark) {
 		f.doubt("%s: revision %d follows on revision %d: events between them are missing", where, line.Mark.Revision, f.at.Revision)
 	}
 	f.at = line.Mark
@@ -275,7 +296,7 @@ func (f *following) event(event *storage.AuditEvent) {
 		case storagev1.RecordKind_RECORD_KIND_POLICY:
 			altered.take(record, "", func(string) bool { return true })
 			f.policy = append(f.policy, altered)
-		case storagev1.RecordKind_RECORD_KIND_SETTINGS: // a file keeps none
+		case storagev1.RecordKind_RECORD_KIND_SETTINGS: // they allow nobody anything
 		case storagev1.RecordKind_RECORD_KIND_UNSPECIFIED:
 			f.doubt("the event %d of workspace %q changes a record of an unknown kind", record.GetSequence(), record.GetWorkspaceId())
 		}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -10,8 +11,9 @@ import (
 )
 
 // prepareSink makes the writer of the audit sink, if the settings name one and the store does not write it
-// itself.
-func (s *Server) prepareSink(context.Context) error {
+// itself. A store that does not have the last event of its sink was put back: it is not served before a person
+// has restored or accepted it.
+func (s *Server) prepareSink(ctx context.Context) error {
 	path := s.config.Settings.AuditSink
 	_, needs := storage.As[storage.AuditFollower](s.config.Store)
 	if !needs || path == "" || path == boltstore.SinkOff {
@@ -22,6 +24,11 @@ func (s *Server) prepareSink(context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("the audit sink %s: %w", path, err)
+	}
+	if err := writer.Compare(ctx); errors.Is(err, storage.ErrAnchor) {
+		return fmt.Errorf("%w; %s", err, sinkHint)
+	} else if err != nil { // the writer tries again, and says so
+		s.log.WarnContext(ctx, "the audit sink could not be compared with the store", "path", path, "error", err)
 	}
 	s.sink.Store(writer)
 	return nil

@@ -5,13 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"sync"
 	"time"
 
+	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/projection"
+	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
 )
 
 // RepairClock repairs a store that was changed while the clock was ahead. It sets back those times
@@ -30,6 +34,31 @@ func repairClock(ctx context.Context, file string, outside Outside, apply bool, 
 	if err != nil {
 		return err
 	}
+	return finishRepair(last, repaired, apply, out, now, func(at time.Time) (int, error) { return boltstore.RepairTime(file, at) })
+}
+
+// RepairClockEtcd is RepairClock for the store in etcd that the settings name. Stop all servers first: a server goes on with the
+// time that it knows.
+func RepairClockEtcd(ctx context.Context, settings config.Settings, apply bool, out io.Writer) (err error) {
+	cluster, err := connectEtcd(ctx, settings, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cluster.Close()) }()
+	store, err := etcdstore.New(ctx, etcdstore.Config{Members: cluster.Members(), Connect: cluster.Dial, Prefix: settings.EtcdPrefix, Create: etcdstore.CreateNever})
+	if err != nil {
+		return cluster.Explain(ctx, err)
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	last, repaired, err := repairIn(ctx, store, apply, time.Now)
+	if err != nil {
+		return err
+	}
+	return finishRepair(last, repaired, apply, out, time.Now, func(at time.Time) (int, error) { return store.RepairTime(ctx, at) })
+}
+
+// finishRepair says what was found in the records and, if apply is set, sets back the times of the store itself.
+func finishRepair(last time.Time, repaired keys.Repaired, apply bool, out io.Writer, now func() time.Time, repairTime func(time.Time) (int, error)) error {
 	at := now().UTC()
 	if _, err := fmt.Fprintf(out, `now           %s
 last change   %s
@@ -45,7 +74,7 @@ workspaces    %d
 	}
 	// The store's own time comes last. Until it is set back every start is refused, so that
 	// a repair that broke off half-way cannot be served unnoticed.
-	uses, err := boltstore.RepairTime(file, at)
+	uses, err := repairTime(at)
 	if err != nil {
 		return err
 	}
@@ -68,6 +97,11 @@ func repairRecords(ctx context.Context, file string, outside Outside, apply bool
 		return last, repaired, err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	return repairIn(ctx, store, apply, now)
+}
+
+// repairIn repairs the records of a store.
+func repairIn(ctx context.Context, store storage.Store, apply bool, now func() time.Time) (last time.Time, repaired keys.Repaired, err error) {
 	records := projection.New(store, nil)
 	position, err := records.Load(ctx)
 	if err != nil {

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
+	"time"
 
+	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
+	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
 	"github.com/scribe-mail/keysvc/internal/storage/sink"
 )
 
@@ -69,6 +73,45 @@ func VerifyAudit(ctx context.Context, file string, options VerifyOptions) (resul
 		return Verification{}, fmt.Errorf("reading the audit sink: %w", err)
 	}
 	result.More += report.More
+	if note != "" {
+		result.Notes = append(result.Notes, note)
+	}
+	return result, nil
+}
+
+// VerifyAuditEtcd is VerifyAudit for the store in etcd that the settings name. Servers may go on meanwhile: the
+// newest events, a minute old at most, may not be in the sink yet. Several files, also of several servers, are one sink.
+// Without VerifyOptions.Sink, the sink is used that the settings name.
+func VerifyAuditEtcd(ctx context.Context, settings config.Settings, options VerifyOptions) (result Verification, err error) {
+	cluster, err := connectEtcd(ctx, settings, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return Verification{}, err
+	}
+	defer func() { err = errors.Join(err, cluster.Close()) }()
+	had := settings.AuditSink
+	if had == boltstore.SinkOff {
+		had = ""
+	}
+	files, note, err := sinkFiles(had, options.Sink)
+	if err != nil {
+		return Verification{}, err
+	}
+	if len(options.Sink) == 0 && had == "" {
+		note = "the store was not compared with an audit sink: name its files with --sink. Whoever can write etcd can write its audit events anew"
+	}
+	compare := sink.SparseOptions{Fresh: time.Now().Add(-time.Minute), Progress: options.Progress}
+	comparison, store, err := sink.CompareSparse(ctx, files, func() (sink.SparseStore, error) {
+		report, store, err := etcdstore.ReadAudit(ctx, etcdstore.Config{Members: cluster.Members(), Connect: cluster.Dial, Prefix: settings.EtcdPrefix})
+		if err != nil {
+			return store, cluster.Explain(ctx, err)
+		}
+		result.AuditEvents = report.Events
+		return store, nil
+	}, compare)
+	if err != nil {
+		return Verification{}, err
+	}
+	result.Epoch, result.Revision, result.Pruned, result.Comparison = store.Epoch, store.Newest, store.Pruned, comparison
 	if note != "" {
 		result.Notes = append(result.Notes, note)
 	}

@@ -36,8 +36,8 @@ var (
 	ErrAbsent = errors.New("storage: there is no store")
 	// ErrPresent is returned when making a store at a path where a store exists.
 	ErrPresent = errors.New("storage: there is a store already")
-	// ErrUnfinished is returned when opening a store that a migration is filling, or has begun to fill.
-	ErrUnfinished = errors.New("storage: a migration into this store has not finished")
+	// ErrUnfinished is returned when opening a store that a migration, or a restore, is working on, or has begun to.
+	ErrUnfinished = errors.New("storage: what makes this store has not finished")
 	// ErrSourceChanged is returned when a migration is gone on with from another state of its source than
 	// the one that it began with.
 	ErrSourceChanged = errors.New("storage: the source has changed since the migration began")

@@ -67,6 +67,8 @@ type Portable struct {
 	Sequence int64
 	// Time is that of an event.
 	Time time.Time
+	// Old reports whether an event is so old that the events of its workspace before it may have been deleted.
+	Old bool
 	// Payload is what is stored of a record, an event or a refusal, without what the backend adds. It
 	// is valid until the next part is asked for.
 	Payload []byte

@@ -533,3 +533,40 @@ func TestMigrationKeepsTheSchema(t *testing.T) {
 
 // noSink is the mark of a restore without a sink.
 var noSink anchor.Mark
+
+// TestMigrationTakesPrunedEventsAlong: what a store may miss, the other one may miss as well, in both directions, and nothing
+// more.
+func TestMigrationTakesPrunedEventsAlong(t *testing.T) {
+	t.Parallel()
+	p := newPruned(t)
+	p.change(80)
+	if deleted := p.prune(time.Now().Add(time.Hour)); deleted == 0 {
+		t.Fatal("nothing was pruned")
+	}
+	p.change(10) // these are all there
+	file, again, back := filepath.Join(t.TempDir(), "one.db"), newPrefix(), filepath.Join(t.TempDir(), "two.db")
+	toFile(t, p.prefix, file)
+	mustBeSoundFile(t, file)
+	report := toEtcd(t, file, again)
+	mustBeSound(t, again)
+	toFile(t, again, back)
+	mustBeSoundFile(t, back)
+	if got := exportedFile(t, back); !slices.Equal(got, exportedFile(t, file)) || report.Origin.Pruned == 0 {
+		t.Errorf("%d parts became others, of an origin pruned up to %d", len(got), report.Origin.Pruned)
+	}
+	// An event that is missing and was not pruned is damage.
+	workspace := p.workspaces[0]
+	name := again + "data/audit/a\x00" + complementOf(workspace.Head.Sequence-1)
+	if deleted, err := newClient(t).Delete(t.Context(), name); err != nil || deleted.Deleted != 1 {
+		t.Fatal(deleted, err)
+	}
+	third := filepath.Join(t.TempDir(), "three.db")
+	if _, err := tryToFile(t, again, third); !errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("with an event missing: %v", err)
+	}
+	// The target goes on.
+	store := open(t, etcdConfig(t, p.prefix))
+	other := p.workspaces[1]
+	other.Head = headIn(t, store, other.ID)
+	mustCommit(t, store, other.PutMember("new", "member"))
+}

@@ -59,6 +59,10 @@ func (e *Export) Export(ctx context.Context, visit func(storage.Portable) error)
 	return guard(func() error {
 		return e.file.database.View(func(tx *bolt.Tx) error {
 			x.tx = tx
+			var err error
+			if x.pruned, err = revisionMark(tx, namePruned); err != nil {
+				return err
+			}
 			for _, part := range []struct {
 				bucket string
 				visit  func(name string, value []byte) error
@@ -82,6 +86,7 @@ func (e *Export) Export(ctx context.Context, visit func(storage.Portable) error)
 
 // exporting is one Export.
 type exporting struct {
+	pruned  int64           // Origin.Pruned
 	ctx     context.Context //nolint:containedctx // that of one call
 	tx      *bolt.Tx
 	visit   func(storage.Portable) error
@@ -149,7 +154,12 @@ func (x *exporting) event(name string, value []byte) error {
 	if err != nil {
 		return err
 	}
+	revision, err := parseNumber([]byte(name))
+	if err != nil {
+		return &storage.DamagedError{Kind: "audit event", Name: name, Problem: err.Error()}
+	}
 	return x.visit(storage.Portable{
+		Old:  revision <= x.pruned,
 		Kind: storage.PortableEvent, WorkspaceID: event.Record.GetWorkspaceId(), Sequence: event.Record.GetSequence(),
 		Time: timeOfEvent(event.Record), Payload: event.Encoded,
 	})

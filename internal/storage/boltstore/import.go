@@ -241,6 +241,9 @@ func (i *Import) Put(ctx context.Context, part storage.Portable) error {
 		name := number(i.slot)
 		writes = []write{{bucketUsage, name, frame(bucketUsage, name, useOf(part.Usage).encode())}}
 	case storage.PortableEvent:
+		if part.Sequence != i.last[part.WorkspaceID].sequence+1 && !part.Old {
+			return &storage.DamagedError{Kind: "audit event", Name: part.String(), Problem: "an event before it is missing"}
+		}
 		writes = i.event(part)
 	case storage.PortableRefusal:
 		name := number(part.Sequence)
@@ -270,7 +273,7 @@ func (i *Import) putPart(part storage.Portable, bucket, name string, id recordID
 func (i *Import) event(part storage.Portable) []write {
 	i.revision++
 	before := i.last[part.WorkspaceID]
-	if part.Sequence != before.sequence+1 {
+	if part.Old {
 		i.pruned = i.revision
 	}
 	i.last[part.WorkspaceID] = importedEvent{part.Sequence, i.revision}

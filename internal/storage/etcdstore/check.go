@@ -21,6 +21,8 @@ type Report struct {
 	Epoch string
 	// Position is how far the store has come.
 	Position storage.Position
+	// Events is how many audit events there are, and Pruned the revision up to which old ones may have been deleted.
+	Events, Pruned int64
 	// Problems describes what is wrong, about a hundred problems at most; then the last line
 	// says how many more there are. The store is sound if Problems is empty.
 	Problems []string
@@ -34,7 +36,7 @@ func Check(ctx context.Context, config Config) (Report, error) {
 	store := newStore(ctx, config)
 	defer store.Close() //nolint:errcheck // it never fails
 	var report Report
-	err := store.check(ctx, &report)
+	err := store.check(ctx, &report, &checker{})
 	if errors.Is(err, storage.ErrDamaged) {
 		report.Problems = append(report.Problems, err.Error())
 		err = nil
@@ -45,31 +47,28 @@ func Check(ctx context.Context, config Config) (Report, error) {
 	return report, nil
 }
 
-func (s *Store) check(ctx context.Context, report *Report) error {
+func (s *Store) check(ctx context.Context, report *Report, checker *checker) error {
 	if err := s.open(ctx); err != nil {
 		return err
 	}
-	return s.checkOpened(ctx, report)
+	return s.checkOpened(ctx, report, checker)
 }
 
 // checkOpened checks a store whose header was read.
-func (s *Store) checkOpened(ctx context.Context, report *Report) error {
+func (s *Store) checkOpened(ctx context.Context, report *Report, checker *checker) error {
 	position, at, err := s.position(ctx)
 	if err != nil {
 		return err
 	}
 	report.Epoch, report.Position = s.epoch, position
-	checker := &checker{
-		loader:     loader{store: s, ctx: ctx, at: at, isNew: position.Revision == 0},
-		entries:    make(map[string]*keyEntries),
-		requestIDs: make(map[string]string),
-	}
+	checker.loader = loader{store: s, ctx: ctx, at: at, isNew: position.Revision == 0}
+	checker.entries, checker.requestIDs = make(map[string]*keyEntries), make(map[string]string)
 	checker.visit = checker.visited
 	if checker.Pruned, _, err = s.prunedMark(ctx); err != nil {
 		return err
 	}
 	err = checker.run(position)
-	report.Problems = checker.Problems()
+	report.Problems, report.Events, report.Pruned = checker.Problems(), checker.count, checker.Pruned
 	return err
 }
 
@@ -83,6 +82,9 @@ type checker struct {
 	// events are the events of workspace eventsOf, newest first.
 	events   []storage.AuditEvent
 	eventsOf string
+	count    int64
+	// trail, if not nil, is called with each event, those of a workspace newest first. An event that cannot be read has no record.
+	trail func(workspaceID string, sequence, revision int64, event storage.AuditEvent)
 }
 
 // keyEntries is what the index entries of a key should contain, and which of them were found.
@@ -201,6 +203,10 @@ func (c *checker) audit(found pair) error {
 		c.eventsOf = workspaceID
 	}
 	event, err := decodeAudit(workspaceID, name, sequence, found.value)
+	c.count++
+	if c.trail != nil {
+		c.trail(workspaceID, sequence, found.modified, event)
+	}
 	if err != nil {
 		c.Problem("%v", err)
 		return nil
@@ -229,7 +235,7 @@ func (c *checker) any(found pair) error {
 		return nil
 	}
 	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage, folderElection, folderKeys}, recordFolders...)
-	if name != nameHeader && name != nameTime && name != nameMigration && name != namePruned && name != nameSink &&
+	if name != nameHeader && name != nameTime && name != nameMigration && name != nameRenewal && name != namePruned && name != nameSink &&
 		!slices.ContainsFunc(known, func(folder string) bool { return strings.HasPrefix(name, folder) }) {
 		c.Problem("an unknown name %q", name)
 	}

@@ -136,6 +136,8 @@ type Store struct {
 	epoch   string
 	schema  int32
 	created int64 // revision of the header
+	// former is the epoch before this one while a Renewal is under way, else empty.
+	former string
 
 	// resumed is called when a watch was opened anew; nil before OnResume.
 	resumed atomic.Pointer[func()]
@@ -235,14 +237,20 @@ func newStore(ctx context.Context, config Config) *Store {
 // other than a store.
 var errNoHeader error = &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "missing"}
 
-// open reads the header, unless a migration fills the store.
+// errRenewal is the error if a Renewal of the store has begun, and not finished.
+var errRenewal = fmt.Errorf("%w: its restore was interrupted; run keysvc restore, or keysvc anchor accept, with --store etcd again", storage.ErrUnfinished)
+
+// open reads the header, unless a migration fills the store, or a Renewal is under way.
 func (s *Store) open(ctx context.Context) error {
-	response, err := s.read(ctx, s.get(nameHeader), s.get(nameMigration), s.get(nameSettings))
+	response, err := s.read(ctx, s.get(nameHeader), s.get(nameMigration), s.get(nameSettings), s.get(nameRenewal))
 	if err != nil {
 		return err
 	}
-	if first(response, 1) != nil {
+	switch {
+	case first(response, 1) != nil:
 		return fmt.Errorf("%w; run keysvc migrate again to go on with it", storage.ErrUnfinished)
+	case first(response, 3) != nil:
+		return errRenewal
 	}
 	return s.openHeader(response)
 }

@@ -1,7 +1,6 @@
 package etcdstore
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"maps"
@@ -60,7 +59,7 @@ func (s *Store) examine(ctx context.Context, workspaceID string, entry *remember
 
 // fits reports whether the records agree with the tag.
 func (e *examination) fits() bool {
-	return e.entry.damagedHead == nil && bytes.Equal(e.store.tagOf(e.workspaceID, e.entry.head, e.records.Sum()), e.entry.tag)
+	return e.entry.damagedHead == nil && e.store.isTag(e.entry.tag, e.workspaceID, e.entry.head, e.records.Sum())
 }
 
 // collect reads the hashes of the workspace's records.
@@ -166,7 +165,7 @@ func (l *loader) verify() error {
 	}
 	for _, workspaceID := range slices.Sorted(maps.Keys(l.memory.workspaces)) {
 		entry := l.memory.workspaces[workspaceID]
-		if entry.damagedHead == nil && bytes.Equal(entry.tag, l.store.tagOf(workspaceID, entry.head, entry.sum)) { // head tags are compared
+		if entry.damagedHead == nil && l.store.isTag(entry.tag, workspaceID, entry.head, entry.sum) { // head tags are compared
 			entry.tag = nil
 			continue
 		}

@@ -63,6 +63,9 @@ func (e *Export) Origin(ctx context.Context) (storage.Origin, error) {
 		return storage.Origin{}, err
 	}
 	origin := storage.Origin{Epoch: e.store.epoch, Schema: e.store.schema, Position: position}
+	if origin.Pruned, _, err = e.store.prunedMark(ctx); err != nil {
+		return storage.Origin{}, err
+	}
 	for index := range folders {
 		origin.Parts += found(response, index).GetCount()
 	}
@@ -82,6 +85,9 @@ func (e *Export) Export(ctx context.Context, visit func(storage.Portable) error)
 		return err
 	}
 	x := &exporting{store: e.store, ctx: ctx, at: at, visit: visit, numbers: make(map[string]uint32)}
+	if x.pruned, _, err = e.store.prunedMark(ctx); err != nil {
+		return err
+	}
 	for _, part := range []func() error{
 		func() error { return x.each(namePolicy, x.record(storage.PortablePolicy)) },
 		func() error { return x.each(nameSettings, x.record(storage.PortableSettings)) },
@@ -103,7 +109,9 @@ type exporting struct {
 	store *Store
 	ctx   context.Context //nolint:containedctx // that of one call
 	at    int64           // the etcd revision at which folders are read
-	visit func(storage.Portable) error
+	// pruned is Origin.Pruned.
+	pruned int64
+	visit  func(storage.Portable) error
 	// workspaces are the ids of workspaces, and numbers their indexes, so that lists of a million names
 	// stay small.
 	workspaces []string
@@ -314,6 +322,7 @@ func (x *exporting) events() error {
 			}
 			place := placeOf(0, event.Record)
 			return x.visit(storage.Portable{
+				Old:  pair.ModRevision <= x.pruned,
 				Kind: storage.PortableEvent, WorkspaceID: place.workspace, Sequence: place.sequence, Time: place.time, Payload: event.Encoded,
 			})
 		})

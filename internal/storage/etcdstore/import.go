@@ -52,6 +52,10 @@ type Import struct {
 	newest    eventPlace
 	hasEvent  bool
 	lastEvent []byte // the newest event of all, encoded
+	// newestOld is the name of the newest event before which events may be missing, because the source has pruned
+	// them; empty if there is no such event. No younger event has the same revision.
+	newestOld string
+	isOld     bool // the event put last is old
 
 	// What is counted over all parts: the keys, the last sequence and the sum of each workspace.
 	keys      int64
@@ -77,9 +81,6 @@ func (i *Import) Keeps(kind storage.PortableKind) bool { return kind != storage.
 // Begin implements storage.Importer.
 func (i *Import) Begin(ctx context.Context, origin storage.Origin) (storage.Begun, error) {
 	i.origin = origin
-	if origin.Pruned > 0 {
-		return storage.Begun{}, fmt.Errorf("%w: old audit events of the source were moved to its sink, and a store in etcd needs all of them", storage.ErrInvalidChange)
-	}
 	for {
 		begun, again, err := i.begin(ctx)
 		if !again {
@@ -189,7 +190,7 @@ func (i *Import) Put(ctx context.Context, part storage.Portable) error {
 	place := eventPlace{time: part.Time, workspace: part.WorkspaceID, sequence: part.Sequence}
 	isEvent := part.Kind == storage.PortableEvent
 	// Events of one transaction are put in order by what they say.
-	isBefore := isEvent && i.hasEvent && place.compare(i.newest) < 0
+	isBefore := isEvent && i.hasEvent && (place.compare(i.newest) < 0 || i.isOld && !part.Old)
 	if len(i.ops)+len(ops) > importOps || i.bytes+size > importBytes || isBefore {
 		if err := i.flush(ctx, i.seen-1); err != nil {
 			return err
@@ -197,7 +198,7 @@ func (i *Import) Put(ctx context.Context, part storage.Portable) error {
 	}
 	i.ops, i.bytes = append(i.ops, ops...), i.bytes+size
 	if isEvent {
-		i.newest, i.hasEvent = place, true
+		i.newest, i.hasEvent, i.isOld = place, true, part.Old
 	}
 	return nil
 }
@@ -221,8 +222,11 @@ func (i *Import) operations(part storage.Portable) ([]clientv3.Op, error) {
 		use.KeyID = part.Name
 		return []clientv3.Op{s.put(name, encodeUsage(name, use))}, nil
 	case storage.PortableEvent:
-		if part.Sequence != i.sequences[part.WorkspaceID]+1 {
+		if part.Sequence != i.sequences[part.WorkspaceID]+1 && !part.Old {
 			return nil, missingEvent(part.WorkspaceID, i.sequences[part.WorkspaceID]+1)
+		}
+		if part.Old {
+			i.newestOld = auditName(part.WorkspaceID, part.Sequence)
 		}
 		i.sequences[part.WorkspaceID] = part.Sequence
 		i.lastEvent = append(i.lastEvent[:0], part.Payload...)
@@ -344,6 +348,13 @@ func (i *Import) Complete(ctx context.Context) error {
 	next := proto.CloneOf(i.record)
 	next.Complete = true
 	var ops []clientv3.Op
+	if i.newestOld != "" { // events may be missing up to there, and nowhere else
+		response, err := i.store.read(ctx, i.store.get(i.newestOld, clientv3.WithKeysOnly()))
+		if err != nil {
+			return err
+		}
+		ops = append(ops, i.store.putFrame(namePruned, []byte(number(first(response, 0).GetModRevision()))))
+	}
 	if len(i.lastEvent) > 0 {
 		event := &storagev1.AuditRecord{}
 		if err := proto.Unmarshal(i.lastEvent, event); err != nil {
@@ -382,7 +393,7 @@ func (i *Import) Exporter(context.Context) (storage.Exporter, error) {
 // Check implements storage.Importer.
 func (i *Import) Check(ctx context.Context) ([]string, error) {
 	var report Report
-	err := i.store.checkOpened(ctx, &report)
+	err := i.store.checkOpened(ctx, &report, &checker{})
 	if errors.Is(err, storage.ErrDamaged) {
 		return append(report.Problems, err.Error()), nil
 	}

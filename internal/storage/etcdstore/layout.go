@@ -32,6 +32,7 @@ import (
 //	data/pruned                                → revision up to which audit events may be deleted
 //	usage/<key id>                             → when the key was last used
 //	migration                                  → MigrationRecord, while the store is filled from another one
+//	renewal                                    → RestoredRecord, while the store gets a new epoch
 //	election/<lease>                           → a candidate for the work that one process does at a time
 //	sink                                       → the newest revision that the audit sink has, and its hash
 //
@@ -58,6 +59,7 @@ const (
 	nameFeedHead = "data/feed/head"
 
 	nameMigration = "migration"
+	nameRenewal   = "renewal"
 	namePruned    = "data/pruned"
 	nameSink      = "sink"
 )

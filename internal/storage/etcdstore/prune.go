@@ -2,6 +2,7 @@ package etcdstore
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -71,7 +72,8 @@ func (p *pruning) find(ctx context.Context) (workspaces []string, err error) {
 			workspaces = append(workspaces, last)
 		}
 	}
-	err = p.each(ctx, folderAudit, func(name string, pair *mvccpb.KeyValue) error {
+	err = p.each(ctx, folderAudit, func(stored pair) error {
+		name := string(stored.name)
 		workspaceID, sequence, ok := parseAuditName(name)
 		if !ok {
 			return nil // Check reports it
@@ -80,10 +82,10 @@ func (p *pruning) find(ctx context.Context) (workspaces []string, err error) {
 			finish()
 			last, old = workspaceID, 0
 		}
-		event, err := decodeAudit(workspaceID, name, sequence, pair.Value)
-		if err == nil && pair.ModRevision <= p.sunk && event.Record.GetTime().AsTime().Before(p.before) {
+		event, err := decodeAudit(workspaceID, name, sequence, stored.value)
+		if err == nil && stored.modified <= p.sunk && event.Record.GetTime().AsTime().Before(p.before) {
 			old++
-			p.upTo = max(p.upTo, pair.ModRevision)
+			p.upTo = max(p.upTo, stored.modified)
 		}
 		return nil
 	})
@@ -91,24 +93,44 @@ func (p *pruning) find(ctx context.Context) (workspaces []string, err error) {
 	return workspaces, err
 }
 
-// each visits the pairs in a folder, page by page. What changes meanwhile may be visited or not.
-func (p *pruning) each(ctx context.Context, folder string, visit func(name string, pair *mvccpb.KeyValue) error) error {
-	work := giveway.From(ctx)
-	for from := folder; ; {
-		response, err := p.store.read(ctx, p.store.list(from, folder, pairsPage, 0))
-		if err != nil {
+// each visits the pairs in a folder. What changes meanwhile may be visited or not. A small folder is one page. The rest of a
+// large one is a stream, because etcd counts for each page all that follows.
+func (p *pruning) each(ctx context.Context, folder string, visit func(pair) error) error {
+	s, work := p.store, giveway.From(ctx)
+	response, err := s.read(ctx, s.list(folder, folder, pairsPage, 0))
+	if err != nil {
+		return err
+	}
+	from := folder
+	for _, stored := range pairs(response, 0) {
+		work.GiveWay()
+		name := s.name(stored)
+		if err := visit(pair{name: []byte(name), value: stored.Value, modified: stored.ModRevision}); err != nil {
 			return err
 		}
-		for _, pair := range pairs(response, 0) {
-			work.GiveWay()
-			name := p.store.name(pair)
-			if err := visit(name, pair); err != nil {
-				return err
+		from = after(name)
+	}
+	if !found(response, 0).GetMore() {
+		return nil
+	}
+	// A stream is of one revision. If etcd compacts it meanwhile, the rest is read at a newer one.
+	for attempt := 0; ; attempt++ {
+		err := s.stream(ctx, from, endOf(folder), response.Header.GetRevision(), func(some *chunk) error {
+			defer some.release()
+			for _, found := range some.pairs {
+				work.GiveWay()
+				if err := visit(found); err != nil {
+					return err
+				}
+				from, attempt = after(string(found.name)), 0
 			}
-			from = after(name)
-		}
-		if !found(response, 0).GetMore() {
 			return nil
+		})
+		if !errors.Is(err, errCompacted) || attempt == maxAttempts {
+			return err
+		}
+		if response, err = s.read(ctx, s.getRevision()); err != nil {
+			return err
 		}
 	}
 }
@@ -126,14 +148,15 @@ func (p *pruning) workspace(ctx context.Context, workspaceID string) error {
 	// 1. The events come before the records. So a change in between can only make more events dispensable.
 	var events []oldEvent // newest first
 	isDamaged := false
-	err := p.each(ctx, auditFolder(workspaceID), func(name string, pair *mvccpb.KeyValue) error {
+	err := p.each(ctx, auditFolder(workspaceID), func(stored pair) error {
+		name := string(stored.name)
 		_, sequence, _ := parseAuditName(name)
-		event, err := decodeAudit(workspaceID, name, sequence, pair.Value)
+		event, err := decodeAudit(workspaceID, name, sequence, stored.value)
 		switch {
 		case err != nil:
 			isDamaged = true
-		case pair.ModRevision <= p.upTo:
-			events = append(events, oldEventOf(name, pair.ModRevision, event.Record, p.before))
+		case stored.modified <= p.upTo:
+			events = append(events, oldEventOf(name, stored.modified, event.Record, p.before))
 		}
 		return nil
 	})
@@ -195,8 +218,8 @@ func dispensable(events []oldEvent, current map[recordID]int64) (deleted []oldEv
 // could be read.
 func (p *pruning) current(ctx context.Context, workspaceID string) (current map[recordID]int64, sound bool, err error) {
 	current, sound = make(map[recordID]int64), true
-	visit := func(name string, pair *mvccpb.KeyValue) error {
-		switch item := decodeItem(name, pair.Value); {
+	visit := func(stored pair) error {
+		switch item := decodeItem(string(stored.name), stored.value); {
 		case item.Policy != nil:
 			current[recordID{storagev1.RecordKind_RECORD_KIND_POLICY, ""}] = item.Policy.GetChangeSequence()
 		case item.Settings != nil:
@@ -229,8 +252,8 @@ func (p *pruning) current(ctx context.Context, workspaceID string) (current map[
 		return nil, false, nil // the head was lost
 	}
 	for index := range parts {
-		if pair := first(response, index); pair != nil {
-			_ = visit(p.store.name(pair), pair) // it returns no error
+		if stored := first(response, index); stored != nil {
+			_ = visit(pair{name: []byte(p.store.name(stored)), value: stored.Value}) // it returns no error
 		}
 	}
 	for _, folder := range folders {

@@ -1,7 +1,6 @@
 package etcdstore
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -65,7 +64,13 @@ type auditFollow struct {
 
 func (f *auditFollow) run(ctx context.Context) error {
 	for {
-		err := f.watch(ctx)
+		var err error
+		if f.from == 0 && f.after < f.store.created {
+			// An import puts the events before the header, and a watch begins after the header.
+			err = &compactedError{}
+		} else {
+			err = f.watch(ctx)
+		}
 		gap := (*compactedError)(nil)
 		switch {
 		case f.left:
@@ -164,7 +169,7 @@ func (f *auditFollow) give(pair *mvccpb.KeyValue) {
 	f.left = !f.yield(event, nil)
 }
 
-// read yields the events that are stored now, in the order of their revisions. It keeps their names in memory.
+// read yields the events that are stored now, in the order of their revisions. It keeps their places in memory.
 func (f *auditFollow) read(ctx context.Context) error {
 	s := f.store
 	response, err := s.read(ctx, s.get(nameHeader), s.getRevision())
@@ -175,31 +180,38 @@ func (f *auditFollow) read(ctx context.Context) error {
 		return err
 	}
 	at, newest := response.Header.GetRevision(), s.revision(first(response, 1))
-	type place struct {
-		revision int64
-		name     string
-	}
-	var places []place
-	for from := folderAudit; ; {
-		response, err := s.read(ctx, s.get(from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.config.Prefix+folderAudit)),
-			clientv3.WithLimit(pairsPage), clientv3.WithRev(at), clientv3.WithKeysOnly()))
-		if err != nil {
-			return err
-		}
-		for _, pair := range pairs(response, 0) {
-			if from = after(s.name(pair)); pair.ModRevision > f.after {
-				places = append(places, place{pair.ModRevision, s.name(pair)})
+	var places []eventPlace
+	workspaces := make(map[string]string) // one copy of each id
+	err = s.stream(ctx, folderAudit, endOf(folderAudit), at, func(some *chunk) error {
+		defer some.release()
+		for _, stored := range some.pairs {
+			name := string(stored.name)
+			workspaceID, sequence, ok := parseAuditName(name)
+			if !ok || stored.modified <= f.after {
+				continue // Check reports the name
 			}
+			known, seen := workspaces[workspaceID]
+			if !seen {
+				known = strings.Clone(workspaceID)
+				workspaces[known] = known
+			}
+			place := eventPlace{revision: stored.modified, sequence: sequence, workspace: known}
+			if event, err := decodeAudit(workspaceID, name, sequence, stored.value); err == nil && event.Record.GetTime() != nil {
+				place.time = event.Record.GetTime().AsTime()
+			}
+			places = append(places, place)
 		}
-		if !found(response, 0).GetMore() {
-			break
-		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.revision, b.revision) })
+	// Events that were imported together have one revision, and come in the order in which they were put.
+	slices.SortFunc(places, eventPlace.compare)
 	for some := range slices.Chunk(places, gets) {
 		parts := make([]clientv3.Op, len(some))
 		for index, each := range some {
-			parts[index] = s.get(each.name, clientv3.WithRev(at))
+			parts[index] = s.get(auditName(each.workspace, each.sequence), clientv3.WithRev(at))
 		}
 		response, err := s.read(ctx, parts...)
 		if err != nil {

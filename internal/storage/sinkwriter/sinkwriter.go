@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -150,7 +151,7 @@ func (w *Writer) write(ctx context.Context, worked func()) error {
 		return err
 	}
 	defer unlock()
-	file, err := w.open(ctx)
+	file, rest, err := w.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -176,6 +177,11 @@ func (w *Writer) write(ctx context.Context, worked func()) error {
 	}()
 	// 2. Write what was gathered. When the context ends, what has come is written.
 	b := &batch{writer: w, file: file, raised: file.Mark().Revision}
+	for _, event := range rest {
+		if err := b.add(event); err != nil {
+			return err
+		}
+	}
 	ticker := time.NewTicker(gather)
 	defer ticker.Stop()
 	for {
@@ -275,56 +281,94 @@ func (b *batch) raise(ctx context.Context) error {
 	return nil
 }
 
-// open opens the file where its next line belongs.
-func (w *Writer) open(ctx context.Context) (*sink.File, error) {
+// open opens the file where its next line belongs. rest are the events of the revision of its last line that the
+// sink does not have: events that were imported together have one revision.
+func (w *Writer) open(ctx context.Context) (file *sink.File, rest []storage.AuditEvent, err error) {
 	position, err := w.follower.SinkPosition(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	epoch := w.config.Store.Epoch()
 	known := anchor.Mark{Epoch: epoch, Revision: position.Revision, Hash: position.Hash}
 	name, tail, err := sink.Newest(w.config.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return sink.Open(w.config.Path, sink.Tail{}, known, sink.Options{})
+		return w.begin(ctx, known)
 	case err != nil:
-		return nil, err
+		return nil, nil, err
 	case tail.Newest.Epoch == epoch && tail.Newest.Revision >= known.Revision:
 		// 1. The file has all lines that any process has written. The store must have its last event.
-		if err := w.compare(ctx, tail.Newest); err != nil {
-			return nil, err
+		if rest, err = w.compare(ctx, tail.Newest); err != nil {
+			return nil, nil, err
 		}
 		if name != w.config.Path { // it was renamed, and the next one was not begun
-			return sink.Open(w.config.Path, sink.Tail{}, tail.Newest, sink.Options{})
+			file, err = sink.Open(w.config.Path, sink.Tail{}, tail.Newest, sink.Options{})
+		} else {
+			file, err = sink.Open(w.config.Path, tail, tail.Last, sink.Options{})
 		}
-		return sink.Open(w.config.Path, tail, tail.Last, sink.Options{})
+		return file, rest, err
 	}
 	// 2. Other lines are in another file, or the store is another one. What is here stays, under another name.
 	if name == w.config.Path {
 		if err := os.Rename(name, name+time.Now().UTC().Format(".20060102T150405.000000000Z")); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	w.config.Log.WarnContext(ctx, "the audit sink goes on in a new file: another process has written lines that are not here",
 		"path", w.config.Path, "has", tail.Newest.Revision, "after", known.Revision)
-	return sink.Open(w.config.Path, sink.Tail{}, known, sink.Options{})
+	return w.begin(ctx, known)
 }
 
-// compare compares the store with the last line of the sink. The error is ErrAnchor if the store does not have
-// the line's event: it was put back, or is another one.
-func (w *Writer) compare(ctx context.Context, mark anchor.Mark) error {
-	if mark.Revision == 0 {
-		return nil
+// begin begins a file after the position that the store remembers.
+func (w *Writer) begin(ctx context.Context, known anchor.Mark) (file *sink.File, rest []storage.AuditEvent, err error) {
+	// The position itself was compared by the writer that has stored it.
+	if rest, err = w.compare(ctx, known); err != nil && !errors.Is(err, storage.ErrAnchor) {
+		return nil, nil, err
 	}
-	page, err := w.config.Store.ScanAuditEvents(ctx, storage.AuditQuery{All: true, After: mark.Revision - 1, Before: mark.Revision + 1, Limit: 1})
+	file, err = sink.Open(w.config.Path, sink.Tail{}, known, sink.Options{})
+	return file, rest, err
+}
+
+// Compare compares the store with the last line of the sink, if the file has all lines that any process has written, as far as
+// that is known. The error is ErrAnchor if the store does not have the event of that line: it was put back, or
+// is another one. Other errors are those of the store and of the file system.
+func (w *Writer) Compare(ctx context.Context) error {
+	position, err := w.follower.SinkPosition(ctx)
 	if err != nil {
 		return err
 	}
-	if len(page.Events) != 1 || storage.HashAudit(page.Events[0].Encoded) != mark.Hash {
-		return fmt.Errorf("%w: it does not have the event of revision %d as the last line of the audit sink %s has it: an older copy of the store may have been put back",
+	_, tail, err := sink.Newest(w.config.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case tail.Newest.Epoch != w.config.Store.Epoch() || tail.Newest.Revision < position.Revision:
+		return nil
+	}
+	_, err = w.compare(ctx, tail.Newest)
+	return err
+}
+
+// compare compares the store with the last line of the sink, and returns the events after it that have the same revision. The error is ErrAnchor if the store does not have
+// the line's event: it was put back, or is another one.
+func (w *Writer) compare(ctx context.Context, mark anchor.Mark) (rest []storage.AuditEvent, err error) {
+	if mark.Revision == 0 {
+		return nil, nil
+	}
+	// Events that were imported together have one revision, and are one page.
+	page, err := w.config.Store.ScanAuditEvents(ctx, storage.AuditQuery{All: true, After: mark.Revision - 1, Before: mark.Revision + 1, Limit: 1})
+	if err != nil {
+		return nil, err
+	}
+	last := slices.IndexFunc(page.Events, func(event storage.AuditEvent) bool { return storage.HashAudit(event.Encoded) == mark.Hash })
+	if last < 0 {
+		return nil, fmt.Errorf("%w: it does not have the event of revision %d as the last line of the audit sink %s has it: an older copy of the store may have been put back",
 			storage.ErrAnchor, mark.Revision, w.config.Path)
 	}
-	return nil
+	rest = page.Events[:last] // the newest first
+	slices.Reverse(rest)
+	return rest, nil
 }
 
 // lock takes the lock of a sink, and returns what gives it back. It waits until the context ends.
