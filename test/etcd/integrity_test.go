@@ -304,7 +304,7 @@ func TestAlteredMissingAndLeftOverRecordsAreDataLoss(t *testing.T) {
 }
 
 // TestReadsCompareWithWhatWasLoaded alters a record behind a process that does not watch the store. Each read of the
-// record finds it, alone and in a list, and no other read does.
+// record finds it, alone and in a list, and no other read does. A change of the record is refused.
 func TestReadsCompareWithWhatWasLoaded(t *testing.T) {
 	reads := map[string]func(g *guarded) error{
 		"GetKey": func(g *guarded) error { _, _, err := g.store.GetKey(t.Context(), "w", g.key.GetKeyId()); return err },
@@ -319,6 +319,7 @@ func TestReadsCompareWithWhatWasLoaded(t *testing.T) {
 			return err
 		},
 	}
+	changeMember := func(g *guarded) *storage.Change { return g.workspace.PutMember("member", "manager") }
 	stale := func(name func(*guarded) string, change func(*guarded)) func(*guarded) {
 		return func(g *guarded) {
 			before := g.raw(name(g))
@@ -329,21 +330,30 @@ func TestReadsCompareWithWhatWasLoaded(t *testing.T) {
 	for name, test := range map[string]struct {
 		harm  func(*guarded)
 		finds string // in the names of the reads that find it
+		// change is one of the record.
+		change func(*guarded) *storage.Change
 	}{
-		"nothing": {func(*guarded) {}, "none"},
+		"nothing": {func(*guarded) {}, "none", changeMember},
 		"a stale key": {stale((*guarded).storedKey, func(g *guarded) {
 			g.updateKey(func(record *storagev1.KeyRecord) { record.RevokeTime = timestamppb.Now() })
-		}), "Key"},
+		}), "Key", func(g *guarded) *storage.Change {
+			return g.workspace.UpdateKey(g.key, func(record *storagev1.KeyRecord) { record.Name = "another" })
+		}},
 		"a stale member": {stale(func(*guarded) string { return storedMember }, func(g *guarded) {
 			g.putMember(func(record *storagev1.MemberRecord) { record.Role = "member" })
-		}), "Member"},
+		}), "Member", changeMember},
+		"a missing member": {func(g *guarded) {
+			if _, err := g.client.Delete(t.Context(), g.prefix+storedMember); err != nil {
+				t.Fatal(err)
+			}
+		}, "GetMember", changeMember}, // lists do not know whom they miss
 		"a member too many": {func(g *guarded) {
 			change := g.workspace.PutMember("member", "admin")
 			change.PutMembers, change.DeleteMembers = nil, change.PutMembers
 			before := g.raw(storedMember)
 			g.commit(g.workspace, change)
 			g.put(storedMember, before)
-		}, "Member"},
+		}, "Member", changeMember},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGuarded(t)
@@ -359,6 +369,9 @@ func TestReadsCompareWithWhatWasLoaded(t *testing.T) {
 				if err := do(g); errors.Is(err, storage.ErrDamaged) != strings.Contains(read, test.finds) || err != nil && !errors.Is(err, storage.ErrDamaged) {
 					t.Errorf("%s: %v", read, err)
 				}
+			}
+			if _, err := g.store.Commit(t.Context(), test.change(g)); errors.Is(err, storage.ErrDamaged) != (name != "nothing") {
+				t.Errorf("Commit: %v", err)
 			}
 		})
 	}
