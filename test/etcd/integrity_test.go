@@ -302,3 +302,77 @@ func TestAlteredMissingAndLeftOverRecordsAreDataLoss(t *testing.T) {
 		})
 	}
 }
+
+// TestReadsCompareWithWhatWasLoaded alters a record behind a process that does not watch the store. Each read of the
+// record finds it, alone and in a list, and no other read does. A change of the record is refused.
+func TestReadsCompareWithWhatWasLoaded(t *testing.T) {
+	reads := map[string]func(g *guarded) error{
+		"GetKey": func(g *guarded) error { _, _, err := g.store.GetKey(t.Context(), "w", g.key.GetKeyId()); return err },
+		"ListKeys": func(g *guarded) error {
+			_, err := g.store.ListKeys(t.Context(), storage.Query{WorkspaceID: "w", Limit: 10})
+			return err
+		},
+		"ListKeys of all workspaces": func(g *guarded) error { _, err := g.store.ListKeys(t.Context(), storage.Query{Limit: 10}); return err },
+		"GetMember":                  func(g *guarded) error { _, _, err := g.store.GetMember(t.Context(), "w", "member"); return err },
+		"ListMembers": func(g *guarded) error {
+			_, err := g.store.ListMembers(t.Context(), storage.Query{WorkspaceID: "w", Limit: 10})
+			return err
+		},
+	}
+	changeMember := func(g *guarded) *storage.Change { return g.workspace.PutMember("member", "manager") }
+	stale := func(name func(*guarded) string, change func(*guarded)) func(*guarded) {
+		return func(g *guarded) {
+			before := g.raw(name(g))
+			change(g)
+			g.put(name(g), before)
+		}
+	}
+	for name, test := range map[string]struct {
+		harm  func(*guarded)
+		finds string // in the names of the reads that find it
+		// change is one of the record.
+		change func(*guarded) *storage.Change
+	}{
+		"nothing": {func(*guarded) {}, "none", changeMember},
+		"a stale key": {stale((*guarded).storedKey, func(g *guarded) {
+			g.updateKey(func(record *storagev1.KeyRecord) { record.RevokeTime = timestamppb.Now() })
+		}), "Key", func(g *guarded) *storage.Change {
+			return g.workspace.UpdateKey(g.key, func(record *storagev1.KeyRecord) { record.Name = "another" })
+		}},
+		"a stale member": {stale(func(*guarded) string { return storedMember }, func(g *guarded) {
+			g.putMember(func(record *storagev1.MemberRecord) { record.Role = "member" })
+		}), "Member", changeMember},
+		"a missing member": {func(g *guarded) {
+			if _, err := g.client.Delete(t.Context(), g.prefix+storedMember); err != nil {
+				t.Fatal(err)
+			}
+		}, "GetMember", changeMember}, // lists do not know whom they miss
+		"a member too many": {func(g *guarded) {
+			change := g.workspace.PutMember("member", "admin")
+			change.PutMembers, change.DeleteMembers = nil, change.PutMembers
+			before := g.raw(storedMember)
+			g.commit(g.workspace, change)
+			g.put(storedMember, before)
+		}, "Member", changeMember},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuarded(t)
+			// Another workspace, which is listed first.
+			other := storagetest.NewWorkspace("other")
+			g.commit(other, other.PutMember("member", "admin"))
+			g.commit(other, other.CreateKey(storagetest.KeyID(9)))
+			if _, err := g.store.Load(t.Context(), func(storage.Item) error { return nil }); err != nil {
+				t.Fatal(err)
+			}
+			test.harm(g)
+			for read, do := range reads {
+				if err := do(g); errors.Is(err, storage.ErrDamaged) != strings.Contains(read, test.finds) || err != nil && !errors.Is(err, storage.ErrDamaged) {
+					t.Errorf("%s: %v", read, err)
+				}
+			}
+			if _, err := g.store.Commit(t.Context(), test.change(g)); errors.Is(err, storage.ErrDamaged) != (name != "nothing") {
+				t.Errorf("Commit: %v", err)
+			}
+		})
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/bbolt"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -20,6 +21,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage/anchor"
 	"github.com/scribe-mail/keysvc/internal/storage/boltstore"
 	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/internal/storage/integrity"
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
 )
 
@@ -514,6 +516,51 @@ func TestMigrationEndsSettings(t *testing.T) {
 	}
 	toEtcd(t, back, again)
 	mustBeSound(t, again)
+}
+
+// TestOldPolicyInAMigratedFileIsNamed puts the older of two policies back into a file whose events list settings, which a
+// file does not have. The events still show that it is the policy that is stale.
+func TestOldPolicyInAMigratedFileIsNamed(t *testing.T) {
+	t.Parallel()
+	prefix, path := newPrefix(), filepath.Join(t.TempDir(), "back.db")
+	store := open(t, etcdConfig(t, prefix))
+	first := storagetest.ApplyPolicy(storage.Head{}, "first")
+	mustCommit(t, store, first)
+	settings := storagetest.PutSettings(storagetest.After(first), time.Second)
+	mustCommit(t, store, settings)
+	mustCommit(t, store, storagetest.ApplyPolicy(storagetest.After(settings), "second"))
+	toFile(t, prefix, path)
+	payload, err := storage.Encode(first.PutPolicy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = file.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("policy")).Put([]byte("active"), storage.Frame("policy/active", payload))
+	})
+	if err := errors.Join(err, file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	opened, err := boltstore.Open(path, boltstore.Config{Reserve: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer opened.Close()
+	var found []string
+	if _, err := opened.Load(t.Context(), func(item storage.Item) error {
+		if item.Damaged != nil {
+			found = append(found, item.Damaged.Err.Error())
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != 1 || !strings.Contains(found[0], integrity.ProblemStale) || !strings.Contains(found[0], "policy") {
+		t.Errorf("found damaged: %q, want the policy, and that it is stale", found)
+	}
 }
 
 // TestMigrationKeepsTheSchema: a file of schema 3 has held keys, which a program of schema 2 would allow.

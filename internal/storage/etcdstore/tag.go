@@ -9,7 +9,7 @@ import (
 )
 
 // The checksum of a frame shows that a record is complete. It does not show that the record is the newest
-// one of its name. That is checked in three places, against the memory of this process (memory.go):
+// one of its name. That is checked in four places, against the memory of this process (memory.go):
 //
 //  1. Load adds up the elements of each workspace's records, and compares the sum with the tag in the
 //     workspace's head. If they differ, the audit events say which records are wrong (examine.go).
@@ -17,6 +17,8 @@ import (
 //     the new head from the sum that the memory has at the expected head (plan.go).
 //  3. The watch compares each change with its audit event, and the tag of its head with the sum that
 //     follows from the event (follow.go).
+//  4. Reads for people compare the records that they return, alone and in lists, if the memory is at the head
+//     that was read with them (confirm.go).
 //
 // A transaction compares the whole value of the head, tag included. Every process computes the same
 // value for the same head: the tag follows from what the head and its history say, and the encoding is
