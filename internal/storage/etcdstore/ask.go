@@ -30,25 +30,34 @@ type members struct {
 	preferred atomic.Int64
 	// woken is when each member was last told to connect again, in Unix nanoseconds.
 	woken []atomic.Int64
+	// hearing is what is known of each member's answers.
+	hearing []hearing
+}
+
+func newMembers(clients []*clientv3.Client) members {
+	return members{clients: clients, woken: make([]atomic.Int64, len(clients)), hearing: make([]hearing, len(clients))}
 }
 
 // wakeInterval is how long the store waits until it tells a member again to connect.
 const wakeInterval = 500 * time.Millisecond
 
-// order returns all members, in the order in which to ask them. Those without a connection are last, and are
-// told to connect again at once: left to itself, a client waits up to two minutes after a long outage.
+// order returns all members, in the order in which to ask them. Those that are silent or without a connection are last. The
+// latter are told to connect again at once: left to itself, a client waits up to two minutes after a long outage.
 func (m *members) order(from int) []int {
-	order, down := make([]int, 0, len(m.clients)), []int(nil)
+	order, last := make([]int, 0, len(m.clients)), []int(nil)
 	for offset := range m.clients {
 		index := (from + offset) % len(m.clients)
-		if m.isDown(index) {
+		isDown := m.isDown(index)
+		if isDown {
 			m.wake(index)
-			down = append(down, index)
+		}
+		if isDown || m.isSilent(index) {
+			last = append(last, index)
 		} else {
 			order = append(order, index)
 		}
 	}
-	return append(order, down...)
+	return append(order, last...)
 }
 
 // first returns the member to ask first.
@@ -56,6 +65,7 @@ func (m *members) first() int { return int(m.preferred.Load()) }
 
 // answered notes that a member has answered.
 func (m *members) answered(index int) {
+	m.heard(index)
 	if m.first() != index {
 		m.preferred.Store(int64(index))
 	}
@@ -114,7 +124,8 @@ type answer struct {
 
 // ask sends a request to one member after another until one has answered, or Config.Timeout is over.
 // An attempt at one member lasts no longer than attempt. The next member is asked when an attempt has
-// failed and, if hedge is not 0, when there was no answer for that long.
+// failed and, if hedge is not 0, when there was no answer for that long. Without hedge, an attempt has also failed when its
+// member turns out to be silent.
 func (s *Store) ask(ctx context.Context, hedge, attempt time.Duration, send request) (*clientv3.TxnResponse, error) {
 	limited, cancel := context.WithTimeout(ctx, s.config.Timeout)
 	defer cancel() // ends the attempts that nobody needs any more
@@ -137,6 +148,9 @@ func (s *Store) ask(ctx context.Context, hedge, attempt time.Duration, send requ
 		go func() {
 			own, end := context.WithTimeout(limited, attempt)
 			defer end()
+			if hedge == 0 {
+				defer s.whenSilent(own, index, end)()
+			}
 			response, err := send(own, s.members.clients[index])
 			answers <- answer{index, response, err}
 		}()

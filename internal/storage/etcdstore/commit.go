@@ -319,8 +319,8 @@ func (t *transaction) commit(ctx context.Context) (int64, error) {
 	return 0, unavailable(overloaded)
 }
 
-// send sends the transaction to one member, and waits for its answer as long as one attempt lasts. Half of
-// the time is left for the search for the outcome.
+// send sends the transaction to one member, and waits for its answer as long as one attempt lasts, or until the
+// member turns out to be silent. Half of the time is left for the search for the outcome.
 func (t *transaction) send(ctx context.Context, index int) (*clientv3.TxnResponse, error) {
 	s, attempt := t.store, t.store.config.Attempt
 	if deadline, has := ctx.Deadline(); has {
@@ -328,14 +328,20 @@ func (t *transaction) send(ctx context.Context, index int) (*clientv3.TxnRespons
 	}
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	defer s.whenSilent(ctx, index, func() { giveUp(errSilent) })()
 	reads := make([]clientv3.Op, len(t.checks))
 	for index, check := range t.checks {
 		reads[index] = check.read
 	}
 	response, err := s.members.clients[index].Txn(ctx).If(t.compares...).Then(t.parts...).Else(reads...).Commit()
-	if err == nil {
+	switch {
+	case err == nil:
 		s.members.answered(index)
 		raise(&s.seen, response.Header.GetRevision())
+	case errors.Is(context.Cause(ctx), errSilent):
+		err = fmt.Errorf("%w: %w", errSilent, err)
 	}
 	return response, err
 }

@@ -31,6 +31,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/singleflight"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -58,11 +59,11 @@ type Config struct {
 	// UsageGranularity is how much older than a use a stored time may be that PutUsage leaves as it is.
 	// Default: storage.UsageGranularity; negative: every later time is stored.
 	UsageGranularity time.Duration
-	// Attempt is how long a transaction that writes waits for the answer of one member; half of the
-	// time that is left if that is less. Default: 1 s.
+	// Attempt is how long a transaction that writes waits for the answer of one member at most; half of the
+	// time that is left if that is less. It ends earlier if the member answers nothing and another one does. Default: 1 s.
 	Attempt time.Duration
-	// Hedge is how long a read waits for an answer before another member is asked as well.
-	// Default: 30 ms.
+	// Hedge is how long a read waits for an answer before another member is asked as well, and everything else before
+	// its member is compared with the others. Default: 30 ms.
 	Hedge time.Duration
 	// Stuck is how long a watch may take to come to a revision that a caller was told of, before it is opened
 	// anew at another member. Each time that this did not help it is doubled, up to 16 times. The
@@ -126,6 +127,8 @@ const (
 type Store struct {
 	config  Config
 	members members
+	// comparisons are those of members with the others that are under way.
+	comparisons singleflight.Group
 
 	// header is the stored header. Every change compares it, so that nothing is ever committed
 	// to a history other than the one that was opened.
@@ -218,8 +221,7 @@ func (s *Store) missing(ctx context.Context) error {
 
 func newStore(ctx context.Context, config Config) *Store {
 	config = config.withDefaults()
-	store := &Store{config: config, room: newRoom(config.Members), inDoubt: make(map[string]int)}
-	store.members.clients, store.members.woken = config.Members, make([]atomic.Int64, len(config.Members))
+	store := &Store{config: config, members: newMembers(config.Members), room: newRoom(config.Members), inDoubt: make(map[string]int)}
 	store.told.raised = make(chan struct{})
 	store.memory.Store(newMemory(0))
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))

@@ -54,6 +54,8 @@ func (g *goal) now() (int64, <-chan struct{}) {
 type stream struct {
 	messages <-chan message
 	end      func()
+	// whenSilent calls a function once the member turns out to be silent; nil if nobody is to find that out.
+	whenSilent func(ctx context.Context, call func()) (stop func())
 	// patience is how long the member may take, and waited how long it has taken since goal was set.
 	patience, waited time.Duration
 	goal             int64
@@ -137,12 +139,17 @@ func (w *stream) next(ctx context.Context, told *goal, reached int64) (*etcdserv
 		if w.goal <= reached { // it has come to the goal before
 			w.goal, w.waited = goal, 0
 		}
-		var silent <-chan time.Time
+		var late <-chan time.Time
+		var silent chan struct{}
 		if w.goal > reached {
 			raised = nil
 			timer := time.NewTimer(w.patience - w.waited)
 			defer timer.Stop()
-			silent = timer.C
+			late = timer.C
+			if w.whenSilent != nil {
+				silent = make(chan struct{})
+				defer w.whenSilent(ctx, func() { close(silent) })()
+			}
 		}
 		begun := time.Now()
 		select {
@@ -153,6 +160,8 @@ func (w *stream) next(ctx context.Context, told *goal, reached int64) (*etcdserv
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-silent:
+			return nil, errStuck
+		case <-late:
 			select { // this process may have stood still
 			case got := <-w.messages:
 				return got.content()

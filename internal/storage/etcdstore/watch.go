@@ -163,6 +163,7 @@ func (f *follower) follow(ctx context.Context) error {
 		StartRevision: from, PrevKv: true, ProgressNotify: true,
 	}, f.patience)
 	defer watch.end()
+	watch.whenSilent = func(ctx context.Context, call func()) func() { return s.whenSilent(ctx, f.member, call) }
 	if err := watch.begun(ctx); err != nil {
 		return err
 	}
