@@ -42,7 +42,7 @@ var broken = map[string]struct {
 	"disk-silent":    {func(c *condition.Condition) { *c.Store = storage.Status{Silent: true} }, "not answered"},
 	"store-down":     {func(c *condition.Condition) { c.Store.Down = true }, "no change is made"},
 	"disk-full":      {func(c *condition.Condition) { c.Store.Full, c.Store.DiskFreeBytes = true, 0 }, "is full"},
-	"etcd-down":      {func(c *condition.Condition) { *c = *inCluster(c); c.Store.Down = true }, "knows a leader"},
+	"etcd-down":      {func(c *condition.Condition) { *c = *inCluster(c); c.Store.Down = true }, "Nothing can be read"},
 	"etcd-exhausted": {func(c *condition.Condition) { *c = *inCluster(c); c.Store.Full, c.Store.Exhausted = true, true }, "not even a revoke"},
 	"etcd-full":      {func(c *condition.Condition) { *c = *inCluster(c); c.Store.Full = true }, "nine tenths"},
 	"etcd-member-silent": {func(c *condition.Condition) {

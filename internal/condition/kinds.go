@@ -53,7 +53,7 @@ var kinds = []kind{
 		return given(c.Store != nil && c.Store.Full && !c.isCluster(), "The disk of the store is full: only changes that take something away are made.")
 	}},
 	{"etcd-down", Error, "Look at the members of etcd, and at the network between. The server goes on by itself once most members see each other and it reaches one of them.", func(c *Condition) string {
-		return given(c.isCluster() && c.Store.Down, "No member of etcd that answers knows a leader: nothing is changed, and no token is decided on.")
+		return given(c.isCluster() && c.Store.Down, "Nothing can be read from etcd: nothing is changed, and no token is decided on.")
 	}},
 	{"etcd-exhausted", Error, "Compact and defragment etcd, or raise its quota, and disarm its alarm (etcdctl alarm disarm).", func(c *Condition) string {
 		return given(c.isCluster() && c.Store.Exhausted, "etcd has no room left: no change is made, not even a revoke.")

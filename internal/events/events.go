@@ -48,7 +48,8 @@ type Hooks struct {
 	// it is acknowledged.
 	ChangeCommitted func(Change)
 	// StoreDown is called when the store can no longer be followed, and StoreBack when it was
-	// loaded again. Validations go on from memory between the two.
+	// loaded again; and when a store in a cluster does not answer, and when it does again. With a store in a file, validations
+	// go on from memory between the two.
 	StoreDown func(reason error)
 	StoreBack func(revision int64)
 

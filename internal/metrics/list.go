@@ -389,13 +389,18 @@ var list = []Metric{
 
 	{
 		Name: "keysvc_store_up", Kind: Gauge, Group: groupStore,
-		Help: "1 if changes are made; 0 while the store is opened again after a failure. Validations go on from memory.",
+		Help: "1 if changes are made; 0 while the store is opened again after a failure, or nothing can be read from etcd. With a store in a file, validations go on from memory.",
 		read: func(r *reading) { r.whether(!r.storeDown.Load()) },
 	},
 	{
 		Name: "keysvc_store_failures_total", Kind: Counter, Group: groupStore,
-		Help: "How often the store failed and was opened again.",
+		Help: "How often the store failed and was opened again, or nothing could be read from etcd for some seconds.",
 		read: func(r *reading) { r.count(r.storeFailures.Load()) },
+	},
+	{
+		Name: "keysvc_store_loads_total", Kind: Counter, Group: groupStore,
+		Help: "How often the whole store was read into memory: once at the start, and again when its changes could not be followed any further.",
+		read: func(r *reading) { r.whole(r.Loads) },
 	},
 	{
 		Name: "keysvc_store_commit_seconds", Kind: Histogram, Group: groupStore, When: whenStore,

@@ -37,6 +37,8 @@ type State struct {
 
 	// Feed is the state of the sessions of near-caches.
 	Feed Feed
+	// Loads is how often the whole store was read into memory.
+	Loads int64
 	// Store is nil if the store tells nothing.
 	Store *Store
 	// StoreMembers are the members of the cluster that has the store; none for a store in a file.

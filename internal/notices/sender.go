@@ -98,9 +98,14 @@ func (s *Sender) State() State {
 	return State{Waiting: s.waiting.Load(), Failures: s.failures.Load(), Sent: s.sent.Load(), Failed: s.failed.Load()}
 }
 
-// Run sends notices until the context ends.
+// Run sends notices until the context ends. It may be called again afterwards, and then begins where the file says. In between
+// nothing waits and nothing fails.
 func (s *Sender) Run(ctx context.Context) {
-	defer s.endpoint.close()
+	defer func() {
+		s.endpoint.close()
+		s.waiting.Store(0)
+		s.failures.Store(0)
+	}()
 	started := false
 	for {
 		if err := s.config.Ready(); err == nil {

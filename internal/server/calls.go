@@ -69,6 +69,9 @@ type calls struct {
 	grpc        map[config.Purpose]*grpc.Server
 	// names are those of the services that health is answered for.
 	names map[string]struct{}
+	// notServing is what keeps health from SERVING. serving guards it.
+	serving    sync.Mutex
+	notServing map[string]struct{}
 	// metrics serves the listeners of metrics; nil if the settings have none.
 	metrics *metrics.Endpoint
 	// tracing makes the spans of calls; nil if there are none.
@@ -101,7 +104,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		log:    s.log,
 		door:   newDoor(stopping, s.slots, s.log, s.clock.Now, errors, validations.Work, s.hooks, subjects{s.projection}, s.config.Judge),
 		health: health.NewServer(), hub: s.hub, connections: s.connections,
-		grpc: make(map[config.Purpose]*grpc.Server), names: map[string]struct{}{"": {}},
+		grpc: make(map[config.Purpose]*grpc.Server), names: map[string]struct{}{"": {}}, notServing: make(map[string]struct{}),
 		beginStop: beginStop, failed: make(chan error, 1),
 	}
 	c.streams = newStreamBound(s, c.door)
@@ -155,7 +158,7 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		}
 		c.grpc[purpose] = server.Server
 	}
-	c.setServing(true)
+	c.setServing("", true)
 	return c
 }
 
@@ -211,12 +214,19 @@ func (c *calls) serve(listener servedListener) error {
 	return err
 }
 
-// setServing makes the answers about health SERVING or NOT_SERVING. After a stop has begun they stay
-// NOT_SERVING.
-func (c *calls) setServing(serves bool) {
-	state := grpc_health_v1.HealthCheckResponse_NOT_SERVING
+// setServing makes the answers about health SERVING if what it is called with, and everything else, serves, and else
+// NOT_SERVING. After a stop has begun they stay NOT_SERVING.
+func (c *calls) setServing(what string, serves bool) {
+	c.serving.Lock()
+	defer c.serving.Unlock()
 	if serves {
-		state = grpc_health_v1.HealthCheckResponse_SERVING
+		delete(c.notServing, what)
+	} else {
+		c.notServing[what] = struct{}{}
+	}
+	state := grpc_health_v1.HealthCheckResponse_SERVING
+	if len(c.notServing) > 0 {
+		state = grpc_health_v1.HealthCheckResponse_NOT_SERVING
 	}
 	for name := range c.names {
 		c.health.SetServingStatus(name, state)

@@ -98,8 +98,9 @@ func (s *Server) followTime(change *storage.Committed) {
 	}
 }
 
-// followLoad makes the clock follow the newest time of a store that was loaded anew.
-func (s *Server) followLoad(position storage.Position) {
+// loaded counts a load of the store, and makes the clock follow the newest time of it.
+func (s *Server) loaded(position storage.Position) {
+	s.loads.Add(1)
 	if s.others != nil && !position.Time.IsZero() {
 		s.clock.Follow(position.Time)
 	}
@@ -142,7 +143,7 @@ func (s *Server) compareClocks(ctx context.Context) error {
 		}
 		if by := s.others.Judge(); (by != 0) != isApart {
 			isApart = by != 0
-			s.calls.setServing(!isApart)
+			s.calls.setServing("clock", !isApart)
 			s.hooks.ClockApart(events.ClockApart{By: by})
 		}
 		select {

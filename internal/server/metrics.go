@@ -65,7 +65,7 @@ func (s *Server) metricsState() metrics.State {
 		HeldBytes: bytes.Held, BytesLimit: bytes.Limit, WithoutRoom: bytes.Refused,
 		CallersRefused: s.calls.door.unknown.total.Load(), OwnerCalls: s.calls.door.owner.total.Load(),
 		Connections: int64(connections.Open), Young: int64(connections.Young), LargestSource: int64(connections.Largest),
-		Streams: s.connections.Streams(),
+		Streams: s.connections.Streams(), Loads: s.loads.Load(),
 		Feed: metrics.Feed{
 			Sessions: int64(sessions.Sessions), Unread: int64(sessions.Unread), Unapplied: sessions.Revision - sessions.Unapplied,
 			OldestLease: s.hub.OldestLease(), Staleness: s.hub.Staleness(), Ahead: sessions.Ahead,

@@ -27,7 +27,7 @@ func (s *Server) noticeSecret() component {
 	}}
 }
 
-// prepareNotices makes what sends notices, if the settings name a receiver.
+// prepareNotices makes what sends notices, if the settings name a receiver. Of several servers over a store, one sends them.
 func (s *Server) prepareNotices(context.Context) error {
 	settings := s.config.Settings
 	if settings.NoticeWebhook == "" {
@@ -59,14 +59,6 @@ func (s *Server) mayNotify() error {
 }
 
 var errClockAhead = errors.New("the wall clock may be far ahead")
-
-// sendNotices sends notices, if the settings name a receiver.
-func (s *Server) sendNotices(ctx context.Context) error {
-	if s.sender != nil {
-		s.sender.Run(s.background(ctx))
-	}
-	return nil
-}
 
 // background returns a context for work that gives way to validations for as long as it takes. It belongs to
 // one goroutine.

@@ -20,6 +20,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/policy"
 	"github.com/scribe-mail/keysvc/internal/server"
+	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 const noticeDay = 24 * time.Hour
@@ -209,4 +210,40 @@ func TestStartNeedsTheSecretOfNotices(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "notice-secret") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// electing is a store of several servers whose election the test decides.
+type electing struct {
+	storage.Store
+	elected chan struct{}
+}
+
+// Lead implements storage.Elector.
+func (e *electing) Lead(ctx context.Context, work func(ctx context.Context)) {
+	select {
+	case <-e.elected:
+		work(ctx)
+	case <-ctx.Done():
+	}
+}
+
+// TestTheElectedServerSendsNotices: of several servers over a store, the others do not look for notices.
+func TestTheElectedServerSendsNotices(t *testing.T) {
+	t.Parallel()
+	store := &electing{elected: make(chan struct{})}
+	b := startNotices(t, options{wrap: func(own storage.Store) storage.Store { store.Store = own; return store }})
+	b.putMember(t, "acme", "ann", "owner")
+	if _, err := b.keys.CreateKey(testContext(t), &keysvcv1.CreateKeyRequest{
+		WorkspaceId: "acme", MemberId: "ann", Name: "n", Scopes: []string{"emails:read"}, ExpireTime: b.clock.in(60 * noticeDay),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	b.clock.pass(54 * noticeDay)
+	looks := 0 // of what counts the keys that end, and of what sends notices
+	b.lookUntil(t, func() bool { looks++; return looks > 20 || len(b.received) > 0 })
+	if len(b.received) > 0 {
+		t.Fatal("a server that is not elected sends notices")
+	}
+	close(store.elected)
+	b.lookUntil(t, func() bool { return len(b.received) > 0 })
 }

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"iter"
-	"sync/atomic"
 	"time"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -14,10 +13,10 @@ import (
 	"github.com/scribe-mail/keysvc/internal/tally"
 )
 
-// observed returns a source that calls StoreDown and StoreBack, and calls loaded with the position of each
-// load before the projection shows what was loaded. The projection follows it.
-func observed(source storage.Source, hooks events.Hooks, loaded func(storage.Position)) storage.Source {
-	watched := &observedSource{Source: source, hooks: hooks, position: loaded}
+// observed returns a source that tells outages when its watch breaks off and when it was loaded again, and calls loaded with
+// the position of each load before the projection shows what was loaded. The projection follows it.
+func observed(source storage.Source, outages *outages, loaded func(storage.Position)) storage.Source {
+	watched := &observedSource{Source: source, outages: outages, position: loaded}
 	if local, has := storage.LocalBarrierOf(source); has {
 		return struct {
 			*observedSource
@@ -29,17 +28,16 @@ func observed(source storage.Source, hooks events.Hooks, loaded func(storage.Pos
 
 type observedSource struct {
 	storage.Source
-	hooks    events.Hooks
+	outages  *outages
 	position func(storage.Position)
-	down     atomic.Bool
 }
 
 // Watch implements storage.Source.
 func (s *observedSource) Watch(ctx context.Context, after storage.Barrier) iter.Seq2[*storage.Committed, error] {
 	return func(yield func(*storage.Committed, error) bool) {
 		for change, err := range s.Source.Watch(ctx, after) {
-			if err != nil && ctx.Err() == nil && !s.down.Swap(true) {
-				s.hooks.StoreDown(err)
+			if err != nil && ctx.Err() == nil {
+				s.outages.set(&s.outages.broken, true, err, 0)
 			}
 			if !yield(change, err) {
 				return
@@ -78,9 +76,7 @@ func (s *observedSource) LoadViews(
 func (s *observedSource) loaded(position storage.Position, err error) (storage.Position, error) {
 	if err == nil {
 		s.position(position)
-	}
-	if err == nil && s.down.Swap(false) {
-		s.hooks.StoreBack(position.Revision)
+		s.outages.set(&s.outages.broken, false, nil, position.Revision)
 	}
 	return position, err
 }

@@ -124,6 +124,9 @@ type Server struct {
 	parts *components
 
 	projection *projection.Projection
+	// outages tells when the store is down, and loads counts how often it was loaded.
+	outages *outages
+	loads   atomic.Int64
 	// started is when this process took over the store, began the same by the wall clock, and position
 	// the store's position then. committed is the time of the newest change since, in Unix nanoseconds.
 	started    time.Time
@@ -223,14 +226,15 @@ func (s *Server) components() []component {
 		{name: "shared settings", start: s.agreeOnSettings},
 		{name: "last-used times", start: s.recordUses, run: s.flushUses, stop: s.flushLastUses},
 		{name: "refusals", start: s.collectRefusals, run: s.flushRefusals, stop: s.flushLastRefusals},
+		{name: "notices", start: s.prepareNotices},
 		{name: "sweep", start: s.prepareSink, run: s.lead},
 		{name: "backups", start: s.prepareBackups, run: s.backUp},
 		{name: "keys that end", run: s.countEnding},
-		{name: "notices", start: s.prepareNotices, run: s.sendNotices},
 		{name: "forms of tokens", run: s.watchForms, stop: s.reportLastForms},
 		{name: "connections", start: s.makeConnections, run: s.sweepConnections},
 		{name: "calls", start: s.startCalls, run: s.watchCalls, stop: s.stopCalls},
 		{name: "clocks of other servers", run: s.compareClocks},
+		{name: "outages of the store", run: s.watchOutages},
 		{name: "files", run: s.watchFiles},
 		{name: "memory", run: s.returnMemory},
 		{name: "half-open calls", run: func(ctx context.Context) error { s.calls.gate.Run(ctx); return nil }},
@@ -261,7 +265,8 @@ func (s *Server) load(ctx context.Context) (err error) {
 	// From here on the store belongs to this process: a process that served it before has stopped.
 	s.started = time.Now() // leases go by the time that passes
 	s.began = s.wallClock()()
-	s.projection = projection.New(observed(s.config.Store, s.hooks, s.followLoad), s.log)
+	s.outages = &outages{hooks: s.hooks}
+	s.projection = projection.New(observed(s.config.Store, s.outages, s.loaded), s.log)
 	if s.position, err = s.projection.Load(ctx); err != nil {
 		return fmt.Errorf("loading the store: %w", err)
 	}
@@ -364,6 +369,9 @@ func (s *Server) lead(ctx context.Context) error {
 		working.Go(func() { s.sweep(ctx) })
 		if writer := s.sink.Load(); writer != nil {
 			working.Go(func() { writer.Run(ctx) })
+		}
+		if s.sender != nil {
+			working.Go(func() { s.sender.Run(s.background(ctx)) })
 		}
 		working.Wait()
 	}

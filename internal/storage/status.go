@@ -21,7 +21,7 @@ type Status struct {
 	// DiskFreeBytes is how much of the disk this process may still use, and DiskBytes its size.
 	DiskFreeBytes, DiskBytes int64
 	// Members are the members of the cluster that has the store; none for a store in a file. With members,
-	// Down is set while none of them knows a leader, Silent is never set, and the numbers of the file and
+	// Down is set while nothing could be read from any of them for some seconds, Silent is never set, and the numbers of the file and
 	// of the disk are 0.
 	Members []StoreMember
 	// Sink is the audit sink, and Anchor the anchor's file.

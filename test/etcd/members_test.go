@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/scribe-mail/keysvc/internal/storage"
@@ -31,12 +32,15 @@ type replica struct {
 	t *testing.T
 	// members are the members in the order in which the store knows them.
 	members []*trio.Member
+	// kvs are what sends requests to them.
+	kvs []clientv3.KV
 	// watched are the members that watches were opened at.
 	watched chan *trio.Member
 }
 
-// newReplica returns a store that asks a member first. Its wires have the name, which is used once.
-func newReplica(t *testing.T, cluster *trio.Trio, name string, first *trio.Member, config etcdstore.Config) *replica {
+// newReplica returns a store that asks a member first. Its wires have the name, which is used once. networks are on the way to
+// all members.
+func newReplica(t *testing.T, cluster *trio.Trio, name string, first *trio.Member, config etcdstore.Config, networks ...*network) *replica {
 	t.Helper()
 	source, err := cluster.Source(name)
 	if err != nil {
@@ -46,7 +50,12 @@ func newReplica(t *testing.T, cluster *trio.Trio, name string, first *trio.Membe
 	for offset := range cluster.Members {
 		member := cluster.Members[(first.Index+offset)%len(cluster.Members)]
 		r.members = append(r.members, member)
-		config.Members = append(config.Members, clientOf(t, source.To(member).Address()))
+		client := clientOf(t, source.To(member).Address())
+		r.kvs = append(r.kvs, client.KV)
+		for _, each := range networks {
+			client.KV = &faultyKV{client.KV, each}
+		}
+		config.Members = append(config.Members, client)
 	}
 	config.Connect = func(index int) (*clientv3.Client, error) {
 		r.watched <- r.members[index]
@@ -230,7 +239,8 @@ func TestStoppedMemberHoldsNoRead(t *testing.T) {
 	}
 }
 
-// TestStuckWatchIsOpenedElsewhere stops the member that is watched.
+// TestStuckWatchIsOpenedElsewhere stops the member that is watched, and then only the connection of the watch. The first does
+// not wait until the watch counts as stuck.
 func TestStuckWatchIsOpenedElsewhere(t *testing.T) {
 	t.Parallel()
 	cluster, ctx := newCluster(t)
@@ -238,7 +248,7 @@ func TestStuckWatchIsOpenedElsewhere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := newReplica(t, cluster, "a", victim, etcdstore.Config{})
+	r := newReplica(t, cluster, "a", victim, etcdstore.Config{Stuck: time.Hour})
 	workspace := storagetest.NewWorkspace("w")
 	watch := r.follow(ctx, r.position(ctx))
 	change := workspace.PutMember("member", "admin")
@@ -265,6 +275,94 @@ func TestStuckWatchIsOpenedElsewhere(t *testing.T) {
 	if err := victim.Continue(); err != nil {
 		t.Fatal(err)
 	}
+
+	hung, err := cluster.Source("hung")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan int, 1000)
+	clients, err := r.Clients()
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := open(t, etcdstore.Config{Members: clients, Connect: func(index int) (*clientv3.Client, error) {
+		opened <- index
+		return dial(hung.To(cluster.Members[index]).Address())
+	}})
+	alone := &replica{Store: store, t: t}
+	watch = alone.follow(ctx, alone.position(ctx))
+	workspace.Head = headOf(ctx, t, other, "w")
+	change = workspace.PutMember("member", "member")
+	watch.until(ctx, t, mustCommit(t, other, change))
+	workspace.Follow(change)
+	first := <-opened
+	hung.To(cluster.Members[first]).Hold()
+	revision = mustCommit(t, other, workspace.PutMember("member", "admin"))
+	if barrier, err := alone.Barrier(ctx); err != nil || barrier.Revision != revision {
+		t.Fatalf("Barrier: %+v, %v, want revision %d", barrier, err, revision)
+	}
+	watch.until(ctx, t, revision)
+	if second := <-opened; second == first {
+		t.Errorf("member %d is watched again", second)
+	}
+}
+
+// TestOnlySilentMembersAreLeft: a commit waits for a member that is slow to make changes as long as it answers reads,
+// because all others would be as slow.
+func TestOnlySilentMembersAreLeft(t *testing.T) {
+	t.Parallel()
+	var n network
+	clients := n.clients(t)
+	compared := &counted{KV: clients[1].KV}
+	clients[1].KV = compared
+	store := open(t, etcdstore.Config{Members: clients, Prefix: newPrefix(), Attempt: patience, Timeout: patience})
+	n.next(func(s *sent) (*clientv3.TxnResponse, error) {
+		// The first member has been compared with the others several times before it makes the change.
+		for compared.sent.Load() < 3 {
+			if s.ctx.Err() != nil {
+				return nil, s.ctx.Err()
+			}
+			time.Sleep(time.Millisecond)
+		}
+		return s.deliver()
+	})
+	workspace := storagetest.NewWorkspace("w")
+	if _, err := store.Commit(t.Context(), workspace.PutMember("member", "admin")); err != nil {
+		t.Fatalf("Commit: %v", err)
+	}
+}
+
+// TestNothingReadIsAnOutage: members that answer, and have lost each other, make no store.
+func TestNothingReadIsAnOutage(t *testing.T) {
+	t.Parallel()
+	clients, counts := newClients(t), make([]*counted, 3)
+	for index, client := range clients {
+		counts[index] = &counted{KV: client.KV}
+		client.KV = counts[index]
+	}
+	store := open(t, etcdstore.Config{Members: clients, Prefix: newPrefix()})
+	await := func(down bool) {
+		t.Helper()
+		for end := time.Now().Add(patience); store.Status(t.Context()).Down != down; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("Down is %t", !down)
+			}
+		}
+	}
+	await(false)
+	for _, count := range counts {
+		count.err.Store(&errLost)
+	}
+	await(true)
+	for _, member := range store.Status(t.Context()).Members {
+		if member.Silent {
+			t.Errorf("%s counts as silent, and answers", member.Address)
+		}
+	}
+	for _, count := range counts {
+		count.err.Store(nil)
+	}
+	await(false)
 }
 
 // TestSlowConsumerIsNoStuckWatch: a watch whose consumer takes its time stays where it is.
@@ -326,12 +424,28 @@ func TestCommitGoesOnAtAnotherMemberAndHappensOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		r := newReplica(t, cluster, fmt.Sprint("r", round), victim, etcdstore.Config{Timeout: 20 * time.Second})
-		create := workspace.CreateKey(storagetest.KeyID(round), fmt.Sprint("request ", round))
-		if err := victim.Stop(); err != nil {
-			t.Fatal(err)
+		config := etcdstore.Config{Timeout: 20 * time.Second}
+		if victim != leader {
+			// Attempts would last longer than the test may: that the member is silent ends them. Without a leader, no member
+			// answers, and attempts end by themselves.
+			config.Timeout, config.Attempt = 2*patience, 2*patience
 		}
-		begun, conflicts := time.Now(), 0
+		var n network
+		r := newReplica(t, cluster, fmt.Sprint("r", round), victim, config, &n)
+		create := workspace.CreateKey(storagetest.KeyID(round), fmt.Sprint("request ", round))
+		var begun time.Time
+		conflicts := 0
+		n.set(func(s *sent) (*clientv3.TxnResponse, error) {
+			if s.kv != r.kvs[0] {
+				return nil, rpctypes.ErrTooManyRequests // the transaction is to be lost at the victim
+			}
+			n.set(nil)
+			if err := victim.Stop(); err != nil {
+				return nil, err
+			}
+			begun = time.Now()
+			return s.kv.Txn(s.ctx).If(s.cmps...).Then(s.then...).Else(s.other...).Commit()
+		})
 		for {
 			revision, err := r.Commit(ctx, create)
 			if err == nil {
@@ -348,6 +462,9 @@ func TestCommitGoesOnAtAnotherMemberAndHappensOnce(t *testing.T) {
 			create = workspace.CreateKey(storagetest.KeyID(round), fmt.Sprint("request ", round))
 		}
 		t.Logf("with %s stopped (leader %t): %d conflicts, %s", victim.Name(), victim == leader, conflicts, time.Since(begun))
+		if conflicts == 0 {
+			t.Error("no transaction was lost")
+		}
 		if err := victim.Continue(); err != nil {
 			t.Fatal(err)
 		}

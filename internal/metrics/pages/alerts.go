@@ -37,18 +37,21 @@ var alerts = []alert{
 	{
 		name: "KeysvcNotServing", expression: `keysvc_serving == 0`, lasting: "1m", severity: page,
 		summary: "keysvc runs and does not serve.",
-		means:   "The server is stopping, or its store can no longer be trusted and the process is about to end.",
+		means: "The server is stopping; or nothing can be read from etcd; or its clock is a minute from those of the other servers; or " +
+			"its store can no longer be trusted and the process is about to end.",
 		do: []string{
 			"If nobody stops it: look for `the stop hangs` or an error about the store in the log.",
 			"A stop that lasts longer than the drain timeout and 5 s hangs at the disk. See KeysvcStoreDown.",
+			"With a store in etcd: `keysvc status` says `etcd-down` or `clock-apart`.",
 		},
 	},
 	{
 		name: "KeysvcStoreDown", expression: `keysvc_store_up == 0`, lasting: "1m", severity: page,
-		summary: "keysvc cannot make changes: its store failed and was not opened again.",
-		means: "Validations go on from memory. Creating, rotating and revoking keys is UNAVAILABLE, so a leaked key cannot be " +
-			"revoked now.",
+		summary: "keysvc cannot make changes: its store failed and was not opened again, or etcd does not answer.",
+		means: "Creating, rotating and revoking keys is UNAVAILABLE, so a leaked key cannot be " +
+			"revoked now. With a store in a file, validations go on from memory. With a store in etcd they are UNAVAILABLE too.",
 		do: []string{
+			"With a store in etcd: look at its members and at the network between. Two of three must see each other, and the server must reach one of them. It goes on by itself.",
 			"Look at the log: `commit failed; the store will be reopened` has the error of the disk, `loading anew failed; trying again` why it is not back.",
 			"Look at the disk: `dmesg`, free space, the mount.",
 			"If the file is damaged, run `keysvc check` on a copy, and see [when it fails while running](operations.md#when-it-fails-while-running).",

@@ -65,7 +65,7 @@ func (s *Store) stand(ctx context.Context, member *clientv3.Client, work func(ct
 		return fmt.Errorf("the election: %w", err)
 	}
 	// 3. Work, for as long as the lease is kept.
-	s.config.Log.InfoContext(ctx, "this process is elected: it purges and prunes, and writes the audit sink")
+	s.config.Log.InfoContext(ctx, "this process is elected: it purges and prunes, writes the audit sink, and sends notices")
 	work(own)
 	if ctx.Err() == nil {
 		return fmt.Errorf("no sign of etcd for %s", electionTTL)

@@ -23,6 +23,10 @@ const (
 	// silence is how long a member may give no answer before it counts as silent. One answer that comes
 	// late is no reason for an alarm.
 	silence = 5 * time.Second
+	// outage is for how long nothing may be read before etcd counts as down. An election is no outage.
+	// outageInterval is how often etcd is asked then.
+	outage         = 4 * time.Second
+	outageInterval = 500 * time.Millisecond
 	// A member is full once it has used fullShare of ofShare parts of its quota. The rest is kept for
 	// narrowing changes.
 	fullShare, ofShare = 9, 10
@@ -30,8 +34,9 @@ const (
 
 // room is what the store knows of its members: which of them answer, and how much room they have.
 type room struct {
-	// full is set while only narrowing changes are made, and exhausted while etcd refuses these as well.
-	full, exhausted atomic.Bool
+	// full is set while only narrowing changes are made, and exhausted while etcd refuses these as well. down is set
+	// while nothing can be read.
+	full, exhausted, down atomic.Bool
 	// look gets a value when the members are to be asked now. known is closed once they were asked.
 	look  chan struct{}
 	known chan struct{}
@@ -46,9 +51,8 @@ type memberRoom struct {
 	storage.StoreMember
 	// answered is when the member answered last; the beginning if it never did.
 	answered time.Time
-	// hasLeader reports whether the member knew of a leader. outOfRoom reports whether etcd has raised its
-	// alarm, which ends all writing.
-	hasLeader, outOfRoom bool
+	// outOfRoom reports whether etcd has raised its alarm, which ends all writing.
+	outOfRoom bool
 }
 
 func newRoom(members []*clientv3.Client) *room {
@@ -62,15 +66,17 @@ func newRoom(members []*clientv3.Client) *room {
 
 // watchRoom asks the members how they are until the store closes.
 func (s *Store) watchRoom() {
-	ticker := time.NewTicker(roomInterval)
-	defer ticker.Stop()
 	for first := true; ; first = false {
 		s.askMembers()
 		if first {
 			close(s.room.known)
 		}
+		next := roomInterval
+		if s.room.down.Load() {
+			next = outageInterval
+		}
 		select {
-		case <-ticker.C:
+		case <-time.After(next):
 		case <-s.room.look:
 		case <-s.closing.Done():
 			return
@@ -96,10 +102,21 @@ func (s *Store) askMembers() {
 			}
 		})
 	}
+	asking.Go(s.tryToRead)
 	asking.Wait()
 	if s.closing.Err() == nil {
 		s.judgeRoom()
 	}
+}
+
+// tryToRead reads something if nobody has lately: a member that answers may have lost the others.
+func (s *Store) tryToRead() {
+	if s.members.sinceHeard() < roomInterval {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.closing, roomTimeout)
+	defer cancel()
+	_, _ = s.read(ctx, s.getRevision()) // an answer is noted, and without one so is nothing
 }
 
 // heard takes over the answer of a member.
@@ -108,8 +125,7 @@ func (r *room) heard(index int, answer *etcdserverpb.StatusResponse) {
 	defer r.mutex.Unlock()
 	member := &r.members[index]
 	member.answered = time.Now()
-	member.hasLeader = answer.GetLeader() != 0
-	member.Leads = member.hasLeader && answer.GetLeader() == answer.GetHeader().GetMemberId()
+	member.Leads = answer.GetLeader() != 0 && answer.GetLeader() == answer.GetHeader().GetMemberId()
 	member.DatabaseBytes, member.QuotaBytes = answer.GetDbSize(), answer.GetDbSizeQuota()
 	member.FreeBytes = max(0, answer.GetDbSize()-answer.GetDbSizeInUse())
 	member.outOfRoom = slices.ContainsFunc(answer.GetErrors(), func(text string) bool { return strings.Contains(text, alarmNoSpace) })
@@ -145,6 +161,13 @@ func (s *Store) judgeRoom() {
 			}
 			full, exhausted = true, exhausted || member.outOfRoom
 		}
+	}
+	down := s.members.sinceHeard() > outage
+	switch before := s.room.down.Swap(down); {
+	case down && !before:
+		s.config.Log.Error("nothing can be read from etcd: nothing is changed, and no token is decided on", "since", outage.String())
+	case before && !down:
+		s.config.Log.Info("etcd answers again")
 	}
 	attributes := []any{"member", fullest.Address, "database_bytes", fullest.DatabaseBytes, "quota_bytes", fullest.QuotaBytes}
 	switch before := s.room.exhausted.Swap(exhausted); {
@@ -187,11 +210,8 @@ func (s *Store) Status(ctx context.Context) storage.Status {
 	case <-s.room.known:
 	case <-ctx.Done():
 	}
-	status := storage.Status{Full: s.room.full.Load(), Exhausted: s.room.exhausted.Load(), Down: true}
+	status := storage.Status{Full: s.room.full.Load(), Exhausted: s.room.exhausted.Load(), Down: s.room.down.Load()}
 	for _, member := range s.room.snapshot() {
-		if !member.Silent && member.hasLeader {
-			status.Down = false
-		}
 		status.Members = append(status.Members, member.StoreMember)
 	}
 	return status
