@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/scribe-mail/keysvc/test/trio"
@@ -49,8 +50,22 @@ func (w *world) faults(ctx context.Context) error {
 		return err
 	}
 	defer l.stop()
-	w.say("\n%d calls a second spread over three replicas, deadline %v; %d near-caches\n", w.plan.rate, deadline, caches)
-	w.say("%-28s %7s %7s %8s %8s %8s %8s  %-16s %6s", "phase", "calls", "failed", "p50", "p99", "p99.9", "longest", "cached (failed)", "resets")
+	w.say("\n%d validations and %d changes a second spread over three replicas, deadline %v; %d near-caches\n", w.plan.rate, replicas*changeRate, deadline, caches)
+	w.say("%-28s %7s %7s %8s %8s %8s %8s  %-16s %-16s %8s %8s %6s", "phase", "calls", "failed", "p50", "p99", "p99.9", "longest", "cached (failed)",
+		"changes (failed)", "p50", "longest", "resets")
+	if slices.Contains(w.plan.parts, partFaults) {
+		if err := w.sufferAll(ctx, l); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(w.plan.parts, partOutage) {
+		return w.outage(ctx, l)
+	}
+	return nil
+}
+
+// sufferAll plays the faults of one process after another.
+func (w *world) sufferAll(ctx context.Context, l *load) error {
 	l.next(ctx, "nothing happens")
 	follower := func(ctx context.Context) (target, error) { return w.cluster.Follower(ctx) }
 	leader := func(ctx context.Context) (target, error) { return w.cluster.Leader(ctx) }
@@ -70,7 +85,7 @@ func (w *world) faults(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", each.name, err)
 		}
 	}
-	return w.outage(ctx, l)
+	return nil
 }
 
 // suffer plays one fault, and puts everything right again.
@@ -139,6 +154,14 @@ func (w *world) judge(p *phase, f fault) {
 	if f.bound > 0 {
 		w.inTime(p.spread.at(0.999) <= f.bound, "%s: p99.9 is %v, more than %v", f.name, p.spread.at(0.999).Round(time.Millisecond), f.bound)
 	}
+	for index := range p.changes {
+		if changes := &p.changes[index]; index != f.away {
+			w.promise(changes.failed == 0, "%s: %d changes through replica %d failed, the first %s", f.name, changes.failed, index, changes.lost)
+			if f.bound > 0 || f.away >= 0 {
+				w.inTime(changes.at(0.999) <= followerBound, "%s: a change through replica %d took %v", f.name, index, changes.at(0.999).Round(time.Millisecond))
+			}
+		}
+	}
 	if f.away < 0 {
 		return
 	}
@@ -151,9 +174,14 @@ func (w *world) judge(p *phase, f fault) {
 }
 
 func (w *world) row(p *phase) {
-	w.say("%-28s %7d %7d %8s %8s %8s %8s  %6d (%d)%7s %6d", p.name, len(p.spread.took), p.spread.failed,
-		short(p.spread.at(0.5)), short(p.spread.at(0.99)), short(p.spread.at(0.999)), short(p.spread.at(1)), len(p.cached.took), p.cached.failed, "", p.resets)
+	changes := p.changed()
+	w.say("%-28s %7d %7d %8s %8s %8s %8s  %-16s %-16s %8s %8s %6d", p.name, len(p.spread.took), p.spread.failed,
+		short(p.spread.at(0.5)), short(p.spread.at(0.99)), short(p.spread.at(0.999)), short(p.spread.at(1)), p.cached.counts(),
+		changes.counts(), short(changes.at(0.5)), short(changes.at(1)), p.resets)
 }
+
+// counts returns how many calls there were, and how many failed.
+func (s *series) counts() string { return fmt.Sprintf("%d (%d)", len(s.took), s.failed) }
 
 func short(d time.Duration) string {
 	if d >= time.Second {
@@ -175,6 +203,10 @@ func (w *world) outage(ctx context.Context, l *load) error {
 	if err != nil {
 		return err
 	}
+	before, err := w.told(ctx)
+	if err != nil {
+		return err
+	}
 	var stopped []*trio.Member
 	for _, member := range w.cluster.Members {
 		if member != leader {
@@ -186,7 +218,11 @@ func (w *world) outage(ctx context.Context, l *load) error {
 	}
 	l.begin("etcd has no majority")
 	lost := time.Now()
-	sleep(ctx, w.plan.outage)
+	noticed, err := w.untilUp(ctx, false, lost)
+	if err != nil {
+		return err
+	}
+	sleep(ctx, w.plan.outage-time.Since(lost))
 	var errs []error
 	continued := time.Now()
 	for _, member := range stopped {
@@ -201,21 +237,27 @@ func (w *world) outage(ctx context.Context, l *load) error {
 	out.resets = l.resets.Load() - out.resets
 	l.phase = &phase{name: "etcd has one again", began: continued, resets: l.resets.Load()}
 	l.mutex.Unlock()
-	var again time.Duration
-	for again == 0 && ctx.Err() == nil {
-		asked, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		if ok, _ := allowed(asked, l.plain, l.valid); ok {
-			again = time.Since(continued)
-		}
-		cancel()
+	forgotten, err := w.untilUp(ctx, true, continued)
+	if err != nil {
+		return err
 	}
 	sleep(ctx, w.plan.lasts)
 	back := l.next(ctx, "between")
+	after, err := w.told(ctx)
+	if err != nil {
+		return err
+	}
+	w.judgeTold(before, after)
 	l.mutex.Lock()
 	defer l.mutex.Unlock()
 	w.row(out)
 	w.row(back)
+	again, late := back.spread.again(continued), back.spread.lateAfter(continued.Add(recoveryBound))
 	w.say("%-28s %v after the majority was there", "right again", again.Round(time.Millisecond))
+	w.say("%-28s keysvc_store_up is 0 after %v, and 1 again after %v; the store was loaded %v times", "operators",
+		noticed.Round(100*time.Millisecond), forgotten.Round(100*time.Millisecond), sumLoads(after)-sumLoads(before))
+	w.promise(noticed < patienceOfCache, "no majority: a replica does not say so")
+	w.promise(forgotten < patienceOfCache, "no majority: a replica still says so afterwards")
 	w.sound(out)
 	w.sound(back)
 	stale := out.spread.between(lost.Add(grace), continued) + out.cached.between(lost.Add(staleness+grace), continued)
@@ -228,6 +270,7 @@ func (w *world) outage(ctx context.Context, l *load) error {
 	w.promise(others == 0, "no majority: %d calls failed with another status than UNAVAILABLE", others)
 	w.promise(out.resets == 0 && back.resets == 0, "no majority: near-caches were reset %d times", out.resets+back.resets)
 	w.inTime(again <= recoveryBound, "no majority: right again only after %v", again.Round(time.Millisecond))
+	w.inTime(late <= followerBound, "no majority: a call that began %v after it took %v", recoveryBound, late.Round(time.Millisecond))
 	for _, replica := range w.cluster.Replicas {
 		w.promise(replica.Running(), "no majority: %s has ended", replica.Name())
 	}

@@ -16,10 +16,14 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyclient"
 )
 
-// caches is how many near-caches there are, and cacheRate how many questions a second each is asked.
+// caches is how many near-caches there are, and cacheRate how many questions a second each is asked. changeRate is how many
+// keys are renamed through each replica, a second. They are in so many workspaces, because changes of one workspace wait for
+// each other.
 const (
-	caches    = 6
-	cacheRate = 20
+	caches     = 6
+	cacheRate  = 20
+	changeRate = 7
+	workspaces = 10
 )
 
 // load is services that ask all the time about a key that is valid and one that was revoked.
@@ -28,8 +32,10 @@ type load struct {
 	valid, revoked  key
 	plain           *keyclient.Client
 	pinned, nearing []*keyclient.Client
-	cancel          context.CancelFunc
-	running         sync.WaitGroup
+	// renamed are the keys that are renamed, by replica, each in a workspace of its own.
+	renamed [replicas][]key
+	cancel  context.CancelFunc
+	running sync.WaitGroup
 	// resets counts how often a near-cache dropped everything.
 	resets atomic.Int64
 
@@ -42,10 +48,22 @@ type load struct {
 type phase struct {
 	name  string
 	began time.Time
-	// spread are the calls over all replicas, cached those of near-caches, and pinned those to each replica.
-	spread, cached series
-	pinned         [replicas]series
-	resets         int64
+	// spread are the calls over all replicas, cached those of near-caches, pinned those to each replica, and changes the
+	// changes through each.
+	spread, cached  series
+	pinned, changes [replicas]series
+	resets          int64
+}
+
+// changed returns all changes of a phase.
+func (p *phase) changed() *series {
+	all := &series{}
+	for index := range p.changes {
+		each := &p.changes[index]
+		all.took = append(all.took, each.took...)
+		all.failed += each.failed
+	}
+	return all
 }
 
 // series is calls.
@@ -73,6 +91,26 @@ func (s *series) between(after, before time.Time) int {
 	return count
 }
 
+// again returns how long after a moment the first call was ALLOWED; the deadline if none was.
+func (s *series) again(from time.Time) time.Duration {
+	first := deadline
+	for _, each := range s.allowed {
+		first = min(first, each.ended.Sub(from))
+	}
+	return first
+}
+
+// lateAfter returns how long the calls that began after a moment took; the longest of a thousand is left out.
+func (s *series) lateAfter(moment time.Time) time.Duration {
+	var later series
+	for _, each := range s.allowed {
+		if each.began.After(moment) {
+			later.took = append(later.took, each.ended.Sub(each.began))
+		}
+	}
+	return later.at(0.999)
+}
+
 func (s *series) at(part float64) time.Duration {
 	if len(s.took) == 0 {
 		return 0
@@ -92,6 +130,17 @@ func (w *world) startLoad(ctx context.Context) (*load, error) {
 	}
 	if _, _, err = w.revokeKey(ctx, 2, l.revoked); err != nil {
 		return nil, err
+	}
+	for number := range replicas * workspaces {
+		workspace, index := fmt.Sprintf("renaming-%d", number), number%replicas
+		if err := w.member(ctx, workspace); err != nil {
+			return nil, err
+		}
+		made, err := w.create(ctx, index, workspace, "renamed")
+		if err != nil {
+			return nil, err
+		}
+		l.renamed[index] = append(l.renamed[index], made)
 	}
 	if l.plain, err = w.client("validator", w.all(), keyclient.Config{WithoutNearCache: true}); err != nil {
 		return nil, err
@@ -127,11 +176,35 @@ func (w *world) startLoad(ctx context.Context) (*load, error) {
 	for _, client := range l.nearing {
 		l.ask(ctx, client, cacheRate, func(p *phase) *series { return &p.cached })
 	}
+	for index := range l.renamed {
+		l.begins(ctx, changeRate, func(now *phase, count int) {
+			began := time.Now()
+			err := w.rename(ctx, index, l.renamed[index][count%workspaces], fmt.Sprint("name ", count))
+			if ctx.Err() == nil {
+				l.note(now, &now.changes[index], l.revoked, false, err, span{began, time.Now()})
+			}
+		})
+	}
 	return l, nil
 }
 
-// ask begins so many calls a second, whether the ones before have ended or not. Every tenth asks about the revoked key.
+// ask asks so many times a second. Every tenth question is about the revoked key.
 func (l *load) ask(ctx context.Context, client *keyclient.Client, rate int, of func(*phase) *series) {
+	l.begins(ctx, rate, func(now *phase, count int) {
+		asked := l.valid
+		if count%10 == 0 {
+			asked = l.revoked
+		}
+		began := time.Now()
+		ok, err := allowed(ctx, client, asked)
+		if ctx.Err() == nil {
+			l.note(now, of(now), asked, ok, err, span{began, time.Now()})
+		}
+	})
+}
+
+// begins begins so many calls a second, whether the ones before have ended or not.
+func (l *load) begins(ctx context.Context, rate int, call func(now *phase, count int)) {
 	l.running.Go(func() {
 		ticker := time.NewTicker(time.Second / time.Duration(rate))
 		defer ticker.Stop()
@@ -144,17 +217,7 @@ func (l *load) ask(ctx context.Context, client *keyclient.Client, rate int, of f
 			l.mutex.Lock()
 			now := l.phase
 			l.mutex.Unlock()
-			asked := l.valid
-			if count%10 == 0 {
-				asked = l.revoked
-			}
-			l.running.Go(func() {
-				began := time.Now()
-				ok, err := allowed(ctx, client, asked)
-				if ctx.Err() == nil {
-					l.note(now, of(now), asked, ok, err, span{began, time.Now()})
-				}
-			})
+			l.running.Go(func() { call(now, count) })
 		}
 	})
 }

@@ -42,15 +42,18 @@ type plan struct {
 // The names of the parts.
 const (
 	partFaults = "faults"
+	partOutage = "outage"
 	partRevoke = "revoke"
 )
+
+var allParts = []string{partFaults, partOutage, partRevoke}
 
 // errBroken is returned if a promise was broken.
 var errBroken = errors.New("a promise was broken")
 
 func main() {
 	var p plan
-	parts := flag.String("parts", partFaults+","+partRevoke, "the parts to play, with commas between")
+	parts := flag.String("parts", strings.Join(allParts, ","), "the parts to play, with commas between")
 	full := flag.Bool("full", false, "the long campaign: an outage of a minute, and 3,000 revocations")
 	flag.IntVar(&p.rate, "rate", 200, "calls a second of the load")
 	flag.DurationVar(&p.lasts, "lasts", 5*time.Second, "how long a phase of the faults takes")
@@ -72,8 +75,8 @@ func run(p plan) error {
 	ctx, cancel := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer cancel()
 	for _, part := range p.parts {
-		if part != partFaults && part != partRevoke {
-			return fmt.Errorf("no part %q; there are %s and %s", part, partFaults, partRevoke)
+		if !slices.Contains(allParts, part) {
+			return fmt.Errorf("no part %q; there are %s", part, strings.Join(allParts, ", "))
 		}
 	}
 	defer trio.RemoveBuilt()
@@ -109,7 +112,7 @@ func play(ctx context.Context, p plan, say func(string, ...any)) (broken []strin
 		return nil, err
 	}
 	defer w.close()
-	if slices.Contains(p.parts, partFaults) {
+	if slices.Contains(p.parts, partFaults) || slices.Contains(p.parts, partOutage) {
 		err = w.faults(ctx)
 	}
 	if err == nil && slices.Contains(p.parts, partRevoke) {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,6 +52,9 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 		"a failure at the replica that died":   {func(p *phase) { p.pinned[0].failed = 1 }, 0},
 		"a failure at another replica":         {func(p *phase) { p.pinned[1].failed = 1 }, 1},
 		"a slow call to another replica":       {func(p *phase) { p.pinned[1].took = []time.Duration{time.Second} }, 1},
+		"a change that failed":                 {func(p *phase) { p.changes[1].failed = 1 }, 1},
+		"a slow change":                        {func(p *phase) { p.changes[2].took = []time.Duration{time.Second} }, 1},
+		"a change at the replica that died":    {func(p *phase) { p.changes[0].failed = 1 }, 0},
 		"a slow call to the replica that died": {func(p *phase) { p.pinned[0].took = []time.Duration{time.Second} }, 0},
 	} {
 		w := &world{say: func(string, ...any) {}}
@@ -60,6 +64,19 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 		if len(w.broken) != test.want {
 			t.Errorf("%s: %q, want %d", name, w.broken, test.want)
 		}
+	}
+	w := &world{}
+	w.judgeTold([]told{{loads: 1}, {loads: 1}, {loads: 2}}, []told{{loads: 1}, {loads: 2}, {loads: 2, resets: 1}})
+	if len(w.broken) != 2 {
+		t.Errorf("%q, want a load and a reset", w.broken)
+	}
+	text := "# TYPE keysvc_store_up gauge\nkeysvc_store_up 1\n# TYPE keysvc_store_loads_total counter\nkeysvc_store_loads_total 3\n"
+	if got, err := read(strings.NewReader(text)); err == nil {
+		t.Errorf("metrics without resets: %+v", got)
+	}
+	text += "# TYPE keysvc_session_resets_total counter\nkeysvc_session_resets_total 2\n"
+	if got, err := read(strings.NewReader(text)); err != nil || got != (told{true, 3, 2}) {
+		t.Errorf("%+v, %v", got, err)
 	}
 	at := func(milliseconds int) time.Time { return began.Add(time.Duration(milliseconds) * time.Millisecond) }
 	s := series{allowed: []span{{at(0), at(5)}, {at(20), at(30)}, {at(40), at(70)}}}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
 	"github.com/scribe-mail/keysvc/clients/keyauth"
 	"github.com/scribe-mail/keysvc/clients/keyclient"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
@@ -101,6 +103,17 @@ func (w *world) revokeKey(ctx context.Context, replica int, k key) (revision int
 		return 0, "", fmt.Errorf("revoking a key through replica %d: %w", replica, err)
 	}
 	return done.GetRevision(), done.GetEpoch(), nil
+}
+
+// rename renames a key through a replica.
+func (w *world) rename(ctx context.Context, replica int, k key, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	_, err := w.admins[replica].Keys.UpdateKey(ctx, &keysvcv1.UpdateKeyRequest{
+		Key:        &keysvcv1.Key{WorkspaceId: k.workspace, KeyId: k.id, Name: name},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"name"}},
+	})
+	return err
 }
 
 // allowed asks about a key.
