@@ -173,7 +173,7 @@ func TestNewPickerKnowsWhoIsSilent(t *testing.T) {
 	if build(a, b); !makers.servers[a].suspect.Load() || makers.servers[b].suspect.Load() {
 		t.Error("another server was connected, and this one is no longer suspect")
 	}
-	if _, err := build().Pick(balancer.PickInfo{Ctx: t.Context()}); err != balancer.ErrNoSubConnAvailable { //nolint:errorlint // grpc compares it so
+	if _, err := build().Pick(balancer.PickInfo{Ctx: t.Context()}); err != balancer.ErrNoSubConnAvailable {
 		t.Errorf("without a server: %v", err)
 	}
 	if build(a); makers.servers[a].suspect.Load() {
