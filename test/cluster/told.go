@@ -47,7 +47,7 @@ func ask(ctx context.Context, url string) (told, error) {
 	return read(response.Body)
 }
 
-// read reads metrics. One that is missing is an error.
+// read reads metrics. The error says which one is missing.
 func read(text io.Reader) (told, error) {
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(text)

@@ -57,7 +57,7 @@ func (s *Store) findsSilent(ctx context.Context, member int) bool {
 	found := s.comparisons.DoChan(strconv.Itoa(member), func() (any, error) {
 		done, err := s.begin(s.closing)
 		if err != nil {
-			return false, nil //nolint:nilerr // the store is closed: nobody asks any more
+			return false, nil // the store is closed: nobody asks any more
 		}
 		defer done()
 		silent := s.compareMember(member)
@@ -68,7 +68,8 @@ func (s *Store) findsSilent(ctx context.Context, member int) bool {
 	})
 	select {
 	case result := <-found:
-		return result.Val.(bool) //nolint:forcetypeassert // that is what the function above returns
+		silent, is := result.Val.(bool)
+		return is && silent
 	case <-ctx.Done():
 		return false
 	}
