@@ -40,9 +40,9 @@ Start the server with the same --audit-sink to go on with that sink, or with ano
 one. With --dry-run nothing is made; with -o json the plan is for programs.
 
 With --store etcd, and without BACKUP, the store is the one in etcd, which was put
-back to a snapshot of etcd before. Stop all servers first. The store gets a new epoch,
-and loses again what was taken away since the snapshot; the sink goes on. Here
---sink-is-complete says that no line is missing anywhere in the sink: revisions have
+back to a snapshot of etcd before. Stop all servers first. The store gets a new
+epoch, and loses again what was taken away since the snapshot. The sink goes on.
+Here --sink-is-complete says that no line of the sink is missing: revisions have
 gaps, so a missing line shows only if the workspace has a later one.`,
 		Example: `  keysvc restore backup.db --data /var/lib/keysvc --dry-run
   keysvc restore backup.db --data /var/lib/keysvc --audit-sink /log/audit.jsonl --sink-is-complete
