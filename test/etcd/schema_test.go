@@ -51,7 +51,7 @@ func TestSchemaIsRaisedOnceAndNewerOnesEndAProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, before := range []int32{storage.SchemaIntegrity, storage.Newest} {
-		if got, _, err := manager.FinishUpgrade(t.Context(), actor); err != nil || got != before {
+		if got, _, err := manager.FinishUpgrade(t.Context(), actor, 0); err != nil || got != before {
 			t.Fatalf("FinishUpgrade: from schema %d, %v; want %d", got, err, before)
 		}
 	}
