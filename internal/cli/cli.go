@@ -145,6 +145,7 @@ everything else goes to standard error.
 		a.workspaceCommand(),
 		a.policyCommand(),
 		a.stalenessCommand(),
+		a.upgradeCommand(),
 		a.auditCommand(),
 		a.watchCommand(),
 		a.whoAmICommand(),

@@ -34,6 +34,8 @@ const (
 type session struct {
 	*app
 	cmd *cobra.Command
+	// connection is where the command connects, and how.
+	connection *connection
 	// address is the address of the server, or of several, as a flag would give it.
 	address    string
 	out        *printer
@@ -95,6 +97,7 @@ func (a *app) connect(cmd *cobra.Command, timeout time.Duration) (*session, *grp
 	return &session{
 		app:        a,
 		cmd:        cmd,
+		connection: settings,
 		address:    settings.server(),
 		out:        &printer{out: a.Stdout, width: terminalWidth(a.Stdout), now: a.Now},
 		keys:       keysvcv1.NewKeyServiceClient(conn),
@@ -126,8 +129,11 @@ func dial(settings *connection, timeout time.Duration) (*grpc.ClientConn, error)
 	var found []resolver.Address
 	for _, each := range settings.addresses {
 		name := each.Target
-		if each.Network == "unix" {
+		switch {
+		case each.Network == "unix":
 			name = "localhost"
+		case settings.name != "":
+			name = settings.name
 		}
 		// The name is what the server's certificate must have.
 		found = append(found, resolver.Address{Addr: each.Target, ServerName: name})

@@ -30,6 +30,9 @@ type connection struct {
 	addresses []config.Address
 	// secure is how the connection is secured; nil for plaintext.
 	secure *transport.TLS
+	// name is the host and port that the address is one of; "" if the address is given itself. The server's
+	// certificate is for that name.
+	name string
 	// context is the name of the context in use; "" for none.
 	context string
 }

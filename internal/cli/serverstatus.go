@@ -135,6 +135,7 @@ func (s *session) statusText(response *keysvcv1.GetStatusResponse) string {
 		{"Running since", p.minute(response.GetStartTime(), "")},
 		{"Epoch", response.GetEpoch()},
 		{"Revision", fmt.Sprint(response.GetRevision())},
+		{"Schema", schemaText(response)},
 		{"Last change", p.minute(response.GetLastCommitTime(), "none")},
 		{"Last backup", p.minute(response.GetLastBackupTime(), "not known here")},
 		{"Keys", fmt.Sprint(keys.GetTotal())},
@@ -222,6 +223,21 @@ func memberRoomText(member *keysvcv1.StoreMember) string {
 		text += fmt.Sprintf(", %d %% of its quota", 100*member.GetDatabaseBytes()/quota)
 	}
 	return text
+}
+
+// schemaText returns the schema of the store, and what the server knows beyond it; "" for a server that does not
+// say.
+func schemaText(response *keysvcv1.GetStatusResponse) string {
+	schema, newest := response.GetSchema(), response.GetNewestSchema()
+	switch {
+	case newest == 0:
+		return ""
+	case schema == 0:
+		return fmt.Sprintf("not known; this server knows up to %d", newest)
+	case schema < newest && response.GetStoreKind() == storeKindEtcd:
+		return fmt.Sprintf("%d; this server knows up to %d (keysvc upgrade status)", schema, newest)
+	}
+	return fmt.Sprint(schema)
 }
 
 func followerText(follower *keysvcv1.FollowerStatus) string {

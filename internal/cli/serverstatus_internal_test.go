@@ -95,7 +95,7 @@ func TestStatusIsShownInWords(t *testing.T) {
 	s := &session{app: &app{}, address: "unix:///run/keysvc.sock", out: &printer{now: func() time.Time { return statusTime }}}
 	got := s.statusText(&keysvcv1.GetStatusResponse{
 		Version: "v1", StartTime: timestamppb.New(statusTime.Add(-5 * time.Hour)), ServerTime: timestamppb.New(statusTime.Add(3 * time.Second)),
-		Epoch: "epoch", Revision: 18234, LastCommitTime: timestamppb.New(statusTime.Add(-2 * time.Minute)),
+		Epoch: "epoch", Revision: 18234, Schema: 2, NewestSchema: 3, StoreKind: "etcd", LastCommitTime: timestamppb.New(statusTime.Add(-2 * time.Minute)),
 		Keys: &keysvcv1.KeyCounts{Total: 3, States: []*keysvcv1.KeyStateCount{
 			{State: keysvcv1.KeyState_KEY_STATE_ACTIVE, Count: 2}, {State: keysvcv1.KeyState_KEY_STATE_REVOKED, Count: 1},
 		}, ExpiringWithin_7Days: new(int64(1)), ExpiringWithin_30Days: new(int64(2))},
@@ -120,6 +120,7 @@ Version        v1
 Running since  2027-03-01 07:00 UTC, 5 hours ago
 Epoch          epoch
 Revision       18234
+Schema         2; this server knows up to 3 (keysvc upgrade status)
 Last change    2027-03-01 11:58 UTC, 2 minutes ago
 Last backup    not known here
 Keys           3
@@ -160,6 +161,20 @@ Certificate    ends 2027-05-23 12:00 UTC, in 83 days
 	for _, response := range []*keysvcv1.GetStatusResponse{{}, {Store: &keysvcv1.StoreStatus{State: keysvcv1.StoreState_STORE_STATE_SILENT}}, {Store: &keysvcv1.StoreStatus{State: 99}}} {
 		if text := s.statusText(response); !strings.Contains(text, "\nStore ") {
 			t.Errorf("got %s", text)
+		}
+	}
+}
+
+func TestSchemaIsShownInWords(t *testing.T) {
+	t.Parallel()
+	for want, response := range map[string]*keysvcv1.GetStatusResponse{
+		"":                                     {},
+		"not known; this server knows up to 3": {NewestSchema: 3, StoreKind: "etcd"},
+		"3":                                    {Schema: 3, NewestSchema: 3, StoreKind: "etcd"},
+		"2":                                    {Schema: 2, NewestSchema: 3, StoreKind: "bbolt"}, // a restore that holds keys makes schema 3
+	} {
+		if got := schemaText(response); got != want {
+			t.Errorf("%v: %q, want %q", response, got, want)
 		}
 	}
 }

@@ -307,3 +307,20 @@ func TestBackupShowsItsProgressAtATerminal(t *testing.T) {
 		}
 	}
 }
+
+// TestUpgradeFinishAsksForYes: a person sees the servers before the question, also if the answer is JSON.
+func TestUpgradeFinishAsksForYes(t *testing.T) {
+	first, a := startReplica(t, "v2", 4)
+	for _, format := range []string{"table", "json"} {
+		for typed, want := range map[string]int{"no\n": cli.ExitRefused, "yes\n": cli.ExitOK} {
+			first.finished.Store(nil)
+			result := command{addr: a}.runAtTerminal(t, typed, "upgrade", "finish", "-o", format)
+			if called := first.finished.Load() != nil; result.status != want || called != (want == cli.ExitOK) {
+				t.Errorf("%s, %q: %+v, FinishUpgrade was called: %t", format, typed, result, called)
+			}
+			if seen := result.stdout + result.stderr; !strings.Contains(seen, "SERVER") || !strings.Contains(result.stderr, "Raise its schema from 3 to 4 for good?") {
+				t.Errorf("%s: the person sees %q", format, seen)
+			}
+		}
+	}
+}

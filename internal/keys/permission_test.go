@@ -195,7 +195,7 @@ var wholes = map[string]func(ctx context.Context, m *keys.Manager, workspaces ac
 		return err
 	},
 	"FinishUpgrade": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {
-		_, _, err := m.FinishUpgrade(ctx, actorIn(w))
+		_, _, err := m.FinishUpgrade(ctx, actorIn(w), 0)
 		return err
 	},
 	"Sweep": func(ctx context.Context, m *keys.Manager, w access.Workspaces) error {

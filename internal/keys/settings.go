@@ -118,20 +118,28 @@ func (m *Manager) SetStaleness(ctx context.Context, actor audit.Actor, wanted ti
 }
 
 // FinishUpgrade raises the schema of the store to storage.Newest, and returns the one before. Whoever calls
-// it has made sure that every server over the store knows that schema. Errors: CALLER_NOT_ALLOWED,
-// SETTINGS_NOT_STORED, storage.ErrDamaged, and those of the store and the context.
-func (m *Manager) FinishUpgrade(ctx context.Context, actor audit.Actor) (before int32, _ Position, _ error) {
+// it has made sure that every server over the store knows that schema, which is wanted; 0 stands for
+// storage.Newest. Errors: FIELD_INVALID, CALLER_NOT_ALLOWED, SETTINGS_NOT_STORED, SCHEMA_DIFFERS, storage.ErrDamaged, and
+// those of the store and the context.
+func (m *Manager) FinishUpgrade(ctx context.Context, actor audit.Actor, wanted int32) (before int32, _ Position, _ error) {
 	if err := mayChangeAll(actor); err != nil {
 		return 0, Position{}, err
 	}
 	var fields problem.Fields
 	checkActor(&fields, actor)
+	if wanted < 0 {
+		fields.Add("schema", "is negative")
+	}
 	if err := fields.Err(); err != nil {
 		return 0, Position{}, err
 	}
 	if !m.keepsSettings {
 		return 0, Position{}, problem.New(problem.SettingsNotStored,
 			"the store is a file, whose schema is raised when it is opened: nothing is to be done")
+	}
+	if wanted != 0 && wanted != storage.Newest {
+		return 0, Position{}, problem.New(problem.SchemaDiffers,
+			"the newest schema that this server knows is %d, and not %d; look again at what each server knows", storage.Newest, wanted)
 	}
 	now := m.clock()
 	position, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {

@@ -42,5 +42,6 @@ const (
 	TokensRefused         = keysvcv1.ErrorReason_ERROR_REASON_TOKENS_REFUSED
 	ReadOnly              = keysvcv1.ErrorReason_ERROR_REASON_READ_ONLY
 	SettingsNotStored     = keysvcv1.ErrorReason_ERROR_REASON_SETTINGS_NOT_STORED
+	SchemaDiffers         = keysvcv1.ErrorReason_ERROR_REASON_SCHEMA_DIFFERS
 	AuditSinkUnavailable  = keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE
 )

@@ -170,6 +170,9 @@ func (p *Projection) check(fresh *state, position storage.Position) error {
 			return err
 		}
 	}
+	if err := storage.CheckSettings(fresh.damagedSettings); err != nil {
+		return err
+	}
 	if !p.loaded && fresh.damagedSettings != nil {
 		return fresh.damagedSettings
 	}

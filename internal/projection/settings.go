@@ -75,9 +75,19 @@ func (p *Projection) Settings() (*Settings, int64, error) {
 func newerSchema(change *storage.Committed) error {
 	for _, item := range change.Put {
 		if item.Settings != nil {
-			if err := storage.CheckSchema(item.Settings); err != nil {
-				return err
+			if damaged := storage.NotUnderstood(item); damaged != nil {
+				item = storage.Item{Damaged: damaged}
 			}
+		}
+		var err error
+		switch {
+		case item.Settings != nil:
+			err = storage.CheckSchema(item.Settings)
+		case item.Damaged != nil && item.Damaged.Settings:
+			err = storage.CheckSettings(item.Damaged.Err)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -67,12 +67,6 @@ func (s *Server) condition(ctx context.Context) *condition.Condition {
 		Clock: condition.Clock{Jumped: s.clockJumped(), WallAhead: s.wallClock()().Sub(now), Purges: s.sweeps},
 	}
 	c.NewestSchema, c.StoreKind = storage.Newest, "bbolt"
-	if s.settingsKeeper() != nil {
-		c.StoreKind = "etcd"
-		if settings, _, err := s.projection.Settings(); err == nil {
-			c.Schema = storage.SchemaOf(settings.Record)
-		}
-	}
 	if s.others != nil {
 		c.Clock.Apart = s.others.By()
 	}
@@ -103,7 +97,15 @@ func (s *Server) condition(ctx context.Context) *condition.Condition {
 		if writer := s.sink.Load(); writer != nil {
 			status.Sink = writer.Status()
 		}
-		c.Store = &status
+		c.Store, c.Schema = &status, status.Schema
+	}
+	if s.settingsKeeper() != nil {
+		c.StoreKind = "etcd"
+		if settings, _, err := s.projection.Settings(); err == nil {
+			c.Schema = max(c.Schema, storage.SchemaOf(settings.Record))
+		} else {
+			c.Schema = 0 // it may have been raised
+		}
 	}
 	return c
 }

@@ -829,7 +829,7 @@ func walks() []walk {
 		{
 			method: keysvcv1.SettingsService_FinishUpgrade_FullMethodName, refused: "SETTINGS_NOT_STORED",
 			base:  func(*fixture) proto.Message { return &keysvcv1.FinishUpgradeRequest{} },
-			cases: actor(),
+			cases: slices.Concat([]badCase{set("schema", "negative", -1), set("schema", "the least", -1<<31)}, actor()),
 		},
 		{
 			method: keysvcv1.SettingsService_SetStaleness_FullMethodName, refused: "SETTINGS_NOT_STORED",

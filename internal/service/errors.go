@@ -63,6 +63,7 @@ var reasonCodes = map[keysvcv1.ErrorReason]codes.Code{
 	keysvcv1.ErrorReason_ERROR_REASON_BACKUP_RUNNING:          codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_KEY_HELD:                codes.FailedPrecondition,
 	keysvcv1.ErrorReason_ERROR_REASON_SETTINGS_NOT_STORED:     codes.FailedPrecondition,
+	keysvcv1.ErrorReason_ERROR_REASON_SCHEMA_DIFFERS:          codes.FailedPrecondition,
 }
 
 // retryDelay is how long a caller is told to wait before a retry.

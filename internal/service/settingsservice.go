@@ -41,7 +41,7 @@ func (s *SettingsService) FinishUpgrade(ctx context.Context, request *keysvcv1.F
 
 // FinishUpgrade calls keys.Manager.FinishUpgrade.
 func (v Verbs) FinishUpgrade(ctx context.Context, actor audit.Actor, request *keysvcv1.FinishUpgradeRequest) (*keysvcv1.FinishUpgradeResponse, error) {
-	before, position, err := v.Manager.FinishUpgrade(ctx, onBehalf(actor, request.ActorMemberId))
+	before, position, err := v.Manager.FinishUpgrade(ctx, onBehalf(actor, request.ActorMemberId), request.GetSchema())
 	if err != nil {
 		return nil, err
 	}

@@ -88,6 +88,8 @@ type DamagedError struct {
 	Name string
 	// Problem says what is wrong with it.
 	Problem string
+	// Newer is set if nothing is wrong with the record but that it needs a schema beyond Newest.
+	Newer bool
 }
 
 // Error implements error.

@@ -61,7 +61,7 @@ func Decode(kind, name string, value []byte, record proto.Message) error {
 	}
 	if requiring, is := record.(requiring); is {
 		if problem := requires(uint64(requiring.GetMinSchema())); problem != "" {
-			return &DamagedError{Kind: kind, Name: name, Problem: problem}
+			return &DamagedError{Kind: kind, Name: name, Problem: problem, Newer: true}
 		}
 	}
 	return nil

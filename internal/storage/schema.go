@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"errors"
 	"fmt"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -51,6 +52,16 @@ func CheckSchema(settings *storagev1.SettingsRecord) error {
 	return nil
 }
 
+// CheckSettings returns ErrNewer if settings could not be read because they need a schema beyond Newest. err is why
+// they could not be read. No such record is written before the schema of its store is raised, so the store must
+// not be served then.
+func CheckSettings(err error) error {
+	if damaged, is := errors.AsType[*DamagedError](err); is && damaged.Newer {
+		return fmt.Errorf("%w: %w", ErrNewer, err)
+	}
+	return nil
+}
+
 // requiring is a record that says which schema its readers must know at least.
 type requiring interface{ GetMinSchema() uint32 }
 
@@ -91,7 +102,7 @@ func NotUnderstood(item Item) *Damaged {
 	if kind == "workspace" {
 		name = damaged.WorkspaceID
 	}
-	damaged.Err = &DamagedError{Kind: kind, Name: name, Problem: problem}
+	damaged.Err = &DamagedError{Kind: kind, Name: name, Problem: problem, Newer: true}
 	return damaged
 }
 

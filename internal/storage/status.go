@@ -4,6 +4,9 @@ import "context"
 
 // Status is how a store is, for its operator. Numbers that a store cannot know are 0.
 type Status struct {
+	// Schema is the store's, as it was when this process opened the store; 0 if the store does not say. Settings
+	// that all processes share may have raised it since.
+	Schema int32
 	// Silent is set if the disk did not answer before the context ended. Down, FileBytes, FreeBytes,
 	// DiskFreeBytes and DiskBytes are not known then.
 	Silent bool

@@ -143,6 +143,13 @@ func (p *process) Ended() <-chan struct{} {
 	return p.ended
 }
 
+// ExitStatus returns the exit status of the process that was started last, which has ended: -1 if a signal ended it.
+func (p *process) ExitStatus() int {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	return p.command.ProcessState.ExitCode()
+}
+
 // PID returns the number of the process that was started last.
 func (p *process) PID() int {
 	p.mutex.Lock()

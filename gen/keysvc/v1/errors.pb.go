@@ -123,6 +123,9 @@ const (
 	// FAILED_PRECONDITION. The store keeps no settings, because one server alone uses it: change the
 	// setting of that server.
 	ErrorReason_ERROR_REASON_SETTINGS_NOT_STORED ErrorReason = 40
+	// FAILED_PRECONDITION. The schema of the request is not the newest one that this server knows: the
+	// server is of another version than the caller thinks. Nothing was changed.
+	ErrorReason_ERROR_REASON_SCHEMA_DIFFERS ErrorReason = 41
 )
 
 // Enum value maps for ErrorReason.
@@ -166,6 +169,7 @@ var (
 		36: "ERROR_REASON_TOKEN_KNOWN",
 		37: "ERROR_REASON_READ_ONLY",
 		40: "ERROR_REASON_SETTINGS_NOT_STORED",
+		41: "ERROR_REASON_SCHEMA_DIFFERS",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -206,6 +210,7 @@ var (
 		"ERROR_REASON_TOKEN_KNOWN":             36,
 		"ERROR_REASON_READ_ONLY":               37,
 		"ERROR_REASON_SETTINGS_NOT_STORED":     40,
+		"ERROR_REASON_SCHEMA_DIFFERS":          41,
 	}
 )
 
@@ -240,7 +245,7 @@ var File_keysvc_v1_errors_proto protoreflect.FileDescriptor
 
 const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\x85\n" +
+	"\x16keysvc/v1/errors.proto\x12\tkeysvc.v1*\xa6\n" +
 	"\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
@@ -281,7 +286,8 @@ const file_keysvc_v1_errors_proto_rawDesc = "" +
 	"\x15ERROR_REASON_KEY_HELD\x10\"\x12\x1c\n" +
 	"\x18ERROR_REASON_TOKEN_KNOWN\x10$\x12\x1a\n" +
 	"\x16ERROR_REASON_READ_ONLY\x10%\x12$\n" +
-	" ERROR_REASON_SETTINGS_NOT_STORED\x10(B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
+	" ERROR_REASON_SETTINGS_NOT_STORED\x10(\x12\x1f\n" +
+	"\x1bERROR_REASON_SCHEMA_DIFFERS\x10)B6Z4github.com/scribe-mail/keysvc/gen/keysvc/v1;keysvcv1b\x06proto3"
 
 var (
 	file_keysvc_v1_errors_proto_rawDescOnce sync.Once

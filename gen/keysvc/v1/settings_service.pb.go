@@ -276,6 +276,10 @@ type FinishUpgradeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The member on whose behalf the caller acts; see CreateKeyRequest.
 	ActorMemberId *string `protobuf:"bytes,1,opt,name=actor_member_id,json=actorMemberId,proto3,oneof" json:"actor_member_id,omitempty"`
+	// The schema that the store is to have: the one that every server over it is known to know. It must be the newest
+	// that this server knows, so a server of a still newer version raises nothing by mistake. 0 stands for that newest
+	// one, whichever it is.
+	Schema        int32 `protobuf:"varint,2,opt,name=schema,proto3" json:"schema,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -315,6 +319,13 @@ func (x *FinishUpgradeRequest) GetActorMemberId() string {
 		return *x.ActorMemberId
 	}
 	return ""
+}
+
+func (x *FinishUpgradeRequest) GetSchema() int32 {
+	if x != nil {
+		return x.Schema
+	}
+	return 0
 }
 
 // FinishUpgradeResponse says what the schema was and is.
@@ -411,9 +422,10 @@ const file_keysvc_v1_settings_service_proto_rawDesc = "" +
 	"\x14SetStalenessResponse\x12H\n" +
 	"\x12replaced_staleness\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x11replacedStaleness\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x14\n" +
-	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"W\n" +
+	"\x05epoch\x18\x03 \x01(\tR\x05epoch\"o\n" +
 	"\x14FinishUpgradeRequest\x12+\n" +
-	"\x0factor_member_id\x18\x01 \x01(\tH\x00R\ractorMemberId\x88\x01\x01B\x12\n" +
+	"\x0factor_member_id\x18\x01 \x01(\tH\x00R\ractorMemberId\x88\x01\x01\x12\x16\n" +
+	"\x06schema\x18\x02 \x01(\x05R\x06schemaB\x12\n" +
 	"\x10_actor_member_id\"\x8a\x01\n" +
 	"\x15FinishUpgradeResponse\x12'\n" +
 	"\x0freplaced_schema\x18\x01 \x01(\x05R\x0ereplacedSchema\x12\x16\n" +

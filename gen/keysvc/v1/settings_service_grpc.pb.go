@@ -45,7 +45,8 @@ type SettingsServiceClient interface {
 	// that do not know it end, and do not start. If the store has that schema, nothing is changed.
 	//
 	// Errors: FAILED_PRECONDITION with the reason SETTINGS_NOT_STORED if the store keeps no settings: the schema of
-	// a file is raised when it is opened; DATA_LOSS if their record is damaged.
+	// a file is raised when it is opened; with the reason SCHEMA_DIFFERS if the request names another schema than
+	// the newest one that this server knows; DATA_LOSS if their record is damaged.
 	FinishUpgrade(ctx context.Context, in *FinishUpgradeRequest, opts ...grpc.CallOption) (*FinishUpgradeResponse, error)
 }
 
@@ -108,7 +109,8 @@ type SettingsServiceServer interface {
 	// that do not know it end, and do not start. If the store has that schema, nothing is changed.
 	//
 	// Errors: FAILED_PRECONDITION with the reason SETTINGS_NOT_STORED if the store keeps no settings: the schema of
-	// a file is raised when it is opened; DATA_LOSS if their record is damaged.
+	// a file is raised when it is opened; with the reason SCHEMA_DIFFERS if the request names another schema than
+	// the newest one that this server knows; DATA_LOSS if their record is damaged.
 	FinishUpgrade(context.Context, *FinishUpgradeRequest) (*FinishUpgradeResponse, error)
 	mustEmbedUnimplementedSettingsServiceServer()
 }

@@ -134,6 +134,7 @@ type Store struct {
 	path   string
 	config Config
 	epoch  string
+	schema int32
 	info   fs.FileInfo // of the file that was opened first
 
 	// Locks are taken in the order reopening, writing, state, ring.mutex. No other lock is taken
@@ -234,7 +235,7 @@ func Open(path string, config Config) (*Store, error) {
 		return nil, errors.Join(err, opened.close())
 	}
 	store.use(opened)
-	store.epoch, store.info = opened.header.GetEpoch(), opened.info
+	store.epoch, store.schema, store.info = opened.header.GetEpoch(), opened.header.GetSchema(), opened.info
 	store.ring = newRing(opened.position)
 	store.startAnchors()
 	store.committer.Go(store.commitLoop)

@@ -18,6 +18,7 @@ func (s *Store) Status(ctx context.Context) storage.Status {
 		status, _ = result.Val.(storage.Status) // measure returns nothing else
 	case <-ctx.Done():
 	}
+	status.Schema = s.schema
 	status.Full, status.ReserveBytes = s.room.full.Load(), s.room.bytes
 	status.Anchor, status.Sink = s.anchor.status(), s.sink.status()
 	if s.sinkTarget != nil {

@@ -269,6 +269,7 @@ func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 	if header.GetSchema() > storage.Newest {
 		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, header.GetSchema(), storage.Newest)
 	}
+	schema := header.GetSchema()
 	// The schema is raised in the settings, so that the header, which every transaction compares, stays the same.
 	if pair := first(response, 2); pair != nil {
 		settings := &storagev1.SettingsRecord{}
@@ -277,6 +278,7 @@ func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 			if err := storage.CheckSchema(settings); err != nil {
 				return err
 			}
+			schema = max(schema, storage.SchemaOf(settings))
 		}
 	}
 	if header.GetSchema() < 1 || header.GetEpoch() == "" {
@@ -286,7 +288,7 @@ func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 		return fmt.Errorf("%w: schema %d under %s; a store in etcd has at least schema %d and cannot be upgraded: create the store anew",
 			storage.ErrOlder, header.GetSchema(), s.config.Prefix, storage.SchemaIntegrity)
 	}
-	s.header, s.epoch, s.schema, s.created = string(stored.Value), header.GetEpoch(), header.GetSchema(), stored.CreateRevision
+	s.header, s.epoch, s.schema, s.created = string(stored.Value), header.GetEpoch(), schema, stored.CreateRevision
 	return nil
 }
 

@@ -58,13 +58,21 @@ func (e *Export) Origin(ctx context.Context) (storage.Origin, error) {
 	for index, folder := range folders {
 		parts[index] = e.store.get(folder, clientv3.WithPrefix(), clientv3.WithCountOnly())
 	}
-	response, err := e.store.read(ctx, parts...)
+	response, err := e.store.read(ctx, append(parts, e.store.get(nameSettings))...)
 	if err != nil {
 		return storage.Origin{}, err
 	}
 	origin := storage.Origin{Epoch: e.store.epoch, Schema: e.store.schema, Position: position}
 	if origin.Pruned, _, err = e.store.prunedMark(ctx); err != nil {
 		return storage.Origin{}, err
+	}
+	// The schema may have been raised since the store was opened.
+	if pair := first(response, len(folders)); pair != nil {
+		settings := &storagev1.SettingsRecord{}
+		if err := storage.Decode("settings", nameSettings, pair.Value, settings); err != nil {
+			return storage.Origin{}, err
+		}
+		origin.Schema = max(origin.Schema, storage.SchemaOf(settings))
 	}
 	for index := range folders {
 		origin.Parts += found(response, index).GetCount()
