@@ -78,12 +78,16 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 		"a read of what nobody has asked for yet": {func(r *record) {
 			of(r, 2).Revision = 12
 		}, "had not begun", false},
-		"a refusal without cause":                {func(r *record) { of(r, 6).Reason = reasonRotation }, "no state from 13", true},
-		"an internal error":                      {func(r *record) { of(r, 9).Outcome, of(r, 9).Reason = refused, "INTERNAL" }, "no state from", true},
-		"keysvc cannot answer":                   {func(r *record) { of(r, 9).Outcome, of(r, 9).Reason = refused, unanswered[0] }, "", false},
-		"a refused change that was made":         {func(r *record) { of(r, 7).Outcome, of(r, 7).Reason = refused, unanswered[0] }, "and yet there is a change", false},
-		"a change that was made twice":           {func(r *record) { r.made = append(r.made, &keysvcv1.AuditEvent{Revision: 15, WorkspaceId: "w", ActorMemberId: "o7"}) }, "made twice", false},
-		"a change of nobody":                     {func(r *record) { r.made = append(r.made, &keysvcv1.AuditEvent{Revision: 15, WorkspaceId: "w", ActorMemberId: "o99"}) }, "nobody asked", false},
+		"a refusal without cause":        {func(r *record) { of(r, 6).Reason = reasonRotation }, "no state from 13", true},
+		"an internal error":              {func(r *record) { of(r, 9).Outcome, of(r, 9).Reason = refused, "INTERNAL" }, "no state from", true},
+		"keysvc cannot answer":           {func(r *record) { of(r, 9).Outcome, of(r, 9).Reason = refused, unanswered[0] }, "", false},
+		"a refused change that was made": {func(r *record) { of(r, 7).Outcome, of(r, 7).Reason = refused, unanswered[0] }, "and yet there is a change", false},
+		"a change that was made twice": {func(r *record) {
+			r.made = append(r.made, &keysvcv1.AuditEvent{Revision: 15, WorkspaceId: "w", ActorMemberId: "o7"})
+		}, "made twice", false},
+		"a change of nobody": {func(r *record) {
+			r.made = append(r.made, &keysvcv1.AuditEvent{Revision: 15, WorkspaceId: "w", ActorMemberId: "o99"})
+		}, "nobody asked", false},
 		"a change without an event":              {func(r *record) { r.made = r.made[1:] }, "there is no change of it", false},
 		"another revision":                       {func(r *record) { of(r, 5).Revision = 12 }, "names another revision", false},
 		"a change that was lost, and never made": {func(r *record) { r.made = r.made[:3]; of(r, 9).Outcome = lost; of(r, 8).Revision = 13 }, "", false},
@@ -144,16 +148,22 @@ func TestFeedIsJudged(t *testing.T) {
 		play func(*follower)
 		want string
 	}{
-		"all":          {func(f *follower) { f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(11), event(12), event(14)}, Revision: 14}) }, ""},
-		"a fence more": {func(f *follower) { f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(11), event(12), event(13), event(14)}}) }, ""},
-		"a gap":        {func(f *follower) { f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(11), event(14)}}) }, "not the change of 12"},
+		"all": {func(f *follower) {
+			f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(11), event(12), event(14)}, Revision: 14})
+		}, ""},
+		"a fence more": {func(f *follower) {
+			f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(11), event(12), event(13), event(14)}})
+		}, ""},
+		"a gap": {func(f *follower) { f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(11), event(14)}}) }, "not the change of 12"},
 		"an end that was not reached yet": {func(f *follower) {
 			f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(11)}, Revision: 11})
 		}, ""},
 		"an end that was said to be reached": {func(f *follower) {
 			f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(11)}, Revision: 12})
 		}, "not the change of 12"},
-		"out of order": {func(f *follower) { f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(12), event(11), event(14)}}) }, "after saying"},
+		"out of order": {func(f *follower) {
+			f.events(&keysvcv1.SyncEvents{Events: []*keysvcv1.SyncEvent{event(12), event(11), event(14)}})
+		}, "after saying"},
 		"another key": {func(f *follower) {
 			other := event(12)
 			other.Subject = "other"

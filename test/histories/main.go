@@ -368,7 +368,9 @@ func (b *batch) settle(ctx context.Context) {
 	current := 0
 	for settled := false; !settled && ctx.Err() == nil; {
 		until(policy, func() *operation { return &operation{Kind: getPolicy} }, func(o *operation) bool { current = o.PolicySeen; return true })
-		until(policy, func() *operation { return &operation{Kind: applyPolicy, Old: current, New: (current + 1) % policyVariants} }, always)
+		until(policy, func() *operation {
+			return &operation{Kind: applyPolicy, Old: current, New: (current + 1) % policyVariants}
+		}, always)
 		settled = true
 	}
 	for _, space := range b.workspaces {
