@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/scribe-mail/keysvc/test/crash/overlay"
+	"github.com/scribe-mail/keysvc/test/trio"
 )
 
 //go:embed mutants
@@ -102,14 +103,23 @@ func (m mutant) catch(ctx context.Context, p plan) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(folder)
-	if err := m.build(ctx, folder); err != nil {
+	own, err := m.build(ctx, folder)
+	if err != nil {
 		return "", err
 	}
+	etcd := p.etcd
+	if etcd == "" {
+		programs, err := trio.Build(ctx)
+		if err != nil {
+			return "", err
+		}
+		etcd = programs.Etcd
+	}
 	arguments := append([]string{
-		"-keysvc", filepath.Join(folder, "keysvc"), "-etcd", filepath.Join(folder, "etcd"), "-keep", folder,
+		"-keysvc", filepath.Join(folder, "keysvc"), "-etcd", etcd, "-keep", folder,
 		"-histories", strconv.Itoa(p.histories), "-operations", strconv.Itoa(p.operations), "-together", strconv.Itoa(p.together), "-seed", strconv.FormatUint(p.seed, 10),
 	}, m.arguments...)
-	command := exec.CommandContext(ctx, filepath.Join(folder, "histories"), arguments...)
+	command := exec.CommandContext(ctx, own, arguments...)
 	command.Cancel = func() error { return command.Process.Signal(os.Interrupt) }
 	began := time.Now()
 	output, err := command.CombinedOutput()
@@ -130,41 +140,57 @@ func (m mutant) catch(ctx context.Context, p plan) (string, error) {
 	return fmt.Sprintf("caught in %.0f s: %s: %s", time.Since(began).Seconds(), first[0], strings.TrimSpace(strings.Join(first[1:min(2, len(first))], ""))), nil
 }
 
-// build builds keysvc and this program with the patch laid over, and etcd.
-func (m mutant) build(ctx context.Context, folder string) error {
+// build builds keysvc with the patch laid over. It returns the path of this program, which has the patch as well if it is about the
+// client.
+func (m mutant) build(ctx context.Context, folder string) (own string, err error) {
 	module, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
 	if err != nil {
-		return fmt.Errorf("go env GOMOD: %w", err)
+		return "", fmt.Errorf("go env GOMOD: %w", err)
 	}
 	tests := filepath.Dir(strings.TrimSpace(string(module)))
 	root := filepath.Dir(tests)
 	patched, err := overlay.Apply(root, m.patch)
 	if err != nil {
-		return err
+		return "", err
 	}
 	document := struct{ Replace map[string]string }{make(map[string]string)}
 	for name, text := range patched {
 		copied := filepath.Join(folder, fmt.Sprintf("%d-%s", len(document.Replace), filepath.Base(name)))
 		if err := os.WriteFile(copied, []byte(text), 0o600); err != nil {
-			return err
+			return "", err
 		}
 		document.Replace[filepath.Join(root, name)] = copied
 	}
 	encoded, err := json.Marshal(document)
 	if err != nil {
-		return err
+		return "", err
 	}
 	list := filepath.Join(folder, "overlay.json")
 	if err := os.WriteFile(list, encoded, 0o600); err != nil {
-		return err
+		return "", err
 	}
-	for program, source := range map[string][2]string{
-		"keysvc": {root, "./cmd/keysvc"}, "etcd": {tests, "./trio/etcd"}, "histories": {tests, "./histories"},
-	} {
-		command := exec.CommandContext(ctx, "go", "-C", source[0], "build", "-buildvcs=false", "-overlay="+list, "-o", filepath.Join(folder, program), source[1])
-		if text, err := command.CombinedOutput(); err != nil {
-			return fmt.Errorf("building %s: %w\n%s", source[1], err, text)
+	programs := map[string][2]string{"keysvc": {root, "./cmd/keysvc"}}
+	// This program is built anew only if the mutant is in it.
+	listed, err := exec.CommandContext(ctx, "go", "-C", tests, "list", "-deps", "-f", "{{.Dir}}", "./histories").Output()
+	if err != nil {
+		return "", fmt.Errorf("go list: %w", err)
+	}
+	folders := strings.Split(string(listed), "\n")
+	own, err = os.Executable()
+	if err != nil {
+		return "", err
+	}
+	for name := range patched {
+		if slices.Contains(folders, filepath.Join(root, filepath.Dir(name))) {
+			own = filepath.Join(folder, "histories")
+			programs["histories"] = [2]string{tests, "./histories"}
 		}
 	}
-	return nil
+	for program, source := range programs {
+		command := exec.CommandContext(ctx, "go", "-C", source[0], "build", "-buildvcs=false", "-overlay="+list, "-o", filepath.Join(folder, program), source[1])
+		if text, err := command.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("building %s: %w\n%s", source[1], err, text)
+		}
+	}
+	return own, nil
 }
