@@ -57,8 +57,9 @@ func (f *faults) run(ctx context.Context, wanted []string, pause time.Duration) 
 		}
 		one := chosen[f.random.IntN(len(chosen))]
 		lasts := time.Duration(50+f.random.IntN(600)) * time.Millisecond
-		if f.random.IntN(5) == 0 {
-			lasts += time.Second
+		// Some last longer than one attempt of a commit, and than an election.
+		if f.random.IntN(4) == 0 {
+			lasts += time.Second + time.Duration(f.random.IntN(1000))*time.Millisecond
 		}
 		f.say("%s for %v", one.name, lasts)
 		err := one.do(ctx, f, lasts)

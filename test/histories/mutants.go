@@ -45,7 +45,8 @@ type mutant struct {
 	arguments, complaints []string
 }
 
-// readMutant reads a patch. The text before its first file has lines "complaint:", and perhaps a line "arguments:".
+// readMutant reads a patch. The text before its first file has lines "complaint:", and perhaps a line "arguments:", where + stands for a space
+// in an argument.
 func readMutant(name string) (mutant, error) {
 	text, err := patches.ReadFile("mutants/" + name + ".patch")
 	if err != nil {
@@ -58,7 +59,9 @@ func readMutant(name string) (mutant, error) {
 			read.complaints = append(read.complaints, strings.TrimSpace(complaint))
 		}
 		if arguments, found := strings.CutPrefix(line, "arguments: "); found {
-			read.arguments = strings.Fields(arguments)
+			for each := range strings.FieldsSeq(arguments) {
+				read.arguments = append(read.arguments, strings.ReplaceAll(each, "+", " "))
+			}
 		}
 	}
 	if len(read.complaints) == 0 {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -162,7 +163,7 @@ func (w *world) supervise(ctx context.Context, index int) {
 			if w.restored {
 				w.ended[index] = true
 			} else {
-				w.surprises = append(w.surprises, fmt.Sprintf("%s ended by itself", replica.Name()))
+				w.surprises = append(w.surprises, fmt.Sprintf("%s ended by itself: %s", replica.Name(), lastLines(replica.Log())))
 			}
 			// While etcd does not answer, a start may fail: then it is tried again.
 			_ = replica.Start()
@@ -170,6 +171,12 @@ func (w *world) supervise(ctx context.Context, index int) {
 		w.mutex.Unlock()
 		rest(ctx, 100*time.Millisecond)
 	}
+}
+
+// lastLines returns the end of a file.
+func lastLines(path string) string {
+	content, _ := os.ReadFile(path)
+	return string(content[max(0, len(content)-800):])
 }
 
 // own marks a replica as one that a fault kills and starts. It reports false if another fault does so already.
