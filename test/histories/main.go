@@ -235,7 +235,9 @@ func (b *batch) phase(ctx context.Context, p plan, f *faults, seen *observed, co
 		return nil, err
 	}
 	// One more change of each head: nothing that was lost can come after it.
-	b.settle(ctx)
+	if err := b.settle(ctx); err != nil {
+		return nil, err
+	}
 	if made.all, err = b.events(ctx); err != nil {
 		return nil, err
 	}
@@ -345,8 +347,10 @@ func (b *batch) acks(made *phase) (acks []ack) {
 	return acks
 }
 
-// settle makes a change of each workspace and of the policy, and reads everything.
-func (b *batch) settle(ctx context.Context) {
+// settle makes a change of each workspace and of the policy, and reads everything. It tries again until it succeeds.
+func (b *batch) settle(outer context.Context) error {
+	ctx, cancel := context.WithTimeout(outer, patience)
+	defer cancel()
 	random := rand.New(rand.NewPCG(b.random.Uint64(), 1)) //nolint:gosec // a seed repeats it
 	until := func(w *worker, plan func() *operation, enough func(*operation) bool) {
 		for ctx.Err() == nil {
@@ -389,6 +393,10 @@ func (b *batch) settle(ctx context.Context) {
 			until(w, of(getMember, member), always)
 		}
 	}
+	if ctx.Err() != nil && outer.Err() == nil {
+		return fmt.Errorf("%w: nothing breaks the processes any more, and changes are not answered for %v", errBroken, patience)
+	}
+	return outer.Err()
 }
 
 // events returns all events since the batch began.

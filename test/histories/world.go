@@ -206,9 +206,9 @@ func (w *world) takeSurprises() []string {
 }
 
 // well mends everything, and waits until each replica answers.
-func (w *world) well(ctx context.Context) error {
+func (w *world) well(outer context.Context) error {
 	w.cluster.Mend()
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(outer, patience)
 	defer cancel()
 	for _, member := range w.cluster.Members {
 		_ = member.Continue()
@@ -231,6 +231,9 @@ func (w *world) well(ctx context.Context) error {
 			end()
 			if err == nil {
 				break
+			}
+			if outer.Err() != nil {
+				return outer.Err()
 			}
 			if ctx.Err() != nil {
 				return fmt.Errorf("%w: replica %d does not answer: %w", errBroken, index, err)
