@@ -71,7 +71,7 @@ type operation struct {
 	Token   int       // that createKey and rotateKey give, or that a validation asks about
 	Overlap bool      // of rotateKey
 	To      memberSet // of putMember
-	Version int64     // of putMember; 0 is none
+	Version int64     // of putMember; 0 if the push has no version
 	Old     int       // of applyPolicy: the variant that it replaces
 	New     int       // of applyPolicy
 	Asked   scopes    // of a validation: one scope
@@ -92,7 +92,7 @@ type operation struct {
 	// Decision is the answer of a validation.
 	Decision decision
 
-	// Made is the revision of the audit event of the change; 0 if there is none.
+	// Made is the revision of the audit event of the change; 0 if the store has no such event.
 	Made int64 `json:",omitempty"`
 }
 

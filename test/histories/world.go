@@ -95,7 +95,7 @@ func (w *world) close() {
 	}
 }
 
-// makePolicies makes the variants of the policy from the one that is stored.
+// makePolicies makes the variants of the policy from the stored one.
 func (w *world) makePolicies(ctx context.Context) error {
 	client := w.plain[0].Policies
 	stored, err := client.GetPolicy(ctx, &keysvcv1.GetPolicyRequest{})
