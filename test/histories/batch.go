@@ -247,7 +247,7 @@ func (w *worker) one(ctx context.Context) {
 	w.space.mutex.Unlock()
 	if o.Outcome == lost {
 		w.silent[o.Replica] = time.Now()
-		rest(ctx, 30*time.Millisecond)
+		rest(ctx, 100*time.Millisecond)
 	}
 }
 
