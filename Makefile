@@ -24,7 +24,7 @@ BENCH       ?=
 BENCH_TIME  ?= 13m
 BENCH_CACHE ?= .bench
 
-.PHONY: run tools browser test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday cluster restores restores-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools browser test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday cluster restores restores-mutants histories histories-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -64,7 +64,7 @@ test: tools
 	test/browser/install.sh --said
 
 # Without bench, which measures, and without the packages whose tests drive programs that are built
-# without the race detector: in the module test/ those are cluster and trio. Without the browser tests: they
+# without the race detector: in the module test/ those are cluster, histories and trio. Without the browser tests: they
 # would find no other races, and take long.
 #
 # The files of these tests are in memory where there is room: under the race detector nothing is
@@ -74,7 +74,7 @@ test-race: tools
 	if [[ -z "$${TMPDIR:-}" && "$$(df --output=avail /dev/shm 2>/dev/null | tail -n 1)" -gt 4000000 ]]; then \
 		export TMPDIR=/dev/shm; \
 	fi; \
-	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) $$(go -C test list ./etcd ./... | grep -vE '/(browser|cluster|trio)$$'))
+	$(call both,go test -race $(TESTFLAGS) $$(go list ./... | grep -vE '/($(PROCESS_TESTS))$$'),go -C test test -race $(TESTFLAGS) $$(go -C test list ./etcd ./... | grep -vE '/(browser|cluster|histories|trio)$$'))
 
 # Runs two commands side by side. The second one's output comes when both have ended.
 define both
@@ -233,6 +233,16 @@ restores:
 # Takes one rule after another out of the restore. The rounds must catch each of these.
 restores-mutants:
 	go -C test run ./restores -mutants all $(RESTORESFLAGS)
+
+# Makes HISTORIES histories of calls to three keysvcs over three etcds under faults, and checks every answer
+# against the promises (test/histories/README.md). HISTORIESFLAGS="-seed 7" repeats the choices of a run.
+HISTORIES ?= 1000
+histories:
+	go -C test run ./histories -histories $(HISTORIES) $(HISTORIESFLAGS)
+
+# Takes one rule after another out of keysvc and its client. The histories must show each of these.
+histories-mutants:
+	go -C test run ./histories -mutants all $(HISTORIESFLAGS)
 
 # Runs gitleaks, with our rules, on our tokens in every text that they may stand in. gitleaks has a
 # module of its own (tools/gitleaks), because it and the linters need different versions of a library.

@@ -5,6 +5,7 @@ go 1.26.0
 replace github.com/scribe-mail/keysvc => ../
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/chromedp/cdproto v0.159.0
 	github.com/chromedp/chromedp v0.23.0
 	github.com/gin-gonic/gin v1.12.0

@@ -126,7 +126,7 @@ func (e Errors) problem(ctx context.Context, err error) *problem.Error {
 		// Not logged here, as above.
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_AUDIT_SINK_UNAVAILABLE,
 			"the audit sink cannot be written, so only changes that take something away are made; nothing was changed; try again")
-	case errors.Is(err, storage.ErrUnavailable):
+	case errors.Is(err, storage.ErrUnavailable), errors.Is(err, storage.ErrHistoryChanged): // the process ends at once after the latter
 		e.Log.WarnContext(ctx, "the store is not available", "error", err)
 		return problem.New(keysvcv1.ErrorReason_ERROR_REASON_STORE_UNAVAILABLE,
 			"the store is not ready; nothing was changed; try again")

@@ -157,13 +157,14 @@ func TestCausesAreLoggedOnceAndNeverSent(t *testing.T) {
 			"unavailable because the file is damaged", fmt.Errorf("%w: %w: %w", storage.ErrUnavailable, storage.ErrDamaged, cause),
 			codes.Unavailable, "STORE_UNAVAILABLE", slog.LevelWarn,
 		},
+		// The process ends at once, and a supervisor starts it again.
+		{"history changed", wrap(storage.ErrHistoryChanged), codes.Unavailable, "STORE_UNAVAILABLE", slog.LevelWarn},
 		// What the verbs should have turned into a problem is a fault of keysvc.
 		{"any other", cause, codes.Internal, "INTERNAL", slog.LevelError},
 		{"conflict", wrap(storage.ErrConflict), codes.Internal, "INTERNAL", slog.LevelError},
 		{"not found", wrap(storage.ErrNotFound), codes.Internal, "INTERNAL", slog.LevelError},
 		{"invalid change", wrap(storage.ErrInvalidChange), codes.Internal, "INTERNAL", slog.LevelError},
 		{"invalid cursor", wrap(storage.ErrInvalidCursor), codes.Internal, "INTERNAL", slog.LevelError},
-		{"history changed", wrap(storage.ErrHistoryChanged), codes.Internal, "INTERNAL", slog.LevelError},
 		{"exists", fmt.Errorf("%w: %w", &storage.ExistsError{KeyID: "Key1"}, cause), codes.Internal, "INTERNAL", slog.LevelError},
 	} {
 		t.Run(test.name, func(t *testing.T) {
