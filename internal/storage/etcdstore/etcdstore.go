@@ -221,7 +221,7 @@ func newStore(ctx context.Context, config Config) *Store {
 	store := &Store{config: config, room: newRoom(config.Members), inDoubt: make(map[string]int)}
 	store.members.clients, store.members.woken = config.Members, make([]atomic.Int64, len(config.Members))
 	store.told.raised = make(chan struct{})
-	store.memory.Store(newMemory(0))
+	store.memory.Store(newMemory(0, 0))
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
 	return store
 }
