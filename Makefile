@@ -24,7 +24,7 @@ BENCH       ?=
 BENCH_TIME  ?= 13m
 BENCH_CACHE ?= .bench
 
-.PHONY: run tools browser test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday cluster restores restores-mutants histories histories-mutants blind blind-mutants bench bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
+.PHONY: run tools browser test test-race fuzz fuzz-package soak several mutants crash hostile hostile-mutants sink-faults sink-faults-mutants gameday cluster restores restores-mutants histories histories-mutants blind blind-mutants bench bench-cluster bench-full bench-page bench-parts bench-quick interop scanners vulnerabilities packages reproducible lint format generate fresh breaking baseline check
 
 # Builds ./keysvc first: `go run` fails after Ctrl-C, whatever the server's exit status is. So
 # does make, if the signal reaches it; hence the server gets a process group of its own (set -m)
@@ -223,6 +223,13 @@ gameday:
 CLUSTERFLAGS ?=
 cluster:
 	go -C test run ./cluster $(CLUSTERFLAGS)
+
+# Measures keysvc over three etcds (test/figures/README.md), beside a program without the barrier, and the load
+# of 1,000,000 keys. The filled etcd is kept in BENCH_CACHE: only the first run takes minutes more.
+FIGURESFLAGS ?=
+bench-cluster:
+	go -C test run ./figures $(FIGURESFLAGS)
+	go -C test test ./etcd -run '^TestMeasureLoad$$' -count=1 -v -timeout 1h -measure 1000000 -measure.folder "$(abspath $(BENCH_CACHE))/etcd"
 
 # Restores old backups of RESTOREROUNDS random histories (test/restores/README.md): nothing that was taken
 # away may come back. RESTORESFLAGS="-seed 7" repeats a run.

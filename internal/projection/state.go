@@ -154,6 +154,7 @@ func newState(p *Projection, expected storage.Expected) *state {
 		damagedKeys: make(map[uint32]error), damagedLives: make(map[uint32]error),
 		damagedWorkspaces: make(map[uint32]error), damagedHeads: make(map[uint32]error),
 	}
+	s.members.Reserve(expected.Members)
 	if s.ids == nil {
 		s.ids = flat.NewIDs(expected.Keys)
 	}

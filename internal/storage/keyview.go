@@ -262,25 +262,37 @@ type fields struct {
 	malformed bool
 }
 
+// oneByte is the least number whose varint has more than one byte.
+const oneByte = 1 << 7
+
 // next goes to the next field, and reports whether there is one. All kinds but varints and those
 // with a length are malformed.
 func (f *fields) next() bool {
 	if len(f.rest) == 0 || f.malformed {
 		return false
 	}
-	number, kind, length := protowire.ConsumeTag(f.rest)
-	if length < 0 {
-		f.malformed = true
-		return false
+	// Most tags and lengths are one byte, and protowire's functions are not inlined.
+	if tag := f.rest[0]; tag >= 1<<3 && tag < oneByte {
+		f.number, f.kind, f.rest = protowire.Number(tag>>3), protowire.Type(tag&7), f.rest[1:]
+	} else {
+		number, kind, length := protowire.ConsumeTag(f.rest)
+		if length < 0 {
+			f.malformed = true
+			return false
+		}
+		f.number, f.kind, f.rest = number, kind, f.rest[length:]
 	}
-	f.number, f.kind, f.rest = number, kind, f.rest[length:]
-	switch kind {
+	length := -1
+	switch f.kind {
 	case protowire.VarintType:
 		f.integer, length = protowire.ConsumeVarint(f.rest)
 	case protowire.BytesType:
-		f.bytes, length = protowire.ConsumeBytes(f.rest)
-	default:
-		length = -1
+		if len(f.rest) > 0 && f.rest[0] < oneByte && int(f.rest[0]) < len(f.rest) {
+			length = 1 + int(f.rest[0])
+			f.bytes = f.rest[1:length]
+		} else {
+			f.bytes, length = protowire.ConsumeBytes(f.rest)
+		}
 	}
 	if length < 0 {
 		f.malformed = true

@@ -83,6 +83,8 @@ type ViewLoader interface {
 type Expected struct {
 	// Keys is about how many keys will come.
 	Keys int
+	// Members is about how many members will come; 0 if the store does not know.
+	Members int
 	// IDs are the numbers that the store's own directory gives to keys. The projection uses the same
 	// numbers, so that the process has one index of ids and not two. Nil if the store does not
 	// share them.

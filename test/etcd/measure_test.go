@@ -1,10 +1,12 @@
 package etcd_test
 
 import (
+	"bufio"
 	"flag"
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
@@ -19,6 +21,7 @@ import (
 	"github.com/scribe-mail/keysvc/bench/population"
 	"github.com/scribe-mail/keysvc/internal/projection"
 	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
+	"github.com/scribe-mail/keysvc/test/trio"
 )
 
 var (
@@ -68,6 +71,45 @@ func TestMeasureLoad(t *testing.T) {
 	for range 3 {
 		measureLoad(t, store, server.process.Process.Pid)
 	}
+	measureReady(t, server)
+}
+
+// measureReady prints how long keysvc takes from its start until it serves, and the memory that it has then.
+func measureReady(t *testing.T, server *server) {
+	t.Helper()
+	programs, err := trio.Build(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trio.RemoveBuilt()
+	for range 3 {
+		folder := t.TempDir()
+		keysvc := exec.CommandContext(t.Context(), programs.Keysvc, "serve", "--store", "etcd", "--etcd-endpoints", server.endpoint(),
+			"--data", folder, "--listen", "unix://"+filepath.Join(folder, "s"), "--log-format", "json")
+		log, err := keysvc.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		began, said := time.Now(), strings.Builder{}
+		if err := keysvc.Start(); err != nil {
+			t.Fatal(err)
+		}
+		serves := false
+		for lines := bufio.NewScanner(log); !serves && lines.Scan(); {
+			serves = strings.Contains(lines.Text(), `"msg":"serving"`)
+			said.WriteString(lines.Text() + "\n")
+		}
+		took := time.Since(began)
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", keysvc.Process.Pid))
+		_ = keysvc.Process.Kill()
+		_ = keysvc.Wait() // it was killed
+		if !serves {
+			t.Fatalf("keysvc does not serve:\n%s", said.String())
+		}
+		_, resident, _ := strings.Cut(string(status), "VmRSS:")
+		resident, _, _ = strings.Cut(resident, "\n")
+		t.Logf("keysvc serves %.2f s after its start, with %s of memory", took.Seconds(), strings.TrimSpace(resident))
+	}
 }
 
 // fillForMeasure fills the store, unless the folder has a note that it is filled.
@@ -81,6 +123,7 @@ func fillForMeasure(t *testing.T, folder string, config etcdstore.Config) {
 		t.Fatalf("%s has a store of %s", folder, found)
 	}
 	began := time.Now()
+	config.Attempt, config.Timeout = time.Minute, time.Minute // of 512 writers at once, some wait long
 	store := open(t, config)
 	err := population.FillStore(store, *measureKeys, *measureTogether, func(stored int) {
 		t.Logf("%d keys are stored after %.0f s", stored, time.Since(began).Seconds())

@@ -21,7 +21,7 @@ type Replica struct {
 	Index int
 	// Etcd are the replica's wires to the members of etcd.
 	Etcd *Source
-	// Clients is the wire that clients go through to the replica.
+	// Clients is the wire that clients go through to the replica; nil in a Trio with Config.Direct.
 	Clients *Wire
 	// Program is the keysvc that Start starts, which a test may change between two starts. Default: the built one.
 	Program string
@@ -49,8 +49,10 @@ func (t *Trio) AddReplica(ctx context.Context) (*Replica, error) {
 		process: process{starter: t.starter, name: name, folder: filepath.Join(t.folder, name)},
 		Index:   index, Etcd: source, Program: t.programs.Keysvc, Arguments: t.config.Arguments, trio: t, first: index == 0,
 	}
-	if r.Clients, err = t.clientWire(r.folder, "c-"+name, t.config.TLS, r.dial); err != nil {
-		return nil, err
+	if !t.config.Direct {
+		if r.Clients, err = t.clientWire(r.folder, "c-"+name, t.config.TLS, r.dial); err != nil {
+			return nil, err
+		}
 	}
 	t.Replicas = append(t.Replicas, r)
 	if err := r.Start(); err != nil {
@@ -64,7 +66,15 @@ func (r *Replica) Name() string { return r.name }
 
 // Address returns where clients connect to the replica: unix:///path, or with TLS host:port. It stays the
 // same over all starts.
-func (r *Replica) Address() string { return r.Clients.Address() }
+func (r *Replica) Address() string {
+	if r.Clients == nil {
+		return r.socket()
+	}
+	return r.Clients.Address()
+}
+
+// socket returns where the replica listens without TLS.
+func (r *Replica) socket() string { return "unix://" + filepath.Join(r.folder, "s") }
 
 // Addresses returns the addresses of all replicas.
 func (t *Trio) Addresses() []string {
@@ -84,7 +94,7 @@ func (r *Replica) Metrics() string {
 
 // Start starts the replica, also one that was killed, and does not wait; Ready does.
 func (r *Replica) Start() error {
-	listen := "unix://" + filepath.Join(r.folder, "s")
+	listen := r.socket()
 	arguments := []string{
 		"serve", "--store", "etcd", "--etcd-endpoints", strings.Join(r.Etcd.Endpoints(), ","),
 		"--data", filepath.Join(r.folder, "data"), "--log-format", "json", "--listener", "metrics=127.0.0.1:0",

@@ -12,7 +12,7 @@ import (
 
 // Source is one who uses etcd, with wires of its own to each member: a keysvc, or a store in a test's own process.
 type Source struct {
-	// Wires lead to the members, in their order.
+	// Wires lead to the members, in their order. There are none in a Trio with Config.Direct.
 	Wires Wires
 
 	trio    *Trio
@@ -34,6 +34,9 @@ func (t *Trio) source(name string, secured bool) (*Source, error) {
 		socket = "secure"
 	}
 	for _, member := range t.Members {
+		if t.config.Direct {
+			break
+		}
 		wire, err := t.clientWire(folder, name+"-"+member.name, secured, member.dialer(socket))
 		if err != nil {
 			return nil, err
@@ -52,6 +55,11 @@ func (s *Source) To(member *Member) *Wire { return s.Wires[member.Index] }
 // Endpoints returns the addresses of the members over this source's wires, as --etcd-endpoints takes them.
 func (s *Source) Endpoints() []string {
 	var endpoints []string
+	if s.trio.config.Direct {
+		for _, member := range s.trio.Members {
+			endpoints = append(endpoints, "unix://"+filepath.Join(member.folder, "client"))
+		}
+	}
 	for _, wire := range s.Wires {
 		endpoints = append(endpoints, wire.Address())
 	}

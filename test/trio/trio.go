@@ -47,6 +47,9 @@ type Config struct {
 	// TLS secures the connections of clients to etcd and to keysvc, on loopback. Connections between members stay on unix
 	// sockets. Certs has the certificates.
 	TLS bool
+	// Direct leaves the wires out, for measurements: processes connect to each other, and clients to a replica, without
+	// this process in between. Then nothing can be cut, and there is no TLS.
+	Direct bool
 	// Arguments are further arguments of keysvc serve, of all replicas.
 	Arguments []string
 	// FirstArguments are further arguments of the first start of the first replica. Default: --init.
@@ -92,6 +95,9 @@ func New(t testing.TB, config Config) *Trio {
 
 // Start starts etcd and keysvc, and returns when all serve.
 func Start(ctx context.Context, config Config) (_ *Trio, err error) {
+	if config.Direct && config.TLS {
+		return nil, errors.New("a Trio without wires has no TLS")
+	}
 	if config.Programs == nil {
 		if config.Programs, err = Build(ctx); err != nil {
 			return nil, err
@@ -119,7 +125,13 @@ func Start(ctx context.Context, config Config) (_ *Trio, err error) {
 	}
 	for _, from := range t.Members {
 		for _, to := range t.Members {
-			if from != to {
+			switch {
+			case from == to:
+			case config.Direct:
+				if err := os.Symlink(filepath.Join(to.folder, to.name+":1"), filepath.Join(from.folder, to.name+":1")); err != nil {
+					return nil, err
+				}
+			default:
 				wire, err := t.newWire("unix", filepath.Join(from.folder, to.name+":1"), from.name+"-"+to.name, to.dialer(to.name+":1"))
 				if err != nil {
 					return nil, err

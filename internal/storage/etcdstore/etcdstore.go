@@ -228,7 +228,7 @@ func newStore(ctx context.Context, config Config) *Store {
 	config = config.withDefaults()
 	store := &Store{config: config, members: newMembers(config.Members), room: newRoom(config.Members), inDoubt: make(map[string]int)}
 	store.told.raised = make(chan struct{})
-	store.memory.Store(newMemory(0))
+	store.memory.Store(newMemory(0, 0))
 	store.closing, store.close = context.WithCancel(context.WithoutCancel(ctx))
 	return store
 }

@@ -102,13 +102,13 @@ type loader struct {
 var recordFolders = []string{namePolicy, nameSettings, folderWorkspaces, folderMembers, folderHeads}
 
 func (l *loader) load() error {
-	count, err := l.store.count(l.ctx, folderKeys, l.at)
+	counts, err := l.store.count(l.ctx, l.at, folderKeys, folderMembers)
 	if err != nil {
 		return err
 	}
-	l.memory, l.headless, l.shown = newMemory(count), make(map[string]bool), make(map[string]bool)
+	l.memory, l.headless, l.shown = newMemory(counts[0], counts[1]), make(map[string]bool), make(map[string]bool)
 	if l.expect != nil {
-		l.expect(storage.Expected{Keys: count, IDs: l.memory.ids})
+		l.expect(storage.Expected{Keys: counts[0], Members: counts[1], IDs: l.memory.ids})
 	}
 	for _, folder := range recordFolders {
 		if err := l.store.piped(l.ctx, folder, endOf(folder), l.at, decodeRecords, l.records); err != nil {
@@ -138,14 +138,22 @@ func endOf(folder string) string {
 	return clientv3.GetPrefixRangeEnd(folder)
 }
 
-// count returns how many pairs a folder has at a revision.
-func (s *Store) count(ctx context.Context, folder string, at int64) (int, error) {
-	response, err := s.read(ctx, s.get(folder, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.config.Prefix+folder)),
-		clientv3.WithCountOnly(), clientv3.WithRev(at)))
-	if err != nil {
-		return 0, err
+// count returns how many pairs each folder has at a revision.
+func (s *Store) count(ctx context.Context, at int64, folders ...string) ([]int, error) {
+	var parts []clientv3.Op
+	for _, folder := range folders {
+		parts = append(parts, s.get(folder, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.config.Prefix+folder)),
+			clientv3.WithCountOnly(), clientv3.WithRev(at)))
 	}
-	return int(found(response, 0).GetCount()), nil
+	response, err := s.read(ctx, parts...)
+	if err != nil {
+		return nil, err
+	}
+	counts := make([]int, len(folders))
+	for index := range folders {
+		counts[index] = int(found(response, index).GetCount())
+	}
+	return counts, nil
 }
 
 // each visits the values in a folder.

@@ -83,9 +83,9 @@ func (e *remembered) setFault(id recordID, err error) {
 	}
 }
 
-// newMemory returns a memory for about that many keys.
-func newMemory(keys int) *memory {
-	return &memory{ids: flat.NewIDs(keys), members: newMemberElements(), workspaces: make(map[string]*remembered)}
+// newMemory returns a memory for about that many keys and members.
+func newMemory(keys, members int) *memory {
+	return &memory{ids: flat.NewIDs(keys), members: newMemberElements(members), workspaces: make(map[string]*remembered)}
 }
 
 // workspace returns what is known of a workspace, and adds it if it is not known.
@@ -169,8 +169,11 @@ type memberElements struct {
 
 type memberElement struct{ hash, element uint64 }
 
-func newMemberElements() memberElements {
-	return memberElements{seed: maphash.MakeSeed(), index: flat.NewIndex(1 << 20)}
+// newMemberElements returns the elements of about that many members.
+func newMemberElements(expected int) memberElements {
+	made := memberElements{seed: maphash.MakeSeed(), index: flat.NewIndex(max(expected, 1<<20))}
+	made.index.Reserve(expected)
+	return made
 }
 
 func (m *memberElements) hash(workspaceID, memberID string) uint64 {
