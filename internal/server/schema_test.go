@@ -76,7 +76,7 @@ func expectNoStart(t *testing.T, file string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer store.Close() //nolint:errcheck // it was only read
+	defer store.Close()
 	if _, err := projection.New(store, nil).Load(testContext(t)); !errors.Is(err, storage.ErrDamaged) {
 		t.Errorf("loading the store: %v, want ErrDamaged", err)
 	}

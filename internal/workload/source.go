@@ -103,7 +103,7 @@ func (s *Source) follow(ctx context.Context) {
 	defer close(s.done)
 	for wait := backoff.New(shortestWait, longestWait); wait.Wait(ctx); {
 		// The watcher has been told of the error.
-		_ = s.client.WatchX509Context(ctx, watcher{s, ctx})
+		_ = s.client.WatchX509Context(ctx, watcher{s, ctx.Done()})
 	}
 }
 
@@ -124,7 +124,7 @@ const (
 // watcher hands what the API says to a Source. Its methods are called by follow's goroutine.
 type watcher struct {
 	source *Source
-	life   context.Context // ends when the Source is closed
+	closed <-chan struct{} // closed when the Source is
 }
 
 // OnX509ContextUpdate takes what the API says in the place of what it said before.
@@ -162,8 +162,10 @@ func (w watcher) OnX509ContextUpdate(said *workloadapi.X509Context) {
 // OnX509ContextWatchError logs an error, once until the next update. What fails because the Source
 // is closed says nothing about the API.
 func (w watcher) OnX509ContextWatchError(err error) {
-	if w.life.Err() != nil {
+	select {
+	case <-w.closed:
 		return
+	default:
 	}
 	text := err.Error()
 	if text == w.source.lastError {

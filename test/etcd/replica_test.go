@@ -44,8 +44,10 @@ func newLagging(t *testing.T, prefix string) *lagging {
 		t.Fatal(err)
 	}
 	l := &lagging{Source: source, asked: make(chan struct{}, 1)}
-	l.config = etcdstore.Config{Members: newClients(t), Prefix: prefix, Stuck: time.Minute, UsageGranularity: -1,
-		Connect: func(member int) (*clientv3.Client, error) { return dial(source.Wires[member].Address()) }}
+	l.config = etcdstore.Config{
+		Members: newClients(t), Prefix: prefix, Stuck: time.Minute, UsageGranularity: -1,
+		Connect: func(member int) (*clientv3.Client, error) { return dial(source.Wires[member].Address()) },
+	}
 	for _, client := range l.config.Members {
 		client.KV = &askedKV{client.KV, l.asked}
 	}

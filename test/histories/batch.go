@@ -57,8 +57,6 @@ type batch struct {
 	acknowledged atomic.Pointer[ackedChange]
 	// restart is when the restored cluster's predecessor was killed, in nanoseconds since began; 0 in a first phase.
 	restart int64
-	// before is the state of each workspace before the restart.
-	before map[string]*state
 }
 
 type ackedChange struct {
@@ -156,7 +154,7 @@ func (b *batch) work(ctx context.Context) {
 	for _, space := range b.workspaces {
 		var begun atomic.Int64
 		for range workersEach {
-			own := &worker{b: b, space: space, random: rand.New(rand.NewPCG(b.random.Uint64(), b.random.Uint64()))} //nolint:gosec // a seed repeats it
+			own := &worker{b: b, space: space, random: rand.New(rand.NewPCG(b.random.Uint64(), b.random.Uint64()))}
 			working.Go(func() {
 				for begun.Add(1) <= int64(b.operations) && ctx.Err() == nil {
 					own.one(ctx)
@@ -166,7 +164,7 @@ func (b *batch) work(ctx context.Context) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	for range 2 {
-		own := &worker{b: b, random: rand.New(rand.NewPCG(b.random.Uint64(), b.random.Uint64()))} //nolint:gosec // a seed repeats it
+		own := &worker{b: b, random: rand.New(rand.NewPCG(b.random.Uint64(), b.random.Uint64()))}
 		beside.Go(func() {
 			for ctx.Err() == nil {
 				own.policyChange(ctx)
@@ -286,7 +284,7 @@ func (w *worker) plan() *operation {
 		}
 	}
 	o.Member = w.random.IntN(members)
-	o.Scopes = scopes(1 + w.random.IntN(1<<len(scopeNames)-1)) //nolint:gosec // fifteen at most
+	o.Scopes = scopes(1 + w.random.IntN(1<<len(scopeNames)-1))
 	switch o.Kind {
 	case createKey:
 		w.space.drawKey(o)
@@ -294,7 +292,7 @@ func (w *worker) plan() *operation {
 		o.Overlap = w.random.IntN(2) == 0
 		o.Token = w.space.drawToken(o.Key)
 	case putMember:
-		o.To = memberSet{Role: max(0, role(w.random.IntN(5))-2), Suspended: w.random.IntN(6) == 0} //nolint:gosec // three
+		o.To = memberSet{Role: max(0, role(w.random.IntN(5))-2), Suspended: w.random.IntN(6) == 0}
 		if o.Member == members-1 {
 			w.space.version++
 			// Pushes that come late have a lower version than what is stored.
@@ -607,7 +605,7 @@ func memberNumber(id string) int {
 
 // memberOf returns a member as it was answered.
 func memberOf(member *keysvcv1.Member) memberSet {
-	set := memberSet{Role: role(slices.Index(roleNames, member.GetRole()))} //nolint:gosec // three
+	set := memberSet{Role: role(slices.Index(roleNames, member.GetRole()))}
 	switch member.GetState() {
 	case keysvcv1.MemberState_MEMBER_STATE_ACTIVE:
 	case keysvcv1.MemberState_MEMBER_STATE_SUSPENDED:
@@ -627,7 +625,7 @@ func (s *workspace) decisionOf(said keysvcv1.Decision, reason keysvcv1.Reason, k
 		d.Key = number
 	}
 	if said == keysvcv1.Decision_DECISION_ALLOWED {
-		d.Reason, d.Role = "", role(slices.Index(roleNames, roleName)) //nolint:gosec // three
+		d.Reason, d.Role = "", role(slices.Index(roleNames, roleName))
 		if d.Key < 0 || memberNumber(member) != s.keys[d.Key].member {
 			d.Reason = "?"
 		}

@@ -53,7 +53,7 @@ func (f *faults) run(ctx context.Context, wanted []string, pause time.Duration) 
 	for len(chosen) > 0 {
 		rest(ctx, time.Duration(f.random.Int64N(int64(2*pause))))
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // that is how it ends
 		}
 		one := chosen[f.random.IntN(len(chosen))]
 		lasts := time.Duration(50+f.random.IntN(600)) * time.Millisecond

@@ -89,7 +89,6 @@ type total struct {
 	undecided int
 	batches   int
 	restores  int
-	broken    int
 	counts    counts
 }
 
@@ -175,7 +174,7 @@ func (t *total) made() int {
 
 // play makes the histories of one batch, and returns a record of each phase, with what was observed besides.
 func play(ctx context.Context, w *world, p plan, seed uint64) ([]*record, *observed, error) {
-	random := rand.New(rand.NewPCG(seed, 17)) //nolint:gosec // a seed repeats it
+	random := rand.New(rand.NewPCG(seed, 17))
 	w.mutex.Lock()
 	w.restored = false
 	w.mutex.Unlock()
@@ -186,7 +185,7 @@ func play(ctx context.Context, w *world, p plan, seed uint64) ([]*record, *obser
 	if err := b.setUp(ctx, p.together); err != nil {
 		return nil, nil, err
 	}
-	f := &faults{w: w, random: rand.New(rand.NewPCG(seed, 18)), began: b.began} //nolint:gosec // a seed repeats it
+	f := &faults{w: w, random: rand.New(rand.NewPCG(seed, 18)), began: b.began}
 	seen := &observed{faults: f}
 	restored := random.IntN(100) < p.restores
 	first, err := b.phase(ctx, p, f, seen, restored, "")
@@ -351,7 +350,7 @@ func (b *batch) acks(made *phase) (acks []ack) {
 func (b *batch) settle(outer context.Context) error {
 	ctx, cancel := context.WithTimeout(outer, patience)
 	defer cancel()
-	random := rand.New(rand.NewPCG(b.random.Uint64(), 1)) //nolint:gosec // a seed repeats it
+	random := rand.New(rand.NewPCG(b.random.Uint64(), 1))
 	until := func(w *worker, plan func() *operation, enough func(*operation) bool) {
 		for ctx.Err() == nil {
 			o := plan()

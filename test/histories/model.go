@@ -102,7 +102,7 @@ func (s *state) equal(other *state) bool {
 // hash returns a number that is the same for equal states.
 func (s *state) hash() uint64 {
 	sum := uint64(s.policy) + 1469598103934665603
-	mix := func(value int) { sum = (sum ^ uint64(value)) * 1099511628211 } //nolint:gosec // a hash
+	mix := func(value int) { sum = (sum ^ uint64(value)) * 1099511628211 }
 	for _, each := range s.members {
 		mix(int(each.Role))
 		mix(int(each.version))

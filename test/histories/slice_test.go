@@ -19,7 +19,7 @@ func TestHistoriesKeepThePromises(t *testing.T) {
 		t.Skip("the processes are built without the race detector")
 	}
 	p := plan{
-		histories: 20, operations: 40, together: 10, seed: uint64(time.Now().UnixNano()) % 1_000_000, //nolint:gosec // not negative
+		histories: 20, operations: 40, together: 10, seed: uint64(time.Now().UnixNano()) % 1_000_000,
 		faults: faultNames(), pause: 100 * time.Millisecond, restores: 100, keep: t.TempDir(),
 	}
 	if err := campaign(t.Context(), p, t.Logf); err != nil {

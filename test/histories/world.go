@@ -107,7 +107,7 @@ func (w *world) makePolicies(ctx context.Context) error {
 		policy := stored.GetPolicy()
 		var list []*keysvcv1.PolicyRole
 		for number, name := range roleNames {
-			list = append(list, &keysvcv1.PolicyRole{Name: name, Scopes: role(number).has(variant).names()}) //nolint:gosec // three
+			list = append(list, &keysvcv1.PolicyRole{Name: name, Scopes: role(number).has(variant).names()})
 		}
 		w.policies[variant] = &keysvcv1.Policy{
 			TokenPrefix: policy.GetTokenPrefix(), Resources: policy.GetResources(), Roles: list,

@@ -54,9 +54,9 @@ func (e *Export) Origin(ctx context.Context) (storage.Origin, error) {
 		return storage.Origin{}, err
 	}
 	folders := []string{namePolicy, nameSettings, folderWorkspaces, folderMembers, folderKeys, folderUsage, folderAudit, folderHeads}
-	parts := make([]clientv3.Op, len(folders))
-	for index, folder := range folders {
-		parts[index] = e.store.get(folder, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	parts := make([]clientv3.Op, 0, len(folders)+1)
+	for _, folder := range folders {
+		parts = append(parts, e.store.get(folder, clientv3.WithPrefix(), clientv3.WithCountOnly()))
 	}
 	response, err := e.store.read(ctx, append(parts, e.store.get(nameSettings))...)
 	if err != nil {
