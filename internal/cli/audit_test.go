@@ -98,6 +98,9 @@ func TestAuditTablesShowEverythingThatTheyShould(t *testing.T) {
 		Details: map[string]string{"digest": "d2", "changed": "roles"},
 		Records: []*keysvcv1.AuditedRecord{{Kind: keysvcv1.AuditedRecordKind_AUDITED_RECORD_KIND_POLICY, Added: true}},
 	}
+	raised := &keysvcv1.AuditEvent{
+		Revision: 4, Sequence: 3, Time: timestamppb.New(now), Action: keysvcv1.AuditAction_AUDIT_ACTION_UPGRADE_FINISHED, Caller: "ops",
+	}
 	purged := &keysvcv1.AuditEvent{
 		Revision: 1, WorkspaceId: "acme", Time: timestamppb.New(now), Action: keysvcv1.AuditAction(77), Caller: "system",
 		Records: []*keysvcv1.AuditedRecord{
@@ -113,7 +116,7 @@ func TestAuditTablesShowEverythingThatTheyShould(t *testing.T) {
 		events []*keysvcv1.AuditEvent
 		args   string
 	}{
-		"audit_list.txt":           {[]*keysvcv1.AuditEvent{event, policy, purged}, "list"},
+		"audit_list.txt":           {[]*keysvcv1.AuditEvent{event, raised, policy, purged}, "list"},
 		"audit_list_wide.txt":      {[]*keysvcv1.AuditEvent{event, policy, purged}, "list -o wide"},
 		"audit_list_refused.txt":   {[]*keysvcv1.AuditEvent{refusal}, "list --refused"},
 		"audit_list_refused_w.txt": {[]*keysvcv1.AuditEvent{refusal}, "list --refused -o wide"},

@@ -40,7 +40,7 @@ meanwhile. The exit status is 0 if everything is right and 1 if something was fo
 With -o json the findings are for programs.
 
 With --store etcd, the store is the one in etcd. Servers may go on meanwhile. Each
-server may have a sink of its own: give the files of all. Events that were deleted
+server may have a sink of its own: give all that there are. Events that were deleted
 because they are old must be in the sink, and its lines close the chain.`,
 		Example: `  keysvc audit verify
   keysvc audit verify backup.db --copy --sink '/var/log/keysvc/audit.jsonl*'

@@ -72,13 +72,15 @@ func auditAction(event *keysvcv1.AuditEvent) string {
 // shortMethod returns the name of an RPC without its package.
 func shortMethod(method string) string { return strings.TrimPrefix(method, "keysvc.v1.") }
 
-// auditSubject returns the key or member that an event is about, or how many records it lists.
+// auditSubject returns the key, member or single record that an event is about, or how many records it lists.
 func auditSubject(event *keysvcv1.AuditEvent) string {
 	switch {
 	case event.GetKeyId() != "":
 		return event.GetKeyId()
 	case event.GetMemberId() != "":
 		return event.GetMemberId()
+	case event.GetAction() == keysvcv1.AuditAction_AUDIT_ACTION_SETTINGS_CHANGED, event.GetAction() == keysvcv1.AuditAction_AUDIT_ACTION_UPGRADE_FINISHED:
+		return "settings"
 	case event.GetWorkspaceId() == "" && event.GetRefusal() == nil:
 		return "policy"
 	case len(event.GetRecords()) > 1:

@@ -172,7 +172,7 @@ var table = []Setting{
 	{
 		Name: "audit-sink", Group: groupStore, Empty: "none", Path: FilePath,
 		Usage: "the `file` that gets a line of JSON for each audit event, before the change is answered; off ends it",
-		More: "It is the store's anchor as well. SIGHUP opens the file again. `off` serves a store without the sink that it had. " +
+		More: "With `store` etcd one server writes it, just after. It is the store's anchor as well. SIGHUP opens the file again. `off` serves a store without the sink that it had. " +
 			"See [the audit sink](operations.md#the-audit-sink).",
 		kind: text(func(s *Settings) *string { return &s.AuditSink }, anyValue),
 	},

@@ -111,6 +111,8 @@ func TestRestoreOverEtcdRevivesNothing(t *testing.T) {
 		t.Errorf("it says:\n%s", said)
 	}
 	must(t, append([]string{"check"}, r.flags...)...)
+	// The restore's own events have no lines yet. Lines that were given up have the same sequences, and higher ones.
+	must(t, append([]string{"audit", "verify", "--sink", r.sink}, r.flags...)...)
 	server := startKeysvc(t, false, r.lines)
 	server.expect(r.kept.GetToken(), keysvcv1.Reason_REASON_UNSPECIFIED)
 	server.expect(r.revoked.GetToken(), keysvcv1.Reason_REASON_KEY_REVOKED)
@@ -151,7 +153,7 @@ func TestAcceptOverEtcdServesWhatThereIs(t *testing.T) {
 	server.expect(r.revoked.GetToken(), keysvcv1.Reason_REASON_UNSPECIFIED)
 	server.revoke(r.revoked.GetKey().GetKeyId())
 	server.stop()
-	must(t, append([]string{"audit", "verify", "--sink", r.sink}, r.flags...)...)
+	must(t, append([]string{"audit", "verify", "--sink", r.sink + "*"}, r.flags...)...)
 }
 
 // TestRenewalGoesOn interrupts a renewal: nobody opens the store before its end, whoever had it open changes nothing any more, and

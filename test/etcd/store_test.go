@@ -85,6 +85,16 @@ func TestConcurrentNewMakesOneStore(t *testing.T) {
 	}
 }
 
+func TestNothingIsNoStoreAndNoDamage(t *testing.T) {
+	config := etcdstore.Config{Members: newClients(t), Prefix: newPrefix()}
+	if report, err := etcdstore.Check(t.Context(), config); !errors.Is(err, storage.ErrAbsent) || errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("Check: %+v, %v", report, err)
+	}
+	if _, err := etcdstore.OpenExport(t.Context(), config); !errors.Is(err, storage.ErrAbsent) || errors.Is(err, storage.ErrDamaged) {
+		t.Errorf("OpenExport: %v", err)
+	}
+}
+
 func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 	header := func(record *storagev1.HeaderRecord) string {
 		payload, err := storage.Encode(record)

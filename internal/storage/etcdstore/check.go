@@ -31,7 +31,7 @@ type Report struct {
 // Check examines a store, served or not, as of one revision, and changes nothing: every
 // record, every index entry, and how they fit together. It keeps the ids of all keys in
 // memory. Damage is reported as problems. An error means that the store could not be
-// examined: ErrNewer, ErrOlder, ErrUnavailable, or the context's.
+// examined: ErrAbsent, ErrNewer, ErrOlder, ErrUnavailable, or the context's.
 func Check(ctx context.Context, config Config) (Report, error) {
 	store := newStore(ctx, config)
 	defer store.Close() //nolint:errcheck // it never fails
@@ -48,7 +48,10 @@ func Check(ctx context.Context, config Config) (Report, error) {
 }
 
 func (s *Store) check(ctx context.Context, report *Report, checker *checker) error {
-	if err := s.open(ctx); err != nil {
+	switch err := s.open(ctx); {
+	case err == errNoHeader: //nolint:errorlint // it is that value
+		return s.missing(ctx)
+	case err != nil:
 		return err
 	}
 	return s.checkOpened(ctx, report, checker)

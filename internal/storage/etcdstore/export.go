@@ -30,10 +30,10 @@ var _ storage.Exporter = (*Export)(nil)
 func OpenExport(ctx context.Context, config Config) (*Export, error) {
 	store := newStore(ctx, config)
 	if err := store.open(ctx); err != nil {
-		store.close()
 		if err == errNoHeader { //nolint:errorlint // it is that value
-			err = fmt.Errorf("%w: %w", storage.ErrAbsent, err)
+			err = store.missing(ctx)
 		}
+		store.close()
 		return nil, fmt.Errorf("%s: %w", store.config.Prefix, err)
 	}
 	return &Export{store: store}, nil

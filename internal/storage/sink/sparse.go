@@ -267,6 +267,7 @@ func (c *sparse) workspace(id string) {
 	if len(lines) > 0 {
 		lowest, highest = lines[0].Sequence, lines[len(lines)-1].Sequence
 	}
+	written := c.written(lines, stored)
 	// want is the hash that the event at a sequence must have, because the event after it says so. It is known from the top
 	// down, so the sequences are visited downwards first.
 	at := func(sequence int64) []sparseLine {
@@ -324,7 +325,7 @@ func (c *sparse) workspace(id string) {
 		switch {
 		case event != nil:
 			if same == nil && len(candidates) == 0 || same == nil && !slices.ContainsFunc(candidates, func(line sparseLine) bool { return !c.isFormer(line) }) {
-				if kind := c.missing(*event, sequence, lowest, highest); kind != "" {
+				if kind := c.missing(*event, sequence, lowest, written); kind != "" {
 					all = append(all, judged{sequence, kind, event.place(id), nil, ""})
 				}
 			}
@@ -353,14 +354,29 @@ func (c *sparse) workspace(id string) {
 	}
 }
 
+// written returns up to which sequence the sink has the history of the store. Lines that were given up have the sequences of later
+// events, whose own lines may still come.
+func (c *sparse) written(lines []sparseLine, stored []SparseEvent) int64 {
+	for _, line := range slices.Backward(lines) {
+		if !c.isFormer(line) {
+			return line.Sequence
+		}
+		index, has := slices.BinarySearchFunc(stored, line.Sequence, func(event SparseEvent, to int64) int { return cmp.Compare(event.Sequence, to) })
+		if has && stored[index].Hash == line.Hash {
+			return line.Sequence
+		}
+	}
+	return 0
+}
+
 // missing returns what it means that the sink has no line of a stored event: nothing if its line may be in a file that was not
-// given, or may not have been written yet.
-func (c *sparse) missing(event SparseEvent, sequence, lowest, highest int64) Kind {
+// given, or may not have been written yet. The sink has the lines from the sequence lowest to the sequence written.
+func (c *sparse) missing(event SparseEvent, sequence, lowest, written int64) Kind {
 	isOld := c.Begin > 0 && (lowest > 0 && sequence < lowest || lowest == 0 && event.Revision <= c.Begin)
 	switch {
 	case event.Damaged, isOld:
 		return ""
-	case sequence < highest:
+	case sequence < written:
 		return KindMissingInSink
 	case event.Revision > c.store.Sunk && event.Time.After(c.options.Fresh):
 		return "" // it is written soon

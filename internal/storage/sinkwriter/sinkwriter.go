@@ -37,6 +37,9 @@ const (
 	lockInterval = 200 * time.Millisecond
 )
 
+// LockSuffix is at the end of the name of the file that a Writer locks. Before it is the path of the sink.
+const LockSuffix = ".lock"
+
 // Store is the part of a store that a Writer needs. It must offer storage.AuditFollower.
 type Store interface {
 	storage.AuditReader
@@ -146,7 +149,7 @@ func (w *Writer) written(file *sink.File) {
 
 // write is Run until the first failure. worked is called once lines were written.
 func (w *Writer) write(ctx context.Context, worked func()) error {
-	unlock, err := lock(ctx, w.config.Path+".lock")
+	unlock, err := lock(ctx, w.config.Path+LockSuffix)
 	if err != nil {
 		return err
 	}
