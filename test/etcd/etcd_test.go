@@ -167,6 +167,15 @@ func clientOf(t testing.TB, endpoint string) *clientv3.Client {
 // connect is etcdstore.Config.Connect.
 func connect(member int) (*clientv3.Client, error) { return dial(endpoints[member]) }
 
+// sequential skips a test under the race detector whose calls come one after the other: it takes long there and
+// shows no race that the others do not show. `make test` runs it.
+func sequential(t *testing.T) {
+	t.Helper()
+	if race.Enabled() {
+		t.Skip("its calls come one after the other")
+	}
+}
+
 var prefixes atomic.Int64
 
 // newPrefix returns an unused prefix.
@@ -234,6 +243,7 @@ func TestConformance(t *testing.T) {
 // TestBoltAndEtcdAnswerAlike makes the same calls over bbolt and over etcd, and compares
 // the answers.
 func TestBoltAndEtcdAnswerAlike(t *testing.T) {
+	sequential(t)
 	const seed = 1
 	operations := race.Rounds(2000, 500)
 	want := keystest.Run(t, keystest.NewBolt(t), seed, operations)

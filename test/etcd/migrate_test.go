@@ -317,6 +317,7 @@ func (s *stopping) Release(ctx context.Context) (epoch string, revision int64, e
 // TestInterruptedMigrationGoesOn interrupts migrations again and again: each run goes on where the one before
 // was, and nobody can serve the target before its end.
 func TestInterruptedMigrationGoesOn(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	path, prefix := newFile(t, 100), newPrefix()
 	from := openExport(t, path)
@@ -376,6 +377,7 @@ func TestInterruptedMigrationGoesOn(t *testing.T) {
 
 // TestMigrationIsDoneOnce: to do it again changes nothing, as long as nobody has changed the target.
 func TestMigrationIsDoneOnce(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	path, prefix := newFile(t, 20), newPrefix()
 	first := toEtcd(t, path, prefix)
@@ -398,6 +400,7 @@ func TestMigrationIsDoneOnce(t *testing.T) {
 }
 
 func TestMigrationRefusesForeignTargets(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	path, prefix := newFile(t, 5), newPrefix()
 	other := open(t, etcdConfig(t, prefix))
@@ -417,6 +420,7 @@ func TestMigrationRefusesForeignTargets(t *testing.T) {
 
 // TestMigrationNoticesAChangedSource: between two runs, and during one.
 func TestMigrationNoticesAChangedSource(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	prefix, back := newPrefix(), filepath.Join(t.TempDir(), "back.db")
 	store := open(t, etcdConfig(t, prefix))
@@ -454,6 +458,7 @@ func TestMigrationNoticesAChangedSource(t *testing.T) {
 
 // TestDamagedTargetIsNotServed changes what was copied before it is compared.
 func TestDamagedTargetIsNotServed(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	path := newFile(t, 10)
 	for _, name := range []string{"data/keys/", "data/audit/", "data/ids/", "data/requests/", "data/order/", "data/heads/"} {
@@ -503,6 +508,7 @@ func TestTwoMigrationsDoNotFillOneStore(t *testing.T) {
 
 // TestMigrationEndsSettings: a file keeps no settings, so an event says that they were deleted.
 func TestMigrationEndsSettings(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	prefix, back, again := newPrefix(), filepath.Join(t.TempDir(), "back.db"), newPrefix()
 	store := open(t, etcdConfig(t, prefix))

@@ -109,6 +109,7 @@ func (p *pruned) prune(before time.Time) int64 {
 // TestPrunedStoreIsSound: after pruning the store is sound, all records are there, lists of events go on, a
 // watch has no gap, and changes go on.
 func TestPrunedStoreIsSound(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	p := newPruned(t)
 	future := time.Now().Add(time.Hour)

@@ -159,6 +159,7 @@ func TestAcceptOverEtcdServesWhatThereIs(t *testing.T) {
 // TestRenewalGoesOn interrupts a renewal: nobody opens the store before its end, whoever had it open changes nothing any more, and
 // damage does not become valid.
 func TestRenewalGoesOn(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	prefix, client := newPrefix(), newClient(t)
 	config := etcdConfig(t, prefix)

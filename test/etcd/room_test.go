@@ -116,6 +116,7 @@ func (s *small) fill(percent int64) {
 // TestNarrowingChangesKeepRoom: above nine tenths of the quota only narrowing changes are made, past it
 // none, and once there is room again all are.
 func TestNarrowingChangesKeepRoom(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	s := newSmall(t)
 	if err := s.widen(); err != nil {

@@ -131,6 +131,7 @@ func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 // TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead changes each value of a store, and
 // deletes each. Check reports it, and no read returns anything that was never stored.
 func TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead(t *testing.T) {
+	sequential(t)
 	client, prefix, _ := filled(t)
 	all, err := client.Get(t.Context(), prefix, clientv3.WithPrefix())
 	if err != nil {
@@ -495,6 +496,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 // TestPagesSplitKeysOfOneRank creates keys at the same time, so that some share a rank, and
 // reads pages that end within a rank.
 func TestPagesSplitKeysOfOneRank(t *testing.T) {
+	sequential(t)
 	const workspaces, each = 32, 4
 	store := open(t, etcdstore.Config{Members: newClients(t), Prefix: newPrefix()})
 	var mutex sync.Mutex

@@ -122,6 +122,7 @@ func (v *verified) without(name string, do func()) {
 
 // TestVerifyOverEtcdFindsWhatWasChanged: the judgement of keysvc audit verify over etcd.
 func TestVerifyOverEtcdFindsWhatWasChanged(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	v := newVerified(t)
 	v.want("untouched")
@@ -164,6 +165,7 @@ func complementOf(sequence int64) string {
 // TestVerifyOverEtcdClosesPrunedChains: events that were pruned are accepted as far as the store says that they may be, and the
 // sink's lines must close the chain.
 func TestVerifyOverEtcdClosesPrunedChains(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	v := newVerified(t)
 	before := storagetest.ListAuditEvents(t, v.store, "a", 1000)
@@ -219,6 +221,7 @@ func TestVerifyOverEtcdClosesPrunedChains(t *testing.T) {
 
 // TestVerifyOverEtcdKnowsAnotherHistory: a store with other events, and a sink of another store.
 func TestVerifyOverEtcdKnowsAnotherHistory(t *testing.T) {
+	sequential(t)
 	t.Parallel()
 	v, other := newVerified(t), newVerified(t)
 	if got := v.found(other.path); !slices.Contains(got, string(sink.KindEpoch)) || !slices.Contains(got, string(sink.KindDiffers)) {
@@ -255,6 +258,7 @@ func forged(t *testing.T, line sink.Line) []byte {
 // TestSinkOfImportedEvents: events that were imported share revisions. A writer that ended between two of them goes on with the
 // next one, also if etcd has compacted that revision.
 func TestSinkOfImportedEvents(t *testing.T) {
+	sequential(t)
 	// Not parallel: it compacts the etcd of all tests, and others read its history.
 	prefix := newPrefix()
 	report := toEtcd(t, newFile(t, 150), prefix)
