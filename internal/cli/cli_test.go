@@ -191,16 +191,25 @@ func start(t *testing.T, f *fake) string {
 	return listener.Addr().String()
 }
 
+// serveOn serves f on a listener until the test ends.
 func serveOn(t *testing.T, f *fake, listener net.Listener) {
 	t.Helper()
+	serveServices(t, listener, func(server *grpc.Server) {
+		keysvcv1.RegisterKeyServiceServer(server, f)
+		keysvcv1.RegisterMemberServiceServer(server, f)
+		keysvcv1.RegisterPolicyServiceServer(server, f)
+		keysvcv1.RegisterAuditServiceServer(server, f)
+		keysvcv1.RegisterValidationServiceServer(server, f)
+		keysvcv1.RegisterSyncServiceServer(server, f)
+		keysvcv1.RegisterBackupServiceServer(server, f)
+	})
+}
+
+// serveServices serves what register registers on a listener until the test ends.
+func serveServices(t *testing.T, listener net.Listener, register func(*grpc.Server)) {
+	t.Helper()
 	server := grpc.NewServer()
-	keysvcv1.RegisterKeyServiceServer(server, f)
-	keysvcv1.RegisterMemberServiceServer(server, f)
-	keysvcv1.RegisterPolicyServiceServer(server, f)
-	keysvcv1.RegisterAuditServiceServer(server, f)
-	keysvcv1.RegisterValidationServiceServer(server, f)
-	keysvcv1.RegisterSyncServiceServer(server, f)
-	keysvcv1.RegisterBackupServiceServer(server, f)
+	register(server)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -52,19 +52,9 @@ func startReplica(t *testing.T, version string, newest int32) (*replica, string)
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := grpc.NewServer()
-	keysvcv1.RegisterStatusServiceServer(server, r)
-	keysvcv1.RegisterSettingsServiceServer(server, r)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := server.Serve(listener); err != nil {
-			t.Error(err)
-		}
-	}()
-	t.Cleanup(func() {
-		server.Stop()
-		<-done
+	serveServices(t, listener, func(server *grpc.Server) {
+		keysvcv1.RegisterStatusServiceServer(server, r)
+		keysvcv1.RegisterSettingsServiceServer(server, r)
 	})
 	return r, listener.Addr().String()
 }

@@ -96,21 +96,19 @@ func (m *Manager) SetStaleness(ctx context.Context, actor audit.Actor, wanted ti
 	}
 	now := m.clock()
 	position, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
-		switch {
-		case view.DamagedSettings != nil:
-			return nil, view.DamagedSettings
-		case view.Settings == nil:
-			return nil, storage.ErrUnavailable // a server that starts is about to store them
+		settings, err := view.StoredSettings()
+		if err != nil {
+			return nil, err
 		}
-		if before = view.Settings.Staleness; before == wanted {
+		if before = settings.Staleness; before == wanted {
 			return nil, nil
 		}
-		record := proto.CloneOf(view.Settings.Record)
+		record := proto.CloneOf(settings.Record)
 		record.Staleness, record.ChangeTime, record.PreviousStaleness = durationpb.New(wanted), timestamppb.New(now), nil
-		if previous := previousStaleness(view.Settings, wanted, now); previous > 0 {
+		if previous := previousStaleness(settings, wanted, now); previous > 0 {
 			record.PreviousStaleness = durationpb.New(previous)
 		}
-		change := settingsChange(actor, view.Settings.Record, record, now)
+		change := settingsChange(actor, settings.Record, record, now)
 		change.Narrows = wanted < before
 		return change, nil
 	})
@@ -143,18 +141,16 @@ func (m *Manager) FinishUpgrade(ctx context.Context, actor audit.Actor, wanted i
 	}
 	now := m.clock()
 	position, err := m.change(ctx, actor, "", func(view *attempt) (*storage.Change, error) {
-		switch {
-		case view.DamagedSettings != nil:
-			return nil, view.DamagedSettings
-		case view.Settings == nil:
-			return nil, storage.ErrUnavailable // a server that starts is about to store them
+		settings, err := view.StoredSettings()
+		if err != nil {
+			return nil, err
 		}
-		if before = storage.SchemaOf(view.Settings.Record); before >= storage.Newest {
+		if before = storage.SchemaOf(settings.Record); before >= storage.Newest {
 			return nil, nil
 		}
-		record := proto.CloneOf(view.Settings.Record)
+		record := proto.CloneOf(settings.Record)
 		record.Schema = storage.Newest
-		change := settingsChange(actor, view.Settings.Record, record, now)
+		change := settingsChange(actor, settings.Record, record, now)
 		change.Event.Action = storagev1.AuditAction_AUDIT_ACTION_UPGRADE_FINISHED
 		return change, nil
 	})

@@ -462,6 +462,18 @@ func (w Workspace) ActivePolicy() (*Policy, error) {
 	return w.Policy, nil
 }
 
+// StoredSettings returns the settings that all servers share. Errors: storage.ErrUnavailable if none are stored yet,
+// because a server that starts is about to do so; a storage.DamagedError if they cannot be read.
+func (w Workspace) StoredSettings() (*Settings, error) {
+	switch {
+	case w.DamagedSettings != nil:
+		return nil, w.DamagedSettings
+	case w.Settings == nil:
+		return nil, storage.ErrUnavailable
+	}
+	return w.Settings, nil
+}
+
 // Has reports whether a member that Member returned belongs to the workspace as it is now.
 func (w Workspace) Has(member *Member) bool {
 	return w.Current != nil && !w.Current.Removed &&
