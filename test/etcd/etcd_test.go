@@ -176,6 +176,16 @@ func sequential(t *testing.T) {
 	}
 }
 
+// eventually waits until something holds that nothing announces. It fails the test with what says if that takes too long.
+func eventually(t testing.TB, within time.Duration, holds func() bool, says func() string) {
+	t.Helper()
+	for end := time.Now().Add(within); !holds(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(says())
+		}
+	}
+}
+
 var prefixes atomic.Int64
 
 // newPrefix returns an unused prefix.

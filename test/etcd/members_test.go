@@ -343,11 +343,7 @@ func TestNothingReadIsAnOutage(t *testing.T) {
 	store := open(t, etcdstore.Config{Members: clients, Prefix: newPrefix()})
 	await := func(down bool) {
 		t.Helper()
-		for end := time.Now().Add(patience); store.Status(t.Context()).Down != down; time.Sleep(20 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("Down is %t", !down)
-			}
-		}
+		eventually(t, patience, func() bool { return store.Status(t.Context()).Down == down }, func() string { return fmt.Sprintf("Down is %t", !down) })
 	}
 	await(false)
 	for _, count := range counts {

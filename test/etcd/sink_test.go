@@ -76,11 +76,14 @@ func (s *sunk) run(path string) (writer *sinkwriter.Writer, stop func()) {
 // has waits until a writer has a revision durably.
 func (s *sunk) has(writer *sinkwriter.Writer, revision int64) {
 	s.t.Helper()
-	for end := time.Now().Add(30 * time.Second); writer.Status().Revision < revision; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			s.t.Fatalf("the sink is %+v, want revision %d", writer.Status(), revision)
-		}
-	}
+	reaches(s.t, writer, revision)
+}
+
+// reaches waits until a writer has a revision durably.
+func reaches(t *testing.T, writer *sinkwriter.Writer, revision int64) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() bool { return writer.Status().Revision >= revision },
+		func() string { return fmt.Sprintf("the sink is %+v, want revision %d", writer.Status(), revision) })
 }
 
 // wantChain fails the test unless the files together have each event of the workspace once, in order.
@@ -192,11 +195,7 @@ func TestSinkIsAnAnchor(t *testing.T) {
 		t.Fatalf("deleting the event: %v, %v", deleted, err)
 	}
 	writer, _ = s.run(path)
-	for end := time.Now().Add(20 * time.Second); !writer.Status().Failing; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the sink is not failing")
-		}
-	}
+	eventually(t, 20*time.Second, func() bool { return writer.Status().Failing }, func() string { return "the sink is not failing" })
 	if after, err := os.ReadFile(path); err != nil || !slices.Equal(before, after) {
 		t.Errorf("the sink was changed: %v", err)
 	}

@@ -45,11 +45,7 @@ func (v *verified) write() {
 	defer cancel()
 	var running sync.WaitGroup
 	running.Go(func() { writer.Run(ctx) })
-	for end := time.Now().Add(30 * time.Second); writer.Status().Revision < v.newest; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			v.t.Fatalf("the sink is %+v, want revision %d", writer.Status(), v.newest)
-		}
-	}
+	reaches(v.t, writer, v.newest)
 	cancel()
 	running.Wait()
 }
