@@ -59,7 +59,11 @@ func (w *world) faults(ctx context.Context) error {
 		}
 	}
 	if slices.Contains(w.plan.parts, partOutage) {
-		return w.outage(ctx, l)
+		for range w.plan.outages {
+			if err := w.outage(ctx, l); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -231,6 +235,12 @@ func (w *world) outage(ctx context.Context, l *load) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	probing, cancel := context.WithTimeout(ctx, patienceOfCache)
+	defer cancel()
+	etcdAnswers, err := w.etcdAnswers(probing, continued)
+	if err != nil {
+		return err
+	}
 	// A phase of its own, from the moment on.
 	l.mutex.Lock()
 	out := l.phase
@@ -253,7 +263,15 @@ func (w *world) outage(ctx context.Context, l *load) error {
 	w.row(out)
 	w.row(back)
 	again, late := back.spread.again(continued), back.spread.lateAfter(continued.Add(recoveryBound))
-	w.say("%-28s %v after the majority was there", "right again", again.Round(time.Millisecond))
+	var members []time.Duration
+	for range w.cluster.Members {
+		select {
+		case each := <-etcdAnswers:
+			members = append(members, each.Round(time.Millisecond))
+		case <-probing.Done():
+		}
+	}
+	w.say("%-28s %v after the majority was there; members of etcd answered after %v", "right again", again.Round(time.Millisecond), members)
 	w.say("%-28s keysvc_store_up is 0 after %v, and 1 again after %v; the store was loaded %v times", "operators",
 		noticed.Round(100*time.Millisecond), forgotten.Round(100*time.Millisecond), sumLoads(after)-sumLoads(before))
 	w.promise(noticed < patienceOfCache, "no majority: a replica does not say so")

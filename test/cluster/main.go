@@ -31,8 +31,12 @@ type plan struct {
 	lasts time.Duration
 	// outage is for how long etcd has no majority.
 	outage time.Duration
+	// outages is how often.
+	outages int
 	// revokes is how many keys are revoked through one replica and validated through the others.
 	revokes int
+	// election is how long members of etcd wait for a leader that is silent. Default: etcd's.
+	election time.Duration
 	// plain leaves TLS out.
 	plain bool
 	// lenient leaves the bounds of times out, for a machine that is busy with other things.
@@ -58,7 +62,9 @@ func main() {
 	flag.IntVar(&p.rate, "rate", 200, "calls a second of the load")
 	flag.DurationVar(&p.lasts, "lasts", 5*time.Second, "how long a phase of the faults takes")
 	flag.DurationVar(&p.outage, "outage", 8*time.Second, "for how long etcd has no majority")
+	flag.IntVar(&p.outages, "outages", 1, "how often etcd has no majority")
 	flag.IntVar(&p.revokes, "revokes", 300, "how many keys are revoked")
+	flag.DurationVar(&p.election, "election", 500*time.Millisecond, "how long members of etcd wait for a leader that is silent; etcd's own default is 1s")
 	flag.BoolVar(&p.lenient, "lenient", false, "state the times, and break no promise because of them, on a machine that is busy with other things")
 	flag.Parse()
 	if *full {
@@ -97,7 +103,7 @@ func run(p plan) error {
 func play(ctx context.Context, p plan, say func(string, ...any)) (broken []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	cluster, err := trio.Start(ctx, trio.Config{Replicas: replicas, TLS: !p.plain, Fsync: true})
+	cluster, err := trio.Start(ctx, trio.Config{Replicas: replicas, TLS: !p.plain, Fsync: true, Election: p.election})
 	if err != nil {
 		return nil, err
 	}

@@ -307,6 +307,123 @@ func TestStuckWatchIsOpenedElsewhere(t *testing.T) {
 	}
 }
 
+// TestWatchGoesOnAfterAnOutage: a watch stays open at a member that has lost the others, and one that breaks off meanwhile is opened
+// again before the outage ends. If etcd compacts while a watch is broken off and nothing changes, the watch goes on as well.
+func TestWatchGoesOnAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	cluster := trio.New(t, trio.Config{Programs: &trio.Programs{Etcd: program}, Election: 200 * time.Millisecond})
+	leader, err := cluster.Leader(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := newReplica(t, cluster, "a", leader, etcdstore.Config{Timeout: 500 * time.Millisecond})
+	patient := newReplica(t, cluster, "patient", leader, etcdstore.Config{})
+	resumed := make(chan struct{}, 1000)
+	r.OnResume(func() { resumed <- struct{}{} })
+	workspace := storagetest.NewWorkspace("w")
+	watch := r.follow(ctx, r.position(ctx))
+	// The answer to a change may be lost in an election, so a change is made until it is acknowledged.
+	change := func(role string) {
+		t.Helper()
+		for {
+			workspace.Head = headOf(ctx, t, patient, "w")
+			revision, err := r.Commit(ctx, workspace.PutMember("member", role))
+			if err == nil {
+				watch.until(ctx, t, revision)
+				return
+			}
+			if !errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrOutcomeUnknown) && !errors.As(err, new(*storage.ConflictError)) {
+				t.Fatalf("Commit: %v", err)
+			}
+		}
+	}
+	change("admin")
+	outage := func(meanwhile func()) {
+		t.Helper()
+		leader, err := cluster.Leader(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client, err := leader.Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A watch that asks for a leader ends when the member has had none for a while.
+		led := client.Watch(clientv3.WithRequireLeader(ctx), "led", clientv3.WithCreatedNotify())
+		<-led
+		for _, member := range cluster.Members {
+			if member != leader {
+				if err := member.Stop(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for range led {
+		}
+		meanwhile()
+		for _, member := range cluster.Members {
+			if err := member.Continue(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if watched := <-r.watched; watched != leader {
+		t.Fatalf("%s is watched, want %s, the leader", watched.Name(), leader.Name())
+	}
+	outage(func() {})
+	change("member")
+	if got := len(resumed); got != 0 {
+		t.Errorf("the watch of a member that lived was opened again %d times", got)
+	}
+	if leader, err = cluster.Leader(ctx); err != nil {
+		t.Fatal(err)
+	}
+	outage(func() {
+		r.Wires.Cut()
+		r.Wires.Mend()
+		// Whoever asked etcd where to begin would dial nobody now.
+		for watched := (*trio.Member)(nil); watched != leader; {
+			select {
+			case watched = <-r.watched:
+			case <-ctx.Done():
+				t.Fatal("the watch is not opened before the outage ends")
+			}
+		}
+		// It stays open while its history cannot be compared.
+		for range 2 {
+			if _, err := r.Barrier(ctx); err == nil {
+				t.Error("a barrier in an outage")
+			}
+		}
+	})
+	change("owner")
+	if got := len(r.watched); got != 0 {
+		t.Errorf("the watch was opened again %d times in the outage", got)
+	}
+	<-resumed
+	for len(resumed) > 0 {
+		<-resumed
+	}
+	r.Wires.Cut()
+	client, err := leader.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, client, "/others/", "x")
+	if err := cluster.Compact(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.Wires.Mend()
+	select {
+	case <-resumed:
+	case err := <-watch.err:
+		t.Fatalf("Watch after a compaction in which nothing was lost: %v", err)
+	}
+	change("admin")
+}
+
 // TestOnlySilentMembersAreLeft: a commit waits for a member that is slow to make changes as long as it answers reads,
 // because all others would be as slow.
 func TestOnlySilentMembersAreLeft(t *testing.T) {

@@ -65,6 +65,9 @@ func (m *Member) Start() error {
 	if config.CompactionRetention != "" {
 		arguments = append(arguments, "-compaction-mode", config.CompactionMode, "-compaction-retention", config.CompactionRetention)
 	}
+	if config.Election != 0 {
+		arguments = append(arguments, "-election", config.Election.String())
+	}
 	if config.TLS {
 		certs := m.trio.Certs()
 		arguments = append(arguments, "-cert", certs.ServerCert, "-key", certs.ServerKey, "-ca", certs.CA)

@@ -44,6 +44,8 @@ type Config struct {
 	// CompactionMode and CompactionRetention are etcd's auto-compaction-mode and auto-compaction-retention, as in
 	// "revision" and "1000". Default: no compaction.
 	CompactionMode, CompactionRetention string
+	// Election is how long the members wait for a leader that is silent, ten heartbeats; in milliseconds. Default: etcd's, 1 s.
+	Election time.Duration
 	// TLS secures the connections of clients to etcd and to keysvc, on loopback. Connections between members stay on unix
 	// sockets. Certs has the certificates.
 	TLS bool

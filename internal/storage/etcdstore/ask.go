@@ -163,12 +163,18 @@ func (s *Store) ask(ctx context.Context, hedge, attempt time.Duration, send requ
 			if got.err == nil {
 				s.members.answered(got.member)
 				raise(&s.seen, got.response.Header.GetRevision())
+				if s.room.down.Load() {
+					s.judgeOutage() // it has ended
+				}
 				return got.response, nil
 			}
 			if final := s.finalError(got.err); final != nil && limited.Err() == nil {
 				return nil, final
 			}
 			last = got.err
+			if errors.Is(got.err, rpctypes.ErrLeaderChanged) {
+				retries.Reset() // there is a leader now
+			}
 			s.members.silent(got.member)
 			failed = append(failed, got.member)
 			if len(waiting) > 0 {

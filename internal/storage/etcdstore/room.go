@@ -162,13 +162,7 @@ func (s *Store) judgeRoom() {
 			full, exhausted = true, exhausted || member.outOfRoom
 		}
 	}
-	down := s.members.sinceHeard() > outage
-	switch before := s.room.down.Swap(down); {
-	case down && !before:
-		s.config.Log.Error("nothing can be read from etcd: nothing is changed, and no token is decided on", "since", outage.String())
-	case before && !down:
-		s.config.Log.Info("etcd answers again")
-	}
+	s.judgeOutage()
 	attributes := []any{"member", fullest.Address, "database_bytes", fullest.DatabaseBytes, "quota_bytes", fullest.QuotaBytes}
 	switch before := s.room.exhausted.Swap(exhausted); {
 	case exhausted && !before:
@@ -181,6 +175,17 @@ func (s *Store) judgeRoom() {
 		s.config.Log.Warn("a member of etcd has used nine tenths of its quota: only changes that take something away are made", attributes...)
 	case before && !full:
 		s.config.Log.Info("the members of etcd have room again: all changes are made")
+	}
+}
+
+// judgeOutage decides whether etcd answers.
+func (s *Store) judgeOutage() {
+	down := s.members.sinceHeard() > outage
+	switch before := s.room.down.Swap(down); {
+	case down && !before:
+		s.config.Log.Error("nothing can be read from etcd: nothing is changed, and no token is decided on", "since", outage.String())
+	case before && !down:
+		s.config.Log.Info("etcd answers again")
 	}
 }
 

@@ -51,9 +51,14 @@ func (g *goal) now() (int64, <-chan struct{}) {
 //
 // It is the stream of etcd's API and not a watch of etcd's client, because that resumes a watch in
 // silence when the member was restarted, whatever the member has as its data by then.
+//
+// It does not ask for a leader. So it lasts as long as its member, whatever happens to the others: after an election or an
+// outage it goes on at once. That a member is behind shows as soon as somebody was told of more (goal).
 type stream struct {
 	messages <-chan message
 	end      func()
+	// open ends when nothing more can come from the member.
+	open context.Context //nolint:containedctx // the stream's own life
 	// whenSilent calls a function once the member turns out to be silent; nil if nobody is to find that out.
 	whenSilent func(ctx context.Context, call func()) (stop func())
 	// patience is how long the member may take, and waited how long it has taken since goal was set.
@@ -70,15 +75,14 @@ type message struct {
 // newStream begins a watch at one member. A goroutine receives; it ends with the stream. The caller ends
 // the stream.
 func newStream(ctx context.Context, client *clientv3.Client, request *etcdserverpb.WatchCreateRequest, patience time.Duration) *stream {
-	// Without WithRequireLeader, a member that has lost the cluster would keep the watch open and
-	// silent.
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	ctx, cancel := context.WithCancel(ctx)
+	open, broken := context.WithCancel(ctx)
 	messages, ended := make(chan message), make(chan struct{})
 	go func() {
 		defer close(ended)
-		receive(ctx, client, request, messages)
+		receive(ctx, client, request, messages, broken)
 	}()
-	return &stream{messages: messages, patience: patience, end: func() { cancel(); <-ended }}
+	return &stream{messages: messages, open: open, patience: patience, end: func() { cancel(); <-ended }}
 }
 
 // connect returns a client for a watch at one member, and what disconnects it again.
@@ -93,10 +97,13 @@ func (s *Store) connect(member int) (_ *clientv3.Client, disconnect func(), err 
 	return client, func() { _ = client.Close() }, nil
 }
 
-// receive passes on the messages of a watch until it or the context ends. Everything here may wait for the
-// member, even opening the stream.
-func receive(ctx context.Context, client *clientv3.Client, request *etcdserverpb.WatchCreateRequest, messages chan<- message) {
+// receive passes on the messages of a watch until it or the context ends. It calls broken before it passes an error on.
+// Everything here may wait for the member, even opening the stream.
+func receive(ctx context.Context, client *clientv3.Client, request *etcdserverpb.WatchCreateRequest, messages chan<- message, broken func()) {
 	pass := func(response *etcdserverpb.WatchResponse, err error) bool {
+		if err != nil {
+			broken()
+		}
 		select {
 		case messages <- message{response, err}:
 			return err == nil

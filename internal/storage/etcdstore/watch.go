@@ -66,8 +66,9 @@ type follower struct {
 	// member is the index of the watched one, and patience how long it may take to come to what callers were told of.
 	member   int
 	patience time.Duration
-	// again is set once the watch was open, and early if it begins where the store was loaded.
-	again, early bool
+	// again is set once the watch was open, and compacted if etcd has compacted where it would begin. early is set if it
+	// begins before the point that etcd would name.
+	again, compacted, early bool
 	// broken is how often the watch has broken off since the last change, and retries has the waits.
 	broken  int
 	retries *backoff.Backoff
@@ -118,14 +119,19 @@ type loaded struct {
 }
 
 // mayResume reports whether the watch is opened again after an error. An outage of etcd, however long,
-// changes no history. A watch that began early is opened again later if etcd has compacted that.
+// changes no history. A watch that began early begins where etcd says if that is compacted.
 func (f *follower) mayResume(err error) bool {
 	if gap := (*compactedError)(nil); f.early && errors.As(err, &gap) {
 		f.store.loaded.Store(nil)
+		f.compacted = true
 		return true
 	}
-	return errors.Is(err, errBroken) ||
-		errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrHistoryChanged) && !errors.Is(err, storage.ErrGap)
+	return errors.Is(err, errBroken) || isOutage(err)
+}
+
+// isOutage reports whether an error says only that etcd does not answer.
+func isOutage(err error) bool {
+	return errors.Is(err, storage.ErrUnavailable) && !errors.Is(err, storage.ErrHistoryChanged) && !errors.Is(err, storage.ErrGap)
 }
 
 // next goes on to the next member.
@@ -158,11 +164,10 @@ func (s *Store) beginWatch(ctx context.Context) (_ context.Context, done func(),
 func (f *follower) follow(ctx context.Context) error {
 	s := f.store
 	// 1. Find the etcd revision to start at.
-	from, early, err := s.start(ctx, f.after)
+	from, err := f.begin(ctx)
 	if err != nil {
 		return err
 	}
-	f.early = early
 	// 2. Begin the watch.
 	client, disconnect, err := s.connect(f.member)
 	if err != nil {
@@ -180,7 +185,7 @@ func (f *follower) follow(ctx context.Context) error {
 	}
 	// 3. Compare the history. This comes after the beginning: a watch does not survive the replacement of its
 	//    member's data, so what is compared now is what the watch will show.
-	if err := s.compare(ctx, f.after, from-1); err != nil {
+	if err := f.compare(ctx, watch, from-1); err != nil {
 		return err
 	}
 	if f.broken > 1 {
@@ -189,7 +194,7 @@ func (f *follower) follow(ctx context.Context) error {
 	if resumed := s.resumed.Load(); resumed != nil && f.again {
 		(*resumed)()
 	}
-	f.again = true
+	f.again, f.compacted = true, false
 	// 4. Collect the events of one revision until its feed entry arrives, which is the last
 	//    event of a change. Yield only complete changes.
 	var change *changeBuilder
@@ -240,6 +245,37 @@ func (f *follower) follow(ctx context.Context) error {
 		if told, _ := s.told.now(); told <= f.after.Revision {
 			f.patience = s.config.Stuck
 		}
+	}
+}
+
+// begin returns the etcd revision at which to begin the watch. One that was open before begins after the newest change, which asks
+// nobody: so it is open, and has missed nothing, before an outage has ended. Etcd brings what it has missed up to 100 ms later.
+func (f *follower) begin(ctx context.Context) (from int64, err error) {
+	s := f.store
+	if !f.again || f.compacted {
+		from, f.early, err = s.start(ctx, f.after)
+		return from, err
+	}
+	f.early = true
+	if loaded := s.loaded.Load(); loaded != nil && loaded.revision == f.after.Revision {
+		return loaded.at + 1, nil
+	}
+	return max(f.after.Revision, s.created) + 1, nil
+}
+
+// compare compares the history, for as long as the watch is open. In an outage it waits for its end.
+func (f *follower) compare(ctx context.Context, watch *stream, at int64) error {
+	for {
+		err := f.store.compare(watch.open, f.after, at)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case watch.open.Err() != nil:
+			return fmt.Errorf("%w while the history was compared", errBroken)
+		case !isOutage(err): // nil, too
+			return err
+		}
+		f.retries.Wait(watch.open)
 	}
 }
 

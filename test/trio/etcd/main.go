@@ -29,6 +29,7 @@ func main() {
 	quota := flag.Int64("quota", 0, "max size of the database in bytes; 0 is etcd's default")
 	compactionMode := flag.String("compaction-mode", "periodic", "what the retention means: periodic or revision")
 	compactionRetention := flag.String("compaction-retention", "0", "what compaction keeps: a duration or a number of revisions; 0 is no compaction")
+	election := flag.Duration("election", 0, "how long the members wait for a leader that is silent; ten heartbeats; 0 is etcd's default")
 	fsync := flag.Bool("fsync", false, "sync what is written; without it, only a power cut loses data")
 	certificate := flag.String("cert", "", "the PEM file with the certificate for clients; TLS is then spoken on the socket secure")
 	key := flag.String("key", "", "the PEM file with its key")
@@ -45,6 +46,10 @@ func main() {
 	config.QuotaBackendBytes = *quota
 	config.AutoCompactionMode, config.AutoCompactionRetention = *compactionMode, *compactionRetention
 	config.UnsafeNoFsync = !*fsync
+	if *election > 0 {
+		config.ElectionMs = uint(election.Milliseconds())
+		config.TickMs = config.ElectionMs / 10
+	}
 	if *certificate != "" {
 		config.ClientTLSInfo.CertFile, config.ClientTLSInfo.KeyFile = *certificate, *key
 		config.ClientTLSInfo.TrustedCAFile, config.ClientTLSInfo.ClientCertAuth = *authority, true
