@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -38,8 +37,8 @@ func (s slice) at(server int, share float64) time.Duration {
 	return took[min(len(took)-1, int(share*float64(len(took))))]
 }
 
-// measure has a number of callers, each of which makes one call after the other until the time is over or one of them has
-// no more to do. call makes the call of a caller with a number, to a server.
+// measure has a number of callers, each of which makes one call after the other until the time is over or it has no more to do.
+// call makes the call of a caller with a number, to a server.
 func measure(ctx context.Context, servers []*server, callers int, lasts time.Duration, call func(ctx context.Context, caller, number int) (server int, more bool, err error)) (slice, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -67,7 +66,7 @@ func measure(ctx context.Context, servers []*server, callers int, lasts time.Dur
 			for number := 0; ctx.Err() == nil && start.Before(ends); number++ {
 				index, more, err := call(ctx, caller, number)
 				switch {
-				case ctx.Err() != nil: // another caller has ended it
+				case ctx.Err() != nil: // a call of another caller has failed
 					return
 				case isOverload(err):
 					failed++
@@ -77,7 +76,6 @@ func measure(ctx context.Context, servers []*server, callers int, lasts time.Dur
 					cancel(err)
 					return
 				case !more:
-					cancel(errDone)
 					return
 				}
 				end := time.Now()
@@ -88,7 +86,7 @@ func measure(ctx context.Context, servers []*server, callers int, lasts time.Dur
 	}
 	calling.Wait()
 	lasted := time.Since(began)
-	if err := context.Cause(ctx); err != nil && !errors.Is(err, errDone) {
+	if err := context.Cause(ctx); err != nil {
 		return slice{}, err
 	}
 	after, err := processorOf(servers)
