@@ -61,14 +61,17 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 		}
 		return nil, err
 	}
-	var record *storagev1.KeyRecord
+	var changed changedKey
 	var issued token.Token
 	localID := checkLocal(new(problem.Fields), spec.WorkspaceID, spec.Digest, spec.KeyIDNonce) // step 3 checks it
 	build := func(view *attempt) (*storage.Change, error) {
 		// 1. Recognize a retry before anything is judged: the first call may have used up what
 		// this one would need, or its expire time may have passed since.
 		if err := view.requestUnused(ctx, spec.RequestID); err != nil {
-			record, err = view.repeated(ctx, err, localID, spec.Digest, false)
+			record, err := view.repeated(ctx, err, localID, spec.Digest, false)
+			if err == nil {
+				changed = view.changed(record, false)
+			}
 			return nil, err
 		}
 		// 2. Refuse while the time is not known, because an expire time cannot be judged then.
@@ -100,11 +103,12 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 		// 5. Draw a new id and secret for each attempt, if the caller has not drawn them. The
 		// secret of an attempt that lost a conflict was never stored, and its token must not be
 		// shown.
-		record = wanted.record(view, member, actor, now)
+		record := wanted.record(view, member, actor, now)
 		record.KeyId = localID
 		if issued, err = m.issue(record, spec.Digest, active.TokenPrefix, now, *wanted.ExpireTime); err != nil {
 			return nil, err
 		}
+		changed = view.changed(record, true)
 		event := audit.NewEvent(actor, storagev1.AuditAction_AUDIT_ACTION_KEY_CREATED, now, wanted.WorkspaceID)
 		event.KeyId, event.MemberId = record.GetKeyId(), record.GetMemberId()
 		event.Fields = audit.KeyFields(nil, record)
@@ -128,13 +132,13 @@ func (m *Manager) CreateKey(ctx context.Context, actor audit.Actor, spec KeySpec
 	if err != nil {
 		return nil, asRequestUsed(err)
 	}
-	return m.issuedAt(ctx, record, issued, now, position)
+	return m.issuedAt(ctx, changed, issued, now, position)
 }
 
 // issuedAt returns the answer with a token. It is called after the change is published, so that
 // the token works when it is shown.
-func (m *Manager) issuedAt(ctx context.Context, record *storagev1.KeyRecord, issued token.Token, now time.Time, position Position) (*IssuedKey, error) {
-	key, position, err := m.showAt(ctx, record, now, position)
+func (m *Manager) issuedAt(ctx context.Context, changed changedKey, issued token.Token, now time.Time, position Position) (*IssuedKey, error) {
+	key, position, err := m.showAt(ctx, changed, now, position)
 	if err != nil {
 		return nil, err
 	}

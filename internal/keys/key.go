@@ -148,6 +148,11 @@ func (m *Manager) show(record *storagev1.KeyRecord, now time.Time, read memberRe
 	if err != nil {
 		return nil, err
 	}
+	return m.showWith(owner, record, now, read)
+}
+
+// showWith is show of a key whose owner is known.
+func (m *Manager) showWith(owner owner, record *storagev1.KeyRecord, now time.Time, read memberReader) (*Key, error) {
 	state := owner.state(record, now)
 	stopTime, stopReason, err := owner.stopped(record, now, read)
 	if err != nil {
@@ -196,13 +201,37 @@ func changedBy(stored *storagev1.ChangedByRecord) *ChangedBy {
 	return &ChangedBy{Caller: stored.GetCaller(), MemberID: stored.GetActorMemberId()}
 }
 
-// showAt is show after a change. It also returns the position of the change. The change is made, so
-// a member that cannot be read is no error: then it is not known when the member was removed or
+// changedKey is a key as an attempt leaves it. By the time that its caller is answered, its member may be another one; a change
+// of the member before the attempt's commit is a conflict.
+type changedKey struct {
+	record *storagev1.KeyRecord
+	owner  owner
+	// damaged is set if the record of the key's member is damaged.
+	damaged error
+	// sequence is that of the workspace's newest event then.
+	sequence int64
+}
+
+// changed returns a key as the attempt leaves it. isChanged reports whether it has changed.
+func (a *attempt) changed(record *storagev1.KeyRecord, isChanged bool) changedKey {
+	owner, err := a.manager.ownerOf(record)
+	sequence := a.Head.Sequence
+	if isChanged {
+		sequence++
+	}
+	return changedKey{record, owner, err, sequence}
+}
+
+// showAt returns a key as of the position of its change, and that position. The change is made, so
+// a member that cannot be read, or has changed since, is no error: then it is not known when the member was removed or
 // suspended.
-func (m *Manager) showAt(ctx context.Context, record *storagev1.KeyRecord, now time.Time, position Position) (*Key, Position, error) {
-	key, err := m.show(record, now, func(workspaceID, memberID string) (*storagev1.MemberRecord, error) {
+func (m *Manager) showAt(ctx context.Context, changed changedKey, now time.Time, position Position) (*Key, Position, error) {
+	if changed.damaged != nil {
+		return nil, Position{}, changed.damaged
+	}
+	key, err := m.showWith(changed.owner, changed.record, now, func(workspaceID, memberID string) (*storagev1.MemberRecord, error) {
 		member, _, err := m.store.GetMember(ctx, workspaceID, memberID)
-		if err != nil {
+		if err != nil || member.GetChangeSequence() > changed.sequence {
 			return nil, nil //nolint:nilerr // see above
 		}
 		return member, nil

@@ -137,7 +137,8 @@ func (m *Manager) PutMember(ctx context.Context, actor audit.Actor, spec MemberS
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return showMember(record, m.projection.Workspace(spec.WorkspaceID).Current), position, nil
+	// The answer is as of the change: the workspace may have been removed since.
+	return showMember(record, true), position, nil
 }
 
 // addMember returns the record of a member who is not in the workspace now, and the record of
@@ -221,10 +222,15 @@ func checkMemberState(fields *problem.Fields, state MemberState) storagev1.Membe
 	return storagev1.MemberRecordState_MEMBER_RECORD_STATE_UNSPECIFIED
 }
 
-// showMember returns a stored member as callers see them, given the workspace as it is now.
-func showMember(record *storagev1.MemberRecord, workspace *projection.Current) *Member {
+// isIn reports whether a workspace is the one that a member was added to.
+func isIn(workspace *projection.Current, record *storagev1.MemberRecord) bool {
+	return workspace != nil && !workspace.Removed && workspace.Incarnation == record.GetWorkspaceIncarnation()
+}
+
+// showMember returns a stored member as callers see them. isThere reports whether the workspace that the member was added to is there.
+func showMember(record *storagev1.MemberRecord, isThere bool) *Member {
 	state := MemberRemoved
-	if workspace != nil && !workspace.Removed && workspace.Incarnation == record.GetWorkspaceIncarnation() {
+	if isThere {
 		switch record.GetState() {
 		case storagev1.MemberRecordState_MEMBER_RECORD_STATE_ACTIVE:
 			state = MemberActive

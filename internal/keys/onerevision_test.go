@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
@@ -15,11 +17,11 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// meanwhile is a store that calls the function happens once, between a read and its answer.
+// meanwhile is a store that calls the function happens once, between a read and its answer, and committed after a commit.
 type meanwhile struct {
 	storage.Store
 
-	happens func()
+	happens, committed func()
 }
 
 func (m *meanwhile) happen() {
@@ -45,6 +47,14 @@ func (m *meanwhile) ListKeys(ctx context.Context, query storage.Query) (storage.
 func (m *meanwhile) FindRequest(ctx context.Context, workspaceID, requestID string) (string, int64, error) {
 	defer m.happen()
 	return m.Store.FindRequest(ctx, workspaceID, requestID)
+}
+
+// Commit implements storage.Store.
+func (m *meanwhile) Commit(ctx context.Context, change *storage.Change) (int64, error) {
+	if m.committed != nil {
+		defer m.committed()
+	}
+	return m.Store.Commit(ctx, change)
 }
 
 // TestRefusalsRestOnOneState: while a key is being created, the policy gives the scope to
@@ -128,5 +138,83 @@ func TestReadsAreOfOneRevision(t *testing.T) {
 				t.Errorf("%q is suspended: when it was suspended it had another name", key.Name)
 			}
 		})
+	}
+}
+
+// TestChangesAreShownAsOfTheirRevision: after a key was changed and before the caller is answered, the key's member is suspended. The
+// answer is of the revision of the change, so the key is active in it.
+func TestChangesAreShownAsOfTheirRevision(t *testing.T) {
+	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
+	ctx := t.Context()
+	issued := func(key *keys.IssuedKey, err error) (*keys.Key, keys.Position, error) {
+		if err != nil {
+			return nil, keys.Position{}, err
+		}
+		return key.Key, key.Position, nil
+	}
+	changes := map[string]func(manager *keys.Manager, keyID string) (*keys.Key, keys.Position, error){
+		"CreateKey": func(manager *keys.Manager, _ string) (*keys.Key, keys.Position, error) {
+			return issued(manager.CreateKey(ctx, keystest.Actor, keys.KeySpec{
+				WorkspaceID: "CreateKey", MemberID: "ann", Name: "another", Scopes: []string{"signatures:read"},
+			}))
+		},
+		"RotateKey": func(manager *keys.Manager, keyID string) (*keys.Key, keys.Position, error) {
+			return issued(manager.RotateKey(ctx, keystest.Actor, keys.Rotation{WorkspaceID: "RotateKey", KeyID: keyID, Overlap: new(time.Hour)}))
+		},
+		"FinishRotation": func(manager *keys.Manager, keyID string) (*keys.Key, keys.Position, error) {
+			_, err := w.RotateKey(ctx, keystest.Actor, &keysvcv1.RotateKeyRequest{
+				WorkspaceId: "FinishRotation", KeyId: keyID, Overlap: durationpb.New(time.Hour),
+			})
+			if err != nil {
+				return nil, keys.Position{}, err
+			}
+			return manager.FinishRotation(ctx, keystest.Actor, "FinishRotation", keyID)
+		},
+		"UpdateKey": func(manager *keys.Manager, keyID string) (*keys.Key, keys.Position, error) {
+			return manager.UpdateKey(ctx, keystest.Actor, keys.KeyUpdate{
+				WorkspaceID: "UpdateKey", KeyID: keyID, Name: "renamed", Mask: []string{"name"},
+			})
+		},
+	}
+	for name, change := range changes {
+		t.Run(name, func(t *testing.T) {
+			w.Put(name, "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+			keyID := w.Create(name, "ann", "signatures:read").GetKey().GetKeyId()
+			var suspended int64
+			store := &meanwhile{Store: w.Store}
+			manager := keys.New(keys.Config{Store: store, Projection: w.Projection, Now: w.Clock.Now})
+			store.committed = func() {
+				w.Put(name, "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_SUSPENDED)
+				suspended = w.Projection.Revision()
+			}
+			key, position, err := change(manager, keyID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if position.Revision >= suspended || key.State != keys.KeyActive || key.StopReason != keys.StopUnspecified {
+				t.Errorf("at revision %d, state %d and reason %d; the member was suspended at %d", position.Revision, key.State, key.StopReason, suspended)
+			}
+		})
+	}
+}
+
+// TestPutMemberIsShownAsOfItsRevision: after a member was put and before the caller is answered, the workspace is removed.
+func TestPutMemberIsShownAsOfItsRevision(t *testing.T) {
+	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
+	ctx := t.Context()
+	store := &meanwhile{Store: w.Store, committed: func() {
+		if _, err := w.RemoveWorkspace(ctx, keystest.Actor, &keysvcv1.RemoveWorkspaceRequest{WorkspaceId: "acme"}); err != nil {
+			t.Error(err)
+		}
+	}}
+	manager := keys.New(keys.Config{Store: store, Projection: w.Projection, Now: w.Clock.Now})
+	member, position, err := manager.PutMember(ctx, keystest.Actor, keys.MemberSpec{
+		WorkspaceID: "acme", MemberID: "ann", Role: "manager", State: keys.MemberActive,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if member.State != keys.MemberActive || position.Revision >= w.Projection.Revision() {
+		t.Errorf("at revision %d of %d, state %d", position.Revision, w.Projection.Revision(), member.State)
 	}
 }

@@ -411,7 +411,7 @@ func (m *Manager) GetMember(ctx context.Context, visible access.Workspaces, work
 		// same revision.
 		workspace := m.projection.Workspace(workspaceID)
 		if workspace.Changed <= revision {
-			member := showMember(record, workspace.Current)
+			member := showMember(record, isIn(workspace.Current, record))
 			// Without a policy that can be read nothing can be granted, but the member is there.
 			if member.State == MemberActive && workspace.Policy != nil {
 				member.AssignableScopes = workspace.Policy.ScopesInOrder(member.Role)
@@ -479,7 +479,7 @@ func (m *Manager) ListMembers(ctx context.Context, visible access.Workspaces, qu
 		}
 		result := &MemberPage{Position: m.at(page.Revision), NextPageToken: makePageToken(page.Next, digest)}
 		for _, record := range page.Members {
-			result.Members = append(result.Members, showMember(record, workspace.Current))
+			result.Members = append(result.Members, showMember(record, isIn(workspace.Current, record)))
 		}
 		return result, nil
 	}

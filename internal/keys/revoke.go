@@ -25,14 +25,14 @@ func (m *Manager) RevokeKey(ctx context.Context, actor audit.Actor, workspaceID,
 		return nil, Position{}, err
 	}
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, actor, workspaceID, keyID,
+	changed, position, err := m.changeKey(ctx, actor, workspaceID, keyID,
 		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			return revoke(record, actor, now), nil
 		})
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return m.showAt(ctx, record, now, position)
+	return m.showAt(ctx, changed, now, position)
 }
 
 // checkKeyName checks the right and the fields of a verb that names a key and nothing else.
@@ -130,15 +130,16 @@ func revoke(record *storagev1.KeyRecord, actor audit.Actor, now time.Time) *stor
 func (m *Manager) changeKey(
 	ctx context.Context, actor audit.Actor, workspaceID, keyID string,
 	edit func(*attempt, *storagev1.KeyRecord) (*storagev1.AuditRecord, error),
-) (*storagev1.KeyRecord, Position, error) {
-	var record *storagev1.KeyRecord
+) (changedKey, Position, error) {
+	var changed changedKey
 	position, err := m.change(ctx, actor, workspaceID, func(attempt *attempt) (*storage.Change, error) {
 		stored, err := attempt.key(ctx, keyID)
 		if err != nil {
 			return nil, asKeyNotFound(err)
 		}
-		record = proto.CloneOf(stored)
+		record := proto.CloneOf(stored)
 		event, err := edit(attempt, record)
+		changed = attempt.changed(record, event != nil)
 		if err != nil || event == nil {
 			return nil, err
 		}
@@ -155,7 +156,7 @@ func (m *Manager) changeKey(
 			Narrows:          narrowsKey(stored, record),
 		}, nil
 	})
-	return record, position, err
+	return changed, position, err
 }
 
 // without returns the names that are not in others.

@@ -70,7 +70,7 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 		return nil, err
 	}
 	var issued token.Token
-	record, position, err := m.changeKey(ctx, actor, rotation.WorkspaceID, rotation.KeyID,
+	changed, position, err := m.changeKey(ctx, actor, rotation.WorkspaceID, rotation.KeyID,
 		func(view *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			// 1. Recognize a retry before anything is judged: the first call has rotated the key
 			// already, and the expire time may have passed since.
@@ -122,7 +122,7 @@ func (m *Manager) RotateKey(ctx context.Context, actor audit.Actor, rotation Rot
 	if err != nil {
 		return nil, asRequestUsed(err)
 	}
-	return m.issuedAt(ctx, record, issued, now, position)
+	return m.issuedAt(ctx, changed, issued, now, position)
 }
 
 // remember adds a request id to those of the key. If there are too many, it drops the second one:
@@ -192,7 +192,7 @@ func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspa
 		return nil, Position{}, err
 	}
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, actor, workspaceID, keyID,
+	changed, position, err := m.changeKey(ctx, actor, workspaceID, keyID,
 		func(_ *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err
@@ -206,5 +206,5 @@ func (m *Manager) FinishRotation(ctx context.Context, actor audit.Actor, workspa
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return m.showAt(ctx, record, now, position)
+	return m.showAt(ctx, changed, now, position)
 }

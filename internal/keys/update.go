@@ -46,7 +46,7 @@ func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, update KeyUp
 		return nil, Position{}, err
 	}
 	now := m.clock()
-	record, position, err := m.changeKey(ctx, actor, update.WorkspaceID, update.KeyID,
+	changed, position, err := m.changeKey(ctx, actor, update.WorkspaceID, update.KeyID,
 		func(view *attempt, record *storagev1.KeyRecord) (*storagev1.AuditRecord, error) {
 			if err := m.checkLive(record, now); err != nil {
 				return nil, err
@@ -78,7 +78,7 @@ func (m *Manager) UpdateKey(ctx context.Context, actor audit.Actor, update KeyUp
 	if err != nil {
 		return nil, Position{}, err
 	}
-	return m.showAt(ctx, record, now, position)
+	return m.showAt(ctx, changed, now, position)
 }
 
 // checkedUpdate has the fields of a valid KeyUpdate, in the form that is stored.
