@@ -27,6 +27,7 @@ import (
 var (
 	measureKeys     = flag.Int("measure", 0, "number of keys of TestMeasureLoad, such as 1000000; 0 skips it")
 	measureTogether = flag.Int("measure.together", 25, "how many keys one change creates, 1 to 30; 1 is what the verbs do")
+	measureGOGC     = flag.Int("measure.gogc", 100, "GOGC of etcd, in percent")
 	measureFolder   = flag.String("measure.folder", "", "a folder in which the filled etcd is kept for the next run")
 )
 
@@ -49,7 +50,7 @@ func TestMeasureLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	const quota = 32 << 30
-	server, err := startServer(folder, quota)
+	server, err := startServer(folder, quota, "-gogc", strconv.Itoa(*measureGOGC))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,6 +66,7 @@ func TestMeasureLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { t.Logf("etcd has %s of memory in the end", memoryOf(server.process.Process.Pid)) }()
 	t.Logf("%d keys take %d bytes each in etcd, with their events and the members and workspaces",
 		*measureKeys, status.DbSizeInUse/int64(*measureKeys))
 	store := open(t, config)
@@ -100,16 +102,23 @@ func measureReady(t *testing.T, server *server) {
 			said.WriteString(lines.Text() + "\n")
 		}
 		took := time.Since(began)
-		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", keysvc.Process.Pid))
+		resident := memoryOf(keysvc.Process.Pid)
 		_ = keysvc.Process.Kill()
 		_ = keysvc.Wait() // it was killed
 		if !serves {
 			t.Fatalf("keysvc does not serve:\n%s", said.String())
 		}
-		_, resident, _ := strings.Cut(string(status), "VmRSS:")
-		resident, _, _ = strings.Cut(resident, "\n")
-		t.Logf("keysvc serves %.2f s after its start, with %s of memory", took.Seconds(), strings.TrimSpace(resident))
+		t.Logf("keysvc serves %.2f s after its start, with %s of memory", took.Seconds(), resident)
 	}
+}
+
+// memoryOf returns the resident memory of a process with its unit; empty on systems that do not tell it in the way of Linux. Pages of
+// files that it has mapped count.
+func memoryOf(pid int) string {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, resident, _ := strings.Cut(string(status), "VmRSS:")
+	resident, _, _ = strings.Cut(resident, "\n")
+	return strings.TrimSpace(resident)
 }
 
 // fillForMeasure fills the store, unless the folder has a note that it is filled.

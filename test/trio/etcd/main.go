@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/url"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -34,8 +35,10 @@ func main() {
 	certificate := flag.String("cert", "", "the PEM file with the certificate for clients; TLS is then spoken on the socket secure")
 	key := flag.String("key", "", "the PEM file with its key")
 	authority := flag.String("ca", "", "the PEM file with the authorities of clients")
+	collection := flag.Int("gogc", 100, "GOGC of this process, in percent")
 	level := flag.String("log-level", "panic", "the lowest level to log")
 	flag.Parse()
+	debug.SetGCPercent(*collection)
 	config := embed.NewConfig()
 	config.Name = *name
 	config.Dir = "data"
