@@ -25,8 +25,11 @@ near-cache begins anew once. Afterwards both stores are read and compared part b
 part, and the new one is checked as "keysvc check" does it.
 
 The source is only read, and nobody may change it meanwhile: give a backup, the file
-of a stopped server, or a store in etcd whose servers are all read-only. The target
-must not exist. It can be served once everything was compared, and not before. A
+of a stopped server, or a store in etcd whose servers are all read-only. A file that
+is served, and a change of a store in etcd while it is copied, are noticed and
+refused. A server that goes on changing the store of which a backup was made, or the
+store in etcd afterwards, is not noticed: what it changes is not in the new store,
+revokes too. The target must not exist. It can be served once everything was compared, and not before. A
 migration that was interrupted, however that came, goes on when the same command is
 given again. If it is not wanted any more, --discard removes what it has written to
 its target, and copies nothing. A store that servers can open is refused, and left
