@@ -13,7 +13,7 @@ import (
 	"github.com/scribe-mail/keysvc/clients/keyscreen"
 )
 
-func TestLanguages(t *testing.T) {
+func TestScreenHasTheLanguageAndTheTimeZoneOfTheMember(t *testing.T) {
 	berlin := time.FixedZone("CET", 3600)
 	tag := "de"
 	p := newProduct(t, func(config *keyscreen.Config) {

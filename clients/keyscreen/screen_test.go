@@ -26,7 +26,7 @@ var assetPattern = regexp.MustCompile(`(?:href|src)="(/settings/api-keys/assets/
 
 var nextPattern = regexp.MustCompile(`href="([^"]*page=[^"]*)" rel="next"`)
 
-func TestCreateForm(t *testing.T) {
+func TestCreateFormOffersWhatTheRoleMayGrant(t *testing.T) {
 	p := newProduct(t, nil)
 	// 1. The boxes are what the role may grant.
 	if boxes := p.get("/new").want(http.StatusOK, "Read only", "Everything I may do").matches(boxPattern); len(boxes) != 23 {
@@ -208,7 +208,7 @@ func TestRotationOfARotatingKey(t *testing.T) {
 	p.get("/keys/"+id+"/finish").want(http.StatusOK, "nothing to finish")
 }
 
-func TestMounting(t *testing.T) {
+func TestOnlyPathsBelowTheMountAreAnswered(t *testing.T) {
 	p := newProduct(t, nil)
 	for path, want := range map[string]int{
 		mounted: http.StatusOK, mounted + "/": http.StatusOK, mounted + "/nothing": http.StatusNotFound, mounted + "/keys": http.StatusNotFound,

@@ -91,8 +91,8 @@ func TestFormsOfOtherSitesAreRefused(t *testing.T) {
 	p.send("/new", kept.hidden(), forms(id)["/new"]).want(http.StatusOK)
 }
 
-// TestForeignKeys: a key that the member may not see is answered like one that does not exist.
-func TestForeignKeys(t *testing.T) {
+// TestForeignKeyIsAnsweredLikeAnUnknownOne: a key that the member may not see is answered like one that does not exist.
+func TestForeignKeyIsAnsweredLikeAnUnknownOne(t *testing.T) {
 	p := newProduct(t, nil)
 	mine, _ := p.newKey("mine", "signatures:read")
 	p.member = "acme/bob"
@@ -175,7 +175,7 @@ func TestWhoMayNotEnter(t *testing.T) {
 	p.get("/").want(http.StatusForbidden, "no access to API keys")
 }
 
-func TestHeaders(t *testing.T) {
+func TestEachPageForbidsScriptsFramesAndCaches(t *testing.T) {
 	p := newProduct(t, func(config *keyscreen.Config) {
 		config.Stylesheets = []string{"/static/brand.css", "https://static.example.com/brand.css"}
 	})

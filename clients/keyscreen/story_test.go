@@ -11,9 +11,9 @@ import (
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 )
 
-// TestStoryOfAKey: a key from the empty table to its end, by forms alone. Its tokens are in the two answers
+// TestKeyIsMadeUsedAndEndedByFormsAlone: a key from the empty table to its end, by forms alone. Its tokens are in the two answers
 // that show them, and nowhere else.
-func TestStoryOfAKey(t *testing.T) {
+func TestKeyIsMadeUsedAndEndedByFormsAlone(t *testing.T) {
 	for _, locally := range []bool{false, true} {
 		t.Run(map[bool]string{false: "by keysvc", true: "locally"}[locally], func(t *testing.T) {
 			p := newProduct(t, func(config *keyscreen.Config) { config.IssueLocally = locally })

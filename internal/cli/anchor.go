@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -48,14 +50,17 @@ With --store etcd, accept the store in etcd, after etcd was put back to a snapsh
 Stop all servers first. "keysvc restore --store etcd" takes away again what the
 audit sink knows to be revoked since; this command does not.
 
-At a terminal "accept" must be typed; elsewhere --yes is needed.`,
-		Example: `  keysvc anchor accept keysvc-data/keysvc.db
+With --dry-run the command prints how the store compares with its anchor and its audit
+sink, and changes nothing. Otherwise, at a terminal "accept" must be typed; elsewhere
+--yes is needed.`,
+		Example: `  keysvc anchor accept keysvc-data/keysvc.db --dry-run
   keysvc anchor accept /var/lib/keysvc/keysvc.db --anchor /mnt/other/keysvc.anchor --yes
   keysvc anchor accept --store etcd --etcd-endpoints 127.0.0.1:2379 --audit-sink audit.jsonl`,
 		Args: fileOrEtcd("FILE"),
 	}
 	inEtcd := a.etcdFlags(cmd)
 	yes := yesFlag(cmd)
+	dryRun := cmd.Flags().Bool("dry-run", false, "say what would be accepted, and change nothing")
 	outside := outsideFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if a.hooks.AcceptAnchor == nil || a.hooks.AcceptEtcd == nil && len(args) == 0 {
@@ -63,7 +68,10 @@ At a terminal "accept" must be typed; elsewhere --yes is needed.`,
 		}
 		s := &session{app: a, cmd: cmd}
 		confirm := func() error {
-			if *yes {
+			switch {
+			case *dryRun:
+				return errDryRun
+			case *yes:
 				return nil
 			}
 			return s.confirm(cmd.Context(), "Type accept to serve it as it is:", "accept")
@@ -76,11 +84,22 @@ At a terminal "accept" must be typed; elsewhere --yes is needed.`,
 			if outside.Anchor != "" {
 				return usageError(cmd, "--anchor is for a store in a file: over etcd the audit sink is the anchor")
 			}
-			return a.hooks.AcceptEtcd(cmd.Context(), settings, outside.Sink, a.Stdout, confirm)
+			return a.afterDryRun(a.hooks.AcceptEtcd(cmd.Context(), settings, outside.Sink, a.Stdout, confirm))
 		}
 		return a.onFile(cmd, args[0], func(ctx context.Context) error {
-			return a.hooks.AcceptAnchor(ctx, args[0], *outside, a.Stdout, confirm)
+			return a.afterDryRun(a.hooks.AcceptAnchor(ctx, args[0], *outside, a.Stdout, confirm))
 		})
 	}
 	return cmd
+}
+
+// errDryRun is the answer to the question before a final change if nothing is to be changed.
+var errDryRun = errors.New("nothing is to be changed")
+
+// afterDryRun returns an error of a command, and says that nothing was changed if it is errDryRun.
+func (a *app) afterDryRun(err error) error {
+	if errors.Is(err, errDryRun) {
+		_, err = io.WriteString(a.Stdout, "Nothing was changed.\n")
+	}
+	return err
 }

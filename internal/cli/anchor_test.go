@@ -25,5 +25,11 @@ func TestAnchorAcceptNeedsAnAnswerOrYes(t *testing.T) {
 	if r := c.run(t, "anchor", "accept", "a.db"); r.status != 7 || !strings.Contains(r.stderr, "no terminal to ask at") || accepted != 1 {
 		t.Errorf("%+v, accepted %d times", r, accepted)
 	}
+	for _, dry := range [][]string{{"a.db"}, {"a.db", "--yes"}} {
+		c.run(t, append([]string{"anchor", "accept", "--dry-run"}, dry...)...).want(t, 0, "Nothing was changed.\n", "")
+	}
+	if accepted != 1 {
+		t.Error("a dry run accepts the store")
+	}
 	command{}.run(t, "anchor", "accept", "a.db", "--yes").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 }

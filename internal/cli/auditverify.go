@@ -50,7 +50,7 @@ because they are old must be in the sink, and its lines close the chain.`,
 			if len(args) > 1 {
 				return usageError(cmd, "needs at most one FILE besides flags, got %s; a pattern of --sink must be in quotes", count(int64(len(args)), "argument"))
 			}
-			return nil
+			return fileOrEtcd("FILE")(cmd, args)
 		},
 	}
 	var options server.VerifyOptions
@@ -86,8 +86,6 @@ because they are old must be in the sink, and its lines close the chain.`,
 			switch {
 			case err != nil:
 				return err
-			case len(args) > 0:
-				return usageError(cmd, "takes FILE or --store, not both")
 			case options.Copy:
 				return usageError(cmd, "--copy is for a store in a file: over etcd, servers may go on")
 			case a.hooks.VerifyAuditEtcd == nil:

@@ -51,6 +51,8 @@ type Hooks struct {
 	// Migrate copies a store from a file into etcd, or back, and compares the two. With
 	// server.ErrDiffers it returns what differs.
 	Migrate func(ctx context.Context, options server.MigrateOptions) (*server.Migrated, error)
+	// DiscardMigration removes what an unfinished migration has written to its target.
+	DiscardMigration func(ctx context.Context, options server.MigrateOptions) error
 }
 
 // DefaultHooks returns the hooks of the keysvc binary.
@@ -58,7 +60,7 @@ func DefaultHooks() Hooks {
 	return Hooks{
 		Serve: server.RunWithReload, Check: server.Check, CheckEtcd: server.CheckEtcd, AcceptAnchor: server.AcceptAnchor, AcceptEtcd: server.AcceptEtcd, RepairClock: server.RepairClock, RepairClockEtcd: server.RepairClockEtcd,
 		AuditFile: server.AuditFile, VerifyAudit: server.VerifyAudit, VerifyAuditEtcd: server.VerifyAuditEtcd,
-		Restore: server.Restore, RestoreEtcd: server.RestoreEtcd, Migrate: server.Migrate,
+		Restore: server.Restore, RestoreEtcd: server.RestoreEtcd, Migrate: server.Migrate, DiscardMigration: server.DiscardMigration,
 	}
 }
 

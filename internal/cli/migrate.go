@@ -25,10 +25,15 @@ near-cache begins anew once. Afterwards both stores are read and compared part b
 part, and the new one is checked as "keysvc check" does it.
 
 The source is only read, and nobody may change it meanwhile: give a backup, the file
-of a stopped server, or a store in etcd whose servers are all read-only. The target
-must not exist. It can be served once everything was compared, and not before. A
+of a stopped server, or a store in etcd whose servers are all read-only. A file that
+is served, and a change of a store in etcd while it is copied, are noticed and
+refused. A server that goes on changing the store of which a backup was made, or the
+store in etcd afterwards, is not noticed: what it changes is not in the new store,
+revokes too. The target must not exist. It can be served once everything was compared, and not before. A
 migration that was interrupted, however that came, goes on when the same command is
-given again.
+given again. If it is not wanted any more, --discard removes what it has written to
+its target, and copies nothing. A store that servers can open is refused, and left
+as it is. An interrupted --discard is given again.
 
 One of --from and --to is the word etcd, with --etcd-endpoints, or the settings of
 the server that will serve it: --config, or variables such as
@@ -36,25 +41,40 @@ KEYSVC_ETCD_ENDPOINTS. The other one is a file.
 
 The exit status is 1 if source and target differ; what differs is printed.`,
 		Example: `  keysvc migrate --from backup.db --to etcd --etcd-endpoints 10.0.0.1:2379,10.0.0.2:2379
-  keysvc migrate --from etcd --to /var/lib/keysvc/keysvc.db --config keysvc.yaml`,
+  keysvc migrate --from etcd --to /var/lib/keysvc/keysvc.db --config keysvc.yaml
+  keysvc migrate --to etcd --discard --etcd-endpoints 10.0.0.1:2379,10.0.0.2:2379`,
 		Args: positional(),
 	}
 	const etcd = config.EtcdStore
 	from := cmd.Flags().String("from", "", "the `store` that is copied: a file, or etcd (required)")
 	to := cmd.Flags().String("to", "", "the `store` that is made: etcd, or a file that does not exist (required)")
+	discard := cmd.Flags().Bool("discard", false, "remove what an unfinished migration has written to its target")
 	settings := a.someSettingsFlags(cmd, func(setting config.Setting) bool { return strings.HasPrefix(setting.Name, "etcd-") })
 	format := outputFlag(cmd, formatsOfEvents)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		options := server.MigrateOptions{File: *from, ToFile: *from == etcd}
 		switch {
-		case a.hooks.Migrate == nil:
+		case a.hooks.Migrate == nil || a.hooks.DiscardMigration == nil:
 			return errNoHook
+		case *discard && (*from != "" || *to == ""):
+			return usageError(cmd, "--discard needs --to, and takes no --from: it removes the target, and copies nothing")
+		case *discard:
+			options.File, options.ToFile = *to, *to != etcd
 		case *from == "" || *to == "":
 			return usageError(cmd, "--from and --to are needed")
 		case (*from == etcd) == (*to == etcd):
 			return usageError(cmd, "one of --from and --to is the word etcd, and the other one is a file; copy a file with keysvc backup or cp")
 		case options.ToFile:
 			options.File = *to
+		}
+		run := func(ctx context.Context) error {
+			if *discard {
+				return a.discardMigration(ctx, options, *format)
+			}
+			return a.migrate(ctx, options, *format)
+		}
+		if *discard && options.ToFile { // nothing is asked of etcd
+			return a.onFile(cmd, options.File, run)
 		}
 		source := settings()
 		source.Flags["store"] = []string{etcd}
@@ -63,29 +83,19 @@ The exit status is 1 if source and target differ; what differs is printed.`,
 			return a.listMistakes(err, "the settings are not valid")
 		}
 		options.Settings = loaded.Settings
-		return a.onFile(cmd, options.File, func(ctx context.Context) error { return a.migrate(ctx, options, *format) })
+		if *discard {
+			return run(cmd.Context())
+		}
+		return a.onFile(cmd, options.File, run)
 	}
 	return cmd
 }
 
 // migrate migrates, with a progress bar at a terminal.
 func (a *app) migrate(ctx context.Context, options server.MigrateOptions, format outputFormat) error {
-	var bar *progress
-	stage := ""
-	options.Progress = func(now string, done, total int64) {
-		if now != stage {
-			if bar != nil {
-				bar.end()
-			}
-			stage, bar = now, a.newCount(now, "parts", total)
-		}
-		bar.total = total
-		bar.show(done)
-	}
+	end := a.migrateProgress(&options, "parts")
 	result, err := a.hooks.Migrate(ctx, options)
-	if bar != nil {
-		bar.end()
-	}
+	end()
 	if err != nil && !errors.Is(err, server.ErrDiffers) {
 		return err
 	}
@@ -96,6 +106,52 @@ func (a *app) migrate(ctx context.Context, options server.MigrateOptions, format
 		shown = migratedText(a.Stdout, result, options)
 	}
 	return errors.Join(err, shown)
+}
+
+// migrateProgress shows how far each stage is at a terminal, and returns what ends the last bar.
+func (a *app) migrateProgress(options *server.MigrateOptions, unit string) (end func()) {
+	var bar *progress
+	stage := ""
+	end = func() {
+		if bar != nil {
+			bar.end()
+		}
+	}
+	options.Progress = func(now string, done, total int64) {
+		if now != stage {
+			end()
+			stage, bar = now, a.newCount(now, unit, total)
+		}
+		bar.total = total
+		bar.show(done)
+	}
+	return end
+}
+
+// discardMigration removes an unfinished target.
+func (a *app) discardMigration(ctx context.Context, options server.MigrateOptions, format outputFormat) error {
+	end := a.migrateProgress(&options, "names")
+	err := a.hooks.DiscardMigration(ctx, options)
+	end()
+	if err != nil {
+		return err
+	}
+	place := migrationTarget(options)
+	if format == formatJSON {
+		return json.NewEncoder(a.Stdout).Encode(struct {
+			Discarded string `json:"discarded"`
+		}{place})
+	}
+	_, err = fmt.Fprintf(a.Stdout, "Removed the unfinished migration into %s.\n", printable(place))
+	return err
+}
+
+// migrationTarget names the target for people.
+func migrationTarget(options server.MigrateOptions) string {
+	if options.ToFile {
+		return options.File
+	}
+	return "the store in etcd under " + options.Settings.EtcdPrefix
 }
 
 // migratedText writes for people what was migrated.
@@ -116,12 +172,9 @@ func migratedText(out io.Writer, result *server.Migrated, options server.Migrate
 	for _, problem := range result.Problems {
 		line("differs: %s", printable(redact(problem)))
 	}
-	place := "the store in etcd under " + options.Settings.EtcdPrefix
-	if options.ToFile {
-		place = options.File
-	}
+	place := migrationTarget(options)
 	if len(result.Problems) > 0 {
-		line("%s must not be served.", place)
+		line("%s must not be served. Remove it with --discard.", place)
 	} else {
 		line("Made %s at revision %d, with the new epoch %s.", place, result.Revision, result.Epoch)
 	}

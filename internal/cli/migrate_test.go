@@ -2,12 +2,14 @@ package cli_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/scribe-mail/keysvc/internal/cli"
 	"github.com/scribe-mail/keysvc/internal/server"
+	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // migrating returns a command whose migration answers with a result and an error.
@@ -16,7 +18,7 @@ func migrating(result *server.Migrated, err error, got *server.MigrateOptions) c
 		*got = options
 		options.Progress("copying", 1, 2)
 		return result, err
-	}}}
+	}, DiscardMigration: func(context.Context, server.MigrateOptions) error { return errors.New("it discards") }}}
 }
 
 func TestMigrateSaysWhatIsAlike(t *testing.T) {
@@ -70,5 +72,41 @@ func TestMigrateNeedsAFileAndEtcd(t *testing.T) {
 	}
 	if got.File != "" {
 		t.Errorf("it migrates: %+v", got)
+	}
+}
+
+func TestMigrateDiscardsAnUnfinishedTarget(t *testing.T) {
+	t.Parallel()
+	var got server.MigrateOptions
+	var refuse error
+	c := command{hooks: cli.Hooks{
+		Migrate: func(context.Context, server.MigrateOptions) (*server.Migrated, error) {
+			t.Error("it migrates")
+			return nil, nil
+		},
+		DiscardMigration: func(_ context.Context, options server.MigrateOptions) error {
+			got = options
+			options.Progress("removing", 1, 2)
+			return refuse
+		},
+	}}
+	c.run(t, "migrate", "--to", "etcd", "--discard", "--etcd-endpoints", "127.0.0.1:2379", "--etcd-prefix", "/k/").
+		want(t, cli.ExitOK, "Removed the unfinished migration into the store in etcd under /k/.\n", "")
+	if got.ToFile || got.Settings.EtcdPrefix != "/k/" {
+		t.Errorf("it asks for %+v", got)
+	}
+	c.run(t, "migrate", "--to", "new.db", "--discard").want(t, cli.ExitOK, "Removed the unfinished migration into new.db.\n", "")
+	if !got.ToFile || got.File != "new.db" {
+		t.Errorf("it asks for %+v", got)
+	}
+	c.run(t, "migrate", "--to", "new.db", "--discard", "-o", "json").want(t, cli.ExitOK, "{\"discarded\":\"new.db\"}\n", "")
+	refuse = storage.ErrPresent
+	if answer := c.run(t, "migrate", "--to", "new.db", "--discard"); answer.status != cli.ExitFailure || answer.stdout != "" {
+		t.Errorf("a finished store: status %d: %s", answer.status, answer.stdout)
+	}
+	for _, arguments := range [][]string{{"--discard"}, {"--discard", "--from", "a.db", "--to", "etcd", "--etcd-endpoints", "127.0.0.1:2379"}} {
+		if answer := c.run(t, append([]string{"migrate"}, arguments...)...); answer.status != cli.ExitUsage {
+			t.Errorf("%q: status %d: %s", arguments, answer.status, answer.stderr)
+		}
 	}
 }

@@ -62,30 +62,67 @@ type MigratedParts struct {
 // An interrupted migration is gone on with. Errors: ErrDiffers, with Problems; storage.ErrPresent if there
 // is another store; storage.ErrSourceChanged; storage.ErrLocked if the file is served; ErrUnavailable,
 // ErrFull, ErrDamaged, those of the file system, and the context's.
-func Migrate(ctx context.Context, options MigrateOptions) (_ *Migrated, err error) {
-	cluster, err := connectEtcd(ctx, options.Settings, slog.New(slog.DiscardHandler))
+func Migrate(ctx context.Context, options MigrateOptions) (result *Migrated, err error) {
+	err = options.inEtcd(ctx, func(stored etcdstore.Config) (err error) {
+		source, target, err := options.open(ctx, stored)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, target.Close(), source.Close()) }()
+		run := migrate.Options{Source: source, Target: target}
+		if options.Progress != nil {
+			run.Progress = func(stage migrate.Stage, done, total int64) { options.Progress(string(stage), done, total) }
+		}
+		report, err := migrate.Run(ctx, run)
+		result = migratedOf(report)
+		if !options.ToFile {
+			err = notOfTheFile(err)
+		}
+		return err
+	})
+	return result, err
+}
+
+// DiscardMigration removes what an unfinished migration has written to its target. The source is not looked at. Errors:
+// storage.ErrPresent if the target is a store that can be served, storage.ErrAbsent if there is no unfinished migration,
+// storage.ErrLocked if another process works on it, ErrUnavailable, those of the file system, and the context's. After
+// others than the first two it can be called again.
+func DiscardMigration(ctx context.Context, options MigrateOptions) (err error) {
+	progress := func(done, total int64) {
+		if options.Progress != nil {
+			options.Progress("removing", done, total)
+		}
+	}
+	if options.ToFile {
+		target := boltstore.NewImport(options.File, boltstore.Config{})
+		return errors.Join(target.Discard(ctx, progress), target.Close())
+	}
+	return options.inEtcd(ctx, func(stored etcdstore.Config) error {
+		target := etcdstore.NewImport(ctx, stored)
+		return notOfTheFile(errors.Join(target.Discard(ctx, progress), target.Close()))
+	})
+}
+
+// notOfTheFile returns an error of a target in etcd, which does not say that a file is locked.
+func notOfTheFile(err error) error {
+	if errors.Is(err, storage.ErrLocked) {
+		err = fmt.Errorf("etcd: %s", err.Error())
+	}
+	return err
+}
+
+// inEtcd calls use with the config of the store in etcd.
+func (o MigrateOptions) inEtcd(ctx context.Context, use func(etcdstore.Config) error) (err error) {
+	cluster, err := connectEtcd(ctx, o.Settings, slog.New(slog.DiscardHandler))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { err = errors.Join(err, cluster.Close()) }()
-	stored := etcdstore.Config{Members: cluster.Members(), Connect: cluster.Dial, Prefix: options.Settings.EtcdPrefix}
-	source, target, err := options.open(ctx, stored)
+	err = use(etcdstore.Config{Members: cluster.Members(), Connect: cluster.Dial, Prefix: o.Settings.EtcdPrefix})
 	if errors.Is(err, storage.ErrUnavailable) {
 		err = cluster.Explain(ctx, err)
 	}
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, target.Close(), source.Close()) }()
-	run := migrate.Options{Source: source, Target: target}
-	if options.Progress != nil {
-		run.Progress = func(stage migrate.Stage, done, total int64) { options.Progress(string(stage), done, total) }
-	}
-	report, err := migrate.Run(ctx, run)
-	if errors.Is(err, storage.ErrLocked) && !options.ToFile {
-		err = fmt.Errorf("etcd: %s", err.Error()) // it is not the file that is locked
-	}
-	return migratedOf(report), err
+	return err
 }
 
 // open opens source and target.

@@ -87,7 +87,7 @@ func (h *hedged) suspects() (names []string) {
 
 var errRefused = status.Error(codes.PermissionDenied, "no")
 
-func TestHedgedCalls(t *testing.T) {
+func TestCallIsHedgedIfItsServerIsSilent(t *testing.T) {
 	t.Parallel()
 	const silent = time.Hour
 	for name, test := range map[string]struct {

@@ -66,7 +66,7 @@ func TestListOfAddresses(t *testing.T) {
 
 // The servers behind names are told once all names were looked up. A name that cannot be looked up any more keeps its
 // servers.
-func TestListOfNames(t *testing.T) {
+func TestServersAreToldOnceAllNamesWereLookedUp(t *testing.T) {
 	t.Parallel()
 	conn := &told{}
 	l := &list{conn: conn}

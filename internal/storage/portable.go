@@ -164,6 +164,11 @@ type Importer interface {
 	Check(ctx context.Context) ([]string, error)
 	// Release makes a store that can be served, and returns its epoch and revision.
 	Release(ctx context.Context) (epoch string, revision int64, err error)
+	// Discard removes what an unfinished migration from any origin has written, instead of Begin. Until it has returned nil,
+	// opening the store is ErrUnfinished. progress is called with how many names of all are removed. Errors: ErrPresent if there
+	// is a store that can be served, which is left as it is; ErrAbsent if no migration was begun; ErrLocked if another process
+	// fills the store, or has begun to remove it as well; ErrUnavailable, those of the file system, and the context's.
+	Discard(ctx context.Context, progress func(done, total int64)) error
 	// Close releases what the Importer holds.
 	Close() error
 }

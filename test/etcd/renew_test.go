@@ -145,6 +145,9 @@ func TestAcceptOverEtcdServesWhatThereIs(t *testing.T) {
 	if err := run.Run(); err == nil || !strings.Contains(output.String(), "nothing was changed") {
 		t.Errorf("without an answer: %v\n%s", err, output)
 	}
+	if said := must(t, append(accept, "--dry-run", "--yes")...); !strings.Contains(said, "which the store does not have") || !strings.Contains(said, "Nothing was changed.") {
+		t.Errorf("a dry run says:\n%s", said)
+	}
 	r.mustNotServe("an older copy of the store may have been put back")
 	if said := must(t, append(accept, "--yes")...); !strings.Contains(said, "which the store does not have") || !strings.Contains(said, "with the new epoch") {
 		t.Errorf("it says:\n%s", said)

@@ -8,8 +8,8 @@ import (
 	"github.com/scribe-mail/keysvc/test/crash/overlay"
 )
 
-// TestPatchFits fails if the program without the barrier cannot be built any more.
-func TestPatchFits(t *testing.T) {
+// TestProgramWithoutTheBarrierCanBeBuilt fails if the patch that takes the barrier out does not fit the source any more.
+func TestProgramWithoutTheBarrierCanBeBuilt(t *testing.T) {
 	root, err := root(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -133,7 +133,7 @@ func TestOrderOfCallsIsJudgedWithoutRevisions(t *testing.T) {
 	}
 }
 
-func TestFeedIsJudged(t *testing.T) {
+func TestWrongFeedIsFound(t *testing.T) {
 	change := func(revision int64) *keysvcv1.AuditEvent {
 		return &keysvcv1.AuditEvent{Revision: revision, WorkspaceId: "w", KeyId: "k", Hash: []byte{byte(revision)}, Action: keysvcv1.AuditAction_AUDIT_ACTION_KEY_REVOKED}
 	}

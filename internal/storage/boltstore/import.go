@@ -469,5 +469,41 @@ func (i *Import) Release(ctx context.Context) (epoch string, revision int64, err
 	return file.header.GetEpoch(), file.position.Revision, nil
 }
 
+// Discard implements storage.Importer. The file that a migration fills has a name of its own, so the store at the path is
+// never touched.
+func (i *Import) Discard(ctx context.Context, progress func(done, total int64)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	filling, err := os.Lstat(i.filling)
+	made, madeErr := os.Lstat(i.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && madeErr == nil:
+		return fmt.Errorf("%w: %s, and no migration into it is unfinished: there is no %s", storage.ErrPresent, i.path, i.filling)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w, and no unfinished migration: there is no %s", storage.ErrAbsent, i.filling)
+	case err != nil:
+		return err
+	case madeErr == nil && os.SameFile(filling, made): // Release was interrupted
+		return fmt.Errorf("%w: %s is finished, and %s is another name of it", storage.ErrPresent, i.path, i.filling)
+	}
+	// Whoever fills the file, or compares it, has the lock. A damaged file is of no use to anybody.
+	file, err := openDatabase(i.filling, i.config, false)
+	if err != nil && !errors.Is(err, storage.ErrDamaged) {
+		return err
+	}
+	err = os.Remove(i.filling)
+	if file != nil {
+		err = errors.Join(err, file.close())
+	}
+	if err == nil {
+		err = syncFolder(filepath.Dir(i.path))
+	}
+	if err == nil {
+		progress(1, 1)
+	}
+	return err
+}
+
 // Close implements storage.Importer.
 func (i *Import) Close() error { return i.closeDatabase() }

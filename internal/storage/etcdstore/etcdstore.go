@@ -237,6 +237,9 @@ func newStore(ctx context.Context, config Config) *Store {
 // other than a store.
 var errNoHeader error = &storage.DamagedError{Kind: "header", Name: nameHeader, Problem: "missing"}
 
+// errMigration is the error if a migration into the store has begun, and not finished.
+var errMigration = fmt.Errorf("%w; run keysvc migrate again to go on with it, or with --discard to remove it", storage.ErrUnfinished)
+
 // errRenewal is the error if a Renewal of the store has begun, and not finished.
 var errRenewal = fmt.Errorf("%w: its restore was interrupted; run keysvc restore, or keysvc anchor accept, with --store etcd again", storage.ErrUnfinished)
 
@@ -248,7 +251,7 @@ func (s *Store) open(ctx context.Context) error {
 	}
 	switch {
 	case first(response, 1) != nil:
-		return fmt.Errorf("%w; run keysvc migrate again to go on with it", storage.ErrUnfinished)
+		return errMigration
 	case first(response, 3) != nil:
 		return errRenewal
 	}

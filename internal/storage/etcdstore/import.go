@@ -110,6 +110,9 @@ func (i *Import) begin(ctx context.Context) (_ storage.Begun, again bool, _ erro
 		if err := storage.Decode("migration", nameMigration, stored.Value, record); err != nil {
 			return storage.Begun{}, false, err
 		}
+		if record.GetSourceEpoch() == "" {
+			return storage.Begun{}, false, fmt.Errorf("%w: its removal has begun; run keysvc migrate --discard again", storage.ErrUnfinished)
+		}
 		if !i.origin.IsOf(record) {
 			return storage.Begun{}, false, fmt.Errorf("%w: the migration into %s was begun from revision %d of %s",
 				storage.ErrSourceChanged, s.config.Prefix, record.GetSourceRevision(), record.GetSourceEpoch())
@@ -283,7 +286,7 @@ func (i *Import) flush(ctx context.Context, copied int64) error {
 func (i *Import) step(ctx context.Context, ops []clientv3.Op, next *storagev1.MigrationRecord) error {
 	taken, err := i.commit(ctx, i.store.holds(nameMigration, "=", i.stored), ops, next)
 	if err == nil && !taken {
-		err = fmt.Errorf("%w: another process goes on with the migration", storage.ErrLocked)
+		err = errOthersMigrate
 	}
 	return err
 }
@@ -406,16 +409,17 @@ func (i *Import) Release(ctx context.Context) (epoch string, revision int64, err
 	if err != nil || i.released {
 		return i.store.epoch, position.Revision, err
 	}
-	// If the answer is lost, the record is gone, or it is not: then it is deleted again.
+	// If the answer is lost, the record is gone, or it is not: then it is deleted again. Without the header, another
+	// process discards what was compared.
 	response, err := i.store.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
-		return member.Txn(ctx).If(i.store.holds(nameMigration, "=", i.stored)).
-			Then(i.store.delete(nameMigration)).Else(i.store.get(nameMigration)).Commit()
+		return member.Txn(ctx).If(i.store.holds(nameMigration, "=", i.stored), i.store.holds(nameHeader, "=", i.store.header)).
+			Then(i.store.delete(nameMigration)).Else(i.store.get(nameHeader), i.store.get(nameMigration)).Commit()
 	})
 	if err != nil {
 		return "", 0, err
 	}
-	if !response.Succeeded && first(response, 0) != nil {
-		return "", 0, fmt.Errorf("%w: another process goes on with the migration", storage.ErrLocked)
+	if !response.Succeeded && (first(response, 1) != nil || i.store.checkHeader(response) != nil) {
+		return "", 0, errOthersMigrate
 	}
 	i.released = true
 	return i.store.epoch, position.Revision, nil

@@ -52,7 +52,7 @@ func (r *Renewal) reopen(ctx context.Context) error {
 	case err != nil:
 		return err
 	case first(response, 1) != nil:
-		return fmt.Errorf("%w; run keysvc migrate again to go on with it", storage.ErrUnfinished)
+		return errMigration
 	case first(response, 0) == nil:
 		return r.missing(ctx)
 	}

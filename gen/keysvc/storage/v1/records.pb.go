@@ -2285,7 +2285,7 @@ type MigrationRecord struct {
 	Epoch string `protobuf:"bytes,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// When the migration began.
 	BeginTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=begin_time,json=beginTime,proto3" json:"begin_time,omitempty"`
-	// The epoch of the source.
+	// The epoch of the source. A record without one, and with none of the fields below, says that what was filled is being removed.
 	SourceEpoch string `protobuf:"bytes,4,opt,name=source_epoch,json=sourceEpoch,proto3" json:"source_epoch,omitempty"`
 	// The revision of the source. A source with another one has changed since the migration began.
 	SourceRevision int64 `protobuf:"varint,5,opt,name=source_revision,json=sourceRevision,proto3" json:"source_revision,omitempty"`
