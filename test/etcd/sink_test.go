@@ -144,6 +144,9 @@ func TestSinkGoesOnAtItsLastLine(t *testing.T) {
 	s.has(first, s.create(5))
 	second, stopSecond := s.run(path) // waits for the lock
 	s.has(first, s.create(5))
+	if status := second.Status(); status.Revision != 0 {
+		t.Errorf("the second writer writes beside the first: %+v", status)
+	}
 	stopFirst()
 	s.has(second, s.create(5))
 	if position, err := s.store.SinkPosition(t.Context()); err != nil || position.Revision == 0 {
