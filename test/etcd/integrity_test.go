@@ -1,8 +1,10 @@
 package etcd_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -374,5 +376,123 @@ func TestReadsCompareWithWhatWasLoaded(t *testing.T) {
 				t.Errorf("Commit: %v", err)
 			}
 		})
+	}
+}
+
+// TestFollowerFindsWhatTheEventDoesNotList alters a change on its way, as a faulty program would write it. A process that follows the store
+// decides nothing on what was altered, and does not change it.
+func TestFollowerFindsWhatTheEventDoesNotList(t *testing.T) {
+	t.Parallel()
+	replace := func(then []clientv3.Op, name string, with ...clientv3.Op) []clientv3.Op {
+		index := slices.IndexFunc(then, func(part clientv3.Op) bool { return strings.HasPrefix(string(part.KeyBytes()), name) })
+		return slices.Replace(slices.Clone(then), index, index+1, with...)
+	}
+	changeKey := func(workspace *storagetest.Workspace, key *storagev1.KeyRecord) *storage.Change {
+		return workspace.UpdateKey(key, func(record *storagev1.KeyRecord) { record.Name = "another" })
+	}
+	changeMember := func(workspace *storagetest.Workspace, _ *storagev1.KeyRecord) *storage.Change {
+		return workspace.PutMember("member", "admin")
+	}
+	for name, test := range map[string]struct {
+		// alter returns what is written in the place of a change that revokes the key. older is the key's record from before.
+		alter func(then []clientv3.Op, prefix, older string) []clientv3.Op
+		// wrong changes what was altered, and sound something else; nil if nothing else can be changed.
+		wrong, sound func(*storagetest.Workspace, *storagev1.KeyRecord) *storage.Change
+	}{
+		"an older record is put": {func(then []clientv3.Op, prefix, older string) []clientv3.Op {
+			index := slices.IndexFunc(then, func(part clientv3.Op) bool { return strings.HasPrefix(string(part.KeyBytes()), prefix+"data/keys/w") })
+			return replace(then, prefix+"data/keys/w", clientv3.OpPut(string(then[index].KeyBytes()), older))
+		}, changeKey, changeMember},
+		"a record is not put": {func(then []clientv3.Op, prefix, _ string) []clientv3.Op {
+			return replace(then, prefix+"data/keys/w")
+		}, changeKey, changeMember},
+		"another record is deleted": {func(then []clientv3.Op, prefix, _ string) []clientv3.Op {
+			return slices.Insert(slices.Clone(then), 0, clientv3.OpDelete(prefix+storedMember))
+		}, changeMember, changeKey},
+		"the record is deleted": {func(then []clientv3.Op, prefix, _ string) []clientv3.Op {
+			index := slices.IndexFunc(then, func(part clientv3.Op) bool { return strings.HasPrefix(string(part.KeyBytes()), prefix+"data/keys/w") })
+			return replace(then, prefix+"data/keys/w", clientv3.OpDelete(string(then[index].KeyBytes())))
+		}, changeKey, changeMember},
+		"the tag is another one": {func(then []clientv3.Op, prefix, _ string) []clientv3.Op {
+			const stored = "data/heads/w"
+			index := slices.IndexFunc(then, func(part clientv3.Op) bool { return string(part.KeyBytes()) == prefix+stored })
+			head := &storagev1.HeadRecord{}
+			if err := storage.Decode("head", stored, then[index].ValueBytes(), head); err != nil {
+				t.Error(err)
+			}
+			head.Tag[0] ^= 1
+			payload, err := storage.Encode(head)
+			if err != nil {
+				t.Error(err)
+			}
+			return replace(then, prefix+stored, clientv3.OpPut(prefix+stored, string(storage.Frame(stored, payload))))
+		}, changeKey, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			s, workspace := newShaky(t, 0), storagetest.NewWorkspace("w")
+			s.do(workspace, workspace.PutMember("member", "admin"))
+			create := workspace.CreateKey(storagetest.KeyID(1))
+			s.do(workspace, create)
+			key := create.PutKeys[0]
+			found, err := newClient(t).Get(ctx, s.prefix+"data/keys/w", clientv3.WithPrefix())
+			if err != nil || len(found.Kvs) != 1 {
+				t.Fatal(found, err)
+			}
+			store := open(t, etcdConfig(t, s.prefix))
+			follower, _ := followed(t, store)
+			if found := follower.Find(key.GetKeyId()); !found.Exists || found.Damaged != nil {
+				t.Fatalf("before: %+v", found)
+			}
+			s.next(func(sent *sent) (*clientv3.TxnResponse, error) {
+				sent.then = test.alter(sent.then, s.prefix, string(found.Kvs[0].Value))
+				return sent.deliver()
+			})
+			revoke := workspace.RevokeKey(key)
+			if err := follower.WaitFor(ctx, s.do(workspace, revoke)); err != nil {
+				t.Fatal(err)
+			}
+			if found := follower.Find(key.GetKeyId()); !errors.Is(found.Damaged, storage.ErrDamaged) {
+				t.Errorf("the follower finds %+v, want ErrDamaged", found)
+			}
+			wrong := test.wrong(workspace, revoke.PutKeys[0])
+			if _, err := store.Commit(ctx, wrong); !errors.Is(err, storage.ErrDamaged) {
+				t.Errorf("a change of what was altered: %v, want ErrDamaged", err)
+			}
+			if test.sound == nil {
+				return
+			}
+			if _, err := store.Commit(ctx, test.sound(workspace, revoke.PutKeys[0])); err != nil {
+				t.Errorf("a change of something else: %v", err)
+			}
+		})
+	}
+}
+
+// TestUnknownDamageIsOfTheWholeWorkspace puts a record back, and takes away the event that would show which one it was. Then nothing in the
+// workspace is decided on or changed.
+func TestUnknownDamageIsOfTheWholeWorkspace(t *testing.T) {
+	t.Parallel()
+	g := newGuarded(t)
+	before := g.raw(g.storedKey())
+	g.updateKey(func(record *storagev1.KeyRecord) { record.RevokeTime = timestamppb.Now() })
+	g.put(g.storedKey(), before)
+	g.put("data/audit/w\x00"+complementOf(g.workspace.Head.Sequence), "damaged")
+	loaded := g.open()
+	starting := projection.New(loaded, nil)
+	if _, err := starting.Load(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for number := range 2 {
+		if found := starting.Find(storagetest.KeyID(number + 1)); !errors.Is(found.Damaged, storage.ErrDamaged) {
+			t.Errorf("key %d: %+v, want ErrDamaged", number+1, found)
+		}
+	}
+	for name, store := range map[string]*etcdstore.Store{"loaded": loaded, "not loaded": g.open()} {
+		if _, err := store.Commit(t.Context(), g.workspace.PutMember("other", "admin")); !errors.Is(err, storage.ErrDamaged) {
+			t.Errorf("%s: Commit: %v, want ErrDamaged", name, err)
+		}
 	}
 }

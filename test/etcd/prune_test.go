@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -181,5 +183,118 @@ func TestPrunedStoreIsSound(t *testing.T) {
 	}
 	if page, err := p.store.ListAuditEvents(t.Context(), storage.Query{WorkspaceID: "a", Limit: 10}); !errors.Is(err, storage.ErrDamaged) {
 		t.Errorf("ListAuditEvents without the newest event: %d events, %v", len(page.Events), err)
+	}
+}
+
+// aged is a workspace with a member and a key that is renamed, so that its events are of few records. Event 1 puts workspace and member, event 2
+// the key, and each further event another name.
+type aged struct {
+	*storagetest.Workspace
+	store *etcdstore.Store
+	key   *storagev1.KeyRecord
+}
+
+// newAged makes such a workspace. number is that of its key.
+func newAged(t *testing.T, store *etcdstore.Store, id string, number int) *aged {
+	t.Helper()
+	a := &aged{Workspace: storagetest.NewWorkspace(id), store: store}
+	a.commit(t, a.PutMember("member", "admin"))
+	create := a.CreateKey(storagetest.KeyID(number))
+	a.commit(t, create)
+	a.key = create.PutKeys[0]
+	return a
+}
+
+func (a *aged) commit(t *testing.T, change *storage.Change) int64 {
+	t.Helper()
+	revision := mustCommit(t, a.store, change)
+	a.Follow(change)
+	return revision
+}
+
+// rename renames the key at a time, or now if it is zero, and returns the revision.
+func (a *aged) rename(t *testing.T, at time.Time) int64 {
+	t.Helper()
+	change := a.UpdateKey(a.key, func(record *storagev1.KeyRecord) { record.Name += "." })
+	if !at.IsZero() {
+		change.Event.Time = timestamppb.New(at)
+	}
+	a.key = change.PutKeys[0]
+	return a.commit(t, change)
+}
+
+// events returns the sequences of the events that are stored, the newest first.
+func (a *aged) events(t *testing.T, client *clientv3.Client, prefix string) (sequences []int64) {
+	t.Helper()
+	folder := prefix + "data/audit/" + a.ID + "\x00"
+	response, err := client.Get(t.Context(), folder, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pair := range response.Kvs {
+		for sequence := range a.Head.Sequence {
+			if string(pair.Key) == folder+complementOf(sequence+1) {
+				sequences = append(sequences, sequence+1)
+			}
+		}
+	}
+	return sequences
+}
+
+// TestPruningStopsAtTheSink: the event that the sink ends with stays, and whatever is newer or young. Of the rest these stay:
+// the last event of each record, and the newest one.
+func TestPruningStopsAtTheSink(t *testing.T) {
+	t.Parallel()
+	client, prefix := newClient(t), newPrefix()
+	a := newAged(t, open(t, etcdConfig(t, prefix)), "w", 1)
+	young := time.Date(2026, time.March, 1, 0, 0, 0, 0, time.UTC) // other events are of January
+	a.rename(t, time.Time{})
+	a.rename(t, young) // 4: by a process whose clock is ahead
+	a.rename(t, young)
+	sunk := a.rename(t, time.Time{}) // 6
+	for range 3 {
+		a.rename(t, time.Time{})
+	}
+	if err := a.store.PutSinkPosition(t.Context(), storage.Barrier{Revision: sunk}); err != nil {
+		t.Fatal(err)
+	}
+	deleted, err := a.store.PruneAudit(t.Context(), young)
+	if got, want := a.events(t, client, prefix), []int64{9, 8, 7, 6, 5, 4, 3, 1}; err != nil || deleted != 1 || !slices.Equal(got, want) {
+		t.Errorf("PruneAudit: %d, %v; left are the events %d, want %d", deleted, err, got, want)
+	}
+	mustBeSound(t, prefix)
+}
+
+// TestPruningLeavesDamageAlone: a workspace with damage keeps all its events, which show what was lost.
+func TestPruningLeavesDamageAlone(t *testing.T) {
+	t.Parallel()
+	client, prefix := newClient(t), newPrefix()
+	store := open(t, etcdConfig(t, prefix))
+	workspaces, newest := make(map[string]*aged), int64(0)
+	for number, id := range []string{"event", "head", "record", "sound"} {
+		workspaces[id] = newAged(t, store, id, number+1)
+		for range 3 {
+			newest = workspaces[id].rename(t, time.Time{})
+		}
+	}
+	mustPut(t, client, prefix+"data/audit/event\x00"+complementOf(3), "damaged")
+	mustPut(t, client, prefix+"data/members/record\x00member", "damaged")
+	if _, err := client.Delete(t.Context(), prefix+"data/heads/head"); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.PutSinkPosition(t.Context(), storage.Barrier{Revision: newest + 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.PruneAudit(t.Context(), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	for id, workspace := range workspaces {
+		want := []int64{5, 4, 3, 2, 1}
+		if id == "sound" {
+			want = []int64{5, 1}
+		}
+		if got := workspace.events(t, client, prefix); !slices.Equal(got, want) {
+			t.Errorf("%s: left are the events %d, want %d", id, got, want)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package etcd_test
 
 import (
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/race"
+	keysvc "github.com/scribe-mail/keysvc/internal/server"
 	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/storage/etcdstore"
 	"github.com/scribe-mail/keysvc/internal/storage/storagetest"
@@ -159,6 +161,27 @@ func TestAcceptOverEtcdServesWhatThereIs(t *testing.T) {
 	must(t, append([]string{"audit", "verify", "--sink", r.sink + "*"}, r.flags...)...)
 }
 
+// TestSinkGoesOnAfterANewEpoch: events that the sink did not have when the new epoch began follow in it.
+func TestSinkGoesOnAfterANewEpoch(t *testing.T) {
+	t.Parallel()
+	s := newSunk(t)
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	writer, stop := s.run(path)
+	s.has(writer, s.create(3))
+	stop()
+	s.create(3)
+	settings := settingsFor(t, s.prefix, endpoints...)
+	if err := keysvc.AcceptEtcd(t.Context(), settings, path, io.Discard, func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	s.store = s.open()
+	newest := s.create(2)
+	writer, stop = s.run(path)
+	s.has(writer, newest)
+	stop()
+	s.wantChain(path)
+}
+
 // TestRenewalGoesOn interrupts a renewal: nobody opens the store before its end, whoever had it open changes nothing any more, and
 // damage does not become valid.
 func TestRenewalGoesOn(t *testing.T) {
@@ -189,6 +212,9 @@ func TestRenewalGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	epoch := before.Epoch()
+	if err := before.PutSinkPosition(t.Context(), storage.Barrier{Revision: 5}); err != nil {
+		t.Fatal(err)
+	}
 	for attempt := range 3 {
 		r, err := etcdstore.OpenRenewal(t.Context(), config)
 		if err != nil {
@@ -235,6 +261,18 @@ func TestRenewalGoesOn(t *testing.T) {
 		t.Error("the damage became valid")
 	}
 	after := open(t, config)
+	if position, err := after.SinkPosition(t.Context()); err != nil || position.Revision != 0 {
+		t.Errorf("the sink of the former epoch counts: %+v, %v", position, err)
+	}
+	// One attempt held keys: programs that do not know that refuse the store.
+	export, err := etcdstore.OpenExport(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = export.Close() }()
+	if origin, err := export.Origin(t.Context()); err != nil || origin.Schema != storage.SchemaHeld {
+		t.Errorf("the schema is %d, %v; want %d", origin.Schema, err, storage.SchemaHeld)
+	}
 	var wrong []error
 	if _, err := after.Load(t.Context(), func(item storage.Item) error {
 		if item.Damaged != nil {

@@ -29,7 +29,7 @@ import (
 // watch and nothing else.
 type lagging struct {
 	*trio.Source
-	// asked gets a value when the store is read.
+	// asked gets a value once the store was read.
 	asked  chan struct{}
 	config etcdstore.Config
 }
@@ -54,7 +54,7 @@ func newLagging(t *testing.T, prefix string) *lagging {
 	return l
 }
 
-// isAsked returns once the store is read.
+// isAsked returns once the store was read.
 func (l *lagging) isAsked(ctx context.Context, t *testing.T) {
 	t.Helper()
 	select {
@@ -64,7 +64,7 @@ func (l *lagging) isAsked(ctx context.Context, t *testing.T) {
 	}
 }
 
-// askedKV tells of each read.
+// askedKV tells of each transaction that was answered, and so of each read.
 type askedKV struct {
 	clientv3.KV
 	asked chan<- struct{}
@@ -72,11 +72,37 @@ type askedKV struct {
 
 // Txn implements clientv3.KV.
 func (kv *askedKV) Txn(ctx context.Context) clientv3.Txn {
+	return &askedTxn{kv.KV.Txn(ctx), kv.asked}
+}
+
+type askedTxn struct {
+	clientv3.Txn
+	asked chan<- struct{}
+}
+
+// If implements clientv3.Txn.
+func (txn *askedTxn) If(compares ...clientv3.Cmp) clientv3.Txn {
+	return &askedTxn{txn.Txn.If(compares...), txn.asked}
+}
+
+// Then implements clientv3.Txn.
+func (txn *askedTxn) Then(parts ...clientv3.Op) clientv3.Txn {
+	return &askedTxn{txn.Txn.Then(parts...), txn.asked}
+}
+
+// Else implements clientv3.Txn.
+func (txn *askedTxn) Else(parts ...clientv3.Op) clientv3.Txn {
+	return &askedTxn{txn.Txn.Else(parts...), txn.asked}
+}
+
+// Commit implements clientv3.Txn.
+func (txn *askedTxn) Commit() (*clientv3.TxnResponse, error) {
+	response, err := txn.Txn.Commit()
 	select {
-	case kv.asked <- struct{}{}:
+	case txn.asked <- struct{}{}:
 	default:
 	}
-	return kv.KV.Txn(ctx)
+	return response, err
 }
 
 // startReplica starts a server over a store, with everything that wraps the store, and returns a connection to it.
@@ -254,7 +280,7 @@ func TestSessionAtAReplicaThatLagsIsWaitedFor(t *testing.T) {
 }
 
 // TestPageTokensAndRequestsHoldAtAReplicaThatLags lists through one server and goes on through another, whose watch has
-// not brought what the first page reflects. A request that the first one has answered is known there as well.
+// not brought what the first page reflects, such as a member who was suspended since. A request that the first one has answered is known there as well.
 func TestPageTokensAndRequestsHoldAtAReplicaThatLags(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -262,80 +288,99 @@ func TestPageTokensAndRequestsHoldAtAReplicaThatLags(t *testing.T) {
 	lag := newLagging(t, newPrefix())
 	behind := startReplica(t, open(t, lag.config))
 	first := startReplica(t, open(t, etcdstore.Config{Members: newClients(t), Prefix: lag.config.Prefix}))
-	create := func(conn *grpc.ClientConn, requestID string) (string, error) {
+	create := func(conn *grpc.ClientConn, memberID, requestID string) (string, error) {
 		response, err := keysvcv1.NewKeyServiceClient(conn).CreateKey(ctx, &keysvcv1.CreateKeyRequest{
-			WorkspaceId: "acme", MemberId: "ann", Name: requestID, Scopes: []string{"signatures:read"}, RequestId: &requestID,
+			WorkspaceId: "acme", MemberId: memberID, Name: requestID, Scopes: []string{"signatures:read"}, RequestId: &requestID,
 		})
 		return response.GetKey().GetKeyId(), err
 	}
-	lists := map[string]func(conn *grpc.ClientConn, size int32, token string) (names []string, next string, err error){
-		"ListKeys": func(conn *grpc.ClientConn, size int32, token string) (names []string, _ string, _ error) {
+	// What is listed has the states of keys and members, which a server knows by its watch.
+	lists := map[string]func(ctx context.Context, conn *grpc.ClientConn, size int32, token string) (listed []string, next string, err error){
+		"ListKeys": func(ctx context.Context, conn *grpc.ClientConn, size int32, token string) (listed []string, _ string, _ error) {
 			page, err := keysvcv1.NewKeyServiceClient(conn).ListKeys(ctx, &keysvcv1.ListKeysRequest{WorkspaceId: "acme", PageSize: size, PageToken: token})
 			for _, key := range page.GetKeys() {
-				names = append(names, key.GetKeyId())
+				listed = append(listed, fmt.Sprint(key.GetKeyId(), " ", key.GetMemberId(), " ", key.GetState()))
 			}
-			return names, page.GetNextPageToken(), err
+			return listed, page.GetNextPageToken(), err
 		},
-		"ListMembers": func(conn *grpc.ClientConn, size int32, token string) (names []string, _ string, _ error) {
+		"ListMembers": func(ctx context.Context, conn *grpc.ClientConn, size int32, token string) (listed []string, _ string, _ error) {
 			page, err := keysvcv1.NewMemberServiceClient(conn).ListMembers(ctx, &keysvcv1.ListMembersRequest{WorkspaceId: "acme", PageSize: size, PageToken: token})
 			for _, member := range page.GetMembers() {
-				names = append(names, member.GetMemberId())
+				listed = append(listed, fmt.Sprint(member.GetMemberId(), " ", member.GetRole(), " ", member.GetState()))
 			}
-			return names, page.GetNextPageToken(), err
+			return listed, page.GetNextPageToken(), err
 		},
-		"ListAuditEvents": func(conn *grpc.ClientConn, size int32, token string) (names []string, _ string, _ error) {
+		"ListAuditEvents": func(ctx context.Context, conn *grpc.ClientConn, size int32, token string) (listed []string, _ string, _ error) {
 			page, err := keysvcv1.NewAuditServiceClient(conn).ListAuditEvents(ctx, &keysvcv1.ListAuditEventsRequest{WorkspaceId: "acme", PageSize: size, PageToken: token})
 			for _, event := range page.GetEvents() {
-				names = append(names, event.GetRequestId()+event.GetKeyId()+event.GetMemberId())
+				listed = append(listed, event.GetRequestId()+event.GetKeyId()+event.GetMemberId())
 			}
-			return names, page.GetNextPageToken(), err
+			return listed, page.GetNextPageToken(), err
 		},
 	}
 	for _, memberID := range []string{"ann", "bob", "cid"} {
 		mustPutMember(ctx, t, first, memberID, "owner")
 	}
 	for _, requestID := range []string{"one", "two"} {
-		if _, err := create(first, requestID); err != nil {
+		if _, err := create(first, "cid", requestID); err != nil {
 			t.Fatal(err)
 		}
 	}
+	states := 0
 	for name, list := range lists {
 		lag.Wires.Hold()
-		made, err := create(first, name)
+		made, err := create(first, "ann", name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		mustPutMember(ctx, t, first, name, "member")
-		whole, _, err := list(first, 100, "")
+		// The member of the keys on the second page is suspended, or no longer is.
+		changed := put("cid", "owner")
+		if states++; states%2 > 0 {
+			changed.State = keysvcv1.MemberState_MEMBER_STATE_SUSPENDED
+		}
+		if _, err := keysvcv1.NewMemberServiceClient(first).PutMember(ctx, changed); err != nil {
+			t.Fatal(err)
+		}
+		whole, _, err := list(ctx, first, 100, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		page, token, err := list(first, 2, "")
+		page, token, err := list(ctx, first, 2, "")
 		if err != nil || token == "" {
 			t.Fatalf("%s: %q, %v", name, token, err)
 		}
-		select {
-		case <-lag.asked: // by something before
-		default:
+		short, end := context.WithTimeout(ctx, 300*time.Millisecond)
+		if listed, _, err := list(short, behind, 100, token); err == nil {
+			t.Errorf("%s: the server that lags answers %q", name, listed)
 		}
+		end()
 		type answer struct {
-			names []string
-			err   error
+			listed []string
+			err    error
 		}
 		rest, repeated := make(chan answer, 1), make(chan error, 1)
-		go func() {
-			names, _, err := list(behind, 100, token)
-			rest <- answer{names, err}
-		}()
-		go func() {
-			_, err := create(behind, name)
-			repeated <- err
-		}()
-		lag.isAsked(ctx, t)
+		for _, call := range []func(){
+			func() {
+				listed, _, err := list(ctx, behind, 100, token)
+				rest <- answer{listed, err}
+			},
+			func() {
+				_, err := create(behind, "ann", name)
+				repeated <- err
+			},
+		} {
+			select {
+			case <-lag.asked: // by something before
+			default:
+			}
+			go call()
+			lag.isAsked(ctx, t)
+		}
 		lag.Wires.Mend()
 		got := <-rest
-		if got.err != nil || !slices.Equal(slices.Concat(page, got.names), whole) {
-			t.Errorf("%s: through the first server %q, then through the other one %q, %v; want %q", name, page, got.names, got.err, whole)
+		if got.err != nil || !slices.Equal(slices.Concat(page, got.listed), whole) {
+			t.Errorf("%s: through the first server %q, then through the other one %q, %v; want %q", name, page, got.listed, got.err, whole)
 		}
 		if err := <-repeated; status.Code(err) != codes.AlreadyExists || !strings.Contains(fmt.Sprint(status.Convert(err).Details()), made) {
 			t.Errorf("the request again, through the other server: %v, want ALREADY_EXISTS with %s", err, made)

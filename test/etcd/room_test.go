@@ -46,7 +46,9 @@ func newSmall(t *testing.T) *small {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	s := &small{t: t, client: client, store: open(t, etcdstore.Config{Members: []*clientv3.Client{client}}), workspace: storagetest.NewWorkspace("w")}
+	// A commit that gave up on a busy machine would raise the fence, and be a conflict here.
+	config := etcdstore.Config{Members: []*clientv3.Client{client}, Timeout: 2 * patience, Attempt: patience}
+	s := &small{t: t, client: client, store: open(t, config), workspace: storagetest.NewWorkspace("w")}
 	if err := s.commit(s.workspace.PutMember("m", "admin")); err != nil {
 		t.Fatal(err)
 	}
@@ -144,6 +146,9 @@ func TestNarrowingChangesKeepRoom(t *testing.T) {
 	s.until("the status", func() error {
 		return given(!s.store.Status(t.Context()).Exhausted, "not exhausted")
 	}, isNil)
+	if err := s.store.PutSinkPosition(t.Context(), storage.Barrier{Revision: 1}); !isFull(err) {
+		t.Errorf("PutSinkPosition with no room left: %v, want ErrFull", err)
+	}
 	if _, _, err := s.store.GetKey(t.Context(), "w", storagetest.KeyID(1)); err != nil {
 		t.Errorf("GetKey with no room left: %v", err)
 	}

@@ -1,6 +1,7 @@
 package etcd_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -32,6 +33,18 @@ func followed(t *testing.T, store storage.Store) (*projection.Projection, <-chan
 	}
 	go func() { ended <- follower.Follow(t.Context()) }()
 	return follower, ended
+}
+
+// endedBy returns what a Follow ended with. It fails the test if Follow goes on.
+func endedBy(t *testing.T, ended <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(30 * time.Second): // it takes milliseconds
+		t.Fatal("Follow goes on")
+		return nil
+	}
 }
 
 // TestSchemaIsRaisedOnceAndNewerOnesEndAProcess raises the schema as the command does, and then beyond what this
@@ -77,7 +90,7 @@ func TestSchemaIsRaisedOnceAndNewerOnesEndAProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; !errors.Is(err, storage.ErrNewer) {
+	if err := endedBy(t, ended); !errors.Is(err, storage.ErrNewer) {
 		t.Errorf("Follow ended with %v, want ErrNewer", err)
 	}
 	if shown.Revision() >= revision {
@@ -116,7 +129,9 @@ func TestRecordThatNeedsANewerSchemaIsDamaged(t *testing.T) {
 	create := workspace.CreateKey(keyID)
 	create.PutKeys[0].MinSchema = storage.Newest + 1
 	revision := commit(create)
-	if err := watching.WaitFor(t.Context(), revision); err != nil {
+	waiting, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := watching.WaitFor(waiting, revision); err != nil {
 		t.Fatal(err)
 	}
 	loaded := projection.New(store, nil)
@@ -213,7 +228,7 @@ func TestSettingsThatNeedANewerSchemaEndAProcess(t *testing.T) {
 	if _, err := store.Commit(t.Context(), change); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-ended; !errors.Is(err, storage.ErrNewer) {
+	if err := endedBy(t, ended); !errors.Is(err, storage.ErrNewer) {
 		t.Errorf("Follow ended with %v, want ErrNewer", err)
 	}
 	if _, err := projection.New(store, nil).Load(t.Context()); !errors.Is(err, storage.ErrNewer) {

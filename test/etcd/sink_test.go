@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,7 +63,13 @@ func (s *sunk) create(count int) (revision int64) {
 // run runs a writer until stop is called.
 func (s *sunk) run(path string) (writer *sinkwriter.Writer, stop func()) {
 	s.t.Helper()
-	writer, err := sinkwriter.New(sinkwriter.Config{Store: s.open(), Path: path})
+	return s.runOver(s.open(), path)
+}
+
+// runOver is run with a store.
+func (s *sunk) runOver(store sinkwriter.Store, path string) (writer *sinkwriter.Writer, stop func()) {
+	s.t.Helper()
+	writer, err := sinkwriter.New(sinkwriter.Config{Store: store, Path: path})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -136,6 +144,9 @@ func TestSinkGoesOnAtItsLastLine(t *testing.T) {
 	s.has(first, s.create(5))
 	second, stopSecond := s.run(path) // waits for the lock
 	s.has(first, s.create(5))
+	if status := second.Status(); status.Revision != 0 {
+		t.Errorf("the second writer writes beside the first: %+v", status)
+	}
 	stopFirst()
 	s.has(second, s.create(5))
 	if position, err := s.store.SinkPosition(t.Context()); err != nil || position.Revision == 0 {
@@ -198,5 +209,96 @@ func TestSinkIsAnAnchor(t *testing.T) {
 	eventually(t, 20*time.Second, func() bool { return writer.Status().Failing }, func() string { return "the sink is not failing" })
 	if after, err := os.ReadFile(path); err != nil || !slices.Equal(before, after) {
 		t.Errorf("the sink was changed: %v", err)
+	}
+}
+
+// positioned is a store that compares each position with the file when the position is raised.
+type positioned struct {
+	*etcdstore.Store
+	path string
+	// full is set while the position cannot be stored.
+	full atomic.Bool
+	// raised gets a value at each raise.
+	raised chan struct{}
+	// early counts the positions that the file did not have, and followed how often events were asked for.
+	early, followed atomic.Int64
+}
+
+// PutSinkPosition implements storage.AuditFollower.
+func (p *positioned) PutSinkPosition(ctx context.Context, position storage.Barrier) error {
+	if _, tail, err := sink.Newest(p.path); err != nil || tail.Newest.Revision < position.Revision {
+		p.early.Add(1)
+	}
+	select {
+	case p.raised <- struct{}{}:
+	default:
+	}
+	if p.full.Load() {
+		return storage.ErrFull
+	}
+	return p.Store.PutSinkPosition(ctx, position)
+}
+
+// FollowAudit implements storage.AuditFollower.
+func (p *positioned) FollowAudit(ctx context.Context, after int64) iter.Seq2[storage.AuditEvent, error] {
+	p.followed.Add(1)
+	return p.Store.FollowAudit(ctx, after)
+}
+
+// TestSinkPositionFollowsTheLines: the position in the store is raised once the file has the lines, and at the end. While etcd has no room for it,
+// lines are written all the same.
+func TestSinkPositionFollowsTheLines(t *testing.T) {
+	t.Parallel()
+	s := newSunk(t)
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	store := &positioned{Store: s.open(), path: path, raised: make(chan struct{}, 1)}
+	store.full.Store(true)
+	s.create(3)
+	writer, stop := s.runOver(store, path)
+	select {
+	case <-store.raised:
+	case <-time.After(patience):
+		t.Fatal("the position is not raised")
+	}
+	newest := s.create(3)
+	s.has(writer, newest)
+	if count := store.followed.Load(); count != 1 {
+		t.Errorf("the writer began %d times", count)
+	}
+	store.full.Store(false)
+	stop()
+	if position, err := s.store.SinkPosition(t.Context()); err != nil || position.Revision != newest {
+		t.Errorf("the position is %d, %v; want %d", position.Revision, err, newest)
+	}
+	if count := store.early.Load(); count > 0 {
+		t.Errorf("%d positions were stored before their lines", count)
+	}
+	s.wantChain(path)
+}
+
+// TestSinkPositionNeverGoesBack: a writer that was overtaken does not lower the position.
+func TestSinkPositionNeverGoesBack(t *testing.T) {
+	t.Parallel()
+	store := open(t, etcdConfig(t, newPrefix()))
+	for _, test := range []struct{ put, want int64 }{{5, 5}, {3, 5}, {7, 7}, {7, 7}, {6, 7}} {
+		if err := store.PutSinkPosition(t.Context(), storage.Barrier{Revision: test.put, Hash: [32]byte{byte(test.put)}}); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := store.SinkPosition(t.Context()); err != nil || got.Revision != test.want || got.Hash[0] != byte(test.want) {
+			t.Errorf("after %d: %+v, %v; want %d", test.put, got, err, test.want)
+		}
+	}
+}
+
+// TestFollowAuditEndsInAnotherHistory: a store that has not come to where the sink is was put back.
+func TestFollowAuditEndsInAnotherHistory(t *testing.T) {
+	t.Parallel()
+	s := newSunk(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for event, err := range s.store.FollowAudit(ctx, s.create(1)+1000) {
+		if !errors.Is(err, storage.ErrHistoryChanged) {
+			t.Fatalf("FollowAudit: %v, %v; want ErrHistoryChanged", event, err)
+		}
 	}
 }

@@ -683,7 +683,8 @@ func TestFullEtcdRefusesChangesAndServesReads(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	store, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}})
+	// On a busy machine an answer may take long. A commit that gave up would raise the fence, and be a conflict here.
+	store, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Timeout: 2 * patience, Attempt: patience})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,6 +55,13 @@ func (s *Store) judge(ctx context.Context, b *changeBuilder, change *storage.Com
 		s.config.Log.ErrorContext(ctx, "a change is not what its audit event lists", "workspace_id", workspaceID,
 			"revision", change.Revision, "error", err)
 		change.Put = slices.DeleteFunc(change.Put, func(item storage.Item) bool { return itemID(item) == id })
+		// A record that was deleted and should not be is damaged, and not gone.
+		change.DeletedKeys = slices.DeleteFunc(change.DeletedKeys, func(record *storagev1.KeyRecord) bool {
+			return id == recordID{kindKey, record.GetKeyId()}
+		})
+		change.DeletedMembers = slices.DeleteFunc(change.DeletedMembers, func(record *storagev1.MemberRecord) bool {
+			return id == recordID{kindMember, record.GetMemberId()}
+		})
 		change.Put = append(change.Put, damagedItem(workspaceID, id, err))
 	}
 }
