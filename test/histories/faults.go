@@ -169,11 +169,11 @@ var allFaults = []fault{
 			back = 0
 		}
 		wires.Slow(there, back)
-		rest(ctx, lasts)
-		// Perhaps what is on its way is lost.
+		rest(ctx, late+lasts)
+		// Perhaps what is on its way is lost, for longer than near-caches may answer from memory.
 		if f.random.IntN(2) == 0 {
 			wires.Cut()
-			rest(ctx, lasts)
+			rest(ctx, staleness+lasts)
 		}
 		wires.Mend()
 		return nil
