@@ -32,6 +32,11 @@ const (
 	maxKeys = 120
 	// avoid is for how long a worker leaves a replica alone that did not answer.
 	avoid = 300 * time.Millisecond
+	// Each near-cache is asked all the time. cacheTimeout is the deadline of such a question, cachePause the longest pause between two, and
+	// cacheQuestions how many of those that were answered with ALLOWED are asked again.
+	cacheTimeout   = 300 * time.Millisecond
+	cachePause     = 20 * time.Millisecond
+	cacheQuestions = 32
 )
 
 // batch is histories of several workspaces that are made at the same time. The policy is common to them.
@@ -42,6 +47,8 @@ type batch struct {
 	random     *rand.Rand // of the one who plans; workers have their own
 	operations int        // of each history
 	nextID     atomic.Int64
+	// begun counts the operations of this phase, all histories together.
+	begun atomic.Int64
 
 	workspaces []*workspace
 	// policy are the operations on the policy.
@@ -151,12 +158,14 @@ func memberID(number int) string { return fmt.Sprintf("m%d", number) }
 // work makes the histories.
 func (b *batch) work(ctx context.Context) {
 	var working, beside sync.WaitGroup
+	b.begun.Store(0)
 	for _, space := range b.workspaces {
 		var begun atomic.Int64
 		for range workersEach {
 			own := &worker{b: b, space: space, random: rand.New(rand.NewPCG(b.random.Uint64(), b.random.Uint64()))}
 			working.Go(func() {
 				for begun.Add(1) <= int64(b.operations) && ctx.Err() == nil {
+					b.begun.Add(1)
 					own.one(ctx)
 				}
 			})
@@ -172,6 +181,10 @@ func (b *batch) work(ctx context.Context) {
 			}
 		})
 	}
+	for replica := range replicas {
+		random := rand.New(rand.NewPCG(b.random.Uint64(), b.random.Uint64()))
+		beside.Go(func() { b.askCache(ctx, replica, random) })
+	}
 	beside.Go(func() {
 		for ctx.Err() == nil {
 			b.await(ctx)
@@ -181,6 +194,48 @@ func (b *batch) work(ctx context.Context) {
 	working.Wait()
 	cancel()
 	beside.Wait()
+}
+
+// cacheQuestion is a question that a near-cache has answered.
+type cacheQuestion struct {
+	space       *workspace
+	key, number int
+	scope       scopes
+}
+
+// askCache asks the near-cache of a replica again and again, mostly what it has allowed before: also while the replica is away and only
+// memory answers. The clients of the workspaces wait for their other calls then.
+func (b *batch) askCache(ctx context.Context, replica int, random *rand.Rand) {
+	var allowed []cacheQuestion
+	for ; ctx.Err() == nil; rest(ctx, time.Duration(random.Int64N(int64(cachePause)))) {
+		w := &worker{b: b, space: b.workspaces[random.IntN(len(b.workspaces))], random: random}
+		o := &operation{Kind: askCache, Replica: replica}
+		again := -1
+		if len(allowed) > 0 && random.IntN(4) > 0 {
+			again = random.IntN(len(allowed))
+			before := allowed[again]
+			w.space, o.Key, o.Token, o.Asked = before.space, before.key, before.number, before.scope
+		} else if !w.drawQuestion(o) {
+			continue
+		}
+		o.ID, o.Workspace = int(b.nextID.Add(1)), w.space.name
+		asked, cancel := context.WithTimeout(ctx, cacheTimeout)
+		w.perform(asked, o)
+		cancel()
+		w.note(o)
+		isAllowed := o.Outcome == done && o.Decision.Reason == ""
+		question := cacheQuestion{w.space, o.Key, o.Token, o.Asked}
+		switch {
+		case again >= 0:
+			if o.Outcome == done && !isAllowed {
+				allowed = slices.Delete(allowed, again, again+1)
+			}
+		case isAllowed && len(allowed) < cacheQuestions:
+			allowed = append(allowed, question)
+		case isAllowed:
+			allowed[random.IntN(len(allowed))] = question
+		}
+	}
 }
 
 // await waits with AwaitRevision for the change that was acknowledged last.
@@ -240,13 +295,18 @@ func (w *worker) one(ctx context.Context) {
 	} else {
 		w.again = nil
 	}
-	w.space.mutex.Lock()
-	w.space.operations = append(w.space.operations, o)
-	w.space.mutex.Unlock()
+	w.note(o)
 	if o.Outcome == lost {
 		w.silent[o.Replica] = time.Now()
 		rest(ctx, 100*time.Millisecond)
 	}
+}
+
+// note adds an operation to the history.
+func (w *worker) note(o *operation) {
+	w.space.mutex.Lock()
+	defer w.space.mutex.Unlock()
+	w.space.operations = append(w.space.operations, o)
 }
 
 // replica draws a replica, rather one that answers.
@@ -274,15 +334,7 @@ func (w *worker) plan() *operation {
 	if o.Kind == createKey && len(w.space.keys) >= maxKeys {
 		o.Kind = getMember
 	}
-	// Keys that were made lately are asked for more often, so that calls meet; rarely those of which no answer has told.
-	if count := len(w.space.keys); count > 0 {
-		for range 8 {
-			o.Key = count - 1 - min(w.random.IntN(8), w.random.IntN(count))
-			if w.space.keys[o.Key].seen || w.random.IntN(6) == 0 {
-				break
-			}
-		}
-	}
+	w.pickKey(o)
 	o.Member = w.random.IntN(members)
 	o.Scopes = scopes(1 + w.random.IntN(1<<len(scopeNames)-1))
 	switch o.Kind {
@@ -299,17 +351,48 @@ func (w *worker) plan() *operation {
 			o.Version = max(1, w.space.version-int64(w.random.IntN(3)))
 		}
 	case validateKey, askCache:
-		// Of the tokens that were drawn, the last ones of a key that was made lately.
-		var own []int
-		for number, each := range w.space.tokens {
-			if each.key == o.Key {
-				own = append(own, number)
-			}
-		}
-		o.Token = own[len(own)-1-min(w.random.IntN(3), len(own)-1)]
-		o.Asked = 1 << w.random.IntN(len(scopeNames))
+		w.pickToken(o)
 	}
 	return o
+}
+
+// pickKey draws a key of those that there are. Those that were made lately are asked for more often, so that calls meet; rarely those of
+// which no answer has told. The workspace's mutex is held.
+func (w *worker) pickKey(o *operation) {
+	count := len(w.space.keys)
+	if count == 0 {
+		return
+	}
+	for range 8 {
+		o.Key = count - 1 - min(w.random.IntN(8), w.random.IntN(count))
+		if w.space.keys[o.Key].seen || w.random.IntN(6) == 0 {
+			return
+		}
+	}
+}
+
+// pickToken draws what a validation asks: of the tokens that were drawn for the key, one of the last ones. The workspace's mutex is held.
+func (w *worker) pickToken(o *operation) {
+	var own []int
+	for number, each := range w.space.tokens {
+		if each.key == o.Key {
+			own = append(own, number)
+		}
+	}
+	o.Token = own[len(own)-1-min(w.random.IntN(3), len(own)-1)]
+	o.Asked = 1 << w.random.IntN(len(scopeNames))
+}
+
+// drawQuestion draws what a near-cache is asked. It reports false if there is no key yet.
+func (w *worker) drawQuestion(o *operation) bool {
+	w.space.mutex.Lock()
+	defer w.space.mutex.Unlock()
+	if len(w.space.keys) == 0 {
+		return false
+	}
+	w.pickKey(o)
+	w.pickToken(o)
+	return true
 }
 
 // drawKey draws a key with its token. The mutex is held.

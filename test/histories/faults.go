@@ -158,6 +158,26 @@ var allFaults = []fault{
 		f.breakWires(ctx, trio.Wires{f.replica().Clients}, lasts)
 		return nil
 	}},
+	{"slow clients", func(ctx context.Context, f *faults, lasts time.Duration) error {
+		wires := trio.Wires{f.replica().Clients}
+		late := time.Duration(f.random.Int64N(int64(staleness)))
+		there, back := late, late
+		switch f.random.IntN(4) {
+		case 0:
+			there = 0
+		case 1:
+			back = 0
+		}
+		wires.Slow(there, back)
+		rest(ctx, late+lasts)
+		// Perhaps what is on its way is lost, for longer than near-caches may answer from memory.
+		if f.random.IntN(2) == 0 {
+			wires.Cut()
+			rest(ctx, staleness+lasts)
+		}
+		wires.Mend()
+		return nil
+	}},
 	{"cut keysvc from etcd", func(ctx context.Context, f *faults, lasts time.Duration) error {
 		f.breakWires(ctx, f.replica().Etcd.Wires, lasts)
 		return nil

@@ -52,6 +52,17 @@ func story() *record {
 
 // A judge that finds nothing wrong with anything is no judge.
 func TestBrokenPromisesAreFound(t *testing.T) {
+	// repeated adds the creation of key 0 once more, at a time, with the answer that the key has then.
+	repeated := func(r *record, at int64) *operation {
+		again := *r.histories[0].operations[0]
+		again.ID, again.Call, again.Return = 11, at, at+1
+		if at > 5*second {
+			again.Revision = 14
+			again.KeysSeen = []keyView{{Key: 0, Scopes: 1, Status: revoked, By: 5, Secrets: 1}}
+		}
+		r.histories[0].operations = append(r.histories[0].operations, &again)
+		return &again
+	}
 	// of returns the operation with an id.
 	of := func(r *record, id int) *operation { return r.histories[0].operations[id-1] }
 	for name, test := range map[string]struct {
@@ -104,6 +115,16 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 		"two changes in another order than they were made": {func(r *record) {
 			r.made[1].ActorMemberId, r.made[2].ActorMemberId = r.made[2].GetActorMemberId(), r.made[1].GetActorMemberId()
 		}, "names another revision", false},
+		"a creation that is repeated": {func(r *record) { repeated(r, second*7/4) }, "", false},
+		"a creation that is repeated after its token was replaced, and is recognized": {func(r *record) { repeated(r, 11*second) }, "gives another answer", true},
+		"a creation that is repeated after its token was replaced": {func(r *record) {
+			o := repeated(r, 11*second)
+			o.Outcome, o.Reason = refused, reasonRequestIDUsed
+		}, "", false},
+		"a creation that is repeated and not recognized": {func(r *record) {
+			o := repeated(r, second*7/4)
+			o.Outcome, o.Reason = refused, reasonRequestIDUsed
+		}, "no state from", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := story()

@@ -295,11 +295,18 @@ func (b *batch) phaseLoad(ctx context.Context, p plan, f *faults, made *phase, c
 	var breaking sync.WaitGroup
 	if put == "" {
 		begin()
-		copyAfter := time.Duration(1000+b.random.IntN(3000)) * time.Millisecond
+		// Half of the time the copy is made shortly before the end: then so few changes are lost that those after the restore go beyond them.
+		all := int64(b.operations * len(b.workspaces))
+		copyAfter := b.random.Int64N(all)
+		if b.random.IntN(2) == 0 {
+			copyAfter = all - b.random.Int64N(min(all, 200))
+		}
 		err := f.together(ctx, p.faults, p.pause, func() {
 			if copying {
 				breaking.Go(func() {
-					rest(ctx, copyAfter)
+					for b.begun.Load() < copyAfter && ctx.Err() == nil {
+						rest(ctx, 10*time.Millisecond)
+					}
 					began := b.now()
 					// A fault of that moment may be in the way; then nothing is restored.
 					if folder, err := f.copyData(); err == nil {

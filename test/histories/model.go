@@ -133,6 +133,7 @@ func (s *state) with(number int, key keyState) *state {
 const (
 	reasonKeyNotFound     = "KEY_NOT_FOUND"
 	reasonKeyRevoked      = "KEY_REVOKED"
+	reasonRequestIDUsed   = "REQUEST_ID_USED"
 	reasonSuspended       = "MEMBER_SUSPENDED"
 	reasonBeyondRole      = "SCOPE_BEYOND_ROLE"
 	reasonRotation        = "ROTATION_IN_PROGRESS"
@@ -162,8 +163,10 @@ func (s *state) step(o *operation) (next *state, reasons []string) {
 		changed.members[o.Member] = memberState{memberSet: o.To, version: o.Version}
 		next = &changed
 	case createKey:
-		if s.keys[o.Key].exists {
-			return s, nil // the same request_id and digest
+		if key := s.keys[o.Key]; key.exists {
+			// The same request_id and digest. It is known again as long as the key has that secret.
+			refuse(o.Token != key.token && o.Token != key.former, reasonRequestIDUsed)
+			return s, reasons
 		}
 		m := s.members[o.Member]
 		refuse(m.Suspended, reasonSuspended)

@@ -114,6 +114,9 @@ func (w Wires) Cut() { w.each((*Wire).Cut) }
 // Hold holds all of them.
 func (w Wires) Hold() { w.each((*Wire).Hold) }
 
+// Slow makes all of them slow.
+func (w Wires) Slow(there, back time.Duration) { w.each(func(wire *Wire) { wire.Slow(there, back) }) }
+
 // Mend mends all of them.
 func (w Wires) Mend() { w.each((*Wire).Mend) }
 

@@ -138,6 +138,25 @@ func TestMembersDieStandStillAndAreCutOff(t *testing.T) {
 		t.Errorf("got %q, %v", got, err)
 	}
 
+	// Over a slow wire everything arrives later, in both directions; but not what was on its way when the wire was cut.
+	began := time.Now()
+	wire.Slow(20*time.Millisecond, 30*time.Millisecond)
+	must(t, put(ctx, clients[leader.Index], "slow"))
+	if took := time.Since(began); took < 50*time.Millisecond {
+		t.Errorf("answered after %v, want 50 ms", took)
+	}
+	wire.Slow(0, time.Hour)
+	go func() { late <- put(ctx, clients[leader.Index], "answer on its way") }()
+	for got := ""; got != "answer on its way"; {
+		got, err = get(ctx, clients[follower.Index])
+		must(t, err)
+	}
+	wire.Cut()
+	if err := <-late; err == nil {
+		t.Error("an answer arrived that was on its way when the wire was cut")
+	}
+	wire.Mend()
+
 	target, err := cluster.Follower(ctx)
 	must(t, err)
 	must(t, target.Lead(ctx))

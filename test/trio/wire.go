@@ -1,10 +1,12 @@
 package trio
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
 	"sync"
+	"time"
 )
 
 // Wire is what connections go through from one process to another. It listens at an address of its own for as long as the
@@ -23,6 +25,8 @@ type Wire struct {
 	// mutex guards what follows.
 	mutex sync.Mutex
 	state state
+	// there and back are how late a slow wire is, to the process and from it.
+	there, back time.Duration
 	// changed is closed, and made anew, when state or pairs change.
 	changed chan struct{}
 	pairs   map[*pair]struct{}
@@ -34,7 +38,19 @@ const (
 	whole state = iota
 	cutOff
 	held
+	slow
 )
+
+// underway is how many pieces of a connection are on their way in one direction. Then no more is read.
+const underway = 256
+
+// piece is what was read of a connection at once.
+type piece struct {
+	content []byte
+	read    time.Time
+	// end is set if nothing comes after it.
+	end bool
+}
 
 // pair is a connection through the wire.
 type pair struct {
@@ -66,12 +82,26 @@ func (w *Wire) Cut() { w.set(cutOff) }
 // way. What was sent before or meanwhile arrives after Mend, if its sender still wants it.
 func (w *Wire) Hold() { w.set(held) }
 
+// Slow lets everything arrive later than it was sent: so much on the way to the process, and so much on the way back. What is
+// on its way arrives at once after Mend, and never after Cut.
+func (w *Wire) Slow(there, back time.Duration) {
+	w.mutex.Lock()
+	defer w.mutex.Unlock()
+	w.there, w.back = there, back
+	w.setLocked(slow)
+}
+
 // Mend lets everything through again.
 func (w *Wire) Mend() { w.set(whole) }
 
 func (w *Wire) set(next state) {
 	w.mutex.Lock()
 	defer w.mutex.Unlock()
+	w.setLocked(next)
+}
+
+// setLocked is set. The mutex is held.
+func (w *Wire) setLocked(next state) {
 	w.state = next
 	if next == cutOff {
 		for each := range w.pairs {
@@ -130,7 +160,7 @@ func (w *Wire) carry(near net.Conn) {
 		defer w.mutex.Unlock()
 		w.drop(p)
 	}()
-	if !w.pass(p) {
+	if !w.pass(p, time.Now(), false) {
 		return
 	}
 	far, err := w.dial(w.ctx)
@@ -146,25 +176,34 @@ func (w *Wire) carry(near net.Conn) {
 		return
 	}
 	var both sync.WaitGroup
-	both.Go(func() { w.pump(p, near, far) })
-	both.Go(func() { w.pump(p, far, near) })
+	both.Go(func() { w.pump(p, near, far, false) })
+	both.Go(func() { w.pump(p, far, near, true) })
 	both.Wait()
 }
 
-// pass waits until the wire lets something through. It reports false if the connection was closed.
-func (w *Wire) pass(p *pair) bool {
+// pass waits until the wire lets something through that was sent at a time. It reports false if the connection was closed.
+func (w *Wire) pass(p *pair, sent time.Time, back bool) bool {
 	for {
 		w.mutex.Lock()
-		state, closed, changed := w.state, p.closed, w.changed
-		w.mutex.Unlock()
-		if closed || state == cutOff {
-			return false
+		state, late, closed, changed := w.state, w.there, p.closed, w.changed
+		if back {
+			late = w.back
 		}
-		if state == whole {
+		w.mutex.Unlock()
+		left := time.Until(sent.Add(late))
+		switch {
+		case closed || state == cutOff:
+			return false
+		case state == whole, state == slow && left <= 0:
 			return true
+		}
+		var arrives <-chan time.Time // never, if the wire is held
+		if state == slow {
+			arrives = time.After(left)
 		}
 		select {
 		case <-changed:
+		case <-arrives:
 		case <-w.ctx.Done():
 			return false
 		}
@@ -172,24 +211,43 @@ func (w *Wire) pass(p *pair) bool {
 }
 
 // pump carries one direction.
-func (w *Wire) pump(p *pair, from, to net.Conn) {
-	buffer := make([]byte, 32<<10)
-	for {
-		count, err := from.Read(buffer)
-		if !w.pass(p) {
+func (w *Wire) pump(p *pair, from, to net.Conn, back bool) {
+	pieces, ended := make(chan piece, underway), make(chan struct{})
+	var reading sync.WaitGroup
+	reading.Go(func() { read(from, pieces, ended) })
+	defer reading.Wait() // whoever returns early has closed the connection, or found it closed
+	defer close(ended)
+	for next := range pieces {
+		if !w.pass(p, next.read, back) {
 			return
 		}
-		if count > 0 {
-			if _, err := to.Write(buffer[:count]); err != nil {
+		if len(next.content) > 0 {
+			if _, err := to.Write(next.content); err != nil {
 				w.close(p)
 				return
 			}
 		}
-		if err != nil {
+		if next.end {
 			// An end is passed on; the other direction may still have something to say.
 			if half, ok := to.(interface{ CloseWrite() error }); !ok || half.CloseWrite() != nil {
 				w.close(p)
 			}
+			return
+		}
+	}
+}
+
+// read reads a connection until it ends, or until nobody wants the pieces any more.
+func read(from net.Conn, pieces chan<- piece, ended <-chan struct{}) {
+	buffer := make([]byte, 32<<10)
+	for {
+		count, err := from.Read(buffer)
+		select {
+		case pieces <- piece{bytes.Clone(buffer[:count]), time.Now(), err != nil}:
+		case <-ended:
+			return
+		}
+		if err != nil {
 			return
 		}
 	}

@@ -53,7 +53,8 @@ type CreateKeyRequest struct {
 	// The digest of a token whose secret the caller has drawn, 32 bytes; see
 	// ValidateKeyRequest.token_digest. keysvc then never sees the token, and the answer has none.
 	// It needs the right issue_local, and key_id_nonce. Empty lets keysvc draw the secret. A
-	// repeated call with the same request_id and the same digest is answered with OK again.
+	// repeated call with the same request_id and the same digest is answered with OK again, for as
+	// long as the key has that secret.
 	TokenDigest []byte `protobuf:"bytes,10,opt,name=token_digest,json=tokenDigest,proto3" json:"token_digest,omitempty"`
 	// 16 random bytes that the key id of the token was made from, with token_digest: the id is 16
 	// base62 digits of a hash over the workspace and the nonce (ADR 0003). So no id of another
