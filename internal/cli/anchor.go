@@ -50,9 +50,9 @@ With --store etcd, accept the store in etcd, after etcd was put back to a snapsh
 Stop all servers first. "keysvc restore --store etcd" takes away again what the
 audit sink knows to be revoked since; this command does not.
 
-With --dry-run the command prints how the store compares with its anchor and its audit
-sink, and changes nothing. Otherwise, at a terminal "accept" must be typed; elsewhere
---yes is needed.`,
+With --dry-run the command prints how the store compares with its anchor and its
+audit sink, and changes nothing. Otherwise, at a terminal "accept" must be typed;
+elsewhere --yes is needed.`,
 		Example: `  keysvc anchor accept keysvc-data/keysvc.db --dry-run
   keysvc anchor accept /var/lib/keysvc/keysvc.db --anchor /mnt/other/keysvc.anchor --yes
   keysvc anchor accept --store etcd --etcd-endpoints 127.0.0.1:2379 --audit-sink audit.jsonl`,

@@ -29,11 +29,13 @@ of a stopped server, or a store in etcd whose servers are all read-only. A file 
 is served, and a change of a store in etcd while it is copied, are noticed and
 refused. A server that goes on changing the store of which a backup was made, or the
 store in etcd afterwards, is not noticed: what it changes is not in the new store,
-revokes too. The target must not exist. It can be served once everything was compared, and not before. A
-migration that was interrupted, however that came, goes on when the same command is
-given again. If it is not wanted any more, --discard removes what it has written to
-its target, and copies nothing. A store that servers can open is refused, and left
-as it is. An interrupted --discard is given again.
+revokes too.
+
+The target must not exist. It can be served once everything was compared, and not
+before. A migration that was interrupted, however that came, goes on when the same
+command is given again. If it is not wanted any more, --discard removes what it has
+written to its target, and copies nothing. A store that servers can open is refused,
+and left as it is. An interrupted --discard is given again.
 
 One of --from and --to is the word etcd, with --etcd-endpoints, or the settings of
 the server that will serve it: --config, or variables such as
