@@ -64,9 +64,14 @@ func run(m *testing.M) (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(folder)
-	program = filepath.Join(folder, "etcd")
-	if output, err := exec.Command("go", "build", "-o", program, "../trio/etcd").CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("building etcd: %w\n%s", err, output)
+	program, keysvcProgram = filepath.Join(folder, "etcd"), filepath.Join(folder, "keysvc")
+	if err := build(program, ".", "../trio/etcd"); err != nil {
+		return 0, err
+	}
+	if !race.Enabled() { // the tests that run it are left out then
+		if err := build(keysvcProgram, "../..", "./cmd/keysvc"); err != nil {
+			return 0, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -85,8 +90,19 @@ func run(m *testing.M) (code int, err error) {
 	return code, goleak.Find()
 }
 
-// program is the path of the etcd that the tests run.
-var program string
+// program is the path of the etcd that the tests run, and keysvcProgram that of the keysvc.
+var program, keysvcProgram string
+
+// build builds a program. It is called before the servers of this process listen: a socket is made with another umask, which a
+// program that is built at that moment would get as well.
+func build(path, folder, source string) error {
+	command := exec.Command("go", "build", "-o", path, source)
+	command.Dir = folder
+	if output, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", source, err, output)
+	}
+	return nil
+}
 
 // server is an etcd in a process of its own.
 type server struct {

@@ -32,28 +32,13 @@ import (
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
-// keysvcBinary returns the path of the keysvc binary, which the first caller builds.
-var keysvcBinary = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(filepath.Dir(program), "keysvc")
-	build := exec.Command("go", "build", "-o", path, "./cmd/keysvc")
-	build.Dir = filepath.Join("..", "..")
-	if output, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building keysvc: %w\n%s", err, output)
-	}
-	return path, nil
-})
-
 // longest bounds every wait of the tests with processes.
 const longest = time.Minute
 
 // command returns a command of keysvc.
 func command(t *testing.T, arguments ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
-	path, err := keysvcBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	run := exec.Command(path, arguments...)
+	run := exec.Command(keysvcProgram, arguments...)
 	output := &bytes.Buffer{}
 	run.Stdout, run.Stderr = output, output
 	return run, output
