@@ -48,7 +48,7 @@ The exit status is 1 if source and target differ; what differs is printed.`,
 		Args: positional(),
 	}
 	const etcd = config.EtcdStore
-	from := cmd.Flags().String("from", "", "the `store` that is copied: a file, or etcd (required)")
+	from := cmd.Flags().String("from", "", "the `store` that is copied: a file, or etcd (required, but for --discard)")
 	to := cmd.Flags().String("to", "", "the `store` that is made: etcd, or a file that does not exist (required)")
 	discard := cmd.Flags().Bool("discard", false, "remove what an unfinished migration has written to its target")
 	settings := a.someSettingsFlags(cmd, func(setting config.Setting) bool { return strings.HasPrefix(setting.Name, "etcd-") })
@@ -175,9 +175,14 @@ func migratedText(out io.Writer, result *server.Migrated, options server.Migrate
 		line("differs: %s", printable(redact(problem)))
 	}
 	place := migrationTarget(options)
-	if len(result.Problems) > 0 {
+	switch {
+	case len(result.Problems) > 0 && result.Finished:
+		line("%s was finished before, and is another one now. A server changes its store from its first start on.", place)
+	case len(result.Problems) > 0:
 		line("%s must not be served. Remove it with --discard.", place)
-	} else {
+	case result.Finished:
+		line("Nothing was changed in %s, at revision %d, with the epoch %s.", place, result.Revision, result.Epoch)
+	default:
 		line("Made %s at revision %d, with the new epoch %s.", place, result.Revision, result.Epoch)
 	}
 	_, err := io.WriteString(out, text.String())

@@ -56,6 +56,24 @@ func TestMigrateFailsIfTheStoresDiffer(t *testing.T) {
 	}
 }
 
+func TestMigrateThatIsRepeatedSaysWhatItFound(t *testing.T) {
+	t.Parallel()
+	for want, result := range map[string]*server.Migrated{
+		"Nothing was changed in new.db, at revision 3": {Finished: true, Revision: 3},
+		"new.db was finished before, and is another":   {Finished: true, Problems: []string{"settings: the source has none"}},
+	} {
+		err, status := error(nil), cli.ExitOK
+		if len(result.Problems) > 0 {
+			err, status = server.ErrDiffers, cli.ExitFailure
+		}
+		var got server.MigrateOptions
+		answer := migrating(result, err, &got).run(t, "migrate", "--from", "etcd", "--to", "new.db", "--etcd-endpoints", "127.0.0.1:2379")
+		if answer.status != status || !strings.Contains(answer.stdout, want) || strings.Contains(answer.stdout, "--discard") {
+			t.Errorf("status %d: %s%s", answer.status, answer.stdout, answer.stderr)
+		}
+	}
+}
+
 func TestMigrateNeedsAFileAndEtcd(t *testing.T) {
 	t.Parallel()
 	var got server.MigrateOptions
