@@ -220,3 +220,43 @@ func TestWrongFeedIsFound(t *testing.T) {
 		})
 	}
 }
+
+// TestTheCopyHasWhatWasUnderWay: a change that was under way when etcd was copied was in the log of a member there. It is executed
+// after the restore, at another revision than before.
+func TestTheCopyHasWhatWasUnderWay(t *testing.T) {
+	event := func(revision int64, actor, hash string) *keysvcv1.AuditEvent {
+		return &keysvcv1.AuditEvent{Revision: revision, WorkspaceId: "w", ActorMemberId: actor, Hash: []byte(hash)}
+	}
+	for name, test := range map[string]struct {
+		returned int64 // when the change was acknowledged; the copy is made from 5 to 6
+		made     int
+		broken   bool
+	}{
+		"under way":    {9, 1, false},
+		"acknowledged": {4, 2, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			of := func(id int, call, returned int64, to memberSet) *operation {
+				return &operation{ID: id, Workspace: "w", Kind: putMember, To: to, Call: call, Return: returned, Outcome: done}
+			}
+			initial := &state{keys: make([]keyState, 1)}
+			first := &phase{record: &record{histories: []*history{{workspace: "w", initial: initial, operations: []*operation{
+				of(1, 1, 2, memberSet{Role: manager}), of(2, 3, test.returned, memberSet{Role: plainMember}), of(3, 7, 8, memberSet{}),
+			}}}}, copyBegan: 5, copyEnd: 6, all: []*keysvcv1.AuditEvent{event(1, "o1", "a"), event(3, "o3", "b"), event(4, "o2", "c")}}
+			second := &phase{
+				record: &record{histories: []*history{{workspace: "w"}}},
+				all:    []*keysvcv1.AuditEvent{event(1, "o1", "a"), event(3, "o2", "d"), event(4, "o4", "e")},
+			}
+			seen := &observed{faults: &faults{w: &world{ended: [replicas]bool{true, true, true}}}}
+			if err := second.follows(first, seen); err != nil {
+				t.Fatal(err)
+			}
+			if len(second.made) != test.made || (len(seen.broken) > 0) != test.broken {
+				t.Errorf("%d changes after the restore, want %d; broken: %q", len(second.made), test.made, seen.broken)
+			}
+			if got := second.histories[0].initial.members[0].Role; !test.broken && (got != plainMember || second.base != 3) {
+				t.Errorf("the second history begins with the role %d at %d", got, second.base)
+			}
+		})
+	}
+}

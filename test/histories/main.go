@@ -443,13 +443,22 @@ func (second *phase) follows(first *phase, seen *observed) error {
 			seen.broken = append(seen.broken, fmt.Sprintf("%v: not in the copy that was begun at %.3f s", o, float64(first.copyBegan)/1e9))
 		}
 	}
-	second.made = second.all[shared:]
-	if shared > 0 {
-		second.base = second.all[shared-1].GetRevision()
+	// A transaction that was under way when the copy was made may be in the log of a member there, and is executed first.
+	copied := shared
+	for copied < len(second.all) {
+		o := byActor[second.all[copied].GetActorMemberId()]
+		if o == nil || o.Call > first.copyEnd || o.Outcome == done && o.Return < first.copyBegan {
+			break
+		}
+		copied++
+	}
+	second.made = second.all[copied:]
+	if copied > 0 {
+		second.base = second.all[copied-1].GetRevision()
 	}
 	for number, each := range second.histories {
 		now := first.histories[number].initial
-		for _, event := range first.all[:shared] {
+		for _, event := range second.all[:copied] {
 			if o := byActor[event.GetActorMemberId()]; o != nil && (o.Workspace == each.workspace || o.Workspace == "") {
 				next, _ := now.step(o)
 				now = next
