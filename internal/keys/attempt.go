@@ -84,19 +84,11 @@ func (a *attempt) withoutChange(ctx context.Context, err error) (_ Position, aga
 	if refused := (*problem.Error)(nil); err != nil && !errors.As(err, &refused) {
 		return Position{}, false, err
 	}
-	// 2. Wait until the projection shows everything that the answer rests on. The store may have
-	// been ahead, and the next validation must reflect what the caller is told.
-	revision := max(a.Revision, a.read)
-	if err := a.manager.projection.WaitFor(ctx, revision); err != nil {
-		return Position{}, false, err
+	// 2. Compare the view with what has happened since. The next validation must reflect what the caller is told.
+	if again, err := a.outdated(ctx); again || err != nil {
+		return Position{}, again, err
 	}
-	// 3. Compare the heads with those of the view, after the wait and not before: the records may be
-	// newer than the view, and then the answer mixes two revisions.
-	now := a.manager.projection.Workspace(a.workspaceID)
-	if now.Head != a.Head || now.PolicyHead != a.PolicyHead {
-		return Position{}, true, nil
-	}
-	// 4. Raise the fence if there is nothing to change (R5 of docs/replication.md): another process, dead
+	// 3. Raise the fence if there is nothing to change (R5 of docs/replication.md): another process, dead
 	// by now, may have lost a transaction that would take the workspace out of the state that the caller
 	// is told. A refusal claims nothing about what comes later.
 	if fencer := a.manager.fencer; fencer != nil && err == nil && !a.unclaimed {
@@ -105,7 +97,20 @@ func (a *attempt) withoutChange(ctx context.Context, err error) (_ Position, aga
 			return Position{}, again, err
 		}
 	}
-	return a.manager.at(revision), false, err
+	return a.manager.at(max(a.Revision, a.read)), false, err
+}
+
+// outdated waits until the projection shows everything that the attempt has read, and reports whether the workspace or the policy has
+// changed since the view.
+func (a *attempt) outdated(ctx context.Context) (bool, error) {
+	// The store may have been ahead.
+	if err := a.manager.projection.WaitFor(ctx, max(a.Revision, a.read)); err != nil {
+		return false, err
+	}
+	// The heads are compared after the wait and not before: the records may be newer than the view, and then the attempt mixes two
+	// revisions.
+	now := a.manager.projection.Workspace(a.workspaceID)
+	return now.Head != a.Head || now.PolicyHead != a.PolicyHead, nil
 }
 
 // conflict judges the error of a commit or of a fence. If the store has a newer head than the view, it

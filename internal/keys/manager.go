@@ -233,7 +233,13 @@ func (m *Manager) attempt(ctx context.Context, workspaceID string, build build) 
 	}
 	// 5. Commit. The store compares the heads and writes in one step.
 	revision, err := m.store.Commit(ctx, change)
-	// 6. After a conflict look again, unless store and projection disagree.
+	// 6. After a conflict look again, unless store and projection disagree. A record that is newer than the view may make
+	// the change invalid before anything is compared: for that reason it is no change of this view.
+	if errors.Is(err, storage.ErrInvalidChange) {
+		if again, waited := attempt.outdated(ctx); again || waited != nil {
+			return Position{}, again, waited
+		}
+	}
 	if errors.Is(err, storage.ErrConflict) {
 		again, err := attempt.conflict(ctx, err)
 		return Position{}, again, err

@@ -30,15 +30,15 @@ var mutants = []mutant{
 	},
 	{
 		"nothing to change and refusals do not wait for what they rest on", "internal/keys/attempt.go",
-		"\trevision := max(a.Revision, a.read)\n", "\treturn a.manager.at(a.Revision), false, err\n\trevision := max(a.Revision, a.read)\n",
+		"\tif again, err := a.outdated(ctx)", "\treturn a.manager.at(a.Revision), false, err\n\tif again, err := a.outdated(ctx)",
 	},
 	{
 		"nothing to change does not wait for what was read", "internal/keys/attempt.go",
-		"revision := max(a.Revision, a.read)", "revision := a.Revision",
+		"projection.WaitFor(ctx, max(a.Revision, a.read))", "projection.WaitFor(ctx, a.Revision)",
 	},
 	{
 		"nothing to change and refusals rest on a view that is out of date", "internal/keys/attempt.go",
-		"if now.Head != a.Head || now.PolicyHead != a.PolicyHead {", "if now.Revision < 0 {",
+		"return now.Head != a.Head || now.PolicyHead != a.PolicyHead, nil", "return now.Revision < 0, nil",
 	},
 	{
 		"a conflict waits for the store's next revision", "internal/keys/attempt.go",

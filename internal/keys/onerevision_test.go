@@ -1,6 +1,7 @@
 package keys_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"testing"
@@ -15,13 +16,15 @@ import (
 	"github.com/scribe-mail/keysvc/internal/keys"
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/storage"
+	"github.com/scribe-mail/keysvc/internal/token"
 )
 
-// meanwhile is a store that calls the function happens once, between a read and its answer, and committed after a commit.
+// meanwhile is a store that calls functions: reading once, before it reads a key; happens once, between a read and its answer; and
+// committed after each commit.
 type meanwhile struct {
 	storage.Store
 
-	happens, committed func()
+	reading, happens, committed func()
 }
 
 func (m *meanwhile) happen() {
@@ -33,6 +36,10 @@ func (m *meanwhile) happen() {
 
 // GetKey implements storage.Store.
 func (m *meanwhile) GetKey(ctx context.Context, workspaceID, keyID string) (*storagev1.KeyRecord, int64, error) {
+	if reading := m.reading; reading != nil {
+		m.reading = nil
+		reading()
+	}
 	defer m.happen()
 	return m.Store.GetKey(ctx, workspaceID, keyID)
 }
@@ -216,5 +223,31 @@ func TestPutMemberIsShownAsOfItsRevision(t *testing.T) {
 	}
 	if member.State != keys.MemberActive || position.Revision >= w.Projection.Revision() {
 		t.Errorf("at revision %d of %d, state %d", position.Revision, w.Projection.Revision(), member.State)
+	}
+}
+
+// TestKeyThatIsNewerThanTheViewIsChanged: a key is created, by another process say, after an attempt has taken its view of the workspace
+// and before it reads the key. The key is then younger than the event that the attempt would make. The change is tried again with a newer view.
+func TestKeyThatIsNewerThanTheViewIsChanged(t *testing.T) {
+	w := keystest.NewWorld(t, keystest.NewBolt(t), nil)
+	ctx := t.Context()
+	w.Put("acme", "ann", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+	var nonce [token.NonceLength]byte
+	digest := bytes.Repeat([]byte{7}, token.DigestLength)
+	store := &meanwhile{Store: w.Store, reading: func() {
+		w.Put("acme", "bob", "manager", keysvcv1.MemberState_MEMBER_STATE_ACTIVE)
+		_, err := w.CreateKey(ctx, keystest.Actor, &keysvcv1.CreateKeyRequest{
+			WorkspaceId: "acme", MemberId: "ann", Name: "a key", Scopes: []string{"signatures:read"},
+			TokenDigest: digest, KeyIdNonce: nonce[:],
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}}
+	manager := keys.New(keys.Config{Store: store, Projection: w.Projection, Now: w.Clock.Now})
+	if _, err := manager.RotateKey(ctx, keystest.Actor, keys.Rotation{
+		WorkspaceID: "acme", KeyID: token.KeyID("acme", nonce), Overlap: new(time.Hour),
+	}); err != nil {
+		t.Errorf("RotateKey: %v", err)
 	}
 }

@@ -107,7 +107,12 @@ func campaign(ctx context.Context, p plan, say func(string, ...any)) (err error)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, cluster.Close()) }()
+	defer func() {
+		if errors.Is(err, errBroken) {
+			err = errors.Join(err, keepLogs(cluster, p.keep))
+		}
+		err = errors.Join(err, cluster.Close())
+	}()
 	folder, err := os.MkdirTemp("", "histories-")
 	if err != nil {
 		return err
@@ -268,6 +273,19 @@ func (b *batch) phase(ctx context.Context, p plan, f *faults, seen *observed, co
 	made.awaited, b.awaited = b.awaited, nil
 	made.restart = b.restart
 	return made, nil
+}
+
+// keepLogs copies the logs of all keysvcs to a folder.
+func keepLogs(cluster *trio.Trio, folder string) error {
+	var errs []error
+	for _, replica := range cluster.Replicas {
+		text, err := os.ReadFile(replica.Log())
+		if err == nil {
+			err = os.WriteFile(filepath.Join(folder, "history-"+replica.Name()+".log"), text, 0o600)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // followersOf is the followers of a phase.
