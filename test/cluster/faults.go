@@ -272,6 +272,9 @@ func (w *world) outage(ctx context.Context, l *load) error {
 		}
 	}
 	w.say("%-28s %v after the majority was there; members of etcd answered after %v", "right again", again.Round(time.Millisecond), members)
+	for index := range back.pinned {
+		w.say("%-28s %v through replica %d alone", "", back.pinned[index].again(continued).Round(time.Millisecond), index)
+	}
 	w.say("%-28s keysvc_store_up is 0 after %v, and 1 again after %v; the store was loaded %v times", "operators",
 		noticed.Round(100*time.Millisecond), forgotten.Round(100*time.Millisecond), sumLoads(after)-sumLoads(before))
 	w.promise(noticed < patienceOfCache, "no majority: a replica does not say so")
