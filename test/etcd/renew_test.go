@@ -165,10 +165,7 @@ func TestAcceptOverEtcdServesWhatThereIs(t *testing.T) {
 func TestSinkGoesOnAfterANewEpoch(t *testing.T) {
 	t.Parallel()
 	s := newSunk(t)
-	path := filepath.Join(t.TempDir(), "audit.jsonl")
-	writer, stop := s.run(path)
-	s.has(writer, s.create(3))
-	stop()
+	path := s.written()
 	s.create(3)
 	settings := settingsFor(t, s.prefix, endpoints...)
 	if err := keysvc.AcceptEtcd(t.Context(), settings, path, io.Discard, func() error { return nil }); err != nil {
@@ -176,7 +173,7 @@ func TestSinkGoesOnAfterANewEpoch(t *testing.T) {
 	}
 	s.store = s.open()
 	newest := s.create(2)
-	writer, stop = s.run(path)
+	writer, stop := s.run(path)
 	s.has(writer, newest)
 	stop()
 	s.wantChain(path)

@@ -188,14 +188,21 @@ func TestSinksOfSeveralMachines(t *testing.T) {
 	s.wantChain(paths...)
 }
 
+// written returns the path of a sink that has three events, and that nobody writes any more.
+func (s *sunk) written() string {
+	s.t.Helper()
+	path := filepath.Join(s.t.TempDir(), "audit.jsonl")
+	writer, stop := s.run(path)
+	s.has(writer, s.create(3))
+	stop()
+	return path
+}
+
 // TestSinkIsAnAnchor: a sink that has an event which the store does not have is not written on.
 func TestSinkIsAnAnchor(t *testing.T) {
 	t.Parallel()
 	s := newSunk(t)
-	path := filepath.Join(t.TempDir(), "audit.jsonl")
-	writer, stop := s.run(path)
-	s.has(writer, s.create(3))
-	stop()
+	path := s.written()
 	before, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +212,7 @@ func TestSinkIsAnAnchor(t *testing.T) {
 	if deleted, err := newClient(t).Delete(t.Context(), name); err != nil || deleted.Deleted != 1 {
 		t.Fatalf("deleting the event: %v, %v", deleted, err)
 	}
-	writer, _ = s.run(path)
+	writer, _ := s.run(path)
 	eventually(t, 20*time.Second, func() bool { return writer.Status().Failing }, func() string { return "the sink is not failing" })
 	if after, err := os.ReadFile(path); err != nil || !slices.Equal(before, after) {
 		t.Errorf("the sink was changed: %v", err)
