@@ -37,9 +37,15 @@ func newBench(t *testing.T) *bench {
 	return b
 }
 
+// write replaces the file, so that a Check at the same moment reads the old text or the new one, and
+// no empty file.
 func (b *bench) write(t *testing.T, text string) {
 	t.Helper()
-	if err := os.WriteFile(b.file, []byte(text), 0o600); err != nil {
+	next := b.file + ".next"
+	if err := os.WriteFile(next, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, b.file); err != nil {
 		t.Fatal(err)
 	}
 }
