@@ -57,8 +57,8 @@ type floodKind uint8
 
 // The kinds.
 const (
-	// floodResets are premature resets of streams, and resets of streams that have ended. Each
-	// stream that was answered allows one.
+	// floodResets are premature resets of streams, and resets of streams that have ended, without
+	// those that may have crossed the end on its way. Each stream that was answered allows one.
 	floodResets floodKind = iota
 	// floodFaults are streams that the server resets for a mistake of the client, or because too
 	// many are open.
@@ -135,6 +135,9 @@ type guard struct {
 	// open.
 	last    uint32
 	streams map[uint32]stream
+	// crossing is how many streams the server has ended and the client may still reset, because it had
+	// not seen the end: maxStreams at most, as the client had no more open at a time.
+	crossing int
 	// most is the largest number of streams since the map was made.
 	most int
 	// waiting is how many streams wait for an answer, and failed counts those that have failed.
@@ -334,6 +337,14 @@ func (g *guard) ended(id uint32) (failed bool) {
 	return !each.answered
 }
 
+// endedHere forgets a stream that the server has ended. It reports what ended does.
+func (g *guard) endedHere(id uint32) (failed bool) {
+	if _, open := g.streams[id]; open {
+		g.crossing = min(g.crossing+1, g.maxStreams)
+	}
+	return g.ended(id)
+}
+
 // unread reports whether the client has not read its answers for unreadLooks. It must be called once
 // a second. It counts its calls, and not the time that passes: while the whole process stands still,
 // no client is to blame.
@@ -471,11 +482,15 @@ func (g *guard) clientReset(f frame) error {
 		return errProtocol
 	}
 	reset, open := g.streams[f.stream]
-	if open {
+	switch {
+	case open:
 		g.ended(f.stream)
 		if g.time()-reset.opened >= prematureAge {
 			return nil
 		}
+	case g.crossing > 0:
+		g.crossing--
+		return nil
 	}
 	return g.countStream(floodResets)
 }
@@ -542,7 +557,7 @@ func (s *serverFrames) begins(f frame) error {
 		g.floods[floodResets].give(1)
 		g.floods[floodSmall].give(1)
 		g.floods[floodStray].give(8)
-		if g.ended(f.stream) {
+		if g.endedHere(f.stream) {
 			g.fail()
 		}
 	}
@@ -556,20 +571,16 @@ func (s *serverFrames) value(f frame, _ uint16, code uint32) error {
 	}
 	g := (*guard)(s)
 	reset, open := g.streams[f.stream]
-	failed := g.ended(f.stream)
+	failed := g.endedHere(f.stream)
 	const noError, cancel = 0x0, 0x8
 	switch {
 	case code != noError && code != cancel:
 		return g.countStream(floodFaults)
-	case !open: // the answer was sent, and the client has not ended the stream
-	case g.time()-reset.opened < prematureAge:
+	case open && g.time()-reset.opened < prematureAge:
 		// The deadline of the call has passed. A short deadline costs the server what a reset does.
 		return g.countStream(floodResets)
 	case failed:
 		g.fail()
-		fallthrough
-	default:
-		g.floods[floodResets].give(1) // for the client's reset, which comes at the same time
 	}
 	return nil
 }

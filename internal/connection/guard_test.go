@@ -192,6 +192,21 @@ func TestFloodsEndTheConnection(t *testing.T) {
 	}
 }
 
+// TestFewResetsMayCrossTheEndOfTheirStream: a client that was answered often may not reset as often what it likes.
+func TestFewResetsMayCrossTheEndOfTheirStream(t *testing.T) {
+	w := newWire(t)
+	for range 5 * w.guard.maxStreams {
+		w.answer(w.open(true), 60)
+	}
+	taken := int64(0)
+	for w.client(func(f *http2.Framer) error { return f.WriteRSTStream(1, http2.ErrCodeCancel) }) == nil {
+		taken++
+	}
+	if want := floods[floodResets].limit.burst + int64(w.guard.maxStreams); taken != want {
+		t.Errorf("%d resets of streams that had ended were taken, want %d", taken, want)
+	}
+}
+
 func TestFramesThatAreNotAllowedEndTheConnection(t *testing.T) {
 	for name, write := range map[string]func(f *http2.Framer) error{
 		"a frame that is too large":  func(f *http2.Framer) error { return f.WriteRawFrame(0x77, 0, 0, make([]byte, maxFrameLength+1)) },
@@ -291,6 +306,37 @@ func TestHonestClientsPassTheGuard(t *testing.T) {
 						w.server(func(f *http2.Framer) error { return f.WriteRSTStream(id, http2.ErrCodeCancel) }),
 						w.client(func(f *http2.Framer) error { return f.WriteRSTStream(id, http2.ErrCodeCancel) }))
 				}
+			}
+			return err
+		},
+		// The client's resets are read when the server has ended all of them.
+		"a minute in which the client sees the deadlines late": func(w *wire) (err error) {
+			for range 60 {
+				first := w.next
+				for range 1000 {
+					w.open(true)
+				}
+				w.watch.passed += time.Second
+				for id := first; id < w.next; id += 2 {
+					err = errors.Join(err, w.server(func(f *http2.Framer) error { return f.WriteRSTStream(id, http2.ErrCodeCancel) }))
+				}
+				for id := first; id < w.next; id += 2 {
+					err = errors.Join(err, w.client(func(f *http2.Framer) error { return f.WriteRSTStream(id, http2.ErrCodeCancel) }))
+				}
+			}
+			return err
+		},
+		"answers to 1,000 calls that cross their resets, while many fail": func(w *wire) (err error) {
+			w.guard.pace = &pace{mostWaiting: 1000, mostFailed: 100}
+			w.guard.pace.fail(0, 200)
+			for range 1000 {
+				w.open(true)
+			}
+			for id := uint32(1); id < w.next; id += 2 {
+				w.answer(id, 80)
+			}
+			for id := uint32(1); id < w.next; id += 2 {
+				err = errors.Join(err, w.client(func(f *http2.Framer) error { return f.WriteRSTStream(id, http2.ErrCodeCancel) }))
 			}
 			return err
 		},

@@ -24,6 +24,7 @@ import (
 	"github.com/scribe-mail/keysvc/internal/feed"
 	"github.com/scribe-mail/keysvc/internal/metrics"
 	"github.com/scribe-mail/keysvc/internal/service"
+	"github.com/scribe-mail/keysvc/internal/storage"
 	"github.com/scribe-mail/keysvc/internal/tracing"
 	"github.com/scribe-mail/keysvc/internal/validation"
 )
@@ -107,6 +108,8 @@ func newCalls(s *Server, validator *validation.Validator) *calls {
 		grpc: make(map[config.Purpose]*grpc.Server), names: map[string]struct{}{"": {}}, notServing: make(map[string]struct{}),
 		beginStop: beginStop, failed: make(chan error, 1),
 	}
+	_, local := storage.As[storage.LocalBarrierReader](s.config.Store)
+	c.door.remote = !local
 	c.streams = newStreamBound(s, c.door)
 	c.gate = budget.NewGate(budget.Config{
 		Budget: s.budget, MaxMessageBytes: settings.MaxMessageBytes, Elements: service.ElementLimits(),

@@ -38,7 +38,9 @@ type door struct {
 	workOf func(request any) callers.Work
 	// judge says who calls, live has the streams that are open, and unknown and owner count what is
 	// reported once a second.
-	judge          callers.Judge
+	judge callers.Judge
+	// remote is set if every call waits for the store, which is another process.
+	remote         bool
 	live           liveStreams
 	unknown, owner counter
 	// stopping ends when the stop begins.
@@ -131,7 +133,7 @@ func (d *door) pass(
 		}
 		defer free.release(share)
 	}
-	if work == callers.Wait || work == callers.Change { // for another change, and for the disk
+	if d.remote || work == callers.Wait || work == callers.Change { // for the store, for another change, and for the disk
 		if c := connection.FromContext(ctx); c != nil {
 			defer c.Waits()()
 		}

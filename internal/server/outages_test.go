@@ -3,12 +3,17 @@ package server_test
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
 
+	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
+	"github.com/scribe-mail/keysvc/internal/callers"
+	"github.com/scribe-mail/keysvc/internal/config"
 	"github.com/scribe-mail/keysvc/internal/events"
 	"github.com/scribe-mail/keysvc/internal/storage"
 )
@@ -58,4 +63,46 @@ func TestOutageOfAClusterIsTold(t *testing.T) {
 	if got, want := h.take(), []string{"down: the store does not answer", fmt.Sprintf("back at %d", revision)}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+// held is a store that others may share, and whose barrier nobody gets while hold is held.
+type held struct {
+	storage.Store
+	hold sync.RWMutex
+}
+
+// Barrier implements storage.BarrierReader.
+func (h *held) Barrier(ctx context.Context) (storage.Barrier, error) {
+	h.hold.RLock()
+	defer h.hold.RUnlock()
+	return h.Store.Barrier(ctx)
+}
+
+// TestCallsThatWaitForTheStoreAreAllRead: while the store does not answer, calls are read as they come. If they waited to be
+// read, their clients would have given them up once the store answers, and each would look like a rapid reset.
+func TestCallsThatWaitForTheStoreAreAllRead(t *testing.T) {
+	t.Parallel()
+	calls := 400 * runtime.GOMAXPROCS(0) // three times as many as may wait for a processor
+	store := &held{}
+	b := start(t, options{
+		wrap:     func(own storage.Store) storage.Store { store.Store = own; return store },
+		settings: func(s *config.Settings) { s.MaxStreams, s.MaxOpenStreams, s.MaxInFlight = 2*calls, 4*calls, 4*calls },
+	})
+	b.putMember(t, "acme", "ann", "owner")
+	token := b.create(t, "acme", "ann", "emails:read").GetToken()
+	var asked sync.WaitGroup
+	store.hold.Lock()
+	answer := sync.OnceFunc(store.hold.Unlock)
+	defer answer()
+	for range calls {
+		asked.Go(func() {
+			response, err := b.validation.ValidateKey(testContext(t), &keysvcv1.ValidateKeyRequest{Token: token, RequiredScope: "emails:read"})
+			if err != nil || response.GetDecision() != keysvcv1.Decision_DECISION_ALLOWED {
+				t.Errorf("got %v, %v", response.GetDecision(), err)
+			}
+		})
+	}
+	b.waitInFlight(t, callers.Validation, int64(calls))
+	answer()
+	asked.Wait()
 }

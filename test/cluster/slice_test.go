@@ -66,16 +66,20 @@ func TestBrokenPromisesAreFound(t *testing.T) {
 		}
 	}
 	w := &world{}
-	w.judgeTold([]told{{loads: 1}, {loads: 1}, {loads: 2}}, []told{{loads: 1}, {loads: 2}, {loads: 2, resets: 1}})
-	if len(w.broken) != 2 {
-		t.Errorf("%q, want a load and a reset", w.broken)
+	w.judgeTold([]told{{loads: 1}, {loads: 1}, {loads: 2}}, []told{{loads: 1, closed: 1}, {loads: 2}, {loads: 2, resets: 1}})
+	if len(w.broken) != 3 {
+		t.Errorf("%q, want a load, a reset and a connection that was ended", w.broken)
 	}
 	text := "# TYPE keysvc_store_up gauge\nkeysvc_store_up 1\n# TYPE keysvc_store_loads_total counter\nkeysvc_store_loads_total 3\n"
 	if got, err := read(strings.NewReader(text)); err == nil {
 		t.Errorf("metrics without resets: %+v", got)
 	}
 	text += "# TYPE keysvc_session_resets_total counter\nkeysvc_session_resets_total 2\n"
-	if got, err := read(strings.NewReader(text)); err != nil || got != (told{true, 3, 2}) {
+	if got, err := read(strings.NewReader(text)); err != nil || got != (told{up: true, loads: 3, resets: 2}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	text += "# TYPE keysvc_connections_closed_total counter\nkeysvc_connections_closed_total{reason=\"a\"} 1\nkeysvc_connections_closed_total{reason=\"b\"} 2\n"
+	if got, err := read(strings.NewReader(text)); err != nil || got != (told{up: true, loads: 3, resets: 2, closed: 3}) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	at := func(milliseconds int) time.Time { return began.Add(time.Duration(milliseconds) * time.Millisecond) }

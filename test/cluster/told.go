@@ -19,6 +19,8 @@ type told struct {
 	up bool
 	// loads is how often it has read the whole store, and resets how often it has told a near-cache to drop everything.
 	loads, resets float64
+	// closed is how many connections it has refused or ended by itself.
+	closed float64
 }
 
 // told returns what each replica says of itself.
@@ -54,18 +56,21 @@ func read(text io.Reader) (told, error) {
 	if err != nil {
 		return told{}, err
 	}
-	value := func(name string) (sum float64) {
-		family := families[name]
-		if len(family.GetMetric()) == 0 {
-			err = fmt.Errorf("there is no %s", name)
-		}
-		for _, each := range family.GetMetric() {
+	sum := func(name string) (sum float64) {
+		for _, each := range families[name].GetMetric() {
 			sum += each.GetCounter().GetValue() + each.GetGauge().GetValue()
 		}
 		return sum
 	}
+	value := func(name string) float64 {
+		if len(families[name].GetMetric()) == 0 {
+			err = fmt.Errorf("there is no %s", name)
+		}
+		return sum(name)
+	}
 	found := told{
 		up: value("keysvc_store_up") == 1, loads: value("keysvc_store_loads_total"), resets: value("keysvc_session_resets_total"),
+		closed: sum("keysvc_connections_closed_total"), // not served before there is one
 	}
 	return found, err
 }
@@ -98,11 +103,12 @@ func sumLoads(all []told) (sum float64) {
 	return sum
 }
 
-// judgeTold checks that no replica has read the store again, or reset a near-cache.
+// judgeTold checks that no replica has read the store again, reset a near-cache, or ended a connection.
 func (w *world) judgeTold(before, after []told) {
 	for index := range before {
 		name := fmt.Sprint("replica ", index)
 		w.promise(after[index].loads == before[index].loads, "no majority: %s has loaded the store %v times", name, after[index].loads-before[index].loads)
 		w.promise(after[index].resets == before[index].resets, "no majority: %s has reset %v near-caches", name, after[index].resets-before[index].resets)
+		w.promise(after[index].closed == before[index].closed, "no majority: %s has ended %v connections", name, after[index].closed-before[index].closed)
 	}
 }
