@@ -34,7 +34,7 @@ func outsideFlags(cmd *cobra.Command) *server.Outside {
 
 func (a *app) anchorAcceptCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "accept [FILE]",
+		Use:   "accept (FILE | --store etcd)",
 		Short: "Accept a store as it is, although changes may be lost",
 		Long: `Accept a store's file as it is, after a start was refused because the file does not
 agree with its anchor or its audit sink, or because one of them is lost. No server

@@ -11,7 +11,7 @@ import (
 
 func (a *app) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "check [FILE]",
+		Use:   "check (FILE | --store etcd)",
 		Short: "Check a store, without a server",
 		Long: `Check a store's file that no server has open: that each page and record is whole,
 that indexes and records belong together, that the audit events form chains without

@@ -69,29 +69,35 @@ The exit status is 1 if source and target differ; what differs is printed.`,
 		case options.ToFile:
 			options.File = *to
 		}
-		run := func(ctx context.Context) error {
-			if *discard {
-				return a.discardMigration(ctx, options, *format)
-			}
-			return a.migrate(ctx, options, *format)
+		asked, usesFile := a.migrate, true
+		if *discard {
+			asked, usesFile = a.discardMigration, options.ToFile
 		}
-		if *discard && options.ToFile { // nothing is asked of etcd
+		if !*discard || !usesFile {
+			source := settings()
+			source.Flags["store"] = []string{etcd}
+			loaded, err := source.Load()
+			if err != nil {
+				return a.listMistakes(err, "the settings are not valid")
+			}
+			options.Settings = loaded.Settings
+		}
+		run := func(ctx context.Context) error {
+			err := asked(ctx, options, *format)
+			if err != nil && ctx.Err() != nil {
+				return errMigrationInterrupted
+			}
+			return err
+		}
+		if usesFile {
 			return a.onFile(cmd, options.File, run)
 		}
-		source := settings()
-		source.Flags["store"] = []string{etcd}
-		loaded, err := source.Load()
-		if err != nil {
-			return a.listMistakes(err, "the settings are not valid")
-		}
-		options.Settings = loaded.Settings
-		if *discard {
-			return run(cmd.Context())
-		}
-		return a.onFile(cmd, options.File, run)
+		return run(cmd.Context())
 	}
 	return cmd
 }
+
+var errMigrationInterrupted = errors.New("interrupted; the same command, given again, goes on")
 
 // migrate migrates, with a progress bar at a terminal.
 func (a *app) migrate(ctx context.Context, options server.MigrateOptions, format outputFormat) error {

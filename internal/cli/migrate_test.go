@@ -1,8 +1,11 @@
 package cli_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"time"
@@ -125,6 +128,30 @@ func TestMigrateDiscardsAnUnfinishedTarget(t *testing.T) {
 	for _, arguments := range [][]string{{"--discard"}, {"--discard", "--from", "a.db", "--to", "etcd", "--etcd-endpoints", "127.0.0.1:2379"}} {
 		if answer := c.run(t, append([]string{"migrate"}, arguments...)...); answer.status != cli.ExitUsage {
 			t.Errorf("%q: status %d: %s", arguments, answer.status, answer.stderr)
+		}
+	}
+}
+
+// TestMigrateThatIsInterruptedSaysHowToGoOn: SIGINT and SIGTERM end the context of the command.
+func TestMigrateThatIsInterruptedSaysHowToGoOn(t *testing.T) {
+	t.Parallel()
+	for _, arguments := range [][]string{
+		{"migrate", "--from", "a.db", "--to", "etcd", "--etcd-endpoints", "127.0.0.1:1"},
+		{"migrate", "--to", "etcd", "--discard", "--etcd-endpoints", "127.0.0.1:1"},
+	} {
+		ctx, interrupt := context.WithCancel(t.Context())
+		interrupted := func() error {
+			interrupt()
+			return fmt.Errorf("copying: %w", ctx.Err())
+		}
+		c := command{hooks: cli.Hooks{
+			Migrate:          func(context.Context, server.MigrateOptions) (*server.Migrated, error) { return nil, interrupted() },
+			DiscardMigration: func(context.Context, server.MigrateOptions) error { return interrupted() },
+		}}
+		var stderr bytes.Buffer
+		status := c.runTo(ctx, io.Discard, &stderr, arguments...)
+		if want := "error: interrupted; the same command, given again, goes on\n"; status != 1 || stderr.String() != want {
+			t.Errorf("%q: status %d, %q", arguments, status, stderr.String())
 		}
 	}
 }

@@ -8,7 +8,7 @@ import (
 
 func (a *app) repairClockCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "repair-clock [FILE]",
+		Use:   "repair-clock (FILE | --store etcd)",
 		Short: "Repair a store that was changed while the clock was ahead, without a server",
 		Long: `Set times that lie in the future back to now, in a store's file that no server has
 open: when keys were made or revoked, members changed, and the store changed last.

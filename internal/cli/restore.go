@@ -19,7 +19,7 @@ const maxShownLines = 50
 func (a *app) restoreCommand() *cobra.Command {
 	var options server.RestoreOptions
 	cmd := &cobra.Command{
-		Use:   "restore [BACKUP --data DIR]",
+		Use:   "restore (BACKUP --data DIR | --store etcd)",
 		Short: "Make a store from a backup, without reviving what was revoked since",
 		Long: `Make a store in DIR from BACKUP, a copy that "keysvc backup" has made. It gets a new
 epoch, so that every near-cache starts empty. DIR must have no store. BACKUP and the
