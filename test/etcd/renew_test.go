@@ -204,6 +204,20 @@ func TestRenewalGoesOn(t *testing.T) {
 	several[7].Head = head
 	mustCommit(t, before, several[7].PutMember("m", "member"))
 	mustPut(t, client, damaged, string(old.Kvs[0].Value))
+	// Of another workspace only the tag of its head shows damage: the event that made its newest record is gone, too.
+	unknown := several[8]
+	damaged = prefix + "data/members/" + unknown.ID + "\x00m"
+	if old, err = client.Get(t.Context(), damaged); err != nil {
+		t.Fatal(err)
+	}
+	for _, member := range []string{"m", "n"} {
+		unknown.Head = headIn(t, before, unknown.ID)
+		mustCommit(t, before, unknown.PutMember(member, "member"))
+	}
+	mustPut(t, client, damaged, string(old.Kvs[0].Value))
+	if _, err := client.Delete(t.Context(), prefix+"data/audit/"+unknown.ID+"\x00"+complementOf(unknown.Head.Sequence)); err != nil {
+		t.Fatal(err)
+	}
 	heads, err := client.Get(t.Context(), prefix+"data/heads/", clientv3.WithPrefix())
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +264,7 @@ func TestRenewalGoesOn(t *testing.T) {
 		t.Fatal(report, err)
 	}
 	for _, problem := range report.Problems {
-		if !strings.Contains(problem, several[7].ID) && !strings.Contains(problem, `member "m"`) {
+		if !strings.Contains(problem, several[7].ID) && !strings.Contains(problem, unknown.ID) && !strings.Contains(problem, `member "m"`) {
 			t.Errorf("Check: %s", problem)
 		}
 	}
@@ -276,7 +290,7 @@ func TestRenewalGoesOn(t *testing.T) {
 			wrong = append(wrong, item.Damaged.Err)
 		}
 		return nil
-	}); err != nil || len(wrong) != 1 {
+	}); err != nil || len(wrong) != 2 {
 		t.Errorf("damaged are %q, %v", wrong, err)
 	}
 	for _, workspace := range []*storagetest.Workspace{several[0], several[129]} {
