@@ -22,6 +22,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"github.com/scribe-mail/keysvc/internal/keys/keystest"
 	"github.com/scribe-mail/keysvc/internal/race"
@@ -146,8 +147,8 @@ func (s *server) stop() {
 }
 
 // dial returns a client of one member, as the server has it.
-func dial(endpoint string) (*clientv3.Client, error) {
-	return clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop(), MaxUnaryRetries: 1})
+func dial(endpoint string, options ...grpc.DialOption) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop(), MaxUnaryRetries: 1, DialOptions: options})
 }
 
 // newClient returns a client of the first member that is closed at the end of the test.
@@ -166,9 +167,9 @@ func newClients(t testing.TB) []*clientv3.Client {
 	return clients
 }
 
-func clientOf(t testing.TB, endpoint string) *clientv3.Client {
+func clientOf(t testing.TB, endpoint string, options ...grpc.DialOption) *clientv3.Client {
 	t.Helper()
-	client, err := dial(endpoint)
+	client, err := dial(endpoint, options...)
 	if err != nil {
 		t.Fatal(err)
 	}

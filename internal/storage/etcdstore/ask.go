@@ -25,8 +25,8 @@ type request func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnRe
 // members are the members of the cluster, as their numbers in Config.Members.
 type members struct {
 	clients []*clientv3.Client
-	// preferred is the member that answered last. It is asked first, so that in a healthy cluster each
-	// request is sent once.
+	// preferred is the member that answered last, or the leader since it said so. It is asked first, so that in a healthy
+	// cluster each request is sent once, and to the member to which the others would pass it on.
 	preferred atomic.Int64
 	// woken is when each member was last told to connect again, in Unix nanoseconds.
 	woken []atomic.Int64
@@ -67,6 +67,13 @@ func (m *members) first() int { return int(m.preferred.Load()) }
 func (m *members) answered(index int) {
 	m.heard(index)
 	if m.first() != index {
+		m.preferred.Store(int64(index))
+	}
+}
+
+// leads notes that a member has said that it leads.
+func (m *members) leads(index int) {
+	if !m.isDown(index) && !m.isSilent(index) {
 		m.preferred.Store(int64(index))
 	}
 }

@@ -87,6 +87,7 @@ func (s *Store) watchRoom() {
 // askMembers asks all members at once, and judges what they answer.
 func (s *Store) askMembers() {
 	var asking sync.WaitGroup
+	leaders := make([]uint64, len(s.config.Members)) // the term of each member that leads; 0 of others, and of slow ones
 	for index, member := range s.config.Members {
 		asking.Go(func() {
 			ctx, cancel := context.WithTimeout(s.closing, roomTimeout)
@@ -95,15 +96,20 @@ func (s *Store) askMembers() {
 			if connection == nil {
 				return // the client is closed
 			}
+			asked := time.Now()
 			// Not with the client's own Status, which connects anew each time.
 			answer, err := etcdserverpb.NewMaintenanceClient(connection).Status(ctx, &etcdserverpb.StatusRequest{})
-			if err == nil {
-				s.room.heard(index, answer)
+			if err == nil && s.room.heard(index, answer) && time.Since(asked) < s.config.Hedge {
+				leaders[index] = answer.GetRaftTerm()
 			}
 		})
 	}
 	asking.Go(s.tryToRead)
 	asking.Wait()
+	// A leader that was cut off may go on saying that it leads, in an older term.
+	if newest := slices.Max(leaders); newest > 0 {
+		s.members.leads(slices.Index(leaders, newest))
+	}
 	if s.closing.Err() == nil {
 		s.judgeRoom()
 	}
@@ -119,8 +125,8 @@ func (s *Store) tryToRead() {
 	_, _ = s.read(ctx, s.getRevision()) // an answer is noted, and without one so is nothing
 }
 
-// heard takes over the answer of a member.
-func (r *room) heard(index int, answer *etcdserverpb.StatusResponse) {
+// heard takes over the answer of a member, and reports whether it leads.
+func (r *room) heard(index int, answer *etcdserverpb.StatusResponse) (leads bool) {
 	r.mutex.Lock()
 	defer r.mutex.Unlock()
 	member := &r.members[index]
@@ -129,6 +135,7 @@ func (r *room) heard(index int, answer *etcdserverpb.StatusResponse) {
 	member.DatabaseBytes, member.QuotaBytes = answer.GetDbSize(), answer.GetDbSizeQuota()
 	member.FreeBytes = max(0, answer.GetDbSize()-answer.GetDbSizeInUse())
 	member.outOfRoom = slices.ContainsFunc(answer.GetErrors(), func(text string) bool { return strings.Contains(text, alarmNoSpace) })
+	return member.Leads
 }
 
 // alarmNoSpace is in the errors of a member's status while etcd's alarm for lack of room stands.
