@@ -70,7 +70,9 @@ func (s *Store) checkOpened(ctx context.Context, report *Report, checker *checke
 	if checker.Pruned, _, err = s.prunedMark(ctx); err != nil {
 		return err
 	}
-	err = checker.run(position)
+	if err = checker.run(position); err != nil {
+		checker.Incomplete()
+	}
 	report.Problems, report.Events, report.Pruned = checker.Problems(), checker.count, checker.Pruned
 	return err
 }
