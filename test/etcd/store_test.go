@@ -210,6 +210,7 @@ func TestCheckNamesWhatDoesNotFit(t *testing.T) {
 		{"data/audit/w\x00x", "x", "audit: an event under the name", 1},
 		{"data/audit/w\x00" + complementOf(3), "garbage", "audit event \"w 3\": ", 4},
 		{"data/feed/head", "garbage", "feed entry \"data/feed/head\"", 1},
+		{"data/feed/head", "", "position: revision 0, though there are records", 1},
 		{"data/heads/w", "garbage", "head \"w\"", 1},
 		{"data/x", "x", "an unknown name \"data/x\"", 1},
 		{"data/keys/x", "x", "not the name of a key", 1},
