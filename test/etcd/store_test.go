@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -301,10 +302,16 @@ func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 		"data/keys/w\x007ffffffffffffffd" + storagetest.KeyID(1): {WorkspaceID: "w", KeyID: storagetest.KeyID(1)},
 	} {
 		client, prefix, workspace := filled(t)
-		store := open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
+		log, err := os.CreateTemp(t.TempDir(), "log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer log.Close()
+		config := etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix, Log: slog.New(slog.NewTextHandler(log, nil))}
+		store := open(t, config)
 		mustPut(t, client, prefix+name, "garbage")
 		found := 0
-		_, err := store.Load(t.Context(), func(item storage.Item) error {
+		_, err = store.Load(t.Context(), func(item storage.Item) error {
 			if item.Damaged != nil {
 				found++
 				got := *item.Damaged
@@ -317,6 +324,9 @@ func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 		})
 		if err != nil || found != 1 {
 			t.Errorf("%q: Load: %d are damaged, %v", name, found, err)
+		}
+		if said, err := os.ReadFile(log.Name()); err != nil || !strings.Contains(string(said), "checksum mismatch") {
+			t.Errorf("%q: the log is %q, %v", name, said, err)
 		}
 		if want.Head {
 			if _, err := store.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(3))); !errors.Is(err, storage.ErrDamaged) {
