@@ -78,6 +78,19 @@ func (r *rolledBack) restart(do func()) {
 	r.etcd = again
 }
 
+// mustHaveSchema fails the test if the store has another schema: programs that do not know held keys refuse a store that has some.
+func (r *rolledBack) mustHaveSchema(want int32) {
+	r.t.Helper()
+	export, err := etcdstore.OpenExport(r.t.Context(), etcdstore.Config{Members: []*clientv3.Client{clientOf(r.t, r.etcd.endpoint())}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() { _ = export.Close() }()
+	if origin, err := export.Origin(r.t.Context()); err != nil || origin.Schema != want {
+		r.t.Errorf("the schema is %d, %v; want %d", origin.Schema, err, want)
+	}
+}
+
 // mustNotServe fails the test unless a server refuses the store, with all of some texts in its error.
 func (r *rolledBack) mustNotServe(want ...string) {
 	r.t.Helper()
@@ -114,6 +127,7 @@ func TestRestoreOverEtcdRevivesNothing(t *testing.T) {
 		t.Errorf("it says:\n%s", said)
 	}
 	must(t, append([]string{"check"}, r.flags...)...)
+	r.mustHaveSchema(storage.Schema)
 	// The restore's own events have no lines yet. Lines that were given up have the same sequences, and higher ones.
 	must(t, append([]string{"audit", "verify", "--sink", r.sink}, r.flags...)...)
 	server := startKeysvc(t, false, r.lines)
@@ -132,6 +146,7 @@ func TestRestoreOverEtcdHoldsWhatIsNotKnown(t *testing.T) {
 	if said := must(t, append([]string{"restore"}, r.flags...)...); !strings.Contains(said, "held        2 keys") {
 		t.Errorf("it says:\n%s", said)
 	}
+	r.mustHaveSchema(storage.SchemaHeld)
 	server := startKeysvc(t, false, r.lines)
 	server.expect(r.kept.GetToken(), keysvcv1.Reason_REASON_KEY_HELD)
 	server.expect(r.revoked.GetToken(), keysvcv1.Reason_REASON_KEY_HELD)
