@@ -296,7 +296,7 @@ func TestAlteredMissingAndLeftOverRecordsAreDataLoss(t *testing.T) {
 				if item.Damaged != nil {
 					damaged := *item.Damaged
 					if isPolicy := strings.Contains(damaged.Err.Error(), "policy"); isPolicy != (damaged.WorkspaceID == "") {
-						t.Errorf("the error of %+v", damaged)
+						t.Errorf("the error names another record: %+v", damaged)
 					}
 					damaged.Err = nil
 					found = append(found, damaged)

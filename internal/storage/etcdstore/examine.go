@@ -92,8 +92,9 @@ func (e *examination) collected(name string, value []byte) {
 	e.records.Stored(id, integrity.HashPayload(storage.Payload(value)))
 }
 
-// walk reads the workspace's events backwards, and reports whether they show which records are wrong. There
-// may be gaps, where events were pruned: the last event of each record is always there.
+// walk reads the workspace's events backwards, and reports whether they show which records are wrong: once what they list
+// fits the tag, or, without a head, if their chain holds and they list all records. There may be gaps, where
+// events were pruned: the last event of each record is always there.
 func (e *examination) walk(ctx context.Context) (known bool, err error) {
 	folder := auditFolder(e.workspaceID)
 	next := storage.Head{} // the event that the one read last follows
