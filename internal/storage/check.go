@@ -497,6 +497,10 @@ func (c *Checker) Problems() []string {
 	return texts
 }
 
+// Incomplete ends the check of a store that could not be read to its end. Problems returns what was found until
+// then, and nothing that only the whole store shows.
+func (c *Checker) Incomplete() { c.finished = true }
+
 // Located is Problems with the places, and how many problems more there are.
 func (c *Checker) Located() (problems []Problem, more int) {
 	if !c.finished {

@@ -264,6 +264,16 @@ func TestAlteredMissingAndLeftOverRecordsAreDataLoss(t *testing.T) {
 		g.put("data/heads/w", head)
 		g.put(g.storedKey(), key)
 	}
+	besideAnother := func(g *guarded) {
+		g.put("data/keys/w\x00"+complementOf(3)+storagetest.KeyID(2), "unreadable")
+		alter(g)
+	}
+	policyBack := func(g *guarded) {
+		before := g.raw(storedPolicy)
+		g.commit(g.policy, storagetest.ApplyPolicy(g.policy.Head, string(policy.Default().Document())))
+		g.put(storedPolicy, before)
+		g.put("data/audit/\x00"+complementOf(g.policy.Head.Sequence), "damaged")
+	}
 	for name, test := range map[string]struct {
 		harm func(*guarded)
 		want storage.Damaged
@@ -275,6 +285,8 @@ func TestAlteredMissingAndLeftOverRecordsAreDataLoss(t *testing.T) {
 		// A record and the head of its time fit each other. The event that the head does not know shows it.
 		"head put back":            {headBack, storage.Damaged{WorkspaceID: "w", Head: true}},
 		"head and record put back": {allBack, storage.Damaged{WorkspaceID: "w", KeyID: storagetest.KeyID(1)}},
+		"beside an unreadable one": {besideAnother, storage.Damaged{WorkspaceID: "w", KeyID: storagetest.KeyID(1)}},
+		"policy and event":         {policyBack, storage.Damaged{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGuarded(t)
@@ -283,6 +295,9 @@ func TestAlteredMissingAndLeftOverRecordsAreDataLoss(t *testing.T) {
 			_, err := g.open().Load(t.Context(), func(item storage.Item) error {
 				if item.Damaged != nil {
 					damaged := *item.Damaged
+					if isPolicy := strings.Contains(damaged.Err.Error(), "policy"); isPolicy != (damaged.WorkspaceID == "") {
+						t.Errorf("the error names another record: %+v", damaged)
+					}
 					damaged.Err = nil
 					found = append(found, damaged)
 				}
@@ -471,28 +486,115 @@ func TestFollowerFindsWhatTheEventDoesNotList(t *testing.T) {
 	}
 }
 
-// TestUnknownDamageIsOfTheWholeWorkspace puts a record back, and takes away the event that would show which one it was. Then nothing in the
-// workspace is decided on or changed.
+// TestUnknownDamageIsOfTheWholeWorkspace takes away what would show which record of a workspace is wrong. Then nothing in the workspace is
+// decided on or changed.
 func TestUnknownDamageIsOfTheWholeWorkspace(t *testing.T) {
 	t.Parallel()
+	const head = "data/heads/w"
+	newest := func(g *guarded) string { return "data/audit/w\x00" + complementOf(g.workspace.Head.Sequence) }
+	// putBack revokes the key, puts the record from before back, and returns the name of the event that shows it.
+	putBack := func(g *guarded) (event string) {
+		before := g.raw(g.storedKey())
+		g.updateKey(func(record *storagev1.KeyRecord) { record.RevokeTime = timestamppb.Now() })
+		g.put(g.storedKey(), before)
+		return newest(g)
+	}
+	for name, harm := range map[string]func(*guarded){
+		"the event is damaged": func(g *guarded) { g.put(putBack(g), "damaged") },
+		"the event is missing": func(g *guarded) {
+			if _, err := g.client.Delete(t.Context(), g.prefix+putBack(g)); err != nil {
+				t.Fatal(err)
+			}
+		},
+		// Without a head, only the chain of the events shows what the records should be.
+		"event and head are damaged": func(g *guarded) {
+			g.put(putBack(g), "damaged")
+			g.put(head, "damaged")
+		},
+		"the event is another one, and the head is damaged": func(g *guarded) {
+			event, record := putBack(g), &storagev1.AuditRecord{}
+			if err := storage.Decode("event", event, []byte(g.raw(event)), record); err != nil {
+				t.Fatal(err)
+			}
+			g.putMember(func(*storagev1.MemberRecord) {})
+			record.Changes[0].After = record.GetChanges()[0].GetBefore()
+			payload, err := storage.Encode(record)
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.put(event, string(storage.Frame(event, payload)))
+			g.put(head, "damaged")
+		},
+		"an event has no number, and the head is damaged": func(g *guarded) {
+			putBack(g)
+			g.put("data/audit/w\x00x", "damaged")
+			g.put(head, "damaged")
+		},
+		"no event lists a record, and the head is damaged": func(g *guarded) {
+			const other = "data/members/w\x00other"
+			payload, err := storage.Encode(&storagev1.MemberRecord{WorkspaceId: "w", MemberId: "other"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			g.put(other, string(storage.Frame(other, payload)))
+			g.put(head, "damaged")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuarded(t)
+			harm(g)
+			loaded := g.open()
+			starting := projection.New(loaded, nil)
+			if _, err := starting.Load(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for number := range 2 {
+				if found := starting.Find(storagetest.KeyID(number + 1)); !errors.Is(found.Damaged, storage.ErrDamaged) {
+					t.Errorf("key %d: %+v, want ErrDamaged", number+1, found)
+				}
+			}
+			for name, store := range map[string]*etcdstore.Store{"loaded": loaded, "not loaded": g.open()} {
+				if _, err := store.Commit(t.Context(), g.workspace.PutMember("other", "admin")); !errors.Is(err, storage.ErrDamaged) {
+					t.Errorf("%s: Commit: %v, want ErrDamaged", name, err)
+				}
+			}
+		})
+	}
+}
+
+// TestLostWorkspacesAreDamaged takes away all that there is of some workspaces, but not their events: they must not count as new.
+func TestLostWorkspacesAreDamaged(t *testing.T) {
+	t.Parallel()
+	g, lost := newGuarded(t), []string{"a", "b", "y", "z"} // before and after the workspace that is left
+	for _, id := range lost {
+		workspace := storagetest.NewWorkspace(id)
+		g.commit(workspace, workspace.PutMember("m", "admin"))
+		for _, name := range []string{"heads/" + id, "workspaces/" + id, "members/" + id + "\x00m"} {
+			if _, err := g.client.Delete(t.Context(), g.prefix+"data/"+name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	// Names that are no events' do not hide those behind them.
+	g.put("data/audit/a", "damaged")
+	g.put("data/audit/x", "damaged")
+	var found []string
+	if _, err := g.open().Load(t.Context(), func(item storage.Item) error {
+		if item.Damaged != nil && item.Damaged.Head && strings.Contains(item.Damaged.Err.Error(), "missing") {
+			found = append(found, item.Damaged.WorkspaceID)
+		}
+		return nil
+	}); err != nil || !slices.Equal(found, lost) {
+		t.Errorf("the workspaces %q were lost, %v; want %q", found, err, lost)
+	}
+}
+
+// TestRecordsThatFitTheirTagNeedNoEvent: a damaged event makes sound records neither damaged nor unchangeable.
+func TestRecordsThatFitTheirTagNeedNoEvent(t *testing.T) {
+	t.Parallel()
 	g := newGuarded(t)
-	before := g.raw(g.storedKey())
-	g.updateKey(func(record *storagev1.KeyRecord) { record.RevokeTime = timestamppb.Now() })
-	g.put(g.storedKey(), before)
 	g.put("data/audit/w\x00"+complementOf(g.workspace.Head.Sequence), "damaged")
-	loaded := g.open()
-	starting := projection.New(loaded, nil)
-	if _, err := starting.Load(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	for number := range 2 {
-		if found := starting.Find(storagetest.KeyID(number + 1)); !errors.Is(found.Damaged, storage.ErrDamaged) {
-			t.Errorf("key %d: %+v, want ErrDamaged", number+1, found)
-		}
-	}
-	for name, store := range map[string]*etcdstore.Store{"loaded": loaded, "not loaded": g.open()} {
-		if _, err := store.Commit(t.Context(), g.workspace.PutMember("other", "admin")); !errors.Is(err, storage.ErrDamaged) {
-			t.Errorf("%s: Commit: %v, want ErrDamaged", name, err)
-		}
+	if _, err := g.open().Commit(t.Context(), g.workspace.PutMember("other", "admin")); err != nil {
+		t.Errorf("Commit by a process that has not loaded: %v", err)
 	}
 }

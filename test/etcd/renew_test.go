@@ -10,6 +10,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	storagev1 "github.com/scribe-mail/keysvc/gen/keysvc/storage/v1"
 	keysvcv1 "github.com/scribe-mail/keysvc/gen/keysvc/v1"
 	"github.com/scribe-mail/keysvc/internal/race"
 	keysvc "github.com/scribe-mail/keysvc/internal/server"
@@ -77,6 +78,19 @@ func (r *rolledBack) restart(do func()) {
 	r.etcd = again
 }
 
+// mustHaveSchema fails the test if the store has another schema: programs that do not know held keys refuse a store that has some.
+func (r *rolledBack) mustHaveSchema(want int32) {
+	r.t.Helper()
+	export, err := etcdstore.OpenExport(r.t.Context(), etcdstore.Config{Members: []*clientv3.Client{clientOf(r.t, r.etcd.endpoint())}})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer func() { _ = export.Close() }()
+	if origin, err := export.Origin(r.t.Context()); err != nil || origin.Schema != want {
+		r.t.Errorf("the schema is %d, %v; want %d", origin.Schema, err, want)
+	}
+}
+
 // mustNotServe fails the test unless a server refuses the store, with all of some texts in its error.
 func (r *rolledBack) mustNotServe(want ...string) {
 	r.t.Helper()
@@ -113,6 +127,7 @@ func TestRestoreOverEtcdRevivesNothing(t *testing.T) {
 		t.Errorf("it says:\n%s", said)
 	}
 	must(t, append([]string{"check"}, r.flags...)...)
+	r.mustHaveSchema(storage.Schema)
 	// The restore's own events have no lines yet. Lines that were given up have the same sequences, and higher ones.
 	must(t, append([]string{"audit", "verify", "--sink", r.sink}, r.flags...)...)
 	server := startKeysvc(t, false, r.lines)
@@ -131,6 +146,7 @@ func TestRestoreOverEtcdHoldsWhatIsNotKnown(t *testing.T) {
 	if said := must(t, append([]string{"restore"}, r.flags...)...); !strings.Contains(said, "held        2 keys") {
 		t.Errorf("it says:\n%s", said)
 	}
+	r.mustHaveSchema(storage.SchemaHeld)
 	server := startKeysvc(t, false, r.lines)
 	server.expect(r.kept.GetToken(), keysvcv1.Reason_REASON_KEY_HELD)
 	server.expect(r.revoked.GetToken(), keysvcv1.Reason_REASON_KEY_HELD)
@@ -218,6 +234,15 @@ func TestRenewalGoesOn(t *testing.T) {
 	if _, err := client.Delete(t.Context(), prefix+"data/audit/"+unknown.ID+"\x00"+complementOf(unknown.Head.Sequence)); err != nil {
 		t.Fatal(err)
 	}
+	// The head of a third one was put back.
+	lagging := several[9]
+	lag, err := client.Get(t.Context(), prefix+"data/heads/"+lagging.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lagging.Head = headIn(t, before, lagging.ID)
+	mustCommit(t, before, lagging.PutMember("m", "member"))
+	mustPut(t, client, prefix+"data/heads/"+lagging.ID, string(lag.Kvs[0].Value))
 	heads, err := client.Get(t.Context(), prefix+"data/heads/", clientv3.WithPrefix())
 	if err != nil {
 		t.Fatal(err)
@@ -225,6 +250,15 @@ func TestRenewalGoesOn(t *testing.T) {
 	epoch := before.Epoch()
 	if err := before.PutSinkPosition(t.Context(), storage.Barrier{Revision: 5}); err != nil {
 		t.Fatal(err)
+	}
+	headerNow := func() *storagev1.HeaderRecord {
+		t.Helper()
+		stored, err := client.Get(t.Context(), prefix+"data/header")
+		header := &storagev1.HeaderRecord{}
+		if err := errors.Join(err, storage.Decode("header", "data/header", stored.Kvs[0].Value, header)); err != nil {
+			t.Fatal(err)
+		}
+		return header
 	}
 	for attempt := range 3 {
 		r, err := etcdstore.OpenRenewal(t.Context(), config)
@@ -239,6 +273,13 @@ func TestRenewalGoesOn(t *testing.T) {
 		}
 		if _, err := r.Begin(t.Context(), attempt == 1); err != nil {
 			t.Fatal(err)
+		}
+		want := int32(storage.Schema)
+		if attempt > 0 {
+			want = storage.SchemaHeld
+		}
+		if header := headerNow(); header.GetSchema() != want || header.GetRestored().GetEpoch() != epoch {
+			t.Errorf("attempt %d: the header is %v, want schema %d and epoch %s before", attempt, header, want, epoch)
 		}
 		if _, err := etcdstore.New(t.Context(), config); !errors.Is(err, storage.ErrUnfinished) {
 			t.Errorf("attempt %d: it can be opened: %v", attempt, err)
@@ -259,12 +300,18 @@ func TestRenewalGoesOn(t *testing.T) {
 	if _, err := before.Commit(t.Context(), several[1].PutMember("m", "member")); !errors.Is(err, storage.ErrUnavailable) {
 		t.Errorf("who had it open changes it: %v", err)
 	}
+	if position, err := before.SinkPosition(t.Context()); !errors.Is(err, storage.ErrUnavailable) {
+		t.Errorf("who had it open knows of the sink: %+v, %v", position, err)
+	}
+	if now, err := client.Get(t.Context(), prefix+"data/heads/"+lagging.ID); err != nil || string(now.Kvs[0].Value) != string(lag.Kvs[0].Value) {
+		t.Errorf("the head that was put back became another one: %v", err)
+	}
 	report, err := etcdstore.Check(t.Context(), config)
 	if err != nil || report.Epoch == epoch {
 		t.Fatal(report, err)
 	}
 	for _, problem := range report.Problems {
-		if !strings.Contains(problem, several[7].ID) && !strings.Contains(problem, unknown.ID) && !strings.Contains(problem, `member "m"`) {
+		if !strings.Contains(problem, several[7].ID) && !strings.Contains(problem, unknown.ID) && !strings.Contains(problem, lagging.ID) && !strings.Contains(problem, `member "m"`) {
 			t.Errorf("Check: %s", problem)
 		}
 	}
@@ -290,11 +337,71 @@ func TestRenewalGoesOn(t *testing.T) {
 			wrong = append(wrong, item.Damaged.Err)
 		}
 		return nil
-	}); err != nil || len(wrong) != 2 {
+	}); err != nil || len(wrong) != 3 {
 		t.Errorf("damaged are %q, %v", wrong, err)
 	}
 	for _, workspace := range []*storagetest.Workspace{several[0], several[129]} {
 		workspace.Head = headIn(t, after, workspace.ID)
 		mustCommit(t, after, workspace.PutMember("m", "member"))
 	}
+}
+
+// TestRenewalsAndChangesDoNotMeet: a renewal begins only at what it has read, and does not go on once another process has ended it.
+func TestRenewalsAndChangesDoNotMeet(t *testing.T) {
+	t.Parallel()
+	n, prefix, workspace := &network{}, newPrefix(), storagetest.NewWorkspace("w")
+	config := etcdstore.Config{Members: n.clients(t), Prefix: prefix}
+	store := open(t, etcdConfig(t, prefix))
+	change := func(store storage.Store) {
+		put := workspace.PutMember("m", "admin")
+		mustCommit(t, store, put)
+		workspace.Follow(put)
+	}
+	renewal := func() *etcdstore.Renewal {
+		r, err := etcdstore.OpenRenewal(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close() })
+		return r
+	}
+	change(store)
+	n.next(func(s *sent) (*clientv3.TxnResponse, error) {
+		change(store)
+		return s.deliver()
+	})
+	if _, err := renewal().Begin(t.Context(), false); !errors.Is(err, storage.ErrLocked) {
+		t.Errorf("a change was made meanwhile: %v, want ErrLocked", err)
+	}
+	client, head := newClient(t), prefix+"data/heads/w"
+	before, err := client.Get(t.Context(), head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := renewal()
+	if _, err := first.Begin(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	// Another process goes on with it, and is overtaken when it puts the head.
+	renewed, err := client.Get(t.Context(), head)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, client, head, string(before.Kvs[0].Value))
+	second := renewal()
+	n.next((*sent).deliver, func(s *sent) (*clientv3.TxnResponse, error) {
+		mustPut(t, client, head, string(renewed.Kvs[0].Value))
+		change(first)
+		return s.deliver()
+	})
+	if _, err := second.Begin(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.Finish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := second.Begin(t.Context(), false); !errors.Is(err, storage.ErrLocked) {
+		t.Errorf("another process has ended the renewal: %v, want ErrLocked", err)
+	}
+	mustBeSound(t, prefix)
 }

@@ -286,14 +286,54 @@ func TestSinkPositionFollowsTheLines(t *testing.T) {
 // TestSinkPositionNeverGoesBack: a writer that was overtaken does not lower the position.
 func TestSinkPositionNeverGoesBack(t *testing.T) {
 	t.Parallel()
-	store := open(t, etcdConfig(t, newPrefix()))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	prefix := newPrefix()
+	store := open(t, etcdConfig(t, prefix))
 	for _, test := range []struct{ put, want int64 }{{5, 5}, {3, 5}, {7, 7}, {7, 7}, {6, 7}} {
-		if err := store.PutSinkPosition(t.Context(), storage.Barrier{Revision: test.put, Hash: [32]byte{byte(test.put)}}); err != nil {
+		if err := store.PutSinkPosition(ctx, storage.Barrier{Revision: test.put, Hash: [32]byte{byte(test.put)}}); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := store.SinkPosition(t.Context()); err != nil || got.Revision != test.want || got.Hash[0] != byte(test.want) {
+		if got, err := store.SinkPosition(ctx); err != nil || got.Revision != test.want || got.Hash[0] != byte(test.want) {
 			t.Errorf("after %d: %+v, %v; want %d", test.put, got, err, test.want)
 		}
+	}
+	// Another writer is faster.
+	n := &network{}
+	slow := open(t, etcdstore.Config{Members: n.clients(t), Prefix: prefix})
+	n.next(func(s *sent) (*clientv3.TxnResponse, error) {
+		if err := store.PutSinkPosition(ctx, storage.Barrier{Revision: 9}); err != nil {
+			return nil, err
+		}
+		return s.deliver()
+	})
+	if err := slow.PutSinkPosition(ctx, storage.Barrier{Revision: 8}); err != nil {
+		t.Error(err)
+	}
+	if got, err := store.SinkPosition(ctx); err != nil || got.Revision != 9 {
+		t.Errorf("the slower writer lowers it: %+v, %v", got, err)
+	}
+	// A damaged position counts for nothing, and is replaced.
+	client := newClient(t)
+	for _, damaged := range []string{"damaged", string(storage.Frame("sink", []byte("short")))} {
+		mustPut(t, client, prefix+"sink", damaged)
+		if got, err := store.SinkPosition(ctx); !errors.Is(err, storage.ErrDamaged) || got.Revision != 0 {
+			t.Errorf("damaged: %+v, %v", got, err)
+		}
+		if err := store.PutSinkPosition(ctx, storage.Barrier{Revision: 1}); err != nil {
+			t.Error(err)
+		}
+		if got, err := store.SinkPosition(ctx); err != nil || got.Revision != 1 {
+			t.Errorf("replaced: %+v, %v", got, err)
+		}
+	}
+	// The store gets another epoch while a position is on its way.
+	n.next(func(s *sent) (*clientv3.TxnResponse, error) {
+		mustPut(t, client, prefix+"data/header", "another")
+		return s.deliver()
+	})
+	if err := slow.PutSinkPosition(ctx, storage.Barrier{Revision: 10}); !errors.Is(err, storage.ErrHistoryChanged) {
+		t.Errorf("another epoch: %v, want ErrHistoryChanged", err)
 	}
 }
 

@@ -1,10 +1,10 @@
 package etcd_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -128,87 +128,6 @@ func TestNewRefusesOtherSchemasAndDamage(t *testing.T) {
 	}
 }
 
-// TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead changes each value of a store, and
-// deletes each. Check reports it, and no read returns anything that was never stored.
-func TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead(t *testing.T) {
-	sequential(t)
-	client, prefix, _ := filled(t)
-	all, err := client.Get(t.Context(), prefix, clientv3.WithPrefix())
-	if err != nil {
-		t.Fatal(err)
-	}
-	truth := readAll(t, client, prefix)
-	for _, entry := range all.Kvs {
-		name := strings.TrimPrefix(string(entry.Key), prefix)
-		flipped := bytes.Clone(entry.Value)
-		flipped[len(flipped)-1] ^= 1
-		for kind, damage := range map[string]func(){
-			"flipped": func() { mustPut(t, client, string(entry.Key), string(flipped)) },
-			"gone": func() {
-				if _, err := client.Delete(t.Context(), string(entry.Key)); err != nil {
-					t.Fatal(err)
-				}
-			},
-			"other": func() {
-				mustPut(t, client, string(entry.Key), string(all.Kvs[0].Value)+string(all.Kvs[1].Value))
-			},
-		} {
-			damage()
-			// A key with a lost use counts as never used. A lost member counts as purged, and the
-			// member's keys are refused. Everything else must be detected.
-			harmless := strings.HasPrefix(name, "usage/") || kind == "gone" && strings.HasPrefix(name, "data/members/")
-			report, err := etcdstore.Check(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
-			if err != nil || len(report.Problems) == 0 && !harmless {
-				t.Errorf("%q, %s: the check finds %q, %v", name, kind, report.Problems, err)
-			}
-			for what, answer := range readAll(t, client, prefix) {
-				if answer != truth[what] && !strings.HasPrefix(answer, "error") {
-					t.Errorf("%q, %s: %s is %q, was %q", name, kind, what, answer, truth[what])
-				}
-			}
-			mustPut(t, client, string(entry.Key), string(entry.Value))
-		}
-	}
-	mustBeSound(t, prefix)
-}
-
-// readAll reads a store in every way. Errors are returned as texts that begin with "error".
-func readAll(t *testing.T, client *clientv3.Client, prefix string) map[string]string {
-	t.Helper()
-	answers := make(map[string]string)
-	store, err := etcdstore.New(t.Context(), etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
-	if err != nil {
-		return answers
-	}
-	defer store.Close()
-	ctx := t.Context()
-	note := func(what string, answer any, err error) {
-		answers[what] = fmt.Sprint(answer)
-		if err != nil {
-			answers[what] = "error: " + err.Error()
-			if !errors.Is(err, storage.ErrDamaged) && !errors.Is(err, storage.ErrNotFound) && !errors.Is(err, storage.ErrHistoryChanged) {
-				t.Errorf("%s: %v", what, err)
-			}
-		}
-	}
-	for _, keyID := range []string{storagetest.KeyID(1), storagetest.KeyID(2)} {
-		key, _, err := store.GetKey(ctx, "w", keyID)
-		note("key "+keyID, key, err)
-	}
-	member, _, err := store.GetMember(ctx, "w", "member")
-	note("member", member, err)
-	request, _, err := store.FindRequest(ctx, "w", "request")
-	note("request", request, err)
-	for _, id := range []string{"w", ""} {
-		query := storage.Query{WorkspaceID: id, Limit: 10}
-		audit, err := store.ListAuditEvents(ctx, query)
-		if err != nil || len(audit.Events) > 0 {
-			note("audit "+id, audit.Events, err)
-		}
-	}
-	return answers
-}
-
 // TestLoadAndWatchYieldDamagedRecordsAsDamaged damages records and compares what Load and
 // Watch yield.
 func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
@@ -221,10 +140,16 @@ func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 		"data/keys/w\x007ffffffffffffffd" + storagetest.KeyID(1): {WorkspaceID: "w", KeyID: storagetest.KeyID(1)},
 	} {
 		client, prefix, workspace := filled(t)
-		store := open(t, etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix})
+		log, err := os.CreateTemp(t.TempDir(), "log")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer log.Close()
+		config := etcdstore.Config{Members: []*clientv3.Client{client}, Prefix: prefix, Log: slog.New(slog.NewTextHandler(log, nil))}
+		store := open(t, config)
 		mustPut(t, client, prefix+name, "garbage")
 		found := 0
-		_, err := store.Load(t.Context(), func(item storage.Item) error {
+		_, err = store.Load(t.Context(), func(item storage.Item) error {
 			if item.Damaged != nil {
 				found++
 				got := *item.Damaged
@@ -237,6 +162,9 @@ func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 		})
 		if err != nil || found != 1 {
 			t.Errorf("%q: Load: %d are damaged, %v", name, found, err)
+		}
+		if said, err := os.ReadFile(log.Name()); err != nil || !strings.Contains(string(said), "checksum mismatch") {
+			t.Errorf("%q: the log is %q, %v", name, said, err)
 		}
 		if want.Head {
 			if _, err := store.Commit(t.Context(), workspace.CreateKey(storagetest.KeyID(3))); !errors.Is(err, storage.ErrDamaged) {

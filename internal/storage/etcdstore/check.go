@@ -64,13 +64,15 @@ func (s *Store) checkOpened(ctx context.Context, report *Report, checker *checke
 		return err
 	}
 	report.Epoch, report.Position = s.epoch, position
-	checker.loader = loader{store: s, ctx: ctx, at: at, isNew: position.Revision == 0}
+	checker.loader = loader{store: s, ctx: ctx, at: at}
 	checker.entries, checker.requestIDs = make(map[string]*keyEntries), make(map[string]string)
 	checker.visit = checker.visited
 	if checker.Pruned, _, err = s.prunedMark(ctx); err != nil {
 		return err
 	}
-	err = checker.run(position)
+	if err = checker.run(position); err != nil {
+		checker.Incomplete()
+	}
 	report.Problems, report.Events, report.Pruned = checker.Problems(), checker.count, checker.Pruned
 	return err
 }
@@ -238,7 +240,7 @@ func (c *checker) any(found pair) error {
 		return nil
 	}
 	known := append([]string{folderIDs, folderOrder, folderRequests, folderAudit, folderUsage, folderElection, folderKeys}, recordFolders...)
-	if name != nameHeader && name != nameTime && name != nameMigration && name != nameRenewal && name != namePruned && name != nameSink &&
+	if name != nameHeader && name != nameTime && name != nameMigration && name != namePruned && name != nameSink &&
 		!slices.ContainsFunc(known, func(folder string) bool { return strings.HasPrefix(name, folder) }) {
 		c.Problem("an unknown name %q", name)
 	}

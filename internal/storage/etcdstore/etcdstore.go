@@ -134,7 +134,7 @@ type Store struct {
 	// to a history other than the one that was opened.
 	header  string
 	epoch   string
-	schema  int32
+	schema  int32 // of the header; that of the settings may be newer
 	created int64 // revision of the header
 	// former is the epoch before this one while a Renewal is under way, else empty.
 	former string
@@ -272,7 +272,6 @@ func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 	if header.GetSchema() > storage.Newest {
 		return fmt.Errorf("%w: schema %d, this version knows up to %d", storage.ErrNewer, header.GetSchema(), storage.Newest)
 	}
-	schema := header.GetSchema()
 	// The schema is raised in the settings, so that the header, which every transaction compares, stays the same.
 	if pair := first(response, 2); pair != nil {
 		settings := &storagev1.SettingsRecord{}
@@ -281,7 +280,6 @@ func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 			if err := storage.CheckSchema(settings); err != nil {
 				return err
 			}
-			schema = max(schema, storage.SchemaOf(settings))
 		}
 	}
 	if header.GetSchema() < 1 || header.GetEpoch() == "" {
@@ -291,7 +289,7 @@ func (s *Store) openHeader(response *clientv3.TxnResponse) error {
 		return fmt.Errorf("%w: schema %d under %s; a store in etcd has at least schema %d and cannot be upgraded: create the store anew",
 			storage.ErrOlder, header.GetSchema(), s.config.Prefix, storage.SchemaIntegrity)
 	}
-	s.header, s.epoch, s.schema, s.created = string(stored.Value), header.GetEpoch(), schema, stored.CreateRevision
+	s.header, s.epoch, s.schema, s.created = string(stored.Value), header.GetEpoch(), header.GetSchema(), stored.CreateRevision
 	return nil
 }
 

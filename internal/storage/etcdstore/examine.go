@@ -6,7 +6,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -49,10 +48,7 @@ func (s *Store) examine(ctx context.Context, workspaceID string, entry *remember
 	}
 	entry.tag = nil
 	if !known {
-		entry.damaged = &storage.DamagedError{Kind: "workspace", Name: workspaceID, Problem: integrity.ProblemUnknown}
-		if workspaceID == "" {
-			entry.damaged = &storage.DamagedError{Kind: "policy", Name: namePolicy, Problem: integrity.ProblemUnknown}
-		}
+		entry.damaged = fault(workspaceID, ownRecord(workspaceID), integrity.ProblemUnknown)
 	}
 	return e, nil
 }
@@ -88,10 +84,7 @@ func (e *examination) collect(ctx context.Context) error {
 }
 
 func (e *examination) collected(name string, value []byte) {
-	_, id, ok := recordOf(name)
-	if !ok {
-		return
-	}
+	_, id, _ := recordOf(name) // a name that is no record's is unreadable below
 	if item := decodeItem(name, value); item.Damaged != nil {
 		e.records.Unreadable(id, item.Damaged.Err)
 		return
@@ -99,16 +92,13 @@ func (e *examination) collected(name string, value []byte) {
 	e.records.Stored(id, integrity.HashPayload(storage.Payload(value)))
 }
 
-// walk reads the workspace's events backwards, and reports whether they show which records are wrong. There
-// may be gaps, where events were pruned: the last event of each record is always there.
+// walk reads the workspace's events backwards, and reports whether they show which records are wrong: once what they list
+// fits the tag, or, without a head, if their chain holds and they list all records. There may be gaps, where
+// events were pruned: the last event of each record is always there.
 func (e *examination) walk(ctx context.Context) (known bool, err error) {
-	trusted := e.entry.damagedHead == nil
-	from, folder := auditFolder(e.workspaceID), auditFolder(e.workspaceID)
+	folder := auditFolder(e.workspaceID)
 	next := storage.Head{} // the event that the one read last follows
-	if trusted {
-		from, next = auditName(e.workspaceID, e.entry.head.Sequence), e.entry.head
-	}
-	err = e.store.stream(ctx, from, endOf(folder), e.at, func(some *chunk) error {
+	err = e.store.stream(ctx, folder, endOf(folder), e.at, func(some *chunk) error {
 		defer some.release()
 		for _, found := range some.pairs {
 			name := string(found.name)
@@ -134,7 +124,7 @@ func (e *examination) walk(ctx context.Context) (known bool, err error) {
 	switch {
 	case errors.Is(err, errEnough):
 		return known, nil
-	case err != nil || trusted:
+	case err != nil || e.entry.damagedHead == nil:
 		return false, err
 	}
 	return e.records.AllListed(), nil
@@ -183,10 +173,6 @@ func (l *loader) verify() error {
 
 // visitFaults visits what is wrong with a workspace.
 func (l *loader) visitFaults(workspaceID string, entry *remembered) error {
-	own := recordID{kind: kindWorkspace}
-	if workspaceID == "" {
-		own = recordID{kind: kindPolicy}
-	}
 	say := func(err error) {
 		l.store.config.Log.ErrorContext(l.ctx, "what is stored is not what it should be", "workspace_id", workspaceID, "error", err)
 	}
@@ -198,7 +184,7 @@ func (l *loader) visitFaults(workspaceID string, entry *remembered) error {
 	}
 	if err := entry.damaged; err != nil {
 		say(err)
-		return l.visit(damagedItem(workspaceID, own, err))
+		return l.visit(damagedItem(workspaceID, ownRecord(workspaceID), err))
 	}
 	for id, err := range entry.faults {
 		say(err)
@@ -230,9 +216,7 @@ func shownName(workspaceID string, id recordID) string {
 // the newest first. So between the events of one workspace and the newest event of the next one, as its
 // head says, there must be nothing.
 func (l *loader) findNewerEvents() error {
-	ids := slices.SortedFunc(maps.Keys(l.memory.workspaces), func(a, b string) int {
-		return strings.Compare(a+separator, b+separator)
-	})
+	ids := slices.Sorted(maps.Keys(l.memory.workspaces)) // in the order of their folders: no id has a NUL
 	from := folderAudit
 	var gaps [][2]string
 	for _, id := range ids {
@@ -283,11 +267,9 @@ func (l *loader) newerEvents(from, to string) error {
 			continue // Check names it
 		}
 		entry := l.memory.workspace(workspaceID)
-		switch {
-		case entry.damagedHead != nil:
-		case entry.head.Sequence == 0:
+		if entry.head.Sequence == 0 {
 			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "missing"}
-		default:
+		} else {
 			entry.damagedHead = &storage.DamagedError{Kind: "head", Name: workspaceID, Problem: "audit event " + strconv.FormatInt(sequence, 10) + " is ahead of it"}
 		}
 		from = endOf(auditFolder(workspaceID))

@@ -45,11 +45,7 @@ func (s *Store) judge(ctx context.Context, b *changeBuilder, change *storage.Com
 	workspaceID := change.Head.WorkspaceID
 	wrong := b.compareEvent(workspaceID)
 	if err := s.remembers(b, change, wrong); err != nil {
-		own := recordID{kind: kindWorkspace}
-		if workspaceID == "" {
-			own = recordID{kind: kindPolicy}
-		}
-		wrong[own] = err
+		wrong[ownRecord(workspaceID)] = err
 	}
 	for id, err := range wrong {
 		s.config.Log.ErrorContext(ctx, "a change is not what its audit event lists", "workspace_id", workspaceID,
@@ -144,10 +140,7 @@ func (s *Store) remembers(b *changeBuilder, change *storage.Committed, wrong map
 	default:
 		m.apply(entry, planned, head, change.Revision)
 		if entry.damaged == nil && entry.damagedHead == nil && !bytes.Equal(tagIn(workspaceID, b.head), s.tagOf(workspaceID, head, planned.sum)) {
-			entry.damaged = &storage.DamagedError{Kind: "workspace", Name: workspaceID, Problem: problemUnmatched}
-			if workspaceID == "" {
-				entry.damaged = &storage.DamagedError{Kind: "policy", Name: namePolicy, Problem: problemUnmatched}
-			}
+			entry.damaged = fault(workspaceID, ownRecord(workspaceID), problemUnmatched)
 		}
 	}
 	for id, err := range wrong {

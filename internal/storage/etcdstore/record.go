@@ -35,6 +35,14 @@ func fault(workspaceID string, id recordID, problem string) error {
 	return &storage.DamagedError{Kind: integrity.KindName(id.kind), Name: name, Problem: problem}
 }
 
+// ownRecord returns the id of a workspace's own record, which is the policy in the empty workspace.
+func ownRecord(workspaceID string) recordID {
+	if workspaceID == "" {
+		return recordID{kind: kindPolicy}
+	}
+	return recordID{kind: kindWorkspace}
+}
+
 // recordOf returns the workspace and the id of the record that a name stands for. ok is false for
 // names of anything else.
 func recordOf(name string) (workspaceID string, id recordID, ok bool) {

@@ -160,7 +160,13 @@ func (r *Renewal) putHeader(ctx context.Context, holds bool) error {
 	if !response.Succeeded && string(first(response, 0).GetValue()) != newHeader { // else an earlier attempt was executed
 		return fmt.Errorf("%w: another process gives the store a new epoch, or changes it", storage.ErrLocked)
 	}
-	return r.reopen(ctx)
+	if err := r.reopen(ctx); err != nil {
+		return err
+	}
+	if r.record == nil { // the header is the same, but the store is open to everybody
+		return fmt.Errorf("%w: another process has ended the renewal", storage.ErrLocked)
+	}
+	return nil
 }
 
 // renewHeads puts the tag of the new epoch into each head that does not have it, and returns how many heads it
@@ -200,6 +206,9 @@ func (r *Renewal) renewHeads(ctx context.Context) (left int, err error) {
 			entry := m.workspaces[workspaceID]
 			if err != nil || entry == nil || entry.damagedHead != nil || entry.damaged != nil {
 				continue // it stays what it is: damaged
+			}
+			if !entry.isAt(head) {
+				continue // a change of another process that goes on with the renewal: its head has the new tag
 			}
 			value, err := frameHead(workspaceID, head, r.tagOf(workspaceID, head, entry.sum))
 			if err != nil {

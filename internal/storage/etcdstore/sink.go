@@ -294,15 +294,9 @@ func (s *Store) PutSinkPosition(ctx context.Context, position storage.Barrier) e
 			compares = compares[:1]
 		}
 		response, err := s.repeat(ctx, func(ctx context.Context, member *clientv3.Client) (*clientv3.TxnResponse, error) {
-			return member.Txn(ctx).If(compares...).Then(s.putFrame(nameSink, payload)).Else(s.get(nameHeader)).Commit()
+			return member.Txn(ctx).If(compares...).Then(s.putFrame(nameSink, payload)).Commit()
 		})
-		if err != nil {
-			return err
-		}
-		if response.Succeeded {
-			return nil
-		}
-		if err := s.checkHeader(response); err != nil {
+		if err != nil || response.Succeeded {
 			return err
 		}
 	}
