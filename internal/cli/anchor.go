@@ -58,7 +58,7 @@ elsewhere --yes is needed.`,
   keysvc anchor accept --store etcd --etcd-endpoints 127.0.0.1:2379 --audit-sink audit.jsonl`,
 		Args: fileOrEtcd("FILE"),
 	}
-	inEtcd := a.etcdFlags(cmd)
+	inEtcd := a.etcdFlags(cmd, storeFile)
 	yes := yesFlag(cmd)
 	dryRun := cmd.Flags().Bool("dry-run", false, "say what would be accepted, and change nothing")
 	outside := outsideFlags(cmd)

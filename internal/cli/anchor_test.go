@@ -33,3 +33,18 @@ func TestAnchorAcceptNeedsAnAnswerOrYes(t *testing.T) {
 	}
 	command{}.run(t, "anchor", "accept", "a.db", "--yes").want(t, 1, "", "error: this build of keysvc does not have the command\n")
 }
+
+func TestCommandsForAFileOrEtcdSayWhatTheyNeed(t *testing.T) {
+	hooks := cli.DefaultHooks()
+	for needs, arguments := range map[string][]string{
+		"needs BACKUP with --data, or --store etcd with --etcd-endpoints":  {"restore"},
+		"--data is missing: the folder that the store is made in":          {"restore", "backup.db"},
+		"needs the store's file, or --store etcd with --etcd-endpoints":    {"anchor", "accept"},
+		"takes FILE or --store, not both":                                  {"check", "a.db", "--store", "etcd"},
+		"--data and --anchor need BACKUP, and are not for a store in etcd": {"restore", "--store", "etcd", "--data", "d"},
+	} {
+		if r := (command{hooks: hooks}).run(t, arguments...); r.status != 2 || !strings.Contains(r.stderr, needs) {
+			t.Errorf("%q: status %d, %q; want %q", arguments, r.status, r.stderr, needs)
+		}
+	}
+}

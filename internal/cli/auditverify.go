@@ -54,7 +54,7 @@ because they are old must be in the sink, and its lines close the chain.`,
 		},
 	}
 	var options server.VerifyOptions
-	inEtcd := a.etcdFlags(cmd)
+	inEtcd := a.etcdFlags(cmd, storeFile)
 	flags := cmd.Flags()
 	flags.StringArrayVar(&options.Sink, "sink", nil, "a file of the audit sink, or a pattern; off for none (default: the one FILE had)")
 	flags.BoolVar(&options.Copy, "copy", false, "FILE is a copy, and the sink may go on after it")

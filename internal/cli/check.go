@@ -24,7 +24,7 @@ servers may go on meanwhile. The settings of etcd are those of "keysvc serve".`,
   keysvc check --store etcd --etcd-endpoints 127.0.0.1:2379`,
 		Args: fileOrEtcd("FILE"),
 	}
-	inEtcd := a.etcdFlags(cmd)
+	inEtcd := a.etcdFlags(cmd, storeFile)
 	outside := outsideFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if a.hooks.Check == nil {
@@ -44,6 +44,9 @@ servers may go on meanwhile. The settings of etcd are those of "keysvc serve".`,
 	return cmd
 }
 
+// storeFile is what most commands need that do not work on a store in etcd.
+const storeFile = "the store's file"
+
 // fileOrEtcd is positional for a command that works on a store's file, which is named, or on the store in etcd.
 func fileOrEtcd(name string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
@@ -58,8 +61,9 @@ func fileOrEtcd(name string) cobra.PositionalArgs {
 }
 
 // etcdFlags adds --store and the flags of etcd, as serve has them, to a command that works on a file as well. The
-// function that it returns returns the settings of the store in etcd, or a usage error if they name none.
-func (a *app) etcdFlags(cmd *cobra.Command) func() (config.Settings, error) {
+// function that it returns returns the settings of the store in etcd, or a usage error if they name none, which says what the
+// command needs otherwise.
+func (a *app) etcdFlags(cmd *cobra.Command, otherwise string) func() (config.Settings, error) {
 	source := a.someSettingsFlags(cmd, func(setting config.Setting) bool {
 		return setting.Name == "store" || strings.HasPrefix(setting.Name, "etcd-")
 	})
@@ -69,7 +73,7 @@ func (a *app) etcdFlags(cmd *cobra.Command) func() (config.Settings, error) {
 			return config.Settings{}, err
 		}
 		if loaded.Settings.Store != config.EtcdStore {
-			return config.Settings{}, usageError(cmd, "needs the store's file, or --store etcd with --etcd-endpoints")
+			return config.Settings{}, usageError(cmd, "needs %s, or --store etcd with --etcd-endpoints", otherwise)
 		}
 		return loaded.Settings, nil
 	}

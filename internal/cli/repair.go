@@ -26,7 +26,7 @@ runs goes on with the time that it knows.`,
   keysvc repair-clock --store etcd --etcd-endpoints 127.0.0.1:2379 --yes`,
 		Args: fileOrEtcd("FILE"),
 	}
-	inEtcd := a.etcdFlags(cmd)
+	inEtcd := a.etcdFlags(cmd, storeFile)
 	yes := cmd.Flags().Bool("yes", false, "do it")
 	outside := outsideFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

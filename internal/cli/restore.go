@@ -49,9 +49,9 @@ gaps, so a missing line shows only if the workspace has a later one.`,
   keysvc restore --store etcd --etcd-endpoints 127.0.0.1:2379 --audit-sink /log/audit.jsonl --dry-run`,
 		Args: fileOrEtcd("BACKUP"),
 	}
-	inEtcd := a.etcdFlags(cmd)
+	inEtcd := a.etcdFlags(cmd, "BACKUP with --data")
 	flags := cmd.Flags()
-	flags.StringVar(&options.Data, "data", "", "the folder that the store is made in (required)")
+	flags.StringVar(&options.Data, "data", "", "the folder that the store is made in (required with BACKUP)")
 	flags.StringVar(&options.Sink, "audit-sink", "", "the audit sink of the lost store; its older files are found beside it")
 	flags.BoolVar(&options.SinkIsComplete, "sink-is-complete", false, "the last line of the sink is the last that was written")
 	flags.StringVar(&options.Anchor, "anchor", "", "the anchor of the lost store: it can show that lines of the sink are missing")

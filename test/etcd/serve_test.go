@@ -147,6 +147,14 @@ func TestServeSaysWhatIsWrongWithTheStoreInEtcd(t *testing.T) {
 	settings := settingsFor(t, prefix, endpoints...)
 	settings.Init = false
 	fails(t, settings, "there is no store", "--init makes a new, empty one", "--etcd-prefix")
+	for what, err := range map[string]error{
+		"CheckEtcd":  keysvc.CheckEtcd(t.Context(), settings, io.Discard),
+		"AcceptEtcd": keysvc.AcceptEtcd(t.Context(), settings, "off", io.Discard, func() error { return nil }),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "there is no store; etcd-prefix names where a store begins") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 	settings.Init = true
 	mustServe(t, settings).end()
 	fails(t, settings, "there is a store already", "start without --init")

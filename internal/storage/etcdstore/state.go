@@ -14,6 +14,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/status"
+
+	"github.com/scribe-mail/keysvc/internal/storage"
 )
 
 // minEtcdVersion is the oldest etcd that the store works with: it is the first that streams a whole
@@ -130,6 +132,8 @@ func (c clusterState) hint(err error) string {
 	switch text := err.Error(); {
 	case c.isFull():
 		return "; etcd is out of quota: " + fullAdvice
+	case errors.Is(err, storage.ErrAbsent):
+		return "; etcd-prefix names where a store begins"
 	case strings.Contains(text, rpctypes.ErrPermissionDenied.Error()):
 		return "; the user of etcd needs the right to read and write under etcd-prefix"
 	}
