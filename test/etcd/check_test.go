@@ -32,9 +32,7 @@ func TestDamagedOrMissingValuesAreFoundByCheckAndNeverRead(t *testing.T) {
 		for kind, damage := range map[string]func(){
 			"flipped": func() { mustPut(t, client, string(entry.Key), string(flipped)) },
 			"gone": func() {
-				if _, err := client.Delete(t.Context(), string(entry.Key)); err != nil {
-					t.Fatal(err)
-				}
+				mustDelete(t, client, string(entry.Key))
 			},
 			"other": func() {
 				mustPut(t, client, string(entry.Key), string(all.Kvs[0].Value)+string(all.Kvs[1].Value))

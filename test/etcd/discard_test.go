@@ -94,9 +94,7 @@ func TestDiscardRemovesAnUnfinishedMigration(t *testing.T) {
 		}
 
 		// 3. There is nothing any more.
-		if _, err := client.Delete(t.Context(), prefix+"neighbour/data/header"); err != nil {
-			t.Fatal(err)
-		}
+		mustDelete(t, client, prefix+"neighbour/data/header")
 		if err := discard(t.Context(), etcdstore.NewImport(t.Context(), config), nothing); !errors.Is(err, storage.ErrAbsent) {
 			t.Errorf("after %d steps: discarding nothing: %v", left, err)
 		}

@@ -52,8 +52,7 @@ func (g *guarded) open() *etcdstore.Store {
 
 func (g *guarded) commit(workspace *storagetest.Workspace, change *storage.Change) {
 	g.t.Helper()
-	mustCommit(g.t, g.store, change)
-	workspace.Follow(change)
+	mustFollow(g.t, g.store, workspace, change)
 }
 
 // updateKey commits the first key with an alteration.
@@ -360,9 +359,7 @@ func TestReadsCompareWithWhatWasLoaded(t *testing.T) {
 			g.putMember(func(record *storagev1.MemberRecord) { record.Role = "member" })
 		}), "Member", changeMember},
 		"a missing member": {func(g *guarded) {
-			if _, err := g.client.Delete(t.Context(), g.prefix+storedMember); err != nil {
-				t.Fatal(err)
-			}
+			mustDelete(t, g.client, g.prefix+storedMember)
 		}, "GetMember", changeMember}, // lists do not know whom they miss
 		"a member too many": {func(g *guarded) {
 			change := g.workspace.PutMember("member", "admin")
@@ -502,9 +499,7 @@ func TestUnknownDamageIsOfTheWholeWorkspace(t *testing.T) {
 	for name, harm := range map[string]func(*guarded){
 		"the event is damaged": func(g *guarded) { g.put(putBack(g), "damaged") },
 		"the event is missing": func(g *guarded) {
-			if _, err := g.client.Delete(t.Context(), g.prefix+putBack(g)); err != nil {
-				t.Fatal(err)
-			}
+			mustDelete(t, g.client, g.prefix+putBack(g))
 		},
 		// Without a head, only the chain of the events shows what the records should be.
 		"event and head are damaged": func(g *guarded) {
@@ -570,9 +565,7 @@ func TestLostWorkspacesAreDamaged(t *testing.T) {
 		workspace := storagetest.NewWorkspace(id)
 		g.commit(workspace, workspace.PutMember("m", "admin"))
 		for _, name := range []string{"heads/" + id, "workspaces/" + id, "members/" + id + "\x00m"} {
-			if _, err := g.client.Delete(t.Context(), g.prefix+"data/"+name); err != nil {
-				t.Fatal(err)
-			}
+			mustDelete(t, g.client, g.prefix+"data/"+name)
 		}
 	}
 	// Names that are no events' do not hide those behind them.

@@ -112,8 +112,7 @@ func fillWorkspace(t *testing.T, store storage.Store, id string, changes, togeth
 			slices.Reverse(some) // keys of one sequence come in the reverse order of their names
 			ids = append(ids, some...)
 		}
-		mustCommit(t, store, change)
-		workspace.Follow(change)
+		mustFollow(t, store, workspace, change)
 	}
 	return ids
 }
@@ -187,8 +186,7 @@ func TestLoadBeginsAgainAfterACompaction(t *testing.T) {
 	compact := func() {
 		change := workspace.CreateKey(storagetest.KeyID(100 + newest))
 		newest++
-		revision := mustCommit(t, store, change)
-		workspace.Follow(change)
+		revision := mustFollow(t, store, workspace, change)
 		if _, err := client.Compact(t.Context(), revision); err != nil {
 			t.Fatal(err)
 		}

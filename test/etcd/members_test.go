@@ -189,9 +189,7 @@ func TestStoppedMemberHoldsNoRead(t *testing.T) {
 	}{{"follower", follower}, {"leader", leader}} {
 		r := newReplica(t, cluster, victim.role, victim.member, etcdstore.Config{})
 		workspace := storagetest.NewWorkspace(victim.role)
-		change := workspace.PutMember("member", "admin")
-		mustCommit(t, r, change)
-		workspace.Follow(change)
+		mustFollow(t, r, workspace, workspace.PutMember("member", "admin"))
 		mustCommit(t, r, workspace.CreateKey(storagetest.KeyID(len(victim.role)), "request"))
 		if err := victim.member.Stop(); err != nil {
 			t.Fatal(err)
@@ -392,9 +390,7 @@ func TestOlderDataIsErrHistoryChanged(t *testing.T) {
 			watch := r.follow(ctx, r.position(ctx))
 			do := func(change *storage.Change) int64 {
 				t.Helper()
-				revision := mustCommit(t, other, change)
-				workspace.Follow(change)
-				return revision
+				return mustFollow(t, other, workspace, change)
 			}
 			do(workspace.PutMember("member", "admin"))
 			create := workspace.CreateKey(storagetest.KeyID(1))

@@ -48,8 +48,7 @@ func fillStore(t *testing.T, store storage.Store, keys int) {
 	mustCommit(t, store, policy)
 	workspaces := []*storagetest.Workspace{storagetest.NewWorkspace("zeta"), storagetest.NewWorkspace("alpha"), storagetest.NewWorkspace("mu")}
 	do := func(workspace *storagetest.Workspace, change *storage.Change) *storage.Change {
-		mustCommit(t, store, change)
-		workspace.Follow(change)
+		mustFollow(t, store, workspace, change)
 		return change
 	}
 	for _, workspace := range workspaces {
@@ -474,9 +473,7 @@ func TestDamagedTargetIsNotServed(t *testing.T) {
 			if err != nil || len(found.Kvs) != 1 {
 				t.Fatal(found, err)
 			}
-			if _, err := client.Delete(t.Context(), string(found.Kvs[0].Key)); err != nil {
-				t.Fatal(err)
-			}
+			mustDelete(t, client, string(found.Kvs[0].Key))
 		}})
 		_ = target.Close()
 		if !damaged || err == nil {

@@ -55,8 +55,7 @@ func newPruned(t *testing.T) *pruned {
 
 func (p *pruned) commit(workspace *storagetest.Workspace, change *storage.Change) {
 	p.t.Helper()
-	p.newest = mustCommit(p.t, p.store, change)
-	workspace.Follow(change)
+	p.newest = mustFollow(p.t, p.store, workspace, change)
 }
 
 // change makes a number of changes of all kinds.
@@ -178,9 +177,7 @@ func TestPrunedStoreIsSound(t *testing.T) {
 	}
 	// 4. An event that pruning keeps is missed.
 	newest := whole[0].Record.GetSequence()
-	if _, err := newClient(t).Delete(t.Context(), p.prefix+"data/audit/a\x00"+fmt.Sprintf("%016x", 1<<63-1-newest)); err != nil {
-		t.Fatal(err)
-	}
+	mustDelete(t, newClient(t), p.prefix+"data/audit/a\x00"+fmt.Sprintf("%016x", 1<<63-1-newest))
 	if page, err := p.store.ListAuditEvents(t.Context(), storage.Query{WorkspaceID: "a", Limit: 10}); !errors.Is(err, storage.ErrDamaged) {
 		t.Errorf("ListAuditEvents without the newest event: %d events, %v", len(page.Events), err)
 	}
@@ -207,9 +204,7 @@ func newAged(t *testing.T, store *etcdstore.Store, id string, number int) *aged 
 
 func (a *aged) commit(t *testing.T, change *storage.Change) int64 {
 	t.Helper()
-	revision := mustCommit(t, a.store, change)
-	a.Follow(change)
-	return revision
+	return mustFollow(t, a.store, a.Workspace, change)
 }
 
 // rename renames the key at a time, or now if it is zero, and returns the revision.
@@ -279,9 +274,7 @@ func TestPruningLeavesDamageAlone(t *testing.T) {
 	}
 	mustPut(t, client, prefix+"data/audit/event\x00"+complementOf(3), "damaged")
 	mustPut(t, client, prefix+"data/members/record\x00member", "damaged")
-	if _, err := client.Delete(t.Context(), prefix+"data/heads/head"); err != nil {
-		t.Fatal(err)
-	}
+	mustDelete(t, client, prefix+"data/heads/head")
 	if err := store.PutSinkPosition(t.Context(), storage.Barrier{Revision: newest + 1}); err != nil {
 		t.Fatal(err)
 	}

@@ -231,9 +231,7 @@ func TestRenewalGoesOn(t *testing.T) {
 		mustCommit(t, before, unknown.PutMember(member, "member"))
 	}
 	mustPut(t, client, damaged, string(old.Kvs[0].Value))
-	if _, err := client.Delete(t.Context(), prefix+"data/audit/"+unknown.ID+"\x00"+complementOf(unknown.Head.Sequence)); err != nil {
-		t.Fatal(err)
-	}
+	mustDelete(t, client, prefix+"data/audit/"+unknown.ID+"\x00"+complementOf(unknown.Head.Sequence))
 	// The head of a third one was put back.
 	lagging := several[9]
 	lag, err := client.Get(t.Context(), prefix+"data/heads/"+lagging.ID)
@@ -353,9 +351,7 @@ func TestRenewalsAndChangesDoNotMeet(t *testing.T) {
 	config := etcdstore.Config{Members: n.clients(t), Prefix: prefix}
 	store := open(t, etcdConfig(t, prefix))
 	change := func(store storage.Store) {
-		put := workspace.PutMember("m", "admin")
-		mustCommit(t, store, put)
-		workspace.Follow(put)
+		mustFollow(t, store, workspace, workspace.PutMember("m", "admin"))
 	}
 	renewal := func() *etcdstore.Renewal {
 		r, err := etcdstore.OpenRenewal(t.Context(), config)

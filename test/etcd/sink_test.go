@@ -46,9 +46,7 @@ func (s *sunk) open() *etcdstore.Store {
 
 func (s *sunk) commit(change *storage.Change) int64 {
 	s.t.Helper()
-	revision := mustCommit(s.t, s.store, change)
-	s.workspace.Follow(change)
-	return revision
+	return mustFollow(s.t, s.store, s.workspace, change)
 }
 
 // create creates keys, and returns the revision of the last.

@@ -33,9 +33,7 @@ func filled(t *testing.T) (client *clientv3.Client, prefix string, workspace *st
 		func() *storage.Change { return workspace.CreateKey(storagetest.KeyID(1), "request") },
 		func() *storage.Change { return workspace.CreateKey(storagetest.KeyID(2)) },
 	} {
-		change := next()
-		mustCommit(t, store, change)
-		workspace.Follow(change)
+		mustFollow(t, store, workspace, next())
 	}
 	policy := storagetest.ApplyPolicy(storage.Head{}, "policy")
 	mustCommit(t, store, policy)
@@ -54,6 +52,21 @@ func mustCommit(t testing.TB, store storage.Store, change *storage.Change) int64
 		t.Fatalf("Commit: %v", err)
 	}
 	return revision
+}
+
+// mustFollow is mustCommit, after which the workspace goes on from the change.
+func mustFollow(t testing.TB, store storage.Store, workspace *storagetest.Workspace, change *storage.Change) int64 {
+	t.Helper()
+	revision := mustCommit(t, store, change)
+	workspace.Follow(change)
+	return revision
+}
+
+func mustDelete(t testing.TB, client *clientv3.Client, name string) {
+	t.Helper()
+	if _, err := client.Delete(t.Context(), name); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func mustPut(t testing.TB, client *clientv3.Client, name, value string) {
@@ -171,9 +184,7 @@ func TestLoadAndWatchYieldDamagedRecordsAsDamaged(t *testing.T) {
 				t.Errorf("Commit at a damaged head: %v", err)
 			}
 			// A workspace without its head is not a new one.
-			if _, err := client.Delete(t.Context(), prefix+name); err != nil {
-				t.Fatal(err)
-			}
+			mustDelete(t, client, prefix+name)
 			if _, err := store.Commit(t.Context(), storagetest.NewWorkspace("w").PutMember("member", "admin")); !errors.Is(err, storage.ErrDamaged) {
 				t.Errorf("Commit without a head: %v", err)
 			}
@@ -393,9 +404,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 	for index := range 2 {
 		stores = append(stores, open(t, etcdstore.Config{Members: newClients(t), Prefix: prefix}))
 		workspaces = append(workspaces, storagetest.NewWorkspace(fmt.Sprint("w", index)))
-		change := workspaces[index].PutMember("member", "admin")
-		mustCommit(t, stores[index], change)
-		workspaces[index].Follow(change)
+		mustFollow(t, stores[index], workspaces[index], workspaces[index].PutMember("member", "admin"))
 	}
 	for number := range 20 {
 		store, workspace := stores[number%2], workspaces[number%2]
@@ -404,9 +413,7 @@ func TestKeysOfTwoProcessesAreListedInOrderOfCreation(t *testing.T) {
 		}
 		// Key ids that sort differently from the order of creation.
 		keyID := storagetest.KeyID(7 * number % 20)
-		change := workspace.CreateKey(keyID)
-		mustCommit(t, store, change)
-		workspace.Follow(change)
+		mustFollow(t, store, workspace, workspace.CreateKey(keyID))
 		want = append(want, keyID)
 	}
 	slices.Reverse(want)
@@ -433,9 +440,7 @@ func TestPagesSplitKeysOfOneRank(t *testing.T) {
 	var group sync.WaitGroup
 	for index := range workspaces {
 		workspace := storagetest.NewWorkspace(fmt.Sprint("w", index))
-		change := workspace.PutMember("member", "admin")
-		mustCommit(t, store, change)
-		workspace.Follow(change)
+		mustFollow(t, store, workspace, workspace.PutMember("member", "admin"))
 		group.Go(func() {
 			<-begun
 			for number := range each {

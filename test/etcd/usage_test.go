@@ -20,9 +20,7 @@ func usedKey(t *testing.T) (store *etcdstore.Store, writes func() int64) {
 	between := &network{}
 	store = open(t, etcdstore.Config{Members: between.clients(t), Prefix: newPrefix()})
 	workspace := storagetest.NewWorkspace("w")
-	change := workspace.PutMember("m", "admin")
-	mustCommit(t, store, change)
-	workspace.Follow(change)
+	mustFollow(t, store, workspace, workspace.PutMember("m", "admin"))
 	mustCommit(t, store, workspace.CreateKey(storagetest.KeyID(1)))
 	return store, between.count()
 }

@@ -272,9 +272,7 @@ func TestSinkOfImportedEvents(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What the store remembers is behind what is durable.
-			if _, err := newClient(t).Delete(t.Context(), prefix+"sink"); err != nil {
-				t.Fatal(err)
-			}
+			mustDelete(t, newClient(t), prefix+"sink")
 			lines := bytes.SplitAfter(text, []byte("\n"))
 			if err := os.WriteFile(v.path, bytes.Join(lines[:len(lines)-cut], nil), 0o600); err != nil {
 				t.Fatal(err)

@@ -72,9 +72,7 @@ func TestStuckWatchIsOpenedElsewhere(t *testing.T) {
 	r := newReplica(t, cluster, "a", victim, etcdstore.Config{Stuck: time.Hour})
 	workspace := storagetest.NewWorkspace("w")
 	watch := r.follow(ctx, r.position(ctx))
-	change := workspace.PutMember("member", "admin")
-	watch.until(ctx, t, mustCommit(t, r, change))
-	workspace.Follow(change)
+	watch.until(ctx, t, mustFollow(t, r, workspace, workspace.PutMember("member", "admin")))
 	if first := <-r.watched; first != victim {
 		t.Fatalf("%s is watched, want %s", first.Name(), victim.Name())
 	}
@@ -113,9 +111,7 @@ func TestStuckWatchIsOpenedElsewhere(t *testing.T) {
 	alone := &replica{Store: store, t: t}
 	watch = alone.follow(ctx, alone.position(ctx))
 	workspace.Head = headOf(ctx, t, other, "w")
-	change = workspace.PutMember("member", "member")
-	watch.until(ctx, t, mustCommit(t, other, change))
-	workspace.Follow(change)
+	watch.until(ctx, t, mustFollow(t, other, workspace, workspace.PutMember("member", "member")))
 	first := <-opened
 	hung.To(cluster.Members[first]).Hold()
 	revision = mustCommit(t, other, workspace.PutMember("member", "admin"))
@@ -257,9 +253,7 @@ func TestSlowConsumerIsNoStuckWatch(t *testing.T) {
 	})
 	workspace, seen := storagetest.NewWorkspace("w"), 0
 	commit := func() {
-		change := workspace.PutMember("member", fmt.Sprint("role ", seen))
-		mustCommit(t, store, change)
-		workspace.Follow(change)
+		mustFollow(t, store, workspace, workspace.PutMember("member", fmt.Sprint("role ", seen)))
 	}
 	commit()
 	for change, err := range store.Watch(t.Context(), storage.Barrier{}) {
@@ -314,9 +308,7 @@ func TestOutageResumesTheWatch(t *testing.T) {
 	watch := r.follow(ctx, r.position(ctx))
 	do := func(change *storage.Change) int64 {
 		t.Helper()
-		revision := mustCommit(t, other, change)
-		workspace.Follow(change)
-		return revision
+		return mustFollow(t, other, workspace, change)
 	}
 	outage := func() {
 		t.Helper()
